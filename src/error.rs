@@ -1,0 +1,223 @@
+//! What can go wrong, and what the user can do about it.
+//!
+//! One enum for the whole crate. Every message names the thing (model, path, setting, slot) and the remedy. The
+//! binding maps each variant to one Python exception under `ModelManagerError` (`python/errors.rs`).
+//!
+//! Errors are `Clone`: the failure of one load or one batch is told to every caller that waited for it.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// The result of every fallible call in this crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What went wrong.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A setting (keyword, environment variable) is out of range or does not parse.
+    #[error("{setting}={value}: {reason}")]
+    Config {
+        /// The setting as the user wrote it: keyword or environment variable.
+        setting: String,
+        /// The offending value.
+        value: String,
+        /// What is allowed.
+        reason: String,
+    },
+    /// The caller's argument has the wrong value (an empty prompt, a lone surrogate, a dimension out of range).
+    #[error("{0}")]
+    Input(String),
+    /// No slot has this name.
+    #[error("no model is registered as {name:?}; known names: {}. Register it first: register({name:?}, source=...)", known.join(", "))]
+    UnknownModel {
+        /// The name asked for.
+        name: String,
+        /// The names that exist.
+        known: Vec<String>,
+    },
+    /// The model's source leads nowhere.
+    #[error("model {model:?} was not found: {reason}")]
+    ModelNotFound {
+        /// The source as configured.
+        model: String,
+        /// Where we looked, and the remedy.
+        reason: String,
+    },
+    /// A file that the model needs is missing.
+    #[error("model {model:?} has no {file} in {}; {remedy}", folder.display())]
+    MissingFile {
+        /// The source as configured.
+        model: String,
+        /// The missing file's name.
+        file: String,
+        /// Where it was expected.
+        folder: PathBuf,
+        /// What to do.
+        remedy: String,
+    },
+    /// A file exists but does not hold what it should.
+    #[error("{} is not usable: {reason}", path.display())]
+    InvalidFile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it, and the remedy.
+        reason: String,
+    },
+    /// The files are sound, but describe a model that this package does not run.
+    #[error("model {model:?} is not supported: {reason}")]
+    Unsupported {
+        /// The source as configured.
+        model: String,
+        /// What is unsupported, and what is supported.
+        reason: String,
+    },
+    /// The operating system refused access.
+    #[error("no permission to {action} {}; check the owner and mode of the file and of its folders", path.display())]
+    Permission {
+        /// "read", "write".
+        action: &'static str,
+        /// The path refused.
+        path: PathBuf,
+    },
+    /// A download failed.
+    #[error("download of {url} failed: {reason}")]
+    Download {
+        /// What was requested.
+        url: String,
+        /// Status or transport error, and the remedy.
+        reason: String,
+    },
+    /// Any other failure of the operating system on a file.
+    #[error("{}: {reason}", path.display())]
+    Io {
+        /// The path.
+        path: PathBuf,
+        /// The system's own words.
+        reason: String,
+    },
+    /// A wait ended before the thing waited for.
+    #[error("{what} was not ready within {:.3} s; raise the timeout or warm the model up first", after.as_secs_f64())]
+    Timeout {
+        /// What was waited for.
+        what: String,
+        /// How long.
+        after: Duration,
+    },
+    /// The queue of a model is full.
+    #[error(
+        "model {model:?} is overloaded: {queued} texts are waiting (limit {limit}); retry later or raise max_queue"
+    )]
+    Overloaded {
+        /// The slot.
+        model: String,
+        /// Texts waiting.
+        queued: usize,
+        /// `max_queue`.
+        limit: usize,
+    },
+    /// The memory budget cannot hold the model.
+    #[error("model {model:?} needs about {} MB but the memory budget is {} MB and {} MB are in use by models that cannot be evicted; raise memory_budget or unpin a model",
+            needed >> 20, budget >> 20, in_use >> 20)]
+    Budget {
+        /// The slot.
+        model: String,
+        /// Bytes the model is expected to take.
+        needed: u64,
+        /// Bytes allowed in all.
+        budget: u64,
+        /// Bytes that cannot be freed now.
+        in_use: u64,
+    },
+    /// The numbers went wrong: NaN or infinity where a vector was due.
+    #[error(
+        "model {model:?} produced a vector that is not finite; its weights are damaged or overflow this dtype (try dtype=\"float32\")"
+    )]
+    NotFinite {
+        /// The slot or source.
+        model: String,
+    },
+    /// The caller gave up (cancelled task, interrupt).
+    #[error("the request was cancelled")]
+    Cancelled,
+    /// The manager was closed.
+    #[error("this ModelManager is closed; construct a new one")]
+    Closed,
+    /// A loader or a model object supplied by the host raised.
+    #[error("the loader of {model:?} failed: {reason}")]
+    Loader {
+        /// The slot.
+        model: String,
+        /// The exception, as text.
+        reason: String,
+    },
+    /// No text generator can be had.
+    #[error("Text generator not available: {reason}")]
+    NoGenerator {
+        /// Why.
+        reason: String,
+    },
+    /// A defect of ours: a panic caught at a boundary. The request failed, the manager lives on.
+    #[error("internal error in {place}: {reason}; please report it")]
+    Internal {
+        /// Where it was caught.
+        place: String,
+        /// The panic's message.
+        reason: String,
+    },
+}
+
+impl Error {
+    /// The failure of an operation on `path`, by kind: missing and forbidden have variants of their own.
+    pub fn io(path: &Path, action: &'static str, error: &io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::PermissionDenied => Self::Permission { action, path: path.to_path_buf() },
+            _ => Self::Io { path: path.to_path_buf(), reason: error.to_string() },
+        }
+    }
+
+    /// A caught panic. `payload` is what `catch_unwind` returned.
+    pub fn panic(place: impl Into<String>, payload: &(dyn std::any::Any + Send)) -> Self {
+        let reason = payload
+            .downcast_ref::<&str>()
+            .map(ToString::to_string)
+            .or_else(|| payload.downcast_ref::<String>().cloned())
+            .unwrap_or_else(|| "panic without a message".into());
+        Self::Internal { place: place.into(), reason }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_name_the_thing_and_the_remedy() {
+        let error = Error::UnknownModel { name: "x".into(), known: vec!["a".into(), "b".into()] };
+        assert_eq!(
+            error.to_string(),
+            "no model is registered as \"x\"; known names: a, b. Register it first: register(\"x\", source=...)"
+        );
+    }
+
+    #[test]
+    fn io_errors_keep_their_kind() {
+        let denied = io::Error::from(io::ErrorKind::PermissionDenied);
+        assert!(matches!(
+            Error::io(Path::new("/x"), "read", &denied),
+            Error::Permission { action: "read", .. }
+        ));
+        let other = io::Error::other("disk on fire");
+        assert!(matches!(Error::io(Path::new("/x"), "read", &other), Error::Io { .. }));
+    }
+
+    #[test]
+    fn a_panic_keeps_its_message() {
+        let payload = std::panic::catch_unwind(|| panic!("row {}", 7)).unwrap_err();
+        assert_eq!(
+            Error::panic("test", payload.as_ref()),
+            Error::Internal { place: "test".into(), reason: "row 7".into() }
+        );
+    }
+}

@@ -1,0 +1,11 @@
+//! Sentence embeddings and small language models inside a process: lazy, batched, cached, fast on a CPU.
+//!
+//! ```text
+//! text ─ normalise ─ route (language → slot) ─ cache? ─ tokenise ─ queue ─ pack ─ forward ─ pool ─ cache ─ vectors
+//!                                    │ hit: returns here            │
+//!                                    └ slot: absent → loading → ready → idle → absent
+//! ```
+
+pub mod error;
+
+pub use error::{Error, Result};
