@@ -6,6 +6,8 @@
 //!                                    └ slot: absent → loading → ready → idle → absent
 //! ```
 
+pub mod clock;
 pub mod error;
+pub mod lifecycle;
 
 pub use error::{Error, Result};
