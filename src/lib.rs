@@ -6,6 +6,9 @@
 //!                                    └ slot: absent → loading → ready → idle → absent
 //! ```
 
+pub mod cache;
+pub mod clock;
 pub mod error;
+pub mod lifecycle;
 
 pub use error::{Error, Result};
