@@ -151,6 +151,11 @@ impl EmbeddingCache {
         None
     }
 
+    /// Counts look-ups that were not made because nothing could be there: the model has never been loaded.
+    pub fn count_misses(&self, misses: usize) {
+        self.state.lock().misses += misses as u64;
+    }
+
     /// Stores `vector` under `key`, in the place of what was there. Others leave until both bounds hold; a vector that
     /// alone exceeds the byte bound is not stored.
     pub fn insert(&self, key: &KeyRef<'_>, vector: Vector) {

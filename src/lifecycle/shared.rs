@@ -182,6 +182,14 @@ impl<T: ?Sized + Send + Sync + 'static> Shared<T> {
         Some(stay)
     }
 
+    /// The value if it is ready, without a lease: not a use.
+    pub(super) fn stay(&self) -> Option<Arc<Stay<T>>> {
+        match &self.inner.lock().phase {
+            Phase::Ready(ready) => Some(Arc::clone(&ready.stay)),
+            Phase::Absent | Phase::Loading(_) => None,
+        }
+    }
+
     /// Joins those who want the value. `done` comes back unless it now waits for a load.
     pub(super) fn join(&self, done: Continuation<T>) -> Step<T> {
         self.context.tracker.accessed(&self.record, self.context.clock.now());

@@ -139,6 +139,11 @@ impl<T: ?Sized + Send + Sync + 'static> Slot<T> {
         Some(Lease::new(Arc::clone(&self.shared), stay))
     }
 
+    /// What `look` sees in the value if it is ready. Not a use: idle deadlines stay. For reports; to compute, lease.
+    pub fn glance<R>(&self, look: impl FnOnce(&T) -> R) -> Option<R> {
+        self.shared.stay().map(|stay| look(stay.value()))
+    }
+
     /// Makes the slot absent. True when it held or was loading a value.
     pub fn unload(&self) -> bool {
         self.shared.unload()

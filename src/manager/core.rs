@@ -7,14 +7,14 @@ use std::sync::{Arc, Weak};
 use arc_swap::{ArcSwap, ArcSwapOption};
 use parking_lot::Mutex;
 
-use super::entry::{EmbeddingSpec, Entry, Keep, Known, Resident, Running, Serving, SourceSpec, Spec};
+use super::entry::{EmbeddingSpec, Entry, Keep, Resident, Running, Serving, SourceSpec, Spec};
 use super::front::Front;
 use super::loading;
 use crate::batching::{Batcher, Counters};
-use crate::cache::{CacheOptions, EmbeddingCache};
+use crate::cache::{CacheSettings, EmbeddingCache, Policy};
 use crate::clock::Clock;
 use crate::compute::{Threads, memory};
-use crate::config::{Host, MULTILINGUAL_MODEL, Settings};
+use crate::config::{CachePolicy, Host, MULTILINGUAL_MODEL, Settings};
 use crate::language;
 use crate::lifecycle::{
     Budget, Context, Loaded, Managed, MemoryProbe, Reaper, ReaperSettings, Slot, SlotOptions, Tracker,
@@ -42,15 +42,13 @@ pub(super) struct Core {
     /// All names, in the order they were registered. Few and rarely changed: read without a lock, replaced whole.
     entries: ArcSwap<Vec<Arc<Entry>>>,
     registering: Mutex<()>,
-    cache: EmbeddingCache,
+    cache: Arc<EmbeddingCache>,
     context: Context,
     budget: Budget,
     front: Front,
-    /// Numbers of model identities in cache keys.
-    identities: Mutex<HashMap<String, u64>>,
     /// Loaded models by identity, for names that share one. The inner lock is held during a load: it is the
     /// single flight of names with the same files.
-    shared: Mutex<HashMap<u64, Arc<Mutex<Weak<Running>>>>>,
+    shared: Mutex<HashMap<Arc<str>, Arc<Mutex<Weak<Running>>>>>,
     batch_tokens: usize,
     work: Arc<Counters>,
     pub(super) counts: Counts,
@@ -61,6 +59,20 @@ pub(super) struct Core {
 pub(super) struct Counts {
     pub(super) requests: AtomicU64,
     pub(super) rejected: AtomicU64,
+}
+
+fn cache_settings(settings: &Settings) -> CacheSettings {
+    let (policy, time_to_live) = match settings.cache_policy {
+        CachePolicy::Lru => (Policy::Lru, None),
+        CachePolicy::Lfu => (Policy::Lfu, None),
+        CachePolicy::Ttl => (Policy::Lru, Some(settings.cache_ttl.duration())),
+    };
+    CacheSettings {
+        max_entries: settings.cache_size,
+        max_bytes: Some(settings.cache_bytes as u64),
+        policy,
+        time_to_live,
+    }
 }
 
 /// The process's memory, as the operating system and the allocator tell it.
@@ -83,28 +95,23 @@ impl Core {
             Threads::set_count(settings.threads)?;
         }
         let limit = settings.memory_budget.as_ref().map(|budget| budget.limit.bytes("memory_budget"));
-        let reaper = Arc::new(Reaper::new(
-            Clock::System,
-            ReaperSettings {
-                enabled: settings.auto_cleanup,
-                interval: settings.cleanup_interval.duration(),
-                max_idle: settings.max_idle_time.duration(),
-            },
-            || {},
-        ));
+        let cache = Arc::new(EmbeddingCache::new(cache_settings(&settings), Clock::System));
+        let idle = ReaperSettings {
+            enabled: settings.auto_cleanup,
+            interval: settings.cleanup_interval.duration(),
+            max_idle: settings.max_idle_time.duration(),
+        };
+        let expiring = Arc::clone(&cache);
+        let reaper = Arc::new(Reaper::new(Clock::System, idle, move || {
+            expiring.purge_expired();
+        }));
         let core = Arc::new(Self {
             entries: ArcSwap::from_pointee(Vec::new()),
             registering: Mutex::new(()),
-            cache: EmbeddingCache::new(CacheOptions {
-                policy: settings.cache_policy,
-                max_entries: settings.cache_size,
-                max_bytes: settings.cache_bytes,
-                ttl: settings.cache_ttl.duration(),
-            }),
+            cache,
             context: Context { clock: Clock::System, memory: Arc::new(ProcessMemory), tracker, reaper },
             budget: Budget::new(limit.transpose()?),
             front: Front::new(),
-            identities: Mutex::default(),
             shared: Mutex::default(),
             batch_tokens: BATCH_TOKENS_PER_THREAD * Threads::global().count(),
             work: Arc::default(),
@@ -262,16 +269,9 @@ impl Core {
         if language::is_turkish(&lowered[..end]) { TURKISH } else { ENGLISH }
     }
 
-    /// The number of a model identity: the same text has the same number as long as the manager lives.
-    pub(super) fn identity(&self, identity: String) -> u64 {
-        let mut identities = self.identities.lock();
-        let next = identities.len() as u64;
-        *identities.entry(identity).or_insert(next)
-    }
-
     /// The loaded model with this identity, or the one that `load` makes. Concurrent callers wait for one load.
-    pub(super) fn share(&self, identity: u64, load: impl FnOnce() -> Result<Arc<Running>>) -> Result<Arc<Running>> {
-        let cell = Arc::clone(self.shared.lock().entry(identity).or_default());
+    pub(super) fn share(&self, identity: &Arc<str>, load: impl FnOnce() -> Result<Arc<Running>>) -> Result<Arc<Running>> {
+        let cell = Arc::clone(self.shared.lock().entry(Arc::clone(identity)).or_default());
         let mut held = cell.lock();
         if let Some(running) = held.upgrade() {
             return Ok(running);
@@ -293,15 +293,14 @@ impl Core {
     /// Takes over a model that the parent process had loaded, with a queue of this process.
     pub(super) fn inherit(&self, name: &str, serving: &Serving) -> Result<()> {
         let entry = self.entry(name)?;
-        let known = Arc::new(Known { identity: self.identity(serving.fingerprint.clone()), ..(*serving.known).clone() });
-        let running = self.share(known.identity, || {
+        let running = self.share(&serving.known.identity, || {
             let encoder = Arc::clone(&serving.running.encoder);
             let batcher = Batcher::start(name, &encoder, self.batch_tokens, &self.work)?;
             Ok(Arc::new(Running { batcher, encoder }))
         })?;
         let bytes = running.encoder.memory_bytes();
-        entry.learn(Arc::clone(&known));
-        let serving = Serving { running, known, ..serving.clone() };
+        entry.learn(Arc::clone(&serving.known));
+        let serving = Serving { running, ..serving.clone() };
         // The slot is new: nobody else can have loaded it.
         let _ = entry.slot.adopt(Loaded::new(Arc::new(Resident::Encoder(serving)), bytes));
         Ok(())

@@ -102,8 +102,6 @@ pub(super) struct Serving {
     pub(super) known: Arc<Known>,
     /// The source that was loaded: the configured one, or a fallback.
     pub(super) source: String,
-    /// Files, dtype and overrides of the model: its identity as text.
-    pub(super) fingerprint: String,
 }
 
 /// A loaded sentence model and its queue. Names with the same files and parameters share one.
@@ -116,8 +114,8 @@ pub(super) struct Running {
 /// What outlives the loaded model: enough to answer from the cache while the model is absent.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Known {
-    /// Number of this model (files, dtype, pooling, length) within the process's cache keys.
-    pub(super) identity: u64,
+    /// Files, dtype and overrides: equal for equal vectors.
+    pub(super) identity: Arc<str>,
     pub(super) width: usize,
     pub(super) prompts: BTreeMap<String, String>,
     pub(super) default_prompt: Option<String>,
@@ -142,8 +140,8 @@ impl Known {
 
 impl EmbedOptions {
     /// The cache key of `text` under these options: everything that changes the vector.
-    pub(super) fn key<'a>(&self, model: u64, prompt: &'a str, text: &'a str) -> KeyRef<'a> {
-        KeyRef { model, text, prompt, normalize: self.normalize, truncate_dim: self.truncate_dim }
+    pub(super) fn key<'a>(&self, model: &'a Arc<str>, prompt: &'a str, text: &'a str) -> KeyRef<'a> {
+        KeyRef { model, text, prompt, normalized: self.normalize, dimensions: self.truncate_dim }
     }
 }
 

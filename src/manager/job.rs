@@ -17,7 +17,7 @@ use super::entry::{Entry, Known, Resident, Serving};
 use super::front::Task;
 use super::options::{EmbedOptions, dimensions, finish};
 use crate::batching::{Cancel, Chunk, Lane};
-use crate::cache::{Key, KeyRef, Vector};
+use crate::cache::{KeyRef, Vector};
 use crate::config::Seconds;
 use crate::lifecycle::Lease;
 use crate::{Error, Result};
@@ -31,6 +31,13 @@ pub struct Matrix {
     pub rows: usize,
     /// Dimensions; 0 when there were no texts and no model is known yet.
     pub width: usize,
+}
+
+/// Whether a job asks the cache, or its caller has just done so.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum LookUp {
+    Cache,
+    Done,
 }
 
 /// Called once, from another thread, with a job's result.
@@ -112,6 +119,7 @@ impl Job {
         core: &Arc<Core>,
         texts: Vec<String>,
         options: EmbedOptions,
+        look_up: LookUp,
         on_done: Option<OnDone>,
     ) -> Result<Arc<Self>> {
         let groups = group(core, &texts, options.model.as_deref())?;
@@ -130,7 +138,7 @@ impl Job {
         });
         let mut slots = Vec::new();
         for (entry, texts) in groups {
-            if let Some(group) = job.look_up(entry, texts)? {
+            if let Some(group) = job.look_up(look_up, entry, texts)? {
                 slots.push(group.entry.slot.clone());
                 job.state.lock().groups.push(group);
             }
@@ -164,30 +172,34 @@ impl Job {
 
     /// Takes from the cache what is there; the rest makes a group. No texts at all make an empty one, because the shape
     /// of the answer is the model's.
-    fn look_up(&self, entry: Arc<Entry>, mut texts: Vec<usize>) -> Result<Option<Group>> {
+    fn look_up(&self, look_up: LookUp, entry: Arc<Entry>, mut texts: Vec<usize>) -> Result<Option<Group>> {
+        let cache = self.core.cache();
         if let Some(known) = entry.known() {
             let dimensions = dimensions(known.width, self.options.truncate_dim)?;
             let prompt = known.prompt(&self.options)?;
             let mut state = self.state.lock();
             state.fit(dimensions, self.texts.len())?;
             texts.retain(|&text| {
-                let Some(vector) = self.core.cache().get(&self.key(known.identity, prompt, text)) else {
+                if look_up == LookUp::Done {
                     return true;
-                };
-                state.row(text).copy_from_slice(vector.values());
+                }
+                let Some(vector) = cache.get(&self.key(&known.identity, prompt, text)) else { return true };
+                state.row(text).copy_from_slice(vector.as_slice());
                 state.finished += 1;
                 false
             });
             if texts.is_empty() {
                 return Ok(None);
             }
+        } else if look_up == LookUp::Cache {
+            cache.count_misses(texts.len());
         }
         entry.admit(texts.len(), self.core.settings().max_queue)?;
         texts.sort_by_key(|&text| std::cmp::Reverse(self.texts[text].len()));
         Ok(Some(Group { entry, lease: None, admitted: texts.len(), order: texts, next: 0 }))
     }
 
-    fn key<'a>(&'a self, model: u64, prompt: &'a str, text: usize) -> KeyRef<'a> {
+    fn key<'a>(&'a self, model: &'a Arc<str>, prompt: &'a str, text: usize) -> KeyRef<'a> {
         self.options.key(model, prompt, &self.texts[text])
     }
 
@@ -289,14 +301,13 @@ impl Job {
         let prompt = known.prompt(&self.options).unwrap_or_default();
         let width = dimensions(known.width, self.options.truncate_dim).unwrap_or(known.width);
         let mut vectors = vec![0.0; texts.len() * width];
-        let caching = self.core.cache().is_enabled();
+        let caching = self.core.settings().cache_size > 0;
         for ((row, out), &text) in
             rows.chunks_exact(known.width).zip(vectors.chunks_exact_mut(width)).zip(texts)
         {
             finish(row, self.options.normalize, out);
             if caching {
-                let key = Key::from(self.key(known.identity, prompt, text));
-                self.core.cache().insert(key, Vector::new(&*out));
+                self.core.cache().insert(&self.key(&known.identity, prompt, text), Vector::from(&*out));
             }
         }
         {

@@ -78,10 +78,9 @@ fn load_source(
     let isa = Isa::from_env()?;
     let dtype = dtype(spec.dtype, settings.dtype, isa);
     let overrides = Overrides { pooling: spec.pooling.clone(), max_length: spec.max_length };
-    let fingerprint = format!("{} {overrides:?}", files.fingerprint(dtype)?);
-    let identity = core.identity(fingerprint.clone());
+    let identity: Arc<str> = format!("{} {overrides:?}", files.fingerprint(dtype)?).into();
     let mut charge = None;
-    let running = core.share(identity, || {
+    let running = core.share(&identity, || {
         charge = Some(core.budget().make_room(name, files.expected_bytes(dtype)?, &core.others(name))?);
         let encoder = Arc::new(Encoder::load(&files, dtype, &overrides)?);
         // The file's pages were read once; what is kept is packed.
@@ -90,7 +89,7 @@ fn load_source(
         Ok(Arc::new(Running { batcher, encoder }))
     })?;
     let known = Arc::new(known(&running, spec, identity));
-    Ok((Serving { running, known, source: source.to_owned(), fingerprint }, charge))
+    Ok((Serving { running, known, source: source.to_owned() }, charge))
 }
 
 /// Tells the log of a download: at its start and about every 10 %.
@@ -106,7 +105,7 @@ fn log_progress() -> impl FnMut(&Progress<'_>) -> Result<()> {
     }
 }
 
-fn known(running: &Running, spec: &EmbeddingSpec, identity: u64) -> Known {
+fn known(running: &Running, spec: &EmbeddingSpec, identity: Arc<str>) -> Known {
     let config = running.encoder.config();
     let mut prompts = config.prompts.clone();
     prompts.extend(spec.prompts.clone());

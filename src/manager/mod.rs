@@ -31,7 +31,7 @@ pub use self::report::{Description, ManagerStatistics, QueueReport, SlotReport};
 
 use self::core::Core;
 use self::entry::{Entry, Known, Resident, Serving};
-use self::job::Job;
+use self::job::{Job, LookUp};
 use crate::cache::{CacheStatistics, Vector};
 use crate::config::{Host, Settings, Value};
 use crate::lifecycle::{Lease, Loaded, ReaperSettings, State, Tracker};
@@ -260,7 +260,7 @@ impl Manager {
         Ok(self.core()?.route(text))
     }
 
-    /// The vector of `text` if the cache holds it. Costs no allocation and loads nothing.
+    /// The vector of `text` if the cache holds it; counts as a hit or a miss. Costs no allocation and loads nothing.
     ///
     /// # Errors
     /// [`Error::UnknownModel`]; [`Error::Input`] for options that do not fit the model.
@@ -270,9 +270,21 @@ impl Manager {
             Some(name) => core.entry(name)?,
             None => core.entry(core.route(text))?,
         };
-        let Some(known) = entry.known() else { return Ok(None) };
+        let Some(known) = entry.known() else {
+            core.cache().count_misses(1);
+            return Ok(None);
+        };
         let prompt = known.prompt(options)?;
-        Ok(core.cache().peek(&options.key(known.identity, prompt, text)))
+        Ok(core.cache().get(&options.key(&known.identity, prompt, text)))
+    }
+
+    /// Embeds a text that [`Manager::cached`] has just not found, and waits.
+    ///
+    /// # Errors
+    /// As [`Manager::embed`].
+    pub fn embed_missed(&self, text: &str, options: EmbedOptions, check: Check<'_>) -> Result<Vector> {
+        let job = self.start(vec![text.to_owned()], options, LookUp::Done, None)?;
+        Ok(job.wait(check, &mut |_, _| Ok(()))?.values.into())
     }
 
     /// Embeds `texts` and waits, driving the work on this thread. `progress` hears of finished texts: (finished, all).
@@ -287,7 +299,7 @@ impl Manager {
         check: Check<'_>,
         progress: &mut dyn FnMut(usize, usize) -> Result<()>,
     ) -> Result<Matrix> {
-        self.start(texts, options, None)?.wait(check, progress)
+        self.start(texts, options, LookUp::Cache, None)?.wait(check, progress)
     }
 
     /// Embeds `texts` without waiting: `on_done` is called once, from another thread, or from this one when everything
@@ -296,13 +308,19 @@ impl Manager {
     /// # Errors
     /// What is known at once: [`Error::Input`], [`Error::UnknownModel`], [`Error::Overloaded`], [`Error::Closed`].
     pub fn submit(&self, texts: Vec<String>, options: EmbedOptions, on_done: OnDone) -> Result<Ticket> {
-        self.start(texts, options, Some(on_done)).map(Ticket)
+        self.start(texts, options, LookUp::Cache, Some(on_done)).map(Ticket)
     }
 
-    fn start(&self, texts: Vec<String>, options: EmbedOptions, on_done: Option<OnDone>) -> Result<Arc<Job>> {
+    fn start(
+        &self,
+        texts: Vec<String>,
+        options: EmbedOptions,
+        look_up: LookUp,
+        on_done: Option<OnDone>,
+    ) -> Result<Arc<Job>> {
         let core = self.core()?;
         core.counts.requests.fetch_add(1, Ordering::Relaxed);
-        Job::start(&core, texts, options, on_done).inspect_err(|error| core.note(error))
+        Job::start(&core, texts, options, look_up, on_done).inspect_err(|error| core.note(error))
     }
 
     /// Tokens of each text, special tokens included, not cut to the model's maximum. Loads the model.
@@ -344,7 +362,7 @@ impl Manager {
     /// # Errors
     /// [`Error::Closed`].
     pub fn cache_statistics(&self) -> Result<CacheStatistics> {
-        Ok(self.core()?.cache().stats())
+        Ok(self.core()?.cache().statistics())
     }
 
     /// Empties the embedding cache and sets its counts to zero.

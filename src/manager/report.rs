@@ -144,7 +144,7 @@ impl ManagerStatistics {
         Self {
             queue,
             tracker: core.tracker().statistics(),
-            cache: core.cache().stats(),
+            cache: core.cache().statistics(),
             resident: memory::resident_bytes(),
             models: slots.iter().map(|slot| slot.bytes).sum(),
             budget: core.budget().limit(),

@@ -1,0 +1,59 @@
+//! The hooks that `os.register_at_fork` calls: what `crate::manager::fork` needs done for every manager.
+
+use std::cell::RefCell;
+use std::sync::{Arc, Weak};
+
+use parking_lot::Mutex;
+use pyo3::prelude::*;
+
+use crate::compute::Threads;
+use crate::manager::{Inheritance, Manager, fork};
+
+/// Every manager of the process. Locked briefly, and across no fork.
+static MANAGERS: Mutex<Vec<Weak<Manager>>> = Mutex::new(Vec::new());
+
+thread_local! {
+    /// What the forking thread carries over the fork, and whether computing was paused for it.
+    static CARRIED: RefCell<(bool, Vec<(Arc<Manager>, Inheritance)>)> = const { RefCell::new((false, Vec::new())) };
+}
+
+/// Has `manager` carried over forks.
+pub(super) fn watch(manager: &Arc<Manager>) {
+    let mut managers = MANAGERS.lock();
+    managers.retain(|manager| manager.strong_count() > 0);
+    managers.push(Arc::downgrade(manager));
+}
+
+/// Called before `os.fork`: waits until no model computes, and notes what a child inherits.
+#[pyfunction]
+pub(super) fn _before_fork(py: Python<'_>) {
+    let managers: Vec<_> = MANAGERS.lock().iter().filter_map(Weak::upgrade).collect();
+    let paused = py.detach(fork::pause);
+    let carried = managers.into_iter().map(|manager| {
+        let inheritance = manager.before_fork();
+        (manager, inheritance)
+    });
+    CARRIED.set((paused, carried.collect()));
+}
+
+/// Called after `os.fork` in the parent: computing goes on.
+#[pyfunction]
+pub(super) fn _after_fork_parent(py: Python<'_>) {
+    fork::resume();
+    let carried = CARRIED.take();
+    // The last lease of a model may be among them.
+    py.detach(|| drop(carried));
+}
+
+/// Called after `os.fork` in the child: managers get new threads and keep their models.
+#[pyfunction]
+pub(super) fn _after_fork_child() {
+    fork::resume();
+    Threads::after_fork();
+    let (paused, carried) = CARRIED.take();
+    for (manager, inheritance) in carried {
+        if let Err(error) = manager.after_fork_child(inheritance, paused) {
+            log::error!("models were not carried over a fork: {error}");
+        }
+    }
+}
