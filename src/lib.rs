@@ -6,6 +6,9 @@
 //!                                    └ slot: absent → loading → ready → idle → absent
 //! ```
 
+pub mod compute;
+pub mod config;
 pub mod error;
+pub mod models;
 
 pub use error::{Error, Result};
