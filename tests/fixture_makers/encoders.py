@@ -21,7 +21,7 @@ POOLINGS = ("mean", "cls", "max", "lasttoken", "mean_sqrt_len_tokens", "weighted
 
 @dataclass(frozen=True)
 class Encoder:
-    """One fixture. `layout`: sentence-transformers' files as up to version 5, as since 6, or none ("plain")."""
+    """One fixture. `layout`: the files of sentence-transformers up to 5, since 6, or none ("plain")."""
 
     name: str
     seed: int

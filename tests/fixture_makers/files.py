@@ -62,7 +62,7 @@ def save_sharded(directory: Path, tensors: Tensors, shards: int = 2) -> None:
 
 
 def save_bin(directory: Path, tensors: Tensors) -> None:
-    """`pytorch_model.bin` as old checkpoints have it: a `bert.` prefix, gamma and beta, the position buffer."""
+    """`pytorch_model.bin` of old checkpoints: a `bert.` prefix, gamma and beta, the position buffer."""
     renamed = {
         f"bert.{name}".replace("LayerNorm.weight", "LayerNorm.gamma").replace(
             "LayerNorm.bias", "LayerNorm.beta"

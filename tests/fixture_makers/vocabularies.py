@@ -1,4 +1,4 @@
-"""Tokenizers of a few hundred entries, counted on the texts by plain rules so that they never change by themselves."""
+"""Tokenizers of a few hundred entries, counted on the texts by plain rules that give the same every time."""
 
 import sys
 import unicodedata
@@ -66,7 +66,7 @@ def wordpiece(lowercase: bool) -> Tokenizer:
 
 
 def compatibility_characters() -> dict[str, str]:
-    """Single-character NFKC rules for a few blocks, and white space: the kind of map SentencePiece compiles."""
+    """Single-character NFKC rules for a few blocks, and white space: what SentencePiece compiles."""
     blocks = [range(0xA0, 0x100), range(0x2070, 0x209D), range(0x2460, 0x2474), range(0xFB00, 0xFB07)]
     blocks += [range(0xFF01, 0xFF5F), range(0x3000, 0x3001)]
     characters = (chr(point) for block in blocks for point in block)
@@ -102,7 +102,7 @@ def unigram() -> Tokenizer:
 
 
 def byte_level(specials: list[str], merges: int) -> Tokenizer:
-    """Byte-level BPE as GPT-2, Llama 3 and Qwen use it: 256 bytes, then `merges` merges, then the specials."""
+    """Byte-level BPE as GPT-2, Llama 3 and Qwen use it: 256 bytes, `merges` merges, the specials."""
     splitter = pre_tokenizers.ByteLevel(add_prefix_space=False)
     words = Counter(piece for text in CORPUS for piece, _ in splitter.pre_tokenize_str(text))
     splits = {word: list(word) for word in words}
