@@ -12,7 +12,7 @@ use crate::batching::Batcher;
 use crate::cache::KeyRef;
 use crate::config::DTypeChoice;
 use crate::lifecycle::{KeepAlive, Slot};
-use crate::models::Encoder;
+use crate::models::{Encoder, Pooling};
 use crate::{Error, Result};
 
 /// An object of the host's own, as its loader returned it.
@@ -42,7 +42,7 @@ pub struct EmbeddingSpec {
     /// In which numbers it computes.
     pub dtype: DTypeChoice,
     /// Replaces the pooling that the model's files name.
-    pub pooling: Option<String>,
+    pub pooling: Option<Pooling>,
     /// Replaces the number of tokens after which a text is cut.
     pub max_length: Option<usize>,
     /// Branch, tag or commit of a hub model.
@@ -119,11 +119,25 @@ pub(super) struct Known {
     pub(super) width: usize,
     pub(super) prompts: BTreeMap<String, String>,
     pub(super) default_prompt: Option<String>,
+    /// Whether the tokens of a prompt take part in pooling.
+    pub(super) include_prompt: bool,
 }
 
 impl Known {
     /// The prompt that `options` ask for, or the model's default, or none.
     pub(super) fn prompt<'a>(&'a self, options: &'a EmbedOptions) -> Result<&'a str> {
+        let prompt = self.chosen(options)?;
+        if !self.include_prompt && !prompt.is_empty() {
+            return Err(Error::Input(
+                "this model leaves the prompt out of pooling (include_prompt false), which is not supported; pass \
+                 prompt=\"\" to embed without one"
+                    .into(),
+            ));
+        }
+        Ok(prompt)
+    }
+
+    fn chosen<'a>(&'a self, options: &'a EmbedOptions) -> Result<&'a str> {
         if let Some(prompt) = &options.prompt {
             return Ok(prompt);
         }

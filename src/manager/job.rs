@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 
 use super::core::Core;
+use super::fork;
 use super::entry::{Entry, Known, Resident, Serving};
 use super::front::Task;
 use super::options::{EmbedOptions, dimensions, finish};
@@ -252,8 +253,11 @@ impl Job {
         let Serving { running, known, .. } = serving;
         let prompt = known.prompt(&self.options)?;
         let mut sequences = Vec::with_capacity(texts.len());
-        for &text in &texts {
-            sequences.push(running.encoder.tokenize(prompt, &self.texts[text])?);
+        {
+            let _computing = fork::computing();
+            for &text in &texts {
+                sequences.push(running.encoder.tokenize(prompt, &self.texts[text])?);
+            }
         }
         let tokens: usize = sequences.iter().map(Vec::len).sum();
         {

@@ -11,10 +11,7 @@ use crate::batching::{Batcher, Forward};
 use crate::compute::{DType, Isa, Packed, memory};
 use crate::config::DTypeChoice;
 use crate::lifecycle::{Charge, Loaded};
-use crate::models::hub::Progress;
-use crate::models::files::{ResolveOptions, resolve};
-use crate::models::source::Source;
-use crate::models::{Encoder, Overrides};
+use crate::models::{Encoder, Overrides, Progress, ResolveOptions, Source, on_cpu, resolve};
 use crate::{Error, Result};
 
 /// Loads what `spec` describes, for the slot `name`. Runs on the slot's loader thread.
@@ -77,12 +74,12 @@ fn load_source(
 
     let isa = Isa::from_env()?;
     let dtype = dtype(spec.dtype, settings.dtype, isa);
-    let overrides = Overrides { pooling: spec.pooling.clone(), max_length: spec.max_length };
+    let overrides = Overrides { pooling: spec.pooling, max_length: spec.max_length };
     let identity: Arc<str> = format!("{} {overrides:?}", files.fingerprint(dtype)?).into();
     let mut charge = None;
     let running = core.share(&identity, || {
         charge = Some(core.budget().make_room(name, files.expected_bytes(dtype)?, &core.others(name))?);
-        let encoder = Arc::new(Encoder::load(&files, dtype, &overrides)?);
+        let encoder = Arc::new(Encoder::load(&files, dtype, overrides, &|config, weights| on_cpu(config, weights, isa, dtype))?);
         // The file's pages were read once; what is kept is packed.
         memory::trim();
         let batcher = Batcher::start(name, &encoder, core.batch_tokens(), core.work())?;
@@ -106,7 +103,7 @@ fn log_progress() -> impl FnMut(&Progress<'_>) -> Result<()> {
 }
 
 fn known(running: &Running, spec: &EmbeddingSpec, identity: Arc<str>) -> Known {
-    let config = running.encoder.config();
+    let config = &running.encoder.config;
     let mut prompts = config.prompts.clone();
     prompts.extend(spec.prompts.clone());
     Known {
@@ -114,6 +111,7 @@ fn known(running: &Running, spec: &EmbeddingSpec, identity: Arc<str>) -> Known {
         width: running.encoder.width(),
         prompts,
         default_prompt: config.default_prompt_name.clone(),
+        include_prompt: config.include_prompt,
     }
 }
 

@@ -30,11 +30,11 @@ pub use self::options::EmbedOptions;
 pub use self::report::{Description, ManagerStatistics, QueueReport, SlotReport};
 
 use self::core::Core;
-use self::entry::{Entry, Known, Resident, Serving};
+use self::entry::{Entry, Resident, Serving};
 use self::job::{Job, LookUp};
 use crate::cache::{CacheStatistics, Vector};
 use crate::config::{Host, Settings, Value};
-use crate::lifecycle::{Lease, Loaded, ReaperSettings, State, Tracker};
+use crate::lifecycle::{Lease, ReaperSettings, State, Tracker};
 use crate::{Error, Result};
 
 /// Looks for a reason to stop waiting, about every 50 ms; the binding looks for signals.
@@ -333,7 +333,7 @@ impl Manager {
         for (number, text) in texts.iter().enumerate() {
             let serving = self.serving(model.unwrap_or_else(|| core.route(text)), check)?;
             let _computing = fork::computing();
-            counts.push(serving.running.encoder.count_tokens(text)?);
+            counts.push(serving.running.encoder.tokenizer.count(text)?);
             if number % 256 == 255 {
                 check()?;
             }

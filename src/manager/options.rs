@@ -53,12 +53,7 @@ pub(super) fn dimensions(width: usize, truncate_dim: Option<usize>) -> Result<us
 pub(super) fn finish(vector: &[f32], normalize: bool, out: &mut [f32]) {
     out.copy_from_slice(&vector[..out.len()]);
     if normalize {
-        let norm = out.iter().map(|value| f64::from(*value) * f64::from(*value)).sum::<f64>().sqrt();
-        if norm > 0.0 {
-            // sentence-transformers divides by max(norm, 1e-12) in f32; the sum in f64 differs by rounding only.
-            let norm = norm.max(1e-12) as f32;
-            out.iter_mut().for_each(|value| *value /= norm);
-        }
+        crate::models::normalize(out);
     }
 }
 

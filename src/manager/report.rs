@@ -44,17 +44,17 @@ pub struct Description {
 impl Description {
     pub(super) fn new(name: &str, serving: &Serving) -> Self {
         let encoder = &serving.running.encoder;
-        let config = encoder.config();
+        let config = &encoder.config;
         Self {
             name: name.to_owned(),
             source: serving.source.clone(),
-            path: encoder.path().display().to_string(),
-            architecture: encoder.architecture().to_owned(),
+            path: encoder.path.display().to_string(),
+            architecture: encoder.architecture.clone(),
             dimension: encoder.width(),
-            max_length: encoder.max_length(),
-            pooling: config.pooling_name(),
+            max_length: config.max_length,
+            pooling: config.pooling.name().to_owned(),
             normalizes: config.normalize,
-            similarity: config.similarity.clone(),
+            similarity: config.similarity.name().to_owned(),
             prompts: serving.known.prompts.clone().into_iter().collect(),
             default_prompt_name: serving.known.default_prompt.clone(),
             dtype: encoder.dtype().to_owned(),

@@ -170,9 +170,12 @@ impl PyManager {
         let spec = match (source, loader) {
             (Some(source), None) => {
                 let dtype = DTypeChoice::from_text(dtype).map_err(|reason| refuse(format!("dtype={dtype:?} {reason}")))?;
-                if let Some(pooling) = pooling.as_deref().filter(|name| Pooling::from_name(name).is_none()) {
-                    return Err(refuse(format!("pooling={pooling:?} is unknown; use mean, cls, max or lasttoken")));
-                }
+                let pooling = match pooling {
+                    None => None,
+                    Some(name) => Some(Pooling::from_name(&name).ok_or_else(|| {
+                        refuse(format!("pooling={name:?} is unknown; use mean, cls, max or lasttoken"))
+                    })?),
+                };
                 if max_length == Some(0) {
                     return Err(refuse("max_length must be greater than 0".into()));
                 }
