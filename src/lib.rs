@@ -6,6 +6,8 @@
 //!                                    └ slot: absent → loading → ready → idle → absent
 //! ```
 
+pub mod compute;
 pub mod error;
+pub mod models;
 
 pub use error::{Error, Result};
