@@ -48,7 +48,12 @@ impl Weight {
     ///
     /// # Errors
     /// [`Error::InvalidFile`] when the range lies outside the file or does not fit `shape`.
-    pub fn mapped(file: Arc<MappedFile>, range: Range<usize>, stored: Stored, shape: Vec<usize>) -> Result<Self> {
+    pub fn mapped(
+        file: Arc<MappedFile>,
+        range: Range<usize>,
+        stored: Stored,
+        shape: Vec<usize>,
+    ) -> Result<Self> {
         if range.start > range.end || range.end > file.len() || !fits(range.len(), stored, &shape) {
             return Err(Error::InvalidFile {
                 path: file.path().to_path_buf(),
@@ -67,7 +72,10 @@ impl Weight {
     /// [`Error::Input`] when the bytes do not fit `shape`.
     pub fn owned(bytes: Arc<[u8]>, stored: Stored, shape: Vec<usize>) -> Result<Self> {
         if !fits(bytes.len(), stored, &shape) {
-            return Err(Error::Input(format!("{} bytes do not make a tensor of shape {shape:?}", bytes.len())));
+            return Err(Error::Input(format!(
+                "{} bytes do not make a tensor of shape {shape:?}",
+                bytes.len()
+            )));
         }
         Ok(Self { bytes: Bytes::Owned(bytes), stored, shape })
     }

@@ -78,10 +78,13 @@ impl ModelConfig {
                 reason: "it has no model_type; it is not the config.json of a transformers model".into(),
             });
         };
-        let architecture = Architecture::deserialize(&json["model_type"]).map_err(|_| Error::Unsupported {
-            model: files.model.clone(),
-            reason: format!("its model_type is {kind:?}; supported are bert, xlm-roberta, roberta, camembert"),
-        })?;
+        let architecture =
+            Architecture::deserialize(&json["model_type"]).map_err(|_| Error::Unsupported {
+                model: files.model.clone(),
+                reason: format!(
+                    "its model_type is {kind:?}; supported are bert, xlm-roberta, roberta, camembert"
+                ),
+            })?;
         Ok(Self { architecture, json, path })
     }
 
