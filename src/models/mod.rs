@@ -137,11 +137,11 @@ impl Encoder {
         let sentence = SentenceConfig::load(files, config.positions()?)?;
         let fingerprint = files.fingerprint(dtype)?;
         let tokenizer = Tokenizer::load(files, sentence.lower_case)?;
+        let dense: Vec<_> =
+            sentence.dense.iter().map(|folder| Dense::load(&files.model, folder)).collect::<Result<_>>()?;
         let model = build(&config, &Weights::open(&files.weights)?)?;
         let mut width = model.width();
-        let mut dense = Vec::new();
-        for folder in &sentence.dense {
-            let layer = Dense::load(&files.model, folder)?;
+        for (layer, folder) in dense.iter().zip(&sentence.dense) {
             if layer.inputs() != width {
                 return Err(Error::InvalidFile {
                     path: folder.join("config.json"),
@@ -149,7 +149,6 @@ impl Encoder {
                 });
             }
             width = layer.outputs();
-            dense.push(layer);
         }
         let embedded = config.json["vocab_size"].as_u64().unwrap_or(u64::MAX);
         if tokenizer.id_limit() as u64 > embedded {

@@ -139,7 +139,9 @@ fn damaged_files_are_named() {
         let folder = copy(fixture);
         let path = folder.path().join(file);
         let whole = fs::read(&path).unwrap();
-        for damaged in [&whole[..whole.len() / 2], b"\xff\xfe garbage", b""] {
+        // Half a vocabulary is still one: the model has rows for ids that no text gets.
+        let half = if file == "vocab.txt" { &whole[..8] } else { &whole[..whole.len() / 2] };
+        for damaged in [half, b"\xff\xfe garbage", b""] {
             fs::write(&path, damaged).unwrap();
             match load(folder.path()).unwrap_err() {
                 Error::InvalidFile { path: named, reason } => {
