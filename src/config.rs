@@ -98,6 +98,7 @@ macro_rules! for_each_setting {
         }
     };
 }
+#[cfg(feature = "python")]
 pub(crate) use for_each_setting;
 
 value::choice! {

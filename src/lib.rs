@@ -10,8 +10,17 @@
 //! routes, [`cache`] answers what it knows, [`lifecycle`] brings a model into memory, [`models`] says what a model is,
 //! [`batching`] packs what many callers want, [`compute`] runs it. No room calls back into one before it.
 
+pub mod batching;
+pub mod cache;
+pub mod clock;
 pub mod compute;
+pub mod config;
 pub mod error;
+pub mod language;
+pub mod lifecycle;
+pub mod manager;
 pub mod models;
+#[cfg(feature = "python")]
+mod python;
 
 pub use error::{Error, Result};

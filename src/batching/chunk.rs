@@ -10,7 +10,7 @@ use crate::{Error, Result};
 
 /// Called once, on the worker thread, with the chunk's rows (`[sequences, width]`, row-major f32) or the first error.
 /// It must be quick and must not call back into the batcher.
-pub type Done = Box<dyn FnOnce(Result<Vec<f32>>) + Send>;
+pub(super) type Done = Box<dyn FnOnce(Result<Vec<f32>>) + Send>;
 
 /// A caller's flag that it no longer wants its rows. Clones share the flag.
 #[derive(Clone, Debug, Default)]
@@ -45,7 +45,7 @@ struct Gathered {
 
 impl Chunk {
     /// A chunk of `sequences` rows of `width`. With no sequences `done` is called at once.
-    pub fn new(sequences: usize, width: usize, cancel: Cancel, done: Done) -> Arc<Self> {
+    pub(crate) fn new(sequences: usize, width: usize, cancel: Cancel, done: Done) -> Arc<Self> {
         let chunk = Arc::new(Self {
             width,
             cancel,

@@ -58,11 +58,19 @@ impl Blobs<'_> {
         link(&blob, &pointer)
     }
 
-    fn fetch(&self, url: &str, file: &str, blob: &Path, stated: &Stated, progress: &mut OnProgress<'_>) -> Result<()> {
+    fn fetch(
+        &self,
+        url: &str,
+        file: &str,
+        blob: &Path,
+        stated: &Stated,
+        progress: &mut OnProgress<'_>,
+    ) -> Result<()> {
         let part = with_suffix(blob, ".incomplete");
         let out = OpenOptions::new().create(true).read(true).write(true).truncate(false).open(&part);
         let out = out.map_err(|e| Error::io(&part, "write", &e))?;
-        let mut transfer = Transfer { client: self.client, id: self.id, url, file, part, out, size: stated.size };
+        let mut transfer =
+            Transfer { client: self.client, id: self.id, url, file, part, out, size: stated.size };
         transfer.run(progress)?;
         let part = transfer.part;
         fs::rename(&part, blob).map_err(|e| Error::io(blob, "write", &e))
@@ -120,10 +128,14 @@ impl Transfer<'_> {
             }
             _ => {
                 self.client.refuse(self.url, self.id, &response)?;
-                return Err(Fault::Final(failed(self.url, format!("the server answered {}", response.status()))));
+                return Err(Fault::Final(failed(
+                    self.url,
+                    format!("the server answered {}", response.status()),
+                )));
             }
         }
-        let announced = header(response.headers(), "content-length").and_then(|length| length.parse::<u64>().ok());
+        let announced =
+            header(response.headers(), "content-length").and_then(|length| length.parse::<u64>().ok());
         let size = self.agree(announced.map(|length| done + length))?;
         let mut body = response.body_mut().as_reader();
         let mut buffer = vec![0; 256 << 10];
@@ -136,7 +148,10 @@ impl Transfer<'_> {
             done += count as u64;
             if done > size {
                 self.restart()?;
-                return Err(Fault::Final(failed(self.url, "the server sends more than it stated; check HF_ENDPOINT")));
+                return Err(Fault::Final(failed(
+                    self.url,
+                    "the server sends more than it stated; check HF_ENDPOINT",
+                )));
             }
             self.out.write_all(&buffer[..count]).map_err(|e| self.written(&e))?;
         }
@@ -154,7 +169,8 @@ impl Transfer<'_> {
             )),
             (Some(size), _) | (None, Some(size)) => Ok(size),
             (None, None) => {
-                Err("the server states no length: a cut connection could not be told from a whole file".into())
+                Err("the server states no length: a cut connection could not be told from a whole file"
+                    .into())
             }
         };
         let size = size.map_err(|reason| Fault::Final(failed(self.url, reason)))?;
@@ -187,11 +203,15 @@ fn create_folder_of(path: &Path) -> Result<()> {
 /// Waits for our turn to write a blob. The lock goes with the file handle, even if the process dies.
 fn lock_file(path: &Path) -> Result<File> {
     create_folder_of(path)?;
-    let file = OpenOptions::new().create(true).append(true).open(path).map_err(|e| Error::io(path, "write", &e))?;
+    let file =
+        OpenOptions::new().create(true).append(true).open(path).map_err(|e| Error::io(path, "write", &e))?;
     match file.lock() {
         Ok(()) => Ok(file),
         Err(e) if e.kind() == io::ErrorKind::Unsupported => {
-            log::warn!("{}: this file system has no locks; do not download one model twice at once", path.display());
+            log::warn!(
+                "{}: this file system has no locks; do not download one model twice at once",
+                path.display()
+            );
             Ok(file)
         }
         Err(e) => Err(Error::io(path, "lock", &e)),
@@ -223,7 +243,11 @@ fn symlink(target: &Path, link: &Path) -> io::Result<()> {
 fn relative(to: &Path, from: &Path) -> Option<PathBuf> {
     let shared = to.components().zip(from.components()).take_while(|(a, b)| a == b).count();
     let up = from.components().count().checked_sub(shared + 1)?;
-    Some(std::iter::repeat_n(Path::new(".."), up).collect::<PathBuf>().join(to.components().skip(shared).collect::<PathBuf>()))
+    Some(
+        std::iter::repeat_n(Path::new(".."), up)
+            .collect::<PathBuf>()
+            .join(to.components().skip(shared).collect::<PathBuf>()),
+    )
 }
 
 /// A name beside `path` that nobody else uses.

@@ -51,7 +51,9 @@ impl Dense {
         let config: Config = read_json(&folder.join("config.json"))?;
         let unsupported = |what: String| Error::Unsupported {
             model: model.into(),
-            reason: format!("its Dense module {what}; supported are Tanh and Identity over the pooled vector"),
+            reason: format!(
+                "its Dense module {what}; supported are Tanh and Identity over the pooled vector"
+            ),
         };
         // torch's own default is Tanh, and so is the module's.
         let activation = config.activation_function.as_deref().unwrap_or("Tanh");
@@ -73,7 +75,8 @@ impl Dense {
             WeightFiles::Pickle(folder.join("pytorch_model.bin"))
         };
         let weights = Weights::open(&files)?;
-        let weight = weights.get_shaped("linear.weight", &[config.out_features, config.in_features])?.to_f32();
+        let weight =
+            weights.get_shaped("linear.weight", &[config.out_features, config.in_features])?.to_f32();
         let bias = match config.bias {
             true => Some(weights.get_shaped("linear.bias", &[config.out_features])?.to_f32()),
             false => None,
@@ -132,17 +135,25 @@ mod tests {
 
     #[test]
     fn linear_then_activation() {
-        let tanh = module(r#"{"in_features":2,"out_features":1,"bias":true,"activation_function":"torch.nn.modules.activation.Tanh"}"#);
+        let tanh = module(
+            r#"{"in_features":2,"out_features":1,"bias":true,"activation_function":"torch.nn.modules.activation.Tanh"}"#,
+        );
         let dense = Dense::load("m", tanh.path()).unwrap();
         assert_eq!((dense.inputs(), dense.outputs(), dense.memory_bytes()), (2, 1, 12));
         assert_eq!(dense.apply(&[0.25, 0.5, 1.0, 1.0]), [0.5f32.tanh(), 1.5f32.tanh()]);
-        let identity = module(r#"{"in_features":2,"out_features":1,"bias":false,"activation_function":"torch.nn.modules.linear.Identity"}"#);
+        let identity = module(
+            r#"{"in_features":2,"out_features":1,"bias":false,"activation_function":"torch.nn.modules.linear.Identity"}"#,
+        );
         assert_eq!(Dense::load("m", identity.path()).unwrap().apply(&[1.0, 1.0]), [1.0]);
     }
 
     #[test]
     fn what_is_not_run_is_refused() {
-        for extra in [r#""activation_function":"torch.nn.GELU""#, r#""use_residual":true"#, r#""module_input_name":"token_embeddings""#] {
+        for extra in [
+            r#""activation_function":"torch.nn.GELU""#,
+            r#""use_residual":true"#,
+            r#""module_input_name":"token_embeddings""#,
+        ] {
             let folder = module(&format!(r#"{{"in_features":2,"out_features":1,{extra}}}"#));
             assert!(matches!(Dense::load("m", folder.path()), Err(Error::Unsupported { .. })), "{extra}");
         }

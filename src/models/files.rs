@@ -45,7 +45,8 @@ impl ResolveOptions {
     /// Everything from the environment of `host`.
     pub fn new(host: Arc<dyn Host>) -> Self {
         let truthy = |name| {
-            host.env(name).is_some_and(|v| matches!(v.to_ascii_lowercase().as_str(), "1" | "on" | "yes" | "true"))
+            host.env(name)
+                .is_some_and(|v| matches!(v.to_ascii_lowercase().as_str(), "1" | "on" | "yes" | "true"))
         };
         let offline = truthy("HF_HUB_OFFLINE") || truthy("TRANSFORMERS_OFFLINE");
         Self { host, offline, cache_dir: None, endpoint: None, token: None, revision: None }
@@ -163,7 +164,8 @@ impl ModelFiles {
                 false
             }
         };
-        let modules = if has("modules.json") { read_modules(&root.join("modules.json"))? } else { Vec::new() };
+        let modules =
+            if has("modules.json") { read_modules(&root.join("modules.json"))? } else { Vec::new() };
         let selection = Selection::new(&modules, &has);
         if let Some(error) = refused.take() {
             return Err(error);
@@ -199,7 +201,8 @@ impl ModelFiles {
         for path in self.weights.paths() {
             let real = fs::canonicalize(path).map_err(|e| Error::io(path, "read", &e))?;
             let meta = metadata(path)?;
-            let modified = meta.modified().ok().and_then(|t| t.duration_since(UNIX_EPOCH).ok()).unwrap_or_default();
+            let modified =
+                meta.modified().ok().and_then(|t| t.duration_since(UNIX_EPOCH).ok()).unwrap_or_default();
             identity.push_str(&format!("|{}|{}|{}", real.display(), meta.len(), modified.as_nanos()));
         }
         Ok(identity)
@@ -288,7 +291,8 @@ impl Selection {
         }
         for module in modules.iter().filter(|m| m.path != transformer) {
             take(join(&module.path, "config.json"));
-            let _ = take(join(&module.path, "model.safetensors")) || take(join(&module.path, "pytorch_model.bin"));
+            let _ = take(join(&module.path, "model.safetensors"))
+                || take(join(&module.path, "pytorch_model.bin"));
         }
         let weights = WEIGHTS.iter().map(|name| within(name)).find(|name| take(name.clone()));
         Ok(Self { transformer, weights: weights.ok_or(Missing::Weights)?, files })
@@ -312,7 +316,9 @@ impl Selection {
 impl Missing {
     pub(crate) fn error(self, model: &str, folder: &Path) -> Error {
         let (file, remedy) = match self {
-            Self::Config => ("config.json".into(), "give the folder that transformers or sentence-transformers saved"),
+            Self::Config => {
+                ("config.json".into(), "give the folder that transformers or sentence-transformers saved")
+            }
             Self::Tokenizer { sentencepiece: false } => {
                 ("tokenizer.json".into(), "copy it (or vocab.txt) there from the model's page on the hub")
             }
@@ -341,14 +347,19 @@ pub(crate) fn shards(index: &Path) -> Result<Vec<PathBuf>> {
     let index_content: Index = read_json(index)?;
     let names: std::collections::BTreeSet<String> = index_content.weight_map.into_values().collect();
     if names.is_empty() {
-        return Err(Error::InvalidFile { path: index.into(), reason: "its weight_map is empty; download it again".into() });
+        return Err(Error::InvalidFile {
+            path: index.into(),
+            reason: "its weight_map is empty; download it again".into(),
+        });
     }
     names
         .iter()
         .map(|name| {
-            safe_relative(name).filter(|path| !path.as_os_str().is_empty()).ok_or_else(|| Error::InvalidFile {
-                path: index.into(),
-                reason: format!("it names the shard {name:?}, outside of the model's folder"),
+            safe_relative(name).filter(|path| !path.as_os_str().is_empty()).ok_or_else(|| {
+                Error::InvalidFile {
+                    path: index.into(),
+                    reason: format!("it names the shard {name:?}, outside of the model's folder"),
+                }
             })
         })
         .collect()
@@ -385,7 +396,10 @@ pub(crate) fn read_modules(path: &Path) -> Result<Vec<Module>> {
 pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
     const LIMIT: u64 = 64 << 20;
     if metadata(path)?.len() > LIMIT {
-        return Err(Error::InvalidFile { path: path.into(), reason: "it is too large to be a model's JSON file".into() });
+        return Err(Error::InvalidFile {
+            path: path.into(),
+            reason: "it is too large to be a model's JSON file".into(),
+        });
     }
     let bytes = fs::read(path).map_err(|e| Error::io(path, "read", &e))?;
     serde_json::from_slice(&bytes).map_err(|e| Error::InvalidFile {

@@ -109,7 +109,9 @@ impl Hub {
         let reference = repo.join("refs").join(&self.revision);
         let commit = match fs::read_to_string(&reference) {
             Ok(commit) => commit.trim().to_string(),
-            Err(e) if e.kind() == io::ErrorKind::PermissionDenied => return Err(Error::io(&reference, "read", &e)),
+            Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
+                return Err(Error::io(&reference, "read", &e));
+            }
             Err(_) => self.revision.clone(), // a commit names its own snapshot
         };
         let snapshot = repo.join("snapshots").join(&commit);
@@ -117,7 +119,8 @@ impl Hub {
             return Ok(Cached::Nothing);
         }
         let has = |name: &str| snapshot.join(name).is_file();
-        let modules = if has("modules.json") { read_modules(&snapshot.join("modules.json"))? } else { Vec::new() };
+        let modules =
+            if has("modules.json") { read_modules(&snapshot.join("modules.json"))? } else { Vec::new() };
         let complete = match Selection::new(&modules, &has) {
             Ok(selection) => selection.weight_files(&snapshot)?.paths().iter().all(|path| path.is_file()),
             Err(_) => false,
@@ -126,7 +129,8 @@ impl Hub {
         if !complete || !stages.into_iter().all(|m| snapshot.join(&m.path).join("config.json").is_file()) {
             return Ok(Cached::Nothing);
         }
-        let settled = has("modules.json") || repo.join(".no_exist").join(&commit).join("modules.json").exists();
+        let settled =
+            has("modules.json") || repo.join(".no_exist").join(&commit).join("modules.json").exists();
         Ok(if settled { Cached::Complete(snapshot) } else { Cached::Unsettled(snapshot) })
     }
 

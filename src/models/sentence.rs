@@ -88,10 +88,11 @@ impl SentenceConfig {
     /// # Errors
     /// [`Error::Unsupported`] naming the stage that cannot be run, [`Error::MissingFile`], [`Error::InvalidFile`].
     pub fn load(files: &ModelFiles, positions: usize) -> Result<Self> {
-        let transformer: TransformerFile = match SENTENCE_CONFIGS.iter().find_map(|name| files.beside_weights(name)) {
-            Some(path) => read_json(&path)?,
-            None => TransformerFile::default(),
-        };
+        let transformer: TransformerFile =
+            match SENTENCE_CONFIGS.iter().find_map(|name| files.beside_weights(name)) {
+                Some(path) => read_json(&path)?,
+                None => TransformerFile::default(),
+            };
         let longest = transformer.max_seq_length.filter(|&n| n > 0);
         let longest = match longest {
             Some(length) => Some(length),
@@ -104,7 +105,9 @@ impl SentenceConfig {
         if let Some(name) = model.default_prompt_name.as_ref().filter(|name| !prompts.contains_key(*name)) {
             return Err(Error::InvalidFile {
                 path,
-                reason: format!("its default_prompt_name {name:?} is none of its prompts; correct or remove it"),
+                reason: format!(
+                    "its default_prompt_name {name:?} is none of its prompts; correct or remove it"
+                ),
             });
         }
         let Stages { pooling, include_prompt, dense, normalize } = Stages::read(files)?;
@@ -137,9 +140,10 @@ impl SentenceConfig {
         if !self.include_prompt && !chosen.is_empty() {
             return Err(Error::Unsupported {
                 model: model.into(),
-                reason: "it leaves the prompt out of pooling (include_prompt false), which is not supported; \
+                reason:
+                    "it leaves the prompt out of pooling (include_prompt false), which is not supported; \
                          embed without a prompt"
-                    .into(),
+                        .into(),
             });
         }
         Ok(chosen)
@@ -156,7 +160,8 @@ struct Stages {
 
 impl Stages {
     fn read(files: &ModelFiles) -> Result<Self> {
-        let mut stages = Self { pooling: Pooling::Mean, include_prompt: true, dense: Vec::new(), normalize: false };
+        let mut stages =
+            Self { pooling: Pooling::Mean, include_prompt: true, dense: Vec::new(), normalize: false };
         let unsupported = |reason: String| Error::Unsupported { model: files.model.clone(), reason };
         const ORDER: &str = "supported are Transformer, Pooling, any Dense, Normalize, in this order";
         let mut at = 0;
@@ -172,7 +177,10 @@ impl Stages {
             };
             let again = place == at && place != 3;
             if place < at || again || (at < 2 && place > at + 1) {
-                return Err(unsupported(format!("its modules.json lists {} out of order; {ORDER}", module.kind)));
+                return Err(unsupported(format!(
+                    "its modules.json lists {} out of order; {ORDER}",
+                    module.kind
+                )));
             }
             at = place;
             let folder = files.root.join(&module.path);
@@ -213,8 +221,14 @@ fn read_pooling(model: &str, folder: &Path) -> Result<(Pooling, bool)> {
     let config: Value = read_json(&path)?;
     let modes: Vec<String> = match &config["pooling_mode"] {
         Value::String(mode) => vec![mode.clone()],
-        Value::Array(modes) => modes.iter().filter_map(|mode| mode.as_str().map(ToString::to_string)).collect(),
-        _ => FLAGS.iter().filter(|(flag, _)| config[flag] == true).map(|(_, mode)| (*mode).to_string()).collect(),
+        Value::Array(modes) => {
+            modes.iter().filter_map(|mode| mode.as_str().map(ToString::to_string)).collect()
+        }
+        _ => FLAGS
+            .iter()
+            .filter(|(flag, _)| config[flag] == true)
+            .map(|(_, mode)| (*mode).to_string())
+            .collect(),
     };
     let pooling = match modes.as_slice() {
         [] => Pooling::Mean, // sentence-transformers' own default

@@ -7,8 +7,17 @@ use crate::{Error, Result};
 
 /// Families on the hub that are named without an organisation. Every other bare name is one of
 /// sentence-transformers' own models.
-const BARE_FAMILIES: [&str; 9] =
-    ["albert-", "bert-", "camembert-", "distilbert-", "distilgpt2", "distilroberta-", "gpt2", "roberta-", "xlm-"];
+const BARE_FAMILIES: [&str; 9] = [
+    "albert-",
+    "bert-",
+    "camembert-",
+    "distilbert-",
+    "distilgpt2",
+    "distilroberta-",
+    "gpt2",
+    "roberta-",
+    "xlm-",
+];
 
 /// Where a model's files come from.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -38,13 +47,17 @@ impl Source {
     /// # Errors
     /// [`Error::Input`] for an empty name, [`Error::ModelNotFound`] for one that can be none of these.
     pub fn parse(name: &str) -> Result<Self> {
-        Self::parse_with(name, |path| path.join("config.json").is_file() || path.join("modules.json").is_file())
+        Self::parse_with(name, |path| {
+            path.join("config.json").is_file() || path.join("modules.json").is_file()
+        })
     }
 
     fn parse_with(name: &str, holds_model: impl Fn(&Path) -> bool) -> Result<Self> {
         let name = name.trim();
         if name.is_empty() {
-            return Err(Error::Input("the model's name is empty; give a hub id, a folder or pkg:PACKAGE/FOLDER".into()));
+            return Err(Error::Input(
+                "the model's name is empty; give a hub id, a folder or pkg:PACKAGE/FOLDER".into(),
+            ));
         }
         if let Some(rest) = name.strip_prefix("pkg:") {
             return Self::parse_package(name, rest);
@@ -62,7 +75,11 @@ impl Source {
         }
         if is_hub_id(name) {
             let bare = !name.contains('/') && !BARE_FAMILIES.iter().any(|family| name.starts_with(family));
-            return Ok(Self::Hub(if bare { format!("sentence-transformers/{name}") } else { name.to_string() }));
+            return Ok(Self::Hub(if bare {
+                format!("sentence-transformers/{name}")
+            } else {
+                name.to_string()
+            }));
         }
         Err(Error::ModelNotFound {
             model: name.to_string(),
@@ -74,12 +91,14 @@ impl Source {
 
     fn parse_package(name: &str, rest: &str) -> Result<Self> {
         let (package, inner) = rest.split_once('/').unwrap_or((rest, ""));
-        let valid_package = !package.is_empty() && package.chars().all(|c| c.is_alphanumeric() || "_.".contains(c));
+        let valid_package =
+            !package.is_empty() && package.chars().all(|c| c.is_alphanumeric() || "_.".contains(c));
         match safe_relative(inner) {
             Some(inner) if valid_package => Ok(Self::Package { package: package.to_string(), inner }),
             _ => Err(Error::ModelNotFound {
                 model: name.to_string(),
-                reason: "write pkg:PACKAGE/FOLDER with the package's import name and a folder inside it".into(),
+                reason: "write pkg:PACKAGE/FOLDER with the package's import name and a folder inside it"
+                    .into(),
             }),
         }
     }

@@ -51,11 +51,15 @@ impl Tokenizer {
             (path, inner)
         } else {
             let sentencepiece = files.beside_weights("sentencepiece.bpe.model").is_some();
-            return Err(super::files::Missing::Tokenizer { sentencepiece }.error(&files.model, &files.transformer));
+            return Err(
+                super::files::Missing::Tokenizer { sentencepiece }.error(&files.model, &files.transformer)
+            );
         };
         let keep_end = match settings.word("truncation_side") {
             Some(side) => side == "left",
-            None => inner.get_truncation().is_some_and(|t| t.direction == tokenizers::TruncationDirection::Left),
+            None => {
+                inner.get_truncation().is_some_and(|t| t.direction == tokenizers::TruncationDirection::Left)
+            }
         };
         let prepare = |inner: &mut Inner| -> tokenizers::Result<()> {
             inner.with_truncation(None)?;
@@ -69,12 +73,15 @@ impl Tokenizer {
             inner.encode_fast("\u{e000}", false).map(drop)
         };
         prepare(&mut inner).map_err(|e| invalid(&path, &e.to_string()))?;
-        let (before, after) = special_ids(&inner).ok_or_else(|| {
-            invalid(&path, "its post-processor does not keep a text's tokens in one piece")
-        })?;
+        let (before, after) = special_ids(&inner)
+            .ok_or_else(|| invalid(&path, "its post-processor does not keep a text's tokens in one piece"))?;
         let separable = inner.get_pre_tokenizer().is_some_and(splits_at_spaces)
             && inner.get_normalizer().is_none_or(is_local)
-            && inner.get_added_vocabulary().get_vocab().keys().all(|token| !token.contains(char::is_whitespace));
+            && inner
+                .get_added_vocabulary()
+                .get_vocab()
+                .keys()
+                .all(|token| !token.contains(char::is_whitespace));
         Ok(Self { inner, before, after, keep_end, separable })
     }
 
@@ -141,7 +148,10 @@ impl Tokenizer {
 
 impl std::fmt::Debug for Tokenizer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Tokenizer").field("before", &self.before).field("after", &self.after).finish_non_exhaustive()
+        f.debug_struct("Tokenizer")
+            .field("before", &self.before)
+            .field("after", &self.after)
+            .finish_non_exhaustive()
     }
 }
 
@@ -186,8 +196,9 @@ fn parse(path: &Path) -> Result<Inner> {
 
 /// transformers lets the settings of a BERT tokenizer win over the normaliser stored in `tokenizer.json`.
 fn follow(settings: &Settings, inner: &mut Inner) -> tokenizers::Result<()> {
-    let generic =
-        settings.word("tokenizer_class").is_some_and(|class| ["PreTrainedTokenizerFast", "TokenizersBackend"].contains(&&*class));
+    let generic = settings
+        .word("tokenizer_class")
+        .is_some_and(|class| ["PreTrainedTokenizerFast", "TokenizersBackend"].contains(&&*class));
     let Some(NormalizerWrapper::BertNormalizer(stored)) = inner.get_normalizer() else { return Ok(()) };
     if generic {
         return Ok(());
@@ -235,7 +246,9 @@ fn is_local(normalizer: &NormalizerWrapper) -> bool {
         N::Replace(_) => serde_json::to_value(normalizer).ok().is_some_and(|value| {
             // `" {2,}" → " "` and its like, which one space between letters never meets.
             let pattern = value["pattern"]["Regex"].as_str().or(value["pattern"]["String"].as_str());
-            pattern.is_some_and(|p| p.chars().all(|c| c.is_whitespace() || c.is_ascii_digit() || "{},+▁".contains(c)))
+            pattern.is_some_and(|p| {
+                p.chars().all(|c| c.is_whitespace() || c.is_ascii_digit() || "{},+▁".contains(c))
+            })
         }),
         N::Sequence(all) => AsRef::<[N]>::as_ref(all).iter().all(is_local),
         _ => true,

@@ -47,7 +47,11 @@ pub(crate) struct Stated {
 }
 
 impl Client {
-    pub(crate) fn new(endpoint: Option<&str>, token: Option<&str>, timeout_seconds: Option<u64>) -> Result<Self> {
+    pub(crate) fn new(
+        endpoint: Option<&str>,
+        token: Option<&str>,
+        timeout_seconds: Option<u64>,
+    ) -> Result<Self> {
         let endpoint = endpoint.unwrap_or(ENDPOINT).trim_end_matches('/').to_string();
         if !endpoint.starts_with("http://") && !endpoint.starts_with("https://") {
             return Err(Error::Config {
@@ -100,7 +104,8 @@ impl Client {
         struct Sibling {
             rfilename: String,
         }
-        let url = format!("{}/api/models/{id}/revision/{}", self.endpoint, escape(revision).replace('/', "%2F"));
+        let url =
+            format!("{}/api/models/{id}/revision/{}", self.endpoint, escape(revision).replace('/', "%2F"));
         let mut fruitless = 0;
         let info: Info = loop {
             let attempt = self.get(&url, 0).and_then(|mut response| {
@@ -110,7 +115,10 @@ impl Client {
             match attempt {
                 Ok(text) => {
                     break serde_json::from_str(&text).map_err(|e| {
-                        failed(&url, format!("the answer is not the hub's ({e}); check HF_ENDPOINT={}", self.endpoint))
+                        failed(
+                            &url,
+                            format!("the answer is not the hub's ({e}); check HF_ENDPOINT={}", self.endpoint),
+                        )
                     })?;
                 }
                 Err(fault) => fault.pause(&url, &mut fruitless)?,
@@ -120,7 +128,8 @@ impl Client {
             return Err(failed(&url, format!("the answer names the commit {:?}", info.sha)));
         }
         // A name that would leave the snapshot's folder is none that we ask for.
-        let files = info.siblings.into_iter().map(|s| s.rfilename).filter(|f| safe_relative(f).is_some()).collect();
+        let files =
+            info.siblings.into_iter().map(|s| s.rfilename).filter(|f| safe_relative(f).is_some()).collect();
         Ok(Listing { commit: info.sha, files })
     }
 
@@ -157,14 +166,16 @@ impl Client {
             if !redirected {
                 self.refuse(url, id, &response)?;
             }
-            let etag = header(headers, "x-linked-etag").or_else(|| header(headers, "etag")).and_then(clean_etag);
+            let etag =
+                header(headers, "x-linked-etag").or_else(|| header(headers, "etag")).and_then(clean_etag);
             let own_length = if redirected { None } else { header(headers, "content-length") };
             let size = header(headers, "x-linked-size").or(own_length).and_then(|size| size.parse().ok());
             return match etag {
                 Some(etag) => Ok(Stated { etag, size }),
-                None => {
-                    Err(Fault::Final(failed(url, "the server states no ETag; check that HF_ENDPOINT speaks the hub's paths")))
-                }
+                None => Err(Fault::Final(failed(
+                    url,
+                    "the server states no ETag; check that HF_ENDPOINT speaks the hub's paths",
+                ))),
             };
         }
         Err(Fault::Final(failed(url, "the server redirects in a circle; check HF_ENDPOINT")))
@@ -189,18 +200,26 @@ impl Client {
         let code = header(response.headers(), "x-error-code").unwrap_or_default();
         let reason = match status.as_u16() {
             200..300 => return Ok(()),
-            404 if code == "EntryNotFound" => "the file is not there (404); the model changed while it was downloaded, try again".into(),
+            404 if code == "EntryNotFound" => {
+                "the file is not there (404); the model changed while it was downloaded, try again".into()
+            }
             404 => {
                 return Err(Fault::Final(Error::ModelNotFound {
                     model: id.into(),
-                    reason: format!("{url} answers 404; check the name and revision at {page}, or give a local folder"),
+                    reason: format!(
+                        "{url} answers 404; check the name and revision at {page}, or give a local folder"
+                    ),
                 }));
             }
             401 if self.authorization.is_some() => {
                 format!("the access token was refused (401); renew HF_TOKEN, and check that {page} exists")
             }
-            401 => format!("{page} is private, gated, or does not exist (401); check the name, or set HF_TOKEN to an access token"),
-            403 => format!("access was refused (403); open {page} with the account of your HF_TOKEN and accept its terms"),
+            401 => format!(
+                "{page} is private, gated, or does not exist (401); check the name, or set HF_TOKEN to an access token"
+            ),
+            403 => format!(
+                "access was refused (403); open {page} with the account of your HF_TOKEN and accept its terms"
+            ),
             429 | 500..600 => return Err(Fault::Passing(format!("the server answered {status}"))),
             _ => format!("the server answered {status}"),
         };
@@ -222,9 +241,12 @@ impl Fault {
         use ureq::Error as E;
         let refused = matches!(error, E::Io(e) if e.kind() == io::ErrorKind::ConnectionRefused);
         match error {
-            E::HostNotFound | E::ConnectionFailed | E::BadUri(_) | E::Http(_) | E::Tls(_) | E::InvalidProxyUrl => {
-                Self::Final(failed(url, format!("{error}; {REMEDY}")))
-            }
+            E::HostNotFound
+            | E::ConnectionFailed
+            | E::BadUri(_)
+            | E::Http(_)
+            | E::Tls(_)
+            | E::InvalidProxyUrl => Self::Final(failed(url, format!("{error}; {REMEDY}"))),
             _ if refused => Self::Final(failed(url, format!("{error}; {REMEDY}"))),
             _ => Self::Passing(error.to_string()),
         }
@@ -269,7 +291,9 @@ pub(crate) fn range_start(headers: &HeaderMap) -> Option<u64> {
 /// An ETag as a file name: without quotes and weakness.
 fn clean_etag(etag: &str) -> Option<String> {
     let etag = etag.trim().trim_start_matches("W/").trim_matches('"');
-    let valid = !etag.is_empty() && etag.len() <= 128 && etag.chars().all(|c| c.is_ascii_alphanumeric() || "-_".contains(c));
+    let valid = !etag.is_empty()
+        && etag.len() <= 128
+        && etag.chars().all(|c| c.is_ascii_alphanumeric() || "-_".contains(c));
     valid.then(|| etag.to_string())
 }
 

@@ -153,14 +153,20 @@ fn map(path: &Path, tensors: &mut HashMap<String, Entry>) -> Result<()> {
     // The crate adds up lengths that the file states; a header made to overflow them must not take us down.
     let header = guarded(path, || SafeTensors::read_metadata(&file).map_err(|e| e.to_string()))?;
     let (length, header) = header.map_err(|e| {
-        invalid(path, format!("its safetensors header is damaged or the file is cut short ({e}); download it again"))
+        invalid(
+            path,
+            format!("its safetensors header is damaged or the file is cut short ({e}); download it again"),
+        )
     })?;
     let shared: Arc<Path> = path.into();
     for (name, info) in header.tensors() {
         let begin = 8 + length;
         let range = begin.checked_add(info.data_offsets.0).zip(begin.checked_add(info.data_offsets.1));
         let Some((start, end)) = range.filter(|(start, end)| start <= end && *end <= file.len()) else {
-            return Err(invalid(path, format!("the tensor {name:?} lies outside of the file; download it again")));
+            return Err(invalid(
+                path,
+                format!("the tensor {name:?} lies outside of the file; download it again"),
+            ));
         };
         let dtype = match info.dtype {
             safetensors::Dtype::F32 => Ok(Stored::F32),
@@ -190,7 +196,8 @@ fn unpickle(path: &Path, tensors: &mut HashMap<String, Entry>) -> Result<()> {
     let shared: Arc<Path> = path.into();
     for (name, info) in file.tensor_infos() {
         let shape = info.layout.dims().to_vec();
-        let bytes = shape.iter().try_fold(info.dtype.size_in_bytes() as u64, |all, &n| all.checked_mul(n as u64));
+        let bytes =
+            shape.iter().try_fold(info.dtype.size_in_bytes() as u64, |all, &n| all.checked_mul(n as u64));
         if bytes.is_none_or(|bytes| bytes > size) {
             return Err(invalid(
                 path,
@@ -207,7 +214,10 @@ fn unpickle(path: &Path, tensors: &mut HashMap<String, Entry>) -> Result<()> {
         tensors.insert(name.clone(), Entry { shape, dtype, place });
     }
     if tensors.is_empty() {
-        return Err(invalid(path, "it holds no tensors; a whole pickled model instead of its state_dict cannot be read"));
+        return Err(invalid(
+            path,
+            "it holds no tensors; a whole pickled model instead of its state_dict cannot be read",
+        ));
     }
     Ok(())
 }
@@ -226,14 +236,17 @@ fn read_pickled(file: &PthTensors, path: &Path, name: &str, dtype: Stored) -> Re
     match guarded(path, read)? {
         Ok(Some(bytes)) => Ok(bytes.into()),
         Ok(None) => Err(invalid(path, format!("the tensor {name:?} is missing; download it again"))),
-        Err(e) => Err(invalid(path, format!("the tensor {name:?} cannot be read ({e}); download the file again"))),
+        Err(e) => {
+            Err(invalid(path, format!("the tensor {name:?} cannot be read ({e}); download the file again")))
+        }
     }
 }
 
 /// Runs a parser over a file from outside; a panic in it is the file's fault.
 fn guarded<T>(path: &Path, parse: impl FnOnce() -> T) -> Result<T> {
-    catch_unwind(AssertUnwindSafe(parse))
-        .map_err(|_| invalid(path, "it is damaged in a way that its reader does not survive; download it again"))
+    catch_unwind(AssertUnwindSafe(parse)).map_err(|_| {
+        invalid(path, "it is damaged in a way that its reader does not survive; download it again")
+    })
 }
 
 /// Empty files and Git LFS pointers deserve better words than "invalid header".
@@ -246,7 +259,10 @@ fn refuse_what_is_no_weights(path: &Path) -> Result<()> {
     let file = File::open(path).map_err(|e| Error::io(path, "read", &e))?;
     file.take(POINTER.len() as u64).read_to_end(&mut head).map_err(|e| Error::io(path, "read", &e))?;
     if head == POINTER {
-        return Err(invalid(path, "it is a Git LFS pointer, not the weights; run git lfs pull in its repository"));
+        return Err(invalid(
+            path,
+            "it is a Git LFS pointer, not the weights; run git lfs pull in its repository",
+        ));
     }
     Ok(())
 }

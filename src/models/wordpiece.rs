@@ -25,8 +25,9 @@ struct Special {
 pub(crate) fn from_vocabulary(path: &Path, settings: &Settings) -> Result<Tokenizer> {
     let invalid = |reason: String| Error::InvalidFile { path: path.to_path_buf(), reason };
     let bytes = fs::read(path).map_err(|e| Error::io(path, "read", &e))?;
-    let vocabulary = WordPiece::read_bytes(&bytes)
-        .map_err(|e| invalid(format!("it is not UTF-8 text with one token a line ({e}); download it again")))?;
+    let vocabulary = WordPiece::read_bytes(&bytes).map_err(|e| {
+        invalid(format!("it is not UTF-8 text with one token a line ({e}); download it again"))
+    })?;
     let word = |key: &str, default: &str| settings.word(key).unwrap_or_else(|| default.to_string());
     let special = Special {
         unknown: word("unk_token", "[UNK]"),
@@ -43,7 +44,9 @@ pub(crate) fn from_vocabulary(path: &Path, settings: &Settings) -> Result<Tokeni
     let mut tokenizer = Tokenizer::new(model);
     let id = |token: &str| {
         tokenizer.token_to_id(token).ok_or_else(|| {
-            invalid(format!("it lacks the token {token:?}; it is cut short, or belongs to another kind of model"))
+            invalid(format!(
+                "it lacks the token {token:?}; it is cut short, or belongs to another kind of model"
+            ))
         })
     };
     id(&special.unknown)?;
@@ -63,7 +66,8 @@ pub(crate) fn from_vocabulary(path: &Path, settings: &Settings) -> Result<Tokeni
     tokenizer.with_normalizer(Some(normalizer)).map_err(|e| invalid(e.to_string()))?;
     tokenizer.with_pre_tokenizer(Some(BertPreTokenizer)).with_post_processor(Some(template));
     let Special { unknown, separator, padding, first, mask } = special;
-    let present = [unknown, separator, padding, first, mask].into_iter().filter(|t| tokenizer.token_to_id(t).is_some());
+    let present =
+        [unknown, separator, padding, first, mask].into_iter().filter(|t| tokenizer.token_to_id(t).is_some());
     let added: Vec<_> = present.map(|token| AddedToken::from(token, true)).collect();
     tokenizer.add_special_tokens(added).map_err(|e| invalid(e.to_string()))?;
     Ok(tokenizer)
