@@ -135,3 +135,42 @@ impl Drop for Charge {
         self.ledger.used.fetch_sub(self.bytes, Ordering::AcqRel);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        /// Enough, nothing needless, and refused exactly when all of them would not do.
+        #[test]
+        fn chooses_enough_and_nothing_needless(sizes in prop::collection::vec((0..5_u64, 1..20_u64), 0..8), missing in 1..60_u64) {
+            let now = Instant::now();
+            let idle: Vec<_> = sizes.iter().enumerate().map(|(index, &(age, charged))| {
+                let since = now + Duration::from_secs(age);
+                (index, Idle { since, keep_alive: None, charged, period: 0 })
+            }).collect();
+            let total: u64 = sizes.iter().map(|&(_, charged)| charged).sum();
+            match choose(idle, missing) {
+                Err(all) => prop_assert!(all == total && total < missing),
+                Ok(chosen) => {
+                    let freed: u64 = chosen.iter().map(|(_, idle)| idle.charged).sum();
+                    prop_assert!(freed >= missing);
+                    for (_, idle) in &chosen {
+                        prop_assert!(freed - idle.charged < missing);
+                    }
+                    // Nobody leaves while one who could have left instead was used longer ago and is at least as large.
+                    for (_, left) in &chosen {
+                        for (index, &(age, charged)) in sizes.iter().enumerate() {
+                            let stayed = chosen.iter().all(|&(one, _)| one != index);
+                            prop_assert!(!(stayed && now + Duration::from_secs(age) < left.since && charged >= left.charged));
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
