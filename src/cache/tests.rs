@@ -76,14 +76,13 @@ fn views_drop_outside_the_lock() {
     struct Meddler(Arc<EmbeddingCache>, Arc<AtomicUsize>);
     impl Drop for Meddler {
         fn drop(&mut self) {
-            self.0.statistics();
+            let _ = self.0.statistics();
             self.1.fetch_add(1, Ordering::SeqCst);
         }
     }
     let clock = Clock::manual();
     for policy in [Policy::Lru, Policy::Lfu] {
-        let limits =
-            CacheSettings { time_to_live: Some(Duration::from_secs(1)), policy, ..settings(1) };
+        let limits = CacheSettings { time_to_live: Some(Duration::from_secs(1)), policy, ..settings(1) };
         let cache = Arc::new(EmbeddingCache::new(limits, clock.clone()));
         let (model, drops) = ("m".into(), Arc::new(AtomicUsize::new(0)));
         let park = |text| {
@@ -325,8 +324,12 @@ fn same(limits: CacheSettings, steps: Vec<Step>) -> std::result::Result<(), Test
                 prop_assert_eq!(cache.forget_model(&models[usize::from(parity)]), gone);
             }
             Step::Purge => {
-                let expired: Vec<u8> =
-                    naive.entries.iter().filter(|entry| naive.expired(entry, now)).map(|entry| entry.key).collect();
+                let expired: Vec<u8> = naive
+                    .entries
+                    .iter()
+                    .filter(|entry| naive.expired(entry, now))
+                    .map(|entry| entry.key)
+                    .collect();
                 for &number in &expired {
                     naive.remove(number);
                 }

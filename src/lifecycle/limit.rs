@@ -236,7 +236,7 @@ mod tests {
         assert_eq!(MemoryLimit::Bytes(7).bytes_of("x", None), Ok(7));
         match half.bytes_of("memory_budget", usable_memory(Path::new("/nowhere"))) {
             Err(Error::Config { setting, value, .. }) => {
-                assert_eq!((setting.as_str(), value.as_str()), ("memory_budget", "0.5"))
+                assert_eq!((setting.as_str(), value.as_str()), ("memory_budget", "0.5"));
             }
             other => panic!("{other:?}"),
         }

@@ -11,7 +11,7 @@ fn charged(
     name: &'static str,
     megabytes: u64,
     budget: &Budget,
-    slots: &Arc<parking_lot::Mutex<Vec<Arc<dyn Managed>>>>,
+    slots: &Arc<Mutex<Vec<Arc<dyn Managed>>>>,
 ) -> Slot<Model> {
     let make = world.maker(megabytes * MB);
     let (budget, all) = (budget.clone(), Arc::clone(slots));

@@ -2,8 +2,6 @@
 
 use std::thread;
 
-use parking_lot::Mutex;
-
 use super::*;
 use crate::Error;
 

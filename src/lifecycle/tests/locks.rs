@@ -1,8 +1,6 @@
 //! No lock is held while foreign code runs: destructors, loaders and continuations all use the slot themselves, which
 //! would hang if one were.
 
-use parking_lot::Mutex;
-
 use super::*;
 
 /// A slot whose loader and whose model's destructor use it and the reaper.
@@ -14,7 +12,7 @@ fn meddling(world: &World, options: SlotOptions) -> (Slot<Model>, impl Fn() + us
         let handle = Arc::clone(&handle);
         move || {
             let slot = handle.lock().clone().unwrap();
-            slot.status();
+            let _ = slot.status();
             slot.managed().idle();
             slot.set_options(options);
             reaper.clean_up();

@@ -12,6 +12,8 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
+
 use super::*;
 use crate::Result;
 use crate::clock::Clock;
@@ -65,14 +67,16 @@ struct World {
     made: Arc<AtomicUsize>,
     dropping: mpsc::Sender<usize>,
     /// Numbers of the models dropped, in order.
-    dropped: mpsc::Receiver<usize>,
+    dropped: Mutex<mpsc::Receiver<usize>>,
 }
 
 impl World {
-    /// A clock that stands still, and a reaper that unloads nothing by default.
+    /// A clock that stands still, and a reaper that is disabled and has no thread: it cleans up when the test says so.
     fn new() -> Self {
         let settings = ReaperSettings { enabled: false, ..ReaperSettings::default() };
-        Self::with(Clock::manual(), settings, || {})
+        let world = Self::with(Clock::manual(), settings, || {});
+        world.context.reaper.stop();
+        world
     }
 
     fn with(clock: Clock, settings: ReaperSettings, housekeeping: impl Fn() + Send + Sync + 'static) -> Self {
@@ -84,7 +88,7 @@ impl World {
             reaper: Arc::new(Reaper::new(clock.clone(), settings, housekeeping)),
         };
         let (dropping, dropped) = mpsc::channel();
-        Self { clock, memory, context, made: Arc::default(), dropping, dropped }
+        Self { clock, memory, context, made: Arc::default(), dropping, dropped: Mutex::new(dropped) }
     }
 
     /// A function that makes the next model of `bytes` bytes, numbered from 1.
@@ -118,7 +122,7 @@ impl World {
         let make = self.maker(MB);
         let (started, starts) = mpsc::channel();
         let (gate, open) = mpsc::channel::<Result<()>>();
-        let open = parking_lot::Mutex::new(open);
+        let open = Mutex::new(open);
         let slot = self.slot_with(name, SlotOptions::default(), move || {
             started.send(()).unwrap();
             open.lock().recv_timeout(HANG).unwrap().map(|()| loaded(make()))
@@ -139,11 +143,11 @@ impl World {
 
     /// The number of the next model dropped.
     fn next_drop(&self) -> usize {
-        self.dropped.recv_timeout(HANG).unwrap()
+        self.dropped.lock().recv_timeout(HANG).unwrap()
     }
 
     fn no_drop(&self) -> bool {
-        self.dropped.try_recv().is_err()
+        self.dropped.lock().try_recv().is_err()
     }
 }
 

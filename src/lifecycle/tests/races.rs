@@ -71,7 +71,9 @@ fn unloading_against_acquiring() {
     storm(|index| {
         for round in 0..200 {
             match index % 4 {
-                0 => drop(slot.unload()),
+                0 => {
+                    slot.unload();
+                }
                 1 => {
                     world.clock.advance(Duration::from_secs(1));
                     world.context.reaper.clean_up();

@@ -61,7 +61,9 @@ fn new_settings_take_effect_at_once() {
 fn cleans_up_at_every_interval_while_anything_is_in_memory() {
     let (told, tells) = mpsc::channel();
     let settings = ReaperSettings { interval: Duration::from_millis(2), ..hours(true) };
-    let world = World::with(Clock::System, settings, move || drop(told.send(())));
+    let world = World::with(Clock::System, settings, move || {
+        let _ = told.send(());
+    });
     let slot = world.slot("m", SlotOptions::default());
     assert!(tells.try_recv().is_err(), "no thread before the first load");
     drop(acquire(&slot).unwrap());
@@ -107,7 +109,9 @@ fn survives_panicking_destructors_and_housekeeping() {
 #[test]
 fn stops_for_good() {
     let (told, tells) = mpsc::channel();
-    let world = World::with(Clock::System, hours(true), move || drop(told.send(())));
+    let world = World::with(Clock::System, hours(true), move || {
+        let _ = told.send(());
+    });
     let slot = world.slot("m", SlotOptions::default());
     drop(acquire(&slot).unwrap());
     tells.recv_timeout(HANG).unwrap();
@@ -131,13 +135,13 @@ fn ends_its_thread_when_the_last_owner_is_that_thread() {
     }
     let (told, tells) = mpsc::channel();
     let (hold, release) = mpsc::channel::<()>();
-    let release = parking_lot::Mutex::new(release);
+    let release = Mutex::new(release);
     let ends = Ends(told);
     let world = World::with(Clock::System, hours(true), move || {
         let _ = &ends;
     });
     let make = world.maker(MB);
-    let waiting = Arc::new(parking_lot::Mutex::new(Some(release)));
+    let waiting = Arc::new(Mutex::new(Some(release)));
     let slot = world.slot_with("m", keep(SOON), move || {
         let mut model = make();
         let waiting = Arc::clone(&waiting);
@@ -154,7 +158,7 @@ fn ends_its_thread_when_the_last_owner_is_that_thread() {
     }
     drop((slot, context));
     drop(hold);
-    assert_eq!(dropped.recv_timeout(HANG).unwrap(), 1);
+    assert_eq!(dropped.lock().recv_timeout(HANG).unwrap(), 1);
     assert_ne!(tells.recv_timeout(HANG).unwrap(), thread::current().id());
 }
 
