@@ -17,7 +17,8 @@ pub struct Budget {
 
 #[derive(Debug)]
 struct Ledger {
-    limit: AtomicU64,
+    /// `u64::MAX` is none.
+    limit: u64,
     used: AtomicU64,
 }
 
@@ -32,14 +33,14 @@ impl Budget {
     /// A budget of `limit` bytes; `None` is no limit.
     #[must_use]
     pub fn new(limit: Option<u64>) -> Self {
-        let limit = AtomicU64::new(limit.unwrap_or(u64::MAX));
+        let limit = limit.unwrap_or(u64::MAX);
         Self { ledger: Arc::new(Ledger { limit, used: AtomicU64::new(0) }) }
     }
 
     /// The limit in bytes; `None` is none.
     #[must_use]
     pub fn limit(&self) -> Option<u64> {
-        Some(self.ledger.limit()).filter(|&limit| limit != u64::MAX)
+        Some(self.ledger.limit).filter(|&limit| limit != u64::MAX)
     }
 
     /// Bytes charged at present.
@@ -59,7 +60,7 @@ impl Budget {
             if let Some(charge) = self.ledger.take(needed) {
                 return Ok(charge);
             }
-            let (limit, used) = (self.ledger.limit(), self.used());
+            let (limit, used) = (self.ledger.limit, self.used());
             let missing = used.saturating_add(needed).saturating_sub(limit);
             let mut idle: Vec<_> = slots.iter().filter_map(|slot| Some((slot, slot.idle()?))).collect();
             idle.retain(|(_, idle)| idle.charged > 0);
@@ -97,15 +98,10 @@ fn choose<S>(mut idle: Vec<(S, Idle)>, missing: u64) -> std::result::Result<Vec<
 }
 
 impl Ledger {
-    fn limit(&self) -> u64 {
-        self.limit.load(Ordering::Relaxed)
-    }
-
     fn take(self: &Arc<Self>, bytes: u64) -> Option<Charge> {
-        let limit = self.limit();
         self.used
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, |used| {
-                used.checked_add(bytes).filter(|&used| used <= limit)
+                used.checked_add(bytes).filter(|&used| used <= self.limit)
             })
             .ok()
             .map(|_| Charge { ledger: Arc::clone(self), bytes })
