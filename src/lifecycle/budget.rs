@@ -17,7 +17,8 @@ pub struct Budget {
 
 #[derive(Debug)]
 struct Ledger {
-    limit: AtomicU64,
+    /// `u64::MAX` is none.
+    limit: u64,
     used: AtomicU64,
 }
 
@@ -32,14 +33,14 @@ impl Budget {
     /// A budget of `limit` bytes; `None` is no limit.
     #[must_use]
     pub fn new(limit: Option<u64>) -> Self {
-        let limit = AtomicU64::new(limit.unwrap_or(u64::MAX));
+        let limit = limit.unwrap_or(u64::MAX);
         Self { ledger: Arc::new(Ledger { limit, used: AtomicU64::new(0) }) }
     }
 
     /// The limit in bytes; `None` is none.
     #[must_use]
     pub fn limit(&self) -> Option<u64> {
-        Some(self.ledger.limit()).filter(|&limit| limit != u64::MAX)
+        Some(self.ledger.limit).filter(|&limit| limit != u64::MAX)
     }
 
     /// Bytes charged at present.
@@ -59,7 +60,7 @@ impl Budget {
             if let Some(charge) = self.ledger.take(needed) {
                 return Ok(charge);
             }
-            let (limit, used) = (self.ledger.limit(), self.used());
+            let (limit, used) = (self.ledger.limit, self.used());
             let missing = used.saturating_add(needed).saturating_sub(limit);
             let mut idle: Vec<_> = slots.iter().filter_map(|slot| Some((slot, slot.idle()?))).collect();
             idle.retain(|(_, idle)| idle.charged > 0);
@@ -97,15 +98,10 @@ fn choose<S>(mut idle: Vec<(S, Idle)>, missing: u64) -> std::result::Result<Vec<
 }
 
 impl Ledger {
-    fn limit(&self) -> u64 {
-        self.limit.load(Ordering::Relaxed)
-    }
-
     fn take(self: &Arc<Self>, bytes: u64) -> Option<Charge> {
-        let limit = self.limit();
         self.used
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, |used| {
-                used.checked_add(bytes).filter(|&used| used <= limit)
+                used.checked_add(bytes).filter(|&used| used <= self.limit)
             })
             .ok()
             .map(|_| Charge { ledger: Arc::clone(self), bytes })
@@ -133,5 +129,44 @@ impl Charge {
 impl Drop for Charge {
     fn drop(&mut self) {
         self.ledger.used.fetch_sub(self.bytes, Ordering::AcqRel);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        /// Enough, nothing needless, and refused exactly when all of them would not do.
+        #[test]
+        fn chooses_enough_and_nothing_needless(sizes in prop::collection::vec((0..5_u64, 1..20_u64), 0..8), missing in 1..60_u64) {
+            let now = Instant::now();
+            let idle: Vec<_> = sizes.iter().enumerate().map(|(index, &(age, charged))| {
+                let since = now + Duration::from_secs(age);
+                (index, Idle { since, keep_alive: None, charged, period: 0 })
+            }).collect();
+            let total: u64 = sizes.iter().map(|&(_, charged)| charged).sum();
+            match choose(idle, missing) {
+                Err(all) => prop_assert!(all == total && total < missing),
+                Ok(chosen) => {
+                    let freed: u64 = chosen.iter().map(|(_, idle)| idle.charged).sum();
+                    prop_assert!(freed >= missing);
+                    for (_, idle) in &chosen {
+                        prop_assert!(freed - idle.charged < missing);
+                    }
+                    // Nobody leaves while one who could have left instead was used longer ago and is at least as large.
+                    for (_, left) in &chosen {
+                        for (index, &(age, charged)) in sizes.iter().enumerate() {
+                            let stayed = chosen.iter().all(|&(one, _)| one != index);
+                            prop_assert!(!(stayed && now + Duration::from_secs(age) < left.since && charged >= left.charged));
+                        }
+                    }
+                }
+            }
+        }
     }
 }

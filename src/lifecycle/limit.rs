@@ -123,3 +123,128 @@ fn cgroup_limit(root: &Path, line: &str) -> Option<u64> {
         .filter_map(|group| fs::read_to_string(hierarchy.join(group).join(file)).ok()?.trim().parse().ok())
         .min()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<MemoryLimit> {
+        MemoryLimit::parse("memory_budget", text)
+    }
+
+    #[test]
+    fn sizes_have_units_and_fractions_have_none() {
+        for (text, bytes) in [
+            ("512MB", 512_000_000),
+            ("2GiB", 2 << 30),
+            ("1.5 gib", 3 << 29),
+            ("1kb", 1000),
+            ("3KiB", 3072),
+            ("1tb", 1_000_000_000_000),
+            ("1TiB", 1 << 40),
+            ("7MiB", 7 << 20),
+            ("2GB", 2_000_000_000),
+            ("10B", 10),
+            ("800000000", 800_000_000),
+        ] {
+            assert_eq!(parse(text), Ok(MemoryLimit::Bytes(bytes)), "{text}");
+        }
+        assert_eq!(parse("0.5"), Ok(MemoryLimit::Fraction(0.5)));
+        assert_eq!(parse(" 1 "), Ok(MemoryLimit::Fraction(1.0)));
+        assert_eq!(MemoryLimit::from_number("x", 0.25), Ok(MemoryLimit::Fraction(0.25)));
+        assert_eq!(MemoryLimit::from_number("x", 4096.0), Ok(MemoryLimit::Bytes(4096)));
+    }
+
+    #[test]
+    fn anything_else_is_an_error_that_names_the_setting() {
+        for text in [
+            "",
+            "0",
+            "0.0",
+            "-1",
+            "-0.5",
+            "1.5",
+            "0MB",
+            "5XB",
+            "MB",
+            "1e9",
+            "nan",
+            "inf",
+            "1..2GB",
+            "99999999TB",
+        ] {
+            match parse(text) {
+                Err(Error::Config { setting, value, .. }) => {
+                    assert_eq!((setting.as_str(), value.as_str()), ("memory_budget", text));
+                }
+                other => panic!("{text:?}: {other:?}"),
+            }
+        }
+        for number in [0.0, -1.0, 1.5, f64::NAN, f64::INFINITY] {
+            assert!(MemoryLimit::from_number("x", number).is_err(), "{number}");
+        }
+    }
+
+    /// A file system with 8 GiB of memory, and these files.
+    fn machine(files: &[(&str, &str)]) -> tempfile::TempDir {
+        let root = tempfile::tempdir().unwrap();
+        let meminfo = ("proc/meminfo", "MemTotal:        8388608 kB\nMemFree:         1048576 kB\n");
+        for (path, text) in files.iter().chain([&meminfo]) {
+            let path = root.path().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        }
+        root
+    }
+
+    #[test]
+    fn usable_memory_is_the_least_limit_on_the_way_up() {
+        let usable = |files: &[(&str, &str)]| usable_memory(machine(files).path());
+        assert_eq!(usable(&[]), Some(8 << 30), "no cgroups");
+        let v2 = ("proc/self/cgroup", "0::/user.slice/app\n");
+        assert_eq!(usable(&[v2, ("sys/fs/cgroup/user.slice/app/memory.max", "max\n")]), Some(8 << 30));
+        assert_eq!(usable(&[v2, ("sys/fs/cgroup/user.slice/app/memory.max", "1073741824\n")]), Some(1 << 30));
+        assert_eq!(
+            usable(&[
+                v2,
+                ("sys/fs/cgroup/user.slice/app/memory.max", "2147483648\n"),
+                ("sys/fs/cgroup/user.slice/memory.max", "1073741824\n"),
+            ]),
+            Some(1 << 30),
+            "a parent's limit binds too"
+        );
+        assert_eq!(
+            usable(&[("proc/self/cgroup", "0::/\n"), ("sys/fs/cgroup/memory.max", "536870912\n")]),
+            Some(1 << 29),
+            "inside a container"
+        );
+        let v1 = ("proc/self/cgroup", "5:cpu,cpuacct:/docker/ab\n4:memory:/docker/ab\n");
+        let file = "sys/fs/cgroup/memory/docker/ab/memory.limit_in_bytes";
+        assert_eq!(usable(&[v1, (file, "268435456\n")]), Some(1 << 28));
+        assert_eq!(usable(&[v1, (file, "9223372036854771712\n")]), Some(8 << 30), "version 1's \"no limit\"");
+        assert_eq!(
+            usable(&[v1, ("sys/fs/cgroup/memory/memory.limit_in_bytes", "268435456\n")]),
+            Some(1 << 28),
+            "the host's path is not visible inside"
+        );
+    }
+
+    #[test]
+    fn a_fraction_is_of_what_is_usable() {
+        let half = MemoryLimit::Fraction(0.5);
+        assert_eq!(half.bytes_of("x", Some(8 << 30)), Ok(4 << 30));
+        assert_eq!(MemoryLimit::Bytes(7).bytes_of("x", None), Ok(7));
+        match half.bytes_of("memory_budget", usable_memory(Path::new("/nowhere"))) {
+            Err(Error::Config { setting, value, .. }) => {
+                assert_eq!((setting.as_str(), value.as_str()), ("memory_budget", "0.5"));
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn this_machine_tells_its_memory() {
+        assert!(MemoryLimit::Fraction(1.0).bytes("x").unwrap() > 1 << 20);
+    }
+}

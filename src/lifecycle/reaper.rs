@@ -93,8 +93,12 @@ impl Reaper {
 
     /// Changes the settings; they govern every slot from now on, idle ones included.
     pub fn set(&self, settings: ReaperSettings) {
-        self.core.control.lock().settings = settings;
-        self.core.default_idle.store(default_idle(settings), Ordering::Relaxed);
+        {
+            // Both under one lock: of two racing calls the same one wins in both places.
+            let mut control = self.core.control.lock();
+            control.settings = settings;
+            self.core.default_idle.store(default_idle(settings), Ordering::Relaxed);
+        }
         self.reconsider();
     }
 
@@ -162,14 +166,18 @@ impl Reaper {
             control.poked = true;
         }
         self.core.changed.notify_one();
+        if let Err(error) = self.ensure_thread() {
+            log::warn!("no thread to unload idle models could be started: {error}");
+        }
+    }
+
+    fn ensure_thread(&self) -> std::io::Result<()> {
         let mut thread = self.thread.lock();
         if thread.is_none() {
             let core = Arc::clone(&self.core);
-            match thread::Builder::new().name("model-reaper".into()).spawn(move || core.run()) {
-                Ok(handle) => *thread = Some(handle),
-                Err(error) => log::warn!("no thread to unload idle models could be started: {error}"),
-            }
+            *thread = Some(thread::Builder::new().name("model-reaper".into()).spawn(move || core.run())?);
         }
+        Ok(())
     }
 }
 

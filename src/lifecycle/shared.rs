@@ -444,3 +444,59 @@ impl<T: ?Sized + Send + Sync + 'static> Managed for Shared<T> {
         true
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::reaper::{Reaper, ReaperSettings};
+    use super::super::tracker::Tracker;
+    use super::super::{MemoryProbe, Slot};
+    use super::*;
+    use crate::clock::Clock;
+
+    struct NoMemory;
+
+    impl MemoryProbe for NoMemory {
+        fn resident(&self) -> u64 {
+            0
+        }
+
+        fn trim(&self) {}
+    }
+
+    #[test]
+    fn a_forked_child_waits_for_no_lock_of_the_parent() {
+        let context = || Context {
+            clock: Clock::System,
+            memory: Arc::new(NoMemory),
+            tracker: Arc::new(Tracker::new(Clock::System)),
+            reaper: Arc::new(Reaper::new(Clock::System, ReaperSettings::default(), || {})),
+        };
+        let parent = Shared::new(
+            "m".into(),
+            SlotOptions::default(),
+            context(),
+            Arc::new(|| Ok(Loaded::new(Arc::new(7), 4))),
+        );
+        let held = parent.inner.lock();
+        let child = Slot { shared: parent.after_fork(context()) };
+        drop(held);
+        assert_eq!(child.state(), State::Absent);
+        assert_eq!(*child.acquire(None, &mut || Ok(())).unwrap(), 7);
+    }
+
+    #[test]
+    fn the_longer_keep_alive_wins_and_none_is_the_default() {
+        let of = |seconds| Some(KeepAlive::For(std::time::Duration::from_secs(seconds)));
+        let default = KeepAlive::For(std::time::Duration::from_secs(10));
+        for (a, b, longest) in [
+            (of(1), of(2), of(2)),
+            (of(2), of(1), of(2)),
+            (None, of(9), None),
+            (of(11), None, of(11)),
+            (Some(KeepAlive::Forever), None, Some(KeepAlive::Forever)),
+            (Some(KeepAlive::AFTER_USE), None, None),
+        ] {
+            assert_eq!(longer(a, b, default), longest, "{a:?} {b:?}");
+        }
+    }
+}

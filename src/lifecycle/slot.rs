@@ -71,7 +71,7 @@ pub type Continuation<T> = Box<dyn FnOnce(Result<Lease<T>>) + Send>;
 ///   Later calls load anew, even while the load that was let go of still runs.
 /// * No lock is held while a loader, a continuation or a value's destructor runs.
 pub struct Slot<T: ?Sized + Send + Sync + 'static> {
-    shared: Arc<Shared<T>>,
+    pub(super) shared: Arc<Shared<T>>,
 }
 
 impl<T: ?Sized + Send + Sync + 'static> Slot<T> {
