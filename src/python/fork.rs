@@ -6,7 +6,6 @@ use std::sync::{Arc, Weak};
 use parking_lot::Mutex;
 use pyo3::prelude::*;
 
-use crate::compute::Threads;
 use crate::manager::{Inheritance, Manager, fork};
 
 /// Every manager of the process. Locked briefly, and across no fork.
@@ -49,7 +48,6 @@ pub(super) fn _after_fork_parent(py: Python<'_>) {
 #[pyfunction]
 pub(super) fn _after_fork_child() {
     fork::resume();
-    Threads::after_fork();
     let (paused, carried) = CARRIED.take();
     for (manager, inheritance) in carried {
         if let Err(error) = manager.after_fork_child(inheritance, paused) {

@@ -49,7 +49,7 @@ fn isa(py: Python<'_>) -> PyResult<String> {
 /// Instruction sets that this CPU has kernels for, lowest first.
 #[pyfunction]
 fn available_isas() -> Vec<String> {
-    Isa::available().iter().map(ToString::to_string).collect()
+    Isa::available().map(|isa| isa.to_string()).collect()
 }
 
 /// The Rust core of model_manager.
