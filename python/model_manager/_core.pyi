@@ -2,10 +2,11 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Literal, Self, final, overload
+from typing import Any, Literal, final, overload
 
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import Self
 
 from model_manager._types import CacheStatistics, Description, FieldInfo, Statistics, TrackerStatistics
 
@@ -218,7 +219,7 @@ class Manager:
             pinned: Never unloaded by idleness or budget; `unload` still does.
             fallback: Slots to try in turn when this one cannot be loaded.
             pooling, max_length, revision, prompts: Replace what the model's files say.
-            replace: Allow an existing slot of that name; its model is unloaded.
+            replace: Allow an existing slot of that name (built-in ones too); its model is unloaded.
 
         Raises:
             InputError: Both or neither of `source` and `loader`, a name in use, an unknown fallback or pooling.
@@ -262,7 +263,8 @@ class Manager:
             model: Slot; None: the slot of each text's language, see `route`.
             prompt: Put in front of every text.
             prompt_name: The same by name, from the model's prompts. Without either the model's default prompt, if it has one.
-            normalize: Scale to length 1. A vector of zeros stays zeros.
+            normalize: Scale to length 1 (a vector of zeros stays zeros). False: as the model gives it; some end in a normalisation of
+                their own, which comes before `truncate_dim`.
             truncate_dim: Keep the first dimensions, before normalising.
             copy: A single text's array is read-only and shared with the cache unless True. Arrays of several are the caller's.
             timeout: Seconds for everything, loading included; None: `load_timeout` for the load, no limit for the rest.
@@ -293,7 +295,8 @@ class Manager:
         """`embed` without waiting: returns at once, also when the model must be loaded first.
 
         `on_done(result, error)` is called once, from another thread, with one of the two None; from this thread, before
-        `submit` returns, when everything was cached. Keep it short. Wrong arguments raise here.
+        `submit` returns, when everything was cached. Keep it short. Wrong arguments raise here; texts are tokenised and
+        models loaded elsewhere, so an event loop may call this.
         """
     def route(self, text: str) -> str:
         """The slot that `embed` chooses for `text`, by the language of its first 800 characters, lower-cased."""
