@@ -1,8 +1,8 @@
-"""The Rust core: models, lifecycle, batching, cache. `model_manager.ModelManager` is `Manager` plus the chatbot's names."""
+"""The Rust core: models, lifecycle, batching, cache. `ModelManager` is `Manager` plus the chatbot's names."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Literal, final, overload
+from typing import Any, Literal, TypeAlias, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,8 +12,8 @@ from model_manager._types import CacheStatistics, Description, FieldInfo, Statis
 
 __version__: str
 
-_KeepAlive = float | str | None
-_Result = NDArray[np.float32]
+_KeepAlive: TypeAlias = float | str | None
+_Result: TypeAlias = NDArray[np.float32]
 
 @final
 class Config:
@@ -46,7 +46,7 @@ class Config:
         device: Literal["auto", "cpu", "cuda", "mps"] = ...,
         threads: int = ...,
         max_queue: int = ...,
-        memory_budget: int | float | str | None = ...,
+        memory_budget: float | str | None = ...,
         keep_alive: float | str | None = ...,
         load_timeout: float | None = ...,
         cache_dir: str | None = ...,
@@ -55,13 +55,17 @@ class Config:
     ) -> Self: ...
     @property
     def lazy_loading(self) -> bool:
-        """Models load on first use (True) or all configured ones with the manager (False). `LAZY_LOADING_ENABLED`, default True."""
+        """Models load on first use (True) or all configured ones with the manager (False). `LAZY_LOADING_ENABLED`,
+        default True.
+        """
     @property
     def auto_cleanup(self) -> bool:
         """Whether idle models are unloaded. `AUTO_CLEANUP_ENABLED`, default True."""
     @property
     def cleanup_interval(self) -> float:
-        """Seconds between clean-ups at most; idle deadlines are kept exactly. `CLEANUP_INTERVAL_SECONDS`, default 300."""
+        """Seconds between clean-ups at most; idle deadlines are kept exactly. `CLEANUP_INTERVAL_SECONDS`, default
+        300.
+        """
     @property
     def max_idle_time(self) -> float:
         """Seconds after its latest use that a model is unloaded. `MAX_IDLE_TIME_SECONDS`, default 600."""
@@ -73,7 +77,9 @@ class Config:
         """Bytes that the embedding cache holds. `MODEL_MANAGER_CACHE_BYTES`, default 64 MiB."""
     @property
     def cache_policy(self) -> str:
-        """Which vector leaves a full cache: ``lru``, ``lfu``, or ``ttl`` (LRU, and each entry expires). `MODEL_MANAGER_CACHE_POLICY`, default lru."""
+        """Which vector leaves a full cache: ``lru``, ``lfu``, or ``ttl`` (LRU, and each entry expires).
+        `MODEL_MANAGER_CACHE_POLICY`, default lru.
+        """
     @property
     def cache_ttl(self) -> float:
         """Seconds that an entry lives under the policy ``ttl``. `MODEL_MANAGER_CACHE_TTL`, default 600."""
@@ -82,16 +88,24 @@ class Config:
         """Which sentence model is the preferred one. `AI_PREFER_TURKISH_MODELS`, default True."""
     @property
     def language_detection(self) -> bool:
-        """Whether each text goes to the model of its language; off: all go to the preferred one. `AI_LANGUAGE_DETECTION`, default True."""
+        """Whether each text goes to the model of its language; off: all go to the preferred one.
+        `AI_LANGUAGE_DETECTION`, default True.
+        """
     @property
     def turkish_model(self) -> str:
-        """Source of the slot ``turkish_sentence``. `TURKISH_SENTENCE_MODEL`, read again at each load unless given as keyword."""
+        """Source of the slot ``turkish_sentence``. `TURKISH_SENTENCE_MODEL`, read again at each load unless given as
+        keyword.
+        """
     @property
     def english_model(self) -> str:
-        """Source of the slot ``english_sentence``. `ENGLISH_FALLBACK_MODEL`, read again at each load unless given as keyword."""
+        """Source of the slot ``english_sentence``. `ENGLISH_FALLBACK_MODEL`, read again at each load unless given as
+        keyword.
+        """
     @property
     def generator_model(self) -> str:
-        """Source of the slot ``text_generator``. `HUGGINGFACE_MODEL`, read again at each load unless given as keyword."""
+        """Source of the slot ``text_generator``. `HUGGINGFACE_MODEL`, read again at each load unless given as
+        keyword.
+        """
     @property
     def use_huggingface(self) -> bool:
         """Whether a warm-up of everything includes the generator. `USE_HUGGINGFACE`, default True."""
@@ -103,28 +117,40 @@ class Config:
         """Default sampling temperature. `AI_TEMPERATURE`, default 0.7."""
     @property
     def dtype(self) -> str:
-        """``float32``, ``bfloat16``, or ``auto``: bfloat16 where the CPU multiplies it natively, else float32. `MODEL_MANAGER_DTYPE`, default auto."""
+        """``float32``, ``bfloat16``, or ``auto``: bfloat16 where the CPU multiplies it natively, else float32.
+        `MODEL_MANAGER_DTYPE`, default auto.
+        """
     @property
     def device(self) -> str:
-        """``auto``, ``cpu``, ``cuda`` or ``mps``; the last two need a build with that feature. `MODEL_MANAGER_DEVICE`, default auto."""
+        """``auto``, ``cpu``, ``cuda`` or ``mps``; the last two need a build with that feature.
+        `MODEL_MANAGER_DEVICE`, default auto.
+        """
     @property
     def threads(self) -> int:
-        """Threads that compute, shared by all managers of the process; 0: as many as the cores this process may use. `MODEL_MANAGER_THREADS`, default 0."""
+        """Threads that compute, shared by all managers of the process; 0: as many as the cores this process may use.
+        `MODEL_MANAGER_THREADS`, default 0.
+        """
     @property
     def max_queue(self) -> int:
         """Texts that may wait for one model before `OverloadedError`. `MODEL_MANAGER_MAX_QUEUE`, default 200000."""
     @property
-    def memory_budget(self) -> int | float | str | None:
-        """Memory that all models of this manager may take, as given: bytes, a fraction of RAM or cgroup limit below 1, text such as ``"2GB"``, or None (no limit). `MODEL_MANAGER_MEMORY_BUDGET`."""
+    def memory_budget(self) -> float | str | None:
+        """Memory that all models of this manager may take, as given: bytes, a fraction of RAM or cgroup limit below
+        1, text such as ``"2GB"``, or None (no limit). `MODEL_MANAGER_MEMORY_BUDGET`.
+        """
     @property
     def keep_alive(self) -> float | str | None:
-        """How long models stay after their latest use, as given: seconds or ``"5m"``; 0: unload after use; negative: for ever; None: `max_idle_time`. `MODEL_MANAGER_KEEP_ALIVE`."""
+        """How long models stay after their latest use, as given: seconds or ``"5m"``; 0: unload after use; negative:
+        for ever; None: `max_idle_time`. `MODEL_MANAGER_KEEP_ALIVE`.
+        """
     @property
     def load_timeout(self) -> float | None:
         """Seconds to wait for a load when the call gives no timeout; None: without end. `MODEL_MANAGER_LOAD_TIMEOUT`."""
     @property
     def cache_dir(self) -> str | None:
-        """Folder of downloaded models; None: the Hugging Face cache (`HF_HUB_CACHE`, `HF_HOME`). `MODEL_MANAGER_CACHE_DIR`."""
+        """Folder of downloaded models; None: the Hugging Face cache (`HF_HUB_CACHE`, `HF_HOME`).
+        `MODEL_MANAGER_CACHE_DIR`.
+        """
     @property
     def offline(self) -> bool:
         """Never download. `MODEL_MANAGER_OFFLINE`, default False; `HF_HUB_OFFLINE` turns it on too."""
@@ -215,7 +241,8 @@ class Manager:
         Args:
             source: Hub id, bare sentence-transformers name, local folder, or ``pkg:package/folder``.
             loader: Called without arguments, on a thread of its own, when the slot is first used.
-            keep_alive: Seconds or ``"5m"`` after the latest use; 0: unload after use; negative: for ever; None: as configured.
+            keep_alive: Seconds or ``"5m"`` after the latest use; 0: unload after use; negative: for ever; None:
+                as configured.
             pinned: Never unloaded by idleness or budget; `unload` still does.
             fallback: Slots to try in turn when this one cannot be loaded.
             pooling, max_length, revision, prompts: Replace what the model's files say.
@@ -226,25 +253,9 @@ class Manager:
         """
     def unregister(self, name: str) -> None:
         """Unload and forget the slot. The three built-in slots cannot go. Raises `UnknownModelError`, `InputError`."""
-    @overload
     def embed(
         self,
-        texts: str,
-        model: str | None = None,
-        *,
-        prompt: str | None = None,
-        prompt_name: str | None = None,
-        normalize: bool = True,
-        truncate_dim: int | None = None,
-        copy: bool = False,
-        timeout: float | None = None,
-        keep_alive: _KeepAlive = None,
-        progress: Callable[[int, int], object] | None = None,
-    ) -> _Result: ...
-    @overload
-    def embed(
-        self,
-        texts: Iterable[str],
+        texts: str | Iterable[str],
         model: str | None = None,
         *,
         prompt: str | None = None,
@@ -262,20 +273,23 @@ class Manager:
             texts: A str, or any iterable of str, embedded as given.
             model: Slot; None: the slot of each text's language, see `route`.
             prompt: Put in front of every text.
-            prompt_name: The same by name, from the model's prompts. Without either the model's default prompt, if it has one.
-            normalize: Scale to length 1 (a vector of zeros stays zeros). False: as the model gives it; some end in a normalisation of
-                their own, which comes before `truncate_dim`.
+            prompt_name: The same by name, from the model's prompts. Without either the model's default prompt, if
+                it has one.
+            normalize: Scale to length 1 (a vector of zeros stays zeros). False: as the model gives it; some end
+                in a normalisation of their own, which comes before `truncate_dim`.
             truncate_dim: Keep the first dimensions, before normalising.
-            copy: A single text's array is read-only and shared with the cache unless True. Arrays of several are the caller's.
+            copy: A single text's array is read-only and shared with the cache unless True. Arrays of several are
+                the caller's.
             timeout: Seconds for everything, loading included; None: `load_timeout` for the load, no limit for the rest.
             keep_alive: Replaces the slot's for this use.
-            progress: Called on this thread as ``progress(done, total)`` as texts are finished, with (total, total) at the end.
+            progress: Called on this thread as ``progress(done, total)`` as texts are finished, with (total,
+                total) at the end.
 
         Raises:
             TypeError: Not a str or an iterable of str.
             InputError: A lone surrogate, an unknown `prompt_name`, a `truncate_dim` out of range, or texts of models
                 with different dimensions in one call.
-            UnknownModelError, WaitTimeoutError, OverloadedError, NotFiniteError, ClosedError: See `model_manager.errors`.
+            UnknownModelError, WaitTimeoutError, OverloadedError, NotFiniteError, ClosedError: See `errors.py`.
             ModelManagerError: Whatever loading the model raised.
         """
     def submit(
@@ -301,7 +315,8 @@ class Manager:
     def route(self, text: str) -> str:
         """The slot that `embed` chooses for `text`, by the language of its first 800 characters, lower-cased."""
     def load(self, name: str, timeout: float | None = None) -> None:
-        """Load the slot and wait for it; concurrent callers share one load. With a failing load its fallbacks are not tried.
+        """Load the slot and wait for it; concurrent callers share one load. With a failing load its fallbacks are not
+        tried.
 
         Raises:
             UnknownModelError: No such slot.
@@ -315,21 +330,21 @@ class Manager:
     def is_loaded(self, name: str) -> bool:
         """Whether the slot is in memory now. Never loads."""
     def get(self, name: str, timeout: float | None = None) -> Any:
-        """The slot's object, loaded if need be: what its loader returned, or a `SentenceModel` for an embedding slot."""
+        """The slot's object, loaded first: what its loader returned, or a `SentenceModel` for an embedding slot."""
     def peek(self, name: str) -> Any | None:
         """Like `get`, but None when the slot is not in memory; not a use: idle deadlines stay."""
     def slots(self) -> list[str]:
         """Names of all slots, in the order they were made."""
     def describe(self, name: str, load: bool = True) -> Description | None:
-        """What the model of an embedding slot is; loads it first, or with `load` False returns None when it is not loaded.
+        """What the model of an embedding slot is; loads it first, or with `load` False returns None when it is not
+        loaded.
 
         Raises `InputError` for a slot with a loader.
         """
-    @overload
-    def count_tokens(self, texts: str, model: str | None = None) -> int: ...
-    @overload
-    def count_tokens(self, texts: Iterable[str], model: str | None = None) -> list[int]:
-        """Tokens of each text, special tokens included, not cut to the model's maximum. Loads the model."""
+    def count_tokens(self, texts: str | Iterable[str], model: str | None = None) -> list[int]:
+        """Tokens of each text (one text: a list of one), special tokens included, not cut to the model's maximum.
+        Loads the model.
+        """
     def warmup(self, names: Iterable[str], timeout: float | None = None) -> None:
         """Load several slots at the same time and wait for all. The first failure is raised after all have ended."""
     def cache_info(self) -> CacheStatistics:

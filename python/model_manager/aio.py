@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 
 TYPE_CHECKING = False
@@ -39,11 +40,9 @@ async def aembed(
         if threading.get_ident() == loop_thread:
             settle(result, error)
         elif not loop.is_closed():
-            try:
+            # A loop closed between the check and the call: nobody waits any more.
+            with contextlib.suppress(RuntimeError):
                 loop.call_soon_threadsafe(settle, result, error)
-            except RuntimeError:
-                # The loop was closed between the check and the call: nobody waits any more.
-                pass
 
     ticket = manager.submit(texts, on_done, model, **options)
     try:

@@ -74,7 +74,9 @@ def clean_answer(generated: str, prompt: str) -> str:
 
 
 def score_answer(answer: str) -> float:
-    """How good an answer looks, 0 to 1: enough words (0.3), few repeated (0.3), Turkish (0.2), a finished ending (0.2)."""
+    """How good an answer looks, 0 to 1: enough words (0.3), few repeated (0.3), Turkish (0.2), a finished ending
+    (0.2).
+    """
     words = _WORD.findall(answer.lower())
     if not words:
         return 0.0

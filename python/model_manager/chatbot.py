@@ -27,7 +27,6 @@ from .chat_text import (
     pick_fallback,
     score_answer,
 )
-from .encoder import SentenceModel
 from .errors import ClosedError, InputError, ModelManagerError
 from .lazy import lazy_load_model, memory_efficient_cache
 
@@ -39,6 +38,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
     from typing_extensions import Self
+
+    from .encoder import SentenceModel
 
 __all__ = [
     "LazyLoadTracker",
@@ -84,7 +85,7 @@ class _CachedMethod:
     """A method whose bound form also has the `cache_info` and `cache_clear` of `functools.lru_cache`."""
 
     def __init__(self, function: Callable[..., list[float]]) -> None:
-        functools.update_wrapper(self, function)
+        functools.update_wrapper(self, function)  # type: ignore[arg-type]
         self._function = function
 
     def __get__(self, manager: ModelManager | None, owner: type | None = None) -> Any:
@@ -107,7 +108,7 @@ class _BoundCachedMethod:
 
     def cache_info(self) -> Any:
         """(hits, misses, maxsize, currsize) of the manager's embedding cache."""
-        from functools import _CacheInfo  # type: ignore[attr-defined]
+        from functools import _CacheInfo
 
         info = self.__self__.cache_info()
         return _CacheInfo(info["hits"], info["misses"], info["max_entries"], info["entries"])
@@ -120,8 +121,8 @@ class _BoundCachedMethod:
 class ModelManager(Manager):
     """Model slots, embedding cache and queues, with the chatbot's names on top.
 
-    `ModelManager()` without arguments is the process-wide object, the same as `model_manager`. With a `Config` or keywords
-    of it the manager is independent, and so is every instance of a derived class.
+    `ModelManager()` without arguments is the process-wide object, the same as `model_manager`. With a `Config` or
+    keywords of it the manager is independent, and so is every instance of a derived class.
     """
 
     fallback_answers: Sequence[str] = FALLBACK_ANSWERS
@@ -147,13 +148,13 @@ class ModelManager(Manager):
     if not TYPE_CHECKING:  # type checkers see the signature of Manager.register
 
         @functools.wraps(Manager.register)
-        def register(self, name, source=None, **options):
+        def register(self, name, source=None, **options):  # noqa: D102
             options["replace"] = options.get("replace", False) or name in _BUILT_IN
             super().register(name, source, **options)
             self._registered[name] = (source, {**options, "replace": True})
 
         @functools.wraps(Manager.unregister)
-        def unregister(self, name):
+        def unregister(self, name):  # noqa: D102
             super().unregister(name)
             self._registered.pop(name, None)
 
@@ -218,7 +219,8 @@ class ModelManager(Manager):
 
     @_CachedMethod
     def generate_embedding(self, text: str, force_turkish: bool | None = None) -> list[float]:
-        """The normalised text's vector (length 1) as a list; `[]` for less than 2 characters and on any failure (logged).
+        """The normalised text's vector (length 1) as a list; `[]` for less than 2 characters and on any failure
+        (logged).
 
         `force_turkish` chooses the model; None: by the text's language, or the preferred one with detection off.
         Raises only `TypeError`, for what is not text.
@@ -230,7 +232,7 @@ class ModelManager(Manager):
             raise TypeError(f"text must be a str, not {type(text).__name__}")
         try:
             return self._embed_chat_text(text, force_turkish)
-        except Exception as error:  # the callers' contract: no embedding is an empty list
+        except Exception as error:  # noqa: BLE001  the callers' contract: no embedding is an empty list
             logger.error("generate_embedding failed: %s", error)
             return []
 
@@ -238,7 +240,7 @@ class ModelManager(Manager):
         """`generate_embedding`, but None on error."""
         try:
             return self._embed_chat_text(text, None)
-        except Exception as error:  # the callers' contract
+        except Exception as error:  # noqa: BLE001  the callers' contract
             logger.error("get_sentence_embedding failed: %s", error)
             return None
 
@@ -246,10 +248,7 @@ class ModelManager(Manager):
         text = normalise(text)
         if len(text) < MIN_TEXT:
             return []
-        if force_turkish is None:
-            slot = self.route(text)
-        else:
-            slot = TURKISH if force_turkish else ENGLISH
+        slot = self.route(text) if force_turkish is None else TURKISH if force_turkish else ENGLISH
         try:
             vector = self.embed(text, slot)
         except (InputError, ClosedError):
@@ -263,7 +262,9 @@ class ModelManager(Manager):
         return numbers
 
     async def aembed(self, texts: str | Iterable[str], model: str | None = None, **options: Any) -> NDArray[np.float32]:
-        """`embed` for asyncio: same arguments (but `progress`), result and errors; cancelling the task cancels the work."""
+        """`embed` for asyncio: same arguments (but `progress`), result and errors; cancelling the task cancels the
+        work.
+        """
         from .aio import aembed
 
         return await aembed(self, texts, model, **options)
@@ -277,7 +278,8 @@ class ModelManager(Manager):
     def generate_text_response(self, prompt: str, max_length: int = 120, turkish_context: bool = True) -> str:
         """A cleaned answer to the prompt's first 300 characters, empty when the model wrote less than 8 characters.
 
-        `max_length` counts tokens of prompt and answer together, 120 at most. Raises `RuntimeError` without a generator.
+        `max_length` counts tokens of prompt and answer together, 120 at most. Raises `RuntimeError` without a
+        generator.
         """
         generator = self.text_generator
         if generator is None:
@@ -298,7 +300,7 @@ class ModelManager(Manager):
 
         try:
             answer = await asyncio.to_thread(self._answer, message)
-        except Exception as error:  # the callers' contract
+        except Exception as error:  # noqa: BLE001  the callers' contract
             logger.warning("No answer could be generated: %s", error)
             answer = None
         return answer or pick_fallback(message, self.fallback_answers)
@@ -314,7 +316,9 @@ class ModelManager(Manager):
     # --- Lifecycle -----------------------------------------------------------------------------------------------
 
     def warmup_models(self, models: Iterable[str | ModelType] | None = None) -> None:
-        """Load these slots; None: the preferred sentence model, and the generator if `use_huggingface`. Failures are logged."""
+        """Load these slots; None: the preferred sentence model, and the generator if `use_huggingface`. Failures are
+        logged.
+        """
         if models is None:
             names = [TURKISH if self.config.prefer_turkish else ENGLISH]
             if self.config.use_huggingface:
@@ -451,10 +455,14 @@ def _restore(
 def _ask_host(message: str) -> str | None:
     """The answer of the host's own content manager, when there is one and it has a real one."""
     try:
-        from improved_turkish_content_manager import improved_turkish_content as content  # type: ignore[import-not-found]
+        from improved_turkish_content_manager import improved_turkish_content as content
     except ImportError:
         return None
-    answer = content.get_response(message)
+    try:
+        answer = content.get_response(message)
+    except Exception as error:  # noqa: BLE001  the host's code may raise anything; a generated answer is still possible
+        logger.warning("improved_turkish_content failed: %s", error)
+        return None
     if not isinstance(answer, str) or not answer.strip() or is_host_fallback(content, answer):
         return None
     return answer

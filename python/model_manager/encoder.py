@@ -1,7 +1,7 @@
 """A sentence model as an object with `encode`, for code written for sentence-transformers.
 
-The object is a handle: it names a slot and holds no weights, so an idle model leaves memory even while somebody keeps the
-handle, and comes back at the next `encode`.
+The object is a handle: it names a slot and holds no weights, so an idle model leaves memory even while somebody keeps
+the handle, and comes back at the next `encode`.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ class SentenceModel:
             batch_size: Accepted and ignored: batches are formed by tokens, and no result depends on them.
             show_progress_bar: Show one, when tqdm is installed.
             output_value: Only ``"sentence_embedding"``.
-            precision: ``"float32"``, or quantised: ``"int8"``/``"uint8"`` (scaled to the range of these texts, one byte a
-                dimension), ``"binary"``/``"ubinary"`` (the sign, one bit a dimension).
+            precision: ``"float32"``, or quantised: ``"int8"``/``"uint8"`` (scaled to the range of these texts,
+                one byte a dimension), ``"binary"``/``"ubinary"`` (the sign, one bit a dimension).
             convert_to_numpy: False: a list of arrays, one a text.
             convert_to_tensor: A PyTorch tensor, when PyTorch is installed.
             device: Accepted and ignored: `Config(device=...)` decides.
@@ -82,7 +82,7 @@ class SentenceModel:
             raise ValueError(f"precision={precision!r} must be one of float32, int8, uint8, binary, ubinary")
         single = isinstance(sentences, str)
         texts = [sentences] if isinstance(sentences, str) else list(sentences)
-        with _progress(bool(show_progress_bar), len(texts)) as progress:
+        with _Progress(bool(show_progress_bar), len(texts)) as progress:
             vectors: Any = self._manager.embed(
                 texts,
                 self.name,
@@ -107,7 +107,9 @@ class SentenceModel:
         return self.encode(sentences, **self._with_prompt(options, ("query",)))
 
     def encode_document(self, sentences: str | Iterable[str], **options: Any) -> Any:
-        """`encode` with the model's prompt named ``document``, ``passage`` or ``corpus``, if it has one and none is given."""
+        """`encode` with the model's prompt named ``document``, ``passage`` or ``corpus``, if it has one and none is
+        given.
+        """
         return self.encode(sentences, **self._with_prompt(options, ("document", "passage", "corpus")))
 
     def _with_prompt(self, options: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
@@ -119,13 +121,15 @@ class SentenceModel:
     def similarity(self, first: ArrayLike, second: ArrayLike) -> NDArray[np.float32]:
         """How alike each row of `first` is to each of `second`, shape (n, m), by the model's own measure.
 
-        ``cosine`` and ``dot`` grow with likeness; ``euclidean`` and ``manhattan`` are negative distances, so they do too.
+        ``cosine`` and ``dot`` grow with likeness; ``euclidean`` and ``manhattan`` are negative distances, so they do
+        too.
         """
         return similarity(first, second, self.describe()["similarity"])
 
-    def count_tokens(self, texts: str | Iterable[str]) -> Any:
+    def count_tokens(self, texts: str | Iterable[str]) -> int | list[int]:
         """Tokens of one text (int) or of each (list), special tokens included, not cut to `max_seq_length`."""
-        return self._manager.count_tokens(texts, self.name)
+        counts = self._manager.count_tokens(texts, self.name)
+        return counts[0] if isinstance(texts, str) else counts
 
     def describe(self) -> Description:
         """What the model is; loads it."""
@@ -175,7 +179,9 @@ class SentenceModel:
 
 
 def similarity(first: ArrayLike, second: ArrayLike, measure: str = "cosine") -> NDArray[np.float32]:
-    """Likeness of each row of `first` (n, dim) to each of `second` (m, dim), shape (n, m); single vectors are one row."""
+    """Likeness of each row of `first` (n, dim) to each of `second` (m, dim), shape (n, m); single vectors are one
+    row.
+    """
     import numpy as np
 
     a = np.atleast_2d(np.asarray(first, dtype=np.float32))
@@ -210,11 +216,11 @@ def quantize(vectors: NDArray[np.float32], precision: Precision) -> NDArray[Any]
         )
     low = vectors.min(axis=0)
     step = (vectors.max(axis=0) - low) / 255
-    steps = (vectors - low) / np.where(step > 0, step, 1)
+    steps: NDArray[np.float32] = (vectors - low) / np.where(step > 0, step, 1)
     return steps.astype(np.uint8) if precision == "uint8" else (steps - 128).astype(np.int8)
 
 
-class _progress:
+class _Progress:
     """A tqdm bar as a context: gives the callback that `embed` takes, or None when no bar is wanted or can be had."""
 
     def __init__(self, wanted: bool, total: int) -> None:

@@ -43,7 +43,9 @@ class ConfigError(ModelManagerError, ValueError):
 
 
 class InputError(ModelManagerError, ValueError):
-    """An argument has the right type but a wrong value: a lone surrogate, an unknown prompt name, a dimension out of range."""
+    """An argument has the right type but a wrong value: a lone surrogate, an unknown prompt name, a dimension out of
+    range.
+    """
 
 
 class UnknownModelError(ModelManagerError, KeyError):

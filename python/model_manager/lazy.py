@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import threading
 import weakref
 
 from ._core import Manager
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     Function = TypeVar("Function", bound=Callable[..., Any])
 
 _instances = itertools.count(1)
+_registration = threading.Lock()
 
 
 class LazyModel:
@@ -43,35 +45,39 @@ class LazyModel:
         return instance if isinstance(instance, Manager) else model_manager
 
     def _register(self, instance: Any) -> str:
-        manager = self._manager(instance)
-        if manager is instance:
-            slot = self.kind
-        else:
-            # Instances of a foreign class share the process-wide manager: each gets a slot of its own.
-            slot = f"{type(instance).__qualname__}.{self.kind}#{next(_instances)}"
-        # The manager keeps the loader, so the loader must not keep the instance.
-        reference = weakref.ref(instance)
-
-        def load() -> Any:
-            owner = reference()
-            if owner is None:
-                raise ReferenceError(f"the owner of {slot!r} is gone")
-            return self.method(owner)
-
-        registered = instance.__dict__.setdefault(self._attribute, slot)
-        if registered == slot:
+        with _registration:
+            slot: str | None = instance.__dict__.get(self._attribute)
+            if slot is not None:
+                return slot
+            # The manager keeps the loader, so the loader must not keep the instance.
+            loader = functools.partial(_load, self.method, weakref.ref(instance))
+            manager = self._manager(instance)
             # `Manager.register`, not an override: a loader bound to this instance must not be pickled with it.
-            Manager.register(manager, slot, loader=load, replace=True)
-            if manager is not instance:
+            if manager is instance:
+                slot = self.kind
+                Manager.register(manager, slot, loader=loader, replace=True)
+            else:
+                # Instances of a foreign class share the process-wide manager: each has a slot of its own.
+                slot = f"{type(instance).__qualname__}.{self.kind}#{next(_instances)}"
+                Manager.register(manager, slot, loader=loader)
                 weakref.finalize(instance, Manager.unregister, manager, slot).atexit = False
-        return registered
+            instance.__dict__[self._attribute] = slot
+            return slot
+
+
+def _load(method: Callable[[Any], Any], reference: weakref.ref[Any]) -> Any:
+    instance = reference()
+    if instance is None:
+        raise ReferenceError(f"the owner of {method.__qualname__} is gone")
+    return method(instance)
 
 
 def lazy_load_model(kind: Any) -> Callable[[Callable[[Any], Any]], Any]:
-    """Turn a loader method into a property: loaded at first use, once under racing threads, tracked, unloaded when idle.
+    """Turn a loader method into a property: loaded at first use, once under racing threads, tracked, unloaded when
+    idle.
 
-    `kind` names the slot (a str or `ModelType`). In a class derived from `ModelManager` the slot is that manager's; in any
-    other class it is one of the process-wide `model_manager`, under a name of its own for every instance.
+    `kind` names the slot (a str or `ModelType`). In a class derived from `ModelManager` the slot is that manager's;
+    in any other class it is one of the process-wide `model_manager`, under a name of its own for every instance.
     """
 
     def decorate(method: Callable[[Any], Any]) -> Any:
