@@ -145,7 +145,7 @@ class Config:
         """
     @property
     def load_timeout(self) -> float | None:
-        """Seconds to wait for a load when the call gives no timeout; None: without end. `MODEL_MANAGER_LOAD_TIMEOUT`."""
+        """Seconds to wait for a load when the call gives no timeout; None: no limit. `MODEL_MANAGER_LOAD_TIMEOUT`."""
     @property
     def cache_dir(self) -> str | None:
         """Folder of downloaded models; None: the Hugging Face cache (`HF_HUB_CACHE`, `HF_HOME`).
@@ -354,7 +354,7 @@ class Manager:
     def stats(self) -> Statistics:
         """Everything countable, JSON-serialisable. Loads nothing."""
     def set_auto_cleanup(self, enabled: bool, cleanup_interval: float = 300, max_idle_time: float = 600) -> None:
-        """Switch the unloading of idle models on or off; takes effect at once. Seconds, both > 0, else `ConfigError`."""
+        """Switch the unloading of idle models on or off, at once. Seconds, both > 0, else `ConfigError`."""
     def cleanup_idle(self) -> list[str]:
         """Unload now what has been idle for `max_idle_time`; the slots unloaded."""
     def close(self) -> None:
