@@ -376,7 +376,7 @@ class ModelManager(Manager):
     # --- Health --------------------------------------------------------------------------------------------------
 
     def _get_memory_usage(self) -> float:
-        return _core.resident_bytes() / 1e6
+        return _core.resident_bytes() / 2**20
 
     def get_model_info(self) -> dict[str, Any]:
         """What is loaded, on which device, with how much memory; cache and tracker figures; JSON-serialisable."""

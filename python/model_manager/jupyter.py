@@ -77,7 +77,7 @@ def _slot_figures(slot: SlotStatistics) -> tuple[str, str]:
 
 
 def _size(count: int) -> str:
-    return f"{count / 1e6:,.1f} MB"
+    return f"{count / 2**20:,.1f} MB"
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

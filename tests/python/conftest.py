@@ -98,7 +98,9 @@ def multilingual() -> str:
     return real_model("multilingual-e5-small")
 
 
-def run_python(code: str, *, timeout: float = 60, check: bool = True, **environment: str) -> subprocess.CompletedProcess:
+def run_python(
+    code: str, *, timeout: float = 60, check: bool = True, **environment: str
+) -> subprocess.CompletedProcess:
     """Run `code` in an interpreter of its own, warnings being errors; its output is text."""
     process = subprocess.run(
         [sys.executable, "-W", "error", "-c", code],

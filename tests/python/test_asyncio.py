@@ -9,7 +9,6 @@ import time
 import numpy as np
 import pytest
 from conftest import DIMENSION, ENGLISH_MODEL, ENGLISH_TEXT, TURKISH_TEXT
-
 from model_manager.errors import InputError
 
 

@@ -7,7 +7,6 @@ import time
 import numpy as np
 import pytest
 from conftest import DIMENSION
-
 from model_manager.errors import InputError, UnknownModelError
 
 
@@ -44,7 +43,9 @@ def test_lone_surrogates(shared, texts):
         shared.embed(texts)
 
 
-@pytest.mark.parametrize("text", ["", " ", "\0", "a\0b", "\x00" * 100, "\u200b", "\ufeff", "😀", "\U0010ffff", "a\u0301" * 50])
+@pytest.mark.parametrize(
+    "text", ["", " ", "\0", "a\0b", "\x00" * 100, "\u200b", "\ufeff", "😀", "\U0010ffff", "a\u0301" * 50]
+)
 def test_odd_text_has_a_vector(shared, text):
     vector = shared.embed(text, "english_sentence")
     assert vector.shape == (DIMENSION,)
@@ -68,7 +69,15 @@ def test_a_hundred_thousand_texts(shared):
 def test_unknown_slot(shared):
     with pytest.raises(UnknownModelError, match=r"no_such.*english_sentence.*register"):
         shared.embed("a text", "no_such")
-    for call in (shared.load, shared.unload, shared.is_loaded, shared.get, shared.peek, shared.describe, shared.unregister):
+    for call in (
+        shared.load,
+        shared.unload,
+        shared.is_loaded,
+        shared.get,
+        shared.peek,
+        shared.describe,
+        shared.unregister,
+    ):
         with pytest.raises(KeyError):
             call("no_such")
 

@@ -149,7 +149,9 @@ def test_clear_resets_the_counts(manager):
     manager.embed("one text", "english_sentence")
     manager.cache_clear()
     info = manager.cache_info()
-    assert (info["hits"], info["misses"], info["insertions"], info["evictions"], info["entries"], info["bytes"]) == (0,) * 6
+    assert (info["hits"], info["misses"], info["insertions"], info["evictions"], info["entries"], info["bytes"]) == (
+        0,
+    ) * 6
 
 
 def test_right_under_threads(make_manager):

@@ -7,7 +7,6 @@ import json
 import numpy as np
 import pytest
 from conftest import DIMENSION, ENGLISH_TEXT, TURKISH_TEXT
-
 from model_manager import ModelManager
 
 
@@ -52,7 +51,10 @@ def test_bytes_and_lone_surrogates_have_no_embedding(shared, text, caplog):
 def test_force_turkish_chooses_the_model(shared):
     forced = shared.generate_embedding(ENGLISH_TEXT, force_turkish=True)
     assert forced == shared.embed(ENGLISH_TEXT.lower(), "turkish_sentence").tolist()
-    assert shared.generate_embedding(TURKISH_TEXT, False) == shared.embed(TURKISH_TEXT.lower(), "english_sentence").tolist()
+    assert (
+        shared.generate_embedding(TURKISH_TEXT, False)
+        == shared.embed(TURKISH_TEXT.lower(), "english_sentence").tolist()
+    )
     assert forced != shared.generate_embedding(ENGLISH_TEXT)
 
 

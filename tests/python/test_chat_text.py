@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-
 from model_manager import chat_text
 from model_manager.chat_text import build_prompt, clean_answer, normalise, pick_fallback, score_answer
 

@@ -10,7 +10,6 @@ import re
 
 import pytest
 from conftest import ROOT
-
 from model_manager import Config, ModelManager
 from model_manager.errors import ConfigError
 
@@ -157,7 +156,9 @@ def test_a_bad_variable_is_named(variable, text, monkeypatch):
         Config()
 
 
-@pytest.mark.parametrize(("name", "value"), [("cache_size", "many"), ("lazy_loading", []), ("dtype", 7), ("threads", 1.5)])
+@pytest.mark.parametrize(
+    ("name", "value"), [("cache_size", "many"), ("lazy_loading", []), ("dtype", 7), ("threads", 1.5)]
+)
 def test_wrong_types(name, value):
     with pytest.raises((TypeError, ConfigError), match=name):
         Config(**{name: value})
@@ -183,7 +184,7 @@ def test_it_is_immutable_and_a_value():
     assert Config(**config.to_dict()) == config
     assert json.loads(json.dumps(config.to_dict())) == config.to_dict()
     assert "cache_size=7" in repr(config)
-    assert eval(repr(config), {"Config": Config}) == config  # noqa: S307
+    assert eval(repr(config), {"Config": Config}) == config
 
 
 def test_it_pickles_and_copies(monkeypatch):

@@ -5,10 +5,9 @@ from __future__ import annotations
 import inspect
 import json
 
+import model_manager as package
 import pytest
 from conftest import ENGLISH_MODEL, ENGLISH_TEXT, TURKISH_MODEL, TURKISH_TEXT, run_python
-
-import model_manager as package
 from model_manager import LazyLoadTracker, ModelManager, ModelType, TurkishLanguageDetector
 
 FORBIDDEN = [

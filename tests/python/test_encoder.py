@@ -7,11 +7,10 @@ import sys
 import numpy as np
 import pytest
 from conftest import DIMENSION, ENGLISH_TEXT, FIXTURES, reference
-
 from model_manager import SentenceModel
 from model_manager.encoder import quantize, similarity
 
-TEXTS = [f"text number {n} about {'rain snow sun wind'.split()[n % 4]}" for n in range(120)]
+TEXTS = [f"text number {n} about {['rain', 'snow', 'sun', 'wind'][n % 4]}" for n in range(120)]
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,6 @@ import re
 
 import pytest
 from conftest import ROOT
-
 from model_manager import ModelManagerError, _core, errors
 
 CLASSES = [getattr(errors, name) for name in errors.__all__]

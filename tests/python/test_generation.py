@@ -9,7 +9,6 @@ import time
 import types
 
 import pytest
-
 from model_manager import ModelManager, ModelManagerError
 from model_manager.chat_text import FALLBACK_ANSWERS
 

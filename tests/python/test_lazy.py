@@ -7,7 +7,6 @@ import threading
 import time
 
 import pytest
-
 from model_manager import Config, ModelManager, ModelType, lazy_load_model, memory_efficient_cache, model_manager
 
 

@@ -10,7 +10,6 @@ import weakref
 
 import pytest
 from conftest import DIMENSION, ENGLISH_MODEL, ENGLISH_TEXT, TURKISH_TEXT
-
 from model_manager import ModelManager
 from model_manager.errors import ClosedError, InputError, LoaderError, WaitTimeoutError
 
@@ -354,7 +353,11 @@ def test_overload_is_told_quickly(make_manager):
     sent = 0
     for n in range(3000):
         try:
-            manager.submit([f"{n} {m} " + "long text " * 20 for m in range(10)], lambda r, e: answers.append((r, e)), "english_sentence")
+            manager.submit(
+                [f"{n} {m} " + "long text " * 20 for m in range(10)],
+                lambda r, e: answers.append((r, e)),
+                "english_sentence",
+            )
             sent += 1
         except OverloadedError as error:
             assert "english_sentence" in str(error)

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 from conftest import DIMENSION, ENGLISH_MODEL, ENGLISH_TEXT
-
 from model_manager.errors import (
     InvalidFileError,
     MissingFileError,
@@ -131,7 +130,9 @@ def test_an_unsupported_model(manager, folder, key, value):
     fails(manager, folder, UnsupportedModelError, value)
 
 
-@pytest.mark.parametrize(("key", "value"), [("num_attention_heads", 0), ("hidden_size", 10**12), ("num_hidden_layers", -1)])
+@pytest.mark.parametrize(
+    ("key", "value"), [("num_attention_heads", 0), ("hidden_size", 10**12), ("num_hidden_layers", -1)]
+)
 def test_a_config_out_of_range(manager, folder, key, value):
     config = json.loads((folder / "config.json").read_text())
     config[key] = value

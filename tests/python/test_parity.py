@@ -27,7 +27,9 @@ def check(manager, slot, expected):
         np.testing.assert_allclose(manager.embed(text, slot, **options), row, **TOLERANCE)
     for case in expected.get("prompted", []):
         prompt = {key: case[key] for key in ("prompt", "prompt_name") if key in case}
-        np.testing.assert_allclose(manager.embed(case["text"], slot, **options, **prompt), case["embedding"], **TOLERANCE)
+        np.testing.assert_allclose(
+            manager.embed(case["text"], slot, **options, **prompt), case["embedding"], **TOLERANCE
+        )
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -7,7 +7,6 @@ import pickle
 
 import pytest
 from conftest import DIMENSION, ENGLISH_MODEL, ENGLISH_TEXT
-
 from model_manager import ModelManager, model_manager
 
 

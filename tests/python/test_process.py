@@ -58,7 +58,13 @@ def test_a_hit_needs_no_second_import_of_numpy_and_lists_need_none():
 
 @pytest.mark.parametrize(
     "ending",
-    ["", "sys.exit(0)", "m.close()", "m.unload_all()", "threading.Thread(target=m.embed, args=(['x'] * 5000,)).start()"],
+    [
+        "",
+        "sys.exit(0)",
+        "m.close()",
+        "m.unload_all()",
+        "threading.Thread(target=m.embed, args=(['x'] * 5000,)).start()",
+    ],
 )
 def test_the_interpreter_ends_cleanly(ending):
     process = run_python(MANAGER + f"m = tiny(auto_cleanup=True)\nm.embed([ENGLISH_TEXT, TURKISH_TEXT])\n{ending}")

@@ -6,10 +6,9 @@ import ast
 import inspect
 from importlib import metadata, resources
 
+import model_manager
 import pytest
 from conftest import ROOT
-
-import model_manager
 from model_manager import ModelManager, _core
 
 STUB = ast.parse((ROOT / "python" / "model_manager" / "_core.pyi").read_text(encoding="utf-8"))

@@ -6,7 +6,6 @@ import json
 
 import pytest
 from conftest import FIXTURES
-
 from model_manager import is_turkish
 from model_manager.chat_text import normalise
 
