@@ -2,8 +2,8 @@
 
     make run
 
-Shows that nothing is loaded before the first text, which model each text goes to, what it costs in time and memory, what
-the cache answers, and that unloading gives the memory back.
+Shows that nothing is loaded before the first text, which model each text goes to, what it costs in time and memory,
+what the cache answers, and that unloading gives the memory back.
 """
 
 from __future__ import annotations
@@ -63,9 +63,8 @@ def main() -> None:
     for text in (TEXTS[3], TEXTS[0]):
         started = time.perf_counter()
         vector = model_manager.generate_embedding(text)
-        say(
-            f"{(time.perf_counter() - started) * 1e3:8.1f} ms  {model_manager.route(text):17} {len(vector)} numbers  {text}"
-        )
+        seconds = time.perf_counter() - started
+        say(f"{seconds * 1e3:8.1f} ms  {model_manager.route(text):17} {len(vector)} numbers  {text}")
     for name, seconds in model_manager.get_lazy_loading_statistics()["tracker"]["load_times"].items():
         description = model_manager.describe(name)
         say(
@@ -77,9 +76,8 @@ def main() -> None:
     heading("A batch: every text goes to the model of its language")
     started = time.perf_counter()
     vectors = model_manager.embed(TEXTS)
-    say(
-        f"{len(TEXTS)} texts in {(time.perf_counter() - started) * 1e3:.1f} ms: {vectors.dtype} array of shape {vectors.shape}"
-    )
+    seconds = time.perf_counter() - started
+    say(f"{len(TEXTS)} texts in {seconds * 1e3:.1f} ms: {vectors.dtype} array of shape {vectors.shape}")
     for language, rows in (("Turkish", slice(0, 3)), ("English", slice(3, 6))):
         say(f"\n{language} similarities (cosine)")
         for text, row in zip(TEXTS[rows], vectors[rows] @ vectors[rows].T, strict=True):

@@ -1,4 +1,4 @@
-"""What the tests share: the tiny models with their references, managers on them, and a Python in a process of its own."""
+"""What the tests share: the tiny models and their references, managers on them, a Python in a process of its own."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ for _name in list(os.environ):
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HOME"] = str(Path(tempfile.gettempdir()) / "model-manager-tests-no-such-cache")
 
-from model_manager import Config, ModelManager
+from model_manager import Config, ModelManager  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -284,7 +284,9 @@ def test_settings_are_read_at_first_use_and_model_names_at_each_load():
     code = """
 import os
 from model_manager import model_manager
-os.environ.update(ENGLISH_FALLBACK_MODEL=os.environ["FIRST"], MEMORY_EFFICIENT_CACHE_SIZE="7", MODEL_MANAGER_DTYPE="float32")
+os.environ["ENGLISH_FALLBACK_MODEL"] = os.environ["FIRST"]
+os.environ["MEMORY_EFFICIENT_CACHE_SIZE"] = "7"
+os.environ["MODEL_MANAGER_DTYPE"] = "float32"
 assert len(model_manager.generate_embedding("an english text")) == 32
 assert model_manager.config.cache_size == 7
 os.environ["ENGLISH_FALLBACK_MODEL"] = os.environ["SECOND"]
