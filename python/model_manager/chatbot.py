@@ -102,8 +102,12 @@ class _BoundCachedMethod:
     def __call__(self, text: str, force_turkish: bool | None = None) -> list[float]:
         return self.__func__(self.__self__, text, force_turkish)
 
+    @property
+    def __doc__(self) -> str | None:  # type: ignore[override]
+        return self.__func__.__doc__
+
     def __getattr__(self, name: str) -> Any:
-        # __name__, __doc__, __wrapped__ …
+        # __name__, __wrapped__ …
         return getattr(self.__func__, name)
 
     def cache_info(self) -> Any:

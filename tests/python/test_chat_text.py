@@ -88,5 +88,4 @@ def test_the_same_message_gets_the_same_fallback():
 
 def test_the_fallbacks_are_answers():
     for answer in chat_text.FALLBACK_ANSWERS:
-        assert chat_text.is_turkish(answer.lower())
-        assert answer.endswith((".", "?"))
+        assert score_answer(answer) > 0.8

@@ -115,9 +115,9 @@ def test_precision(model, precision, dtype, width):
 
 
 def test_bytes_span_each_dimensions_range():
-    vectors = np.array([[0.0, -1.0], [0.5, 0.0], [1.0, 3.0]], dtype=np.float32)
-    np.testing.assert_array_equal(quantize(vectors, "uint8"), [[0, 0], [127, 63], [255, 255]])
-    np.testing.assert_array_equal(quantize(vectors, "int8"), [[-128, -128], [0, -64], [127, 127]])
+    vectors = np.array([[0.0, -255.0], [100.5, 0.0], [255.0, 255.0]], dtype=np.float32)
+    np.testing.assert_array_equal(quantize(vectors, "uint8"), [[0, 0], [100, 127], [255, 255]])
+    np.testing.assert_array_equal(quantize(vectors, "int8"), [[-128, -128], [-27, 0], [127, 127]])
     np.testing.assert_array_equal(quantize(vectors[:1], "uint8"), [[0, 0]])
     assert quantize(vectors[:0], "int8").shape == (0, 2)
 
