@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Literal, TypeAlias, final
+from typing import Any, Literal, TypeAlias, final, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -341,8 +341,11 @@ class Manager:
 
         Raises `InputError` for a slot with a loader.
         """
-    def count_tokens(self, texts: str | Iterable[str], model: str | None = None) -> list[int]:
-        """Tokens of each text (one text: a list of one), special tokens included, not cut to the model's maximum.
+    @overload
+    def count_tokens(self, texts: str, model: str | None = None) -> int: ...  # type: ignore[overload-overlap]
+    @overload
+    def count_tokens(self, texts: Iterable[str], model: str | None = None) -> list[int]:
+        """Tokens of each text, special tokens included, not cut to the model's maximum.
         Loads the model.
         """
     def warmup(self, names: Iterable[str], timeout: float | None = None) -> None:
@@ -355,8 +358,8 @@ class Manager:
         """Everything countable, JSON-serialisable. Loads nothing."""
     def set_auto_cleanup(self, enabled: bool, cleanup_interval: float = 300, max_idle_time: float = 600) -> None:
         """Switch the unloading of idle models on or off, at once. Seconds, both > 0, else `ConfigError`."""
-    def cleanup_idle(self) -> list[str]:
-        """Unload now what has been idle for `max_idle_time`; the slots unloaded."""
+    def cleanup_idle(self) -> int:
+        """Unload now what has been idle for `max_idle_time`; how many slots."""
     def close(self) -> None:
         """Unload everything and stop the threads. Further use raises `ClosedError`; closing again does nothing."""
     @property

@@ -29,6 +29,11 @@ class CacheStatistics(TypedDict):
     misses: int
     insertions: int
     evictions: int
+    """Vectors that left to make room."""
+    expirations: int
+    """Vectors that left because their time was over."""
+    rejections: int
+    """Vectors too large to be kept."""
     entries: int
     """Vectors held now."""
     bytes: int
@@ -104,6 +109,8 @@ class SlotStatistics(TypedDict):
     """Seconds since its latest use; None when it never was."""
     queued: int
     """Texts waiting for it."""
+    last_error: str | None
+    """Why its latest load failed; None when it did not."""
 
 
 class QueueStatistics(TypedDict):
@@ -118,10 +125,13 @@ class QueueStatistics(TypedDict):
     """Texts computed."""
     tokens: int
     batches: int
+    failed_batches: int
+    shared: int
+    """Texts answered by the computation of an equal text that was under way."""
     cancelled: int
     """Texts dropped because their caller left."""
     rejected: int
-    """Texts refused because the queue was full."""
+    """Requests refused because the queue was full."""
 
 
 class MemoryStatistics(TypedDict):

@@ -76,7 +76,7 @@ class TurkishLanguageDetector:
         """Whether 0.7 · share of Turkish letters + 0.3 · share of common Turkish words is above 0.1. Empty: False."""
         try:
             return _core.is_turkish(text)
-        except UnicodeEncodeError:
+        except InputError:
             # A lone surrogate is neither a letter nor a word, and so is the question mark that takes its place.
             return _core.is_turkish(text.encode(errors="replace").decode())
 

@@ -128,8 +128,7 @@ class SentenceModel:
 
     def count_tokens(self, texts: str | Iterable[str]) -> int | list[int]:
         """Tokens of one text (int) or of each (list), special tokens included, not cut to `max_seq_length`."""
-        counts = self._manager.count_tokens(texts, self.name)
-        return counts[0] if isinstance(texts, str) else counts
+        return self._manager.count_tokens(texts, self.name)
 
     def describe(self) -> Description:
         """What the model is; loads it."""

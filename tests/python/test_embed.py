@@ -162,7 +162,7 @@ def test_count_tokens(shared):
         assert shared.count_tokens([text], "english_sentence") == [count]
     short, long = shared.count_tokens(["a text", "a text " * 500], "english_sentence")
     assert short < 24 < long, "not cut to the model's maximum"
-    assert shared.count_tokens("a text", "english_sentence") == [short]
+    assert shared.count_tokens("a text", "english_sentence") == short
 
 
 def test_describe(shared):
