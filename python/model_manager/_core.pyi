@@ -196,8 +196,8 @@ class Manager:
     Waiting happens with the GIL released and can be interrupted (Ctrl-C). A manager can be subclassed, used in a
     ``with`` statement, and pickled (by configuration; models load again where it is unpickled).
 
-    Slots ``turkish_sentence``, ``english_sentence`` and ``text_generator`` exist from the start; ``turkish_sentence``
-    falls back to ``english_sentence`` when it cannot be loaded.
+    Slots ``turkish_sentence``, ``english_sentence`` and ``text_generator`` exist from the start. When the source of
+    ``turkish_sentence`` cannot be loaded, the multilingual default takes its place.
     """
 
     def __new__(cls, config: Config | None = None, **overrides: Any) -> Self:
@@ -244,12 +244,12 @@ class Manager:
             keep_alive: Seconds or ``"5m"`` after the latest use; 0: unload after use; negative: for ever; None:
                 as configured.
             pinned: Never unloaded by idleness or budget; `unload` still does.
-            fallback: Slots to try in turn when this one cannot be loaded.
+            fallback: Sources to try in turn when the first cannot be loaded.
             pooling, max_length, revision, prompts: Replace what the model's files say.
             replace: Allow an existing slot of that name (built-in ones too); its model is unloaded.
 
         Raises:
-            InputError: Both or neither of `source` and `loader`, a name in use, an unknown fallback or pooling.
+            InputError: Both or neither of `source` and `loader`, a name in use, an unknown dtype or pooling.
         """
     def unregister(self, name: str) -> None:
         """Unload and forget the slot. The three built-in slots cannot go. Raises `UnknownModelError`, `InputError`."""
@@ -315,8 +315,7 @@ class Manager:
     def route(self, text: str) -> str:
         """The slot that `embed` chooses for `text`, by the language of its first 800 characters, lower-cased."""
     def load(self, name: str, timeout: float | None = None) -> None:
-        """Load the slot and wait for it; concurrent callers share one load. With a failing load its fallbacks are not
-        tried.
+        """Load the slot and wait for it; concurrent callers share one load.
 
         Raises:
             UnknownModelError: No such slot.

@@ -145,6 +145,9 @@ class ModelManager(Manager):
         self._registered = {}
         self._reported = set()
         _open_managers.add(self)
+        # The process-wide manager must not read its settings yet, and loads with its first use.
+        if (config is not None or overrides) and not self.config.lazy_loading:
+            self.warmup_models([TURKISH, ENGLISH])
         return self
 
     # --- Slots ---------------------------------------------------------------------------------------------------

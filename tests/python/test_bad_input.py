@@ -99,10 +99,8 @@ def test_unknown_keyword(shared):
         {"source": "x", "loader": object},
         {"source": "x", "pooling": "no_such"},
         {"source": "x", "dtype": "int3"},
-        {"source": "x", "fallback": ["no_such"]},
         {"source": "x", "keep_alive": "soon"},
         {"source": "x", "max_length": 0},
-        {"source": ""},
     ],
     ids=str,
 )

@@ -270,14 +270,13 @@ def test_cleanup_idle_by_hand(make_manager):
     assert not manager.is_loaded("english_sentence")
 
 
-def test_fallback_chain(manager):
-    manager.register("broken too", "/no/such/other")
-    manager.register("broken", "/no/such/model", fallback=["broken too", "english_sentence"])
-    vector = manager.embed(ENGLISH_TEXT, "broken")
+def test_fallback_chain(manager, caplog):
+    manager.register("model", "/no/such/model", fallback=["/no/such/other", ENGLISH_MODEL], dtype="float32")
+    vector = manager.embed(ENGLISH_TEXT, "model")
     assert vector.tolist() == manager.embed(ENGLISH_TEXT, "english_sentence").tolist()
-    assert not manager.is_loaded("broken")
-    with pytest.raises(FileNotFoundError, match="/no/such/model"):
-        manager.load("broken")
+    assert manager.describe("model")["source"] == ENGLISH_MODEL
+    assert "/no/such/model" in caplog.text
+    assert "/no/such/other" in caplog.text
 
 
 def test_when_the_whole_chain_fails_the_first_error_comes_out(make_manager):
