@@ -27,7 +27,7 @@ help: ## Show this list
 $(VENV)/.made: pyproject.toml
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install -q --upgrade 'pip>=25.1'
-	$(PY) -m pip install -q --group dev numpy
+	$(PY) -m pip install -q --group dev
 	touch $@
 
 .PHONY: venv
