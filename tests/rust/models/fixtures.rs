@@ -35,6 +35,11 @@ pub(crate) fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
 }
 
+fn references(folder: &str) -> Vec<(String, PathBuf)> {
+    let named = |path: PathBuf| (path.file_stem().unwrap().to_str().unwrap().to_string(), path);
+    fs::read_dir(fixture(folder)).unwrap().map(|entry| named(entry.unwrap().path())).collect()
+}
+
 fn all() -> BTreeMap<String, (ModelFiles, Reference)> {
     let mut all = BTreeMap::new();
     for entry in fs::read_dir(fixture("")).unwrap() {
@@ -78,6 +83,32 @@ fn token_ids_are_those_of_transformers() {
         }
     }
     assert!(compared > 100, "{compared}");
+}
+
+/// Runs where `make models` has put the real models.
+#[test]
+fn token_ids_of_the_real_models() {
+    for (name, reference) in references("real") {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join(".models").join(&name);
+        if !folder.is_dir() {
+            continue;
+        }
+        let files = ModelFiles::open(&name, &folder).unwrap();
+        let reference: Reference = serde_json::from_slice(&fs::read(reference).unwrap()).unwrap();
+        let config =
+            SentenceConfig::load(&files, ModelConfig::read(&files).unwrap().positions().unwrap()).unwrap();
+        assert_eq!(
+            (config.max_length, config.normalize),
+            (reference.max_length, reference.normalize),
+            "{name}"
+        );
+        let tokenizer = Tokenizer::load(&files, config.lower_case).unwrap();
+        for case in reference.cases.iter().chain(&reference.prompted) {
+            let prompt = config.prompt(&name, case.prompt_name.as_deref(), case.prompt.as_deref()).unwrap();
+            let ids = tokenizer.encode(&format!("{prompt}{}", case.text), config.max_length).unwrap();
+            assert_eq!(ids, case.ids, "{name}: {}", case.text);
+        }
+    }
 }
 
 #[test]
@@ -207,12 +238,13 @@ fn the_beginning_of_a_long_text_gives_the_tokens_of_the_whole() {
         "東京",
         "🙂",
         "[MASK]",
+        "x\u{85}y",
         "a",
     ];
     let mut long = String::new();
     for i in 0..40_000usize {
         long.push_str(words[(i * 7 + i / 5) % words.len()]);
-        long.push_str([" ", " ", " ", "\n", "  ", "\u{a0}"][(i * 5 + i / 3) % 6]);
+        long.push_str([" ", " ", " ", "\n", "  ", "\u{a0}", "\r\n", "\u{1f} \t"][(i * 5 + i / 3) % 8]);
     }
     for (name, (files, _)) in all() {
         let tokenizer = Tokenizer::load(&files, true).unwrap();
