@@ -172,7 +172,7 @@ impl ModelFiles {
         }
         let selection = selection.map_err(|missing| missing.error(model, root))?;
         let weights = selection.weight_files(root)?;
-        for shard in weights.paths().iter().filter(|path| !path.is_file()) {
+        if let Some(shard) = weights.paths().iter().find(|path| !path.is_file()) {
             let file = shard.file_name().unwrap_or_default().to_string_lossy().into_owned();
             return Err(Missing::Shard(file).error(model, &root.join(&selection.transformer)));
         }

@@ -242,16 +242,16 @@ fn the_beginning_of_a_long_text_gives_the_tokens_of_the_whole() {
         "a",
     ];
     let mut long = String::new();
-    for i in 0..40_000usize {
+    for i in 0..8_000usize {
         long.push_str(words[(i * 7 + i / 5) % words.len()]);
         long.push_str([" ", " ", " ", "\n", "  ", "\u{a0}", "\r\n", "\u{1f} \t"][(i * 5 + i / 3) % 8]);
     }
     for (name, (files, _)) in all() {
         let tokenizer = Tokenizer::load(&files, true).unwrap();
         let whole = tokenizer.encode(&long, usize::MAX).unwrap();
-        assert!(whole.len() > 40_000);
+        assert!(whole.len() > 8_000);
         let end = whole[whole.len() - 1];
-        for length in [3, 24, 128, 512, 5000, 60_000] {
+        for length in [3, 24, 128, 512, 2000, 60_000] {
             let cut = tokenizer.encode(&long, length).unwrap();
             let length = length.min(whole.len());
             assert_eq!(cut[..length - 1], whole[..length - 1], "{name}: {length}");
