@@ -258,7 +258,7 @@ mod tests {
         std::fs::write(&path, [0; 16]).unwrap();
         let file = MappedFile::open(&path).unwrap();
         assert!(Weight::mapped(Arc::clone(&file), 0..16, Stored::F32, vec![4]).is_ok());
-        for range in [0..20, 4..16, Range { start: 16, end: 0 }] {
+        for range in [0..20, 4..16, 16..0] {
             assert!(Weight::mapped(Arc::clone(&file), range, Stored::F32, vec![4]).is_err());
         }
     }

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use model_manager::compute::{DType, Packed, Tensors};
+use model_manager::compute::{Cpu, DType, Isa, Packed, Tensors};
+use model_manager::models::bert::{Bert, BertConfig};
 use model_manager::models::{
     Encoder, ModelConfig, ModelFiles, Pooling, SentenceConfig, SentenceEncoder, Tokenizer, Weights,
 };
@@ -29,6 +30,7 @@ struct Case {
     prompt: Option<String>,
     text: String,
     ids: Vec<u32>,
+    embedding: Vec<f32>,
 }
 
 pub(crate) fn fixture(name: &str) -> PathBuf {
@@ -274,4 +276,32 @@ fn many_threads_share_a_tokenizer() {
             });
         }
     });
+}
+
+/// The transformer of these tests' models, in f32 on this CPU.
+fn bert(config: &ModelConfig, weights: &Weights) -> Result<Box<dyn SentenceEncoder>> {
+    let parsed = BertConfig::deserialize(&config.json).unwrap();
+    Ok(Box::new(Bert::load(Cpu::new(Isa::from_env()?, DType::F32), &parsed, weights, "test")?))
+}
+
+#[test]
+fn vectors_are_those_of_sentence_transformers() {
+    for (name, (files, reference)) in all() {
+        let encoder = Encoder::load(&files, DType::F32, &bert).unwrap();
+        for case in reference.cases.iter().chain(&reference.prompted) {
+            let prompt =
+                encoder.config.prompt(&name, case.prompt_name.as_deref(), case.prompt.as_deref()).unwrap();
+            let ids = encoder
+                .tokenizer
+                .encode(&format!("{prompt}{}", case.text), encoder.config.max_length)
+                .unwrap();
+            let vector = encoder.encode(&Packed::new(&ids, &[0, ids.len() as u32]).unwrap()).unwrap();
+            let worst = vector.iter().zip(&case.embedding).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            assert!(
+                worst <= 1e-5 && vector.len() == case.embedding.len(),
+                "{name}: {worst:e}: {}",
+                case.text
+            );
+        }
+    }
 }
