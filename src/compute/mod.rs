@@ -11,6 +11,8 @@
 mod backend;
 pub mod candle;
 pub mod cpu;
+#[cfg(all(test, unix))]
+mod guarded;
 mod isa;
 mod kernels;
 pub mod memory;

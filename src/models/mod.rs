@@ -4,6 +4,7 @@
 //! source.rs   what the user wrote → hub id, folder, package
 //! files.rs    which files make a model, and where they are      hub.rs, transfer.rs, blobs.rs   cache and download
 //! tokenizer.rs, wordpiece.rs   text → ids                       weights.rs                      name → tensor
+//! bert.rs     ids → token states (BERT and the RoBERTas)        pooling.rs                      states → vector
 //! sentence.rs pooling, normalisation, length, prompts           dense.rs                        one more layer
 //! ```
 

@@ -8,7 +8,7 @@ pub(crate) mod math;
 pub(crate) mod pack;
 pub(crate) mod rows;
 pub(crate) mod simd;
-#[cfg(test)]
+#[cfg(all(test, unix))]
 mod tests;
 pub(crate) mod tile;
 #[cfg(target_arch = "x86_64")]

@@ -188,7 +188,7 @@ fn answer(stream: &TcpStream, address: SocketAddr, content: &Mutex<Content>) {
         format!("{about}content-range: bytes {start}-{}/{}\r\n", body.len().wrapping_sub(1), body.len());
     match fault {
         Some(Fault::Status(status, code)) => {
-            send(stream, &format!("{status} X"), &format!("x-error-code: {code}\r\n"), &[], 0)
+            send(stream, &format!("{status} X"), &format!("x-error-code: {code}\r\n"), &[], 0);
         }
         Some(Fault::Short(length)) => send(stream, "200 OK", &about, &body[..length], length),
         Some(Fault::Long) => send(stream, "200 OK", &about, &[&body[..], b"more"].concat(), body.len() + 4),
@@ -209,7 +209,7 @@ fn answer(stream: &TcpStream, address: SocketAddr, content: &Mutex<Content>) {
         Some(Fault::Cut(length)) => send(stream, "200 OK", &about, &body[..length], body.len()),
         None if start >= body.len() && start > 0 => send(stream, "416 Range Not Satisfiable", "", &[], 0),
         None if start > 0 => {
-            send(stream, "206 Partial Content", &partial, &body[start..], body.len() - start)
+            send(stream, "206 Partial Content", &partial, &body[start..], body.len() - start);
         }
         None => send(stream, "200 OK", &about, &body, body.len()),
     }
