@@ -389,7 +389,10 @@ mod tests {
             ("english_model", Value::Text("  ".into())),
         ] {
             let error = Settings::default().with([(name, value.clone())]).unwrap_err();
-            assert!(matches!(&error, Error::Config { setting, .. } if setting == name), "{name}={value}: {error}");
+            assert!(
+                matches!(&error, Error::Config { setting, .. } if setting == name),
+                "{name}={value}: {error}"
+            );
         }
         let error = Settings::default().with([("cache_sise", Value::Int(1))]).unwrap_err();
         assert!(error.to_string().contains("cache_size"), "{error}");

@@ -11,10 +11,11 @@ const LETTERS: &str = "çğıöşüÇĞIİÖŞÜ";
 
 /// Common words and suffixes, as the chatbot lists them.
 const WORDS: &[&str] = &[
-    "ve", "ile", "bir", "bu", "şu", "ne", "nasıl", "nedir", "niye", "niçin", "için", "den", "dan", "dır", "dir",
-    "dur", "dür", "mı", "mi", "mu", "mü", "da", "de", "ta", "te", "la", "le", "ya", "ye", "sa", "se", "ka", "ke",
-    "ben", "sen", "o", "biz", "siz", "onlar", "benim", "senin", "bizim", "sizin", "onların", "var", "yok", "varsa",
-    "yoksa", "gibi", "kadar", "çok", "az", "büyük", "küçük", "iyi", "kötü", "güzel", "çirkin",
+    "ve", "ile", "bir", "bu", "şu", "ne", "nasıl", "nedir", "niye", "niçin", "için", "den", "dan", "dır",
+    "dir", "dur", "dür", "mı", "mi", "mu", "mü", "da", "de", "ta", "te", "la", "le", "ya", "ye", "sa", "se",
+    "ka", "ke", "ben", "sen", "o", "biz", "siz", "onlar", "benim", "senin", "bizim", "sizin", "onların",
+    "var", "yok", "varsa", "yoksa", "gibi", "kadar", "çok", "az", "büyük", "küçük", "iyi", "kötü", "güzel",
+    "çirkin",
 ];
 
 /// The chatbot's weights and threshold.
@@ -59,10 +60,14 @@ mod tests {
 
     #[test]
     fn decides_as_the_chatbot_always_has() {
-        for text in ["Bugün üretim nasıl?", "vardiya ne zaman ve nerede", "şu", "IBM", "İ", "İde", "i\u{307}de"] {
+        for text in
+            ["Bugün üretim nasıl?", "vardiya ne zaman ve nerede", "şu", "IBM", "İ", "İde", "i\u{307}de"]
+        {
             assert!(is_turkish(text), "{text}");
         }
-        for text in ["", "   ", "test", "Merhaba dünya", "ibm", "The machine is running", "123", "…", "日本語"] {
+        for text in
+            ["", "   ", "test", "Merhaba dünya", "ibm", "The machine is running", "123", "…", "日本語"]
+        {
             assert!(!is_turkish(text), "{text}");
         }
     }

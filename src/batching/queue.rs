@@ -66,9 +66,7 @@ impl Queue {
         let (mut used, mut abandoned) = (0, 0);
         // Half for the people who wait (all of it when nothing else does), then bulk, then whoever is left.
         let share = if self.bulk.is_empty() { budget } else { budget / 2 };
-        for (lane, limit) in
-            [(Lane::Interactive, share), (Lane::Bulk, budget), (Lane::Interactive, budget)]
-        {
+        for (lane, limit) in [(Lane::Interactive, share), (Lane::Bulk, budget), (Lane::Interactive, budget)] {
             abandoned += self.take(lane, limit, &mut used, &mut batch);
         }
         (batch, abandoned)

@@ -116,7 +116,10 @@ impl Batcher {
                 let (shared, model) = (Arc::clone(&shared), Arc::downgrade(model));
                 move || work(&shared, &model, budget)
             })
-            .map_err(|error| Error::Internal { place: format!("thread of {name}"), reason: error.to_string() })?;
+            .map_err(|error| Error::Internal {
+                place: format!("thread of {name}"),
+                reason: error.to_string(),
+            })?;
         Ok(Self { shared, worker: Some(worker) })
     }
 
@@ -157,7 +160,9 @@ impl Drop for Batcher {
             waiter.chunk.fail(Error::Closed);
         }
         // The last owner may be a reply that the worker itself is sending: a thread cannot wait for itself.
-        if let Some(worker) = self.worker.take().filter(|worker| worker.thread().id() != thread::current().id()) {
+        if let Some(worker) =
+            self.worker.take().filter(|worker| worker.thread().id() != thread::current().id())
+        {
             // The worker catches every panic; there is nothing to learn from its result.
             let _ = worker.join();
         }
@@ -224,8 +229,9 @@ impl Scratch {
         self.out.resize(batch.len() * width, 0.0);
         let packed = Packed { ids: &self.ids, offsets: &self.offsets };
         let out = &mut self.out;
-        catch_unwind(AssertUnwindSafe(|| model.forward(&packed, out)))
-            .unwrap_or_else(|payload| Err(Error::panic(format!("the forward pass of {name}"), payload.as_ref())))?;
+        catch_unwind(AssertUnwindSafe(|| model.forward(&packed, out))).unwrap_or_else(|payload| {
+            Err(Error::panic(format!("the forward pass of {name}"), payload.as_ref()))
+        })?;
         Ok(width)
     }
 }
@@ -301,7 +307,12 @@ mod tests {
             let (permits, gate) = mpsc::channel();
             let model = Arc::new(Fake { batches: AtomicUsize::new(0), gate: Mutex::new(gate) });
             let counters = Arc::default();
-            Self { batcher: Batcher::start("fake", &model, budget, &counters).unwrap(), counters, model, permits }
+            Self {
+                batcher: Batcher::start("fake", &model, budget, &counters).unwrap(),
+                counters,
+                model,
+                permits,
+            }
         }
 
         fn permit(&self, batches: usize) {
@@ -419,7 +430,8 @@ mod tests {
                     for step in 1..=50usize {
                         // Half of the sequences are common to all threads.
                         let (own, common) = (vec![100 + id; step], vec![50; step]);
-                        let rows = bench.submit(&[&own, &common], &Cancel::default()).recv().unwrap().unwrap();
+                        let rows =
+                            bench.submit(&[&own, &common], &Cancel::default()).recv().unwrap().unwrap();
                         assert_eq!(rows, [100.0 + id as f32, step as f32, 50.0, step as f32]);
                     }
                 });

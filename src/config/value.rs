@@ -317,7 +317,11 @@ impl<T: Choice> Setting for T {
 
     fn from_value(value: &Value) -> Result<Self, String> {
         let Value::Text(text) = value else { return Err(allowed::<T>()) };
-        T::ALL.iter().find(|(_, word)| word.eq_ignore_ascii_case(text)).map(|(choice, _)| *choice).ok_or_else(allowed::<T>)
+        T::ALL
+            .iter()
+            .find(|(_, word)| word.eq_ignore_ascii_case(text))
+            .map(|(choice, _)| *choice)
+            .ok_or_else(allowed::<T>)
     }
 
     fn from_text(text: &str) -> Result<Self, String> {

@@ -134,10 +134,17 @@ impl Core {
         let settings = &self.settings;
         let turkish = EmbeddingSpec {
             fallback: vec![MULTILINGUAL_MODEL.to_owned()],
-            ..EmbeddingSpec::new(source("turkish_model", "TURKISH_SENTENCE_MODEL", settings.turkish_model.as_str()))
+            ..EmbeddingSpec::new(source(
+                "turkish_model",
+                "TURKISH_SENTENCE_MODEL",
+                settings.turkish_model.as_str(),
+            ))
         };
-        let english =
-            EmbeddingSpec::new(source("english_model", "ENGLISH_FALLBACK_MODEL", settings.english_model.as_str()));
+        let english = EmbeddingSpec::new(source(
+            "english_model",
+            "ENGLISH_FALLBACK_MODEL",
+            settings.english_model.as_str(),
+        ));
         let reason = "this version generates no text itself; register(\"text_generator\", loader=..., replace=True) \
                       supplies a generator";
         self.register(TURKISH, Spec::Embedding(turkish), Keep::default(), false)?;
@@ -195,7 +202,12 @@ impl Core {
 
     /// Slots other than `name`, which the memory budget may unload for it.
     pub(super) fn others(&self, name: &str) -> Vec<Arc<dyn Managed>> {
-        self.entries.load().iter().filter(|entry| entry.name != name).map(|entry| entry.slot.managed()).collect()
+        self.entries
+            .load()
+            .iter()
+            .filter(|entry| entry.name != name)
+            .map(|entry| entry.slot.managed())
+            .collect()
     }
 
     pub(super) fn register(
@@ -221,7 +233,8 @@ impl Core {
             let mut entries = Vec::clone(&self.entries.load());
             let replaced = match entries.iter_mut().find(|existing| existing.name == name) {
                 Some(_) if !replace => {
-                    let known = format!("a model is already registered as {name:?}; pass replace=True to replace it");
+                    let known =
+                        format!("a model is already registered as {name:?}; pass replace=True to replace it");
                     return Err(Error::Input(known));
                 }
                 Some(existing) => Some(std::mem::replace(existing, entry)),
@@ -270,7 +283,11 @@ impl Core {
     }
 
     /// The loaded model with this identity, or the one that `load` makes. Concurrent callers wait for one load.
-    pub(super) fn share(&self, identity: &Arc<str>, load: impl FnOnce() -> Result<Arc<Running>>) -> Result<Arc<Running>> {
+    pub(super) fn share(
+        &self,
+        identity: &Arc<str>,
+        load: impl FnOnce() -> Result<Arc<Running>>,
+    ) -> Result<Arc<Running>> {
         let cell = Arc::clone(self.shared.lock().entry(Arc::clone(identity)).or_default());
         let mut held = cell.lock();
         if let Some(running) = held.upgrade() {

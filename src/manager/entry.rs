@@ -12,7 +12,7 @@ use crate::batching::Batcher;
 use crate::cache::KeyRef;
 use crate::config::DTypeChoice;
 use crate::lifecycle::{KeepAlive, Slot};
-use crate::models::{Encoder, Pooling};
+use crate::models::{Encoder, Pooling, SentenceConfig};
 use crate::{Error, Result};
 
 /// An object of the host's own, as its loader returned it.
@@ -117,38 +117,16 @@ pub(super) struct Known {
     /// Files, dtype and overrides: equal for equal vectors.
     pub(super) identity: Arc<str>,
     pub(super) width: usize,
-    pub(super) prompts: BTreeMap<String, String>,
-    pub(super) default_prompt: Option<String>,
-    /// Whether the tokens of a prompt take part in pooling.
-    pub(super) include_prompt: bool,
+    /// The source, as messages name it.
+    pub(super) model: String,
+    /// What the model's files say, with the slot's own prompts added.
+    pub(super) config: SentenceConfig,
 }
 
 impl Known {
     /// The prompt that `options` ask for, or the model's default, or none.
     pub(super) fn prompt<'a>(&'a self, options: &'a EmbedOptions) -> Result<&'a str> {
-        let prompt = self.chosen(options)?;
-        if !self.include_prompt && !prompt.is_empty() {
-            return Err(Error::Input(
-                "this model leaves the prompt out of pooling (include_prompt false), which is not supported; pass \
-                 prompt=\"\" to embed without one"
-                    .into(),
-            ));
-        }
-        Ok(prompt)
-    }
-
-    fn chosen<'a>(&'a self, options: &'a EmbedOptions) -> Result<&'a str> {
-        if let Some(prompt) = &options.prompt {
-            return Ok(prompt);
-        }
-        let Some(name) = options.prompt_name.as_ref().or(self.default_prompt.as_ref()) else { return Ok("") };
-        self.prompts.get(name).map(String::as_str).ok_or_else(|| {
-            let known: Vec<_> = self.prompts.keys().map(String::as_str).collect();
-            Error::Input(format!(
-                "prompt_name={name:?} is not a prompt of this model; it has {}",
-                if known.is_empty() { "none".to_owned() } else { known.join(", ") }
-            ))
-        })
+        self.config.prompt(&self.model, options.prompt_name.as_deref(), options.prompt.as_deref())
     }
 }
 

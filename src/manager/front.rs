@@ -101,7 +101,9 @@ impl Drop for Front {
     fn drop(&mut self) {
         self.shared.state.lock().closed = true;
         self.shared.wake.notify_one();
-        if let Some(thread) = self.thread.get_mut().take().filter(|t| t.thread().id() != thread::current().id()) {
+        if let Some(thread) =
+            self.thread.get_mut().take().filter(|t| t.thread().id() != thread::current().id())
+        {
             // A panic in a task was already reported by the panic hook.
             let _ = thread.join();
         }
@@ -195,7 +197,9 @@ mod tests {
         let ((bad, bad_told), (good, good_told)) = (probe(true), probe(false));
         front.push(bad).unwrap();
         front.push(good).unwrap();
-        assert!(matches!(bad_told.recv().unwrap(), Some(Error::Internal { reason, .. }) if reason == "step failed"));
+        assert!(
+            matches!(bad_told.recv().unwrap(), Some(Error::Internal { reason, .. }) if reason == "step failed")
+        );
         assert_eq!(good_told.recv().unwrap(), None);
     }
 

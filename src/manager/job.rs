@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 
 use super::core::Core;
-use super::fork;
 use super::entry::{Entry, Known, Resident, Serving};
+use super::fork;
 use super::front::Task;
 use super::options::{EmbedOptions, dimensions, finish};
 use crate::batching::{Cancel, Chunk, Lane};
@@ -405,12 +405,14 @@ impl Job {
         let state = self.state.lock();
         let loading = state.groups.iter().find(|group| group.lease.is_none());
         match loading {
-            Some(group) => Some(Error::Timeout {
-                what: format!("model {:?}", group.entry.name),
+            Some(group) => {
+                Some(Error::Timeout { what: format!("model {:?}", group.entry.name), after: limit.after })
+            }
+            None if limit.load_only => None,
+            None => Some(Error::Timeout {
+                what: format!("embedding {} texts", self.texts.len()),
                 after: limit.after,
             }),
-            None if limit.load_only => None,
-            None => Some(Error::Timeout { what: format!("embedding {} texts", self.texts.len()), after: limit.after }),
         }
     }
 

@@ -45,7 +45,9 @@ fn load_first(core: &Arc<Core>, name: &str, spec: &EmbeddingSpec) -> Result<(Ser
         match load_source(core, name, source, spec) {
             Ok(loaded) => {
                 if first_error.is_some() {
-                    log::warn!("{name}: using the fallback {source:?}; its vectors do not compare with those of {primary:?}");
+                    log::warn!(
+                        "{name}: using the fallback {source:?}; its vectors do not compare with those of {primary:?}"
+                    );
                 }
                 return Ok(loaded);
             }
@@ -68,8 +70,10 @@ fn load_source(
     let mut options = ResolveOptions::new(Arc::clone(core.host()));
     options.offline |= settings.offline;
     options.cache_dir = settings.cache_dir.as_ref().map(|dir| dir.as_str().into());
-    options.revision =
-        spec.revision.clone().or_else(|| settings.revision.as_ref().map(|revision| revision.as_str().to_owned()));
+    options.revision = spec
+        .revision
+        .clone()
+        .or_else(|| settings.revision.as_ref().map(|revision| revision.as_str().to_owned()));
     let files = resolve(&Source::parse(source)?, &options, &mut log_progress())?;
 
     let isa = Isa::from_env()?;
@@ -79,7 +83,9 @@ fn load_source(
     let mut charge = None;
     let running = core.share(&identity, || {
         charge = Some(core.budget().make_room(name, files.expected_bytes(dtype)?, &core.others(name))?);
-        let encoder = Arc::new(Encoder::load(&files, dtype, overrides, &|config, weights| on_cpu(config, weights, isa, dtype))?);
+        let encoder = Arc::new(Encoder::load(&files, dtype, overrides, &|config, weights| {
+            on_cpu(config, weights, isa, dtype)
+        })?);
         // The file's pages were read once; what is kept is packed.
         memory::trim();
         let batcher = Batcher::start(name, &encoder, core.batch_tokens(), core.work())?;
@@ -95,7 +101,12 @@ fn log_progress() -> impl FnMut(&Progress<'_>) -> Result<()> {
     move |progress| {
         let tenth = progress.total.filter(|total| *total > 0).map_or(0, |total| progress.done * 10 / total);
         if told.0 != progress.file || told.1 != tenth {
-            log::info!("downloading {}: {} of {} MB", progress.file, progress.done >> 20, progress.total.unwrap_or(0) >> 20);
+            log::info!(
+                "downloading {}: {} of {} MB",
+                progress.file,
+                progress.done >> 20,
+                progress.total.unwrap_or(0) >> 20
+            );
             told = (progress.file.to_owned(), tenth);
         }
         Ok(())
@@ -103,16 +114,9 @@ fn log_progress() -> impl FnMut(&Progress<'_>) -> Result<()> {
 }
 
 fn known(running: &Running, spec: &EmbeddingSpec, identity: Arc<str>) -> Known {
-    let config = &running.encoder.config;
-    let mut prompts = config.prompts.clone();
-    prompts.extend(spec.prompts.clone());
-    Known {
-        identity,
-        width: running.encoder.width(),
-        prompts,
-        default_prompt: config.default_prompt_name.clone(),
-        include_prompt: config.include_prompt,
-    }
+    let mut config = running.encoder.config.clone();
+    config.prompts.extend(spec.prompts.clone());
+    Known { identity, width: running.encoder.width(), model: running.encoder.name.clone(), config }
 }
 
 /// The slot's own choice, else the manager's; `auto` is what this machine multiplies natively.

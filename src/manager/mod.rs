@@ -327,7 +327,12 @@ impl Manager {
     ///
     /// # Errors
     /// As [`Manager::embed`].
-    pub fn count_tokens(&self, texts: &[String], model: Option<&str>, check: Check<'_>) -> Result<Vec<usize>> {
+    pub fn count_tokens(
+        &self,
+        texts: &[String],
+        model: Option<&str>,
+        check: Check<'_>,
+    ) -> Result<Vec<usize>> {
         let core = self.core()?;
         let mut counts = Vec::with_capacity(texts.len());
         for (number, text) in texts.iter().enumerate() {

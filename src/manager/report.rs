@@ -44,7 +44,7 @@ pub struct Description {
 impl Description {
     pub(super) fn new(name: &str, serving: &Serving) -> Self {
         let encoder = &serving.running.encoder;
-        let config = &encoder.config;
+        let config = &serving.known.config;
         Self {
             name: name.to_owned(),
             source: serving.source.clone(),
@@ -55,8 +55,8 @@ impl Description {
             pooling: config.pooling.name().to_owned(),
             normalizes: config.normalize,
             similarity: config.similarity.name().to_owned(),
-            prompts: serving.known.prompts.clone().into_iter().collect(),
-            default_prompt_name: serving.known.default_prompt.clone(),
+            prompts: config.prompts.clone().into_iter().collect(),
+            default_prompt_name: config.default_prompt_name.clone(),
             dtype: encoder.dtype().to_owned(),
             bytes: encoder.memory_bytes(),
         }

@@ -83,10 +83,13 @@ impl ModelConfig {
                 reason: "it has no model_type; it is not the config.json of a transformers model".into(),
             });
         };
-        let architecture = Architecture::deserialize(&json["model_type"]).map_err(|_| Error::Unsupported {
-            model: files.model.clone(),
-            reason: format!("its model_type is {kind:?}; supported are bert, xlm-roberta, roberta, camembert"),
-        })?;
+        let architecture =
+            Architecture::deserialize(&json["model_type"]).map_err(|_| Error::Unsupported {
+                model: files.model.clone(),
+                reason: format!(
+                    "its model_type is {kind:?}; supported are bert, xlm-roberta, roberta, camembert"
+                ),
+            })?;
         Ok(Self { model: files.model.clone(), architecture, json, path })
     }
 
@@ -126,7 +129,12 @@ pub struct Overrides {
 ///
 /// # Errors
 /// [`Error::InvalidFile`] when `config.json` lacks a number; those of the weights.
-pub fn on_cpu(config: &ModelConfig, weights: &Weights, isa: Isa, dtype: DType) -> Result<Box<dyn SentenceEncoder>> {
+pub fn on_cpu(
+    config: &ModelConfig,
+    weights: &Weights,
+    isa: Isa,
+    dtype: DType,
+) -> Result<Box<dyn SentenceEncoder>> {
     let bert = BertConfig::deserialize(&config.json)
         .map_err(|error| Error::InvalidFile { path: config.path.clone(), reason: error.to_string() })?;
     Ok(Box::new(Bert::load(Cpu::new(isa, dtype), &bert, weights, &config.model)?))
@@ -160,7 +168,8 @@ impl Encoder {
         let positions = config.positions()?;
         let mut sentence = SentenceConfig::load(files, positions)?;
         sentence.pooling = overrides.pooling.unwrap_or(sentence.pooling);
-        sentence.max_length = overrides.max_length.map_or(sentence.max_length, |length| length.min(positions));
+        sentence.max_length =
+            overrides.max_length.map_or(sentence.max_length, |length| length.min(positions));
         let fingerprint = files.fingerprint(dtype)?;
         let tokenizer = Tokenizer::load(files, sentence.lower_case)?;
         let dense: Vec<_> =

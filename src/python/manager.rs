@@ -103,9 +103,7 @@ impl PyManager {
         let host = Arc::new(PythonHost);
         let inner = match config {
             None => Manager::from_environment(overrides, host).or_raise(py)?,
-            Some(config) => {
-                Manager::new(config.get().0.clone().with(pairs(&overrides)).or_raise(py)?, host)
-            }
+            Some(config) => Manager::new(config.get().0.clone().with(pairs(&overrides)).or_raise(py)?, host),
         };
         let inner = Arc::new(inner);
         fork::watch(&inner);
@@ -169,7 +167,8 @@ impl PyManager {
         let mut own_loader = None;
         let spec = match (source, loader) {
             (Some(source), None) => {
-                let dtype = DTypeChoice::from_text(dtype).map_err(|reason| refuse(format!("dtype={dtype:?} {reason}")))?;
+                let dtype = DTypeChoice::from_text(dtype)
+                    .map_err(|reason| refuse(format!("dtype={dtype:?} {reason}")))?;
                 let pooling = match pooling {
                     None => None,
                     Some(name) => Some(Pooling::from_name(&name).ok_or_else(|| {
@@ -196,7 +195,9 @@ impl PyManager {
             }
             (None, Some(loader)) => {
                 let kind = loader.bind(py).get_type().name()?.to_string();
-                return Err(PyTypeError::new_err(format!("loader must be callable without arguments, not {kind}")));
+                return Err(PyTypeError::new_err(format!(
+                    "loader must be callable without arguments, not {kind}"
+                )));
             }
             (Some(_), Some(_)) => return Err(refuse(format!("{name:?}: give source or loader, not both"))),
             (None, None) => return Err(refuse(format!("{name:?}: give a source or a loader"))),
@@ -244,7 +245,11 @@ impl PyManager {
                 Some(vector) => vector,
                 None => self.enter(py, |manager, check| manager.embed_missed(text, options, check))?,
             };
-            return if copy { Ok(copied_array(py, &vector).into_any().unbind()) } else { shared_array(py, &vector) };
+            return if copy {
+                Ok(copied_array(py, &vector).into_any().unbind())
+            } else {
+                shared_array(py, &vector)
+            };
         }
         let (texts, single) = match Texts::extract(texts)? {
             Texts::One(text) => (vec![text], true),
@@ -254,10 +259,12 @@ impl PyManager {
         let result = self.enter(py, |manager, check| {
             let mut tell = |done: usize, all: usize| match &progress {
                 None => Ok(()),
-                Some(progress) => Python::attach(|py| progress.call1(py, (done, all)).map(drop)).map_err(|error| {
-                    raised = Some(error);
-                    Error::Cancelled
-                }),
+                Some(progress) => {
+                    Python::attach(|py| progress.call1(py, (done, all)).map(drop)).map_err(|error| {
+                        raised = Some(error);
+                        Error::Cancelled
+                    })
+                }
             };
             manager.embed(texts, options, check, &mut tell)
         });
@@ -308,7 +315,9 @@ impl PyManager {
             });
         });
         let inner = &slf.get().inner;
-        py.detach(|| inner.submit(texts, options, reply)).map(PyTicket).map_err(|error| slf.get().explain(py, &error))
+        py.detach(|| inner.submit(texts, options, reply))
+            .map(PyTicket)
+            .map_err(|error| slf.get().explain(py, &error))
     }
 
     /// The slot that `embed` chooses for `text`.
@@ -422,10 +431,12 @@ impl PyManager {
         max_idle_time: f64,
     ) -> PyResult<()> {
         let seconds = |setting: &str, value: f64| {
-            Duration::try_from_secs_f64(value).ok().filter(|span| !span.is_zero()).ok_or_else(|| Error::Config {
-                setting: setting.into(),
-                value: value.to_string(),
-                reason: "must be a number of seconds greater than 0".into(),
+            Duration::try_from_secs_f64(value).ok().filter(|span| !span.is_zero()).ok_or_else(|| {
+                Error::Config {
+                    setting: setting.into(),
+                    value: value.to_string(),
+                    reason: "must be a number of seconds greater than 0".into(),
+                }
             })
         };
         let interval = seconds("cleanup_interval", cleanup_interval).or_raise(py)?;

@@ -39,7 +39,9 @@ fn dimensions(value: &Bound<'_, PyAny>) -> PyResult<usize> {
         let kind = value.get_type().name()?;
         return Err(PyTypeError::new_err(format!("truncate_dim must be an int, not {kind}")));
     }
-    value.extract().map_err(|_| to_py(value.py(), &Error::Input(format!("truncate_dim={value} is out of range"))))
+    value
+        .extract()
+        .map_err(|_| to_py(value.py(), &Error::Input(format!("truncate_dim={value} is out of range"))))
 }
 
 pub(super) fn timeout(py: Python<'_>, seconds: Option<f64>) -> PyResult<Option<Duration>> {
@@ -61,7 +63,9 @@ pub(super) fn keep_alive(value: Option<&Bound<'_, PyAny>>) -> PyResult<Option<Ke
         KeepAlive::from_seconds("keep_alive", seconds)
     } else {
         let kind = value.get_type().name()?;
-        return Err(PyTypeError::new_err(format!("keep_alive must be seconds or text such as \"5m\", not {kind}")));
+        return Err(PyTypeError::new_err(format!(
+            "keep_alive must be seconds or text such as \"5m\", not {kind}"
+        )));
     };
     keep_alive.or_raise(value.py()).map(Some)
 }

@@ -31,7 +31,10 @@ impl Texts {
         for (number, item) in items.enumerate() {
             let item = item?;
             let Ok(text) = item.cast::<PyString>() else {
-                return Err(PyTypeError::new_err(format!("texts[{number}] must be a str, not {}", kind(&item)?)));
+                return Err(PyTypeError::new_err(format!(
+                    "texts[{number}] must be a str, not {}",
+                    kind(&item)?
+                )));
             };
             many.push(text_of(text, Some(number))?.to_owned());
         }
