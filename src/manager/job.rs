@@ -179,16 +179,22 @@ impl Job {
             let dimensions = dimensions(known.width, self.options.truncate_dim)?;
             let prompt = known.prompt(&self.options)?;
             let mut state = self.state.lock();
-            state.fit(dimensions, self.texts.len())?;
+            // Only what the cache answers settles the width: a model that loads anew may be another one.
+            let mut fitted = if texts.is_empty() { state.fit(dimensions, 0) } else { Ok(()) };
             texts.retain(|&text| {
-                if look_up == LookUp::Done {
+                if look_up == LookUp::Done || fitted.is_err() {
                     return true;
                 }
                 let Some(vector) = cache.get(&self.key(&known.identity, prompt, text)) else { return true };
+                fitted = state.fit(dimensions, self.texts.len());
+                if fitted.is_err() {
+                    return true;
+                }
                 state.row(text).copy_from_slice(vector.as_slice());
                 state.finished += 1;
                 false
             });
+            fitted?;
             if texts.is_empty() {
                 return Ok(None);
             }
