@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use parking_lot::Mutex;
 
 use crate::clock::Clock;
+use crate::sync::Mutex;
 
 /// Load times kept for the percentiles; older ones are forgotten.
 const RECENT_LOADS: usize = 64;
