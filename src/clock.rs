@@ -10,7 +10,7 @@ pub enum Clock {
     System,
     /// Stands still until a test moves it.
     #[cfg(test)]
-    Manual(std::sync::Arc<parking_lot::Mutex<Instant>>),
+    Manual(std::sync::Arc<crate::sync::Mutex<Instant>>),
 }
 
 impl Clock {
@@ -28,7 +28,7 @@ impl Clock {
 #[cfg(test)]
 impl Clock {
     pub(crate) fn manual() -> Self {
-        Self::Manual(std::sync::Arc::new(parking_lot::Mutex::new(Instant::now())))
+        Self::Manual(std::sync::Arc::new(crate::sync::Mutex::new(Instant::now())))
     }
 
     pub(crate) fn advance(&self, by: std::time::Duration) {

@@ -22,5 +22,6 @@ pub mod manager;
 pub mod models;
 #[cfg(feature = "python")]
 mod python;
+pub mod sync;
 
 pub use error::{Error, Result};

@@ -5,12 +5,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::thread::{self, JoinHandle};
 
-use parking_lot::{Condvar, Mutex};
 
 use super::chunk::Chunk;
 use super::queue::{Lane, Queue, Tokens, Waiter};
 use crate::compute::Packed;
 use crate::{Error, Result};
+use crate::sync::{Condvar, Mutex};
 
 /// What a batcher drives: token ids in, one vector a sequence out.
 pub trait Forward: Send + Sync + 'static {
@@ -202,7 +202,7 @@ fn next_batch(shared: &Shared, budget: usize) -> Option<Vec<Tokens>> {
         if !batch.is_empty() {
             return Some(batch);
         }
-        shared.wake.wait(&mut state);
+        state = shared.wake.wait(state);
     }
 }
 

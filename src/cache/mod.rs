@@ -13,10 +13,10 @@ mod vector;
 use std::time::Duration;
 
 use lru::LruCache;
-use parking_lot::Mutex;
 
 use crate::clock::Clock;
 use crate::{Error, Result};
+use crate::sync::Mutex;
 
 use key::Key;
 use store::{Entry, Lfu, Store};

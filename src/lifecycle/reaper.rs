@@ -6,11 +6,11 @@ use std::sync::{Arc, Weak};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use parking_lot::{Condvar, Mutex};
 
 use super::keep_alive::KeepAlive;
 use super::managed::{Managed, State, Why};
 use crate::clock::Clock;
+use crate::sync::{Condvar, Mutex};
 
 /// "Never", among nanoseconds.
 const NEVER: u64 = u64::MAX;
@@ -210,8 +210,8 @@ impl Core {
             let mut due = false;
             while !(control.poked || control.stopping || due) {
                 match wake {
-                    Some(wake) => due = self.changed.wait_until(&mut control, wake).timed_out(),
-                    None => self.changed.wait(&mut control),
+                    Some(wake) => (control, due) = self.changed.wait_until(control, wake),
+                    None => control = self.changed.wait(control),
                 }
             }
         }

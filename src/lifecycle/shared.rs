@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::thread::{self, ThreadId};
 use std::time::Instant;
 
-use parking_lot::Mutex;
 
 use super::keep_alive::KeepAlive;
 use super::lease::{Lease, Stay};
@@ -15,6 +14,7 @@ use super::memory::megabytes;
 use super::slot::{Context, Continuation, Loaded, SlotOptions};
 use super::tracker::Record;
 use crate::{Error, Result};
+use crate::sync::Mutex;
 
 pub(super) type Loader<T> = dyn Fn() -> Result<Loaded<T>> + Send + Sync;
 

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use parking_lot::{Condvar, Mutex};
 
 use super::budget::Charge;
 use super::keep_alive::KeepAlive;
@@ -15,6 +14,7 @@ use super::shared::{Shared, Step};
 use super::tracker::Tracker;
 use crate::clock::Clock;
 use crate::{Error, Result};
+use crate::sync::{Condvar, Mutex};
 
 /// How often a waiting caller looks for a reason to stop waiting.
 const CHECK_EVERY: Duration = Duration::from_millis(50);
@@ -224,7 +224,7 @@ impl<T: ?Sized + Send + Sync + 'static> Parcel<T> {
     fn wait_until(&self, wake: Instant) -> Option<Result<Lease<T>>> {
         let mut content = self.content.lock();
         if content.is_none() {
-            self.arrived.wait_until(&mut content, wake);
+            content = self.arrived.wait_until(content, wake).0;
         }
         content.take()
     }

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use parking_lot::Mutex;
 
 use crate::clock::Clock;
+use crate::sync::Mutex;
 
 /// Load times kept for the percentiles; older ones are forgotten.
 const RECENT_LOADS: usize = 64;
@@ -64,9 +64,11 @@ impl Tracker {
         Self { origin: clock.now(), clock, records: Mutex::default() }
     }
 
-    /// A load of `slot` ended well: it took `seconds` and `memory_mb` megabytes.
+    /// A load of `slot` ended well: it took `seconds` and `memory_mb` megabytes. It counts as an access.
     pub fn record_load(&self, slot: &str, seconds: f64, memory_mb: f64) {
-        self.record(slot).loaded(seconds, memory_mb);
+        let record = self.record(slot);
+        record.loaded(seconds, memory_mb);
+        self.accessed(&record, self.clock.now());
     }
 
     /// `slot` was used now.

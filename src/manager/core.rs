@@ -5,7 +5,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
-use parking_lot::Mutex;
 
 use super::entry::{EmbeddingSpec, Entry, Keep, Resident, Running, Serving, SourceSpec, Spec};
 use super::front::Front;
@@ -20,6 +19,7 @@ use crate::lifecycle::{
     Budget, Context, Loaded, Managed, MemoryProbe, Reaper, ReaperSettings, Slot, SlotOptions, Tracker,
 };
 use crate::{Error, Result};
+use crate::sync::Mutex;
 
 /// The slot of Turkish texts.
 pub const TURKISH: &str = "turkish_sentence";

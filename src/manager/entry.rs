@@ -149,6 +149,14 @@ impl Resident {
         }
     }
 
+    /// Names the model behind this slot among those in memory: equal for slots that share one.
+    pub(super) fn shared(&self) -> Option<usize> {
+        match self {
+            Self::Encoder(serving) => Some(Arc::as_ptr(&serving.running) as usize),
+            Self::Object(_) => None,
+        }
+    }
+
     /// The host's object, if it is one.
     pub(super) fn object(&self) -> Option<HostObject> {
         match self {

@@ -9,9 +9,9 @@ use std::sync::{Arc, Weak};
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
-use parking_lot::{Condvar, Mutex};
 
 use crate::{Error, Result};
+use crate::sync::{Condvar, Mutex};
 
 /// A call in progress.
 pub(super) trait Task: Send + Sync + 'static {
@@ -146,8 +146,8 @@ fn next(shared: &Shared) -> Option<Next> {
             return None;
         }
         match state.deadlines.peek().map(|Reverse(deadline)| deadline.at) {
-            Some(at) => drop(shared.wake.wait_until(&mut state, at)),
-            None => shared.wake.wait(&mut state),
+            Some(at) => state = shared.wake.wait_until(state, at).0,
+            None => state = shared.wake.wait(state),
         }
     }
 }

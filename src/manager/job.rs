@@ -10,7 +10,6 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use parking_lot::{Condvar, Mutex};
 
 use super::core::Core;
 use super::entry::{Entry, Known, Resident, Serving};
@@ -22,6 +21,7 @@ use crate::cache::{KeyRef, Vector};
 use crate::config::Seconds;
 use crate::lifecycle::Lease;
 use crate::{Error, Result};
+use crate::sync::{Condvar, Mutex};
 
 /// Vectors of a call: row-major f32 `[rows, width]`.
 #[derive(Debug, Clone, PartialEq)]
@@ -179,16 +179,22 @@ impl Job {
             let dimensions = dimensions(known.width, self.options.truncate_dim)?;
             let prompt = known.prompt(&self.options)?;
             let mut state = self.state.lock();
-            state.fit(dimensions, self.texts.len())?;
+            // Only what the cache answers settles the width: a model that loads anew may be another one.
+            let mut fitted = if texts.is_empty() { state.fit(dimensions, 0) } else { Ok(()) };
             texts.retain(|&text| {
-                if look_up == LookUp::Done {
+                if look_up == LookUp::Done || fitted.is_err() {
                     return true;
                 }
                 let Some(vector) = cache.get(&self.key(&known.identity, prompt, text)) else { return true };
+                fitted = state.fit(dimensions, self.texts.len());
+                if fitted.is_err() {
+                    return true;
+                }
                 state.row(text).copy_from_slice(vector.as_slice());
                 state.finished += 1;
                 false
             });
+            fitted?;
             if texts.is_empty() {
                 return Ok(None);
             }
@@ -389,12 +395,12 @@ impl Job {
             if runnable && self.pump()? {
                 continue;
             }
-            let mut state = self.state.lock();
+            let state = self.state.lock();
             if state.outcome.is_none() && !state.runnable && state.finished == told {
                 // A limit that has passed and still lets the call go on was one for loading: it is over.
                 let limit = self.limit.map(|limit| limit.at).filter(|at| *at > Instant::now());
                 let until = limit.map_or(next_check, |at| at.min(next_check));
-                self.changed.wait_until(&mut state, until);
+                drop(self.changed.wait_until(state, until));
             }
         }
     }

@@ -21,7 +21,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
-use parking_lot::Mutex;
 
 pub use self::core::{BUILT_IN, ENGLISH, GENERATOR, TURKISH};
 pub use self::entry::{EmbeddingSpec, HostLoader, HostObject, Keep, SourceSpec, Spec};
@@ -36,6 +35,7 @@ use crate::cache::{CacheStatistics, Vector};
 use crate::config::{Host, Settings, Value};
 use crate::lifecycle::{Lease, ReaperSettings, State, Tracker};
 use crate::{Error, Result};
+use crate::sync::Mutex;
 
 /// Looks for a reason to stop waiting, about every 50 ms; the binding looks for signals.
 pub type Check<'a> = &'a mut dyn FnMut() -> Result<()>;

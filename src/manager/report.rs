@@ -141,12 +141,22 @@ impl ManagerStatistics {
             rejected: core.counts.rejected.load(Ordering::Relaxed),
             work: core.work().work(),
         };
+        // Slots with the same files share one model, which counts once.
+        let mut models = 0;
+        let mut counted = Vec::new();
+        for (entry, report) in entries.iter().zip(&slots) {
+            let shared = entry.slot.glance(Resident::shared).flatten();
+            if shared.is_none_or(|model| !counted.contains(&model)) {
+                models += report.bytes;
+                counted.extend(shared);
+            }
+        }
         Self {
             queue,
             tracker: core.tracker().statistics(),
             cache: core.cache().statistics(),
             resident: memory::resident_bytes(),
-            models: slots.iter().map(|slot| slot.bytes).sum(),
+            models,
             budget: core.budget().limit(),
             threads: Threads::global().count(),
             isa: Isa::from_env().map_or_else(|error| error.to_string(), |isa| isa.to_string()),

@@ -3,10 +3,10 @@
 use std::cell::RefCell;
 use std::sync::{Arc, Weak};
 
-use parking_lot::Mutex;
 use pyo3::prelude::*;
 
 use crate::manager::{Inheritance, Manager, fork};
+use crate::sync::Mutex;
 
 /// Every manager of the process. Locked briefly, and across no fork.
 static MANAGERS: Mutex<Vec<Weak<Manager>>> = Mutex::new(Vec::new());
@@ -47,7 +47,7 @@ pub(super) fn _after_fork_parent(py: Python<'_>) {
 /// Called after `os.fork` in the child: managers get new threads and keep their models.
 #[pyfunction]
 pub(super) fn _after_fork_child() {
-    fork::resume();
+    fork::resume_in_child();
     let (paused, carried) = CARRIED.take();
     for (manager, inheritance) in carried {
         if let Err(error) = manager.after_fork_child(inheritance, paused) {

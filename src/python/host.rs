@@ -3,13 +3,13 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use parking_lot::Mutex;
 use pyo3::prelude::*;
 
 use super::errors::to_py;
 use crate::config::Host;
 use crate::manager::{HostLoader, HostObject};
 use crate::{Error, Result};
+use crate::sync::Mutex;
 
 /// The interpreter that imported us. Called from loader threads, which hold no lock then.
 pub(super) struct PythonHost;

@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
-use parking_lot::Mutex;
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList, PyString, PyType};
@@ -23,6 +22,7 @@ use crate::lifecycle::ReaperSettings;
 use crate::manager::{EmbeddingSpec, Keep, Manager, Matrix, SourceSpec, Spec, Ticket};
 use crate::models::Pooling;
 use crate::{Error, Result};
+use crate::sync::Mutex;
 
 /// Model slots, the embedding cache and the queues. All methods may be called from any thread.
 #[pyclass(frozen, subclass, weakref, name = "Manager", module = "model_manager._core")]

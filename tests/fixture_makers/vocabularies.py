@@ -11,7 +11,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from .texts import CORPUS
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
-from multilingual_e5 import charsmap  # noqa: E402  (the project's own script, not a package)
+from multilingual_e5 import charsmap
 
 WORDPIECE_SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789.,;:!?'-_/@%&="

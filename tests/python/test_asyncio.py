@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 import time
 
@@ -155,11 +156,18 @@ def test_a_cancelled_ticket_is_silent(manager):
     assert all(ticket.done for ticket in tickets)
 
 
-@pytest.mark.filterwarnings("default::pytest.PytestUnraisableExceptionWarning")
-def test_a_failing_callback_harms_nobody(manager):
+def test_a_failing_callback_harms_nobody(manager, monkeypatch):
+    reported = []
+    monkeypatch.setattr(sys, "unraisablehook", reported.append)
+
     def fail(result, error):
         raise ZeroDivisionError
 
     manager.submit("one", fail, "english_sentence")
     assert manager.embed("two", "english_sentence").shape == (DIMENSION,)
+    end = time.monotonic() + 10
+    while not reported:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    assert reported[0].exc_type is ZeroDivisionError
     assert manager.embed("three", "english_sentence").shape == (DIMENSION,)

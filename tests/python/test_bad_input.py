@@ -16,7 +16,7 @@ def _works_afterwards(shared):
     assert shared.embed("still alive").shape == (DIMENSION,)
 
 
-@pytest.mark.parametrize("texts", [None, 7, 7.5, b"bytes", object(), len])
+@pytest.mark.parametrize("texts", [None, 7, 7.5, b"bytes", bytearray(b"bytes"), {"a": 1}, object(), len])
 def test_not_text(shared, texts):
     with pytest.raises(TypeError):
         shared.embed(texts)

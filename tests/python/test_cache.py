@@ -23,9 +23,12 @@ def test_hits_and_misses(manager):
 
 
 def test_a_hit_is_the_same_read_only_array(manager):
+    computed = manager.embed("one text", "english_sentence")
     first = manager.embed("one text", "english_sentence")
     again = manager.embed("one text", "english_sentence")
     assert np.shares_memory(first, again)
+    np.testing.assert_array_equal(computed, again)
+    assert not computed.flags.writeable
     assert not again.flags.writeable
     with pytest.raises(ValueError, match="read-only"):
         again[0] = 7

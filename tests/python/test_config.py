@@ -66,7 +66,6 @@ EXAMPLES = {
 def _clean(monkeypatch):
     for field in FIELDS.values():
         monkeypatch.delenv(field["environment"], raising=False)
-    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
 
 
 def test_every_field_is_everywhere():
@@ -119,7 +118,6 @@ def test_default_then_environment_then_keyword(name, monkeypatch):
         ("cache_size", -1),
         ("cache_bytes", -1),
         ("cache_policy", "fifo"),
-        ("cache_ttl", 0),
         ("turkish_model", ""),
         ("max_tokens", 0),
         ("temperature", -0.1),
@@ -198,11 +196,6 @@ def test_it_pickles_and_copies(monkeypatch):
 def test_keywords_replace_those_of_a_config():
     with ModelManager(Config(cache_size=7, threads=2), cache_size=9) as manager:
         assert (manager.config.cache_size, manager.config.threads) == (9, 2)
-
-
-def test_offline_follows_the_hubs_variable(monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    assert Config().offline is True
 
 
 def test_the_constructor_is_documented():

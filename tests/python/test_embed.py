@@ -31,9 +31,7 @@ def test_no_texts_are_no_rows(shared):
     assert shared.embed([], "english_sentence").dtype == np.float32
 
 
-@pytest.mark.parametrize(
-    "make", [list, tuple, iter, lambda texts: (text for text in texts), lambda texts: np.array(texts), dict.fromkeys]
-)
+@pytest.mark.parametrize("make", [list, tuple, iter, lambda texts: (text for text in texts), np.array])
 def test_any_iterable_of_str_will_do(shared, make):
     np.testing.assert_array_equal(shared.embed(make(TEXTS[:3])), shared.embed(TEXTS[:3]))
 

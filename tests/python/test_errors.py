@@ -32,8 +32,7 @@ def test_all_names_every_class():
 @pytest.mark.parametrize("error", CLASSES)
 def test_each_is_documented_and_a_built_in(error):
     assert issubclass(error, ModelManagerError)
-    assert error.__doc__
-    assert error.__doc__.endswith(".")
+    assert inspect.getdoc(error).endswith(".")
     if error is not ModelManagerError:
         assert any(base.__module__ == "builtins" and base is not Exception for base in error.__bases__)
 

@@ -34,6 +34,7 @@ def fails(manager, folder, error, match):
             manager.embed(ENGLISH_TEXT, "model")
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(ENGLISH_MODEL, folder)
+    manager.unload("model")
     assert manager.embed(ENGLISH_TEXT, "model").shape == (DIMENSION,)
 
 
@@ -137,7 +138,7 @@ def test_a_config_out_of_range(manager, folder, key, value):
     config = json.loads((folder / "config.json").read_text())
     config[key] = value
     (folder / "config.json").write_text(json.dumps(config))
-    fails(manager, folder, ModelManagerError, "config.json|shape")
+    fails(manager, folder, ModelManagerError, f"config.json|shape|{key}|attention heads")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")

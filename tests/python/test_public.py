@@ -28,13 +28,16 @@ def test_version_and_types():
 
 
 def functions():
+    """Name and node; of overloads the last, which has the docstring."""
+    found = {}
     for node in STUB.body:
         if isinstance(node, ast.FunctionDef):
-            yield node.name, node
+            found[node.name] = node
         elif isinstance(node, ast.ClassDef):
             for member in node.body:
                 if isinstance(member, ast.FunctionDef) and not member.name.startswith("__"):
-                    yield f"{node.name}.{member.name}", member
+                    found[f"{node.name}.{member.name}"] = member
+    return list(found.items())
 
 
 @pytest.mark.parametrize(("name", "node"), functions(), ids=lambda value: value if isinstance(value, str) else "")

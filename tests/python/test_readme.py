@@ -40,7 +40,9 @@ def test_commands_exist(name):
 
 
 def default(value):
-    return "" if value is None else f"`{str(value).lower() if isinstance(value, bool) else value}`"
+    if value is None:
+        return ""
+    return f"`{str(value).lower() if isinstance(value, bool) else f'{value:g}' if isinstance(value, float) else value}`"
 
 
 def table():

@@ -3,7 +3,6 @@
 use std::ops::Range;
 
 use half::bf16;
-use parking_lot::Mutex;
 
 use super::matrix::{Matrix, Target};
 use super::team::Team;
@@ -13,6 +12,7 @@ use crate::compute::kernels::{Kernels, LARGEST_TILE, units};
 use crate::compute::memory::Buffer;
 use crate::compute::{Activation, DType, Threads, Weight};
 use crate::{Error, Result};
+use crate::sync::Mutex;
 
 /// Panels of one block together should stay in the second-level cache while all rows pass by.
 const BLOCK_BYTES: usize = 384 << 10;

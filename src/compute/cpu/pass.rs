@@ -2,7 +2,6 @@
 
 use std::ops::Range;
 
-use parking_lot::Mutex;
 
 use super::attention::Attention;
 use super::matrix::{Matrix, Workspace};
@@ -10,6 +9,7 @@ use super::team::Team;
 use super::{Cpu, Linear, Norm, Table};
 use crate::compute::{Activation, DType, Heads, Packed, Pass, Positions, Rows};
 use crate::{Error, Result};
+use crate::sync::Mutex;
 
 /// A pass of [`Cpu`] over one part of a batch.
 #[derive(Debug)]

@@ -12,11 +12,11 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::time::Duration;
 
-use parking_lot::Mutex;
 
 use super::*;
 use crate::Result;
 use crate::clock::Clock;
+use crate::sync::Mutex;
 
 /// Far beyond what any step takes: reached only when something hangs.
 const HANG: Duration = Duration::from_secs(60);
