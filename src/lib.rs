@@ -7,5 +7,6 @@
 //! ```
 
 pub mod error;
+pub mod generation;
 
 pub use error::{Error, Result};
