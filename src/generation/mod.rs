@@ -8,6 +8,8 @@
 //! ```
 
 pub mod chat;
+pub mod decoder;
+pub mod engine;
 pub mod params;
 pub mod processors;
 pub mod sampler;

@@ -158,4 +158,4 @@ fn overlap(text: &str, stop: &str) -> usize {
 
 #[cfg(test)]
 #[path = "tokens_tests.rs"]
-mod tests;
+pub(crate) mod tests;

@@ -13,7 +13,7 @@ use tokenizers::{AddedToken, Tokenizer};
 use super::*;
 
 /// One token a byte, spelt as GPT-2 spells bytes, and a few words; the last id is special.
-fn byte_level() -> TextTokens {
+pub(crate) fn byte_level() -> TextTokens {
     let mut alphabet: Vec<char> = ByteLevel::alphabet().into_iter().collect();
     alphabet.sort_unstable();
     let mut vocabulary: HashMap<String, u32> =
