@@ -6,7 +6,9 @@
 //!                                    └ slot: absent → loading → ready → idle → absent
 //! ```
 
+pub mod compute;
 pub mod error;
 pub mod generation;
+pub mod models;
 
 pub use error::{Error, Result};

@@ -1,0 +1,230 @@
+//! Attention within each sequence, on the same tiles as the linear layers.
+//!
+//! For one head of one sequence, keys and values are packed into panels; then, for each tile of queries, scores
+//! against a block of keys are one product, softmax turns them into probabilities, and those times the values are
+//! another. Texts longer than a block keep a running maximum and sum for each query, so scores never take more
+//! memory than a tile times a block.
+
+use std::ops::Range;
+
+use super::linear::share;
+use super::matrix::{Matrix, Target};
+use crate::compute::kernels::rows::{Finish, Running};
+use crate::compute::kernels::tile::Tile;
+use crate::compute::kernels::{Kernels, units};
+use crate::compute::memory::Buffer;
+use crate::compute::{Activation, DType, Heads};
+use crate::{Error, Result};
+
+/// Keys of a block: scores of a tile of queries against it fit into the first-level cache. A multiple of every
+/// panel width.
+const BLOCK: usize = 256;
+
+/// Elements between rows of scores: not a power of two, for the sake of cache sets.
+const STRIDE: usize = BLOCK + 32;
+
+/// Rows of the tallest tile.
+const ROWS: usize = 14;
+
+/// The memory that one thread needs for attention.
+#[derive(Debug, Default)]
+pub(super) struct Scratch {
+    keys: Option<Buffer>,
+    values: Option<Buffer>,
+    sums: Option<Buffer>,
+    scores: Vec<f32>,
+    narrow: Vec<u16>,
+}
+
+/// `bytes` bytes at least.
+fn grown(buffer: &mut Option<Buffer>, bytes: usize) -> Result<&mut Buffer> {
+    if buffer.as_ref().is_none_or(|buffer| buffer.len() < bytes) {
+        *buffer = None;
+        *buffer = Some(Buffer::zeroed(bytes.next_power_of_two().max(1 << 16))?);
+    }
+    buffer.as_mut().ok_or_else(|| Error::Internal { place: "attention".into(), reason: "no buffer".into() })
+}
+
+/// What all heads of a pass share.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Attention<'a> {
+    pub kernels: &'static Kernels,
+    pub qkv: &'a Matrix,
+    pub heads: Heads,
+    pub out: &'a Target<'a>,
+}
+
+impl Attention<'_> {
+    /// Whether the columns of the input divide as `heads` says.
+    pub(super) fn check(qkv: &Matrix, heads: Heads) {
+        let Heads { heads, kv_heads, width, .. } = heads;
+        let groups = kv_heads > 0 && heads.is_multiple_of(kv_heads);
+        assert!(groups && qkv.columns() == (heads + 2 * kv_heads) * width, "columns of an attention input");
+    }
+
+    /// All query heads of one key and value head, for the sequence at `rows`.
+    pub(super) fn group(&self, scratch: &mut Scratch, rows: Range<usize>, kv_head: usize) -> Result<()> {
+        let Heads { heads, kv_heads, width, .. } = self.heads;
+        let (format, length, panel) = (self.qkv.format(), rows.len(), self.kernels.width);
+        if length == 0 || width == 0 {
+            return Ok(());
+        }
+        let key_units = units(format, width);
+        let value_units = units(format, length);
+        let keys = grown(&mut scratch.keys, length.next_multiple_of(panel) * key_units * 4)?;
+        let values = grown(&mut scratch.values, width.next_multiple_of(panel) * value_units * 4)?;
+        let first = self.input(rows.start, (heads + kv_head) * width);
+        for (index, to) in keys
+            .as_mut_slice::<u32>()
+            .chunks_exact_mut(key_units * panel)
+            .take(length.div_ceil(panel))
+            .enumerate()
+        {
+            let count = panel.min(length - index * panel);
+            // SAFETY: `count` rows of the input, which has a value column after the last key column.
+            unsafe {
+                let from = first.add(index * panel * self.qkv.stride());
+                self.kernels.pack_columns(format, from, self.qkv.stride(), count, width, to);
+            }
+        }
+        let first = self.input(rows.start, (heads + kv_heads + kv_head) * width);
+        for (index, to) in values
+            .as_mut_slice::<u32>()
+            .chunks_exact_mut(value_units * panel)
+            .take(width.div_ceil(panel))
+            .enumerate()
+        {
+            let count = panel.min(width - index * panel);
+            // SAFETY: `length` rows of the input, columns that it has.
+            unsafe {
+                let from = first.add(index * panel * format.bytes());
+                self.kernels.pack_rows(format, from, self.qkv.stride(), length, count, to);
+            }
+        }
+        let group = heads / kv_heads;
+        for head in kv_head * group..(kv_head + 1) * group {
+            self.head(scratch, rows.clone(), head)?;
+        }
+        Ok(())
+    }
+
+    fn input(&self, row: usize, column: usize) -> *const u8 {
+        // SAFETY: `check` saw that the columns exist.
+        unsafe { self.qkv.row_ptr(row).add(column * self.qkv.format().bytes()) }
+    }
+
+    /// One query head, with keys and values packed in `scratch`.
+    fn head(&self, scratch: &mut Scratch, rows: Range<usize>, head: usize) -> Result<()> {
+        let Heads { width, .. } = self.heads;
+        let panel = self.kernels.width;
+        let sums = grown(&mut scratch.sums, width.next_multiple_of(panel) * ROWS * 4)?.as_mut_slice::<f32>();
+        let sums = sums.as_mut_ptr();
+        scratch.scores.resize(ROWS * STRIDE, 0.0);
+        scratch.narrow.resize(ROWS * STRIDE, 0);
+        let tiles = rows.len().div_ceil(self.kernels.rows);
+        for index in 0..tiles {
+            let tile = share(rows.len(), tiles, index);
+            let running = self.tile(scratch, sums, &rows, tile.clone(), head);
+            let mut factors = [0.0; ROWS];
+            for (factor, running) in factors.iter_mut().zip(running) {
+                *factor = 1.0 / running.sum;
+            }
+            for first in (0..width).step_by(panel) {
+                let columns = head * width + first..head * width + width.min(first + panel);
+                let finish = Finish {
+                    // SAFETY: `sums` has a tile for each panel of value columns.
+                    tile: unsafe { sums.add(first * ROWS) },
+                    rows: tile.len(),
+                    columns: columns.len(),
+                    bias: std::ptr::null(),
+                    activation: Activation::Identity,
+                    factors: factors.as_ptr(),
+                    out: self.out.part(rows.start + tile.start..rows.start + tile.end, columns),
+                    out_stride: self.out.stride(),
+                    to: self.out.format(),
+                    accumulate: false,
+                };
+                // SAFETY: rows and columns of the output that belong to this sequence and head alone.
+                unsafe { self.kernels.finish(&finish) };
+            }
+        }
+        Ok(())
+    }
+
+    /// One tile of queries against all keys: leaves unnormalised sums of values in `sums`.
+    fn tile(
+        &self,
+        scratch: &mut Scratch,
+        sums: *mut f32,
+        rows: &Range<usize>,
+        tile: Range<usize>,
+        head: usize,
+    ) -> [Running; ROWS] {
+        let Heads { width, causal, .. } = self.heads;
+        let (format, panel) = (self.qkv.format(), self.kernels.width);
+        let (key_units, value_units) = (units(format, width), units(format, rows.len()));
+        let queries = self.input(rows.start + tile.start, head * width);
+        let keys = scratch.keys.as_ref().map_or(&[][..], Buffer::as_slice::<f32>);
+        let values = scratch.values.as_ref().map_or(&[][..], Buffer::as_slice::<f32>);
+        let scale = 1.0 / (width as f32).sqrt();
+        let mut running = [Running::default(); ROWS];
+        let visible = if causal { tile.end } else { rows.len() };
+        for block in (0..visible).step_by(BLOCK) {
+            let count = BLOCK.min(visible - block);
+            for column in (0..count).step_by(panel) {
+                let start = (block + column) * key_units;
+                let product = Tile {
+                    a: queries,
+                    a_stride: self.qkv.stride(),
+                    panel: keys[start..start + key_units * panel].as_ptr(),
+                    k: key_units,
+                    c: scratch.scores[column..].as_mut_ptr(),
+                    c_stride: STRIDE,
+                    rows: tile.len(),
+                    accumulate: false,
+                };
+                // SAFETY: queries lie inside the input; scores have whole panels for a block in every row.
+                unsafe { self.kernels.tile(format, &product) };
+            }
+            // Pairs of keys are multiplied at once: an odd last one is paired with a probability of zero.
+            let padded = count.next_multiple_of(2);
+            for (row, running) in running.iter_mut().enumerate().take(tile.len()) {
+                let valid =
+                    if causal { (tile.start + row + 1).saturating_sub(block).min(count) } else { count };
+                let range = row * STRIDE..row * STRIDE + padded;
+                let narrow = (format == DType::Bf16).then(|| &mut scratch.narrow[range.clone()]);
+                let factor = self.kernels.softmax(&mut scratch.scores[range], valid, scale, running, narrow);
+                if block > 0 && factor != 1.0 {
+                    for first in (0..width).step_by(panel) {
+                        for column in 0..panel {
+                            // SAFETY: `sums` has a tile of ROWS rows for each panel of value columns.
+                            unsafe { *sums.add(first * ROWS + row * panel + column) *= factor };
+                        }
+                    }
+                }
+            }
+            let probabilities = match format {
+                DType::F32 => scratch.scores.as_ptr().cast(),
+                DType::Bf16 => scratch.narrow.as_ptr().cast(),
+            };
+            for first in (0..width).step_by(panel) {
+                let (from, k) = (units(format, block), units(format, count));
+                let start = first * value_units + from * panel;
+                let product = Tile {
+                    a: probabilities,
+                    a_stride: STRIDE * format.bytes(),
+                    panel: values[start..start + k * panel].as_ptr(),
+                    k,
+                    // SAFETY: as above.
+                    c: unsafe { sums.add(first * ROWS) },
+                    c_stride: panel,
+                    rows: tile.len(),
+                    accumulate: block > 0,
+                };
+                // SAFETY: probabilities have `padded` columns in every row of the tile.
+                unsafe { self.kernels.tile(format, &product) };
+            }
+        }
+        running
+    }
+}

@@ -1,0 +1,162 @@
+//! The CPU backend: packed weights and fused kernels, on packed batches without padding.
+//!
+//! A batch is cut into parts of whole sequences. Each thread takes a part through all layers in a workspace of its
+//! own, so threads meet only at the end. When there are too few sequences for that, all threads divide each
+//! operation instead ([`team::Team`]).
+
+mod attention;
+mod linear;
+mod matrix;
+mod pass;
+mod plan;
+mod team;
+#[cfg(test)]
+mod tests;
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::Mutex;
+
+pub use self::linear::Linear;
+use self::matrix::Workspace;
+pub use self::pass::{CpuPass, States};
+use self::plan::Plan;
+use self::team::Team;
+use super::kernels::Kernels;
+use super::{Backend, DType, Forward, Isa, Packed, Threads, Weight};
+use crate::{Error, Result};
+
+/// Workspaces larger than this are not kept: a single very long text would hold them for ever.
+const LARGEST_WORKSPACE: usize = 64 << 20;
+
+/// The CPU, with one instruction set and one number format for products.
+#[derive(Debug)]
+pub struct Cpu {
+    kernels: &'static Kernels,
+    dtype: DType,
+    workspaces: Mutex<Vec<Workspace>>,
+    bytes: AtomicU64,
+}
+
+/// An embedding table, left in its file and in its file's number format: only rows in use are ever touched.
+pub type Table = Weight;
+
+/// A layer normalisation.
+#[derive(Debug)]
+pub struct Norm {
+    scale: Vec<f32>,
+    shift: Vec<f32>,
+    epsilon: f32,
+}
+
+impl Cpu {
+    /// The kernels of `isa` in `dtype`. An instruction set that this CPU lacks becomes [`Isa::Portable`].
+    pub fn new(isa: Isa, dtype: DType) -> Self {
+        Self {
+            kernels: Kernels::of(isa),
+            dtype,
+            workspaces: Mutex::new(Vec::new()),
+            bytes: AtomicU64::new(0),
+        }
+    }
+
+    /// The instruction set in use.
+    pub fn isa(&self) -> Isa {
+        self.kernels.isa()
+    }
+
+    /// Runs `forward` on the sequences `first..end` of `batch`.
+    fn part(
+        &self,
+        batch: &Packed<'_>,
+        range: &std::ops::Range<usize>,
+        team: Team<'_>,
+        out: &mut [f32],
+        forward: &Forward<'_, Self>,
+    ) -> Result<()> {
+        let taken = self.workspaces.lock().pop();
+        let mut workspace = taken.unwrap_or_default();
+        let mut offsets = std::mem::take(&mut workspace.offsets);
+        offsets.clear();
+        let start = batch.offsets[range.start];
+        offsets.extend(batch.offsets[range.start..=range.end].iter().map(|offset| offset - start));
+        let ids = &batch.ids[start as usize..batch.offsets[range.end] as usize];
+        let part = Packed { ids, offsets: &offsets };
+        let mut pass = CpuPass { cpu: self, batch: part, workspace: &mut workspace, team };
+        let result = forward(&mut pass, out);
+        workspace.offsets = offsets;
+        if workspace.bytes() <= LARGEST_WORKSPACE {
+            self.workspaces.lock().push(workspace);
+        }
+        result
+    }
+}
+
+impl Backend for Cpu {
+    type Table = Table;
+    type Linear = Linear;
+    type Norm = Norm;
+    type Pass<'a> = CpuPass<'a>;
+
+    fn table(&self, weight: Weight) -> Result<Table> {
+        if !weight.is_mapped() {
+            self.bytes.fetch_add(weight.bytes().len() as u64, Ordering::Relaxed);
+        }
+        Ok(weight)
+    }
+
+    fn linear(&self, parts: &[(Weight, Option<Weight>)]) -> Result<Linear> {
+        let linear = Linear::pack(self.kernels, self.dtype, parts)?;
+        self.bytes.fetch_add(linear.bytes() as u64, Ordering::Relaxed);
+        Ok(linear)
+    }
+
+    fn norm(&self, scale: &Weight, shift: &Weight, epsilon: f32) -> Result<Norm> {
+        self.bytes.fetch_add(8 * scale.columns() as u64, Ordering::Relaxed);
+        Ok(Norm { scale: scale.to_f32(), shift: shift.to_f32(), epsilon })
+    }
+
+    fn run(
+        &self,
+        batch: &Packed<'_>,
+        width: usize,
+        out: &mut [f32],
+        forward: &Forward<'_, Self>,
+    ) -> Result<()> {
+        assert_eq!(out.len(), batch.sequences() * width, "one row of output for each sequence");
+        let threads = Threads::global();
+        let plan = Plan::new(batch, threads.count());
+        let mut rest = out;
+        let mut parts = Vec::with_capacity(plan.parts.len());
+        for range in &plan.parts {
+            let (rows, others) = rest.split_at_mut(range.len() * width);
+            parts.push((range, rows));
+            rest = others;
+        }
+        if plan.together {
+            let team = if threads.count() > 1 { Team::All(&threads) } else { Team::One };
+            return parts
+                .into_iter()
+                .try_for_each(|(range, rows)| self.part(batch, range, team, rows, forward));
+        }
+        let parts: Vec<_> = parts.into_iter().map(|part| Mutex::new(Some(part))).collect();
+        let fault = Mutex::new(None::<Error>);
+        threads.run(parts.len(), &|index| {
+            let part = parts[index].lock().take();
+            if let Some((range, rows)) = part
+                && let Err(error) = self.part(batch, range, Team::One, rows, forward)
+            {
+                fault.lock().get_or_insert(error);
+            }
+        })?;
+        fault.into_inner().map_or(Ok(()), Err)
+    }
+
+    fn memory_bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    fn dtype(&self) -> &'static str {
+        self.dtype.name()
+    }
+}

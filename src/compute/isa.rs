@@ -1,0 +1,187 @@
+//! Which instructions this CPU has, and which number format to compute in.
+
+use std::fmt;
+use std::str::FromStr;
+
+use crate::{Error, Result};
+
+/// The environment variable that forces a lower instruction set than the best available.
+pub const ISA_VARIABLE: &str = "MODEL_MANAGER_ISA";
+
+/// An instruction set that kernels are compiled for. Found at run time: one binary serves every machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Isa {
+    /// Plain Rust, vectorised by the compiler for the target's baseline.
+    Portable,
+    /// aarch64: the portable kernels with fused multiply-add and taller tiles, which LLVM turns into NEON.
+    Neon,
+    /// AVX2 and FMA.
+    Avx2,
+    /// AVX-512 F, BW, DQ, VL.
+    Avx512,
+    /// AVX-512 with native bf16 dot products.
+    Avx512Bf16,
+}
+
+impl Isa {
+    /// Every instruction set, slowest first.
+    pub const ALL: [Self; 5] = [Self::Portable, Self::Neon, Self::Avx2, Self::Avx512, Self::Avx512Bf16];
+
+    /// Whether this machine runs it.
+    pub fn is_available(self) -> bool {
+        match self {
+            Self::Portable => true,
+            Self::Neon => cfg!(target_arch = "aarch64"),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => {
+                Self::Avx2.is_available()
+                    && is_x86_feature_detected!("avx512f")
+                    && is_x86_feature_detected!("avx512bw")
+                    && is_x86_feature_detected!("avx512dq")
+                    && is_x86_feature_detected!("avx512vl")
+            }
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512Bf16 => Self::Avx512.is_available() && is_x86_feature_detected!("avx512bf16"),
+            #[cfg(not(target_arch = "x86_64"))]
+            _ => false,
+        }
+    }
+
+    /// What this machine runs, slowest first.
+    pub fn available() -> impl Iterator<Item = Self> {
+        Self::ALL.into_iter().filter(|isa| isa.is_available())
+    }
+
+    /// The fastest that this machine runs.
+    pub fn best() -> Self {
+        Self::available().last().unwrap_or(Self::Portable)
+    }
+
+    /// The one to use: [`ISA_VARIABLE`] if set, else the best.
+    ///
+    /// # Errors
+    /// [`Error::Config`] when the variable names no instruction set, or one that this CPU lacks.
+    pub fn from_env() -> Result<Self> {
+        match std::env::var(ISA_VARIABLE) {
+            Ok(name) if !name.trim().is_empty() => name.trim().parse(),
+            _ => Ok(Self::best()),
+        }
+    }
+
+    /// The name that [`ISA_VARIABLE`] takes.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Portable => "portable",
+            Self::Neon => "neon",
+            Self::Avx2 => "avx2",
+            Self::Avx512 => "avx512",
+            Self::Avx512Bf16 => "avx512bf16",
+        }
+    }
+
+    /// Whether it multiplies bf16 natively, faster than f32.
+    pub fn native_bf16(self) -> bool {
+        self == Self::Avx512Bf16
+    }
+}
+
+impl fmt::Display for Isa {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Isa {
+    type Err = Error;
+
+    /// Parses a name, and refuses what this CPU cannot run.
+    fn from_str(name: &str) -> Result<Self> {
+        let found = Self::ALL.into_iter().find(|isa| isa.name().eq_ignore_ascii_case(name));
+        found.filter(|isa| isa.is_available()).ok_or_else(|| Error::Config {
+            setting: ISA_VARIABLE.into(),
+            value: name.into(),
+            reason: format!(
+                "this CPU runs: {}",
+                Self::available().map(Self::name).collect::<Vec<_>>().join(", ")
+            ),
+        })
+    }
+}
+
+/// The number format that weights are kept in and matrices are multiplied in. Sums, normalisation and the
+/// residual stream are f32 always.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum DType {
+    /// 32-bit floats: equal to the PyTorch reference within 1e-5.
+    F32,
+    /// bfloat16: half the memory, and twice the speed where the CPU multiplies it natively.
+    Bf16,
+}
+
+impl DType {
+    /// The default: bf16 where `isa` multiplies it natively, else f32.
+    pub fn auto(isa: Isa) -> Self {
+        if isa.native_bf16() { Self::Bf16 } else { Self::F32 }
+    }
+
+    /// The name that users see: `float32`, `bfloat16`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "float32",
+            Self::Bf16 => "bfloat16",
+        }
+    }
+
+    /// Bytes of one element.
+    pub fn bytes(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::Bf16 => 2,
+        }
+    }
+}
+
+impl FromStr for DType {
+    type Err = Error;
+
+    /// `float32`, `f32`, `bfloat16`, `bf16`, or `auto` for what [`Isa::from_env`] does best.
+    fn from_str(name: &str) -> Result<Self> {
+        match name.trim().to_ascii_lowercase().as_str() {
+            "auto" => Ok(Self::auto(Isa::from_env()?)),
+            "float32" | "f32" => Ok(Self::F32),
+            "bfloat16" | "bf16" => Ok(Self::Bf16),
+            _ => Err(Error::Config {
+                setting: "dtype".into(),
+                value: name.into(),
+                reason: "allowed are auto, float32, bfloat16".into(),
+            }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_parse_back() {
+        for isa in Isa::available() {
+            assert_eq!(isa.name().to_uppercase().parse::<Isa>(), Ok(isa));
+        }
+        for dtype in [DType::F32, DType::Bf16] {
+            assert_eq!(dtype.name().parse::<DType>(), Ok(dtype));
+        }
+    }
+
+    #[test]
+    fn unknown_and_unavailable_are_refused_with_the_choices() {
+        let missing = Isa::ALL.into_iter().find(|isa| !isa.is_available()).map_or("avx10", Isa::name);
+        for name in ["sse9", missing] {
+            let error = name.parse::<Isa>().unwrap_err().to_string();
+            assert!(error.contains(name) && error.contains("portable"), "{error}");
+        }
+        assert!("int3".parse::<DType>().unwrap_err().to_string().contains("bfloat16"));
+    }
+}

@@ -1,0 +1,268 @@
+//! Kernels, one set for each instruction set, behind a table of functions.
+//!
+//! Each kernel is written once over [`simd::Simd`]; `table!` compiles it for one instruction set. To add one:
+//! write its registers (`simd.rs` says what is asked), name its features in [`crate::compute::Isa`], and add a
+//! line to [`Kernels::of`]. Every test of this room then runs on it.
+
+pub(crate) mod math;
+pub(crate) mod pack;
+pub(crate) mod rows;
+pub(crate) mod simd;
+#[cfg(test)]
+mod tests;
+pub(crate) mod tile;
+#[cfg(target_arch = "x86_64")]
+mod x86;
+
+use std::fmt;
+
+use self::rows::{Finish, Running};
+use self::simd::{Array, Simd};
+use self::tile::Tile;
+use super::{DType, Isa};
+
+type TileFn = unsafe fn(&Tile);
+type FinishFn = unsafe fn(&Finish);
+type NormFn = unsafe fn(&mut [f32], &[f32], &[f32], f32, Option<&mut [u16]>);
+type SoftmaxFn = unsafe fn(&mut [f32], usize, f32, &mut Running, Option<&mut [u16]>) -> f32;
+type TransposeFn = unsafe fn(*const u8, usize, usize, usize, bool, usize, &mut [u32]);
+type ValuesFn = unsafe fn(*const u8, usize, usize, usize, usize, &mut [u32]);
+
+/// The kernels of one instruction set.
+pub(crate) struct Kernels {
+    /// Rows of a tile, at most.
+    pub rows: usize,
+    /// Columns of a panel, and of a tile.
+    pub width: usize,
+    isa: Isa,
+    tile_f32: TileFn,
+    tile_bf16: TileFn,
+    finish: FinishFn,
+    norm: NormFn,
+    softmax: SoftmaxFn,
+    transpose: TransposeFn,
+    values_f32: ValuesFn,
+    values_bf16: ValuesFn,
+}
+
+/// The widest panel of any instruction set times its tallest tile: what a tile's result needs at most.
+pub(crate) const LARGEST_TILE: usize = 14 * 32;
+
+macro_rules! table {
+    ($isa:expr, $kind:ty $(, $features:literal)?) => {{
+        $(#[target_feature(enable = $features)])?
+        unsafe fn tile_f32(t: &Tile) {
+            // SAFETY: the table's reader found the features; the rest is the caller's. So for all below.
+            unsafe { tile::tile::<$kind, tile::One>(<$kind>::permit(), t) }
+        }
+        $(#[target_feature(enable = $features)])?
+        unsafe fn tile_bf16(t: &Tile) {
+            // SAFETY: as above.
+            unsafe { tile::tile::<$kind, tile::Pair>(<$kind>::permit(), t) }
+        }
+        $(#[target_feature(enable = $features)])?
+        unsafe fn finish(f: &Finish) {
+            // SAFETY: as above.
+            unsafe { rows::finish::<$kind>(<$kind>::permit(), f) }
+        }
+        $(#[target_feature(enable = $features)])?
+        unsafe fn norm(x: &mut [f32], scale: &[f32], shift: &[f32], epsilon: f32, narrow: Option<&mut [u16]>) {
+            // SAFETY: as above.
+            rows::norm::<$kind>(unsafe { <$kind>::permit() }, x, scale, shift, epsilon, narrow);
+        }
+        $(#[target_feature(enable = $features)])?
+        unsafe fn softmax(
+            scores: &mut [f32],
+            valid: usize,
+            scale: f32,
+            running: &mut Running,
+            narrow: Option<&mut [u16]>,
+        ) -> f32 {
+            // SAFETY: as above.
+            rows::softmax::<$kind>(unsafe { <$kind>::permit() }, scores, valid, scale, running, narrow)
+        }
+        $(#[target_feature(enable = $features)])?
+        unsafe fn transpose(
+            from: *const u8,
+            stride: usize,
+            rows: usize,
+            units: usize,
+            odd: bool,
+            width: usize,
+            panel: &mut [u32],
+        ) {
+            // SAFETY: as above.
+            unsafe { pack::transpose(from, stride, rows, units, odd, width, panel) }
+        }
+        $(#[target_feature(enable = $features)])?
+        unsafe fn values_f32(
+            from: *const u8,
+            stride: usize,
+            rows: usize,
+            columns: usize,
+            width: usize,
+            panel: &mut [u32],
+        ) {
+            // SAFETY: as above.
+            unsafe { pack::copy_f32(from, stride, rows, columns, width, panel) }
+        }
+        $(#[target_feature(enable = $features)])?
+        unsafe fn values_bf16(
+            from: *const u8,
+            stride: usize,
+            rows: usize,
+            columns: usize,
+            width: usize,
+            panel: &mut [u32],
+        ) {
+            // SAFETY: as above.
+            unsafe { pack::pair_bf16(from, stride, rows, columns, width, panel) }
+        }
+        static TABLE: Kernels = Kernels {
+            isa: $isa,
+            rows: <$kind as Simd>::ROWS,
+            width: 2 * <$kind as Simd>::LANES,
+            tile_f32,
+            tile_bf16,
+            finish,
+            norm,
+            softmax,
+            transpose,
+            values_f32,
+            values_bf16,
+        };
+        &TABLE
+    }};
+}
+
+impl Kernels {
+    /// The kernels of `isa`, or those of [`Isa::Portable`] when this CPU lacks it: nothing else can reach the
+    /// others, so holding a table proves that its instructions exist.
+    pub(crate) fn of(isa: Isa) -> &'static Self {
+        if !isa.is_available() {
+            return Self::of(Isa::Portable);
+        }
+        match isa {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => table!(Isa::Avx2, x86::Avx2, "avx2,fma"),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => {
+                table!(Isa::Avx512, x86::Avx512<false>, "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")
+            }
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Bf16 => {
+                table!(
+                    Isa::Avx512Bf16,
+                    x86::Avx512<true>,
+                    "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16"
+                )
+            }
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => table!(Isa::Neon, Array<8, true>),
+            _ => table!(Isa::Portable, Array<4, false>),
+        }
+    }
+
+    /// The instruction set.
+    pub(crate) fn isa(&self) -> Isa {
+        self.isa
+    }
+
+    /// [`tile::tile`] in `format`.
+    ///
+    /// # Safety
+    /// All that [`Tile`] names can be read, and `c` written.
+    pub(crate) unsafe fn tile(&self, format: DType, t: &Tile) {
+        let tile = match format {
+            DType::F32 => self.tile_f32,
+            DType::Bf16 => self.tile_bf16,
+        };
+        // SAFETY: the CPU runs this table; the rest is the caller's.
+        unsafe { tile(t) }
+    }
+
+    /// [`rows::finish`].
+    ///
+    /// # Safety
+    /// All that [`Finish`] names can be read, and the output written.
+    pub(crate) unsafe fn finish(&self, f: &Finish) {
+        // SAFETY: the CPU runs this table; the rest is the caller's.
+        unsafe { (self.finish)(f) }
+    }
+
+    /// [`rows::norm`].
+    pub(crate) fn norm(
+        &self,
+        x: &mut [f32],
+        scale: &[f32],
+        shift: &[f32],
+        epsilon: f32,
+        narrow: Option<&mut [u16]>,
+    ) {
+        // SAFETY: the CPU runs this table.
+        unsafe { (self.norm)(x, scale, shift, epsilon, narrow) }
+    }
+
+    /// [`rows::softmax`].
+    pub(crate) fn softmax(
+        &self,
+        scores: &mut [f32],
+        valid: usize,
+        scale: f32,
+        running: &mut Running,
+        narrow: Option<&mut [u16]>,
+    ) -> f32 {
+        // SAFETY: the CPU runs this table.
+        unsafe { (self.softmax)(scores, valid, scale, running, narrow) }
+    }
+
+    /// `rows` rows of `length` elements become the columns of one panel: [`pack::transpose`].
+    ///
+    /// # Safety
+    /// The rows can be read; in bf16 with an odd `length`, one element beyond each as well.
+    pub(crate) unsafe fn pack_columns(
+        &self,
+        format: DType,
+        from: *const u8,
+        stride: usize,
+        rows: usize,
+        length: usize,
+        panel: &mut [u32],
+    ) {
+        let odd = format == DType::Bf16 && length % 2 == 1;
+        // SAFETY: the CPU runs this table; the rest is the caller's.
+        unsafe { (self.transpose)(from, stride, rows, units(format, length), odd, self.width, panel) }
+    }
+
+    /// `rows` rows of `columns` elements become the rows of one panel: [`pack::copy_f32`], [`pack::pair_bf16`].
+    ///
+    /// # Safety
+    /// The rows can be read.
+    pub(crate) unsafe fn pack_rows(
+        &self,
+        format: DType,
+        from: *const u8,
+        stride: usize,
+        rows: usize,
+        columns: usize,
+        panel: &mut [u32],
+    ) {
+        let pack = match format {
+            DType::F32 => self.values_f32,
+            DType::Bf16 => self.values_bf16,
+        };
+        // SAFETY: the CPU runs this table; the rest is the caller's.
+        unsafe { pack(from, stride, rows, columns, self.width, panel) }
+    }
+}
+
+/// Four-byte units that `length` elements take.
+pub(crate) fn units(format: DType, length: usize) -> usize {
+    (length * format.bytes()).div_ceil(4)
+}
+
+impl fmt::Debug for Kernels {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Kernels").field("isa", &self.isa).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,179 @@
+//! Memory: files mapped read-only, aligned buffers that leave at once, and what the process holds.
+
+use std::fs::File;
+use std::ops::Deref;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use memmap2::{Mmap, MmapMut};
+
+use crate::{Error, Result};
+
+/// A whole file, mapped read-only. Pages come from the page cache when touched, and count as shared.
+#[derive(Debug)]
+pub struct MappedFile {
+    map: Mmap,
+    path: PathBuf,
+}
+
+impl MappedFile {
+    /// Maps `path`.
+    ///
+    /// # Errors
+    /// [`Error::Permission`] or [`Error::Io`]; [`Error::InvalidFile`] for an empty file.
+    pub fn open(path: &Path) -> Result<Arc<Self>> {
+        let failed = |error: std::io::Error| Error::io(path, "read", &error);
+        let file = File::open(path).map_err(failed)?;
+        if file.metadata().map_err(failed)?.len() == 0 {
+            return Err(Error::InvalidFile {
+                path: path.to_path_buf(),
+                reason: "the file is empty; fetch it again".into(),
+            });
+        }
+        // SAFETY: the map is read-only. Model files are replaced by rename, never rewritten in place, as the
+        // hub's cache does; a user who truncates a file in use gets SIGBUS, as with every mapping reader.
+        let map = unsafe { Mmap::map(&file) }.map_err(failed)?;
+        Ok(Arc::new(Self { map, path: path.to_path_buf() }))
+    }
+
+    /// Where the file lies.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Deref for MappedFile {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.map
+    }
+}
+
+/// Zeroed memory, aligned to a page. Dropping it returns the pages to the operating system at once, whatever
+/// the allocator would have kept.
+#[derive(Debug)]
+pub struct Buffer {
+    map: MmapMut,
+    bytes: usize,
+}
+
+/// Plain numbers: any bytes are a valid value, so memory can be viewed as a slice of them.
+pub trait Plain: Copy + sealed::Sealed {}
+
+mod sealed {
+    pub trait Sealed {}
+    impl Sealed for u8 {}
+    impl Sealed for u16 {}
+    impl Sealed for u32 {}
+    impl Sealed for f32 {}
+}
+
+impl Plain for u8 {}
+impl Plain for u16 {}
+impl Plain for u32 {}
+impl Plain for f32 {}
+
+impl Buffer {
+    /// `bytes` bytes of zeros. Pages are taken from the system when first written.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when the system has no memory to map.
+    pub fn zeroed(bytes: usize) -> Result<Self> {
+        let map = MmapMut::map_anon(bytes.max(1))
+            .map_err(|error| Error::Io { path: "anonymous memory".into(), reason: error.to_string() })?;
+        // Weights are walked in long strides of whole panels: with 4 kB pages every panel costs table walks.
+        // A kernel without huge pages refuses the advice, which changes nothing but speed.
+        #[cfg(target_os = "linux")]
+        if bytes >= 1 << 21 {
+            let _ = map.advise(memmap2::Advice::HugePage);
+        }
+        Ok(Self { map, bytes })
+    }
+
+    /// Size in bytes.
+    pub fn len(&self) -> usize {
+        self.bytes
+    }
+
+    /// Whether it holds nothing.
+    pub fn is_empty(&self) -> bool {
+        self.bytes == 0
+    }
+
+    /// The memory as numbers.
+    pub fn as_slice<T: Plain>(&self) -> &[T] {
+        // SAFETY: pages are aligned for every Plain type, any bytes are valid, and the map outlives the borrow.
+        unsafe { std::slice::from_raw_parts(self.map.as_ptr().cast(), self.bytes / size_of::<T>()) }
+    }
+
+    /// The memory as numbers to write.
+    pub fn as_mut_slice<T: Plain>(&mut self) -> &mut [T] {
+        // SAFETY: as in `as_slice`, and `self` is borrowed mutably.
+        unsafe { std::slice::from_raw_parts_mut(self.map.as_mut_ptr().cast(), self.bytes / size_of::<T>()) }
+    }
+}
+
+/// Asks the allocator to give free memory back to the operating system (glibc; elsewhere nothing).
+pub fn trim() {
+    // SAFETY: malloc_trim takes no pointer and locks the allocator's own arenas.
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
+/// Resident memory of this process in bytes; 0 where the system does not say.
+pub fn resident_bytes() -> u64 {
+    #[cfg(target_os = "linux")]
+    {
+        let pages = std::fs::read_to_string("/proc/self/statm")
+            .ok()
+            .and_then(|text| text.split_whitespace().nth(1)?.parse::<u64>().ok())
+            .unwrap_or(0);
+        // SAFETY: sysconf reads a constant of the system.
+        let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+        pages * u64::try_from(page).unwrap_or(4096)
+    }
+    #[cfg(not(target_os = "linux"))]
+    0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_buffer_is_zeroed_typed_and_writable() {
+        let mut buffer = Buffer::zeroed(10).unwrap();
+        assert_eq!(buffer.as_slice::<f32>(), [0.0; 2]);
+        buffer.as_mut_slice::<u16>().copy_from_slice(&[1, 2, 3, 4, 5]);
+        assert_eq!(buffer.as_slice::<u32>(), [0x2_0001, 0x4_0003]);
+        assert!(Buffer::zeroed(0).unwrap().as_slice::<u8>().is_empty());
+    }
+
+    #[test]
+    fn a_file_is_mapped_whole_and_faults_keep_their_kind() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("weights");
+        std::fs::write(&path, b"abc").unwrap();
+        let file = MappedFile::open(&path).unwrap();
+        assert_eq!((&**file, file.path()), (b"abc".as_slice(), path.as_path()));
+        std::fs::write(&path, b"").unwrap();
+        assert!(matches!(MappedFile::open(&path), Err(Error::InvalidFile { .. })));
+        assert!(matches!(MappedFile::open(&folder.path().join("none")), Err(Error::Io { .. })));
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_dropped_buffer_leaves_resident_memory_at_once() {
+        const MIB: u64 = 1 << 20;
+        let mut buffer = Buffer::zeroed(256 << 20).unwrap();
+        buffer.as_mut_slice::<u8>().fill(1);
+        let held = resident_bytes();
+        drop(buffer);
+        let left = resident_bytes();
+        assert!(held > 256 * MIB && held - left > 200 * MIB, "{held} -> {left}");
+        trim();
+    }
+}

@@ -1,0 +1,25 @@
+//! How the CPU runs a model: packed weights, fused kernels for each instruction set, one thread pool.
+//!
+//! A model description calls the operations of a [`Pass`]; a [`Backend`] carries them out. [`Cpu`] runs our own
+//! kernels; [`Candle`] runs candle's operations on any device, and is the plain reference that tests compare with.
+//!
+//! This is the only room with unsafe code. Every block states why it holds, every kernel has a plain reference
+//! beside it, and tests run each on all instruction sets of the machine, at sizes around its tile edges and with
+//! its operands ending at unmapped pages.
+#![allow(unsafe_code)]
+
+mod backend;
+pub mod candle;
+pub mod cpu;
+mod isa;
+mod kernels;
+pub mod memory;
+mod threads;
+mod weight;
+
+pub use backend::{Activation, Backend, Forward, Heads, Pass, Positions, Rows};
+pub use candle::Candle;
+pub use cpu::Cpu;
+pub use isa::{DType, ISA_VARIABLE, Isa};
+pub use threads::Threads;
+pub use weight::{Packed, Stored, Tensors, Weight};

@@ -1,0 +1,274 @@
+//! One stored tensor as its file holds it, and a batch of token sequences.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use half::{bf16, f16};
+
+use super::memory::MappedFile;
+use crate::{Error, Result};
+
+/// The number format of a stored tensor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stored {
+    /// IEEE 754 single.
+    F32,
+    /// IEEE 754 half.
+    F16,
+    /// bfloat16.
+    Bf16,
+}
+
+impl Stored {
+    /// Bytes of one element.
+    pub fn bytes(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::F16 | Self::Bf16 => 2,
+        }
+    }
+}
+
+/// A cheap-clone view of one tensor: row-major, little-endian, in its file's own format.
+#[derive(Debug, Clone)]
+pub struct Weight {
+    bytes: Bytes,
+    stored: Stored,
+    shape: Vec<usize>,
+}
+
+#[derive(Debug, Clone)]
+enum Bytes {
+    Mapped(Arc<MappedFile>, Range<usize>),
+    Owned(Arc<[u8]>),
+}
+
+impl Weight {
+    /// The tensor at `range` of a mapped file.
+    ///
+    /// # Errors
+    /// [`Error::InvalidFile`] when the range lies outside the file or does not fit `shape`.
+    pub fn mapped(
+        file: Arc<MappedFile>,
+        range: Range<usize>,
+        stored: Stored,
+        shape: Vec<usize>,
+    ) -> Result<Self> {
+        if range.start > range.end || range.end > file.len() || !fits(range.len(), stored, &shape) {
+            return Err(Error::InvalidFile {
+                path: file.path().to_path_buf(),
+                reason: format!(
+                    "a tensor of shape {shape:?} cannot lie at bytes {range:?} of {}; fetch the file again",
+                    file.len()
+                ),
+            });
+        }
+        Ok(Self { bytes: Bytes::Mapped(file, range), stored, shape })
+    }
+
+    /// A tensor that lies in memory.
+    ///
+    /// # Errors
+    /// [`Error::Input`] when the bytes do not fit `shape`.
+    pub fn owned(bytes: Arc<[u8]>, stored: Stored, shape: Vec<usize>) -> Result<Self> {
+        if !fits(bytes.len(), stored, &shape) {
+            return Err(Error::Input(format!(
+                "{} bytes do not make a tensor of shape {shape:?}",
+                bytes.len()
+            )));
+        }
+        Ok(Self { bytes: Bytes::Owned(bytes), stored, shape })
+    }
+
+    /// A tensor of f32 values in memory.
+    ///
+    /// # Errors
+    /// [`Error::Input`] when the number of values does not fit `shape`.
+    pub fn from_f32(values: &[f32], shape: &[usize]) -> Result<Self> {
+        Self::owned(values.iter().flat_map(|x| x.to_le_bytes()).collect(), Stored::F32, shape.to_vec())
+    }
+
+    /// Dimensions, outermost first.
+    pub fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    /// The stored number format.
+    pub fn stored(&self) -> Stored {
+        self.stored
+    }
+
+    /// The stored bytes.
+    pub fn bytes(&self) -> &[u8] {
+        match &self.bytes {
+            Bytes::Mapped(file, range) => &file[range.clone()],
+            Bytes::Owned(bytes) => bytes,
+        }
+    }
+
+    /// Whether the bytes lie in a mapped file: then they cost only the pages that are touched.
+    pub fn is_mapped(&self) -> bool {
+        matches!(self.bytes, Bytes::Mapped(..))
+    }
+
+    /// Length of the first dimension (1 for a scalar).
+    pub fn rows(&self) -> usize {
+        self.shape.first().copied().unwrap_or(1)
+    }
+
+    /// Elements in one row: the product of the dimensions after the first.
+    pub fn columns(&self) -> usize {
+        self.shape.iter().skip(1).product()
+    }
+
+    /// All values.
+    pub fn to_f32(&self) -> Vec<f32> {
+        let mut values = vec![0.0; self.bytes().len() / self.stored.bytes()];
+        decode(self.bytes(), self.stored, &mut values, |x, value| *x = value);
+        values
+    }
+
+    /// Row `row` of a matrix into `out`, whose length is [`Self::columns`].
+    ///
+    /// # Panics
+    /// When `row` or the length of `out` is wrong.
+    pub fn row_f32(&self, row: usize, out: &mut [f32]) {
+        self.with_row(row, out, |x, value| *x = value);
+    }
+
+    /// Adds row `row` of a matrix to `out`, whose length is [`Self::columns`].
+    ///
+    /// # Panics
+    /// When `row` or the length of `out` is wrong.
+    pub fn add_row_f32(&self, row: usize, out: &mut [f32]) {
+        self.with_row(row, out, |x, value| *x += value);
+    }
+
+    fn with_row(&self, row: usize, out: &mut [f32], put: impl Fn(&mut f32, f32)) {
+        assert_eq!(out.len(), self.columns(), "row length");
+        let size = self.columns() * self.stored.bytes();
+        decode(&self.bytes()[row * size..][..size], self.stored, out, put);
+    }
+}
+
+fn fits(bytes: usize, stored: Stored, shape: &[usize]) -> bool {
+    let elements = shape.iter().try_fold(1_usize, |product, &n| product.checked_mul(n));
+    elements.and_then(|n| n.checked_mul(stored.bytes())) == Some(bytes)
+}
+
+fn decode(bytes: &[u8], stored: Stored, out: &mut [f32], put: impl Fn(&mut f32, f32)) {
+    fn each<const N: usize>(bytes: &[u8], out: &mut [f32], put: impl Fn(&mut f32, [u8; N])) {
+        for (x, raw) in out.iter_mut().zip(bytes.as_chunks().0) {
+            put(x, *raw);
+        }
+    }
+    match stored {
+        Stored::F32 => each(bytes, out, |x, raw| put(x, f32::from_le_bytes(raw))),
+        Stored::F16 => each(bytes, out, |x, raw| put(x, f16::from_le_bytes(raw).to_f32())),
+        Stored::Bf16 => each(bytes, out, |x, raw| put(x, bf16::from_le_bytes(raw).to_f32())),
+    }
+}
+
+/// The tensors of one model, by name.
+pub trait Tensors {
+    /// Whether there is a tensor of this name.
+    fn contains(&self, name: &str) -> bool;
+
+    /// The tensor `name`, which must have this shape.
+    ///
+    /// # Errors
+    /// When it is missing or has another shape; the error names the file, the tensor and both shapes.
+    fn get_shaped(&self, name: &str, shape: &[usize]) -> Result<Weight>;
+}
+
+/// Token sequences laid end to end, without padding: sequence `i` is `ids[offsets[i]..offsets[i + 1]]`.
+#[derive(Debug, Clone, Copy)]
+pub struct Packed<'a> {
+    /// Token ids of all sequences.
+    pub ids: &'a [u32],
+    /// Where each sequence starts, and the end of the last: one more than there are sequences.
+    pub offsets: &'a [u32],
+}
+
+impl<'a> Packed<'a> {
+    /// Checks the offsets: from 0, never falling, up to the number of ids.
+    ///
+    /// # Errors
+    /// [`Error::Input`].
+    pub fn new(ids: &'a [u32], offsets: &'a [u32]) -> Result<Self> {
+        let starts = offsets.first() == Some(&0);
+        let ends = offsets.last().is_some_and(|&end| end as usize == ids.len());
+        if !(starts && ends && offsets.is_sorted()) {
+            return Err(Error::Input(format!(
+                "offsets must rise from 0 to the number of ids ({}), with one more entry than sequences",
+                ids.len()
+            )));
+        }
+        Ok(Self { ids, offsets })
+    }
+
+    /// Number of sequences.
+    pub fn sequences(&self) -> usize {
+        self.offsets.len() - 1
+    }
+
+    /// Number of tokens in all.
+    pub fn tokens(&self) -> usize {
+        self.ids.len()
+    }
+
+    /// The rows of sequence `index`.
+    pub fn range(&self, index: usize) -> Range<usize> {
+        self.offsets[index] as usize..self.offsets[index + 1] as usize
+    }
+
+    /// The rows of every sequence.
+    pub fn ranges(&self) -> impl Iterator<Item = Range<usize>> + '_ {
+        self.offsets.windows(2).map(|pair| pair[0] as usize..pair[1] as usize)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_stored_format_reads_as_f32() {
+        let values = [1.0_f32, -2.5, 0.0, 65504.0, 1.0e-3, f32::INFINITY];
+        let single = Weight::from_f32(&values, &[3, 2]).unwrap();
+        assert_eq!(single.to_f32(), values);
+        let bytes = values.iter().flat_map(|&x| f16::from_f32(x).to_le_bytes()).collect();
+        let weight = Weight::owned(bytes, Stored::F16, vec![2, 3]).unwrap();
+        let mut row = [0.0; 3];
+        weight.row_f32(1, &mut row);
+        assert_eq!(row, [65504.0, f16::from_f32(1.0e-3).to_f32(), f32::INFINITY]);
+        weight.add_row_f32(0, &mut row);
+        assert_eq!(row[0], 65505.0);
+        let bytes = values.iter().flat_map(|&x| bf16::from_f32(x).to_le_bytes()).collect();
+        let weight = Weight::owned(bytes, Stored::Bf16, vec![6]).unwrap();
+        assert_eq!(weight.to_f32()[1], -2.5);
+    }
+
+    #[test]
+    fn sizes_that_do_not_fit_are_refused() {
+        assert!(Weight::from_f32(&[0.0; 5], &[2, 3]).is_err());
+        assert!(Weight::owned([0; 8].into(), Stored::F32, vec![usize::MAX, 2]).is_err());
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("w");
+        std::fs::write(&path, [0; 16]).unwrap();
+        let file = MappedFile::open(&path).unwrap();
+        assert!(Weight::mapped(Arc::clone(&file), 0..16, Stored::F32, vec![4]).is_ok());
+        for range in [0..20, 4..16, 16..0] {
+            assert!(Weight::mapped(Arc::clone(&file), range, Stored::F32, vec![4]).is_err());
+        }
+    }
+
+    #[test]
+    fn offsets_are_checked() {
+        assert_eq!(Packed::new(&[1, 2, 3], &[0, 2, 2, 3]).unwrap().range(2), 2..3);
+        assert_eq!(Packed::new(&[], &[0]).unwrap().sequences(), 0);
+        for offsets in [&[][..], &[0], &[1, 3], &[0, 2], &[0, 3, 2, 3]] {
+            assert!(Packed::new(&[1, 2, 3], offsets).is_err(), "{offsets:?}");
+        }
+    }
+}
