@@ -7,6 +7,7 @@
 //! ```
 
 pub mod compute;
+pub mod config;
 pub mod error;
 pub mod generation;
 pub mod models;

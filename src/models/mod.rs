@@ -1,6 +1,220 @@
-//! What a model is: from its files to token states and vectors.
+//! What a model is: id or path → files → tokenizer and weights → token states → vectors.
+//!
+//! ```text
+//! source.rs   what the user wrote → hub id, folder, package
+//! files.rs    which files make a model, and where they are      hub.rs, transfer.rs, blobs.rs   cache and download
+//! tokenizer.rs, wordpiece.rs   text → ids                       weights.rs                      name → tensor
+//! sentence.rs pooling, normalisation, length, prompts           dense.rs                        one more layer
+//! ```
 
 pub mod bert;
+mod blobs;
+pub mod dense;
+pub mod files;
+mod hub;
 pub mod pooling;
+pub mod sentence;
+pub mod source;
+pub mod tokenizer;
+mod transfer;
+pub mod weights;
+mod wordpiece;
 
+use std::fmt;
+use std::path::PathBuf;
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::compute::{DType, Packed};
+use crate::{Error, Result};
+
+pub use files::{ModelFiles, ResolveOptions, resolve};
+pub use hub::Progress;
 pub use pooling::{Pooling, SentenceEncoder};
+pub use sentence::{SentenceConfig, Similarity};
+pub use source::Source;
+pub use tokenizer::Tokenizer;
+pub use weights::Weights;
+
+use dense::Dense;
+
+/// The kinds of transformer that this crate runs, by `model_type` of `config.json`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Architecture {
+    /// BERT: absolute positions from 0.
+    Bert,
+    /// XLM-RoBERTa: BERT whose positions start after the padding id.
+    XlmRoberta,
+    /// RoBERTa: the same network as XLM-RoBERTa.
+    Roberta,
+    /// CamemBERT: the same network as XLM-RoBERTa.
+    Camembert,
+}
+
+/// What `config.json` says.
+#[derive(Debug, Clone)]
+pub struct ModelConfig {
+    /// The kind of transformer.
+    pub architecture: Architecture,
+    /// The whole file.
+    pub json: Value,
+    /// Its path, for messages.
+    pub path: PathBuf,
+}
+
+impl ModelConfig {
+    /// Reads `config.json`.
+    ///
+    /// # Errors
+    /// [`Error::InvalidFile`] when it is no JSON object or has no `model_type`, [`Error::Unsupported`] naming the
+    /// supported types.
+    pub fn read(files: &ModelFiles) -> Result<Self> {
+        let path = files.transformer.join("config.json");
+        let json: Value = files::read_json(&path)?;
+        let Some(kind) = json["model_type"].as_str() else {
+            return Err(Error::InvalidFile {
+                path,
+                reason: "it has no model_type; it is not the config.json of a transformers model".into(),
+            });
+        };
+        let architecture =
+            Architecture::deserialize(&json["model_type"]).map_err(|_| Error::Unsupported {
+                model: files.model.clone(),
+                reason: format!(
+                    "its model_type is {kind:?}; supported are bert, xlm-roberta, roberta, camembert"
+                ),
+            })?;
+        Ok(Self { architecture, json, path })
+    }
+
+    /// The longest sequence that the positions of the model allow.
+    ///
+    /// # Errors
+    /// [`Error::InvalidFile`] when `max_position_embeddings` is missing or no room is left.
+    pub fn positions(&self) -> Result<usize> {
+        let number = |key: &str| self.json[key].as_u64().and_then(|n| usize::try_from(n).ok());
+        let skipped = match self.architecture {
+            Architecture::Bert => 0,
+            Architecture::XlmRoberta | Architecture::Roberta | Architecture::Camembert => {
+                number("pad_token_id").unwrap_or(1) + 1
+            }
+        };
+        let positions = number("max_position_embeddings").and_then(|all| all.checked_sub(skipped));
+        positions.filter(|&n| n > 0).ok_or_else(|| Error::InvalidFile {
+            path: self.path.clone(),
+            reason: "max_position_embeddings is missing or too small".into(),
+        })
+    }
+}
+
+/// Makes the transformer from its configuration and weights.
+pub type Build<'a> = &'a dyn Fn(&ModelConfig, &Weights) -> Result<Box<dyn SentenceEncoder>>;
+
+/// A sentence model in memory: tokenizer, transformer, and what sentence-transformers put around it.
+pub struct Encoder {
+    /// The source, as messages name it.
+    pub name: String,
+    /// The model's folder.
+    pub path: PathBuf,
+    /// Identity of weights and dtype: equal for equal vectors.
+    pub fingerprint: String,
+    /// Text → ids.
+    pub tokenizer: Tokenizer,
+    /// Pooling, normalisation, length, prompts.
+    pub config: SentenceConfig,
+    model: Box<dyn SentenceEncoder>,
+    dense: Vec<Dense>,
+}
+
+impl Encoder {
+    /// Loads tokenizer and weights.
+    ///
+    /// # Errors
+    /// Every error of this room but those of downloading.
+    pub fn load(files: &ModelFiles, dtype: DType, build: Build<'_>) -> Result<Self> {
+        let config = ModelConfig::read(files)?;
+        let sentence = SentenceConfig::load(files, config.positions()?)?;
+        let fingerprint = files.fingerprint(dtype)?;
+        let tokenizer = Tokenizer::load(files, sentence.lower_case)?;
+        let model = build(&config, &Weights::open(&files.weights)?)?;
+        let mut width = model.width();
+        let mut dense = Vec::new();
+        for folder in &sentence.dense {
+            let layer = Dense::load(&files.model, folder)?;
+            if layer.inputs() != width {
+                return Err(Error::InvalidFile {
+                    path: folder.join("config.json"),
+                    reason: format!("it takes vectors of {} dimensions, but gets {width}", layer.inputs()),
+                });
+            }
+            width = layer.outputs();
+            dense.push(layer);
+        }
+        let embedded = config.json["vocab_size"].as_u64().unwrap_or(u64::MAX);
+        if tokenizer.id_limit() as u64 > embedded {
+            log::warn!(
+                "{}: the tokenizer knows {} ids, the model {embedded}; a text with one of the others will fail",
+                files.model,
+                tokenizer.id_limit()
+            );
+        }
+        Ok(Self {
+            name: files.model.clone(),
+            path: files.root.clone(),
+            fingerprint,
+            tokenizer,
+            config: sentence,
+            model,
+            dense,
+        })
+    }
+
+    /// Length of the vectors.
+    pub fn width(&self) -> usize {
+        self.dense.last().map_or(self.model.width(), Dense::outputs)
+    }
+
+    /// Bytes held by weights; the tokenizer's tables are not counted.
+    pub fn memory_bytes(&self) -> u64 {
+        self.model.memory_bytes() + self.dense.iter().map(Dense::memory_bytes).sum::<u64>()
+    }
+
+    /// The format that the transformer computes in.
+    pub fn dtype(&self) -> &'static str {
+        self.model.dtype()
+    }
+
+    /// The vectors of a batch, row-major `[sequences, width]`: pooled, through the Dense layers, and L2-normalised
+    /// when the model itself does that.
+    ///
+    /// # Errors
+    /// [`Error::NotFinite`] when any number is NaN or infinite; those of the transformer.
+    pub fn encode(&self, batch: &Packed<'_>) -> Result<Vec<f32>> {
+        let mut vectors = vec![0.0; batch.sequences() * self.model.width()];
+        self.model.encode(batch, self.config.pooling, &mut vectors)?;
+        for layer in &self.dense {
+            vectors = layer.apply(&vectors);
+        }
+        if vectors.iter().any(|x| !x.is_finite()) {
+            return Err(Error::NotFinite { model: self.name.clone() });
+        }
+        if self.config.normalize {
+            vectors.chunks_exact_mut(self.width().max(1)).for_each(normalize);
+        }
+        Ok(vectors)
+    }
+}
+
+impl fmt::Debug for Encoder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Encoder({}, {} dimensions, {})", self.name, self.width(), self.dtype())
+    }
+}
+
+/// Divides by the Euclidean length; a zero vector stays zero (PyTorch's `normalize`, whose floor is 1e-12).
+pub fn normalize(vector: &mut [f32]) {
+    let length = vector.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>().sqrt().max(1e-12);
+    vector.iter_mut().for_each(|x| *x = (f64::from(*x) / length) as f32);
+}

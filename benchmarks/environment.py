@@ -1,0 +1,79 @@
+"""Where the benchmark runs: the peers' virtual environment, the machine, the files that all read."""
+
+import hashlib
+import os
+import platform
+import subprocess
+import sys
+import venv
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+ISA_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimd", "bf16", "i8mm")
+PACKAGES = ("torch", "sentence-transformers", "onnxruntime", "openvino")
+
+
+def peers_python(location: Path) -> Path:
+    """The interpreter of the peers' environment, which is made when requirements.txt has changed."""
+    python = location / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    wanted = hashlib.sha256((HERE / "requirements.txt").read_bytes()).hexdigest()
+    stamp = location / "requirements.sha256"
+    if stamp.is_file() and stamp.read_text() == wanted:
+        return python
+    if not python.exists():
+        print(f"{location}: making the peers' virtual environment", flush=True)
+        venv.create(location, with_pip=True)
+    print(f"{location}: installing benchmarks/requirements.txt (several GB with PyTorch) ...", flush=True)
+    command = [
+        str(python),
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--requirement",
+        str(HERE / "requirements.txt"),
+    ]
+    subprocess.run(command, check=True)
+    stamp.write_text(wanted)
+    return python
+
+
+def versions(python: Path) -> dict[str, str]:
+    code = f"from importlib.metadata import version\nfor p in {PACKAGES}: print(p, version(p))"
+    lines = subprocess.run([str(python), "-c", code], capture_output=True, text=True, check=True).stdout
+    return dict(line.split() for line in lines.splitlines())
+
+
+def prepare(python: Path, model: Path, work: Path, quick: bool) -> None:
+    """Writes texts.json, and the ONNX graphs unless they are there."""
+    command = [str(python), str(HERE / "corpus.py"), str(model), str(work / "texts.json")]
+    subprocess.run(command + ["--quick"] * quick, check=True)
+    if not (work / "fused.onnx").is_file():
+        print("exporting the model to ONNX ...", flush=True)
+        command = [str(python), str(HERE / "export_onnx.py"), str(model), str(work)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            sys.exit(f"the ONNX export failed:\n{done.stderr}")
+
+
+def machine() -> dict[str, Any]:
+    """CPU, the instruction sets that matter here, threads this process may use, memory."""
+    name, flags = platform.processor() or platform.machine(), set()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text().splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == "model name":
+                name = value.strip()
+            elif key.strip() in ("flags", "Features"):
+                flags = set(value.split())
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {
+        "cpu": name,
+        "isa": [flag for flag in ISA_FLAGS if flag in flags],
+        "threads": usable,
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "load_average": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+    }

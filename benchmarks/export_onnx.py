@@ -1,0 +1,57 @@
+"""Writes DIR/model.onnx (plain) and DIR/fused.onnx (onnxruntime's optimizer) of a BERT model directory.
+
+    python benchmarks/export_onnx.py MODEL DIR
+
+Inputs input_ids and attention_mask, int64 (batch, tokens); output: states, float32 (batch, tokens, hidden).
+"""
+
+import sys
+import warnings
+from pathlib import Path
+
+import torch
+from onnxruntime.transformers import optimizer
+from transformers import AutoModel
+
+NAMES = ["input_ids", "attention_mask"]
+
+
+class States(torch.nn.Module):  # type: ignore[misc]
+    """The encoder with positional inputs and one output."""
+
+    def __init__(self, encoder: torch.nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        states: torch.Tensor = self.encoder(input_ids=ids, attention_mask=mask).last_hidden_state
+        return states
+
+
+def main(model: Path, out: Path) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    encoder = AutoModel.from_pretrained(model, dtype=torch.float32, attn_implementation="eager")
+    ids = torch.randint(1000, 2000, (2, 9))
+    mask = torch.ones_like(ids)
+    mask[1, 6:] = 0
+    plain = out / "model.onnx"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        # The older exporter: the optimizer knows its patterns, and fuses all six attentions of MiniLM.
+        torch.onnx.export(
+            States(encoder).eval(),
+            (ids, mask),
+            str(plain),
+            input_names=NAMES,
+            output_names=["states"],
+            dynamic_axes={name: {0: "batch", 1: "tokens"} for name in [*NAMES, "states"]},
+            opset_version=17,
+            dynamo=False,
+        )
+    heads, hidden = encoder.config.num_attention_heads, encoder.config.hidden_size
+    fused = optimizer.optimize_model(str(plain), "bert", num_heads=heads, hidden_size=hidden, opt_level=1)
+    fused.save_model_to_file(str(out / "fused.onnx"))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -1,0 +1,274 @@
+//! Downloads into the cache, one file at a time.
+//!
+//! A file takes its place under `blobs/` by one rename, after its length was compared with the length that the hub
+//! states. Until then it is `ETAG.incomplete`, which the next attempt, or the next process, continues with a `Range`
+//! request. Writers of one blob take turns by a lock file, the same one that `huggingface_hub` takes.
+//!
+//! The transfer of the `hf-hub` crate (0.5) does not serve here: it has no time-outs; it renames whatever arrived,
+//! so a short body with no length becomes a whole file; it appends a full body to the part when a server ignores
+//! `Range`; a complete part that was not renamed gives 416 for ever; a second process gives up after five seconds;
+//! and it sends the access token to the content network that the hub redirects to.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::hub::{OnProgress, Progress};
+use super::transfer::{Client, Fault, Stated, escape, failed, header, range_start};
+use crate::{Error, Result};
+
+/// What an attempt must bring to count as fruitful: bounds the number of attempts by the size of the file.
+const FRUITFUL_BYTES: u64 = 64 << 10;
+
+/// Where the files of one model at one commit go.
+pub(crate) struct Blobs<'a> {
+    /// The connection.
+    pub(crate) client: &'a Client,
+    /// `models--organisation--name`
+    pub(crate) repo: &'a Path,
+    /// Folder of the lock files.
+    pub(crate) locks: &'a Path,
+    /// `organisation/name`
+    pub(crate) id: &'a str,
+    /// The commit.
+    pub(crate) commit: &'a str,
+}
+
+impl Blobs<'_> {
+    /// Brings `file` into its snapshot.
+    pub(crate) fn download(&self, file: &str, progress: &mut OnProgress<'_>) -> Result<()> {
+        let pointer = self.repo.join("snapshots").join(self.commit).join(file);
+        if pointer.is_file() {
+            return Ok(());
+        }
+        let url = format!("{}/{}/resolve/{}/{}", self.client.endpoint(), self.id, self.commit, escape(file));
+        let stated = self.client.head(&url, self.id)?;
+        let blob = self.repo.join("blobs").join(&stated.etag);
+        if !is_whole(&blob, &stated) {
+            create_folder_of(&blob)?;
+            let lock = self.locks.join(format!("{}.lock", stated.etag));
+            let _lock = lock_file(&lock)?;
+            // The other process may have brought it while we waited.
+            if !is_whole(&blob, &stated) {
+                log::info!("downloading {url}");
+                self.fetch(&url, file, &blob, &stated, progress)?;
+            }
+        }
+        link(&blob, &pointer)
+    }
+
+    fn fetch(
+        &self,
+        url: &str,
+        file: &str,
+        blob: &Path,
+        stated: &Stated,
+        progress: &mut OnProgress<'_>,
+    ) -> Result<()> {
+        let part = with_suffix(blob, ".incomplete");
+        let out = OpenOptions::new().create(true).read(true).write(true).truncate(false).open(&part);
+        let out = out.map_err(|e| Error::io(&part, "write", &e))?;
+        let mut transfer =
+            Transfer { client: self.client, id: self.id, url, file, part, out, size: stated.size };
+        transfer.run(progress)?;
+        let part = transfer.part;
+        fs::rename(&part, blob).map_err(|e| Error::io(blob, "write", &e))
+    }
+}
+
+/// One file on its way into its `.incomplete` part.
+struct Transfer<'a> {
+    client: &'a Client,
+    id: &'a str,
+    url: &'a str,
+    file: &'a str,
+    part: PathBuf,
+    out: File,
+    size: Option<u64>,
+}
+
+impl Transfer<'_> {
+    /// Until all of it is on disk, or attempts stop to bring anything.
+    fn run(&mut self, progress: &mut OnProgress<'_>) -> Result<()> {
+        let mut fruitless = 0;
+        loop {
+            let start = self.length()?;
+            if self.size == Some(start) {
+                break;
+            }
+            if let Err(fault) = self.attempt(start, progress) {
+                if self.length()? >= start + FRUITFUL_BYTES {
+                    fruitless = 0;
+                }
+                fault.pause(self.url, &mut fruitless)?;
+            }
+        }
+        // On disk before it gets its name: after a power cut the name must not stand for less.
+        self.out.sync_all().map_err(|e| self.written(&e))
+    }
+
+    /// One request, from byte `start` on. Ok when the body ended as it said it would.
+    fn attempt(&mut self, start: u64, progress: &mut OnProgress<'_>) -> Result<(), Fault> {
+        if self.size.is_some_and(|size| start > size) {
+            self.restart()?;
+            return Err(Fault::Passing("the unfinished file was longer than the whole".into()));
+        }
+        let mut response = self.client.get(self.url, start)?;
+        let mut done = start;
+        match response.status().as_u16() {
+            206 if start > 0 && range_start(response.headers()) == Some(start) => {}
+            206 | 416 => {
+                self.restart()?;
+                return Err(Fault::Passing("the server answered another range than asked".into()));
+            }
+            200 => {
+                self.restart()?;
+                done = 0;
+            }
+            _ => {
+                self.client.refuse(self.url, self.id, &response)?;
+                return Err(Fault::Final(failed(
+                    self.url,
+                    format!("the server answered {}", response.status()),
+                )));
+            }
+        }
+        let announced =
+            header(response.headers(), "content-length").and_then(|length| length.parse::<u64>().ok());
+        let size = self.agree(announced.map(|length| done + length))?;
+        let mut body = response.body_mut().as_reader();
+        let mut buffer = vec![0; 256 << 10];
+        loop {
+            progress(&Progress { file: self.file, done, total: Some(size) })?;
+            let count = body.read(&mut buffer).map_err(|e| Fault::Passing(e.to_string()))?;
+            if count == 0 {
+                break;
+            }
+            done += count as u64;
+            if done > size {
+                self.restart()?;
+                return Err(Fault::Final(failed(
+                    self.url,
+                    "the server sends more than it stated; check HF_ENDPOINT",
+                )));
+            }
+            self.out.write_all(&buffer[..count]).map_err(|e| self.written(&e))?;
+        }
+        if done < size {
+            return Err(Fault::Passing(format!("the connection ended after {done} of {size} bytes")));
+        }
+        Ok(())
+    }
+
+    /// The length of the whole file, on which HEAD and GET must agree.
+    fn agree(&mut self, announced: Option<u64>) -> Result<u64, Fault> {
+        let size = match (announced, self.size) {
+            (Some(sent), Some(stated)) if sent != stated => Err(format!(
+                "the hub states {stated} bytes, the server sends {sent}; try later, or check HF_ENDPOINT"
+            )),
+            (Some(size), _) | (None, Some(size)) => Ok(size),
+            (None, None) => {
+                Err("the server states no length: a cut connection could not be told from a whole file"
+                    .into())
+            }
+        };
+        let size = size.map_err(|reason| Fault::Final(failed(self.url, reason)))?;
+        self.size = Some(size);
+        Ok(size)
+    }
+
+    fn length(&mut self) -> Result<u64> {
+        self.out.seek(SeekFrom::End(0)).map_err(|e| self.written(&e))
+    }
+
+    fn restart(&mut self) -> Result<()> {
+        self.out.set_len(0).and_then(|()| self.out.rewind()).map_err(|e| self.written(&e))
+    }
+
+    fn written(&self, error: &io::Error) -> Error {
+        Error::io(&self.part, "write", error)
+    }
+}
+
+fn is_whole(blob: &Path, stated: &Stated) -> bool {
+    fs::metadata(blob).is_ok_and(|meta| meta.is_file() && stated.size.is_none_or(|size| size == meta.len()))
+}
+
+fn create_folder_of(path: &Path) -> Result<()> {
+    let folder = path.parent().unwrap_or(path);
+    fs::create_dir_all(folder).map_err(|e| Error::io(folder, "write", &e))
+}
+
+/// Waits for our turn to write a blob. The lock goes with the file handle, even if the process dies.
+fn lock_file(path: &Path) -> Result<File> {
+    create_folder_of(path)?;
+    let file =
+        OpenOptions::new().create(true).append(true).open(path).map_err(|e| Error::io(path, "write", &e))?;
+    match file.lock() {
+        Ok(()) => Ok(file),
+        Err(e) if e.kind() == io::ErrorKind::Unsupported => {
+            log::warn!(
+                "{}: this file system has no locks; do not download one model twice at once",
+                path.display()
+            );
+            Ok(file)
+        }
+        Err(e) => Err(Error::io(path, "lock", &e)),
+    }
+}
+
+/// Lets `pointer` name the content of `blob`: a relative link, or a copy where the system has no links.
+fn link(blob: &Path, pointer: &Path) -> Result<()> {
+    create_folder_of(pointer)?;
+    let temporary = temporary(pointer);
+    let linked = relative(blob, pointer).is_some_and(|target| symlink(&target, &temporary).is_ok());
+    if !linked {
+        fs::copy(blob, &temporary).map_err(|e| Error::io(&temporary, "write", &e))?;
+    }
+    fs::rename(&temporary, pointer).map_err(|e| Error::io(pointer, "write", &e))
+}
+
+#[cfg(unix)]
+fn symlink(target: &Path, link: &Path) -> io::Result<()> {
+    std::os::unix::fs::symlink(target, link)
+}
+
+#[cfg(windows)]
+fn symlink(target: &Path, link: &Path) -> io::Result<()> {
+    std::os::windows::fs::symlink_file(target, link)
+}
+
+/// `to` as seen from the folder of `from`; both lie in one repository's folder.
+fn relative(to: &Path, from: &Path) -> Option<PathBuf> {
+    let shared = to.components().zip(from.components()).take_while(|(a, b)| a == b).count();
+    let up = from.components().count().checked_sub(shared + 1)?;
+    Some(
+        std::iter::repeat_n(Path::new(".."), up)
+            .collect::<PathBuf>()
+            .join(to.components().skip(shared).collect::<PathBuf>()),
+    )
+}
+
+/// A name beside `path` that nobody else uses.
+pub(crate) fn temporary(path: &Path) -> PathBuf {
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    with_suffix(path, &format!(".{}.{}.tmp", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed)))
+}
+
+fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_os_string();
+    name.push(suffix);
+    PathBuf::from(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn links_are_relative() {
+        let link = relative(Path::new("/c/m/blobs/e"), Path::new("/c/m/snapshots/s/1_Pooling/config.json"));
+        assert_eq!(link.unwrap(), Path::new("../../../blobs/e"));
+    }
+}

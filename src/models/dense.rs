@@ -1,0 +1,163 @@
+//! The Dense module of sentence-transformers: one more linear layer over the pooled vector.
+
+use std::path::Path;
+
+use serde::Deserialize;
+
+use super::files::{WeightFiles, read_json};
+use super::weights::Weights;
+use crate::compute::Tensors;
+use crate::{Error, Result};
+
+/// `activation(W·x + b)`, in f32.
+#[derive(Debug)]
+pub struct Dense {
+    /// Row-major `[outputs, inputs]`.
+    weight: Vec<f32>,
+    bias: Option<Vec<f32>>,
+    inputs: usize,
+    activation: Activation,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Activation {
+    Identity,
+    Tanh,
+}
+
+#[derive(Deserialize)]
+struct Config {
+    in_features: usize,
+    out_features: usize,
+    #[serde(default = "yes")]
+    bias: bool,
+    activation_function: Option<String>,
+    #[serde(default)]
+    use_residual: bool,
+    module_input_name: Option<String>,
+}
+
+fn yes() -> bool {
+    true
+}
+
+impl Dense {
+    /// Reads the module in `folder`. `model` is what messages call it.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] for another activation than Tanh or Identity, a residual, or a layer over token states;
+    /// else as for any weights.
+    pub fn load(model: &str, folder: &Path) -> Result<Self> {
+        let config: Config = read_json(&folder.join("config.json"))?;
+        let unsupported = |what: String| Error::Unsupported {
+            model: model.into(),
+            reason: format!(
+                "its Dense module {what}; supported are Tanh and Identity over the pooled vector"
+            ),
+        };
+        // torch's own default is Tanh, and so is the module's.
+        let activation = config.activation_function.as_deref().unwrap_or("Tanh");
+        let activation = match activation.rsplit('.').next() {
+            Some("Tanh") => Activation::Tanh,
+            Some("Identity") => Activation::Identity,
+            _ => return Err(unsupported(format!("uses {activation}"))),
+        };
+        if config.use_residual {
+            return Err(unsupported("adds its input to its output".into()));
+        }
+        if let Some(input) = config.module_input_name.filter(|name| name != "sentence_embedding") {
+            return Err(unsupported(format!("reads {input}")));
+        }
+        let safetensors = folder.join("model.safetensors");
+        let files = if safetensors.is_file() {
+            WeightFiles::Safetensors(vec![safetensors])
+        } else {
+            WeightFiles::Pickle(folder.join("pytorch_model.bin"))
+        };
+        let weights = Weights::open(&files)?;
+        let weight =
+            weights.get_shaped("linear.weight", &[config.out_features, config.in_features])?.to_f32();
+        let bias = match config.bias {
+            true => Some(weights.get_shaped("linear.bias", &[config.out_features])?.to_f32()),
+            false => None,
+        };
+        Ok(Self { weight, bias, inputs: config.in_features, activation })
+    }
+
+    /// The length of the vectors it takes.
+    pub fn inputs(&self) -> usize {
+        self.inputs
+    }
+
+    /// The length of the vectors it gives.
+    pub fn outputs(&self) -> usize {
+        self.weight.len().checked_div(self.inputs).unwrap_or(0)
+    }
+
+    /// Bytes held.
+    pub fn memory_bytes(&self) -> u64 {
+        (4 * (self.weight.len() + self.bias.as_ref().map_or(0, Vec::len))) as u64
+    }
+
+    /// `vectors` row-major `[n, inputs]` → `[n, outputs]`.
+    pub fn apply(&self, vectors: &[f32]) -> Vec<f32> {
+        let mut out = Vec::with_capacity(vectors.len() / self.inputs.max(1) * self.outputs());
+        for vector in vectors.chunks_exact(self.inputs) {
+            for (row, weights) in self.weight.chunks_exact(self.inputs).enumerate() {
+                let sum: f32 = weights.iter().zip(vector).map(|(w, x)| w * x).sum();
+                let sum = sum + self.bias.as_ref().map_or(0.0, |bias| bias[row]);
+                out.push(match self.activation {
+                    Activation::Identity => sum,
+                    Activation::Tanh => sum.tanh(),
+                });
+            }
+        }
+        out
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+    use tempfile::TempDir;
+
+    fn module(config: &str) -> TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("config.json"), config).unwrap();
+        let header = r#"{"linear.weight":{"dtype":"F32","shape":[1,2],"data_offsets":[0,8]},"linear.bias":{"dtype":"F32","shape":[1],"data_offsets":[8,12]}}"#;
+        let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+        bytes.extend_from_slice(header.as_bytes());
+        bytes.extend([2.0f32, -1.0, 0.5].iter().flat_map(|x| x.to_le_bytes()));
+        fs::write(folder.path().join("model.safetensors"), bytes).unwrap();
+        folder
+    }
+
+    #[test]
+    fn linear_then_activation() {
+        let tanh = module(
+            r#"{"in_features":2,"out_features":1,"bias":true,"activation_function":"torch.nn.modules.activation.Tanh"}"#,
+        );
+        let dense = Dense::load("m", tanh.path()).unwrap();
+        assert_eq!((dense.inputs(), dense.outputs(), dense.memory_bytes()), (2, 1, 12));
+        assert_eq!(dense.apply(&[0.25, 0.5, 1.0, 1.0]), [0.5f32.tanh(), 1.5f32.tanh()]);
+        let identity = module(
+            r#"{"in_features":2,"out_features":1,"bias":false,"activation_function":"torch.nn.modules.linear.Identity"}"#,
+        );
+        assert_eq!(Dense::load("m", identity.path()).unwrap().apply(&[1.0, 1.0]), [1.0]);
+    }
+
+    #[test]
+    fn what_is_not_run_is_refused() {
+        for extra in [
+            r#""activation_function":"torch.nn.GELU""#,
+            r#""use_residual":true"#,
+            r#""module_input_name":"token_embeddings""#,
+        ] {
+            let folder = module(&format!(r#"{{"in_features":2,"out_features":1,{extra}}}"#));
+            assert!(matches!(Dense::load("m", folder.path()), Err(Error::Unsupported { .. })), "{extra}");
+        }
+        let folder = module(r#"{"in_features":3,"out_features":1}"#);
+        assert!(matches!(Dense::load("m", folder.path()), Err(Error::InvalidFile { .. })));
+    }
+}

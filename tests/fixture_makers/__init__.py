@@ -1,0 +1,1 @@
+"""Makers of the committed fixtures: see tests/make_fixtures.py."""

@@ -1,0 +1,58 @@
+#!/usr/bin/env python3
+"""Make the committed fixtures: tiny seeded models, and what PyTorch says of them.
+
+    python tests/make_fixtures.py [NAME ...]        all of them without a name; --list shows the names
+
+Needs torch, transformers, sentence-transformers, numpy, safetensors and tokenizers. The references of the
+real models (`all-MiniLM-L6-v2`, `multilingual-e5-small`) are made when those lie in --models, where
+scripts/fetch_models.py puts them. Run twice, it writes the same bytes (the versions are recorded in each
+file). The tests only read what it wrote, so they need none of these packages.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here comes from a hub
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "tests"))
+
+import torch  # noqa: E402  (after the environment above)
+from fixture_makers import detector, encoders, real  # noqa: E402
+from transformers.utils import logging  # noqa: E402
+
+FIXTURES = ROOT / "tests" / "fixtures"
+
+
+def makers(models: Path) -> dict[str, Callable[[], None]]:
+    """Fixture name → what makes it."""
+    table: dict[str, Callable[[], None]] = {"text": partial(detector.make, FIXTURES)}
+    table |= {spec.name: partial(encoders.make, spec, FIXTURES) for spec in encoders.ENCODERS}
+    return table | {name: partial(real.make, name, models, FIXTURES) for name in real.NAMES}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Make the committed fixtures.")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="make these alone")
+    parser.add_argument("--list", action="store_true", help="print the names and stop")
+    parser.add_argument("--models", type=Path, default=ROOT / ".models", help="where the real models lie")
+    args = parser.parse_args()
+    table = makers(args.models)
+    if args.list:
+        print(*table, sep="\n")
+        return
+    if unknown := [name for name in args.names if name not in table]:
+        parser.error(f"no fixture named {', '.join(unknown)}; there are {', '.join(table)}")
+    torch.set_num_threads(1)  # sums in one order
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    for name in args.names or table:
+        table[name]()
+
+
+if __name__ == "__main__":
+    main()

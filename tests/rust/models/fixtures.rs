@@ -1,0 +1,245 @@
+//! The committed models: every file is read as sentence-transformers reads it.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use model_manager::compute::{DType, Packed, Tensors};
+use model_manager::models::{
+    Encoder, ModelConfig, ModelFiles, Pooling, SentenceConfig, SentenceEncoder, Tokenizer, Weights,
+};
+use model_manager::{Error, Result};
+use serde::Deserialize;
+
+#[derive(Deserialize)]
+struct Reference {
+    dimensions: usize,
+    pooling: String,
+    normalize: bool,
+    max_length: usize,
+    default_prompt_name: Option<String>,
+    cases: Vec<Case>,
+    #[serde(default)]
+    prompted: Vec<Case>,
+}
+
+#[derive(Deserialize)]
+struct Case {
+    prompt_name: Option<String>,
+    prompt: Option<String>,
+    text: String,
+    ids: Vec<u32>,
+}
+
+pub fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
+}
+
+fn all() -> BTreeMap<String, (ModelFiles, Reference)> {
+    let mut all = BTreeMap::new();
+    for entry in fs::read_dir(fixture("")).unwrap() {
+        let folder = entry.unwrap().path();
+        let Ok(reference) = fs::read(folder.join("reference.json")) else { continue };
+        let name = folder.file_name().unwrap().to_str().unwrap().to_string();
+        let files = ModelFiles::open(&name, &folder).unwrap();
+        all.insert(name, (files, serde_json::from_slice(&reference).unwrap()));
+    }
+    assert!(all.len() >= 12, "the fixtures are not complete");
+    all
+}
+
+#[test]
+fn settings_are_read_as_sentence_transformers_reads_them() {
+    for (name, (files, reference)) in all() {
+        let config = ModelConfig::read(&files).unwrap();
+        let sentence = SentenceConfig::load(&files, config.positions().unwrap()).unwrap();
+        assert_eq!(Some(sentence.pooling), Pooling::from_name(&reference.pooling), "{name}");
+        assert_eq!(sentence.normalize, reference.normalize, "{name}");
+        assert_eq!(sentence.max_length, reference.max_length, "{name}");
+        assert_eq!(sentence.default_prompt_name, reference.default_prompt_name, "{name}");
+    }
+}
+
+#[test]
+fn token_ids_are_those_of_transformers() {
+    let mut compared = 0;
+    for (name, (files, reference)) in all() {
+        let config = ModelConfig::read(&files).unwrap();
+        let sentence = SentenceConfig::load(&files, config.positions().unwrap()).unwrap();
+        let tokenizer = Tokenizer::load(&files, sentence.lower_case).unwrap();
+        for case in reference.cases.iter().chain(&reference.prompted) {
+            let prompt = sentence.prompt(&name, case.prompt_name.as_deref(), case.prompt.as_deref()).unwrap();
+            let text = format!("{prompt}{}", case.text);
+            let ids = tokenizer.encode(&text, sentence.max_length).unwrap();
+            assert_eq!(ids, case.ids, "{name}: {text:?}");
+            let whole = tokenizer.count(&text).unwrap();
+            assert_eq!(ids.len(), whole.min(sentence.max_length), "{name}: {text:?}");
+            compared += 1;
+        }
+    }
+    assert!(compared > 100, "{compared}");
+}
+
+#[test]
+fn weights_of_every_kind_have_the_embedding_table() {
+    for (name, (files, _)) in all() {
+        let config = ModelConfig::read(&files).unwrap();
+        let weights = Weights::open(&files.weights).unwrap();
+        let size = |key: &str| config.json[key].as_u64().unwrap() as usize;
+        let table = ["", "bert.", "roberta."]
+            .iter()
+            .map(|prefix| format!("{prefix}embeddings.word_embeddings.weight"))
+            .find(|tensor| weights.contains(tensor))
+            .unwrap_or_else(|| panic!("{name}: {weights:?}"));
+        let table = weights.get_shaped(&table, &[size("vocab_size"), size("hidden_size")]).unwrap();
+        let values = table.to_f32();
+        assert!(values.iter().all(|x| x.is_finite()) && values.iter().any(|x| *x != 0.0), "{name}");
+        let expected = files.expected_bytes(DType::F32).unwrap();
+        let narrow = files.expected_bytes(DType::Bf16).unwrap();
+        assert!(expected > narrow && narrow > values.len() as u64 * 2, "{name}: {expected} {narrow}");
+    }
+}
+
+#[test]
+fn the_fingerprint_tells_models_and_dtypes_apart() {
+    let mut seen = std::collections::HashSet::new();
+    for (files, _) in all().values() {
+        for dtype in [DType::F32, DType::Bf16] {
+            assert!(seen.insert(files.fingerprint(dtype).unwrap()));
+        }
+    }
+    let direct = ModelFiles::open("a", &fixture("bert_cls")).unwrap();
+    let roundabout = ModelFiles::open("b", &fixture("bert_max/../bert_cls")).unwrap();
+    assert_eq!(direct.fingerprint(DType::F32), roundabout.fingerprint(DType::F32));
+}
+
+/// Stands for the transformer: dimension j of a vector is the j-th id of its text, from the start.
+struct Ids {
+    width: usize,
+    broken: bool,
+}
+
+impl SentenceEncoder for Ids {
+    fn width(&self) -> usize {
+        self.width
+    }
+
+    fn max_positions(&self) -> usize {
+        64
+    }
+
+    fn encode(&self, batch: &Packed<'_>, _: Pooling, out: &mut [f32]) -> Result<()> {
+        for (range, row) in batch.ranges().zip(out.chunks_exact_mut(self.width)) {
+            row.iter_mut().zip(&batch.ids[range]).for_each(|(x, id)| *x = *id as f32);
+            if self.broken {
+                row[0] = f32::NAN;
+            }
+        }
+        Ok(())
+    }
+
+    fn memory_bytes(&self) -> u64 {
+        7
+    }
+
+    fn dtype(&self) -> &'static str {
+        "float32"
+    }
+}
+
+fn load(files: &ModelFiles, broken: bool) -> Encoder {
+    let build = |config: &ModelConfig, weights: &Weights| -> Result<Box<dyn SentenceEncoder>> {
+        assert!(weights.names().count() > 0);
+        Ok(Box::new(Ids { width: config.json["hidden_size"].as_u64().unwrap() as usize, broken }))
+    };
+    Encoder::load(files, DType::F32, &build).unwrap()
+}
+
+#[test]
+fn an_encoder_loads_from_every_fixture() {
+    for (name, (files, reference)) in all() {
+        let encoder = load(&files, false);
+        assert_eq!(encoder.width(), reference.dimensions, "{name}");
+        assert!(encoder.memory_bytes() >= 7);
+        let ids = encoder.tokenizer.encode("Merhaba dünya", encoder.config.max_length).unwrap();
+        let both = [&ids[..], &ids[..]].concat();
+        let offsets = [0, ids.len() as u32, 2 * ids.len() as u32];
+        let vectors = encoder.encode(&Packed::new(&both, &offsets).unwrap()).unwrap();
+        assert_eq!(vectors.len(), 2 * reference.dimensions);
+        assert_eq!(vectors[..reference.dimensions], vectors[reference.dimensions..], "{name}");
+        let length = vectors[..reference.dimensions].iter().map(|x| x * x).sum::<f32>().sqrt();
+        assert_eq!((length - 1.0).abs() < 1e-6, reference.normalize, "{name}: {length}");
+    }
+}
+
+#[test]
+fn numbers_that_went_wrong_are_an_error() {
+    let (files, _) = all().remove("bert_wordpiece").unwrap();
+    let result = load(&files, true).encode(&Packed::new(&[1, 2], &[0, 2]).unwrap());
+    assert_eq!(result, Err(Error::NotFinite { model: "bert_wordpiece".into() }));
+}
+
+#[test]
+fn odd_texts_become_tokens() {
+    for (name, (files, _)) in all() {
+        let tokenizer = Tokenizer::load(&files, false).unwrap();
+        for text in
+            ["", " ", "\0", "a\0b", "👩‍👩‍👧‍👦🇹🇷", "\u{301}", "\u{202e}abc", "ﷺ", "\u{fffd}", "\r\n\t", "[CLS] </s>"]
+        {
+            let ids = tokenizer.encode(text, 16).unwrap();
+            assert!((tokenizer.special_tokens()..=16).contains(&ids.len()), "{name}: {text:?}");
+            assert!(ids.iter().all(|&id| (id as usize) < tokenizer.id_limit()), "{name}: {text:?}");
+        }
+    }
+}
+
+#[test]
+fn the_beginning_of_a_long_text_gives_the_tokens_of_the_whole() {
+    let words = [
+        "Merhaba",
+        "dünya,",
+        "bugün",
+        "İstanbul'da",
+        "hava",
+        "çok",
+        "güzel.",
+        "e\u{301}te\u{301}",
+        "東京",
+        "🙂",
+        "[MASK]",
+        "a",
+    ];
+    let mut long = String::new();
+    for i in 0..40_000usize {
+        long.push_str(words[(i * 7 + i / 5) % words.len()]);
+        long.push_str([" ", " ", " ", "\n", "  ", "\u{a0}"][(i * 5 + i / 3) % 6]);
+    }
+    for (name, (files, _)) in all() {
+        let tokenizer = Tokenizer::load(&files, true).unwrap();
+        let whole = tokenizer.encode(&long, usize::MAX).unwrap();
+        assert!(whole.len() > 40_000);
+        let end = whole[whole.len() - 1];
+        for length in [3, 24, 128, 512, 5000, 60_000] {
+            let cut = tokenizer.encode(&long, length).unwrap();
+            let length = length.min(whole.len());
+            assert_eq!(cut[..length - 1], whole[..length - 1], "{name}: {length}");
+            assert_eq!(cut.last(), Some(&end), "{name}: {length}");
+            assert_eq!(cut.len(), length);
+        }
+    }
+}
+
+#[test]
+fn many_threads_share_a_tokenizer() {
+    let (files, reference) = all().remove("bert_unigram").unwrap();
+    let tokenizer = Tokenizer::load(&files, false).unwrap();
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| {
+                for case in &reference.cases {
+                    assert_eq!(tokenizer.encode(&case.text, reference.max_length).unwrap(), case.ids);
+                }
+            });
+        }
+    });
+}
