@@ -135,7 +135,10 @@ def run(
 ) -> tuple[dict[str, list[dict[str, float]]], dict[str, Any]]:
     """Measurements of each round, and batch sizes and accuracy of each contender that runs here."""
     facts: dict[str, Any] = {}
-    reference = bench.vectors(REFERENCE).astype(np.float64)
+    try:
+        reference = bench.vectors(REFERENCE).astype(np.float64)
+    except WorkerFailed as error:
+        sys.exit(f"{REFERENCE}, which accuracy is measured against, does not run: {error}")
     for name in names:
         try:
             batches = bench.tune(name)
@@ -145,10 +148,15 @@ def run(
             print(f"{name}: left out: {error}", flush=True)
     found: dict[str, list[dict[str, float]]] = {name: [] for name in facts}
     for turn in range(rounds):
-        order = list(found)
-        for name in order[turn % len(order) :] + order[: turn % len(order)]:
-            found[name].append(bench.measure(name, facts[name]["batches"]))
-            print(f"round {turn + 1} of {rounds}: {name}", flush=True)
+        order = list(found)  # without those that failed in a round before
+        start = turn % max(1, len(order))
+        for name in order[start:] + order[:start]:
+            try:
+                found[name].append(bench.measure(name, facts[name]["batches"]))
+                print(f"round {turn + 1} of {rounds}: {name}", flush=True)
+            except WorkerFailed as error:
+                print(f"{name}: left out after {turn} rounds: {error}", flush=True)
+                del found[name]
     return found, facts
 
 

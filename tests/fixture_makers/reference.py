@@ -1,7 +1,7 @@
 """What sentence-transformers says of a model directory: ids and vectors, one text at a time."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from sentence_transformers import SentenceTransformer
@@ -9,7 +9,7 @@ from sentence_transformers.sentence_transformer.modules import Pooling
 
 from . import files
 
-Prompt = dict[Literal["prompt", "prompt_name"], str]  # one of the two, as `encode` takes it
+Prompt = dict[str, str]  # "prompt" or "prompt_name", as `encode` takes them
 POOLINGS = ("mean", "cls", "max", "lasttoken", "mean_sqrt_len_tokens", "weightedmean")
 
 

@@ -10,8 +10,9 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 
 from .texts import CORPUS
 
+# A script of this project, not a package.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
-from multilingual_e5 import charsmap  # noqa: E402  (the project's own script, not a package)
+from multilingual_e5 import charsmap
 
 WORDPIECE_SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 QWEN_WORDS = (

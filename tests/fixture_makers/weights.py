@@ -13,8 +13,8 @@ def random_weights(
     """Name → float32 tensor, in the order of the names.
 
     A linear layer multiplies the deviation of its input by `gain`: 2.5 reaches the tails of GELU and the
-    peaks of the softmax, where the usual std of 0.02 would hide an approximation. `embedding` is the deviation
-    of the tables.
+    peaks of the softmax, where the usual 0.02 would hide an approximation. `embedding` is the deviation of
+    the tables.
     """
     generator = torch.Generator().manual_seed(seed)
     tensors = {}
