@@ -70,17 +70,13 @@ def config(kind: Kind, vocabulary: int, dtype: torch.dtype) -> dict[str, Any]:
     return {"architectures": [name], **common, **sizes, **heads, **rest, **flags}
 
 
-def write_tokenizer(
-    directory: Path, kind: str, length: int, *, ends: bool = False, old: bool = False
-) -> Tokenizer:
+def write_tokenizer(directory: Path, kind: str, length: int, *, ends: bool = False, old: bool = False) -> Tokenizer:
     """`ends`: every text gets END behind it, as Qwen3-Embedding wants it."""
     result = vocabularies.byte_level(kind, [END, TURN, TURN_END])
     if ends:
         single, pair = f"$A {END}", f"$A {END} $B {END}"
         special = [(END, result.token_to_id(END))]
-        result.post_processor = processors.TemplateProcessing(
-            single=single, pair=pair, special_tokens=special
-        )
+        result.post_processor = processors.TemplateProcessing(single=single, pair=pair, special_tokens=special)
     settings: dict[str, Any] = {"model_max_length": length, "eos_token": END, "pad_token": END}
     if old:
         result.model.save(str(directory))

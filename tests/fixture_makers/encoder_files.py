@@ -90,9 +90,7 @@ def write_tokenizer(spec: Encoder, directory: Path) -> Tokenizer:
     else:
         # Stored like this by many models, and to be overruled by the sentence-transformers length.
         result.enable_truncation(12)
-        result.enable_padding(
-            length=12, pad_id=result.token_to_id(tokens["pad_token"]), pad_token=tokens["pad_token"]
-        )
+        result.enable_padding(length=12, pad_id=result.token_to_id(tokens["pad_token"]), pad_token=tokens["pad_token"])
         result.save(str(directory / "tokenizer.json"), pretty=False)
     return result
 

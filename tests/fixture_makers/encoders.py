@@ -16,9 +16,7 @@ ENCODERS = (
     Encoder("bert_wordpiece", 1, hidden=32, heads=4, intermediate=64, prompts=PROMPTS),
     Encoder("bert_prompts", 2, layout="current", prompts=PROMPTS, default_prompt="query"),
     # 36 and 36 / 3 are not multiples of 16: what is left over at the edge of every kernel.
-    Encoder(
-        "bert_cls", 3, hidden=36, heads=3, intermediate=52, tokenizer="cased", pooling="cls", normalize=False
-    ),
+    Encoder("bert_cls", 3, hidden=36, heads=3, intermediate=52, tokenizer="cased", pooling="cls", normalize=False),
     Encoder("bert_max", 4, tokenizer="cased", pooling="max", lower_case=True),
     Encoder("bert_bin", 5, tokenizer="cased", weights="bin", pooler=True),
     Encoder("bert_sharded", 6, weights="sharded", layout="current", pooling="lasttoken", pooler=True),
@@ -62,9 +60,7 @@ def make(spec: Encoder, root: Path) -> None:
     if spec.prompts:
         prompts: list[reference.Prompt] = [{"prompt_name": name} for name in spec.prompts]
         prompts += [{"prompt": "soru: "}, {"prompt": ""}]
-        found["prompted"] = [
-            case for prompt in prompts for case in reference.cases(model, REFERENCE[:6], prompt)
-        ]
+        found["prompted"] = [case for prompt in prompts for case in reference.cases(model, REFERENCE[:6], prompt)]
     if spec.layout == "plain":
         found["pooled"] = reference.pooled(model, [REFERENCE[0], REFERENCE[5], "a"])
     found["float64_error"] = float(f"{reference.float64_error(model, found['cases']):.1e}")

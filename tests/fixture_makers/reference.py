@@ -44,9 +44,7 @@ def cases(
 
 def float64_error(model: SentenceTransformer, references: list[dict[str, Any]]) -> float:
     """Largest difference of the references to the same model in float64: what float32 itself costs."""
-    exact = model.double().encode(
-        [case["text"] for case in references], batch_size=1, show_progress_bar=False
-    )
+    exact = model.double().encode([case["text"] for case in references], batch_size=1, show_progress_bar=False)
     found = torch.tensor([case["embedding"] for case in references], dtype=torch.float64)
     return float((torch.as_tensor(exact) - found).abs().max())
 

@@ -4,6 +4,7 @@ import sys
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable
+from itertools import pairwise
 from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
@@ -45,9 +46,7 @@ def bert_normalizer(lowercase: bool) -> normalizers.Normalizer:
 def wordpiece_vocabulary(lowercase: bool) -> dict[str, int]:
     """Specials, single characters at the start and inside of a word, frequent words, frequent pieces."""
     normalizer, splitter = bert_normalizer(lowercase), pre_tokenizers.BertPreTokenizer()
-    words = Counter(
-        word for text in CORPUS for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text))
-    )
+    words = Counter(word for text in CORPUS for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text)))
     letters = LETTERS if lowercase else LETTERS + LETTERS[:26].upper() + TURKISH_LETTERS
     inner = pieces((word[1:] for word in words), 4)
     entries = [*WORDPIECE_SPECIALS, *letters, *(f"##{letter}" for letter in letters if letter.isalnum())]
@@ -125,7 +124,7 @@ def byte_level(kind: str, specials: list[str], merges: int = 60) -> Tokenizer:
     for _ in range(merges):
         pairs: Counter[tuple[str, str]] = Counter()
         for word, parts in splits.items():
-            for pair in zip(parts, parts[1:], strict=False):
+            for pair in pairwise(parts):
                 pairs[pair] += words[word]
         best = min(pairs, key=lambda pair: (-pairs[pair], pair))
         rules.append(best)
