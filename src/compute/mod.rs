@@ -11,6 +11,7 @@
 mod backend;
 pub mod candle;
 pub mod cpu;
+pub mod decoder;
 mod isa;
 mod kernels;
 pub mod memory;

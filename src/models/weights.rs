@@ -16,7 +16,8 @@ use candle_core::pickle::PthTensors;
 use safetensors::SafeTensors;
 
 use super::files::{WeightFiles, metadata};
-use crate::compute::{MappedFile, Stored, Tensors, Weight};
+use crate::compute::memory::MappedFile;
+use crate::compute::{Stored, Tensors, Weight};
 use crate::{Error, Result};
 
 /// The tensors of a model.
