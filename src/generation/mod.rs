@@ -8,12 +8,18 @@
 //! ```
 
 pub mod chat;
-pub mod decoder;
 pub mod engine;
+pub mod generator;
+pub mod load;
 pub mod params;
 pub mod processors;
 pub mod sampler;
 pub mod tokens;
 
 pub use chat::{ChatTemplate, Message};
+pub use engine::{
+    Completion, Engine, EngineSettings, EngineStats, Event, FinishReason, OnEvent, Stream, Ticket,
+};
+pub use generator::{Generator, Prompt};
+pub use load::{TextModel, parse_hold};
 pub use params::GenerationParams;

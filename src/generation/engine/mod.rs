@@ -22,8 +22,8 @@ use arc_swap::ArcSwap;
 use parking_lot::{Condvar, Mutex};
 
 use super::GenerationParams;
-use super::decoder::Decoder;
 use super::tokens::TextTokens;
+use crate::models::decoder::Decoder;
 use crate::{Error, Result};
 
 /// How often a waiting caller looks whether it should give up.

@@ -1,7 +1,7 @@
 //! Caches of finished sequences, kept for prompts that begin alike: the turns of a chat, a common system prompt.
 
 use crate::Result;
-use crate::generation::decoder::Cache;
+use crate::models::decoder::Cache;
 
 /// A prompt that shares fewer tokens than this computes them: a cache of its own costs as much.
 const WORTH_REUSING: usize = 8;

@@ -2,8 +2,8 @@ use std::sync::atomic::AtomicUsize;
 use std::time::Instant;
 
 use super::*;
-use crate::generation::decoder::{Cache, Step};
 use crate::generation::tokens::tests::byte_level;
+use crate::models::decoder::{Cache, Step};
 
 /// Remembers the tokens themselves.
 struct Remembered(Vec<u32>);

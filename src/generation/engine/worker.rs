@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use super::prefixes::Prefixes;
 use super::sequence::{Listener, Sequence};
 use super::{Completion, EngineSettings, Entry, Event, FinishReason, Shared};
-use crate::generation::decoder::{Cache, Decoder, Step};
 use crate::generation::tokens::TextTokens;
+use crate::models::decoder::{Cache, Decoder, Step};
 use crate::{Error, Result};
 
 /// Everything that the thread owns.
