@@ -6,6 +6,7 @@ import platform
 import subprocess
 import sys
 import venv
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +41,14 @@ def peers_python(location: Path) -> Path:
 
 
 def versions(python: Path) -> dict[str, str]:
+    """Of the peers, and of the model_manager that this Python has."""
     code = f"from importlib.metadata import version\nfor p in {PACKAGES}: print(p, version(p))"
     lines = subprocess.run([str(python), "-c", code], capture_output=True, text=True, check=True).stdout
-    return dict(line.split() for line in lines.splitlines())
+    found = dict(line.split() for line in lines.splitlines())
+    try:
+        return {"model-manager-rs": metadata.version("model-manager-rs"), **found}
+    except metadata.PackageNotFoundError:
+        return found
 
 
 def prepare(python: Path, model: Path, work: Path, quick: bool) -> None:

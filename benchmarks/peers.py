@@ -130,12 +130,13 @@ def accuracy(vectors: Any, reference: Any) -> dict[str, float]:
     return {"min_cosine": float(cosines.min()), "max_difference": float(np.abs(vectors - reference).max())}
 
 
-def run(
-    bench: Bench, names: list[str], rounds: int
-) -> tuple[dict[str, list[dict[str, float]]], dict[str, Any]]:
+def run(bench: Bench, names: list[str], rounds: int) -> tuple[dict[str, list[dict[str, float]]], dict[str, Any]]:
     """Measurements of each round, and batch sizes and accuracy of each contender that runs here."""
     facts: dict[str, Any] = {}
-    reference = bench.vectors(REFERENCE).astype(np.float64)
+    try:
+        reference = bench.vectors(REFERENCE).astype(np.float64)
+    except WorkerFailed as error:
+        sys.exit(f"{REFERENCE}, which accuracy is measured against, does not run: {error}")
     for name in names:
         try:
             batches = bench.tune(name)
@@ -145,10 +146,15 @@ def run(
             print(f"{name}: left out: {error}", flush=True)
     found: dict[str, list[dict[str, float]]] = {name: [] for name in facts}
     for turn in range(rounds):
-        order = list(found)
-        for name in order[turn % len(order) :] + order[: turn % len(order)]:
-            found[name].append(bench.measure(name, facts[name]["batches"]))
-            print(f"round {turn + 1} of {rounds}: {name}", flush=True)
+        order = list(found)  # without those that failed in a round before
+        start = turn % max(1, len(order))
+        for name in order[start:] + order[:start]:
+            try:
+                found[name].append(bench.measure(name, facts[name]["batches"]))
+                print(f"round {turn + 1} of {rounds}: {name}", flush=True)
+            except WorkerFailed as error:
+                print(f"{name}: left out after {turn} rounds: {error}", flush=True)
+                del found[name]
     return found, facts
 
 
@@ -156,12 +162,8 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Compare model_manager with its peers on this machine.")
     parser.add_argument("--quick", action="store_true", help="few texts, one round: does everything run?")
     parser.add_argument("--rounds", type=int, help="default 5, with --quick 1")
-    parser.add_argument(
-        "--contenders", nargs="+", metavar="NAME", choices=list(CONTENDERS), default=list(CONTENDERS)
-    )
-    parser.add_argument(
-        "--baseline", default=REFERENCE, choices=list(CONTENDERS), help="ratios are to this one"
-    )
+    parser.add_argument("--contenders", nargs="+", metavar="NAME", choices=list(CONTENDERS), default=list(CONTENDERS))
+    parser.add_argument("--baseline", default=REFERENCE, choices=list(CONTENDERS), help="ratios are to this one")
     parser.add_argument("--model", type=Path, default=ROOT / ".models" / "all-MiniLM-L6-v2")
     parser.add_argument(
         "--venv", type=Path, default=Path(os.environ.get("MODEL_MANAGER_PEERS_VENV", ROOT / ".venv-peers"))

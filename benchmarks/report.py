@@ -51,9 +51,7 @@ def render(results: Mapping[str, Mapping[str, float]], baseline: str) -> str:
     headings = [heading for heading, _, _ in COLUMNS.values()]
     figures = [["median", *headings]]
     for name, found in results.items():
-        cells = (
-            f"{found[key]:.{decimals}f}" if key in found else "" for key, (_, decimals, _) in COLUMNS.items()
-        )
+        cells = (f"{found[key]:.{decimals}f}" if key in found else "" for key, (_, decimals, _) in COLUMNS.items())
         figures.append([name, *cells])
     text = table(figures)
     if baseline in results:

@@ -24,9 +24,7 @@ def memory() -> dict[str, float]:
     """Resident MB of this process, now and at its highest."""
     try:
         fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-        return {
-            name: int(fields[key].split()[0]) / 1024 for name, key in (("rss", "VmRSS"), ("peak", "VmHWM"))
-        }
+        return {name: int(fields[key].split()[0]) / 1024 for name, key in (("rss", "VmRSS"), ("peak", "VmHWM"))}
     except OSError:
         import psutil
 
@@ -56,8 +54,7 @@ class Worker:
         """The best batch size, by the faster of two runs over a part of the workload."""
         texts = self.texts[workload][: max(64, len(self.texts[workload]) // 4)]
         seconds = {
-            batch: min(timed(self.contender.embed, texts, batch) for _ in range(2))
-            for batch in self.contender.batches
+            batch: min(timed(self.contender.embed, texts, batch) for _ in range(2)) for batch in self.contender.batches
         }
         return {"batch": min(seconds, key=lambda batch: seconds[batch], default=0), "seconds": seconds}
 

@@ -244,9 +244,7 @@ def charsmap(replacements: dict[str, str]) -> bytes:
 def special_tokens(source: Source) -> dict[str, AddedToken]:
     bos, eos = source.bos, source.eos
     ids = {"bos": bos, "cls": bos, "eos": eos, "sep": eos, "pad": source.pad, "unk": source.unk}
-    tokens = {
-        name: AddedToken(source.pieces[i][0], normalized=False, special=True) for name, i in ids.items()
-    }
+    tokens = {name: AddedToken(source.pieces[i][0], normalized=False, special=True) for name, i in ids.items()}
     tokens["mask"] = AddedToken("<mask>", lstrip=True, normalized=False, special=True)
     return {f"{name}_token": token for name, token in tokens.items()}
 

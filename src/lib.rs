@@ -16,6 +16,7 @@ pub mod clock;
 pub mod compute;
 pub mod config;
 pub mod error;
+pub mod generation;
 pub mod language;
 pub mod lifecycle;
 pub mod manager;

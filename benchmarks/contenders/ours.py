@@ -18,9 +18,7 @@ class ModelManagerContender(Contender):
         self.package: Any = model_manager
 
     def load(self, model: Path, onnx: Path) -> None:
-        self.manager: Any = self.package.ModelManager(
-            cache_size=0, english_model=str(model), dtype=self.dtype
-        )
+        self.manager: Any = self.package.ModelManager(cache_size=0, english_model=str(model), dtype=self.dtype)
         self.manager.load("english_sentence")
 
     def embed(self, texts: list[str], batch: int) -> Vectors:

@@ -4,9 +4,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-
-use crate::{Error, Result};
 use crate::sync::Mutex;
+use crate::{Error, Result};
 
 /// Called once, on the worker thread, with the chunk's rows (`[sequences, width]`, row-major f32) or the first error.
 /// It must be quick and must not call back into the batcher.

@@ -5,12 +5,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::thread::{self, JoinHandle};
 
-
 use super::chunk::Chunk;
 use super::queue::{Lane, Queue, Tokens, Waiter};
 use crate::compute::Packed;
-use crate::{Error, Result};
 use crate::sync::{Condvar, Mutex};
+use crate::{Error, Result};
 
 /// What a batcher drives: token ids in, one vector a sequence out.
 pub trait Forward: Send + Sync + 'static {

@@ -15,8 +15,8 @@ use std::time::Duration;
 use lru::LruCache;
 
 use crate::clock::Clock;
-use crate::{Error, Result};
 use crate::sync::Mutex;
+use crate::{Error, Result};
 
 use key::Key;
 use store::{Entry, Lfu, Store};

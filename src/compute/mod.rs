@@ -11,6 +11,7 @@
 mod backend;
 pub mod candle;
 pub mod cpu;
+pub mod decoder;
 #[cfg(all(test, unix))]
 mod guarded;
 mod isa;

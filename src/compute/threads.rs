@@ -12,8 +12,8 @@ use std::thread::{self, JoinHandle, Thread};
 
 use arc_swap::ArcSwapOption;
 
-use crate::{Error, Result};
 use crate::sync::{Condvar, Mutex};
+use crate::{Error, Result};
 
 /// Turns of the pause instruction (20 to 50 ns each) before a thread that waits goes to sleep: longer than the
 /// gap between two operations of one text, shorter than anybody would notice as load.

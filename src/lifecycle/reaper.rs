@@ -6,7 +6,6 @@ use std::sync::{Arc, Weak};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-
 use super::keep_alive::KeepAlive;
 use super::managed::{Managed, State, Why};
 use crate::clock::Clock;

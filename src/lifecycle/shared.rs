@@ -6,15 +6,14 @@ use std::sync::Arc;
 use std::thread::{self, ThreadId};
 use std::time::Instant;
 
-
 use super::keep_alive::KeepAlive;
 use super::lease::{Lease, Stay};
 use super::managed::{Idle, Managed, State, Status, Why};
 use super::memory::megabytes;
 use super::slot::{Context, Continuation, Loaded, SlotOptions};
 use super::tracker::Record;
-use crate::{Error, Result};
 use crate::sync::Mutex;
+use crate::{Error, Result};
 
 pub(super) type Loader<T> = dyn Fn() -> Result<Loaded<T>> + Send + Sync;
 

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-
 use super::budget::Charge;
 use super::keep_alive::KeepAlive;
 use super::lease::Lease;
@@ -13,8 +12,8 @@ use super::reaper::Reaper;
 use super::shared::{Shared, Step};
 use super::tracker::Tracker;
 use crate::clock::Clock;
-use crate::{Error, Result};
 use crate::sync::{Condvar, Mutex};
+use crate::{Error, Result};
 
 /// How often a waiting caller looks for a reason to stop waiting.
 const CHECK_EVERY: Duration = Duration::from_millis(50);

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-
 use crate::clock::Clock;
 use crate::sync::Mutex;
 

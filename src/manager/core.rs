@@ -18,8 +18,8 @@ use crate::language;
 use crate::lifecycle::{
     Budget, Context, Loaded, Managed, MemoryProbe, Reaper, ReaperSettings, Slot, SlotOptions, Tracker,
 };
-use crate::{Error, Result};
 use crate::sync::Mutex;
+use crate::{Error, Result};
 
 /// The slot of Turkish texts.
 pub const TURKISH: &str = "turkish_sentence";

@@ -9,9 +9,8 @@ use std::sync::{Arc, Weak};
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
-
-use crate::{Error, Result};
 use crate::sync::{Condvar, Mutex};
+use crate::{Error, Result};
 
 /// A call in progress.
 pub(super) trait Task: Send + Sync + 'static {

@@ -10,7 +10,6 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-
 use super::core::Core;
 use super::entry::{Entry, Known, Resident, Serving};
 use super::fork;
@@ -20,8 +19,8 @@ use crate::batching::{Cancel, Chunk, Lane};
 use crate::cache::{KeyRef, Vector};
 use crate::config::Seconds;
 use crate::lifecycle::Lease;
-use crate::{Error, Result};
 use crate::sync::{Condvar, Mutex};
+use crate::{Error, Result};
 
 /// Vectors of a call: row-major f32 `[rows, width]`.
 #[derive(Debug, Clone, PartialEq)]

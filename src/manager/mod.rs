@@ -34,8 +34,8 @@ use self::job::{Job, LookUp};
 use crate::cache::{CacheStatistics, Vector};
 use crate::config::{Host, Settings, Value};
 use crate::lifecycle::{Lease, ReaperSettings, State, Tracker};
-use crate::{Error, Result};
 use crate::sync::Mutex;
+use crate::{Error, Result};
 
 /// Looks for a reason to stop waiting, about every 50 ms; the binding looks for signals.
 pub type Check<'a> = &'a mut dyn FnMut() -> Result<()>;

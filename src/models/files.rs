@@ -252,7 +252,13 @@ pub(crate) enum Missing {
 }
 
 /// Beside the weights, when there: what tokenizer and pooling are configured with.
-const OPTIONAL: [&str; 2] = ["tokenizer_config.json", "special_tokens_map.json"];
+const OPTIONAL: [&str; 5] = [
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "generation_config.json",
+    "chat_template.jinja",
+    "added_tokens.json",
+];
 /// The names that sentence-transformers has given the transformer's own settings over time.
 pub(crate) const SENTENCE_CONFIGS: [&str; 7] = [
     "sentence_bert_config.json",
@@ -283,7 +289,11 @@ impl Selection {
         if !take(within("config.json")) {
             return Err(Missing::Config);
         }
-        if !take(within("tokenizer.json")) && !take(within("vocab.txt")) {
+        // GPT-2's own files come as a pair.
+        let pair = |take: &mut dyn FnMut(String) -> bool| {
+            has(&within("merges.txt")) && take(within("vocab.json")) && take(within("merges.txt"))
+        };
+        if !take(within("tokenizer.json")) && !take(within("vocab.txt")) && !pair(&mut take) {
             return Err(Missing::Tokenizer { sentencepiece: has(&within("sentencepiece.bpe.model")) });
         }
         for name in OPTIONAL.iter().chain(&SENTENCE_CONFIGS) {

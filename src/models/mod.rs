@@ -10,9 +10,16 @@
 
 pub mod bert;
 mod blobs;
+pub mod causal;
+pub mod decoder;
 pub mod dense;
 pub mod files;
+pub mod gguf;
+pub mod gguf_llama;
+pub mod gguf_tokenizer;
+pub mod gpt2;
 mod hub;
+pub mod llama;
 pub mod pooling;
 pub mod sentence;
 pub mod source;

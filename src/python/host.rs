@@ -8,8 +8,8 @@ use pyo3::prelude::*;
 use super::errors::to_py;
 use crate::config::Host;
 use crate::manager::{HostLoader, HostObject};
-use crate::{Error, Result};
 use crate::sync::Mutex;
+use crate::{Error, Result};
 
 /// The interpreter that imported us. Called from loader threads, which hold no lock then.
 pub(super) struct PythonHost;

@@ -21,8 +21,8 @@ use crate::config::{DTypeChoice, Setting, Settings};
 use crate::lifecycle::ReaperSettings;
 use crate::manager::{EmbeddingSpec, Keep, Manager, Matrix, SourceSpec, Spec, Ticket};
 use crate::models::Pooling;
-use crate::{Error, Result};
 use crate::sync::Mutex;
+use crate::{Error, Result};
 
 /// Model slots, the embedding cache and the queues. All methods may be called from any thread.
 #[pyclass(frozen, subclass, weakref, name = "Manager", module = "model_manager._core")]

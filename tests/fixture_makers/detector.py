@@ -3,6 +3,7 @@
 import re
 import unicodedata
 from pathlib import Path
+from typing import Any
 
 from . import files
 from .texts import REFERENCE
@@ -64,7 +65,7 @@ def normalise(text: str) -> str:
 
 
 def make(root: Path) -> None:
-    cases = []
+    cases: list[dict[str, Any]] = []
     for text in dict.fromkeys(TEXTS):
         normalised = normalise(text)
         cases.append(

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from . import encoders, files
+from . import files, reference
 from .texts import ENGLISH, LONG, TURKISH
 from .versions import VERSIONS
 
@@ -28,18 +28,18 @@ def make(name: str, models: Path, root: Path) -> None:
     if not directory.is_dir():
         print(f"{name}: skipped, {directory} is not there (python scripts/fetch_models.py {models})")
         return
-    model = encoders.load(directory)
-    reference: dict[str, Any] = {
+    model = reference.load(directory)
+    found: dict[str, Any] = {
         "made_with": VERSIONS,
         "dimensions": model.get_embedding_dimension(),
         "pooling": "mean",
         "normalize": True,
         "max_length": model.max_seq_length,
         "default_prompt_name": model.default_prompt_name,
-        "cases": encoders.cases(model, TEXTS, DECIMALS),
+        "cases": reference.cases(model, TEXTS, decimals=DECIMALS),
     }
     if model.prompts.get("query"):
-        reference["prompted"] = encoders.cases(model, TEXTS[:4], DECIMALS, prompt_name="query")
-    reference["float64_error"] = float(f"{encoders.float64_error(model, reference['cases']):.1e}")
-    files.write_json(root / "real" / f"{name}.json", reference)
-    print(f"{name}: {len(TEXTS)} texts, float64 error {reference['float64_error']}", flush=True)
+        found["prompted"] = reference.cases(model, TEXTS[:4], {"prompt_name": "query"}, DECIMALS)
+    found["float64_error"] = float(f"{reference.float64_error(model, found['cases']):.1e}")
+    files.write_json(root / "real" / f"{name}.json", found)
+    print(f"{name}: {len(TEXTS)} texts, float64 error {found['float64_error']}", flush=True)

@@ -4,16 +4,22 @@ import sys
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable
+from itertools import pairwise
 from pathlib import Path
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from .texts import CORPUS
 
+# A script of this project, not a package.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 from multilingual_e5 import charsmap
 
 WORDPIECE_SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+QWEN_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789.,;:!?'-_/@%&="
 TURKISH_LETTERS = "çğıöşüâÇĞİÖŞÜ"
 
@@ -40,9 +46,7 @@ def bert_normalizer(lowercase: bool) -> normalizers.Normalizer:
 def wordpiece_vocabulary(lowercase: bool) -> dict[str, int]:
     """Specials, single characters at the start and inside of a word, frequent words, frequent pieces."""
     normalizer, splitter = bert_normalizer(lowercase), pre_tokenizers.BertPreTokenizer()
-    words = Counter(
-        word for text in CORPUS for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text))
-    )
+    words = Counter(word for text in CORPUS for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text)))
     letters = LETTERS if lowercase else LETTERS + LETTERS[:26].upper() + TURKISH_LETTERS
     inner = pieces((word[1:] for word in words), 4)
     entries = [*WORDPIECE_SPECIALS, *letters, *(f"##{letter}" for letter in letters if letter.isalnum())]
@@ -101,16 +105,26 @@ def unigram() -> Tokenizer:
     return result
 
 
-def byte_level(specials: list[str], merges: int) -> Tokenizer:
-    """Byte-level BPE as GPT-2, Llama 3 and Qwen use it: 256 bytes, `merges` merges, the specials."""
-    splitter = pre_tokenizers.ByteLevel(add_prefix_space=False)
+def byte_level_splitter(kind: str) -> pre_tokenizers.PreTokenizer:
+    if kind == "gpt2":
+        return pre_tokenizers.ByteLevel(add_prefix_space=False)
+    if kind == "llama":  # as SmolLM2 has it
+        digits = pre_tokenizers.Digits(individual_digits=True)
+        return pre_tokenizers.Sequence([digits, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    split = pre_tokenizers.Split(Regex(QWEN_WORDS), "isolated")
+    return pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+
+
+def byte_level(kind: str, specials: list[str], merges: int = 60) -> Tokenizer:
+    """Byte-level BPE of GPT-2, Llama or Qwen: 256 bytes, the merges, the specials."""
+    splitter = byte_level_splitter(kind)
     words = Counter(piece for text in CORPUS for piece, _ in splitter.pre_tokenize_str(text))
     splits = {word: list(word) for word in words}
     rules: list[tuple[str, str]] = []
     for _ in range(merges):
         pairs: Counter[tuple[str, str]] = Counter()
         for word, parts in splits.items():
-            for pair in zip(parts, parts[1:], strict=False):
+            for pair in pairwise(parts):
                 pairs[pair] += words[word]
         best = min(pairs, key=lambda pair: (-pairs[pair], pair))
         rules.append(best)
@@ -123,6 +137,8 @@ def byte_level(specials: list[str], merges: int) -> Tokenizer:
     entries = sorted(pre_tokenizers.ByteLevel.alphabet()) + ["".join(rule) for rule in rules]
     vocabulary = {entry: index for index, entry in enumerate(dict.fromkeys(entries))}
     result = Tokenizer(models.BPE(vocabulary, rules))
+    if kind == "qwen":
+        result.normalizer = normalizers.NFC()
     result.pre_tokenizer = splitter
     result.decoder = decoders.ByteLevel()
     result.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in specials])

@@ -11,8 +11,8 @@ use crate::compute::kernels::tile::Tile;
 use crate::compute::kernels::{Kernels, LARGEST_TILE, units};
 use crate::compute::memory::Buffer;
 use crate::compute::{Activation, DType, Threads, Weight};
-use crate::{Error, Result};
 use crate::sync::Mutex;
+use crate::{Error, Result};
 
 /// Panels of one block together should stay in the second-level cache while all rows pass by.
 const BLOCK_BYTES: usize = 384 << 10;

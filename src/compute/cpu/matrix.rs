@@ -2,7 +2,6 @@
 
 use std::ops::Range;
 
-
 use super::attention::Scratch;
 use crate::Result;
 use crate::compute::DType;

@@ -15,7 +15,6 @@ mod tests;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-
 pub use self::linear::Linear;
 use self::matrix::Workspace;
 pub use self::pass::{CpuPass, States};
@@ -23,8 +22,8 @@ use self::plan::Plan;
 use self::team::Team;
 use super::kernels::Kernels;
 use super::{Backend, DType, Forward, Isa, Packed, Threads, Weight};
-use crate::{Error, Result};
 use crate::sync::Mutex;
+use crate::{Error, Result};
 
 /// Workspaces larger than this are not kept: a single very long text would hold them for ever.
 const LARGEST_WORKSPACE: usize = 64 << 20;

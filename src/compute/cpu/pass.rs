@@ -2,14 +2,13 @@
 
 use std::ops::Range;
 
-
 use super::attention::Attention;
 use super::matrix::{Matrix, Workspace};
 use super::team::Team;
 use super::{Cpu, Linear, Norm, Table};
 use crate::compute::{Activation, DType, Heads, Packed, Pass, Positions, Rows};
-use crate::{Error, Result};
 use crate::sync::Mutex;
+use crate::{Error, Result};
 
 /// A pass of [`Cpu`] over one part of a batch.
 #[derive(Debug)]

@@ -12,7 +12,7 @@ pub(crate) mod simd;
 mod tests;
 pub(crate) mod tile;
 #[cfg(target_arch = "x86_64")]
-mod x86;
+pub(crate) mod x86;
 
 use std::fmt;
 

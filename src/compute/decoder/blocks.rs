@@ -1,0 +1,329 @@
+//! The block formats of GGUF files: a few shared scales, and small integers that they multiply.
+//!
+//! Layouts are those of ggml (`ggml-common.h`): weights of one row, 32 or 256 to a block, numbers little-endian.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use half::f16;
+
+use crate::compute::memory::MappedFile;
+use crate::{Error, Result};
+
+/// Weights that share an activation's scale, and the least that a matrix row is cut into.
+pub(crate) const GROUP: usize = 32;
+
+/// How a row's weights are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs, reason = "ggml's own names say it")]
+pub enum BlockFormat {
+    Q4_0,
+    Q4_1,
+    Q5_0,
+    Q5_1,
+    Q8_0,
+    Q4K,
+    Q5K,
+    Q6K,
+}
+
+/// Thirty-two weights in one common form: weight `i` is `scale[i / 16] * codes[i] + minimum`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Group {
+    pub codes: [u8; GROUP],
+    pub scales: [f32; 2],
+    pub minimum: f32,
+}
+
+/// The common form of a format: how wide codes are, and where their zero lies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Layout {
+    /// 4 or 8.
+    pub bits: usize,
+    /// The code of weight 0, the same for all groups; `None` where each group has a minimum of its own.
+    pub zero: Option<u8>,
+    /// Whether each half of a group has a scale of its own.
+    pub halves: bool,
+}
+
+impl BlockFormat {
+    const ALL: [Self; 8] =
+        [Self::Q4_0, Self::Q4_1, Self::Q5_0, Self::Q5_1, Self::Q8_0, Self::Q4K, Self::Q5K, Self::Q6K];
+
+    /// The format with ggml's type number `number`.
+    pub fn from_ggml(number: u32) -> Option<Self> {
+        Self::ALL.into_iter().find(|format| format.facts().0 == number)
+    }
+
+    /// ggml's name.
+    pub fn name(self) -> &'static str {
+        self.facts().1
+    }
+
+    /// Weights in a block.
+    pub fn elements(self) -> usize {
+        self.facts().2
+    }
+
+    /// Bytes of a block.
+    pub fn bytes(self) -> usize {
+        self.facts().3
+    }
+
+    fn facts(self) -> (u32, &'static str, usize, usize) {
+        match self {
+            Self::Q4_0 => (2, "Q4_0", 32, 18),
+            Self::Q4_1 => (3, "Q4_1", 32, 20),
+            Self::Q5_0 => (6, "Q5_0", 32, 22),
+            Self::Q5_1 => (7, "Q5_1", 32, 24),
+            Self::Q8_0 => (8, "Q8_0", 32, 34),
+            Self::Q4K => (12, "Q4_K", 256, 144),
+            Self::Q5K => (13, "Q5_K", 256, 176),
+            Self::Q6K => (14, "Q6_K", 256, 210),
+        }
+    }
+
+    pub(crate) fn layout(self) -> Layout {
+        let (bits, zero) = match self {
+            Self::Q4_0 => (4, Some(8)),
+            Self::Q4_1 | Self::Q4K => (4, None),
+            Self::Q5_0 => (8, Some(16)),
+            Self::Q5_1 | Self::Q5K => (8, None),
+            Self::Q8_0 => (8, Some(128)),
+            Self::Q6K => (8, Some(32)),
+        };
+        Layout { bits, zero, halves: self == Self::Q6K }
+    }
+
+    /// Group `index` of a row of blocks.
+    pub(crate) fn group(self, row: &[u8], index: usize) -> Group {
+        let groups = self.elements() / GROUP;
+        let block = &row[index / groups * self.bytes()..][..self.bytes()];
+        let part = index % groups;
+        let half = |at: usize| f16::from_le_bytes([block[at], block[at + 1]]).to_f32();
+        let nibbles = |bytes: &[u8], high: usize| -> [u8; GROUP] {
+            std::array::from_fn(|i| bytes[i % 16] >> (4 * (i / 16)) & 15 | ((high >> i & 1) as u8) << 4)
+        };
+        let fifth =
+            |at: usize| u32::from_le_bytes([block[at], block[at + 1], block[at + 2], block[at + 3]]) as usize;
+        let plain = |codes, scale, minimum| Group { codes, scales: [scale; 2], minimum };
+        match self {
+            Self::Q4_0 => plain(nibbles(&block[2..], 0), half(0), -8.0 * half(0)),
+            Self::Q4_1 => plain(nibbles(&block[4..], 0), half(0), half(2)),
+            Self::Q5_0 => plain(nibbles(&block[6..], fifth(2)), half(0), -16.0 * half(0)),
+            Self::Q5_1 => plain(nibbles(&block[8..], fifth(4)), half(0), half(2)),
+            Self::Q8_0 => {
+                let codes = std::array::from_fn(|i| block[2 + i].wrapping_add(128));
+                plain(codes, half(0), -128.0 * half(0))
+            }
+            Self::Q4K | Self::Q5K => {
+                let (scale, minimum) = six_bits(&block[4..16], part);
+                let low = &block[self.bytes() - 128 + part / 2 * 32..][..32];
+                let codes = std::array::from_fn(|i| {
+                    let fifth = if self == Self::Q5K { block[16 + i] >> part & 1 } else { 0 };
+                    low[i] >> (4 * (part % 2)) & 15 | fifth << 4
+                });
+                plain(codes, half(0) * f32::from(scale), -half(2) * f32::from(minimum))
+            }
+            Self::Q6K => {
+                // Two runs of 128 weights, each four groups whose low bits share 64 bytes and high bits 32.
+                let (run, quarter) = (part / 4, part % 4);
+                let low = &block[run * 64 + quarter % 2 * 32..][..32];
+                let high = &block[128 + run * 32..][..32];
+                let codes = std::array::from_fn(|i| {
+                    low[i] >> (4 * (quarter / 2)) & 15 | (high[i] >> (2 * quarter) & 3) << 4
+                });
+                let scale =
+                    |half_of: usize| f32::from(block[192 + part * 2 + half_of].cast_signed()) * half(208);
+                // Halves differ in scale, so the zero is the code 32 and no minimum is shared.
+                Group { codes, scales: [scale(0), scale(1)], minimum: 0.0 }
+            }
+        }
+    }
+}
+
+/// Scale and minimum of group `index`, six bits each, as ggml packs eight pairs into twelve bytes.
+fn six_bits(packed: &[u8], index: usize) -> (u8, u8) {
+    if index < 4 {
+        (packed[index] & 63, packed[index + 4] & 63)
+    } else {
+        let both = packed[index + 4];
+        (both & 15 | packed[index - 4] >> 6 << 4, both >> 4 | packed[index] >> 6 << 4)
+    }
+}
+
+impl Group {
+    /// Weight `i`.
+    pub(crate) fn weight(&self, layout: Layout, i: usize) -> f32 {
+        let (scale, code) = (self.scales[i / 16], f32::from(self.codes[i]));
+        layout.zero.map_or(scale * code + self.minimum, |zero| scale * (code - f32::from(zero)))
+    }
+
+    /// Rounds values to 8 bits about zero, as Q8_0.
+    pub(crate) fn eight_bits(values: &[f32; GROUP]) -> Self {
+        let largest = values.iter().fold(0.0f32, |most, x| most.max(x.abs()));
+        let scale = f16::from_f32(largest / 127.0).to_f32();
+        let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
+        let codes = values.map(|x| ((x * inverse).round().clamp(-127.0, 127.0) + 128.0) as u8);
+        Self { codes, scales: [scale; 2], minimum: -128.0 * scale }
+    }
+
+    /// Rounds values to 4 bits between their extremes, as Q4_1.
+    pub(crate) fn four_bits(values: &[f32; GROUP]) -> Self {
+        let least = values.iter().copied().fold(f32::INFINITY, f32::min);
+        let most = values.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let (scale, minimum) = (f16::from_f32((most - least) / 15.0).to_f32(), f16::from_f32(least).to_f32());
+        let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
+        let codes = values.map(|x| ((x - minimum) * inverse).round().clamp(0.0, 15.0) as u8);
+        Self { codes, scales: [scale; 2], minimum }
+    }
+}
+
+/// A matrix of blocks in a mapped file.
+#[derive(Debug, Clone)]
+pub struct BlockTensor {
+    file: Arc<MappedFile>,
+    range: Range<usize>,
+    format: BlockFormat,
+    rows: usize,
+    columns: usize,
+}
+
+impl BlockTensor {
+    /// The matrix `[rows, columns]` at `range` of `file`.
+    ///
+    /// # Errors
+    /// [`Error::InvalidFile`] when rows are no whole blocks, or the range lies outside the file or has another size.
+    pub fn new(
+        file: Arc<MappedFile>,
+        range: Range<usize>,
+        format: BlockFormat,
+        rows: usize,
+        columns: usize,
+    ) -> Result<Self> {
+        let bytes =
+            (columns / format.elements()).checked_mul(format.bytes()).and_then(|row| row.checked_mul(rows));
+        let fits = columns.is_multiple_of(format.elements())
+            && range.start <= range.end
+            && range.end <= file.len()
+            && bytes == Some(range.len());
+        if !fits {
+            return Err(Error::InvalidFile {
+                path: file.path().to_path_buf(),
+                reason: format!(
+                    "a {} tensor of shape [{rows}, {columns}] cannot lie at bytes {range:?}; fetch the file again",
+                    format.name()
+                ),
+            });
+        }
+        Ok(Self { file, range, format, rows, columns })
+    }
+
+    /// Rows: outputs of a linear layer.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Columns: inputs of a linear layer.
+    pub fn columns(&self) -> usize {
+        self.columns
+    }
+
+    /// How it is stored.
+    pub fn format(&self) -> BlockFormat {
+        self.format
+    }
+
+    pub(crate) fn row(&self, row: usize) -> &[u8] {
+        let size = self.columns / self.format.elements() * self.format.bytes();
+        &self.file[self.range.clone()][row * size..][..size]
+    }
+
+    /// All weights, row-major.
+    pub fn to_f32(&self) -> Vec<f32> {
+        let layout = self.format.layout();
+        let mut out = Vec::with_capacity(self.rows * self.columns);
+        for row in 0..self.rows {
+            let row = self.row(row);
+            for index in 0..self.columns / GROUP {
+                let group = self.format.group(row, index);
+                out.extend((0..GROUP).map(|i| group.weight(layout, i)));
+            }
+        }
+        out
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::quantized::{GgmlDType, QStorage, QTensor};
+    use candle_core::{Device, Tensor};
+
+    use super::*;
+
+    fn candle(format: BlockFormat) -> GgmlDType {
+        match format {
+            BlockFormat::Q4_0 => GgmlDType::Q4_0,
+            BlockFormat::Q4_1 => GgmlDType::Q4_1,
+            BlockFormat::Q5_0 => GgmlDType::Q5_0,
+            BlockFormat::Q5_1 => GgmlDType::Q5_1,
+            BlockFormat::Q8_0 => GgmlDType::Q8_0,
+            BlockFormat::Q4K => GgmlDType::Q4K,
+            BlockFormat::Q5K => GgmlDType::Q5K,
+            BlockFormat::Q6K => GgmlDType::Q6K,
+        }
+    }
+
+    #[test]
+    fn every_format_reads_as_candle_reads_it() {
+        let values: Vec<f32> =
+            (0..1536).map(|i| ((i * i) as f32 * 0.37).sin() * (1.0 + i as f32 / 500.0)).collect();
+        let tensor = Tensor::from_slice(&values, (3, 512), &Device::Cpu).unwrap();
+        for format in BlockFormat::ALL {
+            let stored = QTensor::quantize(&tensor, candle(format)).unwrap();
+            let bytes = stored.data().unwrap().into_owned();
+            let storage = QStorage::from_data(bytes.clone().into(), &Device::Cpu, candle(format)).unwrap();
+            let expected = QTensor::new(storage, (3, 512)).unwrap().dequantize(&Device::Cpu).unwrap();
+            let expected: Vec<f32> = expected.flatten_all().unwrap().to_vec1().unwrap();
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("blocks");
+            std::fs::write(&path, &bytes).unwrap();
+            let file = MappedFile::open(&path).unwrap();
+            let ours = BlockTensor::new(file, 0..bytes.len(), format, 3, 512).unwrap().to_f32();
+            for (index, (ours, theirs)) in ours.iter().zip(&expected).enumerate() {
+                assert!((ours - theirs).abs() < 1e-5, "{} {index}: {ours} {theirs}", format.name());
+            }
+            assert_eq!(BlockFormat::from_ggml(format.facts().0), Some(format));
+        }
+    }
+
+    #[test]
+    fn rounding_stays_within_half_a_step() {
+        let values: [f32; GROUP] = std::array::from_fn(|i| (i as f32 * 0.9).sin() * 3.0 + 0.5);
+        let eight = Group::eight_bits(&values);
+        let four = Group::four_bits(&values);
+        for (i, value) in values.into_iter().enumerate() {
+            let error = (eight.weight(BlockFormat::Q8_0.layout(), i) - value).abs();
+            assert!(error <= eight.scales[0] * 0.51, "{error}");
+            let error = (four.weight(BlockFormat::Q4_1.layout(), i) - value).abs();
+            assert!(error <= four.scales[0] * 0.55, "{error}");
+        }
+        assert_eq!(Group::eight_bits(&[0.0; GROUP]).weight(BlockFormat::Q8_0.layout(), 3), 0.0);
+        assert_eq!(Group::four_bits(&[2.0; GROUP]).weight(BlockFormat::Q4_1.layout(), 3), 2.0);
+    }
+
+    #[test]
+    fn sizes_that_do_not_fit_are_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("blocks");
+        std::fs::write(&path, [0; 40]).unwrap();
+        let file = MappedFile::open(&path).unwrap();
+        let tensor =
+            |range, rows, columns| BlockTensor::new(file.clone(), range, BlockFormat::Q4_1, rows, columns);
+        assert!(tensor(0..40, 2, 32).is_ok());
+        for (range, rows, columns) in [(0..40, 1, 32), (0..60, 3, 32), (0..40, 2, 33), (0..0, usize::MAX, 64)]
+        {
+            assert!(tensor(range, rows, columns).is_err());
+        }
+    }
+}

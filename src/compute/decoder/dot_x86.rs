@@ -1,0 +1,134 @@
+//! The product on AVX2 and on AVX-512 with VNNI.
+
+use std::arch::x86_64::*;
+
+use super::{Lanes, Layout, Product, product};
+
+/// # Safety
+/// The CPU has AVX-512 F, BW, VNNI; the rest as for [`product`].
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+pub(super) unsafe fn avx512_vnni(p: &Product, layout: Layout) {
+    // SAFETY: the caller's.
+    unsafe { product(Avx512Vnni::permit(), p, layout) }
+}
+
+/// # Safety
+/// The CPU has AVX2, FMA, F16C; the rest as for [`product`].
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) unsafe fn avx2(p: &Product, layout: Layout) {
+    // SAFETY: the caller's.
+    unsafe { product(Avx2::permit(), p, layout) }
+}
+
+/// Sixteen columns in one register.
+#[derive(Clone, Copy)]
+struct Avx512Vnni(());
+
+/// Eight columns in one register.
+#[derive(Clone, Copy)]
+struct Avx2(());
+
+/// Safe methods that are one expression of intrinsics.
+macro_rules! intrinsics {
+    ($($name:ident($($argument:ident: $kind:ty),*) -> $result:ty = $body:expr;)*) => {$(
+        #[inline(always)]
+        fn $name(self, $($argument: $kind),*) -> $result {
+            // SAFETY: a permit exists only on CPUs with these instructions, and no memory is touched.
+            unsafe { $body }
+        }
+    )*};
+}
+
+impl Lanes for Avx512Vnni {
+    type I = __m512i;
+    type F = __m512;
+    const COLUMNS: usize = 16;
+
+    #[inline(always)]
+    unsafe fn permit() -> Self {
+        Self(())
+    }
+    intrinsics! {
+        integers(x: i32) -> __m512i = _mm512_set1_epi32(x);
+        floats(x: f32) -> __m512 = _mm512_set1_ps(x);
+        low(x: __m512i) -> __m512i = _mm512_and_si512(x, _mm512_set1_epi8(15));
+        high(x: __m512i) -> __m512i = _mm512_and_si512(_mm512_srli_epi16::<4>(x), _mm512_set1_epi8(15));
+        to_floats(x: __m512i) -> __m512 = _mm512_cvtepi32_ps(x);
+        mul(a: __m512, b: __m512) -> __m512 = _mm512_mul_ps(a, b);
+        mul_add(a: __m512, b: __m512, c: __m512) -> __m512 = _mm512_fmadd_ps(a, b, c);
+    }
+    #[inline(always)]
+    fn dot<const BITS: usize>(self, sum: __m512i, codes: __m512i, x: i32) -> __m512i {
+        // SAFETY: the permit; no memory is touched.
+        unsafe { _mm512_dpbusd_epi32(sum, codes, _mm512_set1_epi32(x)) }
+    }
+    #[inline(always)]
+    unsafe fn bytes(self, from: *const u8) -> __m512i {
+        // SAFETY: the caller's.
+        unsafe { _mm512_loadu_si512(from.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn halves(self, from: *const u16) -> __m512 {
+        // SAFETY: the caller's.
+        unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(from.cast())) }
+    }
+    #[inline(always)]
+    unsafe fn store(self, to: *mut f32, x: __m512) {
+        // SAFETY: the caller's.
+        unsafe { _mm512_storeu_ps(to, x) }
+    }
+}
+
+impl Lanes for Avx2 {
+    type I = __m256i;
+    type F = __m256;
+    const COLUMNS: usize = 8;
+
+    #[inline(always)]
+    unsafe fn permit() -> Self {
+        Self(())
+    }
+    intrinsics! {
+        integers(x: i32) -> __m256i = _mm256_set1_epi32(x);
+        floats(x: f32) -> __m256 = _mm256_set1_ps(x);
+        low(x: __m256i) -> __m256i = _mm256_and_si256(x, _mm256_set1_epi8(15));
+        high(x: __m256i) -> __m256i = _mm256_and_si256(_mm256_srli_epi16::<4>(x), _mm256_set1_epi8(15));
+        to_floats(x: __m256i) -> __m256 = _mm256_cvtepi32_ps(x);
+        mul(a: __m256, b: __m256) -> __m256 = _mm256_mul_ps(a, b);
+        mul_add(a: __m256, b: __m256, c: __m256) -> __m256 = _mm256_fmadd_ps(a, b, c);
+    }
+    #[inline(always)]
+    fn dot<const BITS: usize>(self, sum: __m256i, codes: __m256i, x: i32) -> __m256i {
+        // SAFETY: the permit; no memory is touched.
+        unsafe {
+            let x = _mm256_set1_epi32(x);
+            if BITS == 4 {
+                // Pairs stay below 2 · 15 · 127: the 16-bit sums cannot saturate.
+                let pairs = _mm256_maddubs_epi16(codes, x);
+                return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+            }
+            // Pairs of 8-bit codes could: even and odd bytes are widened and multiplied apart.
+            let even = _mm256_and_si256(codes, _mm256_set1_epi16(255));
+            let odd = _mm256_srli_epi16::<8>(codes);
+            let x_even = _mm256_srai_epi16::<8>(_mm256_slli_epi16::<8>(x));
+            let x_odd = _mm256_srai_epi16::<8>(x);
+            let both = _mm256_add_epi32(_mm256_madd_epi16(even, x_even), _mm256_madd_epi16(odd, x_odd));
+            _mm256_add_epi32(sum, both)
+        }
+    }
+    #[inline(always)]
+    unsafe fn bytes(self, from: *const u8) -> __m256i {
+        // SAFETY: the caller's.
+        unsafe { _mm256_loadu_si256(from.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn halves(self, from: *const u16) -> __m256 {
+        // SAFETY: the caller's.
+        unsafe { _mm256_cvtph_ps(_mm_loadu_si128(from.cast())) }
+    }
+    #[inline(always)]
+    unsafe fn store(self, to: *mut f32, x: __m256) {
+        // SAFETY: the caller's.
+        unsafe { _mm256_storeu_ps(to, x) }
+    }
+}

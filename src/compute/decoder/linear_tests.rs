@@ -1,0 +1,173 @@
+use candle_core::quantized::{GgmlDType, QTensor};
+use candle_core::{Device, Tensor};
+
+use super::*;
+use crate::compute::decoder::blocks::BlockFormat;
+use crate::compute::memory::MappedFile;
+
+fn wave(n: usize, step: f32) -> Vec<f32> {
+    (0..n).map(|i| (i as f32 * step).sin() * (1.0 + (i % 7) as f32 * 0.3)).collect()
+}
+
+/// The product in f64, and the sum of magnitudes, which errors are relative to.
+fn reference(x: &[f32], w: &[f32], inputs: usize) -> Vec<(f64, f64)> {
+    let dot = |x: &[f32], w: &[f32]| {
+        x.iter().zip(w).fold((0.0, 0.0), |(sum, all), (&x, &w)| {
+            let term = f64::from(x) * f64::from(w);
+            (sum + term, all + term.abs())
+        })
+    };
+    x.chunks(inputs).flat_map(|x| w.chunks(inputs).map(move |w| dot(x, w))).collect()
+}
+
+fn blocks(
+    values: &[f32],
+    rows: usize,
+    inputs: usize,
+    format: BlockFormat,
+) -> (tempfile::TempDir, BlockTensor) {
+    let candle = match format {
+        BlockFormat::Q4_0 => GgmlDType::Q4_0,
+        BlockFormat::Q4_1 => GgmlDType::Q4_1,
+        BlockFormat::Q5_0 => GgmlDType::Q5_0,
+        BlockFormat::Q5_1 => GgmlDType::Q5_1,
+        BlockFormat::Q8_0 => GgmlDType::Q8_0,
+        BlockFormat::Q4K => GgmlDType::Q4K,
+        BlockFormat::Q5K => GgmlDType::Q5K,
+        BlockFormat::Q6K => GgmlDType::Q6K,
+    };
+    let tensor = Tensor::from_slice(values, (rows, inputs), &Device::Cpu).unwrap();
+    let bytes = QTensor::quantize(&tensor, candle).unwrap().data().unwrap().into_owned();
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("w"), &bytes).unwrap();
+    let file = MappedFile::open(&folder.path().join("w")).unwrap();
+    (folder, BlockTensor::new(file, 0..bytes.len(), format, rows, inputs).unwrap())
+}
+
+fn apply(isa: Isa, linear: &Linear, x: &[f32]) -> Vec<f32> {
+    let mut out = vec![0.0; x.len() / linear.inputs() * linear.outputs()];
+    let mut scratch = Activations::default();
+    linear.apply(&Machine::new(isa), &Threads::global(), &mut scratch, x, &mut out, false).unwrap();
+    out
+}
+
+#[test]
+fn coded_weights_are_multiplied_as_stored() {
+    let (outputs, inputs) = (37, 512);
+    let values = wave(outputs * inputs, 0.013);
+    for format in [
+        BlockFormat::Q4_0,
+        BlockFormat::Q4_1,
+        BlockFormat::Q5_0,
+        BlockFormat::Q5_1,
+        BlockFormat::Q8_0,
+        BlockFormat::Q4K,
+        BlockFormat::Q5K,
+        BlockFormat::Q6K,
+    ] {
+        let (_folder, stored) = blocks(&values, outputs, inputs, format);
+        let weights = stored.to_f32();
+        for isa in Isa::available() {
+            let machine = Machine::new(isa);
+            let linear = Linear::new(&machine, Hold::F32, &[(Matrix::Blocks(stored.clone()), None)]).unwrap();
+            for rows in [1, 2, 3, 8, 11, 30] {
+                let x = wave(rows * inputs, 0.37);
+                let out = apply(isa, &linear, &x);
+                for (index, (ours, (exact, size))) in
+                    out.iter().zip(reference(&x, &weights, inputs)).enumerate()
+                {
+                    // Eight-bit activations are off by 1/254 of their group's largest, and those errors average out.
+                    let error = (f64::from(*ours) - exact).abs() / size;
+                    assert!(error < 2e-3, "{isa} {} {rows} {index}: {ours} {exact}", format.name());
+                }
+                let row = rows / 2;
+                let alone = apply(isa, &linear, &x[row * inputs..][..inputs]);
+                assert_eq!(alone, out[row * outputs..][..outputs], "a row depends on its neighbours");
+            }
+            let mut row = vec![0.0; inputs];
+            linear.row(&machine, 35, &mut row);
+            for (ours, theirs) in row.iter().zip(&weights[35 * inputs..][..inputs]) {
+                assert!(
+                    (ours - theirs).abs() <= theirs.abs() * 2e-3 + 2e-3,
+                    "{} {ours} {theirs}",
+                    format.name()
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn all_instruction_sets_agree_on_codes() {
+    let (_folder, stored) = blocks(&wave(20 * 256, 0.05), 20, 256, BlockFormat::Q4_1);
+    let x = wave(5 * 256, 0.21);
+    let mut results = Isa::available().map(|isa| {
+        let matrix = (Matrix::Blocks(stored.clone()), None);
+        apply(isa, &Linear::new(&Machine::new(isa), Hold::F32, &[matrix]).unwrap(), &x)
+    });
+    let first = results.next().unwrap();
+    for other in results {
+        assert!(first.iter().zip(&other).all(|(a, b)| (a - b).abs() < 1e-4));
+    }
+}
+
+#[test]
+fn plain_weights_in_every_hold() {
+    for (outputs, inputs) in [(1, 1), (5, 3), (33, 48), (70, 65)] {
+        let w = wave(outputs * inputs, 0.11);
+        let bias = wave(outputs, 0.5);
+        let weight = |values: &[f32], shape: &[usize]| Weight::from_f32(values, shape).unwrap();
+        for isa in Isa::available() {
+            let machine = Machine::new(isa);
+            for (hold, allowed) in
+                [(Hold::F32, 1e-6), (Hold::Bf16, 8e-3), (Hold::Int8, 4e-2), (Hold::Int4, 0.1)]
+            {
+                let part = (Matrix::Plain(weight(&w, &[outputs, inputs])), Some(weight(&bias, &[outputs])));
+                let linear = Linear::new(&machine, hold, &[part]).unwrap();
+                for rows in [1, 15, 300] {
+                    let x = wave(rows * inputs, 0.7);
+                    let out = apply(isa, &linear, &x);
+                    for (i, (ours, (exact, size))) in out.iter().zip(reference(&x, &w, inputs)).enumerate() {
+                        let shift = f64::from(bias[i % outputs]);
+                        let error = (f64::from(*ours) - exact - shift).abs() / (size + shift.abs() + 1e-9);
+                        assert!(error <= allowed, "{isa} {hold:?} {outputs}x{inputs} {rows} {i}: {error}");
+                    }
+                }
+                let mut row = vec![0.0; inputs];
+                linear.row(&machine, outputs - 1, &mut row);
+                for (ours, theirs) in row.iter().zip(&w[(outputs - 1) * inputs..]) {
+                    assert!(f64::from((ours - theirs).abs()) <= allowed * 2.5, "{hold:?} {ours} {theirs}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn parts_of_different_forms_lie_side_by_side_and_add_up() {
+    let inputs = 256;
+    let (first, second) = (wave(20 * inputs, 0.01), wave(9 * inputs, 0.02));
+    let (_folder, coded) = blocks(&first, 20, inputs, BlockFormat::Q8_0);
+    let plain = Weight::from_f32(&second, &[9, inputs]).unwrap();
+    let shift = Weight::from_f32(&[1.0; 9], &[9]).unwrap();
+    let parts = [(Matrix::Blocks(coded), None), (Matrix::Plain(plain), Some(shift))];
+    let machine = Machine::new(Isa::best());
+    let linear = Linear::new(&machine, Hold::F32, &parts).unwrap();
+    let x = wave(2 * inputs, 0.3);
+    let once = apply(Isa::best(), &linear, &x);
+    assert!((once[20] - 1.0 - reference(&x, &second, inputs)[0].0 as f32).abs() < 1e-3);
+    let mut twice = once.clone();
+    linear.apply(&machine, &Threads::global(), &mut Activations::default(), &x, &mut twice, true).unwrap();
+    assert!(once.iter().zip(&twice).all(|(once, twice)| *twice == once + once));
+}
+
+#[test]
+fn matrices_that_do_not_fit_are_refused() {
+    let matrix = |rows, columns| {
+        Matrix::Plain(Weight::from_f32(&vec![0.0; rows * columns], &[rows, columns]).unwrap())
+    };
+    let machine = Machine::new(Isa::Portable);
+    assert!(Linear::new(&machine, Hold::F32, &[(matrix(2, 3), None), (matrix(2, 4), None)]).is_err());
+    let bias = Weight::from_f32(&[0.0; 3], &[3]).unwrap();
+    assert!(Linear::new(&machine, Hold::F32, &[(matrix(2, 3), Some(bias))]).is_err());
+}

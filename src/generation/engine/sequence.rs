@@ -1,0 +1,172 @@
+//! One request while it is decoded.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use super::{Completion, Entry, Event, FinishReason, OnEvent};
+use crate::Result;
+use crate::generation::GenerationParams;
+use crate::generation::processors::Processors;
+use crate::generation::sampler::{self, Sampler};
+use crate::generation::tokens::{Detokeniser, StopTexts, TextTokens};
+
+/// State from admission to the end.
+pub(super) struct Sequence<C> {
+    /// Prompt and answer.
+    pub(super) tokens: Vec<u32>,
+    /// Holds a beginning of `tokens`.
+    pub(super) cache: C,
+    params: GenerationParams,
+    prompt: usize,
+    reused: usize,
+    budget: usize,
+    sampler: Sampler,
+    processors: Processors,
+    detokeniser: Detokeniser,
+    stops: StopTexts,
+    /// A stop text was written: what is still held belongs to it.
+    stopped: bool,
+    text: String,
+    listener: Listener,
+    queued: Duration,
+    admitted: Instant,
+    first: Option<Instant>,
+    last: Option<Instant>,
+}
+
+impl<C> Sequence<C> {
+    /// Admits a request; the cache holds the first `reused` tokens of its prompt.
+    pub(super) fn new(entry: Entry, cache: C, reused: usize) -> Self {
+        let Entry { request, budget, on_event, cancelled, submitted } = entry;
+        let params = request.params;
+        let context: &[u32] = if request.continues { &request.prompt } else { &[] };
+        Self {
+            detokeniser: Detokeniser::new(context),
+            prompt: request.prompt.len(),
+            tokens: request.prompt,
+            cache,
+            reused,
+            budget,
+            sampler: if params.samples() { Sampler::seeded(params.seed) } else { Sampler::greedy() },
+            processors: Processors::default(),
+            stops: StopTexts::new(params.stop.clone()),
+            stopped: false,
+            params,
+            text: String::new(),
+            listener: Listener { on_event, cancelled },
+            queued: submitted.elapsed(),
+            admitted: Instant::now(),
+            first: None,
+            last: None,
+        }
+    }
+
+    /// Tokens of the prompt.
+    pub(super) fn prompt(&self) -> usize {
+        self.prompt
+    }
+
+    pub(super) fn cancelled(&self) -> bool {
+        self.listener.cancelled.load(Ordering::Acquire)
+    }
+
+    /// Chooses the next token and tells its text. `Some` when the answer is over.
+    ///
+    /// # Errors
+    /// Damaged logits, parameters that rule out every token.
+    pub(super) fn advance(
+        &mut self,
+        logits: &mut [f32],
+        ends: &[u32],
+        tokens: &TextTokens,
+        model: &str,
+    ) -> Result<Option<FinishReason>> {
+        sampler::check_finite(logits, model)?;
+        let written = self.tokens.len() - self.prompt;
+        self.processors.apply(&self.params, &self.tokens, written, ends, logits);
+        let token = self.sampler.choose(logits, model)?;
+        let now = Instant::now();
+        self.first.get_or_insert(now);
+        self.last = Some(now);
+        self.tokens.push(token);
+        if ends.contains(&token) {
+            return Ok(Some(FinishReason::Stop));
+        }
+        let piece = self.detokeniser.push(tokens, token)?;
+        let released = self.stops.push(&piece);
+        self.tell(released.text);
+        self.stopped = released.stopped;
+        Ok(if self.stopped {
+            Some(FinishReason::Stop)
+        } else if written + 1 >= self.budget {
+            Some(FinishReason::Length)
+        } else {
+            None
+        })
+    }
+
+    /// Tells the rest of the text and the end. Returns what a later request may reuse.
+    pub(super) fn finish(mut self, reason: FinishReason, tokens: &TextTokens) -> (Vec<u32>, C) {
+        let outcome = self.rest(tokens).map(|rest| {
+            self.tell(rest);
+            self.completion(reason)
+        });
+        self.listener.tell(Event::Done(outcome));
+        (self.tokens, self.cache)
+    }
+
+    /// Tells an error as the end.
+    pub(super) fn fail(mut self, error: crate::Error) {
+        self.listener.tell(Event::Done(Err(error)));
+    }
+
+    fn rest(&mut self, tokens: &TextTokens) -> Result<String> {
+        if self.stopped {
+            return Ok(String::new());
+        }
+        let last = self.detokeniser.finish(tokens)?;
+        let released = self.stops.push(&last);
+        let held = if released.stopped { String::new() } else { self.stops.finish() };
+        Ok(released.text + &held)
+    }
+
+    fn tell(&mut self, piece: String) {
+        if !piece.is_empty() {
+            self.text.push_str(&piece);
+            self.listener.tell(Event::Piece(piece));
+        }
+    }
+
+    fn completion(&mut self, reason: FinishReason) -> Completion {
+        let first = self.first.unwrap_or(self.admitted);
+        Completion {
+            text: std::mem::take(&mut self.text),
+            tokens: self.tokens[self.prompt..].to_vec(),
+            reason,
+            prompt_tokens: self.prompt,
+            reused_tokens: self.reused,
+            seed: self.params.samples().then(|| self.sampler.seed()),
+            queued: self.queued,
+            prefill: first - self.admitted,
+            decode: self.last.unwrap_or(first) - first,
+        }
+    }
+}
+
+/// The caller's end of a request. A callback that panics gives the request up.
+pub(super) struct Listener {
+    pub(super) on_event: OnEvent,
+    pub(super) cancelled: Arc<AtomicBool>,
+}
+
+impl Listener {
+    pub(super) fn tell(&mut self, event: Event) {
+        if catch_unwind(AssertUnwindSafe(|| (self.on_event)(event))).is_err() {
+            log::error!("a callback for generated text panicked; its request is dropped");
+            self.cancelled.store(true, Ordering::Release);
+            self.on_event = Box::new(|_| ());
+        }
+    }
+}

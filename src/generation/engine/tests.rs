@@ -1,0 +1,410 @@
+use std::sync::atomic::AtomicUsize;
+use std::time::Instant;
+
+use super::*;
+use crate::generation::tokens::tests::byte_level;
+use crate::models::decoder::{Cache, Step};
+
+/// Remembers the tokens themselves.
+struct Remembered(Vec<u32>);
+
+impl Cache for Remembered {
+    fn len(&self) -> usize {
+        self.0.len()
+    }
+    fn truncate(&mut self, len: usize) {
+        self.0.truncate(len);
+    }
+    fn reserve(&mut self, _: usize) -> Result<()> {
+        Ok(())
+    }
+    fn fork(&self, len: usize, _: usize) -> Result<Self> {
+        Ok(Self(self.0[..len].to_vec()))
+    }
+    fn bytes(&self) -> u64 {
+        4 * self.0.len() as u64
+    }
+}
+
+/// A letter that depends on every token before it, and accidents on demand.
+struct Letters {
+    letters: Vec<u32>,
+    fails: u32,
+    panics: u32,
+    damages: u32,
+    /// Steps wait here, so that a test can decide what meets in one.
+    gate: Mutex<()>,
+    /// Sequences and tokens of each step.
+    log: Mutex<Vec<(usize, usize)>>,
+    computed: AtomicUsize,
+}
+
+impl Letters {
+    fn next(&self, tokens: &[u32]) -> u32 {
+        let hash = tokens.iter().fold(7u32, |hash, &token| hash.wrapping_mul(31).wrapping_add(token + 1));
+        self.letters[(hash >> 8) as usize % self.letters.len()]
+    }
+}
+
+impl Decoder for Letters {
+    type Cache = Remembered;
+
+    fn vocabulary(&self) -> usize {
+        300
+    }
+    fn context(&self) -> usize {
+        2000
+    }
+    fn new_cache(&self, _: usize) -> Result<Remembered> {
+        Ok(Remembered(Vec::new()))
+    }
+    fn forward(&self, steps: &mut [Step<'_, Remembered>], logits: &mut [f32]) -> Result<()> {
+        let _open = self.gate.lock();
+        let tokens = steps.iter().map(|step| step.tokens.len()).sum();
+        self.log.lock().push((steps.len(), tokens));
+        self.computed.fetch_add(tokens, Ordering::Relaxed);
+        let mut rows = logits.chunks_exact_mut(300);
+        for step in steps {
+            step.cache.0.extend_from_slice(step.tokens);
+            assert!(!step.tokens.contains(&self.panics), "the model panics");
+            if step.tokens.contains(&self.fails) {
+                return Err(Error::Input("the model fails".into()));
+            }
+            if step.wanted {
+                let row = rows.next().expect("a row for each that wants one");
+                row.fill(0.0);
+                row[256..].fill(f32::NEG_INFINITY);
+                row[self.next(&step.cache.0) as usize] = 1.0;
+                if step.cache.0.contains(&self.damages) {
+                    row[3] = f32::NAN;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+struct Bench {
+    decoder: Arc<Letters>,
+    tokens: Arc<TextTokens>,
+    engine: Engine,
+}
+
+const END: u32 = 290;
+
+fn bench_with(change: impl FnOnce(&mut EngineSettings)) -> Bench {
+    let tokens = Arc::new(byte_level());
+    let letters = ('a'..='z').map(|letter| tokens.id(&letter.to_string()).unwrap()).collect();
+    let decoder = Arc::new(Letters {
+        letters,
+        fails: 280,
+        panics: 281,
+        damages: 282,
+        gate: Mutex::new(()),
+        log: Mutex::default(),
+        computed: AtomicUsize::new(0),
+    });
+    let mut settings = EngineSettings::new("letters", vec![END]);
+    change(&mut settings);
+    let engine = Engine::start(decoder.clone(), tokens.clone(), settings).unwrap();
+    Bench { decoder, tokens, engine }
+}
+
+fn bench() -> Bench {
+    bench_with(|_| ())
+}
+
+fn request(prompt: Vec<u32>, new: usize) -> Request {
+    let params = GenerationParams { max_new_tokens: Some(new), ..Default::default() };
+    Request { prompt, params, continues: false }
+}
+
+fn unchecked() -> Result<()> {
+    Ok(())
+}
+
+impl Bench {
+    fn expected(&self, prompt: &[u32], new: usize) -> Vec<u32> {
+        let mut tokens = prompt.to_vec();
+        for _ in 0..new {
+            tokens.push(self.decoder.next(&tokens));
+        }
+        tokens.split_off(prompt.len())
+    }
+
+    fn run(&self, request: Request) -> Result<Completion> {
+        self.engine.generate(request, &mut unchecked)
+    }
+
+    /// Waits until `count` requests have been admitted or wait.
+    fn until(&self, ready: impl Fn(EngineStats) -> bool) {
+        let started = Instant::now();
+        while !ready(self.engine.stats()) {
+            assert!(started.elapsed() < Duration::from_secs(20), "{:?}", self.engine.stats());
+            std::thread::yield_now();
+        }
+    }
+}
+
+#[test]
+fn racing_requests_get_the_answers_they_would_get_alone() {
+    let bench = bench_with(|settings| settings.max_active = 3);
+    std::thread::scope(|scope| {
+        for thread in 0..8u32 {
+            let bench = &bench;
+            scope.spawn(move || {
+                for round in 0..20u32 {
+                    let prompt: Vec<u32> =
+                        (0..5 + round * thread % 37).map(|i| (i * (thread % 3) + 7) % 250).collect();
+                    let new = 1 + (round as usize * 7 + thread as usize) % 30;
+                    let completion = bench.run(request(prompt.clone(), new)).unwrap();
+                    assert_eq!(completion.tokens, bench.expected(&prompt, new));
+                    assert_eq!(completion.text, bench.tokens.decode(&completion.tokens).unwrap());
+                    assert_eq!(completion.reason, FinishReason::Length);
+                    assert_eq!(completion.prompt_tokens, prompt.len());
+                }
+            });
+        }
+    });
+    bench.until(|stats| stats.active == 0);
+    let stats = bench.engine.stats();
+    assert_eq!((stats.requests, stats.completed, stats.failed, stats.cancelled), (160, 160, 0, 0));
+    let most = bench.decoder.log.lock().iter().map(|&(sequences, _)| sequences).max();
+    assert!(most.is_some_and(|most| most > 1 && most <= 3), "{most:?} decoded together");
+}
+
+#[test]
+fn a_request_joins_between_steps() {
+    let bench = bench();
+    let held = bench.decoder.gate.lock();
+    let first = bench.engine.stream(request(vec![1, 2, 3], 50)).unwrap();
+    bench.until(|stats| stats.waiting == 0);
+    let others: Vec<_> = (0..3).map(|i| bench.engine.stream(request(vec![4 + i], 5)).unwrap()).collect();
+    drop(held);
+    for mut stream in others.into_iter().chain([first]) {
+        while stream.next(&mut unchecked).unwrap().is_some() {}
+    }
+    let log = bench.decoder.log.lock().clone();
+    assert_eq!(log[..3], [(1, 3), (4, 4), (4, 4)]);
+    assert_eq!(log.len(), 50, "nobody waited for anybody: {log:?}");
+}
+
+#[test]
+fn a_long_prompt_does_not_stall_the_others() {
+    let bench = bench_with(|settings| settings.prefill_chunk = 64);
+    let held = bench.decoder.gate.lock();
+    let short = bench.engine.stream(request(vec![1], 12)).unwrap();
+    bench.until(|stats| stats.waiting == 0);
+    let prompt: Vec<u32> = (0..1000).map(|i| i % 250).collect();
+    let mut long = bench.engine.stream(request(prompt.clone(), 2)).unwrap();
+    drop(held);
+    while long.next(&mut unchecked).unwrap().is_some() {}
+    drop(short);
+    assert_eq!(long.completion().unwrap().tokens, bench.expected(&prompt, 2));
+    let log = bench.decoder.log.lock().clone();
+    assert_eq!(log[..12], [[(1, 1)].as_slice(), &[(2, 65); 11]].concat());
+}
+
+#[test]
+fn a_cancelled_request_stops_within_a_token() {
+    let bench = bench();
+    let ticket: Arc<Mutex<Option<Ticket>>> = Arc::default();
+    let (sender, events) = mpsc::channel();
+    let for_callback = ticket.clone();
+    let held = bench.decoder.gate.lock();
+    *ticket.lock() = Some(
+        bench
+            .engine
+            .submit(
+                request(vec![5], 1000),
+                Box::new(move |event| {
+                    if let Some(ticket) = for_callback.lock().take() {
+                        ticket.cancel();
+                    }
+                    sender.send(event).unwrap();
+                }),
+            )
+            .unwrap(),
+    );
+    drop(held);
+    let events: Vec<_> = events.iter().collect();
+    let Some(Event::Done(Ok(completion))) = events.last() else { panic!("{events:?}") };
+    assert_eq!((completion.reason, completion.tokens.len()), (FinishReason::Cancelled, 1));
+    bench.until(|stats| stats.active == 0 && stats.cancelled == 1);
+}
+
+#[test]
+fn a_waiting_request_is_cancelled_though_the_engine_is_full() {
+    let bench = bench_with(|settings| settings.max_active = 1);
+    let busy = bench.engine.stream(request(vec![1], 1900)).unwrap();
+    let mut waiting = bench.engine.stream(request(vec![2], 10)).unwrap();
+    waiting.cancel();
+    assert_eq!(waiting.next(&mut unchecked).unwrap(), None);
+    assert_eq!(waiting.completion().unwrap().reason, FinishReason::Cancelled);
+    drop(busy);
+    bench.until(|stats| stats.cancelled == 2 && stats.active == 0);
+}
+
+#[test]
+fn a_failing_check_cancels_and_is_returned() {
+    let bench = bench();
+    let mut calls = 0;
+    let mut check = || {
+        calls += 1;
+        if calls > 3 { Err(Error::Input("interrupted".into())) } else { Ok(()) }
+    };
+    let outcome = bench.engine.generate(request(vec![1], 1900), &mut check);
+    assert_eq!(outcome, Err(Error::Input("interrupted".into())));
+    bench.until(|stats| stats.cancelled == 1 && stats.active == 0);
+}
+
+#[test]
+fn an_accident_reaches_only_its_own_request() {
+    let bench = bench();
+    let held = bench.decoder.gate.lock();
+    let blocker = bench.engine.stream(request(vec![1], 1)).unwrap();
+    bench.until(|stats| stats.waiting == 0);
+    let prompts = [vec![3, 4], vec![9, 280], vec![5], vec![281], vec![282, 1], vec![6]];
+    let streams: Vec<_> =
+        prompts.iter().map(|p| bench.engine.stream(request(p.clone(), 9)).unwrap()).collect();
+    drop(held);
+    drop(blocker);
+    let outcomes: Vec<_> = streams
+        .into_iter()
+        .map(|mut stream| {
+            while stream.next(&mut unchecked)?.is_some() {}
+            Ok(stream.completion().unwrap().tokens.clone())
+        })
+        .collect();
+    assert_eq!(outcomes[1], Err(Error::Input("the model fails".into())));
+    assert!(matches!(&outcomes[3], Err(Error::Internal { reason, .. }) if reason == "the model panics"));
+    assert_eq!(outcomes[4], Err(Error::NotFinite { model: "letters".into() }));
+    for good in [0, 2, 5] {
+        assert_eq!(outcomes[good], Ok(bench.expected(&prompts[good], 9)), "prompt {good}");
+    }
+    bench.until(|stats| stats.failed == 3);
+    assert!(bench.run(request(vec![8], 3)).is_ok(), "the worker lives on");
+}
+
+#[test]
+fn too_many_waiting_requests_are_refused() {
+    let bench = bench_with(|settings| (settings.max_active, settings.max_queue) = (1, 2));
+    let held = bench.decoder.gate.lock();
+    let mut streams = vec![bench.engine.stream(request(vec![1], 1)).unwrap()];
+    bench.until(|stats| stats.waiting == 0);
+    streams.extend((0..2).map(|_| bench.engine.stream(request(vec![1], 1)).unwrap()));
+    let refused = bench.engine.stream(request(vec![1], 1)).map(|_| ());
+    assert_eq!(refused, Err(Error::Overloaded { model: "letters".into(), queued: 2, limit: 2 }));
+    drop(held);
+    for mut stream in streams {
+        while stream.next(&mut unchecked).unwrap().is_some() {}
+    }
+    assert!(bench.run(request(vec![1], 1)).is_ok());
+}
+
+#[test]
+fn the_next_turn_computes_only_what_is_new() {
+    let bench = bench();
+    let mut conversation: Vec<u32> = (0..100).collect();
+    let first = bench.run(request(conversation.clone(), 10)).unwrap();
+    assert_eq!((first.reused_tokens, bench.decoder.computed.load(Ordering::Relaxed)), (0, 109));
+    conversation.extend(&first.tokens);
+    conversation.extend([11, 12, 13]);
+    let second = bench.run(request(conversation.clone(), 5)).unwrap();
+    assert_eq!(second.reused_tokens, 109);
+    assert_eq!(second.tokens, bench.expected(&conversation, 5));
+    assert_eq!(bench.decoder.computed.load(Ordering::Relaxed), 109 + 4 + 4);
+    bench.until(|stats| stats.prefix_bytes > 0);
+}
+
+#[test]
+fn stop_texts_and_end_tokens_end_the_answer() {
+    let bench = bench();
+    let free = bench.run(request(vec![1, 2], 20)).unwrap();
+    let stop = free.text[6..9].to_owned();
+    let mut stopped = request(vec![1, 2], 20);
+    stopped.params.stop = vec![stop.clone()];
+    let mut stream = bench.engine.stream(stopped).unwrap();
+    let mut text = String::new();
+    while let Some(piece) = stream.next(&mut unchecked).unwrap() {
+        text.push_str(&piece);
+    }
+    let completion = stream.completion().unwrap();
+    assert_eq!(completion.reason, FinishReason::Stop);
+    assert_eq!(text, free.text[..free.text.find(&stop).unwrap()]);
+    assert_eq!(completion.text, text);
+
+    let last = bench.expected(&[1, 2], 4)[3];
+    let ending = bench_with(|settings| settings.ends = vec![last]);
+    let completion = ending.run(request(vec![1, 2], 20)).unwrap();
+    let first = free.tokens.iter().position(|&token| token == last).unwrap();
+    assert_eq!((completion.reason, completion.tokens.len()), (FinishReason::Stop, first + 1));
+    assert_eq!(completion.text, free.text[..first], "the end token is no text");
+}
+
+#[test]
+fn impossible_requests_are_refused_at_once() {
+    let bench = bench();
+    let refusal = |request| bench.run(request).unwrap_err().to_string();
+    assert!(refusal(request(vec![], 5)).contains("the prompt is empty"));
+    assert!(refusal(request(vec![0; 2000], 5)).contains("2000 tokens"));
+    assert!(refusal(request(vec![300], 5)).contains("token 300"));
+    let mut wrong = request(vec![1], 5);
+    wrong.params.top_p = 2.0;
+    assert!(refusal(wrong).starts_with("top_p=2"));
+    assert_eq!(bench.engine.stats().requests, 0);
+}
+
+#[test]
+fn the_context_ends_an_answer() {
+    let bench = bench();
+    let completion = bench.run(request(vec![1; 1990], 500)).unwrap();
+    assert_eq!((completion.tokens.len(), completion.reason), (10, FinishReason::Length));
+}
+
+#[test]
+fn closing_tells_everybody() {
+    let bench = bench_with(|settings| settings.max_active = 1);
+    let held = bench.decoder.gate.lock();
+    let mut active = bench.engine.stream(request(vec![1], 1900)).unwrap();
+    bench.until(|stats| stats.waiting == 0);
+    let mut waiting = bench.engine.stream(request(vec![1], 5)).unwrap();
+    let Bench { engine, .. } = bench;
+    std::thread::scope(|scope| {
+        scope.spawn(move || drop(engine));
+        while !active.ticket.shared.queue.lock().closing {
+            std::thread::yield_now();
+        }
+        drop(held);
+        let end = |stream: &mut Stream| loop {
+            match stream.next(&mut unchecked) {
+                Ok(Some(_)) => {}
+                other => return other,
+            }
+        };
+        assert_eq!(end(&mut active), Err(Error::Closed));
+        assert_eq!(end(&mut waiting), Err(Error::Closed));
+    });
+}
+
+#[test]
+fn a_panicking_callback_drops_its_request_only() {
+    let bench = bench();
+    bench.engine.submit(request(vec![1], 1900), Box::new(|_| panic!("callback"))).unwrap();
+    assert_eq!(bench.run(request(vec![2], 5)).unwrap().tokens, bench.expected(&[2], 5));
+    bench.until(|stats| stats.cancelled == 1 && stats.active == 0);
+}
+
+#[test]
+fn sampled_answers_repeat_by_seed() {
+    let bench = bench();
+    let sampled = |seed| {
+        let mut request = request(vec![1], 40);
+        (request.params.do_sample, request.params.top_k, request.params.seed) = (true, 0, seed);
+        bench.run(request).unwrap()
+    };
+    let fresh = sampled(None);
+    let again = sampled(fresh.seed);
+    assert_eq!(fresh.tokens, again.tokens);
+    assert_ne!(fresh.tokens, sampled(None).tokens);
+}

@@ -1,0 +1,285 @@
+//! From files to a generator's parts: decoder, tokenizer, chat template, the tokens that end a text.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde_json::Value;
+use tokenizers::models::bpe::BPE;
+use tokenizers::pre_tokenizers::byte_level::ByteLevel;
+use tokenizers::{AddedToken, Tokenizer};
+
+use super::chat::{ChatTemplate, TURNS_TEMPLATE};
+use super::tokens::TextTokens;
+use crate::compute::decoder::{Hold, Machine};
+use crate::compute::{DType, Isa};
+use crate::models::causal::{Causal, Named};
+use crate::models::files::read_json;
+use crate::models::gguf::Gguf;
+use crate::models::gguf_llama::{self, GgufSource};
+use crate::models::{
+    ModelFiles, Progress, ResolveOptions, Source, Weights, gguf_tokenizer, gpt2, llama, resolve,
+};
+use crate::{Error, Result};
+
+/// The architectures of transformers that generate text.
+const SUPPORTED: &str = "gpt2, llama, qwen2, qwen3";
+
+/// A language model in memory, not yet running.
+#[derive(Debug)]
+pub struct TextModel {
+    /// The source, as messages name it.
+    pub name: String,
+    /// Where its files lie.
+    pub path: PathBuf,
+    /// The network.
+    pub decoder: Arc<Causal>,
+    /// Text to tokens and back.
+    pub tokens: Arc<TextTokens>,
+    /// How a conversation becomes a prompt; `None` for models that were not trained on any.
+    pub template: Option<ChatTemplate>,
+    /// The end-of-text token.
+    pub end: Option<u32>,
+    /// All tokens that end an answer.
+    pub ends: Vec<u32>,
+}
+
+/// How weights are held: a `dtype` ("auto", "float32", "bfloat16"), or "int8" or "int4" to quantise plain weights as
+/// they are loaded. A GGUF file's coded weights stay as they are.
+///
+/// # Errors
+/// [`Error::Config`] naming what is allowed.
+pub fn parse_hold(dtype: &str) -> Result<Hold> {
+    match dtype.trim().to_ascii_lowercase().as_str() {
+        "int8" | "q8_0" => Ok(Hold::Int8),
+        "int4" | "q4_1" => Ok(Hold::Int4),
+        other => match other.parse::<DType>() {
+            Ok(DType::F32) => Ok(Hold::F32),
+            Ok(DType::Bf16) => Ok(Hold::Bf16),
+            Err(Error::Config { setting, value, .. }) => Err(Error::Config {
+                setting,
+                value,
+                reason: "allowed are auto, float32, bfloat16, int8, int4".into(),
+            }),
+            Err(other) => Err(other),
+        },
+    }
+}
+
+impl TextModel {
+    /// Finds and loads `source`: a GGUF file, or a folder, package or hub model with safetensors or
+    /// `pytorch_model.bin`.
+    ///
+    /// # Errors
+    /// Those of [`resolve`]; [`Error::InvalidFile`], [`Error::Unsupported`] naming the file and what is wrong.
+    pub fn load(
+        source: &Source,
+        options: &ResolveOptions,
+        progress: &mut dyn FnMut(&Progress<'_>) -> Result<()>,
+        hold: Hold,
+    ) -> Result<Self> {
+        let name = source.to_string();
+        let isa = Isa::from_env()?;
+        match gguf_file(source, options)? {
+            Some(path) => Self::from_gguf(&name, &path, hold, isa),
+            None => Self::from_files(&resolve(source, options, progress)?, hold, isa),
+        }
+    }
+
+    /// Loads a GGUF file of Llama's, Qwen2's or Qwen3's architecture.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub fn from_gguf(name: &str, path: &Path, hold: Hold, isa: Isa) -> Result<Self> {
+        let gguf = Gguf::open(path)?;
+        let architecture = gguf.text("general.architecture").unwrap_or_default();
+        if !gguf_llama::SUPPORTED.contains(&architecture) {
+            return Err(Error::Unsupported {
+                model: name.into(),
+                reason: format!(
+                    "its architecture is {architecture:?}; supported in GGUF files are {}",
+                    gguf_llama::SUPPORTED.join(", ")
+                ),
+            });
+        }
+        let words = gguf_tokenizer::tokenizer(&gguf)?;
+        let shape = llama::Shape::from_gguf(&gguf, architecture)?;
+        let template = gguf.text("tokenizer.chat_template");
+        let template = template.map(|source| ChatTemplate::new(name, source, &words.begin, &words.end));
+        let decoder = shape.load(&GgufSource(&gguf), Machine::new(isa), hold)?;
+        Ok(Self {
+            name: name.into(),
+            path: path.to_path_buf(),
+            decoder: Arc::new(decoder),
+            tokens: Arc::new(TextTokens::new(words.tokenizer)?),
+            template: template.transpose()?,
+            end: words.end_id,
+            ends: words.ends,
+        })
+    }
+
+    /// Loads GPT-2, Llama, Qwen2 or Qwen3 from a folder as transformers saves it.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub fn from_files(files: &ModelFiles, hold: Hold, isa: Isa) -> Result<Self> {
+        let path = files.transformer.join("config.json");
+        let config: Value = read_json(&path)?;
+        let settings = optional(files, "tokenizer_config.json")?;
+        let generation = optional(files, "generation_config.json")?;
+        let tokens = Arc::new(TextTokens::new(tokenizer(files)?)?);
+        let weights = Weights::open(&files.weights)?;
+        let (name, machine) = (files.model.as_str(), Machine::new(isa));
+        let kind = config["model_type"].as_str().unwrap_or_default();
+        let decoder = match kind {
+            "gpt2" => parse::<gpt2::Config>(&config, &path)?.load(name, &weights, machine, hold)?,
+            "llama" | "qwen2" | "qwen3" => {
+                let qwen = match kind {
+                    "qwen2" => Some(2),
+                    "qwen3" => Some(3),
+                    _ => None,
+                };
+                let shape = parse::<llama::Config>(&config, &path)?.shape(name, qwen)?;
+                shape.load(&Named(&weights), machine, hold)?
+            }
+            other => {
+                let reason =
+                    format!("its model_type is {other:?}; supported for text generation are {SUPPORTED}");
+                return Err(Error::Unsupported { model: name.into(), reason });
+            }
+        };
+        let spelling = |key: &str| special(&settings[key]).unwrap_or_default();
+        let (begin, mut end_text) = (spelling("bos_token"), spelling("eos_token"));
+        let mut ends = [&generation, &config]
+            .iter()
+            .map(|file| ids(&file["eos_token_id"]))
+            .find(|ids| !ids.is_empty())
+            .unwrap_or_default();
+        let end = tokens.id(&end_text).or_else(|| ends.first().copied());
+        ends.extend(end.filter(|id| !ends.contains(id)));
+        if end_text.is_empty() {
+            end_text = end.and_then(|id| tokens.token(id)).unwrap_or_default();
+        }
+        let own = match files.beside_weights("chat_template.jinja") {
+            Some(path) => Some(fs::read_to_string(&path).map_err(|e| Error::io(&path, "read", &e))?),
+            None => template(&settings["chat_template"]),
+        };
+        let own = own.or_else(|| (kind == "gpt2" && !end_text.is_empty()).then(|| TURNS_TEMPLATE.into()));
+        let template = own.map(|source| ChatTemplate::new(name, &source, &begin, &end_text)).transpose()?;
+        Ok(Self {
+            name: name.into(),
+            path: files.root.clone(),
+            decoder: Arc::new(decoder),
+            tokens,
+            template,
+            end,
+            ends,
+        })
+    }
+}
+
+/// The GGUF file that `source` names, if it names one: by itself, inside a package, or alone in a folder.
+fn gguf_file(source: &Source, options: &ResolveOptions) -> Result<Option<PathBuf>> {
+    let is_gguf = |path: &Path| path.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf"));
+    let path = match source {
+        Source::Gguf(path) => return Ok(Some(path.clone())),
+        Source::Directory(path) => path.clone(),
+        Source::Package { package, inner } => match options.host.package_dir(package) {
+            Some(folder) => folder.join(inner),
+            None => return Ok(None),
+        },
+        Source::Hub(_) => return Ok(None),
+    };
+    if is_gguf(&path) {
+        return Ok(Some(path));
+    }
+    if path.join("config.json").is_file() || !path.is_dir() {
+        return Ok(None);
+    }
+    let entries = fs::read_dir(&path).map_err(|e| Error::io(&path, "read", &e))?;
+    let mut found: Vec<PathBuf> =
+        entries.flatten().map(|entry| entry.path()).filter(|path| is_gguf(path)).collect();
+    Ok(if found.len() == 1 { found.pop() } else { None })
+}
+
+/// `tokenizer.json`, or GPT-2's `vocab.json` and `merges.txt`.
+fn tokenizer(files: &ModelFiles) -> Result<Tokenizer> {
+    if let Some(path) = files.beside_weights("tokenizer.json") {
+        return Tokenizer::from_file(&path).map_err(|e| damaged(&path, &e.to_string()));
+    }
+    let missing = |file: &str| Error::MissingFile {
+        model: files.model.clone(),
+        file: file.into(),
+        folder: files.transformer.clone(),
+        remedy: "vocab.json with merges.txt would do too: copy them there from the model's page on the hub"
+            .into(),
+    };
+    let vocabulary = files.beside_weights("vocab.json").ok_or_else(|| missing("tokenizer.json"))?;
+    let merges = files.beside_weights("merges.txt").ok_or_else(|| missing("merges.txt"))?;
+    let model = BPE::from_file(&vocabulary.to_string_lossy(), &merges.to_string_lossy())
+        .build()
+        .map_err(|e| damaged(&vocabulary, &e.to_string()))?;
+    let mut tokenizer = Tokenizer::new(model);
+    let settings = optional(files, "tokenizer_config.json")?;
+    let space = settings["add_prefix_space"].as_bool().unwrap_or(false);
+    tokenizer.with_pre_tokenizer(Some(ByteLevel::new(space, true, true)));
+    tokenizer.with_decoder(Some(ByteLevel::default()));
+    let added = optional(files, "added_tokens.json")?;
+    let mut added: Vec<(u64, String)> = added
+        .as_object()
+        .into_iter()
+        .flatten()
+        .filter_map(|(token, id)| Some((id.as_u64()?, token.clone())))
+        .collect();
+    added.sort_unstable();
+    let names = ["bos_token", "eos_token", "unk_token"].iter().filter_map(|key| special(&settings[*key]));
+    // GPT-2's own special token lies in its vocabulary without being marked there.
+    let own = tokenizer.token_to_id("<|endoftext|>").map(|_| "<|endoftext|>".to_owned());
+    let known: Vec<String> =
+        names.chain(own).filter(|token| tokenizer.token_to_id(token).is_some()).collect();
+    let special: Vec<AddedToken> = added
+        .into_iter()
+        .map(|(_, token)| token)
+        .chain(known)
+        .map(|token| AddedToken::from(token, true).normalized(false))
+        .collect();
+    tokenizer.add_special_tokens(special).map_err(|e| damaged(&vocabulary, &e.to_string()))?;
+    Ok(tokenizer)
+}
+
+/// A JSON file beside the weights; `null` without one.
+fn optional(files: &ModelFiles, name: &str) -> Result<Value> {
+    files.beside_weights(name).map_or(Ok(Value::Null), |path| read_json(&path))
+}
+
+fn parse<T: serde::de::DeserializeOwned>(config: &Value, path: &Path) -> Result<T> {
+    T::deserialize(config).map_err(|e| damaged(path, &format!("it does not describe its model: {e}")))
+}
+
+/// A special token's text: as it is, or inside an object.
+fn special(value: &Value) -> Option<String> {
+    value.as_str().or_else(|| value["content"].as_str()).map(str::to_owned)
+}
+
+/// One id or a list of them.
+fn ids(value: &Value) -> Vec<u32> {
+    let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
+    match value {
+        Value::Array(values) => values.iter().filter_map(id).collect(),
+        one => id(one).into_iter().collect(),
+    }
+}
+
+/// The template itself, or the one called "default" of several.
+fn template(value: &Value) -> Option<String> {
+    let named = || value.as_array()?.iter().find(|entry| entry["name"] == "default");
+    value.as_str().or_else(|| named()?["template"].as_str()).map(str::to_owned)
+}
+
+fn damaged(path: &Path, reason: &str) -> Error {
+    Error::InvalidFile { path: path.to_path_buf(), reason: reason.into() }
+}
+
+#[cfg(test)]
+#[path = "load_tests.rs"]
+mod tests;

@@ -1,0 +1,353 @@
+use super::*;
+use crate::generation::{FinishReason, GenerationParams, Generator, Message, Prompt};
+use crate::models::causal::Source as _;
+use crate::models::decoder::{Cache, Decoder, Step};
+use crate::models::gguf::tests::Writer;
+
+#[derive(serde::Deserialize)]
+struct Reference {
+    penalties: Penalties,
+    cases: Vec<Case>,
+    chat: Option<Chat>,
+}
+
+#[derive(serde::Deserialize)]
+struct Penalties {
+    repetition_penalty: f32,
+    no_repeat_ngram_size: usize,
+}
+
+#[derive(serde::Deserialize)]
+struct Case {
+    prompt: String,
+    ids: Vec<u32>,
+    logits: Vec<f32>,
+    greedy: Vec<u32>,
+    greedy_text: String,
+    penalised: Vec<u32>,
+}
+
+#[derive(serde::Deserialize)]
+struct Chat {
+    messages: Vec<Message>,
+    text: String,
+    ids: Vec<u32>,
+}
+
+const NAMES: [&str; 4] = ["gpt2", "gpt2_bin", "llama", "qwen3"];
+
+fn folder(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
+}
+
+fn reference(name: &str) -> Reference {
+    read_json(&folder(name).join("reference.json")).unwrap()
+}
+
+fn load(name: &str, hold: Hold, isa: Isa) -> TextModel {
+    TextModel::from_files(&ModelFiles::open(name, &folder(name)).unwrap(), hold, isa).unwrap()
+}
+
+fn logits(model: &TextModel, chunks: &[&[u32]]) -> Vec<f32> {
+    let mut cache = model.decoder.new_cache(64).unwrap();
+    let mut logits = vec![0.0; model.decoder.vocabulary()];
+    for (index, tokens) in chunks.iter().enumerate() {
+        let wanted = index + 1 == chunks.len();
+        let step = Step { cache: &mut cache, tokens, wanted };
+        model.decoder.forward(&mut [step], if wanted { &mut logits } else { &mut [] }).unwrap();
+    }
+    assert_eq!(Cache::len(&cache), chunks.iter().map(|tokens| tokens.len()).sum::<usize>());
+    logits
+}
+
+fn furthest(a: &[f32], b: &[f32]) -> f32 {
+    assert_eq!(a.len(), b.len());
+    a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+}
+
+#[test]
+fn logits_equal_transformers_on_every_instruction_set() {
+    for name in NAMES {
+        for isa in Isa::available() {
+            let model = load(name, Hold::F32, isa);
+            for case in reference(name).cases {
+                let error = furthest(&logits(&model, &[&case.ids]), &case.logits);
+                assert!(error < 1e-4, "{name} {isa} {:?}: {error}", case.prompt);
+            }
+        }
+    }
+}
+
+#[test]
+fn narrower_weights_stay_close() {
+    for (hold, allowed) in [(Hold::Bf16, 0.5), (Hold::Int8, 0.5), (Hold::Int4, 3.5)] {
+        for name in NAMES {
+            let model = load(name, hold, Isa::best());
+            for case in reference(name).cases {
+                let error = furthest(&logits(&model, &[&case.ids]), &case.logits);
+                assert!(error > 0.0 && error < allowed, "{name} {hold:?} {:?}: {error}", case.prompt);
+            }
+        }
+    }
+}
+
+#[test]
+fn greedy_answers_equal_transformers_token_for_token() {
+    for name in NAMES {
+        let expected = reference(name);
+        let generator = Generator::start(load(name, Hold::F32, Isa::best()), |_| ()).unwrap();
+        for case in &expected.cases {
+            let prompt = Prompt::Text(&case.prompt);
+            assert_eq!(generator.tokens(prompt).unwrap(), case.ids, "{name}");
+            let greedy = GenerationParams { max_new_tokens: Some(case.greedy.len()), ..Default::default() };
+            let penalised = GenerationParams {
+                repetition_penalty: expected.penalties.repetition_penalty,
+                no_repeat_ngram_size: expected.penalties.no_repeat_ngram_size,
+                max_length: Some(case.ids.len() + case.penalised.len()),
+                max_new_tokens: None,
+                ..greedy.clone()
+            };
+            for (params, expected) in [(greedy, &case.greedy), (penalised, &case.penalised)] {
+                let completion = generator.generate(prompt, params, &mut || Ok(())).unwrap();
+                assert_eq!(&completion.tokens, expected, "{name} {:?}", case.prompt);
+                if *expected == case.greedy && completion.reason == FinishReason::Length {
+                    let plain = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+                        .iter()
+                        .fold(case.greedy_text.clone(), |text, special| text.replace(special, ""));
+                    assert_eq!(completion.text, plain, "{name} {:?}", case.prompt);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn many_requests_at_once_get_the_same_answers() {
+    for name in NAMES {
+        let expected = reference(name);
+        let generator =
+            Generator::start(load(name, Hold::F32, Isa::best()), |settings| settings.prefill_chunk = 7);
+        let generator = generator.unwrap();
+        std::thread::scope(|scope| {
+            for case in expected.cases.iter().cycle().take(12) {
+                let params =
+                    GenerationParams { max_new_tokens: Some(case.greedy.len()), ..Default::default() };
+                scope.spawn(|| {
+                    let completion =
+                        generator.generate(Prompt::Text(&case.prompt), params, &mut || Ok(())).unwrap();
+                    assert_eq!(completion.tokens, case.greedy, "{name} {:?}", case.prompt);
+                });
+            }
+        });
+    }
+}
+
+#[test]
+fn a_prompt_in_parts_equals_a_prompt_at_once() {
+    for name in NAMES {
+        for hold in [Hold::F32, Hold::Bf16, Hold::Int8] {
+            let model = load(name, hold, Isa::best());
+            let ids = &reference(name).cases[0].ids;
+            let whole = logits(&model, &[ids]);
+            let (first, second) = ids.split_at(13);
+            let single: Vec<&[u32]> = ids.chunks(1).collect();
+            assert_eq!(furthest(&whole, &logits(&model, &[first, second])), 0.0, "{name} {hold:?}");
+            assert_eq!(furthest(&whole, &logits(&model, &single)), 0.0, "{name} {hold:?}");
+        }
+    }
+}
+
+#[test]
+fn conversations_become_the_prompt_of_transformers() {
+    for name in NAMES {
+        let model = load(name, Hold::F32, Isa::Portable);
+        let template = model.template.as_ref().unwrap();
+        match reference(name).chat {
+            Some(chat) => {
+                let text = template.render(&chat.messages).unwrap();
+                assert_eq!(text, chat.text, "{name}");
+                assert_eq!(model.tokens.encode(&text, false).unwrap(), chat.ids, "{name}");
+            }
+            None => {
+                let text = template.render(&[Message::new("user", "a"), Message::new("assistant", "b")]);
+                assert_eq!(text.unwrap(), "a<|endoftext|>b<|endoftext|>", "{name}");
+            }
+        }
+    }
+}
+
+#[test]
+fn tokens_that_end_a_text_are_found() {
+    for name in NAMES {
+        let model = load(name, Hold::F32, Isa::Portable);
+        assert_eq!((model.end, model.ends), (Some(316), vec![316]), "{name}");
+    }
+}
+
+#[test]
+fn prompts_that_cannot_be_continued_are_refused() {
+    let generator = Generator::start(load("llama", Hold::F32, Isa::best()), |_| ()).unwrap();
+    let refusal = |text: &str, params| {
+        generator.generate(Prompt::Text(text), params, &mut || Ok(())).unwrap_err().to_string()
+    };
+    assert_eq!(refusal("", GenerationParams::default()), "the prompt is empty");
+    let long = refusal(&"uzun ".repeat(100), GenerationParams::default());
+    assert!(long.contains("the model holds 64"), "{long}");
+    let short = refusal("Merhaba", GenerationParams { max_length: Some(2), ..Default::default() });
+    assert!(short.starts_with("max_length=2"), "{short}");
+    assert_eq!(generator.context(), 64);
+}
+
+#[test]
+fn damaged_weights_are_told() {
+    let folder_of_copy = tempfile::tempdir().unwrap();
+    for entry in fs::read_dir(folder("llama")).unwrap().flatten() {
+        fs::copy(entry.path(), folder_of_copy.path().join(entry.file_name())).unwrap();
+    }
+    let path = folder_of_copy.path().join("model.safetensors");
+    let mut bytes = fs::read(&path).unwrap();
+    let len = bytes.len();
+    bytes[len - 4000..].fill(0xff);
+    fs::write(&path, bytes).unwrap();
+    let files = ModelFiles::open("damaged", folder_of_copy.path()).unwrap();
+    let model = TextModel::from_files(&files, Hold::F32, Isa::best()).unwrap();
+    let generator = Generator::start(model, |_| ()).unwrap();
+    for _ in 0..2 {
+        let outcome =
+            generator.generate(Prompt::Text("Merhaba dünya"), GenerationParams::default(), &mut || Ok(()));
+        assert_eq!(outcome, Err(Error::NotFinite { model: "damaged".into() }));
+    }
+}
+
+#[test]
+fn an_unknown_architecture_is_named() {
+    let folder = folder("bert_plain");
+    let error = TextModel::from_files(&ModelFiles::open("b", &folder).unwrap(), Hold::F32, Isa::best());
+    let error = error.unwrap_err().to_string();
+    assert!(error.contains("\"bert\"") && error.contains(SUPPORTED), "{error}");
+}
+
+#[test]
+fn dtypes_are_checked() {
+    assert_eq!(parse_hold("float32"), Ok(Hold::F32));
+    assert_eq!(parse_hold("INT8"), Ok(Hold::Int8));
+    assert!(parse_hold("auto").is_ok());
+    let error = parse_hold("int3").unwrap_err().to_string();
+    assert!(error.contains("dtype=int3") && error.contains("int4"), "{error}");
+}
+
+/// The Llama fixture as llama.cpp's converter writes it: heads of queries and keys permuted for neighbouring pairs.
+fn as_gguf(change: impl Fn(&str, &[usize], Vec<f32>) -> Option<(Vec<usize>, Vec<f32>)>) -> Writer {
+    let files = ModelFiles::open("llama", &folder("llama")).unwrap();
+    let weights = Weights::open(&files.weights).unwrap();
+    let json: Value = read_json(&folder("llama/tokenizer.json")).unwrap();
+    let mut pieces: Vec<(u64, String, i32)> = json["model"]["vocab"]
+        .as_object()
+        .unwrap()
+        .iter()
+        .map(|(piece, id)| (id.as_u64().unwrap(), piece.clone(), 1))
+        .collect();
+    for added in json["added_tokens"].as_array().unwrap() {
+        let id = added["id"].as_u64().unwrap();
+        pieces.retain(|piece| piece.0 != id);
+        pieces.push((id, added["content"].as_str().unwrap().into(), 3));
+    }
+    pieces.sort_unstable();
+    let merges: Vec<String> = json["model"]["merges"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|merge| match merge {
+            Value::String(merge) => merge.clone(),
+            pair => format!("{} {}", pair[0].as_str().unwrap(), pair[1].as_str().unwrap()),
+        })
+        .collect();
+    let mut writer = Writer::default()
+        .text("general.architecture", "llama")
+        .number("llama.block_count", 2)
+        .number("llama.context_length", 64)
+        .number("llama.embedding_length", 32)
+        .number("llama.feed_forward_length", 48)
+        .number("llama.attention.head_count", 4)
+        .number("llama.attention.head_count_kv", 2)
+        .number("llama.rope.dimension_count", 8)
+        .float("llama.rope.freq_base", 10_000.0)
+        .float("llama.attention.layer_norm_rms_epsilon", 1e-5)
+        .text("tokenizer.ggml.model", "gpt2")
+        .text("tokenizer.ggml.pre", "smollm")
+        .texts("tokenizer.ggml.tokens", &pieces.iter().map(|piece| piece.1.as_str()).collect::<Vec<_>>())
+        .integers("tokenizer.ggml.token_type", &pieces.iter().map(|piece| piece.2).collect::<Vec<_>>())
+        .texts("tokenizer.ggml.merges", &merges)
+        .number("tokenizer.ggml.eos_token_id", 316)
+        .text("tokenizer.chat_template", "{{ messages[0].content }}");
+    let mut names: Vec<&str> = weights.names().collect();
+    names.sort_unstable();
+    for name in names {
+        let shape = weights.shape(name).unwrap().to_vec();
+        let mut values = weights.get(name).unwrap().to_f32();
+        if name.contains("q_proj") || name.contains("k_proj") {
+            let from = values.clone();
+            for (row, to) in values.chunks_mut(32).enumerate() {
+                let (head, i) = (row / 8, row % 8);
+                let source = head * 8 + i % 2 * 4 + i / 2;
+                to.copy_from_slice(&from[source * 32..][..32]);
+            }
+        }
+        let renamed = GgufSource::renamed(name);
+        if let Some((shape, values)) = change(&renamed, &shape, values) {
+            let bytes: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
+            writer = writer.tensor(&renamed, &shape, 0, &bytes);
+        }
+    }
+    writer
+}
+
+fn keep(_: &str, shape: &[usize], values: Vec<f32>) -> Option<(Vec<usize>, Vec<f32>)> {
+    Some((shape.to_vec(), values))
+}
+
+#[test]
+fn a_gguf_file_is_the_same_model() {
+    let (_folder, path) = as_gguf(keep).write();
+    let model = TextModel::from_gguf("tiny", &path, Hold::F32, Isa::best()).unwrap();
+    for case in reference("llama").cases {
+        assert_eq!(model.tokens.encode(&case.prompt, true).unwrap(), case.ids);
+        let error = furthest(&logits(&model, &[&case.ids]), &case.logits);
+        assert!(error < 1e-4, "{:?}: {error}", case.prompt);
+    }
+    assert_eq!((model.end, model.ends.as_slice()), (Some(316), &[316, 318][..]));
+    assert_eq!(model.template.unwrap().render(&[Message::new("user", "x")]).unwrap(), "x");
+}
+
+#[test]
+fn a_gguf_file_of_another_model_is_refused_by_name() {
+    let refusal = |writer: Writer| {
+        let (_folder, path) = writer.write();
+        TextModel::from_gguf("tiny", &path, Hold::F32, Isa::best()).unwrap_err().to_string()
+    };
+    let without =
+        |name: &'static str| as_gguf(move |of, shape, values| keep(of, shape, values).filter(|_| of != name));
+    assert!(refusal(without("blk.1.ffn_up.weight")).contains("\"blk.1.ffn_up.weight\" is missing"));
+    let cut = as_gguf(|name, shape, mut values| {
+        if name != "blk.0.attn_v.weight" {
+            return keep(name, shape, values);
+        }
+        values.truncate(8 * 32);
+        Some((vec![8, 32], values))
+    });
+    let refused = refusal(cut);
+    assert!(refused.contains("\"blk.0.attn_v.weight\" has shape [8, 32]"), "{refused}");
+    let other = refusal(Writer::default().text("general.architecture", "mamba"));
+    assert!(other.contains("\"mamba\"") && other.contains("llama, qwen2, qwen3"), "{other}");
+    let bare = refusal(Writer::default().text("general.architecture", "llama"));
+    assert!(bare.contains("tokenizer.ggml.tokens"), "{bare}");
+}
+
+#[test]
+fn gguf_names_are_transformers_names() {
+    let (_folder, path) = as_gguf(keep).write();
+    let gguf = Gguf::open(&path).unwrap();
+    let source = GgufSource(&gguf);
+    assert!(source.contains("model.layers.1.mlp.down_proj.weight") && source.contains("model.norm.weight"));
+    assert!(source.contains("lm_head.weight") && !source.contains("model.layers.2.mlp.down_proj.weight"));
+}

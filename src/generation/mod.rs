@@ -1,0 +1,25 @@
+//! Text generation: one prompt in, tokens out, many requests at once.
+//!
+//! ```text
+//! prompt ─ chat template? ─ tokens ─ queue ─┐
+//!                                           engine: admit → prefill → one token for everybody → …
+//!                                           │            logits ─ processors ─ sampler
+//! pieces of text ─ stop texts ─ detokeniser ┘
+//! ```
+
+pub mod chat;
+pub mod engine;
+pub mod generator;
+pub mod load;
+pub mod params;
+pub mod processors;
+pub mod sampler;
+pub mod tokens;
+
+pub use chat::{ChatTemplate, Message};
+pub use engine::{
+    Completion, Engine, EngineSettings, EngineStats, Event, FinishReason, OnEvent, Stream, Ticket,
+};
+pub use generator::{Generator, Prompt};
+pub use load::{TextModel, parse_hold};
+pub use params::GenerationParams;

@@ -1,0 +1,175 @@
+//! What a caller may ask of one generation, checked once, named in every complaint.
+
+use crate::{Error, Result};
+
+/// How many tokens a generation may write when the caller gives neither `max_length` nor `max_new_tokens`.
+pub const DEFAULT_NEW_TOKENS: usize = 256;
+
+/// The wishes of one request. Names, defaults and meanings are those of Hugging Face `generate`, unless stated.
+#[derive(Debug, Clone, PartialEq)]
+pub struct GenerationParams {
+    /// Draw each token from the distribution (`true`) or take the most probable one (`false`, greedy).
+    pub do_sample: bool,
+    /// Divides the logits before sampling; below 1 sharpens, above 1 flattens. 0 means greedy.
+    pub temperature: f32,
+    /// Keep only this many most probable tokens; 0 keeps all. Ties with the last one stay.
+    pub top_k: usize,
+    /// Keep the smallest set of most probable tokens whose probabilities reach this; 1 keeps all.
+    pub top_p: f32,
+    /// Drop tokens less probable than this share of the most probable one; 0 keeps all.
+    pub min_p: f32,
+    /// Divides positive and multiplies negative logits of every token of the prompt and the answer; 1 is off.
+    pub repetition_penalty: f32,
+    /// No run of this many tokens occurs twice in prompt and answer; 0 is off.
+    pub no_repeat_ngram_size: usize,
+    /// The answer ends before the first of these texts; they are not part of it.
+    pub stop: Vec<String>,
+    /// Most tokens in all, prompt included. `max_new_tokens` wins when both are given.
+    pub max_length: Option<usize>,
+    /// Most tokens to write.
+    pub max_new_tokens: Option<usize>,
+    /// No end-of-text before this many tokens are written.
+    pub min_new_tokens: usize,
+    /// Makes sampling repeatable: the same seed, model and prompt give the same text. `None` draws a fresh seed.
+    pub seed: Option<u64>,
+}
+
+impl Default for GenerationParams {
+    fn default() -> Self {
+        Self {
+            do_sample: false,
+            temperature: 1.0,
+            top_k: 50,
+            top_p: 1.0,
+            min_p: 0.0,
+            repetition_penalty: 1.0,
+            no_repeat_ngram_size: 0,
+            stop: Vec::new(),
+            max_length: None,
+            max_new_tokens: None,
+            min_new_tokens: 0,
+            seed: None,
+        }
+    }
+}
+
+impl GenerationParams {
+    /// Whether tokens are drawn; `do_sample` with a temperature of 0 is greedy.
+    pub fn samples(&self) -> bool {
+        self.do_sample && self.temperature > 0.0
+    }
+
+    /// Checks every field that is wrong for any model.
+    ///
+    /// # Errors
+    /// [`Error::Input`] that names the parameter, its value and what is allowed.
+    pub fn validate(&self) -> Result<()> {
+        let wrong = |name: &str, value: &dyn std::fmt::Display, allowed: &str| {
+            Err(Error::Input(format!("{name}={value}: must be {allowed}")))
+        };
+        if !(self.temperature.is_finite() && self.temperature >= 0.0) {
+            return wrong("temperature", &self.temperature, "a finite number >= 0 (0 means greedy)");
+        }
+        if !(self.top_p > 0.0 && self.top_p <= 1.0) {
+            return wrong("top_p", &self.top_p, "in (0, 1]");
+        }
+        if !(0.0..=1.0).contains(&self.min_p) {
+            return wrong("min_p", &self.min_p, "in [0, 1]");
+        }
+        if !(self.repetition_penalty.is_finite() && self.repetition_penalty > 0.0) {
+            return wrong("repetition_penalty", &self.repetition_penalty, "a finite number > 0");
+        }
+        if self.max_new_tokens == Some(0) {
+            return wrong("max_new_tokens", &0, "at least 1");
+        }
+        if self.max_length == Some(0) {
+            return wrong("max_length", &0, "at least 1");
+        }
+        if self.stop.iter().any(String::is_empty) {
+            return wrong("stop", &"\"\"", "texts of at least one character");
+        }
+        Ok(())
+    }
+
+    /// How many tokens may be written after a prompt of `prompt` tokens in a model that holds `context` tokens.
+    ///
+    /// # Errors
+    /// [`Error::Input`] when the prompt is empty, does not fit the context, or leaves nothing of `max_length`.
+    pub fn budget(&self, prompt: usize, context: usize) -> Result<usize> {
+        if prompt == 0 {
+            return Err(Error::Input("the prompt is empty: it must give at least one token".into()));
+        }
+        if prompt >= context {
+            return Err(Error::Input(format!(
+                "the prompt has {prompt} tokens but the model holds {context} including the answer; shorten it"
+            )));
+        }
+        let wanted = match (self.max_new_tokens, self.max_length) {
+            (Some(new), _) => new,
+            (None, Some(length)) if length <= prompt => {
+                return Err(Error::Input(format!(
+                    "max_length={length}: must exceed the prompt's {prompt} tokens, which it includes; \
+                     raise it or give max_new_tokens"
+                )));
+            }
+            (None, Some(length)) => length - prompt,
+            (None, None) => DEFAULT_NEW_TOKENS,
+        };
+        Ok(wanted.min(context - prompt))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(params: &GenerationParams) -> String {
+        params.validate().unwrap_err().to_string()
+    }
+
+    #[test]
+    fn every_wrong_value_is_named() {
+        let base = GenerationParams::default();
+        assert!(base.validate().is_ok());
+        let cases = [
+            ("temperature=-1", GenerationParams { temperature: -1.0, ..base.clone() }),
+            ("temperature=NaN", GenerationParams { temperature: f32::NAN, ..base.clone() }),
+            ("top_p=0", GenerationParams { top_p: 0.0, ..base.clone() }),
+            ("top_p=1.5", GenerationParams { top_p: 1.5, ..base.clone() }),
+            ("min_p=-0.1", GenerationParams { min_p: -0.1, ..base.clone() }),
+            ("min_p=NaN", GenerationParams { min_p: f32::NAN, ..base.clone() }),
+            ("repetition_penalty=0", GenerationParams { repetition_penalty: 0.0, ..base.clone() }),
+            ("max_new_tokens=0", GenerationParams { max_new_tokens: Some(0), ..base.clone() }),
+            ("max_length=0", GenerationParams { max_length: Some(0), ..base.clone() }),
+            ("stop=\"\"", GenerationParams { stop: vec!["x".into(), String::new()], ..base }),
+        ];
+        for (start, params) in cases {
+            assert!(message(&params).starts_with(&format!("{start}: must be")), "{}", message(&params));
+        }
+    }
+
+    #[test]
+    fn a_temperature_of_zero_is_greedy() {
+        let params = GenerationParams { do_sample: true, temperature: 0.0, ..Default::default() };
+        assert!(params.validate().is_ok() && !params.samples());
+    }
+
+    #[test]
+    fn the_budget_counts_the_prompt_and_the_context() {
+        let length =
+            |n| GenerationParams { max_length: Some(n), ..Default::default() }.budget(10, 100).unwrap();
+        assert_eq!((length(11), length(60), length(500)), (1, 50, 90));
+        let both = GenerationParams { max_length: Some(5), max_new_tokens: Some(7), ..Default::default() };
+        assert_eq!(both.budget(10, 100), Ok(7));
+        assert_eq!(GenerationParams::default().budget(10, 1000), Ok(DEFAULT_NEW_TOKENS));
+    }
+
+    #[test]
+    fn prompts_that_cannot_be_answered_are_refused() {
+        let params = GenerationParams { max_length: Some(10), ..Default::default() };
+        let text = |prompt, context| params.budget(prompt, context).unwrap_err().to_string();
+        assert!(text(0, 100).starts_with("the prompt is empty"));
+        assert!(text(100, 100).starts_with("the prompt has 100 tokens but the model holds 100"));
+        assert!(text(10, 100).starts_with("max_length=10: must exceed the prompt's 10 tokens"));
+    }
+}

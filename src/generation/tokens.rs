@@ -1,0 +1,161 @@
+//! Text to tokens and back for generation: the prompt in, the answer out piece by piece.
+
+use tokenizers::Tokenizer;
+
+use crate::{Error, Result};
+
+/// How many tokens before an answer are decoded with it, so that its first word keeps its leading space.
+const CONTEXT_TOKENS: usize = 8;
+
+/// The tokenizer of a generator.
+#[derive(Debug)]
+pub struct TextTokens {
+    tokenizer: Tokenizer,
+}
+
+impl TextTokens {
+    /// Takes over a tokenizer; truncation and padding stored in it are switched off.
+    pub fn new(mut tokenizer: Tokenizer) -> Result<Self> {
+        tokenizer.with_truncation(None).map_err(|e| Error::Input(e.to_string()))?;
+        tokenizer.with_padding(None);
+        Ok(Self { tokenizer })
+    }
+
+    /// The tokens of `text`. `special` adds what the tokenizer puts around a text (a beginning-of-text token); a chat
+    /// template writes those itself.
+    ///
+    /// # Errors
+    /// [`Error::Input`] when the tokenizer refuses the text.
+    pub fn encode(&self, text: &str, special: bool) -> Result<Vec<u32>> {
+        let encoding = self
+            .tokenizer
+            .encode_fast(text, special)
+            .map_err(|e| Error::Input(format!("the prompt cannot be tokenised: {e}")))?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// The text of `ids` without special tokens.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] when the decoder fails: the ids come from the tokenizer's own vocabulary.
+    pub fn decode(&self, ids: &[u32]) -> Result<String> {
+        self.tokenizer
+            .decode(ids, true)
+            .map_err(|e| Error::Internal { place: "detokenising".into(), reason: e.to_string() })
+    }
+
+    /// The id of a token as it is spelt in the vocabulary.
+    pub fn id(&self, token: &str) -> Option<u32> {
+        self.tokenizer.token_to_id(token)
+    }
+
+    /// The spelling of an id.
+    pub fn token(&self, id: u32) -> Option<String> {
+        self.tokenizer.id_to_token(id)
+    }
+}
+
+/// Turns tokens into text as they come. Pieces never split a character, and together are exactly what decoding all
+/// tokens at once gives (bytes that are no UTF-8 become U+FFFD, and of their neighbours only those not yet shown).
+///
+/// Decoders are not additive: a word's leading space depends on whether a word stands before it, and a character may
+/// be spread over several tokens. So each token is decoded together with those of the piece before it, and what that
+/// piece gives alone is cut off.
+#[derive(Debug, Clone)]
+pub struct Detokeniser {
+    /// The tokens of the last piece, then those whose text is not complete.
+    ids: Vec<u32>,
+    /// How many of `ids` are already text.
+    read: usize,
+}
+
+impl Detokeniser {
+    /// Continues the text of `prompt`; an empty prompt starts a text of its own.
+    pub fn new(prompt: &[u32]) -> Self {
+        let context = prompt[prompt.len().saturating_sub(CONTEXT_TOKENS)..].to_vec();
+        Self { read: context.len(), ids: context }
+    }
+
+    /// The text that `id` completes; empty while a character is incomplete.
+    ///
+    /// # Errors
+    /// As [`TextTokens::decode`].
+    pub fn push(&mut self, tokens: &TextTokens, id: u32) -> Result<String> {
+        self.ids.push(id);
+        self.advance(tokens, false)
+    }
+
+    /// What is left at the end: an incomplete character becomes U+FFFD.
+    ///
+    /// # Errors
+    /// As [`TextTokens::decode`].
+    pub fn finish(&mut self, tokens: &TextTokens) -> Result<String> {
+        self.advance(tokens, true)
+    }
+
+    fn advance(&mut self, tokens: &TextTokens, last: bool) -> Result<String> {
+        let before = tokens.decode(&self.ids[..self.read])?;
+        let all = tokens.decode(&self.ids)?;
+        let piece = match all.strip_prefix(&before) {
+            Some(piece) => piece.to_owned(),
+            // Byte fallback turns a whole run of bytes into U+FFFD when one of them is wrong, also those already shown.
+            None => tokens.decode(&self.ids[self.read..])?,
+        };
+        if piece.is_empty() || (piece.ends_with('\u{fffd}') && !last) {
+            return Ok(String::new());
+        }
+        self.ids.drain(..self.read);
+        self.read = self.ids.len();
+        Ok(piece)
+    }
+}
+
+/// Watches the answer for stop texts and holds back what may become one.
+#[derive(Debug, Clone)]
+pub struct StopTexts {
+    stops: Vec<String>,
+    held: String,
+}
+
+/// What may be shown after a piece.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Released {
+    /// Text that belongs to no stop text.
+    pub text: String,
+    /// A stop text is complete: the answer is over.
+    pub stopped: bool,
+}
+
+impl StopTexts {
+    /// Watches for `stops`, none of them empty.
+    pub fn new(stops: Vec<String>) -> Self {
+        Self { stops, held: String::new() }
+    }
+
+    /// Takes the next piece of the answer.
+    pub fn push(&mut self, piece: &str) -> Released {
+        self.held.push_str(piece);
+        if let Some(start) = self.stops.iter().filter_map(|stop| self.held.find(stop.as_str())).min() {
+            self.held.truncate(start);
+            return Released { text: std::mem::take(&mut self.held), stopped: true };
+        }
+        let kept = self.stops.iter().map(|stop| overlap(&self.held, stop)).max().unwrap_or(0);
+        let rest = self.held.split_off(self.held.len() - kept);
+        Released { text: std::mem::replace(&mut self.held, rest), stopped: false }
+    }
+
+    /// What was held back when the answer ends otherwise.
+    pub fn finish(&mut self) -> String {
+        std::mem::take(&mut self.held)
+    }
+}
+
+/// Bytes of the longest end of `text` that begins `stop` without completing it.
+fn overlap(text: &str, stop: &str) -> usize {
+    let ends = stop.char_indices().map(|(end, _)| end).rev();
+    ends.filter(|&end| text.ends_with(&stop[..end])).max().unwrap_or(0)
+}
+
+#[cfg(test)]
+#[path = "tokens_tests.rs"]
+pub(crate) mod tests;

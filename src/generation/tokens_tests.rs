@@ -1,0 +1,143 @@
+use std::collections::HashMap;
+
+use proptest::prelude::*;
+use tokenizers::decoders::byte_fallback::ByteFallback;
+use tokenizers::decoders::fuse::Fuse;
+use tokenizers::decoders::sequence::Sequence;
+use tokenizers::decoders::strip::Strip;
+use tokenizers::models::bpe::{BPE, Vocab};
+use tokenizers::normalizers::replace::Replace;
+use tokenizers::pre_tokenizers::byte_level::ByteLevel;
+use tokenizers::{AddedToken, Tokenizer};
+
+use super::*;
+
+/// One token a byte, spelt as GPT-2 spells bytes, and a few words; the last id is special.
+pub(crate) fn byte_level() -> TextTokens {
+    let mut alphabet: Vec<char> = ByteLevel::alphabet().into_iter().collect();
+    alphabet.sort_unstable();
+    let mut vocabulary: HashMap<String, u32> =
+        alphabet.iter().enumerate().map(|(id, c)| (c.to_string(), id as u32)).collect();
+    for word in ["ĠMerhaba", "Ġdünya", "ÅŁ", "ĠÄ", "ı"] {
+        vocabulary.insert(word.into(), vocabulary.len() as u32);
+    }
+    let model = BPE::builder().vocab_and_merges(Vocab::from_iter(vocabulary), vec![]);
+    let mut tokenizer = Tokenizer::new(model.build().unwrap());
+    tokenizer.with_decoder(Some(ByteLevel::default()));
+    tokenizer.add_special_tokens([AddedToken::from("<end>", true)]).unwrap();
+    TextTokens::new(tokenizer).unwrap()
+}
+
+/// SentencePiece as Llama's tokenizer.json spells it: bytes as `<0xE2>`, words with a leading `▁`.
+fn sentence_piece() -> TextTokens {
+    let bytes = (0..=255u32).map(|byte| (format!("<0x{byte:02X}>"), byte));
+    let words = ["▁", "▁Merhaba", "▁dünya", "lar", "▁▁", "ş", "."];
+    let words = words.iter().zip(256..).map(|(word, id)| (word.to_string(), id));
+    let vocabulary: Vocab = bytes.chain(words).collect();
+    let model = BPE::builder().vocab_and_merges(vocabulary, vec![]).byte_fallback(true);
+    let mut tokenizer = Tokenizer::new(model.build().unwrap());
+    tokenizer.with_decoder(Some(Sequence::new(vec![
+        Replace::new("▁", " ").unwrap().into(),
+        ByteFallback::new().into(),
+        Fuse::new().into(),
+        Strip::new(' ', 1, 0).into(),
+    ])));
+    tokenizer.add_special_tokens([AddedToken::from("<end>", true)]).unwrap();
+    TextTokens::new(tokenizer).unwrap()
+}
+
+fn streamed(tokens: &TextTokens, ids: &[u32]) -> Vec<String> {
+    let mut detokeniser = Detokeniser::new(&[]);
+    let mut pieces: Vec<_> = ids.iter().map(|&id| detokeniser.push(tokens, id).unwrap()).collect();
+    pieces.push(detokeniser.finish(tokens).unwrap());
+    pieces
+}
+
+proptest! {
+    #[test]
+    fn pieces_of_byte_level_tokens_are_the_whole(ids in prop::collection::vec(0u32..262, 0..40)) {
+        let tokens = byte_level();
+        prop_assert_eq!(streamed(&tokens, &ids).concat(), tokens.decode(&ids).unwrap());
+    }
+
+    #[test]
+    fn pieces_of_sentence_piece_tokens_are_the_whole(
+        parts in prop::collection::vec(prop_oneof![(256u32..264).prop_map(Ok), any::<char>().prop_map(Err)], 0..20)
+    ) {
+        let tokens = sentence_piece();
+        let bytes = |c: char| c.to_string().bytes().map(u32::from).collect::<Vec<_>>();
+        let ids: Vec<u32> = parts.iter().flat_map(|part| part.map_or_else(bytes, |id| vec![id])).collect();
+        prop_assert_eq!(streamed(&tokens, &ids).concat(), tokens.decode(&ids).unwrap());
+    }
+
+    #[test]
+    fn characters_arrive_whole(text in "\\PC{0,20}") {
+        let tokens = sentence_piece();
+        let ids: Vec<u32> = text.bytes().map(u32::from).collect();
+        for piece in streamed(&tokens, &ids).iter().filter(|piece| !piece.is_empty()) {
+            prop_assert!(text.contains(piece.as_str()), "{piece:?} is not a part of {text:?}");
+        }
+    }
+
+    #[test]
+    fn stop_texts_cut_at_the_first(text in "[ab]{0,24}", stops in prop::collection::vec("[ab]{1,4}", 0..3),
+                                   cuts in prop::collection::vec(1usize..4, 24)) {
+        let first = stops.iter().filter_map(|stop| text.find(stop.as_str())).min();
+        let mut watch = StopTexts::new(stops.clone());
+        let (mut shown, mut stopped, mut rest) = (String::new(), false, text.as_str());
+        for cut in cuts {
+            let (piece, after) = rest.split_at(cut.min(rest.len()));
+            rest = after;
+            let released = watch.push(piece);
+            shown.push_str(&released.text);
+            stopped = released.stopped;
+            if stopped || rest.is_empty() {
+                break;
+            }
+        }
+        if !stopped {
+            shown.push_str(&watch.finish());
+        }
+        prop_assert_eq!(stopped, first.is_some());
+        // A stop text is recognised when its last character comes; a longer one that began earlier may still have
+        // been open then.
+        let possible: Vec<&str> = stops.iter().filter_map(|stop| text.find(stop.as_str())).map(|at| &text[..at]).collect();
+        let right = if stopped { possible.contains(&shown.as_str()) } else { shown == text };
+        prop_assert!(right, "{} of {}", shown, text);
+    }
+}
+
+#[test]
+fn the_answer_keeps_its_leading_space() {
+    let tokens = sentence_piece();
+    let mut continued = Detokeniser::new(&[257]);
+    assert_eq!(continued.push(&tokens, 258).unwrap(), " dünya");
+    let mut fresh = Detokeniser::new(&[]);
+    assert_eq!(fresh.push(&tokens, 258).unwrap(), "dünya");
+    assert_eq!(fresh.push(&tokens, 257).unwrap(), " Merhaba");
+}
+
+#[test]
+fn an_incomplete_character_waits_and_ends_as_a_replacement() {
+    let tokens = sentence_piece();
+    let mut detokeniser = Detokeniser::new(&[]);
+    assert_eq!(detokeniser.push(&tokens, 0xc5).unwrap(), "");
+    assert_eq!(detokeniser.push(&tokens, 0x9f).unwrap(), "ş");
+    assert_eq!(detokeniser.push(&tokens, 0xe2).unwrap(), "");
+    assert_eq!(detokeniser.finish(&tokens).unwrap(), "\u{fffd}");
+}
+
+#[test]
+fn wrong_bytes_do_not_hold_up_what_follows() {
+    let tokens = sentence_piece();
+    assert_eq!(streamed(&tokens, &[0x21, 0xc2, 257, 0x21]), ["!", "", "\u{fffd} Merhaba", "!", ""]);
+}
+
+#[test]
+fn a_possible_beginning_of_a_stop_text_is_held_back() {
+    let mut watch = StopTexts::new(vec!["\nSoru:".into()]);
+    assert_eq!(watch.push("Ankara.\n"), Released { text: "Ankara.".into(), stopped: false });
+    assert_eq!(watch.push("So"), Released { text: String::new(), stopped: false });
+    assert_eq!(watch.push("n."), Released { text: "\nSon.".into(), stopped: false });
+    assert_eq!(watch.push("Evet\nSoru: x"), Released { text: "Evet".into(), stopped: true });
+}

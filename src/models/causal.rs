@@ -1,0 +1,342 @@
+//! One decoder for all causal language models: what GPT-2, Llama and Qwen share, driven by their descriptions.
+//!
+//! ```text
+//! tokens ─ embed (+ positions) ─┬─ norm ─ q k v ─ (norms) ─ rotary ─ cache ─ attention ─ output ─ + ─┐  × layers
+//!                               └───────────────────────────────── norm ─ mlp ─────────────────── + ─┘
+//! last rows ─ norm ─ head ─ logits
+//! ```
+//! A batch is the new tokens of several sequences laid end to end. Every row is computed as if it were alone.
+
+use crate::sync::Mutex;
+
+use super::decoder::{Cache, Decoder, Step};
+use crate::compute::decoder::activations::{Activations, split};
+use crate::compute::decoder::attention::{Queries, Span, attention};
+use crate::compute::decoder::rows::{bend, rms_norm, rms_norm_in_place};
+use crate::compute::decoder::{Bend, CacheShape, Hold, KvCache, Linear, Machine, Matrix, Rotary};
+use crate::compute::{Tensors, Threads, Weight};
+use crate::{Error, Result};
+
+/// Named tensors of any file format, under the names that transformers gives them.
+pub trait Source {
+    /// Whether there is such a tensor.
+    fn contains(&self, name: &str) -> bool;
+
+    /// A matrix of `[outputs, inputs]`.
+    ///
+    /// # Errors
+    /// When it is missing or has another shape.
+    fn matrix(&self, name: &str, shape: [usize; 2]) -> Result<Matrix>;
+
+    /// A vector.
+    ///
+    /// # Errors
+    /// When it is missing or has another length.
+    fn vector(&self, name: &str, length: usize) -> Result<Weight>;
+}
+
+/// The tensors of safetensors and PyTorch files.
+pub struct Named<'a>(pub &'a dyn Tensors);
+
+impl Source for Named<'_> {
+    fn contains(&self, name: &str) -> bool {
+        self.0.contains(name)
+    }
+
+    fn matrix(&self, name: &str, shape: [usize; 2]) -> Result<Matrix> {
+        self.0.get_shaped(name, &shape).map(Matrix::Plain)
+    }
+
+    fn vector(&self, name: &str, length: usize) -> Result<Weight> {
+        self.0.get_shaped(name, &[length])
+    }
+}
+
+/// A normalisation of rows.
+#[derive(Debug)]
+pub enum Norm {
+    /// By the root of the mean square.
+    Rms {
+        /// Factor of each number.
+        scale: Vec<f32>,
+        /// Added to the mean square.
+        epsilon: f32,
+    },
+    /// By mean and variance.
+    Layer {
+        /// Factor of each number.
+        scale: Vec<f32>,
+        /// Added to each number.
+        shift: Vec<f32>,
+        /// Added to the variance.
+        epsilon: f32,
+    },
+}
+
+/// One layer.
+#[derive(Debug)]
+pub struct Block {
+    /// Before attention.
+    pub attention_norm: Norm,
+    /// Queries, keys and values side by side.
+    pub qkv: Linear,
+    /// RMS normalisation of each query head and each key head, and its epsilon.
+    pub head_norms: Option<(Vec<f32>, Vec<f32>, f32)>,
+    /// After attention.
+    pub output: Linear,
+    /// Before the multilayer perceptron.
+    pub mlp_norm: Norm,
+    /// Its first layer; gate and up side by side where it is gated.
+    pub up: Linear,
+    /// What happens between its layers.
+    pub bend: Bend,
+    /// Its second layer.
+    pub down: Linear,
+}
+
+/// A causal language model in memory.
+#[derive(Debug)]
+pub struct Causal {
+    /// The kernels.
+    pub machine: Machine,
+    /// How plain weights are held.
+    pub hold: Hold,
+    /// Length of a state.
+    pub hidden: usize,
+    /// Query heads.
+    pub heads: usize,
+    /// Layers, heads of keys and values, their length.
+    pub cache: CacheShape,
+    /// Most positions.
+    pub context: usize,
+    /// Token embeddings where the head has weights of its own.
+    pub embedding: Option<Linear>,
+    /// Learned positions, row-major `[context, hidden]`.
+    pub positions: Option<Weight>,
+    /// Rotary positions.
+    pub rotary: Option<Rotary>,
+    /// The layers.
+    pub blocks: Vec<Block>,
+    /// Before the head.
+    pub final_norm: Norm,
+    /// States to logits.
+    pub head: Linear,
+    /// Memory of a pass, kept between passes.
+    pub scratch: Mutex<Scratch>,
+}
+
+/// The memory of one pass.
+#[derive(Debug, Default)]
+pub struct Scratch {
+    x: Vec<f32>,
+    normed: Vec<f32>,
+    wide: Vec<f32>,
+    bent: Vec<f32>,
+    attended: Vec<f32>,
+    angles: Vec<f32>,
+    activations: Activations,
+}
+
+impl Cache for KvCache {
+    fn len(&self) -> usize {
+        Self::len(self)
+    }
+    fn truncate(&mut self, len: usize) {
+        self.set_len(len.min(Self::len(self)));
+    }
+    fn reserve(&mut self, capacity: usize) -> Result<()> {
+        Self::reserve(self, capacity)
+    }
+    fn fork(&self, len: usize, capacity: usize) -> Result<Self> {
+        Self::fork(self, len, capacity)
+    }
+    fn bytes(&self) -> u64 {
+        Self::bytes(self)
+    }
+}
+
+impl Decoder for Causal {
+    type Cache = KvCache;
+
+    fn vocabulary(&self) -> usize {
+        self.head.outputs()
+    }
+
+    fn context(&self) -> usize {
+        self.context
+    }
+
+    fn new_cache(&self, capacity: usize) -> Result<KvCache> {
+        KvCache::new(&self.machine, self.cache, capacity)
+    }
+
+    fn forward(&self, steps: &mut [Step<'_, KvCache>], logits: &mut [f32]) -> Result<()> {
+        let threads = Threads::global();
+        let mut scratch = self.scratch.lock();
+        let scratch = &mut *scratch;
+        let rows: usize = steps.iter().map(|step| step.tokens.len()).sum();
+        self.embed(steps, scratch)?;
+        for (index, block) in self.blocks.iter().enumerate() {
+            self.attend(&threads, index, block, steps, rows, scratch)?;
+            block.mlp_norm.apply(&self.machine, &threads, &scratch.x, &mut scratch.normed)?;
+            resize(&mut scratch.wide, rows * block.up.outputs());
+            let prepared = &mut scratch.activations;
+            block.up.apply(&self.machine, &threads, prepared, &scratch.normed, &mut scratch.wide, false)?;
+            resize(&mut scratch.bent, rows * block.down.inputs());
+            bend(&self.machine, &threads, block.bend, &scratch.wide, block.up.outputs(), &mut scratch.bent)?;
+            block.down.apply(&self.machine, &threads, prepared, &scratch.bent, &mut scratch.x, true)?;
+        }
+        let mut end = 0;
+        scratch.wide.clear();
+        for step in steps.iter_mut() {
+            end += step.tokens.len();
+            let position = Cache::len(step.cache) + step.tokens.len();
+            step.cache.set_len(position);
+            if step.wanted {
+                scratch.wide.extend_from_slice(&scratch.x[(end - 1) * self.hidden..end * self.hidden]);
+            }
+        }
+        if scratch.wide.is_empty() {
+            return Ok(());
+        }
+        resize(&mut scratch.normed, scratch.wide.len());
+        self.final_norm.apply(&self.machine, &threads, &scratch.wide, &mut scratch.normed)?;
+        self.head.apply(&self.machine, &threads, &mut scratch.activations, &scratch.normed, logits, false)
+    }
+}
+
+impl Causal {
+    /// Bytes of weights in memory.
+    pub fn memory_bytes(&self) -> u64 {
+        let blocks = self
+            .blocks
+            .iter()
+            .map(|block| block.qkv.bytes() + block.output.bytes() + block.up.bytes() + block.down.bytes());
+        let positions = self.positions.as_ref().map_or(0, |table| table.bytes().len() as u64);
+        blocks.sum::<u64>() + self.head.bytes() + self.embedding.as_ref().map_or(0, Linear::bytes) + positions
+    }
+
+    fn embed(&self, steps: &mut [Step<'_, KvCache>], scratch: &mut Scratch) -> Result<()> {
+        let rows: usize = steps.iter().map(|step| step.tokens.len()).sum();
+        resize(&mut scratch.x, rows * self.hidden);
+        resize(&mut scratch.normed, rows * self.hidden);
+        let angles = self.rotary.as_ref().map_or(0, |rotary| 2 * rotary.frequencies.len());
+        resize(&mut scratch.angles, rows * angles);
+        let table = self.embedding.as_ref().unwrap_or(&self.head);
+        let mut row = 0;
+        for step in steps {
+            let first = Cache::len(step.cache);
+            let end = first + step.tokens.len();
+            if end > self.context {
+                return Err(Error::Input(format!(
+                    "{end} tokens exceed the model's context of {}",
+                    self.context
+                )));
+            }
+            step.cache.reserve(end)?;
+            for (position, &token) in (first..).zip(step.tokens) {
+                let out = &mut scratch.x[row * self.hidden..][..self.hidden];
+                if token as usize >= table.outputs() {
+                    return Err(Error::Input(format!(
+                        "token {token} is outside the vocabulary of {}",
+                        table.outputs()
+                    )));
+                }
+                table.row(&self.machine, token as usize, out);
+                if let Some(positions) = &self.positions {
+                    positions.add_row_f32(position, out);
+                }
+                if let Some(rotary) = &self.rotary {
+                    rotary.angles(position, &mut scratch.angles[row * angles..][..angles]);
+                }
+                row += 1;
+            }
+        }
+        Ok(())
+    }
+
+    /// `x += output(attention(norm(x)))`.
+    fn attend(
+        &self,
+        threads: &Threads,
+        layer: usize,
+        block: &Block,
+        steps: &mut [Step<'_, KvCache>],
+        rows: usize,
+        scratch: &mut Scratch,
+    ) -> Result<()> {
+        block.attention_norm.apply(&self.machine, threads, &scratch.x, &mut scratch.normed)?;
+        let stride = block.qkv.outputs();
+        resize(&mut scratch.wide, rows * stride);
+        let prepared = &mut scratch.activations;
+        block.qkv.apply(&self.machine, threads, prepared, &scratch.normed, &mut scratch.wide, false)?;
+        let CacheShape { kv_heads, width, .. } = self.cache;
+        let (query_end, key_end) = (self.heads * width, (self.heads + kv_heads) * width);
+        if block.head_norms.is_some() || self.rotary.is_some() {
+            // Rows and their angles side by side: each row is turned by its own position.
+            let angles = scratch.angles.len() / rows;
+            let turned = scratch.wide.chunks_mut(stride).enumerate();
+            let each = rows.div_ceil(if rows < 16 { 1 } else { threads.count() });
+            let mut all: Vec<_> = turned.collect();
+            let shares: Vec<_> = all.chunks_mut(each).map(Mutex::new).collect();
+            threads.run(shares.len(), &|share| {
+                for (row, values) in shares[share].lock().iter_mut() {
+                    let angles = &scratch.angles[*row * angles..][..angles];
+                    for (head, values) in values[..key_end].chunks_exact_mut(width).enumerate() {
+                        if let Some((queries, keys, epsilon)) = &block.head_norms {
+                            rms_norm_in_place(
+                                values,
+                                if head < self.heads { queries } else { keys },
+                                *epsilon,
+                            );
+                        }
+                        if let Some(rotary) = &self.rotary {
+                            rotary.turn(angles, values);
+                        }
+                    }
+                }
+            })?;
+        }
+        let mut row = 0;
+        let mut spans = Vec::with_capacity(steps.len());
+        for step in steps.iter_mut() {
+            let position = Cache::len(step.cache);
+            for (at, values) in
+                scratch.wide[row * stride..].chunks(stride).take(step.tokens.len()).enumerate()
+            {
+                step.cache.put(layer, position + at, &values[query_end..key_end], &values[key_end..]);
+            }
+            spans.push(Span { cache: &*step.cache, row, rows: step.tokens.len(), position });
+            row += step.tokens.len();
+        }
+        resize(&mut scratch.attended, rows * query_end);
+        let queries = Queries { values: &scratch.wide, stride, heads: self.heads };
+        attention(&self.machine, threads, layer, &spans, queries, &mut scratch.attended)?;
+        block.output.apply(&self.machine, threads, prepared, &scratch.attended, &mut scratch.x, true)
+    }
+}
+
+impl Norm {
+    fn apply(&self, machine: &Machine, threads: &Threads, x: &[f32], out: &mut [f32]) -> Result<()> {
+        match self {
+            Self::Rms { scale, epsilon } => split(threads, x, scale.len(), out, scale.len(), |x, out| {
+                rms_norm(x, scale, *epsilon, out);
+            }),
+            Self::Layer { scale, shift, epsilon } => {
+                split(threads, x, scale.len(), out, scale.len(), |x, out| {
+                    out.copy_from_slice(x);
+                    machine.kernels.norm(out, scale, shift, *epsilon, None);
+                })
+            }
+        }
+    }
+}
+
+/// Memory of a large prompt is given back by the next small pass.
+fn resize(values: &mut Vec<f32>, len: usize) {
+    const WORTH_KEEPING: usize = 1 << 22;
+    if values.capacity() > WORTH_KEEPING && len < values.capacity() / 8 {
+        *values = Vec::new();
+    }
+    values.resize(len, 0.0);
+}

@@ -1,0 +1,188 @@
+use super::*;
+
+/// Writes GGUF files, sound or not.
+#[derive(Default)]
+pub(crate) struct Writer {
+    metadata: Vec<u8>,
+    entries: usize,
+    tensors: Vec<u8>,
+    tensor_count: usize,
+    data: Vec<u8>,
+}
+
+impl Writer {
+    fn put(out: &mut Vec<u8>, text: &str) {
+        out.extend((text.len() as u64).to_le_bytes());
+        out.extend(text.as_bytes());
+    }
+
+    fn key(&mut self, key: &str, kind: u32) -> &mut Vec<u8> {
+        self.entries += 1;
+        Self::put(&mut self.metadata, key);
+        self.metadata.extend(kind.to_le_bytes());
+        &mut self.metadata
+    }
+
+    pub(crate) fn text(mut self, key: &str, text: &str) -> Self {
+        Self::put(self.key(key, 8), text);
+        self
+    }
+
+    pub(crate) fn number(mut self, key: &str, n: u32) -> Self {
+        self.key(key, 4).extend(n.to_le_bytes());
+        self
+    }
+
+    pub(crate) fn float(mut self, key: &str, x: f32) -> Self {
+        self.key(key, 6).extend(x.to_le_bytes());
+        self
+    }
+
+    pub(crate) fn flag(mut self, key: &str, flag: bool) -> Self {
+        self.key(key, 7).push(flag.into());
+        self
+    }
+
+    pub(crate) fn texts<S: AsRef<str>>(mut self, key: &str, texts: &[S]) -> Self {
+        let out = self.key(key, 9);
+        out.extend(8u32.to_le_bytes());
+        out.extend((texts.len() as u64).to_le_bytes());
+        for text in texts {
+            Self::put(out, text.as_ref());
+        }
+        self
+    }
+
+    pub(crate) fn integers(mut self, key: &str, numbers: &[i32]) -> Self {
+        let out = self.key(key, 9);
+        out.extend(5u32.to_le_bytes());
+        out.extend((numbers.len() as u64).to_le_bytes());
+        numbers.iter().for_each(|n| out.extend(n.to_le_bytes()));
+        self
+    }
+
+    pub(crate) fn floats(mut self, key: &str, numbers: &[f32]) -> Self {
+        let out = self.key(key, 9);
+        out.extend(6u32.to_le_bytes());
+        out.extend((numbers.len() as u64).to_le_bytes());
+        numbers.iter().for_each(|n| out.extend(n.to_le_bytes()));
+        self
+    }
+
+    /// `shape` outermost first.
+    pub(crate) fn tensor(mut self, name: &str, shape: &[usize], kind: u32, bytes: &[u8]) -> Self {
+        self.tensor_count += 1;
+        Self::put(&mut self.tensors, name);
+        self.tensors.extend((shape.len() as u32).to_le_bytes());
+        shape.iter().rev().for_each(|&n| self.tensors.extend((n as u64).to_le_bytes()));
+        self.tensors.extend(kind.to_le_bytes());
+        self.tensors.extend((self.data.len() as u64).to_le_bytes());
+        self.data.extend(bytes);
+        self.data.resize(self.data.len().next_multiple_of(32), 0);
+        self
+    }
+
+    pub(crate) fn bytes(&self) -> Vec<u8> {
+        let mut out = b"GGUF".to_vec();
+        out.extend(3u32.to_le_bytes());
+        out.extend((self.tensor_count as u64).to_le_bytes());
+        out.extend((self.entries as u64).to_le_bytes());
+        out.extend(&self.metadata);
+        out.extend(&self.tensors);
+        out.resize(out.len().next_multiple_of(32), 0);
+        out.extend(&self.data);
+        out
+    }
+
+    pub(crate) fn write(&self) -> (tempfile::TempDir, PathBuf) {
+        raw(&self.bytes())
+    }
+}
+
+fn raw(bytes: &[u8]) -> (tempfile::TempDir, PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.gguf");
+    std::fs::write(&path, bytes).unwrap();
+    (folder, path)
+}
+
+fn f32s(values: &[f32]) -> Vec<u8> {
+    values.iter().flat_map(|x| x.to_le_bytes()).collect()
+}
+
+fn small() -> Writer {
+    Writer::default()
+        .text("general.architecture", "llama")
+        .number("llama.block_count", 3)
+        .float("llama.rope.freq_base", 1e5)
+        .flag("tokenizer.ggml.add_bos_token", true)
+        .texts("tokenizer.ggml.tokens", &["a", "ş"])
+        .integers("tokenizer.ggml.token_type", &[1, 3])
+        .tensor("norm", &[3], 0, &f32s(&[1.0, 2.0, 3.0]))
+        .tensor("w", &[2, 32], 8, &[&[0x00, 0x3c][..], &[3; 32], &[0x00, 0x40], &[0xff; 32]].concat())
+}
+
+fn reason(bytes: &[u8]) -> String {
+    let (_folder, path) = raw(bytes);
+    match Gguf::open(&path) {
+        Err(Error::InvalidFile { path: named, reason }) if named == path => reason,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn metadata_and_tensors_are_read() {
+    let (_folder, path) = small().write();
+    let gguf = Gguf::open(&path).unwrap();
+    assert_eq!(gguf.text("general.architecture"), Some("llama"));
+    assert_eq!(gguf.required("llama.block_count"), Ok(3));
+    assert_eq!(gguf.float("llama.rope.freq_base"), Some(1e5));
+    assert_eq!(gguf.flag("tokenizer.ggml.add_bos_token"), Some(true));
+    assert_eq!(gguf.array("tokenizer.ggml.tokens").unwrap()[1], Value::Text("ş".into()));
+    let Matrix::Plain(norm) = gguf.matrix("norm").unwrap() else { panic!("plain numbers") };
+    assert_eq!(norm.to_f32(), [1.0, 2.0, 3.0]);
+    let Matrix::Blocks(weights) = gguf.matrix("w").unwrap() else { panic!("blocks") };
+    assert_eq!((gguf.shape("w"), weights.to_f32()[31..33].to_vec()), (Some(&[2, 32][..]), vec![3.0, -2.0]));
+    assert!(gguf.required("llama.none").unwrap_err().to_string().contains("llama.none"));
+    assert!(gguf.matrix("none").unwrap_err().to_string().contains("\"none\" is missing"));
+}
+
+#[test]
+fn every_truncation_is_an_error() {
+    let whole = small().bytes();
+    for length in 1..whole.len() - 31 {
+        assert!(!reason(&whole[..length]).is_empty(), "{length} of {}", whole.len());
+    }
+}
+
+#[test]
+fn what_is_no_gguf_is_called_that() {
+    assert!(reason(b"GGML and more").contains("no GGUF file"));
+    let mut old = small().bytes();
+    old[4] = 1;
+    assert!(reason(&old).contains("version is 1"));
+}
+
+#[test]
+fn hostile_numbers_take_no_memory() {
+    let whole = small().bytes();
+    for at in [8, 16, 24] {
+        let mut hostile = whole.clone();
+        hostile[at..at + 8].copy_from_slice(&u64::MAX.to_le_bytes());
+        assert!(!reason(&hostile).is_empty());
+        hostile[at..at + 8].copy_from_slice(&(1u64 << 40).to_le_bytes());
+        assert!(!reason(&hostile).is_empty());
+    }
+    let huge = Writer::default().tensor("w", &[1 << 40, 1 << 40], 0, &[]);
+    assert!(reason(&huge.bytes()).contains("outside of the file"));
+    let odd = Writer::default().tensor("w", &[2, 33], 8, &[0; 100]);
+    assert!(reason(&odd.bytes()).contains("Q8_0 tensor of shape [2, 33]"));
+}
+
+#[test]
+fn a_format_without_a_kernel_is_named_when_it_is_needed() {
+    let (_folder, path) = Writer::default().tensor("w", &[1, 256], 16, &[0; 66]).write();
+    let error = Gguf::open(&path).unwrap().matrix("w").unwrap_err();
+    assert!(matches!(&error, Error::Unsupported { .. }));
+    assert!(error.to_string().contains("\"w\" is stored in ggml's format number 16"), "{error}");
+}

@@ -1,0 +1,346 @@
+//! The tokenizer that a GGUF file carries in its metadata.
+//!
+//! Two kinds: byte-level BPE (`gpt2`), whose way of splitting words the file only names, and SentencePiece BPE
+//! (`llama`), whose merges follow from the scores of its pieces.
+
+use std::collections::HashMap;
+
+use tokenizers::decoders::byte_fallback::ByteFallback;
+use tokenizers::decoders::fuse::Fuse;
+use tokenizers::decoders::sequence::Sequence as Decoders;
+use tokenizers::decoders::strip::Strip;
+use tokenizers::models::bpe::{BPE, Merges, Vocab};
+use tokenizers::normalizers::replace::Replace;
+use tokenizers::normalizers::{NFC, NormalizerWrapper, Prepend, Sequence as Normalizers};
+use tokenizers::pre_tokenizers::PreTokenizerWrapper;
+use tokenizers::pre_tokenizers::byte_level::ByteLevel;
+use tokenizers::pre_tokenizers::digits::Digits;
+use tokenizers::pre_tokenizers::sequence::Sequence as PreTokenizers;
+use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
+use tokenizers::processors::template::TemplateProcessing;
+use tokenizers::{AddedToken, SplitDelimiterBehavior, Tokenizer};
+
+use super::gguf::{Gguf, Value};
+use crate::{Error, Result};
+
+/// How Llama 3 splits text, published with its tokenizer.
+const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+/// How Qwen 2 splits text: the same, one digit at a time.
+const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+
+/// Token types of `tokenizer.ggml.token_type`.
+const UNKNOWN: i128 = 2;
+const CONTROL: i128 = 3;
+const USER_DEFINED: i128 = 4;
+
+/// Control tokens that end an answer, whatever the file calls its end of text: as llama.cpp recognises them.
+const ENDS: [&str; 8] = [
+    "<|endoftext|>",
+    "<|im_end|>",
+    "<|eot_id|>",
+    "<|end_of_text|>",
+    "<|end|>",
+    "<end_of_turn>",
+    "</s>",
+    "<EOT>",
+];
+
+/// A tokenizer, and the special tokens that generation needs to know.
+pub struct GgufTokenizer {
+    /// The tokenizer.
+    pub tokenizer: Tokenizer,
+    /// Spelling of the first token of a text; "" without one.
+    pub begin: String,
+    /// Spelling of the end-of-text token; "" without one.
+    pub end: String,
+    /// The id of the latter.
+    pub end_id: Option<u32>,
+    /// All tokens that end an answer.
+    pub ends: Vec<u32>,
+}
+
+/// Builds the tokenizer of `gguf`.
+///
+/// # Errors
+/// [`Error::InvalidFile`] naming the metadata that is missing or wrong, [`Error::Unsupported`] for a kind of tokenizer
+/// or a way of splitting that we do not know.
+pub fn tokenizer(gguf: &Gguf) -> Result<GgufTokenizer> {
+    let pieces = texts(gguf, "tokenizer.ggml.tokens")?;
+    let types: Vec<i128> = gguf
+        .array("tokenizer.ggml.token_type")
+        .unwrap_or_default()
+        .iter()
+        .map(|kind| if let Value::Integer(kind) = kind { *kind } else { 0 })
+        .collect();
+    let mut tokenizer = match gguf.text("tokenizer.ggml.model") {
+        Some("gpt2") => byte_level(gguf, &pieces)?,
+        Some("llama") => sentence_piece(gguf, &pieces, &types)?,
+        other => {
+            return Err(unsupported(
+                gguf,
+                format!("its tokenizer is {other:?}; supported are gpt2 (BPE) and llama"),
+            ));
+        }
+    };
+    let added = |kind: i128, special: bool| -> Vec<AddedToken> {
+        let tokens = pieces.iter().zip(&types).filter(|(_, of)| **of == kind);
+        tokens.map(|(piece, _)| AddedToken::from(piece.clone(), special).normalized(false)).collect()
+    };
+    let damaged = |e: tokenizers::Error| invalid(gguf, format!("its tokenizer does not fit together: {e}"));
+    tokenizer.add_special_tokens(added(CONTROL, true)).map_err(damaged)?;
+    tokenizer.add_tokens(added(USER_DEFINED, false)).map_err(damaged)?;
+    let special =
+        |key: &str| gguf.number(&format!("tokenizer.ggml.{key}_token_id")).filter(|&id| id < pieces.len());
+    let spelling = |id: Option<usize>| id.map_or_else(String::new, |id| pieces[id].clone());
+    let (begin, end) = (special("bos"), special("eos"));
+    let llama = gguf.text("tokenizer.ggml.model") == Some("llama");
+    if let Some(id) = begin.filter(|_| gguf.flag("tokenizer.ggml.add_bos_token").unwrap_or(llama)) {
+        let piece = pieces[id].clone();
+        let template = TemplateProcessing::builder()
+            .try_single(format!("{piece} $A"))
+            .and_then(|builder| {
+                builder.special_tokens(vec![(piece, id as u32)]).build().map_err(|e| e.to_string())
+            })
+            .map_err(|e| invalid(gguf, format!("its first token cannot be used: {e}")))?;
+        tokenizer.with_post_processor(Some(template));
+    }
+    let mut ends: Vec<u32> = [end, special("eot")].into_iter().flatten().map(|id| id as u32).collect();
+    for (id, piece) in pieces.iter().enumerate() {
+        if types.get(id) == Some(&CONTROL) && ENDS.contains(&piece.as_str()) {
+            ends.push(id as u32);
+        }
+    }
+    ends.sort_unstable();
+    ends.dedup();
+    Ok(GgufTokenizer {
+        tokenizer,
+        begin: spelling(begin),
+        end: spelling(end),
+        end_id: end.map(|id| id as u32),
+        ends,
+    })
+}
+
+fn byte_level(gguf: &Gguf, pieces: &[String]) -> Result<Tokenizer> {
+    let merges: Merges = texts(gguf, "tokenizer.ggml.merges")?
+        .iter()
+        .filter_map(|merge| merge.split_once(' '))
+        .map(|(left, right)| (left.to_owned(), right.to_owned()))
+        .collect();
+    let name = gguf.text("tokenizer.ggml.pre").unwrap_or("default");
+    let pattern = |regex: &str| -> Result<PreTokenizerWrapper> {
+        let regex = SplitPattern::Regex(regex.into());
+        let split = Split::new(regex, SplitDelimiterBehavior::Isolated, false);
+        Ok(split.map_err(|e| invalid(gguf, e.to_string()))?.into())
+    };
+    let bytes = |words: bool| PreTokenizerWrapper::from(ByteLevel::new(false, false, words));
+    let digits = || PreTokenizerWrapper::from(Digits::new(true));
+    let (splits, ignore_merges) = match name {
+        "default" | "gpt-2" | "gpt2" | "mpt" | "olmo" | "jais" => (vec![bytes(true)], false),
+        "smollm" | "codeshell" | "refact" | "command-r" | "starcoder" => (vec![digits(), bytes(true)], false),
+        "llama-bpe" | "llama3" | "llama-v3" | "smaug-bpe" => (vec![pattern(LLAMA3)?, bytes(false)], true),
+        "qwen2" | "deepseek-r1-qwen" => (vec![pattern(QWEN2)?, bytes(false)], false),
+        other => {
+            return Err(unsupported(
+                gguf,
+                format!(
+                    "its tokenizer splits text as {other:?} does; supported are gpt-2, smollm, llama-bpe, qwen2"
+                ),
+            ));
+        }
+    };
+    let model = BPE::builder()
+        .vocab_and_merges(vocabulary(pieces), known(merges, pieces))
+        .ignore_merges(ignore_merges)
+        .build()
+        .map_err(|e| invalid(gguf, format!("its vocabulary and merges do not fit together: {e}")))?;
+    let mut tokenizer = Tokenizer::new(model);
+    if name.contains("qwen") {
+        tokenizer.with_normalizer(Some(NFC)).map_err(|e| invalid(gguf, e.to_string()))?;
+    }
+    tokenizer.with_pre_tokenizer(Some(PreTokenizers::new(splits)));
+    tokenizer.with_decoder(Some(ByteLevel::default()));
+    Ok(tokenizer)
+}
+
+fn sentence_piece(gguf: &Gguf, pieces: &[String], types: &[i128]) -> Result<Tokenizer> {
+    let scores: Vec<f64> = gguf
+        .array("tokenizer.ggml.scores")
+        .unwrap_or_default()
+        .iter()
+        .map(|score| if let Value::Float(score) = score { *score } else { 0.0 })
+        .collect();
+    if scores.len() != pieces.len() {
+        return Err(invalid(
+            gguf,
+            "its tokenizer has no score for each piece (tokenizer.ggml.scores)".into(),
+        ));
+    }
+    let unknown = types.iter().position(|&kind| kind == UNKNOWN).map(|id| pieces[id].clone());
+    let mut model = BPE::builder()
+        .vocab_and_merges(vocabulary(pieces), merges_by_score(pieces, &scores))
+        .byte_fallback(true)
+        .fuse_unk(true);
+    if let Some(unknown) = unknown {
+        model = model.unk_token(unknown);
+    }
+    let model = model.build().map_err(|e| invalid(gguf, format!("its pieces do not fit together: {e}")))?;
+    let mut tokenizer = Tokenizer::new(model);
+    let replaced = |e: tokenizers::Error| invalid(gguf, e.to_string());
+    let mut normalizers: Vec<NormalizerWrapper> = Vec::new();
+    let prefix = gguf.flag("tokenizer.ggml.add_space_prefix").unwrap_or(true);
+    if prefix {
+        normalizers.push(Prepend::new("▁".into()).into());
+    }
+    normalizers.push(Replace::new(" ", "▁").map_err(replaced)?.into());
+    tokenizer
+        .with_normalizer(Some(Normalizers::new(normalizers)))
+        .map_err(|e| invalid(gguf, e.to_string()))?;
+    let mut decoders = vec![
+        Replace::new("▁", " ").map_err(replaced)?.into(),
+        ByteFallback::new().into(),
+        Fuse::new().into(),
+    ];
+    if prefix {
+        decoders.push(Strip::new(' ', 1, 0).into());
+    }
+    tokenizer.with_decoder(Some(Decoders::new(decoders)));
+    Ok(tokenizer)
+}
+
+/// SentencePiece joins the neighbours whose joint piece scores highest: every way to cut a piece in two known ones is
+/// a merge, in the order of the pieces' scores.
+fn merges_by_score(pieces: &[String], scores: &[f64]) -> Merges {
+    let ids: HashMap<&str, usize> =
+        pieces.iter().enumerate().map(|(id, piece)| (piece.as_str(), id)).collect();
+    let mut order: Vec<usize> = (0..pieces.len()).collect();
+    order.sort_by(|&a, &b| scores[b].total_cmp(&scores[a]).then(a.cmp(&b)));
+    let mut merges = Merges::new();
+    for id in order {
+        let piece = pieces[id].as_str();
+        let cuts = piece.char_indices().skip(1).map(|(at, _)| piece.split_at(at));
+        let mut own: Vec<_> =
+            cuts.filter_map(|(left, right)| Some((ids.get(left)?, ids.get(right)?, left, right))).collect();
+        own.sort_unstable();
+        merges.extend(own.into_iter().map(|(_, _, left, right)| (left.to_owned(), right.to_owned())));
+    }
+    merges
+}
+
+fn vocabulary(pieces: &[String]) -> Vocab {
+    pieces.iter().zip(0..).map(|(piece, id)| (piece.clone(), id)).collect()
+}
+
+/// Merges whose parts and whole are pieces: the builder refuses others, which some files carry.
+fn known(merges: Merges, pieces: &[String]) -> Merges {
+    let pieces: std::collections::HashSet<&str> = pieces.iter().map(String::as_str).collect();
+    let all = |left: &str, right: &str| {
+        [left, right, &format!("{left}{right}")].iter().all(|part| pieces.contains(part))
+    };
+    merges.into_iter().filter(|(left, right)| all(left, right)).collect()
+}
+
+fn texts(gguf: &Gguf, key: &str) -> Result<Vec<String>> {
+    let texts = gguf.array(key).ok_or_else(|| invalid(gguf, format!("its metadata has no {key:?}")))?;
+    texts
+        .iter()
+        .map(|text| match text {
+            Value::Text(text) => Ok(text.clone()),
+            other => Err(invalid(gguf, format!("its {key:?} holds {other:?} where a text was expected"))),
+        })
+        .collect()
+}
+
+fn invalid(gguf: &Gguf, reason: String) -> Error {
+    Error::InvalidFile { path: gguf.path().to_path_buf(), reason }
+}
+
+fn unsupported(gguf: &Gguf, reason: String) -> Error {
+    Error::Unsupported { model: gguf.path().display().to_string(), reason }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::gguf::tests::Writer;
+    use super::*;
+
+    fn open(writer: &Writer) -> (tempfile::TempDir, Gguf) {
+        let (folder, path) = writer.write();
+        let gguf = Gguf::open(&path).unwrap();
+        (folder, gguf)
+    }
+
+    fn pieces() -> (Vec<String>, Vec<f32>, Vec<i32>) {
+        let mut pieces = vec!["<unk>".to_owned(), "<s>".into(), "</s>".into()];
+        let mut types = vec![2, 3, 3];
+        for byte in 0..=255u8 {
+            pieces.push(format!("<0x{byte:02X}>"));
+            types.push(6);
+        }
+        let words = ["▁Merhaba", "▁M", "er", "ha", "ba", "haba", "▁Mer", "▁", "M", "e", "r", "h", "a", "b"];
+        let first = pieces.len();
+        pieces.extend(words.map(String::from));
+        types.resize(pieces.len(), 1);
+        let scores =
+            (0..pieces.len()).map(|id| if id < first { 0.0 } else { -((id - first) as f32) }).collect();
+        (pieces, scores, types)
+    }
+
+    #[test]
+    fn sentence_piece_merges_by_score_and_falls_back_to_bytes() {
+        let (pieces, scores, types) = pieces();
+        let writer = Writer::default()
+            .text("tokenizer.ggml.model", "llama")
+            .texts("tokenizer.ggml.tokens", &pieces)
+            .floats("tokenizer.ggml.scores", &scores)
+            .integers("tokenizer.ggml.token_type", &types)
+            .number("tokenizer.ggml.bos_token_id", 1)
+            .number("tokenizer.ggml.eos_token_id", 2);
+        let (_folder, gguf) = open(&writer);
+        let built = tokenizer(&gguf).unwrap();
+        let ids = built.tokenizer.encode("Merhaba ş", true).unwrap().get_ids().to_vec();
+        assert_eq!(ids, [1, 259, 266, 3 + 0xc5, 3 + 0x9f]);
+        assert_eq!(built.tokenizer.decode(&ids, true).unwrap(), "Merhaba ş");
+        assert_eq!((built.begin.as_str(), built.end.as_str(), built.ends), ("<s>", "</s>", vec![2]));
+    }
+
+    #[test]
+    fn byte_level_splits_as_the_file_says() {
+        let mut alphabet: Vec<String> = ByteLevel::alphabet().into_iter().map(String::from).collect();
+        alphabet.sort_unstable();
+        alphabet.extend(["12", "<|im_end|>"].map(String::from));
+        let mut types = vec![1; alphabet.len() - 1];
+        types.push(3);
+        let with = |pre: &str| -> Result<(usize, String)> {
+            let writer = Writer::default()
+                .text("tokenizer.ggml.model", "gpt2")
+                .text("tokenizer.ggml.pre", pre)
+                .texts("tokenizer.ggml.tokens", &alphabet)
+                .integers("tokenizer.ggml.token_type", &types)
+                .texts("tokenizer.ggml.merges", &["1 2", "no piece"]);
+            let (_folder, gguf) = open(&writer);
+            let built = tokenizer(&gguf)?;
+            let ids = built.tokenizer.encode("12<|im_end|>", true).unwrap().get_ids().to_vec();
+            assert_eq!(built.ends, [alphabet.len() as u32 - 1]);
+            Ok((ids.len(), built.tokenizer.decode(&ids, true).unwrap()))
+        };
+        assert_eq!(with("gpt-2"), Ok((2, "12".into())));
+        assert_eq!(with("smollm"), Ok((3, "12".into())), "digits stand alone");
+        assert_eq!(with("llama-bpe"), Ok((2, "12".into())));
+        assert_eq!(with("qwen2"), Ok((3, "12".into())));
+        assert!(with("klingon").unwrap_err().to_string().contains("\"klingon\""));
+    }
+
+    #[test]
+    fn what_is_missing_is_named() {
+        let reason = |writer: Writer| {
+            let (_folder, gguf) = open(&writer);
+            tokenizer(&gguf).map(|_| ()).unwrap_err().to_string()
+        };
+        assert!(reason(Writer::default()).contains("tokenizer.ggml.tokens"));
+        let tokens = || Writer::default().texts("tokenizer.ggml.tokens", &["a"]);
+        assert!(reason(tokens().text("tokenizer.ggml.model", "bert")).contains("bert"));
+        assert!(reason(tokens().text("tokenizer.ggml.model", "gpt2")).contains("merges"));
+        assert!(reason(tokens().text("tokenizer.ggml.model", "llama")).contains("scores"));
+    }
+}

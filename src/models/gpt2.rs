@@ -1,0 +1,176 @@
+//! GPT-2: learned positions, layer normalisation, GELU, and matrices stored as `[inputs, outputs]`.
+
+use crate::sync::Mutex;
+use serde::Deserialize;
+
+use super::causal::{Block, Causal, Norm, Scratch};
+use crate::compute::decoder::{Bend, CacheShape, Hold, Linear, Machine, Matrix};
+use crate::compute::{Activation, Tensors, Weight};
+use crate::{Error, Result};
+
+/// `config.json`.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Config {
+    n_embd: usize,
+    n_layer: usize,
+    n_head: usize,
+    n_positions: usize,
+    n_inner: Option<usize>,
+    vocab_size: usize,
+    #[serde(default = "epsilon")]
+    layer_norm_epsilon: f32,
+    #[serde(default = "gelu")]
+    activation_function: String,
+    #[serde(default = "yes")]
+    tie_word_embeddings: bool,
+    #[serde(default = "yes")]
+    scale_attn_weights: bool,
+    #[serde(default)]
+    scale_attn_by_inverse_layer_idx: bool,
+}
+
+fn epsilon() -> f32 {
+    1e-5
+}
+
+fn gelu() -> String {
+    "gelu_new".into()
+}
+
+fn yes() -> bool {
+    true
+}
+
+impl Config {
+    /// Packs the weights of `tensors` as `hold` says. Names may have the prefix "transformer." or not.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] for a configuration that is no plain GPT-2; when a tensor is missing or of another shape.
+    pub fn load(&self, model: &str, tensors: &dyn Tensors, machine: Machine, hold: Hold) -> Result<Causal> {
+        let bend = Bend::Plain(self.check(model)?);
+        let hidden = self.n_embd;
+        let inner = self.n_inner.unwrap_or(4 * hidden);
+        let prefix = if tensors.contains("transformer.wte.weight") { "transformer." } else { "" };
+        let vector = |name: &str, n: usize| tensors.get_shaped(&format!("{prefix}{name}"), &[n]);
+        let norm = |name: &str| -> Result<Norm> {
+            Ok(Norm::Layer {
+                scale: vector(&format!("{name}.weight"), hidden)?.to_f32(),
+                shift: vector(&format!("{name}.bias"), hidden)?.to_f32(),
+                epsilon: self.layer_norm_epsilon,
+            })
+        };
+        let linear = |name: &str, inputs: usize, outputs: usize| -> Result<Linear> {
+            let stored = tensors.get_shaped(&format!("{prefix}{name}.weight"), &[inputs, outputs])?;
+            let matrix = Matrix::Plain(transposed(&stored)?);
+            Linear::new(&machine, hold, &[(matrix, Some(vector(&format!("{name}.bias"), outputs)?))])
+        };
+        let mut blocks = Vec::with_capacity(self.n_layer);
+        for layer in 0..self.n_layer {
+            let name = |rest: &str| format!("h.{layer}.{rest}");
+            blocks.push(Block {
+                attention_norm: norm(&name("ln_1"))?,
+                qkv: linear(&name("attn.c_attn"), hidden, 3 * hidden)?,
+                head_norms: None,
+                output: linear(&name("attn.c_proj"), hidden, hidden)?,
+                mlp_norm: norm(&name("ln_2"))?,
+                up: linear(&name("mlp.c_fc"), hidden, inner)?,
+                bend,
+                down: linear(&name("mlp.c_proj"), inner, hidden)?,
+            });
+        }
+        let table = |name: &str, rows: usize| tensors.get_shaped(name, &[rows, hidden]);
+        let words = table(&format!("{prefix}wte.weight"), self.vocab_size)?;
+        let words = Linear::new(&machine, hold, &[(Matrix::Plain(words), None)])?;
+        let (embedding, head) = if self.tie_word_embeddings {
+            (None, words)
+        } else {
+            let own = Matrix::Plain(table("lm_head.weight", self.vocab_size)?);
+            (Some(words), Linear::new(&machine, hold, &[(own, None)])?)
+        };
+        let positions = table(&format!("{prefix}wpe.weight"), self.n_positions)?;
+        Ok(Causal {
+            hold,
+            hidden,
+            heads: self.n_head,
+            cache: CacheShape { layers: self.n_layer, kv_heads: self.n_head, width: hidden / self.n_head },
+            context: self.n_positions,
+            embedding,
+            // Its own copy: a view would keep the whole file mapped.
+            positions: Some(Weight::owned(
+                positions.bytes().into(),
+                positions.stored(),
+                positions.shape().to_vec(),
+            )?),
+            rotary: None,
+            blocks,
+            final_norm: norm("ln_f")?,
+            head,
+            scratch: Mutex::new(Scratch::default()),
+            machine,
+        })
+    }
+
+    fn check(&self, model: &str) -> Result<Activation> {
+        let unsupported = |reason: String| Err(Error::Unsupported { model: model.into(), reason });
+        if !self.scale_attn_weights || self.scale_attn_by_inverse_layer_idx {
+            return unsupported("it scales attention in a way of its own (scale_attn_…)".into());
+        }
+        let sizes = [self.n_embd, self.n_layer, self.n_head, self.n_positions, self.vocab_size];
+        if sizes.contains(&0) || !self.n_embd.is_multiple_of(self.n_head) {
+            return unsupported(format!("{} heads do not divide states of {}", self.n_head, self.n_embd));
+        }
+        match self.activation_function.as_str() {
+            "gelu_new" | "gelu_pytorch_tanh" => Ok(Activation::GeluTanh),
+            "gelu" => Ok(Activation::Gelu),
+            "relu" => Ok(Activation::Relu),
+            other => unsupported(format!(
+                "its activation_function is {other:?}; supported are gelu_new, gelu_pytorch_tanh, gelu, relu"
+            )),
+        }
+    }
+}
+
+/// `[inputs, outputs]` to `[outputs, inputs]`.
+fn transposed(stored: &Weight) -> Result<Weight> {
+    let (inputs, outputs) = (stored.rows(), stored.columns());
+    let size = stored.stored().bytes();
+    let from = stored.bytes();
+    let mut to = vec![0u8; from.len()];
+    // Blocks of rows and columns, so that both sides stay in the cache.
+    for first in (0..inputs).step_by(32) {
+        for column in 0..outputs {
+            for row in first..inputs.min(first + 32) {
+                let (source, target) = ((row * outputs + column) * size, (column * inputs + row) * size);
+                to[target..target + size].copy_from_slice(&from[source..source + size]);
+            }
+        }
+    }
+    Weight::owned(to.into(), stored.stored(), vec![outputs, inputs])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn transposing_moves_every_number() {
+        let values: Vec<f32> = (0..70 * 3).map(|i| i as f32).collect();
+        let turned = transposed(&Weight::from_f32(&values, &[70, 3]).unwrap()).unwrap();
+        assert_eq!(turned.shape(), [3, 70]);
+        let turned = turned.to_f32();
+        assert!(
+            (0..70).all(|row| (0..3).all(|column| turned[column * 70 + row] == values[row * 3 + column]))
+        );
+    }
+
+    #[test]
+    fn what_is_no_plain_gpt2_is_named() {
+        let refusal = |extra: &str| {
+            let base = r#"{"n_embd": 32, "n_layer": 1, "n_head": 4, "n_positions": 8, "vocab_size": 9"#;
+            let config: Config = serde_json::from_str(&format!("{base}{extra}}}")).unwrap();
+            config.check("m").unwrap_err().to_string()
+        };
+        assert!(refusal(r#", "activation_function": "swish""#).contains("\"swish\""));
+        assert!(refusal(r#", "scale_attn_by_inverse_layer_idx": true"#).contains("scale_attn"));
+    }
+}

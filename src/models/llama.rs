@@ -1,0 +1,343 @@
+//! Llama: RMS normalisation, rotary positions, grouped queries, a gated perceptron. Qwen2 and Qwen3 are variations.
+
+use crate::sync::Mutex;
+use serde::Deserialize;
+
+use super::causal::{Block, Causal, Norm, Scratch, Source};
+use crate::compute::Weight;
+use crate::compute::decoder::{Bend, CacheShape, Hold, Linear, Machine, Matrix, Pairing, Rotary};
+use crate::{Error, Result};
+
+/// Where Qwen differs from Llama.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Variant {
+    /// Queries, keys and values have biases.
+    pub qkv_bias: bool,
+    /// So has the output of attention.
+    pub output_bias: bool,
+    /// And the perceptron.
+    pub mlp_bias: bool,
+    /// Each head's query and key is normalised.
+    pub head_norms: bool,
+}
+
+/// What a model of this family is made of, whatever file describes it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Shape {
+    /// Length of a state.
+    pub hidden: usize,
+    /// Length of the perceptron's gate.
+    pub intermediate: usize,
+    /// Layers.
+    pub layers: usize,
+    /// Query heads.
+    pub heads: usize,
+    /// Heads of keys and values.
+    pub kv_heads: usize,
+    /// Length of a head.
+    pub head: usize,
+    /// Tokens.
+    pub vocabulary: usize,
+    /// Positions.
+    pub context: usize,
+    /// Of the normalisations.
+    pub epsilon: f32,
+    /// Whether the head is the embedding.
+    pub tied: bool,
+    /// Positions.
+    pub rotary: Rotary,
+    /// Biases and norms.
+    pub variant: Variant,
+}
+
+/// `config.json` as transformers writes it, before and since version 5.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Config {
+    hidden_size: usize,
+    intermediate_size: usize,
+    num_hidden_layers: usize,
+    num_attention_heads: usize,
+    num_key_value_heads: Option<usize>,
+    head_dim: Option<usize>,
+    vocab_size: usize,
+    max_position_embeddings: usize,
+    #[serde(default = "epsilon")]
+    rms_norm_eps: f32,
+    rope_theta: Option<f32>,
+    rope_scaling: Option<Scaling>,
+    rope_parameters: Option<Scaling>,
+    #[serde(default)]
+    tie_word_embeddings: bool,
+    #[serde(default)]
+    attention_bias: bool,
+    #[serde(default)]
+    mlp_bias: bool,
+    #[serde(default)]
+    use_sliding_window: bool,
+    #[serde(default = "silu")]
+    hidden_act: String,
+}
+
+/// How frequencies are stretched for longer contexts.
+#[derive(Debug, Clone, Deserialize)]
+struct Scaling {
+    rope_type: Option<String>,
+    /// What `rope_type` was called once; some files carry both.
+    #[serde(rename = "type")]
+    old_type: Option<String>,
+    rope_theta: Option<f32>,
+    factor: Option<f32>,
+    low_freq_factor: Option<f32>,
+    high_freq_factor: Option<f32>,
+    original_max_position_embeddings: Option<f32>,
+}
+
+fn epsilon() -> f32 {
+    1e-6
+}
+
+fn silu() -> String {
+    "silu".into()
+}
+
+impl Config {
+    /// Checks the configuration of `model` and brings it into the common form. `qwen` is the number in "qwen2",
+    /// "qwen3"; `None` for Llama.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] naming what is not supported.
+    pub fn shape(&self, model: &str, qwen: Option<u8>) -> Result<Shape> {
+        let unsupported = |reason: String| Err(Error::Unsupported { model: model.into(), reason });
+        if self.hidden_act != "silu" {
+            return unsupported(format!("its hidden_act is {:?}; supported is silu", self.hidden_act));
+        }
+        if self.use_sliding_window {
+            return unsupported("it attends through a sliding window (use_sliding_window)".into());
+        }
+        let kv_heads = self.num_key_value_heads.unwrap_or(self.num_attention_heads);
+        let head = self.head_dim.unwrap_or(self.hidden_size / self.num_attention_heads.max(1));
+        let scaling = self.rope_parameters.as_ref().or(self.rope_scaling.as_ref());
+        let base = self.rope_theta.or(scaling.and_then(|scaling| scaling.rope_theta)).unwrap_or(10_000.0);
+        let mut rotary = Rotary::new(base, head, Pairing::Halves);
+        if let Some(scaling) = scaling
+            && let Err(reason) = scaling.stretch(&mut rotary.frequencies)
+        {
+            return unsupported(reason);
+        }
+        let shape = Shape {
+            hidden: self.hidden_size,
+            intermediate: self.intermediate_size,
+            layers: self.num_hidden_layers,
+            heads: self.num_attention_heads,
+            kv_heads,
+            head,
+            vocabulary: self.vocab_size,
+            context: self.max_position_embeddings,
+            epsilon: self.rms_norm_eps,
+            tied: self.tie_word_embeddings,
+            rotary,
+            variant: Variant {
+                qkv_bias: qwen == Some(2) || self.attention_bias,
+                output_bias: qwen != Some(2) && self.attention_bias,
+                mlp_bias: self.mlp_bias,
+                head_norms: qwen == Some(3),
+            },
+        };
+        shape.check(model)?;
+        Ok(shape)
+    }
+}
+
+impl Scaling {
+    fn stretch(&self, frequencies: &mut [f32]) -> Result<(), String> {
+        let number = |value: Option<f32>, name: &str| {
+            value.filter(|x| *x > 0.0).ok_or_else(|| format!("its rotary scaling has no positive {name}"))
+        };
+        match self.rope_type.as_deref().or(self.old_type.as_deref()) {
+            None | Some("default") => Ok(()),
+            Some("linear") => {
+                let factor = number(self.factor, "factor")?;
+                frequencies.iter_mut().for_each(|frequency| *frequency /= factor);
+                Ok(())
+            }
+            Some("llama3") => {
+                let factor = number(self.factor, "factor")?;
+                let low = number(self.low_freq_factor, "low_freq_factor")?;
+                let high = number(self.high_freq_factor, "high_freq_factor")?;
+                let original =
+                    number(self.original_max_position_embeddings, "original_max_position_embeddings")?;
+                for frequency in frequencies {
+                    let turns = original * *frequency / (2.0 * std::f32::consts::PI);
+                    // Slow waves are stretched, fast ones kept, and those between are blended.
+                    let kept = ((turns - low) / (high - low)).clamp(0.0, 1.0);
+                    *frequency = (1.0 - kept) * *frequency / factor + kept * *frequency;
+                }
+                Ok(())
+            }
+            Some(other) => {
+                Err(format!("its rotary scaling is {other:?}; supported are default, linear and llama3"))
+            }
+        }
+    }
+}
+
+impl Shape {
+    pub(super) fn check(&self, model: &str) -> Result<()> {
+        let sizes =
+            [self.hidden, self.intermediate, self.layers, self.heads, self.kv_heads, self.head, self.context];
+        let sound = sizes.iter().all(|&n| n > 0 && n < 1 << 28)
+            && self.heads.is_multiple_of(self.kv_heads)
+            && self.head.is_multiple_of(2);
+        if sound {
+            return Ok(());
+        }
+        let reason = format!(
+            "its sizes do not fit together: {} query heads, {} key heads of {}, states of {}, {} layers",
+            self.heads, self.kv_heads, self.head, self.hidden, self.layers
+        );
+        Err(Error::Unsupported { model: model.into(), reason })
+    }
+
+    /// Packs the weights of `source` as `hold` says.
+    ///
+    /// # Errors
+    /// When a tensor is missing or of another shape; those of packing.
+    pub fn load(self, source: &dyn Source, machine: Machine, hold: Hold) -> Result<Causal> {
+        let Self { hidden, heads, kv_heads, head, intermediate, vocabulary, epsilon, variant, .. } = self;
+        let (queries, keys) = (heads * head, kv_heads * head);
+        let part = |name: String, shape: [usize; 2], bias: bool| -> Result<(Matrix, Option<Weight>)> {
+            let shift = if bias { Some(source.vector(&format!("{name}.bias"), shape[0])?) } else { None };
+            Ok((source.matrix(&format!("{name}.weight"), shape)?, shift))
+        };
+        let rms = |name: String| -> Result<Norm> {
+            Ok(Norm::Rms { scale: source.vector(&name, hidden)?.to_f32(), epsilon })
+        };
+        let mut blocks = Vec::with_capacity(self.layers);
+        for layer in 0..self.layers {
+            let name = |rest: &str| format!("model.layers.{layer}.{rest}");
+            let (attention, mlp) = (variant.qkv_bias, variant.mlp_bias);
+            let head_norms = if variant.head_norms {
+                let scale = |rest: &str| source.vector(&name(rest), head);
+                let (queries, keys) = (scale("self_attn.q_norm.weight")?, scale("self_attn.k_norm.weight")?);
+                Some((queries.to_f32(), keys.to_f32(), epsilon))
+            } else {
+                None
+            };
+            blocks.push(Block {
+                attention_norm: rms(name("input_layernorm.weight"))?,
+                qkv: Linear::new(
+                    &machine,
+                    hold,
+                    &[
+                        part(name("self_attn.q_proj"), [queries, hidden], attention)?,
+                        part(name("self_attn.k_proj"), [keys, hidden], attention)?,
+                        part(name("self_attn.v_proj"), [keys, hidden], attention)?,
+                    ],
+                )?,
+                head_norms,
+                output: Linear::new(
+                    &machine,
+                    hold,
+                    &[part(name("self_attn.o_proj"), [hidden, queries], variant.output_bias)?],
+                )?,
+                mlp_norm: rms(name("post_attention_layernorm.weight"))?,
+                up: Linear::new(
+                    &machine,
+                    hold,
+                    &[
+                        part(name("mlp.gate_proj"), [intermediate, hidden], mlp)?,
+                        part(name("mlp.up_proj"), [intermediate, hidden], mlp)?,
+                    ],
+                )?,
+                bend: Bend::SwiGlu,
+                down: Linear::new(
+                    &machine,
+                    hold,
+                    &[part(name("mlp.down_proj"), [hidden, intermediate], mlp)?],
+                )?,
+            });
+        }
+        let table = part("model.embed_tokens".into(), [vocabulary, hidden], false)?;
+        let table = Linear::new(&machine, hold, &[table])?;
+        let (embedding, head_of) = if self.tied {
+            (None, table)
+        } else {
+            let own = part("lm_head".into(), [vocabulary, hidden], false)?;
+            (Some(table), Linear::new(&machine, hold, &[own])?)
+        };
+        Ok(Causal {
+            hold,
+            hidden,
+            heads,
+            cache: CacheShape { layers: self.layers, kv_heads, width: head },
+            context: self.context,
+            embedding,
+            positions: None,
+            rotary: Some(self.rotary),
+            blocks,
+            final_norm: rms("model.norm.weight".into())?,
+            head: head_of,
+            scratch: Mutex::new(Scratch::default()),
+            machine,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(extra: &str) -> Config {
+        let base = r#"{"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
+            "num_key_value_heads": 2, "vocab_size": 100, "max_position_embeddings": 131072"#;
+        serde_json::from_str(&format!("{base}{extra}}}")).unwrap()
+    }
+
+    #[test]
+    fn llama3_scaling_equals_transformers() {
+        // transformers' ROPE_INIT_FUNCTIONS["llama3"] for heads of 16, base 500000.
+        let scaling = r#", "rope_theta": 500000.0, "rope_scaling": {"rope_type": "llama3", "factor": 8.0,
+            "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}"#;
+        let expected = LLAMA3;
+        let ours = config(scaling).shape("m", None).unwrap().rotary.frequencies;
+        for (ours, theirs) in ours.iter().zip(expected) {
+            assert!((ours - theirs).abs() <= theirs * 1e-6, "{ours} {theirs}");
+        }
+    }
+
+    const LLAMA3: [f32; 8] = [
+        1.0,
+        0.193922758,
+        0.0376060307,
+        0.00729266508,
+        0.000524846022,
+        3.42810235e-05,
+        6.64786967e-06,
+        1.28917316e-06,
+    ];
+
+    #[test]
+    fn both_spellings_of_the_base_are_read() {
+        let old = config(r#", "rope_theta": 1000.0"#).shape("m", None).unwrap();
+        let new = config(r#", "rope_parameters": {"rope_type": "default", "rope_theta": 1000.0}"#);
+        assert_eq!(old.rotary, new.shape("m", None).unwrap().rotary);
+    }
+
+    #[test]
+    fn what_is_not_supported_is_named() {
+        let refusal = |extra| config(extra).shape("m", None).unwrap_err().to_string();
+        assert!(refusal(r#", "hidden_act": "gelu""#).contains("hidden_act is \"gelu\""));
+        assert!(refusal(r#", "use_sliding_window": true"#).contains("sliding window"));
+        assert!(refusal(r#", "rope_scaling": {"type": "yarn", "factor": 2.0}"#).contains("\"yarn\""));
+        assert!(refusal(r#", "rope_scaling": {"type": "linear"}"#).contains("no positive factor"));
+        assert!(refusal(r#", "head_dim": 7"#).contains("do not fit together"));
+    }
+
+    #[test]
+    fn variants_follow_the_family() {
+        let shape = |qwen| config("").shape("m", qwen).unwrap().variant;
+        assert_eq!(shape(None), Variant::default());
+        assert_eq!(shape(Some(2)), Variant { qkv_bias: true, ..Variant::default() });
+        assert_eq!(shape(Some(3)), Variant { head_norms: true, ..Variant::default() });
+    }
+}

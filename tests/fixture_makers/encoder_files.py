@@ -1,0 +1,166 @@
+"""The files of a sentence encoder, in every layout that hubs hold."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import save_file
+from tokenizers import Tokenizer
+from transformers import AutoConfig, AutoModel
+
+from . import causal, files, vocabularies
+from .weights import random_weights
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """One fixture. `layout`: the files of sentence-transformers up to 5, since 6, or none ("plain")."""
+
+    name: str
+    seed: int
+    hidden: int = 24
+    layers: int = 2
+    heads: int = 2
+    intermediate: int = 48
+    architecture: Literal["bert", "xlm-roberta", "qwen3"] = "bert"
+    tokenizer: Literal["uncased", "cased", "unigram", "qwen"] = "uncased"
+    pooling: str = "mean"
+    normalize: bool = True
+    dense: int | None = None
+    max_length: int | None = 24
+    positions: int = 32
+    lower_case: bool = False
+    prompts: dict[str, str] = field(default_factory=dict)
+    default_prompt: str | None = None
+    weights: Literal["safetensors", "sharded", "bin"] = "safetensors"
+    dtype: torch.dtype = torch.float32
+    layout: Literal["classic", "current", "plain"] = "classic"
+    pooler: bool = False
+
+
+def config(spec: Encoder, vocabulary: int) -> dict[str, Any]:
+    """config.json."""
+    roberta = spec.architecture == "xlm-roberta"
+    if spec.architecture == "qwen3":
+        return causal.config("qwen3", vocabulary, spec.dtype)
+    return {
+        "architectures": ["XLMRobertaModel" if roberta else "BertModel"],
+        "model_type": spec.architecture,
+        "vocab_size": vocabulary,
+        "hidden_size": spec.hidden,
+        "num_hidden_layers": spec.layers,
+        "num_attention_heads": spec.heads,
+        "intermediate_size": spec.intermediate,
+        "hidden_act": "gelu",
+        # RoBERTa counts positions from pad_token_id + 1, so its table has two rows that no token reaches.
+        "max_position_embeddings": spec.positions + (2 if roberta else 0),
+        "position_embedding_type": "absolute",
+        "type_vocab_size": 1 if roberta else 2,
+        "layer_norm_eps": 1e-5 if roberta else 1e-12,
+        "hidden_dropout_prob": 0.1,
+        "attention_probs_dropout_prob": 0.1,
+        "initializer_range": 0.02,
+        "pad_token_id": 1 if spec.tokenizer == "unigram" else 0,
+        "torch_dtype": str(spec.dtype).removeprefix("torch."),
+    }
+
+
+def write_tokenizer(spec: Encoder, directory: Path) -> Tokenizer:
+    if spec.tokenizer == "qwen":
+        return causal.write_tokenizer(directory, "qwen", spec.positions, ends=True)
+    if spec.tokenizer == "unigram":
+        result = vocabularies.unigram()
+        specials = {"bos": "<s>", "eos": "</s>", "unk": "<unk>", "sep": "</s>", "pad": "<pad>", "cls": "<s>"}
+        # The class that takes tokenizer.json as it is.
+        settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
+        mask = "<mask>"
+    else:
+        result = vocabularies.wordpiece(lowercase=spec.tokenizer == "uncased")
+        specials = {"unk": "[UNK]", "sep": "[SEP]", "pad": "[PAD]", "cls": "[CLS]"}
+        settings = {"tokenizer_class": "BertTokenizer", "do_lower_case": spec.tokenizer == "uncased"}
+        mask = "[MASK]"
+    tokens = {f"{kind}_token": token for kind, token in {**specials, "mask": mask}.items()}
+    length = spec.max_length if spec.layout == "current" else spec.positions
+    files.write_json(directory / "tokenizer_config.json", {**settings, "model_max_length": length, **tokens})
+    files.write_json(directory / "special_tokens_map.json", tokens)
+    if spec.weights == "bin":  # an old checkpoint: vocab.txt alone
+        vocabulary = sorted(result.get_vocab().items(), key=lambda item: item[1])
+        (directory / "vocab.txt").write_text("".join(f"{token}\n" for token, _ in vocabulary), "utf-8")
+    else:
+        # Stored like this by many models, and to be overruled by the sentence-transformers length.
+        result.enable_truncation(12)
+        result.enable_padding(length=12, pad_id=result.token_to_id(tokens["pad_token"]), pad_token=tokens["pad_token"])
+        result.save(str(directory / "tokenizer.json"), pretty=False)
+    return result
+
+
+def write_weights(spec: Encoder, directory: Path) -> None:
+    options = {} if spec.pooler or spec.architecture == "qwen3" else {"add_pooling_layer": False}
+    empty = AutoModel.from_config(AutoConfig.from_pretrained(directory), **options)
+    shapes = {name: tensor.shape for name, tensor in empty.state_dict().items()}
+    tensors = {name: tensor.to(spec.dtype) for name, tensor in random_weights(shapes, spec.seed).items()}
+    save = {"safetensors": files.save_single, "sharded": files.save_sharded, "bin": files.save_bin}
+    save[spec.weights](directory, tensors)
+
+
+def write_sentence_files(spec: Encoder, directory: Path) -> None:
+    """modules.json and what it names, in the spelling of sentence-transformers up to 5 or since 6."""
+    classic = spec.layout == "classic"
+    module = {
+        "Transformer": "base.modules.transformer.Transformer",
+        "Pooling": "sentence_transformer.modules.pooling.Pooling",
+        "Dense": "base.modules.dense.Dense",
+        "Normalize": "base.modules.normalize.Normalize",
+    }
+    kinds = [
+        "Transformer",
+        "Pooling",
+        *(["Dense"] if spec.dense else []),
+        *(["Normalize"] if spec.normalize else []),
+    ]
+    modules = [
+        {
+            "idx": index,
+            "name": str(index),
+            "path": f"{index}_{kind}" if index else "",
+            "type": "sentence_transformers." + (f"models.{kind}" if classic else module[kind]),
+        }
+        for index, kind in enumerate(kinds)
+    ]
+    files.write_json(directory / "modules.json", modules)
+    if classic:
+        flags = {"cls": "cls_token", "mean": "mean_tokens", "max": "max_tokens", "lasttoken": "lasttoken"}
+        pooling: dict[str, Any] = {"word_embedding_dimension": spec.hidden}
+        pooling |= {f"pooling_mode_{flag}": mode == spec.pooling for mode, flag in flags.items()}
+        sentence: dict[str, Any] = {"max_seq_length": spec.max_length, "do_lower_case": spec.lower_case}
+    else:
+        pooling = {"embedding_dimension": spec.hidden, "pooling_mode": spec.pooling, "include_prompt": True}
+        sentence = {"transformer_task": "feature-extraction", "module_output_name": "token_embeddings"}
+        text = {"method": "forward", "method_output_name": "last_hidden_state"}
+        sentence["modality_config"] = {"text": text}
+    files.write_json(directory / "1_Pooling" / "config.json", pooling)
+    files.write_json(directory / "sentence_bert_config.json", sentence)
+    files.write_json(
+        directory / "config_sentence_transformers.json",
+        {"prompts": spec.prompts, "default_prompt_name": spec.default_prompt, "similarity_fn_name": "cosine"},
+    )
+    if spec.dense:
+        folder = directory / "2_Dense"
+        activation = "torch.nn.modules.activation.Tanh"
+        settings = {"in_features": spec.hidden, "out_features": spec.dense, "bias": True}
+        files.write_json(folder / "config.json", {**settings, "activation_function": activation})
+        shapes = {
+            "linear.weight": torch.Size((spec.dense, spec.hidden)),
+            "linear.bias": torch.Size((spec.dense,)),
+        }
+        save_file(random_weights(shapes, spec.seed), folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def write(spec: Encoder, directory: Path) -> None:
+    """Everything but the reference, into a directory that exists and is empty."""
+    tokenizer = write_tokenizer(spec, directory)
+    files.write_json(directory / "config.json", config(spec, tokenizer.get_vocab_size()))
+    write_weights(spec, directory)
+    if spec.layout != "plain":
+        write_sentence_files(spec, directory)
