@@ -77,6 +77,8 @@ macro_rules! for_each_setting {
             temperature: f64 = 0.7, "AI_TEMPERATURE";
             /// float32, bfloat16, or auto: bfloat16 where the CPU multiplies it natively, else float32.
             dtype: DTypeChoice = DTypeChoice::Auto, "MODEL_MANAGER_DTYPE";
+            /// How the generator's weights are held: auto, float32, bfloat16, int8 or int4. GGUF files keep their own form.
+            generator_dtype: GeneratorDType = GeneratorDType::Auto, "MODEL_MANAGER_GENERATOR_DTYPE";
             /// auto, cpu, cuda or mps; the last two need a build with that feature.
             device: DeviceChoice = DeviceChoice::Auto, "MODEL_MANAGER_DEVICE";
             /// Threads that compute, shared by all managers of the process; 0: as many as the cores it may use.
@@ -122,6 +124,22 @@ value::choice! {
         Float32 = "float32",
         /// bfloat16 products, float32 sums.
         Bfloat16 = "bfloat16",
+    }
+}
+
+value::choice! {
+    /// How the weights of a text generator are held.
+    GeneratorDType {
+        /// bfloat16 where the CPU multiplies it natively, else float32.
+        Auto = "auto",
+        /// 32-bit floating point.
+        Float32 = "float32",
+        /// bfloat16.
+        Bfloat16 = "bfloat16",
+        /// Quantised at load: 8 bits a weight and a scale for every 32.
+        Int8 = "int8",
+        /// Quantised at load: 4 bits a weight, a scale and a minimum for every 32.
+        Int4 = "int4",
     }
 }
 
@@ -349,7 +367,7 @@ mod tests {
                 ("int", _) => Value::Int(3),
                 ("float" | "float | None", _) => Value::Float(2.5),
                 (_, "cache_policy") => Value::Text("lfu".into()),
-                (_, "dtype") => Value::Text("float32".into()),
+                (_, "dtype" | "generator_dtype") => Value::Text("float32".into()),
                 (_, "device") => Value::Text("cpu".into()),
                 (_, "memory_budget") => Value::Text("2GB".into()),
                 (_, "keep_alive") => Value::Text("5m".into()),

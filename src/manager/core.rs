@@ -6,7 +6,7 @@ use std::sync::{Arc, Weak};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 
-use super::entry::{EmbeddingSpec, Entry, Keep, Resident, Running, Serving, SourceSpec, Spec};
+use super::entry::{EmbeddingSpec, Entry, GeneratorSpec, Keep, Resident, Running, Serving, SourceSpec, Spec};
 use super::front::Front;
 use super::loading;
 use crate::batching::{Batcher, Counters};
@@ -145,11 +145,14 @@ impl Core {
             "ENGLISH_FALLBACK_MODEL",
             settings.english_model.as_str(),
         ));
-        let reason = "this version generates no text itself; register(\"text_generator\", loader=..., replace=True) \
-                      supplies a generator";
+        let generator = GeneratorSpec {
+            source: source("generator_model", "HUGGINGFACE_MODEL", settings.generator_model.as_str()),
+            dtype: None,
+            revision: None,
+        };
         self.register(TURKISH, Spec::Embedding(turkish), Keep::default(), false)?;
         self.register(ENGLISH, Spec::Embedding(english), Keep::default(), false)?;
-        self.register(GENERATOR, Spec::Unavailable(reason.to_owned()), Keep::default(), false)
+        self.register(GENERATOR, Spec::Generator(generator), Keep::default(), false)
     }
 
     pub(super) fn settings(&self) -> &Settings {

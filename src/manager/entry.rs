@@ -10,7 +10,8 @@ use arc_swap::ArcSwapOption;
 use super::options::EmbedOptions;
 use crate::batching::Batcher;
 use crate::cache::KeyRef;
-use crate::config::DTypeChoice;
+use crate::config::{DTypeChoice, GeneratorDType};
+use crate::generation::Generator;
 use crate::lifecycle::{KeepAlive, Slot};
 use crate::models::{Encoder, Pooling, SentenceConfig};
 use crate::{Error, Result};
@@ -26,10 +27,21 @@ pub type HostLoader = Arc<dyn Fn() -> Result<HostObject> + Send + Sync>;
 pub enum Spec {
     /// A sentence model from files.
     Embedding(EmbeddingSpec),
+    /// A language model from files.
+    Generator(GeneratorSpec),
     /// Whatever the host's loader returns.
     Object(HostLoader),
-    /// Nothing that can be loaded, and why.
-    Unavailable(String),
+}
+
+/// Where a language model comes from and how it is held.
+#[derive(Debug, Clone)]
+pub struct GeneratorSpec {
+    /// Hub id, folder, `.gguf` file, `pkg:…`.
+    pub source: SourceSpec,
+    /// How its weights are held; `None`: as configured.
+    pub dtype: Option<GeneratorDType>,
+    /// Branch, tag or commit of a hub model.
+    pub revision: Option<String>,
 }
 
 /// Where a sentence model comes from and how it is used.
@@ -89,9 +101,20 @@ pub struct Keep {
     pub pinned: bool,
 }
 
+/// What a slot holds, as its user sees it.
+pub enum Held {
+    /// A sentence model.
+    Encoder,
+    /// A text generator.
+    Generator,
+    /// An object of the host's own.
+    Object(HostObject),
+}
+
 /// What a slot holds.
 pub(super) enum Resident {
     Encoder(Serving),
+    Generator(ServingGenerator),
     Object(HostObject),
 }
 
@@ -101,6 +124,13 @@ pub(super) struct Serving {
     pub(super) running: Arc<Running>,
     pub(super) known: Arc<Known>,
     /// The source that was loaded: the configured one, or a fallback.
+    pub(super) source: String,
+}
+
+/// A language model as one name serves it.
+pub(super) struct ServingGenerator {
+    pub(super) generator: Generator,
+    /// The source that was loaded.
     pub(super) source: String,
 }
 
@@ -142,6 +172,9 @@ impl Resident {
     pub(super) fn serving(&self, name: &str) -> Result<&Serving> {
         match self {
             Self::Encoder(serving) => Ok(serving),
+            Self::Generator(_) => Err(Error::Input(format!(
+                "{name:?} generates text; generate() and stream() use it, and embed() needs an embedding model"
+            ))),
             Self::Object(_) => Err(Error::Input(format!(
                 "{name:?} is registered with a loader of its own; get({name:?}) returns its object, and embed() needs an \
                  embedding model"
@@ -149,19 +182,42 @@ impl Resident {
         }
     }
 
+    /// The text generator, or an error that says what there is instead.
+    pub(super) fn generator(&self) -> Result<&Generator> {
+        match self {
+            Self::Generator(serving) => Ok(&serving.generator),
+            Self::Encoder(_) => {
+                Err(Error::NoGenerator { reason: "the model of this name makes embeddings".into() })
+            }
+            Self::Object(_) => Err(Error::NoGenerator {
+                reason: "the model of this name has a loader of its own; get() returns its object".into(),
+            }),
+        }
+    }
+
     /// Names the model behind this slot among those in memory: equal for slots that share one.
     pub(super) fn shared(&self) -> Option<usize> {
         match self {
             Self::Encoder(serving) => Some(Arc::as_ptr(&serving.running) as usize),
-            Self::Object(_) => None,
+            Self::Generator(_) | Self::Object(_) => None,
         }
     }
 
-    /// The host's object, if it is one.
-    pub(super) fn object(&self) -> Option<HostObject> {
+    /// What it is, and the host's object if it is one.
+    pub(super) fn held(&self) -> Held {
         match self {
-            Self::Encoder(_) => None,
-            Self::Object(object) => Some(Arc::clone(object)),
+            Self::Encoder(_) => Held::Encoder,
+            Self::Generator(_) => Held::Generator,
+            Self::Object(object) => Held::Object(Arc::clone(object)),
+        }
+    }
+
+    /// The source that was loaded; `None` for a host's own loader.
+    pub(super) fn source(&self) -> Option<&str> {
+        match self {
+            Self::Encoder(serving) => Some(&serving.source),
+            Self::Generator(serving) => Some(&serving.source),
+            Self::Object(_) => None,
         }
     }
 }

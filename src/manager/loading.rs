@@ -5,11 +5,14 @@ use std::sync::Arc;
 use arc_swap::ArcSwapOption;
 
 use super::core::Core;
-use super::entry::{EmbeddingSpec, Known, Resident, Running, Serving, SourceSpec, Spec};
+use super::entry::{
+    EmbeddingSpec, GeneratorSpec, Known, Resident, Running, Serving, ServingGenerator, SourceSpec, Spec,
+};
 use super::fork;
 use crate::batching::{Batcher, Forward};
 use crate::compute::{DType, Isa, Packed, memory};
-use crate::config::DTypeChoice;
+use crate::config::{Choice, DTypeChoice};
+use crate::generation::{Generator, TextFiles, TextModel, parse_hold};
 use crate::lifecycle::{Charge, Loaded};
 use crate::models::{Encoder, Overrides, Progress, ResolveOptions, Source, on_cpu, resolve};
 use crate::{Error, Result};
@@ -22,7 +25,7 @@ pub(super) fn load(
     known: &ArcSwapOption<Known>,
 ) -> Result<Loaded<Resident>> {
     match spec {
-        Spec::Unavailable(reason) => Err(Error::NoGenerator { reason: reason.clone() }),
+        Spec::Generator(spec) => load_generator(core, name, spec),
         Spec::Object(loader) => {
             let object = loader()?;
             Ok(Loaded::new(Arc::new(Resident::Object(object)), 0))
@@ -67,13 +70,7 @@ fn load_source(
     spec: &EmbeddingSpec,
 ) -> Result<(Serving, Option<Charge>)> {
     let settings = core.settings();
-    let mut options = ResolveOptions::new(Arc::clone(core.host()));
-    options.offline |= settings.offline;
-    options.cache_dir = settings.cache_dir.as_ref().map(|dir| dir.as_str().into());
-    options.revision = spec
-        .revision
-        .clone()
-        .or_else(|| settings.revision.as_ref().map(|revision| revision.as_str().to_owned()));
+    let options = resolve_options(core, spec.revision.as_ref());
     let files = resolve(&Source::parse(source)?, &options, &mut log_progress())?;
 
     let isa = Isa::from_env()?;
@@ -93,6 +90,31 @@ fn load_source(
     })?;
     let known = Arc::new(known(&running, spec, identity));
     Ok((Serving { running, known, source: source.to_owned() }, charge))
+}
+
+fn load_generator(core: &Arc<Core>, name: &str, spec: &GeneratorSpec) -> Result<Loaded<Resident>> {
+    let source = spec.source.current(core);
+    let options = resolve_options(core, spec.revision.as_ref());
+    let files = TextFiles::find(&Source::parse(&source)?, &options, &mut log_progress())?;
+    let hold = parse_hold(spec.dtype.unwrap_or(core.settings().generator_dtype).as_str())?;
+    let charge = core.budget().make_room(name, files.expected_bytes()?, &core.others(name))?;
+    let model = TextModel::open(&source, &files, hold, Isa::from_env()?)?;
+    memory::trim();
+    let generator = Generator::start(model, |_| ())?;
+    let bytes = generator.memory_bytes();
+    let resident = Resident::Generator(ServingGenerator { generator, source });
+    Ok(Loaded { value: Arc::new(resident), bytes, charge: Some(charge) })
+}
+
+/// Where files are looked for: as configured, with the slot's own revision.
+fn resolve_options(core: &Core, revision: Option<&String>) -> ResolveOptions {
+    let settings = core.settings();
+    let mut options = ResolveOptions::new(Arc::clone(core.host()));
+    options.offline |= settings.offline;
+    options.cache_dir = settings.cache_dir.as_ref().map(|dir| dir.as_str().into());
+    let configured = || settings.revision.as_ref().map(|revision| revision.as_str().to_owned());
+    options.revision = revision.cloned().or_else(configured);
+    options
 }
 
 /// Tells the log of a download: at its start and about every 10 %.

@@ -11,6 +11,7 @@ mod core;
 mod entry;
 pub mod fork;
 mod front;
+mod generate;
 mod job;
 mod loading;
 mod options;
@@ -23,7 +24,8 @@ use std::time::Duration;
 use arc_swap::ArcSwapOption;
 
 pub use self::core::{BUILT_IN, ENGLISH, GENERATOR, TURKISH};
-pub use self::entry::{EmbeddingSpec, HostLoader, HostObject, Keep, SourceSpec, Spec};
+pub use self::entry::{EmbeddingSpec, GeneratorSpec, Held, HostLoader, HostObject, Keep, SourceSpec, Spec};
+pub use self::generate::{GenerateOptions, GenerationTicket, GeneratorLease, OwnedPrompt, TextStream};
 pub use self::job::{Matrix, OnDone};
 pub use self::options::EmbedOptions;
 pub use self::report::{Description, ManagerStatistics, QueueReport, SlotReport};
@@ -217,27 +219,21 @@ impl Manager {
         Ok(self.core()?.entry(name)?.slot.state() == State::Ready)
     }
 
-    /// The object of a slot with a loader of the host's own, loaded if need be; `None` for a sentence model, which is
-    /// loaded too.
+    /// What the slot holds, loaded if need be.
     ///
     /// # Errors
     /// As [`Manager::load`].
-    pub fn object(
-        &self,
-        name: &str,
-        timeout: Option<Duration>,
-        check: Check<'_>,
-    ) -> Result<Option<HostObject>> {
-        Ok(self.lease(name, timeout, check)?.object())
+    pub fn get(&self, name: &str, timeout: Option<Duration>, check: Check<'_>) -> Result<Held> {
+        Ok(self.lease(name, timeout, check)?.held())
     }
 
-    /// Whether the slot is in memory, and its object if it has one. Never loads and is no use: deadlines stay.
+    /// What the slot holds if it is in memory. Never loads and is no use: deadlines stay.
     ///
     /// # Errors
     /// [`Error::UnknownModel`].
-    pub fn peek(&self, name: &str) -> Result<Option<Option<HostObject>>> {
+    pub fn peek(&self, name: &str) -> Result<Option<Held>> {
         let entry = self.core()?.entry(name)?;
-        Ok(entry.slot.glance(Resident::object))
+        Ok(entry.slot.glance(Resident::held))
     }
 
     fn lease(&self, name: &str, timeout: Option<Duration>, check: Check<'_>) -> Result<Lease<Resident>> {

@@ -4,10 +4,11 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::core::Core;
-use super::entry::{Entry, Resident, Serving, SourceSpec, Spec};
+use super::entry::{Entry, Resident, Serving, Spec};
 use crate::batching::Work;
 use crate::cache::CacheStatistics;
 use crate::compute::{Isa, Threads, memory};
+use crate::generation::{EngineStats, Generator};
 use crate::lifecycle::{KeepAlive, State, TrackerStatistics};
 
 /// The model of one slot.
@@ -72,8 +73,10 @@ pub struct SlotReport {
     pub state: &'static str,
     /// The source that is loaded or would be; `None` for a host's own loader.
     pub source: Option<String>,
-    /// embedding or object
+    /// embedding, generator or object
     pub kind: &'static str,
+    /// What a loaded generator has done since it was loaded.
+    pub generation: Option<EngineStats>,
     /// Never unloaded by idleness or budget.
     pub pinned: bool,
     /// How long it stays after its latest use; `None`: for ever.
@@ -168,16 +171,12 @@ impl ManagerStatistics {
 
 fn slot(core: &Core, entry: &Entry) -> SlotReport {
     let status = entry.slot.status();
-    let loaded = entry.slot.glance(|resident| match resident {
-        Resident::Encoder(serving) => Some(serving.source.clone()),
-        Resident::Object(_) => None,
-    });
+    let loaded = entry.slot.glance(|resident| resident.source().map(str::to_owned)).flatten();
+    let generation = entry.slot.glance(|resident| resident.generator().ok().map(Generator::stats)).flatten();
     let configured = || match &entry.spec {
-        Spec::Embedding(spec) => match &spec.source {
-            SourceSpec::Fixed(source) => Some(source.clone()),
-            SourceSpec::Environment { .. } => Some(spec.source.current(core)),
-        },
-        Spec::Object(_) | Spec::Unavailable(_) => None,
+        Spec::Embedding(spec) => Some(spec.source.current(core)),
+        Spec::Generator(spec) => Some(spec.source.current(core)),
+        Spec::Object(_) => None,
     };
     let reaper = core.reaper().settings();
     let keep_alive = match status.options.keep_alive {
@@ -192,8 +191,13 @@ fn slot(core: &Core, entry: &Entry) -> SlotReport {
             State::Loading => "loading",
             State::Ready => "ready",
         },
-        source: loaded.flatten().or_else(configured),
-        kind: if matches!(entry.spec, Spec::Embedding(_)) { "embedding" } else { "object" },
+        source: loaded.or_else(configured),
+        kind: match entry.spec {
+            Spec::Embedding(_) => "embedding",
+            Spec::Generator(_) => "generator",
+            Spec::Object(_) => "object",
+        },
+        generation,
         pinned: status.options.pinned,
         keep_alive,
         bytes: status.bytes,

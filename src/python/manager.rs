@@ -11,6 +11,7 @@ use pyo3::types::{PyDict, PyList, PyString, PyType};
 use super::config::{PyConfig, keywords, pairs};
 use super::errors::{OrRaise, to_py};
 use super::fork;
+use super::generation::{self, PyGenerationTicket, PyTextStream};
 use super::host::{PythonHost, PythonLoader, interruptible, unwrap_object};
 use super::options::{call_options, keep_alive, timeout};
 use super::report;
@@ -19,7 +20,7 @@ use super::tracker::PyTracker;
 use super::vectors::{copied_array, matrix_array, row_array, shared_array};
 use crate::config::{DTypeChoice, Setting, Settings};
 use crate::lifecycle::ReaperSettings;
-use crate::manager::{EmbeddingSpec, Keep, Manager, Matrix, SourceSpec, Spec, Ticket};
+use crate::manager::{EmbeddingSpec, GenerateOptions, Held, Keep, Manager, Matrix, SourceSpec, Spec, Ticket};
 use crate::models::Pooling;
 use crate::sync::Mutex;
 use crate::{Error, Result};
@@ -74,19 +75,15 @@ impl PyManager {
         self.inner.settings().or_raise(py)
     }
 
-    /// What `get` and `peek` return for a slot: the user's object, or a handle on the sentence model.
-    fn handle(
-        slf: &Bound<'_, Self>,
-        name: &str,
-        object: Option<&crate::manager::HostObject>,
-    ) -> PyResult<Py<PyAny>> {
+    /// What `get` and `peek` return for a slot: the user's object, or a handle on the model.
+    fn handle(slf: &Bound<'_, Self>, name: &str, held: &Held) -> PyResult<Py<PyAny>> {
         let py = slf.py();
-        match object.and_then(|object| unwrap_object(py, object)) {
-            Some(object) => Ok(object),
-            None => {
-                Ok(py.import("model_manager.encoder")?.getattr("SentenceModel")?.call1((slf, name))?.unbind())
-            }
-        }
+        let (module, class) = match held {
+            Held::Object(object) => return Ok(unwrap_object(py, object).unwrap_or_else(|| py.None())),
+            Held::Encoder => ("model_manager.encoder", "SentenceModel"),
+            Held::Generator => ("model_manager.generator", "TextGenerator"),
+        };
+        Ok(py.import(module)?.getattr(class)?.call1((slf, name))?.unbind())
     }
 }
 
@@ -320,6 +317,68 @@ impl PyManager {
             .map_err(|error| slf.get().explain(py, &error))
     }
 
+    /// The whole answer to `prompt`, with its figures.
+    #[pyo3(signature = (prompt, model = None, **parameters))]
+    fn complete<'py>(
+        &self,
+        py: Python<'py>,
+        prompt: &Bound<'py, PyAny>,
+        model: Option<String>,
+        parameters: Option<&Bound<'py, PyDict>>,
+    ) -> PyResult<Bound<'py, PyDict>> {
+        let prompt = generation::prompt(prompt)?;
+        let (params, options) = generation::parameters(py, parameters, &self.settings(py)?)?;
+        let options = GenerateOptions { model, ..options };
+        let completion =
+            self.enter(py, |manager, check| manager.generate(&prompt, params, &options, check))?;
+        report::completion(py, &completion)
+    }
+
+    /// The answer to `prompt` as an iterator of pieces of text.
+    #[pyo3(signature = (prompt, model = None, **parameters))]
+    fn stream(
+        &self,
+        py: Python<'_>,
+        prompt: &Bound<'_, PyAny>,
+        model: Option<String>,
+        parameters: Option<&Bound<'_, PyDict>>,
+    ) -> PyResult<PyTextStream> {
+        let prompt = generation::prompt(prompt)?;
+        let (params, options) = generation::parameters(py, parameters, &self.settings(py)?)?;
+        let options = GenerateOptions { model, ..options };
+        let stream = self.enter(py, |manager, check| manager.stream(&prompt, params, &options, check))?;
+        Ok(PyTextStream::new(stream))
+    }
+
+    /// `stream` without waiting: `on_event(piece, completion, error)` is called from another thread.
+    #[pyo3(signature = (prompt, on_event, model = None, **parameters))]
+    fn submit_generation(
+        &self,
+        py: Python<'_>,
+        prompt: &Bound<'_, PyAny>,
+        on_event: Py<PyAny>,
+        model: Option<String>,
+        parameters: Option<&Bound<'_, PyDict>>,
+    ) -> PyResult<PyGenerationTicket> {
+        let prompt = generation::prompt(prompt)?;
+        let (params, options) = generation::parameters(py, parameters, &self.settings(py)?)?;
+        let options = GenerateOptions { model, ..options };
+        let events = generation::events(on_event);
+        let submitted = py.detach(|| self.inner.submit_generation(prompt, params, &options, events));
+        submitted.map(PyGenerationTicket).map_err(|error| self.explain(py, &error))
+    }
+
+    /// Context length, end-of-text token and whether there is a chat template, of a slot with a generator.
+    #[pyo3(signature = (name = "text_generator"))]
+    fn describe_generator<'py>(&self, py: Python<'py>, name: &str) -> PyResult<Bound<'py, PyDict>> {
+        let options = GenerateOptions { model: Some(name.to_owned()), ..GenerateOptions::default() };
+        let lease = self.enter(py, |manager, check| manager.generator(&options, check))?;
+        let described = report::generator(py, name, lease.generator().or_raise(py)?);
+        // The last lease of a model may free it.
+        py.detach(|| drop(lease));
+        described
+    }
+
     /// The slot that `embed` chooses for `text`.
     fn route(&self, py: Python<'_>, text: &Bound<'_, PyString>) -> PyResult<&'static str> {
         self.inner.route(text_of(text, None)?).or_raise(py)
@@ -352,14 +411,14 @@ impl PyManager {
     fn get(slf: &Bound<'_, Self>, name: &str, timeout: Option<f64>) -> PyResult<Py<PyAny>> {
         let py = slf.py();
         let timeout = self::timeout(py, timeout)?;
-        let object = slf.get().enter(py, |manager, check| manager.object(name, timeout, check))?;
-        Self::handle(slf, name, object.as_ref())
+        let held = slf.get().enter(py, |manager, check| manager.get(name, timeout, check))?;
+        Self::handle(slf, name, &held)
     }
 
     /// Like `get`, but None when the slot is not in memory.
     fn peek(slf: &Bound<'_, Self>, name: &str) -> PyResult<Option<Py<PyAny>>> {
         let found = slf.get().inner.peek(name).or_raise(slf.py())?;
-        found.map(|object| Self::handle(slf, name, object.as_ref())).transpose()
+        found.map(|held| Self::handle(slf, name, &held)).transpose()
     }
 
     /// Names of all slots, in the order they were made.

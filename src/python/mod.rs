@@ -3,6 +3,7 @@
 mod config;
 mod errors;
 mod fork;
+mod generation;
 mod host;
 mod manager;
 mod options;
@@ -61,6 +62,8 @@ mod _core {
     use super::errors::_error_classes;
     #[pymodule_export]
     use super::fork::{_after_fork_child, _after_fork_parent, _before_fork};
+    #[pymodule_export]
+    use super::generation::{PyGenerationTicket, PyTextStream};
     #[pymodule_export]
     use super::manager::{PyManager, PyTicket};
     #[pymodule_export]

@@ -6,6 +6,7 @@ use pyo3::types::PyDict;
 use super::tracker;
 use crate::cache::CacheStatistics;
 use crate::config::Settings;
+use crate::generation::{Completion, EngineStats, Generator};
 use crate::manager::{Description, ManagerStatistics, QueueReport, SlotReport};
 
 /// A dictionary of the pairs given.
@@ -72,6 +73,56 @@ fn slot<'py>(py: Python<'py>, slot: &SlotReport) -> PyResult<Bound<'py, PyDict>>
         "idle_seconds": slot.idle.map(|idle| idle.as_secs_f64()),
         "queued": slot.queued,
         "last_error": &slot.last_error,
+        "generation": slot.generation.as_ref().map(|stats| generation(py, stats)).transpose()?,
+    }))
+}
+
+fn generation<'py>(py: Python<'py>, stats: &EngineStats) -> PyResult<Bound<'py, PyDict>> {
+    Ok(dict!(py, {
+        "requests": stats.requests,
+        "completed": stats.completed,
+        "cancelled": stats.cancelled,
+        "failed": stats.failed,
+        "prompt_tokens": stats.prompt_tokens,
+        "reused_tokens": stats.reused_tokens,
+        "generated_tokens": stats.generated_tokens,
+        "busy_seconds": stats.busy.as_secs_f64(),
+        "active": stats.active,
+        "waiting": stats.waiting,
+        "prefix_bytes": stats.prefix_bytes,
+    }))
+}
+
+pub(super) fn generator<'py>(
+    py: Python<'py>,
+    name: &str,
+    generator: &Generator,
+) -> PyResult<Bound<'py, PyDict>> {
+    let model = generator.model();
+    Ok(dict!(py, {
+        "name": name,
+        "source": &model.name,
+        "path": model.path.display().to_string(),
+        "context": generator.context(),
+        "eos_token_id": generator.eos_token_id(),
+        "chat_template": model.template.is_some(),
+        "bytes": generator.memory_bytes(),
+    }))
+}
+
+pub(super) fn completion<'py>(py: Python<'py>, completion: &Completion) -> PyResult<Bound<'py, PyDict>> {
+    Ok(dict!(py, {
+        "text": &completion.text,
+        "tokens": &completion.tokens,
+        "finish_reason": completion.reason.as_str(),
+        "prompt_tokens": completion.prompt_tokens,
+        "reused_tokens": completion.reused_tokens,
+        "completion_tokens": completion.tokens.len(),
+        "seed": completion.seed,
+        "queued_seconds": completion.queued.as_secs_f64(),
+        "prefill_seconds": completion.prefill.as_secs_f64(),
+        "decode_seconds": completion.decode.as_secs_f64(),
+        "tokens_per_second": completion.tokens_per_second(),
     }))
 }
 
