@@ -174,10 +174,11 @@ fn peak(c: &mut Criterion) {
         let mut one = |isa: Isa, dtype: DType, lanes: usize, run: unsafe fn(f32) -> f32| {
             if isa.is_available() {
                 group.throughput(Throughput::Elements((2 * lanes * SUMS * STEPS) as u64));
-                // SAFETY: the CPU has the instructions.
-                group.bench_function(format!("{isa}-{}", dtype.name()), |b| {
-                    b.iter(|| unsafe { run(std::hint::black_box(0.1)) });
-                });
+                let run = || {
+                    // SAFETY: the CPU has the instructions.
+                    unsafe { run(std::hint::black_box(0.1)) }
+                };
+                group.bench_function(format!("{isa}-{}", dtype.name()), |b| b.iter(run));
             }
         };
         one(Isa::Avx2, DType::F32, 8, avx2);

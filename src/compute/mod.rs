@@ -11,7 +11,8 @@
 mod backend;
 pub mod candle;
 pub mod cpu;
-#[cfg(all(test, unix))]
+#[cfg(test)]
+#[cfg(unix)]
 mod guarded;
 mod isa;
 mod kernels;

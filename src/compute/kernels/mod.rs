@@ -10,7 +10,8 @@ mod neon;
 pub(crate) mod pack;
 pub(crate) mod rows;
 pub(crate) mod simd;
-#[cfg(all(test, unix))]
+#[cfg(test)]
+#[cfg(unix)]
 mod tests;
 pub(crate) mod tile;
 #[cfg(target_arch = "x86_64")]

@@ -52,9 +52,11 @@ pub(crate) unsafe fn finish<S: Simd>(s: S, f: &Finish) {
 unsafe fn finish_with<S: Simd>(s: S, f: &Finish, activation: Activation) {
     for column in (0..f.columns).step_by(S::LANES) {
         let n = S::LANES.min(f.columns - column);
-        // SAFETY: the first `n` of `bias` from `column` on are readable.
-        let bias =
-            if f.bias.is_null() { s.splat(0.0) } else { unsafe { s.load_first(f.bias.add(column), n) } };
+        let mut bias = s.splat(0.0);
+        if !f.bias.is_null() {
+            // SAFETY: the first `n` of `bias` from `column` on are readable.
+            bias = unsafe { load(s, f.bias.add(column), n) };
+        }
         for row in 0..f.rows {
             // SAFETY: the tile holds two whole registers a row; the output is touched in its columns only.
             unsafe {
@@ -68,7 +70,7 @@ unsafe fn finish_with<S: Simd>(s: S, f: &Finish, activation: Activation) {
                     DType::F32 => {
                         let out = out.cast::<f32>().add(column);
                         if f.accumulate {
-                            x = s.add(x, s.load_first(out, n));
+                            x = s.add(x, load(s, out, n));
                         }
                         store(s, out, x, n);
                     }
