@@ -65,7 +65,7 @@ impl Cpu {
         self.kernels.isa()
     }
 
-    /// Runs `forward` on the sequences `first..end` of `batch`.
+    /// Runs `forward` on the sequences `range` of `batch`.
     fn part(
         &self,
         batch: &Packed<'_>,
