@@ -8,7 +8,9 @@ use std::time::Instant;
 
 use model_manager::compute::Isa;
 use model_manager::compute::memory::resident_bytes;
-use model_manager::generation::{Completion, GenerationParams, Generator, Message, Prompt, TextModel, parse_hold};
+use model_manager::generation::{
+    Completion, GenerationParams, Generator, Message, Prompt, TextModel, parse_hold,
+};
 use model_manager::models::ModelFiles;
 use model_manager::{Error, Result};
 
@@ -16,7 +18,8 @@ const ROUNDS: usize = 5;
 
 fn main() -> Result<()> {
     let mut arguments = std::env::args().skip(1);
-    let path = arguments.next().ok_or_else(|| Error::Input("usage: generation_speed MODEL [DTYPE]".into()))?;
+    let path =
+        arguments.next().ok_or_else(|| Error::Input("usage: generation_speed MODEL [DTYPE]".into()))?;
     let hold = parse_hold(&arguments.next().unwrap_or_else(|| "auto".into()))?;
     let before = resident_bytes();
     let started = Instant::now();
@@ -34,7 +37,8 @@ fn main() -> Result<()> {
         (resident_bytes() - before) >> 20
     );
     let messages = [Message::new("user", "What is the capital of Turkey? Answer in one sentence.")];
-    let asked = if generator.model().template.is_some() { Prompt::Chat(&messages) } else { Prompt::Text("Ankara") };
+    let asked =
+        if generator.model().template.is_some() { Prompt::Chat(&messages) } else { Prompt::Text("Ankara") };
     let answer = run(&generator, asked, 40)?;
     println!("{:?} ({})", answer.text, answer.reason.as_str());
     let text = "The quick brown fox jumps over the lazy dog near the river bank. ".repeat(100);
@@ -65,6 +69,7 @@ fn main() -> Result<()> {
 }
 
 fn run(generator: &Generator, prompt: Prompt<'_>, tokens: usize) -> Result<Completion> {
-    let params = GenerationParams { max_new_tokens: Some(tokens), min_new_tokens: tokens, ..Default::default() };
+    let params =
+        GenerationParams { max_new_tokens: Some(tokens), min_new_tokens: tokens, ..Default::default() };
     generator.generate(prompt, params, &mut || Ok(()))
 }

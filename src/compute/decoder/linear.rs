@@ -230,6 +230,7 @@ impl Linear {
         let target = Target { start: out.as_mut_ptr(), stride: self.outputs, accumulate };
         let (x, scratch) = (Plain { values: x }, &*scratch);
         threads.run(tasks, &|task| {
+            let mut product = [0.0f32; LARGEST_TILE];
             let share = total * task / tasks..total * (task + 1) / tasks;
             for first_row in (0..rows).step_by(ROWS_AT_ONCE) {
                 let rows = first_row..rows.min(first_row + ROWS_AT_ONCE);
@@ -239,7 +240,16 @@ impl Linear {
                     for panel in own {
                         // SAFETY: panels are divided among the tasks, so their columns of `out` are this task's.
                         unsafe {
-                            self.panel(machine, part, panel - first, rows.clone(), x, scratch, &target)
+                            self.panel(
+                                machine,
+                                part,
+                                panel - first,
+                                rows.clone(),
+                                x,
+                                scratch,
+                                &mut product,
+                                &target,
+                            )
                         };
                     }
                     first += count;
@@ -261,6 +271,7 @@ impl Linear {
         rows: Range<usize>,
         x: Plain<'_>,
         prepared: &Activations,
+        product: &mut [f32; LARGEST_TILE],
         target: &Target,
     ) {
         let kernels = machine.kernels;
@@ -269,7 +280,6 @@ impl Linear {
         let panel_bytes = part.panels.as_slice::<u8>()[panel * bytes..][..bytes].as_ptr();
         let columns = part.columns.start + panel * width
             ..part.columns.end.min(part.columns.start + (panel + 1) * width);
-        let mut product = [0.0f32; LARGEST_TILE];
         let tallest = if matches!(part.form, Form::Plain(_)) { kernels.rows } else { LARGEST_TILE / PANEL };
         for first in rows.clone().step_by(tallest) {
             let count = tallest.min(rows.end - first);
@@ -299,7 +309,7 @@ impl Linear {
                 }
                 Form::Coded(layout) => {
                     let groups = self.inputs.div_ceil(GROUP);
-                    let product = Product {
+                    let terms = Product {
                         scales: panel_bytes.cast(),
                         // SAFETY: the codes follow the scales inside the panel.
                         codes: unsafe { panel_bytes.add(codes) },
@@ -307,11 +317,12 @@ impl Linear {
                         x: prepared.codes[first * groups * GROUP..].as_ptr(),
                         x_scales: prepared.scales[first * groups..].as_ptr(),
                         x_sums: prepared.sums[first * groups * 2..].as_ptr(),
+                        x_totals: prepared.totals[first * groups..].as_ptr(),
                         rows: count,
                         out: product.as_mut_ptr(),
                     };
                     // SAFETY: as above.
-                    unsafe { machine.dot.run(&product, layout) };
+                    unsafe { machine.dot.run(&terms, layout) };
                 }
             }
             for (row, values) in product.chunks_exact(width).take(count).enumerate() {
@@ -326,10 +337,12 @@ impl Linear {
     }
 
     fn finish(&self, values: &[f32], column: usize, accumulate: bool, out: &mut [f32]) {
-        let bias = if self.bias.is_empty() { &[][..] } else { &self.bias[column..column + out.len()] };
-        for (i, out) in out.iter_mut().enumerate() {
-            let value = values[i] + bias.get(i).copied().unwrap_or(0.0);
-            *out = if accumulate { *out + value } else { value };
+        if self.bias.is_empty() {
+            let pairs = out.iter_mut().zip(values);
+            pairs.for_each(|(out, value)| *out = if accumulate { *out + value } else { *value });
+        } else {
+            let pairs = out.iter_mut().zip(values).zip(&self.bias[column..]);
+            pairs.for_each(|((out, value), bias)| *out = value + bias + if accumulate { *out } else { 0.0 });
         }
     }
 
