@@ -201,6 +201,21 @@ impl Decoder for Causal {
 }
 
 impl Causal {
+    /// Brings all weights together, in the order in which a pass reads them.
+    ///
+    /// # Errors
+    /// [`Error::Io`] without memory.
+    pub fn gathered(mut self) -> Result<Self> {
+        let mut layers: Vec<&mut Linear> = Vec::new();
+        for block in &mut self.blocks {
+            layers.extend([&mut block.qkv, &mut block.output, &mut block.up, &mut block.down]);
+        }
+        layers.push(&mut self.head);
+        layers.extend(&mut self.embedding);
+        Linear::gather(&mut layers)?;
+        Ok(self)
+    }
+
     /// Bytes of weights in memory.
     pub fn memory_bytes(&self) -> u64 {
         let blocks = self

@@ -88,7 +88,7 @@ impl Config {
             (Some(words), Linear::new(&machine, hold, &[(own, None)])?)
         };
         let positions = table(&format!("{prefix}wpe.weight"), self.n_positions)?;
-        Ok(Causal {
+        let model = Causal {
             hold,
             hidden,
             heads: self.n_head,
@@ -107,7 +107,8 @@ impl Config {
             head,
             scratch: Mutex::new(Scratch::default()),
             machine,
-        })
+        };
+        model.gathered()
     }
 
     fn check(&self, model: &str) -> Result<Activation> {

@@ -265,7 +265,7 @@ impl Shape {
             let own = part("lm_head".into(), [vocabulary, hidden], false)?;
             (Some(table), Linear::new(&machine, hold, &[own])?)
         };
-        Ok(Causal {
+        let model = Causal {
             hold,
             hidden,
             heads,
@@ -279,7 +279,8 @@ impl Shape {
             head: head_of,
             scratch: Mutex::new(Scratch::default()),
             machine,
-        })
+        };
+        model.gathered()
     }
 }
 
