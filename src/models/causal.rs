@@ -7,6 +7,8 @@
 //! ```
 //! A batch is the new tokens of several sequences laid end to end. Every row is computed as if it were alone.
 
+use std::cell::RefCell;
+
 use parking_lot::Mutex;
 
 use super::decoder::{Cache, Decoder, Step};
@@ -121,13 +123,16 @@ pub struct Causal {
     pub final_norm: Norm,
     /// States to logits.
     pub head: Linear,
-    /// Memory of a pass, kept between passes.
-    pub scratch: Mutex<Scratch>,
 }
 
-/// The memory of one pass.
+thread_local! {
+    /// Belongs to the thread that decodes: it leaves with the thread, and a fork's child has no lock of its parent.
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
+}
+
+/// The memory of one pass, kept between passes.
 #[derive(Debug, Default)]
-pub struct Scratch {
+struct Scratch {
     x: Vec<f32>,
     normed: Vec<f32>,
     wide: Vec<f32>,
@@ -171,9 +176,13 @@ impl Decoder for Causal {
     }
 
     fn forward(&self, steps: &mut [Step<'_, KvCache>], logits: &mut [f32]) -> Result<()> {
+        SCRATCH.with_borrow_mut(|scratch| self.pass(scratch, steps, logits))
+    }
+}
+
+impl Causal {
+    fn pass(&self, scratch: &mut Scratch, steps: &mut [Step<'_, KvCache>], logits: &mut [f32]) -> Result<()> {
         let threads = Threads::global();
-        let mut scratch = self.scratch.lock();
-        let scratch = &mut *scratch;
         let rows: usize = steps.iter().map(|step| step.tokens.len()).sum();
         self.embed(steps, rows, scratch)?;
         for (index, block) in self.blocks.iter().enumerate() {
@@ -198,9 +207,7 @@ impl Decoder for Causal {
         self.final_norm.apply(&self.machine, &threads, &scratch.x[..wanted * self.hidden], normed)?;
         self.head.apply(&self.machine, &threads, &mut scratch.activations, normed, logits, false)
     }
-}
 
-impl Causal {
     /// Brings all weights together, in the order in which a pass reads them.
     ///
     /// # Errors

@@ -1,9 +1,8 @@
 //! GPT-2: learned positions, layer normalisation, GELU, and matrices stored as `[inputs, outputs]`.
 
-use parking_lot::Mutex;
 use serde::Deserialize;
 
-use super::causal::{Block, Causal, Norm, Scratch};
+use super::causal::{Block, Causal, Norm};
 use crate::compute::decoder::{Bend, CacheShape, Hold, Linear, Machine, Matrix};
 use crate::compute::{Activation, Tensors, Weight};
 use crate::{Error, Result};
@@ -105,7 +104,6 @@ impl Config {
             blocks,
             final_norm: norm("ln_f")?,
             head,
-            scratch: Mutex::new(Scratch::default()),
             machine,
         };
         model.gathered()

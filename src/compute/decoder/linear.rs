@@ -264,8 +264,7 @@ impl Linear {
             self.parts.iter().map(|part| part.columns.len().div_ceil(part.form.width(kernels))).collect();
         let total: usize = panels.iter().sum();
         let tasks = total.min(threads.count() * TASKS_PER_THREAD);
-        let target = Target { start: out.as_mut_ptr(), stride: self.outputs, accumulate };
-        let (x, scratch) = (Plain { values: x }, &*scratch);
+        let work = Work { layer: self, machine, x, prepared: scratch, out: out.as_mut_ptr(), accumulate };
         threads.run(tasks, &|task| {
             let mut product = [0.0f32; LARGEST_TILE];
             let share = total * task / tasks..total * (task + 1) / tasks;
@@ -273,104 +272,14 @@ impl Linear {
                 let rows = first_row..rows.min(first_row + ROWS_AT_ONCE);
                 let mut first = 0;
                 for (part, &count) in self.parts.iter().zip(&panels) {
-                    let own = share.start.max(first)..share.end.min(first + count);
-                    for panel in own {
+                    for panel in share.start.max(first)..share.end.min(first + count) {
                         // SAFETY: panels are divided among the tasks, so their columns of `out` are this task's.
-                        unsafe {
-                            self.panel(
-                                machine,
-                                part,
-                                panel - first,
-                                rows.clone(),
-                                x,
-                                scratch,
-                                &mut product,
-                                &target,
-                            )
-                        };
+                        unsafe { work.panel(part, panel - first, rows.clone(), &mut product) };
                     }
                     first += count;
                 }
             }
         })
-    }
-
-    /// One panel times some rows.
-    ///
-    /// # Safety
-    /// No other task writes the panel's columns of `target`.
-    #[expect(clippy::too_many_arguments, reason = "the task of one thread, called from `apply` alone")]
-    unsafe fn panel(
-        &self,
-        machine: &Machine,
-        part: &Part,
-        panel: usize,
-        rows: Range<usize>,
-        x: Plain<'_>,
-        prepared: &Activations,
-        product: &mut [f32; LARGEST_TILE],
-        target: &Target,
-    ) {
-        let kernels = machine.kernels;
-        let width = part.form.width(kernels);
-        let (bytes, codes) = part.form.panel_bytes(kernels, self.inputs);
-        let panel_bytes = part.panel(panel, bytes).as_ptr();
-        let columns = part.columns.start + panel * width
-            ..part.columns.end.min(part.columns.start + (panel + 1) * width);
-        let tallest = if matches!(part.form, Form::Plain(_)) { kernels.rows } else { LARGEST_TILE / PANEL };
-        for first in rows.clone().step_by(tallest) {
-            let count = tallest.min(rows.end - first);
-            match part.form {
-                Form::Plain(dtype) => {
-                    let stride = if dtype == DType::F32 {
-                        self.inputs * 4
-                    } else {
-                        self.inputs.next_multiple_of(2) * 2
-                    };
-                    let a = match dtype {
-                        DType::F32 => x.values[first * self.inputs..].as_ptr().cast(),
-                        DType::Bf16 => prepared.narrow[first * stride / 2..].as_ptr().cast(),
-                    };
-                    let tile = Tile {
-                        a,
-                        a_stride: stride,
-                        panel: panel_bytes.cast(),
-                        k: units(dtype, self.inputs),
-                        c: product.as_mut_ptr(),
-                        c_stride: width,
-                        rows: count,
-                        accumulate: false,
-                    };
-                    // SAFETY: `count` rows of activations exist, the panel was bounds-checked and is whole.
-                    unsafe { kernels.tile(dtype, &tile) };
-                }
-                Form::Coded(layout) => {
-                    let groups = self.inputs.div_ceil(GROUP);
-                    let terms = Product {
-                        scales: panel_bytes.cast(),
-                        // SAFETY: the codes follow the scales inside the panel.
-                        codes: unsafe { panel_bytes.add(codes) },
-                        groups,
-                        x: prepared.codes[first * groups * GROUP..].as_ptr(),
-                        x_scales: prepared.scales[first * groups..].as_ptr(),
-                        x_sums: prepared.sums[first * groups * 2..].as_ptr(),
-                        x_totals: prepared.totals[first * groups..].as_ptr(),
-                        rows: count,
-                        out: product.as_mut_ptr(),
-                    };
-                    // SAFETY: as above.
-                    unsafe { machine.dot.run(&terms, layout) };
-                }
-            }
-            for (row, values) in product.chunks_exact(width).take(count).enumerate() {
-                // SAFETY: rows and columns lie inside the output, and are this task's.
-                let out = unsafe {
-                    let start = target.start.add((first + row) * target.stride + columns.start);
-                    std::slice::from_raw_parts_mut(start, columns.len())
-                };
-                self.finish(values, columns.start, target.accumulate, out);
-            }
-        }
     }
 
     fn finish(&self, values: &[f32], column: usize, accumulate: bool, out: &mut [f32]) {
@@ -435,21 +344,82 @@ impl Linear {
     }
 }
 
-/// The f32 rows that a task reads.
-#[derive(Clone, Copy)]
-struct Plain<'a> {
-    values: &'a [f32],
-}
-
-/// The output that tasks divide by columns.
-struct Target {
-    start: *mut f32,
-    stride: usize,
+/// One product of a layer, divided among tasks by panels.
+struct Work<'a> {
+    layer: &'a Linear,
+    machine: &'a Machine,
+    x: &'a [f32],
+    prepared: &'a Activations,
+    out: *mut f32,
     accumulate: bool,
 }
 
 // SAFETY: tasks write disjoint columns of an exclusively borrowed slice.
-unsafe impl Sync for Target {}
+unsafe impl Sync for Work<'_> {}
+
+impl Work<'_> {
+    /// One panel times some rows.
+    ///
+    /// # Safety
+    /// No other task writes the panel's columns of the output.
+    unsafe fn panel(&self, part: &Part, index: usize, rows: Range<usize>, product: &mut [f32; LARGEST_TILE]) {
+        let (kernels, inputs) = (self.machine.kernels, self.layer.inputs);
+        let width = part.form.width(kernels);
+        let (bytes, codes) = part.form.panel_bytes(kernels, inputs);
+        let panel = part.panel(index, bytes).as_ptr();
+        let start = part.columns.start + index * width;
+        let columns = start..part.columns.end.min(start + width);
+        let tallest = match part.form {
+            Form::Plain(_) => kernels.rows,
+            Form::Coded(_) => LARGEST_TILE / PANEL,
+        };
+        for first in rows.clone().step_by(tallest) {
+            let count = tallest.min(rows.end - first);
+            match part.form {
+                Form::Plain(dtype) => {
+                    let (a, a_stride) = match dtype {
+                        DType::F32 => (self.x[first * inputs..].as_ptr().cast(), inputs * 4),
+                        DType::Bf16 => {
+                            let stride = inputs.next_multiple_of(2);
+                            (self.prepared.narrow[first * stride..].as_ptr().cast(), stride * 2)
+                        }
+                    };
+                    let (panel, k) = (panel.cast(), units(dtype, inputs));
+                    let c = product.as_mut_ptr();
+                    let tile =
+                        Tile { a, a_stride, panel, k, c, c_stride: width, rows: count, accumulate: false };
+                    // SAFETY: `count` rows of activations exist, the panel was bounds-checked and is whole.
+                    unsafe { kernels.tile(dtype, &tile) };
+                }
+                Form::Coded(layout) => {
+                    let groups = inputs.div_ceil(GROUP);
+                    let terms = Product {
+                        scales: panel.cast(),
+                        // SAFETY: the codes follow the scales inside the panel.
+                        codes: unsafe { panel.add(codes) },
+                        groups,
+                        x: self.prepared.codes[first * groups * GROUP..].as_ptr(),
+                        x_scales: self.prepared.scales[first * groups..].as_ptr(),
+                        x_sums: self.prepared.sums[first * groups * 2..].as_ptr(),
+                        x_totals: self.prepared.totals[first * groups..].as_ptr(),
+                        rows: count,
+                        out: product.as_mut_ptr(),
+                    };
+                    // SAFETY: as above.
+                    unsafe { self.machine.dot.run(&terms, layout) };
+                }
+            }
+            for (row, values) in product.chunks_exact(width).take(count).enumerate() {
+                // SAFETY: rows and columns lie inside the output (`apply` checked), and are this task's.
+                let out = unsafe {
+                    let start = self.out.add((first + row) * self.layer.outputs + columns.start);
+                    std::slice::from_raw_parts_mut(start, columns.len())
+                };
+                self.layer.finish(values, columns.start, self.accumulate, out);
+            }
+        }
+    }
+}
 
 fn pack(kernels: &Kernels, form: Form, hold: Hold, matrices: &[&Matrix], inputs: usize) -> Result<Buffer> {
     let rows: Vec<(&Matrix, usize)> =
