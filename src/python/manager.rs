@@ -257,12 +257,10 @@ impl PyManager {
         let result = self.enter(py, |manager, check| {
             let mut tell = |done: usize, all: usize| match &progress {
                 None => Ok(()),
-                Some(progress) => {
-                    attached(|py| progress.call1(py, (done, all)).map(drop)).map_err(|error| {
-                        raised = Some(error);
-                        Error::Cancelled
-                    })
-                }
+                Some(progress) => attached(|py| progress.call1(py, (done, all)).map(drop)).map_err(|error| {
+                    raised = Some(error);
+                    Error::Cancelled
+                }),
             };
             manager.embed(texts, options, check, &mut tell)
         });
