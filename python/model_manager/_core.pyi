@@ -8,12 +8,22 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import Self, disjoint_base
 
-from model_manager._types import CacheStatistics, Description, FieldInfo, Statistics, TrackerStatistics
+from model_manager._types import (
+    CacheStatistics,
+    Completion,
+    Description,
+    FieldInfo,
+    GeneratorDescription,
+    Statistics,
+    TrackerStatistics,
+)
 
 __all__ = [
     "Config",
+    "GenerationTicket",
     "LazyLoadTracker",
     "Manager",
+    "TextStream",
     "Ticket",
     "__version__",
     "_after_fork_child",
@@ -32,6 +42,7 @@ __all__ = [
 __version__: str
 
 _KeepAlive: TypeAlias = float | str | None
+_Prompt: TypeAlias = str | list[dict[str, str]]
 _Result: TypeAlias = NDArray[np.float32]
 
 @final
@@ -62,6 +73,7 @@ class Config:
         max_tokens: int = ...,
         temperature: float = ...,
         dtype: Literal["auto", "float32", "bfloat16"] = ...,
+        generator_dtype: Literal["auto", "float32", "bfloat16", "int8", "int4"] = ...,
         device: Literal["auto", "cpu", "cuda", "mps"] = ...,
         threads: int = ...,
         max_queue: int = ...,
@@ -140,6 +152,11 @@ class Config:
         `MODEL_MANAGER_DTYPE`, default auto.
         """
     @property
+    def generator_dtype(self) -> str:
+        """How the generator's weights are held: ``auto``, ``float32``, ``bfloat16``, ``int8`` or ``int4``; GGUF files
+        keep their own form. `MODEL_MANAGER_GENERATOR_DTYPE`, default auto.
+        """
+    @property
     def device(self) -> str:
         """``auto``, ``cpu``, ``cuda`` or ``mps``; the last two need a build with that feature.
         `MODEL_MANAGER_DEVICE`, default auto.
@@ -208,6 +225,25 @@ class Ticket:
         """Whether `on_done` has been called or never will be (cancelled)."""
     def cancel(self) -> bool:
         """Give the request up. True: `on_done` will not be called any more; False: it is too late."""
+
+@final
+class GenerationTicket:
+    """A generation under way, as `Manager.submit_generation` returns it."""
+
+    def cancel(self) -> None:
+        """End the generation within one token, or before it starts."""
+
+@final
+class TextStream:
+    """The pieces of one answer: an iterator of str. Dropping it ends the generation."""
+
+    def __iter__(self) -> Self: ...
+    def __next__(self) -> str: ...
+    def cancel(self) -> None:
+        """End the answer within one token; the iterator then stops."""
+    @property
+    def completion(self) -> Completion | None:
+        """The whole answer and its figures once the iterator has ended; None before, and after an error."""
 
 @disjoint_base
 class Manager:
@@ -332,6 +368,35 @@ class Manager:
         `submit` returns, when everything was cached. Keep it short. Wrong arguments raise here; texts are tokenised and
         models loaded elsewhere, so an event loop may call this.
         """
+    def complete(self, prompt: _Prompt, model: str | None = None, **parameters: Any) -> Completion:
+        """The whole answer to `prompt`, with its figures; loads the generator (slot ``text_generator``) if need be.
+
+        Args:
+            prompt: Text to go on with, or messages for the model's chat template.
+            parameters: `max_length` (tokens, prompt included) or `max_new_tokens`, `min_new_tokens`, `temperature`,
+                `top_k`, `top_p`, `min_p`, `repetition_penalty`, `no_repeat_ngram_size`, `do_sample`, `seed`, `stop`
+                (str or list of str), `timeout` (seconds), `keep_alive`. What is None counts as not given; length and
+                temperature then are the settings'.
+
+        Raises:
+            TypeError: An unknown parameter, or one of a wrong type.
+            InputError: A value out of range, or a prompt longer than the model's context.
+            NoGeneratorError: The slot holds no generator.
+        """
+    def stream(self, prompt: _Prompt, model: str | None = None, **parameters: Any) -> TextStream:
+        """`complete` piece by piece; no piece splits a character."""
+    def submit_generation(
+        self,
+        prompt: _Prompt,
+        on_event: Callable[[str | None, Completion | None, BaseException | None], object],
+        model: str | None = None,
+        **parameters: Any,
+    ) -> GenerationTicket:
+        """`stream` without waiting: `on_event(piece, completion, error)` is called from another thread, exactly one of
+        them not None; the last call has the completion or the error.
+        """
+    def describe_generator(self, name: str = "text_generator") -> GeneratorDescription:
+        """What the generator of a slot is; loads it."""
     def route(self, text: str) -> str:
         """The slot that `embed` chooses for `text`, by the language of its first 800 characters, lower-cased."""
     def load(self, name: str, timeout: float | None = None) -> None:

@@ -89,6 +89,41 @@ class Description(TypedDict):
     """Memory of the weights."""
 
 
+class GeneratorDescription(TypedDict):
+    """What `Manager.describe_generator` tells about the model of one slot."""
+
+    name: str
+    """The slot."""
+    source: str
+    path: str
+    context: int
+    """Tokens that prompt and answer may have together."""
+    eos_token_id: int
+    chat_template: bool
+    """Whether the model has one."""
+    bytes: int
+    """Memory of the weights."""
+
+
+class Completion(TypedDict):
+    """One generated answer and its figures."""
+
+    text: str
+    tokens: list[int]
+    finish_reason: str
+    """Why it ended, such as ``stop`` or ``length``."""
+    prompt_tokens: int
+    reused_tokens: int
+    """Of the prompt's, those that an earlier call had left in memory."""
+    completion_tokens: int
+    seed: int
+    """What the draws came from; the same seed gives the same answer."""
+    queued_seconds: float
+    prefill_seconds: float
+    decode_seconds: float
+    tokens_per_second: float
+
+
 class SlotStatistics(TypedDict):
     """State of one slot."""
 
