@@ -6,9 +6,27 @@ from typing import Any, Literal, TypeAlias, final, overload
 
 import numpy as np
 from numpy.typing import NDArray
-from typing_extensions import Self
+from typing_extensions import Self, disjoint_base
 
 from model_manager._types import CacheStatistics, Description, FieldInfo, Statistics, TrackerStatistics
+
+__all__ = [
+    "Config",
+    "LazyLoadTracker",
+    "Manager",
+    "Ticket",
+    "__version__",
+    "_after_fork_child",
+    "_after_fork_parent",
+    "_before_fork",
+    "_config_from",
+    "_error_classes",
+    "available_isas",
+    "is_turkish",
+    "isa",
+    "resident_bytes",
+    "trim_memory",
+]
 
 __version__: str
 
@@ -190,6 +208,7 @@ class Ticket:
     def cancel(self) -> bool:
         """Give the request up. True: `on_done` will not be called any more; False: it is too late."""
 
+@disjoint_base
 class Manager:
     """Model slots, the embedding cache and the queues. All methods may be called from any thread.
 
@@ -229,7 +248,7 @@ class Manager:
         dtype: Literal["auto", "float32", "bfloat16"] = "auto",
         keep_alive: _KeepAlive = None,
         pinned: bool = False,
-        fallback: Sequence[str] = (),
+        fallback: Sequence[str] = ...,
         pooling: str | None = None,
         max_length: int | None = None,
         revision: str | None = None,
@@ -355,7 +374,7 @@ class Manager:
         """Empty the cache and set its counts to zero."""
     def stats(self) -> Statistics:
         """Everything countable, JSON-serialisable. Loads nothing."""
-    def set_auto_cleanup(self, enabled: bool, cleanup_interval: float = 300, max_idle_time: float = 600) -> None:
+    def set_auto_cleanup(self, enabled: bool, cleanup_interval: float = 300.0, max_idle_time: float = 600.0) -> None:
         """Switch the unloading of idle models on or off, at once. Seconds, both > 0, else `ConfigError`."""
     def cleanup_idle(self) -> int:
         """Unload now what has been idle for `max_idle_time`; how many slots."""
@@ -384,6 +403,9 @@ def isa() -> str:
 
 def available_isas() -> list[str]:
     """Instruction sets that this CPU has kernels for, lowest first."""
+
+def _config_from(config_class: type[Config], settings: dict[str, Any]) -> Config:
+    """How a pickled `Config` comes back: by its keywords."""
 
 def _error_classes() -> dict[str, type[Exception]]:
     """Each error kind of the core and the exception of `model_manager.errors` that it becomes."""

@@ -21,7 +21,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use arc_swap::ArcSwapOption;
+use arc_swap::{ArcSwap, ArcSwapOption};
 
 pub use self::core::{BUILT_IN, ENGLISH, GENERATOR, TURKISH};
 pub use self::entry::{EmbeddingSpec, GeneratorSpec, Held, HostLoader, HostObject, Keep, SourceSpec, Spec};
@@ -48,7 +48,8 @@ pub type Check<'a> = &'a mut dyn FnMut() -> Result<()>;
 pub struct Manager {
     host: Arc<dyn Host>,
     given: Given,
-    tracker: Arc<Tracker>,
+    /// Replaced in a child process, where a thread that is gone may hold a lock of the parent's.
+    tracker: ArcSwap<Tracker>,
     core: ArcSwapOption<Core>,
     building: Mutex<()>,
     closed: AtomicBool,
@@ -97,7 +98,7 @@ impl Manager {
         Self {
             host,
             given,
-            tracker: Arc::new(Tracker::new(crate::clock::Clock::System)),
+            tracker: ArcSwap::from_pointee(Tracker::new(crate::clock::Clock::System)),
             core: ArcSwapOption::empty(),
             building: Mutex::new(()),
             closed: AtomicBool::new(false),
@@ -119,7 +120,7 @@ impl Manager {
             Given::Settings(settings) => (**settings).clone(),
             Given::Keywords(keywords) => Settings::resolve(&*self.host, pairs(keywords))?,
         };
-        let core = Core::new(settings, Arc::clone(&self.host), Arc::clone(&self.tracker))?;
+        let core = Core::new(settings, Arc::clone(&self.host), self.tracker())?;
         self.core.store(Some(Arc::clone(&core)));
         if !core.settings().lazy_loading {
             for name in [TURKISH, ENGLISH] {
@@ -139,8 +140,8 @@ impl Manager {
 
     /// Load times, memory and accesses by slot.
     #[must_use]
-    pub fn tracker(&self) -> &Arc<Tracker> {
-        &self.tracker
+    pub fn tracker(&self) -> Arc<Tracker> {
+        self.tracker.load_full()
     }
 
     // --- Slots -------------------------------------------------------------------------------------------------------
@@ -453,6 +454,7 @@ impl Manager {
         let Some((core, slots)) = inheritance.0 else { return Ok(()) };
         let settings = core.settings().clone();
         let tracker = Arc::new(Tracker::new(crate::clock::Clock::System));
+        std::mem::forget(self.tracker.swap(Arc::clone(&tracker)));
         // Locks and queues of the parent's threads may be held for ever here: nothing of it is touched again, nor freed.
         std::mem::forget(self.core.swap(None));
         std::mem::forget(core);

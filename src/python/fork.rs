@@ -5,6 +5,7 @@ use std::sync::{Arc, Weak};
 
 use pyo3::prelude::*;
 
+use super::vectors::settle_numpy;
 use crate::manager::{Inheritance, Manager, fork};
 use crate::sync::Mutex;
 
@@ -28,6 +29,10 @@ pub(super) fn watch(manager: &Arc<Manager>) {
 pub(super) fn _before_fork(py: Python<'_>) {
     let managers: Vec<_> = MANAGERS.lock().iter().filter_map(Weak::upgrade).collect();
     let paused = py.detach(fork::pause);
+    // Attached from here to the fork, so that no other thread begins.
+    if let Err(error) = settle_numpy(py) {
+        log::error!("numpy may not work in a forked child: {error}");
+    }
     let carried = managers.into_iter().map(|manager| {
         let inheritance = manager.before_fork();
         (manager, inheritance)

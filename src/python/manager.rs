@@ -122,7 +122,7 @@ impl PyManager {
     /// This manager's tracker.
     #[getter]
     fn tracker(&self) -> PyTracker {
-        PyTracker(Arc::clone(self.inner.tracker()))
+        PyTracker(self.inner.tracker())
     }
 
     /// Seconds since the last clean-up of idle models (since construction when there was none).

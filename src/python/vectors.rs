@@ -27,6 +27,15 @@ impl SharedVector {
     }
 }
 
+/// Ends the set-up of the link to numpy that another thread may have begun: a child process that is forked in the middle
+/// of it would wait for that thread for ever.
+pub(super) fn settle_numpy(py: Python<'_>) -> PyResult<()> {
+    if py.import("sys")?.getattr("modules")?.contains("numpy")? {
+        PyArray1::<f32>::zeros(py, 0, false);
+    }
+    Ok(())
+}
+
 /// The read-only array that shares the memory of `vector`: made at the first call, the same object afterwards.
 pub(super) fn shared_array(py: Python<'_>, vector: &Vector) -> PyResult<Py<PyAny>> {
     let parked = |vector: &Vector| {

@@ -200,6 +200,7 @@ if {loaded}:
 def work():
     assert m.is_loaded("english_sentence") is {loaded}, "the child has the parent's models"
     got = m.embed(["a new text", ENGLISH_TEXT, TURKISH_TEXT])
+    assert m.tracker.get_statistics()["last_access"].keys() == m.stats()["tracker"]["last_access"].keys() != set()
     assert got.shape == (3, DIMENSION)
     if {loaded}:
         np.testing.assert_allclose(got[1:], want, atol=1e-6)
