@@ -12,7 +12,8 @@ mod backend;
 pub mod candle;
 pub mod cpu;
 pub mod decoder;
-#[cfg(all(test, unix))]
+#[cfg(test)]
+#[cfg(unix)]
 mod guarded;
 mod isa;
 mod kernels;

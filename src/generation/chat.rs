@@ -115,7 +115,7 @@ fn to_json(value: Value, options: Kwargs) -> Result<Value, minijinja::Error> {
             value.serialize(&mut serde_json::Serializer::with_formatter(&mut out, pretty)).map_err(wrong)?;
         }
         None => {
-            value.serialize(&mut serde_json::Serializer::with_formatter(&mut out, Spaced)).map_err(wrong)?
+            value.serialize(&mut serde_json::Serializer::with_formatter(&mut out, Spaced)).map_err(wrong)?;
         }
     }
     Ok(Value::from_safe_string(String::from_utf8_lossy(&out).into_owned()))

@@ -48,11 +48,14 @@ pub(super) struct Core {
     front: Front,
     /// Loaded models by identity, for names that share one. The inner lock is held during a load: it is the
     /// single flight of names with the same files.
-    shared: Mutex<HashMap<Arc<str>, Arc<Mutex<Weak<Running>>>>>,
+    shared: Mutex<HashMap<Arc<str>, Flight>>,
     batch_tokens: usize,
     work: Arc<Counters>,
     pub(super) counts: Counts,
 }
+
+/// A shared model, or the place where its one load is waited for.
+type Flight = Arc<Mutex<Weak<Running>>>;
 
 /// Calls so far.
 #[derive(Default)]

@@ -114,7 +114,7 @@ pub enum Held {
 /// What a slot holds.
 pub(super) enum Resident {
     Encoder(Serving),
-    Generator(ServingGenerator),
+    Generator(Box<ServingGenerator>),
     Object(HostObject),
 }
 

@@ -102,7 +102,7 @@ fn load_generator(core: &Arc<Core>, name: &str, spec: &GeneratorSpec) -> Result<
     memory::trim();
     let generator = Generator::start(model, |_| ())?;
     let bytes = generator.memory_bytes();
-    let resident = Resident::Generator(ServingGenerator { generator, source });
+    let resident = Resident::Generator(Box::new(ServingGenerator { generator, source }));
     Ok(Loaded { value: Arc::new(resident), bytes, charge: Some(charge) })
 }
 

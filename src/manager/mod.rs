@@ -475,7 +475,10 @@ impl Manager {
 }
 
 /// What a child process inherits of one manager.
-pub struct Inheritance(Option<(Arc<Core>, Vec<(Arc<Entry>, Option<Lease<Resident>>)>)>);
+pub struct Inheritance(Option<(Arc<Core>, Vec<Inherited>)>);
+
+/// A name, and its model if that is loaded.
+type Inherited = (Arc<Entry>, Option<Lease<Resident>>);
 
 fn pairs(keywords: &[(String, Value)]) -> impl Iterator<Item = (&str, Value)> {
     keywords.iter().map(|(name, value)| (name.as_str(), value.clone()))

@@ -305,6 +305,7 @@ mod tests {
         }
     }
 
+    #[expect(clippy::excessive_precision, reason = "as PyTorch prints them")]
     const LLAMA3: [f32; 8] = [
         1.0,
         0.193922758,

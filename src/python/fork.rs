@@ -12,9 +12,12 @@ use crate::sync::Mutex;
 /// Every manager of the process. Locked briefly, and across no fork.
 static MANAGERS: Mutex<Vec<Weak<Manager>>> = Mutex::new(Vec::new());
 
+/// A manager and what a child inherits of it.
+type Carried = (Arc<Manager>, Inheritance);
+
 thread_local! {
-    /// What the forking thread carries over the fork, and whether computing was paused for it.
-    static CARRIED: RefCell<(bool, Vec<(Arc<Manager>, Inheritance)>)> = const { RefCell::new((false, Vec::new())) };
+    /// Whether computing was paused for the fork, and what the forking thread carries over it.
+    static CARRIED: RefCell<(bool, Vec<Carried>)> = const { RefCell::new((false, Vec::new())) };
 }
 
 /// Has `manager` carried over forks.

@@ -1,5 +1,7 @@
 //! The extension module `model_manager._core`. PyO3 and nothing else: extract, detach, call the manager, convert.
 
+#![allow(clippy::needless_pass_by_value, reason = "PyO3 hands arguments over by value")]
+
 mod config;
 mod errors;
 mod fork;

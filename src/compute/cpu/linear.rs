@@ -91,6 +91,8 @@ impl Linear {
                 }
             }
         })?;
+        // The packed copy serves from now on: the file's pages need not count as ours.
+        parts.iter().for_each(|(matrix, _)| matrix.release());
         Ok(Self { panels, bias, inputs, outputs, format })
     }
 

@@ -103,7 +103,7 @@ mod tests {
     fn a_continued_conversation_takes_its_cache() {
         let mut prefixes = Prefixes::new(4, 1000);
         let turn: Vec<u32> = (0..20).collect();
-        prefixes.keep(turn.clone(), cache(19));
+        prefixes.keep(turn, cache(19));
         let next: Vec<u32> = (0..30).collect();
         assert_eq!(found(&mut prefixes, &next), Some(19));
         assert_eq!(found(&mut prefixes, &next), None, "it was given away");
