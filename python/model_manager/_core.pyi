@@ -28,6 +28,7 @@ __all__ = [
     "__version__",
     "_after_fork_child",
     "_after_fork_parent",
+    "_at_exit",
     "_before_fork",
     "_config_from",
     "_error_classes",
@@ -555,6 +556,9 @@ def _config_from(config_class: type[Config], settings: dict[str, Any]) -> Config
 
 def _error_classes() -> dict[str, type[Exception]]:
     """Each error kind of the core and the exception of `model_manager.errors` that it becomes."""
+
+def _at_exit() -> None:
+    """Called when the interpreter is about to end: daemon threads that compute do not come back into it."""
 
 def _before_fork() -> None:
     """Called before `os.fork`: take the locks that a child must not inherit taken."""

@@ -599,6 +599,7 @@ _process_wide.append(model_manager)
 
 
 def _close_all() -> None:
+    _core._at_exit()
     for manager in list(_open_managers):
         Manager.close(manager)
 

@@ -165,7 +165,7 @@ mod tests {
     use super::*;
 
     /// Tests that watch the process's memory take turns.
-    static MEASURING: parking_lot::Mutex<()> = parking_lot::Mutex::new(());
+    static MEASURING: crate::sync::Mutex<()> = crate::sync::Mutex::new(());
 
     #[test]
     fn a_buffer_is_zeroed_typed_and_writable() {

@@ -5,6 +5,7 @@ use std::sync::{Arc, Weak};
 
 use pyo3::prelude::*;
 
+use super::leave::forget_others;
 use super::vectors::settle_numpy;
 use crate::manager::{Inheritance, Manager, fork};
 use crate::sync::Mutex;
@@ -56,6 +57,7 @@ pub(super) fn _after_fork_parent(py: Python<'_>) {
 #[pyfunction]
 pub(super) fn _after_fork_child() {
     fork::resume_in_child();
+    forget_others();
     let (paused, carried) = CARRIED.take();
     for (manager, inheritance) in carried {
         if let Err(error) = manager.after_fork_child(inheritance, paused) {

@@ -4,6 +4,7 @@ use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyDict, PyList, PyString};
 
+use super::leave::detached;
 use super::errors::to_py;
 use super::host::interruptible;
 use super::options::{keep_alive, timeout};
@@ -129,7 +130,7 @@ impl PyTextStream {
         } else if let Some(completion) = stream.completion() {
             *self.1.lock() = Some(report::completion(py, completion)?.unbind());
             // The last lease of a model may go with it.
-            py.detach(|| drop(stream));
+            detached(py, || drop(stream));
         }
         Ok(piece)
     }
@@ -156,7 +157,7 @@ pub(super) struct PyGenerationTicket(pub(super) GenerationTicket);
 impl PyGenerationTicket {
     /// End the generation within one token, or before it starts.
     fn cancel(&self, py: Python<'_>) {
-        py.detach(|| self.0.cancel());
+        detached(py, || self.0.cancel());
     }
 }
 

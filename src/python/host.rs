@@ -6,6 +6,7 @@ use std::sync::Arc;
 use pyo3::prelude::*;
 
 use super::errors::to_py;
+use super::leave::{attached, detached};
 use crate::config::Host;
 use crate::manager::{HostLoader, HostObject};
 use crate::sync::Mutex;
@@ -87,8 +88,8 @@ pub(super) fn interruptible<T: Send>(
     work: impl FnOnce(&mut dyn FnMut() -> Result<()>) -> Result<T> + Send,
 ) -> PyResult<Result<T>> {
     let mut raised = None;
-    let result = py.detach(|| {
-        let mut check = || match Python::attach(|py| py.check_signals()) {
+    let result = detached(py, || {
+        let mut check = || match attached(|py| py.check_signals()) {
             Ok(()) => Ok(()),
             Err(error) => {
                 raised = Some(error);

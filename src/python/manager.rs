@@ -13,6 +13,7 @@ use super::errors::{OrRaise, to_py};
 use super::fork;
 use super::generation::{self, PyGenerationTicket, PyTextStream};
 use super::host::{PythonHost, PythonLoader, interruptible, unwrap_object};
+use super::leave::{attached, detached};
 use super::options::{call_options, keep_alive, timeout};
 use super::report;
 use super::texts::{Texts, text_of};
@@ -47,7 +48,7 @@ impl PyTicket {
 
     /// Give the request up. True: `on_done` will not be called any more; False: it is too late.
     fn cancel(&self, py: Python<'_>) -> bool {
-        py.detach(|| self.0.cancel())
+        detached(py, || self.0.cancel())
     }
 }
 
@@ -199,7 +200,7 @@ impl PyManager {
             (Some(_), Some(_)) => return Err(refuse(format!("{name:?}: give source or loader, not both"))),
             (None, None) => return Err(refuse(format!("{name:?}: give a source or a loader"))),
         };
-        py.detach(|| self.inner.register(name, spec, keep, replace)).or_raise(py)?;
+        detached(py, || self.inner.register(name, spec, keep, replace)).or_raise(py)?;
         let mut loaders = self.loaders.lock();
         match own_loader {
             Some(loader) => drop(loaders.insert(name.to_owned(), loader)),
@@ -210,7 +211,7 @@ impl PyManager {
 
     /// Unload and forget the slot.
     fn unregister(&self, py: Python<'_>, name: &str) -> PyResult<()> {
-        py.detach(|| self.inner.unregister(name)).or_raise(py)?;
+        detached(py, || self.inner.unregister(name)).or_raise(py)?;
         self.loaders.lock().remove(name);
         Ok(())
     }
@@ -257,7 +258,7 @@ impl PyManager {
             let mut tell = |done: usize, all: usize| match &progress {
                 None => Ok(()),
                 Some(progress) => {
-                    Python::attach(|py| progress.call1(py, (done, all)).map(drop)).map_err(|error| {
+                    attached(|py| progress.call1(py, (done, all)).map(drop)).map_err(|error| {
                         raised = Some(error);
                         Error::Cancelled
                     })
@@ -312,7 +313,7 @@ impl PyManager {
             });
         });
         let inner = &slf.get().inner;
-        py.detach(|| inner.submit(texts, options, reply))
+        detached(py, || inner.submit(texts, options, reply))
             .map(PyTicket)
             .map_err(|error| slf.get().explain(py, &error))
     }
@@ -364,7 +365,7 @@ impl PyManager {
         let (params, options) = generation::parameters(py, parameters, &self.settings(py)?)?;
         let options = GenerateOptions { model, ..options };
         let events = generation::events(on_event);
-        let submitted = py.detach(|| self.inner.submit_generation(prompt, params, &options, events));
+        let submitted = detached(py, || self.inner.submit_generation(prompt, params, &options, events));
         submitted.map(PyGenerationTicket).map_err(|error| self.explain(py, &error))
     }
 
@@ -375,7 +376,7 @@ impl PyManager {
         let lease = self.enter(py, |manager, check| manager.generator(&options, check))?;
         let described = report::generator(py, name, lease.generator().or_raise(py)?);
         // The last lease of a model may free it.
-        py.detach(|| drop(lease));
+        detached(py, || drop(lease));
         described
     }
 
@@ -393,12 +394,12 @@ impl PyManager {
 
     /// Unload; True if it was loaded.
     fn unload(&self, py: Python<'_>, name: &str) -> PyResult<bool> {
-        py.detach(|| self.inner.unload(name)).or_raise(py)
+        detached(py, || self.inner.unload(name)).or_raise(py)
     }
 
     /// Unload every slot; how many were loaded.
     fn unload_all(&self, py: Python<'_>) -> PyResult<usize> {
-        py.detach(|| self.inner.unload_all()).or_raise(py)
+        detached(py, || self.inner.unload_all()).or_raise(py)
     }
 
     /// Whether the slot is in memory now.
@@ -471,12 +472,12 @@ impl PyManager {
 
     /// Empty the cache and set its counts to zero.
     fn cache_clear(&self, py: Python<'_>) -> PyResult<()> {
-        py.detach(|| self.inner.clear_cache()).or_raise(py)
+        detached(py, || self.inner.clear_cache()).or_raise(py)
     }
 
     /// Everything countable, JSON-serialisable. Loads nothing.
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let statistics = py.detach(|| self.inner.statistics()).or_raise(py)?;
+        let statistics = detached(py, || self.inner.statistics()).or_raise(py)?;
         report::manager(py, statistics, &self.settings(py)?, self.device())
     }
 
@@ -500,17 +501,17 @@ impl PyManager {
         };
         let interval = seconds("cleanup_interval", cleanup_interval).or_raise(py)?;
         let max_idle = seconds("max_idle_time", max_idle_time).or_raise(py)?;
-        py.detach(|| self.inner.set_reaper(ReaperSettings { enabled, interval, max_idle })).or_raise(py)
+        detached(py, || self.inner.set_reaper(ReaperSettings { enabled, interval, max_idle })).or_raise(py)
     }
 
     /// Unload now what has been idle for `max_idle_time`; how many slots.
     fn cleanup_idle(&self, py: Python<'_>) -> PyResult<usize> {
-        py.detach(|| self.inner.clean_up()).or_raise(py)
+        detached(py, || self.inner.clean_up()).or_raise(py)
     }
 
     /// Unload everything and stop the threads. Further use raises `ClosedError`; closing again does nothing.
     fn close(&self, py: Python<'_>) {
-        py.detach(|| self.inner.close());
+        detached(py, || self.inner.close());
     }
 
     /// Whether `close` was called.
@@ -547,7 +548,7 @@ impl PyManager {
             return Ok(format!("<{class} closed>"));
         }
         let py = slf.py();
-        let all = py.detach(|| inner.statistics()).or_raise(py)?;
+        let all = detached(py, || inner.statistics()).or_raise(py)?;
         let slots: Vec<_> = all.slots.iter().map(|slot| format!("{}: {}", slot.name, slot.state)).collect();
         Ok(format!("<{class} {} | cache {}/{}>", slots.join(", "), all.cache.entries, all.cache.max_entries))
     }

@@ -7,6 +7,7 @@ mod errors;
 mod fork;
 mod generation;
 mod host;
+mod leave;
 mod manager;
 mod options;
 mod report;
@@ -36,7 +37,7 @@ fn resident_bytes() -> u64 {
 /// Ask the allocator to give unused memory back; the bytes by which resident memory fell.
 #[pyfunction]
 fn trim_memory(py: Python<'_>) -> u64 {
-    py.detach(|| {
+    leave::detached(py, || {
         let before = memory::resident_bytes();
         memory::trim();
         before.saturating_sub(memory::resident_bytes())
@@ -64,6 +65,8 @@ mod _core {
     use super::errors::_error_classes;
     #[pymodule_export]
     use super::fork::{_after_fork_child, _after_fork_parent, _before_fork};
+    #[pymodule_export]
+    use super::leave::_at_exit;
     #[pymodule_export]
     use super::generation::{PyGenerationTicket, PyTextStream};
     #[pymodule_export]

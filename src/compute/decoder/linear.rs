@@ -239,7 +239,7 @@ impl Linear {
                     for panel in own {
                         // SAFETY: panels are divided among the tasks, so their columns of `out` are this task's.
                         unsafe {
-                            self.panel(machine, part, panel - first, rows.clone(), x, scratch, &target)
+                            self.panel(machine, part, panel - first, rows.clone(), x, scratch, &target);
                         };
                     }
                     first += count;
