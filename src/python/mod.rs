@@ -10,6 +10,7 @@ mod host;
 mod leave;
 mod manager;
 mod options;
+mod register;
 mod report;
 mod texts;
 mod tracker;
