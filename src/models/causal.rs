@@ -7,6 +7,8 @@
 //! ```
 //! A batch is the new tokens of several sequences laid end to end. Every row is computed as if it were alone.
 
+use std::cell::RefCell;
+
 use crate::sync::Mutex;
 
 use super::decoder::{Cache, Decoder, Step};
@@ -121,13 +123,16 @@ pub struct Causal {
     pub final_norm: Norm,
     /// States to logits.
     pub head: Linear,
-    /// Memory of a pass, kept between passes.
-    pub scratch: Mutex<Scratch>,
 }
 
-/// The memory of one pass.
+thread_local! {
+    /// Belongs to the thread that decodes: it leaves with the thread, and a fork's child has no lock of its parent.
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
+}
+
+/// The memory of one pass, kept between passes.
 #[derive(Debug, Default)]
-pub struct Scratch {
+struct Scratch {
     x: Vec<f32>,
     normed: Vec<f32>,
     wide: Vec<f32>,
@@ -171,41 +176,53 @@ impl Decoder for Causal {
     }
 
     fn forward(&self, steps: &mut [Step<'_, KvCache>], logits: &mut [f32]) -> Result<()> {
-        let threads = Threads::global();
-        let mut scratch = self.scratch.lock();
-        let scratch = &mut *scratch;
-        let rows: usize = steps.iter().map(|step| step.tokens.len()).sum();
-        self.embed(steps, scratch)?;
-        for (index, block) in self.blocks.iter().enumerate() {
-            self.attend(&threads, index, block, steps, rows, scratch)?;
-            block.mlp_norm.apply(&self.machine, &threads, &scratch.x, &mut scratch.normed)?;
-            resize(&mut scratch.wide, rows * block.up.outputs());
-            let prepared = &mut scratch.activations;
-            block.up.apply(&self.machine, &threads, prepared, &scratch.normed, &mut scratch.wide, false)?;
-            resize(&mut scratch.bent, rows * block.down.inputs());
-            bend(&self.machine, &threads, block.bend, &scratch.wide, block.up.outputs(), &mut scratch.bent)?;
-            block.down.apply(&self.machine, &threads, prepared, &scratch.bent, &mut scratch.x, true)?;
-        }
-        let mut end = 0;
-        scratch.wide.clear();
-        for step in steps.iter_mut() {
-            end += step.tokens.len();
-            let position = Cache::len(step.cache) + step.tokens.len();
-            step.cache.set_len(position);
-            if step.wanted {
-                scratch.wide.extend_from_slice(&scratch.x[(end - 1) * self.hidden..end * self.hidden]);
-            }
-        }
-        if scratch.wide.is_empty() {
-            return Ok(());
-        }
-        resize(&mut scratch.normed, scratch.wide.len());
-        self.final_norm.apply(&self.machine, &threads, &scratch.wide, &mut scratch.normed)?;
-        self.head.apply(&self.machine, &threads, &mut scratch.activations, &scratch.normed, logits, false)
+        SCRATCH.with_borrow_mut(|scratch| self.pass(scratch, steps, logits))
     }
 }
 
 impl Causal {
+    fn pass(&self, scratch: &mut Scratch, steps: &mut [Step<'_, KvCache>], logits: &mut [f32]) -> Result<()> {
+        let threads = Threads::global();
+        let rows: usize = steps.iter().map(|step| step.tokens.len()).sum();
+        self.embed(steps, rows, scratch)?;
+        for (index, block) in self.blocks.iter().enumerate() {
+            self.attend(&threads, index, block, steps, rows, scratch)?;
+            self.perceive(&threads, block, rows, scratch)?;
+        }
+        let (mut end, mut wanted) = (0, 0);
+        for step in steps.iter_mut() {
+            end += step.tokens.len();
+            let len = Cache::len(step.cache) + step.tokens.len();
+            step.cache.set_len(len);
+            if step.wanted {
+                // Rows move towards the front only, over rows that were read before.
+                scratch.x.copy_within((end - 1) * self.hidden..end * self.hidden, wanted * self.hidden);
+                wanted += 1;
+            }
+        }
+        if wanted == 0 {
+            return Ok(());
+        }
+        let normed = room(&mut scratch.normed, wanted * self.hidden);
+        self.final_norm.apply(&self.machine, &threads, &scratch.x[..wanted * self.hidden], normed)?;
+        self.head.apply(&self.machine, &threads, &mut scratch.activations, normed, logits, false)
+    }
+
+    /// Brings all weights together, in the order in which a pass reads them.
+    ///
+    /// # Errors
+    /// [`Error::Io`] without memory.
+    pub fn gathered(mut self) -> Result<Self> {
+        let mut layers: Vec<&mut Linear> = Vec::new();
+        for block in &mut self.blocks {
+            layers.extend([&mut block.qkv, &mut block.output, &mut block.up, &mut block.down]);
+        }
+        layers.push(&mut self.head);
+        layers.extend(&mut self.embedding);
+        Linear::gather(&mut layers)?;
+        Ok(self)
+    }
+
     /// Bytes of weights in memory.
     pub fn memory_bytes(&self) -> u64 {
         let blocks = self
@@ -216,12 +233,10 @@ impl Causal {
         blocks.sum::<u64>() + self.head.bytes() + self.embedding.as_ref().map_or(0, Linear::bytes) + positions
     }
 
-    fn embed(&self, steps: &mut [Step<'_, KvCache>], scratch: &mut Scratch) -> Result<()> {
-        let rows: usize = steps.iter().map(|step| step.tokens.len()).sum();
-        resize(&mut scratch.x, rows * self.hidden);
-        resize(&mut scratch.normed, rows * self.hidden);
+    fn embed(&self, steps: &mut [Step<'_, KvCache>], rows: usize, scratch: &mut Scratch) -> Result<()> {
+        let x = room(&mut scratch.x, rows * self.hidden);
         let angles = self.rotary.as_ref().map_or(0, |rotary| 2 * rotary.frequencies.len());
-        resize(&mut scratch.angles, rows * angles);
+        let all_angles = room(&mut scratch.angles, rows * angles);
         let table = self.embedding.as_ref().unwrap_or(&self.head);
         let mut row = 0;
         for step in steps {
@@ -235,7 +250,7 @@ impl Causal {
             }
             step.cache.reserve(end)?;
             for (position, &token) in (first..).zip(step.tokens) {
-                let out = &mut scratch.x[row * self.hidden..][..self.hidden];
+                let out = &mut x[row * self.hidden..][..self.hidden];
                 if token as usize >= table.outputs() {
                     return Err(Error::Input(format!(
                         "token {token} is outside the vocabulary of {}",
@@ -247,7 +262,7 @@ impl Causal {
                     positions.add_row_f32(position, out);
                 }
                 if let Some(rotary) = &self.rotary {
-                    rotary.angles(position, &mut scratch.angles[row * angles..][..angles]);
+                    rotary.angles(position, &mut all_angles[row * angles..][..angles]);
                 }
                 row += 1;
             }
@@ -265,23 +280,24 @@ impl Causal {
         rows: usize,
         scratch: &mut Scratch,
     ) -> Result<()> {
-        block.attention_norm.apply(&self.machine, threads, &scratch.x, &mut scratch.normed)?;
+        let Scratch { x, normed, wide, attended, angles, activations, .. } = scratch;
+        let x = room(x, rows * self.hidden);
+        let normed = room(normed, rows * self.hidden);
+        block.attention_norm.apply(&self.machine, threads, x, normed)?;
         let stride = block.qkv.outputs();
-        resize(&mut scratch.wide, rows * stride);
-        let prepared = &mut scratch.activations;
-        block.qkv.apply(&self.machine, threads, prepared, &scratch.normed, &mut scratch.wide, false)?;
+        let wide = room(wide, rows * stride);
+        block.qkv.apply(&self.machine, threads, activations, normed, wide, false)?;
         let CacheShape { kv_heads, width, .. } = self.cache;
         let (query_end, key_end) = (self.heads * width, (self.heads + kv_heads) * width);
         if block.head_norms.is_some() || self.rotary.is_some() {
             // Rows and their angles side by side: each row is turned by its own position.
-            let angles = scratch.angles.len() / rows;
-            let turned = scratch.wide.chunks_mut(stride).enumerate();
+            let pairs = self.rotary.as_ref().map_or(0, |rotary| rotary.frequencies.len());
             let each = rows.div_ceil(if rows < 16 { 1 } else { threads.count() });
-            let mut all: Vec<_> = turned.collect();
+            let mut all: Vec<_> = wide.chunks_mut(stride).enumerate().collect();
             let shares: Vec<_> = all.chunks_mut(each).map(Mutex::new).collect();
             threads.run(shares.len(), &|share| {
                 for (row, values) in shares[share].lock().iter_mut() {
-                    let angles = &scratch.angles[*row * angles..][..angles];
+                    let angles = &angles[*row * 2 * pairs..][..2 * pairs];
                     for (head, values) in values[..key_end].chunks_exact_mut(width).enumerate() {
                         if let Some((queries, keys, epsilon)) = &block.head_norms {
                             rms_norm_in_place(
@@ -301,18 +317,29 @@ impl Causal {
         let mut spans = Vec::with_capacity(steps.len());
         for step in steps.iter_mut() {
             let position = Cache::len(step.cache);
-            for (at, values) in
-                scratch.wide[row * stride..].chunks(stride).take(step.tokens.len()).enumerate()
-            {
+            for (at, values) in wide[row * stride..].chunks(stride).take(step.tokens.len()).enumerate() {
                 step.cache.put(layer, position + at, &values[query_end..key_end], &values[key_end..]);
             }
             spans.push(Span { cache: &*step.cache, row, rows: step.tokens.len(), position });
             row += step.tokens.len();
         }
-        resize(&mut scratch.attended, rows * query_end);
-        let queries = Queries { values: &scratch.wide, stride, heads: self.heads };
-        attention(&self.machine, threads, layer, &spans, queries, &mut scratch.attended)?;
-        block.output.apply(&self.machine, threads, prepared, &scratch.attended, &mut scratch.x, true)
+        let attended = room(attended, rows * query_end);
+        let queries = Queries { values: wide, stride, heads: self.heads };
+        attention(&self.machine, threads, layer, &spans, queries, attended)?;
+        block.output.apply(&self.machine, threads, activations, attended, x, true)
+    }
+
+    /// `x += down(bend(up(norm(x))))`.
+    fn perceive(&self, threads: &Threads, block: &Block, rows: usize, scratch: &mut Scratch) -> Result<()> {
+        let Scratch { x, normed, wide, bent, activations, .. } = scratch;
+        let x = room(x, rows * self.hidden);
+        let normed = room(normed, rows * self.hidden);
+        block.mlp_norm.apply(&self.machine, threads, x, normed)?;
+        let wide = room(wide, rows * block.up.outputs());
+        block.up.apply(&self.machine, threads, activations, normed, wide, false)?;
+        let bent = room(bent, rows * block.down.inputs());
+        bend(&self.machine, threads, block.bend, wide, block.up.outputs(), bent)?;
+        block.down.apply(&self.machine, threads, activations, bent, x, true)
     }
 }
 
@@ -332,11 +359,15 @@ impl Norm {
     }
 }
 
-/// Memory of a large prompt is given back by the next small pass.
-fn resize(values: &mut Vec<f32>, len: usize) {
-    const WORTH_KEEPING: usize = 1 << 22;
-    if values.capacity() > WORTH_KEEPING && len < values.capacity() / 8 {
+/// The first `len` values, whatever they hold; every user overwrites all of them. Memory of a long prompt is given back
+/// by the next short one.
+fn room(values: &mut Vec<f32>, len: usize) -> &mut [f32] {
+    const WORTH_KEEPING: usize = 1 << 23;
+    if values.len() > WORTH_KEEPING && len < values.len() / 8 {
         *values = Vec::new();
     }
-    values.resize(len, 0.0);
+    if values.len() < len {
+        values.resize(len, 0.0);
+    }
+    &mut values[..len]
 }

@@ -1,9 +1,8 @@
 //! GPT-2: learned positions, layer normalisation, GELU, and matrices stored as `[inputs, outputs]`.
 
-use crate::sync::Mutex;
 use serde::Deserialize;
 
-use super::causal::{Block, Causal, Norm, Scratch};
+use super::causal::{Block, Causal, Norm};
 use crate::compute::decoder::{Bend, CacheShape, Hold, Linear, Machine, Matrix};
 use crate::compute::{Activation, Tensors, Weight};
 use crate::{Error, Result};
@@ -88,7 +87,7 @@ impl Config {
             (Some(words), Linear::new(&machine, hold, &[(own, None)])?)
         };
         let positions = table(&format!("{prefix}wpe.weight"), self.n_positions)?;
-        Ok(Causal {
+        let model = Causal {
             hold,
             hidden,
             heads: self.n_head,
@@ -105,9 +104,9 @@ impl Config {
             blocks,
             final_norm: norm("ln_f")?,
             head,
-            scratch: Mutex::new(Scratch::default()),
             machine,
-        })
+        };
+        model.gathered()
     }
 
     fn check(&self, model: &str) -> Result<Activation> {

@@ -1,9 +1,8 @@
 //! Llama: RMS normalisation, rotary positions, grouped queries, a gated perceptron. Qwen2 and Qwen3 are variations.
 
-use crate::sync::Mutex;
 use serde::Deserialize;
 
-use super::causal::{Block, Causal, Norm, Scratch, Source};
+use super::causal::{Block, Causal, Norm, Source};
 use crate::compute::Weight;
 use crate::compute::decoder::{Bend, CacheShape, Hold, Linear, Machine, Matrix, Pairing, Rotary};
 use crate::{Error, Result};
@@ -265,7 +264,7 @@ impl Shape {
             let own = part("lm_head".into(), [vocabulary, hidden], false)?;
             (Some(table), Linear::new(&machine, hold, &[own])?)
         };
-        Ok(Causal {
+        let model = Causal {
             hold,
             hidden,
             heads,
@@ -277,9 +276,9 @@ impl Shape {
             blocks,
             final_norm: rms("model.norm.weight".into())?,
             head: head_of,
-            scratch: Mutex::new(Scratch::default()),
             machine,
-        })
+        };
+        model.gathered()
     }
 }
 
@@ -305,16 +304,15 @@ mod tests {
         }
     }
 
-    #[expect(clippy::excessive_precision, reason = "as PyTorch prints them")]
     const LLAMA3: [f32; 8] = [
         1.0,
-        0.193922758,
-        0.0376060307,
-        0.00729266508,
-        0.000524846022,
-        3.42810235e-05,
-        6.64786967e-06,
-        1.28917316e-06,
+        0.193_922_76,
+        0.037_606_03,
+        0.007_292_665,
+        0.000_524_846,
+        3.428_102_4e-5,
+        6.647_87e-6,
+        1.289_173_2e-6,
     ];
 
     #[test]

@@ -4,9 +4,9 @@ use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyDict, PyList, PyString};
 
-use super::leave::detached;
 use super::errors::to_py;
 use super::host::interruptible;
+use super::leave::detached;
 use super::options::{keep_alive, timeout};
 use super::report;
 use super::texts::text_of;

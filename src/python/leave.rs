@@ -15,8 +15,8 @@ use pyo3::prelude::*;
 static LEADER: OnceLock<ThreadId> = OnceLock::new();
 /// Threads that have passed the check and are not back in the interpreter yet.
 static RETURNING: AtomicUsize = AtomicUsize::new(0);
-/// They wait for the interpreter for some switch intervals of 5 ms.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// They wait for the interpreter for some switch intervals of 5 ms, or import numpy.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// `Python::detach`, without coming back to an interpreter that ends.
 pub(super) fn detached<T: Send>(py: Python<'_>, work: impl FnOnce() -> T + Send) -> T {
@@ -38,13 +38,39 @@ pub(super) fn attached<T>(work: impl FnOnce(Python<'_>) -> T) -> T {
     })
 }
 
+/// While it lives, this thread runs Python's own code from here, which the end of the interpreter waits for.
+pub(super) struct Inside(());
+
+/// To be held, attached, around calls that may run much of Python's own code, such as the import of numpy.
+pub(super) fn inside(py: Python<'_>) -> Inside {
+    RETURNING.fetch_add(1, Ordering::SeqCst);
+    if is_shut() {
+        py.detach(stay_out);
+    }
+    Inside(())
+}
+
+impl Drop for Inside {
+    fn drop(&mut self) {
+        RETURNING.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
 fn announce() {
     RETURNING.fetch_add(1, Ordering::SeqCst);
-    if LEADER.get().is_some_and(|leader| *leader != thread::current().id()) {
-        RETURNING.fetch_sub(1, Ordering::SeqCst);
-        loop {
-            thread::park();
-        }
+    if is_shut() {
+        stay_out();
+    }
+}
+
+fn is_shut() -> bool {
+    LEADER.get().is_some_and(|leader| *leader != thread::current().id())
+}
+
+fn stay_out() {
+    RETURNING.fetch_sub(1, Ordering::SeqCst);
+    loop {
+        thread::park();
     }
 }
 

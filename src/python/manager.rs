@@ -13,7 +13,7 @@ use super::errors::{OrRaise, to_py};
 use super::fork;
 use super::generation::{self, PyGenerationTicket, PyTextStream};
 use super::host::{PythonHost, PythonLoader, interruptible, unwrap_object};
-use super::leave::{attached, detached};
+use super::leave::{attached, detached, inside};
 use super::options::{call_options, keep_alive, timeout};
 use super::report;
 use super::texts::{Texts, text_of};
@@ -243,6 +243,7 @@ impl PyManager {
                 Some(vector) => vector,
                 None => self.enter(py, |manager, check| manager.embed_missed(text, options, check))?,
             };
+            let _inside = inside(py);
             return if copy {
                 Ok(copied_array(py, &vector).into_any().unbind())
             } else {
@@ -257,12 +258,10 @@ impl PyManager {
         let result = self.enter(py, |manager, check| {
             let mut tell = |done: usize, all: usize| match &progress {
                 None => Ok(()),
-                Some(progress) => {
-                    attached(|py| progress.call1(py, (done, all)).map(drop)).map_err(|error| {
-                        raised = Some(error);
-                        Error::Cancelled
-                    })
-                }
+                Some(progress) => attached(|py| progress.call1(py, (done, all)).map(drop)).map_err(|error| {
+                    raised = Some(error);
+                    Error::Cancelled
+                }),
             };
             manager.embed(texts, options, check, &mut tell)
         });
@@ -556,5 +555,6 @@ impl PyManager {
 
 /// The result of a call: a vector for one text, a matrix for several.
 fn array(py: Python<'_>, matrix: Matrix, single: bool, copy: bool) -> PyResult<Py<PyAny>> {
+    let _inside = inside(py);
     if single { row_array(py, matrix, copy) } else { Ok(matrix_array(py, matrix)?.into_any().unbind()) }
 }

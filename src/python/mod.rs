@@ -66,9 +66,9 @@ mod _core {
     #[pymodule_export]
     use super::fork::{_after_fork_child, _after_fork_parent, _before_fork};
     #[pymodule_export]
-    use super::leave::_at_exit;
-    #[pymodule_export]
     use super::generation::{PyGenerationTicket, PyTextStream};
+    #[pymodule_export]
+    use super::leave::_at_exit;
     #[pymodule_export]
     use super::manager::{PyManager, PyTicket};
     #[pymodule_export]

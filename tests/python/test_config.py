@@ -50,6 +50,7 @@ EXAMPLES = {
     "max_tokens": ("20", 20),
     "temperature": ("1.5", 1.5),
     "dtype": ("float32", "float32"),
+    "generator_dtype": ("int8", "int8"),
     "device": ("cpu", "cpu"),
     "threads": ("3", 3),
     "max_queue": ("17", 17),

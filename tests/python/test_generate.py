@@ -8,7 +8,15 @@ import threading
 
 import pytest
 from conftest import FIXTURES, reference
-from generators import CONTEXT, GREEDY, NAMES, WITHOUT_END, endless, endless_model, figures, make_writer, stretched, writer  # noqa: F401
+from generators import (
+    CONTEXT,
+    GREEDY,
+    NAMES,
+    WITHOUT_END,
+    figures,
+    stretched,
+    writer,
+)
 
 TEXT = "Merhaba dünya"
 

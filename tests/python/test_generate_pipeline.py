@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from conftest import ENGLISH_MODEL, FIXTURES
-from generators import CONTEXT, GREEDY, SLOT, WITHOUT_END, endless, endless_model, figures, make_writer, writer  # noqa: F401
+from generators import CONTEXT, GREEDY, SLOT, WITHOUT_END, figures, writer
 from model_manager.errors import InputError, NoGeneratorError
 from model_manager.generator import NEW_TOKENS, TextGenerator
 

@@ -1,4 +1,4 @@
-"""Text generation through whatever object the generator's slot holds."""
+"""Text generation by an object of the user's own: whatever a loader put into the generator's slot."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ import time
 import types
 
 import pytest
-from model_manager import ModelManager, ModelManagerError
+from conftest import FIXTURES
+from model_manager import ModelManager
 from model_manager.chat_text import FALLBACK_ANSWERS
+from model_manager.errors import ModelNotFoundError
 
 GOOD = "Bu sistem metinleri sayılara çevirir ve birbirine benzeyen metinleri bulur."
 
@@ -43,7 +45,7 @@ def test_without_a_generator(manager, caplog):
     assert caplog.text.count("no text generator") == 1, "told once"
     with pytest.raises(RuntimeError, match=r"^Text generator not available$"):
         manager.generate_text_response("hello")
-    with pytest.raises(ModelManagerError, match="Text generator not available"):
+    with pytest.raises(ModelNotFoundError, match="turkish-gpt2-large"):
         manager.load("text_generator")
     assert manager.get_model_info()["text_generator_loaded"] is False
 
@@ -176,3 +178,20 @@ async def test_a_failing_host_does_not_matter(manager, host, caplog):
     host.get_response = fail
     assert await manager.generate_huggingface_response("Bu ne?") == GOOD
     assert "database gone" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "qwen3"])
+def test_a_model_of_files_is_called_like_a_pipeline(make_manager, name):
+    manager = make_manager(generator_model=str(FIXTURES / name), generator_dtype="float32")
+    assert manager._text_generator_model is None
+    generator = manager.text_generator
+    options = {"max_length": 40, "do_sample": False, "num_return_sequences": 1, "truncation": True}
+    (answer,) = generator("Merhaba dünya", pad_token_id=generator.tokenizer.eos_token_id, **options)
+    assert answer["generated_text"].startswith("Merhaba dünya")
+    (alone,) = generator("Merhaba dünya", return_full_text=False, **options)
+    assert "Merhaba dünya" + alone["generated_text"] == answer["generated_text"]
+    assert isinstance(manager.generate_text_response("Bu ne?"), str)
+    assert manager.get_model_info()["model_config"] == {"text_generator_model": str(FIXTURES / name)}
+    assert repr(generator) == "<TextGenerator 'text_generator', loaded>"
+    assert manager.unload("text_generator")
+    assert generator("Merhaba dünya", **options) == [answer], "and comes back"

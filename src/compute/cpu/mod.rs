@@ -64,7 +64,7 @@ impl Cpu {
         self.kernels.isa()
     }
 
-    /// Runs `forward` on the sequences `first..end` of `batch`.
+    /// Runs `forward` on the sequences `range` of `batch`.
     fn part(
         &self,
         batch: &Packed<'_>,
@@ -132,22 +132,23 @@ impl Backend for Cpu {
             parts.push((range, rows));
             rest = others;
         }
-        if plan.together {
-            let team = if threads.count() > 1 { Team::All(&threads) } else { Team::One };
-            return parts
-                .into_iter()
-                .try_for_each(|(range, rows)| self.part(batch, range, team, rows, forward));
-        }
         let parts: Vec<_> = parts.into_iter().map(|part| Mutex::new(Some(part))).collect();
         let fault = Mutex::new(None::<Error>);
-        threads.run(parts.len(), &|index| {
+        let run = |index: usize, team: Team<'_>| {
             let part = parts[index].lock().take();
             if let Some((range, rows)) = part
-                && let Err(error) = self.part(batch, range, Team::One, rows, forward)
+                && let Err(error) = self.part(batch, range, team, rows, forward)
             {
                 fault.lock().get_or_insert(error);
             }
-        })?;
+        };
+        // One task is this thread's own, and what it shares out are tasks within it: a panic anywhere is caught.
+        if plan.together {
+            let team = if threads.count() > 1 { Team::All(&threads) } else { Team::One };
+            (0..parts.len()).try_for_each(|index| threads.run(1, &|_| run(index, team)))?;
+        } else {
+            threads.run(parts.len(), &|index| run(index, Team::One))?;
+        }
         fault.into_inner().map_or(Ok(()), Err)
     }
 

@@ -1,11 +1,13 @@
 //! Operations on whole matrices, against definitions.
 
+use super::Cpu;
 use super::attention::Attention;
 use super::linear::Linear;
 use super::matrix::{Matrix, Workspace};
 use super::team::Team;
+use crate::Error;
 use crate::compute::kernels::Kernels;
-use crate::compute::{Activation, DType, Heads, Isa, Threads, Weight};
+use crate::compute::{Activation, Backend, DType, Heads, Isa, Packed, Pass, Positions, Threads, Weight};
 
 fn random(n: usize, seed: u32) -> Vec<f32> {
     let mut state = seed.wrapping_mul(2_654_435_761) | 1;
@@ -200,4 +202,59 @@ fn a_workspace_reuses_what_it_was_given() {
     assert_eq!((smaller.row_ptr(0), workspace.bytes()), (start, 0));
     workspace.give(smaller);
     assert_eq!(workspace.bytes(), bytes);
+}
+
+#[test]
+fn a_panic_anywhere_fails_its_call_only() {
+    let cpu = Cpu::new(Isa::best(), DType::F32);
+    let table = |rows| cpu.table(Weight::from_f32(&vec![1.0; rows * 4], &[rows, 4]).unwrap()).unwrap();
+    let (words, positions) = (table(3), table(9));
+    for offsets in [&[0, 8][..], &[0, 2, 4, 6, 8]] {
+        let ids = [1, 2, 0, 1, 2, 0, 1, 2];
+        let batch = Packed::new(&ids, offsets).unwrap();
+        let mut out = vec![0.0; batch.sequences()];
+        let failed = cpu.run(&batch, 1, &mut out, &|pass, _| {
+            let x = pass.embed(&words, (&positions, Positions::FromZero), None)?;
+            // Not a width that four columns divide into.
+            pass.attention(x, Heads { heads: 1, kv_heads: 1, width: 3, causal: false }).map(|_| ())
+        });
+        assert!(matches!(failed, Err(Error::Internal { .. })), "{failed:?}");
+        let sums = |pass: &mut super::CpuPass<'_>, out: &mut [f32]| {
+            let x = pass.embed(&words, (&positions, Positions::FromZero), None)?;
+            pass.read(x, &mut |index, rows| out[index] = rows.iter().flatten().sum())
+        };
+        cpu.run(&batch, 1, &mut out, &sums).unwrap();
+        assert_eq!(out.iter().sum::<f32>(), 64.0);
+    }
+}
+
+#[test]
+fn memory_of_one_batch_serves_the_next() {
+    let cpu = Cpu::new(Isa::best(), DType::Bf16);
+    let table = |rows| cpu.table(Weight::from_f32(&vec![1.0; rows * 40], &[rows, 40]).unwrap()).unwrap();
+    let (words, positions) = (table(2), table(300));
+    let linear = cpu.linear(&[(Weight::from_f32(&[0.5; 4800], &[120, 40]).unwrap(), None)]).unwrap();
+    let norm = Weight::from_f32(&[1.0; 40], &[40]).unwrap();
+    let norm = cpu.norm(&norm, &norm, 1e-5).unwrap();
+    let held = || cpu.workspaces.lock().iter().map(super::Workspace::bytes).collect::<Vec<_>>();
+    let encode = |length: u32| {
+        let (ids, offsets) = (vec![1; length as usize], [0, length]);
+        let batch = Packed::new(&ids, &offsets).unwrap();
+        cpu.run(&batch, 1, &mut [0.0], &|pass, _| {
+            let x = pass.embed(&words, (&positions, Positions::FromZero), None)?;
+            let x = pass.norm(x, &norm)?;
+            let qkv = pass.linear(&x, &linear, Activation::Gelu)?;
+            let y = pass.attention(qkv, Heads { heads: 2, kv_heads: 2, width: 20, causal: true })?;
+            pass.discard(y);
+            pass.read(x, &mut |_, _| ())
+        })
+        .unwrap();
+    };
+    encode(100);
+    let first = held();
+    assert!(first.len() == 1 && first[0] > 0);
+    for length in [100, 7, 250, 0, 100] {
+        encode(length);
+        assert_eq!(held(), first, "{length}");
+    }
 }

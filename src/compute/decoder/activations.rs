@@ -20,6 +20,8 @@ pub(crate) struct Activations {
     pub(crate) scales: Vec<f32>,
     /// The sum of the codes of each half group.
     pub(crate) sums: Vec<i32>,
+    /// The sum of each group, as its codes have it.
+    pub(crate) totals: Vec<f32>,
 }
 
 /// What a linear layer's parts ask for.
@@ -54,15 +56,17 @@ impl Activations {
             self.codes.resize(self.rows * groups * GROUP, 0);
             self.scales.resize(self.rows * groups, 0.0);
             self.sums.resize(self.rows * groups * 2, 0);
+            self.totals.resize(self.rows * groups, 0.0);
             let codes = self.codes.chunks_mut(groups * GROUP);
-            let rest = self.scales.chunks_mut(groups).zip(self.sums.chunks_mut(groups * 2));
+            let sums = self.sums.chunks_mut(groups * 2).zip(self.totals.chunks_mut(groups));
+            let rest = self.scales.chunks_mut(groups).zip(sums);
             let mut parts: Vec<_> = x.chunks(columns).zip(codes.zip(rest)).collect();
             let tasks = if x.len() < WORTH_SPLITTING { 1 } else { threads.count().min(self.rows) };
             let each = parts.len().div_ceil(tasks.max(1)).max(1);
             let shares: Vec<_> = parts.chunks_mut(each).map(crate::sync::Mutex::new).collect();
             threads.run(shares.len(), &|index| {
-                for (x, (codes, (scales, sums))) in shares[index].lock().iter_mut() {
-                    encode(x, codes, scales, sums);
+                for (x, (codes, (scales, (sums, totals)))) in shares[index].lock().iter_mut() {
+                    encode(x, codes, scales, sums, totals);
                 }
             })?;
         }
@@ -97,7 +101,7 @@ pub(crate) fn split<T: Send>(
 
 /// Rounds a row to eight bits: a group's largest magnitude becomes 127, so the error is at most 1/254 of it. A number
 /// that is not finite makes its group's scale NaN, so that it cannot vanish in the rounding.
-fn encode(x: &[f32], codes: &mut [i8], scales: &mut [f32], sums: &mut [i32]) {
+fn encode(x: &[f32], codes: &mut [i8], scales: &mut [f32], sums: &mut [i32], totals: &mut [f32]) {
     const ROUND: f32 = 12_582_912.0; // 1.5 · 2²³: adding it leaves the nearest integer in the low bits
     for (group, codes) in codes.as_chunks_mut::<GROUP>().0.iter_mut().enumerate() {
         let mut values = [0.0f32; GROUP];
@@ -121,6 +125,7 @@ fn encode(x: &[f32], codes: &mut [i8], scales: &mut [f32], sums: &mut [i32]) {
         for half in 0..2 {
             sums[group * 2 + half] = codes[half * 16..][..16].iter().map(|&code| i32::from(code)).sum();
         }
+        totals[group] = scales[group] * (sums[group * 2] + sums[group * 2 + 1]) as f32;
     }
 }
 

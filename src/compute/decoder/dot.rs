@@ -12,6 +12,9 @@ use crate::compute::Isa;
 #[path = "dot_x86.rs"]
 mod x86;
 
+/// Bytes of codes that are fetched ahead of their use.
+const AHEAD: usize = 2048;
+
 /// Outputs of a panel.
 pub(crate) const PANEL: usize = 16;
 
@@ -30,6 +33,8 @@ pub(crate) struct Product {
     pub x_scales: *const f32,
     /// Sum of the codes of each half group of each row of activations.
     pub x_sums: *const i32,
+    /// Sum of the activations of each group of each row, as the codes have it.
+    pub x_totals: *const f32,
     /// Rows of activations.
     pub rows: usize,
     /// Result: `rows` rows of sixteen.
@@ -62,6 +67,8 @@ trait Lanes: Copy {
     /// # Safety
     /// The CPU has the instructions.
     unsafe fn permit() -> Self;
+    /// Asks for a cache line, wherever it lies.
+    fn prefetch(self, _line: *const u8) {}
     fn integers(self, x: i32) -> Self::I;
     fn floats(self, x: f32) -> Self::F;
     /// # Safety
@@ -94,7 +101,7 @@ unsafe fn product<L: Lanes>(lanes: L, p: &Product, layout: Layout) {
             match (layout.bits, layout.zero.is_none(), layout.halves) {
                 $(($bits, $minimum, $halves) => {
                     // SAFETY: the caller's.
-                    unsafe { tiles::<L, $bits, $minimum, $halves>(lanes, p, layout.zero.unwrap_or(0)) }
+                    unsafe { tiles::<L, $bits, $minimum, $halves>(lanes, p, layout.zero.map_or(0, i32::from)) }
                 })*
                 _ => unreachable!("no format has the layout {layout:?}"),
             }
@@ -109,7 +116,7 @@ unsafe fn product<L: Lanes>(lanes: L, p: &Product, layout: Layout) {
 unsafe fn tiles<L: Lanes, const BITS: usize, const MINIMUM: bool, const HALVES: bool>(
     lanes: L,
     p: &Product,
-    zero: u8,
+    zero: i32,
 ) {
     for column in (0..PANEL).step_by(L::COLUMNS) {
         let mut row = 0;
@@ -137,7 +144,7 @@ unsafe fn tiles<L: Lanes, const BITS: usize, const MINIMUM: bool, const HALVES: 
 unsafe fn tile<L: Lanes, const BITS: usize, const MINIMUM: bool, const HALVES: bool, const ROWS: usize>(
     lanes: L,
     p: &Product,
-    zero: u8,
+    zero: i32,
     column: usize,
     row: usize,
 ) {
@@ -150,17 +157,22 @@ unsafe fn tile<L: Lanes, const BITS: usize, const MINIMUM: bool, const HALVES: b
             let scales = p.scales.add(group * numbers + column);
             let codes = p.codes.add(group * (PANEL * GROUP * BITS / 8) + column * 4);
             let x = p.x.add(row * stride + group * GROUP);
-            let mut start = [[0; 2]; ROWS];
-            let mut whole = [0; ROWS];
-            for (i, start) in start.iter_mut().enumerate() {
-                let sums = p.x_sums.add(((row + i) * p.groups + group) * 2);
-                let (first, second) = (*sums, *sums.add(1));
-                whole[i] = first + second;
-                if !MINIMUM {
-                    *start = if HALVES { [first, second] } else { [whole[i], 0] };
+            if ROWS <= 2 {
+                // Few rows are bound by memory, and panels are shorter than hardware prefetchers need to catch up.
+                for line in (0..PANEL * GROUP * BITS / 8).step_by(64) {
+                    lanes.prefetch(codes.wrapping_add(AHEAD + line));
                 }
             }
-            let mut sums = start.map(|start| start.map(|sum| lanes.integers(-i32::from(zero) * sum)));
+            let mut sums = [[lanes.integers(0); 2]; ROWS];
+            for (i, sums) in sums.iter_mut().enumerate().filter(|_| !MINIMUM) {
+                let halves = p.x_sums.add(((row + i) * p.groups + group) * 2);
+                let (first, second) = (*halves, *halves.add(1));
+                if HALVES {
+                    *sums = [lanes.integers(-zero * first), lanes.integers(-zero * second)];
+                } else {
+                    sums[0] = lanes.integers(-zero * (first + second));
+                }
+            }
             for step in 0..GROUP / 4 {
                 let weights = if BITS == 4 {
                     let both = lanes.bytes(codes.add(step % 4 * PANEL * 4));
@@ -176,8 +188,7 @@ unsafe fn tile<L: Lanes, const BITS: usize, const MINIMUM: bool, const HALVES: b
             }
             let scale = lanes.halves(scales);
             for (i, out) in out.iter_mut().enumerate() {
-                let x_scale = *p.x_scales.add((row + i) * p.groups + group);
-                let factor = lanes.floats(x_scale);
+                let factor = lanes.floats(*p.x_scales.add((row + i) * p.groups + group));
                 *out = lanes.mul_add(lanes.mul(lanes.to_floats(sums[i][0]), factor), scale, *out);
                 if HALVES {
                     let scale = lanes.halves(scales.add(PANEL));
@@ -185,7 +196,8 @@ unsafe fn tile<L: Lanes, const BITS: usize, const MINIMUM: bool, const HALVES: b
                 }
                 if MINIMUM {
                     let minimum = lanes.halves(scales.add(PANEL));
-                    *out = lanes.mul_add(lanes.floats(x_scale * whole[i] as f32), minimum, *out);
+                    let total = lanes.floats(*p.x_totals.add((row + i) * p.groups + group));
+                    *out = lanes.mul_add(total, minimum, *out);
                 }
             }
         }

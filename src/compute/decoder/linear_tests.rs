@@ -162,6 +162,22 @@ fn parts_of_different_forms_lie_side_by_side_and_add_up() {
 }
 
 #[test]
+fn gathered_layers_compute_the_same() {
+    let machine = Machine::new(Isa::best());
+    let layer = |outputs: usize, step: f32, hold| {
+        let weight = Weight::from_f32(&wave(outputs * 40, step), &[outputs, 40]).unwrap();
+        Linear::new(&machine, hold, &[(Matrix::Plain(weight), None)]).unwrap()
+    };
+    let mut layers = [layer(5, 0.1, Hold::F32), layer(70, 0.2, Hold::Int4), layer(33, 0.3, Hold::Bf16)];
+    let x = wave(3 * 40, 0.9);
+    let before: Vec<_> = layers.iter().map(|layer| apply(Isa::best(), layer, &x)).collect();
+    let bytes: u64 = layers.iter().map(Linear::bytes).sum();
+    Linear::gather(&mut layers.iter_mut().collect::<Vec<_>>()).unwrap();
+    let after: Vec<_> = layers.iter().map(|layer| apply(Isa::best(), layer, &x)).collect();
+    assert_eq!((before, bytes), (after, layers.iter().map(Linear::bytes).sum()));
+}
+
+#[test]
 fn matrices_that_do_not_fit_are_refused() {
     let matrix = |rows, columns| {
         Matrix::Plain(Weight::from_f32(&vec![0.0; rows * columns], &[rows, columns]).unwrap())

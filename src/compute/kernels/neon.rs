@@ -1,4 +1,5 @@
-//! NEON registers, which every aarch64 CPU has.
+//! NEON registers, which every aarch64 CPU has. Tested under emulation (`cargo test --target aarch64-unknown-linux-gnu`
+//! with `qemu-aarch64` as the runner), not timed on hardware.
 
 use std::arch::aarch64::*;
 

@@ -173,12 +173,17 @@ pub struct EngineStats {
 pub struct Ticket {
     cancelled: Arc<AtomicBool>,
     shared: Arc<Shared>,
+    process: u32,
 }
 
 impl Ticket {
     /// Ends the request before its next token; it is told [`FinishReason::Cancelled`].
     pub fn cancel(&self) {
         self.cancelled.store(true, Ordering::Release);
+        if self.process != std::process::id() {
+            // The request is the parent process's, and so is the lock.
+            return;
+        }
         // Under the lock, so that a worker between its look at the queue and its sleep does not miss it.
         let _queue = self.shared.queue.lock();
         self.shared.wake.notify_all();
@@ -307,7 +312,8 @@ impl Engine {
         }
         let shared = self.worker()?.shared.clone();
         let cancelled = Arc::new(AtomicBool::new(false));
-        let ticket = Ticket { cancelled: cancelled.clone(), shared: shared.clone() };
+        let process = std::process::id();
+        let ticket = Ticket { cancelled: cancelled.clone(), shared: shared.clone(), process };
         let submitted = std::time::Instant::now();
         let mut queue = shared.queue.lock();
         if queue.closing {
@@ -335,7 +341,7 @@ impl Engine {
         let (sender, events) = mpsc::channel();
         // A receiver that has gone cancelled the request already.
         let ticket = self.submit(request, Box::new(move |event| drop(sender.send(event))))?;
-        Ok(Stream { events, ticket, completion: None })
+        Ok(Stream { events, ticket, completion: None, over: false })
     }
 
     /// The whole answer. `check` is called about every 50 ms; an error from it cancels the request and is returned.
@@ -377,18 +383,24 @@ pub struct Stream {
     events: mpsc::Receiver<Event>,
     ticket: Ticket,
     completion: Option<Completion>,
+    over: bool,
 }
 
 impl Stream {
-    /// The next piece; `None` at the end. `check` is called before each wait and about every 50 ms of it; its error
+    /// The next piece; `None` at the end and ever after, also after an error. `check` is called before each wait and about every 50 ms of it; its error
     /// cancels the request and is returned.
     ///
     /// # Errors
     /// Those of `check`, and what went wrong in the computation.
     pub fn next(&mut self, check: &mut dyn FnMut() -> Result<()>) -> Result<Option<String>> {
-        if self.completion.is_some() {
-            return Ok(None);
+        let outcome = if self.over { Ok(None) } else { self.wait(check) };
+        if !matches!(outcome, Ok(Some(_))) {
+            self.over = true;
         }
+        outcome
+    }
+
+    fn wait(&mut self, check: &mut dyn FnMut() -> Result<()>) -> Result<Option<String>> {
         loop {
             check().inspect_err(|_| self.ticket.cancel())?;
             match self.events.recv_timeout(CHECK_EVERY) {
@@ -421,7 +433,7 @@ impl Stream {
 
 impl Drop for Stream {
     fn drop(&mut self) {
-        if self.completion.is_none() {
+        if !self.over {
             self.ticket.cancel();
         }
     }
