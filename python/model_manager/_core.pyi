@@ -294,6 +294,7 @@ class Manager:
         max_length: int | None = None,
         revision: str | None = None,
         prompts: Mapping[str, str] | None = None,
+        kind: Literal["embedding", "generator"] | None = None,
         replace: bool = False,
     ) -> None:
         """Make the slot `name`: an embedding model from `source`, or whatever `loader` returns. Nothing is loaded yet.
@@ -306,6 +307,7 @@ class Manager:
             pinned: Never unloaded by idleness or budget; `unload` still does.
             fallback: Sources to try in turn when the first cannot be loaded.
             pooling, max_length, revision, prompts: Replace what the model's files say.
+            kind: What `source` is; None: a generator in the slot ``text_generator``, elsewhere an embedding model.
             replace: Allow an existing slot of that name (built-in ones too); its model is unloaded.
 
         Raises:

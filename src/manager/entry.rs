@@ -11,7 +11,7 @@ use super::options::EmbedOptions;
 use crate::batching::Batcher;
 use crate::cache::KeyRef;
 use crate::config::{DTypeChoice, GeneratorDType};
-use crate::generation::Generator;
+use crate::generation::{Generator, Prompt};
 use crate::lifecycle::{KeepAlive, Slot};
 use crate::models::{Encoder, Pooling, SentenceConfig};
 use crate::{Error, Result};
@@ -192,6 +192,18 @@ impl Resident {
             Self::Object(_) => Err(Error::NoGenerator {
                 reason: "the model of this name has a loader of its own; get() returns its object".into(),
             }),
+        }
+    }
+
+    /// Tokens of `text`, special ones included, not cut.
+    pub(super) fn count_tokens(&self, text: &str) -> Result<usize> {
+        match self {
+            Self::Encoder(serving) => serving.running.encoder.tokenizer.count(text),
+            Self::Generator(_) if text.is_empty() => Ok(0),
+            Self::Generator(serving) => Ok(serving.generator.tokens(Prompt::Text(text))?.len()),
+            Self::Object(_) => {
+                Err(Error::Input("a model with a loader of its own has no tokenizer here".into()))
+            }
         }
     }
 

@@ -78,9 +78,9 @@ impl TextStream {
         self.stream.next(check)
     }
 
-    /// Ends the answer within one token; [`TextStream::next`] gives what was written until then.
-    pub fn cancel(&self) {
-        self.stream.cancel();
+    /// The means to end the answer within one token, also while another thread waits in [`TextStream::next`].
+    pub fn ticket(&self) -> Ticket {
+        self.stream.ticket()
     }
 
     /// The whole answer and its figures, once [`TextStream::next`] gave `None`.

@@ -333,9 +333,9 @@ impl Manager {
         let core = self.core()?;
         let mut counts = Vec::with_capacity(texts.len());
         for (number, text) in texts.iter().enumerate() {
-            let serving = self.serving(model.unwrap_or_else(|| core.route(text)), check)?;
+            let lease = self.lease(model.unwrap_or_else(|| core.route(text)), None, check)?;
             let _computing = fork::computing();
-            counts.push(serving.running.encoder.tokenizer.count(text)?);
+            counts.push(lease.count_tokens(text)?);
             if number % 256 == 255 {
                 check()?;
             }

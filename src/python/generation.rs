@@ -2,7 +2,7 @@
 
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
-use pyo3::types::{PyBool, PyDict, PyList, PyString};
+use pyo3::types::{PyBool, PyDict, PyInt, PyList, PyString};
 
 use super::errors::to_py;
 use super::host::interruptible;
@@ -12,7 +12,7 @@ use super::report;
 use super::texts::text_of;
 use crate::Error;
 use crate::config::Settings;
-use crate::generation::{Event, GenerationParams, Message, OnEvent};
+use crate::generation::{Event, GenerationParams, Message, OnEvent, Ticket};
 use crate::manager::{GenerateOptions, GenerationTicket, OwnedPrompt, TextStream};
 use crate::sync::Mutex;
 
@@ -66,7 +66,7 @@ pub(super) fn parameters(
             "max_length" => params.max_length = Some(count(py, &name, &value)?),
             "max_new_tokens" => params.max_new_tokens = Some(count(py, &name, &value)?),
             "min_new_tokens" => params.min_new_tokens = count(py, &name, &value)?,
-            "seed" => params.seed = Some(count(py, &name, &value)? as u64),
+            "seed" => params.seed = Some(seed(py, &value)?),
             "stop" => params.stop = stops(&value)?,
             "timeout" => options.timeout = timeout(py, Some(number(&name, &value)?))?,
             "keep_alive" => options.keep_alive = keep_alive(Some(&value))?,
@@ -98,6 +98,16 @@ fn count(py: Python<'_>, name: &str, value: &Bound<'_, PyAny>) -> PyResult<usize
         .map_err(|_| to_py(py, &Error::Input(format!("{name}={whole}: must not be negative"))))
 }
 
+/// Any of 64 bits: the seed that a completion tells is one that a call takes.
+fn seed(py: Python<'_>, value: &Bound<'_, PyAny>) -> PyResult<u64> {
+    if value.is_instance_of::<PyBool>() || !value.is_instance_of::<PyInt>() {
+        return Err(PyTypeError::new_err(format!("seed must be a whole number, not {value}")));
+    }
+    value
+        .extract()
+        .map_err(|_| to_py(py, &Error::Input(format!("seed={value}: must lie between 0 and 2**64 - 1"))))
+}
+
 fn stops(value: &Bound<'_, PyAny>) -> PyResult<Vec<String>> {
     if let Ok(text) = value.cast::<PyString>() {
         return Ok(vec![text_of(text, None)?.to_owned()]);
@@ -107,11 +117,16 @@ fn stops(value: &Bound<'_, PyAny>) -> PyResult<Vec<String>> {
 
 /// The pieces of one answer: an iterator of str. Dropping it ends the generation.
 #[pyclass(frozen, name = "TextStream", module = "model_manager._core")]
-pub(super) struct PyTextStream(Mutex<Option<TextStream>>, Mutex<Option<Py<PyDict>>>);
+pub(super) struct PyTextStream {
+    stream: Mutex<Option<TextStream>>,
+    ticket: Ticket,
+    completion: Mutex<Option<Py<PyDict>>>,
+}
 
 impl PyTextStream {
     pub(super) fn new(stream: TextStream) -> Self {
-        Self(Mutex::new(Some(stream)), Mutex::new(None))
+        let ticket = stream.ticket();
+        Self { stream: Mutex::new(Some(stream)), ticket, completion: Mutex::new(None) }
     }
 }
 
@@ -123,29 +138,27 @@ impl PyTextStream {
 
     fn __next__(&self, py: Python<'_>) -> PyResult<Option<String>> {
         // Taken out while it waits: another thread that asks meanwhile is told, not blocked.
-        let Some(mut stream) = self.0.lock().take() else { return Ok(None) };
+        let Some(mut stream) = self.stream.lock().take() else { return Ok(None) };
         let piece = interruptible(py, |check| stream.next(check))?.map_err(|error| to_py(py, &error))?;
         if piece.is_some() {
-            *self.0.lock() = Some(stream);
+            *self.stream.lock() = Some(stream);
         } else if let Some(completion) = stream.completion() {
-            *self.1.lock() = Some(report::completion(py, completion)?.unbind());
+            *self.completion.lock() = Some(report::completion(py, completion)?.unbind());
             // The last lease of a model may go with it.
             detached(py, || drop(stream));
         }
         Ok(piece)
     }
 
-    /// End the answer within one token; the iterator then stops.
-    fn cancel(&self) {
-        if let Some(stream) = self.0.lock().as_ref() {
-            stream.cancel();
-        }
+    /// End the answer within one token, also while another thread waits for a piece; the iterator then stops.
+    fn cancel(&self, py: Python<'_>) {
+        detached(py, || self.ticket.cancel());
     }
 
     /// The whole answer and its figures once the iterator has ended; None before, and after an error.
     #[getter]
     fn completion(&self, py: Python<'_>) -> Option<Py<PyDict>> {
-        self.1.lock().as_ref().map(|completion| completion.clone_ref(py))
+        self.completion.lock().as_ref().map(|completion| completion.clone_ref(py))
     }
 }
 

@@ -56,6 +56,38 @@ impl Drop for Inside {
     }
 }
 
+/// The bridge to Python's logging, closed when the interpreter ends: a thread of the core's own that logs then would be
+/// unwound too. Its record is lost.
+struct Logger(pyo3_log::Logger);
+
+impl log::Log for Logger {
+    fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
+        self.while_open(|logger| logger.enabled(metadata)).unwrap_or(false)
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        self.while_open(|logger| logger.log(record));
+    }
+
+    fn flush(&self) {}
+}
+
+impl Logger {
+    fn while_open<T>(&self, work: impl FnOnce(&pyo3_log::Logger) -> T) -> Option<T> {
+        RETURNING.fetch_add(1, Ordering::SeqCst);
+        let result = (!is_shut()).then(|| work(&self.0));
+        RETURNING.fetch_sub(1, Ordering::SeqCst);
+        result
+    }
+}
+
+/// Has log records of the core arrive in Python's logging. A second interpreter in the process shares the first's logger.
+pub(super) fn install_logger() {
+    if log::set_boxed_logger(Box::new(Logger(pyo3_log::Logger::default()))).is_ok() {
+        log::set_max_level(log::LevelFilter::Debug);
+    }
+}
+
 fn announce() {
     RETURNING.fetch_add(1, Ordering::SeqCst);
     if is_shut() {

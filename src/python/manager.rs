@@ -15,14 +15,14 @@ use super::generation::{self, PyGenerationTicket, PyTextStream};
 use super::host::{PythonHost, PythonLoader, interruptible, unwrap_object};
 use super::leave::{attached, detached, inside};
 use super::options::{call_options, keep_alive, timeout};
+use super::register::{AboutVectors, Given, Registration, refused};
 use super::report;
 use super::texts::{Texts, text_of};
 use super::tracker::PyTracker;
 use super::vectors::{copied_array, matrix_array, row_array, shared_array};
-use crate::config::{DTypeChoice, Setting, Settings};
+use crate::config::Settings;
 use crate::lifecycle::ReaperSettings;
-use crate::manager::{EmbeddingSpec, GenerateOptions, Held, Keep, Manager, Matrix, SourceSpec, Spec, Ticket};
-use crate::models::Pooling;
+use crate::manager::{GenerateOptions, Held, Keep, Manager, Matrix, Ticket};
 use crate::sync::Mutex;
 use crate::{Error, Result};
 
@@ -142,7 +142,7 @@ impl PyManager {
     /// Make the slot `name`. Nothing is loaded yet.
     #[pyo3(signature = (name, source = None, *, loader = None, dtype = "auto", keep_alive = None, pinned = false,
                         fallback = Vec::new(), pooling = None, max_length = None, revision = None, prompts = None,
-                        replace = false))]
+                        kind = None, replace = false))]
     #[expect(clippy::too_many_arguments, reason = "keywords of a Python function")]
     fn register(
         &self,
@@ -158,48 +158,22 @@ impl PyManager {
         max_length: Option<usize>,
         revision: Option<String>,
         prompts: Option<BTreeMap<String, String>>,
+        kind: Option<&str>,
         replace: bool,
     ) -> PyResult<()> {
         let keep = Keep { keep_alive: self::keep_alive(keep_alive)?, pinned };
-        let refuse = |reason: String| to_py(py, &Error::Input(reason));
-        let mut own_loader = None;
-        let spec = match (source, loader) {
-            (Some(source), None) => {
-                let dtype = DTypeChoice::from_text(dtype)
-                    .map_err(|reason| refuse(format!("dtype={dtype:?} {reason}")))?;
-                let pooling = match pooling {
-                    None => None,
-                    Some(name) => Some(Pooling::from_name(&name).ok_or_else(|| {
-                        refuse(format!("pooling={name:?} is unknown; use mean, cls, max or lasttoken"))
-                    })?),
-                };
-                if max_length == Some(0) {
-                    return Err(refuse("max_length must be greater than 0".into()));
-                }
-                Spec::Embedding(EmbeddingSpec {
-                    source: SourceSpec::Fixed(source),
-                    fallback,
-                    dtype,
-                    pooling,
-                    max_length,
-                    revision,
-                    prompts: prompts.unwrap_or_default(),
-                })
+        let source = match (source, loader) {
+            (Some(source), None) => Given::Source(source),
+            (None, Some(loader)) => Given::Loader(loader),
+            (Some(_), Some(_)) => {
+                return Err(refused(py, format!("{name:?}: give source or loader, not both")));
             }
-            (None, Some(loader)) if loader.bind(py).is_callable() => {
-                let loader = PythonLoader::new(loader);
-                own_loader = Some(Arc::clone(&loader));
-                Spec::Object(loader.into_host(name))
-            }
-            (None, Some(loader)) => {
-                let kind = loader.bind(py).get_type().name()?.to_string();
-                return Err(PyTypeError::new_err(format!(
-                    "loader must be callable without arguments, not {kind}"
-                )));
-            }
-            (Some(_), Some(_)) => return Err(refuse(format!("{name:?}: give source or loader, not both"))),
-            (None, None) => return Err(refuse(format!("{name:?}: give a source or a loader"))),
+            (None, None) => return Err(refused(py, format!("{name:?}: give a source or a loader"))),
         };
+        let about_vectors =
+            AboutVectors { fallback, pooling, max_length, prompts: prompts.unwrap_or_default() };
+        let Registration { spec, loader: own_loader } =
+            Registration::new(py, name, source, kind, dtype, revision, about_vectors)?;
         detached(py, || self.inner.register(name, spec, keep, replace)).or_raise(py)?;
         let mut loaders = self.loaders.lock();
         match own_loader {

@@ -10,6 +10,7 @@ mod host;
 mod leave;
 mod manager;
 mod options;
+mod register;
 mod report;
 mod texts;
 mod tracker;
@@ -81,9 +82,7 @@ mod _core {
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
         module.add("__version__", env!("CARGO_PKG_VERSION"))?;
-        // Log records of the core arrive in Python's logging under "model_manager". A second interpreter in the
-        // process shares the first one's logger.
-        let _ = pyo3_log::try_init();
+        super::leave::install_logger();
         Ok(())
     }
 }

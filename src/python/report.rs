@@ -105,6 +105,7 @@ pub(super) fn generator<'py>(
         "path": model.path.display().to_string(),
         "context": generator.context(),
         "eos_token_id": generator.eos_token_id(),
+        "eos_token": generator.eos_token_id().and_then(|id| model.tokens.token(id)),
         "chat_template": model.template.is_some(),
         "bytes": generator.memory_bytes(),
     }))

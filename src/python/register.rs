@@ -1,0 +1,125 @@
+//! Keywords of `Manager.register` as what a slot stands for.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use pyo3::exceptions::PyTypeError;
+use pyo3::prelude::*;
+
+use super::errors::to_py;
+use super::host::PythonLoader;
+use crate::Error;
+use crate::config::{DTypeChoice, GeneratorDType, Setting};
+use crate::manager::{EmbeddingSpec, GENERATOR, GeneratorSpec, SourceSpec, Spec};
+use crate::models::Pooling;
+
+/// Where a slot's model comes from.
+pub(super) enum Given {
+    Source(String),
+    Loader(Py<PyAny>),
+}
+
+/// Keywords that only embedding models have.
+pub(super) struct AboutVectors {
+    pub(super) fallback: Vec<String>,
+    pub(super) pooling: Option<String>,
+    pub(super) max_length: Option<usize>,
+    pub(super) prompts: BTreeMap<String, String>,
+}
+
+/// A slot to be made, and the user's loader if it has one.
+pub(super) struct Registration {
+    pub(super) spec: Spec,
+    pub(super) loader: Option<Arc<PythonLoader>>,
+}
+
+/// The exception for a keyword that does not fit.
+pub(super) fn refused(py: Python<'_>, reason: String) -> PyErr {
+    to_py(py, &Error::Input(reason))
+}
+
+impl Registration {
+    pub(super) fn new(
+        py: Python<'_>,
+        name: &str,
+        given: Given,
+        kind: Option<&str>,
+        dtype: &str,
+        revision: Option<String>,
+        about: AboutVectors,
+    ) -> PyResult<Self> {
+        let source = match given {
+            Given::Source(source) => SourceSpec::Fixed(source),
+            Given::Loader(_) if kind.is_some() => {
+                return Err(refused(py, "kind is for a source; a loader returns what it likes".into()));
+            }
+            Given::Loader(loader) if !loader.bind(py).is_callable() => {
+                let kind = loader.bind(py).get_type().name()?;
+                let message = format!("loader must be callable without arguments, not {kind}");
+                return Err(PyTypeError::new_err(message));
+            }
+            Given::Loader(loader) => {
+                let loader = PythonLoader::new(loader);
+                let spec = Spec::Object(Arc::clone(&loader).into_host(name));
+                return Ok(Self { spec, loader: Some(loader) });
+            }
+        };
+        let generates = match kind {
+            Some("generator") => true,
+            Some("embedding") => false,
+            None => name == GENERATOR,
+            Some(other) => {
+                return Err(refused(py, format!("kind={other:?} is unknown; use embedding or generator")));
+            }
+        };
+        let spec = if generates {
+            Spec::Generator(generator(py, name, source, dtype, revision, &about)?)
+        } else {
+            Spec::Embedding(embedding(py, source, dtype, revision, about)?)
+        };
+        Ok(Self { spec, loader: None })
+    }
+}
+
+fn generator(
+    py: Python<'_>,
+    name: &str,
+    source: SourceSpec,
+    dtype: &str,
+    revision: Option<String>,
+    about: &AboutVectors,
+) -> PyResult<GeneratorSpec> {
+    let AboutVectors { fallback, pooling, max_length, prompts } = about;
+    if !fallback.is_empty() || pooling.is_some() || max_length.is_some() || !prompts.is_empty() {
+        return Err(refused(
+            py,
+            format!(
+                "{name:?} generates text: fallback, pooling, max_length and prompts are for embedding models"
+            ),
+        ));
+    }
+    let dtype = GeneratorDType::from_text(dtype)
+        .map_err(|reason| refused(py, format!("dtype={dtype:?} {reason}")))?;
+    Ok(GeneratorSpec { source, dtype: (dtype != GeneratorDType::Auto).then_some(dtype), revision })
+}
+
+fn embedding(
+    py: Python<'_>,
+    source: SourceSpec,
+    dtype: &str,
+    revision: Option<String>,
+    about: AboutVectors,
+) -> PyResult<EmbeddingSpec> {
+    let AboutVectors { fallback, pooling, max_length, prompts } = about;
+    let dtype =
+        DTypeChoice::from_text(dtype).map_err(|reason| refused(py, format!("dtype={dtype:?} {reason}")))?;
+    let known = |name: String| {
+        let unknown = || refused(py, format!("pooling={name:?} is unknown; use mean, cls, max or lasttoken"));
+        Pooling::from_name(&name).ok_or_else(unknown)
+    };
+    let pooling = pooling.map(known).transpose()?;
+    if max_length == Some(0) {
+        return Err(refused(py, "max_length must be greater than 0".into()));
+    }
+    Ok(EmbeddingSpec { source, fallback, dtype, pooling, max_length, revision, prompts })
+}
