@@ -159,6 +159,15 @@ def test_a_stream_ends_within_a_token(endless):
     assert figures(endless)["cancelled"] == 1
 
 
+def test_another_thread_ends_a_stream(endless):
+    stream = endless.stream(TEXT, **WITHOUT_END)
+    timer = threading.Timer(0.05, stream.cancel)
+    timer.start()
+    list(stream)
+    timer.join()
+    assert stream.completion["finish_reason"] == "cancelled"
+
+
 def test_a_stream_that_is_let_go_ends(endless):
     stream = endless.stream(TEXT, **WITHOUT_END)
     next(stream)
