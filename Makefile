@@ -98,6 +98,7 @@ bench: ## Kernels and cache, as a share of what the machine can do (criterion)
 .PHONY: bench-peers
 bench-peers: build models ## Against other packages, alternating in one run: throughput, latency, memory
 	$(PY) benchmarks/peers.py
+	$(PY) benchmarks/generation.py
 
 .PHONY: wheel
 wheel: venv ## The wheel that users install: one for every Python from 3.10, into dist/

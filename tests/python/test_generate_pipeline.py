@@ -149,7 +149,7 @@ async def test_asynchronous_calls(pipeline):
 
 def test_the_tokenizer(pipeline):
     assert pipeline.tokenizer.eos_token_id == 316
-    assert pipeline.tokenizer.eos_token == "<|im_end|>"
+    assert pipeline.tokenizer.eos_token == "<|endoftext|>"
     assert pipeline.tokenizer.model_max_length == pipeline.context_length == CONTEXT
 
 
