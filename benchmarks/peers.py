@@ -40,10 +40,8 @@ class WorkerFailed(RuntimeError):
 class Process:
     """A worker, and what it answers. Ends with the `with` block."""
 
-    def __init__(self, python: Path, name: str, model: Path, work: Path) -> None:
+    def __init__(self, command: list[str]) -> None:
         self.errors = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115  (closed in __exit__)
-        command = [str(python), str(HERE / "worker.py"), name, str(model)]
-        command += [str(work / "model.onnx"), str(work / "texts.json")]
         pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self.errors}
         # No package may look for newer models or files: everything is on the disk.
         variables = os.environ | {
@@ -93,7 +91,8 @@ class Bench:
 
     def process(self, name: str) -> Process:
         python = Path(sys.executable) if name.startswith("model_manager") else self.peers
-        return Process(python, name, self.model, self.work)
+        command = [str(python), str(HERE / "worker.py"), name, str(self.model)]
+        return Process([*command, str(self.work / "model.onnx"), str(self.work / "texts.json")])
 
     def tune(self, name: str) -> dict[str, int]:
         """Workload → best batch size; also shows whether the contender runs at all."""

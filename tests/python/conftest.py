@@ -24,6 +24,8 @@ from model_manager import Config, ModelManager  # noqa: E402
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+pytest_plugins = ["generators"]
+
 ROOT = Path(__file__).resolve().parents[2]
 FIXTURES = ROOT / "tests" / "fixtures"
 TURKISH_MODEL = str(FIXTURES / "xlmr")

@@ -10,7 +10,17 @@ import pytest
 from conftest import ROOT
 
 EXPECTED = {
-    "run.py": ["loaded: nothing", "turkish_sentence", "english_sentence", "Turkish similarities", "hits", "returned"],
+    "run.py": [
+        "loaded: nothing",
+        "turkish_sentence",
+        "english_sentence",
+        "Turkish similarities",
+        "hits",
+        "TR  ",
+        "EN  ",
+        "streamed: ",
+        "returned",
+    ],
 }
 
 
@@ -20,8 +30,13 @@ def test_every_example_is_here():
 
 @pytest.mark.real
 @pytest.mark.parametrize("name", EXPECTED)
-def test_examples_run(name, minilm, multilingual):
-    environment = {**os.environ, "TURKISH_SENTENCE_MODEL": multilingual, "ENGLISH_FALLBACK_MODEL": minilm}
+def test_examples_run(name, minilm, multilingual, smollm2):
+    environment = {
+        **os.environ,
+        "TURKISH_SENTENCE_MODEL": multilingual,
+        "ENGLISH_FALLBACK_MODEL": minilm,
+        "HUGGINGFACE_MODEL": smollm2,
+    }
     process = subprocess.run(
         [sys.executable, "-W", "error", str(ROOT / "examples" / name)],
         capture_output=True,

@@ -8,7 +8,15 @@ import threading
 
 import pytest
 from conftest import FIXTURES, reference
-from generators import CONTEXT, GREEDY, NAMES, WITHOUT_END, endless, endless_model, figures, make_writer, stretched, writer  # noqa: F401
+from generators import (
+    CONTEXT,
+    GREEDY,
+    NAMES,
+    WITHOUT_END,
+    figures,
+    stretched,
+    writer,
+)
 
 TEXT = "Merhaba dünya"
 
@@ -149,6 +157,15 @@ def test_a_stream_ends_within_a_token(endless):
     # What was written between the pieces read and the cancelling is all there.
     assert 5 + len(rest) <= answer["completion_tokens"] < 5000
     assert figures(endless)["cancelled"] == 1
+
+
+def test_another_thread_ends_a_stream(endless):
+    stream = endless.stream(TEXT, **WITHOUT_END)
+    timer = threading.Timer(0.05, stream.cancel)
+    timer.start()
+    list(stream)
+    timer.join()
+    assert stream.completion["finish_reason"] == "cancelled"
 
 
 def test_a_stream_that_is_let_go_ends(endless):

@@ -6,8 +6,8 @@ import asyncio
 import threading
 
 import pytest
-from conftest import ENGLISH_MODEL
-from generators import GREEDY, SLOT, WITHOUT_END, endless, endless_model, eventually, figures, make_writer, writer  # noqa: F401
+from conftest import ENGLISH_MODEL, run_python
+from generators import GPT2, GREEDY, SLOT, WITHOUT_END, eventually, figures, writer
 from model_manager.errors import (
     ClosedError,
     InputError,
@@ -199,6 +199,18 @@ def test_a_loop_closed_too_early_does_no_harm(endless):
 
     asyncio.run(leave())
     assert endless.generate("still alive", max_new_tokens=3) is not None
+
+
+def test_the_interpreter_ends_after_an_answer():
+    """The generator's thread may be telling the end of the answer just then."""
+    code = f"""
+import asyncio
+from model_manager import ModelManager
+manager = ModelManager(generator_model={GPT2!r})
+asyncio.run(manager.agenerate("a", max_new_tokens=30))
+"""
+    for _ in range(10):
+        assert run_python(code).stderr == ""
 
 
 def test_loops_in_several_threads(gpt2):

@@ -8,7 +8,7 @@ import struct
 
 import pytest
 from conftest import ENGLISH_MODEL
-from generators import GPT2, GREEDY, SLOT, make_writer, smollm2, writer  # noqa: F401
+from generators import GPT2, GREEDY, SLOT, writer
 from model_manager.errors import (
     InputError,
     InvalidFileError,

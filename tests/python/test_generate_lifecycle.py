@@ -12,7 +12,7 @@ import time
 
 import pytest
 from conftest import FIXTURES, run_python
-from generators import GREEDY, SLOT, WITHOUT_END, endless, endless_model, eventually, figures, make_writer  # noqa: F401
+from generators import GREEDY, SLOT, WITHOUT_END, eventually, figures
 from model_manager.errors import MemoryBudgetError, NoGeneratorError, WaitTimeoutError
 
 TEXT = "Merhaba dünya"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pickle
+
 import pytest
 from conftest import ENGLISH_MODEL, FIXTURES
-from generators import CONTEXT, GREEDY, SLOT, WITHOUT_END, endless, endless_model, figures, make_writer, writer  # noqa: F401
+from generators import CONTEXT, GREEDY, SLOT, WITHOUT_END, figures, writer
 from model_manager.errors import InputError, NoGeneratorError
 from model_manager.generator import NEW_TOKENS, TextGenerator
 
@@ -147,6 +149,7 @@ async def test_asynchronous_calls(pipeline):
 
 def test_the_tokenizer(pipeline):
     assert pipeline.tokenizer.eos_token_id == 316
+    assert pipeline.tokenizer.eos_token == "<|endoftext|>"
     assert pipeline.tokenizer.model_max_length == pipeline.context_length == CONTEXT
 
 
@@ -172,3 +175,20 @@ def test_a_handle_on_something_else(make_writer):
     manager.register("vectors", ENGLISH_MODEL)
     with pytest.raises(NoGeneratorError):
         TextGenerator(manager, "vectors")(TEXT)
+
+
+def test_further_generators(make_writer):
+    manager = make_writer()
+    manager.register("small", str(FIXTURES / "qwen3"), kind="generator", dtype="int8")
+    manager.register("text_generator", str(FIXTURES / "llama"))
+    assert manager.describe_generator("small")["path"] == str(FIXTURES / "qwen3")
+    assert manager.describe_generator()["path"] == str(FIXTURES / "llama")
+    assert isinstance(manager.get("small"), TextGenerator)
+    assert manager.get("small")(TEXT, max_new_tokens=5) != manager.text_generator(TEXT, max_new_tokens=5)
+    assert manager.count_tokens(TEXT, "small") == manager.complete(TEXT, "small")["prompt_tokens"]
+    for wrong in ({"kind": "writer"}, {"kind": "generator", "pooling": "mean"}, {"kind": "embedding", "dtype": "int8"}):
+        with pytest.raises(InputError):
+            manager.register("another", str(FIXTURES / "qwen3"), **wrong)
+    again = pickle.loads(pickle.dumps(manager))
+    with again:
+        assert again.get("small")(TEXT, max_new_tokens=5) == manager.get("small")(TEXT, max_new_tokens=5)

@@ -1,4 +1,4 @@
-"""Text generation through whatever object the generator's slot holds."""
+"""Text generation by an object of the user's own: whatever a loader put into the generator's slot."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import types
 
 import pytest
 from conftest import FIXTURES
-from model_manager import ModelManager, ModelManagerError
+from model_manager import ModelManager
 from model_manager.chat_text import FALLBACK_ANSWERS
+from model_manager.errors import ModelNotFoundError
 
 GOOD = "Bu sistem metinleri sayılara çevirir ve birbirine benzeyen metinleri bulur."
 
@@ -44,7 +45,7 @@ def test_without_a_generator(manager, caplog):
     assert caplog.text.count("no text generator") == 1, "told once"
     with pytest.raises(RuntimeError, match=r"^Text generator not available$"):
         manager.generate_text_response("hello")
-    with pytest.raises(ModelManagerError):
+    with pytest.raises(ModelNotFoundError, match="turkish-gpt2-large"):
         manager.load("text_generator")
     assert manager.get_model_info()["text_generator_loaded"] is False
 

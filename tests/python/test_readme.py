@@ -18,12 +18,13 @@ def text(name):
 
 @pytest.mark.real
 @pytest.mark.parametrize("name", READMES)
-def test_examples(name, minilm, multilingual, monkeypatch):
+def test_examples(name, minilm, multilingual, smollm2, monkeypatch):
     blocks = re.findall(r"^```pycon\n(.*?)^```", text(name), re.MULTILINE | re.DOTALL)
     assert blocks
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("TURKISH_SENTENCE_MODEL", multilingual)
     monkeypatch.setenv("ENGLISH_FALLBACK_MODEL", minilm)
+    monkeypatch.setenv("HUGGINGFACE_MODEL", smollm2)
     test = doctest.DocTestParser().get_doctest("\n".join(blocks), {}, name, name, 0)
     report = []
     runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE, verbose=False)

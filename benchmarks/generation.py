@@ -1,0 +1,156 @@
+#!/usr/bin/env python3
+"""Text generation against llama.cpp and transformers: same file, same prompts, same run.
+
+    python benchmarks/generation.py [--quick] [--rounds N] [--with-llama-cpp]
+
+Every writer runs alone in a process of its own, once a round; the order turns by one each round, and the tables
+show medians. llama-cpp-python takes part when the peers' environment has it; --with-llama-cpp installs it there,
+which compiles it for this machine's instruction sets (many minutes). Writers of random weights (GPT-2) differ in
+what they write, not in the work.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import environment
+import report
+from peers import Process, WorkerFailed
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+LLAMA_CPP = "llama-cpp-python==0.3.36"
+SMOLLM2 = ROOT / ".models" / "SmolLM2-135M-Instruct" / "SmolLM2-135M-Instruct.Q4_1.gguf"
+REQUESTS = 4
+# Heading, decimals, whether more is better (None: no ratio).
+COLUMNS: dict[str, tuple[str, int, bool | None]] = {
+    "decode": ("decode tokens/s", 1, True),
+    "prefill": ("prefill tokens/s", 0, True),
+    "together": (f"{REQUESTS} at once tokens/s", 1, None),
+    "gain": ("times one alone", 2, None),
+    "load": ("load s", 2, False),
+    "resident": ("RSS MB", 0, False),
+    "model": ("of the model MB", 0, None),
+}
+
+
+def measure(python: Path, name: str, model: Path, quick: bool) -> dict[str, float]:
+    """One round of one writer."""
+    written, repeats = (16, 1) if quick else (128, 3)
+    with Process([str(python), str(HERE / "generation_worker.py"), name, str(model)]) as process:
+        found = {"load": process.started["load_s"]}
+        found["prefill"] = process.ask("prefill", tokens=500, repeats=repeats)["rate"]
+        found["decode"] = process.ask("decode", tokens=written, repeats=repeats)["rate"]
+        many = process.ask("together", requests=REQUESTS, tokens=written, repeats=repeats)
+        if many["rate"] is not None:
+            found |= {"together": many["rate"], "gain": many["rate"] / many["alone"]}
+        memory = process.ask("memory")
+        found |= {"resident": memory["rss"], "model": memory["rss"] - memory["before"]}
+    return found
+
+
+def compare(pythons: dict[str, Path], model: Path, rounds: int, quick: bool) -> dict[str, list[dict[str, float]]]:
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in pythons}
+    for turn in range(rounds):
+        order = list(found)  # without those that failed in a round before
+        start = turn % max(1, len(order))
+        for name in order[start:] + order[:start]:
+            try:
+                found[name].append(measure(pythons[name], name, model, quick))
+                print(f"{model.name}, round {turn + 1} of {rounds}: {name}", flush=True)
+            except WorkerFailed as error:
+                print(f"{name}: left out: {error}", flush=True)
+                del found[name]
+    return found
+
+
+def render(rounds: dict[str, list[dict[str, float]]], baseline: str) -> str:
+    """Medians, and how many times better than the baseline."""
+    medians = {
+        name: {key: statistics.median(found[key] for found in all_of) for key in COLUMNS if key in all_of[0]}
+        for name, all_of in rounds.items()
+    }
+    rows = [["median", *(heading for heading, _, _ in COLUMNS.values())]]
+    rows += [
+        [name, *(f"{found[key]:.{digits}f}" if key in found else "" for key, (_, digits, _) in COLUMNS.items())]
+        for name, found in medians.items()
+    ]
+    text = report.table(rows)
+    if baseline in medians:
+        compared = {key: better for key, (_, _, better) in COLUMNS.items() if better is not None}
+        rows = [[f"times better than {baseline}", *(COLUMNS[key][0] for key in compared)]]
+        for name, found in medians.items():
+            ratios = (report.ratio(found[key], medians[baseline][key], better) for key, better in compared.items())
+            rows.append([name, *(f"{ratio:.2f}" for ratio in ratios)])
+        text += "\n\n" + report.table(rows)
+    return text
+
+
+def has_llama_cpp(python: Path) -> bool:
+    return subprocess.run([str(python), "-c", "import llama_cpp"], capture_output=True, check=False).returncode == 0
+
+
+def gpt2(python: Path, work: Path) -> Path:
+    """The folder of the GPT-2 with random weights, made when it is not there."""
+    folder = work / "gpt2-124m-random"
+    if not (folder / "model.safetensors").is_file():
+        print(f"{folder}: making random weights ...", flush=True)
+        subprocess.run([str(python), str(HERE / "make_gpt2.py"), str(folder)], check=True)
+    return folder
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Compare text generation with its peers on this machine.")
+    parser.add_argument("--quick", action="store_true", help="few tokens, one round: does everything run?")
+    parser.add_argument("--rounds", type=int, help="default 5, with --quick 1")
+    parser.add_argument("--with-llama-cpp", action="store_true", help=f"install {LLAMA_CPP} for the comparison")
+    parser.add_argument("--model", type=Path, default=SMOLLM2, help="a .gguf file")
+    parser.add_argument(
+        "--venv", type=Path, default=Path(os.environ.get("MODEL_MANAGER_PEERS_VENV", ROOT / ".venv-peers"))
+    )
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = arguments()
+    if not args.model.is_file():
+        sys.exit(f"{args.model} is missing: run `make models` first")
+    results = HERE / "results"
+    work = results / "work"
+    work.mkdir(parents=True, exist_ok=True)
+    peers, ours = environment.peers_python(args.venv), Path(sys.executable)
+    if args.with_llama_cpp and not has_llama_cpp(peers):
+        print(f"compiling {LLAMA_CPP} ...", flush=True)
+        command = [str(peers), "-m", "pip", "install", "--quiet", "--no-binary", "llama-cpp-python", LLAMA_CPP]
+        subprocess.run(command, check=True, env=os.environ | {"CMAKE_ARGS": "-DGGML_NATIVE=ON"})
+    rounds = args.rounds or (1 if args.quick else 5)
+    machine = environment.machine()
+    quantised = {"model_manager": ours}
+    if has_llama_cpp(peers):
+        quantised["llama-cpp-python"] = peers
+    else:
+        print("llama-cpp-python is not installed: see --with-llama-cpp", flush=True)
+    plain = {"model_manager-f32": ours, "model_manager": ours, "model_manager-int8": ours, "transformers-f32": peers}
+    record: dict[str, Any] = {"machine": machine, "versions": environment.versions(peers), "quick": args.quick}
+    print(f"{machine['cpu']}, {machine['threads']} threads, {' '.join(machine['isa'])}")
+    for title, pythons, model, baseline in (
+        (f"{args.model.name} ({args.model.stat().st_size / 1e6:.0f} MB)", quantised, args.model, "llama-cpp-python"),
+        ("GPT-2, 124 million random weights", plain, gpt2(peers, work), "transformers-f32"),
+    ):
+        found = compare(pythons, model, rounds, args.quick)
+        if found:
+            print(f"\n{title}\n\n{render(found, baseline)}\n", flush=True)
+        record[title] = found
+    path = results / time.strftime("generation-%Y%m%d-%H%M%S.json")
+    path.write_text(json.dumps(record, indent=2) + "\n", "utf-8")
+    print(path)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,57 @@
+"""The real SmolLM2, 135 million parameters, from its Q4_1 GGUF file."""
+
+from __future__ import annotations
+
+import pytest
+from conftest import tiny
+from generators import GREEDY, SLOT
+
+pytestmark = pytest.mark.real
+
+
+@pytest.fixture(scope="module")
+def manager(smollm2):
+    with tiny(generator_model=smollm2) as manager:
+        yield manager
+
+
+def test_a_text_continued(manager):
+    answer = manager.complete("The capital of France is", **GREEDY, max_new_tokens=12)
+    assert answer["text"].startswith(" Paris.")
+    assert answer["prompt_tokens"] == 5
+
+
+def test_a_question_answered(manager):
+    messages = [
+        {"role": "system", "content": "You are helpful."},
+        {"role": "user", "content": "What is the capital of France?"},
+    ]
+    answer = manager.complete(messages, **GREEDY, max_new_tokens=30)
+    assert answer["text"] == "The capital of France is Paris."
+    assert answer["finish_reason"] == "stop"
+    streamed = list(manager.stream(messages, **GREEDY, max_new_tokens=30))
+    assert "".join(streamed) == answer["text"]
+    assert len(streamed) > 3
+
+
+def test_the_next_turn_reads_only_what_is_new(manager):
+    messages = [{"role": "user", "content": "Name a colour."}]
+    answer = manager.chat(messages, **GREEDY, max_new_tokens=20)
+    messages += [{"role": "assistant", "content": answer}, {"role": "user", "content": "Another one."}]
+    again = manager.complete(messages, **GREEDY, max_new_tokens=5)
+    assert again["reused_tokens"] > again["prompt_tokens"] / 2
+
+
+def test_turkish_comes_in_whole_characters(manager):
+    prompt = "Türkiye'nin başkenti Ankara'dır. İstanbul ise"
+    stream = manager.stream(prompt, **GREEDY, max_new_tokens=30)
+    pieces = list(stream)
+    assert "".join(pieces) == stream.completion["text"]
+    assert "\ufffd" not in stream.completion["text"]
+
+
+def test_what_it_is_and_what_it_takes(manager):
+    described = manager.describe_generator()
+    assert described["context"] == 8192
+    assert described["chat_template"] is True
+    assert manager.stats()["slots"][SLOT]["bytes"] == described["bytes"] < 110e6

@@ -1,0 +1,43 @@
+"""examples/quickstart.ipynb runs from the first cell to the last, and is committed as it ran."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+from conftest import ROOT
+
+PATH = ROOT / "examples" / "quickstart.ipynb"
+
+
+def cells():
+    return [cell for cell in json.loads(PATH.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
+
+
+def test_it_is_small_and_was_executed():
+    assert PATH.stat().st_size < 300_000
+    assert [cell["execution_count"] for cell in cells()] == list(range(1, len(cells()) + 1))
+    kinds = [output["output_type"] for cell in cells() for output in cell["outputs"]]
+    assert "error" not in kinds
+    shown = [kind for cell in cells() for output in cell["outputs"] for kind in output.get("data", {})]
+    assert shown.count("image/png") == 2
+    assert "text/html" in shown
+
+
+@pytest.mark.real
+@pytest.mark.timeout(180)
+# The kernel is another process; what its client warns of is not ours.
+@pytest.mark.filterwarnings("default")
+def test_it_runs(minilm, multilingual, smollm2, monkeypatch, tmp_path):
+    nbformat = pytest.importorskip("nbformat")
+    client = pytest.importorskip("nbclient")
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
+    notebook = nbformat.read(PATH, as_version=4)
+    # The interpreter of the tests, whatever kernels are installed.
+    notebook.metadata.kernelspec.name = "python3"
+    resources = {"metadata": {"path": str(PATH.parent)}}
+    client.NotebookClient(notebook, timeout=120, kernel_name="python3", resources=resources).execute()
+    said = json.dumps([cell.get("outputs", []) for cell in notebook.cells])
+    assert "Paris" in said
+    assert sys.version_info[:2] == tuple(map(int, notebook.metadata.language_info.version.split(".")[:2]))
