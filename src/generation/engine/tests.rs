@@ -73,7 +73,7 @@ impl Decoder for Letters {
             if step.wanted {
                 let row = rows.next().expect("a row for each that wants one");
                 row.fill(0.0);
-                row[256..].fill(f32::NEG_INFINITY);
+                row[256..].fill(-1e30);
                 row[self.next(&step.cache.0) as usize] = 1.0;
                 if step.cache.0.contains(&self.damages) {
                     row[3] = f32::NAN;
