@@ -1,6 +1,17 @@
-//! What the embedding process tells the core: environment, installed packages.
+//! Settings: defaults, environment, keywords; validated once, then immutable.
+//!
+//! One table ([`for_each_setting`]) holds every setting with its meaning, type, default and environment variable. The
+//! struct, the parser, the Python class, the README's table and the tests that nothing is missing are all made from it.
 
+mod value;
+
+use std::collections::BTreeSet;
 use std::path::PathBuf;
+use std::time::Duration;
+
+pub use value::{Choice, KeepAliveSetting, MemoryBudget, NonEmpty, Seconds, Setting, Value};
+
+use crate::{Error, Result};
 
 /// What the process that embeds this crate tells it.
 pub trait Host: Send + Sync + 'static {
@@ -22,5 +33,386 @@ impl Host for SystemHost {
 
     fn package_dir(&self, _name: &str) -> Option<PathBuf> {
         None
+    }
+}
+
+/// Source of the slot `turkish_sentence` when nothing else is configured, and its fallback when something is.
+pub const MULTILINGUAL_MODEL: &str = "sentence-transformers/paraphrase-multilingual-MiniLM-L12-v2";
+
+/// Calls `$then!` with the table of settings: meaning, name, type, default, environment variable.
+macro_rules! for_each_setting {
+    ($then:ident) => {
+        $then! {
+            /// Load models at first use; false: the configured ones with the manager.
+            lazy_loading: bool = true, "LAZY_LOADING_ENABLED";
+            /// Unload models that are idle.
+            auto_cleanup: bool = true, "AUTO_CLEANUP_ENABLED";
+            /// Seconds between clean-ups at most; idle deadlines are kept exactly.
+            cleanup_interval: Seconds = Seconds(300.0), "CLEANUP_INTERVAL_SECONDS";
+            /// Seconds after its latest use that a model is unloaded.
+            max_idle_time: Seconds = Seconds(600.0), "MAX_IDLE_TIME_SECONDS";
+            /// Vectors that the embedding cache holds; 0 turns it off.
+            cache_size: usize = 50, "MEMORY_EFFICIENT_CACHE_SIZE";
+            /// Bytes that the embedding cache holds.
+            cache_bytes: usize = 64 << 20, "MODEL_MANAGER_CACHE_BYTES";
+            /// Which vector leaves a full cache: lru, lfu, or ttl (LRU whose entries expire).
+            cache_policy: CachePolicy = CachePolicy::Lru, "MODEL_MANAGER_CACHE_POLICY";
+            /// Seconds that an entry lives under the policy ttl.
+            cache_ttl: Seconds = Seconds(600.0), "MODEL_MANAGER_CACHE_TTL";
+            /// The preferred sentence model is the Turkish one.
+            prefer_turkish: bool = true, "AI_PREFER_TURKISH_MODELS";
+            /// Each text goes to the model of its language; false: all go to the preferred one.
+            language_detection: bool = true, "AI_LANGUAGE_DETECTION";
+            /// Source of the slot turkish_sentence. The variable is read again at each load.
+            turkish_model: NonEmpty = NonEmpty::from(MULTILINGUAL_MODEL), "TURKISH_SENTENCE_MODEL";
+            /// Source of the slot english_sentence. The variable is read again at each load.
+            english_model: NonEmpty = NonEmpty::from("all-MiniLM-L6-v2"), "ENGLISH_FALLBACK_MODEL";
+            /// Source of the slot text_generator. The variable is read again at each load.
+            generator_model: NonEmpty = NonEmpty::from("ytu-ce-cosmos/turkish-gpt2-large"), "HUGGINGFACE_MODEL";
+            /// A warm-up of everything includes the generator.
+            use_huggingface: bool = true, "USE_HUGGINGFACE";
+            /// Default length of generated answers, in tokens.
+            max_tokens: usize = 150, "AI_MAX_TOKENS";
+            /// Default sampling temperature.
+            temperature: f64 = 0.7, "AI_TEMPERATURE";
+            /// float32, bfloat16, or auto: bfloat16 where the CPU multiplies it natively, else float32.
+            dtype: DTypeChoice = DTypeChoice::Auto, "MODEL_MANAGER_DTYPE";
+            /// How the generator's weights are held: auto, float32, bfloat16, int8 or int4. GGUF files keep their own form.
+            generator_dtype: GeneratorDType = GeneratorDType::Auto, "MODEL_MANAGER_GENERATOR_DTYPE";
+            /// auto, cpu, cuda or mps; the last two need a build with that feature.
+            device: DeviceChoice = DeviceChoice::Auto, "MODEL_MANAGER_DEVICE";
+            /// Threads that compute, shared by all managers of the process; 0: as many as the cores it may use.
+            threads: usize = 0, "MODEL_MANAGER_THREADS";
+            /// Texts that may wait for one model before a call is refused.
+            max_queue: usize = 200_000, "MODEL_MANAGER_MAX_QUEUE";
+            /// Memory that all models may take: bytes, text such as "2GB", or a fraction of RAM or cgroup limit.
+            memory_budget: Option<MemoryBudget> = None, "MODEL_MANAGER_MEMORY_BUDGET";
+            /// How long models stay after their latest use: seconds or "5m"; 0: not at all; negative: for ever; none: max_idle_time.
+            keep_alive: Option<KeepAliveSetting> = None, "MODEL_MANAGER_KEEP_ALIVE";
+            /// Seconds that a call may take when it gives no timeout of its own; none: no limit.
+            load_timeout: Option<Seconds> = None, "MODEL_MANAGER_LOAD_TIMEOUT";
+            /// Folder of downloaded models; none: the Hugging Face cache.
+            cache_dir: Option<NonEmpty> = None, "MODEL_MANAGER_CACHE_DIR";
+            /// Never download. HF_HUB_OFFLINE turns it on too.
+            offline: bool = false, "MODEL_MANAGER_OFFLINE";
+            /// Branch, tag or commit of hub models; none: main.
+            revision: Option<NonEmpty> = None, "MODEL_MANAGER_REVISION";
+        }
+    };
+}
+#[cfg(feature = "python")]
+pub(crate) use for_each_setting;
+
+value::choice! {
+    /// Which vector leaves a full cache.
+    CachePolicy {
+        /// The least recently used one.
+        Lru = "lru",
+        /// The least frequently used one.
+        Lfu = "lfu",
+        /// The least recently used one, and every entry after its time.
+        Ttl = "ttl",
+    }
+}
+
+value::choice! {
+    /// In which numbers a model computes.
+    DTypeChoice {
+        /// bfloat16 where the CPU multiplies it natively, else float32.
+        Auto = "auto",
+        /// 32-bit floating point.
+        Float32 = "float32",
+        /// bfloat16 products, float32 sums.
+        Bfloat16 = "bfloat16",
+    }
+}
+
+value::choice! {
+    /// How the weights of a text generator are held.
+    GeneratorDType {
+        /// bfloat16 where the CPU multiplies it natively, else float32.
+        Auto = "auto",
+        /// 32-bit floating point.
+        Float32 = "float32",
+        /// bfloat16.
+        Bfloat16 = "bfloat16",
+        /// Quantised at load: 8 bits a weight and a scale for every 32.
+        Int8 = "int8",
+        /// Quantised at load: 4 bits a weight, a scale and a minimum for every 32.
+        Int4 = "int4",
+    }
+}
+
+value::choice! {
+    /// Where models compute.
+    DeviceChoice {
+        /// The best that this build supports and this machine has.
+        Auto = "auto",
+        /// This crate's own kernels.
+        Cpu = "cpu",
+        /// NVIDIA, through candle.
+        Cuda = "cuda",
+        /// Apple, through candle.
+        Mps = "mps",
+    }
+}
+
+/// One row of the table, for documentation and for checks.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Field {
+    /// Keyword.
+    pub name: &'static str,
+    /// Environment variable.
+    pub environment: &'static str,
+    /// Value without keyword and environment.
+    pub default: Value,
+    /// Type, as Python annotates it.
+    pub annotation: String,
+    /// Meaning, unit, allowed values.
+    pub doc: String,
+}
+
+macro_rules! define_settings {
+    ($($(#[doc = $doc:literal])+ $name:ident: $type:ty = $default:expr, $environment:literal;)+) => {
+        /// The settings of a manager. Made by [`Settings::resolve`].
+        #[derive(Debug, Clone)]
+        pub struct Settings {
+            $($(#[doc = $doc])+ pub $name: $type,)+
+            /// Settings given by keyword, which the environment no longer changes.
+            given: BTreeSet<&'static str>,
+        }
+
+        impl Default for Settings {
+            fn default() -> Self {
+                Self { $($name: $default,)+ given: BTreeSet::new() }
+            }
+        }
+
+        impl PartialEq for Settings {
+            /// Equal values; where they came from does not matter.
+            fn eq(&self, other: &Self) -> bool {
+                true $(&& self.$name == other.$name)+
+            }
+        }
+
+        impl Settings {
+            /// Every setting.
+            #[must_use]
+            pub fn fields() -> Vec<Field> {
+                let defaults = Self::default();
+                vec![$(Field {
+                    name: stringify!($name),
+                    environment: $environment,
+                    default: defaults.$name.to_value(),
+                    annotation: <$type as Setting>::annotation(),
+                    doc: concat!($($doc),+).trim().to_owned(),
+                }),+]
+            }
+
+            /// The value of a setting; `None` when there is no such setting.
+            #[must_use]
+            pub fn get(&self, name: &str) -> Option<Value> {
+                match name {
+                    $(stringify!($name) => Some(self.$name.to_value()),)+
+                    _ => None,
+                }
+            }
+
+            fn set_keyword(&mut self, name: &str, value: &Value) -> Result<()> {
+                match name {
+                    $(stringify!($name) => {
+                        self.$name = Setting::from_value(value).map_err(|reason| refused(name, value, reason))?;
+                        self.given.insert(stringify!($name));
+                        Ok(())
+                    })+
+                    _ => Err(unknown(name)),
+                }
+            }
+
+            fn read_environment(&mut self, host: &dyn Host) -> Result<()> {
+                $(if let Some(text) = host.env($environment).filter(|text| !text.trim().is_empty()) {
+                    self.$name = Setting::from_text(text.trim())
+                        .map_err(|reason| refused($environment, &Value::Text(text), reason))?;
+                })+
+                Ok(())
+            }
+        }
+    };
+}
+for_each_setting!(define_settings);
+
+impl Settings {
+    /// Defaults, replaced by the environment, replaced by `keywords`.
+    ///
+    /// # Errors
+    /// [`Error::Config`] naming the keyword or the variable, its value, and what is allowed.
+    pub fn resolve<'a>(
+        host: &dyn Host,
+        keywords: impl IntoIterator<Item = (&'a str, Value)>,
+    ) -> Result<Self> {
+        let mut settings = Self::default();
+        settings.read_environment(host)?;
+        settings.with(keywords)
+    }
+
+    /// These settings with some replaced.
+    ///
+    /// # Errors
+    /// As [`Settings::resolve`].
+    pub fn with<'a>(mut self, keywords: impl IntoIterator<Item = (&'a str, Value)>) -> Result<Self> {
+        for (name, value) in keywords {
+            self.set_keyword(name, &value)?;
+        }
+        self.check()?;
+        Ok(self)
+    }
+
+    /// Whether the setting was given by keyword.
+    #[must_use]
+    pub fn is_given(&self, name: &str) -> bool {
+        self.given.contains(name)
+    }
+
+    /// How long a model stays after its latest use when its slot says nothing.
+    #[must_use]
+    pub fn idle_time(&self) -> Duration {
+        self.max_idle_time.duration()
+    }
+
+    fn check(&self) -> Result<()> {
+        if !(0.0..=100.0).contains(&self.temperature) {
+            let value = Value::Float(self.temperature);
+            return Err(refused("temperature", &value, "must lie between 0 and 100".into()));
+        }
+        for (name, value) in [
+            ("max_tokens", self.max_tokens),
+            ("max_queue", self.max_queue),
+            ("cleanup_interval", usize::from(self.cleanup_interval.0 > 0.0)),
+        ] {
+            if value == 0 {
+                let value = self.get(name).unwrap_or(Value::None);
+                return Err(refused(name, &value, "must be greater than 0".into()));
+            }
+        }
+        if self.threads > 4096 {
+            let value = Value::Int(self.threads as i64);
+            return Err(refused("threads", &value, "must be at most 4096; 0 means one a core".into()));
+        }
+        Ok(())
+    }
+}
+
+fn refused(setting: &str, value: &Value, reason: String) -> Error {
+    Error::Config { setting: setting.into(), value: value.to_string(), reason }
+}
+
+fn unknown(name: &str) -> Error {
+    let known: Vec<_> = Settings::fields().iter().map(|field| field.name).collect();
+    let reason = format!("there is no such setting; there are {}", known.join(", "));
+    Error::Config { setting: name.into(), value: "…".into(), reason }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use super::*;
+
+    struct Environment(HashMap<&'static str, &'static str>);
+
+    impl Host for Environment {
+        fn env(&self, name: &str) -> Option<String> {
+            self.0.get(name).map(ToString::to_string)
+        }
+
+        fn package_dir(&self, _: &str) -> Option<PathBuf> {
+            None
+        }
+    }
+
+    fn environment<const N: usize>(pairs: [(&'static str, &'static str); N]) -> Environment {
+        Environment(pairs.into())
+    }
+
+    #[test]
+    fn keywords_beat_the_environment_which_beats_defaults() {
+        let host = environment([("MEMORY_EFFICIENT_CACHE_SIZE", "7"), ("AI_TEMPERATURE", "0.5")]);
+        let settings = Settings::resolve(&host, [("cache_size", Value::Int(9))]).unwrap();
+        assert_eq!((settings.cache_size, settings.temperature, settings.max_tokens), (9, 0.5, 150));
+        assert!(settings.is_given("cache_size") && !settings.is_given("temperature"));
+    }
+
+    #[test]
+    fn an_empty_variable_is_no_variable() {
+        let settings = Settings::resolve(&environment([("MAX_IDLE_TIME_SECONDS", " ")]), []).unwrap();
+        assert_eq!(settings, Settings::default());
+    }
+
+    #[test]
+    fn every_setting_reads_its_variable_and_its_keyword_and_refuses_nonsense_by_name() {
+        struct One(&'static str, String);
+        impl Host for One {
+            fn env(&self, name: &str) -> Option<String> {
+                (name == self.0).then(|| self.1.clone())
+            }
+            fn package_dir(&self, _: &str) -> Option<PathBuf> {
+                None
+            }
+        }
+        for field in Settings::fields() {
+            assert!(!field.doc.is_empty() && field.doc.ends_with('.'), "{}", field.name);
+            // A value that is not the default.
+            let value = match (field.annotation.as_str(), field.name) {
+                ("bool", _) => Value::Bool(field.default == Value::Bool(false)),
+                ("int", _) => Value::Int(3),
+                ("float" | "float | None", _) => Value::Float(2.5),
+                (_, "cache_policy") => Value::Text("lfu".into()),
+                (_, "dtype" | "generator_dtype") => Value::Text("float32".into()),
+                (_, "device") => Value::Text("cpu".into()),
+                (_, "memory_budget") => Value::Text("2GB".into()),
+                (_, "keep_alive") => Value::Text("5m".into()),
+                _ => Value::Text("other".into()),
+            };
+            let by_keyword = Settings::default().with([(field.name, value.clone())]).unwrap();
+            assert_eq!(by_keyword.get(field.name), Some(value.clone()), "{}", field.name);
+            assert_ne!(by_keyword, Settings::default());
+            let host = One(field.environment, value.plain());
+            assert_eq!(Settings::resolve(&host, []).unwrap(), by_keyword, "{}", field.environment);
+            // Text settings take any text; the others refuse this one.
+            if !matches!(field.annotation.as_str(), "str" | "str | None") {
+                let host = One(field.environment, "nonsense!".into());
+                let error = Settings::resolve(&host, []).unwrap_err();
+                assert!(error.to_string().starts_with(field.environment), "{error}");
+            }
+            let error = Settings::default().with([(field.name, Value::Other("list".into()))]).unwrap_err();
+            assert!(error.to_string().starts_with(field.name), "{error}");
+        }
+    }
+
+    #[test]
+    fn values_out_of_range_are_refused_by_name() {
+        for (name, value) in [
+            ("cache_size", Value::Int(-1)),
+            ("temperature", Value::Float(-0.1)),
+            ("temperature", Value::Float(f64::NAN)),
+            ("max_tokens", Value::Int(0)),
+            ("max_queue", Value::Int(0)),
+            ("threads", Value::Int(5000)),
+            ("cleanup_interval", Value::Int(0)),
+            ("max_idle_time", Value::Float(-1.0)),
+            ("cache_ttl", Value::Float(f64::INFINITY)),
+            ("memory_budget", Value::Float(1.5)),
+            ("memory_budget", Value::Text("lots".into())),
+            ("keep_alive", Value::Text("soon".into())),
+            ("english_model", Value::Text("  ".into())),
+        ] {
+            let error = Settings::default().with([(name, value.clone())]).unwrap_err();
+            assert!(
+                matches!(&error, Error::Config { setting, .. } if setting == name),
+                "{name}={value}: {error}"
+            );
+        }
+        let error = Settings::default().with([("cache_sise", Value::Int(1))]).unwrap_err();
+        assert!(error.to_string().contains("cache_size"), "{error}");
     }
 }

@@ -28,6 +28,7 @@ impl Candle {
     }
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "the shape that map_err asks for")]
 fn failed(error: candle_core::Error) -> Error {
     Error::Internal { place: "candle".into(), reason: error.to_string() }
 }

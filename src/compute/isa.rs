@@ -11,9 +11,9 @@ pub const ISA_VARIABLE: &str = "MODEL_MANAGER_ISA";
 /// An instruction set that kernels are compiled for. Found at run time: one binary serves every machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Isa {
-    /// Plain Rust, vectorised by the compiler for the target's baseline.
+    /// Plain Rust: any CPU.
     Portable,
-    /// aarch64: the portable kernels with fused multiply-add and taller tiles, which LLVM turns into NEON.
+    /// NEON: every aarch64.
     Neon,
     /// AVX2 and FMA.
     Avx2,

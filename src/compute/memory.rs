@@ -1,7 +1,7 @@
 //! Memory: files mapped read-only, aligned buffers that leave at once, and what the process holds.
 
 use std::fs::File;
-use std::ops::Deref;
+use std::ops::{Deref, Range};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -34,6 +34,27 @@ impl MappedFile {
         // hub's cache does; a user who truncates a file in use gets SIGBUS, as with every mapping reader.
         let map = unsafe { Mmap::map(&file) }.map_err(failed)?;
         Ok(Arc::new(Self { map, path: path.to_path_buf() }))
+    }
+
+    /// Says that the bytes at `range` will not be read soon. Pages that lie in it wholly leave this process's
+    /// resident memory; a later read finds them in the page cache or the file again.
+    pub fn release(&self, range: Range<usize>) {
+        #[cfg(unix)]
+        {
+            // SAFETY: sysconf reads a constant of the system.
+            let page = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(1 << 16);
+            let (start, end) = (range.start.next_multiple_of(page), range.end / page * page);
+            if start < end && end <= self.map.len() {
+                // SAFETY: the map is read-only and of a file, so what is dropped can always be read again.
+                let advised = unsafe {
+                    self.map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, start, end - start)
+                };
+                // Refused advice changes nothing but how much memory is counted.
+                advised.unwrap_or_else(|error| log::debug!("{}: {error}", self.path.display()));
+            }
+        }
+        #[cfg(not(unix))]
+        let _ = range;
     }
 
     /// Where the file lies.
@@ -143,6 +164,9 @@ pub fn resident_bytes() -> u64 {
 mod tests {
     use super::*;
 
+    /// Tests that watch the process's memory take turns.
+    static MEASURING: crate::sync::Mutex<()> = crate::sync::Mutex::new(());
+
     #[test]
     fn a_buffer_is_zeroed_typed_and_writable() {
         let mut buffer = Buffer::zeroed(10).unwrap();
@@ -166,8 +190,27 @@ mod tests {
 
     #[cfg(target_os = "linux")]
     #[test]
+    fn released_pages_leave_resident_memory_and_can_be_read_again() {
+        const SIZE: usize = 128 << 20;
+        let _turn = MEASURING.lock();
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("weights");
+        std::fs::write(&path, vec![7; SIZE]).unwrap();
+        let file = MappedFile::open(&path).unwrap();
+        let sum = |file: &[u8]| file.iter().step_by(512).map(|&x| u64::from(x)).sum::<u64>();
+        let expected = sum(&file);
+        let held = resident_bytes();
+        file.release(100..SIZE - 100);
+        let left = resident_bytes();
+        assert!(held > left && held - left > 100 << 20, "{held} -> {left}");
+        assert_eq!(sum(&file), expected);
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
     fn a_dropped_buffer_leaves_resident_memory_at_once() {
         const MIB: u64 = 1 << 20;
+        let _turn = MEASURING.lock();
         let mut buffer = Buffer::zeroed(256 << 20).unwrap();
         buffer.as_mut_slice::<u8>().fill(1);
         let held = resident_bytes();

@@ -12,6 +12,9 @@ mod backend;
 pub mod candle;
 pub mod cpu;
 pub mod decoder;
+#[cfg(test)]
+#[cfg(unix)]
+mod guarded;
 mod isa;
 mod kernels;
 pub mod memory;

@@ -11,8 +11,8 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle, Thread};
 
 use arc_swap::ArcSwapOption;
-use parking_lot::{Condvar, Mutex};
 
+use crate::sync::{Condvar, Mutex};
 use crate::{Error, Result};
 
 /// Turns of the pause instruction (20 to 50 ns each) before a thread that waits goes to sleep: longer than the
@@ -207,7 +207,7 @@ impl Shared {
             let mut jobs = self.jobs.lock();
             self.sleeping.fetch_add(1, Ordering::Relaxed);
             while self.posted.load(Ordering::Acquire) == seen {
-                self.wake.wait(&mut jobs);
+                jobs = self.wake.wait(jobs);
             }
             self.sleeping.fetch_sub(1, Ordering::Relaxed);
         }

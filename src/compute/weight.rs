@@ -111,6 +111,13 @@ impl Weight {
         matches!(self.bytes, Bytes::Mapped(..))
     }
 
+    /// Says that the bytes will not be read soon: see [`MappedFile::release`].
+    pub fn release(&self) {
+        if let Bytes::Mapped(file, range) = &self.bytes {
+            file.release(range.clone());
+        }
+    }
+
     /// Length of the first dimension (1 for a scalar).
     pub fn rows(&self) -> usize {
         self.shape.first().copied().unwrap_or(1)
@@ -258,7 +265,8 @@ mod tests {
         std::fs::write(&path, [0; 16]).unwrap();
         let file = MappedFile::open(&path).unwrap();
         assert!(Weight::mapped(Arc::clone(&file), 0..16, Stored::F32, vec![4]).is_ok());
-        for range in [0..20, 4..16, 16..0] {
+        let (late, early) = (16, 0);
+        for range in [0..20, 4..16, late..early] {
             assert!(Weight::mapped(Arc::clone(&file), range, Stored::F32, vec![4]).is_err());
         }
     }

@@ -66,23 +66,56 @@ pub fn parse_hold(dtype: &str) -> Result<Hold> {
     }
 }
 
-impl TextModel {
-    /// Finds and loads `source`: a GGUF file, or a folder, package or hub model with safetensors or
-    /// `pytorch_model.bin`.
+/// The files of a language model.
+#[derive(Debug, Clone)]
+pub enum TextFiles {
+    /// One GGUF file with everything.
+    Gguf(PathBuf),
+    /// A folder as transformers saves it.
+    Folder(ModelFiles),
+}
+
+impl TextFiles {
+    /// Finds the files of `source`: a GGUF file, or a folder, package or hub model with safetensors or
+    /// `pytorch_model.bin`, downloading what is missing.
     ///
     /// # Errors
-    /// Those of [`resolve`]; [`Error::InvalidFile`], [`Error::Unsupported`] naming the file and what is wrong.
-    pub fn load(
+    /// Those of [`resolve`].
+    pub fn find(
         source: &Source,
         options: &ResolveOptions,
         progress: &mut dyn FnMut(&Progress<'_>) -> Result<()>,
-        hold: Hold,
     ) -> Result<Self> {
-        let name = source.to_string();
-        let isa = Isa::from_env()?;
         match gguf_file(source, options)? {
-            Some(path) => Self::from_gguf(&name, &path, hold, isa),
-            None => Self::from_files(&resolve(source, options, progress)?, hold, isa),
+            Some(path) => Ok(Self::Gguf(path)),
+            None => resolve(source, options, progress).map(Self::Folder),
+        }
+    }
+
+    /// Bytes that the weights take on disk: about what they will take in memory.
+    ///
+    /// # Errors
+    /// [`Error::Io`], [`Error::Permission`] when a file cannot be looked at.
+    pub fn expected_bytes(&self) -> Result<u64> {
+        let paths = match self {
+            Self::Gguf(path) => std::slice::from_ref(path),
+            Self::Folder(files) => files.weights.paths(),
+        };
+        let size =
+            |path: &PathBuf| fs::metadata(path).map(|m| m.len()).map_err(|e| Error::io(path, "read", &e));
+        paths.iter().map(size).sum()
+    }
+}
+
+impl TextModel {
+    /// Loads the files that [`TextFiles::find`] found. `name` is what messages call the model.
+    ///
+    /// # Errors
+    /// [`Error::InvalidFile`], [`Error::Unsupported`] naming the file and what is wrong.
+    pub fn open(name: &str, files: &TextFiles, hold: Hold, isa: Isa) -> Result<Self> {
+        match files {
+            TextFiles::Gguf(path) => Self::from_gguf(name, path, hold, isa),
+            TextFiles::Folder(files) => Self::from_files(files, hold, isa),
         }
     }
 

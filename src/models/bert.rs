@@ -248,3 +248,7 @@ impl<'a> Names<'a> {
         Ok((self.get(&format!("{name}.{scale}"), &[width])?, self.get(&format!("{name}.{shift}"), &[width])?))
     }
 }
+
+#[cfg(test)]
+#[path = "bert_tests.rs"]
+mod tests;

@@ -4,10 +4,11 @@
 //! states. Until then it is `ETAG.incomplete`, which the next attempt, or the next process, continues with a `Range`
 //! request. Writers of one blob take turns by a lock file, the same one that `huggingface_hub` takes.
 //!
-//! The transfer of the `hf-hub` crate (0.5) does not serve here: it has no time-outs; it renames whatever arrived,
-//! so a short body with no length becomes a whole file; it appends a full body to the part when a server ignores
-//! `Range`; a complete part that was not renamed gives 416 for ever; a second process gives up after five seconds;
-//! and it sends the access token to the content network that the hub redirects to.
+//! The transfer of the `hf-hub` crate (0.5) does not serve here. Tried against a failing server, it takes a short body
+//! without a length for a whole file; appends the whole file to the part when the server ignores `Range`, and when
+//! an attempt to resume fails before its first byte; answers 416 for ever once a complete part was not renamed; has no
+//! time-outs; sends the access token to the content network that the hub redirects to; and a second process that
+//! wants the same file fails after five seconds.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};

@@ -9,7 +9,7 @@
 
 use std::cell::RefCell;
 
-use parking_lot::Mutex;
+use crate::sync::Mutex;
 
 use super::decoder::{Cache, Decoder, Step};
 use crate::compute::decoder::activations::{Activations, split};

@@ -69,10 +69,18 @@ impl Dense {
             return Err(unsupported(format!("reads {input}")));
         }
         let safetensors = folder.join("model.safetensors");
+        let pickle = folder.join("pytorch_model.bin");
         let files = if safetensors.is_file() {
             WeightFiles::Safetensors(vec![safetensors])
+        } else if pickle.is_file() {
+            WeightFiles::Pickle(pickle)
         } else {
-            WeightFiles::Pickle(folder.join("pytorch_model.bin"))
+            return Err(Error::MissingFile {
+                model: model.into(),
+                file: "model.safetensors".into(),
+                folder: folder.to_path_buf(),
+                remedy: "modules.json names this Dense module; copy its folder too".into(),
+            });
         };
         let weights = Weights::open(&files)?;
         let weight =
@@ -145,6 +153,14 @@ mod tests {
             r#"{"in_features":2,"out_features":1,"bias":false,"activation_function":"torch.nn.modules.linear.Identity"}"#,
         );
         assert_eq!(Dense::load("m", identity.path()).unwrap().apply(&[1.0, 1.0]), [1.0]);
+    }
+
+    #[test]
+    fn weights_left_behind_are_named() {
+        let folder = module(r#"{"in_features":2,"out_features":1}"#);
+        fs::remove_file(folder.path().join("model.safetensors")).unwrap();
+        let error = Dense::load("m", folder.path()).unwrap_err();
+        assert!(matches!(&error, Error::MissingFile { file, .. } if file == "model.safetensors"), "{error}");
     }
 
     #[test]

@@ -172,7 +172,7 @@ impl ModelFiles {
         }
         let selection = selection.map_err(|missing| missing.error(model, root))?;
         let weights = selection.weight_files(root)?;
-        for shard in weights.paths().iter().filter(|path| !path.is_file()) {
+        if let Some(shard) = weights.paths().iter().find(|path| !path.is_file()) {
             let file = shard.file_name().unwrap_or_default().to_string_lossy().into_owned();
             return Err(Missing::Shard(file).error(model, &root.join(&selection.transformer)));
         }
@@ -208,8 +208,8 @@ impl ModelFiles {
         Ok(identity)
     }
 
-    /// What loading as `dtype` will take, before loading: all floating-point elements at that width, plus three
-    /// times the tokenizer's file for its tables (measured: 2.4 to 2.9 times for WordPiece and Unigram).
+    /// What loading as `dtype` will take, before loading: all floating-point elements at that width, plus twelve
+    /// times the tokenizer's file for its tables (measured: 8 MB for 0.5 MB of WordPiece, 94 MB for 8.6 MB of Unigram).
     ///
     /// # Errors
     /// As for reading the weights' header.
@@ -222,7 +222,7 @@ impl ModelFiles {
             .iter()
             .find_map(|name| self.beside_weights(name))
             .map_or(Ok(0), |path| metadata(&path).map(|meta| meta.len()))?;
-        Ok(weights::elements(&self.weights)? * width + 3 * tokenizer)
+        Ok(weights::elements(&self.weights)? * width + 12 * tokenizer)
     }
 }
 

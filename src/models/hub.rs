@@ -125,8 +125,15 @@ impl Hub {
             Ok(selection) => selection.weight_files(&snapshot)?.paths().iter().all(|path| path.is_file()),
             Err(_) => false,
         };
-        let stages = modules.iter().filter(|m| matches!(m.kind.as_str(), "Pooling" | "Dense"));
-        if !complete || !stages.into_iter().all(|m| snapshot.join(&m.path).join("config.json").is_file()) {
+        let staged = modules.iter().all(|module| {
+            let has = |name: &str| snapshot.join(&module.path).join(name).is_file();
+            match module.kind.as_str() {
+                "Pooling" => has("config.json"),
+                "Dense" => has("config.json") && (has("model.safetensors") || has("pytorch_model.bin")),
+                _ => true,
+            }
+        });
+        if !complete || !staged {
             return Ok(Cached::Nothing);
         }
         let settled =

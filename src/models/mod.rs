@@ -4,6 +4,7 @@
 //! source.rs   what the user wrote → hub id, folder, package
 //! files.rs    which files make a model, and where they are      hub.rs, transfer.rs, blobs.rs   cache and download
 //! tokenizer.rs, wordpiece.rs   text → ids                       weights.rs                      name → tensor
+//! bert.rs     ids → token states (BERT and the RoBERTas)        pooling.rs                      states → vector
 //! sentence.rs pooling, normalisation, length, prompts           dense.rs                        one more layer
 //! ```
 
@@ -33,7 +34,7 @@ use std::path::PathBuf;
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::compute::{DType, Packed};
+use crate::compute::{Cpu, DType, Isa, Packed};
 use crate::{Error, Result};
 
 pub use files::{ModelFiles, ResolveOptions, resolve};
@@ -44,6 +45,7 @@ pub use source::Source;
 pub use tokenizer::Tokenizer;
 pub use weights::Weights;
 
+use bert::{Bert, BertConfig};
 use dense::Dense;
 
 /// The kinds of transformer that this crate runs, by `model_type` of `config.json`.
@@ -63,6 +65,8 @@ pub enum Architecture {
 /// What `config.json` says.
 #[derive(Debug, Clone)]
 pub struct ModelConfig {
+    /// The source, as messages name it.
+    pub model: String,
     /// The kind of transformer.
     pub architecture: Architecture,
     /// The whole file.
@@ -93,7 +97,7 @@ impl ModelConfig {
                     "its model_type is {kind:?}; supported are bert, xlm-roberta, roberta, camembert"
                 ),
             })?;
-        Ok(Self { architecture, json, path })
+        Ok(Self { model: files.model.clone(), architecture, json, path })
     }
 
     /// The longest sequence that the positions of the model allow.
@@ -119,6 +123,30 @@ impl ModelConfig {
 /// Makes the transformer from its configuration and weights.
 pub type Build<'a> = &'a dyn Fn(&ModelConfig, &Weights) -> Result<Box<dyn SentenceEncoder>>;
 
+/// What replaces what the model's own files say.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Overrides {
+    /// How token states become one vector.
+    pub pooling: Option<Pooling>,
+    /// Tokens after which a text is cut; at most what the model's positions allow.
+    pub max_length: Option<usize>,
+}
+
+/// The transformer on the CPU, on the kernels of `isa`, computing in `dtype`.
+///
+/// # Errors
+/// [`Error::InvalidFile`] when `config.json` lacks a number; those of the weights.
+pub fn on_cpu(
+    config: &ModelConfig,
+    weights: &Weights,
+    isa: Isa,
+    dtype: DType,
+) -> Result<Box<dyn SentenceEncoder>> {
+    let bert = BertConfig::deserialize(&config.json)
+        .map_err(|error| Error::InvalidFile { path: config.path.clone(), reason: error.to_string() })?;
+    Ok(Box::new(Bert::load(Cpu::new(isa, dtype), &bert, weights, &config.model)?))
+}
+
 /// A sentence model in memory: tokenizer, transformer, and what sentence-transformers put around it.
 pub struct Encoder {
     /// The source, as messages name it.
@@ -131,6 +159,8 @@ pub struct Encoder {
     pub tokenizer: Tokenizer,
     /// Pooling, normalisation, length, prompts.
     pub config: SentenceConfig,
+    /// `model_type` of `config.json`.
+    pub architecture: String,
     model: Box<dyn SentenceEncoder>,
     dense: Vec<Dense>,
 }
@@ -140,16 +170,20 @@ impl Encoder {
     ///
     /// # Errors
     /// Every error of this room but those of downloading.
-    pub fn load(files: &ModelFiles, dtype: DType, build: Build<'_>) -> Result<Self> {
+    pub fn load(files: &ModelFiles, dtype: DType, overrides: Overrides, build: Build<'_>) -> Result<Self> {
         let config = ModelConfig::read(files)?;
-        let sentence = SentenceConfig::load(files, config.positions()?)?;
+        let positions = config.positions()?;
+        let mut sentence = SentenceConfig::load(files, positions)?;
+        sentence.pooling = overrides.pooling.unwrap_or(sentence.pooling);
+        sentence.max_length =
+            overrides.max_length.map_or(sentence.max_length, |length| length.min(positions));
         let fingerprint = files.fingerprint(dtype)?;
         let tokenizer = Tokenizer::load(files, sentence.lower_case)?;
+        let dense: Vec<_> =
+            sentence.dense.iter().map(|folder| Dense::load(&files.model, folder)).collect::<Result<_>>()?;
         let model = build(&config, &Weights::open(&files.weights)?)?;
         let mut width = model.width();
-        let mut dense = Vec::new();
-        for folder in &sentence.dense {
-            let layer = Dense::load(&files.model, folder)?;
+        for (layer, folder) in dense.iter().zip(&sentence.dense) {
             if layer.inputs() != width {
                 return Err(Error::InvalidFile {
                     path: folder.join("config.json"),
@@ -157,7 +191,6 @@ impl Encoder {
                 });
             }
             width = layer.outputs();
-            dense.push(layer);
         }
         let embedded = config.json["vocab_size"].as_u64().unwrap_or(u64::MAX);
         if tokenizer.id_limit() as u64 > embedded {
@@ -173,6 +206,7 @@ impl Encoder {
             fingerprint,
             tokenizer,
             config: sentence,
+            architecture: config.json["model_type"].as_str().unwrap_or_default().to_owned(),
             model,
             dense,
         })
@@ -193,24 +227,37 @@ impl Encoder {
         self.model.dtype()
     }
 
-    /// The vectors of a batch, row-major `[sequences, width]`: pooled, through the Dense layers, and L2-normalised
-    /// when the model itself does that.
+    /// The ids of `prompt` and `text` together, special tokens included, cut to the model's maximum.
     ///
     /// # Errors
-    /// [`Error::NotFinite`] when any number is NaN or infinite; those of the transformer.
-    pub fn encode(&self, batch: &Packed<'_>) -> Result<Vec<f32>> {
-        let mut vectors = vec![0.0; batch.sequences() * self.model.width()];
-        self.model.encode(batch, self.config.pooling, &mut vectors)?;
-        for layer in &self.dense {
-            vectors = layer.apply(&vectors);
+    /// Those of the tokenizer.
+    pub fn tokenize(&self, prompt: &str, text: &str) -> Result<Vec<u32>> {
+        if prompt.is_empty() {
+            return self.tokenizer.encode(text, self.config.max_length);
         }
-        if vectors.iter().any(|x| !x.is_finite()) {
-            return Err(Error::NotFinite { model: self.name.clone() });
+        self.tokenizer.encode(&format!("{prompt}{text}"), self.config.max_length)
+    }
+
+    /// The vectors of a batch into `out`, row-major `[sequences, width]`: pooled, through the Dense layers, and
+    /// L2-normalised when the model itself does that. Whether they are finite is for the caller to see.
+    ///
+    /// # Errors
+    /// Those of the transformer.
+    pub fn encode(&self, batch: &Packed<'_>, out: &mut [f32]) -> Result<()> {
+        if self.dense.is_empty() {
+            self.model.encode(batch, self.config.pooling, out)?;
+        } else {
+            let mut vectors = vec![0.0; batch.sequences() * self.model.width()];
+            self.model.encode(batch, self.config.pooling, &mut vectors)?;
+            for layer in &self.dense {
+                vectors = layer.apply(&vectors);
+            }
+            out.copy_from_slice(&vectors);
         }
         if self.config.normalize {
-            vectors.chunks_exact_mut(self.width().max(1)).for_each(normalize);
+            out.chunks_exact_mut(self.width().max(1)).for_each(normalize);
         }
-        Ok(vectors)
+        Ok(())
     }
 }
 

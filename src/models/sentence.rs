@@ -218,7 +218,7 @@ fn read_pooling(model: &str, folder: &Path) -> Result<(Pooling, bool)> {
             remedy: "modules.json names this pooling; copy its folder too".into(),
         });
     }
-    let config: Value = read_json(&path)?;
+    let config = Value::Object(read_json(&path)?);
     let modes: Vec<String> = match &config["pooling_mode"] {
         Value::String(mode) => vec![mode.clone()],
         Value::Array(modes) => {

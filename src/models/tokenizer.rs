@@ -29,9 +29,7 @@ pub struct Tokenizer {
     /// Special ids after a text, such as `[SEP]`.
     after: Vec<u32>,
     keep_end: bool,
-    /// Words separated by spaces become tokens independently, so the beginning of a text has the beginning of its
-    /// tokens.
-    separable: bool,
+    boundary: Option<Boundary>,
 }
 
 impl Tokenizer {
@@ -75,14 +73,14 @@ impl Tokenizer {
         prepare(&mut inner).map_err(|e| invalid(&path, &e.to_string()))?;
         let (before, after) = special_ids(&inner)
             .ok_or_else(|| invalid(&path, "its post-processor does not keep a text's tokens in one piece"))?;
-        let separable = inner.get_pre_tokenizer().is_some_and(splits_at_spaces)
-            && inner.get_normalizer().is_none_or(is_local)
+        let independent = inner.get_normalizer().is_none_or(is_local)
             && inner
                 .get_added_vocabulary()
                 .get_vocab()
                 .keys()
                 .all(|token| !token.contains(char::is_whitespace));
-        Ok(Self { inner, before, after, keep_end, separable })
+        let boundary = inner.get_pre_tokenizer().and_then(boundary).filter(|_| independent);
+        Ok(Self { inner, before, after, keep_end, boundary })
     }
 
     /// The ids of `text` with the model's special tokens, at most `max_length` in all: the text's own tokens are
@@ -98,10 +96,10 @@ impl Tokenizer {
                 self.special_tokens()
             )));
         }
-        if !self.keep_end && self.separable {
+        if let Some(boundary) = self.boundary.filter(|_| !self.keep_end) {
             let mut window = WINDOW.max(room.saturating_mul(WINDOW_PER_TOKEN));
             while window < text.len() / 2 {
-                if let Some(beginning) = beginning(text, window) {
+                if let Some(beginning) = beginning(text, window, boundary) {
                     let content = self.content(beginning)?;
                     if content.len() >= room {
                         return Ok(self.dress(content.get_ids(), room));
@@ -223,19 +221,29 @@ fn special_ids(inner: &Inner) -> Option<(Vec<u32>, Vec<u32>)> {
     alone.then(|| (dressed.get_ids()[..at].to_vec(), dressed.get_ids()[at + 1..].to_vec()))
 }
 
-/// Whether no token can span two words: letters, one space, letters.
-fn splits_at_spaces(pre_tokenizer: &PreTokenizerWrapper) -> bool {
+/// Where a text can be cut so that the tokens before do not depend on the text after.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Boundary {
+    /// Before any white space that follows something else.
+    WhiteSpace,
+    /// Before one space between two letters: the regular expressions of byte-level tokenizers look further in the
+    /// other cases.
+    SpaceInLetters,
+}
+
+fn boundary(pre_tokenizer: &PreTokenizerWrapper) -> Option<Boundary> {
     use PreTokenizerWrapper as P;
     match pre_tokenizer {
-        P::BertPreTokenizer(_) | P::Whitespace(_) | P::WhitespaceSplit(_) => true,
-        P::ByteLevel(byte_level) => byte_level.use_regex,
-        P::Metaspace(metaspace) => metaspace.get_split(),
+        P::BertPreTokenizer(_) | P::Whitespace(_) | P::WhitespaceSplit(_) => Some(Boundary::WhiteSpace),
+        P::ByteLevel(byte_level) => byte_level.use_regex.then_some(Boundary::SpaceInLetters),
+        P::Metaspace(metaspace) => metaspace.get_split().then_some(Boundary::SpaceInLetters),
         P::Sequence(sequence) => {
             let all: &[P] = sequence.as_ref();
-            all.iter().any(splits_at_spaces)
-                && all.iter().all(|p| splits_at_spaces(p) || matches!(p, P::Punctuation(_) | P::Digits(_)))
+            let known = |p: &P| boundary(p).is_some() || matches!(p, P::Punctuation(_) | P::Digits(_));
+            // The first sees the text; those after it see its pieces.
+            boundary(all.first()?).filter(|_| all.iter().all(known))
         }
-        _ => false,
+        _ => None,
     }
 }
 
@@ -255,19 +263,29 @@ fn is_local(normalizer: &NormalizerWrapper) -> bool {
     }
 }
 
-/// The beginning of `text`, at least `length` bytes, that ends where a word does: before letter, space, letter.
-fn beginning(text: &str, length: usize) -> Option<&str> {
+/// The beginning of `text`, at least `length` bytes, up to a boundary.
+fn beginning(text: &str, length: usize, boundary: Boundary) -> Option<&str> {
     let start = (length..text.len()).find(|&at| text.is_char_boundary(at))?;
-    let mut letter_before = false;
+    let mut before = '\n';
     let mut rest = text[start..].char_indices().peekable();
     while let Some((at, c)) = rest.next() {
         if at > WINDOW {
             return None;
         }
-        if c == ' ' && letter_before && rest.peek().is_some_and(|(_, next)| next.is_alphabetic()) {
+        let after = rest.peek().map_or('\0', |(_, next)| *next);
+        let cut = match boundary {
+            // Not any Unicode white space: some are removed, not split at. A mark after it would combine with it.
+            Boundary::WhiteSpace => {
+                " \n\r\t".contains(c)
+                    && !before.is_whitespace()
+                    && (after.is_ascii() || after.is_alphanumeric())
+            }
+            Boundary::SpaceInLetters => c == ' ' && before.is_alphabetic() && after.is_alphabetic(),
+        };
+        if cut {
             return Some(&text[..start + at]);
         }
-        letter_before = c.is_alphabetic();
+        before = c;
     }
     None
 }

@@ -53,7 +53,7 @@ pub(crate) fn from_vocabulary(path: &Path, settings: &Settings) -> Result<Tokeni
     let (first, separator) = (id(&special.first)?, id(&special.separator)?);
     let template = TemplateProcessing::builder()
         .try_single(format!("{} $A {}", special.first, special.separator))
-        .map_err(|e| invalid(e.to_string()))?
+        .map_err(&invalid)?
         .special_tokens(vec![(special.first.clone(), first), (special.separator.clone(), separator)])
         .build()
         .map_err(|e| invalid(e.to_string()))?;

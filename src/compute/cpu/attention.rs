@@ -9,7 +9,7 @@ use std::ops::Range;
 
 use super::linear::share;
 use super::matrix::{Matrix, Target};
-use crate::compute::kernels::rows::{Finish, Running};
+use crate::compute::kernels::rows::{Finish, Running, Softmax};
 use crate::compute::kernels::tile::Tile;
 use crate::compute::kernels::{Kernels, units};
 use crate::compute::memory::Buffer;
@@ -186,15 +186,25 @@ impl Attention<'_> {
                 // SAFETY: queries lie inside the input; scores have whole panels for a block in every row.
                 unsafe { self.kernels.tile(format, &product) };
             }
-            // Pairs of keys are multiplied at once: an odd last one is paired with a probability of zero.
-            let padded = count.next_multiple_of(2);
-            for (row, running) in running.iter_mut().enumerate().take(tile.len()) {
-                let valid =
-                    if causal { (tile.start + row + 1).saturating_sub(block).min(count) } else { count };
-                let range = row * STRIDE..row * STRIDE + padded;
-                let narrow = (format == DType::Bf16).then(|| &mut scratch.narrow[range.clone()]);
-                let factor = self.kernels.softmax(&mut scratch.scores[range], valid, scale, running, narrow);
-                if block > 0 && factor != 1.0 {
+            let mut factors = [0.0; ROWS];
+            self.kernels.softmax(&mut Softmax {
+                scores: &mut scratch.scores,
+                narrow: (format == DType::Bf16).then_some(&mut scratch.narrow[..]),
+                stride: STRIDE,
+                keys: count,
+                visible: if causal {
+                    (tile.start as isize + 1 - block as isize, 1)
+                } else {
+                    (count as isize, 0)
+                },
+                scale,
+                running: &mut running[..tile.len()],
+                factors: &mut factors[..tile.len()],
+            });
+            if block > 0 {
+                for (row, &factor) in
+                    factors.iter().enumerate().take(tile.len()).filter(|(_, factor)| **factor != 1.0)
+                {
                     for first in (0..width).step_by(panel) {
                         for column in 0..panel {
                             // SAFETY: `sums` has a tile of ROWS rows for each panel of value columns.
@@ -221,7 +231,7 @@ impl Attention<'_> {
                     rows: tile.len(),
                     accumulate: block > 0,
                 };
-                // SAFETY: probabilities have `padded` columns in every row of the tile.
+                // SAFETY: probabilities have a zero behind an odd number of keys.
                 unsafe { self.kernels.tile(format, &product) };
             }
         }

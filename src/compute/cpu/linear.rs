@@ -3,7 +3,6 @@
 use std::ops::Range;
 
 use half::bf16;
-use parking_lot::Mutex;
 
 use super::matrix::{Matrix, Target};
 use super::team::Team;
@@ -12,6 +11,7 @@ use crate::compute::kernels::tile::Tile;
 use crate::compute::kernels::{Kernels, LARGEST_TILE, units};
 use crate::compute::memory::Buffer;
 use crate::compute::{Activation, DType, Threads, Weight};
+use crate::sync::Mutex;
 use crate::{Error, Result};
 
 /// Panels of one block together should stay in the second-level cache while all rows pass by.
@@ -91,6 +91,8 @@ impl Linear {
                 }
             }
         })?;
+        // The packed copy serves from now on: the file's pages need not count as ours.
+        parts.iter().for_each(|(matrix, _)| matrix.release());
         Ok(Self { panels, bias, inputs, outputs, format })
     }
 

@@ -2,12 +2,11 @@
 
 use std::ops::Range;
 
-use parking_lot::Mutex;
-
 use super::attention::Scratch;
 use crate::Result;
 use crate::compute::DType;
 use crate::compute::memory::Buffer;
+use crate::sync::Mutex;
 
 /// Row-major activations. Rows start on cache lines, and their distance is never a large power of two, which would
 /// put all rows of a tile into the same few cache sets.

@@ -15,8 +15,6 @@ mod tests;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use parking_lot::Mutex;
-
 pub use self::linear::Linear;
 use self::matrix::Workspace;
 pub use self::pass::{CpuPass, States};
@@ -24,6 +22,7 @@ use self::plan::Plan;
 use self::team::Team;
 use super::kernels::Kernels;
 use super::{Backend, DType, Forward, Isa, Packed, Threads, Weight};
+use crate::sync::Mutex;
 use crate::{Error, Result};
 
 /// Workspaces larger than this are not kept: a single very long text would hold them for ever.
@@ -65,7 +64,7 @@ impl Cpu {
         self.kernels.isa()
     }
 
-    /// Runs `forward` on the sequences `first..end` of `batch`.
+    /// Runs `forward` on the sequences `range` of `batch`.
     fn part(
         &self,
         batch: &Packed<'_>,
@@ -133,22 +132,23 @@ impl Backend for Cpu {
             parts.push((range, rows));
             rest = others;
         }
-        if plan.together {
-            let team = if threads.count() > 1 { Team::All(&threads) } else { Team::One };
-            return parts
-                .into_iter()
-                .try_for_each(|(range, rows)| self.part(batch, range, team, rows, forward));
-        }
         let parts: Vec<_> = parts.into_iter().map(|part| Mutex::new(Some(part))).collect();
         let fault = Mutex::new(None::<Error>);
-        threads.run(parts.len(), &|index| {
+        let run = |index: usize, team: Team<'_>| {
             let part = parts[index].lock().take();
             if let Some((range, rows)) = part
-                && let Err(error) = self.part(batch, range, Team::One, rows, forward)
+                && let Err(error) = self.part(batch, range, team, rows, forward)
             {
                 fault.lock().get_or_insert(error);
             }
-        })?;
+        };
+        // One task is this thread's own, and what it shares out are tasks within it: a panic anywhere is caught.
+        if plan.together {
+            let team = if threads.count() > 1 { Team::All(&threads) } else { Team::One };
+            (0..parts.len()).try_for_each(|index| threads.run(1, &|_| run(index, team)))?;
+        } else {
+            threads.run(parts.len(), &|index| run(index, Team::One))?;
+        }
         fault.into_inner().map_or(Ok(()), Err)
     }
 

@@ -2,13 +2,12 @@
 
 use std::ops::Range;
 
-use parking_lot::Mutex;
-
 use super::attention::Attention;
 use super::matrix::{Matrix, Workspace};
 use super::team::Team;
 use super::{Cpu, Linear, Norm, Table};
 use crate::compute::{Activation, DType, Heads, Packed, Pass, Positions, Rows};
+use crate::sync::Mutex;
 use crate::{Error, Result};
 
 /// A pass of [`Cpu`] over one part of a batch.
@@ -48,7 +47,8 @@ fn misuse(reason: &str) -> Error {
 }
 
 impl CpuPass<'_> {
-    fn give(&mut self, states: States) {
+    /// Takes back the memory of states that no operation takes over.
+    pub fn discard(&mut self, states: States) {
         for matrix in [states.wide, states.narrow].into_iter().flatten() {
             self.workspace.give(matrix);
         }
@@ -143,7 +143,7 @@ impl Pass<Cpu> for CpuPass<'_> {
         let sum = residual.residual()?.target();
         let a = x.operand(self.cpu.dtype)?;
         linear.multiply(self.cpu.kernels, self.team, a, Activation::Identity, &sum, true)?;
-        self.give(x);
+        self.discard(x);
         self.norm(residual, norm)
     }
 
@@ -170,7 +170,7 @@ impl Pass<Cpu> for CpuPass<'_> {
         if let Some(error) = fault.into_inner() {
             return Err(error);
         }
-        self.give(qkv);
+        self.discard(qkv);
         Ok(match format {
             DType::F32 => States { wide: Some(out), narrow: None },
             DType::Bf16 => States { wide: None, narrow: Some(out) },
@@ -182,7 +182,7 @@ impl Pass<Cpu> for CpuPass<'_> {
         for (index, range) in self.batch.ranges().enumerate() {
             each(index, Rows::new(wide.values(range), wide.stride() / 4, wide.columns()));
         }
-        self.give(x);
+        self.discard(x);
         Ok(())
     }
 }

@@ -57,7 +57,7 @@ impl Team<'_> {
 
 #[cfg(test)]
 mod tests {
-    use parking_lot::Mutex;
+    use crate::sync::Mutex;
 
     use super::*;
 

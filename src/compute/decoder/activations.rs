@@ -63,7 +63,7 @@ impl Activations {
             let mut parts: Vec<_> = x.chunks(columns).zip(codes.zip(rest)).collect();
             let tasks = if x.len() < WORTH_SPLITTING { 1 } else { threads.count().min(self.rows) };
             let each = parts.len().div_ceil(tasks.max(1)).max(1);
-            let shares: Vec<_> = parts.chunks_mut(each).map(parking_lot::Mutex::new).collect();
+            let shares: Vec<_> = parts.chunks_mut(each).map(crate::sync::Mutex::new).collect();
             threads.run(shares.len(), &|index| {
                 for (x, (codes, (scales, (sums, totals)))) in shares[index].lock().iter_mut() {
                     encode(x, codes, scales, sums, totals);
@@ -89,7 +89,7 @@ pub(crate) fn split<T: Send>(
     let shares: Vec<_> = x
         .chunks(each * columns)
         .zip(out.chunks_mut(each * out_columns))
-        .map(parking_lot::Mutex::new)
+        .map(crate::sync::Mutex::new)
         .collect();
     threads.run(shares.len(), &|index| {
         let (x, out) = &mut *shares[index].lock();

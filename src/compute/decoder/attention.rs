@@ -4,13 +4,13 @@
 //! all query heads of the group. Scores, softmax and sums of values are the encoder's kernels. A query's result does
 //! not depend on the tile that it is in.
 
-use parking_lot::Mutex;
+use crate::sync::Mutex;
 
 use super::cache::KvCache;
 use super::linear::Machine;
 use crate::Result;
 use crate::compute::Threads;
-use crate::compute::kernels::rows::Running;
+use crate::compute::kernels::rows::{Running, Softmax};
 use crate::compute::kernels::tile::Tile;
 use crate::compute::kernels::{Kernels, LARGEST_TILE};
 
@@ -141,13 +141,20 @@ fn tile(
         unsafe { kernels.tile(crate::compute::DType::F32, &product) };
     }
     let scale = 1.0 / (width as f32).sqrt();
-    let mut sums = [0.0f32; ROWS];
-    for (row, sum) in sums.iter_mut().enumerate().take(rows) {
-        let own = if task.heads > 1 { visible } else { span.position + task.token + row + 1 };
-        let mut running = Running::default();
-        kernels.softmax(&mut scores[row * stride..][..visible], own, scale, &mut running, None);
-        *sum = running.sum;
-    }
+    let (mut running, mut factors) = ([Running::default(); ROWS], [0.0f32; ROWS]);
+    // Rows are heads of one token, which all see the same keys, or tokens, each of which sees one key more.
+    let own = if task.heads > 1 { visible } else { span.position + task.token + 1 } as isize;
+    kernels.softmax(&mut Softmax {
+        scores: &mut scores[..rows * stride],
+        narrow: None,
+        stride,
+        keys: visible,
+        visible: (own, isize::from(task.heads == 1)),
+        scale,
+        running: &mut running[..rows],
+        factors: &mut factors[..rows],
+    });
+    let sums = running.map(|row| row.sum);
     let mut product = [0.0f32; LARGEST_TILE];
     for (index, column) in (0..width).step_by(panel).enumerate() {
         let tile = Tile {

@@ -7,8 +7,8 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use crate::sync::Mutex;
 use half::{bf16, f16};
-use parking_lot::Mutex;
 
 use super::activations::{Activations, Forms};
 use super::blocks::{BlockTensor, GROUP, Group, Layout};

@@ -4,7 +4,7 @@ use super::activations::split;
 use super::linear::Machine;
 use crate::Result;
 use crate::compute::kernels::math::{exp, gelu_tanh};
-use crate::compute::kernels::simd::{Array, Simd};
+use crate::compute::kernels::simd::{Plain, Simd};
 use crate::compute::{Activation, Threads};
 
 /// How a rotary embedding pairs the numbers of a head.
@@ -120,7 +120,7 @@ pub(crate) fn bend(
         }
         let _ = isa;
         // SAFETY: arrays need no instructions.
-        bend_row(unsafe { Array::<4, false>::permit() }, bend, x, out);
+        bend_row(unsafe { Plain::permit() }, bend, x, out);
     })
 }
 

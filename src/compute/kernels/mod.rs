@@ -5,10 +5,13 @@
 //! line to [`Kernels::of`]. Every test of this room then runs on it.
 
 pub(crate) mod math;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 pub(crate) mod pack;
 pub(crate) mod rows;
 pub(crate) mod simd;
 #[cfg(test)]
+#[cfg(unix)]
 mod tests;
 pub(crate) mod tile;
 #[cfg(target_arch = "x86_64")]
@@ -16,16 +19,16 @@ pub(crate) mod x86;
 
 use std::fmt;
 
-use self::rows::{Finish, Running};
-use self::simd::{Array, Simd};
+use self::rows::{Finish, Softmax};
+use self::simd::{Plain, Simd};
 use self::tile::Tile;
 use super::{DType, Isa};
 
 type TileFn = unsafe fn(&Tile);
 type FinishFn = unsafe fn(&Finish);
 type NormFn = unsafe fn(&mut [f32], &[f32], &[f32], f32, Option<&mut [u16]>);
-type SoftmaxFn = unsafe fn(&mut [f32], usize, f32, &mut Running, Option<&mut [u16]>) -> f32;
-type TransposeFn = unsafe fn(*const u8, usize, usize, usize, bool, usize, &mut [u32]);
+type SoftmaxFn = unsafe fn(&mut Softmax<'_>);
+type TransposeFn = unsafe fn(*const u8, usize, usize, usize, bool, &mut [u32]);
 type ValuesFn = unsafe fn(*const u8, usize, usize, usize, usize, &mut [u32]);
 
 /// The kernels of one instruction set.
@@ -71,15 +74,9 @@ macro_rules! table {
             rows::norm::<$kind>(unsafe { <$kind>::permit() }, x, scale, shift, epsilon, narrow);
         }
         $(#[target_feature(enable = $features)])?
-        unsafe fn softmax(
-            scores: &mut [f32],
-            valid: usize,
-            scale: f32,
-            running: &mut Running,
-            narrow: Option<&mut [u16]>,
-        ) -> f32 {
+        unsafe fn softmax(block: &mut Softmax<'_>) {
             // SAFETY: as above.
-            rows::softmax::<$kind>(unsafe { <$kind>::permit() }, scores, valid, scale, running, narrow)
+            rows::softmax::<$kind>(unsafe { <$kind>::permit() }, block);
         }
         $(#[target_feature(enable = $features)])?
         unsafe fn transpose(
@@ -88,11 +85,10 @@ macro_rules! table {
             rows: usize,
             units: usize,
             odd: bool,
-            width: usize,
             panel: &mut [u32],
         ) {
             // SAFETY: as above.
-            unsafe { pack::transpose(from, stride, rows, units, odd, width, panel) }
+            unsafe { pack::transpose::<$kind>(<$kind>::permit(), from, stride, rows, units, odd, panel) }
         }
         $(#[target_feature(enable = $features)])?
         unsafe fn values_f32(
@@ -158,8 +154,8 @@ impl Kernels {
                 )
             }
             #[cfg(target_arch = "aarch64")]
-            Isa::Neon => table!(Isa::Neon, Array<8, true>),
-            _ => table!(Isa::Portable, Array<4, false>),
+            Isa::Neon => table!(Isa::Neon, neon::Neon, "neon"),
+            _ => table!(Isa::Portable, Plain),
         }
     }
 
@@ -204,16 +200,9 @@ impl Kernels {
     }
 
     /// [`rows::softmax`].
-    pub(crate) fn softmax(
-        &self,
-        scores: &mut [f32],
-        valid: usize,
-        scale: f32,
-        running: &mut Running,
-        narrow: Option<&mut [u16]>,
-    ) -> f32 {
+    pub(crate) fn softmax(&self, block: &mut Softmax<'_>) {
         // SAFETY: the CPU runs this table.
-        unsafe { (self.softmax)(scores, valid, scale, running, narrow) }
+        unsafe { (self.softmax)(block) }
     }
 
     /// `rows` rows of `length` elements become the columns of one panel: [`pack::transpose`].
@@ -231,7 +220,7 @@ impl Kernels {
     ) {
         let odd = format == DType::Bf16 && length % 2 == 1;
         // SAFETY: the CPU runs this table; the rest is the caller's.
-        unsafe { (self.transpose)(from, stride, rows, units(format, length), odd, self.width, panel) }
+        unsafe { (self.transpose)(from, stride, rows, units(format, length), odd, panel) }
     }
 
     /// `rows` rows of `columns` elements become the rows of one panel: [`pack::copy_f32`], [`pack::pair_bf16`].

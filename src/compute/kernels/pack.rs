@@ -1,6 +1,8 @@
 //! From rows to panels: the right operand of [`super::tile`].
 
-/// Rows `0..rows` of `from`, each `units` four-byte units, become columns of one panel, `width` columns wide:
+use super::simd::Simd;
+
+/// Rows `0..rows` of `from`, each `units` four-byte units, become columns of one panel, two registers wide:
 /// `panel[unit * width + row]`. Missing rows become zeros. With `odd`, the last unit holds one bf16 only, and
 /// its other half is cleared.
 ///
@@ -8,25 +10,39 @@
 /// `rows` rows of `units` units can be read, `stride` bytes apart.
 ///
 /// # Panics
-/// When `panel` is not `units * width` long or there are more rows than `width`.
+/// When `panel` is not `units` times two registers long or there are more rows than that width.
 #[inline(always)]
-pub(crate) unsafe fn transpose(
+pub(crate) unsafe fn transpose<S: Simd>(
+    s: S,
     from: *const u8,
     stride: usize,
     rows: usize,
     units: usize,
     odd: bool,
-    width: usize,
     panel: &mut [u32],
 ) {
+    let width = 2 * S::LANES;
     assert!(rows <= width && panel.len() == units * width, "panel size");
-    for (unit, column) in panel.chunks_exact_mut(width).enumerate() {
-        let mask = if odd && unit + 1 == units { 0xffff } else { u32::MAX };
+    let whole = units - units % S::LANES;
+    for first in [0, S::LANES] {
+        let count = rows.saturating_sub(first).min(S::LANES);
+        for unit in (0..whole).step_by(S::LANES) {
+            // SAFETY: `count` rows from `first` on have `LANES` units from `unit` on, and so has the panel rows.
+            unsafe {
+                let from = from.wrapping_add(first * stride + unit * 4);
+                s.transpose(from, stride, count, panel.as_mut_ptr().add(unit * width + first).cast(), width);
+            }
+        }
+    }
+    for (unit, column) in panel.chunks_exact_mut(width).enumerate().skip(whole) {
         for (row, x) in column[..rows].iter_mut().enumerate() {
             // SAFETY: the caller's.
-            *x = unsafe { from.add(row * stride + unit * 4).cast::<u32>().read_unaligned() } & mask;
+            *x = unsafe { from.add(row * stride + unit * 4).cast::<u32>().read_unaligned() };
         }
         column[rows..].fill(0);
+    }
+    if odd {
+        panel[(units - 1) * width..].iter_mut().for_each(|x| *x &= 0xffff);
     }
 }
 

@@ -52,9 +52,11 @@ pub(crate) unsafe fn finish<S: Simd>(s: S, f: &Finish) {
 unsafe fn finish_with<S: Simd>(s: S, f: &Finish, activation: Activation) {
     for column in (0..f.columns).step_by(S::LANES) {
         let n = S::LANES.min(f.columns - column);
-        // SAFETY: the first `n` of `bias` from `column` on are readable.
-        let bias =
-            if f.bias.is_null() { s.splat(0.0) } else { unsafe { s.load_first(f.bias.add(column), n) } };
+        let mut bias = s.splat(0.0);
+        if !f.bias.is_null() {
+            // SAFETY: the first `n` of `bias` from `column` on are readable.
+            bias = unsafe { load(s, f.bias.add(column), n) };
+        }
         for row in 0..f.rows {
             // SAFETY: the tile holds two whole registers a row; the output is touched in its columns only.
             unsafe {
@@ -68,7 +70,7 @@ unsafe fn finish_with<S: Simd>(s: S, f: &Finish, activation: Activation) {
                     DType::F32 => {
                         let out = out.cast::<f32>().add(column);
                         if f.accumulate {
-                            x = s.add(x, s.load_first(out, n));
+                            x = s.add(x, load(s, out, n));
                         }
                         store(s, out, x, n);
                     }
@@ -167,72 +169,107 @@ impl Default for Running {
     }
 }
 
-/// One block of a row's softmax: turns the first `valid` scores into `e^(score * scale - largest)` and the rest
-/// into zeros, as f32 in place or as bf16 in `narrow`. Returns the factor that brings what was summed up before
-/// this block to the new largest score.
+/// A tile of scores against a block of keys.
+#[derive(Debug)]
+pub(crate) struct Softmax<'a> {
+    /// Scores, `stride` apart from a row to the next; become probabilities times a factor of their row.
+    pub scores: &'a mut [f32],
+    /// The same in bf16, if asked for: then `scores` keep no meaning.
+    pub narrow: Option<&'a mut [u16]>,
+    /// Elements from a row to the next, in both.
+    pub stride: usize,
+    /// Keys of the block.
+    pub keys: usize,
+    /// Keys that the first row sees (less than none: those of earlier blocks only), and how many more each further
+    /// row does; beyond them are zeros.
+    pub visible: (isize, isize),
+    /// Applied to scores first.
+    pub scale: f32,
+    /// One for each row.
+    pub running: &'a mut [Running],
+    /// What to multiply each row's sum of earlier blocks with: one for each row.
+    pub factors: &'a mut [f32],
+}
+
+/// One block of softmax: turns scores into `e^(score * scale - largest)`, with one zero behind an odd number of keys.
 ///
 /// # Panics
-/// When `valid` or the length of `narrow` exceeds that of `scores`.
+/// When a slice is too short for the rows.
 #[inline(always)]
-pub(crate) fn softmax<S: Simd>(
+pub(crate) fn softmax<S: Simd>(s: S, block: &mut Softmax<'_>) {
+    let rows = block.running.len();
+    let n = block.keys.next_multiple_of(2);
+    let needed = if rows == 0 { 0 } else { (rows - 1) * block.stride + n };
+    let narrow = block.narrow.as_mut().map_or(std::ptr::null_mut(), |narrow| {
+        assert!(narrow.len() >= needed, "narrow scores");
+        narrow.as_mut_ptr()
+    });
+    assert!(n <= block.stride && block.scores.len() >= needed && block.factors.len() == rows, "scores");
+    let scores = block.scores.as_mut_ptr();
+    for (row, (running, factor)) in block.running.iter_mut().zip(&mut *block.factors).enumerate() {
+        let valid = block.visible.0 + row as isize * block.visible.1;
+        let valid = block.keys.min(valid.max(0).cast_unsigned());
+        // SAFETY: the row's `n` elements lie inside both slices.
+        *factor = unsafe {
+            let narrow = if narrow.is_null() { narrow } else { narrow.add(row * block.stride) };
+            softmax_row(s, scores.add(row * block.stride), n, valid, block.scale, running, narrow)
+        };
+    }
+}
+
+/// # Safety
+/// `valid <= n` elements of `x` can be read; `n` elements of it, and of `narrow` unless that is null, be written.
+#[inline(always)]
+unsafe fn softmax_row<S: Simd>(
     s: S,
-    scores: &mut [f32],
+    x: *mut f32,
+    n: usize,
     valid: usize,
     scale: f32,
     running: &mut Running,
-    narrow: Option<&mut [u16]>,
+    narrow: *mut u16,
 ) -> f32 {
-    let n = scores.len();
-    assert!(valid <= n, "more keys than scores");
-    let narrow = narrow.map_or(std::ptr::null_mut(), |narrow| {
-        assert_eq!(narrow.len(), n, "narrow copy");
-        narrow.as_mut_ptr()
-    });
-    if valid == 0 {
-        scores.fill(0.0);
-        // SAFETY: `narrow` is null or `n` long; bf16 zero is all bits zero.
-        unsafe {
-            if !narrow.is_null() {
-                narrow.write_bytes(0, n)
-            }
-        }
-        return 1.0;
-    }
-    let x = scores.as_mut_ptr();
-    let whole = valid - valid % S::LANES;
-    let mut most = s.splat(f32::NEG_INFINITY);
+    let (whole, rest) = (valid - valid % S::LANES, valid % S::LANES);
+    // SAFETY (of all blocks below): `whole + rest == valid <= n`.
+    let nothing = s.splat(f32::NEG_INFINITY);
+    let mut most = nothing;
     for i in (0..whole).step_by(S::LANES) {
-        // SAFETY: `i + LANES <= valid <= n`.
+        // SAFETY: see above.
         most = s.max(most, unsafe { s.load(x.add(i)) });
     }
-    let mut most = s.largest(most);
-    for &score in &scores[whole..valid] {
-        most = most.max(score);
+    if rest > 0 {
+        // SAFETY: see above.
+        most = s.max(most, s.first(unsafe { s.load_first(x.add(whole), rest) }, rest, nothing));
     }
-    let x = scores.as_mut_ptr();
     let before = running.largest;
-    running.largest = before.max(most * scale);
-    // exp() is clamped at -87: to the sums of f32 that is nothing.
+    running.largest = before.max(s.largest(most) * scale);
     let factor = if before == f32::NEG_INFINITY { 0.0 } else { (before - running.largest).exp() };
     let (scale, minus) = (s.splat(scale), s.splat(-running.largest));
     let mut sum = s.splat(0.0);
-    for i in (0..n).step_by(S::LANES) {
-        let m = S::LANES.min(n - i);
-        // SAFETY: `i + m <= n`, and `narrow` is null or `n` long.
+    for i in (0..whole).step_by(S::LANES) {
+        // SAFETY: see above.
         unsafe {
-            let mut p = exp(s, s.mul_add(load(s, x.add(i), m), scale, minus));
-            if i + S::LANES > valid {
-                let mut kept = [0.0; 16];
-                s.store_first(kept.as_mut_ptr(), p, valid.saturating_sub(i));
-                p = s.load(kept.as_ptr());
-            }
+            let p = exp(s, s.mul_add(s.load(x.add(i)), scale, minus));
+            sum = s.add(sum, p);
+            if narrow.is_null() { s.store(x.add(i), p) } else { s.store_bf16(narrow.add(i), p, S::LANES) }
+        }
+    }
+    if rest > 0 {
+        // SAFETY: see above.
+        unsafe {
+            let p = exp(s, s.mul_add(s.load_first(x.add(whole), rest), scale, minus));
+            let p = s.first(p, rest, s.splat(0.0));
             sum = s.add(sum, p);
             if narrow.is_null() {
-                store(s, x.add(i), p, m);
+                s.store_first(x.add(whole), p, rest);
             } else {
-                s.store_bf16(narrow.add(i), p, m);
+                s.store_bf16(narrow.add(whole), p, rest);
             }
         }
+    }
+    for i in valid..n {
+        // SAFETY: `i < n`; bf16 zero is all bits zero.
+        unsafe { if narrow.is_null() { *x.add(i) = 0.0 } else { *narrow.add(i) = 0 } }
     }
     running.sum = running.sum * factor + s.sum(sum);
     factor

@@ -41,13 +41,15 @@ pub(crate) trait Simd: Copy {
     /// `n <= LANES` values can be written.
     unsafe fn store_bf16(self, to: *mut u16, x: Self::V, n: usize);
 
+    /// The first `n` lanes of `x`, the others from `rest`.
+    fn first(self, x: Self::V, n: usize, rest: Self::V) -> Self::V;
     fn add(self, a: Self::V, b: Self::V) -> Self::V;
     fn sub(self, a: Self::V, b: Self::V) -> Self::V;
     fn mul(self, a: Self::V, b: Self::V) -> Self::V;
     fn div(self, a: Self::V, b: Self::V) -> Self::V;
-    /// `b` where either is NaN or they are equal.
+    /// The larger; NaN where `b` is.
     fn max(self, a: Self::V, b: Self::V) -> Self::V;
-    /// `b` where either is NaN or they are equal.
+    /// The smaller; NaN where `b` is.
     fn min(self, a: Self::V, b: Self::V) -> Self::V;
     /// `a * b + c`, in one rounding where the CPU has it.
     fn mul_add(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
@@ -62,6 +64,28 @@ pub(crate) trait Simd: Copy {
     /// `acc + a.0 * b.0 + a.1 * b.1` per lane, where a lane of `a` and `b` holds two bf16.
     fn dot2(self, acc: Self::V, a: Self::V, b: Self::V) -> Self::V;
 
+    /// `rows <= LANES` rows of `LANES` four-byte units, `stride` bytes apart, become columns: unit `u` of row `r` goes
+    /// to `to[u * width + r]`. Missing rows become zeros.
+    ///
+    /// # Safety
+    /// The rows can be read, and `LANES` values at each `to + u * width` written; no alignment is asked.
+    #[inline(always)]
+    unsafe fn transpose(self, from: *const u8, stride: usize, rows: usize, to: *mut f32, width: usize) {
+        for unit in 0..Self::LANES {
+            for row in 0..Self::LANES {
+                // SAFETY: the caller's.
+                unsafe {
+                    let x = if row < rows {
+                        from.add(row * stride + unit * 4).cast::<f32>().read_unaligned()
+                    } else {
+                        0.0
+                    };
+                    *to.add(unit * width + row) = x;
+                }
+            }
+        }
+    }
+
     /// All lanes the four bytes at `from`, whatever they hold.
     /// # Safety
     /// Four bytes can be read; no alignment is asked.
@@ -72,15 +96,29 @@ pub(crate) trait Simd: Copy {
     }
 }
 
-/// Four lanes in an array, which the compiler vectorises for the target's baseline: SSE2 on x86-64, NEON on
-/// aarch64. `FUSED` only where the baseline has a fused multiply-add: elsewhere it would be a library call.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Array<const ROWS: usize, const FUSED: bool>;
+/// Safe methods that are one expression of intrinsics.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+macro_rules! intrinsics {
+    ($($name:ident($($argument:ident: $kind:ty),*) -> $result:ty = $body:expr;)*) => {$(
+        #[inline(always)]
+        fn $name(self, $($argument: $kind),*) -> $result {
+            // SAFETY: a permit exists only on CPUs with these instructions, and no memory is touched.
+            unsafe { $body }
+        }
+    )*};
+}
 
-impl<const ROWS: usize, const FUSED: bool> Simd for Array<ROWS, FUSED> {
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+pub(crate) use intrinsics;
+
+/// Four lanes in an array: plain Rust for every CPU, as fast as the compiler makes it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Plain;
+
+impl Simd for Plain {
     type V = [f32; 4];
     const LANES: usize = 4;
-    const ROWS: usize = ROWS;
+    const ROWS: usize = 4;
 
     #[inline(always)]
     unsafe fn permit() -> Self {
@@ -120,6 +158,10 @@ impl<const ROWS: usize, const FUSED: bool> Simd for Array<ROWS, FUSED> {
         }
     }
     #[inline(always)]
+    fn first(self, x: Self::V, n: usize, rest: Self::V) -> Self::V {
+        std::array::from_fn(|i| if i < n { x[i] } else { rest[i] })
+    }
+    #[inline(always)]
     fn add(self, a: Self::V, b: Self::V) -> Self::V {
         std::array::from_fn(|i| a[i] + b[i])
     }
@@ -145,7 +187,8 @@ impl<const ROWS: usize, const FUSED: bool> Simd for Array<ROWS, FUSED> {
     }
     #[inline(always)]
     fn mul_add(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V {
-        std::array::from_fn(|i| if FUSED { a[i].mul_add(b[i], c[i]) } else { a[i] * b[i] + c[i] })
+        // Without an instruction for it, a fused multiply-add would be a library call.
+        std::array::from_fn(|i| a[i] * b[i] + c[i])
     }
     #[inline(always)]
     fn round(self, x: Self::V) -> Self::V {

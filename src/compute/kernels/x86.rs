@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::simd::Simd;
+use super::simd::{Simd, intrinsics};
 
 /// Permit to run AVX2 and FMA instructions.
 #[derive(Clone, Copy, Debug)]
@@ -11,17 +11,6 @@ pub(crate) struct Avx2(());
 /// Permit to run AVX-512 (F, BW, DQ, VL) instructions; with `BF16`, its bf16 ones too.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Avx512<const BF16: bool>(());
-
-/// Safe methods that are one expression of intrinsics.
-macro_rules! intrinsics {
-    ($($name:ident($($argument:ident: $kind:ty),*) -> $result:ty = $body:expr;)*) => {$(
-        #[inline(always)]
-        fn $name(self, $($argument: $kind),*) -> $result {
-            // SAFETY: a permit exists only on CPUs with these instructions, and no memory is touched.
-            unsafe { $body }
-        }
-    )*};
-}
 
 /// Rounds to bf16 (ties to even) in the upper half of each lane, for CPUs without the instruction. A NaN whose
 /// payload would overflow into the sign is made quiet and kept.
@@ -44,6 +33,8 @@ impl Simd for Avx2 {
 
     intrinsics! {
         splat(x: f32) -> __m256 = _mm256_set1_ps(x);
+        first(x: __m256, n: usize, rest: __m256) -> __m256 =
+            _mm256_blendv_ps(rest, x, _mm256_castsi256_ps(first_of_8(n)));
         add(a: __m256, b: __m256) -> __m256 = _mm256_add_ps(a, b);
         sub(a: __m256, b: __m256) -> __m256 = _mm256_sub_ps(a, b);
         mul(a: __m256, b: __m256) -> __m256 = _mm256_mul_ps(a, b);
@@ -140,6 +131,7 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
 
     intrinsics! {
         splat(x: f32) -> __m512 = _mm512_set1_ps(x);
+        first(x: __m512, n: usize, rest: __m512) -> __m512 = _mm512_mask_mov_ps(rest, first_of_16(n), x);
         add(a: __m512, b: __m512) -> __m512 = _mm512_add_ps(a, b);
         sub(a: __m512, b: __m512) -> __m512 = _mm512_sub_ps(a, b);
         mul(a: __m512, b: __m512) -> __m512 = _mm512_mul_ps(a, b);
@@ -208,6 +200,38 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
                 _mm256_storeu_si256(to.cast(), packed);
             } else {
                 _mm256_mask_storeu_epi16(to.cast(), first_of_16(n), packed);
+            }
+        }
+    }
+
+    /// Pairs of rows, then fours, are interleaved within quarters of a register; then the quarters change places.
+    #[inline(always)]
+    unsafe fn transpose(self, from: *const u8, stride: usize, rows: usize, to: *mut f32, width: usize) {
+        // SAFETY: the permit; rows beyond `rows` are not read.
+        unsafe {
+            let mut x = [_mm512_setzero_ps(); 16];
+            for (row, x) in x.iter_mut().enumerate().take(rows) {
+                *x = _mm512_loadu_ps(from.add(row * stride).cast());
+            }
+            let mut fours = [_mm512_setzero_pd(); 16];
+            for i in [0, 4, 8, 12] {
+                let low = |a, b| _mm512_castps_pd(_mm512_unpacklo_ps(a, b));
+                let high = |a, b| _mm512_castps_pd(_mm512_unpackhi_ps(a, b));
+                let (a, b) = (low(x[i], x[i + 1]), low(x[i + 2], x[i + 3]));
+                let (c, d) = (high(x[i], x[i + 1]), high(x[i + 2], x[i + 3]));
+                fours[i] = _mm512_unpacklo_pd(a, b);
+                fours[i + 1] = _mm512_unpackhi_pd(a, b);
+                fours[i + 2] = _mm512_unpacklo_pd(c, d);
+                fours[i + 3] = _mm512_unpackhi_pd(c, d);
+            }
+            for unit in 0..4 {
+                let [a, b, c, d] = [0, 4, 8, 12].map(|i| _mm512_castpd_ps(fours[i + unit]));
+                let (ab, cd) = (_mm512_shuffle_f32x4::<0x44>(a, b), _mm512_shuffle_f32x4::<0x44>(c, d));
+                _mm512_storeu_ps(to.add(unit * width), _mm512_shuffle_f32x4::<0x88>(ab, cd));
+                _mm512_storeu_ps(to.add((unit + 4) * width), _mm512_shuffle_f32x4::<0xdd>(ab, cd));
+                let (ab, cd) = (_mm512_shuffle_f32x4::<0xee>(a, b), _mm512_shuffle_f32x4::<0xee>(c, d));
+                _mm512_storeu_ps(to.add((unit + 8) * width), _mm512_shuffle_f32x4::<0x88>(ab, cd));
+                _mm512_storeu_ps(to.add((unit + 12) * width), _mm512_shuffle_f32x4::<0xdd>(ab, cd));
             }
         }
     }

@@ -77,7 +77,7 @@ impl<D: Decoder> Run<D> {
     fn next_entries(&self) -> Option<Vec<Entry>> {
         let mut queue = self.shared.queue.lock();
         while queue.waiting.is_empty() && self.active.is_empty() && !queue.closing {
-            self.shared.wake.wait(&mut queue);
+            queue = self.shared.wake.wait(queue);
         }
         if queue.closing {
             return None;

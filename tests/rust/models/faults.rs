@@ -6,8 +6,8 @@ use std::path::Path;
 use model_manager::Error;
 use model_manager::compute::DType;
 use model_manager::models::{
-    Encoder, ModelConfig, ModelFiles, Pooling, SentenceConfig, SentenceEncoder, Similarity, Tokenizer,
-    Weights,
+    Encoder, ModelConfig, ModelFiles, Overrides, Pooling, SentenceConfig, SentenceEncoder, Similarity,
+    Tokenizer, Weights,
 };
 use tempfile::TempDir;
 
@@ -38,7 +38,7 @@ fn load(folder: &Path) -> Result<SentenceConfig, Error> {
     let build = |_: &ModelConfig, _: &Weights| -> Result<Box<dyn SentenceEncoder>, Error> {
         Err(Error::Closed) // reached: all files were sound
     };
-    match Encoder::load(&files, DType::F32, &build).unwrap_err() {
+    match Encoder::load(&files, DType::F32, Overrides::default(), &build).unwrap_err() {
         Error::Closed => SentenceConfig::load(&files, ModelConfig::read(&files)?.positions()?),
         error => Err(error),
     }
@@ -139,7 +139,9 @@ fn damaged_files_are_named() {
         let folder = copy(fixture);
         let path = folder.path().join(file);
         let whole = fs::read(&path).unwrap();
-        for damaged in [&whole[..whole.len() / 2], b"\xff\xfe garbage", b""] {
+        // Half a vocabulary is still one: the model has rows for ids that no text gets.
+        let half = if file == "vocab.txt" { &whole[..8] } else { &whole[..whole.len() / 2] };
+        for damaged in [half, b"\xff\xfe garbage", b""] {
             fs::write(&path, damaged).unwrap();
             match load(folder.path()).unwrap_err() {
                 Error::InvalidFile { path: named, reason } => {

@@ -347,7 +347,7 @@ fn silence_ends() {
     let mut setup = Setup::new(&hub);
     setup.set("HF_HUB_DOWNLOAD_TIMEOUT", "1");
     setup.resolve().unwrap();
-    assert_eq!(hub.gets("config.json").len(), 2);
+    assert_eq!(hub.gets(&format!("{COMMIT}/config.json")).len(), 2);
     setup.set("HF_HUB_DOWNLOAD_TIMEOUT", "soon");
     assert!(
         matches!(setup.resolve(), Err(Error::Config { setting, .. }) if setting == "HF_HUB_DOWNLOAD_TIMEOUT")

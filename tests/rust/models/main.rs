@@ -1,5 +1,7 @@
 //! Models from disk and from a hub, sound and broken, without a network.
 
+#![allow(clippy::unwrap_used)] // helpers of tests are tests too
+
 mod faults;
 mod fixtures;
 mod hub;

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 /// What goes wrong with one request.
 #[derive(Debug, Clone)]
-pub enum Fault {
+pub(crate) enum Fault {
     /// The connection ends after so many bytes of the body.
     Cut(usize),
     /// A whole answer of only so many bytes, and so announced.
@@ -29,11 +29,11 @@ pub enum Fault {
 
 /// What was asked.
 #[derive(Debug, Clone)]
-pub struct Request {
-    pub method: String,
-    pub path: String,
-    pub range: Option<String>,
-    pub authorization: Option<String>,
+pub(crate) struct Request {
+    pub(crate) method: String,
+    pub(crate) path: String,
+    pub(crate) range: Option<String>,
+    pub(crate) authorization: Option<String>,
 }
 
 #[derive(Default)]
@@ -47,18 +47,18 @@ struct Content {
 }
 
 /// The server; ends when dropped.
-pub struct Hub {
+pub(crate) struct Hub {
     address: SocketAddr,
     content: Arc<Mutex<Content>>,
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
-pub const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
+pub(crate) const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 
 impl Hub {
     /// A hub with one model, `org/model`, made of these files.
-    pub fn new(files: &[(&str, &[u8])]) -> Self {
+    pub(crate) fn new(files: &[(&str, &[u8])]) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let files = files.iter().map(|(name, content)| ((*name).to_string(), content.to_vec())).collect();
@@ -78,27 +78,27 @@ impl Hub {
         Self { address, content, stop, thread: Some(thread) }
     }
 
-    pub fn endpoint(&self) -> String {
+    pub(crate) fn endpoint(&self) -> String {
         format!("http://{}", self.address)
     }
 
     /// The next GET of `file` goes wrong, and those after it, once for each fault.
-    pub fn fail(&self, file: &str, faults: impl IntoIterator<Item = Fault>) {
+    pub(crate) fn fail(&self, file: &str, faults: impl IntoIterator<Item = Fault>) {
         self.content.lock().unwrap().faults.entry(file.into()).or_default().extend(faults);
     }
 
     /// HEAD answers state no size from now on.
-    pub fn hide_sizes(&self) {
+    pub(crate) fn hide_sizes(&self) {
         self.content.lock().unwrap().states_size = false;
     }
 
     /// What was asked so far.
-    pub fn requests(&self) -> Vec<Request> {
+    pub(crate) fn requests(&self) -> Vec<Request> {
         self.content.lock().unwrap().requests.clone()
     }
 
     /// The GET requests for `file`, wherever it was served from.
-    pub fn gets(&self, file: &str) -> Vec<Request> {
+    pub(crate) fn gets(&self, file: &str) -> Vec<Request> {
         let end = format!("/{file}");
         self.requests().into_iter().filter(|r| r.method == "GET" && r.path.ends_with(&end)).collect()
     }
@@ -113,7 +113,7 @@ impl Drop for Hub {
 }
 
 /// Names a file's content. Large files carry the hash that the hub calls linked.
-pub fn etag(name: &str) -> String {
+pub(crate) fn etag(name: &str) -> String {
     name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect()
 }
 
@@ -188,7 +188,7 @@ fn answer(stream: &TcpStream, address: SocketAddr, content: &Mutex<Content>) {
         format!("{about}content-range: bytes {start}-{}/{}\r\n", body.len().wrapping_sub(1), body.len());
     match fault {
         Some(Fault::Status(status, code)) => {
-            send(stream, &format!("{status} X"), &format!("x-error-code: {code}\r\n"), &[], 0)
+            send(stream, &format!("{status} X"), &format!("x-error-code: {code}\r\n"), &[], 0);
         }
         Some(Fault::Short(length)) => send(stream, "200 OK", &about, &body[..length], length),
         Some(Fault::Long) => send(stream, "200 OK", &about, &[&body[..], b"more"].concat(), body.len() + 4),
@@ -209,7 +209,7 @@ fn answer(stream: &TcpStream, address: SocketAddr, content: &Mutex<Content>) {
         Some(Fault::Cut(length)) => send(stream, "200 OK", &about, &body[..length], body.len()),
         None if start >= body.len() && start > 0 => send(stream, "416 Range Not Satisfiable", "", &[], 0),
         None if start > 0 => {
-            send(stream, "206 Partial Content", &partial, &body[start..], body.len() - start)
+            send(stream, "206 Partial Content", &partial, &body[start..], body.len() - start);
         }
         None => send(stream, "200 OK", &about, &body, body.len()),
     }

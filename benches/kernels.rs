@@ -1,0 +1,201 @@
+//! The compute room's operations on one thread, in operations a second: compare with `peak`, what the CPU's
+//! multipliers do when nothing else is asked of them. One group alone: `cargo bench --bench kernels -- gemm`.
+#![allow(missing_docs, unsafe_code, clippy::unwrap_used)]
+
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use model_manager::compute::cpu::{CpuPass, States};
+use model_manager::compute::{
+    Activation, Backend, Cpu, DType, Heads, Isa, Packed, Pass, Positions, Threads, Weight,
+};
+
+const TOKENS: usize = 256;
+
+/// What this machine can run: each instruction set in f32, and in bf16 where that is native.
+fn cases() -> impl Iterator<Item = (String, Isa, DType)> {
+    let formats =
+        |isa: Isa| [Some(DType::F32), isa.native_bf16().then_some(DType::Bf16)].into_iter().flatten();
+    let name = |isa: Isa, dtype: DType| format!("{isa}-{}", dtype.name());
+    Isa::available().flat_map(move |isa| formats(isa).map(move |dtype| (name(isa, dtype), isa, dtype)))
+}
+
+fn filled(rows: usize, columns: usize) -> Weight {
+    let values: Vec<f32> = (0..rows * columns).map(|i| (i * 7919 % 1000) as f32 / 1000.0 - 0.5).collect();
+    Weight::from_f32(&values, &[rows, columns]).unwrap()
+}
+
+fn vector(value: f32, n: usize) -> Weight {
+    Weight::from_f32(&vec![value; n], &[n]).unwrap()
+}
+
+/// Gives `operation` states of `width` columns, for sequences of `length` tokens; adds up the times it returns.
+fn time(
+    cpu: &Cpu,
+    width: usize,
+    length: usize,
+    runs: u64,
+    operation: impl Fn(&mut CpuPass<'_>, States) -> (States, Duration) + Sync,
+) -> Duration {
+    Threads::set_count(1).unwrap();
+    let (words, positions) =
+        (cpu.table(filled(2, width)).unwrap(), cpu.table(filled(TOKENS, width)).unwrap());
+    let norm = cpu.norm(&vector(1.0, width), &vector(0.0, width), 1e-12).unwrap();
+    let ids = vec![1; TOKENS - TOKENS % length];
+    let offsets: Vec<u32> = (0..=ids.len()).step_by(length).map(|offset| offset as u32).collect();
+    let batch = Packed::new(&ids, &offsets).unwrap();
+    let mut out = vec![0.0; batch.sequences()];
+    let taken = Mutex::new(Duration::ZERO);
+    cpu.run(&batch, 1, &mut out, &|pass, _| {
+        let x = pass.embed(&words, (&positions, Positions::FromZero), None)?;
+        let mut x = pass.norm(x, &norm)?;
+        let mut total = Duration::ZERO;
+        for run in 0..=runs {
+            let (next, taken) = operation(pass, x);
+            x = next;
+            total += if run == 0 { Duration::ZERO } else { taken };
+        }
+        *taken.lock().unwrap() = total;
+        pass.read(x, &mut |_, _| ())
+    })
+    .unwrap();
+    taken.into_inner().unwrap()
+}
+
+/// Linear layers of MiniLM and BERT-base, with and without GELU.
+fn gemm(c: &mut Criterion) {
+    let mut group = c.benchmark_group("gemm");
+    for (inputs, outputs) in [(384, 1152), (384, 1536), (1536, 384), (768, 3072), (3072, 768)] {
+        group.throughput(Throughput::Elements((2 * TOKENS * inputs * outputs) as u64));
+        for (name, isa, dtype) in cases() {
+            let cpu = Cpu::new(isa, dtype);
+            let linear = cpu.linear(&[(filled(outputs, inputs), Some(vector(0.1, outputs)))]).unwrap();
+            for activation in [Activation::Identity, Activation::Gelu] {
+                let id = BenchmarkId::new(format!("{name}-{activation:?}"), format!("{inputs}x{outputs}"));
+                let run = |pass: &mut CpuPass<'_>, x: States| {
+                    let start = Instant::now();
+                    let y = pass.linear(&x, &linear, activation).unwrap();
+                    let taken = start.elapsed();
+                    pass.discard(y);
+                    (x, taken)
+                };
+                group.bench_function(id, |b| b.iter_custom(|runs| time(&cpu, inputs, TOKENS, runs, run)));
+            }
+        }
+    }
+    group.finish();
+}
+
+/// Attention with MiniLM's heads, at the lengths of short texts, passages and long texts.
+fn attention(c: &mut Criterion) {
+    let mut group = c.benchmark_group("attention");
+    let heads = Heads { heads: 12, kv_heads: 12, width: 32, causal: false };
+    for length in [16, 77, 256] {
+        group.throughput(Throughput::Elements((4 * TOKENS / length * length * length * 384) as u64));
+        for (name, isa, dtype) in cases() {
+            let cpu = Cpu::new(isa, dtype);
+            let qkv = cpu.linear(&[(filled(1152, 384), None)]).unwrap();
+            let run = |pass: &mut CpuPass<'_>, x: States| {
+                let y = pass.linear(&x, &qkv, Activation::Identity).unwrap();
+                let start = Instant::now();
+                let y = pass.attention(y, heads).unwrap();
+                let taken = start.elapsed();
+                pass.discard(y);
+                (x, taken)
+            };
+            group.bench_function(BenchmarkId::new(name, length), |b| {
+                b.iter_custom(|runs| time(&cpu, 384, length, runs, run));
+            });
+        }
+    }
+    group.finish();
+}
+
+/// Layer normalisation, in values a second.
+fn norm(c: &mut Criterion) {
+    let mut group = c.benchmark_group("norm");
+    group.throughput(Throughput::Elements((TOKENS * 384) as u64));
+    for (name, isa, dtype) in cases() {
+        let cpu = Cpu::new(isa, dtype);
+        let norm = cpu.norm(&vector(1.0, 384), &vector(0.0, 384), 1e-12).unwrap();
+        let run = |pass: &mut CpuPass<'_>, x: States| {
+            let start = Instant::now();
+            let x = pass.norm(x, &norm).unwrap();
+            (x, start.elapsed())
+        };
+        group.bench_function(name, |b| b.iter_custom(|runs| time(&cpu, 384, TOKENS, runs, run)));
+    }
+    group.finish();
+}
+
+/// The multipliers alone: sums in registers, no memory.
+fn peak(c: &mut Criterion) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::*;
+        const STEPS: usize = 100_000;
+        /// Independent sums, enough to fill the pipelines.
+        const SUMS: usize = 12;
+
+        #[target_feature(enable = "avx2,fma")]
+        fn avx2(x: f32) -> f32 {
+            let (a, mut sums) = (_mm256_set1_ps(x), [_mm256_setzero_ps(); SUMS]);
+            for _ in 0..STEPS {
+                for sum in &mut sums {
+                    *sum = _mm256_fmadd_ps(a, a, *sum);
+                }
+            }
+            _mm256_cvtss_f32(sums.into_iter().reduce(|x, y| _mm256_add_ps(x, y)).unwrap())
+        }
+        #[target_feature(enable = "avx512f")]
+        fn avx512(x: f32) -> f32 {
+            let (a, mut sums) = (_mm512_set1_ps(x), [_mm512_setzero_ps(); SUMS]);
+            for _ in 0..STEPS {
+                for sum in &mut sums {
+                    *sum = _mm512_fmadd_ps(a, a, *sum);
+                }
+            }
+            _mm512_cvtss_f32(sums.into_iter().reduce(|x, y| _mm512_add_ps(x, y)).unwrap())
+        }
+        #[target_feature(enable = "avx512f,avx512bf16")]
+        fn bf16(x: f32) -> f32 {
+            let (a, mut sums) = (_mm512_set1_ps(x), [_mm512_setzero_ps(); SUMS]);
+            for _ in 0..STEPS {
+                for sum in &mut sums {
+                    // SAFETY: registers of equal size, any bits are valid.
+                    let a = unsafe { std::mem::transmute::<__m512, __m512bh>(a) };
+                    *sum = _mm512_dpbf16_ps(*sum, a, a);
+                }
+            }
+            _mm512_cvtss_f32(sums.into_iter().reduce(|x, y| _mm512_add_ps(x, y)).unwrap())
+        }
+        let mut group = c.benchmark_group("peak");
+        let mut one = |isa: Isa, dtype: DType, lanes: usize, run: unsafe fn(f32) -> f32| {
+            if isa.is_available() {
+                group.throughput(Throughput::Elements((2 * lanes * SUMS * STEPS) as u64));
+                let run = || {
+                    // SAFETY: the CPU has the instructions.
+                    unsafe { run(std::hint::black_box(0.1)) }
+                };
+                group.bench_function(format!("{isa}-{}", dtype.name()), |b| b.iter(run));
+            }
+        };
+        one(Isa::Avx2, DType::F32, 8, avx2);
+        one(Isa::Avx512, DType::F32, 16, avx512);
+        one(Isa::Avx512Bf16, DType::Bf16, 32, bf16);
+        group.finish();
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = c;
+}
+
+criterion_group! {
+    name = kernels;
+    config = Criterion::default()
+        .sample_size(10)
+        .measurement_time(Duration::from_millis(500))
+        .warm_up_time(Duration::from_millis(100));
+    targets = peak, gemm, attention, norm
+}
+criterion_main!(kernels);

@@ -1,0 +1,54 @@
+"""Sentence embeddings inside a Python process: lazy, batched, cached, fast on a CPU.
+
+>>> from model_manager import model_manager            # loads no model
+>>> model_manager.generate_embedding("Bugün hava çok güzel")   # loads one, answers a list of floats
+>>> model_manager.embed(["first text", "ikinci metin"])        # float32 numpy array, shape (2, 384)
+
+Importing this package takes a few milliseconds: numpy, asyncio and the models come in when they are first needed.
+"""
+
+from __future__ import annotations
+
+from . import errors
+from ._core import (
+    Config,
+    LazyLoadTracker,
+    Ticket,
+    __version__,
+    available_isas,
+    is_turkish,
+    isa,
+    resident_bytes,
+    trim_memory,
+)
+from .chatbot import (
+    ModelManager,
+    ModelType,
+    TurkishLanguageDetector,
+    lazy_load_model,
+    memory_efficient_cache,
+    model_manager,
+)
+from .encoder import SentenceModel
+from .errors import ModelManagerError
+
+__all__ = [
+    "Config",
+    "LazyLoadTracker",
+    "ModelManager",
+    "ModelManagerError",
+    "ModelType",
+    "SentenceModel",
+    "Ticket",
+    "TurkishLanguageDetector",
+    "__version__",
+    "available_isas",
+    "errors",
+    "is_turkish",
+    "isa",
+    "lazy_load_model",
+    "memory_efficient_cache",
+    "model_manager",
+    "resident_bytes",
+    "trim_memory",
+]

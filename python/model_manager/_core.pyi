@@ -1,0 +1,489 @@
+"""The Rust core: models, lifecycle, batching, cache. `ModelManager` is `Manager` plus the chatbot's names."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Literal, TypeAlias, final, overload
+
+import numpy as np
+from numpy.typing import NDArray
+from typing_extensions import Self, disjoint_base
+
+from model_manager._types import (
+    CacheStatistics,
+    Completion,
+    Description,
+    FieldInfo,
+    GeneratorDescription,
+    Statistics,
+    TrackerStatistics,
+)
+
+__all__ = [
+    "Config",
+    "GenerationTicket",
+    "LazyLoadTracker",
+    "Manager",
+    "TextStream",
+    "Ticket",
+    "__version__",
+    "_after_fork_child",
+    "_after_fork_parent",
+    "_at_exit",
+    "_before_fork",
+    "_config_from",
+    "_error_classes",
+    "available_isas",
+    "is_turkish",
+    "isa",
+    "resident_bytes",
+    "trim_memory",
+]
+
+__version__: str
+
+_KeepAlive: TypeAlias = float | str | None
+_Prompt: TypeAlias = str | list[dict[str, str]]
+_Result: TypeAlias = NDArray[np.float32]
+
+@final
+class Config:
+    """Settings of a manager, validated once and immutable.
+
+    Each value is the keyword given here, else the environment variable, else the default (`Config.fields()` lists all
+    three). A value out of range raises `ConfigError` that names the setting. Equal settings compare equal.
+    """
+
+    def __new__(
+        cls,
+        *,
+        lazy_loading: bool = ...,
+        auto_cleanup: bool = ...,
+        cleanup_interval: float = ...,
+        max_idle_time: float = ...,
+        cache_size: int = ...,
+        cache_bytes: int = ...,
+        cache_policy: Literal["lru", "lfu", "ttl"] = ...,
+        cache_ttl: float = ...,
+        prefer_turkish: bool = ...,
+        language_detection: bool = ...,
+        turkish_model: str = ...,
+        english_model: str = ...,
+        generator_model: str = ...,
+        use_huggingface: bool = ...,
+        max_tokens: int = ...,
+        temperature: float = ...,
+        dtype: Literal["auto", "float32", "bfloat16"] = ...,
+        generator_dtype: Literal["auto", "float32", "bfloat16", "int8", "int4"] = ...,
+        device: Literal["auto", "cpu", "cuda", "mps"] = ...,
+        threads: int = ...,
+        max_queue: int = ...,
+        memory_budget: float | str | None = ...,
+        keep_alive: float | str | None = ...,
+        load_timeout: float | None = ...,
+        cache_dir: str | None = ...,
+        offline: bool = ...,
+        revision: str | None = ...,
+    ) -> Self: ...
+    @property
+    def lazy_loading(self) -> bool:
+        """Models load on first use (True) or all configured ones with the manager (False). `LAZY_LOADING_ENABLED`,
+        default True.
+        """
+    @property
+    def auto_cleanup(self) -> bool:
+        """Whether idle models are unloaded. `AUTO_CLEANUP_ENABLED`, default True."""
+    @property
+    def cleanup_interval(self) -> float:
+        """Seconds between clean-ups at most; idle deadlines are kept exactly. `CLEANUP_INTERVAL_SECONDS`, default
+        300.
+        """
+    @property
+    def max_idle_time(self) -> float:
+        """Seconds after its latest use that a model is unloaded. `MAX_IDLE_TIME_SECONDS`, default 600."""
+    @property
+    def cache_size(self) -> int:
+        """Vectors that the embedding cache holds; 0 turns it off. `MEMORY_EFFICIENT_CACHE_SIZE`, default 50."""
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes that the embedding cache holds. `MODEL_MANAGER_CACHE_BYTES`, default 64 MiB."""
+    @property
+    def cache_policy(self) -> str:
+        """Which vector leaves a full cache: ``lru``, ``lfu``, or ``ttl`` (LRU, and each entry expires).
+        `MODEL_MANAGER_CACHE_POLICY`, default lru.
+        """
+    @property
+    def cache_ttl(self) -> float:
+        """Seconds that an entry lives under the policy ``ttl``. `MODEL_MANAGER_CACHE_TTL`, default 600."""
+    @property
+    def prefer_turkish(self) -> bool:
+        """Which sentence model is the preferred one. `AI_PREFER_TURKISH_MODELS`, default True."""
+    @property
+    def language_detection(self) -> bool:
+        """Whether each text goes to the model of its language; off: all go to the preferred one.
+        `AI_LANGUAGE_DETECTION`, default True.
+        """
+    @property
+    def turkish_model(self) -> str:
+        """Source of the slot ``turkish_sentence``. `TURKISH_SENTENCE_MODEL`, read again at each load unless given as
+        keyword.
+        """
+    @property
+    def english_model(self) -> str:
+        """Source of the slot ``english_sentence``. `ENGLISH_FALLBACK_MODEL`, read again at each load unless given as
+        keyword.
+        """
+    @property
+    def generator_model(self) -> str:
+        """Source of the slot ``text_generator``. `HUGGINGFACE_MODEL`, read again at each load unless given as
+        keyword.
+        """
+    @property
+    def use_huggingface(self) -> bool:
+        """Whether a warm-up of everything includes the generator. `USE_HUGGINGFACE`, default True."""
+    @property
+    def max_tokens(self) -> int:
+        """Default length of generated answers, tokens. `AI_MAX_TOKENS`, default 150."""
+    @property
+    def temperature(self) -> float:
+        """Default sampling temperature. `AI_TEMPERATURE`, default 0.7."""
+    @property
+    def dtype(self) -> str:
+        """``float32``, ``bfloat16``, or ``auto``: bfloat16 where the CPU multiplies it natively, else float32.
+        `MODEL_MANAGER_DTYPE`, default auto.
+        """
+    @property
+    def generator_dtype(self) -> str:
+        """How the generator's weights are held: ``auto``, ``float32``, ``bfloat16``, ``int8`` or ``int4``; GGUF files
+        keep their own form. `MODEL_MANAGER_GENERATOR_DTYPE`, default auto.
+        """
+    @property
+    def device(self) -> str:
+        """``auto``, ``cpu``, ``cuda`` or ``mps``; the last two need a build with that feature.
+        `MODEL_MANAGER_DEVICE`, default auto.
+        """
+    @property
+    def threads(self) -> int:
+        """Threads that compute, shared by all managers of the process; 0: as many as the cores this process may use.
+        `MODEL_MANAGER_THREADS`, default 0.
+        """
+    @property
+    def max_queue(self) -> int:
+        """Texts that may wait for one model before `OverloadedError`. `MODEL_MANAGER_MAX_QUEUE`, default 200000."""
+    @property
+    def memory_budget(self) -> float | str | None:
+        """Memory that all models of this manager may take, as given: bytes, a fraction of RAM or cgroup limit below
+        1, text such as ``"2GB"``, or None (no limit). `MODEL_MANAGER_MEMORY_BUDGET`.
+        """
+    @property
+    def keep_alive(self) -> float | str | None:
+        """How long models stay after their latest use, as given: seconds or ``"5m"``; 0: unload after use; negative:
+        for ever; None: `max_idle_time`. `MODEL_MANAGER_KEEP_ALIVE`.
+        """
+    @property
+    def load_timeout(self) -> float | None:
+        """Seconds to wait for a load when the call gives no timeout; None: no limit. `MODEL_MANAGER_LOAD_TIMEOUT`."""
+    @property
+    def cache_dir(self) -> str | None:
+        """Folder of downloaded models; None: the Hugging Face cache (`HF_HUB_CACHE`, `HF_HOME`).
+        `MODEL_MANAGER_CACHE_DIR`.
+        """
+    @property
+    def offline(self) -> bool:
+        """Never download. `MODEL_MANAGER_OFFLINE`, default False; `HF_HUB_OFFLINE` turns it on too."""
+    @property
+    def revision(self) -> str | None:
+        """Branch, tag or commit of hub models; None: main. `MODEL_MANAGER_REVISION`."""
+    @staticmethod
+    def fields() -> list[FieldInfo]:
+        """Every setting: name, environment variable, default, type, meaning, in the order of the constructor."""
+    def to_dict(self) -> dict[str, Any]:
+        """Every setting as {name: value}; `Config(**config.to_dict())` equals `config`."""
+    def __eq__(self, other: object, /) -> bool: ...
+    def __hash__(self) -> int: ...
+    def __reduce__(self) -> tuple[Any, ...]: ...
+
+@final
+class LazyLoadTracker:
+    """Load times, memory and accesses by slot. Every manager has one; you may also make your own."""
+
+    def __new__(cls) -> Self: ...
+    def record_load(self, model_type: str, load_time: float, memory_mb: float) -> None:
+        """Note a load that took `load_time` seconds and `memory_mb` MB; it counts as an access too."""
+    def record_access(self, model_type: str) -> None:
+        """Note a use now."""
+    def get_statistics(self) -> TrackerStatistics:
+        """All figures by slot; seconds and MB."""
+    def clear(self) -> None:
+        """Forget everything."""
+
+@final
+class Ticket:
+    """A request under way, as `Manager.submit` returns it."""
+
+    @property
+    def done(self) -> bool:
+        """Whether `on_done` has been called or never will be (cancelled)."""
+    def cancel(self) -> bool:
+        """Give the request up. True: `on_done` will not be called any more; False: it is too late."""
+
+@final
+class GenerationTicket:
+    """A generation under way, as `Manager.submit_generation` returns it."""
+
+    def cancel(self) -> None:
+        """End the generation within one token, or before it starts."""
+
+@final
+class TextStream:
+    """The pieces of one answer: an iterator of str. Dropping it ends the generation."""
+
+    def __iter__(self) -> Self: ...
+    def __next__(self) -> str: ...
+    def cancel(self) -> None:
+        """End the answer within one token; the iterator then stops."""
+    @property
+    def completion(self) -> Completion | None:
+        """The whole answer and its figures once the iterator has ended; None before, and after an error."""
+
+@disjoint_base
+class Manager:
+    """Model slots, the embedding cache and the queues. All methods may be called from any thread.
+
+    Waiting happens with the GIL released and can be interrupted (Ctrl-C). A manager can be subclassed, used in a
+    ``with`` statement, and pickled (by configuration; models load again where it is unpickled).
+
+    Slots ``turkish_sentence``, ``english_sentence`` and ``text_generator`` exist from the start. When the source of
+    ``turkish_sentence`` cannot be loaded, the multilingual default takes its place.
+    """
+
+    def __new__(cls, config: Config | None = None, **overrides: Any) -> Self:
+        """A manager with these settings. `overrides` are keywords of `Config` that replace those of `config`.
+
+        Without any argument the environment is read at the manager's first use, not here.
+        """
+    @property
+    def config(self) -> Config:
+        """The settings in force; reading it fixes them."""
+    @property
+    def device(self) -> str:
+        """Where models compute: ``cpu``, ``cuda`` or ``mps``."""
+    @property
+    def tracker(self) -> LazyLoadTracker:
+        """This manager's tracker; `record_*` on it add to what it shows."""
+    @property
+    def last_cleanup_seconds(self) -> float:
+        """Seconds since the last clean-up of idle models (since construction when there was none)."""
+    @property
+    def auto_cleanup(self) -> tuple[bool, float, float]:
+        """What `set_auto_cleanup` last set: (enabled, cleanup_interval, max_idle_time); at first the settings'."""
+    def register(
+        self,
+        name: str,
+        source: str | None = None,
+        *,
+        loader: Callable[[], Any] | None = None,
+        dtype: Literal["auto", "float32", "bfloat16"] = "auto",
+        keep_alive: _KeepAlive = None,
+        pinned: bool = False,
+        fallback: Sequence[str] = ...,
+        pooling: str | None = None,
+        max_length: int | None = None,
+        revision: str | None = None,
+        prompts: Mapping[str, str] | None = None,
+        replace: bool = False,
+    ) -> None:
+        """Make the slot `name`: an embedding model from `source`, or whatever `loader` returns. Nothing is loaded yet.
+
+        Args:
+            source: Hub id, bare sentence-transformers name, local folder, or ``pkg:package/folder``.
+            loader: Called without arguments, on a thread of its own, when the slot is first used.
+            keep_alive: Seconds or ``"5m"`` after the latest use; 0: unload after use; negative: for ever; None:
+                as configured.
+            pinned: Never unloaded by idleness or budget; `unload` still does.
+            fallback: Sources to try in turn when the first cannot be loaded.
+            pooling, max_length, revision, prompts: Replace what the model's files say.
+            replace: Allow an existing slot of that name (built-in ones too); its model is unloaded.
+
+        Raises:
+            InputError: Both or neither of `source` and `loader`, a name in use, an unknown dtype or pooling.
+        """
+    def unregister(self, name: str) -> None:
+        """Unload and forget the slot. The three built-in slots cannot go. Raises `UnknownModelError`, `InputError`."""
+    def embed(
+        self,
+        texts: str | Iterable[str],
+        model: str | None = None,
+        *,
+        prompt: str | None = None,
+        prompt_name: str | None = None,
+        normalize: bool = True,
+        truncate_dim: int | None = None,
+        copy: bool = False,
+        timeout: float | None = None,
+        keep_alive: _KeepAlive = None,
+        progress: Callable[[int, int], object] | None = None,
+    ) -> _Result:
+        """Embed one text (float32, shape (dim,)) or several (float32, C-contiguous, shape (n, dim); none: (0, dim)).
+
+        Args:
+            texts: A str, or any iterable of str, embedded as given.
+            model: Slot; None: the slot of each text's language, see `route`.
+            prompt: Put in front of every text.
+            prompt_name: The same by name, from the model's prompts. Without either the model's default prompt, if
+                it has one.
+            normalize: Scale to length 1 (a vector of zeros stays zeros). False: as the model gives it; some end
+                in a normalisation of their own, which comes before `truncate_dim`.
+            truncate_dim: Keep the first dimensions, before normalising.
+            copy: A single text's array is read-only and shared with the cache unless True. Arrays of several are
+                the caller's.
+            timeout: Seconds for everything, loading included; None: `load_timeout` for the load, no limit for the rest.
+            keep_alive: Replaces the slot's for this use.
+            progress: Called on this thread as ``progress(done, total)`` as texts are finished, with (total,
+                total) at the end.
+
+        Raises:
+            TypeError: Not a str or an iterable of str.
+            InputError: A lone surrogate, an unknown `prompt_name`, a `truncate_dim` out of range, or texts of models
+                with different dimensions in one call.
+            UnknownModelError, WaitTimeoutError, OverloadedError, NotFiniteError, ClosedError: See `errors.py`.
+            ModelManagerError: Whatever loading the model raised.
+        """
+    def submit(
+        self,
+        texts: str | Iterable[str],
+        on_done: Callable[[_Result | None, BaseException | None], object],
+        model: str | None = None,
+        *,
+        prompt: str | None = None,
+        prompt_name: str | None = None,
+        normalize: bool = True,
+        truncate_dim: int | None = None,
+        copy: bool = False,
+        timeout: float | None = None,
+        keep_alive: _KeepAlive = None,
+    ) -> Ticket:
+        """`embed` without waiting: returns at once, also when the model must be loaded first.
+
+        `on_done(result, error)` is called once, from another thread, with one of the two None; from this thread, before
+        `submit` returns, when everything was cached. Keep it short. Wrong arguments raise here; texts are tokenised and
+        models loaded elsewhere, so an event loop may call this.
+        """
+    def complete(self, prompt: _Prompt, model: str | None = None, **parameters: Any) -> Completion:
+        """The whole answer to `prompt`, with its figures; loads the generator (slot ``text_generator``) if need be.
+
+        Args:
+            prompt: Text to go on with, or messages for the model's chat template.
+            parameters: `max_length` (tokens, prompt included) or `max_new_tokens`, `min_new_tokens`, `temperature`,
+                `top_k`, `top_p`, `min_p`, `repetition_penalty`, `no_repeat_ngram_size`, `do_sample`, `seed`, `stop`
+                (str or list of str), `timeout` (seconds), `keep_alive`. What is None counts as not given; length and
+                temperature then are the settings'.
+
+        Raises:
+            TypeError: An unknown parameter, or one of a wrong type.
+            InputError: A value out of range, or a prompt longer than the model's context.
+            NoGeneratorError: The slot holds no generator.
+        """
+    def stream(self, prompt: _Prompt, model: str | None = None, **parameters: Any) -> TextStream:
+        """`complete` piece by piece; no piece splits a character."""
+    def submit_generation(
+        self,
+        prompt: _Prompt,
+        on_event: Callable[[str | None, Completion | None, BaseException | None], object],
+        model: str | None = None,
+        **parameters: Any,
+    ) -> GenerationTicket:
+        """`stream` without waiting: `on_event(piece, completion, error)` is called from another thread, exactly one of
+        them not None; the last call has the completion or the error.
+        """
+    def describe_generator(self, name: str = "text_generator") -> GeneratorDescription:
+        """What the generator of a slot is; loads it."""
+    def route(self, text: str) -> str:
+        """The slot that `embed` chooses for `text`, by the language of its first 800 characters, lower-cased."""
+    def load(self, name: str, timeout: float | None = None) -> None:
+        """Load the slot and wait for it; concurrent callers share one load.
+
+        Raises:
+            UnknownModelError: No such slot.
+            WaitTimeoutError: Not ready in time; the load goes on.
+            ModelManagerError: Whatever failed; the next call tries again.
+        """
+    def unload(self, name: str) -> bool:
+        """Unload; True if it was loaded. Calls that compute with it finish first, the memory returns after them."""
+    def unload_all(self) -> int:
+        """Unload every slot; how many were loaded."""
+    def is_loaded(self, name: str) -> bool:
+        """Whether the slot is in memory now. Never loads."""
+    def get(self, name: str, timeout: float | None = None) -> Any:
+        """The slot's object, loaded first: what its loader returned, or a `SentenceModel` for an embedding slot."""
+    def peek(self, name: str) -> Any | None:
+        """Like `get`, but None when the slot is not in memory; not a use: idle deadlines stay."""
+    def slots(self) -> list[str]:
+        """Names of all slots, in the order they were made."""
+    def describe(self, name: str, load: bool = True) -> Description | None:
+        """What the model of an embedding slot is; loads it first, or with `load` False returns None when it is not
+        loaded.
+
+        Raises `InputError` for a slot with a loader.
+        """
+    @overload
+    def count_tokens(self, texts: str, model: str | None = None) -> int: ...  # type: ignore[overload-overlap]
+    @overload
+    def count_tokens(self, texts: Iterable[str], model: str | None = None) -> list[int]:
+        """Tokens of each text, special tokens included, not cut to the model's maximum.
+        Loads the model.
+        """
+    def warmup(self, names: Iterable[str], timeout: float | None = None) -> None:
+        """Load several slots at the same time and wait for all. The first failure is raised after all have ended."""
+    def cache_info(self) -> CacheStatistics:
+        """State of the embedding cache."""
+    def cache_clear(self) -> None:
+        """Empty the cache and set its counts to zero."""
+    def stats(self) -> Statistics:
+        """Everything countable, JSON-serialisable. Loads nothing."""
+    def set_auto_cleanup(self, enabled: bool, cleanup_interval: float = 300.0, max_idle_time: float = 600.0) -> None:
+        """Switch the unloading of idle models on or off, at once. Seconds, both > 0, else `ConfigError`."""
+    def cleanup_idle(self) -> int:
+        """Unload now what has been idle for `max_idle_time`; how many slots."""
+    def close(self) -> None:
+        """Unload everything and stop the threads. Further use raises `ClosedError`; closing again does nothing."""
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+    def __enter__(self) -> Self: ...
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None, /
+    ) -> None: ...
+    def __reduce__(self) -> tuple[Any, ...]: ...
+
+def is_turkish(text: str) -> bool:
+    """The chatbot's detector on the text as given: share of Turkish letters and of common Turkish words above 0.1."""
+
+def resident_bytes() -> int:
+    """Resident memory of this process, bytes; 0 where the system does not tell."""
+
+def trim_memory() -> int:
+    """Ask the allocator to give unused memory back to the operating system; the bytes by which resident memory fell."""
+
+def isa() -> str:
+    """Instruction set that the kernels use: the best of `available_isas`, or what `MODEL_MANAGER_ISA` names."""
+
+def available_isas() -> list[str]:
+    """Instruction sets that this CPU has kernels for, lowest first."""
+
+def _config_from(config_class: type[Config], settings: dict[str, Any]) -> Config:
+    """How a pickled `Config` comes back: by its keywords."""
+
+def _error_classes() -> dict[str, type[Exception]]:
+    """Each error kind of the core and the exception of `model_manager.errors` that it becomes."""
+
+def _at_exit() -> None:
+    """Called when the interpreter is about to end: daemon threads that compute do not come back into it."""
+
+def _before_fork() -> None:
+    """Called before `os.fork`: take the locks that a child must not inherit taken."""
+
+def _after_fork_parent() -> None:
+    """Called after `os.fork` in the parent: release them."""
+
+def _after_fork_child() -> None:
+    """Called after `os.fork` in the child: release them and forget the threads, which did not survive."""

@@ -1,0 +1,194 @@
+"""The shapes of the dictionaries that this package returns. All of them are JSON-serialisable."""
+
+from __future__ import annotations
+
+from typing import Any, TypedDict
+
+
+class FieldInfo(TypedDict):
+    """One setting, as `Config.fields()` lists it."""
+
+    name: str
+    """Keyword of `Config` and attribute of its instances."""
+    environment: str
+    """Environment variable read when the keyword is not given."""
+    default: Any
+    """Value without keyword and environment; None where absence means something."""
+    type: str
+    """Python type as one would annotate it, such as ``int`` or ``str | None``."""
+    doc: str
+    """One line: meaning, unit, allowed values."""
+
+
+class CacheStatistics(TypedDict):
+    """State of the embedding cache since the manager was made or the cache cleared."""
+
+    policy: str
+    """``lru``, ``lfu`` or ``ttl``."""
+    hits: int
+    misses: int
+    insertions: int
+    evictions: int
+    """Vectors that left to make room."""
+    expirations: int
+    """Vectors that left because their time was over."""
+    rejections: int
+    """Vectors too large to be kept."""
+    entries: int
+    """Vectors held now."""
+    bytes: int
+    """Bytes held now: vectors, texts and bookkeeping."""
+    max_entries: int
+    max_bytes: int
+
+
+class TrackerStatistics(TypedDict):
+    """What `LazyLoadTracker.get_statistics` returns. Every key maps a slot's name to a figure."""
+
+    load_times: dict[str, float]
+    """Seconds that the latest load took."""
+    load_counts: dict[str, int]
+    last_access: dict[str, float]
+    """Seconds since the latest use."""
+    memory_usage: dict[str, float]
+    """MB that the latest load took."""
+    load_time_p50: dict[str, float]
+    """Median of all loads, seconds."""
+    load_time_p95: dict[str, float]
+    unload_counts: dict[str, int]
+    bytes_returned: dict[str, int]
+    """Bytes that the operating system got back, summed over all unloads."""
+
+
+class Description(TypedDict):
+    """What `Manager.describe` tells about the model of one slot."""
+
+    name: str
+    """The slot."""
+    source: str
+    """The model as configured: hub id, path, `pkg:…`."""
+    path: str
+    """Folder of the files in use."""
+    architecture: str
+    """`model_type` of its config.json."""
+    dimension: int
+    """Length of its vectors."""
+    max_length: int
+    """Tokens per text, special tokens included; longer texts are cut."""
+    pooling: str
+    """``mean``, ``cls``, ``last``, ``max``, …"""
+    normalizes: bool
+    """Whether the model itself ends in a normalisation."""
+    similarity: str
+    """``cosine``, ``dot``, ``euclidean`` or ``manhattan``."""
+    prompts: dict[str, str]
+    default_prompt_name: str | None
+    dtype: str
+    """``float32`` or ``bfloat16``."""
+    bytes: int
+    """Memory of the weights."""
+
+
+class GeneratorDescription(TypedDict):
+    """What `Manager.describe_generator` tells about the model of one slot."""
+
+    name: str
+    """The slot."""
+    source: str
+    path: str
+    context: int
+    """Tokens that prompt and answer may have together."""
+    eos_token_id: int
+    chat_template: bool
+    """Whether the model has one."""
+    bytes: int
+    """Memory of the weights."""
+
+
+class Completion(TypedDict):
+    """One generated answer and its figures."""
+
+    text: str
+    tokens: list[int]
+    finish_reason: str
+    """Why it ended, such as ``stop`` or ``length``."""
+    prompt_tokens: int
+    reused_tokens: int
+    """Of the prompt's, those that an earlier call had left in memory."""
+    completion_tokens: int
+    seed: int
+    """What the draws came from; the same seed gives the same answer."""
+    queued_seconds: float
+    prefill_seconds: float
+    decode_seconds: float
+    tokens_per_second: float
+
+
+class SlotStatistics(TypedDict):
+    """State of one slot."""
+
+    state: str
+    """``absent``, ``loading`` or ``ready``."""
+    source: str | None
+    """None for a slot with a loader of the user's."""
+    kind: str
+    """``embedding`` or ``object``."""
+    pinned: bool
+    keep_alive: float | None
+    """Seconds that it stays after its latest use; None: for ever."""
+    bytes: int
+    """Memory held now."""
+    leases: int
+    """Calls computing with it now."""
+    idle_seconds: float | None
+    """Seconds since its latest use; None when it never was."""
+    queued: int
+    """Texts waiting for it."""
+    last_error: str | None
+    """Why its latest load failed; None when it did not."""
+
+
+class QueueStatistics(TypedDict):
+    """What the batching queues have done so far, summed over all models."""
+
+    queued: int
+    """Texts waiting now."""
+    max_queue: int
+    """Limit per model."""
+    requests: int
+    texts: int
+    """Texts computed."""
+    tokens: int
+    batches: int
+    failed_batches: int
+    shared: int
+    """Texts answered by the computation of an equal text that was under way."""
+    cancelled: int
+    """Texts dropped because their caller left."""
+    rejected: int
+    """Requests refused because the queue was full."""
+
+
+class MemoryStatistics(TypedDict):
+    """Memory of the process and of its models, bytes."""
+
+    resident: int
+    models: int
+    budget: int | None
+    """None: no budget."""
+
+
+class Statistics(TypedDict):
+    """What `Manager.stats` returns."""
+
+    slots: dict[str, SlotStatistics]
+    tracker: TrackerStatistics
+    cache: CacheStatistics
+    queue: QueueStatistics
+    memory: MemoryStatistics
+    threads: int
+    """Threads that compute."""
+    isa: str
+    """Instruction set in use, see `isa()`."""
+    device: str
+    last_cleanup_seconds: float

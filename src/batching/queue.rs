@@ -1,0 +1,218 @@
+//! What waits to be computed, and which of it makes the next batch. Plain data: the lock is the worker's.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+
+use super::chunk::Chunk;
+
+/// Which line a request stands in.
+///
+/// While both have waiters, half of every batch belongs to each: a chat message waits for at most the batch in flight,
+/// and a bulk job never stops.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lane {
+    /// A person is waiting: few texts.
+    Interactive,
+    /// Indexing and the like: part of a long list.
+    Bulk,
+}
+
+/// Token ids of one sequence. Shared with the in-flight table.
+pub(super) type Tokens = Arc<[u32]>;
+
+/// Who wants the vector of a sequence: row `row` of a chunk.
+pub(super) struct Waiter {
+    pub(super) chunk: Arc<Chunk>,
+    pub(super) row: usize,
+}
+
+#[derive(Default)]
+pub(super) struct Queue {
+    interactive: VecDeque<Tokens>,
+    bulk: VecDeque<Tokens>,
+    /// Every sequence that is waiting or being computed, and who wants it. A sequence is in a lane at most once.
+    wanted: HashMap<Tokens, Vec<Waiter>>,
+}
+
+impl Queue {
+    /// Adds one sequence (true), or joins an equal one that is already waiting or being computed (false).
+    pub(super) fn push(&mut self, tokens: Tokens, waiter: Waiter, lane: Lane) -> bool {
+        if let Some(waiters) = self.wanted.get_mut(&tokens) {
+            waiters.push(waiter);
+            return false;
+        }
+        self.wanted.insert(Arc::clone(&tokens), vec![waiter]);
+        match lane {
+            Lane::Interactive => self.interactive.push_back(tokens),
+            Lane::Bulk => self.bulk.push_back(tokens),
+        }
+        true
+    }
+
+    #[cfg(test)]
+    pub(super) fn is_empty(&self) -> bool {
+        self.interactive.is_empty() && self.bulk.is_empty()
+    }
+
+    /// Sequences waiting, not counting those being computed.
+    pub(super) fn len(&self) -> usize {
+        self.interactive.len() + self.bulk.len()
+    }
+
+    /// Takes the next batch, at most `budget` tokens but at least one sequence. Sequences whose callers have all
+    /// left are dropped on the way; the second value counts them.
+    pub(super) fn next_batch(&mut self, budget: usize) -> (Vec<Tokens>, usize) {
+        let mut batch = Vec::new();
+        let (mut used, mut abandoned) = (0, 0);
+        // Half for the people who wait (all of it when nothing else does), then bulk, then whoever is left.
+        let share = if self.bulk.is_empty() { budget } else { budget / 2 };
+        for (lane, limit) in [(Lane::Interactive, share), (Lane::Bulk, budget), (Lane::Interactive, budget)] {
+            abandoned += self.take(lane, limit, &mut used, &mut batch);
+        }
+        (batch, abandoned)
+    }
+
+    fn take(&mut self, lane: Lane, limit: usize, used: &mut usize, batch: &mut Vec<Tokens>) -> usize {
+        let mut dropped = 0;
+        let line = match lane {
+            Lane::Interactive => &mut self.interactive,
+            Lane::Bulk => &mut self.bulk,
+        };
+        while let Some(tokens) = line.front() {
+            let abandoned =
+                self.wanted.get(tokens).is_none_or(|waiters| waiters.iter().all(|w| w.chunk.is_cancelled()));
+            if abandoned {
+                self.wanted.remove(tokens);
+                line.pop_front();
+                dropped += 1;
+                continue;
+            }
+            if *used + tokens.len() > limit && !batch.is_empty() {
+                break;
+            }
+            *used += tokens.len();
+            batch.extend(line.pop_front());
+        }
+        dropped
+    }
+
+    /// Those who want a sequence that has been computed (or has failed). It is no longer in flight afterwards.
+    pub(super) fn complete(&mut self, tokens: &Tokens) -> Vec<Waiter> {
+        self.wanted.remove(tokens).unwrap_or_default()
+    }
+
+    /// Empties the queue: everyone who still waits.
+    pub(super) fn drain(&mut self) -> Vec<Waiter> {
+        self.interactive.clear();
+        self.bulk.clear();
+        self.wanted.drain().flat_map(|(_, waiters)| waiters).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::chunk::Cancel;
+    use super::*;
+
+    fn tokens(id: u32, length: usize) -> Tokens {
+        vec![id; length].into()
+    }
+
+    fn waiter(cancel: &Cancel) -> Waiter {
+        Waiter { chunk: Chunk::new(1, 1, cancel.clone(), Box::new(|_| {})), row: 0 }
+    }
+
+    #[test]
+    fn equal_sequences_are_computed_once_while_in_flight() {
+        let (mut queue, keep) = (Queue::default(), Cancel::default());
+        assert!(queue.push(tokens(1, 4), waiter(&keep), Lane::Interactive));
+        assert!(!queue.push(tokens(1, 4), waiter(&keep), Lane::Bulk));
+        assert_eq!(queue.next_batch(100).0.len(), 1);
+        // Being computed: a third caller joins, nothing is queued again.
+        queue.push(tokens(1, 4), waiter(&keep), Lane::Interactive);
+        assert!(queue.is_empty());
+        assert_eq!(queue.complete(&tokens(1, 4)).len(), 3);
+        // Done: the next one starts afresh.
+        queue.push(tokens(1, 4), waiter(&keep), Lane::Interactive);
+        assert_eq!(queue.len(), 1);
+    }
+
+    #[test]
+    fn a_sequence_is_dropped_only_when_all_its_callers_left() {
+        let mut queue = Queue::default();
+        let (gone, here) = (Cancel::default(), Cancel::default());
+        queue.push(tokens(1, 4), waiter(&gone), Lane::Interactive);
+        queue.push(tokens(2, 4), waiter(&gone), Lane::Interactive);
+        queue.push(tokens(2, 4), waiter(&here), Lane::Interactive);
+        gone.cancel();
+        assert_eq!(queue.next_batch(100), (vec![tokens(2, 4)], 1));
+        assert_eq!(queue.complete(&tokens(2, 4)).len(), 2);
+        assert!(queue.wanted.is_empty());
+    }
+
+    #[test]
+    fn a_chat_message_does_not_stand_behind_a_bulk_job() {
+        let (mut queue, keep) = (Queue::default(), Cancel::default());
+        for id in 0..100 {
+            queue.push(tokens(id, 10), waiter(&keep), Lane::Bulk);
+        }
+        queue.push(tokens(1000, 10), waiter(&keep), Lane::Interactive);
+        let (batch, _) = queue.next_batch(100);
+        assert_eq!(batch[0], tokens(1000, 10));
+        assert_eq!(batch.len(), 10);
+    }
+
+    #[test]
+    fn a_flood_of_messages_does_not_stop_a_bulk_job() {
+        let (mut queue, keep) = (Queue::default(), Cancel::default());
+        for id in 0..100 {
+            queue.push(tokens(id, 10), waiter(&keep), Lane::Interactive);
+        }
+        queue.push(tokens(1000, 10), waiter(&keep), Lane::Bulk);
+        let (batch, _) = queue.next_batch(100);
+        assert!(batch.contains(&tokens(1000, 10)));
+        assert_eq!(batch.len(), 10);
+    }
+
+    #[test]
+    fn a_sequence_longer_than_the_budget_makes_a_batch_of_its_own() {
+        let (mut queue, keep) = (Queue::default(), Cancel::default());
+        queue.push(tokens(1, 500), waiter(&keep), Lane::Bulk);
+        queue.push(tokens(2, 1), waiter(&keep), Lane::Bulk);
+        assert_eq!(queue.next_batch(100).0, [tokens(1, 500)]);
+        assert_eq!(queue.next_batch(100).0, [tokens(2, 1)]);
+    }
+
+    proptest! {
+        /// Whatever arrives in whatever order: every sequence comes out exactly once, batches keep to their budget,
+        /// and every waiter is told exactly once.
+        #[test]
+        fn nothing_is_lost_or_computed_twice(
+            arrivals in prop::collection::vec((0u32..40, 1usize..30, any::<bool>()), 0..200),
+            budget in 1usize..100,
+        ) {
+            let (mut queue, keep) = (Queue::default(), Cancel::default());
+            let mut distinct = std::collections::HashSet::new();
+            for (id, length, bulk) in &arrivals {
+                distinct.insert((*id, *length));
+                let lane = if *bulk { Lane::Bulk } else { Lane::Interactive };
+                queue.push(tokens(*id, *length), waiter(&keep), lane);
+            }
+            let (mut computed, mut told) = (std::collections::HashSet::new(), 0);
+            while !queue.is_empty() {
+                let (batch, _) = queue.next_batch(budget);
+                prop_assert!(!batch.is_empty());
+                let total: usize = batch.iter().map(|t| t.len()).sum();
+                prop_assert!(total <= budget || batch.len() == 1);
+                for sequence in batch {
+                    prop_assert!(computed.insert((sequence[0], sequence.len())));
+                    told += queue.complete(&sequence).len();
+                }
+            }
+            prop_assert_eq!(computed, distinct);
+            prop_assert_eq!(told, arrivals.len());
+        }
+    }
+}

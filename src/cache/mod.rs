@@ -1,0 +1,270 @@
+//! The embedding cache: the same text, model and parameters give the same vector, so it is computed once.
+//!
+//! Bounded by entries and by bytes, exactly: after every call both bounds hold, and what leaves is the least recently
+//! used entry ([`Policy::Lru`]) or the least frequently used ([`Policy::Lfu`]). With a time to live, an entry older than
+//! that is never returned. One lock, held for the look-up only; values are dropped after it is released.
+
+mod key;
+mod store;
+#[cfg(test)]
+mod tests;
+mod vector;
+
+use std::time::Duration;
+
+use lru::LruCache;
+
+use crate::clock::Clock;
+use crate::sync::Mutex;
+use crate::{Error, Result};
+
+use key::Key;
+use store::{Entry, Lfu, Store};
+
+pub use key::KeyRef;
+pub use vector::Vector;
+
+/// Which entry leaves when there is no room.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Policy {
+    /// The least recently used.
+    #[default]
+    Lru,
+    /// The least frequently used; among equals the least recently used.
+    Lfu,
+}
+
+impl Policy {
+    /// From "lru" or "lfu".
+    ///
+    /// # Errors
+    /// [`Error::Config`] naming `setting` for anything else.
+    pub fn parse(setting: &str, text: &str) -> Result<Self> {
+        match text.trim().to_ascii_lowercase().as_str() {
+            "lru" => Ok(Self::Lru),
+            "lfu" => Ok(Self::Lfu),
+            _ => Err(Error::Config {
+                setting: setting.into(),
+                value: text.into(),
+                reason: "expected \"lru\" or \"lfu\"".into(),
+            }),
+        }
+    }
+}
+
+/// The cache's bounds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CacheSettings {
+    /// Most entries; 0 turns the cache off.
+    pub max_entries: usize,
+    /// Most bytes of keys, vectors and bookkeeping together; `None` is no bound.
+    pub max_bytes: Option<u64>,
+    /// Which entry leaves when there is no room.
+    pub policy: Policy,
+    /// Age at which an entry is no longer returned; `None` is none.
+    pub time_to_live: Option<Duration>,
+}
+
+/// What the cache holds and has done since construction or the latest [`EmbeddingCache::clear`].
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct CacheStatistics {
+    /// Look-ups answered.
+    pub hits: u64,
+    /// Look-ups not answered.
+    pub misses: u64,
+    /// Vectors stored, replacements included.
+    pub insertions: u64,
+    /// Entries that left to make room.
+    pub evictions: u64,
+    /// Entries that left because of their age.
+    pub expirations: u64,
+    /// Vectors not stored because one alone exceeds the byte bound.
+    pub rejections: u64,
+    /// Entries now.
+    pub entries: usize,
+    /// Bytes now.
+    pub bytes: u64,
+    /// The bound on entries.
+    pub max_entries: usize,
+    /// The bound on bytes.
+    pub max_bytes: Option<u64>,
+}
+
+/// A thread-safe, exactly bounded cache of vectors.
+pub struct EmbeddingCache {
+    settings: CacheSettings,
+    clock: Clock,
+    state: Mutex<State>,
+}
+
+struct State {
+    store: Store,
+    bytes: u64,
+    hits: u64,
+    misses: u64,
+    insertions: u64,
+    evictions: u64,
+    expirations: u64,
+    rejections: u64,
+}
+
+/// Bytes that an entry takes beside the text of its key and the values of its vector: key, entry, the vector's shared
+/// headers, four words of list links and hash table, and two words of the allocator for each of five allocations.
+const ENTRY_OVERHEAD: usize = size_of::<Key>()
+    + size_of::<Entry>()
+    + Vector::OVERHEAD
+    + 4 * size_of::<usize>()
+    + 5 * 2 * size_of::<usize>();
+
+impl EmbeddingCache {
+    /// An empty cache.
+    #[must_use]
+    pub fn new(settings: CacheSettings, clock: Clock) -> Self {
+        Self { settings, clock, state: Mutex::new(State::new(settings.policy)) }
+    }
+
+    /// The bounds.
+    #[must_use]
+    pub fn settings(&self) -> CacheSettings {
+        self.settings
+    }
+
+    /// The vector stored under `key`, counted as a hit or a miss. A hit allocates nothing.
+    #[must_use]
+    pub fn get(&self, key: &KeyRef<'_>) -> Option<Vector> {
+        let now = self.settings.time_to_live.map(|_| self.clock.now());
+        let mut state = self.state.lock();
+        let Some(entry) = state.store.get(key) else {
+            state.misses += 1;
+            return None;
+        };
+        if !entry.expired(now) {
+            let vector = entry.vector.clone();
+            state.hits += 1;
+            return Some(vector);
+        }
+        let expired = state.pop(key);
+        state.expirations += 1;
+        state.misses += 1;
+        drop(state);
+        drop(expired);
+        None
+    }
+
+    /// Counts look-ups that were not made because nothing could be there: the model has never been loaded.
+    pub fn count_misses(&self, misses: usize) {
+        self.state.lock().misses += misses as u64;
+    }
+
+    /// Stores `vector` under `key`, in the place of what was there. Others leave until both bounds hold; a vector that
+    /// alone exceeds the byte bound is not stored.
+    pub fn insert(&self, key: &KeyRef<'_>, vector: Vector) {
+        if self.settings.max_entries == 0 {
+            return;
+        }
+        let owned = Key::from(key);
+        let bytes = entry_bytes(key, &vector);
+        let max_bytes = self.settings.max_bytes.unwrap_or(u64::MAX);
+        let expires = self.settings.time_to_live.and_then(|age| self.clock.now().checked_add(age));
+        let mut gone = Vec::new();
+        let mut state = self.state.lock();
+        let replaced = state.pop(key);
+        let uses = replaced.as_ref().map_or(0, |entry| entry.uses) + 1;
+        gone.extend(replaced);
+        if bytes > max_bytes {
+            state.rejections += 1;
+        } else {
+            while state.store.len() >= self.settings.max_entries || state.bytes > max_bytes - bytes {
+                let Some(evicted) = state.store.pop_next() else { break };
+                state.bytes -= evicted.bytes;
+                state.evictions += 1;
+                gone.push(evicted);
+            }
+            state.store.insert(owned, Entry { vector, bytes, expires, uses });
+            state.bytes += bytes;
+            state.insertions += 1;
+        }
+        drop(state);
+        drop(gone);
+    }
+
+    /// Removes all vectors of one model. Returns how many there were.
+    pub fn forget_model(&self, model: &str) -> usize {
+        let gone = self.state.lock().pop_all(|key, _| key.model() == model);
+        gone.len()
+    }
+
+    /// Removes what is too old to be returned. Returns how many entries that were.
+    pub fn purge_expired(&self) -> usize {
+        if self.settings.time_to_live.is_none() {
+            return 0;
+        }
+        let now = Some(self.clock.now());
+        let gone = {
+            let mut state = self.state.lock();
+            let gone = state.pop_all(|_, entry| entry.expired(now));
+            state.expirations += gone.len() as u64;
+            gone
+        };
+        gone.len()
+    }
+
+    /// Removes everything and sets all counts to zero.
+    pub fn clear(&self) {
+        let old = std::mem::replace(&mut *self.state.lock(), State::new(self.settings.policy));
+        drop(old);
+    }
+
+    /// What the cache holds and has done.
+    #[must_use]
+    pub fn statistics(&self) -> CacheStatistics {
+        let state = self.state.lock();
+        CacheStatistics {
+            hits: state.hits,
+            misses: state.misses,
+            insertions: state.insertions,
+            evictions: state.evictions,
+            expirations: state.expirations,
+            rejections: state.rejections,
+            entries: state.store.len(),
+            bytes: state.bytes,
+            max_entries: self.settings.max_entries,
+            max_bytes: self.settings.max_bytes,
+        }
+    }
+}
+
+impl State {
+    fn new(policy: Policy) -> Self {
+        let store = match policy {
+            Policy::Lru => Store::Lru(LruCache::unbounded()),
+            Policy::Lfu => Store::Lfu(Lfu::default()),
+        };
+        Self {
+            store,
+            bytes: 0,
+            hits: 0,
+            misses: 0,
+            insertions: 0,
+            evictions: 0,
+            expirations: 0,
+            rejections: 0,
+        }
+    }
+
+    fn pop(&mut self, key: &KeyRef<'_>) -> Option<Entry> {
+        let entry = self.store.pop(key)?;
+        self.bytes -= entry.bytes;
+        Some(entry)
+    }
+
+    fn pop_all(&mut self, unwanted: impl Fn(&Key, &Entry) -> bool) -> Vec<Entry> {
+        let gone = self.store.pop_all(unwanted);
+        self.bytes -= gone.iter().map(|entry| entry.bytes).sum::<u64>();
+        gone
+    }
+}
+
+fn entry_bytes(key: &KeyRef<'_>, vector: &Vector) -> u64 {
+    (key.text.len() + key.prompt.len() + vector.bytes() + ENTRY_OVERHEAD) as u64
+}

@@ -1,0 +1,142 @@
+//! The order in which entries leave: least recently used, or least frequently used.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::Instant;
+
+use lru::{DefaultHasher, LruCache};
+
+use super::key::{AnyKey, Key};
+use super::vector::Vector;
+
+/// One cached vector.
+pub(super) struct Entry {
+    pub(super) vector: Vector,
+    /// What it counts for in the byte bound.
+    pub(super) bytes: u64,
+    pub(super) expires: Option<Instant>,
+    /// Insertions and hits, as LFU counts them.
+    pub(super) uses: u64,
+}
+
+impl Entry {
+    pub(super) fn expired(&self, now: Option<Instant>) -> bool {
+        now.zip(self.expires).is_some_and(|(now, expires)| expires <= now)
+    }
+}
+
+/// Entries by key, in their order of leaving.
+pub(super) enum Store {
+    /// Least recently used first.
+    Lru(LruCache<Key, Entry>),
+    /// Least frequently used first; the least recently used of those.
+    Lfu(Lfu),
+}
+
+/// An exact LFU: O(log n) per operation.
+#[derive(Default)]
+pub(super) struct Lfu {
+    entries: HashMap<Arc<Key>, (Entry, Rank), DefaultHasher>,
+    order: BTreeMap<Rank, Arc<Key>>,
+    ticks: u64,
+}
+
+/// Uses, then the moment of the latest use. Unique, since no moment is given twice.
+type Rank = (u64, u64);
+
+impl Store {
+    pub(super) fn len(&self) -> usize {
+        match self {
+            Self::Lru(entries) => entries.len(),
+            Self::Lfu(lfu) => lfu.entries.len(),
+        }
+    }
+
+    /// The entry, counted as used.
+    pub(super) fn get(&mut self, key: &dyn AnyKey) -> Option<&Entry> {
+        match self {
+            Self::Lru(entries) => entries.get(key),
+            Self::Lfu(lfu) => lfu.get(key),
+        }
+    }
+
+    /// Takes the entry out.
+    pub(super) fn pop(&mut self, key: &dyn AnyKey) -> Option<Entry> {
+        match self {
+            Self::Lru(entries) => entries.pop(key),
+            Self::Lfu(lfu) => lfu.pop(key),
+        }
+    }
+
+    /// Takes out the entry whose turn it is to leave.
+    pub(super) fn pop_next(&mut self) -> Option<Entry> {
+        match self {
+            Self::Lru(entries) => entries.pop_lru().map(|(_, entry)| entry),
+            Self::Lfu(lfu) => {
+                let (_, key) = lfu.order.pop_first()?;
+                lfu.entries.remove(&*key as &dyn AnyKey).map(|(entry, _)| entry)
+            }
+        }
+    }
+
+    /// Adds an entry under a key that is not there.
+    pub(super) fn insert(&mut self, key: Key, entry: Entry) {
+        match self {
+            Self::Lru(entries) => {
+                entries.put(key, entry);
+            }
+            Self::Lfu(lfu) => lfu.insert(key, entry),
+        }
+    }
+
+    /// Takes out all entries that `unwanted` picks.
+    pub(super) fn pop_all(&mut self, unwanted: impl Fn(&Key, &Entry) -> bool) -> Vec<Entry> {
+        let keys: Vec<Key> = match self {
+            Self::Lru(entries) => entries
+                .iter()
+                .filter(|(key, entry)| unwanted(key, entry))
+                .map(|(key, _)| key.clone())
+                .collect(),
+            Self::Lfu(lfu) => {
+                let picked = lfu.entries.iter().filter(|(key, (entry, _))| unwanted(key, entry));
+                picked.map(|(key, _)| Key::clone(key)).collect()
+            }
+        };
+        keys.iter().filter_map(|key| self.pop(key)).collect()
+    }
+
+    /// The keys, in their order of leaving.
+    #[cfg(test)]
+    pub(super) fn keys(&self) -> Vec<Key> {
+        match self {
+            Self::Lru(entries) => entries.iter().rev().map(|(key, _)| key.clone()).collect(),
+            Self::Lfu(lfu) => lfu.order.values().map(|key| Key::clone(key)).collect(),
+        }
+    }
+}
+
+impl Lfu {
+    fn get(&mut self, key: &dyn AnyKey) -> Option<&Entry> {
+        let (entry, rank) = self.entries.get_mut(key)?;
+        let key = self.order.remove(rank)?;
+        self.ticks += 1;
+        entry.uses += 1;
+        *rank = (entry.uses, self.ticks);
+        self.order.insert(*rank, key);
+        Some(entry)
+    }
+
+    fn pop(&mut self, key: &dyn AnyKey) -> Option<Entry> {
+        let (entry, rank) = self.entries.remove(key)?;
+        self.order.remove(&rank);
+        Some(entry)
+    }
+
+    fn insert(&mut self, key: Key, entry: Entry) {
+        let key = Arc::new(key);
+        self.ticks += 1;
+        let rank = (entry.uses, self.ticks);
+        self.order.insert(rank, Arc::clone(&key));
+        self.entries.insert(key, (entry, rank));
+    }
+}

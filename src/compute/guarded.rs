@@ -1,0 +1,56 @@
+//! Memory that ends where nothing may be touched: a test that reads or writes past its end dies at once.
+
+use std::ops::{Deref, DerefMut};
+
+use super::memory::Plain;
+
+/// A copy of some values whose last byte lies right before an inaccessible page.
+pub(crate) struct Guarded<T: Plain> {
+    start: *mut T,
+    length: usize,
+    map: *mut libc::c_void,
+    mapped: usize,
+}
+
+impl<T: Plain> Guarded<T> {
+    pub(crate) fn new(values: &[T]) -> Self {
+        // SAFETY: sysconf reads a constant; mmap makes a new mapping, of which all but the last page is writable.
+        unsafe {
+            let page = usize::try_from(libc::sysconf(libc::_SC_PAGESIZE)).unwrap();
+            let bytes = size_of_val(values);
+            let usable = bytes.next_multiple_of(page);
+            let mapped = usable + page;
+            let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+            let map =
+                libc::mmap(std::ptr::null_mut(), mapped, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0);
+            assert_ne!(map, libc::MAP_FAILED);
+            assert_eq!(libc::mprotect(map.byte_add(usable), page, libc::PROT_NONE), 0);
+            let start = map.byte_add(usable - bytes).cast::<T>();
+            start.copy_from_nonoverlapping(values.as_ptr(), values.len());
+            Self { start, length: values.len(), map, mapped }
+        }
+    }
+}
+
+impl<T: Plain> Deref for Guarded<T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        // SAFETY: `length` values were copied there; the end of a page is aligned for every Plain type.
+        unsafe { std::slice::from_raw_parts(self.start, self.length) }
+    }
+}
+
+impl<T: Plain> DerefMut for Guarded<T> {
+    fn deref_mut(&mut self) -> &mut [T] {
+        // SAFETY: as above, and `self` is borrowed mutably.
+        unsafe { std::slice::from_raw_parts_mut(self.start, self.length) }
+    }
+}
+
+impl<T: Plain> Drop for Guarded<T> {
+    fn drop(&mut self) {
+        // SAFETY: the mapping made in `new`, which nobody refers to any more.
+        unsafe { libc::munmap(self.map, self.mapped) };
+    }
+}

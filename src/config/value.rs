@@ -1,0 +1,360 @@
+//! How one setting is written: as text in the environment, as a typed value by keyword.
+
+use std::fmt;
+use std::time::Duration;
+
+use crate::Error;
+use crate::lifecycle::{KeepAlive, MemoryLimit};
+
+/// A value as it crosses the boundary to the host.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Value {
+    /// Nothing.
+    None,
+    /// true, false
+    Bool(bool),
+    /// A whole number.
+    Int(i64),
+    /// A number.
+    Float(f64),
+    /// Text.
+    Text(String),
+    /// Something that no setting takes, by the name of its type.
+    Other(String),
+}
+
+impl Value {
+    /// As one writes it in the environment.
+    #[must_use]
+    pub fn plain(&self) -> String {
+        match self {
+            Self::None => String::new(),
+            Self::Bool(value) => value.to_string(),
+            Self::Int(value) => value.to_string(),
+            Self::Float(value) => value.to_string(),
+            Self::Text(value) | Self::Other(value) => value.clone(),
+        }
+    }
+}
+
+impl fmt::Display for Value {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::None => f.write_str("None"),
+            Self::Text(value) => write!(f, "{value:?}"),
+            Self::Other(kind) => write!(f, "<{kind}>"),
+            _ => f.write_str(&self.plain()),
+        }
+    }
+}
+
+/// A type that a setting can have. Errors are what is allowed; the caller adds the setting's name and value.
+pub trait Setting: Sized {
+    /// The type as Python annotates it.
+    fn annotation() -> String;
+    /// From a typed value.
+    ///
+    /// # Errors
+    /// What is allowed.
+    fn from_value(value: &Value) -> Result<Self, String>;
+    /// From the text of an environment variable: trimmed, not empty.
+    ///
+    /// # Errors
+    /// What is allowed.
+    fn from_text(text: &str) -> Result<Self, String>;
+    /// The typed value.
+    fn to_value(&self) -> Value;
+}
+
+impl Setting for bool {
+    fn annotation() -> String {
+        "bool".into()
+    }
+
+    fn from_value(value: &Value) -> Result<Self, String> {
+        match value {
+            Value::Bool(value) => Ok(*value),
+            _ => Err("must be True or False".into()),
+        }
+    }
+
+    fn from_text(text: &str) -> Result<Self, String> {
+        match text.to_ascii_lowercase().as_str() {
+            "true" | "1" | "yes" | "on" => Ok(true),
+            "false" | "0" | "no" | "off" => Ok(false),
+            _ => Err("must be true or false".into()),
+        }
+    }
+
+    fn to_value(&self) -> Value {
+        Value::Bool(*self)
+    }
+}
+
+impl Setting for usize {
+    fn annotation() -> String {
+        "int".into()
+    }
+
+    fn from_value(value: &Value) -> Result<Self, String> {
+        match value {
+            Value::Int(value) => Self::try_from(*value).map_err(|_| "must not be negative".into()),
+            _ => Err("must be a whole number".into()),
+        }
+    }
+
+    fn from_text(text: &str) -> Result<Self, String> {
+        text.parse().map_err(|_| "must be a whole number, not negative".into())
+    }
+
+    fn to_value(&self) -> Value {
+        Value::Int(i64::try_from(*self).unwrap_or(i64::MAX))
+    }
+}
+
+impl Setting for f64 {
+    fn annotation() -> String {
+        "float".into()
+    }
+
+    fn from_value(value: &Value) -> Result<Self, String> {
+        match value {
+            Value::Int(value) => Ok(*value as Self),
+            Value::Float(value) => Ok(*value),
+            _ => Err("must be a number".into()),
+        }
+    }
+
+    fn from_text(text: &str) -> Result<Self, String> {
+        text.parse().map_err(|_| "must be a number".into())
+    }
+
+    fn to_value(&self) -> Value {
+        Value::Float(*self)
+    }
+}
+
+/// A span of time in seconds: finite, not negative.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Seconds(pub f64);
+
+impl Seconds {
+    /// The same as a [`Duration`].
+    #[must_use]
+    pub fn duration(self) -> Duration {
+        // A century is for ever; more would overflow deadlines.
+        Duration::from_secs_f64(self.0.min(3.2e9))
+    }
+}
+
+impl Setting for Seconds {
+    fn annotation() -> String {
+        "float".into()
+    }
+
+    fn from_value(value: &Value) -> Result<Self, String> {
+        let seconds = f64::from_value(value).map_err(|_| "must be a number of seconds")?;
+        if seconds.is_finite() && seconds >= 0.0 {
+            Ok(Self(seconds))
+        } else {
+            Err("must be a number of seconds, finite and not negative".into())
+        }
+    }
+
+    fn from_text(text: &str) -> Result<Self, String> {
+        Self::from_value(&Value::Float(f64::from_text(text).map_err(|_| "must be a number of seconds")?))
+    }
+
+    fn to_value(&self) -> Value {
+        Value::Float(self.0)
+    }
+}
+
+/// Text that is not blank.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NonEmpty(String);
+
+impl NonEmpty {
+    /// The text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl From<&str> for NonEmpty {
+    fn from(text: &str) -> Self {
+        Self(text.to_owned())
+    }
+}
+
+impl Setting for NonEmpty {
+    fn annotation() -> String {
+        "str".into()
+    }
+
+    fn from_value(value: &Value) -> Result<Self, String> {
+        match value {
+            Value::Text(text) if !text.trim().is_empty() => Ok(Self(text.trim().to_owned())),
+            _ => Err("must be text that is not blank".into()),
+        }
+    }
+
+    fn from_text(text: &str) -> Result<Self, String> {
+        Ok(text.into())
+    }
+
+    fn to_value(&self) -> Value {
+        Value::Text(self.0.clone())
+    }
+}
+
+impl<T: Setting> Setting for Option<T> {
+    fn annotation() -> String {
+        format!("{} | None", T::annotation())
+    }
+
+    fn from_value(value: &Value) -> Result<Self, String> {
+        if *value == Value::None { Ok(None) } else { T::from_value(value).map(Some) }
+    }
+
+    fn from_text(text: &str) -> Result<Self, String> {
+        if text.eq_ignore_ascii_case("none") { Ok(None) } else { T::from_text(text).map(Some) }
+    }
+
+    fn to_value(&self) -> Value {
+        self.as_ref().map_or(Value::None, Setting::to_value)
+    }
+}
+
+/// How long a model stays after its latest use. Equal when written equally.
+#[derive(Debug, Clone, PartialEq)]
+pub struct KeepAliveSetting {
+    written: Value,
+    /// What it means.
+    pub keep_alive: KeepAlive,
+}
+
+impl Setting for KeepAliveSetting {
+    fn annotation() -> String {
+        "float | str".into()
+    }
+
+    fn from_value(value: &Value) -> Result<Self, String> {
+        let keep_alive = match value {
+            Value::Int(seconds) => KeepAlive::from_seconds("", *seconds as f64),
+            Value::Float(seconds) => KeepAlive::from_seconds("", *seconds),
+            Value::Text(text) => KeepAlive::parse("", text),
+            _ => return Err("must be seconds or a duration such as \"5m\"".into()),
+        }
+        .map_err(reason)?;
+        Ok(Self { written: value.clone(), keep_alive })
+    }
+
+    fn from_text(text: &str) -> Result<Self, String> {
+        Self::from_value(&Value::Text(text.into()))
+    }
+
+    fn to_value(&self) -> Value {
+        self.written.clone()
+    }
+}
+
+/// Memory that all models may take. Equal when written equally.
+#[derive(Debug, Clone, PartialEq)]
+pub struct MemoryBudget {
+    written: Value,
+    /// What it means.
+    pub limit: MemoryLimit,
+}
+
+impl Setting for MemoryBudget {
+    fn annotation() -> String {
+        "int | float | str".into()
+    }
+
+    fn from_value(value: &Value) -> Result<Self, String> {
+        let limit = match value {
+            Value::Int(number) => MemoryLimit::from_number("", *number as f64),
+            Value::Float(number) => MemoryLimit::from_number("", *number),
+            Value::Text(text) => MemoryLimit::parse("", text),
+            _ => return Err("must be bytes, a fraction of memory, or text such as \"2GB\"".into()),
+        }
+        .map_err(reason)?;
+        Ok(Self { written: value.clone(), limit })
+    }
+
+    fn from_text(text: &str) -> Result<Self, String> {
+        Self::from_value(&Value::Text(text.into()))
+    }
+
+    fn to_value(&self) -> Value {
+        self.written.clone()
+    }
+}
+
+/// What is allowed, out of an error that also names the setting.
+fn reason(error: Error) -> String {
+    match error {
+        Error::Config { reason, .. } => reason,
+        other => other.to_string(),
+    }
+}
+
+/// A setting that is one of a few words.
+pub trait Choice: Sized + Copy + 'static {
+    /// Every choice with its word.
+    const ALL: &'static [(Self, &'static str)];
+
+    /// The word.
+    fn as_str(self) -> &'static str;
+}
+
+impl<T: Choice> Setting for T {
+    fn annotation() -> String {
+        "str".into()
+    }
+
+    fn from_value(value: &Value) -> Result<Self, String> {
+        let Value::Text(text) = value else { return Err(allowed::<T>()) };
+        T::ALL
+            .iter()
+            .find(|(_, word)| word.eq_ignore_ascii_case(text))
+            .map(|(choice, _)| *choice)
+            .ok_or_else(allowed::<T>)
+    }
+
+    fn from_text(text: &str) -> Result<Self, String> {
+        Self::from_value(&Value::Text(text.into()))
+    }
+
+    fn to_value(&self) -> Value {
+        Value::Text(self.as_str().into())
+    }
+}
+
+fn allowed<T: Choice>() -> String {
+    let words: Vec<_> = T::ALL.iter().map(|(_, word)| format!("{word:?}")).collect();
+    format!("must be one of {}", words.join(", "))
+}
+
+macro_rules! choice {
+    ($(#[$meta:meta])* $name:ident { $($(#[$about:meta])* $variant:ident = $word:literal,)+ }) => {
+        $(#[$meta])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        pub enum $name {
+            $($(#[$about])* $variant,)+
+        }
+
+        impl $crate::config::Choice for $name {
+            const ALL: &'static [(Self, &'static str)] = &[$((Self::$variant, $word)),+];
+
+            fn as_str(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $word,)+
+                }
+            }
+        }
+    };
+}
+pub(super) use choice;

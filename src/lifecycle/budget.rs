@@ -1,0 +1,172 @@
+//! How much memory models may take together, and who leaves when another needs the room.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::managed::{Idle, Managed, Why};
+use crate::{Error, Result};
+
+/// The memory that all models of a manager may take. A cheap-clone handle: clones are the same budget.
+///
+/// A loader asks for room before it loads and puts the [`Charge`] into [`super::Loaded`]; the charge lives as long as
+/// the value, so that what is loading, and what was unloaded but is still leased, is counted too.
+#[derive(Debug, Clone)]
+pub struct Budget {
+    ledger: Arc<Ledger>,
+}
+
+#[derive(Debug)]
+struct Ledger {
+    /// `u64::MAX` is none.
+    limit: u64,
+    used: AtomicU64,
+}
+
+/// Bytes taken out of a budget; dropping gives them back.
+#[derive(Debug)]
+pub struct Charge {
+    ledger: Arc<Ledger>,
+    bytes: u64,
+}
+
+impl Budget {
+    /// A budget of `limit` bytes; `None` is no limit.
+    #[must_use]
+    pub fn new(limit: Option<u64>) -> Self {
+        let limit = limit.unwrap_or(u64::MAX);
+        Self { ledger: Arc::new(Ledger { limit, used: AtomicU64::new(0) }) }
+    }
+
+    /// The limit in bytes; `None` is none.
+    #[must_use]
+    pub fn limit(&self) -> Option<u64> {
+        Some(self.ledger.limit).filter(|&limit| limit != u64::MAX)
+    }
+
+    /// Bytes charged at present.
+    #[must_use]
+    pub fn used(&self) -> u64 {
+        self.ledger.used.load(Ordering::Acquire)
+    }
+
+    /// Takes `needed` bytes for `model`, unloading idle ones of `slots` if it has to: the least recently used first,
+    /// none that is not needed, and none at all when that would not make enough room.
+    ///
+    /// # Errors
+    /// [`Error::Budget`] when models in use, pinned or loading leave too little.
+    pub fn make_room(&self, model: &str, needed: u64, slots: &[Arc<dyn Managed>]) -> Result<Charge> {
+        // Another caller may take what was freed here; each round unloads something or ends.
+        loop {
+            if let Some(charge) = self.ledger.take(needed) {
+                return Ok(charge);
+            }
+            let (limit, used) = (self.ledger.limit, self.used());
+            let missing = used.saturating_add(needed).saturating_sub(limit);
+            let mut idle: Vec<_> = slots.iter().filter_map(|slot| Some((slot, slot.idle()?))).collect();
+            idle.retain(|(_, idle)| idle.charged > 0);
+            let victims = choose(idle, missing).map_err(|evictable| Error::Budget {
+                model: model.into(),
+                needed,
+                budget: limit,
+                in_use: used.saturating_sub(evictable),
+            })?;
+            for (slot, idle) in victims {
+                slot.unload_idle(&idle, Why::Evicted);
+            }
+        }
+    }
+}
+
+/// The slots to unload for `missing` bytes, or how many bytes all of them would free when that is not enough.
+fn choose<S>(mut idle: Vec<(S, Idle)>, missing: u64) -> std::result::Result<Vec<(S, Idle)>, u64> {
+    idle.sort_by_key(|(_, idle)| (idle.since, idle.period));
+    let mut freed = 0;
+    let enough = idle.iter().position(|(_, idle)| {
+        freed += idle.charged;
+        freed >= missing
+    });
+    let Some(last) = enough else { return Err(freed) };
+    idle.truncate(last + 1);
+    // A large one at the end of the row may make small ones before it needless: spare the most recently used of them.
+    for index in (0..idle.len()).rev() {
+        if freed - idle[index].1.charged >= missing {
+            freed -= idle[index].1.charged;
+            idle.remove(index);
+        }
+    }
+    Ok(idle)
+}
+
+impl Ledger {
+    fn take(self: &Arc<Self>, bytes: u64) -> Option<Charge> {
+        self.used
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |used| {
+                used.checked_add(bytes).filter(|&used| used <= self.limit)
+            })
+            .ok()
+            .map(|_| Charge { ledger: Arc::clone(self), bytes })
+    }
+}
+
+impl Charge {
+    /// Bytes charged.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Corrects the estimate to what the value really takes, even past the limit: it is in memory already.
+    pub(super) fn settle(&mut self, bytes: u64) {
+        if bytes > self.bytes {
+            self.ledger.used.fetch_add(bytes - self.bytes, Ordering::AcqRel);
+        } else {
+            self.ledger.used.fetch_sub(self.bytes - bytes, Ordering::AcqRel);
+        }
+        self.bytes = bytes;
+    }
+}
+
+impl Drop for Charge {
+    fn drop(&mut self) {
+        self.ledger.used.fetch_sub(self.bytes, Ordering::AcqRel);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        /// Enough, nothing needless, and refused exactly when all of them would not do.
+        #[test]
+        fn chooses_enough_and_nothing_needless(sizes in prop::collection::vec((0..5_u64, 1..20_u64), 0..8), missing in 1..60_u64) {
+            let now = Instant::now();
+            let idle: Vec<_> = sizes.iter().enumerate().map(|(index, &(age, charged))| {
+                let since = now + Duration::from_secs(age);
+                (index, Idle { since, keep_alive: None, charged, period: 0 })
+            }).collect();
+            let total: u64 = sizes.iter().map(|&(_, charged)| charged).sum();
+            match choose(idle, missing) {
+                Err(all) => prop_assert!(all == total && total < missing),
+                Ok(chosen) => {
+                    let freed: u64 = chosen.iter().map(|(_, idle)| idle.charged).sum();
+                    prop_assert!(freed >= missing);
+                    for (_, idle) in &chosen {
+                        prop_assert!(freed - idle.charged < missing);
+                    }
+                    // Nobody leaves while one who could have left instead was used longer ago and is at least as large.
+                    for (_, left) in &chosen {
+                        for (index, &(age, charged)) in sizes.iter().enumerate() {
+                            let stayed = chosen.iter().all(|&(one, _)| one != index);
+                            prop_assert!(!(stayed && now + Duration::from_secs(age) < left.since && charged >= left.charged));
+                        }
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,71 @@
+//! A slot of any type, as the reaper, the budget and the reports see it.
+
+use std::time::Instant;
+
+use super::keep_alive::KeepAlive;
+use super::slot::SlotOptions;
+use crate::Error;
+
+/// Where a slot is in its cycle.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum State {
+    /// Nothing is in memory.
+    Absent,
+    /// A loader is running.
+    Loading,
+    /// The value is in memory.
+    Ready,
+}
+
+/// A snapshot of a slot.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Status {
+    /// Where the slot is in its cycle.
+    pub state: State,
+    /// Leases on the present value.
+    pub leases: usize,
+    /// Bytes of the present value.
+    pub bytes: u64,
+    /// When the present or the latest value was last used; now while leases exist.
+    pub last_used: Option<Instant>,
+    /// The slot's own options.
+    pub options: SlotOptions,
+    /// Why the latest load failed; `None` after one that succeeded.
+    pub last_error: Option<Error>,
+}
+
+/// A ready, unleased, unpinned value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Idle {
+    /// Since when.
+    pub since: Instant,
+    /// How long it may stay so; `None` follows the reaper's settings.
+    pub keep_alive: Option<KeepAlive>,
+    /// What the budget gets back when it leaves.
+    pub charged: u64,
+    /// Tells this idle period from every other of the slot.
+    pub(super) period: u64,
+}
+
+/// Why a value left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Why {
+    /// Its idle time was up.
+    Idle,
+    /// Another model needed the room.
+    Evicted,
+}
+
+/// A slot of any type.
+pub trait Managed: Send + Sync {
+    /// The slot's name.
+    fn name(&self) -> &str;
+    /// What the slot holds.
+    fn status(&self) -> Status;
+    /// The value's idle period; `None` when it is in use, pinned, loading or absent.
+    fn idle(&self) -> Option<Idle>;
+    /// Unloads if the slot is still in the idle period `seen`. True when it did.
+    fn unload_idle(&self, seen: &Idle, why: Why) -> bool;
+    /// Unloads whatever the slot holds. True when it held or was loading a value.
+    fn unload(&self) -> bool;
+}

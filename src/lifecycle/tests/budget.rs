@@ -1,0 +1,148 @@
+//! Room for one more model.
+
+use std::thread;
+
+use super::*;
+use crate::Error;
+
+/// A slot that charges `budget` for `megabytes`, with room made among `slots`.
+fn charged(
+    world: &World,
+    name: &'static str,
+    megabytes: u64,
+    budget: &Budget,
+    slots: &Arc<Mutex<Vec<Arc<dyn Managed>>>>,
+) -> Slot<Model> {
+    let make = world.maker(megabytes * MB);
+    let (budget, all) = (budget.clone(), Arc::clone(slots));
+    let slot = world.slot_with(name, keep(KeepAlive::Forever), move || {
+        let others = all.lock().clone();
+        let charge = budget.make_room(name, megabytes * MB, &others)?;
+        Ok(Loaded { charge: Some(charge), ..loaded(make()) })
+    });
+    slots.lock().push(slot.managed());
+    slot
+}
+
+fn use_once(world: &World, slot: &Slot<Model>) {
+    drop(acquire(slot).unwrap());
+    world.clock.advance(Duration::from_secs(1));
+}
+
+#[test]
+fn evicts_the_least_recently_used_that_are_needed() {
+    let (world, budget, slots) = (World::new(), Budget::new(Some(100 * MB)), Arc::default());
+    let [a, b, c] = ["a", "b", "c"].map(|name| charged(&world, name, 30, &budget, &slots));
+    let d = charged(&world, "d", 40, &budget, &slots);
+    for slot in [&a, &b, &c, &a] {
+        use_once(&world, slot);
+    }
+    assert_eq!(budget.used(), 90 * MB);
+    use_once(&world, &d);
+    assert_eq!([&a, &b, &c, &d].map(|slot| slot.state() == State::Ready), [true, false, true, true]);
+    assert_eq!(budget.used(), 100 * MB);
+    assert_eq!(world.counts("b"), (1, 1));
+    assert_eq!(budget.limit(), Some(100 * MB));
+}
+
+#[test]
+fn spares_the_small_when_a_large_one_makes_the_room_alone() {
+    let (world, budget, slots) = (World::new(), Budget::new(Some(100 * MB)), Arc::default());
+    let small = charged(&world, "small", 5, &budget, &slots);
+    let large = charged(&world, "large", 90, &budget, &slots);
+    let other = charged(&world, "other", 80, &budget, &slots);
+    for slot in [&small, &large, &other] {
+        use_once(&world, slot);
+    }
+    assert_eq!([&small, &large, &other].map(|slot| slot.state() == State::Ready), [true, false, true]);
+}
+
+#[test]
+fn evicts_nothing_when_that_would_not_be_enough() {
+    let (world, budget, slots) = (World::new(), Budget::new(Some(100 * MB)), Arc::default());
+    let [idle, leased, pinned] =
+        ["idle", "leased", "pinned"].map(|name| charged(&world, name, 30, &budget, &slots));
+    let large = charged(&world, "large", 50, &budget, &slots);
+    use_once(&world, &idle);
+    let lease = acquire(&leased).unwrap();
+    use_once(&world, &pinned);
+    pinned.set_options(SlotOptions { keep_alive: None, pinned: true });
+    let refused = Error::Budget { model: "large".into(), needed: 50 * MB, budget: 100 * MB, in_use: 60 * MB };
+    assert_eq!(acquire(&large).unwrap_err(), refused);
+    assert_eq!(idle.state(), State::Ready);
+    assert!(budget.make_room("huge", 101 * MB, &slots.lock()).is_err());
+    assert_eq!(budget.used(), 90 * MB);
+
+    drop(lease);
+    use_once(&world, &large);
+    assert_eq!([&idle, &leased, &pinned].map(Slot::state), [State::Absent, State::Absent, State::Ready]);
+}
+
+#[test]
+fn counts_what_is_unloaded_until_it_is_free() {
+    let (world, budget, slots) = (World::new(), Budget::new(Some(100 * MB)), Arc::default());
+    let slot = charged(&world, "m", 60, &budget, &slots);
+    let lease = acquire(&slot).unwrap();
+    slot.unload();
+    assert_eq!(budget.used(), 60 * MB);
+    assert!(acquire(&slot).is_err(), "both copies do not fit");
+    drop(lease);
+    assert_eq!(budget.used(), 0);
+    use_once(&world, &slot);
+}
+
+#[test]
+fn an_estimate_is_corrected_and_a_failed_load_gives_it_back() {
+    let world = World::new();
+    let budget = Budget::new(Some(100 * MB));
+    for (really, works) in [(20, true), (70, true), (200, true), (20, false)] {
+        let (make, room) = (world.maker(really * MB), budget.clone());
+        let slot = world.slot_with("m", SlotOptions::default(), move || {
+            let charge = room.make_room("m", 50 * MB, &[])?;
+            assert_eq!((room.used(), charge.bytes()), (50 * MB, 50 * MB));
+            assert!(works, "no luck");
+            Ok(Loaded { charge: Some(charge), ..loaded(make()) })
+        });
+        assert_eq!(acquire(&slot).is_ok(), works);
+        assert_eq!(budget.used(), if works { really * MB } else { 0 });
+        slot.unload();
+        assert_eq!(budget.used(), 0);
+    }
+}
+
+#[test]
+fn no_limit_always_has_room() {
+    let budget = Budget::new(None);
+    let charge = budget.make_room("m", u64::MAX / 2, &[]).unwrap();
+    assert_eq!((budget.limit(), budget.used()), (None, u64::MAX / 2));
+    drop(charge);
+    assert_eq!(budget.used(), 0);
+}
+
+#[test]
+fn is_never_exceeded_by_racing_loads() {
+    let (world, budget, slots) = (World::new(), Budget::new(Some(100 * MB)), Arc::default());
+    let all = ["a", "b", "c", "d", "e"].map(|name| charged(&world, name, 40, &budget, &slots));
+    thread::scope(|scope| {
+        for start in 0..all.len() {
+            let (all, world, budget) = (&all, &world, &budget);
+            scope.spawn(move || {
+                for round in 0..100 {
+                    match acquire(&all[(start + round) % all.len()]) {
+                        Ok(lease) => assert!(lease.number > 0),
+                        Err(error) => assert!(matches!(error, Error::Budget { .. }), "{error}"),
+                    }
+                    assert!(budget.used() <= 100 * MB);
+                    assert!(world.memory.resident() <= 100 * MB);
+                }
+            });
+        }
+    });
+    for slot in &all {
+        slot.unload();
+    }
+    for _ in 0..world.made.load(Ordering::SeqCst) {
+        world.next_drop();
+    }
+    assert_eq!((budget.used(), world.memory.resident()), (0, 0));
+}

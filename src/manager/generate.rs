@@ -1,0 +1,228 @@
+//! Text generation through a slot: the same lifecycle as an embedding model, another kind of work.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::entry::Resident;
+use super::{Check, Manager, fork};
+use crate::generation::{
+    Completion, Event, GenerationParams, Generator, Message, OnEvent, Prompt, Stream, Ticket,
+};
+use crate::lifecycle::{KeepAlive, Lease};
+use crate::sync::Mutex;
+use crate::{Error, Result};
+
+/// What to continue, owned: it outlives the call that gave it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum OwnedPrompt {
+    /// A text; the answer continues it.
+    Text(String),
+    /// A conversation; the answer is the assistant's next turn.
+    Chat(Vec<Message>),
+}
+
+impl OwnedPrompt {
+    fn borrow(&self) -> Prompt<'_> {
+        match self {
+            Self::Text(text) => Prompt::Text(text),
+            Self::Chat(messages) => Prompt::Chat(messages),
+        }
+    }
+}
+
+/// One generation's wishes about the slot rather than the text.
+#[derive(Debug, Clone, Default)]
+pub struct GenerateOptions {
+    /// Slot; `None`: `text_generator`.
+    pub model: Option<String>,
+    /// For loading; `None`: as configured.
+    pub timeout: Option<Duration>,
+    /// Replaces the slot's for this use.
+    pub keep_alive: Option<KeepAlive>,
+}
+
+/// A loaded generator, kept in memory while this exists.
+pub struct GeneratorLease(Lease<Resident>);
+
+impl GeneratorLease {
+    fn new(mut lease: Lease<Resident>, keep_alive: Option<KeepAlive>) -> Result<Self> {
+        lease.generator()?;
+        if let Some(keep_alive) = keep_alive {
+            lease.keep_alive(keep_alive);
+        }
+        Ok(Self(lease))
+    }
+
+    /// The generator.
+    ///
+    /// # Errors
+    /// None in practice: checked at construction.
+    pub fn generator(&self) -> Result<&Generator> {
+        self.0.generator()
+    }
+}
+
+/// The pieces of one answer; keeps its model in memory.
+pub struct TextStream {
+    // Before the lease: the request ends first.
+    stream: Stream,
+    _lease: GeneratorLease,
+}
+
+impl TextStream {
+    /// The next piece; `None` at the end.
+    ///
+    /// # Errors
+    /// Those of `check`, and what went wrong in the computation.
+    pub fn next(&mut self, check: Check<'_>) -> Result<Option<String>> {
+        self.stream.next(check)
+    }
+
+    /// Ends the answer within one token; [`TextStream::next`] gives what was written until then.
+    pub fn cancel(&self) {
+        self.stream.cancel();
+    }
+
+    /// The whole answer and its figures, once [`TextStream::next`] gave `None`.
+    pub fn completion(&self) -> Option<&Completion> {
+        self.stream.completion()
+    }
+}
+
+/// An asynchronous generation: first its model loads, then it runs.
+#[derive(Clone, Default)]
+pub struct GenerationTicket(Arc<Mutex<Stage>>);
+
+#[derive(Default)]
+enum Stage {
+    #[default]
+    Loading,
+    Running(Ticket),
+    Cancelled,
+}
+
+impl GenerationTicket {
+    /// Ends the generation within one token, or before it starts.
+    pub fn cancel(&self) {
+        let running = std::mem::replace(&mut *self.0.lock(), Stage::Cancelled);
+        if let Stage::Running(ticket) = running {
+            ticket.cancel();
+        }
+    }
+
+    fn is_cancelled(&self) -> bool {
+        matches!(*self.0.lock(), Stage::Cancelled)
+    }
+
+    fn run(&self, ticket: Ticket) {
+        let mut stage = self.0.lock();
+        if matches!(*stage, Stage::Cancelled) {
+            drop(stage);
+            ticket.cancel();
+        } else {
+            *stage = Stage::Running(ticket);
+        }
+    }
+}
+
+impl Manager {
+    /// The generator of a slot, loaded if need be.
+    ///
+    /// # Errors
+    /// [`Error::NoGenerator`] when the slot holds something else; as [`Manager::load`].
+    pub fn generator(&self, options: &GenerateOptions, check: Check<'_>) -> Result<GeneratorLease> {
+        let name = options.model.as_deref().unwrap_or(super::GENERATOR);
+        GeneratorLease::new(self.lease(name, options.timeout, check)?, options.keep_alive)
+    }
+
+    /// The whole answer to `prompt`, without the prompt.
+    ///
+    /// # Errors
+    /// [`Error::Input`] for a prompt or parameters that do not fit; those of [`Manager::generator`] and `check`.
+    pub fn generate(
+        &self,
+        prompt: &OwnedPrompt,
+        params: GenerationParams,
+        options: &GenerateOptions,
+        check: Check<'_>,
+    ) -> Result<Completion> {
+        let mut stream = self.stream(prompt, params, options, check)?;
+        while stream.next(check)?.is_some() {}
+        stream.completion().cloned().ok_or(Error::Cancelled)
+    }
+
+    /// The answer to `prompt` piece by piece.
+    ///
+    /// # Errors
+    /// As [`Manager::generate`].
+    pub fn stream(
+        &self,
+        prompt: &OwnedPrompt,
+        params: GenerationParams,
+        options: &GenerateOptions,
+        check: Check<'_>,
+    ) -> Result<TextStream> {
+        params.validate()?;
+        let lease = self.generator(options, check)?;
+        let _computing = fork::computing();
+        let stream = lease.generator()?.stream(prompt.borrow(), params)?;
+        Ok(TextStream { stream, _lease: lease })
+    }
+
+    /// The answer to `prompt` as events on another thread, the loading of the model included: `on_event` hears pieces,
+    /// then one [`Event::Done`].
+    ///
+    /// # Errors
+    /// What is known at once: wrong parameters, [`Error::UnknownModel`], [`Error::Closed`].
+    pub fn submit_generation(
+        &self,
+        prompt: OwnedPrompt,
+        params: GenerationParams,
+        options: &GenerateOptions,
+        on_event: OnEvent,
+    ) -> Result<GenerationTicket> {
+        params.validate()?;
+        let entry = self.core()?.entry(options.model.as_deref().unwrap_or(super::GENERATOR))?;
+        let ticket = GenerationTicket::default();
+        let (waiting, keep_alive) = (ticket.clone(), options.keep_alive);
+        entry.slot.when_ready(Box::new(move |lease| {
+            begin(lease, &prompt, params, keep_alive, &waiting, on_event);
+        }));
+        Ok(ticket)
+    }
+}
+
+/// Starts an asynchronous generation whose model is ready, or tells why it cannot.
+fn begin(
+    lease: Result<Lease<Resident>>,
+    prompt: &OwnedPrompt,
+    params: GenerationParams,
+    keep_alive: Option<KeepAlive>,
+    ticket: &GenerationTicket,
+    on_event: OnEvent,
+) {
+    // Shared with the engine's callback, which may never be made.
+    let on_event = Arc::new(Mutex::new(on_event));
+    let tell = |error: Error| (on_event.lock())(Event::Done(Err(error)));
+    if ticket.is_cancelled() {
+        return tell(Error::Cancelled);
+    }
+    let lease = match lease.and_then(|lease| GeneratorLease::new(lease, keep_alive)) {
+        Ok(lease) => Arc::new(lease),
+        Err(error) => return tell(error),
+    };
+    let (held, events) = (Arc::clone(&lease), Arc::clone(&on_event));
+    let submitted = lease.generator().and_then(|generator| {
+        let _computing = fork::computing();
+        let told = Box::new(move |event| {
+            // The callback keeps the model in memory until its last event.
+            let _held = &held;
+            (events.lock())(event);
+        });
+        generator.submit(prompt.borrow(), params, told)
+    });
+    match submitted {
+        Ok(running) => ticket.run(running),
+        Err(error) => tell(error),
+    }
+}

@@ -1,0 +1,178 @@
+//! From a source to a model that answers: resolve, make room, load, start its queue.
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwapOption;
+
+use super::core::Core;
+use super::entry::{
+    EmbeddingSpec, GeneratorSpec, Known, Resident, Running, Serving, ServingGenerator, SourceSpec, Spec,
+};
+use super::fork;
+use crate::batching::{Batcher, Forward};
+use crate::compute::{DType, Isa, Packed, memory};
+use crate::config::{Choice, DTypeChoice};
+use crate::generation::{Generator, TextFiles, TextModel, parse_hold};
+use crate::lifecycle::{Charge, Loaded};
+use crate::models::{Encoder, Overrides, Progress, ResolveOptions, Source, on_cpu, resolve};
+use crate::{Error, Result};
+
+/// Loads what `spec` describes, for the slot `name`. Runs on the slot's loader thread.
+pub(super) fn load(
+    core: &Arc<Core>,
+    name: &str,
+    spec: &Spec,
+    known: &ArcSwapOption<Known>,
+) -> Result<Loaded<Resident>> {
+    match spec {
+        Spec::Generator(spec) => load_generator(core, name, spec),
+        Spec::Object(loader) => {
+            let object = loader()?;
+            Ok(Loaded::new(Arc::new(Resident::Object(object)), 0))
+        }
+        Spec::Embedding(spec) => {
+            let (serving, charge) = load_first(core, name, spec)?;
+            known.store(Some(Arc::clone(&serving.known)));
+            let bytes = serving.running.encoder.memory_bytes();
+            Ok(Loaded { value: Arc::new(Resident::Encoder(serving)), bytes, charge })
+        }
+    }
+}
+
+/// The first of the spec's sources that can be loaded. When none can, the error is that of the first: it is the one
+/// that the user asked for.
+fn load_first(core: &Arc<Core>, name: &str, spec: &EmbeddingSpec) -> Result<(Serving, Option<Charge>)> {
+    let primary = spec.source.current(core);
+    let mut first_error = None;
+    for source in std::iter::once(&primary).chain(spec.fallback.iter().filter(|source| **source != primary)) {
+        match load_source(core, name, source, spec) {
+            Ok(loaded) => {
+                if first_error.is_some() {
+                    log::warn!(
+                        "{name}: using the fallback {source:?}; its vectors do not compare with those of {primary:?}"
+                    );
+                }
+                return Ok(loaded);
+            }
+            Err(error) => {
+                log::warn!("{name}: {source:?} cannot be loaded: {error}");
+                first_error.get_or_insert(error);
+            }
+        }
+    }
+    Err(first_error.unwrap_or(Error::Closed))
+}
+
+fn load_source(
+    core: &Arc<Core>,
+    name: &str,
+    source: &str,
+    spec: &EmbeddingSpec,
+) -> Result<(Serving, Option<Charge>)> {
+    let settings = core.settings();
+    let options = resolve_options(core, spec.revision.as_ref());
+    let files = resolve(&Source::parse(source)?, &options, &mut log_progress())?;
+
+    let isa = Isa::from_env()?;
+    let dtype = dtype(spec.dtype, settings.dtype, isa);
+    let overrides = Overrides { pooling: spec.pooling, max_length: spec.max_length };
+    let identity: Arc<str> = format!("{} {overrides:?}", files.fingerprint(dtype)?).into();
+    let mut charge = None;
+    let running = core.share(&identity, || {
+        charge = Some(core.budget().make_room(name, files.expected_bytes(dtype)?, &core.others(name))?);
+        let encoder = Arc::new(Encoder::load(&files, dtype, overrides, &|config, weights| {
+            on_cpu(config, weights, isa, dtype)
+        })?);
+        // The file's pages were read once; what is kept is packed.
+        memory::trim();
+        let batcher = Batcher::start(name, &encoder, core.batch_tokens(), core.work())?;
+        Ok(Arc::new(Running { batcher, encoder }))
+    })?;
+    let known = Arc::new(known(&running, spec, identity));
+    Ok((Serving { running, known, source: source.to_owned() }, charge))
+}
+
+fn load_generator(core: &Arc<Core>, name: &str, spec: &GeneratorSpec) -> Result<Loaded<Resident>> {
+    let source = spec.source.current(core);
+    let options = resolve_options(core, spec.revision.as_ref());
+    let files = TextFiles::find(&Source::parse(&source)?, &options, &mut log_progress())?;
+    let hold = parse_hold(spec.dtype.unwrap_or(core.settings().generator_dtype).as_str())?;
+    let charge = core.budget().make_room(name, files.expected_bytes()?, &core.others(name))?;
+    let model = TextModel::open(&source, &files, hold, Isa::from_env()?)?;
+    memory::trim();
+    let generator = Generator::start(model, |_| ())?;
+    let bytes = generator.memory_bytes();
+    let resident = Resident::Generator(Box::new(ServingGenerator { generator, source }));
+    Ok(Loaded { value: Arc::new(resident), bytes, charge: Some(charge) })
+}
+
+/// Where files are looked for: as configured, with the slot's own revision.
+fn resolve_options(core: &Core, revision: Option<&String>) -> ResolveOptions {
+    let settings = core.settings();
+    let mut options = ResolveOptions::new(Arc::clone(core.host()));
+    options.offline |= settings.offline;
+    options.cache_dir = settings.cache_dir.as_ref().map(|dir| dir.as_str().into());
+    let configured = || settings.revision.as_ref().map(|revision| revision.as_str().to_owned());
+    options.revision = revision.cloned().or_else(configured);
+    options
+}
+
+/// Tells the log of a download: at its start and about every 10 %.
+fn log_progress() -> impl FnMut(&Progress<'_>) -> Result<()> {
+    let mut told = (String::new(), 0);
+    move |progress| {
+        let tenth = progress.total.filter(|total| *total > 0).map_or(0, |total| progress.done * 10 / total);
+        if told.0 != progress.file || told.1 != tenth {
+            log::info!(
+                "downloading {}: {} of {} MB",
+                progress.file,
+                progress.done >> 20,
+                progress.total.unwrap_or(0) >> 20
+            );
+            told = (progress.file.to_owned(), tenth);
+        }
+        Ok(())
+    }
+}
+
+fn known(running: &Running, spec: &EmbeddingSpec, identity: Arc<str>) -> Known {
+    let mut config = running.encoder.config.clone();
+    config.prompts.extend(spec.prompts.clone());
+    Known { identity, width: running.encoder.width(), model: running.encoder.name.clone(), config }
+}
+
+/// The slot's own choice, else the manager's; `auto` is what this machine multiplies natively.
+fn dtype(own: DTypeChoice, configured: DTypeChoice, isa: Isa) -> DType {
+    let choice = if own == DTypeChoice::Auto { configured } else { own };
+    match choice {
+        DTypeChoice::Auto => DType::auto(isa),
+        DTypeChoice::Float32 => DType::F32,
+        DTypeChoice::Bfloat16 => DType::Bf16,
+    }
+}
+
+impl SourceSpec {
+    /// The source to load now.
+    pub(super) fn current(&self, core: &Core) -> String {
+        match self {
+            Self::Fixed(source) => source.clone(),
+            Self::Environment { variable, default } => core
+                .host()
+                .env(variable)
+                .map(|value| value.trim().to_owned())
+                .filter(|value| !value.is_empty())
+                .unwrap_or_else(|| default.clone()),
+        }
+    }
+}
+
+impl Forward for Encoder {
+    fn width(&self) -> usize {
+        Encoder::width(self)
+    }
+
+    fn forward(&self, batch: &Packed<'_>, out: &mut [f32]) -> Result<()> {
+        let _computing = fork::computing();
+        self.encode(batch, out)
+    }
+}

@@ -1,0 +1,89 @@
+//! What a caller may ask of one embedding call, and how a raw model output becomes the vector asked for.
+
+use std::time::Duration;
+
+use crate::lifecycle::KeepAlive;
+use crate::{Error, Result};
+
+/// Parameters of one embedding call.
+#[derive(Debug, Clone)]
+pub struct EmbedOptions {
+    /// Slot; `None`: by the language of each text.
+    pub model: Option<String>,
+    /// Put in front of every text.
+    pub prompt: Option<String>,
+    /// The same by name, from the model's prompts.
+    pub prompt_name: Option<String>,
+    /// Scale to length 1.
+    pub normalize: bool,
+    /// Keep the first dimensions, before normalising.
+    pub truncate_dim: Option<usize>,
+    /// For everything, loading included; `None`: as configured.
+    pub timeout: Option<Duration>,
+    /// Replaces the slot's for this use.
+    pub keep_alive: Option<KeepAlive>,
+}
+
+impl Default for EmbedOptions {
+    fn default() -> Self {
+        Self {
+            model: None,
+            prompt: None,
+            prompt_name: None,
+            normalize: true,
+            truncate_dim: None,
+            timeout: None,
+            keep_alive: None,
+        }
+    }
+}
+
+/// Length of the vectors that a model of `width` gives under `truncate_dim`.
+pub(super) fn dimensions(width: usize, truncate_dim: Option<usize>) -> Result<usize> {
+    match truncate_dim {
+        None => Ok(width),
+        Some(dimensions) if (1..=width).contains(&dimensions) => Ok(dimensions),
+        Some(dimensions) => Err(Error::Input(format!(
+            "truncate_dim={dimensions} is out of range: the model has {width} dimensions, so it must be 1 to {width}"
+        ))),
+    }
+}
+
+/// Truncates `vector` to `out.len()` and, if asked, scales it to length 1. A vector of zeros stays zeros.
+pub(super) fn finish(vector: &[f32], normalize: bool, out: &mut [f32]) {
+    out.copy_from_slice(&vector[..out.len()]);
+    if normalize {
+        crate::models::normalize(out);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn truncates_before_normalising() {
+        let mut out = [0.0; 2];
+        finish(&[3.0, 4.0, 100.0], true, &mut out);
+        assert_eq!(out, [0.6, 0.8]);
+        finish(&[3.0, 4.0, 100.0], false, &mut out);
+        assert_eq!(out, [3.0, 4.0]);
+    }
+
+    #[test]
+    fn zeros_stay_zeros() {
+        let mut out = [1.0; 2];
+        finish(&[0.0, 0.0], true, &mut out);
+        assert_eq!(out, [0.0, 0.0]);
+    }
+
+    #[test]
+    fn dimensions_out_of_range_are_refused() {
+        assert_eq!(dimensions(384, None), Ok(384));
+        assert_eq!(dimensions(384, Some(384)), Ok(384));
+        for wrong in [0, 385] {
+            let error = dimensions(384, Some(wrong)).unwrap_err();
+            assert!(error.to_string().contains(&format!("truncate_dim={wrong}")), "{error}");
+        }
+    }
+}

@@ -1,0 +1,209 @@
+//! What a manager tells of itself.
+
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use super::core::Core;
+use super::entry::{Entry, Resident, Serving, Spec};
+use crate::batching::Work;
+use crate::cache::CacheStatistics;
+use crate::compute::{Isa, Threads, memory};
+use crate::generation::{EngineStats, Generator};
+use crate::lifecycle::{KeepAlive, State, TrackerStatistics};
+
+/// The model of one slot.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Description {
+    /// The slot.
+    pub name: String,
+    /// The source that was loaded.
+    pub source: String,
+    /// Folder of the files in use.
+    pub path: String,
+    /// `model_type` of its config.json.
+    pub architecture: String,
+    /// Length of its vectors.
+    pub dimension: usize,
+    /// Tokens after which a text is cut, special tokens included.
+    pub max_length: usize,
+    /// How token states become one vector.
+    pub pooling: String,
+    /// Whether the model itself ends in a normalisation.
+    pub normalizes: bool,
+    /// cosine, dot, euclidean or manhattan.
+    pub similarity: String,
+    /// Prompts by name.
+    pub prompts: Vec<(String, String)>,
+    /// The prompt of calls that ask for none.
+    pub default_prompt_name: Option<String>,
+    /// float32 or bfloat16.
+    pub dtype: String,
+    /// Memory of the weights.
+    pub bytes: u64,
+}
+
+impl Description {
+    pub(super) fn new(name: &str, serving: &Serving) -> Self {
+        let encoder = &serving.running.encoder;
+        let config = &serving.known.config;
+        Self {
+            name: name.to_owned(),
+            source: serving.source.clone(),
+            path: encoder.path.display().to_string(),
+            architecture: encoder.architecture.clone(),
+            dimension: encoder.width(),
+            max_length: config.max_length,
+            pooling: config.pooling.name().to_owned(),
+            normalizes: config.normalize,
+            similarity: config.similarity.name().to_owned(),
+            prompts: config.prompts.clone().into_iter().collect(),
+            default_prompt_name: config.default_prompt_name.clone(),
+            dtype: encoder.dtype().to_owned(),
+            bytes: encoder.memory_bytes(),
+        }
+    }
+}
+
+/// One slot.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SlotReport {
+    /// The slot.
+    pub name: String,
+    /// absent, loading or ready
+    pub state: &'static str,
+    /// The source that is loaded or would be; `None` for a host's own loader.
+    pub source: Option<String>,
+    /// embedding, generator or object
+    pub kind: &'static str,
+    /// What a loaded generator has done since it was loaded.
+    pub generation: Option<EngineStats>,
+    /// Never unloaded by idleness or budget.
+    pub pinned: bool,
+    /// How long it stays after its latest use; `None`: for ever.
+    pub keep_alive: Option<Duration>,
+    /// Memory held now.
+    pub bytes: u64,
+    /// Calls using it now.
+    pub leases: usize,
+    /// Time since its latest use; `None` when it never was.
+    pub idle: Option<Duration>,
+    /// Texts waiting for it.
+    pub queued: usize,
+    /// Why the latest load failed.
+    pub last_error: Option<String>,
+}
+
+/// What the queues have done so far, summed over the models that are loaded now.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct QueueReport {
+    /// Texts waiting now.
+    pub queued: usize,
+    /// Limit per model.
+    pub max_queue: usize,
+    /// Calls.
+    pub requests: u64,
+    /// Calls refused because a queue was full.
+    pub rejected: u64,
+    /// Texts computed, tokens, batches.
+    pub work: Work,
+}
+
+/// Everything countable.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ManagerStatistics {
+    /// Every slot, in the order of registration.
+    pub slots: Vec<SlotReport>,
+    /// Load times, memory, accesses.
+    pub tracker: TrackerStatistics,
+    /// The embedding cache.
+    pub cache: CacheStatistics,
+    /// The queues.
+    pub queue: QueueReport,
+    /// Resident bytes of the process.
+    pub resident: u64,
+    /// Bytes of all models.
+    pub models: u64,
+    /// Bytes allowed for all models.
+    pub budget: Option<u64>,
+    /// Threads that compute.
+    pub threads: usize,
+    /// Instruction set in use.
+    pub isa: String,
+    /// Time since the latest clean-up.
+    pub since_clean_up: Duration,
+}
+
+impl ManagerStatistics {
+    pub(super) fn of(core: &Core) -> Self {
+        let entries = core.entries();
+        let slots: Vec<_> = entries.iter().map(|entry| slot(core, entry)).collect();
+        let queue = QueueReport {
+            queued: slots.iter().map(|slot| slot.queued).sum(),
+            max_queue: core.settings().max_queue,
+            requests: core.counts.requests.load(Ordering::Relaxed),
+            rejected: core.counts.rejected.load(Ordering::Relaxed),
+            work: core.work().work(),
+        };
+        // Slots with the same files share one model, which counts once.
+        let mut models = 0;
+        let mut counted = Vec::new();
+        for (entry, report) in entries.iter().zip(&slots) {
+            let shared = entry.slot.glance(Resident::shared).flatten();
+            if shared.is_none_or(|model| !counted.contains(&model)) {
+                models += report.bytes;
+                counted.extend(shared);
+            }
+        }
+        Self {
+            queue,
+            tracker: core.tracker().statistics(),
+            cache: core.cache().statistics(),
+            resident: memory::resident_bytes(),
+            models,
+            budget: core.budget().limit(),
+            threads: Threads::global().count(),
+            isa: Isa::from_env().map_or_else(|error| error.to_string(), |isa| isa.to_string()),
+            since_clean_up: core.reaper().since_cleanup(),
+            slots,
+        }
+    }
+}
+
+fn slot(core: &Core, entry: &Entry) -> SlotReport {
+    let status = entry.slot.status();
+    let loaded = entry.slot.glance(|resident| resident.source().map(str::to_owned)).flatten();
+    let generation = entry.slot.glance(|resident| resident.generator().ok().map(Generator::stats)).flatten();
+    let configured = || match &entry.spec {
+        Spec::Embedding(spec) => Some(spec.source.current(core)),
+        Spec::Generator(spec) => Some(spec.source.current(core)),
+        Spec::Object(_) => None,
+    };
+    let reaper = core.reaper().settings();
+    let keep_alive = match status.options.keep_alive {
+        Some(KeepAlive::For(duration)) => Some(duration),
+        Some(KeepAlive::Forever) => None,
+        None => reaper.enabled.then_some(reaper.max_idle),
+    };
+    SlotReport {
+        name: entry.name.clone(),
+        state: match status.state {
+            State::Absent => "absent",
+            State::Loading => "loading",
+            State::Ready => "ready",
+        },
+        source: loaded.or_else(configured),
+        kind: match entry.spec {
+            Spec::Embedding(_) => "embedding",
+            Spec::Generator(_) => "generator",
+            Spec::Object(_) => "object",
+        },
+        generation,
+        pinned: status.options.pinned,
+        keep_alive,
+        bytes: status.bytes,
+        leases: status.leases,
+        idle: status.last_used.map(|at| Instant::now().saturating_duration_since(at)),
+        queued: entry.queued.load(Ordering::Relaxed),
+        last_error: status.last_error.map(|error| error.to_string()),
+    }
+}

@@ -1,0 +1,137 @@
+//! `Config`: the settings as an immutable Python object, made from the one table of settings.
+
+use pyo3::exceptions::PyTypeError;
+use pyo3::prelude::*;
+use pyo3::types::{PyBool, PyDict, PyFloat, PyInt, PyList, PyString, PyTuple, PyType};
+
+use super::errors::OrRaise;
+use super::host::PythonHost;
+use crate::config::{Settings, Value, for_each_setting};
+
+/// Settings of a manager, validated once and immutable.
+#[pyclass(frozen, eq, name = "Config", module = "model_manager._core")]
+#[derive(PartialEq)]
+pub(super) struct PyConfig(pub(super) Settings);
+
+macro_rules! define_config {
+    ($($(#[doc = $doc:literal])+ $name:ident: $type:ty = $default:expr, $environment:literal;)+) => {
+        #[pymethods]
+        impl PyConfig {
+            #[new]
+            #[pyo3(signature = (**settings))]
+            fn new(py: Python<'_>, settings: Option<&Bound<'_, PyDict>>) -> PyResult<Self> {
+                let keywords = keywords(settings)?;
+                Settings::resolve(&PythonHost, pairs(&keywords)).or_raise(py).map(Self)
+            }
+
+            $(
+                $(#[doc = $doc])+
+                #[getter]
+                fn $name<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+                    to_py(py, &self.0.get(stringify!($name)).unwrap_or(Value::None))
+                }
+            )+
+
+            /// Every setting: name, environment variable, default, type, meaning.
+            #[staticmethod]
+            fn fields(py: Python<'_>) -> PyResult<Bound<'_, PyList>> {
+                let fields = PyList::empty(py);
+                for field in Settings::fields() {
+                    let row = PyDict::new(py);
+                    row.set_item("name", field.name)?;
+                    row.set_item("environment", field.environment)?;
+                    row.set_item("default", to_py(py, &field.default)?)?;
+                    row.set_item("type", field.annotation)?;
+                    row.set_item("doc", field.doc)?;
+                    fields.append(row)?;
+                }
+                Ok(fields)
+            }
+
+            /// Every setting as {name: value}.
+            fn to_dict<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+                let all = PyDict::new(py);
+                $(all.set_item(stringify!($name), self.$name(py)?)?;)+
+                Ok(all)
+            }
+
+            fn __repr__(&self, py: Python<'_>) -> PyResult<String> {
+                let settings: Vec<String> = [$((stringify!($name), self.$name(py)?)),+]
+                    .iter()
+                    .map(|(name, value)| Ok(format!("{name}={}", value.repr()?)))
+                    .collect::<PyResult<_>>()?;
+                Ok(format!("Config({})", settings.join(", ")))
+            }
+
+            fn __hash__(&self, py: Python<'_>) -> PyResult<isize> {
+                PyTuple::new(py, [$(self.$name(py)?),+])?.hash()
+            }
+
+            /// By keywords: the same settings wherever it is unpickled, whatever the environment there.
+            fn __reduce__<'py>(&self, py: Python<'py>) -> PyResult<(Bound<'py, PyAny>, (Bound<'py, PyType>, Bound<'py, PyDict>))> {
+                let rebuild = py.import("model_manager._core")?.getattr("_config_from")?;
+                Ok((rebuild, (PyType::new::<Self>(py), self.to_dict(py)?)))
+            }
+        }
+    };
+}
+for_each_setting!(define_config);
+
+/// `Config(**settings)`, for pickle.
+#[pyfunction]
+pub(super) fn _config_from<'py>(
+    class: &Bound<'py, PyAny>,
+    settings: &Bound<'py, PyDict>,
+) -> PyResult<Bound<'py, PyAny>> {
+    class.call((), Some(settings))
+}
+
+/// Keyword arguments as settings. An unknown name is a `TypeError`, as for any Python function.
+pub(super) fn keywords(keywords: Option<&Bound<'_, PyDict>>) -> PyResult<Vec<(String, Value)>> {
+    let Some(keywords) = keywords else { return Ok(Vec::new()) };
+    let known: Vec<_> = Settings::fields().iter().map(|field| field.name).collect();
+    keywords
+        .iter()
+        .map(|(name, value)| {
+            let name: String = name.extract()?;
+            if !known.contains(&name.as_str()) {
+                let message = format!("there is no setting {name:?}; there are {}", known.join(", "));
+                return Err(PyTypeError::new_err(message));
+            }
+            Ok((name, from_py(&value)?))
+        })
+        .collect()
+}
+
+pub(super) fn pairs(keywords: &[(String, Value)]) -> impl Iterator<Item = (&str, Value)> {
+    keywords.iter().map(|(name, value)| (name.as_str(), value.clone()))
+}
+
+fn from_py(value: &Bound<'_, PyAny>) -> PyResult<Value> {
+    Ok(if value.is_none() {
+        Value::None
+    } else if value.is_instance_of::<PyBool>() {
+        Value::Bool(value.extract()?)
+    } else if value.is_instance_of::<PyInt>() {
+        // An integer beyond 64 bits is out of every setting's range.
+        value.extract().map_or_else(|_| Value::Other("int".into()), Value::Int)
+    } else if value.is_instance_of::<PyFloat>() {
+        Value::Float(value.extract()?)
+    } else if let Ok(text) = value.cast::<PyString>() {
+        Value::Text(text.to_str()?.to_owned())
+    } else if let Ok(path) = value.call_method0("__fspath__").and_then(|path| path.extract::<String>()) {
+        Value::Text(path)
+    } else {
+        Value::Other(value.get_type().name()?.to_string())
+    })
+}
+
+fn to_py<'py>(py: Python<'py>, value: &Value) -> PyResult<Bound<'py, PyAny>> {
+    Ok(match value {
+        Value::None | Value::Other(_) => py.None().into_bound(py),
+        Value::Bool(value) => PyBool::new(py, *value).to_owned().into_any(),
+        Value::Int(value) => value.into_pyobject(py)?.into_any(),
+        Value::Float(value) => value.into_pyobject(py)?.into_any(),
+        Value::Text(value) => value.into_pyobject(py)?.into_any(),
+    })
+}

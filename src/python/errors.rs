@@ -1,0 +1,81 @@
+//! Each error of the core becomes one exception of `model_manager.errors`. The only place that knows both.
+
+use pyo3::exceptions::PyRuntimeError;
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+
+use crate::Error;
+
+/// Every error kind with the name of its exception class.
+macro_rules! kinds {
+    ($($variant:ident => $class:literal,)+) => {
+        /// The exception class of an error, by name.
+        fn class_name(error: &Error) -> &'static str {
+            // No wildcard: a new error does not compile without its exception.
+            match error {
+                $(Error::$variant { .. } => $class,)+
+            }
+        }
+
+        /// Error kinds and exception classes, for the test that both lists are complete.
+        const KINDS: &[(&str, &str)] = &[$((stringify!($variant), $class)),+];
+    };
+}
+
+kinds! {
+    Config => "ConfigError",
+    Input => "InputError",
+    UnknownModel => "UnknownModelError",
+    ModelNotFound => "ModelNotFoundError",
+    MissingFile => "MissingFileError",
+    InvalidFile => "InvalidFileError",
+    Unsupported => "UnsupportedModelError",
+    Permission => "ModelPermissionError",
+    Download => "DownloadError",
+    Io => "ModelIOError",
+    Timeout => "WaitTimeoutError",
+    Overloaded => "OverloadedError",
+    Budget => "MemoryBudgetError",
+    NotFinite => "NotFiniteError",
+    Cancelled => "RequestCancelledError",
+    Closed => "ClosedError",
+    Loader => "LoaderError",
+    NoGenerator => "NoGeneratorError",
+    Internal => "InternalError",
+}
+
+fn class<'py>(py: Python<'py>, name: &str) -> PyResult<Bound<'py, PyAny>> {
+    py.import("model_manager.errors")?.getattr(name)
+}
+
+/// The exception for `error`.
+pub(super) fn to_py(py: Python<'_>, error: &Error) -> PyErr {
+    let message = error.to_string();
+    match class(py, class_name(error)).and_then(|class| class.call1((&message,))) {
+        Ok(exception) => PyErr::from_value(exception),
+        // The interpreter is shutting down, or the package is damaged.
+        Err(_) => PyRuntimeError::new_err(message),
+    }
+}
+
+/// Results of the core as results of Python.
+pub(super) trait OrRaise<T> {
+    /// Raises the exception of an error.
+    fn or_raise(self, py: Python<'_>) -> PyResult<T>;
+}
+
+impl<T> OrRaise<T> for crate::Result<T> {
+    fn or_raise(self, py: Python<'_>) -> PyResult<T> {
+        self.map_err(|error| to_py(py, &error))
+    }
+}
+
+/// Each error kind of the core and the exception that it becomes.
+#[pyfunction]
+pub(super) fn _error_classes(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
+    let classes = PyDict::new(py);
+    for (kind, name) in KINDS {
+        classes.set_item(kind, class(py, name)?)?;
+    }
+    Ok(classes)
+}

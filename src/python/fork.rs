@@ -1,0 +1,67 @@
+//! The hooks that `os.register_at_fork` calls: what `crate::manager::fork` needs done for every manager.
+
+use std::cell::RefCell;
+use std::sync::{Arc, Weak};
+
+use pyo3::prelude::*;
+
+use super::leave::forget_others;
+use super::vectors::settle_numpy;
+use crate::manager::{Inheritance, Manager, fork};
+use crate::sync::Mutex;
+
+/// Every manager of the process. Locked briefly, and across no fork.
+static MANAGERS: Mutex<Vec<Weak<Manager>>> = Mutex::new(Vec::new());
+
+/// A manager and what a child inherits of it.
+type Carried = (Arc<Manager>, Inheritance);
+
+thread_local! {
+    /// Whether computing was paused for the fork, and what the forking thread carries over it.
+    static CARRIED: RefCell<(bool, Vec<Carried>)> = const { RefCell::new((false, Vec::new())) };
+}
+
+/// Has `manager` carried over forks.
+pub(super) fn watch(manager: &Arc<Manager>) {
+    let mut managers = MANAGERS.lock();
+    managers.retain(|manager| manager.strong_count() > 0);
+    managers.push(Arc::downgrade(manager));
+}
+
+/// Called before `os.fork`: waits until no model computes, and notes what a child inherits.
+#[pyfunction]
+pub(super) fn _before_fork(py: Python<'_>) {
+    let managers: Vec<_> = MANAGERS.lock().iter().filter_map(Weak::upgrade).collect();
+    let paused = py.detach(fork::pause);
+    // Attached from here to the fork, so that no other thread begins.
+    if let Err(error) = settle_numpy(py) {
+        log::error!("numpy may not work in a forked child: {error}");
+    }
+    let carried = managers.into_iter().map(|manager| {
+        let inheritance = manager.before_fork();
+        (manager, inheritance)
+    });
+    CARRIED.set((paused, carried.collect()));
+}
+
+/// Called after `os.fork` in the parent: computing goes on.
+#[pyfunction]
+pub(super) fn _after_fork_parent(py: Python<'_>) {
+    fork::resume();
+    let carried = CARRIED.take();
+    // The last lease of a model may be among them.
+    py.detach(|| drop(carried));
+}
+
+/// Called after `os.fork` in the child: managers get new threads and keep their models.
+#[pyfunction]
+pub(super) fn _after_fork_child() {
+    fork::resume_in_child();
+    forget_others();
+    let (paused, carried) = CARRIED.take();
+    for (manager, inheritance) in carried {
+        if let Err(error) = manager.after_fork_child(inheritance, paused) {
+            log::error!("models were not carried over a fork: {error}");
+        }
+    }
+}

@@ -1,0 +1,193 @@
+//! Text generation: prompts and keywords in, text and events out.
+
+use pyo3::exceptions::{PyTypeError, PyValueError};
+use pyo3::prelude::*;
+use pyo3::types::{PyBool, PyDict, PyList, PyString};
+
+use super::errors::to_py;
+use super::host::interruptible;
+use super::leave::detached;
+use super::options::{keep_alive, timeout};
+use super::report;
+use super::texts::text_of;
+use crate::Error;
+use crate::config::Settings;
+use crate::generation::{Event, GenerationParams, Message, OnEvent};
+use crate::manager::{GenerateOptions, GenerationTicket, OwnedPrompt, TextStream};
+use crate::sync::Mutex;
+
+/// A str, or messages: mappings with the keys "role" and "content".
+pub(super) fn prompt(prompt: &Bound<'_, PyAny>) -> PyResult<OwnedPrompt> {
+    if let Ok(text) = prompt.cast::<PyString>() {
+        return Ok(OwnedPrompt::Text(text_of(text, None)?.to_owned()));
+    }
+    let wrong = || {
+        PyTypeError::new_err("prompt must be a str, or a list of messages {\"role\": ..., \"content\": ...}")
+    };
+    let messages = prompt.cast::<PyList>().map_err(|_| wrong())?;
+    if messages.is_empty() {
+        return Err(PyValueError::new_err("messages must not be empty"));
+    }
+    let field = |message: &Bound<'_, PyAny>, key: &str| -> PyResult<String> {
+        let value = message.get_item(key).map_err(|_| wrong())?;
+        Ok(text_of(value.cast::<PyString>().map_err(|_| wrong())?, None)?.to_owned())
+    };
+    let messages = messages
+        .iter()
+        .map(|message| Ok(Message::new(field(&message, "role")?, field(&message, "content")?)))
+        .collect::<PyResult<_>>()?;
+    Ok(OwnedPrompt::Chat(messages))
+}
+
+/// Keywords of a generation. Without any about length: the configured `max_tokens`. Without `temperature` the configured
+/// one; without `do_sample`, tokens are drawn unless the temperature is 0.
+pub(super) fn parameters(
+    py: Python<'_>,
+    keywords: Option<&Bound<'_, PyDict>>,
+    settings: &Settings,
+) -> PyResult<(GenerationParams, GenerateOptions)> {
+    let mut params =
+        GenerationParams { temperature: settings.temperature as f32, ..GenerationParams::default() };
+    let mut options = GenerateOptions::default();
+    let mut do_sample = None;
+    for (name, value) in keywords.into_iter().flatten() {
+        let name: String = name.extract()?;
+        if value.is_none() {
+            continue;
+        }
+        match name.as_str() {
+            "do_sample" => do_sample = Some(number(&name, &value)?),
+            "temperature" => params.temperature = number(&name, &value)?,
+            "top_k" => params.top_k = count(py, &name, &value)?,
+            "top_p" => params.top_p = number(&name, &value)?,
+            "min_p" => params.min_p = number(&name, &value)?,
+            "repetition_penalty" => params.repetition_penalty = number(&name, &value)?,
+            "no_repeat_ngram_size" => params.no_repeat_ngram_size = count(py, &name, &value)?,
+            "max_length" => params.max_length = Some(count(py, &name, &value)?),
+            "max_new_tokens" => params.max_new_tokens = Some(count(py, &name, &value)?),
+            "min_new_tokens" => params.min_new_tokens = count(py, &name, &value)?,
+            "seed" => params.seed = Some(count(py, &name, &value)? as u64),
+            "stop" => params.stop = stops(&value)?,
+            "timeout" => options.timeout = timeout(py, Some(number(&name, &value)?))?,
+            "keep_alive" => options.keep_alive = keep_alive(Some(&value))?,
+            other => {
+                return Err(PyTypeError::new_err(format!(
+                    "{other:?} is no parameter of a generation; there are do_sample, temperature, top_k, top_p, min_p, \
+                     repetition_penalty, no_repeat_ngram_size, max_length, max_new_tokens, min_new_tokens, seed, stop, \
+                     timeout, keep_alive"
+                )));
+            }
+        }
+    }
+    params.do_sample = do_sample.unwrap_or(params.temperature > 0.0);
+    if params.max_length.is_none() && params.max_new_tokens.is_none() {
+        params.max_new_tokens = Some(settings.max_tokens);
+    }
+    Ok((params, options))
+}
+
+fn number<'py, T: for<'a> FromPyObject<'a, 'py>>(name: &str, value: &Bound<'py, PyAny>) -> PyResult<T> {
+    let kind = value.get_type().name()?;
+    value.extract().map_err(|_| PyTypeError::new_err(format!("{name} must be a number, not {kind}")))
+}
+
+fn count(py: Python<'_>, name: &str, value: &Bound<'_, PyAny>) -> PyResult<usize> {
+    let whole: i64 = if value.is_instance_of::<PyBool>() { None } else { value.extract().ok() }
+        .ok_or_else(|| PyTypeError::new_err(format!("{name} must be a whole number, not {value}")))?;
+    usize::try_from(whole)
+        .map_err(|_| to_py(py, &Error::Input(format!("{name}={whole}: must not be negative"))))
+}
+
+fn stops(value: &Bound<'_, PyAny>) -> PyResult<Vec<String>> {
+    if let Ok(text) = value.cast::<PyString>() {
+        return Ok(vec![text_of(text, None)?.to_owned()]);
+    }
+    value.extract().map_err(|_| PyTypeError::new_err("stop must be a str or a list of str"))
+}
+
+/// The pieces of one answer: an iterator of str. Dropping it ends the generation.
+#[pyclass(frozen, name = "TextStream", module = "model_manager._core")]
+pub(super) struct PyTextStream(Mutex<Option<TextStream>>, Mutex<Option<Py<PyDict>>>);
+
+impl PyTextStream {
+    pub(super) fn new(stream: TextStream) -> Self {
+        Self(Mutex::new(Some(stream)), Mutex::new(None))
+    }
+}
+
+#[pymethods]
+impl PyTextStream {
+    fn __iter__(slf: Py<Self>) -> Py<Self> {
+        slf
+    }
+
+    fn __next__(&self, py: Python<'_>) -> PyResult<Option<String>> {
+        // Taken out while it waits: another thread that asks meanwhile is told, not blocked.
+        let Some(mut stream) = self.0.lock().take() else { return Ok(None) };
+        let piece = interruptible(py, |check| stream.next(check))?.map_err(|error| to_py(py, &error))?;
+        if piece.is_some() {
+            *self.0.lock() = Some(stream);
+        } else if let Some(completion) = stream.completion() {
+            *self.1.lock() = Some(report::completion(py, completion)?.unbind());
+            // The last lease of a model may go with it.
+            detached(py, || drop(stream));
+        }
+        Ok(piece)
+    }
+
+    /// End the answer within one token; the iterator then stops.
+    fn cancel(&self) {
+        if let Some(stream) = self.0.lock().as_ref() {
+            stream.cancel();
+        }
+    }
+
+    /// The whole answer and its figures once the iterator has ended; None before, and after an error.
+    #[getter]
+    fn completion(&self, py: Python<'_>) -> Option<Py<PyDict>> {
+        self.1.lock().as_ref().map(|completion| completion.clone_ref(py))
+    }
+}
+
+/// A generation under way, as `Manager.submit_generation` returns it.
+#[pyclass(frozen, name = "GenerationTicket", module = "model_manager._core")]
+pub(super) struct PyGenerationTicket(pub(super) GenerationTicket);
+
+#[pymethods]
+impl PyGenerationTicket {
+    /// End the generation within one token, or before it starts.
+    fn cancel(&self, py: Python<'_>) {
+        detached(py, || self.0.cancel());
+    }
+}
+
+/// Events of the core as calls of `on_event(piece, completion, error)`, exactly one of them not None.
+pub(super) fn events(on_event: Py<PyAny>) -> OnEvent {
+    let mut on_event = Some(on_event);
+    Box::new(move |event| {
+        // Nobody is there to be told while the interpreter shuts down.
+        Python::try_attach(|py| {
+            let last = matches!(event, Event::Done(_));
+            let Some(callback) = on_event.as_ref() else { return };
+            let told = call(py, callback, event);
+            if let Err(error) = told {
+                error.write_unraisable(py, Some(callback.bind(py)));
+            }
+            if last {
+                on_event = None;
+            }
+        });
+    })
+}
+
+fn call(py: Python<'_>, callback: &Py<PyAny>, event: Event) -> PyResult<Py<PyAny>> {
+    match event {
+        Event::Piece(piece) => callback.call1(py, (piece, py.None(), py.None())),
+        Event::Done(Ok(completion)) => {
+            callback.call1(py, (py.None(), report::completion(py, &completion)?, py.None()))
+        }
+        Event::Done(Err(error)) => {
+            callback.call1(py, (py.None(), py.None(), to_py(py, &error).into_value(py)))
+        }
+    }
+}

@@ -1,0 +1,94 @@
+//! The end of the interpreter, as far as daemon threads are concerned.
+//!
+//! Python ends a daemon thread by unwinding it when it next wants the interpreter back; frames of Rust turn that into an
+//! abort of the process. So from [`_at_exit`] on, no thread but the one that ends the interpreter goes back into it from
+//! here: it sleeps until the process is gone.
+
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread::{self, ThreadId};
+use std::time::{Duration, Instant};
+
+use pyo3::prelude::*;
+
+/// The thread that ends the interpreter, once it does.
+static LEADER: OnceLock<ThreadId> = OnceLock::new();
+/// Threads that have passed the check and are not back in the interpreter yet.
+static RETURNING: AtomicUsize = AtomicUsize::new(0);
+/// They wait for the interpreter for some switch intervals of 5 ms, or import numpy.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// `Python::detach`, without coming back to an interpreter that ends.
+pub(super) fn detached<T: Send>(py: Python<'_>, work: impl FnOnce() -> T + Send) -> T {
+    let result = py.detach(|| {
+        let result = work();
+        announce();
+        result
+    });
+    RETURNING.fetch_sub(1, Ordering::SeqCst);
+    result
+}
+
+/// `Python::attach` for a thread that called `detached`, with the same care.
+pub(super) fn attached<T>(work: impl FnOnce(Python<'_>) -> T) -> T {
+    announce();
+    Python::attach(|py| {
+        RETURNING.fetch_sub(1, Ordering::SeqCst);
+        work(py)
+    })
+}
+
+/// While it lives, this thread runs Python's own code from here, which the end of the interpreter waits for.
+pub(super) struct Inside(());
+
+/// To be held, attached, around calls that may run much of Python's own code, such as the import of numpy.
+pub(super) fn inside(py: Python<'_>) -> Inside {
+    RETURNING.fetch_add(1, Ordering::SeqCst);
+    if is_shut() {
+        py.detach(stay_out);
+    }
+    Inside(())
+}
+
+impl Drop for Inside {
+    fn drop(&mut self) {
+        RETURNING.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+fn announce() {
+    RETURNING.fetch_add(1, Ordering::SeqCst);
+    if is_shut() {
+        stay_out();
+    }
+}
+
+fn is_shut() -> bool {
+    LEADER.get().is_some_and(|leader| *leader != thread::current().id())
+}
+
+fn stay_out() {
+    RETURNING.fetch_sub(1, Ordering::SeqCst);
+    loop {
+        thread::park();
+    }
+}
+
+/// Called when the interpreter is about to end: keeps other threads out, after those on their way in have arrived.
+#[pyfunction]
+pub(super) fn _at_exit(py: Python<'_>) {
+    if LEADER.set(thread::current().id()).is_err() {
+        return;
+    }
+    py.detach(|| {
+        let deadline = Instant::now() + PATIENCE;
+        while RETURNING.load(Ordering::SeqCst) > 0 && Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(1));
+        }
+    });
+}
+
+/// In a forked child: those who were on their way are not there.
+pub(super) fn forget_others() {
+    RETURNING.store(0, Ordering::SeqCst);
+}

@@ -1,0 +1,560 @@
+//! `Manager`: each method extracts, detaches, calls the core, converts.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use pyo3::exceptions::PyTypeError;
+use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyList, PyString, PyType};
+
+use super::config::{PyConfig, keywords, pairs};
+use super::errors::{OrRaise, to_py};
+use super::fork;
+use super::generation::{self, PyGenerationTicket, PyTextStream};
+use super::host::{PythonHost, PythonLoader, interruptible, unwrap_object};
+use super::leave::{attached, detached, inside};
+use super::options::{call_options, keep_alive, timeout};
+use super::report;
+use super::texts::{Texts, text_of};
+use super::tracker::PyTracker;
+use super::vectors::{copied_array, matrix_array, row_array, shared_array};
+use crate::config::{DTypeChoice, Setting, Settings};
+use crate::lifecycle::ReaperSettings;
+use crate::manager::{EmbeddingSpec, GenerateOptions, Held, Keep, Manager, Matrix, SourceSpec, Spec, Ticket};
+use crate::models::Pooling;
+use crate::sync::Mutex;
+use crate::{Error, Result};
+
+/// Model slots, the embedding cache and the queues. All methods may be called from any thread.
+#[pyclass(frozen, subclass, weakref, name = "Manager", module = "model_manager._core")]
+pub(super) struct PyManager {
+    inner: Arc<Manager>,
+    /// Loaders of the user's, by slot, to explain their failures.
+    loaders: Mutex<HashMap<String, Arc<PythonLoader>>>,
+}
+
+/// A request under way.
+#[pyclass(frozen, name = "Ticket", module = "model_manager._core")]
+pub(super) struct PyTicket(Ticket);
+
+#[pymethods]
+impl PyTicket {
+    /// Whether `on_done` has been called or never will be (cancelled).
+    #[getter]
+    fn done(&self) -> bool {
+        self.0.is_done()
+    }
+
+    /// Give the request up. True: `on_done` will not be called any more; False: it is too late.
+    fn cancel(&self, py: Python<'_>) -> bool {
+        detached(py, || self.0.cancel())
+    }
+}
+
+impl PyManager {
+    /// Runs `work` detached; a failing loader's own exception becomes the cause of ours.
+    fn enter<T: Send>(
+        &self,
+        py: Python<'_>,
+        work: impl FnOnce(&Manager, &mut dyn FnMut() -> Result<()>) -> Result<T> + Send,
+    ) -> PyResult<T> {
+        interruptible(py, |check| work(&self.inner, check))?.map_err(|error| self.explain(py, &error))
+    }
+
+    fn explain(&self, py: Python<'_>, error: &Error) -> PyErr {
+        if let Error::Loader { model, .. } = error {
+            let loader = self.loaders.lock().get(model).cloned();
+            if let Some(loader) = loader {
+                return loader.explain(py, error);
+            }
+        }
+        to_py(py, error)
+    }
+
+    fn settings(&self, py: Python<'_>) -> PyResult<Settings> {
+        self.inner.settings().or_raise(py)
+    }
+
+    /// What `get` and `peek` return for a slot: the user's object, or a handle on the model.
+    fn handle(slf: &Bound<'_, Self>, name: &str, held: &Held) -> PyResult<Py<PyAny>> {
+        let py = slf.py();
+        let (module, class) = match held {
+            Held::Object(object) => return Ok(unwrap_object(py, object).unwrap_or_else(|| py.None())),
+            Held::Encoder => ("model_manager.encoder", "SentenceModel"),
+            Held::Generator => ("model_manager.generator", "TextGenerator"),
+        };
+        Ok(py.import(module)?.getattr(class)?.call1((slf, name))?.unbind())
+    }
+}
+
+#[pymethods]
+impl PyManager {
+    #[new]
+    #[pyo3(signature = (config = None, **overrides))]
+    fn new(
+        py: Python<'_>,
+        config: Option<&Bound<'_, PyConfig>>,
+        overrides: Option<&Bound<'_, PyDict>>,
+    ) -> PyResult<Self> {
+        let overrides = keywords(overrides)?;
+        let host = Arc::new(PythonHost);
+        let inner = match config {
+            None => Manager::from_environment(overrides, host).or_raise(py)?,
+            Some(config) => Manager::new(config.get().0.clone().with(pairs(&overrides)).or_raise(py)?, host),
+        };
+        let inner = Arc::new(inner);
+        fork::watch(&inner);
+        Ok(Self { inner, loaders: Mutex::default() })
+    }
+
+    /// The settings in force; reading it fixes them.
+    #[getter]
+    fn config(&self, py: Python<'_>) -> PyResult<PyConfig> {
+        self.settings(py).map(PyConfig)
+    }
+
+    /// Where models compute: ``cpu``, ``cuda`` or ``mps``.
+    #[getter]
+    fn device(&self) -> &'static str {
+        "cpu"
+    }
+
+    /// This manager's tracker.
+    #[getter]
+    fn tracker(&self) -> PyTracker {
+        PyTracker(self.inner.tracker())
+    }
+
+    /// Seconds since the last clean-up of idle models (since construction when there was none).
+    #[getter]
+    fn last_cleanup_seconds(&self, py: Python<'_>) -> PyResult<f64> {
+        Ok(self.inner.since_clean_up().or_raise(py)?.as_secs_f64())
+    }
+
+    /// What `set_auto_cleanup` last set: (enabled, cleanup_interval, max_idle_time); at first the settings'.
+    #[getter]
+    fn auto_cleanup(&self, py: Python<'_>) -> PyResult<(bool, f64, f64)> {
+        let reaper = self.inner.reaper_settings().or_raise(py)?;
+        Ok((reaper.enabled, reaper.interval.as_secs_f64(), reaper.max_idle.as_secs_f64()))
+    }
+
+    /// Make the slot `name`. Nothing is loaded yet.
+    #[pyo3(signature = (name, source = None, *, loader = None, dtype = "auto", keep_alive = None, pinned = false,
+                        fallback = Vec::new(), pooling = None, max_length = None, revision = None, prompts = None,
+                        replace = false))]
+    #[expect(clippy::too_many_arguments, reason = "keywords of a Python function")]
+    fn register(
+        &self,
+        py: Python<'_>,
+        name: &str,
+        source: Option<String>,
+        loader: Option<Py<PyAny>>,
+        dtype: &str,
+        keep_alive: Option<&Bound<'_, PyAny>>,
+        pinned: bool,
+        fallback: Vec<String>,
+        pooling: Option<String>,
+        max_length: Option<usize>,
+        revision: Option<String>,
+        prompts: Option<BTreeMap<String, String>>,
+        replace: bool,
+    ) -> PyResult<()> {
+        let keep = Keep { keep_alive: self::keep_alive(keep_alive)?, pinned };
+        let refuse = |reason: String| to_py(py, &Error::Input(reason));
+        let mut own_loader = None;
+        let spec = match (source, loader) {
+            (Some(source), None) => {
+                let dtype = DTypeChoice::from_text(dtype)
+                    .map_err(|reason| refuse(format!("dtype={dtype:?} {reason}")))?;
+                let pooling = match pooling {
+                    None => None,
+                    Some(name) => Some(Pooling::from_name(&name).ok_or_else(|| {
+                        refuse(format!("pooling={name:?} is unknown; use mean, cls, max or lasttoken"))
+                    })?),
+                };
+                if max_length == Some(0) {
+                    return Err(refuse("max_length must be greater than 0".into()));
+                }
+                Spec::Embedding(EmbeddingSpec {
+                    source: SourceSpec::Fixed(source),
+                    fallback,
+                    dtype,
+                    pooling,
+                    max_length,
+                    revision,
+                    prompts: prompts.unwrap_or_default(),
+                })
+            }
+            (None, Some(loader)) if loader.bind(py).is_callable() => {
+                let loader = PythonLoader::new(loader);
+                own_loader = Some(Arc::clone(&loader));
+                Spec::Object(loader.into_host(name))
+            }
+            (None, Some(loader)) => {
+                let kind = loader.bind(py).get_type().name()?.to_string();
+                return Err(PyTypeError::new_err(format!(
+                    "loader must be callable without arguments, not {kind}"
+                )));
+            }
+            (Some(_), Some(_)) => return Err(refuse(format!("{name:?}: give source or loader, not both"))),
+            (None, None) => return Err(refuse(format!("{name:?}: give a source or a loader"))),
+        };
+        detached(py, || self.inner.register(name, spec, keep, replace)).or_raise(py)?;
+        let mut loaders = self.loaders.lock();
+        match own_loader {
+            Some(loader) => drop(loaders.insert(name.to_owned(), loader)),
+            None => drop(loaders.remove(name)),
+        }
+        Ok(())
+    }
+
+    /// Unload and forget the slot.
+    fn unregister(&self, py: Python<'_>, name: &str) -> PyResult<()> {
+        detached(py, || self.inner.unregister(name)).or_raise(py)?;
+        self.loaders.lock().remove(name);
+        Ok(())
+    }
+
+    /// Embed one text (float32, shape (dim,)) or several (shape (n, dim)).
+    #[pyo3(signature = (texts, model = None, *, prompt = None, prompt_name = None, normalize = true,
+                        truncate_dim = None, copy = false, timeout = None, keep_alive = None, progress = None))]
+    #[expect(clippy::too_many_arguments, reason = "keywords of a Python function")]
+    fn embed(
+        &self,
+        py: Python<'_>,
+        texts: &Bound<'_, PyAny>,
+        model: Option<String>,
+        prompt: Option<String>,
+        prompt_name: Option<String>,
+        normalize: bool,
+        truncate_dim: Option<&Bound<'_, PyAny>>,
+        copy: bool,
+        timeout: Option<f64>,
+        keep_alive: Option<&Bound<'_, PyAny>>,
+        progress: Option<Py<PyAny>>,
+    ) -> PyResult<Py<PyAny>> {
+        let options =
+            call_options(py, model, prompt, prompt_name, normalize, truncate_dim, timeout, keep_alive)?;
+        if let (Ok(text), None) = (texts.cast::<PyString>(), &progress) {
+            let text = text_of(text, None)?;
+            // Attached: a hit takes less than letting go of the interpreter would.
+            let vector = match self.inner.cached(text, &options).or_raise(py)? {
+                Some(vector) => vector,
+                None => self.enter(py, |manager, check| manager.embed_missed(text, options, check))?,
+            };
+            let _inside = inside(py);
+            return if copy {
+                Ok(copied_array(py, &vector).into_any().unbind())
+            } else {
+                shared_array(py, &vector)
+            };
+        }
+        let (texts, single) = match Texts::extract(texts)? {
+            Texts::One(text) => (vec![text], true),
+            Texts::Many(texts) => (texts, false),
+        };
+        let mut raised = None;
+        let result = self.enter(py, |manager, check| {
+            let mut tell = |done: usize, all: usize| match &progress {
+                None => Ok(()),
+                Some(progress) => attached(|py| progress.call1(py, (done, all)).map(drop)).map_err(|error| {
+                    raised = Some(error);
+                    Error::Cancelled
+                }),
+            };
+            manager.embed(texts, options, check, &mut tell)
+        });
+        if let Some(raised) = raised {
+            return Err(raised);
+        }
+        array(py, result?, single, copy)
+    }
+
+    /// `embed` without waiting.
+    #[pyo3(signature = (texts, on_done, model = None, *, prompt = None, prompt_name = None, normalize = true,
+                        truncate_dim = None, copy = false, timeout = None, keep_alive = None))]
+    #[expect(clippy::too_many_arguments, reason = "keywords of a Python function")]
+    fn submit(
+        slf: &Bound<'_, Self>,
+        texts: &Bound<'_, PyAny>,
+        on_done: Py<PyAny>,
+        model: Option<String>,
+        prompt: Option<String>,
+        prompt_name: Option<String>,
+        normalize: bool,
+        truncate_dim: Option<&Bound<'_, PyAny>>,
+        copy: bool,
+        timeout: Option<f64>,
+        keep_alive: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<PyTicket> {
+        let py = slf.py();
+        let options =
+            call_options(py, model, prompt, prompt_name, normalize, truncate_dim, timeout, keep_alive)?;
+        let (texts, single) = match Texts::extract(texts)? {
+            Texts::One(text) => (vec![text], true),
+            Texts::Many(texts) => (texts, false),
+        };
+        let manager = slf.clone().unbind();
+        let reply = Box::new(move |result: Result<Matrix>| {
+            // Nobody is there to be told while the interpreter shuts down.
+            Python::try_attach(|py| {
+                let result = result.map_err(|error| manager.get().explain(py, &error));
+                let told = match result.and_then(|matrix| array(py, matrix, single, copy)) {
+                    Ok(array) => on_done.call1(py, (array, py.None())),
+                    Err(error) => on_done.call1(py, (py.None(), error.into_value(py))),
+                };
+                if let Err(error) = told {
+                    error.write_unraisable(py, Some(on_done.bind(py)));
+                }
+                // Both are Python's: let go of them here, attached.
+                drop((manager, on_done));
+            });
+        });
+        let inner = &slf.get().inner;
+        detached(py, || inner.submit(texts, options, reply))
+            .map(PyTicket)
+            .map_err(|error| slf.get().explain(py, &error))
+    }
+
+    /// The whole answer to `prompt`, with its figures.
+    #[pyo3(signature = (prompt, model = None, **parameters))]
+    fn complete<'py>(
+        &self,
+        py: Python<'py>,
+        prompt: &Bound<'py, PyAny>,
+        model: Option<String>,
+        parameters: Option<&Bound<'py, PyDict>>,
+    ) -> PyResult<Bound<'py, PyDict>> {
+        let prompt = generation::prompt(prompt)?;
+        let (params, options) = generation::parameters(py, parameters, &self.settings(py)?)?;
+        let options = GenerateOptions { model, ..options };
+        let completion =
+            self.enter(py, |manager, check| manager.generate(&prompt, params, &options, check))?;
+        report::completion(py, &completion)
+    }
+
+    /// The answer to `prompt` as an iterator of pieces of text.
+    #[pyo3(signature = (prompt, model = None, **parameters))]
+    fn stream(
+        &self,
+        py: Python<'_>,
+        prompt: &Bound<'_, PyAny>,
+        model: Option<String>,
+        parameters: Option<&Bound<'_, PyDict>>,
+    ) -> PyResult<PyTextStream> {
+        let prompt = generation::prompt(prompt)?;
+        let (params, options) = generation::parameters(py, parameters, &self.settings(py)?)?;
+        let options = GenerateOptions { model, ..options };
+        let stream = self.enter(py, |manager, check| manager.stream(&prompt, params, &options, check))?;
+        Ok(PyTextStream::new(stream))
+    }
+
+    /// `stream` without waiting: `on_event(piece, completion, error)` is called from another thread.
+    #[pyo3(signature = (prompt, on_event, model = None, **parameters))]
+    fn submit_generation(
+        &self,
+        py: Python<'_>,
+        prompt: &Bound<'_, PyAny>,
+        on_event: Py<PyAny>,
+        model: Option<String>,
+        parameters: Option<&Bound<'_, PyDict>>,
+    ) -> PyResult<PyGenerationTicket> {
+        let prompt = generation::prompt(prompt)?;
+        let (params, options) = generation::parameters(py, parameters, &self.settings(py)?)?;
+        let options = GenerateOptions { model, ..options };
+        let events = generation::events(on_event);
+        let submitted = detached(py, || self.inner.submit_generation(prompt, params, &options, events));
+        submitted.map(PyGenerationTicket).map_err(|error| self.explain(py, &error))
+    }
+
+    /// Context length, end-of-text token and whether there is a chat template, of a slot with a generator.
+    #[pyo3(signature = (name = "text_generator"))]
+    fn describe_generator<'py>(&self, py: Python<'py>, name: &str) -> PyResult<Bound<'py, PyDict>> {
+        let options = GenerateOptions { model: Some(name.to_owned()), ..GenerateOptions::default() };
+        let lease = self.enter(py, |manager, check| manager.generator(&options, check))?;
+        let described = report::generator(py, name, lease.generator().or_raise(py)?);
+        // The last lease of a model may free it.
+        detached(py, || drop(lease));
+        described
+    }
+
+    /// The slot that `embed` chooses for `text`.
+    fn route(&self, py: Python<'_>, text: &Bound<'_, PyString>) -> PyResult<&'static str> {
+        self.inner.route(text_of(text, None)?).or_raise(py)
+    }
+
+    /// Load the slot and wait for it; concurrent callers share one load.
+    #[pyo3(signature = (name, timeout = None))]
+    fn load(&self, py: Python<'_>, name: &str, timeout: Option<f64>) -> PyResult<()> {
+        let timeout = self::timeout(py, timeout)?;
+        self.enter(py, |manager, check| manager.load(name, timeout, check))
+    }
+
+    /// Unload; True if it was loaded.
+    fn unload(&self, py: Python<'_>, name: &str) -> PyResult<bool> {
+        detached(py, || self.inner.unload(name)).or_raise(py)
+    }
+
+    /// Unload every slot; how many were loaded.
+    fn unload_all(&self, py: Python<'_>) -> PyResult<usize> {
+        detached(py, || self.inner.unload_all()).or_raise(py)
+    }
+
+    /// Whether the slot is in memory now.
+    fn is_loaded(&self, py: Python<'_>, name: &str) -> PyResult<bool> {
+        self.inner.is_loaded(name).or_raise(py)
+    }
+
+    /// The slot's object, loaded if need be.
+    #[pyo3(signature = (name, timeout = None))]
+    fn get(slf: &Bound<'_, Self>, name: &str, timeout: Option<f64>) -> PyResult<Py<PyAny>> {
+        let py = slf.py();
+        let timeout = self::timeout(py, timeout)?;
+        let held = slf.get().enter(py, |manager, check| manager.get(name, timeout, check))?;
+        Self::handle(slf, name, &held)
+    }
+
+    /// Like `get`, but None when the slot is not in memory.
+    fn peek(slf: &Bound<'_, Self>, name: &str) -> PyResult<Option<Py<PyAny>>> {
+        let found = slf.get().inner.peek(name).or_raise(slf.py())?;
+        found.map(|held| Self::handle(slf, name, &held)).transpose()
+    }
+
+    /// Names of all slots, in the order they were made.
+    fn slots(&self, py: Python<'_>) -> PyResult<Vec<String>> {
+        self.inner.names().or_raise(py)
+    }
+
+    /// What the model of an embedding slot is.
+    #[pyo3(signature = (name, load = true))]
+    fn describe<'py>(&self, py: Python<'py>, name: &str, load: bool) -> PyResult<Option<Bound<'py, PyDict>>> {
+        let description = self.enter(py, |manager, check| manager.describe(name, load, check))?;
+        description.map(|description| report::description(py, &description)).transpose()
+    }
+
+    /// Tokens of each text, special tokens included, not cut to the model's maximum.
+    #[pyo3(signature = (texts, model = None))]
+    fn count_tokens<'py>(
+        &self,
+        py: Python<'py>,
+        texts: &Bound<'py, PyAny>,
+        model: Option<&str>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let (texts, single) = match Texts::extract(texts)? {
+            Texts::One(text) => (vec![text], true),
+            Texts::Many(texts) => (texts, false),
+        };
+        let counts = self.enter(py, |manager, check| manager.count_tokens(&texts, model, check))?;
+        match (single, counts.as_slice()) {
+            (true, [count]) => Ok(count.into_pyobject(py)?.into_any()),
+            _ => Ok(PyList::new(py, counts)?.into_any()),
+        }
+    }
+
+    /// Load several slots at the same time and wait for all.
+    #[pyo3(signature = (names, timeout = None))]
+    fn warmup(&self, py: Python<'_>, names: &Bound<'_, PyAny>, timeout: Option<f64>) -> PyResult<()> {
+        if names.is_instance_of::<PyString>() {
+            return Err(PyTypeError::new_err("names must be several names, not one str"));
+        }
+        let names: Vec<String> = names.try_iter()?.map(|name| name?.extract()).collect::<PyResult<_>>()?;
+        let timeout = self::timeout(py, timeout)?;
+        self.enter(py, |manager, check| manager.warm_up(&names, timeout, check))
+    }
+
+    /// State of the embedding cache.
+    fn cache_info<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let statistics = self.inner.cache_statistics().or_raise(py)?;
+        report::cache(py, &statistics, &self.settings(py)?)
+    }
+
+    /// Empty the cache and set its counts to zero.
+    fn cache_clear(&self, py: Python<'_>) -> PyResult<()> {
+        detached(py, || self.inner.clear_cache()).or_raise(py)
+    }
+
+    /// Everything countable, JSON-serialisable. Loads nothing.
+    fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let statistics = detached(py, || self.inner.statistics()).or_raise(py)?;
+        report::manager(py, statistics, &self.settings(py)?, self.device())
+    }
+
+    /// Switch the unloading of idle models on or off, at once.
+    #[pyo3(signature = (enabled, cleanup_interval = 300.0, max_idle_time = 600.0))]
+    fn set_auto_cleanup(
+        &self,
+        py: Python<'_>,
+        enabled: bool,
+        cleanup_interval: f64,
+        max_idle_time: f64,
+    ) -> PyResult<()> {
+        let seconds = |setting: &str, value: f64| {
+            Duration::try_from_secs_f64(value).ok().filter(|span| !span.is_zero()).ok_or_else(|| {
+                Error::Config {
+                    setting: setting.into(),
+                    value: value.to_string(),
+                    reason: "must be a number of seconds greater than 0".into(),
+                }
+            })
+        };
+        let interval = seconds("cleanup_interval", cleanup_interval).or_raise(py)?;
+        let max_idle = seconds("max_idle_time", max_idle_time).or_raise(py)?;
+        detached(py, || self.inner.set_reaper(ReaperSettings { enabled, interval, max_idle })).or_raise(py)
+    }
+
+    /// Unload now what has been idle for `max_idle_time`; how many slots.
+    fn cleanup_idle(&self, py: Python<'_>) -> PyResult<usize> {
+        detached(py, || self.inner.clean_up()).or_raise(py)
+    }
+
+    /// Unload everything and stop the threads. Further use raises `ClosedError`; closing again does nothing.
+    fn close(&self, py: Python<'_>) {
+        detached(py, || self.inner.close());
+    }
+
+    /// Whether `close` was called.
+    #[getter]
+    fn closed(&self) -> bool {
+        self.inner.is_closed()
+    }
+
+    fn __enter__(slf: Py<Self>) -> Py<Self> {
+        slf
+    }
+
+    #[pyo3(signature = (exc_type, exc, traceback, /))]
+    fn __exit__(
+        &self,
+        py: Python<'_>,
+        exc_type: &Bound<'_, PyAny>,
+        exc: &Bound<'_, PyAny>,
+        traceback: &Bound<'_, PyAny>,
+    ) {
+        let _ = (exc_type, exc, traceback);
+        self.close(py);
+    }
+
+    /// By configuration: models load again where it is unpickled.
+    fn __reduce__<'py>(slf: &Bound<'py, Self>) -> PyResult<(Bound<'py, PyType>, (PyConfig,))> {
+        Ok((slf.get_type(), (slf.get().config(slf.py())?,)))
+    }
+
+    fn __repr__(slf: &Bound<'_, Self>) -> PyResult<String> {
+        let class = slf.get_type().name()?;
+        let inner = &slf.get().inner;
+        if inner.is_closed() {
+            return Ok(format!("<{class} closed>"));
+        }
+        let py = slf.py();
+        let all = detached(py, || inner.statistics()).or_raise(py)?;
+        let slots: Vec<_> = all.slots.iter().map(|slot| format!("{}: {}", slot.name, slot.state)).collect();
+        Ok(format!("<{class} {} | cache {}/{}>", slots.join(", "), all.cache.entries, all.cache.max_entries))
+    }
+}
+
+/// The result of a call: a vector for one text, a matrix for several.
+fn array(py: Python<'_>, matrix: Matrix, single: bool, copy: bool) -> PyResult<Py<PyAny>> {
+    let _inside = inside(py);
+    if single { row_array(py, matrix, copy) } else { Ok(matrix_array(py, matrix)?.into_any().unbind()) }
+}

@@ -1,0 +1,89 @@
+//! The extension module `model_manager._core`. PyO3 and nothing else: extract, detach, call the manager, convert.
+
+#![allow(clippy::needless_pass_by_value, reason = "PyO3 hands arguments over by value")]
+
+mod config;
+mod errors;
+mod fork;
+mod generation;
+mod host;
+mod leave;
+mod manager;
+mod options;
+mod report;
+mod texts;
+mod tracker;
+mod vectors;
+
+use pyo3::prelude::*;
+use pyo3::types::PyString;
+
+use self::errors::OrRaise;
+use crate::compute::{Isa, memory};
+use crate::language;
+
+/// The chatbot's detector on the text as given.
+#[pyfunction]
+fn is_turkish(text: &Bound<'_, PyString>) -> PyResult<bool> {
+    Ok(language::is_turkish(texts::text_of(text, None)?))
+}
+
+/// Resident memory of this process, bytes; 0 where the system does not tell.
+#[pyfunction]
+fn resident_bytes() -> u64 {
+    memory::resident_bytes()
+}
+
+/// Ask the allocator to give unused memory back; the bytes by which resident memory fell.
+#[pyfunction]
+fn trim_memory(py: Python<'_>) -> u64 {
+    leave::detached(py, || {
+        let before = memory::resident_bytes();
+        memory::trim();
+        before.saturating_sub(memory::resident_bytes())
+    })
+}
+
+/// Instruction set that the kernels use.
+#[pyfunction]
+fn isa(py: Python<'_>) -> PyResult<String> {
+    Ok(Isa::from_env().or_raise(py)?.to_string())
+}
+
+/// Instruction sets that this CPU has kernels for, lowest first.
+#[pyfunction]
+fn available_isas() -> Vec<String> {
+    Isa::available().map(|isa| isa.to_string()).collect()
+}
+
+/// The Rust core of model_manager.
+#[pymodule]
+mod _core {
+    #[pymodule_export]
+    use super::config::{_config_from, PyConfig};
+    #[pymodule_export]
+    use super::errors::_error_classes;
+    #[pymodule_export]
+    use super::fork::{_after_fork_child, _after_fork_parent, _before_fork};
+    #[pymodule_export]
+    use super::generation::{PyGenerationTicket, PyTextStream};
+    #[pymodule_export]
+    use super::leave::_at_exit;
+    #[pymodule_export]
+    use super::manager::{PyManager, PyTicket};
+    #[pymodule_export]
+    use super::tracker::PyTracker;
+    #[pymodule_export]
+    use super::{available_isas, is_turkish, isa, resident_bytes, trim_memory};
+
+    use pyo3::prelude::*;
+
+    #[pymodule_init]
+    fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+        // Log records of the core arrive in Python's logging under "model_manager". A second interpreter in the
+        // process shares the first one's logger.
+        let _ = pyo3_log::try_init();
+        Ok(())
+    }
+}

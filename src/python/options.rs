@@ -1,0 +1,71 @@
+//! Keywords of an embedding call.
+
+use std::time::Duration;
+
+use pyo3::exceptions::PyTypeError;
+use pyo3::prelude::*;
+use pyo3::types::{PyBool, PyInt, PyString};
+
+use super::errors::{OrRaise, to_py};
+use crate::Error;
+use crate::lifecycle::KeepAlive;
+use crate::manager::EmbedOptions;
+
+#[expect(clippy::too_many_arguments, reason = "the keywords that every embedding call shares")]
+pub(super) fn call_options(
+    py: Python<'_>,
+    model: Option<String>,
+    prompt: Option<String>,
+    prompt_name: Option<String>,
+    normalize: bool,
+    truncate_dim: Option<&Bound<'_, PyAny>>,
+    timeout: Option<f64>,
+    keep_alive: Option<&Bound<'_, PyAny>>,
+) -> PyResult<EmbedOptions> {
+    Ok(EmbedOptions {
+        model,
+        prompt,
+        prompt_name,
+        normalize,
+        truncate_dim: truncate_dim.map(dimensions).transpose()?,
+        timeout: self::timeout(py, timeout)?,
+        keep_alive: self::keep_alive(keep_alive)?,
+    })
+}
+
+/// A number of dimensions; whether it fits the model is the core's to say.
+fn dimensions(value: &Bound<'_, PyAny>) -> PyResult<usize> {
+    if value.is_instance_of::<PyBool>() || !value.is_instance_of::<PyInt>() {
+        let kind = value.get_type().name()?;
+        return Err(PyTypeError::new_err(format!("truncate_dim must be an int, not {kind}")));
+    }
+    value
+        .extract()
+        .map_err(|_| to_py(value.py(), &Error::Input(format!("truncate_dim={value} is out of range"))))
+}
+
+pub(super) fn timeout(py: Python<'_>, seconds: Option<f64>) -> PyResult<Option<Duration>> {
+    let Some(seconds) = seconds else { return Ok(None) };
+    if seconds.is_nan() || seconds < 0.0 {
+        let reason = format!("timeout={seconds} must be a number of seconds, not negative");
+        return Err(to_py(py, &Error::Input(reason)));
+    }
+    // Longer than a Duration holds is no limit.
+    Ok(Duration::try_from_secs_f64(seconds).ok())
+}
+
+/// Seconds or text such as "5m"; 0: unload after use; negative: for ever.
+pub(super) fn keep_alive(value: Option<&Bound<'_, PyAny>>) -> PyResult<Option<KeepAlive>> {
+    let Some(value) = value.filter(|value| !value.is_none()) else { return Ok(None) };
+    let keep_alive = if let Ok(text) = value.cast::<PyString>() {
+        KeepAlive::parse("keep_alive", text.to_str()?)
+    } else if let (false, Ok(seconds)) = (value.is_instance_of::<PyBool>(), value.extract::<f64>()) {
+        KeepAlive::from_seconds("keep_alive", seconds)
+    } else {
+        let kind = value.get_type().name()?;
+        return Err(PyTypeError::new_err(format!(
+            "keep_alive must be seconds or text such as \"5m\", not {kind}"
+        )));
+    };
+    keep_alive.or_raise(value.py()).map(Some)
+}

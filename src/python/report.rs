@@ -1,0 +1,170 @@
+//! The core's reports as dictionaries; their shapes are in `_types.py`.
+
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+
+use super::tracker;
+use crate::cache::CacheStatistics;
+use crate::config::Settings;
+use crate::generation::{Completion, EngineStats, Generator};
+use crate::manager::{Description, ManagerStatistics, QueueReport, SlotReport};
+
+/// A dictionary of the pairs given.
+macro_rules! dict {
+    ($py:expr, { $($key:literal: $value:expr,)+ }) => {{
+        let dict = PyDict::new($py);
+        $(dict.set_item($key, $value)?;)+
+        dict
+    }};
+}
+
+pub(super) fn cache<'py>(
+    py: Python<'py>,
+    statistics: &CacheStatistics,
+    settings: &Settings,
+) -> PyResult<Bound<'py, PyDict>> {
+    use crate::config::Choice;
+    Ok(dict!(py, {
+        "policy": settings.cache_policy.as_str(),
+        "hits": statistics.hits,
+        "misses": statistics.misses,
+        "insertions": statistics.insertions,
+        "evictions": statistics.evictions,
+        "expirations": statistics.expirations,
+        "rejections": statistics.rejections,
+        "entries": statistics.entries,
+        "bytes": statistics.bytes,
+        "max_entries": statistics.max_entries,
+        "max_bytes": statistics.max_bytes,
+    }))
+}
+
+pub(super) fn description<'py>(py: Python<'py>, model: &Description) -> PyResult<Bound<'py, PyDict>> {
+    let prompts = PyDict::new(py);
+    for (name, prompt) in &model.prompts {
+        prompts.set_item(name, prompt)?;
+    }
+    Ok(dict!(py, {
+        "name": &model.name,
+        "source": &model.source,
+        "path": &model.path,
+        "architecture": &model.architecture,
+        "dimension": model.dimension,
+        "max_length": model.max_length,
+        "pooling": &model.pooling,
+        "normalizes": model.normalizes,
+        "similarity": &model.similarity,
+        "prompts": prompts,
+        "default_prompt_name": &model.default_prompt_name,
+        "dtype": &model.dtype,
+        "bytes": model.bytes,
+    }))
+}
+
+fn slot<'py>(py: Python<'py>, slot: &SlotReport) -> PyResult<Bound<'py, PyDict>> {
+    Ok(dict!(py, {
+        "state": slot.state,
+        "source": &slot.source,
+        "kind": slot.kind,
+        "pinned": slot.pinned,
+        "keep_alive": slot.keep_alive.map(|keep| keep.as_secs_f64()),
+        "bytes": slot.bytes,
+        "leases": slot.leases,
+        "idle_seconds": slot.idle.map(|idle| idle.as_secs_f64()),
+        "queued": slot.queued,
+        "last_error": &slot.last_error,
+        "generation": slot.generation.as_ref().map(|stats| generation(py, stats)).transpose()?,
+    }))
+}
+
+fn generation<'py>(py: Python<'py>, stats: &EngineStats) -> PyResult<Bound<'py, PyDict>> {
+    Ok(dict!(py, {
+        "requests": stats.requests,
+        "completed": stats.completed,
+        "cancelled": stats.cancelled,
+        "failed": stats.failed,
+        "prompt_tokens": stats.prompt_tokens,
+        "reused_tokens": stats.reused_tokens,
+        "generated_tokens": stats.generated_tokens,
+        "busy_seconds": stats.busy.as_secs_f64(),
+        "active": stats.active,
+        "waiting": stats.waiting,
+        "prefix_bytes": stats.prefix_bytes,
+    }))
+}
+
+pub(super) fn generator<'py>(
+    py: Python<'py>,
+    name: &str,
+    generator: &Generator,
+) -> PyResult<Bound<'py, PyDict>> {
+    let model = generator.model();
+    Ok(dict!(py, {
+        "name": name,
+        "source": &model.name,
+        "path": model.path.display().to_string(),
+        "context": generator.context(),
+        "eos_token_id": generator.eos_token_id(),
+        "chat_template": model.template.is_some(),
+        "bytes": generator.memory_bytes(),
+    }))
+}
+
+pub(super) fn completion<'py>(py: Python<'py>, completion: &Completion) -> PyResult<Bound<'py, PyDict>> {
+    Ok(dict!(py, {
+        "text": &completion.text,
+        "tokens": &completion.tokens,
+        "finish_reason": completion.reason.as_str(),
+        "prompt_tokens": completion.prompt_tokens,
+        "reused_tokens": completion.reused_tokens,
+        "completion_tokens": completion.tokens.len(),
+        "seed": completion.seed,
+        "queued_seconds": completion.queued.as_secs_f64(),
+        "prefill_seconds": completion.prefill.as_secs_f64(),
+        "decode_seconds": completion.decode.as_secs_f64(),
+        "tokens_per_second": completion.tokens_per_second(),
+    }))
+}
+
+fn queue<'py>(py: Python<'py>, queue: &QueueReport) -> PyResult<Bound<'py, PyDict>> {
+    Ok(dict!(py, {
+        "queued": queue.queued,
+        "max_queue": queue.max_queue,
+        "requests": queue.requests,
+        "rejected": queue.rejected,
+        "texts": queue.work.sequences,
+        "tokens": queue.work.tokens,
+        "batches": queue.work.batches,
+        "shared": queue.work.shared,
+        "cancelled": queue.work.abandoned,
+        "failed_batches": queue.work.failed,
+    }))
+}
+
+pub(super) fn manager<'py>(
+    py: Python<'py>,
+    all: ManagerStatistics,
+    settings: &Settings,
+    device: &str,
+) -> PyResult<Bound<'py, PyDict>> {
+    let slots = PyDict::new(py);
+    for report in &all.slots {
+        slots.set_item(&report.name, slot(py, report)?)?;
+    }
+    let memory = dict!(py, {
+        "resident": all.resident,
+        "models": all.models,
+        "budget": all.budget,
+    });
+    Ok(dict!(py, {
+        "slots": slots,
+        "tracker": tracker::statistics(py, all.tracker)?,
+        "cache": cache(py, &all.cache, settings)?,
+        "queue": queue(py, &all.queue)?,
+        "memory": memory,
+        "threads": all.threads,
+        "isa": all.isa,
+        "device": device,
+        "last_cleanup_seconds": all.since_clean_up.as_secs_f64(),
+    }))
+}

@@ -1,0 +1,115 @@
+"""What the tests share: the tiny models and their references, managers on them, a Python in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+# Before the package is imported: no test may reach for a hub or see the settings of the person who runs it.
+for _name in list(os.environ):
+    if _name.startswith(("MODEL_MANAGER_", "HF_", "AI_")):
+        del os.environ[_name]
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HOME"] = str(Path(tempfile.gettempdir()) / "model-manager-tests-no-such-cache")
+
+from model_manager import Config, ModelManager  # noqa: E402
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+ROOT = Path(__file__).resolve().parents[2]
+FIXTURES = ROOT / "tests" / "fixtures"
+TURKISH_MODEL = str(FIXTURES / "xlmr")
+ENGLISH_MODEL = str(FIXTURES / "bert_wordpiece")
+DIMENSION = 32
+"""Of both models."""
+TURKISH_TEXT = "Bugün hava çok güzel, dışarı çıkalım mı?"
+ENGLISH_TEXT = "The weather is lovely today."
+
+
+def reference(name: str) -> dict[str, Any]:
+    """The committed answers of sentence-transformers for one tiny model."""
+    return json.loads((FIXTURES / name / "reference.json").read_text(encoding="utf-8"))
+
+
+def tiny(**overrides: Any) -> ModelManager:
+    """An independent manager on the tiny models; nothing is unloaded unless a test asks for it."""
+    settings: dict[str, Any] = {
+        "turkish_model": TURKISH_MODEL,
+        "english_model": ENGLISH_MODEL,
+        "dtype": "float32",
+        "auto_cleanup": False,
+    }
+    return ModelManager(Config(**{**settings, **overrides}))
+
+
+@pytest.fixture
+def make_manager() -> Iterator[Callable[..., ModelManager]]:
+    """`tiny`, closed after the test."""
+    made: list[ModelManager] = []
+
+    def make(**overrides: Any) -> ModelManager:
+        made.append(tiny(**overrides))
+        return made[-1]
+
+    yield make
+    for manager in made:
+        manager.close()
+
+
+@pytest.fixture
+def manager(make_manager: Callable[..., ModelManager]) -> ModelManager:
+    """A fresh manager on the tiny models."""
+    return make_manager()
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[ModelManager]:
+    """One manager for a whole file, for tests that do not look at its state."""
+    with tiny() as manager:
+        yield manager
+
+
+def real_model(name: str) -> str:
+    """Folder of a real model; without `make models` the test is skipped, except where CI says they must be there."""
+    folder = ROOT / ".models" / name
+    if not (folder / "config.json").is_file():
+        message = f"{folder} is missing: run `make models`"
+        if os.environ.get("CI"):
+            pytest.fail(message)
+        pytest.skip(message)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def minilm() -> str:
+    return real_model("all-MiniLM-L6-v2")
+
+
+@pytest.fixture(scope="session")
+def multilingual() -> str:
+    return real_model("multilingual-e5-small")
+
+
+def run_python(
+    code: str, *, timeout: float = 60, check: bool = True, **environment: str
+) -> subprocess.CompletedProcess:
+    """Run `code` in an interpreter of its own, warnings being errors; its output is text."""
+    process = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent), **environment},
+    )
+    if check:
+        assert process.returncode == 0, f"exit {process.returncode}\n{process.stdout}\n{process.stderr}"
+    return process

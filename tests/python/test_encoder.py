@@ -1,0 +1,185 @@
+"""`SentenceModel`: sentence-transformers' `encode`, parameter by parameter."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pytest
+from conftest import DIMENSION, ENGLISH_TEXT, FIXTURES, reference
+from model_manager import SentenceModel
+from model_manager.encoder import quantize, similarity
+
+TEXTS = [f"text number {n} about {['rain', 'snow', 'sun', 'wind'][n % 4]}" for n in range(120)]
+
+
+@pytest.fixture(scope="module")
+def model(shared):
+    return shared.english_sentence_model
+
+
+@pytest.fixture(scope="module")
+def plain(shared):
+    """A model that does not normalise by itself."""
+    shared.register("plain", str(FIXTURES / "bert_plain"), dtype="float32")
+    return shared.get("plain")
+
+
+def test_shapes(model):
+    assert model.encode(ENGLISH_TEXT).shape == (DIMENSION,)
+    assert model.encode([ENGLISH_TEXT]).shape == (1, DIMENSION)
+    assert model.encode([]).shape == (0, DIMENSION)
+    assert model.encode(tuple(TEXTS)).shape == (120, DIMENSION)
+    assert model.encode(np.array(TEXTS)).dtype == np.float32
+
+
+def test_results_are_the_callers_own(model):
+    vector = model.encode(ENGLISH_TEXT)
+    vector[:] = 0
+    assert np.linalg.norm(model.encode(ENGLISH_TEXT)) > 0.9
+
+
+def test_batch_size_changes_nothing(model):
+    np.testing.assert_array_equal(model.encode(TEXTS, batch_size=1), model.encode(TEXTS, batch_size=64))
+
+
+def test_as_a_list_of_arrays(model):
+    rows = model.encode(TEXTS[:3], convert_to_numpy=False)
+    assert type(rows) is list
+    assert [row.shape for row in rows] == [(DIMENSION,)] * 3
+
+
+def test_normalisation_is_the_models_unless_asked_for(plain):
+    raw = plain.encode(TEXTS[:5])
+    assert np.all(np.abs(np.linalg.norm(raw, axis=1) - 1) > 1e-3)
+    np.testing.assert_allclose(np.linalg.norm(plain.encode(TEXTS[:5], normalize_embeddings=True), axis=1), 1, atol=1e-6)
+
+
+def test_truncation(plain):
+    whole = plain.encode(TEXTS[:5])
+    np.testing.assert_allclose(plain.encode(TEXTS[:5], truncate_dim=8), whole[:, :8], atol=1e-6)
+    short = plain.encode(TEXTS[:5], truncate_dim=8, normalize_embeddings=True)
+    np.testing.assert_allclose(np.linalg.norm(short, axis=1), 1, atol=1e-6)
+
+
+def test_prompts(shared):
+    shared.register("prompted", str(FIXTURES / "bert_prompts"), dtype="float32", replace=True)
+    model = shared.get("prompted")
+    prompts = reference("bert_prompts")
+    assert model.default_prompt_name == prompts["default_prompt_name"]
+    assert model.prompts["query"]
+    for case in prompts["prompted"]:
+        options = {key: case[key] for key in ("prompt", "prompt_name") if key in case}
+        np.testing.assert_allclose(model.encode(case["text"], **options), case["embedding"], rtol=0, atol=1e-5)
+    np.testing.assert_array_equal(model.encode_query("a text"), model.encode("a text", prompt_name="query"))
+    name = next(name for name in ("document", "passage", "corpus") if name in model.prompts)
+    np.testing.assert_array_equal(model.encode_document("a text"), model.encode("a text", prompt_name=name))
+    np.testing.assert_array_equal(model.encode_document("a text", prompt="x: "), model.encode("a text", prompt="x: "))
+
+
+def test_queries_and_documents_without_prompts(plain):
+    np.testing.assert_array_equal(plain.encode_query("a text"), plain.encode("a text"))
+    np.testing.assert_array_equal(plain.encode_document(["a text"]), plain.encode(["a text"]))
+
+
+def test_progress_bar(make_manager, capsys):
+    pytest.importorskip("tqdm")
+    model = make_manager(cache_size=0).english_sentence_model
+    model.encode(TEXTS, show_progress_bar=True)
+    assert "120/120" in capsys.readouterr().err
+    model.encode(TEXTS)
+    model.encode(TEXTS, show_progress_bar=False)
+    assert capsys.readouterr().err == ""
+
+
+def test_no_progress_bar_without_tqdm(model, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "tqdm.auto", None)
+    assert model.encode(TEXTS, show_progress_bar=True).shape == (120, DIMENSION)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype", "width"),
+    [
+        ("float32", np.float32, DIMENSION),
+        ("int8", np.int8, DIMENSION),
+        ("uint8", np.uint8, DIMENSION),
+        ("binary", np.int8, DIMENSION // 8),
+        ("ubinary", np.uint8, DIMENSION // 8),
+    ],
+)
+def test_precision(model, precision, dtype, width):
+    rows = model.encode(TEXTS, precision=precision)
+    assert rows.dtype == dtype
+    assert rows.shape == (120, width)
+
+
+def test_bytes_span_each_dimensions_range():
+    vectors = np.array([[0.0, -255.0], [100.5, 0.0], [255.0, 255.0]], dtype=np.float32)
+    np.testing.assert_array_equal(quantize(vectors, "uint8"), [[0, 0], [100, 127], [255, 255]])
+    np.testing.assert_array_equal(quantize(vectors, "int8"), [[-128, -128], [-27, 0], [127, 127]])
+    np.testing.assert_array_equal(quantize(vectors[:1], "uint8"), [[0, 0]])
+    assert quantize(vectors[:0], "int8").shape == (0, 2)
+
+
+def test_bits_are_signs():
+    vectors = np.array([[1, -1, 1, 1, -1, -1, -1, 0, 1], [-1] * 9], dtype=np.float32)
+    np.testing.assert_array_equal(quantize(vectors, "ubinary"), [[0b10110000, 0b10000000], [0, 0]])
+    np.testing.assert_array_equal(quantize(vectors, "binary"), [[0b10110000 - 128, 0], [-128, -128]])
+
+
+def test_little_to_calibrate_with_is_told(model, caplog):
+    model.encode(TEXTS[:3], precision="int8")
+    assert "range of only 3 texts" in caplog.text
+    caplog.clear()
+    model.encode(TEXTS, precision="int8")
+    assert caplog.text == ""
+
+
+@pytest.mark.parametrize("options", [{"precision": "int4"}, {"output_value": "token_embeddings"}])
+def test_what_is_not_supported_says_so(model, options):
+    with pytest.raises(ValueError, match=next(iter(options.values()))):
+        model.encode("a text", **options)
+
+
+def test_tensors_need_torch(model, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(ImportError):
+        model.encode("a text", convert_to_tensor=True)
+
+
+def test_similarity_measures():
+    a = np.array([[1, 0], [0, 2], [3, 4]], dtype=np.float32)
+    b = np.array([[2, 0], [0, 0]], dtype=np.float32)
+    np.testing.assert_allclose(similarity(a, b, "cosine"), [[1, 0], [0, 0], [0.6, 0]], atol=1e-7)
+    np.testing.assert_allclose(similarity(a, b, "dot"), [[2, 0], [0, 0], [6, 0]])
+    np.testing.assert_allclose(similarity(a, b, "euclidean"), [[-1, -1], [-(8**0.5), -2], [-(17**0.5), -5]], rtol=1e-6)
+    np.testing.assert_allclose(similarity(a, b, "manhattan"), [[-1, -1], [-4, -2], [-5, -7]])
+    assert similarity(a[0], b[0]).shape == (1, 1)
+
+
+def test_similarity_of_a_model(model):
+    rows = model.encode(TEXTS[:4])
+    np.testing.assert_allclose(np.diag(model.similarity(rows, rows)), 1, atol=1e-6)
+    assert model.similarity(rows[0], rows).shape == (1, 4)
+    assert model.similarity_fn_name == "cosine"
+
+
+def test_facts(model):
+    assert model.get_sentence_embedding_dimension() == DIMENSION
+    assert model.get_embedding_dimension() == DIMENSION
+    assert model.max_seq_length == 24
+    assert model.device == "cpu"
+    assert model.count_tokens("a text") > 2
+    assert len(model.count_tokens(["a text", "b"])) == 2
+
+
+def test_the_handle_keeps_no_weights(make_manager):
+    manager = make_manager()
+    model = SentenceModel(manager, "english_sentence")
+    assert repr(model) == "<SentenceModel 'english_sentence', not loaded>"
+    model.encode("a text")
+    assert repr(model) == "<SentenceModel 'english_sentence', loaded>"
+    assert manager.unload("english_sentence")
+    assert not manager.is_loaded("english_sentence")
+    assert model.encode("another text").shape == (DIMENSION,)

@@ -1,0 +1,46 @@
+"""The tree of errors: complete in both directions, catchable as built-ins, readable."""
+
+from __future__ import annotations
+
+import inspect
+import pickle
+import re
+
+import pytest
+from conftest import ROOT
+from model_manager import ModelManagerError, _core, errors
+
+CLASSES = [getattr(errors, name) for name in errors.__all__]
+
+
+def test_each_error_of_the_core_has_a_class_and_each_class_an_error():
+    source = (ROOT / "src" / "error.rs").read_text(encoding="utf-8")
+    enum = source[source.index("pub enum Error {") :].split("\n}\n", 1)[0]
+    variants = re.findall(r"^    ([A-Z]\w+)(?:,| \{|\()", enum, re.MULTILINE)
+    assert len(variants) > 10
+    mapped = _core._error_classes()
+    assert set(mapped) == set(variants)
+    assert set(mapped.values()) == set(CLASSES) - {ModelManagerError}
+    assert len(set(mapped.values())) == len(mapped)
+
+
+def test_all_names_every_class():
+    defined = {name for name, value in vars(errors).items() if inspect.isclass(value) and not name.startswith("_")}
+    assert defined == set(errors.__all__)
+
+
+@pytest.mark.parametrize("error", CLASSES)
+def test_each_is_documented_and_a_built_in(error):
+    assert issubclass(error, ModelManagerError)
+    assert inspect.getdoc(error).endswith(".")
+    if error is not ModelManagerError:
+        assert any(base.__module__ == "builtins" and base is not Exception for base in error.__bases__)
+
+
+@pytest.mark.parametrize("error", CLASSES)
+def test_messages_and_pickles(error):
+    made = error("what went wrong, and what to do")
+    assert str(made) == "what went wrong, and what to do"
+    copy = pickle.loads(pickle.dumps(made))
+    assert type(copy) is error
+    assert str(copy) == str(made)

@@ -1,0 +1,144 @@
+"""The chatbot's decorators."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import time
+
+import pytest
+from model_manager import Config, ModelManager, ModelType, lazy_load_model, memory_efficient_cache, model_manager
+
+
+class Mine(ModelManager):
+    loads = 0
+
+    @lazy_load_model("summariser")
+    def summariser(self):
+        """Makes long texts short."""
+        type(self).loads += 1
+        time.sleep(0.05)
+        return {"model": self.loads}
+
+
+@pytest.fixture
+def mine():
+    Mine.loads = 0
+    with Mine(Config(auto_cleanup=False)) as manager:
+        yield manager
+
+
+def test_loaded_at_first_use_and_once(mine):
+    assert Mine.loads == 0
+    results = []
+    threads = [threading.Thread(target=lambda: results.append(mine.summariser)) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert Mine.loads == 1
+    assert set(map(id, results)) == {id(mine.summariser)}
+    assert results[0] == {"model": 1}
+
+
+def test_tracked_unloaded_and_loaded_again(mine):
+    assert mine.summariser == {"model": 1}
+    assert mine.is_loaded("summariser")
+    assert mine.tracker.get_statistics()["load_counts"] == {"summariser": 1}
+    assert mine.unload("summariser")
+    assert mine.summariser == {"model": 2}
+
+
+def test_unloaded_when_idle(mine):
+    assert mine.summariser
+    mine.set_auto_cleanup(True, 0.1, 0.1)
+    end = time.monotonic() + 10
+    while mine.is_loaded("summariser"):
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_documented_on_the_class():
+    assert Mine.summariser.__doc__ == "Makes long texts short."
+
+
+def test_a_built_in_slot_can_be_replaced_this_way():
+    class WithGenerator(ModelManager):
+        @lazy_load_model(ModelType.TEXT_GENERATOR)
+        def text_generator(self):
+            return lambda prompt, **options: [{"generated_text": "A fine answer."}]
+
+    with WithGenerator() as manager:
+        assert manager.generate_text_response("hello") == "A fine answer."
+        assert manager.get_model_info()["text_generator_loaded"]
+
+
+def test_in_any_other_class_the_process_wide_manager_keeps_it():
+    class Service:
+        def __init__(self, name):
+            self.name = name
+
+        @lazy_load_model("engine")
+        def engine(self):
+            return [self.name]
+
+    first, second = Service("first"), Service("second")
+    before = set(model_manager.slots())
+    assert first.engine == ["first"]
+    assert second.engine == ["second"]
+    assert first.engine is first.engine
+    assert len(set(model_manager.slots()) - before) == 2
+    del first, second
+    gc.collect()
+    assert set(model_manager.slots()) == before, "the slots go with their owners"
+
+
+def test_errors_of_the_loader_come_out_and_it_is_tried_again():
+    class Flaky(ModelManager):
+        calls = 0
+
+        @lazy_load_model("flaky")
+        def flaky(self):
+            type(self).calls += 1
+            if self.calls == 1:
+                raise ConnectionError("no network")
+            return "ready"
+
+    with Flaky() as manager:
+        with pytest.raises(RuntimeError, match="no network"):
+            _ = manager.flaky
+        assert manager.flaky == "ready"
+
+
+def test_memory_efficient_cache():
+    calls = []
+
+    @memory_efficient_cache(maxsize=2)
+    def square(n):
+        """Times itself."""
+        calls.append(n)
+        if n < 0:
+            raise ValueError(n)
+        return n * n
+
+    assert [square(2), square(3), square(2), square(4), square(2), square(3)] == [4, 9, 4, 16, 4, 9]
+    assert calls == [2, 3, 4, 3], "the least recently used left"
+    info = square.cache_info()
+    assert (info.hits, info.misses, info.maxsize, info.currsize) == (2, 4, 2, 2)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="-1"):
+            square(-1)
+    assert calls[-2:] == [-1, -1], "failures are not remembered"
+    square.cache_clear()
+    assert square.cache_info().currsize == 0
+    assert square.__doc__ == "Times itself."
+
+
+def test_memory_efficient_cache_keeps_50_by_default():
+    @memory_efficient_cache()
+    def same(n):
+        return n
+
+    for n in range(100):
+        same(n)
+    assert same.cache_info().maxsize == same.cache_info().currsize == 50

@@ -1,0 +1,153 @@
+"""Broken and missing model files: each a clear error that names the file, and no slot is stuck with it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import struct
+from pathlib import Path
+
+import pytest
+from conftest import DIMENSION, ENGLISH_MODEL, ENGLISH_TEXT
+from model_manager.errors import (
+    InvalidFileError,
+    MissingFileError,
+    ModelManagerError,
+    ModelNotFoundError,
+    NotFiniteError,
+    UnsupportedModelError,
+)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A copy of a tiny model, to be broken."""
+    return Path(shutil.copytree(ENGLISH_MODEL, tmp_path / "model"))
+
+
+def fails(manager, folder, error, match):
+    """Loading raises `error`; after the files are mended the same slot works."""
+    manager.register("model", str(folder), dtype="float32")
+    for _ in range(2):
+        with pytest.raises(error, match=match):
+            manager.embed(ENGLISH_TEXT, "model")
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(ENGLISH_MODEL, folder)
+    manager.unload("model")
+    assert manager.embed(ENGLISH_TEXT, "model").shape == (DIMENSION,)
+
+
+def test_no_folder(manager, tmp_path):
+    fails(manager, tmp_path / "nowhere", ModelNotFoundError, "nowhere")
+
+
+def test_a_package_that_is_not_installed(manager):
+    manager.register("model", "pkg:no_such_package/model")
+    with pytest.raises(ModelNotFoundError, match=r"no_such_package.*pip install"):
+        manager.load("model")
+
+
+def test_a_hub_model_that_is_not_there_offline(manager):
+    manager.register("model", "someone/no-such-model")
+    with pytest.raises(ModelNotFoundError, match=r"someone/no-such-model.*(offline|HF_HUB_OFFLINE)"):
+        manager.load("model")
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors"])
+def test_a_missing_file(manager, folder, name):
+    (folder / name).unlink()
+    fails(manager, folder, MissingFileError, name if name != "model.safetensors" else "safetensors")
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "modules.json", "1_Pooling/config.json"])
+@pytest.mark.parametrize("content", ["", "{", "[]", '"text"', "\0\0\0"])
+def test_a_damaged_json_file(manager, folder, name, content):
+    (folder / name).write_text(content)
+    if (name, content) == ("modules.json", "[]"):
+        pytest.skip("an empty list of modules is well-formed")
+    fails(manager, folder, ModelManagerError, name.split("/")[-1])
+
+
+@pytest.mark.parametrize("keep", [0, 4, 8, 100, -1000, -1])
+def test_truncated_weights(manager, folder, keep):
+    path = folder / "model.safetensors"
+    data = path.read_bytes()
+    path.write_bytes(data[:keep])
+    fails(manager, folder, InvalidFileError, "model.safetensors")
+
+
+def test_a_header_that_lies_about_its_length(manager, folder):
+    path = folder / "model.safetensors"
+    path.write_bytes(struct.pack("<Q", 2**63) + path.read_bytes()[8:])
+    fails(manager, folder, InvalidFileError, "model.safetensors")
+
+
+def rewrite(folder, change):
+    """Pass the safetensors header and data through `change(header, data) -> (header, data)`."""
+    path = folder / "model.safetensors"
+    raw = path.read_bytes()
+    length = struct.unpack("<Q", raw[:8])[0]
+    header, data = change(json.loads(raw[8 : 8 + length]), bytearray(raw[8 + length :]))
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + bytes(data))
+
+
+def test_a_tensor_of_the_wrong_shape(manager, folder):
+    config = json.loads((folder / "config.json").read_text())
+    config["vocab_size"] += 1
+    (folder / "config.json").write_text(json.dumps(config))
+    fails(manager, folder, InvalidFileError, r"word_embeddings.*(shape|rows|\[)")
+
+
+def test_a_missing_tensor(manager, folder):
+    def change(header, data):
+        name = next(name for name in header if name.endswith("layer.0.output.dense.weight"))
+        header[name + ".lost"] = header.pop(name)
+        return header, data
+
+    rewrite(folder, change)
+    fails(manager, folder, InvalidFileError, r"layer\.0\.output\.dense\.weight")
+
+
+def test_not_a_number_in_the_weights(manager, folder):
+    def change(header, data):
+        name = next(name for name in header if name.endswith("layer.1.output.dense.bias"))
+        start, end = header[name]["data_offsets"]
+        data[start:end] = struct.pack("<f", float("nan")) * ((end - start) // 4)
+        return header, data
+
+    rewrite(folder, change)
+    fails(manager, folder, NotFiniteError, "model")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("model_type", "gpt_neo"), ("model_type", "no_such"), ("hidden_act", "no_such")]
+)
+def test_an_unsupported_model(manager, folder, key, value):
+    config = json.loads((folder / "config.json").read_text())
+    config[key] = value
+    (folder / "config.json").write_text(json.dumps(config))
+    fails(manager, folder, UnsupportedModelError, value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("num_attention_heads", 0), ("hidden_size", 10**12), ("num_hidden_layers", -1)]
+)
+def test_a_config_out_of_range(manager, folder, key, value):
+    config = json.loads((folder / "config.json").read_text())
+    config[key] = value
+    (folder / "config.json").write_text(json.dumps(config))
+    fails(manager, folder, ModelManagerError, f"config.json|shape|{key}|attention heads")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_no_permission(manager, folder):
+    (folder / "model.safetensors").chmod(0)
+    fails(manager, folder, PermissionError, "model.safetensors")
+
+
+def test_a_folder_where_a_file_should_be(manager, folder):
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors").mkdir()
+    fails(manager, folder, ModelManagerError, "safetensors")

@@ -1,0 +1,301 @@
+"""What needs a process of its own: import, exit, interrupts, forks."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import ROOT, run_python
+
+HEAVY = {"numpy", "asyncio", "multiprocessing", "tqdm", "torch", "unittest", "inspect", "ssl", "socket", "subprocess"}
+
+MANAGER = """
+import sys, os, threading, time
+from conftest import tiny, ENGLISH_TEXT, TURKISH_TEXT, DIMENSION
+"""
+
+
+@pytest.fixture(autouse=True)
+def _linux_only_where_needed():
+    if not hasattr(os, "fork"):
+        pytest.skip("needs fork")
+
+
+def test_importing_loads_nothing_heavy():
+    process = run_python(
+        "import sys; before = set(sys.modules); import model_manager; print(*(set(sys.modules) - before), sep='\\n')"
+    )
+    loaded = {name.split(".")[0] for name in process.stdout.split()}
+    assert "model_manager" in loaded
+    assert not loaded & HEAVY
+
+
+def test_importing_is_quick():
+    """The best of several, of what is ours, in seconds of CPU: what else the machine does is not counted."""
+    best = 1e9
+    for _ in range(7):
+        code = "from time import process_time as now; t = now(); import model_manager.chatbot; print(now() - t)"
+        best = min(best, float(run_python(code).stdout))
+    assert best < 0.05
+
+
+def test_importing_starts_no_threads_and_loads_no_model():
+    run_python(
+        "import os; from model_manager import model_manager\n"
+        "assert len(os.listdir('/proc/self/task')) == 1\n"
+        "assert not any(map(model_manager.is_loaded, model_manager.slots()))"
+    )
+
+
+def test_a_hit_needs_no_second_import_of_numpy_and_lists_need_none():
+    run_python(MANAGER + "m = tiny(); m.generate_embedding('a text'); m.route('a text'); m.get_model_info()")
+
+
+@pytest.mark.parametrize(
+    "ending",
+    [
+        "",
+        "sys.exit(0)",
+        "m.close()",
+        "m.unload_all()",
+        "threading.Thread(target=m.embed, args=(['x'] * 5000,)).start()",
+    ],
+)
+def test_the_interpreter_ends_cleanly(ending):
+    process = run_python(MANAGER + f"m = tiny(auto_cleanup=True)\nm.embed([ENGLISH_TEXT, TURKISH_TEXT])\n{ending}")
+    assert process.stderr == ""
+
+
+def test_the_interpreter_ends_while_a_daemon_thread_embeds():
+    code = (
+        MANAGER
+        + """
+m = tiny(cache_size=0)
+m.load("english_sentence")
+def work():
+    while True:
+        m.embed([f"text {n}" for n in range(50)], "english_sentence")
+for _ in range(4):
+    threading.Thread(target=work, daemon=True).start()
+time.sleep(0.3)
+"""
+    )
+    process = run_python(code)
+    assert "Fatal" not in process.stderr
+    assert "panic" not in process.stderr
+
+
+def test_exit_while_a_model_loads():
+    run_python(
+        MANAGER
+        + """
+m = tiny()
+release = threading.Event()
+m.register("slow", loader=lambda: release.wait(3))
+threading.Thread(target=lambda: m.load("slow"), daemon=True).start()
+time.sleep(0.1)
+"""
+    )
+
+
+def interrupted(code):
+    """Send SIGINT after the process printed `ready`; (exit code, stderr, seconds it took to end)."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT / "tests" / "python")},
+    )
+    assert process.stdout.readline().strip() == "ready"
+    time.sleep(0.5)
+    started = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    try:
+        out, err = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    return process.returncode, out, err, time.monotonic() - started
+
+
+def test_ctrl_c_stops_a_long_embed():
+    code, out, err, seconds = interrupted(
+        MANAGER
+        + """
+m = tiny(cache_size=0)
+m.load("english_sentence")
+texts = [f"{n} " + "many words " * 30 for n in range(1_000_000)]
+print("ready", flush=True)
+try:
+    m.embed(texts, "english_sentence")
+except KeyboardInterrupt:
+    print("interrupted", m.embed("still alive").shape)
+"""
+    )
+    assert (code, out) == (0, "interrupted (32,)\n"), err
+    assert seconds < 10
+
+
+def test_ctrl_c_stops_waiting_for_a_load():
+    code, out, err, seconds = interrupted(
+        MANAGER
+        + """
+m = tiny()
+m.register("slow", loader=lambda: time.sleep(4))
+print("ready", flush=True)
+try:
+    m.load("slow")
+except KeyboardInterrupt:
+    print("interrupted")
+    sys.stdout.flush()
+    os._exit(0)
+"""
+    )
+    assert (code, out) == (0, "interrupted\n"), err
+    assert seconds < 2
+
+
+FORK = """
+def check_child(work):
+    import warnings
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # fork with threads: that is the point
+        pid = os.fork()
+    if pid == 0:
+        try:
+            work()
+        except BaseException:
+            import traceback
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    end = time.monotonic() + 20
+    while True:
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if done:
+            assert status == 0, status
+            return
+        if time.monotonic() > end:
+            os.kill(pid, 9)
+            raise AssertionError("the child hangs")
+        time.sleep(0.01)
+"""
+
+
+@pytest.mark.parametrize("loaded", [True, False])
+def test_a_fork_works_on(loaded):
+    run_python(
+        MANAGER
+        + FORK
+        + f"""
+import numpy as np
+m = tiny(auto_cleanup=True)
+if {loaded}:
+    want = m.embed([ENGLISH_TEXT, TURKISH_TEXT])
+def work():
+    assert m.is_loaded("english_sentence") is {loaded}, "the child has the parent's models"
+    got = m.embed(["a new text", ENGLISH_TEXT, TURKISH_TEXT])
+    assert m.tracker.get_statistics()["last_access"].keys() == m.stats()["tracker"]["last_access"].keys() != set()
+    assert got.shape == (3, DIMENSION)
+    if {loaded}:
+        np.testing.assert_allclose(got[1:], want, atol=1e-6)
+    assert m.unload("english_sentence")
+    m.set_auto_cleanup(True, 0.1, 0.1)
+    m.embed("again")
+    end = time.monotonic() + 10
+    while m.is_loaded("english_sentence"):
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    m.close()
+check_child(work)
+check_child(work)
+assert m.embed("the parent works on").shape == (DIMENSION,)
+"""
+    )
+
+
+def test_a_fork_while_threads_embed_and_load():
+    run_python(
+        MANAGER
+        + FORK
+        + """
+m = tiny(cache_size=0)
+m.load("english_sentence")
+stop = threading.Event()
+def busy(n):
+    step = 0
+    while not stop.is_set():
+        step += 1
+        m.embed([f"{n} {step} {k}" for k in range(20)], "english_sentence")
+        if step % 5 == 0:
+            m.unload("turkish_sentence")
+            m.load("turkish_sentence")
+threads = [threading.Thread(target=busy, args=(n,)) for n in range(4)]
+for thread in threads:
+    thread.start()
+def work():
+    for n in range(3):
+        assert m.embed([f"child {n}", TURKISH_TEXT]).shape == (2, DIMENSION)
+try:
+    for _ in range(10):
+        check_child(work)
+        time.sleep(0.01)
+finally:
+    stop.set()
+    for thread in threads:
+        thread.join()
+"""
+    )
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_multiprocessing(method):
+    code = f"""
+import multiprocessing, sys, warnings
+from conftest import tiny, ENGLISH_TEXT
+def shape(manager):
+    return manager.embed(ENGLISH_TEXT).shape
+if __name__ == "__main__":
+    m = tiny()
+    m.embed("in the parent")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        with multiprocessing.get_context("{method}").Pool(2) as pool:
+            print(pool.map(shape, [m, m]))
+"""
+    import tempfile
+    from pathlib import Path
+
+    with tempfile.TemporaryDirectory() as folder:
+        script = Path(folder) / "script.py"
+        script.write_text(code)
+        process = subprocess.run(
+            [sys.executable, str(script)],
+            capture_output=True,
+            text=True,
+            timeout=50,
+            check=False,
+            env={**os.environ, "PYTHONPATH": str(ROOT / "tests" / "python")},
+        )
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.strip() == "[(32,), (32,)]"
+
+
+def test_log_records_arrive_in_logging():
+    process = run_python(
+        MANAGER
+        + """
+import logging
+logging.basicConfig(level=logging.INFO, format="%(name)s|%(levelname)s|%(message)s", stream=sys.stdout)
+m = tiny()
+m.load("english_sentence")
+m.unload("english_sentence")
+"""
+    )
+    assert re.search(r"^model_manager\S*\|INFO\|.*english_sentence", process.stdout, re.MULTILINE)
+    assert process.stderr == "", "nothing prints by itself"
