@@ -42,8 +42,8 @@ __all__ = [
 __version__: str
 
 _KeepAlive: TypeAlias = float | str | None
-_Prompt: TypeAlias = str | list[dict[str, str]]
 _Result: TypeAlias = NDArray[np.float32]
+_Prompt: TypeAlias = str | Sequence[Mapping[str, str]]
 
 @final
 class Config:
@@ -153,8 +153,9 @@ class Config:
         """
     @property
     def generator_dtype(self) -> str:
-        """How the generator's weights are held: ``auto``, ``float32``, ``bfloat16``, ``int8`` or ``int4``; GGUF files
-        keep their own form. `MODEL_MANAGER_GENERATOR_DTYPE`, default auto.
+        """How the generator's weights are held: ``float32``, ``bfloat16``, ``int8`` or ``int4`` (quantised at load), or
+        ``auto``: bfloat16 where the CPU multiplies it natively, else float32. GGUF files keep their own form.
+        `MODEL_MANAGER_GENERATOR_DTYPE`, default auto.
         """
     @property
     def device(self) -> str:
@@ -227,23 +228,26 @@ class Ticket:
         """Give the request up. True: `on_done` will not be called any more; False: it is too late."""
 
 @final
-class GenerationTicket:
-    """A generation under way, as `Manager.submit_generation` returns it."""
-
-    def cancel(self) -> None:
-        """End the generation within one token, or before it starts."""
-
-@final
 class TextStream:
-    """The pieces of one answer: an iterator of str. Dropping it ends the generation."""
+    """The pieces of one answer, as `Manager.stream` returns it: an iterator of str that never splits a character.
+
+    The generation starts at once, not with the first piece asked for. Letting the stream go ends it within one token.
+    """
 
     def __iter__(self) -> Self: ...
     def __next__(self) -> str: ...
     def cancel(self) -> None:
-        """End the answer within one token; the iterator then stops."""
+        """End the answer within one token; the iterator gives what was written until then and stops."""
     @property
     def completion(self) -> Completion | None:
         """The whole answer and its figures once the iterator has ended; None before, and after an error."""
+
+@final
+class GenerationTicket:
+    """A generation under way, as `Manager.submit_generation` returns it."""
+
+    def cancel(self) -> None:
+        """End the generation within one token, or before it starts; its last event comes all the same."""
 
 @disjoint_base
 class Manager:
@@ -368,35 +372,110 @@ class Manager:
         `submit` returns, when everything was cached. Keep it short. Wrong arguments raise here; texts are tokenised and
         models loaded elsewhere, so an event loop may call this.
         """
-    def complete(self, prompt: _Prompt, model: str | None = None, **parameters: Any) -> Completion:
-        """The whole answer to `prompt`, with its figures; loads the generator (slot ``text_generator``) if need be.
+    def complete(
+        self,
+        prompt: _Prompt,
+        model: str | None = None,
+        *,
+        do_sample: bool | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float | None = None,
+        no_repeat_ngram_size: int | None = None,
+        max_length: int | None = None,
+        max_new_tokens: int | None = None,
+        min_new_tokens: int | None = None,
+        seed: int | None = None,
+        stop: str | Sequence[str] | None = None,
+        timeout: float | None = None,
+        keep_alive: _KeepAlive = None,
+    ) -> Completion:
+        """The whole answer to `prompt`, with its figures. Parameters mean what they mean to transformers.
 
         Args:
-            prompt: Text to go on with, or messages for the model's chat template.
-            parameters: `max_length` (tokens, prompt included) or `max_new_tokens`, `min_new_tokens`, `temperature`,
-                `top_k`, `top_p`, `min_p`, `repetition_penalty`, `no_repeat_ngram_size`, `do_sample`, `seed`, `stop`
-                (str or list of str), `timeout` (seconds), `keep_alive`. What is None counts as not given; length and
-                temperature then are the settings'.
+            prompt: A str is continued. Messages, a list of mappings with the keys ``role`` and ``content``, are
+                answered through the model's chat template.
+            model: Slot; None: ``text_generator``.
+            do_sample: Draw tokens; False: the likeliest at every step. None: draw, unless the temperature is 0.
+            temperature: Logits are divided by it; 0: the likeliest token. None: `Config.temperature`.
+            top_k: Draw among the k likeliest tokens; 0: all. Default 50.
+            top_p: Draw among the likeliest tokens that together have this probability, in (0, 1]. Default 1.
+            min_p: Leave out tokens less likely than this share of the likeliest one. Default 0.
+            repetition_penalty: Above 1: tokens of prompt and answer become less likely. Default 1.
+            no_repeat_ngram_size: Never write a sequence of so many tokens twice; 0: off.
+            max_length: Tokens of prompt and answer together.
+            max_new_tokens: Tokens of the answer; beats `max_length`. Without both `Config.max_tokens`. The model's
+                context is a limit of its own.
+            min_new_tokens: Tokens before which the end of the text is not chosen.
+            seed: Equal seeds (0 to 2**63 - 1) give equal answers; None: a new one, which the result tells.
+            stop: Texts at whose first appearance the answer ends, without them.
+            timeout: Seconds that loading may take; None: `load_timeout`.
+            keep_alive: Replaces the slot's for this use.
 
         Raises:
-            TypeError: An unknown parameter, or one of a wrong type.
-            InputError: A value out of range, or a prompt longer than the model's context.
-            NoGeneratorError: The slot holds no generator.
+            TypeError: A prompt or a parameter of the wrong type, or an unknown parameter.
+            InputError: A value out of range, an empty prompt, one as long as the context or as `max_length`, messages
+                for a model without a template.
+            NoGeneratorError: The slot holds something else.
+            UnknownModelError, WaitTimeoutError, OverloadedError, NotFiniteError, ClosedError: See `errors.py`.
+            ModelManagerError: Whatever loading the model raised.
         """
-    def stream(self, prompt: _Prompt, model: str | None = None, **parameters: Any) -> TextStream:
-        """`complete` piece by piece; no piece splits a character."""
+    def stream(
+        self,
+        prompt: _Prompt,
+        model: str | None = None,
+        *,
+        do_sample: bool | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float | None = None,
+        no_repeat_ngram_size: int | None = None,
+        max_length: int | None = None,
+        max_new_tokens: int | None = None,
+        min_new_tokens: int | None = None,
+        seed: int | None = None,
+        stop: str | Sequence[str] | None = None,
+        timeout: float | None = None,
+        keep_alive: _KeepAlive = None,
+    ) -> TextStream:
+        """`complete` piece by piece: loads the model, starts, and returns an iterator of the answer's pieces.
+
+        What fails later raises from the iterator.
+        """
     def submit_generation(
         self,
         prompt: _Prompt,
         on_event: Callable[[str | None, Completion | None, BaseException | None], object],
         model: str | None = None,
-        **parameters: Any,
+        *,
+        do_sample: bool | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float | None = None,
+        no_repeat_ngram_size: int | None = None,
+        max_length: int | None = None,
+        max_new_tokens: int | None = None,
+        min_new_tokens: int | None = None,
+        seed: int | None = None,
+        stop: str | Sequence[str] | None = None,
+        timeout: float | None = None,
+        keep_alive: _KeepAlive = None,
     ) -> GenerationTicket:
-        """`stream` without waiting: `on_event(piece, completion, error)` is called from another thread, exactly one of
-        them not None; the last call has the completion or the error.
+        """`stream` without waiting: returns at once, also when the model must be loaded first.
+
+        `on_event(piece, completion, error)` is called with each piece and then once with the completion or the error;
+        the other two are None. It is called from another thread, or from this one, before this method returns, when
+        the prompt of a loaded model is refused. Keep it short: the next token waits for it. Wrong parameters raise
+        here. `timeout` is not watched here.
         """
     def describe_generator(self, name: str = "text_generator") -> GeneratorDescription:
-        """What the generator of a slot is; loads it."""
+        """What the model of a slot with a generator is; loads it. Raises `NoGeneratorError` for any other slot."""
     def route(self, text: str) -> str:
         """The slot that `embed` chooses for `text`, by the language of its first 800 characters, lower-cased."""
     def load(self, name: str, timeout: float | None = None) -> None:
@@ -414,7 +493,9 @@ class Manager:
     def is_loaded(self, name: str) -> bool:
         """Whether the slot is in memory now. Never loads."""
     def get(self, name: str, timeout: float | None = None) -> Any:
-        """The slot's object, loaded first: what its loader returned, or a `SentenceModel` for an embedding slot."""
+        """The slot's object, loaded first: what its loader returned, a `SentenceModel` for an embedding slot, or a
+        `TextGenerator`.
+        """
     def peek(self, name: str) -> Any | None:
         """Like `get`, but None when the slot is not in memory; not a use: idle deadlines stay."""
     def slots(self) -> list[str]:

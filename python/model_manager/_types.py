@@ -95,33 +95,66 @@ class GeneratorDescription(TypedDict):
     name: str
     """The slot."""
     source: str
+    """The model as configured: hub id, path, `pkg:…`."""
     path: str
+    """Folder or file in use."""
     context: int
-    """Tokens that prompt and answer may have together."""
-    eos_token_id: int
+    """Tokens of prompt and answer together."""
+    eos_token_id: int | None
+    """The token that ends a text; None when the model has none."""
+    eos_token: str | None
+    """Its spelling."""
     chat_template: bool
-    """Whether the model has one."""
+    """Whether it answers messages."""
     bytes: int
     """Memory of the weights."""
 
 
 class Completion(TypedDict):
-    """One generated answer and its figures."""
+    """A finished answer and its figures, as `Manager.complete` returns it."""
 
     text: str
+    """The answer without the prompt, without special tokens and without the stop string that ended it."""
     tokens: list[int]
+    """Its tokens."""
     finish_reason: str
-    """Why it ended, such as ``stop`` or ``length``."""
+    """``stop`` (end of text or a stop string), ``length`` or ``cancelled``."""
     prompt_tokens: int
     reused_tokens: int
-    """Of the prompt's, those that an earlier call had left in memory."""
+    """Tokens of the prompt whose computation was known from an earlier request."""
     completion_tokens: int
-    seed: int
-    """What the draws came from; the same seed gives the same answer."""
+    """Length of `tokens`."""
+    seed: int | None
+    """Repeats this answer when given again; None for greedy answers."""
     queued_seconds: float
+    """Wait for a place among the requests under way."""
     prefill_seconds: float
+    """Reading the prompt."""
     decode_seconds: float
+    """Writing the answer."""
     tokens_per_second: float
+    """While writing."""
+
+
+class GenerationStatistics(TypedDict):
+    """What a generator has done since it was loaded."""
+
+    requests: int
+    completed: int
+    cancelled: int
+    failed: int
+    prompt_tokens: int
+    reused_tokens: int
+    """Tokens of prompts that did not have to be computed again."""
+    generated_tokens: int
+    busy_seconds: float
+    """Time spent computing."""
+    active: int
+    """Answers under way now."""
+    waiting: int
+    """Requests that wait for a place now."""
+    prefix_bytes: int
+    """Memory of the computations kept for prompts that begin alike."""
 
 
 class SlotStatistics(TypedDict):
@@ -132,7 +165,7 @@ class SlotStatistics(TypedDict):
     source: str | None
     """None for a slot with a loader of the user's."""
     kind: str
-    """``embedding`` or ``object``."""
+    """``embedding``, ``generator`` or ``object``."""
     pinned: bool
     keep_alive: float | None
     """Seconds that it stays after its latest use; None: for ever."""
@@ -146,6 +179,8 @@ class SlotStatistics(TypedDict):
     """Texts waiting for it."""
     last_error: str | None
     """Why its latest load failed; None when it did not."""
+    generation: GenerationStatistics | None
+    """What its generator has done; None when it is none or is not in memory."""
 
 
 class QueueStatistics(TypedDict):

@@ -11,6 +11,7 @@ import functools
 import gc
 import logging
 import os
+import sys
 import weakref
 
 from . import _core
@@ -27,12 +28,20 @@ from .chat_text import (
     pick_fallback,
     score_answer,
 )
-from .errors import ClosedError, InputError, ModelManagerError
+from .errors import (
+    ClosedError,
+    InputError,
+    InternalError,
+    ModelManagerError,
+    NotFiniteError,
+    OverloadedError,
+    RequestCancelledError,
+)
 from .lazy import lazy_load_model, memory_efficient_cache
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from typing import Any
 
     import numpy as np
@@ -40,6 +49,8 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from .encoder import SentenceModel
+    from .generation import AsyncTextStream
+    from .generator import TextGenerator
 
 __all__ = [
     "LazyLoadTracker",
@@ -66,6 +77,8 @@ TURKISH = ModelType.TURKISH_SENTENCE.value
 ENGLISH = ModelType.ENGLISH_SENTENCE.value
 GENERATOR = ModelType.TEXT_GENERATOR.value
 _BUILT_IN = (TURKISH, ENGLISH, GENERATOR)
+_NOT_ITS_LOAD = (ClosedError, InputError, InternalError, NotFiniteError, OverloadedError, RequestCancelledError)
+"""What a generation raises though its model is there; all else is told by a model that cannot be loaded."""
 
 
 class TurkishLanguageDetector:
@@ -196,11 +209,22 @@ class ModelManager(Manager):
         try:
             return self.get(GENERATOR)
         except ModelManagerError as error:
-            reason = str(error)
-            if reason not in self._reported:
-                self._reported.add(reason)
-                logger.warning("There is no text generator: %s", reason)
+            self._report_no_generator(error)
             return None
+
+    def _report_no_generator(self, error: ModelManagerError) -> None:
+        reason = str(error)
+        if reason not in self._reported:
+            self._reported.add(reason)
+            logger.warning("There is no text generator: %s", reason)
+
+    def _own_generator(self) -> TextGenerator | None:
+        """The handle on the generator, not loaded; None when a loader of the user's makes that slot's object."""
+        if self.stats()["slots"][GENERATOR]["kind"] != "generator":
+            return None
+        from .generator import TextGenerator
+
+        return TextGenerator(self, GENERATOR)
 
     @property
     def _turkish_sentence_model(self) -> SentenceModel | None:
@@ -282,17 +306,77 @@ class ModelManager(Manager):
 
     # --- Text generation -----------------------------------------------------------------------------------------
 
+    def generate(self, prompt: str | Sequence[Mapping[str, str]], model: str | None = None, **params: Any) -> str:
+        """The answer to `prompt` as text: `complete` without the figures. A text is continued, messages are answered.
+
+        Without a length `Config.max_tokens` at most, without a temperature `Config.temperature`; `do_sample=False` or
+        `temperature=0` takes the likeliest token at every step. See `complete` for all parameters and errors.
+        """
+        return self.complete(prompt, model, **params)["text"]
+
+    def chat(self, messages: Iterable[Mapping[str, str]], model: str | None = None, **params: Any) -> str:
+        """The assistant's next turn, through the model's chat template; parameters and errors as for `complete`.
+
+        `messages` have a ``role`` (system, user, assistant) and a ``content``. What was computed for earlier turns is
+        used again when the next call only appends to them.
+        """
+        from .generation import conversation
+
+        return self.complete(conversation(messages), model, **params)["text"]
+
+    async def agenerate(
+        self, prompt: str | Sequence[Mapping[str, str]], model: str | None = None, **params: Any
+    ) -> str:
+        """`generate` for asyncio: cancelling the task ends the answer within one token; calls under way at the same
+        time are decoded together.
+        """
+        from .generation import acomplete
+
+        return (await acomplete(self, prompt, model, **params))["text"]
+
+    async def achat(self, messages: Iterable[Mapping[str, str]], model: str | None = None, **params: Any) -> str:
+        """`chat` for asyncio, see `agenerate`."""
+        from .generation import acomplete, conversation
+
+        return (await acomplete(self, conversation(messages), model, **params))["text"]
+
+    def astream(
+        self, prompt: str | Sequence[Mapping[str, str]], model: str | None = None, **params: Any
+    ) -> AsyncTextStream:
+        """`stream` for asyncio: ``async for piece in manager.astream(...)``, inside a running event loop.
+
+        Wrong arguments raise here; whatever loading the model raises comes with the first piece. `aclose`, or
+        cancelling the task that waits for a piece, ends the answer within one token.
+        """
+        from .generation import AsyncTextStream
+
+        return AsyncTextStream(self, prompt, model, params)
+
     def generate_text_response(self, prompt: str, max_length: int = 120, turkish_context: bool = True) -> str:
         """A cleaned answer to the prompt's first 300 characters, empty when the model wrote less than 8 characters.
 
-        `max_length` counts tokens of prompt and answer together, 120 at most. Raises `RuntimeError` without a
-        generator.
+        `max_length` counts tokens of prompt and answer together, 120 at most; a prompt that alone reaches it leaves no
+        room and has an empty answer. Raises `RuntimeError` without a generator.
         """
+        dressed = build_prompt(prompt, turkish_context)
+        options = _response_options(max_length)
+        generator = self._own_generator()
+        if generator is None:
+            return self._ask_foreign(dressed, options)
+        try:
+            generated = generator(dressed, **options)[0]["generated_text"]
+        except _NOT_ITS_LOAD:
+            raise
+        except ModelManagerError as error:
+            self._report_no_generator(error)
+            raise RuntimeError("Text generator not available") from error
+        return clean_answer(generated, dressed)
+
+    def _ask_foreign(self, dressed: str, options: dict[str, Any]) -> str:
+        """The cleaned answer of whatever the user's loader made."""
         generator = self.text_generator
         if generator is None:
             raise RuntimeError("Text generator not available")
-        dressed = build_prompt(prompt, turkish_context)
-        options: dict[str, Any] = {**SAMPLING, "max_length": min(max_length, MAX_GENERATED_TOKENS), "truncation": True}
         end = getattr(getattr(generator, "tokenizer", None), "eos_token_id", None)
         if end is not None:
             options["pad_token_id"] = end
@@ -301,24 +385,30 @@ class ModelManager(Manager):
     async def generate_huggingface_response(self, message: str, user_id: str | None = None) -> str:
         """An answer for a person: the host's own, else a generated one that is good enough, else a polite fallback.
 
-        Never raises, and works on a thread of the loop's executor.
+        Never raises. Only the host's code and a generator with a loader of the user's run on a thread of the loop's
+        executor.
         """
-        import asyncio
-
         try:
-            answer = await asyncio.to_thread(self._answer, message)
+            answer = await self._answer(message)
         except Exception as error:  # noqa: BLE001  the callers' contract
             logger.warning("No answer could be generated: %s", error)
             answer = None
         return answer or pick_fallback(message, self.fallback_answers)
 
-    def _answer(self, message: str) -> str | None:
-        answer = _ask_host(message)
-        if answer is None:
-            answer = self.generate_text_response(message, max_length=80)
-            if score_answer(answer) < self.quality_threshold:
-                return None
-        return answer
+    async def _answer(self, message: str) -> str | None:
+        import asyncio
+
+        answer = await asyncio.to_thread(_ask_host, message) if _has_host() else None
+        if answer is not None:
+            return answer
+        dressed = build_prompt(message)
+        options = _response_options(_HUGGINGFACE_LENGTH)
+        generator = self._own_generator()
+        if generator is None:
+            answer = await asyncio.to_thread(self._ask_foreign, dressed, options)
+        else:
+            answer = clean_answer((await generator.acall(dressed, **options))[0]["generated_text"], dressed)
+        return None if score_answer(answer) < self.quality_threshold else answer
 
     # --- Lifecycle -----------------------------------------------------------------------------------------------
 
@@ -457,6 +547,24 @@ def _restore(
     for name, (source, options) in registered.items():
         manager.register(name, source, **options)
     return manager
+
+
+_HUGGINGFACE_LENGTH = 80
+"""Tokens of prompt and answer of `generate_huggingface_response`."""
+_HOST = "improved_turkish_content_manager"
+
+
+def _response_options(max_length: int) -> dict[str, Any]:
+    return {**SAMPLING, "max_length": min(max_length, MAX_GENERATED_TOKENS), "truncation": True}
+
+
+def _has_host() -> bool:
+    """Whether the host has a content manager of its own; looking for one does not import it."""
+    if _HOST in sys.modules:
+        return True
+    from importlib.util import find_spec
+
+    return find_spec(_HOST) is not None
 
 
 def _ask_host(message: str) -> str | None:

@@ -64,6 +64,23 @@ def model_html(manager: Manager, name: str) -> str:
     return f'<div style="{_FRAME}">{title}{_table((), rows)}</div>'
 
 
+def generator_html(manager: Manager, name: str) -> str:
+    """One generator's card: state, model, memory and what it has done since it was loaded. Loads nothing."""
+    title = f"<b>TextGenerator</b> {escape(name)}"
+    slot = None if manager.closed else manager.stats()["slots"].get(name)
+    if slot is None or slot["state"] != "ready":
+        return f'<div style="{_FRAME}">{title} <span style="{_QUIET}">not loaded</span></div>'
+    rows = [("model", escape(slot["source"] or "own object")), ("memory", _size(slot["bytes"]))]
+    done = slot["generation"]
+    if done is not None:
+        rows += [
+            ("answers", f"{done['completed']:,}, {done['active']} under way, {done['waiting']} waiting"),
+            ("read", f"{done['prompt_tokens']:,} tokens, {done['reused_tokens']:,} of them known from before"),
+            ("written", f"{done['generated_tokens']:,} tokens in {done['busy_seconds']:.1f} s of work"),
+        ]
+    return f'<div style="{_FRAME}">{title}{_table((), rows)}</div>'
+
+
 def _state(slot: SlotStatistics) -> str:
     colour = _DOT.get(slot["state"], _DOT["absent"])
     return f'<span style="color:{colour}" title="{escape(slot["state"])}">●</span> {escape(slot["state"])}'

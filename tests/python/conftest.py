@@ -102,13 +102,14 @@ def run_python(
     code: str, *, timeout: float = 60, check: bool = True, **environment: str
 ) -> subprocess.CompletedProcess:
     """Run `code` in an interpreter of its own, warnings being errors; its output is text."""
+    path = os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")]))
     process = subprocess.run(
         [sys.executable, "-W", "error", "-c", code],
         capture_output=True,
         text=True,
         timeout=timeout,
         check=False,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent), **environment},
+        env={**os.environ, "PYTHONPATH": path, **environment},
     )
     if check:
         assert process.returncode == 0, f"exit {process.returncode}\n{process.stdout}\n{process.stderr}"

@@ -1,0 +1,201 @@
+"""Text generation beyond the core's own calls: answers as plain text, and asyncio.
+
+Events of the core's threads reach an event loop by `call_soon_threadsafe`: no thread per request, no polling, and a
+model that must be loaded first blocks nobody.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections import deque
+
+from .errors import WaitTimeoutError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Iterable, Mapping, Sequence
+    from typing import Any
+
+    from typing_extensions import Self
+
+    from ._core import Manager
+    from ._types import Completion
+
+_SLOT = "text_generator"
+
+
+def conversation(messages: Iterable[Mapping[str, str]]) -> list[Mapping[str, str]]:
+    """Messages as the core takes them; a text is none, though iterable."""
+    if isinstance(messages, str | bytes):
+        raise TypeError(
+            'messages must be a list of {"role": ..., "content": ...}, not text; generate() continues a text'
+        )
+    return list(messages)
+
+
+async def acomplete(
+    manager: Manager, prompt: str | Sequence[Mapping[str, str]], model: str | None = None, **params: Any
+) -> Completion:
+    """`Manager.complete` for asyncio. Cancelling the task ends the answer within one token."""
+    answer = _Answer(manager, prompt, model, params, pieces=False)
+    try:
+        while not answer.ended:
+            await answer.news()
+        return answer.result()
+    finally:
+        answer.stop()
+
+
+class AsyncTextStream:
+    """The pieces of one answer: an asynchronous iterator of str, made inside a running event loop.
+
+    The generation starts at once, not with the first piece asked for. Closing the stream, letting it go, or cancelling
+    the task that waits for a piece ends the answer within one token.
+    """
+
+    __slots__ = ("_answer",)
+
+    def __init__(
+        self, manager: Manager, prompt: str | Sequence[Mapping[str, str]], model: str | None, params: dict[str, Any]
+    ) -> None:
+        self._answer = _Answer(manager, prompt, model, params, pieces=True)
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> str:
+        answer = self._answer
+        while not answer.pieces:
+            if answer.ended:
+                answer.raise_error()
+                raise StopAsyncIteration
+            if answer.waiter is not None:
+                raise RuntimeError("another task waits for a piece of this answer already")
+            try:
+                await answer.news()
+            except BaseException:
+                answer.stop()
+                raise
+        return answer.pieces.popleft()
+
+    def cancel(self) -> None:
+        """End the answer within one token; the iterator gives what was written until then and stops."""
+        self._answer.ticket.cancel()
+
+    async def aclose(self) -> None:
+        """End the answer within one token; the iterator stops at once."""
+        self._answer.stop()
+
+    @property
+    def completion(self) -> Completion | None:
+        """The whole answer and its figures once the iterator has ended; None before, and after an error."""
+        return self._answer.completion
+
+    def __del__(self) -> None:
+        # Without it when the constructor raised.
+        answer = getattr(self, "_answer", None)
+        if answer is not None:
+            answer.stop()
+
+
+class _Answer:
+    """Events of one generation, brought from the core's threads to the loop. Its callback keeps it alive until the end,
+    so it must not be what a caller holds.
+    """
+
+    def __init__(
+        self,
+        manager: Manager,
+        prompt: str | Sequence[Mapping[str, str]],
+        model: str | None,
+        params: dict[str, Any],
+        pieces: bool,
+    ) -> None:
+        import asyncio
+
+        self.loop = asyncio.get_running_loop()
+        self.thread = threading.get_ident()
+        self.wants_pieces = pieces
+        self.pieces: deque[str] = deque()
+        self.started = False
+        self.ended = False
+        self.completion: Completion | None = None
+        self.error: BaseException | None = None
+        self.waiter: asyncio.Future[None] | None = None
+        self.ticket = manager.submit_generation(prompt, self.on_event, model, **params)
+        timeout = params.get("timeout")
+        if timeout is None:
+            timeout = manager.config.load_timeout
+        self.deadline = (
+            None
+            if timeout is None or self.ended
+            else self.loop.call_later(timeout, self.on_deadline, manager, model or _SLOT, timeout)
+        )
+
+    def on_event(self, piece: str | None, completion: Completion | None, error: BaseException | None) -> None:
+        """Called by the core, on any thread."""
+        self.started = True
+        if piece is not None and not self.wants_pieces:
+            return
+        if threading.get_ident() == self.thread:
+            self.take(piece, completion, error)
+        elif not self.loop.is_closed():
+            # A loop closed between the check and the call: nobody waits any more.
+            with contextlib.suppress(RuntimeError):
+                self.loop.call_soon_threadsafe(self.take, piece, completion, error)
+
+    def take(self, piece: str | None, completion: Completion | None, error: BaseException | None) -> None:
+        if self.ended:
+            return
+        if piece is not None:
+            self.pieces.append(piece)
+        else:
+            self.completion, self.error = completion, error
+            self.end()
+        self.wake()
+
+    def on_deadline(self, manager: Manager, slot: str, timeout: float) -> None:
+        """As for a blocking call, the timeout is the load's."""
+        if not (self.ended or self.started or manager.is_loaded(slot)):
+            self.error = WaitTimeoutError(f"{slot!r} was not loaded within {timeout:g} s; the load goes on")
+            self.ticket.cancel()
+            self.end()
+            self.wake()
+
+    def end(self) -> None:
+        self.ended = True
+        deadline = getattr(self, "deadline", None)
+        if deadline is not None:
+            deadline.cancel()
+
+    def wake(self) -> None:
+        if self.waiter is not None and not self.waiter.done():
+            self.waiter.set_result(None)
+
+    async def news(self) -> None:
+        """Wait for the next event."""
+        self.waiter = self.loop.create_future()
+        try:
+            await self.waiter
+        finally:
+            self.waiter = None
+
+    def stop(self) -> None:
+        """Nobody wants the rest."""
+        if not self.ended:
+            self.ticket.cancel()
+            self.end()
+            self.pieces.clear()
+            self.wake()
+
+    def raise_error(self) -> None:
+        if self.error is not None:
+            error, self.error = self.error, None
+            raise error
+
+    def result(self) -> Completion:
+        self.raise_error()
+        assert self.completion is not None  # an answer ends with a completion or an error
+        return self.completion

@@ -1,0 +1,232 @@
+"""`agenerate`, `achat`, `astream`: no thread for each, cancelled within a token, working while the model loads."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+import pytest
+from conftest import ENGLISH_MODEL
+from generators import GREEDY, SLOT, WITHOUT_END, endless, endless_model, eventually, figures, make_writer, writer  # noqa: F401
+from model_manager.errors import (
+    ClosedError,
+    InputError,
+    ModelNotFoundError,
+    NoGeneratorError,
+    UnknownModelError,
+    WaitTimeoutError,
+)
+
+TEXT = "Merhaba dünya"
+TURN = [{"role": "user", "content": "Merhaba"}]
+
+
+@pytest.fixture(scope="module")
+def gpt2():
+    with writer() as manager:
+        yield manager
+
+
+async def test_same_as_generate(gpt2):
+    assert await gpt2.agenerate(TEXT, **GREEDY, max_new_tokens=20) == gpt2.generate(TEXT, **GREEDY, max_new_tokens=20)
+    assert await gpt2.achat(TURN, **GREEDY, max_new_tokens=9) == gpt2.chat(TURN, **GREEDY, max_new_tokens=9)
+
+
+async def test_eight_at_once_while_the_model_loads(make_writer):
+    prompts = [f"{TEXT} {number}" for number in range(8)]
+    with writer() as other:
+        alone = [other.generate(prompt, **GREEDY, max_new_tokens=30) for prompt in prompts]
+    manager = make_writer()
+    before = threading.active_count()
+    together = await asyncio.gather(*(manager.agenerate(prompt, **GREEDY, max_new_tokens=30) for prompt in prompts))
+    assert together == alone
+    assert threading.active_count() == before
+    assert manager.tracker.get_statistics()["load_counts"] == {SLOT: 1}
+
+
+async def test_a_stream_of_pieces(gpt2):
+    stream = gpt2.astream(TEXT, **GREEDY, max_new_tokens=20)
+    assert stream.completion is None
+    pieces = [piece async for piece in stream]
+    assert "".join(pieces) == stream.completion["text"] == gpt2.generate(TEXT, **GREEDY, max_new_tokens=20)
+    assert len(pieces) > 5
+    assert [piece async for piece in stream] == []
+
+
+async def test_pieces_come_while_the_answer_is_written(endless):
+    stream = endless.astream(TEXT, **WITHOUT_END)
+    async for _ in stream:
+        break
+    assert figures(endless)["completed"] == 0
+    await stream.aclose()
+
+
+async def test_cancel_gives_what_was_written(endless):
+    stream = endless.astream(TEXT, **WITHOUT_END)
+    read = [await stream.__anext__() for _ in range(5)]
+    stream.cancel()
+    read += [piece async for piece in stream]
+    assert stream.completion["finish_reason"] == "cancelled"
+    assert "".join(read) == stream.completion["text"]
+    assert stream.completion["completion_tokens"] < 5000
+
+
+async def stopped(manager):
+    """The one generation under way has ended early, and the next is served."""
+    await asyncio.to_thread(eventually, lambda: figures(manager)["cancelled"] == 1)
+    assert figures(manager)["generated_tokens"] < 5000
+    assert figures(manager)["active"] <= 1
+    assert len(await manager.agenerate(TEXT, max_new_tokens=3)) >= 0
+
+
+async def test_aclose_stops(endless):
+    stream = endless.astream(TEXT, **WITHOUT_END)
+    await stream.__anext__()
+    await stream.aclose()
+    with pytest.raises(StopAsyncIteration):
+        await stream.__anext__()
+    assert stream.completion is None
+    await stopped(endless)
+
+
+async def test_a_stream_let_go_stops(endless):
+    async for _ in endless.astream(TEXT, **WITHOUT_END):
+        break
+    await stopped(endless)
+
+
+async def test_a_cancelled_task_stops_its_stream(endless):
+    async def read():
+        async for _ in endless.astream(TEXT, **WITHOUT_END):
+            pass
+
+    task = asyncio.create_task(read())
+    await asyncio.sleep(0.01)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await stopped(endless)
+
+
+async def test_a_cancelled_task_stops_its_answer(endless):
+    with pytest.raises(asyncio.TimeoutError):
+        await asyncio.wait_for(endless.agenerate(TEXT, **WITHOUT_END), 0.02)
+    await stopped(endless)
+
+
+async def test_one_task_reads_a_stream(endless):
+    stream = endless.astream(TEXT, **WITHOUT_END)
+    await stream.__anext__()
+    stream._answer.pieces.clear()
+    first, second = asyncio.create_task(stream.__anext__()), asyncio.create_task(stream.__anext__())
+    done, _ = await asyncio.wait([first, second])
+    raised = [task.exception() for task in done if task.exception()]
+    assert [type(error) for error in raised] == [RuntimeError]
+    await stream.aclose()
+
+
+async def test_wrong_arguments_raise_at_once(gpt2):
+    with pytest.raises(TypeError, match="no parameter"):
+        gpt2.astream(TEXT, max_tokens=3)
+    with pytest.raises(InputError, match="top_p"):
+        gpt2.astream(TEXT, top_p=2)
+    with pytest.raises(UnknownModelError):
+        gpt2.astream(TEXT, "no_such")
+    with pytest.raises(TypeError):
+        await gpt2.agenerate(None)
+    with pytest.raises(TypeError, match="generate"):
+        await gpt2.achat("text")
+
+
+async def test_a_refused_prompt(gpt2):
+    for prompt in ("", "word " * 100):
+        with pytest.raises(InputError, match="prompt"):
+            await gpt2.agenerate(prompt)
+        stream = gpt2.astream(prompt)
+        with pytest.raises(InputError, match="prompt"):
+            await stream.__anext__()
+        with pytest.raises(StopAsyncIteration):
+            await stream.__anext__()
+
+
+async def test_a_failing_load_raises_in_each_task(make_writer):
+    manager = make_writer(generator_model="/no/such/model")
+    answers = await asyncio.gather(*(manager.agenerate(TEXT) for _ in range(8)), return_exceptions=True)
+    assert [type(answer) for answer in answers] == [ModelNotFoundError] * 8
+
+
+async def test_a_slot_that_is_no_generator(make_writer):
+    manager = make_writer()
+    manager.register("tables", loader=dict)
+    manager.register("vectors", ENGLISH_MODEL)
+    for name in ("tables", "vectors"):
+        with pytest.raises(NoGeneratorError):
+            await manager.agenerate(TEXT, name)
+
+
+async def test_the_load_has_a_timeout(make_writer):
+    manager = make_writer()
+    release = threading.Event()
+    manager.register("slow", loader=lambda: release.wait(20))
+    with pytest.raises(WaitTimeoutError, match="slow"):
+        await manager.agenerate(TEXT, "slow", timeout=0.05)
+    stream = manager.astream(TEXT, "slow", timeout=0.05)
+    with pytest.raises(WaitTimeoutError):
+        await stream.__anext__()
+    release.set()
+    # The limit is the load's, not the answer's.
+    assert await manager.agenerate(TEXT, max_new_tokens=3, timeout=30) is not None
+
+
+async def test_closing_ends_what_is_under_way(endless):
+    answers = [asyncio.create_task(endless.agenerate(TEXT, **WITHOUT_END)) for _ in range(3)]
+    await asyncio.to_thread(eventually, lambda: figures(endless)["active"] == 3)
+    await asyncio.to_thread(endless.close)
+    answers = await asyncio.wait_for(asyncio.gather(*answers, return_exceptions=True), 20)
+    assert [type(answer) for answer in answers] == [ClosedError] * 3
+
+
+def test_without_a_loop(gpt2):
+    with pytest.raises(RuntimeError, match="no running event loop"):
+        gpt2.astream(TEXT)
+
+
+def test_a_loop_closed_too_early_does_no_harm(endless):
+    async def leave():
+        task = asyncio.ensure_future(endless.agenerate(TEXT, max_new_tokens=2000, min_new_tokens=2000))
+        await asyncio.sleep(0)
+        return task
+
+    asyncio.run(leave())
+    assert endless.generate("still alive", max_new_tokens=3) is not None
+
+
+def test_loops_in_several_threads(gpt2):
+    answers = [None] * 4
+
+    def run(number):
+        answers[number] = asyncio.run(gpt2.agenerate(f"{TEXT} {number}", **GREEDY, max_new_tokens=10))
+
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert answers == [gpt2.generate(f"{TEXT} {number}", **GREEDY, max_new_tokens=10) for number in range(4)]
+
+
+def test_submit_tells_pieces_and_then_the_end(gpt2):
+    events, done = [], threading.Event()
+
+    def on_event(piece, completion, error):
+        events.append((piece, completion, error, threading.get_ident()))
+        if piece is None:
+            done.set()
+
+    gpt2.submit_generation(TEXT, on_event, **GREEDY, max_new_tokens=20)
+    assert done.wait(20)
+    *pieces, (_, completion, error, thread) = events
+    assert error is None
+    assert thread != threading.get_ident()
+    assert "".join(event[0] for event in pieces) == completion["text"]
+    assert all(sum(part is not None for part in event[:3]) == 1 for event in events)

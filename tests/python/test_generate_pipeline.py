@@ -1,0 +1,174 @@
+"""`text_generator`: called as a transformers text-generation pipeline is called."""
+
+from __future__ import annotations
+
+import pytest
+from conftest import ENGLISH_MODEL, FIXTURES
+from generators import CONTEXT, GREEDY, SLOT, WITHOUT_END, endless, endless_model, figures, make_writer, writer  # noqa: F401
+from model_manager.errors import InputError, NoGeneratorError
+from model_manager.generator import NEW_TOKENS, TextGenerator
+
+TEXT = "Merhaba dünya"
+TURN = [{"role": "user", "content": "Merhaba"}]
+
+
+@pytest.fixture(scope="module")
+def gpt2():
+    with writer() as manager:
+        yield manager
+
+
+@pytest.fixture(scope="module")
+def pipeline(gpt2):
+    return gpt2.text_generator
+
+
+def test_greedy_unless_told_otherwise(gpt2, pipeline):
+    answer = gpt2.generate(TEXT, **GREEDY, max_new_tokens=12)
+    assert pipeline(TEXT, max_new_tokens=12) == [{"generated_text": TEXT + answer}]
+    assert pipeline(TEXT, max_new_tokens=12, return_full_text=False) == [{"generated_text": answer}]
+    # The configured temperature is not a pipeline's.
+    sampled = pipeline(TEXT, max_new_tokens=12, do_sample=True, seed=3, return_full_text=False)
+    expected = gpt2.generate(TEXT, max_new_tokens=12, do_sample=True, seed=3, temperature=1.0)
+    assert sampled == [{"generated_text": expected}]
+
+
+def test_the_length_when_none_is_given(endless):
+    before = figures(endless)["generated_tokens"]
+    endless.text_generator("a", min_new_tokens=NEW_TOKENS)
+    assert figures(endless)["generated_tokens"] - before == NEW_TOKENS
+
+
+def test_max_length_includes_the_prompt(gpt2, pipeline):
+    prompt = gpt2.complete(TEXT, max_new_tokens=1)["prompt_tokens"]
+    (answer,) = pipeline(TEXT, max_length=prompt + 4, return_full_text=False)
+    assert answer == {"generated_text": gpt2.generate(TEXT, **GREEDY, max_new_tokens=4)}
+
+
+def test_several_prompts_are_several_lists(gpt2, pipeline):
+    prompts = [f"{TEXT} {number}" for number in range(40)]
+    found = pipeline(prompts, max_new_tokens=6)
+    assert found == [pipeline(prompt, max_new_tokens=6) for prompt in prompts]
+    assert pipeline([TEXT], max_new_tokens=6) == [pipeline(TEXT, max_new_tokens=6)]
+    assert pipeline([]) == []
+
+
+def test_several_sequences(pipeline):
+    options = {"do_sample": True, "temperature": 3.0, "max_new_tokens": 15, "num_return_sequences": 4}
+    found = pipeline(TEXT, seed=5, **options)
+    assert len({answer["generated_text"] for answer in found}) == 4
+    assert found == pipeline(TEXT, seed=5, **options)
+    both = pipeline([TEXT, "Selam"], seed=5, **options)
+    assert both[0] == found
+    assert len(both[1]) == 4
+    with pytest.raises(ValueError, match="do_sample"):
+        pipeline(TEXT, num_return_sequences=2)
+
+
+def test_conversations(gpt2, pipeline):
+    answer = gpt2.chat(TURN, **GREEDY, max_new_tokens=8)
+    turn = {"role": "assistant", "content": answer}
+    assert pipeline(TURN, max_new_tokens=8) == [{"generated_text": [*TURN, turn]}]
+    assert pipeline(TURN, max_new_tokens=8, return_full_text=False) == [{"generated_text": answer}]
+    assert pipeline([TURN, TURN], max_new_tokens=8) == [[{"generated_text": [*TURN, turn]}]] * 2
+
+
+def test_what_changes_nothing_is_accepted(pipeline):
+    end = pipeline.tokenizer.eos_token_id
+    plain = pipeline(TEXT, max_new_tokens=8)
+    same = pipeline(
+        TEXT,
+        max_new_tokens=8,
+        pad_token_id=end,
+        eos_token_id=end,
+        truncation=True,
+        clean_up_tokenization_spaces=True,
+        num_return_sequences=1,
+        batch_size=4,
+        temperature=None,
+    )
+    assert same == plain
+
+
+def test_stop_strings_by_either_name(gpt2, pipeline):
+    whole = gpt2.generate(TEXT, **GREEDY, max_new_tokens=30)
+    stop = whole[5:7]
+    expected = [{"generated_text": TEXT + whole[: whole.index(stop)]}]
+    assert pipeline(TEXT, max_new_tokens=30, stop=stop) == expected
+    assert pipeline(TEXT, max_new_tokens=30, stop_strings=[stop]) == expected
+
+
+def test_a_prompt_that_leaves_no_room(pipeline):
+    with pytest.raises(InputError, match="max_length=5"):
+        pipeline(TEXT, max_length=5)
+    assert pipeline(TEXT, max_length=5, truncation=True) == [{"generated_text": TEXT}]
+    assert pipeline(["Selam", TEXT], max_length=8, truncation=True)[1] == [{"generated_text": TEXT}]
+    # No length can make room for these.
+    for prompt in ("", "word " * CONTEXT):
+        with pytest.raises(InputError, match="prompt"):
+            pipeline(prompt, max_length=5, truncation=True)
+
+
+@pytest.mark.parametrize("prompt", [None, 7, b"bytes", {"role": "user"}, [7], [None]])
+def test_what_is_no_prompt(pipeline, prompt):
+    with pytest.raises(TypeError):
+        pipeline(prompt)
+
+
+def test_wrong_options(pipeline):
+    with pytest.raises(TypeError, match="num_beams"):
+        pipeline(TEXT, num_beams=4)
+    with pytest.raises(TypeError, match="stop"):
+        pipeline(TEXT, stop=7)
+    with pytest.raises(InputError, match="eos_token_id=5"):
+        pipeline(TEXT, eos_token_id=5)
+    with pytest.raises(InputError, match="top_p"):
+        pipeline(TEXT, do_sample=True, top_p=0)
+
+
+def test_an_error_ends_the_other_answers(endless):
+    with pytest.raises(InputError):
+        endless.text_generator(["a", ""], **WITHOUT_END)
+    assert endless.generate("still alive", max_new_tokens=3) is not None
+    assert figures(endless)["cancelled"] == 1
+
+
+async def test_asynchronous_calls(pipeline):
+    assert await pipeline.acall(TEXT, max_new_tokens=8) == pipeline(TEXT, max_new_tokens=8)
+    assert await pipeline.acall(TURN, max_new_tokens=8) == pipeline(TURN, max_new_tokens=8)
+    assert await pipeline.acall(TEXT, max_length=5, truncation=True) == [{"generated_text": TEXT}]
+    with pytest.raises(InputError, match="max_length=5"):
+        await pipeline.acall(TEXT, max_length=5)
+    with pytest.raises(InputError, match="empty"):
+        await pipeline.acall("", max_length=5, truncation=True)
+    with pytest.raises(TypeError, match="gather"):
+        await pipeline.acall([TEXT, TEXT])
+
+
+def test_the_tokenizer(pipeline):
+    assert pipeline.tokenizer.eos_token_id == 316
+    assert pipeline.tokenizer.model_max_length == pipeline.context_length == CONTEXT
+
+
+def test_how_it_looks(make_writer):
+    manager = make_writer()
+    handle = TextGenerator(manager)
+    assert repr(handle) == "<TextGenerator 'text_generator', not loaded>"
+    assert "not loaded" in handle._repr_html_()
+    assert not manager.is_loaded(SLOT), "looking loads nothing"
+    handle(TEXT, max_new_tokens=4)
+    html = handle._repr_html_()
+    assert str(FIXTURES / "gpt2") in html
+    assert "1, 0 under way" in html or "under way" in html
+    assert handle.task == "text-generation"
+    assert handle.device == "cpu"
+    manager.close()
+    assert "not loaded" in handle._repr_html_()
+    assert "not loaded" in repr(handle)
+
+
+def test_a_handle_on_something_else(make_writer):
+    manager = make_writer()
+    manager.register("vectors", ENGLISH_MODEL)
+    with pytest.raises(NoGeneratorError):
+        TextGenerator(manager, "vectors")(TEXT)
