@@ -86,10 +86,11 @@ fn first_maximum(logits: &[f32]) -> (u32, f32) {
     (logits.iter().position(|&logit| logit == highest).unwrap_or(0) as u32, highest)
 }
 
-/// The standard library seeds its hash maps from the operating system: that entropy serves here too.
+/// The standard library seeds its hash maps from the operating system: that entropy serves here too. 53 bits, so that
+/// a seed survives JSON.
 fn fresh_seed() -> u64 {
     use std::hash::{BuildHasher, RandomState};
-    RandomState::new().hash_one(std::time::Instant::now())
+    RandomState::new().hash_one(std::time::Instant::now()) >> 11
 }
 
 #[cfg(test)]
@@ -133,6 +134,7 @@ mod tests {
         let mut fresh = Sampler::seeded(None);
         let first: Vec<_> = (0..12).map(|_| fresh.choose(&logits).unwrap()).collect();
         assert_eq!(draw(fresh.seed()), first);
+        assert!(fresh.seed() < 1 << 53);
     }
 
     /// Changing the generator or the walk would silently change every seeded text: this pins both.

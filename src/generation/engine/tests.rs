@@ -21,6 +21,10 @@ impl Cache for Remembered {
     fn fork(&self, len: usize, _: usize) -> Result<Self> {
         Ok(Self(self.0[..len].to_vec()))
     }
+    fn shrink(&mut self) -> Result<()> {
+        self.0.shrink_to_fit();
+        Ok(())
+    }
     fn bytes(&self) -> u64 {
         4 * self.0.len() as u64
     }
