@@ -11,12 +11,14 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers.utils import logging
 
 END = "<|endoftext|>"
 
 
 def main() -> None:
     out = Path(sys.argv[1])
+    logging.disable_progress_bar()
     torch.manual_seed(0)
     config = GPT2Config()
     names = sorted(pre_tokenizers.ByteLevel.alphabet())

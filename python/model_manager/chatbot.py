@@ -219,8 +219,11 @@ class ModelManager(Manager):
             logger.warning("There is no text generator: %s", reason)
 
     def _own_generator(self) -> TextGenerator | None:
-        """The handle on the generator, not loaded; None when a loader of the user's makes that slot's object."""
-        if self.stats()["slots"][GENERATOR]["kind"] != "generator":
+        """The handle on the generator, not loaded; None when that slot's object is the user's: by a loader, or by a
+        derived class.
+        """
+        overridden = type(self).text_generator is not ModelManager.text_generator
+        if overridden or self.stats()["slots"][GENERATOR]["kind"] != "generator":
             return None
         from .generator import TextGenerator
 

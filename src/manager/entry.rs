@@ -196,14 +196,14 @@ impl Resident {
     }
 
     /// Tokens of `text`, special ones included, not cut.
-    pub(super) fn count_tokens(&self, text: &str) -> Result<usize> {
+    pub(super) fn count_tokens(&self, name: &str, text: &str) -> Result<usize> {
         match self {
             Self::Encoder(serving) => serving.running.encoder.tokenizer.count(text),
             Self::Generator(_) if text.is_empty() => Ok(0),
             Self::Generator(serving) => Ok(serving.generator.tokens(Prompt::Text(text))?.len()),
-            Self::Object(_) => {
-                Err(Error::Input("a model with a loader of its own has no tokenizer here".into()))
-            }
+            Self::Object(_) => Err(Error::Input(format!(
+                "{name:?} is registered with a loader of its own, and has no tokenizer here"
+            ))),
         }
     }
 

@@ -342,9 +342,10 @@ impl Manager {
         let core = self.core()?;
         let mut counts = Vec::with_capacity(texts.len());
         for (number, text) in texts.iter().enumerate() {
-            let lease = self.lease(model.unwrap_or_else(|| core.route(text)), None, check)?;
+            let name = model.unwrap_or_else(|| core.route(text));
+            let lease = self.lease(name, None, check)?;
             let _computing = fork::computing();
-            counts.push(lease.count_tokens(text)?);
+            counts.push(lease.count_tokens(name, text)?);
             if number % 256 == 255 {
                 check()?;
             }

@@ -6,7 +6,7 @@ use pyo3::types::{PyBool, PyDict, PyInt, PyList, PyString};
 
 use super::errors::to_py;
 use super::host::interruptible;
-use super::leave::detached;
+use super::leave::{calling, detached};
 use super::options::{keep_alive, timeout};
 use super::report;
 use super::texts::text_of;
@@ -179,7 +179,7 @@ pub(super) fn events(on_event: Py<PyAny>) -> OnEvent {
     let mut on_event = Some(on_event);
     Box::new(move |event| {
         // Nobody is there to be told while the interpreter shuts down.
-        Python::try_attach(|py| {
+        calling(|py| {
             let last = matches!(event, Event::Done(_));
             let Some(callback) = on_event.as_ref() else { return };
             let told = call(py, callback, event);

@@ -38,6 +38,15 @@ pub(super) fn attached<T>(work: impl FnOnce(Python<'_>) -> T) -> T {
     })
 }
 
+/// `Python::try_attach` for threads of ours that call Python's code: the end of the interpreter waits for those under way,
+/// and later ones are not made. Never sleeps for ever: closing a manager joins these threads.
+pub(super) fn calling<T>(work: impl FnOnce(Python<'_>) -> T) -> Option<T> {
+    RETURNING.fetch_add(1, Ordering::SeqCst);
+    let result = if is_shut() { None } else { Python::try_attach(work) };
+    RETURNING.fetch_sub(1, Ordering::SeqCst);
+    result
+}
+
 /// While it lives, this thread runs Python's own code from here, which the end of the interpreter waits for.
 pub(super) struct Inside(());
 

@@ -13,7 +13,7 @@ use super::errors::{OrRaise, to_py};
 use super::fork;
 use super::generation::{self, PyGenerationTicket, PyTextStream};
 use super::host::{PythonHost, PythonLoader, interruptible, unwrap_object};
-use super::leave::{attached, detached, inside};
+use super::leave::{attached, calling, detached, inside};
 use super::options::{call_options, keep_alive, timeout};
 use super::register::{AboutVectors, Given, Registration, refused};
 use super::report;
@@ -272,7 +272,7 @@ impl PyManager {
         let manager = slf.clone().unbind();
         let reply = Box::new(move |result: Result<Matrix>| {
             // Nobody is there to be told while the interpreter shuts down.
-            Python::try_attach(|py| {
+            calling(|py| {
                 let result = result.map_err(|error| manager.get().explain(py, &error));
                 let told = match result.and_then(|matrix| array(py, matrix, single, copy)) {
                     Ok(array) => on_done.call1(py, (array, py.None())),

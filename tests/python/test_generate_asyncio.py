@@ -178,12 +178,14 @@ async def test_the_load_has_a_timeout(make_writer):
     assert await manager.agenerate(TEXT, max_new_tokens=3, timeout=30) is not None
 
 
-async def test_closing_ends_what_is_under_way(endless):
-    answers = [asyncio.create_task(endless.agenerate(TEXT, **WITHOUT_END)) for _ in range(3)]
+async def test_closing_lets_what_is_under_way_finish(endless):
+    options = {"max_new_tokens": 500, "min_new_tokens": 500}
+    answers = [asyncio.create_task(endless.agenerate(TEXT, **GREEDY, **options)) for _ in range(3)]
     await asyncio.to_thread(eventually, lambda: figures(endless)["active"] == 3)
     await asyncio.to_thread(endless.close)
-    answers = await asyncio.wait_for(asyncio.gather(*answers, return_exceptions=True), 20)
-    assert [type(answer) for answer in answers] == [ClosedError] * 3
+    assert len(set(await asyncio.wait_for(asyncio.gather(*answers), 20))) == 1
+    with pytest.raises(ClosedError):
+        await endless.agenerate(TEXT)
 
 
 def test_without_a_loop(gpt2):
@@ -211,6 +213,19 @@ asyncio.run(manager.agenerate("a", max_new_tokens=30))
 """
     for _ in range(10):
         assert run_python(code).stderr == ""
+
+
+def test_the_interpreter_ends_during_an_answer(endless_model):
+    code = f"""
+from model_manager import ModelManager
+manager = ModelManager(generator_model={str(endless_model)!r})
+pieces = []
+manager.submit_generation("a", lambda *event: pieces.append(event), **{WITHOUT_END!r})
+while not pieces:
+    pass
+"""
+    for _ in range(3):
+        assert run_python(code, timeout=30).stderr == ""
 
 
 def test_loops_in_several_threads(gpt2):
