@@ -1,4 +1,5 @@
 //! The manager over the committed tiny models: routing, loading once, cache, faults, the end.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on should fail where it stands")]
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -430,11 +430,6 @@ impl Stream {
         self.ticket.cancel();
     }
 
-    /// The means to do so from another thread.
-    pub fn ticket(&self) -> Ticket {
-        self.ticket.clone()
-    }
-
     /// Counts, times and the whole text, once [`next`](Self::next) gave `None`.
     pub fn completion(&self) -> Option<&Completion> {
         self.completion.as_ref()
