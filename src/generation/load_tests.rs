@@ -34,7 +34,7 @@ struct Chat {
     ids: Vec<u32>,
 }
 
-const NAMES: [&str; 4] = ["gpt2", "gpt2_bin", "llama", "qwen3"];
+const NAMES: [&str; 5] = ["gpt2", "gpt2_bin", "llama", "qwen2", "qwen3"];
 
 fn folder(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)

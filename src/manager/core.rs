@@ -9,6 +9,7 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use super::entry::{EmbeddingSpec, Entry, GeneratorSpec, Keep, Resident, Running, Serving, SourceSpec, Spec};
 use super::front::Front;
 use super::loading;
+use super::place::Place;
 use crate::batching::{Batcher, Counters};
 use crate::cache::{CacheSettings, EmbeddingCache, Policy};
 use crate::clock::Clock;
@@ -50,6 +51,7 @@ pub(super) struct Core {
     /// single flight of names with the same files.
     shared: Mutex<HashMap<Arc<str>, Flight>>,
     batch_tokens: usize,
+    place: Place,
     work: Arc<Counters>,
     pub(super) counts: Counts,
 }
@@ -117,6 +119,7 @@ impl Core {
             front: Front::new(),
             shared: Mutex::default(),
             batch_tokens: BATCH_TOKENS_PER_THREAD * Threads::global().count(),
+            place: Place::of(settings.device)?,
             work: Arc::default(),
             counts: Counts::default(),
             settings,
@@ -160,6 +163,10 @@ impl Core {
 
     pub(super) fn settings(&self) -> &Settings {
         &self.settings
+    }
+
+    pub(super) fn place(&self) -> &Place {
+        &self.place
     }
 
     pub(super) fn host(&self) -> &Arc<dyn Host> {

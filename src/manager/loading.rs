@@ -9,12 +9,15 @@ use super::entry::{
     EmbeddingSpec, GeneratorSpec, Known, Resident, Running, Serving, ServingGenerator, SourceSpec, Spec,
 };
 use super::fork;
+use super::place::Place;
 use crate::batching::{Batcher, Forward};
 use crate::compute::{DType, Isa, Packed, memory};
 use crate::config::{Choice, DTypeChoice};
 use crate::generation::{Generator, TextFiles, TextModel, parse_hold};
 use crate::lifecycle::{Charge, Loaded};
-use crate::models::{Encoder, Overrides, Progress, ResolveOptions, Source, on_cpu, resolve};
+use crate::models::{
+    Encoder, ModelConfig, Overrides, Progress, ResolveOptions, Source, Weights, on_cpu, on_device, resolve,
+};
 use crate::{Error, Result};
 
 /// Loads what `spec` describes, for the slot `name`. Runs on the slot's loader thread.
@@ -80,9 +83,11 @@ fn load_source(
     let mut charge = None;
     let running = core.share(&identity, || {
         charge = Some(core.budget().make_room(name, files.expected_bytes(dtype)?, &core.others(name))?);
-        let encoder = Arc::new(Encoder::load(&files, dtype, overrides, &|config, weights| {
-            on_cpu(config, weights, isa, dtype)
-        })?);
+        let build = |config: &ModelConfig, weights: &Weights| match core.place() {
+            Place::Cpu => on_cpu(config, weights, isa, dtype),
+            Place::Gpu(device) => on_device(config, weights, device),
+        };
+        let encoder = Arc::new(Encoder::load(&files, dtype, overrides, &build)?);
         // The file's pages were read once; what is kept is packed.
         memory::trim();
         let batcher = Batcher::start(name, &encoder, core.batch_tokens(), core.work())?;

@@ -15,6 +15,7 @@ mod generate;
 mod job;
 mod loading;
 mod options;
+mod place;
 mod report;
 
 use std::sync::Arc;
@@ -136,6 +137,14 @@ impl Manager {
     /// [`Error::Config`] when the environment holds a wrong value; [`Error::Closed`].
     pub fn settings(&self) -> Result<Settings> {
         Ok(self.core()?.settings().clone())
+    }
+
+    /// Where sentence models compute: cpu, cuda or mps.
+    ///
+    /// # Errors
+    /// As [`Manager::settings`].
+    pub fn device(&self) -> Result<&'static str> {
+        Ok(self.core()?.place().name())
     }
 
     /// Load times, memory and accesses by slot.

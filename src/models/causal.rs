@@ -155,6 +155,9 @@ impl Cache for KvCache {
     fn fork(&self, len: usize, capacity: usize) -> Result<Self> {
         Self::fork(self, len, capacity)
     }
+    fn shrink(&mut self) -> Result<()> {
+        Self::shrink(self)
+    }
     fn bytes(&self) -> u64 {
         Self::bytes(self)
     }

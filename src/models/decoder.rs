@@ -27,6 +27,12 @@ pub trait Cache: Send + Sized + 'static {
     /// When the memory cannot be had.
     fn fork(&self, len: usize, capacity: usize) -> Result<Self>;
 
+    /// Gives back room beyond what is held, where that is worth a copy.
+    ///
+    /// # Errors
+    /// When the memory for the copy cannot be had.
+    fn shrink(&mut self) -> Result<()>;
+
     /// Bytes allocated.
     fn bytes(&self) -> u64;
 }

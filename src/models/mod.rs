@@ -34,7 +34,7 @@ use std::path::PathBuf;
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::compute::{Cpu, DType, Isa, Packed};
+use crate::compute::{Candle, Cpu, DType, Isa, Packed};
 use crate::{Error, Result};
 
 pub use files::{ModelFiles, ResolveOptions, resolve};
@@ -142,9 +142,24 @@ pub fn on_cpu(
     isa: Isa,
     dtype: DType,
 ) -> Result<Box<dyn SentenceEncoder>> {
-    let bert = BertConfig::deserialize(&config.json)
-        .map_err(|error| Error::InvalidFile { path: config.path.clone(), reason: error.to_string() })?;
-    Ok(Box::new(Bert::load(Cpu::new(isa, dtype), &bert, weights, &config.model)?))
+    Ok(Box::new(Bert::load(Cpu::new(isa, dtype), &bert_config(config)?, weights, &config.model)?))
+}
+
+/// The transformer on any device that candle knows, in f32.
+///
+/// # Errors
+/// As [`on_cpu`].
+pub fn on_device(
+    config: &ModelConfig,
+    weights: &Weights,
+    device: &candle_core::Device,
+) -> Result<Box<dyn SentenceEncoder>> {
+    Ok(Box::new(Bert::load(Candle::new(device.clone()), &bert_config(config)?, weights, &config.model)?))
+}
+
+fn bert_config(config: &ModelConfig) -> Result<BertConfig> {
+    BertConfig::deserialize(&config.json)
+        .map_err(|error| Error::InvalidFile { path: config.path.clone(), reason: error.to_string() })
 }
 
 /// A sentence model in memory: tokenizer, transformer, and what sentence-transformers put around it.

@@ -116,8 +116,8 @@ impl PyManager {
 
     /// Where models compute: ``cpu``, ``cuda`` or ``mps``.
     #[getter]
-    fn device(&self) -> &'static str {
-        "cpu"
+    fn device(&self, py: Python<'_>) -> PyResult<&'static str> {
+        self.inner.device().or_raise(py)
     }
 
     /// This manager's tracker.
@@ -451,7 +451,7 @@ impl PyManager {
     /// Everything countable, JSON-serialisable. Loads nothing.
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let statistics = detached(py, || self.inner.statistics()).or_raise(py)?;
-        report::manager(py, statistics, &self.settings(py)?, self.device())
+        report::manager(py, statistics, &self.settings(py)?, self.device(py)?)
     }
 
     /// Switch the unloading of idle models on or off, at once.

@@ -1,4 +1,4 @@
-"""Tiny text generators, GPT-2, Llama and Qwen3, with what transformers' models answer to a prompt."""
+"""Tiny text generators, GPT-2, Llama, Qwen2 and Qwen3, with what transformers' models answer to a prompt."""
 
 import shutil
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from .texts import ENGLISH, TURKISH
 from .versions import VERSIONS
 from .weights import random_weights
 
-Kind = Literal["gpt2", "llama", "qwen3"]
+Kind = Literal["gpt2", "llama", "qwen2", "qwen3"]
 
 HIDDEN, POSITIONS = 32, 64
 NEW_TOKENS = 20
@@ -48,6 +48,7 @@ GENERATORS = (
     Generator("gpt2_bin", 22, "gpt2", old=True),
     Generator("llama", 23, "llama"),
     Generator("qwen3", 24, "qwen3"),
+    Generator("qwen2", 25, "qwen2"),
 )
 
 
@@ -64,6 +65,8 @@ def config(kind: Kind, vocabulary: int, dtype: torch.dtype) -> dict[str, Any]:
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": POSITIONS}
     if kind == "qwen3":  # heads of their own width: 4 · 12 is not the hidden size
         name, rest = "Qwen3ForCausalLM", {"head_dim": 12, "rope_theta": 1000000.0, "rms_norm_eps": 1e-6}
+    elif kind == "qwen2":  # queries, keys and values have biases
+        name, rest = "Qwen2ForCausalLM", {"rope_theta": 1000000.0, "rms_norm_eps": 1e-6}
     else:
         name, rest = "LlamaForCausalLM", {"rope_theta": 10000.0, "rms_norm_eps": 1e-5}
     flags = {"hidden_act": "silu", "attention_bias": False, "tie_word_embeddings": kind == "qwen3"}
@@ -154,7 +157,7 @@ def make(spec: Generator, root: Path) -> None:
     directory = root / spec.name
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
-    tokens = "qwen" if spec.kind == "qwen3" else spec.kind
+    tokens = "qwen" if spec.kind in ("qwen2", "qwen3") else spec.kind
     vocabulary = write_tokenizer(directory, tokens, POSITIONS, old=spec.old).get_vocab_size()
     files.write_json(directory / "config.json", config(spec.kind, vocabulary, torch.float32))
     write_weights(spec, directory)

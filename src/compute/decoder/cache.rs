@@ -81,6 +81,17 @@ impl KvCache {
         Ok(())
     }
 
+    /// Gives back most of what a cache has beyond its positions.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn shrink(&mut self) -> Result<()> {
+        if self.capacity > self.len.next_multiple_of(self.panel) * 5 / 4 {
+            *self = self.fork(self.len, self.len)?;
+        }
+        Ok(())
+    }
+
     /// A copy of the first `len` positions with room for `capacity`.
     ///
     /// # Errors
@@ -211,6 +222,9 @@ mod tests {
         assert_eq!(copy.len(), 33);
         check(&copy);
         cache.set_len(10);
+        let before = cache.bytes();
+        cache.shrink().unwrap();
+        assert!(cache.bytes() < before / 4);
         check(&cache);
     }
 

@@ -12,19 +12,15 @@ use crate::compute::Isa;
 #[path = "dot_x86.rs"]
 mod x86;
 
-/// Bytes of codes that are fetched ahead of their use.
-const AHEAD: usize = 2048;
-
 /// Outputs of a panel.
 pub(crate) const PANEL: usize = 16;
 
 /// One panel times some rows of activations.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Product {
-    /// For each group: sixteen f16 scales (twice sixteen for halves), then sixteen f16 minima where there are such.
-    pub scales: *const u16,
-    /// For each group: [`code_bytes`] bytes.
-    pub codes: *const u8,
+    /// For each group: sixteen f16 scales (twice sixteen for halves), sixteen f16 minima where there are such, and the
+    /// codes. One stream without gaps is what hardware prefetchers follow best.
+    pub panel: *const u8,
     /// Groups to sum over.
     pub groups: usize,
     /// Eight-bit activations, `groups * GROUP` a row.
@@ -41,21 +37,22 @@ pub(crate) struct Product {
     pub out: *mut f32,
 }
 
-/// f16 numbers that a group of a panel has.
+/// f16 numbers that a group of a panel begins with.
 pub(crate) fn scale_numbers(layout: Layout) -> usize {
     PANEL * (1 + usize::from(layout.halves) + usize::from(layout.zero.is_none()))
 }
 
-/// Bytes of codes that a group of a panel has.
-pub(crate) fn code_bytes(layout: Layout) -> usize {
-    PANEL * GROUP * layout.bits / 8
+/// Bytes of a group of a panel.
+pub(crate) fn group_bytes(layout: Layout) -> usize {
+    scale_numbers(layout) * 2 + PANEL * GROUP * layout.bits / 8
 }
 
-/// Where code `i` of output `column` lies: byte, and whether it is the upper nibble.
+/// Where code `i` of output `column` lies in a group: byte, and whether it is the upper nibble.
 pub(crate) fn code_place(layout: Layout, column: usize, i: usize) -> (usize, bool) {
+    let first = scale_numbers(layout) * 2;
     let high = layout.bits == 4 && i >= 16;
     let i = if high { i - 16 } else { i };
-    (i / 4 * PANEL * 4 + column * 4 + i % 4, high)
+    (first + i / 4 * PANEL * 4 + column * 4 + i % 4, high)
 }
 
 /// Registers of `COLUMNS` outputs, and what the product needs of them. A value is a permit, as in `kernels::simd`.
@@ -67,8 +64,6 @@ trait Lanes: Copy {
     /// # Safety
     /// The CPU has the instructions.
     unsafe fn permit() -> Self;
-    /// Asks for a cache line, wherever it lies.
-    fn prefetch(self, _line: *const u8) {}
     fn integers(self, x: i32) -> Self::I;
     fn floats(self, x: f32) -> Self::F;
     /// # Safety
@@ -149,20 +144,15 @@ unsafe fn tile<L: Lanes, const BITS: usize, const MINIMUM: bool, const HALVES: b
     row: usize,
 ) {
     let numbers = PANEL * (1 + HALVES as usize + MINIMUM as usize);
+    let bytes = numbers * 2 + PANEL * GROUP * BITS / 8;
     let stride = p.groups * GROUP;
     let mut out = [lanes.floats(0.0); ROWS];
     for group in 0..p.groups {
         // SAFETY: all offsets stay inside the group's scales and codes, and inside the rows of activations.
         unsafe {
-            let scales = p.scales.add(group * numbers + column);
-            let codes = p.codes.add(group * (PANEL * GROUP * BITS / 8) + column * 4);
+            let scales = p.panel.add(group * bytes).cast::<u16>().add(column);
+            let codes = p.panel.add(group * bytes + numbers * 2 + column * 4);
             let x = p.x.add(row * stride + group * GROUP);
-            if ROWS <= 2 {
-                // Few rows are bound by memory, and panels are shorter than hardware prefetchers need to catch up.
-                for line in (0..PANEL * GROUP * BITS / 8).step_by(64) {
-                    lanes.prefetch(codes.wrapping_add(AHEAD + line));
-                }
-            }
             let mut sums = [[lanes.integers(0); 2]; ROWS];
             for (i, sums) in sums.iter_mut().enumerate().filter(|_| !MINIMUM) {
                 let halves = p.x_sums.add(((row + i) * p.groups + group) * 2);

@@ -58,11 +58,6 @@ impl Lanes for Avx512Vnni {
         mul_add(a: __m512, b: __m512, c: __m512) -> __m512 = _mm512_fmadd_ps(a, b, c);
     }
     #[inline(always)]
-    fn prefetch(self, line: *const u8) {
-        // SAFETY: a prefetch of any address is harmless.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(line.cast()) }
-    }
-    #[inline(always)]
     fn dot<const BITS: usize>(self, sum: __m512i, codes: __m512i, x: i32) -> __m512i {
         // SAFETY: the permit; no memory is touched.
         unsafe { _mm512_dpbusd_epi32(sum, codes, _mm512_set1_epi32(x)) }
@@ -101,11 +96,6 @@ impl Lanes for Avx2 {
         to_floats(x: __m256i) -> __m256 = _mm256_cvtepi32_ps(x);
         mul(a: __m256, b: __m256) -> __m256 = _mm256_mul_ps(a, b);
         mul_add(a: __m256, b: __m256, c: __m256) -> __m256 = _mm256_fmadd_ps(a, b, c);
-    }
-    #[inline(always)]
-    fn prefetch(self, line: *const u8) {
-        // SAFETY: a prefetch of any address is harmless.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(line.cast()) }
     }
     #[inline(always)]
     fn dot<const BITS: usize>(self, sum: __m256i, codes: __m256i, x: i32) -> __m256i {

@@ -12,7 +12,7 @@ use half::{bf16, f16};
 
 use super::activations::{Activations, Forms};
 use super::blocks::{BlockTensor, GROUP, Group, Layout};
-use super::dot::{Dot, PANEL, Product, code_bytes, code_place, scale_numbers};
+use super::dot::{Dot, PANEL, Product, code_place, group_bytes};
 use crate::compute::kernels::tile::Tile;
 use crate::compute::kernels::{Kernels, LARGEST_TILE, units};
 use crate::compute::memory::Buffer;
@@ -137,15 +137,11 @@ impl Form {
         }
     }
 
-    /// Bytes of a panel, in whole cache lines; and where the codes of a coded one start.
-    fn panel_bytes(self, kernels: &Kernels, inputs: usize) -> (usize, usize) {
+    /// Bytes of a panel, in whole cache lines.
+    fn panel_bytes(self, kernels: &Kernels, inputs: usize) -> usize {
         match self {
-            Self::Plain(dtype) => (units(dtype, inputs) * kernels.width * 4, 0),
-            Self::Coded(layout) => {
-                let groups = inputs.div_ceil(GROUP);
-                let scales = (groups * scale_numbers(layout) * 2).next_multiple_of(64);
-                (scales + groups * code_bytes(layout), scales)
-            }
+            Self::Plain(dtype) => units(dtype, inputs) * kernels.width * 4,
+            Self::Coded(layout) => (inputs.div_ceil(GROUP) * group_bytes(layout)).next_multiple_of(64),
         }
     }
 }
@@ -300,7 +296,7 @@ impl Linear {
         };
         let row = row - part.columns.start;
         let width = part.form.width(kernels);
-        let (bytes, codes_start) = part.form.panel_bytes(kernels, self.inputs);
+        let bytes = part.form.panel_bytes(kernels, self.inputs);
         let panel = part.panel(row / width, bytes);
         let column = row % width;
         match part.form {
@@ -319,15 +315,15 @@ impl Linear {
                 }
             }
             Form::Coded(layout) => {
-                let numbers = scale_numbers(layout);
+                let bytes = group_bytes(layout);
                 for (i, out) in out.iter_mut().enumerate() {
-                    let (group, i) = (i / GROUP, i % GROUP);
+                    let (group, i) = (&panel[i / GROUP * bytes..][..bytes], i % GROUP);
                     let number = |which: usize| {
-                        let at = (group * numbers + which * PANEL + column) * 2;
-                        f16::from_le_bytes([panel[at], panel[at + 1]]).to_f32()
+                        let at = (which * PANEL + column) * 2;
+                        f16::from_le_bytes([group[at], group[at + 1]]).to_f32()
                     };
                     let (at, high) = code_place(layout, column, i);
-                    let byte = panel[codes_start + group * code_bytes(layout) + at];
+                    let byte = group[at];
                     let code = match (layout.bits, high) {
                         (4, true) => byte >> 4,
                         (4, false) => byte & 15,
@@ -365,7 +361,7 @@ impl Work<'_> {
     unsafe fn panel(&self, part: &Part, index: usize, rows: Range<usize>, product: &mut [f32; LARGEST_TILE]) {
         let (kernels, inputs) = (self.machine.kernels, self.layer.inputs);
         let width = part.form.width(kernels);
-        let (bytes, codes) = part.form.panel_bytes(kernels, inputs);
+        let bytes = part.form.panel_bytes(kernels, inputs);
         let panel = part.panel(index, bytes).as_ptr();
         let start = part.columns.start + index * width;
         let columns = start..part.columns.end.min(start + width);
@@ -394,9 +390,7 @@ impl Work<'_> {
                 Form::Coded(layout) => {
                     let groups = inputs.div_ceil(GROUP);
                     let terms = Product {
-                        scales: panel.cast(),
-                        // SAFETY: the codes follow the scales inside the panel.
-                        codes: unsafe { panel.add(codes) },
+                        panel,
                         groups,
                         x: self.prepared.codes[first * groups * GROUP..].as_ptr(),
                         x_scales: self.prepared.scales[first * groups..].as_ptr(),
@@ -405,7 +399,7 @@ impl Work<'_> {
                         rows: count,
                         out: product.as_mut_ptr(),
                     };
-                    // SAFETY: as above.
+                    // SAFETY: as above, with a scale and sums for each group of each row.
                     unsafe { self.machine.dot.run(&terms, layout) };
                 }
             }
@@ -425,7 +419,7 @@ fn pack(kernels: &Kernels, form: Form, hold: Hold, matrices: &[&Matrix], inputs:
     let rows: Vec<(&Matrix, usize)> =
         matrices.iter().flat_map(|matrix| (0..matrix.rows()).map(move |row| (*matrix, row))).collect();
     let width = form.width(kernels);
-    let (bytes, codes) = form.panel_bytes(kernels, inputs);
+    let bytes = form.panel_bytes(kernels, inputs);
     let mut panels = Buffer::zeroed(rows.len().div_ceil(width) * bytes)?;
     let tasks: Vec<_> = panels.as_mut_slice::<u32>().chunks_mut(bytes / 4).map(Mutex::new).collect();
     Threads::global().run(tasks.len(), &|panel| {
@@ -433,7 +427,7 @@ fn pack(kernels: &Kernels, form: Form, hold: Hold, matrices: &[&Matrix], inputs:
         let mut panel = tasks[panel].lock();
         match form {
             Form::Plain(dtype) => pack_plain(kernels, dtype, rows, inputs, &mut panel),
-            Form::Coded(layout) => pack_codes(layout, hold, rows, inputs, codes, &mut panel),
+            Form::Coded(layout) => pack_codes(layout, hold, rows, inputs, &mut panel),
         }
     })?;
     drop(tasks);
@@ -461,15 +455,8 @@ fn pack_plain(kernels: &Kernels, dtype: DType, rows: &[(&Matrix, usize)], inputs
     unsafe { kernels.pack_columns(dtype, from, stride, rows.len(), inputs, panel) };
 }
 
-fn pack_codes(
-    layout: Layout,
-    hold: Hold,
-    rows: &[(&Matrix, usize)],
-    inputs: usize,
-    codes: usize,
-    panel: &mut [u32],
-) {
-    let numbers = scale_numbers(layout);
+fn pack_codes(layout: Layout, hold: Hold, rows: &[(&Matrix, usize)], inputs: usize, panel: &mut [u32]) {
+    let bytes = group_bytes(layout);
     let panel = as_bytes(panel);
     let mut values = vec![0.0f32; inputs.next_multiple_of(GROUP)];
     for (column, (matrix, row)) in rows.iter().enumerate() {
@@ -484,9 +471,10 @@ fn pack_codes(
                     if hold == Hold::Int4 { Group::four_bits(values) } else { Group::eight_bits(values) }
                 }
             };
+            let to = &mut panel[index * bytes..][..bytes];
             let mut number = |which: usize, value: f32| {
-                let at = (index * numbers + which * PANEL + column) * 2;
-                panel[at..at + 2].copy_from_slice(&f16::from_f32(value).to_le_bytes());
+                let at = (which * PANEL + column) * 2;
+                to[at..at + 2].copy_from_slice(&f16::from_f32(value).to_le_bytes());
             };
             number(0, group.scales[0]);
             if layout.halves {
@@ -496,7 +484,7 @@ fn pack_codes(
             }
             for (i, code) in group.codes.into_iter().enumerate() {
                 let (at, high) = code_place(layout, column, i);
-                panel[codes + index * code_bytes(layout) + at] |= if high { code << 4 } else { code };
+                to[at] |= if high { code << 4 } else { code };
             }
         }
     }

@@ -420,6 +420,11 @@ impl Stream {
         }
     }
 
+    /// Cancels the request from wherever it is kept.
+    pub fn ticket(&self) -> Ticket {
+        self.ticket.clone()
+    }
+
     /// Ends the request; [`next`](Self::next) gives what was written until then.
     pub fn cancel(&self) {
         self.ticket.cancel();

@@ -44,10 +44,11 @@ impl<C: Cache> Prefixes<C> {
         Ok(Some(copy))
     }
 
-    /// Keeps the cache of a finished sequence; `tokens` are those that it holds. The oldest make room.
-    pub(super) fn keep(&mut self, mut tokens: Vec<u32>, cache: C) {
+    /// Keeps the cache of a finished sequence without the room that its answer did not use; `tokens` begin with those
+    /// that it holds. The oldest make room.
+    pub(super) fn keep(&mut self, mut tokens: Vec<u32>, mut cache: C) {
         tokens.truncate(cache.len());
-        if tokens.len() < WORTH_REUSING {
+        if tokens.len() < WORTH_REUSING || self.most == 0 || cache.shrink().is_err() {
             return;
         }
         // What the new sequence begins with needs no place of its own.
@@ -85,6 +86,10 @@ mod tests {
         }
         fn fork(&self, len: usize, capacity: usize) -> Result<Self> {
             Ok(Self { len, capacity })
+        }
+        fn shrink(&mut self) -> Result<()> {
+            self.capacity = self.len;
+            Ok(())
         }
         fn bytes(&self) -> u64 {
             self.capacity as u64
@@ -138,6 +143,13 @@ mod tests {
         assert_eq!((prefixes.kept.len(), prefixes.bytes()), (1, 45));
         prefixes.keep((400..460).collect(), cache(60));
         assert_eq!(prefixes.bytes(), 0, "what exceeds the bound alone is not kept");
+    }
+
+    #[test]
+    fn unused_room_is_given_back() {
+        let mut prefixes = Prefixes::new(2, 1000);
+        prefixes.keep((0..20).collect(), Counted { len: 20, capacity: 900 });
+        assert_eq!(prefixes.bytes(), 20);
     }
 
     #[test]

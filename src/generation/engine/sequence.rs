@@ -86,7 +86,7 @@ impl<C> Sequence<C> {
         sampler::check_finite(logits, model)?;
         let written = self.tokens.len() - self.prompt;
         self.processors.apply(&self.params, &self.tokens, written, ends, logits);
-        let token = self.sampler.choose(logits, model)?;
+        let token = self.sampler.choose(logits)?;
         let now = Instant::now();
         self.first.get_or_insert(now);
         self.last = Some(now);

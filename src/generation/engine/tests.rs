@@ -21,6 +21,10 @@ impl Cache for Remembered {
     fn fork(&self, len: usize, _: usize) -> Result<Self> {
         Ok(Self(self.0[..len].to_vec()))
     }
+    fn shrink(&mut self) -> Result<()> {
+        self.0.shrink_to_fit();
+        Ok(())
+    }
     fn bytes(&self) -> u64 {
         4 * self.0.len() as u64
     }
@@ -73,7 +77,7 @@ impl Decoder for Letters {
             if step.wanted {
                 let row = rows.next().expect("a row for each that wants one");
                 row.fill(0.0);
-                row[256..].fill(f32::NEG_INFINITY);
+                row[256..].fill(-1e30);
                 row[self.next(&step.cache.0) as usize] = 1.0;
                 if step.cache.0.contains(&self.damages) {
                     row[3] = f32::NAN;
