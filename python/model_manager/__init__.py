@@ -1,8 +1,9 @@
-"""Sentence embeddings inside a Python process: lazy, batched, cached, fast on a CPU.
+"""Sentence embeddings and text generation inside a Python process: lazy, batched, cached, fast on a CPU.
 
 >>> from model_manager import model_manager            # loads no model
 >>> model_manager.generate_embedding("Bugün hava çok güzel")   # loads one, answers a list of floats
 >>> model_manager.embed(["first text", "ikinci metin"])        # float32 numpy array, shape (2, 384)
+>>> model_manager.generate("Bir varmış, bir yokmuş")           # what a language model writes next
 
 Importing this package takes a few milliseconds: numpy, asyncio and the models come in when they are first needed.
 """
@@ -13,6 +14,7 @@ from . import errors
 from ._core import (
     Config,
     LazyLoadTracker,
+    TextStream,
     Ticket,
     __version__,
     available_isas,
@@ -31,6 +33,7 @@ from .chatbot import (
 )
 from .encoder import SentenceModel
 from .errors import ModelManagerError
+from .generator import TextGenerator
 
 __all__ = [
     "Config",
@@ -39,6 +42,8 @@ __all__ = [
     "ModelManagerError",
     "ModelType",
     "SentenceModel",
+    "TextGenerator",
+    "TextStream",
     "Ticket",
     "TurkishLanguageDetector",
     "__version__",

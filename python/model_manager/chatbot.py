@@ -11,11 +11,11 @@ import functools
 import gc
 import logging
 import os
-import sys
 import weakref
 
 from . import _core
 from ._core import Config, LazyLoadTracker, Manager
+from .chat_host import ask_host, has_host
 from .chat_text import (
     FALLBACK_ANSWERS,
     MAX_GENERATED_TOKENS,
@@ -23,7 +23,6 @@ from .chat_text import (
     SAMPLING,
     build_prompt,
     clean_answer,
-    is_host_fallback,
     normalise,
     pick_fallback,
     score_answer,
@@ -401,7 +400,7 @@ class ModelManager(Manager):
     async def _answer(self, message: str) -> str | None:
         import asyncio
 
-        answer = await asyncio.to_thread(_ask_host, message) if _has_host() else None
+        answer = await asyncio.to_thread(ask_host, message) if has_host() else None
         if answer is not None:
             return answer
         dressed = build_prompt(message)
@@ -554,36 +553,10 @@ def _restore(
 
 _HUGGINGFACE_LENGTH = 80
 """Tokens of prompt and answer of `generate_huggingface_response`."""
-_HOST = "improved_turkish_content_manager"
 
 
 def _response_options(max_length: int) -> dict[str, Any]:
     return {**SAMPLING, "max_length": min(max_length, MAX_GENERATED_TOKENS), "truncation": True}
-
-
-def _has_host() -> bool:
-    """Whether the host has a content manager of its own; looking for one does not import it."""
-    if _HOST in sys.modules:
-        return True
-    from importlib.util import find_spec
-
-    return find_spec(_HOST) is not None
-
-
-def _ask_host(message: str) -> str | None:
-    """The answer of the host's own content manager, when there is one and it has a real one."""
-    try:
-        from improved_turkish_content_manager import improved_turkish_content as content
-    except ImportError:
-        return None
-    try:
-        answer = content.get_response(message)
-    except Exception as error:  # noqa: BLE001  the host's code may raise anything; a generated answer is still possible
-        logger.warning("improved_turkish_content failed: %s", error)
-        return None
-    if not isinstance(answer, str) or not answer.strip() or is_host_fallback(content, answer):
-        return None
-    return answer
 
 
 def _memory_total() -> int:
