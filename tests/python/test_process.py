@@ -35,13 +35,16 @@ def test_importing_loads_nothing_heavy():
     assert not loaded & HEAVY
 
 
-def test_importing_is_quick():
-    """The best of several, of what is ours, in seconds of CPU: what else the machine does is not counted."""
-    best = 1e9
-    for _ in range(7):
-        code = "from time import process_time as now; t = now(); import model_manager.chatbot; print(now() - t)"
-        best = min(best, float(run_python(code).stdout))
-    assert best < 0.05
+def test_importing_takes_little_beyond_the_interpreter_itself():
+    """The time is measured by `make bench-peers`; what it is made of is held here: logging and what that needs."""
+    process = run_python(
+        "import sys; before = set(sys.modules)\n"
+        "import model_manager.chatbot\n"
+        "print(*(set(sys.modules) - before), sep='\\n')"
+    )
+    others = {name for name in process.stdout.split() if not name.startswith("model_manager")}
+    assert {name.split(".")[0] for name in others} <= sys.stdlib_module_names
+    assert len(others) < 50, sorted(others)
 
 
 def test_importing_starts_no_threads_and_loads_no_model():
