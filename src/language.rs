@@ -18,6 +18,9 @@ const WORDS: &[&str] = &[
     "çirkin",
 ];
 
+/// Bytes of the longest of them ("küçük", "onların"): longer words need no search.
+const LONGEST_WORD: usize = 8;
+
 /// The chatbot's weights and threshold.
 const LETTER_WEIGHT: f64 = 0.7;
 const WORD_WEIGHT: f64 = 0.3;
@@ -29,16 +32,21 @@ pub fn is_turkish(text: &str) -> bool {
     let (mut characters, mut letters) = (0u32, 0u32);
     for character in text.chars() {
         characters += 1;
-        letters += u32::from(LETTERS.contains(character));
+        letters += u32::from(is_turkish_letter(character));
     }
     // `to_lowercase` is Unicode's full mapping, as Python's: İ becomes i + U+0307, a final Σ becomes ς.
     let lowered = text.to_lowercase();
     let (mut words, mut turkish) = (0u32, 0u32);
     for word in lowered.split(|character| !is_word(character)).filter(|word| !word.is_empty()) {
         words += 1;
-        turkish += u32::from(WORDS.contains(&word));
+        turkish += u32::from(word.len() <= LONGEST_WORD && WORDS.contains(&word));
     }
     share(letters, characters) * LETTER_WEIGHT + share(turkish, words) * WORD_WEIGHT > THRESHOLD
+}
+
+/// Most characters are ASCII, of which only `I` counts: they need no search.
+fn is_turkish_letter(character: char) -> bool {
+    if character.is_ascii() { character == 'I' } else { LETTERS.contains(character) }
 }
 
 fn share(part: u32, whole: u32) -> f64 {
@@ -69,6 +77,14 @@ mod tests {
             ["", "   ", "test", "Merhaba dünya", "ibm", "The machine is running", "123", "…", "日本語"]
         {
             assert!(!is_turkish(text), "{text}");
+        }
+    }
+
+    #[test]
+    fn the_short_cuts_decide_as_the_lists_do() {
+        assert_eq!(WORDS.iter().map(|word| word.len()).max(), Some(LONGEST_WORD));
+        for character in ('\0'..='\u{17f}').chain(LETTERS.chars()) {
+            assert_eq!(is_turkish_letter(character), LETTERS.contains(character), "{character:?}");
         }
     }
 
