@@ -89,7 +89,7 @@ macro_rules! for_each_setting {
             memory_budget: Option<MemoryBudget> = None, "MODEL_MANAGER_MEMORY_BUDGET";
             /// How long models stay after their latest use: seconds or "5m"; 0: not at all; negative: for ever; none: max_idle_time.
             keep_alive: Option<KeepAliveSetting> = None, "MODEL_MANAGER_KEEP_ALIVE";
-            /// Seconds that a call may take when it gives no timeout of its own; none: no limit.
+            /// Seconds that loading may take when a call gives no timeout of its own; none: no limit.
             load_timeout: Option<Seconds> = None, "MODEL_MANAGER_LOAD_TIMEOUT";
             /// Folder of downloaded models; none: the Hugging Face cache.
             cache_dir: Option<NonEmpty> = None, "MODEL_MANAGER_CACHE_DIR";

@@ -94,7 +94,7 @@ impl MemoryProbe for ProcessMemory {
 }
 
 impl Core {
-    /// A manager's rooms, with the built-in slots. `tracker` is kept across `fork`.
+    /// A manager's rooms, with the built-in slots. `tracker` is the manager's own.
     pub(super) fn new(settings: Settings, host: Arc<dyn Host>, tracker: Arc<Tracker>) -> Result<Arc<Self>> {
         if settings.threads > 0 {
             Threads::set_count(settings.threads)?;

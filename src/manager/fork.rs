@@ -1,7 +1,7 @@
 //! `fork` copies memory but only the calling thread. What a child may rely on:
 //!
 //! - No other thread is inside tokeniser or model at the moment of the fork ([`pause`]), so their locks are free.
-//! - Models that were loaded stay loaded, their memory shared with the parent.
+//! - Sentence models that were loaded stay loaded, their memory shared with the parent; all else loads anew.
 //! - Everything with a thread (queues, reaper, front) is made anew at first use. Requests in flight belong to the parent.
 
 use std::cell::{Cell, RefCell};
