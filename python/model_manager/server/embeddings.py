@@ -1,0 +1,253 @@
+"""`POST /v1/embeddings`: checked by hand, computed and written by the core, sent as it comes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from typing import TYPE_CHECKING, Any
+
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+
+from ..errors import ConfigError, InputError
+from .errors import bad_request, overloaded
+from .middleware import read_json
+from .schemas import EmbeddingsAnswer, EmbeddingsRequest
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+    from starlette.types import Receive
+
+    from .app import Routes
+    from .service import Service
+
+DEFAULT_TASK = "text_search"
+INSTRUCTIONS = {
+    "text_search": "Represent this text for semantic search and retrieval:",
+    "code_search": "Represent this code for semantic search and similarity matching:",
+    "code_indexing": "Represent this code for indexing and retrieval:",
+    "document_retrieval": "Represent this document for retrieval and similarity search:",
+    "question_answering": "Represent this text for question-answering tasks:",
+    "clustering": "Represent this text for clustering and categorization:",
+    "classification": "Represent this text for classification tasks:",
+    "similarity": "Represent this text for semantic similarity comparison:",
+    "general": "Represent this text for semantic understanding:",
+}
+"""What a task puts in front of a text, for models that take instructions."""
+
+_MAX_DIMENSIONS = 65_536
+_TEXTS = ("model", "instruction", "task", "prompt_name", "user")
+
+
+def add_routes(routes: Routes, service: Service) -> None:
+    """`/v1/embeddings`, and `/embeddings` for older clients."""
+
+    async def embeddings(request: Request) -> Response:
+        """Vectors of one or several texts, of length 1."""
+        return await _answer(request, service)
+
+    for path in ("/v1/embeddings", "/embeddings"):
+        routes.add(
+            path,
+            embeddings,
+            method="POST",
+            body=EmbeddingsRequest,
+            answer=EmbeddingsAnswer,
+            summary="Embed texts",
+            tags=["embeddings"],
+        )
+
+
+async def _answer(request: Request, service: Service) -> Response:
+    body = await read_json(request, service)
+    _check_texts(body)
+    inputs, count = _inputs(body.get("input"), service.config.max_inputs)
+    model = service.served(body.get("model"))
+    options: dict[str, Any] = {
+        "served_model": model.name,
+        "encoding_format": _encoding(body.get("encoding_format")),
+        "truncate": _truncate(body.get("truncate")),
+        "timeout": service.config.request_timeout,
+    }
+    dimensions = _dimensions(body.get("dimensions")) or model.dimensions
+    if dimensions is not None:
+        options["truncate_dim"] = dimensions
+    keep_alive = body.get("keep_alive")
+    if keep_alive is not None:
+        options["keep_alive"] = keep_alive
+    if instruction := body.get("instruction"):
+        options["prompt"] = f"{instruction}\n"
+    elif prompt_name := body.get("prompt_name"):
+        options["prompt_name"] = prompt_name
+    # Token ids are read as they are.
+    elif isinstance(inputs[0], str) and await service.takes_instructions(model):
+        task = body.get("task") or DEFAULT_TASK
+        options["prompt"] = f"{INSTRUCTIONS.get(task) or INSTRUCTIONS[DEFAULT_TASK]}\n"
+    content, tokens = await _compute(service, request.receive, inputs, count, model.key, options)
+    service.metrics.embedded(model.name, count, tokens)
+    return Response(content, media_type="application/json")
+
+
+def _check_texts(body: dict[str, Any]) -> None:
+    for name in _TEXTS:
+        value = body.get(name)
+        if value is not None and type(value) is not str:
+            raise bad_request(f"{name} must be a string, not {_kind(value)}", name)
+
+
+def _inputs(value: Any, most: int) -> tuple[Any, int]:
+    """The inputs and how many they are."""
+    if type(value) is str:
+        if not value or value.isspace():
+            raise bad_request("input is blank: send a text, a list of texts, or token ids", "input", "empty_input")
+        return value, 1
+    if type(value) is not list:
+        what = "is missing" if value is None else f"must be a string or a list, not {_kind(value)}"
+        raise bad_request(f"input {what}", "input")
+    if not value:
+        raise bad_request("input is an empty list: send at least one text", "input", "empty_input")
+    first: type = type(value[0])
+    if first is int:
+        return value, 1
+    if len(value) > most:
+        raise bad_request(
+            f"input has {len(value)} items; {most} are allowed in one request", "input", "too_many_inputs"
+        )
+    if first is not str and first is not list:
+        raise bad_request(f"input[0] must be a string or a list of token ids, not {_kind(value[0])}", "input")
+    texts = first is str
+    for index, item in enumerate(value):
+        if type(item) is not first:
+            raise bad_request(f"input[{index}] is {_kind(item)} where input[0] is {_kind(value[0])}", "input")
+        if not item or (texts and item.isspace()):
+            raise bad_request(f"input[{index}] is blank", "input", "empty_input")
+    return value, len(value)
+
+
+def _kind(value: Any) -> str:
+    """The JSON name of a value's type."""
+    if value is None:
+        return "null"
+    return {bool: "a boolean", int: "a number", float: "a number", str: "a string", list: "a list"}.get(
+        type(value), "an object"
+    )
+
+
+def _encoding(value: Any) -> str:
+    if value is None:
+        return "float"
+    if value in ("float", "base64"):
+        return str(value)
+    raise bad_request(f"encoding_format must be 'float' or 'base64', not {value!r}", "encoding_format")
+
+
+def _truncate(value: Any) -> bool:
+    if value is None or value is True:
+        return True
+    if value is False:
+        return False
+    raise bad_request(f"truncate must be true or false, not {_kind(value)}", "truncate")
+
+
+def _dimensions(value: Any) -> int | None:
+    if value is None:
+        return None
+    # JSON has one kind of number: 256.0 is a whole one.
+    if type(value) is float and value.is_integer():
+        value = int(value)
+    if type(value) is int and 1 <= value <= _MAX_DIMENSIONS:
+        return value
+    shown = value if isinstance(value, int | float) and not isinstance(value, bool) else _kind(value)
+    raise bad_request(f"dimensions must be a whole number from 1 to {_MAX_DIMENSIONS}, not {shown}", "dimensions")
+
+
+async def _compute(
+    service: Service, receive: Receive, inputs: Any, count: int, slot: str, options: dict[str, Any]
+) -> tuple[bytes, int]:
+    """The answer's body and how many tokens were read. A client that leaves takes its texts out of the queue."""
+    loop = asyncio.get_running_loop()
+    thread = threading.get_ident()
+    future: asyncio.Future[tuple[bytes, int]] = loop.create_future()
+
+    def settle(content: bytes | None, tokens: int, error: BaseException | None) -> None:
+        if future.done():
+            return
+        if error is not None:
+            future.set_exception(error)
+        elif content is not None:
+            future.set_result((content, tokens))
+
+    def on_done(content: bytes | None, tokens: int, error: BaseException | None) -> None:
+        if threading.get_ident() == thread:
+            settle(content, tokens, error)
+        else:
+            # A loop closed meanwhile: nobody waits any more.
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(settle, content, tokens, error)
+
+    try:
+        ticket = _submit(service.manager, inputs, on_done, slot, **options)
+        if future.done():
+            # Everything was cached.
+            return future.result()
+        if service.waiting and service.waiting + count > service.config.max_waiting:
+            ticket.cancel()
+            raise overloaded(
+                f"{service.waiting} texts wait for vectors already; try again later", service.retry_after()
+            )
+        service.waiting += count
+        watcher = loop.create_task(_watch(receive, future))
+        try:
+            return await future
+        finally:
+            service.waiting -= count
+            watcher.cancel()
+            if not ticket.done:
+                ticket.cancel()
+    except (InputError, ConfigError, TypeError, OverflowError) as error:
+        raise _refused(error, options) from error
+
+
+async def _watch(receive: Receive, future: asyncio.Future[Any]) -> None:
+    """End the wait when the client closes the connection."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    if not future.done():
+        future.set_exception(ClientDisconnect())
+
+
+def _refused(error: Exception, options: dict[str, Any]) -> Exception:
+    """What the core did not take, in the words of the request."""
+    message = str(error)
+    for name, param in (("truncate_dim", "dimensions"), ("prompt_name", "prompt_name"), ("keep_alive", "keep_alive")):
+        if name in message:
+            return bad_request(message.replace(name, param), param)
+    return bad_request(message, "input")
+
+
+def _submit(manager: Any, inputs: Any, on_done: Any, slot: str, **options: Any) -> Any:
+    import base64
+
+    import orjson
+
+    served, encoding = options.pop("served_model"), options.pop("encoding_format")
+    options.pop("truncate")
+
+    def done(result: Any, error: Any) -> None:
+        if error is not None:
+            on_done(None, 0, error)
+            return
+        rows = result.reshape(-1, result.shape[-1])
+        data = [
+            {
+                "object": "embedding",
+                "index": i,
+                "embedding": row.tolist() if encoding == "float" else base64.b64encode(row.tobytes()).decode(),
+            }
+            for i, row in enumerate(rows)
+        ]
+        usage = {"prompt_tokens": 1, "total_tokens": 1}
+        on_done(orjson.dumps({"object": "list", "data": data, "model": served, "usage": usage}), 1, None)
+
+    return manager.submit(inputs, done, slot, **options)
