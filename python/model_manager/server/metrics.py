@@ -84,10 +84,11 @@ class Metrics:
         self.inputs = 0
         """Texts whose vectors were sent."""
         self.requests = 0
+        """Requests to endpoints that compute: what reads figures is not counted."""
         self.failures = 0
-        """Answers with a status of 500 and above."""
+        """Of those, answers with a status of 500 and above."""
         self.latest: deque[tuple[float, float]] = deque(maxlen=2048)
-        """The latest requests to endpoints that compute: when they ended (`time.monotonic`), seconds they took."""
+        """The latest of those: when they ended (`time.monotonic`), seconds they took."""
 
     def _counter(self, name: str, doc: str, *labels: str) -> Counter:
         return Counter(f"{_PREFIX}{name}", doc, labels, registry=self.registry)
@@ -107,10 +108,9 @@ class Metrics:
             self._children[key] = count, observe
         count()
         observe(seconds)
-        self.requests += 1
-        if status >= 500:
-            self.failures += 1
         if method == "POST":
+            self.requests += 1
+            self.failures += status >= 500
             self.latest.append((time.monotonic(), seconds))
 
     def embedded(self, model: str, inputs: int, tokens: int) -> None:
@@ -148,6 +148,9 @@ class Metrics:
         now = time.monotonic()
         recent = [seconds for ended, seconds in self.latest if now - ended <= window]
         ordered = sorted(recent)
+        if len(recent) == self.latest.maxlen:
+            # More came than are kept: those that are kept came within less time.
+            window = max(now - self.latest[0][0], 1e-3)
         return {
             "requests": self.requests,
             "failures": self.failures,
