@@ -275,5 +275,5 @@ def _refused(error: Exception, prompt: str) -> ApiError:
     for name, param in _PARAMS.items():
         if name in message:
             return bad_request(message.replace(name, param), param)
-    code = "context_length_exceeded" if "context" in message else None
+    code = "context_length_exceeded" if "tokens but the model holds" in message else None
     return bad_request(message, prompt, code)
