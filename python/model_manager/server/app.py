@@ -70,7 +70,8 @@ class Routes:
             probe: Answers while the server drains.
             documented: False: leave it out of that document.
         """
-        endpoint: Any = Endpoint(handler, self.service, path, probe=probe)
+        # In figures and settings a path parameter stands without its converter.
+        endpoint: Any = Endpoint(handler, self.service, path.replace(":path}", "}"), probe=probe)
         self.target.add_route(path, endpoint, methods=[method], include_in_schema=False)
         if not documented:
             return
@@ -137,6 +138,7 @@ def create_app(config: ServerConfig | None = None, manager: ModelManager | None 
         root_path=config.root_path,
         lifespan=lifespan,
         redoc_url=None,
+        redirect_slashes=False,
     )
     app.state.service = service
     errors.install(app)

@@ -11,7 +11,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from ..errors import ConfigError, InputError
-from .errors import bad_request, overloaded
+from .errors import ApiError, bad_request, overloaded
 from .middleware import read_json
 from .schemas import EmbeddingsAnswer, EmbeddingsRequest
 
@@ -36,6 +36,11 @@ INSTRUCTIONS = {
 }
 """What a task puts in front of a text, for models that take instructions."""
 
+_BLAME = {
+    "truncate_dim": "dimensions",
+    "keep_alive": "keep_alive",
+}
+"""Names of the core's arguments, and of the fields of a request that they come from. All else is about the input."""
 _MAX_DIMENSIONS = 65_536
 _TEXTS = ("model", "instruction", "task", "prompt_name", "user")
 
@@ -70,9 +75,9 @@ async def _answer(request: Request, service: Service) -> Response:
         "truncate": _truncate(body.get("truncate")),
         "timeout": service.config.request_timeout,
     }
-    dimensions = _dimensions(body.get("dimensions")) or model.dimensions
-    if dimensions is not None:
-        options["truncate_dim"] = dimensions
+    dimensions = _dimensions(body.get("dimensions"))
+    if dimensions or model.dimensions:
+        options["truncate_dim"] = dimensions or model.dimensions
     keep_alive = body.get("keep_alive")
     if keep_alive is not None:
         options["keep_alive"] = keep_alive
@@ -84,7 +89,14 @@ async def _answer(request: Request, service: Service) -> Response:
     elif isinstance(inputs[0], str) and await service.takes_instructions(model):
         task = body.get("task") or DEFAULT_TASK
         options["prompt"] = f"{INSTRUCTIONS.get(task) or INSTRUCTIONS[DEFAULT_TASK]}\n"
-    content, tokens = await _compute(service, request.receive, inputs, count, model.key, options)
+    try:
+        content, tokens = await _compute(service, request.receive, inputs, count, model.key, options)
+    except (InputError, ConfigError, TypeError, OverflowError) as error:
+        if dimensions is None and "truncate_dim" in str(error):
+            raise ApiError(
+                503, f"The dimensions configured for {model.name!r} do not fit it: {error}", code="misconfigured"
+            ) from error
+        raise _refused(error, options) from error
     service.metrics.embedded(model.name, count, tokens)
     return Response(content, media_type="application/json")
 
@@ -99,7 +111,7 @@ def _check_texts(body: dict[str, Any]) -> None:
 def _inputs(value: Any, most: int) -> tuple[Any, int]:
     """The inputs and how many they are."""
     if type(value) is str:
-        if not value or value.isspace():
+        if _blank(value):
             raise bad_request("input is blank: send a text, a list of texts, or token ids", "input", "empty_input")
         return value, 1
     if type(value) is not list:
@@ -107,7 +119,7 @@ def _inputs(value: Any, most: int) -> tuple[Any, int]:
         raise bad_request(f"input {what}", "input")
     if not value:
         raise bad_request("input is an empty list: send at least one text", "input", "empty_input")
-    first: type = type(value[0])
+    first = type(value[0])
     if first is int:
         return value, 1
     if len(value) > most:
@@ -116,13 +128,16 @@ def _inputs(value: Any, most: int) -> tuple[Any, int]:
         )
     if first is not str and first is not list:
         raise bad_request(f"input[0] must be a string or a list of token ids, not {_kind(value[0])}", "input")
-    texts = first is str
     for index, item in enumerate(value):
         if type(item) is not first:
             raise bad_request(f"input[{index}] is {_kind(item)} where input[0] is {_kind(value[0])}", "input")
-        if not item or (texts and item.isspace()):
+        if _blank(item):
             raise bad_request(f"input[{index}] is blank", "input", "empty_input")
     return value, len(value)
+
+
+def _blank(item: str | list[Any]) -> bool:
+    return not item or (isinstance(item, str) and item.isspace())
 
 
 def _kind(value: Any) -> str:
@@ -186,27 +201,22 @@ async def _compute(
             with contextlib.suppress(RuntimeError):
                 loop.call_soon_threadsafe(settle, content, tokens, error)
 
+    ticket = _submit(service.manager, inputs, on_done, slot, **options)
+    if future.done():
+        # Everything was cached.
+        return future.result()
+    if service.waiting and service.waiting + count > service.config.max_waiting:
+        ticket.cancel()
+        raise overloaded(f"{service.waiting} texts wait for vectors already; try again later", service.retry_after())
+    service.waiting += count
+    watcher = loop.create_task(_watch(receive, future))
     try:
-        ticket = _submit(service.manager, inputs, on_done, slot, **options)
-        if future.done():
-            # Everything was cached.
-            return future.result()
-        if service.waiting and service.waiting + count > service.config.max_waiting:
+        return await future
+    finally:
+        service.waiting -= count
+        watcher.cancel()
+        if not ticket.done:
             ticket.cancel()
-            raise overloaded(
-                f"{service.waiting} texts wait for vectors already; try again later", service.retry_after()
-            )
-        service.waiting += count
-        watcher = loop.create_task(_watch(receive, future))
-        try:
-            return await future
-        finally:
-            service.waiting -= count
-            watcher.cancel()
-            if not ticket.done:
-                ticket.cancel()
-    except (InputError, ConfigError, TypeError, OverflowError) as error:
-        raise _refused(error, options) from error
 
 
 async def _watch(receive: Receive, future: asyncio.Future[Any]) -> None:
@@ -220,9 +230,11 @@ async def _watch(receive: Receive, future: asyncio.Future[Any]) -> None:
 def _refused(error: Exception, options: dict[str, Any]) -> Exception:
     """What the core did not take, in the words of the request."""
     message = str(error)
-    for name, param in (("truncate_dim", "dimensions"), ("prompt_name", "prompt_name"), ("keep_alive", "keep_alive")):
-        if name in message:
-            return bad_request(message.replace(name, param), param)
+    if "prompt_name" in options and "has no prompt" in message:
+        return bad_request(message, "prompt_name")
+    for words, param in _BLAME.items():
+        if words in message:
+            return bad_request(message.replace(words, param), param)
     return bad_request(message, "input")
 
 
