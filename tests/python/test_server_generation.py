@@ -11,11 +11,11 @@ import orjson
 import pytest
 from conftest import ENGLISH_MODEL
 from generators import GREEDY, SLOT, WITHOUT_END, eventually, figures, writer
-from servers import SECONDS, running
 from model_manager.errors import NotFiniteError
 from model_manager.server import ServerConfig, create_app
 from model_manager.server.generation_request import parameters
 from model_manager.server.generation_schemas import ChatAnswer, CompletionAnswer
+from servers import SECONDS, running
 
 TURN = [{"role": "user", "content": "Merhaba dünya"}]
 TEXT = "Merhaba dünya"
@@ -72,10 +72,13 @@ def test_a_continuation(sdk, gpt2):
     assert answer.object == "text_completion"
     assert answer.choices[0].text == known["text"]
     assert answer.usage.prompt_tokens == known["prompt_tokens"]
-    assert "".join(
-        chunk.choices[0].text
-        for chunk in sdk.completions.create(model=SLOT, prompt=TEXT, temperature=0, max_tokens=9, stream=True)
-    ) == known["text"]
+    assert (
+        "".join(
+            chunk.choices[0].text
+            for chunk in sdk.completions.create(model=SLOT, prompt=TEXT, temperature=0, max_tokens=9, stream=True)
+        )
+        == known["text"]
+    )
 
 
 def test_a_streamed_chat(sdk, gpt2):
@@ -138,7 +141,9 @@ def test_parts_and_roles(sdk, gpt2):
     ]
     plain = [("system", "Kısa."), ("user", "Merhaba\ndünya"), ("assistant", ""), ("user", "?")]
     known = gpt2.manager.complete([{"role": role, "content": text} for role, text in plain], **GREEDY, max_new_tokens=1)
-    answer = sdk.chat.completions.create(model=SLOT, messages=turns, temperature=0, max_completion_tokens=1, max_tokens=2)
+    answer = sdk.chat.completions.create(
+        model=SLOT, messages=turns, temperature=0, max_completion_tokens=1, max_tokens=2
+    )
     assert answer.choices[0].message.content == known["text"]
     assert answer.usage.completion_tokens == 1
 
@@ -244,7 +249,11 @@ def leave(server, path, body, after):
 def test_a_client_that_leaves_ends_its_answer(endless_server, stream):
     manager = endless_server.manager
     body = {"prompt": TEXT, "max_tokens": 50_000, "min_tokens": 50_000, "stream": stream}
-    after = (lambda connection: connection.recv(1)) if stream else (lambda _: eventually(lambda: figures(manager)["active"] == 1))
+    after = (
+        (lambda connection: connection.recv(1))
+        if stream
+        else (lambda _: eventually(lambda: figures(manager)["active"] == 1))
+    )
     leave(endless_server, "/v1/completions", body, after)
     eventually(lambda: figures(manager)["cancelled"] == 1)
     assert figures(manager)["generated_tokens"] < 50_000

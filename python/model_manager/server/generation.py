@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     T = TypeVar("T")
 
-_EVENTS = {200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}}
+_EVENTS: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}}
 _END = b"data: [DONE]\n\n"
 
 
@@ -79,9 +79,7 @@ def generator(service: Service, name: Any) -> str:
     served = [slot for slot in service.config.generators if slot in slots]
     if not served:
         wanted = ", ".join(service.config.generators) or "none is configured"
-        raise ApiError(
-            404, f"This server has no text generator ({wanted})", param="model", code="no_generator"
-        )
+        raise ApiError(404, f"This server has no text generator ({wanted})", param="model", code="no_generator")
     if not name:
         return served[0]
     for slot in served:
@@ -205,6 +203,7 @@ class EventStream(Response):
         self.answer = answer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the events as they come."""
         watcher = asyncio.ensure_future(_left(receive, self.answer.aclose))
         try:
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})

@@ -1,4 +1,4 @@
-"""`GET /`: what the server is, as JSON for a client and as a page for a person; `GET /api/status`: what that page shows.
+"""`GET /`: what is served, as JSON for a client and as a page for a person; `GET /api/status`: what that page shows.
 
 The page is one document without outside assets. Its style and its script are named in the Content-Security-Policy by
 their hashes, so nothing else can run in it.
@@ -189,7 +189,7 @@ def _quality(accept: str, kind: str, subtype: str) -> float:
 def description(service: Service) -> dict[str, Any]:
     """`GET /` for a client: names, versions, what to call."""
     slots = service.manager.stats()["slots"]
-    generators = [name for name in service.config.generators if slots.get(name, {}).get("kind") == "generator"]
+    generators = [name for name in service.config.generators if name in slots and slots[name]["kind"] == "generator"]
     return {
         "service": "model_manager",
         "description": "Sentence embeddings and text generation with OpenAI's protocol.",
@@ -232,16 +232,14 @@ def status_of(service: Service, since: float = -math.inf) -> dict[str, Any]:
             **stats["memory"],
             "history_seconds": SAMPLE_SECONDS * (service.history.maxlen or 0),
             "history": [
-                (at, round(process * _MB), round(models * _MB))
-                for at, process, models in service.history
-                if at > since
+                (at, round(process * _MB), round(models * _MB)) for at, process, models in service.history if at > since
             ],
         },
         "cache": {**cache, "hit_ratio": cache["hits"] / lookups if lookups else None},
         "queue": stats["queue"],
         "requests": {**service.metrics.traffic(), "in_flight": service.in_flight},
         "generation": {
-            key: sum(figures[key] for figures in done)  # type: ignore[literal-required]
+            key: sum(figures[key] for figures in done)
             for key in ("requests", "generated_tokens", "busy_seconds", "active", "waiting")
         },
         "process": {
@@ -272,7 +270,7 @@ def _model(service: Service, name: str, slot: SlotStatistics, tracker: TrackerSt
     return {
         "name": name,
         "served_as": _public_names(service, name, slot["kind"]),
-        **{key: slot[key] for key in ("state", "source", "kind", "pinned", "keep_alive", "bytes", "leases", "queued")},  # type: ignore[literal-required]
+        **{key: slot[key] for key in ("state", "source", "kind", "pinned", "keep_alive", "bytes", "leases", "queued")},
         "last_error": slot["last_error"],
         "idle_seconds": slot["idle_seconds"],
         "unload_in_seconds": leaves,
