@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 from starlette.requests import ClientDisconnect
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
 
 from ..errors import ConfigError, InputError
 from ..generation import AsyncTextStream, acomplete
@@ -185,33 +185,22 @@ def _event(value: dict[str, Any]) -> bytes:
     return b"data: %b\n\n" % orjson.dumps(value)
 
 
-class EventStream(Response):
+class EventStream(StreamingResponse):
     """Server-sent events of one answer, which ends when its client leaves."""
 
-    media_type = "text/event-stream"
-
     def __init__(self, events: AsyncIterator[bytes], answer: AsyncTextStream) -> None:
-        # A proxy that collects the answer would take the stream out of it.
-        self.raw_headers = [
-            (b"content-type", b"text/event-stream; charset=utf-8"),
-            (b"cache-control", b"no-store"),
-            (b"x-accel-buffering", b"no"),
-        ]
-        self.status_code = 200
-        self.background = None
-        self.events = events
+        # Some proxies would collect the whole answer first.
+        headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
+        super().__init__(events, media_type="text/event-stream", headers=headers)
         self.answer = answer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the events as they come."""
         watcher = asyncio.ensure_future(_left(receive, self.answer.aclose))
         try:
-            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-            async for event in self.events:
-                await send({"type": "http.response.body", "body": event, "more_body": True})
-            if watcher.done():
+            await self.stream_response(send)
+            if watcher.done() and self.answer.completion is None:
                 raise ClientDisconnect
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
         finally:
             watcher.cancel()
             await self.answer.aclose()
