@@ -126,8 +126,12 @@ class Process:
 
     def url(self, workers: int = 1) -> str:
         """Where it listens, once all workers do."""
-        until(lambda: self.text().count("Application startup complete") >= workers or self.popen.poll() is not None)
-        found = re.search(r"running on (http://127\.0\.0\.1:\d+)", self.text())
+        where = re.compile(r"running on (http://127\.0\.0\.1:\d+)").search
+        up = "Application startup complete"
+        until(
+            lambda: (where(self.text()) and self.text().count(up) >= workers) or self.popen.poll() is not None,
+        )
+        found = where(self.text())
         assert found, self.text()
         return found[1]
 

@@ -43,7 +43,7 @@ def add_routes(routes: Routes, service: Service) -> None:
         names = (await _allowed(request, service)).get("models")
         if names is None:
             names = [model.name for model in service.config.models]
-        if not isinstance(names, list):
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise bad_request("models must be a list of names", "models")
         wanted = dict(_named(service, name) for name in names)
         loaded = await asyncio.gather(*(_load(service, name, slot) for name, slot in wanted.items()))

@@ -38,7 +38,7 @@ def run(config: ServerConfig | None = None, manager: ModelManager | None = None)
 
     Raises:
         ConfigError: A setting is out of range, or a manager was given for several workers.
-        SystemExit: The address is in use (1), or the application could not start (3).
+        SystemExit: It could not start, for example because the address is in use; the log says why.
     """
     config = config or ServerConfig()
     options: dict[str, Any] = {
