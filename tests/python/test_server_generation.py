@@ -115,6 +115,23 @@ async def test_asynchronous_clients(gpt2):
     ]
 
 
+def test_figures_for_prometheus(make_writer, serve):
+    server = serve(make_writer())
+    for _ in range(2):
+        answer = server.client.post("/v1/completions", json={"prompt": TEXT, "max_tokens": 6, "min_tokens": 6}).json()
+        # Unloading sets the generator's own counts to zero.
+        text = server.client.get("/metrics").text
+        server.client.post("/api/unload", json={"model": SLOT})
+    prompt = answer["usage"]["prompt_tokens"]
+    for line in (
+        f'model_manager_generated_tokens_total{{slot="{SLOT}"}} 12.0',
+        f'model_manager_generation_prompt_tokens_total{{slot="{SLOT}"}} {2 * prompt}.0',
+        f'model_manager_generation_requests_total{{slot="{SLOT}"}} 2.0',
+        f'model_manager_generation_active{{slot="{SLOT}"}} 0.0',
+    ):
+        assert line in text
+
+
 def test_seeds_repeat_an_answer(sdk):
     def ask(seed):
         answer = sdk.chat.completions.create(model=SLOT, messages=TURN, temperature=1.5, max_tokens=30, seed=seed)
