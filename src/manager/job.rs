@@ -350,8 +350,8 @@ impl Job {
         Ok(Matrix { values: std::mem::take(&mut state.out), rows: self.texts.len(), width })
     }
 
-    /// Drives the job on this thread until it is done. `check` is called about every 50 ms; its error ends the wait and
-    /// cancels the job. `progress` hears of finished texts: (finished, all).
+    /// Drives the job on this thread until it is done. `check` is called about every 50 ms, at once while a model loads;
+    /// its error ends the wait and cancels the job. `progress` hears of finished texts: (finished, all).
     pub(super) fn wait(
         self: &Arc<Self>,
         check: &mut dyn FnMut() -> Result<()>,
@@ -371,7 +371,8 @@ impl Job {
         progress: &mut dyn FnMut(usize, usize) -> Result<()>,
     ) -> Result<()> {
         let mut told = 0;
-        let mut next_check = Instant::now() + CHECK_EVERY;
+        let loading = self.state.lock().groups.iter().any(|group| group.lease.is_none());
+        let mut next_check = Instant::now() + if loading { Duration::ZERO } else { CHECK_EVERY };
         loop {
             let (finished, outcome, runnable) = {
                 let state = self.state.lock();

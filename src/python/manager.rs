@@ -19,7 +19,7 @@ use super::register::{AboutVectors, Given, Registration, refused};
 use super::report;
 use super::texts::{Texts, text_of};
 use super::tracker::PyTracker;
-use super::vectors::{copied_array, matrix_array, row_array, shared_array};
+use super::vectors::{copied_array, import_numpy, matrix_array, row_array, shared_array};
 use crate::config::Settings;
 use crate::lifecycle::ReaperSettings;
 use crate::manager::{GenerateOptions, Held, Keep, Manager, Matrix, Ticket};
@@ -52,14 +52,21 @@ impl PyTicket {
     }
 }
 
+/// What runs detached: it gets the manager, and a check to call while it waits.
+trait Work<T>: FnOnce(&Manager, &mut dyn FnMut() -> Result<()>) -> Result<T> + Send {}
+impl<T, F: FnOnce(&Manager, &mut dyn FnMut() -> Result<()>) -> Result<T> + Send> Work<T> for F {}
+
 impl PyManager {
     /// Runs `work` detached; a failing loader's own exception becomes the cause of ours.
-    fn enter<T: Send>(
-        &self,
-        py: Python<'_>,
-        work: impl FnOnce(&Manager, &mut dyn FnMut() -> Result<()>) -> Result<T> + Send,
-    ) -> PyResult<T> {
-        interruptible(py, |check| work(&self.inner, check))?.map_err(|error| self.explain(py, &error))
+    fn enter<T: Send>(&self, py: Python<'_>, work: impl Work<T>) -> PyResult<T> {
+        interruptible(py, |_| Ok(()), |check| work(&self.inner, check))?
+            .map_err(|error| self.explain(py, &error))
+    }
+
+    /// `enter` for work that ends in an array, or leads to one: numpy is imported while the model loads, not after it.
+    fn enter_for_array<T: Send>(&self, py: Python<'_>, work: impl Work<T>) -> PyResult<T> {
+        interruptible(py, import_numpy, |check| work(&self.inner, check))?
+            .map_err(|error| self.explain(py, &error))
     }
 
     fn explain(&self, py: Python<'_>, error: &Error) -> PyErr {
@@ -215,7 +222,9 @@ impl PyManager {
             // Attached: a hit takes less than letting go of the interpreter would.
             let vector = match self.inner.cached(text, &options).or_raise(py)? {
                 Some(vector) => vector,
-                None => self.enter(py, |manager, check| manager.embed_missed(text, options, check))?,
+                None => {
+                    self.enter_for_array(py, |manager, check| manager.embed_missed(text, options, check))?
+                }
             };
             let _inside = inside(py);
             return if copy {
@@ -229,7 +238,7 @@ impl PyManager {
             Texts::Many(texts) => (texts, false),
         };
         let mut raised = None;
-        let result = self.enter(py, |manager, check| {
+        let result = self.enter_for_array(py, |manager, check| {
             let mut tell = |done: usize, all: usize| match &progress {
                 None => Ok(()),
                 Some(progress) => attached(|py| progress.call1(py, (done, all)).map(drop)).map_err(|error| {
@@ -362,6 +371,9 @@ impl PyManager {
     #[pyo3(signature = (name, timeout = None))]
     fn load(&self, py: Python<'_>, name: &str, timeout: Option<f64>) -> PyResult<()> {
         let timeout = self::timeout(py, timeout)?;
+        if self.inner.is_embedding(name).or_raise(py)? {
+            return self.enter_for_array(py, |manager, check| manager.load(name, timeout, check));
+        }
         self.enter(py, |manager, check| manager.load(name, timeout, check))
     }
 
