@@ -29,7 +29,9 @@ pub mod weights;
 mod wordpiece;
 
 use std::fmt;
+use std::panic::resume_unwind;
 use std::path::PathBuf;
+use std::thread;
 
 use serde::Deserialize;
 use serde_json::Value;
@@ -176,6 +178,8 @@ pub struct Encoder {
     pub config: SentenceConfig,
     /// `model_type` of `config.json`.
     pub architecture: String,
+    /// Ids that the model has an embedding of: those below this one.
+    pub vocabulary: usize,
     model: Box<dyn SentenceEncoder>,
     dense: Vec<Dense>,
 }
@@ -193,10 +197,14 @@ impl Encoder {
         sentence.max_length =
             overrides.max_length.map_or(sentence.max_length, |length| length.min(positions));
         let fingerprint = files.fingerprint(dtype)?;
-        let tokenizer = Tokenizer::load(files, sentence.lower_case)?;
+        // A tokenizer takes about as long to read as the weights of a small model take to pack.
+        let (tokenizer, model) = together(
+            || Tokenizer::load(files, sentence.lower_case),
+            || build(&config, &Weights::open(&files.weights)?),
+        );
+        let (tokenizer, model) = (tokenizer?, model?);
         let dense: Vec<_> =
             sentence.dense.iter().map(|folder| Dense::load(&files.model, folder)).collect::<Result<_>>()?;
-        let model = build(&config, &Weights::open(&files.weights)?)?;
         let mut width = model.width();
         for (layer, folder) in dense.iter().zip(&sentence.dense) {
             if layer.inputs() != width {
@@ -207,12 +215,13 @@ impl Encoder {
             }
             width = layer.outputs();
         }
-        let embedded = config.json["vocab_size"].as_u64().unwrap_or(u64::MAX);
-        if tokenizer.id_limit() as u64 > embedded {
+        let known = tokenizer.id_limit();
+        let embedded = config.json["vocab_size"].as_u64().and_then(|size| usize::try_from(size).ok());
+        let vocabulary = embedded.unwrap_or(known);
+        if known > vocabulary {
             log::warn!(
-                "{}: the tokenizer knows {} ids, the model {embedded}; a text with one of the others will fail",
-                files.model,
-                tokenizer.id_limit()
+                "{}: the tokenizer knows {known} ids, the model {vocabulary}; a text with one of the others will fail",
+                files.model
             );
         }
         Ok(Self {
@@ -222,6 +231,7 @@ impl Encoder {
             tokenizer,
             config: sentence,
             architecture: config.json["model_type"].as_str().unwrap_or_default().to_owned(),
+            vocabulary,
             model,
             dense,
         })
@@ -247,10 +257,22 @@ impl Encoder {
     /// # Errors
     /// Those of the tokenizer.
     pub fn tokenize(&self, prompt: &str, text: &str) -> Result<Vec<u32>> {
+        self.ids(prompt, text, self.config.max_length)
+    }
+
+    /// The same, with nothing cut.
+    ///
+    /// # Errors
+    /// Those of the tokenizer.
+    pub fn tokenize_whole(&self, prompt: &str, text: &str) -> Result<Vec<u32>> {
+        self.ids(prompt, text, usize::MAX)
+    }
+
+    fn ids(&self, prompt: &str, text: &str, max_length: usize) -> Result<Vec<u32>> {
         if prompt.is_empty() {
-            return self.tokenizer.encode(text, self.config.max_length);
+            return self.tokenizer.encode(text, max_length);
         }
-        self.tokenizer.encode(&format!("{prompt}{text}"), self.config.max_length)
+        self.tokenizer.encode(&format!("{prompt}{text}"), max_length)
     }
 
     /// The vectors of a batch into `out`, row-major `[sequences, width]`: pooled, through the Dense layers, and
@@ -280,6 +302,20 @@ impl fmt::Debug for Encoder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Encoder({}, {} dimensions, {})", self.name, self.width(), self.dtype())
     }
+}
+
+/// Both results, `aside` computed on a thread of its own where one can be had. A panic of it goes on in the caller.
+fn together<A: Send, B>(aside: impl Fn() -> A + Sync, here: impl FnOnce() -> B) -> (A, B) {
+    thread::scope(|scope| {
+        let builder = thread::Builder::new().name("tokenizer".into());
+        match builder.spawn_scoped(scope, &aside) {
+            Ok(thread) => {
+                let b = here();
+                (thread.join().unwrap_or_else(|panic| resume_unwind(panic)), b)
+            }
+            Err(_) => (aside(), here()),
+        }
+    })
 }
 
 /// Divides by the Euclidean length; a zero vector stays zero (PyTorch's `normalize`, whose floor is 1e-12).

@@ -13,17 +13,19 @@ use super::errors::{OrRaise, to_py};
 use super::fork;
 use super::generation::{self, PyGenerationTicket, PyTextStream};
 use super::host::{PythonHost, PythonLoader, interruptible, unwrap_object};
-use super::leave::{attached, calling, detached, inside};
+use super::leave::{attached, detached, inside};
 use super::options::{call_options, keep_alive, timeout};
 use super::register::{AboutVectors, Given, Registration, refused};
 use super::report;
-use super::texts::{Texts, text_of};
+use super::submit::{self, PyTicket};
+use super::texts::{self, Texts, text_of};
 use super::tracker::PyTracker;
-use super::vectors::{copied_array, matrix_array, row_array, shared_array};
+use super::vectors::{copied_array, import_numpy, matrix_array, row_array, shared_array};
 use crate::config::Settings;
 use crate::lifecycle::ReaperSettings;
-use crate::manager::{GenerateOptions, Held, Keep, Manager, Matrix, Ticket};
+use crate::manager::{EmbedOptions, GenerateOptions, Held, Keep, Manager, Matrix};
 use crate::sync::Mutex;
+use crate::wire::Encoding;
 use crate::{Error, Result};
 
 /// Model slots, the embedding cache and the queues. All methods may be called from any thread.
@@ -34,35 +36,29 @@ pub(super) struct PyManager {
     loaders: Mutex<HashMap<String, Arc<PythonLoader>>>,
 }
 
-/// A request under way.
-#[pyclass(frozen, name = "Ticket", module = "model_manager._core")]
-pub(super) struct PyTicket(Ticket);
-
-#[pymethods]
-impl PyTicket {
-    /// Whether `on_done` has been called or never will be (cancelled).
-    #[getter]
-    fn done(&self) -> bool {
-        self.0.is_done()
-    }
-
-    /// Give the request up. True: `on_done` will not be called any more; False: it is too late.
-    fn cancel(&self, py: Python<'_>) -> bool {
-        detached(py, || self.0.cancel())
-    }
-}
+/// What runs detached: it gets the manager, and a check to call while it waits.
+trait Work<T>: FnOnce(&Manager, &mut dyn FnMut() -> Result<()>) -> Result<T> + Send {}
+impl<T, F: FnOnce(&Manager, &mut dyn FnMut() -> Result<()>) -> Result<T> + Send> Work<T> for F {}
 
 impl PyManager {
     /// Runs `work` detached; a failing loader's own exception becomes the cause of ours.
-    fn enter<T: Send>(
-        &self,
-        py: Python<'_>,
-        work: impl FnOnce(&Manager, &mut dyn FnMut() -> Result<()>) -> Result<T> + Send,
-    ) -> PyResult<T> {
-        interruptible(py, |check| work(&self.inner, check))?.map_err(|error| self.explain(py, &error))
+    fn enter<T: Send>(&self, py: Python<'_>, work: impl Work<T>) -> PyResult<T> {
+        interruptible(py, |_| Ok(()), |check| work(&self.inner, check))?
+            .map_err(|error| self.explain(py, &error))
     }
 
-    fn explain(&self, py: Python<'_>, error: &Error) -> PyErr {
+    /// `enter` for work that ends in an array, or leads to one: numpy is imported while the model loads, not after it.
+    fn enter_for_array<T: Send>(&self, py: Python<'_>, work: impl Work<T>) -> PyResult<T> {
+        interruptible(py, import_numpy, |check| work(&self.inner, check))?
+            .map_err(|error| self.explain(py, &error))
+    }
+
+    pub(super) fn core(&self) -> &Manager {
+        &self.inner
+    }
+
+    /// `error` as Python's; a failing loader's own exception is its cause.
+    pub(super) fn explain(&self, py: Python<'_>, error: &Error) -> PyErr {
         if let Error::Loader { model, .. } = error {
             let loader = self.loaders.lock().get(model).cloned();
             if let Some(loader) = loader {
@@ -215,7 +211,9 @@ impl PyManager {
             // Attached: a hit takes less than letting go of the interpreter would.
             let vector = match self.inner.cached(text, &options).or_raise(py)? {
                 Some(vector) => vector,
-                None => self.enter(py, |manager, check| manager.embed_missed(text, options, check))?,
+                None => {
+                    self.enter_for_array(py, |manager, check| manager.embed_missed(text, options, check))?
+                }
             };
             let _inside = inside(py);
             return if copy {
@@ -224,12 +222,9 @@ impl PyManager {
                 shared_array(py, &vector)
             };
         }
-        let (texts, single) = match Texts::extract(texts)? {
-            Texts::One(text) => (vec![text], true),
-            Texts::Many(texts) => (texts, false),
-        };
+        let (inputs, single) = texts::inputs(texts)?;
         let mut raised = None;
-        let result = self.enter(py, |manager, check| {
+        let result = self.enter_for_array(py, |manager, check| {
             let mut tell = |done: usize, all: usize| match &progress {
                 None => Ok(()),
                 Some(progress) => attached(|py| progress.call1(py, (done, all)).map(drop)).map_err(|error| {
@@ -237,7 +232,7 @@ impl PyManager {
                     Error::Cancelled
                 }),
             };
-            manager.embed(texts, options, check, &mut tell)
+            manager.embed(inputs, options, check, &mut tell)
         });
         if let Some(raised) = raised {
             return Err(raised);
@@ -265,30 +260,34 @@ impl PyManager {
         let py = slf.py();
         let options =
             call_options(py, model, prompt, prompt_name, normalize, truncate_dim, timeout, keep_alive)?;
-        let (texts, single) = match Texts::extract(texts)? {
-            Texts::One(text) => (vec![text], true),
-            Texts::Many(texts) => (texts, false),
-        };
-        let manager = slf.clone().unbind();
-        let reply = Box::new(move |result: Result<Matrix>| {
-            // Nobody is there to be told while the interpreter shuts down.
-            calling(|py| {
-                let result = result.map_err(|error| manager.get().explain(py, &error));
-                let told = match result.and_then(|matrix| array(py, matrix, single, copy)) {
-                    Ok(array) => on_done.call1(py, (array, py.None())),
-                    Err(error) => on_done.call1(py, (py.None(), error.into_value(py))),
-                };
-                if let Err(error) = told {
-                    error.write_unraisable(py, Some(on_done.bind(py)));
-                }
-                // Both are Python's: let go of them here, attached.
-                drop((manager, on_done));
-            });
-        });
-        let inner = &slf.get().inner;
-        detached(py, || inner.submit(texts, options, reply))
-            .map(PyTicket)
-            .map_err(|error| slf.get().explain(py, &error))
+        let (inputs, single) = texts::inputs(texts)?;
+        submit::vectors(slf, inputs, options, on_done, move |py, matrix| array(py, matrix, single, copy))
+    }
+
+    /// `submit`, with the answer as the JSON body of OpenAI's `POST /v1/embeddings`.
+    #[pyo3(signature = (inputs, on_done, model = None, *, served_model, encoding_format = "float", prompt = None,
+                        prompt_name = None, truncate_dim = None, truncate = true, timeout = None, keep_alive = None))]
+    #[expect(clippy::too_many_arguments, reason = "keywords of a Python function")]
+    fn submit_response(
+        slf: &Bound<'_, Self>,
+        inputs: &Bound<'_, PyAny>,
+        on_done: Py<PyAny>,
+        model: Option<String>,
+        served_model: String,
+        encoding_format: &str,
+        prompt: Option<String>,
+        prompt_name: Option<String>,
+        truncate_dim: Option<&Bound<'_, PyAny>>,
+        truncate: bool,
+        timeout: Option<f64>,
+        keep_alive: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<PyTicket> {
+        let py = slf.py();
+        let options = call_options(py, model, prompt, prompt_name, true, truncate_dim, timeout, keep_alive)?;
+        let options = EmbedOptions { truncate, ..options };
+        let encoding = Encoding::parse(encoding_format).or_raise(py)?;
+        let (inputs, _) = texts::inputs(inputs)?;
+        submit::response(slf, inputs, options, served_model, encoding, on_done)
     }
 
     /// The whole answer to `prompt`, with its figures.
@@ -362,6 +361,9 @@ impl PyManager {
     #[pyo3(signature = (name, timeout = None))]
     fn load(&self, py: Python<'_>, name: &str, timeout: Option<f64>) -> PyResult<()> {
         let timeout = self::timeout(py, timeout)?;
+        if self.inner.is_embedding(name).or_raise(py)? {
+            return self.enter_for_array(py, |manager, check| manager.load(name, timeout, check));
+        }
         self.enter(py, |manager, check| manager.load(name, timeout, check))
     }
 
