@@ -99,13 +99,6 @@ def test_a_large_request_alone_is_not_too_many(serve):
     assert server.embed(input=[f"text {number}" for number in range(100)]).status_code == 200
 
 
-def test_the_cores_own_queue_limit(serve, make_manager):
-    server = serve(make_manager(max_queue=3), max_waiting=1000)
-    refused = server.embed(input=[f"text {number}" for number in range(100)])
-    assert refused.status_code == 429
-    assert refused.headers["retry-after"]
-
-
 async def test_a_client_that_leaves_takes_its_texts_along(serve, gate):
     server = serve()
     host, port = server.url.removeprefix("http://").split(":")

@@ -201,7 +201,7 @@ async def _compute(
             with contextlib.suppress(RuntimeError):
                 loop.call_soon_threadsafe(settle, content, tokens, error)
 
-    ticket = _submit(service.manager, inputs, on_done, slot, **options)
+    ticket = service.manager.submit_response(inputs, on_done, slot, **options)
     if future.done():
         # Everything was cached.
         return future.result()
@@ -236,30 +236,3 @@ def _refused(error: Exception, options: dict[str, Any]) -> Exception:
         if words in message:
             return bad_request(message.replace(words, param), param)
     return bad_request(message, "input")
-
-
-def _submit(manager: Any, inputs: Any, on_done: Any, slot: str, **options: Any) -> Any:
-    import base64
-
-    import orjson
-
-    served, encoding = options.pop("served_model"), options.pop("encoding_format")
-    options.pop("truncate")
-
-    def done(result: Any, error: Any) -> None:
-        if error is not None:
-            on_done(None, 0, error)
-            return
-        rows = result.reshape(-1, result.shape[-1])
-        data = [
-            {
-                "object": "embedding",
-                "index": i,
-                "embedding": row.tolist() if encoding == "float" else base64.b64encode(row.tobytes()).decode(),
-            }
-            for i, row in enumerate(rows)
-        ]
-        usage = {"prompt_tokens": 1, "total_tokens": 1}
-        on_done(orjson.dumps({"object": "list", "data": data, "model": served, "usage": usage}), 1, None)
-
-    return manager.submit(inputs, done, slot, **options)
