@@ -229,7 +229,7 @@ function showModel(row, model) {
   row.state.className = `state ${state}`;
   row.lamp.className = `lamp ${{ ready: "ready", loading: "busy" }[state] ?? (model.last_error ? "failed" : "")}`;
   put(row.word, state === "loading" ? words.loadingModel : words[state]);
-  put(row.size, state === "ready" ? format.bytes(model.bytes) : "");
+  put(row.size, state === "ready" && model.bytes ? format.bytes(model.bytes) : "");
   const leaves = model.unload_in_seconds;
   put(row.left, [state === "ready" && staying(model), model.queued && words.queuedTexts(model.queued)].filter(Boolean).join(" · "));
   row.meter.hidden = leaves === null;

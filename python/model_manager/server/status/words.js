@@ -6,7 +6,7 @@ const list = (...parts) => parts.filter(Boolean).join(", ");
 const WORDS = {
   en: {
     skip: "Skip to the figures", languages: "Language", overview: "Overview", example: "Example request",
-    connecting: "Connecting", serving: "Serving", loading: "Loading", draining: "Shutting down", gone: "Not reachable", locked: "Locked",
+    connecting: "Connecting", serving: "Serving", loading: "Loading a model", draining: "Shutting down", gone: "Not reachable", locked: "Locked",
     summary: (ready, all, up) => `${ready} of ${all} models in memory · up for ${up}`,
     requests: "Requests", perSecond: "/s", requestsNote: (total, errors, active) =>
       list(`${format.number(total)} in all`, errors && count(errors, "error", "errors"), active && `${format.number(active)} under way`),
@@ -38,7 +38,7 @@ const WORDS = {
   },
   tr: {
     skip: "Göstergelere geç", languages: "Dil", overview: "Genel bakış", example: "Örnek istek",
-    connecting: "Bağlanıyor", serving: "Hizmette", loading: "Yükleniyor", draining: "Kapanıyor", gone: "Ulaşılamıyor", locked: "Kilitli",
+    connecting: "Bağlanıyor", serving: "Hizmette", loading: "Model yükleniyor", draining: "Kapanıyor", gone: "Ulaşılamıyor", locked: "Kilitli",
     summary: (ready, all, up) => `Bellekteki modeller: ${ready}/${all} · çalışma süresi ${up}`,
     requests: "İstekler", perSecond: "/sn", requestsNote: (total, errors, active) =>
       list(`toplam ${format.number(total)}`, errors && `hatalı ${format.number(errors)}`, active && `süren ${format.number(active)}`),
