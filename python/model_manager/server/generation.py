@@ -102,9 +102,9 @@ class Chat:
         return {"message": {"role": "assistant", "content": text, "refusal": None}}
 
     @staticmethod
-    def piece(text: str | None, *, first: bool = False) -> dict[str, Any]:
+    def piece(text: str | None) -> dict[str, Any]:
         """A part of it; None: its end."""
-        return {"delta": {**({"role": "assistant"} if first else {}), **({} if text is None else {"content": text})}}
+        return {"delta": {} if text is None else {"content": text}}
 
 
 class Continuation:
@@ -121,7 +121,7 @@ class Continuation:
         return {"text": text}
 
     @staticmethod
-    def piece(text: str | None, *, first: bool = False) -> dict[str, Any]:
+    def piece(text: str | None) -> dict[str, Any]:
         """A part of it; None: its end."""
         return {"text": text or ""}
 
@@ -163,7 +163,7 @@ async def _events(
         return _event({**head, "choices": [choice], **({"usage": None} if with_usage else {})})
 
     if form is Chat:
-        yield event(form.piece("", first=True))
+        yield event({"delta": {"role": "assistant", "content": ""}})
     if first is not None:
         yield event(form.piece(first))
     try:

@@ -6,7 +6,7 @@ const RATE_SECONDS = 10;
 const NOTHING = "–";
 
 let timer = 0, asking = false, failures = 0, last = null;
-let polls = [], history = [], events = [];
+let polls = [], samples = [], events = [];
 const chart = new MemoryChart($("chart"), $("readout"));
 const rows = new Map();
 
@@ -27,14 +27,24 @@ const figure = (node, parts, tail = "") => {
 };
 
 /* The server */
-const storedKey = () => { try { return sessionStorage.getItem("key"); } catch { return null; } };
-const call = (where, options = {}) => {
-  const key = storedKey();
-  return fetch(new URL(where, home), {
-    cache: "no-store", signal: AbortSignal.timeout(10_000), ...options,
-    headers: { Accept: "application/json", ...(options.body ? { "Content-Type": "application/json" } : {}), ...(key ? { Authorization: `Bearer ${key}` } : {}) },
-  });
-};
+let key = null;
+try { key = sessionStorage.getItem("key"); } catch { /* no storage: this visit alone remembers */ }
+function setKey(value) {
+  key = value;
+  try {
+    if (value === null) sessionStorage.removeItem("key");
+    else sessionStorage.setItem("key", value);
+  } catch { /* as above */ }
+}
+
+const call = (where, options = {}) => fetch(new URL(where, home), {
+  cache: "no-store", signal: AbortSignal.timeout(10_000), ...options,
+  headers: {
+    Accept: "application/json",
+    ...(options.body ? { "Content-Type": "application/json" } : {}),
+    ...(key === null ? {} : { Authorization: `Bearer ${key}` }),
+  },
+});
 
 async function poll() {
   clearTimeout(timer);
@@ -42,7 +52,7 @@ async function poll() {
   asking = true;
   let wait = EVERY;
   try {
-    const since = history.length ? `?since=${history.at(-1)[0]}` : "";
+    const since = samples.length ? `?since=${samples.at(-1)[0]}` : "";
     const answer = await call(`api/status${since}`);
     if (answer.status === 401) {
       askForKey();
@@ -65,11 +75,11 @@ async function poll() {
 
 function take(data) {
   const restarted = last && (last.process.pid !== data.process.pid || last.started !== data.started);
-  if (restarted) [polls, history, events] = [[], [], []];
+  if (restarted) [polls, samples, events] = [[], [], []];
   else if (last) note(last.models, data);
   last = data;
-  history = history.concat(data.memory.history);
-  history = history.filter(sample => sample[0] >= history.at(-1)[0] - data.memory.history_seconds);
+  samples = samples.concat(data.memory.history);
+  samples = samples.filter(sample => sample[0] >= samples.at(-1)[0] - data.memory.history_seconds);
   polls = [...polls, { at: data.uptime_seconds, requests: data.requests.requests_per_second, latency: data.requests.latency_p50,
     tokens: data.generation.generated_tokens, queued: data.queue.queued }].slice(-MOST_POLLS);
   render();
@@ -115,8 +125,8 @@ function say(sentence, seconds = 0, bad = false) {
 
 function askForKey() {
   const dialog = $("key-dialog");
-  put($("key-error"), storedKey() ? words.keyWrong : "");
-  try { sessionStorage.removeItem("key"); } catch { /* no storage: asked again next time */ }
+  put($("key-error"), key === null ? "" : words.keyWrong);
+  setKey(null);
   $("key").value = "";
   if (!dialog.open) dialog.showModal();
   showState();
@@ -168,7 +178,7 @@ function render() {
   put($("memory-models"), format.bytes(memory.models));
   $("budget").hidden = memory.budget === null;
   if (memory.budget !== null) put($("memory-budget"), format.bytes(memory.budget));
-  chart.show(history, events, memory.budget);
+  chart.show(samples, events, memory.budget);
   showLoads(models);
   showModels(models);
   showExample();
@@ -256,7 +266,7 @@ function staying(model) {
 
 function showExample() {
   const body = JSON.stringify({ model: last.default_model, input: words.tryText }).replaceAll("'", "'\\''");
-  put($("example"), [`curl ${new URL("v1/embeddings", home)} \\`, ...(storedKey() ? ['  -H "Authorization: Bearer $API_KEY" \\'] : []),
+  put($("example"), [`curl ${new URL("v1/embeddings", home)} \\`, ...(key !== null ? ['  -H "Authorization: Bearer $API_KEY" \\'] : []),
     "  -H 'Content-Type: application/json' \\", `  -d '${body}'`].join("\n"));
 }
 
@@ -306,10 +316,10 @@ $("copy").addEventListener("click", async () => {
 $("key-dialog").addEventListener("cancel", event => event.preventDefault());
 $("key-form").addEventListener("submit", event => {
   event.preventDefault();
-  const key = $("key").value.trim();
+  const given = $("key").value.trim();
   /* Other characters cannot stand in a header. */
-  if (!/^[!-~]+$/.test(key)) return put($("key-error"), words.keyWrong);
-  try { sessionStorage.setItem("key", key); } catch { /* asked again at the next poll */ }
+  if (!/^[!-~]+$/.test(given)) return put($("key-error"), words.keyWrong);
+  setKey(given);
   $("key-dialog").close();
   poll();
 });
