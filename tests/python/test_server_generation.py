@@ -6,6 +6,7 @@ import asyncio
 import json
 import socket
 
+import httpx
 import openai
 import orjson
 import pytest
@@ -293,6 +294,28 @@ def test_a_client_that_leaves_the_queue(endless_server):
     assert figures(manager)["cancelled"] == 1
     for stream in busy:
         stream.cancel()
+
+
+SERVE = """
+from model_manager import ModelManager
+from model_manager.server import ServerConfig
+from model_manager.server.main import run
+run(ServerConfig(port=0), ModelManager(generator_model=MODEL, generator_dtype="float32"))
+"""
+
+
+def test_a_stream_under_way_is_finished_before_the_server_ends(process, endless_model):
+    server = process("-c", SERVE.replace("MODEL", repr(str(endless_model))))
+    body = {"prompt": TEXT, "max_tokens": 4000, "min_tokens": 4000, "stream": True}
+    with httpx.stream("POST", f"{server.url()}/v1/completions", json=body, timeout=SECONDS) as answer:
+        lines = answer.iter_lines()
+        next(lines)
+        server.popen.terminate()
+        *_, end, last = filter(None, lines)
+    assert json.loads(end.removeprefix("data: "))["choices"][0]["finish_reason"] == "length"
+    assert last == "data: [DONE]"
+    server.popen.wait(SECONDS)
+    assert "Traceback" not in server.text()
 
 
 # --- Refusals ----------------------------------------------------------------------------------------------------
