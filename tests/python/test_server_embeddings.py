@@ -119,6 +119,14 @@ def test_instructions_are_recognised_by_the_models_prompts(serve, make_manager):
     np.testing.assert_array_equal(vectors(server.embed(input="x = 1", prompt_name="document"))[0], bare)
 
 
+def test_qwen3_embedding_takes_instructions_by_its_name(serve, tmp_path):
+    (tmp_path / "Qwen3-Embedding-tiny").symlink_to(MODELS[0].source)
+    server = serve(models=[ServedModel("any", source=str(tmp_path / "Qwen3-Embedding-tiny"))])
+    assert server.client.get("/v1/models/any").json()["capabilities"]["instructions"] is True
+    expected = server.manager.embed(f"{INSTRUCTIONS['text_search']}\n{ENGLISH_TEXT}", "any", prompt="")
+    np.testing.assert_array_equal(vectors(server.embed(input=ENGLISH_TEXT))[0], expected)
+
+
 def test_token_ids(server):
     # Ids of the model's own vocabulary, read as they are.
     one, several = [5, 6, 7], [[5, 6, 7], [8, 9]]

@@ -122,6 +122,15 @@ def test_unknown_model(server):
     checked(server.client.get("/v1/models/a/b"), 404, "not_found_error", "model", "model_not_found")
 
 
+@pytest.mark.parametrize(
+    "body", [{"model": "x" * 10**6}, {"encoding_format": "y" * 10**6}, {"prompt_name": "z" * 10**6}]
+)
+def test_messages_stay_short(server, body):
+    response = server.embed(input="a", **body)
+    assert response.status_code in {400, 404}
+    assert len(response.content) < 2000
+
+
 @pytest.mark.parametrize("path", ["/nothing", "/v1", "/v1/embedding", "/api/ps/x", "/%00", "/metrics/"])
 def test_unknown_path(server, path):
     checked(server.client.get(path, follow_redirects=True), 404, "not_found_error", code="unknown_path")

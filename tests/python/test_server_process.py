@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
 
@@ -28,6 +29,20 @@ def load():
 manager = ModelManager(auto_cleanup=False)
 manager.register("slow", loader=load)
 run(ServerConfig(port=0, models=[ServedModel("tiny", source=MODEL), ServedModel("slow")]), manager)
+"""
+NEVER = """
+import time
+from model_manager import ModelManager
+from model_manager.server import ServedModel, ServerConfig
+from model_manager.server.main import run
+
+def load():
+    print("loading", flush=True)
+    time.sleep(600)
+
+manager = ModelManager(auto_cleanup=False)
+manager.register("never", loader=load)
+run(ServerConfig(port=0, models=[ServedModel("never")], drain_timeout=0.2), manager)
 """
 SERVE = """
 from model_manager.server import ServedModel, ServerConfig
@@ -78,6 +93,24 @@ def test_requests_under_way_are_finished(process, tmp_path):
     assert answers[0].json()["loaded"] is True
     assert server.popen.wait(SECONDS) == -15
     assert "Traceback" not in server.text()
+
+
+def test_what_never_ends_does_not_keep_it(process, tmp_path):
+    server = process(script(tmp_path, NEVER))
+    url = server.url()
+
+    def asks():
+        with contextlib.suppress(httpx.TransportError):
+            httpx.post(f"{url}/api/load", json={"model": "never"}, timeout=SECONDS)
+
+    requests = [threading.Thread(target=asks) for _ in range(3)]
+    for request in requests:
+        request.start()
+    until(lambda: "loading" in server.text())
+    assert server.stop() == -15
+    assert server.text().count("loading") == 1
+    for request in requests:
+        request.join(SECONDS)
 
 
 def test_workers(process, tmp_path):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from .errors import ApiError, bad_request
 from .middleware import read_json, to_json
 from .schemas import AllLoaded, Loaded, LoadRequest, Running, WarmUpRequest
+from .service import in_thread
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -35,7 +36,7 @@ def add_routes(routes: Routes, service: Service) -> None:
         """Unload a model. Requests that compute with it finish first."""
         name, slot = _named(service, (await _allowed(request, service)).get("model"))
         started = time.perf_counter()
-        await asyncio.to_thread(service.manager.unload, slot)
+        await in_thread(service.manager.unload, slot)
         return to_json(_result(service, name, slot, started))
 
     async def warm_up(request: Request) -> Response:
@@ -82,7 +83,7 @@ def _named(service: Service, name: Any) -> tuple[str, str]:
 
 async def _load(service: Service, name: str, slot: str) -> dict[str, Any]:
     started = time.perf_counter()
-    await asyncio.to_thread(service.manager.load, slot, service.config.request_timeout)
+    await service.load(slot)
     return _result(service, name, slot, started)
 
 

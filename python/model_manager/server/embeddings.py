@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import threading
 from typing import TYPE_CHECKING, Any
 
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
+from ..aio import start_response
 from ..errors import ConfigError, InputError
 from .errors import ApiError, bad_request, overloaded
 from .middleware import read_json
@@ -181,35 +180,16 @@ async def _compute(
     service: Service, receive: Receive, inputs: Any, count: int, slot: str, options: dict[str, Any]
 ) -> tuple[bytes, int]:
     """The answer's body and how many tokens were read. A client that leaves takes its texts out of the queue."""
-    loop = asyncio.get_running_loop()
-    thread = threading.get_ident()
-    future: asyncio.Future[tuple[bytes, int]] = loop.create_future()
-
-    def settle(content: bytes | None, tokens: int, error: BaseException | None) -> None:
-        if future.done():
-            return
-        if error is not None:
-            future.set_exception(error)
-        elif content is not None:
-            future.set_result((content, tokens))
-
-    def on_done(content: bytes | None, tokens: int, error: BaseException | None) -> None:
-        if threading.get_ident() == thread:
-            settle(content, tokens, error)
-        else:
-            # A loop closed meanwhile: nobody waits any more.
-            with contextlib.suppress(RuntimeError):
-                loop.call_soon_threadsafe(settle, content, tokens, error)
-
-    ticket = service.manager.submit_response(inputs, on_done, slot, **options)
+    future, ticket = start_response(service.manager, inputs, slot, **options)
     if future.done():
         # Everything was cached.
         return future.result()
     if service.waiting and service.waiting + count > service.config.max_waiting:
         ticket.cancel()
+        future.cancel()
         raise overloaded(f"{service.waiting} texts wait for vectors already; try again later", service.retry_after())
     service.waiting += count
-    watcher = loop.create_task(_watch(receive, future))
+    watcher = asyncio.get_running_loop().create_task(_watch(receive, future))
     try:
         return await future
     finally:

@@ -28,6 +28,8 @@ _TYPES = {
     503: "service_unavailable",
 }
 """Every other status is the request's fault."""
+_LONGEST = 1000
+"""Characters of a message."""
 
 
 class ApiError(HTTPException):
@@ -42,7 +44,8 @@ class ApiError(HTTPException):
         code: str | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
-        super().__init__(status, message, headers)
+        # Messages quote what was sent, which may be megabytes.
+        super().__init__(status, message if len(message) <= _LONGEST else f"{message[:_LONGEST]}…", headers)
         self.param = param
         self.code = code
 

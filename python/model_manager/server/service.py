@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
 import os
+import threading
 import time
 from collections import deque
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 from .._core import Config
 from ..chatbot import ModelManager
@@ -18,6 +20,8 @@ from .errors import unknown_model
 from .metrics import Metrics, check_shared_folder
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from .._types import Description, SlotStatistics
 
 logger = logging.getLogger("model_manager.server")
@@ -29,13 +33,52 @@ _RATE_SAMPLES = 5
 _CACHE: dict[str, Any] = {"cache_policy": "ttl", "cache_ttl": 600.0, "cache_size": 10_000}
 """Of a manager that is the server's own, unless the environment says otherwise."""
 
+_INSTRUCTED = "qwen3-embedding"
+"""In the source of a model that takes instructions: so that it need not be loaded to know, or is on another server."""
+
 Kind = Literal["embedding", "generator"]
+Result = TypeVar("Result")
+
+
+def in_thread(function: Callable[..., Result], *args: Any) -> asyncio.Future[Result]:
+    """What `function` returns or raises, called on a thread of its own.
+
+    For what may take minutes: it takes no place in the loop's executor, and an interpreter that ends does not wait for
+    it.
+    """
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[Result] = loop.create_future()
+    # Nobody may be waiting any more when it fails.
+    future.add_done_callback(lambda done: done.cancelled() or done.exception())
+
+    def settle(result: Result | None, error: BaseException | None) -> None:
+        if future.done():
+            return
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(cast("Result", result))
+
+    def work() -> None:
+        result, error = None, None
+        try:
+            result = function(*args)
+        except BaseException as caught:  # noqa: BLE001  it is raised where the result is awaited
+            error = caught
+        # A loop closed meanwhile: nobody waits any more.
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(settle, result, error)
+
+    threading.Thread(target=work, name=f"model-manager-{function.__name__}", daemon=True).start()
+    return future
 
 
 def own_manager() -> ModelManager:
     """A manager for a server alone, with a cache made for many clients."""
     variables = {field["name"]: field["environment"] for field in Config.fields()}
-    return ModelManager(Config(**{name: value for name, value in _CACHE.items() if variables[name] not in os.environ}))
+    return ModelManager(
+        Config(**{name: value for name, value in _CACHE.items() if not os.environ.get(variables[name])})
+    )
 
 
 class Service:
@@ -68,7 +111,7 @@ class Service:
         self.history: deque[tuple[float, float, float]] = deque(maxlen=_HISTORY)
         self._finished: deque[tuple[float, int]] = deque(maxlen=_RATE_SAMPLES)
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._instructed: dict[str, asyncio.Task[bool]] = {}
+        self._loads: dict[str, asyncio.Future[None]] = {}
         self._descriptions: dict[str, Description] = {}
         self._by_name = {name: model for model in config.models for name in (model.name, *model.aliases)}
         for model in config.models:
@@ -104,13 +147,11 @@ class Service:
     async def stop(self) -> None:
         """Serve no more. A manager of the server's own is closed."""
         self.draining = True
-        tasks = [*self._tasks, *self._instructed.values()]
-        for task in tasks:
+        for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        self._instructed.clear()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         if self.owns_manager:
-            await asyncio.to_thread(self.manager.close)
+            await in_thread(self.manager.close)
         self.metrics.leave()
 
     def spawn(self, work: Any) -> asyncio.Task[Any]:
@@ -143,7 +184,7 @@ class Service:
         try:
             for model in self.config.models:
                 try:
-                    await asyncio.to_thread(self.manager.load, model.key, self.config.request_timeout)
+                    await self.load(model.key)
                 except ModelManagerError as error:
                     logger.error("%s cannot be loaded: %s", model.name, error)
         finally:
@@ -193,29 +234,35 @@ class Service:
         return self._descriptions.get(slot)
 
     async def takes_instructions(self, model: ServedModel) -> bool:
-        """Whether texts for `model` stand behind an instruction; with ``auto`` its first use loads it to know."""
-        if model.instructions != "auto":
-            return model.instructions == "on"
-        task = self._instructed.get(model.key)
-        if task is None or (task.done() and (task.cancelled() or task.exception() is not None)):
-            task = asyncio.get_running_loop().create_task(asyncio.to_thread(self._has_instructions, model.key))
-            self._instructed[model.key] = task
-        # A client that leaves must not take the answer from the others.
-        return task.result() if task.done() else await asyncio.shield(task)
+        """Whether texts for `model` stand behind an instruction; with ``auto`` its first use may load it to know."""
+        known = self.instructions_known(model)
+        if known is None:
+            await self.load(model.key)
+            self.description(model.key)
+            known = self.instructions_known(model)
+        # Without a description it is no embedding model; the core says so with the first text.
+        return bool(known)
 
     def instructions_known(self, model: ServedModel) -> bool | None:
         """`takes_instructions` without loading; None while it is not known."""
         if model.instructions != "auto":
             return model.instructions == "on"
-        task = self._instructed.get(model.key)
-        return task.result() if task and task.done() and not task.cancelled() and not task.exception() else None
+        if _INSTRUCTED in (model.source or "").lower():
+            return True
+        description = self._descriptions.get(model.key)
+        if description is None:
+            return None
+        return any(prompt.startswith("Instruct:") for prompt in description["prompts"].values())
 
-    def _has_instructions(self, slot: str) -> bool:
-        self.manager.load(slot, self.config.request_timeout)
-        description = self.manager.describe(slot)
-        return description is not None and any(
-            prompt.startswith("Instruct:") for prompt in description["prompts"].values()
-        )
+    async def load(self, slot: str) -> None:
+        """Load a slot and wait for it, `request_timeout` seconds at most. All who wait share one load."""
+        load = self._loads.get(slot)
+        if load is None:
+            load = in_thread(self.manager.load, slot, self.config.request_timeout)
+            self._loads[slot] = load
+            load.add_done_callback(lambda _: self._loads.pop(slot, None))
+        # One who leaves must not take the load from the others.
+        await asyncio.shield(load)
 
     # --- Load ----------------------------------------------------------------------------------------------------
 
