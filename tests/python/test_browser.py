@@ -46,6 +46,8 @@ def busy():
         writer(cache_size=2000, memory_budget="300MB") as manager,
         running(create_app(ServerConfig(models=MODELS), manager)) as server,
     ):
+        manager.register("object", loader=dict)
+        manager.get("object")
         for _ in range(2):
             manager.embed([f"{TURKISH_TEXT} {n}" for n in range(1200)], "tiny")
         manager.complete("Merhaba", **GREEDY, max_new_tokens=20, min_new_tokens=20)
@@ -130,7 +132,7 @@ def test_it_shows_what_the_api_says(visit, busy):
     assert "in memory" in ready
     assert "stays until unloaded" in ready
     assert "not in memory" in page.row("prompted").inner_text()
-    assert page.text("#loads").count("1 load, median") == 2
+    assert page.text("#loads").count("1 load, median") == 3
     for fact in (said["process"]["isa"], str(said["process"]["pid"]), said["process"]["cpu"]):
         assert fact in page.text("#facts")
     assert '"model":"tiny"' in page.text("#example")
@@ -295,6 +297,10 @@ def test_no_width_scrolls_sideways(visit, busy, width, locale):
         ".map(node => node.getBoundingClientRect().right)"
     )
     assert max(edges) <= width
+    heights = page.tab.locator(".models .state").evaluate_all(
+        "nodes => nodes.map(node => node.getBoundingClientRect().height)"
+    )
+    assert max(heights) < 30, "one line each"
 
 
 def test_fingers_hit_the_buttons(visit, busy):

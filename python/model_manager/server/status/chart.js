@@ -82,7 +82,7 @@ class MemoryChart {
     this.from = Math.min(this.samples[0][0], this.to - 60);
     const MB = 2 ** 20;
     const highest = Math.max(...this.samples.map(sample => sample[1]), MB);
-    /* A budget far above is told in words only: it would press the line into the floor. */
+    /* A budget far above is told in words only: it would press the lines into the floor. */
     const limit = this.budget && this.budget < highest * 2.5 ? this.budget : 0;
     const step = round(Math.max(highest * 1.08, limit * 1.04) / MB, 4) * MB;
     const most = Math.ceil(Math.max(highest * 1.04, limit * 1.02) / step) * step;

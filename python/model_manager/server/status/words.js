@@ -17,7 +17,7 @@ const WORDS = {
     cache: "Cache hits", cacheNote: (hits, lookups, entries, most) =>
       `${format.number(hits)} of ${count(lookups, "look-up", "look-ups")}; ${format.number(entries)} of ${format.number(most)} places`,
     cacheOff: "turned off", noLookups: "no look-ups yet",
-    memory: "Memory", process: "Process", models: "Models", budget: "Budget", memoryChart: "Memory over time",
+    memory: "Memory", process: "Process", models: "Models", budget: "Models' budget", memoryChart: "Memory over time",
     memoryAt: (time, process, models) => `${time}: process ${process}, models ${models}`,
     loaded: name => `${name} loaded`, unloaded: name => `${name} unloaded`,
     loadTimes: "Load times", noLoads: "Nothing has been loaded yet.", loadNote: (times, median) => `${count(times, "load", "loads")}, median ${median}`,
@@ -49,7 +49,7 @@ const WORDS = {
     cache: "Önbellek isabeti", cacheNote: (hits, lookups, entries, most) =>
       `${format.number(lookups)} aramada ${format.number(hits)} isabet; doluluk ${format.number(entries)}/${format.number(most)}`,
     cacheOff: "kapalı", noLookups: "henüz arama yok",
-    memory: "Bellek", process: "Süreç", models: "Modeller", budget: "Sınır", memoryChart: "Zaman içinde bellek",
+    memory: "Bellek", process: "Süreç", models: "Modeller", budget: "Modellerin sınırı", memoryChart: "Zaman içinde bellek",
     memoryAt: (time, process, models) => `${time}: süreç ${process}, modeller ${models}`,
     loaded: name => `${name} yüklendi`, unloaded: name => `${name} bellekten çıktı`,
     loadTimes: "Yükleme süreleri", noLoads: "Henüz hiçbir model yüklenmedi.", loadNote: (times, median) => `${format.number(times)} yükleme, ortanca ${median}`,
@@ -87,6 +87,7 @@ const format = {
   number: n => intl({ maximumFractionDigits: 0 }).format(n),
   bytes: n => {
     const mega = n / 2 ** 20;
+    if (n && mega < 0.1) return unit("kilobyte", 0).format(n / 2 ** 10);
     return mega < 1024 ? unit("megabyte", mega < 10 ? 1 : 0).format(mega) : unit("gigabyte", 2).format(mega / 1024);
   },
   seconds: s => text(format.timing(s)),
