@@ -116,6 +116,10 @@ bench-peers: build models ## Against other packages, alternating in one run: thr
 	$(PY) benchmarks/peers.py
 	$(PY) benchmarks/generation.py
 
+.PHONY: bench-server
+bench-server: build models ## The server under load: cached, 32 clients, overload, 100,000 requests
+	$(PY) benchmarks/server.py --soak 100000
+
 .PHONY: wheel
 wheel: venv ## The wheel that users install: one for every Python from 3.10, into dist/
 	$(VENV)/bin/maturin build --profile wheel --interpreter $(PY) --out dist
