@@ -400,7 +400,8 @@ class Manager:
 
         The body holds a vector of length 1 for each input, or the one of a single str or list of ids; numbers read back
         as the same float32. It is written without the GIL, on the thread that calls `on_done(body, prompt_tokens,
-        error)`: (bytes, tokens, None) or (None, 0, error). The tokens are those that the model read, prompts and
+        error)`: (bytes, tokens, None) or (None, 0, error). That is this thread, before `submit_response` returns, when
+        everything was cached and is at most 65,536 numbers. The tokens are those that the model read, prompts and
         special ones included, those cut off not; the cache knows them too.
 
         Args:
