@@ -220,11 +220,11 @@ class LazyLoadTracker:
 
 @final
 class Ticket:
-    """A request under way, as `Manager.submit` returns it."""
+    """A request under way, as `Manager.submit` and `submit_response` return it."""
 
     @property
     def done(self) -> bool:
-        """Whether `on_done` has been called or never will be (cancelled)."""
+        """Whether `on_done` has been called, is about to be, or never will be (cancelled)."""
     def cancel(self) -> bool:
         """Give the request up. True: `on_done` will not be called any more; False: it is too late."""
 
@@ -413,8 +413,8 @@ class Manager:
             prompt: As for `embed`.
             prompt_name: As for `embed`.
             truncate_dim: As for `embed`.
-            truncate: Cut inputs that are longer than the model reads. False: raise InputError, which names the first
-                such input, its tokens and the limit.
+            truncate: Cut inputs that are longer than the model reads. False: the error is InputError, which names such
+                an input by its index, its tokens and the limit.
             timeout: As for `embed`.
             keep_alive: As for `embed`.
 

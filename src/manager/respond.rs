@@ -79,10 +79,10 @@ impl Page {
     }
 
     fn finish(self) {
-        let Self { body, matrix, model, on_body, .. } = self;
-        let tokens = matrix.tokens;
-        drop(matrix);
-        on_body(Ok((body.finish(&model, tokens), tokens)));
+        let tokens = self.matrix.tokens;
+        // The numbers are not needed beside what the caller makes of the body.
+        drop(self.matrix);
+        (self.on_body)(Ok((self.body.finish(&self.model, tokens), tokens)));
     }
 }
 
@@ -116,6 +116,7 @@ impl Task for Writing {
         }
     }
 
+    /// Nobody watches it: the call's own time ended with its vectors.
     fn expire(self: Arc<Self>) {}
 
     fn fail(self: Arc<Self>, error: Error) {

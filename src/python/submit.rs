@@ -15,7 +15,7 @@ pub(super) struct PyTicket(Ticket);
 
 #[pymethods]
 impl PyTicket {
-    /// Whether `on_done` has been called or never will be (cancelled).
+    /// Whether `on_done` has been called, is about to be, or never will be (cancelled).
     #[getter]
     fn done(&self) -> bool {
         self.0.is_done()
