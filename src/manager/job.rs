@@ -15,7 +15,7 @@ use super::entry::{Entry, Known, Resident, Serving};
 use super::fork;
 use super::front::Task;
 use super::options::{EmbedOptions, dimensions, finish};
-use crate::batching::{Cancel, Chunk, Lane};
+use crate::batching::{Cancel, Chunk, Lane, Rows};
 use crate::cache::{KeyRef, Vector};
 use crate::config::Seconds;
 use crate::lifecycle::Lease;
@@ -301,7 +301,7 @@ impl Job {
         known: &Known,
         texts: &[usize],
         tokens: usize,
-        result: Result<Vec<f32>>,
+        result: Result<Rows>,
     ) {
         let rows = match result {
             Ok(rows) => rows,
@@ -312,7 +312,7 @@ impl Job {
         let mut vectors = vec![0.0; texts.len() * width];
         let caching = self.core.settings().cache_size > 0;
         for ((row, out), &text) in
-            rows.chunks_exact(known.width).zip(vectors.chunks_exact_mut(width)).zip(texts)
+            rows.values.chunks_exact(known.width).zip(vectors.chunks_exact_mut(width)).zip(texts)
         {
             finish(row, self.options.normalize, out);
             if caching {
