@@ -23,8 +23,9 @@ pub struct RemoteEncoder {
 }
 
 struct Shared {
-    link: Arc<Link>,
+    link: Link,
     width: usize,
+    normalizes: bool,
     budget: Budget,
     counters: Arc<Counters>,
     state: Mutex<State>,
@@ -47,16 +48,18 @@ impl RemoteEncoder {
     /// # Errors
     /// [`Error::Remote`], [`Error::ModelNotFound`] and what else the server's answer means; [`Error::Internal`] when the
     /// operating system gives no thread.
-    pub fn open(link: Arc<Link>, counters: &Arc<Counters>) -> Result<Self> {
+    pub fn open(link: Link, counters: &Arc<Counters>) -> Result<Self> {
         let probe = link.embed(&[PROBE], &mut |pause| {
             thread::sleep(pause);
             true
         });
-        let width = probe.map_err(|failure| failure.error)?.width;
+        let Answer { values, width, .. } = probe.map_err(|failure| failure.error)?;
+        let length = values.iter().map(|value| value * value).sum::<f32>().sqrt();
         let settings = link.settings();
         let shared = Arc::new(Shared {
             link,
             width,
+            normalizes: (length - 1.0).abs() < 1e-3,
             budget: Budget { weight: BATCH_BYTES, items: settings.batch },
             counters: Arc::clone(counters),
             state: Mutex::new(State {
@@ -87,6 +90,12 @@ impl RemoteEncoder {
     #[must_use]
     pub fn width(&self) -> usize {
         self.shared.width
+    }
+
+    /// Whether the server's vectors have length 1, by the one that it gave first.
+    #[must_use]
+    pub fn normalizes(&self) -> bool {
+        self.shared.normalizes
     }
 
     /// The way to the server.

@@ -1,5 +1,6 @@
 //! A server's model as it is reached from here: requests with retries, behind a circuit breaker, counted.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -23,27 +24,58 @@ pub struct RemoteSettings {
     pub timeout: Duration,
 }
 
-/// What has been asked of a server's model so far. Outlives unloading.
+/// How a server's model has been doing. Outlives the [`Link`]: a server that failed is left alone by the next load too.
+#[derive(Debug)]
+pub struct Health {
+    breaker: Breaker,
+    requests: AtomicU64,
+    retries: AtomicU64,
+    errors: AtomicU64,
+}
+
+/// [`Health`] at one moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct LinkReport {
-    /// Requests sent, retries included.
+pub struct HealthReport {
+    /// Requests sent, those sent again included.
     pub requests: u64,
     /// Requests sent again after a failure.
     pub retries: u64,
-    /// Failures, each of which was told to those who waited.
+    /// Failures that were told to those who waited.
     pub errors: u64,
     /// What the circuit breaker lets through.
     pub circuit: Circuit,
 }
 
-/// The way to a server's model. Shared by everything that uses that model, loaded or not.
+impl Health {
+    /// Nothing has been asked yet.
+    #[must_use]
+    pub fn new(clock: Clock) -> Self {
+        Self {
+            breaker: Breaker::new(clock),
+            requests: AtomicU64::new(0),
+            retries: AtomicU64::new(0),
+            errors: AtomicU64::new(0),
+        }
+    }
+
+    /// The figures now.
+    #[must_use]
+    pub fn report(&self) -> HealthReport {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        HealthReport {
+            requests: read(&self.requests),
+            retries: read(&self.retries),
+            errors: read(&self.errors),
+            circuit: self.breaker.circuit(),
+        }
+    }
+}
+
+/// The way to a server's model.
 pub struct Link {
     client: Client,
-    breaker: Breaker,
+    health: Arc<Health>,
     settings: RemoteSettings,
-    requests: AtomicU64,
-    retries: AtomicU64,
-    errors: AtomicU64,
 }
 
 /// Why texts got no vectors.
@@ -69,15 +101,14 @@ impl Link {
     ///
     /// # Errors
     /// [`Error::Config`] for a key that is missing or none.
-    pub fn new(address: &Address, host: &dyn Host, settings: RemoteSettings, clock: Clock) -> Result<Self> {
-        Ok(Self {
-            client: Client::new(address, host, settings.connections, settings.timeout)?,
-            breaker: Breaker::new(clock),
-            settings,
-            requests: AtomicU64::new(0),
-            retries: AtomicU64::new(0),
-            errors: AtomicU64::new(0),
-        })
+    pub fn new(
+        address: &Address,
+        host: &dyn Host,
+        settings: RemoteSettings,
+        health: Arc<Health>,
+    ) -> Result<Self> {
+        let client = Client::new(address, host, settings.connections, settings.timeout)?;
+        Ok(Self { client, health, settings })
     }
 
     /// The model and its server.
@@ -86,22 +117,22 @@ impl Link {
         self.client.address()
     }
 
+    /// Where requests go.
+    #[must_use]
+    pub fn url(&self) -> &str {
+        self.client.url()
+    }
+
+    /// How the server has been doing.
+    #[must_use]
+    pub fn health(&self) -> &Health {
+        &self.health
+    }
+
     /// How the server is asked.
     #[must_use]
     pub fn settings(&self) -> RemoteSettings {
         self.settings
-    }
-
-    /// What has been asked so far.
-    #[must_use]
-    pub fn report(&self) -> LinkReport {
-        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        LinkReport {
-            requests: read(&self.requests),
-            retries: read(&self.retries),
-            errors: read(&self.errors),
-            circuit: self.breaker.circuit(),
-        }
     }
 
     /// The vectors of `texts`. `wait` pauses between attempts and says whether to go on.
@@ -112,7 +143,7 @@ impl Link {
     ) -> std::result::Result<Answer, Failure> {
         self.attempt(texts, wait).inspect_err(|failure| {
             if failure.error != Error::Cancelled {
-                self.errors.fetch_add(1, Ordering::Relaxed);
+                self.health.errors.fetch_add(1, Ordering::Relaxed);
             }
         })
     }
@@ -127,8 +158,8 @@ impl Link {
         // What the latest attempt ended with, while there has been one.
         let mut latest: Option<String> = None;
         loop {
-            let pass = self.breaker.enter().map_err(|rest| lasting(self.resting(rest, latest.as_deref())))?;
-            self.requests.fetch_add(1, Ordering::Relaxed);
+            let pass = self.health.breaker.enter().map_err(|rest| lasting(self.resting(rest, latest.as_deref())))?;
+            self.health.requests.fetch_add(1, Ordering::Relaxed);
             let (reason, after) = match self.client.ask(texts) {
                 Ok(answer) => {
                     pass.succeeded();
@@ -170,12 +201,12 @@ impl Link {
             if !wait(pause) {
                 return Err(lasting(Error::Cancelled));
             }
-            self.retries.fetch_add(1, Ordering::Relaxed);
+            self.health.retries.fetch_add(1, Ordering::Relaxed);
         }
     }
 
     fn note_failure(&self, opened: bool) {
-        if let (true, Circuit::Open(rest)) = (opened, self.breaker.circuit()) {
+        if let (true, Circuit::Open(rest)) = (opened, self.health.breaker.circuit()) {
             log::warn!("{} keeps failing; it is left alone for {:.0} s", self.client.url(), rest.as_secs_f64());
         }
     }

@@ -20,4 +20,4 @@ mod tests;
 pub use address::{Address, KEY_VARIABLE, Protocol, shown};
 pub use breaker::Circuit;
 pub use encoder::RemoteEncoder;
-pub use link::{Link, LinkReport, RemoteSettings};
+pub use link::{Health, HealthReport, Link, RemoteSettings};

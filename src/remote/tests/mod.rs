@@ -31,16 +31,17 @@ impl Host for Keyed {
 const SETTINGS: RemoteSettings =
     RemoteSettings { connections: 2, batch: 8, timeout: Duration::from_secs(20) };
 
-fn link_with(source: &str, settings: RemoteSettings, clock: Clock) -> Arc<Link> {
-    Arc::new(Link::new(&Address::parse(source).unwrap(), &Keyed, settings, clock).unwrap())
+fn link_with(source: &str, settings: RemoteSettings, clock: Clock) -> Link {
+    let health = Arc::new(Health::new(clock));
+    Link::new(&Address::parse(source).unwrap(), &Keyed, settings, health).unwrap()
 }
 
-fn openai(server: &Server) -> Arc<Link> {
+fn openai(server: &Server) -> Link {
     link_with(&format!("openai+http://127.0.0.1:{}/org/model", server.port()), SETTINGS, Clock::System)
 }
 
-fn open(link: &Arc<Link>) -> RemoteEncoder {
-    RemoteEncoder::open(Arc::clone(link), &Arc::default()).unwrap()
+fn open(link: Link) -> RemoteEncoder {
+    RemoteEncoder::open(link, &Arc::default()).unwrap()
 }
 
 /// One request after the other, without pauses.
@@ -83,7 +84,7 @@ fn both_protocols_bring_the_same_vectors() {
     for scheme in ["ollama", "openai+http"] {
         let link =
             link_with(&format!("{scheme}://127.0.0.1:{}/org/m:1", server.port()), SETTINGS, Clock::System);
-        let encoder = open(&link);
+        let encoder = open(link);
         assert_eq!(encoder.width(), WIDTH);
         let rows = submit(&encoder, &texts, &Cancel::default()).recv().unwrap().unwrap();
         assert_eq!(rows.values, expected(&texts), "{scheme}");
@@ -121,13 +122,13 @@ fn what_passes_is_tried_again() {
         Fault::Hangup,
         Fault::Cut,
     ] {
-        let before = link.report();
+        let before = link.health().report();
         server.fail([fault.clone(), fault.clone()]);
         assert_eq!(ask(&link, &["a"]), Ok(expected(&["a"])), "{fault:?}");
-        let after = link.report();
+        let after = link.health().report();
         assert_eq!((after.requests - before.requests, after.retries - before.retries), (3, 2), "{fault:?}");
     }
-    assert_eq!(link.report().errors, 0);
+    assert_eq!(link.health().report().errors, 0);
 }
 
 #[test]
@@ -148,11 +149,11 @@ fn what_lasts_is_told_at_once_with_its_remedy() {
         (Fault::Body(r#"{"data":[{"embedding":[1e39]}]}"#.into()), "not finite"),
         (Fault::Body(huge), "longer than"),
     ] {
-        let before = link.report();
+        let before = link.health().report();
         server.fail([fault.clone()]);
         let error = ask(&link, &["a"]).unwrap_err().to_string();
         assert!(error.contains(word) && !error.contains("secret"), "{fault:?}: {error}");
-        let after = link.report();
+        let after = link.health().report();
         let counted = (after.requests - before.requests, after.retries - before.retries);
         assert_eq!((counted, after.errors - before.errors), ((1, 0), 1), "{fault:?}");
         assert!(ask(&link, &["a"]).is_ok());
@@ -169,10 +170,10 @@ fn a_server_that_is_not_there_is_named() {
     // The fifth failure opens the circuit, and what follows is not even tried.
     let error = ask(&link, &["a"]).unwrap_err().to_string();
     assert!(error.contains("tried again in 5.0 s"), "{error}");
-    let before = link.report();
+    let before = link.health().report();
     assert!(matches!(before.circuit, Circuit::Open(_)));
     assert!(ask(&link, &["a"]).is_err());
-    assert_eq!(link.report().requests, before.requests);
+    assert_eq!(link.health().report().requests, before.requests);
 }
 
 #[test]
@@ -188,9 +189,9 @@ fn a_server_that_comes_back_is_found_by_one_request() {
     assert!(ask(&link, &["a"]).is_err());
     assert_eq!(server.asked().len(), 5);
     clock.advance(Duration::from_secs(5));
-    assert_eq!(link.report().circuit, Circuit::HalfOpen);
+    assert_eq!(link.health().report().circuit, Circuit::HalfOpen);
     assert_eq!(ask(&link, &["a"]), Ok(expected(&["a"])));
-    assert_eq!((server.asked().len(), link.report().circuit), (6, Circuit::Closed));
+    assert_eq!((server.asked().len(), link.health().report().circuit), (6, Circuit::Closed));
 }
 
 #[test]
@@ -207,7 +208,7 @@ fn a_request_takes_no_longer_than_it_may() {
 #[test]
 fn what_arrives_during_requests_becomes_few_requests() {
     let server = Server::new();
-    let encoder = open(&openai(&server));
+    let encoder = open(openai(&server));
     let busy = occupy(&server, &encoder);
     let texts: Vec<String> = (0..20).map(|number| format!("text {number}")).collect();
     let replies: Vec<_> =
@@ -227,7 +228,7 @@ fn what_arrives_during_requests_becomes_few_requests() {
 #[test]
 fn cancelled_texts_are_not_sent() {
     let server = Server::new();
-    let encoder = open(&openai(&server));
+    let encoder = open(openai(&server));
     let busy = occupy(&server, &encoder);
     let cancel = Cancel::default();
     let _cancelled = submit(&encoder, &["unwanted"], &cancel);
@@ -242,7 +243,7 @@ fn cancelled_texts_are_not_sent() {
 #[test]
 fn a_refused_text_fails_its_own_caller_only() {
     let server = Server::new();
-    let encoder = open(&openai(&server));
+    let encoder = open(openai(&server));
     let busy = occupy(&server, &encoder);
     server.refuse("poison", 400);
     let poisoned = submit(&encoder, &["harmless", "poison"], &Cancel::default());
@@ -259,7 +260,7 @@ fn a_refused_text_fails_its_own_caller_only() {
 #[test]
 fn one_callers_texts_are_refused_by_one_request() {
     let server = Server::new();
-    let encoder = open(&openai(&server));
+    let encoder = open(openai(&server));
     server.refuse("poison", 400);
     let before = server.asked().len();
     assert!(submit(&encoder, &["a", "b", "c", "poison"], &Cancel::default()).recv().unwrap().is_err());
@@ -269,7 +270,7 @@ fn one_callers_texts_are_refused_by_one_request() {
 #[test]
 fn requests_that_are_too_large_become_smaller() {
     let server = Server::new();
-    let encoder = open(&openai(&server));
+    let encoder = open(openai(&server));
     server.take_at_most(2);
     let texts = ["a", "bb", "ccc", "dddd", "eeeee"];
     let rows = submit(&encoder, &texts, &Cancel::default()).recv().unwrap().unwrap();
@@ -280,7 +281,7 @@ fn requests_that_are_too_large_become_smaller() {
 fn a_failing_batch_spares_the_others() {
     let server = Server::new();
     let link = openai(&server);
-    let encoder = open(&link);
+    let encoder = open(link);
     server.fail([Fault::Body("{}".into())]);
     let error = submit(&encoder, &["first"], &Cancel::default()).recv().unwrap().unwrap_err();
     assert!(matches!(error, Error::Remote { .. }), "{error}");
@@ -291,7 +292,7 @@ fn a_failing_batch_spares_the_others() {
 #[test]
 fn a_model_that_was_replaced_by_one_of_other_dimensions_is_noticed() {
     let server = Server::new();
-    let encoder = open(&openai(&server));
+    let encoder = open(openai(&server));
     server.fail([Fault::Body(r#"{"data":[{"embedding":[1,2]}]}"#.into())]);
     let error = submit(&encoder, &["a"], &Cancel::default()).recv().unwrap().unwrap_err().to_string();
     assert!(error.contains("2 dimensions now, not 3"), "{error}");
@@ -301,7 +302,7 @@ fn a_model_that_was_replaced_by_one_of_other_dimensions_is_noticed() {
 fn tokens_that_nobody_counted_are_none() {
     let server = Server::new();
     server.hide_tokens();
-    let encoder = open(&openai(&server));
+    let encoder = open(openai(&server));
     let rows = submit(&encoder, &["a b", "c"], &Cancel::default()).recv().unwrap().unwrap();
     assert_eq!(rows.tokens, [0, 0]);
 }
@@ -309,7 +310,7 @@ fn tokens_that_nobody_counted_are_none() {
 #[test]
 fn dropping_it_ends_at_once_and_fails_whoever_waits() {
     let server = Server::new();
-    let encoder = open(&openai(&server));
+    let encoder = open(openai(&server));
     let busy = occupy(&server, &encoder);
     let waiting = submit(&encoder, &["waiting"], &Cancel::default());
     drop(encoder);
@@ -321,7 +322,7 @@ fn dropping_it_ends_at_once_and_fails_whoever_waits() {
 #[test]
 fn dropping_it_ends_a_pause_between_attempts() {
     let server = Server::new();
-    let encoder = open(&openai(&server));
+    let encoder = open(openai(&server));
     server.fail([Fault::Status(503, "retry-after: 25\r\n", "")]);
     let before = server.asked().len();
     let waiting = submit(&encoder, &["a"], &Cancel::default());
