@@ -25,5 +25,6 @@ pub mod models;
 mod python;
 pub mod remote;
 pub mod sync;
+pub mod wire;
 
 pub use error::{Error, Result};

@@ -29,6 +29,17 @@ pub enum Protocol {
     OpenAi,
 }
 
+impl Protocol {
+    /// ollama or openai
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Ollama => "ollama",
+            Self::OpenAi => "openai",
+        }
+    }
+}
+
 /// A model and the server that runs it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Address {
