@@ -9,6 +9,7 @@ import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -57,6 +58,22 @@ def wait_for(condition):
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.002)
+
+
+@contextmanager
+def occupied(server, manager):
+    """Has all four connections busy; gives what their callers are told. The server goes on at the end."""
+    server.gate.clear()
+    with ThreadPoolExecutor(4) as pool:
+        try:
+            results = []
+            for n in range(4):
+                # One by one: waiting texts would share a request.
+                results.append(pool.submit(manager.embed, f"busy {n}", "remote"))
+                wait_for(lambda n=n: server.busy == n + 1)
+            yield results
+        finally:
+            server.gate.set()
 
 
 # --- The same vectors, through every call ------------------------------------------------------------------------------
@@ -110,19 +127,19 @@ def test_many_texts_are_few_requests_in_parallel(server, remote):
     assert remote.stats()["queue"]["batches"] == 16
 
 
-def test_callers_of_one_text_share_requests(server, remote):
-    server.gate.clear()
+def test_callers_of_single_texts_share_requests(server, remote):
+    texts = [f"text {n}" for n in range(100)]
 
     async def several():
-        tasks = [asyncio.create_task(remote.aembed(f"text {n}", "remote")) for n in range(100)]
-        while server.busy < 4:
-            await asyncio.sleep(0.002)
+        tasks = [asyncio.create_task(remote.aembed(text, "remote")) for text in texts]
+        await asyncio.sleep(0.1)
         server.gate.set()
         return await asyncio.gather(*tasks)
 
-    rows = asyncio.run(several())
-    np.testing.assert_allclose(rows, normalised(plain_vectors([f"text {n}" for n in range(100)])), atol=1e-6)
-    assert len(server.asked) < 12
+    with occupied(server, remote):
+        rows = asyncio.run(several())
+    np.testing.assert_allclose(rows, normalised(plain_vectors(texts)), atol=1e-6)
+    assert len(server.asked) < 4 + 50
 
 
 def test_connections_are_kept(server, remote):
@@ -330,14 +347,11 @@ def test_what_lasts_is_told_at_once(server, remote, fault, error, words):
 
 
 def test_a_failed_request_fails_its_own_callers_only(server, remote):
-    server.gate.clear()
     server.faults[:] = [b"{}"]
-    with ThreadPoolExecutor(4) as pool:
-        results = [pool.submit(remote.embed, f"text {n}", "remote") for n in range(4)]
-        wait_for(lambda: server.busy == 4)
-        server.gate.set()
-        failures = [result.exception() for result in results]
-    assert [type(failure) for failure in failures if failure] == [RemoteError]
+    with occupied(server, remote) as results:
+        pass
+    failures = [result.exception() for result in results]
+    assert [type(failure) for failure in failures] == [RemoteError, type(None), type(None), type(None)]
 
 
 def test_a_server_that_dies_is_left_alone(make_manager):
@@ -372,22 +386,57 @@ def test_a_call_may_give_up_earlier(server, remote):
     assert remote.embed("a", "remote").shape == (WIDTH,)
 
 
-async def test_cancelled_texts_are_not_sent(server, remote):
-    server.gate.clear()
-    busy = []
-    for n in range(4):
-        busy.append(asyncio.create_task(remote.aembed(f"busy {n}", "remote")))
-        while server.busy <= n:
-            await asyncio.sleep(0.002)
-    unwanted = [asyncio.create_task(remote.aembed(f"unwanted {n}", "remote")) for n in range(50)]
-    wanted = asyncio.create_task(remote.aembed("wanted", "remote"))
-    await asyncio.sleep(0.01)
-    for task in unwanted:
-        task.cancel()
-    await asyncio.gather(*unwanted, return_exceptions=True)
-    server.gate.set()
-    await asyncio.gather(*busy, wanted)
+def test_cancelled_texts_are_not_sent(server, remote):
+    async def several():
+        unwanted = [asyncio.create_task(remote.aembed(f"unwanted {n}", "remote")) for n in range(50)]
+        wanted = asyncio.create_task(remote.aembed("wanted", "remote"))
+        await asyncio.sleep(0)
+        for task in unwanted:
+            task.cancel()
+        await asyncio.gather(*unwanted, return_exceptions=True)
+        server.gate.set()
+        return await wanted
+
+    with occupied(server, remote):
+        asyncio.run(several())
     assert not [text for texts in server.texts() for text in texts if "unwanted" in text]
+
+
+def test_token_counts_are_the_servers(server, remote):
+    """Exact for a text alone; shares of the request's count, which they sum to, for several."""
+
+    def tokens(inputs, **options):
+        answers = []
+        done = threading.Event()
+        remote.submit_response(
+            inputs, lambda *told: (answers.append(told), done.set()), "remote", served_model="public", **options
+        )
+        assert done.wait(10)
+        body, count, error = answers[0]
+        assert error is None
+        answer = json.loads(body)
+        assert answer["usage"] == {"prompt_tokens": count, "total_tokens": count}
+        assert answer["model"] == "public"
+        return count
+
+    assert tokens("one two three") == 3
+    assert tokens(["one", "two words", "three more words"]) == 6
+    asked = len(server.asked)
+    assert tokens(["three more words", "two words", "one"]) == 6, "from the cache"
+    assert len(server.asked) == asked
+
+
+def test_what_only_a_local_model_can_do_is_refused(remote):
+    with pytest.raises(InputError, match="takes texts"):
+        remote.embed([[1, 2]], "remote")
+    done = threading.Event()
+    told = []
+    remote.submit_response(
+        "a", lambda *answer: (told.append(answer), done.set()), "remote", served_model="m", truncate=False
+    )
+    assert done.wait(10)
+    assert isinstance(told[0][2], InputError)
+    assert "truncate" in str(told[0][2])
 
 
 def test_wrong_sources_say_what_is_wrong(make_manager):
