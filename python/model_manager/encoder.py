@@ -143,8 +143,8 @@ class SentenceModel:
     get_embedding_dimension = get_sentence_embedding_dimension
 
     @property
-    def max_seq_length(self) -> int:
-        """Tokens per text, special ones included; longer texts are cut. Loads the model."""
+    def max_seq_length(self) -> int | None:
+        """Tokens per text, special ones included; longer texts are cut. None: only its server knows. Loads the model."""
         return self.describe()["max_length"]
 
     @property

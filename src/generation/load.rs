@@ -221,7 +221,7 @@ fn gguf_file(source: &Source, options: &ResolveOptions) -> Result<Option<PathBuf
             Some(folder) => folder.join(inner),
             None => return Ok(None),
         },
-        Source::Hub(_) => return Ok(None),
+        Source::Hub(_) | Source::Server(_) => return Ok(None),
     };
     if is_gguf(&path) {
         return Ok(Some(path));

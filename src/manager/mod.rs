@@ -1,7 +1,7 @@
 //! The manager composes the rooms: lifecycle, models, batching, cache. It is the whole Rust API.
 //!
 //! ```text
-//! Manager ── Core ── entries: name → Entry ── Slot<Resident> ── Serving ── Running { Encoder, Batcher }
+//! Manager ── Core ── entries: name → Entry ── Slot<Resident> ── Serving ── Running: Encoder + Batcher, or RemoteEncoder
 //!    │         ├ cache, budget, reaper, tracker
 //!    │         └ front: moves asynchronous calls along
 //!    └ Job: one call, from texts to matrix
@@ -19,6 +19,7 @@ mod options;
 mod place;
 mod report;
 mod respond;
+mod running;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

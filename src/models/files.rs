@@ -78,6 +78,10 @@ pub fn resolve(
                 model,
             }),
         },
+        Source::Server(_) => Err(Error::Unsupported {
+            model,
+            reason: "a server gives embeddings only, and has no files here; give a folder or a hub id".into(),
+        }),
         Source::Gguf(_) => Err(Error::Unsupported {
             model,
             reason: "a .gguf file is no sentence model of a supported kind; give a folder or hub id with config.json, \
