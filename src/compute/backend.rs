@@ -81,11 +81,7 @@ pub trait Backend: Send + Sync + Sized + 'static {
     fn linear(&self, parts: &[(Matrix, Option<Weight>)]) -> Result<Self::Linear>;
 
     /// A gated layer `activation(x Gᵀ + b) * (x Uᵀ + c)`: gate and up, of the same shape.
-    fn gated(
-        &self,
-        gate: (Matrix, Option<Weight>),
-        up: (Matrix, Option<Weight>),
-    ) -> Result<Self::Linear>;
+    fn gated(&self, gate: (Matrix, Option<Weight>), up: (Matrix, Option<Weight>)) -> Result<Self::Linear>;
 
     /// A layer normalisation over rows of `scale`'s length.
     fn norm(&self, scale: &Weight, shift: &Weight, epsilon: f32) -> Result<Self::Norm>;

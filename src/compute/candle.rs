@@ -120,7 +120,9 @@ fn turn(
     let (cosines, sines) = (angles.narrow(2, 0, pairs)?, angles.narrow(2, pairs, pairs)?);
     let neighbours = turns.rotary.pairing == Pairing::Neighbours;
     let turned = x.narrow(2, 0, 2 * pairs)?;
-    let parts = if neighbours { turned.reshape((length, count, pairs, 2))?.transpose(2, 3)? } else {
+    let parts = if neighbours {
+        turned.reshape((length, count, pairs, 2))?.transpose(2, 3)?
+    } else {
         turned.reshape((length, count, 2, pairs))?
     };
     let (a, b) = (parts.get_on_dim(2, 0)?, parts.get_on_dim(2, 1)?);
@@ -169,11 +171,7 @@ impl Backend for Candle {
         self.matrix(&matrix)
     }
 
-    fn gated(
-        &self,
-        gate: (Matrix, Option<Weight>),
-        up: (Matrix, Option<Weight>),
-    ) -> Result<Linear> {
+    fn gated(&self, gate: (Matrix, Option<Weight>), up: (Matrix, Option<Weight>)) -> Result<Linear> {
         Ok(Linear { gated: true, ..self.linear(&[gate, up])? })
     }
 

@@ -25,7 +25,7 @@ pub use backend::{Activation, Backend, Forward, Heads, Pass, Positions, Rows, Tu
 pub use candle::Candle;
 pub use cpu::Cpu;
 pub use decoder::Matrix;
-pub(crate) use kernels::rows::LONGEST_HEAD;
 pub use isa::{DType, ISA_VARIABLE, Isa};
+pub(crate) use kernels::rows::LONGEST_HEAD;
 pub use threads::Threads;
 pub use weight::{Packed, Stored, Tensors, Weight};

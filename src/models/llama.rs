@@ -246,7 +246,9 @@ impl Shape {
             blocks.push(Block {
                 attention_norm: rms(tensors.attention_norm),
                 qkv: Linear::new(&machine, hold, &tensors.qkv)?,
-                head_norms: tensors.head_norms.map(|[queries, keys]| (queries.to_f32(), keys.to_f32(), epsilon)),
+                head_norms: tensors
+                    .head_norms
+                    .map(|[queries, keys]| (queries.to_f32(), keys.to_f32(), epsilon)),
                 output: Linear::new(&machine, hold, &[tensors.output])?,
                 mlp_norm: rms(tensors.mlp_norm),
                 up: Linear::gated(&machine, hold, tensors.gate, tensors.up)?,

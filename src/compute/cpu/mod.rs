@@ -101,6 +101,7 @@ impl Cpu {
         let part = Packed { ids, offsets: &offsets };
         let mut pass = CpuPass::new(self, part, &mut workspace, team);
         let result = forward(&mut pass, out);
+        drop(pass);
         workspace.offsets = offsets;
         if workspace.bytes() <= LARGEST_WORKSPACE {
             self.workspaces.lock().push(workspace);
@@ -125,11 +126,7 @@ impl Backend for Cpu {
         self.counted(Linear::new(&self.machine, self.hold(), parts)?)
     }
 
-    fn gated(
-        &self,
-        gate: (Matrix, Option<Weight>),
-        up: (Matrix, Option<Weight>),
-    ) -> Result<Linear> {
+    fn gated(&self, gate: (Matrix, Option<Weight>), up: (Matrix, Option<Weight>)) -> Result<Linear> {
         self.counted(Linear::gated(&self.machine, self.hold(), gate, up)?)
     }
 

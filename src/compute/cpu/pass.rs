@@ -60,12 +60,7 @@ fn misuse(reason: &str) -> Error {
 }
 
 impl<'a> CpuPass<'a> {
-    pub(super) fn new(
-        cpu: &'a Cpu,
-        batch: Packed<'a>,
-        workspace: &'a mut Workspace,
-        team: Team<'a>,
-    ) -> Self {
+    pub(super) fn new(cpu: &'a Cpu, batch: Packed<'a>, workspace: &'a mut Workspace, team: Team<'a>) -> Self {
         Self { cpu, batch, workspace, team, window: 0..batch.tokens(), seen: None }
     }
 
@@ -84,11 +79,17 @@ impl<'a> CpuPass<'a> {
         }
     }
 
-    fn multiply(&mut self, a: &Matrix, linear: &Linear, then: Then, out: &mut Matrix, first: usize) -> Result<()> {
+    fn multiply(
+        &mut self,
+        a: &Matrix,
+        linear: &Linear,
+        then: Then,
+        out: &mut Matrix,
+        first: usize,
+    ) -> Result<()> {
         let mut codes = std::mem::take(&mut self.workspace.codes);
         let x = a.plain(0..a.rows());
-        let done =
-            linear.multiply(&self.cpu.machine, self.team, &mut codes, x, then, &out.target(), first);
+        let done = linear.multiply(&self.cpu.machine, self.team, &mut codes, x, then, &out.target(), first);
         self.workspace.codes = codes;
         done
     }
@@ -106,7 +107,8 @@ impl<'a> CpuPass<'a> {
         }
         let first = self.window.start;
         let Some(seen) = &mut self.seen else { return Ok(()) };
-        let (bytes, skipped) = (columns * qkv.format().bytes(), (qkv.columns() - columns) * qkv.format().bytes());
+        let (bytes, skipped) =
+            (columns * qkv.format().bytes(), (qkv.columns() - columns) * qkv.format().bytes());
         let target = seen.target();
         self.team.split_rows(qkv.rows(), |rows| {
             for row in rows {
@@ -152,7 +154,8 @@ impl Pass<Cpu> for CpuPass<'_> {
         kinds: Option<&Table>,
     ) -> Result<States> {
         let numbering = positions.map_or(Positions::FromZero, |(_, numbering)| numbering);
-        let (positions, longest) = (positions.map(|(table, _)| table), positions.map(|(table, _)| table.rows()));
+        let (positions, longest) =
+            (positions.map(|(table, _)| table), positions.map(|(table, _)| table.rows()));
         let batch = self.batch;
         let fault = Mutex::new(None);
         let mut wide = self.workspace.matrix(batch.tokens(), words.columns(), DType::F32)?;
@@ -168,7 +171,11 @@ impl Pass<Cpu> for CpuPass<'_> {
                     // SAFETY: each task has sequences, and so rows, of its own.
                     let out = unsafe { out.row_f32(row) };
                     words.row_f32(id as usize, out);
-                    for (table, row) in positions.map(|table| (table, position)).into_iter().chain(kinds.map(|table| (table, 0))) {
+                    for (table, row) in positions
+                        .map(|table| (table, position))
+                        .into_iter()
+                        .chain(kinds.map(|table| (table, 0)))
+                    {
                         table.add_row_f32(row, out);
                     }
                 }
@@ -279,7 +286,8 @@ impl Pass<Cpu> for CpuPass<'_> {
         let target = normed.target();
         self.team.split_rows(self.window.len(), |rows| {
             for row in rows {
-                let (x, out) = (wide.row_ptr(first + row).cast(), target.part(row..row + 1, 0..wide.columns()));
+                let (x, out) =
+                    (wide.row_ptr(first + row).cast(), target.part(row..row + 1, 0..wide.columns()));
                 let row = RmsRow { x, scale: &norm.scale, epsilon: norm.epsilon, out, to };
                 // SAFETY: both rows have as many values as the norm, and each task has rows of its own.
                 unsafe { kernels.rms(&row) };

@@ -249,8 +249,8 @@ impl Linear {
             return Err(misfit(&up.0, gate.0.columns()));
         }
         let mut parts = [gate, up];
-        let width = |part: &(Matrix, _)| Form::of(&part.0, hold).width(machine.kernels);
-        if width(&parts[0]) != width(&parts[1]) {
+        let plain = |part: &(Matrix, _)| matches!(Form::of(&part.0, hold), Form::Plain(_));
+        if plain(&parts[0]) != plain(&parts[1]) {
             // Panels meet one to one: a gate of codes beside a plain one is held plain as well.
             for (matrix, _) in &mut parts {
                 *matrix = Weight::from_f32(&matrix.to_f32(), &[matrix.rows(), matrix.columns()])?.into();

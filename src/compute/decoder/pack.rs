@@ -12,7 +12,13 @@ use crate::compute::{DType, Threads};
 use crate::sync::Mutex;
 
 /// The panels of `matrices` side by side.
-pub(super) fn pack(kernels: &Kernels, form: Form, hold: Hold, matrices: &[&Matrix], inputs: usize) -> Result<Buffer> {
+pub(super) fn pack(
+    kernels: &Kernels,
+    form: Form,
+    hold: Hold,
+    matrices: &[&Matrix],
+    inputs: usize,
+) -> Result<Buffer> {
     let rows: Vec<(&Matrix, usize)> =
         matrices.iter().flat_map(|matrix| (0..matrix.rows()).map(move |row| (*matrix, row))).collect();
     let width = form.width(kernels);

@@ -97,8 +97,7 @@ impl Linear {
         if self.forms.codes {
             scratch.encode(x, team)?;
         }
-        let work =
-            Work { layer: self, machine, x: Operand { plain: x, coded: scratch }, then, out, first };
+        let work = Work { layer: self, machine, x: Operand { plain: x, coded: scratch }, then, out, first };
         let height = machine.kernels.rows;
         let tiles = x.rows.div_ceil(height);
         team.split(tiles, self.panels(machine.kernels), |tiles, panels| {
@@ -168,7 +167,11 @@ impl Work<'_> {
             rows: rows.len(),
             columns: columns.len(),
             bias: bias(columns.start),
-            activation: if let Then::Store(activation) = self.then { activation } else { Activation::Identity },
+            activation: if let Then::Store(activation) = self.then {
+                activation
+            } else {
+                Activation::Identity
+            },
             gated: if layer.gated { partner.as_ptr() } else { std::ptr::null() },
             gated_bias: if layer.gated { bias(layer.outputs + columns.start) } else { std::ptr::null() },
             factors: std::ptr::null(),
