@@ -198,10 +198,12 @@ impl Shared {
     fn serve(&self, number: usize, batch: Vec<Arc<str>>) {
         let mut parts = vec![batch];
         while let Some(mut part) = parts.pop() {
-            let outcome = catch_unwind(AssertUnwindSafe(|| self.ask(number, &part))).unwrap_or_else(|payload| {
-                let error = Error::panic(format!("a request to {}", self.link.address()), payload.as_ref());
-                Err(Failure { error, remedy: Remedy::Nothing })
-            });
+            let outcome =
+                catch_unwind(AssertUnwindSafe(|| self.ask(number, &part))).unwrap_or_else(|payload| {
+                    let error =
+                        Error::panic(format!("a request to {}", self.link.address()), payload.as_ref());
+                    Err(Failure { error, remedy: Remedy::Nothing })
+                });
             match outcome {
                 Err(failure) if self.divisible(&part, failure.remedy) => {
                     let second = part.split_off(part.len() / 2);
