@@ -108,7 +108,7 @@ test-python: build models node $(WHEEL_STAMP)
 test: lint test-rust test-python ## Everything that CI checks
 
 .PHONY: bench
-bench: ## Kernels and cache, as a share of what the machine can do (criterion)
+bench: ## Kernels, as a share of what the machine can do, the cache, response bodies (criterion)
 	$(CARGO) bench --no-default-features
 
 .PHONY: bench-peers

@@ -43,11 +43,11 @@ def blocks(name, language):
 
 
 @pytest.fixture(scope="module")
-def address(minilm):
+def address(minilm, smollm2):
     """Where `make run-server` would listen."""
     served = ServedModel("all-MiniLM-L6-v2", source=minilm)
     with (
-        ModelManager(english_model=minilm) as manager,
+        ModelManager(english_model=minilm, generator_model=smollm2) as manager,
         running(create_app(ServerConfig(models=[served]), manager)) as server,
     ):
         yield server.url

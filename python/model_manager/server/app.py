@@ -10,7 +10,7 @@ from fastapi.routing import APIRoute
 from starlette.routing import Match
 
 from .. import __version__
-from . import admin, embeddings, errors, health, metrics, models
+from . import admin, embeddings, errors, generation, health, metrics, models, page
 from .config import ServerConfig
 from .middleware import Endpoint
 from .schemas import ErrorBody
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ..chatbot import ModelManager
     from .middleware import Handler
 
-_PARTS = (embeddings, models, health, metrics, admin)
+_PARTS = (embeddings, generation, models, health, metrics, admin, page)
 """The first is matched first."""
 
 

@@ -76,7 +76,19 @@ class Metrics:
                 ("rejected_requests", "queue", "rejected", "Requests refused because a queue was full."),
             )
         }
-        self._before: dict[tuple[str, str], int] = {}
+        self._written = {
+            key: counter(name, doc, "slot")
+            for name, key, doc in (
+                ("generation_requests", "requests", "Requests to a text generator."),
+                ("generation_prompt_tokens", "prompt_tokens", "Tokens of prompts."),
+                ("generation_reused_tokens", "reused_tokens", "Of those, known from an earlier request."),
+                ("generated_tokens", "generated_tokens", "Tokens written."),
+                ("generation_seconds", "busy_seconds", "Time that a generator computed."),
+            )
+        }
+        self._writing = gauge("generation_active", "Answers being written.", "slot")
+        self._to_write = gauge("generation_waiting", "Requests that wait for a place among them.", "slot")
+        self._before: dict[tuple[str, str], tuple[int, float]] = {}
         if not self.shared:
             ProcessCollector(namespace=_PREFIX.rstrip("_"), registry=self.registry)
         self._children: dict[tuple[str, str, int], tuple[Callable[[], None], Callable[[float], None]]] = {}
@@ -84,10 +96,11 @@ class Metrics:
         self.inputs = 0
         """Texts whose vectors were sent."""
         self.requests = 0
+        """Requests to endpoints that compute: what reads figures is not counted."""
         self.failures = 0
-        """Answers with a status of 500 and above."""
+        """Of those, answers with a status of 500 and above."""
         self.latest: deque[tuple[float, float]] = deque(maxlen=2048)
-        """The latest requests to endpoints that compute: when they ended (`time.monotonic`), seconds they took."""
+        """The latest of those: when they ended (`time.monotonic`), seconds they took."""
 
     def _counter(self, name: str, doc: str, *labels: str) -> Counter:
         return Counter(f"{_PREFIX}{name}", doc, labels, registry=self.registry)
@@ -107,10 +120,9 @@ class Metrics:
             self._children[key] = count, observe
         count()
         observe(seconds)
-        self.requests += 1
-        if status >= 500:
-            self.failures += 1
         if method == "POST":
+            self.requests += 1
+            self.failures += status >= 500
             self.latest.append((time.monotonic(), seconds))
 
     def embedded(self, model: str, inputs: int, tokens: int) -> None:
@@ -136,18 +148,31 @@ class Metrics:
         for slot, state in stats["slots"].items():
             self._model_bytes.labels(slot).set(state["bytes"])
             self._loaded.labels(slot).set(state["state"] == "ready")
+            if done := state["generation"]:
+                self._writing.labels(slot).set(done["active"])
+                self._to_write.labels(slot).set(done["waiting"])
+                # A generator counts from its load.
+                loads = stats["tracker"]["load_counts"].get(slot, 0)
+                for key, counter in self._written.items():
+                    self._copy((slot, key), done[key], counter.labels(slot), loads)  # type: ignore[literal-required]
         for (section, key), counter in self._copied.items():
-            now: int = stats[section][key]  # type: ignore[literal-required]
-            before = self._before.get((section, key), 0)
-            # Clearing the cache sets its counts to zero.
-            counter.inc(now - before if now >= before else now)
-            self._before[section, key] = now
+            self._copy((section, key), stats[section][key], counter)  # type: ignore[literal-required]
+
+    def _copy(self, what: tuple[str, str], now: float, counter: Counter, epoch: int = 0) -> None:
+        """Bring `counter` up to the figure `now`, which began at zero with `epoch`."""
+        latest, before = self._before.get(what, (epoch, 0))
+        # Clearing the cache sets its counts to zero.
+        counter.inc(now - before if epoch == latest and now >= before else now)
+        self._before[what] = epoch, now
 
     def traffic(self, window: float = 10.0) -> dict[str, float | int | None]:
         """Requests per second over the latest `window` seconds, and the latency of the latest requests, seconds."""
         now = time.monotonic()
         recent = [seconds for ended, seconds in self.latest if now - ended <= window]
         ordered = sorted(recent)
+        if len(recent) == self.latest.maxlen:
+            # More came than are kept: those that are kept came within less time.
+            window = max(now - self.latest[0][0], 1e-3)
         return {
             "requests": self.requests,
             "failures": self.failures,
