@@ -108,13 +108,17 @@ test-python: build models node $(WHEEL_STAMP)
 test: lint test-rust test-python ## Everything that CI checks
 
 .PHONY: bench
-bench: ## Kernels and cache, as a share of what the machine can do (criterion)
+bench: ## Kernels, as a share of what the machine can do, the cache, response bodies (criterion)
 	$(CARGO) bench --no-default-features
 
 .PHONY: bench-peers
 bench-peers: build models ## Against other packages, alternating in one run: throughput, latency, memory
 	$(PY) benchmarks/peers.py
 	$(PY) benchmarks/generation.py
+
+.PHONY: bench-server
+bench-server: build models ## The server under load: cached, 32 clients, overload, 100,000 requests
+	$(PY) benchmarks/server.py --soak 100000
 
 .PHONY: wheel
 wheel: venv ## The wheel that users install: one for every Python from 3.10, into dist/

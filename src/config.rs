@@ -95,6 +95,12 @@ macro_rules! for_each_setting {
             cache_dir: Option<NonEmpty> = None, "MODEL_MANAGER_CACHE_DIR";
             /// Never download. HF_HUB_OFFLINE turns it on too.
             offline: bool = false, "MODEL_MANAGER_OFFLINE";
+            /// Requests to a server's model (ollama://, openai+https://) in flight at a time, each on a connection of its own.
+            remote_connections: usize = 4, "MODEL_MANAGER_REMOTE_CONNECTIONS";
+            /// Texts of one request to a server at most.
+            remote_batch: usize = 64, "MODEL_MANAGER_REMOTE_BATCH";
+            /// Seconds that one request to a server may take, its answer included.
+            remote_timeout: Seconds = Seconds(60.0), "MODEL_MANAGER_REMOTE_TIMEOUT";
             /// Branch, tag or commit of hub models; none: main.
             revision: Option<NonEmpty> = None, "MODEL_MANAGER_REVISION";
         }
@@ -288,11 +294,18 @@ impl Settings {
             ("max_tokens", self.max_tokens),
             ("max_queue", self.max_queue),
             ("cleanup_interval", usize::from(self.cleanup_interval.0 > 0.0)),
+            ("remote_connections", self.remote_connections),
+            ("remote_batch", self.remote_batch),
+            ("remote_timeout", usize::from(self.remote_timeout.0 > 0.0)),
         ] {
             if value == 0 {
                 let value = self.get(name).unwrap_or(Value::None);
                 return Err(refused(name, &value, "must be greater than 0".into()));
             }
+        }
+        if self.remote_connections > 64 {
+            let value = Value::Int(self.remote_connections as i64);
+            return Err(refused("remote_connections", &value, "must be at most 64".into()));
         }
         if self.threads > 4096 {
             let value = Value::Int(self.threads as i64);

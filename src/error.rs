@@ -89,6 +89,14 @@ pub enum Error {
         /// Status or transport error, and the remedy.
         reason: String,
     },
+    /// A server that runs a model for us failed, or cannot be reached.
+    #[error("no vectors from {server}: {reason}")]
+    Remote {
+        /// Where they were asked for; never with a key.
+        server: String,
+        /// What it answered or why it did not, and the remedy.
+        reason: String,
+    },
     /// Any other failure of the operating system on a file.
     #[error("{}: {reason}", path.display())]
     Io {

@@ -23,6 +23,7 @@ pub mod manager;
 pub mod models;
 #[cfg(feature = "python")]
 mod python;
+pub mod remote;
 pub mod sync;
 pub mod wire;
 

@@ -83,6 +83,9 @@ class Config:
         load_timeout: float | None = ...,
         cache_dir: str | None = ...,
         offline: bool = ...,
+        remote_connections: int = ...,
+        remote_batch: int = ...,
+        remote_timeout: float = ...,
         revision: str | None = ...,
     ) -> Self: ...
     @property
@@ -193,6 +196,17 @@ class Config:
     def offline(self) -> bool:
         """Never download. `MODEL_MANAGER_OFFLINE`, default False; `HF_HUB_OFFLINE` turns it on too."""
     @property
+    def remote_connections(self) -> int:
+        """Requests to a server's model (``ollama://``, ``openai+https://``) in flight at a time, each on a connection of
+        its own, 1 to 64. `MODEL_MANAGER_REMOTE_CONNECTIONS`, default 4.
+        """
+    @property
+    def remote_batch(self) -> int:
+        """Texts of one request to a server at most. `MODEL_MANAGER_REMOTE_BATCH`, default 64."""
+    @property
+    def remote_timeout(self) -> float:
+        """Seconds that one request to a server may take, its answer included. `MODEL_MANAGER_REMOTE_TIMEOUT`, default 60."""
+    @property
     def revision(self) -> str | None:
         """Branch, tag or commit of hub models; None: main. `MODEL_MANAGER_REVISION`."""
     @staticmethod
@@ -220,11 +234,11 @@ class LazyLoadTracker:
 
 @final
 class Ticket:
-    """A request under way, as `Manager.submit` returns it."""
+    """A request under way, as `Manager.submit` and `submit_response` return it."""
 
     @property
     def done(self) -> bool:
-        """Whether `on_done` has been called or never will be (cancelled)."""
+        """Whether `on_done` has been called, is about to be, or never will be (cancelled)."""
     def cancel(self) -> bool:
         """Give the request up. True: `on_done` will not be called any more; False: it is too late."""
 
@@ -302,15 +316,19 @@ class Manager:
         Nothing is loaded yet.
 
         Args:
-            source: Hub id, bare sentence-transformers name, local folder, ``pkg:package/folder``, or for a generator a
-                ``.gguf`` file.
+            source: Hub id, bare sentence-transformers name, local folder, ``pkg:package/folder``, for a generator a
+                ``.gguf`` file, for embeddings a server's model: ``ollama://host:port/model``, ``ollama+https://``,
+                ``openai+http://host:port/model``, ``openai+https://``. Its key is never part of the source:
+                ``env:NAME@`` before the host names the environment variable that holds it; without, ``openai+…``
+                sources use `MODEL_MANAGER_REMOTE_KEY`.
             loader: Called without arguments, on a thread of its own, when the slot is first used.
             dtype: How it computes; int8 and int4 quantise a generator's plain weights at load. auto: as configured.
             keep_alive: Seconds or ``"5m"`` after the latest use; 0: unload after use; negative: for ever; None:
                 as configured.
             pinned: Never unloaded by idleness or budget; `unload` still does.
             fallback: Sources to try in turn when the first cannot be loaded.
-            pooling, max_length, revision, prompts: Replace what the model's files say.
+            pooling, max_length, revision, prompts: Replace what the model's files say. Of a server's model only prompts
+                can be replaced.
             kind: What `source` is; None: a generator in the slot ``text_generator``, elsewhere an embedding model.
             replace: Allow an existing slot of that name (built-in ones too); its model is unloaded.
 
@@ -400,7 +418,8 @@ class Manager:
 
         The body holds a vector of length 1 for each input, or the one of a single str or list of ids; numbers read back
         as the same float32. It is written without the GIL, on the thread that calls `on_done(body, prompt_tokens,
-        error)`: (bytes, tokens, None) or (None, 0, error). The tokens are those that the model read, prompts and
+        error)`: (bytes, tokens, None) or (None, 0, error). That is this thread, before `submit_response` returns, when
+        everything was cached and is at most 65,536 numbers. The tokens are those that the model read, prompts and
         special ones included, those cut off not; the cache knows them too.
 
         Args:
@@ -412,8 +431,8 @@ class Manager:
             prompt: As for `embed`.
             prompt_name: As for `embed`.
             truncate_dim: As for `embed`.
-            truncate: Cut inputs that are longer than the model reads. False: raise InputError, which names the first
-                such input, its tokens and the limit.
+            truncate: Cut inputs that are longer than the model reads. False: the error is InputError, which names such
+                an input by its index, its tokens and the limit.
             timeout: As for `embed`.
             keep_alive: As for `embed`.
 

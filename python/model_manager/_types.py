@@ -70,17 +70,17 @@ class Description(TypedDict):
     name: str
     """The slot."""
     source: str
-    """The model as configured: hub id, path, `pkg:…`."""
+    """The model as configured: hub id, path, `pkg:…`, `ollama://…`."""
     path: str
-    """Folder of the files in use."""
+    """Folder of the files in use; a server's address."""
     architecture: str
-    """`model_type` of its config.json."""
+    """`model_type` of its config.json; ``ollama`` or ``openai`` for a server's model."""
     dimension: int
     """Length of its vectors."""
-    max_length: int
-    """Tokens per text, special tokens included; longer texts are cut."""
-    pooling: str
-    """``mean``, ``cls``, ``last``, ``max``, …"""
+    max_length: int | None
+    """Tokens per text, special tokens included; longer texts are cut. None: only its server knows."""
+    pooling: str | None
+    """``mean``, ``cls``, ``last``, ``max``, …; None: only its server knows."""
     normalizes: bool
     """Whether the model itself ends in a normalisation."""
     similarity: str
@@ -161,6 +161,23 @@ class GenerationStatistics(TypedDict):
     """Memory of the computations kept for prompts that begin alike."""
 
 
+class RemoteStatistics(TypedDict):
+    """What has been asked of a server's model by this process so far; unloading does not reset it."""
+
+    requests: int
+    """HTTP requests sent, those sent again included."""
+    retries: int
+    """Requests sent again after a failure that may pass."""
+    errors: int
+    """Failures that were told to callers."""
+    circuit: str
+    """``closed``: all is well; ``open``: the server kept failing, calls fail at once; ``half_open``: the next request
+    finds out how it is.
+    """
+    retry_seconds: float | None
+    """Seconds until the server is tried again; None unless the circuit is open."""
+
+
 class SlotStatistics(TypedDict):
     """State of one slot."""
 
@@ -185,6 +202,8 @@ class SlotStatistics(TypedDict):
     """Why its latest load failed; None when it did not."""
     generation: GenerationStatistics | None
     """What its generator has done; None when it is none or is not in memory."""
+    remote: RemoteStatistics | None
+    """How its server has been doing; None when the model is in this process, or none has been asked for yet."""
 
 
 class QueueStatistics(TypedDict):

@@ -23,6 +23,7 @@ __all__ = [
     "NoGeneratorError",
     "NotFiniteError",
     "OverloadedError",
+    "RemoteError",
     "RequestCancelledError",
     "UnknownModelError",
     "UnsupportedModelError",
@@ -74,6 +75,12 @@ class ModelPermissionError(ModelManagerError, PermissionError):
 
 class DownloadError(ModelManagerError, ConnectionError):
     """A download failed; the message has the URL and the status."""
+
+
+class RemoteError(ModelManagerError, ConnectionError):
+    """The server behind ``ollama://`` or ``openai+https://`` failed, refused or cannot be reached; the message says which,
+    and while it is left alone for failing again and again, when it is tried again.
+    """
 
 
 class ModelIOError(ModelManagerError, OSError):

@@ -56,8 +56,11 @@ def model_html(manager: Manager, name: str) -> str:
         ("model", escape(description["source"])),
         ("architecture", f"{escape(description['architecture'])}, {escape(description['dtype'])}"),
         ("vectors", f"{description['dimension']} dimensions, {escape(description['similarity'])} similarity"),
-        ("longest text", f"{description['max_length']} tokens"),
-        ("pooling", escape(description["pooling"]) + (", normalised" if description["normalizes"] else "")),
+        ("longest text", f"{description['max_length']} tokens" if description["max_length"] else "its server knows"),
+        (
+            "pooling",
+            escape(description["pooling"] or "its server's") + (", normalised" if description["normalizes"] else ""),
+        ),
         ("memory", _size(description["bytes"])),
     ]
     rows += [(f"prompt {escape(key)}", f"<code>{escape(text)}</code>") for key, text in description["prompts"].items()]

@@ -7,9 +7,18 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::Mutex;
 use crate::{Error, Result};
 
-/// Called once, on the worker thread, with the chunk's rows (`[sequences, width]`, row-major f32) or the first error.
-/// It must be quick and must not call back into the batcher.
-pub(super) type Done = Box<dyn FnOnce(Result<Vec<f32>>) + Send>;
+/// Called once, on the worker thread, with the chunk's rows or the first error. It must be quick and must not call back
+/// into the batcher.
+pub(super) type Done = Box<dyn FnOnce(Result<Rows>) + Send>;
+
+/// What a chunk came to.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Rows {
+    /// One vector a sequence: `[sequences, width]`, row-major.
+    pub values: Vec<f32>,
+    /// Tokens that the model read, by sequence.
+    pub tokens: Vec<u32>,
+}
 
 /// A caller's flag that it no longer wants its rows. Clones share the flag.
 #[derive(Clone, Debug, Default)]
@@ -36,7 +45,7 @@ pub struct Chunk {
 }
 
 struct Gathered {
-    rows: Vec<f32>,
+    rows: Rows,
     missing: usize,
     /// Taken when the caller has been told; later rows have nowhere to go.
     done: Option<Done>,
@@ -49,7 +58,7 @@ impl Chunk {
             width,
             cancel,
             gathered: Mutex::new(Gathered {
-                rows: vec![0.0; sequences * width],
+                rows: Rows { values: vec![0.0; sequences * width], tokens: vec![0; sequences] },
                 missing: sequences,
                 done: Some(done),
             }),
@@ -60,15 +69,16 @@ impl Chunk {
         chunk
     }
 
-    pub(super) fn is_cancelled(&self) -> bool {
+    pub(crate) fn is_cancelled(&self) -> bool {
         self.cancel.is_cancelled()
     }
 
-    /// Stores the vector of sequence `row`; the last one completes the chunk.
-    pub(super) fn deliver(&self, row: usize, vector: &[f32]) {
+    /// Stores the vector of sequence `row`, made of so many tokens; the last one completes the chunk.
+    pub(crate) fn deliver(&self, row: usize, vector: &[f32], tokens: u32) {
         let complete = {
             let mut gathered = self.gathered.lock();
-            gathered.rows[row * self.width..(row + 1) * self.width].copy_from_slice(vector);
+            gathered.rows.values[row * self.width..(row + 1) * self.width].copy_from_slice(vector);
+            gathered.rows.tokens[row] = tokens;
             gathered.missing -= 1;
             gathered.missing == 0
         };
@@ -78,7 +88,7 @@ impl Chunk {
     }
 
     /// Tells the caller of a failure, at once and only once.
-    pub(super) fn fail(&self, error: Error) {
+    pub(crate) fn fail(&self, error: Error) {
         self.finish(Err(error));
     }
 
@@ -87,7 +97,7 @@ impl Chunk {
             let mut gathered = self.gathered.lock();
             let Some(done) = gathered.done.take() else { return };
             // After a failure other rows of this chunk may still arrive: they need the buffer's length.
-            let rows = if outcome.is_ok() { std::mem::take(&mut gathered.rows) } else { Vec::new() };
+            let rows = if outcome.is_ok() { std::mem::take(&mut gathered.rows) } else { Rows::default() };
             (done, rows)
         };
         let told = catch_unwind(AssertUnwindSafe(|| done(outcome.map(|()| rows))));
@@ -104,7 +114,7 @@ mod tests {
 
     use super::*;
 
-    fn chunk(sequences: usize) -> (Arc<Chunk>, mpsc::Receiver<Result<Vec<f32>>>) {
+    fn chunk(sequences: usize) -> (Arc<Chunk>, mpsc::Receiver<Result<Rows>>) {
         let (sender, receiver) = mpsc::channel();
         let done = Box::new(move |result| sender.send(result).unwrap());
         (Chunk::new(sequences, 2, Cancel::default(), done), receiver)
@@ -113,16 +123,17 @@ mod tests {
     #[test]
     fn rows_may_arrive_in_any_order() {
         let (chunk, done) = chunk(2);
-        chunk.deliver(1, &[3.0, 4.0]);
+        chunk.deliver(1, &[3.0, 4.0], 5);
         assert!(done.try_recv().is_err());
-        chunk.deliver(0, &[1.0, 2.0]);
-        assert_eq!(done.try_recv().unwrap(), Ok(vec![1.0, 2.0, 3.0, 4.0]));
+        chunk.deliver(0, &[1.0, 2.0], 6);
+        let rows = Rows { values: vec![1.0, 2.0, 3.0, 4.0], tokens: vec![6, 5] };
+        assert_eq!(done.try_recv().unwrap(), Ok(rows));
     }
 
     #[test]
     fn an_empty_chunk_is_done_at_once() {
         let (_, done) = chunk(0);
-        assert_eq!(done.try_recv().unwrap(), Ok(vec![]));
+        assert_eq!(done.try_recv().unwrap(), Ok(Rows::default()));
     }
 
     #[test]
@@ -130,8 +141,8 @@ mod tests {
         let (chunk, done) = chunk(2);
         chunk.fail(Error::Cancelled);
         chunk.fail(Error::Closed);
-        chunk.deliver(0, &[1.0, 2.0]);
-        chunk.deliver(1, &[1.0, 2.0]);
+        chunk.deliver(0, &[1.0, 2.0], 6);
+        chunk.deliver(1, &[1.0, 2.0], 7);
         assert_eq!(done.try_recv().unwrap(), Err(Error::Cancelled));
         assert!(done.try_recv().is_err());
     }

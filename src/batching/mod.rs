@@ -13,6 +13,7 @@ mod chunk;
 mod queue;
 mod worker;
 
-pub use chunk::{Cancel, Chunk};
+pub use chunk::{Cancel, Chunk, Rows};
 pub use queue::Lane;
+pub(crate) use queue::{Budget, Queue, Waiter};
 pub use worker::{Batcher, Counters, Forward, Work};

@@ -1,6 +1,7 @@
 //! What waits to be computed, and which of it makes the next batch. Plain data: the lock is the worker's.
 
 use std::collections::{HashMap, VecDeque};
+use std::hash::Hash;
 use std::sync::Arc;
 
 use super::chunk::Chunk;
@@ -20,31 +21,76 @@ pub enum Lane {
 /// Token ids of one sequence. Shared with the in-flight table.
 pub(super) type Tokens = Arc<[u32]>;
 
+/// What can be queued: cheap to clone, equal for equal vectors.
+pub(crate) trait Item: Clone + Eq + Hash {
+    /// Its part of a batch's budget.
+    fn weight(&self) -> usize;
+}
+
+impl Item for Tokens {
+    fn weight(&self) -> usize {
+        self.len()
+    }
+}
+
+/// A text that a server elsewhere tokenises.
+impl Item for Arc<str> {
+    fn weight(&self) -> usize {
+        self.len()
+    }
+}
+
+/// How much makes one batch. One item alone always does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Budget {
+    /// Of all items together.
+    pub(crate) weight: usize,
+    /// Items.
+    pub(crate) items: usize,
+}
+
+impl Budget {
+    /// Any number of items of this weight together.
+    pub(crate) fn of_weight(weight: usize) -> Self {
+        Self { weight, items: usize::MAX }
+    }
+
+    fn half(self) -> Self {
+        Self { weight: self.weight / 2, items: self.items / 2 }
+    }
+}
+
 /// Who wants the vector of a sequence: row `row` of a chunk.
-pub(super) struct Waiter {
-    pub(super) chunk: Arc<Chunk>,
-    pub(super) row: usize,
+#[derive(Clone)]
+pub(crate) struct Waiter {
+    pub(crate) chunk: Arc<Chunk>,
+    pub(crate) row: usize,
 }
 
-#[derive(Default)]
-pub(super) struct Queue {
-    interactive: VecDeque<Tokens>,
-    bulk: VecDeque<Tokens>,
+pub(crate) struct Queue<T> {
+    interactive: VecDeque<T>,
+    bulk: VecDeque<T>,
     /// Every sequence that is waiting or being computed, and who wants it. A sequence is in a lane at most once.
-    wanted: HashMap<Tokens, Vec<Waiter>>,
+    wanted: HashMap<T, Vec<Waiter>>,
 }
 
-impl Queue {
+impl<T> Default for Queue<T> {
+    fn default() -> Self {
+        Self { interactive: VecDeque::new(), bulk: VecDeque::new(), wanted: HashMap::new() }
+    }
+}
+
+impl<T: Item> Queue<T> {
     /// Adds one sequence (true), or joins an equal one that is already waiting or being computed (false).
-    pub(super) fn push(&mut self, tokens: Tokens, waiter: Waiter, lane: Lane) -> bool {
-        if let Some(waiters) = self.wanted.get_mut(&tokens) {
+    pub(crate) fn push(&mut self, item: T, waiter: Waiter, lane: Lane) -> bool {
+        if let Some(waiters) = self.wanted.get_mut(&item) {
             waiters.push(waiter);
             return false;
         }
-        self.wanted.insert(Arc::clone(&tokens), vec![waiter]);
+        self.wanted.insert(item.clone(), vec![waiter]);
         match lane {
-            Lane::Interactive => self.interactive.push_back(tokens),
-            Lane::Bulk => self.bulk.push_back(tokens),
+            Lane::Interactive => self.interactive.push_back(item),
+            Lane::Bulk => self.bulk.push_back(item),
         }
         true
     }
@@ -55,54 +101,60 @@ impl Queue {
     }
 
     /// Sequences waiting, not counting those being computed.
-    pub(super) fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.interactive.len() + self.bulk.len()
     }
 
-    /// Takes the next batch, at most `budget` tokens but at least one sequence. Sequences whose callers have all
-    /// left are dropped on the way; the second value counts them.
-    pub(super) fn next_batch(&mut self, budget: usize) -> (Vec<Tokens>, usize) {
+    /// Takes the next batch, within `budget` but at least one sequence. Sequences whose callers have all left are
+    /// dropped on the way; the second value counts them.
+    pub(crate) fn next_batch(&mut self, budget: Budget) -> (Vec<T>, usize) {
         let mut batch = Vec::new();
         let (mut used, mut abandoned) = (0, 0);
         // Half for the people who wait (all of it when nothing else does), then bulk, then whoever is left.
-        let share = if self.bulk.is_empty() { budget } else { budget / 2 };
+        let share = if self.bulk.is_empty() { budget } else { budget.half() };
         for (lane, limit) in [(Lane::Interactive, share), (Lane::Bulk, budget), (Lane::Interactive, budget)] {
             abandoned += self.take(lane, limit, &mut used, &mut batch);
         }
         (batch, abandoned)
     }
 
-    fn take(&mut self, lane: Lane, limit: usize, used: &mut usize, batch: &mut Vec<Tokens>) -> usize {
+    fn take(&mut self, lane: Lane, limit: Budget, used: &mut usize, batch: &mut Vec<T>) -> usize {
         let mut dropped = 0;
         let line = match lane {
             Lane::Interactive => &mut self.interactive,
             Lane::Bulk => &mut self.bulk,
         };
-        while let Some(tokens) = line.front() {
+        while let Some(item) = line.front() {
             let abandoned =
-                self.wanted.get(tokens).is_none_or(|waiters| waiters.iter().all(|w| w.chunk.is_cancelled()));
+                self.wanted.get(item).is_none_or(|waiters| waiters.iter().all(|w| w.chunk.is_cancelled()));
             if abandoned {
-                self.wanted.remove(tokens);
+                self.wanted.remove(item);
                 line.pop_front();
                 dropped += 1;
                 continue;
             }
-            if *used + tokens.len() > limit && !batch.is_empty() {
+            let full = *used + item.weight() > limit.weight || batch.len() >= limit.items;
+            if full && !batch.is_empty() {
                 break;
             }
-            *used += tokens.len();
+            *used += item.weight();
             batch.extend(line.pop_front());
         }
         dropped
     }
 
+    /// Those who want `item` now. It stays wanted.
+    pub(crate) fn waiters(&self, item: &T) -> &[Waiter] {
+        self.wanted.get(item).map_or(&[], Vec::as_slice)
+    }
+
     /// Those who want a sequence that has been computed (or has failed). It is no longer in flight afterwards.
-    pub(super) fn complete(&mut self, tokens: &Tokens) -> Vec<Waiter> {
-        self.wanted.remove(tokens).unwrap_or_default()
+    pub(crate) fn complete(&mut self, item: &T) -> Vec<Waiter> {
+        self.wanted.remove(item).unwrap_or_default()
     }
 
     /// Empties the queue: everyone who still waits.
-    pub(super) fn drain(&mut self) -> Vec<Waiter> {
+    pub(crate) fn drain(&mut self) -> Vec<Waiter> {
         self.interactive.clear();
         self.bulk.clear();
         self.wanted.drain().flat_map(|(_, waiters)| waiters).collect()
@@ -129,7 +181,7 @@ mod tests {
         let (mut queue, keep) = (Queue::default(), Cancel::default());
         assert!(queue.push(tokens(1, 4), waiter(&keep), Lane::Interactive));
         assert!(!queue.push(tokens(1, 4), waiter(&keep), Lane::Bulk));
-        assert_eq!(queue.next_batch(100).0.len(), 1);
+        assert_eq!(queue.next_batch(Budget::of_weight(100)).0.len(), 1);
         // Being computed: a third caller joins, nothing is queued again.
         queue.push(tokens(1, 4), waiter(&keep), Lane::Interactive);
         assert!(queue.is_empty());
@@ -147,7 +199,7 @@ mod tests {
         queue.push(tokens(2, 4), waiter(&gone), Lane::Interactive);
         queue.push(tokens(2, 4), waiter(&here), Lane::Interactive);
         gone.cancel();
-        assert_eq!(queue.next_batch(100), (vec![tokens(2, 4)], 1));
+        assert_eq!(queue.next_batch(Budget::of_weight(100)), (vec![tokens(2, 4)], 1));
         assert_eq!(queue.complete(&tokens(2, 4)).len(), 2);
         assert!(queue.wanted.is_empty());
     }
@@ -159,7 +211,7 @@ mod tests {
             queue.push(tokens(id, 10), waiter(&keep), Lane::Bulk);
         }
         queue.push(tokens(1000, 10), waiter(&keep), Lane::Interactive);
-        let (batch, _) = queue.next_batch(100);
+        let (batch, _) = queue.next_batch(Budget::of_weight(100));
         assert_eq!(batch[0], tokens(1000, 10));
         assert_eq!(batch.len(), 10);
     }
@@ -171,7 +223,7 @@ mod tests {
             queue.push(tokens(id, 10), waiter(&keep), Lane::Interactive);
         }
         queue.push(tokens(1000, 10), waiter(&keep), Lane::Bulk);
-        let (batch, _) = queue.next_batch(100);
+        let (batch, _) = queue.next_batch(Budget::of_weight(100));
         assert!(batch.contains(&tokens(1000, 10)));
         assert_eq!(batch.len(), 10);
     }
@@ -181,8 +233,8 @@ mod tests {
         let (mut queue, keep) = (Queue::default(), Cancel::default());
         queue.push(tokens(1, 500), waiter(&keep), Lane::Bulk);
         queue.push(tokens(2, 1), waiter(&keep), Lane::Bulk);
-        assert_eq!(queue.next_batch(100).0, [tokens(1, 500)]);
-        assert_eq!(queue.next_batch(100).0, [tokens(2, 1)]);
+        assert_eq!(queue.next_batch(Budget::of_weight(100)).0, [tokens(1, 500)]);
+        assert_eq!(queue.next_batch(Budget::of_weight(100)).0, [tokens(2, 1)]);
     }
 
     proptest! {
@@ -192,7 +244,9 @@ mod tests {
         fn nothing_is_lost_or_computed_twice(
             arrivals in prop::collection::vec((0u32..40, 1usize..30, any::<bool>()), 0..200),
             budget in 1usize..100,
+            items in 1usize..20,
         ) {
+            let limits = Budget { weight: budget, items };
             let (mut queue, keep) = (Queue::default(), Cancel::default());
             let mut distinct = std::collections::HashSet::new();
             for (id, length, bulk) in &arrivals {
@@ -202,10 +256,11 @@ mod tests {
             }
             let (mut computed, mut told) = (std::collections::HashSet::new(), 0);
             while !queue.is_empty() {
-                let (batch, _) = queue.next_batch(budget);
+                let (batch, _) = queue.next_batch(limits);
                 prop_assert!(!batch.is_empty());
                 let total: usize = batch.iter().map(|t| t.len()).sum();
                 prop_assert!(total <= budget || batch.len() == 1);
+                prop_assert!(batch.len() <= items);
                 for sequence in batch {
                     prop_assert!(computed.insert((sequence[0], sequence.len())));
                     told += queue.complete(&sequence).len();

@@ -6,7 +6,7 @@ use std::sync::{Arc, Weak};
 use std::thread::{self, JoinHandle};
 
 use super::chunk::Chunk;
-use super::queue::{Lane, Queue, Tokens, Waiter};
+use super::queue::{Budget, Lane, Queue, Tokens, Waiter};
 use crate::compute::Packed;
 use crate::sync::{Condvar, Mutex};
 use crate::{Error, Result};
@@ -71,6 +71,20 @@ impl Counters {
         }
     }
 
+    /// Counts a batch that was computed, or failed.
+    pub(crate) fn note_batch(&self, sequences: usize, tokens: usize, failed: bool) {
+        Self::add(&self.batches, 1);
+        Self::add(&self.sequences, sequences);
+        Self::add(&self.tokens, tokens);
+        Self::add(&self.failed, usize::from(failed));
+    }
+
+    /// Counts what was queued or dropped without being computed.
+    pub(crate) fn note_spared(&self, shared: usize, abandoned: usize) {
+        Self::add(&self.shared, shared);
+        Self::add(&self.abandoned, abandoned);
+    }
+
     fn add(counter: &AtomicU64, count: usize) {
         counter.fetch_add(count as u64, Ordering::Relaxed);
     }
@@ -85,7 +99,7 @@ struct Shared {
 
 #[derive(Default)]
 struct State {
-    queue: Queue,
+    queue: Queue<Tokens>,
     closed: bool,
 }
 
@@ -133,7 +147,7 @@ impl Batcher {
                     shared += usize::from(!state.queue.push(tokens.into(), waiter, lane));
                 }
                 drop(state);
-                Counters::add(&self.shared.counters.shared, shared);
+                self.shared.counters.note_spared(shared, 0);
                 self.shared.wake.notify_one();
                 return;
             }
@@ -178,15 +192,12 @@ fn work<F: Forward>(shared: &Shared, model: &Weak<F>, budget: usize) {
             None => Err(Error::Closed),
         };
         let counters = &*shared.counters;
-        Counters::add(&counters.batches, 1);
-        Counters::add(&counters.sequences, batch.len());
-        Counters::add(&counters.tokens, tokens);
-        Counters::add(&counters.failed, usize::from(result.is_err()));
+        counters.note_batch(batch.len(), tokens, result.is_err());
         let waiters: Vec<Vec<Waiter>> = {
             let mut state = shared.state.lock();
             batch.iter().map(|sequence| state.queue.complete(sequence)).collect()
         };
-        reply(&shared.name, &result.map(|width| (scratch.out.as_slice(), width)), &waiters);
+        reply(&shared.name, &result.map(|width| (scratch.out.as_slice(), width)), &batch, &waiters);
     }
 }
 
@@ -196,8 +207,8 @@ fn next_batch(shared: &Shared, budget: usize) -> Option<Vec<Tokens>> {
         if state.closed {
             return None;
         }
-        let (batch, abandoned) = state.queue.next_batch(budget);
-        Counters::add(&shared.counters.abandoned, abandoned);
+        let (batch, abandoned) = state.queue.next_batch(Budget::of_weight(budget));
+        shared.counters.note_spared(0, abandoned);
         if !batch.is_empty() {
             return Some(batch);
         }
@@ -236,8 +247,8 @@ impl Scratch {
 }
 
 /// Hands every row to those who want it. A vector that is not finite fails its own callers only.
-fn reply(name: &str, result: &Result<(&[f32], usize)>, waiters: &[Vec<Waiter>]) {
-    for (row, waiters) in waiters.iter().enumerate() {
+fn reply(name: &str, result: &Result<(&[f32], usize)>, batch: &[Tokens], waiters: &[Vec<Waiter>]) {
+    for (row, (sequence, waiters)) in batch.iter().zip(waiters).enumerate() {
         let outcome = result.as_ref().map_err(Clone::clone).and_then(|(out, width)| {
             let vector = &out[row * width..(row + 1) * width];
             if vector.iter().all(|value| value.is_finite()) {
@@ -248,7 +259,7 @@ fn reply(name: &str, result: &Result<(&[f32], usize)>, waiters: &[Vec<Waiter>]) 
         });
         for waiter in waiters {
             match &outcome {
-                Ok(vector) => waiter.chunk.deliver(waiter.row, vector),
+                Ok(vector) => waiter.chunk.deliver(waiter.row, vector, sequence.len() as u32),
                 Err(error) => waiter.chunk.fail(error.clone()),
             }
         }
@@ -260,7 +271,7 @@ mod tests {
     use std::sync::atomic::AtomicUsize;
     use std::sync::mpsc;
 
-    use super::super::chunk::Cancel;
+    use super::super::chunk::{Cancel, Rows};
     use super::*;
 
     /// A model whose vector is (first token, length). Token 13 panics, 14 errs, 15 gives NaN; batches are counted,
@@ -294,6 +305,12 @@ mod tests {
         }
     }
 
+    /// The fake's vectors, and the token counts that belong to them.
+    fn rows(values: Vec<f32>) -> Rows {
+        let tokens = values.chunks(2).map(|vector| vector[1] as u32).collect();
+        Rows { values, tokens }
+    }
+
     struct Bench {
         counters: Arc<Counters>,
         batcher: Batcher,
@@ -318,7 +335,7 @@ mod tests {
             (0..batches).for_each(|_| self.permits.send(()).unwrap());
         }
 
-        fn submit(&self, sequences: &[&[u32]], cancel: &Cancel) -> mpsc::Receiver<Result<Vec<f32>>> {
+        fn submit(&self, sequences: &[&[u32]], cancel: &Cancel) -> mpsc::Receiver<Result<Rows>> {
             let (sender, receiver) = mpsc::channel();
             let done = Box::new(move |result| drop(sender.send(result)));
             let chunk = Chunk::new(sequences.len(), 2, cancel.clone(), done);
@@ -327,7 +344,7 @@ mod tests {
         }
 
         /// Occupies the worker, so that what follows is queued together.
-        fn occupy(&self) -> mpsc::Receiver<Result<Vec<f32>>> {
+        fn occupy(&self) -> mpsc::Receiver<Result<Rows>> {
             let busy = self.submit(&[&[9]], &Cancel::default());
             while self.batcher.waiting() > 0 {
                 thread::yield_now();
@@ -343,9 +360,9 @@ mod tests {
         let replies: Vec<_> =
             (1..=8).map(|id| bench.submit(&[&[id, 0], &[id]], &Cancel::default())).collect();
         bench.permit(2);
-        assert_eq!(busy.recv().unwrap(), Ok(vec![9.0, 1.0]));
+        assert_eq!(busy.recv().unwrap(), Ok(rows(vec![9.0, 1.0])));
         for (id, reply) in (1..=8).zip(replies) {
-            assert_eq!(reply.recv().unwrap(), Ok(vec![id as f32, 2.0, id as f32, 1.0]));
+            assert_eq!(reply.recv().unwrap(), Ok(rows(vec![id as f32, 2.0, id as f32, 1.0])));
         }
         assert_eq!(bench.model.batches.load(Ordering::Relaxed), 2);
         let work = bench.counters.work();
@@ -365,7 +382,7 @@ mod tests {
         assert_eq!(failed, Err(Error::Input("fourteen".into())));
         let nan = bench.submit(&[&[15]], &Cancel::default()).recv().unwrap();
         assert_eq!(nan, Err(Error::NotFinite { model: "fake".into() }));
-        assert_eq!(bench.submit(&[&[1]], &Cancel::default()).recv().unwrap(), Ok(vec![1.0, 1.0]));
+        assert_eq!(bench.submit(&[&[1]], &Cancel::default()).recv().unwrap(), Ok(rows(vec![1.0, 1.0])));
         assert_eq!(bench.counters.work().failed, 2);
     }
 
@@ -377,7 +394,7 @@ mod tests {
         let fine = bench.submit(&[&[1]], &Cancel::default());
         bench.permit(2);
         assert!(nan.recv().unwrap().is_err());
-        assert_eq!(fine.recv().unwrap(), Ok(vec![1.0, 1.0]));
+        assert_eq!(fine.recv().unwrap(), Ok(rows(vec![1.0, 1.0])));
     }
 
     #[test]
@@ -429,9 +446,10 @@ mod tests {
                     for step in 1..=50usize {
                         // Half of the sequences are common to all threads.
                         let (own, common) = (vec![100 + id; step], vec![50; step]);
-                        let rows =
+                        let found =
                             bench.submit(&[&own, &common], &Cancel::default()).recv().unwrap().unwrap();
-                        assert_eq!(rows, [100.0 + id as f32, step as f32, 50.0, step as f32]);
+                        let expected = vec![100.0 + id as f32, step as f32, 50.0, step as f32];
+                        assert_eq!(found, rows(expected));
                     }
                 });
             }

@@ -6,10 +6,11 @@ use std::sync::{Arc, Weak};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 
-use super::entry::{EmbeddingSpec, Entry, GeneratorSpec, Keep, Resident, Running, Serving, SourceSpec, Spec};
+use super::entry::{EmbeddingSpec, Entry, GeneratorSpec, Keep, Resident, Serving, SourceSpec, Spec};
 use super::front::Front;
 use super::loading;
 use super::place::Place;
+use super::running::Running;
 use crate::batching::{Batcher, Counters};
 use crate::cache::{CacheSettings, EmbeddingCache, Policy};
 use crate::clock::Clock;
@@ -19,6 +20,7 @@ use crate::language;
 use crate::lifecycle::{
     Budget, Context, Loaded, Managed, MemoryProbe, Reaper, ReaperSettings, Slot, SlotOptions, Tracker,
 };
+use crate::remote::{Address, Health};
 use crate::sync::Mutex;
 use crate::{Error, Result};
 
@@ -50,6 +52,8 @@ pub(super) struct Core {
     /// Loaded models by identity, for names that share one. The inner lock is held during a load: it is the
     /// single flight of names with the same files.
     shared: Mutex<HashMap<Arc<str>, Flight>>,
+    /// How the models of servers have been doing, by address. Outlives their slots' loads.
+    healths: Mutex<HashMap<Address, Arc<Health>>>,
     batch_tokens: usize,
     place: Place,
     work: Arc<Counters>,
@@ -118,6 +122,7 @@ impl Core {
             budget: Budget::new(limit.transpose()?),
             front: Front::new(),
             shared: Mutex::default(),
+            healths: Mutex::default(),
             batch_tokens: BATCH_TOKENS_PER_THREAD * Threads::global().count(),
             place: Place::of(settings.device)?,
             work: Arc::default(),
@@ -311,6 +316,17 @@ impl Core {
         Ok(running)
     }
 
+    /// How the model at `address` has been doing; `None` when it has never been asked for.
+    pub(super) fn known_health(&self, address: &Address) -> Option<Arc<Health>> {
+        self.healths.lock().get(address).cloned()
+    }
+
+    /// The same, from now on if it has not been.
+    pub(super) fn health(&self, address: &Address) -> Arc<Health> {
+        let fresh = || Arc::new(Health::new(Clock::System));
+        Arc::clone(self.healths.lock().entry(address.clone()).or_insert_with(fresh))
+    }
+
     /// Counts a refusal for being overloaded.
     pub(super) fn note(&self, error: &Error) {
         if matches!(error, Error::Overloaded { .. }) {
@@ -320,15 +336,17 @@ impl Core {
 }
 
 impl Core {
-    /// Takes over a model that the parent process had loaded, with a queue of this process.
+    /// Takes over a model that the parent process had loaded, with a queue of this process. One of a server is connected
+    /// to anew at its first use: connections belong to the parent.
     pub(super) fn inherit(&self, name: &str, serving: &Serving) -> Result<()> {
+        let Running::Local { encoder, .. } = &*serving.running else { return Ok(()) };
         let entry = self.entry(name)?;
         let running = self.share(&serving.known.identity, || {
-            let encoder = Arc::clone(&serving.running.encoder);
+            let encoder = Arc::clone(encoder);
             let batcher = Batcher::start(name, &encoder, self.batch_tokens, &self.work)?;
-            Ok(Arc::new(Running { batcher, encoder }))
+            Ok(Arc::new(Running::Local { batcher, encoder }))
         })?;
-        let bytes = running.encoder.memory_bytes();
+        let bytes = running.memory_bytes();
         entry.learn(Arc::clone(&serving.known));
         let serving = Serving { running, ..serving.clone() };
         // The slot is new: nobody else can have loaded it.

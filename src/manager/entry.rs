@@ -8,12 +8,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use arc_swap::ArcSwapOption;
 
 use super::options::EmbedOptions;
-use crate::batching::Batcher;
+use super::running::Running;
 use crate::cache::{Content, EmbeddingCache, KeyRef, Vector};
 use crate::config::{DTypeChoice, GeneratorDType};
 use crate::generation::{Generator, Prompt};
 use crate::lifecycle::{KeepAlive, Slot};
-use crate::models::{Encoder, Pooling, SentenceConfig};
+use crate::models::{Pooling, SentenceConfig};
 use crate::{Error, Result};
 
 /// An object of the host's own, as its loader returned it.
@@ -47,7 +47,7 @@ pub struct GeneratorSpec {
 /// Where a sentence model comes from and how it is used.
 #[derive(Debug, Clone)]
 pub struct EmbeddingSpec {
-    /// Hub id, bare sentence-transformers name, folder, `pkg:…`.
+    /// Hub id, bare sentence-transformers name, folder, `pkg:…`, `ollama://…`.
     pub source: SourceSpec,
     /// Sources to try in turn when the first cannot be loaded.
     pub fallback: Vec<String>,
@@ -123,7 +123,7 @@ pub(super) enum Resident {
 pub(super) struct Serving {
     pub(super) running: Arc<Running>,
     pub(super) known: Arc<Known>,
-    /// The source that was loaded: the configured one, or a fallback.
+    /// The source that was loaded: the configured one, or a fallback. Never holds a key.
     pub(super) source: String,
 }
 
@@ -134,23 +134,18 @@ pub(super) struct ServingGenerator {
     pub(super) source: String,
 }
 
-/// A loaded sentence model and its queue. Names with the same files and parameters share one.
-pub(super) struct Running {
-    // Before `encoder`: the worker ends first.
-    pub(super) batcher: Batcher,
-    pub(super) encoder: Arc<Encoder>,
-}
-
 /// What outlives the loaded model: enough to answer from the cache while the model is absent.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Known {
-    /// Files, dtype and overrides: equal for equal vectors.
+    /// Files, dtype and overrides, or server and model: equal for equal vectors.
     pub(super) identity: Arc<str>,
     pub(super) width: usize,
     /// The source, as messages name it.
     pub(super) model: String,
     /// What the model's files say, with the slot's own prompts added.
     pub(super) config: SentenceConfig,
+    /// Tokens after which an input is cut; `None` when only a server knows.
+    pub(super) max_length: Option<usize>,
 }
 
 impl Known {
@@ -169,7 +164,8 @@ impl Known {
     ) -> Option<Vector> {
         let vector = cache.get(&options.key(&self.identity, prompt, content))?;
         // One of as many tokens as the model reads may be that of a longer input, cut.
-        (options.truncate || (vector.tokens() as usize) < self.config.max_length).then_some(vector)
+        let whole = self.max_length.is_some_and(|longest| (vector.tokens() as usize) < longest);
+        (options.truncate || whole).then_some(vector)
     }
 }
 
@@ -211,7 +207,7 @@ impl Resident {
     /// Tokens of `text`, special ones included, not cut.
     pub(super) fn count_tokens(&self, name: &str, text: &str) -> Result<usize> {
         match self {
-            Self::Encoder(serving) => serving.running.encoder.tokenizer.count(text),
+            Self::Encoder(serving) => serving.running.count_tokens(text),
             Self::Generator(_) if text.is_empty() => Ok(0),
             Self::Generator(serving) => Ok(serving.generator.tokens(Prompt::Text(text))?.len()),
             Self::Object(_) => Err(Error::Input(format!(

@@ -6,10 +6,11 @@ use arc_swap::ArcSwapOption;
 
 use super::core::Core;
 use super::entry::{
-    EmbeddingSpec, GeneratorSpec, Known, Resident, Running, Serving, ServingGenerator, SourceSpec, Spec,
+    EmbeddingSpec, GeneratorSpec, Known, Resident, Serving, ServingGenerator, SourceSpec, Spec,
 };
 use super::fork;
 use super::place::Place;
+use super::running::Running;
 use crate::batching::{Batcher, Forward};
 use crate::compute::{DType, Isa, Packed, memory};
 use crate::config::{Choice, DTypeChoice};
@@ -18,6 +19,7 @@ use crate::lifecycle::{Charge, Loaded};
 use crate::models::{
     Encoder, ModelConfig, Overrides, Progress, ResolveOptions, Source, Weights, on_cpu, on_device, resolve,
 };
+use crate::remote::{Address, Link, RemoteEncoder, RemoteSettings, shown};
 use crate::{Error, Result};
 
 /// Loads what `spec` describes, for the slot `name`. Runs on the slot's loader thread.
@@ -36,7 +38,7 @@ pub(super) fn load(
         Spec::Embedding(spec) => {
             let (serving, charge) = load_first(core, name, spec)?;
             known.store(Some(Arc::clone(&serving.known)));
-            let bytes = serving.running.encoder.memory_bytes();
+            let bytes = serving.running.memory_bytes();
             Ok(Loaded { value: Arc::new(Resident::Encoder(serving)), bytes, charge })
         }
     }
@@ -52,13 +54,15 @@ fn load_first(core: &Arc<Core>, name: &str, spec: &EmbeddingSpec) -> Result<(Ser
             Ok(loaded) => {
                 if first_error.is_some() {
                     log::warn!(
-                        "{name}: using the fallback {source:?}; its vectors do not compare with those of {primary:?}"
+                        "{name}: using the fallback {:?}; its vectors do not compare with those of {:?}",
+                        shown(source),
+                        shown(&primary)
                     );
                 }
                 return Ok(loaded);
             }
             Err(error) => {
-                log::warn!("{name}: {source:?} cannot be loaded: {error}");
+                log::warn!("{name}: {:?} cannot be loaded: {error}", shown(source));
                 first_error.get_or_insert(error);
             }
         }
@@ -74,7 +78,10 @@ fn load_source(
 ) -> Result<(Serving, Option<Charge>)> {
     let settings = core.settings();
     let options = resolve_options(core, spec.revision.as_ref());
-    let files = resolve(&Source::parse(source)?, &options, &mut log_progress())?;
+    let files = match Source::parse(source)? {
+        Source::Server(address) => return Ok((connect(core, source, &address, spec)?, None)),
+        local => resolve(&local, &options, &mut log_progress())?,
+    };
 
     let isa = Isa::from_env()?;
     let dtype = dtype(spec.dtype, settings.dtype, isa);
@@ -91,10 +98,28 @@ fn load_source(
         // The file's pages were read once; what is kept is packed.
         memory::trim();
         let batcher = Batcher::start(name, &encoder, core.batch_tokens(), core.work())?;
-        Ok(Arc::new(Running { batcher, encoder }))
+        Ok(Arc::new(Running::Local { batcher, encoder }))
     })?;
     let known = Arc::new(known(&running, spec, identity));
     Ok((Serving { running, known, source: source.to_owned() }, charge))
+}
+
+/// The model at `address`, once its server has given a first vector. Takes no memory worth a place in the budget.
+fn connect(core: &Core, source: &str, address: &Address, spec: &EmbeddingSpec) -> Result<Serving> {
+    let settings = core.settings();
+    let asking = RemoteSettings {
+        connections: settings.remote_connections,
+        batch: settings.remote_batch,
+        timeout: settings.remote_timeout.duration(),
+    };
+    let running = core.share(&address.to_string().into(), || {
+        let link = Link::new(address, &**core.host(), asking, core.health(address))?;
+        Ok(Arc::new(Running::Remote(RemoteEncoder::open(link, core.work())?)))
+    })?;
+    // A model that is replaced there by one of other dimensions is another one; of the same, nobody can tell.
+    let identity = format!("{address} {}", running.width()).into();
+    let known = Arc::new(known(&running, spec, identity));
+    Ok(Serving { running, known, source: shown(source).into_owned() })
 }
 
 fn load_generator(core: &Arc<Core>, name: &str, spec: &GeneratorSpec) -> Result<Loaded<Resident>> {
@@ -141,9 +166,10 @@ fn log_progress() -> impl FnMut(&Progress<'_>) -> Result<()> {
 }
 
 fn known(running: &Running, spec: &EmbeddingSpec, identity: Arc<str>) -> Known {
-    let mut config = running.encoder.config.clone();
+    let mut config = running.config();
     config.prompts.extend(spec.prompts.clone());
-    Known { identity, width: running.encoder.width(), model: running.encoder.name.clone(), config }
+    let (width, max_length) = (running.width(), running.max_length());
+    Known { identity, width, model: running.name(), config, max_length }
 }
 
 /// The slot's own choice, else the manager's; `auto` is what this machine multiplies natively.

@@ -5,11 +5,13 @@ use std::time::{Duration, Instant};
 
 use super::core::Core;
 use super::entry::{Entry, Resident, Serving, Spec};
+use super::running::Running;
 use crate::batching::Work;
 use crate::cache::CacheStatistics;
 use crate::compute::{Isa, Threads, memory};
 use crate::generation::{EngineStats, Generator};
 use crate::lifecycle::{KeepAlive, State, TrackerStatistics};
+use crate::remote::{Address, HealthReport, shown};
 
 /// The model of one slot.
 #[derive(Debug, Clone, PartialEq)]
@@ -18,16 +20,16 @@ pub struct Description {
     pub name: String,
     /// The source that was loaded.
     pub source: String,
-    /// Folder of the files in use.
+    /// Folder of the files in use, or where a server is asked.
     pub path: String,
-    /// `model_type` of its config.json.
+    /// `model_type` of its config.json; ollama or openai for a server's model.
     pub architecture: String,
     /// Length of its vectors.
     pub dimension: usize,
-    /// Tokens after which a text is cut, special tokens included.
-    pub max_length: usize,
-    /// How token states become one vector.
-    pub pooling: String,
+    /// Tokens after which a text is cut, special tokens included; `None` when only a server knows.
+    pub max_length: Option<usize>,
+    /// How token states become one vector; `None` when only a server knows.
+    pub pooling: Option<String>,
     /// Whether the model itself ends in a normalisation.
     pub normalizes: bool,
     /// cosine, dot, euclidean or manhattan.
@@ -44,22 +46,33 @@ pub struct Description {
 
 impl Description {
     pub(super) fn new(name: &str, serving: &Serving) -> Self {
-        let encoder = &serving.running.encoder;
-        let config = &serving.known.config;
+        let (running, config) = (&serving.running, &serving.known.config);
+        let (path, architecture, pooling, dtype) = match &**running {
+            Running::Local { encoder, .. } => (
+                encoder.path.display().to_string(),
+                encoder.architecture.clone(),
+                Some(config.pooling.name().to_owned()),
+                encoder.dtype(),
+            ),
+            Running::Remote(remote) => {
+                let link = remote.link();
+                (link.url().to_owned(), link.address().protocol.name().to_owned(), None, "float32")
+            }
+        };
         Self {
             name: name.to_owned(),
             source: serving.source.clone(),
-            path: encoder.path.display().to_string(),
-            architecture: encoder.architecture.clone(),
-            dimension: encoder.width(),
-            max_length: config.max_length,
-            pooling: config.pooling.name().to_owned(),
+            path,
+            architecture,
+            dimension: running.width(),
+            max_length: serving.known.max_length,
+            pooling,
             normalizes: config.normalize,
             similarity: config.similarity.name().to_owned(),
             prompts: config.prompts.clone().into_iter().collect(),
             default_prompt_name: config.default_prompt_name.clone(),
-            dtype: encoder.dtype().to_owned(),
-            bytes: encoder.memory_bytes(),
+            dtype: dtype.to_owned(),
+            bytes: running.memory_bytes(),
         }
     }
 }
@@ -77,6 +90,8 @@ pub struct SlotReport {
     pub kind: &'static str,
     /// What a loaded generator has done since it was loaded.
     pub generation: Option<EngineStats>,
+    /// How its server has been doing, if it is a server's model that has been asked for.
+    pub remote: Option<HealthReport>,
     /// Never unloaded by idleness or budget.
     pub pinned: bool,
     /// How long it stays after its latest use; `None`: for ever.
@@ -184,6 +199,9 @@ fn slot(core: &Core, entry: &Entry) -> SlotReport {
         Some(KeepAlive::Forever) => None,
         None => reaper.enabled.then_some(reaper.max_idle),
     };
+    let source = loaded.or_else(configured);
+    let address = source.as_deref().filter(|source| Address::is_meant(source)).map(Address::parse);
+    let health = address.and_then(Result::ok).and_then(|address| core.known_health(&address));
     SlotReport {
         name: entry.name.clone(),
         state: match status.state {
@@ -191,13 +209,14 @@ fn slot(core: &Core, entry: &Entry) -> SlotReport {
             State::Loading => "loading",
             State::Ready => "ready",
         },
-        source: loaded.or_else(configured),
+        source: source.map(|source| shown(&source).into_owned()),
         kind: match entry.spec {
             Spec::Embedding(_) => "embedding",
             Spec::Generator(_) => "generator",
             Spec::Object(_) => "object",
         },
         generation,
+        remote: health.map(|health| health.report()),
         pinned: status.options.pinned,
         keep_alive,
         bytes: status.bytes,

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::path::{Component, Path, PathBuf};
 
+use crate::remote::Address;
 use crate::{Error, Result};
 
 /// Families on the hub that are named without an organisation. Every other bare name is one of
@@ -35,12 +36,14 @@ pub enum Source {
         /// The folder, relative to the package; empty for the package itself.
         inner: PathBuf,
     },
+    /// A model that a server runs.
+    Server(Address),
 }
 
 impl Source {
     /// Reads a model's name as users write it.
     ///
-    /// `pkg:package/inner`, `….gguf`, and what looks like a path (`/…`, `./…`, `../…`, `~/…`, a backslash) are
+    /// `ollama://host/model` and its like, `pkg:package/inner`, `….gguf`, and what looks like a path (`/…`, `./…`, `../…`, `~/…`, a backslash) are
     /// taken as such. Anything else is a hub id, unless a folder of that name with a `config.json` or `modules.json`
     /// exists here. A bare name means `sentence-transformers/NAME`.
     ///
@@ -58,6 +61,9 @@ impl Source {
             return Err(Error::Input(
                 "the model's name is empty; give a hub id, a folder or pkg:PACKAGE/FOLDER".into(),
             ));
+        }
+        if Address::is_meant(name) {
+            return Address::parse(name).map(Self::Server);
         }
         if let Some(rest) = name.strip_prefix("pkg:") {
             return Self::parse_package(name, rest);
@@ -111,6 +117,7 @@ impl fmt::Display for Source {
             Self::Directory(path) | Self::Gguf(path) => write!(f, "{}", path.display()),
             Self::Package { package, inner } if inner.as_os_str().is_empty() => write!(f, "pkg:{package}"),
             Self::Package { package, inner } => write!(f, "pkg:{package}/{}", inner.display()),
+            Self::Server(address) => address.fmt(f),
         }
     }
 }
@@ -183,6 +190,14 @@ mod tests {
         assert_eq!(hub, Source::Hub("org/model".into()));
         let local = Source::parse_with("org/model", |path| path == Path::new("org/model")).unwrap();
         assert_eq!(local, Source::Directory("org/model".into()));
+    }
+
+    #[test]
+    fn servers() {
+        let source = Source::parse(" ollama://Box:1/org/model:1b ").unwrap();
+        assert_eq!(source.to_string(), "ollama://box:1/org/model:1b");
+        assert!(matches!(source, Source::Server(_)));
+        assert!(Source::parse("https://huggingface.co/org/model").is_err());
     }
 
     #[test]

@@ -32,6 +32,7 @@ kinds! {
     Unsupported => "UnsupportedModelError",
     Permission => "ModelPermissionError",
     Download => "DownloadError",
+    Remote => "RemoteError",
     Io => "ModelIOError",
     Timeout => "WaitTimeoutError",
     Overloaded => "OverloadedError",

@@ -8,6 +8,7 @@ use crate::cache::CacheStatistics;
 use crate::config::Settings;
 use crate::generation::{Completion, EngineStats, Generator};
 use crate::manager::{Description, ManagerStatistics, QueueReport, SlotReport};
+use crate::remote::{Circuit, HealthReport};
 
 /// A dictionary of the pairs given.
 macro_rules! dict {
@@ -74,6 +75,21 @@ fn slot<'py>(py: Python<'py>, slot: &SlotReport) -> PyResult<Bound<'py, PyDict>>
         "queued": slot.queued,
         "last_error": &slot.last_error,
         "generation": slot.generation.as_ref().map(|stats| generation(py, stats)).transpose()?,
+        "remote": slot.remote.as_ref().map(|health| remote(py, health)).transpose()?,
+    }))
+}
+
+fn remote<'py>(py: Python<'py>, health: &HealthReport) -> PyResult<Bound<'py, PyDict>> {
+    let rest = match health.circuit {
+        Circuit::Open(rest) => Some(rest.as_secs_f64()),
+        Circuit::Closed | Circuit::HalfOpen => None,
+    };
+    Ok(dict!(py, {
+        "requests": health.requests,
+        "retries": health.retries,
+        "errors": health.errors,
+        "circuit": health.circuit.name(),
+        "retry_seconds": rest,
     }))
 }
 

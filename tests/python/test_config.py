@@ -59,6 +59,9 @@ EXAMPLES = {
     "load_timeout": ("9", 9),
     "cache_dir": ("/a/cache", "/a/cache"),
     "offline": ("true", True),
+    "remote_connections": ("2", 2),
+    "remote_batch": ("16", 16),
+    "remote_timeout": ("5", 5),
     "revision": ("v1", "v1"),
 }
 
@@ -130,6 +133,10 @@ def test_default_then_environment_then_keyword(name, monkeypatch):
         ("memory_budget", -5),
         ("keep_alive", "soon"),
         ("load_timeout", -1),
+        ("remote_connections", 0),
+        ("remote_connections", 65),
+        ("remote_batch", 0),
+        ("remote_timeout", 0),
     ],
 )
 def test_out_of_range(name, value):

@@ -4,12 +4,11 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::super::entry::{Entry, Known, Serving};
-use super::super::fork;
 use super::super::front::Task;
 use super::super::options::{dimensions, finish};
 use super::Job;
 use crate::Result;
-use crate::batching::Chunk;
+use crate::batching::{Chunk, Rows};
 use crate::cache::Vector;
 
 /// Inputs tokenised between two looks at the queue: some milliseconds of work.
@@ -20,14 +19,8 @@ struct Fed {
     entry: Arc<Entry>,
     known: Arc<Known>,
     inputs: Vec<usize>,
-    /// Tokens of each of them.
-    lengths: Vec<u32>,
-}
-
-impl Fed {
-    fn tokens(&self) -> u64 {
-        self.lengths.iter().copied().map(u64::from).sum()
-    }
+    /// What they take of the window.
+    weight: usize,
 }
 
 impl Job {
@@ -36,37 +29,27 @@ impl Job {
         let Some((serving, entry, inputs)) = self.next_chunk() else { return Ok(false) };
         let Serving { running, known, .. } = serving;
         let prompt = self.inputs.prompt(&known, &self.options)?;
-        let mut sequences = Vec::with_capacity(inputs.len());
-        {
-            let _computing = fork::computing();
-            for &input in &inputs {
-                sequences.push(self.inputs.sequence(
-                    input,
-                    &running.encoder,
-                    prompt,
-                    self.options.truncate,
-                )?);
-            }
-        }
-        let lengths = sequences.iter().map(|ids| ids.len() as u32).collect();
-        let (rows, width) = (inputs.len(), known.width);
-        let fed = Fed { entry, known, inputs, lengths };
-        self.state.lock().in_flight += fed.tokens() as usize;
-        let job = Arc::clone(self);
-        let done = Box::new(move |result: Result<Vec<f32>>| match result {
+        let ready = running.prepare(&self.inputs, &inputs, prompt, &self.options)?;
+        let (rows, width, weight) = (inputs.len(), known.width, ready.weight(self.window()));
+        self.state.lock().in_flight += weight;
+        let (job, fed) = (Arc::clone(self), Fed { entry, known: Arc::clone(&known), inputs, weight });
+        let done = Box::new(move |result: Result<Rows>| match result {
             Ok(rows) => job.store(&fed, &rows),
             Err(error) => Task::fail(job, error),
         });
-        let chunk = Chunk::new(rows, width, self.cancel.clone(), done);
-        running.batcher.submit(sequences, &chunk, self.lane);
+        ready.submit(&Chunk::new(rows, width, self.cancel.clone(), done), self.lane);
         Ok(true)
+    }
+
+    /// Tokens that may be queued or computed at a time.
+    fn window(&self) -> usize {
+        3 * self.core.batch_tokens()
     }
 
     /// The next inputs to tokenise, unless enough are in flight.
     fn next_chunk(&self) -> Option<(Serving, Arc<Entry>, Vec<usize>)> {
         let mut state = self.state.lock();
-        let window = 3 * self.core.batch_tokens();
-        if state.outcome.is_some() || state.in_flight >= window {
+        if state.outcome.is_some() || state.in_flight >= self.window() {
             state.runnable = false;
             return None;
         }
@@ -81,15 +64,15 @@ impl Job {
     }
 
     /// On the worker's thread: stores rows, keeps them in the cache, and says so.
-    fn store(self: &Arc<Self>, fed: &Fed, rows: &[f32]) {
-        let Fed { entry, known, inputs, lengths } = fed;
+    fn store(self: &Arc<Self>, fed: &Fed, rows: &Rows) {
+        let Fed { entry, known, inputs, weight } = fed;
         let prompt = self.inputs.prompt(known, &self.options).unwrap_or_default();
         let width = dimensions(known.width, self.options.truncate_dim).unwrap_or(known.width);
         let mut vectors = vec![0.0; inputs.len() * width];
         let caching = self.core.settings().cache_size > 0;
         let outs = vectors.chunks_exact_mut(width);
         for (((row, out), &input), &tokens) in
-            rows.chunks_exact(known.width).zip(outs).zip(inputs).zip(lengths)
+            rows.values.chunks_exact(known.width).zip(outs).zip(inputs).zip(&rows.tokens)
         {
             finish(row, self.options.normalize, out);
             if caching {
@@ -99,8 +82,8 @@ impl Job {
         }
         {
             let mut state = self.state.lock();
-            state.in_flight -= fed.tokens() as usize;
-            state.tokens += fed.tokens();
+            state.in_flight -= weight;
+            state.tokens += rows.tokens.iter().copied().map(u64::from).sum::<u64>();
             state.finished += inputs.len();
             for (out, &input) in vectors.chunks_exact(width).zip(inputs) {
                 state.row(input).copy_from_slice(out);

@@ -1,0 +1,287 @@
+//! One request to a server: sent, read, and judged. Whether there is another attempt is for others to say.
+
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use ureq::http::{HeaderMap, StatusCode};
+use ureq::{Agent, Timeout};
+
+use super::address::{Address, KEY_VARIABLE, Protocol};
+use super::protocol::{self, Answer, Defect, Form, complaint};
+use crate::config::Host;
+use crate::{Error, Result};
+
+/// A server that does not take a connection within this is not there.
+const CONNECT: Duration = Duration::from_secs(10);
+/// The longest answer that is read: so much, and so much more for each text. Ten thousand dimensions in decimal fit.
+const ANSWER_BYTES: u64 = 1 << 20;
+const ANSWER_BYTES_PER_TEXT: u64 = 256 << 10;
+
+/// Pooled connections to one model of one server.
+pub(super) struct Client {
+    agent: Agent,
+    address: Address,
+    url: String,
+    key: Option<String>,
+    timeout: Duration,
+    /// What the server has been found to understand.
+    form: OnceLock<Form>,
+}
+
+/// Why a request brought no vectors.
+#[derive(Debug)]
+pub(super) enum Fault {
+    /// Worth another attempt, after the time that the server asks for if it does.
+    Passing {
+        reason: String,
+        after: Option<Duration>,
+        /// The server answers, it is only busy.
+        alive: bool,
+    },
+    /// Another attempt would end the same.
+    Final {
+        error: Error,
+        /// The server answers, and knows what it says.
+        alive: bool,
+    },
+    /// The server does not take these texts; it may take others.
+    Refused {
+        error: Error,
+        /// Fewer at a time may pass.
+        too_large: bool,
+    },
+}
+
+impl Client {
+    /// Connects to nothing yet. `connections` stay open between requests; `timeout` is for one whole request.
+    ///
+    /// # Errors
+    /// [`Error::Config`] when the key's variable is not set or does not hold a key.
+    pub(super) fn new(
+        address: &Address,
+        host: &dyn Host,
+        connections: usize,
+        timeout: Duration,
+    ) -> Result<Self> {
+        let agent = Agent::config_builder()
+            .http_status_as_error(false)
+            // An answer from elsewhere would be one to a request that carried our key.
+            .max_redirects(0)
+            .max_redirects_will_error(false)
+            .timeout_connect(Some(CONNECT.min(timeout)))
+            .timeout_global(Some(timeout))
+            .max_idle_connections(connections)
+            .max_idle_connections_per_host(connections)
+            .user_agent(concat!("model-manager/", env!("CARGO_PKG_VERSION")))
+            .build()
+            .new_agent();
+        Ok(Self {
+            agent,
+            url: address.url(),
+            key: key(address, host)?,
+            address: address.clone(),
+            timeout,
+            form: OnceLock::new(),
+        })
+    }
+
+    pub(super) fn address(&self) -> &Address {
+        &self.address
+    }
+
+    pub(super) fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// The vectors of `texts`, by one request; by two as long as it is open whether the server knows base64.
+    pub(super) fn ask(&self, texts: &[&str]) -> Result<Answer, Fault> {
+        if self.address.protocol == Protocol::Ollama {
+            return self.send(texts, Form::Float);
+        }
+        if let Some(form) = self.form.get() {
+            return self.send(texts, *form);
+        }
+        let (form, answer) = match self.send(texts, Form::Base64) {
+            // Of the two refusals the first is told: the plain form is what every server knows.
+            Err(Fault::Refused { error, too_large: false }) => match self.send(texts, Form::Float) {
+                Ok(answer) => (Form::Float, answer),
+                Err(_) => return Err(Fault::Refused { error, too_large: false }),
+            },
+            outcome => (Form::Base64, outcome?),
+        };
+        // Whoever was first has found out the same.
+        let _ = self.form.set(form);
+        Ok(answer)
+    }
+
+    fn send(&self, texts: &[&str], form: Form) -> Result<Answer, Fault> {
+        let body = protocol::request(self.address.protocol, &self.address.model, texts, form)
+            .map_err(|reason| self.lasting(reason, true))?;
+        let mut request = self.agent.post(&self.url).header("Content-Type", "application/json");
+        if let Some(key) = &self.key {
+            request = request.header("Authorization", format!("Bearer {key}"));
+        }
+        let mut response = request.send(&body).map_err(|error| self.unanswered(&error))?;
+        let status = response.status();
+        let limit = ANSWER_BYTES + ANSWER_BYTES_PER_TEXT * texts.len() as u64;
+        let after = retry_after(response.headers());
+        let location = response.headers().get("location").and_then(|at| at.to_str().ok().map(str::to_owned));
+        let body = response.body_mut().with_config().limit(limit).read_to_vec();
+        if !status.is_success() {
+            // The status says enough when its body does not come.
+            return Err(self.refused(status, after, location, &body.unwrap_or_default()));
+        }
+        let body = body.map_err(|error| self.unanswered(&error))?;
+        protocol::answer(self.address.protocol, &body, texts.len()).map_err(|defect| match defect {
+            Defect::NotFinite => {
+                Fault::Final { error: Error::NotFinite { model: self.address.to_string() }, alive: true }
+            }
+            Defect::Malformed(reason) => self.lasting(
+                format!("the answer is not what it should be ({reason}); check that the address is that of the server's API"),
+                false,
+            ),
+        })
+    }
+
+    fn lasting(&self, reason: impl Into<String>, alive: bool) -> Fault {
+        let error = Error::Remote { server: self.url.clone(), reason: self.hide_key(&reason.into()) };
+        Fault::Final { error, alive }
+    }
+
+    /// What a request that got no answer, or no end of it, is worth.
+    fn unanswered(&self, error: &ureq::Error) -> Fault {
+        use ureq::Error as E;
+        let passing = |reason: String| Fault::Passing { reason, after: None, alive: false };
+        match error {
+            E::Timeout(Timeout::Connect | Timeout::Resolve) => passing("no connection in time".into()),
+            E::Timeout(_) => self.lasting(
+                format!(
+                    "no answer within {} s; raise MODEL_MANAGER_REMOTE_TIMEOUT, or lower MODEL_MANAGER_REMOTE_BATCH",
+                    self.timeout.as_secs_f64()
+                ),
+                false,
+            ),
+            E::BodyExceedsLimit(limit) => self.lasting(format!("the answer is longer than {limit} bytes"), false),
+            E::Io(_) | E::HostNotFound | E::ConnectionFailed => passing(error.to_string()),
+            _ => self.lasting(error.to_string(), false),
+        }
+    }
+
+    /// What a status that is not success means.
+    fn refused(
+        &self,
+        status: StatusCode,
+        after: Option<Duration>,
+        location: Option<String>,
+        body: &[u8],
+    ) -> Fault {
+        let said = self.hide_key(&complaint(body));
+        let answered = if said.is_empty() { status.to_string() } else { format!("{status}: {said}") };
+        let model = || self.address.to_string();
+        match status.as_u16() {
+            408 | 429 => Fault::Passing { reason: answered, after, alive: true },
+            500..600 => Fault::Passing { reason: answered, after, alive: false },
+            300..400 => {
+                let to = location.unwrap_or_else(|| "nowhere".into());
+                self.lasting(format!("it redirects to {to} ({status}); name that server itself"), true)
+            }
+            401 | 403 => {
+                let variable = self.address.key.as_deref().unwrap_or(KEY_VARIABLE);
+                let remedy = match (&self.key, self.address.protocol) {
+                    (Some(_), _) => format!("renew the key in {variable}"),
+                    (None, Protocol::OpenAi) => format!("put a key into the environment variable {variable}"),
+                    (None, Protocol::Ollama) => {
+                        "name the variable that holds a key: ollama://env:NAME@HOST/MODEL".into()
+                    }
+                };
+                self.lasting(format!("access was refused ({answered}); {remedy}"), true)
+            }
+            404 => {
+                let remedy = match self.address.protocol {
+                    Protocol::Ollama => format!("run `ollama pull {}` there", self.address.model),
+                    Protocol::OpenAi => format!(
+                        "check the model's name, {:?}, and the address; a base of its own ends in two slashes: \
+                         openai+http://HOST/BASE//MODEL",
+                        self.address.model
+                    ),
+                };
+                let reason = format!("{} answered {answered}; {remedy}", self.url);
+                Fault::Final { error: Error::ModelNotFound { model: model(), reason }, alive: true }
+            }
+            400 | 413 | 422 => Fault::Refused {
+                error: Error::Input(format!("{} does not take the text: {answered}", model())),
+                too_large: status == StatusCode::PAYLOAD_TOO_LARGE,
+            },
+            _ => self.lasting(format!("it answered {answered}"), true),
+        }
+    }
+
+    /// Servers like to repeat a key that they do not know.
+    fn hide_key(&self, text: &str) -> String {
+        self.key.as_ref().map_or_else(|| text.to_owned(), |key| text.replace(key.as_str(), "***"))
+    }
+}
+
+/// The key for `address`: from the variable that it names; else the usual one, if that is set, for OpenAI's protocol.
+fn key(address: &Address, host: &dyn Host) -> Result<Option<String>> {
+    let variable = match (&address.key, address.protocol) {
+        (Some(variable), _) => variable.as_str(),
+        (None, Protocol::OpenAi) => KEY_VARIABLE,
+        (None, Protocol::Ollama) => return Ok(None),
+    };
+    let value = host.env(variable).map(|value| value.trim().to_owned()).filter(|value| !value.is_empty());
+    let refuse = |reason: String| {
+        Err(Error::Config { setting: variable.to_owned(), value: "(hidden)".into(), reason })
+    };
+    match value {
+        Some(key) if key.chars().all(|c| c.is_ascii_graphic()) => Ok(Some(key)),
+        Some(_) => refuse("a key holds only printable ASCII characters".into()),
+        None if address.key.is_some() => refuse(format!("{address} names it, but it is not set")),
+        None => Ok(None),
+    }
+}
+
+/// `Retry-After` in seconds; a date is left to the back-off.
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let seconds: u32 = headers.get("retry-after")?.to_str().ok()?.trim().parse().ok()?;
+    Some(Duration::from_secs(seconds.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An environment of one variable.
+    struct Environment(&'static str, &'static str);
+
+    impl Host for Environment {
+        fn env(&self, name: &str) -> Option<String> {
+            (name == self.0).then(|| self.1.to_owned())
+        }
+
+        fn package_dir(&self, _name: &str) -> Option<std::path::PathBuf> {
+            None
+        }
+    }
+
+    fn key_of(source: &str, host: &Environment) -> Result<Option<String>> {
+        key(&Address::parse(source).unwrap(), host)
+    }
+
+    #[test]
+    fn keys_come_from_the_environment_and_go_to_their_own_server_only() {
+        let usual = Environment(KEY_VARIABLE, " sk-1\n");
+        assert_eq!(key_of("openai+https://h/m", &usual), Ok(Some("sk-1".into())));
+        assert_eq!(key_of("ollama://h/m", &usual), Ok(None));
+        assert!(matches!(key_of("openai+https://env:OTHER@h/m", &usual), Err(Error::Config { .. })));
+        let own = Environment("OTHER", "sk-2");
+        assert_eq!(key_of("ollama://env:OTHER@h/m", &own), Ok(Some("sk-2".into())));
+        assert_eq!(key_of("openai+https://h/m", &own), Ok(None));
+    }
+
+    #[test]
+    fn a_key_with_a_line_break_is_refused_and_not_shown() {
+        let error = key_of("openai+https://h/m", &Environment(KEY_VARIABLE, "sk\r\nX: y")).unwrap_err();
+        assert!(error.to_string().contains(KEY_VARIABLE) && !error.to_string().contains("X: y"), "{error}");
+    }
+}

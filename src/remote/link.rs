@@ -1,0 +1,235 @@
+//! A server's model as it is reached from here: requests with retries, behind a circuit breaker, counted.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use super::address::Address;
+use super::breaker::{Breaker, Circuit};
+use super::client::{Client, Fault};
+use super::protocol::Answer;
+use super::retry::{ATTEMPTS, PATIENCE, chance, pause};
+use crate::clock::Clock;
+use crate::config::Host;
+use crate::{Error, Result};
+
+/// How servers are asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RemoteSettings {
+    /// Requests in flight at a time.
+    pub connections: usize,
+    /// Texts of one request at most.
+    pub batch: usize,
+    /// The longest time for one request and its answer.
+    pub timeout: Duration,
+}
+
+/// How a server's model has been doing. Outlives the [`Link`]: a server that failed is left alone by the next load too.
+#[derive(Debug)]
+pub struct Health {
+    breaker: Breaker,
+    requests: AtomicU64,
+    retries: AtomicU64,
+    errors: AtomicU64,
+}
+
+/// [`Health`] at one moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HealthReport {
+    /// Requests sent, those sent again included.
+    pub requests: u64,
+    /// Requests sent again after a failure.
+    pub retries: u64,
+    /// Failures that were told to those who waited.
+    pub errors: u64,
+    /// What the circuit breaker lets through.
+    pub circuit: Circuit,
+}
+
+impl Health {
+    /// Nothing has been asked yet.
+    #[must_use]
+    pub fn new(clock: Clock) -> Self {
+        Self {
+            breaker: Breaker::new(clock),
+            requests: AtomicU64::new(0),
+            retries: AtomicU64::new(0),
+            errors: AtomicU64::new(0),
+        }
+    }
+
+    /// The figures now.
+    #[must_use]
+    pub fn report(&self) -> HealthReport {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        HealthReport {
+            requests: read(&self.requests),
+            retries: read(&self.retries),
+            errors: read(&self.errors),
+            circuit: self.breaker.circuit(),
+        }
+    }
+}
+
+/// The way to a server's model.
+pub struct Link {
+    client: Client,
+    health: Arc<Health>,
+    settings: RemoteSettings,
+}
+
+/// Why texts got no vectors.
+#[derive(Debug)]
+pub(super) struct Failure {
+    pub(super) error: Error,
+    pub(super) remedy: Remedy,
+}
+
+/// What may still help.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Remedy {
+    /// Nothing.
+    Nothing,
+    /// Fewer texts at a time.
+    Fewer,
+    /// The texts of each caller by themselves: not all need be to blame.
+    Apart,
+}
+
+impl Link {
+    /// The way to `address`. Connects to nothing yet.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for a key that is missing or none.
+    pub fn new(
+        address: &Address,
+        host: &dyn Host,
+        settings: RemoteSettings,
+        health: Arc<Health>,
+    ) -> Result<Self> {
+        let client = Client::new(address, host, settings.connections, settings.timeout)?;
+        Ok(Self { client, health, settings })
+    }
+
+    /// The model and its server.
+    #[must_use]
+    pub fn address(&self) -> &Address {
+        self.client.address()
+    }
+
+    /// Where requests go.
+    #[must_use]
+    pub fn url(&self) -> &str {
+        self.client.url()
+    }
+
+    /// How the server has been doing.
+    #[must_use]
+    pub fn health(&self) -> &Health {
+        &self.health
+    }
+
+    /// How the server is asked.
+    #[must_use]
+    pub fn settings(&self) -> RemoteSettings {
+        self.settings
+    }
+
+    /// The vectors of `texts`. `wait` pauses between attempts and says whether to go on.
+    pub(super) fn embed(
+        &self,
+        texts: &[&str],
+        wait: &mut dyn FnMut(Duration) -> bool,
+    ) -> std::result::Result<Answer, Failure> {
+        self.attempt(texts, wait).inspect_err(|failure| {
+            if failure.error != Error::Cancelled {
+                self.health.errors.fetch_add(1, Ordering::Relaxed);
+            }
+        })
+    }
+
+    fn attempt(
+        &self,
+        texts: &[&str],
+        wait: &mut dyn FnMut(Duration) -> bool,
+    ) -> std::result::Result<Answer, Failure> {
+        let lasting = |error: Error| Failure { error, remedy: Remedy::Nothing };
+        let mut failed = 0;
+        // What the latest attempt ended with, while there has been one.
+        let mut latest: Option<String> = None;
+        loop {
+            let pass =
+                self.health.breaker.enter().map_err(|rest| lasting(self.resting(rest, latest.as_deref())))?;
+            self.health.requests.fetch_add(1, Ordering::Relaxed);
+            let (reason, after) = match self.client.ask(texts) {
+                Ok(answer) => {
+                    pass.succeeded();
+                    return Ok(answer);
+                }
+                Err(Fault::Refused { error, too_large }) => {
+                    pass.succeeded();
+                    let remedy = if too_large { Remedy::Fewer } else { Remedy::Apart };
+                    return Err(Failure { error, remedy });
+                }
+                Err(Fault::Final { error, alive }) => {
+                    if alive {
+                        pass.succeeded();
+                    } else {
+                        self.note_failure(pass.failed());
+                    }
+                    return Err(lasting(error));
+                }
+                Err(Fault::Passing { reason, after, alive }) => {
+                    if alive {
+                        pass.succeeded();
+                    } else {
+                        self.note_failure(pass.failed());
+                    }
+                    (reason, after)
+                }
+            };
+            failed += 1;
+            if let Some(asked) = after.filter(|asked| *asked > PATIENCE) {
+                let asked = asked.as_secs();
+                return Err(lasting(self.error(format!("{reason}; it asks to be left alone for {asked} s"))));
+            }
+            if failed == ATTEMPTS {
+                return Err(lasting(self.error(format!("{reason}, {ATTEMPTS} times in a row; {REMEDY}"))));
+            }
+            let pause = pause(failed, after, chance());
+            log::warn!("{}: {reason}; trying again in {:.1} s", self.client.url(), pause.as_secs_f64());
+            latest = Some(reason);
+            if !wait(pause) {
+                return Err(lasting(Error::Cancelled));
+            }
+            self.health.retries.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn note_failure(&self, opened: bool) {
+        if let (true, Circuit::Open(rest)) = (opened, self.health.breaker.circuit()) {
+            log::warn!(
+                "{} keeps failing; it is left alone for {:.0} s",
+                self.client.url(),
+                rest.as_secs_f64()
+            );
+        }
+    }
+
+    /// The circuit is open.
+    fn resting(&self, rest: Duration, latest: Option<&str>) -> Error {
+        let latest = latest.map(|reason| format!("{reason}; ")).unwrap_or_default();
+        let when = if rest.is_zero() {
+            "a request is finding out how it is now".to_owned()
+        } else {
+            format!("it is tried again in {:.1} s", rest.as_secs_f64())
+        };
+        self.error(format!("{latest}it kept failing and is left alone for a while; {when}. {REMEDY}"))
+    }
+
+    fn error(&self, reason: String) -> Error {
+        Error::Remote { server: self.client.url().to_owned(), reason }
+    }
+}
+
+const REMEDY: &str = "Check that the server runs and can be reached from here";

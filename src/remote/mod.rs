@@ -1,0 +1,23 @@
+//! A model that a server elsewhere runs: Ollama, or whatever speaks OpenAI's protocol.
+//!
+//! ```text
+//! texts ─ queue ─ connection threads ─ link: breaker, retries ─ client: one HTTP request ─ rows
+//! ```
+//!
+//! A few threads per model each have one request in flight; while they wait, the queue forms the next batches. There is no
+//! delay timer: a lone text goes at once. Callers are never blocked, and Python's lock is held nowhere.
+
+mod address;
+mod breaker;
+mod client;
+mod encoder;
+mod link;
+mod protocol;
+mod retry;
+#[cfg(test)]
+mod tests;
+
+pub use address::{Address, KEY_VARIABLE, Protocol, shown};
+pub use breaker::Circuit;
+pub use encoder::RemoteEncoder;
+pub use link::{Health, HealthReport, Link, RemoteSettings};

@@ -1,0 +1,355 @@
+//! The whole way of a text to a server and back, with a server that misbehaves.
+
+mod server;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, channel};
+use std::thread;
+use std::time::Duration;
+
+use self::server::{Fault, Server, WIDTH, vector};
+use super::*;
+use crate::batching::{Cancel, Chunk, Counters, Lane, Rows};
+use crate::clock::Clock;
+use crate::config::Host;
+use crate::{Error, Result};
+
+/// An environment in which the usual variable holds a key.
+struct Keyed;
+
+impl Host for Keyed {
+    fn env(&self, name: &str) -> Option<String> {
+        (name == KEY_VARIABLE).then(|| "sk-secret".to_owned())
+    }
+
+    fn package_dir(&self, _name: &str) -> Option<PathBuf> {
+        None
+    }
+}
+
+const SETTINGS: RemoteSettings =
+    RemoteSettings { connections: 2, batch: 8, timeout: Duration::from_secs(20) };
+
+fn link_with(source: &str, settings: RemoteSettings, clock: Clock) -> Link {
+    let health = Arc::new(Health::new(clock));
+    Link::new(&Address::parse(source).unwrap(), &Keyed, settings, health).unwrap()
+}
+
+fn openai(server: &Server) -> Link {
+    link_with(&format!("openai+http://127.0.0.1:{}/org/model", server.port()), SETTINGS, Clock::System)
+}
+
+fn open(link: Link) -> RemoteEncoder {
+    RemoteEncoder::open(link, &Arc::default()).unwrap()
+}
+
+/// One request after the other, without pauses.
+fn ask(link: &Link, texts: &[&str]) -> Result<Vec<f32>> {
+    link.embed(texts, &mut |_| true).map(|answer| answer.values).map_err(|failure| failure.error)
+}
+
+fn submit(encoder: &RemoteEncoder, texts: &[&str], cancel: &Cancel) -> Receiver<Result<Rows>> {
+    let (sender, receiver) = channel();
+    let done = Box::new(move |result| drop(sender.send(result)));
+    let chunk = Chunk::new(texts.len(), encoder.width(), cancel.clone(), done);
+    encoder.submit(texts.iter().map(|text| Arc::from(*text)).collect(), &chunk, Lane::Interactive);
+    receiver
+}
+
+fn expected(texts: &[&str]) -> Vec<f32> {
+    texts.iter().flat_map(|text| vector(text)).collect()
+}
+
+/// Has every connection busy with a request that the server does not answer before it is released.
+fn occupy(server: &Server, encoder: &RemoteEncoder) -> Vec<Receiver<Result<Rows>>> {
+    server.hold();
+    let before = server.asked().len();
+    let busy: Vec<_> = (0..SETTINGS.connections)
+        .map(|number| {
+            let receiver = submit(encoder, &[&format!("busy {number}")], &Cancel::default());
+            while server.asked().len() <= before + number {
+                thread::yield_now();
+            }
+            receiver
+        })
+        .collect();
+    busy
+}
+
+#[test]
+fn both_protocols_bring_the_same_vectors() {
+    let server = Server::new();
+    let texts = ["one", "two three", "", "dört"];
+    for scheme in ["ollama", "openai+http"] {
+        let link =
+            link_with(&format!("{scheme}://127.0.0.1:{}/org/m:1", server.port()), SETTINGS, Clock::System);
+        let encoder = open(link);
+        assert_eq!(encoder.width(), WIDTH);
+        let rows = submit(&encoder, &texts, &Cancel::default()).recv().unwrap().unwrap();
+        assert_eq!(rows.values, expected(&texts), "{scheme}");
+        assert_eq!(rows.tokens.iter().sum::<u32>(), 5, "{scheme}");
+    }
+    let asked = server.asked();
+    let paths: Vec<_> = asked.iter().map(|asked| asked.path.as_str()).collect();
+    assert_eq!(paths, ["/api/embed", "/api/embed", "/v1/embeddings", "/v1/embeddings"]);
+    assert!(asked.iter().all(|asked| asked.body["model"] == "org/m:1"));
+    let keys: Vec<_> = asked.iter().map(|asked| asked.authorization.as_deref()).collect();
+    assert_eq!(keys, [None, None, Some("Bearer sk-secret"), Some("Bearer sk-secret")]);
+}
+
+#[test]
+fn a_server_without_base64_is_asked_for_numbers_from_then_on() {
+    let server = Server::new();
+    server.refuse_base64();
+    let link = openai(&server);
+    for _ in 0..2 {
+        assert_eq!(ask(&link, &["a"]), Ok(expected(&["a"])));
+    }
+    let forms: Vec<_> = server
+        .asked()
+        .iter()
+        .map(|asked| asked.body["encoding_format"].as_str().unwrap().to_owned())
+        .collect();
+    assert_eq!(forms, ["base64", "float", "float"]);
+}
+
+#[test]
+fn what_passes_is_tried_again() {
+    let server = Server::new();
+    let link = openai(&server);
+    for fault in [
+        Fault::Status(503, "", ""),
+        Fault::Status(429, "retry-after: 0\r\n", ""),
+        Fault::Status(500, "retry-after: Wed, 21 Oct 2026 07:28:00 GMT\r\n", ""),
+        Fault::Hangup,
+        Fault::Cut,
+    ] {
+        let before = link.health().report();
+        server.fail([fault.clone(), fault.clone()]);
+        assert_eq!(ask(&link, &["a"]), Ok(expected(&["a"])), "{fault:?}");
+        let after = link.health().report();
+        assert_eq!((after.requests - before.requests, after.retries - before.retries), (3, 2), "{fault:?}");
+    }
+    assert_eq!(link.health().report().errors, 0);
+}
+
+#[test]
+fn what_lasts_is_told_at_once_with_its_remedy() {
+    let server = Server::new();
+    let link = openai(&server);
+    assert!(ask(&link, &["a"]).is_ok());
+    let huge = format!("{{\"data\":[],\"x\":\"{}\"}}", "x".repeat(2 << 20));
+    for (fault, word) in [
+        (Fault::Status(401, "", r#"{"error":{"message":"bad key sk-secret"}}"#), "renew the key in"),
+        (Fault::Status(404, "", r#"{"error":"model not found"}"#), "model not found"),
+        (Fault::Status(400, "", r#"{"error":{"message":"too long"}}"#), "too long"),
+        (Fault::Status(418, "", ""), "418"),
+        (Fault::Status(302, "location: http://127.0.0.1:9/x\r\n", ""), "redirects to http://127.0.0.1:9/x"),
+        (Fault::Status(429, "retry-after: 3600\r\n", ""), "left alone for 3600 s"),
+        (Fault::Body("<html>".into()), "not what it should be"),
+        (Fault::Body(r#"{"data":[]}"#.into()), "0 vectors for 1 texts"),
+        (Fault::Body(r#"{"data":[{"embedding":[1e39]}]}"#.into()), "not finite"),
+        (Fault::Body(huge), "longer than"),
+    ] {
+        let before = link.health().report();
+        server.fail([fault.clone()]);
+        let error = ask(&link, &["a"]).unwrap_err().to_string();
+        assert!(error.contains(word) && !error.contains("secret"), "{fault:?}: {error}");
+        let after = link.health().report();
+        let counted = (after.requests - before.requests, after.retries - before.retries);
+        assert_eq!((counted, after.errors - before.errors), ((1, 0), 1), "{fault:?}");
+        assert!(ask(&link, &["a"]).is_ok());
+    }
+}
+
+#[test]
+fn a_server_that_is_not_there_is_named() {
+    let port = Server::new().port();
+    let link = link_with(&format!("ollama://127.0.0.1:{port}/m"), SETTINGS, Clock::manual());
+    let error = ask(&link, &["a"]).unwrap_err();
+    assert!(matches!(&error, Error::Remote { server, .. } if server.contains(&port.to_string())), "{error}");
+    assert!(error.to_string().contains("4 times in a row"), "{error}");
+    // The fifth failure opens the circuit, and what follows is not even tried.
+    let error = ask(&link, &["a"]).unwrap_err().to_string();
+    assert!(error.contains("tried again in 5.0 s"), "{error}");
+    let before = link.health().report();
+    assert!(matches!(before.circuit, Circuit::Open(_)));
+    assert!(ask(&link, &["a"]).is_err());
+    assert_eq!(link.health().report().requests, before.requests);
+}
+
+#[test]
+fn a_server_that_comes_back_is_found_by_one_request() {
+    let (server, clock) = (Server::new(), Clock::manual());
+    let link = link_with(&format!("ollama://127.0.0.1:{}/m", server.port()), SETTINGS, clock.clone());
+    server.fail(vec![Fault::Status(500, "", ""); 5]);
+    assert!(ask(&link, &["a"]).is_err());
+    assert!(ask(&link, &["a"]).is_err());
+    assert_eq!(server.asked().len(), 5);
+    clock.advance(Duration::from_secs(5));
+    assert_eq!(link.health().report().circuit, Circuit::HalfOpen);
+    assert_eq!(ask(&link, &["a"]), Ok(expected(&["a"])));
+    assert_eq!((server.asked().len(), link.health().report().circuit), (6, Circuit::Closed));
+}
+
+#[test]
+fn a_request_takes_no_longer_than_it_may() {
+    let server = Server::new();
+    let settings = RemoteSettings { timeout: Duration::from_millis(50), ..SETTINGS };
+    let link = link_with(&format!("ollama://127.0.0.1:{}/m", server.port()), settings, Clock::System);
+    server.hold();
+    let error = ask(&link, &["a"]).unwrap_err().to_string();
+    assert!(error.contains("no answer within 0.05 s") && error.contains("TIMEOUT"), "{error}");
+}
+
+#[test]
+fn what_arrives_during_requests_becomes_few_requests() {
+    let server = Server::new();
+    let encoder = open(openai(&server));
+    let busy = occupy(&server, &encoder);
+    let texts: Vec<String> = (0..20).map(|number| format!("text {number}")).collect();
+    let replies: Vec<_> =
+        texts.iter().map(|text| submit(&encoder, &[text, "common"], &Cancel::default())).collect();
+    let before = server.asked().len();
+    server.release();
+    for (text, reply) in texts.iter().zip(replies) {
+        assert_eq!(reply.recv().unwrap().unwrap().values, expected(&[text, "common"]));
+    }
+    busy.into_iter().for_each(|busy| drop(busy.recv().unwrap().unwrap()));
+    // 21 different texts, 8 a request.
+    assert_eq!(server.asked().len() - before, 3);
+    // One connection for each thread, and the one of the probe, which a thread goes on with.
+    assert!(server.connections() <= SETTINGS.connections, "{}", server.connections());
+}
+
+#[test]
+fn cancelled_texts_are_not_sent() {
+    let server = Server::new();
+    let encoder = open(openai(&server));
+    let busy = occupy(&server, &encoder);
+    let cancel = Cancel::default();
+    let _cancelled = submit(&encoder, &["unwanted"], &cancel);
+    cancel.cancel();
+    let fine = submit(&encoder, &["wanted"], &Cancel::default());
+    server.release();
+    fine.recv().unwrap().unwrap();
+    busy.into_iter().for_each(|busy| drop(busy.recv().unwrap().unwrap()));
+    assert!(server.asked().iter().all(|asked| !asked.texts().contains(&"unwanted")));
+}
+
+#[test]
+fn a_refused_text_fails_its_own_caller_only() {
+    let server = Server::new();
+    let encoder = open(openai(&server));
+    let busy = occupy(&server, &encoder);
+    server.refuse("poison", 400);
+    let poisoned = submit(&encoder, &["harmless", "poison"], &Cancel::default());
+    let fine: Vec<_> = ["a", "b", "c"].map(|text| submit(&encoder, &[text], &Cancel::default())).into();
+    server.release();
+    let error = poisoned.recv().unwrap().unwrap_err();
+    assert!(matches!(&error, Error::Input(reason) if reason.contains("poison is refused")), "{error}");
+    for (text, reply) in ["a", "b", "c"].iter().zip(fine) {
+        assert_eq!(reply.recv().unwrap().unwrap().values, expected(&[text]));
+    }
+    busy.into_iter().for_each(|busy| drop(busy.recv().unwrap().unwrap()));
+}
+
+#[test]
+fn one_callers_texts_are_refused_by_one_request() {
+    let server = Server::new();
+    let encoder = open(openai(&server));
+    server.refuse("poison", 400);
+    let before = server.asked().len();
+    assert!(submit(&encoder, &["a", "b", "c", "poison"], &Cancel::default()).recv().unwrap().is_err());
+    assert_eq!(server.asked().len() - before, 1);
+}
+
+#[test]
+fn requests_that_are_too_large_become_smaller() {
+    let server = Server::new();
+    let encoder = open(openai(&server));
+    server.take_at_most(2);
+    let texts = ["a", "bb", "ccc", "dddd", "eeeee"];
+    let rows = submit(&encoder, &texts, &Cancel::default()).recv().unwrap().unwrap();
+    assert_eq!(rows.values, expected(&texts));
+}
+
+#[test]
+fn a_failing_batch_spares_the_others() {
+    let server = Server::new();
+    let link = openai(&server);
+    let encoder = open(link);
+    server.fail([Fault::Body("{}".into())]);
+    let error = submit(&encoder, &["first"], &Cancel::default()).recv().unwrap().unwrap_err();
+    assert!(matches!(error, Error::Remote { .. }), "{error}");
+    let rows = submit(&encoder, &["second"], &Cancel::default()).recv().unwrap().unwrap();
+    assert_eq!(rows.values, expected(&["second"]));
+}
+
+#[test]
+fn a_model_that_was_replaced_by_one_of_other_dimensions_is_noticed() {
+    let server = Server::new();
+    let encoder = open(openai(&server));
+    server.fail([Fault::Body(r#"{"data":[{"embedding":[1,2]}]}"#.into())]);
+    let error = submit(&encoder, &["a"], &Cancel::default()).recv().unwrap().unwrap_err().to_string();
+    assert!(error.contains("2 dimensions now, not 3"), "{error}");
+}
+
+#[test]
+fn tokens_that_nobody_counted_are_none() {
+    let server = Server::new();
+    server.hide_tokens();
+    let encoder = open(openai(&server));
+    let rows = submit(&encoder, &["a b", "c"], &Cancel::default()).recv().unwrap().unwrap();
+    assert_eq!(rows.tokens, [0, 0]);
+}
+
+#[test]
+fn dropping_it_ends_at_once_and_fails_whoever_waits() {
+    let server = Server::new();
+    let encoder = open(openai(&server));
+    let busy = occupy(&server, &encoder);
+    let waiting = submit(&encoder, &["waiting"], &Cancel::default());
+    drop(encoder);
+    for reply in busy.into_iter().chain([waiting]) {
+        assert_eq!(reply.recv().unwrap(), Err(Error::Closed));
+    }
+}
+
+#[test]
+fn dropping_it_ends_a_pause_between_attempts() {
+    let server = Server::new();
+    let encoder = open(openai(&server));
+    server.fail([Fault::Status(503, "retry-after: 25\r\n", "")]);
+    let before = server.asked().len();
+    let waiting = submit(&encoder, &["a"], &Cancel::default());
+    while server.asked().len() == before {
+        thread::yield_now();
+    }
+    drop(encoder);
+    assert_eq!(waiting.recv().unwrap(), Err(Error::Closed));
+    assert_eq!(server.asked().len(), before + 1);
+}
+
+#[test]
+fn racing_callers_all_get_their_own_rows() {
+    let server = Server::new();
+    let counters: Arc<Counters> = Arc::default();
+    let encoder = RemoteEncoder::open(openai(&server), &counters).unwrap();
+    server.fail((0..10).flat_map(|_| [Fault::Held, Fault::Held, Fault::Hangup]));
+    thread::scope(|scope| {
+        for caller in 0..8 {
+            let encoder = &encoder;
+            scope.spawn(move || {
+                for step in 0..20 {
+                    let own = format!("{caller} {step}");
+                    let rows =
+                        submit(encoder, &[&own, "common"], &Cancel::default()).recv().unwrap().unwrap();
+                    assert_eq!(rows.values, expected(&[&own, "common"]));
+                }
+            });
+        }
+    });
+    assert_eq!((encoder.waiting(), counters.work().failed), (0, 0));
+}

@@ -1,0 +1,130 @@
+"""A server of embeddings on 127.0.0.1 that speaks Ollama's protocol and OpenAI's, and fails on request."""
+
+from __future__ import annotations
+
+import base64
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from typing_extensions import Self
+
+WIDTH = 4
+
+
+def plain_vectors(texts: list[str]) -> np.ndarray:
+    """Vectors that tell texts apart; not normalised."""
+    return np.array([[len(text), sum(text.encode()), len(text.split()), 1] for text in texts], np.float32)
+
+
+class EmbeddingServer(ThreadingHTTPServer):
+    """Answers with `vectors`; `faults` go first, once each: a status, or bytes that are the whole answer.
+
+    `asked` holds (path, body, headers) of every request. While `gate` is clear, nothing is answered.
+    """
+
+    daemon_threads = True
+    request_queue_size = 128
+
+    def __init__(self, vectors: Callable[[list[str]], np.ndarray] = plain_vectors) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.vectors = vectors
+        self.faults: list[int | bytes] = []
+        self.asked: list[tuple[str, dict[str, Any], dict[str, str]]] = []
+        self.gate = threading.Event()
+        self.gate.set()
+        self.lock = threading.Lock()
+        self.busy = self.most_busy = self.connections = 0
+        self._thread = threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True)
+
+    def get_request(self) -> tuple[Any, Any]:
+        self.connections += 1
+        return super().get_request()
+
+    @property
+    def port(self) -> int:
+        return self.server_address[1]
+
+    @property
+    def ollama(self) -> str:
+        """A source."""
+        return f"ollama://127.0.0.1:{self.port}/org/model:1b"
+
+    @property
+    def openai(self) -> str:
+        """A source."""
+        return f"openai+http://127.0.0.1:{self.port}/org/model"
+
+    def texts(self) -> list[list[str]]:
+        """The texts of each request."""
+        return [body["input"] for _, body, _ in self.asked]
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.gate.set()
+        self.shutdown()
+        self.server_close()
+        self._thread.join()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    server: EmbeddingServer
+
+    def do_POST(self) -> None:
+        server = self.server
+        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        with server.lock:
+            server.asked.append((self.path, body, {name.lower(): value for name, value in self.headers.items()}))
+            fault = server.faults.pop(0) if server.faults else None
+            server.busy += 1
+            server.most_busy = max(server.most_busy, server.busy)
+        try:
+            server.gate.wait()
+            if isinstance(fault, int):
+                self._send(fault, json.dumps({"error": {"message": f"fault {fault}"}}).encode())
+            elif fault is not None:
+                self._send(200, fault)
+            else:
+                self._send(200, json.dumps(self._answer(body)).encode())
+        finally:
+            with server.lock:
+                server.busy -= 1
+
+    def _answer(self, body: dict[str, Any]) -> dict[str, Any]:
+        texts = body["input"]
+        rows = self.server.vectors(texts)
+        tokens = sum(len(text.split()) for text in texts)
+        if self.path == "/api/embed":
+            return {"model": body["model"], "embeddings": rows.tolist(), "prompt_eval_count": tokens}
+        packed = body.get("encoding_format") == "base64"
+        data = [
+            {
+                "object": "embedding",
+                "index": index,
+                "embedding": base64.b64encode(row.astype("<f4").tobytes()).decode() if packed else row.tolist(),
+            }
+            for index, row in enumerate(rows)
+        ]
+        usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+        return {"object": "list", "data": data, "model": body["model"], "usage": usage}
+
+    def _send(self, status: int, body: bytes) -> None:
+        self.send_response(status)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """Tests do not print."""
