@@ -50,27 +50,30 @@ async function poll() {
   clearTimeout(timer);
   if (asking || document.hidden || $("key-dialog").open) return;
   asking = true;
-  let wait = EVERY;
-  try {
-    const since = samples.length ? `?since=${samples.at(-1)[0]}` : "";
-    const answer = await call(`api/status${since}`);
-    if (answer.status === 401) {
-      askForKey();
-      return;
-    }
-    if (!answer.ok) throw new Error(String(answer.status));
-    take(await answer.json());
+  const data = await ask();
+  asking = false;
+  if (data === "locked") return askForKey();
+  const wait = data ? EVERY : Math.min(LONGEST_WAIT, 2 ** (failures + 1));
+  timer = setTimeout(poll, wait * 1000);
+  if (data) {
     if (failures) say(words.back, 6);
     failures = 0;
-  } catch {
+    take(data);
+  } else {
     failures += 1;
-    wait = Math.min(LONGEST_WAIT, 2 ** failures);
     say(words.lost(unit("second", 0).format(wait)), 0, true);
-  } finally {
-    asking = false;
+    showState();
   }
-  showState();
-  timer = setTimeout(poll, wait * 1000);
+}
+
+/* What the server says; null when it does not. */
+async function ask() {
+  try {
+    const answer = await call(`api/status${samples.length ? `?since=${samples.at(-1)[0]}` : ""}`);
+    return answer.status === 401 ? "locked" : answer.ok ? await answer.json() : null;
+  } catch {
+    return null;
+  }
 }
 
 function take(data) {
@@ -101,11 +104,12 @@ async function act(name, verb) {
   row.pending = true;
   render();
   try {
-    const answer = await call(`api/${verb}`, { method: "POST", body: JSON.stringify({ model: row.served }), signal: AbortSignal.timeout(600_000) });
+    const body = JSON.stringify({ model: row.served });
+    const answer = await call(`api/${verb}`, { method: "POST", body, signal: AbortSignal.timeout(600_000) });
     if (answer.status === 401) askForKey();
     else if (!answer.ok) {
-      const body = await answer.json().catch(() => null);
-      say(words.failed(name, body?.error?.message ?? String(answer.status)), 20, true);
+      const problem = await answer.json().catch(() => null);
+      say(words.failed(name, problem?.error?.message ?? String(answer.status)), 20, true);
     } else say(verb === "load" ? words.loaded(name) : words.unloaded(name), 6);
   } catch {
     say(words.failed(name, words.gone), 20, true);
@@ -323,6 +327,6 @@ $("key-form").addEventListener("submit", event => {
   $("key-dialog").close();
   poll();
 });
-new ResizeObserver(render).observe(document.body);
+addEventListener("resize", render);
 speak();
 poll();
