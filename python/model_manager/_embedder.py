@@ -94,6 +94,10 @@ class Embedder:
         """Vector of a query, shape (dimension,), read-only."""
         return self.manager.embed(text, self.slot, **self._options(QUERY_PROMPTS, options))
 
+    def queries(self, texts: Sequence[str], **options: Any) -> Vectors:
+        """Vectors of queries, shape (n, dimension)."""
+        return self.manager.embed(texts, self.slot, **self._options(QUERY_PROMPTS, options))
+
     async def adocuments(self, texts: Sequence[str]) -> Vectors:
         """`documents` for asyncio."""
         return await self._aembed(texts, DOCUMENT_PROMPTS)

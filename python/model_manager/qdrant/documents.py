@@ -8,8 +8,10 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from typing import Any
+from typing import Any, TypeAlias
 
+Input: TypeAlias = Mapping[str, Any] | str | ValueError
+"""A document as it comes in."""
 CONTENT_HASH = "content_hash"
 """Payload field by which a later run knows that a document has not changed."""
 OWN_FIELDS = frozenset({"text", "text_length", "word_count", "indexed_at", "original_doc_id", CONTENT_HASH})
@@ -42,11 +44,12 @@ def point_id(document_id: str | int) -> str:
     return str(uuid.UUID(bytes=hashlib.md5(str(document_id).encode(), usedforsecurity=False).digest()))
 
 
-def prepare(document: Mapping[str, Any] | str, position: int, fingerprint: str) -> Document:
+def prepare(document: Input, position: int, fingerprint: str) -> Document:
     """Check a document and work out its point.
 
     Args:
-        document: ``{"text": str, "id"?: str | int, "metadata"?: {str: JSON}}``, or the text alone.
+        document: ``{"text": str, "id"?: str | int, "metadata"?: {str: JSON}}``, or the text alone. A ValueError in its
+            place is raised: so a reader tells of what it could not read.
         position: Its place in the input.
         fingerprint: Model and prompt; another one makes every document a changed one.
 
@@ -56,6 +59,8 @@ def prepare(document: Mapping[str, Any] | str, position: int, fingerprint: str) 
     """
     if isinstance(document, str):
         document = {"text": document}
+    elif isinstance(document, ValueError):
+        raise document
     elif not isinstance(document, Mapping):
         raise TypeError(f"a document must be a mapping with the key 'text', or a str, not {type(document).__name__}")
     text, given, metadata = document.get("text"), document.get("id"), document.get("metadata")

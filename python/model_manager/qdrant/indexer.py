@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 
 from .._embedder import Embedder
 from ..errors import InputError
+from .documents import Input
 from .pipeline import OnError, Run
 from .report import IndexReport
 from .search import SearchHit, make_filter
@@ -121,7 +122,7 @@ class QdrantIndexer:
 
     def add_documents(
         self,
-        documents: Iterable[Mapping[str, Any] | str],
+        documents: Iterable[Input],
         batch_size: int = 100,
         *,
         on_error: OnError = "report",
@@ -136,8 +137,8 @@ class QdrantIndexer:
         skipped. Documents without an id get a random one, and so are added by every run.
 
         Args:
-            documents: ``{"text": str, "id"?: str | int, "metadata"?: {str: JSON}}``, or bare texts. Of several
-                documents with one id the last counts.
+            documents: ``{"text": str, "id"?: str | int, "metadata"?: {str: JSON}}``, or bare texts; a ValueError
+                in the place of a document is noted as its failure. Of several documents with one id the last counts.
             batch_size: Documents embedded in one call and written in one request.
             on_error: What a document that cannot be indexed does: it is noted in the report and the others go on, or it
                 raises.
@@ -178,7 +179,7 @@ class QdrantIndexer:
                 )
                 raise
         if report.failures:
-            logger.warning("Not all of the documents for %r were indexed: %s", self.collection, report)
+            logger.warning("%d of %d documents were not indexed", report.failed, report.documents)
         return report
 
     def search(

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from .._embedder import Embedder
 from ..errors import ModelManagerError, OverloadedError, WaitTimeoutError
-from .documents import Document, prepare
+from .documents import Document, Input, prepare
 from .report import Failure, IndexingError, IndexReport
 from .store import CollectionError, Store, StoreError
 
@@ -88,7 +88,7 @@ class Run:
         self._position = 0
         self._under_way: deque[_Batch] = deque()
 
-    def index(self, documents: Iterable[Mapping[str, Any] | str], batch_size: int) -> None:
+    def index(self, documents: Iterable[Input], batch_size: int) -> None:
         """Index everything. What is left behind by an exception is consistent: whole points, and the report."""
         started = time.monotonic()
         try:
@@ -104,7 +104,7 @@ class Run:
                 batch.cancel()
             self._report.seconds = time.monotonic() - started
 
-    def _start(self, chunk: list[Mapping[str, Any] | str]) -> None:
+    def _start(self, chunk: list[Input]) -> None:
         """Check the documents, leave out what the collection has, and send the rest to the model."""
         prepared = []
         for document in chunk:
