@@ -37,19 +37,23 @@ class ModelManagerEmbeddings(Embeddings):
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
         """One vector a text. Raises what `Manager.embed` raises."""
-        return self._embedder.documents(texts).tolist()
+        vectors: list[list[float]] = self._embedder.documents(texts).tolist()
+        return vectors
 
     def embed_query(self, text: str) -> list[float]:
         """The vector of a query. Raises what `Manager.embed` raises."""
-        return self._embedder.query(text).tolist()
+        vector: list[float] = self._embedder.query(text).tolist()
+        return vector
 
     async def aembed_documents(self, texts: list[str]) -> list[list[float]]:
         """`embed_documents` without a thread."""
-        return (await self._embedder.adocuments(texts)).tolist()
+        vectors: list[list[float]] = (await self._embedder.adocuments(texts)).tolist()
+        return vectors
 
     async def aembed_query(self, text: str) -> list[float]:
         """`embed_query` without a thread."""
-        return (await self._embedder.aquery(text)).tolist()
+        vector: list[float] = (await self._embedder.aquery(text)).tolist()
+        return vector
 
     def __repr__(self) -> str:
         return f"ModelManagerEmbeddings({self._embedder.slot!r})"

@@ -56,19 +56,23 @@ class ModelManagerEmbedding(BaseEmbedding):
         return "ModelManagerEmbedding"
 
     def _get_query_embedding(self, query: str) -> list[float]:
-        return self._embedder.query(query).tolist()
+        vector: list[float] = self._embedder.query(query).tolist()
+        return vector
 
     def _get_text_embedding(self, text: str) -> list[float]:
         return self._get_text_embeddings([text])[0]
 
     def _get_text_embeddings(self, texts: list[str]) -> list[list[float]]:
-        return self._embedder.documents(texts).tolist()
+        vectors: list[list[float]] = self._embedder.documents(texts).tolist()
+        return vectors
 
     async def _aget_query_embedding(self, query: str) -> list[float]:
-        return (await self._embedder.aquery(query)).tolist()
+        vector: list[float] = (await self._embedder.aquery(query)).tolist()
+        return vector
 
     async def _aget_text_embedding(self, text: str) -> list[float]:
         return (await self._aget_text_embeddings([text]))[0]
 
     async def _aget_text_embeddings(self, texts: list[str]) -> list[list[float]]:
-        return (await self._embedder.adocuments(texts)).tolist()
+        vectors: list[list[float]] = (await self._embedder.adocuments(texts)).tolist()
+        return vectors

@@ -1,7 +1,7 @@
 """The command line: ``model-manager``, or ``python -m model_manager``.
 
-Results go to standard output, progress and complaints to standard error. Exit codes: 0 done, 1 something failed, 2 wrong
-usage, 130 interrupted.
+Results go to standard output, progress and complaints to standard error. Exit codes: 0 done, 1 something failed, 2
+wrong usage, 130 interrupted.
 
 click, because it is small, typed and stays as it is; rich for tables and bars.
 """
@@ -12,7 +12,6 @@ import errno
 import logging
 import os
 import sys
-from collections.abc import Sequence
 
 from .._extras import extra
 
@@ -27,8 +26,13 @@ with extra("cli"):
     from .slots import models, warmup
     from .texts import Command, say
 
+from typing import TYPE_CHECKING
+
 from .._core import __version__
 from ..errors import ModelManagerError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 __all__ = ["run"]
 
@@ -43,7 +47,7 @@ class _Group(Command, click.Group):
     help=say(
         "Sentence embeddings and text generation on this machine. Settings come from the environment; `doctor` shows"
         " them.",
-        "Bu makinede cümle vektörleri ve metin üretimi. Ayarlar ortam değişkenlerinden gelir; `doctor` onları gösterir.",
+        "Bu makinede cümle vektörleri ve metin üretimi. Ayarlar ortam değişkenlerindendir; `doctor` onları gösterir.",
     ),
     epilog=say(
         "Exit codes: 0 done, 1 something failed, 2 wrong usage, 130 interrupted.",
@@ -88,4 +92,3 @@ def run(arguments: Sequence[str] | None = None) -> int:
 def _complain(error: Exception | str) -> int:
     click.echo(f"{say('Error', 'Hata')}: {error}", err=True)
     return 1
-

@@ -5,8 +5,7 @@ from __future__ import annotations
 import itertools
 import statistics
 import time
-from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,6 +13,9 @@ from .. import ModelManager, isa, resident_bytes
 from .._embedder import slot_for
 from .output import json_option, manager, model_option, show_json, size
 from .texts import Command, option, say
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _SHORT = ("The weather is lovely today, shall we walk?", "Kargom ne zaman gelir, nasıl öğrenebilirim?")
 _BATCH = 64
@@ -37,7 +39,7 @@ _BATCH = 64
     help=("For each of the three measurements.", "Üç ölçümün her biri için."),
 )
 @json_option
-def bench(model: str | None, seconds: float, as_json: bool) -> None:  # noqa: D103
+def bench(model: str | None, seconds: float, as_json: bool) -> None:
     with manager(cache_size=0) as models:
         slot = slot_for(models, model)
         started = time.perf_counter()
@@ -79,7 +81,7 @@ def _texts(sentences: int) -> Iterator[str]:
 
 
 def _latencies(models: ModelManager, slot: str, seconds: float) -> list[float]:
-    latencies = []
+    latencies: list[float] = []
     texts = _texts(1)
     models.embed(next(texts), slot)
     end = time.perf_counter() + seconds

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -16,6 +15,8 @@ from .output import dimensions_option, json_option, manager, model_option, readi
 from .texts import Command, option, say
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
     from .. import ModelManager
     from ..qdrant import IndexReport, QdrantIndexer
 
@@ -55,14 +56,14 @@ def _indexer(models: ModelManager, settings: dict[str, Any]) -> QdrantIndexer:
 @click.command(
     cls=Command,
     help=say(
-        "Index documents in Qdrant. Reads FILES or standard input. .jsonl: a document a line, its text and id in the fields named below, all"
-        " other fields metadata; .csv: the same with a header; anything else: a document a line. A document without an"
-        " id gets its file and line as one. What is indexed already is skipped, so an interrupted run goes on where it"
-        " was. Exit code 1 when a document failed.",
-        "Belgeleri Qdrant'a ekle. FILES'ı ya da standart girdiyi okur. .jsonl: her satır bir belge; metni ve kimliği aşağıdaki alanlarda,"
-        " kalan alanlar üstveri; .csv: aynısı, başlık satırıyla; diğerleri: her satır bir belge. Kimliği olmayan"
-        " belgenin kimliği dosyası ve satırıdır. Dizinde olanlar atlanır; yarıda kalan iş kaldığı yerden sürer. Bir"
-        " belge eklenemezse çıkış kodu 1'dir.",
+        "Index documents in Qdrant. Reads FILES or standard input. .jsonl: a document a line, its text and id in the"
+        " fields named below, all other fields metadata; .csv: the same with a header; anything else: a document a"
+        " line. A document without an id gets its file and line as one. What is indexed already is skipped, so an"
+        " interrupted run goes on where it was. Exit code 1 when a document failed.",
+        "Belgeleri Qdrant'a ekle. FILES'ı ya da standart girdiyi okur. .jsonl: her satır bir belge; metni ve kimliği"
+        " aşağıdaki alanlarda, kalan alanlar üstveri; .csv: aynısı, başlık satırıyla; diğerleri: her satır bir belge."
+        " Kimliği olmayan belgenin kimliği dosyası ve satırıdır. Dizinde olanlar atlanır; yarıda kalan iş kaldığı yerden"
+        " sürer. Bir belge eklenemezse çıkış kodu 1'dir.",
     ),
 )
 @click.argument("files", nargs=-1)
@@ -104,7 +105,7 @@ def _indexer(models: ModelManager, settings: dict[str, Any]) -> QdrantIndexer:
     help=("Stop at the first document that fails.", "Eklenemeyen ilk belgede dur."),
 )
 @json_option
-def index(  # noqa: D103
+def index(
     files: Sequence[str],
     batch_size: int,
     text_field: str,
@@ -153,7 +154,9 @@ class _Documents:
             form = self._form or Path(name).suffix[1:].lower()
             with reading(name) as file:
                 if form == "jsonl":
-                    rows: Iterator[tuple[int, Any]] = ((n, _json(line, f"{name}:{n}")) for n, line in enumerate(file, 1))
+                    rows: Iterator[tuple[int, Any]] = (
+                        (n, _json(line, f"{name}:{n}")) for n, line in enumerate(file, 1)
+                    )
                 elif form == "csv":
                     rows = self._table(name, file)
                 else:
@@ -225,7 +228,7 @@ def _json(line: str, place: str) -> Any:
     ),
 )
 @json_option
-def search(  # noqa: D103
+def search(
     query: str, limit: int, score_threshold: float, where: Sequence[str], as_json: bool, **settings: Any
 ) -> None:
     with manager() as models, _indexer(models, settings) as indexer:

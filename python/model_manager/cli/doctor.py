@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -17,6 +16,9 @@ from ..errors import ConfigError, MissingFileError, ModelManagerError, ModelNotF
 from .output import json_option, manager, quiet, show_json, show_table, size
 from .slots import hub_cache
 from .texts import Command, option, say
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _SECRETS = ("TOKEN", "KEY", "SECRET", "PASSWORD")
 _PREFIXES = ("MODEL_MANAGER_", "HF_", "QDRANT_", "OLLAMA_", "API_", "EMBEDDING_")
@@ -37,7 +39,7 @@ OK, ABSENT, WRONG = "ok", "not downloaded", "wrong"
 )
 @option("--quick", is_flag=True, help=("Load no models.", "Model yükleme."))
 @json_option
-def doctor(quick: bool, as_json: bool) -> None:  # noqa: D103
+def doctor(quick: bool, as_json: bool) -> None:
     found: dict[str, Any] = {"versions": _versions(), "machine": _machine(), "settings": _settings(), "problems": []}
     problems: list[str] = found["problems"]
     try:

@@ -7,17 +7,20 @@ import io
 import itertools
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import click
 import numpy as np
-from numpy.typing import NDArray
 
 from .._embedder import Embedder
 from .output import dimensions_option, manager, model_option, reading, writing
 from .texts import Command, option, say
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from numpy.typing import NDArray
 
 _CHUNK = 512
 _FORMATS = ("jsonl", "csv", "npy")
@@ -26,8 +29,8 @@ _FORMATS = ("jsonl", "csv", "npy")
 @click.command(
     cls=Command,
     help=say(
-        "Turn lines of text into vectors. Reads FILES or standard input; an empty line is a text too. jsonl and csv hold the"
-        " texts and their vectors, npy the vectors alone (float32, a row a text).",
+        "Turn lines of text into vectors. Reads FILES or standard input; an empty line is a text too. jsonl and csv"
+        " hold the texts and their vectors, npy the vectors alone (float32, a row a text).",
         "Metin satırlarını vektöre çevir. FILES'ı ya da standart girdiyi okur; boş satır da bir metindir. jsonl ve csv"
         " metinleri vektörleriyle, npy yalnız vektörleri tutar (float32, metin başına bir satır).",
     ),
@@ -56,7 +59,7 @@ _FORMATS = ("jsonl", "csv", "npy")
         "Metinler belge değil sorgu: istemli (prompt) modellerde fark eder.",
     ),
 )
-def embed(  # noqa: D103
+def embed(
     files: Sequence[str], output: Path | None, form: str | None, model: str | None, dimensions: int | None, query: bool
 ) -> None:
     form = form or _format_of(output)

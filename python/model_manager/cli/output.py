@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import logging
 import os
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
@@ -18,6 +18,9 @@ from rich.table import Table
 
 from .. import Config, ModelManager
 from .texts import option
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
 
 model_option = option(
     "-m",
@@ -78,7 +81,11 @@ def reading(name: str) -> Iterator[IO[str]]:
     """A text file, or standard input for ``-``, as UTF-8; what is no UTF-8 is told with the file's name."""
     try:
         if name == "-":
-            yield click.get_text_stream("stdin", encoding="utf-8-sig")
+            stream = io.TextIOWrapper(sys.stdin.buffer, encoding="utf-8-sig")
+            try:
+                yield stream
+            finally:
+                stream.detach()  # else it would close standard input
         else:
             with Path(name).open(encoding="utf-8-sig") as file:
                 yield file

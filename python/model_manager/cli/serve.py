@@ -35,7 +35,7 @@ from .texts import Command, option, say
     type=click.IntRange(min=1),
     help=("Processes, each with models of its own.", "Süreç sayısı; her birinin modelleri kendinindir."),
 )
-def serve(model: str | None, **given: Any) -> None:  # noqa: D103
+def serve(model: str | None, **given: Any) -> None:
     with extra("server"):
         from ..server import ServerConfig
         from ..server.config import default_models

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from .. import Config
 from ..errors import ModelManagerError
 from .output import json_option, manager, quiet, show_json, show_table, size
 from .texts import Command, say
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from .. import Config
 
 
 @click.command(
@@ -24,10 +27,10 @@ from .texts import Command, say
     ),
 )
 @json_option
-def models(as_json: bool) -> None:  # noqa: D103
+def models(as_json: bool) -> None:
     with manager() as found:
         config = found.config
-        slots = [
+        slots: list[dict[str, Any]] = [
             {
                 "slot": name,
                 "kind": slot["kind"],
@@ -36,7 +39,7 @@ def models(as_json: bool) -> None:  # noqa: D103
             }
             for name, slot in found.stats()["slots"].items()
         ]
-    cached = [{"model": name, "bytes": count} for name, count in _cached(config)]
+    cached: list[dict[str, Any]] = [{"model": name, "bytes": count} for name, count in _cached(config)]
     if as_json:
         show_json({"slots": slots, "cache": {"folder": str(hub_cache(config)), "models": cached}})
         return
@@ -58,13 +61,12 @@ def models(as_json: bool) -> None:  # noqa: D103
 )
 @click.argument("slots", nargs=-1)
 @json_option
-def warmup(slots: Sequence[str], as_json: bool) -> None:  # noqa: D103
+def warmup(slots: Sequence[str], as_json: bool) -> None:
     from .._embedder import slot_for
 
     results: list[dict[str, Any]] = []
     with manager() as found, quiet():
-        for name in slots or [None]:
-            slot = slot_for(found, name)
+        for slot in [slot_for(found, name) for name in slots] or [slot_for(found, None)]:
             started = time.perf_counter()
             try:
                 found.load(slot)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import click
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 def _is_turkish() -> bool:
@@ -46,12 +49,13 @@ class Command(click.Command):
     context_class = HelpContext
 
     def get_help_option(self, ctx: click.Context) -> click.Option | None:
+        """Click's option, with its help in our words."""
         option = super().get_help_option(ctx)
         if option is not None:
             option.help = say("Show this and exit.", "Bunu göster ve çık.")
         return option
 
 
-def option(*names: str, help: tuple[str, str], **settings: Any) -> Any:  # noqa: A002  click's own name
+def option(*names: str, help: tuple[str, str], **settings: Any) -> Callable[[F], F]:  # noqa: A002  click's own name
     """`click.option` with the help in both languages."""
     return click.option(*names, help=say(*help), **settings)

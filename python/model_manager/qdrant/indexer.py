@@ -15,7 +15,6 @@ from tqdm.auto import tqdm
 
 from .._embedder import Embedder
 from ..errors import InputError
-from .documents import Input
 from .pipeline import OnError, Run
 from .report import IndexReport
 from .search import SearchHit, make_filter
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from .._core import Manager
+    from .documents import Input
 
 logger = logging.getLogger(__name__)
 

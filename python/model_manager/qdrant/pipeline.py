@@ -14,16 +14,18 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
-from typing import Any, Literal, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
-
-from .._embedder import Embedder
 from ..errors import ModelManagerError, OverloadedError, WaitTimeoutError
 from .documents import Document, Input, prepare
 from .report import Failure, IndexingError, IndexReport
 from .store import CollectionError, Store, StoreError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from .._embedder import Embedder
 
 logger = logging.getLogger(__name__)
 
