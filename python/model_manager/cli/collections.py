@@ -62,8 +62,8 @@ def _indexer(models: ModelManager, settings: dict[str, Any]) -> QdrantIndexer:
         " interrupted run goes on where it was. Exit code 1 when a document failed.",
         "Belgeleri Qdrant'a ekle. FILES'ı ya da standart girdiyi okur. .jsonl: her satır bir belge; metni ve kimliği"
         " aşağıdaki alanlarda, kalan alanlar üstveri; .csv: aynısı, başlık satırıyla; diğerleri: her satır bir belge."
-        " Kimliği olmayan belgenin kimliği dosyası ve satırıdır. Dizinde olanlar atlanır; yarıda kalan iş kaldığı yerden"
-        " sürer. Bir belge eklenemezse çıkış kodu 1'dir.",
+        " Kimliği olmayan belgenin kimliği dosyası ve satırıdır. Dizinde olanlar atlanır; yarıda kalan iş kaldığı"
+        " yerden sürer. Bir belge eklenemezse çıkış kodu 1'dir.",
     ),
 )
 @click.argument("files", nargs=-1)

@@ -97,9 +97,9 @@ class Run:
             for chunk in _chunks(documents, batch_size):
                 self._start(chunk)
                 if len(self._under_way) >= _AHEAD:
-                    self._finish(self._under_way.popleft())
+                    self._finish_first()
             while self._under_way:
-                self._finish(self._under_way.popleft())
+                self._finish_first()
             self._report.finished = True
         finally:
             for batch in self._under_way:
@@ -136,10 +136,14 @@ class Run:
                 changed.append(one)
         return changed
 
+    def _finish_first(self) -> None:
+        """Wait for the vectors of the batch that was started first, and write them."""
+        batch = self._under_way[0]  # there until it is done: an interruption cancels all that are there
+        if batch.documents:
+            self._finish(batch)
+        self._under_way.popleft()
+
     def _finish(self, batch: _Batch) -> None:
-        """Wait for the vectors and write them."""
-        if not batch.documents:
-            return
         try:
             vectors = self._vectors(batch)
         except ModelManagerError as error:
