@@ -92,8 +92,6 @@ def make_indexer(shared: ModelManager) -> Callable[..., QdrantIndexer]:
     no_pause = Backoff(attempts=4, first=0, longest=0)
 
     def make(client: Any, collection: str = "notes", **settings: Any) -> QdrantIndexer:
-        return QdrantIndexer(
-            collection, client, **{"model": SLOT, "manager": shared, "backoff": no_pause, **settings}
-        )
+        return QdrantIndexer(collection, client, **{"model": SLOT, "manager": shared, "backoff": no_pause, **settings})
 
     return make

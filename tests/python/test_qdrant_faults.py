@@ -252,7 +252,8 @@ def test_memory_does_not_grow_with_the_input(make_indexer):
         tracemalloc.start()
         client_before = len(indexer.client.writes)
         indexer.add_documents(
-            ({"id": n, "text": f"text {n % 50}", "metadata": {"filler": "x" * 1000}} for n in range(count)), batch_size=20
+            ({"id": n, "text": f"text {n % 50}", "metadata": {"filler": "x" * 1000}} for n in range(count)),
+            batch_size=20,
         )
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()

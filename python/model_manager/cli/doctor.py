@@ -47,7 +47,13 @@ def doctor(quick: bool, as_json: bool) -> None:
     except ConfigError as error:
         problems.append(str(error))
     else:
-        found["machine"] |= {"dtype": config.dtype, "model_cache": str(hub_cache(config))}
+        with manager(lazy_loading=True) as empty:
+            threads = empty.stats()["threads"]
+        found["machine"] |= {
+            "compute_threads": str(threads),
+            "dtype": config.dtype,
+            "model_cache": str(hub_cache(config)),
+        }
         if not quick:
             found["models"] = list(_models(config))
             problems += [f"{one['slot']}: {one['reason']}" for one in found["models"] if one["state"] == WRONG]
@@ -83,24 +89,15 @@ def _versions() -> dict[str, str]:
 
 
 def _machine() -> dict[str, str]:
-    with _manager_without_settings() as empty:
-        threads = empty.stats()["threads"]
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "system": f"{platform.system()} {platform.machine()}",
         "cpu": _cpu(),
         "instruction_set": f"{isa()} of {', '.join(available_isas())}",
         "cores": f"{usable} usable of {os.cpu_count()}, cgroup limit {_cpu_limit()}",
-        "compute_threads": str(threads),
         "memory": _memory(),
         "this_process": size(resident_bytes()),
     }
-
-
-def _manager_without_settings() -> ModelManager:
-    """A manager that wrong settings cannot keep from telling about the machine."""
-    defaults = {field["name"]: field["default"] for field in Config.fields()}
-    return ModelManager(Config(**{**defaults, "lazy_loading": True, "auto_cleanup": False}))
 
 
 def _cpu() -> str:
