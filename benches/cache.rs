@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use criterion::{Criterion, criterion_group, criterion_main};
-use model_manager::cache::{CacheSettings, EmbeddingCache, KeyRef, Policy, Vector};
+use model_manager::cache::{CacheSettings, Content, EmbeddingCache, KeyRef, Policy, Vector};
 use model_manager::clock::Clock;
 
 const ENTRIES: usize = 64;
@@ -18,7 +18,7 @@ fn cache(policy: Policy, time_to_live: Option<Duration>) -> EmbeddingCache {
 }
 
 fn key<'a>(model: &'a Arc<str>, text: &'a str) -> KeyRef<'a> {
-    KeyRef { text, prompt: "", model, dimensions: None, normalized: true }
+    KeyRef { content: Content::Text(text), prompt: "", model, dimensions: None, normalized: true }
 }
 
 fn filled(
@@ -29,7 +29,7 @@ fn filled(
 ) -> EmbeddingCache {
     let cache = cache(policy, time_to_live);
     for text in texts {
-        cache.insert(&key(model, text), Vector::from(vec![0.5_f32; 384]));
+        cache.insert(&key(model, text), Vector::new(vec![0.5; 384], 9));
     }
     cache
 }

@@ -24,5 +24,6 @@ pub mod models;
 #[cfg(feature = "python")]
 mod python;
 pub mod sync;
+pub mod wire;
 
 pub use error::{Error, Result};

@@ -14,6 +14,7 @@ from model_manager._types import (
     Description,
     FieldInfo,
     GeneratorDescription,
+    Inputs,
     Statistics,
     TrackerStatistics,
 )
@@ -320,7 +321,7 @@ class Manager:
         """Unload and forget the slot. The three built-in slots cannot go. Raises `UnknownModelError`, `InputError`."""
     def embed(
         self,
-        texts: str | Iterable[str],
+        texts: Inputs,
         model: str | None = None,
         *,
         prompt: str | None = None,
@@ -335,7 +336,9 @@ class Manager:
         """Embed one text (float32, shape (dim,)) or several (float32, C-contiguous, shape (n, dim); none: (0, dim)).
 
         Args:
-            texts: A str, or any iterable of str, embedded as given.
+            texts: A str, or any iterable of str, embedded as given. Or token ids of the model's own vocabulary, one
+                iterable of int for one vector, several for several: the model reads them as they are, nothing is put
+                around them, and ids beyond its maximum are cut. Ids need the `model`, and take no prompt.
             model: Slot; None: the slot of each text's language, see `route`.
             prompt: Put in front of every text.
             prompt_name: The same by name, from the model's prompts. Without either the model's default prompt, if
@@ -351,15 +354,16 @@ class Manager:
                 total) at the end.
 
         Raises:
-            TypeError: Not a str or an iterable of str.
-            InputError: A lone surrogate, an unknown `prompt_name`, a `truncate_dim` out of range, or texts of models
-                with different dimensions in one call.
+            TypeError: None of these forms, or several in one call. A bool is no id.
+            InputError: A lone surrogate, an id outside of the vocabulary, ids with a prompt or without a model, an
+                unknown `prompt_name`, a `truncate_dim` out of range, or texts of models with different dimensions in
+                one call.
             UnknownModelError, WaitTimeoutError, OverloadedError, NotFiniteError, ClosedError: See `errors.py`.
             ModelManagerError: Whatever loading the model raised.
         """
     def submit(
         self,
-        texts: str | Iterable[str],
+        texts: Inputs,
         on_done: Callable[[_Result | None, BaseException | None], object],
         model: str | None = None,
         *,
@@ -376,6 +380,45 @@ class Manager:
         `on_done(result, error)` is called once, from another thread, with one of the two None; from this thread, before
         `submit` returns, when everything was cached. Keep it short. Wrong arguments raise here; texts are tokenised and
         models loaded elsewhere, so an event loop may call this.
+        """
+    def submit_response(
+        self,
+        inputs: Inputs,
+        on_done: Callable[[bytes | None, int, BaseException | None], object],
+        model: str | None = None,
+        *,
+        served_model: str,
+        encoding_format: Literal["float", "base64"] = "float",
+        prompt: str | None = None,
+        prompt_name: str | None = None,
+        truncate_dim: int | None = None,
+        truncate: bool = True,
+        timeout: float | None = None,
+        keep_alive: _KeepAlive = None,
+    ) -> Ticket:
+        """`submit`, with the answer as the complete JSON body of OpenAI's ``POST /v1/embeddings``.
+
+        The body holds a vector of length 1 for each input, or the one of a single str or list of ids; numbers read back
+        as the same float32. It is written without the GIL, on the thread that calls `on_done(body, prompt_tokens,
+        error)`: (bytes, tokens, None) or (None, 0, error). The tokens are those that the model read, prompts and
+        special ones included, those cut off not; the cache knows them too.
+
+        Args:
+            inputs: As for `embed`.
+            on_done: Called once, as for `submit`.
+            model: Slot, as for `embed`.
+            served_model: The ``model`` of the body.
+            encoding_format: A vector as a list of numbers, or as its little-endian float32 in base64.
+            prompt: As for `embed`.
+            prompt_name: As for `embed`.
+            truncate_dim: As for `embed`.
+            truncate: Cut inputs that are longer than the model reads. False: raise InputError, which names the first
+                such input, its tokens and the limit.
+            timeout: As for `embed`.
+            keep_alive: As for `embed`.
+
+        Raises:
+            InputError: An unknown `encoding_format`, and whatever `submit` raises it for.
         """
     def complete(
         self,

@@ -1,8 +1,12 @@
-"""The shapes of the dictionaries that this package returns. All of them are JSON-serialisable."""
+"""The shapes of what this package takes and of the dictionaries that it returns, which are JSON-serialisable."""
 
 from __future__ import annotations
 
-from typing import Any, TypedDict
+from collections.abc import Iterable
+from typing import Any, TypeAlias, TypedDict
+
+Inputs: TypeAlias = str | Iterable[str] | Iterable[int] | Iterable[Iterable[int]]
+"""What can be embedded: a text, texts, the token ids of one input, or those of several."""
 
 
 class FieldInfo(TypedDict):

@@ -8,27 +8,52 @@ import threading
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-    from typing import Any
+    from collections.abc import Callable
+    from typing import Any, TypeVar
 
     import numpy as np
     from numpy.typing import NDArray
 
-    from ._core import Manager
+    from ._core import Manager, Ticket
+    from ._types import Inputs
+
+    Result = TypeVar("Result")
 
 
-async def aembed(
-    manager: Manager, texts: str | Iterable[str], model: str | None = None, **options: Any
-) -> NDArray[np.float32]:
+async def aembed(manager: Manager, texts: Inputs, model: str | None = None, **options: Any) -> NDArray[np.float32]:
     """`Manager.embed` for asyncio: same arguments (but `progress`), same result, same errors.
 
     Cancelling the task withdraws the texts that have not been computed yet.
     """
+
+    def submit(settle: Callable[[NDArray[np.float32] | None, BaseException | None], None]) -> Ticket:
+        return manager.submit(texts, settle, model, **options)
+
+    return await _settled(submit)
+
+
+async def aresponse(manager: Manager, inputs: Inputs, model: str | None = None, **options: Any) -> tuple[bytes, int]:
+    """`Manager.submit_response` for asyncio: the body and its prompt tokens. Same arguments (but `on_done`) and errors.
+
+    Cancelling the task withdraws the inputs that have not been computed yet.
+    """
+
+    def submit(settle: Callable[[tuple[bytes, int] | None, BaseException | None], None]) -> Ticket:
+        def on_done(body: bytes | None, tokens: int, error: BaseException | None) -> None:
+            settle(None if body is None else (body, tokens), error)
+
+        return manager.submit_response(inputs, on_done, model, **options)
+
+    return await _settled(submit)
+
+
+async def _settled(submit: Callable[[Callable[[Result | None, BaseException | None], None]], Ticket]) -> Result:
+    """What `submit` hands to the callback that it is given, from whichever thread."""
     loop = asyncio.get_running_loop()
-    future: asyncio.Future[NDArray[np.float32]] = loop.create_future()
+    future: asyncio.Future[Result] = loop.create_future()
     loop_thread = threading.get_ident()
 
-    def settle(result: NDArray[np.float32] | None, error: BaseException | None) -> None:
+    def settle(result: Result | None, error: BaseException | None) -> None:
         if future.done():
             return
         if error is not None:
@@ -36,7 +61,7 @@ async def aembed(
         elif result is not None:
             future.set_result(result)
 
-    def on_done(result: NDArray[np.float32] | None, error: BaseException | None) -> None:
+    def on_done(result: Result | None, error: BaseException | None) -> None:
         if threading.get_ident() == loop_thread:
             settle(result, error)
         elif not loop.is_closed():
@@ -44,7 +69,7 @@ async def aembed(
             with contextlib.suppress(RuntimeError):
                 loop.call_soon_threadsafe(settle, result, error)
 
-    ticket = manager.submit(texts, on_done, model, **options)
+    ticket = submit(on_done)
     try:
         return await future
     finally:

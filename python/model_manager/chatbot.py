@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from typing_extensions import Self
 
+    from ._types import Inputs
     from .encoder import SentenceModel
     from .generation import AsyncTextStream
     from .generator import TextGenerator
@@ -294,7 +295,7 @@ class ModelManager(Manager):
         numbers: list[float] = vector.tolist()
         return numbers
 
-    async def aembed(self, texts: str | Iterable[str], model: str | None = None, **options: Any) -> NDArray[np.float32]:
+    async def aembed(self, texts: Inputs, model: str | None = None, **options: Any) -> NDArray[np.float32]:
         """`embed` for asyncio: same arguments (but `progress`), result and errors; cancelling the task cancels the
         work.
         """

@@ -4,12 +4,21 @@ use std::borrow::Borrow;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
+/// What a model is given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Content<'a> {
+    /// A text as it is tokenised: normalised, without the prompt.
+    Text(&'a str),
+    /// Token ids as the model reads them; no text, even if one would give the same ids.
+    Tokens(&'a [u32]),
+}
+
 /// Everything that decides a vector. Borrowed, so that a look-up allocates nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct KeyRef<'a> {
-    /// The text as it is tokenised: normalised, without the prompt.
-    pub text: &'a str,
-    /// What the model puts before the text; empty for nothing.
+    /// Text or token ids.
+    pub content: Content<'a>,
+    /// What the model puts before a text; empty for nothing.
     pub prompt: &'a str,
     /// Identity of the model: equal only for equal weights, dtype, pooling and tokeniser.
     pub model: &'a Arc<str>,
@@ -19,14 +28,29 @@ pub struct KeyRef<'a> {
     pub normalized: bool,
 }
 
+impl Content<'_> {
+    pub(super) fn bytes(self) -> usize {
+        match self {
+            Self::Text(text) => text.len(),
+            Self::Tokens(ids) => size_of_val(ids),
+        }
+    }
+}
+
 /// The owned form.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Key {
-    text: Box<str>,
+    content: Owned,
     prompt: Box<str>,
     model: Arc<str>,
     dimensions: Option<usize>,
     normalized: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Owned {
+    Text(Box<str>),
+    Tokens(Box<[u32]>),
 }
 
 impl Key {
@@ -37,8 +61,12 @@ impl Key {
 
 impl From<&KeyRef<'_>> for Key {
     fn from(key: &KeyRef<'_>) -> Self {
-        let KeyRef { text, prompt, model, dimensions, normalized } = *key;
-        Self { text: text.into(), prompt: prompt.into(), model: Arc::clone(model), dimensions, normalized }
+        let KeyRef { content, prompt, model, dimensions, normalized } = *key;
+        let content = match content {
+            Content::Text(text) => Owned::Text(text.into()),
+            Content::Tokens(ids) => Owned::Tokens(ids.into()),
+        };
+        Self { content, prompt: prompt.into(), model: Arc::clone(model), dimensions, normalized }
     }
 }
 
@@ -55,8 +83,12 @@ pub(super) trait AnyKey {
 
 impl AnyKey for Key {
     fn borrowed(&self) -> KeyRef<'_> {
-        let Self { text, prompt, model, dimensions, normalized } = self;
-        KeyRef { text, prompt, model, dimensions: *dimensions, normalized: *normalized }
+        let Self { content, prompt, model, dimensions, normalized } = self;
+        let content = match content {
+            Owned::Text(text) => Content::Text(text),
+            Owned::Tokens(ids) => Content::Tokens(ids),
+        };
+        KeyRef { content, prompt, model, dimensions: *dimensions, normalized: *normalized }
     }
 }
 

@@ -21,7 +21,7 @@ use crate::{Error, Result};
 use key::Key;
 use store::{Entry, Lfu, Store};
 
-pub use key::KeyRef;
+pub use key::{Content, KeyRef};
 pub use vector::Vector;
 
 /// Which entry leaves when there is no room.
@@ -266,5 +266,5 @@ impl State {
 }
 
 fn entry_bytes(key: &KeyRef<'_>, vector: &Vector) -> u64 {
-    (key.text.len() + key.prompt.len() + vector.bytes() + ENTRY_OVERHEAD) as u64
+    (key.content.bytes() + key.prompt.len() + vector.bytes() + ENTRY_OVERHEAD) as u64
 }

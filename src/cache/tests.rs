@@ -19,11 +19,11 @@ fn cache(settings: CacheSettings) -> EmbeddingCache {
 
 /// A key that the other fields of no other text share.
 fn key<'a>(text: &'a str, model: &'a Arc<str>) -> KeyRef<'a> {
-    KeyRef { text, prompt: "", model, dimensions: None, normalized: true }
+    KeyRef { content: Content::Text(text), prompt: "", model, dimensions: None, normalized: true }
 }
 
 fn vector(dimensions: usize) -> Vector {
-    vec![0.5; dimensions].into()
+    Vector::new(vec![0.5; dimensions], 3)
 }
 
 #[test]
@@ -32,15 +32,17 @@ fn every_field_of_the_key_counts() {
     let (a, b): (Arc<str>, Arc<str>) = ("a".into(), "b".into());
     let base = key("text", &a);
     let others = [
-        KeyRef { text: "texts", ..base },
+        KeyRef { content: Content::Text("texts"), ..base },
         KeyRef { prompt: "query: ", ..base },
         KeyRef { model: &b, ..base },
         KeyRef { dimensions: Some(4), ..base },
         KeyRef { dimensions: Some(5), ..base },
         KeyRef { normalized: false, ..base },
+        KeyRef { content: Content::Tokens(&[1, 2]), ..base },
+        KeyRef { content: Content::Tokens(&[1, 2, 3]), ..base },
         // The same characters, cut differently.
-        KeyRef { text: "xt", prompt: "te", ..base },
-        KeyRef { text: "t", prompt: "tex", ..base },
+        KeyRef { content: Content::Text("xt"), prompt: "te", ..base },
+        KeyRef { content: Content::Text("t"), prompt: "tex", ..base },
     ];
     cache.insert(&base, vector(1));
     for other in &others {

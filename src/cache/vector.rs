@@ -9,10 +9,23 @@ pub struct Vector(Arc<Inner>);
 
 struct Inner {
     values: Arc<[f32]>,
+    tokens: u32,
     view: OnceLock<Box<dyn Any + Send + Sync>>,
 }
 
 impl Vector {
+    /// A vector that a model made of so many tokens.
+    #[must_use]
+    pub fn new(values: impl Into<Arc<[f32]>>, tokens: u32) -> Self {
+        Self(Arc::new(Inner { values: values.into(), tokens, view: OnceLock::new() }))
+    }
+
+    /// Tokens that the model read for it: prompt and special ones included, those cut off not.
+    #[must_use]
+    pub fn tokens(&self) -> u32 {
+        self.0.tokens
+    }
+
     /// The vector's values.
     #[must_use]
     pub fn as_slice(&self) -> &[f32] {
@@ -44,33 +57,15 @@ impl Vector {
     pub(super) const OVERHEAD: usize = size_of::<Inner>() + 4 * size_of::<usize>();
 }
 
-impl From<Arc<[f32]>> for Vector {
-    fn from(values: Arc<[f32]>) -> Self {
-        Self(Arc::new(Inner { values, view: OnceLock::new() }))
-    }
-}
-
-impl From<&[f32]> for Vector {
-    fn from(values: &[f32]) -> Self {
-        Arc::<[f32]>::from(values).into()
-    }
-}
-
-impl From<Vec<f32>> for Vector {
-    fn from(values: Vec<f32>) -> Self {
-        Arc::<[f32]>::from(values).into()
-    }
-}
-
 impl std::fmt::Debug for Vector {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_tuple("Vector").field(&self.0.values).finish()
     }
 }
 
-/// Equal values; the parked view does not count.
+/// Equal values of equally many tokens; the parked view does not count.
 impl PartialEq for Vector {
     fn eq(&self, other: &Self) -> bool {
-        self.as_slice() == other.as_slice()
+        self.as_slice() == other.as_slice() && self.tokens() == other.tokens()
     }
 }

@@ -9,7 +9,7 @@ use arc_swap::ArcSwapOption;
 
 use super::options::EmbedOptions;
 use crate::batching::Batcher;
-use crate::cache::KeyRef;
+use crate::cache::{Content, EmbeddingCache, KeyRef, Vector};
 use crate::config::{DTypeChoice, GeneratorDType};
 use crate::generation::{Generator, Prompt};
 use crate::lifecycle::{KeepAlive, Slot};
@@ -158,12 +158,25 @@ impl Known {
     pub(super) fn prompt<'a>(&'a self, options: &'a EmbedOptions) -> Result<&'a str> {
         self.config.prompt(&self.model, options.prompt_name.as_deref(), options.prompt.as_deref())
     }
+
+    /// The vector of `content` if the cache holds one that answers a call with `options`.
+    pub(super) fn cached(
+        &self,
+        cache: &EmbeddingCache,
+        options: &EmbedOptions,
+        prompt: &str,
+        content: Content<'_>,
+    ) -> Option<Vector> {
+        let vector = cache.get(&options.key(&self.identity, prompt, content))?;
+        // One of as many tokens as the model reads may be that of a longer input, cut.
+        (options.truncate || (vector.tokens() as usize) < self.config.max_length).then_some(vector)
+    }
 }
 
 impl EmbedOptions {
-    /// The cache key of `text` under these options: everything that changes the vector.
-    pub(super) fn key<'a>(&self, model: &'a Arc<str>, prompt: &'a str, text: &'a str) -> KeyRef<'a> {
-        KeyRef { model, text, prompt, normalized: self.normalize, dimensions: self.truncate_dim }
+    /// The cache key of `content` under these options: everything that changes the vector.
+    pub(super) fn key<'a>(&self, model: &'a Arc<str>, prompt: &'a str, content: Content<'a>) -> KeyRef<'a> {
+        KeyRef { model, content, prompt, normalized: self.normalize, dimensions: self.truncate_dim }
     }
 }
 

@@ -12,6 +12,7 @@ mod entry;
 pub mod fork;
 mod front;
 mod generate;
+mod inputs;
 mod job;
 mod loading;
 mod options;
@@ -27,6 +28,7 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 pub use self::core::{BUILT_IN, ENGLISH, GENERATOR, TURKISH};
 pub use self::entry::{EmbeddingSpec, GeneratorSpec, Held, HostLoader, HostObject, Keep, SourceSpec, Spec};
 pub use self::generate::{GenerateOptions, GenerationTicket, GeneratorLease, OwnedPrompt, TextStream};
+pub use self::inputs::Inputs;
 pub use self::job::{Matrix, OnDone};
 pub use self::options::EmbedOptions;
 pub use self::report::{Description, ManagerStatistics, QueueReport, SlotReport};
@@ -34,10 +36,11 @@ pub use self::report::{Description, ManagerStatistics, QueueReport, SlotReport};
 use self::core::Core;
 use self::entry::{Entry, Resident, Serving};
 use self::job::{Job, LookUp};
-use crate::cache::{CacheStatistics, Vector};
+use crate::cache::{CacheStatistics, Content, Vector};
 use crate::config::{Host, Settings, Value};
 use crate::lifecycle::{Lease, ReaperSettings, State, Tracker};
 use crate::sync::Mutex;
+use crate::wire::{Body, Encoding};
 use crate::{Error, Result};
 
 /// Looks for a reason to stop waiting, about every 50 ms; the binding looks for signals.
@@ -281,7 +284,7 @@ impl Manager {
             return Ok(None);
         };
         let prompt = known.prompt(options)?;
-        Ok(core.cache().get(&options.key(&known.identity, prompt, text)))
+        Ok(known.cached(core.cache(), options, prompt, Content::Text(text)))
     }
 
     /// Embeds a text that [`Manager::cached`] has just not found, and waits.
@@ -289,44 +292,72 @@ impl Manager {
     /// # Errors
     /// As [`Manager::embed`].
     pub fn embed_missed(&self, text: &str, options: EmbedOptions, check: Check<'_>) -> Result<Vector> {
-        let job = self.start(vec![text.to_owned()], options, LookUp::Done, None)?;
-        Ok(job.wait(check, &mut |_, _| Ok(()))?.values.into())
+        let job = self.start(vec![text.to_owned()].into(), options, LookUp::Done, None)?;
+        let matrix = job.wait(check, &mut |_, _| Ok(()))?;
+        Ok(Vector::new(matrix.values, u32::try_from(matrix.tokens).unwrap_or(u32::MAX)))
     }
 
-    /// Embeds `texts` and waits, driving the work on this thread. `progress` hears of finished texts: (finished, all).
+    /// Embeds texts or token ids and waits, driving the work on this thread. `progress` hears of finished inputs:
+    /// (finished, all).
     ///
     /// # Errors
     /// [`Error::Input`], [`Error::UnknownModel`], [`Error::Overloaded`], [`Error::Timeout`], [`Error::NotFinite`],
     /// whatever `check` and `progress` return, and whatever loading the model failed with.
     pub fn embed(
         &self,
-        texts: Vec<String>,
+        inputs: impl Into<Inputs>,
         options: EmbedOptions,
         check: Check<'_>,
         progress: &mut dyn FnMut(usize, usize) -> Result<()>,
     ) -> Result<Matrix> {
-        self.start(texts, options, LookUp::Cache, None)?.wait(check, progress)
+        self.start(inputs.into(), options, LookUp::Cache, None)?.wait(check, progress)
     }
 
-    /// Embeds `texts` without waiting: `on_done` is called once, from another thread, or from this one when everything
+    /// Embeds texts or token ids without waiting: `on_done` is called once, from another thread, or from this one when everything
     /// was cached.
     ///
     /// # Errors
     /// What is known at once: [`Error::Input`], [`Error::UnknownModel`], [`Error::Overloaded`], [`Error::Closed`].
-    pub fn submit(&self, texts: Vec<String>, options: EmbedOptions, on_done: OnDone) -> Result<Ticket> {
-        self.start(texts, options, LookUp::Cache, Some(on_done)).map(Ticket)
+    pub fn submit(
+        &self,
+        inputs: impl Into<Inputs>,
+        options: EmbedOptions,
+        on_done: OnDone,
+    ) -> Result<Ticket> {
+        self.start(inputs.into(), options, LookUp::Cache, Some(on_done)).map(Ticket)
+    }
+
+    /// [`Manager::submit`] with the answer as the body of OpenAI's `POST /v1/embeddings`, in which the model is called
+    /// `model`, and the number of tokens that were read. It is written on the thread that calls `on_done`.
+    ///
+    /// # Errors
+    /// As [`Manager::submit`].
+    pub fn submit_response(
+        &self,
+        inputs: impl Into<Inputs>,
+        options: EmbedOptions,
+        model: String,
+        encoding: Encoding,
+        on_done: impl FnOnce(Result<(Vec<u8>, u64)>) + Send + 'static,
+    ) -> Result<Ticket> {
+        let write = move |matrix: Matrix| {
+            let mut body = Body::new(encoding, matrix.rows, matrix.width);
+            matrix.values.chunks_exact(matrix.width.max(1)).for_each(|vector| body.push(vector));
+            (body.finish(&model, matrix.tokens), matrix.tokens)
+        };
+        self.submit(inputs, options, Box::new(move |result| on_done(result.map(write))))
     }
 
     fn start(
         &self,
-        texts: Vec<String>,
+        inputs: Inputs,
         options: EmbedOptions,
         look_up: LookUp,
         on_done: Option<OnDone>,
     ) -> Result<Arc<Job>> {
         let core = self.core()?;
         core.counts.requests.fetch_add(1, Ordering::Relaxed);
-        Job::start(&core, texts, options, look_up, on_done).inspect_err(|error| core.note(error))
+        Job::start(&core, inputs, options, look_up, on_done).inspect_err(|error| core.note(error))
     }
 
     /// Tokens of each text, special tokens included, not cut to the model's maximum. Loads the model.

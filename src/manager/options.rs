@@ -18,6 +18,8 @@ pub struct EmbedOptions {
     pub normalize: bool,
     /// Keep the first dimensions, before normalising.
     pub truncate_dim: Option<usize>,
+    /// Cut inputs that are longer than the model reads; otherwise they are refused.
+    pub truncate: bool,
     /// For everything, loading included; `None`: as configured.
     pub timeout: Option<Duration>,
     /// Replaces the slot's for this use.
@@ -32,6 +34,7 @@ impl Default for EmbedOptions {
             prompt_name: None,
             normalize: true,
             truncate_dim: None,
+            truncate: true,
             timeout: None,
             keep_alive: None,
         }

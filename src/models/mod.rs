@@ -176,6 +176,8 @@ pub struct Encoder {
     pub config: SentenceConfig,
     /// `model_type` of `config.json`.
     pub architecture: String,
+    /// Ids that the model has an embedding of: those below this one.
+    pub vocabulary: usize,
     model: Box<dyn SentenceEncoder>,
     dense: Vec<Dense>,
 }
@@ -207,12 +209,13 @@ impl Encoder {
             }
             width = layer.outputs();
         }
-        let embedded = config.json["vocab_size"].as_u64().unwrap_or(u64::MAX);
-        if tokenizer.id_limit() as u64 > embedded {
+        let known = tokenizer.id_limit();
+        let embedded = config.json["vocab_size"].as_u64().and_then(|size| usize::try_from(size).ok());
+        let vocabulary = embedded.unwrap_or(known);
+        if known > vocabulary {
             log::warn!(
-                "{}: the tokenizer knows {} ids, the model {embedded}; a text with one of the others will fail",
-                files.model,
-                tokenizer.id_limit()
+                "{}: the tokenizer knows {known} ids, the model {vocabulary}; a text with one of the others will fail",
+                files.model
             );
         }
         Ok(Self {
@@ -222,6 +225,7 @@ impl Encoder {
             tokenizer,
             config: sentence,
             architecture: config.json["model_type"].as_str().unwrap_or_default().to_owned(),
+            vocabulary,
             model,
             dense,
         })
@@ -247,10 +251,22 @@ impl Encoder {
     /// # Errors
     /// Those of the tokenizer.
     pub fn tokenize(&self, prompt: &str, text: &str) -> Result<Vec<u32>> {
+        self.ids(prompt, text, self.config.max_length)
+    }
+
+    /// The same, with nothing cut.
+    ///
+    /// # Errors
+    /// Those of the tokenizer.
+    pub fn tokenize_whole(&self, prompt: &str, text: &str) -> Result<Vec<u32>> {
+        self.ids(prompt, text, usize::MAX)
+    }
+
+    fn ids(&self, prompt: &str, text: &str, max_length: usize) -> Result<Vec<u32>> {
         if prompt.is_empty() {
-            return self.tokenizer.encode(text, self.config.max_length);
+            return self.tokenizer.encode(text, max_length);
         }
-        self.tokenizer.encode(&format!("{prompt}{text}"), self.config.max_length)
+        self.tokenizer.encode(&format!("{prompt}{text}"), max_length)
     }
 
     /// The vectors of a batch into `out`, row-major `[sequences, width]`: pooled, through the Dense layers, and

@@ -129,10 +129,14 @@ impl Tokenizer {
         self.inner.get_vocab(true).into_values().max().map_or(0, |id| id as usize + 1)
     }
 
+    /// `ids`, cut to at most `room` of them at the end where this model cuts.
+    pub fn cut<'a>(&self, ids: &'a [u32], room: usize) -> &'a [u32] {
+        let excess = ids.len().saturating_sub(room);
+        if self.keep_end { &ids[excess..] } else { &ids[..ids.len() - excess] }
+    }
+
     fn dress(&self, content: &[u32], room: usize) -> Vec<u32> {
-        let excess = content.len().saturating_sub(room);
-        let kept = if self.keep_end { &content[excess..] } else { &content[..content.len() - excess] };
-        [&self.before, kept, &self.after].concat()
+        [&self.before, self.cut(content, room), &self.after].concat()
     }
 
     fn content(&self, text: &str) -> Result<Encoding> {

@@ -13,17 +13,19 @@ use super::errors::{OrRaise, to_py};
 use super::fork;
 use super::generation::{self, PyGenerationTicket, PyTextStream};
 use super::host::{PythonHost, PythonLoader, interruptible, unwrap_object};
-use super::leave::{attached, calling, detached, inside};
+use super::leave::{attached, detached, inside};
 use super::options::{call_options, keep_alive, timeout};
 use super::register::{AboutVectors, Given, Registration, refused};
 use super::report;
-use super::texts::{Texts, text_of};
+use super::submit::{self, PyTicket};
+use super::texts::{self, Texts, text_of};
 use super::tracker::PyTracker;
 use super::vectors::{copied_array, matrix_array, row_array, shared_array};
 use crate::config::Settings;
 use crate::lifecycle::ReaperSettings;
-use crate::manager::{GenerateOptions, Held, Keep, Manager, Matrix, Ticket};
+use crate::manager::{EmbedOptions, GenerateOptions, Held, Keep, Manager, Matrix};
 use crate::sync::Mutex;
+use crate::wire::Encoding;
 use crate::{Error, Result};
 
 /// Model slots, the embedding cache and the queues. All methods may be called from any thread.
@@ -34,26 +36,8 @@ pub(super) struct PyManager {
     loaders: Mutex<HashMap<String, Arc<PythonLoader>>>,
 }
 
-/// A request under way.
-#[pyclass(frozen, name = "Ticket", module = "model_manager._core")]
-pub(super) struct PyTicket(Ticket);
-
-#[pymethods]
-impl PyTicket {
-    /// Whether `on_done` has been called or never will be (cancelled).
-    #[getter]
-    fn done(&self) -> bool {
-        self.0.is_done()
-    }
-
-    /// Give the request up. True: `on_done` will not be called any more; False: it is too late.
-    fn cancel(&self, py: Python<'_>) -> bool {
-        detached(py, || self.0.cancel())
-    }
-}
-
 impl PyManager {
-    /// Runs `work` detached; a failing loader's own exception becomes the cause of ours.
+    /// Runs `work` detached.
     fn enter<T: Send>(
         &self,
         py: Python<'_>,
@@ -62,7 +46,12 @@ impl PyManager {
         interruptible(py, |check| work(&self.inner, check))?.map_err(|error| self.explain(py, &error))
     }
 
-    fn explain(&self, py: Python<'_>, error: &Error) -> PyErr {
+    pub(super) fn core(&self) -> &Manager {
+        &self.inner
+    }
+
+    /// `error` as Python's; a failing loader's own exception is its cause.
+    pub(super) fn explain(&self, py: Python<'_>, error: &Error) -> PyErr {
         if let Error::Loader { model, .. } = error {
             let loader = self.loaders.lock().get(model).cloned();
             if let Some(loader) = loader {
@@ -224,10 +213,7 @@ impl PyManager {
                 shared_array(py, &vector)
             };
         }
-        let (texts, single) = match Texts::extract(texts)? {
-            Texts::One(text) => (vec![text], true),
-            Texts::Many(texts) => (texts, false),
-        };
+        let (inputs, single) = texts::inputs(texts)?;
         let mut raised = None;
         let result = self.enter(py, |manager, check| {
             let mut tell = |done: usize, all: usize| match &progress {
@@ -237,7 +223,7 @@ impl PyManager {
                     Error::Cancelled
                 }),
             };
-            manager.embed(texts, options, check, &mut tell)
+            manager.embed(inputs, options, check, &mut tell)
         });
         if let Some(raised) = raised {
             return Err(raised);
@@ -265,30 +251,34 @@ impl PyManager {
         let py = slf.py();
         let options =
             call_options(py, model, prompt, prompt_name, normalize, truncate_dim, timeout, keep_alive)?;
-        let (texts, single) = match Texts::extract(texts)? {
-            Texts::One(text) => (vec![text], true),
-            Texts::Many(texts) => (texts, false),
-        };
-        let manager = slf.clone().unbind();
-        let reply = Box::new(move |result: Result<Matrix>| {
-            // Nobody is there to be told while the interpreter shuts down.
-            calling(|py| {
-                let result = result.map_err(|error| manager.get().explain(py, &error));
-                let told = match result.and_then(|matrix| array(py, matrix, single, copy)) {
-                    Ok(array) => on_done.call1(py, (array, py.None())),
-                    Err(error) => on_done.call1(py, (py.None(), error.into_value(py))),
-                };
-                if let Err(error) = told {
-                    error.write_unraisable(py, Some(on_done.bind(py)));
-                }
-                // Both are Python's: let go of them here, attached.
-                drop((manager, on_done));
-            });
-        });
-        let inner = &slf.get().inner;
-        detached(py, || inner.submit(texts, options, reply))
-            .map(PyTicket)
-            .map_err(|error| slf.get().explain(py, &error))
+        let (inputs, single) = texts::inputs(texts)?;
+        submit::vectors(slf, inputs, options, on_done, move |py, matrix| array(py, matrix, single, copy))
+    }
+
+    /// `submit`, with the answer as the JSON body of OpenAI's `POST /v1/embeddings`.
+    #[pyo3(signature = (inputs, on_done, model = None, *, served_model, encoding_format = "float", prompt = None,
+                        prompt_name = None, truncate_dim = None, truncate = true, timeout = None, keep_alive = None))]
+    #[expect(clippy::too_many_arguments, reason = "keywords of a Python function")]
+    fn submit_response(
+        slf: &Bound<'_, Self>,
+        inputs: &Bound<'_, PyAny>,
+        on_done: Py<PyAny>,
+        model: Option<String>,
+        served_model: String,
+        encoding_format: &str,
+        prompt: Option<String>,
+        prompt_name: Option<String>,
+        truncate_dim: Option<&Bound<'_, PyAny>>,
+        truncate: bool,
+        timeout: Option<f64>,
+        keep_alive: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<PyTicket> {
+        let py = slf.py();
+        let options = call_options(py, model, prompt, prompt_name, true, truncate_dim, timeout, keep_alive)?;
+        let options = EmbedOptions { truncate, ..options };
+        let encoding = Encoding::parse(encoding_format).or_raise(py)?;
+        let (inputs, _) = texts::inputs(inputs)?;
+        submit::response(slf, inputs, options, served_model, encoding, on_done)
     }
 
     /// The whole answer to `prompt`, with its figures.

@@ -12,6 +12,7 @@ mod manager;
 mod options;
 mod register;
 mod report;
+mod submit;
 mod texts;
 mod tracker;
 mod vectors;
@@ -71,7 +72,9 @@ mod _core {
     #[pymodule_export]
     use super::leave::_at_exit;
     #[pymodule_export]
-    use super::manager::{PyManager, PyTicket};
+    use super::manager::PyManager;
+    #[pymodule_export]
+    use super::submit::PyTicket;
     #[pymodule_export]
     use super::tracker::PyTracker;
     #[pymodule_export]

@@ -30,6 +30,7 @@ pub(super) fn call_options(
         truncate_dim: truncate_dim.map(dimensions).transpose()?,
         timeout: self::timeout(py, timeout)?,
         keep_alive: self::keep_alive(keep_alive)?,
+        ..EmbedOptions::default()
     })
 }
 

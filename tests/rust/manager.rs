@@ -70,7 +70,7 @@ fn to(model: &str) -> EmbedOptions {
 }
 
 fn embed(manager: &Manager, texts: &[&str], options: EmbedOptions) -> Result<Matrix> {
-    let texts = texts.iter().map(ToString::to_string).collect();
+    let texts: Vec<String> = texts.iter().map(ToString::to_string).collect();
     manager.embed(texts, options, &mut || Ok(()), &mut |_, _| Ok(()))
 }
 
@@ -223,8 +223,8 @@ fn a_full_queue_refuses_and_recovers() {
         .unwrap();
     let (sender, receiver) = mpsc::channel();
     let on_done = Box::new(move |result| sender.send(result).unwrap());
-    let _ticket = manager.submit(vec!["first".into()], to("slow"), on_done).unwrap();
-    let refused = manager.submit(vec!["second".into()], to("slow"), Box::new(|_| ()));
+    let _ticket = manager.submit(vec!["first".to_owned()], to("slow"), on_done).unwrap();
+    let refused = manager.submit(vec!["second".to_owned()], to("slow"), Box::new(|_| ()));
     assert!(matches!(refused.err(), Some(Error::Overloaded { queued: 1, limit: 1, .. })));
     release.wait();
     // An object of the host's is no embedding model; its caller is told, and the place is free again.
@@ -249,7 +249,7 @@ fn a_timeout_ends_the_wait_but_not_the_load() {
     let (sender, receiver) = mpsc::channel();
     let options = EmbedOptions { timeout, ..to("slow") };
     let on_done = Box::new(move |result| sender.send(result).unwrap());
-    let _ticket = manager.submit(vec!["text".into()], options, on_done).unwrap();
+    let _ticket = manager.submit(vec!["text".to_owned()], options, on_done).unwrap();
     assert!(matches!(receiver.recv().unwrap(), Err(Error::Timeout { .. })));
     release.wait();
     manager.load("slow", None, &mut || Ok(())).unwrap();
@@ -269,7 +269,7 @@ fn a_cancelled_request_is_not_told() {
     let told = Arc::new(AtomicBool::new(false));
     let tell = Arc::clone(&told);
     let on_done = Box::new(move |_| tell.store(true, Ordering::Release));
-    let ticket = manager.submit(vec!["text".into()], to("slow"), on_done).unwrap();
+    let ticket = manager.submit(vec!["text".to_owned()], to("slow"), on_done).unwrap();
     assert!(ticket.cancel() && ticket.is_done());
     release.wait();
     manager.load("slow", None, &mut || Ok(())).unwrap();

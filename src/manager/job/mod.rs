@@ -1,0 +1,260 @@
+//! One embedding call, from its inputs to its matrix.
+//!
+//! A job looks its inputs up in the cache, groups the rest by slot, waits for the slots, then tokenises and queues chunk
+//! by chunk: enough to keep the model busy, never so much that a list of a million texts is in memory as tokens.
+//! Whoever drives it calls [`Job::step`] when there is something to do: a synchronous caller on its own thread, which
+//! waits in between ([`Job::wait`]); an asynchronous call through the manager's [`Front`](super::front::Front).
+
+mod feed;
+mod state;
+mod wait;
+
+use std::sync::Arc;
+
+use super::core::Core;
+use super::entry::{Entry, Resident};
+use super::front::Task;
+use super::inputs::Inputs;
+use super::options::{EmbedOptions, dimensions};
+use crate::batching::{Cancel, Lane};
+use crate::lifecycle::Lease;
+use crate::sync::{Condvar, Mutex};
+use crate::{Error, Result};
+
+pub use state::Matrix;
+
+use state::{Group, State};
+use wait::Limit;
+
+/// Whether a job asks the cache, or its caller has just done so.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum LookUp {
+    Cache,
+    Done,
+}
+
+/// Called once, from another thread, with a job's result.
+pub type OnDone = Box<dyn FnOnce(Result<Matrix>) + Send>;
+
+/// Calls of up to this many inputs go before bulk work.
+const INTERACTIVE_INPUTS: usize = 16;
+
+pub(super) struct Job {
+    core: Arc<Core>,
+    options: EmbedOptions,
+    inputs: Inputs,
+    lane: Lane,
+    cancel: Cancel,
+    state: Mutex<State>,
+    /// Wakes the synchronous caller.
+    changed: Condvar,
+    /// The asynchronous caller; a synchronous one waits instead.
+    on_done: Mutex<Option<OnDone>>,
+    asynchronous: bool,
+    limit: Option<Limit>,
+}
+
+impl Job {
+    /// Routes and looks up all inputs, and asks for the slots that are needed. Nothing is computed yet.
+    pub(super) fn start(
+        core: &Arc<Core>,
+        inputs: Inputs,
+        options: EmbedOptions,
+        look_up: LookUp,
+        on_done: Option<OnDone>,
+    ) -> Result<Arc<Self>> {
+        inputs.check(&options)?;
+        let groups = inputs.by_slot(core, options.model.as_deref())?;
+        let limit = Limit::of(&options, core);
+        let job = Arc::new(Self {
+            core: Arc::clone(core),
+            lane: if inputs.len() <= INTERACTIVE_INPUTS { Lane::Interactive } else { Lane::Bulk },
+            options,
+            inputs,
+            cancel: Cancel::default(),
+            state: Mutex::default(),
+            changed: Condvar::new(),
+            asynchronous: on_done.is_some(),
+            on_done: Mutex::new(on_done),
+            limit,
+        });
+        let mut slots = Vec::new();
+        for (entry, inputs) in groups {
+            if let Some(group) = job.look_up(look_up, entry, inputs)? {
+                slots.push(group.entry.slot.clone());
+                job.state.lock().groups.push(group);
+            }
+        }
+        if slots.is_empty() {
+            job.state.lock().outcome = Some(Ok(()));
+            job.conclude();
+            return Ok(job);
+        }
+        for (number, slot) in slots.into_iter().enumerate() {
+            let waiting = Arc::clone(&job);
+            slot.when_ready(Box::new(move |lease| waiting.ready(number, lease)));
+        }
+        if let (true, Some(limit)) = (job.asynchronous, job.limit) {
+            let task: Arc<dyn Task> = Arc::clone(&job) as _;
+            core.front().watch(limit.at, &task)?;
+        }
+        Ok(job)
+    }
+
+    /// Gives the call up. True when its caller will not be told any more, false when it has been or is being told.
+    pub(super) fn cancel(self: &Arc<Self>) -> bool {
+        let cancelled = self.on_done.lock().take().is_some();
+        Arc::clone(self).fail(Error::Cancelled);
+        cancelled
+    }
+
+    pub(super) fn is_done(&self) -> bool {
+        self.state.lock().outcome.is_some()
+    }
+
+    /// Takes from the cache what is there; the rest makes a group. No inputs at all make an empty one, because the shape
+    /// of the answer is the model's.
+    fn look_up(&self, look_up: LookUp, entry: Arc<Entry>, mut inputs: Vec<usize>) -> Result<Option<Group>> {
+        let cache = self.core.cache();
+        if let Some(known) = entry.known() {
+            let dimensions = dimensions(known.width, self.options.truncate_dim)?;
+            let prompt = self.inputs.prompt(&known, &self.options)?;
+            let mut state = self.state.lock();
+            // Only what the cache answers settles the width: a model that loads anew may be another one.
+            let mut fitted = if inputs.is_empty() { state.fit(dimensions, 0) } else { Ok(()) };
+            inputs.retain(|&input| {
+                if look_up == LookUp::Done || fitted.is_err() {
+                    return true;
+                }
+                let content = self.inputs.get(input);
+                let Some(vector) = known.cached(cache, &self.options, prompt, content) else { return true };
+                fitted = state.fit(dimensions, self.inputs.len());
+                if fitted.is_err() {
+                    return true;
+                }
+                state.row(input).copy_from_slice(vector.as_slice());
+                state.tokens += u64::from(vector.tokens());
+                state.finished += 1;
+                false
+            });
+            fitted?;
+            if inputs.is_empty() {
+                return Ok(None);
+            }
+        } else if look_up == LookUp::Cache {
+            cache.count_misses(inputs.len());
+        }
+        entry.admit(inputs.len(), self.core.settings().max_queue)?;
+        inputs.sort_by_key(|&input| std::cmp::Reverse(self.inputs.length(input)));
+        Ok(Some(Group { entry, lease: None, admitted: inputs.len(), order: inputs, next: 0 }))
+    }
+
+    /// A slot is ready, or will not be.
+    fn ready(self: Arc<Self>, group: usize, lease: Result<Lease<Resident>>) {
+        match lease.and_then(|lease| self.accept(group, lease)) {
+            Ok(()) => self.wake(),
+            Err(error) => self.fail(error),
+        }
+    }
+
+    fn accept(&self, group: usize, mut lease: Lease<Resident>) -> Result<()> {
+        if let Some(keep_alive) = self.options.keep_alive {
+            lease.keep_alive(keep_alive);
+        }
+        let mut state = self.state.lock();
+        if state.outcome.is_some() {
+            // Cancelled meanwhile: the lease goes back, after the lock.
+            drop(state);
+            return Ok(());
+        }
+        let known = Arc::clone(&lease.serving(&state.groups[group].entry.name)?.known);
+        self.inputs.prompt(&known, &self.options)?;
+        state.fit(dimensions(known.width, self.options.truncate_dim)?, self.inputs.len())?;
+        state.groups[group].lease = Some(lease);
+        if state.finished == self.inputs.len() {
+            state.outcome = Some(Ok(()));
+        }
+        state.runnable = true;
+        Ok(())
+    }
+
+    /// Has whoever drives this job look at it.
+    fn wake(self: &Arc<Self>) {
+        if self.asynchronous {
+            let task: Arc<dyn Task> = Arc::clone(self) as _;
+            if let Err(error) = self.core.front().push(task) {
+                // No thread could be had: end here, on this one.
+                self.end(error);
+                self.conclude();
+            }
+        } else {
+            self.changed.notify_all();
+        }
+    }
+
+    /// Lets go of the models. Not on a worker's thread: the last lease may free a model.
+    fn release(&self) {
+        let groups = std::mem::take(&mut self.state.lock().groups);
+        drop(groups);
+    }
+
+    fn take_result(&self) -> Result<Matrix> {
+        let mut state = self.state.lock();
+        state.outcome.clone().unwrap_or(Err(Error::Cancelled))?;
+        let width = state.width.unwrap_or(0);
+        Ok(Matrix {
+            values: std::mem::take(&mut state.out),
+            rows: self.inputs.len(),
+            width,
+            tokens: state.tokens,
+        })
+    }
+
+    /// Sets the outcome of a call that has none yet. What is still queued need not be computed.
+    fn end(&self, error: Error) -> bool {
+        {
+            let mut state = self.state.lock();
+            if state.outcome.is_some() {
+                return false;
+            }
+            state.outcome = Some(Err(error));
+        }
+        self.cancel.cancel();
+        true
+    }
+
+    /// Tells the asynchronous caller, once.
+    fn conclude(&self) {
+        self.release();
+        if let Some(on_done) = self.on_done.lock().take() {
+            on_done(self.take_result());
+        }
+    }
+}
+
+impl Task for Job {
+    fn step(self: Arc<Self>) {
+        if !self.is_done() {
+            match self.pump() {
+                Ok(true) => return self.wake(), // others take their turn in between
+                Ok(false) => {}
+                Err(error) => drop(self.end(error)),
+            }
+        }
+        if self.is_done() {
+            self.conclude();
+        }
+    }
+
+    fn expire(self: Arc<Self>) {
+        if let Some(error) = self.overdue() {
+            self.fail(error);
+        }
+    }
+
+    fn fail(self: Arc<Self>, error: Error) {
+        if self.end(error) {
+            self.wake();
+        }
+    }
+}

@@ -1,0 +1,106 @@
+//! Waiting for a job, and for how long.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::super::core::Core;
+use super::super::options::EmbedOptions;
+use super::{Job, Matrix};
+use crate::config::Seconds;
+use crate::{Error, Result};
+
+/// How often a waiting caller looks for signals of its host.
+const CHECK_EVERY: Duration = Duration::from_millis(50);
+
+/// When a call's time is over.
+#[derive(Clone, Copy)]
+pub(super) struct Limit {
+    pub(super) at: Instant,
+    after: Duration,
+    /// The configured limit is one for loading only; a caller's own is one for everything.
+    load_only: bool,
+}
+
+impl Limit {
+    pub(super) fn of(options: &EmbedOptions, core: &Core) -> Option<Self> {
+        let configured = core.settings().load_timeout.map(Seconds::duration);
+        let (after, load_only) = match options.timeout {
+            Some(timeout) => (timeout, false),
+            None => (configured?, true),
+        };
+        Some(Self { at: Instant::now().checked_add(after)?, after, load_only })
+    }
+}
+
+impl Job {
+    /// Drives the job on this thread until it is done. `check` is called about every 50 ms; its error ends the wait and
+    /// cancels the job. `progress` hears of finished inputs: (finished, all).
+    pub(in super::super) fn wait(
+        self: &Arc<Self>,
+        check: &mut dyn FnMut() -> Result<()>,
+        progress: &mut dyn FnMut(usize, usize) -> Result<()>,
+    ) -> Result<Matrix> {
+        let result = self.drive(check, progress);
+        if let Err(error) = &result {
+            self.end(error.clone());
+        }
+        self.release();
+        result.and_then(|()| self.take_result())
+    }
+
+    fn drive(
+        self: &Arc<Self>,
+        check: &mut dyn FnMut() -> Result<()>,
+        progress: &mut dyn FnMut(usize, usize) -> Result<()>,
+    ) -> Result<()> {
+        let mut told = 0;
+        let mut next_check = Instant::now() + CHECK_EVERY;
+        loop {
+            let (finished, outcome, runnable) = {
+                let state = self.state.lock();
+                (state.finished, state.outcome.clone(), state.runnable)
+            };
+            if finished != told {
+                told = finished;
+                progress(finished, self.inputs.len())?;
+            }
+            if let Some(outcome) = outcome {
+                return outcome;
+            }
+            if Instant::now() >= next_check {
+                check()?;
+                next_check = Instant::now() + CHECK_EVERY;
+            }
+            if let Some(error) = self.overdue() {
+                return Err(error);
+            }
+            if runnable && self.pump()? {
+                continue;
+            }
+            let state = self.state.lock();
+            if state.outcome.is_none() && !state.runnable && state.finished == told {
+                // A limit that has passed and still lets the call go on was one for loading: it is over.
+                let limit = self.limit.map(|limit| limit.at).filter(|at| *at > Instant::now());
+                let until = limit.map_or(next_check, |at| at.min(next_check));
+                drop(self.changed.wait_until(state, until));
+            }
+        }
+    }
+
+    /// The error of a call whose time is over.
+    pub(super) fn overdue(&self) -> Option<Error> {
+        let limit = self.limit.filter(|limit| Instant::now() >= limit.at)?;
+        let state = self.state.lock();
+        let loading = state.groups.iter().find(|group| group.lease.is_none());
+        match loading {
+            Some(group) => {
+                Some(Error::Timeout { what: format!("model {:?}", group.entry.name), after: limit.after })
+            }
+            None if limit.load_only => None,
+            None => Some(Error::Timeout {
+                what: format!("embedding {} texts", self.inputs.len()),
+                after: limit.after,
+            }),
+        }
+    }
+}
