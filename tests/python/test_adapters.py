@@ -7,7 +7,6 @@ import asyncio
 import numpy as np
 import pytest
 from conftest import FIXTURES, run_python
-from model_manager import ModelManager
 from model_manager.errors import InputError
 
 PROMPTS = str(FIXTURES / "bert_prompts")
@@ -20,7 +19,7 @@ def manager(shared):
     return shared
 
 
-def wanted(manager: ModelManager, texts, prompt_name, **options):
+def wanted(manager, texts, prompt_name, **options):
     return manager.embed(texts, "prompts", prompt_name=prompt_name, **options).tolist()
 
 
@@ -31,7 +30,6 @@ def langchain(manager, **options):
 
 
 def llamaindex(manager, **options):
-    # Its dependencies use what newer Pythons and each other deprecate.
     from model_manager.llamaindex import ModelManagerEmbedding
 
     return ModelManagerEmbedding("prompts", manager=manager, **options)

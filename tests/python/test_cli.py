@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import os
+import shlex
 import signal
 import sqlite3
 import subprocess
@@ -17,7 +18,7 @@ import types
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from conftest import ENGLISH_MODEL, TURKISH_MODEL, run_python, tiny
+from conftest import ENGLISH_MODEL, ROOT, TURKISH_MODEL, run_python, tiny
 from model_manager.cli import cli, run
 from model_manager.cli.output import writing
 
@@ -162,12 +163,17 @@ def test_a_wrong_setting_is_named(command, monkeypatch):
     assert "MODEL_MANAGER_THREADS" in done.err
 
 
+def _write_half(target):
+    with writing(target) as file:
+        file.write(b"half")
+        raise ValueError("and not the rest")
+
+
 def test_a_file_is_there_when_it_is_complete(tmp_path):
     target = tmp_path / "file"
     target.write_text("old")
-    with pytest.raises(ZeroDivisionError), writing(target) as file:
-        file.write(b"half")
-        raise ZeroDivisionError
+    with pytest.raises(ValueError, match="not the rest"):
+        _write_half(target)
     assert target.read_text() == "old"
     with writing(target) as file:
         file.write(b"new")
@@ -247,6 +253,20 @@ def test_documents_that_fail_make_the_exit_code_1(command, tmp_path):
     assert "indexing was given up: document 1: d.jsonl:2 is not JSON" in stopped.err
 
 
+def test_examples_of_the_readme(command, tmp_path):
+    (tmp_path / "texts.txt").write_text("merhaba\nhello\n", encoding="utf-8")
+    write_documents(tmp_path)
+    section = (ROOT / "README.md").read_text(encoding="utf-8").split("### The command line", 1)[1]
+    block = section.split("```sh\n", 1)[1].split("```", 1)[0]
+    lines = [shlex.split(line, comments=True)[1:] for line in block.splitlines()]
+    assert sorted({line[0] for line in lines}) == COMMANDS
+    for line in lines:
+        if line[0] != "serve":
+            done = command(*line)
+            assert done.code == 0, (line, done.err)
+            assert done.out or "-o" in line, line
+
+
 def test_models(command, tmp_path, monkeypatch):
     blobs = tmp_path / "cache" / "models--someone--small" / "blobs"
     blobs.mkdir(parents=True)
@@ -254,6 +274,7 @@ def test_models(command, tmp_path, monkeypatch):
     (blobs.parent / "link").symlink_to(blobs / "abc")
     monkeypatch.setenv("MODEL_MANAGER_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setenv("HUGGINGFACE_MODEL", "someone/small")
+    monkeypatch.setenv("ENGLISH_FALLBACK_MODEL", "pkg:json")
     done = command("models", "--json")
     assert done.code == 0
     found = json.loads(done.out)
@@ -263,6 +284,7 @@ def test_models(command, tmp_path, monkeypatch):
     assert slots["turkish_sentence"]["source"] == TURKISH_MODEL
     assert slots["turkish_sentence"]["bytes"] > 10_000
     assert slots["text_generator"]["bytes"] == 1000
+    assert slots["english_sentence"]["bytes"] > 10_000, "the folder of that package"
     assert "someone/small" in command("models").out
 
 
@@ -407,6 +429,18 @@ sys.exit(main())
     done = run_python(code, check=False)
     assert done.returncode == 2
     assert done.stderr == "this part of model_manager needs click: pip install 'model-manager-rs[cli]'\n"
+
+
+@pytest.mark.parametrize(
+    ("package", "arguments", "name"),
+    [("qdrant_client", ["search", "a", "-c", "c"], "qdrant"), ("fastapi", ["serve"], "server")],
+)
+def test_without_the_extra_of_a_command(package, arguments, name):
+    code = f"import sys; sys.modules[{package!r}] = None\nfrom model_manager.cli import run; sys.exit(run({arguments}))"
+    done = run_python(code, check=False)
+    assert done.returncode == 1
+    assert f"needs {package}: pip install 'model-manager-rs[{name}]'" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_click_can_run_it_too():

@@ -10,7 +10,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from conftest import FIXTURES
-from model_manager import ModelManager
 from model_manager.errors import InputError
 from model_manager.qdrant import Backoff, CollectionError, IndexReport, QdrantIndexer, StoreError, point_id
 from qdrant_client import QdrantClient, models
@@ -256,7 +255,7 @@ def test_which_qdrant(tmp_path, monkeypatch, shared):
         indexer.add_documents(documents(1))
         assert (tmp_path / "qdrant_data" / "collection" / "notes").is_dir()
         # The client leaves the lock file that it could not lock to the garbage collector.
-        with pytest.raises(StoreError, match="'qdrant_data' cannot be opened: .*already accessed"):
+        with pytest.raises(StoreError, match=r"'qdrant_data' cannot be opened: .*already accessed"):
             QdrantIndexer("notes", **settings)
     with QdrantIndexer("notes", path="qdrant_data", **settings) as indexer:  # closed, so the folder is free again
         assert indexer.add_documents(documents(1)).skipped == 1
@@ -298,7 +297,7 @@ def test_threads_share_an_indexer(make_indexer, tmp_path):
             try:
                 indexer.add_documents(documents(60, start), batch_size=7)
                 indexer.search(f"document number {start}")
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001  whatever it is, the test tells
                 errors.append(error)
 
         threads = [threading.Thread(target=work, args=(100 * n,)) for n in range(4)]
@@ -325,7 +324,7 @@ def test_report_reads_well():
     assert not IndexReport().ok
 
 
-def test_a_model_that_is_a_source_gets_one_slot(manager: ModelManager, fake):
+def test_a_model_that_is_a_source_gets_one_slot(manager, fake):
     source = str(FIXTURES / "bert_cls")
     first, second = (QdrantIndexer("a", fake, source, manager=manager) for _ in range(2))
     assert first.model == second.model == source

@@ -8,9 +8,7 @@ click, because it is small, typed and stays as it is; rich for tables and bars.
 
 from __future__ import annotations
 
-import errno
 import logging
-import os
 import sys
 
 from .._extras import extra
@@ -78,13 +76,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
         click.echo(say("Interrupted.", "Kesildi."), err=True)
         return 130
     except OSError as error:
-        if error.errno == errno.EPIPE:
-            # Whoever read the output has seen enough; what is buffered goes nowhere, without another complaint.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 1
         named = error.strerror is not None and isinstance(error.filename, str)
         return _complain(f"{error.filename}: {error.strerror}" if named else error)
-    except (ModelManagerError, UnicodeError) as error:
+    except (ModelManagerError, ImportError, UnicodeError) as error:
         return _complain(error)
     return code if isinstance(code, int) else 0
 

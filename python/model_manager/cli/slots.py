@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import time
 from pathlib import Path
@@ -43,7 +44,7 @@ def models(as_json: bool) -> None:
     if as_json:
         show_json({"slots": slots, "cache": {"folder": str(hub_cache(config)), "models": cached}})
         return
-    rows = ((one["slot"], one["kind"], one["source"], _size_or(one["bytes"], "not on this machine")) for one in slots)
+    rows = ((one["slot"], one["kind"], one["source"], _where(one["source"], one["bytes"])) for one in slots)
     show_table("Slots", ("slot", "kind", "source", "on disk"), rows)
     if cached:
         show_table("Hugging Face cache", ("model", "on disk"), ((one["model"], size(one["bytes"])) for one in cached))
@@ -106,10 +107,14 @@ def _cached(config: Config) -> list[tuple[str, int]]:
 
 
 def _source_size(source: str | None, config: Config) -> int | None:
-    """Bytes on disk; None where there are none, and for sources that are found elsewhere."""
+    """Bytes on disk; None where there are none."""
     if source is None:
         return None
     path = Path(source).expanduser()
+    if source.startswith("pkg:"):
+        package, _, folder = source.removeprefix("pkg:").partition("/")
+        found = importlib.util.find_spec(package)
+        path = Path(((found and found.submodule_search_locations) or [package])[0]) / folder
     if path.is_dir():
         return _folder_size(path)
     if path.is_file():
@@ -123,5 +128,7 @@ def _folder_size(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
 
 
-def _size_or(count: int | None, otherwise: str) -> str:
-    return otherwise if count is None else size(count)
+def _where(source: str | None, count: int | None) -> str:
+    if count is not None:
+        return size(count)
+    return "another server's" if source is not None and "://" in source else "not on this machine"
