@@ -154,6 +154,8 @@ class QdrantIndexer:
 
         Ctrl-C, and whatever reading the input raises, ends the run between two requests: no point is half written, and
         `report` tells what was done.
+
+        It waits for the model and for Qdrant; from asyncio call it with `asyncio.to_thread`.
         """
         if batch_size < 1:
             raise InputError(f"batch_size={batch_size}: must be at least 1")
