@@ -76,7 +76,7 @@ class Embedder:
         parts = [
             known["source"].rstrip("/").rpartition("/")[2],
             known["architecture"],
-            known["pooling"],
+            known["pooling"] or "",
             str(self.dimension),
             known["prompts"].get(prompt or "", ""),
         ]
