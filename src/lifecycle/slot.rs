@@ -84,8 +84,8 @@ impl<T: ?Sized + Send + Sync + 'static> Slot<T> {
         Self { shared: Shared::new(name.into(), options, context, Arc::new(loader)) }
     }
 
-    /// The value, loading it when absent. Waits at most `timeout` (`None`: as long as it takes); about every 50 ms
-    /// of waiting calls `check`, whose error ends the wait. The load itself goes on either way.
+    /// The value, loading it when absent. Waits at most `timeout` (`None`: as long as it takes); calls `check` when
+    /// the waiting begins and about every 50 ms of it, and its error ends the wait. The load itself goes on either way.
     ///
     /// # Errors
     /// The loader's own; [`Error::Internal`] when it panicked; [`Error::Timeout`]; whatever `check` returns.
@@ -101,6 +101,7 @@ impl<T: ?Sized + Send + Sync + 'static> Slot<T> {
         let parcel = Arc::new(Parcel { content: Mutex::new(None), arrived: Condvar::new() });
         let sender = Arc::clone(&parcel);
         self.when_ready(Box::new(move |outcome| sender.put(outcome)));
+        check()?;
         loop {
             let now = Instant::now();
             let next_check = now + CHECK_EVERY;

@@ -224,6 +224,14 @@ impl Manager {
         Ok(self.core()?.entries().iter().filter(|entry| entry.slot.unload()).count())
     }
 
+    /// Whether the slot's model makes vectors. Never loads.
+    ///
+    /// # Errors
+    /// [`Error::UnknownModel`], [`Error::Closed`].
+    pub fn is_embedding(&self, name: &str) -> Result<bool> {
+        Ok(matches!(self.core()?.entry(name)?.spec, Spec::Embedding(_)))
+    }
+
     /// Whether the slot is in memory now.
     ///
     /// # Errors

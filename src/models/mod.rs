@@ -29,7 +29,9 @@ pub mod weights;
 mod wordpiece;
 
 use std::fmt;
+use std::panic::resume_unwind;
 use std::path::PathBuf;
+use std::thread;
 
 use serde::Deserialize;
 use serde_json::Value;
@@ -195,10 +197,14 @@ impl Encoder {
         sentence.max_length =
             overrides.max_length.map_or(sentence.max_length, |length| length.min(positions));
         let fingerprint = files.fingerprint(dtype)?;
-        let tokenizer = Tokenizer::load(files, sentence.lower_case)?;
+        // A tokenizer takes about as long to read as the weights of a small model take to pack.
+        let (tokenizer, model) = together(
+            || Tokenizer::load(files, sentence.lower_case),
+            || build(&config, &Weights::open(&files.weights)?),
+        );
+        let (tokenizer, model) = (tokenizer?, model?);
         let dense: Vec<_> =
             sentence.dense.iter().map(|folder| Dense::load(&files.model, folder)).collect::<Result<_>>()?;
-        let model = build(&config, &Weights::open(&files.weights)?)?;
         let mut width = model.width();
         for (layer, folder) in dense.iter().zip(&sentence.dense) {
             if layer.inputs() != width {
@@ -296,6 +302,20 @@ impl fmt::Debug for Encoder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Encoder({}, {} dimensions, {})", self.name, self.width(), self.dtype())
     }
+}
+
+/// Both results, `aside` computed on a thread of its own where one can be had. A panic of it goes on in the caller.
+fn together<A: Send, B>(aside: impl Fn() -> A + Sync, here: impl FnOnce() -> B) -> (A, B) {
+    thread::scope(|scope| {
+        let builder = thread::Builder::new().name("tokenizer".into());
+        match builder.spawn_scoped(scope, &aside) {
+            Ok(thread) => {
+                let b = here();
+                (thread.join().unwrap_or_else(|panic| resume_unwind(panic)), b)
+            }
+            Err(_) => (aside(), here()),
+        }
+    })
 }
 
 /// Divides by the Euclidean length; a zero vector stays zero (PyTorch's `normalize`, whose floor is 1e-12).

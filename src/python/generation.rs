@@ -139,7 +139,8 @@ impl PyTextStream {
     fn __next__(&self, py: Python<'_>) -> PyResult<Option<String>> {
         // Taken out while it waits: another thread that asks meanwhile is told, not blocked.
         let Some(mut stream) = self.stream.lock().take() else { return Ok(None) };
-        let piece = interruptible(py, |check| stream.next(check))?.map_err(|error| to_py(py, &error))?;
+        let piece =
+            interruptible(py, |_| Ok(()), |check| stream.next(check))?.map_err(|error| to_py(py, &error))?;
         if piece.is_some() {
             *self.stream.lock() = Some(stream);
         } else if let Some(completion) = stream.completion() {

@@ -81,15 +81,16 @@ pub(super) fn unwrap_object(py: Python<'_>, object: &HostObject) -> Option<Py<Py
     object.downcast_ref::<PythonObject>().map(|object| object.0.clone_ref(py))
 }
 
-/// Runs `work` detached from the interpreter. It gets a check to call while it waits, which looks for signals; what a
-/// signal handler raises (Ctrl-C) comes out as the exception itself.
+/// Runs `work` detached from the interpreter. It gets a check to call while it waits, which does `meanwhile` and looks for
+/// signals; what these raise (Ctrl-C) comes out as the exception itself.
 pub(super) fn interruptible<T: Send>(
     py: Python<'_>,
+    meanwhile: fn(Python<'_>) -> PyResult<()>,
     work: impl FnOnce(&mut dyn FnMut() -> Result<()>) -> Result<T> + Send,
 ) -> PyResult<Result<T>> {
     let mut raised = None;
     let result = detached(py, || {
-        let mut check = || match attached(|py| py.check_signals()) {
+        let mut check = || match attached(|py| meanwhile(py).and_then(|()| py.check_signals())) {
             Ok(()) => Ok(()),
             Err(error) => {
                 raised = Some(error);

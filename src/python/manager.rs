@@ -20,7 +20,7 @@ use super::report;
 use super::submit::{self, PyTicket};
 use super::texts::{self, Texts, text_of};
 use super::tracker::PyTracker;
-use super::vectors::{copied_array, matrix_array, row_array, shared_array};
+use super::vectors::{copied_array, import_numpy, matrix_array, row_array, shared_array};
 use crate::config::Settings;
 use crate::lifecycle::ReaperSettings;
 use crate::manager::{EmbedOptions, GenerateOptions, Held, Keep, Manager, Matrix};
@@ -36,14 +36,21 @@ pub(super) struct PyManager {
     loaders: Mutex<HashMap<String, Arc<PythonLoader>>>,
 }
 
+/// What runs detached: it gets the manager, and a check to call while it waits.
+trait Work<T>: FnOnce(&Manager, &mut dyn FnMut() -> Result<()>) -> Result<T> + Send {}
+impl<T, F: FnOnce(&Manager, &mut dyn FnMut() -> Result<()>) -> Result<T> + Send> Work<T> for F {}
+
 impl PyManager {
-    /// Runs `work` detached.
-    fn enter<T: Send>(
-        &self,
-        py: Python<'_>,
-        work: impl FnOnce(&Manager, &mut dyn FnMut() -> Result<()>) -> Result<T> + Send,
-    ) -> PyResult<T> {
-        interruptible(py, |check| work(&self.inner, check))?.map_err(|error| self.explain(py, &error))
+    /// Runs `work` detached; a failing loader's own exception becomes the cause of ours.
+    fn enter<T: Send>(&self, py: Python<'_>, work: impl Work<T>) -> PyResult<T> {
+        interruptible(py, |_| Ok(()), |check| work(&self.inner, check))?
+            .map_err(|error| self.explain(py, &error))
+    }
+
+    /// `enter` for work that ends in an array, or leads to one: numpy is imported while the model loads, not after it.
+    fn enter_for_array<T: Send>(&self, py: Python<'_>, work: impl Work<T>) -> PyResult<T> {
+        interruptible(py, import_numpy, |check| work(&self.inner, check))?
+            .map_err(|error| self.explain(py, &error))
     }
 
     pub(super) fn core(&self) -> &Manager {
@@ -204,7 +211,9 @@ impl PyManager {
             // Attached: a hit takes less than letting go of the interpreter would.
             let vector = match self.inner.cached(text, &options).or_raise(py)? {
                 Some(vector) => vector,
-                None => self.enter(py, |manager, check| manager.embed_missed(text, options, check))?,
+                None => {
+                    self.enter_for_array(py, |manager, check| manager.embed_missed(text, options, check))?
+                }
             };
             let _inside = inside(py);
             return if copy {
@@ -215,7 +224,7 @@ impl PyManager {
         }
         let (inputs, single) = texts::inputs(texts)?;
         let mut raised = None;
-        let result = self.enter(py, |manager, check| {
+        let result = self.enter_for_array(py, |manager, check| {
             let mut tell = |done: usize, all: usize| match &progress {
                 None => Ok(()),
                 Some(progress) => attached(|py| progress.call1(py, (done, all)).map(drop)).map_err(|error| {
@@ -352,6 +361,9 @@ impl PyManager {
     #[pyo3(signature = (name, timeout = None))]
     fn load(&self, py: Python<'_>, name: &str, timeout: Option<f64>) -> PyResult<()> {
         let timeout = self::timeout(py, timeout)?;
+        if self.inner.is_embedding(name).or_raise(py)? {
+            return self.enter_for_array(py, |manager, check| manager.load(name, timeout, check));
+        }
         self.enter(py, |manager, check| manager.load(name, timeout, check))
     }
 

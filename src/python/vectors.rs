@@ -4,8 +4,10 @@ use std::sync::Arc;
 
 use numpy::{PyArray1, PyArray2, PyArrayMethods, PyReadwriteArray1};
 use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
 use pyo3::types::PyDict;
 
+use super::leave::inside;
 use crate::cache::Vector;
 use crate::manager::Matrix;
 
@@ -34,6 +36,13 @@ pub(super) fn settle_numpy(py: Python<'_>) -> PyResult<()> {
         PyArray1::<f32>::zeros(py, 0, false);
     }
     Ok(())
+}
+
+/// Imports numpy; for a thread that waits for what it will put into an array.
+pub(super) fn import_numpy(py: Python<'_>) -> PyResult<()> {
+    static IMPORTED: PyOnceLock<()> = PyOnceLock::new();
+    let _inside = inside(py);
+    IMPORTED.get_or_try_init(py, || py.import("numpy").map(drop)).copied()
 }
 
 /// The read-only array that shares the memory of `vector`: made at the first call, the same object afterwards.

@@ -33,8 +33,8 @@ impl Limit {
 }
 
 impl Job {
-    /// Drives the job on this thread until it is done. `check` is called about every 50 ms; its error ends the wait and
-    /// cancels the job. `progress` hears of finished inputs: (finished, all).
+    /// Drives the job on this thread until it is done. `check` is called about every 50 ms, at once while a model loads;
+    /// its error ends the wait and cancels the job. `progress` hears of finished inputs: (finished, all).
     pub(in super::super) fn wait(
         self: &Arc<Self>,
         check: &mut dyn FnMut() -> Result<()>,
@@ -54,7 +54,8 @@ impl Job {
         progress: &mut dyn FnMut(usize, usize) -> Result<()>,
     ) -> Result<()> {
         let mut told = 0;
-        let mut next_check = Instant::now() + CHECK_EVERY;
+        let loading = self.state.lock().groups.iter().any(|group| group.lease.is_none());
+        let mut next_check = Instant::now() + if loading { Duration::ZERO } else { CHECK_EVERY };
         loop {
             let (finished, outcome, runnable) = {
                 let state = self.state.lock();
