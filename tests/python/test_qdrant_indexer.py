@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import FIXTURES
+from conftest import FIXTURES, run_python
 from model_manager.errors import InputError
 from model_manager.qdrant import Backoff, CollectionError, IndexReport, QdrantIndexer, StoreError, point_id
 from qdrant_client import QdrantClient, models
@@ -271,6 +271,18 @@ def test_which_qdrant(tmp_path, monkeypatch, shared):
         QdrantIndexer("", FakeClient())
     with pytest.raises(InputError, match="attempts"):
         Backoff(attempts=0)
+
+
+def test_an_indexer_that_nobody_closes(tmp_path):
+    code = f"""
+from conftest import tiny
+from model_manager.qdrant import QdrantIndexer
+manager = tiny()
+indexer = QdrantIndexer("notes", path={str(tmp_path)!r}, manager=manager)
+print(indexer.add_documents(["a text"]).indexed)
+"""
+    done = run_python(code)
+    assert (done.stdout, done.stderr) == ("1\n", "")
 
 
 def test_the_callers_client_stays_open(make_indexer, embedded):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -84,8 +85,9 @@ class QdrantIndexer:
         if client is not None and (path, url, api_key) != (None, None, None):
             raise InputError("give either a client, or path, url and api_key for a new one")
         self._embedder = Embedder(manager, model, dimensions)
-        self._owns_client = client is None
         made = _connect(path, url, api_key) if client is None else client
+        # Also at the end of the interpreter, where an embedded Qdrant that is still open complains.
+        self._close = weakref.finalize(self, made.close) if client is None else None
         self._store = Store(made, collection, Backoff() if backoff is None else backoff)
         self.report = IndexReport()
         """Of the latest `add_documents`, also when it was interrupted or is under way."""
@@ -241,8 +243,8 @@ class QdrantIndexer:
 
     def close(self) -> None:
         """Close the client that this indexer made, and with it an embedded Qdrant's folder. The model stays."""
-        if self._owns_client:
-            self.client.close()
+        if self._close is not None:
+            self._close()
 
     def __enter__(self) -> Self:
         return self
