@@ -110,12 +110,16 @@ impl Running {
             Self::Remote(remote) => {
                 let refuse = |reason: &str| Error::Input(format!("{}: {reason}", remote.link().address()));
                 if !options.truncate {
-                    return Err(refuse("only the server knows how many tokens the model reads; leave truncate=False out"));
+                    return Err(refuse(
+                        "only the server knows how many tokens the model reads; leave truncate=False out",
+                    ));
                 }
                 let text = |&input| match inputs.get(input) {
                     Content::Text(text) if prompt.is_empty() => Ok(Arc::from(text)),
                     Content::Text(text) => Ok(format!("{prompt}{text}").into()),
-                    Content::Tokens(_) => Err(refuse("a server's model takes texts; its tokenizer is not here")),
+                    Content::Tokens(_) => {
+                        Err(refuse("a server's model takes texts; its tokenizer is not here"))
+                    }
                 };
                 Ok(Ready::Texts(remote, numbers.iter().map(text).collect::<Result<_>>()?))
             }

@@ -237,11 +237,7 @@ mod tests {
     fn addresses_of_every_shape() {
         for (source, url, model) in [
             ("ollama://box/bge-m3", "http://box:11434/api/embed", "bge-m3"),
-            (
-                "ollama://127.0.0.1:9/hf.co/Qwen/Q3:Q8_0",
-                "http://127.0.0.1:9/api/embed",
-                "hf.co/Qwen/Q3:Q8_0",
-            ),
+            ("ollama://127.0.0.1:9/hf.co/Qwen/Q3:Q8_0", "http://127.0.0.1:9/api/embed", "hf.co/Qwen/Q3:Q8_0"),
             ("OLLAMA://Box/Org/Model", "http://box:11434/api/embed", "Org/Model"),
             ("ollama+https://box/proxy/in//a/b", "https://box/proxy/in/api/embed", "a/b"),
             ("openai+https://api.openai.com/v1/small", "https://api.openai.com/v1/embeddings", "small"),

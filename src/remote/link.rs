@@ -158,7 +158,8 @@ impl Link {
         // What the latest attempt ended with, while there has been one.
         let mut latest: Option<String> = None;
         loop {
-            let pass = self.health.breaker.enter().map_err(|rest| lasting(self.resting(rest, latest.as_deref())))?;
+            let pass =
+                self.health.breaker.enter().map_err(|rest| lasting(self.resting(rest, latest.as_deref())))?;
             self.health.requests.fetch_add(1, Ordering::Relaxed);
             let (reason, after) = match self.client.ask(texts) {
                 Ok(answer) => {
@@ -207,7 +208,11 @@ impl Link {
 
     fn note_failure(&self, opened: bool) {
         if let (true, Circuit::Open(rest)) = (opened, self.health.breaker.circuit()) {
-            log::warn!("{} keeps failing; it is left alone for {:.0} s", self.client.url(), rest.as_secs_f64());
+            log::warn!(
+                "{} keeps failing; it is left alone for {:.0} s",
+                self.client.url(),
+                rest.as_secs_f64()
+            );
         }
     }
 

@@ -222,10 +222,7 @@ mod tests {
     #[test]
     fn requests_are_what_the_protocols_say() {
         let body = request(Protocol::Ollama, "m", &["a\n", "ü"], Form::Base64).unwrap();
-        assert_eq!(
-            String::from_utf8(body).unwrap(),
-            r#"{"model":"m","input":["a\n","ü"],"truncate":true}"#
-        );
+        assert_eq!(String::from_utf8(body).unwrap(), r#"{"model":"m","input":["a\n","ü"],"truncate":true}"#);
         for (form, word) in [(Form::Base64, "base64"), (Form::Float, "float")] {
             let body = request(Protocol::OpenAi, "m", &["a"], form).unwrap();
             let body: serde_json::Value = serde_json::from_slice(&body).unwrap();

@@ -79,8 +79,7 @@ impl Server {
     pub(super) fn new() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
-        let script =
-            Script { knows_base64: true, most: usize::MAX, tells_tokens: true, ..Script::default() };
+        let script = Script { knows_base64: true, most: usize::MAX, tells_tokens: true, ..Script::default() };
         let shared = Arc::new(Shared {
             script: Mutex::new(script),
             hold: Mutex::new(false),
