@@ -51,6 +51,15 @@ build: $(VENV)/.built ## Build the release extension into the virtual environmen
 run: build models ## The main job: Turkish and English text through the real models
 	$(PY) examples/run.py
 
+.PHONY: run-server
+run-server: export OLLAMA_MODEL_NAME ?= all-MiniLM-L6-v2
+run-server: export MODEL_MANAGER_SERVER_MODEL ?= $(MODELS)/all-MiniLM-L6-v2
+run-server: export TURKISH_SENTENCE_MODEL ?= $(MODELS)/multilingual-e5-small
+run-server: export ENGLISH_FALLBACK_MODEL ?= $(MODELS)/all-MiniLM-L6-v2
+run-server: export HUGGINGFACE_MODEL ?= $(MODELS)/SmolLM2-135M-Instruct/SmolLM2-135M-Instruct.Q4_1.gguf
+run-server: build models ## The server on real models: http://127.0.0.1:8000
+	$(PY) -m model_manager serve
+
 .PHONY: fmt
 fmt: venv ## Format everything
 	$(CARGO) fmt
@@ -84,15 +93,22 @@ $(WHEEL_STAMP): $(VENV)/.built $(shell find python -type f -not -name '*.so' -no
 	$(VENV)/bin/maturin build --release --quiet --interpreter $(PY) --out $(VENV)/wheel
 	touch $@
 
+# Packages of the tests that are not in Python; without npm those tests are skipped.
+tests/node/node_modules/.made: tests/node/package.json tests/node/package-lock.json
+	if command -v npm >/dev/null; then npm --prefix tests/node ci --no-audit --no-fund --loglevel=error && touch $@; fi
+
+.PHONY: node
+node: tests/node/node_modules/.made ## Install what the JavaScript client's test needs
+
 .PHONY: test-python
-test-python: build models $(WHEEL_STAMP)
+test-python: build models node $(WHEEL_STAMP)
 	TEST_WHEEL_DIR=$(abspath $(VENV)/wheel) $(PY) -m pytest -q -n 2 --dist loadfile
 
 .PHONY: test
 test: lint test-rust test-python ## Everything that CI checks
 
 .PHONY: bench
-bench: ## Kernels and cache, as a share of what the machine can do (criterion)
+bench: ## Kernels, as a share of what the machine can do, the cache, response bodies (criterion)
 	$(CARGO) bench --no-default-features
 
 .PHONY: bench-peers

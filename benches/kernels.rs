@@ -40,7 +40,7 @@ fn time(
 ) -> Duration {
     Threads::set_count(1).unwrap();
     let (words, positions) =
-        (cpu.table(filled(2, width)).unwrap(), cpu.table(filled(TOKENS, width)).unwrap());
+        (cpu.table(filled(2, width).into()).unwrap(), cpu.table(filled(TOKENS, width).into()).unwrap());
     let norm = cpu.norm(&vector(1.0, width), &vector(0.0, width), 1e-12).unwrap();
     let ids = vec![1; TOKENS - TOKENS % length];
     let offsets: Vec<u32> = (0..=ids.len()).step_by(length).map(|offset| offset as u32).collect();
@@ -48,7 +48,7 @@ fn time(
     let mut out = vec![0.0; batch.sequences()];
     let taken = Mutex::new(Duration::ZERO);
     cpu.run(&batch, 1, &mut out, &|pass, _| {
-        let x = pass.embed(&words, (&positions, Positions::FromZero), None)?;
+        let x = pass.embed(&words, Some((&positions, Positions::FromZero)), None)?;
         let mut x = pass.norm(x, &norm)?;
         let mut total = Duration::ZERO;
         for run in 0..=runs {
@@ -70,7 +70,7 @@ fn gemm(c: &mut Criterion) {
         group.throughput(Throughput::Elements((2 * TOKENS * inputs * outputs) as u64));
         for (name, isa, dtype) in cases() {
             let cpu = Cpu::new(isa, dtype);
-            let linear = cpu.linear(&[(filled(outputs, inputs), Some(vector(0.1, outputs)))]).unwrap();
+            let linear = cpu.linear(&[(filled(outputs, inputs).into(), Some(vector(0.1, outputs)))]).unwrap();
             for activation in [Activation::Identity, Activation::Gelu] {
                 let id = BenchmarkId::new(format!("{name}-{activation:?}"), format!("{inputs}x{outputs}"));
                 let run = |pass: &mut CpuPass<'_>, x: States| {
@@ -95,7 +95,7 @@ fn attention(c: &mut Criterion) {
         group.throughput(Throughput::Elements((4 * TOKENS / length * length * length * 384) as u64));
         for (name, isa, dtype) in cases() {
             let cpu = Cpu::new(isa, dtype);
-            let qkv = cpu.linear(&[(filled(1152, 384), None)]).unwrap();
+            let qkv = cpu.linear(&[(filled(1152, 384).into(), None)]).unwrap();
             let run = |pass: &mut CpuPass<'_>, x: States| {
                 let y = pass.linear(&x, &qkv, Activation::Identity).unwrap();
                 let start = Instant::now();

@@ -177,7 +177,7 @@ mod tests {
             written(Encoding::Base64),
             concat!(
                 r#"{"object":"list","data":[{"object":"embedding","index":0,"embedding":"AACAPwAAgL4="},"#,
-                r#"{"object":"embedding","index":1,"embedding":"AAAAAP/mJC8="}],"#,
+                r#"{"object":"embedding","index":1,"embedding":"AAAAAD/tJC8="}],"#,
                 r#""model":"a \"model\"\n","usage":{"prompt_tokens":7,"total_tokens":7}}"#
             )
         );

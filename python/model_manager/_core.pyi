@@ -236,11 +236,11 @@ class LazyLoadTracker:
 
 @final
 class Ticket:
-    """A request under way, as `Manager.submit` returns it."""
+    """A request under way, as `Manager.submit` and `submit_response` return it."""
 
     @property
     def done(self) -> bool:
-        """Whether `on_done` has been called or never will be (cancelled)."""
+        """Whether `on_done` has been called, is about to be, or never will be (cancelled)."""
     def cancel(self) -> bool:
         """Give the request up. True: `on_done` will not be called any more; False: it is too late."""
 
@@ -420,7 +420,8 @@ class Manager:
 
         The body holds a vector of length 1 for each input, or the one of a single str or list of ids; numbers read back
         as the same float32. It is written without the GIL, on the thread that calls `on_done(body, prompt_tokens,
-        error)`: (bytes, tokens, None) or (None, 0, error). The tokens are those that the model read, prompts and
+        error)`: (bytes, tokens, None) or (None, 0, error). That is this thread, before `submit_response` returns, when
+        everything was cached and is at most 65,536 numbers. The tokens are those that the model read, prompts and
         special ones included, those cut off not; the cache knows them too.
 
         Args:
@@ -432,8 +433,8 @@ class Manager:
             prompt: As for `embed`.
             prompt_name: As for `embed`.
             truncate_dim: As for `embed`.
-            truncate: Cut inputs that are longer than the model reads. False: raise InputError, which names the first
-                such input, its tokens and the limit.
+            truncate: Cut inputs that are longer than the model reads. False: the error is InputError, which names such
+                an input by its index, its tokens and the limit.
             timeout: As for `embed`.
             keep_alive: As for `embed`.
 

@@ -29,13 +29,22 @@ async def aembed(manager: Manager, texts: Inputs, model: str | None = None, **op
     def submit(settle: Callable[[NDArray[np.float32] | None, BaseException | None], None]) -> Ticket:
         return manager.submit(texts, settle, model, **options)
 
-    return await _settled(submit)
+    return await _settled(*_started(submit))
 
 
 async def aresponse(manager: Manager, inputs: Inputs, model: str | None = None, **options: Any) -> tuple[bytes, int]:
     """`Manager.submit_response` for asyncio: the body and its prompt tokens. Same arguments (but `on_done`) and errors.
 
     Cancelling the task withdraws the inputs that have not been computed yet.
+    """
+    return await _settled(*start_response(manager, inputs, model, **options))
+
+
+def start_response(
+    manager: Manager, inputs: Inputs, model: str | None = None, **options: Any
+) -> tuple[asyncio.Future[tuple[bytes, int]], Ticket]:
+    """`aresponse` without waiting: the future of its result, done already when everything was cached, and the ticket,
+    to be cancelled when nobody waits for the future any more.
     """
 
     def submit(settle: Callable[[tuple[bytes, int] | None, BaseException | None], None]) -> Ticket:
@@ -44,11 +53,13 @@ async def aresponse(manager: Manager, inputs: Inputs, model: str | None = None, 
 
         return manager.submit_response(inputs, on_done, model, **options)
 
-    return await _settled(submit)
+    return _started(submit)
 
 
-async def _settled(submit: Callable[[Callable[[Result | None, BaseException | None], None]], Ticket]) -> Result:
-    """What `submit` hands to the callback that it is given, from whichever thread."""
+def _started(
+    submit: Callable[[Callable[[Result | None, BaseException | None], None]], Ticket],
+) -> tuple[asyncio.Future[Result], Ticket]:
+    """The future of what `submit` hands to the callback that it is given, from whichever thread."""
     loop = asyncio.get_running_loop()
     future: asyncio.Future[Result] = loop.create_future()
     loop_thread = threading.get_ident()
@@ -69,7 +80,10 @@ async def _settled(submit: Callable[[Callable[[Result | None, BaseException | No
             with contextlib.suppress(RuntimeError):
                 loop.call_soon_threadsafe(settle, result, error)
 
-    ticket = submit(on_done)
+    return future, submit(on_done)
+
+
+async def _settled(future: asyncio.Future[Result], ticket: Ticket) -> Result:
     try:
         return await future
     finally:

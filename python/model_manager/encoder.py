@@ -102,8 +102,22 @@ class SentenceModel:
             return vectors[0]
         return vectors if convert_to_numpy or convert_to_tensor else list(vectors)
 
-    def encode_query(self, sentences: str | Iterable[str], **options: Any) -> Any:
-        """`encode` with the model's prompt named ``query``, if it has one and none is given."""
+    def encode_query(self, sentences: str | Iterable[str], *, task: str | None = None, **options: Any) -> Any:
+        """`encode` with the model's prompt named ``query``, if it has one and none is given.
+
+        Args:
+            sentences: A str, or several.
+            task: What is searched for, in one English sentence, for models that take instructions, such as
+                Qwen3-Embedding: the prompt is ``Instruct: {task}\\nQuery:``. Documents get none.
+            options: As `encode`.
+
+        Raises:
+            ValueError: A `task` beside a `prompt` or `prompt_name`, a blank one, and what `encode` raises.
+        """
+        if task is not None:
+            if options.get("prompt") is not None or options.get("prompt_name") is not None:
+                raise ValueError("task makes the prompt; give it alone, without prompt and prompt_name")
+            options["prompt"] = instruction(task)
         return self.encode(sentences, **self._with_prompt(options, ("query",)))
 
     def encode_document(self, sentences: str | Iterable[str], **options: Any) -> Any:
@@ -175,6 +189,17 @@ class SentenceModel:
         from .jupyter import model_html
 
         return model_html(self._manager, self.name)
+
+
+def instruction(task: str) -> str:
+    """The prompt that the model card of Qwen3-Embedding, and of models trained as it was, gives a query's task.
+
+    Raises:
+        ValueError: A blank `task`.
+    """
+    if not task.strip():
+        raise ValueError("task is empty; say in a sentence what is searched for, or leave it out")
+    return f"Instruct: {task}\nQuery:"
 
 
 def similarity(first: ArrayLike, second: ArrayLike, measure: str = "cosine") -> NDArray[np.float32]:

@@ -1,5 +1,6 @@
 //! What model descriptions are written over: weights of a backend, and a pass over one packed batch.
 
+use super::decoder::{Matrix, Rotary};
 use super::weight::{Packed, Weight};
 use crate::Result;
 
@@ -14,6 +15,8 @@ pub enum Activation {
     GeluTanh,
     /// `max(x, 0)`.
     Relu,
+    /// `x / (1 + e^-x)`, also called swish.
+    Silu,
 }
 
 /// How rows of the position table are chosen.
@@ -65,18 +68,26 @@ pub trait Backend: Send + Sync + Sized + 'static {
     type Linear: Send + Sync;
     /// A layer normalisation.
     type Norm: Send + Sync;
+    /// An RMS normalisation.
+    type Rms: Send + Sync;
     /// A pass over one part of a batch.
     type Pass<'a>: Pass<Self>;
 
     /// A table of shape `[rows, width]`.
-    fn table(&self, weight: Weight) -> Result<Self::Table>;
+    fn table(&self, matrix: Matrix) -> Result<Self::Table>;
 
     /// A linear layer `x Wᵀ + b`. Each part is a matrix `[outputs, inputs]` and its bias `[outputs]`; the outputs
     /// of several parts lie side by side.
-    fn linear(&self, parts: &[(Weight, Option<Weight>)]) -> Result<Self::Linear>;
+    fn linear(&self, parts: &[(Matrix, Option<Weight>)]) -> Result<Self::Linear>;
+
+    /// A gated layer `activation(x Gᵀ + b) * (x Uᵀ + c)`: gate and up, of the same shape.
+    fn gated(&self, gate: (Matrix, Option<Weight>), up: (Matrix, Option<Weight>)) -> Result<Self::Linear>;
 
     /// A layer normalisation over rows of `scale`'s length.
     fn norm(&self, scale: &Weight, shift: &Weight, epsilon: f32) -> Result<Self::Norm>;
+
+    /// An RMS normalisation over rows of `scale`'s length.
+    fn rms(&self, scale: &Weight, epsilon: f32) -> Result<Self::Rms>;
 
     /// Runs `forward` on parts of `batch` that together make it up, each with its own rows of `out`
     /// (`[sequences, width]`), on as many threads as help.
@@ -104,14 +115,14 @@ pub trait Pass<B: Backend> {
     /// One row for each token.
     type States;
 
-    /// The sum of the rows of `words` (by id), `positions` and, if given, row 0 of `kinds`.
+    /// The sum of the rows of `words` (by id) and, where given, of `positions` and row 0 of `kinds`.
     ///
     /// # Errors
     /// [`crate::Error::Input`] for an id or a position outside its table.
     fn embed(
         &mut self,
         words: &B::Table,
-        positions: (&B::Table, Positions),
+        positions: Option<(&B::Table, Positions)>,
         kinds: Option<&B::Table>,
     ) -> Result<Self::States>;
 
@@ -138,8 +149,72 @@ pub trait Pass<B: Backend> {
     /// Scaled dot-product attention within each sequence, from states of queries, keys and values side by side.
     fn attention(&mut self, qkv: Self::States, heads: Heads) -> Result<Self::States>;
 
+    /// Windows that the rows of a causal model are to be taken through its layers in, one after another: a long
+    /// text's activations never lie in memory all at once.
+    fn windows(&self) -> usize;
+
+    /// From here on the operations of a pre-norm block work on the rows of window `index`.
+    fn enter(&mut self, index: usize);
+
+    /// `activation(norm(x) Wᵀ + b)`: the beginning of a block of a pre-norm transformer.
+    fn norm_linear(
+        &mut self,
+        x: &Self::States,
+        norm: &B::Rms,
+        linear: &B::Linear,
+        activation: Activation,
+    ) -> Result<Self::States>;
+
+    /// Turns queries and keys by their positions, normalised head by head before if there are norms for them.
+    fn rotate(
+        &mut self,
+        qkv: Self::States,
+        heads: Heads,
+        norms: Option<&(B::Rms, B::Rms)>,
+        turns: &Turns<'_>,
+    ) -> Result<Self::States>;
+
+    /// `residual += x Wᵀ + b`: the end of a block of a pre-norm transformer.
+    fn linear_add(&mut self, x: Self::States, linear: &B::Linear, residual: &mut Self::States) -> Result<()>;
+
+    /// The last row of each sequence alone.
+    fn last(&mut self, x: Self::States) -> Result<Self::States>;
+
+    /// RMS normalisation of each row.
+    fn rms(&mut self, x: Self::States, norm: &B::Rms) -> Result<Self::States>;
+
+    /// The tokens of the longest sequence.
+    fn longest(&self) -> usize;
+
     /// Hands the rows of each sequence to `each`, with the sequence's number in this pass.
     fn read(&mut self, x: Self::States, each: &mut dyn FnMut(usize, Rows<'_>)) -> Result<()>;
+}
+
+/// Rotary positions with their cosines and sines, computed once for all layers of a pass.
+#[derive(Debug)]
+pub struct Turns<'a> {
+    /// How numbers are paired.
+    pub rotary: &'a Rotary,
+    /// For each position, cosines, then sines, of every pair.
+    angles: Vec<f32>,
+}
+
+impl<'a> Turns<'a> {
+    /// Those of the first `positions` positions.
+    pub fn new(rotary: &'a Rotary, positions: usize) -> Self {
+        let each = 2 * rotary.frequencies.len();
+        let mut angles = vec![0.0; positions * each];
+        for (position, angles) in angles.chunks_exact_mut(each.max(1)).enumerate() {
+            rotary.angles(position, angles);
+        }
+        Self { rotary, angles }
+    }
+
+    /// Cosines, then sines, of `position`.
+    pub fn at(&self, position: usize) -> &[f32] {
+        let each = 2 * self.rotary.frequencies.len();
+        &self.angles[position * each..][..each]
+    }
 }
 
 /// The states of one sequence, in f32.

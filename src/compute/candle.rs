@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use candle_core::{D, DType, Device, Tensor};
 
-use super::{Activation, Backend, Forward, Heads, Packed, Pass, Positions, Rows, Weight};
+use super::decoder::Pairing;
+use super::{Activation, Backend, Forward, Heads, Matrix, Packed, Pass, Positions, Rows, Turns, Weight};
 use crate::{Error, Result};
 
 /// A device of candle's, in f32.
@@ -21,10 +22,17 @@ impl Candle {
         Self { device, bytes: AtomicU64::new(0) }
     }
 
-    fn tensor(&self, weight: &Weight) -> Result<Tensor> {
-        let values = weight.to_f32();
+    fn tensor(&self, values: Vec<f32>, shape: &[usize]) -> Result<Tensor> {
         self.bytes.fetch_add(4 * values.len() as u64, Ordering::Relaxed);
-        Tensor::from_vec(values, weight.shape(), &self.device).map_err(failed)
+        Tensor::from_vec(values, shape, &self.device).map_err(failed)
+    }
+
+    fn vector(&self, weight: &Weight) -> Result<Tensor> {
+        self.tensor(weight.to_f32(), weight.shape())
+    }
+
+    fn matrix(&self, matrix: &Matrix) -> Result<Tensor> {
+        self.tensor(matrix.to_f32(), &[matrix.rows(), matrix.columns()])
     }
 }
 
@@ -38,6 +46,22 @@ fn failed(error: candle_core::Error) -> Error {
 pub struct Linear {
     matrix: Tensor,
     bias: Tensor,
+    /// The first half of the outputs is a gate of the second.
+    gated: bool,
+}
+
+/// An RMS normalisation.
+#[derive(Debug)]
+pub struct Rms {
+    scale: Tensor,
+    epsilon: f64,
+}
+
+impl Rms {
+    fn apply(&self, x: &Tensor) -> candle_core::Result<Tensor> {
+        let square = x.sqr()?.mean_keepdim(D::Minus1)?;
+        x.broadcast_div(&(square + self.epsilon)?.sqrt()?)?.broadcast_mul(&self.scale)
+    }
 }
 
 /// A layer normalisation.
@@ -62,6 +86,52 @@ impl Linear {
     fn apply(&self, x: &Tensor) -> candle_core::Result<Tensor> {
         x.matmul(&self.matrix)?.broadcast_add(&self.bias)
     }
+
+    fn activated(&self, x: &Tensor, activation: Activation) -> candle_core::Result<Tensor> {
+        let y = self.apply(x)?;
+        let half = y.dim(1)? / 2;
+        let gate = if self.gated { y.narrow(1, 0, half)? } else { y.clone() };
+        let gate = match activation {
+            Activation::Identity => gate,
+            Activation::Gelu => gate.gelu_erf()?,
+            Activation::GeluTanh => gate.gelu()?,
+            Activation::Relu => gate.relu()?,
+            Activation::Silu => gate.silu()?,
+        };
+        if self.gated { gate * y.narrow(1, half, half)? } else { Ok(gate) }
+    }
+}
+
+/// The heads from `first` on, `count` of them, normalised and turned.
+fn turn(
+    qkv: &Tensor,
+    (first, count): (usize, usize),
+    width: usize,
+    norm: Option<&Rms>,
+    turns: &Turns<'_>,
+) -> candle_core::Result<Tensor> {
+    let (length, pairs) = (qkv.dim(0)?, turns.rotary.frequencies.len());
+    let mut x = qkv.narrow(1, first * width, count * width)?.reshape((length, count, width))?;
+    if let Some(norm) = norm {
+        x = norm.apply(&x)?;
+    }
+    let angles: Vec<f32> = (0..length).flat_map(|position| turns.at(position)).copied().collect();
+    let angles = Tensor::from_vec(angles, (length, 1, 2 * pairs), qkv.device())?;
+    let (cosines, sines) = (angles.narrow(2, 0, pairs)?, angles.narrow(2, pairs, pairs)?);
+    let neighbours = turns.rotary.pairing == Pairing::Neighbours;
+    let turned = x.narrow(2, 0, 2 * pairs)?;
+    let parts = if neighbours {
+        turned.reshape((length, count, pairs, 2))?.transpose(2, 3)?
+    } else {
+        turned.reshape((length, count, 2, pairs))?
+    };
+    let (a, b) = (parts.get_on_dim(2, 0)?, parts.get_on_dim(2, 1)?);
+    let first = (a.broadcast_mul(&cosines)? - b.broadcast_mul(&sines)?)?;
+    let second = (b.broadcast_mul(&cosines)? + a.broadcast_mul(&sines)?)?;
+    let turned = Tensor::stack(&[first, second], if neighbours { 3 } else { 2 })?;
+    let turned = turned.reshape((length, count, 2 * pairs))?;
+    let rest = x.narrow(2, 2 * pairs, width - 2 * pairs)?;
+    Tensor::cat(&[turned, rest], 2)?.reshape((length, count * width))
 }
 
 fn attend(qkv: &Tensor, heads: Heads) -> candle_core::Result<Tensor> {
@@ -94,31 +164,40 @@ impl Backend for Candle {
     type Table = Tensor;
     type Linear = Linear;
     type Norm = Norm;
+    type Rms = Rms;
     type Pass<'a> = CandlePass<'a>;
 
-    fn table(&self, weight: Weight) -> Result<Tensor> {
-        self.tensor(&weight)
+    fn table(&self, matrix: Matrix) -> Result<Tensor> {
+        self.matrix(&matrix)
     }
 
-    fn linear(&self, parts: &[(Weight, Option<Weight>)]) -> Result<Linear> {
+    fn gated(&self, gate: (Matrix, Option<Weight>), up: (Matrix, Option<Weight>)) -> Result<Linear> {
+        Ok(Linear { gated: true, ..self.linear(&[gate, up])? })
+    }
+
+    fn linear(&self, parts: &[(Matrix, Option<Weight>)]) -> Result<Linear> {
         let mut matrices = Vec::new();
         let mut biases = Vec::new();
         for (matrix, bias) in parts {
-            matrices.push(self.tensor(matrix)?);
+            matrices.push(self.matrix(matrix)?);
             biases.push(match bias {
-                Some(bias) => self.tensor(bias)?,
+                Some(bias) => self.vector(bias)?,
                 None => Tensor::zeros(matrix.rows(), DType::F32, &self.device).map_err(failed)?,
             });
         }
         let join = || {
             let matrix = Tensor::cat(&matrices, 0)?.t()?.contiguous()?;
-            Ok(Linear { matrix, bias: Tensor::cat(&biases, 0)? })
+            Ok(Linear { matrix, bias: Tensor::cat(&biases, 0)?, gated: false })
         };
         join().map_err(failed)
     }
 
     fn norm(&self, scale: &Weight, shift: &Weight, epsilon: f32) -> Result<Norm> {
-        Ok(Norm { scale: self.tensor(scale)?, shift: self.tensor(shift)?, epsilon: f64::from(epsilon) })
+        Ok(Norm { scale: self.vector(scale)?, shift: self.vector(shift)?, epsilon: f64::from(epsilon) })
+    }
+
+    fn rms(&self, scale: &Weight, epsilon: f32) -> Result<Rms> {
+        Ok(Rms { scale: self.vector(scale)?, epsilon: f64::from(epsilon) })
     }
 
     fn run(
@@ -159,18 +238,20 @@ impl Pass<Candle> for CandlePass<'_> {
     fn embed(
         &mut self,
         words: &Tensor,
-        positions: (&Tensor, Positions),
+        positions: Option<(&Tensor, Positions)>,
         kinds: Option<&Tensor>,
     ) -> Result<Option<Tensor>> {
         if self.ids.is_empty() {
             return Ok(None);
         }
-        let (positions, numbering) = positions;
-        let numbers: Vec<u32> = numbering.of(self.ids).map(|position| position as u32).collect();
         let look_up = || {
             let device = &self.backend.device;
             let rows = |table: &Tensor, ids: &[u32]| table.index_select(&Tensor::new(ids, device)?, 0);
-            let sum = (rows(words, self.ids)? + rows(positions, &numbers)?)?;
+            let mut sum = rows(words, self.ids)?;
+            if let Some((positions, numbering)) = positions {
+                let numbers: Vec<u32> = numbering.of(self.ids).map(|position| position as u32).collect();
+                sum = (sum + rows(positions, &numbers)?)?;
+            }
             match kinds {
                 Some(kinds) => sum.broadcast_add(&kinds.get(0)?),
                 None => Ok(sum),
@@ -189,16 +270,7 @@ impl Pass<Candle> for CandlePass<'_> {
         linear: &Linear,
         activation: Activation,
     ) -> Result<Option<Tensor>> {
-        let apply = |x: &Tensor| {
-            let y = linear.apply(x)?;
-            match activation {
-                Activation::Identity => Ok(y),
-                Activation::Gelu => y.gelu_erf(),
-                Activation::GeluTanh => y.gelu(),
-                Activation::Relu => y.relu(),
-            }
-        };
-        x.as_ref().map(apply).transpose().map_err(failed)
+        x.as_ref().map(|x| linear.activated(x, activation)).transpose().map_err(failed)
     }
 
     fn linear_add_norm(
@@ -214,6 +286,64 @@ impl Pass<Candle> for CandlePass<'_> {
 
     fn attention(&mut self, qkv: Option<Tensor>, heads: Heads) -> Result<Option<Tensor>> {
         qkv.map(|qkv| attend(&qkv, heads)).transpose().map_err(failed)
+    }
+
+    fn windows(&self) -> usize {
+        1
+    }
+
+    fn enter(&mut self, _index: usize) {}
+
+    fn norm_linear(
+        &mut self,
+        x: &Option<Tensor>,
+        norm: &Rms,
+        linear: &Linear,
+        activation: Activation,
+    ) -> Result<Option<Tensor>> {
+        let apply = |x: &Tensor| linear.activated(&norm.apply(x)?, activation);
+        x.as_ref().map(apply).transpose().map_err(failed)
+    }
+
+    fn rotate(
+        &mut self,
+        qkv: Option<Tensor>,
+        heads: Heads,
+        norms: Option<&(Rms, Rms)>,
+        turns: &Turns<'_>,
+    ) -> Result<Option<Tensor>> {
+        let Heads { heads, kv_heads, width, .. } = heads;
+        let apply = |qkv: Tensor| {
+            let queries = turn(&qkv, (0, heads), width, norms.map(|norms| &norms.0), turns)?;
+            let keys = turn(&qkv, (heads, kv_heads), width, norms.map(|norms| &norms.1), turns)?;
+            let values = qkv.narrow(1, (heads + kv_heads) * width, kv_heads * width)?;
+            Tensor::cat(&[queries, keys, values], 1)
+        };
+        qkv.map(apply).transpose().map_err(failed)
+    }
+
+    fn linear_add(
+        &mut self,
+        x: Option<Tensor>,
+        linear: &Linear,
+        residual: &mut Option<Tensor>,
+    ) -> Result<()> {
+        if let (Some(x), Some(residual)) = (x, residual) {
+            *residual = linear.apply(&x).and_then(|x| x + &*residual).map_err(failed)?;
+        }
+        Ok(())
+    }
+
+    fn last(&mut self, x: Option<Tensor>) -> Result<Option<Tensor>> {
+        x.map(|x| x.narrow(0, x.dim(0)? - 1, 1)).transpose().map_err(failed)
+    }
+
+    fn rms(&mut self, x: Option<Tensor>, norm: &Rms) -> Result<Option<Tensor>> {
+        x.map(|x| norm.apply(&x)).transpose().map_err(failed)
+    }
+
+    fn longest(&self) -> usize {
+        self.ids.len()
     }
 
     fn read(&mut self, x: Option<Tensor>, each: &mut dyn FnMut(usize, Rows<'_>)) -> Result<()> {

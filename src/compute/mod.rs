@@ -21,9 +21,11 @@ pub mod memory;
 mod threads;
 mod weight;
 
-pub use backend::{Activation, Backend, Forward, Heads, Pass, Positions, Rows};
+pub use backend::{Activation, Backend, Forward, Heads, Pass, Positions, Rows, Turns};
 pub use candle::Candle;
 pub use cpu::Cpu;
+pub use decoder::Matrix;
 pub use isa::{DType, ISA_VARIABLE, Isa};
+pub(crate) use kernels::rows::LONGEST_HEAD;
 pub use threads::Threads;
 pub use weight::{Packed, Stored, Tensors, Weight};

@@ -14,7 +14,7 @@ use super::tokens::TextTokens;
 use crate::compute::decoder::{Hold, Machine};
 use crate::compute::{DType, Isa};
 use crate::models::causal::{Causal, Named};
-use crate::models::files::read_json;
+use crate::models::files::{WeightFiles, read_json};
 use crate::models::gguf::Gguf;
 use crate::models::gguf_llama::{self, GgufSource};
 use crate::models::{
@@ -86,10 +86,11 @@ impl TextFiles {
         options: &ResolveOptions,
         progress: &mut dyn FnMut(&Progress<'_>) -> Result<()>,
     ) -> Result<Self> {
-        match gguf_file(source, options)? {
-            Some(path) => Ok(Self::Gguf(path)),
-            None => resolve(source, options, progress).map(Self::Folder),
-        }
+        let files = resolve(source, options, progress)?;
+        Ok(match files.weights {
+            WeightFiles::Gguf(path) => Self::Gguf(path),
+            _ => Self::Folder(files),
+        })
     }
 
     /// Bytes that the weights take on disk: about what they will take in memory.
@@ -209,30 +210,6 @@ impl TextModel {
             ends,
         })
     }
-}
-
-/// The GGUF file that `source` names, if it names one: by itself, inside a package, or alone in a folder.
-fn gguf_file(source: &Source, options: &ResolveOptions) -> Result<Option<PathBuf>> {
-    let is_gguf = |path: &Path| path.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf"));
-    let path = match source {
-        Source::Gguf(path) => return Ok(Some(path.clone())),
-        Source::Directory(path) => path.clone(),
-        Source::Package { package, inner } => match options.host.package_dir(package) {
-            Some(folder) => folder.join(inner),
-            None => return Ok(None),
-        },
-        Source::Hub(_) | Source::Server(_) => return Ok(None),
-    };
-    if is_gguf(&path) {
-        return Ok(Some(path));
-    }
-    if path.join("config.json").is_file() || !path.is_dir() {
-        return Ok(None);
-    }
-    let entries = fs::read_dir(&path).map_err(|e| Error::io(&path, "read", &e))?;
-    let mut found: Vec<PathBuf> =
-        entries.flatten().map(|entry| entry.path()).filter(|path| is_gguf(path)).collect();
-    Ok(if found.len() == 1 { found.pop() } else { None })
 }
 
 /// `tokenizer.json`, or GPT-2's `vocab.json` and `merges.txt`.

@@ -18,6 +18,7 @@ mod loading;
 mod options;
 mod place;
 mod report;
+mod respond;
 mod running;
 
 use std::sync::Arc;
@@ -33,6 +34,7 @@ pub use self::inputs::Inputs;
 pub use self::job::{Matrix, OnDone};
 pub use self::options::EmbedOptions;
 pub use self::report::{Description, ManagerStatistics, QueueReport, SlotReport};
+pub use self::respond::OnBody;
 
 use self::core::Core;
 use self::entry::{Entry, Resident, Serving};
@@ -41,7 +43,6 @@ use crate::cache::{CacheStatistics, Content, Vector};
 use crate::config::{Host, Settings, Value};
 use crate::lifecycle::{Lease, ReaperSettings, State, Tracker};
 use crate::sync::Mutex;
-use crate::wire::{Body, Encoding};
 use crate::{Error, Result};
 
 /// Looks for a reason to stop waiting, about every 50 ms; the binding looks for signals.
@@ -322,8 +323,8 @@ impl Manager {
         self.start(inputs.into(), options, LookUp::Cache, None)?.wait(check, progress)
     }
 
-    /// Embeds texts or token ids without waiting: `on_done` is called once, from another thread, or from this one when everything
-    /// was cached.
+    /// Embeds texts or token ids without waiting: `on_done` is called once, from another thread, or from this one when
+    /// everything was cached.
     ///
     /// # Errors
     /// What is known at once: [`Error::Input`], [`Error::UnknownModel`], [`Error::Overloaded`], [`Error::Closed`].
@@ -334,27 +335,6 @@ impl Manager {
         on_done: OnDone,
     ) -> Result<Ticket> {
         self.start(inputs.into(), options, LookUp::Cache, Some(on_done)).map(Ticket)
-    }
-
-    /// [`Manager::submit`] with the answer as the body of OpenAI's `POST /v1/embeddings`, in which the model is called
-    /// `model`, and the number of tokens that were read. It is written on the thread that calls `on_done`.
-    ///
-    /// # Errors
-    /// As [`Manager::submit`].
-    pub fn submit_response(
-        &self,
-        inputs: impl Into<Inputs>,
-        options: EmbedOptions,
-        model: String,
-        encoding: Encoding,
-        on_done: impl FnOnce(Result<(Vec<u8>, u64)>) + Send + 'static,
-    ) -> Result<Ticket> {
-        let write = move |matrix: Matrix| {
-            let mut body = Body::new(encoding, matrix.rows, matrix.width);
-            matrix.values.chunks_exact(matrix.width.max(1)).for_each(|vector| body.push(vector));
-            (body.finish(&model, matrix.tokens), matrix.tokens)
-        };
-        self.submit(inputs, options, Box::new(move |result| on_done(result.map(write))))
     }
 
     fn start(

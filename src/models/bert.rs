@@ -132,7 +132,7 @@ impl<B: Backend> Bert<B> {
         let names = Names::new(tensors);
         let (h, wide) = (config.hidden_size, config.intermediate_size);
         let table = |name: &str, rows| {
-            backend.table(names.get(&format!("embeddings.{name}_embeddings.weight"), &[rows, h])?)
+            backend.table(names.get(&format!("embeddings.{name}_embeddings.weight"), &[rows, h])?.into())
         };
         let norm = |name: &str| {
             let (scale, shift) = names.norm(name, h)?;
@@ -142,7 +142,7 @@ impl<B: Backend> Bert<B> {
             let part = |name: &str, outputs, inputs| {
                 let name = format!("encoder.layer.{index}.{name}");
                 let matrix = names.get(&format!("{name}.weight"), &[outputs, inputs])?;
-                Ok((matrix, Some(names.get(&format!("{name}.bias"), &[outputs])?)))
+                Ok((matrix.into(), Some(names.get(&format!("{name}.bias"), &[outputs])?)))
             };
             let own = |name: &str| part(&format!("attention.self.{name}"), h, h);
             Ok(Layer {
@@ -175,7 +175,8 @@ impl<B: Backend> Bert<B> {
 
     /// The last layer's states, one row for each token of the pass.
     fn forward<'a>(&self, pass: &mut B::Pass<'a>) -> Result<<B::Pass<'a> as Pass<B>>::States> {
-        let x = pass.embed(&self.words, (&self.positions, self.numbering), self.kinds.as_ref())?;
+        let positions = Some((&self.positions, self.numbering));
+        let x = pass.embed(&self.words, positions, self.kinds.as_ref())?;
         let mut x = pass.norm(x, &self.norm)?;
         for layer in &self.layers {
             let qkv = pass.linear(&x, &layer.qkv, Activation::Identity)?;

@@ -14,9 +14,9 @@ use crate::sync::Mutex;
 use super::decoder::{Cache, Decoder, Step};
 use crate::compute::decoder::activations::{Activations, split};
 use crate::compute::decoder::attention::{Queries, Span, attention};
-use crate::compute::decoder::rows::{bend, rms_norm, rms_norm_in_place};
-use crate::compute::decoder::{Bend, CacheShape, Hold, KvCache, Linear, Machine, Matrix, Rotary};
-use crate::compute::{Tensors, Threads, Weight};
+use crate::compute::decoder::product::Then;
+use crate::compute::decoder::{CacheShape, Hold, KvCache, Linear, Machine, Matrix, Pairing, Rotary};
+use crate::compute::{Activation, Tensors, Threads, Weight};
 use crate::{Error, Result};
 
 /// Named tensors of any file format, under the names that transformers gives them.
@@ -88,10 +88,10 @@ pub struct Block {
     pub output: Linear,
     /// Before the multilayer perceptron.
     pub mlp_norm: Norm,
-    /// Its first layer; gate and up side by side where it is gated.
+    /// Its first layer.
     pub up: Linear,
     /// What happens between its layers.
-    pub bend: Bend,
+    pub activation: Activation,
     /// Its second layer.
     pub down: Linear,
 }
@@ -136,7 +136,6 @@ struct Scratch {
     x: Vec<f32>,
     normed: Vec<f32>,
     wide: Vec<f32>,
-    bent: Vec<f32>,
     attended: Vec<f32>,
     angles: Vec<f32>,
     activations: Activations,
@@ -208,7 +207,8 @@ impl Causal {
         }
         let normed = room(&mut scratch.normed, wanted * self.hidden);
         self.final_norm.apply(&self.machine, &threads, &scratch.x[..wanted * self.hidden], normed)?;
-        self.head.apply(&self.machine, &threads, &mut scratch.activations, normed, logits, false)
+        let then = Then::Store(Activation::Identity);
+        self.head.apply(&self.machine, &threads, &mut scratch.activations, normed, logits, then)
     }
 
     /// Brings all weights together, in the order in which a pass reads them.
@@ -289,30 +289,23 @@ impl Causal {
         block.attention_norm.apply(&self.machine, threads, x, normed)?;
         let stride = block.qkv.outputs();
         let wide = room(wide, rows * stride);
-        block.qkv.apply(&self.machine, threads, activations, normed, wide, false)?;
+        let then = Then::Store(Activation::Identity);
+        block.qkv.apply(&self.machine, threads, activations, normed, wide, then)?;
         let CacheShape { kv_heads, width, .. } = self.cache;
         let (query_end, key_end) = (self.heads * width, (self.heads + kv_heads) * width);
         if block.head_norms.is_some() || self.rotary.is_some() {
             // Rows and their angles side by side: each row is turned by its own position.
             let pairs = self.rotary.as_ref().map_or(0, |rotary| rotary.frequencies.len());
+            let neighbours = self.rotary.as_ref().is_some_and(|rotary| rotary.pairing == Pairing::Neighbours);
             let each = rows.div_ceil(if rows < 16 { 1 } else { threads.count() });
             let mut all: Vec<_> = wide.chunks_mut(stride).enumerate().collect();
             let shares: Vec<_> = all.chunks_mut(each).map(Mutex::new).collect();
             threads.run(shares.len(), &|share| {
                 for (row, values) in shares[share].lock().iter_mut() {
                     let angles = &angles[*row * 2 * pairs..][..2 * pairs];
-                    for (head, values) in values[..key_end].chunks_exact_mut(width).enumerate() {
-                        if let Some((queries, keys, epsilon)) = &block.head_norms {
-                            rms_norm_in_place(
-                                values,
-                                if head < self.heads { queries } else { keys },
-                                *epsilon,
-                            );
-                        }
-                        if let Some(rotary) = &self.rotary {
-                            rotary.turn(angles, values);
-                        }
-                    }
+                    let norms = block.head_norms.as_ref();
+                    let norms = norms.map(|(queries, keys, epsilon)| (&queries[..], &keys[..], *epsilon));
+                    self.machine.turn(&mut values[..key_end], self.heads, width, norms, angles, neighbours);
                 }
             })?;
         }
@@ -329,20 +322,19 @@ impl Causal {
         let attended = room(attended, rows * query_end);
         let queries = Queries { values: wide, stride, heads: self.heads };
         attention(&self.machine, threads, layer, &spans, queries, attended)?;
-        block.output.apply(&self.machine, threads, activations, attended, x, true)
+        block.output.apply(&self.machine, threads, activations, attended, x, Then::Add)
     }
 
-    /// `x += down(bend(up(norm(x))))`.
+    /// `x += down(activation(up(norm(x))))`.
     fn perceive(&self, threads: &Threads, block: &Block, rows: usize, scratch: &mut Scratch) -> Result<()> {
-        let Scratch { x, normed, wide, bent, activations, .. } = scratch;
+        let Scratch { x, normed, wide, activations, .. } = scratch;
         let x = room(x, rows * self.hidden);
         let normed = room(normed, rows * self.hidden);
         block.mlp_norm.apply(&self.machine, threads, x, normed)?;
         let wide = room(wide, rows * block.up.outputs());
-        block.up.apply(&self.machine, threads, activations, normed, wide, false)?;
-        let bent = room(bent, rows * block.down.inputs());
-        bend(&self.machine, threads, block.bend, wide, block.up.outputs(), bent)?;
-        block.down.apply(&self.machine, threads, activations, bent, x, true)
+        let then = Then::Store(block.activation);
+        block.up.apply(&self.machine, threads, activations, normed, wide, then)?;
+        block.down.apply(&self.machine, threads, activations, wide, x, Then::Add)
     }
 }
 
@@ -350,7 +342,8 @@ impl Norm {
     fn apply(&self, machine: &Machine, threads: &Threads, x: &[f32], out: &mut [f32]) -> Result<()> {
         match self {
             Self::Rms { scale, epsilon } => split(threads, x, scale.len(), out, scale.len(), |x, out| {
-                rms_norm(x, scale, *epsilon, out);
+                out.copy_from_slice(x);
+                machine.kernels.rms_in_place(out, scale, *epsilon);
             }),
             Self::Layer { scale, shift, epsilon } => {
                 split(threads, x, scale.len(), out, scale.len(), |x, out| {

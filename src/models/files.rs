@@ -65,8 +65,11 @@ pub fn resolve(
     progress: &mut dyn FnMut(&Progress<'_>) -> Result<()>,
 ) -> Result<ModelFiles> {
     let model = source.to_string();
+    if let Some(path) = gguf_file(source, options)? {
+        return ModelFiles::gguf(&model, path);
+    }
     match source {
-        Source::Directory(path) => ModelFiles::open(&model, path),
+        Source::Directory(path) | Source::Gguf(path) => ModelFiles::open(&model, path),
         Source::Hub(id) => ModelFiles::open(&model, &Hub::new(options)?.snapshot(id, progress)?),
         Source::Package { package, inner } => match options.host.package_dir(package) {
             Some(folder) => ModelFiles::open(&model, &folder.join(inner)),
@@ -82,13 +85,31 @@ pub fn resolve(
             model,
             reason: "a server gives embeddings only, and has no files here; give a folder or a hub id".into(),
         }),
-        Source::Gguf(_) => Err(Error::Unsupported {
-            model,
-            reason: "a .gguf file is no sentence model of a supported kind; give a folder or hub id with config.json, \
-                     tokenizer.json and model.safetensors"
-                .into(),
-        }),
     }
+}
+
+/// The GGUF file that `source` names, if it names one: by itself, inside a package, or alone in a folder.
+fn gguf_file(source: &Source, options: &ResolveOptions) -> Result<Option<PathBuf>> {
+    let is_gguf = |path: &Path| path.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf"));
+    let path = match source {
+        Source::Gguf(path) => return Ok(Some(path.clone())),
+        Source::Directory(path) => path.clone(),
+        Source::Package { package, inner } => match options.host.package_dir(package) {
+            Some(folder) => folder.join(inner),
+            None => return Ok(None),
+        },
+        Source::Hub(_) | Source::Server(_) => return Ok(None),
+    };
+    if is_gguf(&path) {
+        return Ok(Some(path));
+    }
+    if path.join("config.json").is_file() || !path.is_dir() {
+        return Ok(None);
+    }
+    let entries = fs::read_dir(&path).map_err(|e| Error::io(&path, "read", &e))?;
+    let mut found: Vec<PathBuf> =
+        entries.flatten().map(|entry| entry.path()).filter(|path| is_gguf(path)).collect();
+    Ok(if found.len() == 1 { found.pop() } else { None })
 }
 
 /// One line of `modules.json`: a stage of a sentence-transformers model.
@@ -107,6 +128,8 @@ pub enum WeightFiles {
     Safetensors(Vec<PathBuf>),
     /// `pytorch_model.bin`.
     Pickle(PathBuf),
+    /// A `.gguf` file, with everything else in it too.
+    Gguf(PathBuf),
 }
 
 impl WeightFiles {
@@ -114,7 +137,7 @@ impl WeightFiles {
     pub fn paths(&self) -> &[PathBuf] {
         match self {
             Self::Safetensors(paths) => paths,
-            Self::Pickle(path) => std::slice::from_ref(path),
+            Self::Pickle(path) | Self::Gguf(path) => std::slice::from_ref(path),
         }
     }
 }
@@ -124,7 +147,7 @@ impl WeightFiles {
 pub struct ModelFiles {
     /// The source, as messages name it.
     pub model: String,
-    /// The model's folder.
+    /// The model's folder, or its one file.
     pub root: PathBuf,
     /// The folder with `config.json`, tokenizer and weights: the model's own, or a sub-folder such as `0_Transformer`.
     pub transformer: PathBuf,
@@ -189,8 +212,27 @@ impl ModelFiles {
         })
     }
 
-    /// `name` beside the weights, if it exists.
+    /// The one GGUF file that is a whole model.
+    ///
+    /// # Errors
+    /// [`Error::Io`], [`Error::Permission`] when it is not there or closed to us.
+    pub fn gguf(model: &str, path: PathBuf) -> Result<Self> {
+        metadata(&path)?;
+        let folder = path.parent().unwrap_or(Path::new("")).to_path_buf();
+        Ok(Self {
+            model: model.into(),
+            root: path.clone(),
+            transformer: folder,
+            weights: WeightFiles::Gguf(path),
+            modules: Vec::new(),
+        })
+    }
+
+    /// `name` beside the weights, if it exists; nothing belongs to a GGUF file.
     pub fn beside_weights(&self, name: &str) -> Option<PathBuf> {
+        if matches!(self.weights, WeightFiles::Gguf(_)) {
+            return None;
+        }
         Some(self.transformer.join(name)).filter(|path| path.is_file())
     }
 
@@ -222,6 +264,10 @@ impl ModelFiles {
             DType::F32 => 4,
             DType::Bf16 => 2,
         };
+        if let WeightFiles::Gguf(path) = &self.weights {
+            // Coded weights stay as they are, and what the tokenizer takes comes close to what stays in the file.
+            return Ok(metadata(path)?.len());
+        }
         let tokenizer = ["tokenizer.json", "vocab.txt"]
             .iter()
             .find_map(|name| self.beside_weights(name))

@@ -3,7 +3,7 @@
 use serde::Deserialize;
 
 use super::causal::{Block, Causal, Norm};
-use crate::compute::decoder::{Bend, CacheShape, Hold, Linear, Machine, Matrix};
+use crate::compute::decoder::{CacheShape, Hold, Linear, Machine, Matrix};
 use crate::compute::{Activation, Tensors, Weight};
 use crate::{Error, Result};
 
@@ -46,7 +46,7 @@ impl Config {
     /// # Errors
     /// [`Error::Unsupported`] for a configuration that is no plain GPT-2; when a tensor is missing or of another shape.
     pub fn load(&self, model: &str, tensors: &dyn Tensors, machine: Machine, hold: Hold) -> Result<Causal> {
-        let bend = Bend::Plain(self.check(model)?);
+        let activation = self.check(model)?;
         let hidden = self.n_embd;
         let inner = self.n_inner.unwrap_or(4 * hidden);
         let prefix = if tensors.contains("transformer.wte.weight") { "transformer." } else { "" };
@@ -73,7 +73,7 @@ impl Config {
                 output: linear(&name("attn.c_proj"), hidden, hidden)?,
                 mlp_norm: norm(&name("ln_2"))?,
                 up: linear(&name("mlp.c_fc"), hidden, inner)?,
-                bend,
+                activation,
                 down: linear(&name("mlp.c_proj"), inner, hidden)?,
             });
         }

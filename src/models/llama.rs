@@ -3,8 +3,8 @@
 use serde::Deserialize;
 
 use super::causal::{Block, Causal, Norm, Source};
-use crate::compute::Weight;
-use crate::compute::decoder::{Bend, CacheShape, Hold, Linear, Machine, Matrix, Pairing, Rotary};
+use crate::compute::decoder::{CacheShape, Hold, Linear, Machine, Matrix, Pairing, Rotary};
+use crate::compute::{Activation, LONGEST_HEAD, Weight};
 use crate::{Error, Result};
 
 /// Where Qwen differs from Llama.
@@ -186,7 +186,8 @@ impl Shape {
             [self.hidden, self.intermediate, self.layers, self.heads, self.kv_heads, self.head, self.context];
         let sound = sizes.iter().all(|&n| n > 0 && n < 1 << 28)
             && self.heads.is_multiple_of(self.kv_heads)
-            && self.head.is_multiple_of(2);
+            && self.head.is_multiple_of(2)
+            && self.head <= LONGEST_HEAD;
         if sound {
             return Ok(());
         }
@@ -197,89 +198,103 @@ impl Shape {
         Err(Error::Unsupported { model: model.into(), reason })
     }
 
+    /// The tensors of layer `layer`.
+    ///
+    /// # Errors
+    /// When one is missing or of another shape.
+    pub(super) fn layer(&self, source: &dyn Source, layer: usize) -> Result<LayerTensors> {
+        let Self { hidden, heads, kv_heads, head, intermediate, variant, .. } = *self;
+        let (queries, keys) = (heads * head, kv_heads * head);
+        let name = |rest: &str| format!("model.layers.{layer}.{rest}");
+        let part = |rest: &str, shape: [usize; 2], bias: bool| -> Result<Part> {
+            let name = name(rest);
+            let shift = if bias { Some(source.vector(&format!("{name}.bias"), shape[0])?) } else { None };
+            Ok((source.matrix(&format!("{name}.weight"), shape)?, shift))
+        };
+        let scale = |rest: &str, n: usize| source.vector(&name(rest), n);
+        let head_norms = if variant.head_norms {
+            Some([scale("self_attn.q_norm.weight", head)?, scale("self_attn.k_norm.weight", head)?])
+        } else {
+            None
+        };
+        Ok(LayerTensors {
+            attention_norm: scale("input_layernorm.weight", hidden)?,
+            qkv: [
+                part("self_attn.q_proj", [queries, hidden], variant.qkv_bias)?,
+                part("self_attn.k_proj", [keys, hidden], variant.qkv_bias)?,
+                part("self_attn.v_proj", [keys, hidden], variant.qkv_bias)?,
+            ],
+            head_norms,
+            output: part("self_attn.o_proj", [hidden, queries], variant.output_bias)?,
+            mlp_norm: scale("post_attention_layernorm.weight", hidden)?,
+            gate: part("mlp.gate_proj", [intermediate, hidden], variant.mlp_bias)?,
+            up: part("mlp.up_proj", [intermediate, hidden], variant.mlp_bias)?,
+            down: part("mlp.down_proj", [hidden, intermediate], variant.mlp_bias)?,
+        })
+    }
+
     /// Packs the weights of `source` as `hold` says.
     ///
     /// # Errors
     /// When a tensor is missing or of another shape; those of packing.
     pub fn load(self, source: &dyn Source, machine: Machine, hold: Hold) -> Result<Causal> {
-        let Self { hidden, heads, kv_heads, head, intermediate, vocabulary, epsilon, variant, .. } = self;
-        let (queries, keys) = (heads * head, kv_heads * head);
-        let part = |name: String, shape: [usize; 2], bias: bool| -> Result<(Matrix, Option<Weight>)> {
-            let shift = if bias { Some(source.vector(&format!("{name}.bias"), shape[0])?) } else { None };
-            Ok((source.matrix(&format!("{name}.weight"), shape)?, shift))
-        };
-        let rms = |name: String| -> Result<Norm> {
-            Ok(Norm::Rms { scale: source.vector(&name, hidden)?.to_f32(), epsilon })
-        };
+        let Self { hidden, vocabulary, epsilon, .. } = self;
+        let rms = |scale: Weight| Norm::Rms { scale: scale.to_f32(), epsilon };
         let mut blocks = Vec::with_capacity(self.layers);
         for layer in 0..self.layers {
-            let name = |rest: &str| format!("model.layers.{layer}.{rest}");
-            let (attention, mlp) = (variant.qkv_bias, variant.mlp_bias);
-            let head_norms = if variant.head_norms {
-                let scale = |rest: &str| source.vector(&name(rest), head);
-                let (queries, keys) = (scale("self_attn.q_norm.weight")?, scale("self_attn.k_norm.weight")?);
-                Some((queries.to_f32(), keys.to_f32(), epsilon))
-            } else {
-                None
-            };
+            let tensors = self.layer(source, layer)?;
             blocks.push(Block {
-                attention_norm: rms(name("input_layernorm.weight"))?,
-                qkv: Linear::new(
-                    &machine,
-                    hold,
-                    &[
-                        part(name("self_attn.q_proj"), [queries, hidden], attention)?,
-                        part(name("self_attn.k_proj"), [keys, hidden], attention)?,
-                        part(name("self_attn.v_proj"), [keys, hidden], attention)?,
-                    ],
-                )?,
-                head_norms,
-                output: Linear::new(
-                    &machine,
-                    hold,
-                    &[part(name("self_attn.o_proj"), [hidden, queries], variant.output_bias)?],
-                )?,
-                mlp_norm: rms(name("post_attention_layernorm.weight"))?,
-                up: Linear::new(
-                    &machine,
-                    hold,
-                    &[
-                        part(name("mlp.gate_proj"), [intermediate, hidden], mlp)?,
-                        part(name("mlp.up_proj"), [intermediate, hidden], mlp)?,
-                    ],
-                )?,
-                bend: Bend::SwiGlu,
-                down: Linear::new(
-                    &machine,
-                    hold,
-                    &[part(name("mlp.down_proj"), [hidden, intermediate], mlp)?],
-                )?,
+                attention_norm: rms(tensors.attention_norm),
+                qkv: Linear::new(&machine, hold, &tensors.qkv)?,
+                head_norms: tensors
+                    .head_norms
+                    .map(|[queries, keys]| (queries.to_f32(), keys.to_f32(), epsilon)),
+                output: Linear::new(&machine, hold, &[tensors.output])?,
+                mlp_norm: rms(tensors.mlp_norm),
+                up: Linear::gated(&machine, hold, tensors.gate, tensors.up)?,
+                activation: Activation::Silu,
+                down: Linear::new(&machine, hold, &[tensors.down])?,
             });
         }
-        let table = part("model.embed_tokens".into(), [vocabulary, hidden], false)?;
-        let table = Linear::new(&machine, hold, &[table])?;
+        let table = |name: &str| Ok((source.matrix(name, [vocabulary, hidden])?, None));
+        let embedding = Linear::new(&machine, hold, &[table("model.embed_tokens.weight")?])?;
         let (embedding, head_of) = if self.tied {
-            (None, table)
+            (None, embedding)
         } else {
-            let own = part("lm_head".into(), [vocabulary, hidden], false)?;
-            (Some(table), Linear::new(&machine, hold, &[own])?)
+            (Some(embedding), Linear::new(&machine, hold, &[table("lm_head.weight")?])?)
         };
         let model = Causal {
             hold,
             hidden,
-            heads,
-            cache: CacheShape { layers: self.layers, kv_heads, width: head },
+            heads: self.heads,
+            cache: CacheShape { layers: self.layers, kv_heads: self.kv_heads, width: self.head },
             context: self.context,
             embedding,
             positions: None,
             rotary: Some(self.rotary),
             blocks,
-            final_norm: rms("model.norm.weight".into())?,
+            final_norm: rms(source.vector("model.norm.weight", hidden)?),
             head: head_of,
             machine,
         };
         model.gathered()
     }
+}
+
+/// A matrix and its bias.
+type Part = (Matrix, Option<Weight>);
+
+/// The tensors of one layer.
+pub(super) struct LayerTensors {
+    pub attention_norm: Weight,
+    pub qkv: [Part; 3],
+    /// Scales of query heads and of key heads.
+    pub head_norms: Option<[Weight; 2]>,
+    pub output: Part,
+    pub mlp_norm: Weight,
+    pub gate: Part,
+    pub up: Part,
+    pub down: Part,
 }
 
 #[cfg(test)]

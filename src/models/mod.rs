@@ -5,12 +5,14 @@
 //! files.rs    which files make a model, and where they are      hub.rs, transfer.rs, blobs.rs   cache and download
 //! tokenizer.rs, wordpiece.rs   text → ids                       weights.rs                      name → tensor
 //! bert.rs     ids → token states (BERT and the RoBERTas)        pooling.rs                      states → vector
+//! causal_encoder.rs   the same for Qwen3                        llama.rs, gguf_llama.rs         its shape and tensors
 //! sentence.rs pooling, normalisation, length, prompts           dense.rs                        one more layer
 //! ```
 
 pub mod bert;
 mod blobs;
 pub mod causal;
+pub mod causal_encoder;
 pub mod decoder;
 pub mod dense;
 pub mod files;
@@ -30,13 +32,15 @@ mod wordpiece;
 
 use std::fmt;
 use std::panic::resume_unwind;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::thread;
 
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use crate::compute::{Candle, Cpu, DType, Isa, Packed};
+use crate::compute::{Backend, Candle, Cpu, DType, Isa, Packed};
 use crate::{Error, Result};
 
 pub use files::{ModelFiles, ResolveOptions, resolve};
@@ -48,7 +52,14 @@ pub use tokenizer::Tokenizer;
 pub use weights::Weights;
 
 use bert::{Bert, BertConfig};
+use causal_encoder::CausalEncoder;
 use dense::Dense;
+use files::WeightFiles;
+use gguf::Gguf;
+use llama::Shape;
+
+/// The `model_type`s of sentence models.
+const SUPPORTED: &str = "bert, xlm-roberta, roberta, camembert, qwen3";
 
 /// The kinds of transformer that this crate runs, by `model_type` of `config.json`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -62,6 +73,8 @@ pub enum Architecture {
     Roberta,
     /// CamemBERT: the same network as XLM-RoBERTa.
     Camembert,
+    /// Qwen3: a causal decoder whose last token stands for the text.
+    Qwen3,
 }
 
 /// What `config.json` says.
@@ -75,6 +88,8 @@ pub struct ModelConfig {
     pub json: Value,
     /// Its path, for messages.
     pub path: PathBuf,
+    /// The one file that is the whole model; `json` then holds what else is asked of a configuration.
+    pub gguf: Option<Arc<Gguf>>,
 }
 
 impl ModelConfig {
@@ -84,6 +99,9 @@ impl ModelConfig {
     /// [`Error::InvalidFile`] when it is no JSON object or has no `model_type`, [`Error::Unsupported`] naming the
     /// supported types.
     pub fn read(files: &ModelFiles) -> Result<Self> {
+        if let WeightFiles::Gguf(path) = &files.weights {
+            return Self::from_gguf(&files.model, path);
+        }
         let path = files.transformer.join("config.json");
         let json: Value = files::read_json(&path)?;
         let Some(kind) = json["model_type"].as_str() else {
@@ -95,11 +113,28 @@ impl ModelConfig {
         let architecture =
             Architecture::deserialize(&json["model_type"]).map_err(|_| Error::Unsupported {
                 model: files.model.clone(),
-                reason: format!(
-                    "its model_type is {kind:?}; supported are bert, xlm-roberta, roberta, camembert"
-                ),
+                reason: format!("its model_type is {kind:?}; supported are {SUPPORTED}"),
             })?;
-        Ok(Self { model: files.model.clone(), architecture, json, path })
+        Ok(Self { model: files.model.clone(), architecture, json, path, gguf: None })
+    }
+
+    fn from_gguf(model: &str, path: &Path) -> Result<Self> {
+        let gguf = Gguf::open(path)?;
+        let kind = gguf.text("general.architecture").unwrap_or_default();
+        if kind != "qwen3" {
+            return Err(Error::Unsupported {
+                model: model.into(),
+                reason: format!(
+                    "its architecture is {kind:?}; of sentence models in GGUF files, qwen3 is supported"
+                ),
+            });
+        }
+        let shape = Shape::from_gguf(&gguf, kind)?;
+        let json = serde_json::json!({
+            "model_type": kind, "vocab_size": shape.vocabulary, "max_position_embeddings": shape.context,
+        });
+        let gguf = Some(Arc::new(gguf));
+        Ok(Self { model: model.into(), architecture: Architecture::Qwen3, json, path: path.into(), gguf })
     }
 
     /// The longest sequence that the positions of the model allow.
@@ -109,7 +144,7 @@ impl ModelConfig {
     pub fn positions(&self) -> Result<usize> {
         let number = |key: &str| self.json[key].as_u64().and_then(|n| usize::try_from(n).ok());
         let skipped = match self.architecture {
-            Architecture::Bert => 0,
+            Architecture::Bert | Architecture::Qwen3 => 0,
             Architecture::XlmRoberta | Architecture::Roberta | Architecture::Camembert => {
                 number("pad_token_id").unwrap_or(1) + 1
             }
@@ -144,7 +179,7 @@ pub fn on_cpu(
     isa: Isa,
     dtype: DType,
 ) -> Result<Box<dyn SentenceEncoder>> {
-    Ok(Box::new(Bert::load(Cpu::new(isa, dtype), &bert_config(config)?, weights, &config.model)?))
+    build(Cpu::new(isa, dtype), config, weights)
 }
 
 /// The transformer on any device that candle knows, in f32.
@@ -156,11 +191,27 @@ pub fn on_device(
     weights: &Weights,
     device: &candle_core::Device,
 ) -> Result<Box<dyn SentenceEncoder>> {
-    Ok(Box::new(Bert::load(Candle::new(device.clone()), &bert_config(config)?, weights, &config.model)?))
+    build(Candle::new(device.clone()), config, weights)
 }
 
-fn bert_config(config: &ModelConfig) -> Result<BertConfig> {
-    BertConfig::deserialize(&config.json)
+fn build<B: Backend>(
+    backend: B,
+    config: &ModelConfig,
+    weights: &Weights,
+) -> Result<Box<dyn SentenceEncoder>> {
+    if config.architecture != Architecture::Qwen3 {
+        let described: BertConfig = parsed(config)?;
+        return Ok(Box::new(Bert::load(backend, &described, weights, &config.model)?));
+    }
+    let shape = match &config.gguf {
+        Some(gguf) => Shape::from_gguf(gguf, "qwen3")?,
+        None => parsed::<llama::Config>(config)?.shape(&config.model, Some(3))?,
+    };
+    Ok(Box::new(CausalEncoder::load(backend, shape, weights)?))
+}
+
+fn parsed<T: DeserializeOwned>(config: &ModelConfig) -> Result<T> {
+    T::deserialize(&config.json)
         .map_err(|error| Error::InvalidFile { path: config.path.clone(), reason: error.to_string() })
 }
 
@@ -192,17 +243,29 @@ impl Encoder {
     pub fn load(files: &ModelFiles, dtype: DType, overrides: Overrides, build: Build<'_>) -> Result<Self> {
         let config = ModelConfig::read(files)?;
         let positions = config.positions()?;
-        let mut sentence = SentenceConfig::load(files, positions)?;
+        let mut sentence = match &config.gguf {
+            Some(gguf) => SentenceConfig::from_gguf(gguf, &files.model, positions, overrides.pooling)?,
+            None => SentenceConfig::load(files, positions)?,
+        };
         sentence.pooling = overrides.pooling.unwrap_or(sentence.pooling);
         sentence.max_length =
             overrides.max_length.map_or(sentence.max_length, |length| length.min(positions));
         let fingerprint = files.fingerprint(dtype)?;
         // A tokenizer takes about as long to read as the weights of a small model take to pack.
         let (tokenizer, model) = together(
-            || Tokenizer::load(files, sentence.lower_case),
+            || match &config.gguf {
+                Some(gguf) => Tokenizer::from_gguf(gguf),
+                None => Tokenizer::load(files, sentence.lower_case),
+            },
             || build(&config, &Weights::open(&files.weights)?),
         );
         let (tokenizer, model) = (tokenizer?, model?);
+        if sentence.pooling == Pooling::Last && !tokenizer.ends() {
+            log::warn!(
+                "{}: a text's vector is the state of its last token, but the tokenizer adds no end token",
+                files.model
+            );
+        }
         let dense: Vec<_> =
             sentence.dense.iter().map(|folder| Dense::load(&files.model, folder)).collect::<Result<_>>()?;
         let mut width = model.width();

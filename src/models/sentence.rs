@@ -10,6 +10,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::files::{ModelFiles, SENTENCE_CONFIGS, read_json};
+use super::gguf::Gguf;
 use super::pooling::Pooling;
 use super::tokenizer::Settings;
 use crate::{Error, Result};
@@ -121,6 +122,45 @@ impl SentenceConfig {
             prompts,
             default_prompt_name: model.default_prompt_name,
             similarity: model.similarity_fn_name.unwrap_or_default(),
+        })
+    }
+
+    /// What a GGUF file says of itself. `pooling` replaces what it says of that. Vectors are L2-normalised, as
+    /// llama.cpp gives them.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] when it names no pooling and none is given, [`Error::InvalidFile`] for an unknown one.
+    pub fn from_gguf(gguf: &Gguf, model: &str, positions: usize, pooling: Option<Pooling>) -> Result<Self> {
+        let key = format!("{}.pooling_type", gguf.text("general.architecture").unwrap_or_default());
+        let named = match gguf.number(&key) {
+            Some(1) => Some(Pooling::Mean),
+            Some(2) => Some(Pooling::Cls),
+            Some(3) => Some(Pooling::Last),
+            None | Some(0) => None,
+            Some(other) => {
+                return Err(Error::InvalidFile {
+                    path: gguf.path().to_path_buf(),
+                    reason: format!("its {key} is {other}; known are 1 (mean), 2 (cls), 3 (last)"),
+                });
+            }
+        };
+        let pooling = pooling.or(named).ok_or_else(|| Error::Unsupported {
+            model: model.into(),
+            reason: format!(
+                "it names no pooling ({key}), so it was made to write text, not to embed it; if it does embed, say how: \
+                 pooling=\"lasttoken\""
+            ),
+        })?;
+        Ok(Self {
+            pooling,
+            include_prompt: true,
+            dense: Vec::new(),
+            normalize: true,
+            max_length: positions,
+            lower_case: false,
+            prompts: BTreeMap::new(),
+            default_prompt_name: None,
+            similarity: Similarity::default(),
         })
     }
 

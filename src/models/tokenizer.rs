@@ -13,7 +13,8 @@ use tokenizers::pre_tokenizers::PreTokenizerWrapper;
 use tokenizers::{Encoding, Token, Tokenizer as Inner};
 
 use super::files::{ModelFiles, read_json};
-use super::wordpiece;
+use super::gguf::Gguf;
+use super::{gguf_tokenizer, wordpiece};
 use crate::{Error, Result};
 
 /// The shortest part of a long text that is tried first, in bytes.
@@ -81,6 +82,28 @@ impl Tokenizer {
                 .all(|token| !token.contains(char::is_whitespace));
         let boundary = inner.get_pre_tokenizer().and_then(boundary).filter(|_| independent);
         Ok(Self { inner, before, after, keep_end, boundary })
+    }
+
+    /// The tokenizer of a GGUF file, with the first and last token that the file asks for.
+    ///
+    /// # Errors
+    /// Those of [`gguf_tokenizer::tokenizer`]; [`Error::InvalidFile`] when the end token is asked for but missing.
+    pub fn from_gguf(gguf: &Gguf) -> Result<Self> {
+        let built = gguf_tokenizer::tokenizer(gguf)?;
+        let (before, mut after) = special_ids(&built.tokenizer).ok_or_else(|| {
+            invalid(gguf.path(), "its tokenizer does not keep a text's tokens in one piece")
+        })?;
+        if gguf.flag("tokenizer.ggml.add_eos_token") == Some(true) {
+            after.push(built.end_id.ok_or_else(|| {
+                invalid(gguf.path(), "it asks for an end token (tokenizer.ggml.add_eos_token) but names none of its tokens as that")
+            })?);
+        }
+        Ok(Self { inner: built.tokenizer, before, after, keep_end: false, boundary: None })
+    }
+
+    /// Whether every text ends with a special token.
+    pub fn ends(&self) -> bool {
+        !self.after.is_empty()
     }
 
     /// The ids of `text` with the model's special tokens, at most `max_length` in all: the text's own tokens are

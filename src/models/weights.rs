@@ -15,15 +15,20 @@ use std::sync::Arc;
 use candle_core::pickle::PthTensors;
 use safetensors::SafeTensors;
 
+use super::causal;
 use super::files::{WeightFiles, metadata};
+use super::gguf::Gguf;
+use super::gguf_llama::GgufSource;
 use crate::compute::memory::MappedFile;
-use crate::compute::{Stored, Tensors, Weight};
+use crate::compute::{Matrix, Stored, Tensors, Weight};
 use crate::{Error, Result};
 
 /// The tensors of a model.
 pub struct Weights {
     tensors: HashMap<String, Entry>,
     first: PathBuf,
+    /// Where the tensors are, coded ones among them, if they are not in `tensors`.
+    gguf: Option<Gguf>,
 }
 
 struct Entry {
@@ -53,8 +58,9 @@ impl Weights {
     /// # Errors
     /// [`Error::InvalidFile`] for a truncated or damaged file, [`Error::Permission`], [`Error::Io`].
     pub fn open(files: &WeightFiles) -> Result<Self> {
-        let mut tensors = HashMap::new();
+        let (mut tensors, mut gguf) = (HashMap::new(), None);
         match files {
+            WeightFiles::Gguf(path) => gguf = Some(Gguf::open(path)?),
             WeightFiles::Safetensors(paths) => {
                 for path in paths {
                     map(path, &mut tensors)?;
@@ -62,10 +68,15 @@ impl Weights {
             }
             WeightFiles::Pickle(path) => unpickle(path, &mut tensors)?,
         }
-        Ok(Self { tensors, first: files.paths().first().cloned().unwrap_or_default() })
+        Ok(Self { tensors, first: files.paths().first().cloned().unwrap_or_default(), gguf })
     }
 
-    /// The names, in no order.
+    /// The file, where it is one in GGUF.
+    pub fn gguf(&self) -> Option<&Gguf> {
+        self.gguf.as_ref()
+    }
+
+    /// The names, in no order; of a GGUF file, none.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.tensors.keys().map(String::as_str)
     }
@@ -131,6 +142,37 @@ impl Tensors for Weights {
                 weight.shape()
             ),
         ))
+    }
+}
+
+/// The names are transformers'; tensors of a model without a head lack their first part.
+impl causal::Source for Weights {
+    fn contains(&self, name: &str) -> bool {
+        match &self.gguf {
+            Some(gguf) => GgufSource(gguf).contains(name),
+            None => Tensors::contains(self, self.own_name(name)),
+        }
+    }
+
+    fn matrix(&self, name: &str, shape: [usize; 2]) -> Result<Matrix> {
+        match &self.gguf {
+            Some(gguf) => GgufSource(gguf).matrix(name, shape),
+            None => self.get_shaped(self.own_name(name), &shape).map(Matrix::Plain),
+        }
+    }
+
+    fn vector(&self, name: &str, length: usize) -> Result<Weight> {
+        match &self.gguf {
+            Some(gguf) => GgufSource(gguf).vector(name, length),
+            None => self.get_shaped(self.own_name(name), &[length]),
+        }
+    }
+}
+
+impl Weights {
+    fn own_name<'a>(&self, name: &'a str) -> &'a str {
+        let short = name.strip_prefix("model.").filter(|short| self.tensors.contains_key(*short));
+        short.unwrap_or(name)
     }
 }
 

@@ -15,7 +15,7 @@ pub(super) struct PyTicket(Ticket);
 
 #[pymethods]
 impl PyTicket {
-    /// Whether `on_done` has been called or never will be (cancelled).
+    /// Whether `on_done` has been called, is about to be, or never will be (cancelled).
     #[getter]
     fn done(&self) -> bool {
         self.0.is_done()
@@ -57,7 +57,9 @@ pub(super) fn response(
         Ok((body, tokens)) => (PyBytes::new(py, &body), tokens, py.None()).into_pyobject(py),
         Err(error) => (py.None(), 0, error.into_value(py)).into_pyobject(py),
     });
-    started(manager, |manager| manager.submit_response(inputs, options, served_model, encoding, reply))
+    started(manager, |manager| {
+        manager.submit_response(inputs, options, served_model, encoding, Box::new(reply))
+    })
 }
 
 /// Submits detached: a result from the cache is told, and a body written, before `submit` returns.

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import doctest
 import re
+import subprocess
 
 import pytest
 from conftest import ROOT
-from model_manager import Config
+from model_manager import Config, ModelManager
+from model_manager.server import ServedModel, ServerConfig, create_app
+from servers import running
 
 READMES = ["README.md", "README.tr.md"]
+SERVED = ["README.md", "docs/server.md"]
+"""With examples against a server at this address."""
+ADDRESSES = ("http://127.0.0.1:8000", "localhost:8000")
 
 
 def text(name):
@@ -30,6 +36,60 @@ def test_examples(name, minilm, multilingual, smollm2, monkeypatch):
     runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE, verbose=False)
     runner.run(test, out=report.append)
     assert runner.summarize(verbose=False).failed == 0, "".join(report)
+
+
+def blocks(name, language):
+    return re.findall(rf"^```{language}\n(.*?)^```", text(name), re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def address(minilm, smollm2):
+    """Where `make run-server` would listen."""
+    served = ServedModel("all-MiniLM-L6-v2", source=minilm)
+    with (
+        ModelManager(english_model=minilm, generator_model=smollm2) as manager,
+        running(create_app(ServerConfig(models=[served]), manager)) as server,
+    ):
+        yield server.url
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("name", SERVED)
+def test_commands_against_the_server(name, address):
+    checker = doctest.OutputChecker()
+    found = re.findall(r"^\$ (.*)\n((?:(?!\$ ).+\n)*)", "".join(blocks(name, "console")), re.MULTILINE)
+    assert found
+    for command, expected in found:
+        for written in ADDRESSES:
+            command = command.replace(written, address)
+        process = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=30, check=False)
+        assert process.returncode == 0, (command, process.stderr)
+        printed = process.stdout.rstrip("\n") + "\n"
+        assert checker.check_output(expected, printed, doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE), (
+            command,
+            printed,
+        )
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("name", SERVED)
+def test_clients_of_the_server(name, address):
+    found = blocks(name, "python")
+    assert found
+    for block in found:
+        for written in ADDRESSES:
+            block = block.replace(written, address)
+        exec(compile(block, name, "exec"), {})
+
+
+def test_the_table_of_the_servers_settings_is_complete():
+    rows = ["| setting | environment | default | meaning |", "|---|---|---|---|"]
+    for field in ServerConfig.fields():
+        value = ",".join(field["default"]) if isinstance(field["default"], tuple) else field["default"]
+        shown = default(None if value == "" else value)
+        rows.append(f"| `{field['name']}` | `{field['environment']}` | {shown} | {field['doc']} |")
+    wanted = "\n".join(rows)
+    assert wanted in text("docs/server.md"), f"the table in docs/server.md should be:\n{wanted}"
 
 
 @pytest.mark.parametrize("name", READMES)
@@ -71,7 +131,7 @@ def test_the_map_of_the_code_is_true():
     assert rooms - {name.rstrip("/") for name in named} == set(), "every room is on the map"
 
 
-@pytest.mark.parametrize("name", READMES)
+@pytest.mark.parametrize("name", sorted({*READMES, *SERVED}))
 def test_links_lead_somewhere(name):
     for target in re.findall(r"\]\((?!https?://)([^)#]+)\)", text(name)):
-        assert (ROOT / target).exists(), target
+        assert (ROOT / name).parent.joinpath(target).exists(), target

@@ -174,7 +174,7 @@ def test_the_name_of_the_model_is_needed(shared):
 def test_a_body_is_written_without_the_gil(make_manager, encoding_format):
     """Another thread runs on in the middle of a call that only writes a body from the cache."""
     manager = make_manager(cache_size=100_000)
-    texts = [f"text {n}" for n in range(5000)]
+    texts = [f"text {n}" for n in range(2000)]
     manager.embed(texts, SLOT)
     calling, stop, seen, told = threading.Event(), threading.Event(), threading.Event(), []
 
@@ -219,6 +219,26 @@ def test_a_cancelled_ticket_is_silent(manager):
         assert time.monotonic() < end
         time.sleep(0.01)
     assert all(ticket.done for ticket in tickets)
+
+
+@pytest.mark.parametrize("encoding_format", ["float", "base64"])
+def test_a_long_body_is_written_in_pieces_elsewhere(make_manager, encoding_format):
+    manager = make_manager(cache_size=100_000)
+    texts = [f"text {n}" for n in range(5000)]
+    rows = manager.embed(texts, SLOT)
+    done, threads = threading.Event(), []
+
+    def on_done(*_):
+        threads.append(threading.get_ident())
+        done.set()
+
+    manager.submit_response(texts, on_done, SLOT, served_model="m", encoding_format=encoding_format)
+    assert done.wait(20)
+    assert threads != [threading.get_ident()]
+    body, tokens = respond(manager, texts, encoding_format=encoding_format)
+    np.testing.assert_array_equal(vectors(body), rows)
+    assert [item["index"] for item in body["data"]] == list(range(5000))
+    assert tokens == sum(manager.count_tokens(texts, SLOT))
 
 
 async def test_aresponse(make_manager):

@@ -12,6 +12,7 @@ use model_manager::lifecycle::KeepAlive;
 use model_manager::manager::{
     ENGLISH, EmbedOptions, EmbeddingSpec, Keep, Manager, Matrix, SourceSpec, Spec, TURKISH,
 };
+use model_manager::wire::Encoding;
 use model_manager::{Error, Result};
 use serde::Deserialize;
 
@@ -37,6 +38,7 @@ struct Reference {
 #[derive(Deserialize)]
 struct Case {
     text: String,
+    ids: Vec<u32>,
     embedding: Vec<f32>,
 }
 
@@ -160,6 +162,53 @@ fn the_cache_answers_while_the_model_is_absent() {
     assert_eq!(normalised.width, first.width);
     let cache = manager.cache_statistics().unwrap();
     assert_eq!((cache.hits, cache.misses, cache.entries), (1, 4, 4));
+}
+
+#[test]
+fn ids_have_the_vectors_of_their_texts_and_entries_of_their_own() {
+    let manager = manager(vec![]);
+    let cases = reference("bert_wordpiece");
+    let ids: Vec<Vec<u32>> = cases.iter().map(|case| case.ids.clone()).collect();
+    let embed_ids = || manager.embed(ids.clone(), to(ENGLISH), &mut || Ok(()), &mut |_, _| Ok(()));
+    let by_ids = embed_ids().unwrap();
+    assert_eq!(by_ids.tokens, ids.iter().map(|ids| ids.len() as u64).sum::<u64>());
+    assert!(manager.unload(ENGLISH).unwrap());
+    assert_eq!(embed_ids().unwrap(), by_ids);
+    assert_eq!(state(&manager, ENGLISH), "absent");
+    let texts: Vec<&str> = cases.iter().map(|case| case.text.as_str()).collect();
+    let hits = manager.cache_statistics().unwrap().hits;
+    assert_eq!(embed(&manager, &texts, to(ENGLISH)).unwrap(), by_ids);
+    assert_eq!(manager.cache_statistics().unwrap().hits, hits, "a text is not its ids");
+}
+
+#[test]
+fn a_response_is_written_at_once_or_in_pieces_and_counts_its_tokens() {
+    let manager = manager(vec![("cache_size", Value::Int(10_000))]);
+    let options = EmbedOptions { normalize: true, ..to(ENGLISH) };
+    let respond = |texts: &[String]| {
+        let (sender, receiver) = mpsc::channel();
+        let on_body = Box::new(move |body| sender.send((body, std::thread::current().id())).unwrap());
+        let options = options.clone();
+        let ticket =
+            manager.submit_response(texts.to_vec(), options, "m".into(), Encoding::Float, on_body).unwrap();
+        let (body, thread) = receiver.recv().unwrap();
+        assert!(ticket.is_done() && !ticket.cancel());
+        (body.unwrap(), thread)
+    };
+    // One row more than fits a piece, and two pieces that are full.
+    for rows in [1, 2048, 2049, 4096] {
+        let texts: Vec<String> = (0..rows).map(|n| format!("text number {n}")).collect();
+        let refs: Vec<&str> = texts.iter().map(String::as_str).collect();
+        let matrix = embed(&manager, &refs, options.clone()).unwrap();
+        let ((body, tokens), thread) = respond(&texts);
+        assert_eq!(thread == std::thread::current().id(), matrix.values.len() <= 1 << 16);
+        let body: serde_json::Value = serde_json::from_slice(&body).unwrap();
+        let items = body["data"].as_array().unwrap();
+        let values = items.iter().flat_map(|item| item["embedding"].as_array().unwrap());
+        assert!(values.map(|value| value.as_f64().unwrap() as f32).eq(matrix.values.iter().copied()));
+        assert_eq!((items.len(), tokens), (rows, matrix.tokens));
+        assert_eq!(body["usage"]["prompt_tokens"], tokens);
+    }
 }
 
 #[test]

@@ -7,8 +7,8 @@
 
 use std::ops::Range;
 
-use super::linear::share;
 use super::matrix::{Matrix, Target};
+use super::team::share;
 use crate::compute::kernels::rows::{Finish, Running, Softmax};
 use crate::compute::kernels::tile::Tile;
 use crate::compute::kernels::{Kernels, units};
@@ -49,9 +49,26 @@ fn grown(buffer: &mut Option<Buffer>, bytes: usize) -> Result<&mut Buffer> {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Attention<'a> {
     pub kernels: &'static Kernels,
-    pub qkv: &'a Matrix,
+    /// Rows that begin with the queries of all heads.
+    pub queries: &'a Matrix,
+    /// Rows that end with the keys, then the values, of all heads.
+    pub keys: &'a Matrix,
     pub heads: Heads,
+    /// A row for each row of queries.
     pub out: &'a Target<'a>,
+}
+
+/// The rows of one sequence.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Span {
+    /// Its first row of keys.
+    pub keys: usize,
+    /// Its first row of queries.
+    pub queries: usize,
+    /// Keys before the first query's own: the sequence's rows of earlier windows.
+    pub before: usize,
+    /// Queries; there are keys up to the last one's own.
+    pub rows: usize,
 }
 
 impl Attention<'_> {
@@ -62,18 +79,19 @@ impl Attention<'_> {
         assert!(groups && qkv.columns() == (heads + 2 * kv_heads) * width, "columns of an attention input");
     }
 
-    /// All query heads of one key and value head, for the sequence at `rows`.
-    pub(super) fn group(&self, scratch: &mut Scratch, rows: Range<usize>, kv_head: usize) -> Result<()> {
+    /// All query heads of one key and value head, for one sequence.
+    pub(super) fn group(&self, scratch: &mut Scratch, span: Span, kv_head: usize) -> Result<()> {
         let Heads { heads, kv_heads, width, .. } = self.heads;
-        let (format, length, panel) = (self.qkv.format(), rows.len(), self.kernels.width);
-        if length == 0 || width == 0 {
+        let (format, length, panel) = (self.keys.format(), span.before + span.rows, self.kernels.width);
+        if span.rows == 0 || width == 0 {
             return Ok(());
         }
         let key_units = units(format, width);
         let value_units = units(format, length);
         let keys = grown(&mut scratch.keys, length.next_multiple_of(panel) * key_units * 4)?;
         let values = grown(&mut scratch.values, width.next_multiple_of(panel) * value_units * 4)?;
-        let first = self.input(rows.start, (heads + kv_head) * width);
+        let columns = self.keys.columns() - 2 * kv_heads * width;
+        let first = input(self.keys, span.keys, columns + kv_head * width);
         for (index, to) in keys
             .as_mut_slice::<u32>()
             .chunks_exact_mut(key_units * panel)
@@ -83,11 +101,11 @@ impl Attention<'_> {
             let count = panel.min(length - index * panel);
             // SAFETY: `count` rows of the input, which has a value column after the last key column.
             unsafe {
-                let from = first.add(index * panel * self.qkv.stride());
-                self.kernels.pack_columns(format, from, self.qkv.stride(), count, width, to);
+                let from = first.add(index * panel * self.keys.stride());
+                self.kernels.pack_columns(format, from, self.keys.stride(), count, width, to);
             }
         }
-        let first = self.input(rows.start, (heads + kv_heads + kv_head) * width);
+        let first = input(self.keys, span.keys, columns + (kv_heads + kv_head) * width);
         for (index, to) in values
             .as_mut_slice::<u32>()
             .chunks_exact_mut(value_units * panel)
@@ -98,33 +116,28 @@ impl Attention<'_> {
             // SAFETY: `length` rows of the input, columns that it has.
             unsafe {
                 let from = first.add(index * panel * format.bytes());
-                self.kernels.pack_rows(format, from, self.qkv.stride(), length, count, to);
+                self.kernels.pack_rows(format, from, self.keys.stride(), length, count, to);
             }
         }
         let group = heads / kv_heads;
         for head in kv_head * group..(kv_head + 1) * group {
-            self.head(scratch, rows.clone(), head)?;
+            self.head(scratch, span, head)?;
         }
         Ok(())
     }
 
-    fn input(&self, row: usize, column: usize) -> *const u8 {
-        // SAFETY: `check` saw that the columns exist.
-        unsafe { self.qkv.row_ptr(row).add(column * self.qkv.format().bytes()) }
-    }
-
     /// One query head, with keys and values packed in `scratch`.
-    fn head(&self, scratch: &mut Scratch, rows: Range<usize>, head: usize) -> Result<()> {
+    fn head(&self, scratch: &mut Scratch, span: Span, head: usize) -> Result<()> {
         let Heads { width, .. } = self.heads;
         let panel = self.kernels.width;
         let sums = grown(&mut scratch.sums, width.next_multiple_of(panel) * ROWS * 4)?.as_mut_slice::<f32>();
         let sums = sums.as_mut_ptr();
         scratch.scores.resize(ROWS * STRIDE, 0.0);
         scratch.narrow.resize(ROWS * STRIDE, 0);
-        let tiles = rows.len().div_ceil(self.kernels.rows);
+        let tiles = span.rows.div_ceil(self.kernels.rows);
         for index in 0..tiles {
-            let tile = share(rows.len(), tiles, index);
-            let running = self.tile(scratch, sums, &rows, tile.clone(), head);
+            let tile = share(span.rows, tiles, index);
+            let running = self.tile(scratch, sums, span, tile.clone(), head);
             let mut factors = [0.0; ROWS];
             for (factor, running) in factors.iter_mut().zip(running) {
                 *factor = 1.0 / running.sum;
@@ -134,12 +147,15 @@ impl Attention<'_> {
                 let finish = Finish {
                     // SAFETY: `sums` has a tile for each panel of value columns.
                     tile: unsafe { sums.add(first * ROWS) },
+                    tile_stride: panel,
                     rows: tile.len(),
                     columns: columns.len(),
                     bias: std::ptr::null(),
                     activation: Activation::Identity,
+                    gated: std::ptr::null(),
+                    gated_bias: std::ptr::null(),
                     factors: factors.as_ptr(),
-                    out: self.out.part(rows.start + tile.start..rows.start + tile.end, columns),
+                    out: self.out.part(span.queries + tile.start..span.queries + tile.end, columns),
                     out_stride: self.out.stride(),
                     to: self.out.format(),
                     accumulate: false,
@@ -156,26 +172,27 @@ impl Attention<'_> {
         &self,
         scratch: &mut Scratch,
         sums: *mut f32,
-        rows: &Range<usize>,
+        span: Span,
         tile: Range<usize>,
         head: usize,
     ) -> [Running; ROWS] {
         let Heads { width, causal, .. } = self.heads;
-        let (format, panel) = (self.qkv.format(), self.kernels.width);
-        let (key_units, value_units) = (units(format, width), units(format, rows.len()));
-        let queries = self.input(rows.start + tile.start, head * width);
+        let (format, panel) = (self.keys.format(), self.kernels.width);
+        let length = span.before + span.rows;
+        let (key_units, value_units) = (units(format, width), units(format, length));
+        let queries = input(self.queries, span.queries + tile.start, head * width);
         let keys = scratch.keys.as_ref().map_or(&[][..], Buffer::as_slice::<f32>);
         let values = scratch.values.as_ref().map_or(&[][..], Buffer::as_slice::<f32>);
         let scale = 1.0 / (width as f32).sqrt();
         let mut running = [Running::default(); ROWS];
-        let visible = if causal { tile.end } else { rows.len() };
+        let visible = if causal { span.before + tile.end } else { length };
         for block in (0..visible).step_by(BLOCK) {
             let count = BLOCK.min(visible - block);
             for column in (0..count).step_by(panel) {
                 let start = (block + column) * key_units;
                 let product = Tile {
                     a: queries,
-                    a_stride: self.qkv.stride(),
+                    a_stride: self.queries.stride(),
                     panel: keys[start..start + key_units * panel].as_ptr(),
                     k: key_units,
                     c: scratch.scores[column..].as_mut_ptr(),
@@ -193,7 +210,7 @@ impl Attention<'_> {
                 stride: STRIDE,
                 keys: count,
                 visible: if causal {
-                    (tile.start as isize + 1 - block as isize, 1)
+                    ((span.before + tile.start + 1) as isize - block as isize, 1)
                 } else {
                     (count as isize, 0)
                 },
@@ -237,4 +254,10 @@ impl Attention<'_> {
         }
         running
     }
+}
+
+fn input(matrix: &Matrix, row: usize, column: usize) -> *const u8 {
+    assert!(column < matrix.columns(), "column of an attention input");
+    // SAFETY: the row was bounds-checked, and it has this column.
+    unsafe { matrix.row_ptr(row).add(column * matrix.format().bytes()) }
 }

@@ -1,15 +1,16 @@
 //! Matrices of activations, and the memory they are made of.
 
+use std::marker::PhantomData;
 use std::ops::Range;
 
 use super::attention::Scratch;
 use crate::Result;
 use crate::compute::DType;
+use crate::compute::decoder::activations::{Activations, Plain, spread};
 use crate::compute::memory::Buffer;
 use crate::sync::Mutex;
 
-/// Row-major activations. Rows start on cache lines, and their distance is never a large power of two, which would
-/// put all rows of a tile into the same few cache sets.
+/// Row-major activations, [`spread`] in memory.
 #[derive(Debug)]
 pub(super) struct Matrix {
     data: Buffer,
@@ -42,6 +43,12 @@ impl Matrix {
         self.data.as_slice::<u8>()[row * self.stride..].as_ptr()
     }
 
+    /// Some rows, as a product reads them.
+    pub(super) fn plain(&self, rows: Range<usize>) -> Plain<'_> {
+        let bytes = &self.data.as_slice::<u8>()[rows.start * self.stride..];
+        Plain::new(bytes, self.stride, rows.len(), self.columns, self.format)
+    }
+
     /// The values of some rows of an f32 matrix, [`Self::stride`] bytes apart.
     pub(super) fn values(&self, rows: Range<usize>) -> &[f32] {
         assert_eq!(self.format, DType::F32, "format");
@@ -57,37 +64,51 @@ impl Matrix {
             columns,
             stride,
             format,
-            owner: std::marker::PhantomData,
+            owner: PhantomData,
         }
     }
 }
 
 /// A matrix that several tasks write to, each a part of its own.
 #[derive(Debug)]
-pub(super) struct Target<'a> {
+pub(crate) struct Target<'a> {
     start: *mut u8,
     rows: usize,
     columns: usize,
     stride: usize,
     format: DType,
-    owner: std::marker::PhantomData<&'a mut Matrix>,
+    owner: PhantomData<&'a mut [u8]>,
 }
 
 // SAFETY: it is an exclusive borrow of plain memory, which tasks divide among themselves as `part` demands.
 unsafe impl Sync for Target<'_> {}
 
+impl<'a> Target<'a> {
+    /// Rows of `columns` values one after another.
+    pub(crate) fn over(values: &'a mut [f32], columns: usize) -> Self {
+        Self {
+            start: values.as_mut_ptr().cast(),
+            rows: values.len() / columns.max(1),
+            columns,
+            stride: columns * 4,
+            format: DType::F32,
+            owner: PhantomData,
+        }
+    }
+}
+
 impl Target<'_> {
-    pub(super) fn format(&self) -> DType {
+    pub(crate) fn format(&self) -> DType {
         self.format
     }
 
     /// Bytes from a row to the next.
-    pub(super) fn stride(&self) -> usize {
+    pub(crate) fn stride(&self) -> usize {
         self.stride
     }
 
     /// Where the part of these rows and columns starts. Writing through it is for one task at a time.
-    pub(super) fn part(&self, rows: Range<usize>, columns: Range<usize>) -> *mut u8 {
+    pub(crate) fn part(&self, rows: Range<usize>, columns: Range<usize>) -> *mut u8 {
         assert!(rows.start < rows.end && rows.end <= self.rows, "rows {rows:?} of {}", self.rows);
         assert!(columns.end <= self.columns, "columns {columns:?} of {}", self.columns);
         // SAFETY: the first element of a part that lies inside.
@@ -127,6 +148,8 @@ pub(super) struct Workspace {
     spare: Vec<Buffer>,
     /// One for each thread that works on attention at the same time.
     pub scratch: Mutex<Vec<Scratch>>,
+    /// Rows rounded to eight bits, where weights are coded.
+    pub codes: Activations,
     /// The offsets of the part that the pass works on.
     pub offsets: Vec<u32>,
 }
@@ -134,10 +157,7 @@ pub(super) struct Workspace {
 impl Workspace {
     /// A matrix whose elements have any value.
     pub(super) fn matrix(&mut self, rows: usize, columns: usize, format: DType) -> Result<Matrix> {
-        let mut stride = (columns * format.bytes()).next_multiple_of(64).max(64);
-        if stride.is_multiple_of(512) {
-            stride += 64;
-        }
+        let stride = spread(format, columns);
         let bytes = rows * stride;
         let fitting = (0..self.spare.len())
             .filter(|&i| self.spare[i].len() >= bytes)

@@ -5,7 +5,6 @@
 //! operation instead ([`team::Team`]).
 
 mod attention;
-mod linear;
 mod matrix;
 mod pass;
 mod plan;
@@ -15,12 +14,12 @@ mod tests;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-pub use self::linear::Linear;
+pub(crate) use self::matrix::Target;
 use self::matrix::Workspace;
 pub use self::pass::{CpuPass, States};
 use self::plan::Plan;
-use self::team::Team;
-use super::kernels::Kernels;
+pub(crate) use self::team::{Team, share};
+use super::decoder::{Hold, Linear, Machine, Matrix};
 use super::{Backend, DType, Forward, Isa, Packed, Threads, Weight};
 use crate::sync::Mutex;
 use crate::{Error, Result};
@@ -31,14 +30,21 @@ const LARGEST_WORKSPACE: usize = 64 << 20;
 /// The CPU, with one instruction set and one number format for products.
 #[derive(Debug)]
 pub struct Cpu {
-    kernels: &'static Kernels,
+    machine: Machine,
     dtype: DType,
     workspaces: Mutex<Vec<Workspace>>,
     bytes: AtomicU64,
 }
 
 /// An embedding table, left in its file and in its file's number format: only rows in use are ever touched.
-pub type Table = Weight;
+pub type Table = Matrix;
+
+/// An RMS normalisation.
+#[derive(Debug)]
+pub struct Rms {
+    scale: Vec<f32>,
+    epsilon: f32,
+}
 
 /// A layer normalisation.
 #[derive(Debug)]
@@ -52,7 +58,7 @@ impl Cpu {
     /// The kernels of `isa` in `dtype`. An instruction set that this CPU lacks becomes [`Isa::Portable`].
     pub fn new(isa: Isa, dtype: DType) -> Self {
         Self {
-            kernels: Kernels::of(isa),
+            machine: Machine::new(isa),
             dtype,
             workspaces: Mutex::new(Vec::new()),
             bytes: AtomicU64::new(0),
@@ -61,7 +67,19 @@ impl Cpu {
 
     /// The instruction set in use.
     pub fn isa(&self) -> Isa {
-        self.kernels.isa()
+        self.machine.kernels.isa()
+    }
+
+    fn hold(&self) -> Hold {
+        match self.dtype {
+            DType::F32 => Hold::F32,
+            DType::Bf16 => Hold::Bf16,
+        }
+    }
+
+    fn counted(&self, linear: Linear) -> Result<Linear> {
+        self.bytes.fetch_add(linear.bytes(), Ordering::Relaxed);
+        Ok(linear)
     }
 
     /// Runs `forward` on the sequences `range` of `batch`.
@@ -81,8 +99,9 @@ impl Cpu {
         offsets.extend(batch.offsets[range.start..=range.end].iter().map(|offset| offset - start));
         let ids = &batch.ids[start as usize..batch.offsets[range.end] as usize];
         let part = Packed { ids, offsets: &offsets };
-        let mut pass = CpuPass { cpu: self, batch: part, workspace: &mut workspace, team };
+        let mut pass = CpuPass::new(self, part, &mut workspace, team);
         let result = forward(&mut pass, out);
+        drop(pass);
         workspace.offsets = offsets;
         if workspace.bytes() <= LARGEST_WORKSPACE {
             self.workspaces.lock().push(workspace);
@@ -95,24 +114,30 @@ impl Backend for Cpu {
     type Table = Table;
     type Linear = Linear;
     type Norm = Norm;
+    type Rms = Rms;
     type Pass<'a> = CpuPass<'a>;
 
-    fn table(&self, weight: Weight) -> Result<Table> {
-        if !weight.is_mapped() {
-            self.bytes.fetch_add(weight.bytes().len() as u64, Ordering::Relaxed);
-        }
-        Ok(weight)
+    fn table(&self, matrix: Matrix) -> Result<Table> {
+        self.bytes.fetch_add(matrix.owned_bytes() as u64, Ordering::Relaxed);
+        Ok(matrix)
     }
 
-    fn linear(&self, parts: &[(Weight, Option<Weight>)]) -> Result<Linear> {
-        let linear = Linear::pack(self.kernels, self.dtype, parts)?;
-        self.bytes.fetch_add(linear.bytes() as u64, Ordering::Relaxed);
-        Ok(linear)
+    fn linear(&self, parts: &[(Matrix, Option<Weight>)]) -> Result<Linear> {
+        self.counted(Linear::new(&self.machine, self.hold(), parts)?)
+    }
+
+    fn gated(&self, gate: (Matrix, Option<Weight>), up: (Matrix, Option<Weight>)) -> Result<Linear> {
+        self.counted(Linear::gated(&self.machine, self.hold(), gate, up)?)
     }
 
     fn norm(&self, scale: &Weight, shift: &Weight, epsilon: f32) -> Result<Norm> {
         self.bytes.fetch_add(8 * scale.columns() as u64, Ordering::Relaxed);
         Ok(Norm { scale: scale.to_f32(), shift: shift.to_f32(), epsilon })
+    }
+
+    fn rms(&self, scale: &Weight, epsilon: f32) -> Result<Rms> {
+        self.bytes.fetch_add(4 * scale.rows() as u64, Ordering::Relaxed);
+        Ok(Rms { scale: scale.to_f32(), epsilon })
     }
 
     fn run(

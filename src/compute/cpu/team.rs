@@ -2,14 +2,13 @@
 
 use std::ops::Range;
 
-use super::linear::share;
 use crate::Result;
 use crate::compute::Threads;
 
 /// The threads of one pass. One, when each thread has a part of the batch to itself; all, when there is too little
 /// work for that.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Team<'a> {
+pub(crate) enum Team<'a> {
     /// The calling thread.
     One,
     /// All threads of the pool, which divide each operation.
@@ -17,6 +16,23 @@ pub(super) enum Team<'a> {
 }
 
 impl Team<'_> {
+    /// Threads.
+    pub(crate) fn threads(self) -> usize {
+        match self {
+            Self::One => 1,
+            Self::All(threads) => threads.count(),
+        }
+    }
+
+    /// Runs `task(0)` to `task(tasks - 1)`.
+    pub(crate) fn run(self, tasks: usize, task: &(dyn Fn(usize) + Sync)) -> Result<()> {
+        match self {
+            Self::One => (0..tasks).for_each(task),
+            Self::All(threads) => return threads.run(tasks, task),
+        }
+        Ok(())
+    }
+
     /// Tasks to divide an operation into: twice as many as threads, so that a late thread costs little.
     fn tasks(self) -> usize {
         match self {
@@ -27,7 +43,7 @@ impl Team<'_> {
 
     /// Runs `task` on parts of a grid that cover it. Columns are divided first: a weight's panel is then read by
     /// one thread only.
-    pub(super) fn split(
+    pub(crate) fn split(
         self,
         rows: usize,
         columns: usize,
@@ -50,9 +66,15 @@ impl Team<'_> {
     }
 
     /// Runs `task` on ranges that cover `items`.
-    pub(super) fn split_rows(self, items: usize, task: impl Fn(Range<usize>) + Sync) -> Result<()> {
+    pub(crate) fn split_rows(self, items: usize, task: impl Fn(Range<usize>) + Sync) -> Result<()> {
         self.split(1, items, |_, range| task(range))
     }
+}
+
+/// Share `index` of `items` divided among `parts` as evenly as whole numbers go.
+pub(crate) fn share(items: usize, parts: usize, index: usize) -> Range<usize> {
+    let start = |index: usize| items * index / parts.max(1);
+    start(index)..start(index + 1)
 }
 
 #[cfg(test)]
@@ -76,6 +98,16 @@ mod tests {
                 .unwrap();
                 assert!(counts.into_inner().iter().all(|&count| count == 1), "{team:?} {rows}x{columns}");
             }
+        }
+    }
+
+    #[test]
+    fn shares_are_even_and_complete() {
+        for (items, parts) in [(18, 2), (256, 19), (5, 5), (1, 1), (0, 0), (29, 3)] {
+            let shares: Vec<_> = (0..parts).map(|i| share(items, parts, i)).collect();
+            assert_eq!(shares.iter().map(ExactSizeIterator::len).sum::<usize>(), items);
+            assert!(shares.windows(2).all(|pair| pair[0].end == pair[1].start));
+            assert!(shares.iter().all(|share| share.len() <= items.div_ceil(parts)));
         }
     }
 }

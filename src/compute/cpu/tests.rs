@@ -1,11 +1,13 @@
 //! Operations on whole matrices, against definitions.
 
 use super::Cpu;
-use super::attention::Attention;
-use super::linear::Linear;
+use super::attention::{Attention, Span};
 use super::matrix::{Matrix, Workspace};
 use super::team::Team;
 use crate::Error;
+use crate::compute::decoder::activations::Activations;
+use crate::compute::decoder::product::Then;
+use crate::compute::decoder::{Hold, Linear, Machine};
 use crate::compute::kernels::Kernels;
 use crate::compute::{Activation, Backend, DType, Heads, Isa, Packed, Pass, Positions, Threads, Weight};
 
@@ -57,16 +59,9 @@ fn linear_layers_of_any_shape_multiply_alike_alone_and_together() {
     let threads = Threads::global();
     for isa in Isa::available() {
         for format in [DType::F32, DType::Bf16] {
-            for (rows, inputs, outputs) in [
-                (0, 3, 4),
-                (1, 1, 1),
-                (3, 7, 33),
-                (15, 16, 32),
-                (29, 40, 31),
-                (64, 65, 100),
-                (5, 0, 3),
-                (5, 3, 0),
-            ] {
+            for (rows, inputs, outputs) in
+                [(0, 3, 4), (1, 1, 1), (3, 7, 33), (15, 16, 32), (29, 40, 31), (64, 65, 100), (5, 3, 0)]
+            {
                 let mut workspace = Workspace::default();
                 let (x, w) = (random(rows * inputs, 1), random(outputs * inputs, 2));
                 let bias = random(outputs, 3);
@@ -77,30 +72,33 @@ fn linear_layers_of_any_shape_multiply_alike_alone_and_together() {
                         .unwrap()
                 };
                 let shift = Weight::from_f32(&bias[cut..], &[outputs - cut]).unwrap();
-                let parts = [(part(0..cut), None), (part(cut..outputs), Some(shift))];
-                let kernels = Kernels::of(isa);
-                let linear = Linear::pack(kernels, format, &parts).unwrap();
+                let parts = [(part(0..cut).into(), None), (part(cut..outputs).into(), Some(shift))];
+                let machine = Machine::new(isa);
+                let hold = if format == DType::F32 { Hold::F32 } else { Hold::Bf16 };
+                let linear = Linear::new(&machine, hold, &parts).unwrap();
                 let a = matrix(&mut workspace, rows, inputs, format, &x);
-                let mut run = |team, accumulate: bool| {
+                let mut run = |team, then: Then| {
                     let ones = vec![1.0; rows * outputs];
                     let mut out = matrix(&mut workspace, rows, outputs, DType::F32, &ones);
                     let target = out.target();
-                    linear.multiply(kernels, team, &a, Activation::Relu, &target, accumulate).unwrap();
+                    let mut codes = Activations::default();
+                    linear.multiply(&machine, team, &mut codes, a.plain(0..rows), then, &target, 0).unwrap();
                     values(&mut out)
                 };
-                let alone = run(Team::One, false);
-                assert!(alone == run(Team::All(&threads), false), "{isa} {format:?}");
-                let added = run(Team::One, true);
+                let relu = Then::Store(Activation::Relu);
+                let alone = run(Team::One, relu);
+                assert!(alone == run(Team::All(&threads), relu), "{isa} {format:?}");
+                let added = run(Team::One, Then::Add);
                 for i in 0..rows * outputs {
                     let (row, column) = (i / outputs, i % outputs);
                     let product =
                         |k: usize| f64::from(x[row * inputs + k]) * f64::from(w[column * inputs + k]);
                     let sum: f64 = (0..inputs).map(product).sum();
-                    let sum = (sum + if column < cut { 0.0 } else { f64::from(bias[column]) }).max(0.0);
+                    let sum = sum + if column < cut { 0.0 } else { f64::from(bias[column]) };
                     let allowed =
                         if format == DType::F32 { 1e-5 } else { 5e-3 * (1.0 + inputs as f64).sqrt() };
                     assert!(
-                        (f64::from(alone[i]) - sum).abs() < allowed
+                        (f64::from(alone[i]) - sum.max(0.0)).abs() < allowed
                             && (f64::from(added[i]) - sum - 1.0).abs() < allowed,
                         "{isa} {format:?} {rows}x{inputs}x{outputs} at {row},{column}"
                     );
@@ -108,16 +106,6 @@ fn linear_layers_of_any_shape_multiply_alike_alone_and_together() {
             }
         }
     }
-}
-
-#[test]
-fn parts_of_a_linear_layer_must_fit() {
-    let part =
-        |rows, columns| (Weight::from_f32(&vec![0.0; rows * columns], &[rows, columns]).unwrap(), None);
-    let kernels = Kernels::of(Isa::Portable);
-    assert!(Linear::pack(kernels, DType::F32, &[part(2, 3), part(2, 4)]).is_err());
-    let bias = Weight::from_f32(&[0.0; 3], &[3]).unwrap();
-    assert!(Linear::pack(kernels, DType::F32, &[(part(2, 3).0, Some(bias))]).is_err());
 }
 
 /// Attention by its definition, in f64.
@@ -171,10 +159,12 @@ fn attention_of_any_shape_is_attention() {
                     let mut out = workspace.matrix(length, heads.heads * width, format).unwrap();
                     let target = out.target();
                     Attention::check(&qkv, heads);
-                    let all = Attention { kernels: Kernels::of(isa), qkv: &qkv, heads, out: &target };
+                    let kernels = Kernels::of(isa);
+                    let all = Attention { kernels, queries: &qkv, keys: &qkv, heads, out: &target };
+                    let span = Span { keys: 0, queries: 0, before: 0, rows: length };
                     let mut scratch = Default::default();
                     for kv_head in 0..kv_heads {
-                        all.group(&mut scratch, 0..length, kv_head).unwrap();
+                        all.group(&mut scratch, span, kv_head).unwrap();
                     }
                     let expected = attention(&input, length, heads);
                     let allowed = if format == DType::F32 { 1e-5 } else { 3e-2 };
@@ -207,20 +197,20 @@ fn a_workspace_reuses_what_it_was_given() {
 #[test]
 fn a_panic_anywhere_fails_its_call_only() {
     let cpu = Cpu::new(Isa::best(), DType::F32);
-    let table = |rows| cpu.table(Weight::from_f32(&vec![1.0; rows * 4], &[rows, 4]).unwrap()).unwrap();
+    let table = |rows| cpu.table(Weight::from_f32(&vec![1.0; rows * 4], &[rows, 4]).unwrap().into()).unwrap();
     let (words, positions) = (table(3), table(9));
     for offsets in [&[0, 8][..], &[0, 2, 4, 6, 8]] {
         let ids = [1, 2, 0, 1, 2, 0, 1, 2];
         let batch = Packed::new(&ids, offsets).unwrap();
         let mut out = vec![0.0; batch.sequences()];
         let failed = cpu.run(&batch, 1, &mut out, &|pass, _| {
-            let x = pass.embed(&words, (&positions, Positions::FromZero), None)?;
+            let x = pass.embed(&words, Some((&positions, Positions::FromZero)), None)?;
             // Not a width that four columns divide into.
             pass.attention(x, Heads { heads: 1, kv_heads: 1, width: 3, causal: false }).map(|_| ())
         });
         assert!(matches!(failed, Err(Error::Internal { .. })), "{failed:?}");
         let sums = |pass: &mut super::CpuPass<'_>, out: &mut [f32]| {
-            let x = pass.embed(&words, (&positions, Positions::FromZero), None)?;
+            let x = pass.embed(&words, Some((&positions, Positions::FromZero)), None)?;
             pass.read(x, &mut |index, rows| out[index] = rows.iter().flatten().sum())
         };
         cpu.run(&batch, 1, &mut out, &sums).unwrap();
@@ -231,9 +221,10 @@ fn a_panic_anywhere_fails_its_call_only() {
 #[test]
 fn memory_of_one_batch_serves_the_next() {
     let cpu = Cpu::new(Isa::best(), DType::Bf16);
-    let table = |rows| cpu.table(Weight::from_f32(&vec![1.0; rows * 40], &[rows, 40]).unwrap()).unwrap();
+    let table =
+        |rows| cpu.table(Weight::from_f32(&vec![1.0; rows * 40], &[rows, 40]).unwrap().into()).unwrap();
     let (words, positions) = (table(2), table(300));
-    let linear = cpu.linear(&[(Weight::from_f32(&[0.5; 4800], &[120, 40]).unwrap(), None)]).unwrap();
+    let linear = cpu.linear(&[(Weight::from_f32(&[0.5; 4800], &[120, 40]).unwrap().into(), None)]).unwrap();
     let norm = Weight::from_f32(&[1.0; 40], &[40]).unwrap();
     let norm = cpu.norm(&norm, &norm, 1e-5).unwrap();
     let held = || cpu.workspaces.lock().iter().map(super::Workspace::bytes).collect::<Vec<_>>();
@@ -241,7 +232,7 @@ fn memory_of_one_batch_serves_the_next() {
         let (ids, offsets) = (vec![1; length as usize], [0, length]);
         let batch = Packed::new(&ids, &offsets).unwrap();
         cpu.run(&batch, 1, &mut [0.0], &|pass, _| {
-            let x = pass.embed(&words, (&positions, Positions::FromZero), None)?;
+            let x = pass.embed(&words, Some((&positions, Positions::FromZero)), None)?;
             let x = pass.norm(x, &norm)?;
             let qkv = pass.linear(&x, &linear, Activation::Gelu)?;
             let y = pass.attention(qkv, Heads { heads: 2, kv_heads: 2, width: 20, causal: true })?;

@@ -1,19 +1,74 @@
-//! Activations in the forms that products take them: f32, bf16, or eight-bit codes with a scale for each group.
+//! Activations in the forms that products take them: plain rows, or eight-bit codes with a scale for each group.
 
 use super::blocks::GROUP;
 use crate::Result;
-use crate::compute::Threads;
+use crate::compute::cpu::Team;
+use crate::compute::kernels::units;
+use crate::compute::{DType, Threads};
+use crate::sync::Mutex;
 
 /// Rows of fewer values than this are not worth other threads.
-const WORTH_SPLITTING: usize = 1 << 14;
+pub(crate) const WORTH_SPLITTING: usize = 1 << 14;
+
+/// Plain rows where they lie.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Plain<'a> {
+    bytes: &'a [u8],
+    /// Bytes from a row to the next.
+    pub(crate) stride: usize,
+    pub(crate) rows: usize,
+    pub(crate) columns: usize,
+    pub(crate) format: DType,
+}
+
+impl<'a> Plain<'a> {
+    /// Rows of `columns` values in `format`, `stride` bytes apart, with a whole unit at the end of each.
+    pub(crate) fn new(bytes: &'a [u8], stride: usize, rows: usize, columns: usize, format: DType) -> Self {
+        let end = if rows == 0 { 0 } else { (rows - 1) * stride + units(format, columns) * 4 };
+        assert!(end <= bytes.len(), "rows of activations");
+        Self { bytes, stride, rows, columns, format }
+    }
+
+    /// Rows of f32 one after another.
+    pub(crate) fn of_f32(values: &'a [f32], columns: usize) -> Self {
+        Self::new(bytes(values), columns * 4, values.len() / columns.max(1), columns, DType::F32)
+    }
+
+    /// Where row `row` starts.
+    pub(crate) fn row(&self, row: usize) -> *const u8 {
+        assert!(row < self.rows, "row of activations");
+        self.bytes[row * self.stride..].as_ptr()
+    }
+
+    fn read(&self, row: usize, out: &mut [f32]) {
+        let bytes = &self.bytes[row * self.stride..][..self.columns * self.format.bytes()];
+        match self.format {
+            DType::F32 => {
+                for (out, raw) in out.iter_mut().zip(bytes.as_chunks().0) {
+                    *out = f32::from_ne_bytes(*raw);
+                }
+            }
+            DType::Bf16 => {
+                for (out, raw) in out.iter_mut().zip(bytes.as_chunks().0) {
+                    *out = f32::from_bits(u32::from(u16::from_ne_bytes(*raw)) << 16);
+                }
+            }
+        }
+    }
+}
+
+fn bytes<T: Copy>(values: &[T]) -> &[u8] {
+    // SAFETY: used with f32 and u16, which have no padding; any byte can be read.
+    unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), size_of_val(values)) }
+}
 
 /// The rows that a linear layer multiplies, prepared once for all of its parts.
 #[derive(Debug, Default)]
 pub(crate) struct Activations {
-    pub(crate) rows: usize,
-    pub(crate) columns: usize,
-    /// bf16, each row padded to a whole pair.
-    pub(crate) narrow: Vec<u16>,
+    /// f32, where the rows themselves lie badly: see [`spread`].
+    wide: Vec<f32>,
+    /// bf16, likewise spread.
+    narrow: Vec<u16>,
     /// Codes, each row padded to whole groups.
     pub(crate) codes: Vec<i8>,
     /// A scale for each group.
@@ -27,51 +82,88 @@ pub(crate) struct Activations {
 /// What a linear layer's parts ask for.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Forms {
+    pub wide: bool,
     pub narrow: bool,
     pub codes: bool,
 }
 
+/// Bytes from one row of `columns` values to the next: whole cache lines, and no multiple of a large power of two,
+/// which would put all rows of a tile into the same few cache sets.
+pub(crate) fn spread(format: DType, columns: usize) -> usize {
+    let stride = (columns * format.bytes()).next_multiple_of(64).max(64);
+    if stride.is_multiple_of(512) { stride + 64 } else { stride }
+}
+
 impl Activations {
-    /// Prepares `x`, rows of `columns` values.
-    pub(crate) fn prepare(
-        &mut self,
-        x: &[f32],
-        columns: usize,
-        forms: Forms,
-        threads: &Threads,
-    ) -> Result<()> {
-        self.columns = columns;
-        self.rows = x.len() / columns;
+    /// Prepares `x`, rows of f32.
+    pub(crate) fn prepare(&mut self, x: Plain<'_>, forms: Forms, team: Team<'_>) -> Result<()> {
+        let columns = x.columns;
+        if copied(x, forms) {
+            let stride = spread(DType::F32, columns) / 4;
+            self.wide.resize(x.rows * stride, 0.0);
+            let rows: Vec<_> = self.wide.chunks_mut(stride).collect();
+            each(team, rows, |row, wide| x.read(row, &mut wide[..columns]))?;
+        }
         if forms.narrow {
-            self.narrow.resize(self.rows * columns.next_multiple_of(2), 0);
-            split(threads, x, columns, &mut self.narrow, columns.next_multiple_of(2), |x, narrow| {
+            let stride = spread(DType::Bf16, columns) / 2;
+            self.narrow.resize(x.rows * stride, 0);
+            let rows: Vec<_> = self.narrow.chunks_mut(stride).collect();
+            each(team, rows, |row, narrow| {
+                let values = x.bytes[row * x.stride..][..columns * 4].as_chunks().0;
+                for (narrow, raw) in narrow.iter_mut().zip(values) {
+                    *narrow = half::bf16::from_f32(f32::from_ne_bytes(*raw)).to_bits();
+                }
                 narrow[columns..].fill(0);
-                for (narrow, &x) in narrow.iter_mut().zip(x) {
-                    *narrow = half::bf16::from_f32(x).to_bits();
-                }
             })?;
         }
-        if forms.codes {
-            let groups = columns.div_ceil(GROUP);
-            self.codes.resize(self.rows * groups * GROUP, 0);
-            self.scales.resize(self.rows * groups, 0.0);
-            self.sums.resize(self.rows * groups * 2, 0);
-            self.totals.resize(self.rows * groups, 0.0);
-            let codes = self.codes.chunks_mut(groups * GROUP);
-            let sums = self.sums.chunks_mut(groups * 2).zip(self.totals.chunks_mut(groups));
-            let rest = self.scales.chunks_mut(groups).zip(sums);
-            let mut parts: Vec<_> = x.chunks(columns).zip(codes.zip(rest)).collect();
-            let tasks = if x.len() < WORTH_SPLITTING { 1 } else { threads.count().min(self.rows) };
-            let each = parts.len().div_ceil(tasks.max(1)).max(1);
-            let shares: Vec<_> = parts.chunks_mut(each).map(crate::sync::Mutex::new).collect();
-            threads.run(shares.len(), &|index| {
-                for (x, (codes, (scales, (sums, totals)))) in shares[index].lock().iter_mut() {
-                    encode(x, codes, scales, sums, totals);
-                }
-            })?;
-        }
-        Ok(())
+        if forms.codes { self.encode(x, team) } else { Ok(()) }
     }
+
+    /// What plain parts multiply after [`prepare`](Self::prepare).
+    pub(crate) fn plain<'a>(&'a self, x: Plain<'a>, forms: Forms) -> Plain<'a> {
+        let format = if forms.narrow { DType::Bf16 } else { DType::F32 };
+        let stride = spread(format, x.columns);
+        if forms.narrow {
+            Plain::new(bytes(&self.narrow), stride, x.rows, x.columns, format)
+        } else if copied(x, forms) {
+            Plain::new(bytes(&self.wide), stride, x.rows, x.columns, format)
+        } else {
+            x
+        }
+    }
+
+    /// Rounds rows of any format to eight bits.
+    pub(crate) fn encode(&mut self, x: Plain<'_>, team: Team<'_>) -> Result<()> {
+        let groups = x.columns.div_ceil(GROUP);
+        self.codes.resize(x.rows * groups * GROUP, 0);
+        self.scales.resize(x.rows * groups, 0.0);
+        self.sums.resize(x.rows * groups * 2, 0);
+        self.totals.resize(x.rows * groups, 0.0);
+        let codes = self.codes.chunks_mut(groups * GROUP);
+        let sums = self.sums.chunks_mut(groups * 2).zip(self.totals.chunks_mut(groups));
+        let rows: Vec<_> = codes.zip(self.scales.chunks_mut(groups).zip(sums)).collect();
+        each(team, rows, |row, (codes, (scales, (sums, totals)))| {
+            let mut values = vec![0.0; x.columns];
+            x.read(row, &mut values);
+            encode_row(&values, codes, scales, sums, totals);
+        })
+    }
+}
+
+/// Whether rows of f32 are worth a copy that is spread out: only several rows meet in a cache set.
+fn copied(x: Plain<'_>, forms: Forms) -> bool {
+    forms.wide && x.rows > 4 && x.stride.is_multiple_of(512)
+}
+
+/// Runs `work` on each row.
+fn each<T: Send>(team: Team<'_>, mut rows: Vec<T>, work: impl Fn(usize, &mut T) + Sync) -> Result<()> {
+    let share = rows.len().div_ceil(team.threads()).max(1);
+    let shares: Vec<_> = rows.chunks_mut(share).map(Mutex::new).collect();
+    team.run(shares.len(), &|index| {
+        for (at, row) in shares[index].lock().iter_mut().enumerate() {
+            work(index * share + at, row);
+        }
+    })
 }
 
 /// Runs `work` on each row of `x` and of `out`, on several threads when that helps.
@@ -83,25 +175,14 @@ pub(crate) fn split<T: Send>(
     out_columns: usize,
     work: impl Fn(&[f32], &mut [T]) + Sync,
 ) -> Result<()> {
-    let rows = x.len() / columns;
-    let tasks = if x.len() < WORTH_SPLITTING { 1 } else { threads.count().min(rows) };
-    let each = rows.div_ceil(tasks.max(1)).max(1);
-    let shares: Vec<_> = x
-        .chunks(each * columns)
-        .zip(out.chunks_mut(each * out_columns))
-        .map(crate::sync::Mutex::new)
-        .collect();
-    threads.run(shares.len(), &|index| {
-        let (x, out) = &mut *shares[index].lock();
-        for (x, out) in x.chunks(columns).zip(out.chunks_mut(out_columns)) {
-            work(x, out);
-        }
-    })
+    let team = if x.len() < WORTH_SPLITTING { Team::One } else { Team::All(threads) };
+    let rows: Vec<_> = x.chunks(columns).zip(out.chunks_mut(out_columns)).collect();
+    each(team, rows, |_, (x, out)| work(x, out))
 }
 
 /// Rounds a row to eight bits: a group's largest magnitude becomes 127, so the error is at most 1/254 of it. A number
 /// that is not finite makes its group's scale NaN, so that it cannot vanish in the rounding.
-fn encode(x: &[f32], codes: &mut [i8], scales: &mut [f32], sums: &mut [i32], totals: &mut [f32]) {
+fn encode_row(x: &[f32], codes: &mut [i8], scales: &mut [f32], sums: &mut [i32], totals: &mut [f32]) {
     const ROUND: f32 = 12_582_912.0; // 1.5 · 2²³: adding it leaves the nearest integer in the low bits
     for (group, codes) in codes.as_chunks_mut::<GROUP>().0.iter_mut().enumerate() {
         let mut values = [0.0f32; GROUP];
@@ -133,12 +214,14 @@ fn encode(x: &[f32], codes: &mut [i8], scales: &mut [f32], sums: &mut [i32], tot
 mod tests {
     use super::*;
 
+    const CODES: Forms = Forms { wide: false, narrow: false, codes: true };
+
     #[test]
     fn codes_are_within_half_a_step() {
         let x: Vec<f32> = (0..3 * 50).map(|i| (i as f32 * 1.7).sin() * 4.0).collect();
         let mut prepared = Activations::default();
-        prepared.prepare(&x, 50, Forms { narrow: true, codes: true }, &Threads::global()).unwrap();
-        assert_eq!((prepared.rows, prepared.codes.len(), prepared.scales.len()), (3, 3 * 64, 6));
+        prepared.prepare(Plain::of_f32(&x, 50), Forms { narrow: true, ..CODES }, Team::One).unwrap();
+        assert_eq!((prepared.codes.len(), prepared.scales.len()), (3 * 64, 6));
         for row in 0..3 {
             for column in 0..64 {
                 let code = prepared.codes[row * 64 + column];
@@ -149,7 +232,7 @@ mod tests {
             let sum: i32 = prepared.codes[row * 64..][..16].iter().map(|&c| i32::from(c)).sum();
             assert_eq!(prepared.sums[row * 4], sum);
         }
-        assert_eq!(half::bf16::from_bits(prepared.narrow[51]), half::bf16::from_f32(x[51]));
+        assert_eq!(half::bf16::from_bits(prepared.narrow[64]), half::bf16::from_f32(x[50]));
     }
 
     #[test]
@@ -158,7 +241,7 @@ mod tests {
             let mut x = vec![1.0; 64];
             x[40] = bad;
             let mut prepared = Activations::default();
-            prepared.prepare(&x, 64, Forms { narrow: false, codes: true }, &Threads::global()).unwrap();
+            prepared.prepare(Plain::of_f32(&x, 64), CODES, Team::One).unwrap();
             assert!(prepared.scales[0].is_finite() && prepared.scales[1].is_nan());
         }
     }
@@ -166,7 +249,7 @@ mod tests {
     #[test]
     fn zeros_stay_zeros() {
         let mut prepared = Activations::default();
-        prepared.prepare(&[0.0; 32], 32, Forms { narrow: false, codes: true }, &Threads::global()).unwrap();
+        prepared.prepare(Plain::of_f32(&[0.0; 32], 32), CODES, Team::One).unwrap();
         assert_eq!((prepared.scales[0], &prepared.codes[..]), (0.0, &[0i8; 32][..]));
     }
 }

@@ -241,16 +241,29 @@ impl BlockTensor {
 
     /// All weights, row-major.
     pub fn to_f32(&self) -> Vec<f32> {
-        let layout = self.format.layout();
-        let mut out = Vec::with_capacity(self.rows * self.columns);
-        for row in 0..self.rows {
-            let row = self.row(row);
-            for index in 0..self.columns / GROUP {
-                let group = self.format.group(row, index);
-                out.extend((0..GROUP).map(|i| group.weight(layout, i)));
-            }
+        let mut out = vec![0.0; self.rows * self.columns];
+        for (row, out) in out.chunks_exact_mut(self.columns.max(1)).enumerate() {
+            self.row_f32(row, out);
         }
         out
+    }
+
+    /// The weights of row `row` into `out`, whose length is [`Self::columns`].
+    ///
+    /// # Panics
+    /// When `row` or the length of `out` is wrong.
+    pub fn row_f32(&self, row: usize, out: &mut [f32]) {
+        assert_eq!(out.len(), self.columns, "row length");
+        let (layout, row) = (self.format.layout(), self.row(row));
+        for (index, out) in out.as_chunks_mut::<GROUP>().0.iter_mut().enumerate() {
+            let group = self.format.group(row, index);
+            *out = std::array::from_fn(|i| group.weight(layout, i));
+        }
+    }
+
+    /// Says that the bytes will not be read soon: see [`MappedFile::release`].
+    pub(crate) fn release(&self) {
+        self.file.release(self.range.clone());
     }
 }
 

@@ -35,6 +35,8 @@ pub(crate) struct Product {
     pub rows: usize,
     /// Result: `rows` rows of sixteen.
     pub out: *mut f32,
+    /// Elements from a row of the result to the next.
+    pub out_stride: usize,
 }
 
 /// f16 numbers that a group of a panel begins with.
@@ -194,7 +196,7 @@ unsafe fn tile<L: Lanes, const BITS: usize, const MINIMUM: bool, const HALVES: b
     }
     for (i, out) in out.iter().enumerate() {
         // SAFETY: row `row + i` of the result holds a panel.
-        unsafe { lanes.store(p.out.add((row + i) * PANEL + column), *out) };
+        unsafe { lanes.store(p.out.add((row + i) * p.out_stride + column), *out) };
     }
 }
 

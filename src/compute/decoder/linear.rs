@@ -1,29 +1,23 @@
-//! Linear layers of a decoder: one to a few hundred rows times weights of any stored format.
+//! Linear layers: any number of rows times weights of any stored format.
 //!
-//! Decoding one token is bound by reading the weights once, so they are held as narrow as they come, packed into
-//! panels that one thread streams from end to end. Plain numbers use the tiles of the encoder; coded ones
-//! ([`super::blocks`]) are multiplied as integers by activations rounded to eight bits, as llama.cpp does.
+//! Weights are held as narrow as they come, packed once into panels that one thread streams from end to end. Plain
+//! numbers are multiplied by plain activations; coded ones ([`super::blocks`]) as integers, by activations rounded to
+//! eight bits, as llama.cpp does. How a product is divided among threads is the caller's: see [`super::product`].
 
 use std::ops::Range;
 use std::sync::Arc;
 
-use crate::sync::Mutex;
 use half::{bf16, f16};
 
-use super::activations::{Activations, Forms};
-use super::blocks::{BlockTensor, GROUP, Group, Layout};
-use super::dot::{Dot, PANEL, Product, code_place, group_bytes};
-use crate::compute::kernels::tile::Tile;
-use crate::compute::kernels::{Kernels, LARGEST_TILE, units};
+use super::activations::Forms;
+use super::blocks::{BlockTensor, GROUP, Layout};
+use super::dot::{Dot, PANEL, code_place, group_bytes};
+use super::pack::pack;
+use crate::compute::kernels::rows::Turn;
+use crate::compute::kernels::{Kernels, units};
 use crate::compute::memory::Buffer;
-use crate::compute::{DType, Isa, Threads, Weight};
+use crate::compute::{DType, Isa, Weight};
 use crate::{Error, Result};
-
-/// Tasks for each thread: enough that a thread which starts late leaves work to the others.
-const TASKS_PER_THREAD: usize = 4;
-
-/// Rows that pass a panel before the next one is read: their activations stay in the second-level cache.
-const ROWS_AT_ONCE: usize = 256;
 
 /// How weights that are stored as plain numbers are held. Blocks stay as they are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,10 +69,66 @@ impl Matrix {
             Self::Blocks(blocks) => blocks.columns(),
         }
     }
+
+    /// All values, row-major.
+    pub fn to_f32(&self) -> Vec<f32> {
+        match self {
+            Self::Plain(weight) => weight.to_f32(),
+            Self::Blocks(blocks) => blocks.to_f32(),
+        }
+    }
+
+    /// Row `row` into `out`, whose length is [`Self::columns`].
+    ///
+    /// # Panics
+    /// When `row` or the length of `out` is wrong.
+    pub fn row_f32(&self, row: usize, out: &mut [f32]) {
+        match self {
+            Self::Plain(weight) => weight.row_f32(row, out),
+            Self::Blocks(blocks) => blocks.row_f32(row, out),
+        }
+    }
+
+    /// Adds row `row` to `out`, whose length is [`Self::columns`].
+    ///
+    /// # Panics
+    /// When `row` or the length of `out` is wrong.
+    pub fn add_row_f32(&self, row: usize, out: &mut [f32]) {
+        match self {
+            Self::Plain(weight) => weight.add_row_f32(row, out),
+            Self::Blocks(blocks) => {
+                let mut values = vec![0.0; out.len()];
+                blocks.row_f32(row, &mut values);
+                out.iter_mut().zip(values).for_each(|(out, value)| *out += value);
+            }
+        }
+    }
+
+    /// Bytes of memory that are not a mapped file's.
+    pub fn owned_bytes(&self) -> usize {
+        match self {
+            Self::Plain(weight) if !weight.is_mapped() => weight.bytes().len(),
+            _ => 0,
+        }
+    }
+
+    /// Says that the bytes will not be read soon: see [`crate::compute::memory::MappedFile::release`].
+    fn release(&self) {
+        match self {
+            Self::Plain(weight) => weight.release(),
+            Self::Blocks(blocks) => blocks.release(),
+        }
+    }
 }
 
-/// The CPU as decoders use it.
-#[derive(Debug)]
+impl From<Weight> for Matrix {
+    fn from(weight: Weight) -> Self {
+        Self::Plain(weight)
+    }
+}
+
+/// The kernels of one instruction set, for plain and for coded weights.
+#[derive(Debug, Clone, Copy)]
 pub struct Machine {
     pub(crate) kernels: &'static Kernels,
     pub(crate) dot: Dot,
@@ -89,31 +139,51 @@ impl Machine {
     pub fn new(isa: Isa) -> Self {
         Self { kernels: Kernels::of(isa), dot: Dot::of(isa) }
     }
+
+    /// Normalises and turns the heads of a row: see [`Turn`].
+    pub(crate) fn turn(
+        &self,
+        row: &mut [f32],
+        queries: usize,
+        width: usize,
+        norms: Option<(&[f32], &[f32], f32)>,
+        angles: &[f32],
+        neighbours: bool,
+    ) {
+        let heads = row.len() / width;
+        let row = row.as_mut_ptr().cast();
+        let turn = Turn { row, format: DType::F32, heads, queries, width, norms, angles, neighbours };
+        // SAFETY: the row holds so many heads.
+        unsafe { self.kernels.turn(&turn) };
+    }
 }
 
-/// `x Wᵀ + b`, for matrices side by side.
+/// `x Wᵀ + b`, for matrices side by side; or, gated, `activation(x Gᵀ + b) * (x Wᵀ + c)`.
 #[derive(Debug)]
 pub struct Linear {
-    parts: Vec<Part>,
-    bias: Vec<f32>,
-    inputs: usize,
-    outputs: usize,
-    forms: Forms,
+    pub(super) parts: Vec<Part>,
+    /// One number for each output of `parts`, or nothing.
+    pub(super) bias: Vec<f32>,
+    pub(super) inputs: usize,
+    pub(super) outputs: usize,
+    pub(super) forms: Forms,
+    /// The first part is a gate of the second.
+    pub(super) gated: bool,
 }
 
 /// Matrices of one form.
 #[derive(Debug)]
-struct Part {
-    form: Form,
+pub(super) struct Part {
+    pub(super) form: Form,
     memory: Arc<Buffer>,
     /// Bytes of `memory`.
     range: Range<usize>,
-    /// Columns of the output.
-    columns: Range<usize>,
+    /// Outputs, counted over all parts.
+    pub(super) columns: Range<usize>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Form {
+pub(super) enum Form {
     Plain(DType),
     Coded(Layout),
 }
@@ -130,7 +200,7 @@ impl Form {
     }
 
     /// Outputs of a panel.
-    fn width(self, kernels: &Kernels) -> usize {
+    pub(super) fn width(self, kernels: &Kernels) -> usize {
         match self {
             Self::Plain(_) => kernels.width,
             Self::Coded(_) => PANEL,
@@ -138,7 +208,7 @@ impl Form {
     }
 
     /// Bytes of a panel, in whole cache lines.
-    fn panel_bytes(self, kernels: &Kernels, inputs: usize) -> usize {
+    pub(super) fn panel_bytes(self, kernels: &Kernels, inputs: usize) -> usize {
         match self {
             Self::Plain(dtype) => units(dtype, inputs) * kernels.width * 4,
             Self::Coded(layout) => (inputs.div_ceil(GROUP) * group_bytes(layout)).next_multiple_of(64),
@@ -147,8 +217,12 @@ impl Form {
 }
 
 impl Part {
-    fn panel(&self, index: usize, bytes: usize) -> &[u8] {
+    pub(super) fn panel(&self, index: usize, bytes: usize) -> &[u8] {
         &self.memory.as_slice::<u8>()[self.range.clone()][index * bytes..][..bytes]
+    }
+
+    pub(super) fn panels(&self, kernels: &Kernels) -> usize {
+        self.columns.len().div_ceil(self.form.width(kernels))
     }
 }
 
@@ -158,6 +232,42 @@ impl Linear {
     /// # Errors
     /// [`Error::Internal`] when they do not fit together, [`Error::Io`] without memory.
     pub fn new(machine: &Machine, hold: Hold, matrices: &[(Matrix, Option<Weight>)]) -> Result<Self> {
+        Self::of(machine, hold, matrices, |a, b| Form::of(&a.0, hold) == Form::of(&b.0, hold))
+    }
+
+    /// Packs a gated layer.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn gated(
+        machine: &Machine,
+        hold: Hold,
+        gate: (Matrix, Option<Weight>),
+        up: (Matrix, Option<Weight>),
+    ) -> Result<Self> {
+        if gate.0.rows() != up.0.rows() {
+            return Err(misfit(&up.0, gate.0.columns()));
+        }
+        let mut parts = [gate, up];
+        let plain = |part: &(Matrix, _)| matches!(Form::of(&part.0, hold), Form::Plain(_));
+        if plain(&parts[0]) != plain(&parts[1]) {
+            // Panels meet one to one: a gate of codes beside a plain one is held plain as well.
+            for (matrix, _) in &mut parts {
+                *matrix = Weight::from_f32(&matrix.to_f32(), &[matrix.rows(), matrix.columns()])?.into();
+            }
+        }
+        let mut layer = Self::of(machine, hold, &parts, |_, _| false)?;
+        layer.outputs /= 2;
+        layer.gated = true;
+        Ok(layer)
+    }
+
+    fn of(
+        machine: &Machine,
+        hold: Hold,
+        matrices: &[(Matrix, Option<Weight>)],
+        one_part: impl Fn(&(Matrix, Option<Weight>), &(Matrix, Option<Weight>)) -> bool,
+    ) -> Result<Self> {
         let inputs = matrices.first().map_or(0, |(matrix, _)| matrix.columns());
         let mut bias = Vec::new();
         let mut outputs = 0;
@@ -165,10 +275,7 @@ impl Linear {
             let fits = matrix.columns() == inputs
                 && shift.as_ref().is_none_or(|shift| shift.shape() == [matrix.rows()]);
             if !fits || inputs == 0 {
-                return Err(Error::Internal {
-                    place: "linear".into(),
-                    reason: format!("a matrix of {} x {inputs} does not fit", matrix.rows()),
-                });
+                return Err(misfit(matrix, inputs));
             }
             outputs += matrix.rows();
             if let Some(shift) = shift {
@@ -181,7 +288,7 @@ impl Linear {
         }
         let mut parts = Vec::new();
         let mut start = 0;
-        for same in matrices.chunk_by(|a, b| Form::of(&a.0, hold) == Form::of(&b.0, hold)) {
+        for same in matrices.chunk_by(one_part) {
             let form = Form::of(&same[0].0, hold);
             let matrices: Vec<&Matrix> = same.iter().map(|(matrix, _)| matrix).collect();
             let rows: usize = matrices.iter().map(|matrix| matrix.rows()).sum();
@@ -191,10 +298,13 @@ impl Linear {
             start += rows;
         }
         let forms = Forms {
+            wide: parts.iter().any(|part| part.form == Form::Plain(DType::F32)),
             narrow: parts.iter().any(|part| part.form == Form::Plain(DType::Bf16)),
             codes: parts.iter().any(|part| matches!(part.form, Form::Coded(_))),
         };
-        Ok(Self { parts, bias, inputs, outputs, forms })
+        // The packed copy serves from now on: the file's pages need not count as ours.
+        matrices.iter().for_each(|(matrix, _)| matrix.release());
+        Ok(Self { parts, bias, inputs, outputs, forms, gated: false })
     }
 
     /// Moves the weights of `layers` into one mapping, in their order. Small mappings lie in small pages, and reading
@@ -237,55 +347,6 @@ impl Linear {
     /// Bytes of memory.
     pub fn bytes(&self) -> u64 {
         self.parts.iter().map(|part| part.range.len() as u64).sum::<u64>() + 4 * self.bias.len() as u64
-    }
-
-    /// `out = x Wᵀ + b`, or `out += x Wᵀ + b`, for rows of `x`. `scratch` keeps its memory between calls.
-    pub(crate) fn apply(
-        &self,
-        machine: &Machine,
-        threads: &Threads,
-        scratch: &mut Activations,
-        x: &[f32],
-        out: &mut [f32],
-        accumulate: bool,
-    ) -> Result<()> {
-        let rows = x.len() / self.inputs;
-        assert!(
-            x.len() == rows * self.inputs && out.len() == rows * self.outputs,
-            "shapes of a linear layer"
-        );
-        scratch.prepare(x, self.inputs, self.forms, threads)?;
-        let kernels = machine.kernels;
-        let panels: Vec<usize> =
-            self.parts.iter().map(|part| part.columns.len().div_ceil(part.form.width(kernels))).collect();
-        let total: usize = panels.iter().sum();
-        let tasks = total.min(threads.count() * TASKS_PER_THREAD);
-        let work = Work { layer: self, machine, x, prepared: scratch, out: out.as_mut_ptr(), accumulate };
-        threads.run(tasks, &|task| {
-            let mut product = [0.0f32; LARGEST_TILE];
-            let share = total * task / tasks..total * (task + 1) / tasks;
-            for first_row in (0..rows).step_by(ROWS_AT_ONCE) {
-                let rows = first_row..rows.min(first_row + ROWS_AT_ONCE);
-                let mut first = 0;
-                for (part, &count) in self.parts.iter().zip(&panels) {
-                    for panel in share.start.max(first)..share.end.min(first + count) {
-                        // SAFETY: panels are divided among the tasks, so their columns of `out` are this task's.
-                        unsafe { work.panel(part, panel - first, rows.clone(), &mut product) };
-                    }
-                    first += count;
-                }
-            }
-        })
-    }
-
-    fn finish(&self, values: &[f32], column: usize, accumulate: bool, out: &mut [f32]) {
-        if self.bias.is_empty() {
-            let pairs = out.iter_mut().zip(values);
-            pairs.for_each(|(out, value)| *out = if accumulate { *out + value } else { *value });
-        } else {
-            let pairs = out.iter_mut().zip(values).zip(&self.bias[column..]);
-            pairs.for_each(|((out, value), bias)| *out = value + bias + if accumulate { *out } else { 0.0 });
-        }
     }
 
     /// Output row `row` of the matrix itself, without the bias: an embedding that shares its memory with the head.
@@ -340,159 +401,11 @@ impl Linear {
     }
 }
 
-/// One product of a layer, divided among tasks by panels.
-struct Work<'a> {
-    layer: &'a Linear,
-    machine: &'a Machine,
-    x: &'a [f32],
-    prepared: &'a Activations,
-    out: *mut f32,
-    accumulate: bool,
-}
-
-// SAFETY: tasks write disjoint columns of an exclusively borrowed slice.
-unsafe impl Sync for Work<'_> {}
-
-impl Work<'_> {
-    /// One panel times some rows.
-    ///
-    /// # Safety
-    /// No other task writes the panel's columns of the output.
-    unsafe fn panel(&self, part: &Part, index: usize, rows: Range<usize>, product: &mut [f32; LARGEST_TILE]) {
-        let (kernels, inputs) = (self.machine.kernels, self.layer.inputs);
-        let width = part.form.width(kernels);
-        let bytes = part.form.panel_bytes(kernels, inputs);
-        let panel = part.panel(index, bytes).as_ptr();
-        let start = part.columns.start + index * width;
-        let columns = start..part.columns.end.min(start + width);
-        let tallest = match part.form {
-            Form::Plain(_) => kernels.rows,
-            Form::Coded(_) => LARGEST_TILE / PANEL,
-        };
-        for first in rows.clone().step_by(tallest) {
-            let count = tallest.min(rows.end - first);
-            match part.form {
-                Form::Plain(dtype) => {
-                    let (a, a_stride) = match dtype {
-                        DType::F32 => (self.x[first * inputs..].as_ptr().cast(), inputs * 4),
-                        DType::Bf16 => {
-                            let stride = inputs.next_multiple_of(2);
-                            (self.prepared.narrow[first * stride..].as_ptr().cast(), stride * 2)
-                        }
-                    };
-                    let (panel, k) = (panel.cast(), units(dtype, inputs));
-                    let c = product.as_mut_ptr();
-                    let tile =
-                        Tile { a, a_stride, panel, k, c, c_stride: width, rows: count, accumulate: false };
-                    // SAFETY: `count` rows of activations exist, the panel was bounds-checked and is whole.
-                    unsafe { kernels.tile(dtype, &tile) };
-                }
-                Form::Coded(layout) => {
-                    let groups = inputs.div_ceil(GROUP);
-                    let terms = Product {
-                        panel,
-                        groups,
-                        x: self.prepared.codes[first * groups * GROUP..].as_ptr(),
-                        x_scales: self.prepared.scales[first * groups..].as_ptr(),
-                        x_sums: self.prepared.sums[first * groups * 2..].as_ptr(),
-                        x_totals: self.prepared.totals[first * groups..].as_ptr(),
-                        rows: count,
-                        out: product.as_mut_ptr(),
-                    };
-                    // SAFETY: as above, with a scale and sums for each group of each row.
-                    unsafe { self.machine.dot.run(&terms, layout) };
-                }
-            }
-            for (row, values) in product.chunks_exact(width).take(count).enumerate() {
-                // SAFETY: rows and columns lie inside the output (`apply` checked), and are this task's.
-                let out = unsafe {
-                    let start = self.out.add((first + row) * self.layer.outputs + columns.start);
-                    std::slice::from_raw_parts_mut(start, columns.len())
-                };
-                self.layer.finish(values, columns.start, self.accumulate, out);
-            }
-        }
+fn misfit(matrix: &Matrix, inputs: usize) -> Error {
+    Error::Internal {
+        place: "linear".into(),
+        reason: format!("a matrix of {} x {} does not fit {inputs} inputs", matrix.rows(), matrix.columns()),
     }
-}
-
-fn pack(kernels: &Kernels, form: Form, hold: Hold, matrices: &[&Matrix], inputs: usize) -> Result<Buffer> {
-    let rows: Vec<(&Matrix, usize)> =
-        matrices.iter().flat_map(|matrix| (0..matrix.rows()).map(move |row| (*matrix, row))).collect();
-    let width = form.width(kernels);
-    let bytes = form.panel_bytes(kernels, inputs);
-    let mut panels = Buffer::zeroed(rows.len().div_ceil(width) * bytes)?;
-    let tasks: Vec<_> = panels.as_mut_slice::<u32>().chunks_mut(bytes / 4).map(Mutex::new).collect();
-    Threads::global().run(tasks.len(), &|panel| {
-        let rows = &rows[panel * width..rows.len().min((panel + 1) * width)];
-        let mut panel = tasks[panel].lock();
-        match form {
-            Form::Plain(dtype) => pack_plain(kernels, dtype, rows, inputs, &mut panel),
-            Form::Coded(layout) => pack_codes(layout, hold, rows, inputs, &mut panel),
-        }
-    })?;
-    drop(tasks);
-    Ok(panels)
-}
-
-fn pack_plain(kernels: &Kernels, dtype: DType, rows: &[(&Matrix, usize)], inputs: usize, panel: &mut [u32]) {
-    let mut values = vec![0.0f32; rows.len() * inputs];
-    for ((matrix, row), out) in rows.iter().zip(values.chunks_mut(inputs)) {
-        if let Matrix::Plain(weight) = matrix {
-            weight.row_f32(*row, out);
-        }
-    }
-    let (from, stride, _narrow);
-    match dtype {
-        DType::F32 => (from, stride) = (values.as_ptr().cast::<u8>(), inputs * 4),
-        DType::Bf16 => {
-            let mut narrow: Vec<u16> = values.iter().map(|&x| bf16::from_f32(x).to_bits()).collect();
-            narrow.push(0);
-            (from, stride) = (narrow.as_ptr().cast(), inputs * 2);
-            _narrow = narrow;
-        }
-    }
-    // SAFETY: the rows lie one after another; those of bf16 have one element more for an odd number of inputs.
-    unsafe { kernels.pack_columns(dtype, from, stride, rows.len(), inputs, panel) };
-}
-
-fn pack_codes(layout: Layout, hold: Hold, rows: &[(&Matrix, usize)], inputs: usize, panel: &mut [u32]) {
-    let bytes = group_bytes(layout);
-    let panel = as_bytes(panel);
-    let mut values = vec![0.0f32; inputs.next_multiple_of(GROUP)];
-    for (column, (matrix, row)) in rows.iter().enumerate() {
-        if let Matrix::Plain(weight) = matrix {
-            weight.row_f32(*row, &mut values[..inputs]);
-        }
-        for index in 0..inputs.div_ceil(GROUP) {
-            let group = match matrix {
-                Matrix::Blocks(blocks) => blocks.format().group(blocks.row(*row), index),
-                Matrix::Plain(_) => {
-                    let values = &values.as_chunks::<GROUP>().0[index];
-                    if hold == Hold::Int4 { Group::four_bits(values) } else { Group::eight_bits(values) }
-                }
-            };
-            let to = &mut panel[index * bytes..][..bytes];
-            let mut number = |which: usize, value: f32| {
-                let at = (which * PANEL + column) * 2;
-                to[at..at + 2].copy_from_slice(&f16::from_f32(value).to_le_bytes());
-            };
-            number(0, group.scales[0]);
-            if layout.halves {
-                number(1, group.scales[1]);
-            } else if layout.zero.is_none() {
-                number(1, group.minimum);
-            }
-            for (i, code) in group.codes.into_iter().enumerate() {
-                let (at, high) = code_place(layout, column, i);
-                to[at] |= if high { code << 4 } else { code };
-            }
-        }
-    }
-}
-
-fn as_bytes(units: &mut [u32]) -> &mut [u8] {
-    // SAFETY: any four bytes are a u32, bytes need no alignment, and the borrow is exclusive.
-    unsafe { std::slice::from_raw_parts_mut(units.as_mut_ptr().cast(), size_of_val(units)) }
 }
 
 #[cfg(test)]

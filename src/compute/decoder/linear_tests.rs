@@ -2,8 +2,11 @@ use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{Device, Tensor};
 
 use super::*;
+use crate::compute::decoder::activations::Activations;
 use crate::compute::decoder::blocks::BlockFormat;
+use crate::compute::decoder::product::Then;
 use crate::compute::memory::MappedFile;
+use crate::compute::{Activation, Threads};
 
 fn wave(n: usize, step: f32) -> Vec<f32> {
     (0..n).map(|i| (i as f32 * step).sin() * (1.0 + (i % 7) as f32 * 0.3)).collect()
@@ -47,7 +50,8 @@ fn blocks(
 fn apply(isa: Isa, linear: &Linear, x: &[f32]) -> Vec<f32> {
     let mut out = vec![0.0; x.len() / linear.inputs() * linear.outputs()];
     let mut scratch = Activations::default();
-    linear.apply(&Machine::new(isa), &Threads::global(), &mut scratch, x, &mut out, false).unwrap();
+    let then = Then::Store(Activation::Identity);
+    linear.apply(&Machine::new(isa), &Threads::global(), &mut scratch, x, &mut out, then).unwrap();
     out
 }
 
@@ -157,8 +161,48 @@ fn parts_of_different_forms_lie_side_by_side_and_add_up() {
     let once = apply(Isa::best(), &linear, &x);
     assert!((once[20] - 1.0 - reference(&x, &second, inputs)[0].0 as f32).abs() < 1e-3);
     let mut twice = once.clone();
-    linear.apply(&machine, &Threads::global(), &mut Activations::default(), &x, &mut twice, true).unwrap();
+    let scratch = &mut Activations::default();
+    linear.apply(&machine, &Threads::global(), scratch, &x, &mut twice, Then::Add).unwrap();
     assert!(once.iter().zip(&twice).all(|(once, twice)| *twice == once + once));
+}
+
+#[test]
+fn a_gate_meets_its_partner_in_every_form() {
+    let (outputs, inputs, rows) = (50, 64, 31);
+    let (gate, up) = (wave(outputs * inputs, 0.013), wave(outputs * inputs, 0.029));
+    let (shift, x) = (wave(outputs, 0.5), wave(rows * inputs, 0.7));
+    let (_first, gate_codes) = blocks(&gate, outputs, inputs, BlockFormat::Q8_0);
+    let (_second, up_codes) = blocks(&up, outputs, inputs, BlockFormat::Q5_1);
+    let plain = |values: &[f32]| Matrix::Plain(Weight::from_f32(values, &[outputs, inputs]).unwrap());
+    for isa in Isa::available() {
+        for (gate_of, up_of, allowed) in [
+            (plain(&gate), plain(&up), 1e-4),
+            (Matrix::Blocks(gate_codes.clone()), plain(&up), 0.5),
+            (Matrix::Blocks(gate_codes.clone()), Matrix::Blocks(up_codes.clone()), 20.0),
+        ] {
+            let machine = Machine::new(isa);
+            let bias = || Some(Weight::from_f32(&shift, &[outputs]).unwrap());
+            let (exact_gate, exact_up) = (gate_of.to_f32(), up_of.to_f32());
+            let linear = Linear::gated(&machine, Hold::F32, (gate_of, bias()), (up_of, bias())).unwrap();
+            assert_eq!(linear.outputs(), outputs);
+            let mut out = vec![0.0; rows * outputs];
+            let then = Then::Store(Activation::Silu);
+            linear
+                .apply(&machine, &Threads::global(), &mut Activations::default(), &x, &mut out, then)
+                .unwrap();
+            let gates = reference(&x, &exact_gate, inputs);
+            let ups = reference(&x, &exact_up, inputs);
+            for (i, ((gate, _), (up, _))) in gates.iter().zip(&ups).enumerate() {
+                let shift = f64::from(shift[i % outputs]);
+                let (gate, up) = (gate + shift, up + shift);
+                let exact = gate / (1.0 + (-gate).exp()) * up;
+                assert!((f64::from(out[i]) - exact).abs() <= allowed, "{isa} {i}: {} for {exact}", out[i]);
+            }
+        }
+    }
+    let machine = Machine::new(Isa::Portable);
+    let short = Matrix::Plain(Weight::from_f32(&[0.0; 64], &[1, 64]).unwrap());
+    assert!(Linear::gated(&machine, Hold::F32, (plain(&gate), None), (short, None)).is_err());
 }
 
 #[test]

@@ -7,9 +7,11 @@ mod blocks;
 mod cache;
 mod dot;
 mod linear;
+mod pack;
+pub(crate) mod product;
 pub(crate) mod rows;
 
 pub use blocks::{BlockFormat, BlockTensor};
 pub use cache::{CacheShape, KvCache};
 pub use linear::{Hold, Linear, Machine, Matrix};
-pub use rows::{Bend, Pairing, Rotary};
+pub use rows::{Pairing, Rotary};

@@ -78,5 +78,6 @@ pub(crate) fn activate<S: Simd>(s: S, activation: Activation, x: S::V) -> S::V {
         Activation::Gelu => gelu(s, x),
         Activation::GeluTanh => gelu_tanh(s, x),
         Activation::Relu => s.max(s.splat(0.0), x),
+        Activation::Silu => s.div(x, s.add(s.splat(1.0), exp(s, s.sub(s.splat(0.0), x)))),
     }
 }

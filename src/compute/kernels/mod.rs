@@ -19,7 +19,7 @@ pub(crate) mod x86;
 
 use std::fmt;
 
-use self::rows::{Finish, Softmax};
+use self::rows::{Finish, RmsRow, Softmax, Turn};
 use self::simd::{Plain, Simd};
 use self::tile::Tile;
 use super::{DType, Isa};
@@ -27,6 +27,8 @@ use super::{DType, Isa};
 type TileFn = unsafe fn(&Tile);
 type FinishFn = unsafe fn(&Finish);
 type NormFn = unsafe fn(&mut [f32], &[f32], &[f32], f32, Option<&mut [u16]>);
+type RmsFn = unsafe fn(&RmsRow<'_>);
+type TurnFn = unsafe fn(&Turn<'_>);
 type SoftmaxFn = unsafe fn(&mut Softmax<'_>);
 type TransposeFn = unsafe fn(*const u8, usize, usize, usize, bool, &mut [u32]);
 type ValuesFn = unsafe fn(*const u8, usize, usize, usize, usize, &mut [u32]);
@@ -42,6 +44,8 @@ pub(crate) struct Kernels {
     tile_bf16: TileFn,
     finish: FinishFn,
     norm: NormFn,
+    rms: RmsFn,
+    turn: TurnFn,
     softmax: SoftmaxFn,
     transpose: TransposeFn,
     values_f32: ValuesFn,
@@ -72,6 +76,16 @@ macro_rules! table {
         unsafe fn norm(x: &mut [f32], scale: &[f32], shift: &[f32], epsilon: f32, narrow: Option<&mut [u16]>) {
             // SAFETY: as above.
             rows::norm::<$kind>(unsafe { <$kind>::permit() }, x, scale, shift, epsilon, narrow);
+        }
+        $(#[target_feature(enable = $features)])?
+        unsafe fn rms(row: &RmsRow<'_>) {
+            // SAFETY: as above.
+            unsafe { rows::rms::<$kind>(<$kind>::permit(), row) }
+        }
+        $(#[target_feature(enable = $features)])?
+        unsafe fn turn(t: &Turn<'_>) {
+            // SAFETY: as above.
+            unsafe { rows::turn::<$kind>(<$kind>::permit(), t) }
         }
         $(#[target_feature(enable = $features)])?
         unsafe fn softmax(block: &mut Softmax<'_>) {
@@ -122,6 +136,8 @@ macro_rules! table {
             tile_bf16,
             finish,
             norm,
+            rms,
+            turn,
             softmax,
             transpose,
             values_f32,
@@ -197,6 +213,32 @@ impl Kernels {
     ) {
         // SAFETY: the CPU runs this table.
         unsafe { (self.norm)(x, scale, shift, epsilon, narrow) }
+    }
+
+    /// [`rows::rms`], in place.
+    pub(crate) fn rms_in_place(&self, x: &mut [f32], scale: &[f32], epsilon: f32) {
+        assert_eq!(x.len(), scale.len(), "norm parameters");
+        let out = x.as_mut_ptr();
+        // SAFETY: the CPU runs this table; both lengths are those of `scale`.
+        unsafe { (self.rms)(&RmsRow { x: out, scale, epsilon, out: out.cast(), to: DType::F32 }) }
+    }
+
+    /// [`rows::rms`].
+    ///
+    /// # Safety
+    /// All that [`RmsRow`] names can be read, and the output written.
+    pub(crate) unsafe fn rms(&self, row: &RmsRow<'_>) {
+        // SAFETY: the CPU runs this table; the rest is the caller's.
+        unsafe { (self.rms)(row) }
+    }
+
+    /// [`rows::turn`].
+    ///
+    /// # Safety
+    /// The row can be read and written.
+    pub(crate) unsafe fn turn(&self, t: &Turn<'_>) {
+        // SAFETY: the CPU runs this table; the rest is the caller's.
+        unsafe { (self.turn)(t) }
     }
 
     /// [`rows::softmax`].

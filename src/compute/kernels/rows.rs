@@ -7,8 +7,10 @@ use crate::compute::{Activation, DType};
 /// A tile's way into its output matrix.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Finish {
-    /// The product: rows of two registers, one after another.
+    /// The product: rows of whole registers.
     pub tile: *const f32,
+    /// Elements from a row of the tile to the next.
+    pub tile_stride: usize,
     /// Rows of the tile.
     pub rows: usize,
     /// Columns of the tile that the output has.
@@ -17,6 +19,10 @@ pub(crate) struct Finish {
     pub bias: *const f32,
     /// Applied after the bias.
     pub activation: Activation,
+    /// Another product, laid out as `tile`, which the activated values are multiplied by: a gate. Or null.
+    pub gated: *const f32,
+    /// What is added to `gated` first, or null.
+    pub gated_bias: *const f32,
     /// A factor for every row, or null.
     pub factors: *const f32,
     /// Where the first element goes.
@@ -29,7 +35,7 @@ pub(crate) struct Finish {
     pub accumulate: bool,
 }
 
-/// `out = activation(tile * factor + bias)`, or `out +=` it, rounded to the output's format.
+/// `out = activation(tile * factor + bias) * (gated + gated_bias)`, or `out +=` it, rounded to the output's format.
 ///
 /// # Safety
 /// All that [`Finish`] names can be read, and the output written.
@@ -43,7 +49,7 @@ pub(crate) unsafe fn finish<S: Simd>(s: S, f: &Finish) {
             }
         };
     }
-    with!(Activation::Identity, Activation::Gelu, Activation::GeluTanh, Activation::Relu);
+    with!(Activation::Identity, Activation::Gelu, Activation::GeluTanh, Activation::Relu, Activation::Silu);
 }
 
 /// # Safety
@@ -52,19 +58,23 @@ pub(crate) unsafe fn finish<S: Simd>(s: S, f: &Finish) {
 unsafe fn finish_with<S: Simd>(s: S, f: &Finish, activation: Activation) {
     for column in (0..f.columns).step_by(S::LANES) {
         let n = S::LANES.min(f.columns - column);
-        let mut bias = s.splat(0.0);
-        if !f.bias.is_null() {
-            // SAFETY: the first `n` of `bias` from `column` on are readable.
-            bias = unsafe { load(s, f.bias.add(column), n) };
-        }
+        let shift = |bias: *const f32| {
+            // SAFETY: the first `n` of a bias from `column` on are readable.
+            if bias.is_null() { s.splat(0.0) } else { unsafe { load(s, bias.add(column), n) } }
+        };
+        let (bias, gated_bias) = (shift(f.bias), shift(f.gated_bias));
         for row in 0..f.rows {
-            // SAFETY: the tile holds two whole registers a row; the output is touched in its columns only.
+            // SAFETY: the tiles hold whole registers in a row; the output is touched in its columns only.
             unsafe {
-                let mut x = s.load(f.tile.add(row * 2 * S::LANES + column));
+                let mut x = s.load(f.tile.add(row * f.tile_stride + column));
                 if !f.factors.is_null() {
                     x = s.mul(x, s.splat(*f.factors.add(row)));
                 }
                 x = activate(s, activation, s.add(x, bias));
+                if !f.gated.is_null() {
+                    let gated = s.load(f.gated.add(row * f.tile_stride + column));
+                    x = s.mul(x, s.add(gated, gated_bias));
+                }
                 let out = f.out.add(row * f.out_stride);
                 match f.to {
                     DType::F32 => {
@@ -95,6 +105,130 @@ unsafe fn store<S: Simd>(s: S, to: *mut f32, x: S::V, n: usize) {
 unsafe fn load<S: Simd>(s: S, from: *const f32, n: usize) -> S::V {
     // SAFETY: the caller's.
     unsafe { if n == S::LANES { s.load(from) } else { s.load_first(from, n) } }
+}
+
+/// One row's way out of [`rms`], where it may also come from.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RmsRow<'a> {
+    /// As many values as `scale` has.
+    pub x: *const f32,
+    /// A factor for each value.
+    pub scale: &'a [f32],
+    /// Added to the mean square.
+    pub epsilon: f32,
+    /// As many values in the format `to`; may be `x` itself in f32.
+    pub out: *mut u8,
+    /// The output's number format.
+    pub to: DType,
+}
+
+/// `x / √(mean(x²) + epsilon) * scale`, rounded to the output's format.
+///
+/// # Safety
+/// All that [`RmsRow`] names can be read, and the output written.
+#[inline(always)]
+pub(crate) unsafe fn rms<S: Simd>(s: S, row: &RmsRow<'_>) {
+    let (x, n) = (row.x, row.scale.len());
+    let chunks = || (0..n).step_by(S::LANES).map(|i| (i, S::LANES.min(n - i)));
+    let mut squares = s.splat(0.0);
+    for (i, m) in chunks() {
+        // SAFETY: `i + m <= n`, here and below; lanes past the end are zero.
+        let x = unsafe { load(s, x.add(i), m) };
+        squares = s.mul_add(x, x, squares);
+    }
+    let inverse = s.splat(1.0 / (s.sum(squares) / n.max(1) as f32 + row.epsilon).sqrt());
+    for (i, m) in chunks() {
+        // SAFETY: as above.
+        unsafe {
+            let scale = load(s, row.scale.as_ptr().add(i), m);
+            let y = s.mul(s.mul(load(s, x.add(i), m), inverse), scale);
+            match row.to {
+                DType::F32 => store(s, row.out.cast::<f32>().add(i), y, m),
+                DType::Bf16 => s.store_bf16(row.out.cast::<u16>().add(i), y, m),
+            }
+        }
+    }
+}
+
+/// The longest head that [`turn`] takes.
+pub(crate) const LONGEST_HEAD: usize = 512;
+
+/// Queries and keys of one token, which learn where they are.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Turn<'a> {
+    /// `heads` times `width` values: query heads, then key heads.
+    pub row: *mut u8,
+    /// Their number format.
+    pub format: DType,
+    /// Query heads and key heads together.
+    pub heads: usize,
+    /// Query heads.
+    pub queries: usize,
+    /// Values of a head, at most [`LONGEST_HEAD`].
+    pub width: usize,
+    /// RMS normalisation of each query and each key before they turn: scales and epsilon.
+    pub norms: Option<(&'a [f32], &'a [f32], f32)>,
+    /// Cosines, then sines, of the token's position: one of each for every pair.
+    pub angles: &'a [f32],
+    /// Whether neighbours are pairs: `2 i` with `2 i + 1`; else `i` with `i + pairs`.
+    pub neighbours: bool,
+}
+
+/// Normalises and turns each head of a row.
+///
+/// # Safety
+/// The row can be read and written.
+///
+/// # Panics
+/// When a head is longer than [`LONGEST_HEAD`], shorter than its pairs, or of another length than the norms.
+#[inline(always)]
+pub(crate) unsafe fn turn<S: Simd>(s: S, t: &Turn<'_>) {
+    let (width, pairs) = (t.width, t.angles.len() / 2);
+    let fits = t.norms.is_none_or(|(queries, keys, _)| queries.len() == width && keys.len() == width);
+    assert!(width <= LONGEST_HEAD && 2 * pairs <= width && fits, "heads to turn");
+    let (cosines, sines) = t.angles.split_at(pairs);
+    let mut wide = [0.0_f32; LONGEST_HEAD];
+    for head in 0..t.heads {
+        let narrow = t.row.cast::<u16>().wrapping_add(head * width);
+        let values = match t.format {
+            // SAFETY: head `head` of the row.
+            DType::F32 => unsafe {
+                std::slice::from_raw_parts_mut(t.row.cast::<f32>().add(head * width), width)
+            },
+            DType::Bf16 => {
+                // SAFETY: as above.
+                let narrow = unsafe { std::slice::from_raw_parts(narrow, width) };
+                for (wide, &narrow) in wide.iter_mut().zip(narrow) {
+                    *wide = f32::from_bits(u32::from(narrow) << 16);
+                }
+                &mut wide[..width]
+            }
+        };
+        if let Some((queries, keys, epsilon)) = t.norms {
+            let (x, scale) = (values.as_mut_ptr(), if head < t.queries { queries } else { keys });
+            // SAFETY: `width` values, in place.
+            unsafe { rms(s, &RmsRow { x, scale, epsilon, out: x.cast(), to: DType::F32 }) };
+        }
+        if t.neighbours {
+            for ((pair, cosine), sine) in values.as_chunks_mut::<2>().0.iter_mut().zip(cosines).zip(sines) {
+                let [x, y] = *pair;
+                *pair = [x * cosine - y * sine, y * cosine + x * sine];
+            }
+        } else {
+            let (first, second) = values.split_at_mut(pairs);
+            for (((a, b), cosine), sine) in first.iter_mut().zip(second).zip(cosines).zip(sines) {
+                let (x, y) = (*a, *b);
+                (*a, *b) = (x * cosine - y * sine, y * cosine + x * sine);
+            }
+        }
+        if t.format == DType::Bf16 {
+            for i in (0..width).step_by(S::LANES) {
+                let m = S::LANES.min(width - i);
+                // SAFETY: `i + m <= width`, and the buffer holds whole registers.
+                unsafe { s.store_bf16(narrow.add(i), s.load_first(values.as_ptr().add(i), m), m) };
+            }
+        }
+    }
 }
 
 /// Layer normalisation of one row in place: `(x - mean) / √(variance + epsilon) * scale + shift`, and the same

@@ -6,7 +6,7 @@ use half::bf16;
 use proptest::prelude::*;
 
 use super::math::{activate, exp};
-use super::rows::{Finish, Running, Softmax};
+use super::rows::{Finish, RmsRow, Running, Softmax, Turn};
 use super::simd::{Plain, Simd};
 use super::tile::Tile;
 use super::{Kernels, units};
@@ -14,8 +14,8 @@ use crate::compute::guarded::Guarded;
 use crate::compute::{Activation, DType, Isa};
 
 const FORMATS: [DType; 2] = [DType::F32, DType::Bf16];
-const ACTIVATIONS: [Activation; 4] =
-    [Activation::Identity, Activation::Gelu, Activation::GeluTanh, Activation::Relu];
+const ACTIVATIONS: [Activation; 5] =
+    [Activation::Identity, Activation::Gelu, Activation::GeluTanh, Activation::Relu, Activation::Silu];
 
 fn all() -> impl Iterator<Item = &'static Kernels> {
     Isa::available().map(Kernels::of)
@@ -149,6 +149,7 @@ fn reference(activation: Activation, x: f64) -> f64 {
             x / (1.0 + (-2.0 * y).exp())
         }
         Activation::Relu => x.max(0.0),
+        Activation::Silu => x / (1.0 + (-x).exp()),
     }
 }
 
@@ -157,6 +158,7 @@ fn tiles_finish_in_every_way() {
     for kernels in all() {
         let rows = kernels.rows;
         let tile = Guarded::new(&random(rows * kernels.width, 6).iter().map(|x| x * 4.0).collect::<Vec<_>>());
+        let gate = Guarded::new(&random(rows * kernels.width, 17));
         let factors = Guarded::new(&random(rows, 7));
         for columns in 0..=kernels.width {
             for (case, activation) in ACTIVATIONS.into_iter().enumerate() {
@@ -165,12 +167,16 @@ fn tiles_finish_in_every_way() {
                         let (with_bias, with_factors) = (case % 2 == 0, columns % 2 == 0);
                         let bias = Guarded::new(&random(columns, 8));
                         let (mut out, before) = operand(to, &random(rows * columns, 9));
+                        let with_gate = columns % 3 == 0;
                         let f = Finish {
                             tile: tile.as_ptr(),
+                            tile_stride: kernels.width,
                             rows,
                             columns,
                             bias: if with_bias { bias.as_ptr() } else { std::ptr::null() },
                             activation,
+                            gated: if with_gate { gate.as_ptr() } else { std::ptr::null() },
+                            gated_bias: if with_gate && with_bias { bias.as_ptr() } else { std::ptr::null() },
                             factors: if with_factors { factors.as_ptr() } else { std::ptr::null() },
                             out: out.as_mut_ptr(),
                             out_stride: columns * to.bytes(),
@@ -184,7 +190,12 @@ fn tiles_finish_in_every_way() {
                             let mut x = f64::from(tile[row * kernels.width + column]);
                             x *= if with_factors { f64::from(factors[row]) } else { 1.0 };
                             x += if with_bias { f64::from(bias[column]) } else { 0.0 };
-                            x = reference(activation, x) + if accumulate { before } else { 0.0 };
+                            x = reference(activation, x);
+                            if with_gate {
+                                let shift = if with_bias { f64::from(bias[column]) } else { 0.0 };
+                                x *= f64::from(gate[row * kernels.width + column]) + shift;
+                            }
+                            x += if accumulate { before } else { 0.0 };
                             let got = match to {
                                 DType::F32 => f32::from_ne_bytes(*out[i * 4..].first_chunk().unwrap()),
                                 DType::Bf16 => {
@@ -224,6 +235,89 @@ fn rows_are_normalised() {
             assert!(*alone == *x);
         }
         kernels.norm(&mut [], &[], &[], 1e-5, None);
+    }
+}
+
+#[test]
+fn heads_are_normalised_and_turned() {
+    for kernels in all() {
+        for (format, allowed) in [(DType::F32, 1e-5), (DType::Bf16, 2e-2)] {
+            for (width, pairs) in [(2, 1), (12, 6), (64, 32), (80, 20), (128, 64)] {
+                for (neighbours, normalised) in [(false, true), (true, true), (false, false)] {
+                    let (queries, heads) = (3, 5);
+                    let (mut row, before) = operand(format, &random(heads * width, 20));
+                    let scales = [random(width, 21), random(width, 22)].map(|scale| Guarded::new(&scale));
+                    let turns: Vec<f32> = random(pairs, 23);
+                    let angles: Vec<f32> =
+                        turns.iter().map(|x| x.cos()).chain(turns.iter().map(|x| x.sin())).collect();
+                    let angles = Guarded::new(&angles);
+                    let turn = Turn {
+                        row: row.as_mut_ptr(),
+                        format,
+                        heads,
+                        queries,
+                        width,
+                        norms: normalised.then_some((&scales[0], &scales[1], 1e-6)),
+                        angles: &angles,
+                        neighbours,
+                    };
+                    // SAFETY: the row holds so many heads.
+                    unsafe { kernels.turn(&turn) };
+                    for head in 0..heads {
+                        let mut x = before[head * width..][..width].to_vec();
+                        if normalised {
+                            let mean = x.iter().map(|x| x * x).sum::<f64>() / width as f64;
+                            let scale = &scales[usize::from(head >= queries)];
+                            for (x, scale) in x.iter_mut().zip(&scale[..]) {
+                                *x = *x / (mean + 1e-6).sqrt() * f64::from(*scale);
+                            }
+                        }
+                        for (pair, angle) in turns.iter().enumerate() {
+                            let (i, j) =
+                                if neighbours { (2 * pair, 2 * pair + 1) } else { (pair, pair + pairs) };
+                            let (sine, cosine) = f64::from(*angle).sin_cos();
+                            (x[i], x[j]) = (x[i] * cosine - x[j] * sine, x[j] * cosine + x[i] * sine);
+                        }
+                        for (i, x) in x.into_iter().enumerate() {
+                            let at = head * width + i;
+                            let got = match format {
+                                DType::F32 => f32::from_ne_bytes(*row[at * 4..].first_chunk().unwrap()),
+                                DType::Bf16 => {
+                                    bf16::from_ne_bytes(*row[at * 2..].first_chunk().unwrap()).to_f32()
+                                }
+                            };
+                            assert!(
+                                (f64::from(got) - x).abs() <= allowed,
+                                "{kernels:?} {format:?} {width} {pairs} {neighbours} {head} {i}: {got} for {x}"
+                            );
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn rms_of_any_length_in_both_formats() {
+    for kernels in all() {
+        for n in (1..40).chain([128, 1000]) {
+            let (x, scale) = (Guarded::new(&random(n, 24)), Guarded::new(&random(n, 25)));
+            let mean = x.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>() / n as f64;
+            let mut narrow = Guarded::new(&vec![0_u16; n]);
+            let out = narrow.as_mut_ptr().cast();
+            // SAFETY: all of one length.
+            unsafe {
+                kernels.rms(&RmsRow { x: x.as_ptr(), scale: &scale, epsilon: 1e-5, out, to: DType::Bf16 })
+            };
+            let mut wide = Guarded::new(&x);
+            kernels.rms_in_place(&mut wide, &scale, 1e-5);
+            for i in 0..n {
+                let exact = f64::from(x[i]) / (mean + 1e-5).sqrt() * f64::from(scale[i]);
+                assert!((f64::from(wide[i]) - exact).abs() < 1e-6, "{kernels:?} {n} {i}");
+                assert_eq!(narrow[i], bf16::from_f32(wide[i]).to_bits());
+            }
+        }
     }
 }
 
@@ -355,6 +449,9 @@ fn activated(kernels: &Kernels, activation: Activation, values: &[f32]) -> Vec<f
         tile[..x.len()].copy_from_slice(x);
         let f = Finish {
             tile: tile.as_ptr(),
+            tile_stride: kernels.width,
+            gated: std::ptr::null(),
+            gated_bias: std::ptr::null(),
             rows: 1,
             columns: x.len(),
             bias: std::ptr::null(),
@@ -438,6 +535,9 @@ fn bf16_rounds_as_the_reference_does() {
             tile[..chunk.len()].copy_from_slice(chunk);
             let f = Finish {
                 tile: tile.as_ptr(),
+                tile_stride: kernels.width,
+                gated: std::ptr::null(),
+                gated_bias: std::ptr::null(),
                 rows: 1,
                 columns: chunk.len(),
                 bias: std::ptr::null(),

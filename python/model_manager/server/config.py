@@ -1,0 +1,232 @@
+"""Settings of the server: keyword, else environment variable, else default; validated once and immutable."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from dataclasses import KW_ONLY, dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import urlsplit
+
+from ..errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["ServedModel", "ServerConfig"]
+
+_MIB = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """An embedding model as clients see it: public names for a slot of the manager.
+
+    Args:
+        name: What clients call it, and what ``model`` says in answers.
+        slot: The manager's slot; None: one of the same name.
+        source: What the slot loads (see `Manager.register`); None: the slot exists already.
+        aliases: Further names that clients may use.
+        dimensions: Length of vectors when a request names none; None: the model's own.
+        instructions: Whether texts are embedded behind an instruction. ``on``, ``off``, or ``auto``: on when the
+            model's own prompts have the form ``Instruct: …``, as those of Qwen3-Embedding do.
+    """
+
+    name: str
+    _: KW_ONLY
+    slot: str | None = None
+    source: str | None = None
+    aliases: tuple[str, ...] = ()
+    dimensions: int | None = None
+    instructions: Literal["auto", "on", "off"] = "auto"
+
+    def __post_init__(self) -> None:
+        _text("ServedModel.name", self.name)
+        object.__setattr__(self, "slot", self.slot or self.name)
+        object.__setattr__(self, "aliases", tuple(_text("ServedModel.aliases", alias) for alias in self.aliases))
+        if self.dimensions is not None:
+            _whole("EMBEDDING_DIMENSIONS", self.dimensions, 1)
+        if self.instructions not in ("auto", "on", "off"):
+            raise ConfigError(f"instructions={self.instructions!r}: must be 'auto', 'on' or 'off'")
+
+    @property
+    def key(self) -> str:
+        """The slot, never None."""
+        return self.slot or self.name
+
+
+def _text(name: str, value: object) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise ConfigError(f"{name}={value!r}: must be a text that is not blank")
+    return value
+
+
+def _whole(name: str, value: object, least: int, most: int | None = None) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least or (most is not None and value > most):
+        limits = f"at least {least}" if most is None else f"from {least} to {most}"
+        raise ConfigError(f"{name}={value!r}: must be a whole number {limits}")
+
+
+def _seconds(name: str, value: object) -> None:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < 1e9:
+        raise ConfigError(f"{name}={value!r}: must be a number of seconds above 0")
+
+
+def _number(text: str) -> int:
+    return int(text.replace("_", ""))
+
+
+def _flag(text: str) -> bool:
+    lowered = text.strip().lower()
+    if lowered in ("1", "true", "yes", "on"):
+        return True
+    if lowered in ("0", "false", "no", "off"):
+        return False
+    raise ValueError("must be true or false")
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(word.strip() for word in text.split(",") if word.strip())
+
+
+def _setting(environment: str, default: Any, parse: Callable[[str], Any], doc: str, *, secret: bool = False) -> Any:
+    """A field whose default is the environment variable's value. An empty variable counts as absent."""
+
+    def read() -> Any:
+        text = os.environ.get(environment, "")
+        if not text.strip():
+            return default
+        try:
+            return parse(text)
+        except ValueError as error:
+            shown = "…" if secret else repr(text)
+            raise ConfigError(f"{environment}={shown}: {error}") from None
+
+    return field(
+        default_factory=read,
+        repr=not secret,
+        metadata={"environment": environment, "default": default, "doc": doc},
+    )
+
+
+def default_models() -> tuple[ServedModel, ...]:
+    """The one model that the environment describes: `OLLAMA_MODEL_NAME`, `MODEL_MANAGER_SERVER_MODEL`, `OLLAMA_URL`,
+    `EMBEDDING_DIMENSIONS`.
+    """
+    name = os.environ.get("OLLAMA_MODEL_NAME", "").strip() or "qwen3-embedding"
+    source = os.environ.get("MODEL_MANAGER_SERVER_MODEL", "").strip()
+    ollama = os.environ.get("OLLAMA_URL", "").strip()
+    if not source and ollama:
+        host = urlsplit(ollama if "//" in ollama else f"//{ollama}").netloc
+        if not host:
+            raise ConfigError(f"OLLAMA_URL={ollama!r}: must name a host, such as http://localhost:11434")
+        source = f"ollama://{host}/{name}"
+    dimensions = os.environ.get("EMBEDDING_DIMENSIONS", "").strip()
+    try:
+        length = int(dimensions) if dimensions else None
+    except ValueError:
+        raise ConfigError(f"EMBEDDING_DIMENSIONS={dimensions!r}: must be a whole number") from None
+    return (ServedModel(name, source=source or "Qwen/Qwen3-Embedding-0.6B", dimensions=length),)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerConfig:
+    """Settings of the server. Each is the keyword, else the environment variable, else the default.
+
+    Raises:
+        ConfigError: A value of the wrong type or out of range; the message names it.
+    """
+
+    host: str = _setting("API_HOST", "127.0.0.1", str, "Address to listen at; 0.0.0.0: all of this machine's.")
+    port: int = _setting("API_PORT", 8000, _number, "Port to listen at; 0: a free one.")
+    workers: int = _setting(
+        "MODEL_MANAGER_SERVER_WORKERS", 1, _number, "Processes that serve; each has models, queue and cache of its own."
+    )
+    root_path: str = _setting(
+        "MODEL_MANAGER_SERVER_ROOT_PATH", "", str, "Path under which a proxy shows the server, such as /embeddings."
+    )
+    api_keys: tuple[str, ...] = _setting(
+        "MODEL_MANAGER_SERVER_API_KEYS", (), _words, "Keys of which a client must send one; none: open.", secret=True
+    )
+    open_paths: tuple[str, ...] = _setting(
+        "MODEL_MANAGER_SERVER_OPEN_PATHS",
+        ("/", "/health", "/ready"),
+        _words,
+        "Paths that need no key; /metrics can be one.",
+    )
+    admin: bool = _setting("MODEL_MANAGER_SERVER_ADMIN", True, _flag, "Whether clients may load and unload models.")
+    cors_origins: tuple[str, ...] = _setting(
+        "MODEL_MANAGER_SERVER_CORS_ORIGINS",
+        (),
+        _words,
+        "Origins whose pages may call from a browser; none: CORS is off.",
+    )
+    max_body_bytes: int = _setting(
+        "MODEL_MANAGER_SERVER_MAX_BODY_BYTES", 64 * _MIB, _number, "Largest request body, bytes."
+    )
+    max_inputs: int = _setting("MODEL_MANAGER_SERVER_MAX_INPUTS", 2048, _number, "Most texts in one request.")
+    max_waiting: int = _setting(
+        "MODEL_MANAGER_SERVER_MAX_WAITING",
+        4096,
+        _number,
+        "Texts that may wait for vectors before further requests are refused with 429.",
+    )
+    request_timeout: float = _setting(
+        "MODEL_MANAGER_SERVER_REQUEST_TIMEOUT", 300.0, float, "Seconds that a request may take, loading included."
+    )
+    drain_timeout: float = _setting(
+        "MODEL_MANAGER_SERVER_DRAIN_TIMEOUT", 30.0, float, "Seconds that requests under way have after SIGTERM."
+    )
+    warm_up: bool = _setting(
+        "MODEL_MANAGER_SERVER_WARM_UP",
+        False,
+        _flag,
+        "Load the served models with the server, not with the first request.",
+    )
+    access_log: bool = _setting("MODEL_MANAGER_SERVER_ACCESS_LOG", False, _flag, "A log line for every request.")
+    generators: tuple[str, ...] = _setting(
+        "MODEL_MANAGER_SERVER_GENERATORS", ("text_generator",), _words, "Slots of text generators that are served."
+    )
+    models: tuple[ServedModel, ...] = field(default_factory=default_models)
+
+    def __post_init__(self) -> None:
+        for name in ("api_keys", "open_paths", "cors_origins", "generators", "models"):
+            value = getattr(self, name)
+            if isinstance(value, str):
+                raise ConfigError(f"{name} must be a list, not one text")
+            object.__setattr__(self, name, tuple(value))
+        _text("host", self.host)
+        _whole("port", self.port, 0, 65535)
+        _whole("workers", self.workers, 1, 1024)
+        for name in ("max_body_bytes", "max_inputs", "max_waiting"):
+            _whole(name, getattr(self, name), 1)
+        for name in ("request_timeout", "drain_timeout"):
+            _seconds(name, getattr(self, name))
+        if self.root_path and (not self.root_path.startswith("/") or self.root_path.endswith("/")):
+            raise ConfigError(f"root_path={self.root_path!r}: must begin with a slash and not end with one")
+        if not all(isinstance(key, str) and key.isascii() and key.strip() == key != "" for key in self.api_keys):
+            raise ConfigError("api_keys: each must be ASCII text without spaces around it")
+        for path in self.open_paths:
+            if not isinstance(path, str) or not path.startswith("/"):
+                raise ConfigError(f"open_paths: {path!r} must begin with a slash")
+        if not self.models or not all(isinstance(model, ServedModel) for model in self.models):
+            raise ConfigError("models must be a list of at least one ServedModel; the first is the default")
+        names = [name for model in self.models for name in (model.name, *model.aliases)]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ConfigError(f"models: {', '.join(twice)} names two models")
+
+    @classmethod
+    def fields(cls) -> list[dict[str, Any]]:
+        """Every setting with an environment variable of its own: name, environment, default, doc."""
+        return [{"name": f.name, **f.metadata} for f in dataclasses.fields(cls) if f.metadata]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every setting, keys included, as plain values; `from_dict` brings it back."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> ServerConfig:
+        """The settings that `to_dict` described, after a way through JSON too."""
+        models = [ServedModel(**model) for model in values["models"]]
+        return cls(**{**values, "models": models})

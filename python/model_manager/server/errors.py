@@ -1,0 +1,135 @@
+"""What goes wrong, as clients of OpenAI's API expect to be told: ``{"error": {message, type, param, code}}``."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+import orjson
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from .. import errors
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from fastapi import FastAPI
+    from starlette.requests import Request
+
+logger = logging.getLogger("model_manager.server")
+
+_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    429: "rate_limit_error",
+    500: "server_error",
+    503: "service_unavailable",
+}
+"""Every other status is the request's fault."""
+_LONGEST = 1000
+"""Characters of a message."""
+
+
+class ApiError(HTTPException):
+    """An answer that is an error. `param` names the field that is to blame, `code` is for programs."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        # Messages quote what was sent, which may be megabytes.
+        super().__init__(status, message if len(message) <= _LONGEST else f"{message[:_LONGEST]}…", headers)
+        self.param = param
+        self.code = code
+
+    def to_dict(self) -> dict[str, Any]:
+        """The body of the answer."""
+        kind = _TYPES.get(self.status_code, "invalid_request_error")
+        return {"error": {"message": self.detail, "type": kind, "param": self.param, "code": self.code}}
+
+    def response(self) -> Response:
+        """The answer."""
+        return Response(
+            orjson.dumps(self.to_dict()), self.status_code, headers=self.headers, media_type="application/json"
+        )
+
+
+def bad_request(message: str, param: str | None = None, code: str | None = None) -> ApiError:
+    """400."""
+    return ApiError(400, message, param=param, code=code)
+
+
+def overloaded(message: str, seconds: int = 1) -> ApiError:
+    """429: come back in so many seconds."""
+    return ApiError(429, message, code="overloaded", headers={"retry-after": str(max(1, seconds))})
+
+
+def unavailable(message: str, code: str, seconds: int = 5) -> ApiError:
+    """503: come back in so many seconds."""
+    return ApiError(503, message, code=code, headers={"retry-after": str(seconds)})
+
+
+def unknown_model(name: str, known: list[str]) -> ApiError:
+    """404: no model of this name is served."""
+    return ApiError(
+        404,
+        f"The model {name!r} is not served here; served are: {', '.join(known)}",
+        param="model",
+        code="model_not_found",
+    )
+
+
+def from_exception(error: BaseException) -> ApiError:
+    """The answer that tells a client of `error`. A defect is logged with its traceback and told in one sentence."""
+    if isinstance(error, ApiError):
+        return error
+    message = str(error)
+    if isinstance(error, errors.InputError):
+        return bad_request(message)
+    if isinstance(error, errors.UnknownModelError):
+        return ApiError(404, message, param="model", code="model_not_found")
+    if isinstance(error, errors.NoGeneratorError):
+        return ApiError(404, message, param="model", code="no_generator")
+    if isinstance(error, errors.OverloadedError):
+        return overloaded(message)
+    if isinstance(error, errors.WaitTimeoutError):
+        return unavailable(message, "timeout")
+    if isinstance(error, errors.ClosedError | errors.RequestCancelledError):
+        return unavailable(message, "shutting_down")
+    if isinstance(error, errors.ModelManagerError) and not isinstance(
+        error, errors.InternalError | errors.NotFiniteError
+    ):
+        # What is left is a model that cannot be had: not found, damaged, too large, unreachable.
+        return unavailable(message, "model_unavailable")
+    logger.error("A request failed by a defect", exc_info=error)
+    return ApiError(500, "The server failed to answer; its log says more", code="internal_error")
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    """What the framework itself raises: unknown paths and methods."""
+    if isinstance(error, ApiError):
+        return error.response()
+    assert isinstance(error, HTTPException)
+    message, code = error.detail, None
+    if error.status_code == 404:
+        message, code = f"Nothing is served at {request.url.path}; GET / lists what is", "unknown_path"
+    elif error.status_code == 405:
+        message, code = f"{request.method} is not allowed at {request.url.path}", "method_not_allowed"
+    return ApiError(error.status_code, message, code=code, headers=error.headers).response()
+
+
+async def _defect(request: Request, error: Exception) -> Response:
+    return from_exception(error).response()
+
+
+def install(app: FastAPI) -> None:
+    """Tell errors outside the endpoints in the same form."""
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(Exception, _defect)

@@ -1,0 +1,79 @@
+"""Running the server: one process, or several that share the port. `SIGTERM` lets requests under way finish."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import orjson
+import uvicorn
+
+from ..errors import ConfigError
+from .app import create_app
+from .config import ServerConfig
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+    from fastapi import FastAPI
+
+    from ..chatbot import ModelManager
+    from .service import Service
+
+_HANDOVER = "MODEL_MANAGER_SERVER_CONFIG"
+"""How the settings reach worker processes: JSON, in their environment."""
+_STARTUP_FAILED = 3
+"""uvicorn's own exit code for it."""
+
+
+def run(config: ServerConfig | None = None, manager: ModelManager | None = None) -> None:
+    """Serve until SIGINT or SIGTERM. Blocks; call it on the main thread.
+
+    The first signal stops listening and lets requests under way finish, `drain_timeout` seconds at most; the second
+    ends at once.
+
+    Args:
+        config: Settings; None: those of the environment.
+        manager: Whose models are served; None: one of the server's own. With several workers each has its own.
+
+    Raises:
+        ConfigError: A setting is out of range, or a manager was given for several workers.
+        SystemExit: It could not start, for example because the address is in use; the log says why.
+    """
+    config = config or ServerConfig()
+    options: dict[str, Any] = {
+        "host": config.host,
+        "port": config.port,
+        "access_log": config.access_log,
+        "timeout_graceful_shutdown": config.drain_timeout,
+        "server_header": False,
+    }
+    if config.workers > 1:
+        if manager is not None:
+            raise ConfigError("workers: several processes cannot share a manager; leave it out")
+        os.environ[_HANDOVER] = orjson.dumps(config.to_dict()).decode()
+        uvicorn.run(f"{__name__}:worker_app", factory=True, workers=config.workers, **options)
+        return
+    app = create_app(config, manager)
+    server = DrainingServer(uvicorn.Config(app, **options), app.state.service)
+    server.run()
+    if not server.started:
+        raise SystemExit(_STARTUP_FAILED)
+
+
+def worker_app() -> FastAPI:
+    """The application of one worker process of `run`."""
+    return create_app(ServerConfig.from_dict(orjson.loads(os.environ[_HANDOVER])))
+
+
+class DrainingServer(uvicorn.Server):
+    """uvicorn's server, which also tells the endpoints that it is to end: `/ready` answers 503 from then on."""
+
+    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+        super().__init__(config)
+        self._service = service
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """On SIGINT and SIGTERM."""
+        self._service.draining = True
+        super().handle_exit(sig, frame)

@@ -1,0 +1,179 @@
+"""The shapes of requests and answers, for the OpenAPI document. Requests are checked by hand, with better messages."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Text = Annotated[str, Field(min_length=1, pattern=r"\S")]
+Token = Annotated[int, Field(ge=0, lt=2**32)]
+
+
+class _Open(BaseModel):
+    """A request: fields that are not known are ignored."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+class ErrorDetail(BaseModel):
+    """What went wrong."""
+
+    message: str
+    type: Literal[
+        "invalid_request_error",
+        "authentication_error",
+        "permission_error",
+        "not_found_error",
+        "rate_limit_error",
+        "server_error",
+        "service_unavailable",
+    ]
+    param: str | None = Field(description="The field to blame.")
+    code: str | None = Field(description="The same for programs.")
+
+
+class ErrorBody(BaseModel):
+    """Every answer that is an error."""
+
+    error: ErrorDetail
+
+
+class EmbeddingsRequest(_Open):
+    """Texts to embed."""
+
+    input: (
+        Text
+        | Annotated[list[Text], Field(min_length=1, max_length=2048)]
+        | Annotated[list[Token], Field(min_length=1)]
+        | Annotated[list[Annotated[list[Token], Field(min_length=1)]], Field(min_length=1, max_length=2048)]
+    ) = Field(description="A text, several texts, or their tokens as ids of the model's own vocabulary.")
+    model: str | None = Field(None, description="Name of a served model; the first one without it.")
+    encoding_format: Literal["float", "base64"] | None = Field(
+        None, description="Vectors as lists of numbers (default), or as base64 of little-endian float32."
+    )
+    dimensions: Annotated[int, Field(ge=1, le=65536)] | None = Field(
+        None, description="Keep this many dimensions and scale to length 1 again."
+    )
+    instruction: str | None = Field(None, description="Put in front of every text, followed by a line break.")
+    task: str | None = Field(
+        None, description="Choose the instruction of a model that takes them; unknown: text_search."
+    )
+    prompt_name: str | None = Field(None, description="One of the model's own prompts, put in front of every text.")
+    truncate: bool | None = Field(None, description="false: refuse texts longer than the model's maximum.")
+    keep_alive: float | str | None = Field(
+        None, description="How long the model stays after this use: seconds or '5m'; 0: not at all; negative: for ever."
+    )
+    user: str | None = Field(None, description="Accepted, not used.")
+
+
+class Embedding(BaseModel):
+    """One vector."""
+
+    object: Literal["embedding"]
+    index: int
+    embedding: list[float] | str
+
+
+class Usage(BaseModel):
+    """What was read."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+class EmbeddingsAnswer(BaseModel):
+    """The vectors of all texts, in their order."""
+
+    object: Literal["list"]
+    data: list[Embedding]
+    model: str
+    usage: Usage
+
+
+class Model(BaseModel):
+    """A served model."""
+
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+    capabilities: dict[str, Any]
+
+
+class ModelList(BaseModel):
+    """All served models."""
+
+    object: Literal["list"]
+    data: list[Model]
+
+
+class Health(BaseModel):
+    """Whether the process lives, and what it knows of its default model."""
+
+    status: Literal["healthy", "degraded", "draining"]
+    model_available: bool
+    model_name: str
+    dimensions: int | None
+    timestamp: str
+
+
+class Ready(BaseModel):
+    """Whether requests should be sent here."""
+
+    status: Literal["ready", "loading", "unavailable", "draining"]
+    reason: str | None
+
+
+class AiHealth(BaseModel):
+    """The manager's own account."""
+
+    model_config = ConfigDict(extra="allow")
+
+    status: Literal["healthy", "error"]
+    timestamp: str
+
+
+class RunningModel(BaseModel):
+    """A model in memory."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: str
+    model: str
+    size: int
+    size_vram: int
+    expires_at: str | None
+
+
+class Running(BaseModel):
+    """All models in memory."""
+
+    models: list[RunningModel]
+
+
+class LoadRequest(_Open):
+    """Which model."""
+
+    model: str | None = Field(None, description="Name of a served model; the first one without it.")
+
+
+class WarmUpRequest(_Open):
+    """Which models."""
+
+    models: list[str] | None = Field(None, description="Names of served models; those of the settings without it.")
+
+
+class Loaded(BaseModel):
+    """What became of one model."""
+
+    model: str
+    slot: str
+    loaded: bool
+    seconds: float
+
+
+class AllLoaded(BaseModel):
+    """What became of several models."""
+
+    models: list[Loaded]

@@ -1,0 +1,128 @@
+//! The answer of a call as the body of OpenAI's `POST /v1/embeddings`.
+
+use std::sync::Arc;
+
+use super::core::Core;
+use super::front::Task;
+use super::inputs::Inputs;
+use super::job::Matrix;
+use super::options::EmbedOptions;
+use super::{Manager, Ticket};
+use crate::sync::Mutex;
+use crate::wire::{Body, Encoding};
+use crate::{Error, Result};
+
+/// Values written in one go: about a millisecond. A longer body is written in pieces on the front's thread, so that other
+/// calls move along in between.
+const PIECE: usize = 1 << 16;
+
+/// Called once with a body and the tokens that were read for it.
+pub type OnBody = Box<dyn FnOnce(Result<(Vec<u8>, u64)>) + Send>;
+
+impl Manager {
+    /// [`Manager::submit`] with the answer as the body of OpenAI's `POST /v1/embeddings`, in which the model is called
+    /// `model`, and the number of tokens that were read. Only a body of some length that the cache knows is written
+    /// here; longer ones are written, and told of, by another thread.
+    ///
+    /// # Errors
+    /// As [`Manager::submit`].
+    pub fn submit_response(
+        &self,
+        inputs: impl Into<Inputs>,
+        options: EmbedOptions,
+        model: String,
+        encoding: Encoding,
+        on_body: OnBody,
+    ) -> Result<Ticket> {
+        let core = self.core()?;
+        let respond = move |result| match result {
+            Ok(matrix) => Page::new(matrix, model, encoding, on_body).write(core),
+            Err(error) => on_body(Err(error)),
+        };
+        self.submit(inputs, options, Box::new(respond))
+    }
+}
+
+/// A body on its way.
+struct Page {
+    body: Body,
+    matrix: Matrix,
+    /// Rows written.
+    written: usize,
+    model: String,
+    on_body: OnBody,
+}
+
+impl Page {
+    fn new(matrix: Matrix, model: String, encoding: Encoding, on_body: OnBody) -> Self {
+        let body = Body::new(encoding, matrix.rows, matrix.width);
+        Self { body, matrix, written: 0, model, on_body }
+    }
+
+    fn write(mut self, core: Arc<Core>) {
+        if self.matrix.values.len() <= PIECE {
+            self.write_piece();
+            return self.finish();
+        }
+        let writing = Arc::new(Writing { core, page: Mutex::new(Some(self)) });
+        writing.go_on();
+    }
+
+    /// Writes some rows; false: that was all.
+    fn write_piece(&mut self) -> bool {
+        let (rows, width) = (self.matrix.rows, self.matrix.width.max(1));
+        let end = rows.min(self.written + (PIECE / width).max(1));
+        let vectors = self.matrix.values.chunks_exact(width).take(end).skip(self.written);
+        vectors.for_each(|vector| self.body.push(vector));
+        self.written = end;
+        end < rows
+    }
+
+    fn finish(self) {
+        let tokens = self.matrix.tokens;
+        // The numbers are not needed beside what the caller makes of the body.
+        drop(self.matrix);
+        (self.on_body)(Ok((self.body.finish(&self.model, tokens), tokens)));
+    }
+}
+
+/// A long body on its way.
+struct Writing {
+    core: Arc<Core>,
+    /// Taken when the caller is told.
+    page: Mutex<Option<Page>>,
+}
+
+impl Writing {
+    fn go_on(self: Arc<Self>) {
+        let task: Arc<dyn Task> = Arc::clone(&self) as _;
+        if let Err(error) = self.core.front().push(task) {
+            self.fail(error);
+        }
+    }
+}
+
+impl Task for Writing {
+    fn step(self: Arc<Self>) {
+        let mut page = self.page.lock();
+        if page.as_mut().is_some_and(Page::write_piece) {
+            drop(page);
+            return self.go_on();
+        }
+        let whole = page.take();
+        drop(page);
+        if let Some(page) = whole {
+            page.finish();
+        }
+    }
+
+    /// Nobody watches it: the call's own time ended with its vectors.
+    fn expire(self: Arc<Self>) {}
+
+    fn fail(self: Arc<Self>, error: Error) {
+        let page = self.page.lock().take();
+        if let Some(page) = page {
+            (page.on_body)(Err(error));
+        }
+    }
+}

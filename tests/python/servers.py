@@ -1,0 +1,157 @@
+"""The server under test: in a thread on a free port, or as a process of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+import uvicorn
+from conftest import ENGLISH_MODEL, FIXTURES, TURKISH_MODEL, tiny
+from model_manager.server import ServedModel, ServerConfig, create_app
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from fastapi import FastAPI
+    from model_manager import ModelManager
+    from model_manager.server import Service
+
+PROMPTS_MODEL = str(FIXTURES / "bert_prompts")
+MODELS = (
+    ServedModel("tiny", source=ENGLISH_MODEL, aliases=("text-embedding-3-small",)),
+    ServedModel("instructed", source=TURKISH_MODEL, instructions="on"),
+    ServedModel("prompted", source=PROMPTS_MODEL),
+)
+SECONDS = 30
+"""That anything may take here."""
+
+
+@dataclass
+class Running:
+    """A server that runs in a thread of this process."""
+
+    url: str
+    app: FastAPI
+    server: uvicorn.Server
+    client: httpx.Client
+
+    @property
+    def service(self) -> Service:
+        return self.app.state.service
+
+    @property
+    def manager(self) -> ModelManager:
+        return self.service.manager
+
+    def embed(self, **body: Any) -> httpx.Response:
+        return self.client.post("/v1/embeddings", json=body)
+
+
+@contextlib.contextmanager
+def running(app: FastAPI) -> Iterator[Running]:
+    """Serve `app` until the block ends."""
+    sock = socket.socket()
+    sock.bind(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=SECONDS))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]}, name="server")
+    thread.start()
+    url = f"http://127.0.0.1:{sock.getsockname()[1]}"
+    try:
+        until(lambda: server.started or not thread.is_alive())
+        assert server.started
+        with httpx.Client(base_url=url, timeout=SECONDS) as client:
+            yield Running(url, app, server, client)
+    finally:
+        server.should_exit = True
+        thread.join(SECONDS)
+        sock.close()
+        assert not thread.is_alive()
+
+
+def until(condition: Callable[[], object], seconds: float = SECONDS) -> None:
+    """Wait for what another thread or process does."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., Running]]:
+    """Start a server on the tiny models: `serve(manager=..., **settings)`."""
+    with contextlib.ExitStack() as stack:
+
+        def start(manager: ModelManager | None = None, **settings: Any) -> Running:
+            if manager is None:
+                manager = stack.enter_context(tiny(cache_size=1000))
+            return stack.enter_context(running(create_app(ServerConfig(**{"models": MODELS, **settings}), manager)))
+
+        yield start
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Running]:
+    """One server for a whole file, for tests that do not look at its state."""
+    with tiny(cache_size=1000) as manager, running(create_app(ServerConfig(models=MODELS), manager)) as found:
+        yield found
+
+
+class Process:
+    """A server as a process of its own."""
+
+    def __init__(self, command: list[str], log: Path, **environment: str) -> None:
+        self.log = log
+        with log.open("wb") as output:
+            self.popen = subprocess.Popen(
+                [sys.executable, "-W", "error", *command],
+                stdout=output,
+                stderr=output,
+                env={**os.environ, **environment},
+            )
+
+    def text(self) -> str:
+        return self.log.read_text(encoding="utf-8", errors="replace")
+
+    def url(self, workers: int = 1) -> str:
+        """Where it listens, once all workers do."""
+        where = re.compile(r"running on (http://127\.0\.0\.1:\d+)").search
+        up = "Application startup complete"
+        until(
+            lambda: (where(self.text()) and self.text().count(up) >= workers) or self.popen.poll() is not None,
+        )
+        found = where(self.text())
+        assert found, self.text()
+        return found[1]
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        """Ask it to end and wait; its exit code."""
+        self.popen.send_signal(number)
+        return self.popen.wait(SECONDS)
+
+
+@pytest.fixture
+def process(tmp_path: Path) -> Iterator[Callable[..., Process]]:
+    """Start `python ARGUMENTS...`; killed after the test if it still runs."""
+    started: list[Process] = []
+
+    def start(*command: str, **environment: str) -> Process:
+        started.append(Process(list(command), tmp_path / f"server-{len(started)}.log", **environment))
+        return started[-1]
+
+    yield start
+    for one in started:
+        if one.popen.poll() is None:
+            one.popen.kill()
+            one.popen.wait(SECONDS)

@@ -1,0 +1,438 @@
+"""Models, health, figures, models in and out of memory; the settings; the endpoints inside another application."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import subprocess
+import sys
+
+import pytest
+from conftest import DIMENSION, ENGLISH_TEXT
+from fastapi import FastAPI
+from model_manager import ModelManager
+from model_manager.errors import ConfigError, InputError
+from model_manager.server import ServedModel, ServerConfig, create_app, router
+from model_manager.server.service import own_manager
+from prometheus_client.parser import text_string_to_metric_families
+from servers import MODELS, running, until
+
+JSON = {"content-type": "application/json"}
+
+
+def figures(server):
+    """Every figure of /metrics by (name, labels as sorted items)."""
+    response = server.client.get("/metrics")
+    assert response.headers["content-type"].startswith("text/plain; version=")
+    return {
+        (sample.name, *(value for _, value in sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(response.text)
+        for sample in family.samples
+    }
+
+
+def is_recent(timestamp):
+    moment = dt.datetime.fromisoformat(timestamp)
+    return abs((dt.datetime.now(dt.timezone.utc) - moment).total_seconds()) < 60
+
+
+def test_models(server):
+    listed = server.client.get("/v1/models").json()
+    assert listed["object"] == "list"
+    names = [model["id"] for model in listed["data"]]
+    assert names[:3] == ["tiny", "instructed", "prompted"]
+    assert {"turkish_sentence", "english_sentence", "text_generator"} <= set(names)
+    for model in listed["data"]:
+        assert server.client.get(f"/v1/models/{model['id']}").json() == model
+        assert model["object"] == "model"
+        assert isinstance(model["created"], int)
+        assert model["owned_by"]
+
+
+def test_a_model_tells_what_it_is_once_it_was_loaded(serve):
+    server = serve()
+    before = server.client.get("/v1/models/tiny").json()["capabilities"]
+    assert (before["state"], before["dimensions"], before["instructions"]) == ("absent", None, None)
+    server.embed(input=ENGLISH_TEXT)
+    after = server.client.get("/v1/models/text-embedding-3-small").json()["capabilities"]
+    assert (after["state"], after["dimensions"], after["instructions"]) == ("ready", DIMENSION, False)
+    server.manager.unload("tiny")
+    assert server.client.get("/v1/models/tiny").json()["capabilities"]["dimensions"] == DIMENSION
+
+
+def test_health(serve):
+    server = serve()
+    health = server.client.get("/health").json()
+    assert list(health) == ["status", "model_available", "model_name", "dimensions", "timestamp"]
+    assert (health["status"], health["model_available"], health["model_name"]) == ("healthy", True, "tiny")
+    assert health["dimensions"] is None
+    assert is_recent(health["timestamp"])
+    assert not server.manager.is_loaded("tiny"), "asking loads nothing"
+    server.embed(input="a text")
+    assert server.client.get("/health").json()["dimensions"] == DIMENSION
+
+
+def test_ready(serve):
+    server = serve()
+    assert server.client.get("/ready").json() == {"status": "ready", "reason": None}
+    server.service.draining = True
+    response = server.client.get("/ready")
+    assert (response.status_code, response.json()["status"]) == (503, "draining")
+    assert server.client.get("/health").json()["status"] == "draining"
+    refused = server.embed(input="a text")
+    assert refused.status_code == 503
+    assert refused.json()["error"]["code"] == "shutting_down"
+    assert refused.headers["retry-after"]
+
+
+def test_warm_up_with_the_server(serve):
+    server = serve(warm_up=True)
+    until(lambda: all(server.manager.is_loaded(model.key) for model in MODELS))
+    until(lambda: server.client.get("/ready").status_code == 200)
+
+
+def test_the_managers_account(server):
+    ai = server.client.get("/api/health/ai").json()
+    assert list(ai) == ["status", "timestamp", "models", "lazy_loading", "optimization"]
+    assert ai["status"] == "healthy"
+    assert set(ai["models"]) == set(server.manager.get_model_info())
+    assert set(ai["lazy_loading"]) == set(server.manager.get_lazy_loading_statistics())
+    assert ai["optimization"] == {
+        "lazy_loading_enabled": True,
+        "memory_efficient_caching": True,
+        "auto_cleanup": False,
+        "turkish_language_optimization": True,
+    }
+    models = server.client.get("/api/health/ai/models").json()
+    assert list(models) == ["status", "lazy_loading_enabled", "lazy_loading_stats", "timestamp"]
+    assert models["status"] == "healthy"
+    assert is_recent(models["timestamp"])
+
+
+@pytest.mark.parametrize("path", ["/api/health/ai", "/api/health/ai/models"])
+def test_a_manager_that_fails_is_an_answer(serve, path, monkeypatch):
+    server = serve()
+
+    def fails(self):
+        raise OSError("the disk is gone")
+
+    monkeypatch.setattr(ModelManager, "get_lazy_loading_statistics", fails)
+    response = server.client.get(path)
+    assert response.status_code == 200
+    assert response.json()["status"] == "error"
+    assert "the disk is gone" in response.json()["error"]
+
+
+def test_load_ps_unload(serve):
+    server = serve()
+    assert server.client.get("/api/ps").json() == {"models": []}
+    loaded = server.client.post("/api/load", json={"model": "tiny"}).json()
+    assert (loaded["model"], loaded["slot"], loaded["loaded"]) == ("tiny", "tiny", True)
+    assert loaded["seconds"] >= 0
+    (one,) = server.client.get("/api/ps").json()["models"]
+    assert (one["name"], one["model"], one["size_vram"], one["expires_at"]) == ("tiny", "tiny", 0, None)
+    assert one["size"] == server.manager.describe("tiny")["bytes"]
+    server.manager.set_auto_cleanup(True, 300, 600)
+    (one,) = server.client.get("/api/ps").json()["models"]
+    left = dt.datetime.fromisoformat(one["expires_at"]) - dt.datetime.now(dt.timezone.utc)
+    assert 500 < left.total_seconds() <= 600
+    unloaded = server.client.post("/api/unload", json={"model": "tiny"}).json()
+    assert unloaded["loaded"] is False
+    assert not server.manager.is_loaded("tiny")
+    assert server.client.post("/api/unload", json={"model": "tiny"}).json()["loaded"] is False
+
+
+def test_warm_up(serve):
+    server = serve()
+    answer = server.client.post("/api/warmup", json={"models": ["tiny", "english_sentence"]}).json()
+    assert [(one["model"], one["loaded"]) for one in answer["models"]] == [("tiny", True), ("english_sentence", True)]
+    answer = server.client.post("/api/warmup", json={}).json()
+    assert [one["model"] for one in answer["models"]] == [model.name for model in MODELS]
+
+
+def test_loading_and_unloading_can_be_refused(serve):
+    server = serve(admin=False)
+    for path in ("/api/load", "/api/unload", "/api/warmup"):
+        response = server.client.post(path, json={})
+        assert response.status_code == 403
+        assert response.json()["error"]["type"] == "permission_error"
+    assert server.client.get("/api/ps").status_code == 200
+
+
+@pytest.mark.parametrize("content_type", [None, "text/plain", "application/x-www-form-urlencoded"])
+def test_a_foreign_page_cannot_unload(server, content_type):
+    headers = {} if content_type is None else {"content-type": content_type}
+    response = server.client.post("/api/unload", content='{"model": "tiny"}', headers=headers)
+    assert response.status_code == 400
+    assert response.json()["error"]["code"] == "content_type"
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/api/load", {"model": 5}),
+        ("/api/load", {"model": "none"}),
+        ("/api/unload", {"model": "none"}),
+        ("/api/warmup", {"models": "tiny"}),
+        ("/api/warmup", {"models": [5]}),
+        ("/api/warmup", {"models": ["tiny", "none"]}),
+    ],
+)
+def test_loading_what_is_not_there(server, path, body):
+    response = server.client.post(path, json=body)
+    assert response.status_code in {400, 404}
+    assert response.json()["error"]["param"] in {"model", "models"}
+
+
+def test_metrics(serve):
+    server = serve()
+    for _ in range(3):
+        server.embed(input=[ENGLISH_TEXT, "another"])
+    server.embed(input="")
+    server.client.get("/v1/models/tiny")
+    server.client.get("/nothing")
+    found = figures(server)
+    assert found["model_manager_http_requests_total", "POST", "/v1/embeddings", "200"] == 3
+    assert found["model_manager_http_requests_total", "POST", "/v1/embeddings", "400"] == 1
+    assert found["model_manager_http_requests_total", "GET", "/v1/models/{model_id}", "200"] == 1
+    assert found["model_manager_http_request_seconds_count", "/v1/embeddings"] == 4
+    assert found["model_manager_embedding_inputs_total", "tiny"] == 6
+    assert found["model_manager_embedding_tokens_total", "tiny"] == 3 * sum(
+        server.manager.count_tokens([ENGLISH_TEXT, "another"], "tiny")
+    )
+    assert found["model_manager_cache_hits_total",] == 4
+    assert found["model_manager_cache_misses_total",] == 2
+    assert found["model_manager_cache_entries",] == 2
+    assert found["model_manager_computed_inputs_total",] == 2
+    assert found["model_manager_model_loaded", "tiny"] == 1
+    assert found["model_manager_model_loaded", "instructed"] == 0
+    assert found["model_manager_resident_bytes",] > 1e6
+    assert found["model_manager_process_cpu_seconds_total",] > 0
+    server.manager.cache_clear()
+    server.embed(input=ENGLISH_TEXT)
+    assert figures(server)["model_manager_cache_misses_total",] == 3, "a counter never falls"
+
+
+def test_request_ids(server):
+    given = server.client.get("/health", headers={"x-request-id": "mine-1"})
+    assert given.headers["x-request-id"] == "mine-1"
+    made = {server.client.get("/health").headers["x-request-id"] for _ in range(5)}
+    assert len(made) == 5
+    foul = server.client.get("/health", headers={"x-request-id": "a b"})
+    assert foul.headers["x-request-id"] != "a b"
+    failed = server.client.post("/v1/embeddings", content=b"{", headers={"x-request-id": "mine-2"})
+    assert failed.headers["x-request-id"] == "mine-2"
+
+
+def test_memory_over_time(serve):
+    server = serve()
+    server.service.sample()
+    moment, resident, models = server.service.history[-1]
+    assert moment > 1e9
+    assert resident > 1
+    assert models >= 0
+
+
+def test_cors_is_off_by_default(server):
+    response = server.client.options(
+        "/v1/embeddings", headers={"origin": "https://a.example", "access-control-request-method": "POST"}
+    )
+    assert response.status_code == 405
+    assert (
+        "access-control-allow-origin"
+        not in server.client.get("/health", headers={"origin": "https://a.example"}).headers
+    )
+
+
+def test_cors(serve):
+    server = serve(cors_origins=["https://a.example"], api_keys=["secret"])
+    asked = {"access-control-request-method": "POST", "access-control-request-headers": "authorization"}
+    allowed = server.client.options("/v1/embeddings", headers={"origin": "https://a.example", **asked})
+    assert allowed.headers["access-control-allow-origin"] == "https://a.example"
+    refused = server.client.options("/v1/embeddings", headers={"origin": "https://b.example", **asked})
+    assert "access-control-allow-origin" not in refused.headers
+    errors = server.client.get("/v1/models", headers={"origin": "https://a.example"})
+    assert (errors.status_code, errors.headers["access-control-allow-origin"]) == (401, "https://a.example")
+
+
+def test_the_document_describes_every_endpoint(server):
+    document = server.client.get("/openapi.json").json()
+    operations = {(method.upper(), path) for path, item in document["paths"].items() for method in item}
+    served = {
+        (method, route.path_format)
+        for route in server.app.routes
+        if type(route).__name__ == "Route"
+        for method in route.methods - {"HEAD"}
+    }
+    own = {"/openapi.json", "/docs", "/docs/oauth2-redirect"}
+    assert operations == {(method, path) for method, path in served if path not in own}
+    for item in document["paths"].values():
+        for operation in item.values():
+            assert operation["summary"]
+            assert {"4XX", "5XX", "200"} <= set(operation["responses"])
+
+
+# --- Inside another application --------------------------------------------------------------------------------------
+
+
+def test_router(make_manager):
+    host = FastAPI()
+    host.include_router(router(ServerConfig(models=MODELS, api_keys=["secret"]), make_manager()), prefix="/ai")
+
+    @host.get("/own")
+    def own() -> str:
+        return "the host's"
+
+    with running(host) as server:
+        client = server.client
+        assert client.get("/own").json() == "the host's"
+        assert client.get("/nothing").json() == {"detail": "Not Found"}, "the host's own answer"
+        assert client.get("/ai/health").json()["model_name"] == "tiny"
+        assert client.get("/ai/v1/models").json()["error"]["type"] == "authentication_error"
+        headers = {"authorization": "Bearer secret"}
+        assert client.post("/ai/v1/embeddings", json={"input": "a"}, headers=headers).status_code == 200
+        assert client.post("/ai/v1/embeddings", content=b"{", headers=headers).json()["error"]["code"] == "invalid_json"
+        assert "/ai/v1/embeddings" in client.get("/openapi.json").json()["paths"]
+
+
+def test_router_serves_the_process_wide_manager():
+    code = """
+from model_manager import model_manager
+from model_manager.server import ServedModel, ServerConfig, router
+router(ServerConfig(models=[ServedModel("english", slot="english_sentence"), ServedModel("new", source="/nowhere")]))
+assert "new" in model_manager.slots()
+"""
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, timeout=60)
+
+
+# --- Settings --------------------------------------------------------------------------------------------------------
+
+
+def test_a_servers_own_manager_has_a_cache_for_many_clients(monkeypatch):
+    with own_manager() as manager:
+        config = manager.config
+        assert (config.cache_policy, config.cache_ttl, config.cache_size) == ("ttl", 600, 10_000)
+    monkeypatch.setenv("MEMORY_EFFICIENT_CACHE_SIZE", "70")
+    with own_manager() as manager:
+        assert (manager.config.cache_size, manager.config.cache_policy) == (70, "ttl")
+
+
+def test_an_application_can_start_again():
+    app = create_app(ServerConfig(models=MODELS))
+    for _ in range(2):
+        with running(app) as server:
+            assert server.embed(input="a text").status_code == 200
+        assert app.state.service.manager.closed
+
+
+def test_defaults():
+    config = ServerConfig()
+    assert (config.host, config.port, config.api_keys, config.max_inputs) == ("127.0.0.1", 8000, (), 2048)
+    assert config.models == (ServedModel("qwen3-embedding", source="Qwen/Qwen3-Embedding-0.6B"),)
+
+
+def test_environment(monkeypatch):
+    monkeypatch.setenv("API_HOST", "0.0.0.0")
+    monkeypatch.setenv("API_PORT", "9000")
+    monkeypatch.setenv("OLLAMA_MODEL_NAME", "bge-m3")
+    monkeypatch.setenv("OLLAMA_URL", "http://gpu:11434/")
+    monkeypatch.setenv("EMBEDDING_DIMENSIONS", "1024")
+    monkeypatch.setenv("MODEL_MANAGER_SERVER_API_KEYS", "one, two,")
+    monkeypatch.setenv("MODEL_MANAGER_SERVER_ADMIN", "off")
+    monkeypatch.setenv("MODEL_MANAGER_SERVER_REQUEST_TIMEOUT", "1.5")
+    config = ServerConfig()
+    assert (config.host, config.port, config.api_keys, config.admin) == ("0.0.0.0", 9000, ("one", "two"), False)
+    assert config.request_timeout == 1.5
+    assert config.models == (ServedModel("bge-m3", source="ollama://gpu:11434/bge-m3", dimensions=1024),)
+    monkeypatch.setenv("MODEL_MANAGER_SERVER_MODEL", "intfloat/multilingual-e5-small")
+    assert ServerConfig().models[0].source == "intfloat/multilingual-e5-small"
+    assert ServerConfig(port=1).port == 1, "a keyword beats the environment"
+
+
+def test_keys_are_not_shown():
+    assert "secret" not in repr(ServerConfig(api_keys=["secret"]))
+
+
+def test_settings_travel_to_worker_processes():
+    config = ServerConfig(models=MODELS, api_keys=["secret"], port=0)
+    assert ServerConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"port": 70_000},
+        {"port": "8000"},
+        {"port": True},
+        {"host": ""},
+        {"workers": 0},
+        {"max_inputs": 0},
+        {"max_body_bytes": -1},
+        {"max_waiting": 1.5},
+        {"request_timeout": 0},
+        {"drain_timeout": "5"},
+        {"root_path": "ai"},
+        {"root_path": "/ai/"},
+        {"api_keys": "secret"},
+        {"api_keys": [""]},
+        {"api_keys": ["şifre"]},
+        {"open_paths": ["health"]},
+        {"models": []},
+        {"models": ["tiny"]},
+        {"models": [ServedModel("a", source="x"), ServedModel("b", source="x", aliases=["a"])]},
+    ],
+    ids=str,
+)
+def test_settings_out_of_range(settings):
+    with pytest.raises(ConfigError, match=next(iter(settings))):
+        ServerConfig(**settings)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("API_PORT", "http"),
+        ("MODEL_MANAGER_SERVER_ADMIN", "maybe"),
+        ("MODEL_MANAGER_SERVER_REQUEST_TIMEOUT", "soon"),
+        ("EMBEDDING_DIMENSIONS", "many"),
+        ("EMBEDDING_DIMENSIONS", "0"),
+        ("OLLAMA_URL", "http://"),
+    ],
+)
+def test_environment_out_of_range(monkeypatch, name, value):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=name):
+        ServerConfig()
+
+
+@pytest.mark.parametrize("wrong", [{"name": ""}, {"name": "a", "dimensions": 0}, {"name": "a", "instructions": "yes"}])
+def test_served_models_out_of_range(wrong):
+    with pytest.raises(ConfigError):
+        ServedModel(**wrong)
+
+
+def test_a_served_model_needs_a_source_or_a_slot(manager):
+    with pytest.raises(InputError, match="no_slot"):
+        create_app(ServerConfig(models=[ServedModel("no_slot")]), manager)
+
+
+def test_the_core_does_not_import_the_server():
+    code = (
+        "import sys, model_manager; "
+        "assert not {'fastapi', 'starlette', 'uvicorn', 'pydantic', 'prometheus_client', 'orjson'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, timeout=60)
+
+
+def test_the_extra_is_named_where_it_is_missing():
+    code = """
+import sys
+sys.modules["prometheus_client"] = None
+try:
+    import model_manager.server
+except ImportError as error:
+    assert "pip install 'model-manager-rs[server]'" in str(error), error
+else:
+    raise AssertionError
+"""
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, timeout=60)

@@ -1,0 +1,150 @@
+"""Many clients at once, clients that leave, more than can be done."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+
+import httpx
+import numpy as np
+import pytest
+from model_manager import ModelManager
+from servers import MODELS, SECONDS, ServedModel, until
+
+
+class Gate:
+    """Holds every computation of a manager back until it is opened."""
+
+    def __init__(self, monkeypatch):
+        self.opened = threading.Event()
+        self.submitted = []
+        original = ModelManager.submit_response
+
+        def submit_response(manager, inputs, on_done, *args, **options):
+            def later(*result):
+                threading.Thread(target=lambda: (self.opened.wait(SECONDS), on_done(*result))).start()
+
+            ticket = original(manager, inputs, later, *args, **options)
+            self.submitted.append(inputs)
+            return Held(ticket, self)
+
+        monkeypatch.setattr(ModelManager, "submit_response", submit_response)
+        self.cancelled = 0
+
+
+class Held:
+    """A ticket whose answer has not been handed over."""
+
+    def __init__(self, ticket, gate):
+        self.ticket = ticket
+        self.gate = gate
+
+    @property
+    def done(self):
+        return self.gate.opened.is_set()
+
+    def cancel(self):
+        self.gate.cancelled += 1
+        return self.ticket.cancel()
+
+
+@pytest.fixture
+def gate(monkeypatch):
+    found = Gate(monkeypatch)
+    yield found
+    found.opened.set()
+
+
+async def test_many_clients_at_once(server):
+    texts = [f"text {number}" for number in range(64)]
+    limits = httpx.Limits(max_connections=64)
+    async with httpx.AsyncClient(base_url=server.url, timeout=SECONDS, limits=limits) as client:
+        answers = await asyncio.gather(
+            *(client.post("/v1/embeddings", json={"input": [text, "shared"], "model": "tiny"}) for text in texts)
+        )
+    assert [answer.status_code for answer in answers] == [200] * 64
+    found = np.array([answer.json()["data"][0]["embedding"] for answer in answers], np.float32)
+    np.testing.assert_array_equal(found, server.manager.embed(texts, "tiny"))
+    assert (server.service.in_flight, server.service.waiting) == (0, 0)
+
+
+def test_more_than_may_wait(serve, gate):
+    server = serve(max_waiting=4)
+    server.manager.load("tiny")
+    answers = []
+    threads = [
+        threading.Thread(target=lambda n=n: answers.append(server.embed(input=[f"text {n}", f"{n} text"])))
+        for n in range(2)
+    ]
+    for thread in threads:
+        thread.start()
+    until(lambda: server.service.waiting == 4)
+    refused = server.embed(input="one too many")
+    assert refused.status_code == 429
+    assert refused.json()["error"]["type"] == "rate_limit_error"
+    assert 1 <= int(refused.headers["retry-after"]) <= 60
+    assert gate.cancelled == 1
+    assert server.client.get("/health").status_code == 200
+    gate.opened.set()
+    for thread in threads:
+        thread.join(SECONDS)
+    assert [answer.status_code for answer in answers] == [200, 200]
+    assert server.service.waiting == 0
+    assert server.embed(input="one too many").status_code == 200
+
+
+def test_a_large_request_alone_is_not_too_many(serve):
+    server = serve(max_waiting=4)
+    assert server.embed(input=[f"text {number}" for number in range(100)]).status_code == 200
+
+
+async def test_a_client_that_leaves_takes_its_texts_along(serve, gate):
+    server = serve()
+    host, port = server.url.removeprefix("http://").split(":")
+    _, writer = await asyncio.open_connection(host, int(port))
+    body = json.dumps({"input": "a text that nobody waits for"}).encode()
+    writer.write(b"POST /v1/embeddings HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n%s" % (len(body), body))
+    await writer.drain()
+    await asyncio.to_thread(until, lambda: server.service.waiting == 1)
+    writer.close()
+    await writer.wait_closed()
+    await asyncio.to_thread(until, lambda: gate.cancelled == 1)
+    await asyncio.to_thread(until, lambda: server.service.in_flight == 0)
+    assert server.service.waiting == 0
+    found = (await asyncio.to_thread(server.client.get, "/metrics")).text
+    assert 'http_requests_total{method="POST",path="/v1/embeddings",status="499"} 1.0' in found
+
+
+async def test_a_client_that_leaves_in_the_middle_of_its_body(server):
+    host, port = server.url.removeprefix("http://").split(":")
+    for _ in range(5):
+        _, writer = await asyncio.open_connection(host, int(port))
+        writer.write(b'POST /v1/embeddings HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{"input": "')
+        await writer.drain()
+        writer.close()
+        await writer.wait_closed()
+    await asyncio.to_thread(until, lambda: server.service.in_flight == 0)
+    assert (await asyncio.to_thread(server.embed, input="a text")).status_code == 200
+
+
+def test_a_load_that_takes_too_long(serve, make_manager):
+    manager = make_manager()
+    done = threading.Event()
+    manager.register("slow", loader=lambda: done.wait(SECONDS))
+    server = serve(manager, models=[ServedModel("slow")], request_timeout=0.05)
+    response = server.client.post("/api/load", json={"model": "slow"})
+    done.set()
+    assert response.status_code == 503
+    assert response.json()["error"]["code"] == "timeout"
+    assert response.headers["retry-after"]
+
+
+def test_pieces_of_a_request_that_arrive_slowly(server):
+    def body():
+        yield b'{"input": "a '
+        yield b'text", "model": "tiny"}'
+
+    response = server.client.post("/v1/embeddings", content=body())
+    assert response.json()["data"] == server.embed(input="a text").json()["data"]
+    assert MODELS[0].name == response.json()["model"]
