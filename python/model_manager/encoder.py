@@ -162,7 +162,7 @@ class SentenceModel:
 
     @property
     def max_seq_length(self) -> int | None:
-        """Tokens per text, special ones included; longer texts are cut. None: only its server knows. Loads the model."""
+        """Tokens per text, special ones included; longer texts are cut. None: its server's affair. Loads the model."""
         return self.describe()["max_length"]
 
     @property
