@@ -121,6 +121,10 @@ bench-index: build models ## Indexing 10,000 passages beside embedding alone, an
 	$(PY) benchmarks/indexing.py
 	$(PY) benchmarks/indexing.py --memory 1000000
 
+.PHONY: bench-server
+bench-server: build models ## The server under load: cached, 32 clients, overload, 100,000 requests
+	$(PY) benchmarks/server.py --soak 100000
+
 .PHONY: wheel
 wheel: venv ## The wheel that users install: one for every Python from 3.10, into dist/
 	$(VENV)/bin/maturin build --profile wheel --interpreter $(PY) --out dist

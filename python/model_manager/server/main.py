@@ -47,6 +47,7 @@ def run(config: ServerConfig | None = None, manager: ModelManager | None = None)
         "access_log": config.access_log,
         "timeout_graceful_shutdown": config.drain_timeout,
         "server_header": False,
+        "ws": "none",
     }
     if config.workers > 1:
         if manager is not None:
