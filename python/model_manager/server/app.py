@@ -58,7 +58,6 @@ class Routes:
         parameters: Sequence[dict[str, Any]] = (),
         responses: dict[int | str, dict[str, Any]] | None = None,
         probe: bool = False,
-        documented: bool = True,
     ) -> None:
         """Serve `path` by `handler`, which reads and checks the request itself and may raise `ApiError` or any
         `ModelManagerError`.
@@ -68,13 +67,10 @@ class Routes:
             parameters: Path parameters for that document.
             responses: Further answers for that document. Errors are in it already.
             probe: Answers while the server drains.
-            documented: False: leave it out of that document.
         """
         # In figures and settings a path parameter stands without its converter.
         endpoint: Any = Endpoint(handler, self.service, path.replace(":path}", "}"), probe=probe)
         self.target.add_route(path, endpoint, methods=[method], include_in_schema=False)
-        if not documented:
-            return
         extra: dict[str, Any] = {}
         if body is not None:
             schema = body.model_json_schema(ref_template="#/components/schemas/{model}")
