@@ -163,9 +163,7 @@ def test_memory_over_time(server):
     history = server.client.get("/api/status").json()["memory"]["history"]
     assert all(at > 0 and process > models >= 0 for at, process, models in history)
     newest = history[-1][0]
-    assert all(
-        at > newest for at, *_ in server.client.get(f"/api/status?since={newest}").json()["memory"]["history"]
-    )
+    assert all(at > newest for at, *_ in server.client.get(f"/api/status?since={newest}").json()["memory"]["history"])
     assert len(server.client.get("/api/status?since=nan").json()["memory"]["history"]) >= len(history)
 
 
