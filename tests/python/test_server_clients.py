@@ -85,15 +85,15 @@ async def test_openai_asynchronous(server):
     np.testing.assert_array_equal(found, expected)
 
 
-@pytest.mark.parametrize("check_length", [True, False])
-def test_langchain(server, check_length):
-    # With the check LangChain sends token ids of OpenAI's vocabulary, which are not this model's.
+@pytest.mark.parametrize("dimensions", [None, DIMENSION])
+def test_langchain(server, dimensions):
     model = OpenAIEmbeddings(
         model="tiny",
         base_url=f"{server.url}/v1",
         api_key="anything",
+        dimensions=dimensions,
+        # With the check LangChain sends token ids of OpenAI's vocabulary, which are not this model's.
         check_embedding_ctx_length=False,
-        dimensions=DIMENSION if check_length else None,
     )
     np.testing.assert_allclose(model.embed_documents(TEXTS), server.manager.embed(TEXTS, "tiny"), atol=1e-6)
     np.testing.assert_allclose(model.embed_query(TEXTS[0]), server.manager.embed(TEXTS[0], "tiny"), atol=1e-6)

@@ -196,3 +196,18 @@ def test_the_cache_answers_without_the_model(serve):
     again = server.embed(input=ENGLISH_TEXT)
     assert again.content == first.content
     assert not server.manager.is_loaded("tiny")
+
+
+def test_a_server_behind_the_server(server, serve):
+    source = f"openai+{server.url}/v1/tiny"
+    front = serve(
+        models=[ServedModel("behind", source=source), ServedModel("gone", source="ollama://127.0.0.1:9/none")]
+    )
+    answer = front.embed(input=TEXTS)
+    np.testing.assert_allclose(vectors(answer), server.manager.embed(TEXTS, "tiny"), atol=1e-6)
+    assert answer.json()["model"] == "behind"
+    assert vectors(front.embed(input=TEXTS[0], dimensions=8)).shape == (1, 8)
+    assert front.client.get("/v1/models/behind").json()["capabilities"]["dimensions"] == DIMENSION
+    refused = front.embed(input="a text", model="gone")
+    assert refused.status_code == 503
+    assert refused.json()["error"]["code"] == "model_unavailable"

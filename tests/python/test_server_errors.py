@@ -245,6 +245,7 @@ def test_every_error_of_the_package_has_an_answer():
         "NoGeneratorError": 404,
         "NotFiniteError": 500,
         "OverloadedError": 429,
+        "RemoteError": 503,
         "RequestCancelledError": 503,
         "UnknownModelError": 404,
         "UnsupportedModelError": 503,
