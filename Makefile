@@ -116,6 +116,11 @@ bench-peers: build models ## Against other packages, alternating in one run: thr
 	$(PY) benchmarks/peers.py
 	$(PY) benchmarks/generation.py
 
+.PHONY: bench-index
+bench-index: build models ## Indexing 10,000 passages beside embedding alone, and memory over 1,000,000 documents
+	$(PY) benchmarks/indexing.py
+	$(PY) benchmarks/indexing.py --memory 1000000
+
 .PHONY: bench-server
 bench-server: build models ## The server under load: cached, 32 clients, overload, 100,000 requests
 	$(PY) benchmarks/server.py --soak 100000

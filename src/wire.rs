@@ -193,7 +193,7 @@ mod tests {
     #[test]
     fn the_longest_numbers_fit() {
         for value in
-            [f32::MIN, f32::MIN_POSITIVE, -f32::MIN_POSITIVE, -1.234_567_9e-5, -1.401_298_5e-45, -0.0]
+            [f32::MIN, f32::MIN_POSITIVE, -f32::MIN_POSITIVE, -1.234_567_9e-5, -f32::from_bits(1), -0.0]
         {
             let written = vec![vec![value; 300]];
             assert_eq!(

@@ -197,15 +197,17 @@ class Config:
         """Never download. `MODEL_MANAGER_OFFLINE`, default False; `HF_HUB_OFFLINE` turns it on too."""
     @property
     def remote_connections(self) -> int:
-        """Requests to a server's model (``ollama://``, ``openai+https://``) in flight at a time, each on a connection of
-        its own, 1 to 64. `MODEL_MANAGER_REMOTE_CONNECTIONS`, default 4.
+        """Requests to a server's model (``ollama://``, ``openai+https://``) in flight at a time, each on a connection
+        of its own, 1 to 64. `MODEL_MANAGER_REMOTE_CONNECTIONS`, default 4.
         """
     @property
     def remote_batch(self) -> int:
         """Texts of one request to a server at most. `MODEL_MANAGER_REMOTE_BATCH`, default 64."""
     @property
     def remote_timeout(self) -> float:
-        """Seconds that one request to a server may take, its answer included. `MODEL_MANAGER_REMOTE_TIMEOUT`, default 60."""
+        """Seconds that one request to a server may take, its answer included. `MODEL_MANAGER_REMOTE_TIMEOUT`, default
+        60.
+        """
     @property
     def revision(self) -> str | None:
         """Branch, tag or commit of hub models; None: main. `MODEL_MANAGER_REVISION`."""

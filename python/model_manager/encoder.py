@@ -10,7 +10,7 @@ import logging
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from typing import Any, Literal
 
     import numpy as np
@@ -22,6 +22,11 @@ if TYPE_CHECKING:
     Precision = Literal["float32", "int8", "uint8", "binary", "ubinary"]
 
 logger = logging.getLogger(__name__)
+
+QUERY_PROMPTS = ("query",)
+"""Names under which models keep their prompt for questions, the first that is there being the one."""
+DOCUMENT_PROMPTS = ("document", "passage", "corpus")
+"""The same for what is searched."""
 
 _CALIBRATION_TEXTS = 100
 
@@ -118,18 +123,17 @@ class SentenceModel:
             if options.get("prompt") is not None or options.get("prompt_name") is not None:
                 raise ValueError("task makes the prompt; give it alone, without prompt and prompt_name")
             options["prompt"] = instruction(task)
-        return self.encode(sentences, **self._with_prompt(options, ("query",)))
+        return self.encode(sentences, **self._with_prompt(options, QUERY_PROMPTS))
 
     def encode_document(self, sentences: str | Iterable[str], **options: Any) -> Any:
         """`encode` with the model's prompt named ``document``, ``passage`` or ``corpus``, if it has one and none is
         given.
         """
-        return self.encode(sentences, **self._with_prompt(options, ("document", "passage", "corpus")))
+        return self.encode(sentences, **self._with_prompt(options, DOCUMENT_PROMPTS))
 
     def _with_prompt(self, options: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
         if options.get("prompt") is None and options.get("prompt_name") is None:
-            known = self.describe()["prompts"]
-            options["prompt_name"] = next((name for name in names if name in known), None)
+            options["prompt_name"] = find_prompt(self.describe()["prompts"], names)
         return options
 
     def similarity(self, first: ArrayLike, second: ArrayLike) -> NDArray[np.float32]:
@@ -158,7 +162,7 @@ class SentenceModel:
 
     @property
     def max_seq_length(self) -> int | None:
-        """Tokens per text, special ones included; longer texts are cut. None: only its server knows. Loads the model."""
+        """Tokens per text, special ones included; longer texts are cut. None: its server's affair. Loads the model."""
         return self.describe()["max_length"]
 
     @property
@@ -200,6 +204,11 @@ def instruction(task: str) -> str:
     if not task.strip():
         raise ValueError("task is empty; say in a sentence what is searched for, or leave it out")
     return f"Instruct: {task}\nQuery:"
+
+
+def find_prompt(known: Mapping[str, str], names: Sequence[str]) -> str | None:
+    """The first of `names` that the model has a prompt for."""
+    return next((name for name in names if name in known), None)
 
 
 def similarity(first: ArrayLike, second: ArrayLike, measure: str = "cosine") -> NDArray[np.float32]:

@@ -78,8 +78,8 @@ class DownloadError(ModelManagerError, ConnectionError):
 
 
 class RemoteError(ModelManagerError, ConnectionError):
-    """The server behind ``ollama://`` or ``openai+https://`` failed, refused or cannot be reached; the message says which,
-    and while it is left alone for failing again and again, when it is tried again.
+    """The server behind ``ollama://`` or ``openai+https://`` failed, refused or cannot be reached; the message says
+    which, and while it is left alone for failing again and again, when it is tried again.
     """
 
 

@@ -438,7 +438,8 @@ mod tests {
     #[test]
     fn racing_callers_all_get_their_own_rows() {
         let bench = Bench::new(64);
-        bench.permit(16 * 50);
+        // Each call makes two batches at most.
+        bench.permit(16 * 50 * 2);
         thread::scope(|scope| {
             for id in 0..16u32 {
                 let bench = &bench;

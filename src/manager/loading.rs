@@ -106,6 +106,9 @@ fn load_source(
 
 /// The model at `address`, once its server has given a first vector. Takes no memory worth a place in the budget.
 fn connect(core: &Core, source: &str, address: &Address, spec: &EmbeddingSpec) -> Result<Serving> {
+    if spec.pooling.is_some() || spec.max_length.is_some() {
+        log::warn!("{address}: pooling and max_length are its server's to choose; ignored here");
+    }
     let settings = core.settings();
     let asking = RemoteSettings {
         connections: settings.remote_connections,

@@ -215,8 +215,14 @@ impl ModelFiles {
     /// The one GGUF file that is a whole model.
     ///
     /// # Errors
-    /// [`Error::Io`], [`Error::Permission`] when it is not there or closed to us.
+    /// [`Error::ModelNotFound`] when it is not there, [`Error::Io`], [`Error::Permission`] when it is closed to us.
     pub fn gguf(model: &str, path: PathBuf) -> Result<Self> {
+        if fs::metadata(&path).is_err_and(|e| e.kind() == io::ErrorKind::NotFound) {
+            return Err(Error::ModelNotFound {
+                model: model.into(),
+                reason: format!("there is no file {}; check the path", full(&path).display()),
+            });
+        }
         metadata(&path)?;
         let folder = path.parent().unwrap_or(Path::new("")).to_path_buf();
         Ok(Self {

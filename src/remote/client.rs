@@ -156,12 +156,14 @@ impl Client {
             E::Timeout(Timeout::Connect | Timeout::Resolve) => passing("no connection in time".into()),
             E::Timeout(_) => self.lasting(
                 format!(
-                    "no answer within {} s; raise MODEL_MANAGER_REMOTE_TIMEOUT, or lower MODEL_MANAGER_REMOTE_BATCH",
+                    "no answer within {} s; raise remote_timeout or lower remote_batch",
                     self.timeout.as_secs_f64()
                 ),
                 false,
             ),
-            E::BodyExceedsLimit(limit) => self.lasting(format!("the answer is longer than {limit} bytes"), false),
+            E::BodyExceedsLimit(limit) => {
+                self.lasting(format!("the answer is longer than {limit} bytes"), false)
+            }
             E::Io(_) | E::HostNotFound | E::ConnectionFailed => passing(error.to_string()),
             _ => self.lasting(error.to_string(), false),
         }

@@ -198,6 +198,10 @@ impl Shared {
     fn serve(&self, number: usize, batch: Vec<Arc<str>>) {
         let mut parts = vec![batch];
         while let Some(mut part) = parts.pop() {
+            self.drop_unwanted(&mut part);
+            if part.is_empty() {
+                continue;
+            }
             let outcome =
                 catch_unwind(AssertUnwindSafe(|| self.ask(number, &part))).unwrap_or_else(|payload| {
                     let error =
@@ -205,6 +209,8 @@ impl Shared {
                     Err(Failure { error, remedy: Remedy::Nothing })
                 });
             match outcome {
+                // Nobody wanted it any more; unless somebody has joined since.
+                Err(Failure { error: Error::Cancelled, .. }) => parts.push(part),
                 Err(failure) if self.divisible(&part, failure.remedy) => {
                     let second = part.split_off(part.len() / 2);
                     parts.extend([second, part]);
@@ -212,6 +218,22 @@ impl Shared {
                 outcome => self.reply(&part, outcome.map_err(|failure| failure.error)),
             }
         }
+    }
+
+    /// Takes out of `part` what nobody waits for any more.
+    fn drop_unwanted(&self, part: &mut Vec<Arc<str>>) {
+        let before = part.len();
+        {
+            let mut state = self.state.lock();
+            part.retain(|text| {
+                let wanted = state.queue.waiters(text).iter().any(|waiter| !waiter.chunk.is_cancelled());
+                if !wanted {
+                    state.queue.complete(text);
+                }
+                wanted
+            });
+        }
+        self.counters.note_spared(0, before - part.len());
     }
 
     fn ask(&self, number: usize, texts: &[Arc<str>]) -> std::result::Result<Answer, Failure> {

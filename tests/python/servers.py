@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -17,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 import uvicorn
-from conftest import ENGLISH_MODEL, FIXTURES, TURKISH_MODEL, tiny
+from conftest import ENGLISH_MODEL, FIXTURES, ROOT, TURKISH_MODEL, tiny
 from model_manager.server import ServedModel, ServerConfig, create_app
 
 if TYPE_CHECKING:
@@ -106,6 +108,30 @@ def server() -> Iterator[Running]:
     """One server for a whole file, for tests that do not look at its state."""
     with tiny(cache_size=1000) as manager, running(create_app(ServerConfig(models=MODELS), manager)) as found:
         yield found
+
+
+def run_node(script: str, url: str, text: str) -> Any:
+    """What the client in JavaScript `tests/node/SCRIPT` finds out about the server at `url`, given `text`."""
+    node = ROOT / "tests" / "node"
+    if shutil.which("node") is None:
+        pytest.skip("node is not installed")
+    if not (node / "node_modules" / "openai").is_dir():
+        message = f"{node} lacks its packages: run `make node`"
+        if os.environ.get("CI"):
+            pytest.fail(message)
+        pytest.skip(message)
+    process = subprocess.run(
+        ["node", script],
+        cwd=node,
+        env={**os.environ, "BASE_URL": f"{url}/v1"},
+        input=text,
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+    )
+    assert process.returncode == 0, process.stderr
+    return json.loads(process.stdout)
 
 
 class Process:

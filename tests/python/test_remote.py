@@ -76,7 +76,7 @@ def occupied(server, manager):
             server.gate.set()
 
 
-# --- The same vectors, through every call ------------------------------------------------------------------------------
+# --- The same vectors, through every call -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("protocol", ["ollama", "openai"])
@@ -159,7 +159,7 @@ def test_a_prompt_comes_first(server, make_manager):
         manager.embed("a", "remote", prompt_name="no_such")
 
 
-# --- Cache, routing, statistics, lifecycle -----------------------------------------------------------------------------
+# --- Cache, routing, statistics, lifecycle ----------------------------------------------------------------------------
 
 
 def test_the_cache_answers_with_the_model_unloaded_and_the_server_gone(make_manager):
@@ -284,7 +284,7 @@ while not server.busy:
     assert process.stderr == ""
 
 
-# --- Keys --------------------------------------------------------------------------------------------------------------
+# --- Keys -------------------------------------------------------------------------------------------------------------
 
 
 def test_a_key_comes_from_the_environment(server, make_manager, monkeypatch):
@@ -314,7 +314,7 @@ def test_a_key_in_the_source_is_refused_and_hidden(make_manager, caplog):
         manager.load("unset")
 
 
-# --- Failures ----------------------------------------------------------------------------------------------------------
+# --- Failures ---------------------------------------------------------------------------------------------------------
 
 
 def test_what_passes_is_tried_again(server, remote):
@@ -456,7 +456,7 @@ def test_wrong_sources_say_what_is_wrong(make_manager):
         manager.load("writer")
 
 
-# --- Fallback ----------------------------------------------------------------------------------------------------------
+# --- Fallback ---------------------------------------------------------------------------------------------------------
 
 
 def test_a_local_model_stands_in_for_a_server(make_manager):

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import shutil
 import subprocess
 import sys
 
 import numpy as np
 import openai
 import pytest
-from conftest import DIMENSION, ENGLISH_TEXT, ROOT, TURKISH_TEXT
+from conftest import DIMENSION, ENGLISH_TEXT, TURKISH_TEXT
 from langchain_openai import OpenAIEmbeddings
-from servers import MODELS
+from servers import MODELS, run_node
 
 TEXTS = [ENGLISH_TEXT, TURKISH_TEXT]
-NODE = ROOT / "tests" / "node"
 
 
 @pytest.fixture
@@ -102,25 +99,8 @@ def test_langchain(server, dimensions):
     np.testing.assert_allclose(model.embed_query(TEXTS[0]), server.manager.embed(TEXTS[0], "tiny"), atol=1e-6)
 
 
-@pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
 def test_openai_for_javascript(server):
-    if not (NODE / "node_modules" / "openai").is_dir():
-        message = f"{NODE} lacks its packages: run `make node`"
-        if os.environ.get("CI"):
-            pytest.fail(message)
-        pytest.skip(message)
-    process = subprocess.run(
-        ["node", "embeddings.mjs"],
-        cwd=NODE,
-        env={**os.environ, "BASE_URL": f"{server.url}/v1"},
-        input=json.dumps(TEXTS),
-        capture_output=True,
-        text=True,
-        timeout=50,
-        check=False,
-    )
-    assert process.returncode == 0, process.stderr
-    found = json.loads(process.stdout)
+    found = run_node("embeddings.mjs", server.url, json.dumps(TEXTS))
     expected = server.manager.embed(TEXTS, "tiny")
     np.testing.assert_array_equal(np.array(found["default"], np.float32), expected)
     np.testing.assert_array_equal(np.array(found["float"], np.float32), expected)

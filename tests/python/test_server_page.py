@@ -131,7 +131,7 @@ def test_requests_are_counted_without_those_that_only_look(make_writer, serve):
     until(lambda: server.client.get("/api/status").json()["requests"]["requests"] == 3)
     traffic = server.client.get("/api/status").json()["requests"]
     assert traffic["failures"] == 0
-    assert traffic["requests_per_second"] == pytest.approx(0.3)
+    assert 0 < traffic["requests_per_second"] <= 0.3
     assert 0 < traffic["latency_p50"] <= traffic["latency_p95"]
 
 

@@ -82,8 +82,9 @@ def generator(service: Service, name: Any) -> str:
         raise ApiError(404, f"This server has no text generator ({wanted})", param="model", code="no_generator")
     if not name:
         return served[0]
+    plain = name.removesuffix(":latest")
     for slot in served:
-        if name in (slot, slots[slot]["source"]):
+        if plain == slot or name == slots[slot]["source"]:
             return slot
     raise unknown_model(name, served)
 

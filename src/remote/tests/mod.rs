@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use self::server::{Fault, Server, WIDTH, vector};
 use super::*;
@@ -200,7 +200,7 @@ fn a_request_takes_no_longer_than_it_may() {
     let link = link_with(&format!("ollama://127.0.0.1:{}/m", server.port()), settings, Clock::System);
     server.hold();
     let error = ask(&link, &["a"]).unwrap_err().to_string();
-    assert!(error.contains("no answer within 0.05 s") && error.contains("TIMEOUT"), "{error}");
+    assert!(error.contains("no answer within 0.05 s") && error.contains("remote_timeout"), "{error}");
 }
 
 #[test]
@@ -236,6 +236,28 @@ fn cancelled_texts_are_not_sent() {
     fine.recv().unwrap().unwrap();
     busy.into_iter().for_each(|busy| drop(busy.recv().unwrap().unwrap()));
     assert!(server.asked().iter().all(|asked| !asked.texts().contains(&"unwanted")));
+}
+
+#[test]
+fn a_text_given_up_during_a_pause_is_not_sent_again() {
+    let server = Server::new();
+    let counters: Arc<Counters> = Arc::default();
+    let encoder = RemoteEncoder::open(openai(&server), &counters).unwrap();
+    let before = server.asked().len();
+    server.fail([Fault::Status(503, "", "")]);
+    let cancel = Cancel::default();
+    let _cancelled = submit(&encoder, &["unwanted"], &cancel);
+    while server.asked().len() == before {
+        thread::yield_now();
+    }
+    cancel.cancel();
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while counters.work().abandoned == 0 {
+        assert!(Instant::now() < deadline, "it was not dropped");
+        thread::yield_now();
+    }
+    assert_eq!(server.asked().len(), before + 1);
+    assert_eq!(counters.work().failed, 0);
 }
 
 #[test]

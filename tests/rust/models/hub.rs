@@ -422,5 +422,5 @@ fn packages() {
     let error = resolve(&Source::parse("pkg:not_there/x").unwrap(), &options, &mut quiet).unwrap_err();
     assert!(error.to_string().contains("pip install --no-deps not-there"), "{error}");
     let error = resolve(&Source::parse("x.gguf").unwrap(), &options, &mut quiet).unwrap_err();
-    assert!(matches!(error, Error::Unsupported { .. }));
+    assert!(error.to_string().contains("x.gguf"), "{error}");
 }

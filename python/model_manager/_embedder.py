@@ -1,0 +1,122 @@
+"""One model for documents and queries, as an index needs it: always the same slot, the right prompt, one length.
+
+What the indexer, the LangChain and LlamaIndex adapters and the command line have in common.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+from .chatbot import model_manager
+from .encoder import DOCUMENT_PROMPTS, QUERY_PROMPTS, find_prompt
+from .errors import InputError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+    from typing import Any
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from ._core import Manager, Ticket
+    from ._types import Description
+
+    Vectors = NDArray[np.float32]
+
+
+def slot_for(manager: Manager, model: str | None) -> str:
+    """The slot that `model` means: one of that name, else a new one with `model` as its source (a hub id, a folder, …).
+    None: the preferred sentence model.
+    """
+    if model is None:
+        return "turkish_sentence" if manager.config.prefer_turkish else "english_sentence"
+    if model not in manager.slots():
+        try:
+            manager.register(model, model)
+        except InputError:
+            if model not in manager.slots():  # else another thread was faster
+                raise
+    return model
+
+
+class Embedder:
+    """Texts to vectors of one model. Documents get its prompt named ``document`` (``passage``, ``corpus``), queries the
+    one named ``query``; a model without them its default prompt, if it has one.
+    """
+
+    def __init__(self, manager: Manager | None = None, model: str | None = None, dimensions: int | None = None) -> None:
+        self.manager: Manager = model_manager if manager is None else manager
+        self.slot = slot_for(self.manager, model)
+        self._dimensions = dimensions
+        self._known: Description | None = None
+
+    def describe(self) -> Description:
+        """What the model is; the first call loads it."""
+        if self._known is None:
+            self._known = self.manager.describe(self.slot)
+            assert self._known is not None  # only describe(load=False) answers None
+        return self._known
+
+    @property
+    def dimension(self) -> int:
+        """Length of a vector. Raises `InputError` when more dimensions are asked for than the model has."""
+        own = self.describe()["dimension"]
+        if self._dimensions is not None and not 1 <= self._dimensions <= own:
+            raise InputError(f"dimensions={self._dimensions}: {self.slot} has vectors of {own} dimensions")
+        return self._dimensions or own
+
+    @property
+    def fingerprint(self) -> str:
+        """What the vectors of documents depend on beside their text: model, length, prompt. A folder counts by its
+        name, so an index may move between machines.
+        """
+        known = self.describe()
+        prompt = find_prompt(known["prompts"], DOCUMENT_PROMPTS) or known["default_prompt_name"]
+        parts = [
+            known["source"].rstrip("/").rpartition("/")[2],
+            known["architecture"],
+            known["pooling"] or "",
+            str(self.dimension),
+            known["prompts"].get(prompt or "", ""),
+        ]
+        return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+
+    def documents(self, texts: Sequence[str], **options: Any) -> Vectors:
+        """Vectors of documents, shape (n, dimension). Further arguments and errors are those of `Manager.embed`."""
+        return self.manager.embed(texts, self.slot, **self._options(DOCUMENT_PROMPTS, options))
+
+    def submit_documents(self, texts: Iterable[str], on_done: Callable[[Any, BaseException | None], object]) -> Ticket:
+        """`documents` without waiting, see `Manager.submit`."""
+        return self.manager.submit(texts, on_done, self.slot, **self._options(DOCUMENT_PROMPTS, {}))
+
+    def query(self, text: str, **options: Any) -> Vectors:
+        """Vector of a query, shape (dimension,), read-only."""
+        return self.manager.embed(text, self.slot, **self._options(QUERY_PROMPTS, options))
+
+    def queries(self, texts: Sequence[str], **options: Any) -> Vectors:
+        """Vectors of queries, shape (n, dimension)."""
+        return self.manager.embed(texts, self.slot, **self._options(QUERY_PROMPTS, options))
+
+    async def adocuments(self, texts: Sequence[str]) -> Vectors:
+        """`documents` for asyncio."""
+        return await self._aembed(texts, DOCUMENT_PROMPTS)
+
+    async def aquery(self, text: str) -> Vectors:
+        """`query` for asyncio."""
+        return await self._aembed(text, QUERY_PROMPTS)
+
+    async def _aembed(self, texts: str | Sequence[str], names: Sequence[str]) -> Vectors:
+        import asyncio
+
+        from .aio import aembed
+
+        if self._known is None:
+            await asyncio.to_thread(self.describe)  # it may load the model
+        return await aembed(self.manager, texts, self.slot, **self._options(names, {}))
+
+    def _options(self, names: Sequence[str], options: dict[str, Any]) -> dict[str, Any]:
+        options.setdefault("truncate_dim", self._dimensions)
+        if options.get("prompt") is None and options.get("prompt_name") is None:
+            options["prompt_name"] = find_prompt(self.describe()["prompts"], names)
+        return options

@@ -1,0 +1,21 @@
+"""The optional parts of this package say how to install what they need."""
+
+from __future__ import annotations
+
+import contextlib
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@contextlib.contextmanager
+def extra(name: str) -> Iterator[None]:
+    """Around the imports of an optional part: a package that is missing becomes an ImportError naming the pip extra."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] == "model_manager":
+            raise
+        message = f"this part of model_manager needs {error.name}: pip install 'model-manager-rs[{name}]'"
+        raise ModuleNotFoundError(message, name=error.name) from error

@@ -1,0 +1,88 @@
+"""The command line: ``model-manager``, or ``python -m model_manager``.
+
+Results go to standard output, progress and complaints to standard error. Exit codes: 0 done, 1 something failed, 2
+wrong usage, 130 interrupted.
+
+click, because it is small, typed and stays as it is; rich for tables and bars.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+from .._extras import extra
+
+with extra("cli"):
+    import click
+
+    from .bench import bench
+    from .collections import index, search
+    from .doctor import doctor
+    from .embed import embed
+    from .serve import serve
+    from .slots import models, warmup
+    from .texts import Command, say
+
+from typing import TYPE_CHECKING
+
+from .._core import __version__
+from ..errors import ModelManagerError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["run"]
+
+
+class _Group(Command, click.Group):
+    """The commands."""
+
+
+@click.group(
+    cls=_Group,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help=say(
+        "Sentence embeddings and text generation on this machine. Settings come from the environment; `doctor` shows"
+        " them.",
+        "Bu makinede cümle vektörleri ve metin üretimi. Ayarlar ortam değişkenlerindendir; `doctor` onları gösterir.",
+    ),
+    epilog=say(
+        "Exit codes: 0 done, 1 something failed, 2 wrong usage, 130 interrupted.",
+        "Çıkış kodları: 0 tamam, 1 bir şey başarısız, 2 yanlış kullanım, 130 kesildi.",
+    ),
+)
+@click.version_option(__version__, package_name="model-manager-rs", help=say("Show the version.", "Sürümü göster."))
+@click.option("-v", "--verbose", is_flag=True, help=say("Tell what happens.", "Olanları anlat."))
+def cli(verbose: bool) -> None:
+    logging.basicConfig(
+        level=logging.INFO if verbose else logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr
+    )
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for every request is not what --verbose asks for
+
+
+for _command in (embed, serve, index, search, models, warmup, doctor, bench):
+    cli.add_command(_command)
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run one command (None: the process's own arguments); the exit code. Expected errors are told in one line."""
+    try:
+        code = cli.main(None if arguments is None else list(arguments), "model-manager", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        click.echo(say("Interrupted.", "Kesildi."), err=True)
+        return 130
+    except OSError as error:
+        named = error.strerror is not None and isinstance(error.filename, str)
+        return _complain(f"{error.filename}: {error.strerror}" if named else error)
+    except (ModelManagerError, ImportError, UnicodeError) as error:
+        return _complain(error)
+    return code if isinstance(code, int) else 0
+
+
+def _complain(error: Exception | str) -> int:
+    click.echo(f"{say('Error', 'Hata')}: {error}", err=True)
+    return 1

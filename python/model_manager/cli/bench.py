@@ -1,0 +1,107 @@
+"""``bench``: how fast the configured model is here, in a few seconds."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+import time
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .. import ModelManager, isa, resident_bytes
+from .._embedder import slot_for
+from .output import json_option, manager, model_option, show_json, size
+from .texts import Command, option, say
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_SHORT = ("The weather is lovely today, shall we walk?", "Kargom ne zaman gelir, nasıl öğrenebilirim?")
+_BATCH = 64
+
+
+@click.command(
+    cls=Command,
+    help=say(
+        "Measure how fast a model is here. One text at a time, then batches of short texts and of passages; nothing"
+        " comes from a cache.",
+        "Bir modelin buradaki hızını ölç. Önce tek tek metinler, sonra kısa metin ve paragraf yığınları; hiçbir şey"
+        " önbellekten gelmez.",
+    ),
+)
+@model_option
+@option(
+    "--seconds",
+    type=click.FloatRange(min=0, min_open=True),
+    default=2.0,
+    show_default=True,
+    help=("For each of the three measurements.", "Üç ölçümün her biri için."),
+)
+@json_option
+def bench(model: str | None, seconds: float, as_json: bool) -> None:
+    with manager(cache_size=0) as models:
+        slot = slot_for(models, model)
+        started = time.perf_counter()
+        models.load(slot)
+        loaded = time.perf_counter() - started
+        about = models.describe(slot)
+        assert about is not None  # only describe(load=False) answers None
+        latencies = _latencies(models, slot, seconds)
+        found: dict[str, Any] = {
+            "model": about["source"],
+            "dtype": about["dtype"],
+            "isa": isa(),
+            "threads": models.stats()["threads"],
+            "load_seconds": round(loaded, 3),
+            "one_text_p50_ms": round(statistics.median(latencies) * 1e3, 3),
+            "one_text_p95_ms": round(sorted(latencies)[int(len(latencies) * 0.95)] * 1e3, 3),
+        }
+        for name, sentences in (("short", 1), ("passage", 6)):
+            texts, tokens, took = _throughput(models, slot, sentences, seconds)
+            found[f"{name}_texts_per_second"] = round(texts / took, 1)
+            found[f"{name}_tokens_per_second"] = round(tokens / took)
+        found["resident_bytes"] = resident_bytes()
+    if as_json:
+        show_json(found)
+        return
+    click.echo(
+        f"{found['model']}, {found['dtype']}, {found['isa']}, {found['threads']} threads\n"
+        f"  loaded in     {found['load_seconds']:.2f} s, process {size(found['resident_bytes'])}\n"
+        f"  one text      {found['one_text_p50_ms']:.2f} ms median, {found['one_text_p95_ms']:.2f} ms p95\n"
+        f"  short texts   {found['short_texts_per_second']:,.0f}/s, {found['short_tokens_per_second']:,} tokens/s\n"
+        f"  passages      {found['passage_texts_per_second']:,.0f}/s, {found['passage_tokens_per_second']:,} tokens/s"
+    )
+
+
+def _texts(sentences: int) -> Iterator[str]:
+    """Never the same text twice: equal texts that wait at the same time are computed once."""
+    for number in itertools.count():
+        yield " ".join(f"{_SHORT[(number + part) % 2]} {number}" for part in range(sentences))
+
+
+def _latencies(models: ModelManager, slot: str, seconds: float) -> list[float]:
+    latencies: list[float] = []
+    texts = _texts(1)
+    models.embed(next(texts), slot)
+    end = time.perf_counter() + seconds
+    while not latencies or time.perf_counter() < end:
+        started = time.perf_counter()
+        models.embed(next(texts), slot)
+        latencies.append(time.perf_counter() - started)
+    return latencies
+
+
+def _throughput(models: ModelManager, slot: str, sentences: int, seconds: float) -> tuple[int, int, float]:
+    """Texts, their tokens, and the seconds that they took."""
+    source = _texts(sentences)
+    done = tokens = 0
+    took = 0.0
+    while took < seconds:
+        texts = list(itertools.islice(source, _BATCH))
+        started = time.perf_counter()
+        models.embed(texts, slot)
+        took += time.perf_counter() - started
+        done += len(texts)
+        tokens += sum(models.count_tokens(texts, slot))
+    return done, tokens, took

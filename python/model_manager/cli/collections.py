@@ -1,0 +1,263 @@
+"""``index`` and ``search``: a Qdrant collection from the command line."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import click
+
+from .._extras import extra
+from .output import dimensions_option, json_option, manager, model_option, reading, show_json, show_table
+from .texts import Command, option, say
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from .. import ModelManager
+    from ..qdrant import IndexReport, QdrantIndexer
+
+_SHOWN_FAILURES = 20
+_LONGEST_FIELD = 2**31 - 1  # csv's own limit, 128 KB, is less than many a document
+
+
+def _collection_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Which collection, of which Qdrant, with which model."""
+    for add in (
+        dimensions_option,
+        model_option,
+        option(
+            "--url",
+            help=("Address of a Qdrant server; default: QDRANT_URL.", "Qdrant sunucusunun adresi; yoksa QDRANT_URL."),
+        ),
+        option(
+            "--path",
+            type=click.Path(file_okay=False),
+            help=(
+                "Folder of an embedded Qdrant; default without a server: qdrant_data.",
+                "Gömülü Qdrant'ın klasörü; sunucu yoksa varsayılan: qdrant_data.",
+            ),
+        ),
+        option("-c", "--collection", required=True, help=("Name of the collection.", "Koleksiyonun adı.")),
+    ):
+        function = add(function)
+    return function
+
+
+def _indexer(models: ModelManager, settings: dict[str, Any]) -> QdrantIndexer:
+    with extra("qdrant"):
+        from ..qdrant import QdrantIndexer
+    return QdrantIndexer(manager=models, **settings)
+
+
+@click.command(
+    cls=Command,
+    help=say(
+        "Index documents in Qdrant. Reads FILES or standard input. .jsonl: a document a line, its text and id in the"
+        " fields named below, all other fields metadata; .csv: the same with a header; anything else: a document a"
+        " line. A document without an id gets its file and line as one. What is indexed already is skipped, so an"
+        " interrupted run goes on where it was. Exit code 1 when a document failed.",
+        "Belgeleri Qdrant'a ekle. FILES'ı ya da standart girdiyi okur. .jsonl: her satır bir belge; metni ve kimliği"
+        " aşağıdaki alanlarda, kalan alanlar üstveri; .csv: aynısı, başlık satırıyla; diğerleri: her satır bir belge."
+        " Kimliği olmayan belgenin kimliği dosyası ve satırıdır. Dizinde olanlar atlanır; yarıda kalan iş kaldığı"
+        " yerden sürer. Bir belge eklenemezse çıkış kodu 1'dir.",
+    ),
+)
+@click.argument("files", nargs=-1)
+@_collection_options
+@option(
+    "-b",
+    "--batch-size",
+    type=click.IntRange(min=1),
+    default=100,
+    show_default=True,
+    help=("Documents a request.", "İstek başına belge."),
+)
+@option(
+    "--text-field",
+    default="text",
+    show_default=True,
+    help=("Field of the text.", "Metnin alanı."),
+)
+@option(
+    "--id-field",
+    default="id",
+    show_default=True,
+    help=("Field of the id.", "Kimliğin alanı."),
+)
+@option(
+    "--format",
+    "form",
+    type=click.Choice(("jsonl", "csv", "txt")),
+    help=("Of all files; default: by their endings.", "Bütün dosyaların biçimi; varsayılan: uzantılarına göre."),
+)
+@option(
+    "--recreate",
+    is_flag=True,
+    help=("Delete the collection first.", "Önce koleksiyonu sil."),
+)
+@option(
+    "--fail-fast",
+    is_flag=True,
+    help=("Stop at the first document that fails.", "Eklenemeyen ilk belgede dur."),
+)
+@json_option
+def index(
+    files: Sequence[str],
+    batch_size: int,
+    text_field: str,
+    id_field: str,
+    form: str | None,
+    recreate: bool,
+    fail_fast: bool,
+    as_json: bool,
+    **settings: Any,
+) -> None:
+    source = _Documents(files or ["-"], form, text_field, id_field)
+    with manager(cache_size=0) as models, _indexer(models, settings) as indexer:
+        if recreate:
+            indexer.create_collection(recreate=True)
+        indexer.add_documents(source, batch_size, on_error="raise" if fail_fast else "report")
+        _show(indexer.report, as_json)
+        if not indexer.report.ok:
+            raise click.exceptions.Exit(1)
+
+
+def _show(report: IndexReport, as_json: bool) -> None:
+    if as_json:
+        show_json(report.to_dict())
+        return
+    click.echo(str(report))
+    for failure in report.failures[:_SHOWN_FAILURES]:
+        click.echo(f"  {failure}", err=True)
+    if report.failed > _SHOWN_FAILURES:
+        click.echo(f"  and {report.failed - _SHOWN_FAILURES:,} more; --json lists all", err=True)
+
+
+class _Documents:
+    """Documents of files, read as they are asked for; for a line that is none, the error that says so."""
+
+    def __init__(self, files: Sequence[str], form: str | None, text_field: str, id_field: str) -> None:
+        for name in files:
+            if name != "-" and not Path(name).is_file():
+                raise click.UsageError(f"there is no file {name}")
+        self._files = files
+        self._form = form
+        self._text_field = text_field
+        self._id_field = id_field
+
+    def __iter__(self) -> Iterator[Any]:
+        for name in self._files:
+            form = self._form or Path(name).suffix[1:].lower()
+            with reading(name) as file:
+                if form == "jsonl":
+                    rows: Iterator[tuple[int, Any]] = (
+                        (n, _json(line, f"{name}:{n}")) for n, line in enumerate(file, 1)
+                    )
+                elif form == "csv":
+                    rows = self._table(name, file)
+                else:
+                    rows = ((n, {self._text_field: line}) for n, line in enumerate(file, 1))
+                for line, row in rows:
+                    yield self._document(row, f"{name}:{line}") if isinstance(row, dict) else row
+
+    def _table(self, name: str, file: IO[str]) -> Iterator[tuple[int, Any]]:
+        csv.field_size_limit(_LONGEST_FIELD)
+        table = csv.DictReader(file, restkey="surplus")
+        if self._text_field not in (table.fieldnames or ()):
+            known = ", ".join(table.fieldnames or ()) or "none"
+            raise click.ClickException(f"{name}: no column {self._text_field!r}; its columns: {known}")
+        try:
+            for row in table:
+                yield table.line_num, row
+        except csv.Error as error:
+            raise click.ClickException(f"{name}, line {table.line_num}: {error}") from error
+
+    def _document(self, row: dict[str, Any], place: str) -> dict[str, Any]:
+        text = row.pop(self._text_field, None)
+        given = row.pop(self._id_field, None)
+        text = text.rstrip("\n") if isinstance(text, str) else text
+        return {"text": text, "id": place if given in (None, "") else given, "metadata": row}
+
+
+def _json(line: str, place: str) -> Any:
+    """What the line says; a line that is no JSON comes as an error in the place of a document."""
+    try:
+        document = json.loads(line)
+    except ValueError as error:
+        return ValueError(f"{place} is not JSON: {error}")
+    return document if isinstance(document, dict) else ValueError(f"{place} is no JSON object")
+
+
+@click.command(
+    cls=Command,
+    help=say(
+        "Find documents by meaning. The ones nearest to QUERY come first.",
+        "Belgeleri anlamına göre bul. QUERY'ye en yakın olanlar başta gelir.",
+    ),
+)
+@click.argument("query")
+@_collection_options
+@option(
+    "-n",
+    "--limit",
+    type=click.IntRange(min=1),
+    default=10,
+    show_default=True,
+    help=("Hits at most.", "En çok bu kadar sonuç."),
+)
+@option(
+    "-s",
+    "--score-threshold",
+    type=float,
+    default=0.7,
+    show_default=True,
+    help=("Least cosine similarity of a hit.", "Bir sonucun en küçük kosinüs benzerliği."),
+)
+@option(
+    "-w",
+    "--where",
+    multiple=True,
+    metavar="FIELD=VALUE",
+    help=(
+        "Only documents with this metadata; the same field again: or this value.",
+        "Yalnız bu üstveriye sahip belgeler; aynı alan yinelenirse: ya da bu değer.",
+    ),
+)
+@json_option
+def search(
+    query: str, limit: int, score_threshold: float, where: Sequence[str], as_json: bool, **settings: Any
+) -> None:
+    with manager() as models, _indexer(models, settings) as indexer:
+        hits = indexer.search(query, limit, score_threshold=score_threshold, filters=_filters(where))
+    if as_json:
+        show_json([hit.to_dict() for hit in hits])
+    elif hits:
+        rows = ((f"{hit.score:.3f}", hit.id, _shortened(hit.text)) for hit in hits)
+        show_table(f"{len(hits)} of {settings['collection']}", ("score", "id", "text"), rows)
+    else:
+        click.echo(f"Nothing reaches a score of {score_threshold:g}; --score-threshold lowers it.", err=True)
+
+
+def _filters(where: Sequence[str]) -> dict[str, list[Any]]:
+    """``year=2024`` is a number, ``lang=tr`` a text, ``year="2024"`` a text too."""
+    filters: dict[str, list[Any]] = {}
+    for condition in where:
+        field, equals, value = condition.partition("=")
+        if not field or not equals:
+            raise click.UsageError(f"--where {condition}: must look like field=value")
+        try:
+            parsed = json.loads(value)
+        except ValueError:
+            parsed = value
+        filters.setdefault(field, []).append(parsed)
+    return filters
+
+
+def _shortened(text: str) -> str:
+    line = " ".join(text.split())
+    limit = 160 if sys.stdout.isatty() else sys.maxsize
+    return line if len(line) <= limit else f"{line[: limit - 1]}…"

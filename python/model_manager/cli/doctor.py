@@ -1,0 +1,170 @@
+"""``doctor``: what this machine offers, what is configured, and what is wrong."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .. import Config, ModelManager, __version__, available_isas, isa, resident_bytes
+from ..errors import ConfigError, MissingFileError, ModelManagerError, ModelNotFoundError
+from .output import json_option, manager, quiet, show_json, show_table, size
+from .slots import hub_cache
+from .texts import Command, option, say
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_SECRETS = ("TOKEN", "KEY", "SECRET", "PASSWORD")
+_PREFIXES = ("MODEL_MANAGER_", "HF_", "QDRANT_", "OLLAMA_", "API_", "EMBEDDING_")
+_PACKAGES = (
+    "numpy", "tqdm", "qdrant-client", "click", "rich", "fastapi", "uvicorn", "langchain-core", "llama-index-core",
+)  # fmt: skip
+OK, ABSENT, WRONG = "ok", "not downloaded", "wrong"
+
+
+@click.command(
+    cls=Command,
+    help=say(
+        "Look at machine, settings and models. Each configured model is loaded once, without downloading. Exit code 1"
+        " when something is wrong; a model that will be downloaded when it is needed is not.",
+        "Makineye, ayarlara ve modellere bak. Ayarlı her model bir kez, indirmeden yüklenir. Yanlış bir şey varsa çıkış"
+        " kodu 1'dir; gerektiğinde indirilecek model yanlış sayılmaz.",
+    ),
+)
+@option("--quick", is_flag=True, help=("Load no models.", "Model yükleme."))
+@json_option
+def doctor(quick: bool, as_json: bool) -> None:
+    found: dict[str, Any] = {"versions": _versions(), "machine": _machine(), "settings": _settings(), "problems": []}
+    problems: list[str] = found["problems"]
+    try:
+        config = Config()
+    except ConfigError as error:
+        problems.append(str(error))
+    else:
+        with manager(lazy_loading=True) as empty:
+            threads = empty.stats()["threads"]
+        found["machine"] |= {
+            "compute_threads": str(threads),
+            "dtype": config.dtype,
+            "model_cache": str(hub_cache(config)),
+        }
+        if not quick:
+            found["models"] = list(_models(config))
+            problems += [f"{one['slot']}: {one['reason']}" for one in found["models"] if one["state"] == WRONG]
+    if as_json:
+        show_json(found)
+    else:
+        _show(found)
+    if problems:
+        raise click.exceptions.Exit(1)
+
+
+def _show(found: dict[str, Any]) -> None:
+    show_table("Machine", ("", ""), ((name.replace("_", " "), value) for name, value in found["machine"].items()))
+    show_table("Versions", ("package", "version"), found["versions"].items())
+    show_table("Settings in the environment", ("variable", "value"), found["settings"].items())
+    if "models" in found:
+        rows = ((one["slot"], one["source"], one["state"], one["reason"] or one["facts"]) for one in found["models"])
+        show_table("Models", ("slot", "source", "state", ""), rows)
+    for problem in found["problems"]:
+        click.echo(f"Wrong: {problem}", err=True)
+    if not found["problems"]:
+        click.echo("Nothing is wrong.")
+
+
+def _versions() -> dict[str, str]:
+    versions = {"model-manager-rs": __version__, "Python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = "not installed"
+    return versions
+
+
+def _machine() -> dict[str, str]:
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {
+        "system": f"{platform.system()} {platform.machine()}",
+        "cpu": _cpu(),
+        "instruction_set": f"{isa()} of {', '.join(available_isas())}",
+        "cores": f"{usable} usable of {os.cpu_count()}, cgroup limit {_cpu_limit()}",
+        "memory": _memory(),
+        "this_process": size(resident_bytes()),
+    }
+
+
+def _cpu() -> str:
+    for line in _lines("/proc/cpuinfo"):
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _cpu_limit() -> str:
+    quota, period = ([*next(iter(_lines("/sys/fs/cgroup/cpu.max")), "").split(), "", ""])[:2]
+    return f"{int(quota) / int(period):g}" if quota.isdigit() and period.isdigit() else "none"
+
+
+def _memory() -> str:
+    figures = {name: rest for name, _, rest in (line.partition(":") for line in _lines("/proc/meminfo"))}
+    if not {"MemTotal", "MemAvailable"} <= figures.keys():
+        return "unknown"
+    total, free = (int(figures[name].split()[0]) * 1024 for name in ("MemTotal", "MemAvailable"))
+    limit = next(iter(_lines("/sys/fs/cgroup/memory.max")), "max")
+    return f"{size(free)} free of {size(total)}, cgroup limit {size(int(limit)) if limit.isdigit() else 'none'}"
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        return Path(path).read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
+
+
+def _settings() -> dict[str, str]:
+    """Variables that this package or its parts read, as far as they are set. Keys and tokens are not shown."""
+    ours = {field["environment"] for field in Config.fields()}
+    return {
+        name: "(set)" if any(word in name for word in _SECRETS) else value
+        for name, value in sorted(os.environ.items())
+        if name in ours or name.startswith(_PREFIXES)
+    }
+
+
+def _models(config: Config) -> Iterator[dict[str, Any]]:
+    """Each slot, loaded without a download and unloaded again."""
+    offline = config.offline or os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+    with manager(offline=True, lazy_loading=True) as found, quiet():
+        for slot, state in found.stats()["slots"].items():
+            if state["kind"] == "generator" and not config.use_huggingface:
+                continue
+            started = time.perf_counter()
+            one = {"slot": slot, "source": state["source"], "state": OK, "reason": None, "facts": None}
+            try:
+                found.load(slot)
+                seconds = time.perf_counter() - started
+                one["facts"] = f"{_facts(found, slot, state['kind'])}, {seconds:.2f} s to load"
+            except (ModelNotFoundError, MissingFileError) as error:
+                missing = not offline and not Path(state["source"] or "").exists()
+                one["state"], one["reason"] = ABSENT if missing else WRONG, str(error)
+            except ModelManagerError as error:
+                one["state"], one["reason"] = WRONG, str(error)
+            finally:
+                found.unload(slot)
+            yield one
+
+
+def _facts(found: ModelManager, slot: str, kind: str) -> str:
+    if kind == "generator":
+        about = found.describe_generator(slot)
+        return f"{about['context']} tokens of context, {size(about['bytes'])}"
+    model = found.describe(slot)
+    assert model is not None  # only describe(load=False) answers None
+    return f"{model['architecture']}, {model['dimension']} dimensions, {model['dtype']}, {size(model['bytes'])}"

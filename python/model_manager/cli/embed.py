@@ -1,0 +1,129 @@
+"""``embed``: lines of text to vectors."""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import json
+import sys
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import click
+import numpy as np
+
+from .._embedder import Embedder
+from .output import dimensions_option, manager, model_option, reading, writing
+from .texts import Command, option, say
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from numpy.typing import NDArray
+
+_CHUNK = 512
+_FORMATS = ("jsonl", "csv", "npy")
+
+
+@click.command(
+    cls=Command,
+    help=say(
+        "Turn lines of text into vectors. Reads FILES or standard input; an empty line is a text too. jsonl and csv"
+        " hold the texts and their vectors, npy the vectors alone (float32, a row a text).",
+        "Metin satırlarını vektöre çevir. FILES'ı ya da standart girdiyi okur; boş satır da bir metindir. jsonl ve csv"
+        " metinleri vektörleriyle, npy yalnız vektörleri tutar (float32, metin başına bir satır).",
+    ),
+)
+@click.argument("files", nargs=-1)
+@option(
+    "-o",
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help=("File to write; default: standard output.", "Yazılacak dosya; varsayılan: standart çıktı."),
+)
+@option(
+    "-f",
+    "--format",
+    "form",
+    type=click.Choice(_FORMATS),
+    help=("Default: by the ending of --output, else jsonl.", "Varsayılan: --output uzantısına göre, yoksa jsonl."),
+)
+@model_option
+@dimensions_option
+@option(
+    "--query",
+    is_flag=True,
+    help=(
+        "Texts are queries, not documents: matters for models with prompts.",
+        "Metinler belge değil sorgu: istemli (prompt) modellerde fark eder.",
+    ),
+)
+def embed(
+    files: Sequence[str], output: Path | None, form: str | None, model: str | None, dimensions: int | None, query: bool
+) -> None:
+    form = form or _format_of(output)
+    if output is None and form == "npy" and sys.stdout.isatty():
+        raise click.UsageError("npy is binary: name a file with --output")
+    if output is not None and not output.parent.is_dir():
+        raise click.UsageError(f"there is no folder {output.parent}")
+    with manager(cache_size=0) as models:
+        embedder = Embedder(models, model, dimensions)
+        compute = embedder.queries if query else embedder.documents
+        if output is None:
+            _write(sys.stdout.buffer, form, compute, files or ["-"])
+        else:
+            with writing(output) as file:
+                _write(file, form, compute, files or ["-"])
+
+
+def _format_of(output: Path | None) -> str:
+    if output is None:
+        return "jsonl"
+    ending = output.suffix[1:].lower()
+    if ending not in _FORMATS:
+        raise click.UsageError(f"{output}: say with --format which of {', '.join(_FORMATS)} it is to hold")
+    return ending
+
+
+def _texts(files: Sequence[str]) -> Iterator[str]:
+    for name in files:
+        with reading(name) as file:
+            for line in file:
+                yield line.rstrip("\n")
+
+
+def _write(
+    file: IO[bytes], form: str, compute: Callable[[list[str]], NDArray[np.float32]], files: Sequence[str]
+) -> None:
+    texts = _texts(files)
+    write = {"jsonl": _write_jsonl, "csv": _write_csv}.get(form)
+    whole: list[NDArray[np.float32]] = []
+    while chunk := list(itertools.islice(texts, _CHUNK)):
+        vectors = compute(chunk)
+        if write is None:
+            whole.append(vectors)
+        else:
+            file.write(write(chunk, vectors).encode())
+    if write is None:
+        # The file begins with the number of its rows.
+        np.save(file, np.concatenate(whole or [compute([])]), allow_pickle=False)
+    file.flush()
+
+
+def _write_jsonl(texts: Sequence[str], vectors: NDArray[np.float32]) -> str:
+    return "".join(
+        json.dumps({"text": text, "embedding": _numbers(row)}, ensure_ascii=False) + "\n"
+        for text, row in zip(texts, vectors, strict=True)
+    )
+
+
+def _write_csv(texts: Sequence[str], vectors: NDArray[np.float32]) -> str:
+    part = io.StringIO()
+    csv.writer(part).writerows([text, *_numbers(row)] for text, row in zip(texts, vectors, strict=True))
+    return part.getvalue()
+
+
+def _numbers(row: NDArray[np.float32]) -> list[Any]:
+    """The shortest decimals that give these float32 back."""
+    return [float(str(value)) for value in row]

@@ -1,0 +1,109 @@
+"""What the commands share: options, files, tables, JSON."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from .. import Config, ModelManager
+from .texts import option
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+model_option = option(
+    "-m",
+    "--model",
+    help=(
+        "A slot, or a source: hub id or folder. Default: the preferred sentence model.",
+        "Bir model yuvası ya da kaynak: hub adı veya klasör. Varsayılan: tercih edilen cümle modeli.",
+    ),
+)
+dimensions_option = option(
+    "-d",
+    "--dimensions",
+    type=click.IntRange(min=1),
+    help=("Cut the vectors to so many dimensions.", "Vektörleri bu kadar boyuta kısalt."),
+)
+json_option = option("--json", "as_json", is_flag=True, help=("Print JSON.", "JSON yaz."))
+
+
+def manager(**overrides: Any) -> ModelManager:
+    """A manager of this command's own, with the environment's settings. Raises `ConfigError`."""
+    return ModelManager(Config(**overrides))
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Around what the command tells in its own result: the log does not tell it a second time, unless --verbose."""
+    log = logging.getLogger("model_manager")
+    level = log.level
+    if not logging.getLogger().isEnabledFor(logging.INFO):
+        log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+
+
+def show_json(value: Any) -> None:
+    """One JSON document on standard output."""
+    click.echo(json.dumps(value, ensure_ascii=False, indent=2))
+
+
+def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """A table on standard output; piped into a file it is as wide as it needs to be."""
+    table = Table(*columns, title=title, title_justify="left", title_style="bold")
+    for row in rows:
+        table.add_row(*("" if cell is None else str(cell) for cell in row))
+    console = Console(width=None if sys.stdout.isatty() else 200, markup=False)
+    console.print(table)
+
+
+def size(count: float) -> str:
+    """Bytes for people."""
+    return f"{count / 2**30:,.2f} GB" if count >= 2**30 else f"{count / 2**20:,.1f} MB"
+
+
+@contextlib.contextmanager
+def reading(name: str) -> Iterator[IO[str]]:
+    """A text file, or standard input for ``-``, as UTF-8; what is no UTF-8 is told with the file's name."""
+    try:
+        if name == "-":
+            stream = io.TextIOWrapper(sys.stdin.buffer, encoding="utf-8-sig")
+            try:
+                yield stream
+            finally:
+                stream.detach()  # else it would close standard input
+        else:
+            with Path(name).open(encoding="utf-8-sig") as file:
+                yield file
+    except UnicodeDecodeError as error:
+        raise click.ClickException(f"{name}: not UTF-8 text ({error.reason} at byte {error.start})") from error
+
+
+@contextlib.contextmanager
+def writing(target: Path) -> Iterator[IO[bytes]]:
+    """A file that appears under its name when it is complete, and not at all after an error."""
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            yield file
+        mask = os.umask(0)
+        os.umask(mask)
+        Path(name).chmod(0o666 & ~mask)  # temporary files are private, this one is no longer temporary
+        Path(name).replace(target)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise

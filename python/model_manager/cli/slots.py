@@ -1,0 +1,134 @@
+"""``models`` and ``warmup``: what is there, and bringing it here."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..errors import ModelManagerError
+from .output import json_option, manager, quiet, show_json, show_table, size
+from .texts import Command, say
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from .. import Config
+
+
+@click.command(
+    cls=Command,
+    help=say(
+        "Show slots and downloaded models. Sizes are those on disk.",
+        "Yuvaları ve indirilmiş modelleri göster. Boyutlar disktekilerdir.",
+    ),
+)
+@json_option
+def models(as_json: bool) -> None:
+    with manager() as found:
+        config = found.config
+        slots: list[dict[str, Any]] = [
+            {
+                "slot": name,
+                "kind": slot["kind"],
+                "source": slot["source"],
+                "bytes": _source_size(slot["source"], config),
+            }
+            for name, slot in found.stats()["slots"].items()
+        ]
+    cached: list[dict[str, Any]] = [{"model": name, "bytes": count} for name, count in _cached(config)]
+    if as_json:
+        show_json({"slots": slots, "cache": {"folder": str(hub_cache(config)), "models": cached}})
+        return
+    rows = ((one["slot"], one["kind"], one["source"], _where(one["source"], one["bytes"])) for one in slots)
+    show_table("Slots", ("slot", "kind", "source", "on disk"), rows)
+    if cached:
+        show_table("Hugging Face cache", ("model", "on disk"), ((one["model"], size(one["bytes"])) for one in cached))
+    click.echo(f"{len(cached)} models in the Hugging Face cache, {hub_cache(config)}")
+
+
+@click.command(
+    cls=Command,
+    help=say(
+        "Load models, downloading what is missing. SLOTS may be sources too; without any, the preferred sentence model."
+        " Tells the time and memory each takes.",
+        "Modelleri yükle, eksikleri indir. SLOTS kaynak da olabilir; verilmezse tercih edilen cümle modeli. Her birinin"
+        " süresini ve belleğini gösterir.",
+    ),
+)
+@click.argument("slots", nargs=-1)
+@json_option
+def warmup(slots: Sequence[str], as_json: bool) -> None:
+    from .._embedder import slot_for
+
+    results: list[dict[str, Any]] = []
+    with manager() as found, quiet():
+        for slot in [slot_for(found, name) for name in slots] or [slot_for(found, None)]:
+            started = time.perf_counter()
+            try:
+                found.load(slot)
+            except ModelManagerError as error:
+                results.append({"slot": slot, "loaded": False, "error": str(error)})
+                continue
+            state = found.stats()["slots"][slot]
+            seconds = round(time.perf_counter() - started, 3)
+            results.append({"slot": slot, "loaded": True, "seconds": seconds, "bytes": state["bytes"]})
+    if as_json:
+        show_json(results)
+    else:
+        for one in results:
+            if one["loaded"]:
+                click.echo(f"{one['slot']}: {one['seconds']:.2f} s, {size(one['bytes'])}")
+            else:
+                click.echo(f"{one['slot']}: {one['error']}", err=True)
+    if not all(one["loaded"] for one in results):
+        raise click.exceptions.Exit(1)
+
+
+def hub_cache(config: Config) -> Path:
+    """Folder of downloaded models, as the core looks for it."""
+    if config.cache_dir is not None:
+        return Path(config.cache_dir)
+    if folder := os.environ.get("HF_HUB_CACHE"):
+        return Path(folder)
+    home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
+    return Path(home).expanduser() / "hub"
+
+
+def _cached(config: Config) -> list[tuple[str, int]]:
+    """Hub ids in the cache and their bytes."""
+    folder = hub_cache(config)
+    found = sorted(folder.glob("models--*")) if folder.is_dir() else []
+    return [(path.name.removeprefix("models--").replace("--", "/"), _folder_size(path)) for path in found]
+
+
+def _source_size(source: str | None, config: Config) -> int | None:
+    """Bytes on disk; None where there are none."""
+    if source is None:
+        return None
+    path = Path(source).expanduser()
+    if source.startswith("pkg:"):
+        package, _, folder = source.removeprefix("pkg:").partition("/")
+        found = importlib.util.find_spec(package)
+        path = Path(((found and found.submodule_search_locations) or [package])[0]) / folder
+    if path.is_dir():
+        return _folder_size(path)
+    if path.is_file():
+        return path.stat().st_size
+    cached = dict(_cached(config))
+    return cached.get(source, cached.get(f"sentence-transformers/{source}"))
+
+
+def _folder_size(folder: Path) -> int:
+    """Of the files below; the cache's links into its own blobs are not counted twice."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+
+
+def _where(source: str | None, count: int | None) -> str:
+    if count is not None:
+        return size(count)
+    return "another server's" if source is not None and "://" in source else "not on this machine"

@@ -1,0 +1,97 @@
+"""LangChain and LlamaIndex get the manager's own vectors, and their stores find by them."""
+
+from __future__ import annotations
+
+import asyncio
+
+import numpy as np
+import pytest
+from conftest import FIXTURES, run_python
+from model_manager.errors import InputError
+
+PROMPTS = str(FIXTURES / "bert_prompts")
+TEXTS = ["the weather is lovely", "please pay the invoice", "Bugün hava çok güzel"]
+
+
+@pytest.fixture(scope="module")
+def manager(shared):
+    shared.register("prompts", PROMPTS)
+    return shared
+
+
+def wanted(manager, texts, prompt_name, **options):
+    return manager.embed(texts, "prompts", prompt_name=prompt_name, **options).tolist()
+
+
+def langchain(manager, **options):
+    from model_manager.langchain import ModelManagerEmbeddings
+
+    return ModelManagerEmbeddings("prompts", manager=manager, **options)
+
+
+def llamaindex(manager, **options):
+    from model_manager.llamaindex import ModelManagerEmbedding
+
+    return ModelManagerEmbedding("prompts", manager=manager, **options)
+
+
+def test_langchain_has_the_managers_vectors(manager):
+    model = langchain(manager)
+    assert model.embed_documents(TEXTS) == wanted(manager, TEXTS, "passage")
+    assert model.embed_query(TEXTS[0]) == wanted(manager, TEXTS[0], "query")
+    assert asyncio.run(model.aembed_documents(TEXTS)) == wanted(manager, TEXTS, "passage")
+    assert asyncio.run(model.aembed_query(TEXTS[0])) == wanted(manager, TEXTS[0], "query")
+    assert model.embed_documents([]) == []
+    assert langchain(manager, dimensions=8).embed_query("a") == wanted(manager, "a", "query", truncate_dim=8)
+    assert repr(model) == "ModelManagerEmbeddings('prompts')"
+    with pytest.raises(InputError, match="33"):
+        langchain(manager, dimensions=33).embed_query("a")
+
+
+def test_a_langchain_store_finds(manager):
+    from langchain_core.vectorstores import InMemoryVectorStore
+
+    model = langchain(manager)
+    store = InMemoryVectorStore(model)
+    store.add_texts(TEXTS, metadatas=[{"n": n} for n in range(3)])
+    scores = np.array(model.embed_documents(TEXTS)) @ np.array(model.embed_query("lovely weather"))
+    found = store.similarity_search_with_score("lovely weather", k=3)
+    assert [document.metadata["n"] for document, _ in found] == np.argsort(-scores).tolist()
+    np.testing.assert_allclose([score for _, score in found], np.sort(scores)[::-1], atol=1e-5)
+    (first,) = asyncio.run(store.asimilarity_search("lovely weather", k=1))
+    assert first.page_content == found[0][0].page_content
+
+
+def test_llamaindex_has_the_managers_vectors(manager):
+    model = llamaindex(manager)
+    assert model.get_text_embedding_batch(TEXTS) == wanted(manager, TEXTS, "passage")
+    assert model.get_text_embedding(TEXTS[0]) == wanted(manager, TEXTS[0], "passage")
+    assert model.get_query_embedding(TEXTS[0]) == wanted(manager, TEXTS[0], "query")
+    assert asyncio.run(model.aget_text_embedding_batch(TEXTS)) == wanted(manager, TEXTS, "passage")
+    assert asyncio.run(model.aget_text_embedding(TEXTS[0])) == wanted(manager, TEXTS[0], "passage")
+    assert asyncio.run(model.aget_query_embedding(TEXTS[0])) == wanted(manager, TEXTS[0], "query")
+    assert len(llamaindex(manager, dimensions=8).get_query_embedding("a")) == 8
+    assert (model.model_name, model.embed_batch_size, model.class_name()) == ("prompts", 100, "ModelManagerEmbedding")
+    assert llamaindex(manager, embed_batch_size=2).get_text_embedding_batch(TEXTS) == wanted(manager, TEXTS, "passage")
+
+
+def test_a_llamaindex_store_finds(manager):
+    from llama_index.core.schema import TextNode
+    from llama_index.core.vector_stores import SimpleVectorStore, VectorStoreQuery
+
+    model = llamaindex(manager)
+    store = SimpleVectorStore()
+    vectors = model.get_text_embedding_batch(TEXTS)
+    store.add([TextNode(id_=str(n), text=TEXTS[n], embedding=vector) for n, vector in enumerate(vectors)])
+    query = model.get_query_embedding("lovely weather")
+    found = store.query(VectorStoreQuery(query_embedding=query, similarity_top_k=3))
+    assert found.ids == [str(n) for n in np.argsort(-(np.array(vectors) @ np.array(query)))]
+
+
+@pytest.mark.parametrize("module", ["qdrant", "langchain", "llamaindex", "cli"])
+def test_importing_the_package_imports_no_part(module):
+    loaded = run_python("import sys, model_manager; print(*sys.modules)").stdout.split()
+    assert "model_manager" in loaded
+    packages = {"qdrant_client", "langchain_core", "llama_index", "click", "rich", "tqdm", "pydantic", "numpy"}
+    assert packages.isdisjoint(loaded)
+    assert f"model_manager.{module}" not in loaded

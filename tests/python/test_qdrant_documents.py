@@ -1,0 +1,127 @@
+"""What becomes of one document: its point's id, its payload, its content hash, and what is refused."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import uuid
+from datetime import date, datetime, timezone
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from model_manager.qdrant import point_id
+from model_manager.qdrant.documents import OWN_FIELDS, prepare
+
+text = st.text(st.characters(exclude_categories=["Cs"]))
+plain = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False, allow_infinity=False) | text,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(text, inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(text)
+def test_a_points_id_is_the_md5_of_the_documents(given_id):
+    assert point_id(given_id) == str(uuid.UUID(hashlib.md5(given_id.encode()).hexdigest()))
+
+
+@given(st.lists(text, unique=True, max_size=50))
+def test_different_ids_have_different_points(ids):
+    assert len({point_id(one) for one in ids}) == len(ids)
+
+
+@given(st.integers())
+def test_a_number_is_the_same_id_as_its_digits(number):
+    assert point_id(number) == point_id(str(number))
+    assert prepare({"text": "a", "id": number}, 0, "").point_id == point_id(number)
+
+
+@given(text.filter(str.strip), st.dictionaries(text, plain, max_size=5), text)
+def test_the_payload_is_json_and_keeps_the_metadata(words, metadata, identity):
+    made = prepare({"text": words, "id": identity, "metadata": metadata}, 3, "model")
+    assert json.loads(json.dumps(made.payload)) == made.payload
+    kept = {key: value for key, value in metadata.items() if key not in OWN_FIELDS}
+    assert {key: value for key, value in made.payload.items() if key not in OWN_FIELDS} == kept
+    assert made.payload["text"] == words
+    assert made.payload["text_length"] == len(words)
+    assert made.payload["word_count"] == len(words.split())
+    assert made.payload["original_doc_id"] == identity
+    assert datetime.fromisoformat(made.payload["indexed_at"]).tzinfo == timezone.utc
+    again = prepare({"metadata": dict(reversed(metadata.items())), "id": identity, "text": words}, 9, "model")
+    assert (again.point_id, again.content_hash) == (made.point_id, made.content_hash)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        ({"text": "another", "id": 1, "metadata": {"a": 1}}, "model"),
+        ({"text": "text", "id": 1, "metadata": {"a": 2}}, "model"),
+        ({"text": "text", "id": 1}, "model"),
+        ({"text": "text", "id": 1, "metadata": {"a": 1}}, "other model"),
+    ],
+)
+def test_the_content_hash_is_of_text_metadata_and_model(other):
+    first = prepare({"text": "text", "id": 1, "metadata": {"a": 1}}, 0, "model")
+    assert prepare(other[0], 0, other[1]).content_hash != first.content_hash
+
+
+def test_without_an_id_every_point_is_new():
+    first, second = prepare("a text", 0, ""), prepare({"text": "a text"}, 1, "")
+    assert first.point_id != second.point_id
+    assert uuid.UUID(first.point_id).version == 4
+    assert first.payload["original_doc_id"] is None
+
+
+def test_metadata_of_common_types():
+    metadata = {
+        "day": date(2024, 2, 29),
+        "uuid": uuid.UUID(int=1),
+        "numbers": np.arange(3),
+        "number": np.float32(0.5),
+        "set": {2, 1},
+        "tuple": (1, 2),
+    }
+    payload = prepare({"text": "a", "metadata": metadata}, 0, "").payload
+    assert {key: payload[key] for key in metadata} == {
+        "day": "2024-02-29",
+        "uuid": "00000000-0000-0000-0000-000000000001",
+        "numbers": [0, 1, 2],
+        "number": 0.5,
+        "set": [1, 2],
+        "tuple": [1, 2],
+    }
+
+
+@pytest.mark.parametrize(
+    ("document", "message"),
+    [
+        ({"text": ""}, "its text is empty"),
+        ({"text": " \n\t"}, "its text is empty"),
+        ("", "its text is empty"),
+        ({}, "its 'text' must be a str, not NoneType"),
+        ({"text": b"bytes"}, "its 'text' must be a str, not bytes"),
+        ({"text": "a", "title": "b", "author": "c"}, "unknown keys author, title: put them into 'metadata'"),
+        ({"text": "a", "id": 1.5}, "its 'id' must be a str or an int, not float"),
+        ({"text": "a", "id": True}, "its 'id' must be a str or an int, not bool"),
+        ({"text": "a", "metadata": [1]}, "its 'metadata' must be a mapping, not list"),
+        ({"text": "a", "metadata": {"x": object()}}, "its metadata is not JSON: object has no JSON form"),
+        ({"text": "a", "metadata": {"x": float("nan")}}, "its metadata is not JSON"),
+        ({"text": "a\ud800"}, "a lone surrogate"),
+        ({"text": "a", "id": "\udfff"}, "a lone surrogate"),
+        ({"text": "a", "metadata": {"x": "\ud800"}}, "a lone surrogate"),
+        (7, "a document must be a mapping with the key 'text', or a str, not int"),
+        (ValueError("line 3 is not JSON"), "line 3 is not JSON"),
+    ],
+)
+def test_what_is_no_document(document, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        prepare(document, 0, "")
+
+
+def test_endless_metadata():
+    endless = {}
+    endless["again"] = endless
+    with pytest.raises(ValueError, match="its metadata is not JSON"):
+        prepare({"text": "a", "metadata": endless}, 0, "")

@@ -1,0 +1,343 @@
+"""The indexer with an embedded Qdrant: what is stored, what a second run does, what a search finds."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from conftest import FIXTURES, run_python
+from model_manager.errors import InputError
+from model_manager.qdrant import Backoff, CollectionError, IndexReport, QdrantIndexer, StoreError, point_id
+from qdrant_client import QdrantClient, models
+from qdrants import SLOT, FakeClient, documents
+
+
+def stored(client, collection="notes"):
+    """Every point by the id of its document."""
+    points, _ = client.scroll(collection, limit=10_000, with_vectors=True)
+    return {point.payload["original_doc_id"]: point for point in points}
+
+
+def test_what_is_stored(make_indexer, embedded, shared):
+    report = make_indexer(embedded).add_documents(documents(25), batch_size=10)
+    assert (report.indexed, report.updated, report.skipped, report.failed) == (25, 0, 0, 0)
+    assert report.ok
+    points = stored(embedded)
+    assert points.keys() == {f"d{n}" for n in range(25)}
+    vectors = shared.embed([f"document number {n}" for n in range(25)], SLOT)
+    for n, vector in enumerate(vectors):
+        point = points[f"d{n}"]
+        assert point.id == point_id(f"d{n}")
+        np.testing.assert_allclose(point.vector, vector, atol=1e-6)
+        assert point.payload.pop("indexed_at")
+        assert len(point.payload.pop("content_hash")) == 64
+        assert point.payload == {
+            "n": n,
+            "even": n % 2 == 0,
+            "text": f"document number {n}",
+            "text_length": len(f"document number {n}"),
+            "word_count": 3,
+            "original_doc_id": f"d{n}",
+        }
+
+
+def test_a_second_run_writes_only_what_changed(make_indexer, embedded):
+    source = documents(30)
+    make_indexer(embedded).add_documents(source)
+    source[3]["text"] = "rewritten"
+    source[4]["metadata"] = {"n": -4}
+    report = make_indexer(embedded).add_documents([*source, {"id": "new", "text": "one more"}], batch_size=7)
+    assert (report.indexed, report.updated, report.skipped) == (3, 2, 28)
+    points = stored(embedded)
+    assert len(points) == 31
+    assert points["d3"].payload["text"] == "rewritten"
+    assert points["d4"].payload["n"] == -4
+    assert "even" not in points["d4"].payload
+
+
+def test_everything_is_written_again_when_asked(make_indexer, embedded):
+    make_indexer(embedded).add_documents(documents(5))
+    report = make_indexer(embedded).add_documents(documents(5), skip_unchanged=False)
+    assert (report.indexed, report.updated, report.skipped) == (5, 0, 0)
+
+
+def test_another_length_of_vectors_is_another_content(make_indexer, embedded):
+    make_indexer(embedded, "short", dimensions=16).add_documents(documents(2))
+    (vector,) = {len(point.vector) for point in stored(embedded, "short").values()}
+    assert vector == 16
+    assert make_indexer(embedded, "short", dimensions=16).add_documents(documents(2)).skipped == 2
+    with pytest.raises(CollectionError, match=r"'short' has vectors of 16 dimensions, the model's have 32: use the"):
+        make_indexer(embedded, "short").add_documents(documents(2))
+    with pytest.raises(CollectionError, match="16 dimensions"):
+        make_indexer(embedded, "short").search("a question")
+    assert make_indexer(embedded, "short").create_collection(recreate=True)
+    assert make_indexer(embedded, "short").add_documents(documents(2)).indexed == 2
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 100])
+def test_of_several_documents_with_one_id_the_last_counts(make_indexer, embedded, batch_size):
+    twice = [{"id": 1, "text": "first"}, {"id": 2, "text": "other"}, {"id": "1", "text": "second"}]
+    report = make_indexer(embedded).add_documents([*twice, twice[-1]], batch_size=batch_size)
+    assert (report.indexed, report.updated, report.skipped) == (3, 1, 1)
+    points, _ = embedded.scroll("notes")
+    assert sorted(point.payload["text"] for point in points) == ["other", "second"]
+
+
+def test_documents_without_an_id_are_added_by_every_run(make_indexer, embedded):
+    for _ in range(2):
+        assert make_indexer(embedded).add_documents(["a text", {"text": "another"}]).indexed == 2
+    assert embedded.count("notes").count == 4
+
+
+def test_points_that_something_else_wrote_are_replaced(make_indexer, embedded):
+    indexer = make_indexer(embedded)
+    assert indexer.create_collection()
+    assert not indexer.create_collection()
+    embedded.upsert("notes", [models.PointStruct(id=point_id("d0"), vector=[1.0] * 32, payload={"old": True})])
+    report = indexer.add_documents(documents(1))
+    assert (report.indexed, report.updated) == (1, 1)
+    assert "old" not in stored(embedded)["d0"].payload
+
+
+def test_settings_of_a_new_collection(make_indexer, fake):
+    make_indexer(fake).create_collection()
+    made = {name: value.model_dump(exclude_none=True, mode="json") for name, value in fake.settings.items()}
+    assert made == {
+        "vectors_config": {"size": 32, "distance": "Cosine", "on_disk": False},
+        "hnsw_config": {"m": 32, "ef_construct": 256, "full_scan_threshold": 20000, "on_disk": False},
+        "optimizers_config": {
+            "default_segment_number": 2,
+            "max_segment_size": 200000,
+            "memmap_threshold": 100000,
+            "indexing_threshold": 50000,
+            "flush_interval_sec": 30,
+        },
+        "quantization_config": {"scalar": {"type": "int8", "quantile": 0.99, "always_ram": True}},
+    }
+
+
+@pytest.mark.parametrize(
+    ("vectors", "message"),
+    [
+        (models.VectorParams(size=32, distance=models.Distance.EUCLID), "compares by Euclid"),
+        ({"a": models.VectorParams(size=32, distance=models.Distance.COSINE)}, "has named vectors"),
+    ],
+)
+def test_a_collection_of_another_kind_is_refused(make_indexer, embedded, vectors, message):
+    embedded.create_collection("notes", vectors_config=vectors)
+    with pytest.raises(CollectionError, match=message):
+        make_indexer(embedded).add_documents(documents(1))
+
+
+def test_search(make_indexer, embedded):
+    indexer = make_indexer(embedded)
+    indexer.add_documents(documents(40))
+    hits = indexer.search("document number 7", limit=3)
+    assert len(hits) == 3
+    assert (hits[0].id, hits[0].text, hits[0].metadata) == ("d7", "document number 7", {"n": 7, "even": False})
+    assert hits[0].score == pytest.approx(1, abs=1e-5)
+    assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
+    assert hits[0].payload["original_doc_id"] == "d7"
+    assert hits[0].to_dict() == {"id": "d7", "score": 1.0, "text": hits[0].text, "metadata": hits[0].metadata}
+    assert asyncio.run(indexer.asearch("document number 7", limit=3)) == hits
+    assert indexer.search("document number 7", score_threshold=1.01) == []
+    assert len(indexer.search("a", limit=100, score_threshold=None)) == 40
+
+
+@pytest.mark.parametrize(
+    ("filters", "wanted"),
+    [
+        ({"n": 3}, {3}),
+        ({"n": [3, 5]}, {3, 5}),
+        ({"n": [3, 5], "even": True}, set()),
+        ({"n": [3, 4, 6], "even": True}, {4, 6}),
+        ({"tag": "a"}, {1, 2}),
+        ({"tag": ["b", "c"]}, {2, 3}),
+        ({"mixed": ["x", 1, True, 0.5]}, {1, 2, 3, 4}),
+        ({"mixed": 0.5}, {4}),
+        ({"n": []}, set()),
+        ({}, {1, 2, 3, 4, 5, 6}),
+    ],
+)
+def test_filters(make_indexer, embedded, filters, wanted):
+    extra = {1: ["a"], 2: ["a", "b"], 3: "c"}
+    mixed = {1: "x", 2: 1, 3: True, 4: 0.5}
+    source = documents(7)[1:]
+    for document in source:
+        n = document["metadata"]["n"]
+        document["metadata"] |= {"tag": extra.get(n, "none"), "mixed": mixed.get(n, "y")}
+    indexer = make_indexer(embedded)
+    indexer.add_documents(source)
+    hits = indexer.search("document", score_threshold=None, filters=filters)
+    assert {hit.metadata["n"] for hit in hits} == wanted
+
+
+def test_search_arguments(make_indexer, embedded):
+    indexer = make_indexer(embedded)
+    with pytest.raises(InputError, match="the query is empty"):
+        indexer.search("  ")
+    with pytest.raises(InputError, match="limit=0"):
+        indexer.search("a", limit=0)
+    with pytest.raises(InputError, match="filter 'when': a value must be str, int, float or bool"):
+        indexer.search("a", filters={"when": object()})
+    with pytest.raises(CollectionError, match="'notes' does not exist: add_documents makes it"):
+        indexer.search("a")
+
+
+def test_a_server_is_told_how_to_search(make_indexer, shared):
+    class Server(FakeClient):
+        def query_points(self, name, **request):
+            self.request = {"name": name, **request}
+            return SimpleNamespace(points=[])
+
+    server = Server()
+    assert make_indexer(server).search("question", filters={"n": [1]}) == []
+    np.testing.assert_array_equal(server.request.pop("query"), shared.embed("question", SLOT).tolist())
+    match = models.FieldCondition(key="n", match=models.MatchValue(value=1))
+    assert server.request == {
+        "name": "notes",
+        "limit": 10,
+        "score_threshold": 0.7,
+        "search_params": models.SearchParams(hnsw_ef=128),
+        "query_filter": models.Filter(must=[models.Filter(should=[match])]),
+        "with_payload": True,
+    }
+
+
+def test_prompts_of_the_model(make_manager, embedded):
+    manager = make_manager()
+    indexer = QdrantIndexer("notes", embedded, str(FIXTURES / "bert_prompts"), manager=manager)
+    indexer.add_documents(documents(1))
+    slot = indexer.model
+    passage, query = (manager.embed("document number 0", slot, prompt_name=name) for name in ("passage", "query"))
+    np.testing.assert_allclose(stored(embedded)["d0"].vector, passage, atol=1e-6)
+    (hit,) = indexer.search("document number 0", score_threshold=None)
+    assert hit.score == pytest.approx(float(query @ passage), abs=1e-5)
+    assert hit.score < 0.9999
+
+
+def test_the_default_model_is_the_preferred_one(make_manager, embedded):
+    assert QdrantIndexer("a", embedded, manager=make_manager()).model == "turkish_sentence"
+    assert QdrantIndexer("a", embedded, manager=make_manager(prefer_turkish=False)).model == "english_sentence"
+    assert repr(QdrantIndexer("a", embedded, SLOT, manager=make_manager())) == (
+        "<QdrantIndexer 'a', model 'turkish_sentence'>"
+    )
+
+
+def test_nothing_is_loaded_before_it_is_needed(manager, fake):
+    indexer = QdrantIndexer("a", fake, SLOT, manager=manager)
+    assert not manager.is_loaded(SLOT)
+    indexer.add_documents([])
+    assert manager.is_loaded(SLOT)
+
+
+def test_dimensions_that_the_model_does_not_have(make_indexer, fake):
+    with pytest.raises(InputError, match="dimensions=33: turkish_sentence has vectors of 32 dimensions"):
+        make_indexer(fake, dimensions=33).add_documents([])
+
+
+@pytest.mark.parametrize("arguments", [{"batch_size": 0}, {"on_error": "ignore"}])
+def test_arguments_of_add_documents(make_indexer, fake, arguments):
+    with pytest.raises(InputError, match=next(iter(arguments))):
+        make_indexer(fake).add_documents([], **arguments)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_which_qdrant(tmp_path, monkeypatch, shared):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("QDRANT_URL", raising=False)
+    settings = {"model": SLOT, "manager": shared}
+    with QdrantIndexer("notes", **settings) as indexer:
+        indexer.add_documents(documents(1))
+        assert (tmp_path / "qdrant_data" / "collection" / "notes").is_dir()
+        # The client leaves the lock file that it could not lock to the garbage collector.
+        with pytest.raises(StoreError, match=r"'qdrant_data' cannot be opened: .*already accessed"):
+            QdrantIndexer("notes", **settings)
+    with QdrantIndexer("notes", path="qdrant_data", **settings) as indexer:  # closed, so the folder is free again
+        assert indexer.add_documents(documents(1)).skipped == 1
+    monkeypatch.setenv("QDRANT_URL", "http://127.0.0.1:1/base")
+    with QdrantIndexer("notes", **settings) as indexer:
+        assert indexer.client.init_options["url"] == "http://127.0.0.1:1/base"
+    with QdrantIndexer("notes", path=":memory:", **settings) as indexer:
+        assert indexer.add_documents(documents(1)).indexed == 1
+    for wrong in ({"url": "http://"}, {"path": "a", "url": "http://b"}, {"client": FakeClient(), "path": "a"}):
+        with pytest.raises(InputError):
+            QdrantIndexer("notes", **settings, **wrong)
+    with pytest.raises(InputError, match="needs a name"):
+        QdrantIndexer("", FakeClient())
+    with pytest.raises(InputError, match="attempts"):
+        Backoff(attempts=0)
+
+
+def test_an_indexer_that_nobody_closes(tmp_path):
+    code = f"""
+from conftest import tiny
+from model_manager.qdrant import QdrantIndexer
+manager = tiny()
+indexer = QdrantIndexer("notes", path={str(tmp_path)!r}, manager=manager)
+print(indexer.add_documents(["a text"]).indexed)
+"""
+    done = run_python(code)
+    assert (done.stdout, done.stderr) == ("1\n", "")
+
+
+def test_the_callers_client_stays_open(make_indexer, embedded):
+    with make_indexer(embedded) as indexer:
+        indexer.add_documents(documents(1))
+    assert embedded.count("notes").count == 1
+
+
+def test_the_embedded_qdrant_does_not_wait_for_the_disk_at_every_point(make_indexer, embedded):
+    make_indexer(embedded).create_collection()
+    sqlite = embedded._client.collections["notes"].storage.storage
+    assert sqlite.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    assert sqlite.execute("PRAGMA synchronous").fetchone() == (1,)
+
+
+def test_threads_share_an_indexer(make_indexer, tmp_path):
+    client = QdrantClient(path=str(tmp_path / "q"), force_disable_check_same_thread=True)
+    with contextlib.closing(client):
+        indexer = make_indexer(client)
+        indexer.create_collection()
+        errors = []
+
+        def work(start):
+            try:
+                indexer.add_documents(documents(60, start), batch_size=7)
+                indexer.search(f"document number {start}")
+            except Exception as error:  # noqa: BLE001  whatever it is, the test tells
+                errors.append(error)
+
+        threads = [threading.Thread(target=work, args=(100 * n,)) for n in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert not errors
+        assert client.count("notes").count == 240
+
+
+def test_progress(make_indexer, fake, capsys):
+    make_indexer(fake).add_documents(documents(30), batch_size=10, progress=True)
+    assert "30/30" in capsys.readouterr().err
+    make_indexer(fake).add_documents(iter(documents(30)), batch_size=10)
+    assert capsys.readouterr().err == ""
+
+
+def test_report_reads_well():
+    report = IndexReport(indexed=1200, updated=3, skipped=50, seconds=2.0, finished=True)
+    assert str(report) == "1,200 indexed (3 of them changed), 50 skipped, 0 failed in 2.0 s (625 documents/s)"
+    assert repr(report) == f"<IndexReport: {report}>"
+    assert str(IndexReport()) == "0 indexed, 0 skipped, 0 failed in 0.0 s (0 documents/s); not finished"
+    assert not IndexReport().ok
+
+
+def test_a_model_that_is_a_source_gets_one_slot(manager, fake):
+    source = str(FIXTURES / "bert_cls")
+    first, second = (QdrantIndexer("a", fake, source, manager=manager) for _ in range(2))
+    assert first.model == second.model == source
+    assert manager.slots().count(source) == 1
