@@ -47,7 +47,9 @@ def main() -> None:
     bare.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     special = [(END, config.vocab_size - 1)]
     bare.post_processor = processors.TemplateProcessing(single=f"$A {END}", special_tokens=special)
-    PreTrainedTokenizerFast(tokenizer_object=bare, eos_token=END, pad_token=END, padding_side="left").save_pretrained(out)
+    PreTrainedTokenizerFast(tokenizer_object=bare, eos_token=END, pad_token=END, padding_side="left").save_pretrained(
+        out
+    )
     with torch.device("meta"):
         model = Qwen3Model(config)
     model = model.to(torch.bfloat16).to_empty(device="cpu")

@@ -1,12 +1,14 @@
 #!/usr/bin/env python3
 """model_manager against the other ways to embed text on a CPU: same model, same texts, same run.
 
-    python benchmarks/peers.py [--quick] [--rounds N] [--contenders NAME ...]
+    python benchmarks/peers.py [--quick] [--rounds N] [--contenders NAME ...] [--qwen3]
 
 Every contender runs alone in a process of its own, once a round; the order turns by one each round, and the
 table shows medians. Each gets the batch size that is best for it, found before the rounds. Accuracy is
 against sentence-transformers in float32. Peers live in their own virtual environment (.venv-peers, or what
 MODEL_MANAGER_PEERS_VENV names), made on first use; model_manager comes from the Python that runs this file.
+
+--qwen3 takes a Qwen3-Embedding of the 0.6B's size with random weights instead, few texts, and PyTorch alone as a peer.
 """
 
 import argparse
@@ -31,6 +33,7 @@ REFERENCE = "sentence-transformers-f32"
 WORKLOADS = ("short", "passage", "long")
 LIMIT_S = 900  # for one answer of a worker
 COMPARED = 64  # texts of each workload
+QWEN3 = ["model_manager-auto", "model_manager-f32", "sentence-transformers-bf16", REFERENCE]
 
 
 class WorkerFailed(RuntimeError):
@@ -162,6 +165,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="few texts, one round: does everything run?")
     parser.add_argument("--rounds", type=int, help="default 5, with --quick 1")
     parser.add_argument("--contenders", nargs="+", metavar="NAME", choices=list(CONTENDERS), default=list(CONTENDERS))
+    parser.add_argument("--qwen3", action="store_true", help="a Qwen3-Embedding 0.6B of random weights")
     parser.add_argument("--baseline", default=REFERENCE, choices=list(CONTENDERS), help="ratios are to this one")
     parser.add_argument("--model", type=Path, default=ROOT / ".models" / "all-MiniLM-L6-v2")
     parser.add_argument(
@@ -172,16 +176,25 @@ def arguments() -> argparse.Namespace:
 
 def main() -> None:
     args = arguments()
-    if not (args.model / "config.json").is_file():
-        sys.exit(f"{args.model} is no model directory: run `make models` first")
     results = HERE / "results"
     work = results / "work"
-    work.mkdir(parents=True, exist_ok=True)
     machine = environment.machine()
     peers = environment.peers_python(args.venv)
-    environment.prepare(peers, args.model, work, args.quick)
+    if args.qwen3:
+        work = work / "qwen3"
+        args.model, args.quick = work / "model", True
+        args.contenders = [name for name in args.contenders if name in QWEN3]
+    work.mkdir(parents=True, exist_ok=True)
+    if args.qwen3 and not (args.model / "modules.json").is_file():
+        print(f"{args.model}: making random weights ...", flush=True)
+        subprocess.run([str(peers), str(HERE / "make_qwen3.py"), str(args.model)], check=True)
+    if not (args.model / "config.json").is_file():
+        sys.exit(f"{args.model} is no model directory: run `make models` first")
+    environment.prepare(peers, args.model, work, args.quick, onnx=not args.qwen3)
     found, facts = run(
-        Bench(peers, args.model, work, args.quick), args.contenders, args.rounds or (1 if args.quick else 5)
+        Bench(peers, args.model, work, args.quick),
+        args.contenders,
+        args.rounds or (1 if args.quick and not args.qwen3 else 5),
     )
     if not found:
         sys.exit("no contender ran")

@@ -108,12 +108,12 @@ class SentenceModel:
         return vectors if convert_to_numpy or convert_to_tensor else list(vectors)
 
     def encode_query(self, sentences: str | Iterable[str], *, task: str | None = None, **options: Any) -> Any:
-        """`encode` with the model's prompt named ``query``, if it has one and none is given.
+        r"""`encode` with the model's prompt named ``query``, if it has one and none is given.
 
         Args:
             sentences: A str, or several.
             task: What is searched for, in one English sentence, for models that take instructions, such as
-                Qwen3-Embedding: the prompt is ``Instruct: {task}\\nQuery:``. Documents get none.
+                Qwen3-Embedding: the prompt is ``Instruct: {task}\nQuery:``. Documents get none.
             options: As `encode`.
 
         Raises:

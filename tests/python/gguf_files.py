@@ -67,7 +67,7 @@ def q8_0(values: NDArray[np.float32]) -> bytes:
     blocks = values.reshape(-1, 32)
     scales = (np.abs(blocks).max(axis=1, keepdims=True) / 127).astype(np.float16)
     codes = np.rint(blocks / np.where(scales > 0, scales, 1).astype(np.float32)).astype(np.int8)
-    return b"".join(scale.tobytes() + row.tobytes() for scale, row in zip(scales, codes, strict=True))
+    return np.concatenate([scales.view(np.int8), codes], axis=1).tobytes()
 
 
 def write(path: Path, **changes: Any) -> str:
