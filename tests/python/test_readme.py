@@ -74,7 +74,9 @@ def test_commands_against_the_server(name, address):
 @pytest.mark.real
 @pytest.mark.parametrize("name", SERVED)
 def test_clients_of_the_server(name, address):
-    found = blocks(name, "python")
+    found = [
+        block for block in blocks(name, "python") if any(word in block for word in (*ADDRESSES, "model_manager.server"))
+    ]
     assert found
     for block in found:
         for written in ADDRESSES:
