@@ -95,8 +95,8 @@ impl<T: Item> Queue<T> {
         true
     }
 
-    #[cfg(test)]
-    pub(super) fn is_empty(&self) -> bool {
+    /// Whether nothing waits.
+    pub(crate) fn is_empty(&self) -> bool {
         self.interactive.is_empty() && self.bulk.is_empty()
     }
 

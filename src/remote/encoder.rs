@@ -184,7 +184,7 @@ impl Shared {
             self.counters.note_spared(0, abandoned);
             if !batch.is_empty() {
                 state.asking[number] = true;
-                if state.queue.len() > 0 {
+                if !state.queue.is_empty() {
                     // One wake-up may have announced more than one batch.
                     self.wake.notify_one();
                 }
