@@ -301,8 +301,7 @@ class Manager:
         Nothing is loaded yet.
 
         Args:
-            source: Hub id, bare sentence-transformers name, local folder, ``pkg:package/folder``, or for a generator a
-                ``.gguf`` file.
+            source: Hub id, bare sentence-transformers name, local folder, ``pkg:package/folder``, or a ``.gguf`` file.
             loader: Called without arguments, on a thread of its own, when the slot is first used.
             dtype: How it computes; int8 and int4 quantise a generator's plain weights at load. auto: as configured.
             keep_alive: Seconds or ``"5m"`` after the latest use; 0: unload after use; negative: for ever; None:

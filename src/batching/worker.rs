@@ -421,7 +421,7 @@ mod tests {
     #[test]
     fn racing_callers_all_get_their_own_rows() {
         let bench = Bench::new(64);
-        bench.permit(16 * 50);
+        bench.permit(2 * 16 * 50); // each sequence may come to be a batch of its own
         thread::scope(|scope| {
             for id in 0..16u32 {
                 let bench = &bench;
