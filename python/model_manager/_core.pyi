@@ -318,8 +318,8 @@ class Manager:
         Nothing is loaded yet.
 
         Args:
-            source: Hub id, bare sentence-transformers name, local folder, ``pkg:package/folder``, for a generator a
-                ``.gguf`` file, for embeddings a server's model: ``ollama://host:port/model``, ``ollama+https://``,
+            source: Hub id, bare sentence-transformers name, local folder, ``pkg:package/folder``, a ``.gguf`` file,
+                or for embeddings a server's model: ``ollama://host:port/model``, ``ollama+https://``,
                 ``openai+http://host:port/model``, ``openai+https://``. Its key is never part of the source:
                 ``env:NAME@`` before the host names the environment variable that holds it; without, ``openai+…``
                 sources use `MODEL_MANAGER_REMOTE_KEY`.

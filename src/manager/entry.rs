@@ -47,7 +47,7 @@ pub struct GeneratorSpec {
 /// Where a sentence model comes from and how it is used.
 #[derive(Debug, Clone)]
 pub struct EmbeddingSpec {
-    /// Hub id, bare sentence-transformers name, folder, `pkg:…`, `ollama://…`.
+    /// Hub id, bare sentence-transformers name, folder, `.gguf` file, `pkg:…`, `ollama://…`.
     pub source: SourceSpec,
     /// Sources to try in turn when the first cannot be loaded.
     pub fallback: Vec<String>,

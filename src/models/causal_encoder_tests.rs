@@ -279,7 +279,7 @@ fn whole(writer: Writer) -> Writer {
 #[test]
 fn a_gguf_file_is_a_whole_sentence_model() {
     let (_folder, path) = gguf(whole);
-    let files = ModelFiles::gguf("m.gguf", path.clone()).unwrap();
+    let files = ModelFiles::gguf("m.gguf", path).unwrap();
     let (texts, expected): (Vec<_>, Vec<_>) = cases().into_iter().unzip();
     let weights = Weights::open(&files.weights).unwrap();
     let shape = Shape::from_gguf(weights.gguf().unwrap(), "qwen3").unwrap();
@@ -311,7 +311,7 @@ fn a_gguf_file_is_a_whole_sentence_model() {
 #[test]
 fn gguf_files_that_do_not_embed_are_refused() {
     let refused = |change: &dyn Fn(Writer) -> Writer| {
-        let (_folder, path) = gguf(|writer| change(writer));
+        let (_folder, path) = gguf(change);
         let files = ModelFiles::gguf("m.gguf", path).unwrap();
         let build =
             |config: &ModelConfig, weights: &Weights| on_cpu(config, weights, Isa::best(), DType::F32);

@@ -1,5 +1,5 @@
-//! What decoders need beside the encoder's kernels: weights in the coded formats of GGUF files, products for few
-//! rows, rotary positions, and attention over a cache.
+//! Linear layers over weights of any stored form, coded ones of GGUF files among them, for encoders and decoders; and
+//! what decoders need beside: rotary positions, and attention over a cache.
 
 pub(crate) mod activations;
 pub(crate) mod attention;

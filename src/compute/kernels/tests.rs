@@ -308,7 +308,7 @@ fn rms_of_any_length_in_both_formats() {
             let out = narrow.as_mut_ptr().cast();
             // SAFETY: all of one length.
             unsafe {
-                kernels.rms(&RmsRow { x: x.as_ptr(), scale: &scale, epsilon: 1e-5, out, to: DType::Bf16 })
+                kernels.rms(&RmsRow { x: x.as_ptr(), scale: &scale, epsilon: 1e-5, out, to: DType::Bf16 });
             };
             let mut wide = Guarded::new(&x);
             kernels.rms_in_place(&mut wide, &scale, 1e-5);
