@@ -16,11 +16,14 @@ import statistics
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import environment
+import numpy as np
 import report
+import targets
 from peers import Process, WorkerFailed
 
 HERE = Path(__file__).resolve().parent
@@ -70,12 +73,28 @@ def compare(pythons: dict[str, Path], model: Path, rounds: int, quick: bool) -> 
     return found
 
 
-def render(rounds: dict[str, list[dict[str, float]]], baseline: str) -> str:
-    """Medians, and how many times better than the baseline."""
-    medians = {
+def medians_of(rounds: dict[str, list[dict[str, float]]]) -> dict[str, dict[str, float]]:
+    return {
         name: {key: statistics.median(found[key] for found in all_of) for key in COLUMNS if key in all_of[0]}
         for name, all_of in rounds.items()
     }
+
+
+def read_rate(threads: int) -> float:
+    """GB a second that all threads together read from memory: the best of five passes over a GiB."""
+    values = np.zeros(1 << 28, np.float32)
+    parts = np.array_split(values, threads)
+    best = float("inf")
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in range(5):
+            start = time.perf_counter()
+            list(pool.map(np.max, parts))
+            best = min(best, time.perf_counter() - start)
+    return values.nbytes / best / 1e9
+
+
+def render(medians: dict[str, dict[str, float]], baseline: str) -> str:
+    """The medians, and how many times better than the baseline."""
     rows = [["median", *(heading for heading, _, _ in COLUMNS.values())]]
     rows += [
         [name, *(f"{found[key]:.{digits}f}" if key in found else "" for key, (_, digits, _) in COLUMNS.items())]
@@ -139,13 +158,16 @@ def main() -> None:
     plain = {"model_manager-f32": ours, "model_manager": ours, "model_manager-int8": ours, "transformers-f32": peers}
     record: dict[str, Any] = {"machine": machine, "versions": environment.versions(peers), "quick": args.quick}
     print(f"{machine['cpu']}, {machine['threads']} threads, {' '.join(machine['isa'])}")
-    for title, pythons, model, baseline in (
-        (f"{args.model.name} ({args.model.stat().st_size / 1e6:.0f} MB)", quantised, args.model, "llama-cpp-python"),
-        ("GPT-2, 124 million random weights", plain, gpt2(peers, work), "transformers-f32"),
+    file_mb = args.model.stat().st_size / 1e6
+    wanted = targets.quantised(file_mb, read_rate(machine["threads"]))
+    for title, pythons, model, baseline, limits in (
+        (f"{args.model.name} ({file_mb:.0f} MB)", quantised, args.model, targets.LLAMA_CPP, wanted),
+        ("GPT-2, 124 million random weights", plain, gpt2(peers, work), targets.TRANSFORMERS, targets.PLAIN),
     ):
         found = compare(pythons, model, rounds, args.quick)
         if found:
-            print(f"\n{title}\n\n{render(found, baseline)}\n", flush=True)
+            medians = medians_of(found)
+            print(f"\n{title}\n\n{render(medians, baseline)}\n\n{targets.render(medians, limits)}\n", flush=True)
         record[title] = found
     path = results / time.strftime("generation-%Y%m%d-%H%M%S.json")
     path.write_text(json.dumps(record, indent=2) + "\n", "utf-8")

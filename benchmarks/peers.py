@@ -25,6 +25,7 @@ from typing import Any
 import environment
 import numpy as np
 import report
+import targets
 from contenders import CONTENDERS
 
 HERE = Path(__file__).resolve().parent
@@ -206,6 +207,8 @@ def main() -> None:
     tokens = json.loads((work / "texts.json").read_text("utf-8"))["tokens"]
     versions = environment.versions(peers)
     print(f"\n{report.describe(machine, versions, tokens)}\n\n{report.render(summary, args.baseline)}")
+    if not args.qwen3:
+        print(f"\n{targets.render(summary)}")
     record = {"machine": machine, "versions": versions, "tokens": tokens, "quick": args.quick}
     record |= {"medians": summary, "facts": facts, "rounds": found}
     path = results / time.strftime("peers-%Y%m%d-%H%M%S.json")
