@@ -541,7 +541,7 @@ class Manager:
         `on_event(piece, completion, error)` is called with each piece and then once with the completion or the error;
         the other two are None. It is called from another thread, or from this one, before this method returns, when
         the prompt of a loaded model is refused. Keep it short: the next token waits for it. Wrong parameters raise
-        here. `timeout` is not watched here.
+        here. When loading takes longer than `timeout` (None: `load_timeout`), the error is `WaitTimeoutError`.
         """
     def describe_generator(self, name: str = "text_generator") -> GeneratorDescription:
         """What the model of a slot with a generator is; loads it. Raises `NoGeneratorError` for any other slot."""

@@ -10,8 +10,6 @@ import contextlib
 import threading
 from collections import deque
 
-from .errors import WaitTimeoutError
-
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import asyncio
@@ -22,8 +20,6 @@ if TYPE_CHECKING:
 
     from ._core import Manager
     from ._types import Completion
-
-_SLOT = "text_generator"
 
 
 def conversation(messages: Iterable[Mapping[str, str]]) -> list[Mapping[str, str]]:
@@ -119,24 +115,14 @@ class _Answer:
         self.thread = threading.get_ident()
         self.wants_pieces = pieces
         self.pieces: deque[str] = deque()
-        self.started = False
         self.ended = False
         self.completion: Completion | None = None
         self.error: BaseException | None = None
         self.waiter: asyncio.Future[None] | None = None
         self.ticket = manager.submit_generation(prompt, self.on_event, model, **params)
-        timeout = params.get("timeout")
-        if timeout is None:
-            timeout = manager.config.load_timeout
-        self.deadline = (
-            None
-            if timeout is None or self.ended
-            else self.loop.call_later(timeout, self.on_deadline, manager, model or _SLOT, timeout)
-        )
 
     def on_event(self, piece: str | None, completion: Completion | None, error: BaseException | None) -> None:
         """Called by the core, on any thread."""
-        self.started = True
         if piece is not None and not self.wants_pieces:
             return
         if threading.get_ident() == self.thread:
@@ -153,22 +139,8 @@ class _Answer:
             self.pieces.append(piece)
         else:
             self.completion, self.error = completion, error
-            self.end()
+            self.ended = True
         self.wake()
-
-    def on_deadline(self, manager: Manager, slot: str, timeout: float) -> None:
-        """As for a blocking call, the timeout is the load's."""
-        if not (self.ended or self.started or manager.is_loaded(slot)):
-            self.error = WaitTimeoutError(f"{slot!r} was not loaded within {timeout:g} s; the load goes on")
-            self.ticket.cancel()
-            self.end()
-            self.wake()
-
-    def end(self) -> None:
-        self.ended = True
-        deadline = getattr(self, "deadline", None)
-        if deadline is not None:
-            deadline.cancel()
 
     def wake(self) -> None:
         if self.waiter is not None and not self.waiter.done():
@@ -186,7 +158,7 @@ class _Answer:
         """Nobody wants the rest."""
         if not self.ended:
             self.ticket.cancel()
-            self.end()
+            self.ended = True
             self.pieces.clear()
             self.wake()
 

@@ -2,7 +2,7 @@ use super::*;
 use crate::generation::{FinishReason, GenerationParams, Generator, Message, Prompt};
 use crate::models::causal::Source as _;
 use crate::models::decoder::{Cache, Decoder, Step};
-use crate::models::gguf::tests::Writer;
+use crate::models::gguf::tests::{Writer, f32s};
 
 #[derive(serde::Deserialize)]
 struct Reference {
@@ -243,10 +243,8 @@ fn dtypes_are_checked() {
     assert!(error.contains("dtype=int3") && error.contains("int4"), "{error}");
 }
 
-/// The Llama fixture as llama.cpp's converter writes it: heads of queries and keys permuted for neighbouring pairs.
-fn as_gguf(change: impl Fn(&str, &[usize], Vec<f32>) -> Option<(Vec<usize>, Vec<f32>)>) -> Writer {
-    let files = ModelFiles::open("llama", &folder("llama")).unwrap();
-    let weights = Weights::open(&files.weights).unwrap();
+/// The tokenizer and chat template of the Llama fixture as a GGUF file holds them.
+fn with_tokenizer(writer: Writer) -> Writer {
     let json: Value = read_json(&folder("llama/tokenizer.json")).unwrap();
     let mut pieces: Vec<(u64, String, i32)> = json["model"]["vocab"]
         .as_object()
@@ -269,6 +267,20 @@ fn as_gguf(change: impl Fn(&str, &[usize], Vec<f32>) -> Option<(Vec<usize>, Vec<
             pair => format!("{} {}", pair[0].as_str().unwrap(), pair[1].as_str().unwrap()),
         })
         .collect();
+    writer
+        .text("tokenizer.ggml.model", "gpt2")
+        .text("tokenizer.ggml.pre", "smollm")
+        .texts("tokenizer.ggml.tokens", &pieces.iter().map(|piece| piece.1.as_str()).collect::<Vec<_>>())
+        .integers("tokenizer.ggml.token_type", &pieces.iter().map(|piece| piece.2).collect::<Vec<_>>())
+        .texts("tokenizer.ggml.merges", &merges)
+        .number("tokenizer.ggml.eos_token_id", 316)
+        .text("tokenizer.chat_template", "{{ messages[0].content }}")
+}
+
+/// The Llama fixture as llama.cpp's converter writes it: heads of queries and keys permuted for neighbouring pairs.
+fn as_gguf(change: impl Fn(&str, &[usize], Vec<f32>) -> Option<(Vec<usize>, Vec<f32>)>) -> Writer {
+    let files = ModelFiles::open("llama", &folder("llama")).unwrap();
+    let weights = Weights::open(&files.weights).unwrap();
     let mut writer = Writer::default()
         .text("general.architecture", "llama")
         .number("llama.block_count", 2)
@@ -279,14 +291,8 @@ fn as_gguf(change: impl Fn(&str, &[usize], Vec<f32>) -> Option<(Vec<usize>, Vec<
         .number("llama.attention.head_count_kv", 2)
         .number("llama.rope.dimension_count", 8)
         .float("llama.rope.freq_base", 10_000.0)
-        .float("llama.attention.layer_norm_rms_epsilon", 1e-5)
-        .text("tokenizer.ggml.model", "gpt2")
-        .text("tokenizer.ggml.pre", "smollm")
-        .texts("tokenizer.ggml.tokens", &pieces.iter().map(|piece| piece.1.as_str()).collect::<Vec<_>>())
-        .integers("tokenizer.ggml.token_type", &pieces.iter().map(|piece| piece.2).collect::<Vec<_>>())
-        .texts("tokenizer.ggml.merges", &merges)
-        .number("tokenizer.ggml.eos_token_id", 316)
-        .text("tokenizer.chat_template", "{{ messages[0].content }}");
+        .float("llama.attention.layer_norm_rms_epsilon", 1e-5);
+    writer = with_tokenizer(writer);
     let mut names: Vec<&str> = weights.names().collect();
     names.sort_unstable();
     for name in names {
@@ -302,8 +308,7 @@ fn as_gguf(change: impl Fn(&str, &[usize], Vec<f32>) -> Option<(Vec<usize>, Vec<
         }
         let renamed = GgufSource::renamed(name);
         if let Some((shape, values)) = change(&renamed, &shape, values) {
-            let bytes: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
-            writer = writer.tensor(&renamed, &shape, 0, &bytes);
+            writer = writer.tensor(&renamed, &shape, 0, &f32s(&values));
         }
     }
     writer
@@ -358,3 +363,6 @@ fn gguf_names_are_transformers_names() {
     assert!(source.contains("model.layers.1.mlp.down_proj.weight") && source.contains("model.norm.weight"));
     assert!(source.contains("lm_head.weight") && !source.contains("model.layers.2.mlp.down_proj.weight"));
 }
+
+#[path = "coded_tests.rs"]
+mod coded;

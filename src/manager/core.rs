@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 
@@ -15,7 +16,7 @@ use crate::batching::{Batcher, Counters};
 use crate::cache::{CacheSettings, EmbeddingCache, Policy};
 use crate::clock::Clock;
 use crate::compute::{Threads, memory};
-use crate::config::{CachePolicy, Host, MULTILINGUAL_MODEL, Settings};
+use crate::config::{CachePolicy, Host, MULTILINGUAL_MODEL, Seconds, Settings};
 use crate::language;
 use crate::lifecycle::{
     Budget, Context, Loaded, Managed, MemoryProbe, Reaper, ReaperSettings, Slot, SlotOptions, Tracker,
@@ -168,6 +169,11 @@ impl Core {
 
     pub(super) fn settings(&self) -> &Settings {
         &self.settings
+    }
+
+    /// What loading may take when a call does not say.
+    pub(super) fn load_timeout(&self) -> Option<Duration> {
+        self.settings.load_timeout.map(Seconds::duration)
     }
 
     pub(super) fn place(&self) -> &Place {

@@ -16,10 +16,14 @@ use crate::{Error, Result};
 pub(super) trait Task: Send + Sync + 'static {
     /// Does the next piece of work; called again whenever the task is pushed.
     fn step(self: Arc<Self>);
-    /// The call's time may be over.
-    fn expire(self: Arc<Self>);
     /// Ends the call with `error`. Does nothing to a call that is already done.
     fn fail(self: Arc<Self>, error: Error);
+}
+
+/// A call whose time ends.
+pub(super) trait Timed: Send + Sync + 'static {
+    /// The call's time may be over.
+    fn expire(self: Arc<Self>);
 }
 
 pub(super) struct Front {
@@ -42,7 +46,7 @@ struct State {
 
 struct Deadline {
     at: Instant,
-    task: Weak<dyn Task>,
+    call: Weak<dyn Timed>,
 }
 
 impl PartialEq for Deadline {
@@ -75,10 +79,10 @@ impl Front {
         Ok(())
     }
 
-    /// Has the thread call `task.expire()` at `at`, if the task still exists then.
-    pub(super) fn watch(&self, at: Instant, task: &Arc<dyn Task>) -> Result<()> {
+    /// Has the thread call `call.expire()` at `at`, if the call still exists then.
+    pub(super) fn watch(&self, at: Instant, call: &Arc<dyn Timed>) -> Result<()> {
         self.start()?;
-        self.shared.state.lock().deadlines.push(Reverse(Deadline { at, task: Arc::downgrade(task) }));
+        self.shared.state.lock().deadlines.push(Reverse(Deadline { at, call: Arc::downgrade(call) }));
         self.shared.wake.notify_one();
         Ok(())
     }
@@ -111,7 +115,7 @@ impl Drop for Front {
 
 enum Next {
     Step(Arc<dyn Task>),
-    Expire(Arc<dyn Task>),
+    Expire(Arc<dyn Timed>),
 }
 
 fn run(shared: &Shared) {
@@ -123,7 +127,10 @@ fn run(shared: &Shared) {
                     task.fail(Error::panic("an asynchronous call", payload.as_ref()));
                 }
             }
-            Next::Expire(task) => task.expire(),
+            Next::Expire(call) => {
+                // What a callback panics of, the panic hook has reported; the other calls go on.
+                let _ = catch_unwind(AssertUnwindSafe(|| call.expire()));
+            }
         }
     }
 }
@@ -134,8 +141,8 @@ fn next(shared: &Shared) -> Option<Next> {
         let now = Instant::now();
         while state.deadlines.peek().is_some_and(|Reverse(deadline)| deadline.at <= now) {
             let Some(Reverse(deadline)) = state.deadlines.pop() else { break };
-            if let Some(task) = deadline.task.upgrade() {
-                return Some(Next::Expire(task));
+            if let Some(call) = deadline.call.upgrade() {
+                return Some(Next::Expire(call));
             }
         }
         if let Some(task) = state.ready.pop_front() {
@@ -168,26 +175,46 @@ mod tests {
             assert!(!self.panics, "step failed");
             self.told.lock().send(None).unwrap();
         }
-        fn expire(self: Arc<Self>) {
-            self.fail(Error::Cancelled);
-        }
         fn fail(self: Arc<Self>, error: Error) {
             self.told.lock().send(Some(error)).unwrap();
         }
     }
 
-    fn probe(panics: bool) -> (Arc<dyn Task>, mpsc::Receiver<Option<Error>>) {
+    impl Timed for Probe {
+        fn expire(self: Arc<Self>) {
+            assert!(!self.panics, "expire failed");
+            self.fail(Error::Cancelled);
+        }
+    }
+
+    fn probe(panics: bool) -> (Arc<Probe>, mpsc::Receiver<Option<Error>>) {
         let (sender, receiver) = mpsc::channel();
         (Arc::new(Probe { told: Mutex::new(sender), panics }), receiver)
+    }
+
+    /// What is watched lives as long as `call`.
+    fn watch(front: &Front, at: Instant, call: &Arc<Probe>) {
+        let call: Arc<dyn Timed> = Arc::clone(call) as _;
+        front.watch(at, &call).unwrap();
     }
 
     #[test]
     fn steps_and_deadlines_reach_their_task() {
         let (front, (task, told)) = (Front::new(), probe(false));
-        front.watch(Instant::now() + Duration::from_millis(20), &task).unwrap();
-        front.push(Arc::clone(&task)).unwrap();
+        watch(&front, Instant::now() + Duration::from_millis(20), &task);
+        front.push(task.clone()).unwrap();
         assert_eq!(told.recv().unwrap(), None);
         assert_eq!(told.recv().unwrap(), Some(Error::Cancelled));
+    }
+
+    #[test]
+    fn a_call_that_panics_when_its_time_is_over_harms_no_other() {
+        let front = Front::new();
+        let ((bad, _), (good, good_told)) = (probe(true), probe(false));
+        let now = Instant::now();
+        watch(&front, now, &bad);
+        watch(&front, now + Duration::from_millis(1), &good);
+        assert_eq!(good_told.recv().unwrap(), Some(Error::Cancelled));
     }
 
     #[test]
@@ -205,7 +232,7 @@ mod tests {
     #[test]
     fn dropping_it_does_what_is_ready_and_ends_the_thread() {
         let (front, (task, told)) = (Front::new(), probe(false));
-        front.watch(Instant::now() + Duration::from_secs(3600), &task).unwrap();
+        watch(&front, Instant::now() + Duration::from_secs(3600), &task);
         front.push(task).unwrap();
         drop(front);
         assert_eq!(told.recv().unwrap(), None);

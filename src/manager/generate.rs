@@ -1,9 +1,10 @@
 //! Text generation through a slot: the same lifecycle as an embedding model, another kind of work.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::entry::Resident;
+use super::front::Timed;
 use super::{Check, Manager, fork};
 use crate::generation::{
     Completion, Event, GenerationParams, Generator, Message, OnEvent, Prompt, Stream, Ticket,
@@ -125,6 +126,29 @@ impl GenerationTicket {
     }
 }
 
+/// An asynchronous generation until its model is ready or its time for loading is over: whichever comes first takes the
+/// callback.
+struct Waiting {
+    slot: String,
+    after: Duration,
+    on_event: Mutex<Option<OnEvent>>,
+}
+
+impl Waiting {
+    fn take(&self) -> Option<OnEvent> {
+        self.on_event.lock().take()
+    }
+}
+
+impl Timed for Waiting {
+    fn expire(self: Arc<Self>) {
+        if let Some(mut on_event) = self.take() {
+            let what = format!("model {:?}", self.slot);
+            on_event(Event::Done(Err(Error::Timeout { what, after: self.after })));
+        }
+    }
+}
+
 impl Manager {
     /// The generator of a slot, loaded if need be.
     ///
@@ -170,7 +194,7 @@ impl Manager {
     }
 
     /// The answer to `prompt` as events on another thread, the loading of the model included: `on_event` hears pieces,
-    /// then one [`Event::Done`].
+    /// then one [`Event::Done`]. That is [`Error::Timeout`] when the load takes too long; the load goes on.
     ///
     /// # Errors
     /// What is known at once: wrong parameters, [`Error::UnknownModel`], [`Error::Closed`].
@@ -182,12 +206,33 @@ impl Manager {
         on_event: OnEvent,
     ) -> Result<GenerationTicket> {
         params.validate()?;
-        let entry = self.core()?.entry(options.model.as_deref().unwrap_or(super::GENERATOR))?;
+        let core = self.core()?;
+        let entry = core.entry(options.model.as_deref().unwrap_or(super::GENERATOR))?;
+        let limit = options.timeout.or_else(|| core.load_timeout());
+        let deadline = limit.and_then(|after| Instant::now().checked_add(after));
+        let waiting = Arc::new(Waiting {
+            slot: entry.name.clone(),
+            after: limit.unwrap_or_default(),
+            on_event: Mutex::new(Some(on_event)),
+        });
         let ticket = GenerationTicket::default();
-        let (waiting, keep_alive) = (ticket.clone(), options.keep_alive);
+        let (loading, running, keep_alive) = (Arc::clone(&waiting), ticket.clone(), options.keep_alive);
         entry.slot.when_ready(Box::new(move |lease| {
-            begin(lease, &prompt, params, keep_alive, &waiting, on_event);
+            if let Some(on_event) = loading.take() {
+                begin(lease, &prompt, params, keep_alive, &running, on_event);
+            }
         }));
+        if let Some(at) = deadline
+            && waiting.on_event.lock().is_some()
+        {
+            let timed: Arc<dyn Timed> = Arc::clone(&waiting) as _;
+            // Without a thread that watches, the call fails here, unless its model has come meanwhile.
+            if let Err(error) = core.front().watch(at, &timed)
+                && waiting.take().is_some()
+            {
+                return Err(error);
+            }
+        }
         Ok(ticket)
     }
 }
@@ -226,3 +271,7 @@ fn begin(
         Err(error) => tell(error),
     }
 }
+
+#[cfg(test)]
+#[path = "generate_tests.rs"]
+mod tests;

@@ -261,8 +261,7 @@ impl Manager {
 
     fn lease(&self, name: &str, timeout: Option<Duration>, check: Check<'_>) -> Result<Lease<Resident>> {
         let core = self.core()?;
-        let timeout = timeout.or_else(|| core.settings().load_timeout.map(crate::config::Seconds::duration));
-        core.entry(name)?.slot.acquire(timeout, check)
+        core.entry(name)?.slot.acquire(timeout.or_else(|| core.load_timeout()), check)
     }
 
     fn serving(&self, name: &str, check: Check<'_>) -> Result<Serving> {

@@ -116,9 +116,6 @@ impl Task for Writing {
         }
     }
 
-    /// Nobody watches it: the call's own time ended with its vectors.
-    fn expire(self: Arc<Self>) {}
-
     fn fail(self: Arc<Self>, error: Error) {
         let page = self.page.lock().take();
         if let Some(page) = page {

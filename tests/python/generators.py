@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from model_manager import ModelManager
 
-NAMES = ["gpt2", "gpt2_bin", "llama", "qwen3"]
+NAMES = ["gpt2", "gpt2_bin", "llama", "qwen2", "qwen3"]
 GPT2 = str(FIXTURES / "gpt2")
 CONTEXT = 64
 """Tokens, of all of them."""

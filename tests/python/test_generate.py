@@ -43,7 +43,7 @@ def test_greedy_is_transformers_token_for_token(make_writer, name):
         assert penalised["tokens"] == case["penalised"]
 
 
-@pytest.mark.parametrize("name", ["llama", "qwen3"])
+@pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3"])
 def test_a_chat_goes_through_the_template(make_writer, tmp_path, name):
     chat = reference(name)["chat"]
     manager = make_writer(generator_model=str(stretched(name, tmp_path / name, 256)))

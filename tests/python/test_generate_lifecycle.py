@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
+import queue
 import signal
 import subprocess
 import sys
@@ -13,7 +15,7 @@ import time
 import pytest
 from conftest import FIXTURES, run_python
 from generators import GREEDY, SLOT, WITHOUT_END, eventually, figures
-from model_manager.errors import MemoryBudgetError, NoGeneratorError, WaitTimeoutError
+from model_manager.errors import ClosedError, MemoryBudgetError, NoGeneratorError, WaitTimeoutError
 
 TEXT = "Merhaba dünya"
 
@@ -83,6 +85,56 @@ async def test_unloading_lets_the_asynchronous_answer_finish(endless):
     assert [piece async for piece in stream]
     assert stream.completion["completion_tokens"] == 300
     assert await endless.agenerate(TEXT, max_new_tokens=3) is not None
+
+
+@pytest.mark.parametrize("answers", [0, 1, 8])
+def test_closing_ends_every_answer_of_racing_callers(make_writer, answers):
+    """Before, during and after the load: each call ends finished or with `ClosedError`, whichever way it was made."""
+    manager = make_writer()
+    length = {"max_new_tokens": 40, "min_new_tokens": 40}
+    finished, closed = [], []
+    start = threading.Barrier(7)
+
+    def streamed():
+        stream = manager.stream(TEXT, **length)
+        list(stream)
+        return stream.completion
+
+    async def read():
+        stream = manager.astream(TEXT, **length)
+        assert [piece async for piece in stream]
+        return stream.completion
+
+    def submitted():
+        events = queue.SimpleQueue()
+        manager.submit_generation(TEXT, lambda *event: events.put(event), **length)
+        while True:
+            _, completion, error = events.get(timeout=30)
+            if error is not None:
+                raise error
+            if completion is not None:
+                return completion
+
+    def work(ask):
+        start.wait()
+        try:
+            while True:
+                finished.append(ask())
+        except ClosedError:
+            closed.append(ask)
+
+    threads = [
+        threading.Thread(target=work, args=(ask,)) for ask in (streamed, lambda: asyncio.run(read()), submitted) * 2
+    ]
+    for thread in threads:
+        thread.start()
+    start.wait()
+    eventually(lambda: len(finished) >= answers)
+    manager.close()
+    for thread in threads:
+        thread.join(30)
+    assert len(closed) == 6
+    assert all(answer["finish_reason"] == "length" and len(answer["tokens"]) == 40 for answer in finished)
 
 
 def test_keep_alive_zero_unloads_after_use(make_writer):

@@ -180,7 +180,7 @@ async def test_a_failing_host_does_not_matter(manager, host, caplog):
     assert "database gone" in caplog.text
 
 
-@pytest.mark.parametrize("name", ["gpt2", "llama", "qwen3"])
+@pytest.mark.parametrize("name", ["gpt2", "llama", "qwen2", "qwen3"])
 def test_a_model_of_files_is_called_like_a_pipeline(make_manager, name):
     manager = make_manager(generator_model=str(FIXTURES / name), generator_dtype="float32")
     assert manager._text_generator_model is None

@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use super::core::Core;
 use super::entry::{Entry, Resident};
-use super::front::Task;
+use super::front::{Task, Timed};
 use super::inputs::Inputs;
 use super::options::{EmbedOptions, dimensions};
 use crate::batching::{Cancel, Lane};
@@ -95,8 +95,8 @@ impl Job {
             slot.when_ready(Box::new(move |lease| waiting.ready(number, lease)));
         }
         if let (true, Some(limit)) = (job.asynchronous, job.limit) {
-            let task: Arc<dyn Task> = Arc::clone(&job) as _;
-            core.front().watch(limit.at, &task)?;
+            let timed: Arc<dyn Timed> = Arc::clone(&job) as _;
+            core.front().watch(limit.at, &timed)?;
         }
         Ok(job)
     }
@@ -246,15 +246,17 @@ impl Task for Job {
         }
     }
 
-    fn expire(self: Arc<Self>) {
-        if let Some(error) = self.overdue() {
-            self.fail(error);
-        }
-    }
-
     fn fail(self: Arc<Self>, error: Error) {
         if self.end(error) {
             self.wake();
+        }
+    }
+}
+
+impl Timed for Job {
+    fn expire(self: Arc<Self>) {
+        if let Some(error) = self.overdue() {
+            self.fail(error);
         }
     }
 }

@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 use super::super::core::Core;
 use super::super::options::EmbedOptions;
 use super::{Job, Matrix};
-use crate::config::Seconds;
 use crate::{Error, Result};
 
 /// How often a waiting caller looks for signals of its host.
@@ -23,10 +22,9 @@ pub(super) struct Limit {
 
 impl Limit {
     pub(super) fn of(options: &EmbedOptions, core: &Core) -> Option<Self> {
-        let configured = core.settings().load_timeout.map(Seconds::duration);
         let (after, load_only) = match options.timeout {
             Some(timeout) => (timeout, false),
-            None => (configured?, true),
+            None => (core.load_timeout()?, true),
         };
         Some(Self { at: Instant::now().checked_add(after)?, after, load_only })
     }
