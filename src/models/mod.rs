@@ -259,7 +259,7 @@ impl Encoder {
             },
             || build(&config, &Weights::open(&files.weights)?),
         );
-        let (tokenizer, model) = (tokenizer?, model?);
+        let tokenizer = tokenizer?;
         if sentence.pooling == Pooling::Last && !tokenizer.ends() {
             log::warn!(
                 "{}: a text's vector is the state of its last token, but the tokenizer adds no end token",
@@ -268,6 +268,7 @@ impl Encoder {
         }
         let dense: Vec<_> =
             sentence.dense.iter().map(|folder| Dense::load(&files.model, folder)).collect::<Result<_>>()?;
+        let model = model?;
         let mut width = model.width();
         for (layer, folder) in dense.iter().zip(&sentence.dense) {
             if layer.inputs() != width {
