@@ -115,6 +115,7 @@ bench: ## Kernels, as a share of what the machine can do, the cache, response bo
 bench-peers: build models ## Against other packages, alternating in one run: throughput, latency, memory
 	$(PY) benchmarks/peers.py
 	$(PY) benchmarks/generation.py
+	$(PY) benchmarks/server.py --peers
 
 .PHONY: bench-index
 bench-index: build models ## Indexing 10,000 passages beside embedding alone, and memory over 1,000,000 documents

@@ -15,26 +15,25 @@ ISA_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_i
 PACKAGES = ("torch", "sentence-transformers", "onnxruntime", "openvino")
 
 
-def peers_python(location: Path) -> Path:
-    """The interpreter of the peers' environment, which is made when requirements.txt has changed."""
+def peers_location(suffix: str = "") -> Path:
+    """The peers' environment: MODEL_MANAGER_PEERS_VENV, else .venv-peers. With a suffix the one beside it."""
+    location = Path(os.environ.get("MODEL_MANAGER_PEERS_VENV") or HERE.parent / ".venv-peers")
+    return location.with_name(location.name + suffix)
+
+
+def peers_python(location: Path, requirements: str = "requirements.txt") -> Path:
+    """The interpreter of the peers' environment, which is made when the file of requirements has changed."""
     python = location / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-    wanted = hashlib.sha256((HERE / "requirements.txt").read_bytes()).hexdigest()
+    listed = HERE / requirements
+    wanted = hashlib.sha256(listed.read_bytes()).hexdigest()
     stamp = location / "requirements.sha256"
     if stamp.is_file() and stamp.read_text() == wanted:
         return python
     if not python.exists():
         print(f"{location}: making the peers' virtual environment", flush=True)
         venv.create(location, with_pip=True)
-    print(f"{location}: installing benchmarks/requirements.txt (several GB with PyTorch) ...", flush=True)
-    command = [
-        str(python),
-        "-m",
-        "pip",
-        "install",
-        "--quiet",
-        "--requirement",
-        str(HERE / "requirements.txt"),
-    ]
+    print(f"{location}: installing benchmarks/{requirements} (several GB with PyTorch) ...", flush=True)
+    command = [str(python), "-m", "pip", "install", "--quiet", "--requirement", str(listed)]
     subprocess.run(command, check=True)
     stamp.write_text(wanted)
     return python

@@ -130,9 +130,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, help="default 5, with --quick 1")
     parser.add_argument("--with-llama-cpp", action="store_true", help=f"install {LLAMA_CPP} for the comparison")
     parser.add_argument("--model", type=Path, default=SMOLLM2, help="a .gguf file")
-    parser.add_argument(
-        "--venv", type=Path, default=Path(os.environ.get("MODEL_MANAGER_PEERS_VENV", ROOT / ".venv-peers"))
-    )
+    parser.add_argument("--venv", type=Path, default=environment.peers_location())
     return parser.parse_args()
 
 

@@ -169,9 +169,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--qwen3", action="store_true", help="a Qwen3-Embedding 0.6B of random weights")
     parser.add_argument("--baseline", default=REFERENCE, choices=list(CONTENDERS), help="ratios are to this one")
     parser.add_argument("--model", type=Path, default=ROOT / ".models" / "all-MiniLM-L6-v2")
-    parser.add_argument(
-        "--venv", type=Path, default=Path(os.environ.get("MODEL_MANAGER_PEERS_VENV", ROOT / ".venv-peers"))
-    )
+    parser.add_argument("--venv", type=Path, default=environment.peers_location())
     return parser.parse_args()
 
 

@@ -2,28 +2,39 @@
 """The server under load: cached answers, many clients with texts of their own, more than it can do, a long run.
 
     python benchmarks/server.py [MODEL] [--requests N] [--clients N] [--soak N]
+    python benchmarks/server.py [MODEL] [--requests N] [--clients N] --peers [--rounds N]
 
 The server is a process of its own on 127.0.0.1; this one sends, with as little work a request as Python allows. Time of
 the server's processor is shown beside the rate, since both share the machine's cores: 1 / "µs a request" is what one
 core can answer. Texts of their own are compared with `ModelManager.embed` over the same texts at once, in this
 process.
+
+--peers measures texts of their own alone, beside infinity-emb with PyTorch: same client, same texts, same model folder.
+Each server runs alone, a new process each round, warmed up before it counts; the order turns by one each round.
+infinity-emb lives in a virtual environment of its own, made on first use: .venv-peers-server, or what
+MODEL_MANAGER_PEERS_VENV names with "-server" after it.
 """
 
 import argparse
 import asyncio
+import base64
 import json
 import os
 import re
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import corpus
+import environment
+import numpy as np
 import uvloop
 from model_manager import ModelManager
 
@@ -34,7 +45,7 @@ from model_manager.server import ServedModel, ServerConfig
 from model_manager.server.main import run
 run(ServerConfig(port=0, max_waiting=int(sys.argv[2]), models=[ServedModel("model", source=sys.argv[1])]))
 """
-LIMIT_S = 60
+LIMIT_S = 120
 HELLO = b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n"
 OVERLOAD = 64
 """Texts that may wait in the test of overload, a quarter of its clients."""
@@ -43,10 +54,9 @@ OVERLOAD = 64
 class Server:
     """The server's process, while the `with` block runs."""
 
-    def __init__(self, model: str, max_waiting: int = 4096) -> None:
+    def __init__(self, command: list[str], **environment: str) -> None:
         self.log = tempfile.NamedTemporaryFile("w+", encoding="utf-8")  # noqa: SIM115  (closed in __exit__)
-        command = [sys.executable, "-c", START, model, str(max_waiting)]
-        self.process = subprocess.Popen(command, stdout=self.log, stderr=self.log)
+        self.process = subprocess.Popen(command, stdout=self.log, stderr=self.log, env=os.environ | environment)
 
     def __enter__(self) -> "Server":
         end = time.monotonic() + LIMIT_S
@@ -61,8 +71,11 @@ class Server:
 
     def __exit__(self, *_: object) -> None:
         self.process.terminate()
-        self.process.wait(LIMIT_S)
-        self.log.close()
+        try:
+            self.process.wait(LIMIT_S)
+        finally:
+            self.process.kill()
+            self.log.close()
 
     def cpu_s(self) -> float:
         """Processor time so far, of all threads. NaN where the system does not tell."""
@@ -78,6 +91,21 @@ class Server:
         except OSError:
             return float("nan")
         return int(pages) * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+def ours(model: str, max_waiting: int = 4096) -> Server:
+    return Server([sys.executable, "-c", START, model, str(max_waiting)])
+
+
+def infinity(python: Path, model: str) -> Server:
+    """infinity-emb with PyTorch as its defaults run it on a CPU: float32, warmed up by itself, no cache of vectors.
+
+    BetterTransformer, a default too, is no longer in the package that it came from; it would be left out anyway.
+    """
+    options = ["--engine", "torch", "--device", "cpu", "--no-bettertransformer", "--url-prefix", "/v1"]
+    options += ["--model-id", model, "--served-model-name", "model", "--host", "127.0.0.1", "--port", "0"]
+    command = [str(python), "-c", "from infinity_emb.cli import cli; cli()", "v2", *options]
+    return Server(command, HF_HUB_OFFLINE="1", DO_NOT_TRACK="1")
 
 
 class Client(asyncio.Protocol):
@@ -173,18 +201,74 @@ def texts(count: int, seed: int) -> list[str]:
     return [f"{kinds[(number * 7919 + seed) % len(kinds)]} {seed}-{number}" for number in range(count)]
 
 
-async def measure(arguments: argparse.Namespace) -> None:
-    model, clients = arguments.model, arguments.clients
+def in_process(model: str, several: list[str]) -> float:
+    """Texts per second of `ModelManager.embed`, all at once."""
     with ModelManager(cache_size=0) as manager:
         manager.register("model", model)
         manager.embed(texts(64, 0), "model")
-        several = texts(arguments.requests // 4, 1)
         started = time.perf_counter()
         manager.embed(several, "model")
-        batched = len(several) / (time.perf_counter() - started)
+        return len(several) / (time.perf_counter() - started)
+
+
+def vectors(server: Server, several: list[str]) -> Any:
+    """What the server answers, float32 [texts, dimension]."""
+    body = json.dumps({"input": several, "model": "model", "encoding_format": "base64"}).encode()
+    url = f"http://127.0.0.1:{server.port}/v1/embeddings"
+    asked = urllib.request.Request(url, body, {"content-type": "application/json"})
+    with urllib.request.urlopen(asked, timeout=LIMIT_S) as answer:
+        items = json.load(answer)["data"]
+    return np.stack([np.frombuffer(base64.b64decode(item["embedding"]), "<f4") for item in items])
+
+
+async def compare(arguments: argparse.Namespace) -> None:
+    """The table beside infinity-emb, with the targets."""
+    python = environment.peers_python(environment.peers_location("-server"), "requirements-server.txt")
+    model, clients, count = arguments.model, arguments.clients, max(1, arguments.requests // 10)
+    own, peer, batched = "model_manager, served", "infinity-emb, served", "model_manager, in process"
+    starts = {own: lambda: ours(model), peer: lambda: infinity(python, model)}
+    rates: dict[str, list[float]] = {name: [] for name in (batched, own, peer)}
+    answers: dict[str, list[tuple[int, float]]] = {own: [], peer: []}
+    found: dict[str, Any] = {}
+    for turn in range(arguments.rounds):
+        several = texts(count, 10 + turn)
+        order = list(rates)[turn % 3 :] + list(rates)[: turn % 3]
+        for name in order:
+            if name == batched:
+                rates[name].append(in_process(model, several))
+            else:
+                with starts[name]() as server:
+                    await send(server, [request(text) for text in texts(8 * clients, 3)], clients)
+                    seconds, times = await send(server, [request(text) for text in several], clients)
+                    found[name] = vectors(server, several[:16])
+                if any(status != 200 for status, _ in times):
+                    sys.exit(f"{name} refused requests: {dict(Counter(status for status, _ in times))}")
+                rates[name].append(count / seconds)
+                answers[name] += times
+            print(f"round {turn + 1} of {arguments.rounds}: {name}: {rates[name][-1]:.0f} texts/s", flush=True)
+
+    print(f"\n{environment.machine()}\n\n{clients} clients, one short text each, uncached: {count} texts a round")
+    print(f"medians of {arguments.rounds} rounds; latencies over all of them\n")
+    print(f"{'':28}{'texts/s':>9}{'p50 ms':>10}{'p99 ms':>10}")
+    for name, several_rates in rates.items():
+        latency = "".join(f"{percentile(answers[name], share):10.2f}" for share in (0.5, 0.99) if name in answers)
+        print(f"{name:28}{statistics.median(several_rates):9.0f}{latency}")
+    print(f"\n{'':28}{'ratio':>9}{'lowest':>10}{'highest':>10}{'target':>10}")
+    for other, target in ((peer, 5.0), (batched, 0.7)):
+        ratios = [mine / its for mine, its in zip(rates[own], rates[other], strict=True)]
+        low, high = min(ratios), max(ratios)
+        ratio = statistics.median(ratios)
+        told = "reached" if ratio >= target else "missed"
+        print(f"{'to ' + other:28}{ratio:9.2f}{low:10.2f}{high:10.2f}{f'≥ {target:g}':>10}  {told}")
+    print(f"\nlowest cosine between the two servers' vectors: {(found[own] * found[peer]).sum(axis=1).min():.5f}")
+
+
+async def measure(arguments: argparse.Namespace) -> None:
+    model, clients = arguments.model, arguments.clients
+    batched = in_process(model, texts(arguments.requests // 4, 1))
     print(f"{'embed, in process':24} {batched:8.0f} texts/s", flush=True)
 
-    with Server(model) as server:
+    with ours(model) as server:
         await send(server, [request("The weather is lovely today.")] * 200, clients)
         before = server.cpu_s()
         answers = await send(server, [request("The weather is lovely today.")] * arguments.requests, clients)
@@ -194,7 +278,7 @@ async def measure(arguments: argparse.Namespace) -> None:
         rate = show(f"{clients} clients, uncached", server, before, *answers)
         print(f"{'':24} {rate / batched:8.0%} of the texts/s in process", flush=True)
 
-    with Server(model, OVERLOAD) as server:
+    with ours(model, OVERLOAD) as server:
         await send(server, [request(text) for text in texts(200, 3)], clients)
         before = server.cpu_s()
         answers = await send(server, [request(text) for text in texts(arguments.requests, 4)], 4 * OVERLOAD)
@@ -204,7 +288,7 @@ async def measure(arguments: argparse.Namespace) -> None:
         print(f"{'':24} p99 of refusals {refused:.1f} ms, of answers {served:.1f} ms", flush=True)
 
     if arguments.soak:
-        with Server(model) as server:
+        with ours(model) as server:
             await send(server, [request(text) for text in texts(arguments.soak // 10, 5)], clients)
             early, before = server.resident_mb(), server.cpu_s()
             # Few texts of their own and many that are not: the cache fills, and entries leave it.
@@ -221,7 +305,10 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=20_000, help="cached ones; a quarter of them uncached")
     parser.add_argument("--clients", type=int, default=32, help="connections")
     parser.add_argument("--soak", type=int, default=0, help="requests of the long run; 0: none")
-    uvloop.run(measure(parser.parse_args()))
+    parser.add_argument("--peers", action="store_true", help="beside infinity-emb, a tenth of the requests each round")
+    parser.add_argument("--rounds", type=int, default=5, help="of --peers")
+    arguments = parser.parse_args()
+    uvloop.run(compare(arguments) if arguments.peers else measure(arguments))
 
 
 if __name__ == "__main__":

@@ -369,6 +369,7 @@ def test_settings_travel_to_worker_processes():
         {"max_inputs": 0},
         {"max_body_bytes": -1},
         {"max_waiting": 1.5},
+        {"body_timeout": 0},
         {"request_timeout": 0},
         {"drain_timeout": "5"},
         {"root_path": "ai"},

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import socket
 import threading
 
 import httpx
@@ -126,6 +128,55 @@ async def test_a_client_that_leaves_in_the_middle_of_its_body(server):
         await writer.wait_closed()
     await asyncio.to_thread(until, lambda: server.service.in_flight == 0)
     assert (await asyncio.to_thread(server.embed, input="a text")).status_code == 200
+
+
+@pytest.mark.parametrize("sent", [b"", b'{"input": "'], ids=["nothing", "a part"])
+@pytest.mark.parametrize("framing", [b"content-length: 100", b"transfer-encoding: chunked"], ids=["length", "chunked"])
+@pytest.mark.parametrize("path", ["/v1/embeddings", "/v1/chat/completions", "/api/load"])
+def test_a_client_that_never_sends_its_body(serve, path, framing, sent):
+    server = serve(body_timeout=0.05)
+    host, port = server.url.removeprefix("http://").split(":")
+    if b"chunked" in framing and sent:
+        sent = b"%x\r\n%s\r\n" % (len(sent), sent)
+    with socket.create_connection((host, int(port)), timeout=SECONDS) as connection:
+        head = f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n".encode()
+        connection.sendall(head + framing + b"\r\n\r\n" + sent)
+        answer = b"".join(iter(lambda: connection.recv(4096), b""))  # ends where the server closes
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 408 ")
+    assert b"connection: close" in head.lower()
+    error = json.loads(body)["error"]
+    assert (error["type"], error["param"], error["code"]) == ("invalid_request_error", None, "body_timeout")
+    assert "0.05 seconds" in error["message"]
+    until(lambda: server.service.in_flight == 0)
+    assert f'http_requests_total{{method="POST",path="{path}",status="408"}} 1.0' in server.client.get("/metrics").text
+
+
+def test_the_limit_is_for_the_whole_body(serve):
+    server = serve(body_timeout=0.2)
+    host, port = server.url.removeprefix("http://").split(":")
+    counted = 'http_requests_total{method="POST",path="/v1/embeddings",status="408"} 1.0'
+    with socket.create_connection((host, int(port)), timeout=SECONDS) as connection:
+        connection.sendall(b"POST /v1/embeddings HTTP/1.1\r\nhost: x\r\ncontent-length: 100000\r\n\r\n")
+
+        def refused():
+            with contextlib.suppress(ConnectionError):
+                connection.sendall(b" ")  # a byte now and then does not prolong it
+            return counted in server.client.get("/metrics").text
+
+        until(refused)
+    assert server.service.in_flight == 0
+
+
+def test_the_limit_ends_with_the_body(serve, make_manager):
+    manager = make_manager()
+    manager.register("slow", loader=lambda: threading.Event().wait(0.2) or "an object")
+    server = serve(manager, models=[ServedModel("slow")], body_timeout=0.1)
+    host, port = server.url.removeprefix("http://").split(":")
+    request = b"POST /api/load HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 17\r\n\r\n"
+    with socket.create_connection((host, int(port)), timeout=SECONDS) as connection:
+        connection.sendall(request + b'{"model": "slow"}')
+        assert connection.recv(100).startswith(b"HTTP/1.1 200 ")
 
 
 def test_a_load_that_takes_too_long(serve, make_manager):

@@ -164,6 +164,9 @@ class ServerConfig:
     max_body_bytes: int = _setting(
         "MODEL_MANAGER_SERVER_MAX_BODY_BYTES", 64 * _MIB, _number, "Largest request body, bytes."
     )
+    body_timeout: float = _setting(
+        "MODEL_MANAGER_SERVER_BODY_TIMEOUT", 30.0, float, "Seconds that a client has to send the whole request body."
+    )
     max_inputs: int = _setting("MODEL_MANAGER_SERVER_MAX_INPUTS", 2048, _number, "Most texts in one request.")
     max_waiting: int = _setting(
         "MODEL_MANAGER_SERVER_MAX_WAITING",
@@ -200,7 +203,7 @@ class ServerConfig:
         _whole("workers", self.workers, 1, 1024)
         for name in ("max_body_bytes", "max_inputs", "max_waiting"):
             _whole(name, getattr(self, name), 1)
-        for name in ("request_timeout", "drain_timeout"):
+        for name in ("body_timeout", "request_timeout", "drain_timeout"):
             _seconds(name, getattr(self, name))
         if self.root_path and (not self.root_path.startswith("/") or self.root_path.endswith("/")):
             raise ConfigError(f"root_path={self.root_path!r}: must begin with a slash and not end with one")

@@ -11,8 +11,9 @@ import hmac
 import itertools
 import os
 import re
+import sys
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import orjson
 from starlette.requests import ClientDisconnect, Request
@@ -21,8 +22,8 @@ from starlette.responses import Response
 from .errors import ApiError, bad_request, from_exception, unavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable
-    from typing import Any, Protocol
+    from collections.abc import Awaitable, Coroutine
+    from typing import Protocol
 
     from starlette.types import Message, Receive, Scope, Send
 
@@ -123,8 +124,8 @@ def to_json(value: Any, status: int = 200) -> Response:
 
 
 async def read_json(request: Request, service: Service) -> dict[str, Any]:
-    """The request's body, a JSON object. Raises `ApiError` 400 or 413, `ClientDisconnect`."""
-    body = await read_body(request, service.config.max_body_bytes)
+    """The request's body, a JSON object. Raises `ApiError` 400, 408 or 413, `ClientDisconnect`."""
+    body = await _in_time(read_body(request, service.config.max_body_bytes), service.config.body_timeout)
     try:
         value = orjson.loads(body)
     except orjson.JSONDecodeError as error:
@@ -132,6 +133,39 @@ async def read_json(request: Request, service: Service) -> dict[str, Any]:
     if type(value) is not dict:
         raise bad_request("The body must be a JSON object", code="invalid_json")
     return value
+
+
+async def _in_time(reading: Coroutine[Any, Any, bytes], seconds: float) -> bytes:
+    """The body that `reading` returns. Raises `ApiError` 408 when it takes longer.
+
+    A timer alone: asyncio's `timeout` needs Python 3.11, `wait_for` and anyio's scopes would slow every cached answer.
+    """
+    task = asyncio.current_task()
+    assert task is not None
+    expired = False
+
+    def expire() -> None:
+        nonlocal expired
+        expired = True
+        task.cancel()
+
+    timer = asyncio.get_running_loop().call_later(seconds, expire)
+    try:
+        return await reading
+    except asyncio.CancelledError:
+        if not expired:
+            raise
+        if sys.version_info >= (3, 11) and task.uncancel():
+            raise  # somebody else cancelled it too
+    finally:
+        timer.cancel()
+    # What may still arrive of the body would be taken for the next request, so the connection ends.
+    raise ApiError(
+        408,
+        f"The body did not arrive within {seconds:g} seconds; send it at once, or raise the server's body_timeout",
+        code="body_timeout",
+        headers={"connection": "close"},
+    )
 
 
 async def read_body(request: Request, limit: int) -> bytes:
