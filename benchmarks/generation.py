@@ -82,7 +82,7 @@ def medians_of(rounds: dict[str, list[dict[str, float]]]) -> dict[str, dict[str,
 
 def read_rate(threads: int) -> float:
     """GB a second that all threads together read from memory: the best of five passes over a GiB."""
-    values = np.zeros(1 << 28, np.float32)
+    values = np.ones(1 << 28, np.float32)  # zeros would share one page
     parts = np.array_split(values, threads)
     best = float("inf")
     with ThreadPoolExecutor(threads) as pool:

@@ -22,14 +22,11 @@ def test_a_text_continued(manager):
 
 
 def test_a_question_answered(manager):
-    messages = [
-        {"role": "system", "content": "You are helpful."},
-        {"role": "user", "content": "What is the capital of France?"},
-    ]
-    answer = manager.complete(messages, **GREEDY, max_new_tokens=30)
-    assert answer["text"] == "The capital of France is Paris."
+    messages = [{"role": "user", "content": "What is the opposite of hot?"}]
+    answer = manager.complete(messages, **GREEDY, stop=".")
+    assert answer["text"] == "The opposite of hot is cold"
     assert answer["finish_reason"] == "stop"
-    streamed = list(manager.stream(messages, **GREEDY, max_new_tokens=30))
+    streamed = list(manager.stream(messages, **GREEDY, stop="."))
     assert "".join(streamed) == answer["text"]
     assert len(streamed) > 3
 
