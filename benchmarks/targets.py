@@ -27,7 +27,7 @@ class Target:
         except KeyError:
             return None
         sign, reached = ("≥", found >= self.limit) if self.at_least else ("≤", found <= self.limit)
-        return [f"{ours}: {self.what}", f"{found:.3g}", f"{sign} {self.limit:g}", "yes" if reached else "no"]
+        return [f"{ours}: {self.what}", f"{found:.5g}", f"{sign} {self.limit:g}", "yes" if reached else "no"]
 
 
 def faster(workload: str, peer: str, limit: float) -> Target:

@@ -136,25 +136,27 @@ impl Work<'_> {
             Form::Plain(_) => rows.len().div_ceil(rows.len().div_ceil(kernels.rows).max(1)).max(1),
             Form::Coded(_) => CODED_ROWS,
         };
+        // Made once: clearing them for each tile would cost as much as a twentieth of its product.
+        let mut tiles = [[0.0_f32; LARGEST_TILE]; 2];
         for first in panels.clone().step_by(block) {
             for row in rows.clone().step_by(height) {
                 for panel in first..panels.end.min(first + block) {
-                    self.tile(part, panel, row..rows.end.min(row + height));
+                    self.tile(part, panel, row..rows.end.min(row + height), &mut tiles);
                 }
             }
         }
     }
 
-    /// One panel, and its partner in a gated layer, times some rows.
-    fn tile(&self, part: &Part, panel: usize, rows: Range<usize>) {
+    /// One panel, and its partner in a gated layer, times some rows, by way of `tiles`.
+    fn tile(&self, part: &Part, panel: usize, rows: Range<usize>, tiles: &mut [[f32; LARGEST_TILE]; 2]) {
         let (layer, kernels) = (self.layer, self.machine.kernels);
         let width = part.form.width(kernels);
         let start = part.columns.start + panel * width;
         let columns = start..part.columns.end.min(start + width);
-        let (mut product, mut partner) = ([0.0_f32; LARGEST_TILE], [0.0_f32; LARGEST_TILE]);
-        self.product(part, panel, rows.clone(), &mut product);
+        let [product, partner] = tiles;
+        self.product(part, panel, rows.clone(), product);
         if layer.gated {
-            self.product(&layer.parts[1], panel, rows.clone(), &mut partner);
+            self.product(&layer.parts[1], panel, rows.clone(), partner);
         }
         let bias = |from: usize| {
             let own = layer.bias.get(from..from + columns.len());
