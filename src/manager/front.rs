@@ -205,6 +205,7 @@ mod tests {
         front.push(task.clone()).unwrap();
         assert_eq!(told.recv().unwrap(), None);
         assert_eq!(told.recv().unwrap(), Some(Error::Cancelled));
+        drop(task); // watched until here
     }
 
     #[test]
