@@ -3,7 +3,8 @@
 use super::blocks::GROUP;
 use crate::Result;
 use crate::compute::cpu::Team;
-use crate::compute::kernels::units;
+use crate::compute::kernels::codes::Codes;
+use crate::compute::kernels::{Kernels, units};
 use crate::compute::{DType, Threads};
 use crate::sync::Mutex;
 
@@ -96,7 +97,13 @@ pub(crate) fn spread(format: DType, columns: usize) -> usize {
 
 impl Activations {
     /// Prepares `x`, rows of f32.
-    pub(crate) fn prepare(&mut self, x: Plain<'_>, forms: Forms, team: Team<'_>) -> Result<()> {
+    pub(crate) fn prepare(
+        &mut self,
+        kernels: &Kernels,
+        x: Plain<'_>,
+        forms: Forms,
+        team: Team<'_>,
+    ) -> Result<()> {
         let columns = x.columns;
         if copied(x, forms) {
             let stride = spread(DType::F32, columns) / 4;
@@ -116,7 +123,7 @@ impl Activations {
                 narrow[columns..].fill(0);
             })?;
         }
-        if forms.codes { self.encode(x, team) } else { Ok(()) }
+        if forms.codes { self.encode(kernels, x, team) } else { Ok(()) }
     }
 
     /// What plain parts multiply after [`prepare`](Self::prepare).
@@ -133,19 +140,23 @@ impl Activations {
     }
 
     /// Rounds rows of any format to eight bits.
-    pub(crate) fn encode(&mut self, x: Plain<'_>, team: Team<'_>) -> Result<()> {
+    pub(crate) fn encode(&mut self, kernels: &Kernels, x: Plain<'_>, team: Team<'_>) -> Result<()> {
         let groups = x.columns.div_ceil(GROUP);
         self.codes.resize(x.rows * groups * GROUP, 0);
         self.scales.resize(x.rows * groups, 0.0);
         self.sums.resize(x.rows * groups * 2, 0);
         self.totals.resize(x.rows * groups, 0.0);
-        let codes = self.codes.chunks_mut(groups * GROUP);
+        let codes = self.codes.chunks_mut(groups * GROUP).zip(self.scales.chunks_mut(groups));
         let sums = self.sums.chunks_mut(groups * 2).zip(self.totals.chunks_mut(groups));
-        let rows: Vec<_> = codes.zip(self.scales.chunks_mut(groups).zip(sums)).collect();
-        each(team, rows, |row, (codes, (scales, (sums, totals)))| {
+        let mut rows: Vec<_> = codes.zip(sums).collect();
+        let share = rows.len().div_ceil(team.threads()).max(1);
+        let shares: Vec<_> = rows.chunks_mut(share).map(Mutex::new).collect();
+        team.run(shares.len(), &|index| {
             let mut values = vec![0.0; x.columns];
-            x.read(row, &mut values);
-            encode_row(&values, codes, scales, sums, totals);
+            for (at, ((codes, scales), (sums, totals))) in shares[index].lock().iter_mut().enumerate() {
+                x.read(index * share + at, &mut values);
+                kernels.encode(&mut Codes { x: &values, codes, scales, sums, totals });
+            }
         })
     }
 }
@@ -180,39 +191,10 @@ pub(crate) fn split<T: Send>(
     each(team, rows, |_, (x, out)| work(x, out))
 }
 
-/// Rounds a row to eight bits: a group's largest magnitude becomes 127, so the error is at most 1/254 of it. A number
-/// that is not finite makes its group's scale NaN, so that it cannot vanish in the rounding.
-fn encode_row(x: &[f32], codes: &mut [i8], scales: &mut [f32], sums: &mut [i32], totals: &mut [f32]) {
-    const ROUND: f32 = 12_582_912.0; // 1.5 · 2²³: adding it leaves the nearest integer in the low bits
-    for (group, codes) in codes.as_chunks_mut::<GROUP>().0.iter_mut().enumerate() {
-        let mut values = [0.0f32; GROUP];
-        let from = &x[group * GROUP..x.len().min((group + 1) * GROUP)];
-        values[..from.len()].copy_from_slice(from);
-        let mut largest = [0.0f32; 8];
-        let mut taint = [0.0f32; 8];
-        for eight in values.as_chunks::<8>().0 {
-            for i in 0..8 {
-                let magnitude = eight[i].abs();
-                largest[i] = if magnitude > largest[i] { magnitude } else { largest[i] };
-                taint[i] += eight[i] * 0.0;
-            }
-        }
-        let most = largest.into_iter().fold(0.0, f32::max);
-        scales[group] = most / 127.0 + taint.into_iter().sum::<f32>();
-        let inverse = if most > 0.0 { 127.0 / most } else { 0.0 };
-        for (code, value) in codes.iter_mut().zip(values) {
-            *code = (value * inverse + ROUND).to_bits() as i8;
-        }
-        for half in 0..2 {
-            sums[group * 2 + half] = codes[half * 16..][..16].iter().map(|&code| i32::from(code)).sum();
-        }
-        totals[group] = scales[group] * (sums[group * 2] + sums[group * 2 + 1]) as f32;
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::compute::Isa;
 
     const CODES: Forms = Forms { wide: false, narrow: false, codes: true };
 
@@ -220,7 +202,14 @@ mod tests {
     fn codes_are_within_half_a_step() {
         let x: Vec<f32> = (0..3 * 50).map(|i| (i as f32 * 1.7).sin() * 4.0).collect();
         let mut prepared = Activations::default();
-        prepared.prepare(Plain::of_f32(&x, 50), Forms { narrow: true, ..CODES }, Team::One).unwrap();
+        prepared
+            .prepare(
+                Kernels::of(Isa::best()),
+                Plain::of_f32(&x, 50),
+                Forms { narrow: true, ..CODES },
+                Team::One,
+            )
+            .unwrap();
         assert_eq!((prepared.codes.len(), prepared.scales.len()), (3 * 64, 6));
         for row in 0..3 {
             for column in 0..64 {
@@ -241,7 +230,7 @@ mod tests {
             let mut x = vec![1.0; 64];
             x[40] = bad;
             let mut prepared = Activations::default();
-            prepared.prepare(Plain::of_f32(&x, 64), CODES, Team::One).unwrap();
+            prepared.prepare(Kernels::of(Isa::best()), Plain::of_f32(&x, 64), CODES, Team::One).unwrap();
             assert!(prepared.scales[0].is_finite() && prepared.scales[1].is_nan());
         }
     }
@@ -249,7 +238,7 @@ mod tests {
     #[test]
     fn zeros_stay_zeros() {
         let mut prepared = Activations::default();
-        prepared.prepare(Plain::of_f32(&[0.0; 32], 32), CODES, Team::One).unwrap();
+        prepared.prepare(Kernels::of(Isa::best()), Plain::of_f32(&[0.0; 32], 32), CODES, Team::One).unwrap();
         assert_eq!((prepared.scales[0], &prepared.codes[..]), (0.0, &[0i8; 32][..]));
     }
 }

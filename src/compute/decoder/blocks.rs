@@ -7,11 +7,9 @@ use std::sync::Arc;
 
 use half::f16;
 
+pub(crate) use crate::compute::kernels::codes::GROUP;
 use crate::compute::memory::MappedFile;
 use crate::{Error, Result};
-
-/// Weights that share an activation's scale, and the least that a matrix row is cut into.
-pub(crate) const GROUP: usize = 32;
 
 /// How a row's weights are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -130,7 +130,7 @@ unsafe fn tiles<L: Lanes, const BITS: usize, const MINIMUM: bool, const HALVES: 
                     }
                 };
             }
-            heights!(8 4 2 1);
+            heights!(12 8 4 2 1);
         }
     }
 }

@@ -4,11 +4,12 @@
 //! cache; bias, activation, gate and residual are fused into the store of a tile. A row's result does not depend on
 //! the rows beside it, nor on how the work is divided.
 
+use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use super::activations::{Activations, Plain, WORTH_SPLITTING};
 use super::blocks::GROUP;
-use super::dot::{PANEL, Product};
+use super::dot::Product;
 use super::linear::{Form, Linear, Machine, Part};
 use crate::Result;
 use crate::compute::cpu::{Target, Team, share};
@@ -25,6 +26,10 @@ const TASKS_PER_THREAD: usize = 4;
 
 /// Rows that pass a panel of codes at once: whole heights of its tiles.
 const CODED_ROWS: usize = 24;
+
+/// Where a tile's result lies before it is finished. Products write all that is read, so nothing clears it: that
+/// would cost as much as a twentieth of a product.
+type Room = [MaybeUninit<f32>; LARGEST_TILE];
 
 /// What becomes of a product.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,7 +76,7 @@ impl Linear {
         );
         let team = if x.len() < WORTH_SPLITTING { Team::One } else { Team::All(threads) };
         let x = Plain::of_f32(x, self.inputs);
-        scratch.prepare(x, self.forms, team)?;
+        scratch.prepare(machine.kernels, x, self.forms, team)?;
         let plain = scratch.plain(x, self.forms);
         let out = Target::over(out, self.outputs);
         let work =
@@ -95,7 +100,7 @@ impl Linear {
     ) -> Result<()> {
         assert_eq!(x.columns, self.inputs, "operand of a linear layer");
         if self.forms.codes {
-            scratch.encode(x, team)?;
+            scratch.encode(machine.kernels, x, team)?;
         }
         let work = Work { layer: self, machine, x: Operand { plain: x, coded: scratch }, then, out, first };
         let height = machine.kernels.rows;
@@ -136,27 +141,30 @@ impl Work<'_> {
             Form::Plain(_) => rows.len().div_ceil(rows.len().div_ceil(kernels.rows).max(1)).max(1),
             Form::Coded(_) => CODED_ROWS,
         };
-        // Made once: clearing them for each tile would cost as much as a twentieth of its product.
-        let mut tiles = [[0.0_f32; LARGEST_TILE]; 2];
+        let mut tiles = [[MaybeUninit::uninit(); LARGEST_TILE]; 2];
         for first in panels.clone().step_by(block) {
+            let end = panels.end.min(first + block);
             for row in rows.clone().step_by(height) {
-                for panel in first..panels.end.min(first + block) {
-                    self.tile(part, panel, row..rows.end.min(row + height), &mut tiles);
+                let rows = row..rows.end.min(row + height);
+                // Of few rows, the products of several panels are finished together.
+                let together = LARGEST_TILE / (part.form.width(kernels) * rows.len());
+                for panel in (first..end).step_by(together) {
+                    self.tile(part, panel..end.min(panel + together), rows.clone(), &mut tiles);
                 }
             }
         }
     }
 
-    /// One panel, and its partner in a gated layer, times some rows, by way of `tiles`.
-    fn tile(&self, part: &Part, panel: usize, rows: Range<usize>, tiles: &mut [[f32; LARGEST_TILE]; 2]) {
+    /// Panels, and their partners in a gated layer, times some rows, by way of `tiles`.
+    fn tile(&self, part: &Part, panels: Range<usize>, rows: Range<usize>, tiles: &mut [Room; 2]) {
         let (layer, kernels) = (self.layer, self.machine.kernels);
         let width = part.form.width(kernels);
-        let start = part.columns.start + panel * width;
-        let columns = start..part.columns.end.min(start + width);
+        let start = part.columns.start + panels.start * width;
+        let columns = start..part.columns.end.min(start + panels.len() * width);
         let [product, partner] = tiles;
-        self.product(part, panel, rows.clone(), product);
+        self.products(part, panels.clone(), rows.clone(), product);
         if layer.gated {
-            self.product(&layer.parts[1], panel, rows.clone(), partner);
+            self.products(&layer.parts[1], panels.clone(), rows.clone(), partner);
         }
         let bias = |from: usize| {
             let own = layer.bias.get(from..from + columns.len());
@@ -164,8 +172,8 @@ impl Work<'_> {
         };
         let accumulate = self.then == Then::Add;
         let finish = Finish {
-            tile: product.as_ptr(),
-            tile_stride: width,
+            tile: product.as_ptr().cast(),
+            tile_stride: panels.len() * width,
             rows: rows.len(),
             columns: columns.len(),
             bias: bias(columns.start),
@@ -174,7 +182,7 @@ impl Work<'_> {
             } else {
                 Activation::Identity
             },
-            gated: if layer.gated { partner.as_ptr() } else { std::ptr::null() },
+            gated: if layer.gated { partner.as_ptr().cast() } else { std::ptr::null() },
             gated_bias: if layer.gated { bias(layer.outputs + columns.start) } else { std::ptr::null() },
             factors: std::ptr::null(),
             out: self.out.part(self.first + rows.start..self.first + rows.end, columns),
@@ -182,46 +190,52 @@ impl Work<'_> {
             to: self.out.format(),
             accumulate,
         };
-        // SAFETY: the tiles hold whole registers, biases were bounds-checked, and the part of `out` is this task's own.
+        // SAFETY: `products` wrote whole registers, biases were bounds-checked, and the part of `out` is this task's own.
         unsafe { kernels.finish(&finish) };
     }
 
-    fn product(&self, part: &Part, panel: usize, rows: Range<usize>, out: &mut [f32; LARGEST_TILE]) {
+    /// The products of `panels` side by side: `out` becomes rows of all their columns.
+    fn products(&self, part: &Part, panels: Range<usize>, rows: Range<usize>, out: &mut Room) {
         let (kernels, inputs) = (self.machine.kernels, self.layer.inputs);
         let width = part.form.width(kernels);
-        let panel = part.panel(panel, part.form.panel_bytes(kernels, inputs)).as_ptr();
-        assert!(rows.len() * width <= out.len(), "a tile");
-        match part.form {
-            Form::Plain(format) => {
-                assert_eq!(self.x.plain.format, format, "format of an operand");
-                let tile = Tile {
-                    a: self.x.plain.row(rows.start),
-                    a_stride: self.x.plain.stride,
-                    panel: panel.cast(),
-                    k: units(format, inputs),
-                    c: out.as_mut_ptr(),
-                    c_stride: width,
-                    rows: rows.len(),
-                    accumulate: false,
-                };
-                // SAFETY: the rows have whole units, the panel was bounds-checked, and the tile fits.
-                unsafe { kernels.tile(format, &tile) };
-            }
-            Form::Coded(layout) => {
-                let (coded, groups) = (self.x.coded, inputs.div_ceil(GROUP));
-                let terms = Product {
-                    panel,
-                    groups,
-                    x: coded.codes[rows.start * groups * GROUP..rows.end * groups * GROUP].as_ptr(),
-                    x_scales: coded.scales[rows.start * groups..rows.end * groups].as_ptr(),
-                    x_sums: coded.sums[rows.start * groups * 2..rows.end * groups * 2].as_ptr(),
-                    x_totals: coded.totals[rows.start * groups..rows.end * groups].as_ptr(),
-                    rows: rows.len(),
-                    out: out.as_mut_ptr(),
-                    out_stride: PANEL,
-                };
-                // SAFETY: as above, with a scale and sums for each group of each row.
-                unsafe { self.machine.dot.run(&terms, layout) };
+        let stride = panels.len() * width;
+        assert!(rows.len() * stride <= out.len(), "a tile");
+        for (at, panel) in panels.enumerate() {
+            let panel = part.panel(panel, part.form.panel_bytes(kernels, inputs)).as_ptr();
+            // SAFETY: `at * width` is less than `stride`, of which `out` has room for so many.
+            let out = unsafe { out.as_mut_ptr().cast::<f32>().add(at * width) };
+            match part.form {
+                Form::Plain(format) => {
+                    assert_eq!(self.x.plain.format, format, "format of an operand");
+                    let tile = Tile {
+                        a: self.x.plain.row(rows.start),
+                        a_stride: self.x.plain.stride,
+                        panel: panel.cast(),
+                        k: units(format, inputs),
+                        c: out,
+                        c_stride: stride,
+                        rows: rows.len(),
+                        accumulate: false,
+                    };
+                    // SAFETY: the rows have whole units, the panel was bounds-checked, and the tile fits.
+                    unsafe { kernels.tile(format, &tile) };
+                }
+                Form::Coded(layout) => {
+                    let (coded, groups) = (self.x.coded, inputs.div_ceil(GROUP));
+                    let terms = Product {
+                        panel,
+                        groups,
+                        x: coded.codes[rows.start * groups * GROUP..rows.end * groups * GROUP].as_ptr(),
+                        x_scales: coded.scales[rows.start * groups..rows.end * groups].as_ptr(),
+                        x_sums: coded.sums[rows.start * groups * 2..rows.end * groups * 2].as_ptr(),
+                        x_totals: coded.totals[rows.start * groups..rows.end * groups].as_ptr(),
+                        rows: rows.len(),
+                        out,
+                        out_stride: stride,
+                    };
+                    // SAFETY: as above, with a scale and sums for each group of each row.
+                    unsafe { self.machine.dot.run(&terms, layout) };
+                }
             }
         }
     }

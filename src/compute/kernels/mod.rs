@@ -4,6 +4,7 @@
 //! write its registers (`simd.rs` says what is asked), name its features in [`crate::compute::Isa`], and add a
 //! line to [`Kernels::of`]. Every test of this room then runs on it.
 
+pub(crate) mod codes;
 pub(crate) mod math;
 #[cfg(target_arch = "aarch64")]
 mod neon;
@@ -19,6 +20,7 @@ pub(crate) mod x86;
 
 use std::fmt;
 
+use self::codes::Codes;
 use self::rows::{Finish, RmsRow, Softmax, Turn};
 use self::simd::{Plain, Simd};
 use self::tile::Tile;
@@ -30,6 +32,7 @@ type NormFn = unsafe fn(&mut [f32], &[f32], &[f32], f32, Option<&mut [u16]>);
 type RmsFn = unsafe fn(&RmsRow<'_>);
 type TurnFn = unsafe fn(&Turn<'_>);
 type SoftmaxFn = unsafe fn(&mut Softmax<'_>);
+type EncodeFn = unsafe fn(&mut Codes<'_>);
 type TransposeFn = unsafe fn(*const u8, usize, usize, usize, bool, &mut [u32]);
 type ValuesFn = unsafe fn(*const u8, usize, usize, usize, usize, &mut [u32]);
 
@@ -47,6 +50,7 @@ pub(crate) struct Kernels {
     rms: RmsFn,
     turn: TurnFn,
     softmax: SoftmaxFn,
+    encode: EncodeFn,
     transpose: TransposeFn,
     values_f32: ValuesFn,
     values_bf16: ValuesFn,
@@ -91,6 +95,11 @@ macro_rules! table {
         unsafe fn softmax(block: &mut Softmax<'_>) {
             // SAFETY: as above.
             rows::softmax::<$kind>(unsafe { <$kind>::permit() }, block);
+        }
+        $(#[target_feature(enable = $features)])?
+        unsafe fn encode(row: &mut Codes<'_>) {
+            // SAFETY: as above.
+            codes::encode::<$kind>(unsafe { <$kind>::permit() }, row);
         }
         $(#[target_feature(enable = $features)])?
         unsafe fn transpose(
@@ -139,6 +148,7 @@ macro_rules! table {
             rms,
             turn,
             softmax,
+            encode,
             transpose,
             values_f32,
             values_bf16,
@@ -245,6 +255,18 @@ impl Kernels {
     pub(crate) fn softmax(&self, block: &mut Softmax<'_>) {
         // SAFETY: the CPU runs this table.
         unsafe { (self.softmax)(block) }
+    }
+
+    /// [`codes::encode`].
+    ///
+    /// # Panics
+    /// When there are fewer codes, scales, sums or totals than the row has groups.
+    pub(crate) fn encode(&self, row: &mut Codes<'_>) {
+        let groups = row.x.len().div_ceil(codes::GROUP);
+        let room = [row.codes.len() / codes::GROUP, row.scales.len(), row.sums.len() / 2, row.totals.len()];
+        assert!(room.into_iter().all(|room| room >= groups), "room for codes");
+        // SAFETY: the CPU runs this table.
+        unsafe { (self.encode)(row) }
     }
 
     /// `rows` rows of `length` elements become the columns of one panel: [`pack::transpose`].

@@ -75,6 +75,15 @@ impl Simd for Neon {
         }
     }
     #[inline(always)]
+    unsafe fn store_bytes(self, to: *mut i8, x: float32x4_t) {
+        // SAFETY: the permit; the first four of eight bytes are written.
+        unsafe {
+            let halves = vmovn_s32(vcvtnq_s32_f32(x));
+            let bytes = vmovn_s16(vcombine_s16(halves, halves));
+            to.cast::<i32>().write_unaligned(vget_lane_s32::<0>(vreinterpret_s32_s8(bytes)));
+        }
+    }
+    #[inline(always)]
     unsafe fn store_bf16(self, to: *mut u16, x: float32x4_t, n: usize) {
         let mut values = [0; 4];
         // SAFETY: the caller's; `n <= 4`.

@@ -41,6 +41,11 @@ pub(crate) trait Simd: Copy {
     /// `n <= LANES` values can be written.
     unsafe fn store_bf16(self, to: *mut u16, x: Self::V, n: usize);
 
+    /// Whole numbers from -128 to 127, a byte each.
+    /// # Safety
+    /// `LANES` bytes can be written.
+    unsafe fn store_bytes(self, to: *mut i8, x: Self::V);
+
     /// The first `n` lanes of `x`, the others from `rest`.
     fn first(self, x: Self::V, n: usize, rest: Self::V) -> Self::V;
     fn add(self, a: Self::V, b: Self::V) -> Self::V;
@@ -156,6 +161,11 @@ impl Simd for Plain {
             // SAFETY: only the first `n` are written.
             unsafe { *to.add(i) = bf16::from_f32(x).to_bits() }
         }
+    }
+    #[inline(always)]
+    unsafe fn store_bytes(self, to: *mut i8, x: Self::V) {
+        // SAFETY: the caller's.
+        unsafe { to.cast::<[i8; 4]>().write_unaligned(x.map(|x| x as i8)) }
     }
     #[inline(always)]
     fn first(self, x: Self::V, n: usize, rest: Self::V) -> Self::V {

@@ -107,6 +107,17 @@ impl Simd for Avx2 {
             }
         }
     }
+    #[inline(always)]
+    unsafe fn store_bytes(self, to: *mut i8, x: __m256) {
+        // SAFETY: the permit; eight bytes are written, four from each half of the register.
+        unsafe {
+            let x = _mm256_cvtps_epi32(x);
+            let x = _mm256_packs_epi32(x, x);
+            let x = _mm256_packs_epi16(x, x);
+            let x = _mm_unpacklo_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256::<1>(x));
+            _mm_storel_epi64(to.cast(), x);
+        }
+    }
 }
 
 /// All bits set in the first `n` lanes.
@@ -122,7 +133,7 @@ unsafe fn first_of_8(n: usize) -> __m256i {
 impl<const BF16: bool> Simd for Avx512<BF16> {
     type V = __m512;
     const LANES: usize = 16;
-    const ROWS: usize = 14;
+    const ROWS: usize = 12;
 
     #[inline(always)]
     unsafe fn permit() -> Self {
@@ -202,6 +213,11 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
                 _mm256_mask_storeu_epi16(to.cast(), first_of_16(n), packed);
             }
         }
+    }
+    #[inline(always)]
+    unsafe fn store_bytes(self, to: *mut i8, x: __m512) {
+        // SAFETY: the permit; sixteen bytes are written.
+        unsafe { _mm_storeu_si128(to.cast(), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(x))) }
     }
 
     /// Pairs of rows, then fours, are interleaved within quarters of a register; then the quarters change places.

@@ -1,0 +1,66 @@
+//! Activations rounded to eight bits: the left operand of products with coded weights.
+
+use super::simd::Simd;
+
+/// Values that share a scale, and the least that a row of coded weights is cut into.
+pub(crate) const GROUP: usize = 32;
+
+/// One row, and where its codes go: whole groups, the last padded with zeros.
+#[derive(Debug)]
+pub(crate) struct Codes<'a> {
+    /// The values.
+    pub x: &'a [f32],
+    /// `GROUP` for each group.
+    pub codes: &'a mut [i8],
+    /// One for each group: a code times it is about the value.
+    pub scales: &'a mut [f32],
+    /// Two for each group: the sums of the codes of its halves.
+    pub sums: &'a mut [i32],
+    /// One for each group: the sum of its codes times its scale.
+    pub totals: &'a mut [f32],
+}
+
+/// A group's largest magnitude becomes 127, so the error is at most 1/254 of it. A number that is not finite makes its
+/// group's scale NaN, so that it cannot vanish in the rounding.
+#[inline(always)]
+pub(crate) fn encode<S: Simd>(s: S, row: &mut Codes<'_>) {
+    let registers = GROUP / S::LANES;
+    let groups = row.codes.as_chunks_mut::<GROUP>().0.iter_mut().zip(row.x.chunks(GROUP));
+    for (group, (codes, x)) in groups.enumerate() {
+        let zero = s.splat(0.0);
+        // The narrowest registers hold four lanes.
+        let mut values = [zero; GROUP / 4];
+        let (mut largest, mut taint) = (zero, zero);
+        for (i, value) in values.iter_mut().enumerate().take(registers) {
+            let start = i * S::LANES;
+            // SAFETY: of a whole group all lanes can be read, of the last as many as are left.
+            *value = unsafe {
+                if x.len() == GROUP {
+                    s.load(x.as_ptr().add(start))
+                } else {
+                    let left = x.len().saturating_sub(start).min(S::LANES);
+                    s.load_first(x.as_ptr().add(start.min(x.len())), left)
+                }
+            };
+            largest = s.max(largest, s.max(*value, s.sub(zero, *value)));
+            taint = s.mul_add(*value, zero, taint);
+        }
+        let most = s.largest(largest);
+        let scale = most / 127.0 + s.sum(taint);
+        let inverse = s.splat(if most > 0.0 { 127.0 / most } else { 0.0 });
+        let mut halves = [zero; 2];
+        for (i, value) in values.iter().enumerate().take(registers) {
+            let code = s.round(s.mul(*value, inverse));
+            let half = &mut halves[i * S::LANES / (GROUP / 2)];
+            *half = s.add(*half, code);
+            // SAFETY: a group's codes are `registers` registers.
+            unsafe { s.store_bytes(codes.as_mut_ptr().add(i * S::LANES), code) };
+        }
+        // Whole numbers below 2^24: their sums are exact.
+        let halves = halves.map(|half| s.sum(half));
+        row.scales[group] = scale;
+        row.totals[group] = scale * (halves[0] + halves[1]);
+        row.sums[group * 2] = halves[0] as i32;
+        row.sums[group * 2 + 1] = halves[1] as i32;
+    }
+}
