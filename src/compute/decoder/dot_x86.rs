@@ -77,6 +77,11 @@ impl Lanes for Avx512Vnni {
         // SAFETY: the caller's.
         unsafe { _mm512_storeu_ps(to, x) }
     }
+    #[inline(always)]
+    fn prefetch(self, from: *const u8) {
+        // SAFETY: the permit; a prefetch reads nothing that can be seen, and never faults.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(from.cast()) }
+    }
 }
 
 impl Lanes for Avx2 {
@@ -130,5 +135,10 @@ impl Lanes for Avx2 {
     unsafe fn store(self, to: *mut f32, x: __m256) {
         // SAFETY: the caller's.
         unsafe { _mm256_storeu_ps(to, x) }
+    }
+    #[inline(always)]
+    fn prefetch(self, from: *const u8) {
+        // SAFETY: the permit; a prefetch reads nothing that can be seen, and never faults.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(from.cast()) }
     }
 }

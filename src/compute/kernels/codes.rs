@@ -20,17 +20,18 @@ pub(crate) struct Codes<'a> {
     pub totals: &'a mut [f32],
 }
 
-/// A group's largest magnitude becomes 127, so the error is at most 1/254 of it. A number that is not finite makes its
-/// group's scale NaN, so that it cannot vanish in the rounding.
+/// A group's largest magnitude becomes 127, so the error is at most 1/254 of it. A number that is not finite makes the
+/// first scale of its row NaN, so that it cannot vanish in the rounding.
 #[inline(always)]
 pub(crate) fn encode<S: Simd>(s: S, row: &mut Codes<'_>) {
     let registers = GROUP / S::LANES;
+    let zero = s.splat(0.0);
+    let mut taint = zero;
     let groups = row.codes.as_chunks_mut::<GROUP>().0.iter_mut().zip(row.x.chunks(GROUP));
     for (group, (codes, x)) in groups.enumerate() {
-        let zero = s.splat(0.0);
         // The narrowest registers hold four lanes.
         let mut values = [zero; GROUP / 4];
-        let (mut largest, mut taint) = (zero, zero);
+        let mut largest = zero;
         for (i, value) in values.iter_mut().enumerate().take(registers) {
             let start = i * S::LANES;
             // SAFETY: of a whole group all lanes can be read, of the last as many as are left.
@@ -46,7 +47,7 @@ pub(crate) fn encode<S: Simd>(s: S, row: &mut Codes<'_>) {
             taint = s.mul_add(*value, zero, taint);
         }
         let most = s.largest(largest);
-        let scale = most / 127.0 + s.sum(taint);
+        let scale = most / 127.0;
         let inverse = s.splat(if most > 0.0 { 127.0 / most } else { 0.0 });
         let mut halves = [zero; 2];
         for (i, value) in values.iter().enumerate().take(registers) {
@@ -62,5 +63,10 @@ pub(crate) fn encode<S: Simd>(s: S, row: &mut Codes<'_>) {
         row.totals[group] = scale * (halves[0] + halves[1]);
         row.sums[group * 2] = halves[0] as i32;
         row.sums[group * 2 + 1] = halves[1] as i32;
+    }
+    if let (Some(scale), Some(total)) = (row.scales.first_mut(), row.totals.first_mut()) {
+        let taint = s.sum(taint); // zero, or NaN
+        *scale += taint;
+        *total += taint;
     }
 }
