@@ -3,6 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+use super::kernels::amx;
 use crate::{Error, Result};
 
 /// The environment variable that forces a lower instruction set than the best available.
@@ -21,11 +23,14 @@ pub enum Isa {
     Avx512,
     /// AVX-512 with native bf16 dot products.
     Avx512Bf16,
+    /// The same, with tiles of bf16 multiplied by AMX.
+    Amx,
 }
 
 impl Isa {
     /// Every instruction set, slowest first.
-    pub const ALL: [Self; 5] = [Self::Portable, Self::Neon, Self::Avx2, Self::Avx512, Self::Avx512Bf16];
+    pub const ALL: [Self; 6] =
+        [Self::Portable, Self::Neon, Self::Avx2, Self::Avx512, Self::Avx512Bf16, Self::Amx];
 
     /// Whether this machine runs it.
     pub fn is_available(self) -> bool {
@@ -44,7 +49,9 @@ impl Isa {
             }
             #[cfg(target_arch = "x86_64")]
             Self::Avx512Bf16 => Self::Avx512.is_available() && is_x86_feature_detected!("avx512bf16"),
-            #[cfg(not(target_arch = "x86_64"))]
+            #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+            Self::Amx => Self::Avx512Bf16.is_available() && amx::is_available(),
+            #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
             _ => false,
         }
     }
@@ -78,12 +85,13 @@ impl Isa {
             Self::Avx2 => "avx2",
             Self::Avx512 => "avx512",
             Self::Avx512Bf16 => "avx512bf16",
+            Self::Amx => "amx",
         }
     }
 
     /// Whether it multiplies bf16 natively, faster than f32.
     pub fn native_bf16(self) -> bool {
-        self == Self::Avx512Bf16
+        self >= Self::Avx512Bf16
     }
 }
 
@@ -173,6 +181,14 @@ mod tests {
         for dtype in [DType::F32, DType::Bf16] {
             assert_eq!(dtype.name().parse::<DType>(), Ok(dtype));
         }
+    }
+
+    /// What a CPU lacks of AMX is emulated in tests, so that they never pass without it.
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    #[test]
+    fn amx_is_tested_wherever_the_rest_of_it_is_real() {
+        assert_eq!(Isa::Amx.is_available(), Isa::Avx512Bf16.is_available());
+        assert!(!Isa::Amx.is_available() || Isa::best() == Isa::Amx);
     }
 
     #[test]

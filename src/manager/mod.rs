@@ -115,12 +115,13 @@ impl Manager {
         if let Some(core) = self.core.load_full() {
             return Ok(core);
         }
-        if self.is_closed() {
-            return Err(Error::Closed);
-        }
         let _building = self.building.lock();
         if let Some(core) = self.core.load_full() {
             return Ok(core);
+        }
+        // Under the lock: what is built here is found by `close`, or is not built.
+        if self.is_closed() {
+            return Err(Error::Closed);
         }
         let settings = match &self.given {
             Given::Settings(settings) => (**settings).clone(),

@@ -11,7 +11,7 @@ use super::matrix::{Matrix, Target};
 use super::team::share;
 use crate::compute::kernels::rows::{Finish, Running, Softmax};
 use crate::compute::kernels::tile::Tile;
-use crate::compute::kernels::{Kernels, units};
+use crate::compute::kernels::{Kernels, TALLEST_TILE, units};
 use crate::compute::memory::Buffer;
 use crate::compute::{Activation, DType, Heads};
 use crate::{Error, Result};
@@ -22,9 +22,6 @@ const BLOCK: usize = 256;
 
 /// Elements between rows of scores: not a power of two, for the sake of cache sets.
 const STRIDE: usize = BLOCK + 32;
-
-/// Rows of the tallest tile.
-const ROWS: usize = 14;
 
 /// The memory that one thread needs for attention.
 #[derive(Debug, Default)]
@@ -129,16 +126,16 @@ impl Attention<'_> {
     /// One query head, with keys and values packed in `scratch`.
     fn head(&self, scratch: &mut Scratch, span: Span, head: usize) -> Result<()> {
         let Heads { width, .. } = self.heads;
-        let panel = self.kernels.width;
-        let sums = grown(&mut scratch.sums, width.next_multiple_of(panel) * ROWS * 4)?.as_mut_slice::<f32>();
-        let sums = sums.as_mut_ptr();
-        scratch.scores.resize(ROWS * STRIDE, 0.0);
-        scratch.narrow.resize(ROWS * STRIDE, 0);
-        let tiles = span.rows.div_ceil(self.kernels.rows);
+        let (panel, height) = (self.kernels.width, self.kernels.rows(self.keys.format()));
+        let sums = grown(&mut scratch.sums, width.next_multiple_of(panel) * height * 4)?;
+        let sums = sums.as_mut_slice::<f32>().as_mut_ptr();
+        scratch.scores.resize(height * STRIDE, 0.0);
+        scratch.narrow.resize(height * STRIDE, 0);
+        let tiles = span.rows.div_ceil(height);
         for index in 0..tiles {
             let tile = share(span.rows, tiles, index);
             let running = self.tile(scratch, sums, span, tile.clone(), head);
-            let mut factors = [0.0; ROWS];
+            let mut factors = [0.0; TALLEST_TILE];
             for (factor, running) in factors.iter_mut().zip(running) {
                 *factor = 1.0 / running.sum;
             }
@@ -146,7 +143,7 @@ impl Attention<'_> {
                 let columns = head * width + first..head * width + width.min(first + panel);
                 let finish = Finish {
                     // SAFETY: `sums` has a tile for each panel of value columns.
-                    tile: unsafe { sums.add(first * ROWS) },
+                    tile: unsafe { sums.add(first * height) },
                     tile_stride: panel,
                     rows: tile.len(),
                     columns: columns.len(),
@@ -175,16 +172,17 @@ impl Attention<'_> {
         span: Span,
         tile: Range<usize>,
         head: usize,
-    ) -> [Running; ROWS] {
+    ) -> [Running; TALLEST_TILE] {
         let Heads { width, causal, .. } = self.heads;
         let (format, panel) = (self.keys.format(), self.kernels.width);
+        let height = self.kernels.rows(format);
         let length = span.before + span.rows;
         let (key_units, value_units) = (units(format, width), units(format, length));
         let queries = input(self.queries, span.queries + tile.start, head * width);
         let keys = scratch.keys.as_ref().map_or(&[][..], Buffer::as_slice::<f32>);
         let values = scratch.values.as_ref().map_or(&[][..], Buffer::as_slice::<f32>);
         let scale = 1.0 / (width as f32).sqrt();
-        let mut running = [Running::default(); ROWS];
+        let mut running = [Running::default(); TALLEST_TILE];
         let visible = if causal { span.before + tile.end } else { length };
         for block in (0..visible).step_by(BLOCK) {
             let count = BLOCK.min(visible - block);
@@ -203,7 +201,7 @@ impl Attention<'_> {
                 // SAFETY: queries lie inside the input; scores have whole panels for a block in every row.
                 unsafe { self.kernels.tile(format, &product) };
             }
-            let mut factors = [0.0; ROWS];
+            let mut factors = [0.0; TALLEST_TILE];
             self.kernels.softmax(&mut Softmax {
                 scores: &mut scratch.scores,
                 narrow: (format == DType::Bf16).then_some(&mut scratch.narrow[..]),
@@ -224,8 +222,8 @@ impl Attention<'_> {
                 {
                     for first in (0..width).step_by(panel) {
                         for column in 0..panel {
-                            // SAFETY: `sums` has a tile of ROWS rows for each panel of value columns.
-                            unsafe { *sums.add(first * ROWS + row * panel + column) *= factor };
+                            // SAFETY: `sums` has a tile of `height` rows for each panel of value columns.
+                            unsafe { *sums.add(first * height + row * panel + column) *= factor };
                         }
                     }
                 }
@@ -243,7 +241,7 @@ impl Attention<'_> {
                     panel: values[start..start + k * panel].as_ptr(),
                     k,
                     // SAFETY: as above.
-                    c: unsafe { sums.add(first * ROWS) },
+                    c: unsafe { sums.add(first * height) },
                     c_stride: panel,
                     rows: tile.len(),
                     accumulate: block > 0,

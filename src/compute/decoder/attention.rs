@@ -9,13 +9,10 @@ use crate::sync::Mutex;
 use super::cache::KvCache;
 use super::linear::Machine;
 use crate::Result;
-use crate::compute::Threads;
 use crate::compute::kernels::rows::{Running, Softmax};
 use crate::compute::kernels::tile::Tile;
-use crate::compute::kernels::{Kernels, LARGEST_TILE};
-
-/// Rows of the tallest tile.
-const ROWS: usize = 14;
+use crate::compute::kernels::{Kernels, LARGEST_TILE, TALLEST_TILE};
+use crate::compute::{DType, Threads};
 
 /// The new tokens of one sequence: rows of queries, whose keys and values the cache holds already.
 #[derive(Debug, Clone, Copy)]
@@ -78,7 +75,7 @@ fn tiles(kernels: &Kernels, index: usize, span: &Span<'_>, queries: Queries<'_>)
     assert!(span.cache.fits(kernels), "a cache made for other kernels");
     let kv_heads = span.cache.shape().kv_heads;
     let group = queries.heads / kv_heads;
-    let tallest = kernels.rows.min(ROWS);
+    let tallest = kernels.rows(DType::F32);
     let mut tasks = Vec::new();
     // Late tokens see most: their tiles go first, so that no thread starts a long one last.
     for kv_head in 0..kv_heads {
@@ -138,10 +135,10 @@ fn tile(
             accumulate: false,
         };
         // SAFETY: queries were bounds-checked above, the panel is whole, and each row of scores has room for it.
-        unsafe { kernels.tile(crate::compute::DType::F32, &product) };
+        unsafe { kernels.tile(DType::F32, &product) };
     }
     let scale = 1.0 / (width as f32).sqrt();
-    let (mut running, mut factors) = ([Running::default(); ROWS], [0.0f32; ROWS]);
+    let (mut running, mut factors) = ([Running::default(); TALLEST_TILE], [0.0f32; TALLEST_TILE]);
     // Rows are heads of one token, which all see the same keys, or tokens, each of which sees one key more.
     let own = if task.heads > 1 { visible } else { span.position + task.token + 1 } as isize;
     kernels.softmax(&mut Softmax {
@@ -168,7 +165,7 @@ fn tile(
             accumulate: false,
         };
         // SAFETY: each row of scores has `visible` values, the panel as many rows, the product room for a tile.
-        unsafe { kernels.tile(crate::compute::DType::F32, &tile) };
+        unsafe { kernels.tile(DType::F32, &tile) };
         let columns = panel.min(width - column);
         for (row, values) in product.chunks_exact(panel).take(rows).enumerate() {
             let (token, head) = if task.heads > 1 { (0, row) } else { (row, 0) };

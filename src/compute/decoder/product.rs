@@ -103,7 +103,7 @@ impl Linear {
             scratch.encode(machine.kernels, x, team)?;
         }
         let work = Work { layer: self, machine, x: Operand { plain: x, coded: scratch }, then, out, first };
-        let height = machine.kernels.rows;
+        let height = machine.kernels.rows(x.format);
         let tiles = x.rows.div_ceil(height);
         team.split(tiles, self.panels(machine.kernels), |tiles, panels| {
             work.block(tiles.start * height..x.rows.min(tiles.end * height), panels);
@@ -138,7 +138,10 @@ impl Work<'_> {
         let block = (BLOCK_BYTES / bytes.max(1)).max(1);
         let height = match part.form {
             // As even as whole numbers go: a tile costs about the same whether it is full or not.
-            Form::Plain(_) => rows.len().div_ceil(rows.len().div_ceil(kernels.rows).max(1)).max(1),
+            Form::Plain(format) => {
+                let tiles = rows.len().div_ceil(kernels.rows(format)).max(1);
+                rows.len().div_ceil(tiles).max(1)
+            }
             Form::Coded(_) => CODED_ROWS,
         };
         let mut tiles = [[MaybeUninit::uninit(); LARGEST_TILE]; 2];

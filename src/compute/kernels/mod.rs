@@ -2,8 +2,11 @@
 //!
 //! Each kernel is written once over [`simd::Simd`]; `table!` compiles it for one instruction set. To add one:
 //! write its registers (`simd.rs` says what is asked), name its features in [`crate::compute::Isa`], and add a
-//! line to [`Kernels::of`]. Every test of this room then runs on it.
+//! line to [`Kernels::of`]. Every test of this room then runs on it. A set that multiplies in another shape replaces
+//! the tile functions of a table, as AMX does.
 
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+pub(crate) mod amx;
 pub(crate) mod codes;
 pub(crate) mod math;
 #[cfg(target_arch = "aarch64")]
@@ -38,11 +41,11 @@ type ValuesFn = unsafe fn(*const u8, usize, usize, usize, usize, &mut [u32]);
 
 /// The kernels of one instruction set.
 pub(crate) struct Kernels {
-    /// Rows of a tile, at most.
-    pub rows: usize,
     /// Columns of a panel, and of a tile.
     pub width: usize,
     isa: Isa,
+    rows_f32: usize,
+    rows_bf16: usize,
     tile_f32: TileFn,
     tile_bf16: TileFn,
     finish: FinishFn,
@@ -56,8 +59,11 @@ pub(crate) struct Kernels {
     values_bf16: ValuesFn,
 }
 
-/// The widest panel of any instruction set times its tallest tile: what a tile's result needs at most.
-pub(crate) const LARGEST_TILE: usize = 14 * 32;
+/// Rows of the tallest tile of any instruction set.
+pub(crate) const TALLEST_TILE: usize = 32;
+
+/// The same times the widest panel: what a tile's result needs at most.
+pub(crate) const LARGEST_TILE: usize = TALLEST_TILE * 32;
 
 macro_rules! table {
     ($isa:expr, $kind:ty $(, $features:literal)?) => {{
@@ -137,25 +143,33 @@ macro_rules! table {
             // SAFETY: as above.
             unsafe { pack::pair_bf16(from, stride, rows, columns, width, panel) }
         }
-        static TABLE: Kernels = Kernels {
-            isa: $isa,
-            rows: <$kind as Simd>::ROWS,
-            width: 2 * <$kind as Simd>::LANES,
-            tile_f32,
-            tile_bf16,
-            finish,
-            norm,
-            rms,
-            turn,
-            softmax,
-            encode,
-            transpose,
-            values_f32,
-            values_bf16,
+        static TABLE: Kernels = {
+            assert!(<$kind as Simd>::ROWS <= TALLEST_TILE && <$kind as Simd>::LANES <= 16, "LARGEST_TILE");
+            Kernels {
+                isa: $isa,
+                rows_f32: <$kind as Simd>::ROWS,
+                rows_bf16: <$kind as Simd>::ROWS,
+                width: 2 * <$kind as Simd>::LANES,
+                tile_f32,
+                tile_bf16,
+                finish,
+                norm,
+                rms,
+                turn,
+                softmax,
+                encode,
+                transpose,
+                values_f32,
+                values_bf16,
+            }
         };
         &TABLE
     }};
 }
+
+#[cfg(target_arch = "x86_64")]
+static AVX512_BF16: &Kernels =
+    table!(Isa::Avx512Bf16, x86::Avx512<true>, "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16");
 
 impl Kernels {
     /// The kernels of `isa`, or those of [`Isa::Portable`] when this CPU lacks it: nothing else can reach the
@@ -172,12 +186,12 @@ impl Kernels {
                 table!(Isa::Avx512, x86::Avx512<false>, "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")
             }
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512Bf16 => {
-                table!(
-                    Isa::Avx512Bf16,
-                    x86::Avx512<true>,
-                    "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16"
-                )
+            Isa::Avx512Bf16 => AVX512_BF16,
+            #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+            Isa::Amx => {
+                static TABLE: Kernels =
+                    Kernels { isa: Isa::Amx, rows_bf16: amx::ROWS, tile_bf16: amx::tile, ..*AVX512_BF16 };
+                &TABLE
             }
             #[cfg(target_arch = "aarch64")]
             Isa::Neon => table!(Isa::Neon, neon::Neon, "neon"),
@@ -188,6 +202,14 @@ impl Kernels {
     /// The instruction set.
     pub(crate) fn isa(&self) -> Isa {
         self.isa
+    }
+
+    /// Rows of a tile in `format`, at most.
+    pub(crate) fn rows(&self, format: DType) -> usize {
+        match format {
+            DType::F32 => self.rows_f32,
+            DType::Bf16 => self.rows_bf16,
+        }
     }
 
     /// [`tile::tile`] in `format`.

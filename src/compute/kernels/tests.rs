@@ -10,7 +10,7 @@ use super::math::{activate, exp};
 use super::rows::{Finish, RmsRow, Running, Softmax, Turn};
 use super::simd::{Plain, Simd};
 use super::tile::Tile;
-use super::{Kernels, units};
+use super::{Kernels, TALLEST_TILE, units};
 use crate::compute::guarded::Guarded;
 use crate::compute::{Activation, DType, Isa};
 
@@ -97,13 +97,13 @@ fn check_tile(kernels: &Kernels, format: DType, rows: usize, k: usize, columns: 
 fn tiles_multiply() {
     for kernels in all() {
         for format in FORMATS {
-            for rows in 0..=kernels.rows {
-                for k in [0, 1, 2, 3, 8, 31, 100] {
+            for rows in 0..=kernels.rows(format) {
+                for k in [0, 1, 2, 3, 8, 31, 32, 65, 100] {
                     check_tile(kernels, format, rows, k, kernels.width, k % 2 == 0);
                 }
             }
             for columns in 0..=kernels.width {
-                check_tile(kernels, format, kernels.rows.min(3), 17, columns, false);
+                check_tile(kernels, format, 3, 17, columns, false);
             }
         }
     }
@@ -113,8 +113,8 @@ fn tiles_multiply() {
 fn a_row_does_not_depend_on_the_rows_beside_it() {
     for kernels in all() {
         for format in FORMATS {
-            let k = 77_usize;
-            let (a, _) = operand(format, &random(kernels.rows * 78, 4));
+            let (k, height) = (77_usize, kernels.rows(format));
+            let (a, _) = operand(format, &random(height * 78, 4));
             let (panel, _) = operand(format, &random(kernels.width * k.next_multiple_of(2), 5));
             let product = |first: usize, rows: usize| {
                 let mut c = vec![0.0; rows * kernels.width];
@@ -132,9 +132,9 @@ fn a_row_does_not_depend_on_the_rows_beside_it() {
                 unsafe { kernels.tile(format, &t) };
                 c
             };
-            let whole = product(0, kernels.rows);
-            for rows in 1..kernels.rows {
-                let apart = [product(0, rows), product(rows, kernels.rows - rows)].concat();
+            let whole = product(0, height);
+            for rows in 1..height {
+                let apart = [product(0, rows), product(rows, height - rows)].concat();
                 assert!(whole == apart, "{kernels:?} {format:?} {rows}");
             }
         }
@@ -157,7 +157,7 @@ fn reference(activation: Activation, x: f64) -> f64 {
 #[test]
 fn tiles_finish_in_every_way() {
     for kernels in all() {
-        let rows = kernels.rows;
+        let rows = kernels.rows(DType::F32);
         let tile = Guarded::new(&random(rows * kernels.width, 6).iter().map(|x| x * 4.0).collect::<Vec<_>>());
         let gate = Guarded::new(&random(rows * kernels.width, 17));
         let factors = Guarded::new(&random(rows, 7));
@@ -626,10 +626,10 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
 
     #[test]
-    fn tiles_of_any_size_multiply(rows in 0_usize..=14, k in 0_usize..200, columns in 0_usize..=32, accumulate: bool) {
+    fn tiles_of_any_size_multiply(rows in 0_usize..=TALLEST_TILE, k in 0_usize..200, columns in 0_usize..=32, accumulate: bool) {
         for kernels in all() {
             for format in FORMATS {
-                check_tile(kernels, format, rows.min(kernels.rows), k, columns.min(kernels.width), accumulate);
+                check_tile(kernels, format, rows.min(kernels.rows(format)), k, columns.min(kernels.width), accumulate);
             }
         }
     }

@@ -1,0 +1,192 @@
+//! AMX: a unit of its own multiplies whole tiles of bf16. Linux on x86-64.
+//!
+//! ```text
+//!                     panel: 32 columns
+//!                   ┌─ tmm6 ──┬─ tmm7 ──┐
+//!                   │         │         │ 16 units a step
+//!                   └─────────┴─────────┘
+//!  a ┌─ tmm4 ──┐    ┌─ tmm0 ──┬─ tmm1 ──┐
+//!    │         │    │         │         │ 16 rows
+//!    ├─ tmm5 ──┤    ├─ tmm2 ──┼─ tmm3 ──┤
+//!    │         │    │         │         │ 16 rows, or as many as are left
+//!    └─────────┘    └─────────┴─────────┘ c
+//! ```
+//!
+//! The eight tile registers, 16 rows of 64 bytes each, hold 2×2 tiles of sums and two tiles of each operand: every
+//! tile that is loaded is used twice, and there are four sums to work on while the product before is under way.
+//!
+//! A panel needs no other layout than vector registers want: its row of 32 units is two rows of 16 side by side, and
+//! a unit, two bf16 that are neighbours along the sum, is what TDPBF16PS multiplies. So a tile of it is 16 of its
+//! rows, half as wide.
+//!
+//! One row alone runs the same instructions, in a shorter tile: no row's result depends on those beside it.
+
+#[cfg(test)]
+mod emulator;
+
+use std::arch::asm;
+use std::arch::x86_64::{__cpuid_count, _xgetbv};
+use std::sync::LazyLock;
+
+use super::tile::Tile;
+
+/// Rows of a block of tiles.
+pub(crate) const ROWS: usize = 2 * TILE;
+
+/// Rows of a tile register, and four-byte units of its rows.
+const TILE: usize = 16;
+
+/// Columns of a panel.
+const WIDTH: usize = 2 * TILE;
+
+/// Whether this process may use AMX on bf16, on a CPU that is known to have AVX-512. Asks Linux for it, once: the
+/// 8 kB of tiles are saved only for processes that asked.
+pub(crate) fn is_available() -> bool {
+    #[cfg(not(test))]
+    static AVAILABLE: LazyLock<bool> = LazyLock::new(granted);
+    #[cfg(test)]
+    static AVAILABLE: LazyLock<bool> = LazyLock::new(|| granted() || emulator::install());
+    *AVAILABLE
+}
+
+fn granted() -> bool {
+    /// AMX-TILE and AMX-BF16, in EDX of CPUID leaf 7.
+    const FEATURES: u32 = 1 << 24 | 1 << 22;
+    /// The state component of the tiles' data, and with it, in XCR0, that of their configuration.
+    const TILE_DATA: libc::c_long = 18;
+    const SAVED: u64 = 1 << TILE_DATA | 1 << 17;
+    const ARCH_REQ_XCOMP_PERM: libc::c_long = 0x1023;
+    // SAFETY: a CPU with AVX-512 has leaf 7 and, switched on, XGETBV; the request to Linux takes numbers only. Linux
+    // refuses what it does not know, and where a thread's signal stack is too small for the tiles.
+    unsafe {
+        __cpuid_count(7, 0).edx & FEATURES == FEATURES
+            && _xgetbv(0) & SAVED == SAVED
+            && libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, TILE_DATA) == 0
+    }
+}
+
+/// The 64 bytes that LDTILECFG reads: Intel's Software Developer's Manual, volume 1, "Tile configuration".
+#[repr(C, align(64))]
+struct Configuration {
+    palette: u8,
+    start_row: u8,
+    reserved: [u8; 14],
+    /// Bytes of a row of each tile; the last eight are reserved.
+    bytes: [u16; 16],
+    /// Rows of each tile; the last eight are reserved.
+    rows: [u8; 16],
+}
+
+impl Configuration {
+    /// Tiles for 1 to 32 rows, and so many units a step. Nothing beyond them is read or written.
+    fn new(rows: usize, units: usize) -> Self {
+        let mut all = Self { palette: 1, start_row: 0, reserved: [0; 14], bytes: [0; 16], rows: [0; 16] };
+        let upper = rows.min(TILE);
+        let lower = rows - upper;
+        for (tile, rows, columns) in [
+            (0, upper, TILE),
+            (1, upper, TILE),
+            (2, lower, TILE),
+            (3, lower, TILE),
+            (4, upper, units),
+            (5, lower, units),
+            (6, units, TILE),
+            (7, units, TILE),
+        ] {
+            all.rows[tile] = rows as u8;
+            // A tile has rows and columns, or neither.
+            all.bytes[tile] = if rows > 0 { 4 * columns as u16 } else { 0 };
+        }
+        all
+    }
+}
+
+/// As [`tile::tile`](super::tile::tile) for pairs of bf16. Within sixteen units the manual sums up even and odd
+/// elements apart, and adds both to what was there; denormals count as zero.
+///
+/// # Safety
+/// The CPU and the process may use AMX ([`is_available`]); all that [`Tile`] names can be read, and `c` written.
+pub(crate) unsafe fn tile(t: &Tile) {
+    debug_assert!(t.rows <= ROWS, "tile height");
+    if t.rows == 0 {
+        return;
+    }
+    let (steps, rest) = (t.k / TILE, t.k % TILE);
+    // SAFETY: the caller's; `steps` whole steps and the rest are all `k` units.
+    unsafe {
+        // With nothing to sum up, zeros are stored.
+        if steps > 0 || rest == 0 {
+            block(t, TILE, steps);
+        }
+        if rest > 0 {
+            let a = t.a.add(steps * TILE * 4);
+            let panel = t.panel.add(steps * TILE * WIDTH);
+            block(&Tile { a, panel, accumulate: t.accumulate || steps > 0, ..*t }, rest, 1);
+        }
+    }
+}
+
+/// `steps` times `units` units. The compiler knows nothing of tiles: they are configured and released in here.
+///
+/// # Safety
+/// As for [`tile`], with `1 <= t.rows <= 32`, `1 <= units <= 16`, and `steps * units` units instead of `t.k`.
+unsafe fn block(t: &Tile, units: usize, steps: usize) {
+    let configuration = Configuration::new(t.rows, units);
+    let lower = t.rows > TILE;
+    // SAFETY: the configuration is valid, its tiles have the rows and units that the caller says exist, and the
+    // lower ones are used only if they have rows. All registers changed are named.
+    unsafe {
+        asm!(
+            "ldtilecfg [{configuration}]", // clears all tiles
+            "test {accumulate}, {accumulate}",
+            "jz 3f",
+            "tileloadd tmm0, [{c} + {c_stride}*1]",
+            "tileloadd tmm1, [{c} + {c_stride}*1 + 64]",
+            "test {c_lower}, {c_lower}",
+            "jz 3f",
+            "tileloadd tmm2, [{c_lower} + {c_stride}*1]",
+            "tileloadd tmm3, [{c_lower} + {c_stride}*1 + 64]",
+            "3:",
+            "sub {steps}, 1",
+            "jb 5f",
+            "tileloadd tmm6, [{panel} + {panel_stride}*1]",
+            "tileloadd tmm7, [{panel} + {panel_stride}*1 + 64]",
+            "tileloadd tmm4, [{a} + {a_stride}*1]",
+            "tdpbf16ps tmm0, tmm4, tmm6",
+            "tdpbf16ps tmm1, tmm4, tmm7",
+            "test {c_lower}, {c_lower}",
+            "jz 4f",
+            "tileloadd tmm5, [{a_lower} + {a_stride}*1]",
+            "tdpbf16ps tmm2, tmm5, tmm6",
+            "tdpbf16ps tmm3, tmm5, tmm7",
+            "4:",
+            "add {a}, 64",
+            "add {a_lower}, 64",
+            "add {panel}, 2048",
+            "jmp 3b",
+            "5:",
+            "tilestored [{c} + {c_stride}*1], tmm0",
+            "tilestored [{c} + {c_stride}*1 + 64], tmm1",
+            "test {c_lower}, {c_lower}",
+            "jz 6f",
+            "tilestored [{c_lower} + {c_stride}*1], tmm2",
+            "tilestored [{c_lower} + {c_stride}*1 + 64], tmm3",
+            "6:",
+            "tilerelease",
+            configuration = in(reg) &raw const configuration,
+            accumulate = in(reg) usize::from(t.accumulate),
+            c = in(reg) t.c,
+            c_lower = in(reg) if lower { t.c.add(TILE * t.c_stride) } else { std::ptr::null_mut() },
+            c_stride = in(reg) t.c_stride * 4,
+            steps = inout(reg) steps => _,
+            panel = inout(reg) t.panel => _,
+            panel_stride = in(reg) WIDTH * 4,
+            a = inout(reg) t.a => _,
+            a_lower = inout(reg) t.a.wrapping_add(TILE * t.a_stride) => _,
+            a_stride = in(reg) t.a_stride,
+            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+            out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+            options(nostack),
+        );
+    }
+}
