@@ -130,6 +130,9 @@ thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::default();
 }
 
+/// So many rows are worth a distribution of their own to threads, where little is done with each.
+const MANY_ROWS: usize = 16;
+
 /// The memory of one pass, kept between passes.
 #[derive(Debug, Default)]
 struct Scratch {
@@ -293,29 +296,51 @@ impl Causal {
         block.qkv.apply(&self.machine, threads, activations, normed, wide, then)?;
         let CacheShape { kv_heads, width, .. } = self.cache;
         let (query_end, key_end) = (self.heads * width, (self.heads + kv_heads) * width);
-        if block.head_norms.is_some() || self.rotary.is_some() {
-            // Rows and their angles side by side: each row is turned by its own position.
-            let pairs = self.rotary.as_ref().map_or(0, |rotary| rotary.frequencies.len());
-            let neighbours = self.rotary.as_ref().is_some_and(|rotary| rotary.pairing == Pairing::Neighbours);
-            let each = rows.div_ceil(if rows < 16 { 1 } else { threads.count() });
+        let turned = block.head_norms.is_some() || self.rotary.is_some();
+        // Each row is turned by its own position.
+        let pairs = self.rotary.as_ref().map_or(0, |rotary| rotary.frequencies.len());
+        let neighbours = self.rotary.as_ref().is_some_and(|rotary| rotary.pairing == Pairing::Neighbours);
+        let turn = |row: usize, values: &mut [f32]| {
+            let angles = &angles[row * 2 * pairs..][..2 * pairs];
+            let norms = block.head_norms.as_ref();
+            let norms = norms.map(|(queries, keys, epsilon)| (&queries[..], &keys[..], *epsilon));
+            self.machine.turn(&mut values[..key_end], self.heads, width, norms, angles, neighbours);
+        };
+        // Many rows are turned by all threads; few of several sequences where they are put into the caches.
+        let many = rows >= MANY_ROWS;
+        if turned && many {
             let mut all: Vec<_> = wide.chunks_mut(stride).enumerate().collect();
-            let shares: Vec<_> = all.chunks_mut(each).map(Mutex::new).collect();
+            let shares: Vec<_> = all.chunks_mut(rows.div_ceil(threads.count())).map(Mutex::new).collect();
             threads.run(shares.len(), &|share| {
-                for (row, values) in shares[share].lock().iter_mut() {
-                    let angles = &angles[*row * 2 * pairs..][..2 * pairs];
-                    let norms = block.head_norms.as_ref();
-                    let norms = norms.map(|(queries, keys, epsilon)| (&queries[..], &keys[..], *epsilon));
-                    self.machine.turn(&mut values[..key_end], self.heads, width, norms, angles, neighbours);
-                }
+                shares[share].lock().iter_mut().for_each(|(row, values)| turn(*row, values));
             })?;
         }
+        let mut rest = &mut *wide;
+        let mut row = 0;
+        let sequences: Vec<_> = steps
+            .iter_mut()
+            .map(|step| {
+                let (own, others) = std::mem::take(&mut rest).split_at_mut(step.tokens.len() * stride);
+                rest = others;
+                row += step.tokens.len();
+                Mutex::new((&mut *step.cache, own, row - step.tokens.len()))
+            })
+            .collect();
+        threads.run(sequences.len(), &|sequence| {
+            let (cache, own, first) = &mut *sequences[sequence].lock();
+            let position = Cache::len(*cache);
+            for (at, values) in own.chunks_mut(stride).enumerate() {
+                if turned && !many {
+                    turn(*first + at, values);
+                }
+                cache.put(layer, position + at, &values[query_end..key_end], &values[key_end..]);
+            }
+        })?;
+        drop(sequences);
         let mut row = 0;
         let mut spans = Vec::with_capacity(steps.len());
-        for step in steps.iter_mut() {
-            let position = Cache::len(step.cache);
-            for (at, values) in wide[row * stride..].chunks(stride).take(step.tokens.len()).enumerate() {
-                step.cache.put(layer, position + at, &values[query_end..key_end], &values[key_end..]);
-            }
+        for step in steps.iter() {
+            let position = Cache::len(&*step.cache);
             spans.push(Span { cache: &*step.cache, row, rows: step.tokens.len(), position });
             row += step.tokens.len();
         }
