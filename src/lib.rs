@@ -25,6 +25,7 @@ pub mod models;
 mod python;
 pub mod remote;
 pub mod sync;
+mod tls;
 pub mod wire;
 
 pub use error::{Error, Result};

@@ -6,6 +6,7 @@ What the indexer, the LangChain and LlamaIndex adapters and the command line hav
 from __future__ import annotations
 
 import hashlib
+import re
 
 from .chatbot import model_manager
 from .encoder import DOCUMENT_PROMPTS, QUERY_PROMPTS, find_prompt
@@ -25,19 +26,29 @@ if TYPE_CHECKING:
     Vectors = NDArray[np.float32]
 
 
+# A user in an address, unless it is the name of the variable that holds the key.
+_KEY = re.compile(r"(?<=://)(?!env:\w+@[^/@]*(?:/|$))[^/\s]*@")
+
+
+def without_key(source: str) -> str:
+    """`source`, or any address, as it may be shown: what stands where a key or password would is hidden."""
+    return _KEY.sub("***@", source)
+
+
 def slot_for(manager: Manager, model: str | None) -> str:
     """The slot that `model` means: one of that name, else a new one with `model` as its source (a hub id, a folder, …).
     None: the preferred sentence model.
     """
     if model is None:
         return "turkish_sentence" if manager.config.prefer_turkish else "english_sentence"
-    if model not in manager.slots():
+    slot = without_key(model)  # names are logged
+    if slot not in manager.slots():
         try:
-            manager.register(model, model)
+            manager.register(slot, model)
         except InputError:
-            if model not in manager.slots():  # else another thread was faster
+            if slot not in manager.slots():  # else another thread was faster
                 raise
-    return model
+    return slot
 
 
 class Embedder:

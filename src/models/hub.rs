@@ -75,7 +75,7 @@ impl Hub {
                 reason: "a branch, tag or commit".into(),
             });
         }
-        let client = Client::new(endpoint.as_deref(), token.as_deref(), timeout)?;
+        let client = Client::new(endpoint.as_deref(), token.as_deref(), timeout, host)?;
         Ok(Self { cache, client, offline: options.offline, revision })
     }
 

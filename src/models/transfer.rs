@@ -7,10 +7,12 @@ use std::time::Duration;
 use serde::Deserialize;
 use ureq::config::RedirectAuthHeaders;
 use ureq::http::{HeaderMap, Response};
+use ureq::tls::TlsConfig;
 use ureq::{Agent, Body};
 
 use super::source::safe_relative;
-use crate::{Error, Result};
+use crate::config::Host;
+use crate::{Error, Result, tls};
 
 const ENDPOINT: &str = "https://huggingface.co";
 /// Silence for this long ends an attempt; `HF_HUB_DOWNLOAD_TIMEOUT` overrides it.
@@ -24,7 +26,8 @@ const REDIRECTS: usize = 5;
 
 /// A connection to the hub.
 pub(crate) struct Client {
-    agent: Agent,
+    /// Or why there is none, which matters only when the hub is asked.
+    agent: Result<Agent>,
     endpoint: String,
     authorization: Option<String>,
 }
@@ -51,6 +54,7 @@ impl Client {
         endpoint: Option<&str>,
         token: Option<&str>,
         timeout_seconds: Option<u64>,
+        host: &dyn Host,
     ) -> Result<Self> {
         let endpoint = endpoint.unwrap_or(ENDPOINT).trim_end_matches('/').to_string();
         if !endpoint.starts_with("http://") && !endpoint.starts_with("https://") {
@@ -68,19 +72,28 @@ impl Client {
             });
         }
         let timeout = Some(Duration::from_secs(timeout_seconds.unwrap_or(TIMEOUT_SECONDS)));
-        let agent = Agent::config_builder()
-            .http_status_as_error(false)
-            .max_redirects_will_error(false)
-            // Not to the content network that the hub sends us to.
-            .redirect_auth_headers(RedirectAuthHeaders::SameHost)
-            .timeout_resolve(timeout)
-            .timeout_connect(timeout)
-            .timeout_recv_response(timeout)
-            .timeout_per_read(timeout)
-            .user_agent(concat!("model-manager/", env!("CARGO_PKG_VERSION")))
-            .build()
-            .new_agent();
+        let trust =
+            if endpoint.starts_with("https://") { tls::trust(host) } else { Ok(TlsConfig::default()) };
+        let agent = trust.map(|trust| {
+            Agent::config_builder()
+                .tls_config(trust)
+                .http_status_as_error(false)
+                .max_redirects_will_error(false)
+                // Not to the content network that the hub sends us to.
+                .redirect_auth_headers(RedirectAuthHeaders::SameHost)
+                .timeout_resolve(timeout)
+                .timeout_connect(timeout)
+                .timeout_recv_response(timeout)
+                .timeout_per_read(timeout)
+                .user_agent(concat!("model-manager/", env!("CARGO_PKG_VERSION")))
+                .build()
+                .new_agent()
+        });
         Ok(Self { agent, endpoint, authorization: token.map(|token| format!("Bearer {token}")) })
+    }
+
+    fn agent(&self) -> Result<&Agent> {
+        self.agent.as_ref().map_err(Clone::clone)
     }
 
     /// The hub's address, without a slash at the end.
@@ -147,7 +160,7 @@ impl Client {
     fn head_once(&self, url: &str, id: &str) -> Result<Stated, Fault> {
         let mut at = url.to_string();
         for _ in 0..REDIRECTS {
-            let mut request = self.agent.head(&at).config().max_redirects(0).build();
+            let mut request = self.agent()?.head(&at).config().max_redirects(0).build();
             if let Some(value) = &self.authorization {
                 request = request.header("Authorization", value);
             }
@@ -183,7 +196,7 @@ impl Client {
 
     /// The content from byte `start` on. Any status: see [`Client::refuse`].
     pub(crate) fn get(&self, url: &str, start: u64) -> Result<Response<Body>, Fault> {
-        let mut request = self.agent.get(url);
+        let mut request = self.agent()?.get(url);
         if let Some(value) = &self.authorization {
             request = request.header("Authorization", value);
         }
@@ -239,6 +252,9 @@ impl Fault {
     /// A request that got no answer, or no end of it.
     pub(crate) fn new(url: &str, error: &ureq::Error) -> Self {
         use ureq::Error as E;
+        if let Some(reason) = tls::refusal(error) {
+            return Self::Final(failed(url, reason));
+        }
         let refused = matches!(error, E::Io(e) if e.kind() == io::ErrorKind::ConnectionRefused);
         match error {
             E::HostNotFound
@@ -312,6 +328,7 @@ pub(crate) fn escape(path: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::SystemHost;
 
     #[test]
     fn etags_become_file_names_or_nothing() {
@@ -331,7 +348,7 @@ mod tests {
 
     #[test]
     fn a_token_with_a_line_break_is_refused_and_not_shown() {
-        let error = Client::new(None, Some("hf_a\r\nX: y"), None).err().unwrap();
+        let error = Client::new(None, Some("hf_a\r\nX: y"), None, &SystemHost).err().unwrap();
         assert!(matches!(&error, Error::Config { setting, .. } if setting == "HF_TOKEN"));
         assert!(!error.to_string().contains("hf_a"));
     }

@@ -4,12 +4,13 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use ureq::http::{HeaderMap, StatusCode};
+use ureq::tls::TlsConfig;
 use ureq::{Agent, Timeout};
 
 use super::address::{Address, KEY_VARIABLE, Protocol};
 use super::protocol::{self, Answer, Defect, Form, complaint};
 use crate::config::Host;
-use crate::{Error, Result};
+use crate::{Error, Result, tls};
 
 /// A server that does not take a connection within this is not there.
 const CONNECT: Duration = Duration::from_secs(10);
@@ -56,14 +57,16 @@ impl Client {
     /// Connects to nothing yet. `connections` stay open between requests; `timeout` is for one whole request.
     ///
     /// # Errors
-    /// [`Error::Config`] when the key's variable is not set or does not hold a key.
+    /// [`Error::Config`] when the key's variable is not set or does not hold a key, or `SSL_CERT_FILE` no certificate.
     pub(super) fn new(
         address: &Address,
         host: &dyn Host,
         connections: usize,
         timeout: Duration,
     ) -> Result<Self> {
+        let trust = if address.tls { tls::trust(host)? } else { TlsConfig::default() };
         let agent = Agent::config_builder()
+            .tls_config(trust)
             .http_status_as_error(false)
             // An answer from elsewhere would be one to a request that carried our key.
             .max_redirects(0)
@@ -151,6 +154,10 @@ impl Client {
     /// What a request that got no answer, or no end of it, is worth.
     fn unanswered(&self, error: &ureq::Error) -> Fault {
         use ureq::Error as E;
+        if let Some(reason) = tls::refusal(error) {
+            // It is there, and says at every request what is wrong.
+            return self.lasting(reason, true);
+        }
         let passing = |reason: String| Fault::Passing { reason, after: None, alive: false };
         match error {
             E::Timeout(Timeout::Connect | Timeout::Resolve) => passing("no connection in time".into()),

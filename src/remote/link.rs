@@ -100,7 +100,7 @@ impl Link {
     /// The way to `address`. Connects to nothing yet.
     ///
     /// # Errors
-    /// [`Error::Config`] for a key that is missing or none.
+    /// [`Error::Config`] for a key that is missing or none, and for an `SSL_CERT_FILE` without certificates.
     pub fn new(
         address: &Address,
         host: &dyn Host,

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import trustme
 
 # Before the package is imported: no test may reach for a hub or see the settings of the person who runs it.
 for _name in list(os.environ):
@@ -88,6 +89,19 @@ def real_model(name: str) -> str:
             pytest.fail(message)
         pytest.skip(message)
     return str(folder)
+
+
+@pytest.fixture(scope="session")
+def authority() -> trustme.CA:
+    """A company's own, which nobody trusts unasked."""
+    return trustme.CA()
+
+
+@pytest.fixture
+def trusted(authority: trustme.CA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Has `authority` trusted, as the documentation says."""
+    authority.cert_pem.write_to_path(str(tmp_path / "authority.pem"))
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "authority.pem"))
 
 
 @pytest.fixture(scope="session")

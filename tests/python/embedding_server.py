@@ -1,9 +1,11 @@
-"""A server of embeddings on 127.0.0.1 that speaks Ollama's protocol and OpenAI's, and fails on request."""
+"""A server of embeddings on 127.0.0.1 that speaks Ollama's protocol and OpenAI's, TLS too, and fails on request."""
 
 from __future__ import annotations
 
 import base64
 import json
+import ssl
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
@@ -13,6 +15,7 @@ import numpy as np
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    import trustme
     from typing_extensions import Self
 
 WIDTH = 4
@@ -24,18 +27,26 @@ def plain_vectors(texts: list[str]) -> np.ndarray:
 
 
 class EmbeddingServer(ThreadingHTTPServer):
-    """Answers with `vectors`; `faults` go first, once each: a status, or bytes that are the whole answer.
+    """Answers with `vectors`; `faults` go first, once each: a status, bytes that are the whole answer, None for none.
 
-    `asked` holds (path, body, headers) of every request. While `gate` is clear, nothing is answered.
+    `asked` holds (path, body, headers) of every request. While `gate` is clear, nothing is answered. With a
+    `certificate` it speaks TLS.
     """
 
     daemon_threads = True
     request_queue_size = 128
 
-    def __init__(self, vectors: Callable[[list[str]], np.ndarray] = plain_vectors) -> None:
+    def __init__(
+        self,
+        vectors: Callable[[list[str]], np.ndarray] = plain_vectors,
+        certificate: trustme.LeafCert | None = None,
+    ) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.vectors = vectors
-        self.faults: list[int | bytes] = []
+        self.tls: ssl.SSLContext | None = None
+        if certificate is not None:
+            self.certify(certificate)
+        self.faults: list[int | bytes | None] = []
         self.asked: list[tuple[str, dict[str, Any], dict[str, str]]] = []
         self.gate = threading.Event()
         self.gate.set()
@@ -45,7 +56,20 @@ class EmbeddingServer(ThreadingHTTPServer):
 
     def get_request(self) -> tuple[Any, Any]:
         self.connections += 1
-        return super().get_request()
+        connection, address = super().get_request()
+        if self.tls is not None:
+            # The handshake is the connection's own thread's, with its first read.
+            connection = self.tls.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
+        return connection, address
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exc_info()[1], OSError):  # a client that hung up
+            super().handle_error(request, client_address)
+
+    def certify(self, certificate: trustme.LeafCert) -> None:
+        """Shows this one from now on; connections that are open end with their next answer."""
+        self.tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        certificate.configure_cert(self.tls)
 
     @property
     def port(self) -> int:
@@ -54,12 +78,12 @@ class EmbeddingServer(ThreadingHTTPServer):
     @property
     def ollama(self) -> str:
         """A source."""
-        return f"ollama://127.0.0.1:{self.port}/org/model:1b"
+        return f"ollama{'+https' if self.tls else ''}://127.0.0.1:{self.port}/org/model:1b"
 
     @property
     def openai(self) -> str:
         """A source."""
-        return f"openai+http://127.0.0.1:{self.port}/org/model"
+        return f"openai+http{'s' if self.tls else ''}://127.0.0.1:{self.port}/org/model"
 
     def texts(self) -> list[list[str]]:
         """The texts of each request."""
@@ -123,6 +147,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         self.send_header("content-type", "application/json")
         self.send_header("content-length", str(len(body)))
+        if getattr(self.connection, "context", None) is not self.server.tls:
+            self.send_header("connection", "close")  # which also ends it here
         self.end_headers()
         self.wfile.write(body)
 

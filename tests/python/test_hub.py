@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import ssl
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 from conftest import DIMENSION, ENGLISH_MODEL, ENGLISH_TEXT
-from model_manager.errors import DownloadError, ModelManagerError
+from model_manager.errors import ConfigError, DownloadError, ModelManagerError
 
 REPO = "someone/tiny-model"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -127,6 +128,23 @@ def test_the_layout_is_the_hubs(hub, make_manager, tmp_path):
     folder = tmp_path / "hub" / "models--someone--tiny-model"
     assert (folder / "refs" / "main").read_text().strip() == COMMIT
     assert (folder / "snapshots" / COMMIT / "config.json").is_file()
+
+
+def test_a_mirror_with_a_companys_certificate(hub, make_manager, tmp_path, authority, monkeypatch, request):
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    hub.socket = context.wrap_socket(hub.socket, server_side=True)
+    monkeypatch.setenv("HF_ENDPOINT", hub.url.replace("http", "https"))
+    monkeypatch.delenv("SSL_CERT_FILE", raising=False)
+    with pytest.raises(DownloadError, match=r"not trusted here.*SSL_CERT_FILE"):
+        manager_for(make_manager, tmp_path).load("english_sentence")
+    assert hub.requests == []
+    request.getfixturevalue("trusted")
+    manager_for(make_manager, tmp_path).load("english_sentence")
+    monkeypatch.setenv("SSL_CERT_FILE", "no/such/file")
+    manager_for(make_manager, tmp_path).load("english_sentence")  # from the cache
+    with pytest.raises(ConfigError, match="SSL_CERT_FILE=no/such/file"):
+        manager_for(make_manager, tmp_path / "empty").load("english_sentence")
 
 
 def test_hf_home_is_respected(hub, make_manager, tmp_path, monkeypatch):

@@ -65,8 +65,10 @@ def bench(model: str | None, seconds: float, as_json: bool) -> None:
     if as_json:
         show_json(found)
         return
+    served = "://" in about["path"]
+    computed = "by its server" if served else f"{found['dtype']}, {found['isa']}, {found['threads']} threads"
     click.echo(
-        f"{found['model']}, {found['dtype']}, {found['isa']}, {found['threads']} threads\n"
+        f"{found['model']}, {computed}\n"
         f"  loaded in     {found['load_seconds']:.2f} s, process {size(found['resident_bytes'])}\n"
         f"  one text      {found['one_text_p50_ms']:.2f} ms median, {found['one_text_p95_ms']:.2f} ms p95\n"
         f"  short texts   {found['short_texts_per_second']:,.0f}/s, {found['short_tokens_per_second']:,} tokens/s\n"
@@ -93,9 +95,10 @@ def _latencies(models: ModelManager, slot: str, seconds: float) -> list[float]:
 
 
 def _throughput(models: ModelManager, slot: str, sentences: int, seconds: float) -> tuple[int, int, float]:
-    """Texts, their tokens, and the seconds that they took."""
+    """Texts, their tokens as the model or its server counted them, and the seconds that they took."""
     source = _texts(sentences)
-    done = tokens = 0
+    before = models.stats()["queue"]["tokens"]
+    done = 0
     took = 0.0
     while took < seconds:
         texts = list(itertools.islice(source, _BATCH))
@@ -103,5 +106,4 @@ def _throughput(models: ModelManager, slot: str, sentences: int, seconds: float)
         models.embed(texts, slot)
         took += time.perf_counter() - started
         done += len(texts)
-        tokens += sum(models.count_tokens(texts, slot))
-    return done, tokens, took
+    return done, models.stats()["queue"]["tokens"] - before, took

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .. import Config, ModelManager, __version__, available_isas, isa, resident_bytes
+from .._embedder import without_key
 from ..errors import ConfigError, MissingFileError, ModelManagerError, ModelNotFoundError
 from .output import json_option, manager, quiet, show_json, show_table, size
 from .slots import hub_cache
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 _SECRETS = ("TOKEN", "KEY", "SECRET", "PASSWORD")
 _PREFIXES = ("MODEL_MANAGER_", "HF_", "QDRANT_", "OLLAMA_", "API_", "EMBEDDING_")
+_NETWORK = ("SSL_CERT_FILE", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
 _PACKAGES = (
     "numpy", "tqdm", "qdrant-client", "click", "rich", "fastapi", "uvicorn", "langchain-core", "llama-index-core",
 )  # fmt: skip
@@ -132,9 +134,9 @@ def _settings() -> dict[str, str]:
     """Variables that this package or its parts read, as far as they are set. Keys and tokens are not shown."""
     ours = {field["environment"] for field in Config.fields()}
     return {
-        name: "(set)" if any(word in name for word in _SECRETS) else value
+        name: "(set)" if any(word in name for word in _SECRETS) else without_key(value)
         for name, value in sorted(os.environ.items())
-        if name in ours or name.startswith(_PREFIXES)
+        if name in ours or name.startswith(_PREFIXES) or name.upper() in _NETWORK
     }
 
 
@@ -152,7 +154,8 @@ def _models(config: Config) -> Iterator[dict[str, Any]]:
                 seconds = time.perf_counter() - started
                 one["facts"] = f"{_facts(found, slot, state['kind'])}, {seconds:.2f} s to load"
             except (ModelNotFoundError, MissingFileError) as error:
-                missing = not offline and not Path(state["source"] or "").exists()
+                source = state["source"] or ""
+                missing = not offline and "://" not in source and not Path(source).exists()
                 one["state"], one["reason"] = ABSENT if missing else WRONG, str(error)
             except ModelManagerError as error:
                 one["state"], one["reason"] = WRONG, str(error)
@@ -167,4 +170,6 @@ def _facts(found: ModelManager, slot: str, kind: str) -> str:
         return f"{about['context']} tokens of context, {size(about['bytes'])}"
     model = found.describe(slot)
     assert model is not None  # only describe(load=False) answers None
-    return f"{model['architecture']}, {model['dimension']} dimensions, {model['dtype']}, {size(model['bytes'])}"
+    served = "://" in model["path"]
+    where = f"at {model['path']}" if served else f"{model['dtype']}, {size(model['bytes'])}"
+    return f"{model['architecture']}, {model['dimension']} dimensions, {where}"

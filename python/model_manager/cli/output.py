@@ -26,8 +26,8 @@ model_option = option(
     "-m",
     "--model",
     help=(
-        "A slot, or a source: hub id or folder. Default: the preferred sentence model.",
-        "Bir model yuvası ya da kaynak: hub adı veya klasör. Varsayılan: tercih edilen cümle modeli.",
+        "A slot, or a source: hub id, folder, ollama://… Default: the preferred sentence model.",
+        "Bir model yuvası ya da kaynak: hub adı, klasör, ollama://… Varsayılan: tercih edilen cümle modeli.",
     ),
 )
 dimensions_option = option(
