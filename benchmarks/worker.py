@@ -3,15 +3,16 @@
     python benchmarks/worker.py CONTENDER MODEL ONNX TEXTS
 
 It imports, loads and embeds one text at once, and reports that before it reads the first command, so that a
-cold start can be timed from outside. Commands: {"do": NAME, ...} with the methods of Worker below.
+cold start can be timed from outside: what only the commands need is imported and read by them.
+Commands: {"do": NAME, ...} with the methods of Worker below.
 """
 
 import json
 import os
-import statistics
 import sys
 import threading
 import time
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +40,18 @@ def timed(call: Any, *arguments: Any) -> float:
 
 
 class Worker:
-    def __init__(self, name: str, model: Path, onnx: Path, texts: dict[str, list[str]]) -> None:
-        self.texts = texts
+    def __init__(self, name: str, model: Path, onnx: Path, texts: Path) -> None:
+        self.texts_file = texts
         self.contender = contenders.create(name)
         self.import_s = timed(self.contender.import_package)
         self.load_s = timed(self.contender.load, model, onnx)
         self.first_s = timed(self.contender.embed, [SHORT], 1)
+
+    @cached_property
+    def texts(self) -> dict[str, list[str]]:
+        """Workload → texts."""
+        texts: dict[str, list[str]] = json.loads(self.texts_file.read_text("utf-8"))["texts"]
+        return texts
 
     def start(self) -> dict[str, Any]:
         """Seconds of import, load and first vector, and what is resident now."""
@@ -66,6 +73,8 @@ class Worker:
 
     def latency(self, count: int) -> dict[str, Any]:
         """Milliseconds of one short text at a time; each text once, so that nothing can be remembered."""
+        import statistics
+
         texts = self.texts["short"]
         for text in texts[:10]:
             self.contender.embed_one(text)
@@ -74,6 +83,8 @@ class Worker:
 
     def threads(self, threads: int, repeats: int) -> dict[str, Any]:
         """Milliseconds until `threads` threads, each with one short text, all have their vector."""
+        import statistics
+
         texts = self.texts["short"]
         taken = []
         for repeat in range(repeats + 1):
@@ -113,7 +124,7 @@ def main() -> None:
         answers.write(json.dumps(value) + "\n")
         answers.flush()
 
-    worker = Worker(name, Path(model), Path(onnx), json.loads(Path(texts).read_text("utf-8"))["texts"])
+    worker = Worker(name, Path(model), Path(onnx), Path(texts))
     answer(worker.start())
     for line in sys.stdin:
         command = json.loads(line)
