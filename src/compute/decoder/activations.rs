@@ -148,15 +148,11 @@ impl Activations {
         self.totals.resize(x.rows * groups, 0.0);
         let codes = self.codes.chunks_mut(groups * GROUP).zip(self.scales.chunks_mut(groups));
         let sums = self.sums.chunks_mut(groups * 2).zip(self.totals.chunks_mut(groups));
-        let mut rows: Vec<_> = codes.zip(sums).collect();
-        let share = rows.len().div_ceil(team.threads()).max(1);
-        let shares: Vec<_> = rows.chunks_mut(share).map(Mutex::new).collect();
-        team.run(shares.len(), &|index| {
-            let mut values = vec![0.0; x.columns];
-            for (at, ((codes, scales), (sums, totals))) in shares[index].lock().iter_mut().enumerate() {
-                x.read(index * share + at, &mut values);
-                kernels.encode(&mut Codes { x: &values, codes, scales, sums, totals });
-            }
+        let rows: Vec<_> = codes.zip(sums).collect();
+        let values = || vec![0.0; x.columns];
+        each_with(team, rows, values, |values, row, ((codes, scales), (sums, totals))| {
+            x.read(row, values);
+            kernels.encode(&mut Codes { x: values, codes, scales, sums, totals });
         })
     }
 }
@@ -167,12 +163,23 @@ fn copied(x: Plain<'_>, forms: Forms) -> bool {
 }
 
 /// Runs `work` on each row.
-fn each<T: Send>(team: Team<'_>, mut rows: Vec<T>, work: impl Fn(usize, &mut T) + Sync) -> Result<()> {
+fn each<T: Send>(team: Team<'_>, rows: Vec<T>, work: impl Fn(usize, &mut T) + Sync) -> Result<()> {
+    each_with(team, rows, || (), |(), row, item| work(row, item))
+}
+
+/// Runs `work` on each row, with a room that the rows of one task share.
+fn each_with<T: Send, R>(
+    team: Team<'_>,
+    mut rows: Vec<T>,
+    room: impl Fn() -> R + Sync,
+    work: impl Fn(&mut R, usize, &mut T) + Sync,
+) -> Result<()> {
     let share = rows.len().div_ceil(team.threads()).max(1);
     let shares: Vec<_> = rows.chunks_mut(share).map(Mutex::new).collect();
     team.run(shares.len(), &|index| {
+        let mut room = room();
         for (at, row) in shares[index].lock().iter_mut().enumerate() {
-            work(index * share + at, row);
+            work(&mut room, index * share + at, row);
         }
     })
 }
