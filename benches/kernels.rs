@@ -39,10 +39,11 @@ fn time(
     operation: impl Fn(&mut CpuPass<'_>, States) -> (States, Duration) + Sync,
 ) -> Duration {
     Threads::set_count(1).unwrap();
+    let tokens = TOKENS.max(length);
     let (words, positions) =
-        (cpu.table(filled(2, width).into()).unwrap(), cpu.table(filled(TOKENS, width).into()).unwrap());
+        (cpu.table(filled(2, width).into()).unwrap(), cpu.table(filled(tokens, width).into()).unwrap());
     let norm = cpu.norm(&vector(1.0, width), &vector(0.0, width), 1e-12).unwrap();
-    let ids = vec![1; TOKENS - TOKENS % length];
+    let ids = vec![1; tokens - tokens % length];
     let offsets: Vec<u32> = (0..=ids.len()).step_by(length).map(|offset| offset as u32).collect();
     let batch = Packed::new(&ids, &offsets).unwrap();
     let mut out = vec![0.0; batch.sequences()];
@@ -63,10 +64,12 @@ fn time(
     taken.into_inner().unwrap()
 }
 
-/// Linear layers of MiniLM and BERT-base, with and without GELU.
+/// Linear layers of MiniLM, BERT-base and Qwen3, with and without GELU.
 fn gemm(c: &mut Criterion) {
     let mut group = c.benchmark_group("gemm");
-    for (inputs, outputs) in [(384, 1152), (384, 1536), (1536, 384), (768, 3072), (3072, 768)] {
+    for (inputs, outputs) in
+        [(384, 1152), (384, 1536), (1536, 384), (768, 3072), (3072, 768), (1024, 4096), (3072, 1024)]
+    {
         group.throughput(Throughput::Elements((2 * TOKENS * inputs * outputs) as u64));
         for (name, isa, dtype) in cases() {
             let cpu = Cpu::new(isa, dtype);
@@ -87,15 +90,19 @@ fn gemm(c: &mut Criterion) {
     group.finish();
 }
 
-/// Attention with MiniLM's heads, at the lengths of short texts, passages and long texts.
+/// Attention with MiniLM's heads, at the lengths of short texts, passages and long texts; and with Qwen3's, at that of a
+/// document. A causal product counts half.
 fn attention(c: &mut Criterion) {
     let mut group = c.benchmark_group("attention");
-    let heads = Heads { heads: 12, kv_heads: 12, width: 32, causal: false };
-    for length in [16, 77, 256] {
-        group.throughput(Throughput::Elements((4 * TOKENS / length * length * length * 384) as u64));
+    let minilm = Heads { heads: 12, kv_heads: 12, width: 32, causal: false };
+    let qwen3 = Heads { heads: 16, kv_heads: 8, width: 128, causal: true };
+    for (length, heads) in [(16, minilm), (77, minilm), (256, minilm), (256, qwen3), (2048, qwen3)] {
+        let pairs = TOKENS.max(length) / length * length * length / (1 + usize::from(heads.causal));
+        group.throughput(Throughput::Elements((4 * pairs * heads.heads * heads.width) as u64));
         for (name, isa, dtype) in cases() {
             let cpu = Cpu::new(isa, dtype);
-            let qkv = cpu.linear(&[(filled(1152, 384).into(), None)]).unwrap();
+            let columns = (heads.heads + 2 * heads.kv_heads) * heads.width;
+            let qkv = cpu.linear(&[(filled(columns, 384).into(), None)]).unwrap();
             let run = |pass: &mut CpuPass<'_>, x: States| {
                 let y = pass.linear(&x, &qkv, Activation::Identity).unwrap();
                 let start = Instant::now();
@@ -104,9 +111,8 @@ fn attention(c: &mut Criterion) {
                 pass.discard(y);
                 (x, taken)
             };
-            group.bench_function(BenchmarkId::new(name, length), |b| {
-                b.iter_custom(|runs| time(&cpu, 384, length, runs, run));
-            });
+            let id = BenchmarkId::new(name, format!("{length}x{}", heads.width));
+            group.bench_function(id, |b| b.iter_custom(|runs| time(&cpu, 384, length, runs, run)));
         }
     }
     group.finish();

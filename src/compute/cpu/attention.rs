@@ -3,7 +3,7 @@
 //! For one head of one sequence, keys and values are packed into panels; then, for each tile of queries, scores
 //! against a block of keys are one product, softmax turns them into probabilities, and those times the values are
 //! another. Texts longer than a block keep a running maximum and sum for each query, so scores never take more
-//! memory than a tile times a block.
+//! memory than a tile times a block; and a strip of tiles passes each block before the next is fetched.
 
 use std::ops::Range;
 
@@ -19,6 +19,10 @@ use crate::{Error, Result};
 /// Keys of a block: scores of a tile of queries against it fit into the first-level cache. A multiple of every
 /// panel width.
 const BLOCK: usize = 256;
+
+/// Tiles of queries that pass a block of keys and values together, so that a long text's are read from far memory
+/// once in so many tiles: enough that their sums still fit into the second-level cache beside the block.
+const STRIP: usize = 16;
 
 /// Elements between rows of scores: not a power of two, for the sake of cache sets.
 const STRIDE: usize = BLOCK + 32;
@@ -126,131 +130,158 @@ impl Attention<'_> {
     /// One query head, with keys and values packed in `scratch`.
     fn head(&self, scratch: &mut Scratch, span: Span, head: usize) -> Result<()> {
         let Heads { width, .. } = self.heads;
-        let (panel, height) = (self.kernels.width, self.kernels.rows(self.keys.format()));
-        let sums = grown(&mut scratch.sums, width.next_multiple_of(panel) * height * 4)?;
-        let sums = sums.as_mut_slice::<f32>().as_mut_ptr();
+        let height = self.kernels.rows(self.keys.format());
+        let tiles = span.rows.div_ceil(height);
+        // Elements of the sums of one tile: columns in whole panels.
+        let room = width.next_multiple_of(self.kernels.width) * height;
+        grown(&mut scratch.sums, tiles.min(STRIP) * room * 4)?;
         scratch.scores.resize(height * STRIDE, 0.0);
         scratch.narrow.resize(height * STRIDE, 0);
-        let tiles = span.rows.div_ceil(height);
-        for index in 0..tiles {
-            let tile = share(span.rows, tiles, index);
-            let running = self.tile(scratch, sums, span, tile.clone(), head);
-            let mut factors = [0.0; TALLEST_TILE];
-            for (factor, running) in factors.iter_mut().zip(running) {
-                *factor = 1.0 / running.sum;
-            }
-            for first in (0..width).step_by(panel) {
-                let columns = head * width + first..head * width + width.min(first + panel);
-                let finish = Finish {
-                    // SAFETY: `sums` has a tile for each panel of value columns.
-                    tile: unsafe { sums.add(first * height) },
-                    tile_stride: panel,
-                    rows: tile.len(),
-                    columns: columns.len(),
-                    bias: std::ptr::null(),
-                    activation: Activation::Identity,
-                    gated: std::ptr::null(),
-                    gated_bias: std::ptr::null(),
-                    factors: factors.as_ptr(),
-                    out: self.out.part(span.queries + tile.start..span.queries + tile.end, columns),
-                    out_stride: self.out.stride(),
-                    to: self.out.format(),
-                    accumulate: false,
-                };
-                // SAFETY: rows and columns of the output that belong to this sequence and head alone.
-                unsafe { self.kernels.finish(&finish) };
+        for first in (0..tiles).step_by(STRIP) {
+            let strip = first..tiles.min(first + STRIP);
+            let mut running = [[Running::default(); TALLEST_TILE]; STRIP];
+            let last = self.visible(span, share(span.rows, tiles, strip.end - 1));
+            for block in (0..last).step_by(BLOCK) {
+                for (at, index) in strip.clone().enumerate() {
+                    let tile = share(span.rows, tiles, index);
+                    let visible = self.visible(span, tile.clone());
+                    if block >= visible {
+                        continue;
+                    }
+                    let keys = block..visible.min(block + BLOCK);
+                    self.tile(scratch, at * room, span, tile.clone(), head, keys, &mut running[at]);
+                    if block + BLOCK >= visible {
+                        self.finish(scratch, at * room, span, tile, head, &running[at]);
+                    }
+                }
             }
         }
         Ok(())
     }
 
-    /// One tile of queries against all keys: leaves unnormalised sums of values in `sums`.
+    /// Keys that a tile of queries sees.
+    fn visible(&self, span: Span, tile: Range<usize>) -> usize {
+        span.before + if self.heads.causal { tile.end } else { span.rows }
+    }
+
+    /// One tile of queries against a block of keys: adds to the tile's unnormalised sums of values, `sums` elements
+    /// from the start of those of its strip.
+    #[expect(clippy::too_many_arguments, reason = "a place in each of four matrices")]
     fn tile(
         &self,
         scratch: &mut Scratch,
-        sums: *mut f32,
+        sums: usize,
         span: Span,
         tile: Range<usize>,
         head: usize,
-    ) -> [Running; TALLEST_TILE] {
+        keys: Range<usize>,
+        running: &mut [Running; TALLEST_TILE],
+    ) {
         let Heads { width, causal, .. } = self.heads;
         let (format, panel) = (self.keys.format(), self.kernels.width);
         let height = self.kernels.rows(format);
-        let length = span.before + span.rows;
-        let (key_units, value_units) = (units(format, width), units(format, length));
+        let (key_units, value_units) = (units(format, width), units(format, span.before + span.rows));
         let queries = input(self.queries, span.queries + tile.start, head * width);
-        let keys = scratch.keys.as_ref().map_or(&[][..], Buffer::as_slice::<f32>);
-        let values = scratch.values.as_ref().map_or(&[][..], Buffer::as_slice::<f32>);
-        let scale = 1.0 / (width as f32).sqrt();
-        let mut running = [Running::default(); TALLEST_TILE];
-        let visible = if causal { span.before + tile.end } else { length };
-        for block in (0..visible).step_by(BLOCK) {
-            let count = BLOCK.min(visible - block);
-            for column in (0..count).step_by(panel) {
-                let start = (block + column) * key_units;
-                let product = Tile {
-                    a: queries,
-                    a_stride: self.queries.stride(),
-                    panel: keys[start..start + key_units * panel].as_ptr(),
-                    k: key_units,
-                    c: scratch.scores[column..].as_mut_ptr(),
-                    c_stride: STRIDE,
-                    rows: tile.len(),
-                    accumulate: false,
-                };
-                // SAFETY: queries lie inside the input; scores have whole panels for a block in every row.
-                unsafe { self.kernels.tile(format, &product) };
-            }
-            let mut factors = [0.0; TALLEST_TILE];
-            self.kernels.softmax(&mut Softmax {
-                scores: &mut scratch.scores,
-                narrow: (format == DType::Bf16).then_some(&mut scratch.narrow[..]),
-                stride: STRIDE,
-                keys: count,
-                visible: if causal {
-                    ((span.before + tile.start + 1) as isize - block as isize, 1)
-                } else {
-                    (count as isize, 0)
-                },
-                scale,
-                running: &mut running[..tile.len()],
-                factors: &mut factors[..tile.len()],
-            });
-            if block > 0 {
-                for (row, &factor) in
-                    factors.iter().enumerate().take(tile.len()).filter(|(_, factor)| **factor != 1.0)
+        let packed = scratch.keys.as_ref().map_or(&[][..], Buffer::as_slice::<f32>);
+        for column in (0..keys.len()).step_by(panel) {
+            let start = (keys.start + column) * key_units;
+            let product = Tile {
+                a: queries,
+                a_stride: self.queries.stride(),
+                panel: packed[start..start + key_units * panel].as_ptr(),
+                k: key_units,
+                c: scratch.scores[column..].as_mut_ptr(),
+                c_stride: STRIDE,
+                rows: tile.len(),
+                accumulate: false,
+            };
+            // SAFETY: queries lie inside the input; scores have whole panels for a block in every row.
+            unsafe { self.kernels.tile(format, &product) };
+        }
+        let mut factors = [0.0; TALLEST_TILE];
+        self.kernels.softmax(&mut Softmax {
+            scores: &mut scratch.scores,
+            narrow: (format == DType::Bf16).then_some(&mut scratch.narrow[..]),
+            stride: STRIDE,
+            keys: keys.len(),
+            visible: if causal {
+                ((span.before + tile.start + 1) as isize - keys.start as isize, 1)
+            } else {
+                (keys.len() as isize, 0)
+            },
+            scale: 1.0 / (width as f32).sqrt(),
+            running: &mut running[..tile.len()],
+            factors: &mut factors[..tile.len()],
+        });
+        let all = scratch.sums.as_mut().map_or(&mut [][..], Buffer::as_mut_slice::<f32>);
+        let sums = &mut all[sums..sums + width.next_multiple_of(panel) * height];
+        if keys.start > 0 {
+            // A tile of `height` rows for each panel of value columns. Maxima seldom rise after the first blocks.
+            for of_panel in sums.chunks_exact_mut(height * panel) {
+                for (row, factor) in
+                    of_panel.chunks_exact_mut(panel).zip(factors).filter(|(_, factor)| *factor != 1.0)
                 {
-                    for first in (0..width).step_by(panel) {
-                        for column in 0..panel {
-                            // SAFETY: `sums` has a tile of `height` rows for each panel of value columns.
-                            unsafe { *sums.add(first * height + row * panel + column) *= factor };
-                        }
-                    }
+                    row.iter_mut().for_each(|sum| *sum *= factor);
                 }
             }
-            let probabilities = match format {
-                DType::F32 => scratch.scores.as_ptr().cast(),
-                DType::Bf16 => scratch.narrow.as_ptr().cast(),
-            };
-            for first in (0..width).step_by(panel) {
-                let (from, k) = (units(format, block), units(format, count));
-                let start = first * value_units + from * panel;
-                let product = Tile {
-                    a: probabilities,
-                    a_stride: STRIDE * format.bytes(),
-                    panel: values[start..start + k * panel].as_ptr(),
-                    k,
-                    // SAFETY: as above.
-                    c: unsafe { sums.add(first * height) },
-                    c_stride: panel,
-                    rows: tile.len(),
-                    accumulate: block > 0,
-                };
-                // SAFETY: probabilities have a zero behind an odd number of keys.
-                unsafe { self.kernels.tile(format, &product) };
-            }
         }
-        running
+        let values = scratch.values.as_ref().map_or(&[][..], Buffer::as_slice::<f32>);
+        let probabilities = match format {
+            DType::F32 => scratch.scores.as_ptr().cast(),
+            DType::Bf16 => scratch.narrow.as_ptr().cast(),
+        };
+        let (from, k) = (units(format, keys.start), units(format, keys.len()));
+        for (index, of_panel) in sums.chunks_exact_mut(height * panel).enumerate() {
+            let start = index * panel * value_units + from * panel;
+            let product = Tile {
+                a: probabilities,
+                a_stride: STRIDE * format.bytes(),
+                panel: values[start..start + k * panel].as_ptr(),
+                k,
+                c: of_panel.as_mut_ptr(),
+                c_stride: panel,
+                rows: tile.len(),
+                accumulate: keys.start > 0,
+            };
+            // SAFETY: probabilities have a zero behind an odd number of keys.
+            unsafe { self.kernels.tile(format, &product) };
+        }
+    }
+
+    /// A tile that has seen all its keys goes to the output.
+    fn finish(
+        &self,
+        scratch: &Scratch,
+        sums: usize,
+        span: Span,
+        tile: Range<usize>,
+        head: usize,
+        running: &[Running; TALLEST_TILE],
+    ) {
+        let (width, panel) = (self.heads.width, self.kernels.width);
+        let height = self.kernels.rows(self.keys.format());
+        let factors = running.map(|running| 1.0 / running.sum);
+        let sums = &scratch.sums.as_ref().map_or(&[][..], Buffer::as_slice::<f32>)[sums..];
+        for (first, of_panel) in (0..width).step_by(panel).zip(sums.chunks_exact(height * panel)) {
+            let columns = head * width + first..head * width + width.min(first + panel);
+            let finish = Finish {
+                tile: of_panel.as_ptr(),
+                tile_stride: panel,
+                rows: tile.len(),
+                columns: columns.len(),
+                bias: std::ptr::null(),
+                activation: Activation::Identity,
+                gated: std::ptr::null(),
+                gated_bias: std::ptr::null(),
+                factors: factors.as_ptr(),
+                out: self.out.part(span.queries + tile.start..span.queries + tile.end, columns),
+                out_stride: self.out.stride(),
+                to: self.out.format(),
+                accumulate: false,
+            };
+            // SAFETY: rows and columns of the output that belong to this sequence and head alone.
+            unsafe { self.kernels.finish(&finish) };
+        }
     }
 }
 
