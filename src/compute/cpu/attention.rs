@@ -88,7 +88,8 @@ impl Attention<'_> {
             return Ok(());
         }
         let key_units = units(format, width);
-        let value_units = units(format, length);
+        let _held = self.kernels.hold();
+        let value_units = self.value_units(length);
         let keys = grown(&mut scratch.keys, length.next_multiple_of(panel) * key_units * 4)?;
         let values = grown(&mut scratch.values, width.next_multiple_of(panel) * value_units * 4)?;
         let columns = self.keys.columns() - 2 * kv_heads * width;
@@ -114,11 +115,13 @@ impl Attention<'_> {
             .enumerate()
         {
             let count = panel.min(width - index * panel);
+            let (to, padding) = to.split_at_mut(units(format, length) * panel);
             // SAFETY: `length` rows of the input, columns that it has.
             unsafe {
                 let from = first.add(index * panel * format.bytes());
                 self.kernels.pack_rows(format, from, self.keys.stride(), length, count, to);
             }
+            padding.fill(0);
         }
         let group = heads / kv_heads;
         for head in kv_head * group..(kv_head + 1) * group {
@@ -159,6 +162,12 @@ impl Attention<'_> {
         Ok(())
     }
 
+    /// Units of so many values and the zeros that follow them.
+    fn value_units(&self, length: usize) -> usize {
+        let format = self.keys.format();
+        units(format, length).next_multiple_of(self.kernels.depth(format))
+    }
+
     /// Keys that a tile of queries sees.
     fn visible(&self, span: Span, tile: Range<usize>) -> usize {
         span.before + if self.heads.causal { tile.end } else { span.rows }
@@ -180,7 +189,7 @@ impl Attention<'_> {
         let Heads { width, causal, .. } = self.heads;
         let (format, panel) = (self.keys.format(), self.kernels.width);
         let height = self.kernels.rows(format);
-        let (key_units, value_units) = (units(format, width), units(format, span.before + span.rows));
+        let (key_units, value_units) = (units(format, width), self.value_units(span.before + span.rows));
         let queries = input(self.queries, span.queries + tile.start, head * width);
         let packed = scratch.keys.as_ref().map_or(&[][..], Buffer::as_slice::<f32>);
         for column in (0..keys.len()).step_by(panel) {
@@ -199,11 +208,13 @@ impl Attention<'_> {
             unsafe { self.kernels.tile(format, &product) };
         }
         let mut factors = [0.0; TALLEST_TILE];
+        let k = self.value_units(keys.len());
         self.kernels.softmax(&mut Softmax {
             scores: &mut scratch.scores,
             narrow: (format == DType::Bf16).then_some(&mut scratch.narrow[..]),
             stride: STRIDE,
             keys: keys.len(),
+            padded: k * 4 / format.bytes(),
             visible: if causal {
                 ((span.before + tile.start + 1) as isize - keys.start as isize, 1)
             } else {
@@ -230,7 +241,7 @@ impl Attention<'_> {
             DType::F32 => scratch.scores.as_ptr().cast(),
             DType::Bf16 => scratch.narrow.as_ptr().cast(),
         };
-        let (from, k) = (units(format, keys.start), units(format, keys.len()));
+        let from = units(format, keys.start);
         for (index, of_panel) in sums.chunks_exact_mut(height * panel).enumerate() {
             let start = index * panel * value_units + from * panel;
             let product = Tile {
@@ -243,7 +254,7 @@ impl Attention<'_> {
                 rows: tile.len(),
                 accumulate: keys.start > 0,
             };
-            // SAFETY: probabilities have a zero behind an odd number of keys.
+            // SAFETY: probabilities are padded to so many units, as values are.
             unsafe { self.kernels.tile(format, &product) };
         }
     }

@@ -146,6 +146,7 @@ fn tile(
         narrow: None,
         stride,
         keys: visible,
+        padded: visible,
         visible: (own, isize::from(task.heads == 1)),
         scale,
         running: &mut running[..rows],

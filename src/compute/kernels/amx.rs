@@ -26,12 +26,17 @@ mod emulator;
 
 use std::arch::asm;
 use std::arch::x86_64::{__cpuid_count, _xgetbv};
+use std::cell::Cell;
+use std::marker::PhantomData;
 use std::sync::LazyLock;
 
 use super::tile::Tile;
 
 /// Rows of a block of tiles.
 pub(crate) const ROWS: usize = 2 * TILE;
+
+/// Units of a step.
+pub(crate) const DEPTH: usize = TILE;
 
 /// Rows of a tile register, and four-byte units of its rows.
 const TILE: usize = 16;
@@ -101,6 +106,55 @@ impl Configuration {
     }
 }
 
+/// The shape that this thread's tiles have: rows of a block, and units a step.
+type Shape = (usize, usize);
+
+/// What a thread's tiles are kept in.
+#[derive(Clone, Copy)]
+enum Kept {
+    /// Nothing: each block configures and releases them.
+    No,
+    /// A shape, or none yet, until the [`Held`] that was taken first is dropped.
+    Held(Option<Shape>),
+}
+
+thread_local! {
+    static KEPT: Cell<Kept> = const { Cell::new(Kept::No) };
+}
+
+/// Keeps the tiles of this thread configured from one block to the next: LDTILECFG takes longer
+/// than several steps of a sum. For spans in which no code but ours runs, since
+/// any other may configure tiles as well. When the last one goes, tiles are released: a thread that rests with tiles
+/// in use keeps its core awake, and the kernel saves them at each switch.
+pub(crate) struct Held {
+    /// Whether this is the outermost one.
+    outermost: bool,
+    /// It belongs to its thread.
+    _thread: PhantomData<*mut ()>,
+}
+
+impl Held {
+    pub(crate) fn new() -> Self {
+        let outermost = matches!(KEPT.get(), Kept::No);
+        if outermost {
+            KEPT.set(Kept::Held(None));
+        }
+        Self { outermost, _thread: PhantomData }
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        if !self.outermost {
+            return;
+        }
+        if let Kept::Held(Some(_)) = KEPT.replace(Kept::No) {
+            // SAFETY: tiles were configured, so there is AMX; nobody reads them any more.
+            unsafe { asm!("tilerelease", options(nomem, nostack, preserves_flags)) };
+        }
+    }
+}
+
 /// As [`tile::tile`](super::tile::tile) for pairs of bf16. Within sixteen units the manual sums up even and odd
 /// elements apart, and adds both to what was there; denormals count as zero.
 ///
@@ -111,6 +165,7 @@ pub(crate) unsafe fn tile(t: &Tile) {
     if t.rows == 0 {
         return;
     }
+    let _held = Held::new();
     let (steps, rest) = (t.k / TILE, t.k % TILE);
     // SAFETY: the caller's; `steps` whole steps and the rest are all `k` units.
     unsafe {
@@ -126,26 +181,50 @@ pub(crate) unsafe fn tile(t: &Tile) {
     }
 }
 
-/// `steps` times `units` units. The compiler knows nothing of tiles: they are configured and released in here.
+/// Gives the tiles a shape, unless they have it.
 ///
 /// # Safety
-/// As for [`tile`], with `1 <= t.rows <= 32`, `1 <= units <= 16`, and `steps * units` units instead of `t.k`.
-unsafe fn block(t: &Tile, units: usize, steps: usize) {
-    let configuration = Configuration::new(t.rows, units);
-    let lower = t.rows > TILE;
-    // SAFETY: the configuration is valid, its tiles have the rows and units that the caller says exist, and the
-    // lower ones are used only if they have rows. All registers changed are named.
+/// The CPU and the process may use AMX, and a [`Held`] of this thread lives.
+unsafe fn configure(shape: Shape) {
+    if matches!(KEPT.get(), Kept::Held(Some(kept)) if kept == shape) {
+        return;
+    }
+    let configuration = Configuration::new(shape.0, shape.1);
+    // SAFETY: the configuration is valid. Tiles are this room's alone while `Held` lives.
     unsafe {
+        asm!("ldtilecfg [{}]", in(reg) &raw const configuration, options(readonly, nostack, preserves_flags));
+    }
+    KEPT.set(Kept::Held(Some(shape)));
+}
+
+/// `steps` times `units` units.
+///
+/// # Safety
+/// As for [`tile`], with `1 <= t.rows <= 32`, `1 <= units <= 16`, and `steps * units` units instead of `t.k`; a
+/// [`Held`] of this thread lives.
+unsafe fn block(t: &Tile, units: usize, steps: usize) {
+    let lower = t.rows > TILE;
+    // SAFETY: the tiles get the rows and units that the caller says exist, and the lower ones are used only if they
+    // have rows. All registers changed are named.
+    unsafe {
+        configure((t.rows, units));
         asm!(
-            "ldtilecfg [{configuration}]", // clears all tiles
             "test {accumulate}, {accumulate}",
-            "jz 3f",
+            "jz 2f",
             "tileloadd tmm0, [{c} + {c_stride}*1]",
             "tileloadd tmm1, [{c} + {c_stride}*1 + 64]",
             "test {c_lower}, {c_lower}",
             "jz 3f",
             "tileloadd tmm2, [{c_lower} + {c_stride}*1]",
             "tileloadd tmm3, [{c_lower} + {c_stride}*1 + 64]",
+            "jmp 3f",
+            "2:",
+            "tilezero tmm0",
+            "tilezero tmm1",
+            "test {c_lower}, {c_lower}",
+            "jz 3f",
+            "tilezero tmm2",
+            "tilezero tmm3",
             "3:",
             "sub {steps}, 1",
             "jb 5f",
@@ -172,8 +251,6 @@ unsafe fn block(t: &Tile, units: usize, steps: usize) {
             "tilestored [{c_lower} + {c_stride}*1], tmm2",
             "tilestored [{c_lower} + {c_stride}*1 + 64], tmm3",
             "6:",
-            "tilerelease",
-            configuration = in(reg) &raw const configuration,
             accumulate = in(reg) usize::from(t.accumulate),
             c = in(reg) t.c,
             c_lower = in(reg) if lower { t.c.add(TILE * t.c_stride) } else { std::ptr::null_mut() },
@@ -188,5 +265,38 @@ unsafe fn block(t: &Tile, units: usize, steps: usize) {
             out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
             options(nostack),
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::compute::Isa;
+
+    #[test]
+    fn tiles_are_released_with_the_last_hold() {
+        if !Isa::Amx.is_available() || granted() {
+            return; // A CPU's own tiles are not to be seen here.
+        }
+        let (a, panel, mut c) = ([0x3f80_3f80_u32; 16], [1.0_f32; 16 * 32], [0.0_f32; 32]);
+        let mut multiply = |accumulate| {
+            let (a, c) = (a.as_ptr().cast(), c.as_mut_ptr());
+            let tile =
+                Tile { a, a_stride: 64, panel: panel.as_ptr(), k: 16, c, c_stride: 32, rows: 1, accumulate };
+            // SAFETY: one row of sixteen units, a whole panel, and room for its row.
+            unsafe { super::tile(&tile) }
+        };
+        multiply(false);
+        assert!(!emulator::configured());
+        let outer = Held::new();
+        let inner = Held::new();
+        multiply(true);
+        drop(inner);
+        assert!(emulator::configured());
+        multiply(true);
+        drop(outer);
+        assert!(!emulator::configured());
+        // Each f32 one is a pair of bf16, zero and one.
+        assert_eq!(c, [48.0; 32]);
     }
 }

@@ -43,6 +43,8 @@ type ValuesFn = unsafe fn(*const u8, usize, usize, usize, usize, &mut [u32]);
 pub(crate) struct Kernels {
     /// Columns of a panel, and of a tile.
     pub width: usize,
+    /// Units that sums in bf16 go by: others are padded with zeros.
+    depth_bf16: usize,
     isa: Isa,
     rows_f32: usize,
     rows_bf16: usize,
@@ -64,6 +66,12 @@ pub(crate) const TALLEST_TILE: usize = 32;
 
 /// The same times the widest panel: what a tile's result needs at most.
 pub(crate) const LARGEST_TILE: usize = TALLEST_TILE * 32;
+
+/// What the instruction set keeps from one product to the next.
+pub(crate) struct Held {
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    _tiles: Option<amx::Held>,
+}
 
 macro_rules! table {
     ($isa:expr, $kind:ty $(, $features:literal)?) => {{
@@ -149,6 +157,7 @@ macro_rules! table {
                 isa: $isa,
                 rows_f32: <$kind as Simd>::ROWS,
                 rows_bf16: <$kind as Simd>::ROWS,
+                depth_bf16: 1,
                 width: 2 * <$kind as Simd>::LANES,
                 tile_f32,
                 tile_bf16,
@@ -189,8 +198,13 @@ impl Kernels {
             Isa::Avx512Bf16 => AVX512_BF16,
             #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
             Isa::Amx => {
-                static TABLE: Kernels =
-                    Kernels { isa: Isa::Amx, rows_bf16: amx::ROWS, tile_bf16: amx::tile, ..*AVX512_BF16 };
+                static TABLE: Kernels = Kernels {
+                    isa: Isa::Amx,
+                    rows_bf16: amx::ROWS,
+                    depth_bf16: amx::DEPTH,
+                    tile_bf16: amx::tile,
+                    ..*AVX512_BF16
+                };
                 &TABLE
             }
             #[cfg(target_arch = "aarch64")]
@@ -209,6 +223,23 @@ impl Kernels {
         match format {
             DType::F32 => self.rows_f32,
             DType::Bf16 => self.rows_bf16,
+        }
+    }
+
+    /// Units that a sum in `format` should have a multiple of: a product of another number of them is right, but
+    /// slower.
+    pub(crate) fn depth(&self, format: DType) -> usize {
+        match format {
+            DType::F32 => 1,
+            DType::Bf16 => self.depth_bf16,
+        }
+    }
+
+    /// To be kept over a run of products on this thread, in which no code but this room's runs.
+    pub(crate) fn hold(&self) -> Held {
+        Held {
+            #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+            _tiles: (self.isa == Isa::Amx).then(amx::Held::new),
         }
     }
 

@@ -1,6 +1,6 @@
 //! What happens to a row between matrix products: bias and activation, layer normalisation, softmax.
 
-use super::math::{activate, exp};
+use super::math::{LOG2_E, activate, exp2};
 use super::simd::Simd;
 use crate::compute::{Activation, DType};
 
@@ -43,9 +43,11 @@ pub(crate) struct Finish {
 pub(crate) unsafe fn finish<S: Simd>(s: S, f: &Finish) {
     macro_rules! with {
         ($($activation:path),*) => {
-            match f.activation {
-                // SAFETY: the caller's. One loop for each activation keeps the choice out of it.
-                $($activation => unsafe { finish_with(s, f, $activation) },)*
+            match (f.activation, f.to) {
+                // SAFETY: the caller's. One loop for each activation and format keeps the choice out of it.
+                $(($activation, DType::F32) => unsafe { finish_with::<S, false>(s, f, $activation) },
+                // SAFETY: as above.
+                ($activation, DType::Bf16) => unsafe { finish_with::<S, true>(s, f, $activation) },)*
             }
         };
     }
@@ -53,9 +55,9 @@ pub(crate) unsafe fn finish<S: Simd>(s: S, f: &Finish) {
 }
 
 /// # Safety
-/// As for [`finish`].
+/// As for [`finish`]; `NARROW` says that the output is in bf16.
 #[inline(always)]
-unsafe fn finish_with<S: Simd>(s: S, f: &Finish, activation: Activation) {
+unsafe fn finish_with<S: Simd, const NARROW: bool>(s: S, f: &Finish, activation: Activation) {
     for column in (0..f.columns).step_by(S::LANES) {
         let n = S::LANES.min(f.columns - column);
         let shift = |bias: *const f32| {
@@ -70,21 +72,20 @@ unsafe fn finish_with<S: Simd>(s: S, f: &Finish, activation: Activation) {
                 if !f.factors.is_null() {
                     x = s.mul(x, s.splat(*f.factors.add(row)));
                 }
-                x = activate(s, activation, s.add(x, bias));
+                x = activate::<S, NARROW>(s, activation, s.add(x, bias));
                 if !f.gated.is_null() {
                     let gated = s.load(f.gated.add(row * f.tile_stride + column));
                     x = s.mul(x, s.add(gated, gated_bias));
                 }
                 let out = f.out.add(row * f.out_stride);
-                match f.to {
-                    DType::F32 => {
-                        let out = out.cast::<f32>().add(column);
-                        if f.accumulate {
-                            x = s.add(x, load(s, out, n));
-                        }
-                        store(s, out, x, n);
+                if NARROW {
+                    s.store_bf16(out.cast::<u16>().add(column), x, n);
+                } else {
+                    let out = out.cast::<f32>().add(column);
+                    if f.accumulate {
+                        x = s.add(x, load(s, out, n));
                     }
-                    DType::Bf16 => s.store_bf16(out.cast::<u16>().add(column), x, n),
+                    store(s, out, x, n);
                 }
             }
         }
@@ -288,10 +289,11 @@ pub(crate) fn norm<S: Simd>(
     }
 }
 
-/// What a row of attention has seen so far: the largest score and the sum of `e^(score - largest)`.
+/// What a row of attention has seen so far: the largest score and the sum of `e^(score - largest)`, which is
+/// `2^` of the same with scores in units of `ln 2`.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Running {
-    /// The largest scaled score.
+    /// The largest scaled score, times log2(e).
     pub largest: f32,
     /// The sum of exponentials.
     pub sum: f32,
@@ -314,6 +316,8 @@ pub(crate) struct Softmax<'a> {
     pub stride: usize,
     /// Keys of the block.
     pub keys: usize,
+    /// The same with the zeros that follow them in every row.
+    pub padded: usize,
     /// Keys that the first row sees (less than none: those of earlier blocks only), and how many more each further
     /// row does; beyond them are zeros.
     pub visible: (isize, isize),
@@ -325,36 +329,43 @@ pub(crate) struct Softmax<'a> {
     pub factors: &'a mut [f32],
 }
 
-/// One block of softmax: turns scores into `e^(score * scale - largest)`, with one zero behind an odd number of keys.
+/// One block of softmax: turns scores into `e^(score * scale - largest)`.
 ///
 /// # Panics
 /// When a slice is too short for the rows.
 #[inline(always)]
 pub(crate) fn softmax<S: Simd>(s: S, block: &mut Softmax<'_>) {
     let rows = block.running.len();
-    let n = block.keys.next_multiple_of(2);
+    let n = block.padded;
     let needed = if rows == 0 { 0 } else { (rows - 1) * block.stride + n };
     let narrow = block.narrow.as_mut().map_or(std::ptr::null_mut(), |narrow| {
         assert!(narrow.len() >= needed, "narrow scores");
         narrow.as_mut_ptr()
     });
-    assert!(n <= block.stride && block.scores.len() >= needed && block.factors.len() == rows, "scores");
+    assert!(
+        block.keys <= n && n <= block.stride && block.scores.len() >= needed && block.factors.len() == rows,
+        "scores"
+    );
     let scores = block.scores.as_mut_ptr();
     for (row, (running, factor)) in block.running.iter_mut().zip(&mut *block.factors).enumerate() {
         let valid = block.visible.0 + row as isize * block.visible.1;
         let valid = block.keys.min(valid.max(0).cast_unsigned());
         // SAFETY: the row's `n` elements lie inside both slices.
         *factor = unsafe {
-            let narrow = if narrow.is_null() { narrow } else { narrow.add(row * block.stride) };
-            softmax_row(s, scores.add(row * block.stride), n, valid, block.scale, running, narrow)
+            let (x, scale) = (scores.add(row * block.stride), block.scale);
+            if narrow.is_null() {
+                softmax_row::<S, false>(s, x, n, valid, scale, running, narrow)
+            } else {
+                softmax_row::<S, true>(s, x, n, valid, scale, running, narrow.add(row * block.stride))
+            }
         };
     }
 }
 
 /// # Safety
-/// `valid <= n` elements of `x` can be read; `n` elements of it, and of `narrow` unless that is null, be written.
+/// `valid <= n` elements of `x` can be read; `n` elements of `narrow`, or without `NARROW` of `x`, be written.
 #[inline(always)]
-unsafe fn softmax_row<S: Simd>(
+unsafe fn softmax_row<S: Simd, const NARROW: bool>(
     s: S,
     x: *mut f32,
     n: usize,
@@ -376,34 +387,40 @@ unsafe fn softmax_row<S: Simd>(
         most = s.max(most, s.first(unsafe { s.load_first(x.add(whole), rest) }, rest, nothing));
     }
     let before = running.largest;
+    let scale = scale * LOG2_E.0;
     running.largest = before.max(s.largest(most) * scale);
-    let factor = if before == f32::NEG_INFINITY { 0.0 } else { (before - running.largest).exp() };
-    let (scale, minus) = (s.splat(scale), s.splat(-running.largest));
+    let factor = if before == f32::NEG_INFINITY { 0.0 } else { (before - running.largest).exp2() };
+    let (scale, minus, least) = (s.splat(scale), s.splat(-running.largest), s.splat(-126.0));
     let mut sum = s.splat(0.0);
     for i in (0..whole).step_by(S::LANES) {
         // SAFETY: see above.
         unsafe {
-            let p = exp(s, s.mul_add(s.load(x.add(i)), scale, minus));
+            let power = s.max(least, s.mul_add(s.load(x.add(i)), scale, minus));
+            let p = exp2::<S, NARROW>(s, power);
             sum = s.add(sum, p);
-            if narrow.is_null() { s.store(x.add(i), p) } else { s.store_bf16(narrow.add(i), p, S::LANES) }
+            if NARROW { s.store_bf16(narrow.add(i), p, S::LANES) } else { s.store(x.add(i), p) }
         }
     }
     if rest > 0 {
         // SAFETY: see above.
         unsafe {
-            let p = exp(s, s.mul_add(s.load_first(x.add(whole), rest), scale, minus));
-            let p = s.first(p, rest, s.splat(0.0));
+            let power = s.max(least, s.mul_add(s.load_first(x.add(whole), rest), scale, minus));
+            let p = s.first(exp2::<S, NARROW>(s, power), rest, s.splat(0.0));
             sum = s.add(sum, p);
-            if narrow.is_null() {
-                s.store_first(x.add(whole), p, rest);
-            } else {
+            if NARROW {
                 s.store_bf16(narrow.add(whole), p, rest);
+            } else {
+                s.store_first(x.add(whole), p, rest);
             }
         }
     }
-    for i in valid..n {
-        // SAFETY: `i < n`; bf16 zero is all bits zero.
-        unsafe { if narrow.is_null() { *x.add(i) = 0.0 } else { *narrow.add(i) = 0 } }
+    // SAFETY: `valid <= n`; zero is all bits zero in both formats.
+    unsafe {
+        if NARROW {
+            narrow.add(valid).write_bytes(0, n - valid)
+        } else {
+            x.add(valid).write_bytes(0, n - valid)
+        }
     }
     running.sum = running.sum * factor + s.sum(sum);
     factor

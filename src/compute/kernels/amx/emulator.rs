@@ -62,6 +62,11 @@ pub(super) fn install() -> bool {
     true
 }
 
+/// Whether this thread's tiles are configured.
+pub(super) fn configured() -> bool {
+    TILES.with_borrow(|tiles| tiles.configured)
+}
+
 /// Where the kernel keeps the general registers, in the order that instructions number them.
 const REGISTERS: [libc::c_int; 16] = [
     libc::REG_RAX,
