@@ -60,6 +60,15 @@ pub struct Heads {
     pub causal: bool,
 }
 
+/// A row that each sequence has one of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Row {
+    /// The first.
+    First,
+    /// The last.
+    Last,
+}
+
 /// Where a model computes: makes its own form of each weight, and runs passes.
 pub trait Backend: Send + Sync + Sized + 'static {
     /// An embedding table, from which rows are read.
@@ -177,8 +186,8 @@ pub trait Pass<B: Backend> {
     /// `residual += x Wᵀ + b`: the end of a block of a pre-norm transformer.
     fn linear_add(&mut self, x: Self::States, linear: &B::Linear, residual: &mut Self::States) -> Result<()>;
 
-    /// The last row of each sequence alone.
-    fn last(&mut self, x: Self::States) -> Result<Self::States>;
+    /// One row of each sequence alone. Further operations work on these rows; there is no attention among them.
+    fn pick(&mut self, x: Self::States, row: Row) -> Result<Self::States>;
 
     /// RMS normalisation of each row.
     fn rms(&mut self, x: Self::States, norm: &B::Rms) -> Result<Self::States>;

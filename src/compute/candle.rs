@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use candle_core::{D, DType, Device, Tensor};
 
 use super::decoder::Pairing;
-use super::{Activation, Backend, Forward, Heads, Matrix, Packed, Pass, Positions, Rows, Turns, Weight};
+use super::{Activation, Backend, Forward, Heads, Matrix, Packed, Pass, Positions, Row, Rows, Turns, Weight};
 use crate::{Error, Result};
 
 /// A device of candle's, in f32.
@@ -334,8 +334,12 @@ impl Pass<Candle> for CandlePass<'_> {
         Ok(())
     }
 
-    fn last(&mut self, x: Option<Tensor>) -> Result<Option<Tensor>> {
-        x.map(|x| x.narrow(0, x.dim(0)? - 1, 1)).transpose().map_err(failed)
+    fn pick(&mut self, x: Option<Tensor>, row: Row) -> Result<Option<Tensor>> {
+        let pick = |x: Tensor| match row {
+            Row::First => x.narrow(0, 0, 1),
+            Row::Last => x.narrow(0, x.dim(0)? - 1, 1),
+        };
+        x.map(pick).transpose().map_err(failed)
     }
 
     fn rms(&mut self, x: Option<Tensor>, norm: &Rms) -> Result<Option<Tensor>> {

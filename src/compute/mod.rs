@@ -21,7 +21,7 @@ pub mod memory;
 mod threads;
 mod weight;
 
-pub use backend::{Activation, Backend, Forward, Heads, Pass, Positions, Rows, Turns};
+pub use backend::{Activation, Backend, Forward, Heads, Pass, Positions, Row, Rows, Turns};
 pub use candle::Candle;
 pub use cpu::Cpu;
 pub use decoder::Matrix;

@@ -5,7 +5,7 @@
 use serde::Deserialize;
 
 use super::pooling::{Pooling, SentenceEncoder};
-use crate::compute::{Activation, Backend, Heads, Packed, Pass, Positions, Tensors, Weight};
+use crate::compute::{Activation, Backend, Heads, Packed, Pass, Positions, Row, Tensors, Weight};
 use crate::{Error, Result};
 
 /// What `config.json` says of a BERT.
@@ -173,14 +173,22 @@ impl<B: Backend> Bert<B> {
         })
     }
 
-    /// The last layer's states, one row for each token of the pass.
-    fn forward<'a>(&self, pass: &mut B::Pass<'a>) -> Result<<B::Pass<'a> as Pass<B>>::States> {
+    /// The last layer's states: one row for each token of the pass, or `row` of each sequence alone.
+    fn forward<'a>(
+        &self,
+        pass: &mut B::Pass<'a>,
+        row: Option<Row>,
+    ) -> Result<<B::Pass<'a> as Pass<B>>::States> {
         let positions = Some((&self.positions, self.numbering));
         let x = pass.embed(&self.words, positions, self.kinds.as_ref())?;
         let mut x = pass.norm(x, &self.norm)?;
-        for layer in &self.layers {
+        for (index, layer) in self.layers.iter().enumerate() {
             let qkv = pass.linear(&x, &layer.qkv, Activation::Identity)?;
-            let attended = pass.attention(qkv, self.heads)?;
+            let mut attended = pass.attention(qkv, self.heads)?;
+            if let Some(row) = row.filter(|_| index + 1 == self.layers.len()) {
+                // From here on no row looks at another.
+                (attended, x) = (pass.pick(attended, row)?, pass.pick(x, row)?);
+            }
             x = pass.linear_add_norm(attended, &layer.attended, x, &layer.attended_norm)?;
             let up = pass.linear(&x, &layer.up, self.activation)?;
             x = pass.linear_add_norm(up, &layer.down, x, &layer.down_norm)?;
@@ -208,7 +216,7 @@ impl<B: Backend> SentenceEncoder for Bert<B> {
             )));
         }
         self.backend.run(batch, self.width, out, &|pass, out| {
-            let x = self.forward(pass)?;
+            let x = self.forward(pass, pooling.row())?;
             pass.read(x, &mut |index, rows| {
                 pooling.pool(rows, &mut out[index * self.width..(index + 1) * self.width]);
             })

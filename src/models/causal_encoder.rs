@@ -7,7 +7,7 @@ use super::causal::Source;
 use super::llama::Shape;
 use super::pooling::{Pooling, SentenceEncoder};
 use crate::compute::decoder::Rotary;
-use crate::compute::{Activation, Backend, Heads, Packed, Pass, Turns};
+use crate::compute::{Activation, Backend, Heads, Packed, Pass, Row, Turns};
 use crate::{Error, Result};
 
 /// A causal model on a backend.
@@ -68,23 +68,36 @@ impl<B: Backend> CausalEncoder<B> {
         })
     }
 
-    /// The last layer's states, one row for each token of the pass, not yet normalised.
-    fn forward<'a>(&self, pass: &mut B::Pass<'a>) -> Result<<B::Pass<'a> as Pass<B>>::States> {
+    /// The last layer's states, not yet normalised: one row for each token of the pass, or `row` of each sequence
+    /// alone.
+    fn forward<'a>(
+        &self,
+        pass: &mut B::Pass<'a>,
+        row: Option<Row>,
+    ) -> Result<<B::Pass<'a> as Pass<B>>::States> {
         let turns = Turns::new(&self.rotary, pass.longest());
         let mut x = pass.embed(&self.words, None, None)?;
-        for layer in &self.layers {
+        // From the last attention on no row looks at another; in windows, all of them pass by first.
+        let early = row.filter(|_| pass.windows() == 1);
+        for (index, layer) in self.layers.iter().enumerate() {
             // What a row becomes depends on rows before it alone: keys and values are kept for one layer only.
             for window in 0..pass.windows() {
                 pass.enter(window);
                 let qkv = pass.norm_linear(&x, &layer.attention_norm, &layer.qkv, Activation::Identity)?;
                 let qkv = pass.rotate(qkv, self.heads, layer.head_norms.as_ref(), &turns)?;
-                let attended = pass.attention(qkv, self.heads)?;
+                let mut attended = pass.attention(qkv, self.heads)?;
+                if let Some(row) = early.filter(|_| index + 1 == self.layers.len()) {
+                    (attended, x) = (pass.pick(attended, row)?, pass.pick(x, row)?);
+                }
                 pass.linear_add(attended, &layer.output, &mut x)?;
                 let up = pass.norm_linear(&x, &layer.mlp_norm, &layer.up, Activation::Silu)?;
                 pass.linear_add(up, &layer.down, &mut x)?;
             }
         }
-        Ok(x)
+        match row.filter(|_| early.is_none()) {
+            Some(row) => pass.pick(x, row),
+            None => Ok(x),
+        }
     }
 }
 
@@ -114,10 +127,7 @@ impl<B: Backend> SentenceEncoder for CausalEncoder<B> {
             )));
         }
         self.backend.run(batch, self.width, out, &|pass, out| {
-            let mut x = self.forward(pass)?;
-            if pooling == Pooling::Last {
-                x = pass.last(x)?;
-            }
+            let x = self.forward(pass, pooling.row())?;
             let x = pass.rms(x, &self.norm)?;
             pass.read(x, &mut |index, rows| {
                 pooling.pool(rows, &mut out[index * self.width..(index + 1) * self.width]);

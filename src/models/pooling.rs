@@ -1,7 +1,7 @@
 //! From the states of a text's tokens to the text's one vector.
 
 use crate::Result;
-use crate::compute::{Packed, Rows};
+use crate::compute::{Packed, Row, Rows};
 
 /// How token states become one vector.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -48,6 +48,15 @@ impl Pooling {
             short => short,
         };
         Self::ALL.into_iter().find(|kind| kind.name() == short)
+    }
+
+    /// The row of a text that its vector is made of, where it is one.
+    pub(crate) fn row(self) -> Option<Row> {
+        match self {
+            Self::Cls => Some(Row::First),
+            Self::Last => Some(Row::Last),
+            Self::Mean | Self::Max | Self::MeanSqrtLen | Self::WeightedMean => None,
+        }
     }
 
     /// Pools `rows`, the states of one text, into `out`. A text without tokens becomes zeros.

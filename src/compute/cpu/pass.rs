@@ -9,7 +9,7 @@ use super::{Cpu, Norm, Rms, Table};
 use crate::compute::decoder::product::Then;
 use crate::compute::decoder::{Linear, Pairing};
 use crate::compute::kernels::rows::{RmsRow, Turn};
-use crate::compute::{Activation, DType, Heads, Packed, Pass, Positions, Rows, Turns};
+use crate::compute::{Activation, DType, Heads, Packed, Pass, Positions, Row, Rows, Turns};
 use crate::sync::Mutex;
 use crate::{Error, Result};
 
@@ -36,7 +36,7 @@ pub struct States {
     wide: Option<Matrix>,
     narrow: Option<Matrix>,
     /// Whether there is one row for each sequence instead.
-    last: bool,
+    picked: bool,
 }
 
 impl States {
@@ -74,8 +74,8 @@ impl<'a> CpuPass<'a> {
     /// States that are the operand of a product.
     fn operand(&self, matrix: Matrix) -> States {
         match self.cpu.dtype {
-            DType::F32 => States { wide: Some(matrix), narrow: None, last: false },
-            DType::Bf16 => States { wide: None, narrow: Some(matrix), last: false },
+            DType::F32 => States { wide: Some(matrix), narrow: None, picked: false },
+            DType::Bf16 => States { wide: None, narrow: Some(matrix), picked: false },
         }
     }
 
@@ -189,7 +189,7 @@ impl Pass<Cpu> for CpuPass<'_> {
                 longest.map_or_else(String::new, |longest| format!(" or longest text ({longest})"))
             )));
         }
-        Ok(States { wide: Some(wide), narrow: None, last: false })
+        Ok(States { wide: Some(wide), narrow: None, picked: false })
     }
 
     fn norm(&mut self, mut x: States, norm: &Norm) -> Result<States> {
@@ -281,13 +281,14 @@ impl Pass<Cpu> for CpuPass<'_> {
     ) -> Result<States> {
         let wide = x.operand(DType::F32)?;
         assert_eq!(wide.columns(), norm.scale.len(), "norm parameters");
-        let (first, to, kernels) = (self.window.start, self.cpu.dtype, self.cpu.machine.kernels);
-        let mut normed = self.workspace.matrix(self.window.len(), wide.columns(), to)?;
+        let rows = if x.picked { 0..wide.rows() } else { self.window.clone() };
+        let (to, kernels) = (self.cpu.dtype, self.cpu.machine.kernels);
+        let mut normed = self.workspace.matrix(rows.len(), wide.columns(), to)?;
         let target = normed.target();
-        self.team.split_rows(self.window.len(), |rows| {
-            for row in rows {
+        self.team.split_rows(rows.len(), |task| {
+            for row in task {
                 let (x, out) =
-                    (wide.row_ptr(first + row).cast(), target.part(row..row + 1, 0..wide.columns()));
+                    (wide.row_ptr(rows.start + row).cast(), target.part(row..row + 1, 0..wide.columns()));
                 let row = RmsRow { x, scale: &norm.scale, epsilon: norm.epsilon, out, to };
                 // SAFETY: both rows have as many values as the norm, and each task has rows of its own.
                 unsafe { kernels.rms(&row) };
@@ -333,23 +334,31 @@ impl Pass<Cpu> for CpuPass<'_> {
     }
 
     fn linear_add(&mut self, x: States, linear: &Linear, residual: &mut States) -> Result<()> {
-        let first = self.window.start;
+        let first = if residual.picked { 0 } else { self.window.start };
         self.multiply(x.operand(self.cpu.dtype)?, linear, Then::Add, residual.residual()?, first)?;
         self.discard(x);
         Ok(())
     }
 
-    fn last(&mut self, x: States) -> Result<States> {
-        let wide = x.operand(DType::F32)?;
-        let mut out = self.workspace.matrix(self.batch.sequences(), wide.columns(), DType::F32)?;
-        let target = out.target();
-        for (index, range) in self.batch.ranges().enumerate().filter(|(_, range)| !range.is_empty()) {
-            let row = wide.values(range.end - 1..range.end);
-            // SAFETY: this is the only thread.
-            unsafe { target.row_f32(index) }.copy_from_slice(&row[..wide.columns()]);
-        }
+    fn pick(&mut self, x: States, row: Row) -> Result<States> {
+        let mut pick = |matrix: &Option<Matrix>| {
+            let Some(matrix) = matrix else { return Ok(None) };
+            let (columns, format) = (matrix.columns(), matrix.format());
+            let mut out = self.workspace.matrix(self.batch.sequences(), columns, format)?;
+            let target = out.target();
+            for (index, range) in self.batch.ranges().enumerate().filter(|(_, range)| !range.is_empty()) {
+                let from = matrix.row_ptr(if row == Row::First { range.start } else { range.end - 1 });
+                // SAFETY: both rows have so many columns, and this is the only thread.
+                unsafe {
+                    let to = target.part(index..index + 1, 0..columns);
+                    to.copy_from_nonoverlapping(from, columns * format.bytes());
+                }
+            }
+            Ok(Some(out))
+        };
+        let picked = States { wide: pick(&x.wide)?, narrow: pick(&x.narrow)?, picked: true };
         self.discard(x);
-        Ok(States { wide: Some(out), narrow: None, last: true })
+        Ok(picked)
     }
 
     fn rms(&mut self, mut x: States, norm: &Rms) -> Result<States> {
@@ -371,8 +380,8 @@ impl Pass<Cpu> for CpuPass<'_> {
     fn read(&mut self, x: States, each: &mut dyn FnMut(usize, Rows<'_>)) -> Result<()> {
         let wide = x.wide.as_ref().ok_or_else(|| misuse("states to read must be in f32"))?;
         for (index, mut range) in self.batch.ranges().enumerate() {
-            if x.last && !range.is_empty() {
-                range = index..index + 1;
+            if x.picked {
+                range = index..index + range.len().min(1);
             }
             each(index, Rows::new(wide.values(range), wide.stride() / 4, wide.columns()));
         }

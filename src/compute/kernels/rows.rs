@@ -417,9 +417,9 @@ unsafe fn softmax_row<S: Simd, const NARROW: bool>(
     // SAFETY: `valid <= n`; zero is all bits zero in both formats.
     unsafe {
         if NARROW {
-            narrow.add(valid).write_bytes(0, n - valid)
+            narrow.add(valid).write_bytes(0, n - valid);
         } else {
-            x.add(valid).write_bytes(0, n - valid)
+            x.add(valid).write_bytes(0, n - valid);
         }
     }
     running.sum = running.sum * factor + s.sum(sum);
