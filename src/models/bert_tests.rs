@@ -119,9 +119,11 @@ fn a_text_does_not_depend_on_its_batch_mates_to_the_last_bit() {
     for isa in Isa::available() {
         for dtype in [DType::F32, DType::Bf16] {
             let model = load(Cpu::new(isa, dtype), &config("{}"));
-            let together = encode(&model, &texts, Pooling::Mean);
-            for (text, row) in texts.iter().zip(together.chunks(36)) {
-                assert!(encode(&model, std::slice::from_ref(text), Pooling::Mean) == row, "{isa} {dtype:?}");
+            for pooling in [Pooling::Mean, Pooling::Cls] {
+                let together = encode(&model, &texts, pooling);
+                for (text, row) in texts.iter().zip(together.chunks(36)) {
+                    assert!(encode(&model, std::slice::from_ref(text), pooling) == row, "{isa} {dtype:?}");
+                }
             }
         }
     }

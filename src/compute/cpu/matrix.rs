@@ -102,6 +102,11 @@ impl Target<'_> {
         self.format
     }
 
+    /// Values of a row.
+    pub(crate) fn columns(&self) -> usize {
+        self.columns
+    }
+
     /// Bytes from a row to the next.
     pub(crate) fn stride(&self) -> usize {
         self.stride
@@ -150,8 +155,11 @@ pub(super) struct Workspace {
     pub scratch: Mutex<Vec<Scratch>>,
     /// Rows rounded to eight bits, where weights are coded.
     pub codes: Activations,
-    /// The offsets of the part that the pass works on.
+    /// The part that the pass works on: its sequences one after another, and where each begins.
+    pub ids: Vec<u32>,
     pub offsets: Vec<u32>,
+    /// A row for each of them.
+    pub out: Vec<f32>,
 }
 
 impl Workspace {

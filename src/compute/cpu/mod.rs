@@ -82,27 +82,38 @@ impl Cpu {
         Ok(linear)
     }
 
-    /// Runs `forward` on the sequences `range` of `batch`.
+    /// Runs `forward` on some sequences of `batch`, whose rows of `out` are this task's own.
     fn part(
         &self,
         batch: &Packed<'_>,
-        range: &std::ops::Range<usize>,
+        sequences: &[usize],
         team: Team<'_>,
-        out: &mut [f32],
+        out: &Target<'_>,
         forward: &Forward<'_, Self>,
     ) -> Result<()> {
         let taken = self.workspaces.lock().pop();
         let mut workspace = taken.unwrap_or_default();
+        let mut ids = std::mem::take(&mut workspace.ids);
         let mut offsets = std::mem::take(&mut workspace.offsets);
+        let mut rows = std::mem::take(&mut workspace.out);
+        ids.clear();
         offsets.clear();
-        let start = batch.offsets[range.start];
-        offsets.extend(batch.offsets[range.start..=range.end].iter().map(|offset| offset - start));
-        let ids = &batch.ids[start as usize..batch.offsets[range.end] as usize];
-        let part = Packed { ids, offsets: &offsets };
+        offsets.push(0);
+        for &sequence in sequences {
+            ids.extend_from_slice(&batch.ids[batch.range(sequence)]);
+            offsets.push(ids.len() as u32);
+        }
+        rows.clear();
+        rows.resize(sequences.len() * out.columns(), 0.0);
+        let part = Packed { ids: &ids, offsets: &offsets };
         let mut pass = CpuPass::new(self, part, &mut workspace, team);
-        let result = forward(&mut pass, out);
+        let result = forward(&mut pass, &mut rows);
         drop(pass);
-        workspace.offsets = offsets;
+        for (&sequence, row) in sequences.iter().zip(rows.chunks_exact(out.columns().max(1))) {
+            // SAFETY: each sequence is in one part.
+            unsafe { out.row_f32(sequence) }.copy_from_slice(row);
+        }
+        (workspace.ids, workspace.offsets, workspace.out) = (ids, offsets, rows);
         if workspace.bytes() <= LARGEST_WORKSPACE {
             self.workspaces.lock().push(workspace);
         }
@@ -149,30 +160,20 @@ impl Backend for Cpu {
     ) -> Result<()> {
         assert_eq!(out.len(), batch.sequences() * width, "one row of output for each sequence");
         let threads = Threads::global();
-        let plan = Plan::new(batch, threads.count());
-        let mut rest = out;
-        let mut parts = Vec::with_capacity(plan.parts.len());
-        for range in &plan.parts {
-            let (rows, others) = rest.split_at_mut(range.len() * width);
-            parts.push((range, rows));
-            rest = others;
-        }
-        let parts: Vec<_> = parts.into_iter().map(|part| Mutex::new(Some(part))).collect();
+        let plan = Plan::new(batch, threads.count(), self.memory_bytes());
+        let out = Target::over(out, width);
         let fault = Mutex::new(None::<Error>);
         let run = |index: usize, team: Team<'_>| {
-            let part = parts[index].lock().take();
-            if let Some((range, rows)) = part
-                && let Err(error) = self.part(batch, range, team, rows, forward)
-            {
+            if let Err(error) = self.part(batch, &plan.parts[index], team, &out, forward) {
                 fault.lock().get_or_insert(error);
             }
         };
         // One task is this thread's own, and what it shares out are tasks within it: a panic anywhere is caught.
         if plan.together {
             let team = if threads.count() > 1 { Team::All(&threads) } else { Team::One };
-            (0..parts.len()).try_for_each(|index| threads.run(1, &|_| run(index, team)))?;
+            (0..plan.parts.len()).try_for_each(|index| threads.run(1, &|_| run(index, team)))?;
         } else {
-            threads.run(parts.len(), &|index| run(index, Team::One))?;
+            threads.run(plan.parts.len(), &|index| run(index, Team::One))?;
         }
         fault.into_inner().map_or(Ok(()), Err)
     }
