@@ -2,7 +2,7 @@
 
     short    17.7 tokens on average (5 to 32), what a chat message has
     passage    77 tokens on average (40 to 116), what an index holds
-    long      256 tokens, all the model takes
+    long      256 tokens, all the model takes; a model without that limit gets the whole text
 
 Tokens are counted with the model's own tokenizer, the two special ones included.
 
@@ -59,7 +59,6 @@ DETAILS = (
     "which nobody had expected?",
 )
 WORKLOADS = {"short": (5, 28), "passage": (40, 112), "long": (256, 256)}
-MAX_TOKENS = 256
 COUNTS = {"short": 512, "passage": 256, "long": 64}
 QUICK_COUNTS = {"short": 48, "passage": 24, "long": 8}
 
@@ -72,7 +71,9 @@ def words(generator: random.Random) -> list[str]:
 def load_tokenizer(model: Path) -> Tokenizer:
     tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
     tokenizer.no_padding()
-    tokenizer.enable_truncation(MAX_TOKENS)
+    limit = model / "sentence_bert_config.json"
+    if limit.is_file():
+        tokenizer.enable_truncation(json.loads(limit.read_text("utf-8"))["max_seq_length"])
     return tokenizer
 
 
