@@ -97,6 +97,14 @@ pub enum Error {
         /// What it answered or why it did not, and the remedy.
         reason: String,
     },
+    /// A server that runs a model for us will not do so until something is set right.
+    #[error("no vectors from {server}: {reason}")]
+    RemoteRefused {
+        /// As for [`Self::Remote`].
+        server: String,
+        /// Why it refuses, or why it is not trusted, and the remedy.
+        reason: String,
+    },
     /// Any other failure of the operating system on a file.
     #[error("{}: {reason}", path.display())]
     Io {

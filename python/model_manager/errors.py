@@ -24,6 +24,7 @@ __all__ = [
     "NotFiniteError",
     "OverloadedError",
     "RemoteError",
+    "RemoteRefusedError",
     "RequestCancelledError",
     "UnknownModelError",
     "UnsupportedModelError",
@@ -80,6 +81,12 @@ class DownloadError(ModelManagerError, ConnectionError):
 class RemoteError(ModelManagerError, ConnectionError):
     """The server behind ``ollama://`` or ``openai+https://`` failed, refused or cannot be reached; the message says
     which, and while it is left alone for failing again and again, when it is tried again.
+    """
+
+
+class RemoteRefusedError(RemoteError):
+    """The server refuses until something is set right (a key, a certificate, an address); the message says what. To ask
+    again later does not help.
     """
 
 

@@ -33,6 +33,7 @@ kinds! {
     Permission => "ModelPermissionError",
     Download => "DownloadError",
     Remote => "RemoteError",
+    RemoteRefused => "RemoteRefusedError",
     Io => "ModelIOError",
     Timeout => "WaitTimeoutError",
     Overloaded => "OverloadedError",

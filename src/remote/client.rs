@@ -1,5 +1,6 @@
 //! One request to a server: sent, read, and judged. Whether there is another attempt is for others to say.
 
+use std::io;
 use std::sync::OnceLock;
 use std::time::Duration;
 
@@ -146,8 +147,11 @@ impl Client {
         })
     }
 
+    /// A server that is alive knows what it says: asking again later ends the same.
     fn lasting(&self, reason: impl Into<String>, alive: bool) -> Fault {
-        let error = Error::Remote { server: self.url.clone(), reason: self.hide_key(&reason.into()) };
+        let (server, reason) = (self.url.clone(), self.hide_key(&reason.into()));
+        let error =
+            if alive { Error::RemoteRefused { server, reason } } else { Error::Remote { server, reason } };
         Fault::Final { error, alive }
     }
 
@@ -170,6 +174,13 @@ impl Client {
             ),
             E::BodyExceedsLimit(limit) => {
                 self.lasting(format!("the answer is longer than {limit} bytes"), false)
+            }
+            // What a server that speaks TLS does when it is not spoken to in it.
+            E::Io(io)
+                if self.url.starts_with("http:")
+                    && matches!(io.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset) =>
+            {
+                passing(format!("{error}; if it speaks TLS, write https in the place of http"))
             }
             E::Io(_) | E::HostNotFound | E::ConnectionFailed => passing(error.to_string()),
             _ => self.lasting(error.to_string(), false),

@@ -11,6 +11,7 @@ import tracemalloc
 import numpy as np
 import pytest
 from conftest import FIXTURES
+from embedding_server import EmbeddingServer
 from model_manager.errors import InputError, NotFiniteError, OverloadedError
 from model_manager.qdrant import Backoff, CollectionError, IndexingError, QdrantIndexer, StoreError
 from qdrant_client.common.client_exceptions import ResourceExhaustedResponse
@@ -160,6 +161,23 @@ def test_a_queue_that_is_full_for_a_while(make_manager, make_indexer, fake, monk
     monkeypatch.setattr(manager, "embed", full_embed)
     report = make_indexer(fake, manager=manager).add_documents(documents(4))
     assert (report.indexed, report.failed) == (indexed, 4 - indexed)
+
+
+def test_a_server_that_refuses_is_not_asked_again(make_manager, make_indexer, fake):
+    """Nor for each document apart: it is not they that are refused."""
+    manager, pauses = make_manager(), []
+    with EmbeddingServer() as server:
+        manager.register("remote", server.ollama)
+        manager.load("remote")
+        indexer = make_indexer(fake, manager=manager, model="remote")
+        indexer.create_collection()
+        indexer._store.sleep = pauses.append
+        asked = len(server.asked)
+        server.faults[:] = [401] * 100
+        report = indexer.add_documents(documents(6), batch_size=2)
+        assert len(server.asked) == asked + 3
+    assert (report.indexed, report.failed, pauses) == (0, 6, [])
+    assert all("access was refused" in failure.reason for failure in report.failures)
 
 
 def test_a_model_that_cannot_be_loaded(make_manager, make_indexer, fake, tmp_path):

@@ -22,6 +22,7 @@ from model_manager.errors import (
     ModelNotFoundError,
     NotFiniteError,
     RemoteError,
+    RemoteRefusedError,
     WaitTimeoutError,
 )
 
@@ -327,9 +328,9 @@ def test_what_passes_is_tried_again(server, remote):
     ("fault", "error", "words"),
     [
         (400, InputError, "does not take the text.*fault 400"),
-        (401, RemoteError, "access was refused"),
+        (401, RemoteRefusedError, "access was refused"),
         (404, FileNotFoundError, "ollama pull org/model:1b"),
-        (302, RemoteError, "redirects"),
+        (302, RemoteRefusedError, "redirects"),
         (b"<html>", RemoteError, "not what it should be"),
         (b'{"embeddings": []}', RemoteError, "0 vectors for 1 texts"),
         (b'{"embeddings": [[1, 2]]}', RemoteError, "2 dimensions now, not 4"),

@@ -9,7 +9,7 @@ import pytest
 import trustme
 from conftest import ENGLISH_MODEL, ENGLISH_TEXT
 from embedding_server import EmbeddingServer, plain_vectors
-from model_manager.errors import ConfigError, RemoteError
+from model_manager.errors import ConfigError, RemoteError, RemoteRefusedError
 
 NOW = dt.datetime.now(dt.timezone.utc)
 DAY = dt.timedelta(days=1)
@@ -68,7 +68,7 @@ def test_a_certificate_that_is_not_trusted_is_told_at_once(
     with EmbeddingServer(certificate=certify(authority)) as server:
         manager.register("remote", server.openai)
         for _ in range(10):
-            with pytest.raises(RemoteError, match=words) as caught:
+            with pytest.raises(RemoteRefusedError, match=words) as caught:
                 manager.load("remote")
             assert f"https://127.0.0.1:{server.port}/v1/embeddings" in str(caught.value)
         assert server.connections == 10, "not tried again"
@@ -81,9 +81,19 @@ def test_a_server_without_tls_is_told_at_once(make_manager):
     manager = make_manager()
     with EmbeddingServer() as server:
         manager.register("remote", server.ollama.replace("ollama", "ollama+https"))
-        with pytest.raises(RemoteError, match=r"no TLS is spoken at this port.*write http in the place of https"):
+        with pytest.raises(
+            RemoteRefusedError, match=r"no TLS is spoken at this port.*write http in the place of https"
+        ):
             manager.load("remote")
         assert server.connections == 1
+
+
+def test_tls_that_is_not_spoken_to_is_thought_of(make_manager, authority):
+    manager = make_manager()
+    with EmbeddingServer(certificate=authority.issue_cert("127.0.0.1")) as server:
+        manager.register("remote", server.ollama.replace("+https", ""))
+        with pytest.raises(RemoteError, match="if it speaks TLS, write https in the place of http"):
+            manager.load("remote")
 
 
 def test_a_certificate_that_is_renewed_wrongly_fails_its_calls(make_manager, authority, trusted):
@@ -96,7 +106,7 @@ def test_a_certificate_that_is_renewed_wrongly_fails_its_calls(make_manager, aut
         server.certify(expired)
         manager.embed("a", "remote")  # by the connection that was open
         for _ in range(10):
-            with pytest.raises(RemoteError, match="has expired"):
+            with pytest.raises(RemoteRefusedError, match="has expired"):
                 manager.embed("a", "remote")
         server.certify(good)
         np.testing.assert_array_equal(manager.embed("a", "remote"), vector)

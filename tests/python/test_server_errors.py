@@ -246,6 +246,7 @@ def test_every_error_of_the_package_has_an_answer():
         "NotFiniteError": 500,
         "OverloadedError": 429,
         "RemoteError": 503,
+        "RemoteRefusedError": 503,
         "RequestCancelledError": 503,
         "UnknownModelError": 404,
         "UnsupportedModelError": 503,

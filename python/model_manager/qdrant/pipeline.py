@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
-from ..errors import ModelManagerError, OverloadedError, WaitTimeoutError
+from ..errors import ModelManagerError, OverloadedError, RemoteRefusedError, WaitTimeoutError
 from .documents import Document, Input, prepare
 from .report import Failure, IndexingError, IndexReport
 from .store import CollectionError, Store, StoreError
@@ -157,6 +157,8 @@ class Run:
         for pause in self._store.backoff.pauses():
             try:
                 return request()
+            except RemoteRefusedError:
+                raise  # it would refuse again
             except _PASSING as error:
                 logger.warning("The model could not embed a batch: %s; trying again in %.2g s", error, pause)
                 self._store.sleep(pause)
