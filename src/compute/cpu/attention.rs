@@ -1,9 +1,9 @@
 //! Attention within each sequence, on the same tiles as the linear layers.
 //!
-//! For one head of one sequence, keys and values are packed into panels; then, for each tile of queries, scores
-//! against a block of keys are one product, softmax turns them into probabilities, and those times the values are
+//! For one head of one sequence, a block of keys and values is packed into panels; then, for each tile of queries,
+//! scores against them are one product, softmax turns them into probabilities, and those times the values are
 //! another. Texts longer than a block keep a running maximum and sum for each query, so scores never take more
-//! memory than a tile times a block; and a strip of tiles passes each block before the next is fetched.
+//! memory than a tile times a block, and all tiles pass a block, in the second-level cache, before the next is packed.
 
 use std::ops::Range;
 
@@ -20,10 +20,6 @@ use crate::{Error, Result};
 /// panel width.
 const BLOCK: usize = 256;
 
-/// Tiles of queries that pass a block of keys and values together, so that a long text's are read from far memory
-/// once in so many tiles: enough that their sums still fit into the second-level cache beside the block.
-const STRIP: usize = 16;
-
 /// Elements between rows of scores: not a power of two, for the sake of cache sets.
 const STRIDE: usize = BLOCK + 32;
 
@@ -33,6 +29,7 @@ pub(super) struct Scratch {
     keys: Option<Buffer>,
     values: Option<Buffer>,
     sums: Option<Buffer>,
+    running: Vec<[Running; TALLEST_TILE]>,
     scores: Vec<f32>,
     narrow: Vec<u16>,
 }
@@ -72,6 +69,18 @@ pub(super) struct Span {
     pub rows: usize,
 }
 
+/// A tile of queries of one head, and where its sums are.
+struct At {
+    span: Span,
+    head: usize,
+    /// Rows of the span.
+    tile: Range<usize>,
+    /// Its place among those that are under way.
+    place: usize,
+    /// The first element of its sums.
+    sums: usize,
+}
+
 impl Attention<'_> {
     /// Whether the columns of the input divide as `heads` says.
     pub(super) fn check(qkv: &Matrix, heads: Heads) {
@@ -83,83 +92,76 @@ impl Attention<'_> {
     /// All query heads of one key and value head, for one sequence.
     pub(super) fn group(&self, scratch: &mut Scratch, span: Span, kv_head: usize) -> Result<()> {
         let Heads { heads, kv_heads, width, .. } = self.heads;
-        let (format, length, panel) = (self.keys.format(), span.before + span.rows, self.kernels.width);
         if span.rows == 0 || width == 0 {
             return Ok(());
         }
-        let key_units = units(format, width);
         let _held = self.kernels.hold();
-        let value_units = self.value_units(length);
-        let keys = grown(&mut scratch.keys, length.next_multiple_of(panel) * key_units * 4)?;
-        let values = grown(&mut scratch.values, width.next_multiple_of(panel) * value_units * 4)?;
-        let columns = self.keys.columns() - 2 * kv_heads * width;
-        let first = input(self.keys, span.keys, columns + kv_head * width);
-        for (index, to) in keys
-            .as_mut_slice::<u32>()
-            .chunks_exact_mut(key_units * panel)
-            .take(length.div_ceil(panel))
-            .enumerate()
-        {
-            let count = panel.min(length - index * panel);
-            // SAFETY: `count` rows of the input, which has a value column after the last key column.
-            unsafe {
-                let from = first.add(index * panel * self.keys.stride());
-                self.kernels.pack_columns(format, from, self.keys.stride(), count, width, to);
-            }
-        }
-        let first = input(self.keys, span.keys, columns + (kv_heads + kv_head) * width);
-        for (index, to) in values
-            .as_mut_slice::<u32>()
-            .chunks_exact_mut(value_units * panel)
-            .take(width.div_ceil(panel))
-            .enumerate()
-        {
-            let count = panel.min(width - index * panel);
-            let (to, padding) = to.split_at_mut(units(format, length) * panel);
-            // SAFETY: `length` rows of the input, columns that it has.
-            unsafe {
-                let from = first.add(index * panel * format.bytes());
-                self.kernels.pack_rows(format, from, self.keys.stride(), length, count, to);
-            }
-            padding.fill(0);
-        }
-        let group = heads / kv_heads;
-        for head in kv_head * group..(kv_head + 1) * group {
-            self.head(scratch, span, head)?;
-        }
-        Ok(())
-    }
-
-    /// One query head, with keys and values packed in `scratch`.
-    fn head(&self, scratch: &mut Scratch, span: Span, head: usize) -> Result<()> {
-        let Heads { width, .. } = self.heads;
-        let height = self.kernels.rows(self.keys.format());
-        let tiles = span.rows.div_ceil(height);
+        let (format, panel, length) = (self.keys.format(), self.kernels.width, span.before + span.rows);
+        let height = self.kernels.rows(format);
+        let (group, tiles) = (heads / kv_heads, span.rows.div_ceil(height));
+        // Where there is one block, each tile is done with it before the next begins, in the same place.
+        let places = if length <= BLOCK { 1 } else { group * tiles };
         // Elements of the sums of one tile: columns in whole panels.
-        let room = width.next_multiple_of(self.kernels.width) * height;
-        grown(&mut scratch.sums, tiles.min(STRIP) * room * 4)?;
+        let room = width.next_multiple_of(panel) * height;
+        let packed = BLOCK.min(length);
+        grown(&mut scratch.keys, packed.next_multiple_of(panel) * units(format, width) * 4)?;
+        grown(&mut scratch.values, width.next_multiple_of(panel) * self.value_units(packed) * 4)?;
+        grown(&mut scratch.sums, places * room * 4)?;
+        scratch.running.clear();
+        scratch.running.resize(places, [Running::default(); TALLEST_TILE]);
         scratch.scores.resize(height * STRIDE, 0.0);
         scratch.narrow.resize(height * STRIDE, 0);
-        for first in (0..tiles).step_by(STRIP) {
-            let strip = first..tiles.min(first + STRIP);
-            let mut running = [[Running::default(); TALLEST_TILE]; STRIP];
-            let last = self.visible(span, share(span.rows, tiles, strip.end - 1));
-            for block in (0..last).step_by(BLOCK) {
-                for (at, index) in strip.clone().enumerate() {
-                    let tile = share(span.rows, tiles, index);
-                    let visible = self.visible(span, tile.clone());
-                    if block >= visible {
-                        continue;
-                    }
-                    let keys = block..visible.min(block + BLOCK);
-                    self.tile(scratch, at * room, span, tile.clone(), head, keys, &mut running[at]);
-                    if block + BLOCK >= visible {
-                        self.finish(scratch, at * room, span, tile, head, &running[at]);
-                    }
+        for block in (0..length).step_by(BLOCK) {
+            self.pack(scratch, span, kv_head, block..length.min(block + BLOCK));
+            for (head, index) in (0..group).flat_map(|head| (0..tiles).map(move |index| (head, index))) {
+                let tile = share(span.rows, tiles, index);
+                let visible = span.before + if self.heads.causal { tile.end } else { span.rows };
+                if block >= visible {
+                    continue;
+                }
+                let place = (head * tiles + index) % places;
+                if block == 0 {
+                    scratch.running[place] = Default::default();
+                }
+                let at = At { span, head: kv_head * group + head, tile, place, sums: place * room };
+                self.tile(scratch, &at, block..visible.min(block + BLOCK));
+                if block + BLOCK >= visible {
+                    self.finish(scratch, &at);
                 }
             }
         }
         Ok(())
+    }
+
+    /// Makes panels of a block's keys and values.
+    fn pack(&self, scratch: &mut Scratch, span: Span, kv_head: usize, block: Range<usize>) {
+        let Heads { kv_heads, width, .. } = self.heads;
+        let (format, panel, stride) = (self.keys.format(), self.kernels.width, self.keys.stride());
+        let columns = self.keys.columns() - 2 * kv_heads * width;
+        let size = units(format, width) * panel;
+        let first = input(self.keys, span.keys + block.start, columns + kv_head * width);
+        let keys = scratch.keys.as_mut().map_or(&mut [][..], Buffer::as_mut_slice::<u32>);
+        for (index, to) in keys.chunks_exact_mut(size).take(block.len().div_ceil(panel)).enumerate() {
+            let count = panel.min(block.len() - index * panel);
+            // SAFETY: `count` rows of the input, which has a value column after the last key column.
+            unsafe {
+                let from = first.add(index * panel * stride);
+                self.kernels.pack_columns(format, from, stride, count, width, to);
+            }
+        }
+        let size = self.value_units(block.len()) * panel;
+        let first = input(self.keys, span.keys + block.start, columns + (kv_heads + kv_head) * width);
+        let values = scratch.values.as_mut().map_or(&mut [][..], Buffer::as_mut_slice::<u32>);
+        for (index, to) in values.chunks_exact_mut(size).take(width.div_ceil(panel)).enumerate() {
+            let count = panel.min(width - index * panel);
+            let (to, padding) = to.split_at_mut(units(format, block.len()) * panel);
+            // SAFETY: the block's rows of the input, columns that it has.
+            unsafe {
+                let from = first.add(index * panel * format.bytes());
+                self.kernels.pack_rows(format, from, stride, block.len(), count, to);
+            }
+            padding.fill(0);
+        }
     }
 
     /// Units of so many values and the zeros that follow them.
@@ -168,36 +170,21 @@ impl Attention<'_> {
         units(format, length).next_multiple_of(self.kernels.depth(format))
     }
 
-    /// Keys that a tile of queries sees.
-    fn visible(&self, span: Span, tile: Range<usize>) -> usize {
-        span.before + if self.heads.causal { tile.end } else { span.rows }
-    }
-
-    /// One tile of queries against a block of keys: adds to the tile's unnormalised sums of values, `sums` elements
-    /// from the start of those of its strip.
-    #[expect(clippy::too_many_arguments, reason = "a place in each of four matrices")]
-    fn tile(
-        &self,
-        scratch: &mut Scratch,
-        sums: usize,
-        span: Span,
-        tile: Range<usize>,
-        head: usize,
-        keys: Range<usize>,
-        running: &mut [Running; TALLEST_TILE],
-    ) {
+    /// One tile of queries against keys of the packed block: adds to the tile's unnormalised sums of values.
+    fn tile(&self, scratch: &mut Scratch, at: &At, keys: Range<usize>) {
         let Heads { width, causal, .. } = self.heads;
+        let At { span, tile, .. } = at;
         let (format, panel) = (self.keys.format(), self.kernels.width);
         let height = self.kernels.rows(format);
-        let (key_units, value_units) = (units(format, width), self.value_units(span.before + span.rows));
-        let queries = input(self.queries, span.queries + tile.start, head * width);
+        let key_units = units(format, width);
+        let value_units = self.value_units(BLOCK.min(span.before + span.rows - keys.start));
+        let queries = input(self.queries, span.queries + tile.start, at.head * width);
         let packed = scratch.keys.as_ref().map_or(&[][..], Buffer::as_slice::<f32>);
         for column in (0..keys.len()).step_by(panel) {
-            let start = (keys.start + column) * key_units;
             let product = Tile {
                 a: queries,
                 a_stride: self.queries.stride(),
-                panel: packed[start..start + key_units * panel].as_ptr(),
+                panel: packed[column * key_units..][..key_units * panel].as_ptr(),
                 k: key_units,
                 c: scratch.scores[column..].as_mut_ptr(),
                 c_stride: STRIDE,
@@ -221,11 +208,11 @@ impl Attention<'_> {
                 (keys.len() as isize, 0)
             },
             scale: 1.0 / (width as f32).sqrt(),
-            running: &mut running[..tile.len()],
+            running: &mut scratch.running[at.place][..tile.len()],
             factors: &mut factors[..tile.len()],
         });
         let all = scratch.sums.as_mut().map_or(&mut [][..], Buffer::as_mut_slice::<f32>);
-        let sums = &mut all[sums..sums + width.next_multiple_of(panel) * height];
+        let sums = &mut all[at.sums..at.sums + width.next_multiple_of(panel) * height];
         if keys.start > 0 {
             // A tile of `height` rows for each panel of value columns. Maxima seldom rise after the first blocks.
             for of_panel in sums.chunks_exact_mut(height * panel) {
@@ -241,13 +228,11 @@ impl Attention<'_> {
             DType::F32 => scratch.scores.as_ptr().cast(),
             DType::Bf16 => scratch.narrow.as_ptr().cast(),
         };
-        let from = units(format, keys.start);
         for (index, of_panel) in sums.chunks_exact_mut(height * panel).enumerate() {
-            let start = index * panel * value_units + from * panel;
             let product = Tile {
                 a: probabilities,
                 a_stride: STRIDE * format.bytes(),
-                panel: values[start..start + k * panel].as_ptr(),
+                panel: values[index * panel * value_units..][..k * panel].as_ptr(),
                 k,
                 c: of_panel.as_mut_ptr(),
                 c_stride: panel,
@@ -260,21 +245,14 @@ impl Attention<'_> {
     }
 
     /// A tile that has seen all its keys goes to the output.
-    fn finish(
-        &self,
-        scratch: &Scratch,
-        sums: usize,
-        span: Span,
-        tile: Range<usize>,
-        head: usize,
-        running: &[Running; TALLEST_TILE],
-    ) {
+    fn finish(&self, scratch: &Scratch, at: &At) {
+        let At { span, tile, .. } = at;
         let (width, panel) = (self.heads.width, self.kernels.width);
         let height = self.kernels.rows(self.keys.format());
-        let factors = running.map(|running| 1.0 / running.sum);
-        let sums = &scratch.sums.as_ref().map_or(&[][..], Buffer::as_slice::<f32>)[sums..];
+        let factors = scratch.running[at.place].map(|running| 1.0 / running.sum);
+        let sums = &scratch.sums.as_ref().map_or(&[][..], Buffer::as_slice::<f32>)[at.sums..];
         for (first, of_panel) in (0..width).step_by(panel).zip(sums.chunks_exact(height * panel)) {
-            let columns = head * width + first..head * width + width.min(first + panel);
+            let columns = at.head * width + first..at.head * width + width.min(first + panel);
             let finish = Finish {
                 tile: of_panel.as_ptr(),
                 tile_stride: panel,
