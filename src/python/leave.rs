@@ -91,10 +91,17 @@ impl Logger {
 }
 
 /// Has log records of the core arrive in Python's logging. A second interpreter in the process shares the first's logger.
-pub(super) fn install_logger() {
-    if log::set_boxed_logger(Box::new(Logger(pyo3_log::Logger::default()))).is_ok() {
+///
+/// Python is asked anew whether each record is wanted, since its levels may change at any time; records are few. What
+/// libraries have to tell of each request is not passed on.
+pub(super) fn install_logger(py: Python<'_>) -> PyResult<()> {
+    let logger = pyo3_log::Logger::new(py, pyo3_log::Caching::Loggers)?
+        .filter(log::LevelFilter::Warn)
+        .filter_target(env!("CARGO_CRATE_NAME").to_owned(), log::LevelFilter::Debug);
+    if log::set_boxed_logger(Box::new(Logger(logger))).is_ok() {
         log::set_max_level(log::LevelFilter::Debug);
     }
+    Ok(())
 }
 
 fn announce() {

@@ -85,7 +85,7 @@ mod _core {
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
         module.add("__version__", env!("CARGO_PKG_VERSION"))?;
-        super::leave::install_logger();
+        super::leave::install_logger(module.py())?;
         Ok(())
     }
 }

@@ -34,7 +34,9 @@ def test_each_is_documented_and_a_built_in(error):
     assert issubclass(error, ModelManagerError)
     assert inspect.getdoc(error).endswith(".")
     if error is not ModelManagerError:
-        assert any(base.__module__ == "builtins" and base is not Exception for base in error.__bases__)
+        assert any(
+            base.__module__ == "builtins" and base not in {Exception, BaseException, object} for base in error.__mro__
+        )
 
 
 @pytest.mark.parametrize("error", CLASSES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import shutil
 import sys
 import threading
@@ -270,6 +271,20 @@ def test_cleanup_idle_by_hand(make_manager):
     assert manager.cleanup_idle() == 0
     assert manager.is_loaded("english_sentence"), "not idle for long enough"
     assert manager.last_cleanup_seconds < 5
+
+
+def test_levels_of_the_log_may_change_at_any_time(manager, caplog):
+    log = logging.getLogger("model_manager")
+    for level, heard in [(logging.ERROR, False), (logging.NOTSET, True), (logging.ERROR, False)]:
+        caplog.clear()
+        before = log.level
+        log.setLevel(level)
+        try:
+            manager.register("model", "/no/such/model", fallback=[ENGLISH_MODEL], replace=True)
+            manager.load("model")
+        finally:
+            log.setLevel(before)
+        assert ("/no/such/model" in caplog.text) == heard
 
 
 def test_fallback_chain(manager, caplog):

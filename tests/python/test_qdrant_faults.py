@@ -10,7 +10,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from conftest import FIXTURES
+from conftest import DIMENSION, FIXTURES
 from embedding_server import EmbeddingServer
 from model_manager.errors import InputError, NotFiniteError, OverloadedError
 from model_manager.qdrant import Backoff, CollectionError, IndexingError, QdrantIndexer, StoreError
@@ -166,7 +166,7 @@ def test_a_queue_that_is_full_for_a_while(make_manager, make_indexer, fake, monk
 def test_a_server_that_refuses_is_not_asked_again(make_manager, make_indexer, fake):
     """Nor for each document apart: it is not they that are refused."""
     manager, pauses = make_manager(), []
-    with EmbeddingServer() as server:
+    with EmbeddingServer(lambda texts: np.ones((len(texts), DIMENSION), np.float32)) as server:
         manager.register("remote", server.ollama)
         manager.load("remote")
         indexer = make_indexer(fake, manager=manager, model="remote")
