@@ -175,7 +175,8 @@ def test_a_server_that_refuses_is_not_asked_again(make_manager, make_indexer, fa
         asked = len(server.asked)
         server.faults[:] = [401] * 100
         report = indexer.add_documents(documents(6), batch_size=2)
-        assert len(server.asked) == asked + 3
+        # Batches that are under way together may travel together.
+        assert asked < len(server.asked) <= asked + 3
     assert (report.indexed, report.failed, pauses) == (0, 6, [])
     assert all("access was refused" in failure.reason for failure in report.failures)
 
