@@ -169,6 +169,7 @@ def test_loading_and_unloading_by_hand(visit, serve):
     page.tab.get_by_role("button", name="Unload tiny", exact=True).click()
     page.wait("#notice", "tiny unloaded")
     assert not server.manager.is_loaded("tiny")
+    page.tab.locator("#chart .event").nth(1).wait_for(state="attached")  # drawn with the figures that come next
     assert page.tab.locator("#chart .event").count() == 2
     assert page.said == []
 
