@@ -107,7 +107,6 @@ impl Attention<'_> {
         grown(&mut scratch.keys, packed.next_multiple_of(panel) * units(format, width) * 4)?;
         grown(&mut scratch.values, width.next_multiple_of(panel) * self.value_units(packed) * 4)?;
         grown(&mut scratch.sums, places * room * 4)?;
-        scratch.running.clear();
         scratch.running.resize(places, [Running::default(); TALLEST_TILE]);
         scratch.scores.resize(height * STRIDE, 0.0);
         scratch.narrow.resize(height * STRIDE, 0);
@@ -121,6 +120,7 @@ impl Attention<'_> {
                 }
                 let place = (head * tiles + index) % places;
                 if block == 0 {
+                    // Whatever was there before, in this place or in this scratch.
                     scratch.running[place] = Default::default();
                 }
                 let at = At { span, head: kv_head * group + head, tile, place, sums: place * room };
