@@ -33,6 +33,7 @@ impl Cache for Remembered {
 /// A letter that depends on every token before it, and accidents on demand.
 struct Letters {
     letters: Vec<u32>,
+    context: usize,
     fails: u32,
     panics: u32,
     damages: u32,
@@ -57,7 +58,7 @@ impl Decoder for Letters {
         300
     }
     fn context(&self) -> usize {
-        2000
+        self.context
     }
     fn new_cache(&self, _: usize) -> Result<Remembered> {
         Ok(Remembered(Vec::new()))
@@ -96,11 +97,19 @@ struct Bench {
 
 const END: u32 = 290;
 
+/// More tokens than any machine writes before a test ends: only a cancellation ends such a request.
+const ENDLESS: usize = 1 << 40;
+
 fn bench_with(change: impl FnOnce(&mut EngineSettings)) -> Bench {
+    bench_of(2 * ENDLESS, change)
+}
+
+fn bench_of(context: usize, change: impl FnOnce(&mut EngineSettings)) -> Bench {
     let tokens = Arc::new(byte_level());
     let letters = ('a'..='z').map(|letter| tokens.id(&letter.to_string()).unwrap()).collect();
     let decoder = Arc::new(Letters {
         letters,
+        context,
         fails: 280,
         panics: 281,
         damages: 282,
@@ -220,7 +229,7 @@ fn a_cancelled_request_stops_within_a_token() {
         bench
             .engine
             .submit(
-                request(vec![5], 1000),
+                request(vec![5], ENDLESS),
                 Box::new(move |event| {
                     if let Some(ticket) = for_callback.lock().take() {
                         ticket.cancel();
@@ -240,7 +249,7 @@ fn a_cancelled_request_stops_within_a_token() {
 #[test]
 fn a_waiting_request_is_cancelled_though_the_engine_is_full() {
     let bench = bench_with(|settings| settings.max_active = 1);
-    let busy = bench.engine.stream(request(vec![1], 1900)).unwrap();
+    let busy = bench.engine.stream(request(vec![1], ENDLESS)).unwrap();
     let mut waiting = bench.engine.stream(request(vec![2], 10)).unwrap();
     waiting.cancel();
     assert_eq!(waiting.next(&mut unchecked).unwrap(), None);
@@ -257,7 +266,7 @@ fn a_failing_check_cancels_and_is_returned() {
         calls += 1;
         if calls > 3 { Err(Error::Input("interrupted".into())) } else { Ok(()) }
     };
-    let outcome = bench.engine.generate(request(vec![1], 1900), &mut check);
+    let outcome = bench.engine.generate(request(vec![1], ENDLESS), &mut check);
     assert_eq!(outcome, Err(Error::Input("interrupted".into())));
     bench.until(|stats| stats.cancelled == 1 && stats.active == 0);
 }
@@ -348,7 +357,7 @@ fn stop_texts_and_end_tokens_end_the_answer() {
 
 #[test]
 fn impossible_requests_are_refused_at_once() {
-    let bench = bench();
+    let bench = bench_of(2000, |_| ());
     let refusal = |request| bench.run(request).unwrap_err().to_string();
     assert!(refusal(request(vec![], 5)).contains("the prompt is empty"));
     assert!(refusal(request(vec![0; 2000], 5)).contains("2000 tokens"));
@@ -361,7 +370,7 @@ fn impossible_requests_are_refused_at_once() {
 
 #[test]
 fn the_context_ends_an_answer() {
-    let bench = bench();
+    let bench = bench_of(2000, |_| ());
     let completion = bench.run(request(vec![1; 1990], 500)).unwrap();
     assert_eq!((completion.tokens.len(), completion.reason), (10, FinishReason::Length));
 }
@@ -370,7 +379,7 @@ fn the_context_ends_an_answer() {
 fn closing_tells_everybody() {
     let bench = bench_with(|settings| settings.max_active = 1);
     let held = bench.decoder.gate.lock();
-    let mut active = bench.engine.stream(request(vec![1], 1900)).unwrap();
+    let mut active = bench.engine.stream(request(vec![1], ENDLESS)).unwrap();
     bench.until(|stats| stats.waiting == 0);
     let mut waiting = bench.engine.stream(request(vec![1], 5)).unwrap();
     let Bench { engine, .. } = bench;
@@ -394,7 +403,7 @@ fn closing_tells_everybody() {
 #[test]
 fn a_panicking_callback_drops_its_request_only() {
     let bench = bench();
-    bench.engine.submit(request(vec![1], 1900), Box::new(|_| panic!("callback"))).unwrap();
+    bench.engine.submit(request(vec![1], ENDLESS), Box::new(|_| panic!("callback"))).unwrap();
     assert_eq!(bench.run(request(vec![2], 5)).unwrap().tokens, bench.expected(&[2], 5));
     bench.until(|stats| stats.cancelled == 1 && stats.active == 0);
 }
