@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use model_manager::compute::cpu::{CpuPass, States};
+use model_manager::compute::decoder::Hold;
 use model_manager::compute::{
     Activation, Backend, Cpu, DType, Heads, Isa, Packed, Pass, Positions, Threads, Weight,
 };
@@ -19,6 +20,12 @@ fn cases() -> impl Iterator<Item = (String, Isa, DType)> {
         |isa: Isa| [Some(DType::F32), isa.native_bf16().then_some(DType::Bf16)].into_iter().flatten();
     let name = |isa: Isa, dtype: DType| format!("{isa}-{}", dtype.name());
     Isa::available().flat_map(move |isa| formats(isa).map(move |dtype| (name(isa, dtype), isa, dtype)))
+}
+
+/// The same for weights: in eight bits as well.
+fn holds() -> impl Iterator<Item = (String, Isa, Hold)> {
+    let coded = Isa::available().map(|isa| (format!("{isa}-int8"), isa, Hold::Int8));
+    cases().map(|(name, isa, dtype)| (name, isa, dtype.into())).chain(coded)
 }
 
 fn filled(rows: usize, columns: usize) -> Weight {
@@ -71,8 +78,8 @@ fn gemm(c: &mut Criterion) {
         [(384, 1152), (384, 1536), (1536, 384), (768, 3072), (3072, 768), (1024, 4096), (3072, 1024)]
     {
         group.throughput(Throughput::Elements((2 * TOKENS * inputs * outputs) as u64));
-        for (name, isa, dtype) in cases() {
-            let cpu = Cpu::new(isa, dtype);
+        for (name, isa, hold) in holds() {
+            let cpu = Cpu::new(isa, hold);
             let linear = cpu.linear(&[(filled(outputs, inputs).into(), Some(vector(0.1, outputs)))]).unwrap();
             for activation in [Activation::Identity, Activation::Gelu] {
                 let id = BenchmarkId::new(format!("{name}-{activation:?}"), format!("{inputs}x{outputs}"));
@@ -176,20 +183,32 @@ fn peak(c: &mut Criterion) {
             }
             _mm512_cvtss_f32(sums.into_iter().reduce(|x, y| _mm512_add_ps(x, y)).unwrap())
         }
+        #[target_feature(enable = "avx512f,avx512vnni")]
+        fn int8(x: f32) -> f32 {
+            let (a, mut sums) = (_mm512_set1_epi32(x.to_bits() as i32), [_mm512_setzero_si512(); SUMS]);
+            for _ in 0..STEPS {
+                for sum in &mut sums {
+                    *sum = _mm512_dpbusd_epi32(*sum, a, a);
+                }
+            }
+            let sum = sums.into_iter().reduce(|x, y| _mm512_add_epi32(x, y)).unwrap();
+            _mm512_cvtss_f32(_mm512_cvtepi32_ps(sum))
+        }
         let mut group = c.benchmark_group("peak");
-        let mut one = |isa: Isa, dtype: DType, lanes: usize, run: unsafe fn(f32) -> f32| {
-            if isa.is_available() {
-                group.throughput(Throughput::Elements((2 * lanes * SUMS * STEPS) as u64));
+        let mut one = |name: &str, available: bool, multiplied: usize, run: unsafe fn(f32) -> f32| {
+            if available {
+                group.throughput(Throughput::Elements((2 * multiplied * SUMS * STEPS) as u64));
                 let run = || {
                     // SAFETY: the CPU has the instructions.
                     unsafe { run(std::hint::black_box(0.1)) }
                 };
-                group.bench_function(format!("{isa}-{}", dtype.name()), |b| b.iter(run));
+                group.bench_function(name, |b| b.iter(run));
             }
         };
-        one(Isa::Avx2, DType::F32, 8, avx2);
-        one(Isa::Avx512, DType::F32, 16, avx512);
-        one(Isa::Avx512Bf16, DType::Bf16, 32, bf16);
+        one("avx2-float32", Isa::Avx2.is_available(), 8, avx2);
+        one("avx512-float32", Isa::Avx512.is_available(), 16, avx512);
+        one("avx512bf16-bfloat16", Isa::Avx512Bf16.is_available(), 32, bf16);
+        one("avx512vnni-int8", is_x86_feature_detected!("avx512vnni"), 64, int8);
         group.finish();
     }
     #[cfg(not(target_arch = "x86_64"))]

@@ -54,7 +54,7 @@ def prepare(python: Path, model: Path, work: Path, quick: bool, onnx: bool = Tru
     """Writes texts.json, and the ONNX graphs, where a contender reads those, unless they are there."""
     command = [str(python), str(HERE / "corpus.py"), str(model), str(work / "texts.json")]
     subprocess.run(command + ["--quick"] * quick, check=True)
-    if onnx and not (work / "fused.onnx").is_file():
+    if onnx and not (work / "int8.onnx").is_file():
         print("exporting the model to ONNX ...", flush=True)
         command = [str(python), str(HERE / "export_onnx.py"), str(model), str(work)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -34,7 +34,7 @@ REFERENCE = "sentence-transformers-f32"
 WORKLOADS = ("short", "passage", "long")
 LIMIT_S = 900  # for one answer of a worker
 COMPARED = 64  # texts of each workload
-QWEN3 = ["model_manager-auto", "model_manager-f32", "sentence-transformers-bf16", REFERENCE]
+QWEN3 = ["model_manager-auto", "model_manager-int8", "model_manager-f32", "sentence-transformers-bf16", REFERENCE]
 
 
 class WorkerFailed(RuntimeError):

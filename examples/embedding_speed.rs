@@ -7,7 +7,8 @@ use std::path::Path;
 use std::time::Instant;
 
 use model_manager::compute::memory::resident_bytes;
-use model_manager::compute::{DType, Isa, Packed};
+use model_manager::compute::{Isa, Packed};
+use model_manager::config::DTypeChoice;
 use model_manager::models::{Encoder, ModelConfig, ModelFiles, Overrides, Weights, on_cpu};
 use model_manager::{Error, Result};
 
@@ -17,7 +18,7 @@ const TOKENS: usize = 2048;
 fn main() -> Result<()> {
     let mut arguments = std::env::args().skip(1);
     let path = arguments.next().ok_or_else(|| Error::Input("usage: embedding_speed MODEL [DTYPE]".into()))?;
-    let dtype: DType = arguments.next().unwrap_or_else(|| "auto".into()).parse()?;
+    let dtype = DTypeChoice::parse(&arguments.next().unwrap_or_else(|| "auto".into()))?;
     let path = Path::new(&path);
     let files = if path.is_dir() {
         ModelFiles::open("model", path)?
@@ -25,9 +26,10 @@ fn main() -> Result<()> {
         ModelFiles::gguf("model", path.into())?
     };
     let isa = Isa::from_env()?;
+    let hold = dtype.hold(isa);
     let (before, started) = (resident_bytes(), Instant::now());
-    let build = |config: &ModelConfig, weights: &Weights| on_cpu(config, weights, isa, dtype);
-    let encoder = Encoder::load(&files, dtype, Overrides::default(), &build)?;
+    let build = |config: &ModelConfig, weights: &Weights| on_cpu(config, weights, isa, hold);
+    let encoder = Encoder::load(&files, hold, Overrides::default(), &build)?;
     println!(
         "{} on {isa}, loaded in {:.2} s: {} MB of weights, {} MB resident",
         encoder.dtype(),

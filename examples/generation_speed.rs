@@ -8,9 +8,8 @@ use std::time::Instant;
 
 use model_manager::compute::Isa;
 use model_manager::compute::memory::resident_bytes;
-use model_manager::generation::{
-    Completion, GenerationParams, Generator, Message, Prompt, TextModel, parse_hold,
-};
+use model_manager::config::DTypeChoice;
+use model_manager::generation::{Completion, GenerationParams, Generator, Message, Prompt, TextModel};
 use model_manager::models::ModelFiles;
 use model_manager::{Error, Result};
 
@@ -20,14 +19,16 @@ fn main() -> Result<()> {
     let mut arguments = std::env::args().skip(1);
     let path =
         arguments.next().ok_or_else(|| Error::Input("usage: generation_speed MODEL [DTYPE]".into()))?;
-    let hold = parse_hold(&arguments.next().unwrap_or_else(|| "auto".into()))?;
+    let dtype = DTypeChoice::parse(&arguments.next().unwrap_or_else(|| "auto".into()))?;
+    let isa = Isa::from_env()?;
+    let hold = dtype.hold(isa);
     let before = resident_bytes();
     let started = Instant::now();
     let path = Path::new(&path);
     let model = if path.is_dir() {
-        TextModel::from_files(&ModelFiles::open("model", path)?, hold, Isa::from_env()?)?
+        TextModel::from_files(&ModelFiles::open("model", path)?, hold, isa)?
     } else {
-        TextModel::from_gguf("model", path, hold, Isa::from_env()?)?
+        TextModel::from_gguf("model", path, hold, isa)?
     };
     let generator = Generator::start(model, |settings| settings.kept_prefixes = 0)?;
     println!(

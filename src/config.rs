@@ -11,6 +11,7 @@ use std::time::Duration;
 
 pub use value::{Choice, KeepAliveSetting, MemoryBudget, NonEmpty, Seconds, Setting, Value};
 
+use crate::compute::{DType, Hold, Isa};
 use crate::{Error, Result};
 
 /// What the process that embeds this crate tells it.
@@ -75,10 +76,10 @@ macro_rules! for_each_setting {
             max_tokens: usize = 150, "AI_MAX_TOKENS";
             /// Default sampling temperature.
             temperature: f64 = 0.7, "AI_TEMPERATURE";
-            /// float32, bfloat16, or auto: bfloat16 where the CPU multiplies it natively, else float32.
+            /// How sentence models' weights are held: float32, bfloat16, int8, int4, or auto: bfloat16 where the CPU multiplies it natively, else float32.
             dtype: DTypeChoice = DTypeChoice::Auto, "MODEL_MANAGER_DTYPE";
-            /// How the generator's weights are held: auto, float32, bfloat16, int8 or int4. GGUF files keep their own form.
-            generator_dtype: GeneratorDType = GeneratorDType::Auto, "MODEL_MANAGER_GENERATOR_DTYPE";
+            /// The same for the generator. GGUF files keep their own form.
+            generator_dtype: DTypeChoice = DTypeChoice::Auto, "MODEL_MANAGER_GENERATOR_DTYPE";
             /// auto, cpu, cuda or mps; the last two need a build with that feature.
             device: DeviceChoice = DeviceChoice::Auto, "MODEL_MANAGER_DEVICE";
             /// Threads that compute, shared by all managers of the process; 0: as many as the cores it may use.
@@ -122,7 +123,7 @@ value::choice! {
 }
 
 value::choice! {
-    /// In which numbers a model computes.
+    /// How a model's weights are held, and with that what it computes in.
     DTypeChoice {
         /// bfloat16 where the CPU multiplies it natively, else float32.
         Auto = "auto",
@@ -130,22 +131,37 @@ value::choice! {
         Float32 = "float32",
         /// bfloat16 products, float32 sums.
         Bfloat16 = "bfloat16",
-    }
-}
-
-value::choice! {
-    /// How the weights of a text generator are held.
-    GeneratorDType {
-        /// bfloat16 where the CPU multiplies it natively, else float32.
-        Auto = "auto",
-        /// 32-bit floating point.
-        Float32 = "float32",
-        /// bfloat16.
-        Bfloat16 = "bfloat16",
         /// Quantised at load: 8 bits a weight and a scale for every 32.
         Int8 = "int8",
         /// Quantised at load: 4 bits a weight, a scale and a minimum for every 32.
         Int4 = "int4",
+    }
+}
+
+impl DTypeChoice {
+    /// This choice, or `configured` where it leaves the choice open.
+    pub fn or(self, configured: Self) -> Self {
+        if self == Self::Auto { configured } else { self }
+    }
+
+    /// The choice that a person wrote down.
+    ///
+    /// # Errors
+    /// [`Error::Config`] with what is allowed.
+    pub fn parse(dtype: &str) -> Result<Self> {
+        let refused = |reason| Error::Config { setting: "dtype".into(), value: dtype.into(), reason };
+        Self::from_text(dtype.trim()).map_err(refused)
+    }
+
+    /// What it comes to on `isa`.
+    pub fn hold(self, isa: Isa) -> Hold {
+        match self {
+            Self::Auto => DType::auto(isa).into(),
+            Self::Float32 => Hold::F32,
+            Self::Bfloat16 => Hold::Bf16,
+            Self::Int8 => Hold::Int8,
+            Self::Int4 => Hold::Int4,
+        }
     }
 }
 
@@ -353,6 +369,24 @@ mod tests {
         let settings = Settings::resolve(&host, [("cache_size", Value::Int(9))]).unwrap();
         assert_eq!((settings.cache_size, settings.temperature, settings.max_tokens), (9, 0.5, 150));
         assert!(settings.is_given("cache_size") && !settings.is_given("temperature"));
+    }
+
+    #[test]
+    fn a_dtype_of_ones_own_goes_first_and_auto_is_what_the_machine_multiplies() {
+        let held = |own: DTypeChoice, configured: DTypeChoice| own.or(configured).hold(Isa::Portable);
+        for (choice, word) in DTypeChoice::ALL {
+            let expected = if *choice == DTypeChoice::Auto { "float32" } else { word };
+            assert_eq!(held(*choice, DTypeChoice::Auto).name(), expected);
+            assert_eq!(held(DTypeChoice::Auto, *choice).name(), expected);
+            assert_eq!(held(DTypeChoice::Int4, *choice), Hold::Int4);
+        }
+        assert_eq!(DTypeChoice::parse(" INT8 "), Ok(DTypeChoice::Int8));
+        let error = DTypeChoice::parse("int3").unwrap_err().to_string();
+        assert!(error.contains("dtype=int3") && error.contains("int4"), "{error}");
+        for isa in Isa::available() {
+            let expected = if isa.native_bf16() { Hold::Bf16 } else { Hold::F32 };
+            assert_eq!(DTypeChoice::Auto.hold(isa), expected);
+        }
     }
 
     #[test]

@@ -6,9 +6,11 @@ from contenders.base import Contender
 CONTENDERS: dict[str, tuple[str, str, dict[str, str]]] = {
     "model_manager-f32": ("contenders.ours", "ModelManagerContender", {"dtype": "float32"}),
     "model_manager-auto": ("contenders.ours", "ModelManagerContender", {"dtype": "auto"}),
+    "model_manager-int8": ("contenders.ours", "ModelManagerContender", {"dtype": "int8"}),
     "sentence-transformers-f32": ("contenders.torch_st", "TorchContender", {"dtype": "float32"}),
     "sentence-transformers-bf16": ("contenders.torch_st", "TorchContender", {"dtype": "bfloat16"}),
-    "onnxruntime-f32": ("contenders.ort", "OrtContender", {}),
+    "onnxruntime-f32": ("contenders.ort", "OrtContender", {"graph": "fused.onnx"}),
+    "onnxruntime-int8": ("contenders.ort", "OrtContender", {"graph": "int8.onnx"}),
     "openvino-f32": ("contenders.ov", "OpenVinoContender", {"precision": "f32"}),
     "openvino-bf16": ("contenders.ov", "OpenVinoContender", {"precision": "bf16"}),
 }

@@ -1,4 +1,4 @@
-"""onnxruntime on the graph that its own optimizer fused (attention, GELU, layer norms)."""
+"""onnxruntime on the graph that its own optimizer fused (attention, GELU, layer norms), in f32 or quantised to int8."""
 
 from pathlib import Path
 from typing import Any
@@ -7,6 +7,9 @@ from contenders.base import Tokenized, Vectors
 
 
 class OrtContender(Tokenized):
+    def __init__(self, graph: str) -> None:
+        self.graph = graph
+
     def import_package(self) -> None:
         import onnxruntime
         import tokenizers  # noqa: F401  (part of what this way of embedding imports)
@@ -15,8 +18,8 @@ class OrtContender(Tokenized):
 
     def load(self, model: Path, onnx: Path) -> None:
         self.load_tokenizer(model)
-        fused = onnx.with_name("fused.onnx")
-        self.session = self.package.InferenceSession(str(fused), providers=["CPUExecutionProvider"])
+        graph = onnx.with_name(self.graph)
+        self.session = self.package.InferenceSession(str(graph), providers=["CPUExecutionProvider"])
 
     def embed(self, texts: list[str], batch: int) -> Vectors:
         def run(ids: Any, mask: Any) -> Any:

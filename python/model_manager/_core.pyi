@@ -73,7 +73,7 @@ class Config:
         use_huggingface: bool = ...,
         max_tokens: int = ...,
         temperature: float = ...,
-        dtype: Literal["auto", "float32", "bfloat16"] = ...,
+        dtype: Literal["auto", "float32", "bfloat16", "int8", "int4"] = ...,
         generator_dtype: Literal["auto", "float32", "bfloat16", "int8", "int4"] = ...,
         device: Literal["auto", "cpu", "cuda", "mps"] = ...,
         threads: int = ...,
@@ -152,15 +152,13 @@ class Config:
         """Default sampling temperature. `AI_TEMPERATURE`, default 0.7."""
     @property
     def dtype(self) -> str:
-        """``float32``, ``bfloat16``, or ``auto``: bfloat16 where the CPU multiplies it natively, else float32.
+        """How sentence models' weights are held: ``float32``, ``bfloat16``, ``int8`` or ``int4`` (quantised at load), or
+        ``auto``: bfloat16 where the CPU multiplies it natively, else float32. GGUF files keep their own form.
         `MODEL_MANAGER_DTYPE`, default auto.
         """
     @property
     def generator_dtype(self) -> str:
-        """How the generator's weights are held: ``float32``, ``bfloat16``, ``int8`` or ``int4`` (quantised at load), or
-        ``auto``: bfloat16 where the CPU multiplies it natively, else float32. GGUF files keep their own form.
-        `MODEL_MANAGER_GENERATOR_DTYPE`, default auto.
-        """
+        """The same for the generator. `MODEL_MANAGER_GENERATOR_DTYPE`, default auto."""
     @property
     def device(self) -> str:
         """``auto``, ``cpu``, ``cuda`` or ``mps``; the last two need a build with that feature.
@@ -324,7 +322,7 @@ class Manager:
                 ``env:NAME@`` before the host names the environment variable that holds it; without, ``openai+…``
                 sources use `MODEL_MANAGER_REMOTE_KEY`.
             loader: Called without arguments, on a thread of its own, when the slot is first used.
-            dtype: How it computes; int8 and int4 quantise a generator's plain weights at load. auto: as configured.
+            dtype: How it computes; int8 and int4 quantise plain weights at load. auto: as configured.
             keep_alive: Seconds or ``"5m"`` after the latest use; 0: unload after use; negative: for ever; None:
                 as configured.
             pinned: Never unloaded by idleness or budget; `unload` still does.

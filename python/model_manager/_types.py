@@ -88,7 +88,7 @@ class Description(TypedDict):
     prompts: dict[str, str]
     default_prompt_name: str | None
     dtype: str
-    """``float32`` or ``bfloat16``."""
+    """``float32``, ``bfloat16``, ``int8`` or ``int4``; of a server's model, in which its vectors come."""
     bytes: int
     """Memory of the weights."""
 

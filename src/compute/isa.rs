@@ -151,24 +151,6 @@ impl DType {
     }
 }
 
-impl FromStr for DType {
-    type Err = Error;
-
-    /// `float32`, `f32`, `bfloat16`, `bf16`, or `auto` for what [`Isa::from_env`] does best.
-    fn from_str(name: &str) -> Result<Self> {
-        match name.trim().to_ascii_lowercase().as_str() {
-            "auto" => Ok(Self::auto(Isa::from_env()?)),
-            "float32" | "f32" => Ok(Self::F32),
-            "bfloat16" | "bf16" => Ok(Self::Bf16),
-            _ => Err(Error::Config {
-                setting: "dtype".into(),
-                value: name.into(),
-                reason: "allowed are auto, float32, bfloat16".into(),
-            }),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -177,9 +159,6 @@ mod tests {
     fn names_parse_back() {
         for isa in Isa::available() {
             assert_eq!(isa.name().to_uppercase().parse::<Isa>(), Ok(isa));
-        }
-        for dtype in [DType::F32, DType::Bf16] {
-            assert_eq!(dtype.name().parse::<DType>(), Ok(dtype));
         }
     }
 
@@ -198,6 +177,5 @@ mod tests {
             let error = name.parse::<Isa>().unwrap_err().to_string();
             assert!(error.contains(name) && error.contains("portable"), "{error}");
         }
-        assert!("int3".parse::<DType>().unwrap_err().to_string().contains("bfloat16"));
     }
 }

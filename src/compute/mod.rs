@@ -24,7 +24,7 @@ mod weight;
 pub use backend::{Activation, Backend, Forward, Heads, Pass, Positions, Row, Rows, Turns};
 pub use candle::Candle;
 pub use cpu::Cpu;
-pub use decoder::Matrix;
+pub use decoder::{Hold, Matrix};
 pub use isa::{DType, ISA_VARIABLE, Isa};
 pub(crate) use kernels::rows::LONGEST_HEAD;
 pub use threads::Threads;

@@ -11,8 +11,8 @@ use tokenizers::{AddedToken, Tokenizer};
 
 use super::chat::{ChatTemplate, TURNS_TEMPLATE};
 use super::tokens::TextTokens;
+use crate::compute::Isa;
 use crate::compute::decoder::{Hold, Machine};
-use crate::compute::{DType, Isa};
 use crate::models::causal::{Causal, Named};
 use crate::models::files::{WeightFiles, read_json};
 use crate::models::gguf::Gguf;
@@ -42,28 +42,6 @@ pub struct TextModel {
     pub end: Option<u32>,
     /// All tokens that end an answer.
     pub ends: Vec<u32>,
-}
-
-/// How weights are held: a `dtype` ("auto", "float32", "bfloat16"), or "int8" or "int4" to quantise plain weights as
-/// they are loaded. A GGUF file's coded weights stay as they are.
-///
-/// # Errors
-/// [`Error::Config`] naming what is allowed.
-pub fn parse_hold(dtype: &str) -> Result<Hold> {
-    match dtype.trim().to_ascii_lowercase().as_str() {
-        "int8" | "q8_0" => Ok(Hold::Int8),
-        "int4" | "q4_1" => Ok(Hold::Int4),
-        other => match other.parse::<DType>() {
-            Ok(DType::F32) => Ok(Hold::F32),
-            Ok(DType::Bf16) => Ok(Hold::Bf16),
-            Err(Error::Config { setting, value, .. }) => Err(Error::Config {
-                setting,
-                value,
-                reason: "allowed are auto, float32, bfloat16, int8, int4".into(),
-            }),
-            Err(other) => Err(other),
-        },
-    }
 }
 
 /// The files of a language model.

@@ -234,15 +234,6 @@ fn an_unknown_architecture_is_named() {
     assert!(error.contains("\"bert\"") && error.contains(SUPPORTED), "{error}");
 }
 
-#[test]
-fn dtypes_are_checked() {
-    assert_eq!(parse_hold("float32"), Ok(Hold::F32));
-    assert_eq!(parse_hold("INT8"), Ok(Hold::Int8));
-    assert!(parse_hold("auto").is_ok());
-    let error = parse_hold("int3").unwrap_err().to_string();
-    assert!(error.contains("dtype=int3") && error.contains("int4"), "{error}");
-}
-
 /// The tokenizer and chat template of the Llama fixture as a GGUF file holds them.
 fn with_tokenizer(writer: Writer) -> Writer {
     let json: Value = read_json(&folder("llama/tokenizer.json")).unwrap();

@@ -21,5 +21,5 @@ pub use engine::{
     Completion, Engine, EngineSettings, EngineStats, Event, FinishReason, OnEvent, Stream, Ticket,
 };
 pub use generator::{Generator, Prompt};
-pub use load::{TextFiles, TextModel, parse_hold};
+pub use load::{TextFiles, TextModel};
 pub use params::GenerationParams;

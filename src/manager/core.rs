@@ -16,7 +16,7 @@ use crate::batching::{Batcher, Counters};
 use crate::cache::{CacheSettings, EmbeddingCache, Policy};
 use crate::clock::Clock;
 use crate::compute::{Threads, memory};
-use crate::config::{CachePolicy, Host, MULTILINGUAL_MODEL, Seconds, Settings};
+use crate::config::{CachePolicy, DTypeChoice, Host, MULTILINGUAL_MODEL, Seconds, Settings};
 use crate::language;
 use crate::lifecycle::{
     Budget, Context, Loaded, Managed, MemoryProbe, Reaper, ReaperSettings, Slot, SlotOptions, Tracker,
@@ -159,7 +159,7 @@ impl Core {
         ));
         let generator = GeneratorSpec {
             source: source("generator_model", "HUGGINGFACE_MODEL", settings.generator_model.as_str()),
-            dtype: None,
+            dtype: DTypeChoice::Auto,
             revision: None,
         };
         self.register(TURKISH, Spec::Embedding(turkish), Keep::default(), false)?;

@@ -10,7 +10,7 @@ use arc_swap::ArcSwapOption;
 use super::options::EmbedOptions;
 use super::running::Running;
 use crate::cache::{Content, EmbeddingCache, KeyRef, Vector};
-use crate::config::{DTypeChoice, GeneratorDType};
+use crate::config::DTypeChoice;
 use crate::generation::{Generator, Prompt};
 use crate::lifecycle::{KeepAlive, Slot};
 use crate::models::{Pooling, SentenceConfig};
@@ -39,7 +39,7 @@ pub struct GeneratorSpec {
     /// Hub id, folder, `.gguf` file, `pkg:…`.
     pub source: SourceSpec,
     /// How its weights are held; `None`: as configured.
-    pub dtype: Option<GeneratorDType>,
+    pub dtype: DTypeChoice,
     /// Branch, tag or commit of a hub model.
     pub revision: Option<String>,
 }

@@ -12,9 +12,8 @@ use super::fork;
 use super::place::Place;
 use super::running::Running;
 use crate::batching::{Batcher, Forward};
-use crate::compute::{DType, Isa, Packed, memory};
-use crate::config::{Choice, DTypeChoice};
-use crate::generation::{Generator, TextFiles, TextModel, parse_hold};
+use crate::compute::{Isa, Packed, memory};
+use crate::generation::{Generator, TextFiles, TextModel};
 use crate::lifecycle::{Charge, Loaded};
 use crate::models::{
     Encoder, ModelConfig, Overrides, Progress, ResolveOptions, Source, Weights, on_cpu, on_device, resolve,
@@ -84,17 +83,17 @@ fn load_source(
     };
 
     let isa = Isa::from_env()?;
-    let dtype = dtype(spec.dtype, settings.dtype, isa);
+    let hold = spec.dtype.or(settings.dtype).hold(isa);
     let overrides = Overrides { pooling: spec.pooling, max_length: spec.max_length };
-    let identity: Arc<str> = format!("{} {overrides:?}", files.fingerprint(dtype)?).into();
+    let identity: Arc<str> = format!("{} {overrides:?}", files.fingerprint(hold)?).into();
     let mut charge = None;
     let running = core.share(&identity, || {
-        charge = Some(core.budget().make_room(name, files.expected_bytes(dtype)?, &core.others(name))?);
+        charge = Some(core.budget().make_room(name, files.expected_bytes(hold)?, &core.others(name))?);
         let build = |config: &ModelConfig, weights: &Weights| match core.place() {
-            Place::Cpu => on_cpu(config, weights, isa, dtype),
+            Place::Cpu => on_cpu(config, weights, isa, hold),
             Place::Gpu(device) => on_device(config, weights, device),
         };
-        let encoder = Arc::new(Encoder::load(&files, dtype, overrides, &build)?);
+        let encoder = Arc::new(Encoder::load(&files, hold, overrides, &build)?);
         // The file's pages were read once; what is kept is packed.
         memory::trim();
         let batcher = Batcher::start(name, &encoder, core.batch_tokens(), core.work())?;
@@ -129,9 +128,10 @@ fn load_generator(core: &Arc<Core>, name: &str, spec: &GeneratorSpec) -> Result<
     let source = spec.source.current(core);
     let options = resolve_options(core, spec.revision.as_ref());
     let files = TextFiles::find(&Source::parse(&source)?, &options, &mut log_progress())?;
-    let hold = parse_hold(spec.dtype.unwrap_or(core.settings().generator_dtype).as_str())?;
+    let isa = Isa::from_env()?;
+    let hold = spec.dtype.or(core.settings().generator_dtype).hold(isa);
     let charge = core.budget().make_room(name, files.expected_bytes()?, &core.others(name))?;
-    let model = TextModel::open(&source, &files, hold, Isa::from_env()?)?;
+    let model = TextModel::open(&source, &files, hold, isa)?;
     memory::trim();
     let generator = Generator::start(model, |_| ())?;
     let bytes = generator.memory_bytes();
@@ -173,16 +173,6 @@ fn known(running: &Running, spec: &EmbeddingSpec, identity: Arc<str>) -> Known {
     config.prompts.extend(spec.prompts.clone());
     let (width, max_length) = (running.width(), running.max_length());
     Known { identity, width, model: running.name(), config, max_length }
-}
-
-/// The slot's own choice, else the manager's; `auto` is what this machine multiplies natively.
-fn dtype(own: DTypeChoice, configured: DTypeChoice, isa: Isa) -> DType {
-    let choice = if own == DTypeChoice::Auto { configured } else { own };
-    match choice {
-        DTypeChoice::Auto => DType::auto(isa),
-        DTypeChoice::Float32 => DType::F32,
-        DTypeChoice::Bfloat16 => DType::Bf16,
-    }
 }
 
 impl SourceSpec {

@@ -6,7 +6,7 @@ use candle_core::Device;
 use proptest::prelude::*;
 
 use super::*;
-use crate::compute::{Candle, Cpu, DType, Isa};
+use crate::compute::{Candle, Cpu, DType, Hold, Isa};
 
 /// Tensors made up as they are asked for, all from their names.
 struct Made {
@@ -117,12 +117,12 @@ fn our_kernels_agree_with_candle() {
 fn a_text_does_not_depend_on_its_batch_mates_to_the_last_bit() {
     let texts = texts(&[5, 18, 1, 77, 300, 40, 14, 15, 16, 28]);
     for isa in Isa::available() {
-        for dtype in [DType::F32, DType::Bf16] {
-            let model = load(Cpu::new(isa, dtype), &config("{}"));
+        for hold in [Hold::F32, Hold::Bf16, Hold::Int8] {
+            let model = load(Cpu::new(isa, hold), &config("{}"));
             for pooling in [Pooling::Mean, Pooling::Cls] {
                 let together = encode(&model, &texts, pooling);
                 for (text, row) in texts.iter().zip(together.chunks(36)) {
-                    assert!(encode(&model, std::slice::from_ref(text), pooling) == row, "{isa} {dtype:?}");
+                    assert!(encode(&model, std::slice::from_ref(text), pooling) == row, "{isa} {hold:?}");
                 }
             }
         }

@@ -40,7 +40,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use crate::compute::{Backend, Candle, Cpu, DType, Isa, Packed};
+use crate::compute::{Backend, Candle, Cpu, Hold, Isa, Packed};
 use crate::{Error, Result};
 
 pub use files::{ModelFiles, ResolveOptions, resolve};
@@ -169,7 +169,7 @@ pub struct Overrides {
     pub max_length: Option<usize>,
 }
 
-/// The transformer on the CPU, on the kernels of `isa`, computing in `dtype`.
+/// The transformer on the CPU, on the kernels of `isa`, its weights held as `hold` says.
 ///
 /// # Errors
 /// [`Error::InvalidFile`] when `config.json` lacks a number; those of the weights.
@@ -177,9 +177,9 @@ pub fn on_cpu(
     config: &ModelConfig,
     weights: &Weights,
     isa: Isa,
-    dtype: DType,
+    hold: Hold,
 ) -> Result<Box<dyn SentenceEncoder>> {
-    build(Cpu::new(isa, dtype), config, weights)
+    build(Cpu::new(isa, hold), config, weights)
 }
 
 /// The transformer on any device that candle knows, in f32.
@@ -240,7 +240,7 @@ impl Encoder {
     ///
     /// # Errors
     /// Every error of this room but those of downloading.
-    pub fn load(files: &ModelFiles, dtype: DType, overrides: Overrides, build: Build<'_>) -> Result<Self> {
+    pub fn load(files: &ModelFiles, hold: Hold, overrides: Overrides, build: Build<'_>) -> Result<Self> {
         let config = ModelConfig::read(files)?;
         let positions = config.positions()?;
         let mut sentence = match &config.gguf {
@@ -250,7 +250,7 @@ impl Encoder {
         sentence.pooling = overrides.pooling.unwrap_or(sentence.pooling);
         sentence.max_length =
             overrides.max_length.map_or(sentence.max_length, |length| length.min(positions));
-        let fingerprint = files.fingerprint(dtype)?;
+        let fingerprint = files.fingerprint(hold)?;
         // A tokenizer takes about as long to read as the weights of a small model take to pack.
         let (tokenizer, model) = together(
             || match &config.gguf {

@@ -9,7 +9,7 @@ use pyo3::prelude::*;
 use super::errors::to_py;
 use super::host::PythonLoader;
 use crate::Error;
-use crate::config::{DTypeChoice, GeneratorDType, Setting};
+use crate::config::{DTypeChoice, Setting};
 use crate::manager::{EmbeddingSpec, GENERATOR, GeneratorSpec, SourceSpec, Spec};
 use crate::models::Pooling;
 
@@ -98,9 +98,11 @@ fn generator(
             ),
         ));
     }
-    let dtype = GeneratorDType::from_text(dtype)
-        .map_err(|reason| refused(py, format!("dtype={dtype:?} {reason}")))?;
-    Ok(GeneratorSpec { source, dtype: (dtype != GeneratorDType::Auto).then_some(dtype), revision })
+    Ok(GeneratorSpec { source, dtype: parsed_dtype(py, dtype)?, revision })
+}
+
+fn parsed_dtype(py: Python<'_>, dtype: &str) -> PyResult<DTypeChoice> {
+    DTypeChoice::from_text(dtype).map_err(|reason| refused(py, format!("dtype={dtype:?} {reason}")))
 }
 
 fn embedding(
@@ -111,8 +113,7 @@ fn embedding(
     about: AboutVectors,
 ) -> PyResult<EmbeddingSpec> {
     let AboutVectors { fallback, pooling, max_length, prompts } = about;
-    let dtype =
-        DTypeChoice::from_text(dtype).map_err(|reason| refused(py, format!("dtype={dtype:?} {reason}")))?;
+    let dtype = parsed_dtype(py, dtype)?;
     let known = |name: String| {
         let unknown = || refused(py, format!("pooling={name:?} is unknown; use mean, cls, max or lasttoken"));
         Pooling::from_name(&name).ok_or_else(unknown)

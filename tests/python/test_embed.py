@@ -194,3 +194,15 @@ def test_bfloat16_is_close(make_manager):
     rough = make_manager(dtype="bfloat16").embed(TEXTS, "english_sentence")
     np.testing.assert_allclose(rough, exact, rtol=0, atol=2e-2)
     assert np.all(np.sum(rough * exact, axis=1) > 0.999)
+
+
+def test_weights_in_eight_bits_are_close_and_small(make_manager):
+    manager = make_manager()
+    exact = manager.embed(TEXTS, "english_sentence")
+    manager.register("small", ENGLISH_MODEL, dtype="int8")
+    rough = manager.embed(TEXTS, "small")
+    assert np.all(np.sum(rough * exact, axis=1) > 0.995)
+    assert not np.array_equal(rough, exact)
+    found = manager.describe("small")
+    assert found["dtype"] == "int8"
+    assert found["bytes"] < manager.describe("english_sentence")["bytes"]

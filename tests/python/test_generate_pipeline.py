@@ -186,7 +186,7 @@ def test_further_generators(make_writer):
     assert isinstance(manager.get("small"), TextGenerator)
     assert manager.get("small")(TEXT, max_new_tokens=5) != manager.text_generator(TEXT, max_new_tokens=5)
     assert manager.count_tokens(TEXT, "small") == manager.complete(TEXT, "small")["prompt_tokens"]
-    for wrong in ({"kind": "writer"}, {"kind": "generator", "pooling": "mean"}, {"kind": "embedding", "dtype": "int8"}):
+    for wrong in ({"kind": "writer"}, {"kind": "generator", "pooling": "mean"}):
         with pytest.raises(InputError):
             manager.register("another", str(FIXTURES / "qwen3"), **wrong)
     again = pickle.loads(pickle.dumps(manager))

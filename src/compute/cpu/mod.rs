@@ -27,10 +27,12 @@ use crate::{Error, Result};
 /// Workspaces larger than this are not kept: a single very long text would hold them for ever.
 const LARGEST_WORKSPACE: usize = 64 << 20;
 
-/// The CPU, with one instruction set and one number format for products.
+/// The CPU, with one instruction set and one form of weights.
 #[derive(Debug)]
 pub struct Cpu {
     machine: Machine,
+    hold: Hold,
+    /// Of activations.
     dtype: DType,
     workspaces: Mutex<Vec<Workspace>>,
     bytes: AtomicU64,
@@ -55,11 +57,14 @@ pub struct Norm {
 }
 
 impl Cpu {
-    /// The kernels of `isa` in `dtype`. An instruction set that this CPU lacks becomes [`Isa::Portable`].
-    pub fn new(isa: Isa, dtype: DType) -> Self {
+    /// The kernels of `isa` for weights that are held as `hold` says, or in a [`DType`]. An instruction set that this
+    /// CPU lacks becomes [`Isa::Portable`].
+    pub fn new(isa: Isa, hold: impl Into<Hold>) -> Self {
+        let hold = hold.into();
         Self {
             machine: Machine::new(isa),
-            dtype,
+            hold,
+            dtype: hold.activations(isa),
             workspaces: Mutex::new(Vec::new()),
             bytes: AtomicU64::new(0),
         }
@@ -68,13 +73,6 @@ impl Cpu {
     /// The instruction set in use.
     pub fn isa(&self) -> Isa {
         self.machine.kernels.isa()
-    }
-
-    fn hold(&self) -> Hold {
-        match self.dtype {
-            DType::F32 => Hold::F32,
-            DType::Bf16 => Hold::Bf16,
-        }
     }
 
     fn counted(&self, linear: Linear) -> Result<Linear> {
@@ -134,11 +132,11 @@ impl Backend for Cpu {
     }
 
     fn linear(&self, parts: &[(Matrix, Option<Weight>)]) -> Result<Linear> {
-        self.counted(Linear::new(&self.machine, self.hold(), parts)?)
+        self.counted(Linear::new(&self.machine, self.hold, parts)?)
     }
 
     fn gated(&self, gate: (Matrix, Option<Weight>), up: (Matrix, Option<Weight>)) -> Result<Linear> {
-        self.counted(Linear::gated(&self.machine, self.hold(), gate, up)?)
+        self.counted(Linear::gated(&self.machine, self.hold, gate, up)?)
     }
 
     fn norm(&self, scale: &Weight, shift: &Weight, epsilon: f32) -> Result<Norm> {
@@ -183,6 +181,6 @@ impl Backend for Cpu {
     }
 
     fn dtype(&self) -> &'static str {
-        self.dtype.name()
+        self.hold.name()
     }
 }

@@ -74,10 +74,10 @@ pub(crate) struct Activations {
     pub(crate) codes: Vec<i8>,
     /// A scale for each group.
     pub(crate) scales: Vec<f32>,
-    /// The sum of the codes of each half group.
+    /// The sum of the codes of each half group, where halves have scales of their own.
     pub(crate) sums: Vec<i32>,
-    /// The sum of each group, as its codes have it.
-    pub(crate) totals: Vec<f32>,
+    /// What zeros coded as 128 would add to the sum of each group, negated.
+    pub(crate) offsets: Vec<f32>,
 }
 
 /// What a linear layer's parts ask for.
@@ -86,6 +86,8 @@ pub(crate) struct Forms {
     pub wide: bool,
     pub narrow: bool,
     pub codes: bool,
+    /// Codes whose groups have a scale for each half.
+    pub halves: bool,
 }
 
 /// Bytes from one row of `columns` values to the next: whole cache lines, and no multiple of a large power of two,
@@ -123,7 +125,7 @@ impl Activations {
                 narrow[columns..].fill(0);
             })?;
         }
-        if forms.codes { self.encode(kernels, x, team) } else { Ok(()) }
+        if forms.codes { self.encode(kernels, x, forms, team) } else { Ok(()) }
     }
 
     /// What plain parts multiply after [`prepare`](Self::prepare).
@@ -140,19 +142,27 @@ impl Activations {
     }
 
     /// Rounds rows of any format to eight bits.
-    pub(crate) fn encode(&mut self, kernels: &Kernels, x: Plain<'_>, team: Team<'_>) -> Result<()> {
+    pub(crate) fn encode(
+        &mut self,
+        kernels: &Kernels,
+        x: Plain<'_>,
+        forms: Forms,
+        team: Team<'_>,
+    ) -> Result<()> {
         let groups = x.columns.div_ceil(GROUP);
         self.codes.resize(x.rows * groups * GROUP, 0);
         self.scales.resize(x.rows * groups, 0.0);
-        self.sums.resize(x.rows * groups * 2, 0);
-        self.totals.resize(x.rows * groups, 0.0);
+        self.sums.resize(if forms.halves { x.rows * groups * 2 } else { 0 }, 0);
+        self.offsets.resize(x.rows * groups, 0.0);
         let codes = self.codes.chunks_mut(groups * GROUP).zip(self.scales.chunks_mut(groups));
-        let sums = self.sums.chunks_mut(groups * 2).zip(self.totals.chunks_mut(groups));
+        // Of each row, or of none.
+        let mut sums = self.sums.chunks_mut(groups * 2);
+        let sums = std::iter::repeat_with(|| sums.next()).zip(self.offsets.chunks_mut(groups));
         let rows: Vec<_> = codes.zip(sums).collect();
         let values = || vec![0.0; x.columns];
-        each_with(team, rows, values, |values, row, ((codes, scales), (sums, totals))| {
+        each_with(team, rows, values, |values, row, ((codes, scales), (sums, offsets))| {
             x.read(row, values);
-            kernels.encode(&mut Codes { x: values, codes, scales, sums, totals });
+            kernels.encode(&mut Codes { x: values, codes, scales, sums: sums.as_deref_mut(), offsets });
         })
     }
 }
@@ -203,7 +213,7 @@ mod tests {
     use super::*;
     use crate::compute::Isa;
 
-    const CODES: Forms = Forms { wide: false, narrow: false, codes: true };
+    const CODES: Forms = Forms { wide: false, narrow: false, codes: true, halves: true };
 
     #[test]
     fn codes_are_within_half_a_step() {
@@ -238,7 +248,7 @@ mod tests {
             x[40] = bad;
             let mut prepared = Activations::default();
             prepared.prepare(Kernels::of(Isa::best()), Plain::of_f32(&x, 64), CODES, Team::One).unwrap();
-            assert!(prepared.scales[0].is_nan() && prepared.totals[0].is_nan());
+            assert!(prepared.scales[0].is_nan() && prepared.offsets[0].is_nan());
         }
     }
 

@@ -85,9 +85,8 @@ impl BlockFormat {
         let (bits, zero) = match self {
             Self::Q4_0 => (4, Some(8)),
             Self::Q4_1 | Self::Q4K => (4, None),
-            Self::Q5_0 => (8, Some(16)),
+            Self::Q5_0 | Self::Q8_0 => (8, Some(128)),
             Self::Q5_1 | Self::Q5K => (8, None),
-            Self::Q8_0 => (8, Some(128)),
             Self::Q6K => (8, Some(32)),
         };
         Layout { bits, zero, halves: self == Self::Q6K }
@@ -108,7 +107,10 @@ impl BlockFormat {
         match self {
             Self::Q4_0 => plain(nibbles(&block[2..], 0), half(0), -8.0 * half(0)),
             Self::Q4_1 => plain(nibbles(&block[4..], 0), half(0), half(2)),
-            Self::Q5_0 => plain(nibbles(&block[6..], fifth(2)), half(0), -16.0 * half(0)),
+            // The zero of the common form is 128, as Q8_0's.
+            Self::Q5_0 => {
+                plain(nibbles(&block[6..], fifth(2)).map(|code| code + 112), half(0), -128.0 * half(0))
+            }
             Self::Q5_1 => plain(nibbles(&block[8..], fifth(4)), half(0), half(2)),
             Self::Q8_0 => {
                 let codes = std::array::from_fn(|i| block[2 + i].wrapping_add(128));

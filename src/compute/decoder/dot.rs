@@ -24,25 +24,29 @@ const ASKED_FOR: RangeInclusive<usize> = 2..=4;
 /// How early: bytes of the stream of weights.
 const AHEAD: usize = 3072;
 
-/// One panel times some rows of activations.
+/// Some panels times some rows of activations.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Product {
     /// For each group: sixteen f16 scales (twice sixteen for halves), sixteen f16 minima where there are such, and the
     /// codes. One stream without gaps is what hardware prefetchers follow best.
     pub panel: *const u8,
+    /// Bytes from a panel to the next.
+    pub panel_bytes: usize,
+    /// Panels.
+    pub panels: usize,
     /// Groups to sum over.
     pub groups: usize,
     /// Eight-bit activations, `groups * GROUP` a row.
     pub x: *const i8,
     /// Scale of each group of each row of activations.
     pub x_scales: *const f32,
-    /// Sum of the codes of each half group of each row of activations.
+    /// Sum of the codes of each half group of each row of activations; null where halves share their scale.
     pub x_sums: *const i32,
-    /// Sum of the activations of each group of each row, as the codes have it.
-    pub x_totals: *const f32,
+    /// Of each group of each row, what zeros that are coded as 128 would add to the sum of its activations, negated.
+    pub x_offsets: *const f32,
     /// Rows of activations.
     pub rows: usize,
-    /// Result: `rows` rows of sixteen.
+    /// Result: `rows` rows of sixteen for each panel.
     pub out: *mut f32,
     /// Elements from a row of the result to the next.
     pub out_stride: usize,
@@ -71,6 +75,8 @@ trait Lanes: Copy {
     type I: Copy;
     type F: Copy;
     const COLUMNS: usize;
+    /// Whether there are registers for a tile of [`PAIRED`] size; its columns are whole panels then.
+    const PAIRED: bool;
 
     /// # Safety
     /// The CPU has the instructions.
@@ -119,6 +125,18 @@ unsafe fn product<L: Lanes>(lanes: L, p: &Product, layout: Layout) {
     forms!(4 false false, 4 true false, 8 false false, 8 true false, 8 false true);
 }
 
+/// Where a tile lies in a product.
+#[derive(Clone, Copy)]
+struct Place {
+    panel: usize,
+    column: usize,
+    row: usize,
+}
+
+/// Rows and panels of the largest tile: what is loaded of the activations serves both panels, and the sums of whole
+/// numbers and of floats stay in registers together.
+const PAIRED: (usize, usize) = (6, 2);
+
 /// # Safety
 /// As for [`product`].
 #[inline(always)]
@@ -127,93 +145,140 @@ unsafe fn tiles<L: Lanes, const BITS: usize, const MINIMUM: bool, const HALVES: 
     p: &Product,
     zero: i32,
 ) {
-    for column in (0..PANEL).step_by(L::COLUMNS) {
-        let mut row = 0;
-        while row < p.rows {
-            macro_rules! heights {
-                ($($rows:literal)*) => {
-                    match p.rows - row {
-                        // SAFETY: the caller's; rows from `row` on exist.
-                        $(left if left >= $rows => unsafe {
-                            tile::<L, BITS, MINIMUM, HALVES, $rows>(lanes, p, zero, column, row);
-                            row += $rows;
-                        },)*
-                        _ => return,
-                    }
-                };
+    for first in (0..p.panels).step_by(PAIRED.1) {
+        let mut done = 0;
+        // Sums of halves would need twice the registers.
+        if L::PAIRED && !HALVES && first + 1 < p.panels {
+            while p.rows - done >= PAIRED.0 {
+                let at = Place { panel: first, column: 0, row: done };
+                // SAFETY: the caller's; both panels and these rows exist. So for all below.
+                unsafe { tile::<L, BITS, MINIMUM, HALVES, { PAIRED.0 }, { PAIRED.1 }>(lanes, p, zero, at) };
+                done += PAIRED.0;
             }
-            heights!(12 8 4 2 1);
+        }
+        for panel in first..p.panels.min(first + PAIRED.1) {
+            for column in (0..PANEL).step_by(L::COLUMNS) {
+                let mut row = done;
+                while row < p.rows {
+                    macro_rules! heights {
+                        ($($rows:literal)*) => {
+                            match p.rows - row {
+                                // SAFETY: as above.
+                                $(left if left >= $rows => unsafe {
+                                    let at = Place { panel, column, row };
+                                    tile::<L, BITS, MINIMUM, HALVES, $rows, 1>(lanes, p, zero, at);
+                                    row += $rows;
+                                },)*
+                                _ => break,
+                            }
+                        };
+                    }
+                    heights!(8 4 2 1);
+                }
+            }
         }
     }
 }
 
 /// # Safety
-/// As for [`product`], with `ROWS` rows from `row` on.
+/// As for [`product`], with `ROWS` rows and `PANELS` panels from `at` on.
 #[inline(always)]
-unsafe fn tile<L: Lanes, const BITS: usize, const MINIMUM: bool, const HALVES: bool, const ROWS: usize>(
+unsafe fn tile<
+    L: Lanes,
+    const BITS: usize,
+    const MINIMUM: bool,
+    const HALVES: bool,
+    const ROWS: usize,
+    const PANELS: usize,
+>(
     lanes: L,
     p: &Product,
     zero: i32,
-    column: usize,
-    row: usize,
+    at: Place,
 ) {
+    let Place { panel, column, row } = at;
     let numbers = PANEL * (1 + HALVES as usize + MINIMUM as usize);
     let bytes = numbers * 2 + PANEL * GROUP * BITS / 8;
     let stride = p.groups * GROUP;
-    let mut out = [lanes.floats(0.0); ROWS];
+    let mut out = [[lanes.floats(0.0); PANELS]; ROWS];
     for group in 0..p.groups {
         // SAFETY: all offsets stay inside the group's scales and codes, and inside the rows of activations.
         unsafe {
-            let scales = p.panel.add(group * bytes).cast::<u16>().add(column);
-            let codes = p.panel.add(group * bytes + numbers * 2 + column * 4);
+            let start = p.panel.add(panel * p.panel_bytes + group * bytes);
+            let scales = start.cast::<u16>().add(column);
+            let codes = start.add(numbers * 2 + column * 4);
             let x = p.x.add(row * stride + group * GROUP);
-            if ASKED_FOR.contains(&ROWS) && column == 0 {
+            if ASKED_FOR.contains(&ROWS) && ROWS == p.rows && column == 0 {
                 for line in (0..bytes).step_by(64) {
-                    lanes.prefetch(p.panel.wrapping_add(group * bytes + AHEAD + line));
+                    lanes.prefetch(start.wrapping_add(AHEAD + line));
                 }
             }
-            let mut sums = [[lanes.integers(0); 2]; ROWS];
-            for (i, sums) in sums.iter_mut().enumerate().filter(|_| !MINIMUM) {
+            // One sum for the group, or one for each half of it.
+            let mut sums = [[[lanes.integers(0); PANELS]; ROWS]; 2];
+            for i in (0..ROWS).filter(|_| HALVES) {
                 let halves = p.x_sums.add(((row + i) * p.groups + group) * 2);
-                let (first, second) = (*halves, *halves.add(1));
-                if HALVES {
-                    *sums = [lanes.integers(-zero * first), lanes.integers(-zero * second)];
-                } else {
-                    sums[0] = lanes.integers(-zero * (first + second));
-                }
+                sums[0][i] = [lanes.integers(-zero * *halves); PANELS];
+                sums[1][i] = [lanes.integers(-zero * *halves.add(1)); PANELS];
             }
             for step in 0..GROUP / 4 {
-                let weights = if BITS == 4 {
-                    let both = lanes.bytes(codes.add(step % 4 * PANEL * 4));
-                    if step < 4 { lanes.low(both) } else { lanes.high(both) }
-                } else {
-                    lanes.bytes(codes.add(step * PANEL * 4))
-                };
-                let half = if HALVES { step / 4 } else { 0 };
+                let mut weights = [lanes.integers(0); PANELS];
+                for (panel, weights) in weights.iter_mut().enumerate() {
+                    let codes = codes.add(panel * p.panel_bytes);
+                    *weights = if BITS == 4 {
+                        let both = lanes.bytes(codes.add(step % 4 * PANEL * 4));
+                        if step < 4 { lanes.low(both) } else { lanes.high(both) }
+                    } else {
+                        lanes.bytes(codes.add(step * PANEL * 4))
+                    };
+                }
+                let sums = &mut sums[if HALVES { step / 4 } else { 0 }];
                 for (i, sums) in sums.iter_mut().enumerate() {
                     let four = x.add(i * stride + step * 4).cast::<i32>().read_unaligned();
-                    sums[half] = lanes.dot::<BITS>(sums[half], weights, four);
+                    for (sum, weights) in sums.iter_mut().zip(weights) {
+                        *sum = lanes.dot::<BITS>(*sum, weights, four);
+                    }
                 }
             }
-            let scale = lanes.halves(scales);
-            for (i, out) in out.iter_mut().enumerate() {
-                let factor = lanes.floats(*p.x_scales.add((row + i) * p.groups + group));
-                *out = lanes.mul_add(lanes.mul(lanes.to_floats(sums[i][0]), factor), scale, *out);
-                if HALVES {
-                    let scale = lanes.halves(scales.add(PANEL));
-                    *out = lanes.mul_add(lanes.mul(lanes.to_floats(sums[i][1]), factor), scale, *out);
+            let mut numbers = [[lanes.floats(0.0); 2]; PANELS];
+            for (panel, numbers) in numbers.iter_mut().enumerate() {
+                let scales = scales.byte_add(panel * p.panel_bytes);
+                numbers[0] = lanes.halves(scales);
+                if HALVES || MINIMUM {
+                    numbers[1] = lanes.halves(scales.add(PANEL));
                 }
                 if MINIMUM {
-                    let minimum = lanes.halves(scales.add(PANEL));
-                    let total = lanes.floats(*p.x_totals.add((row + i) * p.groups + group));
-                    *out = lanes.mul_add(total, minimum, *out);
+                    // The sum of the activations itself.
+                    numbers[1] = lanes.mul(numbers[1], lanes.floats(-1.0 / 128.0));
+                }
+            }
+            for i in 0..ROWS {
+                let factor = lanes.floats(*p.x_scales.add((row + i) * p.groups + group));
+                let offset = *p.x_offsets.add((row + i) * p.groups + group);
+                // Zero is coded as 128, or as 8 in four bits.
+                let offset = lanes.floats(if BITS == 4 && !MINIMUM { offset / 16.0 } else { offset });
+                for panel in 0..PANELS {
+                    let sum = lanes.to_floats(sums[0][i][panel]);
+                    let [scale, second] = numbers[panel];
+                    let out = &mut out[i][panel];
+                    if HALVES {
+                        *out = lanes.mul_add(lanes.mul(sum, factor), scale, *out);
+                        let sum = lanes.to_floats(sums[1][i][panel]);
+                        *out = lanes.mul_add(lanes.mul(sum, factor), second, *out);
+                    } else if MINIMUM {
+                        *out = lanes.mul_add(lanes.mul(sum, factor), scale, *out);
+                        *out = lanes.mul_add(offset, second, *out);
+                    } else {
+                        *out = lanes.mul_add(lanes.mul_add(sum, factor, offset), scale, *out);
+                    }
                 }
             }
         }
     }
     for (i, out) in out.iter().enumerate() {
-        // SAFETY: row `row + i` of the result holds a panel.
-        unsafe { lanes.store(p.out.add((row + i) * p.out_stride + column), *out) };
+        for (panel, out) in (panel..).zip(out) {
+            // SAFETY: row `row + i` of the result holds so many panels.
+            unsafe { lanes.store(p.out.add((row + i) * p.out_stride + panel * PANEL + column), *out) };
+        }
     }
 }
 
@@ -225,6 +290,7 @@ impl Lanes for Array {
     type I = [i32; PANEL];
     type F = [f32; PANEL];
     const COLUMNS: usize = PANEL;
+    const PAIRED: bool = false;
 
     #[inline(always)]
     unsafe fn permit() -> Self {

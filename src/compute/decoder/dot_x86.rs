@@ -43,6 +43,7 @@ impl Lanes for Avx512Vnni {
     type I = __m512i;
     type F = __m512;
     const COLUMNS: usize = 16;
+    const PAIRED: bool = true;
 
     #[inline(always)]
     unsafe fn permit() -> Self {
@@ -88,6 +89,7 @@ impl Lanes for Avx2 {
     type I = __m256i;
     type F = __m256;
     const COLUMNS: usize = 8;
+    const PAIRED: bool = false;
 
     #[inline(always)]
     unsafe fn permit() -> Self {

@@ -42,6 +42,34 @@ impl Hold {
             Self::Int4 => "int4",
         }
     }
+
+    /// Bytes of [`GROUP`] weights.
+    pub fn group_bytes(self) -> u64 {
+        match self {
+            Self::F32 => 128,
+            Self::Bf16 => 64,
+            Self::Int8 => 34,
+            Self::Int4 => 20,
+        }
+    }
+
+    /// The format of what an encoder multiplies with weights held so, where there is a choice.
+    pub fn activations(self, isa: Isa) -> DType {
+        match self {
+            Self::F32 => DType::F32,
+            Self::Bf16 => DType::Bf16,
+            Self::Int8 | Self::Int4 => DType::auto(isa),
+        }
+    }
+}
+
+impl From<DType> for Hold {
+    fn from(dtype: DType) -> Self {
+        match dtype {
+            DType::F32 => Self::F32,
+            DType::Bf16 => Self::Bf16,
+        }
+    }
 }
 
 /// A stored matrix `[outputs, inputs]`.
@@ -217,8 +245,9 @@ impl Form {
 }
 
 impl Part {
-    pub(super) fn panel(&self, index: usize, bytes: usize) -> &[u8] {
-        &self.memory.as_slice::<u8>()[self.range.clone()][index * bytes..][..bytes]
+    /// `count` panels of `bytes` each.
+    pub(super) fn panels_from(&self, first: usize, count: usize, bytes: usize) -> &[u8] {
+        &self.memory.as_slice::<u8>()[self.range.clone()][first * bytes..][..count * bytes]
     }
 
     pub(super) fn panels(&self, kernels: &Kernels) -> usize {
@@ -301,6 +330,7 @@ impl Linear {
             wide: parts.iter().any(|part| part.form == Form::Plain(DType::F32)),
             narrow: parts.iter().any(|part| part.form == Form::Plain(DType::Bf16)),
             codes: parts.iter().any(|part| matches!(part.form, Form::Coded(_))),
+            halves: parts.iter().any(|part| matches!(part.form, Form::Coded(layout) if layout.halves)),
         };
         // The packed copy serves from now on: the file's pages need not count as ours.
         matrices.iter().for_each(|(matrix, _)| matrix.release());
@@ -358,7 +388,7 @@ impl Linear {
         let row = row - part.columns.start;
         let width = part.form.width(kernels);
         let bytes = part.form.panel_bytes(kernels, self.inputs);
-        let panel = part.panel(row / width, bytes);
+        let panel = part.panels_from(row / width, 1, bytes);
         let column = row % width;
         match part.form {
             Form::Plain(dtype) => {

@@ -11,6 +11,7 @@ mod pack;
 pub(crate) mod product;
 pub(crate) mod rows;
 
+pub(crate) use blocks::GROUP;
 pub use blocks::{BlockFormat, BlockTensor};
 pub use cache::{CacheShape, KvCache};
 pub use linear::{Hold, Linear, Machine, Matrix};

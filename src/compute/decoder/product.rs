@@ -100,7 +100,7 @@ impl Linear {
     ) -> Result<()> {
         assert_eq!(x.columns, self.inputs, "operand of a linear layer");
         if self.forms.codes {
-            scratch.encode(machine.kernels, x, team)?;
+            scratch.encode(machine.kernels, x, self.forms, team)?;
         }
         let work = Work { layer: self, machine, x: Operand { plain: x, coded: scratch }, then, out, first };
         let height = machine.kernels.rows(x.format);
@@ -204,19 +204,19 @@ impl Work<'_> {
         let width = part.form.width(kernels);
         let stride = panels.len() * width;
         assert!(rows.len() * stride <= out.len(), "a tile");
-        for (at, panel) in panels.enumerate() {
-            let panel = part.panel(panel, part.form.panel_bytes(kernels, inputs)).as_ptr();
-            // SAFETY: `at * width` is less than `stride`, of which `out` has room for so many.
-            let out = unsafe { out.as_mut_ptr().cast::<f32>().add(at * width) };
-            match part.form {
-                Form::Plain(format) => {
-                    assert_eq!(self.x.plain.format, format, "format of an operand");
+        let bytes = part.form.panel_bytes(kernels, inputs);
+        let out = out.as_mut_ptr().cast::<f32>();
+        match part.form {
+            Form::Plain(format) => {
+                assert_eq!(self.x.plain.format, format, "format of an operand");
+                for (at, panel) in panels.enumerate() {
                     let tile = Tile {
                         a: self.x.plain.row(rows.start),
                         a_stride: self.x.plain.stride,
-                        panel: panel.cast(),
+                        panel: part.panels_from(panel, 1, bytes).as_ptr().cast(),
                         k: units(format, inputs),
-                        c: out,
+                        // SAFETY: `at * width` is less than `stride`, of which `out` has room for so many.
+                        c: unsafe { out.add(at * width) },
                         c_stride: stride,
                         rows: rows.len(),
                         accumulate: false,
@@ -224,22 +224,28 @@ impl Work<'_> {
                     // SAFETY: the rows have whole units, the panel was bounds-checked, and the tile fits.
                     unsafe { kernels.tile(format, &tile) };
                 }
-                Form::Coded(layout) => {
-                    let (coded, groups) = (self.x.coded, inputs.div_ceil(GROUP));
-                    let terms = Product {
-                        panel,
-                        groups,
-                        x: coded.codes[rows.start * groups * GROUP..rows.end * groups * GROUP].as_ptr(),
-                        x_scales: coded.scales[rows.start * groups..rows.end * groups].as_ptr(),
-                        x_sums: coded.sums[rows.start * groups * 2..rows.end * groups * 2].as_ptr(),
-                        x_totals: coded.totals[rows.start * groups..rows.end * groups].as_ptr(),
-                        rows: rows.len(),
-                        out,
-                        out_stride: stride,
-                    };
-                    // SAFETY: as above, with a scale and sums for each group of each row.
-                    unsafe { self.machine.dot.run(&terms, layout) };
-                }
+            }
+            Form::Coded(layout) => {
+                let (coded, groups) = (self.x.coded, inputs.div_ceil(GROUP));
+                let terms = Product {
+                    panel: part.panels_from(panels.start, panels.len(), bytes).as_ptr(),
+                    panel_bytes: bytes,
+                    panels: panels.len(),
+                    groups,
+                    x: coded.codes[rows.start * groups * GROUP..rows.end * groups * GROUP].as_ptr(),
+                    x_scales: coded.scales[rows.start * groups..rows.end * groups].as_ptr(),
+                    x_sums: if layout.halves {
+                        coded.sums[rows.start * groups * 2..rows.end * groups * 2].as_ptr()
+                    } else {
+                        std::ptr::null()
+                    },
+                    x_offsets: coded.offsets[rows.start * groups..rows.end * groups].as_ptr(),
+                    rows: rows.len(),
+                    out,
+                    out_stride: stride,
+                };
+                // SAFETY: as above, with a scale, sums and an offset for each group of each row.
+                unsafe { self.machine.dot.run(&terms, layout) };
             }
         }
     }

@@ -5,6 +5,9 @@ use super::simd::Simd;
 /// Values that share a scale, and the least that a row of coded weights is cut into.
 pub(crate) const GROUP: usize = 32;
 
+/// The code of weight 0 in eight bits: products with unsigned codes are too large by so many times the activations.
+pub(crate) const ZERO: f32 = 128.0;
+
 /// One row, and where its codes go: whole groups, the last padded with zeros.
 #[derive(Debug)]
 pub(crate) struct Codes<'a> {
@@ -14,10 +17,10 @@ pub(crate) struct Codes<'a> {
     pub codes: &'a mut [i8],
     /// One for each group: a code times it is about the value.
     pub scales: &'a mut [f32],
-    /// Two for each group: the sums of the codes of its halves.
-    pub sums: &'a mut [i32],
-    /// One for each group: the sum of its codes times its scale.
-    pub totals: &'a mut [f32],
+    /// Two for each group, where they are wanted: the sums of the codes of its halves.
+    pub sums: Option<&'a mut [i32]>,
+    /// One for each group: the sum of its codes times its scale, times -[`ZERO`].
+    pub offsets: &'a mut [f32],
 }
 
 /// A group's largest magnitude becomes 127, so the error is at most 1/254 of it. A number that is not finite makes the
@@ -58,15 +61,16 @@ pub(crate) fn encode<S: Simd>(s: S, row: &mut Codes<'_>) {
             unsafe { s.store_bytes(codes.as_mut_ptr().add(i * S::LANES), code) };
         }
         // Whole numbers below 2^24: their sums are exact.
-        let halves = halves.map(|half| s.sum(half));
         row.scales[group] = scale;
-        row.totals[group] = scale * (halves[0] + halves[1]);
-        row.sums[group * 2] = halves[0] as i32;
-        row.sums[group * 2 + 1] = halves[1] as i32;
+        row.offsets[group] = -ZERO * scale * s.sum(s.add(halves[0], halves[1]));
+        if let Some(sums) = &mut row.sums {
+            let sums = &mut sums[group * 2..group * 2 + 2];
+            sums.iter_mut().zip(halves).for_each(|(sum, half)| *sum = s.sum(half) as i32);
+        }
     }
-    if let (Some(scale), Some(total)) = (row.scales.first_mut(), row.totals.first_mut()) {
+    if let (Some(scale), Some(offset)) = (row.scales.first_mut(), row.offsets.first_mut()) {
         let taint = s.sum(taint); // zero, or NaN
         *scale += taint;
-        *total += taint;
+        *offset += taint;
     }
 }

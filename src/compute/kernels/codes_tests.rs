@@ -3,12 +3,12 @@
 use super::*;
 use crate::compute::kernels::codes::{Codes, GROUP};
 
-/// The codes, scales, sums and totals of a row, all of which end right before a page that cannot be touched.
+/// The codes, scales, sums and offsets of a row, all of which end right before a page that cannot be touched.
 fn encoded(kernels: &Kernels, x: &[f32]) -> (Vec<i8>, Vec<f32>, Vec<i32>, Vec<f32>) {
     let groups = x.len().div_ceil(GROUP);
     let x = Guarded::new(x);
     let mut codes = Guarded::new(&vec![99_u8; groups * GROUP]);
-    let (mut scales, mut totals) = (vec![f32::NAN; groups], vec![f32::NAN; groups]);
+    let (mut scales, mut offsets) = (vec![f32::NAN; groups], vec![f32::NAN; groups]);
     let mut sums = vec![i32::MAX; groups * 2];
     // SAFETY: bytes of either sign are bytes.
     let signed = unsafe { std::slice::from_raw_parts_mut(codes.as_mut_ptr().cast::<i8>(), codes.len()) };
@@ -16,10 +16,10 @@ fn encoded(kernels: &Kernels, x: &[f32]) -> (Vec<i8>, Vec<f32>, Vec<i32>, Vec<f3
         x: &x,
         codes: signed,
         scales: &mut scales,
-        sums: &mut sums,
-        totals: &mut totals,
+        sums: Some(&mut sums),
+        offsets: &mut offsets,
     });
-    (signed.to_vec(), scales, sums, totals)
+    (signed.to_vec(), scales, sums, offsets)
 }
 
 #[test]
@@ -30,7 +30,7 @@ fn activations_are_rounded_to_eight_bits() {
             if length > 64 {
                 x[32..64].fill(0.0);
             }
-            let (codes, scales, sums, totals) = encoded(kernels, &x);
+            let (codes, scales, sums, offsets) = encoded(kernels, &x);
             for (group, values) in x.chunks(GROUP).enumerate() {
                 let most = values.iter().fold(0.0_f32, |most, x| most.max(x.abs()));
                 assert_eq!(scales[group], most / 127.0, "{kernels:?} {length}");
@@ -43,7 +43,7 @@ fn activations_are_rounded_to_eight_bits() {
                 let sum = |codes: &[i8]| codes.iter().map(|&code| i32::from(code)).sum::<i32>();
                 let halves = [sum(&codes[..GROUP / 2]), sum(&codes[GROUP / 2..])];
                 assert_eq!(sums[group * 2..][..2], halves, "{kernels:?} {length}");
-                assert_eq!(totals[group], scales[group] * (halves[0] + halves[1]) as f32);
+                assert_eq!(offsets[group], -128.0 * scales[group] * (halves[0] + halves[1]) as f32);
             }
         }
     }
@@ -56,8 +56,8 @@ fn what_is_not_finite_taints_its_row() {
             for place in [0, 15, 31] {
                 let mut x = random(3 * GROUP, 23);
                 x[GROUP + place] = bad;
-                let (_, scales, _, totals) = encoded(kernels, &x);
-                assert!(scales[0].is_nan() && totals[0].is_nan(), "{kernels:?} {bad} {place}");
+                let (_, scales, _, offsets) = encoded(kernels, &x);
+                assert!(scales[0].is_nan() && offsets[0].is_nan(), "{kernels:?} {bad} {place}");
             }
         }
     }

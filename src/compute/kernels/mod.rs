@@ -313,10 +313,11 @@ impl Kernels {
     /// [`codes::encode`].
     ///
     /// # Panics
-    /// When there are fewer codes, scales, sums or totals than the row has groups.
+    /// When there are fewer codes, scales, sums or offsets than the row has groups.
     pub(crate) fn encode(&self, row: &mut Codes<'_>) {
         let groups = row.x.len().div_ceil(codes::GROUP);
-        let room = [row.codes.len() / codes::GROUP, row.scales.len(), row.sums.len() / 2, row.totals.len()];
+        let halves = row.sums.as_ref().map_or(groups, |sums| sums.len() / 2);
+        let room = [row.codes.len() / codes::GROUP, row.scales.len(), halves, row.offsets.len()];
         assert!(room.into_iter().all(|room| room >= groups), "room for codes");
         // SAFETY: the CPU runs this table.
         unsafe { (self.encode)(row) }
