@@ -161,17 +161,15 @@ impl Backend for Cpu {
         let plan = Plan::new(batch, threads.count(), self.memory_bytes());
         let out = Target::over(out, width);
         let fault = Mutex::new(None::<Error>);
-        let run = |index: usize, team: Team<'_>| {
-            if let Err(error) = self.part(batch, &plan.parts[index], team, &out, forward) {
+        let run = |part: &[usize], team: Team<'_>| {
+            if let Err(error) = self.part(batch, part, team, &out, forward) {
                 fault.lock().get_or_insert(error);
             }
         };
+        threads.run(plan.apart.len(), &|index| run(&plan.apart[index], Team::One))?;
         // One task is this thread's own, and what it shares out are tasks within it: a panic anywhere is caught.
-        if plan.together {
-            let team = if threads.count() > 1 { Team::All(&threads) } else { Team::One };
-            (0..plan.parts.len()).try_for_each(|index| threads.run(1, &|_| run(index, team)))?;
-        } else {
-            threads.run(plan.parts.len(), &|index| run(index, Team::One))?;
+        for part in &plan.together {
+            threads.run(1, &|_| run(part, Team::All(&threads)))?;
         }
         fault.into_inner().map_or(Ok(()), Err)
     }

@@ -38,10 +38,15 @@ pub(crate) struct Group {
 pub(crate) struct Layout {
     /// 4 or 8.
     pub bits: usize,
-    /// The code of weight 0, the same for all groups; `None` where each group has a minimum of its own.
-    pub zero: Option<u8>,
+    /// Whether each group has a minimum of its own; else weight 0 has the code [`zero`] in all of them.
+    pub minimum: bool,
     /// Whether each half of a group has a scale of its own.
     pub halves: bool,
+}
+
+/// The code of weight 0 in so many bits, where groups have no minimum: the middle.
+pub(crate) const fn zero(bits: usize) -> u8 {
+    1 << (bits - 1)
 }
 
 impl BlockFormat {
@@ -82,14 +87,13 @@ impl BlockFormat {
     }
 
     pub(crate) fn layout(self) -> Layout {
-        let (bits, zero) = match self {
-            Self::Q4_0 => (4, Some(8)),
-            Self::Q4_1 | Self::Q4K => (4, None),
-            Self::Q5_0 | Self::Q8_0 => (8, Some(128)),
-            Self::Q5_1 | Self::Q5K => (8, None),
-            Self::Q6K => (8, Some(32)),
+        let (bits, minimum) = match self {
+            Self::Q4_0 => (4, false),
+            Self::Q4_1 | Self::Q4K => (4, true),
+            Self::Q5_1 | Self::Q5K => (8, true),
+            Self::Q5_0 | Self::Q6K | Self::Q8_0 => (8, false),
         };
-        Layout { bits, zero, halves: self == Self::Q6K }
+        Layout { bits, minimum, halves: self == Self::Q6K }
     }
 
     /// Group `index` of a row of blocks.
@@ -107,7 +111,7 @@ impl BlockFormat {
         match self {
             Self::Q4_0 => plain(nibbles(&block[2..], 0), half(0), -8.0 * half(0)),
             Self::Q4_1 => plain(nibbles(&block[4..], 0), half(0), half(2)),
-            // The zero of the common form is 128, as Q8_0's.
+            // 16 is its zero, as 128 is that of the common form.
             Self::Q5_0 => {
                 plain(nibbles(&block[6..], fifth(2)).map(|code| code + 112), half(0), -128.0 * half(0))
             }
@@ -131,11 +135,12 @@ impl BlockFormat {
                 let low = &block[run * 64 + quarter % 2 * 32..][..32];
                 let high = &block[128 + run * 32..][..32];
                 let codes = std::array::from_fn(|i| {
-                    low[i] >> (4 * (quarter / 2)) & 15 | (high[i] >> (2 * quarter) & 3) << 4
+                    // 32 is its zero, as above.
+                    (low[i] >> (4 * (quarter / 2)) & 15 | (high[i] >> (2 * quarter) & 3) << 4) + 96
                 });
                 let scale =
                     |half_of: usize| f32::from(block[192 + part * 2 + half_of].cast_signed()) * half(208);
-                // Halves differ in scale, so the zero is the code 32 and no minimum is shared.
+                // Halves differ in scale, so they share no minimum.
                 Group { codes, scales: [scale(0), scale(1)], minimum: 0.0 }
             }
         }
@@ -156,7 +161,11 @@ impl Group {
     /// Weight `i`.
     pub(crate) fn weight(&self, layout: Layout, i: usize) -> f32 {
         let (scale, code) = (self.scales[i / 16], f32::from(self.codes[i]));
-        layout.zero.map_or(scale * code + self.minimum, |zero| scale * (code - f32::from(zero)))
+        if layout.minimum {
+            scale * code + self.minimum
+        } else {
+            scale * (code - f32::from(zero(layout.bits)))
+        }
     }
 
     /// Rounds values to 8 bits about zero, as Q8_0.

@@ -7,8 +7,9 @@
 
 use std::ops::RangeInclusive;
 
-use super::blocks::{GROUP, Layout};
+use super::blocks::{GROUP, Layout, zero};
 use crate::compute::Isa;
+use crate::compute::kernels::codes::ZERO;
 
 #[cfg(target_arch = "x86_64")]
 #[path = "dot_x86.rs"]
@@ -42,7 +43,7 @@ pub(crate) struct Product {
     pub x_scales: *const f32,
     /// Sum of the codes of each half group of each row of activations; null where halves share their scale.
     pub x_sums: *const i32,
-    /// Of each group of each row, what zeros that are coded as 128 would add to the sum of its activations, negated.
+    /// Of each group of each row, what weights of code [`ZERO`] and scale 1 would add to a product, negated.
     pub x_offsets: *const f32,
     /// Rows of activations.
     pub rows: usize,
@@ -54,7 +55,7 @@ pub(crate) struct Product {
 
 /// f16 numbers that a group of a panel begins with.
 pub(crate) fn scale_numbers(layout: Layout) -> usize {
-    PANEL * (1 + usize::from(layout.halves) + usize::from(layout.zero.is_none()))
+    PANEL * (1 + usize::from(layout.halves) + usize::from(layout.minimum))
 }
 
 /// Bytes of a group of a panel.
@@ -113,10 +114,10 @@ trait Lanes: Copy {
 unsafe fn product<L: Lanes>(lanes: L, p: &Product, layout: Layout) {
     macro_rules! forms {
         ($($bits:literal $minimum:literal $halves:literal),*) => {
-            match (layout.bits, layout.zero.is_none(), layout.halves) {
+            match (layout.bits, layout.minimum, layout.halves) {
                 $(($bits, $minimum, $halves) => {
                     // SAFETY: the caller's.
-                    unsafe { tiles::<L, $bits, $minimum, $halves>(lanes, p, layout.zero.map_or(0, i32::from)) }
+                    unsafe { tiles::<L, $bits, $minimum, $halves>(lanes, p) }
                 })*
                 _ => unreachable!("no format has the layout {layout:?}"),
             }
@@ -140,11 +141,7 @@ const PAIRED: (usize, usize) = (6, 2);
 /// # Safety
 /// As for [`product`].
 #[inline(always)]
-unsafe fn tiles<L: Lanes, const BITS: usize, const MINIMUM: bool, const HALVES: bool>(
-    lanes: L,
-    p: &Product,
-    zero: i32,
-) {
+unsafe fn tiles<L: Lanes, const BITS: usize, const MINIMUM: bool, const HALVES: bool>(lanes: L, p: &Product) {
     for first in (0..p.panels).step_by(PAIRED.1) {
         let mut done = 0;
         // Sums of halves would need twice the registers.
@@ -152,7 +149,7 @@ unsafe fn tiles<L: Lanes, const BITS: usize, const MINIMUM: bool, const HALVES: 
             while p.rows - done >= PAIRED.0 {
                 let at = Place { panel: first, column: 0, row: done };
                 // SAFETY: the caller's; both panels and these rows exist. So for all below.
-                unsafe { tile::<L, BITS, MINIMUM, HALVES, { PAIRED.0 }, { PAIRED.1 }>(lanes, p, zero, at) };
+                unsafe { tile::<L, BITS, MINIMUM, HALVES, { PAIRED.0 }, { PAIRED.1 }>(lanes, p, at) };
                 done += PAIRED.0;
             }
         }
@@ -166,7 +163,7 @@ unsafe fn tiles<L: Lanes, const BITS: usize, const MINIMUM: bool, const HALVES: 
                                 // SAFETY: as above.
                                 $(left if left >= $rows => unsafe {
                                     let at = Place { panel, column, row };
-                                    tile::<L, BITS, MINIMUM, HALVES, $rows, 1>(lanes, p, zero, at);
+                                    tile::<L, BITS, MINIMUM, HALVES, $rows, 1>(lanes, p, at);
                                     row += $rows;
                                 },)*
                                 _ => break,
@@ -193,13 +190,12 @@ unsafe fn tile<
 >(
     lanes: L,
     p: &Product,
-    zero: i32,
     at: Place,
 ) {
     let Place { panel, column, row } = at;
     let numbers = PANEL * (1 + HALVES as usize + MINIMUM as usize);
     let bytes = numbers * 2 + PANEL * GROUP * BITS / 8;
-    let stride = p.groups * GROUP;
+    let (stride, zero) = (p.groups * GROUP, i32::from(zero(BITS)));
     let mut out = [[lanes.floats(0.0); PANELS]; ROWS];
     for group in 0..p.groups {
         // SAFETY: all offsets stay inside the group's scales and codes, and inside the rows of activations.
@@ -248,14 +244,13 @@ unsafe fn tile<
                 }
                 if MINIMUM {
                     // The sum of the activations itself.
-                    numbers[1] = lanes.mul(numbers[1], lanes.floats(-1.0 / 128.0));
+                    numbers[1] = lanes.mul(numbers[1], lanes.floats(-1.0 / ZERO));
                 }
             }
             for i in 0..ROWS {
                 let factor = lanes.floats(*p.x_scales.add((row + i) * p.groups + group));
                 let offset = *p.x_offsets.add((row + i) * p.groups + group);
-                // Zero is coded as 128, or as 8 in four bits.
-                let offset = lanes.floats(if BITS == 4 && !MINIMUM { offset / 16.0 } else { offset });
+                let offset = lanes.floats(if MINIMUM { offset } else { offset * (zero as f32 / ZERO) });
                 for panel in 0..PANELS {
                     let sum = lanes.to_floats(sums[0][i][panel]);
                     let [scale, second] = numbers[panel];

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use half::{bf16, f16};
 
 use super::activations::Forms;
-use super::blocks::{BlockTensor, GROUP, Layout};
+use super::blocks::{BlockTensor, GROUP, Layout, zero};
 use super::dot::{Dot, PANEL, code_place, group_bytes};
 use super::pack::pack;
 use crate::compute::kernels::rows::Turn;
@@ -222,8 +222,8 @@ impl Form {
             (Matrix::Blocks(blocks), _) => Self::Coded(blocks.format().layout()),
             (_, Hold::F32) => Self::Plain(DType::F32),
             (_, Hold::Bf16) => Self::Plain(DType::Bf16),
-            (_, Hold::Int8) => Self::Coded(Layout { bits: 8, zero: Some(128), halves: false }),
-            (_, Hold::Int4) => Self::Coded(Layout { bits: 4, zero: None, halves: false }),
+            (_, Hold::Int8) => Self::Coded(Layout { bits: 8, minimum: false, halves: false }),
+            (_, Hold::Int4) => Self::Coded(Layout { bits: 4, minimum: true, halves: false }),
         }
     }
 
@@ -421,9 +421,10 @@ impl Linear {
                         _ => byte,
                     };
                     let scale = number(if layout.halves { i / 16 } else { 0 });
-                    *out = match layout.zero {
-                        Some(zero) => scale * (f32::from(code) - f32::from(zero)),
-                        None => scale * f32::from(code) + number(1),
+                    *out = if layout.minimum {
+                        scale * f32::from(code) + number(1)
+                    } else {
+                        scale * (f32::from(code) - f32::from(zero(layout.bits)))
                     };
                 }
             }

@@ -82,7 +82,7 @@ fn pack_codes(layout: Layout, hold: Hold, rows: &[(&Matrix, usize)], inputs: usi
             number(0, group.scales[0]);
             if layout.halves {
                 number(1, group.scales[1]);
-            } else if layout.zero.is_none() {
+            } else if layout.minimum {
                 number(1, group.minimum);
             }
             for (i, code) in group.codes.into_iter().enumerate() {

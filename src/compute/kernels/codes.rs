@@ -5,7 +5,7 @@ use super::simd::Simd;
 /// Values that share a scale, and the least that a row of coded weights is cut into.
 pub(crate) const GROUP: usize = 32;
 
-/// The code of weight 0 in eight bits: products with unsigned codes are too large by so many times the activations.
+/// The code of weight 0 in eight bits: products with codes are too large by so many times the sum of activations.
 pub(crate) const ZERO: f32 = 128.0;
 
 /// One row, and where its codes go: whole groups, the last padded with zeros.
