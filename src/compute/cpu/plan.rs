@@ -18,6 +18,9 @@ const LARGE: u64 = 64 << 20;
 /// What working together costs, in percent: joins, and tiles that are less full.
 const TOGETHER: usize = 110;
 
+/// What a plan with both kinds of parts costs beside, in tokens of one thread: all weights are read once more.
+const BOTH: usize = 8;
+
 /// Percent that threads may wait for the last one before anything is done about it.
 const UNEVEN: usize = 103;
 
@@ -54,7 +57,8 @@ impl Plan {
         if threads > 1 && least * threads > batch.tokens() * UNEVEN {
             for count in (1..=longest.len().min(2 * threads)).chain([longest.len()]) {
                 let (first, rest) = longest.split_at(count);
-                let time = busiest(rest) * 100 + tokens(first) * TOGETHER / threads;
+                let both = if rest.is_empty() { 0 } else { BOTH };
+                let time = (busiest(rest) + both) * 100 + tokens(first) * TOGETHER / threads;
                 if time * UNEVEN < least * 100 {
                     (shared, least) = (count, time);
                 }
@@ -138,6 +142,8 @@ mod tests {
         assert_eq!(plan(&[300; 3], 2), Plan { apart: vec![vec![1], vec![2]], together: vec![vec![0]] });
         let odd = plan_of(&[264; 15], 2, LARGE + 1);
         assert_eq!((odd.together.concat(), odd.apart.concat().len()), (vec![0], 14));
+        // A short one is not worth reading all weights once more.
+        assert!(plan(&[18; 15], 2).together.is_empty());
         // 20 on 16 threads: in two turns twelve would have nothing to do.
         assert_eq!(plan(&[100; 20], 16).together.concat().len(), 4);
     }

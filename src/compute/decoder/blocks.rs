@@ -173,8 +173,10 @@ impl Group {
         let largest = values.iter().fold(0.0f32, |most, x| most.max(x.abs()));
         let scale = f16::from_f32(largest / 127.0).to_f32();
         let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
-        let codes = values.map(|x| ((x * inverse).round().clamp(-127.0, 127.0) + 128.0) as u8);
-        Self { codes, scales: [scale; 2], minimum: -128.0 * scale }
+        // Beside 1.5 · 2^23 there is room for whole numbers alone, in the lowest bits.
+        let whole = |x: f32| (x.clamp(-127.0, 127.0) + 12_582_912.0).to_bits() as u8;
+        let codes = values.map(|x| whole(x * inverse).wrapping_add(zero(8)));
+        Self { codes, scales: [scale; 2], minimum: -f32::from(zero(8)) * scale }
     }
 
     /// Rounds values to 4 bits between their extremes, as Q4_1.
