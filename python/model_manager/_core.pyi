@@ -152,8 +152,8 @@ class Config:
         """Default sampling temperature. `AI_TEMPERATURE`, default 0.7."""
     @property
     def dtype(self) -> str:
-        """How sentence models' weights are held: ``float32``, ``bfloat16``, ``int8`` or ``int4`` (quantised at load), or
-        ``auto``: bfloat16 where the CPU multiplies it natively, else float32. GGUF files keep their own form.
+        """How sentence models' weights are held: ``float32``, ``bfloat16``, ``int8`` or ``int4`` (quantised at load),
+        or ``auto``: bfloat16 where the CPU multiplies it natively, else float32. GGUF files keep their own form.
         `MODEL_MANAGER_DTYPE`, default auto.
         """
     @property

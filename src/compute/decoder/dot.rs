@@ -377,3 +377,8 @@ unsafe fn portable(p: &Product, layout: Layout) {
     // SAFETY: no special instructions; the rest is the caller's.
     unsafe { product(Array::permit(), p, layout) }
 }
+
+#[cfg(test)]
+#[cfg(unix)]
+#[path = "dot_tests.rs"]
+mod tests;

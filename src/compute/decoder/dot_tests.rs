@@ -1,0 +1,150 @@
+use half::f16;
+
+use super::*;
+use crate::compute::guarded::Guarded;
+use crate::compute::kernels::codes::ZERO;
+
+const LAYOUTS: [Layout; 5] = [
+    Layout { bits: 4, minimum: false, halves: false },
+    Layout { bits: 4, minimum: true, halves: false },
+    Layout { bits: 8, minimum: false, halves: false },
+    Layout { bits: 8, minimum: true, halves: false },
+    Layout { bits: 8, minimum: false, halves: true },
+];
+
+/// Numbers of 32 bits, the same for the same seed.
+fn numbers(seed: u32) -> impl FnMut() -> u32 {
+    let mut state = u64::from(seed) | 1 << 40;
+    move || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 20) as u32
+    }
+}
+
+/// Panels of random codes, scales and minima, and activations, each ending right before a page that cannot be touched.
+struct Case {
+    layout: Layout,
+    groups: usize,
+    rows: usize,
+    panels: usize,
+    panel_bytes: usize,
+    panel: Guarded<u8>,
+    x: Guarded<u8>,
+    scales: Guarded<f32>,
+    sums: Guarded<u32>,
+    offsets: Guarded<f32>,
+}
+
+impl Case {
+    fn new(layout: Layout, rows: usize, panels: usize, groups: usize) -> Self {
+        let mut next = numbers((rows * 100 + panels * 10 + groups) as u32);
+        let panel_bytes = (groups * group_bytes(layout)).next_multiple_of(64);
+        let mut panel: Vec<u8> = (0..panels * panel_bytes).map(|_| next() as u8).collect();
+        for start in (0..panels).flat_map(|panel| (0..groups).map(move |group| (panel, group))) {
+            let group = &mut panel[start.0 * panel_bytes + start.1 * group_bytes(layout)..];
+            for number in group[..scale_numbers(layout) * 2].as_chunks_mut::<2>().0 {
+                *number = f16::from_f32((next() % 2001) as f32 / 1000.0 - 1.0).to_le_bytes();
+            }
+        }
+        panel.truncate(panels.saturating_sub(1) * panel_bytes + groups * group_bytes(layout));
+        let x: Vec<i8> =
+            (0..rows * groups * GROUP).map(|_| (next() % 255) as i8).map(|x| x.max(-127)).collect();
+        let scales: Vec<f32> = (0..rows * groups).map(|_| (next() % 1000) as f32 / 1e5).collect();
+        let sum = |x: &[i8]| x.iter().map(|&x| i32::from(x)).sum::<i32>();
+        let offset = |(x, scale): (&[i8; GROUP], &f32)| -ZERO * scale * sum(x) as f32;
+        let offsets: Vec<f32> = x.as_chunks().0.iter().zip(&scales).map(offset).collect();
+        let sums: Vec<u32> = x.chunks(GROUP / 2).map(|half| sum(half).cast_unsigned()).collect();
+        let x: Vec<u8> = x.into_iter().map(i8::cast_unsigned).collect();
+        Self {
+            layout,
+            groups,
+            rows,
+            panels,
+            panel_bytes,
+            panel: Guarded::new(&panel),
+            x: Guarded::new(&x),
+            scales: Guarded::new(&scales),
+            sums: Guarded::new(if layout.halves { &sums } else { &[] }),
+            offsets: Guarded::new(&offsets),
+        }
+    }
+
+    /// The product on `isa`, whose columns beyond the panels' stay as they were.
+    fn run(&self, isa: Isa) -> Vec<f32> {
+        let stride = self.panels * PANEL + 3;
+        // The last row needs no more than its panels.
+        let mut out = Guarded::new(&vec![f32::NAN; (self.rows * stride).saturating_sub(3)]);
+        let product = Product {
+            panel: self.panel.as_ptr(),
+            panel_bytes: self.panel_bytes,
+            panels: self.panels,
+            groups: self.groups,
+            x: self.x.as_ptr().cast(),
+            x_scales: self.scales.as_ptr(),
+            x_sums: self.sums.as_ptr().cast(),
+            x_offsets: self.offsets.as_ptr(),
+            rows: self.rows,
+            out: out.as_mut_ptr(),
+            out_stride: stride,
+        };
+        // SAFETY: everything has the size that the product asks for, and `of` picks what this CPU runs.
+        unsafe { Dot::of(isa).run(&product, self.layout) };
+        assert!(out.chunks(stride).all(|row| row[self.panels * PANEL..].iter().all(|x| x.is_nan())));
+        out.chunks(stride).flat_map(|row| row[..self.panels * PANEL].to_vec()).collect()
+    }
+
+    /// Output `column` of row `row` by the definition, and the sum of its terms' magnitudes.
+    fn expected(&self, row: usize, column: usize) -> (f64, f64) {
+        let (layout, panel, column) = (self.layout, column / PANEL, column % PANEL);
+        let (mut sum, mut size) = (0.0, 0.0);
+        for group in 0..self.groups {
+            let bytes = &self.panel[panel * self.panel_bytes + group * group_bytes(layout)..];
+            let number = |which: usize| {
+                let at = (which * PANEL + column) * 2;
+                f16::from_le_bytes([bytes[at], bytes[at + 1]]).to_f64()
+            };
+            for i in 0..GROUP {
+                let (at, high) = code_place(layout, column, i);
+                let code = match (layout.bits, high) {
+                    (4, true) => bytes[at] >> 4,
+                    (4, false) => bytes[at] & 15,
+                    _ => bytes[at],
+                };
+                let scale = number(if layout.halves { i / 16 } else { 0 });
+                let (zero, minimum) = if layout.minimum { (0, number(1)) } else { (zero(layout.bits), 0.0) };
+                let weight = scale * (f64::from(code) - f64::from(zero)) + minimum;
+                let x = f64::from(self.x[(row * self.groups + group) * GROUP + i].cast_signed())
+                    * f64::from(self.scales[row * self.groups + group]);
+                sum += weight * x;
+                // What is added and taken off again counts as well.
+                size += (weight.abs() + scale.abs() * f64::from(zero)) * x.abs();
+            }
+        }
+        (sum, size)
+    }
+}
+
+#[test]
+fn products_are_those_of_the_definition_and_read_nothing_else() {
+    for layout in LAYOUTS {
+        // Below, at and above the heights and pairs of tiles.
+        for (rows, panels, groups) in (0..=14)
+            .flat_map(|rows| [0, 1, 2, 3].map(|panels| (rows, panels, 2)))
+            .chain([(7, 2, 0), (13, 2, 1), (24, 5, 3)])
+        {
+            let case = Case::new(layout, rows, panels, groups);
+            for isa in Isa::available() {
+                for (index, ours) in case.run(isa).into_iter().enumerate() {
+                    let (exact, size) = case.expected(index / (panels * PANEL), index % (panels * PANEL));
+                    let error = (f64::from(ours) - exact).abs();
+                    assert!(
+                        error <= 1e-6 * size + 1e-12,
+                        "{isa} {layout:?} {rows}x{panels}x{groups}: {ours} {exact}"
+                    );
+                }
+            }
+        }
+    }
+}
