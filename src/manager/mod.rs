@@ -58,6 +58,8 @@ pub struct Manager {
     tracker: ArcSwap<Tracker>,
     core: ArcSwapOption<Core>,
     building: Mutex<()>,
+    /// Held by whoever closes.
+    closing: Mutex<()>,
     closed: AtomicBool,
 }
 
@@ -107,6 +109,7 @@ impl Manager {
             tracker: ArcSwap::from_pointee(Tracker::new(crate::clock::Clock::System)),
             core: ArcSwapOption::empty(),
             building: Mutex::new(()),
+            closing: Mutex::new(()),
             closed: AtomicBool::new(false),
         }
     }
@@ -114,6 +117,10 @@ impl Manager {
     fn core(&self) -> Result<Arc<Core>> {
         if let Some(core) = self.core.load_full() {
             return Ok(core);
+        }
+        // A caller that holds Python's lock must not wait for this one: building may wait for Python.
+        if self.is_closed() {
+            return Err(Error::Closed);
         }
         let _building = self.building.lock();
         if let Some(core) = self.core.load_full() {
@@ -452,10 +459,21 @@ impl Manager {
     /// Unloads everything and stops the threads; calls in progress finish first. Further use is [`Error::Closed`].
     pub fn close(&self) {
         self.closed.store(true, Ordering::Release);
-        let _building = self.building.lock();
-        if let Some(core) = self.core.swap(None) {
+        // Whoever closes at the same time returns when all is closed as well.
+        let _closing = self.closing.lock();
+        let building = self.building.lock();
+        let core = self.core.swap(None);
+        // What is unloaded is told to Python's log.
+        drop(building);
+        if let Some(core) = core {
             core.close();
         }
+    }
+
+    /// Whether the manager is in use: then nothing but its end takes what serves its calls away.
+    #[must_use]
+    pub fn is_built(&self) -> bool {
+        self.core.load().is_some()
     }
 
     /// Whether [`Manager::close`] was called.

@@ -68,8 +68,17 @@ impl PyManager {
         to_py(py, error)
     }
 
+    /// The manager for a call that stays attached. It is built first, detached: building reads Python's environment, and
+    /// another thread that builds may wait for the interpreter.
+    fn built(&self, py: Python<'_>) -> PyResult<&Manager> {
+        if !self.inner.is_built() {
+            detached(py, || self.inner.settings()).or_raise(py)?;
+        }
+        Ok(&self.inner)
+    }
+
     fn settings(&self, py: Python<'_>) -> PyResult<Settings> {
-        self.inner.settings().or_raise(py)
+        self.built(py)?.settings().or_raise(py)
     }
 
     /// What `get` and `peek` return for a slot: the user's object, or a handle on the model.
@@ -113,7 +122,7 @@ impl PyManager {
     /// Where models compute: ``cpu``, ``cuda`` or ``mps``.
     #[getter]
     fn device(&self, py: Python<'_>) -> PyResult<&'static str> {
-        self.inner.device().or_raise(py)
+        self.built(py)?.device().or_raise(py)
     }
 
     /// This manager's tracker.
@@ -125,13 +134,13 @@ impl PyManager {
     /// Seconds since the last clean-up of idle models (since construction when there was none).
     #[getter]
     fn last_cleanup_seconds(&self, py: Python<'_>) -> PyResult<f64> {
-        Ok(self.inner.since_clean_up().or_raise(py)?.as_secs_f64())
+        Ok(self.built(py)?.since_clean_up().or_raise(py)?.as_secs_f64())
     }
 
     /// What `set_auto_cleanup` last set: (enabled, cleanup_interval, max_idle_time); at first the settings'.
     #[getter]
     fn auto_cleanup(&self, py: Python<'_>) -> PyResult<(bool, f64, f64)> {
-        let reaper = self.inner.reaper_settings().or_raise(py)?;
+        let reaper = self.built(py)?.reaper_settings().or_raise(py)?;
         Ok((reaper.enabled, reaper.interval.as_secs_f64(), reaper.max_idle.as_secs_f64()))
     }
 
@@ -209,7 +218,7 @@ impl PyManager {
         if let (Ok(text), None) = (texts.cast::<PyString>(), &progress) {
             let text = text_of(text, None)?;
             // Attached: a hit takes less than letting go of the interpreter would.
-            let vector = match self.inner.cached(text, &options).or_raise(py)? {
+            let vector = match self.built(py)?.cached(text, &options).or_raise(py)? {
                 Some(vector) => vector,
                 None => {
                     self.enter_for_array(py, |manager, check| manager.embed_missed(text, options, check))?
@@ -354,14 +363,14 @@ impl PyManager {
 
     /// The slot that `embed` chooses for `text`.
     fn route(&self, py: Python<'_>, text: &Bound<'_, PyString>) -> PyResult<&'static str> {
-        self.inner.route(text_of(text, None)?).or_raise(py)
+        self.built(py)?.route(text_of(text, None)?).or_raise(py)
     }
 
     /// Load the slot and wait for it; concurrent callers share one load.
     #[pyo3(signature = (name, timeout = None))]
     fn load(&self, py: Python<'_>, name: &str, timeout: Option<f64>) -> PyResult<()> {
         let timeout = self::timeout(py, timeout)?;
-        if self.inner.is_embedding(name).or_raise(py)? {
+        if self.built(py)?.is_embedding(name).or_raise(py)? {
             return self.enter_for_array(py, |manager, check| manager.load(name, timeout, check));
         }
         self.enter(py, |manager, check| manager.load(name, timeout, check))
@@ -379,7 +388,7 @@ impl PyManager {
 
     /// Whether the slot is in memory now.
     fn is_loaded(&self, py: Python<'_>, name: &str) -> PyResult<bool> {
-        self.inner.is_loaded(name).or_raise(py)
+        self.built(py)?.is_loaded(name).or_raise(py)
     }
 
     /// The slot's object, loaded if need be.
@@ -393,13 +402,13 @@ impl PyManager {
 
     /// Like `get`, but None when the slot is not in memory.
     fn peek(slf: &Bound<'_, Self>, name: &str) -> PyResult<Option<Py<PyAny>>> {
-        let found = slf.get().inner.peek(name).or_raise(slf.py())?;
+        let found = slf.get().built(slf.py())?.peek(name).or_raise(slf.py())?;
         found.map(|held| Self::handle(slf, name, &held)).transpose()
     }
 
     /// Names of all slots, in the order they were made.
     fn slots(&self, py: Python<'_>) -> PyResult<Vec<String>> {
-        self.inner.names().or_raise(py)
+        self.built(py)?.names().or_raise(py)
     }
 
     /// What the model of an embedding slot is.
@@ -441,7 +450,7 @@ impl PyManager {
 
     /// State of the embedding cache.
     fn cache_info<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let statistics = self.inner.cache_statistics().or_raise(py)?;
+        let statistics = self.built(py)?.cache_statistics().or_raise(py)?;
         report::cache(py, &statistics, &self.settings(py)?)
     }
 

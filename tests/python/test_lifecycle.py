@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import shutil
+import subprocess
 import sys
 import threading
 import time
@@ -460,3 +461,32 @@ def test_stats_are_json(manager):
     assert stats["memory"]["resident"] > 1e6
     assert stats["memory"]["budget"] is None
     assert stats["threads"] >= 1
+
+
+def test_closing_tells_the_log_without_holding_what_other_calls_need():
+    """A handler runs with the interpreter: what it calls must not wait for the thread that closes."""
+    code = """
+import logging, sys
+from model_manager import ModelManager
+from model_manager.errors import ClosedError
+
+class Curious(logging.Handler):
+    def emit(self, record):
+        for call in (lambda: manager.route("a"), lambda: manager.is_loaded("model"), manager.cache_info):
+            try:
+                call()
+            except ClosedError:
+                refused.append(record.getMessage())
+
+refused = []
+manager = ModelManager(cache_size=10)
+manager.register("model", sys.argv[1])
+manager.embed("a text", "model")
+logging.getLogger("model_manager").setLevel(logging.DEBUG)
+logging.getLogger("model_manager").addHandler(Curious())
+manager.close()
+assert len(refused) >= 3, refused
+assert 'unloaded' in refused[0], refused
+"""
+    done = subprocess.run([sys.executable, "-c", code, ENGLISH_MODEL], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
