@@ -38,7 +38,7 @@ pub enum Spec {
 pub struct GeneratorSpec {
     /// Hub id, folder, `.gguf` file, `pkg:…`.
     pub source: SourceSpec,
-    /// How its weights are held; `None`: as configured.
+    /// How its weights are held; auto: as configured.
     pub dtype: DTypeChoice,
     /// Branch, tag or commit of a hub model.
     pub revision: Option<String>,
