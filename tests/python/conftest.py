@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -18,6 +19,9 @@ for _name in list(os.environ):
     if _name.startswith(("MODEL_MANAGER_", "HF_", "AI_")):
         del os.environ[_name]
 os.environ["HF_HUB_OFFLINE"] = "1"
+# A shell that runs the tests in the background has them ignore Ctrl-C, and so would every process that they start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ["HF_HOME"] = str(Path(tempfile.gettempdir()) / "model-manager-tests-no-such-cache")
 
 from model_manager import Config, ModelManager  # noqa: E402
