@@ -12,7 +12,7 @@ use tokenizers::{AddedToken, Tokenizer};
 use super::chat::{ChatTemplate, TURNS_TEMPLATE};
 use super::tokens::TextTokens;
 use crate::compute::Isa;
-use crate::compute::decoder::{Hold, Machine};
+use crate::compute::decoder::{Hold, Packer};
 use crate::models::causal::{Causal, Named};
 use crate::models::files::{WeightFiles, read_json};
 use crate::models::gguf::Gguf;
@@ -118,7 +118,7 @@ impl TextModel {
         let shape = llama::Shape::from_gguf(&gguf, architecture)?;
         let template = gguf.text("tokenizer.chat_template");
         let template = template.map(|source| ChatTemplate::new(name, source, &words.begin, &words.end));
-        let decoder = shape.load(&GgufSource(&gguf), Machine::new(isa), hold)?;
+        let decoder = shape.load(&GgufSource(&gguf), &Packer::new(isa, hold))?;
         Ok(Self {
             name: name.into(),
             path: path.to_path_buf(),
@@ -141,10 +141,10 @@ impl TextModel {
         let generation = optional(files, "generation_config.json")?;
         let tokens = Arc::new(TextTokens::new(tokenizer(files)?)?);
         let weights = Weights::open(&files.weights)?;
-        let (name, machine) = (files.model.as_str(), Machine::new(isa));
+        let (name, packer) = (files.model.as_str(), Packer::new(isa, hold));
         let kind = config["model_type"].as_str().unwrap_or_default();
         let decoder = match kind {
-            "gpt2" => parse::<gpt2::Config>(&config, &path)?.load(name, &weights, machine, hold)?,
+            "gpt2" => parse::<gpt2::Config>(&config, &path)?.load(name, &weights, &packer)?,
             "llama" | "qwen2" | "qwen3" => {
                 let qwen = match kind {
                     "qwen2" => Some(2),
@@ -152,7 +152,7 @@ impl TextModel {
                     _ => None,
                 };
                 let shape = parse::<llama::Config>(&config, &path)?.shape(name, qwen)?;
-                shape.load(&Named(&weights), machine, hold)?
+                shape.load(&Named(&weights), &packer)?
             }
             other => {
                 let reason =

@@ -16,6 +16,7 @@ use crate::compute::decoder::activations::{Activations, split};
 use crate::compute::decoder::attention::{Queries, Span, attention};
 use crate::compute::decoder::product::Then;
 use crate::compute::decoder::{CacheShape, Hold, KvCache, Linear, Machine, Matrix, Pairing, Rotary};
+use crate::compute::memory::room;
 use crate::compute::{Activation, Tensors, Threads, Weight};
 use crate::{Error, Result};
 
@@ -214,21 +215,6 @@ impl Causal {
         self.head.apply(&self.machine, &threads, &mut scratch.activations, normed, logits, then)
     }
 
-    /// Brings all weights together, in the order in which a pass reads them.
-    ///
-    /// # Errors
-    /// [`Error::Io`] without memory.
-    pub fn gathered(mut self) -> Result<Self> {
-        let mut layers: Vec<&mut Linear> = Vec::new();
-        for block in &mut self.blocks {
-            layers.extend([&mut block.qkv, &mut block.output, &mut block.up, &mut block.down]);
-        }
-        layers.push(&mut self.head);
-        layers.extend(&mut self.embedding);
-        Linear::gather(&mut layers)?;
-        Ok(self)
-    }
-
     /// Bytes of weights in memory.
     pub fn memory_bytes(&self) -> u64 {
         let blocks = self
@@ -378,17 +364,4 @@ impl Norm {
             }
         }
     }
-}
-
-/// The first `len` values, whatever they hold; every user overwrites all of them. Memory of a long prompt is given back
-/// by the next short one.
-fn room(values: &mut Vec<f32>, len: usize) -> &mut [f32] {
-    const WORTH_KEEPING: usize = 1 << 23;
-    if values.len() > WORTH_KEEPING && len < values.len() / 8 {
-        *values = Vec::new();
-    }
-    if values.len() < len {
-        values.resize(len, 0.0);
-    }
-    &mut values[..len]
 }

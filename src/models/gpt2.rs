@@ -3,7 +3,7 @@
 use serde::Deserialize;
 
 use super::causal::{Block, Causal, Norm};
-use crate::compute::decoder::{CacheShape, Hold, Linear, Machine, Matrix};
+use crate::compute::decoder::{CacheShape, Linear, Matrix, Packer};
 use crate::compute::{Activation, Tensors, Weight};
 use crate::{Error, Result};
 
@@ -41,11 +41,11 @@ fn yes() -> bool {
 }
 
 impl Config {
-    /// Packs the weights of `tensors` as `hold` says. Names may have the prefix "transformer." or not.
+    /// Packs the weights of `tensors`. Names may have the prefix "transformer." or not.
     ///
     /// # Errors
     /// [`Error::Unsupported`] for a configuration that is no plain GPT-2; when a tensor is missing or of another shape.
-    pub fn load(&self, model: &str, tensors: &dyn Tensors, machine: Machine, hold: Hold) -> Result<Causal> {
+    pub fn load(&self, model: &str, tensors: &dyn Tensors, packer: &Packer) -> Result<Causal> {
         let activation = self.check(model)?;
         let hidden = self.n_embd;
         let inner = self.n_inner.unwrap_or(4 * hidden);
@@ -61,7 +61,7 @@ impl Config {
         let linear = |name: &str, inputs: usize, outputs: usize| -> Result<Linear> {
             let stored = tensors.get_shaped(&format!("{prefix}{name}.weight"), &[inputs, outputs])?;
             let matrix = Matrix::Plain(transposed(&stored)?);
-            Linear::new(&machine, hold, &[(matrix, Some(vector(&format!("{name}.bias"), outputs)?))])
+            packer.linear(&[(matrix, Some(vector(&format!("{name}.bias"), outputs)?))])
         };
         let mut blocks = Vec::with_capacity(self.n_layer);
         for layer in 0..self.n_layer {
@@ -79,16 +79,17 @@ impl Config {
         }
         let table = |name: &str, rows: usize| tensors.get_shaped(name, &[rows, hidden]);
         let words = table(&format!("{prefix}wte.weight"), self.vocab_size)?;
-        let words = Linear::new(&machine, hold, &[(Matrix::Plain(words), None)])?;
+        let words = packer.linear(&[(Matrix::Plain(words), None)])?;
         let (embedding, head) = if self.tie_word_embeddings {
             (None, words)
         } else {
             let own = Matrix::Plain(table("lm_head.weight", self.vocab_size)?);
-            (Some(words), Linear::new(&machine, hold, &[(own, None)])?)
+            (Some(words), packer.linear(&[(own, None)])?)
         };
         let positions = table(&format!("{prefix}wpe.weight"), self.n_positions)?;
-        let model = Causal {
-            hold,
+        Ok(Causal {
+            machine: packer.machine,
+            hold: packer.hold,
             hidden,
             heads: self.n_head,
             cache: CacheShape { layers: self.n_layer, kv_heads: self.n_head, width: hidden / self.n_head },
@@ -104,9 +105,7 @@ impl Config {
             blocks,
             final_norm: norm("ln_f")?,
             head,
-            machine,
-        };
-        model.gathered()
+        })
     }
 
     fn check(&self, model: &str) -> Result<Activation> {

@@ -3,7 +3,7 @@
 use serde::Deserialize;
 
 use super::causal::{Block, Causal, Norm, Source};
-use crate::compute::decoder::{CacheShape, Hold, Linear, Machine, Matrix, Pairing, Rotary};
+use crate::compute::decoder::{CacheShape, Matrix, Packer, Pairing, Rotary};
 use crate::compute::{Activation, LONGEST_HEAD, Weight};
 use crate::{Error, Result};
 
@@ -233,11 +233,11 @@ impl Shape {
         })
     }
 
-    /// Packs the weights of `source` as `hold` says.
+    /// Packs the weights of `source`.
     ///
     /// # Errors
     /// When a tensor is missing or of another shape; those of packing.
-    pub fn load(self, source: &dyn Source, machine: Machine, hold: Hold) -> Result<Causal> {
+    pub fn load(self, source: &dyn Source, packer: &Packer) -> Result<Causal> {
         let Self { hidden, vocabulary, epsilon, .. } = self;
         let rms = |scale: Weight| Norm::Rms { scale: scale.to_f32(), epsilon };
         let mut blocks = Vec::with_capacity(self.layers);
@@ -245,26 +245,27 @@ impl Shape {
             let tensors = self.layer(source, layer)?;
             blocks.push(Block {
                 attention_norm: rms(tensors.attention_norm),
-                qkv: Linear::new(&machine, hold, &tensors.qkv)?,
+                qkv: packer.linear(&tensors.qkv)?,
                 head_norms: tensors
                     .head_norms
                     .map(|[queries, keys]| (queries.to_f32(), keys.to_f32(), epsilon)),
-                output: Linear::new(&machine, hold, &[tensors.output])?,
+                output: packer.linear(&[tensors.output])?,
                 mlp_norm: rms(tensors.mlp_norm),
-                up: Linear::gated(&machine, hold, tensors.gate, tensors.up)?,
+                up: packer.gated(tensors.gate, tensors.up)?,
                 activation: Activation::Silu,
-                down: Linear::new(&machine, hold, &[tensors.down])?,
+                down: packer.linear(&[tensors.down])?,
             });
         }
         let table = |name: &str| Ok((source.matrix(name, [vocabulary, hidden])?, None));
-        let embedding = Linear::new(&machine, hold, &[table("model.embed_tokens.weight")?])?;
+        let embedding = packer.linear(&[table("model.embed_tokens.weight")?])?;
         let (embedding, head_of) = if self.tied {
             (None, embedding)
         } else {
-            (Some(embedding), Linear::new(&machine, hold, &[table("lm_head.weight")?])?)
+            (Some(embedding), packer.linear(&[table("lm_head.weight")?])?)
         };
-        let model = Causal {
-            hold,
+        Ok(Causal {
+            machine: packer.machine,
+            hold: packer.hold,
             hidden,
             heads: self.heads,
             cache: CacheShape { layers: self.layers, kv_heads: self.kv_heads, width: self.head },
@@ -275,9 +276,7 @@ impl Shape {
             blocks,
             final_norm: rms(source.vector("model.norm.weight", hidden)?),
             head: head_of,
-            machine,
-        };
-        model.gathered()
+        })
     }
 }
 

@@ -190,6 +190,7 @@ impl Attention<'_> {
                 c_stride: STRIDE,
                 rows: tile.len(),
                 accumulate: false,
+                ahead: None,
             };
             // SAFETY: queries lie inside the input; scores have whole panels for a block in every row.
             unsafe { self.kernels.tile(format, &product) };
@@ -238,6 +239,7 @@ impl Attention<'_> {
                 c_stride: panel,
                 rows: tile.len(),
                 accumulate: keys.start > 0,
+                ahead: None,
             };
             // SAFETY: probabilities are padded to so many units, as values are.
             unsafe { self.kernels.tile(format, &product) };

@@ -19,7 +19,7 @@ use self::matrix::Workspace;
 pub use self::pass::{CpuPass, States};
 use self::plan::Plan;
 pub(crate) use self::team::{Team, share};
-use super::decoder::{Hold, Linear, Machine, Matrix};
+use super::decoder::{Hold, Linear, Machine, Matrix, Packer};
 use super::{Backend, DType, Forward, Isa, Packed, Threads, Weight};
 use crate::sync::Mutex;
 use crate::{Error, Result};
@@ -30,8 +30,7 @@ const LARGEST_WORKSPACE: usize = 64 << 20;
 /// The CPU, with one instruction set and one form of weights.
 #[derive(Debug)]
 pub struct Cpu {
-    machine: Machine,
-    hold: Hold,
+    packer: Packer,
     /// Of activations.
     dtype: DType,
     workspaces: Mutex<Vec<Workspace>>,
@@ -62,8 +61,7 @@ impl Cpu {
     pub fn new(isa: Isa, hold: impl Into<Hold>) -> Self {
         let hold = hold.into();
         Self {
-            machine: Machine::new(isa),
-            hold,
+            packer: Packer::new(isa, hold),
             dtype: hold.activations(isa),
             workspaces: Mutex::new(Vec::new()),
             bytes: AtomicU64::new(0),
@@ -72,7 +70,11 @@ impl Cpu {
 
     /// The instruction set in use.
     pub fn isa(&self) -> Isa {
-        self.machine.kernels.isa()
+        self.machine().kernels.isa()
+    }
+
+    fn machine(&self) -> &Machine {
+        &self.packer.machine
     }
 
     fn counted(&self, linear: Linear) -> Result<Linear> {
@@ -132,11 +134,11 @@ impl Backend for Cpu {
     }
 
     fn linear(&self, parts: &[(Matrix, Option<Weight>)]) -> Result<Linear> {
-        self.counted(Linear::new(&self.machine, self.hold, parts)?)
+        self.counted(self.packer.linear(parts)?)
     }
 
     fn gated(&self, gate: (Matrix, Option<Weight>), up: (Matrix, Option<Weight>)) -> Result<Linear> {
-        self.counted(Linear::gated(&self.machine, self.hold, gate, up)?)
+        self.counted(self.packer.gated(gate, up)?)
     }
 
     fn norm(&self, scale: &Weight, shift: &Weight, epsilon: f32) -> Result<Norm> {
@@ -179,6 +181,6 @@ impl Backend for Cpu {
     }
 
     fn dtype(&self) -> &'static str {
-        self.hold.name()
+        self.packer.hold.name()
     }
 }

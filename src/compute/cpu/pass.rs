@@ -89,7 +89,7 @@ impl<'a> CpuPass<'a> {
     ) -> Result<()> {
         let mut codes = std::mem::take(&mut self.workspace.codes);
         let x = a.plain(0..a.rows());
-        let done = linear.multiply(&self.cpu.machine, self.team, &mut codes, x, then, &out.target(), first);
+        let done = linear.multiply(self.cpu.machine(), self.team, &mut codes, x, then, &out.target(), first);
         self.workspace.codes = codes;
         done
     }
@@ -110,7 +110,7 @@ impl<'a> CpuPass<'a> {
         let (bytes, skipped) =
             (columns * qkv.format().bytes(), (qkv.columns() - columns) * qkv.format().bytes());
         let target = seen.target();
-        self.team.split_rows(qkv.rows(), |rows| {
+        self.team.worth(qkv.rows() * columns).split_rows(qkv.rows(), |rows| {
             for row in rows {
                 // SAFETY: the columns end both rows, and each task has rows of its own.
                 unsafe {
@@ -160,7 +160,7 @@ impl Pass<Cpu> for CpuPass<'_> {
         let fault = Mutex::new(None);
         let mut wide = self.workspace.matrix(batch.tokens(), words.columns(), DType::F32)?;
         let out = wide.target();
-        self.team.split_rows(batch.sequences(), |sequences| {
+        self.team.worth(batch.tokens() * words.columns()).split_rows(batch.sequences(), |sequences| {
             for range in sequences.map(|index| batch.range(index)) {
                 let ids = &batch.ids[range.clone()];
                 for ((row, &id), position) in range.zip(ids).zip(numbering.of(ids)) {
@@ -200,8 +200,8 @@ impl Pass<Cpu> for CpuPass<'_> {
         }
         let narrow = x.narrow.as_mut().map(Matrix::target);
         let wide = x.wide.as_mut().ok_or_else(|| misuse("states of a norm must be in f32"))?.target();
-        let kernels = self.cpu.machine.kernels;
-        self.team.split_rows(rows, |range: Range<usize>| {
+        let kernels = self.cpu.machine().kernels;
+        self.team.worth(rows * columns).split_rows(rows, |range: Range<usize>| {
             for row in range {
                 // SAFETY: each task has rows of its own.
                 let (wide, narrow) =
@@ -242,7 +242,7 @@ impl Pass<Cpu> for CpuPass<'_> {
             self.remember(queries, 2 * heads.kv_heads * heads.width)?;
         }
         let keys = self.seen.as_ref().filter(|_| !whole).unwrap_or(queries);
-        let kernels = self.cpu.machine.kernels;
+        let kernels = self.cpu.machine().kernels;
         let attention = Attention { kernels, queries, keys, heads, out: &target };
         let (spans, scratch, fault) = (self.spans(), &self.workspace.scratch, Mutex::new(None));
         self.team.split_rows(spans.len() * heads.kv_heads, |items| {
@@ -282,10 +282,10 @@ impl Pass<Cpu> for CpuPass<'_> {
         let wide = x.operand(DType::F32)?;
         assert_eq!(wide.columns(), norm.scale.len(), "norm parameters");
         let rows = if x.picked { 0..wide.rows() } else { self.window.clone() };
-        let (to, kernels) = (self.cpu.dtype, self.cpu.machine.kernels);
+        let (to, kernels) = (self.cpu.dtype, self.cpu.machine().kernels);
         let mut normed = self.workspace.matrix(rows.len(), wide.columns(), to)?;
         let target = normed.target();
-        self.team.split_rows(rows.len(), |task| {
+        self.team.worth(rows.len() * wide.columns()).split_rows(rows.len(), |task| {
             for row in task {
                 let (x, out) =
                     (wide.row_ptr(rows.start + row).cast(), target.part(row..row + 1, 0..wide.columns()));
@@ -309,10 +309,11 @@ impl Pass<Cpu> for CpuPass<'_> {
         Attention::check(qkv.operand(self.cpu.dtype)?, heads);
         let matrix = qkv.wide.as_mut().or(qkv.narrow.as_mut()).ok_or_else(|| misuse("no states"))?;
         let (format, kernels, start, batch) =
-            (matrix.format(), self.cpu.machine.kernels, self.window.start, self.batch);
+            (matrix.format(), self.cpu.machine().kernels, self.window.start, self.batch);
         let norms = norms.map(|(queries, keys)| (&queries.scale[..], &keys.scale[..], queries.epsilon));
+        let values = matrix.rows() * matrix.columns();
         let target = matrix.target();
-        self.team.split_rows(self.window.len(), |rows| {
+        self.team.worth(values).split_rows(self.window.len(), |rows| {
             for row in rows {
                 let sequence = batch.offsets.partition_point(|&offset| offset as usize <= start + row) - 1;
                 let position = start + row - batch.offsets[sequence] as usize;
@@ -362,9 +363,9 @@ impl Pass<Cpu> for CpuPass<'_> {
     }
 
     fn rms(&mut self, mut x: States, norm: &Rms) -> Result<States> {
-        let (kernels, wide) = (self.cpu.machine.kernels, x.residual()?);
-        let (rows, target) = (wide.rows(), wide.target());
-        self.team.split_rows(rows, |rows| {
+        let (kernels, wide) = (self.cpu.machine().kernels, x.residual()?);
+        let (rows, columns, target) = (wide.rows(), wide.columns(), wide.target());
+        self.team.worth(rows * columns).split_rows(rows, |rows| {
             for row in rows {
                 // SAFETY: each task has rows of its own.
                 kernels.rms_in_place(unsafe { target.row_f32(row) }, &norm.scale, norm.epsilon);

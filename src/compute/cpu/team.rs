@@ -5,6 +5,9 @@ use std::ops::Range;
 use crate::Result;
 use crate::compute::Threads;
 
+/// Values that take about as long to be normalised or converted as threads take to meet: some microseconds.
+const WORTH_MEETING: usize = 1 << 12;
+
 /// The threads of one pass. One, when each thread has a part of the batch to itself; all, when there is too little
 /// work for that.
 #[derive(Debug, Clone, Copy)]
@@ -16,6 +19,11 @@ pub(crate) enum Team<'a> {
 }
 
 impl Team<'_> {
+    /// These threads where something is done to so many values, or one where it takes less time than a meeting.
+    pub(crate) fn worth(self, values: usize) -> Self {
+        if values < WORTH_MEETING { Self::One } else { self }
+    }
+
     /// Threads.
     pub(crate) fn threads(self) -> usize {
         match self {

@@ -7,7 +7,7 @@ use super::team::Team;
 use crate::Error;
 use crate::compute::decoder::activations::Activations;
 use crate::compute::decoder::product::Then;
-use crate::compute::decoder::{Hold, Linear, Machine};
+use crate::compute::decoder::{Hold, Packer};
 use crate::compute::kernels::Kernels;
 use crate::compute::{Activation, Backend, DType, Heads, Isa, Packed, Pass, Positions, Threads, Weight};
 
@@ -73,9 +73,9 @@ fn linear_layers_of_any_shape_multiply_alike_alone_and_together() {
                 };
                 let shift = Weight::from_f32(&bias[cut..], &[outputs - cut]).unwrap();
                 let parts = [(part(0..cut).into(), None), (part(cut..outputs).into(), Some(shift))];
-                let machine = Machine::new(isa);
                 let hold = if format == DType::F32 { Hold::F32 } else { Hold::Bf16 };
-                let linear = Linear::new(&machine, hold, &parts).unwrap();
+                let packer = Packer::new(isa, hold);
+                let (machine, linear) = (packer.machine, packer.linear(&parts).unwrap());
                 let a = matrix(&mut workspace, rows, inputs, format, &x);
                 let mut run = |team, then: Then| {
                     let ones = vec![1.0; rows * outputs];

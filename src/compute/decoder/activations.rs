@@ -5,11 +5,9 @@ use crate::Result;
 use crate::compute::cpu::Team;
 use crate::compute::kernels::codes::Codes;
 use crate::compute::kernels::{Kernels, units};
+use crate::compute::memory::room;
 use crate::compute::{DType, Threads};
 use crate::sync::Mutex;
-
-/// Rows of fewer values than this are not worth other threads.
-pub(crate) const WORTH_SPLITTING: usize = 1 << 14;
 
 /// Plain rows where they lie.
 #[derive(Debug, Clone, Copy)]
@@ -39,22 +37,6 @@ impl<'a> Plain<'a> {
     pub(crate) fn row(&self, row: usize) -> *const u8 {
         assert!(row < self.rows, "row of activations");
         self.bytes[row * self.stride..].as_ptr()
-    }
-
-    fn read(&self, row: usize, out: &mut [f32]) {
-        let bytes = &self.bytes[row * self.stride..][..self.columns * self.format.bytes()];
-        match self.format {
-            DType::F32 => {
-                for (out, raw) in out.iter_mut().zip(bytes.as_chunks().0) {
-                    *out = f32::from_ne_bytes(*raw);
-                }
-            }
-            DType::Bf16 => {
-                for (out, raw) in out.iter_mut().zip(bytes.as_chunks().0) {
-                    *out = f32::from_bits(u32::from(u16::from_ne_bytes(*raw)) << 16);
-                }
-            }
-        }
     }
 }
 
@@ -109,14 +91,15 @@ impl Activations {
         let columns = x.columns;
         if copied(x, forms) {
             let stride = spread(DType::F32, columns) / 4;
-            self.wide.resize(x.rows * stride, 0.0);
-            let rows: Vec<_> = self.wide.chunks_mut(stride).collect();
-            each(team, rows, |row, wide| x.read(row, &mut wide[..columns]))?;
+            let rows: Vec<_> = room(&mut self.wide, x.rows * stride).chunks_mut(stride).collect();
+            each(team, rows, |row, wide| {
+                let values = x.bytes[row * x.stride..][..columns * 4].as_chunks().0;
+                wide.iter_mut().zip(values).for_each(|(wide, raw)| *wide = f32::from_ne_bytes(*raw));
+            })?;
         }
         if forms.narrow {
             let stride = spread(DType::Bf16, columns) / 2;
-            self.narrow.resize(x.rows * stride, 0);
-            let rows: Vec<_> = self.narrow.chunks_mut(stride).collect();
+            let rows: Vec<_> = room(&mut self.narrow, x.rows * stride).chunks_mut(stride).collect();
             each(team, rows, |row, narrow| {
                 let values = x.bytes[row * x.stride..][..columns * 4].as_chunks().0;
                 for (narrow, raw) in narrow.iter_mut().zip(values) {
@@ -149,20 +132,22 @@ impl Activations {
         forms: Forms,
         team: Team<'_>,
     ) -> Result<()> {
+        let team = team.worth(x.rows * x.columns);
         let groups = x.columns.div_ceil(GROUP);
-        self.codes.resize(x.rows * groups * GROUP, 0);
-        self.scales.resize(x.rows * groups, 0.0);
-        self.sums.resize(if forms.halves { x.rows * groups * 2 } else { 0 }, 0);
-        self.offsets.resize(x.rows * groups, 0.0);
-        let codes = self.codes.chunks_mut(groups * GROUP).zip(self.scales.chunks_mut(groups));
+        let codes = room(&mut self.codes, x.rows * groups * GROUP).chunks_mut(groups * GROUP);
+        let scales = room(&mut self.scales, x.rows * groups).chunks_mut(groups);
+        let offsets = room(&mut self.offsets, x.rows * groups).chunks_mut(groups);
         // Of each row, or of none.
-        let mut sums = self.sums.chunks_mut(groups * 2);
-        let sums = std::iter::repeat_with(|| sums.next()).zip(self.offsets.chunks_mut(groups));
-        let rows: Vec<_> = codes.zip(sums).collect();
-        let values = || vec![0.0; x.columns];
-        each_with(team, rows, values, |values, row, ((codes, scales), (sums, offsets))| {
-            x.read(row, values);
-            kernels.encode(&mut Codes { x: values, codes, scales, sums: sums.as_deref_mut(), offsets });
+        let sums = room(&mut self.sums, if forms.halves { x.rows * groups * 2 } else { 0 });
+        let mut sums = sums.chunks_mut(groups * 2);
+        let sums = std::iter::repeat_with(|| sums.next());
+        let rows: Vec<_> = codes.zip(scales).zip(sums.zip(offsets)).collect();
+        each(team, rows, |row, ((codes, scales), (sums, offsets))| {
+            let sums = sums.as_deref_mut();
+            let mut row =
+                Codes { x: x.row(row), format: x.format, length: x.columns, codes, scales, sums, offsets };
+            // SAFETY: `Plain` was made of whole rows.
+            unsafe { kernels.encode(&mut row) };
         })
     }
 }
@@ -173,24 +158,11 @@ fn copied(x: Plain<'_>, forms: Forms) -> bool {
 }
 
 /// Runs `work` on each row.
-fn each<T: Send>(team: Team<'_>, rows: Vec<T>, work: impl Fn(usize, &mut T) + Sync) -> Result<()> {
-    each_with(team, rows, || (), |(), row, item| work(row, item))
-}
-
-/// Runs `work` on each row, with a room that the rows of one task share.
-fn each_with<T: Send, R>(
-    team: Team<'_>,
-    mut rows: Vec<T>,
-    room: impl Fn() -> R + Sync,
-    work: impl Fn(&mut R, usize, &mut T) + Sync,
-) -> Result<()> {
+fn each<T: Send>(team: Team<'_>, mut rows: Vec<T>, work: impl Fn(usize, &mut T) + Sync) -> Result<()> {
     let share = rows.len().div_ceil(team.threads()).max(1);
     let shares: Vec<_> = rows.chunks_mut(share).map(Mutex::new).collect();
     team.run(shares.len(), &|index| {
-        let mut room = room();
-        for (at, row) in shares[index].lock().iter_mut().enumerate() {
-            work(&mut room, index * share + at, row);
-        }
+        shares[index].lock().iter_mut().enumerate().for_each(|(at, row)| work(index * share + at, row));
     })
 }
 
@@ -203,9 +175,8 @@ pub(crate) fn split<T: Send>(
     out_columns: usize,
     work: impl Fn(&[f32], &mut [T]) + Sync,
 ) -> Result<()> {
-    let team = if x.len() < WORTH_SPLITTING { Team::One } else { Team::All(threads) };
     let rows: Vec<_> = x.chunks(columns).zip(out.chunks_mut(out_columns)).collect();
-    each(team, rows, |_, (x, out)| work(x, out))
+    each(Team::All(threads).worth(x.len()), rows, |_, (x, out)| work(x, out))
 }
 
 #[cfg(test)]

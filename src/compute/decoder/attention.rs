@@ -133,6 +133,7 @@ fn tile(
             c_stride: stride,
             rows,
             accumulate: false,
+            ahead: None,
         };
         // SAFETY: queries were bounds-checked above, the panel is whole, and each row of scores has room for it.
         unsafe { kernels.tile(DType::F32, &product) };
@@ -164,6 +165,7 @@ fn tile(
             c_stride: panel,
             rows,
             accumulate: false,
+            ahead: None,
         };
         // SAFETY: each row of scores has `visible` values, the panel as many rows, the product room for a tile.
         unsafe { kernels.tile(DType::F32, &tile) };

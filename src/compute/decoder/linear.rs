@@ -5,19 +5,16 @@
 //! eight bits, as llama.cpp does. How a product is divided among threads is the caller's: see [`super::product`].
 
 use std::ops::Range;
-use std::sync::Arc;
 
 use half::{bf16, f16};
 
 use super::activations::Forms;
 use super::blocks::{BlockTensor, GROUP, Layout, zero};
 use super::dot::{Dot, PANEL, code_place, group_bytes};
-use super::pack::pack;
 use crate::compute::kernels::rows::Turn;
 use crate::compute::kernels::{Kernels, units};
-use crate::compute::memory::Buffer;
+use crate::compute::memory::Piece;
 use crate::compute::{DType, Isa, Weight};
-use crate::{Error, Result};
 
 /// How weights that are stored as plain numbers are held. Blocks stay as they are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -141,7 +138,7 @@ impl Matrix {
     }
 
     /// Says that the bytes will not be read soon: see [`crate::compute::memory::MappedFile::release`].
-    fn release(&self) {
+    pub(super) fn release(&self) {
         match self {
             Self::Plain(weight) => weight.release(),
             Self::Blocks(blocks) => blocks.release(),
@@ -203,9 +200,7 @@ pub struct Linear {
 #[derive(Debug)]
 pub(super) struct Part {
     pub(super) form: Form,
-    memory: Arc<Buffer>,
-    /// Bytes of `memory`.
-    range: Range<usize>,
+    pub(super) memory: Piece,
     /// Outputs, counted over all parts.
     pub(super) columns: Range<usize>,
 }
@@ -217,7 +212,7 @@ pub(super) enum Form {
 }
 
 impl Form {
-    fn of(matrix: &Matrix, hold: Hold) -> Self {
+    pub(super) fn of(matrix: &Matrix, hold: Hold) -> Self {
         match (matrix, hold) {
             (Matrix::Blocks(blocks), _) => Self::Coded(blocks.format().layout()),
             (_, Hold::F32) => Self::Plain(DType::F32),
@@ -247,7 +242,7 @@ impl Form {
 impl Part {
     /// `count` panels of `bytes` each.
     pub(super) fn panels_from(&self, first: usize, count: usize, bytes: usize) -> &[u8] {
-        &self.memory.as_slice::<u8>()[self.range.clone()][first * bytes..][..count * bytes]
+        &self.memory.as_slice::<u8>()[first * bytes..][..count * bytes]
     }
 
     pub(super) fn panels(&self, kernels: &Kernels) -> usize {
@@ -256,114 +251,6 @@ impl Part {
 }
 
 impl Linear {
-    /// Packs `matrices` with their biases; their outputs lie side by side.
-    ///
-    /// # Errors
-    /// [`Error::Internal`] when they do not fit together, [`Error::Io`] without memory.
-    pub fn new(machine: &Machine, hold: Hold, matrices: &[(Matrix, Option<Weight>)]) -> Result<Self> {
-        Self::of(machine, hold, matrices, |a, b| Form::of(&a.0, hold) == Form::of(&b.0, hold))
-    }
-
-    /// Packs a gated layer.
-    ///
-    /// # Errors
-    /// As [`new`](Self::new).
-    pub fn gated(
-        machine: &Machine,
-        hold: Hold,
-        gate: (Matrix, Option<Weight>),
-        up: (Matrix, Option<Weight>),
-    ) -> Result<Self> {
-        if gate.0.rows() != up.0.rows() {
-            return Err(misfit(&up.0, gate.0.columns()));
-        }
-        let mut parts = [gate, up];
-        let plain = |part: &(Matrix, _)| matches!(Form::of(&part.0, hold), Form::Plain(_));
-        if plain(&parts[0]) != plain(&parts[1]) {
-            // Panels meet one to one: a gate of codes beside a plain one is held plain as well.
-            for (matrix, _) in &mut parts {
-                *matrix = Weight::from_f32(&matrix.to_f32(), &[matrix.rows(), matrix.columns()])?.into();
-            }
-        }
-        let mut layer = Self::of(machine, hold, &parts, |_, _| false)?;
-        layer.outputs /= 2;
-        layer.gated = true;
-        Ok(layer)
-    }
-
-    fn of(
-        machine: &Machine,
-        hold: Hold,
-        matrices: &[(Matrix, Option<Weight>)],
-        one_part: impl Fn(&(Matrix, Option<Weight>), &(Matrix, Option<Weight>)) -> bool,
-    ) -> Result<Self> {
-        let inputs = matrices.first().map_or(0, |(matrix, _)| matrix.columns());
-        let mut bias = Vec::new();
-        let mut outputs = 0;
-        for (matrix, shift) in matrices {
-            let fits = matrix.columns() == inputs
-                && shift.as_ref().is_none_or(|shift| shift.shape() == [matrix.rows()]);
-            if !fits || inputs == 0 {
-                return Err(misfit(matrix, inputs));
-            }
-            outputs += matrix.rows();
-            if let Some(shift) = shift {
-                bias.resize(outputs - matrix.rows(), 0.0);
-                bias.extend(shift.to_f32());
-            }
-        }
-        if !bias.is_empty() {
-            bias.resize(outputs, 0.0);
-        }
-        let mut parts = Vec::new();
-        let mut start = 0;
-        for same in matrices.chunk_by(one_part) {
-            let form = Form::of(&same[0].0, hold);
-            let matrices: Vec<&Matrix> = same.iter().map(|(matrix, _)| matrix).collect();
-            let rows: usize = matrices.iter().map(|matrix| matrix.rows()).sum();
-            let panels = pack(machine.kernels, form, hold, &matrices, inputs)?;
-            let range = 0..panels.len();
-            parts.push(Part { form, memory: Arc::new(panels), range, columns: start..start + rows });
-            start += rows;
-        }
-        let forms = Forms {
-            wide: parts.iter().any(|part| part.form == Form::Plain(DType::F32)),
-            narrow: parts.iter().any(|part| part.form == Form::Plain(DType::Bf16)),
-            codes: parts.iter().any(|part| matches!(part.form, Form::Coded(_))),
-            halves: parts.iter().any(|part| matches!(part.form, Form::Coded(layout) if layout.halves)),
-        };
-        // The packed copy serves from now on: the file's pages need not count as ours.
-        matrices.iter().for_each(|(matrix, _)| matrix.release());
-        Ok(Self { parts, bias, inputs, outputs, forms, gated: false })
-    }
-
-    /// Moves the weights of `layers` into one mapping, in their order. Small mappings lie in small pages, and reading
-    /// a whole model through those spends a third of the time on address translation.
-    ///
-    /// # Errors
-    /// [`Error::Io`] without memory.
-    pub fn gather(layers: &mut [&mut Self]) -> Result<()> {
-        let sizes =
-            layers.iter().flat_map(|layer| &layer.parts).map(|part| part.range.len().next_multiple_of(64));
-        let mut memory = Buffer::zeroed(sizes.sum())?;
-        let mut start = 0;
-        let mut ranges = Vec::new();
-        for part in layers.iter_mut().flat_map(|layer| &mut layer.parts) {
-            let from = &part.memory.as_slice::<u8>()[part.range.clone()];
-            memory.as_mut_slice::<u8>()[start..start + from.len()].copy_from_slice(from);
-            ranges.push(start..start + from.len());
-            start += from.len().next_multiple_of(64);
-            // Its own memory leaves at once, so that a model is never held twice.
-            part.memory = Arc::new(Buffer::zeroed(0)?);
-        }
-        let memory = Arc::new(memory);
-        for (part, range) in layers.iter_mut().flat_map(|layer| &mut layer.parts).zip(ranges) {
-            part.memory = memory.clone();
-            part.range = range;
-        }
-        Ok(())
-    }
-
     /// Length of an input row.
     pub fn inputs(&self) -> usize {
         self.inputs
@@ -376,7 +263,7 @@ impl Linear {
 
     /// Bytes of memory.
     pub fn bytes(&self) -> u64 {
-        self.parts.iter().map(|part| part.range.len() as u64).sum::<u64>() + 4 * self.bias.len() as u64
+        self.parts.iter().map(|part| part.memory.len() as u64).sum::<u64>() + 4 * self.bias.len() as u64
     }
 
     /// Output row `row` of the matrix itself, without the bias: an embedding that shares its memory with the head.
@@ -429,13 +316,6 @@ impl Linear {
                 }
             }
         }
-    }
-}
-
-fn misfit(matrix: &Matrix, inputs: usize) -> Error {
-    Error::Internal {
-        place: "linear".into(),
-        reason: format!("a matrix of {} x {} does not fit {inputs} inputs", matrix.rows(), matrix.columns()),
     }
 }
 

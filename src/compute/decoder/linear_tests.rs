@@ -4,6 +4,7 @@ use candle_core::{Device, Tensor};
 use super::*;
 use crate::compute::decoder::activations::Activations;
 use crate::compute::decoder::blocks::BlockFormat;
+use crate::compute::decoder::pack::Packer;
 use crate::compute::decoder::product::Then;
 use crate::compute::memory::MappedFile;
 use crate::compute::{Activation, Threads};
@@ -72,8 +73,8 @@ fn coded_weights_are_multiplied_as_stored() {
         let (_folder, stored) = blocks(&values, outputs, inputs, format);
         let weights = stored.to_f32();
         for isa in Isa::available() {
-            let machine = Machine::new(isa);
-            let linear = Linear::new(&machine, Hold::F32, &[(Matrix::Blocks(stored.clone()), None)]).unwrap();
+            let packer = Packer::new(isa, Hold::F32);
+            let linear = packer.linear(&[(Matrix::Blocks(stored.clone()), None)]).unwrap();
             for rows in [1, 2, 3, 8, 11, 30] {
                 let x = wave(rows * inputs, 0.37);
                 let out = apply(isa, &linear, &x);
@@ -89,7 +90,7 @@ fn coded_weights_are_multiplied_as_stored() {
                 assert_eq!(alone, out[row * outputs..][..outputs], "a row depends on its neighbours");
             }
             let mut row = vec![0.0; inputs];
-            linear.row(&machine, 35, &mut row);
+            linear.row(&packer.machine, 35, &mut row);
             for (ours, theirs) in row.iter().zip(&weights[35 * inputs..][..inputs]) {
                 assert!(
                     (ours - theirs).abs() <= theirs.abs() * 2e-3 + 2e-3,
@@ -107,7 +108,7 @@ fn all_instruction_sets_agree_on_codes() {
     let x = wave(5 * 256, 0.21);
     let mut results = Isa::available().map(|isa| {
         let matrix = (Matrix::Blocks(stored.clone()), None);
-        apply(isa, &Linear::new(&Machine::new(isa), Hold::F32, &[matrix]).unwrap(), &x)
+        apply(isa, &Packer::new(isa, Hold::F32).linear(&[matrix]).unwrap(), &x)
     });
     let first = results.next().unwrap();
     for other in results {
@@ -122,12 +123,12 @@ fn plain_weights_in_every_hold() {
         let bias = wave(outputs, 0.5);
         let weight = |values: &[f32], shape: &[usize]| Weight::from_f32(values, shape).unwrap();
         for isa in Isa::available() {
-            let machine = Machine::new(isa);
             for (hold, allowed) in
                 [(Hold::F32, 1e-6), (Hold::Bf16, 8e-3), (Hold::Int8, 4e-2), (Hold::Int4, 0.1)]
             {
                 let part = (Matrix::Plain(weight(&w, &[outputs, inputs])), Some(weight(&bias, &[outputs])));
-                let linear = Linear::new(&machine, hold, &[part]).unwrap();
+                let packer = Packer::new(isa, hold);
+                let linear = packer.linear(&[part]).unwrap();
                 for rows in [1, 15, 300] {
                     let x = wave(rows * inputs, 0.7);
                     let out = apply(isa, &linear, &x);
@@ -138,7 +139,7 @@ fn plain_weights_in_every_hold() {
                     }
                 }
                 let mut row = vec![0.0; inputs];
-                linear.row(&machine, outputs - 1, &mut row);
+                linear.row(&packer.machine, outputs - 1, &mut row);
                 for (ours, theirs) in row.iter().zip(&w[(outputs - 1) * inputs..]) {
                     assert!(f64::from((ours - theirs).abs()) <= allowed * 2.5, "{hold:?} {ours} {theirs}");
                 }
@@ -155,14 +156,14 @@ fn parts_of_different_forms_lie_side_by_side_and_add_up() {
     let plain = Weight::from_f32(&second, &[9, inputs]).unwrap();
     let shift = Weight::from_f32(&[1.0; 9], &[9]).unwrap();
     let parts = [(Matrix::Blocks(coded), None), (Matrix::Plain(plain), Some(shift))];
-    let machine = Machine::new(Isa::best());
-    let linear = Linear::new(&machine, Hold::F32, &parts).unwrap();
+    let packer = Packer::new(Isa::best(), Hold::F32);
+    let linear = packer.linear(&parts).unwrap();
     let x = wave(2 * inputs, 0.3);
     let once = apply(Isa::best(), &linear, &x);
     assert!((once[20] - 1.0 - reference(&x, &second, inputs)[0].0 as f32).abs() < 1e-3);
     let mut twice = once.clone();
     let scratch = &mut Activations::default();
-    linear.apply(&machine, &Threads::global(), scratch, &x, &mut twice, Then::Add).unwrap();
+    linear.apply(&packer.machine, &Threads::global(), scratch, &x, &mut twice, Then::Add).unwrap();
     assert!(once.iter().zip(&twice).all(|(once, twice)| *twice == once + once));
 }
 
@@ -180,15 +181,15 @@ fn a_gate_meets_its_partner_in_every_form() {
             (Matrix::Blocks(gate_codes.clone()), plain(&up), 0.5),
             (Matrix::Blocks(gate_codes.clone()), Matrix::Blocks(up_codes.clone()), 20.0),
         ] {
-            let machine = Machine::new(isa);
+            let packer = Packer::new(isa, Hold::F32);
             let bias = || Some(Weight::from_f32(&shift, &[outputs]).unwrap());
             let (exact_gate, exact_up) = (gate_of.to_f32(), up_of.to_f32());
-            let linear = Linear::gated(&machine, Hold::F32, (gate_of, bias()), (up_of, bias())).unwrap();
+            let linear = packer.gated((gate_of, bias()), (up_of, bias())).unwrap();
             assert_eq!(linear.outputs(), outputs);
             let mut out = vec![0.0; rows * outputs];
             let then = Then::Store(Activation::Silu);
             linear
-                .apply(&machine, &Threads::global(), &mut Activations::default(), &x, &mut out, then)
+                .apply(&packer.machine, &Threads::global(), &mut Activations::default(), &x, &mut out, then)
                 .unwrap();
             let gates = reference(&x, &exact_gate, inputs);
             let ups = reference(&x, &exact_up, inputs);
@@ -200,25 +201,28 @@ fn a_gate_meets_its_partner_in_every_form() {
             }
         }
     }
-    let machine = Machine::new(Isa::Portable);
+    let packer = Packer::new(Isa::Portable, Hold::F32);
     let short = Matrix::Plain(Weight::from_f32(&[0.0; 64], &[1, 64]).unwrap());
-    assert!(Linear::gated(&machine, Hold::F32, (plain(&gate), None), (short, None)).is_err());
+    assert!(packer.gated((plain(&gate), None), (short, None)).is_err());
 }
 
 #[test]
-fn gathered_layers_compute_the_same() {
-    let machine = Machine::new(Isa::best());
-    let layer = |outputs: usize, step: f32, hold| {
-        let weight = Weight::from_f32(&wave(outputs * 40, step), &[outputs, 40]).unwrap();
-        Linear::new(&machine, hold, &[(Matrix::Plain(weight), None)]).unwrap()
-    };
-    let mut layers = [layer(5, 0.1, Hold::F32), layer(70, 0.2, Hold::Int4), layer(33, 0.3, Hold::Bf16)];
+fn layers_of_one_model_lie_in_one_memory_and_compute_as_alone() {
     let x = wave(3 * 40, 0.9);
-    let before: Vec<_> = layers.iter().map(|layer| apply(Isa::best(), layer, &x)).collect();
-    let bytes: u64 = layers.iter().map(Linear::bytes).sum();
-    Linear::gather(&mut layers.iter_mut().collect::<Vec<_>>()).unwrap();
-    let after: Vec<_> = layers.iter().map(|layer| apply(Isa::best(), layer, &x)).collect();
-    assert_eq!((before, bytes), (after, layers.iter().map(Linear::bytes).sum()));
+    for hold in [Hold::F32, Hold::Bf16, Hold::Int8, Hold::Int4] {
+        let layer = |packer: &Packer, outputs: usize| {
+            let weight = Weight::from_f32(&wave(outputs * 40, 0.1), &[outputs, 40]).unwrap();
+            packer.linear(&[(weight.into(), None)]).unwrap()
+        };
+        let packer = Packer::new(Isa::best(), hold);
+        let layers = [5, 70, 1, 33].map(|outputs| layer(&packer, outputs));
+        drop(packer);
+        for together in &layers {
+            let alone = layer(&Packer::new(Isa::best(), hold), together.outputs());
+            assert_eq!(alone.bytes(), together.bytes());
+            assert_eq!(apply(Isa::best(), &alone, &x), apply(Isa::best(), together, &x), "{hold:?}");
+        }
+    }
 }
 
 #[test]
@@ -226,8 +230,8 @@ fn matrices_that_do_not_fit_are_refused() {
     let matrix = |rows, columns| {
         Matrix::Plain(Weight::from_f32(&vec![0.0; rows * columns], &[rows, columns]).unwrap())
     };
-    let machine = Machine::new(Isa::Portable);
-    assert!(Linear::new(&machine, Hold::F32, &[(matrix(2, 3), None), (matrix(2, 4), None)]).is_err());
+    let packer = Packer::new(Isa::Portable, Hold::F32);
+    assert!(packer.linear(&[(matrix(2, 3), None), (matrix(2, 4), None)]).is_err());
     let bias = Weight::from_f32(&[0.0; 3], &[3]).unwrap();
-    assert!(Linear::new(&machine, Hold::F32, &[(matrix(2, 3), Some(bias))]).is_err());
+    assert!(packer.linear(&[(matrix(2, 3), Some(bias))]).is_err());
 }

@@ -15,4 +15,5 @@ pub(crate) use blocks::GROUP;
 pub use blocks::{BlockFormat, BlockTensor};
 pub use cache::{CacheShape, KvCache};
 pub use linear::{Hold, Linear, Machine, Matrix};
+pub use pack::Packer;
 pub use rows::{Pairing, Rotary};

@@ -1,40 +1,139 @@
-//! From stored matrices to panels: see [`super::linear`] and [`super::dot`] for what lies where.
+//! From stored matrices to layers of panels: see [`super::linear`] and [`super::dot`] for what lies where.
 
 use half::{bf16, f16};
 
+use super::activations::Forms;
 use super::blocks::{GROUP, Group, Layout};
 use super::dot::{PANEL, code_place, group_bytes};
-use super::linear::{Form, Hold, Matrix};
-use crate::Result;
+use super::linear::{Form, Hold, Linear, Machine, Matrix, Part};
 use crate::compute::kernels::Kernels;
-use crate::compute::memory::Buffer;
-use crate::compute::{DType, Threads};
+use crate::compute::memory::{Arena, Piece};
+use crate::compute::{DType, Isa, Threads, Weight};
 use crate::sync::Mutex;
+use crate::{Error, Result};
 
-/// The panels of `matrices` side by side.
-pub(super) fn pack(
-    kernels: &Kernels,
-    form: Form,
-    hold: Hold,
-    matrices: &[&Matrix],
-    inputs: usize,
-) -> Result<Buffer> {
-    let rows: Vec<(&Matrix, usize)> =
-        matrices.iter().flat_map(|matrix| (0..matrix.rows()).map(move |row| (*matrix, row))).collect();
-    let width = form.width(kernels);
-    let bytes = form.panel_bytes(kernels, inputs);
-    let mut panels = Buffer::zeroed(rows.len().div_ceil(width) * bytes)?;
-    let tasks: Vec<_> = panels.as_mut_slice::<u32>().chunks_mut(bytes / 4).map(Mutex::new).collect();
-    Threads::global().run(tasks.len(), &|panel| {
-        let rows = &rows[panel * width..rows.len().min((panel + 1) * width)];
-        let mut panel = tasks[panel].lock();
-        match form {
-            Form::Plain(dtype) => pack_plain(kernels, dtype, rows, inputs, &mut panel),
-            Form::Coded(layout) => pack_codes(layout, hold, rows, inputs, &mut panel),
+/// Packs the weights of one model, all into the same memory, in the order in which they are asked for: best that in
+/// which a pass reads them.
+#[derive(Debug)]
+pub struct Packer {
+    /// What multiplies them.
+    pub machine: Machine,
+    /// How plain ones are held.
+    pub hold: Hold,
+    arena: Arena,
+}
+
+/// A matrix and its bias.
+type Biased = (Matrix, Option<Weight>);
+
+impl Packer {
+    /// For the kernels of `isa`, and plain weights held as `hold` says.
+    pub fn new(isa: Isa, hold: Hold) -> Self {
+        Self { machine: Machine::new(isa), hold, arena: Arena::default() }
+    }
+
+    /// Packs `matrices` with their biases; their outputs lie side by side.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] when they do not fit together, [`Error::Io`] without memory.
+    pub fn linear(&self, matrices: &[Biased]) -> Result<Linear> {
+        self.layer(matrices, |a, b| self.form(&a.0) == self.form(&b.0))
+    }
+
+    /// Packs a gated layer.
+    ///
+    /// # Errors
+    /// As [`linear`](Self::linear).
+    pub fn gated(&self, gate: Biased, up: Biased) -> Result<Linear> {
+        if gate.0.rows() != up.0.rows() {
+            return Err(misfit(&up.0, gate.0.columns()));
         }
-    })?;
-    drop(tasks);
-    Ok(panels)
+        let mut parts = [gate, up];
+        let plain = |part: &Biased| matches!(self.form(&part.0), Form::Plain(_));
+        if plain(&parts[0]) != plain(&parts[1]) {
+            // Panels meet one to one: a gate of codes beside a plain one is held plain as well.
+            for (matrix, _) in &mut parts {
+                *matrix = Weight::from_f32(&matrix.to_f32(), &[matrix.rows(), matrix.columns()])?.into();
+            }
+        }
+        let mut layer = self.layer(&parts, |_, _| false)?;
+        layer.outputs /= 2;
+        layer.gated = true;
+        Ok(layer)
+    }
+
+    fn form(&self, matrix: &Matrix) -> Form {
+        Form::of(matrix, self.hold)
+    }
+
+    fn layer(&self, matrices: &[Biased], one_part: impl Fn(&Biased, &Biased) -> bool) -> Result<Linear> {
+        let inputs = matrices.first().map_or(0, |(matrix, _)| matrix.columns());
+        let mut bias = Vec::new();
+        let mut outputs = 0;
+        for (matrix, shift) in matrices {
+            let fits = matrix.columns() == inputs
+                && shift.as_ref().is_none_or(|shift| shift.shape() == [matrix.rows()]);
+            if !fits || inputs == 0 {
+                return Err(misfit(matrix, inputs));
+            }
+            outputs += matrix.rows();
+            if let Some(shift) = shift {
+                bias.resize(outputs - matrix.rows(), 0.0);
+                bias.extend(shift.to_f32());
+            }
+        }
+        if !bias.is_empty() {
+            bias.resize(outputs, 0.0);
+        }
+        let mut parts = Vec::new();
+        let mut start = 0;
+        for same in matrices.chunk_by(one_part) {
+            let form = self.form(&same[0].0);
+            let rows = same.iter().map(|(matrix, _)| matrix.rows()).sum::<usize>();
+            let memory = self.panels(form, same, inputs)?;
+            parts.push(Part { form, memory, columns: start..start + rows });
+            start += rows;
+        }
+        let forms = Forms {
+            wide: parts.iter().any(|part| part.form == Form::Plain(DType::F32)),
+            narrow: parts.iter().any(|part| part.form == Form::Plain(DType::Bf16)),
+            codes: parts.iter().any(|part| matches!(part.form, Form::Coded(_))),
+            halves: parts.iter().any(|part| matches!(part.form, Form::Coded(layout) if layout.halves)),
+        };
+        // The packed copy serves from now on: the file's pages need not count as ours.
+        matrices.iter().for_each(|(matrix, _)| matrix.release());
+        Ok(Linear { parts, bias, inputs, outputs, forms, gated: false })
+    }
+
+    /// The panels of `matrices` side by side.
+    fn panels(&self, form: Form, matrices: &[Biased], inputs: usize) -> Result<Piece> {
+        let (kernels, hold) = (self.machine.kernels, self.hold);
+        let rows: Vec<(&Matrix, usize)> = matrices
+            .iter()
+            .flat_map(|(matrix, _)| (0..matrix.rows()).map(move |row| (matrix, row)))
+            .collect();
+        let width = form.width(kernels);
+        let bytes = form.panel_bytes(kernels, inputs);
+        let mut panels = self.arena.take(rows.len().div_ceil(width) * bytes)?;
+        let tasks: Vec<_> = panels.as_mut_slice::<u32>().chunks_mut(bytes / 4).map(Mutex::new).collect();
+        Threads::global().run(tasks.len(), &|panel| {
+            let rows = &rows[panel * width..rows.len().min((panel + 1) * width)];
+            let mut panel = tasks[panel].lock();
+            match form {
+                Form::Plain(dtype) => pack_plain(kernels, dtype, rows, inputs, &mut panel),
+                Form::Coded(layout) => pack_codes(layout, hold, rows, inputs, &mut panel),
+            }
+        })?;
+        drop(tasks);
+        Ok(panels)
+    }
+}
+
+fn misfit(matrix: &Matrix, inputs: usize) -> Error {
+    Error::Internal {
+        place: "linear".into(),
+        reason: format!("a matrix of {} x {} does not fit {inputs} inputs", matrix.rows(), matrix.columns()),
+    }
 }
 
 fn pack_plain(kernels: &Kernels, dtype: DType, rows: &[(&Matrix, usize)], inputs: usize, panel: &mut [u32]) {

@@ -7,14 +7,14 @@
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
-use super::activations::{Activations, Plain, WORTH_SPLITTING};
+use super::activations::{Activations, Plain};
 use super::blocks::GROUP;
 use super::dot::Product;
 use super::linear::{Form, Linear, Machine, Part};
 use crate::Result;
 use crate::compute::cpu::{Target, Team, share};
 use crate::compute::kernels::rows::Finish;
-use crate::compute::kernels::tile::Tile;
+use crate::compute::kernels::tile::{Ahead, Tile};
 use crate::compute::kernels::{Kernels, LARGEST_TILE, units};
 use crate::compute::{Activation, Threads};
 
@@ -24,12 +24,26 @@ const BLOCK_BYTES: usize = 384 << 10;
 /// Tasks for each thread: enough that a thread which starts late leaves work to the others.
 const TASKS_PER_THREAD: usize = 4;
 
+/// From so many rows on a panel takes longer to multiply than to read from far memory, so that the next one can be
+/// fetched meanwhile. With fewer, memory is always busy, and asking it early only makes it slower.
+const FETCHING: usize = 8;
+
+/// Up to so many tiles of rows it does not pay to let them all pass a block of panels.
+const FEW: usize = 8;
+
 /// Rows that pass a panel of codes at once: whole heights of its tiles.
 const CODED_ROWS: usize = 24;
 
 /// Where a tile's result lies before it is finished. Products write all that is read, so nothing clears it: that
 /// would cost as much as a twentieth of a product.
 type Room = [MaybeUninit<f32>; LARGEST_TILE];
+
+/// One of `of` equal shares.
+#[derive(Clone, Copy)]
+struct Share {
+    index: usize,
+    of: usize,
+}
 
 /// What becomes of a product.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,7 +88,7 @@ impl Linear {
             x.len() == rows * self.inputs && out.len() == rows * self.outputs,
             "shapes of a linear layer"
         );
-        let team = if x.len() < WORTH_SPLITTING { Team::One } else { Team::All(threads) };
+        let team = Team::All(threads).worth(x.len());
         let x = Plain::of_f32(x, self.inputs);
         scratch.prepare(machine.kernels, x, self.forms, team)?;
         let plain = scratch.plain(x, self.forms);
@@ -136,7 +150,6 @@ impl Work<'_> {
     fn part(&self, part: &Part, rows: Range<usize>, panels: Range<usize>) {
         let kernels = self.machine.kernels;
         let bytes = part.form.panel_bytes(kernels, self.layer.inputs);
-        let block = (BLOCK_BYTES / bytes.max(1)).max(1);
         let height = match part.form {
             // As even as whole numbers go: a tile costs about the same whether it is full or not.
             Form::Plain(format) => {
@@ -145,30 +158,42 @@ impl Work<'_> {
             }
             Form::Coded(_) => CODED_ROWS,
         };
+        let turns = rows.len().div_ceil(height);
+        let few = rows.len() >= FETCHING && turns <= FEW && matches!(part.form, Form::Plain(_));
+        let block = if few && turns > 1 { 1 } else { (BLOCK_BYTES / bytes.max(1)).max(1) };
         let mut tiles = [[MaybeUninit::uninit(); LARGEST_TILE]; 2];
         for first in panels.clone().step_by(block) {
             let end = panels.end.min(first + block);
-            for row in rows.clone().step_by(height) {
+            for (turn, row) in rows.clone().step_by(height).enumerate() {
+                let fetched = few.then_some(Share { index: turn, of: turns });
                 let rows = row..rows.end.min(row + height);
                 // Of few rows, the products of several panels are finished together.
                 let together = LARGEST_TILE / (part.form.width(kernels) * rows.len());
                 for panel in (first..end).step_by(together) {
-                    self.tile(part, panel..end.min(panel + together), rows.clone(), &mut tiles);
+                    self.tile(part, panel..end.min(panel + together), rows.clone(), fetched, &mut tiles);
                 }
             }
         }
     }
 
-    /// Panels, and their partners in a gated layer, times some rows, by way of `tiles`.
-    fn tile(&self, part: &Part, panels: Range<usize>, rows: Range<usize>, tiles: &mut [Room; 2]) {
+    /// Panels, and their partners in a gated layer, times some rows, by way of `tiles`; `fetched` of
+    /// the panel after each is fetched meanwhile.
+    fn tile(
+        &self,
+        part: &Part,
+        panels: Range<usize>,
+        rows: Range<usize>,
+        fetched: Option<Share>,
+        tiles: &mut [Room; 2],
+    ) {
         let (layer, kernels) = (self.layer, self.machine.kernels);
         let width = part.form.width(kernels);
         let start = part.columns.start + panels.start * width;
         let columns = start..part.columns.end.min(start + panels.len() * width);
         let [product, partner] = tiles;
-        self.products(part, panels.clone(), rows.clone(), product);
+        self.products(part, panels.clone(), rows.clone(), fetched, product);
         if layer.gated {
-            self.products(&layer.parts[1], panels.clone(), rows.clone(), partner);
+            self.products(&layer.parts[1], panels.clone(), rows.clone(), fetched, partner);
         }
         let bias = |from: usize| {
             let own = layer.bias.get(from..from + columns.len());
@@ -199,7 +224,14 @@ impl Work<'_> {
     }
 
     /// The products of `panels` side by side: `out` becomes rows of all their columns.
-    fn products(&self, part: &Part, panels: Range<usize>, rows: Range<usize>, out: &mut Room) {
+    fn products(
+        &self,
+        part: &Part,
+        panels: Range<usize>,
+        rows: Range<usize>,
+        fetched: Option<Share>,
+        out: &mut Room,
+    ) {
         let (kernels, inputs) = (self.machine.kernels, self.layer.inputs);
         let width = part.form.width(kernels);
         let stride = panels.len() * width;
@@ -210,16 +242,21 @@ impl Work<'_> {
             Form::Plain(format) => {
                 assert_eq!(self.x.plain.format, format, "format of an operand");
                 for (at, panel) in panels.enumerate() {
+                    let start = part.panels_from(panel, 1, bytes).as_ptr();
                     let tile = Tile {
                         a: self.x.plain.row(rows.start),
                         a_stride: self.x.plain.stride,
-                        panel: part.panels_from(panel, 1, bytes).as_ptr().cast(),
+                        panel: start.cast(),
                         k: units(format, inputs),
                         // SAFETY: `at * width` is less than `stride`, of which `out` has room for so many.
                         c: unsafe { out.add(at * width) },
                         c_stride: stride,
                         rows: rows.len(),
                         accumulate: false,
+                        ahead: fetched.map(|share| Ahead {
+                            from: start.wrapping_add(bytes + bytes * share.index / share.of),
+                            step: kernels.width * 4 / share.of,
+                        }),
                     };
                     // SAFETY: the rows have whole units, the panel was bounds-checked, and the tile fits.
                     unsafe { kernels.tile(format, &tile) };

@@ -281,8 +281,17 @@ mod tests {
         let (a, panel, mut c) = ([0x3f80_3f80_u32; 16], [1.0_f32; 16 * 32], [0.0_f32; 32]);
         let mut multiply = |accumulate| {
             let (a, c) = (a.as_ptr().cast(), c.as_mut_ptr());
-            let tile =
-                Tile { a, a_stride: 64, panel: panel.as_ptr(), k: 16, c, c_stride: 32, rows: 1, accumulate };
+            let tile = Tile {
+                a,
+                a_stride: 64,
+                panel: panel.as_ptr(),
+                k: 16,
+                c,
+                c_stride: 32,
+                rows: 1,
+                accumulate,
+                ahead: None,
+            };
             // SAFETY: one row of sixteen units, a whole panel, and room for its row.
             unsafe { super::tile(&tile) }
         };

@@ -1,6 +1,7 @@
 //! Activations rounded to eight bits: the left operand of products with coded weights.
 
 use super::simd::Simd;
+use crate::compute::DType;
 
 /// Values that share a scale, and the least that a row of coded weights is cut into.
 pub(crate) const GROUP: usize = 32;
@@ -12,7 +13,11 @@ pub(crate) const ZERO: f32 = 128.0;
 #[derive(Debug)]
 pub(crate) struct Codes<'a> {
     /// The values.
-    pub x: &'a [f32],
+    pub x: *const u8,
+    /// Their format.
+    pub format: DType,
+    /// Their number.
+    pub length: usize,
     /// `GROUP` for each group.
     pub codes: &'a mut [i8],
     /// One for each group: a code times it is about the value.
@@ -25,25 +30,37 @@ pub(crate) struct Codes<'a> {
 
 /// A group's largest magnitude becomes 127, so the error is at most 1/254 of it. A number that is not finite makes the
 /// first scale of its row NaN, so that it cannot vanish in the rounding.
+///
+/// # Safety
+/// `length` values can be read.
 #[inline(always)]
-pub(crate) fn encode<S: Simd>(s: S, row: &mut Codes<'_>) {
+pub(crate) unsafe fn encode<S: Simd>(s: S, row: &mut Codes<'_>) {
     let registers = GROUP / S::LANES;
     let zero = s.splat(0.0);
     let mut taint = zero;
-    let groups = row.codes.as_chunks_mut::<GROUP>().0.iter_mut().zip(row.x.chunks(GROUP));
-    for (group, (codes, x)) in groups.enumerate() {
+    let groups = row.codes.as_chunks_mut::<GROUP>().0.iter_mut().zip((0..row.length).step_by(GROUP));
+    for (group, (codes, first)) in groups.enumerate() {
+        let left = GROUP.min(row.length - first);
+        // SAFETY: the caller's: the row holds so many values from `first` on.
+        let x = unsafe { row.x.add(first * row.format.bytes()) };
+        let mut padded = [0_u32; GROUP];
+        let x = if left == GROUP {
+            x
+        } else {
+            let padded = padded.as_mut_ptr().cast::<u8>();
+            // SAFETY: as above; they fit, whatever their format.
+            unsafe { x.copy_to_nonoverlapping(padded, left * row.format.bytes()) };
+            padded.cast_const()
+        };
         // The narrowest registers hold four lanes.
         let mut values = [zero; GROUP / 4];
         let mut largest = zero;
         for (i, value) in values.iter_mut().enumerate().take(registers) {
-            let start = i * S::LANES;
-            // SAFETY: of a whole group all lanes can be read, of the last as many as are left.
+            // SAFETY: a group is `registers` registers.
             *value = unsafe {
-                if x.len() == GROUP {
-                    s.load(x.as_ptr().add(start))
-                } else {
-                    let left = x.len().saturating_sub(start).min(S::LANES);
-                    s.load_first(x.as_ptr().add(start.min(x.len())), left)
+                match row.format {
+                    DType::F32 => s.load(x.cast::<f32>().add(i * S::LANES)),
+                    DType::Bf16 => s.load_bf16(x.cast::<u16>().add(i * S::LANES)),
                 }
             };
             largest = s.max(largest, s.max(*value, s.sub(zero, *value)));

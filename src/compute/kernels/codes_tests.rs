@@ -5,20 +5,33 @@ use crate::compute::kernels::codes::{Codes, GROUP};
 
 /// The codes, scales, sums and offsets of a row, all of which end right before a page that cannot be touched.
 fn encoded(kernels: &Kernels, x: &[f32]) -> (Vec<i8>, Vec<f32>, Vec<i32>, Vec<f32>) {
-    let groups = x.len().div_ceil(GROUP);
-    let x = Guarded::new(x);
+    let guarded = Guarded::new(x);
+    encoded_from(kernels, DType::F32, guarded.as_ptr().cast(), x.len())
+}
+
+fn encoded_from(
+    kernels: &Kernels,
+    format: DType,
+    x: *const u8,
+    length: usize,
+) -> (Vec<i8>, Vec<f32>, Vec<i32>, Vec<f32>) {
+    let groups = length.div_ceil(GROUP);
     let mut codes = Guarded::new(&vec![99_u8; groups * GROUP]);
     let (mut scales, mut offsets) = (vec![f32::NAN; groups], vec![f32::NAN; groups]);
     let mut sums = vec![i32::MAX; groups * 2];
     // SAFETY: bytes of either sign are bytes.
     let signed = unsafe { std::slice::from_raw_parts_mut(codes.as_mut_ptr().cast::<i8>(), codes.len()) };
-    kernels.encode(&mut Codes {
-        x: &x,
+    let mut row = Codes {
+        x,
+        format,
+        length,
         codes: signed,
         scales: &mut scales,
         sums: Some(&mut sums),
         offsets: &mut offsets,
-    });
+    };
+    // SAFETY: the caller's row holds so many values.
+    unsafe { kernels.encode(&mut row) };
     (signed.to_vec(), scales, sums, offsets)
 }
 
@@ -45,6 +58,20 @@ fn activations_are_rounded_to_eight_bits() {
                 assert_eq!(sums[group * 2..][..2], halves, "{kernels:?} {length}");
                 assert_eq!(offsets[group], -128.0 * scales[group] * (halves[0] + halves[1]) as f32);
             }
+        }
+    }
+}
+
+#[test]
+fn values_in_bf16_are_rounded_like_the_same_in_f32() {
+    for kernels in all() {
+        for length in [0, 1, 31, 32, 33, 63, 384] {
+            let narrow: Vec<u16> =
+                random(length, 29).iter().map(|&x| half::bf16::from_f32(x * 3.0).to_bits()).collect();
+            let wide: Vec<f32> = narrow.iter().map(|&x| half::bf16::from_bits(x).to_f32()).collect();
+            let narrow = Guarded::new(&narrow);
+            let ours = encoded_from(kernels, DType::Bf16, narrow.as_ptr().cast(), length);
+            assert_eq!(ours, encoded(kernels, &wide), "{kernels:?} {length}");
         }
     }
 }

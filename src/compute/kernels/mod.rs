@@ -113,7 +113,7 @@ macro_rules! table {
         $(#[target_feature(enable = $features)])?
         unsafe fn encode(row: &mut Codes<'_>) {
             // SAFETY: as above.
-            codes::encode::<$kind>(unsafe { <$kind>::permit() }, row);
+            unsafe { codes::encode::<$kind>(<$kind>::permit(), row) }
         }
         $(#[target_feature(enable = $features)])?
         unsafe fn transpose(
@@ -312,14 +312,17 @@ impl Kernels {
 
     /// [`codes::encode`].
     ///
+    /// # Safety
+    /// The row's values can be read, and are aligned as their format asks.
+    ///
     /// # Panics
     /// When there are fewer codes, scales, sums or offsets than the row has groups.
-    pub(crate) fn encode(&self, row: &mut Codes<'_>) {
-        let groups = row.x.len().div_ceil(codes::GROUP);
+    pub(crate) unsafe fn encode(&self, row: &mut Codes<'_>) {
+        let groups = row.length.div_ceil(codes::GROUP);
         let halves = row.sums.as_ref().map_or(groups, |sums| sums.len() / 2);
         let room = [row.codes.len() / codes::GROUP, row.scales.len(), halves, row.offsets.len()];
         assert!(room.into_iter().all(|room| room >= groups), "room for codes");
-        // SAFETY: the CPU runs this table.
+        // SAFETY: the CPU runs this table; the rest is the caller's.
         unsafe { (self.encode)(row) }
     }
 

@@ -75,6 +75,11 @@ impl Simd for Neon {
         }
     }
     #[inline(always)]
+    unsafe fn load_bf16(self, from: *const u16) -> float32x4_t {
+        // SAFETY: the permit, and the caller's.
+        unsafe { vreinterpretq_f32_u32(vshll_n_u16::<16>(vld1_u16(from))) }
+    }
+    #[inline(always)]
     unsafe fn store_bytes(self, to: *mut i8, x: float32x4_t) {
         // SAFETY: the permit; the first four of eight bytes are written.
         unsafe {

@@ -41,6 +41,11 @@ pub(crate) trait Simd: Copy {
     /// `n <= LANES` values can be written.
     unsafe fn store_bf16(self, to: *mut u16, x: Self::V, n: usize);
 
+    /// `LANES` bf16.
+    /// # Safety
+    /// They can be read.
+    unsafe fn load_bf16(self, from: *const u16) -> Self::V;
+
     /// Whole numbers from -128 to 127, a byte each.
     /// # Safety
     /// `LANES` bytes can be written.
@@ -90,6 +95,10 @@ pub(crate) trait Simd: Copy {
             }
         }
     }
+
+    /// Brings the cache line at `from` into the second-level cache, where the CPU can be told so; no address faults.
+    #[inline(always)]
+    fn prefetch(self, _from: *const f32) {}
 
     /// All lanes the four bytes at `from`, whatever they hold.
     /// # Safety
@@ -161,6 +170,12 @@ impl Simd for Plain {
             // SAFETY: only the first `n` are written.
             unsafe { *to.add(i) = bf16::from_f32(x).to_bits() }
         }
+    }
+    #[inline(always)]
+    unsafe fn load_bf16(self, from: *const u16) -> Self::V {
+        // SAFETY: the caller's.
+        let narrow = unsafe { from.cast::<[u16; 4]>().read_unaligned() };
+        narrow.map(|x| f32::from_bits(u32::from(x) << 16))
     }
     #[inline(always)]
     unsafe fn store_bytes(self, to: *mut i8, x: Self::V) {

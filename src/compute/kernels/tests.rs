@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use super::math::{activate, exp};
 use super::rows::{Finish, RmsRow, Running, Softmax, Turn};
 use super::simd::{Plain, Simd};
-use super::tile::Tile;
+use super::tile::{Ahead, Tile};
 use super::{Kernels, TALLEST_TILE, units};
 use crate::compute::guarded::Guarded;
 use crate::compute::{Activation, DType, Isa};
@@ -78,9 +78,16 @@ fn check_tile(kernels: &Kernels, format: DType, rows: usize, k: usize, columns: 
         c_stride: kernels.width,
         rows,
         accumulate,
+        ahead: None,
     };
     // SAFETY: operands as described.
     unsafe { kernels.tile(format, &t) };
+    let mut again = Guarded::new(&before);
+    // What is fetched beside changes nothing, even where nothing can be read: right behind the panel.
+    let ahead = Some(Ahead { from: panel.as_ptr().wrapping_add(panel.len()).cast(), step: 32 });
+    // SAFETY: as above.
+    unsafe { kernels.tile(format, &Tile { c: again.as_mut_ptr(), ahead, ..t }) };
+    assert_eq!(again[..], c[..]);
     for (i, &got) in c.iter().enumerate() {
         let (row, column) = (i / kernels.width, i % kernels.width);
         let mut expected = if accumulate { f64::from(before[i]) } else { 0.0 };
@@ -129,6 +136,7 @@ fn a_row_does_not_depend_on_the_rows_beside_it() {
                     c_stride: kernels.width,
                     rows,
                     accumulate: false,
+                    ahead: None,
                 };
                 // SAFETY: operands as described.
                 unsafe { kernels.tile(format, &t) };

@@ -50,7 +50,21 @@ pub(crate) struct Tile {
     pub rows: usize,
     /// Whether to add to what `c` holds.
     pub accumulate: bool,
+    /// What is multiplied next.
+    pub ahead: Option<Ahead>,
 }
+
+/// Memory that is brought nearer while a tile is multiplied: `step` bytes from `from` on for each of its units.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ahead {
+    /// Any address: nothing is read.
+    pub from: *const u8,
+    /// Bytes, at most those of a panel's row.
+    pub step: usize,
+}
+
+/// Bytes of a cache line.
+const LINE: usize = 64;
 
 /// `c = a · panel` or `c += a · panel`. An element's sum runs over `k` in order, whatever the number of rows: a
 /// row's result does not depend on the rows beside it.
@@ -63,7 +77,13 @@ pub(crate) unsafe fn tile<S: Simd, U: Unit>(s: S, t: &Tile) {
         ($($rows:literal)*) => {
             match t.rows {
                 // SAFETY: the caller's. The condition is constant: heights beyond ROWS are not compiled.
-                $($rows if S::ROWS >= $rows => unsafe { rows::<S, U, $rows>(s, t) },)*
+                $($rows if S::ROWS >= $rows => unsafe {
+                    if t.ahead.is_some() {
+                        rows::<S, U, $rows, true>(s, t);
+                    } else {
+                        rows::<S, U, $rows, false>(s, t);
+                    }
+                },)*
                 _ => debug_assert_eq!(t.rows, 0, "tile height"),
             }
         };
@@ -74,7 +94,7 @@ pub(crate) unsafe fn tile<S: Simd, U: Unit>(s: S, t: &Tile) {
 /// # Safety
 /// As for [`tile`], with `t.rows == ROWS`.
 #[inline(always)]
-unsafe fn rows<S: Simd, U: Unit, const ROWS: usize>(s: S, t: &Tile) {
+unsafe fn rows<S: Simd, U: Unit, const ROWS: usize, const AHEAD: bool>(s: S, t: &Tile) {
     let mut acc = [[s.splat(0.0); 2]; ROWS];
     if t.accumulate {
         for (i, acc) in acc.iter_mut().enumerate() {
@@ -87,10 +107,17 @@ unsafe fn rows<S: Simd, U: Unit, const ROWS: usize>(s: S, t: &Tile) {
     }
     let mut panel = t.panel;
     let mut a = t.a;
+    let (mut ahead, step) = t.ahead.map_or((std::ptr::null(), 0), |ahead| (ahead.from, ahead.step));
     for _ in 0..t.k {
         // SAFETY: `panel` and `a` walk over the `k` units of their rows.
         unsafe {
             let b = [s.load(panel), s.load(panel.add(S::LANES))];
+            if AHEAD {
+                for line in (0..2 * S::LANES).step_by(LINE / 4) {
+                    s.prefetch(ahead.cast::<f32>().wrapping_add(line));
+                }
+                ahead = ahead.wrapping_add(step);
+            }
             for (i, acc) in acc.iter_mut().enumerate() {
                 let a = s.splat_bytes(a.add(i * t.a_stride));
                 acc[0] = U::step(s, acc[0], a, b[0]);
