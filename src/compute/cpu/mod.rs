@@ -18,7 +18,7 @@ pub(crate) use self::matrix::Target;
 use self::matrix::Workspace;
 pub use self::pass::{CpuPass, States};
 use self::plan::Plan;
-pub(crate) use self::team::{Team, share};
+pub(crate) use self::team::Team;
 use super::decoder::{Hold, Linear, Machine, Matrix, Packer};
 use super::{Backend, DType, Forward, Isa, Packed, Threads, Weight};
 use crate::sync::Mutex;

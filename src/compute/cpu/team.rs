@@ -1,6 +1,7 @@
 //! Who carries out the operations of a pass: one thread, or the whole pool together.
 
 use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::Result;
 use crate::compute::Threads;
@@ -41,16 +42,9 @@ impl Team<'_> {
         Ok(())
     }
 
-    /// Tasks to divide an operation into: twice as many as threads, so that a late thread costs little.
-    fn tasks(self) -> usize {
-        match self {
-            Self::One => 1,
-            Self::All(threads) => 2 * threads.count(),
-        }
-    }
-
     /// Runs `task` on parts of a grid that cover it. Columns are divided first: a weight's panel is then read by
-    /// one thread only.
+    /// one thread only. Each thread goes through a range of its own, and when that is done helps the others from the
+    /// ends of theirs: one that starts late, or on a slower core, keeps nobody waiting for long.
     pub(crate) fn split(
         self,
         rows: usize,
@@ -60,22 +54,73 @@ impl Team<'_> {
         if rows == 0 || columns == 0 {
             return Ok(());
         }
-        let wide = self.tasks().min(columns);
-        let high = self.tasks().div_ceil(wide).min(rows);
-        match self {
-            Self::One => {
-                task(0..rows, 0..columns);
-                Ok(())
+        let Self::All(threads) = self else {
+            task(0..rows, 0..columns);
+            return Ok(());
+        };
+        let high = threads.count().div_ceil(columns).min(rows);
+        assert!(u32::try_from(high * columns).is_ok(), "cells of a grid");
+        let count = threads.count().min(high * columns);
+        let lanes: Vec<_> = (0..count).map(|lane| Lane::new(share(high * columns, count, lane))).collect();
+        let work = |cells: Range<usize>| {
+            for band in cells.start / columns..cells.end.div_ceil(columns) {
+                let first = band * columns;
+                let columns = cells.start.max(first) - first..cells.end.min(first + columns) - first;
+                task(share(rows, high, band), columns);
             }
-            Self::All(threads) => threads.run(wide * high, &|index| {
-                task(share(rows, high, index / wide), share(columns, wide, index % wide));
-            }),
-        }
+        };
+        threads.run(count, &|own| {
+            std::iter::from_fn(|| lanes[own].take_first()).for_each(work);
+            for other in lanes[own + 1..].iter().chain(&lanes[..own]) {
+                std::iter::from_fn(|| other.take_last()).for_each(work);
+            }
+        })
     }
 
     /// Runs `task` on ranges that cover `items`.
     pub(crate) fn split_rows(self, items: usize, task: impl Fn(Range<usize>) + Sync) -> Result<()> {
         self.split(1, items, |_, range| task(range))
+    }
+}
+
+/// What is left of a range of cells, both ends in one number. Lanes lie in cache lines of their own.
+#[repr(align(128))]
+struct Lane(AtomicU64);
+
+impl Lane {
+    fn new(cells: Range<usize>) -> Self {
+        Self(AtomicU64::new(cells.start as u64 | (cells.end as u64) << 32))
+    }
+
+    /// The first half of what is left, for the thread whose lane it is: it goes through memory in one direction.
+    fn take_first(&self) -> Option<Range<usize>> {
+        self.take(|left| left.start..left.start + left.len().div_ceil(2), |left, taken| taken.end..left.end)
+    }
+
+    /// The last half, for any other.
+    fn take_last(&self) -> Option<Range<usize>> {
+        self.take(|left| left.end - left.len().div_ceil(2)..left.end, |left, taken| left.start..taken.start)
+    }
+
+    fn take(
+        &self,
+        part: impl Fn(&Range<usize>) -> Range<usize>,
+        rest: impl Fn(Range<usize>, &Range<usize>) -> Range<usize>,
+    ) -> Option<Range<usize>> {
+        let mut seen = self.0.load(Ordering::Relaxed);
+        loop {
+            let left = (seen & 0xffff_ffff) as usize..(seen >> 32) as usize;
+            if left.is_empty() {
+                return None;
+            }
+            let taken = part(&left);
+            let new = Self::new(rest(left, &taken)).0.into_inner();
+            // Cells name work, they publish nothing: what tasks write is seen by whoever waits for the job's end.
+            match self.0.compare_exchange_weak(seen, new, Ordering::Relaxed, Ordering::Relaxed) {
+                Ok(_) => return Some(taken),
+                Err(now) => seen = now,
+            }
+        }
     }
 }
 
@@ -87,9 +132,10 @@ pub(crate) fn share(items: usize, parts: usize, index: usize) -> Range<usize> {
 
 #[cfg(test)]
 mod tests {
-    use crate::sync::Mutex;
+    use std::time::{Duration, Instant};
 
     use super::*;
+    use crate::sync::Mutex;
 
     #[test]
     fn parts_cover_the_grid_once() {
@@ -106,6 +152,49 @@ mod tests {
                 .unwrap();
                 assert!(counts.into_inner().iter().all(|&count| count == 1), "{team:?} {rows}x{columns}");
             }
+        }
+    }
+
+    #[test]
+    fn a_slow_thread_keeps_only_what_it_has_begun() {
+        let threads = Threads::global();
+        if threads.count() == 1 {
+            return; // nobody to help
+        }
+        let (cells, done) = (64 * threads.count(), AtomicU64::new(0));
+        let patience = Instant::now() + Duration::from_secs(60);
+        Team::All(&threads)
+            .split_rows(cells, |range| {
+                // Whoever has the first cell ends after all cells that others can reach.
+                let others = (cells - range.len()) as u64;
+                while range.start == 0 && done.load(Ordering::Relaxed) < others {
+                    assert!(Instant::now() < patience, "nobody took over");
+                    std::thread::yield_now();
+                }
+                done.fetch_add(range.len() as u64, Ordering::Relaxed);
+            })
+            .unwrap();
+        assert_eq!(done.into_inner(), cells as u64);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn takers_at_both_ends_divide_a_lane(start in 0_usize..50, len in 0_usize..300, ends: Vec<bool>) {
+            let lane = Lane::new(start..start + len);
+            let mut ends = ends.into_iter().chain(std::iter::repeat(true));
+            let (mut front, mut back) = (start, start + len);
+            while front < back {
+                if ends.next() == Some(true) {
+                    let taken = lane.take_first().unwrap();
+                    proptest::prop_assert!(taken.start == front && !taken.is_empty());
+                    front = taken.end;
+                } else {
+                    let taken = lane.take_last().unwrap();
+                    proptest::prop_assert!(taken.end == back && !taken.is_empty());
+                    back = taken.start;
+                }
+            }
+            proptest::prop_assert!(front == back && lane.take_first().is_none() && lane.take_last().is_none());
         }
     }
 

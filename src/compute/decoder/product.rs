@@ -12,7 +12,7 @@ use super::blocks::GROUP;
 use super::dot::Product;
 use super::linear::{Form, Linear, Machine, Part};
 use crate::Result;
-use crate::compute::cpu::{Target, Team, share};
+use crate::compute::cpu::{Target, Team};
 use crate::compute::kernels::rows::Finish;
 use crate::compute::kernels::tile::{Ahead, Tile};
 use crate::compute::kernels::{Kernels, LARGEST_TILE, units};
@@ -20,9 +20,6 @@ use crate::compute::{Activation, Threads};
 
 /// Panels of one block together should stay in the second-level cache while all rows pass by.
 const BLOCK_BYTES: usize = 384 << 10;
-
-/// Tasks for each thread: enough that a thread which starts late leaves work to the others.
-const TASKS_PER_THREAD: usize = 4;
 
 /// From so many rows on a panel takes longer to multiply than to read from far memory, so that the next one can be
 /// fetched meanwhile. With fewer, memory is always busy, and asking it early only makes it slower.
@@ -95,9 +92,8 @@ impl Linear {
         let out = Target::over(out, self.outputs);
         let work =
             Work { layer: self, machine, x: Operand { plain, coded: scratch }, then, out: &out, first: 0 };
-        let panels = self.panels(machine.kernels);
-        let tasks = panels.min(threads.count() * TASKS_PER_THREAD);
-        threads.run(tasks, &|task| work.block(0..rows, share(panels, tasks, task)))
+        let (groups, panels) = self.groups(machine.kernels);
+        Team::All(threads).split(1, groups, |_, groups| work.block(0..rows, panels(groups)))
     }
 
     /// The layer for rows that lie in the format of its plain weights, into the rows of `out` from `first` on.
@@ -119,8 +115,9 @@ impl Linear {
         let work = Work { layer: self, machine, x: Operand { plain: x, coded: scratch }, then, out, first };
         let height = machine.kernels.rows(x.format);
         let tiles = x.rows.div_ceil(height);
-        team.split(tiles, self.panels(machine.kernels), |tiles, panels| {
-            work.block(tiles.start * height..x.rows.min(tiles.end * height), panels);
+        let (groups, panels) = self.groups(machine.kernels);
+        team.split(tiles, groups, |tiles, groups| {
+            work.block(tiles.start * height..x.rows.min(tiles.end * height), panels(groups));
         })
     }
 
@@ -129,8 +126,12 @@ impl Linear {
         if self.gated { &self.parts[..1] } else { &self.parts }
     }
 
-    fn panels(&self, kernels: &Kernels) -> usize {
-        self.leading().iter().map(|part| part.panels(kernels)).sum()
+    /// What threads share out: how many groups of panels there are, and which panels some of them are. Codes are
+    /// multiplied by two panels at once.
+    fn groups(&self, kernels: &Kernels) -> (usize, impl Fn(Range<usize>) -> Range<usize> + Sync + use<>) {
+        let all: usize = self.leading().iter().map(|part| part.panels(kernels)).sum();
+        let size = if self.forms.codes { 2 } else { 1 };
+        (all.div_ceil(size), move |groups| groups.start * size..all.min(groups.end * size))
     }
 }
 
