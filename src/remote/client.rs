@@ -176,10 +176,7 @@ impl Client {
                 self.lasting(format!("the answer is longer than {limit} bytes"), false)
             }
             // What a server that speaks TLS does when it is not spoken to in it.
-            E::Io(io)
-                if self.url.starts_with("http:")
-                    && matches!(io.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset) =>
-            {
+            E::Io(io) if self.url.starts_with("http:") && hung_up(io.kind()) => {
                 passing(format!("{error}; if it speaks TLS, write https in the place of http"))
             }
             E::Io(_) | E::HostNotFound | E::ConnectionFailed => passing(error.to_string()),
@@ -267,6 +264,12 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     Some(Duration::from_secs(seconds.into()))
 }
 
+/// Whether the other side ended the connection: seen when the answer should come, or already while the request goes out.
+fn hung_up(kind: io::ErrorKind) -> bool {
+    use io::ErrorKind as K;
+    matches!(kind, K::UnexpectedEof | K::ConnectionReset | K::ConnectionAborted | K::BrokenPipe)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -303,5 +306,13 @@ mod tests {
     fn a_key_with_a_line_break_is_refused_and_not_shown() {
         let error = key_of("openai+https://h/m", &Environment(KEY_VARIABLE, "sk\r\nX: y")).unwrap_err();
         assert!(error.to_string().contains(KEY_VARIABLE) && !error.to_string().contains("X: y"), "{error}");
+    }
+
+    #[test]
+    fn a_connection_can_be_ended_at_any_time() {
+        use io::ErrorKind as K;
+        let ended = [K::UnexpectedEof, K::ConnectionReset, K::ConnectionAborted, K::BrokenPipe];
+        assert!(ended.into_iter().all(hung_up));
+        assert!(![K::ConnectionRefused, K::TimedOut].into_iter().any(hung_up));
     }
 }
