@@ -14,7 +14,7 @@ use crate::{Error, Result};
 const HUGE_PAGE: usize = 1 << 21;
 
 /// What an [`Arena`] maps at once: twice as much each time, so that mappings are few and little of them stays unused.
-const CHUNKS: RangeInclusive<usize> = 32 << 20..=256 << 20;
+const CHUNKS: RangeInclusive<usize> = 64 << 20..=256 << 20;
 
 /// A whole file, mapped read-only. Pages come from the page cache when touched, and count as shared.
 #[derive(Debug)]
@@ -108,7 +108,13 @@ impl Buffer {
     /// # Errors
     /// [`Error::Io`] when the system has no memory to map.
     pub fn zeroed(bytes: usize) -> Result<Self> {
-        Ok(Self { map: anonymous(bytes)?, bytes })
+        let map = anonymous(bytes)?;
+        // Memory without huge pages refuses the advice, which changes nothing but speed.
+        #[cfg(target_os = "linux")]
+        if bytes >= HUGE_PAGE {
+            let _ = map.advise(memmap2::Advice::HugePage);
+        }
+        Ok(Self { map, bytes })
     }
 
     /// Size in bytes.
@@ -134,21 +140,14 @@ impl Buffer {
     }
 }
 
-/// Pages of zeros, huge ones where there is room for some: what lies in small pages and is walked in long strides costs
-/// a walk of the page tables every few steps.
+/// Pages of zeros.
 fn anonymous(bytes: usize) -> Result<MmapMut> {
-    let map = MmapMut::map_anon(bytes.max(1))
-        .map_err(|error| Error::Io { path: "anonymous memory".into(), reason: error.to_string() })?;
-    // A kernel without huge pages refuses the advice, which changes nothing but speed.
-    #[cfg(target_os = "linux")]
-    if bytes >= HUGE_PAGE {
-        let _ = map.advise(memmap2::Advice::HugePage);
-    }
-    Ok(map)
+    MmapMut::map_anon(bytes.max(1))
+        .map_err(|error| Error::Io { path: "anonymous memory".into(), reason: error.to_string() })
 }
 
 /// The memory of one model's weights: matrices lie side by side in a few large mappings. On its own, each would lie in
-/// small pages for the most part, and reading a whole model through those spends up to a third of the time on address
+/// small pages for the most part, and reading a large model through those spends up to a third of the time on address
 /// translation.
 #[derive(Debug, Default)]
 pub struct Arena {
@@ -179,8 +178,13 @@ impl Arena {
         let mut chunk = match last.take() {
             Some(chunk) if chunk.map.len() - chunk.taken >= bytes => chunk,
             full => {
-                let twice = full.map_or(0, |full| 2 * full.map.len());
-                Chunk::new(bytes.max(twice.clamp(*CHUNKS.start(), *CHUNKS.end())))?
+                let twice = full.as_ref().map_or(0, |full| 2 * full.map.len());
+                let chunk = Chunk::new(bytes.max(twice.clamp(*CHUNKS.start(), *CHUNKS.end())))?;
+                // A small model is there sooner in the small pages that the system has at hand: see `settle`.
+                if full.is_some() || bytes > *CHUNKS.start() {
+                    chunk.advise_huge_pages();
+                }
+                chunk
             }
         };
         let start = chunk.taken;
@@ -198,6 +202,12 @@ impl Chunk {
         let taken = map.as_ptr().align_offset(HUGE_PAGE);
         Ok(Self { map: Arc::new(map), taken })
     }
+
+    fn advise_huge_pages(&self) {
+        // A kernel without huge pages refuses the advice, which changes nothing but speed.
+        #[cfg(target_os = "linux")]
+        let _ = self.map.advise(memmap2::Advice::HugePage);
+    }
 }
 
 impl Piece {
@@ -209,6 +219,14 @@ impl Piece {
     /// Whether it holds nothing.
     pub fn is_empty(&self) -> bool {
         self.bytes.is_empty()
+    }
+
+    /// Says that all has been written: the system may put it into huge pages when it has the time.
+    pub fn settle(&self) {
+        #[cfg(target_os = "linux")]
+        if !self.is_empty() {
+            let _ = self.map.advise_range(memmap2::Advice::HugePage, self.bytes.start, self.len());
+        }
     }
 
     /// The memory as numbers.
@@ -289,7 +307,7 @@ mod tests {
     fn pieces_of_an_arena_are_zeroed_aligned_and_apart() {
         let arena = Arena::default();
         // Small ones share a mapping, large ones have their own, and what follows still fits somewhere.
-        let sizes = [0, 1, 63, 64, 65, 4096, 5 << 20, 40 << 20, 7, 300 << 20, 1, 33 << 20];
+        let sizes = [0, 1, 63, 64, 65, 4096, 5 << 20, 70 << 20, 7, 300 << 20, 1, 33 << 20];
         let mut pieces: Vec<Piece> = sizes.iter().map(|&bytes| arena.take(bytes).unwrap()).collect();
         drop(arena);
         for (index, piece) in pieces.iter_mut().enumerate() {
@@ -300,6 +318,7 @@ mod tests {
                 assert_eq!((*first, *last), (0, 0));
                 (*first, *last) = (index as u8, index as u8);
             }
+            piece.settle();
         }
         for (index, piece) in pieces.iter().enumerate() {
             if let [first, .., last] = piece.as_slice::<u8>() {

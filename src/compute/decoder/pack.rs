@@ -125,6 +125,7 @@ impl Packer {
             }
         })?;
         drop(tasks);
+        panels.settle();
         Ok(panels)
     }
 }
