@@ -1,4 +1,4 @@
-//! Memory: files mapped read-only, aligned buffers that leave at once, and what the process holds.
+//! Memory: files mapped read-only, aligned buffers that leave at once, arenas of weights, and what the process holds.
 
 use std::fs::File;
 use std::ops::{Deref, Range, RangeInclusive};

@@ -38,12 +38,13 @@ pub(crate) unsafe fn encode<S: Simd>(s: S, row: &mut Codes<'_>) {
     let registers = GROUP / S::LANES;
     let zero = s.splat(0.0);
     let mut taint = zero;
+    // For the last group, where it is not a whole one.
+    let mut padded = [0_u32; GROUP];
     let groups = row.codes.as_chunks_mut::<GROUP>().0.iter_mut().zip((0..row.length).step_by(GROUP));
     for (group, (codes, first)) in groups.enumerate() {
         let left = GROUP.min(row.length - first);
         // SAFETY: the caller's: the row holds so many values from `first` on.
         let x = unsafe { row.x.add(first * row.format.bytes()) };
-        let mut padded = [0_u32; GROUP];
         let x = if left == GROUP {
             x
         } else {
