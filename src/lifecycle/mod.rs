@@ -11,6 +11,7 @@
 //! [`Tracker`] remembers what it cost.
 
 mod budget;
+mod caller;
 mod keep_alive;
 mod lease;
 mod limit;
@@ -25,6 +26,7 @@ mod tracker;
 mod tests;
 
 pub use budget::{Budget, Charge};
+pub use caller::act_for;
 pub use keep_alive::KeepAlive;
 pub use lease::Lease;
 pub use limit::MemoryLimit;

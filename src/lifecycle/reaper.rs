@@ -11,6 +11,10 @@ use super::managed::{Managed, State, Why};
 use crate::clock::Clock;
 use crate::sync::{Condvar, Mutex};
 
+/// How long [`Reaper::stop`] waits for the thread. Longer would be for ever where the thread waits for what the caller
+/// holds: it logs, and a logging handler may have a lock.
+const PATIENCE: Duration = Duration::from_secs(1);
+
 /// "Never", among nanoseconds.
 const NEVER: u64 = u64::MAX;
 
@@ -61,6 +65,8 @@ struct Control {
     /// Something changed since the thread last looked.
     poked: bool,
     stopping: bool,
+    /// The thread is over.
+    ended: bool,
 }
 
 impl Reaper {
@@ -84,6 +90,7 @@ impl Reaper {
                 last_cleanup: now,
                 poked: false,
                 stopping: false,
+                ended: false,
             }),
             changed: Condvar::new(),
         };
@@ -119,21 +126,39 @@ impl Reaper {
         self.core.clean_up().unloaded
     }
 
-    /// Ends the thread and waits for it. Nothing is reaped any more. In a child made by `fork`, where the thread
-    /// does not exist, only forgets it.
+    /// Ends the thread and waits for it, one second at most: what it is unloading then, it still unloads. Nothing else is
+    /// reaped any more. In a child made by `fork`, where the thread does not exist, only forgets it.
     pub fn stop(&self) {
         if self.process != std::process::id() {
             // Neither the thread nor, perhaps, the holders of the locks exist here.
             std::mem::forget(self.thread.try_lock().and_then(|mut thread| thread.take()));
             return;
         }
-        self.core.control.lock().stopping = true;
-        self.core.changed.notify_all();
+        self.signal();
         let Some(thread) = self.thread.lock().take() else { return };
-        // The last owner of a slot can be the reaper's thread itself, and with it the last owner of the reaper.
-        if thread.thread().id() != thread::current().id() && thread.join().is_err() {
+        // A logging handler that the reaper's own thread calls may end up here.
+        if thread.thread().id() == thread::current().id() {
+            return;
+        }
+        let deadline = Instant::now() + PATIENCE;
+        let mut control = self.core.control.lock();
+        while !control.ended {
+            let late;
+            (control, late) = self.core.changed.wait_until(control, deadline);
+            if late {
+                return;
+            }
+        }
+        drop(control);
+        if thread.join().is_err() {
             log::error!("the reaper's thread had panicked");
         }
+    }
+
+    /// Has the thread end.
+    fn signal(&self) {
+        self.core.control.lock().stopping = true;
+        self.core.changed.notify_all();
     }
 
     /// The keep-alive of slots that have none of their own.
@@ -181,13 +206,29 @@ impl Reaper {
 }
 
 impl Drop for Reaper {
+    /// Waits for nothing: whoever drops it may hold what the thread needs.
     fn drop(&mut self) {
-        self.stop();
+        if self.process == std::process::id() {
+            self.signal();
+        } else {
+            std::mem::forget(self.thread.get_mut().take());
+        }
+    }
+}
+
+/// Says that the thread is over, however it ends.
+struct Ended<'a>(&'a Core);
+
+impl Drop for Ended<'_> {
+    fn drop(&mut self) {
+        self.0.control.lock().ended = true;
+        self.0.changed.notify_all();
     }
 }
 
 impl Core {
     fn run(&self) {
+        let _ended = Ended(self);
         loop {
             // From here to the end of the look, every new deadline pokes: none is missed between look and sleep.
             self.wakes_at.store(NEVER, Ordering::SeqCst);

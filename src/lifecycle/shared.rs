@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::thread::{self, ThreadId};
 use std::time::Instant;
 
+use super::caller::caller;
 use super::keep_alive::KeepAlive;
 use super::lease::{Lease, Stay};
 use super::managed::{Idle, Managed, State, Status, Why};
@@ -199,7 +200,7 @@ impl<T: ?Sized + Send + Sync + 'static> Shared<T> {
                 ready.count_lease();
                 Step::Take(Arc::clone(&ready.stay), done)
             }
-            Phase::Loading(flight) if flight.thread == Some(thread::current().id()) => Step::Refuse(done),
+            Phase::Loading(flight) if flight.thread == Some(caller()) => Step::Refuse(done),
             Phase::Loading(flight) => {
                 flight.waiters.push(done);
                 Step::Wait

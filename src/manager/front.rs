@@ -104,12 +104,7 @@ impl Drop for Front {
     fn drop(&mut self) {
         self.shared.state.lock().closed = true;
         self.shared.wake.notify_one();
-        if let Some(thread) =
-            self.thread.get_mut().take().filter(|t| t.thread().id() != thread::current().id())
-        {
-            // A panic in a task was already reported by the panic hook.
-            let _ = thread.join();
-        }
+        // Not waited for: it may be telling Python of a result, which whoever drops this may keep it from.
     }
 }
 

@@ -8,6 +8,7 @@
 //! ```
 
 mod core;
+mod ending;
 mod entry;
 pub mod fork;
 mod front;
@@ -21,13 +22,14 @@ mod report;
 mod respond;
 mod running;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 
 pub use self::core::{BUILT_IN, ENGLISH, GENERATOR, TURKISH};
+pub use self::ending::{Abandoned, Inheritance};
 pub use self::entry::{EmbeddingSpec, GeneratorSpec, Held, HostLoader, HostObject, Keep, SourceSpec, Spec};
 pub use self::generate::{GenerateOptions, GenerationTicket, GeneratorLease, OwnedPrompt, TextStream};
 pub use self::inputs::Inputs;
@@ -37,7 +39,8 @@ pub use self::report::{Description, ManagerStatistics, QueueReport, SlotReport};
 pub use self::respond::OnBody;
 
 use self::core::Core;
-use self::entry::{Entry, Resident, Serving};
+use self::ending::Closing;
+use self::entry::{Resident, Serving};
 use self::job::{Job, LookUp};
 use crate::cache::{CacheStatistics, Content, Vector};
 use crate::config::{Host, Settings, Value};
@@ -58,8 +61,7 @@ pub struct Manager {
     tracker: ArcSwap<Tracker>,
     core: ArcSwapOption<Core>,
     building: Mutex<()>,
-    /// Held by whoever closes.
-    closing: Mutex<()>,
+    closing: Closing,
     closed: AtomicBool,
 }
 
@@ -71,19 +73,19 @@ enum Given {
     Keywords(Vec<(String, Value)>),
 }
 
-/// A request under way.
-pub struct Ticket(Arc<Job>);
+/// A request under way. It does not keep the request alive: what serves it does, until its caller has been told.
+pub struct Ticket(Weak<Job>);
 
 impl Ticket {
     /// Whether the result is there, or the request has failed or been cancelled.
     #[must_use]
     pub fn is_done(&self) -> bool {
-        self.0.is_done()
+        self.0.upgrade().is_none_or(|job| job.is_done())
     }
 
     /// Gives the request up. True when its caller will not be told any more.
     pub fn cancel(&self) -> bool {
-        self.0.cancel()
+        self.0.upgrade().is_some_and(|job| job.cancel())
     }
 }
 
@@ -109,7 +111,7 @@ impl Manager {
             tracker: ArcSwap::from_pointee(Tracker::new(crate::clock::Clock::System)),
             core: ArcSwapOption::empty(),
             building: Mutex::new(()),
-            closing: Mutex::new(()),
+            closing: Closing::default(),
             closed: AtomicBool::new(false),
         }
     }
@@ -122,7 +124,12 @@ impl Manager {
         if self.is_closed() {
             return Err(Error::Closed);
         }
-        let _building = self.building.lock();
+        // Not under the lock: reading Python's environment may run a signal handler that comes back here.
+        let settings = match &self.given {
+            Given::Settings(settings) => (**settings).clone(),
+            Given::Keywords(keywords) => Settings::resolve(&*self.host, pairs(keywords))?,
+        };
+        let building = self.building.lock();
         if let Some(core) = self.core.load_full() {
             return Ok(core);
         }
@@ -130,12 +137,9 @@ impl Manager {
         if self.is_closed() {
             return Err(Error::Closed);
         }
-        let settings = match &self.given {
-            Given::Settings(settings) => (**settings).clone(),
-            Given::Keywords(keywords) => Settings::resolve(&*self.host, pairs(keywords))?,
-        };
         let core = Core::new(settings, Arc::clone(&self.host), self.tracker())?;
         self.core.store(Some(Arc::clone(&core)));
+        drop(building);
         if !core.settings().lazy_loading {
             for name in [TURKISH, ENGLISH] {
                 core.entry(name)?.slot.when_ready(Box::new(|_| ()));
@@ -341,7 +345,8 @@ impl Manager {
         options: EmbedOptions,
         on_done: OnDone,
     ) -> Result<Ticket> {
-        self.start(inputs.into(), options, LookUp::Cache, Some(on_done)).map(Ticket)
+        self.start(inputs.into(), options, LookUp::Cache, Some(on_done))
+            .map(|job| Ticket(Arc::downgrade(&job)))
     }
 
     fn start(
@@ -453,80 +458,7 @@ impl Manager {
     pub fn statistics(&self) -> Result<ManagerStatistics> {
         Ok(ManagerStatistics::of(&*self.core()?))
     }
-
-    // --- The end, and fork -------------------------------------------------------------------------------------------
-
-    /// Unloads everything and stops the threads; calls in progress finish first. Further use is [`Error::Closed`].
-    pub fn close(&self) {
-        self.closed.store(true, Ordering::Release);
-        // Whoever closes at the same time returns when all is closed as well.
-        let _closing = self.closing.lock();
-        let building = self.building.lock();
-        let core = self.core.swap(None);
-        // What is unloaded is told to Python's log.
-        drop(building);
-        if let Some(core) = core {
-            core.close();
-        }
-    }
-
-    /// Whether the manager is in use: then nothing but its end takes what serves its calls away.
-    #[must_use]
-    pub fn is_built(&self) -> bool {
-        self.core.load().is_some()
-    }
-
-    /// Whether [`Manager::close`] was called.
-    #[must_use]
-    pub fn is_closed(&self) -> bool {
-        self.closed.load(Ordering::Acquire)
-    }
-
-    /// Before a fork, on the forking thread, during a [`fork::pause`]: what a child is to inherit.
-    #[must_use]
-    pub fn before_fork(&self) -> Inheritance {
-        let slots = self.core.load_full().map(|core| {
-            let entries = core.entries();
-            let slots = entries.iter().map(|entry| (Arc::clone(entry), entry.slot.peek())).collect();
-            (core, slots)
-        });
-        Inheritance(slots)
-    }
-
-    /// In a child process: replaces everything that had a thread, and adopts the loaded models. `paused` tells whether
-    /// [`fork::pause`] succeeded; without it the models cannot be trusted and load anew.
-    ///
-    /// # Errors
-    /// Those of building the manager; it is then as if never used.
-    pub fn after_fork_child(&self, inheritance: Inheritance, paused: bool) -> Result<()> {
-        let Some((core, slots)) = inheritance.0 else { return Ok(()) };
-        let settings = core.settings().clone();
-        let tracker = Arc::new(Tracker::new(crate::clock::Clock::System));
-        std::mem::forget(self.tracker.swap(Arc::clone(&tracker)));
-        // Locks and queues of the parent's threads may be held for ever here: nothing of it is touched again, nor freed.
-        std::mem::forget(self.core.swap(None));
-        std::mem::forget(core);
-        let child = Core::new(settings, Arc::clone(&self.host), tracker)?;
-        for (entry, lease) in slots {
-            child.register(&entry.name, entry.spec.clone(), entry.keep, true)?;
-            if let Some(lease) = lease {
-                if let (true, Resident::Encoder(serving)) = (paused, &*lease) {
-                    child.inherit(&entry.name, serving)?;
-                }
-                std::mem::forget(lease);
-            }
-            std::mem::forget(entry);
-        }
-        self.core.store(Some(child));
-        Ok(())
-    }
 }
-
-/// What a child process inherits of one manager.
-pub struct Inheritance(Option<(Arc<Core>, Vec<Inherited>)>);
-
-/// A name, and its model if that is loaded.
-type Inherited = (Arc<Entry>, Option<Lease<Resident>>);
 
 fn pairs(keywords: &[(String, Value)]) -> impl Iterator<Item = (&str, Value)> {
     keywords.iter().map(|(name, value)| (name.as_str(), value.clone()))

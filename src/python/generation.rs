@@ -4,6 +4,7 @@ use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyDict, PyInt, PyList, PyString};
 
+use super::discard::discard;
 use super::errors::to_py;
 use super::host::interruptible;
 use super::leave::{calling, detached};
@@ -130,6 +131,14 @@ impl PyTextStream {
     }
 }
 
+impl Drop for PyTextStream {
+    fn drop(&mut self) {
+        if let Some(stream) = self.stream.get_mut().take() {
+            discard(stream);
+        }
+    }
+}
+
 #[pymethods]
 impl PyTextStream {
     fn __iter__(slf: Py<Self>) -> Py<Self> {
@@ -139,16 +148,18 @@ impl PyTextStream {
     fn __next__(&self, py: Python<'_>) -> PyResult<Option<String>> {
         // Taken out while it waits: another thread that asks meanwhile is told, not blocked.
         let Some(mut stream) = self.stream.lock().take() else { return Ok(None) };
-        let piece =
-            interruptible(py, |_| Ok(()), |check| stream.next(check))?.map_err(|error| to_py(py, &error))?;
-        if piece.is_some() {
+        let piece = interruptible(py, |_| Ok(()), |check| stream.next(check));
+        if let Ok(Ok(Some(_))) = piece {
             *self.stream.lock() = Some(stream);
-        } else if let Some(completion) = stream.completion() {
-            *self.completion.lock() = Some(report::completion(py, completion)?.unbind());
+        } else {
+            let completion = stream.completion().cloned();
             // The last lease of a model may go with it.
             detached(py, || drop(stream));
+            if let Some(completion) = completion {
+                *self.completion.lock() = Some(report::completion(py, &completion)?.unbind());
+            }
         }
-        Ok(piece)
+        piece?.map_err(|error| to_py(py, &error))
     }
 
     /// End the answer within one token, also while another thread waits for a piece; the iterator then stops.

@@ -115,6 +115,11 @@ fn is_shut() -> bool {
     LEADER.get().is_some_and(|leader| *leader != thread::current().id())
 }
 
+/// Whether the interpreter is about to end, or has.
+pub(super) fn is_ending() -> bool {
+    LEADER.get().is_some()
+}
+
 fn stay_out() {
     RETURNING.fetch_sub(1, Ordering::SeqCst);
     loop {

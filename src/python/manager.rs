@@ -9,11 +9,13 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList, PyString, PyType};
 
 use super::config::{PyConfig, keywords, pairs};
+use super::discard::discard;
 use super::errors::{OrRaise, to_py};
 use super::fork;
 use super::generation::{self, PyGenerationTicket, PyTextStream};
-use super::host::{PythonHost, PythonLoader, interruptible, unwrap_object};
+use super::host::{PythonHost, interruptible};
 use super::leave::{attached, detached, inside};
+use super::loader::{PythonLoader, unwrap_object};
 use super::options::{call_options, keep_alive, timeout};
 use super::register::{AboutVectors, Given, Registration, refused};
 use super::report;
@@ -90,6 +92,15 @@ impl PyManager {
             Held::Generator => ("model_manager.generator", "TextGenerator"),
         };
         Ok(py.import(module)?.getattr(class)?.call1((slf, name))?.unbind())
+    }
+}
+
+impl Drop for PyManager {
+    /// As `close`, but waits for nothing.
+    fn drop(&mut self) {
+        if let Some(abandoned) = self.inner.abandon() {
+            discard(abandoned);
+        }
     }
 }
 
@@ -180,18 +191,23 @@ impl PyManager {
         let Registration { spec, loader: own_loader } =
             Registration::new(py, name, source, kind, dtype, revision, about_vectors)?;
         detached(py, || self.inner.register(name, spec, keep, replace)).or_raise(py)?;
-        let mut loaders = self.loaders.lock();
-        match own_loader {
-            Some(loader) => drop(loaders.insert(name.to_owned(), loader)),
-            None => drop(loaders.remove(name)),
-        }
+        let replaced = {
+            let mut loaders = self.loaders.lock();
+            match own_loader {
+                Some(loader) => loaders.insert(name.to_owned(), loader),
+                None => loaders.remove(name),
+            }
+        };
+        // Its destructor is Python's code, which may come back here.
+        drop(replaced);
         Ok(())
     }
 
     /// Unload and forget the slot.
     fn unregister(&self, py: Python<'_>, name: &str) -> PyResult<()> {
         detached(py, || self.inner.unregister(name)).or_raise(py)?;
-        self.loaders.lock().remove(name);
+        let removed = self.loaders.lock().remove(name);
+        drop(removed);
         Ok(())
     }
 
@@ -355,7 +371,8 @@ impl PyManager {
     fn describe_generator<'py>(&self, py: Python<'py>, name: &str) -> PyResult<Bound<'py, PyDict>> {
         let options = GenerateOptions { model: Some(name.to_owned()), ..GenerateOptions::default() };
         let lease = self.enter(py, |manager, check| manager.generator(&options, check))?;
-        let described = report::generator(py, name, lease.generator().or_raise(py)?);
+        let described =
+            lease.generator().or_raise(py).and_then(|generator| report::generator(py, name, generator));
         // The last lease of a model may free it.
         detached(py, || drop(lease));
         described

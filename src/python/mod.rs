@@ -3,11 +3,13 @@
 #![allow(clippy::needless_pass_by_value, reason = "PyO3 hands arguments over by value")]
 
 mod config;
+mod discard;
 mod errors;
 mod fork;
 mod generation;
 mod host;
 mod leave;
+mod loader;
 mod manager;
 mod options;
 mod register;

@@ -7,7 +7,7 @@ use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 
 use super::errors::to_py;
-use super::host::PythonLoader;
+use super::loader::PythonLoader;
 use crate::Error;
 use crate::config::{DTypeChoice, Setting};
 use crate::manager::{EmbeddingSpec, GENERATOR, GeneratorSpec, SourceSpec, Spec};

@@ -17,8 +17,8 @@ pub(super) struct PyTicket(Ticket);
 impl PyTicket {
     /// Whether `on_done` has been called, is about to be, or never will be (cancelled).
     #[getter]
-    fn done(&self) -> bool {
-        self.0.is_done()
+    fn done(&self, py: Python<'_>) -> bool {
+        detached(py, || self.0.is_done())
     }
 
     /// Give the request up. True: `on_done` will not be called any more; False: it is too late.

@@ -1,0 +1,19 @@
+"""The thread that runs a loader given to `register`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def run(loader: Callable[[], Any], loading: Any) -> None:
+    """Call `loader` and hand over what it returns or raises."""
+    loading.begin()
+    try:
+        found = loader()
+    except BaseException as error:  # noqa: BLE001  it is raised where the model is asked for
+        loading.raised(error)
+    else:
+        loading.returned(found)

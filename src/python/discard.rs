@@ -1,0 +1,23 @@
+//! What a Python object owned, freed away from Python.
+//!
+//! A destructor runs wherever Python's collector happens to run: with the interpreter's lock held, perhaps inside a
+//! logging handler that holds a lock of its own. Freeing a model logs, and waits for threads that log. So it is done on
+//! a thread that holds nothing, and the destructor waits for nothing.
+
+use std::thread;
+
+use super::leave::is_ending;
+
+/// Drops `owned` on a thread of its own. The end of the process frees what is dropped while the interpreter ends.
+pub(super) fn discard<T: Send + 'static>(owned: T) {
+    if is_ending() {
+        std::mem::forget(owned);
+        return;
+    }
+    // Never dropped here, not even when there is no thread: memory that leaks is better than a caller that hangs.
+    let owned = std::mem::ManuallyDrop::new(owned);
+    let dropping = move || drop(std::mem::ManuallyDrop::into_inner(owned));
+    if let Err(error) = thread::Builder::new().name("mm-discard".into()).spawn(dropping) {
+        log::error!("no thread to free a model could be started: {error}");
+    }
+}
