@@ -17,6 +17,7 @@ pub mod compute;
 pub mod config;
 pub mod error;
 pub mod generation;
+pub mod json;
 pub mod language;
 pub mod lifecycle;
 pub mod manager;

@@ -618,6 +618,9 @@ def isa() -> str:
 def available_isas() -> list[str]:
     """Instruction sets that this CPU has kernels for, lowest first."""
 
+def _json_values(text: bytes) -> int:
+    """Values and keys in a JSON text, no fewer than a parser would make. Other threads run meanwhile."""
+
 def _config_from(config_class: type[Config], settings: dict[str, Any]) -> Config:
     """How a pickled `Config` comes back: by its keywords."""
 

@@ -18,8 +18,12 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-    from ._core import Manager
+    from ._core import GenerationTicket, Manager
     from ._types import Completion
+
+
+_LONG = 1 << 14
+"""Characters of a prompt."""
 
 
 def conversation(messages: Iterable[Mapping[str, str]]) -> list[Mapping[str, str]]:
@@ -42,6 +46,20 @@ async def acomplete(
         return answer.result()
     finally:
         answer.stop()
+
+
+def _is_long(prompt: str | Sequence[Mapping[str, str]]) -> bool:
+    """Whether submitting `prompt` may take more than some milliseconds."""
+    if isinstance(prompt, str):
+        return len(prompt) > _LONG
+    length = 0
+    for message in prompt:
+        # What is wrong with a message is the core's to say.
+        content = message.get("content") if isinstance(message, dict) else None
+        length += 1 + (len(content) if isinstance(content, str) else 0)
+        if length > _LONG:
+            return True
+    return False
 
 
 class AsyncTextStream:
@@ -78,7 +96,7 @@ class AsyncTextStream:
 
     def cancel(self) -> None:
         """End the answer within one token; the iterator gives what was written until then and stops."""
-        self._answer.ticket.cancel()
+        self._answer.cancel()
 
     async def aclose(self) -> None:
         """End the answer within one token; the iterator stops at once."""
@@ -119,7 +137,38 @@ class _Answer:
         self.completion: Completion | None = None
         self.error: BaseException | None = None
         self.waiter: asyncio.Future[None] | None = None
-        self.ticket = manager.submit_generation(prompt, self.on_event, model, **params)
+        self.ticket: GenerationTicket | None = None
+        self.cancelled = False
+        if _is_long(prompt):
+            # Templates and tokens of a long prompt take seconds, which the loop cannot spare.
+            submit = threading.Thread(
+                target=self.submit_apart,
+                args=(manager, prompt, model, params),
+                name="model-manager-prompt",
+                daemon=True,
+            )
+            submit.start()
+        else:
+            self.ticket = manager.submit_generation(prompt, self.on_event, model, **params)
+
+    def submit_apart(
+        self, manager: Manager, prompt: str | Sequence[Mapping[str, str]], model: str | None, params: dict[str, Any]
+    ) -> None:
+        """Submit on another thread; what is wrong with the request is an event then."""
+        try:
+            self.ticket = manager.submit_generation(prompt, self.on_event, model, **params)
+        except BaseException as error:  # noqa: BLE001  it is raised where the answer is awaited
+            self.on_event(None, None, error)
+        else:
+            if self.cancelled:
+                self.ticket.cancel()
+
+    def cancel(self) -> None:
+        """End the answer within one token, or before it starts."""
+        # In this order: of a thread that submits meanwhile, either it sees the wish or this sees the ticket.
+        self.cancelled = True
+        if self.ticket is not None:
+            self.ticket.cancel()
 
     def on_event(self, piece: str | None, completion: Completion | None, error: BaseException | None) -> None:
         """Called by the core, on any thread."""
@@ -157,7 +206,7 @@ class _Answer:
     def stop(self) -> None:
         """Nobody wants the rest."""
         if not self.ended:
-            self.ticket.cancel()
+            self.cancel()
             self.ended = True
             self.pieces.clear()
             self.wake()

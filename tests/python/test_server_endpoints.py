@@ -159,14 +159,6 @@ def test_loading_and_unloading_can_be_refused(serve):
     assert server.client.get("/api/ps").status_code == 200
 
 
-@pytest.mark.parametrize("content_type", [None, "text/plain", "application/x-www-form-urlencoded"])
-def test_a_foreign_page_cannot_unload(server, content_type):
-    headers = {} if content_type is None else {"content-type": content_type}
-    response = server.client.post("/api/unload", content='{"model": "tiny"}', headers=headers)
-    assert response.status_code == 400
-    assert response.json()["error"]["code"] == "content_type"
-
-
 @pytest.mark.parametrize(
     ("path", "body"),
     [
@@ -220,7 +212,7 @@ def test_request_ids(server):
     assert len(made) == 5
     foul = server.client.get("/health", headers={"x-request-id": "a b"})
     assert foul.headers["x-request-id"] != "a b"
-    failed = server.client.post("/v1/embeddings", content=b"{", headers={"x-request-id": "mine-2"})
+    failed = server.client.post("/v1/embeddings", content=b"{", headers={**JSON, "x-request-id": "mine-2"})
     assert failed.headers["x-request-id"] == "mine-2"
 
 
@@ -259,12 +251,11 @@ def test_the_document_describes_every_endpoint(server):
     document = server.client.get("/openapi.json").json()
     operations = {(method.upper(), path) for path, item in document["paths"].items() for method in item}
     served = {
-        (method, route.path_format)
+        (route.app.method, route.path_format)
         for route in server.app.routes
-        if type(route).__name__ == "Route"
-        for method in route.methods - {"HEAD"}
+        if type(route).__name__ == "Route" and (route.path == "/" or not route.path.endswith("/"))
     }
-    own = {"/openapi.json", "/docs", "/docs/oauth2-redirect"}
+    own = {"/openapi.json", "/docs"}
     assert operations == {(method, path) for method, path in served if path not in own}
     for item in document["paths"].values():
         for operation in item.values():
@@ -291,7 +282,10 @@ def test_router(make_manager):
         assert client.get("/ai/v1/models").json()["error"]["type"] == "authentication_error"
         headers = {"authorization": "Bearer secret"}
         assert client.post("/ai/v1/embeddings", json={"input": "a"}, headers=headers).status_code == 200
-        assert client.post("/ai/v1/embeddings", content=b"{", headers=headers).json()["error"]["code"] == "invalid_json"
+        assert (
+            client.post("/ai/v1/embeddings", content=b"{", headers={**headers, **JSON}).json()["error"]["code"]
+            == "invalid_json"
+        )
         assert "/ai/v1/embeddings" in client.get("/openapi.json").json()["paths"]
 
 

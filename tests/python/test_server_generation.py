@@ -280,7 +280,8 @@ def leave(server, path, body, after):
     """Send a request by hand and close the connection when `after(socket)` is done."""
     content = orjson.dumps(body)
     host = server.url.removeprefix("http://")
-    head = f"POST {path} HTTP/1.1\r\nhost: {host}\r\ncontent-length: {len(content)}\r\n\r\n"
+    head = f"POST {path} HTTP/1.1\r\nhost: {host}\r\ncontent-type: application/json\r\n"
+    head += f"content-length: {len(content)}\r\n\r\n"
     with socket.create_connection(tuple(host.split(":")), timeout=SECONDS) as connection:
         connection.sendall(head.encode() + content)
         after(connection)

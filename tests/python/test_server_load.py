@@ -14,6 +14,8 @@ import pytest
 from model_manager import ModelManager
 from servers import MODELS, SECONDS, ServedModel, until
 
+HEAD = b"POST /v1/embeddings HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+
 
 class Gate:
     """Holds every computation of a manager back until it is opened."""
@@ -106,7 +108,7 @@ async def test_a_client_that_leaves_takes_its_texts_along(serve, gate):
     host, port = server.url.removeprefix("http://").split(":")
     _, writer = await asyncio.open_connection(host, int(port))
     body = json.dumps({"input": "a text that nobody waits for"}).encode()
-    writer.write(b"POST /v1/embeddings HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n%s" % (len(body), body))
+    writer.write(HEAD + b"content-length: %d\r\n\r\n%s" % (len(body), body))
     await writer.drain()
     await asyncio.to_thread(until, lambda: server.service.waiting == 1)
     writer.close()
@@ -122,7 +124,7 @@ async def test_a_client_that_leaves_in_the_middle_of_its_body(server):
     host, port = server.url.removeprefix("http://").split(":")
     for _ in range(5):
         _, writer = await asyncio.open_connection(host, int(port))
-        writer.write(b'POST /v1/embeddings HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{"input": "')
+        writer.write(HEAD + b'content-length: 100\r\n\r\n{"input": "')
         await writer.drain()
         writer.close()
         await writer.wait_closed()
@@ -139,7 +141,7 @@ def test_a_client_that_never_sends_its_body(serve, path, framing, sent):
     if b"chunked" in framing and sent:
         sent = b"%x\r\n%s\r\n" % (len(sent), sent)
     with socket.create_connection((host, int(port)), timeout=SECONDS) as connection:
-        head = f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n".encode()
+        head = f"POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n".encode()
         connection.sendall(head + framing + b"\r\n\r\n" + sent)
         answer = b"".join(iter(lambda: connection.recv(4096), b""))  # ends where the server closes
     head, _, body = answer.partition(b"\r\n\r\n")
@@ -157,7 +159,7 @@ def test_the_limit_is_for_the_whole_body(serve):
     host, port = server.url.removeprefix("http://").split(":")
     counted = 'http_requests_total{method="POST",path="/v1/embeddings",status="408"} 1.0'
     with socket.create_connection((host, int(port)), timeout=SECONDS) as connection:
-        connection.sendall(b"POST /v1/embeddings HTTP/1.1\r\nhost: x\r\ncontent-length: 100000\r\n\r\n")
+        connection.sendall(HEAD + b"content-length: 100000\r\n\r\n")
 
         def refused():
             with contextlib.suppress(ConnectionError):
@@ -173,7 +175,9 @@ def test_the_limit_ends_with_the_body(serve, make_manager):
     manager.register("slow", loader=lambda: threading.Event().wait(0.2) or "an object")
     server = serve(manager, models=[ServedModel("slow")], body_timeout=0.1)
     host, port = server.url.removeprefix("http://").split(":")
-    request = b"POST /api/load HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 17\r\n\r\n"
+    request = (
+        b"POST /api/load HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 17\r\n\r\n"
+    )
     with socket.create_connection((host, int(port)), timeout=SECONDS) as connection:
         connection.sendall(request + b'{"model": "slow"}')
         assert connection.recv(100).startswith(b"HTTP/1.1 200 ")
@@ -186,7 +190,7 @@ def test_a_load_that_takes_too_long(serve, make_manager):
     server = serve(manager, models=[ServedModel("slow")], request_timeout=0.05)
     response = server.client.post("/api/load", json={"model": "slow"})
     done.set()
-    assert response.status_code == 503
+    assert response.status_code == 504
     assert response.json()["error"]["code"] == "timeout"
     assert response.headers["retry-after"]
 
@@ -196,6 +200,6 @@ def test_pieces_of_a_request_that_arrive_slowly(server):
         yield b'{"input": "a '
         yield b'text", "model": "tiny"}'
 
-    response = server.client.post("/v1/embeddings", content=body())
+    response = server.client.post("/v1/embeddings", content=body(), headers={"content-type": "application/json"})
     assert response.json()["data"] == server.embed(input="a text").json()["data"]
     assert MODELS[0].name == response.json()["model"]

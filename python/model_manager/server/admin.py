@@ -7,8 +7,9 @@ import datetime as dt
 import time
 from typing import TYPE_CHECKING, Any
 
+from .bodies import read_json
 from .errors import ApiError, bad_request
-from .middleware import read_json, to_json
+from .middleware import to_json
 from .schemas import AllLoaded, Loaded, LoadRequest, Running, WarmUpRequest
 from .service import in_thread
 
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 
     from .app import Routes
     from .service import Service
+
+_LARGEST_BODY = 1 << 20
+"""Bytes: it names models."""
 
 
 def add_routes(routes: Routes, service: Service) -> None:
@@ -65,10 +69,7 @@ async def _allowed(request: Request, service: Service) -> dict[str, Any]:
     """The body of a request that changes something."""
     if not service.config.admin:
         raise ApiError(403, "Loading and unloading by clients is switched off here", code="admin_disabled")
-    # A page of a foreign site can make a browser send a form or plain text here, but not this type unasked.
-    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-        raise bad_request("Send the body with the header 'Content-Type: application/json'", code="content_type")
-    return await read_json(request, service)
+    return await read_json(request, service, _LARGEST_BODY)
 
 
 def _named(service: Service, name: Any) -> tuple[str, str]:

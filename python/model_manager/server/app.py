@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter, FastAPI
 from fastapi.routing import APIRoute
-from starlette.routing import Match
+from starlette.routing import Match, Route
 
 from .. import __version__
 from . import admin, embeddings, errors, generation, health, metrics, models, page
 from .config import ServerConfig
+from .errors import ApiError
 from .middleware import Endpoint
 from .schemas import ErrorBody
 from .service import Service
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
     from pydantic import BaseModel
-    from starlette.types import Scope
+    from starlette.requests import Request
+    from starlette.types import ASGIApp, Receive, Scope, Send
 
     from ..chatbot import ModelManager
     from .middleware import Handler
@@ -69,8 +71,12 @@ class Routes:
             probe: Answers while the server drains.
         """
         # In figures and settings a path parameter stands without its converter.
-        endpoint: Any = Endpoint(handler, self.service, path.replace(":path}", "}"), probe=probe)
-        self.target.add_route(path, endpoint, methods=[method], include_in_schema=False)
+        endpoint: Any = Endpoint(handler, self.service, path.replace(":path}", "}"), method=method, probe=probe)
+        # Of all methods: the endpoint itself refuses the others, so that it does in every application alike.
+        self.target.add_route(path, endpoint, include_in_schema=False)
+        if not path.endswith(("/", ":path}")):
+            # A redirect instead would make some clients drop the body or the key.
+            self.target.add_route(f"{path}/", endpoint, include_in_schema=False)
         extra: dict[str, Any] = {}
         if body is not None:
             schema = body.model_json_schema(ref_template="#/components/schemas/{model}")
@@ -105,6 +111,35 @@ def _add_all(target: APIRouter, service: Service) -> None:
         part.add_routes(routes, service)
 
 
+def _guard_document(app: FastAPI, service: Service) -> None:
+    """Ask for the key at the framework's own endpoints too."""
+    for route in app.router.routes:
+        if isinstance(route, Route):
+            endpoint = Endpoint(_answered_by(route.app), service, route.path, probe=True)
+            route.app, route.methods = endpoint, None
+
+
+def _answered_by(answer: ASGIApp) -> Handler:
+    async def framework(request: Request) -> ASGIApp:
+        return answer
+
+    return framework
+
+
+def _answer_unknown_paths(app: FastAPI, service: Service) -> None:
+    """In the form of all errors, and without waiting for a body."""
+
+    async def unknown(request: Request) -> ASGIApp:
+        raise ApiError(404, f"Nothing is served at {request.url.path}; GET / lists what is", code="unknown_path")
+
+    endpoint, other = Endpoint(unknown, service, "(unknown)", method=None, probe=True), app.router.default
+
+    async def default(scope: Scope, receive: Receive, send: Send) -> None:
+        await (endpoint if scope["type"] == "http" else other)(scope, receive, send)
+
+    app.router.default = default
+
+
 def create_app(config: ServerConfig | None = None, manager: ModelManager | None = None) -> FastAPI:
     """An application that serves the models of `manager`: for uvicorn, or to be mounted.
 
@@ -135,10 +170,13 @@ def create_app(config: ServerConfig | None = None, manager: ModelManager | None 
         lifespan=lifespan,
         redoc_url=None,
         redirect_slashes=False,
+        swagger_ui_oauth2_redirect_url=None,
     )
     app.state.service = service
     errors.install(app)
+    _guard_document(app, service)
     _add_all(app.router, service)
+    _answer_unknown_paths(app, service)
     if config.cors_origins:
         from starlette.middleware.cors import CORSMiddleware
 
@@ -146,7 +184,8 @@ def create_app(config: ServerConfig | None = None, manager: ModelManager | None 
             CORSMiddleware,
             allow_origins=list(config.cors_origins),
             allow_methods=["GET", "POST"],
-            allow_headers=["authorization", "content-type", "x-request-id"],
+            # Those that the browser asks for: SDKs send headers of their own.
+            allow_headers=["*"],
             expose_headers=["x-request-id", "retry-after"],
         )
     return app
@@ -155,8 +194,8 @@ def create_app(config: ServerConfig | None = None, manager: ModelManager | None 
 def router(config: ServerConfig | None = None, manager: ModelManager | None = None) -> APIRouter:
     """The same endpoints for an application that exists: ``app.include_router(router(), prefix="/ai")``.
 
-    Keys, errors, limits and figures are the same; `open_paths` are given without the prefix. CORS, and the answers to
-    unknown paths, are the application's own.
+    Keys, errors, limits and figures are the same; `open_paths` are given without the prefix. CORS, the answers to
+    unknown paths, and without `allowed_hosts` the check of `Host`, are the application's own.
 
     Args:
         config: Settings; None: those of the environment.
@@ -164,7 +203,9 @@ def router(config: ServerConfig | None = None, manager: ModelManager | None = No
     """
     from ..chatbot import model_manager
 
-    service = Service(config or ServerConfig(), model_manager if manager is None else manager)
+    config = config or ServerConfig()
+    # Which names lead to the application is known to itself, unless the settings name some.
+    service = Service(config, model_manager if manager is None else manager, check_hosts=bool(config.allowed_hosts))
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Any) -> AsyncIterator[None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from dataclasses import KW_ONLY, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["ServedModel", "ServerConfig"]
 
 _MIB = 1 << 20
+_HOST = re.compile(r"\*|(\*\.)?[\w-]+(\.[\w-]+)*\.?", re.ASCII).fullmatch
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,8 +163,33 @@ class ServerConfig:
         _words,
         "Origins whose pages may call from a browser; none: CORS is off.",
     )
+    allowed_hosts: tuple[str, ...] = _setting(
+        "MODEL_MANAGER_SERVER_ALLOWED_HOSTS",
+        (),
+        _words,
+        "Names in Host headers that are answered, `*.example.com` and `*` among them; none: this machine's own names "
+        "where the server listens at a loopback address without keys, else all.",
+    )
     max_body_bytes: int = _setting(
         "MODEL_MANAGER_SERVER_MAX_BODY_BYTES", 64 * _MIB, _number, "Largest request body, bytes."
+    )
+    max_prompt_bytes: int = _setting(
+        "MODEL_MANAGER_SERVER_MAX_PROMPT_BYTES", 16 * _MIB, _number, "Largest body of a request for text, bytes."
+    )
+    max_body_values: int = _setting(
+        "MODEL_MANAGER_SERVER_MAX_BODY_VALUES", 2_000_000, _number, "Most JSON values in a request body."
+    )
+    max_buffered_bytes: int = _setting(
+        "MODEL_MANAGER_SERVER_MAX_BUFFERED_BYTES",
+        512 * _MIB,
+        _number,
+        "Bytes that the bodies of all requests under way may take before further ones are refused with 503.",
+    )
+    header_timeout: float = _setting(
+        "MODEL_MANAGER_SERVER_HEADER_TIMEOUT",
+        10.0,
+        float,
+        "Seconds that a client has to send the headers of a request.",
     )
     body_timeout: float = _setting(
         "MODEL_MANAGER_SERVER_BODY_TIMEOUT", 30.0, float, "Seconds that a client has to send the whole request body."
@@ -193,7 +220,7 @@ class ServerConfig:
     models: tuple[ServedModel, ...] = field(default_factory=default_models)
 
     def __post_init__(self) -> None:
-        for name in ("api_keys", "open_paths", "cors_origins", "generators", "models"):
+        for name in ("api_keys", "open_paths", "cors_origins", "allowed_hosts", "generators", "models"):
             value = getattr(self, name)
             if isinstance(value, str):
                 raise ConfigError(f"{name} must be a list, not one text")
@@ -201,14 +228,26 @@ class ServerConfig:
         _text("host", self.host)
         _whole("port", self.port, 0, 65535)
         _whole("workers", self.workers, 1, 1024)
-        for name in ("max_body_bytes", "max_inputs", "max_waiting"):
+        for name in (
+            "max_body_bytes",
+            "max_prompt_bytes",
+            "max_body_values",
+            "max_buffered_bytes",
+            "max_inputs",
+            "max_waiting",
+        ):
             _whole(name, getattr(self, name), 1)
-        for name in ("body_timeout", "request_timeout", "drain_timeout"):
+        for name in ("header_timeout", "body_timeout", "request_timeout", "drain_timeout"):
             _seconds(name, getattr(self, name))
         if self.root_path and (not self.root_path.startswith("/") or self.root_path.endswith("/")):
             raise ConfigError(f"root_path={self.root_path!r}: must begin with a slash and not end with one")
         if not all(isinstance(key, str) and key.isascii() and key.strip() == key != "" for key in self.api_keys):
             raise ConfigError("api_keys: each must be ASCII text without spaces around it")
+        for host in self.allowed_hosts:
+            if not isinstance(host, str) or _HOST(host) is None:
+                raise ConfigError(
+                    f"allowed_hosts: {host!r} must be '*', a name such as example.com, or *.example.com, without a port"
+                )
         for path in self.open_paths:
             if not isinstance(path, str) or not path.startswith("/"):
                 raise ConfigError(f"open_paths: {path!r} must begin with a slash")

@@ -10,8 +10,8 @@ from starlette.responses import Response
 
 from ..aio import start_response
 from ..errors import ConfigError, InputError
+from .bodies import read_json
 from .errors import ApiError, bad_request, overloaded
-from .middleware import read_json
 from .schemas import EmbeddingsAnswer, EmbeddingsRequest
 
 if TYPE_CHECKING:

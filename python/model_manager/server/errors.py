@@ -26,6 +26,7 @@ _TYPES = {
     429: "rate_limit_error",
     500: "server_error",
     503: "service_unavailable",
+    504: "service_unavailable",
 }
 """Every other status is the request's fault."""
 _LONGEST = 1000
@@ -76,6 +77,11 @@ def unavailable(message: str, code: str, seconds: int = 5) -> ApiError:
     return ApiError(503, message, code=code, headers={"retry-after": str(seconds)})
 
 
+def timed_out(message: str) -> ApiError:
+    """504: it took longer than the server waits."""
+    return ApiError(504, message, code="timeout", headers={"retry-after": "5"})
+
+
 def unknown_model(name: str, known: list[str]) -> ApiError:
     """404: no model of this name is served."""
     return ApiError(
@@ -100,7 +106,7 @@ def from_exception(error: BaseException) -> ApiError:
     if isinstance(error, errors.OverloadedError):
         return overloaded(message)
     if isinstance(error, errors.WaitTimeoutError):
-        return unavailable(message, "timeout")
+        return timed_out(message)
     if isinstance(error, errors.ClosedError | errors.RequestCancelledError):
         return unavailable(message, "shutting_down")
     if isinstance(error, errors.ModelManagerError) and not isinstance(

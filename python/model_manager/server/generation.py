@@ -18,10 +18,11 @@ from starlette.responses import Response, StreamingResponse
 
 from ..errors import ConfigError, InputError
 from ..generation import AsyncTextStream, acomplete
-from .errors import ApiError, bad_request, from_exception, unknown_model
-from .generation_request import chat_messages, completion_prompt, parameters, stream_usage
+from .bodies import is_large, read_json
+from .errors import ApiError, bad_request, from_exception, timed_out, unknown_model
+from .generation_request import chat_messages, completion_prompt, count_texts, parameters, stream_usage
 from .generation_schemas import ChatAnswer, ChatRequest, CompletionAnswer, CompletionRequest
-from .middleware import read_json
+from .service import in_thread
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -38,20 +39,23 @@ if TYPE_CHECKING:
 
 _EVENTS: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}}
 _END = b"data: [DONE]\n\n"
+_TOKEN_CHARACTERS = 256
+"""Of the longest token: vocabularies have runs of 128 spaces, hardly anything beyond."""
 
 
 def add_routes(routes: Routes, service: Service) -> None:
     """Both endpoints."""
+    most = service.config.max_prompt_bytes
 
     async def chat(request: Request) -> Response:
         """The next turn of a conversation; with `stream` piece by piece as server-sent events."""
-        body = await read_json(request, service)
-        return await _answer(request, service, body, chat_messages(body), Chat)
+        body = await read_json(request, service, most)
+        return await _answer(request, service, body, chat_messages, Chat)
 
     async def completions(request: Request) -> Response:
         """The continuation of a text; with `stream` piece by piece as server-sent events."""
-        body = await read_json(request, service)
-        return await _answer(request, service, body, completion_prompt(body), Continuation)
+        body = await read_json(request, service, most)
+        return await _answer(request, service, body, completion_prompt, Continuation)
 
     for path, handler, body, answer, summary in (
         ("/v1/chat/completions", chat, ChatRequest, ChatAnswer, "Answer a conversation"),
@@ -87,6 +91,21 @@ def generator(service: Service, name: Any) -> str:
         if plain == slot or name == slots[slot]["source"]:
             return slot
     raise unknown_model(name, served)
+
+
+async def _check_length(service: Service, slot: str, body: dict[str, Any], field: str) -> None:
+    """Raise `ApiError` 400 for a prompt that cannot fit the model's context, before any work that grows with it."""
+    await service.load(slot)
+    context = (await in_thread(service.manager.describe_generator, slot))["context"]
+    texts, characters = await service.apart(count_texts, body.get(field), context)
+    # A message takes a token at least.
+    if texts > context or characters > context * _TOKEN_CHARACTERS:
+        raise bad_request(
+            f"{field} has {texts} text{'' if texts == 1 else 's'} of at least {characters} characters together but the "
+            f"model holds {context} tokens, of which none has more than {_TOKEN_CHARACTERS} characters",
+            field,
+            "context_length_exceeded",
+        )
 
 
 class Chat:
@@ -131,9 +150,19 @@ _Form = type[Chat] | type[Continuation]
 
 
 async def _answer(
-    request: Request, service: Service, body: dict[str, Any], prompt: str | list[dict[str, str]], form: _Form
+    request: Request,
+    service: Service,
+    body: dict[str, Any],
+    read_prompt: Callable[[dict[str, Any]], str | list[dict[str, str]]],
+    form: _Form,
 ) -> Response:
+    deadline = asyncio.get_running_loop().time() + service.config.request_timeout
     slot = generator(service, body.get("model"))
+    if is_large(request):
+        await _check_length(service, slot, body, form.prompt)
+        prompt = await service.apart(read_prompt, body)
+    else:
+        prompt = read_prompt(body)
     params = parameters(body)
     params["timeout"] = service.config.request_timeout
     with_usage = stream_usage(body)
@@ -142,13 +171,13 @@ async def _answer(
         if body.get("stream"):
             stream = AsyncTextStream(service.manager, prompt, slot, params)
             try:
-                first = await _unless_left(request.receive, anext(stream, None))
+                first = await _unless_left(request.receive, anext(stream, None), deadline)
             except BaseException:
                 await stream.aclose()
                 raise
             head["object"] = form.chunk
-            return EventStream(_events(stream, first, head, form, with_usage), stream)
-        done = await _unless_left(request.receive, acomplete(service.manager, prompt, slot, **params))
+            return EventStream(_events(service, stream, first, head, form, with_usage, deadline), stream)
+        done = await _unless_left(request.receive, acomplete(service.manager, prompt, slot, **params), deadline)
     except (InputError, ConfigError, TypeError, OverflowError) as error:
         raise _refused(error, form.prompt) from error
     choice = {"index": 0, **form.whole(done["text"]), "logprobs": None, "finish_reason": done["finish_reason"]}
@@ -156,7 +185,13 @@ async def _answer(
 
 
 async def _events(
-    stream: AsyncTextStream, first: str | None, head: dict[str, Any], form: _Form, with_usage: bool
+    service: Service,
+    stream: AsyncTextStream,
+    first: str | None,
+    head: dict[str, Any],
+    form: _Form,
+    with_usage: bool,
+    deadline: float,
 ) -> AsyncIterator[bytes]:
     def event(piece: dict[str, Any], finish_reason: str | None = None) -> bytes:
         choice = {"index": 0, **piece, "logprobs": None, "finish_reason": finish_reason}
@@ -167,11 +202,24 @@ async def _events(
         yield event({"delta": {"role": "assistant", "content": ""}})
     if first is not None:
         yield event(form.piece(first))
+    expired = False
+
+    def expire() -> None:
+        nonlocal expired
+        expired = True
+        service.spawn(stream.aclose())
+
+    timer = asyncio.get_running_loop().call_at(deadline, expire)
     try:
         async for piece in stream:
             yield event(form.piece(piece))
     except Exception as error:  # noqa: BLE001  the status is sent: what is left is to tell it in the stream
         yield _event(from_exception(error).to_dict())
+        return
+    finally:
+        timer.cancel()
+    if expired and stream.completion is None:
+        yield _event(_timeout().to_dict())
         return
     done = stream.completion
     # None: the client left, and nobody reads on.
@@ -214,8 +262,14 @@ async def _left(receive: Receive, then: Callable[[], Awaitable[None]]) -> None:
     await then()
 
 
-async def _unless_left(receive: Receive, work: Awaitable[T]) -> T:
-    """What `work` gives. It is cancelled, and `ClientDisconnect` raised, when the client closes the connection."""
+def _timeout() -> ApiError:
+    return timed_out("The answer was not complete within the server's request_timeout; ask for fewer tokens")
+
+
+async def _unless_left(receive: Receive, work: Awaitable[T], deadline: float) -> T:
+    """What `work` gives. It is cancelled, and `ClientDisconnect` raised, when the client closes the connection; at
+    `deadline`, of the loop's clock, with `ApiError` 504.
+    """
 
     async def nothing() -> None:
         pass
@@ -223,10 +277,11 @@ async def _unless_left(receive: Receive, work: Awaitable[T]) -> T:
     task = asyncio.ensure_future(work)
     watcher = asyncio.ensure_future(_left(receive, nothing))
     try:
-        await asyncio.wait((task, watcher), return_when=asyncio.FIRST_COMPLETED)
+        left = max(0.0, deadline - asyncio.get_running_loop().time())
+        await asyncio.wait((task, watcher), timeout=left, return_when=asyncio.FIRST_COMPLETED)
         if task.done():
             return task.result()
-        raise ClientDisconnect
+        raise ClientDisconnect if watcher.done() else _timeout()
     finally:
         watcher.cancel()
         if not task.done():

@@ -54,6 +54,25 @@ def _part(part: Any, where: str) -> str:
     raise bad_request(f'{where} must be {{"type": "text", "text": ...}}: other content is not supported', "messages")
 
 
+def count_texts(prompt: Any, enough: int) -> tuple[int, int]:
+    """How many texts or messages a prompt has, and how many characters the first `enough` of them have.
+
+    Checks nothing: what is no text is counted as an empty one.
+    """
+    texts = prompt if isinstance(prompt, list) else [prompt]
+    return len(texts), sum(map(_characters, texts[:enough]))
+
+
+def _characters(text: Any) -> int:
+    if isinstance(text, str):
+        return len(text)
+    if isinstance(text, dict):
+        return _characters(text.get("content") or text.get("text"))
+    if isinstance(text, list):
+        return sum(map(_characters, text))
+    return 0
+
+
 def completion_prompt(body: dict[str, Any]) -> str:
     """The text to continue. Raises `ApiError` 400."""
     prompt = body.get("prompt")

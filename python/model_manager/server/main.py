@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ import uvicorn
 from ..errors import ConfigError
 from .app import create_app
 from .config import ServerConfig
+from .protocol import BoundedHeaders
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -48,6 +50,7 @@ def run(config: ServerConfig | None = None, manager: ModelManager | None = None)
         "timeout_graceful_shutdown": config.drain_timeout,
         "server_header": False,
         "ws": "none",
+        "http": functools.partial(BoundedHeaders, header_timeout=config.header_timeout),
     }
     if config.workers > 1:
         if manager is not None:

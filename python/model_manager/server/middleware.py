@@ -1,4 +1,4 @@
-"""What surrounds every endpoint, as one plain ASGI callable: API key, draining, request id, errors, figures.
+"""What surrounds every endpoint, as one plain ASGI callable: host, key, draining, method, request id, errors, figures.
 
 Endpoints are wrapped one by one, not the application, so that they behave the same inside an application of somebody
 else. Starlette's `BaseHTTPMiddleware` would cost more than all the rest of a cached answer.
@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import hmac
 import itertools
+import math
 import os
 import re
-import sys
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -19,13 +19,14 @@ import orjson
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from .errors import ApiError, bad_request, from_exception, unavailable
+from .bodies import release
+from .errors import ApiError, from_exception, unavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Coroutine
+    from collections.abc import Awaitable
     from typing import Protocol
 
-    from starlette.types import Message, Receive, Scope, Send
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
     from .service import Service
 
@@ -34,27 +35,47 @@ if TYPE_CHECKING:
 
         __name__: str
 
-        def __call__(self, request: Request, /) -> Awaitable[Response]:
-            """The answer, or an `ApiError` or `ModelManagerError` raised."""
+        def __call__(self, request: Request, /) -> Awaitable[ASGIApp]:
+            """The answer, such as a `Response`, or an `ApiError` or `ModelManagerError` raised."""
             ...
 
 
 _REQUEST_ID = re.compile(rb"[!-~]{1,128}").fullmatch
 _CLIENT_LEFT = 499
 """Status in the figures of a request whose client did not wait; the common name of it, never sent."""
+_TIMED_OUT = 408
 _DRAINING = unavailable("The server is shutting down; ask another one", "shutting_down", 1)
+
+
+_QUICK_BYTES = 1 << 16
+_QUICK_SECONDS = 0.1
+"""How much of a body that no endpoint reads is waited for, so that its connection stays usable."""
+_LINGER_SECONDS = 5.0
+_LINGER_IDLE = 1.0
+"""How long the rest of such a body is read and dropped after the answer. A connection closed before would lose the
+answer on its way to a client that still sends.
+"""
 
 
 class Endpoint:
     """`handler` as an ASGI application that never raises for a request that is wrong or cannot be served."""
 
-    def __init__(self, handler: Handler, service: Service, path: str, *, probe: bool = False) -> None:
-        """With `probe` it answers while the server drains, and is not among the requests under way."""
+    def __init__(
+        self, handler: Handler, service: Service, path: str, *, method: str | None = "GET", probe: bool = False
+    ) -> None:
+        """With `probe` it answers while the server drains, and is not among the requests under way.
+
+        Without `method` it answers to all, and needs no key.
+        """
         self.handler = handler
         self.service = service
         self.path = path
+        self.method = method
+        self.methods = ("GET", "HEAD") if method == "GET" else (method,)
         self.probe = probe
-        self.keys = () if path in service.config.open_paths else tuple(key.encode() for key in service.config.api_keys)
+        is_open = method is None or path in service.config.open_paths
+        self.keys = () if is_open else tuple(key.encode() for key in service.config.api_keys)
+        self.hosts = service.hosts
         self.ids = (b"%s-%x" % (os.urandom(6).hex().encode(), number) for number in itertools.count())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -63,30 +84,54 @@ class Endpoint:
         service = self.service
         status = 0
         given = authorization = None
+        body_ended = True
         for name, value in scope["headers"]:
             if name == b"x-request-id":
                 given = value
             elif name == b"authorization":
                 authorization = value
+            elif name == b"transfer-encoding" or (name == b"content-length" and value != b"0"):
+                body_ended = False
         request_id = given if given is not None and _REQUEST_ID(given) else next(self.ids)
+        lingers = False
+
+        async def receive_noting() -> Message:
+            nonlocal body_ended
+            message = await receive()
+            if not message.get("more_body"):
+                body_ended = True
+            return message
 
         async def send_marked(message: Message) -> None:
-            nonlocal status
+            nonlocal status, lingers
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message["headers"], (b"x-request-id", request_id)]
+                headers = [*message["headers"], (b"x-request-id", request_id)]
+                if not body_ended and (status == _TIMED_OUT or not await _ends_quickly(scope, receive_noting)):
+                    headers.append((b"connection", b"close"))
+                    lingers = status != _TIMED_OUT and not _expects_continue(scope)
+                message["headers"] = headers
+            elif lingers and not message.get("more_body"):
+                lingers = False
+                await send({**message, "more_body": True})
+                await _drained(receive_noting, _LINGER_SECONDS, _LINGER_IDLE)
+                message = {"type": "http.response.body", "body": b""}
             await send(message)
 
         if not self.probe:
             service.in_flight += 1
         try:
+            if self.hosts is not None:
+                self.hosts.check(scope)
             if self.keys:
                 _check_key(authorization, self.keys)
             if service.draining and not self.probe:
-                response: Response = _DRAINING.response()
+                response: ASGIApp = _DRAINING.response()
+            elif self.method is not None and scope["method"] not in self.methods:
+                response = _wrong_method(scope, self.methods).response()
             else:
-                response = await self.handler(Request(scope, receive))
-            await response(scope, receive, send_marked)
+                response = await self.handler(Request(scope, receive_noting))
+            await response(scope, receive_noting, send_marked)
         except (ClientDisconnect, asyncio.CancelledError) as error:
             status = status or _CLIENT_LEFT
             if isinstance(error, asyncio.CancelledError):
@@ -94,11 +139,52 @@ class Endpoint:
         except Exception as error:  # noqa: BLE001  whatever it is, the client is told in the one form there is
             answer = from_exception(error)
             if not status:
-                await answer.response()(scope, receive, send_marked)
+                await answer.response()(scope, receive_noting, send_marked)
         finally:
+            release(scope, service)
             if not self.probe:
                 service.in_flight -= 1
             service.metrics.request(self.path, scope["method"], status, perf_counter() - started)
+
+
+def _wrong_method(scope: Scope, methods: tuple[str | None, ...]) -> ApiError:
+    allowed = ", ".join(filter(None, methods))
+    return ApiError(
+        405,
+        f"{scope['method']} is not allowed at {scope['path']}; allowed: {allowed}",
+        code="method_not_allowed",
+        headers={"allow": allowed},
+    )
+
+
+def _expects_continue(scope: Scope) -> bool:
+    """Whether the client sends its body only when it is asked to."""
+    return any(name == b"expect" for name, _ in scope["headers"])
+
+
+async def _ends_quickly(scope: Scope, receive: Receive) -> bool:
+    """Whether a short body that no endpoint reads is there already, or nearly."""
+    if _expects_continue(scope):
+        return False
+    for name, value in scope["headers"]:
+        if name == b"content-length" and (not value.isdigit() or int(value) > _QUICK_BYTES):
+            return False
+    return await _drained(receive, _QUICK_SECONDS, _QUICK_SECONDS, _QUICK_BYTES)
+
+
+async def _drained(receive: Receive, seconds: float, idle: float, most: float = math.inf) -> bool:
+    """Read and drop the body; whether it ended within `seconds`, without a pause of `idle` ones, and `most` bytes."""
+    loop = asyncio.get_running_loop()
+    end, size = loop.time() + seconds, 0
+    while size <= most:
+        try:
+            message = await asyncio.wait_for(receive(), min(idle, end - loop.time()))
+        except (TimeoutError, asyncio.TimeoutError):
+            return False
+        if not message.get("more_body"):
+            return True
+        size += len(message.get("body", b""))
+    return False
 
 
 def _check_key(authorization: bytes | None, keys: tuple[bytes, ...]) -> None:
@@ -121,78 +207,3 @@ def _check_key(authorization: bytes | None, keys: tuple[bytes, ...]) -> None:
 def to_json(value: Any, status: int = 200) -> Response:
     """An answer in JSON."""
     return Response(orjson.dumps(value), status, media_type="application/json")
-
-
-async def read_json(request: Request, service: Service) -> dict[str, Any]:
-    """The request's body, a JSON object. Raises `ApiError` 400, 408 or 413, `ClientDisconnect`."""
-    body = await _in_time(read_body(request, service.config.max_body_bytes), service.config.body_timeout)
-    try:
-        value = orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        raise bad_request(f"The body is not JSON: {error}", code="invalid_json") from None
-    if type(value) is not dict:
-        raise bad_request("The body must be a JSON object", code="invalid_json")
-    return value
-
-
-async def _in_time(reading: Coroutine[Any, Any, bytes], seconds: float) -> bytes:
-    """The body that `reading` returns. Raises `ApiError` 408 when it takes longer.
-
-    A timer alone: asyncio's `timeout` needs Python 3.11, `wait_for` and anyio's scopes would slow every cached answer.
-    """
-    task = asyncio.current_task()
-    assert task is not None
-    expired = False
-
-    def expire() -> None:
-        nonlocal expired
-        expired = True
-        task.cancel()
-
-    timer = asyncio.get_running_loop().call_later(seconds, expire)
-    try:
-        return await reading
-    except asyncio.CancelledError:
-        if not expired:
-            raise
-        if sys.version_info >= (3, 11) and task.uncancel():
-            raise  # somebody else cancelled it too
-    finally:
-        timer.cancel()
-    # What may still arrive of the body would be taken for the next request, so the connection ends.
-    raise ApiError(
-        408,
-        f"The body did not arrive within {seconds:g} seconds; send it at once, or raise the server's body_timeout",
-        code="body_timeout",
-        headers={"connection": "close"},
-    )
-
-
-async def read_body(request: Request, limit: int) -> bytes:
-    """The request's body, of `limit` bytes at most."""
-    receive = request.receive
-    declared = request.scope["headers"]
-    for name, value in declared:
-        # A declared body is read to its end by the server and dropped, so that the client hears the answer.
-        if name == b"content-length" and value.isdigit() and int(value) > limit:
-            raise _too_large(limit)
-    message = await receive()
-    body: bytes = message.get("body", b"")
-    if message["type"] == "http.request" and not message.get("more_body"):
-        if len(body) > limit:
-            raise _too_large(limit)
-        return body
-    chunks, size = [body], len(body)
-    while message["type"] == "http.request" and message.get("more_body"):
-        message = await receive()
-        chunks.append(message.get("body", b""))
-        size += len(chunks[-1])
-        if size > limit:
-            raise _too_large(limit, {"connection": "close"})
-    if message["type"] == "http.disconnect":
-        raise ClientDisconnect
-    return b"".join(chunks)
-
-
-def _too_large(limit: int, headers: dict[str, str] | None = None) -> ApiError:
-    return ApiError(413, f"The body is larger than {limit} bytes", code="body_too_large", headers=headers)

@@ -25,7 +25,7 @@ def add_routes(routes: Routes, service: Service) -> None:
 
     async def get_model(request: Request) -> Response:
         """One model, by its name, an alias, its source or its slot."""
-        return to_json(find_model(service, request.path_params["model_id"]))
+        return to_json(find_model(service, request.path_params["model_id"].removesuffix("/")))
 
     routes.add("/v1/models", list_models, answer=ModelList, summary="List models", tags=["models"])
     routes.add(

@@ -17,6 +17,7 @@ from ..chatbot import ModelManager
 from ..errors import InputError, ModelManagerError
 from .config import ServedModel, ServerConfig
 from .errors import unknown_model
+from .hosts import Hosts
 from .metrics import Metrics, check_shared_folder
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ SAMPLE_SECONDS = 2.0
 _HISTORY = 900
 """Samples: half an hour."""
 _RATE_SAMPLES = 5
+_APART = 2
+"""Large requests whose bodies are worked on at the same time: more would take the cores from the models."""
 _CACHE: dict[str, Any] = {"cache_policy": "ttl", "cache_ttl": 600.0, "cache_size": 10_000}
 """Of a manager that is the server's own, unless the environment says otherwise."""
 
@@ -93,10 +96,12 @@ class Service:
         draining: Whether it takes no further requests.
         in_flight: Requests under way, probes not counted.
         waiting: Texts of requests that wait for vectors.
+        body_bytes: What the bodies of requests under way take, bytes.
+        hosts: The check of `Host` headers; None: it is the application's own.
         history: (seconds since the epoch, resident MB, MB of models), every 2 seconds for half an hour.
     """
 
-    def __init__(self, config: ServerConfig, manager: ModelManager | None) -> None:
+    def __init__(self, config: ServerConfig, manager: ModelManager | None, *, check_hosts: bool = True) -> None:
         """Without `manager` it makes one of its own and closes it with the application."""
         check_shared_folder()
         self.config = config
@@ -108,6 +113,9 @@ class Service:
         self.warming = False
         self.in_flight = 0
         self.waiting = 0
+        self.body_bytes = 0
+        self.hosts = Hosts(config) if check_hosts else None
+        self._apart = asyncio.Semaphore(_APART)
         self.history: deque[tuple[float, float, float]] = deque(maxlen=_HISTORY)
         self._finished: deque[tuple[float, int]] = deque(maxlen=_RATE_SAMPLES)
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -139,6 +147,8 @@ class Service:
             self._register()
         self.started = time.time()
         self.draining = False
+        # A semaphore belongs to the first loop in which somebody waits for it.
+        self._apart = asyncio.Semaphore(_APART)
         self.spawn(self._sample_always())
         if self.config.warm_up:
             self.warming = True
@@ -153,6 +163,11 @@ class Service:
         if self.owns_manager:
             await in_thread(self.manager.close)
         self.metrics.leave()
+
+    async def apart(self, function: Callable[..., Result], *args: Any) -> Result:
+        """What `function` returns or raises, called off the event loop: for large requests, which take turns."""
+        async with self._apart:
+            return await in_thread(function, *args)
 
     def spawn(self, work: Any) -> asyncio.Task[Any]:
         """Run a coroutine beside the requests; it is cancelled with the application."""

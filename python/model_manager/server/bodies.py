@@ -1,0 +1,208 @@
+"""Bodies of requests: read within bounds of size, time and structure; large ones are parsed off the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import zlib
+from typing import TYPE_CHECKING, Any
+
+import orjson
+from starlette.requests import ClientDisconnect
+
+from .._core import _json_values
+from .errors import ApiError, bad_request, unavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
+    from starlette.requests import Request
+    from starlette.types import Scope
+
+    from .service import Service
+
+HELD = "model_manager.body_bytes"
+"""Where a request's scope says how many bytes it is charged with in `Service.body_bytes`."""
+LARGE = 1 << 16
+"""Bytes of a body from which on work with it is done off the event loop."""
+VALUE_BYTES = 64
+"""That a JSON value is charged with: an empty object in memory."""
+
+
+async def read_json(request: Request, service: Service, limit: int | None = None) -> dict[str, Any]:
+    """The request's body, a JSON object of `limit` bytes at most; None: the settings' `max_body_bytes`.
+
+    Raises `ApiError` 400, 403, 408, 413, 415 or 503, `ClientDisconnect`.
+    """
+    config = service.config
+    limit = config.max_body_bytes if limit is None else min(limit, config.max_body_bytes)
+    compressed = _check_headers(request.scope)
+    body = await _in_time(read_body(request, service, limit), config.body_timeout)
+    if compressed:
+        body = await service.apart(inflate, body, limit)
+        charge(request.scope, service, len(body))
+    if len(body) > LARGE:
+        values = await service.apart(_json_values, body)
+        if values > config.max_body_values:
+            raise ApiError(
+                413,
+                f"The body holds about {values} JSON values; max_body_values allows {config.max_body_values}",
+                code="too_many_values",
+            )
+        charge(request.scope, service, values * VALUE_BYTES)
+        value = await service.apart(parse, body)
+    else:
+        value = parse(body)
+    if not config.admin and value.get("keep_alive") is not None:
+        raise ApiError(
+            403,
+            "keep_alive is switched off here: clients do not decide how long a model stays; leave it out",
+            param="keep_alive",
+            code="admin_disabled",
+        )
+    return value
+
+
+def is_large(request: Request) -> bool:
+    """Whether work with the body that was read belongs on another thread."""
+    held: int = request.scope.get(HELD, 0)
+    return held > LARGE
+
+
+def parse(body: bytes) -> dict[str, Any]:
+    """The JSON object in `body`. Raises `ApiError` 400."""
+    try:
+        value = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise bad_request(f"The body is not JSON: {error}", code="invalid_json") from None
+    if type(value) is not dict:
+        raise bad_request("The body must be a JSON object", code="invalid_json")
+    return value
+
+
+def inflate(body: bytes, limit: int) -> bytes:
+    """What gzip made `body` of, `limit` bytes at most. Raises `ApiError` 400 or 413."""
+    parts, left = [], limit
+    while True:
+        # With 16 added, zlib reads gzip's header and checks its sum.
+        member = zlib.decompressobj(16 + zlib.MAX_WBITS)
+        try:
+            # One byte more than allowed tells a body of just the limit from a larger one.
+            part = member.decompress(body, left + 1)
+        except zlib.error as error:
+            raise bad_request(f"The body is not gzip: {error}", code="invalid_gzip") from None
+        if len(part) > left:
+            raise _too_large(limit)
+        if not member.eof:
+            raise bad_request("The body ends before its gzip data does", code="invalid_gzip")
+        parts.append(part)
+        left -= len(part)
+        body = member.unused_data
+        if not body:
+            return b"".join(parts)
+
+
+def charge(scope: Scope, service: Service, count: int) -> None:
+    """Count `count` bytes more as held by this request, until `release`. Raises `ApiError` 503."""
+    own = scope.get(HELD, 0)
+    # A request that is alone is bounded by the other limits.
+    if service.body_bytes > own and service.body_bytes + count > service.config.max_buffered_bytes:
+        raise unavailable(
+            f"Requests under way hold {service.body_bytes} bytes already; try again later", "too_many_bytes", 1
+        )
+    service.body_bytes += count
+    scope[HELD] = own + count
+
+
+def release(scope: Scope, service: Service) -> None:
+    """The request is over."""
+    service.body_bytes -= scope.pop(HELD, 0)
+
+
+def _check_headers(scope: Scope) -> bool:
+    """Whether the body is compressed by gzip. Raises `ApiError` 415 for other types and encodings.
+
+    A page of a foreign site can make a browser send a form, plain text or no type at all, but JSON only after a
+    preflight request that this server refuses.
+    """
+    kind = encoding = b""
+    for name, value in scope["headers"]:
+        if name == b"content-type":
+            kind = value
+        elif name == b"content-encoding":
+            encoding = value.strip().lower()
+    kind = kind.partition(b";")[0].strip().lower()
+    if kind != b"application/json" and not (kind.startswith(b"application/") and kind.endswith(b"+json")):
+        given = f"not {kind.decode('latin-1')!r}" if kind else "which it lacks"
+        raise ApiError(
+            415,
+            f"The body must be JSON with the header 'Content-Type: application/json', {given}",
+            code="content_type",
+            headers={"accept": "application/json"},
+        )
+    if encoding in (b"", b"identity"):
+        return False
+    if encoding in (b"gzip", b"x-gzip"):
+        return True
+    raise ApiError(
+        415,
+        f"Content-Encoding {encoding.decode('latin-1')!r} is not supported: send the body as it is, or by gzip",
+        code="content_encoding",
+        headers={"accept-encoding": "gzip"},
+    )
+
+
+async def _in_time(reading: Coroutine[Any, Any, bytes], seconds: float) -> bytes:
+    """The body that `reading` returns. Raises `ApiError` 408 when it takes longer.
+
+    A timer alone: asyncio's `timeout` needs Python 3.11, `wait_for` and anyio's scopes would slow every cached answer.
+    """
+    task = asyncio.current_task()
+    assert task is not None
+    expired = False
+
+    def expire() -> None:
+        nonlocal expired
+        expired = True
+        task.cancel()
+
+    timer = asyncio.get_running_loop().call_later(seconds, expire)
+    try:
+        return await reading
+    except asyncio.CancelledError:
+        if not expired:
+            raise
+        if sys.version_info >= (3, 11) and task.uncancel():
+            raise  # somebody else cancelled it too
+    finally:
+        timer.cancel()
+    raise ApiError(
+        408,
+        f"The body did not arrive within {seconds:g} seconds; send it at once, or raise the server's body_timeout",
+        code="body_timeout",
+    )
+
+
+async def read_body(request: Request, service: Service, limit: int) -> bytes:
+    """The request's body, of `limit` bytes at most, charged to the request as it arrives."""
+    receive, scope = request.receive, request.scope
+    for name, value in scope["headers"]:
+        if name == b"content-length" and value.isdigit() and int(value) > limit:
+            raise _too_large(limit)
+    chunks, size = [], 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        chunk: bytes = message.get("body", b"")
+        size += len(chunk)
+        if size > limit:
+            raise _too_large(limit)
+        charge(scope, service, len(chunk))
+        chunks.append(chunk)
+        if not message.get("more_body"):
+            return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+def _too_large(limit: int) -> ApiError:
+    return ApiError(413, f"The body is larger than {limit} bytes", code="body_too_large")

@@ -1,0 +1,71 @@
+"""By which names this server may be called, against DNS rebinding: a page whose own name leads to this machine."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from typing import TYPE_CHECKING
+
+from .errors import ApiError
+
+if TYPE_CHECKING:
+    from starlette.types import Scope
+
+    from .config import ServerConfig
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can connect to the address."""
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+class Hosts:
+    """The check of `Host` headers.
+
+    Addresses and the names of this machine itself always pass: no foreign page can have them as its own. Without
+    `allowed_hosts` every name passes where the server has keys, which no page knows, or listens at an address that
+    others can reach, where it may have any name.
+    """
+
+    def __init__(self, config: ServerConfig) -> None:
+        wanted = {name.lower().rstrip(".") for name in config.allowed_hosts}
+        self.names = {"localhost", socket.gethostname().lower(), config.host.lower()}
+        self.names.update(name for name in wanted if not name.startswith("*"))
+        self.suffixes = (".localhost", *(name[1:] for name in wanted if name.startswith("*.")))
+        self.all = "*" in wanted or (not wanted and (bool(config.api_keys) or not is_loopback(config.host)))
+        self.only_loopback = not wanted
+        """Another server program may listen elsewhere than the settings say."""
+
+    def check(self, scope: Scope) -> None:
+        """Raise `ApiError` 403 unless the request calls this server by one of its names."""
+        if self.all:
+            return
+        if self.only_loopback:
+            server = scope.get("server")
+            if server is None or not is_loopback(str(server[0])):
+                return
+        for header, value in scope["headers"]:
+            if header == b"host" and not self.allows(value.decode("latin-1")):
+                raise ApiError(
+                    403,
+                    f"This server does not answer to the name {value.decode('latin-1')!r}; its setting allowed_hosts "
+                    "(MODEL_MANAGER_SERVER_ALLOWED_HOSTS) adds names",
+                    code="host_not_allowed",
+                )
+
+    def allows(self, value: str) -> bool:
+        """Whether a `Host` header of this value passes."""
+        ending = "]" if value.startswith("[") else ":"
+        name = value.removeprefix("[").partition(ending)[0].lower().rstrip(".")
+        if not name or name in self.names or name.endswith(self.suffixes):
+            return True
+        try:
+            ipaddress.ip_address(name)
+        except ValueError:
+            return False
+        return True

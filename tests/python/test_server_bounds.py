@@ -1,0 +1,266 @@
+"""No request, however large or slow, keeps the others waiting or takes the server's memory."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import threading
+
+import pytest
+from generators import CONTEXT, SLOT, WITHOUT_END, eventually, figures
+from model_manager import ModelManager, generation
+from model_manager.server import ServerConfig, bodies
+from servers import SECONDS, until
+
+JSON = {"content-type": "application/json"}
+LONG = "kelime " * 50
+
+
+@pytest.fixture
+def long(monkeypatch):
+    """`LONG` is long enough for a thread of its own."""
+    monkeypatch.setattr(generation, "_LONG", 200)
+
+
+class Held:
+    """Makes a function wait until the test has seen what it wants; `entered` says that it was called."""
+
+    def __init__(self, monkeypatch, owner, name):
+        self.entered, self.released = threading.Event(), threading.Event()
+        original = getattr(owner, name)
+
+        def held(*args, **options):
+            self.entered.set()
+            assert self.released.wait(SECONDS)
+            return original(*args, **options)
+
+        monkeypatch.setattr(owner, name, held)
+
+    def while_waiting(self, request, look):
+        """The answer to `request`, sent by another thread, while whose work `look` is called."""
+        answers = []
+        thread = threading.Thread(target=lambda: answers.append(request()))
+        thread.start()
+        try:
+            assert self.entered.wait(SECONDS)
+            look()
+        finally:
+            self.released.set()
+            thread.join(SECONDS)
+        return answers[0]
+
+
+def healthy(server):
+    """Looks, within less time than the held work is given."""
+    return lambda: server.client.get("/health", timeout=SECONDS / 3).raise_for_status()
+
+
+# --- Long prompts ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+def test_a_long_prompt_is_prepared_off_the_loop(endless, serve, monkeypatch, long, path, stream):
+    server = serve(endless)
+    body = {"prompt": LONG} if path == "/v1/completions" else {"messages": [{"role": "user", "content": LONG}]}
+    submitting = Held(monkeypatch, ModelManager, "submit_generation")
+    ask = {**body, "max_tokens": 1, "stream": stream}
+    answer = submitting.while_waiting(lambda: server.client.post(path, json=ask), healthy(server))
+    assert answer.status_code == 200, answer.text
+
+
+async def test_asyncio_is_not_held_up_by_a_long_prompt(endless, monkeypatch, long):
+    loop_thread, threads = threading.get_ident(), []
+    original = ModelManager.submit_generation
+
+    def submit(*args, **options):
+        threads.append(threading.get_ident())
+        return original(*args, **options)
+
+    monkeypatch.setattr(ModelManager, "submit_generation", submit)
+    for prompt in ("kısa", LONG, [{"role": "user", "content": LONG}], [{"role": "user", "content": "a"}] * 200):
+        await generation.acomplete(endless, prompt, SLOT, max_new_tokens=1)
+    assert [thread == loop_thread for thread in threads] == [True, False, False, False]
+
+
+async def test_a_long_prompt_that_is_wrong_raises_as_a_short_one(endless, long):
+    with pytest.raises(TypeError, match="no_such"):
+        await endless.agenerate(LONG, SLOT, no_such=1)
+    with pytest.raises(ValueError, match="tokens but the model holds"):
+        await endless.agenerate("kelime " * 50_000, SLOT)
+
+
+async def test_a_long_prompt_that_is_cancelled_before_it_is_submitted(endless, monkeypatch, long):
+    submitting = Held(monkeypatch, ModelManager, "submit_generation")
+    stream = endless.astream(LONG, SLOT, **WITHOUT_END)
+    assert submitting.entered.wait(SECONDS)
+    await stream.aclose()
+    submitting.released.set()
+    eventually(lambda: figures(endless)["cancelled"] == 1 or figures(endless)["requests"] == 0)
+    eventually(lambda: figures(endless)["active"] == figures(endless)["waiting"] == 0)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        ("/v1/completions", {"prompt": "a" * 200_000}, "prompt"),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "a" * 200_000}]}, "messages"),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "a"}] * 5000}, "messages"),
+        (
+            "/v1/chat/completions",
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": "a" * 200_000}]}]},
+            "messages",
+        ),
+    ],
+)
+def test_what_cannot_fit_is_refused_before_any_work(make_writer, serve, monkeypatch, path, body, param):
+    server = serve(make_writer())
+    monkeypatch.setattr(ModelManager, "submit_generation", lambda *_, **__: pytest.fail("the prompt was worked on"))
+    answer = server.client.post(path, json=body)
+    assert answer.status_code == 400
+    error = answer.json()["error"]
+    assert (error["param"], error["code"]) == (param, "context_length_exceeded")
+    assert str(CONTEXT) in error["message"]
+    assert ("5000" if isinstance(body.get("messages"), list) and len(body["messages"]) > 1 else "200000") in error[
+        "message"
+    ]
+
+
+def test_the_largest_body_of_a_request_for_text(make_writer, serve):
+    server = serve(make_writer(), max_prompt_bytes=1000)
+    body = {"prompt": "a", "user": "x" * 1000}
+    answer = server.client.post("/v1/completions", json=body)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (413, "body_too_large")
+    assert server.client.post("/v1/embeddings", json={"input": "a", "user": "x" * 1000}).status_code == 200
+
+
+# --- Bodies ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_large_body_is_parsed_off_the_loop(serve, monkeypatch):
+    server = serve()
+    parsing = Held(monkeypatch, bodies, "parse")
+    body = {"input": "a text", "user": "x" * 2 * bodies.LARGE}
+    answer = parsing.while_waiting(lambda: server.client.post("/v1/embeddings", json=body), healthy(server))
+    assert answer.status_code == 200
+
+
+def test_values_are_counted_before_they_are_made(serve, monkeypatch):
+    server = serve(max_body_values=50_000)
+    monkeypatch.setattr(bodies, "parse", lambda _: pytest.fail("the values were made"))
+    body = b'{"input": "a", "more": [' + b"{}," * 50_000 + b"{}]}"
+    answer = server.client.post("/v1/embeddings", content=body, headers=JSON)
+    assert answer.status_code == 413
+    assert answer.json()["error"]["code"] == "too_many_values"
+    assert "50000" in answer.json()["error"]["message"]
+
+
+def test_punctuation_in_texts_does_not_count(serve):
+    server = serve(max_body_values=100)
+    assert server.embed(input='a, b: [c] {d} " \\ ' * 10_000).status_code == 200
+
+
+def test_all_bodies_together(serve, monkeypatch):
+    """A request that is alone is served; another one meanwhile is asked to come back."""
+    server = serve(max_buffered_bytes=bodies.LARGE)
+    body = {"input": "a text", "user": "x" * 2 * bodies.LARGE}
+    parsing = Held(monkeypatch, bodies, "parse")
+
+    def look():
+        refused = server.embed(input="another text")
+        assert refused.status_code == 503
+        assert refused.json()["error"]["code"] == "too_many_bytes"
+        assert int(refused.headers["retry-after"]) >= 1
+
+    assert parsing.while_waiting(lambda: server.client.post("/v1/embeddings", json=body), look).status_code == 200
+    until(lambda: server.service.body_bytes == 0)
+    assert server.embed(input="another text").status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/v1/embeddings", "/v1/completions", "/api/load", "/nothing", "/health"])
+@pytest.mark.parametrize("body", [b"{", b"[]", b'{"input": 5}', b"{}"])
+def test_nothing_stays_charged(server, path, body):
+    server.client.post(path, content=body, headers=JSON)
+    until(lambda: server.service.body_bytes == 0)
+
+
+# --- Compressed bodies -----------------------------------------------------------------------------------------------
+
+
+def packed(body, **headers):
+    return {"content": body, "headers": {**JSON, "content-encoding": "gzip", **headers}}
+
+
+def test_gzip(server):
+    body = json.dumps({"input": "a text"}).encode()
+    plain = server.embed(input="a text").json()["data"]
+    halves = gzip.compress(body[:5]) + gzip.compress(body[5:])
+    for content in (gzip.compress(body), halves):
+        answer = server.client.post("/v1/embeddings", **packed(content))
+        assert answer.status_code == 200
+        assert answer.json()["data"] == plain
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"no gzip", gzip.compress(b"{}" * 100)[:-9], gzip.compress(b"{}")[:-8] + b"\0" * 8],
+    ids=["empty", "other", "cut", "wrong sum"],
+)
+def test_damaged_gzip(server, content):
+    answer = server.client.post("/v1/embeddings", **packed(content))
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_gzip")
+
+
+def test_a_small_body_that_becomes_a_large_one(serve, monkeypatch):
+    server = serve(max_body_bytes=100_000)
+    monkeypatch.setattr(bodies, "parse", lambda _: pytest.fail("it is too large to be parsed"))
+    for content in (gzip.compress(b" " * 100_001), gzip.compress(b" " * 60_000) * 2, gzip.compress(b" " * 50_000_000)):
+        assert len(content) < 100_000
+        answer = server.client.post("/v1/embeddings", **packed(content))
+        assert (answer.status_code, answer.json()["error"]["code"]) == (413, "body_too_large")
+
+
+@pytest.mark.parametrize("encoding", ["br", "zstd", "deflate", "gzip, gzip"])
+def test_other_encodings_are_named(server, encoding):
+    answer = server.client.post("/v1/embeddings", **packed(b"{}", **{"content-encoding": encoding}))
+    assert answer.status_code == 415
+    assert answer.json()["error"]["code"] == "content_encoding"
+    assert encoding in answer.json()["error"]["message"]
+    assert answer.headers["accept-encoding"] == "gzip"
+
+
+# --- Time ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+def test_request_timeout_bounds_an_answer(endless, serve, path):
+    server = serve(endless, request_timeout=0.2)
+    body = {"prompt": "a", "messages": [{"role": "user", "content": "a"}], "max_tokens": 50_000, "min_tokens": 50_000}
+    answer = server.client.post(path, json=body)
+    assert answer.status_code == 504
+    error = answer.json()["error"]
+    assert (error["type"], error["code"]) == ("service_unavailable", "timeout")
+    eventually(lambda: figures(endless)["active"] == 0)
+    assert figures(endless)["generated_tokens"] < 50_000
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+def test_request_timeout_bounds_a_stream(endless, serve, path):
+    server = serve(endless, request_timeout=0.3)
+    body = {"prompt": "a", "messages": [{"role": "user", "content": "a"}], "max_tokens": 50_000, "min_tokens": 50_000}
+    answer = server.client.post(path, json={**body, "stream": True})
+    assert answer.status_code == 200
+    *pieces, last, end = answer.text.split("\n\n")
+    assert end == ""
+    assert len(pieces) > 1
+    assert json.loads(last.removeprefix("data: "))["error"]["code"] == "timeout"
+    eventually(lambda: figures(endless)["active"] == 0)
+
+
+def test_settings():
+    config = ServerConfig()
+    assert (config.max_prompt_bytes, config.max_body_values, config.max_buffered_bytes) == (
+        16 << 20,
+        2_000_000,
+        512 << 20,
+    )

@@ -1,0 +1,205 @@
+"""Connections by hand: bodies that nobody reads, headers that never end, paths and methods of all kinds."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import time
+
+import pytest
+from conftest import ENGLISH_MODEL
+from fastapi import FastAPI
+from model_manager.server import ServerConfig, router
+from servers import MODELS, SECONDS, running, until
+
+HEAD = "{} HTTP/1.1\r\nhost: localhost\r\n{}\r\n"
+
+
+@contextlib.contextmanager
+def connected(url):
+    host, port = url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=SECONDS) as connection:
+        yield connection
+
+
+def rest(connection):
+    """Everything until the server closes."""
+    received = b""
+    with contextlib.suppress(ConnectionResetError):
+        while chunk := connection.recv(4096):
+            received += chunk
+    return received
+
+
+def answer_of(received):
+    head, _, body = received.partition(b"\r\n\r\n")
+    status = int(head.split()[1])
+    return status, head.lower(), json.loads(body) if body else None
+
+
+UNREAD = [
+    ("POST /v1/embeddings", 401),
+    ("POST /nothing", 404),
+    ("PUT /v1/embeddings", 405),
+    ("POST /health", 405),
+    ("POST /api/load", 401),
+]
+
+
+@pytest.mark.parametrize("framing", ["content-length: 1000000\r\n", "transfer-encoding: chunked\r\n"])
+@pytest.mark.parametrize(("request_line", "expected"), UNREAD)
+def test_a_body_that_nobody_reads_does_not_keep_its_connection(serve, monkeypatch, request_line, expected, framing):
+    from model_manager.server import middleware
+
+    monkeypatch.setattr(middleware, "_LINGER_SECONDS", 0.3)
+    server = serve(api_keys=["secret"])
+    key = "authorization: Bearer secret\r\n" if expected == 405 else ""
+    with connected(server.url) as connection:
+        connection.sendall(HEAD.format(request_line, key + framing).encode())
+        # A byte now and then does not prolong it.
+        received, end = b"", time.monotonic() + SECONDS
+        connection.settimeout(0.05)
+        while time.monotonic() < end:
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                connection.sendall(b"1\r\n \r\n" if "chunked" in framing else b" ")
+            try:
+                chunk = connection.recv(4096)
+            except TimeoutError:
+                continue
+            except ConnectionResetError:
+                break
+            if not chunk:
+                break
+            received += chunk
+        else:
+            pytest.fail("the connection stayed open")
+    status, head, body = answer_of(received)
+    assert status == expected
+    assert b"connection: close" in head
+    assert body["error"]["message"]
+    until(lambda: server.service.in_flight == 0)
+
+
+@pytest.mark.parametrize(("request_line", "expected"), UNREAD)
+def test_a_short_body_that_nobody_reads_leaves_the_connection_usable(serve, request_line, expected):
+    server = serve(api_keys=["secret"])
+    key = "authorization: Bearer secret\r\n" if expected == 405 else ""
+    with connected(server.url) as connection:
+        for _ in range(2):
+            connection.sendall(HEAD.format(request_line, key + "content-length: 2\r\n").encode() + b"{}")
+            status, head, _ = answer_of(connection.recv(65536))
+            assert status == expected
+            assert b"connection: close" not in head
+
+
+def test_a_client_that_sends_all_of_a_large_body_first_hears_why_it_is_refused(serve):
+    server = serve(max_body_bytes=1000)
+    body = b"x" * 5_000_000
+    with connected(server.url) as connection:
+        head = f"content-type: application/json\r\ncontent-length: {len(body)}\r\n"
+        connection.sendall(HEAD.format("POST /v1/embeddings", head).encode())
+        connection.sendall(body)
+        status, head, _ = answer_of(rest(connection))
+    assert status == 413
+    assert b"connection: close" in head
+
+
+def test_a_client_that_asks_first_sends_no_body(serve):
+    server = serve(max_body_bytes=1000)
+    with connected(server.url) as connection:
+        head = "content-type: application/json\r\nexpect: 100-continue\r\ncontent-length: 5000000\r\n"
+        connection.sendall(HEAD.format("POST /v1/embeddings", head).encode())
+        assert answer_of(rest(connection))[0] == 413
+
+
+# --- Headers ---------------------------------------------------------------------------------------------------------
+
+SLOW = """
+from model_manager.server import ServedModel, ServerConfig
+from model_manager.server.main import run
+if __name__ == "__main__":
+    run(ServerConfig(port=0, header_timeout=0.5, models=[ServedModel("tiny", source=MODEL)]))
+"""
+
+
+def test_headers_that_never_end(process, tmp_path):
+    path = tmp_path / "serve.py"
+    path.write_text(SLOW.replace("MODEL", repr(ENGLISH_MODEL)))
+    url = process(str(path)).url()
+    whole = HEAD.format("GET /health", "").encode()
+    with connected(url) as idle:
+        assert rest(idle) == b"", "nothing was asked"
+    with connected(url) as connection:
+        connection.sendall(whole[:-2])
+        status, head, body = answer_of(rest(connection))
+    assert (status, body["error"]["code"]) == (408, "header_timeout")
+    assert b"connection: close" in head
+    with connected(url) as connection:
+        # The second request of a connection, by a byte now and then.
+        connection.sendall(whole)
+        assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
+        connection.settimeout(0.1)
+        received = b""
+        for byte in whole[:-2]:
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                connection.sendall(bytes([byte]))
+            with contextlib.suppress(TimeoutError):
+                received = connection.recv(65536)
+                break
+    assert received.startswith(b"HTTP/1.1 408 ")
+    with connected(url) as connection:
+        connection.sendall(whole[:-2])
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            for _ in range(100):
+                connection.sendall(b"x-more: %b\r\n" % (b"x" * 2000))
+        assert answer_of(rest(connection))[0] == 431
+
+
+# --- Paths and methods -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "path", ["/v1/models", "/health", "/ready", "/metrics", "/api/ps", "/v1/models/tiny", "/api/status"]
+)
+def test_a_slash_at_the_end(server, path):
+    for method in ("GET", "HEAD"):
+        plain, with_slash = server.client.request(method, path), server.client.request(method, f"{path}/")
+        assert plain.status_code == with_slash.status_code == 200
+        assert plain.headers["content-type"] == with_slash.headers["content-type"]
+        assert bool(with_slash.content) == (method == "GET")
+
+
+def test_a_slash_at_the_end_of_what_is_posted(server):
+    for path in ("/v1/embeddings", "/embeddings"):
+        answers = [server.client.post(where, json={"input": "a text"}) for where in (path, f"{path}/")]
+        assert answers[0].json() == answers[1].json()
+    for path in ("/v1/chat/completions/", "/v1/completions/", "/api/load/", "/api/unload/", "/api/warmup/"):
+        answer = server.client.post(path, json={"model": 5, "models": 5})
+        assert answer.status_code == 400, path
+    assert "/v1/embeddings/" not in server.client.get("/openapi.json").json()["paths"]
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "OPTIONS", "PUT", "PATCH", "DELETE", "TRACE", "POST"])
+@pytest.mark.parametrize("path", ["/v1/embeddings", "/health", "/docs", "/nothing", "/v1/models/tiny"])
+def test_every_method(server, method, path):
+    response = server.client.request(method, path)
+    assert response.status_code in {200, 404, 405, 415}
+    if method == "HEAD":
+        assert response.content == b""
+    elif response.status_code != 200:
+        assert list(response.json()) == ["error"]
+    if response.status_code == 405:
+        assert response.headers["allow"] in {"POST", "GET, HEAD"}
+        assert method not in response.headers["allow"]
+
+
+def test_inside_another_application_errors_have_the_same_form(make_manager):
+    host = FastAPI()
+    host.include_router(router(ServerConfig(models=MODELS), make_manager()), prefix="/ai")
+    with running(host) as server:
+        for method, path, status in (("GET", "/ai/v1/embeddings", 405), ("POST", "/ai/health", 405)):
+            response = server.client.request(method, path)
+            assert response.status_code == status
+            assert response.json()["error"]["code"] == "method_not_allowed"
+        assert server.client.post("/ai/v1/embeddings/", json={"input": "a"}).status_code == 200
