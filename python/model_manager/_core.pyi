@@ -33,6 +33,7 @@ __all__ = [
     "_before_fork",
     "_config_from",
     "_error_classes",
+    "_json_values",
     "available_isas",
     "is_turkish",
     "isa",
