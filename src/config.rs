@@ -86,6 +86,8 @@ macro_rules! for_each_setting {
             threads: usize = 0, "MODEL_MANAGER_THREADS";
             /// Texts that may wait for one model before a call is refused.
             max_queue: usize = 200_000, "MODEL_MANAGER_MAX_QUEUE";
+            /// Bytes of a text whose every token is wanted (prompts, truncate=False, counting); a longer one is refused, and so is any text with a sixteenth of them and no place to cut.
+            max_text_bytes: usize = 4 << 20, "MODEL_MANAGER_MAX_TEXT_BYTES";
             /// Memory that all models may take: bytes, text such as "2GB", or a fraction of RAM or cgroup limit.
             memory_budget: Option<MemoryBudget> = None, "MODEL_MANAGER_MEMORY_BUDGET";
             /// How long models stay after their latest use: seconds or "5m"; 0: not at all; negative: for ever; none: max_idle_time.
@@ -309,6 +311,7 @@ impl Settings {
         for (name, value) in [
             ("max_tokens", self.max_tokens),
             ("max_queue", self.max_queue),
+            ("max_text_bytes", self.max_text_bytes),
             ("cleanup_interval", usize::from(self.cleanup_interval.0 > 0.0)),
             ("remote_connections", self.remote_connections),
             ("remote_batch", self.remote_batch),

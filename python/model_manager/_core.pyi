@@ -79,6 +79,7 @@ class Config:
         device: Literal["auto", "cpu", "cuda", "mps"] = ...,
         threads: int = ...,
         max_queue: int = ...,
+        max_text_bytes: int = ...,
         memory_budget: float | str | None = ...,
         keep_alive: float | str | None = ...,
         load_timeout: float | None = ...,
@@ -173,6 +174,12 @@ class Config:
     @property
     def max_queue(self) -> int:
         """Texts that may wait for one model before `OverloadedError`. `MODEL_MANAGER_MAX_QUEUE`, default 200000."""
+    @property
+    def max_text_bytes(self) -> int:
+        """Bytes of a text whose every token is wanted (prompts, ``truncate=False``, `count_tokens`); a longer one is
+        refused, and so is any text with a sixteenth of them and no place to cut.
+        `MODEL_MANAGER_MAX_TEXT_BYTES`, default 4194304.
+        """
     @property
     def memory_budget(self) -> float | str | None:
         """Memory that all models of this manager may take, as given: bytes, a fraction of RAM or cgroup limit below

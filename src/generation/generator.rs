@@ -4,6 +4,7 @@ use super::chat::Message;
 use super::engine::{Completion, Engine, EngineSettings, EngineStats, OnEvent, Request, Stream, Ticket};
 use super::load::TextModel;
 use super::params::GenerationParams;
+use crate::models::Bounds;
 use crate::{Error, Result};
 
 /// What to continue.
@@ -20,6 +21,8 @@ pub enum Prompt<'a> {
 pub struct Generator {
     model: TextModel,
     engine: Engine,
+    /// Bytes of a prompt at most.
+    max_bytes: usize,
 }
 
 impl Generator {
@@ -31,7 +34,12 @@ impl Generator {
         let mut settings = EngineSettings::new(model.name.clone(), model.ends.clone());
         change(&mut settings);
         let engine = Engine::start(model.decoder.clone(), model.tokens.clone(), settings)?;
-        Ok(Self { model, engine })
+        Ok(Self { model, engine, max_bytes: usize::MAX })
+    }
+
+    /// Refuses prompts of more than `max_bytes` bytes.
+    pub fn limit_prompts(&mut self, max_bytes: usize) {
+        self.max_bytes = max_bytes;
     }
 
     /// The model.
@@ -64,9 +72,22 @@ impl Generator {
     /// # Errors
     /// [`Error::Input`] for an empty prompt, a conversation that the template refuses, a model without a template.
     pub fn tokens(&self, prompt: Prompt<'_>) -> Result<Vec<u32>> {
+        self.tokens_while(prompt, &mut || Ok(()))
+    }
+
+    /// The same; an error of `check`, which is asked between the parts of a long prompt, ends it.
+    ///
+    /// # Errors
+    /// As [`tokens`](Self::tokens), and that of `check`.
+    pub fn tokens_while(
+        &self,
+        prompt: Prompt<'_>,
+        check: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<Vec<u32>> {
+        let bounds = &mut Bounds { max_bytes: self.max_bytes, check };
         match prompt {
             Prompt::Text("") => Err(Error::Input("the prompt is empty".into())),
-            Prompt::Text(text) => self.model.tokens.encode(text, true),
+            Prompt::Text(text) => self.model.tokens.encode_within(text, true, bounds),
             Prompt::Chat(messages) => {
                 let template = self.model.template.as_ref().ok_or_else(|| {
                     let name = &self.model.name;
@@ -74,14 +95,28 @@ impl Generator {
                         "model {name:?} has no chat template; give it a prompt instead of messages"
                     ))
                 })?;
-                self.model.tokens.encode(&template.render(messages)?, false)
+                self.model.tokens.encode_within(&template.render(messages)?, false, bounds)
             }
         }
     }
 
-    fn request(&self, prompt: Prompt<'_>, params: GenerationParams) -> Result<Request> {
+    /// The number of tokens of `text`.
+    ///
+    /// # Errors
+    /// As [`tokens`](Self::tokens); [`Error::Input`] beyond `bounds`.
+    pub fn count(&self, text: &str, bounds: &mut Bounds<'_>) -> Result<usize> {
+        Ok(self.model.tokens.encode_within(text, true, bounds)?.len())
+    }
+
+    fn request(
+        &self,
+        prompt: Prompt<'_>,
+        params: GenerationParams,
+        check: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<Request> {
         params.validate()?;
-        Ok(Request { prompt: self.tokens(prompt)?, params, continues: matches!(prompt, Prompt::Text(_)) })
+        let tokens = self.tokens_while(prompt, check)?;
+        Ok(Request { prompt: tokens, params, continues: matches!(prompt, Prompt::Text(_)) })
     }
 
     /// The whole answer, without the prompt. `check` as in [`Engine::generate`].
@@ -94,22 +129,33 @@ impl Generator {
         params: GenerationParams,
         check: &mut dyn FnMut() -> Result<()>,
     ) -> Result<Completion> {
-        self.engine.generate(self.request(prompt, params)?, check)
+        self.engine.generate(self.request(prompt, params, check)?, check)
     }
 
-    /// The answer piece by piece.
+    /// The answer piece by piece. `check` is asked between the parts of a long prompt.
     ///
     /// # Errors
     /// Those of [`tokens`](Self::tokens) and [`Engine::submit`].
-    pub fn stream(&self, prompt: Prompt<'_>, params: GenerationParams) -> Result<Stream> {
-        self.engine.stream(self.request(prompt, params)?)
+    pub fn stream(
+        &self,
+        prompt: Prompt<'_>,
+        params: GenerationParams,
+        check: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<Stream> {
+        self.engine.stream(self.request(prompt, params, check)?)
     }
 
-    /// The answer as events on the engine's thread.
+    /// The answer as events on the engine's thread. `check` is asked between the parts of a long prompt.
     ///
     /// # Errors
     /// Those of [`tokens`](Self::tokens) and [`Engine::submit`].
-    pub fn submit(&self, prompt: Prompt<'_>, params: GenerationParams, on_event: OnEvent) -> Result<Ticket> {
-        self.engine.submit(self.request(prompt, params)?, on_event)
+    pub fn submit(
+        &self,
+        prompt: Prompt<'_>,
+        params: GenerationParams,
+        on_event: OnEvent,
+        check: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<Ticket> {
+        self.engine.submit(self.request(prompt, params, check)?, on_event)
     }
 }

@@ -2,7 +2,13 @@
 
 use tokenizers::Tokenizer;
 
+use crate::models::cut::Cuts;
+use crate::models::long::{self, Bounds};
+use crate::models::tokenizer::special_ids;
 use crate::{Error, Result};
+
+/// Bytes of a text above which it is tokenised part by part.
+const LONG_TEXT: usize = 64 << 10;
 
 /// How many tokens before an answer are decoded with it, so that its first word keeps its leading space.
 const CONTEXT_TOKENS: usize = 8;
@@ -11,6 +17,9 @@ const CONTEXT_TOKENS: usize = 8;
 #[derive(Debug)]
 pub struct TextTokens {
     tokenizer: Tokenizer,
+    cuts: Cuts,
+    /// Special ids before and after a text, where a text's own tokens stay in one piece.
+    around: Option<(Vec<u32>, Vec<u32>)>,
 }
 
 impl TextTokens {
@@ -18,7 +27,8 @@ impl TextTokens {
     pub fn new(mut tokenizer: Tokenizer) -> Result<Self> {
         tokenizer.with_truncation(None).map_err(|e| Error::Input(e.to_string()))?;
         tokenizer.with_padding(None);
-        Ok(Self { tokenizer })
+        let (cuts, around) = (Cuts::of(&tokenizer), special_ids(&tokenizer));
+        Ok(Self { tokenizer, cuts, around })
     }
 
     /// The tokens of `text`. `special` adds what the tokenizer puts around a text (a beginning-of-text token); a chat
@@ -32,6 +42,24 @@ impl TextTokens {
             .encode_fast(text, special)
             .map_err(|e| Error::Input(format!("the prompt cannot be tokenised: {e}")))?;
         Ok(encoding.get_ids().to_vec())
+    }
+
+    /// [`encode`](Self::encode) within `bounds`, a long text part by part.
+    ///
+    /// # Errors
+    /// As [`encode`](Self::encode); [`Error::Input`] for a text that is too long, and what the check of `bounds` returns.
+    pub fn encode_within(&self, text: &str, special: bool, bounds: &mut Bounds<'_>) -> Result<Vec<u32>> {
+        let around = self.around.as_ref().filter(|_| text.len() > LONG_TEXT);
+        let Some((before, after)) = around else {
+            long::refuse(text, bounds)?;
+            return self.encode(text, special);
+        };
+        let mut ids = if special { before.clone() } else { Vec::new() };
+        long::each_part(&self.tokenizer, &self.cuts, text, bounds, &mut |part| ids.extend_from_slice(part))?;
+        if special {
+            ids.extend_from_slice(after);
+        }
+        Ok(ids)
     }
 
     /// The text of `ids` without special tokens.

@@ -50,6 +50,8 @@ pub(super) struct Core {
     context: Context,
     budget: Budget,
     front: Front,
+    /// Tokenises long texts, so that other calls do not wait for them.
+    aside: Front,
     /// Loaded models by identity, for names that share one. The inner lock is held during a load: it is the
     /// single flight of names with the same files.
     shared: Mutex<HashMap<Arc<str>, Flight>>,
@@ -121,7 +123,8 @@ impl Core {
             cache,
             context: Context { clock: Clock::System, memory: Arc::new(ProcessMemory), tracker, reaper },
             budget: Budget::new(limit.transpose()?),
-            front: Front::new(),
+            front: Front::new("mm-front"),
+            aside: Front::new("mm-long-texts"),
             shared: Mutex::default(),
             healths: Mutex::default(),
             batch_tokens: BATCH_TOKENS_PER_THREAD * Threads::global().count(),
@@ -190,6 +193,10 @@ impl Core {
 
     pub(super) fn front(&self) -> &Front {
         &self.front
+    }
+
+    pub(super) fn aside(&self) -> &Front {
+        &self.aside
     }
 
     pub(super) fn reaper(&self) -> &Reaper {
@@ -301,7 +308,10 @@ impl Core {
         if !self.settings.language_detection {
             return self.preferred();
         }
-        let lowered = text.trim().to_lowercase();
+        // A character is lower-cased to one or more; the next word decides on a sigma.
+        let text = text.trim();
+        let read = text.char_indices().nth(2 * ROUTED_CHARACTERS).map_or(text.len(), |(end, _)| end);
+        let lowered = text[..read].to_lowercase();
         let end = lowered.char_indices().nth(ROUTED_CHARACTERS).map_or(lowered.len(), |(end, _)| end);
         if language::is_turkish(&lowered[..end]) { TURKISH } else { ENGLISH }
     }

@@ -11,8 +11,9 @@ use super::options::EmbedOptions;
 use super::running::Running;
 use crate::cache::{Content, EmbeddingCache, KeyRef, Vector};
 use crate::config::DTypeChoice;
-use crate::generation::{Generator, Prompt};
+use crate::generation::Generator;
 use crate::lifecycle::{KeepAlive, Slot};
+use crate::models::Bounds;
 use crate::models::{Pooling, SentenceConfig};
 use crate::{Error, Result};
 
@@ -205,11 +206,11 @@ impl Resident {
     }
 
     /// Tokens of `text`, special ones included, not cut.
-    pub(super) fn count_tokens(&self, name: &str, text: &str) -> Result<usize> {
+    pub(super) fn count_tokens(&self, name: &str, text: &str, bounds: &mut Bounds<'_>) -> Result<usize> {
         match self {
-            Self::Encoder(serving) => serving.running.count_tokens(text),
+            Self::Encoder(serving) => serving.running.count_tokens(text, bounds),
             Self::Generator(_) if text.is_empty() => Ok(0),
-            Self::Generator(serving) => Ok(serving.generator.tokens(Prompt::Text(text))?.len()),
+            Self::Generator(serving) => Ok(serving.generator.count(text, bounds)?),
             Self::Object(_) => Err(Error::Input(format!(
                 "{name:?} is registered with a loader of its own, and has no tokenizer here"
             ))),

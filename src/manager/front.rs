@@ -1,6 +1,7 @@
 //! The thread that moves asynchronous calls along: tokenises their next texts, tells them of results and timeouts.
 //!
 //! One a manager, started by its first asynchronous call. A step is short (one chunk of texts), so calls take turns.
+//! Long texts have a second one.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
@@ -27,6 +28,7 @@ pub(super) trait Timed: Send + Sync + 'static {
 }
 
 pub(super) struct Front {
+    name: &'static str,
     shared: Arc<Shared>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
@@ -67,8 +69,9 @@ impl Ord for Deadline {
 }
 
 impl Front {
-    pub(super) fn new() -> Self {
-        Self { shared: Arc::default(), thread: Mutex::new(None) }
+    /// `name` is its thread's.
+    pub(super) fn new(name: &'static str) -> Self {
+        Self { name, shared: Arc::default(), thread: Mutex::new(None) }
     }
 
     /// Has the thread call `task.step()`.
@@ -91,8 +94,8 @@ impl Front {
         let mut thread = self.thread.lock();
         if thread.is_none() {
             let shared = Arc::clone(&self.shared);
-            let handle = thread::Builder::new().name("mm-front".into()).spawn(move || run(&shared)).map_err(
-                |error| Error::Internal { place: "thread mm-front".into(), reason: error.to_string() },
+            let handle = thread::Builder::new().name(self.name.into()).spawn(move || run(&shared)).map_err(
+                |error| Error::Internal { place: format!("thread {}", self.name), reason: error.to_string() },
             )?;
             *thread = Some(handle);
         }
@@ -195,7 +198,7 @@ mod tests {
 
     #[test]
     fn steps_and_deadlines_reach_their_task() {
-        let (front, (task, told)) = (Front::new(), probe(false));
+        let (front, (task, told)) = (Front::new("test"), probe(false));
         watch(&front, Instant::now() + Duration::from_millis(20), &task);
         front.push(task.clone()).unwrap();
         assert_eq!(told.recv().unwrap(), None);
@@ -205,7 +208,7 @@ mod tests {
 
     #[test]
     fn a_call_that_panics_when_its_time_is_over_harms_no_other() {
-        let front = Front::new();
+        let front = Front::new("test");
         let ((bad, _), (good, good_told)) = (probe(true), probe(false));
         let now = Instant::now();
         watch(&front, now, &bad);
@@ -215,7 +218,7 @@ mod tests {
 
     #[test]
     fn a_panicking_step_fails_its_own_task_only() {
-        let front = Front::new();
+        let front = Front::new("test");
         let ((bad, bad_told), (good, good_told)) = (probe(true), probe(false));
         front.push(bad).unwrap();
         front.push(good).unwrap();
@@ -227,7 +230,7 @@ mod tests {
 
     #[test]
     fn dropping_it_does_what_is_ready_and_ends_the_thread() {
-        let (front, (task, told)) = (Front::new(), probe(false));
+        let (front, (task, told)) = (Front::new("test"), probe(false));
         watch(&front, Instant::now() + Duration::from_secs(3600), &task);
         front.push(task).unwrap();
         drop(front);

@@ -189,7 +189,7 @@ impl Manager {
         params.validate()?;
         let lease = self.generator(options, check)?;
         let _computing = fork::computing();
-        let stream = lease.generator()?.stream(prompt.borrow(), params)?;
+        let stream = lease.generator()?.stream(prompt.borrow(), params, check)?;
         Ok(TextStream { stream, _lease: lease })
     }
 
@@ -264,7 +264,8 @@ fn begin(
             let _held = &held;
             (events.lock())(event);
         });
-        generator.submit(prompt.borrow(), params, told)
+        let mut wanted = || if ticket.is_cancelled() { Err(Error::Cancelled) } else { Ok(()) };
+        generator.submit(prompt.borrow(), params, told, &mut wanted)
     });
     match submitted {
         Ok(running) => ticket.run(running),

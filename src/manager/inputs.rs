@@ -6,7 +6,7 @@ use super::core::Core;
 use super::entry::{Entry, Known};
 use super::options::EmbedOptions;
 use crate::cache::Content;
-use crate::models::Encoder;
+use crate::models::{Bounds, Encoder};
 use crate::{Error, Result};
 
 /// Bytes of a usual text for one token, to compare the lengths of both.
@@ -115,11 +115,12 @@ impl Inputs {
         encoder: &Encoder,
         prompt: &str,
         truncate: bool,
+        bounds: &mut Bounds<'_>,
     ) -> Result<Vec<u32>> {
         let longest = encoder.config.max_length;
         let ids = match self.get(input) {
-            Content::Text(text) if truncate => encoder.tokenize(prompt, text)?,
-            Content::Text(text) => encoder.tokenize_whole(prompt, text)?,
+            Content::Text(text) if truncate => encoder.tokenize(prompt, text, bounds)?,
+            Content::Text(text) => encoder.tokenize_whole(prompt, text, bounds)?,
             Content::Tokens(ids) => {
                 if let Some(wrong) = ids.iter().find(|id| **id as usize >= encoder.vocabulary) {
                     return Err(Error::Input(format!(

@@ -133,7 +133,8 @@ fn load_generator(core: &Arc<Core>, name: &str, spec: &GeneratorSpec) -> Result<
     let charge = core.budget().make_room(name, files.expected_bytes()?, &core.others(name))?;
     let model = TextModel::open(&source, &files, hold, isa)?;
     memory::trim();
-    let generator = Generator::start(model, |_| ())?;
+    let mut generator = Generator::start(model, |_| ())?;
+    generator.limit_prompts(core.settings().max_text_bytes);
     let bytes = generator.memory_bytes();
     let resident = Resident::Generator(Box::new(ServingGenerator { generator, source }));
     Ok(Loaded { value: Arc::new(resident), bytes, charge: Some(charge) })

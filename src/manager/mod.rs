@@ -33,6 +33,7 @@ pub use self::ending::{Abandoned, Inheritance};
 pub use self::entry::{EmbeddingSpec, GeneratorSpec, Held, HostLoader, HostObject, Keep, SourceSpec, Spec};
 pub use self::generate::{GenerateOptions, GenerationTicket, GeneratorLease, OwnedPrompt, TextStream};
 pub use self::inputs::Inputs;
+use self::job::LONG_TEXT;
 pub use self::job::{Matrix, OnDone};
 pub use self::options::EmbedOptions;
 pub use self::report::{Description, ManagerStatistics, QueueReport, SlotReport};
@@ -45,6 +46,7 @@ use self::job::{Job, LookUp};
 use crate::cache::{CacheStatistics, Content, Vector};
 use crate::config::{Host, Settings, Value};
 use crate::lifecycle::{Lease, ReaperSettings, State, Tracker};
+use crate::models::Bounds;
 use crate::sync::Mutex;
 use crate::{Error, Result};
 
@@ -377,7 +379,9 @@ impl Manager {
             let name = model.unwrap_or_else(|| core.route(text));
             let lease = self.lease(name, None, check)?;
             let _computing = fork::computing();
-            counts.push(lease.count_tokens(name, text)?);
+            let mut between = || if text.len() > LONG_TEXT { check() } else { Ok(()) };
+            let mut bounds = Bounds { max_bytes: core.settings().max_text_bytes, check: &mut between };
+            counts.push(lease.count_tokens(name, text, &mut bounds)?);
             if number % 256 == 255 {
                 check()?;
             }

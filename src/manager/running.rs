@@ -7,7 +7,7 @@ use super::inputs::Inputs;
 use super::options::EmbedOptions;
 use crate::batching::{Batcher, Chunk, Lane};
 use crate::cache::Content;
-use crate::models::{Encoder, Pooling, SentenceConfig, Similarity};
+use crate::models::{Bounds, Encoder, Pooling, SentenceConfig, Similarity};
 use crate::remote::RemoteEncoder;
 use crate::{Error, Result};
 
@@ -83,9 +83,9 @@ impl Running {
     }
 
     /// Tokens of `text`, special ones included, not cut.
-    pub(super) fn count_tokens(&self, text: &str) -> Result<usize> {
+    pub(super) fn count_tokens(&self, text: &str, bounds: &mut Bounds<'_>) -> Result<usize> {
         match self {
-            Self::Local { encoder, .. } => encoder.tokenizer.count(text),
+            Self::Local { encoder, .. } => encoder.tokenizer.count_within(text, bounds),
             Self::Remote(remote) => Err(Error::Input(format!(
                 "only the server of {} can count tokens: its tokenizer is not here",
                 remote.link().address()
@@ -100,12 +100,13 @@ impl Running {
         numbers: &[usize],
         prompt: &str,
         options: &EmbedOptions,
+        bounds: &mut Bounds<'_>,
     ) -> Result<Ready<'_>> {
         match self {
             Self::Local { batcher, encoder } => {
                 let _computing = fork::computing();
-                let sequence = |&input| inputs.sequence(input, encoder, prompt, options.truncate);
-                Ok(Ready::Tokens(batcher, numbers.iter().map(sequence).collect::<Result<_>>()?))
+                let mut sequence = |&input| inputs.sequence(input, encoder, prompt, options.truncate, bounds);
+                Ok(Ready::Tokens(batcher, numbers.iter().map(&mut sequence).collect::<Result<_>>()?))
             }
             Self::Remote(remote) => {
                 let refuse = |reason: &str| Error::Input(format!("{}: {reason}", remote.link().address()));

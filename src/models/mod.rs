@@ -3,7 +3,7 @@
 //! ```text
 //! source.rs   what the user wrote → hub id, folder, package
 //! files.rs    which files make a model, and where they are      hub.rs, transfer.rs, blobs.rs   cache and download
-//! tokenizer.rs, wordpiece.rs   text → ids                       weights.rs                      name → tensor
+//! tokenizer.rs, wordpiece.rs, cut.rs, long.rs   text → ids       weights.rs                      name → tensor
 //! bert.rs     ids → token states (BERT and the RoBERTas)        pooling.rs                      states → vector
 //! causal_encoder.rs   the same for Qwen3                        llama.rs, gguf_llama.rs         its shape and tensors
 //! sentence.rs pooling, normalisation, length, prompts           dense.rs                        one more layer
@@ -13,6 +13,7 @@ pub mod bert;
 mod blobs;
 pub mod causal;
 pub mod causal_encoder;
+pub(crate) mod cut;
 pub mod decoder;
 pub mod dense;
 pub mod files;
@@ -22,6 +23,7 @@ pub mod gguf_tokenizer;
 pub mod gpt2;
 mod hub;
 pub mod llama;
+pub(crate) mod long;
 pub mod pooling;
 pub mod sentence;
 pub mod source;
@@ -45,6 +47,7 @@ use crate::{Error, Result};
 
 pub use files::{ModelFiles, ResolveOptions, resolve};
 pub use hub::Progress;
+pub use long::Bounds;
 pub use pooling::{Pooling, SentenceEncoder};
 pub use sentence::{SentenceConfig, Similarity};
 pub use source::Source;
@@ -320,23 +323,23 @@ impl Encoder {
     ///
     /// # Errors
     /// Those of the tokenizer.
-    pub fn tokenize(&self, prompt: &str, text: &str) -> Result<Vec<u32>> {
-        self.ids(prompt, text, self.config.max_length)
+    pub fn tokenize(&self, prompt: &str, text: &str, bounds: &mut Bounds<'_>) -> Result<Vec<u32>> {
+        self.ids(prompt, text, self.config.max_length, bounds)
     }
 
     /// The same, with nothing cut.
     ///
     /// # Errors
     /// Those of the tokenizer.
-    pub fn tokenize_whole(&self, prompt: &str, text: &str) -> Result<Vec<u32>> {
-        self.ids(prompt, text, usize::MAX)
+    pub fn tokenize_whole(&self, prompt: &str, text: &str, bounds: &mut Bounds<'_>) -> Result<Vec<u32>> {
+        self.ids(prompt, text, usize::MAX, bounds)
     }
 
-    fn ids(&self, prompt: &str, text: &str, max_length: usize) -> Result<Vec<u32>> {
+    fn ids(&self, prompt: &str, text: &str, max_length: usize, bounds: &mut Bounds<'_>) -> Result<Vec<u32>> {
         if prompt.is_empty() {
-            return self.tokenizer.encode(text, max_length);
+            return self.tokenizer.encode_within(text, max_length, bounds);
         }
-        self.tokenizer.encode(&format!("{prompt}{text}"), max_length)
+        self.tokenizer.encode_within(&format!("{prompt}{text}"), max_length, bounds)
     }
 
     /// The vectors of a batch into `out`, row-major `[sequences, width]`: pooled, through the Dense layers, and

@@ -4,23 +4,19 @@
 //! No thread pool is used, so a tokenizer works after `fork`, and from many threads at once.
 
 use std::fs;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::catch_unwind;
 use std::path::Path;
 
 use serde_json::{Map, Value};
 use tokenizers::normalizers::{BertNormalizer, Lowercase, NormalizerWrapper, Sequence as Normalizers};
-use tokenizers::pre_tokenizers::PreTokenizerWrapper;
 use tokenizers::{Encoding, Token, Tokenizer as Inner};
 
+use super::cut::Cuts;
 use super::files::{ModelFiles, read_json};
 use super::gguf::Gguf;
+use super::long::{self, Bounds, Keep};
 use super::{gguf_tokenizer, wordpiece};
 use crate::{Error, Result};
-
-/// The shortest part of a long text that is tried first, in bytes.
-const WINDOW: usize = 4 << 10;
-/// Bytes of text for one token of room in that part. Words of natural text need about five.
-const WINDOW_PER_TOKEN: usize = 8;
 
 /// The tokenizer of one model.
 pub struct Tokenizer {
@@ -30,7 +26,7 @@ pub struct Tokenizer {
     /// Special ids after a text, such as `[SEP]`.
     after: Vec<u32>,
     keep_end: bool,
-    boundary: Option<Boundary>,
+    cuts: Cuts,
 }
 
 impl Tokenizer {
@@ -74,14 +70,8 @@ impl Tokenizer {
         prepare(&mut inner).map_err(|e| invalid(&path, &e.to_string()))?;
         let (before, after) = special_ids(&inner)
             .ok_or_else(|| invalid(&path, "its post-processor does not keep a text's tokens in one piece"))?;
-        let independent = inner.get_normalizer().is_none_or(is_local)
-            && inner
-                .get_added_vocabulary()
-                .get_vocab()
-                .keys()
-                .all(|token| !token.contains(char::is_whitespace));
-        let boundary = inner.get_pre_tokenizer().and_then(boundary).filter(|_| independent);
-        Ok(Self { inner, before, after, keep_end, boundary })
+        let cuts = Cuts::of(&inner);
+        Ok(Self { inner, before, after, keep_end, cuts })
     }
 
     /// The tokenizer of a GGUF file, with the first and last token that the file asks for.
@@ -98,7 +88,8 @@ impl Tokenizer {
                 invalid(gguf.path(), "it asks for an end token (tokenizer.ggml.add_eos_token) but names none of its tokens as that")
             })?);
         }
-        Ok(Self { inner: built.tokenizer, before, after, keep_end: false, boundary: None })
+        let cuts = Cuts::of(&built.tokenizer);
+        Ok(Self { inner: built.tokenizer, before, after, keep_end: false, cuts })
     }
 
     /// Whether every text ends with a special token.
@@ -112,6 +103,14 @@ impl Tokenizer {
     /// # Errors
     /// [`Error::Input`] when `max_length` leaves no room for a token beside the special ones.
     pub fn encode(&self, text: &str, max_length: usize) -> Result<Vec<u32>> {
+        self.encode_within(text, max_length, &mut Bounds { max_bytes: usize::MAX, check: &mut || Ok(()) })
+    }
+
+    /// [`Tokenizer::encode`] within `bounds`.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`]; [`Error::Input`] for a text that is too long for them, and what their check returns.
+    pub fn encode_within(&self, text: &str, max_length: usize, bounds: &mut Bounds<'_>) -> Result<Vec<u32>> {
         let room = max_length.saturating_sub(self.special_tokens());
         if room == 0 {
             return Err(Error::Input(format!(
@@ -119,19 +118,9 @@ impl Tokenizer {
                 self.special_tokens()
             )));
         }
-        if let Some(boundary) = self.boundary.filter(|_| !self.keep_end) {
-            let mut window = WINDOW.max(room.saturating_mul(WINDOW_PER_TOKEN));
-            while window < text.len() / 2 {
-                if let Some(beginning) = beginning(text, window, boundary) {
-                    let content = self.content(beginning)?;
-                    if content.len() >= room {
-                        return Ok(self.dress(content.get_ids(), room));
-                    }
-                }
-                window *= 4;
-            }
-        }
-        Ok(self.dress(self.content(text)?.get_ids(), room))
+        let keep = if self.keep_end { Keep::End(room) } else { Keep::Beginning(room) };
+        let ids = long::read(&self.inner, &self.cuts, text, keep, bounds)?;
+        Ok([&self.before[..], self.cut(&ids, room), &self.after].concat())
     }
 
     /// The number of ids of the whole `text`, special tokens included, nothing cut.
@@ -139,7 +128,17 @@ impl Tokenizer {
     /// # Errors
     /// [`Error::Internal`] when the tokenizer fails.
     pub fn count(&self, text: &str) -> Result<usize> {
-        Ok(self.content(text)?.len() + self.special_tokens())
+        self.count_within(text, &mut Bounds { max_bytes: usize::MAX, check: &mut || Ok(()) })
+    }
+
+    /// [`Tokenizer::count`] within `bounds`.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode_within`].
+    pub fn count_within(&self, text: &str, bounds: &mut Bounds<'_>) -> Result<usize> {
+        let mut ids = 0;
+        long::each_part(&self.inner, &self.cuts, text, bounds, &mut |part| ids += part.len())?;
+        Ok(ids + self.special_tokens())
     }
 
     /// How many special tokens every text gets.
@@ -156,18 +155,6 @@ impl Tokenizer {
     pub fn cut<'a>(&self, ids: &'a [u32], room: usize) -> &'a [u32] {
         let excess = ids.len().saturating_sub(room);
         if self.keep_end { &ids[excess..] } else { &ids[..ids.len() - excess] }
-    }
-
-    fn dress(&self, content: &[u32], room: usize) -> Vec<u32> {
-        [&self.before, self.cut(content, room), &self.after].concat()
-    }
-
-    fn content(&self, text: &str) -> Result<Encoding> {
-        match catch_unwind(AssertUnwindSafe(|| self.inner.encode_fast(text, false))) {
-            Ok(Ok(encoding)) => Ok(encoding),
-            Ok(Err(e)) => Err(Error::Internal { place: "tokenizer".into(), reason: e.to_string() }),
-            Err(panic) => Err(Error::panic("tokenizer", panic.as_ref())),
-        }
     }
 }
 
@@ -239,82 +226,13 @@ fn follow(settings: &Settings, inner: &mut Inner) -> tokenizers::Result<()> {
 }
 
 /// The ids that the post-processor puts around a text, found by sending one token through it.
-fn special_ids(inner: &Inner) -> Option<(Vec<u32>, Vec<u32>)> {
+pub(crate) fn special_ids(inner: &Inner) -> Option<(Vec<u32>, Vec<u32>)> {
     let probe = Encoding::from_tokens(vec![Token::new(0, String::new(), (0, 0))], 0);
     let dressed = inner.post_process(probe, None, true).ok()?;
     let mask = dressed.get_special_tokens_mask();
     let at = mask.iter().position(|&special| special == 0)?;
     let alone = mask.iter().filter(|&&special| special == 0).count() == 1;
     alone.then(|| (dressed.get_ids()[..at].to_vec(), dressed.get_ids()[at + 1..].to_vec()))
-}
-
-/// Where a text can be cut so that the tokens before do not depend on the text after.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Boundary {
-    /// Before any white space that follows something else.
-    WhiteSpace,
-    /// Before one space between two letters: the regular expressions of byte-level tokenizers look further in the
-    /// other cases.
-    SpaceInLetters,
-}
-
-fn boundary(pre_tokenizer: &PreTokenizerWrapper) -> Option<Boundary> {
-    use PreTokenizerWrapper as P;
-    match pre_tokenizer {
-        P::BertPreTokenizer(_) | P::Whitespace(_) | P::WhitespaceSplit(_) => Some(Boundary::WhiteSpace),
-        P::ByteLevel(byte_level) => byte_level.use_regex.then_some(Boundary::SpaceInLetters),
-        P::Metaspace(metaspace) => metaspace.get_split().then_some(Boundary::SpaceInLetters),
-        P::Sequence(sequence) => {
-            let all: &[P] = sequence.as_ref();
-            let known = |p: &P| boundary(p).is_some() || matches!(p, P::Punctuation(_) | P::Digits(_));
-            // The first sees the text; those after it see its pieces.
-            boundary(all.first()?).filter(|_| all.iter().all(known))
-        }
-        _ => None,
-    }
-}
-
-/// Whether a normaliser changes a word without looking at the next one.
-fn is_local(normalizer: &NormalizerWrapper) -> bool {
-    use NormalizerWrapper as N;
-    match normalizer {
-        N::Replace(_) => serde_json::to_value(normalizer).ok().is_some_and(|value| {
-            // `" {2,}" → " "` and its like, which one space between letters never meets.
-            let pattern = value["pattern"]["Regex"].as_str().or(value["pattern"]["String"].as_str());
-            pattern.is_some_and(|p| {
-                p.chars().all(|c| c.is_whitespace() || c.is_ascii_digit() || "{},+▁".contains(c))
-            })
-        }),
-        N::Sequence(all) => AsRef::<[N]>::as_ref(all).iter().all(is_local),
-        _ => true,
-    }
-}
-
-/// The beginning of `text`, at least `length` bytes, up to a boundary.
-fn beginning(text: &str, length: usize, boundary: Boundary) -> Option<&str> {
-    let start = (length..text.len()).find(|&at| text.is_char_boundary(at))?;
-    let mut before = '\n';
-    let mut rest = text[start..].char_indices().peekable();
-    while let Some((at, c)) = rest.next() {
-        if at > WINDOW {
-            return None;
-        }
-        let after = rest.peek().map_or('\0', |(_, next)| *next);
-        let cut = match boundary {
-            // Not any Unicode white space: some are removed, not split at. A mark after it would combine with it.
-            Boundary::WhiteSpace => {
-                " \n\r\t".contains(c)
-                    && !before.is_whitespace()
-                    && (after.is_ascii() || after.is_alphanumeric())
-            }
-            Boundary::SpaceInLetters => c == ' ' && before.is_alphabetic() && after.is_alphabetic(),
-        };
-        if cut {
-            return Some(&text[..start + at]);
-        }
-        before = c;
-    }
-    None
 }
 
 fn invalid(path: &Path, reason: &str) -> Error {

@@ -7,12 +7,15 @@ use super::super::entry::{Entry, Known, Serving};
 use super::super::front::Task;
 use super::super::options::{dimensions, finish};
 use super::Job;
-use crate::Result;
 use crate::batching::{Chunk, Rows};
 use crate::cache::Vector;
+use crate::models::Bounds;
+use crate::{Error, Result};
 
 /// Inputs tokenised between two looks at the queue: some milliseconds of work.
 const CHUNK_INPUTS: usize = 64;
+/// Bytes of text tokenised between two looks, and of a text that is long: other calls do not wait for it.
+pub(in super::super) const LONG_TEXT: usize = 64 << 10;
 
 /// Some inputs of one slot on their way through its model.
 struct Fed {
@@ -24,12 +27,16 @@ struct Fed {
 }
 
 impl Job {
-    /// Tokenises and queues one more chunk, if the queue wants one. Returns whether there may be more to do.
-    pub(super) fn pump(self: &Arc<Self>) -> Result<bool> {
+    /// Tokenises and queues one more chunk, if the queue wants one. Returns whether there may be more to do. `check` is
+    /// asked between the parts of a long text; its error, or the end of the call, ends the work.
+    pub(super) fn pump(self: &Arc<Self>, check: &mut dyn FnMut() -> Result<()>) -> Result<bool> {
         let Some((serving, entry, inputs)) = self.next_chunk() else { return Ok(false) };
         let Serving { running, known, .. } = serving;
         let prompt = self.inputs.prompt(&known, &self.options)?;
-        let ready = running.prepare(&self.inputs, &inputs, prompt, &self.options)?;
+        let mut wanted = || if self.is_done() { Err(Error::Cancelled) } else { check() };
+        let max_bytes = self.core.settings().max_text_bytes;
+        let mut bounds = Bounds { max_bytes, check: &mut wanted };
+        let ready = running.prepare(&self.inputs, &inputs, prompt, &self.options, &mut bounds)?;
         let (rows, width, weight) = (inputs.len(), known.width, ready.weight(self.window()));
         self.state.lock().in_flight += weight;
         let (job, fed) = (Arc::clone(self), Fed { entry, known: Arc::clone(&known), inputs, weight });
@@ -55,12 +62,27 @@ impl Job {
         }
         let found = state.groups.iter_mut().find_map(|group| {
             let serving = group.lease.as_ref()?.serving(&group.entry.name).ok()?.clone();
-            let next: Range<usize> = group.next..group.order.len().min(group.next + CHUNK_INPUTS);
+            let most = group.order.len().min(group.next + CHUNK_INPUTS);
+            let mut bytes = 0;
+            let fits = group.order[group.next..most].iter().take_while(|&&input| {
+                bytes += self.inputs.length(input);
+                bytes <= LONG_TEXT
+            });
+            let end = (group.next + fits.count().max(1)).min(most);
+            let next: Range<usize> = group.next..end;
             group.next = next.end;
             (!next.is_empty()).then(|| (serving, Arc::clone(&group.entry), group.order[next].to_vec()))
         });
         state.runnable = found.is_some();
         found
+    }
+
+    /// Whether the next input takes long to tokenise.
+    pub(super) fn is_long(&self) -> bool {
+        let state = self.state.lock();
+        let mut waiting = state.groups.iter().filter(|group| group.lease.is_some());
+        let next = waiting.find_map(|group| group.order.get(group.next));
+        state.outcome.is_none() && next.is_some_and(|&input| self.inputs.length(input) > LONG_TEXT)
     }
 
     /// On the worker's thread: stores rows, keeps them in the cache, and says so.

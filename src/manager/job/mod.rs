@@ -21,6 +21,7 @@ use crate::lifecycle::Lease;
 use crate::sync::{Condvar, Mutex};
 use crate::{Error, Result};
 
+pub(super) use feed::LONG_TEXT;
 pub use state::Matrix;
 
 use state::{Group, State};
@@ -182,7 +183,8 @@ impl Job {
     fn wake(self: &Arc<Self>) {
         if self.asynchronous {
             let task: Arc<dyn Task> = Arc::clone(self) as _;
-            if let Err(error) = self.core.front().push(task) {
+            let front = if self.is_long() { self.core.aside() } else { self.core.front() };
+            if let Err(error) = front.push(task) {
                 // No thread could be had: end here, on this one.
                 self.end(error);
                 self.conclude();
@@ -235,7 +237,7 @@ impl Job {
 impl Task for Job {
     fn step(self: Arc<Self>) {
         if !self.is_done() {
-            match self.pump() {
+            match self.pump(&mut || Ok(())) {
                 Ok(true) => return self.wake(), // others take their turn in between
                 Ok(false) => {}
                 Err(error) => drop(self.end(error)),

@@ -73,7 +73,14 @@ impl Job {
             if let Some(error) = self.overdue() {
                 return Err(error);
             }
-            if runnable && self.pump()? {
+            let mut between = || {
+                if Instant::now() >= next_check {
+                    check()?;
+                    next_check = Instant::now() + CHECK_EVERY;
+                }
+                self.overdue().map_or(Ok(()), Err)
+            };
+            if runnable && self.pump(&mut between)? {
                 continue;
             }
             let state = self.state.lock();
