@@ -5,13 +5,16 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
+import types
 
 import pytest
 from conftest import ENGLISH_TEXT
 from generators import GREEDY, SLOT
 from model_manager import __version__
+from model_manager.server import ServerConfig, page
+from model_manager.server import service as service_module
 from model_manager.server.page import ServiceDescription, Status
-from servers import until
+from servers import MODELS, until
 
 BROWSER = "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,image/webp,*/*;q=0.8"
 
@@ -165,6 +168,30 @@ def test_memory_over_time(server):
     newest = history[-1][0]
     assert all(at > newest for at, *_ in server.client.get(f"/api/status?since={newest}").json()["memory"]["history"])
     assert len(server.client.get("/api/status?since=nan").json()["memory"]["history"]) >= len(history)
+
+
+def test_the_history_goes_on_when_the_clock_is_set_back(make_manager, monkeypatch):
+    clock = types.SimpleNamespace(time=lambda: 1e9, monotonic=lambda: 50.0)
+    monkeypatch.setattr(service_module, "time", clock)
+    monkeypatch.setattr(page, "time", clock)
+    service = service_module.Service(ServerConfig(models=MODELS), make_manager())
+
+    def sampled(seconds, at, since):
+        """The state after a sample so many seconds later, when the clock says `at`, for a page that knows the rest."""
+        clock.time, clock.monotonic = (lambda: at), (lambda: 50.0 + seconds)
+        service.sample()
+        return page.status_of(service, since)
+
+    def times(status):
+        return [at for at, *_ in status["memory"]["history"]]
+
+    assert times(sampled(0, 1e9, -1)) == [1e9]
+    assert times(sampled(10, 1e9 + 10, 1e9)) == [1e9 + 10]
+    status = sampled(20, 1e9 - 3600, 1e9 + 10)
+    assert times(status) == [1e9 - 3600], "what is left is told anew"
+    assert status["uptime_seconds"] == 20
+    assert times(sampled(30, 1e9 - 3590, 1e9 - 3600)) == [1e9 - 3590]
+    assert times(sampled(30.5, 1e9, -1)) == [1e9 - 3600, 1e9 - 3590], "not twice within a second"
 
 
 def test_since_is_a_number(server):

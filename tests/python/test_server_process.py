@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import socket
 import threading
+import time
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -117,6 +120,27 @@ def test_what_never_ends_does_not_keep_it(process, tmp_path):
     assert server.text().count("loading") == 1
     for request in requests:
         request.join(SECONDS)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_second_signal_ends_it_at_once(process, tmp_path, workers, number):
+    server = process(script(tmp_path, SERVE, WORKERS=workers, MODEL=ENGLISH_MODEL))
+    address = urlsplit(server.url(workers))
+    with socket.create_connection((address.hostname, address.port)) as asking:
+        # A request whose body never comes: it is under way until the time to finish is over.
+        asking.sendall(
+            b"POST /v1/embeddings HTTP/1.1\r\nhost: x\r\nauthorization: Bearer secret\r\ncontent-length: 9\r\n\r\n{"
+        )
+        time.sleep(0.2)
+        server.popen.send_signal(number)
+        until(lambda: "Shutting down" in server.text() or "exiting" in server.text())
+        time.sleep(0.5)
+        assert server.popen.poll() is None, "it lets the request finish"
+        started = time.monotonic()
+        assert server.stop(number) == -number
+        assert time.monotonic() - started < 3
+    until(lambda: refuses(f"http://{address.netloc}"))
 
 
 def test_workers(process, tmp_path):

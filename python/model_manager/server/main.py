@@ -1,13 +1,18 @@
-"""Running the server: one process, or several that share the port. `SIGTERM` lets requests under way finish."""
+"""Running the server: one process, or several that share the port. `SIGTERM` lets requests under way finish, a second
+one does not.
+"""
 
 from __future__ import annotations
 
 import functools
+import inspect
 import os
-from typing import TYPE_CHECKING, Any
+import signal
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import orjson
 import uvicorn
+from uvicorn.supervisors import Multiprocess
 
 from ..errors import ConfigError
 from .app import create_app
@@ -56,7 +61,8 @@ def run(config: ServerConfig | None = None, manager: ModelManager | None = None)
         if manager is not None:
             raise ConfigError("workers: several processes cannot share a manager; leave it out")
         os.environ[_HANDOVER] = orjson.dumps(config.to_dict()).decode()
-        uvicorn.run(f"{__name__}:worker_app", factory=True, workers=config.workers, **options)
+        workers = uvicorn.Config(f"{__name__}:worker_app", factory=True, workers=config.workers, **options)
+        Supervisor.of(workers).run()
         return
     app = create_app(config, manager)
     server = DrainingServer(uvicorn.Config(app, **options), app.state.service)
@@ -79,5 +85,42 @@ class DrainingServer(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """On SIGINT and SIGTERM."""
+        if self.should_exit:
+            end_at_once(sig)
         self._service.draining = True
         super().handle_exit(sig, frame)
+
+
+class Supervisor(Multiprocess):
+    """uvicorn's, which a second signal ends at once, and its workers with it."""
+
+    _ending = False
+
+    @classmethod
+    def of(cls, config: uvicorn.Config) -> Supervisor:
+        """One that listens where `config` says."""
+        options: dict[str, Any] = {"sockets": [config.bind_socket()]}
+        # Not every version of uvicorn knows by itself what to run.
+        if "target" in inspect.signature(Multiprocess.__init__).parameters:
+            options["target"] = uvicorn.Server(config).run
+        found = cls(config, **options)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, found.handle_exit)
+        return found
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """On SIGINT and SIGTERM."""
+        if self._ending:
+            for process in self.processes:
+                process.kill()
+            end_at_once(sig)
+        self._ending = True
+        self.signal_queue.append(sig)
+
+
+def end_at_once(sig: int) -> NoReturn:
+    """End the process as the signal does by itself: requests under way and the models' threads end with it."""
+    # Without a record: a thread may hold the lock of a logging handler for as long as it likes.
+    signal.signal(sig, signal.SIG_DFL)
+    signal.raise_signal(sig)
+    raise SystemExit(128 + sig)

@@ -213,7 +213,13 @@ def description(service: Service) -> dict[str, Any]:
 
 
 def status_of(service: Service, since: float = -math.inf) -> dict[str, Any]:
-    """`GET /api/status`; memory over time from after `since`, seconds since the epoch."""
+    """`GET /api/status`; memory over time from after `since`, seconds since the epoch.
+
+    A `since` that is still to come is from before the clock was set back, and leaves nothing out.
+    """
+    now = time.time()
+    if since > now:
+        since = -math.inf
     stats = service.manager.stats()
     slots, cache = stats["slots"], stats["cache"]
     lookups = cache["hits"] + cache["misses"]
@@ -221,9 +227,9 @@ def status_of(service: Service, since: float = -math.inf) -> dict[str, Any]:
     return {
         "status": _state(service, slots),
         "version": __version__,
-        "time": time.time(),
+        "time": now,
         "started": service.started,
-        "uptime_seconds": max(0.0, time.time() - service.started),
+        "uptime_seconds": service.uptime,
         "admin": service.config.admin,
         "default_model": service.default.name,
         "links": list(_LINKS),

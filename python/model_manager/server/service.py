@@ -23,7 +23,7 @@ from .metrics import Metrics, check_shared_folder
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from .._types import Description, SlotStatistics
+    from .._types import Description, MemoryStatistics, SlotStatistics
 
 logger = logging.getLogger("model_manager.server")
 
@@ -109,6 +109,7 @@ class Service:
         self.manager = own_manager() if manager is None else manager
         self.metrics = Metrics()
         self.started = time.time()
+        self._began = time.monotonic()
         self.draining = False
         self.warming = False
         self.in_flight = 0
@@ -146,6 +147,7 @@ class Service:
             self.manager = own_manager()
             self._register()
         self.started = time.time()
+        self._began = time.monotonic()
         self.draining = False
         # A semaphore belongs to the first loop in which somebody waits for it.
         self._apart = asyncio.Semaphore(_APART)
@@ -185,15 +187,26 @@ class Service:
                 return
             await asyncio.sleep(SAMPLE_SECONDS)
 
+    @property
+    def uptime(self) -> float:
+        """Seconds since `started`, whatever has been done to the clock."""
+        return time.monotonic() - self._began
+
     def sample(self) -> None:
         """Take the manager's figures into the metrics and the history."""
         stats = self.manager.stats()
         self.metrics.sample(self, stats)
-        now = time.time()
-        if not self.history or now - self.history[-1][0] >= SAMPLE_SECONDS / 2:
-            memory = stats["memory"]
-            self.history.append((now, memory["resident"] / 1e6, memory["models"] / 1e6))
-            self._finished.append((time.monotonic(), stats["queue"]["texts"]))
+        # By a clock that never jumps: the other one may be set back by hours.
+        now = time.monotonic()
+        if not self._finished or now - self._finished[-1][0] >= SAMPLE_SECONDS / 2:
+            self._finished.append((now, stats["queue"]["texts"]))
+            self._remember(time.time(), stats["memory"])
+
+    def _remember(self, now: float, memory: MemoryStatistics) -> None:
+        """Add to the history, whose times only rise: what a clock that was set back has yet to reach is forgotten."""
+        while self.history and self.history[-1][0] >= now:
+            self.history.pop()
+        self.history.append((now, memory["resident"] / 1e6, memory["models"] / 1e6))
 
     async def _warm_up(self) -> None:
         try:

@@ -81,6 +81,8 @@ function take(data) {
   if (restarted) [polls, samples, events] = [[], [], []];
   else if (last) note(last.models, data);
   last = data;
+  // The clock was set back: the answer holds all that there is.
+  if (samples.length && samples.at(-1)[0] > data.time) samples = [];
   samples = samples.concat(data.memory.history);
   samples = samples.filter(sample => sample[0] >= samples.at(-1)[0] - data.memory.history_seconds);
   polls = [...polls, { at: data.uptime_seconds, requests: data.requests.requests_per_second, latency: data.requests.latency_p50,
