@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import socket
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from .config import ServerConfig
 
 
+@functools.lru_cache(64)
 def is_loopback(host: str) -> bool:
     """Whether only this machine can connect to the address."""
     if host.lower() == "localhost":
@@ -40,6 +42,7 @@ class Hosts:
         self.all = "*" in wanted or (not wanted and (bool(config.api_keys) or not is_loopback(config.host)))
         self.only_loopback = not wanted
         """Another server program may listen elsewhere than the settings say."""
+        self.allows = functools.lru_cache(64)(self._allows)
 
     def check(self, scope: Scope) -> None:
         """Raise `ApiError` 403 unless the request calls this server by one of its names."""
@@ -50,7 +53,7 @@ class Hosts:
             if server is None or not is_loopback(str(server[0])):
                 return
         for header, value in scope["headers"]:
-            if header == b"host" and not self.allows(value.decode("latin-1")):
+            if header == b"host" and not self.allows(value):
                 raise ApiError(
                     403,
                     f"This server does not answer to the name {value.decode('latin-1')!r}; its setting allowed_hosts "
@@ -58,8 +61,9 @@ class Hosts:
                     code="host_not_allowed",
                 )
 
-    def allows(self, value: str) -> bool:
+    def _allows(self, header: bytes) -> bool:
         """Whether a `Host` header of this value passes."""
+        value = header.decode("latin-1")
         ending = "]" if value.startswith("[") else ":"
         name = value.removeprefix("[").partition(ending)[0].lower().rstrip(".")
         if not name or name in self.names or name.endswith(self.suffixes):
