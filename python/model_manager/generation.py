@@ -7,6 +7,7 @@ model that must be loaded first blocks nobody.
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 from collections import deque
 
@@ -23,7 +24,20 @@ if TYPE_CHECKING:
 
 
 _LONG = 1 << 14
-"""Characters of a prompt."""
+"""Characters of a prompt that is submitted by a thread of its own."""
+_AT_ONCE = 2
+"""Such prompts whose tokens are made at the same time: more would take the cores from the models."""
+_turns = threading.Semaphore(_AT_ONCE)
+
+
+def _after_fork_child() -> None:
+    """The threads that had their turn are the parent's."""
+    global _turns
+    _turns = threading.Semaphore(_AT_ONCE)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_child)
 
 
 def conversation(messages: Iterable[Mapping[str, str]]) -> list[Mapping[str, str]]:
@@ -156,7 +170,10 @@ class _Answer:
     ) -> None:
         """Submit on another thread; what is wrong with the request is an event then."""
         try:
-            self.ticket = manager.submit_generation(prompt, self.on_event, model, **params)
+            with _turns:
+                if self.cancelled and self.ended:
+                    return
+                self.ticket = manager.submit_generation(prompt, self.on_event, model, **params)
         except BaseException as error:  # noqa: BLE001  it is raised where the answer is awaited
             self.on_event(None, None, error)
         else:

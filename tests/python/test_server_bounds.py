@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import json
 import threading
@@ -27,9 +28,11 @@ class Held:
 
     def __init__(self, monkeypatch, owner, name):
         self.entered, self.released = threading.Event(), threading.Event()
+        self.calls = []
         original = getattr(owner, name)
 
         def held(*args, **options):
+            self.calls.append(args)
             self.entered.set()
             assert self.released.wait(SECONDS)
             return original(*args, **options)
@@ -81,6 +84,22 @@ async def test_asyncio_is_not_held_up_by_a_long_prompt(endless, monkeypatch, lon
     for prompt in ("kısa", LONG, [{"role": "user", "content": LONG}], [{"role": "user", "content": "a"}] * 200):
         await generation.acomplete(endless, prompt, SLOT, max_new_tokens=1)
     assert [thread == loop_thread for thread in threads] == [True, False, False, False]
+
+
+async def test_long_prompts_take_turns(endless, monkeypatch, long):
+    submitting = Held(monkeypatch, ModelManager, "submit_generation")
+    prompts = [f"{LONG}{number}" for number in range(5)]
+    answers = {prompt: asyncio.ensure_future(endless.agenerate(prompt, SLOT, max_new_tokens=1)) for prompt in prompts}
+    await asyncio.to_thread(until, lambda: len(submitting.calls) == 2)
+    begun = {prompt for _, prompt, *_ in submitting.calls}
+    given_up = next(prompt for prompt in prompts if prompt not in begun)
+    answers.pop(given_up).cancel()
+    await asyncio.sleep(0.05)
+    assert len(submitting.calls) == 2
+    submitting.released.set()
+    assert len(await asyncio.gather(*answers.values())) == 4
+    eventually(lambda: all(thread.name != "model-manager-prompt" for thread in threading.enumerate()))
+    assert given_up not in {prompt for _, prompt, *_ in submitting.calls}
 
 
 async def test_a_long_prompt_that_is_wrong_raises_as_a_short_one(endless, long):
