@@ -113,7 +113,7 @@ def interrupted(code):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT / "tests" / "python")},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "tests" / "python"), *sys.path])},
     )
     assert process.stdout.readline().strip() == "ready"
     time.sleep(0.5)
@@ -161,6 +161,29 @@ except KeyboardInterrupt:
     )
     assert (code, out) == (0, "interrupted\n"), err
     assert seconds < 2
+
+
+@pytest.mark.parametrize(
+    "call", ["count_tokens(text, model='english_sentence')", "generate(text, max_new_tokens=1)", "embed([text, text])"]
+)
+def test_ctrl_c_stops_tokenizing(call):
+    code, out, err, seconds = interrupted(
+        f"""
+from generators import writer
+m = writer(max_text_bytes=1 << 30, cache_size=0, language_detection=False)
+m.count_tokens("warm", model="english_sentence")
+text = "a, b! " * 10_000_000
+m.load("text_generator")
+print("ready", flush=True)
+try:
+    while True:
+        m.{call}
+except KeyboardInterrupt:
+    print("interrupted", flush=True)
+"""
+    )
+    assert (code, out) == (0, "interrupted\n"), err
+    assert seconds < 3
 
 
 FORK = """
