@@ -29,6 +29,16 @@ pub enum Error {
     /// The caller's argument has the wrong value (an empty prompt, a lone surrogate, a dimension out of range).
     #[error("{0}")]
     Input(String),
+    /// The same, where one argument alone is to blame: programs read its name and `code`, people the message.
+    #[error("{message}")]
+    Argument {
+        /// The argument as callers write it: `truncate_dim`, `prompt`.
+        param: &'static str,
+        /// What is wrong, for programs that answer differently to different mistakes.
+        code: Option<&'static str>,
+        /// What is wrong and what is allowed.
+        message: String,
+    },
     /// No slot has this name.
     #[error("no model is registered as {name:?}; known names: {}. Register it first: register({name:?}, source=...)", known.join(", "))]
     UnknownModel {
@@ -190,6 +200,28 @@ impl Error {
         match error.kind() {
             io::ErrorKind::PermissionDenied => Self::Permission { action, path: path.to_path_buf() },
             _ => Self::Io { path: path.to_path_buf(), reason: error.to_string() },
+        }
+    }
+
+    /// A wrong value of the argument `param`.
+    pub fn argument(param: &'static str, message: impl Into<String>) -> Self {
+        Self::Argument { param, code: None, message: message.into() }
+    }
+
+    /// The argument or setting to blame, where there is one.
+    pub fn param(&self) -> Option<&str> {
+        match self {
+            Self::Argument { param, .. } => Some(param),
+            Self::Config { setting, .. } => Some(setting),
+            _ => None,
+        }
+    }
+
+    /// The mistake's name for programs, where it has one.
+    pub fn code(&self) -> Option<&'static str> {
+        match self {
+            Self::Argument { code, .. } => *code,
+            _ => None,
         }
     }
 

@@ -24,12 +24,15 @@ impl Encoding {
     /// From OpenAI's `encoding_format`.
     ///
     /// # Errors
-    /// [`Error::Input`] for anything but "float" and "base64".
+    /// [`Error::Argument`] for anything but "float" and "base64".
     pub fn parse(name: &str) -> Result<Self> {
         match name {
             "float" => Ok(Self::Float),
             "base64" => Ok(Self::Base64),
-            _ => Err(Error::Input(format!("encoding_format={name:?}: expected \"float\" or \"base64\""))),
+            _ => Err(Error::argument(
+                "encoding_format",
+                format!("encoding_format={name:?}: expected \"float\" or \"base64\""),
+            )),
         }
     }
 

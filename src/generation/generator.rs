@@ -12,6 +12,8 @@ use crate::{Error, Result};
 pub enum Prompt<'a> {
     /// A text; the answer continues it.
     Text(&'a str),
+    /// Token ids of the model's own vocabulary, read as they are; the answer continues them.
+    Tokens(&'a [u32]),
     /// A conversation; the answer is the assistant's next turn.
     Chat(&'a [Message]),
 }
@@ -88,6 +90,7 @@ impl Generator {
         match prompt {
             Prompt::Text("") => Err(Error::Input("the prompt is empty".into())),
             Prompt::Text(text) => self.model.tokens.encode_within(text, true, bounds),
+            Prompt::Tokens(ids) => Ok(ids.to_vec()),
             Prompt::Chat(messages) => {
                 let template = self.model.template.as_ref().ok_or_else(|| {
                     let name = &self.model.name;
@@ -116,7 +119,7 @@ impl Generator {
     ) -> Result<Request> {
         params.validate()?;
         let tokens = self.tokens_while(prompt, check)?;
-        Ok(Request { prompt: tokens, params, continues: matches!(prompt, Prompt::Text(_)) })
+        Ok(Request { prompt: tokens, params, continues: !matches!(prompt, Prompt::Chat(_)) })
     }
 
     /// The whole answer, without the prompt. `check` as in [`Engine::generate`].

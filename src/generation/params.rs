@@ -62,10 +62,10 @@ impl GenerationParams {
     /// Checks every field that is wrong for any model.
     ///
     /// # Errors
-    /// [`Error::Input`] that names the parameter, its value and what is allowed.
+    /// [`Error::Argument`] that names the parameter, its value and what is allowed.
     pub fn validate(&self) -> Result<()> {
-        let wrong = |name: &str, value: &dyn std::fmt::Display, allowed: &str| {
-            Err(Error::Input(format!("{name}={value}: must be {allowed}")))
+        let wrong = |name: &'static str, value: &dyn std::fmt::Display, allowed: &str| {
+            Err(Error::argument(name, format!("{name}={value}: must be {allowed}")))
         };
         if !(self.temperature.is_finite() && self.temperature >= 0.0) {
             return wrong("temperature", &self.temperature, "a finite number >= 0 (0 means greedy)");
@@ -94,23 +94,30 @@ impl GenerationParams {
     /// How many tokens may be written after a prompt of `prompt` tokens in a model that holds `context` tokens.
     ///
     /// # Errors
-    /// [`Error::Input`] when the prompt is empty, does not fit the context, or leaves nothing of `max_length`.
+    /// [`Error::Input`] when the prompt is empty, [`Error::Argument`] when it does not fit the context, or leaves nothing of `max_length`.
     pub fn budget(&self, prompt: usize, context: usize) -> Result<usize> {
         if prompt == 0 {
             return Err(Error::Input("the prompt is empty: it must give at least one token".into()));
         }
         if prompt >= context {
-            return Err(Error::Input(format!(
-                "the prompt has {prompt} tokens but the model holds {context} including the answer; shorten it"
-            )));
+            return Err(Error::Argument {
+                param: "prompt",
+                code: Some("context_length_exceeded"),
+                message: format!(
+                    "the prompt has {prompt} tokens but the model holds {context} including the answer; shorten it"
+                ),
+            });
         }
         let wanted = match (self.max_new_tokens, self.max_length) {
             (Some(new), _) => new,
             (None, Some(length)) if length <= prompt => {
-                return Err(Error::Input(format!(
-                    "max_length={length}: must exceed the prompt's {prompt} tokens, which it includes; \
-                     raise it or give max_new_tokens"
-                )));
+                return Err(Error::argument(
+                    "max_length",
+                    format!(
+                        "max_length={length}: must exceed the prompt's {prompt} tokens, which it includes; \
+                         raise it or give max_new_tokens"
+                    ),
+                ));
             }
             (None, Some(length)) => length - prompt,
             (None, None) => DEFAULT_NEW_TOKENS,

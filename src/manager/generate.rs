@@ -18,6 +18,8 @@ use crate::{Error, Result};
 pub enum OwnedPrompt {
     /// A text; the answer continues it.
     Text(String),
+    /// Token ids of the model's own vocabulary; the answer continues them.
+    Tokens(Vec<u32>),
     /// A conversation; the answer is the assistant's next turn.
     Chat(Vec<Message>),
 }
@@ -26,6 +28,7 @@ impl OwnedPrompt {
     fn borrow(&self) -> Prompt<'_> {
         match self {
             Self::Text(text) => Prompt::Text(text),
+            Self::Tokens(ids) => Prompt::Tokens(ids),
             Self::Chat(messages) => Prompt::Chat(messages),
         }
     }

@@ -46,9 +46,12 @@ pub(super) fn dimensions(width: usize, truncate_dim: Option<usize>) -> Result<us
     match truncate_dim {
         None => Ok(width),
         Some(dimensions) if (1..=width).contains(&dimensions) => Ok(dimensions),
-        Some(dimensions) => Err(Error::Input(format!(
-            "truncate_dim={dimensions} is out of range: the model has {width} dimensions, so it must be 1 to {width}"
-        ))),
+        Some(dimensions) => Err(Error::argument(
+            "truncate_dim",
+            format!(
+                "truncate_dim={dimensions} is out of range: the model has {width} dimensions, so it must be 1 to {width}"
+            ),
+        )),
     }
 }
 

@@ -167,13 +167,15 @@ impl SentenceConfig {
     /// The text to put before each text: `prompt` itself, else the one named, else the default one, else "".
     ///
     /// # Errors
-    /// [`Error::Input`] for an unknown name; [`Error::Unsupported`] when the model leaves prompts out of pooling.
+    /// [`Error::Argument`] for an unknown name; [`Error::Unsupported`] when the model leaves prompts out of pooling.
     pub fn prompt<'a>(&'a self, model: &str, name: Option<&str>, prompt: Option<&'a str>) -> Result<&'a str> {
         let chosen = match (prompt, name.or(self.default_prompt_name.as_deref())) {
             (Some(prompt), _) => prompt,
             (None, Some(name)) => self.prompts.get(name).map(String::as_str).ok_or_else(|| {
                 let known: Vec<_> = self.prompts.keys().map(String::as_str).collect();
-                Error::Input(format!("model {model:?} has no prompt {name:?}; it has: {}", known.join(", ")))
+                let known = known.join(", ");
+                let reason = format!("model {model:?} has no prompt {name:?}; it has: {known}");
+                Error::argument("prompt_name", reason)
             })?,
             (None, None) => "",
         };

@@ -1,6 +1,6 @@
 //! Each error of the core becomes one exception of `model_manager.errors`. The only place that knows both.
 
-use pyo3::exceptions::PyRuntimeError;
+use pyo3::exceptions::{PyRuntimeError, PyTypeError};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
@@ -25,6 +25,7 @@ macro_rules! kinds {
 kinds! {
     Config => "ConfigError",
     Input => "InputError",
+    Argument => "ArgumentError",
     UnknownModel => "UnknownModelError",
     ModelNotFound => "ModelNotFoundError",
     MissingFile => "MissingFileError",
@@ -53,11 +54,29 @@ fn class<'py>(py: Python<'py>, name: &str) -> PyResult<Bound<'py, PyAny>> {
 /// The exception for `error`.
 pub(super) fn to_py(py: Python<'_>, error: &Error) -> PyErr {
     let message = error.to_string();
-    match class(py, class_name(error)).and_then(|class| class.call1((&message,))) {
+    let made = class(py, class_name(error)).and_then(|class| {
+        let exception = class.call1((&message,))?;
+        if let Some(param) = error.param() {
+            exception.setattr("param", param)?;
+        }
+        if let Some(code) = error.code() {
+            exception.setattr("code", code)?;
+        }
+        Ok(exception)
+    });
+    match made {
         Ok(exception) => PyErr::from_value(exception),
         // The interpreter is shutting down, or the package is damaged.
         Err(_) => PyRuntimeError::new_err(message),
     }
+}
+
+/// A `TypeError` that names the argument to blame, as the exceptions of the core's own errors do.
+pub(super) fn wrong_type(py: Python<'_>, param: &str, message: String) -> PyErr {
+    let error = PyTypeError::new_err(message);
+    // Without the attribute the message still says it.
+    let _ = error.value(py).setattr("param", param);
+    error
 }
 
 /// Results of the core as results of Python.

@@ -5,7 +5,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyDict, PyInt, PyList, PyString};
 
 use super::discard::discard;
-use super::errors::to_py;
+use super::errors::{to_py, wrong_type};
 use super::host::interruptible;
 use super::leave::{calling, detached};
 use super::options::{keep_alive, timeout};
@@ -17,17 +17,22 @@ use crate::generation::{Event, GenerationParams, Message, OnEvent, Ticket};
 use crate::manager::{GenerateOptions, GenerationTicket, OwnedPrompt, TextStream};
 use crate::sync::Mutex;
 
-/// A str, or messages: mappings with the keys "role" and "content".
+/// A str, token ids, or messages: mappings with the keys "role" and "content".
 pub(super) fn prompt(prompt: &Bound<'_, PyAny>) -> PyResult<OwnedPrompt> {
     if let Ok(text) = prompt.cast::<PyString>() {
         return Ok(OwnedPrompt::Text(text_of(text, None)?.to_owned()));
     }
     let wrong = || {
-        PyTypeError::new_err("prompt must be a str, or a list of messages {\"role\": ..., \"content\": ...}")
+        let reason = "prompt must be a str, a list of token ids, or a list of messages \
+                      {\"role\": ..., \"content\": ...}";
+        wrong_type(prompt.py(), "prompt", reason.into())
     };
     let messages = prompt.cast::<PyList>().map_err(|_| wrong())?;
     if messages.is_empty() {
         return Err(PyValueError::new_err("messages must not be empty"));
+    }
+    if messages.get_item(0)?.is_instance_of::<PyInt>() {
+        return ids(messages).map(OwnedPrompt::Tokens);
     }
     let field = |message: &Bound<'_, PyAny>, key: &str| -> PyResult<String> {
         let value = message.get_item(key).map_err(|_| wrong())?;
@@ -38,6 +43,18 @@ pub(super) fn prompt(prompt: &Bound<'_, PyAny>) -> PyResult<OwnedPrompt> {
         .map(|message| Ok(Message::new(field(&message, "role")?, field(&message, "content")?)))
         .collect::<PyResult<_>>()?;
     Ok(OwnedPrompt::Chat(messages))
+}
+
+/// Token ids of the model's own vocabulary.
+fn ids(list: &Bound<'_, PyList>) -> PyResult<Vec<u32>> {
+    let id = |id: Bound<'_, PyAny>| match (id.is_instance_of::<PyBool>(), id.extract::<u32>()) {
+        (false, Ok(id)) => Ok(id),
+        _ => {
+            let reason = format!("{id} is no token id of any vocabulary");
+            Err(to_py(list.py(), &Error::argument("prompt", reason)))
+        }
+    };
+    list.iter().map(id).collect()
 }
 
 /// Keywords of a generation. Without any about length: the configured `max_tokens`. Without `temperature` the configured
@@ -59,14 +76,14 @@ pub(super) fn parameters(
         match name.as_str() {
             "do_sample" => do_sample = Some(number(&name, &value)?),
             "temperature" => params.temperature = number(&name, &value)?,
-            "top_k" => params.top_k = count(py, &name, &value)?,
+            "top_k" => params.top_k = count(py, "top_k", &value)?,
             "top_p" => params.top_p = number(&name, &value)?,
             "min_p" => params.min_p = number(&name, &value)?,
             "repetition_penalty" => params.repetition_penalty = number(&name, &value)?,
-            "no_repeat_ngram_size" => params.no_repeat_ngram_size = count(py, &name, &value)?,
-            "max_length" => params.max_length = Some(count(py, &name, &value)?),
-            "max_new_tokens" => params.max_new_tokens = Some(count(py, &name, &value)?),
-            "min_new_tokens" => params.min_new_tokens = count(py, &name, &value)?,
+            "no_repeat_ngram_size" => params.no_repeat_ngram_size = count(py, "no_repeat_ngram_size", &value)?,
+            "max_length" => params.max_length = Some(count(py, "max_length", &value)?),
+            "max_new_tokens" => params.max_new_tokens = Some(count(py, "max_new_tokens", &value)?),
+            "min_new_tokens" => params.min_new_tokens = count(py, "min_new_tokens", &value)?,
             "seed" => params.seed = Some(seed(py, &value)?),
             "stop" => params.stop = stops(&value)?,
             "timeout" => options.timeout = timeout(py, Some(number(&name, &value)?))?,
@@ -89,31 +106,38 @@ pub(super) fn parameters(
 
 fn number<'py, T: for<'a> FromPyObject<'a, 'py>>(name: &str, value: &Bound<'py, PyAny>) -> PyResult<T> {
     let kind = value.get_type().name()?;
-    value.extract().map_err(|_| PyTypeError::new_err(format!("{name} must be a number, not {kind}")))
+    value
+        .extract()
+        .map_err(|_| wrong_type(value.py(), name, format!("{name} must be a number, not {kind}")))
 }
 
-fn count(py: Python<'_>, name: &str, value: &Bound<'_, PyAny>) -> PyResult<usize> {
+fn count(py: Python<'_>, name: &'static str, value: &Bound<'_, PyAny>) -> PyResult<usize> {
     let whole: i64 = if value.is_instance_of::<PyBool>() { None } else { value.extract().ok() }
-        .ok_or_else(|| PyTypeError::new_err(format!("{name} must be a whole number, not {value}")))?;
-    usize::try_from(whole)
-        .map_err(|_| to_py(py, &Error::Input(format!("{name}={whole}: must not be negative"))))
+        .ok_or_else(|| wrong_type(py, name, format!("{name} must be a whole number, not {value}")))?;
+    usize::try_from(whole).map_err(|_| {
+        to_py(py, &Error::argument(name, format!("{name}={whole}: must not be negative")))
+    })
 }
 
 /// Any of 64 bits: the seed that a completion tells is one that a call takes.
 fn seed(py: Python<'_>, value: &Bound<'_, PyAny>) -> PyResult<u64> {
     if value.is_instance_of::<PyBool>() || !value.is_instance_of::<PyInt>() {
-        return Err(PyTypeError::new_err(format!("seed must be a whole number, not {value}")));
+        return Err(wrong_type(py, "seed", format!("seed must be a whole number, not {value}")));
     }
     value
         .extract()
-        .map_err(|_| to_py(py, &Error::Input(format!("seed={value}: must lie between 0 and 2**64 - 1"))))
+        .map_err(|_| {
+            to_py(py, &Error::argument("seed", format!("seed={value}: must lie between 0 and 2**64 - 1")))
+        })
 }
 
 fn stops(value: &Bound<'_, PyAny>) -> PyResult<Vec<String>> {
     if let Ok(text) = value.cast::<PyString>() {
         return Ok(vec![text_of(text, None)?.to_owned()]);
     }
-    value.extract().map_err(|_| PyTypeError::new_err("stop must be a str or a list of str"))
+    value
+        .extract()
+        .map_err(|_| wrong_type(value.py(), "stop", "stop must be a str or a list of str".into()))
 }
 
 /// The pieces of one answer: an iterator of str. Dropping it ends the generation.

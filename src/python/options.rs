@@ -2,11 +2,10 @@
 
 use std::time::Duration;
 
-use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyInt, PyString};
 
-use super::errors::{OrRaise, to_py};
+use super::errors::{OrRaise, to_py, wrong_type};
 use crate::Error;
 use crate::lifecycle::KeepAlive;
 use crate::manager::EmbedOptions;
@@ -38,18 +37,22 @@ pub(super) fn call_options(
 fn dimensions(value: &Bound<'_, PyAny>) -> PyResult<usize> {
     if value.is_instance_of::<PyBool>() || !value.is_instance_of::<PyInt>() {
         let kind = value.get_type().name()?;
-        return Err(PyTypeError::new_err(format!("truncate_dim must be an int, not {kind}")));
+        let reason = format!("truncate_dim must be an int, not {kind}");
+        return Err(wrong_type(value.py(), "truncate_dim", reason));
     }
     value
         .extract()
-        .map_err(|_| to_py(value.py(), &Error::Input(format!("truncate_dim={value} is out of range"))))
+        .map_err(|_| {
+            let reason = format!("truncate_dim={value} is out of range");
+            to_py(value.py(), &Error::argument("truncate_dim", reason))
+        })
 }
 
 pub(super) fn timeout(py: Python<'_>, seconds: Option<f64>) -> PyResult<Option<Duration>> {
     let Some(seconds) = seconds else { return Ok(None) };
     if seconds.is_nan() || seconds < 0.0 {
         let reason = format!("timeout={seconds} must be a number of seconds, not negative");
-        return Err(to_py(py, &Error::Input(reason)));
+        return Err(to_py(py, &Error::argument("timeout", reason)));
     }
     // Longer than a Duration holds is no limit.
     Ok(Duration::try_from_secs_f64(seconds).ok())
@@ -64,9 +67,8 @@ pub(super) fn keep_alive(value: Option<&Bound<'_, PyAny>>) -> PyResult<Option<Ke
         KeepAlive::from_seconds("keep_alive", seconds)
     } else {
         let kind = value.get_type().name()?;
-        return Err(PyTypeError::new_err(format!(
-            "keep_alive must be seconds or text such as \"5m\", not {kind}"
-        )));
+        let reason = format!("keep_alive must be seconds or text such as \"5m\", not {kind}");
+        return Err(wrong_type(value.py(), "keep_alive", reason));
     };
     keep_alive.or_raise(value.py()).map(Some)
 }
