@@ -45,7 +45,7 @@ __version__: str
 
 _KeepAlive: TypeAlias = float | str | None
 _Result: TypeAlias = NDArray[np.float32]
-_Prompt: TypeAlias = str | Sequence[Mapping[str, str]]
+_Prompt: TypeAlias = str | Sequence[int] | Sequence[Mapping[str, str]]
 
 @final
 class Config:
@@ -470,8 +470,8 @@ class Manager:
         """The whole answer to `prompt`, with its figures. Parameters mean what they mean to transformers.
 
         Args:
-            prompt: A str is continued. Messages, a list of mappings with the keys ``role`` and ``content``, are
-                answered through the model's chat template.
+            prompt: A str is continued, and so are token ids of the model's own vocabulary. Messages, a list of mappings
+                with the keys ``role`` and ``content``, are answered through the model's chat template.
             model: Slot; None: ``text_generator``.
             do_sample: Draw tokens; False: the likeliest at every step. None: draw, unless the temperature is 0.
             temperature: Logits are divided by it; 0: the likeliest token. None: `Config.temperature`.

@@ -7,6 +7,7 @@ missing model without importing anything from here. Every message names the thin
 from __future__ import annotations
 
 __all__ = [
+    "ArgumentError",
     "ClosedError",
     "ConfigError",
     "DownloadError",
@@ -33,7 +34,15 @@ __all__ = [
 
 
 class ModelManagerError(Exception):
-    """Base of all errors of this package."""
+    """Base of all errors of this package.
+
+    Attributes:
+        param: The argument or setting to blame, as it is written in a call; None where no single one is.
+        code: The mistake's name for programs, such as ``context_length_exceeded``; None where it has none.
+    """
+
+    param: str | None = None
+    code: str | None = None
 
     def __str__(self) -> str:
         # KeyError would show the repr of its message, OSError would look for an errno.
@@ -48,6 +57,10 @@ class InputError(ModelManagerError, ValueError):
     """An argument has the right type but a wrong value: a lone surrogate, an unknown prompt name, a dimension out of
     range.
     """
+
+
+class ArgumentError(InputError):
+    """An argument has a wrong value and is alone to blame: `param` names it."""
 
 
 class UnknownModelError(ModelManagerError, KeyError):

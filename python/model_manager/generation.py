@@ -15,12 +15,14 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Iterable, Mapping, Sequence
-    from typing import Any
+    from typing import Any, TypeAlias
 
     from typing_extensions import Self
 
     from ._core import GenerationTicket, Manager
     from ._types import Completion
+
+    Prompt: TypeAlias = str | Sequence[int] | Sequence[Mapping[str, str]]
 
 
 _LONG = 1 << 14
@@ -49,9 +51,7 @@ def conversation(messages: Iterable[Mapping[str, str]]) -> list[Mapping[str, str
     return list(messages)
 
 
-async def acomplete(
-    manager: Manager, prompt: str | Sequence[Mapping[str, str]], model: str | None = None, **params: Any
-) -> Completion:
+async def acomplete(manager: Manager, prompt: Prompt, model: str | None = None, **params: Any) -> Completion:
     """`Manager.complete` for asyncio. Cancelling the task ends the answer within one token."""
     answer = _Answer(manager, prompt, model, params, pieces=False)
     try:
@@ -85,9 +85,7 @@ class AsyncTextStream:
 
     __slots__ = ("_answer",)
 
-    def __init__(
-        self, manager: Manager, prompt: str | Sequence[Mapping[str, str]], model: str | None, params: dict[str, Any]
-    ) -> None:
+    def __init__(self, manager: Manager, prompt: Prompt, model: str | None, params: dict[str, Any]) -> None:
         self._answer = _Answer(manager, prompt, model, params, pieces=True)
 
     def __aiter__(self) -> Self:
@@ -136,7 +134,7 @@ class _Answer:
     def __init__(
         self,
         manager: Manager,
-        prompt: str | Sequence[Mapping[str, str]],
+        prompt: Prompt,
         model: str | None,
         params: dict[str, Any],
         pieces: bool,

@@ -1,7 +1,7 @@
 //! What a manager is made of. Built from the settings at first use, and built again in a child process after `fork`.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -61,6 +61,8 @@ pub(super) struct Core {
     place: Place,
     work: Arc<Counters>,
     pub(super) counts: Counts,
+    /// The manager ends: downloads stop.
+    closing: AtomicBool,
 }
 
 /// A shared model, or the place where its one load is waited for.
@@ -131,6 +133,7 @@ impl Core {
             place: Place::of(settings.device)?,
             work: Arc::default(),
             counts: Counts::default(),
+            closing: AtomicBool::new(false),
             settings,
             host,
         });
@@ -370,8 +373,14 @@ impl Core {
         Ok(())
     }
 
+    /// Whether [`Core::close`] was called.
+    pub(super) fn is_closing(&self) -> bool {
+        self.closing.load(Ordering::Acquire)
+    }
+
     /// Lets go of everything; what is in use lives until its calls end.
     pub(super) fn close(&self) {
+        self.closing.store(true, Ordering::Release);
         self.context.reaper.stop();
         for entry in self.entries.load().iter() {
             entry.slot.unload();

@@ -79,7 +79,7 @@ fn load_source(
     let options = resolve_options(core, spec.revision.as_ref());
     let files = match Source::parse(source)? {
         Source::Server(address) => return Ok((connect(core, source, &address, spec)?, None)),
-        local => resolve(&local, &options, &mut log_progress())?,
+        local => resolve(&local, &options, &mut log_progress(core))?,
     };
 
     let isa = Isa::from_env()?;
@@ -127,7 +127,7 @@ fn connect(core: &Core, source: &str, address: &Address, spec: &EmbeddingSpec) -
 fn load_generator(core: &Arc<Core>, name: &str, spec: &GeneratorSpec) -> Result<Loaded<Resident>> {
     let source = spec.source.current(core);
     let options = resolve_options(core, spec.revision.as_ref());
-    let files = TextFiles::find(&Source::parse(&source)?, &options, &mut log_progress())?;
+    let files = TextFiles::find(&Source::parse(&source)?, &options, &mut log_progress(core))?;
     let isa = Isa::from_env()?;
     let hold = spec.dtype.or(core.settings().generator_dtype).hold(isa);
     let charge = core.budget().make_room(name, files.expected_bytes()?, &core.others(name))?;
@@ -151,10 +151,13 @@ fn resolve_options(core: &Core, revision: Option<&String>) -> ResolveOptions {
     options
 }
 
-/// Tells the log of a download: at its start and about every 10 %.
-fn log_progress() -> impl FnMut(&Progress<'_>) -> Result<()> {
+/// Tells the log of a download: at its start and about every 10 %. A manager that ends stops it.
+fn log_progress(core: &Core) -> impl FnMut(&Progress<'_>) -> Result<()> {
     let mut told = (String::new(), 0);
     move |progress| {
+        if core.is_closing() {
+            return Err(Error::Closed);
+        }
         let tenth = progress.total.filter(|total| *total > 0).map_or(0, |total| progress.done * 10 / total);
         if told.0 != progress.file || told.1 != tenth {
             log::info!(

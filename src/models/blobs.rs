@@ -1,8 +1,8 @@
 //! Downloads into the cache, one file at a time.
 //!
-//! A file takes its place under `blobs/` by one rename, after its length was compared with the length that the hub
-//! states. Until then it is `ETAG.incomplete`, which the next attempt, or the next process, continues with a `Range`
-//! request. Writers of one blob take turns by a lock file, the same one that `huggingface_hub` takes.
+//! A file takes its place under `blobs/` by one rename, after its length and its checksum were compared with those that
+//! the hub states. Until then it is `ETAG.incomplete`, which the next attempt, or the next process, continues with a
+//! `Range` request. Writers of one blob take turns by a lock file, the same one that `huggingface_hub` takes.
 //!
 //! The transfer of the `hf-hub` crate (0.5) does not serve here. Tried against a failing server, it takes a short body
 //! without a length for a whole file; appends the whole file to the part when the server ignores `Range`, and when
@@ -10,17 +10,25 @@
 //! time-outs; sends the access token to the content network that the hub redirects to; and a second process that
 //! wants the same file fails after five seconds.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use super::hub::{OnProgress, Progress};
-use super::transfer::{Client, Fault, Stated, escape, failed, header, range_start};
+use super::transfer::{Client, Fault, Stated, content_range, escape, failed, header};
 use crate::{Error, Result};
 
 /// What an attempt must bring to count as fruitful: bounds the number of attempts by the size of the file.
 const FRUITFUL_BYTES: u64 = 64 << 10;
+/// The longest file whose length the hub does not state, where a checksum tells a whole one.
+const UNSTATED_BYTES: u64 = 64 << 20;
+/// How often a lock that another process holds is tried.
+const LOCK_PAUSE: Duration = Duration::from_millis(100);
+/// How often the log says that it is waited for.
+const LOCK_NOTICE: Duration = Duration::from_secs(30);
 
 /// Where the files of one model at one commit go.
 pub(crate) struct Blobs<'a> {
@@ -45,11 +53,11 @@ impl Blobs<'_> {
         }
         let url = format!("{}/{}/resolve/{}/{}", self.client.endpoint(), self.id, self.commit, escape(file));
         let stated = self.client.head(&url, self.id)?;
-        let blob = self.repo.join("blobs").join(&stated.etag);
+        let blob = self.repo.join("blobs").join(&stated.name);
         if !is_whole(&blob, &stated) {
             create_folder_of(&blob)?;
-            let lock = self.locks.join(format!("{}.lock", stated.etag));
-            let _lock = lock_file(&lock)?;
+            let lock = self.locks.join(format!("{}.lock", stated.name));
+            let _lock = lock_file(&lock, &mut || progress(&Progress { file, done: 0, total: stated.size }))?;
             // The other process may have brought it while we waited.
             if !is_whole(&blob, &stated) {
                 log::info!("downloading {url}");
@@ -68,11 +76,27 @@ impl Blobs<'_> {
         progress: &mut OnProgress<'_>,
     ) -> Result<()> {
         let part = with_suffix(blob, ".incomplete");
-        let out = OpenOptions::new().create(true).read(true).write(true).truncate(false).open(&part);
-        let out = out.map_err(|e| Error::io(&part, "write", &e))?;
+        let out = open_own(&part, OpenOptions::new().create(true).read(true).write(true).truncate(false))?;
+        let checked = stated.digest.is_some();
         let mut transfer =
-            Transfer { client: self.client, id: self.id, url, file, part, out, size: stated.size };
-        transfer.run(progress)?;
+            Transfer { client: self.client, id: self.id, url, file, part, out, size: stated.size, checked };
+        let mut resumed = transfer.length()? > 0;
+        loop {
+            transfer.run(progress)?;
+            let Some(reason) = transfer.mismatch(stated, progress)? else { break };
+            transfer.restart()?;
+            if resumed {
+                // What an earlier attempt left may be to blame.
+                resumed = false;
+                log::warn!("{url}: {reason}; starting over");
+                continue;
+            }
+            fs::remove_file(&transfer.part).map_err(|e| Error::io(&transfer.part, "remove", &e))?;
+            let remedy = "it was removed; try again, and check the disk, proxies and HF_ENDPOINT";
+            return Err(failed(url, format!("{reason}; {remedy}")));
+        }
+        // On disk before it gets its name: after a power cut the name must not stand for less.
+        transfer.out.sync_all().map_err(|e| transfer.written(&e))?;
         let part = transfer.part;
         fs::rename(&part, blob).map_err(|e| Error::io(blob, "write", &e))
     }
@@ -87,6 +111,8 @@ struct Transfer<'a> {
     part: PathBuf,
     out: File,
     size: Option<u64>,
+    /// Whether a checksum is known, which tells a whole file from a part when no length does.
+    checked: bool,
 }
 
 impl Transfer<'_> {
@@ -99,14 +125,29 @@ impl Transfer<'_> {
                 break;
             }
             if let Err(fault) = self.attempt(start, progress) {
+                // A file that started over has less than before.
                 if self.length()? >= start + FRUITFUL_BYTES {
                     fruitless = 0;
                 }
                 fault.pause(self.url, &mut fruitless)?;
+            } else if self.size.is_none() {
+                break;
             }
         }
-        // On disk before it gets its name: after a power cut the name must not stand for less.
-        self.out.sync_all().map_err(|e| self.written(&e))
+        Ok(())
+    }
+
+    /// What is wrong with the content, if its checksum is not the one stated.
+    fn mismatch(&mut self, stated: &Stated, progress: &mut OnProgress<'_>) -> Result<Option<String>> {
+        let Some(digest) = &stated.digest else { return Ok(None) };
+        let done = self.length()?;
+        let report = Progress { file: self.file, done, total: self.size };
+        let part = &self.part;
+        let failed = |e: &io::Error| Error::io(part, "read", e);
+        let found = digest.compare(&mut self.out, &mut || progress(&report), &failed)?;
+        Ok(found.err().map(|found| {
+            format!("the content's {} is {found}, the hub states {}", digest.name(), digest.stated())
+        }))
     }
 
     /// One request, from byte `start` on. Ok when the body ended as it said it would.
@@ -117,8 +158,12 @@ impl Transfer<'_> {
         }
         let mut response = self.client.get(self.url, start)?;
         let mut done = start;
+        let range = content_range(response.headers());
+        let mut total = None;
         match response.status().as_u16() {
-            206 if start > 0 && range_start(response.headers()) == Some(start) => {}
+            206 if start > 0 && range.is_some_and(|(first, _)| first == start) => {
+                total = range.and_then(|(_, total)| total);
+            }
             206 | 416 => {
                 self.restart()?;
                 return Err(Fault::Passing("the server answered another range than asked".into()));
@@ -137,17 +182,23 @@ impl Transfer<'_> {
         }
         let announced =
             header(response.headers(), "content-length").and_then(|length| length.parse::<u64>().ok());
-        let size = self.agree(announced.map(|length| done + length))?;
+        let chunked = header(response.headers(), "transfer-encoding").is_some_and(|coding| {
+            coding.rsplit(',').next().is_some_and(|last| last.trim().eq_ignore_ascii_case("chunked"))
+        });
+        // Of a range the server may send less than was asked for: its total is what counts.
+        let size =
+            self.agree(total.or_else(|| announced.and_then(|length| done.checked_add(length))), chunked)?;
+        let mut pace = self.client.pace();
         let mut body = response.body_mut().as_reader();
         let mut buffer = vec![0; 256 << 10];
         loop {
-            progress(&Progress { file: self.file, done, total: Some(size) })?;
+            progress(&Progress { file: self.file, done, total: size })?;
             let count = body.read(&mut buffer).map_err(|e| Fault::Passing(e.to_string()))?;
             if count == 0 {
                 break;
             }
             done += count as u64;
-            if done > size {
+            if done > size.unwrap_or(UNSTATED_BYTES) {
                 self.restart()?;
                 return Err(Fault::Final(failed(
                     self.url,
@@ -155,20 +206,25 @@ impl Transfer<'_> {
                 )));
             }
             self.out.write_all(&buffer[..count]).map_err(|e| self.written(&e))?;
+            pace.note(done - start)?;
         }
-        if done < size {
-            return Err(Fault::Passing(format!("the connection ended after {done} of {size} bytes")));
+        match size {
+            Some(size) if done < size => {
+                Err(Fault::Passing(format!("the connection ended after {done} of {size} bytes")))
+            }
+            _ => Ok(()),
         }
-        Ok(())
     }
 
-    /// The length of the whole file, on which HEAD and GET must agree.
-    fn agree(&mut self, announced: Option<u64>) -> Result<u64, Fault> {
+    /// The length of the whole file, on which HEAD and GET must agree. None: nobody states it, but the end of a chunked
+    /// body is seen, and a checksum tells whether all is there.
+    fn agree(&mut self, announced: Option<u64>, chunked: bool) -> Result<Option<u64>, Fault> {
         let size = match (announced, self.size) {
             (Some(sent), Some(stated)) if sent != stated => Err(format!(
                 "the hub states {stated} bytes, the server sends {sent}; try later, or check HF_ENDPOINT"
             )),
             (Some(size), _) | (None, Some(size)) => Ok(size),
+            (None, None) if chunked && self.checked => return Ok(None),
             (None, None) => {
                 Err("the server states no length: a cut connection could not be told from a whole file"
                     .into())
@@ -176,7 +232,7 @@ impl Transfer<'_> {
         };
         let size = size.map_err(|reason| Fault::Final(failed(self.url, reason)))?;
         self.size = Some(size);
-        Ok(size)
+        Ok(Some(size))
     }
 
     fn length(&mut self) -> Result<u64> {
@@ -201,21 +257,56 @@ fn create_folder_of(path: &Path) -> Result<()> {
     fs::create_dir_all(folder).map_err(|e| Error::io(folder, "write", &e))
 }
 
-/// Waits for our turn to write a blob. The lock goes with the file handle, even if the process dies.
-fn lock_file(path: &Path) -> Result<File> {
+/// Opens a file that we alone write, and never what a link at its place leads to: the cache may be shared.
+fn open_own(path: &Path, options: &mut OpenOptions) -> Result<File> {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::OpenOptionsExt;
+        // Without NONBLOCK a named pipe at its place would wait for a reader.
+        options.custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK);
+    }
+    let refused = || Error::InvalidFile {
+        path: path.to_path_buf(),
+        reason: "a link or something else than a plain file is in the place of a download; remove it".into(),
+    };
+    let file = options.open(path).map_err(|e| match path.symlink_metadata() {
+        Ok(found) if !found.is_file() => refused(),
+        _ => Error::io(path, "write", &e),
+    })?;
+    let found = file.metadata().map_err(|e| Error::io(path, "read", &e))?;
+    // Windows has no flag for it.
+    let linked = path.symlink_metadata().is_ok_and(|found| found.is_symlink());
+    #[cfg(unix)]
+    let linked = linked || std::os::unix::fs::MetadataExt::nlink(&found) > 1;
+    if linked || !found.is_file() { Err(refused()) } else { Ok(file) }
+}
+
+/// Waits for our turn to write a blob. The lock goes with the file handle, even if the process dies. `check` may end
+/// the wait.
+fn lock_file(path: &Path, check: &mut dyn FnMut() -> Result<()>) -> Result<File> {
     create_folder_of(path)?;
-    let file =
-        OpenOptions::new().create(true).append(true).open(path).map_err(|e| Error::io(path, "write", &e))?;
-    match file.lock() {
-        Ok(()) => Ok(file),
-        Err(e) if e.kind() == io::ErrorKind::Unsupported => {
-            log::warn!(
-                "{}: this file system has no locks; do not download one model twice at once",
-                path.display()
-            );
-            Ok(file)
+    let file = open_own(path, OpenOptions::new().create(true).append(true))?;
+    let mut told: Option<Instant> = None;
+    // The system's locks have no wait with an end: this one is tried again and again.
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(TryLockError::WouldBlock) => {}
+            Err(TryLockError::Error(e)) if e.kind() == io::ErrorKind::Unsupported => {
+                log::warn!(
+                    "{}: this file system has no locks; do not download one model twice at once",
+                    path.display()
+                );
+                return Ok(file);
+            }
+            Err(TryLockError::Error(e)) => return Err(Error::io(path, "lock", &e)),
         }
-        Err(e) => Err(Error::io(path, "lock", &e)),
+        check()?;
+        if told.is_none_or(|told| told.elapsed() >= LOCK_NOTICE) {
+            log::warn!("waiting for another download of the same file, which holds {}", path.display());
+            told = Some(Instant::now());
+        }
+        thread::sleep(LOCK_PAUSE);
     }
 }
 
@@ -225,7 +316,10 @@ fn link(blob: &Path, pointer: &Path) -> Result<()> {
     let temporary = temporary(pointer);
     let linked = relative(blob, pointer).is_some_and(|target| symlink(&target, &temporary).is_ok());
     if !linked {
-        fs::copy(blob, &temporary).map_err(|e| Error::io(&temporary, "write", &e))?;
+        let written = File::open(blob).and_then(|mut from| {
+            io::copy(&mut from, &mut OpenOptions::new().write(true).create_new(true).open(&temporary)?)
+        });
+        written.map_err(|e| Error::io(&temporary, "write", &e))?;
     }
     fs::rename(&temporary, pointer).map_err(|e| Error::io(pointer, "write", &e))
 }
@@ -254,7 +348,14 @@ fn relative(to: &Path, from: &Path) -> Option<PathBuf> {
 /// A name beside `path` that nobody else uses.
 pub(crate) fn temporary(path: &Path) -> PathBuf {
     static COUNT: AtomicU64 = AtomicU64::new(0);
-    with_suffix(path, &format!(".{}.{}.tmp", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed)))
+    loop {
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let name = with_suffix(path, &format!(".{}.{count}.tmp", std::process::id()));
+        // One that a process of the same number left behind stays.
+        if name.symlink_metadata().is_err() {
+            return name;
+        }
+    }
 }
 
 fn with_suffix(path: &Path, suffix: &str) -> PathBuf {

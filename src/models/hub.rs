@@ -14,8 +14,8 @@
 //! it is settled whether the model has a `modules.json` (a snapshot that transformers made alone lacks it, and would
 //! silently lose its pooling).
 
-use std::fs;
-use std::io;
+use std::fs::{self, OpenOptions};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use super::blobs::{Blobs, temporary};
@@ -199,7 +199,12 @@ pub(crate) fn write_whole(path: &Path, content: &[u8]) -> Result<()> {
     let folder = path.parent().unwrap_or(path);
     fs::create_dir_all(folder).map_err(|e| Error::io(folder, "write", &e))?;
     let temporary = temporary(path);
-    fs::write(&temporary, content).map_err(|e| Error::io(&temporary, "write", &e))?;
+    OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .open(&temporary)
+        .and_then(|mut file| file.write_all(content))
+        .map_err(|e| Error::io(&temporary, "write", &e))?;
     fs::rename(&temporary, path).map_err(|e| Error::io(path, "write", &e))
 }
 

@@ -16,6 +16,7 @@ pub mod causal_encoder;
 pub(crate) mod cut;
 pub mod decoder;
 pub mod dense;
+mod digest;
 pub mod files;
 pub mod gguf;
 pub mod gguf_llama;

@@ -1,15 +1,15 @@
 //! What the hub is asked, and what its answers mean.
 
-use std::io;
+use std::io::{self, Read};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::Deserialize;
-use ureq::config::RedirectAuthHeaders;
-use ureq::http::{HeaderMap, Response};
+use ureq::http::{HeaderMap, Response, Uri};
 use ureq::tls::TlsConfig;
 use ureq::{Agent, Body};
 
+use super::digest::{Digest, bare_etag, blob_name};
 use super::source::safe_relative;
 use crate::config::Host;
 use crate::{Error, Result, tls};
@@ -23,6 +23,11 @@ const REMEDY: &str = "Check the network, HF_ENDPOINT and proxy settings; without
                       pkg:PACKAGE/FOLDER, or set HF_HUB_OFFLINE=1 to use cached models only";
 const PAUSE: Duration = Duration::from_millis(100);
 const REDIRECTS: usize = 5;
+/// Slower than this, over one time-out, counts as silence: a server that sends a byte now and then would hold a download,
+/// and the lock on its file, without end.
+const SLOWEST_BYTES_PER_SECOND: u64 = 1 << 10;
+/// The longest list of a model's files.
+const LISTING_BYTES: u64 = 64 << 20;
 
 /// A connection to the hub.
 pub(crate) struct Client {
@@ -30,6 +35,7 @@ pub(crate) struct Client {
     agent: Result<Agent>,
     endpoint: String,
     authorization: Option<String>,
+    timeout: Duration,
 }
 
 /// A model at one commit.
@@ -43,8 +49,10 @@ pub(crate) struct Listing {
 
 /// What a HEAD request tells of a file.
 pub(crate) struct Stated {
-    /// Identity of the content, fit for a file name.
-    pub(crate) etag: String,
+    /// Names the content, as a file.
+    pub(crate) name: String,
+    /// Checksum of the content, when the server says so.
+    pub(super) digest: Option<Digest>,
     /// Bytes of the content, when the server says so.
     pub(crate) size: Option<u64>,
 }
@@ -71,16 +79,17 @@ impl Client {
                 reason: "an access token holds only printable ASCII characters".into(),
             });
         }
-        let timeout = Some(Duration::from_secs(timeout_seconds.unwrap_or(TIMEOUT_SECONDS)));
+        let seconds = Duration::from_secs(timeout_seconds.unwrap_or(TIMEOUT_SECONDS));
+        let timeout = Some(seconds);
         let trust =
             if endpoint.starts_with("https://") { tls::trust(host) } else { Ok(TlsConfig::default()) };
         let agent = trust.map(|trust| {
             Agent::config_builder()
                 .tls_config(trust)
                 .http_status_as_error(false)
+                // Followed by hand, to know where the access token goes.
+                .max_redirects(0)
                 .max_redirects_will_error(false)
-                // Not to the content network that the hub sends us to.
-                .redirect_auth_headers(RedirectAuthHeaders::SameHost)
                 .timeout_resolve(timeout)
                 .timeout_connect(timeout)
                 .timeout_recv_response(timeout)
@@ -89,7 +98,8 @@ impl Client {
                 .build()
                 .new_agent()
         });
-        Ok(Self { agent, endpoint, authorization: token.map(|token| format!("Bearer {token}")) })
+        let authorization = token.map(|token| format!("Bearer {token}"));
+        Ok(Self { agent, endpoint, authorization, timeout: seconds })
     }
 
     fn agent(&self) -> Result<&Agent> {
@@ -123,11 +133,11 @@ impl Client {
         let info: Info = loop {
             let attempt = self.get(&url, 0).and_then(|mut response| {
                 self.refuse(&url, id, &response)?;
-                response.body_mut().read_to_string().map_err(|e| Fault::new(&url, &e))
+                self.read_listing(&url, &mut response)
             });
             match attempt {
                 Ok(text) => {
-                    break serde_json::from_str(&text).map_err(|e| {
+                    break serde_json::from_slice(&text).map_err(|e| {
                         failed(
                             &url,
                             format!("the answer is not the hub's ({e}); check HF_ENDPOINT={}", self.endpoint),
@@ -146,6 +156,34 @@ impl Client {
         Ok(Listing { commit: info.sha, files })
     }
 
+    /// The whole body, within bounds of length and time.
+    fn read_listing(&self, url: &str, response: &mut Response<Body>) -> Result<Vec<u8>, Fault> {
+        let mut body = response.body_mut().as_reader();
+        let mut pace = self.pace();
+        let (mut text, mut buffer) = (Vec::new(), vec![0; 64 << 10]);
+        loop {
+            match body.read(&mut buffer).map_err(|e| Fault::Passing(e.to_string()))? {
+                0 => return Ok(text),
+                count => text.extend_from_slice(&buffer[..count]),
+            }
+            if text.len() as u64 > LISTING_BYTES {
+                let reason = "the list of files has no end; check HF_ENDPOINT";
+                return Err(Fault::Final(failed(url, reason)));
+            }
+            pace.note(text.len() as u64)?;
+        }
+    }
+
+    /// Watches one body.
+    pub(crate) fn pace(&self) -> Pace {
+        Pace { window: self.timeout, since: Instant::now(), bytes: 0 }
+    }
+
+    /// The token, for the hub alone: another scheme, host or port is somebody else.
+    fn authorization_for(&self, url: &str) -> Option<&str> {
+        self.authorization.as_deref().filter(|_| same_origin(url, &self.endpoint))
+    }
+
     /// Length and identity of a file. The hub answers with a redirect whose headers tell those of the file itself.
     pub(crate) fn head(&self, url: &str, id: &str) -> Result<Stated> {
         let mut fruitless = 0;
@@ -160,8 +198,8 @@ impl Client {
     fn head_once(&self, url: &str, id: &str) -> Result<Stated, Fault> {
         let mut at = url.to_string();
         for _ in 0..REDIRECTS {
-            let mut request = self.agent()?.head(&at).config().max_redirects(0).build();
-            if let Some(value) = &self.authorization {
+            let mut request = self.agent()?.head(&at);
+            if let Some(value) = self.authorization_for(&at) {
                 request = request.header("Authorization", value);
             }
             let response = request.call().map_err(|e| Fault::new(&at, &e))?;
@@ -170,9 +208,8 @@ impl Client {
             // A move within the hub (a renamed model) carries no headers of the file yet.
             if redirected && header(headers, "x-linked-etag").is_none() {
                 let location = header(headers, "location").unwrap_or_default();
-                let path = location.strip_prefix(origin(&at)).unwrap_or(location);
-                if path.starts_with('/') {
-                    at = format!("{}{path}", origin(&at));
+                if let Some(next) = redirect(&at, location).filter(|next| same_origin(next, &at)) {
+                    at = next;
                     continue;
                 }
             }
@@ -180,11 +217,11 @@ impl Client {
                 self.refuse(url, id, &response)?;
             }
             let etag =
-                header(headers, "x-linked-etag").or_else(|| header(headers, "etag")).and_then(clean_etag);
+                header(headers, "x-linked-etag").or_else(|| header(headers, "etag")).and_then(bare_etag);
             let own_length = if redirected { None } else { header(headers, "content-length") };
             let size = header(headers, "x-linked-size").or(own_length).and_then(|size| size.parse().ok());
             return match etag {
-                Some(etag) => Ok(Stated { etag, size }),
+                Some(etag) => Ok(Stated { name: blob_name(etag), digest: Digest::of_etag(etag), size }),
                 None => Err(Fault::Final(failed(
                     url,
                     "the server states no ETag; check that HF_ENDPOINT speaks the hub's paths",
@@ -196,14 +233,28 @@ impl Client {
 
     /// The content from byte `start` on. Any status: see [`Client::refuse`].
     pub(crate) fn get(&self, url: &str, start: u64) -> Result<Response<Body>, Fault> {
-        let mut request = self.agent()?.get(url);
-        if let Some(value) = &self.authorization {
-            request = request.header("Authorization", value);
+        let mut at = url.to_string();
+        for _ in 0..=REDIRECTS {
+            let mut request = self.agent()?.get(&at);
+            if let Some(value) = self.authorization_for(&at) {
+                request = request.header("Authorization", value);
+            }
+            if start > 0 {
+                request = request.header("Range", format!("bytes={start}-"));
+            }
+            let response = request.call().map_err(|e| Fault::new(&at, &e))?;
+            let location = header(response.headers(), "location");
+            let (true, Some(location)) = (response.status().is_redirection(), location) else {
+                return Ok(response);
+            };
+            at = redirect(&at, location).ok_or_else(|| {
+                Fault::Final(failed(
+                    url,
+                    "the server redirects to an address that is none, or from https to http; check HF_ENDPOINT",
+                ))
+            })?;
         }
-        if start > 0 {
-            request = request.header("Range", format!("bytes={start}-"));
-        }
-        request.call().map_err(|e| Fault::new(url, &e))
+        Err(Fault::Final(failed(url, "the server redirects in a circle; check HF_ENDPOINT")))
     }
 
     /// The error behind a status that is not success, with what the user can do about it.
@@ -299,24 +350,71 @@ pub(crate) fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> 
     headers.get(name)?.to_str().ok()
 }
 
-/// `bytes START-END/TOTAL` → START
-pub(crate) fn range_start(headers: &HeaderMap) -> Option<u64> {
-    header(headers, "content-range")?.strip_prefix("bytes ")?.split('-').next()?.parse().ok()
+/// `bytes START-END/TOTAL` → START and, unless it is `*`, TOTAL.
+pub(crate) fn content_range(headers: &HeaderMap) -> Option<(u64, Option<u64>)> {
+    let (range, total) = header(headers, "content-range")?.strip_prefix("bytes ")?.split_once('/')?;
+    Some((range.split('-').next()?.trim().parse().ok()?, total.trim().parse().ok()))
 }
 
-/// An ETag as a file name: without quotes and weakness.
-fn clean_etag(etag: &str) -> Option<String> {
-    let etag = etag.trim().trim_start_matches("W/").trim_matches('"');
-    let valid = !etag.is_empty()
-        && etag.len() <= 128
-        && etag.chars().all(|c| c.is_ascii_alphanumeric() || "-_".contains(c));
-    valid.then(|| etag.to_string())
+/// Ends bodies that come too slowly.
+pub(crate) struct Pace {
+    window: Duration,
+    since: Instant,
+    bytes: u64,
 }
 
-/// Scheme and host of `url`.
-fn origin(url: &str) -> &str {
-    let host = url.find("://").map_or(0, |at| at + 3);
-    url[host..].find('/').map_or(url, |slash| &url[..host + slash])
+impl Pace {
+    /// So many bytes of the body have come by now.
+    pub(crate) fn note(&mut self, bytes: u64) -> Result<(), Fault> {
+        let passed = self.since.elapsed();
+        if passed < self.window {
+            return Ok(());
+        }
+        if ((bytes - self.bytes) as f64) < SLOWEST_BYTES_PER_SECOND as f64 * passed.as_secs_f64() {
+            return Err(Fault::Passing(format!(
+                "less than {SLOWEST_BYTES_PER_SECOND} bytes a second came for {} s",
+                self.window.as_secs()
+            )));
+        }
+        (self.since, self.bytes) = (Instant::now(), bytes);
+        Ok(())
+    }
+}
+
+/// Whether scheme, host and port of two addresses are equal.
+fn same_origin(one: &str, other: &str) -> bool {
+    let origin = |url: &str| {
+        let url: Uri = url.parse().ok()?;
+        let scheme = url.scheme_str()?.to_ascii_lowercase();
+        let port = url.port_u16().unwrap_or(if scheme == "https" { 443 } else { 80 });
+        Some((scheme, url.host()?.to_ascii_lowercase(), port))
+    };
+    origin(one).is_some_and(|one| origin(other) == Some(one))
+}
+
+/// Where `location`, in an answer from `at`, leads; `None` when it is no HTTP address, or one without the TLS that `at` has.
+fn redirect(at: &str, location: &str) -> Option<String> {
+    let (scheme, rest) = at.split_once("://")?;
+    let host = rest.split(['/', '?', '#']).next()?;
+    let next = if location.contains("://") && !location.starts_with('/') {
+        location.to_owned()
+    } else if location.starts_with("//") {
+        format!("{scheme}:{location}")
+    } else if location.starts_with('/') {
+        format!("{scheme}://{host}{location}")
+    } else {
+        let path = rest.split(['?', '#']).next()?;
+        let folder = path.rfind('/').map_or(path, |slash| &path[..slash]);
+        format!("{scheme}://{folder}/{location}")
+    };
+    let next = next.split('#').next()?.to_owned();
+    let uri: Uri = next.parse().ok()?;
+    let kept = match uri.scheme_str()? {
+        "https" => true,
+        "http" => scheme.eq_ignore_ascii_case("http"),
+        _ => false,
+    };
+    (kept && uri.host().is_some()).then_some(next)
 }
 
 /// Percent-encodes what a path may not hold. Slashes stay.
@@ -331,18 +429,54 @@ mod tests {
     use crate::config::SystemHost;
 
     #[test]
-    fn etags_become_file_names_or_nothing() {
-        assert_eq!(clean_etag("\"abc-1\"").as_deref(), Some("abc-1"));
-        assert_eq!(clean_etag("W/\"abc\"").as_deref(), Some("abc"));
-        for bad in ["", "\"\"", "\"../x\"", "\"a/b\"", "\"a.lock\""] {
-            assert_eq!(clean_etag(bad), None, "{bad}");
+    fn an_origin_is_scheme_host_and_port() {
+        for (one, other, same) in [
+            ("http://h:1/a/b", "http://H:1/c", true),
+            ("https://h/a", "https://h:443", true),
+            ("http://h/a", "http://h:80/a", true),
+            ("http://h:1/a", "http://h:2/a", false),
+            ("http://h/a", "https://h/a", false),
+            ("https://h/a", "https://h.evil/a", false),
+            ("https://h/a", "https://h@evil/a", false),
+            ("nothing", "nothing", false),
+        ] {
+            assert_eq!(same_origin(one, other), same, "{one} {other}");
         }
     }
 
     #[test]
+    fn redirects_lead_to_http_addresses_and_keep_tls() {
+        let at = "https://h:1/a/b?c";
+        for (location, to) in [
+            ("/x", Some("https://h:1/x")),
+            ("x?y", Some("https://h:1/a/x?y")),
+            ("//other/x", Some("https://other/x")),
+            ("https://other:2/x#y", Some("https://other:2/x")),
+            ("http://h:1/x", None),
+            ("file:///etc/passwd", None),
+            ("", Some("https://h:1/a/")),
+        ] {
+            assert_eq!(redirect(at, location).as_deref(), to, "{location}");
+        }
+        assert_eq!(redirect("http://h/a", "http://other/x").as_deref(), Some("http://other/x"));
+        assert_eq!(redirect("http://h/a", "https://h/x").as_deref(), Some("https://h/x"));
+    }
+
+    #[test]
+    fn ranges() {
+        let range = |text: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert("content-range", text.parse().unwrap());
+            content_range(&headers)
+        };
+        assert_eq!(range("bytes 5-9/20"), Some((5, Some(20))));
+        assert_eq!(range("bytes 5-9/*"), Some((5, None)));
+        assert_eq!(range("bytes */20"), None);
+        assert_eq!(range("items 5-9/20"), None);
+    }
+
+    #[test]
     fn addresses() {
-        assert_eq!(origin("http://h:1/a/b"), "http://h:1");
-        assert_eq!(origin("http://h"), "http://h");
         assert_eq!(escape("1_Pooling/con fig#.json"), "1_Pooling/con%20fig%23.json");
     }
 

@@ -80,7 +80,9 @@ pub(super) fn parameters(
             "top_p" => params.top_p = number(&name, &value)?,
             "min_p" => params.min_p = number(&name, &value)?,
             "repetition_penalty" => params.repetition_penalty = number(&name, &value)?,
-            "no_repeat_ngram_size" => params.no_repeat_ngram_size = count(py, "no_repeat_ngram_size", &value)?,
+            "no_repeat_ngram_size" => {
+                params.no_repeat_ngram_size = count(py, "no_repeat_ngram_size", &value)?
+            }
             "max_length" => params.max_length = Some(count(py, "max_length", &value)?),
             "max_new_tokens" => params.max_new_tokens = Some(count(py, "max_new_tokens", &value)?),
             "min_new_tokens" => params.min_new_tokens = count(py, "min_new_tokens", &value)?,
@@ -106,17 +108,14 @@ pub(super) fn parameters(
 
 fn number<'py, T: for<'a> FromPyObject<'a, 'py>>(name: &str, value: &Bound<'py, PyAny>) -> PyResult<T> {
     let kind = value.get_type().name()?;
-    value
-        .extract()
-        .map_err(|_| wrong_type(value.py(), name, format!("{name} must be a number, not {kind}")))
+    value.extract().map_err(|_| wrong_type(value.py(), name, format!("{name} must be a number, not {kind}")))
 }
 
 fn count(py: Python<'_>, name: &'static str, value: &Bound<'_, PyAny>) -> PyResult<usize> {
     let whole: i64 = if value.is_instance_of::<PyBool>() { None } else { value.extract().ok() }
         .ok_or_else(|| wrong_type(py, name, format!("{name} must be a whole number, not {value}")))?;
-    usize::try_from(whole).map_err(|_| {
-        to_py(py, &Error::argument(name, format!("{name}={whole}: must not be negative")))
-    })
+    usize::try_from(whole)
+        .map_err(|_| to_py(py, &Error::argument(name, format!("{name}={whole}: must not be negative"))))
 }
 
 /// Any of 64 bits: the seed that a completion tells is one that a call takes.
@@ -124,20 +123,16 @@ fn seed(py: Python<'_>, value: &Bound<'_, PyAny>) -> PyResult<u64> {
     if value.is_instance_of::<PyBool>() || !value.is_instance_of::<PyInt>() {
         return Err(wrong_type(py, "seed", format!("seed must be a whole number, not {value}")));
     }
-    value
-        .extract()
-        .map_err(|_| {
-            to_py(py, &Error::argument("seed", format!("seed={value}: must lie between 0 and 2**64 - 1")))
-        })
+    value.extract().map_err(|_| {
+        to_py(py, &Error::argument("seed", format!("seed={value}: must lie between 0 and 2**64 - 1")))
+    })
 }
 
 fn stops(value: &Bound<'_, PyAny>) -> PyResult<Vec<String>> {
     if let Ok(text) = value.cast::<PyString>() {
         return Ok(vec![text_of(text, None)?.to_owned()]);
     }
-    value
-        .extract()
-        .map_err(|_| wrong_type(value.py(), "stop", "stop must be a str or a list of str".into()))
+    value.extract().map_err(|_| wrong_type(value.py(), "stop", "stop must be a str or a list of str".into()))
 }
 
 /// The pieces of one answer: an iterator of str. Dropping it ends the generation.

@@ -40,12 +40,10 @@ fn dimensions(value: &Bound<'_, PyAny>) -> PyResult<usize> {
         let reason = format!("truncate_dim must be an int, not {kind}");
         return Err(wrong_type(value.py(), "truncate_dim", reason));
     }
-    value
-        .extract()
-        .map_err(|_| {
-            let reason = format!("truncate_dim={value} is out of range");
-            to_py(value.py(), &Error::argument("truncate_dim", reason))
-        })
+    value.extract().map_err(|_| {
+        let reason = format!("truncate_dim={value} is out of range");
+        to_py(value.py(), &Error::argument("truncate_dim", reason))
+    })
 }
 
 pub(super) fn timeout(py: Python<'_>, seconds: Option<f64>) -> PyResult<Option<Duration>> {

@@ -273,6 +273,26 @@ mod tests {
     }
 
     #[test]
+    fn numbers_and_depths_beyond_all_bounds_are_malformed() {
+        let deep = format!("{}{}", "[".repeat(100_000), "]".repeat(100_000));
+        let digits = "9".repeat(10_000);
+        for value in
+            ["NaN", "Infinity", "-Infinity", "1e999", "-1e999", "1e", "0x10", "[1e39]]", &deep, &digits]
+        {
+            for body in [
+                format!(r#"{{"data":[{{"embedding":[{value}]}}]}}"#),
+                format!(r#"{{"data":[{{"embedding":{value}}}]}}"#),
+                format!(r#"{{"data":[{{"embedding":[1],"index":{value}}}]}}"#),
+                format!(r#"{{"data":[{{"embedding":[1]}}],"usage":{{"prompt_tokens":{value}}}}}"#),
+                value.to_owned(),
+            ] {
+                assert!(matches!(openai(&body, 1), Err(Defect::Malformed(_))), "{value:.20}");
+                assert!(complaint(body.as_bytes()).chars().count() <= 300);
+            }
+        }
+    }
+
+    #[test]
     fn complaints_of_every_form() {
         for (body, line) in [
             (r#"{"error":{"message":"too\nlong","type":"x"}}"#, "too long"),
@@ -284,6 +304,25 @@ mod tests {
             assert_eq!(complaint(body.as_bytes()), line);
         }
         assert_eq!(complaint("é".repeat(1000).as_bytes()).chars().count(), 300);
+    }
+
+    /// JSON of every kind, deep and with numbers at the edges.
+    fn odd_json() -> impl Strategy<Value = serde_json::Value> {
+        let leaf = prop_oneof![
+            Just(serde_json::Value::Null),
+            any::<bool>().prop_map(serde_json::Value::from),
+            any::<i64>().prop_map(serde_json::Value::from),
+            any::<u64>().prop_map(serde_json::Value::from),
+            any::<f64>().prop_map(serde_json::Value::from),
+            "[A-Za-z0-9+/=]{0,12}".prop_map(serde_json::Value::from),
+        ];
+        leaf.prop_recursive(6, 32, 4, |inner| {
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 0..4).prop_map(serde_json::Value::from),
+                prop::collection::btree_map("data|embeddings?|index|usage|error|message", inner, 0..4)
+                    .prop_map(|map| map.into_iter().collect::<serde_json::Map<_, _>>().into()),
+            ]
+        })
     }
 
     proptest! {
@@ -298,6 +337,35 @@ mod tests {
         fn no_bytes_make_it_panic(body in prop::collection::vec(any::<u8>(), 0..200), texts in 0usize..4) {
             let _ = openai(&String::from_utf8_lossy(&body), texts);
             let _ = complaint(&body);
+        }
+
+        #[test]
+        fn odd_json_is_malformed_or_finite(odd in odd_json(), key in 0usize..7, texts in 0usize..3) {
+            let mut row = json!({"embedding": [1.0, 2.0], "index": 0});
+            let mut usage = json!({"prompt_tokens": 1, "total_tokens": 1});
+            let mut embeddings = json!([[1.0]]);
+            match key {
+                0 => row["embedding"] = odd.clone(),
+                1 => row["index"] = odd.clone(),
+                2 => row = odd.clone(),
+                3 => usage = odd.clone(),
+                4 => usage["prompt_tokens"] = odd.clone(),
+                5 => embeddings = odd.clone(),
+                _ => embeddings[0] = odd.clone(),
+            }
+            for (protocol, body) in [
+                (Protocol::OpenAi, json!({"data": [row], "usage": usage})),
+                (Protocol::Ollama, json!({"embeddings": embeddings, "prompt_eval_count": usage["prompt_tokens"]})),
+                (Protocol::OpenAi, odd.clone()),
+                (Protocol::Ollama, odd),
+            ] {
+                let body = body.to_string();
+                if let Ok(answer) = answer(protocol, body.as_bytes(), texts) {
+                    prop_assert_eq!(answer.values.len(), texts * answer.width);
+                    prop_assert!(answer.values.iter().all(|value| value.is_finite()));
+                }
+                prop_assert!(complaint(body.as_bytes()).chars().count() <= 300);
+            }
         }
 
         #[test]

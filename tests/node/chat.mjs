@@ -32,6 +32,6 @@ const findings = {
   whole: whole.choices[0].message.content,
   pieces,
   usage,
-  refused: [await refusal({ n: 2 }), await refusal({ stream: true, messages: [] })],
+  refused: [await refusal({ n: 0 }), await refusal({ stream: true, messages: [] })],
 };
 process.stdout.write(JSON.stringify(findings));

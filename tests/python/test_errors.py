@@ -39,6 +39,29 @@ def test_each_is_documented_and_a_built_in(error):
         )
 
 
+def test_errors_name_the_argument_to_blame(make_manager):
+    manager = make_manager()
+    for call, param, code in (
+        (lambda: manager.embed("a", truncate_dim=99_999), "truncate_dim", None),
+        (lambda: manager.embed("a", truncate_dim=-1), "truncate_dim", None),
+        (lambda: manager.embed("a", truncate_dim="8"), "truncate_dim", None),
+        (lambda: manager.embed("a", keep_alive="soon"), "keep_alive", None),
+        (lambda: manager.embed("a", "english_sentence", prompt_name="no such"), "prompt_name", None),
+        (lambda: manager.generate("a", temperature=-1), "temperature", None),
+        (lambda: manager.generate("a", top_k="many"), "top_k", None),
+        (lambda: manager.generate("a", seed=-1), "seed", None),
+        (lambda: manager.generate("a", stop=5), "stop", None),
+    ):
+        with pytest.raises((ModelManagerError, TypeError)) as caught:
+            call()
+        assert (caught.value.param, getattr(caught.value, "code", None)) == (param, code)
+    copy = pickle.loads(pickle.dumps(caught.value))
+    assert copy.param == "stop"
+    with pytest.raises(errors.InputError) as caught:
+        manager.embed("\ud800")
+    assert (caught.value.param, caught.value.code) == (None, None)
+
+
 @pytest.mark.parametrize("error", CLASSES)
 def test_messages_and_pickles(error):
     made = error("what went wrong, and what to do")

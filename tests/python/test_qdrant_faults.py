@@ -44,6 +44,16 @@ def test_pauses_grow_and_respect_the_server(make_indexer, fake):
     assert pauses == [1, 2, 4, 5, 60]
 
 
+@pytest.mark.parametrize("asked", [7, 10**9, float("inf")])
+def test_a_server_that_asks_for_a_pause_without_end(make_indexer, fake, asked):
+    pauses = []
+    indexer = make_indexer(fake, backoff=Backoff(first=1, longest=5, patience=40))
+    indexer._store.sleep = pauses.append
+    fake.faults = [ResourceExhaustedResponse("e", asked)]
+    assert indexer.add_documents(documents(1)).indexed == 1
+    assert pauses == [min(asked, 40)]
+
+
 def test_a_client_that_fails_for_ever(make_indexer, fake):
     fake.faults = [ConnectionError("gone")] * 1000
     report = make_indexer(fake).add_documents(documents(25), batch_size=10)

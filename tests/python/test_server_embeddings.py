@@ -72,6 +72,51 @@ def test_names_of_the_default_model(server, name):
     assert response.json()["model"] == "tiny"
 
 
+def test_the_first_word_of_a_name_is_an_alias(serve):
+    def named(name, **options):
+        return ServedModel(name, source=MODELS[0].source, **options)
+
+    models = [named("qwen3-embedding"), named("bge-m3"), named("bge-small", aliases=("small",)), named("org/e5_x.y")]
+    server = serve(models=models)
+    for asked, found in {
+        "qwen3": "qwen3-embedding",
+        "qwen3:latest": "qwen3-embedding",
+        "small": "bge-small",
+        "bge-m3": "bge-m3",
+        "e5": "org/e5_x.y",
+    }.items():
+        response = server.embed(input="a text", model=asked)
+        assert response.status_code == 200, response.text
+        assert response.json()["model"] == found
+        assert server.client.get(f"/v1/models/{asked}").json()["id"] == found
+    for unknown in ("bge", "qwen", "Qwen3", "org"):
+        assert server.embed(input="a text", model=unknown).status_code == 404, unknown
+    names = [model["id"] for model in server.client.get("/v1/models").json()["data"]]
+    assert names[:4] == [model.name for model in models]
+    assert "qwen3" not in names
+
+
+def test_token_ids_are_warned_about_once(serve, caplog):
+    server = serve()
+    for _ in range(2):
+        assert server.embed(input=[5, 6, 7]).status_code == 200
+    warnings = [record.message for record in caplog.records if "check_embedding_ctx_length=False" in record.message]
+    assert len(warnings) == 1
+
+
+def test_token_ids_can_be_refused(serve):
+    server = serve(token_ids="refuse")
+    for ids in ([5, 6, 7], [[5, 6, 7], [8]]):
+        response = server.embed(input=ids)
+        assert response.status_code == 400
+        error = response.json()["error"]
+        assert (error["param"], error["code"]) == ("input", "token_ids_refused")
+        assert "check_embedding_ctx_length=False" in error["message"]
+    response = server.client.post("/v1/completions", json={"prompt": [5, 6]})
+    assert response.json()["error"]["code"] == "token_ids_refused"
+    assert server.embed(input="a text").status_code == 200
+
+
 def test_slots_of_the_manager_are_served_by_name_and_source(server):
     by_slot = server.embed(input=TURKISH_TEXT, model="turkish_sentence")
     np.testing.assert_array_equal(vectors(by_slot)[0], server.manager.embed(TURKISH_TEXT, "turkish_sentence"))

@@ -109,6 +109,16 @@ def test_the_managers_account(server):
     assert is_recent(models["timestamp"])
 
 
+def test_models_are_listed_once(serve, make_writer):
+    """Also when the public name of one model is the slot of another."""
+    models = [ServedModel("english_sentence", source=MODELS[0].source, slot="mine"), MODELS[0]]
+    server = serve(make_writer(), models=models, generators=["text_generator", "text_generator"])
+    names = [model["id"] for model in server.client.get("/v1/models").json()["data"]]
+    assert sorted(names) == sorted(set(names))
+    assert {"english_sentence", "tiny", "turkish_sentence", "text_generator"} == set(names)
+    assert server.client.get("/v1/models/english_sentence").json()["capabilities"]["source"] == MODELS[0].source
+
+
 @pytest.mark.parametrize("path", ["/api/health/ai", "/api/health/ai/models"])
 def test_a_manager_that_fails_is_an_answer(serve, path, monkeypatch):
     server = serve()
@@ -373,6 +383,8 @@ def test_settings_travel_to_worker_processes():
         {"api_keys": ["şifre"]},
         {"open_paths": ["health"]},
         {"models": []},
+        {"token_ids": "maybe"},
+        {"max_choices": 0},
         {"models": ["tiny"]},
         {"models": [ServedModel("a", source="x"), ServedModel("b", source="x", aliases=["a"])]},
     ],

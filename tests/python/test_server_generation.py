@@ -14,7 +14,7 @@ from conftest import ENGLISH_MODEL
 from generators import GREEDY, SLOT, WITHOUT_END, eventually, figures, writer
 from model_manager.errors import NotFiniteError
 from model_manager.server import ServerConfig, create_app
-from model_manager.server.generation_request import parameters
+from model_manager.server.generation_request import LONGEST_STOP, MOST_STOPS, parameters
 from model_manager.server.generation_schemas import ChatAnswer, CompletionAnswer
 from servers import SECONDS, run_node, running
 
@@ -198,6 +198,109 @@ def test_more_parameters_than_openai_has(sdk, gpt2):
     assert answer.choices[0].text == known
 
 
+@pytest.mark.parametrize("off", [{"top_k": -1}, {"top_k": 0}, {"top_p": 0}, {"stop": ""}, {"stop": []}, {"stop": [""]}])
+def test_other_ways_to_write_that_something_is_off(gpt2, off):
+    ask = {"prompt": TEXT, "temperature": 1.5, "seed": 3, "max_tokens": 12, "top_k": 0}
+    found = gpt2.client.post("/v1/completions", json={**ask, **off})
+    assert found.status_code == 200, found.text
+    known = gpt2.client.post("/v1/completions", json=ask).json()
+    assert found.json()["choices"] == known["choices"]
+
+
+# --- Several answers ---------------------------------------------------------------------------------------------
+
+PROMPTS = [TEXT, "Bir", "İki üç"]
+
+
+def test_several_prompts(sdk, gpt2):
+    answer = sdk.completions.create(model=SLOT, prompt=PROMPTS, temperature=0, max_tokens=7)
+    known = [gpt2.manager.complete(prompt, **GREEDY, max_new_tokens=7) for prompt in PROMPTS]
+    assert [choice.index for choice in answer.choices] == [0, 1, 2]
+    assert [choice.text for choice in answer.choices] == [one["text"] for one in known]
+    assert answer.usage.prompt_tokens == sum(one["prompt_tokens"] for one in known)
+    assert answer.usage.completion_tokens == sum(one["completion_tokens"] for one in known)
+
+
+def test_prompts_of_token_ids(sdk, gpt2):
+    ids = [gpt2.manager.text_generator.tokenizer.encode(prompt) for prompt in PROMPTS]
+    known = [gpt2.manager.complete(prompt, **GREEDY, max_new_tokens=7)["text"] for prompt in PROMPTS]
+    several = sdk.completions.create(model=SLOT, prompt=ids, temperature=0, max_tokens=7)
+    assert [choice.text for choice in several.choices] == known
+    one = sdk.completions.create(model=SLOT, prompt=ids[0], temperature=0, max_tokens=7)
+    assert [choice.text for choice in one.choices] == known[:1]
+    assert one.usage.prompt_tokens == len(ids[0])
+
+
+def test_several_answers_to_one_prompt(sdk, gpt2):
+    ask = {"model": SLOT, "messages": TURN, "temperature": 1.5, "max_tokens": 20, "seed": 5}
+    answer = sdk.chat.completions.create(n=3, **ask)
+    texts = [choice.message.content for choice in answer.choices]
+    assert [choice.index for choice in answer.choices] == [0, 1, 2]
+    assert len(set(texts)) == 3
+    assert texts[1] == sdk.chat.completions.create(**{**ask, "seed": 6}).choices[0].message.content
+    known = gpt2.manager.complete(TURN, **GREEDY, max_new_tokens=1)
+    assert answer.usage.prompt_tokens == known["prompt_tokens"], "a prompt counts once"
+    assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
+    prompts = sdk.completions.create(
+        model=SLOT, prompt=PROMPTS[:2], n=2, best_of=2, temperature=0, max_tokens=5
+    ).choices
+    assert [choice.index for choice in prompts] == [0, 1, 2, 3]
+    assert prompts[0].text == prompts[1].text != prompts[2].text == prompts[3].text
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_streams_of_several_answers(sdk, gpt2, count):
+    chunks = list(
+        sdk.completions.create(
+            model=SLOT,
+            prompt=PROMPTS,
+            n=count,
+            temperature=0,
+            max_tokens=7,
+            stream=True,
+            stream_options={"include_usage": True},
+        )
+    )
+    *pieces, usage = chunks
+    known = [gpt2.manager.complete(prompt, **GREEDY, max_new_tokens=7) for prompt in PROMPTS for _ in range(count)]
+    texts, ends = [""] * len(known), [None] * len(known)
+    for chunk in pieces:
+        (choice,) = chunk.choices
+        assert ends[choice.index] is None
+        texts[choice.index] += choice.text
+        ends[choice.index] = choice.finish_reason
+    assert texts == [one["text"] for one in known]
+    assert ends == [one["finish_reason"] for one in known]
+    assert usage.usage.completion_tokens == sum(one["completion_tokens"] for one in known)
+    assert usage.usage.prompt_tokens == sum(one["prompt_tokens"] for one in known[::count])
+    chat = list(sdk.chat.completions.create(model=SLOT, n=count, stream=True, **ASK))
+    assert [chunk.choices[0].delta.role for chunk in chat[:count]] == ["assistant"] * count
+    assert {chunk.choices[0].index for chunk in chat} == set(range(count))
+
+
+def test_langchain_batches(gpt2):
+    from langchain_openai import OpenAI
+
+    model = OpenAI(model=SLOT, base_url=f"{gpt2.url}/v1", api_key="any", temperature=0, max_tokens=7, n=2, best_of=2)
+    found = model.generate(PROMPTS)
+    known = [gpt2.manager.complete(prompt, **GREEDY, max_new_tokens=7)["text"] for prompt in PROMPTS]
+    assert [[one.text for one in answers] for answers in found.generations] == [[text, text] for text in known]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_leaves_ends_all_its_answers(endless_server, stream):
+    manager = endless_server.manager
+    body = {"prompt": [TEXT, "Bir"], "n": 2, "max_tokens": 50_000, "min_tokens": 50_000, "stream": stream}
+    after = (
+        (lambda connection: connection.recv(1))
+        if stream
+        else (lambda _: eventually(lambda: figures(manager)["active"] == 4))
+    )
+    leave(endless_server, "/v1/completions", body, after)
+    eventually(lambda: figures(manager)["cancelled"] == 4)
+    eventually(lambda: endless_server.service.in_flight == 0)
+
+
 def test_nulls_and_unknown_fields(gpt2):
     nothing = dict.fromkeys(
         ["stream", "stream_options", "stop", "seed", "n", "top_p", "tools", "logprobs", "logit_bias", "user", "store"]
@@ -366,9 +469,19 @@ CHAT = [
 COMPLETION = [
     ({}, "prompt"),
     ({"prompt": ""}, "prompt"),
-    ({"prompt": ["a", "b"]}, "prompt"),
-    ({"prompt": [1, 2]}, "prompt"),
-    ({"prompt": [[1]]}, "prompt"),
+    ({"prompt": []}, "prompt"),
+    ({"prompt": [[]]}, "prompt"),
+    ({"prompt": ["a", ""]}, "prompt"),
+    ({"prompt": ["a", "kelime " * 200]}, "prompt"),
+    ({"prompt": ["a", [1]]}, "prompt"),
+    ({"prompt": [[1], "a"]}, "prompt"),
+    ({"prompt": [1, "a"]}, "prompt"),
+    ({"prompt": [True]}, "prompt"),
+    ({"prompt": [-1]}, "prompt"),
+    ({"prompt": [2**32]}, "prompt"),
+    ({"prompt": [2**31]}, "prompt"),
+    ({"prompt": ["a"] * 65}, "prompt"),
+    ({"prompt": ["a", "b"], "n": 33}, "n"),
     ({"prompt": {"text": "a"}}, "prompt"),
     ({"prompt": "kelime " * 200}, "prompt"),
     ({"prompt": "a", "echo": True}, "echo"),
@@ -378,10 +491,11 @@ COMPLETION = [
 ]
 BOTH = [
     ({"model": 5}, "model"),
-    ({"n": 2}, "n"),
+    ({"n": 65}, "n"),
     ({"n": 0}, "n"),
     ({"n": True}, "n"),
     ({"n": "1"}, "n"),
+    ({"n": 1.5}, "n"),
     ({"presence_penalty": 0.5}, "presence_penalty"),
     ({"frequency_penalty": -1}, "frequency_penalty"),
     ({"logit_bias": {"50256": -100}}, "logit_bias"),
@@ -394,9 +508,11 @@ BOTH = [
     ({"temperature": -1}, "temperature"),
     ({"temperature": "hot"}, "temperature"),
     ({"temperature": True}, "temperature"),
-    ({"top_p": 0}, "top_p"),
+    ({"top_p": -0.1}, "top_p"),
+    ({"top_p": False}, "top_p"),
     ({"top_p": 1.5}, "top_p"),
-    ({"top_k": -1}, "top_k"),
+    ({"top_k": -2}, "top_k"),
+    ({"top_k": True}, "top_k"),
     ({"min_p": 2}, "min_p"),
     ({"repetition_penalty": 0}, "repetition_penalty"),
     ({"no_repeat_ngram_size": -1}, "no_repeat_ngram_size"),
@@ -404,7 +520,9 @@ BOTH = [
     ({"seed": "7"}, "seed"),
     ({"stop": 5}, "stop"),
     ({"stop": [5]}, "stop"),
-    ({"stop": ""}, "stop"),
+    ({"stop": [None]}, "stop"),
+    ({"stop": ["x"] * (MOST_STOPS + 1)}, "stop"),
+    ({"stop": "x" * (LONGEST_STOP + 1)}, "stop"),
     ({"stream": "yes"}, "stream"),
     ({"stream": 1}, "stream"),
     ({"stream_options": {"include_usage": True}}, "stream_options"),

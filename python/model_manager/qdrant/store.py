@@ -44,16 +44,17 @@ class StoreError(ModelManagerError, ConnectionError):
 @dataclass(frozen=True, slots=True)
 class Backoff:
     """How often a failed request is sent, and the pauses between: `first` seconds, doubled each time up to
-    `longest`. What Qdrant asks for in Retry-After is a lower bound.
+    `longest`. What Qdrant asks for in Retry-After is a lower bound, of `patience` seconds at most.
     """
 
     attempts: int = 6
     first: float = 0.25
     longest: float = 30.0
+    patience: float = 60.0
 
     def __post_init__(self) -> None:
-        if self.attempts < 1 or self.first < 0 or self.longest < self.first:
-            raise InputError(f"{self}: attempts must be at least 1, and 0 ≤ first ≤ longest")
+        if self.attempts < 1 or self.first < 0 or self.longest < self.first or not self.patience >= 0:
+            raise InputError(f"{self}: attempts must be at least 1, 0 ≤ first ≤ longest, and 0 ≤ patience")
 
     def pauses(self) -> Iterator[float]:
         """Seconds before each repetition."""
@@ -181,7 +182,7 @@ class Store:
                     told = StoreError(f"Qdrant could not {action}, collection {self.collection!r}{tried}: {reason}")
                     told.transient = transient
                     raise told from error
-                pause = max(pause, least)
+                pause = max(pause, min(least, self.backoff.patience))
                 logger.warning("Qdrant could not %s: %s; trying again in %.2g s", action, reason, pause)
                 self.sleep(pause)
 

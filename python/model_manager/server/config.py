@@ -28,7 +28,8 @@ class ServedModel:
         name: What clients call it, and what ``model`` says in answers.
         slot: The manager's slot; None: one of the same name.
         source: What the slot loads (see `Manager.register`); None: the slot exists already.
-        aliases: Further names that clients may use.
+        aliases: Further names that clients may use. The first word of the name (`qwen3` of `qwen3-embedding`) is one
+            without being listed, unless two models begin with it.
         dimensions: Length of vectors when a request names none; None: the model's own.
         instructions: Whether texts are embedded behind an instruction. ``on``, ``off``, or ``auto``: on when the
             model's own prompts have the form ``Instruct: …``, as those of Qwen3-Embedding do.
@@ -112,8 +113,8 @@ def _setting(environment: str, default: Any, parse: Callable[[str], Any], doc: s
 
 
 def default_models() -> tuple[ServedModel, ...]:
-    """The one model that the environment describes: `OLLAMA_MODEL_NAME`, `MODEL_MANAGER_SERVER_MODEL`, `OLLAMA_URL`,
-    `EMBEDDING_DIMENSIONS`.
+    """The one model that the environment describes: `OLLAMA_MODEL_NAME`, `MODEL_MANAGER_SERVER_ALIASES`,
+    `MODEL_MANAGER_SERVER_MODEL`, `OLLAMA_URL`, `EMBEDDING_DIMENSIONS`.
     """
     name = os.environ.get("OLLAMA_MODEL_NAME", "").strip() or "qwen3-embedding"
     source = os.environ.get("MODEL_MANAGER_SERVER_MODEL", "").strip()
@@ -128,7 +129,9 @@ def default_models() -> tuple[ServedModel, ...]:
         length = int(dimensions) if dimensions else None
     except ValueError:
         raise ConfigError(f"EMBEDDING_DIMENSIONS={dimensions!r}: must be a whole number") from None
-    return (ServedModel(name, source=source or "Qwen/Qwen3-Embedding-0.6B", dimensions=length),)
+    aliases = _words(os.environ.get("MODEL_MANAGER_SERVER_ALIASES", ""))
+    source = source or "Qwen/Qwen3-Embedding-0.6B"
+    return (ServedModel(name, source=source, aliases=aliases, dimensions=length),)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -217,6 +220,15 @@ class ServerConfig:
     generators: tuple[str, ...] = _setting(
         "MODEL_MANAGER_SERVER_GENERATORS", ("text_generator",), _words, "Slots of text generators that are served."
     )
+    max_choices: int = _setting(
+        "MODEL_MANAGER_SERVER_MAX_CHOICES", 64, _number, "Most answers in one request: prompts times n."
+    )
+    token_ids: Literal["accept", "refuse"] = _setting(
+        "MODEL_MANAGER_SERVER_TOKEN_IDS",
+        "accept",
+        str,
+        "What becomes of token ids in the place of texts: accept or refuse. Other vocabularies give wrong answers.",
+    )
     models: tuple[ServedModel, ...] = field(default_factory=default_models)
 
     def __post_init__(self) -> None:
@@ -228,8 +240,11 @@ class ServerConfig:
         _text("host", self.host)
         _whole("port", self.port, 0, 65535)
         _whole("workers", self.workers, 1, 1024)
+        if self.token_ids not in ("accept", "refuse"):
+            raise ConfigError(f"token_ids={self.token_ids!r}: must be 'accept' or 'refuse'")
         for name in (
             "max_body_bytes",
+            "max_choices",
             "max_prompt_bytes",
             "max_body_values",
             "max_buffered_bytes",

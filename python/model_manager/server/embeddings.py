@@ -38,6 +38,7 @@ INSTRUCTIONS = {
 _BLAME = {
     "truncate_dim": "dimensions",
     "keep_alive": "keep_alive",
+    "prompt_name": "prompt_name",
 }
 """Names of the core's arguments, and of the fields of a request that they come from. All else is about the input."""
 _MAX_DIMENSIONS = 65_536
@@ -67,6 +68,8 @@ async def _answer(request: Request, service: Service) -> Response:
     body = await read_json(request, service)
     _check_texts(body)
     inputs, count = _inputs(body.get("input"), service.config.max_inputs)
+    if not isinstance(inputs, str) and not isinstance(inputs[0], str):
+        check_token_ids(service, "input")
     model = service.served(body.get("model"))
     options: dict[str, Any] = {
         "served_model": model.name,
@@ -91,11 +94,15 @@ async def _answer(request: Request, service: Service) -> Response:
     try:
         content, tokens = await _compute(service, request.receive, inputs, count, model.key, options)
     except (InputError, ConfigError, TypeError, OverflowError) as error:
-        if dimensions is None and "truncate_dim" in str(error):
+        param = getattr(error, "param", None)
+        if isinstance(error, ConfigError) and param not in options:
+            # A setting of the server's, not a field of the request.
+            raise
+        if dimensions is None and param == "truncate_dim":
             raise ApiError(
                 503, f"The dimensions configured for {model.name!r} do not fit it: {error}", code="misconfigured"
             ) from error
-        raise _refused(error, options) from error
+        raise _refused(error, param) from error
     service.metrics.embedded(model.name, count, tokens)
     return Response(content, media_type="application/json")
 
@@ -207,12 +214,27 @@ async def _watch(receive: Receive, future: asyncio.Future[Any]) -> None:
         future.set_exception(ClientDisconnect())
 
 
-def _refused(error: Exception, options: dict[str, Any]) -> Exception:
+def check_token_ids(service: Service, field: str) -> None:
+    """Refuse token ids where the settings say so. Otherwise warn once: those of another vocabulary look the same."""
+    if service.config.token_ids == "refuse":
+        raise bad_request(
+            f"{field} holds token ids, which this server does not take: send texts. LangChain's OpenAIEmbeddings sends "
+            "texts with check_embedding_ctx_length=False",
+            field,
+            "token_ids_refused",
+        )
+    service.warn_once(
+        "token_ids",
+        "A client sends token ids. They are read as ids of the served model's own vocabulary; ids of another one give "
+        "wrong answers, such as those that LangChain's OpenAIEmbeddings makes unless it has "
+        "check_embedding_ctx_length=False. MODEL_MANAGER_SERVER_TOKEN_IDS=refuse refuses all ids",
+    )
+
+
+def _refused(error: Exception, param: str | None) -> Exception:
     """What the core did not take, in the words of the request."""
     message = str(error)
-    if "prompt_name" in options and "has no prompt" in message:
-        return bad_request(message, "prompt_name")
-    for words, param in _BLAME.items():
-        if words in message:
-            return bad_request(message.replace(words, param), param)
-    return bad_request(message, "input")
+    field = _BLAME.get(param or "")
+    if param is None or field is None:
+        return bad_request(message, "input", getattr(error, "code", None))
+    return bad_request(message.replace(param, field), field, getattr(error, "code", None))

@@ -1,7 +1,8 @@
 """`POST /v1/chat/completions` and `/v1/completions`: answers of the text generators, whole or as server-sent events.
 
-An answer ends within one token of its client's leaving. A stream begins with the first piece, so that everything that
-can go wrong before it (a refused prompt, a model that cannot be loaded, a full queue) has a status of its own.
+An answer ends within one token of its client's leaving. A stream begins when every answer has its first piece, so that
+everything that can go wrong before it (a refused prompt, a model that cannot be loaded, a full queue) has a status of
+its own. Several prompts, and several answers to one, are generations of their own, which the engine decodes together.
 """
 
 from __future__ import annotations
@@ -19,19 +20,29 @@ from starlette.responses import Response, StreamingResponse
 from ..errors import ConfigError, InputError
 from ..generation import AsyncTextStream, acomplete
 from .bodies import is_large, read_json
+from .embeddings import check_token_ids
 from .errors import ApiError, bad_request, from_exception, timed_out, unknown_model
-from .generation_request import chat_messages, completion_prompt, count_texts, parameters, stream_usage
+from .generation_request import (
+    chat_messages,
+    choices,
+    completion_prompts,
+    count_texts,
+    longest_text,
+    parameters,
+    stream_usage,
+)
 from .generation_schemas import ChatAnswer, ChatRequest, CompletionAnswer, CompletionRequest
 from .service import in_thread
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
     from typing import TypeVar
 
     from starlette.requests import Request
     from starlette.types import Receive, Scope, Send
 
     from .._types import Completion
+    from ..generation import Prompt
     from .app import Routes
     from .service import Service
 
@@ -50,12 +61,12 @@ def add_routes(routes: Routes, service: Service) -> None:
     async def chat(request: Request) -> Response:
         """The next turn of a conversation; with `stream` piece by piece as server-sent events."""
         body = await read_json(request, service, most)
-        return await _answer(request, service, body, chat_messages, Chat)
+        return await _answer(request, service, body, lambda body: [chat_messages(body)], Chat)
 
     async def completions(request: Request) -> Response:
         """The continuation of a text; with `stream` piece by piece as server-sent events."""
         body = await read_json(request, service, most)
-        return await _answer(request, service, body, completion_prompt, Continuation)
+        return await _answer(request, service, body, completion_prompts, Continuation)
 
     for path, handler, body, answer, summary in (
         ("/v1/chat/completions", chat, ChatRequest, ChatAnswer, "Answer a conversation"),
@@ -97,7 +108,8 @@ async def _check_length(service: Service, slot: str, body: dict[str, Any], field
     """Raise `ApiError` 400 for a prompt that cannot fit the model's context, before any work that grows with it."""
     await service.load(slot)
     context = (await in_thread(service.manager.describe_generator, slot))["context"]
-    texts, characters = await service.apart(count_texts, body.get(field), context)
+    count = count_texts if field == Chat.prompt else longest_text
+    texts, characters = await service.apart(count, body.get(field), context)
     # A message takes a token at least.
     if texts > context or characters > context * _TOKEN_CHARACTERS:
         raise bad_request(
@@ -153,81 +165,152 @@ async def _answer(
     request: Request,
     service: Service,
     body: dict[str, Any],
-    read_prompt: Callable[[dict[str, Any]], str | list[dict[str, str]]],
+    read_prompts: Callable[[dict[str, Any]], Sequence[Prompt]],
     form: _Form,
 ) -> Response:
     deadline = asyncio.get_running_loop().time() + service.config.request_timeout
     slot = generator(service, body.get("model"))
     if is_large(request):
         await _check_length(service, slot, body, form.prompt)
-        prompt = await service.apart(read_prompt, body)
+        prompts = await service.apart(read_prompts, body)
     else:
-        prompt = read_prompt(body)
+        prompts = read_prompts(body)
+    if form is Continuation and not isinstance(prompts[0], str):
+        check_token_ids(service, "prompt")
     params = parameters(body)
     params["timeout"] = service.config.request_timeout
+    count = choices(body, len(prompts), service.config.max_choices)
     with_usage = stream_usage(body)
     head = {"id": form.mark + secrets.token_hex(12), "object": form.kind, "created": int(time.time()), "model": slot}
+    wishes = [(prompt, _seeded(params, number)) for prompt in prompts for number in range(count)]
     try:
         if body.get("stream"):
-            stream = AsyncTextStream(service.manager, prompt, slot, params)
+            streams: list[AsyncTextStream] = []
             try:
-                first = await _unless_left(request.receive, anext(stream, None), deadline)
+                streams.extend(AsyncTextStream(service.manager, prompt, slot, own) for prompt, own in wishes)
+                together = _together([_next(stream) for stream in streams])
+                firsts = await _unless_left(request.receive, together, deadline)
             except BaseException:
-                await stream.aclose()
+                await _close(streams)
                 raise
             head["object"] = form.chunk
-            return EventStream(_events(service, stream, first, head, form, with_usage, deadline), stream)
-        done = await _unless_left(request.receive, acomplete(service.manager, prompt, slot, **params), deadline)
+            pieces = _events(service, streams, firsts, head, form, count if with_usage else None, deadline)
+            return EventStream(pieces, streams)
+        works = [acomplete(service.manager, prompt, slot, **own) for prompt, own in wishes]
+        done = await _unless_left(request.receive, _together(works), deadline)
     except (InputError, ConfigError, TypeError, OverflowError) as error:
+        if isinstance(error, ConfigError) and error.param not in params:
+            # A setting of the server's, not a field of the request.
+            raise
         raise _refused(error, form.prompt) from error
-    choice = {"index": 0, **form.whole(done["text"]), "logprobs": None, "finish_reason": done["finish_reason"]}
-    return Response(orjson.dumps({**head, "choices": [choice], "usage": _usage(done)}), media_type="application/json")
+    written = [
+        {"index": index, **form.whole(one["text"]), "logprobs": None, "finish_reason": one["finish_reason"]}
+        for index, one in enumerate(done)
+    ]
+    answer = {**head, "choices": written, "usage": _usage(done, count)}
+    return Response(orjson.dumps(answer), media_type="application/json")
+
+
+def _seeded(params: dict[str, Any], number: int) -> dict[str, Any]:
+    """The parameters of one of several answers to a prompt: with equal seeds they would be equal."""
+    if number == 0 or "seed" not in params:
+        return params
+    return {**params, "seed": (params["seed"] + number) % 2**64}
+
+
+async def _together(works: Sequence[Awaitable[T]]) -> list[T]:
+    """What all of `works` give. The first that fails cancels the others."""
+    tasks = [asyncio.ensure_future(work) for work in works]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _next(stream: AsyncTextStream) -> str | None:
+    """The next piece; None at the end."""
+    return await anext(stream, None)
+
+
+async def _close(streams: Sequence[AsyncTextStream]) -> None:
+    for stream in streams:
+        await stream.aclose()
+
+
+async def _merged(
+    streams: Sequence[AsyncTextStream], firsts: Sequence[str | None]
+) -> AsyncGenerator[tuple[int, str | None], None]:
+    """The pieces of all streams with their numbers, as they come, after their first ones; None ends one."""
+    waiting: dict[asyncio.Future[str | None], int] = {}
+    try:
+        for index, first in enumerate(firsts):
+            if first is not None:
+                waiting[asyncio.ensure_future(_next(streams[index]))] = index
+            yield index, first
+        while waiting:
+            ready, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            for task in sorted(ready, key=waiting.__getitem__):
+                index, piece = waiting.pop(task), task.result()
+                if piece is not None:
+                    waiting[asyncio.ensure_future(_next(streams[index]))] = index
+                yield index, piece
+    finally:
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
 
 
 async def _events(
     service: Service,
-    stream: AsyncTextStream,
-    first: str | None,
+    streams: Sequence[AsyncTextStream],
+    firsts: Sequence[str | None],
     head: dict[str, Any],
     form: _Form,
-    with_usage: bool,
+    usage_of: int | None,
     deadline: float,
 ) -> AsyncIterator[bytes]:
-    def event(piece: dict[str, Any], finish_reason: str | None = None) -> bytes:
-        choice = {"index": 0, **piece, "logprobs": None, "finish_reason": finish_reason}
+    """`usage_of`: answers to each prompt, when a last event is to tell the usage."""
+
+    def event(index: int, piece: dict[str, Any], finish_reason: str | None = None) -> bytes:
+        choice = {"index": index, **piece, "logprobs": None, "finish_reason": finish_reason}
         # OpenAI's chunks say `"usage": null` only where usage was asked for.
-        return _event({**head, "choices": [choice], **({"usage": None} if with_usage else {})})
+        return _event({**head, "choices": [choice], **({} if usage_of is None else {"usage": None})})
 
     if form is Chat:
-        yield event({"delta": {"role": "assistant", "content": ""}})
-    if first is not None:
-        yield event(form.piece(first))
+        for index in range(len(streams)):
+            yield event(index, {"delta": {"role": "assistant", "content": ""}})
     expired = False
 
     def expire() -> None:
         nonlocal expired
         expired = True
-        service.spawn(stream.aclose())
+        service.spawn(_close(streams))
 
     timer = asyncio.get_running_loop().call_at(deadline, expire)
     try:
-        async for piece in stream:
-            yield event(form.piece(piece))
+        async with contextlib.aclosing(_merged(streams, firsts)) as pieces:
+            async for index, piece in pieces:
+                if piece is not None:
+                    yield event(index, form.piece(piece))
+                    continue
+                done = streams[index].completion
+                if done is None:
+                    # The client left, and nobody reads on; or it is too late.
+                    if expired:
+                        yield _event(_timeout().to_dict())
+                    return
+                yield event(index, form.piece(None), done["finish_reason"])
     except Exception as error:  # noqa: BLE001  the status is sent: what is left is to tell it in the stream
         yield _event(from_exception(error).to_dict())
         return
     finally:
         timer.cancel()
-    if expired and stream.completion is None:
-        yield _event(_timeout().to_dict())
-        return
-    done = stream.completion
-    # None: the client left, and nobody reads on.
-    if done is not None:
-        yield event(form.piece(None), done["finish_reason"])
-        if with_usage:
-            yield _event({**head, "choices": [], "usage": _usage(done)})
-        yield _END
+    if usage_of is not None:
+        ends = [stream.completion for stream in streams if stream.completion is not None]
+        yield _event({**head, "choices": [], "usage": _usage(ends, usage_of)})
+    yield _END
 
 
 def _event(value: dict[str, Any]) -> bytes:
@@ -235,24 +318,24 @@ def _event(value: dict[str, Any]) -> bytes:
 
 
 class EventStream(StreamingResponse):
-    """Server-sent events of one answer, which ends when its client leaves."""
+    """Server-sent events of one request's answers, which end when its client leaves."""
 
-    def __init__(self, events: AsyncIterator[bytes], answer: AsyncTextStream) -> None:
+    def __init__(self, events: AsyncIterator[bytes], answers: Sequence[AsyncTextStream]) -> None:
         # Some proxies would collect the whole answer first.
         headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
         super().__init__(events, media_type="text/event-stream", headers=headers)
-        self.answer = answer
+        self.answers = answers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the events as they come."""
-        watcher = asyncio.ensure_future(_left(receive, self.answer.aclose))
+        watcher = asyncio.ensure_future(_left(receive, lambda: _close(self.answers)))
         try:
             await self.stream_response(send)
-            if watcher.done() and self.answer.completion is None:
+            if watcher.done() and any(answer.completion is None for answer in self.answers):
                 raise ClientDisconnect
         finally:
             watcher.cancel()
-            await self.answer.aclose()
+            await _close(self.answers)
 
 
 async def _left(receive: Receive, then: Callable[[], Awaitable[None]]) -> None:
@@ -290,34 +373,26 @@ async def _unless_left(receive: Receive, work: Awaitable[T], deadline: float) ->
                 await task
 
 
-def _usage(done: Completion) -> dict[str, Any]:
-    prompt, answer = done["prompt_tokens"], done["completion_tokens"]
+def _usage(done: Sequence[Completion], each: int) -> dict[str, Any]:
+    """Of all answers, `each` to a prompt: a prompt counts once."""
+    prompts = done[::each]
+    prompt, answer = sum(one["prompt_tokens"] for one in prompts), sum(one["completion_tokens"] for one in done)
     return {
         "prompt_tokens": prompt,
         "completion_tokens": answer,
         "total_tokens": prompt + answer,
-        "prompt_tokens_details": {"cached_tokens": done["reused_tokens"]},
+        "prompt_tokens_details": {"cached_tokens": sum(one["reused_tokens"] for one in prompts)},
     }
 
 
-_PARAMS = {
-    "max_new_tokens": "max_tokens",
-    "min_new_tokens": "min_tokens",
-    **{
-        name: name
-        for name in ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "no_repeat_ngram_size", "seed")
-    },
-    "keep_alive": "keep_alive",
-    "stop": "stop",
-}
-"""What the core calls a parameter, and what the request does."""
+_PARAMS = {"max_new_tokens": "max_tokens", "min_new_tokens": "min_tokens"}
+"""What the core calls a parameter, and what the request does, where they differ."""
 
 
 def _refused(error: Exception, prompt: str) -> ApiError:
     """What the core did not take, in the words of the request."""
-    message = str(error)
-    for name, param in _PARAMS.items():
-        if name in message:
-            return bad_request(message.replace(name, param), param)
-    code = "context_length_exceeded" if "tokens but the model holds" in message else None
-    return bad_request(message, prompt, code)
+    message, param, code = str(error), getattr(error, "param", None), getattr(error, "code", None)
+    if param is None or param == "prompt":
+        return bad_request(message, prompt, code)
+    field = _PARAMS.get(param, param)
+    return bad_request(message.replace(param, field), field, code)

@@ -14,10 +14,12 @@ _PLAIN = (
     "min_p",
     "repetition_penalty",
     "no_repeat_ngram_size",
-    "stop",
     "keep_alive",
 )
 """Parameters with the core's own names and meanings; it checks their values."""
+MOST_STOPS = 64
+LONGEST_STOP = 1024
+"""Characters."""
 _MOST_TOKENS = 2**31
 """Of one answer. The model's context is the limit; this only keeps absurd numbers out of the core."""
 
@@ -73,24 +75,60 @@ def _characters(text: Any) -> int:
     return 0
 
 
-def completion_prompt(body: dict[str, Any]) -> str:
-    """The text to continue. Raises `ApiError` 400."""
+def longest_text(prompts: Any, _enough: int) -> tuple[int, int]:
+    """The same of prompts, of which each is alone: one, and the characters of the longest."""
+    texts = prompts if isinstance(prompts, list) else [prompts]
+    return 1, max((len(text) for text in texts if isinstance(text, str)), default=0)
+
+
+def completion_prompts(body: dict[str, Any]) -> list[str | list[int]]:
+    """What to continue: texts, or lists of token ids. Raises `ApiError` 400."""
     prompt = body.get("prompt")
-    if isinstance(prompt, list) and len(prompt) == 1:
-        prompt = prompt[0]
-    if not isinstance(prompt, str):
-        what = "is missing" if prompt is None else "must be one text: send a request for each, without token ids"
-        raise bad_request(f"prompt {what}", "prompt")
+    if prompt is None:
+        raise bad_request("prompt is missing", "prompt")
     for name in ("echo", "suffix"):
         if body.get(name):
             raise _unsupported(name, "leave it out")
-    return prompt
+    prompts = [prompt] if isinstance(prompt, str) or _is_ids(prompt) else prompt
+    if not isinstance(prompts, list) or not prompts:
+        raise bad_request("prompt must be a text, a list of texts, token ids, or a list of lists of them", "prompt")
+    kind = str if isinstance(prompts[0], str) else list
+    for index, one in enumerate(prompts):
+        if not (isinstance(one, str) if kind is str else _is_ids(one)):
+            what = "a text" if kind is str else "a list of token ids"
+            raise bad_request(f"prompt[{index}] must be {what}, as the others are", "prompt")
+    return prompts
+
+
+def _is_ids(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(type(one) is int and 0 <= one < 2**32 for one in value)
+
+
+def choices(body: dict[str, Any], prompts: int, most: int) -> int:
+    """How many answers each prompt gets. Raises `ApiError` 400 when they are more than `most` together."""
+    count = _whole(body, "n", 1) or 1
+    if prompts * count > most:
+        name = "n" if count > 1 else "prompt"
+        raise bad_request(
+            f"The request asks for {prompts * count} answers; {most} are allowed in one", name, "too_many_choices"
+        )
+    best_of = _whole(body, "best_of", 1)
+    if best_of not in (None, count):
+        raise _unsupported("best_of", "n answers are returned as they come; leave it out")
+    return count
 
 
 def parameters(body: dict[str, Any]) -> dict[str, Any]:
     """Keyword arguments of `Manager.submit_generation`. Raises `ApiError` 400 for what is not supported."""
     _check_supported(body)
     params = {name: body[name] for name in _PLAIN if body.get(name) is not None}
+    # How other servers write that these are off.
+    if "top_k" in params and params["top_k"] == -1 and type(params["top_k"]) is int:
+        params["top_k"] = 0
+    if "top_p" in params and params["top_p"] == 0 and type(params["top_p"]) is not bool:
+        del params["top_p"]
+    if stop := _stop(body.get("stop")):
+        params["stop"] = stop
     for name, value in params.items():
         if isinstance(value, bool):
             raise bad_request(f"{name} must not be true or false", name)
@@ -104,6 +142,18 @@ def parameters(body: dict[str, Any]) -> dict[str, Any]:
         # OpenAI's seeds have a sign.
         params["seed"] = seed % 2**64
     return params
+
+
+def _stop(value: Any) -> list[str]:
+    """Texts at which an answer ends; none is none."""
+    texts = [value] if isinstance(value, str) else [] if value is None else value
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise bad_request("stop must be a text or a list of texts", "stop")
+    if len(texts) > MOST_STOPS:
+        raise bad_request(f"stop has {len(texts)} texts; {MOST_STOPS} are allowed", "stop")
+    if any(len(text) > LONGEST_STOP for text in texts):
+        raise bad_request(f"a text of stop is longer than {LONGEST_STOP} characters", "stop")
+    return [text for text in texts if text]
 
 
 def stream_usage(body: dict[str, Any]) -> bool:
@@ -121,9 +171,6 @@ def stream_usage(body: dict[str, Any]) -> bool:
 
 
 def _check_supported(body: dict[str, Any]) -> None:
-    for name in ("n", "best_of"):
-        if body.get(name) not in (None, 1) or isinstance(body.get(name), bool):
-            raise _unsupported(name, "one request gives one answer; send several, they are computed together")
     for name in ("presence_penalty", "frequency_penalty"):
         if body.get(name):
             raise _unsupported(name, "repetition_penalty (1: off; 1.1: gentle) works against repetition")

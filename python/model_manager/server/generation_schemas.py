@@ -6,6 +6,11 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from .generation_request import LONGEST_STOP, MOST_STOPS
+from .schemas import Token  # noqa: TC001  pydantic reads it
+
+StopText = Annotated[str, Field(max_length=LONGEST_STOP)]
+
 
 class TextPart(BaseModel):
     """A part of a message."""
@@ -40,14 +45,18 @@ class _Generation(BaseModel):
     max_tokens: Annotated[int, Field(ge=1)] | None = Field(None, description="Tokens of the answer.")
     min_tokens: Annotated[int, Field(ge=0)] | None = Field(None, description="Tokens before which it does not end.")
     temperature: Annotated[float, Field(ge=0)] | None = Field(None, description="0: the likeliest token every time.")
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=0)] | None = Field(None, description="Draw among the k likeliest; 0: all.")
+    top_p: Annotated[float, Field(ge=0, le=1)] | None = Field(None, description="0 and 1: off.")
+    top_k: Annotated[int, Field(ge=-1)] | None = Field(None, description="Draw among the k likeliest; 0 and -1: all.")
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     repetition_penalty: Annotated[float, Field(gt=0)] | None = Field(None, description="Above 1: repeats less.")
     no_repeat_ngram_size: Annotated[int, Field(ge=0)] | None = None
     seed: int | None = Field(None, description="Equal seeds give equal answers.")
-    stop: str | list[str] | None = Field(None, description="Texts at which the answer ends, without them.")
-    n: Literal[1] | None = None
+    stop: StopText | Annotated[list[StopText], Field(max_length=MOST_STOPS)] | None = Field(
+        None, description="Texts at which the answer ends, without them."
+    )
+    n: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="Answers to each prompt. With a seed the second one gets the next seed, and so on."
+    )
     keep_alive: float | str | None = Field(None, description="How long the model stays: seconds or '5m'.")
     user: str | None = Field(None, description="Accepted, not used.")
 
@@ -60,9 +69,14 @@ class ChatRequest(_Generation):
 
 
 class CompletionRequest(_Generation):
-    """A text to continue."""
+    """Texts to continue."""
 
-    prompt: str | Annotated[list[str], Field(min_length=1, max_length=1)]
+    prompt: (
+        str
+        | Annotated[list[str], Field(min_length=1)]
+        | Annotated[list[Token], Field(min_length=1)]
+        | Annotated[list[Annotated[list[Token], Field(min_length=1)]], Field(min_length=1)]
+    ) = Field(description="A text, several texts, or their tokens as ids of the model's own vocabulary.")
 
 
 class GenerationUsage(BaseModel):

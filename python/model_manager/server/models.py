@@ -42,7 +42,12 @@ def all_models(service: Service) -> list[dict[str, Any]]:
     """Every served model in the form of the protocol."""
     slots = service.manager.stats()["slots"]
     found = []
+    names = set()
     for model in service.models():
+        # A slot may have the public name of another's model, which is the one that requests get.
+        if model.name in names:
+            continue
+        names.add(model.name)
         description = service.description(model.key)
         found.append(
             {
@@ -70,8 +75,8 @@ def all_models(service: Service) -> list[dict[str, Any]]:
             "owned_by": "model_manager",
             "capabilities": {"kind": "generator", "source": slots[name]["source"], "state": slots[name]["state"]},
         }
-        for name in service.config.generators
-        if name in slots and slots[name]["kind"] == "generator"
+        for name in dict.fromkeys(service.config.generators)
+        if name not in names and name in slots and slots[name]["kind"] == "generator"
     )
     return found
 

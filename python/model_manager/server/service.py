@@ -7,6 +7,7 @@ import contextlib
 import logging
 import math
 import os
+import re
 import threading
 import time
 from collections import deque
@@ -76,6 +77,11 @@ def in_thread(function: Callable[..., Result], *args: Any) -> asyncio.Future[Res
     return future
 
 
+def _first_word(name: str) -> str:
+    """`qwen3` of `qwen3-embedding`: what people call a model for short."""
+    return re.split(r"[-_.:\s]", name.rsplit("/", 1)[-1], maxsplit=1)[0]
+
+
 def own_manager() -> ModelManager:
     """A manager for a server alone, with a cache made for many clients."""
     variables = {field["name"]: field["environment"] for field in Config.fields()}
@@ -126,6 +132,11 @@ class Service:
         for model in config.models:
             if model.source is not None:
                 self._by_name.setdefault(model.source, model)
+        words = [_first_word(model.name) for model in config.models]
+        self._by_word = {
+            word: model for word, model in zip(words, config.models, strict=True) if words.count(word) == 1
+        }
+        self._warned: set[str] = set()
         self._register()
 
     # --- Life ----------------------------------------------------------------------------------------------------
@@ -226,7 +237,7 @@ class Service:
         return self.config.models[0]
 
     def served(self, name: str | None) -> ServedModel:
-        """The embedding model of this public name, alias, source or slot. Raises `ApiError` 404."""
+        """The embedding model of this public name, alias, source, slot or first word. Raises `ApiError` 404."""
         if not name:
             return self.default
         found = self._by_name.get(name)
@@ -235,11 +246,14 @@ class Service:
         return found
 
     def _unlisted(self, name: str) -> ServedModel:
-        """A slot that is not in the settings, by its name or source."""
+        """A slot that is not in the settings, by its name or source; else the one served model that begins so."""
         slots = self.slots("embedding")
         for slot, state in slots.items():
             if name in (slot, state["source"]):
                 return ServedModel(slot)
+        by_word = self._by_word.get(name.removesuffix(":latest"))
+        if by_word is not None:
+            return by_word
         raise unknown_model(name, [model.name for model in self.models()])
 
     def slots(self, kind: Kind) -> dict[str, SlotStatistics]:
@@ -291,6 +305,12 @@ class Service:
             load.add_done_callback(lambda _: self._loads.pop(slot, None))
         # One who leaves must not take the load from the others.
         await asyncio.shield(load)
+
+    def warn_once(self, topic: str, message: str) -> None:
+        """Log what an operator should know, once however often it happens."""
+        if topic not in self._warned:
+            self._warned.add(topic)
+            logger.warning("%s", message)
 
     # --- Load ----------------------------------------------------------------------------------------------------
 

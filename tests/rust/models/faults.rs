@@ -232,7 +232,10 @@ fn prompts() {
     assert_eq!(config.prompt("m", Some("none"), None).unwrap(), "");
     assert_eq!(config.prompt("m", Some("query"), Some("own ")).unwrap(), "own ");
     let unknown = config.prompt("m", Some("x"), None).unwrap_err();
-    assert!(matches!(&unknown, Error::Argument { param: "prompt_name", message, .. } if message.contains("none, query")), "{unknown}");
+    assert!(
+        matches!(&unknown, Error::Argument { param: "prompt_name", message, .. } if message.contains("none, query")),
+        "{unknown}"
+    );
     config.include_prompt = false;
     assert!(matches!(config.prompt("m", None, None), Err(Error::Unsupported { .. })));
     assert_eq!(config.prompt("m", None, Some("")).unwrap(), "");

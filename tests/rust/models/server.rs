@@ -23,6 +23,14 @@ pub(crate) enum Fault {
     IgnoreRange,
     /// The body without a length, ended by closing the connection after so many bytes.
     NoLength(usize),
+    /// The right length with a wrong byte.
+    Corrupt,
+    /// The range that was asked for, or the whole, in chunks and so without a length.
+    Chunked,
+    /// So much of the range that was asked for, and so announced.
+    PartOfRange(usize),
+    /// A byte at a time, so long apart.
+    Trickle(Duration),
     /// Nothing comes, for so long.
     Silence(Duration),
 }
@@ -44,6 +52,10 @@ struct Content {
     faults: HashMap<String, VecDeque<Fault>>,
     requests: Vec<Request>,
     states_size: bool,
+    /// ETags that are not made from the name.
+    etags: HashMap<String, String>,
+    /// Where the content of large files is.
+    cdn: Option<String>,
 }
 
 /// The server; ends when dropped.
@@ -90,6 +102,16 @@ impl Hub {
     /// HEAD answers state no size from now on.
     pub(crate) fn hide_sizes(&self) {
         self.content.lock().unwrap().states_size = false;
+    }
+
+    /// The hub names the content of `file` so.
+    pub(crate) fn name(&self, file: &str, etag: &str) {
+        self.content.lock().unwrap().etags.insert(file.into(), etag.into());
+    }
+
+    /// The content of large files is served at `endpoint` from now on.
+    pub(crate) fn serve_from(&self, endpoint: &str) {
+        self.content.lock().unwrap().cdn = Some(endpoint.into());
     }
 
     /// What was asked so far.
@@ -149,6 +171,8 @@ fn answer(stream: &TcpStream, address: SocketAddr, content: &Mutex<Content>) {
         _ => None,
     };
     let states_size = content.states_size;
+    let named = file.as_ref().and_then(|file| content.etags.get(file).cloned());
+    let cdn = content.cdn.clone().unwrap_or_else(|| format!("http://localhost:{}", address.port()));
     let body = match &file {
         _ if listing => {
             let names: Vec<_> =
@@ -167,16 +191,16 @@ fn answer(stream: &TcpStream, address: SocketAddr, content: &Mutex<Content>) {
         // As the hub does: the headers describe the file, the content comes from another host without our token.
         let size = if states_size { format!("x-linked-size: {}\r\n", body.len()) } else { String::new() };
         let head = format!(
-            "location: http://localhost:{}/cdn/{file}\r\nx-linked-etag: \"{}\"\r\n{size}x-repo-commit: {COMMIT}\r\n",
-            address.port(),
-            etag(&file),
+            "location: {cdn}/cdn/{file}\r\nx-linked-etag: \"{}\"\r\n{size}x-repo-commit: {COMMIT}\r\n",
+            named.unwrap_or_else(|| etag(&file)),
         );
         return send(stream, "302 Found", &head, &[], 0);
     }
     if method == "HEAD" && !path.starts_with("/moved/") && file == "config.json" {
         return send(stream, "307 Temporary Redirect", &format!("location: /moved/{file}\r\n"), &[], 0);
     }
-    let about = format!("etag: W/\"{}\"\r\nx-repo-commit: {COMMIT}\r\naccept-ranges: bytes\r\n", etag(&file));
+    let etag = named.unwrap_or_else(|| etag(&file));
+    let about = format!("etag: W/\"{etag}\"\r\nx-repo-commit: {COMMIT}\r\naccept-ranges: bytes\r\n");
     if method == "HEAD" {
         let length = if states_size { body.len() } else { 0 };
         let length = if states_size { format!("content-length: {length}\r\n") } else { String::new() };
@@ -196,6 +220,36 @@ fn answer(stream: &TcpStream, address: SocketAddr, content: &Mutex<Content>) {
             raw(stream, &format!("HTTP/1.1 200 OK\r\n{about}connection: close\r\n\r\n"), &body[..length]);
         }
         Some(Fault::Silence(duration)) => thread::sleep(duration),
+        Some(Fault::Corrupt) => {
+            let mut wrong = body[start..].to_vec();
+            wrong[0] ^= 1;
+            let status = if start > 0 { "206 Partial Content" } else { "200 OK" };
+            send(stream, status, if start > 0 { &partial } else { &about }, &wrong, wrong.len());
+        }
+        Some(Fault::Chunked) => {
+            let status = if start > 0 { "206 Partial Content" } else { "200 OK" };
+            let head = if start > 0 { &partial } else { &about };
+            let coded =
+                [format!("{:x}\r\n", body.len() - start).as_bytes(), &body[start..], b"\r\n0\r\n\r\n"]
+                    .concat();
+            let head =
+                format!("HTTP/1.1 {status}\r\n{head}transfer-encoding: chunked\r\nconnection: close\r\n\r\n");
+            raw(stream, &head, &coded);
+        }
+        Some(Fault::PartOfRange(length)) => {
+            let end = (start + length).min(body.len());
+            let head = format!("{about}content-range: bytes {start}-{}/{}\r\n", end - 1, body.len());
+            send(stream, "206 Partial Content", &head, &body[start..end], end - start);
+        }
+        Some(Fault::Trickle(pause)) => {
+            send(stream, "200 OK", &about, &[], body.len());
+            for byte in &body {
+                if (&*stream).write_all(&[*byte]).is_err() {
+                    break;
+                }
+                thread::sleep(pause);
+            }
+        }
         Some(Fault::IgnoreRange) => send(stream, "200 OK", &about, &body, body.len()),
         Some(Fault::Cut(length)) if start > 0 => {
             send(
