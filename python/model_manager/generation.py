@@ -62,7 +62,7 @@ async def acomplete(manager: Manager, prompt: Prompt, model: str | None = None, 
         answer.stop()
 
 
-def _is_long(prompt: str | Sequence[Mapping[str, str]]) -> bool:
+def _is_long(prompt: Prompt) -> bool:
     """Whether submitting `prompt` may take more than some milliseconds."""
     if isinstance(prompt, str):
         return len(prompt) > _LONG
@@ -164,7 +164,7 @@ class _Answer:
             self.ticket = manager.submit_generation(prompt, self.on_event, model, **params)
 
     def submit_apart(
-        self, manager: Manager, prompt: str | Sequence[Mapping[str, str]], model: str | None, params: dict[str, Any]
+        self, manager: Manager, prompt: Prompt, model: str | None, params: dict[str, Any]
     ) -> None:
         """Submit on another thread; what is wrong with the request is an event then."""
         try:
