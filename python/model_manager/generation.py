@@ -163,9 +163,7 @@ class _Answer:
         else:
             self.ticket = manager.submit_generation(prompt, self.on_event, model, **params)
 
-    def submit_apart(
-        self, manager: Manager, prompt: Prompt, model: str | None, params: dict[str, Any]
-    ) -> None:
+    def submit_apart(self, manager: Manager, prompt: Prompt, model: str | None, params: dict[str, Any]) -> None:
         """Submit on another thread; what is wrong with the request is an event then."""
         try:
             with _turns:

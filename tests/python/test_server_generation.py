@@ -11,12 +11,13 @@ import openai
 import orjson
 import pytest
 from conftest import ENGLISH_MODEL
-from generators import GREEDY, SLOT, WITHOUT_END, eventually, figures, writer
+from generators import GPT2, GREEDY, SLOT, WITHOUT_END, eventually, figures, writer
 from model_manager.errors import NotFiniteError
 from model_manager.server import ServerConfig, create_app
 from model_manager.server.generation_request import LONGEST_STOP, MOST_STOPS, parameters
 from model_manager.server.generation_schemas import ChatAnswer, CompletionAnswer
 from servers import SECONDS, run_node, running
+from tokenizers import Tokenizer
 
 TURN = [{"role": "user", "content": "Merhaba dünya"}]
 TEXT = "Merhaba dünya"
@@ -222,7 +223,8 @@ def test_several_prompts(sdk, gpt2):
 
 
 def test_prompts_of_token_ids(sdk, gpt2):
-    ids = [gpt2.manager.text_generator.tokenizer.encode(prompt) for prompt in PROMPTS]
+    tokenizer = Tokenizer.from_file(f"{GPT2}/tokenizer.json")
+    ids = [tokenizer.encode(prompt).ids for prompt in PROMPTS]
     known = [gpt2.manager.complete(prompt, **GREEDY, max_new_tokens=7)["text"] for prompt in PROMPTS]
     several = sdk.completions.create(model=SLOT, prompt=ids, temperature=0, max_tokens=7)
     assert [choice.text for choice in several.choices] == known

@@ -110,7 +110,9 @@ def choices(body: dict[str, Any], prompts: int, most: int) -> int:
     if prompts * count > most:
         name = "n" if count > 1 else "prompt"
         raise bad_request(
-            f"The request asks for {prompts * count} answers; {most} are allowed in one", name, "too_many_choices"
+            f"prompts ({prompts}) times n ({count}) are more answers than the {most} that one request may have",
+            name,
+            "too_many_choices",
         )
     best_of = _whole(body, "best_of", 1)
     if best_of not in (None, count):
