@@ -81,7 +81,7 @@ pub(super) fn parameters(
             "min_p" => params.min_p = number(&name, &value)?,
             "repetition_penalty" => params.repetition_penalty = number(&name, &value)?,
             "no_repeat_ngram_size" => {
-                params.no_repeat_ngram_size = count(py, "no_repeat_ngram_size", &value)?
+                params.no_repeat_ngram_size = count(py, "no_repeat_ngram_size", &value)?;
             }
             "max_length" => params.max_length = Some(count(py, "max_length", &value)?),
             "max_new_tokens" => params.max_new_tokens = Some(count(py, "max_new_tokens", &value)?),
