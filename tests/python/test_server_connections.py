@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
+import threading
 import time
 
 import pytest
 from conftest import ENGLISH_MODEL
 from fastapi import FastAPI
 from model_manager.server import ServerConfig, router
+from model_manager.server.protocol import MAX_HEADER_BYTES
 from servers import MODELS, SECONDS, running, until
 
 HEAD = "{} HTTP/1.1\r\nhost: localhost\r\n{}\r\n"
@@ -136,24 +138,35 @@ def test_headers_that_never_end(process, tmp_path):
     assert (status, body["error"]["code"]) == (408, "header_timeout")
     assert b"connection: close" in head
     with connected(url) as connection:
-        # The second request of a connection, by a byte now and then.
         connection.sendall(whole)
-        assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
-        connection.settimeout(0.1)
         received = b""
-        for byte in whole[:-2]:
+        while not received.endswith(b"}"):
+            received += connection.recv(65536)
+        assert received.startswith(b"HTTP/1.1 200 ")
+        connection.sendall(whole[:-2])
+        assert answer_of(rest(connection))[0] == 408, "a later request of a connection"
+    with connected(url) as connection:
+        closed = threading.Event()
+        reader = threading.Thread(target=lambda: (rest(connection), closed.set()))
+        reader.start()
+        for byte in whole[:-2] * 20:
+            if closed.wait(0.05):
+                break
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):
                 connection.sendall(bytes([byte]))
-            with contextlib.suppress(TimeoutError):
-                received = connection.recv(65536)
-                break
-    assert received.startswith(b"HTTP/1.1 408 ")
-    with connected(url) as connection:
-        connection.sendall(whole[:-2])
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            for _ in range(100):
-                connection.sendall(b"x-more: %b\r\n" % (b"x" * 2000))
-        assert answer_of(rest(connection))[0] == 431
+        assert closed.is_set(), "a byte now and then does not prolong it"
+        reader.join(SECONDS)
+
+
+def test_headers_that_are_too_large(process, tmp_path):
+    path = tmp_path / "serve.py"
+    path.write_text(SLOW.replace("MODEL", repr(ENGLISH_MODEL)).replace("0.5", "30"))
+    head = HEAD.format("GET /health", "").encode()[:-2]
+    with connected(process(str(path)).url()) as connection:
+        # Nothing is on its way any more when the server closes.
+        connection.sendall(head.ljust(MAX_HEADER_BYTES + 1, b"x"))
+        status, head, body = answer_of(rest(connection))
+    assert (status, body["error"]["code"]) == (431, "headers_too_large")
 
 
 # --- Paths and methods -----------------------------------------------------------------------------------------------
