@@ -88,7 +88,15 @@ macro_rules! for_each_setting {
             max_queue: usize = 200_000, "MODEL_MANAGER_MAX_QUEUE";
             /// Bytes of a text whose every token is wanted (prompts, truncate=False, counting); a longer one is refused, and so is any text with a sixteenth of them and no place to cut.
             max_text_bytes: usize = 4 << 20, "MODEL_MANAGER_MAX_TEXT_BYTES";
-            /// Memory that all models may take: bytes, text such as "2GB", or a fraction of RAM or cgroup limit.
+            /// Answers that one generator writes at the same time; more requests wait.
+            max_parallel: usize = 16, "MODEL_MANAGER_MAX_PARALLEL";
+            /// Requests for text that may wait for one generator before a call is refused.
+            max_generation_queue: usize = 256, "MODEL_MANAGER_MAX_GENERATION_QUEUE";
+            /// Tokens of a prompt and its answer together; none: the model's own limit.
+            max_context: Option<usize> = None, "MODEL_MANAGER_MAX_CONTEXT";
+            /// Memory that the keys and values of one generator's requests may take: bytes, text such as "2GB", or a fraction of RAM or cgroup limit.
+            kv_memory: MemoryBudget = MemoryBudget::quarter(), "MODEL_MANAGER_KV_MEMORY";
+            /// Memory that all models may take, keys and values of generators included: bytes, text such as "2GB", or a fraction of RAM or cgroup limit.
             memory_budget: Option<MemoryBudget> = None, "MODEL_MANAGER_MEMORY_BUDGET";
             /// How long models stay after their latest use: seconds or "5m"; 0: not at all; negative: for ever; none: max_idle_time.
             keep_alive: Option<KeepAliveSetting> = None, "MODEL_MANAGER_KEEP_ALIVE";
@@ -312,6 +320,9 @@ impl Settings {
             ("max_tokens", self.max_tokens),
             ("max_queue", self.max_queue),
             ("max_text_bytes", self.max_text_bytes),
+            ("max_parallel", self.max_parallel),
+            ("max_generation_queue", self.max_generation_queue),
+            ("max_context", self.max_context.unwrap_or(1)),
             ("cleanup_interval", usize::from(self.cleanup_interval.0 > 0.0)),
             ("remote_connections", self.remote_connections),
             ("remote_batch", self.remote_batch),
@@ -325,6 +336,10 @@ impl Settings {
         if self.remote_connections > 64 {
             let value = Value::Int(self.remote_connections as i64);
             return Err(refused("remote_connections", &value, "must be at most 64".into()));
+        }
+        if self.max_parallel > 1024 {
+            let value = Value::Int(self.max_parallel as i64);
+            return Err(refused("max_parallel", &value, "must be at most 1024".into()));
         }
         if self.threads > 4096 {
             let value = Value::Int(self.threads as i64);
@@ -419,7 +434,8 @@ mod tests {
                 (_, "cache_policy") => Value::Text("lfu".into()),
                 (_, "dtype" | "generator_dtype") => Value::Text("float32".into()),
                 (_, "device") => Value::Text("cpu".into()),
-                (_, "memory_budget") => Value::Text("2GB".into()),
+                ("int | None", _) => Value::Int(3),
+                (_, "memory_budget" | "kv_memory") => Value::Text("2GB".into()),
                 (_, "keep_alive") => Value::Text("5m".into()),
                 _ => Value::Text("other".into()),
             };
@@ -451,6 +467,11 @@ mod tests {
             ("cleanup_interval", Value::Int(0)),
             ("max_idle_time", Value::Float(-1.0)),
             ("cache_ttl", Value::Float(f64::INFINITY)),
+            ("max_parallel", Value::Int(0)),
+            ("max_parallel", Value::Int(2000)),
+            ("max_generation_queue", Value::Int(0)),
+            ("max_context", Value::Int(0)),
+            ("kv_memory", Value::Float(1.5)),
             ("memory_budget", Value::Float(1.5)),
             ("memory_budget", Value::Text("lots".into())),
             ("keep_alive", Value::Text("soon".into())),

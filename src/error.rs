@@ -133,15 +133,18 @@ pub enum Error {
     },
     /// The queue of a model is full.
     #[error(
-        "model {model:?} is overloaded: {queued} texts are waiting (limit {limit}); retry later or raise max_queue"
+        "model {model:?} is overloaded: {queued} {} are waiting (limit {limit}); retry later or raise {setting}",
+        if *setting == "max_queue" { "texts" } else { "requests" }
     )]
     Overloaded {
         /// The slot.
         model: String,
-        /// Texts waiting.
+        /// Texts or requests waiting.
         queued: usize,
-        /// `max_queue`.
+        /// How many may.
         limit: usize,
+        /// The setting that says so.
+        setting: &'static str,
     },
     /// The memory budget cannot hold the model.
     #[error("model {model:?} needs about {} MB but the memory budget is {} MB and {} MB are in use by models that cannot be evicted; raise memory_budget or unpin a model",
@@ -155,6 +158,14 @@ pub enum Error {
         budget: u64,
         /// Bytes that cannot be freed now.
         in_use: u64,
+    },
+    /// The system has no memory for something whose size the caller chooses.
+    #[error("out of memory: {} MB could not be had ({what}); ask for less, or free memory", bytes >> 20)]
+    OutOfMemory {
+        /// What it was for, or the system's own words.
+        what: String,
+        /// Bytes asked for.
+        bytes: u64,
     },
     /// The numbers went wrong: NaN or infinity where a vector was due.
     #[error(

@@ -80,6 +80,10 @@ class Config:
         threads: int = ...,
         max_queue: int = ...,
         max_text_bytes: int = ...,
+        max_parallel: int = ...,
+        max_generation_queue: int = ...,
+        max_context: int | None = ...,
+        kv_memory: float | str = ...,
         memory_budget: float | str | None = ...,
         keep_alive: float | str | None = ...,
         load_timeout: float | None = ...,
@@ -181,9 +185,28 @@ class Config:
         `MODEL_MANAGER_MAX_TEXT_BYTES`, default 4194304.
         """
     @property
+    def max_parallel(self) -> int:
+        """Answers that one generator writes at the same time, 1 to 1024; more requests wait.
+        `MODEL_MANAGER_MAX_PARALLEL`, default 16.
+        """
+    @property
+    def max_generation_queue(self) -> int:
+        """Requests for text that may wait for one generator before `OverloadedError`.
+        `MODEL_MANAGER_MAX_GENERATION_QUEUE`, default 256.
+        """
+    @property
+    def max_context(self) -> int | None:
+        """Tokens of a prompt and its answer together; None: the model's own limit. `MODEL_MANAGER_MAX_CONTEXT`."""
+    @property
+    def kv_memory(self) -> float | str:
+        """Memory that the keys and values of one generator's requests may take, as given: bytes, a fraction of RAM or
+        cgroup limit up to 1, or text such as ``"2GB"``. `MODEL_MANAGER_KV_MEMORY`, default 0.25.
+        """
+    @property
     def memory_budget(self) -> float | str | None:
-        """Memory that all models of this manager may take, as given: bytes, a fraction of RAM or cgroup limit below
-        1, text such as ``"2GB"``, or None (no limit). `MODEL_MANAGER_MEMORY_BUDGET`.
+        """Memory that all models of this manager may take, keys and values of generators included, as given: bytes, a
+        fraction of RAM or cgroup limit below 1, text such as ``"2GB"``, or None (no limit).
+        `MODEL_MANAGER_MEMORY_BUDGET`.
         """
     @property
     def keep_alive(self) -> float | str | None:
@@ -466,6 +489,7 @@ class Manager:
         stop: str | Sequence[str] | None = None,
         timeout: float | None = None,
         keep_alive: _KeepAlive = None,
+        prefix_scope: str | None = None,
     ) -> Completion:
         """The whole answer to `prompt`, with its figures. Parameters mean what they mean to transformers.
 
@@ -475,8 +499,9 @@ class Manager:
             model: Slot; None: ``text_generator``.
             do_sample: Draw tokens; False: the likeliest at every step. None: draw, unless the temperature is 0.
             temperature: Logits are divided by it; 0: the likeliest token. None: `Config.temperature`.
-            top_k: Draw among the k likeliest tokens; 0: all. Default 50.
-            top_p: Draw among the likeliest tokens that together have this probability, in (0, 1]. Default 1.
+            top_k: Draw among the k likeliest tokens; 0 or -1: all. Default 50.
+            top_p: Draw among the likeliest tokens that together have this probability; 0: the likeliest token. Default
+                1.
             min_p: Leave out tokens less likely than this share of the likeliest one. Default 0.
             repetition_penalty: Above 1: tokens of prompt and answer become less likely. Default 1.
             no_repeat_ngram_size: Never write a sequence of so many tokens twice; 0: off.
@@ -485,9 +510,14 @@ class Manager:
                 context is a limit of its own.
             min_new_tokens: Tokens before which the end of the text is not chosen.
             seed: Equal seeds (0 to 2**64 - 1) give equal answers; None: a new one, which the result tells.
-            stop: Texts at whose first appearance the answer ends, without them.
-            timeout: Seconds that loading may take; None: `load_timeout`.
+            stop: Texts at whose first appearance the answer ends, without them; at most 64 of 1,000 characters. Empty
+                ones are ignored.
+            timeout: Seconds for everything: loading, waiting in the queue, reading the prompt and writing; None:
+                `load_timeout` for the load, no limit for the rest.
             keep_alive: Replaces the slot's for this use.
+            prefix_scope: Any text. What is computed of a prompt's beginning is reused only among requests of the same
+                scope, so that others learn nothing of it from `reused_tokens` or from their speed; None is a scope of
+                its own.
 
         Raises:
             TypeError: A prompt or a parameter of the wrong type, or an unknown parameter.
@@ -516,6 +546,7 @@ class Manager:
         stop: str | Sequence[str] | None = None,
         timeout: float | None = None,
         keep_alive: _KeepAlive = None,
+        prefix_scope: str | None = None,
     ) -> TextStream:
         """`complete` piece by piece: loads the model, starts, and returns an iterator of the answer's pieces.
 
@@ -541,13 +572,14 @@ class Manager:
         stop: str | Sequence[str] | None = None,
         timeout: float | None = None,
         keep_alive: _KeepAlive = None,
+        prefix_scope: str | None = None,
     ) -> GenerationTicket:
         """`stream` without waiting: returns at once, also when the model must be loaded first.
 
         `on_event(piece, completion, error)` is called with each piece and then once with the completion or the error;
         the other two are None. It is called from another thread, or from this one, before this method returns, when
         the prompt of a loaded model is refused. Keep it short: the next token waits for it. Wrong parameters raise
-        here. When loading takes longer than `timeout` (None: `load_timeout`), the error is `WaitTimeoutError`.
+        here. When it takes longer than `timeout`, the error is `WaitTimeoutError`.
         """
     def describe_generator(self, name: str = "text_generator") -> GeneratorDescription:
         """What the model of a slot with a generator is; loads it. Raises `NoGeneratorError` for any other slot."""

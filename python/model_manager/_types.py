@@ -103,7 +103,9 @@ class GeneratorDescription(TypedDict):
     path: str
     """Folder or file in use."""
     context: int
-    """Tokens of prompt and answer together."""
+    """Tokens of prompt and answer together: the least of the model's own limit, `max_context`, and what `kv_memory`
+    holds.
+    """
     eos_token_id: int | None
     """The token that ends a text; None when the model has none."""
     eos_token: str | None
@@ -112,6 +114,12 @@ class GeneratorDescription(TypedDict):
     """Whether it answers messages."""
     bytes: int
     """Memory of the weights."""
+    kv_bytes_per_token: int
+    """Memory of the keys and values of each token of a prompt and its answer, while it is under way."""
+    kv_limit: int
+    """Memory that all keys and values may take: `kv_memory`, or what the weights leave of `memory_budget`."""
+    max_parallel: int
+    """Answers decoded together."""
 
 
 class Completion(TypedDict):
@@ -157,8 +165,12 @@ class GenerationStatistics(TypedDict):
     """Answers under way now."""
     waiting: int
     """Requests that wait for a place now."""
+    kv_bytes: int
+    """Memory of the keys and values of answers under way."""
     prefix_bytes: int
-    """Memory of the computations kept for prompts that begin alike."""
+    """Memory of those kept for prompts that begin alike."""
+    kv_limit: int
+    """Memory that both may take together."""
 
 
 class RemoteStatistics(TypedDict):
@@ -232,6 +244,9 @@ class MemoryStatistics(TypedDict):
 
     resident: int
     models: int
+    """Weights of all models."""
+    kv: int
+    """Keys and values of all generators, those kept for prompts that begin alike included."""
     budget: int | None
     """None: no budget."""
 

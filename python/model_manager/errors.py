@@ -23,6 +23,7 @@ __all__ = [
     "ModelPermissionError",
     "NoGeneratorError",
     "NotFiniteError",
+    "OutOfMemoryError",
     "OverloadedError",
     "RemoteError",
     "RemoteRefusedError",
@@ -111,8 +112,12 @@ class WaitTimeoutError(ModelManagerError, TimeoutError):
     """A wait (for a load or for a result) ended at its timeout; what was waited for goes on."""
 
 
+class OutOfMemoryError(ModelManagerError, MemoryError):
+    """The system has no memory for what one request needs; others go on."""
+
+
 class OverloadedError(ModelManagerError, RuntimeError):
-    """The queue of a model is full (`max_queue` texts wait); retry later."""
+    """The queue of a model is full: `max_queue` texts, or `max_generation_queue` requests for text. Retry later."""
 
 
 class MemoryBudgetError(ModelManagerError, MemoryError):

@@ -10,7 +10,7 @@ import itertools
 import logging
 from collections import deque
 
-from .errors import InputError
+from .errors import InputError, OverloadedError
 from .generation import acomplete
 
 TYPE_CHECKING = False
@@ -81,7 +81,8 @@ class TextGenerator:
             text_inputs: What to continue or answer.
             options: max_new_tokens (256 without it and `max_length`), max_length (tokens, the prompt's included),
                 min_new_tokens, do_sample (False: the likeliest token at every step), temperature, top_k (50), top_p,
-                min_p, repetition_penalty, no_repeat_ngram_size, stop or stop_strings, seed, timeout, keep_alive;
+                min_p, repetition_penalty, no_repeat_ngram_size, stop or stop_strings, seed, timeout, keep_alive,
+                prefix_scope;
                 num_return_sequences (more than 1 needs do_sample); return_full_text (True: the prompt in front);
                 truncation (a prompt that alone reaches `max_length` is answered with nothing instead of an error);
                 eos_token_id (the model's own). pad_token_id, clean_up_tokenization_spaces, batch_size and use_cache
@@ -112,8 +113,16 @@ class TextGenerator:
         under_way: deque[TextStream | None] = deque()
         ahead = iter(wanted)
         for _ in wanted:
-            for index, params in itertools.islice(ahead, _TOGETHER - len(under_way)):
-                under_way.append(self._start(inputs[index], params, call))
+            while len(under_way) < _TOGETHER and (one := next(ahead, None)) is not None:
+                index, params = one
+                try:
+                    under_way.append(self._start(inputs[index], params, call))
+                except OverloadedError:
+                    # A queue shorter than this call: the rest starts as these end.
+                    if not under_way:
+                        raise
+                    ahead = itertools.chain([one], ahead)
+                    break
             stream = under_way.popleft()
             # The pieces together are the answer, to the last character.
             yield "" if stream is None else "".join(stream)

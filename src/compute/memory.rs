@@ -106,7 +106,7 @@ impl Buffer {
     /// `bytes` bytes of zeros. Pages are taken from the system when first written.
     ///
     /// # Errors
-    /// [`Error::Io`] when the system has no memory to map.
+    /// [`Error::OutOfMemory`] when the system has no memory to map.
     pub fn zeroed(bytes: usize) -> Result<Self> {
         let map = anonymous(bytes)?;
         // Memory without huge pages refuses the advice, which changes nothing but speed.
@@ -143,7 +143,7 @@ impl Buffer {
 /// Pages of zeros.
 fn anonymous(bytes: usize) -> Result<MmapMut> {
     MmapMut::map_anon(bytes.max(1))
-        .map_err(|error| Error::Io { path: "anonymous memory".into(), reason: error.to_string() })
+        .map_err(|error| Error::OutOfMemory { what: error.to_string(), bytes: bytes as u64 })
 }
 
 /// The memory of one model's weights: matrices lie side by side in a few large mappings. On its own, each would lie in
@@ -172,7 +172,7 @@ impl Arena {
     /// `bytes` bytes of zeros at the start of a cache line. Pages are taken from the system when first written.
     ///
     /// # Errors
-    /// [`Error::Io`] when the system has no memory to map.
+    /// [`Error::OutOfMemory`] when the system has no memory to map.
     pub fn take(&self, bytes: usize) -> Result<Piece> {
         let mut last = self.last.lock();
         let mut chunk = match last.take() {
@@ -262,6 +262,19 @@ pub(crate) fn room<T: Clone + Default>(values: &mut Vec<T>, len: usize) -> &mut 
     &mut values[..len]
 }
 
+/// As [`room`], where the memory may be more than there is.
+///
+/// # Errors
+/// [`Error::OutOfMemory`]; the values are then as they were.
+pub(crate) fn try_room<T: Clone + Default>(values: &mut Vec<T>, len: usize) -> Result<&mut [T]> {
+    let more = len.saturating_sub(values.len());
+    values.try_reserve_exact(more).map_err(|error| Error::OutOfMemory {
+        what: error.to_string(),
+        bytes: (more as u64).saturating_mul(size_of::<T>() as u64),
+    })?;
+    Ok(room(values, len))
+}
+
 /// Asks the allocator to give free memory back to the operating system (glibc; elsewhere nothing).
 pub fn trim() {
     // SAFETY: malloc_trim takes no pointer and locks the allocator's own arenas.
@@ -301,6 +314,17 @@ mod tests {
         buffer.as_mut_slice::<u16>().copy_from_slice(&[1, 2, 3, 4, 5]);
         assert_eq!(buffer.as_slice::<u32>(), [0x2_0001, 0x4_0003]);
         assert!(Buffer::zeroed(0).unwrap().as_slice::<u8>().is_empty());
+    }
+
+    #[test]
+    fn memory_that_no_machine_has_is_an_error() {
+        let refused = Buffer::zeroed(1 << 60).map(|_| ());
+        assert!(matches!(refused, Err(Error::OutOfMemory { bytes, .. }) if bytes == 1 << 60), "{refused:?}");
+        let mut values = vec![1.0f32];
+        let refused = try_room(&mut values, 1 << 60).map(|_| ());
+        assert!(matches!(refused, Err(Error::OutOfMemory { .. })), "{refused:?}");
+        assert_eq!(values, [1.0]);
+        assert_eq!(try_room(&mut values, 3).map(|room| room.len()), Ok(3));
     }
 
     #[test]

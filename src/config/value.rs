@@ -268,6 +268,13 @@ pub struct MemoryBudget {
     pub limit: MemoryLimit,
 }
 
+impl MemoryBudget {
+    /// A quarter of the memory that the process may use.
+    pub(super) fn quarter() -> Self {
+        Self { written: Value::Float(0.25), limit: MemoryLimit::Fraction(0.25) }
+    }
+}
+
 impl Setting for MemoryBudget {
     fn annotation() -> String {
         "int | float | str".into()

@@ -1,7 +1,9 @@
 //! A loaded language model at work: prompts and conversations in, text out.
 
 use super::chat::Message;
-use super::engine::{Completion, Engine, EngineSettings, EngineStats, OnEvent, Request, Stream, Ticket};
+use super::engine::{
+    Completion, Deadline, Engine, EngineSettings, EngineStats, OnEvent, PrefixScope, Request, Stream, Ticket,
+};
 use super::load::TextModel;
 use super::params::GenerationParams;
 use crate::models::Bounds;
@@ -16,6 +18,15 @@ pub enum Prompt<'a> {
     Tokens(&'a [u32]),
     /// A conversation; the answer is the assistant's next turn.
     Chat(&'a [Message]),
+}
+
+/// What a request says of itself beside its text.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Terms {
+    /// Whose requests may reuse its computation; see [`Request::scope`].
+    pub scope: Option<PrefixScope>,
+    /// When its caller stops waiting.
+    pub deadline: Option<Deadline>,
 }
 
 /// A running text generator.
@@ -62,6 +73,21 @@ impl Generator {
     /// Bytes of weights in memory.
     pub fn memory_bytes(&self) -> u64 {
         self.model.decoder.memory_bytes()
+    }
+
+    /// Bytes of keys and values for each token of a prompt and its answer.
+    pub fn token_bytes(&self) -> u64 {
+        self.engine.token_bytes()
+    }
+
+    /// The engine's settings.
+    pub fn settings(&self) -> &EngineSettings {
+        self.engine.settings()
+    }
+
+    /// Forgets beginnings of earlier prompts until `bytes` bytes are free or none is left; how many became free.
+    pub fn reclaim(&self, bytes: u64) -> u64 {
+        self.engine.reclaim(bytes)
     }
 
     /// Totals and the present state.
@@ -115,11 +141,18 @@ impl Generator {
         &self,
         prompt: Prompt<'_>,
         params: GenerationParams,
+        terms: Terms,
         check: &mut dyn FnMut() -> Result<()>,
     ) -> Result<Request> {
         params.validate()?;
-        let tokens = self.tokens_while(prompt, check)?;
-        Ok(Request { prompt: tokens, params, continues: !matches!(prompt, Prompt::Chat(_)) })
+        let Terms { scope, deadline } = terms;
+        let in_time = || match deadline {
+            Some(late) if late.is_over() => Err(late.error(&self.model.name)),
+            _ => Ok(()),
+        };
+        let tokens = self.tokens_while(prompt, &mut || check().and_then(|()| in_time()))?;
+        let continues = !matches!(prompt, Prompt::Chat(_));
+        Ok(Request { prompt: tokens, params, continues, scope, deadline })
     }
 
     /// The whole answer, without the prompt. `check` as in [`Engine::generate`].
@@ -132,10 +165,11 @@ impl Generator {
         params: GenerationParams,
         check: &mut dyn FnMut() -> Result<()>,
     ) -> Result<Completion> {
-        self.engine.generate(self.request(prompt, params, check)?, check)
+        self.engine.generate(self.request(prompt, params, Terms::default(), check)?, check)
     }
 
-    /// The answer piece by piece. `check` is asked between the parts of a long prompt.
+    /// The answer piece by piece. The engine keeps `held` until it has done with the request. `check` is asked between
+    /// the parts of a long prompt.
     ///
     /// # Errors
     /// Those of [`tokens`](Self::tokens) and [`Engine::submit`].
@@ -143,9 +177,11 @@ impl Generator {
         &self,
         prompt: Prompt<'_>,
         params: GenerationParams,
+        terms: Terms,
+        held: impl Send + 'static,
         check: &mut dyn FnMut() -> Result<()>,
     ) -> Result<Stream> {
-        self.engine.stream(self.request(prompt, params, check)?)
+        self.engine.stream_holding(self.request(prompt, params, terms, check)?, held)
     }
 
     /// The answer as events on the engine's thread. `check` is asked between the parts of a long prompt.
@@ -156,9 +192,10 @@ impl Generator {
         &self,
         prompt: Prompt<'_>,
         params: GenerationParams,
+        terms: Terms,
         on_event: OnEvent,
         check: &mut dyn FnMut() -> Result<()>,
     ) -> Result<Ticket> {
-        self.engine.submit(self.request(prompt, params, check)?, on_event)
+        self.engine.submit(self.request(prompt, params, terms, check)?, on_event)
     }
 }

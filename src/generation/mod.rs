@@ -18,8 +18,9 @@ pub mod tokens;
 
 pub use chat::{ChatTemplate, Message};
 pub use engine::{
-    Completion, Engine, EngineSettings, EngineStats, Event, FinishReason, OnEvent, Stream, Ticket,
+    Completion, Deadline, Engine, EngineSettings, EngineStats, Event, FinishReason, OnEvent, PrefixScope,
+    Stream, Ticket,
 };
-pub use generator::{Generator, Prompt};
+pub use generator::{Generator, Prompt, Terms};
 pub use load::{TextFiles, TextModel};
 pub use params::GenerationParams;

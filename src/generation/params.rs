@@ -5,6 +5,12 @@ use crate::{Error, Result};
 /// How many tokens a generation may write when the caller gives neither `max_length` nor `max_new_tokens`.
 pub const DEFAULT_NEW_TOKENS: usize = 256;
 
+/// Stop texts of one request at most: each is compared with every character that is written.
+pub const MAX_STOP_TEXTS: usize = 64;
+
+/// Characters of a stop text at most: as many may be held back from the reader.
+pub const MAX_STOP_CHARACTERS: usize = 1000;
+
 /// The wishes of one request. Names, defaults and meanings are those of Hugging Face `generate`, unless stated.
 #[derive(Debug, Clone, PartialEq)]
 pub struct GenerationParams {
@@ -14,7 +20,7 @@ pub struct GenerationParams {
     pub temperature: f32,
     /// Keep only this many most probable tokens; 0 keeps all. Ties with the last one stay.
     pub top_k: usize,
-    /// Keep the smallest set of most probable tokens whose probabilities reach this; 1 keeps all.
+    /// Keep the smallest set of most probable tokens whose probabilities reach this; 1 keeps all, 0 means greedy.
     pub top_p: f32,
     /// Drop tokens less probable than this share of the most probable one; 0 keeps all.
     pub min_p: f32,
@@ -22,7 +28,8 @@ pub struct GenerationParams {
     pub repetition_penalty: f32,
     /// No run of this many tokens occurs twice in prompt and answer; 0 is off.
     pub no_repeat_ngram_size: usize,
-    /// The answer ends before the first of these texts; they are not part of it.
+    /// The answer ends before the first of these texts; they are not part of it. An empty one is ignored. At most
+    /// [`MAX_STOP_TEXTS`] of [`MAX_STOP_CHARACTERS`] characters.
     pub stop: Vec<String>,
     /// Most tokens in all, prompt included. `max_new_tokens` wins when both are given.
     pub max_length: Option<usize>,
@@ -54,9 +61,9 @@ impl Default for GenerationParams {
 }
 
 impl GenerationParams {
-    /// Whether tokens are drawn; `do_sample` with a temperature of 0 is greedy.
+    /// Whether tokens are drawn; `do_sample` with a temperature or a `top_p` of 0 is greedy.
     pub fn samples(&self) -> bool {
-        self.do_sample && self.temperature > 0.0
+        self.do_sample && self.temperature > 0.0 && self.top_p > 0.0
     }
 
     /// Checks every field that is wrong for any model.
@@ -70,8 +77,8 @@ impl GenerationParams {
         if !(self.temperature.is_finite() && self.temperature >= 0.0) {
             return wrong("temperature", &self.temperature, "a finite number >= 0 (0 means greedy)");
         }
-        if !(self.top_p > 0.0 && self.top_p <= 1.0) {
-            return wrong("top_p", &self.top_p, "in (0, 1]");
+        if !(0.0..=1.0).contains(&self.top_p) {
+            return wrong("top_p", &self.top_p, "in [0, 1] (0 means greedy)");
         }
         if !(0.0..=1.0).contains(&self.min_p) {
             return wrong("min_p", &self.min_p, "in [0, 1]");
@@ -85,8 +92,17 @@ impl GenerationParams {
         if self.max_length == Some(0) {
             return wrong("max_length", &0, "at least 1");
         }
-        if self.stop.iter().any(String::is_empty) {
-            return wrong("stop", &"\"\"", "texts of at least one character");
+        if self.stop.len() > MAX_STOP_TEXTS {
+            return Err(Error::Input(format!(
+                "stop has {} texts: at most {MAX_STOP_TEXTS} are allowed",
+                self.stop.len()
+            )));
+        }
+        if let Some(long) = self.stop.iter().find(|text| text.chars().count() > MAX_STOP_CHARACTERS) {
+            return Err(Error::Input(format!(
+                "stop has a text of {} characters: at most {MAX_STOP_CHARACTERS} are allowed",
+                long.chars().count()
+            )));
         }
         Ok(())
     }
@@ -141,14 +157,14 @@ mod tests {
         let cases = [
             ("temperature=-1", GenerationParams { temperature: -1.0, ..base.clone() }),
             ("temperature=NaN", GenerationParams { temperature: f32::NAN, ..base.clone() }),
-            ("top_p=0", GenerationParams { top_p: 0.0, ..base.clone() }),
+            ("top_p=-0.5", GenerationParams { top_p: -0.5, ..base.clone() }),
+            ("top_p=NaN", GenerationParams { top_p: f32::NAN, ..base.clone() }),
             ("top_p=1.5", GenerationParams { top_p: 1.5, ..base.clone() }),
             ("min_p=-0.1", GenerationParams { min_p: -0.1, ..base.clone() }),
             ("min_p=NaN", GenerationParams { min_p: f32::NAN, ..base.clone() }),
             ("repetition_penalty=0", GenerationParams { repetition_penalty: 0.0, ..base.clone() }),
             ("max_new_tokens=0", GenerationParams { max_new_tokens: Some(0), ..base.clone() }),
-            ("max_length=0", GenerationParams { max_length: Some(0), ..base.clone() }),
-            ("stop=\"\"", GenerationParams { stop: vec!["x".into(), String::new()], ..base }),
+            ("max_length=0", GenerationParams { max_length: Some(0), ..base }),
         ];
         for (start, params) in cases {
             assert!(message(&params).starts_with(&format!("{start}: must be")), "{}", message(&params));
@@ -156,9 +172,26 @@ mod tests {
     }
 
     #[test]
-    fn a_temperature_of_zero_is_greedy() {
-        let params = GenerationParams { do_sample: true, temperature: 0.0, ..Default::default() };
-        assert!(params.validate().is_ok() && !params.samples());
+    fn a_temperature_or_a_top_p_of_zero_is_greedy() {
+        let base = GenerationParams { do_sample: true, ..Default::default() };
+        assert!(base.samples());
+        for params in [
+            GenerationParams { temperature: 0.0, ..base.clone() },
+            GenerationParams { top_p: 0.0, ..base.clone() },
+        ] {
+            assert!(params.validate().is_ok() && !params.samples());
+        }
+    }
+
+    #[test]
+    fn stop_texts_are_limited_in_count_and_length() {
+        let of = |stop: Vec<String>| GenerationParams { stop, ..Default::default() };
+        assert!(of(vec![String::new()]).validate().is_ok(), "an empty one is ignored");
+        assert!(of(vec!["ş".repeat(MAX_STOP_CHARACTERS); MAX_STOP_TEXTS]).validate().is_ok());
+        let many = message(&of(vec!["x".into(); MAX_STOP_TEXTS + 1]));
+        assert_eq!(many, "stop has 65 texts: at most 64 are allowed");
+        let long = message(&of(vec!["x".into(), "ş".repeat(MAX_STOP_CHARACTERS + 1)]));
+        assert_eq!(long, "stop has a text of 1001 characters: at most 1000 are allowed");
     }
 
     #[test]

@@ -138,11 +138,45 @@ impl Detokeniser {
     }
 }
 
-/// Watches the answer for stop texts and holds back what may become one.
+/// Watches the answer for stop texts and holds back what may become one. A byte costs a step for each stop text,
+/// however long that is.
 #[derive(Debug, Clone)]
 pub struct StopTexts {
-    stops: Vec<String>,
+    stops: Vec<StopText>,
     held: String,
+}
+
+/// One stop text, and how much of it the end of the answer is (Knuth, Morris and Pratt).
+#[derive(Debug, Clone)]
+struct StopText {
+    text: Vec<u8>,
+    /// For each beginning of the text, the length of the longest shorter beginning that it ends with.
+    borders: Vec<usize>,
+    matched: usize,
+}
+
+impl StopText {
+    fn new(text: String) -> Self {
+        let mut stop = Self { borders: vec![0; text.len()], text: text.into_bytes(), matched: 0 };
+        for end in 1..stop.text.len() {
+            stop.borders[end] = stop.longest(stop.borders[end - 1], stop.text[end]);
+        }
+        stop
+    }
+
+    /// How much of the text ends in `byte`, when `matched` of it ended before.
+    fn longest(&self, mut matched: usize, byte: u8) -> usize {
+        while matched > 0 && self.text[matched] != byte {
+            matched = self.borders[matched - 1];
+        }
+        matched + usize::from(self.text[matched] == byte)
+    }
+
+    /// Takes the next byte of the answer. True when the text is complete.
+    fn push(&mut self, byte: u8) -> bool {
+        self.matched = self.longest(self.matched, byte);
+        self.matched == self.text.len()
+    }
 }
 
 /// What may be shown after a piece.
@@ -155,19 +189,27 @@ pub struct Released {
 }
 
 impl StopTexts {
-    /// Watches for `stops`, none of them empty.
+    /// Watches for `stops`; empty ones are ignored.
     pub fn new(stops: Vec<String>) -> Self {
+        let stops = stops.into_iter().filter(|stop| !stop.is_empty()).map(StopText::new).collect();
         Self { stops, held: String::new() }
     }
 
-    /// Takes the next piece of the answer.
+    /// Takes the next piece of the answer. Of stop texts that end at the same place the longest counts. Nothing may
+    /// follow a piece that stopped.
     pub fn push(&mut self, piece: &str) -> Released {
+        let before = self.held.len();
         self.held.push_str(piece);
-        if let Some(start) = self.stops.iter().filter_map(|stop| self.held.find(stop.as_str())).min() {
-            self.held.truncate(start);
-            return Released { text: std::mem::take(&mut self.held), stopped: true };
+        for (index, byte) in piece.bytes().enumerate() {
+            // Every stop text takes every byte.
+            let complete =
+                self.stops.iter_mut().filter_map(|stop| stop.push(byte).then_some(stop.text.len()));
+            if let Some(longest) = complete.max() {
+                self.held.truncate(before + index + 1 - longest);
+                return Released { text: std::mem::take(&mut self.held), stopped: true };
+            }
         }
-        let kept = self.stops.iter().map(|stop| overlap(&self.held, stop)).max().unwrap_or(0);
+        let kept = self.stops.iter().map(|stop| stop.matched).max().unwrap_or(0);
         let rest = self.held.split_off(self.held.len() - kept);
         Released { text: std::mem::replace(&mut self.held, rest), stopped: false }
     }
@@ -176,12 +218,6 @@ impl StopTexts {
     pub fn finish(&mut self) -> String {
         std::mem::take(&mut self.held)
     }
-}
-
-/// Bytes of the longest end of `text` that begins `stop` without completing it.
-fn overlap(text: &str, stop: &str) -> usize {
-    let ends = stop.char_indices().map(|(end, _)| end).rev();
-    ends.filter(|&end| text.ends_with(&stop[..end])).max().unwrap_or(0)
 }
 
 #[cfg(test)]

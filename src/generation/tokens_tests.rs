@@ -141,3 +141,26 @@ fn a_possible_beginning_of_a_stop_text_is_held_back() {
     assert_eq!(watch.push("n."), Released { text: "\nSon.".into(), stopped: false });
     assert_eq!(watch.push("Evet\nSoru: x"), Released { text: "Evet".into(), stopped: true });
 }
+
+#[test]
+fn empty_stop_texts_are_ignored() {
+    let mut watch = StopTexts::new(vec![String::new(), "x".into()]);
+    assert_eq!(watch.push("abc"), Released { text: "abc".into(), stopped: false });
+    assert_eq!(watch.push("dxe"), Released { text: "d".into(), stopped: true });
+}
+
+#[test]
+fn many_long_stop_texts_cost_little_a_character() {
+    use crate::generation::params::{MAX_STOP_CHARACTERS, MAX_STOP_TEXTS};
+
+    // The answer is always just about to complete every one of them.
+    let stops = (0..MAX_STOP_TEXTS).map(|index| "a".repeat(MAX_STOP_CHARACTERS - 2 - index) + "b").collect();
+    let mut watch = StopTexts::new(stops);
+    let started = std::time::Instant::now();
+    let mut shown = 0;
+    for _ in 0..5_000 {
+        shown += watch.push("aaaa").text.len();
+    }
+    assert_eq!(shown + watch.finish().len(), 20_000);
+    assert!(started.elapsed().as_secs_f64() < 2.0, "{:?}", started.elapsed());
+}

@@ -20,6 +20,8 @@ struct Ledger {
     /// `u64::MAX` is none.
     limit: u64,
     used: AtomicU64,
+    /// Of those, what ends with the calls under way.
+    passing: AtomicU64,
 }
 
 /// Bytes taken out of a budget; dropping gives them back.
@@ -27,6 +29,7 @@ struct Ledger {
 pub struct Charge {
     ledger: Arc<Ledger>,
     bytes: u64,
+    passing: bool,
 }
 
 impl Budget {
@@ -34,7 +37,7 @@ impl Budget {
     #[must_use]
     pub fn new(limit: Option<u64>) -> Self {
         let limit = limit.unwrap_or(u64::MAX);
-        Self { ledger: Arc::new(Ledger { limit, used: AtomicU64::new(0) }) }
+        Self { ledger: Arc::new(Ledger { limit, used: AtomicU64::new(0), passing: AtomicU64::new(0) }) }
     }
 
     /// The limit in bytes; `None` is none.
@@ -47,6 +50,19 @@ impl Budget {
     #[must_use]
     pub fn used(&self) -> u64 {
         self.ledger.used.load(Ordering::Acquire)
+    }
+
+    /// Bytes that must become free before `needed` more fit.
+    #[must_use]
+    pub fn missing(&self, needed: u64) -> u64 {
+        self.used().saturating_add(needed).saturating_sub(self.ledger.limit)
+    }
+
+    /// Whether `needed` bytes fit once the calls under way have ended.
+    #[must_use]
+    pub fn will_fit(&self, needed: u64) -> bool {
+        let passing = self.ledger.passing.load(Ordering::Acquire);
+        self.used().saturating_sub(passing).saturating_add(needed) <= self.ledger.limit
     }
 
     /// Takes `needed` bytes for `model`, unloading idle ones of `slots` if it has to: the least recently used first,
@@ -104,7 +120,7 @@ impl Ledger {
                 used.checked_add(bytes).filter(|&used| used <= self.limit)
             })
             .ok()
-            .map(|_| Charge { ledger: Arc::clone(self), bytes })
+            .map(|_| Charge { ledger: Arc::clone(self), bytes, passing: false })
     }
 }
 
@@ -113,6 +129,24 @@ impl Charge {
     #[must_use]
     pub fn bytes(&self) -> u64 {
         self.bytes
+    }
+
+    /// The same bytes, for the length of a call.
+    #[must_use]
+    pub fn passing(mut self) -> Self {
+        self.passing = true;
+        self.ledger.passing.fetch_add(self.bytes, Ordering::AcqRel);
+        self
+    }
+
+    /// Gives back all but `bytes` bytes.
+    pub fn shrink(&mut self, bytes: u64) {
+        if bytes < self.bytes {
+            if self.passing {
+                self.ledger.passing.fetch_sub(self.bytes - bytes, Ordering::AcqRel);
+            }
+            self.settle(bytes);
+        }
     }
 
     /// Corrects the estimate to what the value really takes, even past the limit: it is in memory already.
@@ -128,6 +162,9 @@ impl Charge {
 
 impl Drop for Charge {
     fn drop(&mut self) {
+        if self.passing {
+            self.ledger.passing.fetch_sub(self.bytes, Ordering::AcqRel);
+        }
         self.ledger.used.fetch_sub(self.bytes, Ordering::AcqRel);
     }
 }
@@ -139,6 +176,21 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn what_ends_with_a_call_will_be_free() {
+        let budget = Budget::new(Some(100));
+        let _model = budget.make_room("m", 40, &[]).unwrap();
+        let mut call = budget.make_room("m", 50, &[]).unwrap().passing();
+        assert_eq!((budget.missing(10), budget.missing(25)), (0, 15));
+        assert!(budget.will_fit(60) && !budget.will_fit(61));
+        call.shrink(20);
+        assert_eq!((budget.used(), budget.missing(60)), (60, 20));
+        assert!(budget.will_fit(60) && !budget.will_fit(61));
+        drop(call);
+        assert_eq!((budget.used(), budget.missing(60)), (40, 0));
+        assert!(budget.will_fit(60) && !budget.will_fit(61));
+    }
 
     proptest! {
         /// Enough, nothing needless, and refused exactly when all of them would not do.

@@ -19,7 +19,7 @@ use crate::compute::{Threads, memory};
 use crate::config::{CachePolicy, DTypeChoice, Host, MULTILINGUAL_MODEL, Seconds, Settings};
 use crate::language;
 use crate::lifecycle::{
-    Budget, Context, Loaded, Managed, MemoryProbe, Reaper, ReaperSettings, Slot, SlotOptions, Tracker,
+    Budget, Charge, Context, Loaded, Managed, MemoryProbe, Reaper, ReaperSettings, Slot, SlotOptions, Tracker,
 };
 use crate::remote::{Address, Health};
 use crate::sync::Mutex;
@@ -234,8 +234,24 @@ impl Core {
         })
     }
 
+    /// Takes `needed` bytes of the memory budget for the slot `name`. What generators keep of earlier prompts goes first,
+    /// then idle models of other slots.
+    pub(super) fn make_room(&self, name: &str, needed: u64) -> Result<Charge> {
+        let mut missing = self.budget.missing(needed);
+        for entry in self.entries.load().iter() {
+            if missing == 0 {
+                break;
+            }
+            let freed = entry
+                .slot
+                .glance(|resident| resident.generator().map_or(0, |generator| generator.reclaim(missing)));
+            missing = missing.saturating_sub(freed.unwrap_or(0));
+        }
+        self.budget.make_room(name, needed, &self.others(name))
+    }
+
     /// Slots other than `name`, which the memory budget may unload for it.
-    pub(super) fn others(&self, name: &str) -> Vec<Arc<dyn Managed>> {
+    fn others(&self, name: &str) -> Vec<Arc<dyn Managed>> {
         self.entries
             .load()
             .iter()

@@ -281,7 +281,7 @@ impl Entry {
         let queued = self.queued.fetch_add(texts, Ordering::Relaxed);
         if queued >= limit {
             self.queued.fetch_sub(texts, Ordering::Relaxed);
-            return Err(Error::Overloaded { model: self.name.clone(), queued, limit });
+            return Err(Error::Overloaded { model: self.name.clone(), queued, limit, setting: "max_queue" });
         }
         Ok(())
     }

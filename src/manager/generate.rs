@@ -7,7 +7,8 @@ use super::entry::Resident;
 use super::front::Timed;
 use super::{Check, Manager, fork};
 use crate::generation::{
-    Completion, Event, GenerationParams, Generator, Message, OnEvent, Prompt, Stream, Ticket,
+    Completion, Deadline, Event, GenerationParams, Generator, Message, OnEvent, PrefixScope, Prompt, Stream,
+    Terms, Ticket,
 };
 use crate::lifecycle::{KeepAlive, Lease};
 use crate::sync::Mutex;
@@ -39,10 +40,20 @@ impl OwnedPrompt {
 pub struct GenerateOptions {
     /// Slot; `None`: `text_generator`.
     pub model: Option<String>,
-    /// For loading; `None`: as configured.
+    /// For everything: loading, waiting in the queue, reading the prompt, writing. `None`: as configured for the load,
+    /// without limit for the rest.
     pub timeout: Option<Duration>,
     /// Replaces the slot's for this use.
     pub keep_alive: Option<KeepAlive>,
+    /// Whose requests may reuse the computation of this prompt's beginning; `None`: those without a scope.
+    pub prefix_scope: Option<PrefixScope>,
+}
+
+impl GenerateOptions {
+    /// The terms of a request that is made now.
+    fn terms(&self) -> Terms {
+        Terms { scope: self.prefix_scope, deadline: self.timeout.and_then(Deadline::after) }
+    }
 }
 
 /// A loaded generator, kept in memory while this exists.
@@ -70,7 +81,7 @@ impl GeneratorLease {
 pub struct TextStream {
     // Before the lease: the request ends first.
     stream: Stream,
-    _lease: GeneratorLease,
+    _lease: Arc<GeneratorLease>,
 }
 
 impl TextStream {
@@ -190,14 +201,16 @@ impl Manager {
         check: Check<'_>,
     ) -> Result<TextStream> {
         params.validate()?;
-        let lease = self.generator(options, check)?;
+        let terms = options.terms();
+        let lease = Arc::new(self.generator(options, check)?);
         let _computing = fork::computing();
-        let stream = lease.generator()?.stream(prompt.borrow(), params, check)?;
+        let held = Arc::clone(&lease);
+        let stream = lease.generator()?.stream(prompt.borrow(), params, terms, held, check)?;
         Ok(TextStream { stream, _lease: lease })
     }
 
     /// The answer to `prompt` as events on another thread, the loading of the model included: `on_event` hears pieces,
-    /// then one [`Event::Done`]. That is [`Error::Timeout`] when the load takes too long; the load goes on.
+    /// then one [`Event::Done`]. That is [`Error::Timeout`] when it all takes too long; a load goes on.
     ///
     /// # Errors
     /// What is known at once: wrong parameters, [`Error::UnknownModel`], [`Error::Closed`].
@@ -211,6 +224,7 @@ impl Manager {
         params.validate()?;
         let core = self.core()?;
         let entry = core.entry(options.model.as_deref().unwrap_or(super::GENERATOR))?;
+        let terms = options.terms();
         let limit = options.timeout.or_else(|| core.load_timeout());
         let deadline = limit.and_then(|after| Instant::now().checked_add(after));
         let waiting = Arc::new(Waiting {
@@ -222,7 +236,7 @@ impl Manager {
         let (loading, running, keep_alive) = (Arc::clone(&waiting), ticket.clone(), options.keep_alive);
         entry.slot.when_ready(Box::new(move |lease| {
             if let Some(on_event) = loading.take() {
-                begin(lease, &prompt, params, keep_alive, &running, on_event);
+                begin(lease, &prompt, params, terms, keep_alive, &running, on_event);
             }
         }));
         if let Some(at) = deadline
@@ -245,6 +259,7 @@ fn begin(
     lease: Result<Lease<Resident>>,
     prompt: &OwnedPrompt,
     params: GenerationParams,
+    terms: Terms,
     keep_alive: Option<KeepAlive>,
     ticket: &GenerationTicket,
     on_event: OnEvent,
@@ -268,7 +283,7 @@ fn begin(
             (events.lock())(event);
         });
         let mut wanted = || if ticket.is_cancelled() { Err(Error::Cancelled) } else { Ok(()) };
-        generator.submit(prompt.borrow(), params, told, &mut wanted)
+        generator.submit(prompt.borrow(), params, terms, told, &mut wanted)
     });
     match submitted {
         Ok(running) => ticket.run(running),

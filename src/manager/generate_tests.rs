@@ -36,7 +36,7 @@ fn slow(manager: &Manager) -> Arc<Barrier> {
 }
 
 fn to(model: &str, timeout: Option<Duration>) -> GenerateOptions {
-    GenerateOptions { model: Some(model.into()), timeout, keep_alive: None }
+    GenerateOptions { model: Some(model.into()), timeout, ..Default::default() }
 }
 
 fn submit(manager: &Manager, options: &GenerateOptions) -> (Receiver<Event>, GenerationTicket) {

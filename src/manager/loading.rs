@@ -1,6 +1,6 @@
 //! From a source to a model that answers: resolve, make room, load, start its queue.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use arc_swap::ArcSwapOption;
 
@@ -13,6 +13,8 @@ use super::place::Place;
 use super::running::Running;
 use crate::batching::{Batcher, Forward};
 use crate::compute::{Isa, Packed, memory};
+use crate::config::Settings;
+use crate::generation::engine::{Allowance, KvMemory};
 use crate::generation::{Generator, TextFiles, TextModel};
 use crate::lifecycle::{Charge, Loaded};
 use crate::models::{
@@ -20,6 +22,9 @@ use crate::models::{
 };
 use crate::remote::{Address, Link, RemoteEncoder, RemoteSettings, shown};
 use crate::{Error, Result};
+
+/// What keys and values of a generator may take where the system does not tell how much memory it has.
+const UNKNOWN_MEMORY: u64 = 4 << 30;
 
 /// Loads what `spec` describes, for the slot `name`. Runs on the slot's loader thread.
 pub(super) fn load(
@@ -88,7 +93,7 @@ fn load_source(
     let identity: Arc<str> = format!("{} {overrides:?}", files.fingerprint(hold)?).into();
     let mut charge = None;
     let running = core.share(&identity, || {
-        charge = Some(core.budget().make_room(name, files.expected_bytes(hold)?, &core.others(name))?);
+        charge = Some(core.make_room(name, files.expected_bytes(hold)?)?);
         let build = |config: &ModelConfig, weights: &Weights| match core.place() {
             Place::Cpu => on_cpu(config, weights, isa, hold),
             Place::Gpu(device) => on_device(config, weights, device),
@@ -130,14 +135,68 @@ fn load_generator(core: &Arc<Core>, name: &str, spec: &GeneratorSpec) -> Result<
     let files = TextFiles::find(&Source::parse(&source)?, &options, &mut log_progress(core))?;
     let isa = Isa::from_env()?;
     let hold = spec.dtype.or(core.settings().generator_dtype).hold(isa);
-    let charge = core.budget().make_room(name, files.expected_bytes()?, &core.others(name))?;
+    let charge = core.make_room(name, files.expected_bytes()?)?;
     let model = TextModel::open(&source, &files, hold, isa)?;
     memory::trim();
-    let mut generator = Generator::start(model, |_| ())?;
+    let kv = kv_memory(core, &model)?;
+    let mut generator = Generator::start(model, |engine| {
+        let settings = core.settings();
+        engine.max_active = settings.max_parallel;
+        engine.max_queue = settings.max_generation_queue;
+        engine.max_context = settings.max_context;
+        (engine.kv_bytes, engine.kv_setting) = kv;
+        engine.kv_memory = Some(Arc::new(Shares { core: Arc::downgrade(core), model: name.to_owned() }));
+    })?;
     generator.limit_prompts(core.settings().max_text_bytes);
     let bytes = generator.memory_bytes();
     let resident = Resident::Generator(Box::new(ServingGenerator { generator, source }));
     Ok(Loaded { value: Arc::new(resident), bytes, charge: Some(charge) })
+}
+
+/// Bytes that keys and values may take, and the setting that says so: the share of their own, or what the weights leave
+/// of the budget of all models.
+fn kv_memory(core: &Core, model: &TextModel) -> Result<(u64, &'static str)> {
+    let own = &core.settings().kv_memory;
+    let own = match own.limit.bytes("kv_memory") {
+        // A system that does not tell its memory.
+        Err(_) if *own == Settings::default().kv_memory => UNKNOWN_MEMORY,
+        bytes => bytes?,
+    };
+    let left = core.budget().limit().map(|limit| limit.saturating_sub(model.decoder.memory_bytes()));
+    Ok(match left {
+        Some(left) if left < own => (left, "memory_budget"),
+        _ => (own, "kv_memory"),
+    })
+}
+
+/// Keys and values of one generator in the budget of all models.
+#[derive(Clone)]
+struct Shares {
+    core: Weak<Core>,
+    model: String,
+}
+
+impl std::fmt::Debug for Shares {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shares").field("model", &self.model).finish_non_exhaustive()
+    }
+}
+
+impl KvMemory for Shares {
+    fn take(&self, bytes: u64) -> Result<Option<Box<dyn Allowance>>> {
+        let core = self.core.upgrade().ok_or(Error::Closed)?;
+        match core.make_room(&self.model, bytes) {
+            Ok(charge) => Ok(Some(Box::new(charge.passing()))),
+            Err(Error::Budget { .. }) if core.budget().will_fit(bytes) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+impl Allowance for Charge {
+    fn shrink(&mut self, bytes: u64) {
+        Self::shrink(self, bytes);
+    }
 }
 
 /// Where files are looked for: as configured, with the slot's own revision.

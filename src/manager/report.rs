@@ -138,7 +138,9 @@ pub struct ManagerStatistics {
     pub resident: u64,
     /// Bytes of all models.
     pub models: u64,
-    /// Bytes allowed for all models.
+    /// Bytes of the keys and values of all generators, those kept for reuse included.
+    pub kv: u64,
+    /// Bytes allowed for all models and their keys and values.
     pub budget: Option<u64>,
     /// Threads that compute.
     pub threads: usize,
@@ -175,6 +177,11 @@ impl ManagerStatistics {
             cache: core.cache().statistics(),
             resident: memory::resident_bytes(),
             models,
+            kv: slots
+                .iter()
+                .filter_map(|slot| slot.generation.as_ref())
+                .map(|stats| stats.kv_bytes + stats.prefix_bytes)
+                .sum(),
             budget: core.budget().limit(),
             threads: Threads::global().count(),
             isa: Isa::from_env().map_or_else(|error| error.to_string(), |isa| isa.to_string()),

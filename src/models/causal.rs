@@ -16,7 +16,7 @@ use crate::compute::decoder::activations::{Activations, split};
 use crate::compute::decoder::attention::{Queries, Span, attention};
 use crate::compute::decoder::product::Then;
 use crate::compute::decoder::{CacheShape, Hold, KvCache, Linear, Machine, Matrix, Pairing, Rotary};
-use crate::compute::memory::room;
+use crate::compute::memory::try_room;
 use crate::compute::{Activation, Tensors, Threads, Weight};
 use crate::{Error, Result};
 
@@ -181,6 +181,10 @@ impl Decoder for Causal {
         KvCache::new(&self.machine, self.cache, capacity)
     }
 
+    fn cache_bytes(&self, capacity: usize) -> u64 {
+        KvCache::bytes_for(&self.machine, self.cache, capacity)
+    }
+
     fn forward(&self, steps: &mut [Step<'_, KvCache>], logits: &mut [f32]) -> Result<()> {
         SCRATCH.with_borrow_mut(|scratch| self.pass(scratch, steps, logits))
     }
@@ -209,7 +213,7 @@ impl Causal {
         if wanted == 0 {
             return Ok(());
         }
-        let normed = room(&mut scratch.normed, wanted * self.hidden);
+        let normed = try_room(&mut scratch.normed, wanted * self.hidden)?;
         self.final_norm.apply(&self.machine, &threads, &scratch.x[..wanted * self.hidden], normed)?;
         let then = Then::Store(Activation::Identity);
         self.head.apply(&self.machine, &threads, &mut scratch.activations, normed, logits, then)
@@ -226,9 +230,9 @@ impl Causal {
     }
 
     fn embed(&self, steps: &mut [Step<'_, KvCache>], rows: usize, scratch: &mut Scratch) -> Result<()> {
-        let x = room(&mut scratch.x, rows * self.hidden);
+        let x = try_room(&mut scratch.x, rows * self.hidden)?;
         let angles = self.rotary.as_ref().map_or(0, |rotary| 2 * rotary.frequencies.len());
-        let all_angles = room(&mut scratch.angles, rows * angles);
+        let all_angles = try_room(&mut scratch.angles, rows * angles)?;
         let table = self.embedding.as_ref().unwrap_or(&self.head);
         let mut row = 0;
         for step in steps {
@@ -273,11 +277,11 @@ impl Causal {
         scratch: &mut Scratch,
     ) -> Result<()> {
         let Scratch { x, normed, wide, attended, angles, activations, .. } = scratch;
-        let x = room(x, rows * self.hidden);
-        let normed = room(normed, rows * self.hidden);
+        let x = try_room(x, rows * self.hidden)?;
+        let normed = try_room(normed, rows * self.hidden)?;
         block.attention_norm.apply(&self.machine, threads, x, normed)?;
         let stride = block.qkv.outputs();
-        let wide = room(wide, rows * stride);
+        let wide = try_room(wide, rows * stride)?;
         let then = Then::Store(Activation::Identity);
         block.qkv.apply(&self.machine, threads, activations, normed, wide, then)?;
         let CacheShape { kv_heads, width, .. } = self.cache;
@@ -330,7 +334,7 @@ impl Causal {
             spans.push(Span { cache: &*step.cache, row, rows: step.tokens.len(), position });
             row += step.tokens.len();
         }
-        let attended = room(attended, rows * query_end);
+        let attended = try_room(attended, rows * query_end)?;
         let queries = Queries { values: wide, stride, heads: self.heads };
         attention(&self.machine, threads, layer, &spans, queries, attended)?;
         block.output.apply(&self.machine, threads, activations, attended, x, Then::Add)
@@ -339,10 +343,10 @@ impl Causal {
     /// `x += down(activation(up(norm(x))))`.
     fn perceive(&self, threads: &Threads, block: &Block, rows: usize, scratch: &mut Scratch) -> Result<()> {
         let Scratch { x, normed, wide, activations, .. } = scratch;
-        let x = room(x, rows * self.hidden);
-        let normed = room(normed, rows * self.hidden);
+        let x = try_room(x, rows * self.hidden)?;
+        let normed = try_room(normed, rows * self.hidden)?;
         block.mlp_norm.apply(&self.machine, threads, x, normed)?;
-        let wide = room(wide, rows * block.up.outputs());
+        let wide = try_room(wide, rows * block.up.outputs())?;
         let then = Then::Store(block.activation);
         block.up.apply(&self.machine, threads, activations, normed, wide, then)?;
         block.down.apply(&self.machine, threads, activations, wide, x, Then::Add)

@@ -65,6 +65,9 @@ pub trait Decoder: Send + Sync + 'static {
     /// When the memory cannot be had.
     fn new_cache(&self, capacity: usize) -> Result<Self::Cache>;
 
+    /// Bytes that a cache with room for `capacity` tokens takes; not less for more tokens.
+    fn cache_bytes(&self, capacity: usize) -> u64;
+
     /// Runs all layers over the new tokens of all sequences, appends them to the caches, and writes the logits of the
     /// sequences that want them, in their order, to `logits`: row-major [wanting sequences, vocabulary].
     ///

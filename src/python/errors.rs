@@ -39,6 +39,7 @@ kinds! {
     Timeout => "WaitTimeoutError",
     Overloaded => "OverloadedError",
     Budget => "MemoryBudgetError",
+    OutOfMemory => "OutOfMemoryError",
     NotFinite => "NotFiniteError",
     Cancelled => "RequestCancelledError",
     Closed => "ClosedError",

@@ -2,7 +2,7 @@
 
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
-use pyo3::types::{PyBool, PyDict, PyInt, PyList, PyString};
+use pyo3::types::{PyBool, PyDict, PyInt, PyList, PySequence, PyString};
 
 use super::discard::discard;
 use super::errors::{to_py, wrong_type};
@@ -13,7 +13,8 @@ use super::report;
 use super::texts::text_of;
 use crate::Error;
 use crate::config::Settings;
-use crate::generation::{Event, GenerationParams, Message, OnEvent, Ticket};
+use crate::generation::params::MAX_STOP_TEXTS;
+use crate::generation::{Event, GenerationParams, Message, OnEvent, PrefixScope, Ticket};
 use crate::manager::{GenerateOptions, GenerationTicket, OwnedPrompt, TextStream};
 use crate::sync::Mutex;
 
@@ -76,7 +77,8 @@ pub(super) fn parameters(
         match name.as_str() {
             "do_sample" => do_sample = Some(number(&name, &value)?),
             "temperature" => params.temperature = number(&name, &value)?,
-            "top_k" => params.top_k = count(py, "top_k", &value)?,
+            // -1 is what other servers call "off", which is 0 here.
+            "top_k" => params.top_k = if is_minus_one(&value) { 0 } else { count(py, "top_k", &value)? },
             "top_p" => params.top_p = number(&name, &value)?,
             "min_p" => params.min_p = number(&name, &value)?,
             "repetition_penalty" => params.repetition_penalty = number(&name, &value)?,
@@ -90,11 +92,12 @@ pub(super) fn parameters(
             "stop" => params.stop = stops(&value)?,
             "timeout" => options.timeout = timeout(py, Some(number(&name, &value)?))?,
             "keep_alive" => options.keep_alive = keep_alive(Some(&value))?,
+            "prefix_scope" => options.prefix_scope = Some(scope(&value)?),
             other => {
                 return Err(PyTypeError::new_err(format!(
                     "{other:?} is no parameter of a generation; there are do_sample, temperature, top_k, top_p, min_p, \
                      repetition_penalty, no_repeat_ngram_size, max_length, max_new_tokens, min_new_tokens, seed, stop, \
-                     timeout, keep_alive"
+                     timeout, keep_alive, prefix_scope"
                 )));
             }
         }
@@ -109,6 +112,10 @@ pub(super) fn parameters(
 fn number<'py, T: for<'a> FromPyObject<'a, 'py>>(name: &str, value: &Bound<'py, PyAny>) -> PyResult<T> {
     let kind = value.get_type().name()?;
     value.extract().map_err(|_| wrong_type(value.py(), name, format!("{name} must be a number, not {kind}")))
+}
+
+fn is_minus_one(value: &Bound<'_, PyAny>) -> bool {
+    value.extract::<i64>().is_ok_and(|whole| whole == -1)
 }
 
 fn count(py: Python<'_>, name: &'static str, value: &Bound<'_, PyAny>) -> PyResult<usize> {
@@ -128,11 +135,28 @@ fn seed(py: Python<'_>, value: &Bound<'_, PyAny>) -> PyResult<u64> {
     })
 }
 
+fn scope(value: &Bound<'_, PyAny>) -> PyResult<PrefixScope> {
+    let text = value.cast::<PyString>().map_err(|_| PyTypeError::new_err("prefix_scope must be a str"))?;
+    Ok(PrefixScope::new(text_of(text, None)?))
+}
+
 fn stops(value: &Bound<'_, PyAny>) -> PyResult<Vec<String>> {
     if let Ok(text) = value.cast::<PyString>() {
         return Ok(vec![text_of(text, None)?.to_owned()]);
     }
-    value.extract().map_err(|_| wrong_type(value.py(), "stop", "stop must be a str or a list of str".into()))
+    let wrong = || wrong_type(value.py(), "stop", "stop must be a str or a list of str".into());
+    let texts = value.cast::<PySequence>().map_err(|_| wrong())?;
+    let count = texts.len()?;
+    // Before they are copied.
+    if count > MAX_STOP_TEXTS {
+        let many = format!("stop has {count} texts: at most {MAX_STOP_TEXTS} are allowed");
+        return Err(to_py(value.py(), &Error::argument("stop", many)));
+    }
+    let text = |text: Bound<'_, PyAny>| {
+        let text = text.cast::<PyString>().map_err(|_| wrong())?;
+        Ok(text_of(text, None)?.to_owned())
+    };
+    texts.try_iter()?.map(|item| text(item?)).collect()
 }
 
 /// The pieces of one answer: an iterator of str. Dropping it ends the generation.

@@ -105,7 +105,9 @@ fn generation<'py>(py: Python<'py>, stats: &EngineStats) -> PyResult<Bound<'py, 
         "busy_seconds": stats.busy.as_secs_f64(),
         "active": stats.active,
         "waiting": stats.waiting,
+        "kv_bytes": stats.kv_bytes,
         "prefix_bytes": stats.prefix_bytes,
+        "kv_limit": stats.kv_limit,
     }))
 }
 
@@ -124,6 +126,9 @@ pub(super) fn generator<'py>(
         "eos_token": generator.eos_token_id().and_then(|id| model.tokens.token(id)),
         "chat_template": model.template.is_some(),
         "bytes": generator.memory_bytes(),
+        "kv_bytes_per_token": generator.token_bytes(),
+        "kv_limit": generator.settings().kv_bytes,
+        "max_parallel": generator.settings().max_active,
     }))
 }
 
@@ -171,6 +176,7 @@ pub(super) fn manager<'py>(
     let memory = dict!(py, {
         "resident": all.resident,
         "models": all.models,
+        "kv": all.kv,
         "budget": all.budget,
     });
     Ok(dict!(py, {

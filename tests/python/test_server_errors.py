@@ -251,6 +251,7 @@ def test_every_error_of_the_package_has_an_answer():
         "ModelPermissionError": 503,
         "NoGeneratorError": 404,
         "NotFiniteError": 500,
+        "OutOfMemoryError": 503,
         "OverloadedError": 429,
         "RemoteError": 503,
         "RemoteRefusedError": 503,

@@ -8,11 +8,12 @@ use crate::sync::Mutex;
 
 use super::cache::KvCache;
 use super::linear::Machine;
-use crate::Result;
 use crate::compute::kernels::rows::{Running, Softmax};
 use crate::compute::kernels::tile::Tile;
 use crate::compute::kernels::{Kernels, LARGEST_TILE, TALLEST_TILE};
+use crate::compute::memory::try_room;
 use crate::compute::{DType, Threads};
+use crate::{Error, Result};
 
 /// The new tokens of one sequence: rows of queries, whose keys and values the cache holds already.
 #[derive(Debug, Clone, Copy)]
@@ -64,11 +65,16 @@ pub(crate) fn attention(
         spans.iter().enumerate().flat_map(|(index, span)| tiles(kernels, index, span, queries)).collect();
     let target = Target(out.as_mut_ptr(), out.len());
     let scratch = Mutex::new(Vec::<Vec<f32>>::new());
+    let failed = Mutex::new(None::<Error>);
     threads.run(tasks.len(), &|index| {
         let mut scores = scratch.lock().pop().unwrap_or_default();
-        tile(kernels, layer, &spans[tasks[index].span], tasks[index], queries, &target, &mut scores);
-        scratch.lock().push(scores);
-    })
+        let task = tasks[index];
+        match tile(kernels, layer, &spans[task.span], task, queries, &target, &mut scores) {
+            Ok(()) => scratch.lock().push(scores),
+            Err(error) => *failed.lock() = Some(error),
+        }
+    })?;
+    failed.into_inner().map_or(Ok(()), Err)
 }
 
 fn tiles(kernels: &Kernels, index: usize, span: &Span<'_>, queries: Queries<'_>) -> Vec<Task> {
@@ -113,13 +119,13 @@ fn tile(
     queries: Queries<'_>,
     target: &Target,
     scores: &mut Vec<f32>,
-) {
+) -> Result<()> {
     let (width, panel) = (span.cache.shape().width, kernels.width);
     let visible = span.position + task.token + task.tokens;
     // Not a power of two apart, for the sake of cache sets.
     let stride = visible.next_multiple_of(panel) + 32;
     let rows = task.heads * task.tokens;
-    scores.resize(scores.len().max(rows * stride), 0.0);
+    let scores = try_room(scores, rows * stride)?;
     let first = (span.row + task.token) * queries.stride + task.head * width;
     let a_stride = if task.heads > 1 { width } else { queries.stride };
     assert!(first + (rows - 1) * a_stride + width <= queries.values.len(), "queries of a tile");
@@ -180,6 +186,7 @@ fn tile(
             }
         }
     }
+    Ok(())
 }
 
 /// The output that tasks divide by tokens and heads.

@@ -3,9 +3,9 @@
 use std::ops::Range;
 
 use super::linear::Machine;
-use crate::Result;
 use crate::compute::kernels::Kernels;
 use crate::compute::memory::Buffer;
+use crate::{Error, Result};
 
 /// What attention's heads look like in every layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,16 +34,21 @@ impl KvCache {
     /// Room for `capacity` positions.
     ///
     /// # Errors
-    /// [`crate::Error::Io`] when the system has no memory.
+    /// [`Error::OutOfMemory`] when the system has no memory.
     pub fn new(machine: &Machine, shape: CacheShape, capacity: usize) -> Result<Self> {
         Self::with_panel(machine.kernels.width, shape, capacity)
     }
 
+    /// Bytes that a cache of `capacity` positions takes.
+    pub fn bytes_for(machine: &Machine, shape: CacheShape, capacity: usize) -> u64 {
+        bytes_for(machine.kernels.width, shape, capacity).unwrap_or(u64::MAX)
+    }
+
     fn with_panel(panel: usize, shape: CacheShape, capacity: usize) -> Result<Self> {
-        let capacity = capacity.next_multiple_of(panel);
-        let mut cache = Self { buffer: Buffer::zeroed(0)?, shape, panel, capacity, len: 0 };
-        cache.buffer = Buffer::zeroed(cache.head_floats() * shape.layers * shape.kv_heads * 4)?;
-        Ok(cache)
+        let bytes = bytes_for(panel, shape, capacity).and_then(|bytes| usize::try_from(bytes).ok());
+        let too_many = || Error::OutOfMemory { what: format!("{capacity} positions"), bytes: u64::MAX };
+        let buffer = Buffer::zeroed(bytes.ok_or_else(too_many)?)?;
+        Ok(Self { buffer, shape, panel, capacity: capacity.next_multiple_of(panel), len: 0 })
     }
 
     /// Positions held in every layer.
@@ -178,6 +183,16 @@ impl KvCache {
     }
 }
 
+/// `None` when it is more than can be counted.
+fn bytes_for(panel: usize, shape: CacheShape, capacity: usize) -> Option<u64> {
+    let position = shape.width + shape.width.div_ceil(panel) * panel;
+    [position, shape.layers, shape.kv_heads, 4]
+        .into_iter()
+        .try_fold(capacity.checked_next_multiple_of(panel)? as u64, |bytes, factor| {
+            bytes.checked_mul(factor as u64)
+        })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -225,6 +240,27 @@ mod tests {
         let before = cache.bytes();
         cache.shrink().unwrap();
         assert!(cache.bytes() < before / 4);
+        check(&cache);
+    }
+
+    #[test]
+    fn its_size_is_known_before() {
+        let machine = Machine::new(Isa::best());
+        for capacity in [0, 1, 75, 96, 500] {
+            let cache = KvCache::new(&machine, SHAPE, capacity).unwrap();
+            assert_eq!(cache.bytes(), KvCache::bytes_for(&machine, SHAPE, capacity));
+        }
+    }
+
+    #[test]
+    fn memory_that_no_machine_has_is_an_error() {
+        let machine = Machine::new(Isa::best());
+        for capacity in [1 << 50, usize::MAX] {
+            let refused = KvCache::new(&machine, SHAPE, capacity).map(|_| ());
+            assert!(matches!(refused, Err(Error::OutOfMemory { .. })), "{refused:?}");
+        }
+        let mut cache = filled(70, 75);
+        assert!(matches!(cache.reserve(1 << 50), Err(Error::OutOfMemory { .. })));
         check(&cache);
     }
 

@@ -7,7 +7,9 @@
 //! A request joins between two steps and leaves at its end, when it is cancelled, or when its own computation fails;
 //! the others do not notice.
 
+mod memory;
 mod prefixes;
+mod request;
 mod sequence;
 mod worker;
 
@@ -21,7 +23,9 @@ use std::time::Duration;
 use crate::sync::{Condvar, Mutex};
 use arc_swap::ArcSwap;
 
-use super::GenerationParams;
+pub use self::memory::{Allowance, KvMemory};
+use self::memory::{Bound, Pool};
+pub use self::request::{Completion, Deadline, Event, FinishReason, OnEvent, PrefixScope, Request};
 use super::tokens::TextTokens;
 use crate::models::decoder::Decoder;
 use crate::{Error, Result};
@@ -40,8 +44,19 @@ pub struct EngineSettings {
     pub max_active: usize,
     /// Requests that may wait; more are refused with [`Error::Overloaded`].
     pub max_queue: usize,
-    /// Most prompt tokens in one step: what a long prompt may delay the others by.
+    /// Most prompt tokens in one step.
     pub prefill_chunk: usize,
+    /// What a step with prompt tokens should take at most: what a long prompt may delay the others by, and how late it
+    /// may notice that it was given up.
+    pub prefill_time: Duration,
+    /// Most tokens of a prompt and its answer; `None`: the model's own limit.
+    pub max_context: Option<usize>,
+    /// Bytes that keys and values may take, those kept for reuse included.
+    pub kv_bytes: u64,
+    /// The setting that `kv_bytes` comes from, as messages name it.
+    pub kv_setting: &'static str,
+    /// Where else keys and values are counted.
+    pub kv_memory: Option<Arc<dyn KvMemory>>,
     /// Finished sequences whose caches are kept for prompts that begin alike.
     pub kept_prefixes: usize,
     /// Bytes that those caches may take.
@@ -57,89 +72,16 @@ impl EngineSettings {
             max_active: 16,
             max_queue: 256,
             prefill_chunk: 512,
+            prefill_time: Duration::from_millis(250),
+            max_context: None,
+            kv_bytes: u64::MAX,
+            kv_setting: "kv_memory",
+            kv_memory: None,
             kept_prefixes: 4,
             kept_prefix_bytes: 256 << 20,
         }
     }
 }
-
-/// One text to continue.
-#[derive(Debug, Clone)]
-pub struct Request {
-    /// The prompt's tokens.
-    pub prompt: Vec<u32>,
-    /// The wishes.
-    pub params: GenerationParams,
-    /// Whether the answer's text continues the prompt's (its first word keeps a leading space) or stands alone, as in
-    /// a chat.
-    pub continues: bool,
-}
-
-/// Why an answer ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum FinishReason {
-    /// The model ended the text, or a stop text was written.
-    Stop,
-    /// The limit of tokens or the model's context was reached.
-    Length,
-    /// The caller gave up; the text is what was written until then.
-    Cancelled,
-}
-
-impl FinishReason {
-    /// "stop", "length" or "cancelled".
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Stop => "stop",
-            Self::Length => "length",
-            Self::Cancelled => "cancelled",
-        }
-    }
-}
-
-/// A finished answer.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Completion {
-    /// All pieces together.
-    pub text: String,
-    /// The tokens written, an end token included.
-    pub tokens: Vec<u32>,
-    /// Why it ended.
-    pub reason: FinishReason,
-    /// Length of the prompt.
-    pub prompt_tokens: usize,
-    /// How many of those came from an earlier request's cache.
-    pub reused_tokens: usize,
-    /// What repeats a sampled answer; `None` for a greedy one.
-    pub seed: Option<u64>,
-    /// From the request to its first step.
-    pub queued: Duration,
-    /// From the first step to the first token.
-    pub prefill: Duration,
-    /// From the first token to the last.
-    pub decode: Duration,
-}
-
-impl Completion {
-    /// Tokens a second after the first one; 0 when there are fewer than two.
-    pub fn tokens_per_second(&self) -> f64 {
-        let seconds = self.decode.as_secs_f64();
-        if self.tokens.len() < 2 || seconds == 0.0 { 0.0 } else { (self.tokens.len() - 1) as f64 / seconds }
-    }
-}
-
-/// What happens to a request, in order: pieces, then one `Done`.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Event {
-    /// More text; never empty, never half a character, never part of a stop text.
-    Piece(String),
-    /// The end. Nothing follows.
-    Done(Result<Completion>),
-}
-
-/// Receives the events of one request on the engine's thread: it must hand over quickly and may not wait for another
-/// request of the same engine. If it panics, the request is dropped.
-pub type OnEvent = Box<dyn FnMut(Event) + Send>;
 
 /// Totals since the engine started.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -164,8 +106,12 @@ pub struct EngineStats {
     pub active: usize,
     /// Waiting now.
     pub waiting: usize,
-    /// Bytes of the caches kept for reuse.
+    /// Bytes of the keys and values of requests that are being decoded.
+    pub kv_bytes: u64,
+    /// Bytes of those kept for reuse.
     pub prefix_bytes: u64,
+    /// Bytes that both may take together.
+    pub kv_limit: u64,
 }
 
 /// The means to give up a request. Dropping it does nothing.
@@ -193,6 +139,7 @@ impl Ticket {
 /// A request on its way to the worker.
 struct Entry {
     request: Request,
+    deadline: Option<Deadline>,
     /// Most tokens to write.
     budget: usize,
     on_event: OnEvent,
@@ -206,11 +153,18 @@ struct Queue {
     closing: bool,
 }
 
+/// Memory that is kept only while nobody else needs it.
+trait Reclaim {
+    /// Gives back `bytes` bytes, or all that there are; how many.
+    fn reclaim(&mut self, bytes: u64) -> u64;
+}
+
 /// What callers and worker share.
 struct Shared {
     queue: Mutex<Queue>,
     wake: Condvar,
     stats: Mutex<EngineStats>,
+    pool: Arc<Pool>,
 }
 
 impl std::fmt::Debug for Shared {
@@ -222,6 +176,7 @@ impl std::fmt::Debug for Shared {
 /// The worker of one process. A fork's child has the memory but not the thread.
 struct Worker {
     shared: Arc<Shared>,
+    prefixes: Arc<Mutex<dyn Reclaim + Send>>,
     thread: Mutex<Option<JoinHandle<()>>>,
     process: u32,
 }
@@ -231,7 +186,7 @@ impl Drop for Worker {
         let thread = self.thread.get_mut().take();
         if self.process != std::process::id() {
             // Made before a fork: its locks may be held for ever and its callers are in the other process.
-            std::mem::forget((thread, self.shared.clone()));
+            std::mem::forget((thread, self.shared.clone(), self.prefixes.clone()));
             return;
         }
         self.shared.queue.lock().closing = true;
@@ -250,8 +205,10 @@ pub struct Engine {
     worker: ArcSwap<Worker>,
     spawn: Box<dyn Fn() -> Result<Worker> + Send + Sync>,
     settings: EngineSettings,
-    context: usize,
+    context: Bound,
     vocabulary: usize,
+    /// Bytes of keys and values for each token.
+    token_bytes: u64,
 }
 
 impl std::fmt::Debug for Engine {
@@ -270,25 +227,46 @@ impl Engine {
         tokens: Arc<TextTokens>,
         settings: EngineSettings,
     ) -> Result<Self> {
-        let (context, vocabulary) = (decoder.context(), decoder.vocabulary());
+        let vocabulary = decoder.vocabulary();
+        let context = Bound::of(&*decoder, &settings);
+        // Of many tokens, because memory is divided into panels of several.
+        let token_bytes = decoder.cache_bytes(1024) / 1024;
         let for_worker = settings.clone();
         let spawn = Box::new(move || {
-            let shared =
-                Arc::new(Shared { queue: Mutex::default(), wake: Condvar::new(), stats: Mutex::default() });
+            let shared = Arc::new(Shared {
+                queue: Mutex::default(),
+                wake: Condvar::new(),
+                stats: Mutex::default(),
+                pool: Pool::new(for_worker.kv_bytes, for_worker.kv_memory.clone()),
+            });
             let worker =
                 worker::Run::new(decoder.clone(), tokens.clone(), for_worker.clone(), shared.clone());
+            let prefixes = worker.prefixes();
             let thread = std::thread::Builder::new()
                 .name("model-manager-generate".into())
                 .spawn(move || worker.run())
                 .map_err(|e| Error::Internal { place: "generation".into(), reason: e.to_string() })?;
-            Ok(Worker { shared, thread: Mutex::new(Some(thread)), process: std::process::id() })
+            Ok(Worker { shared, prefixes, thread: Mutex::new(Some(thread)), process: std::process::id() })
         });
-        Ok(Self { worker: ArcSwap::from_pointee(spawn()?), spawn, settings, context, vocabulary })
+        let worker = ArcSwap::from_pointee(spawn()?);
+        Ok(Self { worker, spawn, settings, context, vocabulary, token_bytes })
     }
 
-    /// Most tokens of prompt and answer.
+    /// Most tokens of prompt and answer: the least of the model's own limit and those of the settings.
     pub fn context(&self) -> usize {
-        self.context
+        self.context.tokens
+    }
+
+    /// Bytes of keys and values for each token of a prompt and its answer.
+    pub fn token_bytes(&self) -> u64 {
+        self.token_bytes
+    }
+
+    /// Forgets beginnings of prompts until `bytes` bytes are free or none is left; how many became free.
+    pub fn reclaim(&self, bytes: u64) -> u64 {
+        let worker = self.worker.load();
+        // The parent's lock may be held by a thread that is not here.
+        if worker.process == std::process::id() { worker.prefixes.lock().reclaim(bytes) } else { 0 }
     }
 
     /// What the engine was started with.
@@ -303,7 +281,8 @@ impl Engine {
     /// many wait, [`Error::Closed`] while the engine stops. `on_event` is then never called.
     pub fn submit(&self, request: Request, on_event: OnEvent) -> Result<Ticket> {
         request.params.validate()?;
-        let budget = request.params.budget(request.prompt.len(), self.context)?;
+        self.context.check(request.prompt.len())?;
+        let budget = request.params.budget(request.prompt.len(), self.context.tokens)?;
         if let Some(token) = request.prompt.iter().find(|&&token| token as usize >= self.vocabulary) {
             return Err(Error::Input(format!(
                 "the prompt has token {token} but model {:?} knows only {}",
@@ -324,9 +303,11 @@ impl Engine {
                 model: self.settings.model.clone(),
                 queued: queue.waiting.len(),
                 limit: self.settings.max_queue,
+                setting: "max_generation_queue",
             });
         }
-        queue.waiting.push_back(Entry { request, budget, on_event, cancelled, submitted });
+        let deadline = request.deadline;
+        queue.waiting.push_back(Entry { request, deadline, budget, on_event, cancelled, submitted });
         drop(queue);
         shared.stats.lock().requests += 1;
         shared.wake.notify_all();
@@ -338,9 +319,25 @@ impl Engine {
     /// # Errors
     /// As [`submit`](Self::submit).
     pub fn stream(&self, request: Request) -> Result<Stream> {
+        self.stream_holding(request, ())
+    }
+
+    /// The same; the engine keeps `held` until it has done with the request, also when the stream is dropped before.
+    ///
+    /// # Errors
+    /// As [`submit`](Self::submit).
+    pub fn stream_holding(&self, request: Request, held: impl Send + 'static) -> Result<Stream> {
         let (sender, events) = mpsc::channel();
-        // A receiver that has gone cancelled the request already.
-        let ticket = self.submit(request, Box::new(move |event| drop(sender.send(event))))?;
+        let mut held = Some(held);
+        let on_event = move |event| {
+            if matches!(event, Event::Done(_)) {
+                // Before the caller goes on, who may be the other holder.
+                drop(held.take());
+            }
+            // A receiver that has gone cancelled the request already.
+            drop(sender.send(event));
+        };
+        let ticket = self.submit(request, Box::new(on_event))?;
         Ok(Stream { events, ticket, completion: None, over: false })
     }
 
@@ -358,10 +355,12 @@ impl Engine {
     pub fn stats(&self) -> EngineStats {
         let worker = self.worker.load();
         if worker.process != std::process::id() {
-            return EngineStats::default();
+            return EngineStats { kv_limit: self.settings.kv_bytes, ..EngineStats::default() };
         }
         let waiting = worker.shared.queue.lock().waiting.len();
-        EngineStats { waiting, ..*worker.shared.stats.lock() }
+        let (kv_bytes, prefix_bytes) = worker.shared.pool.used();
+        let kv_limit = self.settings.kv_bytes;
+        EngineStats { waiting, kv_bytes, prefix_bytes, kv_limit, ..*worker.shared.stats.lock() }
     }
 
     /// This process's worker: after a fork a new one.
@@ -444,5 +443,7 @@ impl Drop for Stream {
     }
 }
 
+#[cfg(test)]
+mod limits_tests;
 #[cfg(test)]
 mod tests;

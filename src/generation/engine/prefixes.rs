@@ -1,14 +1,20 @@
 //! Caches of finished sequences, kept for prompts that begin alike: the turns of a chat, a common system prompt.
 
+use super::memory::Room;
+use super::sequence::Finished;
+use super::{PrefixScope, Reclaim};
 use crate::Result;
 use crate::models::decoder::Cache;
 
 /// A prompt that shares fewer tokens than this computes them: a cache of its own costs as much.
-const WORTH_REUSING: usize = 8;
+pub(super) const WORTH_REUSING: usize = 8;
 
 struct Kept<C> {
+    scope: Option<PrefixScope>,
     tokens: Vec<u32>,
     cache: C,
+    /// The memory of `cache`, given back after it.
+    room: Room,
 }
 
 /// Least recently used first; bounded by count and bytes.
@@ -23,18 +29,30 @@ impl<C: Cache> Prefixes<C> {
         Self { kept: Vec::new(), most, most_bytes }
     }
 
-    /// A cache that holds the longest known beginning of `prompt`, always short of its last token, whose logits are
-    /// needed. A sequence that the prompt continues gives its cache away; of one that it leaves midway the common part
-    /// is copied, so that the other conversation keeps its own.
-    pub(super) fn find(&mut self, prompt: &[u32], capacity: usize) -> Result<Option<C>> {
+    /// Which of the scope's shares most with `prompt`, and how many tokens: always short of the prompt's last one,
+    /// whose logits are needed.
+    fn best(&self, scope: Option<PrefixScope>, prompt: &[u32]) -> Option<(usize, usize)> {
         let usable = &prompt[..prompt.len() - 1];
         let common = |kept: &Kept<C>| kept.tokens.iter().zip(usable).take_while(|(a, b)| a == b).count();
-        let best = self.kept.iter().map(common).enumerate().max_by_key(|&(_, length)| length);
-        let Some((index, length)) = best.filter(|&(_, length)| length >= WORTH_REUSING) else {
-            return Ok(None);
-        };
+        let own = self.kept.iter().enumerate().filter(|(_, kept)| kept.scope == scope);
+        own.map(|(index, kept)| (index, common(kept)))
+            .max_by_key(|&(_, length)| length)
+            .filter(|&(_, length)| length >= WORTH_REUSING)
+    }
+
+    /// A cache of `most_bytes` bytes at most, with room for `capacity` tokens, that holds the longest known beginning
+    /// of `prompt` in its scope. A sequence that the prompt continues gives its cache away; of one that it leaves midway
+    /// the common part is copied, so that the other conversation keeps its own.
+    pub(super) fn find(
+        &mut self,
+        scope: Option<PrefixScope>,
+        prompt: &[u32],
+        capacity: usize,
+        most_bytes: u64,
+    ) -> Result<Option<C>> {
+        let Some((index, length)) = self.best(scope, prompt) else { return Ok(None) };
         let mut kept = self.kept.remove(index);
-        if kept.tokens.len() - length < WORTH_REUSING {
+        if kept.tokens.len() - length < WORTH_REUSING && kept.cache.bytes() <= most_bytes {
             kept.cache.truncate(length);
             kept.cache.reserve(capacity)?;
             return Ok(Some(kept.cache));
@@ -44,28 +62,49 @@ impl<C: Cache> Prefixes<C> {
         Ok(Some(copy))
     }
 
-    /// Keeps the cache of a finished sequence without the room that its answer did not use; `tokens` begin with those
-    /// that it holds. The oldest make room.
-    pub(super) fn keep(&mut self, mut tokens: Vec<u32>, mut cache: C) {
+    /// Keeps the cache of a finished sequence, which has no more room than it needs; its tokens begin with those that it
+    /// holds. The oldest make room.
+    pub(super) fn keep(&mut self, finished: Finished<C>) {
+        let Finished { scope, mut tokens, cache, room } = finished;
         tokens.truncate(cache.len());
-        if tokens.len() < WORTH_REUSING || self.most == 0 || cache.shrink().is_err() {
+        if tokens.len() < WORTH_REUSING || self.most == 0 {
             return;
         }
         // What the new sequence begins with needs no place of its own.
-        self.kept.retain(|kept| !tokens.starts_with(&kept.tokens));
-        self.kept.push(Kept { tokens, cache });
+        self.kept.retain(|kept| kept.scope != scope || !tokens.starts_with(&kept.tokens));
+        let room = room.keep(cache.bytes());
+        self.kept.push(Kept { scope, tokens, cache, room });
         while self.kept.len() > self.most || (self.bytes() > self.most_bytes && !self.kept.is_empty()) {
             self.kept.remove(0);
         }
     }
 
-    pub(super) fn bytes(&self) -> u64 {
+    /// Frees `bytes` bytes, or all: the oldest first, and last of all what `prompt` could reuse.
+    pub(super) fn make_room(&mut self, bytes: u64, scope: Option<PrefixScope>, prompt: &[u32]) {
+        let spared = self.best(scope, prompt).map(|(index, _)| self.kept.remove(index));
+        let freed = self.reclaim(bytes);
+        self.kept.extend(spared);
+        self.reclaim(bytes.saturating_sub(freed));
+    }
+
+    fn bytes(&self) -> u64 {
         self.kept.iter().map(|kept| kept.cache.bytes()).sum()
+    }
+}
+
+impl<C: Cache> Reclaim for Prefixes<C> {
+    fn reclaim(&mut self, bytes: u64) -> u64 {
+        let mut freed = 0;
+        while freed < bytes && !self.kept.is_empty() {
+            freed += self.kept.remove(0).room.bytes();
+        }
+        freed
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::memory::Pool;
     use super::*;
 
     struct Counted {
@@ -96,19 +135,58 @@ mod tests {
         }
     }
 
-    fn cache(len: usize) -> Counted {
-        Counted { len, capacity: len }
+    /// A finished sequence without a scope.
+    fn finished(tokens: impl IntoIterator<Item = u32>, len: usize) -> Finished<Counted> {
+        let room = Pool::new(u64::MAX, None).take(1000).unwrap().unwrap();
+        let tokens = tokens.into_iter().collect();
+        Finished { scope: None, tokens, cache: Counted { len, capacity: len }, room }
     }
 
     fn found(prefixes: &mut Prefixes<Counted>, prompt: &[u32]) -> Option<usize> {
-        prefixes.find(prompt, 100).unwrap().map(|cache| cache.len)
+        prefixes.find(None, prompt, 100, 100).unwrap().map(|cache| cache.len)
+    }
+
+    #[test]
+    fn scopes_share_nothing() {
+        let of = |name| Some(PrefixScope::new(name));
+        let mut prefixes = Prefixes::new(4, 1000);
+        prefixes.keep(Finished { scope: of("a"), ..finished(0..20, 20) });
+        prefixes.keep(Finished { scope: of("b"), ..finished(0..15, 15) });
+        let prompt: Vec<u32> = (0..30).collect();
+        let mut find = |scope| prefixes.find(scope, &prompt, 100, 100).unwrap().map(|cache| cache.len);
+        assert_eq!((find(None), find(of("c"))), (None, None));
+        assert_eq!((find(of("b")), find(of("b")), find(of("a"))), (Some(15), None, Some(20)));
+    }
+
+    #[test]
+    fn what_a_prompt_can_reuse_leaves_last() {
+        let mut prefixes = Prefixes::new(4, 1000);
+        prefixes.keep(finished(0..20, 20));
+        prefixes.keep(finished(100..120, 20));
+        prefixes.keep(finished(200..220, 20));
+        let prompt: Vec<u32> = (0..30).collect();
+        prefixes.make_room(25, None, &prompt);
+        assert_eq!(found(&mut prefixes, &prompt), Some(20));
+        prefixes.keep(finished(0..20, 20));
+        assert_eq!(prefixes.reclaim(1000), 20);
+        assert_eq!(found(&mut prefixes, &prompt), None);
+    }
+
+    #[test]
+    fn a_cache_that_is_larger_than_allowed_is_copied() {
+        let mut prefixes = Prefixes::new(4, 1000);
+        let mut large = finished(0..20, 20);
+        large.cache.capacity = 300;
+        prefixes.keep(large);
+        let cache = prefixes.find(None, &(0..30).collect::<Vec<_>>(), 30, 30).unwrap().unwrap();
+        assert_eq!((cache.len, cache.capacity), (20, 30));
     }
 
     #[test]
     fn a_continued_conversation_takes_its_cache() {
         let mut prefixes = Prefixes::new(4, 1000);
         let turn: Vec<u32> = (0..20).collect();
-        prefixes.keep(turn, cache(19));
+        prefixes.keep(finished(turn, 19));
         let next: Vec<u32> = (0..30).collect();
         assert_eq!(found(&mut prefixes, &next), Some(19));
         assert_eq!(found(&mut prefixes, &next), None, "it was given away");
@@ -118,14 +196,14 @@ mod tests {
     fn the_same_prompt_again_leaves_one_token_to_compute() {
         let mut prefixes = Prefixes::new(4, 1000);
         let prompt: Vec<u32> = (0..20).collect();
-        prefixes.keep(prompt.clone(), cache(20));
+        prefixes.keep(finished(prompt.clone(), 20));
         assert_eq!(found(&mut prefixes, &prompt), Some(19));
     }
 
     #[test]
     fn a_common_beginning_is_copied() {
         let mut prefixes = Prefixes::new(4, 1000);
-        prefixes.keep((0..60).collect(), cache(60));
+        prefixes.keep(finished(0..60, 60));
         let other: Vec<u32> = (0..20).chain(100..110).collect();
         assert_eq!(found(&mut prefixes, &other), Some(20));
         assert_eq!(found(&mut prefixes, &(0..70).collect::<Vec<_>>()), Some(60), "the first is still whole");
@@ -135,28 +213,21 @@ mod tests {
     fn count_and_bytes_are_bounded_and_the_oldest_goes() {
         let mut prefixes = Prefixes::new(2, 50);
         for start in [100, 200, 300] {
-            prefixes.keep((start..start + 20).collect(), cache(20));
+            prefixes.keep(finished(start..start + 20, 20));
         }
         assert_eq!((prefixes.kept.len(), prefixes.bytes()), (2, 40));
         assert_eq!(found(&mut prefixes, &(100..130).collect::<Vec<_>>()), None);
-        prefixes.keep((0..45).collect(), cache(45));
+        prefixes.keep(finished(0..45, 45));
         assert_eq!((prefixes.kept.len(), prefixes.bytes()), (1, 45));
-        prefixes.keep((400..460).collect(), cache(60));
+        prefixes.keep(finished(400..460, 60));
         assert_eq!(prefixes.bytes(), 0, "what exceeds the bound alone is not kept");
-    }
-
-    #[test]
-    fn unused_room_is_given_back() {
-        let mut prefixes = Prefixes::new(2, 1000);
-        prefixes.keep((0..20).collect(), Counted { len: 20, capacity: 900 });
-        assert_eq!(prefixes.bytes(), 20);
     }
 
     #[test]
     fn short_beginnings_are_not_worth_it() {
         let mut prefixes = Prefixes::new(2, 50);
-        prefixes.keep((0..5).collect(), cache(5));
-        prefixes.keep((0..20).collect(), cache(20));
+        prefixes.keep(finished(0..5, 5));
+        prefixes.keep(finished(0..20, 20));
         assert_eq!(prefixes.kept.len(), 1);
         let other: Vec<u32> = (0..7).chain(50..60).collect();
         assert_eq!(found(&mut prefixes, &other), None);

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use super::{Completion, Entry, Event, FinishReason, OnEvent};
+use super::memory::Room;
+use super::{Completion, Deadline, Entry, Event, FinishReason, OnEvent, PrefixScope};
 use crate::Result;
 use crate::generation::GenerationParams;
 use crate::generation::processors::Processors;
@@ -18,6 +19,10 @@ pub(super) struct Sequence<C> {
     pub(super) tokens: Vec<u32>,
     /// Holds a beginning of `tokens`.
     pub(super) cache: C,
+    /// The memory of `cache`, given back after it.
+    room: Room,
+    scope: Option<PrefixScope>,
+    deadline: Option<Deadline>,
     params: GenerationParams,
     prompt: usize,
     reused: usize,
@@ -38,8 +43,8 @@ pub(super) struct Sequence<C> {
 
 impl<C> Sequence<C> {
     /// Admits a request; the cache holds the first `reused` tokens of its prompt.
-    pub(super) fn new(entry: Entry, cache: C, reused: usize) -> Self {
-        let Entry { request, budget, on_event, cancelled, submitted } = entry;
+    pub(super) fn new(entry: Entry, cache: C, room: Room, reused: usize) -> Self {
+        let Entry { request, deadline, budget, on_event, cancelled, submitted } = entry;
         let params = request.params;
         let context: &[u32] = if request.continues { &request.prompt } else { &[] };
         Self {
@@ -47,6 +52,9 @@ impl<C> Sequence<C> {
             prompt: request.prompt.len(),
             tokens: request.prompt,
             cache,
+            room,
+            scope: request.scope,
+            deadline,
             reused,
             budget,
             sampler: if params.samples() { Sampler::seeded(params.seed) } else { Sampler::greedy() },
@@ -70,6 +78,11 @@ impl<C> Sequence<C> {
 
     pub(super) fn cancelled(&self) -> bool {
         self.listener.cancelled.load(Ordering::Acquire)
+    }
+
+    /// The deadline, when it is over.
+    pub(super) fn late(&self) -> Option<Deadline> {
+        self.deadline.filter(Deadline::is_over)
     }
 
     /// Chooses the next token and tells its text. `Some` when the answer is over.
@@ -108,13 +121,13 @@ impl<C> Sequence<C> {
     }
 
     /// Tells the rest of the text and the end. Returns what a later request may reuse.
-    pub(super) fn finish(mut self, reason: FinishReason, tokens: &TextTokens) -> (Vec<u32>, C) {
+    pub(super) fn finish(mut self, reason: FinishReason, tokens: &TextTokens) -> Finished<C> {
         let outcome = self.rest(tokens).map(|rest| {
             self.tell(rest);
             self.completion(reason)
         });
         self.listener.tell(Event::Done(outcome));
-        (self.tokens, self.cache)
+        Finished { scope: self.scope, tokens: self.tokens, cache: self.cache, room: self.room }
     }
 
     /// Tells an error as the end.
@@ -153,6 +166,15 @@ impl<C> Sequence<C> {
             decode: self.last.unwrap_or(first) - first,
         }
     }
+}
+
+/// What is left of a sequence.
+pub(super) struct Finished<C> {
+    pub(super) scope: Option<PrefixScope>,
+    pub(super) tokens: Vec<u32>,
+    pub(super) cache: C,
+    /// The memory of `cache`, given back after it.
+    pub(super) room: Room,
 }
 
 /// The caller's end of a request. A callback that panics gives the request up.

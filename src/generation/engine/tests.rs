@@ -2,11 +2,12 @@ use std::sync::atomic::AtomicUsize;
 use std::time::Instant;
 
 use super::*;
+use crate::generation::GenerationParams;
 use crate::generation::tokens::tests::byte_level;
 use crate::models::decoder::{Cache, Step};
 
 /// Remembers the tokens themselves.
-struct Remembered(Vec<u32>);
+pub(super) struct Remembered(Vec<u32>);
 
 impl Cache for Remembered {
     fn len(&self) -> usize {
@@ -31,16 +32,18 @@ impl Cache for Remembered {
 }
 
 /// A letter that depends on every token before it, and accidents on demand.
-struct Letters {
+pub(super) struct Letters {
     letters: Vec<u32>,
     context: usize,
     fails: u32,
     panics: u32,
     damages: u32,
+    /// Time that each token takes beside.
+    nap: Duration,
     /// Steps wait here, so that a test can decide what meets in one.
-    gate: Mutex<()>,
+    pub(super) gate: Mutex<()>,
     /// Sequences and tokens of each step.
-    log: Mutex<Vec<(usize, usize)>>,
+    pub(super) log: Mutex<Vec<(usize, usize)>>,
     computed: AtomicUsize,
 }
 
@@ -60,13 +63,22 @@ impl Decoder for Letters {
     fn context(&self) -> usize {
         self.context
     }
-    fn new_cache(&self, _: usize) -> Result<Remembered> {
+    fn new_cache(&self, capacity: usize) -> Result<Remembered> {
+        if capacity == UNLUCKY {
+            return Err(Error::OutOfMemory { what: "a test".into(), bytes: 1 });
+        }
         Ok(Remembered(Vec::new()))
+    }
+    fn cache_bytes(&self, capacity: usize) -> u64 {
+        4 * capacity as u64
     }
     fn forward(&self, steps: &mut [Step<'_, Remembered>], logits: &mut [f32]) -> Result<()> {
         let _open = self.gate.lock();
         let tokens = steps.iter().map(|step| step.tokens.len()).sum();
         self.log.lock().push((steps.len(), tokens));
+        if !self.nap.is_zero() {
+            std::thread::sleep(self.nap * tokens as u32);
+        }
         self.computed.fetch_add(tokens, Ordering::Relaxed);
         let mut rows = logits.chunks_exact_mut(300);
         for step in steps {
@@ -89,22 +101,29 @@ impl Decoder for Letters {
     }
 }
 
-struct Bench {
-    decoder: Arc<Letters>,
+pub(super) struct Bench {
+    pub(super) decoder: Arc<Letters>,
     tokens: Arc<TextTokens>,
-    engine: Engine,
+    pub(super) engine: Engine,
 }
 
-const END: u32 = 290;
+/// A cache of so many tokens finds no memory.
+pub(super) const UNLUCKY: usize = 777;
+
+pub(super) const END: u32 = 290;
 
 /// More tokens than any machine writes before a test ends: only a cancellation ends such a request.
-const ENDLESS: usize = 1 << 40;
+pub(super) const ENDLESS: usize = 1 << 40;
 
-fn bench_with(change: impl FnOnce(&mut EngineSettings)) -> Bench {
+pub(super) fn bench_with(change: impl FnOnce(&mut EngineSettings)) -> Bench {
     bench_of(2 * ENDLESS, change)
 }
 
-fn bench_of(context: usize, change: impl FnOnce(&mut EngineSettings)) -> Bench {
+pub(super) fn bench_of(context: usize, change: impl FnOnce(&mut EngineSettings)) -> Bench {
+    slow_bench(context, Duration::ZERO, change)
+}
+
+pub(super) fn slow_bench(context: usize, nap: Duration, change: impl FnOnce(&mut EngineSettings)) -> Bench {
     let tokens = Arc::new(byte_level());
     let letters = ('a'..='z').map(|letter| tokens.id(&letter.to_string()).unwrap()).collect();
     let decoder = Arc::new(Letters {
@@ -113,6 +132,7 @@ fn bench_of(context: usize, change: impl FnOnce(&mut EngineSettings)) -> Bench {
         fails: 280,
         panics: 281,
         damages: 282,
+        nap,
         gate: Mutex::new(()),
         log: Mutex::default(),
         computed: AtomicUsize::new(0),
@@ -123,21 +143,21 @@ fn bench_of(context: usize, change: impl FnOnce(&mut EngineSettings)) -> Bench {
     Bench { decoder, tokens, engine }
 }
 
-fn bench() -> Bench {
+pub(super) fn bench() -> Bench {
     bench_with(|_| ())
 }
 
-fn request(prompt: Vec<u32>, new: usize) -> Request {
+pub(super) fn request(prompt: Vec<u32>, new: usize) -> Request {
     let params = GenerationParams { max_new_tokens: Some(new), ..Default::default() };
-    Request { prompt, params, continues: false }
+    Request { prompt, params, continues: false, scope: None, deadline: None }
 }
 
-fn unchecked() -> Result<()> {
+pub(super) fn unchecked() -> Result<()> {
     Ok(())
 }
 
 impl Bench {
-    fn expected(&self, prompt: &[u32], new: usize) -> Vec<u32> {
+    pub(super) fn expected(&self, prompt: &[u32], new: usize) -> Vec<u32> {
         let mut tokens = prompt.to_vec();
         for _ in 0..new {
             tokens.push(self.decoder.next(&tokens));
@@ -145,12 +165,12 @@ impl Bench {
         tokens.split_off(prompt.len())
     }
 
-    fn run(&self, request: Request) -> Result<Completion> {
+    pub(super) fn run(&self, request: Request) -> Result<Completion> {
         self.engine.generate(request, &mut unchecked)
     }
 
     /// Waits until `count` requests have been admitted or wait.
-    fn until(&self, ready: impl Fn(EngineStats) -> bool) {
+    pub(super) fn until(&self, ready: impl Fn(EngineStats) -> bool) {
         let started = Instant::now();
         while !ready(self.engine.stats()) {
             assert!(started.elapsed() < Duration::from_secs(20), "{:?}", self.engine.stats());
@@ -204,7 +224,7 @@ fn a_request_joins_between_steps() {
 
 #[test]
 fn a_long_prompt_does_not_stall_the_others() {
-    let bench = bench_with(|settings| settings.prefill_chunk = 64);
+    let bench = bench_with(|settings| (settings.prefill_chunk, settings.prefill_time) = (64, Duration::MAX));
     let held = bench.decoder.gate.lock();
     let short = bench.engine.stream(request(vec![1], 12)).unwrap();
     bench.until(|stats| stats.waiting == 0);
@@ -307,7 +327,15 @@ fn too_many_waiting_requests_are_refused() {
     bench.until(|stats| stats.waiting == 0);
     streams.extend((0..2).map(|_| bench.engine.stream(request(vec![1], 1)).unwrap()));
     let refused = bench.engine.stream(request(vec![1], 1)).map(|_| ());
-    assert_eq!(refused, Err(Error::Overloaded { model: "letters".into(), queued: 2, limit: 2 }));
+    assert_eq!(
+        refused,
+        Err(Error::Overloaded {
+            model: "letters".into(),
+            queued: 2,
+            limit: 2,
+            setting: "max_generation_queue"
+        })
+    );
     drop(held);
     for mut stream in streams {
         while stream.next(&mut unchecked).unwrap().is_some() {}

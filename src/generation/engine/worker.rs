@@ -5,12 +5,23 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use super::prefixes::Prefixes;
-use super::sequence::{Listener, Sequence};
-use super::{Completion, EngineSettings, Entry, Event, FinishReason, Shared};
+use super::prefixes::{Prefixes, WORTH_REUSING};
+use super::sequence::{Finished, Listener, Sequence};
+use super::{Completion, EngineSettings, Entry, Event, FinishReason, Reclaim, Shared};
+use crate::compute::memory::try_room;
 use crate::generation::tokens::TextTokens;
 use crate::models::decoder::{Cache, Decoder, Step};
+use crate::sync::Mutex;
 use crate::{Error, Result};
+
+/// Tokens of a prompt in the first step that has any, before it is known how long they take.
+const FIRST_CHUNK: usize = 128;
+
+/// Fewer tokens of prompts in a step would slow a machine that is slow already.
+const LEAST_CHUNK: usize = 32;
+
+/// How often the engine looks whether memory that others hold is free.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 /// Everything that the thread owns.
 pub(super) struct Run<D: Decoder> {
@@ -19,7 +30,12 @@ pub(super) struct Run<D: Decoder> {
     settings: EngineSettings,
     shared: Arc<Shared>,
     active: Vec<Sequence<D::Cache>>,
-    prefixes: Prefixes<D::Cache>,
+    /// Others than the thread only free them.
+    prefixes: Arc<Mutex<Prefixes<D::Cache>>>,
+    /// Most tokens of prompts in the next step.
+    chunk: usize,
+    /// The first in the queue waits for memory that is not this engine's to free.
+    waits_for_memory: bool,
     logits: Vec<f32>,
 }
 
@@ -31,6 +47,8 @@ struct Share {
     /// And after it.
     to: usize,
     wanted: bool,
+    /// Of those, tokens of the prompt that delay others.
+    prefill: usize,
 }
 
 /// How a sequence stands after a step.
@@ -47,71 +65,121 @@ impl<D: Decoder> Run<D> {
         shared: Arc<Shared>,
     ) -> Self {
         let prefixes = Prefixes::new(settings.kept_prefixes, settings.kept_prefix_bytes);
-        Self { decoder, tokens, settings, shared, active: Vec::new(), prefixes, logits: Vec::new() }
+        Self {
+            chunk: FIRST_CHUNK.min(settings.prefill_chunk).max(1),
+            decoder,
+            tokens,
+            settings,
+            shared,
+            active: Vec::new(),
+            prefixes: Arc::new(Mutex::new(prefixes)),
+            waits_for_memory: false,
+            logits: Vec::new(),
+        }
+    }
+
+    /// What other threads may free.
+    pub(super) fn prefixes(&self) -> Arc<Mutex<dyn Reclaim + Send>> {
+        Arc::clone(&self.prefixes) as _
     }
 
     pub(super) fn run(mut self) {
-        while let Some(entries) = self.next_entries() {
+        while self.wait() {
             let started = Instant::now();
-            for entry in entries {
-                self.admit(entry);
-            }
-            self.retire_cancelled();
+            self.dismiss_waiting();
+            self.admit_waiting();
+            self.retire_given_up();
             self.step();
             let mut stats = self.shared.stats.lock();
             stats.busy += started.elapsed();
             stats.active = self.active.len();
-            stats.prefix_bytes = self.prefixes.bytes();
         }
         for sequence in self.active.drain(..) {
             sequence.fail(Error::Closed);
         }
         let waiting = std::mem::take(&mut self.shared.queue.lock().waiting);
-        for Entry { on_event, cancelled, .. } in waiting {
-            Listener { on_event, cancelled }.tell(Event::Done(Err(Error::Closed)));
+        for entry in waiting {
+            entry.tell(Err(Error::Closed));
         }
     }
 
-    /// What joins now: all that were cancelled while waiting, and as many others as there is room for. Sleeps while
-    /// there is nothing to do; `None` when the engine is closing.
-    fn next_entries(&self) -> Option<Vec<Entry>> {
+    /// Sleeps while there is nothing to do. False when the engine is closing.
+    fn wait(&self) -> bool {
         let mut queue = self.shared.queue.lock();
-        while queue.waiting.is_empty() && self.active.is_empty() && !queue.closing {
-            queue = self.shared.wake.wait(queue);
-        }
-        if queue.closing {
-            return None;
-        }
-        let mut room = self.settings.max_active.saturating_sub(self.active.len());
-        let mut joining = Vec::new();
-        let mut staying = std::collections::VecDeque::new();
-        for entry in queue.waiting.drain(..) {
-            if entry.cancelled.load(Ordering::Acquire) {
-                joining.push(entry);
-            } else if room > 0 {
-                room -= 1;
-                joining.push(entry);
+        while self.active.is_empty() && !queue.closing {
+            if queue.waiting.is_empty() {
+                queue = self.shared.wake.wait(queue);
+            } else if self.waits_for_memory {
+                queue = self.shared.wake.wait_until(queue, Instant::now() + LOOK_AGAIN).0;
+                break;
             } else {
-                staying.push_back(entry);
+                break;
             }
         }
-        queue.waiting = staying;
-        Some(joining)
+        !queue.closing
     }
 
-    fn admit(&mut self, entry: Entry) {
-        if entry.cancelled.load(Ordering::Acquire) {
-            self.shared.stats.lock().cancelled += 1;
-            let completion = never_begun(&entry);
-            let Entry { on_event, cancelled, .. } = entry;
-            Listener { on_event, cancelled }.tell(Event::Done(Ok(completion)));
-            return;
+    /// Ends what was cancelled or became late while it waited, wherever it stands in the queue.
+    fn dismiss_waiting(&self) {
+        let given_up = |entry: &Entry| {
+            entry.cancelled.load(Ordering::Acquire)
+                || entry.deadline.is_some_and(|deadline| deadline.is_over())
+        };
+        let gone: Vec<Entry> = {
+            let mut queue = self.shared.queue.lock();
+            if !queue.waiting.iter().any(given_up) {
+                return;
+            }
+            let (gone, staying) = queue.waiting.drain(..).partition::<Vec<_>, _>(given_up);
+            queue.waiting = staying.into();
+            gone
+        };
+        for entry in gone {
+            if entry.cancelled.load(Ordering::Acquire) {
+                self.shared.stats.lock().cancelled += 1;
+                let completion = never_begun(&entry);
+                entry.tell(Ok(completion));
+            } else {
+                let late = entry.deadline.map_or(Error::Cancelled, |late| late.error(&self.settings.model));
+                self.refuse(entry, late);
+            }
         }
-        let prompt = &entry.request.prompt;
+    }
+
+    /// Lets in whom there is room for, in order of arrival: a large request is not overtaken for ever by small ones.
+    fn admit_waiting(&mut self) {
+        self.waits_for_memory = false;
+        while self.active.len() < self.settings.max_active {
+            let Some(entry) = self.shared.queue.lock().waiting.pop_front() else { return };
+            if let Err(entry) = self.admit(entry) {
+                self.shared.queue.lock().waiting.push_front(*entry);
+                self.waits_for_memory = true;
+                return;
+            }
+        }
+    }
+
+    /// Starts a request or tells why not. Gives it back when its keys and values have to wait for memory.
+    fn admit(&mut self, entry: Entry) -> std::result::Result<(), Box<Entry>> {
+        let (prompt, scope) = (&entry.request.prompt, entry.request.scope);
         let capacity = prompt.len() + entry.budget;
-        let cache = guarded("new cache", || match self.prefixes.find(prompt, capacity)? {
-            Some(cache) => Ok(cache),
-            None => self.decoder.new_cache(capacity),
+        let bytes = self.decoder.cache_bytes(capacity);
+        let missing = self.shared.pool.missing(bytes);
+        if missing > 0 && missing <= self.shared.pool.used().1 {
+            self.prefixes.lock().make_room(missing, scope, prompt);
+        }
+        // Not under the lock: other engines may be asked for memory, and they ask this one.
+        let room = match guarded("memory of a request", || self.shared.pool.take(bytes)) {
+            Ok(Some(room)) => room,
+            Ok(None) => return Err(Box::new(entry)),
+            Err(error) => {
+                self.refuse(entry, error);
+                return Ok(());
+            }
+        };
+        let cache = guarded("new cache", || {
+            let found = self.prefixes.lock().find(scope, prompt, capacity, bytes)?;
+            found.map_or_else(|| self.decoder.new_cache(capacity), Ok)
         });
         match cache {
             Ok(cache) => {
@@ -120,20 +188,25 @@ impl<D: Decoder> Run<D> {
                 stats.prompt_tokens += prompt.len() as u64;
                 stats.reused_tokens += reused as u64;
                 drop(stats);
-                self.active.push(Sequence::new(entry, cache, reused));
+                self.active.push(Sequence::new(entry, cache, room, reused));
             }
-            Err(error) => {
-                self.shared.stats.lock().failed += 1;
-                let Entry { on_event, cancelled, .. } = entry;
-                Listener { on_event, cancelled }.tell(Event::Done(Err(error)));
-            }
+            Err(error) => self.refuse(entry, error),
         }
+        Ok(())
     }
 
-    fn retire_cancelled(&mut self) {
+    fn refuse(&self, entry: Entry, error: Error) {
+        self.shared.stats.lock().failed += 1;
+        entry.tell(Err(error));
+    }
+
+    /// Retires what was cancelled or has become late.
+    fn retire_given_up(&mut self) {
         for index in (0..self.active.len()).rev() {
             if self.active[index].cancelled() {
                 self.retire(index, Outcome::Goes(FinishReason::Cancelled));
+            } else if let Some(late) = self.active[index].late() {
+                self.retire(index, Outcome::Fails(late.error(&self.settings.model)));
             }
         }
     }
@@ -147,7 +220,8 @@ impl<D: Decoder> Run<D> {
         }
         let width = self.decoder.vocabulary();
         let mut failed: Vec<(usize, Error)> = Vec::new();
-        self.logits.resize(shares.iter().filter(|share| share.wanted).count() * width, 0.0);
+        let started = Instant::now();
+        let prefill: usize = shares.iter().map(|share| share.prefill).sum();
         if let Err(error) = self.forward(&shares, 0) {
             // One of them is to blame: alone, each answers for itself.
             let mut row = 0;
@@ -163,6 +237,7 @@ impl<D: Decoder> Run<D> {
                 !failed.iter().any(|(sequence, _)| *sequence == share.sequence)
             });
         }
+        self.pace(prefill, started.elapsed());
         let mut outcomes: Vec<(usize, Outcome)> =
             failed.into_iter().map(|(sequence, error)| (sequence, Outcome::Fails(error))).collect();
         let rows = self.logits.chunks_exact_mut(width);
@@ -181,18 +256,30 @@ impl<D: Decoder> Run<D> {
         }
     }
 
+    /// Chooses how much of the prompts the next step reads, from how long the last one took.
+    fn pace(&mut self, prefill: usize, took: Duration) {
+        let most = self.settings.prefill_chunk.max(1);
+        if prefill < LEAST_CHUNK.min(most) {
+            return;
+        }
+        let fitting =
+            prefill as f64 * self.settings.prefill_time.as_secs_f64() / took.as_secs_f64().max(1e-9);
+        // What a short step says of a long one is rough.
+        let next = (fitting as usize).min(2 * prefill.max(self.chunk / 2)) / LEAST_CHUNK * LEAST_CHUNK;
+        self.chunk = next.max(LEAST_CHUNK).min(most);
+    }
+
     fn shares(&self) -> Vec<Share> {
-        let mut budget = self.settings.prefill_chunk.max(1);
+        let mut budget = self.chunk;
         let mut shares = Vec::with_capacity(self.active.len());
         for (index, sequence) in self.active.iter().enumerate() {
             let (from, end) = (sequence.cache.len(), sequence.tokens.len());
             let writing = end > sequence.prompt();
             let to = if writing { end } else { end.min(from + budget) };
-            if !writing {
-                budget -= to - from;
-            }
+            let prefill = if writing { 0 } else { to - from };
+            budget -= prefill;
             if to > from {
-                shares.push(Share { sequence: index, from, to, wanted: to == end });
+                shares.push(Share { sequence: index, from, to, wanted: to == end, prefill });
             }
         }
         shares
@@ -202,7 +289,7 @@ impl<D: Decoder> Run<D> {
     fn forward(&mut self, shares: &[Share], row: usize) -> Result<()> {
         let width = self.decoder.vocabulary();
         let wanted = shares.iter().filter(|share| share.wanted).count();
-        let logits = &mut self.logits[row * width..(row + wanted) * width];
+        let logits = &mut try_room(&mut self.logits, (row + wanted) * width)?[row * width..];
         let mut next = shares.iter().peekable();
         let mut steps = Vec::with_capacity(shares.len());
         for (index, sequence) in self.active.iter_mut().enumerate() {
@@ -229,10 +316,38 @@ impl<D: Decoder> Run<D> {
         match outcome {
             Outcome::Fails(error) => sequence.fail(error),
             Outcome::Goes(reason) => {
-                let (tokens, cache) = sequence.finish(reason, &self.tokens);
-                self.prefixes.keep(tokens, cache);
+                let finished = sequence.finish(reason, &self.tokens);
+                self.keep(finished);
             }
         }
+    }
+
+    /// Keeps what a later prompt may begin with, unless that takes memory that requests need.
+    fn keep(&self, mut finished: Finished<D::Cache>) {
+        let len = finished.cache.len();
+        let bytes = self.decoder.cache_bytes(len);
+        if len < WORTH_REUSING || self.settings.kept_prefixes == 0 || bytes > self.settings.kept_prefix_bytes
+        {
+            return;
+        }
+        if finished.cache.bytes() > bytes {
+            // The copy without unused room exists beside the original for a moment.
+            let missing = self.shared.pool.missing(bytes);
+            if missing > 0 {
+                self.prefixes.lock().make_room(missing, finished.scope, &finished.tokens);
+            }
+            if self.shared.pool.missing(bytes) > 0 || finished.cache.shrink().is_err() {
+                return;
+            }
+        }
+        self.prefixes.lock().keep(finished);
+    }
+}
+
+impl Entry {
+    /// Ends a request that was never begun.
+    fn tell(self, outcome: Result<Completion>) {
+        Listener { on_event: self.on_event, cancelled: self.cancelled }.tell(Event::Done(outcome));
     }
 }
 

@@ -1,0 +1,192 @@
+//! Deadlines, memory and scopes of requests.
+
+use std::sync::atomic::{AtomicU64, AtomicUsize};
+use std::time::Instant;
+
+use super::tests::{Bench, ENDLESS, UNLUCKY, bench, bench_of, bench_with, request, slow_bench, unchecked};
+use super::*;
+
+fn with_deadline(mut request: Request, milliseconds: u64) -> Request {
+    request.deadline = Deadline::after(Duration::from_millis(milliseconds));
+    request
+}
+
+fn late(milliseconds: u64) -> Error {
+    Error::Timeout {
+        what: "the answer of model \"letters\"".into(),
+        after: Duration::from_millis(milliseconds),
+    }
+}
+
+fn finish(stream: &mut Stream) -> Result<Vec<u32>> {
+    while stream.next(&mut unchecked)?.is_some() {}
+    Ok(stream.completion().expect("it has ended").tokens.clone())
+}
+
+#[test]
+fn a_deadline_ends_writing_and_waiting() {
+    let bench = bench_with(|settings| settings.max_active = 1);
+    let started = Instant::now();
+    let mut busy = bench.engine.stream(with_deadline(request(vec![1], ENDLESS), 200)).unwrap();
+    let mut waiting = bench.engine.stream(with_deadline(request(vec![2], 5), 20)).unwrap();
+    assert_eq!(finish(&mut waiting), Err(late(20)));
+    assert!(started.elapsed() < Duration::from_millis(200), "the other one was still written");
+    assert_eq!(finish(&mut busy), Err(late(200)));
+    bench.until(|stats| stats.failed == 2 && stats.active == 0);
+    assert_eq!(
+        bench.run(with_deadline(request(vec![3], 5), 600_000)).unwrap().tokens,
+        bench.expected(&[3], 5)
+    );
+}
+
+#[test]
+fn a_deadline_ends_the_reading_of_a_long_prompt() {
+    let bench = slow_bench(200_000, Duration::from_millis(1), |settings| settings.prefill_chunk = 32);
+    let outcome = bench.run(with_deadline(request(vec![1; 100_000], 5), 100));
+    assert_eq!(outcome, Err(late(100)));
+    let read: usize = bench.decoder.log.lock().iter().map(|&(_, tokens)| tokens).sum();
+    assert!(read < 10_000, "{read} tokens were read");
+}
+
+#[test]
+fn steps_are_as_long_as_they_may_take() {
+    let read = |bench: &Bench| {
+        bench.run(request(vec![1; 2000], 1)).unwrap();
+        bench.decoder.log.lock().iter().map(|&(_, tokens)| tokens).collect::<Vec<_>>()
+    };
+    let quick = bench_with(|settings| settings.prefill_time = Duration::MAX);
+    assert_eq!(read(&quick), [128, 256, 512, 512, 512, 80]);
+    let slow = slow_bench(5000, Duration::from_micros(100), |settings| {
+        settings.prefill_time = Duration::from_millis(4);
+    });
+    assert_eq!(read(&slow)[..4], [128, 32, 32, 32]);
+}
+
+#[test]
+fn requests_wait_for_the_memory_of_others() {
+    // 70 tokens each, and memory for 100.
+    let bench = bench_with(|settings| settings.kv_bytes = 400);
+    let held = bench.decoder.gate.lock();
+    let mut first = bench.engine.stream(request(vec![1; 10], 60)).unwrap();
+    bench.until(|stats| stats.kv_bytes == 280);
+    let mut second = bench.engine.stream(request(vec![2; 10], 60)).unwrap();
+    // Small enough, but it came later.
+    let mut third = bench.engine.stream(request(vec![3; 10], 10)).unwrap();
+    drop(held);
+    assert_eq!(finish(&mut first), Ok(bench.expected(&[1; 10], 60)));
+    assert_eq!(finish(&mut second), Ok(bench.expected(&[2; 10], 60)));
+    assert_eq!(finish(&mut third), Ok(bench.expected(&[3; 10], 10)));
+    let log = bench.decoder.log.lock().clone();
+    assert!(log[..60].iter().all(|&(sequences, _)| sequences == 1), "{log:?}");
+    bench.until(|stats| stats.kv_bytes == 0 && stats.active == 0);
+    assert_eq!(bench.engine.stats().kv_limit, 400);
+}
+
+#[test]
+fn memory_bounds_a_prompt_and_its_answer() {
+    let bench = bench_with(|settings| settings.kv_bytes = 400);
+    assert_eq!(bench.engine.context(), 100);
+    let completion = bench.run(request(vec![1; 10], 500)).unwrap();
+    assert_eq!((completion.tokens.len(), completion.reason), (90, FinishReason::Length));
+    let refused = bench.run(request(vec![1; 100], 5)).unwrap_err().to_string();
+    assert_eq!(
+        refused,
+        "the prompt has 100 tokens but kv_memory (0 MB) holds the keys and values of 100 including the answer; \
+         shorten it or raise kv_memory"
+    );
+    let bench = bench_of(5000, |settings| settings.max_context = Some(50));
+    assert_eq!(bench.run(request(vec![1; 10], 500)).unwrap().tokens.len(), 40);
+    let refused = bench.run(request(vec![1; 50], 5)).unwrap_err().to_string();
+    assert_eq!(
+        refused,
+        "the prompt has 50 tokens but max_context allows 50 including the answer; shorten it or raise max_context"
+    );
+    let bench = bench_of(50, |settings| settings.max_context = Some(5000));
+    let refused = bench.run(request(vec![1; 50], 5)).unwrap_err().to_string();
+    assert!(refused.contains("but the model holds 50"), "{refused}");
+}
+
+#[test]
+fn what_is_kept_for_reuse_makes_room_for_requests() {
+    let bench = bench_with(|settings| settings.kv_bytes = 400);
+    bench.run(request(vec![1; 60], 1)).unwrap();
+    bench.until(|stats| (stats.kv_bytes, stats.prefix_bytes) == (0, 240));
+    assert_eq!(bench.run(request(vec![2; 60], 1)).unwrap().tokens, bench.expected(&[2; 60], 1));
+    bench.until(|stats| (stats.kv_bytes, stats.prefix_bytes) == (0, 240));
+    assert_eq!(bench.engine.reclaim(1), 240);
+    let stats = bench.engine.stats();
+    assert_eq!((stats.kv_bytes, stats.prefix_bytes), (0, 0));
+}
+
+/// Memory that others hold for a while.
+#[derive(Debug, Default)]
+struct Elsewhere {
+    refusals: AtomicUsize,
+    used: Arc<AtomicU64>,
+}
+
+#[derive(Debug)]
+struct Taken(Arc<AtomicU64>, u64);
+
+impl KvMemory for Elsewhere {
+    fn take(&self, bytes: u64) -> Result<Option<Box<dyn Allowance>>> {
+        if bytes > 1000 {
+            return Err(Error::Budget { model: "letters".into(), needed: bytes, budget: 1000, in_use: 0 });
+        }
+        let refused =
+            self.refusals.fetch_update(Ordering::AcqRel, Ordering::Acquire, |left| left.checked_sub(1));
+        if refused.is_ok() {
+            return Ok(None);
+        }
+        self.used.fetch_add(bytes, Ordering::AcqRel);
+        Ok(Some(Box::new(Taken(Arc::clone(&self.used), bytes))))
+    }
+}
+
+impl Allowance for Taken {
+    fn shrink(&mut self, bytes: u64) {
+        self.0.fetch_sub(self.1 - bytes, Ordering::AcqRel);
+        self.1 = bytes;
+    }
+}
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        self.0.fetch_sub(self.1, Ordering::AcqRel);
+    }
+}
+
+#[test]
+fn memory_is_counted_elsewhere_too() {
+    let elsewhere = Arc::new(Elsewhere { refusals: AtomicUsize::new(2), ..Elsewhere::default() });
+    let bench = bench_with(|settings| settings.kv_memory = Some(Arc::clone(&elsewhere) as _));
+    // It waits until there is some, and is told when there never will be.
+    assert_eq!(bench.run(request(vec![1; 10], 5)).unwrap().tokens, bench.expected(&[1; 10], 5));
+    assert!(matches!(bench.run(request(vec![1; 10], 500)), Err(Error::Budget { .. })));
+    // The last token was never computed.
+    bench.until(|stats| stats.active == 0 && stats.prefix_bytes == 56);
+    assert_eq!(elsewhere.used.load(Ordering::Acquire), 56);
+    drop(bench);
+    assert_eq!(elsewhere.used.load(Ordering::Acquire), 0);
+}
+
+#[test]
+fn a_request_without_memory_fails_alone() {
+    let bench = bench();
+    let mut other = bench.engine.stream(request(vec![1], 50)).unwrap();
+    let refused = bench.run(request(vec![5; 7], UNLUCKY - 7));
+    assert_eq!(refused, Err(Error::OutOfMemory { what: "a test".into(), bytes: 1 }));
+    assert_eq!(finish(&mut other), Ok(bench.expected(&[1], 50)));
+    bench.until(|stats| stats.kv_bytes == 0 && stats.failed == 1);
+}
+
+#[test]
+fn beginnings_are_reused_only_in_their_scope() {
+    let bench = bench();
+    let reused = |scope: Option<&str>| {
+        let scope = scope.map(PrefixScope::new);
+        bench.run(Request { scope, ..request((0..40).collect(), 2) }).unwrap().reused_tokens
+    };
+    assert_eq!([reused(Some("a")), reused(Some("b")), reused(None)], [0, 0, 0]);
+    assert_eq!([reused(Some("a")), reused(Some("b")), reused(None)], [39, 39, 39]);
+}
