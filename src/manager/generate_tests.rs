@@ -75,12 +75,17 @@ fn a_load_in_time_is_told_of_once() {
 }
 
 #[test]
-fn the_timeout_is_not_one_for_the_answer() {
-    let manager = manager(vec![]);
-    manager.load(crate::manager::GENERATOR, Some(PATIENCE), &mut || Ok(())).unwrap();
-    let (events, _ticket) = submit(&manager, &to(crate::manager::GENERATOR, Some(Duration::ZERO)));
-    let last = events.iter().last();
-    assert!(matches!(last, Some(Event::Done(Ok(_)))), "{last:?}");
+fn the_timeout_is_one_for_the_answer_and_the_limit_of_loads_is_not() {
+    let manager = manager(vec![("load_timeout", Value::Float(0.0))]);
+    let generator = crate::manager::GENERATOR;
+    manager.load(generator, Some(PATIENCE), &mut || Ok(())).unwrap();
+    let last = |timeout| submit(&manager, &to(generator, timeout)).0.iter().last();
+    let late = last(Some(Duration::ZERO));
+    assert!(matches!(late, Some(Event::Done(Err(Error::Timeout { .. })))), "{late:?}");
+    for timeout in [None, Some(PATIENCE)] {
+        let answered = last(timeout);
+        assert!(matches!(answered, Some(Event::Done(Ok(_)))), "{answered:?}");
+    }
 }
 
 /// Asks for answers, each in another way, until the manager is closed; tells how each call ended.
