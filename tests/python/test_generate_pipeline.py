@@ -125,7 +125,7 @@ def test_wrong_options(pipeline):
     with pytest.raises(InputError, match="eos_token_id=5"):
         pipeline(TEXT, eos_token_id=5)
     with pytest.raises(InputError, match="top_p"):
-        pipeline(TEXT, do_sample=True, top_p=0)
+        pipeline(TEXT, do_sample=True, top_p=-0.5)
 
 
 def test_an_error_ends_the_other_answers(endless):
