@@ -175,10 +175,9 @@ mod tests {
     fn a_temperature_or_a_top_p_of_zero_is_greedy() {
         let base = GenerationParams { do_sample: true, ..Default::default() };
         assert!(base.samples());
-        for params in [
-            GenerationParams { temperature: 0.0, ..base.clone() },
-            GenerationParams { top_p: 0.0, ..base.clone() },
-        ] {
+        for params in
+            [GenerationParams { temperature: 0.0, ..base.clone() }, GenerationParams { top_p: 0.0, ..base }]
+        {
             assert!(params.validate().is_ok() && !params.samples());
         }
     }
