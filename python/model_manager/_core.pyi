@@ -510,7 +510,7 @@ class Manager:
                 context is a limit of its own.
             min_new_tokens: Tokens before which the end of the text is not chosen.
             seed: Equal seeds (0 to 2**64 - 1) give equal answers; None: a new one, which the result tells.
-            stop: Texts at whose first appearance the answer ends, without them; at most 64 of 1,000 characters. Empty
+            stop: Texts at whose first appearance the answer ends, without them; at most 64 of 1,024 characters. Empty
                 ones are ignored.
             timeout: Seconds for everything: loading, waiting in the queue, reading the prompt and writing; None:
                 `load_timeout` for the load, no limit for the rest.

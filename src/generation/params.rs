@@ -9,7 +9,7 @@ pub const DEFAULT_NEW_TOKENS: usize = 256;
 pub const MAX_STOP_TEXTS: usize = 64;
 
 /// Characters of a stop text at most: as many may be held back from the reader.
-pub const MAX_STOP_CHARACTERS: usize = 1000;
+pub const MAX_STOP_CHARACTERS: usize = 1024;
 
 /// The wishes of one request. Names, defaults and meanings are those of Hugging Face `generate`, unless stated.
 #[derive(Debug, Clone, PartialEq)]
@@ -93,16 +93,14 @@ impl GenerationParams {
             return wrong("max_length", &0, "at least 1");
         }
         if self.stop.len() > MAX_STOP_TEXTS {
-            return Err(Error::Input(format!(
-                "stop has {} texts: at most {MAX_STOP_TEXTS} are allowed",
-                self.stop.len()
-            )));
+            let many = format!("stop has {} texts: at most {MAX_STOP_TEXTS} are allowed", self.stop.len());
+            return Err(Error::argument("stop", many));
         }
         if let Some(long) = self.stop.iter().find(|text| text.chars().count() > MAX_STOP_CHARACTERS) {
-            return Err(Error::Input(format!(
-                "stop has a text of {} characters: at most {MAX_STOP_CHARACTERS} are allowed",
-                long.chars().count()
-            )));
+            let long = long.chars().count();
+            let long =
+                format!("stop has a text of {long} characters: at most {MAX_STOP_CHARACTERS} are allowed");
+            return Err(Error::argument("stop", long));
         }
         Ok(())
     }
@@ -190,7 +188,7 @@ mod tests {
         let many = message(&of(vec!["x".into(); MAX_STOP_TEXTS + 1]));
         assert_eq!(many, "stop has 65 texts: at most 64 are allowed");
         let long = message(&of(vec!["x".into(), "ş".repeat(MAX_STOP_CHARACTERS + 1)]));
-        assert_eq!(long, "stop has a text of 1001 characters: at most 1000 are allowed");
+        assert_eq!(long, "stop has a text of 1025 characters: at most 1024 are allowed");
     }
 
     #[test]

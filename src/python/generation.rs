@@ -136,7 +136,9 @@ fn seed(py: Python<'_>, value: &Bound<'_, PyAny>) -> PyResult<u64> {
 }
 
 fn scope(value: &Bound<'_, PyAny>) -> PyResult<PrefixScope> {
-    let text = value.cast::<PyString>().map_err(|_| PyTypeError::new_err("prefix_scope must be a str"))?;
+    let text = value
+        .cast::<PyString>()
+        .map_err(|_| wrong_type(value.py(), "prefix_scope", "prefix_scope must be a str".into()))?;
     Ok(PrefixScope::new(text_of(text, None)?))
 }
 

@@ -89,7 +89,7 @@ def test_a_text_is_no_chat(gpt2):
         ({"stop": 7}, TypeError, "stop"),
         ({"stop": [7]}, TypeError, "stop"),
         ({"stop": ["x"] * 65}, InputError, "stop has 65 texts: at most 64"),
-        ({"stop": ["x" * 1001]}, InputError, "stop has a text of 1001 characters: at most 1000"),
+        ({"stop": ["x" * 1025]}, InputError, "stop has a text of 1025 characters: at most 1024"),
         ({"stop": ["\ud800"]}, InputError, "surrogate"),
         ({"prefix_scope": 7}, TypeError, "prefix_scope"),
         ({"prefix_scope": "\ud800"}, InputError, "surrogate"),

@@ -57,9 +57,13 @@ impl Bound {
             Some(bytes) => format!("{setting} ({} MB) holds the keys and values of {tokens}", bytes >> 20),
             None => format!("{setting} allows {tokens}"),
         };
-        Err(Error::Input(format!(
-            "the prompt has {prompt} tokens but {limit} including the answer; shorten it or raise {setting}"
-        )))
+        Err(Error::Argument {
+            param: "prompt",
+            code: Some("context_length_exceeded"),
+            message: format!(
+                "the prompt has {prompt} tokens but {limit} including the answer; shorten it or raise {setting}"
+            ),
+        })
     }
 }
 
