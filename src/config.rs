@@ -21,6 +21,14 @@ pub trait Host: Send + Sync + 'static {
 
     /// The folder of an installed package, found without importing it.
     fn package_dir(&self, name: &str) -> Option<PathBuf>;
+
+    /// Called before the settings are read from the environment, which it may add to.
+    fn before_settings(&self) {}
+
+    /// Folders in which models may lie that other programs downloaded, in addition to the cache.
+    fn model_folders(&self) -> Vec<PathBuf> {
+        Vec::new()
+    }
 }
 
 /// The operating system's environment and no packages: a host that is not Python.

@@ -311,6 +311,8 @@ class Manager:
 
         Without any argument the environment is read at the manager's first use, not here.
         """
+    def _make_process_wide(self) -> None:
+        """Let it read ``.env`` of the working directory before its settings, and find models in ``models_cache``."""
     @property
     def config(self) -> Config:
         """The settings in force; reading it fixes them."""
@@ -360,7 +362,9 @@ class Manager:
             fallback: Sources to try in turn when the first cannot be loaded.
             pooling, max_length, revision, prompts: Replace what the model's files say. Of a server's model only prompts
                 can be replaced.
-            kind: What `source` is; None: a generator in the slot ``text_generator``, elsewhere an embedding model.
+            kind: What `source` is. None: what its files say when they are here (a pooling or a ``modules.json``: an
+                embedding model; else a language model is a generator), otherwise what its first use makes it.
+                ``text_generator`` is a generator always, the two sentence slots never.
             replace: Allow an existing slot of that name (built-in ones too); its model is unloaded.
 
         Raises:

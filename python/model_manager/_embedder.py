@@ -6,6 +6,7 @@ What the indexer, the LangChain and LlamaIndex adapters and the command line hav
 from __future__ import annotations
 
 import hashlib
+import operator
 import re
 
 from .chatbot import model_manager
@@ -44,7 +45,7 @@ def slot_for(manager: Manager, model: str | None) -> str:
     slot = without_key(model)  # names are logged
     if slot not in manager.slots():
         try:
-            manager.register(slot, model)
+            manager.register(slot, model, kind="embedding")
         except InputError:
             if slot not in manager.slots():  # else another thread was faster
                 raise
@@ -59,7 +60,7 @@ class Embedder:
     def __init__(self, manager: Manager | None = None, model: str | None = None, dimensions: int | None = None) -> None:
         self.manager: Manager = model_manager if manager is None else manager
         self.slot = slot_for(self.manager, model)
-        self._dimensions = dimensions
+        self._dimensions = None if dimensions is None else operator.index(dimensions)
         self._known: Description | None = None
 
     def describe(self) -> Description:

@@ -280,7 +280,8 @@ class ModelManager(Manager):
 
     def _embed_chat_text(self, text: str, force_turkish: bool | None) -> list[float]:
         text = normalise(text)
-        if len(text) < MIN_TEXT:
+        # The cut may end in blanks, which are no text.
+        if len(text.strip()) < MIN_TEXT:
             return []
         slot = self.route(text) if force_turkish is None else TURKISH if force_turkish else ENGLISH
         try:
@@ -572,6 +573,7 @@ def _whole(seconds: float) -> float:
 _open_managers: weakref.WeakSet[ModelManager] = weakref.WeakSet()
 _process_wide: list[ModelManager] = []
 model_manager = ModelManager()
+model_manager._make_process_wide()
 _process_wide.append(model_manager)
 
 

@@ -7,10 +7,11 @@ the handle, and comes back at the next `encode`.
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from typing import Any, Literal
 
     import numpy as np
@@ -79,12 +80,19 @@ class SentenceModel:
             float32, or the dtype of `precision`; the caller's own, writable.
 
         Raises:
+            TypeError: `sentences` is a mapping, bytes, or holds what is no text.
             ValueError: An unknown `precision` or `output_value`, and what `Manager.embed` raises.
         """
         if output_value != "sentence_embedding":
             raise ValueError(f"output_value={output_value!r} is not supported; use 'sentence_embedding'")
         if precision not in ("float32", "int8", "uint8", "binary", "ubinary"):
             raise ValueError(f"precision={precision!r} must be one of float32, int8, uint8, binary, ubinary")
+        if isinstance(sentences, Mapping | bytes | bytearray):
+            remedy = "list(sentences.values())" if isinstance(sentences, Mapping) else "sentences.decode()"
+            raise TypeError(
+                f"sentences must be a str or an iterable of str, not {type(sentences).__name__}; to embed its texts give"
+                f" {remedy}"
+            )
         single = isinstance(sentences, str)
         texts = [sentences] if isinstance(sentences, str) else list(sentences)
         with _Progress(bool(show_progress_bar), len(texts)) as progress:

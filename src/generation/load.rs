@@ -13,10 +13,11 @@ use super::chat::{ChatTemplate, TURNS_TEMPLATE};
 use super::tokens::TextTokens;
 use crate::compute::Isa;
 use crate::compute::decoder::{Hold, Packer};
-use crate::models::causal::{Causal, Named};
+use crate::models::causal::Causal;
 use crate::models::files::{WeightFiles, read_json};
 use crate::models::gguf::Gguf;
 use crate::models::gguf_llama::{self, GgufSource};
+use crate::models::keys::{Family, check_config};
 use crate::models::{
     ModelFiles, Progress, ResolveOptions, Source, Weights, gguf_tokenizer, gpt2, llama, resolve,
 };
@@ -116,6 +117,7 @@ impl TextModel {
         }
         let words = gguf_tokenizer::tokenizer(&gguf)?;
         let shape = llama::Shape::from_gguf(&gguf, architecture)?;
+        check_causal(name, &shape)?;
         let template = gguf.text("tokenizer.chat_template");
         let template = template.map(|source| ChatTemplate::new(name, source, &words.begin, &words.end));
         let decoder = shape.load(&GgufSource(&gguf), &Packer::new(isa, hold))?;
@@ -143,6 +145,17 @@ impl TextModel {
         let weights = Weights::open(&files.weights)?;
         let (name, packer) = (files.model.as_str(), Packer::new(isa, hold));
         let kind = config["model_type"].as_str().unwrap_or_default();
+        let family = match kind {
+            "gpt2" => Some(Family { classes: "GPT2", keys: gpt2::KEYS }),
+            "llama" => Some(Family { classes: "Llama", keys: llama::KEYS }),
+            "qwen2" => Some(Family { classes: "Qwen2", keys: llama::KEYS }),
+            "qwen3" => Some(Family { classes: "Qwen3", keys: llama::KEYS }),
+            _ => None,
+        };
+        if let Some(family) = family {
+            check_config(name, &path, &config, family)?;
+        }
+        check_head(name, &config)?;
         let decoder = match kind {
             "gpt2" => parse::<gpt2::Config>(&config, &path)?.load(name, &weights, &packer)?,
             "llama" | "qwen2" | "qwen3" => {
@@ -152,7 +165,8 @@ impl TextModel {
                     _ => None,
                 };
                 let shape = parse::<llama::Config>(&config, &path)?.shape(name, qwen)?;
-                shape.load(&Named(&weights), &packer)?
+                check_causal(name, &shape)?;
+                shape.load(&weights, &packer)?
             }
             other => {
                 let reason =
@@ -233,6 +247,37 @@ fn tokenizer(files: &ModelFiles) -> Result<Tokenizer> {
         .collect();
     tokenizer.add_special_tokens(special).map_err(|e| damaged(&vocabulary, &e.to_string()))?;
     Ok(tokenizer)
+}
+
+/// Refuses a model whose tokens see those after them: it was not trained to write.
+fn check_causal(model: &str, shape: &llama::Shape) -> Result<()> {
+    if shape.causal {
+        return Ok(());
+    }
+    Err(Error::Unsupported {
+        model: model.into(),
+        reason:
+            "it attends in both directions (is_causal, use_bidirectional_attention), so it embeds text and \
+                 cannot write it; register it with kind=\"embedding\""
+                .into(),
+    })
+}
+
+/// Refuses a model whose head gives classes or scores: the head that writes text would be made up.
+fn check_head(model: &str, config: &Value) -> Result<()> {
+    let classes = config["architectures"].as_array().map_or(&[][..], Vec::as_slice);
+    let other = classes.iter().filter_map(Value::as_str).find(|class| {
+        ["Classification", "QuestionAnswering", "MultipleChoice", "Reward"]
+            .iter()
+            .any(|head| class.contains(head))
+    });
+    match other {
+        None => Ok(()),
+        Some(class) => Err(Error::Unsupported {
+            model: model.into(),
+            reason: format!("its config.json names the architecture {class:?}, which does not write text"),
+        }),
+    }
 }
 
 /// A JSON file beside the weights; `null` without one.

@@ -302,6 +302,23 @@ impl Core {
         Ok(())
     }
 
+    /// The slot `name` for writing text: one whose kind is open becomes a generator.
+    pub(super) fn entry_for_text(self: &Arc<Self>, name: &str) -> Result<Arc<Entry>> {
+        let entry = self.entry(name)?;
+        match &entry.spec {
+            Spec::Embedding(spec) if spec.open && entry.known().is_none() => {
+                let spec = GeneratorSpec {
+                    source: spec.source.clone(),
+                    dtype: spec.dtype,
+                    revision: spec.revision.clone(),
+                };
+                self.register(name, Spec::Generator(spec), entry.keep, true)?;
+                self.entry(name)
+            }
+            _ => Ok(entry),
+        }
+    }
+
     pub(super) fn unregister(&self, name: &str) -> Result<()> {
         if BUILT_IN.contains(&name) {
             return Err(Error::Input(format!("{name:?} is built in; unload({name:?}) frees its memory")));

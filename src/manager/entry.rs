@@ -62,6 +62,8 @@ pub struct EmbeddingSpec {
     pub revision: Option<String>,
     /// Added to the prompts of the model's files.
     pub prompts: BTreeMap<String, String>,
+    /// Nobody has said that it embeds: its first use decides.
+    pub open: bool,
 }
 
 impl EmbeddingSpec {
@@ -75,6 +77,7 @@ impl EmbeddingSpec {
             max_length: None,
             revision: None,
             prompts: BTreeMap::new(),
+            open: false,
         }
     }
 }
@@ -183,7 +186,8 @@ impl Resident {
         match self {
             Self::Encoder(serving) => Ok(serving),
             Self::Generator(_) => Err(Error::Input(format!(
-                "{name:?} generates text; generate() and stream() use it, and embed() needs an embedding model"
+                "{name:?} generates text; generate() and stream() use it, and embed() needs an embedding model. If this \
+                 model embeds, register it with kind=\"embedding\""
             ))),
             Self::Object(_) => Err(Error::Input(format!(
                 "{name:?} is registered with a loader of its own; get({name:?}) returns its object, and embed() needs an \
@@ -197,7 +201,10 @@ impl Resident {
         match self {
             Self::Generator(serving) => Ok(&serving.generator),
             Self::Encoder(_) => {
-                Err(Error::NoGenerator { reason: "the model of this name makes embeddings".into() })
+                Err(Error::NoGenerator { reason:
+                    "the model of this name makes embeddings; one that writes text is registered with kind=\"generator\""
+                        .into(),
+                })
             }
             Self::Object(_) => Err(Error::NoGenerator {
                 reason: "the model of this name has a loader of its own; get() returns its object".into(),

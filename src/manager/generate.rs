@@ -170,7 +170,10 @@ impl Manager {
     /// [`Error::NoGenerator`] when the slot holds something else; as [`Manager::load`].
     pub fn generator(&self, options: &GenerateOptions, check: Check<'_>) -> Result<GeneratorLease> {
         let name = options.model.as_deref().unwrap_or(super::GENERATOR);
-        GeneratorLease::new(self.lease(name, options.timeout, check)?, options.keep_alive)
+        let core = self.core()?;
+        let timeout = options.timeout.or_else(|| core.load_timeout());
+        let lease = core.entry_for_text(name)?.slot.acquire(timeout, check)?;
+        GeneratorLease::new(lease, options.keep_alive)
     }
 
     /// The whole answer to `prompt`, without the prompt.
@@ -223,7 +226,7 @@ impl Manager {
     ) -> Result<GenerationTicket> {
         params.validate()?;
         let core = self.core()?;
-        let entry = core.entry(options.model.as_deref().unwrap_or(super::GENERATOR))?;
+        let entry = core.entry_for_text(options.model.as_deref().unwrap_or(super::GENERATOR))?;
         let terms = options.terms();
         let limit = options.timeout.or_else(|| core.load_timeout());
         let deadline = limit.and_then(|after| Instant::now().checked_add(after));

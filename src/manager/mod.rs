@@ -129,7 +129,10 @@ impl Manager {
         // Not under the lock: reading Python's environment may run a signal handler that comes back here.
         let settings = match &self.given {
             Given::Settings(settings) => (**settings).clone(),
-            Given::Keywords(keywords) => Settings::resolve(&*self.host, pairs(keywords))?,
+            Given::Keywords(keywords) => {
+                self.host.before_settings();
+                Settings::resolve(&*self.host, pairs(keywords))?
+            }
         };
         let building = self.building.lock();
         if let Some(core) = self.core.load_full() {

@@ -8,6 +8,24 @@ use super::pooling::{Pooling, SentenceEncoder};
 use crate::compute::{Activation, Backend, Heads, Packed, Pass, Positions, Row, Tensors, Weight};
 use crate::{Error, Result};
 
+/// The keys of `config.json` that [`BertConfig`] reads, and those whose only other value is refused by name.
+pub(crate) const KEYS: &[&str] = &[
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "max_position_embeddings",
+    "type_vocab_size",
+    "hidden_act",
+    "layer_norm_eps",
+    "position_embedding_type",
+    // Every token sees every other one anyway.
+    "use_bidirectional_attention",
+    // There is no head whose weights could be shared.
+    "tie_word_embeddings",
+];
+
 /// What `config.json` says of a BERT.
 #[derive(Debug, Clone, Deserialize)]
 pub struct BertConfig {
@@ -71,7 +89,7 @@ impl BertConfig {
     }
 
     /// The activation, once everything else is known to be supported.
-    fn check(&self, model: &str) -> Result<Activation> {
+    pub(super) fn check(&self, model: &str) -> Result<Activation> {
         let refuse = |reason: String| Err(Error::Unsupported { model: model.into(), reason });
         if !["bert", "roberta", "xlm-roberta", "camembert"].contains(&self.model_type.as_str()) {
             return refuse(format!(

@@ -17,7 +17,7 @@ use crate::compute::decoder::attention::{Queries, Span, attention};
 use crate::compute::decoder::product::Then;
 use crate::compute::decoder::{CacheShape, Hold, KvCache, Linear, Machine, Matrix, Pairing, Rotary};
 use crate::compute::memory::try_room;
-use crate::compute::{Activation, Tensors, Threads, Weight};
+use crate::compute::{Activation, Threads, Weight};
 use crate::{Error, Result};
 
 /// Named tensors of any file format, under the names that transformers gives them.
@@ -36,23 +36,6 @@ pub trait Source {
     /// # Errors
     /// When it is missing or has another length.
     fn vector(&self, name: &str, length: usize) -> Result<Weight>;
-}
-
-/// The tensors of safetensors and PyTorch files.
-pub struct Named<'a>(pub &'a dyn Tensors);
-
-impl Source for Named<'_> {
-    fn contains(&self, name: &str) -> bool {
-        self.0.contains(name)
-    }
-
-    fn matrix(&self, name: &str, shape: [usize; 2]) -> Result<Matrix> {
-        self.0.get_shaped(name, &shape).map(Matrix::Plain)
-    }
-
-    fn vector(&self, name: &str, length: usize) -> Result<Weight> {
-        self.0.get_shaped(name, &[length])
-    }
 }
 
 /// A normalisation of rows.

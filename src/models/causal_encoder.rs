@@ -1,7 +1,8 @@
-//! A causal language model as a sentence model: Qwen3-Embedding.
+//! A language model as a sentence model: Qwen3-Embedding and its kin.
 //!
 //! The same layers as [`super::causal`] runs to write text, over packed batches and without a head: each token sees
-//! itself and those before it, so the last one, the end token, has seen the whole text.
+//! itself and those before it, so the last one, the end token, has seen the whole text. A model that was trained to
+//! attend in both directions is the same without that limit.
 
 use super::causal::Source;
 use super::llama::Shape;
@@ -60,7 +61,12 @@ impl<B: Backend> CausalEncoder<B> {
             words: backend.table(words)?,
             layers: (0..shape.layers).map(layer).collect::<Result<_>>()?,
             norm: rms(source.vector("model.norm.weight", shape.hidden)?)?,
-            heads: Heads { heads: shape.heads, kv_heads: shape.kv_heads, width: shape.head, causal: true },
+            heads: Heads {
+                heads: shape.heads,
+                kv_heads: shape.kv_heads,
+                width: shape.head,
+                causal: shape.causal,
+            },
             width: shape.hidden,
             context: shape.context,
             rotary: shape.rotary,
@@ -78,11 +84,15 @@ impl<B: Backend> CausalEncoder<B> {
         let turns = Turns::new(&self.rotary, pass.longest());
         let mut x = pass.embed(&self.words, None, None)?;
         // From the last attention on no row looks at another; in windows, all of them pass by first.
-        let early = row.filter(|_| pass.windows() == 1);
+        // Without causality the rows of a window need those after it: there is one window, which is all rows.
+        let windows = if self.heads.causal { pass.windows() } else { pass.windows().min(1) };
+        let early = row.filter(|_| windows == 1);
         for (index, layer) in self.layers.iter().enumerate() {
             // What a row becomes depends on rows before it alone: keys and values are kept for one layer only.
-            for window in 0..pass.windows() {
-                pass.enter(window);
+            for window in 0..windows {
+                if windows > 1 {
+                    pass.enter(window);
+                }
                 let qkv = pass.norm_linear(&x, &layer.attention_norm, &layer.qkv, Activation::Identity)?;
                 let qkv = pass.rotate(qkv, self.heads, layer.head_norms.as_ref(), &turns)?;
                 let mut attended = pass.attention(qkv, self.heads)?;

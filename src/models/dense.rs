@@ -3,8 +3,10 @@
 use std::path::Path;
 
 use serde::Deserialize;
+use serde_json::{Map, Value};
 
 use super::files::{WeightFiles, read_json};
+use super::keys::refuse_unknown;
 use super::weights::Weights;
 use crate::compute::Tensors;
 use crate::{Error, Result};
@@ -35,7 +37,19 @@ struct Config {
     #[serde(default)]
     use_residual: bool,
     module_input_name: Option<String>,
+    module_output_name: Option<String>,
 }
+
+/// The keys that [`Config`] reads.
+const KEYS: &[&str] = &[
+    "in_features",
+    "out_features",
+    "bias",
+    "activation_function",
+    "use_residual",
+    "module_input_name",
+    "module_output_name",
+];
 
 fn yes() -> bool {
     true
@@ -48,7 +62,11 @@ impl Dense {
     /// [`Error::Unsupported`] for another activation than Tanh or Identity, a residual, or a layer over token states;
     /// else as for any weights.
     pub fn load(model: &str, folder: &Path) -> Result<Self> {
-        let config: Config = read_json(&folder.join("config.json"))?;
+        let path = folder.join("config.json");
+        let json: Map<String, Value> = read_json(&path)?;
+        let config = Config::deserialize(&json)
+            .map_err(|e| Error::InvalidFile { path: path.clone(), reason: e.to_string() })?;
+        refuse_unknown(model, &path, &json, &[KEYS])?;
         let unsupported = |what: String| Error::Unsupported {
             model: model.into(),
             reason: format!(
@@ -58,6 +76,9 @@ impl Dense {
         // torch's own default is Tanh, and so is the module's.
         let activation = config.activation_function.as_deref().unwrap_or("Tanh");
         let activation = match activation.rsplit('.').next() {
+            _ if activation.contains('.') && !activation.starts_with("torch.nn.") => {
+                return Err(unsupported(format!("uses {activation}")));
+            }
             Some("Tanh") => Activation::Tanh,
             Some("Identity") => Activation::Identity,
             _ => return Err(unsupported(format!("uses {activation}"))),
@@ -67,6 +88,9 @@ impl Dense {
         }
         if let Some(input) = config.module_input_name.filter(|name| name != "sentence_embedding") {
             return Err(unsupported(format!("reads {input}")));
+        }
+        if let Some(output) = config.module_output_name.filter(|name| name != "sentence_embedding") {
+            return Err(unsupported(format!("writes {output}")));
         }
         let safetensors = folder.join("model.safetensors");
         let pickle = folder.join("pytorch_model.bin");

@@ -18,6 +18,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use super::hub::{Hub, Progress};
+use super::keys::without_nulls;
 use super::source::{Source, safe_relative};
 use super::weights;
 use crate::compute::Hold;
@@ -90,7 +91,7 @@ pub fn resolve(
 }
 
 /// The GGUF file that `source` names, if it names one: by itself, inside a package, or alone in a folder.
-fn gguf_file(source: &Source, options: &ResolveOptions) -> Result<Option<PathBuf>> {
+pub(crate) fn gguf_file(source: &Source, options: &ResolveOptions) -> Result<Option<PathBuf>> {
     let is_gguf = |path: &Path| path.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf"));
     let path = match source {
         Source::Gguf(path) => return Ok(Some(path.clone())),
@@ -116,7 +117,8 @@ fn gguf_file(source: &Source, options: &ResolveOptions) -> Result<Option<PathBuf
 /// One line of `modules.json`: a stage of a sentence-transformers model.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Module {
-    /// The class, without its Python module: `Transformer`, `Pooling`, `Normalize`, `Dense`.
+    /// The class, without its Python module: `Transformer`, `Pooling`, `Normalize`, `Dense`. One that is not
+    /// sentence-transformers' own has its full name.
     pub kind: String,
     /// Its folder, relative to the model's; empty for the model's own.
     pub path: PathBuf,
@@ -434,16 +436,27 @@ pub(crate) fn read_modules(path: &Path) -> Result<Vec<Module>> {
     struct Entry {
         #[serde(default)]
         idx: usize,
+        #[serde(default)]
         path: String,
         #[serde(rename = "type")]
         kind: String,
+        /// Arguments of a call that the module takes; no module that runs here takes any.
+        #[serde(default)]
+        kwargs: Vec<String>,
     }
     let mut entries: Vec<Entry> = read_json(path)?;
     entries.sort_by_key(|entry| entry.idx);
     entries
         .into_iter()
         .map(|entry| {
-            let kind = entry.kind.rsplit('.').next().unwrap_or_default().to_string();
+            // A class of the model's own keeps its full name: it is none of those that run here.
+            let own = entry.kind.strip_prefix("sentence_transformers.");
+            let kind = own.map_or(&*entry.kind, |class| class.rsplit('.').next().unwrap_or_default());
+            let kind = if entry.kwargs.is_empty() {
+                kind.to_string()
+            } else {
+                format!("{} with the arguments {}", entry.kind, entry.kwargs.join(", "))
+            };
             match safe_relative(&entry.path) {
                 Some(path) => Ok(Module { kind, path }),
                 None => Err(Error::InvalidFile {
@@ -455,8 +468,15 @@ pub(crate) fn read_modules(path: &Path) -> Result<Vec<Module>> {
         .collect()
 }
 
-/// Reads a JSON file of a model. Models' own JSON is small; what is over 64 MiB is not one of them.
+/// Reads a JSON file of a model; a key whose value is null counts as absent.
 pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
+    let json = without_nulls(read_json_with_nulls(path)?);
+    T::deserialize(json).map_err(|e| unexpected(path, &e))
+}
+
+/// Reads a JSON file of a model, nulls included: in `tokenizer_config.json` they replace what `tokenizer.json` says.
+/// Models' own JSON is small; what is over 64 MiB is not one of them.
+pub(crate) fn read_json_with_nulls<T: DeserializeOwned>(path: &Path) -> Result<T> {
     const LIMIT: u64 = 64 << 20;
     if metadata(path)?.len() > LIMIT {
         return Err(Error::InvalidFile {
@@ -465,10 +485,14 @@ pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
         });
     }
     let bytes = fs::read(path).map_err(|e| Error::io(path, "read", &e))?;
-    serde_json::from_slice(&bytes).map_err(|e| Error::InvalidFile {
+    serde_json::from_slice(&bytes).map_err(|e| unexpected(path, &e))
+}
+
+fn unexpected(path: &Path, error: &serde_json::Error) -> Error {
+    Error::InvalidFile {
         path: path.into(),
-        reason: format!("it does not read as the JSON expected ({e}); download it again or correct it"),
-    })
+        reason: format!("it does not read as the JSON expected ({error}); download it again or correct it"),
+    }
 }
 
 /// `metadata`, in this crate's errors.

@@ -118,6 +118,11 @@ impl Gguf {
         self.file.len() as u64
     }
 
+    /// The names of all metadata.
+    pub fn keys(&self) -> impl Iterator<Item = &str> {
+        self.metadata.keys().map(String::as_str)
+    }
+
     /// A metadata value.
     pub fn get(&self, key: &str) -> Option<&Value> {
         self.metadata.get(key)

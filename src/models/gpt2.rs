@@ -7,6 +7,26 @@ use crate::compute::decoder::{CacheShape, Linear, Matrix, Packer};
 use crate::compute::{Activation, Tensors, Weight};
 use crate::{Error, Result};
 
+/// The keys of `config.json` that are read.
+pub(crate) const KEYS: &[&str] = &[
+    "n_embd",
+    "n_layer",
+    "n_head",
+    "n_positions",
+    // The size of a mask, which a longer `n_positions` cuts.
+    "n_ctx",
+    "n_inner",
+    "vocab_size",
+    "layer_norm_epsilon",
+    "activation_function",
+    "tie_word_embeddings",
+    "scale_attn_weights",
+    "scale_attn_by_inverse_layer_idx",
+    "is_causal",
+    // Tokens that the first GPT added; its code has not used the number since.
+    "n_special",
+];
+
 /// `config.json`.
 #[derive(Debug, Clone, Deserialize)]
 pub struct Config {
@@ -26,6 +46,8 @@ pub struct Config {
     scale_attn_weights: bool,
     #[serde(default)]
     scale_attn_by_inverse_layer_idx: bool,
+    #[serde(default = "yes")]
+    is_causal: bool,
 }
 
 fn epsilon() -> f32 {
@@ -108,10 +130,15 @@ impl Config {
         })
     }
 
-    fn check(&self, model: &str) -> Result<Activation> {
+    pub(super) fn check(&self, model: &str) -> Result<Activation> {
         let unsupported = |reason: String| Err(Error::Unsupported { model: model.into(), reason });
         if !self.scale_attn_weights || self.scale_attn_by_inverse_layer_idx {
             return unsupported("it scales attention in a way of its own (scale_attn_…)".into());
+        }
+        if !self.is_causal {
+            return unsupported(
+                "its config.json sets \"is_causal\" to false: such a model cannot write text".into(),
+            );
         }
         let sizes = [self.n_embd, self.n_layer, self.n_head, self.n_positions, self.vocab_size];
         if sizes.contains(&0) || !self.n_embd.is_multiple_of(self.n_head) {

@@ -10,6 +10,9 @@
 //!   .no_exist/COMMIT/modules.json known not to exist
 //! ```
 //!
+//! Models that sentence-transformers or transformers downloaded into a folder of their own (`cache_folder`,
+//! `SENTENCE_TRANSFORMERS_HOME`, `TRANSFORMERS_CACHE`) are used from there; nothing is written there.
+//!
 //! A complete snapshot is used with no request. Complete means: every file that [`Selection`] wants is there, and
 //! it is settled whether the model has a `modules.json` (a snapshot that transformers made alone lacks it, and would
 //! silently lose its pooling).
@@ -42,6 +45,8 @@ pub(crate) type OnProgress<'a> = dyn FnMut(&Progress<'_>) -> Result<()> + 'a;
 /// The hub as configured: cache, address, access.
 pub(crate) struct Hub {
     cache: PathBuf,
+    /// Further folders with models, which are only read.
+    others: Vec<PathBuf>,
     client: Client,
     offline: bool,
     revision: String,
@@ -76,23 +81,40 @@ impl Hub {
             });
         }
         let client = Client::new(endpoint.as_deref(), token.as_deref(), timeout, host)?;
-        Ok(Self { cache, client, offline: options.offline, revision })
+        let named = ["SENTENCE_TRANSFORMERS_HOME", "TRANSFORMERS_CACHE"];
+        let named = named.into_iter().filter_map(|name| folder(host, name));
+        let mut others: Vec<PathBuf> = Vec::new();
+        for other in named.chain(host.model_folders()) {
+            if other != cache && !others.contains(&other) {
+                others.push(other);
+            }
+        }
+        Ok(Self { cache, others, client, offline: options.offline, revision })
     }
 
     /// The folder that holds the files of `id`; downloads what is missing unless offline.
     pub(crate) fn snapshot(&self, id: &str, progress: &mut OnProgress<'_>) -> Result<PathBuf> {
         let repo = self.cache.join(format!("models--{}", id.replace('/', "--")));
-        let cached = self.cached(&repo)?;
+        let mut cached = self.cached(&repo)?;
         if let Cached::Complete(snapshot) = cached {
             return Ok(snapshot);
+        }
+        for other in &self.others {
+            match self.elsewhere(other, id) {
+                Ok(Cached::Complete(folder)) => return Ok(folder),
+                Ok(found) if matches!(cached, Cached::Nothing) => cached = found,
+                Ok(_) => {}
+                Err(error) => log::warn!("{id}: its copy in {} is not used: {error}", other.display()),
+            }
         }
         if self.offline {
             return cached.usable().ok_or_else(|| Error::ModelNotFound {
                 model: id.into(),
                 reason: format!(
-                    "it is not complete in the cache {} and HF_HUB_OFFLINE forbids to download it; unset that, or copy the \
+                    "it is not complete in the cache {}{} and HF_HUB_OFFLINE forbids to download it; unset that, or copy the \
                      model's folder here and give its path",
-                    self.cache.display()
+                    self.cache.display(),
+                    self.others.iter().map(|other| format!(", nor in {}", other.display())).collect::<String>()
                 ),
             });
         }
@@ -103,6 +125,18 @@ impl Hub {
             }
             (result, _) => result,
         }
+    }
+
+    /// The model in a folder that another program filled, in the hub's layout or in the one that sentence-transformers
+    /// had before version 2.3: `organisation_name`, with the files in it.
+    fn elsewhere(&self, folder: &Path, id: &str) -> Result<Cached> {
+        let cached = self.cached(&folder.join(format!("models--{}", id.replace('/', "--"))))?;
+        let plain = folder.join(id.replace('/', "_"));
+        if !matches!(cached, Cached::Nothing) || self.revision != "main" || !plain.is_dir() {
+            return Ok(cached);
+        }
+        // Such a folder was downloaded whole, so what is not there does not exist.
+        Ok(if is_complete(&plain)? { Cached::Complete(plain) } else { Cached::Nothing })
     }
 
     fn cached(&self, repo: &Path) -> Result<Cached> {
@@ -118,24 +152,10 @@ impl Hub {
         if safe_relative(&commit).is_none() || commit.is_empty() || !snapshot.is_dir() {
             return Ok(Cached::Nothing);
         }
-        let has = |name: &str| snapshot.join(name).is_file();
-        let modules =
-            if has("modules.json") { read_modules(&snapshot.join("modules.json"))? } else { Vec::new() };
-        let complete = match Selection::new(&modules, &has) {
-            Ok(selection) => selection.weight_files(&snapshot)?.paths().iter().all(|path| path.is_file()),
-            Err(_) => false,
-        };
-        let staged = modules.iter().all(|module| {
-            let has = |name: &str| snapshot.join(&module.path).join(name).is_file();
-            match module.kind.as_str() {
-                "Pooling" => has("config.json"),
-                "Dense" => has("config.json") && (has("model.safetensors") || has("pytorch_model.bin")),
-                _ => true,
-            }
-        });
-        if !complete || !staged {
+        if !is_complete(&snapshot)? {
             return Ok(Cached::Nothing);
         }
+        let has = |name: &str| snapshot.join(name).is_file();
         let settled =
             has("modules.json") || repo.join(".no_exist").join(&commit).join("modules.json").exists();
         Ok(if settled { Cached::Complete(snapshot) } else { Cached::Unsettled(snapshot) })
@@ -192,6 +212,25 @@ impl Cached {
             Self::Unsettled(path) | Self::Complete(path) => Some(path),
         }
     }
+}
+
+/// Whether the folder holds all files of a model, those of its modules included.
+fn is_complete(folder: &Path) -> Result<bool> {
+    let has = |name: &str| folder.join(name).is_file();
+    let modules = if has("modules.json") { read_modules(&folder.join("modules.json"))? } else { Vec::new() };
+    let complete = match Selection::new(&modules, &has) {
+        Ok(selection) => selection.weight_files(folder)?.paths().iter().all(|path| path.is_file()),
+        Err(_) => false,
+    };
+    let staged = modules.iter().all(|module| {
+        let has = |name: &str| folder.join(&module.path).join(name).is_file();
+        match module.kind.as_str() {
+            "Pooling" => has("config.json"),
+            "Dense" => has("config.json") && (has("model.safetensors") || has("pytorch_model.bin")),
+            _ => true,
+        }
+    });
+    Ok(complete && staged)
 }
 
 /// Writes a small file so that no reader sees half of it.

@@ -1,11 +1,41 @@
 //! Llama: RMS normalisation, rotary positions, grouped queries, a gated perceptron. Qwen2 and Qwen3 are variations.
 
 use serde::Deserialize;
+use serde_json::{Map, Value};
 
 use super::causal::{Block, Causal, Norm, Source};
+use super::keys::is_unset;
 use crate::compute::decoder::{CacheShape, Matrix, Packer, Pairing, Rotary};
 use crate::compute::{Activation, LONGEST_HEAD, Weight};
 use crate::{Error, Result};
+
+/// The keys of `config.json` that [`Config`] reads.
+pub(crate) const KEYS: &[&str] = &[
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "vocab_size",
+    "max_position_embeddings",
+    "rms_norm_eps",
+    "rope_theta",
+    "rope_scaling",
+    "rope_parameters",
+    "partial_rotary_factor",
+    "tie_word_embeddings",
+    "attention_bias",
+    "mlp_bias",
+    "use_sliding_window",
+    // These two matter with `use_sliding_window` alone.
+    "sliding_window",
+    "max_window_layers",
+    "layer_types",
+    "hidden_act",
+    "is_causal",
+    "use_bidirectional_attention",
+];
 
 /// Where Qwen differs from Llama.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -47,6 +77,8 @@ pub struct Shape {
     pub rotary: Rotary,
     /// Biases and norms.
     pub variant: Variant,
+    /// Whether a token sees only itself and those before it.
+    pub causal: bool,
 }
 
 /// `config.json` as transformers writes it, before and since version 5.
@@ -75,6 +107,11 @@ pub struct Config {
     use_sliding_window: bool,
     #[serde(default = "silu")]
     hidden_act: String,
+    #[serde(default)]
+    layer_types: Vec<String>,
+    partial_rotary_factor: Option<f32>,
+    is_causal: Option<bool>,
+    use_bidirectional_attention: Option<bool>,
 }
 
 /// How frequencies are stretched for longer contexts.
@@ -89,6 +126,10 @@ struct Scaling {
     low_freq_factor: Option<f32>,
     high_freq_factor: Option<f32>,
     original_max_position_embeddings: Option<f32>,
+    partial_rotary_factor: Option<f32>,
+    /// Keys that are not read; they are refused.
+    #[serde(flatten)]
+    others: Map<String, Value>,
 }
 
 fn epsilon() -> f32 {
@@ -113,10 +154,28 @@ impl Config {
         if self.use_sliding_window {
             return unsupported("it attends through a sliding window (use_sliding_window)".into());
         }
+        if let Some(kind) = self.layer_types.iter().find(|kind| *kind != "full_attention") {
+            return unsupported(format!("its layer_types name {kind:?}; supported is full_attention"));
+        }
+        let causal = match (self.is_causal, self.use_bidirectional_attention) {
+            (Some(true), Some(true)) | (Some(false), Some(false)) => {
+                return unsupported(
+                    "its config.json contradicts itself: is_causal and use_bidirectional_attention have the same \
+                     value; remove the wrong one"
+                        .into(),
+                );
+            }
+            (is_causal, bidirectional) => is_causal.unwrap_or(true) && !bidirectional.unwrap_or(false),
+        };
         let kv_heads = self.num_key_value_heads.unwrap_or(self.num_attention_heads);
         let head = self.head_dim.unwrap_or(self.hidden_size / self.num_attention_heads.max(1));
         let scaling = self.rope_parameters.as_ref().or(self.rope_scaling.as_ref());
         let base = self.rope_theta.or(scaling.and_then(|scaling| scaling.rope_theta)).unwrap_or(10_000.0);
+        let partial =
+            scaling.and_then(|scaling| scaling.partial_rotary_factor).or(self.partial_rotary_factor);
+        if let Some(part) = partial.filter(|&part| part != 1.0) {
+            return unsupported(format!("its partial_rotary_factor is {part}; supported is 1"));
+        }
         let mut rotary = Rotary::new(base, head, Pairing::Halves);
         if let Some(scaling) = scaling
             && let Err(reason) = scaling.stretch(&mut rotary.frequencies)
@@ -141,6 +200,7 @@ impl Config {
                 mlp_bias: self.mlp_bias,
                 head_norms: qwen == Some(3),
             },
+            causal,
         };
         shape.check(model)?;
         Ok(shape)
@@ -152,6 +212,9 @@ impl Scaling {
         let number = |value: Option<f32>, name: &str| {
             value.filter(|x| *x > 0.0).ok_or_else(|| format!("its rotary scaling has no positive {name}"))
         };
+        if let Some((key, value)) = self.others.iter().find(|(_, value)| !is_unset(value)) {
+            return Err(format!("its rotary scaling sets {key:?} to {value}, which is not supported"));
+        }
         match self.rope_type.as_deref().or(self.old_type.as_deref()) {
             None | Some("default") => Ok(()),
             Some("linear") => {

@@ -5,7 +5,8 @@
 //! files.rs    which files make a model, and where they are      hub.rs, transfer.rs, blobs.rs   cache and download
 //! tokenizer.rs, wordpiece.rs, cut.rs, long.rs   text → ids       weights.rs                      name → tensor
 //! bert.rs     ids → token states (BERT and the RoBERTas)        pooling.rs                      states → vector
-//! causal_encoder.rs   the same for Qwen3                        llama.rs, gguf_llama.rs         its shape and tensors
+//! causal_encoder.rs   the same for Llama, Qwen2, Qwen3          llama.rs, gguf_llama.rs         its shape and tensors
+//! keys.rs     which keys of the JSON files are read, which are refused
 //! sentence.rs pooling, normalisation, length, prompts           dense.rs                        one more layer
 //! ```
 
@@ -23,6 +24,8 @@ pub mod gguf_llama;
 pub mod gguf_tokenizer;
 pub mod gpt2;
 mod hub;
+pub(crate) mod keys;
+mod kind;
 pub mod llama;
 pub(crate) mod long;
 pub mod pooling;
@@ -48,6 +51,7 @@ use crate::{Error, Result};
 
 pub use files::{ModelFiles, ResolveOptions, resolve};
 pub use hub::Progress;
+pub use kind::{Kind, kind_of};
 pub use long::Bounds;
 pub use pooling::{Pooling, SentenceEncoder};
 pub use sentence::{SentenceConfig, Similarity};
@@ -60,10 +64,11 @@ use causal_encoder::CausalEncoder;
 use dense::Dense;
 use files::WeightFiles;
 use gguf::Gguf;
+use keys::{Family, check_config};
 use llama::Shape;
 
 /// The `model_type`s of sentence models.
-const SUPPORTED: &str = "bert, xlm-roberta, roberta, camembert, qwen3";
+const SUPPORTED: &str = "bert, xlm-roberta, roberta, camembert, llama, qwen2, qwen3";
 
 /// The kinds of transformer that this crate runs, by `model_type` of `config.json`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -77,8 +82,37 @@ pub enum Architecture {
     Roberta,
     /// CamemBERT: the same network as XLM-RoBERTa.
     Camembert,
-    /// Qwen3: a causal decoder whose last token stands for the text.
+    /// Llama: a decoder, causal unless its configuration says otherwise.
+    Llama,
+    /// Qwen2: a Llama whose queries, keys and values have biases.
+    Qwen2,
+    /// Qwen3: a Llama whose queries and keys are normalised.
     Qwen3,
+}
+
+impl Architecture {
+    /// Its classes in transformers, and the keys that its description reads.
+    pub(crate) fn family(self) -> Family {
+        match self {
+            Self::Bert => Family { classes: "Bert", keys: bert::KEYS },
+            Self::XlmRoberta => Family { classes: "XLMRoberta", keys: bert::KEYS },
+            Self::Roberta => Family { classes: "Roberta", keys: bert::KEYS },
+            Self::Camembert => Family { classes: "Camembert", keys: bert::KEYS },
+            Self::Llama => Family { classes: "Llama", keys: llama::KEYS },
+            Self::Qwen2 => Family { classes: "Qwen2", keys: llama::KEYS },
+            Self::Qwen3 => Family { classes: "Qwen3", keys: llama::KEYS },
+        }
+    }
+
+    /// The generation of Qwen, for the families that [`llama`] describes.
+    fn decoder(self) -> Option<Option<u8>> {
+        match self {
+            Self::Llama => Some(None),
+            Self::Qwen2 => Some(Some(2)),
+            Self::Qwen3 => Some(Some(3)),
+            Self::Bert | Self::XlmRoberta | Self::Roberta | Self::Camembert => None,
+        }
+    }
 }
 
 /// What `config.json` says.
@@ -117,8 +151,12 @@ impl ModelConfig {
         let architecture =
             Architecture::deserialize(&json["model_type"]).map_err(|_| Error::Unsupported {
                 model: files.model.clone(),
-                reason: format!("its model_type is {kind:?}; supported are {SUPPORTED}"),
+                reason: format!(
+                    "its model_type is {kind:?}; supported for embeddings are {SUPPORTED}. If it is to write text, \
+                     register it with kind=\"generator\""
+                ),
             })?;
+        check_config(&files.model, &path, &json, architecture.family())?;
         Ok(Self { model: files.model.clone(), architecture, json, path, gguf: None })
     }
 
@@ -129,7 +167,8 @@ impl ModelConfig {
             return Err(Error::Unsupported {
                 model: model.into(),
                 reason: format!(
-                    "its architecture is {kind:?}; of sentence models in GGUF files, qwen3 is supported"
+                    "its architecture is {kind:?}; of sentence models in GGUF files, qwen3 is supported. If it is to \
+                     write text, register it with kind=\"generator\""
                 ),
             });
         }
@@ -148,7 +187,7 @@ impl ModelConfig {
     pub fn positions(&self) -> Result<usize> {
         let number = |key: &str| self.json[key].as_u64().and_then(|n| usize::try_from(n).ok());
         let skipped = match self.architecture {
-            Architecture::Bert | Architecture::Qwen3 => 0,
+            Architecture::Bert | Architecture::Llama | Architecture::Qwen2 | Architecture::Qwen3 => 0,
             Architecture::XlmRoberta | Architecture::Roberta | Architecture::Camembert => {
                 number("pad_token_id").unwrap_or(1) + 1
             }
@@ -203,13 +242,13 @@ fn build<B: Backend>(
     config: &ModelConfig,
     weights: &Weights,
 ) -> Result<Box<dyn SentenceEncoder>> {
-    if config.architecture != Architecture::Qwen3 {
+    let Some(qwen) = config.architecture.decoder() else {
         let described: BertConfig = parsed(config)?;
         return Ok(Box::new(Bert::load(backend, &described, weights, &config.model)?));
-    }
+    };
     let shape = match &config.gguf {
         Some(gguf) => Shape::from_gguf(gguf, "qwen3")?,
-        None => parsed::<llama::Config>(config)?.shape(&config.model, Some(3))?,
+        None => parsed::<llama::Config>(config)?.shape(&config.model, qwen)?,
     };
     Ok(Box::new(CausalEncoder::load(backend, shape, weights)?))
 }

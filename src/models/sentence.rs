@@ -7,10 +7,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::files::{ModelFiles, SENTENCE_CONFIGS, read_json};
 use super::gguf::Gguf;
+use super::keys::{refusal, refuse_unknown};
 use super::pooling::Pooling;
 use super::tokenizer::Settings;
 use crate::{Error, Result};
@@ -66,11 +67,86 @@ impl Similarity {
     }
 }
 
+/// The keys of `sentence_bert_config.json` that are read, here or by [`TransformerFile::check`].
+const TRANSFORMER_KEYS: &[&str] = &[
+    "max_seq_length",
+    "do_lower_case",
+    "transformer_task",
+    "modality_config",
+    "module_output_name",
+    "model_args",
+    "tokenizer_args",
+    "config_args",
+    "model_kwargs",
+    "processor_kwargs",
+    "config_kwargs",
+    // How the computation is carried out.
+    "backend",
+    "unpad_inputs",
+    "cache_dir",
+];
+/// Arguments of transformers' loaders that change no result.
+const ARGUMENTS: &[&str] = &[
+    "add_pooling_layer",
+    "attn_implementation",
+    "device_map",
+    "dtype",
+    "local_files_only",
+    "low_cpu_mem_usage",
+    "torch_dtype",
+    "trust_remote_code",
+    "use_fast",
+    "use_safetensors",
+];
+/// The keys of `config_sentence_transformers.json` that are read.
+const MODEL_KEYS: &[&str] =
+    &["prompts", "default_prompt_name", "similarity_fn_name", "model_type", "__version__"];
+/// The keys of a pooling's `config.json` that are read, in addition to [`FLAGS`].
+const POOLING_KEYS: &[&str] =
+    &["word_embedding_dimension", "embedding_dimension", "pooling_mode", "include_prompt"];
+
 #[derive(Default, Deserialize)]
 struct TransformerFile {
     max_seq_length: Option<usize>,
     #[serde(default)]
     do_lower_case: bool,
+    #[serde(flatten)]
+    others: Map<String, Value>,
+}
+
+impl TransformerFile {
+    /// Refuses what is asked of the transformer beside its token states.
+    fn check(&self, model: &str, path: &Path) -> Result<()> {
+        refuse_unknown(model, path, &self.others, &[TRANSFORMER_KEYS])?;
+        for (key, supported) in
+            [("transformer_task", "feature-extraction"), ("module_output_name", "token_embeddings")]
+        {
+            if let Some(value) = self.others.get(key).filter(|value| *value != supported) {
+                let reason = format!("only {supported:?} is supported");
+                return Err(refusal(model, path, key, value, &reason));
+            }
+        }
+        for key in [
+            "model_args",
+            "tokenizer_args",
+            "config_args",
+            "model_kwargs",
+            "processor_kwargs",
+            "config_kwargs",
+        ] {
+            if let Some(arguments) = self.others.get(key).and_then(Value::as_object) {
+                refuse_unknown(model, path, arguments, &[ARGUMENTS])?;
+            }
+        }
+        let text = self.others.get("modality_config").and_then(|modalities| modalities.get("text"));
+        if let Some(text) = text
+            && (text["method"] != "forward" || text["method_output_name"] != "last_hidden_state")
+        {
+            let reason = "only the last_hidden_state of forward is supported";
+            return Err(refusal(model, path, "modality_config", text, reason));
+        }
+        Ok(())
+    }
 }
 
 #[derive(Default, Deserialize)]
@@ -79,6 +155,8 @@ struct ModelFile {
     prompts: BTreeMap<String, Option<String>>,
     default_prompt_name: Option<String>,
     similarity_fn_name: Option<Similarity>,
+    #[serde(flatten)]
+    others: Map<String, Value>,
 }
 
 impl SentenceConfig {
@@ -91,7 +169,11 @@ impl SentenceConfig {
     pub fn load(files: &ModelFiles, positions: usize) -> Result<Self> {
         let transformer: TransformerFile =
             match SENTENCE_CONFIGS.iter().find_map(|name| files.beside_weights(name)) {
-                Some(path) => read_json(&path)?,
+                Some(path) => {
+                    let file: TransformerFile = read_json(&path)?;
+                    file.check(&files.model, &path)?;
+                    file
+                }
                 None => TransformerFile::default(),
             };
         let longest = transformer.max_seq_length.filter(|&n| n > 0);
@@ -101,6 +183,11 @@ impl SentenceConfig {
         };
         let path = files.root.join("config_sentence_transformers.json");
         let model: ModelFile = if path.is_file() { read_json(&path)? } else { ModelFile::default() };
+        refuse_unknown(&files.model, &path, &model.others, &[MODEL_KEYS])?;
+        if let Some(kind) = model.others.get("model_type").filter(|kind| *kind != "SentenceTransformer") {
+            let reason = "only a SentenceTransformer embeds a text as one vector";
+            return Err(refusal(&files.model, &path, "model_type", kind, reason));
+        }
         let prompts: BTreeMap<_, _> =
             model.prompts.into_iter().map(|(name, prompt)| (name, prompt.unwrap_or_default())).collect();
         if let Some(name) = model.default_prompt_name.as_ref().filter(|name| !prompts.contains_key(*name)) {
@@ -147,8 +234,8 @@ impl SentenceConfig {
         let pooling = pooling.or(named).ok_or_else(|| Error::Unsupported {
             model: model.into(),
             reason: format!(
-                "it names no pooling ({key}), so it was made to write text, not to embed it; if it does embed, say how: \
-                 pooling=\"lasttoken\""
+                "it names no pooling ({key}), so it was made to write text, not to embed it. To write text, register it \
+                 with kind=\"generator\"; if it does embed, say how: pooling=\"lasttoken\""
             ),
         })?;
         Ok(Self {
@@ -229,7 +316,10 @@ impl Stages {
             match place {
                 2 => (stages.pooling, stages.include_prompt) = read_pooling(&files.model, &folder)?,
                 3 => stages.dense.push(folder),
-                4 => stages.normalize = true,
+                4 => {
+                    check_normalize(&files.model, &folder)?;
+                    stages.normalize = true;
+                }
                 _ => {}
             }
         }
@@ -250,6 +340,27 @@ const FLAGS: [(&str, &str); 6] = [
     ("pooling_mode_lasttoken", "lasttoken"),
 ];
 
+/// Refuses a normalisation of anything but the pooled vector. Its folder usually holds nothing.
+fn check_normalize(model: &str, folder: &Path) -> Result<()> {
+    const KEYS: [&str; 2] = ["module_input_name", "module_output_name"];
+    let path = folder.join("config.json");
+    // The module of a model in one folder has the folder of the transformer.
+    if !path.is_file() || folder.join("tokenizer_config.json").is_file() {
+        return Ok(());
+    }
+    let config: Map<String, Value> = read_json(&path)?;
+    refuse_unknown(model, &path, &config, &[&KEYS])?;
+    match KEYS
+        .iter()
+        .find_map(|key| Some((*key, config.get(*key).filter(|name| *name != "sentence_embedding")?)))
+    {
+        Some((key, name)) => {
+            Err(refusal(model, &path, key, name, "only \"sentence_embedding\" is supported"))
+        }
+        None => Ok(()),
+    }
+}
+
 fn read_pooling(model: &str, folder: &Path) -> Result<(Pooling, bool)> {
     let path = folder.join("config.json");
     if fs::metadata(&path).is_err_and(|e| e.kind() == std::io::ErrorKind::NotFound) {
@@ -260,7 +371,10 @@ fn read_pooling(model: &str, folder: &Path) -> Result<(Pooling, bool)> {
             remedy: "modules.json names this pooling; copy its folder too".into(),
         });
     }
-    let config = Value::Object(read_json(&path)?);
+    let config: Map<String, Value> = read_json(&path)?;
+    let flags = FLAGS.map(|(flag, _)| flag);
+    refuse_unknown(model, &path, &config, &[POOLING_KEYS, &flags])?;
+    let config = Value::Object(config);
     let modes: Vec<String> = match &config["pooling_mode"] {
         Value::String(mode) => vec![mode.clone()],
         Value::Array(modes) => {

@@ -12,7 +12,7 @@ use tokenizers::normalizers::{BertNormalizer, Lowercase, NormalizerWrapper, Sequ
 use tokenizers::{Encoding, Token, Tokenizer as Inner};
 
 use super::cut::Cuts;
-use super::files::{ModelFiles, read_json};
+use super::files::{ModelFiles, read_json_with_nulls};
 use super::gguf::Gguf;
 use super::long::{self, Bounds, Keep};
 use super::{gguf_tokenizer, wordpiece};
@@ -174,7 +174,7 @@ pub(crate) struct Settings(Map<String, Value>);
 impl Settings {
     pub(crate) fn read(files: &ModelFiles) -> Result<Self> {
         Ok(match files.beside_weights("tokenizer_config.json") {
-            Some(path) => Self(read_json(&path)?),
+            Some(path) => Self(read_json_with_nulls(&path)?),
             None => Self::default(),
         })
     }

@@ -121,6 +121,9 @@ fn from_py(value: &Bound<'_, PyAny>) -> PyResult<Value> {
         Value::Text(text.to_str()?.to_owned())
     } else if let Ok(path) = value.call_method0("__fspath__").and_then(|path| path.extract::<String>()) {
         Value::Text(path)
+    } else if let Ok(number) = value.call_method0("__index__") {
+        // numpy's integers.
+        number.extract().map_or_else(|_| Value::Other("int".into()), Value::Int)
     } else {
         Value::Other(value.get_type().name()?.to_string())
     })

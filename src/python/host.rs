@@ -1,6 +1,7 @@
 //! Python as the core's host: its environment, its packages, its patience.
 
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use pyo3::prelude::*;
 
@@ -27,6 +28,40 @@ impl Host for PythonHost {
             spec.getattr("submodule_search_locations").ok()?.get_item(0).ok()?.extract().ok()
         })
         .flatten()
+    }
+}
+
+/// The interpreter as the host of one manager.
+#[derive(Default)]
+pub(super) struct ManagerHost {
+    /// Set for the manager that the whole process shares: it also looks where the chatbot keeps settings and models.
+    pub(super) process_wide: AtomicBool,
+}
+
+impl Host for ManagerHost {
+    fn env(&self, name: &str) -> Option<String> {
+        PythonHost.env(name)
+    }
+
+    fn package_dir(&self, name: &str) -> Option<PathBuf> {
+        PythonHost.package_dir(name)
+    }
+
+    fn before_settings(&self) {
+        if !self.process_wide.load(Ordering::Relaxed) {
+            return;
+        }
+        let read = Python::try_attach(|py| {
+            py.import("model_manager._dotenv")?.call_method0("load_into_environment").map(drop)
+        });
+        if let Some(Err(error)) = read {
+            log::warn!("the file .env cannot be read: {error}");
+        }
+    }
+
+    fn model_folders(&self) -> Vec<PathBuf> {
+        let own = self.process_wide.load(Ordering::Relaxed).then(|| PathBuf::from("models_cache"));
+        own.into_iter().filter(|folder| folder.is_dir()).collect()
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use pyo3::exceptions::PyTypeError;
@@ -13,7 +14,7 @@ use super::discard::discard;
 use super::errors::{OrRaise, to_py};
 use super::fork;
 use super::generation::{self, PyGenerationTicket, PyTextStream};
-use super::host::{PythonHost, interruptible};
+use super::host::{ManagerHost, interruptible};
 use super::leave::{attached, detached, inside};
 use super::loader::{PythonLoader, unwrap_object};
 use super::options::{call_options, keep_alive, timeout};
@@ -34,6 +35,7 @@ use crate::{Error, Result};
 #[pyclass(frozen, subclass, weakref, name = "Manager", module = "model_manager._core")]
 pub(super) struct PyManager {
     inner: Arc<Manager>,
+    host: Arc<ManagerHost>,
     /// Loaders of the user's, by slot, to explain their failures.
     loaders: Mutex<HashMap<String, Arc<PythonLoader>>>,
 }
@@ -114,14 +116,21 @@ impl PyManager {
         overrides: Option<&Bound<'_, PyDict>>,
     ) -> PyResult<Self> {
         let overrides = keywords(overrides)?;
-        let host = Arc::new(PythonHost);
+        let host = Arc::new(ManagerHost::default());
+        let own = Arc::clone(&host);
         let inner = match config {
-            None => Manager::from_environment(overrides, host).or_raise(py)?,
-            Some(config) => Manager::new(config.get().0.clone().with(pairs(&overrides)).or_raise(py)?, host),
+            None => Manager::from_environment(overrides, own).or_raise(py)?,
+            Some(config) => Manager::new(config.get().0.clone().with(pairs(&overrides)).or_raise(py)?, own),
         };
         let inner = Arc::new(inner);
         fork::watch(&inner);
-        Ok(Self { inner, loaders: Mutex::default() })
+        Ok(Self { inner, host, loaders: Mutex::default() })
+    }
+
+    /// Makes this the manager that the whole process shares: it reads the file `.env` of the working directory before
+    /// its settings, and finds models in the folder `models_cache`.
+    fn _make_process_wide(&self) {
+        self.host.process_wide.store(true, Ordering::Relaxed);
     }
 
     /// The settings in force; reading it fixes them.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use pyo3::prelude::*;
-use pyo3::types::{PyBool, PyInt, PyString};
+use pyo3::types::{PyBool, PyString};
 
 use super::errors::{OrRaise, to_py, wrong_type};
 use crate::Error;
@@ -33,14 +33,15 @@ pub(super) fn call_options(
     })
 }
 
-/// A number of dimensions; whether it fits the model is the core's to say.
+/// A number of dimensions, numpy's integers included; whether it fits the model is the core's to say.
 fn dimensions(value: &Bound<'_, PyAny>) -> PyResult<usize> {
-    if value.is_instance_of::<PyBool>() || !value.is_instance_of::<PyInt>() {
+    let number = if value.is_instance_of::<PyBool>() { None } else { value.call_method0("__index__").ok() };
+    let Some(number) = number else {
         let kind = value.get_type().name()?;
         let reason = format!("truncate_dim must be an int, not {kind}");
         return Err(wrong_type(value.py(), "truncate_dim", reason));
-    }
-    value.extract().map_err(|_| {
+    };
+    number.extract().map_err(|_| {
         let reason = format!("truncate_dim={value} is out of range");
         to_py(value.py(), &Error::argument("truncate_dim", reason))
     })

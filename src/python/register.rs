@@ -7,11 +7,13 @@ use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 
 use super::errors::to_py;
+use super::host::PythonHost;
+use super::leave::detached;
 use super::loader::PythonLoader;
 use crate::Error;
 use crate::config::{DTypeChoice, Setting};
-use crate::manager::{EmbeddingSpec, GENERATOR, GeneratorSpec, SourceSpec, Spec};
-use crate::models::Pooling;
+use crate::manager::{BUILT_IN, EmbeddingSpec, GENERATOR, GeneratorSpec, SourceSpec, Spec};
+use crate::models::{Kind, Pooling, ResolveOptions, Source, kind_of};
 
 /// Where a slot's model comes from.
 pub(super) enum Given {
@@ -25,6 +27,13 @@ pub(super) struct AboutVectors {
     pub(super) pooling: Option<String>,
     pub(super) max_length: Option<usize>,
     pub(super) prompts: BTreeMap<String, String>,
+}
+
+impl AboutVectors {
+    fn has_any(&self) -> bool {
+        let Self { fallback, pooling, max_length, prompts } = self;
+        !fallback.is_empty() || pooling.is_some() || max_length.is_some() || !prompts.is_empty()
+    }
 }
 
 /// A slot to be made, and the user's loader if it has one.
@@ -64,10 +73,20 @@ impl Registration {
                 return Ok(Self { spec, loader: Some(loader) });
             }
         };
+        let has_vectors = about.has_any();
+        let found = match (kind, &source) {
+            (None, SourceSpec::Fixed(source)) if !BUILT_IN.contains(&name) && !has_vectors => {
+                detached(py, || {
+                    kind_of(&Source::parse(source).ok()?, &ResolveOptions::new(Arc::new(PythonHost)))
+                })
+            }
+            _ => None,
+        };
+        let open = kind.is_none() && found.is_none() && !BUILT_IN.contains(&name) && !has_vectors;
         let generates = match kind {
             Some("generator") => true,
             Some("embedding") => false,
-            None => name == GENERATOR,
+            None => name == GENERATOR || found == Some(Kind::Generator),
             Some(other) => {
                 return Err(refused(py, format!("kind={other:?} is unknown; use embedding or generator")));
             }
@@ -75,7 +94,7 @@ impl Registration {
         let spec = if generates {
             Spec::Generator(generator(py, name, source, dtype, revision, &about)?)
         } else {
-            Spec::Embedding(embedding(py, source, dtype, revision, about)?)
+            Spec::Embedding(EmbeddingSpec { open, ..embedding(py, source, dtype, revision, about)? })
         };
         Ok(Self { spec, loader: None })
     }
@@ -89,8 +108,7 @@ fn generator(
     revision: Option<String>,
     about: &AboutVectors,
 ) -> PyResult<GeneratorSpec> {
-    let AboutVectors { fallback, pooling, max_length, prompts } = about;
-    if !fallback.is_empty() || pooling.is_some() || max_length.is_some() || !prompts.is_empty() {
+    if about.has_any() {
         return Err(refused(
             py,
             format!(
@@ -122,5 +140,5 @@ fn embedding(
     if max_length == Some(0) {
         return Err(refused(py, "max_length must be greater than 0".into()));
     }
-    Ok(EmbeddingSpec { source, fallback, dtype, pooling, max_length, revision, prompts })
+    Ok(EmbeddingSpec { source, fallback, dtype, pooling, max_length, revision, prompts, open: false })
 }

@@ -12,6 +12,8 @@ from transformers import AutoConfig, AutoModel
 from . import causal, files, vocabularies
 from .weights import random_weights
 
+DECODERS = ("llama", "qwen2", "qwen3")
+
 
 @dataclass(frozen=True)
 class Encoder:
@@ -23,7 +25,7 @@ class Encoder:
     layers: int = 2
     heads: int = 2
     intermediate: int = 48
-    architecture: Literal["bert", "xlm-roberta", "qwen3"] = "bert"
+    architecture: Literal["bert", "xlm-roberta", "llama", "qwen2", "qwen3"] = "bert"
     tokenizer: Literal["uncased", "cased", "unigram", "qwen"] = "uncased"
     pooling: str = "mean"
     normalize: bool = True
@@ -37,13 +39,15 @@ class Encoder:
     dtype: torch.dtype = torch.float32
     layout: Literal["classic", "current", "plain"] = "classic"
     pooler: bool = False
+    causal: bool = True
 
 
 def config(spec: Encoder, vocabulary: int) -> dict[str, Any]:
     """config.json."""
     roberta = spec.architecture == "xlm-roberta"
-    if spec.architecture == "qwen3":
-        return causal.config("qwen3", vocabulary, spec.dtype)
+    if spec.architecture in DECODERS:
+        settings = causal.config(spec.architecture, vocabulary, spec.dtype)
+        return settings if spec.causal else {**settings, "is_causal": False}
     return {
         "architectures": ["XLMRobertaModel" if roberta else "BertModel"],
         "model_type": spec.architecture,
@@ -96,7 +100,7 @@ def write_tokenizer(spec: Encoder, directory: Path) -> Tokenizer:
 
 
 def write_weights(spec: Encoder, directory: Path) -> None:
-    options = {} if spec.pooler or spec.architecture == "qwen3" else {"add_pooling_layer": False}
+    options = {} if spec.pooler or spec.architecture in DECODERS else {"add_pooling_layer": False}
     empty = AutoModel.from_config(AutoConfig.from_pretrained(directory), **options)
     shapes = {name: tensor.shape for name, tensor in empty.state_dict().items()}
     tensors = {name: tensor.to(spec.dtype) for name, tensor in random_weights(shapes, spec.seed).items()}

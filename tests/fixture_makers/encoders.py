@@ -39,6 +39,25 @@ ENCODERS = (
         dtype=torch.bfloat16,
         prompts={"query": "Instruct: find the answer\nQuery:", "document": ""},
     ),
+    # Decoders that were trained to attend in both directions, and one of another family that was not.
+    *(
+        Encoder(
+            name,
+            seed,
+            architecture=architecture,
+            tokenizer="qwen",
+            hidden=causal.HIDDEN,
+            pooling=pooling,
+            positions=causal.POSITIONS,
+            causal=name == "llama_embedding",
+        )
+        for name, seed, architecture, pooling in (
+            ("qwen3_bidirectional", 14, "qwen3", "mean"),
+            ("qwen2_bidirectional", 15, "qwen2", "mean"),
+            ("llama_bidirectional", 16, "llama", "mean"),
+            ("llama_embedding", 17, "llama", "lasttoken"),
+        )
+    ),
 )
 
 

@@ -16,9 +16,10 @@ import trustme
 
 # Before the package is imported: no test may reach for a hub or see the settings of the person who runs it.
 for _name in list(os.environ):
-    if _name.startswith(("MODEL_MANAGER_", "HF_", "AI_")):
+    if _name.startswith(("MODEL_MANAGER_", "HF_", "AI_", "SENTENCE_TRANSFORMERS_", "TRANSFORMERS_")):
         del os.environ[_name]
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["MODEL_MANAGER_DOTENV"] = "false"
 # A shell that runs the tests in the background has them ignore Ctrl-C, and so would every process that they start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)

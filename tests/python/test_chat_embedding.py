@@ -123,3 +123,11 @@ def test_get_sentence_embedding(shared):
     assert shared.get_sentence_embedding(ENGLISH_TEXT) == shared.generate_embedding(ENGLISH_TEXT)
     assert shared.get_sentence_embedding(None) is None
     assert shared.get_sentence_embedding("lone \ud800") is None
+
+
+def test_what_is_left_of_a_cut_text_may_be_too_short(shared):
+    """The first 800 characters are one letter and blanks: no embedding, as in the original."""
+    assert shared.generate_embedding("a" + 900 * " " + "b") == []
+    assert shared.get_sentence_embedding("a" + 900 * " " + "b") == []
+    assert len(shared.generate_embedding("a" + 700 * " " + "b")) > 0
+    assert len(shared.generate_embedding("ab" + 900 * " " + "c")) > 0

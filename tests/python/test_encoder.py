@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 from conftest import DIMENSION, ENGLISH_TEXT, FIXTURES, reference
-from model_manager import SentenceModel
+from model_manager import ModelManager, SentenceModel
 from model_manager.encoder import quantize, similarity
 
 TEXTS = [f"text number {n} about {['rain', 'snow', 'sun', 'wind'][n % 4]}" for n in range(120)]
@@ -183,3 +183,27 @@ def test_the_handle_keeps_no_weights(make_manager):
     assert manager.unload("english_sentence")
     assert not manager.is_loaded("english_sentence")
     assert model.encode("another text").shape == (DIMENSION,)
+
+
+@pytest.mark.parametrize(
+    ("sentences", "remedy"),
+    [({"a": "x"}, r"list\(sentences.values\(\)\)"), (b"text", "decode"), (bytearray(b"a"), "decode")],
+)
+def test_what_only_looks_like_texts_is_refused(shared, sentences, remedy):
+    model = shared.english_sentence_model
+    for call in (model.encode, model.encode_query, model.encode_document):
+        with pytest.raises(TypeError, match=remedy):
+            call(sentences)
+    with pytest.raises(TypeError, match="dict"):
+        model.encode([{"a": "x"}])
+
+
+def test_lengths_may_be_numpys(shared):
+    model = shared.english_sentence_model
+    whole = model.encode("a text", truncate_dim=8)
+    for eight in (np.int64(8), np.uint8(8)):
+        np.testing.assert_array_equal(model.encode("a text", truncate_dim=eight), whole)
+    for wrong in (8.0, np.float32(8), True, "8"):
+        with pytest.raises(TypeError, match="truncate_dim"):
+            model.encode("a text", truncate_dim=wrong)
+    assert ModelManager(cache_size=np.int32(7)).config.cache_size == 7

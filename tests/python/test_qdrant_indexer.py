@@ -341,3 +341,19 @@ def test_a_model_that_is_a_source_gets_one_slot(manager, fake):
     first, second = (QdrantIndexer("a", fake, source, manager=manager) for _ in range(2))
     assert first.model == second.model == source
     assert manager.slots().count(source) == 1
+
+
+@pytest.mark.parametrize(("first", "second"), [("1", 1), (1, "1")])
+def test_a_number_does_not_replace_its_digits(make_indexer, embedded, first, second):
+    """Both have one point: the later document fails, in the same call and in another one, and nothing is lost."""
+    make_indexer(embedded).add_documents([{"id": first, "text": "the first"}])
+    both = [{"id": second, "text": "the second"}, {"id": first, "text": "the first, rewritten"}]
+    report = make_indexer(embedded).add_documents(both)
+    assert (report.indexed, report.failed) == (1, 1)
+    assert repr(first) in report.failures[0].reason
+    assert repr(second) in report.failures[0].reason
+    points = stored(embedded)
+    assert {identity: point.payload["text"] for identity, point in points.items()} == {first: "the first, rewritten"}
+    mixed = [{"id": f"{n}" if n % 2 else n, "text": f"text {n}"} for n in range(20, 26)]
+    report = make_indexer(embedded).add_documents([*mixed, {"id": 21, "text": "other"}], batch_size=3)
+    assert (report.indexed, report.failed) == (6, 1)

@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 Input: TypeAlias = Mapping[str, Any] | str | ValueError
 """A document as it comes in."""
@@ -17,6 +17,22 @@ CONTENT_HASH = "content_hash"
 OWN_FIELDS = frozenset({"text", "text_length", "word_count", "indexed_at", "original_doc_id", CONTENT_HASH})
 """Payload fields that come from here; metadata of the same names gives way."""
 _KEYS = {"text", "id", "metadata"}
+
+
+class Stored(NamedTuple):
+    """The payload fields of a point by which a document is recognised."""
+
+    content_hash: str | None
+    """None for a point that something else wrote."""
+    original_doc_id: str | int | None
+    """As given, with its type."""
+
+    def has_other_type(self, other: Stored) -> bool:
+        """Whether the ids are an int and its digits, which have one point. A point that something else wrote has no
+        id of ours.
+        """
+        ids = (self.original_doc_id, other.original_doc_id)
+        return None not in ids and isinstance(ids[0], str) != isinstance(ids[1], str)
 
 
 @dataclass(slots=True)
@@ -38,9 +54,18 @@ class Document:
         """Of text, metadata and the model with its prompt."""
         return str(self.payload[CONTENT_HASH])
 
+    @property
+    def stored(self) -> Stored:
+        """What a later document of the same id is compared with."""
+        return Stored(self.content_hash, self.payload["original_doc_id"])
+
 
 def point_id(document_id: str | int) -> str:
-    """The point of a document's id: the UUID whose bytes are the id's MD5, so the same id always meets its point."""
+    """The point of a document's id: the UUID whose bytes are the id's MD5, so the same id always meets its point.
+
+    An int has the point of its digits: ``1`` and ``"1"`` name one document, and indexing one where the collection has
+    the other fails instead of replacing it.
+    """
     return str(uuid.UUID(bytes=hashlib.md5(str(document_id).encode(), usedforsecurity=False).digest()))
 
 

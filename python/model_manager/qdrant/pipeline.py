@@ -123,16 +123,24 @@ class Run:
 
     def _changed(self, documents: list[Document]) -> list[Document]:
         """Those that are new, or differ from what is stored or under way under their ids."""
-        known = self._store.content_hashes([one.point_id for one in documents if one.id is not None])
-        known |= {one.point_id: one.content_hash for batch in self._under_way for one in batch.documents}
+        known = self._store.stored([one.point_id for one in documents if one.id is not None])
+        known |= {one.point_id: one.stored for batch in self._under_way for one in batch.documents}
         changed = []
         for one in documents:
-            one.replaces = known.get(one.point_id, one.content_hash) != one.content_hash
-            if self._skip_unchanged and known.get(one.point_id) == one.content_hash:
+            there = known.get(one.point_id)
+            if there is not None and there.has_other_type(one.stored):
+                error = ValueError(
+                    f"its id {one.stored.original_doc_id!r} has the point of {there.original_doc_id!r}, which is there"
+                    " already and would be replaced; give all ids as str or all as int"
+                )
+                self._fail(Failure(one.position, one.id, str(error)), error)
+                continue
+            one.replaces = there is not None and there.content_hash != one.content_hash
+            if self._skip_unchanged and there is not None and there.content_hash == one.content_hash:
                 self._report.skipped += 1
                 self._advance(1)
             else:
-                known[one.point_id] = one.content_hash
+                known[one.point_id] = one.stored
                 changed.append(one)
         return changed
 

@@ -16,7 +16,7 @@ from qdrant_client.common.client_exceptions import ResourceExhaustedResponse
 from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
 
 from ..errors import InputError, ModelManagerError
-from .documents import CONTENT_HASH
+from .documents import Stored
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -126,17 +126,21 @@ class Store:
         if vectors.distance not in (models.Distance.COSINE, models.Distance.DOT):
             raise CollectionError(f"collection {self.collection!r} compares by {vectors.distance.value}: {remedy}")
 
-    def content_hashes(self, point_ids: Sequence[str]) -> dict[str, str | None]:
-        """Of those points that are there; None for one that something else wrote."""
+    def stored(self, point_ids: Sequence[str]) -> dict[str, Stored]:
+        """What is there under these ids."""
         if not point_ids:
             return {}
         records = self._send(
             "look up points",
             lambda: self.client.retrieve(
-                self.collection, ids=list(point_ids), with_payload=[CONTENT_HASH], with_vectors=False
+                self.collection, ids=list(point_ids), with_payload=list(Stored._fields), with_vectors=False
             ),
         )
-        return {str(record.id): (record.payload or {}).get(CONTENT_HASH) for record in records}
+        payloads = {str(record.id): record.payload or {} for record in records}
+        return {
+            point_id: Stored(*(payload.get(field) for field in Stored._fields))
+            for point_id, payload in payloads.items()
+        }
 
     def write(self, ids: Sequence[str], vectors: NDArray[np.float32], payloads: Sequence[dict[str, Any]]) -> None:
         """Write points and wait until they are applied; those of the same ids are replaced."""

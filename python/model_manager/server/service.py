@@ -150,7 +150,7 @@ class Service:
                     f"the served model {model.name!r} has no source and the manager has no slot {model.key!r}; "
                     "register the slot or give ServedModel a source"
                 )
-            self.manager.register(model.key, model.source)
+            self.manager.register(model.key, model.source, kind="embedding")
 
     async def start(self) -> None:
         """Begin to serve: inside the event loop that will."""

@@ -1,0 +1,106 @@
+"""Settings from a file named ``.env``, in the syntax that python-dotenv reads.
+
+The chatbot's programs load theirs when they start. A script that imports this package alone has nobody who does that,
+so the process-wide manager reads the file of the working directory before it reads its settings.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from pathlib import Path
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+logger = logging.getLogger(__name__)
+
+SWITCH = "MODEL_MANAGER_DOTENV"
+"""The variable that turns it off."""
+
+_KEY = re.compile(r"(?:export[^\S\r\n]+)?(?:'([^']+)'|(?!')([^=#\s]+))[^\S\r\n]*")
+_VALUE = re.compile(
+    r"""=[^\S\r\n]*(?:
+        '(?P<single>(?:\\'|[^'])*)'
+      | "(?P<double>(?:\\"|[^"])*)"
+      | (?P<plain>(?!['"])[^\r\n]*)
+    )""",
+    re.VERBOSE,
+)
+_LINE_END = re.compile(r"[^\S\r\n]*(?:#[^\r\n]*)?(?:\r\n|\n|\r|\Z)")
+_LINE = re.compile(r"[^\r\n]*(?:\r\n|\n|\r)?")
+_BLANK = re.compile(r"\s*")
+_COMMENT = re.compile(r"\s+#.*")
+_ESCAPE = {"single": re.compile(r"\\([\\'])"), "double": re.compile(r"\\([\\'\"abfnrtv])")}
+_CONTROL = {"a": "\a", "b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t", "v": "\v"}
+_REFERENCE = re.compile(r"\$\{([^}:]*)(?::-([^}]*))?\}")
+
+
+def load_into_environment() -> None:
+    """Set what the file ``.env`` of the working directory names and the environment lacks.
+
+    `MODEL_MANAGER_DOTENV=false` turns it off. Lines that cannot be read are logged and skipped.
+    """
+    if os.environ.get(SWITCH, "").strip().lower() in ("false", "0", "no", "off"):
+        return
+    path = Path(".env")
+    try:
+        text = path.read_text(encoding="utf-8-sig") if path.is_file() else ""
+    except (OSError, UnicodeDecodeError) as error:
+        logger.warning("%s is not used: %s", path.absolute(), error)
+        return
+    for name, value in resolve(text, os.environ).items():
+        if name in os.environ or value is None:
+            continue
+        try:
+            os.environ[name] = value
+        except (ValueError, UnicodeEncodeError) as error:
+            logger.warning("%s: %r cannot be set: %s", path.absolute(), name, error)
+
+
+def resolve(text: str, environment: Mapping[str, str]) -> dict[str, str | None]:
+    """The variables of `text`, ``${NAME}`` and ``${NAME:-default}`` replaced. A name without ``=`` has None.
+
+    A variable of `environment` goes before one of the same name in `text`.
+    """
+    found: dict[str, str | None] = {}
+    for name, value in _bindings(text):
+        known = {**found, **environment}
+        found[name] = None if value is None else _REFERENCE.sub(lambda match: _referenced(match, known), value)
+    return found
+
+
+def _referenced(match: re.Match[str], known: Mapping[str, str | None]) -> str:
+    name, default = match.groups(default="")
+    return known.get(name, default) or ""
+
+
+def _bindings(text: str) -> Iterator[tuple[str, str | None]]:
+    """Names and values in their order; a line that is neither a binding nor a comment is logged."""
+    at = _BLANK.match(text).end()  # type: ignore[union-attr]  # it matches the empty text
+    while at < len(text):
+        start = at
+        name, value, end = None, None, at
+        if key := _KEY.match(text, at):
+            name, end = key[1] or key[2], key.end()
+            if text.startswith("=", end):
+                given = _VALUE.match(text, end)
+                value, end = (_text_of(given), given.end()) if given else (None, start)
+        line_end = _LINE_END.match(text, end)
+        if line_end is None or (name is not None and end == start):
+            number = text.count("\n", 0, start) + 1
+            logger.warning(".env: line %d cannot be read and is skipped", number)
+            line_end = _LINE.match(text, start)
+        elif name is not None:
+            yield name, value
+        at = _BLANK.match(text, line_end.end()).end()  # type: ignore[union-attr]
+
+
+def _text_of(match: re.Match[str]) -> str:
+    kind = match.lastgroup or "plain"
+    value = match[kind]
+    if kind == "plain":
+        return _COMMENT.sub("", value).rstrip()
+    return _ESCAPE[kind].sub(lambda escape: _CONTROL.get(escape[1], escape[1]), value)

@@ -1,0 +1,134 @@
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+use serde::Deserialize;
+use serde_json::json;
+
+use super::*;
+use crate::models::bert::BertConfig;
+use crate::models::{Architecture, gpt2, llama};
+
+const BERT: Family = Family { classes: "Bert", keys: crate::models::bert::KEYS };
+const QWEN3: Family = Family { classes: "Qwen3", keys: llama::KEYS };
+
+fn check(config: Value, family: Family) -> Result<(), String> {
+    check_config("m", Path::new("/m/config.json"), &without_nulls(config), family)
+        .map_err(|error| error.to_string())
+}
+
+#[derive(Deserialize)]
+struct Known {
+    embedding: BTreeMap<String, Value>,
+    generator: BTreeMap<String, Value>,
+}
+
+/// The files of the models that people use, as their pages have them.
+fn known() -> Known {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/configs/known.json");
+    crate::models::files::read_json(&path).unwrap()
+}
+
+#[test]
+fn configurations_of_well_known_models_are_accepted() {
+    let known = known();
+    assert!(known.embedding.len() >= 20 && known.generator.len() >= 12);
+    for (name, config) in known.embedding {
+        let config = without_nulls(config);
+        let architecture = Architecture::deserialize(&config["model_type"]).unwrap();
+        check(config.clone(), architecture.family()).unwrap_or_else(|error| panic!("{name}: {error}"));
+        match architecture.decoder() {
+            None => drop(BertConfig::deserialize(&config).unwrap().check(&name).unwrap()),
+            Some(qwen) => {
+                let shape = llama::Config::deserialize(&config).unwrap().shape(&name, qwen).unwrap();
+                assert!(shape.causal);
+            }
+        }
+    }
+    for (name, config) in known.generator {
+        let config = without_nulls(config);
+        let (classes, qwen) = match config["model_type"].as_str().unwrap() {
+            "gpt2" => {
+                let family = Family { classes: "GPT2", keys: gpt2::KEYS };
+                check(config.clone(), family).unwrap_or_else(|error| panic!("{name}: {error}"));
+                gpt2::Config::deserialize(&config).unwrap().check(&name).unwrap();
+                continue;
+            }
+            "qwen2" => ("Qwen2", Some(2)),
+            "qwen3" => ("Qwen3", Some(3)),
+            _ => ("Llama", None),
+        };
+        check(config.clone(), Family { classes, keys: llama::KEYS })
+            .unwrap_or_else(|error| panic!("{name}: {error}"));
+        llama::Config::deserialize(&config).unwrap().shape(&name, qwen).unwrap();
+    }
+}
+
+#[test]
+fn what_could_change_a_vector_is_refused_by_key_file_and_remedy() {
+    for (family, config, key) in [
+        (BERT, json!({"is_decoder": true}), "is_decoder"),
+        (BERT, json!({"is_causal": true}), "is_causal"),
+        (BERT, json!({"add_cross_attention": true}), "add_cross_attention"),
+        (BERT, json!({"pruned_heads": {"0": [1]}}), "pruned_heads"),
+        (BERT, json!({"quantization_config": {"bits": 4}}), "quantization_config"),
+        (BERT, json!({"embedding_size": 128}), "embedding_size"),
+        (QWEN3, json!({"attn_logit_softcapping": 50.0}), "attn_logit_softcapping"),
+        (QWEN3, json!({"num_experts": 8}), "num_experts"),
+        (QWEN3, json!({"rope_interleaved": true}), "rope_interleaved"),
+    ] {
+        let error = check(config, family).unwrap_err();
+        assert!(error.contains(&format!("{key:?}")), "{error}");
+        assert!(error.contains("/m/config.json") && error.contains("remove the key"), "{error}");
+    }
+}
+
+#[test]
+fn what_is_not_set_and_what_changes_nothing_is_accepted() {
+    let config = json!({
+        "unheard_of": null, "is_decoder": false, "pruned_heads": {}, "some_list": [], "some_text": "",
+        "new_dropout": 0.3, "head_pdrop": 0.1, "_name_or_path": "x", "transformers_version": "9", "auto_map": {},
+    });
+    assert_eq!(check(config.clone(), BERT), Ok(()));
+    assert_eq!(check(config, QWEN3), Ok(()));
+}
+
+#[test]
+fn code_of_its_own_is_refused_unless_its_classes_are_known() {
+    for auto_map in [
+        json!({"AutoModel": "modeling_qwen3.Qwen3Model"}),
+        json!({"AutoConfig": "org/model--configuration_qwen3.Qwen3Config", "AutoModelForCausalLM": null}),
+        json!({"AutoTokenizer": [null, "tokenization_qwen3.Qwen3TokenizerFast"]}),
+    ] {
+        assert_eq!(check(json!({"auto_map": auto_map}), QWEN3), Ok(()));
+    }
+    for auto_map in [
+        json!({"AutoModel": "modeling.Qwen3BidirectionalModel"}),
+        json!({"AutoModel": "modeling.NewModel"}),
+        json!({"AutoConfig": "configuration.Qwen3Config", "AutoModel": "modeling.MyQwen3Model"}),
+        json!({"AutoModel": 5}),
+        json!("modeling.Qwen3Model"),
+    ] {
+        let error = check(json!({"auto_map": auto_map}), QWEN3).unwrap_err();
+        assert!(error.contains("\"auto_map\"") && error.contains("code of its own is not run"), "{error}");
+    }
+}
+
+#[test]
+fn nulls_are_absent_at_the_top_and_in_lists() {
+    assert_eq!(without_nulls(json!({"a": null, "b": {"c": null}})), json!({"b": {"c": null}}));
+    assert_eq!(without_nulls(json!([{"a": null, "b": 1}, null])), json!([{"b": 1}, null]));
+}
+
+proptest! {
+    /// Whatever a number or a true flag is called, it is read, known to be harmless, or refused by that name.
+    #[test]
+    fn no_unknown_key_passes_in_silence(key in "[a-z_]{1,24}") {
+        prop_assume!(!HARMLESS.contains(&key.as_str()) && !BERT.keys.contains(&key.as_str()));
+        prop_assume!(!CHECKED.contains(&key.as_str()) && !is_dropout(&key));
+        for value in [json!(1), json!(true), json!("x"), json!(0.5)] {
+            let error = check(json!({key.clone(): value}), BERT).unwrap_err();
+            let named = format!("{key:?}");
+            prop_assert!(error.contains(&named));
+        }
+    }
+}

@@ -1,0 +1,110 @@
+//! Whether a model embeds text or writes it, as far as files that are here say.
+
+use std::path::Path;
+
+use serde_json::Value;
+
+use super::files::{gguf_file, read_json};
+use super::gguf::Gguf;
+use super::{ResolveOptions, Source, gguf_llama};
+
+/// What a model is used for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Texts to vectors.
+    Embedding,
+    /// Text to more text.
+    Generator,
+}
+
+/// What the files of `source` say that it is. `None` when they are not here or leave it open; nothing is downloaded.
+///
+/// A GGUF file that names a pooling embeds, and so does a folder with `modules.json`. Without these, a language model
+/// writes text.
+pub fn kind_of(source: &Source, options: &ResolveOptions) -> Option<Kind> {
+    if let Ok(Some(path)) = gguf_file(source, options) {
+        return of_gguf(&path);
+    }
+    match source {
+        Source::Directory(folder) => of_folder(folder),
+        Source::Package { package, inner } => of_folder(&options.host.package_dir(package)?.join(inner)),
+        Source::Server(_) => Some(Kind::Embedding),
+        Source::Hub(_) | Source::Gguf(_) => None,
+    }
+}
+
+fn of_gguf(path: &Path) -> Option<Kind> {
+    let gguf = Gguf::open(path).ok()?;
+    let architecture = gguf.text("general.architecture")?;
+    let pooled = gguf.number(&format!("{architecture}.pooling_type")).is_some_and(|pooling| pooling > 0);
+    if pooled || gguf.flag(&format!("{architecture}.attention.causal")) == Some(false) {
+        return Some(Kind::Embedding);
+    }
+    gguf_llama::SUPPORTED.contains(&architecture).then_some(Kind::Generator)
+}
+
+fn of_folder(folder: &Path) -> Option<Kind> {
+    if folder.join("modules.json").is_file() {
+        return Some(Kind::Embedding);
+    }
+    let config: Value = read_json(&folder.join("config.json")).ok()?;
+    let writes = |class: &Value| {
+        class.as_str().is_some_and(|class| class.ends_with("ForCausalLM") || class.ends_with("LMHeadModel"))
+    };
+    let bidirectional = config["is_causal"] == false || config["use_bidirectional_attention"] == true;
+    if config["model_type"] == "gpt2" {
+        return Some(Kind::Generator);
+    }
+    match config["architectures"].as_array() {
+        Some(classes) if !bidirectional && classes.iter().any(writes) => Some(Kind::Generator),
+        _ => Some(Kind::Embedding),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::SystemHost;
+    use crate::models::gguf::tests::Writer;
+    use std::fs;
+    use std::sync::Arc;
+
+    fn kind(path: &Path) -> Option<Kind> {
+        let source = Source::parse(&path.display().to_string()).unwrap();
+        kind_of(&source, &ResolveOptions::new(Arc::new(SystemHost)))
+    }
+
+    #[test]
+    fn folders_say_what_they_are() {
+        let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
+        for name in ["bert_plain", "xlmr", "qwen3_embedding", "llama_embedding", "qwen3_bidirectional"] {
+            assert_eq!(kind(&fixtures.join(name)), Some(Kind::Embedding), "{name}");
+        }
+        for name in ["gpt2", "gpt2_bin", "llama", "qwen2", "qwen3"] {
+            assert_eq!(kind(&fixtures.join(name)), Some(Kind::Generator), "{name}");
+        }
+        let folder = tempfile::tempdir().unwrap();
+        assert_eq!(kind(folder.path()), None);
+        let config = r#"{"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "is_causal": false}"#;
+        fs::write(folder.path().join("config.json"), config).unwrap();
+        assert_eq!(kind(folder.path()), Some(Kind::Embedding));
+    }
+
+    #[test]
+    fn gguf_files_say_what_they_are() {
+        let qwen3 = || Writer::default().text("general.architecture", "qwen3");
+        for (writer, expected) in [
+            (qwen3(), Some(Kind::Generator)),
+            (qwen3().number("qwen3.pooling_type", 3), Some(Kind::Embedding)),
+            (qwen3().number("qwen3.pooling_type", 0), Some(Kind::Generator)),
+            (qwen3().flag("qwen3.attention.causal", false), Some(Kind::Embedding)),
+            (Writer::default().text("general.architecture", "bert"), None),
+        ] {
+            let (_folder, path) = writer.write();
+            assert_eq!(kind(&path), expected);
+        }
+        assert_eq!(kind(Path::new("/nowhere/m.gguf")), None);
+        let options = ResolveOptions::new(Arc::new(SystemHost));
+        assert_eq!(kind_of(&Source::Hub("org/name".into()), &options), None);
+    }
+}

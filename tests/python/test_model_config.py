@@ -1,0 +1,192 @@
+"""What a model's files ask for is done, or refused by name: never computed as if it were not there."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ENGLISH_TEXT, FIXTURES
+from model_manager.errors import ModelManagerError, NoGeneratorError, UnsupportedModelError
+from safetensors.numpy import load_file, save_file
+
+TEXTS = ["Merhaba dünya, bugün hava çok güzel.", ENGLISH_TEXT]
+
+
+def changed(name: str, folder: Path, file: str, **keys: object) -> str:
+    """A copy of a tiny model whose JSON file `file` has other values."""
+    shutil.copytree(FIXTURES / name, folder, dirs_exist_ok=True)
+    path = folder / file
+    path.write_text(json.dumps({**json.loads(path.read_text()), **keys}))
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "keys", "words"),
+    [
+        ("bert_plain", "config.json", {"auto_map": {"AutoModel": "modeling.NewModel"}}, ["auto_map", "NewModel"]),
+        ("qwen3_embedding", "config.json", {"auto_map": {"AutoModel": "m.Qwen3BiModel"}}, ["auto_map"]),
+        ("bert_plain", "config.json", {"is_decoder": True}, ["is_decoder"]),
+        ("bert_plain", "config.json", {"embedding_size": 128}, ["embedding_size", "128"]),
+        ("qwen3_embedding", "config.json", {"attn_logit_softcapping": 30.0}, ["attn_logit_softcapping"]),
+        ("qwen3_embedding", "config.json", {"layer_types": ["sliding_attention"] * 2}, ["sliding_attention"]),
+        (
+            "qwen3_embedding",
+            "config.json",
+            {"rope_scaling": {"rope_type": "default", "mrope_section": [1, 2]}},
+            ["mrope_section"],
+        ),
+        ("qwen3_embedding", "config.json", {"partial_rotary_factor": 0.5}, ["partial_rotary_factor"]),
+        (
+            "qwen3_embedding",
+            "config.json",
+            {"is_causal": True, "use_bidirectional_attention": True},
+            ["contradicts itself"],
+        ),
+        ("bert_cls", "1_Pooling/config.json", {"pooling_mode_median": True}, ["pooling_mode_median"]),
+        ("bert_dense", "2_Dense/config.json", {"scale": 2.0}, ["scale"]),
+        ("bert_dense", "2_Dense/config.json", {"activation_function": "mine.Tanh"}, ["mine.Tanh"]),
+        ("bert_dense", "2_Dense/config.json", {"module_output_name": "other"}, ["other"]),
+        ("bert_cls", "sentence_bert_config.json", {"query_length": 8}, ["query_length"]),
+        ("bert_cls", "sentence_bert_config.json", {"transformer_task": "fill-mask"}, ["fill-mask"]),
+        ("bert_cls", "sentence_bert_config.json", {"model_args": {"is_causal": True}}, ["is_causal"]),
+        ("bert_cls", "config_sentence_transformers.json", {"truncate_dim": 8}, ["truncate_dim"]),
+        ("bert_cls", "config_sentence_transformers.json", {"model_type": "SparseEncoder"}, ["SparseEncoder"]),
+    ],
+)
+def test_a_key_that_is_not_honoured_is_refused(make_manager, tmp_path, name, file, keys, words):
+    manager = make_manager()
+    manager.register("m", changed(name, tmp_path / "m", file, **keys), kind="embedding")
+    with pytest.raises(UnsupportedModelError) as raised:
+        manager.embed(TEXTS, "m")
+    assert all(word in str(raised.value) for word in words), raised.value
+
+
+@pytest.mark.parametrize(
+    ("module", "words"),
+    [
+        ({"type": "custom_st.Transformer"}, "custom_st.Transformer"),
+        ({"type": "sentence_transformers.models.LSTM"}, "LSTM"),
+        ({"type": "sentence_transformers.models.Transformer", "kwargs": ["task"]}, "task"),
+    ],
+)
+def test_modules_of_other_kinds_are_refused(make_manager, tmp_path, module, words):
+    folder = Path(shutil.copytree(FIXTURES / "bert_cls", tmp_path / "m"))
+    modules = json.loads((folder / "modules.json").read_text())
+    (folder / "modules.json").write_text(json.dumps([{**modules[0], **module}, *modules[1:]]))
+    manager = make_manager()
+    manager.register("m", str(folder))
+    with pytest.raises(UnsupportedModelError, match=words):
+        manager.embed(TEXTS, "m")
+
+
+@pytest.mark.parametrize("name", ["bert_dense", "bert_sharded", "qwen3_embedding"])
+def test_nulls_mean_absent(make_manager, tmp_path, name):
+    """A null for every key that has a default, in every file."""
+    folder = Path(shutil.copytree(FIXTURES / name, tmp_path / "m"))
+    for file, keys in {
+        "config.json": [
+            "type_vocab_size_",
+            "rope_scaling",
+            "is_causal",
+            "use_sliding_window",
+            "attention_bias",
+            "layer_types",
+            "mlp_bias",
+            "auto_map",
+            "classifier_dropout",
+            "never_heard_of",
+        ],
+        "sentence_bert_config.json": ["do_lower_case", "transformer_task", "model_args"],
+        "config_sentence_transformers.json": ["similarity_fn_name", "default_prompt_name"],
+        "1_Pooling/config.json": ["include_prompt", "pooling_mode_max_tokens", "pooling_mode_lasttoken_"],
+        "2_Dense/config.json": ["use_residual", "module_input_name", "bias"],
+    }.items():
+        path = folder / file
+        if path.is_file():
+            path.write_text(json.dumps({**json.loads(path.read_text()), **dict.fromkeys(keys)}))
+    manager = make_manager()
+    manager.register("same", str(FIXTURES / name))
+    manager.register("nulls", str(folder))
+    np.testing.assert_array_equal(manager.embed(TEXTS, "nulls"), manager.embed(TEXTS, "same"))
+
+
+@pytest.mark.parametrize("flag", [{"is_causal": False}, {"use_bidirectional_attention": True}])
+def test_both_names_of_the_flag_attend_in_both_directions(make_manager, tmp_path, flag):
+    """That the vectors are right is test_parity's to see: here, that they are the same, and not the causal ones."""
+    manager = make_manager()
+    causal = {"is_causal": None, "use_bidirectional_attention": None}
+    manager.register("known", str(FIXTURES / "qwen3_bidirectional"))
+    manager.register("flag", changed("qwen3_bidirectional", tmp_path / "f", "config.json", **{**causal, **flag}))
+    manager.register("causal", changed("qwen3_bidirectional", tmp_path / "c", "config.json", **causal))
+    known = manager.embed(TEXTS, "known")
+    np.testing.assert_array_equal(manager.embed(TEXTS, "flag"), known)
+    assert np.abs(manager.embed(TEXTS, "causal") - known).max() > 0.05
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"is_causal": False}, "both directions"),
+        ({"auto_map": {"AutoModelForCausalLM": "m.MyForCausalLM"}}, "auto_map"),
+        ({"architectures": ["LlamaForSequenceClassification"]}, "LlamaForSequenceClassification"),
+        ({"logit_scale": 0.25}, "logit_scale"),
+    ],
+)
+def test_a_generator_is_held_to_its_configuration(make_manager, tmp_path, keys, words):
+    manager = make_manager()
+    manager.register("gen", changed("llama", tmp_path / "m", "config.json", **keys), kind="generator")
+    with pytest.raises(ModelManagerError, match=words):
+        manager.generate("a", "gen", max_new_tokens=2)
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3"])
+def test_generator_weights_without_their_prefix(make_manager, tmp_path, name):
+    folder = Path(shutil.copytree(FIXTURES / name, tmp_path / "m"))
+    tensors = load_file(folder / "model.safetensors")
+    assert any(tensor.startswith("model.") for tensor in tensors)
+    save_file({tensor.removeprefix("model."): value for tensor, value in tensors.items()}, folder / "model.safetensors")
+    manager = make_manager(generator_dtype="float32")
+    manager.register("whole", str(FIXTURES / name))
+    manager.register("short", str(folder))
+    options = {"do_sample": False, "max_new_tokens": 8}
+    assert manager.complete("a", "short", **options)["tokens"] == manager.complete("a", "whole", **options)["tokens"]
+
+
+def kind(manager, slot: str) -> str:
+    return manager.stats()["slots"][slot]["kind"]
+
+
+def test_the_kind_is_read_from_the_files(make_manager, tmp_path):
+    manager = make_manager()
+    for name in ("llama", "gpt2", "qwen3"):
+        manager.register(name, str(FIXTURES / name))
+        assert kind(manager, name) == "generator"
+        assert isinstance(manager.generate("a", name, max_new_tokens=2), str)
+        with pytest.raises(ModelManagerError, match='kind="embedding"'):
+            manager.embed("a", name)
+    for name in ("bert_plain", "qwen3_embedding"):
+        manager.register(name, str(FIXTURES / name))
+        assert kind(manager, name) == "embedding"
+        assert len(manager.embed("abc", name)) > 0
+        with pytest.raises(NoGeneratorError, match='kind="generator"'):
+            manager.generate("a", name)
+    manager.register("stated", str(FIXTURES / "qwen3"), kind="embedding")
+    manager.register("pooled", str(FIXTURES / "qwen3"), pooling="mean")
+    assert manager.embed("abc", "stated").shape == manager.embed("abc", "pooled").shape
+
+
+def test_the_first_use_decides_where_no_file_says(make_manager, tmp_path):
+    manager = make_manager()
+    for slot in ("writes", "embeds"):
+        manager.register(slot, str(tmp_path / slot), dtype="float32")
+    shutil.copytree(FIXTURES / "llama", tmp_path / "writes")
+    shutil.copytree(FIXTURES / "bert_plain", tmp_path / "embeds")
+    assert isinstance(manager.generate("a", "writes", max_new_tokens=2), str)
+    assert kind(manager, "writes") == "generator"
+    assert manager.embed("abc", "embeds").size
+    with pytest.raises(NoGeneratorError):
+        manager.generate("a", "embeds")
+    assert kind(manager, "embeds") == "embedding"
