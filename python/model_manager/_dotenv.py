@@ -67,14 +67,16 @@ def resolve(text: str, environment: Mapping[str, str]) -> dict[str, str | None]:
     """
     found: dict[str, str | None] = {}
     for name, value in _bindings(text):
-        known = {**found, **environment}
-        found[name] = None if value is None else _REFERENCE.sub(lambda match: _referenced(match, known), value)
+        found[name] = None if value is None else _replaced(value, {**found, **environment})
     return found
 
 
-def _referenced(match: re.Match[str], known: Mapping[str, str | None]) -> str:
-    name, default = match.groups(default="")
-    return known.get(name, default) or ""
+def _replaced(value: str, known: Mapping[str, str | None]) -> str:
+    def referenced(match: re.Match[str]) -> str:
+        name, default = match.groups(default="")
+        return known.get(name, default) or ""
+
+    return _REFERENCE.sub(referenced, value)
 
 
 def _bindings(text: str) -> Iterator[tuple[str, str | None]]:

@@ -90,8 +90,8 @@ class SentenceModel:
         if isinstance(sentences, Mapping | bytes | bytearray):
             remedy = "list(sentences.values())" if isinstance(sentences, Mapping) else "sentences.decode()"
             raise TypeError(
-                f"sentences must be a str or an iterable of str, not {type(sentences).__name__}; to embed its texts give"
-                f" {remedy}"
+                f"sentences must be a str or an iterable of str, not {type(sentences).__name__};"
+                f" to embed its texts give {remedy}"
             )
         single = isinstance(sentences, str)
         texts = [sentences] if isinstance(sentences, str) else list(sentences)

@@ -15,10 +15,9 @@ use std::sync::Arc;
 use std::time::UNIX_EPOCH;
 
 use serde::Deserialize;
-use serde::de::DeserializeOwned;
 
 use super::hub::{Hub, Progress};
-use super::keys::without_nulls;
+pub(crate) use super::json::{read_json, read_json_with_nulls};
 use super::source::{Source, safe_relative};
 use super::weights;
 use crate::compute::Hold;
@@ -466,33 +465,6 @@ pub(crate) fn read_modules(path: &Path) -> Result<Vec<Module>> {
             }
         })
         .collect()
-}
-
-/// Reads a JSON file of a model; a key whose value is null counts as absent.
-pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
-    let json = without_nulls(read_json_with_nulls(path)?);
-    T::deserialize(json).map_err(|e| unexpected(path, &e))
-}
-
-/// Reads a JSON file of a model, nulls included: in `tokenizer_config.json` they replace what `tokenizer.json` says.
-/// Models' own JSON is small; what is over 64 MiB is not one of them.
-pub(crate) fn read_json_with_nulls<T: DeserializeOwned>(path: &Path) -> Result<T> {
-    const LIMIT: u64 = 64 << 20;
-    if metadata(path)?.len() > LIMIT {
-        return Err(Error::InvalidFile {
-            path: path.into(),
-            reason: "it is too large to be a model's JSON file".into(),
-        });
-    }
-    let bytes = fs::read(path).map_err(|e| Error::io(path, "read", &e))?;
-    serde_json::from_slice(&bytes).map_err(|e| unexpected(path, &e))
-}
-
-fn unexpected(path: &Path, error: &serde_json::Error) -> Error {
-    Error::InvalidFile {
-        path: path.into(),
-        reason: format!("it does not read as the JSON expected ({error}); download it again or correct it"),
-    }
 }
 
 /// `metadata`, in this crate's errors.

@@ -30,8 +30,11 @@ const HARMLESS: &[&str] = &[
     "unsloth_version",
     "unsloth_training",
     "is_llama_config",
+    "language",
+    "license",
     "model_name",
     "tags",
+    "trust_remote_code",
     // Lengths that a vector may be cut to.
     "matryoshka_dimensions",
     // How the computation is carried out.
@@ -46,24 +49,35 @@ const HARMLESS: &[&str] = &[
     "return_dict",
     "torchscript",
     "use_bfloat16",
+    "cache_implementation",
     "use_cache",
     "use_flash_attn",
     "use_return_dict",
     "xla_device",
     // Training.
     "finetuning_task",
+    "gradient_checkpointing_kwargs",
+    "layerdrop",
+    "loss_type",
     "initializer_range",
     "initializer_factor",
     "output_router_logits",
     // Tokens, which the tokenizer's own files decide.
+    "bos_token",
     "bos_token_id",
     "cls_token_id",
     "decoder_start_token_id",
+    "eos_token",
     "eos_token_id",
     "mask_token_id",
+    "pad_token",
     "pad_token_id",
     "sep_token_id",
+    "unk_token",
     "unk_token_id",
+    // Lengths, where `max_position_embeddings` is the one that counts.
+    "max_sequence_length",
+    "model_max_length",
     "prefix",
     // Heads behind the last state, which are not used.
     "directionality",
@@ -219,21 +233,6 @@ fn names_own_classes(auto_map: &Value, family: &str) -> bool {
         one => own(one),
     };
     auto_map.as_object().is_some_and(|map| map.values().all(entry))
-}
-
-/// `json` without the keys that are null, of the object itself or of the objects in an array: null means absent. Objects
-/// further down are data, such as prompts by name.
-pub(crate) fn without_nulls(mut json: Value) -> Value {
-    let strip = |value: &mut Value| {
-        if let Some(map) = value.as_object_mut() {
-            map.retain(|_, value| !value.is_null());
-        }
-    };
-    match &mut json {
-        Value::Array(values) => values.iter_mut().for_each(strip),
-        one => strip(one),
-    }
-    json
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ use serde_json::json;
 
 use super::*;
 use crate::models::bert::BertConfig;
+use crate::models::json::without_nulls;
 use crate::models::{Architecture, gpt2, llama};
 
 const BERT: Family = Family { classes: "Bert", keys: crate::models::bert::KEYS };

@@ -24,6 +24,7 @@ pub mod gguf_llama;
 pub mod gguf_tokenizer;
 pub mod gpt2;
 mod hub;
+mod json;
 pub(crate) mod keys;
 mod kind;
 pub mod llama;

@@ -51,9 +51,8 @@ impl Host for ManagerHost {
         if !self.process_wide.load(Ordering::Relaxed) {
             return;
         }
-        let read = Python::try_attach(|py| {
-            py.import("model_manager._dotenv")?.call_method0("load_into_environment").map(drop)
-        });
+        let read =
+            calling(|py| py.import("model_manager._dotenv")?.call_method0("load_into_environment").map(drop));
         if let Some(Err(error)) = read {
             log::warn!("the file .env cannot be read: {error}");
         }

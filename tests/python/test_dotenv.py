@@ -71,7 +71,8 @@ before = os.environ.get("FROM_THE_FILE")
 assert before in (None, "")
 config = model_manager.config
 found = [config.turkish_model, config.english_model, config.language_detection]
-print(json.dumps([found, os.environ.get("FROM_THE_FILE"), len(model_manager.generate_embedding("The weather is nice"))]))
+vector = model_manager.generate_embedding("The weather is nice")
+print(json.dumps([found, os.environ.get("FROM_THE_FILE"), len(vector)]))
 """
 
 

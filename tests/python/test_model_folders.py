@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from conftest import ENGLISH_MODEL, FIXTURES, run_python
 from model_manager.errors import ModelNotFoundError
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 BARE = "all-tiny-v1"

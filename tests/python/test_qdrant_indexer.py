@@ -80,7 +80,7 @@ def test_another_length_of_vectors_is_another_content(make_indexer, embedded):
 
 @pytest.mark.parametrize("batch_size", [1, 2, 100])
 def test_of_several_documents_with_one_id_the_last_counts(make_indexer, embedded, batch_size):
-    twice = [{"id": 1, "text": "first"}, {"id": 2, "text": "other"}, {"id": "1", "text": "second"}]
+    twice = [{"id": 1, "text": "first"}, {"id": 2, "text": "other"}, {"id": 1, "text": "second"}]
     report = make_indexer(embedded).add_documents([*twice, twice[-1]], batch_size=batch_size)
     assert (report.indexed, report.updated, report.skipped) == (3, 1, 1)
     points, _ = embedded.scroll("notes")

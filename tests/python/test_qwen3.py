@@ -144,7 +144,7 @@ def test_a_gguf_file_learns_its_prompts_here(make_manager, tmp_path):
 )
 def test_gguf_files_that_do_not_embed(make_manager, tmp_path, changes, reason):
     manager = make_manager()
-    manager.register("coded", gguf_files.write(tmp_path / "model.gguf", **changes))
+    manager.register("coded", gguf_files.write(tmp_path / "model.gguf", **changes), kind="embedding")
     with pytest.raises(ModelManagerError, match=reason):
         manager.embed("x", "coded")
 

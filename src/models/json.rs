@@ -1,0 +1,52 @@
+//! Reading the JSON files of a model.
+
+use std::fs;
+use std::path::Path;
+
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use super::files::metadata;
+use crate::{Error, Result};
+
+/// Reads a JSON file of a model; a key whose value is null counts as absent.
+pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
+    let json = without_nulls(read_json_with_nulls(path)?);
+    T::deserialize(json).map_err(|e| unexpected(path, &e))
+}
+
+/// Reads a JSON file of a model, nulls included: in `tokenizer_config.json` they replace what `tokenizer.json` says.
+/// Models' own JSON is small; what is over 64 MiB is not one of them.
+pub(crate) fn read_json_with_nulls<T: DeserializeOwned>(path: &Path) -> Result<T> {
+    const LIMIT: u64 = 64 << 20;
+    if metadata(path)?.len() > LIMIT {
+        return Err(Error::InvalidFile {
+            path: path.into(),
+            reason: "it is too large to be a model's JSON file".into(),
+        });
+    }
+    let bytes = fs::read(path).map_err(|e| Error::io(path, "read", &e))?;
+    serde_json::from_slice(&bytes).map_err(|e| unexpected(path, &e))
+}
+
+fn unexpected(path: &Path, error: &serde_json::Error) -> Error {
+    Error::InvalidFile {
+        path: path.into(),
+        reason: format!("it does not read as the JSON expected ({error}); download it again or correct it"),
+    }
+}
+
+/// `json` without the keys that are null, of the object itself or of the objects in an array: null means absent. Objects
+/// further down are data, such as prompts by name.
+pub(crate) fn without_nulls(mut json: Value) -> Value {
+    let strip = |value: &mut Value| {
+        if let Some(map) = value.as_object_mut() {
+            map.retain(|_, value| !value.is_null());
+        }
+    };
+    match &mut json {
+        Value::Array(values) => values.iter_mut().for_each(strip),
+        one => strip(one),
+    }
+    json
+}
