@@ -316,6 +316,25 @@ def test_nulls_and_unknown_fields(gpt2):
     assert answer.json()["usage"]["completion_tokens"] <= 3
 
 
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+def test_clients_do_not_learn_of_each_others_prompts(make_writer, serve, path):
+    server = serve(make_writer("llama"))
+    ask = {"prompt": TEXT * 3, "messages": [{"role": "user", "content": TEXT * 3}], "max_tokens": 1}
+
+    def cached(key, user):
+        headers = {} if key is None else {"authorization": f"Bearer {key}"}
+        answer = server.client.post(path, json={**ask, "user": user}, headers=headers).json()
+        return answer["usage"]["prompt_tokens_details"]["cached_tokens"]
+
+    others = [("a", None), ("b", None), ("a", "me"), (None, "me"), (None, None)]
+    for key, user in others[:4]:
+        assert cached(key, user) == 0
+    for key, user in others[:4]:
+        assert cached(key, user) > 0
+    assert cached(*others[4]) == 0
+    assert server.client.post(path, json={**ask, "user": 5}).json()["error"]["param"] == "user"
+
+
 # --- Streams -----------------------------------------------------------------------------------------------------
 
 

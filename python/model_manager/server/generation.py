@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import secrets
 import time
 from typing import TYPE_CHECKING, Any
@@ -179,6 +180,7 @@ async def _answer(
         check_token_ids(service, "prompt")
     params = parameters(body)
     params["timeout"] = service.config.request_timeout
+    params["prefix_scope"] = _prefix_scope(request, body)
     count = choices(body, len(prompts), service.config.max_choices)
     with_usage = stream_usage(body)
     head = {"id": form.mark + secrets.token_hex(12), "object": form.kind, "created": int(time.time()), "model": slot}
@@ -209,6 +211,18 @@ async def _answer(
     ]
     answer = {**head, "choices": written, "usage": _usage(done, count)}
     return Response(orjson.dumps(answer), media_type="application/json")
+
+
+def _prefix_scope(request: Request, body: dict[str, Any]) -> str:
+    """A name for the requests of one key and one `user`. Only they share what is computed of a prompt's beginning, so
+    `cached_tokens` and the time of an answer tell a client nothing of the prompts of others.
+    """
+    user = body.get("user")
+    if user is not None and not isinstance(user, str):
+        raise bad_request("user must be a string", "user")
+    # A key holds no zero byte. As a hash, none of it is kept with what was computed.
+    parts = f"{request.headers.get('authorization', '')}\0{user or ''}"
+    return hashlib.sha256(parts.encode()).hexdigest()
 
 
 def _seeded(params: dict[str, Any], number: int) -> dict[str, Any]:

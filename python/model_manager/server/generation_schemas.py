@@ -58,7 +58,9 @@ class _Generation(BaseModel):
         None, description="Answers to each prompt. With a seed the second one gets the next seed, and so on."
     )
     keep_alive: float | str | None = Field(None, description="How long the model stays: seconds or '5m'.")
-    user: str | None = Field(None, description="Accepted, not used.")
+    user: str | None = Field(
+        None, description="Whose request it is: what is computed of a prompt is reused for the same one only."
+    )
 
 
 class ChatRequest(_Generation):
