@@ -44,7 +44,7 @@ def test_pauses_grow_and_respect_the_server(make_indexer, fake):
     assert pauses == [1, 2, 4, 5, 60]
 
 
-@pytest.mark.parametrize("asked", [7, 10**9, float("inf")])
+@pytest.mark.parametrize("asked", [7, 10**9])
 def test_a_server_that_asks_for_a_pause_without_end(make_indexer, fake, asked):
     pauses = []
     indexer = make_indexer(fake, backoff=Backoff(first=1, longest=5, patience=40))
