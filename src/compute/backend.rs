@@ -108,7 +108,7 @@ pub trait Backend: Send + Sync + Sized + 'static {
         forward: &Forward<'_, Self>,
     ) -> Result<()>;
 
-    /// Bytes of memory that the model's weights take, mapped files not counted.
+    /// Bytes of memory that the model's weights take; a table that stays in its file is not counted.
     fn memory_bytes(&self) -> u64;
 
     /// The number format of the matrix products: `float32`, `bfloat16`.

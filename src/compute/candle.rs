@@ -28,11 +28,11 @@ impl Candle {
     }
 
     fn vector(&self, weight: &Weight) -> Result<Tensor> {
-        self.tensor(weight.to_f32(), weight.shape())
+        self.tensor(weight.to_f32()?, weight.shape())
     }
 
     fn matrix(&self, matrix: &Matrix) -> Result<Tensor> {
-        self.tensor(matrix.to_f32(), &[matrix.rows(), matrix.columns()])
+        self.tensor(matrix.to_f32()?, &[matrix.rows(), matrix.columns()])
     }
 }
 

@@ -1,11 +1,9 @@
-//! Memory: files mapped read-only, aligned buffers that leave at once, arenas of weights, and what the process holds.
+//! Memory: aligned buffers that leave at once, arenas of weights, and what the process holds.
 
-use std::fs::File;
-use std::ops::{Deref, Range, RangeInclusive};
-use std::path::{Path, PathBuf};
+use std::ops::{Range, RangeInclusive};
 use std::sync::Arc;
 
-use memmap2::{Mmap, MmapMut, MmapRaw};
+use memmap2::{MmapMut, MmapRaw};
 
 use crate::sync::Mutex;
 use crate::{Error, Result};
@@ -15,68 +13,6 @@ const HUGE_PAGE: usize = 1 << 21;
 
 /// What an [`Arena`] maps at once: twice as much each time, so that mappings are few and little of them stays unused.
 const CHUNKS: RangeInclusive<usize> = 64 << 20..=256 << 20;
-
-/// A whole file, mapped read-only. Pages come from the page cache when touched, and count as shared.
-#[derive(Debug)]
-pub struct MappedFile {
-    map: Mmap,
-    path: PathBuf,
-}
-
-impl MappedFile {
-    /// Maps `path`.
-    ///
-    /// # Errors
-    /// [`Error::Permission`] or [`Error::Io`]; [`Error::InvalidFile`] for an empty file.
-    pub fn open(path: &Path) -> Result<Arc<Self>> {
-        let failed = |error: std::io::Error| Error::io(path, "read", &error);
-        let file = File::open(path).map_err(failed)?;
-        if file.metadata().map_err(failed)?.len() == 0 {
-            return Err(Error::InvalidFile {
-                path: path.to_path_buf(),
-                reason: "the file is empty; fetch it again".into(),
-            });
-        }
-        // SAFETY: the map is read-only. Model files are replaced by rename, never rewritten in place, as the
-        // hub's cache does; a user who truncates a file in use gets SIGBUS, as with every mapping reader.
-        let map = unsafe { Mmap::map(&file) }.map_err(failed)?;
-        Ok(Arc::new(Self { map, path: path.to_path_buf() }))
-    }
-
-    /// Says that the bytes at `range` will not be read soon. Pages that lie in it wholly leave this process's
-    /// resident memory; a later read finds them in the page cache or the file again.
-    pub fn release(&self, range: Range<usize>) {
-        #[cfg(unix)]
-        {
-            // SAFETY: sysconf reads a constant of the system.
-            let page = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(1 << 16);
-            let (start, end) = (range.start.next_multiple_of(page), range.end / page * page);
-            if start < end && end <= self.map.len() {
-                // SAFETY: the map is read-only and of a file, so what is dropped can always be read again.
-                let advised = unsafe {
-                    self.map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, start, end - start)
-                };
-                // Refused advice changes nothing but how much memory is counted.
-                advised.unwrap_or_else(|error| log::debug!("{}: {error}", self.path.display()));
-            }
-        }
-        #[cfg(not(unix))]
-        let _ = range;
-    }
-
-    /// Where the file lies.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-}
-
-impl Deref for MappedFile {
-    type Target = [u8];
-
-    fn deref(&self) -> &[u8] {
-        &self.map
-    }
-}
 
 /// Zeroed memory, aligned to a page. Dropping it returns the pages to the operating system at once, whatever
 /// the allocator would have kept.
@@ -138,6 +74,17 @@ impl Buffer {
         // SAFETY: as in `as_slice`, and `self` is borrowed mutably.
         unsafe { std::slice::from_raw_parts_mut(self.map.as_mut_ptr().cast(), self.bytes / size_of::<T>()) }
     }
+}
+
+/// `len` zeros, or an error where the memory cannot be had.
+pub(crate) fn zeroed<T: Clone + Default>(len: usize) -> Result<Vec<T>> {
+    let mut values = Vec::new();
+    values.try_reserve_exact(len).map_err(|error| Error::Io {
+        path: "anonymous memory".into(),
+        reason: format!("{len} numbers of {} bytes cannot be held: {error}", size_of::<T>()),
+    })?;
+    values.resize(len, T::default());
+    Ok(values)
 }
 
 /// Pages of zeros.
@@ -352,36 +299,6 @@ mod tests {
         assert_eq!(pieces[4].as_slice::<f32>().len(), 16);
         let starts: Vec<usize> = pieces.iter().map(|piece| piece.map.as_ptr().addr()).collect();
         assert!(starts[..7].iter().all(|&start| start == starts[0]) && starts[7] != starts[0]);
-    }
-
-    #[test]
-    fn a_file_is_mapped_whole_and_faults_keep_their_kind() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("weights");
-        std::fs::write(&path, b"abc").unwrap();
-        let file = MappedFile::open(&path).unwrap();
-        assert_eq!((&**file, file.path()), (b"abc".as_slice(), path.as_path()));
-        std::fs::write(&path, b"").unwrap();
-        assert!(matches!(MappedFile::open(&path), Err(Error::InvalidFile { .. })));
-        assert!(matches!(MappedFile::open(&folder.path().join("none")), Err(Error::Io { .. })));
-    }
-
-    #[cfg(target_os = "linux")]
-    #[test]
-    fn released_pages_leave_resident_memory_and_can_be_read_again() {
-        const SIZE: usize = 128 << 20;
-        let _turn = MEASURING.lock();
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("weights");
-        std::fs::write(&path, vec![7; SIZE]).unwrap();
-        let file = MappedFile::open(&path).unwrap();
-        let sum = |file: &[u8]| file.iter().step_by(512).map(|&x| u64::from(x)).sum::<u64>();
-        let expected = sum(&file);
-        let held = resident_bytes();
-        file.release(100..SIZE - 100);
-        let left = resident_bytes();
-        assert!(held > left && held - left > 100 << 20, "{held} -> {left}");
-        assert_eq!(sum(&file), expected);
     }
 
     #[cfg(target_os = "linux")]

@@ -12,6 +12,7 @@ mod backend;
 pub mod candle;
 pub mod cpu;
 pub mod decoder;
+pub mod file;
 #[cfg(test)]
 #[cfg(unix)]
 mod guarded;

@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use half::{bf16, f16};
 
-use super::memory::MappedFile;
+use super::file::{Bytes, WeightFile};
+use super::memory::zeroed;
 use crate::{Error, Result};
 
 /// The number format of a stored tensor.
@@ -37,19 +38,13 @@ pub struct Weight {
     shape: Vec<usize>,
 }
 
-#[derive(Debug, Clone)]
-enum Bytes {
-    Mapped(Arc<MappedFile>, Range<usize>),
-    Owned(Arc<[u8]>),
-}
-
 impl Weight {
-    /// The tensor at `range` of a mapped file.
+    /// The tensor at `range` of a file, from which it is read when its numbers are asked for.
     ///
     /// # Errors
     /// [`Error::InvalidFile`] when the range lies outside the file or does not fit `shape`.
-    pub fn mapped(
-        file: Arc<MappedFile>,
+    pub fn in_file(
+        file: Arc<WeightFile>,
         range: Range<usize>,
         stored: Stored,
         shape: Vec<usize>,
@@ -63,21 +58,21 @@ impl Weight {
                 ),
             });
         }
-        Ok(Self { bytes: Bytes::Mapped(file, range), stored, shape })
+        Ok(Self { bytes: Bytes::File(file, range), stored, shape })
     }
 
     /// A tensor that lies in memory.
     ///
     /// # Errors
     /// [`Error::Input`] when the bytes do not fit `shape`.
-    pub fn owned(bytes: Arc<[u8]>, stored: Stored, shape: Vec<usize>) -> Result<Self> {
+    pub fn owned(bytes: Vec<u8>, stored: Stored, shape: Vec<usize>) -> Result<Self> {
         if !fits(bytes.len(), stored, &shape) {
             return Err(Error::Input(format!(
                 "{} bytes do not make a tensor of shape {shape:?}",
                 bytes.len()
             )));
         }
-        Ok(Self { bytes: Bytes::Owned(bytes), stored, shape })
+        Ok(Self { bytes: Bytes::Memory(bytes.into()), stored, shape })
     }
 
     /// A tensor of f32 values in memory.
@@ -98,24 +93,21 @@ impl Weight {
         self.stored
     }
 
-    /// The stored bytes.
-    pub fn bytes(&self) -> &[u8] {
-        match &self.bytes {
-            Bytes::Mapped(file, range) => &file[range.clone()],
-            Bytes::Owned(bytes) => bytes,
-        }
+    /// The same tensor in memory, as its file holds it.
+    ///
+    /// # Errors
+    /// Those of reading its file; without memory for it.
+    pub fn load(&self) -> Result<Self> {
+        Ok(Self { bytes: self.bytes.load()?, stored: self.stored, shape: self.shape.clone() })
     }
 
-    /// Whether the bytes lie in a mapped file: then they cost only the pages that are touched.
-    pub fn is_mapped(&self) -> bool {
-        matches!(self.bytes, Bytes::Mapped(..))
+    /// Bytes of memory held: none while the tensor is in its file.
+    pub fn owned_bytes(&self) -> usize {
+        self.bytes.owned()
     }
 
-    /// Says that the bytes will not be read soon: see [`MappedFile::release`].
-    pub fn release(&self) {
-        if let Bytes::Mapped(file, range) = &self.bytes {
-            file.release(range.clone());
-        }
+    pub(crate) fn bytes(&self) -> &Bytes {
+        &self.bytes
     }
 
     /// Length of the first dimension (1 for a scalar).
@@ -129,32 +121,52 @@ impl Weight {
     }
 
     /// All values.
-    pub fn to_f32(&self) -> Vec<f32> {
-        let mut values = vec![0.0; self.bytes().len() / self.stored.bytes()];
-        decode(self.bytes(), self.stored, &mut values, |x, value| *x = value);
-        values
+    ///
+    /// # Errors
+    /// Those of reading its file; without memory for them.
+    pub fn to_f32(&self) -> Result<Vec<f32>> {
+        let mut values = zeroed(self.bytes.len() / self.stored.bytes())?;
+        let mut scratch = Vec::new();
+        let bytes = self.bytes.read(0..self.bytes.len(), &mut scratch)?;
+        decode(bytes, self.stored, &mut values, |x, value| *x = value);
+        Ok(values)
     }
 
     /// Row `row` of a matrix into `out`, whose length is [`Self::columns`].
     ///
+    /// # Errors
+    /// Those of reading its file.
+    ///
     /// # Panics
     /// When `row` or the length of `out` is wrong.
-    pub fn row_f32(&self, row: usize, out: &mut [f32]) {
-        self.with_row(row, out, |x, value| *x = value);
+    pub fn row_f32(&self, row: usize, out: &mut [f32]) -> Result<()> {
+        assert_eq!(out.len(), self.columns(), "row length");
+        self.rows_f32(row..row + 1, out, &mut Vec::new())
+    }
+
+    /// Some rows, one after another; `scratch` is memory that is used again.
+    pub(crate) fn rows_f32(&self, rows: Range<usize>, out: &mut [f32], scratch: &mut Vec<u8>) -> Result<()> {
+        decode(self.rows_read(rows, scratch)?, self.stored, out, |x, value| *x = value);
+        Ok(())
     }
 
     /// Adds row `row` of a matrix to `out`, whose length is [`Self::columns`].
     ///
+    /// # Errors
+    /// Those of reading its file.
+    ///
     /// # Panics
     /// When `row` or the length of `out` is wrong.
-    pub fn add_row_f32(&self, row: usize, out: &mut [f32]) {
-        self.with_row(row, out, |x, value| *x += value);
+    pub fn add_row_f32(&self, row: usize, out: &mut [f32]) -> Result<()> {
+        assert_eq!(out.len(), self.columns(), "row length");
+        let mut scratch = Vec::new();
+        decode(self.rows_read(row..row + 1, &mut scratch)?, self.stored, out, |x, value| *x += value);
+        Ok(())
     }
 
-    fn with_row(&self, row: usize, out: &mut [f32], put: impl Fn(&mut f32, f32)) {
-        assert_eq!(out.len(), self.columns(), "row length");
+    fn rows_read<'a>(&'a self, rows: Range<usize>, scratch: &'a mut Vec<u8>) -> Result<&'a [u8]> {
         let size = self.columns() * self.stored.bytes();
-        decode(&self.bytes()[row * size..][..size], self.stored, out, put);
+        self.bytes.read(rows.start * size..rows.end * size, scratch)
     }
 }
 
@@ -243,17 +255,17 @@ mod tests {
     fn every_stored_format_reads_as_f32() {
         let values = [1.0_f32, -2.5, 0.0, 65504.0, 1.0e-3, f32::INFINITY];
         let single = Weight::from_f32(&values, &[3, 2]).unwrap();
-        assert_eq!(single.to_f32(), values);
+        assert_eq!(single.to_f32().unwrap(), values);
         let bytes = values.iter().flat_map(|&x| f16::from_f32(x).to_le_bytes()).collect();
         let weight = Weight::owned(bytes, Stored::F16, vec![2, 3]).unwrap();
         let mut row = [0.0; 3];
-        weight.row_f32(1, &mut row);
+        weight.row_f32(1, &mut row).unwrap();
         assert_eq!(row, [65504.0, f16::from_f32(1.0e-3).to_f32(), f32::INFINITY]);
-        weight.add_row_f32(0, &mut row);
+        weight.add_row_f32(0, &mut row).unwrap();
         assert_eq!(row[0], 65505.0);
         let bytes = values.iter().flat_map(|&x| bf16::from_f32(x).to_le_bytes()).collect();
         let weight = Weight::owned(bytes, Stored::Bf16, vec![6]).unwrap();
-        assert_eq!(weight.to_f32()[1], -2.5);
+        assert_eq!(weight.to_f32().unwrap()[1], -2.5);
     }
 
     #[test]
@@ -263,11 +275,11 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("w");
         std::fs::write(&path, [0; 16]).unwrap();
-        let file = MappedFile::open(&path).unwrap();
-        assert!(Weight::mapped(Arc::clone(&file), 0..16, Stored::F32, vec![4]).is_ok());
+        let file = WeightFile::open(&path).unwrap();
+        assert!(Weight::in_file(Arc::clone(&file), 0..16, Stored::F32, vec![4]).is_ok());
         let (late, early) = (16, 0);
         for range in [0..20, 4..16, late..early] {
-            assert!(Weight::mapped(Arc::clone(&file), range, Stored::F32, vec![4]).is_err());
+            assert!(Weight::in_file(Arc::clone(&file), range, Stored::F32, vec![4]).is_err());
         }
     }
 

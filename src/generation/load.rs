@@ -48,8 +48,8 @@ pub struct TextModel {
 /// The files of a language model.
 #[derive(Debug, Clone)]
 pub enum TextFiles {
-    /// One GGUF file with everything.
-    Gguf(PathBuf),
+    /// A GGUF file with everything, or its parts.
+    Gguf(Vec<PathBuf>),
     /// A folder as transformers saves it.
     Folder(ModelFiles),
 }
@@ -67,7 +67,7 @@ impl TextFiles {
     ) -> Result<Self> {
         let files = resolve(source, options, progress)?;
         Ok(match files.weights {
-            WeightFiles::Gguf(path) => Self::Gguf(path),
+            WeightFiles::Gguf(parts) => Self::Gguf(parts),
             _ => Self::Folder(files),
         })
     }
@@ -78,7 +78,7 @@ impl TextFiles {
     /// [`Error::Io`], [`Error::Permission`] when a file cannot be looked at.
     pub fn expected_bytes(&self) -> Result<u64> {
         let paths = match self {
-            Self::Gguf(path) => std::slice::from_ref(path),
+            Self::Gguf(parts) => parts,
             Self::Folder(files) => files.weights.paths(),
         };
         let size =
@@ -94,7 +94,9 @@ impl TextModel {
     /// [`Error::InvalidFile`], [`Error::Unsupported`] naming the file and what is wrong.
     pub fn open(name: &str, files: &TextFiles, hold: Hold, isa: Isa) -> Result<Self> {
         match files {
-            TextFiles::Gguf(path) => Self::from_gguf(name, path, hold, isa),
+            TextFiles::Gguf(parts) => {
+                Self::from_gguf(name, parts.first().map_or(Path::new(""), PathBuf::as_path), hold, isa)
+            }
             TextFiles::Folder(files) => Self::from_files(files, hold, isa),
         }
     }
@@ -121,6 +123,7 @@ impl TextModel {
         let template = gguf.text("tokenizer.chat_template");
         let template = template.map(|source| ChatTemplate::new(name, source, &words.begin, &words.end));
         let decoder = shape.load(&GgufSource(&gguf), &Packer::new(isa, hold))?;
+        gguf.check()?;
         Ok(Self {
             name: name.into(),
             path: path.to_path_buf(),
@@ -174,6 +177,7 @@ impl TextModel {
                 return Err(Error::Unsupported { model: name.into(), reason });
             }
         };
+        weights.check()?;
         let spelling = |key: &str| special(&settings[key]).unwrap_or_default();
         let (begin, mut end_text) = (spelling("bos_token"), spelling("eos_token"));
         let mut ends = [&generation, &config]

@@ -288,7 +288,7 @@ fn as_gguf(change: impl Fn(&str, &[usize], Vec<f32>) -> Option<(Vec<usize>, Vec<
     names.sort_unstable();
     for name in names {
         let shape = weights.shape(name).unwrap().to_vec();
-        let mut values = weights.get(name).unwrap().to_f32();
+        let mut values = weights.get(name).unwrap().to_f32().unwrap();
         if name.contains("q_proj") || name.contains("k_proj") {
             let from = values.clone();
             for (row, to) in values.chunks_mut(32).enumerate() {
@@ -344,6 +344,49 @@ fn a_gguf_file_of_another_model_is_refused_by_name() {
     assert!(other.contains("\"mamba\"") && other.contains("llama, qwen2, qwen3"), "{other}");
     let bare = refusal(Writer::default().text("general.architecture", "llama"));
     assert!(bare.contains("tokenizer.ggml.tokens"), "{bare}");
+}
+
+#[test]
+fn sizes_beyond_the_file_take_no_memory() {
+    let shape = |extra: Writer| {
+        let (_folder, path) = with_tokenizer(extra).write();
+        TextModel::from_gguf("tiny", &path, Hold::F32, Isa::best()).unwrap_err()
+    };
+    for key in ["attention.key_length", "block_count", "embedding_length", "feed_forward_length"] {
+        let mut writer = Writer::default().text("general.architecture", "llama");
+        for other in ["block_count", "context_length", "embedding_length", "feed_forward_length"] {
+            if other != key {
+                writer = writer.number(&format!("llama.{other}"), 32);
+            }
+        }
+        writer = writer.number("llama.attention.head_count", 4).number(&format!("llama.{key}"), 0xffff_fff0);
+        let error = shape(writer);
+        assert!(matches!(error, Error::Unsupported { .. }), "{key}: {error}");
+    }
+    let llama = read_json::<Value>(&folder("llama").join("config.json")).unwrap();
+    let gpt2 = read_json::<Value>(&folder("gpt2").join("config.json")).unwrap();
+    for (name, config, keys) in [
+        ("llama", llama, ["head_dim", "hidden_size", "num_hidden_layers", "vocab_size"]),
+        ("gpt2", gpt2, ["n_embd", "n_layer", "n_inner", "n_positions"]),
+    ] {
+        for key in keys {
+            for size in [1u64 << 27, 1 << 40, 1 << 62, u64::MAX] {
+                let copy = tempfile::tempdir().unwrap();
+                for entry in fs::read_dir(folder(name)).unwrap().flatten() {
+                    fs::copy(entry.path(), copy.path().join(entry.file_name())).unwrap();
+                }
+                let mut config = config.clone();
+                config[key] = size.into();
+                fs::write(copy.path().join("config.json"), config.to_string()).unwrap();
+                let files = ModelFiles::open(name, copy.path()).unwrap();
+                let error = TextModel::from_files(&files, Hold::F32, Isa::best()).unwrap_err();
+                assert!(
+                    matches!(error, Error::Unsupported { .. } | Error::InvalidFile { .. }),
+                    "{key}={size}: {error}"
+                );
+            }
+        }
+    }
 }
 
 #[test]

@@ -224,6 +224,11 @@ impl Resident {
         }
     }
 
+    /// Whether a file that the model still reads from was changed: it has to be loaded anew.
+    pub(super) fn is_stale(&self) -> bool {
+        matches!(self, Self::Encoder(serving) if serving.running.is_stale())
+    }
+
     /// Names the model behind this slot among those in memory: equal for slots that share one.
     pub(super) fn shared(&self) -> Option<usize> {
         match self {
@@ -281,6 +286,14 @@ impl Entry {
     /// Notes what a model of this name is, before it is loaded here.
     pub(super) fn learn(&self, known: Arc<Known>) {
         self.known.store(Some(known));
+    }
+
+    /// Lets go of a model whose files were changed while it was loaded.
+    pub(super) fn drop_stale(&self) {
+        if self.slot.glance(Resident::is_stale) == Some(true) {
+            log::warn!("{}: its model's files were changed; loading them anew", self.name);
+            self.slot.unload();
+        }
     }
 
     /// Counts `texts` as waiting. A call is refused when the queue is full already, not because it is long itself.

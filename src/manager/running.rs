@@ -39,6 +39,14 @@ impl Running {
         }
     }
 
+    /// Whether a file that is still read from was changed.
+    pub(super) fn is_stale(&self) -> bool {
+        match self {
+            Self::Local { encoder, .. } => encoder.check().is_err(),
+            Self::Remote(_) => false,
+        }
+    }
+
     /// Bytes held in this process.
     pub(super) fn memory_bytes(&self) -> u64 {
         match self {

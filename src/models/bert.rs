@@ -4,6 +4,7 @@
 
 use serde::Deserialize;
 
+use super::LARGEST_SIZE;
 use super::pooling::{Pooling, SentenceEncoder};
 use crate::compute::{Activation, Backend, Heads, Packed, Pass, Positions, Row, Tensors, Weight};
 use crate::{Error, Result};
@@ -96,6 +97,17 @@ impl BertConfig {
                 "model_type {:?}; supported here are bert, roberta, xlm-roberta, camembert",
                 self.model_type
             ));
+        }
+        let sizes = [
+            self.vocab_size,
+            self.hidden_size,
+            self.num_hidden_layers.max(1),
+            self.intermediate_size,
+            self.max_position_embeddings,
+            self.type_vocab_size.max(1),
+        ];
+        if !sizes.iter().all(|&n| n > 0 && n <= LARGEST_SIZE) {
+            return refuse(format!("a size in its config.json is 0 or larger than {LARGEST_SIZE}"));
         }
         if self.num_attention_heads == 0 || !self.hidden_size.is_multiple_of(self.num_attention_heads) {
             return refuse(format!(

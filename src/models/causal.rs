@@ -208,7 +208,7 @@ impl Causal {
             .blocks
             .iter()
             .map(|block| block.qkv.bytes() + block.output.bytes() + block.up.bytes() + block.down.bytes());
-        let positions = self.positions.as_ref().map_or(0, |table| table.bytes().len() as u64);
+        let positions = self.positions.as_ref().map_or(0, |table| table.owned_bytes() as u64);
         blocks.sum::<u64>() + self.head.bytes() + self.embedding.as_ref().map_or(0, Linear::bytes) + positions
     }
 
@@ -238,7 +238,7 @@ impl Causal {
                 }
                 table.row(&self.machine, token as usize, out);
                 if let Some(positions) = &self.positions {
-                    positions.add_row_f32(position, out);
+                    positions.add_row_f32(position, out)?;
                 }
                 if let Some(rotary) = &self.rotary {
                     rotary.angles(position, &mut all_angles[row * angles..][..angles]);

@@ -269,7 +269,7 @@ fn gguf(change: impl FnOnce(Writer) -> Writer) -> (tempfile::TempDir, PathBuf) {
     for name in names {
         let (weight, shape) = (weights.get(name).unwrap(), weights.shape(name).unwrap().to_vec());
         let name = GgufSource::renamed(&format!("model.{name}"));
-        let values = weight.to_f32();
+        let values = weight.to_f32().unwrap();
         let (kind, bytes) = if shape.len() == 2 && shape[1].is_multiple_of(32) {
             let tensor = candle_core::Tensor::from_slice(&values, &shape[..], &Device::Cpu).unwrap();
             let coded = QTensor::quantize(&tensor, GgmlDType::Q8_0).unwrap();

@@ -83,6 +83,9 @@ impl Dense {
             Some("Identity") => Activation::Identity,
             _ => return Err(unsupported(format!("uses {activation}"))),
         };
+        if config.in_features == 0 || config.out_features == 0 {
+            return Err(unsupported("has no inputs or no outputs".into()));
+        }
         if config.use_residual {
             return Err(unsupported("adds its input to its output".into()));
         }
@@ -108,9 +111,9 @@ impl Dense {
         };
         let weights = Weights::open(&files)?;
         let weight =
-            weights.get_shaped("linear.weight", &[config.out_features, config.in_features])?.to_f32();
+            weights.get_shaped("linear.weight", &[config.out_features, config.in_features])?.to_f32()?;
         let bias = match config.bias {
-            true => Some(weights.get_shaped("linear.bias", &[config.out_features])?.to_f32()),
+            true => Some(weights.get_shaped("linear.bias", &[config.out_features])?.to_f32()?),
             false => None,
         };
         Ok(Self { weight, bias, inputs: config.in_features, activation })

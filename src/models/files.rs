@@ -16,6 +16,7 @@ use std::time::UNIX_EPOCH;
 
 use serde::Deserialize;
 
+use super::gguf;
 use super::hub::{Hub, Progress};
 pub(crate) use super::json::{read_json, read_json_with_nulls};
 use super::source::{Source, safe_relative};
@@ -130,16 +131,16 @@ pub enum WeightFiles {
     Safetensors(Vec<PathBuf>),
     /// `pytorch_model.bin`.
     Pickle(PathBuf),
-    /// A `.gguf` file, with everything else in it too.
-    Gguf(PathBuf),
+    /// A `.gguf` file with everything else in it too, or its parts.
+    Gguf(Vec<PathBuf>),
 }
 
 impl WeightFiles {
     /// The files, in the order of their names.
     pub fn paths(&self) -> &[PathBuf] {
         match self {
-            Self::Safetensors(paths) => paths,
-            Self::Pickle(path) | Self::Gguf(path) => std::slice::from_ref(path),
+            Self::Safetensors(paths) | Self::Gguf(paths) => paths,
+            Self::Pickle(path) => std::slice::from_ref(path),
         }
     }
 }
@@ -214,10 +215,11 @@ impl ModelFiles {
         })
     }
 
-    /// The one GGUF file that is a whole model.
+    /// The GGUF file that is a whole model, or the first of its parts.
     ///
     /// # Errors
-    /// [`Error::ModelNotFound`] when it is not there, [`Error::Io`], [`Error::Permission`] when it is closed to us.
+    /// [`Error::ModelNotFound`] when it is not there, [`Error::MissingFile`] when another part is not, [`Error::Io`],
+    /// [`Error::Permission`] when it is closed to us.
     pub fn gguf(model: &str, path: PathBuf) -> Result<Self> {
         if fs::metadata(&path).is_err_and(|e| e.kind() == io::ErrorKind::NotFound) {
             return Err(Error::ModelNotFound {
@@ -226,12 +228,13 @@ impl ModelFiles {
             });
         }
         metadata(&path)?;
+        let parts = gguf::parts(&path)?;
         let folder = path.parent().unwrap_or(Path::new("")).to_path_buf();
         Ok(Self {
             model: model.into(),
-            root: path.clone(),
+            root: path,
             transformer: folder,
-            weights: WeightFiles::Gguf(path),
+            weights: WeightFiles::Gguf(parts),
             modules: Vec::new(),
         })
     }
@@ -268,9 +271,9 @@ impl ModelFiles {
     /// # Errors
     /// As for reading the weights' header.
     pub fn expected_bytes(&self, hold: Hold) -> Result<u64> {
-        if let WeightFiles::Gguf(path) = &self.weights {
+        if let WeightFiles::Gguf(parts) = &self.weights {
             // Coded weights stay as they are, and what the tokenizer takes comes close to what stays in the file.
-            return Ok(metadata(path)?.len());
+            return parts.iter().map(|path| Ok(metadata(path)?.len())).sum();
         }
         let tokenizer = ["tokenizer.json", "vocab.txt"]
             .iter()

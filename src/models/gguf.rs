@@ -1,7 +1,7 @@
 //! GGUF files: metadata and tensors of one model in one file, as llama.cpp writes them (versions 2 and 3).
 //!
-//! The file is mapped; nothing in it is trusted. A length that does not fit what is left of the file ends the reading
-//! before memory is taken for it.
+//! Nothing in a file is trusted. A length that does not fit what is left of the file ends the reading before memory is
+//! taken for it.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -10,12 +10,23 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::compute::decoder::{BlockFormat, BlockTensor, Matrix};
-use crate::compute::memory::MappedFile;
+use crate::compute::file::WeightFile;
+use crate::compute::memory::zeroed;
 use crate::compute::{Stored, Weight};
 use crate::{Error, Result};
 
 /// Arrays of arrays: what metadata really holds is one deep.
 const DEEPEST: usize = 3;
+/// Values of the metadata, elements of arrays included: three times what a vocabulary of a million pieces takes.
+const MOST_VALUES: usize = 1 << 22;
+/// Bytes of metadata and names.
+const LONGEST_HEADER: usize = 256 << 20;
+/// Bytes of a text: twenty times the longest chat template.
+const LONGEST_TEXT: usize = 16 << 20;
+/// Tensors of all parts.
+const MOST_TENSORS: usize = 1 << 18;
+/// What the reader fetches at once.
+const WINDOW: usize = 256 << 10;
 
 /// A metadata value.
 #[derive(Debug, Clone, PartialEq)]
@@ -37,26 +48,99 @@ struct Entry {
     /// Outermost first, the reverse of the file's order.
     shape: Vec<usize>,
     kind: u32,
+    /// The part that holds it, and where in that.
+    part: usize,
     start: usize,
 }
 
-/// An open file.
+/// An open file, or all parts of one that was split.
 #[derive(Clone)]
 pub struct Gguf {
-    file: Arc<MappedFile>,
+    files: Vec<Arc<WeightFile>>,
     metadata: HashMap<String, Value>,
     tensors: HashMap<String, Entry>,
 }
 
+/// The files that `path` stands for: itself, or all parts when its name ends like `-00001-of-00003.gguf`.
+///
+/// # Errors
+/// [`Error::InvalidFile`] for a part other than the first, [`Error::MissingFile`] naming a part that is not there.
+pub fn parts(path: &Path) -> Result<Vec<PathBuf>> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let numbers = name.strip_suffix(".gguf").and_then(|stem| {
+        let (stem, count) = stem.rsplit_once("-of-")?;
+        let (stem, number) = stem.rsplit_once('-')?;
+        let five = |digits: &str| digits.len() == 5 && digits.bytes().all(|digit| digit.is_ascii_digit());
+        let all = five(number) && five(count);
+        Some((stem.to_owned(), number.parse::<usize>().ok()?, count.parse::<usize>().ok()?)).filter(|_| all)
+    });
+    let Some((stem, number, count)) = numbers else { return Ok(vec![path.to_path_buf()]) };
+    let named = |number: usize| path.with_file_name(format!("{stem}-{number:05}-of-{count:05}.gguf"));
+    if number != 1 {
+        let reason = format!("it is part {number} of {count}; give the first, {}", named(1).display());
+        return Err(invalid(path, reason));
+    }
+    let parts: Vec<PathBuf> = (1..=count).map(named).collect();
+    if let Some(missing) = parts.iter().find(|part| !part.is_file()) {
+        return Err(Error::MissingFile {
+            model: path.display().to_string(),
+            file: missing.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+            folder: path.parent().unwrap_or(Path::new("")).to_path_buf(),
+            remedy: format!("the model has {count} parts; download all of them"),
+        });
+    }
+    Ok(parts)
+}
+
 impl Gguf {
-    /// Maps `path` and reads everything but the tensors' numbers.
+    /// Opens `path`, or all parts where it is the first of several, and reads everything but the tensors' numbers.
     ///
     /// # Errors
-    /// [`Error::Io`], [`Error::Permission`]; [`Error::InvalidFile`] for a wrong magic number, a version that we do not
-    /// read, a truncated or damaged file.
+    /// [`Error::Io`], [`Error::Permission`]; [`Error::MissingFile`] for a missing part; [`Error::InvalidFile`] for a wrong
+    /// magic number, a version that we do not read, a truncated or damaged file.
     pub fn open(path: &Path) -> Result<Self> {
-        let file = MappedFile::open(path)?;
-        let mut reader = Reader { bytes: &file, at: 0, path };
+        let parts = parts(path)?;
+        let mut gguf = Self { files: Vec::new(), metadata: HashMap::new(), tensors: HashMap::new() };
+        for (number, part) in parts.iter().enumerate() {
+            let metadata = gguf.read_part(number, part)?;
+            let said = |key: &str| match metadata.get(key) {
+                Some(Value::Integer(n)) => usize::try_from(*n).ok(),
+                _ => None,
+            };
+            let (no, count) = (said("split.no").unwrap_or(0), said("split.count").unwrap_or(1).max(1));
+            if (no, count) != (number, parts.len()) {
+                return Err(invalid(
+                    part,
+                    format!(
+                        "it says that it is part {} of {count}, where its name makes it part {} of {}; parts are found \
+                         by names like model-00001-of-00003.gguf",
+                        no + 1,
+                        number + 1,
+                        parts.len()
+                    ),
+                ));
+            }
+            if number == 0 {
+                gguf.metadata = metadata;
+            }
+        }
+        if let Some(all) = gguf.number("split.tensors.count").filter(|&all| all != gguf.tensors.len()) {
+            let reason = format!("its parts hold {} tensors, where it says {all}", gguf.tensors.len());
+            return Err(invalid(path, reason));
+        }
+        for name in gguf.tensors.keys() {
+            if gguf.known(name)? {
+                gguf.matrix(name)?;
+            }
+        }
+        Ok(gguf)
+    }
+
+    /// Opens the next part, adds its tensors, and returns its metadata.
+    fn read_part(&mut self, part: usize, path: &Path) -> Result<HashMap<String, Value>> {
+        let file = WeightFile::open(path)?;
+        let mut reader =
+            Reader { file: &file, at: 0, window: Vec::new(), window_at: 0, values: MOST_VALUES, path };
         if reader.take(4)? != b"GGUF" {
             return Err(invalid(path, "it does not begin with GGUF; it is no GGUF file"));
         }
@@ -72,10 +156,19 @@ impl Gguf {
         for _ in 0..metadata_count {
             let key = reader.text()?;
             let kind = reader.u32()?;
-            metadata.insert(key, reader.value(kind, 0)?);
+            let value = reader.value(kind, 0)?;
+            if let Some(first) = metadata.insert(key, value) {
+                return Err(invalid(
+                    path,
+                    format!("its metadata has a key twice, once with {}", first.kind()),
+                ));
+            }
         }
-        let mut tensors = HashMap::new();
+        let mut tensors = Vec::new();
         for _ in 0..tensor_count {
+            if self.tensors.len() + tensors.len() >= MOST_TENSORS {
+                return Err(invalid(path, format!("it has more than {MOST_TENSORS} tensors")));
+            }
             let name = reader.text()?;
             let dimensions = reader.u32()? as usize;
             if !(1..=4).contains(&dimensions) {
@@ -85,7 +178,7 @@ impl Gguf {
             shape.reverse();
             let kind = reader.u32()?;
             let start = reader.size()?;
-            tensors.insert(name, Entry { shape, kind, start });
+            tensors.push((name, Entry { shape, kind, part, start }));
         }
         let alignment = match metadata.get("general.alignment") {
             None => 32,
@@ -93,29 +186,39 @@ impl Gguf {
             Some(_) => return Err(invalid(path, "its alignment is no positive number")),
         };
         let data = reader.at.next_multiple_of(alignment);
-        for entry in tensors.values_mut() {
-            entry.start = entry
-                .start
-                .checked_add(data)
-                .ok_or_else(|| invalid(path, "a tensor lies outside of the file"))?;
-        }
-        let gguf = Self { file, metadata, tensors };
-        for name in gguf.tensors.keys() {
-            if gguf.known(name)? {
-                gguf.matrix(name)?;
+        for (name, mut entry) in tensors {
+            let start = entry.start.checked_add(data);
+            entry.start = start.ok_or_else(|| invalid(path, "a tensor lies outside of the file"))?;
+            if self.tensors.contains_key(&name) {
+                return Err(invalid(path, format!("the tensor {name:?} is there twice")));
             }
+            self.tensors.insert(name, entry);
         }
-        Ok(gguf)
+        self.files.push(file);
+        Ok(metadata)
     }
 
-    /// Where the file lies.
+    /// The files, in the order of their parts.
+    pub(crate) fn files(&self) -> &[Arc<WeightFile>] {
+        &self.files
+    }
+
+    /// Checks that no file was changed since it was opened.
+    ///
+    /// # Errors
+    /// [`Error::InvalidFile`] naming the one that was.
+    pub fn check(&self) -> Result<()> {
+        self.files.iter().try_for_each(|file| file.check())
+    }
+
+    /// Where the file lies, or its first part.
     pub fn path(&self) -> &Path {
-        self.file.path()
+        self.files.first().map_or(Path::new(""), |file| file.path())
     }
 
-    /// Bytes of the file.
+    /// Bytes of the file, or of all its parts.
     pub fn file_bytes(&self) -> u64 {
-        self.file.len() as u64
+        self.files.iter().map(|file| file.len() as u64).sum()
     }
 
     /// The names of all metadata.
@@ -194,20 +297,20 @@ impl Gguf {
     /// without a kernel.
     pub fn matrix(&self, name: &str) -> Result<Matrix> {
         let entry = self.entry(name)?;
+        let file = &self.files[entry.part];
         let columns = entry.shape.last().copied().unwrap_or(1);
         let elements = entry.shape.iter().try_fold(1usize, |all, &n| all.checked_mul(n));
         let outside = || {
-            invalid(self.path(), format!("the tensor {name:?} lies outside of the file; download it again"))
+            invalid(file.path(), format!("the tensor {name:?} lies outside of the file; download it again"))
         };
         let elements = elements.ok_or_else(outside)?;
         let range = |bytes: Option<usize>| -> Result<Range<usize>> {
-            let end =
-                bytes.and_then(|bytes| entry.start.checked_add(bytes)).filter(|&end| end <= self.file.len());
+            let end = bytes.and_then(|bytes| entry.start.checked_add(bytes)).filter(|&end| end <= file.len());
             Ok(entry.start..end.ok_or_else(outside)?)
         };
         let plain = |stored: Stored| {
             let range = range(elements.checked_mul(stored.bytes()))?;
-            Ok(Matrix::Plain(Weight::mapped(self.file.clone(), range, stored, entry.shape.clone())?))
+            Ok(Matrix::Plain(Weight::in_file(Arc::clone(file), range, stored, entry.shape.clone())?))
         };
         match entry.kind {
             0 => plain(Stored::F32),
@@ -218,7 +321,7 @@ impl Gguf {
                 let rows = elements / columns.max(1);
                 let bytes = (columns / format.elements()).checked_mul(format.bytes());
                 let range = range(bytes.and_then(|row| row.checked_mul(rows)))?;
-                Ok(Matrix::Blocks(BlockTensor::new(self.file.clone(), range, format, rows, columns)?))
+                Ok(Matrix::Blocks(BlockTensor::new(Arc::clone(file), range, format, rows, columns)?))
             }
         }
     }
@@ -248,6 +351,18 @@ impl Gguf {
     }
 }
 
+impl Value {
+    fn kind(&self) -> &'static str {
+        match self {
+            Self::Integer(_) => "an integer",
+            Self::Float(_) => "a number",
+            Self::Bool(_) => "a truth value",
+            Self::Text(_) => "a text",
+            Self::Array(_) => "an array",
+        }
+    }
+}
+
 impl fmt::Debug for Gguf {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Gguf({}, {} tensors)", self.path().display(), self.tensors.len())
@@ -255,19 +370,40 @@ impl fmt::Debug for Gguf {
 }
 
 struct Reader<'a> {
-    bytes: &'a [u8],
+    file: &'a WeightFile,
     at: usize,
+    /// Bytes of the file from `window_at` on.
+    window: Vec<u8>,
+    window_at: usize,
+    /// How many more values the metadata may have.
+    values: usize,
     path: &'a Path,
 }
 
-impl<'a> Reader<'a> {
-    fn take(&mut self, n: usize) -> Result<&'a [u8]> {
-        let end = self.at.checked_add(n).filter(|&end| end <= self.bytes.len());
-        let end =
-            end.ok_or_else(|| invalid(self.path, "it ends in the middle of its header; download it again"))?;
-        let taken = &self.bytes[self.at..end];
-        self.at = end;
-        Ok(taken)
+impl Reader<'_> {
+    fn left(&self) -> usize {
+        self.file.len() - self.at
+    }
+
+    fn take(&mut self, n: usize) -> Result<&[u8]> {
+        if n > self.left() {
+            return Err(invalid(self.path, "it ends in the middle of its header; download it again"));
+        }
+        if self.at + n > LONGEST_HEADER {
+            let reason = format!("its header is longer than {} MB", LONGEST_HEADER >> 20);
+            return Err(invalid(self.path, reason));
+        }
+        if self.at + n > self.window_at + self.window.len() {
+            let size = n.max(WINDOW).min(self.left());
+            if self.window.len() != size {
+                self.window = zeroed(size)?;
+            }
+            self.file.read(self.at, &mut self.window)?;
+            self.window_at = self.at;
+        }
+        let start = self.at - self.window_at;
+        self.at += n;
+        Ok(&self.window[start..start + n])
     }
 
     fn array<const N: usize>(&mut self) -> Result<[u8; N]> {
@@ -288,7 +424,7 @@ impl<'a> Reader<'a> {
     /// A number of things that take `bytes` bytes at least.
     fn count(&mut self, bytes: usize) -> Result<usize> {
         let n = self.size()?;
-        if n.checked_mul(bytes).is_none_or(|all| all > self.bytes.len() - self.at) {
+        if n.checked_mul(bytes).is_none_or(|all| all > self.left()) {
             return Err(invalid(
                 self.path,
                 format!("it announces {n} entries but is too short for them; download it again"),
@@ -299,10 +435,22 @@ impl<'a> Reader<'a> {
 
     fn text(&mut self) -> Result<String> {
         let n = self.count(1)?;
+        if n > LONGEST_TEXT {
+            return Err(invalid(
+                self.path,
+                format!("it holds a text of {n} bytes; no model needs so long a one"),
+            ));
+        }
         Ok(String::from_utf8_lossy(self.take(n)?).into_owned())
     }
 
     fn value(&mut self, kind: u32, depth: usize) -> Result<Value> {
+        self.values = self.values.checked_sub(1).ok_or_else(|| {
+            invalid(
+                self.path,
+                format!("its metadata has more than {MOST_VALUES} values; no model needs so many"),
+            )
+        })?;
         macro_rules! integer {
             ($kind:ty) => {
                 Value::Integer(<$kind>::from_le_bytes(self.array()?).into())
@@ -320,7 +468,7 @@ impl<'a> Reader<'a> {
             8 => Value::Text(self.text()?),
             9 if depth < DEEPEST => {
                 let kind = self.u32()?;
-                let n = self.count(1)?;
+                let n = self.count(if kind == 8 { 8 } else { 1 })?;
                 Value::Array((0..n).map(|_| self.value(kind, depth + 1)).collect::<Result<_>>()?)
             }
             10 => integer!(u64),

@@ -4,7 +4,7 @@ use super::causal::Source;
 use super::gguf::{Gguf, Value};
 use super::llama::{Shape, Variant};
 use crate::compute::decoder::{Matrix, Pairing, Rotary};
-use crate::compute::{Stored, Weight};
+use crate::compute::{LONGEST_HEAD, Stored, Weight};
 use crate::{Error, Result};
 
 /// The architectures that are read.
@@ -21,7 +21,8 @@ impl Shape {
             (gguf.required(&key("embedding_length"))?, gguf.required(&key("attention.head_count"))?);
         let model = gguf.path().display().to_string();
         check_metadata(gguf, prefix)?;
-        let head = gguf.number(&key("attention.key_length")).unwrap_or(hidden / heads.max(1));
+        let head =
+            gguf.number(&key("attention.key_length")).unwrap_or(hidden / heads.max(1)).min(LONGEST_HEAD + 1);
         let turned = gguf.number(&key("rope.dimension_count")).unwrap_or(head);
         let llama = prefix == "llama";
         let base = gguf.float(&key("rope.freq_base")).unwrap_or(10_000.0);
@@ -41,7 +42,7 @@ impl Shape {
         if gguf.contains("rope_freqs.weight")
             && let Matrix::Plain(factors) = gguf.matrix("rope_freqs.weight")?
         {
-            for (frequency, factor) in rotary.frequencies.iter_mut().zip(factors.to_f32()) {
+            for (frequency, factor) in rotary.frequencies.iter_mut().zip(factors.to_f32()?) {
                 *frequency /= factor;
             }
         }

@@ -140,9 +140,12 @@ fn metadata_and_tensors_are_read() {
     assert_eq!(gguf.flag("tokenizer.ggml.add_bos_token"), Some(true));
     assert_eq!(gguf.array("tokenizer.ggml.tokens").unwrap()[1], Value::Text("ş".into()));
     let Matrix::Plain(norm) = gguf.matrix("norm").unwrap() else { panic!("plain numbers") };
-    assert_eq!(norm.to_f32(), [1.0, 2.0, 3.0]);
+    assert_eq!(norm.to_f32().unwrap(), [1.0, 2.0, 3.0]);
     let Matrix::Blocks(weights) = gguf.matrix("w").unwrap() else { panic!("blocks") };
-    assert_eq!((gguf.shape("w"), weights.to_f32()[31..33].to_vec()), (Some(&[2, 32][..]), vec![3.0, -2.0]));
+    assert_eq!(
+        (gguf.shape("w"), weights.to_f32().unwrap()[31..33].to_vec()),
+        (Some(&[2, 32][..]), vec![3.0, -2.0])
+    );
     assert!(gguf.required("llama.none").unwrap_err().to_string().contains("llama.none"));
     assert!(gguf.matrix("none").unwrap_err().to_string().contains("\"none\" is missing"));
 }
@@ -185,4 +188,72 @@ fn a_format_without_a_kernel_is_named_when_it_is_needed() {
     let error = Gguf::open(&path).unwrap().matrix("w").unwrap_err();
     assert!(matches!(&error, Error::Unsupported { .. }));
     assert!(error.to_string().contains("\"w\" is stored in ggml's format number 16"), "{error}");
+}
+
+#[test]
+fn metadata_cannot_take_many_times_its_size() {
+    let mut many = Writer::default();
+    let out = many.key("a", 9);
+    out.extend(0u32.to_le_bytes());
+    out.extend((5u64 << 20).to_le_bytes());
+    out.resize(out.len() + (5 << 20), 1);
+    assert!(reason(&many.bytes()).contains("more than 4194304 values"));
+    let mut deep = Writer::default();
+    let out = deep.key("a", 9);
+    for _ in 0..1000 {
+        out.extend(9u32.to_le_bytes());
+        out.extend(1u64.to_le_bytes());
+    }
+    assert!(reason(&deep.bytes()).contains("unknown type 9"));
+    let mut long = Writer::default();
+    long.key("a", 9).extend([8u32.to_le_bytes(), [0xff; 4], [0xff; 4]].concat());
+    assert!(reason(&long.bytes()).contains("too short"));
+}
+
+#[test]
+fn names_are_there_once() {
+    let twice = Writer::default().number("a", 1).text("a", "b");
+    assert!(reason(&twice.bytes()).contains("a key twice"));
+    let twice = Writer::default().tensor("w", &[1], 0, &[0; 4]).tensor("w", &[1], 0, &[0; 4]);
+    assert!(reason(&twice.bytes()).contains("\"w\" is there twice"));
+}
+
+fn part(number: u32, count: u32, name: &str, value: f32) -> Writer {
+    Writer::default()
+        .text("general.architecture", if number == 0 { "llama" } else { "other" })
+        .number("split.no", number)
+        .number("split.count", count)
+        .number("split.tensors.count", 2)
+        .tensor(name, &[1], 0, &f32s(&[value]))
+}
+
+#[test]
+fn all_parts_of_a_split_file_are_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |number: usize| folder.path().join(format!("m-{number:05}-of-00002.gguf"));
+    std::fs::write(path(1), part(0, 2, "a", 1.0).bytes()).unwrap();
+    let missing = Gguf::open(&path(1)).unwrap_err();
+    assert!(
+        matches!(&missing, Error::MissingFile { file, .. } if file == "m-00002-of-00002.gguf"),
+        "{missing}"
+    );
+    std::fs::write(path(2), part(1, 2, "b", 2.0).bytes()).unwrap();
+    let gguf = Gguf::open(&path(1)).unwrap();
+    for (name, value) in [("a", 1.0), ("b", 2.0)] {
+        let Matrix::Plain(weight) = gguf.matrix(name).unwrap() else { panic!("plain numbers") };
+        assert_eq!(weight.to_f32().unwrap(), [value]);
+    }
+    assert_eq!((gguf.text("general.architecture"), gguf.path()), (Some("llama"), path(1).as_path()));
+    assert!(gguf.file_bytes() > std::fs::metadata(path(1)).unwrap().len());
+    let second = Gguf::open(&path(2)).unwrap_err().to_string();
+    assert!(second.contains("give the first") && second.contains("m-00001-of-00002.gguf"), "{second}");
+    std::fs::write(path(2), part(0, 2, "b", 2.0).bytes()).unwrap();
+    assert!(
+        Gguf::open(&path(1)).unwrap_err().to_string().contains("part 1 of 2, where its name makes it part 2")
+    );
+    std::fs::write(path(2), part(1, 2, "a", 2.0).bytes()).unwrap();
+    assert!(Gguf::open(&path(1)).unwrap_err().to_string().contains("there twice"));
+    let alone = folder.path().join("renamed.gguf");
+    std::fs::rename(path(1), &alone).unwrap();
+    assert!(Gguf::open(&alone).unwrap_err().to_string().contains("part 1 of 2"));
 }

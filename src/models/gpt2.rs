@@ -2,8 +2,10 @@
 
 use serde::Deserialize;
 
+use super::LARGEST_SIZE;
 use super::causal::{Block, Causal, Norm};
 use crate::compute::decoder::{CacheShape, Linear, Matrix, Packer};
+use crate::compute::memory::zeroed;
 use crate::compute::{Activation, Tensors, Weight};
 use crate::{Error, Result};
 
@@ -75,8 +77,8 @@ impl Config {
         let vector = |name: &str, n: usize| tensors.get_shaped(&format!("{prefix}{name}"), &[n]);
         let norm = |name: &str| -> Result<Norm> {
             Ok(Norm::Layer {
-                scale: vector(&format!("{name}.weight"), hidden)?.to_f32(),
-                shift: vector(&format!("{name}.bias"), hidden)?.to_f32(),
+                scale: vector(&format!("{name}.weight"), hidden)?.to_f32()?,
+                shift: vector(&format!("{name}.bias"), hidden)?.to_f32()?,
                 epsilon: self.layer_norm_epsilon,
             })
         };
@@ -85,7 +87,7 @@ impl Config {
             let matrix = Matrix::Plain(transposed(&stored)?);
             packer.linear(&[(matrix, Some(vector(&format!("{name}.bias"), outputs)?))])
         };
-        let mut blocks = Vec::with_capacity(self.n_layer);
+        let mut blocks = Vec::new();
         for layer in 0..self.n_layer {
             let name = |rest: &str| format!("h.{layer}.{rest}");
             blocks.push(Block {
@@ -117,12 +119,7 @@ impl Config {
             cache: CacheShape { layers: self.n_layer, kv_heads: self.n_head, width: hidden / self.n_head },
             context: self.n_positions,
             embedding,
-            // Its own copy: a view would keep the whole file mapped.
-            positions: Some(Weight::owned(
-                positions.bytes().into(),
-                positions.stored(),
-                positions.shape().to_vec(),
-            )?),
+            positions: Some(positions.load()?),
             rotary: None,
             blocks,
             final_norm: norm("ln_f")?,
@@ -141,7 +138,12 @@ impl Config {
             );
         }
         let sizes = [self.n_embd, self.n_layer, self.n_head, self.n_positions, self.vocab_size];
-        if sizes.contains(&0) || !self.n_embd.is_multiple_of(self.n_head) {
+        let inner = self.n_inner.unwrap_or(1);
+        let bounded = sizes.iter().chain([&inner]).all(|&n| n > 0 && n <= LARGEST_SIZE);
+        if !bounded {
+            return unsupported(format!("a size in its config.json is 0 or larger than {LARGEST_SIZE}"));
+        }
+        if !self.n_embd.is_multiple_of(self.n_head) {
             return unsupported(format!("{} heads do not divide states of {}", self.n_head, self.n_embd));
         }
         match self.activation_function.as_str() {
@@ -159,8 +161,9 @@ impl Config {
 fn transposed(stored: &Weight) -> Result<Weight> {
     let (inputs, outputs) = (stored.rows(), stored.columns());
     let size = stored.stored().bytes();
-    let from = stored.bytes();
-    let mut to = vec![0u8; from.len()];
+    let mut scratch = Vec::new();
+    let from = stored.bytes().read(0..inputs * outputs * size, &mut scratch)?;
+    let mut to = zeroed::<u8>(from.len())?;
     // Blocks of rows and columns, so that both sides stay in the cache.
     for first in (0..inputs).step_by(32) {
         for column in 0..outputs {
@@ -170,7 +173,7 @@ fn transposed(stored: &Weight) -> Result<Weight> {
             }
         }
     }
-    Weight::owned(to.into(), stored.stored(), vec![outputs, inputs])
+    Weight::owned(to, stored.stored(), vec![outputs, inputs])
 }
 
 #[cfg(test)]
@@ -182,7 +185,7 @@ mod tests {
         let values: Vec<f32> = (0..70 * 3).map(|i| i as f32).collect();
         let turned = transposed(&Weight::from_f32(&values, &[70, 3]).unwrap()).unwrap();
         assert_eq!(turned.shape(), [3, 70]);
-        let turned = turned.to_f32();
+        let turned = turned.to_f32().unwrap();
         assert!(
             (0..70).all(|row| (0..3).all(|column| turned[column * 70 + row] == values[row * 3 + column]))
         );

@@ -3,6 +3,7 @@
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
+use super::LARGEST_SIZE;
 use super::causal::{Block, Causal, Norm, Source};
 use super::keys::is_unset;
 use crate::compute::decoder::{CacheShape, Matrix, Packer, Pairing, Rotary};
@@ -176,7 +177,8 @@ impl Config {
         if let Some(part) = partial.filter(|&part| part != 1.0) {
             return unsupported(format!("its partial_rotary_factor is {part}; supported is 1"));
         }
-        let mut rotary = Rotary::new(base, head, Pairing::Halves);
+        // `check` refuses longer ones; none takes memory before.
+        let mut rotary = Rotary::new(base, head.min(LONGEST_HEAD), Pairing::Halves);
         if let Some(scaling) = scaling
             && let Err(reason) = scaling.stretch(&mut rotary.frequencies)
         {
@@ -247,7 +249,7 @@ impl Shape {
     pub(super) fn check(&self, model: &str) -> Result<()> {
         let sizes =
             [self.hidden, self.intermediate, self.layers, self.heads, self.kv_heads, self.head, self.context];
-        let sound = sizes.iter().all(|&n| n > 0 && n < 1 << 28)
+        let sound = sizes.iter().all(|&n| n > 0 && n <= LARGEST_SIZE)
             && self.heads.is_multiple_of(self.kv_heads)
             && self.head.is_multiple_of(2)
             && self.head <= LONGEST_HEAD;
@@ -302,18 +304,19 @@ impl Shape {
     /// When a tensor is missing or of another shape; those of packing.
     pub fn load(self, source: &dyn Source, packer: &Packer) -> Result<Causal> {
         let Self { hidden, vocabulary, epsilon, .. } = self;
-        let rms = |scale: Weight| Norm::Rms { scale: scale.to_f32(), epsilon };
-        let mut blocks = Vec::with_capacity(self.layers);
+        let rms = |scale: Weight| Ok::<_, Error>(Norm::Rms { scale: scale.to_f32()?, epsilon });
+        let mut blocks = Vec::new();
         for layer in 0..self.layers {
             let tensors = self.layer(source, layer)?;
             blocks.push(Block {
-                attention_norm: rms(tensors.attention_norm),
+                attention_norm: rms(tensors.attention_norm)?,
                 qkv: packer.linear(&tensors.qkv)?,
-                head_norms: tensors
-                    .head_norms
-                    .map(|[queries, keys]| (queries.to_f32(), keys.to_f32(), epsilon)),
+                head_norms: match tensors.head_norms {
+                    Some([queries, keys]) => Some((queries.to_f32()?, keys.to_f32()?, epsilon)),
+                    None => None,
+                },
                 output: packer.linear(&[tensors.output])?,
-                mlp_norm: rms(tensors.mlp_norm),
+                mlp_norm: rms(tensors.mlp_norm)?,
                 up: packer.gated(tensors.gate, tensors.up)?,
                 activation: Activation::Silu,
                 down: packer.linear(&[tensors.down])?,
@@ -337,7 +340,7 @@ impl Shape {
             positions: None,
             rotary: Some(self.rotary),
             blocks,
-            final_norm: rms(source.vector("model.norm.weight", hidden)?),
+            final_norm: rms(source.vector("model.norm.weight", hidden)?)?,
             head: head_of,
         })
     }

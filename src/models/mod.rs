@@ -3,7 +3,7 @@
 //! ```text
 //! source.rs   what the user wrote → hub id, folder, package
 //! files.rs    which files make a model, and where they are      hub.rs, transfer.rs, blobs.rs   cache and download
-//! tokenizer.rs, wordpiece.rs, cut.rs, long.rs   text → ids       weights.rs                      name → tensor
+//! tokenizer.rs, wordpiece.rs, cut.rs, long.rs   text → ids       weights.rs, pickle.rs           name → tensor
 //! bert.rs     ids → token states (BERT and the RoBERTas)        pooling.rs                      states → vector
 //! causal_encoder.rs   the same for Llama, Qwen2, Qwen3          llama.rs, gguf_llama.rs         its shape and tensors
 //! keys.rs     which keys of the JSON files are read, which are refused
@@ -29,6 +29,8 @@ pub(crate) mod keys;
 mod kind;
 pub mod llama;
 pub(crate) mod long;
+mod pickle;
+mod pickle_machine;
 pub mod pooling;
 pub mod sentence;
 pub mod source;
@@ -40,13 +42,14 @@ mod wordpiece;
 use std::fmt;
 use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::thread;
 
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use crate::compute::file::WeightFile;
 use crate::compute::{Backend, Candle, Cpu, Hold, Isa, Packed};
 use crate::{Error, Result};
 
@@ -70,6 +73,9 @@ use llama::Shape;
 
 /// The `model_type`s of sentence models.
 const SUPPORTED: &str = "bert, xlm-roberta, roberta, camembert, llama, qwen2, qwen3";
+
+/// No dimension of a model is larger: products of a few fit into 64 bits.
+const LARGEST_SIZE: usize = 1 << 28;
 
 /// The kinds of transformer that this crate runs, by `model_type` of `config.json`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -138,8 +144,8 @@ impl ModelConfig {
     /// [`Error::InvalidFile`] when it is no JSON object or has no `model_type`, [`Error::Unsupported`] naming the
     /// supported types.
     pub fn read(files: &ModelFiles) -> Result<Self> {
-        if let WeightFiles::Gguf(path) = &files.weights {
-            return Self::from_gguf(&files.model, path);
+        if let WeightFiles::Gguf(_) = &files.weights {
+            return Self::from_gguf(&files.model, &files.root);
         }
         let path = files.transformer.join("config.json");
         let json: Value = files::read_json(&path)?;
@@ -190,7 +196,7 @@ impl ModelConfig {
         let skipped = match self.architecture {
             Architecture::Bert | Architecture::Llama | Architecture::Qwen2 | Architecture::Qwen3 => 0,
             Architecture::XlmRoberta | Architecture::Roberta | Architecture::Camembert => {
-                number("pad_token_id").unwrap_or(1) + 1
+                number("pad_token_id").unwrap_or(1).saturating_add(1)
             }
         };
         let positions = number("max_position_embeddings").and_then(|all| all.checked_sub(skipped));
@@ -277,6 +283,8 @@ pub struct Encoder {
     pub vocabulary: usize,
     model: Box<dyn SentenceEncoder>,
     dense: Vec<Dense>,
+    /// The weights' files; those that a table is read from are still open.
+    open: Vec<Weak<WeightFile>>,
 }
 
 impl Encoder {
@@ -301,7 +309,12 @@ impl Encoder {
                 Some(gguf) => Tokenizer::from_gguf(gguf),
                 None => Tokenizer::load(files, sentence.lower_case),
             },
-            || build(&config, &Weights::open(&files.weights)?),
+            || {
+                let weights = Weights::open(&files.weights)?;
+                let model = build(&config, &weights)?;
+                weights.check()?;
+                Ok::<_, Error>((model, weights.files()))
+            },
         );
         let tokenizer = tokenizer?;
         if sentence.pooling == Pooling::Last && !tokenizer.ends() {
@@ -312,7 +325,7 @@ impl Encoder {
         }
         let dense: Vec<_> =
             sentence.dense.iter().map(|folder| Dense::load(&files.model, folder)).collect::<Result<_>>()?;
-        let model = model?;
+        let (model, open) = model?;
         let mut width = model.width();
         for (layer, folder) in dense.iter().zip(&sentence.dense) {
             if layer.inputs() != width {
@@ -342,6 +355,7 @@ impl Encoder {
             vocabulary,
             model,
             dense,
+            open,
         })
     }
 
@@ -358,6 +372,14 @@ impl Encoder {
     /// The format that the transformer computes in.
     pub fn dtype(&self) -> &'static str {
         self.model.dtype()
+    }
+
+    /// Checks that no file that is still read from was changed since the model was loaded.
+    ///
+    /// # Errors
+    /// [`Error::InvalidFile`] naming the one that was.
+    pub fn check(&self) -> Result<()> {
+        self.open.iter().filter_map(Weak::upgrade).try_for_each(|file| file.check())
     }
 
     /// The ids of `prompt` and `text` together, special tokens included, cut to the model's maximum.
@@ -399,6 +421,8 @@ impl Encoder {
             }
             out.copy_from_slice(&vectors);
         }
+        // Rows of a table may have been read from a file that is being written to.
+        self.check()?;
         if self.config.normalize {
             out.chunks_exact_mut(self.width().max(1)).for_each(normalize);
         }

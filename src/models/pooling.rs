@@ -113,7 +113,7 @@ pub trait SentenceEncoder: Send + Sync {
     /// length; [`crate::Error::Internal`] when a worker panics.
     fn encode(&self, batch: &Packed<'_>, pooling: Pooling, out: &mut [f32]) -> Result<()>;
 
-    /// Bytes of memory that the weights take, mapped files not counted.
+    /// Bytes of memory that the weights take; a table that stays in its file is not counted.
     fn memory_bytes(&self) -> u64;
 
     /// The number format of the matrix products: `float32`, `bfloat16`.

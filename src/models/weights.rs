@@ -1,27 +1,30 @@
 //! Tensors by name, wherever they are stored.
 //!
-//! safetensors files are mapped, and tensors are views into the mapping. A `pytorch_model.bin` is a zip of pickles:
-//! its tensors are read, and copied, when asked for. Nothing in such a file is executed.
+//! Headers are read and checked when files are opened; the numbers of a tensor are read from its file when the tensor is
+//! packed. Nothing in such a file is executed.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
-use std::fs::File;
-use std::io::Read;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
-use candle_core::pickle::PthTensors;
-use safetensors::SafeTensors;
+use safetensors::tensor::Metadata;
 
 use super::causal;
-use super::files::{WeightFiles, metadata};
+use super::files::WeightFiles;
 use super::gguf::Gguf;
 use super::gguf_llama::GgufSource;
-use crate::compute::memory::MappedFile;
+use super::pickle::{self, Pickled, Storage};
+use crate::compute::file::WeightFile;
+use crate::compute::memory::zeroed;
 use crate::compute::{Matrix, Stored, Tensors, Weight};
+use crate::sync::Mutex;
 use crate::{Error, Result};
+
+/// The longest header of a safetensors file: some hundred thousand tensors.
+const LONGEST_HEADER: usize = 32 << 20;
 
 /// The tensors of a model.
 pub struct Weights {
@@ -29,6 +32,9 @@ pub struct Weights {
     first: PathBuf,
     /// Where the tensors are, coded ones among them, if they are not in `tensors`.
     gguf: Option<Gguf>,
+    files: Vec<Arc<WeightFile>>,
+    /// Members of a PyTorch file whose checksums were compared.
+    checked: Mutex<HashSet<Storage>>,
 }
 
 struct Entry {
@@ -39,14 +45,14 @@ struct Entry {
 }
 
 enum Place {
-    Mapped { file: Arc<MappedFile>, range: Range<usize>, path: Arc<Path> },
-    Pickle { file: Arc<PthTensors>, path: Arc<Path> },
+    Whole { file: Arc<WeightFile>, range: Range<usize> },
+    Pickled { file: Arc<WeightFile>, tensor: Pickled },
 }
 
 impl Place {
     fn path(&self) -> &Path {
         match self {
-            Self::Mapped { path, .. } | Self::Pickle { path, .. } => path,
+            Self::Whole { file, .. } | Self::Pickled { file, .. } => file.path(),
         }
     }
 }
@@ -58,17 +64,35 @@ impl Weights {
     /// # Errors
     /// [`Error::InvalidFile`] for a truncated or damaged file, [`Error::Permission`], [`Error::Io`].
     pub fn open(files: &WeightFiles) -> Result<Self> {
-        let (mut tensors, mut gguf) = (HashMap::new(), None);
+        let (mut tensors, mut gguf, mut open) = (HashMap::new(), None, Vec::new());
         match files {
-            WeightFiles::Gguf(path) => gguf = Some(Gguf::open(path)?),
+            WeightFiles::Gguf(parts) => {
+                let file = Gguf::open(parts.first().map_or(Path::new(""), PathBuf::as_path))?;
+                open.extend_from_slice(file.files());
+                gguf = Some(file);
+            }
             WeightFiles::Safetensors(paths) => {
                 for path in paths {
-                    map(path, &mut tensors)?;
+                    open.push(read_safetensors(path, &mut tensors)?);
                 }
             }
-            WeightFiles::Pickle(path) => unpickle(path, &mut tensors)?,
+            WeightFiles::Pickle(path) => open.push(unpickle(path, &mut tensors)?),
         }
-        Ok(Self { tensors, first: files.paths().first().cloned().unwrap_or_default(), gguf })
+        let first = files.paths().first().cloned().unwrap_or_default();
+        Ok(Self { tensors, first, gguf, files: open, checked: Mutex::default() })
+    }
+
+    /// Checks that no file was changed since it was opened: then what was read of them belongs together.
+    ///
+    /// # Errors
+    /// [`Error::InvalidFile`] naming the one that was.
+    pub fn check(&self) -> Result<()> {
+        self.files.iter().try_for_each(|file| file.check())
+    }
+
+    /// The files, to see later which of them are still open.
+    pub(crate) fn files(&self) -> Vec<Weak<WeightFile>> {
+        self.files.iter().map(Arc::downgrade).collect()
     }
 
     /// The file, where it is one in GGUF.
@@ -113,11 +137,25 @@ impl Weights {
             )
         })?;
         match &entry.place {
-            Place::Mapped { file, range, .. } => {
-                Weight::mapped(Arc::clone(file), range.clone(), dtype, entry.shape.clone())
+            Place::Whole { file, range } => {
+                Weight::in_file(Arc::clone(file), range.clone(), dtype, entry.shape.clone())
             }
-            Place::Pickle { file, path } => {
-                Weight::owned(read_pickled(file, path, name, dtype)?, dtype, entry.shape.clone())
+            Place::Pickled { file, tensor } => {
+                if !self.checked.lock().contains(&tensor.storage) {
+                    tensor.storage.check(file)?;
+                    self.checked.lock().insert(tensor.storage.clone());
+                }
+                if tensor.is_contiguous() {
+                    return Weight::in_file(
+                        Arc::clone(file),
+                        tensor.range.clone(),
+                        dtype,
+                        entry.shape.clone(),
+                    );
+                }
+                let mut stored = zeroed(tensor.range.len())?;
+                file.read(tensor.range.start, &mut stored)?;
+                Weight::owned(tensor.gather(&stored, dtype.bytes())?, dtype, entry.shape.clone())
             }
         }
     }
@@ -189,99 +227,56 @@ pub(crate) fn elements(files: &WeightFiles) -> Result<u64> {
     Ok(read.map(|entry| entry.shape.iter().product::<usize>() as u64).sum())
 }
 
-fn map(path: &Path, tensors: &mut HashMap<String, Entry>) -> Result<()> {
-    refuse_what_is_no_weights(path)?;
-    let file = MappedFile::open(path)?;
-    // The crate adds up lengths that the file states; a header made to overflow them must not take us down.
-    let header = guarded(path, || SafeTensors::read_metadata(&file).map_err(|e| e.to_string()))?;
-    let (length, header) = header.map_err(|e| {
+fn read_safetensors(path: &Path, tensors: &mut HashMap<String, Entry>) -> Result<Arc<WeightFile>> {
+    let file = WeightFile::open(path)?;
+    refuse_what_is_no_weights(&file)?;
+    let damaged = |e: &dyn fmt::Display| {
         invalid(
             path,
             format!("its safetensors header is damaged or the file is cut short ({e}); download it again"),
         )
-    })?;
-    let shared: Arc<Path> = path.into();
-    for (name, info) in header.tensors() {
-        let begin = 8 + length;
-        let range = begin.checked_add(info.data_offsets.0).zip(begin.checked_add(info.data_offsets.1));
-        let Some((start, end)) = range.filter(|(start, end)| start <= end && *end <= file.len()) else {
-            return Err(invalid(
-                path,
-                format!("the tensor {name:?} lies outside of the file; download it again"),
-            ));
-        };
+    };
+    let mut length = [0; 8];
+    if file.len() < length.len() {
+        return Err(damaged(&"too short for a header"));
+    }
+    file.read(0, &mut length)?;
+    let length = usize::try_from(u64::from_le_bytes(length)).unwrap_or(usize::MAX);
+    if length > LONGEST_HEADER || length > file.len() - 8 {
+        return Err(damaged(&format_args!("a header of {length} bytes")));
+    }
+    let mut header = zeroed(length)?;
+    file.read(8, &mut header)?;
+    // The crate adds up lengths that the file states; a header made to overflow them must not take us down.
+    let read = guarded(path, || serde_json::from_slice::<Metadata>(&header))?.map_err(|e| damaged(&e))?;
+    let begin = 8 + length;
+    if begin.checked_add(read.data_len()) != Some(file.len()) {
+        return Err(damaged(&format_args!("{} bytes of tensors", read.data_len())));
+    }
+    for (name, info) in read.tensors() {
+        // The reader has checked that tensors follow each other up to the end.
+        let range = begin + info.data_offsets.0..begin + info.data_offsets.1;
         let dtype = match info.dtype {
             safetensors::Dtype::F32 => Ok(Stored::F32),
             safetensors::Dtype::F16 => Ok(Stored::F16),
             safetensors::Dtype::BF16 => Ok(Stored::Bf16),
             other => Err(format!("{other:?}")),
         };
-        let place = Place::Mapped { file: Arc::clone(&file), range: start..end, path: Arc::clone(&shared) };
+        let place = Place::Whole { file: Arc::clone(&file), range };
         tensors.insert(name, Entry { shape: info.shape.clone(), dtype, place });
     }
-    Ok(())
+    Ok(file)
 }
 
-fn unpickle(path: &Path, tensors: &mut HashMap<String, Entry>) -> Result<()> {
-    refuse_what_is_no_weights(path)?;
-    let size = metadata(path)?.len();
-    let opened = guarded(path, || PthTensors::new(path, None).map_err(|e| e.to_string()))?;
-    let file = Arc::new(opened.map_err(|e| {
-        invalid(
-            path,
-            format!(
-                "it does not read as a PyTorch checkpoint ({e}); it is damaged, or older than PyTorch 1.6: download it \
-                 again, or save it with safetensors"
-            ),
-        )
-    })?);
-    let shared: Arc<Path> = path.into();
-    for (name, info) in file.tensor_infos() {
-        let shape = info.layout.dims().to_vec();
-        let bytes =
-            shape.iter().try_fold(info.dtype.size_in_bytes() as u64, |all, &n| all.checked_mul(n as u64));
-        if bytes.is_none_or(|bytes| bytes > size) {
-            return Err(invalid(
-                path,
-                format!("the tensor {name:?} of shape {shape:?} is larger than the file; download it again"),
-            ));
-        }
-        let dtype = match info.dtype {
-            candle_core::DType::F32 => Ok(Stored::F32),
-            candle_core::DType::F16 => Ok(Stored::F16),
-            candle_core::DType::BF16 => Ok(Stored::Bf16),
-            other => Err(format!("{other:?}")),
-        };
-        let place = Place::Pickle { file: Arc::clone(&file), path: Arc::clone(&shared) };
-        tensors.insert(name.clone(), Entry { shape, dtype, place });
+fn unpickle(path: &Path, tensors: &mut HashMap<String, Entry>) -> Result<Arc<WeightFile>> {
+    let file = WeightFile::open(path)?;
+    refuse_what_is_no_weights(&file)?;
+    for tensor in guarded(path, || pickle::tensors(&file))?? {
+        let (name, shape, dtype) = (tensor.name.clone(), tensor.shape.clone(), tensor.dtype.clone());
+        let place = Place::Pickled { file: Arc::clone(&file), tensor };
+        tensors.insert(name, Entry { shape, dtype, place });
     }
-    if tensors.is_empty() {
-        return Err(invalid(
-            path,
-            "it holds no tensors; a whole pickled model instead of its state_dict cannot be read",
-        ));
-    }
-    Ok(())
-}
-
-/// The bytes of one pickled tensor, row-major and little-endian.
-fn read_pickled(file: &PthTensors, path: &Path, name: &str, dtype: Stored) -> Result<Arc<[u8]>> {
-    let read = || -> candle_core::Result<Option<Vec<u8>>> {
-        let Some(tensor) = file.get(name)? else { return Ok(None) };
-        let tensor = tensor.flatten_all()?;
-        Ok(Some(match dtype {
-            Stored::F32 => tensor.to_vec1::<f32>()?.iter().flat_map(|x| x.to_le_bytes()).collect(),
-            Stored::F16 => tensor.to_vec1::<half::f16>()?.iter().flat_map(|x| x.to_le_bytes()).collect(),
-            Stored::Bf16 => tensor.to_vec1::<half::bf16>()?.iter().flat_map(|x| x.to_le_bytes()).collect(),
-        }))
-    };
-    match guarded(path, read)? {
-        Ok(Some(bytes)) => Ok(bytes.into()),
-        Ok(None) => Err(invalid(path, format!("the tensor {name:?} is missing; download it again"))),
-        Err(e) => {
-            Err(invalid(path, format!("the tensor {name:?} cannot be read ({e}); download the file again")))
-        }
-    }
+    Ok(file)
 }
 
 /// Runs a parser over a file from outside; a panic in it is the file's fault.
@@ -291,18 +286,15 @@ fn guarded<T>(path: &Path, parse: impl FnOnce() -> T) -> Result<T> {
     })
 }
 
-/// Empty files and Git LFS pointers deserve better words than "invalid header".
-fn refuse_what_is_no_weights(path: &Path) -> Result<()> {
+/// Git LFS pointers deserve better words than "invalid header".
+fn refuse_what_is_no_weights(file: &WeightFile) -> Result<()> {
     const POINTER: &[u8] = b"version https://git-lfs";
-    if metadata(path)?.len() == 0 {
-        return Err(invalid(path, "it is empty; download it again"));
-    }
-    let mut head = Vec::new();
-    let file = File::open(path).map_err(|e| Error::io(path, "read", &e))?;
-    file.take(POINTER.len() as u64).read_to_end(&mut head).map_err(|e| Error::io(path, "read", &e))?;
+    let mut head = [0; POINTER.len()];
+    let n = head.len().min(file.len());
+    file.read(0, &mut head[..n])?;
     if head == POINTER {
         return Err(invalid(
-            path,
+            file.path(),
             "it is a Git LFS pointer, not the weights; run git lfs pull in its repository",
         ));
     }
@@ -360,9 +352,9 @@ mod tests {
     fn every_format_reads_as_what_was_written() {
         let (_folder, files) = file(THREE, &three());
         let weights = Weights::open(&files).unwrap();
-        assert_eq!(weights.get("a").unwrap().to_f32(), [1.5, -2.0]);
-        assert_eq!(weights.get_shaped("b", &[1, 2]).unwrap().to_f32(), [0.5, 3.0]);
-        assert_eq!(weights.get("c").unwrap().to_f32(), [0.25, -1.0]);
+        assert_eq!(weights.get("a").unwrap().to_f32().unwrap(), [1.5, -2.0]);
+        assert_eq!(weights.get_shaped("b", &[1, 2]).unwrap().to_f32().unwrap(), [0.5, 3.0]);
+        assert_eq!(weights.get("c").unwrap().to_f32().unwrap(), [0.25, -1.0]);
         assert_eq!(weights.shape("ids"), Some(&[1][..]));
         assert_eq!(weights.names().count(), 4);
         assert_eq!(elements(&files).unwrap(), 6);
@@ -443,5 +435,53 @@ mod tests {
     fn a_vanished_file_is_an_io_error() {
         let files = WeightFiles::Safetensors(vec!["/nowhere/model.safetensors".into()]);
         assert!(matches!(Weights::open(&files), Err(Error::Io { .. })));
+    }
+
+    /// What a damaged copy of `whole` gives: an error that names the file, or tensors.
+    fn outcome(path: &Path, whole: &[u8], files: &WeightFiles) {
+        fs::write(path, whole).unwrap();
+        let read = Weights::open(files).and_then(|weights| {
+            let names: Vec<_> = weights.names().map(str::to_owned).collect();
+            names.iter().try_for_each(|name| weights.get(name)?.to_f32().map(drop))
+        });
+        match read {
+            Ok(()) => {}
+            Err(Error::InvalidFile { path: named, .. }) => assert_eq!(named, path),
+            Err(other) => panic!("{other}"),
+        }
+    }
+
+    #[test]
+    fn damage_is_an_error_that_names_the_file() {
+        let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["bert_bin/pytorch_model.bin", "bert_plain/model.safetensors"] {
+            let whole = fs::read(fixtures.join(name)).unwrap();
+            let path = folder.path().join(name.rsplit('/').next().unwrap());
+            let files = match name.ends_with(".bin") {
+                true => WeightFiles::Pickle(path.clone()),
+                false => WeightFiles::Safetensors(vec![path.clone()]),
+            };
+            let mut seed = 1u64;
+            let mut next = |below: usize| {
+                seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                (seed >> 33) as usize % below
+            };
+            for round in 0..150 {
+                let mut damaged = whole.clone();
+                // Structure lies at both ends; numbers between.
+                let ends = 8000.min(whole.len() / 2);
+                let place = |at: usize| if at < ends { at } else { whole.len() - 1 - (at - ends) };
+                match round % 3 {
+                    0 => (0..=next(4)).for_each(|_| damaged[place(next(2 * ends))] = next(256) as u8),
+                    1 => damaged.truncate(place(next(2 * ends))),
+                    _ => {
+                        let (from, to, n) = (next(whole.len() - 64), next(whole.len() - 64), next(64));
+                        damaged.copy_within(from..from + n, to);
+                    }
+                }
+                outcome(&path, &damaged, &files);
+            }
+        }
     }
 }

@@ -6,10 +6,14 @@ import json
 import os
 import shutil
 import struct
+import subprocess
+import sys
+import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
-from conftest import DIMENSION, ENGLISH_MODEL, ENGLISH_TEXT
+from conftest import DIMENSION, ENGLISH_MODEL, ENGLISH_TEXT, FIXTURES
 from model_manager.errors import (
     InvalidFileError,
     MissingFileError,
@@ -157,3 +161,101 @@ def test_a_folder_where_a_file_should_be(manager, folder):
     (folder / "model.safetensors").unlink()
     (folder / "model.safetensors").mkdir()
     fails(manager, folder, ModelManagerError, "safetensors")
+
+
+def with_a_large_table(folder, factor=1.0):
+    """Weights whose word embeddings are too large to be copied at the load; a file that was written long ago."""
+    config = json.loads((folder / "config.json").read_text())
+    rows = 10_000
+
+    def change(header, data):
+        name = next(name for name in header if name.endswith("word_embeddings.weight"))
+        start, end = header[name]["data_offsets"]
+        width = header[name]["shape"][1]
+        table = np.zeros((rows, width), np.float32)
+        table[: header[name]["shape"][0]] = np.frombuffer(data[start:end], np.float32).reshape(-1, width) * factor
+        grown = table.nbytes - (end - start)
+        for other in header.values():
+            if "data_offsets" in other and other["data_offsets"][0] >= end:
+                other["data_offsets"] = [at + grown for at in other["data_offsets"]]
+        header[name] |= {"shape": [rows, width], "data_offsets": [start, end + grown]}
+        return header, bytes(data[:start]) + table.tobytes() + bytes(data[end:])
+
+    rewrite(folder, change)
+    config["vocab_size"] = rows
+    (folder / "config.json").write_text(json.dumps(config))
+    os.utime(folder / "model.safetensors", (1_700_000_000, 1_700_000_000))
+
+
+def test_weights_that_are_overwritten_in_place(make_manager, folder, tmp_path):
+    """Neither a signal nor vectors of two files at once: the model is loaded anew."""
+    other = Path(shutil.copytree(folder, tmp_path / "other"))
+    with_a_large_table(folder)
+    with_a_large_table(other, factor=0.5)
+    path = folder / "model.safetensors"
+    sound, changed = path.read_bytes(), (other / "model.safetensors").read_bytes()
+    assert len(sound) == len(changed)
+
+    def embed(manager):
+        return manager.embed(ENGLISH_TEXT, "model").tolist()
+
+    manager, fresh = make_manager(cache_size=0), make_manager()
+    manager.register("model", str(folder), dtype="float32")
+    fresh.register("model", str(other), dtype="float32")
+    first, second = embed(manager), embed(fresh)
+    assert first != second
+    path.write_bytes(changed)
+    assert embed(manager) == second
+    os.utime(path, (1_700_000_001, 1_700_000_001))
+    manager.unload("model")
+    assert embed(manager) == second
+    path.write_bytes(sound[: len(sound) // 2])
+    for _ in range(2):
+        with pytest.raises(InvalidFileError, match=r"model\.safetensors"):
+            embed(manager)
+    path.write_bytes(sound)
+    assert embed(manager) == first
+
+
+def test_weights_that_are_overwritten_under_every_batch(make_manager, folder):
+    """What is answered is right or a typed error, however reads and writes fall together."""
+    with_a_large_table(folder)
+    path = folder / "model.safetensors"
+    sound = path.read_bytes()
+    manager = make_manager(cache_size=0)
+    manager.register("model", str(folder), dtype="float32")
+    expected = manager.embed(ENGLISH_TEXT, "model").tolist()
+    stop = threading.Event()
+
+    def overwrite():
+        while not stop.is_set():
+            path.write_bytes(sound[:-100_000])
+            path.write_bytes(sound)
+
+    writer = threading.Thread(target=overwrite)
+    writer.start()
+    refused = []
+    try:
+        for _ in range(50):
+            try:
+                assert manager.embed(ENGLISH_TEXT, "model").tolist() == expected
+            except InvalidFileError as error:
+                refused.append(str(error))
+    finally:
+        stop.set()
+        writer.join()
+    assert all("model.safetensors" in error for error in refused)
+    assert manager.embed(ENGLISH_TEXT, "model").tolist() == expected
+
+
+def test_nothing_is_written_to_the_terminal():
+    """Integers and truth values in a PyTorch file are no reason to."""
+    code = (
+        "import sys; from model_manager import ModelManager; m = ModelManager();"
+        "m.register('m', sys.argv[1]); m.embed('a', 'm')"
+    )
+    command = [sys.executable, "-c", code, str(FIXTURES / "bert_bin")]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=60, env={**os.environ, "RUST_BACKTRACE": "1"}
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -129,8 +129,9 @@ impl Backend for Cpu {
     type Pass<'a> = CpuPass<'a>;
 
     fn table(&self, matrix: Matrix) -> Result<Table> {
-        self.bytes.fetch_add(matrix.owned_bytes() as u64, Ordering::Relaxed);
-        Ok(matrix)
+        let table = matrix.table()?;
+        self.bytes.fetch_add(table.owned_bytes() as u64, Ordering::Relaxed);
+        Ok(table)
     }
 
     fn linear(&self, parts: &[(Matrix, Option<Weight>)]) -> Result<Linear> {
@@ -143,12 +144,12 @@ impl Backend for Cpu {
 
     fn norm(&self, scale: &Weight, shift: &Weight, epsilon: f32) -> Result<Norm> {
         self.bytes.fetch_add(8 * scale.columns() as u64, Ordering::Relaxed);
-        Ok(Norm { scale: scale.to_f32(), shift: shift.to_f32(), epsilon })
+        Ok(Norm { scale: scale.to_f32()?, shift: shift.to_f32()?, epsilon })
     }
 
     fn rms(&self, scale: &Weight, epsilon: f32) -> Result<Rms> {
         self.bytes.fetch_add(4 * scale.rows() as u64, Ordering::Relaxed);
-        Ok(Rms { scale: scale.to_f32(), epsilon })
+        Ok(Rms { scale: scale.to_f32()?, epsilon })
     }
 
     fn run(

@@ -144,6 +144,13 @@ impl Drop for CpuPass<'_> {
     }
 }
 
+fn outside(id: u32, position: usize, rows: usize, longest: Option<usize>) -> Error {
+    Error::Input(format!(
+        "token {id} at position {position} lies outside the model's vocabulary ({rows}){}",
+        longest.map_or_else(String::new, |longest| format!(" or longest text ({longest})"))
+    ))
+}
+
 impl Pass<Cpu> for CpuPass<'_> {
     type States = States;
 
@@ -165,29 +172,26 @@ impl Pass<Cpu> for CpuPass<'_> {
                 let ids = &batch.ids[range.clone()];
                 for ((row, &id), position) in range.zip(ids).zip(numbering.of(ids)) {
                     if id as usize >= words.rows() || longest.is_some_and(|longest| position >= longest) {
-                        *fault.lock() = Some((id, position));
+                        *fault.lock() = Some(outside(id, position, words.rows(), longest));
                         return;
                     }
                     // SAFETY: each task has sequences, and so rows, of its own.
                     let out = unsafe { out.row_f32(row) };
-                    words.row_f32(id as usize, out);
-                    for (table, row) in positions
-                        .map(|table| (table, position))
-                        .into_iter()
-                        .chain(kinds.map(|table| (table, 0)))
-                    {
-                        table.add_row_f32(row, out);
+                    let added = positions.map(|table| (table, position));
+                    let mut added = added.into_iter().chain(kinds.map(|table| (table, 0)));
+                    let read = words
+                        .row_f32(id as usize, out)
+                        .and_then(|()| added.try_for_each(|(table, row)| table.add_row_f32(row, out)));
+                    if let Err(error) = read {
+                        *fault.lock() = Some(error);
+                        return;
                     }
                 }
             }
         })?;
-        if let Some((id, position)) = fault.into_inner() {
+        if let Some(error) = fault.into_inner() {
             self.workspace.give(wide);
-            return Err(Error::Input(format!(
-                "token {id} at position {position} lies outside the model's vocabulary ({}){}",
-                words.rows(),
-                longest.map_or_else(String::new, |longest| format!(" or longest text ({longest})"))
-            )));
+            return Err(error);
         }
         Ok(States { wide: Some(wide), narrow: None, picked: false })
     }

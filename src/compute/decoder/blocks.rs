@@ -7,8 +7,9 @@ use std::sync::Arc;
 
 use half::f16;
 
+use crate::compute::file::{Bytes, WeightFile};
 pub(crate) use crate::compute::kernels::codes::GROUP;
-use crate::compute::memory::MappedFile;
+use crate::compute::memory::zeroed;
 use crate::{Error, Result};
 
 /// How a row's weights are stored.
@@ -190,11 +191,10 @@ impl Group {
     }
 }
 
-/// A matrix of blocks in a mapped file.
+/// A matrix of blocks, in a file or in memory.
 #[derive(Debug, Clone)]
 pub struct BlockTensor {
-    file: Arc<MappedFile>,
-    range: Range<usize>,
+    bytes: Bytes,
     format: BlockFormat,
     rows: usize,
     columns: usize,
@@ -206,7 +206,7 @@ impl BlockTensor {
     /// # Errors
     /// [`Error::InvalidFile`] when rows are no whole blocks, or the range lies outside the file or has another size.
     pub fn new(
-        file: Arc<MappedFile>,
+        file: Arc<WeightFile>,
         range: Range<usize>,
         format: BlockFormat,
         rows: usize,
@@ -227,7 +227,7 @@ impl BlockTensor {
                 ),
             });
         }
-        Ok(Self { file, range, format, rows, columns })
+        Ok(Self { bytes: Bytes::File(file, range), format, rows, columns })
     }
 
     /// Rows: outputs of a linear layer.
@@ -245,36 +245,62 @@ impl BlockTensor {
         self.format
     }
 
-    pub(crate) fn row(&self, row: usize) -> &[u8] {
-        let size = self.columns / self.format.elements() * self.format.bytes();
-        &self.file[self.range.clone()][row * size..][..size]
+    /// The same matrix in memory.
+    ///
+    /// # Errors
+    /// Those of reading its file; without memory for it.
+    pub fn load(&self) -> Result<Self> {
+        Ok(Self { bytes: self.bytes.load()?, ..self.clone() })
+    }
+
+    pub(crate) fn bytes(&self) -> &Bytes {
+        &self.bytes
+    }
+
+    /// Bytes of a row.
+    pub(crate) fn row_bytes(&self) -> usize {
+        self.columns / self.format.elements() * self.format.bytes()
+    }
+
+    /// The blocks of some rows; `scratch` is memory that is used again.
+    pub(crate) fn rows_read<'a>(&'a self, rows: Range<usize>, scratch: &'a mut Vec<u8>) -> Result<&'a [u8]> {
+        let size = self.row_bytes();
+        self.bytes.read(rows.start * size..rows.end * size, scratch)
     }
 
     /// All weights, row-major.
-    pub fn to_f32(&self) -> Vec<f32> {
-        let mut out = vec![0.0; self.rows * self.columns];
+    ///
+    /// # Errors
+    /// Those of reading its file; without memory for them.
+    pub fn to_f32(&self) -> Result<Vec<f32>> {
+        let mut out = zeroed(self.rows * self.columns)?;
+        let mut scratch = Vec::new();
         for (row, out) in out.chunks_exact_mut(self.columns.max(1)).enumerate() {
-            self.row_f32(row, out);
+            self.decode(self.rows_read(row..row + 1, &mut scratch)?, out);
         }
-        out
+        Ok(out)
     }
 
     /// The weights of row `row` into `out`, whose length is [`Self::columns`].
     ///
+    /// # Errors
+    /// Those of reading its file.
+    ///
     /// # Panics
     /// When `row` or the length of `out` is wrong.
-    pub fn row_f32(&self, row: usize, out: &mut [f32]) {
+    pub fn row_f32(&self, row: usize, out: &mut [f32]) -> Result<()> {
         assert_eq!(out.len(), self.columns, "row length");
-        let (layout, row) = (self.format.layout(), self.row(row));
+        let mut scratch = Vec::new();
+        self.decode(self.rows_read(row..row + 1, &mut scratch)?, out);
+        Ok(())
+    }
+
+    fn decode(&self, row: &[u8], out: &mut [f32]) {
+        let layout = self.format.layout();
         for (index, out) in out.as_chunks_mut::<GROUP>().0.iter_mut().enumerate() {
             let group = self.format.group(row, index);
             *out = std::array::from_fn(|i| group.weight(layout, i));
         }
-    }
-
-    /// Says that the bytes will not be read soon: see [`MappedFile::release`].
-    pub(crate) fn release(&self) {
-        self.file.release(self.range.clone());
     }
 }
 
@@ -312,8 +338,8 @@ mod tests {
             let folder = tempfile::tempdir().unwrap();
             let path = folder.path().join("blocks");
             std::fs::write(&path, &bytes).unwrap();
-            let file = MappedFile::open(&path).unwrap();
-            let ours = BlockTensor::new(file, 0..bytes.len(), format, 3, 512).unwrap().to_f32();
+            let file = WeightFile::open(&path).unwrap();
+            let ours = BlockTensor::new(file, 0..bytes.len(), format, 3, 512).unwrap().to_f32().unwrap();
             for (index, (ours, theirs)) in ours.iter().zip(&expected).enumerate() {
                 assert!((ours - theirs).abs() < 1e-5, "{} {index}: {ours} {theirs}", format.name());
             }
@@ -341,7 +367,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("blocks");
         std::fs::write(&path, [0; 40]).unwrap();
-        let file = MappedFile::open(&path).unwrap();
+        let file = WeightFile::open(&path).unwrap();
         let tensor =
             |range, rows, columns| BlockTensor::new(file.clone(), range, BlockFormat::Q4_1, rows, columns);
         assert!(tensor(0..40, 2, 32).is_ok());

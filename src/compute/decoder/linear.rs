@@ -11,6 +11,8 @@ use half::{bf16, f16};
 use super::activations::Forms;
 use super::blocks::{BlockTensor, GROUP, Layout, zero};
 use super::dot::{Dot, PANEL, code_place, group_bytes};
+use crate::Result;
+use crate::compute::file::Bytes;
 use crate::compute::kernels::rows::Turn;
 use crate::compute::kernels::{Kernels, units};
 use crate::compute::memory::Piece;
@@ -69,6 +71,9 @@ impl From<DType> for Hold {
     }
 }
 
+/// A table of up to so many bytes is read whole when a model is loaded.
+const SMALL_TABLE: usize = 1 << 20;
+
 /// A stored matrix `[outputs, inputs]`.
 #[derive(Debug, Clone)]
 pub enum Matrix {
@@ -96,7 +101,10 @@ impl Matrix {
     }
 
     /// All values, row-major.
-    pub fn to_f32(&self) -> Vec<f32> {
+    ///
+    /// # Errors
+    /// Those of reading its file; without memory for them.
+    pub fn to_f32(&self) -> Result<Vec<f32>> {
         match self {
             Self::Plain(weight) => weight.to_f32(),
             Self::Blocks(blocks) => blocks.to_f32(),
@@ -105,9 +113,12 @@ impl Matrix {
 
     /// Row `row` into `out`, whose length is [`Self::columns`].
     ///
+    /// # Errors
+    /// Those of reading its file.
+    ///
     /// # Panics
     /// When `row` or the length of `out` is wrong.
-    pub fn row_f32(&self, row: usize, out: &mut [f32]) {
+    pub fn row_f32(&self, row: usize, out: &mut [f32]) -> Result<()> {
         match self {
             Self::Plain(weight) => weight.row_f32(row, out),
             Self::Blocks(blocks) => blocks.row_f32(row, out),
@@ -116,32 +127,48 @@ impl Matrix {
 
     /// Adds row `row` to `out`, whose length is [`Self::columns`].
     ///
+    /// # Errors
+    /// Those of reading its file.
+    ///
     /// # Panics
     /// When `row` or the length of `out` is wrong.
-    pub fn add_row_f32(&self, row: usize, out: &mut [f32]) {
+    pub fn add_row_f32(&self, row: usize, out: &mut [f32]) -> Result<()> {
         match self {
             Self::Plain(weight) => weight.add_row_f32(row, out),
             Self::Blocks(blocks) => {
                 let mut values = vec![0.0; out.len()];
-                blocks.row_f32(row, &mut values);
+                blocks.row_f32(row, &mut values)?;
                 out.iter_mut().zip(values).for_each(|(out, value)| *out += value);
+                Ok(())
             }
         }
     }
 
-    /// Bytes of memory that are not a mapped file's.
-    pub fn owned_bytes(&self) -> usize {
-        match self {
-            Self::Plain(weight) if !weight.is_mapped() => weight.bytes().len(),
-            _ => 0,
+    /// A table from which single rows are read. A large one stays in its file where changes of the file are noticed:
+    /// reading a row costs less than a microsecond, and most of a vocabulary is never asked for.
+    ///
+    /// # Errors
+    /// Those of reading its file; without memory for it.
+    pub(crate) fn table(self) -> Result<Self> {
+        let bytes = self.bytes();
+        if bytes.len() > SMALL_TABLE && bytes.may_stay() {
+            return Ok(self);
         }
+        Ok(match self {
+            Self::Plain(weight) => Self::Plain(weight.load()?),
+            Self::Blocks(blocks) => Self::Blocks(blocks.load()?),
+        })
     }
 
-    /// Says that the bytes will not be read soon: see [`crate::compute::memory::MappedFile::release`].
-    pub(super) fn release(&self) {
+    /// Bytes of memory held: none while the matrix is in its file.
+    pub fn owned_bytes(&self) -> usize {
+        self.bytes().owned()
+    }
+
+    fn bytes(&self) -> &Bytes {
         match self {
-            Self::Plain(weight) => weight.release(),
-            Self::Blocks(blocks) => blocks.release(),
+            Self::Plain(weight) => weight.bytes(),
+            Self::Blocks(blocks) => blocks.bytes(),
         }
     }
 }

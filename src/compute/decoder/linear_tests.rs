@@ -6,7 +6,7 @@ use crate::compute::decoder::activations::Activations;
 use crate::compute::decoder::blocks::BlockFormat;
 use crate::compute::decoder::pack::Packer;
 use crate::compute::decoder::product::Then;
-use crate::compute::memory::MappedFile;
+use crate::compute::file::WeightFile;
 use crate::compute::{Activation, Threads};
 
 fn wave(n: usize, step: f32) -> Vec<f32> {
@@ -44,7 +44,7 @@ fn blocks(
     let bytes = QTensor::quantize(&tensor, candle).unwrap().data().unwrap().into_owned();
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("w"), &bytes).unwrap();
-    let file = MappedFile::open(&folder.path().join("w")).unwrap();
+    let file = WeightFile::open(&folder.path().join("w")).unwrap();
     (folder, BlockTensor::new(file, 0..bytes.len(), format, rows, inputs).unwrap())
 }
 
@@ -71,7 +71,7 @@ fn coded_weights_are_multiplied_as_stored() {
         BlockFormat::Q6K,
     ] {
         let (_folder, stored) = blocks(&values, outputs, inputs, format);
-        let weights = stored.to_f32();
+        let weights = stored.to_f32().unwrap();
         for isa in Isa::available() {
             let packer = Packer::new(isa, Hold::F32);
             let linear = packer.linear(&[(Matrix::Blocks(stored.clone()), None)]).unwrap();
@@ -183,7 +183,7 @@ fn a_gate_meets_its_partner_in_every_form() {
         ] {
             let packer = Packer::new(isa, Hold::F32);
             let bias = || Some(Weight::from_f32(&shift, &[outputs]).unwrap());
-            let (exact_gate, exact_up) = (gate_of.to_f32(), up_of.to_f32());
+            let (exact_gate, exact_up) = (gate_of.to_f32().unwrap(), up_of.to_f32().unwrap());
             let linear = packer.gated((gate_of, bias()), (up_of, bias())).unwrap();
             assert_eq!(linear.outputs(), outputs);
             let mut out = vec![0.0; rows * outputs];

@@ -7,7 +7,7 @@ use super::blocks::{GROUP, Group, Layout};
 use super::dot::{PANEL, code_place, group_bytes};
 use super::linear::{Form, Hold, Linear, Machine, Matrix, Part};
 use crate::compute::kernels::Kernels;
-use crate::compute::memory::{Arena, Piece};
+use crate::compute::memory::{Arena, Piece, zeroed};
 use crate::compute::{DType, Isa, Threads, Weight};
 use crate::sync::Mutex;
 use crate::{Error, Result};
@@ -53,7 +53,7 @@ impl Packer {
         if plain(&parts[0]) != plain(&parts[1]) {
             // Panels meet one to one: a gate of codes beside a plain one is held plain as well.
             for (matrix, _) in &mut parts {
-                *matrix = Weight::from_f32(&matrix.to_f32(), &[matrix.rows(), matrix.columns()])?.into();
+                *matrix = Weight::from_f32(&matrix.to_f32()?, &[matrix.rows(), matrix.columns()])?.into();
             }
         }
         let mut layer = self.layer(&parts, |_, _| false)?;
@@ -79,7 +79,7 @@ impl Packer {
             outputs += matrix.rows();
             if let Some(shift) = shift {
                 bias.resize(outputs - matrix.rows(), 0.0);
-                bias.extend(shift.to_f32());
+                bias.extend(shift.to_f32()?);
             }
         }
         if !bias.is_empty() {
@@ -100,8 +100,6 @@ impl Packer {
             codes: parts.iter().any(|part| matches!(part.form, Form::Coded(_))),
             halves: parts.iter().any(|part| matches!(part.form, Form::Coded(layout) if layout.halves)),
         };
-        // The packed copy serves from now on: the file's pages need not count as ours.
-        matrices.iter().for_each(|(matrix, _)| matrix.release());
         Ok(Linear { parts, bias, inputs, outputs, forms, gated: false })
     }
 
@@ -116,15 +114,22 @@ impl Packer {
         let bytes = form.panel_bytes(kernels, inputs);
         let mut panels = self.arena.take(rows.len().div_ceil(width) * bytes)?;
         let tasks: Vec<_> = panels.as_mut_slice::<u32>().chunks_mut(bytes / 4).map(Mutex::new).collect();
+        let fault = Mutex::new(None);
         Threads::global().run(tasks.len(), &|panel| {
             let rows = &rows[panel * width..rows.len().min((panel + 1) * width)];
             let mut panel = tasks[panel].lock();
-            match form {
+            let packed = match form {
                 Form::Plain(dtype) => pack_plain(kernels, dtype, rows, inputs, &mut panel),
                 Form::Coded(layout) => pack_codes(layout, hold, rows, inputs, &mut panel),
+            };
+            if let Err(error) = packed {
+                fault.lock().get_or_insert(error);
             }
         })?;
         drop(tasks);
+        if let Some(error) = fault.into_inner() {
+            return Err(error);
+        }
         panels.settle();
         Ok(panels)
     }
@@ -137,11 +142,32 @@ fn misfit(matrix: &Matrix, inputs: usize) -> Error {
     }
 }
 
-fn pack_plain(kernels: &Kernels, dtype: DType, rows: &[(&Matrix, usize)], inputs: usize, panel: &mut [u32]) {
-    let mut values = vec![0.0f32; rows.len() * inputs];
-    for ((matrix, row), out) in rows.iter().zip(values.chunks_mut(inputs)) {
+/// The runs of `rows` that lie one after another in the same matrix, each with the place of its first row among all.
+fn runs<'a>(
+    rows: &'a [(&'a Matrix, usize)],
+) -> impl Iterator<Item = (usize, &'a Matrix, std::ops::Range<usize>)> {
+    let mut place = 0;
+    rows.chunk_by(|a, b| std::ptr::eq(a.0, b.0) && a.1 + 1 == b.1).map(move |run| {
+        let (matrix, first) = run[0];
+        let at = place;
+        place += run.len();
+        (at, matrix, first..first + run.len())
+    })
+}
+
+fn pack_plain(
+    kernels: &Kernels,
+    dtype: DType,
+    rows: &[(&Matrix, usize)],
+    inputs: usize,
+    panel: &mut [u32],
+) -> Result<()> {
+    let mut values = zeroed::<f32>(rows.len() * inputs)?;
+    let mut scratch = Vec::new();
+    for (place, matrix, range) in runs(rows) {
         if let Matrix::Plain(weight) = matrix {
-            weight.row_f32(*row, out);
+            let out = &mut values[place * inputs..][..range.len() * inputs];
+            weight.rows_f32(range, out, &mut scratch)?;
         }
     }
     let (from, stride, _narrow);
@@ -156,39 +182,71 @@ fn pack_plain(kernels: &Kernels, dtype: DType, rows: &[(&Matrix, usize)], inputs
     }
     // SAFETY: the rows lie one after another; those of bf16 have one element more for an odd number of inputs.
     unsafe { kernels.pack_columns(dtype, from, stride, rows.len(), inputs, panel) };
+    Ok(())
 }
 
-fn pack_codes(layout: Layout, hold: Hold, rows: &[(&Matrix, usize)], inputs: usize, panel: &mut [u32]) {
-    let bytes = group_bytes(layout);
+fn pack_codes(
+    layout: Layout,
+    hold: Hold,
+    rows: &[(&Matrix, usize)],
+    inputs: usize,
+    panel: &mut [u32],
+) -> Result<()> {
     let panel = as_bytes(panel);
-    let mut values = vec![0.0f32; inputs.next_multiple_of(GROUP)];
-    for (column, (matrix, row)) in rows.iter().enumerate() {
-        if let Matrix::Plain(weight) = matrix {
-            weight.row_f32(*row, &mut values[..inputs]);
-        }
-        for index in 0..inputs.div_ceil(GROUP) {
-            let group = match matrix {
-                Matrix::Blocks(blocks) => blocks.format().group(blocks.row(*row), index),
-                Matrix::Plain(_) => {
-                    let values = &values.as_chunks::<GROUP>().0[index];
-                    if hold == Hold::Int4 { Group::four_bits(values) } else { Group::eight_bits(values) }
+    let mut scratch = Vec::new();
+    let mut values = Vec::new();
+    for (place, matrix, range) in runs(rows) {
+        let columns = place..place + range.len();
+        match matrix {
+            Matrix::Blocks(blocks) => {
+                let size = blocks.row_bytes();
+                let read = blocks.rows_read(range, &mut scratch)?;
+                for (row, column) in columns.enumerate() {
+                    let row = &read[row * size..][..size];
+                    put_codes(layout, column, inputs, panel, |index| blocks.format().group(row, index));
                 }
-            };
-            let to = &mut panel[index * bytes..][..bytes];
-            let mut number = |which: usize, value: f32| {
-                let at = (which * PANEL + column) * 2;
-                to[at..at + 2].copy_from_slice(&f16::from_f32(value).to_le_bytes());
-            };
-            number(0, group.scales[0]);
-            if layout.halves {
-                number(1, group.scales[1]);
-            } else if layout.minimum {
-                number(1, group.minimum);
             }
-            for (i, code) in group.codes.into_iter().enumerate() {
-                let (at, high) = code_place(layout, column, i);
-                to[at] |= if high { code << 4 } else { code };
+            Matrix::Plain(weight) => {
+                // The last group of a row may reach beyond it, over zeros.
+                let padded = inputs.next_multiple_of(GROUP);
+                let mut row = zeroed::<f32>(padded)?;
+                values =
+                    if values.len() < range.len() * inputs { zeroed(range.len() * inputs)? } else { values };
+                let values = &mut values[..range.len() * inputs];
+                weight.rows_f32(range, values, &mut scratch)?;
+                for (from, column) in values.chunks_exact(inputs).zip(columns) {
+                    row[..inputs].copy_from_slice(from);
+                    let groups = row.as_chunks::<GROUP>().0;
+                    put_codes(layout, column, inputs, panel, |index| match hold {
+                        Hold::Int4 => Group::four_bits(&groups[index]),
+                        _ => Group::eight_bits(&groups[index]),
+                    });
+                }
             }
+        }
+    }
+    Ok(())
+}
+
+/// One row's groups into column `column` of a panel.
+fn put_codes(layout: Layout, column: usize, inputs: usize, panel: &mut [u8], group: impl Fn(usize) -> Group) {
+    let bytes = group_bytes(layout);
+    for index in 0..inputs.div_ceil(GROUP) {
+        let group = group(index);
+        let to = &mut panel[index * bytes..][..bytes];
+        let mut number = |which: usize, value: f32| {
+            let at = (which * PANEL + column) * 2;
+            to[at..at + 2].copy_from_slice(&f16::from_f32(value).to_le_bytes());
+        };
+        number(0, group.scales[0]);
+        if layout.halves {
+            number(1, group.scales[1]);
+        } else if layout.minimum {
+            number(1, group.minimum);
+        }
+        for (i, code) in group.codes.into_iter().enumerate() {
+            let (at, high) = code_place(layout, column, i);
+            to[at] |= if high { code << 4 } else { code };
         }
     }
 }

@@ -82,6 +82,7 @@ impl Job {
         let mut slots = Vec::new();
         for (entry, inputs) in groups {
             if let Some(group) = job.look_up(look_up, entry, inputs)? {
+                group.entry.drop_stale();
                 slots.push(group.entry.slot.clone());
                 job.state.lock().groups.push(group);
             }

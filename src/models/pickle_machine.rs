@@ -1,0 +1,404 @@
+//! The stack machine of Python's pickles, as far as `torch.save` uses it.
+//!
+//! Only plain values are made: what a program names is never looked up, what it calls is never run. Values are numbered
+//! and refer to each other by number, so that neither depth nor sharing costs more than the program has bytes.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use crate::compute::Stored;
+
+/// Values of a program.
+const MOST_VALUES: usize = 1 << 20;
+
+/// The number format of a storage: the name of its class in torch.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Kind(Arc<str>);
+
+impl Kind {
+    fn name(&self) -> &str {
+        let class = self.0.rsplit('.').next().unwrap_or_default();
+        class.strip_suffix("Storage").unwrap_or(class)
+    }
+
+    pub(super) fn stored(&self) -> Result<Stored, String> {
+        match self.name() {
+            "Float" => Ok(Stored::F32),
+            "Half" => Ok(Stored::F16),
+            "BFloat16" => Ok(Stored::Bf16),
+            other => Err(other.to_owned()),
+        }
+    }
+
+    pub(super) fn size(&self) -> usize {
+        match self.name() {
+            "Float" | "Int" => 4,
+            "Half" | "BFloat16" | "Short" => 2,
+            "Double" | "Long" | "ComplexFloat" => 8,
+            "ComplexDouble" => 16,
+            _ => 1,
+        }
+    }
+}
+
+/// A tensor, by the key of its storage.
+#[derive(Debug)]
+pub(super) struct Tensor {
+    pub(super) storage: Arc<str>,
+    pub(super) kind: Kind,
+    pub(super) offset: usize,
+    pub(super) shape: Vec<usize>,
+    pub(super) strides: Vec<usize>,
+}
+
+/// A value; others are meant by their numbers.
+#[derive(Debug)]
+enum Value {
+    Mark,
+    Integer(i64),
+    Text(Arc<str>),
+    Tuple(Vec<u32>),
+    List(Vec<u32>),
+    Dict(Vec<(u32, u32)>),
+    /// A class or function: its module and name.
+    Global(Arc<str>),
+    Storage {
+        kind: Kind,
+        key: Arc<str>,
+    },
+    Tensor(Tensor),
+    /// What a call of this name would have made, or anything else that no tensor is made of.
+    Opaque(Arc<str>),
+}
+
+pub(super) struct Machine<'a> {
+    rest: &'a [u8],
+    values: Vec<Value>,
+    stack: Vec<u32>,
+    memo: HashMap<u32, u32>,
+}
+
+/// Why a pickle is refused.
+pub(super) type Refused<T> = std::result::Result<T, String>;
+
+impl<'a> Machine<'a> {
+    /// Runs `program` to its end; the value that it makes is the last.
+    pub(super) fn run(program: &'a [u8]) -> Refused<Self> {
+        let mut machine = Self { rest: program, values: Vec::new(), stack: Vec::new(), memo: HashMap::new() };
+        while machine.step()? {
+            if machine.values.len() > MOST_VALUES {
+                return Err(format!("its pickle has more than {MOST_VALUES} values"));
+            }
+        }
+        Ok(machine)
+    }
+
+    /// The tensors of the dict that the program made.
+    pub(super) fn state_dict(&self) -> Refused<Vec<(String, &Tensor)>> {
+        const NONE: &str = "it holds no tensors: save the model's state_dict";
+        let root = self.stack.last().map(|&root| self.value(root));
+        let entries = match root {
+            Some(Value::Dict(entries)) => entries,
+            Some(Value::Opaque(name) | Value::Global(name)) => return Err(format!("it is a {name}; {NONE}")),
+            _ => return Err(NONE.into()),
+        };
+        let mut found = HashMap::new();
+        for &(key, value) in entries {
+            if let (Value::Text(name), Value::Tensor(tensor)) = (self.value(key), self.value(value)) {
+                found.insert(name.to_string(), tensor);
+            }
+        }
+        if found.is_empty() {
+            return Err(NONE.into());
+        }
+        let mut found: Vec<_> = found.into_iter().collect();
+        found.sort_by(|a, b| a.0.cmp(&b.0));
+        Ok(found)
+    }
+
+    fn value(&self, number: u32) -> &Value {
+        &self.values[number as usize]
+    }
+
+    fn step(&mut self) -> Refused<bool> {
+        match self.take(1)?[0] {
+            b'.' => return Ok(false),
+            0x80 => drop(self.take(1)?), // PROTO
+            0x95 => drop(self.take(8)?), // FRAME
+            b'}' => self.push(Value::Dict(Vec::new())),
+            b']' => self.push(Value::List(Vec::new())),
+            b')' => self.push(Value::Tuple(Vec::new())),
+            b'(' => self.push(Value::Mark),
+            b'N' => self.push(Value::Opaque("None".into())),
+            0x88 | 0x89 => self.push(Value::Opaque("bool".into())),
+            b'G' => {
+                self.take(8)?;
+                self.push(Value::Opaque("float".into()));
+            }
+            b'K' => {
+                let n = self.take(1)?[0];
+                self.push(Value::Integer(n.into()));
+            }
+            b'M' => {
+                let n = u16::from_le_bytes(self.array()?);
+                self.push(Value::Integer(n.into()));
+            }
+            b'J' => {
+                let n = i32::from_le_bytes(self.array()?);
+                self.push(Value::Integer(n.into()));
+            }
+            0x8a => self.long()?,
+            b'X' => {
+                let n = self.number()?;
+                self.text(n)?;
+            }
+            0x8c => {
+                let n = self.take(1)?[0];
+                self.text(n.into())?;
+            }
+            b'U' | b'C' => {
+                let n = self.take(1)?[0];
+                self.bytes(n.into())?;
+            }
+            b'T' | b'B' => {
+                let n = self.number()?;
+                self.bytes(n)?;
+            }
+            b'q' => {
+                let n = self.take(1)?[0];
+                self.remember(n.into())?;
+            }
+            b'r' => {
+                let n = self.number()?;
+                self.remember(n as u32)?;
+            }
+            0x94 => self.remember(self.memo.len() as u32)?,
+            b'h' => {
+                let n = self.take(1)?[0];
+                self.recall(n.into())?;
+            }
+            b'j' => {
+                let n = self.number()?;
+                self.recall(n as u32)?;
+            }
+            b'c' => {
+                let (module, name) = (self.line()?, self.line()?);
+                self.push(Value::Global(format!("{module}.{name}").into()));
+            }
+            0x93 => {
+                let (name, module) = (self.pop()?, self.pop()?);
+                let (Value::Text(module), Value::Text(name)) = (self.value(module), self.value(name)) else {
+                    return Err("its pickle names a class by something else than text".into());
+                };
+                let global = format!("{module}.{name}").into();
+                self.push(Value::Global(global));
+            }
+            b't' => {
+                let items = self.items()?;
+                self.push(Value::Tuple(items));
+            }
+            code @ 0x85..=0x87 => {
+                let n = usize::from(code - 0x84);
+                let at = self.stack.len().checked_sub(n).ok_or(SHORT)?;
+                let items = self.stack.split_off(at);
+                self.push(Value::Tuple(items));
+            }
+            b'a' => {
+                let item = self.pop()?;
+                self.extend(vec![item])?;
+            }
+            b'e' => {
+                let items = self.items()?;
+                self.extend(items)?;
+            }
+            b's' => {
+                let (value, key) = (self.pop()?, self.pop()?);
+                self.set(&[key, value])?;
+            }
+            b'u' => {
+                let items = self.items()?;
+                self.set(&items)?;
+            }
+            b'Q' => self.persistent()?,
+            b'R' | 0x81 => self.call()?,
+            b'b' => drop(self.pop()?), // BUILD: attributes, of which no tensor is made
+            b'0' => drop(self.pop()?),
+            b'1' => drop(self.items()?),
+            code => {
+                return Err(format!(
+                    "its pickle has the instruction {code:#04x}, which torch.save does not use"
+                ));
+            }
+        }
+        Ok(true)
+    }
+
+    fn take(&mut self, n: usize) -> Refused<&'a [u8]> {
+        let (taken, rest) = self.rest.split_at_checked(n).ok_or("its pickle is cut short")?;
+        self.rest = rest;
+        Ok(taken)
+    }
+
+    fn array<const N: usize>(&mut self) -> Refused<[u8; N]> {
+        let mut array = [0; N];
+        array.copy_from_slice(self.take(N)?);
+        Ok(array)
+    }
+
+    fn number(&mut self) -> Refused<usize> {
+        Ok(u32::from_le_bytes(self.array()?) as usize)
+    }
+
+    fn line(&mut self) -> Refused<&'a str> {
+        let end = self.rest.iter().position(|&byte| byte == b'\n').ok_or("its pickle is cut short")?;
+        let line = &self.take(end + 1)?[..end];
+        std::str::from_utf8(line).map_err(|_| "its pickle names a class by no text".into())
+    }
+
+    fn long(&mut self) -> Refused<()> {
+        let n = usize::from(self.take(1)?[0]);
+        let bytes = self.take(n)?;
+        if n > 8 {
+            self.push(Value::Opaque("int".into()));
+            return Ok(());
+        }
+        let sign = if bytes.last().is_some_and(|&byte| byte >= 0x80) { 0xff } else { 0 };
+        let mut all = [sign; 8];
+        all[..n].copy_from_slice(bytes);
+        self.push(Value::Integer(i64::from_le_bytes(all)));
+        Ok(())
+    }
+
+    fn text(&mut self, n: usize) -> Refused<()> {
+        let text =
+            std::str::from_utf8(self.take(n)?).map_err(|_| "its pickle has a text that is no UTF-8")?;
+        self.push(Value::Text(text.into()));
+        Ok(())
+    }
+
+    /// Texts of Python 2 are bytes.
+    fn bytes(&mut self, n: usize) -> Refused<()> {
+        let value = match std::str::from_utf8(self.take(n)?) {
+            Ok(text) => Value::Text(text.into()),
+            Err(_) => Value::Opaque("bytes".into()),
+        };
+        self.push(value);
+        Ok(())
+    }
+
+    fn push(&mut self, value: Value) {
+        self.stack.push(self.values.len() as u32);
+        self.values.push(value);
+    }
+
+    fn pop(&mut self) -> Refused<u32> {
+        Ok(self.stack.pop().ok_or(SHORT)?)
+    }
+
+    fn remember(&mut self, number: u32) -> Refused<()> {
+        let top = *self.stack.last().ok_or(SHORT)?;
+        self.memo.insert(number, top);
+        Ok(())
+    }
+
+    fn recall(&mut self, number: u32) -> Refused<()> {
+        let value = self.memo.get(&number).ok_or("its pickle asks for a value that it did not keep")?;
+        self.stack.push(*value);
+        Ok(())
+    }
+
+    /// What lies on the stack down to the latest mark, which goes too.
+    fn items(&mut self) -> Refused<Vec<u32>> {
+        let mark = self.stack.iter().rposition(|&n| matches!(self.value(n), Value::Mark)).ok_or(SHORT)?;
+        let items = self.stack.split_off(mark + 1);
+        self.stack.pop();
+        Ok(items)
+    }
+
+    fn extend(&mut self, items: Vec<u32>) -> Refused<()> {
+        let top = *self.stack.last().ok_or(SHORT)?;
+        match &mut self.values[top as usize] {
+            Value::List(list) => list.extend(items),
+            Value::Opaque(_) => {}
+            _ => return Err("its pickle appends to what is no list".into()),
+        }
+        Ok(())
+    }
+
+    fn set(&mut self, items: &[u32]) -> Refused<()> {
+        let top = *self.stack.last().ok_or(SHORT)?;
+        match &mut self.values[top as usize] {
+            Value::Dict(dict) => {
+                dict.extend(items.as_chunks::<2>().0.iter().map(|&[key, value]| (key, value)));
+            }
+            Value::Opaque(_) => {}
+            _ => return Err("its pickle sets an item of what is no dict".into()),
+        }
+        Ok(())
+    }
+
+    /// `("storage", class, key, device, elements)`.
+    fn persistent(&mut self) -> Refused<()> {
+        let id = self.pop()?;
+        let Value::Tuple(parts) = self.value(id) else {
+            return Err("its pickle refers to something else than a storage".into());
+        };
+        let parts: Vec<&Value> = parts.iter().map(|&part| self.value(part)).collect();
+        let value = match parts[..] {
+            [Value::Text(tag), Value::Global(class), Value::Text(key), ..] if &**tag == "storage" => {
+                Value::Storage { kind: Kind(class.clone()), key: key.clone() }
+            }
+            _ => return Err("its pickle refers to something else than a storage".into()),
+        };
+        self.push(value);
+        Ok(())
+    }
+
+    /// What a call makes is known for the few functions that tensors are made with; no other is run either.
+    fn call(&mut self) -> Refused<()> {
+        let (arguments, function) = (self.pop()?, self.pop()?);
+        let (Value::Tuple(arguments), Value::Global(name)) = (self.value(arguments), self.value(function))
+        else {
+            self.push(Value::Opaque("object".into()));
+            return Ok(());
+        };
+        match &**name {
+            "collections.OrderedDict" => self.push(Value::Dict(Vec::new())),
+            "torch._utils._rebuild_tensor_v2" => {
+                let tensor = self.tensor(arguments)?;
+                self.push(Value::Tensor(tensor));
+            }
+            "torch._utils._rebuild_parameter" => {
+                let inner = *arguments.first().ok_or(SHORT)?;
+                self.stack.push(inner);
+            }
+            _ => {
+                let name = name.clone();
+                self.push(Value::Opaque(name));
+            }
+        }
+        Ok(())
+    }
+
+    /// `(storage, offset, shape, strides, …)`.
+    fn tensor(&self, arguments: &[u32]) -> Refused<Tensor> {
+        const WRONG: &str = "its pickle describes a tensor in an unknown way";
+        let [storage, offset, shape, strides, ..] = arguments else { return Err(WRONG.into()) };
+        let size = |number: &u32| match self.value(*number) {
+            Value::Integer(n) => usize::try_from(*n).map_err(|_| WRONG.to_owned()),
+            _ => Err(WRONG.into()),
+        };
+        let sizes = |number: &u32| match self.value(*number) {
+            Value::Tuple(items) if items.len() <= 8 => items.iter().map(size).collect::<Refused<Vec<_>>>(),
+            _ => Err(WRONG.into()),
+        };
+        let Value::Storage { kind, key } = self.value(*storage) else { return Err(WRONG.into()) };
+        let (shape, strides) = (sizes(shape)?, sizes(strides)?);
+        if shape.len() != strides.len() {
+            return Err(WRONG.into());
+        }
+        Ok(Tensor { storage: key.clone(), kind: kind.clone(), offset: size(offset)?, shape, strides })
+    }
+}
+
+const SHORT: &str = "its pickle takes more from its stack than lies there";
