@@ -9,7 +9,7 @@ use std::time::Instant;
 use model_manager::compute::Isa;
 use model_manager::compute::memory::resident_bytes;
 use model_manager::config::DTypeChoice;
-use model_manager::generation::{Completion, GenerationParams, Generator, Message, Prompt, TextModel};
+use model_manager::generation::{Completion, Conversation, GenerationParams, Generator, Prompt, TextModel};
 use model_manager::models::ModelFiles;
 use model_manager::{Error, Result};
 
@@ -37,9 +37,13 @@ fn main() -> Result<()> {
         generator.memory_bytes() >> 20,
         (resident_bytes() - before) >> 20
     );
-    let messages = [Message::new("user", "What is the capital of Turkey? Answer in one sentence.")];
-    let asked =
-        if generator.model().template.is_some() { Prompt::Chat(&messages) } else { Prompt::Text("Ankara") };
+    let conversation =
+        Conversation::of(&[("user", "What is the capital of Turkey? Answer in one sentence.")])?;
+    let asked = if generator.model().template.is_some() {
+        Prompt::Chat(&conversation)
+    } else {
+        Prompt::Text("Ankara")
+    };
     let answer = run(&generator, asked, 40)?;
     println!("{:?} ({})", answer.text, answer.reason.as_str());
     let text = "The quick brown fox jumps over the lazy dog near the river bank. ".repeat(100);

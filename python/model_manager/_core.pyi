@@ -531,6 +531,32 @@ class Manager:
             UnknownModelError, WaitTimeoutError, OverloadedError, NotFiniteError, ClosedError: See `errors.py`.
             ModelManagerError: Whatever loading the model raised.
         """
+    def apply_chat_template(
+        self,
+        messages: list[Mapping[str, Any]],
+        model: str | None = None,
+        *,
+        add_generation_prompt: bool = True,
+        chat_template: str | None = None,
+        timeout: float | None = None,
+        **variables: Any,
+    ) -> str:
+        """The prompt that the model's chat template makes of `messages`, the same text that transformers makes.
+
+        Args:
+            messages: Mappings, commonly with ``role`` and ``content``; the template decides what else they may hold.
+            model: Slot; None: ``text_generator``.
+            add_generation_prompt: End where the assistant's answer begins.
+            chat_template: Use this template instead of the model's own.
+            timeout: Seconds that loading may take; None: `load_timeout`.
+            variables: What else the template may name: ``tools``, ``documents``, ``enable_thinking``.
+
+        Raises:
+            TypeError: Messages that are no list of mappings, or hold a value that templates do not know.
+            InputError: The template refuses the messages, or the model has none.
+            UnsupportedModelError: The template does not parse, uses what is not supported, or reaches a limit.
+            NoGeneratorError: The slot holds something else.
+        """
     def stream(
         self,
         prompt: _Prompt,

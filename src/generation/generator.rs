@@ -1,6 +1,6 @@
 //! A loaded language model at work: prompts and conversations in, text out.
 
-use super::chat::Message;
+use super::chat::{ChatTemplate, Conversation};
 use super::engine::{
     Completion, Deadline, Engine, EngineSettings, EngineStats, OnEvent, PrefixScope, Request, Stream, Ticket,
 };
@@ -17,7 +17,7 @@ pub enum Prompt<'a> {
     /// Token ids of the model's own vocabulary, read as they are; the answer continues them.
     Tokens(&'a [u32]),
     /// A conversation; the answer is the assistant's next turn.
-    Chat(&'a [Message]),
+    Chat(&'a Conversation),
 }
 
 /// What a request says of itself beside its text.
@@ -117,14 +117,26 @@ impl Generator {
             Prompt::Text("") => Err(Error::Input("the prompt is empty".into())),
             Prompt::Text(text) => self.model.tokens.encode_within(text, true, bounds),
             Prompt::Tokens(ids) => Ok(ids.to_vec()),
-            Prompt::Chat(messages) => {
-                let template = self.model.template.as_ref().ok_or_else(|| {
-                    let name = &self.model.name;
-                    Error::Input(format!(
-                        "model {name:?} has no chat template; give it a prompt instead of messages"
-                    ))
-                })?;
-                self.model.tokens.encode_within(&template.render(messages)?, false, bounds)
+            Prompt::Chat(conversation) => {
+                self.model.tokens.encode_within(&self.chat_text(conversation, None)?, false, bounds)
+            }
+        }
+    }
+
+    /// The prompt that the chat template makes of a conversation; `source` replaces the model's own template.
+    ///
+    /// # Errors
+    /// Those of [`ChatTemplate::render`]; [`Error::Input`] for a model without a template.
+    pub fn chat_text(&self, conversation: &Conversation, source: Option<&str>) -> Result<String> {
+        match (&self.model.template, source) {
+            (Some(template), None) => template.render(conversation),
+            (None, None) => Err(Error::Input(format!(
+                "model {:?} has no chat template; give it a prompt instead of messages",
+                self.model.name
+            ))),
+            (_, Some(source)) => {
+                let tokens = self.model.special_tokens.clone();
+                ChatTemplate::new(&self.model.name, source, tokens).render(conversation)
             }
         }
     }

@@ -9,7 +9,7 @@ use tokenizers::models::bpe::BPE;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::{AddedToken, Tokenizer};
 
-use super::chat::{ChatTemplate, TURNS_TEMPLATE};
+use super::chat::{self, ChatTemplate, TURNS_TEMPLATE};
 use super::tokens::TextTokens;
 use crate::compute::Isa;
 use crate::compute::decoder::{Hold, Packer};
@@ -39,6 +39,8 @@ pub struct TextModel {
     pub tokens: Arc<TextTokens>,
     /// How a conversation becomes a prompt; `None` for models that were not trained on any.
     pub template: Option<ChatTemplate>,
+    /// Its special tokens by name, as a chat template knows them.
+    pub special_tokens: Vec<(Arc<str>, chat::Value)>,
     /// The end-of-text token.
     pub end: Option<u32>,
     /// All tokens that end an answer.
@@ -121,7 +123,13 @@ impl TextModel {
         let shape = llama::Shape::from_gguf(&gguf, architecture)?;
         check_causal(name, &shape)?;
         let template = gguf.text("tokenizer.chat_template");
-        let template = template.map(|source| ChatTemplate::new(name, source, &words.begin, &words.end));
+        let named = [("bos_token", &words.begin), ("eos_token", &words.end)];
+        let special_tokens: Vec<_> = named
+            .into_iter()
+            .filter(|(_, text)| !text.is_empty())
+            .map(|(name, text)| (Arc::from(name), chat::Value::text(text.as_str())))
+            .collect();
+        let template = template.map(|source| ChatTemplate::new(name, source, special_tokens.clone()));
         let decoder = shape.load(&GgufSource(&gguf), &Packer::new(isa, hold))?;
         gguf.check()?;
         Ok(Self {
@@ -129,7 +137,8 @@ impl TextModel {
             path: path.to_path_buf(),
             decoder: Arc::new(decoder),
             tokens: Arc::new(TextTokens::new(words.tokenizer)?),
-            template: template.transpose()?,
+            template,
+            special_tokens,
             end: words.end_id,
             ends: words.ends,
         })
@@ -179,7 +188,7 @@ impl TextModel {
         };
         weights.check()?;
         let spelling = |key: &str| special(&settings[key]).unwrap_or_default();
-        let (begin, mut end_text) = (spelling("bos_token"), spelling("eos_token"));
+        let mut end_text = spelling("eos_token");
         let mut ends = [&generation, &config]
             .iter()
             .map(|file| ids(&file["eos_token_id"]))
@@ -195,13 +204,15 @@ impl TextModel {
             None => template(&settings["chat_template"]),
         };
         let own = own.or_else(|| (kind == "gpt2" && !end_text.is_empty()).then(|| TURNS_TEMPLATE.into()));
-        let template = own.map(|source| ChatTemplate::new(name, &source, &begin, &end_text)).transpose()?;
+        let special_tokens = special_tokens(&settings, &end_text);
+        let template = own.map(|source| ChatTemplate::new(name, &source, special_tokens.clone()));
         Ok(Self {
             name: name.into(),
             path: files.root.clone(),
             decoder: Arc::new(decoder),
             tokens,
             template,
+            special_tokens,
             end,
             ends,
         })
@@ -296,6 +307,24 @@ fn parse<T: serde::de::DeserializeOwned>(config: &Value, path: &Path) -> Result<
 /// A special token's text: as it is, or inside an object.
 fn special(value: &Value) -> Option<String> {
     value.as_str().or_else(|| value["content"].as_str()).map(str::to_owned)
+}
+
+/// The special tokens that `tokenizer_config.json` names, and the end of text.
+fn special_tokens(settings: &Value, end: &str) -> Vec<(Arc<str>, chat::Value)> {
+    const NAMES: [&str; 7] =
+        ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
+    let text = |name: &str| match special(&settings[name]) {
+        None if name == "eos_token" && !end.is_empty() => Some(end.to_owned()),
+        found => found,
+    };
+    let mut tokens: Vec<(Arc<str>, chat::Value)> =
+        NAMES.into_iter().filter_map(|name| Some((name.into(), chat::Value::text(text(name)?)))).collect();
+    let more = settings["additional_special_tokens"].as_array();
+    let more: Vec<_> = more.into_iter().flatten().filter_map(special).map(chat::Value::text).collect();
+    if !more.is_empty() {
+        tokens.extend(chat::Value::list(more).ok().map(|list| ("additional_special_tokens".into(), list)));
+    }
+    tokens
 }
 
 /// One id or a list of them.

@@ -1,5 +1,5 @@
 use super::*;
-use crate::generation::{FinishReason, GenerationParams, Generator, Message, Prompt};
+use crate::generation::{Conversation, FinishReason, GenerationParams, Generator, Prompt};
 use crate::models::causal::Source as _;
 use crate::models::decoder::{Cache, Decoder, Step};
 use crate::models::gguf::tests::{Writer, f32s};
@@ -28,8 +28,14 @@ struct Case {
 }
 
 #[derive(serde::Deserialize)]
+struct Turn {
+    role: String,
+    content: String,
+}
+
+#[derive(serde::Deserialize)]
 struct Chat {
-    messages: Vec<Message>,
+    messages: Vec<Turn>,
     text: String,
     ids: Vec<u32>,
 }
@@ -171,12 +177,13 @@ fn conversations_become_the_prompt_of_transformers() {
         let template = model.template.as_ref().unwrap();
         match reference(name).chat {
             Some(chat) => {
-                let text = template.render(&chat.messages).unwrap();
+                let turns: Vec<_> = chat.messages.iter().map(|turn| (&*turn.role, &*turn.content)).collect();
+                let text = template.render(&Conversation::of(&turns).unwrap()).unwrap();
                 assert_eq!(text, chat.text, "{name}");
                 assert_eq!(model.tokens.encode(&text, false).unwrap(), chat.ids, "{name}");
             }
             None => {
-                let text = template.render(&[Message::new("user", "a"), Message::new("assistant", "b")]);
+                let text = template.render(&Conversation::of(&[("user", "a"), ("assistant", "b")]).unwrap());
                 assert_eq!(text.unwrap(), "a<|endoftext|>b<|endoftext|>", "{name}");
             }
         }
@@ -319,7 +326,7 @@ fn a_gguf_file_is_the_same_model() {
         assert!(error < 1e-4, "{:?}: {error}", case.prompt);
     }
     assert_eq!((model.end, model.ends.as_slice()), (Some(316), &[316, 318][..]));
-    assert_eq!(model.template.unwrap().render(&[Message::new("user", "x")]).unwrap(), "x");
+    assert_eq!(model.template.unwrap().render(&Conversation::of(&[("user", "x")]).unwrap()).unwrap(), "x");
 }
 
 #[test]

@@ -16,7 +16,7 @@ pub mod processors;
 pub mod sampler;
 pub mod tokens;
 
-pub use chat::{ChatTemplate, Message};
+pub use chat::{ChatTemplate, Conversation};
 pub use engine::{
     Completion, Deadline, Engine, EngineSettings, EngineStats, Event, FinishReason, OnEvent, PrefixScope,
     Stream, Ticket,

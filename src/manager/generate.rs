@@ -7,22 +7,22 @@ use super::entry::Resident;
 use super::front::Timed;
 use super::{Check, Manager, fork};
 use crate::generation::{
-    Completion, Deadline, Event, GenerationParams, Generator, Message, OnEvent, PrefixScope, Prompt, Stream,
-    Terms, Ticket,
+    Completion, Conversation, Deadline, Event, GenerationParams, Generator, OnEvent, PrefixScope, Prompt,
+    Stream, Terms, Ticket,
 };
 use crate::lifecycle::{KeepAlive, Lease};
 use crate::sync::Mutex;
 use crate::{Error, Result};
 
 /// What to continue, owned: it outlives the call that gave it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub enum OwnedPrompt {
     /// A text; the answer continues it.
     Text(String),
     /// Token ids of the model's own vocabulary; the answer continues them.
     Tokens(Vec<u32>),
     /// A conversation; the answer is the assistant's next turn.
-    Chat(Vec<Message>),
+    Chat(Conversation),
 }
 
 impl OwnedPrompt {
@@ -30,7 +30,7 @@ impl OwnedPrompt {
         match self {
             Self::Text(text) => Prompt::Text(text),
             Self::Tokens(ids) => Prompt::Tokens(ids),
-            Self::Chat(messages) => Prompt::Chat(messages),
+            Self::Chat(conversation) => Prompt::Chat(conversation),
         }
     }
 }
@@ -190,6 +190,22 @@ impl Manager {
         let mut stream = self.stream(prompt, params, options, check)?;
         while stream.next(check)?.is_some() {}
         stream.completion().cloned().ok_or(Error::Cancelled)
+    }
+
+    /// The prompt that a generator's chat template makes of a conversation; `source` replaces its own template.
+    ///
+    /// # Errors
+    /// [`Error::Input`], [`Error::Unsupported`] as [`Generator::chat_text`]; those of [`Manager::generator`] and `check`.
+    pub fn chat_text(
+        &self,
+        conversation: &Conversation,
+        source: Option<&str>,
+        options: &GenerateOptions,
+        check: Check<'_>,
+    ) -> Result<String> {
+        let lease = self.generator(options, check)?;
+        let _computing = fork::computing();
+        lease.generator()?.chat_text(conversation, source)
     }
 
     /// The answer to `prompt` piece by piece.

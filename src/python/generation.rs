@@ -4,6 +4,7 @@ use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyDict, PyInt, PyList, PySequence, PyString};
 
+use super::chat;
 use super::discard::discard;
 use super::errors::{to_py, wrong_type};
 use super::host::interruptible;
@@ -14,7 +15,7 @@ use super::texts::text_of;
 use crate::Error;
 use crate::config::Settings;
 use crate::generation::params::MAX_STOP_TEXTS;
-use crate::generation::{Event, GenerationParams, Message, OnEvent, PrefixScope, Ticket};
+use crate::generation::{Event, GenerationParams, OnEvent, PrefixScope, Ticket};
 use crate::manager::{GenerateOptions, GenerationTicket, OwnedPrompt, TextStream};
 use crate::sync::Mutex;
 
@@ -35,15 +36,7 @@ pub(super) fn prompt(prompt: &Bound<'_, PyAny>) -> PyResult<OwnedPrompt> {
     if messages.get_item(0)?.is_instance_of::<PyInt>() {
         return ids(messages).map(OwnedPrompt::Tokens);
     }
-    let field = |message: &Bound<'_, PyAny>, key: &str| -> PyResult<String> {
-        let value = message.get_item(key).map_err(|_| wrong())?;
-        Ok(text_of(value.cast::<PyString>().map_err(|_| wrong())?, None)?.to_owned())
-    };
-    let messages = messages
-        .iter()
-        .map(|message| Ok(Message::new(field(&message, "role")?, field(&message, "content")?)))
-        .collect::<PyResult<_>>()?;
-    Ok(OwnedPrompt::Chat(messages))
+    Ok(OwnedPrompt::Chat(chat::conversation(messages)?))
 }
 
 /// Token ids of the model's own vocabulary.

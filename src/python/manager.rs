@@ -9,6 +9,7 @@ use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList, PyString, PyType};
 
+use super::chat;
 use super::config::{PyConfig, keywords, pairs};
 use super::discard::discard;
 use super::errors::{OrRaise, to_py};
@@ -339,6 +340,32 @@ impl PyManager {
         let completion =
             self.enter(py, |manager, check| manager.generate(&prompt, params, &options, check))?;
         report::completion(py, &completion)
+    }
+
+    /// The prompt that the model's chat template makes of messages.
+    #[pyo3(signature = (
+        messages, model = None, *, add_generation_prompt = true, chat_template = None, timeout = None, **variables
+    ))]
+    #[allow(clippy::too_many_arguments, reason = "keywords of Python")]
+    fn apply_chat_template(
+        &self,
+        py: Python<'_>,
+        messages: &Bound<'_, PyList>,
+        model: Option<String>,
+        add_generation_prompt: bool,
+        chat_template: Option<&Bound<'_, PyString>>,
+        timeout: Option<f64>,
+        variables: Option<&Bound<'_, PyDict>>,
+    ) -> PyResult<String> {
+        let mut conversation = chat::conversation(messages)?;
+        conversation.add_generation_prompt = add_generation_prompt;
+        if let Some(variables) = variables {
+            chat::add_variables(&mut conversation, variables)?;
+        }
+        let source = chat_template.map(|source| text_of(source, None)).transpose()?;
+        let timeout = super::options::timeout(py, timeout)?;
+        let options = GenerateOptions { model, timeout, ..GenerateOptions::default() };
+        self.enter(py, |manager, check| manager.chat_text(&conversation, source, &options, check))
     }
 
     /// The answer to `prompt` as an iterator of pieces of text.

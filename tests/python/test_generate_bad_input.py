@@ -50,8 +50,8 @@ def works_on(request):
         (7, TypeError, "str"),
         (b"bytes", TypeError, "str"),
         ([], ValueError, "empty"),
-        ([{"role": "user"}], TypeError, "content"),
-        ([{"role": "user", "content": None}], TypeError, "content"),
+        ([{"role": "user"}], InputError, "content"),
+        ([{"role": "user", "content": object()}], TypeError, "object"),
         (["text"], TypeError, "messages"),
     ],
 )

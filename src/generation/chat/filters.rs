@@ -1,0 +1,579 @@
+//! The filters of templates, on sequences and numbers; those on texts are in `text_filters`.
+
+use std::cmp::Ordering;
+use std::sync::Arc;
+
+use super::ast::Binary;
+use super::call::{Given, int};
+use super::functions::small;
+use super::limits::width;
+use super::problem::{Problem, Result};
+use super::render::Renderer;
+use super::text_filters;
+use super::value::{Key, Value};
+use super::{operators, tests_of};
+
+/// The filters that [`filter`] knows.
+pub(super) const NAMES: [&str; 52] = [
+    "abs",
+    "attr",
+    "batch",
+    "capitalize",
+    "center",
+    "count",
+    "d",
+    "default",
+    "dictsort",
+    "e",
+    "escape",
+    "filesizeformat",
+    "first",
+    "float",
+    "forceescape",
+    "format",
+    "groupby",
+    "indent",
+    "int",
+    "items",
+    "join",
+    "last",
+    "length",
+    "list",
+    "lower",
+    "map",
+    "max",
+    "min",
+    "pprint",
+    "reject",
+    "rejectattr",
+    "replace",
+    "reverse",
+    "round",
+    "safe",
+    "select",
+    "selectattr",
+    "slice",
+    "sort",
+    "string",
+    "striptags",
+    "sum",
+    "title",
+    "tojson",
+    "trim",
+    "truncate",
+    "unique",
+    "upper",
+    "urlencode",
+    "wordcount",
+    "wordwrap",
+    "xmlattr",
+];
+/// Filters of Jinja that are refused by name.
+pub(super) const REFUSED: [&str; 2] = ["random", "urlize"];
+
+/// `value | name(given)`.
+pub(super) fn filter(r: &mut Renderer<'_>, name: &str, value: Value, given: Given) -> Result<Value> {
+    r.budget.steps(1)?;
+    match name {
+        "default" | "d" => {
+            let [default, boolean] = given.bind(name, ["default_value", "boolean"], 0)?;
+            let replaced = value.is_undefined() || (boolean.is_some_and(|b| b.truth()) && !value.truth());
+            Ok(if replaced { default.unwrap_or(Value::text("")) } else { value })
+        }
+        "length" | "count" => {
+            given.none(name)?;
+            value.length(&mut r.budget).map(|length| Value::Int(length as i128))
+        }
+        "list" => {
+            given.none(name)?;
+            Value::list(value.elements(&mut r.budget)?)
+        }
+        "first" => {
+            given.none(name)?;
+            if let Value::Iter(iter) = &value {
+                let first = iter.items.lock().pop_front();
+                return Ok(first.unwrap_or_else(|| empty("first")));
+            }
+            let first = value.elements(&mut r.budget)?.into_iter().next();
+            Ok(first.unwrap_or_else(|| empty("first")))
+        }
+        "last" => {
+            given.none(name)?;
+            reversible(&value)?;
+            Ok(value.elements(&mut r.budget)?.pop().unwrap_or_else(|| empty("last")))
+        }
+        "reverse" => {
+            given.none(name)?;
+            if let Value::Text(text) = &value {
+                r.budget.memory(text.len())?;
+                return Ok(Value::text(text.chars().rev().collect::<String>()));
+            }
+            if !matches!(value, Value::Iter(_)) {
+                reversible(&value)?;
+            }
+            let mut items = value.elements(&mut r.budget)?;
+            items.reverse();
+            Value::iter(items)
+        }
+        "items" => {
+            given.none(name)?;
+            match &value {
+                Value::Undefined(_) => Value::iter(Vec::new()),
+                Value::Dict(dict) => {
+                    r.budget.memory(dict.entries().len() * 96)?;
+                    let pairs = dict
+                        .entries()
+                        .iter()
+                        .map(|(key, item)| Value::tuple(vec![key.clone(), item.clone()]));
+                    Value::iter(pairs.collect::<Result<_>>()?)
+                }
+                _ => Err(Problem::failed("Can only get item pairs from a mapping.")),
+            }
+        }
+        "attr" => {
+            let [key] = given.bind(name, ["name"], 1)?;
+            let key = r.string(&key.unwrap_or(Value::None))?.into();
+            value.defined()?;
+            // Of attributes alone, not of items.
+            let found = super::functions::attribute(r, &value, &key)?;
+            Ok(found.unwrap_or_else(|| {
+                Value::undefined(format!("'{} object' has no attribute '{key}'", value.type_name()))
+            }))
+        }
+        "batch" | "slice" => batches(r, name, &value, given),
+        "map" => map(r, &value, given),
+        "select" | "reject" | "selectattr" | "rejectattr" => select(r, name, &value, given),
+        "sort" => {
+            let [reverse, case, attribute] =
+                given.bind(name, ["reverse", "case_sensitive", "attribute"], 0)?;
+            let keys: Vec<Option<Value>> = match attribute {
+                Some(Value::Text(list)) => list.split(',').map(|key| Some(Value::text(key))).collect(),
+                other => vec![other],
+            };
+            let items = value.elements(&mut r.budget)?;
+            let case = case.is_some_and(|case| case.truth());
+            let mut keyed = Vec::new();
+            for item in items {
+                let mut parts = Vec::new();
+                for key in &keys {
+                    parts.push(key_of(r, &item, key.as_ref(), None, case)?);
+                }
+                keyed.push((Value::tuple(parts)?, item));
+            }
+            Value::list(
+                sorted(r, keyed, reverse.is_some_and(|b| b.truth()))?
+                    .into_iter()
+                    .map(|(_, item)| item)
+                    .collect(),
+            )
+        }
+        "dictsort" => {
+            let [case, by, reverse] = given.bind(name, ["case_sensitive", "by", "reverse"], 0)?;
+            let by = match by.as_ref().map_or(Some("key"), |by| by.as_text().map(|t| &**t)) {
+                Some("key") => 0,
+                Some("value") => 1,
+                _ => return Err(Problem::failed("You can only sort by either \"key\" or \"value\"")),
+            };
+            let Value::Dict(dict) = &value else { return Err(Problem::failed("dictsort of no mapping")) };
+            let case = case.is_some_and(|case| case.truth());
+            r.budget.memory(dict.entries().len() * 128)?;
+            let mut keyed = Vec::new();
+            for (key, item) in dict.entries() {
+                let by = if by == 0 { key } else { item };
+                keyed.push((folded(r, by.clone(), case)?, Value::tuple(vec![key.clone(), item.clone()])?));
+            }
+            Value::list(
+                sorted(r, keyed, reverse.is_some_and(|b| b.truth()))?
+                    .into_iter()
+                    .map(|(_, item)| item)
+                    .collect(),
+            )
+        }
+        "groupby" => {
+            let [attribute, default, case] =
+                given.bind(name, ["attribute", "default", "case_sensitive"], 1)?;
+            let case = case.is_some_and(|case| case.truth());
+            let mut keyed = Vec::new();
+            for item in value.elements(&mut r.budget)? {
+                keyed.push((key_of(r, &item, attribute.as_ref(), default.as_ref(), case)?, item));
+            }
+            let mut groups: Vec<(Value, Vec<Value>)> = Vec::new();
+            for (key, item) in sorted(r, keyed, false)? {
+                match groups.last_mut() {
+                    Some((last, items)) if r.equal(last, &key)? => items.push(item),
+                    _ => groups.push((key, vec![item])),
+                }
+            }
+            let mut out = Vec::new();
+            for (_, items) in groups {
+                let key = key_of(r, &items[0], attribute.as_ref(), default.as_ref(), true)?;
+                out.push(Value::group(vec![key, Value::list(items)?])?);
+            }
+            Value::list(out)
+        }
+        "unique" => {
+            let [case, attribute] = given.bind(name, ["case_sensitive", "attribute"], 0)?;
+            let case = case.is_some_and(|case| case.truth());
+            let (mut seen, mut kept) = (std::collections::HashSet::new(), Vec::new());
+            for item in value.elements(&mut r.budget)? {
+                if seen.insert(Key::of(&key_of(r, &item, attribute.as_ref(), None, case)?)?) {
+                    kept.push(item);
+                }
+            }
+            Value::iter(kept)
+        }
+        "min" | "max" => {
+            let [case, attribute] = given.bind(name, ["case_sensitive", "attribute"], 0)?;
+            let case = case.is_some_and(|case| case.truth());
+            let mut best: Option<(Value, Value)> = None;
+            for item in value.elements(&mut r.budget)? {
+                let key = key_of(r, &item, attribute.as_ref(), None, case)?;
+                let better = match &best {
+                    None => true,
+                    Some((than, _)) if name == "min" => {
+                        operators::order(&key, than, "<", &mut r.budget)? == Some(Ordering::Less)
+                    }
+                    Some((than, _)) => {
+                        operators::order(&key, than, ">", &mut r.budget)? == Some(Ordering::Greater)
+                    }
+                };
+                if better {
+                    best = Some((key, item));
+                }
+            }
+            Ok(best.map_or_else(
+                || Value::undefined("No aggregated item, sequence was empty."),
+                |(_, item)| item,
+            ))
+        }
+        "sum" => {
+            let [attribute, start] = given.bind(name, ["attribute", "start"], 0)?;
+            let mut total = start.unwrap_or(Value::Int(0));
+            if total.as_text().is_some() {
+                return Err(Problem::failed("sum() can't sum strings [use ''.join(seq) instead]"));
+            }
+            for item in value.elements(&mut r.budget)? {
+                let item = match &attribute {
+                    None | Some(Value::None) => item,
+                    attribute => path(r, item, attribute.as_ref(), None)?,
+                };
+                total = operators::binary(Binary::Add, &total, &item, &mut r.budget)?;
+            }
+            Ok(total)
+        }
+        "abs" => {
+            given.none(name)?;
+            value.defined()?;
+            match (&value, value.as_int()) {
+                (Value::Float(number), _) => Ok(Value::Float(number.abs())),
+                (_, Some(number)) => Ok(Value::Int(number.saturating_abs())),
+                _ => Err(Problem::failed(format!("bad operand type for abs(): '{}'", value.type_name()))),
+            }
+        }
+        "round" => round(&value, given),
+        "int" => {
+            let [default, base] = given.bind(name, ["default", "base"], 0)?;
+            let base = small(base, 10, "the base")?;
+            to_int(&value, base)?
+                .map_or_else(|| Ok(default.unwrap_or(Value::Int(0))), |number| Ok(Value::Int(number)))
+        }
+        "float" => {
+            let [default] = given.bind(name, ["default"], 0)?;
+            Ok(to_float(&value).map_or_else(|| default.unwrap_or(Value::Float(0.0)), Value::Float))
+        }
+        other if REFUSED.contains(&other) => Err(Problem::unsupported(format!("the filter '{other}'"))),
+        other if NAMES.contains(&other) => text_filters::filter(r, other, value, given),
+        other => Err(Problem::failed(format!("No filter named '{other}'."))),
+    }
+}
+
+fn empty(what: &str) -> Value {
+    Value::undefined(format!("No {what} item, sequence was empty."))
+}
+
+fn reversible(value: &Value) -> Result<()> {
+    match value {
+        Value::Undefined(_) => Err(Problem::unsupported("the end of an undefined value")),
+        Value::Iter(_) => Err(Problem::failed("'generator' object is not reversible")),
+        Value::Markup(_) => Err(Problem::unsupported("the end of a Markup")),
+        _ => Ok(()),
+    }
+}
+
+fn batches(r: &mut Renderer<'_>, name: &str, value: &Value, given: Given) -> Result<Value> {
+    let [count, fill] = given.bind(name, ["linecount", "fill_with"], 1)?;
+    let fill = fill.filter(|fill| !matches!(fill, Value::None));
+    let count = int(count, 0, "the number")?;
+    let items = value.elements(&mut r.budget)?;
+    let size = width(count, "number of elements")?;
+    let mut out = Vec::new();
+    if name == "batch" {
+        if count < 1 {
+            return Err(Problem::unsupported("batch of less than 1"));
+        }
+        for chunk in items.chunks(size) {
+            let mut batch = chunk.to_vec();
+            if let Some(fill) = &fill {
+                r.budget.memory(32 * (size - batch.len()))?;
+                batch.resize(size, fill.clone());
+            }
+            out.push(Value::list(batch)?);
+        }
+        return Value::iter(out);
+    }
+    if count == 0 {
+        return Err(Problem::failed("integer division or modulo by zero"));
+    }
+    if count < 0 {
+        return Err(Problem::unsupported("slice of less than 1"));
+    }
+    r.budget.memory(size * 64)?;
+    r.budget.steps(size)?;
+    let (each, more) = (items.len() / size, items.len() % size);
+    let mut items = items.into_iter();
+    for at in 0..size {
+        let mut part: Vec<Value> = items.by_ref().take(each + usize::from(at < more)).collect();
+        if let Some(fill) = fill.as_ref().filter(|_| at >= more) {
+            part.push(fill.clone());
+        }
+        out.push(Value::list(part)?);
+    }
+    Value::iter(out)
+}
+
+fn map(r: &mut Renderer<'_>, value: &Value, mut given: Given) -> Result<Value> {
+    let items = value.elements(&mut r.budget)?;
+    let mut out = Vec::new();
+    if given.positional.is_empty() && given.named.iter().any(|(name, _)| &**name == "attribute") {
+        let [attribute, default] = given.bind("map", ["attribute", "default"], 1)?;
+        let default = default.filter(|default| !matches!(default, Value::None));
+        for item in items {
+            out.push(path(r, item, attribute.as_ref(), default.as_ref())?);
+        }
+        return Value::iter(out);
+    }
+    if given.positional.is_empty() {
+        return Err(Problem::failed("map requires a filter argument"));
+    }
+    let name = given.positional.remove(0);
+    let Some(name) = name.as_text() else { return Err(Problem::failed("map requires the name of a filter")) };
+    for item in items {
+        r.budget.memory(64 * (given.positional.len() + given.named.len()))?;
+        let given = given.clone();
+        out.push(r.deeper(|r| filter(r, name, item, given))?);
+    }
+    Value::iter(out)
+}
+
+fn select(r: &mut Renderer<'_>, name: &str, value: &Value, mut given: Given) -> Result<Value> {
+    let attribute = if name.ends_with("attr") {
+        if given.positional.is_empty() {
+            return Err(Problem::failed("Missing parameter for attribute name"));
+        }
+        Some(given.positional.remove(0))
+    } else {
+        None
+    };
+    let test = if given.positional.is_empty() { None } else { Some(given.positional.remove(0)) };
+    let wanted = name.starts_with("select");
+    let mut out = Vec::new();
+    for item in value.elements(&mut r.budget)? {
+        let subject = match &attribute {
+            None => item.clone(),
+            attribute => path(r, item.clone(), attribute.as_ref(), None)?,
+        };
+        let found = match &test {
+            None => subject.truth(),
+            Some(test) => {
+                let Some(test) = test.as_text() else {
+                    return Err(Problem::failed("a test is named by a str"));
+                };
+                r.budget.memory(64 * (given.positional.len() + given.named.len()))?;
+                let given = given.clone();
+                tests_of::test(r, test, &subject, given)?
+            }
+        };
+        if found == wanted {
+            out.push(item);
+        }
+    }
+    Value::iter(out)
+}
+
+/// `item.a.b` for the attribute `"a.b"`; a number is an index.
+fn path(
+    r: &mut Renderer<'_>,
+    mut item: Value,
+    attribute: Option<&Value>,
+    default: Option<&Value>,
+) -> Result<Value> {
+    let parts = match attribute {
+        None | Some(Value::None) => return Ok(item),
+        Some(Value::Text(attribute)) => attribute
+            .split('.')
+            .map(|part| match part.parse() {
+                Ok(index) if part.bytes().all(|b| b.is_ascii_digit()) => Value::Int(index),
+                _ => Value::text(part),
+            })
+            .collect(),
+        Some(other) => vec![other.clone()],
+    };
+    for part in parts {
+        r.budget.memory(64)?;
+        item = r.item(&item, &part)?;
+        if let Some(default) = default.filter(|_| item.is_undefined()) {
+            item = default.clone();
+        }
+    }
+    Ok(item)
+}
+
+/// The key of an item for sorting and grouping.
+fn key_of(
+    r: &mut Renderer<'_>,
+    item: &Value,
+    attribute: Option<&Value>,
+    default: Option<&Value>,
+    case: bool,
+) -> Result<Value> {
+    let value = path(r, item.clone(), attribute, default)?;
+    folded(r, value, case)
+}
+
+fn folded(r: &mut Renderer<'_>, value: Value, case: bool) -> Result<Value> {
+    match &value {
+        Value::Text(text) if !case => {
+            r.budget.memory(text.len())?;
+            Ok(Value::text(text.to_lowercase()))
+        }
+        _ => Ok(value),
+    }
+}
+
+/// Sorts by key; equal ones keep their order, also in reverse.
+fn sorted(
+    r: &mut Renderer<'_>,
+    mut keyed: Vec<(Value, Value)>,
+    reverse: bool,
+) -> Result<Vec<(Value, Value)>> {
+    let mut failed = None;
+    keyed.sort_by(|a, b| {
+        if failed.is_some() {
+            return Ordering::Equal;
+        }
+        let (x, y) = if reverse { (&b.0, &a.0) } else { (&a.0, &b.0) };
+        match operators::order(x, y, "<", &mut r.budget) {
+            Ok(Some(order)) => order,
+            Ok(None) => {
+                failed = Some(Problem::unsupported("sorting NaN"));
+                Ordering::Equal
+            }
+            Err(problem) => {
+                failed = Some(problem);
+                Ordering::Equal
+            }
+        }
+    });
+    match failed {
+        Some(problem) => Err(problem),
+        None => Ok(keyed),
+    }
+}
+
+fn round(value: &Value, given: Given) -> Result<Value> {
+    let [precision, method] = given.bind("round", ["precision", "method"], 0)?;
+    let precision = int(precision, 0, "the precision")?;
+    let method: Arc<str> = super::call::text(method, "common", "the method")?;
+    if !["common", "ceil", "floor"].contains(&&*method) {
+        return Err(Problem::failed("method must be common, ceil or floor"));
+    }
+    value.defined()?;
+    let Some(number) = value.as_float() else {
+        return Err(Problem::failed(format!("type {} doesn't define __round__ method", value.type_name())));
+    };
+    if !(0..=300).contains(&precision) {
+        return Err(Problem::unsupported("round to a precision below 0 or above 300"));
+    }
+    let places = precision as usize;
+    if &*method == "common" {
+        return match value.as_int() {
+            Some(number) => Ok(Value::Int(number)),
+            None if !number.is_finite() => Ok(Value::Float(number)),
+            None => Ok(Value::Float(format!("{number:.places$}").parse().unwrap_or(number))),
+        };
+    }
+    let scale = 10_f64.powi(precision as i32);
+    let scaled = number * scale;
+    if !scaled.is_finite() || scaled.abs() > 1e15 {
+        return Err(Problem::unsupported("rounding such a large number"));
+    }
+    let whole = if &*method == "ceil" { scaled.ceil() } else { scaled.floor() };
+    // Python divides integers here: there is no negative zero.
+    Ok(Value::Float((whole + 0.0) / scale))
+}
+
+/// Python's `int(text, base)`.
+fn parse_int(text: &str, base: u32) -> Result<Option<i128>> {
+    let text = text.trim_matches(super::lexer::is_space);
+    let (negative, digits) = match text.strip_prefix(['-', '+']) {
+        Some(digits) => (text.starts_with('-'), digits),
+        None => (false, text),
+    };
+    if !digits.is_ascii() {
+        return if digits.chars().any(|c| c.is_numeric()) {
+            Err(Problem::unsupported("numbers in other digits than 0 to 9"))
+        } else {
+            Ok(None)
+        };
+    }
+    let lower = digits.to_ascii_lowercase();
+    let prefixed = [("0x", 16), ("0o", 8), ("0b", 2)]
+        .into_iter()
+        .find(|(p, b)| lower.starts_with(p) && [*b, 0].contains(&base));
+    let (digits, base) = match prefixed {
+        Some((_, of)) => (lower[2..].strip_prefix('_').unwrap_or(&lower[2..]), of),
+        None if base == 0 => return Err(Problem::unsupported("int with the base 0")),
+        None => (&lower[..], base),
+    };
+    if !(2..=36).contains(&base)
+        || digits.is_empty()
+        || digits.starts_with('_')
+        || digits.ends_with('_')
+        || digits.contains("__")
+    {
+        return Ok(None);
+    }
+    let digits = digits.replace('_', "");
+    if !digits.chars().all(|c| c.is_digit(base)) {
+        return Ok(None);
+    }
+    let value = i128::from_str_radix(&digits, base)
+        .map_err(|_| Problem::unsupported("an integer of more than 127 bits"))?;
+    Ok(Some(if negative { -value } else { value }))
+}
+
+fn to_int(value: &Value, base: u32) -> Result<Option<i128>> {
+    if let Value::Text(text) = value
+        && let Some(number) = parse_int(text, base)?
+    {
+        return Ok(Some(number));
+    }
+    value.defined()?;
+    if let Some(number) = value.as_int() {
+        return Ok(Some(number));
+    }
+    match to_float(value) {
+        Some(number) if number.is_finite() && number.abs() < 1e38 => Ok(Some(number.trunc() as i128)),
+        Some(number) if number.is_finite() => Err(Problem::unsupported("an integer of more than 127 bits")),
+        _ => Ok(None),
+    }
+}
+
+/// Python's `float(value)`.
+pub(super) fn to_float(value: &Value) -> Option<f64> {
+    let Value::Text(text) = value else { return value.as_float() };
+    let text = text.trim_matches(super::lexer::is_space);
+    let bad = text.starts_with('_') || text.ends_with('_') || text.contains("__");
+    let plain = text.replace('_', "");
+    if bad || plain.is_empty() { None } else { plain.parse().ok() }
+}

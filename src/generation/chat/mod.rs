@@ -1,0 +1,187 @@
+//! Chat templates: messages to the one text that the model was trained to continue.
+//!
+//! Templates are Jinja as transformers runs it, values and operators those of Python. The interpreter is this crate's
+//! own, because a prompt must be the one that the model was trained with, to the letter, or an error. Template engines for
+//! Rust have values of their own (lists print as JSON, `~` writes `true`, keys hide methods), which hooks cannot change
+//! everywhere, and do not bound memory, nesting or the depth of the stack.
+//!
+//! ```text
+//! source ─ lexer ─ parser, expressions ─ names ─ Body ─┐
+//! messages, tools, variables ──────────────────────────┴ render, evaluate ─ prompt
+//! ```
+
+mod ast;
+mod call;
+mod clock;
+mod escapes;
+mod evaluate;
+mod expressions;
+mod filters;
+mod functions;
+mod lexer;
+pub mod limits;
+mod names;
+mod operators;
+mod parser;
+mod percent;
+mod problem;
+mod render;
+mod strings;
+mod tests_of;
+mod text;
+mod text_filters;
+mod value;
+
+use std::sync::Arc;
+
+use ast::Body;
+use problem::Kind;
+pub use problem::Problem;
+use value::Dict;
+pub use value::Value;
+
+use crate::{Error, Result};
+
+/// DialoGPT's turns: each followed by end-of-text, for GPT-2 models that bring no template.
+pub const TURNS_TEMPLATE: &str =
+    "{% for message in messages %}{{ message.content }}{{ eos_token }}{% endfor %}";
+
+/// A conversation and what else the template is rendered with.
+#[derive(Debug, Clone)]
+pub struct Conversation {
+    /// A list of dicts, as the caller gave them.
+    pub messages: Value,
+    /// Ends the prompt where the assistant's answer begins.
+    pub add_generation_prompt: bool,
+    /// `tools`, `documents` and the template's own variables.
+    pub variables: Vec<(Arc<str>, Value)>,
+}
+
+impl Conversation {
+    /// A conversation whose next turn is the assistant's.
+    pub fn new(messages: Value) -> Self {
+        Self { messages, add_generation_prompt: true, variables: Vec::new() }
+    }
+
+    /// Turns of a role and a text.
+    ///
+    /// # Errors
+    /// None in practice: the value is not deep.
+    pub fn of(turns: &[(&str, &str)]) -> Result<Self> {
+        let turn = |(role, content): &(&str, &str)| {
+            Value::dict([
+                (Value::text("role"), Value::text(*role)),
+                (Value::text("content"), Value::text(*content)),
+            ])
+        };
+        let messages = turns.iter().map(turn).collect::<Result<Vec<_>, _>>().and_then(Value::list);
+        Ok(Self::new(messages.map_err(|problem| Error::Input(problem.message))?))
+    }
+}
+
+/// A model's template and the special tokens that it may write.
+#[derive(Debug)]
+pub struct ChatTemplate {
+    /// Why there is none, if it does not compile: only a chat needs it.
+    body: Result<Body>,
+    model: String,
+    tokens: Vec<(Arc<str>, Value)>,
+}
+
+impl ChatTemplate {
+    /// Compiles `source` for `model`. `tokens` are its special tokens by name, such as `bos_token`.
+    ///
+    /// A source that does not compile is an error of every [`render`](Self::render).
+    pub fn new(model: &str, source: &str, tokens: Vec<(Arc<str>, Value)>) -> Self {
+        let compiled = on_own_stack(|| parser::parse(source));
+        let body = compiled.and_then(|parsed| {
+            parsed.map_err(|problem| Error::Unsupported {
+                model: model.into(),
+                reason: match problem.kind {
+                    Kind::Limit => format!("its chat template is refused: {}", located(&problem)),
+                    Kind::Unsupported => format!("its chat template uses {}", located(&problem)),
+                    _ => format!("its chat template does not parse: {}", located(&problem)),
+                },
+            })
+        });
+        Self { body, model: model.into(), tokens }
+    }
+
+    /// Another template with the same special tokens.
+    pub fn with_source(&self, source: &str) -> Self {
+        Self::new(&self.model, source, self.tokens.clone())
+    }
+
+    /// The prompt for a conversation.
+    ///
+    /// # Errors
+    /// [`Error::Input`] when there are no messages, or the template refuses them or fails, in its own words;
+    /// [`Error::Unsupported`] when it does not compile, uses what this crate does not have or reaches one of the
+    /// [`limits`].
+    pub fn render(&self, conversation: &Conversation) -> Result<String> {
+        if !conversation.messages.truth() {
+            return Err(Error::Input("messages is empty: a chat needs at least one".into()));
+        }
+        let body = self.body.as_ref().map_err(Clone::clone)?;
+        let variables = self.variables(conversation).map_err(|problem| self.refused(&problem))?;
+        let rendered = on_own_stack(|| render::render(body, &variables))?;
+        rendered.map_err(|problem| self.refused(&problem))
+    }
+
+    fn variables(&self, conversation: &Conversation) -> problem::Result<Dict> {
+        let mut dict = Dict::default();
+        let mut set = |name: &Arc<str>, value: &Value| dict.insert(Value::Text(name.clone()), value.clone());
+        for (name, value) in &self.tokens {
+            set(name, value)?;
+        }
+        set(&"tools".into(), &Value::None)?;
+        set(&"documents".into(), &Value::None)?;
+        for (name, value) in &conversation.variables {
+            set(name, value)?;
+        }
+        set(&"messages".into(), &conversation.messages)?;
+        set(&"add_generation_prompt".into(), &Value::Bool(conversation.add_generation_prompt))?;
+        Ok(dict)
+    }
+
+    fn refused(&self, problem: &Problem) -> Error {
+        let reason = located(problem);
+        match problem.kind {
+            Kind::Limit => Error::Unsupported {
+                model: self.model.clone(),
+                reason: format!("its chat template is stopped: {reason}"),
+            },
+            Kind::Unsupported => Error::Unsupported {
+                model: self.model.clone(),
+                reason: format!("its chat template uses {reason}, which is not supported"),
+            },
+            _ => Error::Input(format!(
+                "the chat template of {:?} refuses these messages: {reason}",
+                self.model
+            )),
+        }
+    }
+}
+
+fn located(problem: &Problem) -> String {
+    match problem.line {
+        Some(line) => format!("{} (line {line})", problem.message),
+        None => problem.message.clone(),
+    }
+}
+
+/// Runs `work` on a stack whose size is known: the caller's may be small, and templates nest.
+fn on_own_stack<T: Send>(work: impl FnOnce() -> T + Send) -> Result<T> {
+    let failed = |reason: String| Error::Internal { place: "chat template".into(), reason };
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new()
+            .name("chat-template".into())
+            .stack_size(limits::STACK_BYTES)
+            .spawn_scoped(scope, work)
+            .map_err(|e| failed(format!("no thread to render on: {e}")))?;
+        thread.join().map_err(|_| failed("rendering panicked".into()))
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,456 @@
+//! The filters that give texts.
+
+use super::call::{Given, int, text};
+use super::filters::to_float;
+use super::lexer::is_space;
+use super::limits::width;
+use super::operators::escape;
+use super::percent;
+use super::problem::{Problem, Result};
+use super::render::Renderer;
+use super::strings::{self, lines};
+use super::text::{Json, repr};
+use super::value::Value;
+
+pub(super) fn filter(r: &mut Renderer<'_>, name: &str, value: Value, given: Given) -> Result<Value> {
+    // Texts marked as safe are only passed on: their operations escape what they join.
+    if matches!(value, Value::Markup(_))
+        && !["string", "safe", "escape", "e", "forceescape", "tojson", "join", "replace", "title"]
+            .contains(&name)
+    {
+        return Err(Problem::unsupported(format!("the filter '{name}' on a Markup")));
+    }
+    match name {
+        "string" => {
+            given.none(name)?;
+            if matches!(value, Value::Markup(_)) { Ok(value) } else { r.string(&value).map(Value::text) }
+        }
+        "safe" | "escape" | "e" | "forceescape" => {
+            given.none(name)?;
+            if matches!(value, Value::Markup(_)) && name != "forceescape" {
+                return Ok(value);
+            }
+            let plain = r.string(&value)?;
+            Ok(Value::Markup(if name == "safe" { plain } else { escape(&plain, &mut r.budget)? }.into()))
+        }
+        "lower" | "upper" | "capitalize" => {
+            given.none(name)?;
+            let subject = r.string(&value)?;
+            r.budget.memory(subject.len() * 2)?;
+            Ok(Value::text(match name {
+                "lower" => subject.to_lowercase(),
+                "upper" => subject.to_uppercase(),
+                _ => strings::capitalize(&subject)?,
+            }))
+        }
+        "title" => {
+            given.none(name)?;
+            let subject = r.string(&value)?;
+            let mut out = String::new();
+            let mut begins = true;
+            r.budget.memory(subject.len() * 2)?;
+            for c in subject.chars() {
+                let breaks = c == '-' || is_space(c) || "({[<".contains(c);
+                if breaks || !begins {
+                    out.extend(c.to_lowercase());
+                } else {
+                    out.extend(c.to_uppercase());
+                }
+                begins = breaks;
+            }
+            if subject.contains('Σ') {
+                return Err(Problem::unsupported("title of a text with Σ"));
+            }
+            Ok(Value::text(out))
+        }
+        "trim" => {
+            let [set] = given.bind(name, ["chars"], 0)?;
+            let subject = r.string(&value)?;
+            Ok(Value::text(strings::strip(&subject, set, true, true, &mut r.budget)?))
+        }
+        "center" => {
+            let [wide] = given.bind(name, ["width"], 0)?;
+            let subject = r.string(&value)?.into();
+            strings::call(&subject, "center", Given::of(vec![wide.unwrap_or(Value::Int(80))]), &mut r.budget)
+        }
+        "replace" => {
+            let [old, new, count] = given.bind(name, ["old", "new", "count"], 2)?;
+            let subject = r.string(&value)?;
+            let old = r.string(&old.unwrap_or(Value::None))?;
+            let new = r.string(&new.unwrap_or(Value::None))?;
+            let count = int(count.filter(|count| !matches!(count, Value::None)), -1, "the count")?;
+            Ok(Value::text(strings::replace(&subject, &old, &new, count, &mut r.budget)?))
+        }
+        "format" => {
+            let subject = r.string(&value)?;
+            if !given.positional.is_empty() && !given.named.is_empty() {
+                return Err(Problem::failed(
+                    "can't handle positional and keyword arguments at the same time",
+                ));
+            }
+            let values = if given.named.is_empty() {
+                Value::tuple(given.positional)?
+            } else {
+                Value::dict(given.named.into_iter().map(|(name, value)| (Value::Text(name), value)))?
+            };
+            Ok(Value::text(percent::format(&subject, &values, &mut r.budget)?))
+        }
+        "join" => {
+            let [separator, attribute] = given.bind(name, ["d", "attribute"], 0)?;
+            let separator = r.string(&separator.unwrap_or(Value::text("")))?;
+            let mut items = value.elements(&mut r.budget)?;
+            if let Some(attribute) = attribute.filter(|attribute| !matches!(attribute, Value::None)) {
+                let list = Value::list(items)?;
+                let named = Given { positional: Vec::new(), named: vec![("attribute".into(), attribute)] };
+                items = super::filters::filter(r, "map", list, named)?.elements(&mut r.budget)?;
+            }
+            let mut out = String::new();
+            for (at, item) in items.iter().enumerate() {
+                if at > 0 {
+                    out.push_str(&separator);
+                }
+                let item = r.string(item)?;
+                r.budget.memory(item.len() + separator.len())?;
+                out.push_str(&item);
+            }
+            Ok(Value::text(out))
+        }
+        "indent" => indent(r, &value, given),
+        "tojson" => tojson(r, &value, given),
+        "truncate" => truncate(r, &value, given),
+        "wordcount" => {
+            given.none(name)?;
+            let subject = r.string(&value)?;
+            let mut count = 0;
+            let mut inside = false;
+            for c in subject.chars() {
+                let word = is_word(c);
+                count += i128::from(word && !inside);
+                inside = word;
+            }
+            Ok(Value::Int(count))
+        }
+        "wordwrap" => wordwrap(r, &value, given),
+        "striptags" => {
+            given.none(name)?;
+            let subject = r.string(&value)?;
+            striptags(r, &subject)
+        }
+        "urlencode" => {
+            given.none(name)?;
+            urlencode(r, &value)
+        }
+        "filesizeformat" => {
+            let [binary] = given.bind(name, ["binary"], 0)?;
+            value.defined()?;
+            let bytes = to_float(&value).filter(|bytes| bytes.is_finite());
+            let bytes = bytes.ok_or_else(|| Problem::failed("filesizeformat of no number"))?;
+            Ok(Value::text(file_size(bytes, binary.is_some_and(|b| b.truth()))))
+        }
+        "pprint" => {
+            given.none(name)?;
+            pprint(r, &value)
+        }
+        "xmlattr" => {
+            let [space] = given.bind(name, ["autospace"], 0)?;
+            let Value::Dict(dict) = &value else { return Err(Problem::failed("xmlattr of no mapping")) };
+            let mut out = String::new();
+            for (key, item) in dict.entries() {
+                if matches!(item, Value::None | Value::Undefined(_)) {
+                    continue;
+                }
+                let Value::Text(key) = key else {
+                    return Err(Problem::failed("expected string or bytes-like object"));
+                };
+                if key.contains(|c: char| is_space(c) || "/>=".contains(c)) {
+                    return Err(Problem::failed(format!("Invalid character in attribute name: '{key}'")));
+                }
+                let text = match item {
+                    Value::Markup(text) => text.to_string(),
+                    other => {
+                        let text = r.string(other)?;
+                        escape(&text, &mut r.budget)?
+                    }
+                };
+                let blank = if out.is_empty() && !space.as_ref().is_none_or(Value::truth) { "" } else { " " };
+                let attribute = format!("{blank}{}=\"{text}\"", escape(key, &mut r.budget)?);
+                r.budget.memory(attribute.len())?;
+                out.push_str(&attribute);
+            }
+            Ok(Value::text(out))
+        }
+        other => Err(Problem::unsupported(format!("the filter '{other}'"))),
+    }
+}
+
+/// Python's `\w`.
+fn is_word(c: char) -> bool {
+    use unicode_properties::{GeneralCategoryGroup as G, UnicodeGeneralCategory};
+    c == '_' || matches!(c.general_category_group(), G::Letter | G::Number)
+}
+
+fn subject(value: &Value, what: &str) -> Result<std::sync::Arc<str>> {
+    value.defined()?;
+    match value {
+        Value::Text(text) => Ok(text.clone()),
+        other => Err(Problem::failed(format!("{what} of a {}", other.type_name()))),
+    }
+}
+
+fn indent(r: &mut Renderer<'_>, value: &Value, given: Given) -> Result<Value> {
+    let [wide, first, blank] = given.bind("indent", ["width", "first", "blank"], 0)?;
+    let s = subject(value, "indent")?;
+    let indent = match wide {
+        Some(Value::Text(indent)) => indent.to_string(),
+        wide => " ".repeat(width(int(wide, 4, "the width")?, "width")?),
+    };
+    let blank = blank.is_some_and(|b| b.truth());
+    let with_end = format!("{s}\n");
+    let parts = lines(&with_end, false);
+    r.budget.memory(s.len() + (indent.len() + 1) * (parts.len() + 1))?;
+    let mut out = String::new();
+    if first.is_some_and(|b| b.truth()) {
+        out.push_str(&indent);
+    }
+    for (at, line) in parts.into_iter().enumerate() {
+        if at > 0 {
+            out.push('\n');
+            if blank || !line.is_empty() {
+                out.push_str(&indent);
+            }
+        }
+        out.push_str(line);
+    }
+    Ok(Value::text(out))
+}
+
+fn tojson(r: &mut Renderer<'_>, value: &Value, given: Given) -> Result<Value> {
+    let [ascii, indent, separators, sort] =
+        given.bind("tojson", ["ensure_ascii", "indent", "separators", "sort_keys"], 0)?;
+    let indent = match indent {
+        None | Some(Value::None) => None,
+        Some(Value::Text(indent)) => Some(indent.to_string()),
+        indent => Some(" ".repeat(width(int(indent, 0, "the indent")?, "width")?)),
+    };
+    let (item, colon) = match separators {
+        None | Some(Value::None) => (if indent.is_some() { "," } else { ", " }.into(), ": ".into()),
+        Some(pair) => {
+            let pair = pair.elements(&mut r.budget)?;
+            let [item, colon] = &pair[..] else { return Err(Problem::failed("separators are two texts")) };
+            (
+                text(Some(item.clone()), "", "a separator")?.to_string(),
+                text(Some(colon.clone()), "", "a separator")?.to_string(),
+            )
+        }
+    };
+    let json = Json {
+        ascii: ascii.is_some_and(|b| b.truth()),
+        indent,
+        item,
+        colon,
+        sorted: sort.is_some_and(|b| b.truth()),
+    };
+    let mut out = String::new();
+    json.write(value, 0, &mut out, &mut r.budget)?;
+    Ok(Value::text(out))
+}
+
+fn truncate(r: &mut Renderer<'_>, value: &Value, given: Given) -> Result<Value> {
+    let [length, kill, end, leeway] = given.bind("truncate", ["length", "killwords", "end", "leeway"], 0)?;
+    let s = subject(value, "truncate")?;
+    let end = text(end, "...", "the end")?;
+    let (length, leeway) = (
+        int(length, 255, "the length")?,
+        int(leeway.filter(|l| !matches!(l, Value::None)), 5, "the leeway")?,
+    );
+    let cut = length - end.chars().count() as i128;
+    if cut < 0 || leeway < 0 {
+        return Err(Problem::failed(
+            "expected a length of at least that of the end, and a leeway of at least 0",
+        ));
+    }
+    r.budget.memory(s.len() + end.len())?;
+    if s.chars().count() as i128 <= length.saturating_add(leeway) {
+        return Ok(Value::Text(s));
+    }
+    let kept: String = s.chars().take(cut as usize).collect();
+    let kept = if kill.is_some_and(|b| b.truth()) {
+        &kept[..]
+    } else {
+        kept.rsplit_once(' ').map_or(&kept[..], |(k, _)| k)
+    };
+    Ok(Value::text(format!("{kept}{end}")))
+}
+
+/// Wraps lines at blanks, as Python's `textwrap` does. Words with hyphens and dashes, which it splits too, are refused.
+fn wordwrap(r: &mut Renderer<'_>, value: &Value, given: Given) -> Result<Value> {
+    let names = ["width", "break_long_words", "wrapstring", "break_on_hyphens"];
+    let [wide, break_long, separator, hyphens] = given.bind("wordwrap", names, 0)?;
+    let s = subject(value, "wordwrap")?;
+    let wide = int(wide, 79, "the width")?;
+    if wide <= 0 {
+        return Err(Problem::failed(format!("invalid width {wide} (must be > 0)")));
+    }
+    let wide = width(wide, "width")?;
+    let break_long = break_long.is_none_or(|b| b.truth());
+    let separator = text(separator.filter(|s| !matches!(s, Value::None)), "\n", "the wrap string")?;
+    if s.contains(['-', '—']) && hyphens.is_none_or(|b| b.truth()) {
+        return Err(Problem::unsupported("wordwrap of a text with hyphens"));
+    }
+    let mut out: Vec<String> = Vec::new();
+    for line in lines(&s, false) {
+        r.budget.memory(line.len() * 40)?;
+        if line.contains(|c: char| is_space(c) && c != ' ') {
+            return Err(Problem::unsupported("wordwrap of a text with other blanks than spaces"));
+        }
+        let mut chunks: Vec<Vec<char>> = Vec::new();
+        for c in line.chars() {
+            match chunks.last_mut() {
+                Some(chunk) if (chunk[0] == ' ') == (c == ' ') => chunk.push(c),
+                _ => chunks.push(vec![c]),
+            }
+        }
+        chunks.reverse();
+        let mut wrapped: Vec<String> = Vec::new();
+        while !chunks.is_empty() {
+            if !wrapped.is_empty() && chunks.last().is_some_and(|chunk| chunk[0] == ' ') {
+                chunks.pop();
+            }
+            let (mut current, mut length) = (Vec::<Vec<char>>::new(), 0);
+            while let Some(chunk) = chunks.pop_if(|chunk| length + chunk.len() <= wide) {
+                length += chunk.len();
+                current.push(chunk);
+            }
+            if chunks.last().is_some_and(|chunk| chunk.len() > wide) {
+                if break_long {
+                    if let Some(chunk) = chunks.last_mut() {
+                        let rest = chunk.split_off(wide - length);
+                        current.push(std::mem::replace(chunk, rest));
+                    }
+                } else if current.is_empty() {
+                    current.extend(chunks.pop());
+                }
+            }
+            current.retain(|chunk| !chunk.is_empty());
+            if current.last().is_some_and(|chunk| chunk[0] == ' ') {
+                current.pop();
+            }
+            if !current.is_empty() {
+                wrapped.push(current.concat().into_iter().collect());
+            }
+        }
+        out.push(wrapped.join(&separator));
+        r.budget.memory(separator.len() * (wrapped.len() + 1))?;
+    }
+    Ok(Value::text(out.join(&separator)))
+}
+
+fn striptags(r: &mut Renderer<'_>, source: &str) -> Result<Value> {
+    r.budget.memory(source.len() * 2)?;
+    let mut rest = source.to_owned();
+    for (open, close) in [("<!--", "-->"), ("<", ">")] {
+        let mut out = String::new();
+        let mut from = 0;
+        while let Some(start) = rest[from..].find(open).map(|at| from + at) {
+            let Some(end) = rest[start..].find(close).map(|at| start + at) else { break };
+            out.push_str(&rest[from..start]);
+            from = end + close.len();
+        }
+        out.push_str(&rest[from..]);
+        rest = out;
+    }
+    if rest.contains('&') {
+        return Err(Problem::unsupported("striptags of a text with '&'"));
+    }
+    Ok(Value::text(rest.split(is_space).filter(|word| !word.is_empty()).collect::<Vec<_>>().join(" ")))
+}
+
+fn quoted(source: &str, query: bool, out: &mut String) {
+    for byte in source.bytes() {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'_' | b'.' | b'-' | b'~' => out.push(byte.into()),
+            b'/' if !query => out.push('/'),
+            b' ' if query => out.push('+'),
+            byte => out.push_str(&format!("%{byte:02X}")),
+        }
+    }
+}
+
+fn urlencode(r: &mut Renderer<'_>, value: &Value) -> Result<Value> {
+    let mut out = String::new();
+    let pairs: Vec<(Value, Value)> = match value {
+        Value::Dict(dict) => dict.entries().to_vec(),
+        Value::List(_) | Value::Tuple(_) | Value::View(..) => {
+            let mut pairs = Vec::new();
+            for pair in value.elements(&mut r.budget)? {
+                let pair = pair.elements(&mut r.budget)?;
+                let [key, item] = &pair[..] else { return Err(Problem::failed("urlencode takes pairs")) };
+                pairs.push((key.clone(), item.clone()));
+            }
+            pairs
+        }
+        Value::Undefined(_) | Value::Range(..) | Value::Iter(_) => {
+            return Err(Problem::unsupported("urlencode of this value"));
+        }
+        other => {
+            let text = r.string(other)?;
+            r.budget.memory(text.len() * 3)?;
+            quoted(&text, false, &mut out);
+            return Ok(Value::text(out));
+        }
+    };
+    for (at, (key, item)) in pairs.iter().enumerate() {
+        let (key, item) = (r.string(key)?, r.string(item)?);
+        r.budget.memory((key.len() + item.len()) * 3 + 2)?;
+        if at > 0 {
+            out.push('&');
+        }
+        quoted(&key, true, &mut out);
+        out.push('=');
+        quoted(&item, true, &mut out);
+    }
+    Ok(Value::text(out))
+}
+
+fn file_size(bytes: f64, binary: bool) -> String {
+    let base: f64 = if binary { 1024.0 } else { 1000.0 };
+    if bytes == 1.0 {
+        return "1 Byte".into();
+    }
+    if bytes < base {
+        return format!("{} Bytes", bytes.trunc() as i128);
+    }
+    let mut unit = base;
+    let mut name = "";
+    for prefix in if binary {
+        ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB", "ZiB", "YiB"]
+    } else {
+        ["kB", "MB", "GB", "TB", "PB", "EB", "ZB", "YB"]
+    } {
+        unit *= base;
+        name = prefix;
+        if bytes < unit {
+            break;
+        }
+    }
+    format!("{:.1} {name}", base * bytes / unit)
+}
+
+/// Python's `pformat`, for what fits one line.
+fn pprint(r: &mut Renderer<'_>, value: &Value) -> Result<Value> {
+    fn nested_dict(value: &Value) -> bool {
+        match value {
+            Value::Dict(dict) => dict.entries().len() > 1,
+            Value::List(items) | Value::Tuple(items) => items.items.iter().any(nested_dict),
+            _ => false,
+        }
+    }
+    if nested_dict(value) || value.is_undefined() {
+        return Err(Problem::unsupported("pprint of a dict of more than one key, which it sorts"));
+    }
+    let text = repr(value, &mut r.budget)?;
+    if text.chars().count() > 79 && !matches!(value, Value::Int(_) | Value::Float(_)) {
+        return Err(Problem::unsupported("pprint of a value that does not fit one line"));
+    }
+    Ok(Value::text(text))
+}

@@ -1,0 +1,194 @@
+"""Chat templates: the text that Jinja2 makes as transformers sets it up, construct by construct."""
+
+from __future__ import annotations
+
+import shutil
+import time
+
+import jinja as reference
+import jinja2
+import pytest
+from conftest import FIXTURES
+from generators import writer
+from model_manager.errors import InputError, ModelManagerError, UnsupportedModelError
+
+TOKENS = {"eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}
+
+FOLDER = FIXTURES / "chat_templates"
+MESSAGES = [
+    {"role": "system", "content": "You are  helpful.\n"},
+    {"role": "user", "content": ' Merhaba İstanbul\'da <b>çığ</b> & "x" '},
+    {"role": "assistant", "content": "<think>\nhm\n</think>\n\nEvet, ışık.", "n": 1.5, "ok": True, "none": None},
+    {"role": "user", "content": ""},
+]
+VARIABLES = {
+    "data": {"b": 1, "a": [1, 2.0, None, True, "x'y", "q\"'"], "items": {"type": "string"}, "İ": (1,), "e": {}},
+    "numbers": [3, 1, 2, 10, -4],
+    "people": [
+        {"name": "Ayşe", "age": 30, "city": {"n": "İzmir"}},
+        {"name": "bob", "age": 25, "city": {"n": "Ankara"}},
+        {"name": "Can", "age": 30, "city": {"n": "İzmir"}},
+    ],
+    "text": "The quick\tbrown fox,\njumps over\r\nthe lazy dog",
+    "word": "ışıkİI",
+}
+
+CONSTRUCTS = (FOLDER / "constructs.txt").read_text()
+"""A construct a line."""
+
+MULTILINE = (FOLDER / "multiline.txt").read_text()[:-1].split("\n----\n")
+
+
+FAILURES = (FOLDER / "failures.txt").read_text().splitlines()
+
+SYNTAX = (FOLDER / "syntax.txt").read_text().splitlines()
+
+
+def constructs() -> list[str]:
+    """Each alone, then all in one template, then line ends."""
+    lines = CONSTRUCTS.splitlines()
+    ends = ["a\r\nb\r{% if true %}\r\nc\r\n{% endif %}\r\n", "a\n\n", "a\r\n\r\n", "\n"]
+    return [*lines, *MULTILINE, "\n".join([*lines, *MULTILINE]), *ends]
+
+
+@pytest.fixture(scope="module")
+def llama():
+    manager = writer("llama")
+    yield manager
+    manager.close()
+
+
+def ours(manager, source, messages=MESSAGES, **variables):
+    return manager.apply_chat_template(messages, chat_template=source, **variables)
+
+
+@pytest.mark.filterwarnings("ignore:decoding with:DeprecationWarning", "ignore:invalid escape:DeprecationWarning")
+def test_constructs_give_the_text_of_jinja(llama):
+    wrong = []
+    for source in constructs():
+        expected = reference.render(source, MESSAGES, **VARIABLES, **TOKENS)
+        try:
+            got = ours(llama, source, **VARIABLES)
+        except ModelManagerError as error:
+            got = str(error)
+        if expected != got:
+            wrong.append((source, expected, got))
+    assert len(CONSTRUCTS.splitlines()) >= 150
+    assert not wrong, "\n\n".join(f"{s!r}\n  Jinja {e!r}\n  ours  {g!r}" for s, e, g in wrong)
+
+
+@pytest.mark.parametrize("source", FAILURES)
+def test_what_fails_in_jinja_fails(llama, source):
+    with pytest.raises(Exception):  # noqa: B017, PT011 (any error of Jinja's or of Python's)
+        reference.render(source, MESSAGES, **VARIABLES, **TOKENS)
+    with pytest.raises(ModelManagerError, match="chat template"):
+        ours(llama, source, **VARIABLES)
+
+
+@pytest.mark.parametrize("source", SYNTAX)
+def test_what_jinja_does_not_parse_is_refused_with_its_line(llama, source):
+    with pytest.raises((jinja2.TemplateSyntaxError, SyntaxError)):
+        reference.render("\n" + source, MESSAGES)
+    with pytest.raises(UnsupportedModelError, match=r"does not parse: .*\(line 2\)"):
+        ours(llama, "\n" + source)
+
+
+TEMPLATES = sorted(FOLDER.glob("*.jinja"))
+TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": "hava_durumu",
+            "description": "Bir şehrin hava durumu",
+            "parameters": {
+                "type": "object",
+                "properties": {
+                    "şehir": {"type": "string", "description": "Örn. 'İzmir'"},
+                    "days": {"type": "array", "items": {"type": ["integer", "null"]}},
+                },
+                "required": ["şehir"],
+            },
+        },
+    }
+]
+CALL = {"type": "function", "id": "abc123456", "function": {"name": "hava_durumu", "arguments": {"şehir": "İzmir"}}}
+USER = {"role": "user", "content": "Merhaba, nasılsın? "}
+CONVERSATIONS = {
+    "one turn": [USER],
+    "system": [{"role": "system", "content": "Kısa yanıt ver. /no_think"}, USER],
+    "turns": [
+        USER,
+        {"role": "assistant", "content": "<think>\nhm\n</think>\n\n İyiyim."},
+        {"role": "user", "content": "Güzel"},
+    ],
+    "answered": [USER, {"role": "assistant", "content": "İyiyim.\n"}],
+    "empty": [{"role": "user", "content": ""}],
+    "tool call": [
+        USER,
+        {"role": "assistant", "content": None, "tool_calls": [CALL]},
+        {"role": "tool", "content": "21 °C, güneşli"},
+    ],
+    "empty tool call": [USER, {"role": "assistant", "content": "", "tool_calls": [CALL, CALL]}],
+    "parts": [{"role": "user", "content": [{"type": "text", "text": " Merhaba "}, {"type": "image"}]}],
+    "no role": [{"content": "x"}],
+    "no content": [{"role": "user"}],
+    "none": [{"role": "user", "content": None}],
+    "unknown role": [{"role": "critic", "content": "x"}],
+}
+EXTRA = [{}, {"tools": TOOLS}, {"documents": [{"title": "t", "text": "belge"}], "enable_thinking": False}]
+
+
+@pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.stem)
+def test_templates_of_models_give_the_text_of_jinja(llama, path):
+    source = path.read_text()
+    for conversation in CONVERSATIONS.values():
+        for variables in EXTRA:
+            for prompt in (True, False):
+                given = {**variables, "add_generation_prompt": prompt}
+                try:
+                    expected = reference.render(source, conversation, **given, **TOKENS)
+                except (jinja2.TemplateError, TypeError, AttributeError):
+                    expected = None
+                if expected is None:
+                    with pytest.raises(InputError, match="refuses these messages"):
+                        ours(llama, source, conversation, **given)
+                else:
+                    assert ours(llama, source, conversation, **given) == expected
+
+
+def test_twenty_models_are_covered():
+    assert len(TEMPLATES) >= 20
+
+
+def test_a_template_that_does_not_parse_leaves_generation_usable(make_writer, tmp_path):
+    folder = tmp_path / "broken"
+    shutil.copytree(FIXTURES / "llama", folder)
+    (folder / "chat_template.jinja").write_text("ok\n{% for %}")
+    manager = make_writer(generator_model=str(folder))
+    assert manager.generate("Merhaba", max_new_tokens=2, do_sample=False) is not None
+    with pytest.raises(UnsupportedModelError, match=r"chat template does not parse: .*\(line 2\)"):
+        manager.chat([USER], max_new_tokens=2)
+    assert manager.apply_chat_template([USER], chat_template="{{ messages[0].role }}") == "user"
+
+
+def test_a_hostile_template_is_stopped_in_time(llama):
+    started = time.monotonic()
+    with pytest.raises(UnsupportedModelError, match="more than 4000000 steps"):
+        ours(llama, "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}")
+    assert time.monotonic() - started < 5
+
+
+def test_values_that_templates_do_not_know_are_refused(llama):
+    with pytest.raises(TypeError, match="not set"):
+        ours(llama, "x", [{"role": "user", "content": {1, 2}}])
+    deep = cycle = []
+    cycle.append(cycle)
+    with pytest.raises(InputError, match="128 levels"):
+        ours(llama, "x", [{"role": "user", "content": deep}])
+    with pytest.raises(InputError, match="127 bits"):
+        ours(llama, "x", [{"role": "user", "content": 1 << 200}])
+    shared = [0]
+    for _ in range(40):
+        shared = [shared, shared]
+    with pytest.raises(InputError, match="1000000 values"):
+        ours(llama, "x", [{"role": "user", "content": shared}])
