@@ -13,11 +13,13 @@ use super::chat::{self, ChatTemplate, TURNS_TEMPLATE};
 use super::tokens::TextTokens;
 use crate::compute::Isa;
 use crate::compute::decoder::{Hold, Packer};
+use crate::models::added_tokens;
 use crate::models::causal::Causal;
 use crate::models::files::{WeightFiles, read_json};
 use crate::models::gguf::Gguf;
 use crate::models::gguf_llama::{self, GgufSource};
 use crate::models::keys::{Family, check_config};
+use crate::models::tokenizer::{Settings, parse as parse_tokenizer};
 use crate::models::{
     ModelFiles, Progress, ResolveOptions, Source, Weights, gguf_tokenizer, gpt2, llama, resolve,
 };
@@ -151,7 +153,7 @@ impl TextModel {
     pub fn from_files(files: &ModelFiles, hold: Hold, isa: Isa) -> Result<Self> {
         let path = files.transformer.join("config.json");
         let config: Value = read_json(&path)?;
-        let settings = optional(files, "tokenizer_config.json")?;
+        let settings = Settings::read(files)?;
         let generation = optional(files, "generation_config.json")?;
         let tokens = Arc::new(TextTokens::new(tokenizer(files)?)?);
         let weights = Weights::open(&files.weights)?;
@@ -187,7 +189,7 @@ impl TextModel {
             }
         };
         weights.check()?;
-        let spelling = |key: &str| special(&settings[key]).unwrap_or_default();
+        let spelling = |key: &str| settings.word(key).unwrap_or_default();
         let mut end_text = spelling("eos_token");
         let mut ends = [&generation, &config]
             .iter()
@@ -201,7 +203,7 @@ impl TextModel {
         }
         let own = match files.beside_weights("chat_template.jinja") {
             Some(path) => Some(fs::read_to_string(&path).map_err(|e| Error::io(&path, "read", &e))?),
-            None => template(&settings["chat_template"]),
+            None => template(settings.value("chat_template")),
         };
         let own = own.or_else(|| (kind == "gpt2" && !end_text.is_empty()).then(|| TURNS_TEMPLATE.into()));
         let special_tokens = special_tokens(&settings, &end_text);
@@ -222,7 +224,7 @@ impl TextModel {
 /// `tokenizer.json`, or GPT-2's `vocab.json` and `merges.txt`.
 fn tokenizer(files: &ModelFiles) -> Result<Tokenizer> {
     if let Some(path) = files.beside_weights("tokenizer.json") {
-        return Tokenizer::from_file(&path).map_err(|e| damaged(&path, &e.to_string()));
+        return parse_tokenizer(&path);
     }
     let missing = |file: &str| Error::MissingFile {
         model: files.model.clone(),
@@ -237,30 +239,16 @@ fn tokenizer(files: &ModelFiles) -> Result<Tokenizer> {
         .build()
         .map_err(|e| damaged(&vocabulary, &e.to_string()))?;
     let mut tokenizer = Tokenizer::new(model);
-    let settings = optional(files, "tokenizer_config.json")?;
-    let space = settings["add_prefix_space"].as_bool().unwrap_or(false);
+    let settings = Settings::read(files)?;
+    let space = settings.flag("add_prefix_space").unwrap_or(false);
     tokenizer.with_pre_tokenizer(Some(ByteLevel::new(space, true, true)));
     tokenizer.with_decoder(Some(ByteLevel::default()));
-    let added = optional(files, "added_tokens.json")?;
-    let mut added: Vec<(u64, String)> = added
-        .as_object()
-        .into_iter()
-        .flatten()
-        .filter_map(|(token, id)| Some((id.as_u64()?, token.clone())))
-        .collect();
-    added.sort_unstable();
-    let names = ["bos_token", "eos_token", "unk_token"].iter().filter_map(|key| special(&settings[*key]));
+    let names = ["bos_token", "eos_token", "unk_token"].iter().filter_map(|key| settings.token(key));
     // GPT-2's own special token lies in its vocabulary without being marked there.
-    let own = tokenizer.token_to_id("<|endoftext|>").map(|_| "<|endoftext|>".to_owned());
-    let known: Vec<String> =
-        names.chain(own).filter(|token| tokenizer.token_to_id(token).is_some()).collect();
-    let special: Vec<AddedToken> = added
-        .into_iter()
-        .map(|(_, token)| token)
-        .chain(known)
-        .map(|token| AddedToken::from(token, true).normalized(false))
-        .collect();
-    tokenizer.add_special_tokens(special).map_err(|e| damaged(&vocabulary, &e.to_string()))?;
+    let own = AddedToken::from("<|endoftext|>", true);
+    let known = names.chain([own]).filter(|token| tokenizer.token_to_id(&token.content).is_some());
+    let known: Vec<AddedToken> = known.collect();
+    added_tokens::add(&mut tokenizer, files, &settings, known, true)?;
     Ok(tokenizer)
 }
 
@@ -304,23 +292,18 @@ fn parse<T: serde::de::DeserializeOwned>(config: &Value, path: &Path) -> Result<
     T::deserialize(config).map_err(|e| damaged(path, &format!("it does not describe its model: {e}")))
 }
 
-/// A special token's text: as it is, or inside an object.
-fn special(value: &Value) -> Option<String> {
-    value.as_str().or_else(|| value["content"].as_str()).map(str::to_owned)
-}
-
 /// The special tokens that `tokenizer_config.json` names, and the end of text.
-fn special_tokens(settings: &Value, end: &str) -> Vec<(Arc<str>, chat::Value)> {
+fn special_tokens(settings: &Settings, end: &str) -> Vec<(Arc<str>, chat::Value)> {
     const NAMES: [&str; 7] =
         ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
-    let text = |name: &str| match special(&settings[name]) {
+    let text = |name: &str| match settings.word(name) {
         None if name == "eos_token" && !end.is_empty() => Some(end.to_owned()),
         found => found,
     };
     let mut tokens: Vec<(Arc<str>, chat::Value)> =
         NAMES.into_iter().filter_map(|name| Some((name.into(), chat::Value::text(text(name)?)))).collect();
-    let more = settings["additional_special_tokens"].as_array();
-    let more: Vec<_> = more.into_iter().flatten().filter_map(special).map(chat::Value::text).collect();
+    let more: Vec<_> =
+        settings.additional().into_iter().map(|token| chat::Value::text(token.content)).collect();
     if !more.is_empty() {
         tokens.extend(chat::Value::list(more).ok().map(|list| ("additional_special_tokens".into(), list)));
     }

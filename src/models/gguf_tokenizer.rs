@@ -33,17 +33,31 @@ const UNKNOWN: i128 = 2;
 const CONTROL: i128 = 3;
 const USER_DEFINED: i128 = 4;
 
-/// Control tokens that end an answer, whatever the file calls its end of text: as llama.cpp recognises them.
-const ENDS: [&str; 8] = [
+/// Tokens that end an answer, whatever the file calls its end of text and whatever type it gives them: as llama.cpp
+/// recognises them.
+const ENDS: [&str; 17] = [
     "<|endoftext|>",
     "<|im_end|>",
     "<|eot_id|>",
+    "<|eom_id|>",
     "<|end_of_text|>",
     "<|end|>",
+    "<|return|>",
+    "<|call|>",
     "<end_of_turn>",
+    "<end_of_utterance>",
     "</s>",
     "<EOT>",
+    "_<EOT>",
+    "[EOT]",
+    "[EOS]",
+    "<｜end▁of▁sentence｜>",
+    "<｜end_of_sentence｜>",
 ];
+/// Ways of splitting whose texts begin with a special token unless the file says otherwise: as llama.cpp has it.
+const BEGIN: [&str; 3] = ["llama-bpe", "llama3", "llama-v3"];
+/// Bytes of a token at most. Building the merges takes time that grows with the square of it.
+const LONGEST_TOKEN: usize = 4096;
 
 /// A tokenizer, and the special tokens that generation needs to know.
 pub struct GgufTokenizer {
@@ -72,6 +86,27 @@ pub fn tokenizer(gguf: &Gguf) -> Result<GgufTokenizer> {
         .iter()
         .map(|kind| if let Value::Integer(kind) = kind { *kind } else { 0 })
         .collect();
+    if let Some(id) = pieces.iter().position(|piece| piece.len() > LONGEST_TOKEN) {
+        let length = pieces[id].len();
+        return Err(invalid(
+            gguf,
+            format!("its token {id} has {length} bytes; at most {LONGEST_TOKEN} are read"),
+        ));
+    }
+    if !types.is_empty() && types.len() != pieces.len() {
+        return Err(invalid(
+            gguf,
+            format!("tokenizer.ggml.token_type has {} entries for {} tokens", types.len(), pieces.len()),
+        ));
+    }
+    let number =
+        |key: &str| gguf.number(&format!("tokenizer.ggml.{key}_token_id")).filter(|&id| id < pieces.len());
+    let mut ends: Vec<u32> =
+        ["eos", "eot", "eom"].iter().filter_map(|key| number(key)).map(|id| id as u32).collect();
+    let looks = pieces.iter().zip(0..).filter(|(piece, _)| ENDS.contains(&piece.as_str())).map(|(_, id)| id);
+    ends.extend(looks);
+    ends.sort_unstable();
+    ends.dedup();
     let mut tokenizer = match gguf.text("tokenizer.ggml.model") {
         Some("gpt2") => byte_level(gguf, &pieces)?,
         Some("llama") => sentence_piece(gguf, &pieces, &types)?,
@@ -82,18 +117,23 @@ pub fn tokenizer(gguf: &Gguf) -> Result<GgufTokenizer> {
             ));
         }
     };
-    let added = |kind: i128, special: bool| -> Vec<AddedToken> {
-        let tokens = pieces.iter().zip(&types).filter(|(_, of)| **of == kind);
-        tokens.map(|(piece, _)| AddedToken::from(piece.clone(), special).normalized(false)).collect()
+    let added = |special: bool| -> Vec<AddedToken> {
+        let is_end = |id: usize| ends.binary_search(&(id as u32)).is_ok();
+        let wanted = |id: usize| match types.get(id) {
+            Some(&CONTROL) => special,
+            Some(&USER_DEFINED) => special == is_end(id),
+            _ => special && is_end(id),
+        };
+        let tokens = pieces.iter().enumerate().filter(|(id, _)| wanted(*id));
+        tokens.map(|(_, piece)| AddedToken::from(piece.clone(), special).normalized(false)).collect()
     };
     let damaged = |e: tokenizers::Error| invalid(gguf, format!("its tokenizer does not fit together: {e}"));
-    tokenizer.add_special_tokens(added(CONTROL, true)).map_err(damaged)?;
-    tokenizer.add_tokens(added(USER_DEFINED, false)).map_err(damaged)?;
-    let special =
-        |key: &str| gguf.number(&format!("tokenizer.ggml.{key}_token_id")).filter(|&id| id < pieces.len());
+    tokenizer.add_special_tokens(added(true)).map_err(damaged)?;
+    tokenizer.add_tokens(added(false)).map_err(damaged)?;
     let spelling = |id: Option<usize>| id.map_or_else(String::new, |id| pieces[id].clone());
-    let (begin, end) = (special("bos"), special("eos"));
-    let llama = gguf.text("tokenizer.ggml.model") == Some("llama");
+    let (begin, end) = (number("bos"), number("eos"));
+    let llama = gguf.text("tokenizer.ggml.model") == Some("llama")
+        || gguf.text("tokenizer.ggml.pre").is_some_and(|pre| BEGIN.contains(&pre));
     if let Some(id) = begin.filter(|_| gguf.flag("tokenizer.ggml.add_bos_token").unwrap_or(llama)) {
         let piece = pieces[id].clone();
         let template = TemplateProcessing::builder()
@@ -104,14 +144,6 @@ pub fn tokenizer(gguf: &Gguf) -> Result<GgufTokenizer> {
             .map_err(|e| invalid(gguf, format!("its first token cannot be used: {e}")))?;
         tokenizer.with_post_processor(Some(template));
     }
-    let mut ends: Vec<u32> = [end, special("eot")].into_iter().flatten().map(|id| id as u32).collect();
-    for (id, piece) in pieces.iter().enumerate() {
-        if types.get(id) == Some(&CONTROL) && ENDS.contains(&piece.as_str()) {
-            ends.push(id as u32);
-        }
-    }
-    ends.sort_unstable();
-    ends.dedup();
     Ok(GgufTokenizer {
         tokenizer,
         begin: spelling(begin),
@@ -329,6 +361,75 @@ mod tests {
         assert_eq!(with("llama-bpe"), Ok((2, "12".into())));
         assert_eq!(with("qwen2"), Ok((3, "12".into())));
         assert!(with("klingon").unwrap_err().to_string().contains("\"klingon\""));
+    }
+
+    /// A file whose tokens are the byte alphabet, then `words` of the types `kinds`.
+    fn with_words(pre: &str, words: &[&str], kinds: &[i32]) -> (Writer, u32) {
+        let mut pieces: Vec<String> = ByteLevel::alphabet().into_iter().map(String::from).collect();
+        pieces.sort_unstable();
+        let first = pieces.len();
+        pieces.extend(words.iter().map(|&word| word.to_owned()));
+        let mut types = vec![1; first];
+        types.extend(kinds);
+        let writer = Writer::default()
+            .text("tokenizer.ggml.model", "gpt2")
+            .text("tokenizer.ggml.pre", pre)
+            .texts("tokenizer.ggml.tokens", &pieces)
+            .integers("tokenizer.ggml.token_type", &types)
+            .texts("tokenizer.ggml.merges", &["no piece"]);
+        (writer, first as u32)
+    }
+
+    #[test]
+    fn the_end_of_a_turn_is_known_by_name_whatever_its_type() {
+        for end in ["<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "_<EOT>", ENDS[15]] {
+            for kind in [1, 3, 4] {
+                let (writer, first) = with_words("qwen2", &["<|endoftext|>", end, "<tool>"], &[3, kind, 4]);
+                let (_folder, gguf) = open(&writer.number("tokenizer.ggml.eos_token_id", first));
+                let built = tokenizer(&gguf).unwrap();
+                assert_eq!(built.ends, [first, first + 1], "{end} {kind}");
+                let ids = built.tokenizer.encode(format!("a{end}<tool>"), true).unwrap().get_ids().to_vec();
+                assert_eq!(ids[1..], [first + 1, first + 2], "{end} {kind}");
+                assert_eq!(built.tokenizer.decode(&ids, true).unwrap(), "a<tool>", "{end} {kind}");
+            }
+        }
+        let (writer, first) = with_words("qwen2", &["<stop>", "<pause>", "<other>"], &[1, 1, 1]);
+        let writer = writer.number("tokenizer.ggml.eot_token_id", first);
+        let (_folder, gguf) = open(&writer.number("tokenizer.ggml.eom_token_id", first + 1));
+        assert_eq!(tokenizer(&gguf).unwrap().ends, [first, first + 1]);
+    }
+
+    #[test]
+    fn texts_of_llama_3_begin_with_its_token_unless_the_file_says_otherwise() {
+        let ids = |pre: &str, says: Option<bool>| {
+            let (writer, first) = with_words(pre, &["<|begin_of_text|>"], &[3]);
+            let writer = writer.number("tokenizer.ggml.bos_token_id", first);
+            let writer = match says {
+                Some(says) => writer.flag("tokenizer.ggml.add_bos_token", says),
+                None => writer,
+            };
+            let (_folder, gguf) = open(&writer);
+            tokenizer(&gguf).unwrap().tokenizer.encode("ab", true).unwrap().get_ids().len()
+        };
+        assert_eq!(BEGIN.map(|pre| ids(pre, None)), [3; 3]);
+        assert_eq!(ids("llama-bpe", Some(false)), 2);
+        assert_eq!((ids("qwen2", None), ids("smollm", None), ids("gpt-2", None)), (2, 2, 2));
+        assert_eq!(ids("qwen2", Some(true)), 3);
+    }
+
+    #[test]
+    fn tokens_and_types_that_do_not_fit_are_refused() {
+        let reason = |writer: &Writer| {
+            let (_folder, gguf) = open(writer);
+            tokenizer(&gguf).map(|_| ()).unwrap_err().to_string()
+        };
+        let long = "a".repeat(400_000);
+        let (writer, first) = with_words("qwen2", &[&long], &[1]);
+        let found = reason(&writer);
+        assert!(found.contains(&format!("token {first} has 400000 bytes; at most 4096")), "{found}");
+        let (writer, first) = with_words("qwen2", &["b"], &[1, 2, 2]);
+        let found = reason(&writer);
+        assert!(found.contains(&format!("{} entries for {} tokens", first + 3, first + 1)), "{found}");
     }
 
     #[test]

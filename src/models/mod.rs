@@ -10,6 +10,7 @@
 //! sentence.rs pooling, normalisation, length, prompts           dense.rs                        one more layer
 //! ```
 
+pub(crate) mod added_tokens;
 pub mod bert;
 mod blobs;
 pub mod causal;

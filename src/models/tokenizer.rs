@@ -9,8 +9,9 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 use tokenizers::normalizers::{BertNormalizer, Lowercase, NormalizerWrapper, Sequence as Normalizers};
-use tokenizers::{Encoding, Token, Tokenizer as Inner};
+use tokenizers::{AddedToken, Encoding, Token, Tokenizer as Inner};
 
+use super::added_tokens;
 use super::cut::Cuts;
 use super::files::{ModelFiles, read_json_with_nulls};
 use super::gguf::Gguf;
@@ -42,7 +43,7 @@ impl Tokenizer {
             follow(&settings, &mut inner).map_err(|e| invalid(&path, &e.to_string()))?;
             (path, inner)
         } else if let Some(path) = files.beside_weights("vocab.txt") {
-            let inner = wordpiece::from_vocabulary(&path, &settings)?;
+            let inner = wordpiece::from_vocabulary(&path, files, &settings)?;
             (path, inner)
         } else {
             let sentencepiece = files.beside_weights("sentencepiece.bpe.model").is_some();
@@ -167,16 +168,27 @@ impl std::fmt::Debug for Tokenizer {
     }
 }
 
-/// `tokenizer_config.json`: what transformers puts over `tokenizer.json`.
+/// `tokenizer_config.json`: what transformers puts over `tokenizer.json`. Special tokens that it does not name are those
+/// of `special_tokens_map.json`, unless it describes all added tokens itself.
 #[derive(Debug, Default)]
 pub(crate) struct Settings(Map<String, Value>);
 
 impl Settings {
     pub(crate) fn read(files: &ModelFiles) -> Result<Self> {
-        Ok(match files.beside_weights("tokenizer_config.json") {
-            Some(path) => Self(read_json_with_nulls(&path)?),
-            None => Self::default(),
-        })
+        let read = |name| match files.beside_weights(name) {
+            Some(path) => read_json_with_nulls(&path),
+            None => Ok(Map::new()),
+        };
+        let mut settings: Map<String, Value> = read("tokenizer_config.json")?;
+        if !settings.get("added_tokens_decoder").is_some_and(Value::is_object) {
+            for (key, value) in read("special_tokens_map.json")? {
+                let own = settings.entry(key).or_insert(Value::Null);
+                if own.is_null() {
+                    *own = value;
+                }
+            }
+        }
+        Ok(Self(settings))
     }
 
     /// A true-or-false setting, if it is there and not null.
@@ -190,6 +202,28 @@ impl Settings {
         value.as_str().or_else(|| value.get("content")?.as_str()).map(ToString::to_string)
     }
 
+    /// Any setting; `null` without one.
+    pub(crate) fn value(&self, key: &str) -> &Value {
+        self.0.get(key).unwrap_or(&Value::Null)
+    }
+
+    /// A special token.
+    pub(crate) fn token(&self, key: &str) -> Option<AddedToken> {
+        added_tokens::token(self.0.get(key)?, true)
+    }
+
+    /// A table.
+    pub(crate) fn object(&self, key: &str) -> Option<&Map<String, Value>> {
+        self.0.get(key)?.as_object()
+    }
+
+    /// Special tokens without a name of their own.
+    pub(crate) fn additional(&self) -> Vec<AddedToken> {
+        let lists = ["additional_special_tokens", "extra_special_tokens"];
+        let listed = lists.iter().filter_map(|key| self.0.get(*key)?.as_array()).flatten();
+        listed.filter_map(|value| added_tokens::token(value, true)).collect()
+    }
+
     /// `model_max_length`, unless it is the huge number that stands for none.
     pub(crate) fn max_length(&self) -> Option<usize> {
         let length = self.0.get("model_max_length")?.as_f64()?;
@@ -197,13 +231,58 @@ impl Settings {
     }
 }
 
-fn parse(path: &Path) -> Result<Inner> {
+/// Bytes of a `tokenizer.json` at most; those of large vocabularies have about 35 million.
+const LARGEST_FILE: u64 = 256 << 20;
+/// Arrays and objects inside each other in it at most; real ones have about 7. Its reader takes time that grows with
+/// every level of a sequence by a factor, and a stack that grows with it.
+const DEEPEST: usize = 16;
+
+/// Reads `tokenizer.json`.
+///
+/// # Errors
+/// [`Error::InvalidFile`] for one that is damaged, too large or too deep.
+pub(crate) fn parse(path: &Path) -> Result<Inner> {
+    let length = super::files::metadata(path)?.len();
+    if length > LARGEST_FILE {
+        return Err(Error::InvalidFile {
+            path: path.to_path_buf(),
+            reason: format!("it has {length} bytes; a tokenizer of more than {LARGEST_FILE} is not read"),
+        });
+    }
     let bytes = fs::read(path).map_err(|e| Error::io(path, "read", &e))?;
+    if depth(&bytes) > DEEPEST {
+        return Err(Error::InvalidFile {
+            path: path.to_path_buf(),
+            reason: format!(
+                "its parts (normalizers, pre-tokenizers and the like) lie more than {DEEPEST} levels inside each other, \
+                 which is not read"
+            ),
+        });
+    }
     match catch_unwind(|| Inner::from_bytes(&bytes)) {
         Ok(Ok(inner)) => Ok(inner),
         Ok(Err(e)) => Err(invalid(path, &format!("it does not read as a tokenizer ({e})"))),
         Err(_) => Err(invalid(path, "it is damaged in a way that its reader does not survive")),
     }
+}
+
+/// How many arrays and objects of a JSON text lie inside each other.
+fn depth(json: &[u8]) -> usize {
+    let (mut depth, mut deepest, mut inside, mut escaped) = (0usize, 0, false, false);
+    for byte in json {
+        match (inside, byte) {
+            (true, _) if escaped => escaped = false,
+            (true, b'\\') => escaped = true,
+            (_, b'"') => inside = !inside,
+            (false, b'[' | b'{') => {
+                depth += 1;
+                deepest = deepest.max(depth);
+            }
+            (false, b']' | b'}') => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+    }
+    deepest
 }
 
 /// transformers lets the settings of a BERT tokenizer win over the normaliser stored in `tokenizer.json`.

@@ -9,36 +9,28 @@ use tokenizers::pre_tokenizers::bert::BertPreTokenizer;
 use tokenizers::processors::template::TemplateProcessing;
 use tokenizers::{AddedToken, Tokenizer};
 
+use super::added_tokens;
+use super::files::ModelFiles;
 use super::tokenizer::Settings;
 use crate::{Error, Result};
 
-/// The five words that a BERT vocabulary holds beside the language's.
-struct Special {
-    unknown: String,
-    separator: String,
-    padding: String,
-    first: String,
-    mask: String,
-}
-
 /// Builds what transformers' `BertTokenizer` builds from the same files. Without settings: lower-casing, as there.
-pub(crate) fn from_vocabulary(path: &Path, settings: &Settings) -> Result<Tokenizer> {
+pub(crate) fn from_vocabulary(path: &Path, files: &ModelFiles, settings: &Settings) -> Result<Tokenizer> {
     let invalid = |reason: String| Error::InvalidFile { path: path.to_path_buf(), reason };
     let bytes = fs::read(path).map_err(|e| Error::io(path, "read", &e))?;
     let vocabulary = WordPiece::read_bytes(&bytes).map_err(|e| {
         invalid(format!("it is not UTF-8 text with one token a line ({e}); download it again"))
     })?;
-    let word = |key: &str, default: &str| settings.word(key).unwrap_or_else(|| default.to_string());
-    let special = Special {
-        unknown: word("unk_token", "[UNK]"),
-        separator: word("sep_token", "[SEP]"),
-        padding: word("pad_token", "[PAD]"),
-        first: word("cls_token", "[CLS]"),
-        mask: word("mask_token", "[MASK]"),
+    // In the order in which transformers adds those that the vocabulary lacks.
+    let special = |key: &str, default: &str| {
+        settings.token(key).unwrap_or_else(|| AddedToken::from(default.to_owned(), true))
     };
+    let (unknown, separator) = (special("unk_token", "[UNK]"), special("sep_token", "[SEP]"));
+    let (padding, first) = (special("pad_token", "[PAD]"), special("cls_token", "[CLS]"));
+    let mask = special("mask_token", "[MASK]");
     let model = WordPiece::builder()
         .vocab(vocabulary)
-        .unk_token(special.unknown.clone())
+        .unk_token(unknown.content.clone())
         .build()
         .map_err(|e| invalid(format!("it is no WordPiece vocabulary ({e}); download it again")))?;
     let mut tokenizer = Tokenizer::new(model);
@@ -49,12 +41,12 @@ pub(crate) fn from_vocabulary(path: &Path, settings: &Settings) -> Result<Tokeni
             ))
         })
     };
-    id(&special.unknown)?;
-    let (first, separator) = (id(&special.first)?, id(&special.separator)?);
+    id(&unknown.content)?;
+    let (first_id, separator_id) = (id(&first.content)?, id(&separator.content)?);
     let template = TemplateProcessing::builder()
-        .try_single(format!("{} $A {}", special.first, special.separator))
+        .try_single(format!("{} $A {}", first.content, separator.content))
         .map_err(&invalid)?
-        .special_tokens(vec![(special.first.clone(), first), (special.separator.clone(), separator)])
+        .special_tokens(vec![(first.content.clone(), first_id), (separator.content.clone(), separator_id)])
         .build()
         .map_err(|e| invalid(e.to_string()))?;
     let normalizer = BertNormalizer::new(
@@ -65,10 +57,7 @@ pub(crate) fn from_vocabulary(path: &Path, settings: &Settings) -> Result<Tokeni
     );
     tokenizer.with_normalizer(Some(normalizer)).map_err(|e| invalid(e.to_string()))?;
     tokenizer.with_pre_tokenizer(Some(BertPreTokenizer)).with_post_processor(Some(template));
-    let Special { unknown, separator, padding, first, mask } = special;
-    let present =
-        [unknown, separator, padding, first, mask].into_iter().filter(|t| tokenizer.token_to_id(t).is_some());
-    let added: Vec<_> = present.map(|token| AddedToken::from(token, true)).collect();
-    tokenizer.add_special_tokens(added).map_err(|e| invalid(e.to_string()))?;
+    let own = vec![unknown, separator, padding, first, mask];
+    added_tokens::add(&mut tokenizer, files, settings, own, false)?;
     Ok(tokenizer)
 }

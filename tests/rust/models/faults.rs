@@ -315,3 +315,56 @@ fn closed_files_and_folders() {
     set("", 0o755);
     assert!(matches!(closed, Err(Error::Permission { .. })), "{closed:?}");
 }
+
+/// A `tokenizer.json` whose parts lie deep inside each other would keep its reader busy without end.
+#[test]
+fn parts_of_a_tokenizer_that_lie_too_deep_are_refused() {
+    let wrap = |levels: usize, list: &str, inner: serde_json::Value| {
+        (0..levels).fold(inner, |inner, _| serde_json::json!({"type": "Sequence", list: [inner]}))
+    };
+    let parts = [
+        ("normalizer", "normalizers", serde_json::json!({"type": "Lowercase"})),
+        ("pre_tokenizer", "pretokenizers", serde_json::json!({"type": "BertPreTokenizer"})),
+        (
+            "post_processor",
+            "processors",
+            serde_json::json!({"type": "BertProcessing", "sep": ["[SEP]", 3], "cls": ["[CLS]", 2]}),
+        ),
+        ("decoder", "decoders", serde_json::json!({"type": "Fuse"})),
+    ];
+    for (part, list, inner) in parts {
+        for levels in [2, 5, 8, 40, 20_000] {
+            let folder = copy("bert_cls");
+            let path = folder.path().join("tokenizer.json");
+            let mut json: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+            json[part] = serde_json::Value::Null;
+            let hole = serde_json::to_string(&json).unwrap();
+            // Not through serde_json, which has a limit of its own.
+            let (open, close) = (format!("{{\"type\":\"Sequence\",\"{list}\":["), "]}");
+            let deep = if levels > 100 {
+                format!("{}{}{}", open.repeat(levels), inner, close.repeat(levels))
+            } else {
+                wrap(levels, list, inner.clone()).to_string()
+            };
+            let wanted = hole.replacen(&format!("\"{part}\":null"), &format!("\"{part}\":{deep}"), 1);
+            assert_ne!(wanted, hole);
+            fs::write(&path, wanted).unwrap();
+            let files = ModelFiles::open("deep", folder.path()).unwrap();
+            let began = std::time::Instant::now();
+            let loaded = Tokenizer::load(&files, false);
+            assert!(
+                began.elapsed() < std::time::Duration::from_secs(5),
+                "{part} {levels}: {:?}",
+                began.elapsed()
+            );
+            match loaded {
+                Ok(_) => assert!(levels <= 5, "{part} {levels}"),
+                Err(error) => {
+                    let text = error.to_string();
+                    assert!(levels > 5, "{part} {levels}: {text}");
+                    assert!(text.contains("tokenizer.json") && text.contains("16 levels"), "{text}");
+                }
+            }
+        }
+    }
+}

@@ -301,3 +301,26 @@ fn vectors_are_those_of_sentence_transformers() {
         }
     }
 }
+
+/// A folder with `vocab.txt` and no `tokenizer.json`, whose other files add tokens.
+#[test]
+fn added_tokens_are_those_of_transformers() {
+    let read =
+        |path: PathBuf| -> serde_json::Value { serde_json::from_slice(&fs::read(path).unwrap()).unwrap() };
+    let reference = read(fixture("text").join("added_tokens.json"));
+    let text = reference["text"].as_str().unwrap();
+    let cases = reference["cases"].as_array().unwrap();
+    assert_eq!(cases.len(), 9);
+    for case in cases {
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["vocab.txt", "config.json", "pytorch_model.bin"] {
+            fs::copy(fixture("bert_bin").join(name), folder.path().join(name)).unwrap();
+        }
+        for (name, content) in case["files"].as_object().unwrap() {
+            fs::write(folder.path().join(name), content.to_string()).unwrap();
+        }
+        let files = ModelFiles::open("added", folder.path()).unwrap();
+        let ids = Tokenizer::load(&files, false).unwrap().encode(text, 512).unwrap();
+        assert_eq!(serde_json::json!(ids), case["ids"], "{}", case["name"]);
+    }
+}
