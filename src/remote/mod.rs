@@ -21,3 +21,12 @@ pub use address::{Address, KEY_VARIABLE, Protocol, shown};
 pub use breaker::Circuit;
 pub use encoder::RemoteEncoder;
 pub use link::{Health, HealthReport, Link, RemoteSettings};
+
+/// Reads `body` as each protocol's answer and as an error: what fuzzing calls.
+#[doc(hidden)]
+pub fn check_reply(body: &[u8]) {
+    for protocol in [Protocol::OpenAi, Protocol::Ollama] {
+        let _ = protocol::answer(protocol, body, 2);
+    }
+    let _ = protocol::complaint(body);
+}

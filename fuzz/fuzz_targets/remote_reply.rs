@@ -1,0 +1,3 @@
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| (model_manager_fuzz::target("remote_reply").run)(data));

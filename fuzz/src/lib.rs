@@ -1,0 +1,199 @@
+//! What is fuzzed, and from which seeds.
+//!
+//! A target takes any bytes and must return: with a typed error or with a result, never with a panic, an abort, a hang or
+//! memory beyond the stated bounds. Each replaces one file of a committed tiny model and loads the model as a user would.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use model_manager::compute::{Hold, Isa, Packed};
+use model_manager::generation::{ChatTemplate, Message, TextFiles, TextModel};
+use model_manager::models::{Encoder, ModelFiles, Overrides, on_cpu};
+use model_manager::remote;
+use tempfile::TempDir;
+
+mod gguf;
+
+/// Something that reads untrusted bytes.
+pub struct Target {
+    /// Its name, that of the file in `fuzz_targets/` too.
+    pub name: &'static str,
+    /// Reads the bytes.
+    pub run: fn(&[u8]),
+    /// Sound inputs to start from.
+    pub seeds: fn() -> Vec<Vec<u8>>,
+}
+
+/// Every target.
+pub const TARGETS: [Target; 9] = [
+    Target {
+        name: "safetensors",
+        run: |data| sentence("bert_bf16", "model.safetensors", data),
+        seeds: || vec![file("bert_bf16", "model.safetensors")],
+    },
+    Target {
+        name: "pickle",
+        run: |data| sentence("bert_bin", "pytorch_model.bin", data),
+        seeds: || vec![file("bert_bin", "pytorch_model.bin")],
+    },
+    Target { name: "gguf", run: gguf_file, seeds: || vec![gguf::llama()] },
+    Target {
+        name: "config",
+        run: |data| {
+            sentence("bert_plain", "config.json", data);
+            sentence("qwen3_embedding", "config.json", data);
+            generator("gpt2", "config.json", data);
+            generator("llama", "config.json", data);
+        },
+        seeds: || {
+            ["bert_plain", "qwen3_embedding", "gpt2", "llama"].map(|model| file(model, "config.json")).into()
+        },
+    },
+    Target {
+        name: "modules",
+        run: |data| {
+            for name in [
+                "modules.json",
+                "1_Pooling/config.json",
+                "2_Dense/config.json",
+                "sentence_bert_config.json",
+                "config_sentence_transformers.json",
+            ] {
+                sentence("bert_dense", name, data);
+            }
+        },
+        seeds: || {
+            ["modules.json", "1_Pooling/config.json", "2_Dense/config.json", "sentence_bert_config.json"]
+                .map(|name| file("bert_dense", name))
+                .into()
+        },
+    },
+    Target {
+        name: "tokenizer",
+        run: |data| {
+            sentence("bert_wordpiece", "tokenizer.json", data);
+            generator("gpt2", "tokenizer.json", data);
+        },
+        seeds: || {
+            ["bert_wordpiece", "bert_unigram", "gpt2"].map(|model| file(model, "tokenizer.json")).into()
+        },
+    },
+    Target { name: "chat_template", run: chat_template, seeds: templates },
+    Target {
+        name: "vocabulary",
+        run: |data| {
+            sentence("bert_bin", "vocab.txt", data);
+            sentence("bert_bin", "tokenizer_config.json", data);
+            generator("gpt2_bin", "added_tokens.json", data);
+        },
+        seeds: || {
+            vec![
+                file("bert_bin", "vocab.txt"),
+                file("bert_bin", "tokenizer_config.json"),
+                file("gpt2_bin", "added_tokens.json"),
+            ]
+        },
+    },
+    Target {
+        name: "remote_reply",
+        run: remote::check_reply,
+        seeds: || {
+            [
+                r#"{"object":"list","data":[{"object":"embedding","index":0,"embedding":[0.5,-1e-3]},{"index":1,"embedding":"AAAAPwAAgD8="}],"model":"m","usage":{"prompt_tokens":4,"total_tokens":4}}"#,
+                r#"{"embeddings":[[0.1,0.2],[3e2,4]],"prompt_eval_count":7}"#,
+                r#"{"error":{"message":"too long","type":"invalid_request_error","param":"input","code":null}}"#,
+            ]
+            .map(|text| text.as_bytes().to_vec())
+            .into()
+        },
+    },
+];
+
+/// The target of this name.
+pub fn target(name: &str) -> &'static Target {
+    static ALL: [Target; 9] = TARGETS;
+    ALL.iter().find(|target| target.name == name).expect("a target of this name")
+}
+
+fn fixtures() -> PathBuf {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    [here.join("tests/fixtures"), here.join("../tests/fixtures")]
+        .into_iter()
+        .find(|path| path.is_dir())
+        .expect("the fixtures of this checkout")
+}
+
+fn file(model: &str, name: &str) -> Vec<u8> {
+    fs::read(fixtures().join(model).join(name)).expect("a file of a fixture")
+}
+
+/// A copy of the fixture `model` in which the file `name` holds `data`.
+fn folder(model: &str, name: &str, data: &[u8]) -> TempDir {
+    fn copy(from: &Path, to: &Path) {
+        fs::create_dir_all(to).expect("a folder");
+        for entry in fs::read_dir(from).expect("a fixture") {
+            let path = entry.expect("a fixture").path();
+            let target = to.join(path.file_name().expect("a name"));
+            if path.is_dir() {
+                copy(&path, &target);
+            } else if path.file_name() != Some("reference.json".as_ref()) {
+                fs::copy(&path, target).expect("a copy");
+            }
+        }
+    }
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    copy(&fixtures().join(model), folder.path());
+    fs::write(folder.path().join(name), data).expect("a file");
+    folder
+}
+
+fn sentence(model: &str, name: &str, data: &[u8]) {
+    let folder = folder(model, name, data);
+    let load = || {
+        let files = ModelFiles::open("m", folder.path())?;
+        let build = |config: &_, weights: &_| on_cpu(config, weights, Isa::best(), Hold::F32);
+        let encoder = Encoder::load(&files, Hold::F32, Overrides::default(), &build)?;
+        let ids = encoder.tokenize("", "Merhaba dünya, the 2nd text: \u{0130}I")?;
+        let mut out = vec![0.0; encoder.width()];
+        encoder.encode(&Packed::new(&ids, &[0, ids.len() as u32])?, &mut out)
+    };
+    let _: Result<(), model_manager::Error> = load();
+}
+
+fn generator(model: &str, name: &str, data: &[u8]) {
+    let folder = folder(model, name, data);
+    let load = || {
+        let files = TextFiles::Folder(ModelFiles::open("m", folder.path())?);
+        TextModel::open("m", &files, Hold::F32, Isa::best()).map(drop)
+    };
+    let _: Result<(), model_manager::Error> = load();
+}
+
+fn gguf_file(data: &[u8]) {
+    static FOLDER: OnceLock<TempDir> = OnceLock::new();
+    let folder = FOLDER.get_or_init(|| tempfile::tempdir().expect("a temporary folder"));
+    let path = folder.path().join(format!("{:?}.gguf", std::thread::current().id()));
+    fs::write(&path, data).expect("a file");
+    let _ = TextModel::open("m", &TextFiles::Gguf(path), Hold::F32, Isa::best());
+}
+
+fn templates() -> Vec<Vec<u8>> {
+    [
+        "{%- for m in messages %}{{ '<|' + m['role'] + '|>' + m.content | trim }}{% endfor %}{{ bos_token }}",
+        "{% if messages[0].role == 'system' %}{% set s = messages[0].content %}{% else %}{% set s = '' %}{% endif %}\n{{ s | upper }}",
+        "{% set ns = namespace(x=0) %}{% for i in range(10) %}{% set ns.x = ns.x + i %}{% endfor %}{{ ns.x | tojson(indent=2) }}",
+        "{% macro f(a, b=1) %}{{ a ~ b }}{% endmacro %}{{ f([1, {'k': none}]) }}{{ raise_exception('no') }}",
+        "{% generation %}{{ messages[-1].content.split(' ')[0].strip() }}{% endgeneration %}{{ strftime_now('%Y') }}",
+    ]
+    .map(|text| text.as_bytes().to_vec())
+    .into()
+}
+
+fn chat_template(data: &[u8]) {
+    let Ok(source) = std::str::from_utf8(data) else { return };
+    if let Ok(template) = ChatTemplate::new("m", source, "<s>", "</s>") {
+        let messages = [Message::new("system", "Kısa yaz."), Message::new("user", "Merhaba <b>dünya</b>\n")];
+        let _ = template.render(&messages);
+    }
+}
