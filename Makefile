@@ -107,6 +107,12 @@ test-python: build models node $(WHEEL_STAMP)
 .PHONY: test
 test: lint test-rust test-python ## Everything that CI checks
 
+.PHONY: docs
+docs: venv ## Build the documentation site into site/
+	$(PY) -m pip install -q --group docs
+	$(VENV)/bin/mkdocs build --strict --quiet
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --quiet --no-deps --no-default-features
+
 # libFuzzer on a stable compiler: the flags that cargo-fuzz would pass.
 FUZZ_SECONDS ?= 60
 FUZZ_TARGETS ?= $(basename $(notdir $(wildcard fuzz/fuzz_targets/*.rs)))

@@ -1,7 +1,7 @@
 //! Settings: defaults, environment, keywords; validated once, then immutable.
 //!
 //! One table ([`for_each_setting`]) holds every setting with its meaning, type, default and environment variable. The
-//! struct, the parser, the Python class, the README's table and the tests that nothing is missing are all made from it.
+//! struct, the parser, the Python class, the table in docs/configuration.md and the tests that nothing is missing are all made from it.
 
 mod value;
 

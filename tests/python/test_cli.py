@@ -259,7 +259,7 @@ def test_documents_that_fail_make_the_exit_code_1(command, tmp_path):
 def test_examples_of_the_readme(command, tmp_path):
     (tmp_path / "texts.txt").write_text("merhaba\nhello\n", encoding="utf-8")
     write_documents(tmp_path)
-    section = (ROOT / "README.md").read_text(encoding="utf-8").split("### The command line", 1)[1]
+    section = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
     block = section.split("```sh\n", 1)[1].split("```", 1)[0]
     lines = [shlex.split(line, comments=True)[1:] for line in block.splitlines()]
     assert sorted({line[0] for line in lines}) == COMMANDS

@@ -1,4 +1,4 @@
-"""The READMEs say what is true: their examples run, their tables are complete, their commands exist."""
+"""The README and docs/ say what is true: examples run, tables are complete, commands exist, links lead somewhere."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from model_manager import Config, ModelManager
 from model_manager.server import ServedModel, ServerConfig, create_app
 from servers import running
 
-READMES = ["README.md", "README.tr.md"]
+PAGES = ["README.md", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md"))]
+EXAMPLES = [name for name in PAGES if "```pycon" in (ROOT / name).read_text(encoding="utf-8")]
+"""With examples that run as one session each."""
 SERVED = ["README.md", "docs/server.md"]
 """With examples against a server at this address."""
 ADDRESSES = ("http://127.0.0.1:8000", "localhost:8000")
@@ -23,7 +25,7 @@ def text(name):
 
 
 @pytest.mark.real
-@pytest.mark.parametrize("name", READMES)
+@pytest.mark.parametrize("name", EXAMPLES)
 def test_examples(name, minilm, multilingual, smollm2, monkeypatch):
     blocks = re.findall(r"^```pycon\n(.*?)^```", text(name), re.MULTILINE | re.DOTALL)
     assert blocks
@@ -94,12 +96,12 @@ def test_the_table_of_the_servers_settings_is_complete():
     assert wanted in text("docs/server.md"), f"the table in docs/server.md should be:\n{wanted}"
 
 
-@pytest.mark.parametrize("name", READMES)
+@pytest.mark.parametrize("name", PAGES)
 def test_commands_exist(name):
     targets = set(re.findall(r"^([a-z-]+):", text("Makefile"), re.MULTILINE))
-    used = set(re.findall(r"\bmake ([a-z-]+)", text(name)))
-    assert used
-    assert used <= targets
+    used = set(re.findall(r"`make ([a-z-]+)", text(name))) | set(re.findall(r"^make ([a-z-]+)", text(name), re.MULTILINE))
+    assert used or name != "README.md"
+    assert used <= targets, used - targets
 
 
 def default(value):
@@ -119,13 +121,16 @@ def table():
 
 
 def test_the_configuration_table_is_complete():
-    assert table() in text("README.md"), f"the table in README.md should be:\n{table()}"
+    page = "docs/configuration.md"
+    assert table() in text(page), f"the table in {page} should be:\n{table()}"
 
 
 def test_the_map_of_the_code_is_true():
-    section = text("README.md").split("## Map of the code", 1)[1].split("\n## ", 1)[0]
-    named = set(re.findall(r"^(?:│   |    )?[├└]── ([\w./]+)", section, re.MULTILINE))
+    section = text("docs/architecture.md").split("## Map of the code", 1)[1].split("\n## ", 1)[0]
+    found = re.findall(r"^(?:│   |    )?[├└]── ([\w./]+)", section, re.MULTILINE)
+    named = set(found)
     assert named
+    assert len(found) == len(named), "an entry stands twice"
     for name in named:
         assert any((ROOT / base / name).exists() for base in ("", "src", "python/model_manager", "tests")), name
     rooms = {path.name for path in (ROOT / "src").iterdir() if path.name != "lib.rs"}
@@ -133,7 +138,18 @@ def test_the_map_of_the_code_is_true():
     assert rooms - {name.rstrip("/") for name in named} == set(), "every room is on the map"
 
 
-@pytest.mark.parametrize("name", sorted({*READMES, *SERVED}))
+def test_the_readme_is_short():
+    assert len(text("README.md").splitlines()) <= 150
+
+
+def test_every_page_is_in_the_navigation():
+    listed = set(re.findall(r"[\w/-]+\.md", text("mkdocs.yml")))
+    pages = {name.removeprefix("docs/") for name in PAGES if name.startswith("docs/")}
+    assert pages - listed == {name for name in pages if re.match(r"decisions/\d", name)}
+    assert listed <= pages
+
+
+@pytest.mark.parametrize("name", PAGES)
 def test_links_lead_somewhere(name):
     for target in re.findall(r"\]\((?!https?://)([^)#]+)\)", text(name)):
         assert (ROOT / name).parent.joinpath(target).exists(), target
