@@ -9,7 +9,7 @@ use std::sync::OnceLock;
 
 use model_manager::compute::{Hold, Isa, Packed};
 use model_manager::generation::{ChatTemplate, Message, TextFiles, TextModel};
-use model_manager::models::{Encoder, ModelFiles, Overrides, on_cpu};
+use model_manager::models::{Bounds, Encoder, ModelFiles, Overrides, on_cpu};
 use model_manager::remote;
 use tempfile::TempDir;
 
@@ -154,7 +154,11 @@ fn sentence(model: &str, name: &str, data: &[u8]) {
         let files = ModelFiles::open("m", folder.path())?;
         let build = |config: &_, weights: &_| on_cpu(config, weights, Isa::best(), Hold::F32);
         let encoder = Encoder::load(&files, Hold::F32, Overrides::default(), &build)?;
-        let ids = encoder.tokenize("", "Merhaba dünya, the 2nd text: \u{0130}I")?;
+        let ids = encoder.tokenize(
+            "",
+            "Merhaba dünya, the 2nd text: \u{0130}I",
+            &mut Bounds { max_bytes: 1 << 20, check: &mut || Ok(()) },
+        )?;
         let mut out = vec![0.0; encoder.width()];
         encoder.encode(&Packed::new(&ids, &[0, ids.len() as u32])?, &mut out)
     };
@@ -175,7 +179,7 @@ fn gguf_file(data: &[u8]) {
     let folder = FOLDER.get_or_init(|| tempfile::tempdir().expect("a temporary folder"));
     let path = folder.path().join(format!("{:?}.gguf", std::thread::current().id()));
     fs::write(&path, data).expect("a file");
-    let _ = TextModel::open("m", &TextFiles::Gguf(path), Hold::F32, Isa::best());
+    let _ = TextModel::open("m", &TextFiles::Gguf(vec![path]), Hold::F32, Isa::best());
 }
 
 fn templates() -> Vec<Vec<u8>> {
