@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use model_manager::compute::{Hold, Isa, Packed};
-use model_manager::generation::{ChatTemplate, Message, TextFiles, TextModel};
+use model_manager::generation::chat::{ChatTemplate, Conversation};
+use model_manager::generation::{TextFiles, TextModel};
 use model_manager::models::{Bounds, Encoder, ModelFiles, Overrides, on_cpu};
 use model_manager::remote;
 use tempfile::TempDir;
@@ -196,8 +197,7 @@ fn templates() -> Vec<Vec<u8>> {
 
 fn chat_template(data: &[u8]) {
     let Ok(source) = std::str::from_utf8(data) else { return };
-    if let Ok(template) = ChatTemplate::new("m", source, "<s>", "</s>") {
-        let messages = [Message::new("system", "Kısa yaz."), Message::new("user", "Merhaba <b>dünya</b>\n")];
-        let _ = template.render(&messages);
-    }
+    let template = ChatTemplate::new("m", source, Vec::new());
+    let turns = [("system", "Kısa yaz."), ("user", "Merhaba <b>dünya</b>\n")];
+    let _ = Conversation::of(&turns).and_then(|conversation| template.render(&conversation));
 }
