@@ -1,7 +1,7 @@
 //! Every fuzz target takes a bounded number of seeded mutations of its seeds. `make fuzz` runs the same targets with
 //! coverage, for as long as one likes.
 
-#![allow(clippy::unwrap_used)] // helpers of tests are tests too
+#![allow(clippy::unwrap_used, unreachable_pub)] // helpers of tests are tests too; the targets are a crate of their own
 
 #[path = "../../fuzz/src/lib.rs"]
 mod targets;
