@@ -172,6 +172,8 @@ impl PyTextStream {
 impl Drop for PyTextStream {
     fn drop(&mut self) {
         if let Some(stream) = self.stream.get_mut().take() {
+            // At once: the thread that frees the rest may start late.
+            self.ticket.mark_cancelled();
             discard(stream);
         }
     }

@@ -125,7 +125,7 @@ pub struct Ticket {
 impl Ticket {
     /// Ends the request before its next token; it is told [`FinishReason::Cancelled`].
     pub fn cancel(&self) {
-        self.cancelled.store(true, Ordering::Release);
+        self.mark_cancelled();
         if self.process != std::process::id() {
             // The request is the parent process's, and so is the lock.
             return;
@@ -133,6 +133,12 @@ impl Ticket {
         // Under the lock, so that a worker between its look at the queue and its sleep does not miss it.
         let _queue = self.shared.queue.lock();
         self.shared.wake.notify_all();
+    }
+
+    /// The same without a lock, for a destructor that may wait for nothing. A request that is being answered ends before
+    /// its next token; one that waits in the queue is found when the worker wakes up.
+    pub fn mark_cancelled(&self) {
+        self.cancelled.store(true, Ordering::Release);
     }
 }
 
