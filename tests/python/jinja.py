@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from datetime import datetime
+from functools import cache
 from typing import Any
 
 import jinja2
@@ -44,7 +45,12 @@ def environment() -> ImmutableSandboxedEnvironment:
 _ENVIRONMENT = environment()
 
 
+@cache
+def _compiled(source: str) -> jinja2.Template:
+    return _ENVIRONMENT.from_string(source)
+
+
 def render(source: str, messages: list, **variables: Any) -> str:
     """The prompt, as `apply_chat_template(..., tokenize=False)` makes it."""
     variables = {"tools": None, "documents": None, "add_generation_prompt": True, **variables}
-    return _ENVIRONMENT.from_string(source).render(messages=messages, **variables)
+    return _compiled(source).render(messages=messages, **variables)

@@ -34,7 +34,7 @@ impl<'t> Renderer<'t> {
                 for (key, value) in pairs {
                     entries.push((self.eval(key)?, self.eval(value)?));
                 }
-                Value::dict(entries)
+                Value::dict_within(entries, &mut self.budget)
             }
             ExprKind::Not(value) => Ok(Value::Bool(!self.eval(value)?.truth())),
             ExprKind::And(a, b) => {
@@ -185,6 +185,7 @@ impl<'t> Renderer<'t> {
                 return Err(Problem::failed("argument after ** must be a mapping"));
             };
             self.budget.memory(dict.entries().len() * 64)?;
+            self.budget.steps(dict.entries().len() * (1 + arguments.named.len() / 8))?;
             for (key, value) in dict.entries() {
                 let Value::Text(key) = key else { return Err(Problem::failed("keywords must be strings")) };
                 if arguments.named.iter().any(|(name, _)| name == key) {
@@ -243,6 +244,7 @@ impl<'t> Renderer<'t> {
     /// `value.name`: an attribute, else an item.
     pub(super) fn attribute(&mut self, value: &Value, name: &Arc<str>) -> Result<Value> {
         value.defined()?;
+        self.budget.text(name.len())?;
         if let Some(found) = functions::attribute(self, value, name)? {
             return Ok(found);
         }
@@ -258,7 +260,7 @@ impl<'t> Renderer<'t> {
     pub(super) fn item(&mut self, value: &Value, key: &Value) -> Result<Value> {
         value.defined()?;
         let found = match (value, key.as_int()) {
-            (Value::Dict(dict), _) => match dict.get(key) {
+            (Value::Dict(dict), _) => match dict.get(key, &mut self.budget) {
                 Ok(found) => found.cloned(),
                 Err(problem) if problem.kind == super::problem::Kind::Failed => None,
                 Err(problem) => return Err(problem),
@@ -280,6 +282,7 @@ impl<'t> Renderer<'t> {
         if let Some(found) = found {
             return Ok(found);
         }
+        self.budget.text(key.as_text().map_or(0, |key| key.len()))?;
         if let Value::Text(name) = key
             && let Some(found) = functions::attribute(self, value, name)?
         {

@@ -56,7 +56,7 @@ fn dict(renderer: &mut Renderer<'_>, given: Given) -> Result<Dict> {
         Some(Value::Dict(other)) => {
             renderer.budget.memory(other.entries().len() * 96)?;
             for (key, value) in other.entries() {
-                dict.insert(key.clone(), value.clone())?;
+                dict.insert(key.clone(), value.clone(), &mut renderer.budget)?;
             }
         }
         Some(pairs) => {
@@ -65,7 +65,7 @@ fn dict(renderer: &mut Renderer<'_>, given: Given) -> Result<Dict> {
                 let [key, value] = &pair[..] else {
                     return Err(Problem::failed("dictionary update sequence element must have length 2"));
                 };
-                dict.insert(key.clone(), value.clone())?;
+                dict.insert(key.clone(), value.clone(), &mut renderer.budget)?;
             }
         }
     }
@@ -74,7 +74,7 @@ fn dict(renderer: &mut Renderer<'_>, given: Given) -> Result<Dict> {
     }
     renderer.budget.memory(given.named.len() * 96)?;
     for (key, value) in given.named {
-        dict.insert(Value::Text(key), value)?;
+        dict.insert(Value::Text(key), value, &mut renderer.budget)?;
     }
     Ok(dict)
 }
@@ -209,7 +209,10 @@ fn object_attribute(renderer: &mut Renderer<'_>, at: usize, name: &Arc<str>) -> 
             "reset" => method("reset"),
             "current" => Ok(Some(items[*at].clone())),
             "pos" => number(*at),
-            "items" => Value::tuple(items.clone()).map(Some),
+            "items" => {
+                renderer.budget.memory(items.len() * 32)?;
+                Value::tuple(items.clone()).map(Some)
+            }
             _ => Ok(None),
         },
         Object::Joiner { separator, used } => match &**name {
@@ -223,6 +226,7 @@ fn object_attribute(renderer: &mut Renderer<'_>, at: usize, name: &Arc<str>) -> 
             "catch_varargs" => Ok(Some(Value::Bool(node.varargs))),
             "caller" => Ok(Some(Value::Bool(node.caller))),
             "arguments" => {
+                renderer.budget.memory(node.params.len() * 32)?;
                 Value::tuple(node.params.iter().map(|(name, _)| Value::Text(name.clone())).collect())
                     .map(Some)
             }
@@ -243,7 +247,7 @@ pub(super) fn method(
     match (subject, name) {
         (Value::Dict(dict), "get") => {
             let [key, default] = given.bind_positional("get", 1)?;
-            let found = dict.get(&key.unwrap_or(Value::None))?.cloned();
+            let found = dict.get(&key.unwrap_or(Value::None), &mut renderer.budget)?.cloned();
             Ok(found.or(default).unwrap_or(Value::None))
         }
         (Value::Dict(dict), "items" | "keys" | "values") => {

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::limits::MAX_NAME_BYTES;
 use super::problem::{Problem, Result};
 
 #[derive(Debug, Clone, PartialEq)]
@@ -219,6 +220,10 @@ impl<'s> Lexer<'s> {
                     .unwrap_or(rest.len());
                 if first.is_numeric() {
                     return self.fail("Invalid character in identifier");
+                }
+                if length > MAX_NAME_BYTES {
+                    let reason = format!("it has a name of more than {MAX_NAME_BYTES} bytes");
+                    return Err(Problem::limit(reason).on(self.line));
                 }
                 self.push(Token::Name(rest[..length].into()));
                 self.advance(length);

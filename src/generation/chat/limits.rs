@@ -21,6 +21,12 @@ pub const MAX_CALL_LEVELS: usize = 1000;
 pub const MAX_RANGE: i128 = 100_000;
 /// Widths, precisions and indents.
 pub const MAX_WIDTH: usize = 100_000;
+/// Bytes of a name.
+pub const MAX_NAME_BYTES: usize = 1000;
+/// Parameters of a macro, and named arguments of a call.
+pub const MAX_NAMED: usize = 1000;
+/// Levels of macros and call blocks inside each other.
+pub const MAX_MACROS: usize = 20;
 /// The stack of the thread that compiles and renders.
 pub(super) const STACK_BYTES: usize = 32 << 20;
 
@@ -54,11 +60,10 @@ impl Budget {
 
     /// Takes `bytes` of new memory, before it is allocated.
     pub(super) fn memory(&mut self, bytes: usize) -> Result<()> {
-        self.text(bytes)?;
         match self.memory.checked_sub(bytes as u64) {
             Some(left) => {
                 self.memory = left;
-                Ok(())
+                self.text(bytes)
             }
             None => {
                 Err(Problem::limit(format!("it makes more than {} MiB of values", MAX_MEMORY_BYTES >> 20)))

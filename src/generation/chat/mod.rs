@@ -21,9 +21,11 @@ mod functions;
 mod lexer;
 pub mod limits;
 mod names;
+mod numbers;
 mod operators;
 mod parser;
 mod percent;
+mod pieces;
 mod problem;
 mod render;
 mod strings;
@@ -130,7 +132,10 @@ impl ChatTemplate {
 
     fn variables(&self, conversation: &Conversation) -> problem::Result<Dict> {
         let mut dict = Dict::default();
-        let mut set = |name: &Arc<str>, value: &Value| dict.insert(Value::Text(name.clone()), value.clone());
+        let mut budget = limits::Budget::new();
+        let mut set = |name: &Arc<str>, value: &Value| {
+            dict.insert(Value::Text(name.clone()), value.clone(), &mut budget)
+        };
         for (name, value) in &self.tokens {
             set(name, value)?;
         }

@@ -221,7 +221,7 @@ pub(super) fn equal(a: &Value, b: &Value, budget: &mut Budget) -> Result<bool> {
                 return Ok(false);
             }
             for (key, value) in x.entries() {
-                match y.get(key)? {
+                match y.get(key, budget)? {
                     Some(other) if equal(value, other, budget)? => {}
                     _ => return Ok(false),
                 }
@@ -328,7 +328,7 @@ pub(super) fn contains(container: &Value, item: &Value, budget: &mut Budget) -> 
                 other.type_name()
             ))),
         },
-        Value::Dict(dict) => Ok(dict.get(item)?.is_some()),
+        Value::Dict(dict) => Ok(dict.get(item, budget)?.is_some()),
         Value::Range(start, stop, step) => match number(item) {
             Some(Number::Int(value)) => {
                 let inside = if *step > 0 {

@@ -1,10 +1,11 @@
 //! Tokens to statements.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use super::ast::{Arguments, Body, Expr, ExprKind, For, Macro, Stmt, StmtKind, Target};
 use super::lexer::{Token, tokens};
-use super::limits::{MAX_NESTING, MAX_SOURCE_BYTES};
+use super::limits::{MAX_MACROS, MAX_NAMED, MAX_NESTING, MAX_SOURCE_BYTES};
 use super::names;
 use super::problem::{Problem, Result};
 
@@ -13,7 +14,8 @@ pub(super) fn parse(source: &str) -> Result<Body> {
     if source.len() > MAX_SOURCE_BYTES {
         return Err(Problem::limit(format!("its source is longer than {MAX_SOURCE_BYTES} bytes")));
     }
-    let mut parser = Parser { tokens: tokens(source)?, at: 0, level: 0, loops: 0, blocks: Vec::new() };
+    let mut parser =
+        Parser { tokens: tokens(source)?, at: 0, level: 0, loops: 0, macros: 0, blocks: HashSet::new() };
     let stmts = parser.stmts(&[])?;
     let mut body = Body { stmts, unset: Vec::new() };
     names::resolve(&mut body)?;
@@ -27,7 +29,9 @@ pub(super) struct Parser {
     pub(super) level: usize,
     /// Loops around the present statement, within one macro.
     loops: usize,
-    blocks: Vec<Arc<str>>,
+    /// Macros around the present statement.
+    macros: usize,
+    blocks: HashSet<Arc<str>>,
 }
 
 impl Parser {
@@ -300,10 +304,9 @@ impl Parser {
 
     fn named_block(&mut self) -> Result<StmtKind> {
         let name = self.expect_name()?;
-        if self.blocks.contains(&name) {
+        if !self.blocks.insert(name.clone()) {
             return self.fail(format!("block '{name}' defined twice"));
         }
-        self.blocks.push(name.clone());
         let scoped = self.skip_name("scoped");
         if self.is_name("required") {
             return Err(Problem::unsupported("{% block … required %}").on(self.line()));
@@ -331,6 +334,7 @@ impl Parser {
                     return self.fail("non-default argument follows default argument");
                 }
                 params.push((param, default));
+                self.few(params.len())?;
             }
             self.next();
         }
@@ -344,9 +348,23 @@ impl Parser {
                 Some(called)
             }
         };
+        if self.macros >= MAX_MACROS {
+            let reason = format!("it nests macros more than {MAX_MACROS} levels deep");
+            return Err(Problem::limit(reason).on(self.line()));
+        }
+        self.macros += 1;
         let body = self.function(end)?;
+        self.macros -= 1;
         let node = Macro { name, params, body, varargs: false, kwargs: false, caller: false };
         Ok((node, called))
+    }
+
+    fn few(&self, named: usize) -> Result<()> {
+        if named > MAX_NAMED {
+            let reason = format!("it names more than {MAX_NAMED} arguments of one call");
+            return Err(Problem::limit(reason).on(self.line()));
+        }
+        Ok(())
     }
 
     /// A name that may be given a value.
@@ -388,9 +406,9 @@ impl Parser {
 
     fn one_target(&mut self, namespace: bool) -> Result<Target> {
         if self.skip_operator("(") {
-            let target = self.target(false, &[]);
+            let target = self.target(false, &[])?;
             self.expect_operator(")")?;
-            return target;
+            return Ok(target);
         }
         if !matches!(self.peek(), Token::Name(_)) {
             return self.fail(format!("can't assign to {}", self.peek().describe()));
@@ -444,6 +462,7 @@ impl Parser {
                     return self.fail(format!("keyword argument repeated: {name}"));
                 }
                 arguments.named.push((name, self.expression()?));
+                self.few(arguments.named.len())?;
             } else {
                 arguments.positional.push(self.expression()?);
             }

@@ -45,7 +45,10 @@ impl Spec {
     }
 
     fn float(&self, value: f64, kind: char, budget: &mut Budget) -> Result<(String, String)> {
-        budget.memory(400 + self.precision.unwrap_or(6))?;
+        let precision = self.precision.unwrap_or(6);
+        budget.memory(400 + precision)?;
+        // What exact digits cost to compute.
+        budget.steps(precision.min(1100) / 4)?;
         let (negative, value) = (value.is_sign_negative() && !value.is_nan(), value.abs());
         let mut body = if value.is_nan() {
             "nan".into()

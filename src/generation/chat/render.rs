@@ -158,7 +158,9 @@ impl<'t> Renderer<'t> {
                 self.budget.memory(64)?;
                 match object {
                     Some(Value::Object(at)) => match &mut self.objects[at] {
-                        Object::Namespace(dict) => dict.insert(Value::Text(attribute.clone()), value),
+                        Object::Namespace(dict) => {
+                            dict.insert(Value::Text(attribute.clone()), value, &mut self.budget)
+                        }
                         _ => Err(Problem::failed("cannot assign attribute on non-namespace object")),
                     },
                     _ => Err(Problem::failed("cannot assign attribute on non-namespace object")),
@@ -413,6 +415,7 @@ impl<'t> Renderer<'t> {
         let mut positional = positional.into_iter();
         let mut bound: Vec<(&'t Arc<str>, Option<Value>, Option<&'t Expr>)> = Vec::new();
         for (param, default) in &node.params {
+            self.budget.steps(1 + named.len() / 8)?;
             let by_name = named.iter().position(|(name, _)| name == param);
             let value = match (positional.next(), by_name) {
                 (Some(_), Some(_)) => {
@@ -459,7 +462,8 @@ impl<'t> Renderer<'t> {
                 }
                 if node.kwargs {
                     let entries = named.into_iter().map(|(name, value)| (Value::Text(name), value));
-                    renderer.bind("kwargs", Value::dict(entries)?)?;
+                    let kwargs = Value::dict_within(entries, &mut renderer.budget)?;
+                    renderer.bind("kwargs", kwargs)?;
                 }
                 renderer.stmts(&node.body.stmts).map(|_| ())
             })

@@ -6,7 +6,8 @@ use unicode_properties::{GeneralCategory, GeneralCategoryGroup, UnicodeGeneralCa
 
 use super::call::{Given, int, text};
 use super::lexer::is_space;
-use super::limits::{Budget, MAX_WIDTH, width};
+use super::limits::{Budget, width};
+use super::pieces::{is_line_end, lines, replace, split, strip, words};
 use super::problem::{Problem, Result};
 use super::text::is_printable;
 use super::value::Value;
@@ -244,16 +245,21 @@ pub(super) fn call(
                 None | Some(Value::None) => None,
                 other => Some(text(other, "", "the separator")?),
             };
+            let count = match separator.as_deref() {
+                None | Some("") => words(s),
+                Some(separator) => s.matches(separator).count() + 1,
+            };
+            budget.memory(count.min(limit.saturating_add(1)) * 64)?;
+            budget.steps(count.min(limit.saturating_add(1)))?;
             let pieces = split(s, separator.as_deref(), limit, name == "rsplit")?;
-            budget.memory(pieces.len() * 48)?;
-            budget.steps(pieces.len())?;
             Value::list(pieces.into_iter().map(Value::text).collect())?
         }
         "splitlines" => {
             let [keep] = given.bind(name, ["keepends"], 0)?;
+            let count = s.matches(is_line_end).count() + 1;
+            budget.memory(count * 64)?;
+            budget.steps(count)?;
             let lines = lines(s, keep.is_some_and(|keep| keep.truth()));
-            budget.memory(lines.len() * 48)?;
-            budget.steps(lines.len())?;
             Value::list(lines.into_iter().map(Value::text).collect())?
         }
         "zfill" => {
@@ -387,112 +393,4 @@ fn window(s: &str, start: Option<Value>, end: Option<Value>) -> Result<Option<(u
     }
     let byte = |index: i128| s.char_indices().nth(index as usize).map_or(s.len(), |(byte, _)| byte);
     Ok(Some((start as usize, &s[byte(start)..byte(end)])))
-}
-
-/// `strip` by whitespace or a set of characters.
-pub(super) fn strip<'s>(
-    s: &'s str,
-    set: Option<Value>,
-    left: bool,
-    right: bool,
-    budget: &mut Budget,
-) -> Result<&'s str> {
-    let set: Option<Vec<char>> = match set {
-        None | Some(Value::None) => None,
-        other => Some(text(other, "", "the characters to strip")?.chars().collect()),
-    };
-    if let Some(set) = &set {
-        budget.steps(s.len().min(MAX_WIDTH) / 64 * set.len() / 16)?;
-    }
-    let mut steps = 0;
-    let mut strips = |c: char| match &set {
-        None => is_space(c),
-        Some(set) => {
-            steps += set.len() / 16;
-            set.contains(&c)
-        }
-    };
-    let mut rest = s;
-    if left {
-        rest = rest.trim_start_matches(&mut strips);
-    }
-    if right {
-        let kept = rest.char_indices().rev().find(|(_, c)| !strips(*c));
-        rest = kept.map_or("", |(at, c)| &rest[..at + c.len_utf8()]);
-    }
-    budget.steps(steps)?;
-    Ok(rest)
-}
-
-pub(super) fn replace(s: &str, old: &str, new: &str, count: i128, budget: &mut Budget) -> Result<String> {
-    let limit = usize::try_from(count).unwrap_or(usize::MAX);
-    let found = if old.is_empty() { s.chars().count() + 1 } else { s.matches(old).count() };
-    budget.memory(s.len().saturating_add(found.min(limit).saturating_mul(new.len())))?;
-    Ok(s.replacen(old, new, limit))
-}
-
-fn split<'s>(s: &'s str, separator: Option<&str>, limit: usize, right: bool) -> Result<Vec<&'s str>> {
-    let more = limit.saturating_add(1);
-    match separator {
-        Some("") => Err(Problem::failed("empty separator")),
-        Some(separator) if right => {
-            let mut pieces: Vec<_> = s.rsplitn(more, separator).collect();
-            pieces.reverse();
-            Ok(pieces)
-        }
-        Some(separator) => Ok(s.splitn(more, separator).collect()),
-        None => {
-            let mut pieces = Vec::new();
-            let mut rest = s;
-            loop {
-                rest =
-                    if right { rest.trim_end_matches(is_space) } else { rest.trim_start_matches(is_space) };
-                if rest.is_empty() {
-                    break;
-                }
-                if pieces.len() == limit {
-                    pieces.push(if right { rest.trim_end_matches(is_space) } else { rest });
-                    break;
-                }
-                if right {
-                    let at = rest.char_indices().rev().find(|(_, c)| is_space(*c));
-                    let at = at.map_or(0, |(at, c)| at + c.len_utf8());
-                    pieces.push(&rest[at..]);
-                    rest = &rest[..at];
-                } else {
-                    let at = rest.find(is_space).unwrap_or(rest.len());
-                    pieces.push(&rest[..at]);
-                    rest = &rest[at..];
-                }
-            }
-            if right {
-                pieces.reverse();
-            }
-            Ok(pieces)
-        }
-    }
-}
-
-pub(super) fn lines(s: &str, keep: bool) -> Vec<&str> {
-    let mut lines = Vec::new();
-    let mut start = 0;
-    let mut characters = s.char_indices().peekable();
-    while let Some((at, c)) = characters.next() {
-        if !matches!(
-            c,
-            '\n' | '\r' | '\u{b}' | '\u{c}' | '\u{1c}'..='\u{1e}' | '\u{85}' | '\u{2028}' | '\u{2029}'
-        ) {
-            continue;
-        }
-        let mut end = at + c.len_utf8();
-        if c == '\r' && characters.next_if(|(_, next)| *next == '\n').is_some() {
-            end += 1;
-        }
-        lines.push(&s[start..if keep { end } else { at }]);
-        start = end;
-    }
-    if start < s.len() {
-        lines.push(&s[start..]);
-    }
-    lines
 }

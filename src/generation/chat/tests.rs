@@ -40,8 +40,8 @@ fn errors_name_the_cause_and_the_line() {
     );
     assert_eq!(
         said("a\nb{% for %}"),
-        "model \"m\" is not supported: its chat template does not parse: can't assign to the end of the statement \
-         block (line 2)"
+        "model \"m\" is not supported: its chat template does not parse: expected a name to assign to, got \
+         the end of the statement block (line 2)"
     );
     assert_eq!(
         said("\n\n{{ 'a'|random }}"),
@@ -82,11 +82,42 @@ fn large_values_are_stopped_before_they_are_made() {
         "{% set a = 'ab' * 9999999 %}{{ a|list }}",
         "{% set a = 'ab' * 9999 %}{{ a.join(a) }}",
         "{% set a = ('a\n' * 99999)|indent(99999) %}",
-        "{% set a = (('[' * 100) ~ 'x')|list|tojson(indent=99999) %}",
+        "{{ range(9999)|list|tojson(indent=99999) }}",
         "{{ ('\t' * 99999).expandtabs(99999) }}",
     ] {
         let said = refusal(source);
         assert!(said.contains("makes more than 256 MiB of values"), "{source}: {said}");
+    }
+}
+
+#[test]
+fn work_on_long_texts_takes_steps() {
+    let text = "{% set a = 'a' * 9999999 %}{% set d = {a: 1} %}{% for i in range(99999) %}";
+    for each in [
+        "{{ d[a] }}",
+        "{{ d.get(a) }}",
+        "{{ a in d }}",
+        "{{ a is string and 'b' in a }}",
+        "{{ {a: 1}|length }}",
+        "{{ a|length }}",
+        "{% set x = d|attr(a) %}",
+    ] {
+        let said = refusal(&format!("{text}{each}{{% endfor %}}"));
+        assert!(
+            said.contains("more than 4000000 steps") || said.contains("more than 256 MiB"),
+            "{each}: {said}"
+        );
+    }
+    for source in [
+        "{% set a = 'ab' * 9999999 %}{% set b = a.strip(a) %}{{ b|length }}{{ a.split('a')|length }}",
+        "{% set a = 'ab' * 9999999 %}{{ a.split('b')|length }}",
+        "{% set a = 'a ' * 9999999 %}{{ a.split()|length }}",
+        "{% set a = 'a\n' * 9999999 %}{{ a.splitlines()|length }}",
+        "{% set a = 'a' * 9999999 %}{{ ([a] * 99999)|unique(true)|list|length }}",
+        "{% set ns = namespace(a=(1, 2)) %}{% for i in range(70) %}{% set ns.a = (ns.a, ns.a) %}{% endfor %}{{ {ns.a: 1} }}",
+        "{% for i in range(99999) %}{{ '%.1000f' % 0.1 }}{% endfor %}",
+    ] {
+        refusal(source);
     }
 }
 
@@ -120,9 +151,9 @@ fn nesting_is_bounded_when_it_is_parsed() {
     for source in [
         format!("{{{{ {}1 }}}}", many("not ")),
         format!("{{{{ {}1 }}}}", many("-")),
-        format!("{{{{ {}1 }}}}", many("(")),
-        format!("{{{{ {}1 }}}}", many("[")),
-        format!("{{{{ {}1 }}}}", many("{1:")),
+        format!("{{{{ {}1{} }}}}", many("("), many(")")),
+        format!("{{{{ {}1{} }}}}", many("["), many("]")),
+        format!("{{{{ {}1{} }}}}", many("{1:"), many("}")),
         format!("{{{{ 1{} }}}}", many("|upper")),
         format!("{{{{ 1{} }}}}", many(" + 1")),
         format!("{{{{ 1{} }}}}", many(" and 1")),
@@ -130,11 +161,9 @@ fn nesting_is_bounded_when_it_is_parsed() {
         format!("{{{{ 1{} }}}}", many("[0]")),
         format!("{{{{ 1{} }}}}", many("()")),
         format!("{{{{ 1{} }}}}", many(" if 1 else 1")),
-        format!("{{{{ 1{} }}}}", many(" is odd")),
-        format!("{{% set {}a = 1 %}}", many("(")),
+        format!("{{% set {}a{} = 1 %}}", many("("), many(")")),
         many("{% if 1 %}"),
         many("{% for a in b %}"),
-        many("{% macro a() %}"),
         format!("{{% filter upper{} %}}{{% endfilter %}}", many("|upper")),
     ] {
         let said = refusal(&source);
@@ -144,6 +173,11 @@ fn nesting_is_bounded_when_it_is_parsed() {
             &source[..20]
         );
     }
+    let macros = many("{% macro a() %}");
+    assert!(refusal(&macros).contains("nests macros more than 20 levels deep"));
+    assert!(refusal(&format!("{{{{ {} }}}}", many("a"))).contains("a name of more than 1000 bytes"));
+    let named: String = (0..2000).map(|i| format!("a{i}=1,")).collect();
+    assert!(refusal(&format!("{{{{ f({named}) }}}}")).contains("more than 1000 arguments"));
     assert!(refusal(&" ".repeat(MAX_SOURCE_BYTES + 1)).contains("its source is longer than"));
 }
 

@@ -1,14 +1,15 @@
 //! The filters that give texts.
 
 use super::call::{Given, int, text};
-use super::filters::to_float;
 use super::lexer::is_space;
 use super::limits::width;
+use super::numbers::to_float;
 use super::operators::escape;
 use super::percent;
+use super::pieces::{self, is_line_end, lines};
 use super::problem::{Problem, Result};
 use super::render::Renderer;
-use super::strings::{self, lines};
+use super::strings;
 use super::text::{Json, repr};
 use super::value::Value;
 
@@ -66,7 +67,7 @@ pub(super) fn filter(r: &mut Renderer<'_>, name: &str, value: Value, given: Give
         "trim" => {
             let [set] = given.bind(name, ["chars"], 0)?;
             let subject = r.string(&value)?;
-            Ok(Value::text(strings::strip(&subject, set, true, true, &mut r.budget)?))
+            Ok(Value::text(pieces::strip(&subject, set, true, true, &mut r.budget)?))
         }
         "center" => {
             let [wide] = given.bind(name, ["width"], 0)?;
@@ -79,7 +80,7 @@ pub(super) fn filter(r: &mut Renderer<'_>, name: &str, value: Value, given: Give
             let old = r.string(&old.unwrap_or(Value::None))?;
             let new = r.string(&new.unwrap_or(Value::None))?;
             let count = int(count.filter(|count| !matches!(count, Value::None)), -1, "the count")?;
-            Ok(Value::text(strings::replace(&subject, &old, &new, count, &mut r.budget)?))
+            Ok(Value::text(pieces::replace(&subject, &old, &new, count, &mut r.budget)?))
         }
         "format" => {
             let subject = r.string(&value)?;
@@ -91,7 +92,10 @@ pub(super) fn filter(r: &mut Renderer<'_>, name: &str, value: Value, given: Give
             let values = if given.named.is_empty() {
                 Value::tuple(given.positional)?
             } else {
-                Value::dict(given.named.into_iter().map(|(name, value)| (Value::Text(name), value)))?
+                Value::dict_within(
+                    given.named.into_iter().map(|(name, value)| (Value::Text(name), value)),
+                    &mut r.budget,
+                )?
             };
             Ok(Value::text(percent::format(&subject, &values, &mut r.budget)?))
         }
@@ -206,6 +210,7 @@ fn indent(r: &mut Renderer<'_>, value: &Value, given: Given) -> Result<Value> {
     };
     let blank = blank.is_some_and(|b| b.truth());
     let with_end = format!("{s}\n");
+    r.budget.memory(with_end.matches(is_line_end).count() * 16)?;
     let parts = lines(&with_end, false);
     r.budget.memory(s.len() + (indent.len() + 1) * (parts.len() + 1))?;
     let mut out = String::new();
@@ -263,7 +268,7 @@ fn truncate(r: &mut Renderer<'_>, value: &Value, given: Given) -> Result<Value> 
         int(length, 255, "the length")?,
         int(leeway.filter(|l| !matches!(l, Value::None)), 5, "the leeway")?,
     );
-    let cut = length - end.chars().count() as i128;
+    let cut = length.saturating_sub(end.chars().count() as i128);
     if cut < 0 || leeway < 0 {
         return Err(Problem::failed(
             "expected a length of at least that of the end, and a leeway of at least 0",
@@ -298,6 +303,7 @@ fn wordwrap(r: &mut Renderer<'_>, value: &Value, given: Given) -> Result<Value> 
         return Err(Problem::unsupported("wordwrap of a text with hyphens"));
     }
     let mut out: Vec<String> = Vec::new();
+    r.budget.memory(s.matches(is_line_end).count() * 16)?;
     for line in lines(&s, false) {
         r.budget.memory(line.len() * 40)?;
         if line.contains(|c: char| is_space(c) && c != ' ') {

@@ -80,15 +80,21 @@ pub(super) enum Key {
 }
 
 impl Key {
-    pub(super) fn of(value: &Value) -> Result<Self> {
+    pub(super) fn of(value: &Value, budget: &mut Budget) -> Result<Self> {
+        budget.steps(1)?;
         Ok(match value {
             Value::None => Self::None,
             Value::Bool(value) => Self::Int(i128::from(*value)),
             Value::Int(value) => Self::Int(*value),
             Value::Float(value) if value.fract() == 0.0 && value.abs() < 1e30 => Self::Int(*value as i128),
             Value::Float(value) => Self::Float(value.to_bits()),
-            Value::Text(text) | Value::Markup(text) => Self::Text(text.clone()),
-            Value::Tuple(items) => Self::Tuple(items.items.iter().map(Self::of).collect::<Result<_>>()?),
+            Value::Text(text) | Value::Markup(text) => {
+                budget.text(text.len())?;
+                Self::Text(text.clone())
+            }
+            Value::Tuple(items) => {
+                Self::Tuple(items.items.iter().map(|item| Self::of(item, budget)).collect::<Result<_>>()?)
+            }
             Value::Undefined(_) => Self::Undefined,
             Value::List(_) | Value::Dict(_) | Value::View(..) => {
                 return Err(Problem::failed(format!("unhashable type: '{}'", value.type_name())));
@@ -108,9 +114,9 @@ fn deeper<'v>(values: impl Iterator<Item = &'v Value>) -> Result<usize> {
 
 impl Dict {
     /// Sets the value of `key`; a key that is there keeps its place.
-    pub(super) fn insert(&mut self, key: Value, value: Value) -> Result<()> {
+    pub(super) fn insert(&mut self, key: Value, value: Value, budget: &mut Budget) -> Result<()> {
         self.depth = self.depth.max(deeper([&key, &value].into_iter())?);
-        let hash = Key::of(&key)?;
+        let hash = Key::of(&key, budget)?;
         match self.places.get(&hash) {
             Some(place) => self.entries[*place].1 = value,
             None => {
@@ -121,8 +127,8 @@ impl Dict {
         Ok(())
     }
 
-    pub(super) fn get(&self, key: &Value) -> Result<Option<&Value>> {
-        let place = self.places.get(&Key::of(key)?);
+    pub(super) fn get(&self, key: &Value, budget: &mut Budget) -> Result<Option<&Value>> {
+        let place = self.places.get(&Key::of(key, budget)?);
         Ok(place.map(|place| &self.entries[*place].1))
     }
 
@@ -163,9 +169,16 @@ impl Value {
     /// # Errors
     /// As [`Self::list`].
     pub fn dict(entries: impl IntoIterator<Item = (Value, Value)>) -> Result<Self> {
+        Self::dict_within(entries, &mut Budget::new())
+    }
+
+    pub(super) fn dict_within(
+        entries: impl IntoIterator<Item = (Value, Value)>,
+        budget: &mut Budget,
+    ) -> Result<Self> {
         let mut dict = Dict::default();
         for (key, value) in entries {
-            dict.insert(key, value)?;
+            dict.insert(key, value, budget)?;
         }
         Ok(Self::Dict(Arc::new(dict)))
     }
