@@ -5,6 +5,7 @@
 //!
 //! Errors are `Clone`: the failure of one load or one batch is told to every caller that waited for it.
 
+use std::borrow::Cow;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -160,10 +161,10 @@ pub enum Error {
         in_use: u64,
     },
     /// The system has no memory for something whose size the caller chooses.
-    #[error("out of memory: {} MB could not be had ({what}); ask for less, or free memory", bytes >> 20)]
+    #[error("out of memory: {} MB could not be had ({what}); ask for less, or free memory", (bytes >> 20).max(1))]
     OutOfMemory {
-        /// What it was for, or the system's own words.
-        what: String,
+        /// What it was for, or the system's own words. Making the error need not allocate.
+        what: Cow<'static, str>,
         /// Bytes asked for.
         bytes: u64,
     },

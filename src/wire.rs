@@ -64,11 +64,18 @@ const FRAME: usize = 256;
 
 impl Body {
     /// A body with room for `rows` vectors of `width` values.
-    #[must_use]
-    pub fn new(encoding: Encoding, rows: usize, width: usize) -> Self {
-        let mut json = String::with_capacity(FRAME + rows * (ITEM + encoding.room(width)));
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`].
+    pub fn new(encoding: Encoding, rows: usize, width: usize) -> Result<Self> {
+        let bytes = rows.saturating_mul(ITEM + encoding.room(width)).saturating_add(FRAME);
+        let mut json = String::new();
+        json.try_reserve_exact(bytes).map_err(|_| Error::OutOfMemory {
+            what: format!("the answer of {rows} vectors as JSON").into(),
+            bytes: bytes as u64,
+        })?;
         json.push_str(r#"{"object":"list","data":["#);
-        Self { json, encoding, rows: 0, bytes: Vec::new() }
+        Ok(Self { json, encoding, rows: 0, bytes: Vec::new() })
     }
 
     /// Adds the next vector. Its values must be finite: JSON has no other numbers.
@@ -134,7 +141,7 @@ mod tests {
     use super::*;
 
     fn body(encoding: Encoding, vectors: &[Vec<f32>], model: &str, tokens: u64) -> Value {
-        let mut body = Body::new(encoding, vectors.len(), vectors.first().map_or(0, Vec::len));
+        let mut body = Body::new(encoding, vectors.len(), vectors.first().map_or(0, Vec::len)).unwrap();
         let room = body.json.capacity();
         vectors.iter().for_each(|vector| body.push(vector));
         assert!(body.json.capacity() == room, "grew from {room} to {}", body.json.capacity());

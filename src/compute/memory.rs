@@ -1,5 +1,6 @@
 //! Memory: aligned buffers that leave at once, arenas of weights, and what the process holds.
 
+use std::alloc::{Layout, alloc_zeroed};
 use std::ops::{Range, RangeInclusive};
 use std::sync::Arc;
 
@@ -76,21 +77,66 @@ impl Buffer {
     }
 }
 
-/// `len` zeros, or an error where the memory cannot be had.
-pub(crate) fn zeroed<T: Clone + Default>(len: usize) -> Result<Vec<T>> {
-    let mut values = Vec::new();
-    values.try_reserve_exact(len).map_err(|error| Error::Io {
-        path: "anonymous memory".into(),
-        reason: format!("{len} numbers of {} bytes cannot be held: {error}", size_of::<T>()),
-    })?;
-    values.resize(len, T::default());
-    Ok(values)
+/// `len` zeros. Pages of a large one are taken from the system when first written.
+///
+/// # Errors
+/// [`Error::OutOfMemory`] when the allocator refuses.
+pub(crate) fn zeroed<T: Plain>(len: usize) -> Result<Vec<T>> {
+    if len == 0 {
+        return Ok(Vec::new());
+    }
+    let layout = Layout::array::<T>(len).map_err(|_| refused::<T>(len))?;
+    // SAFETY: the layout has a size, for no plain type is empty.
+    let start = unsafe { alloc_zeroed(layout) };
+    if start.is_null() {
+        return Err(refused::<T>(len));
+    }
+    // SAFETY: the global allocator gave this memory for `len` values of T, and zeros are values of a plain type.
+    Ok(unsafe { Vec::from_raw_parts(start.cast(), len, len) })
+}
+
+/// Makes room for exactly `more` values after those that are there.
+///
+/// # Errors
+/// [`Error::OutOfMemory`]; the values are then as they were.
+pub(crate) fn reserve<T>(values: &mut Vec<T>, more: usize) -> Result<()> {
+    values.try_reserve_exact(more).map_err(|_| refused::<T>(more))
+}
+
+/// Adds a value to a list whose length somebody else decides.
+///
+/// # Errors
+/// As [`reserve`].
+pub(crate) fn push<T>(values: &mut Vec<T>, value: T) -> Result<()> {
+    values.try_reserve(1).map_err(|_| refused::<T>(values.len() + 1))?;
+    values.push(value);
+    Ok(())
+}
+
+/// The texts one after another.
+///
+/// # Errors
+/// As [`reserve`].
+pub(crate) fn joined(texts: &[&str]) -> Result<String> {
+    let bytes = texts.iter().map(|text| text.len()).sum();
+    let mut whole = String::new();
+    whole.try_reserve_exact(bytes).map_err(|_| refused::<u8>(bytes))?;
+    texts.iter().for_each(|text| whole.push_str(text));
+    Ok(whole)
+}
+
+/// The error of an allocator that refused room for `len` values.
+fn refused<T>(len: usize) -> Error {
+    Error::OutOfMemory {
+        what: "the allocator refused".into(),
+        bytes: (len as u64).saturating_mul(size_of::<T>() as u64),
+    }
 }
 
 /// Pages of zeros.
 fn anonymous(bytes: usize) -> Result<MmapMut> {
     MmapMut::map_anon(bytes.max(1))
-        .map_err(|error| Error::OutOfMemory { what: error.to_string(), bytes: bytes as u64 })
+        .map_err(|error| Error::OutOfMemory { what: error.to_string().into(), bytes: bytes as u64 })
 }
 
 /// The memory of one model's weights: matrices lie side by side in a few large mappings. On its own, each would lie in
@@ -215,10 +261,7 @@ pub(crate) fn room<T: Clone + Default>(values: &mut Vec<T>, len: usize) -> &mut 
 /// [`Error::OutOfMemory`]; the values are then as they were.
 pub(crate) fn try_room<T: Clone + Default>(values: &mut Vec<T>, len: usize) -> Result<&mut [T]> {
     let more = len.saturating_sub(values.len());
-    values.try_reserve_exact(more).map_err(|error| Error::OutOfMemory {
-        what: error.to_string(),
-        bytes: (more as u64).saturating_mul(size_of::<T>() as u64),
-    })?;
+    reserve(values, more)?;
     Ok(room(values, len))
 }
 
@@ -271,6 +314,13 @@ mod tests {
         let refused = try_room(&mut values, 1 << 60).map(|_| ());
         assert!(matches!(refused, Err(Error::OutOfMemory { .. })), "{refused:?}");
         assert_eq!(values, [1.0]);
+        for len in [1 << 60, usize::MAX] {
+            assert!(matches!(zeroed::<f32>(len), Err(Error::OutOfMemory { .. })), "{len}");
+            let refused = reserve(&mut values, len);
+            assert!(matches!(refused, Err(Error::OutOfMemory { .. })), "{refused:?}");
+        }
+        assert_eq!((zeroed(3), zeroed::<u8>(0)), (Ok(vec![0_u16; 3]), Ok(vec![])));
+        assert_eq!(joined(&["a", "", "bc"]).as_deref(), Ok("abc"));
         assert_eq!(try_room(&mut values, 3).map(|room| room.len()), Ok(3));
     }
 

@@ -6,6 +6,7 @@ use super::core::Core;
 use super::entry::{Entry, Known};
 use super::options::EmbedOptions;
 use crate::cache::Content;
+use crate::compute::memory::{push, reserve};
 use crate::models::{Bounds, Encoder};
 use crate::{Error, Result};
 
@@ -74,9 +75,14 @@ impl Inputs {
 
     /// Input numbers by slot, in order of first appearance.
     pub(super) fn by_slot(&self, core: &Core, model: Option<&str>) -> Result<Vec<(Arc<Entry>, Vec<usize>)>> {
-        let all = || (0..self.len()).collect();
+        let all = || -> Result<Vec<usize>> {
+            let mut all = Vec::new();
+            reserve(&mut all, self.len())?;
+            all.extend(0..self.len());
+            Ok(all)
+        };
         if let Some(name) = model {
-            return Ok(vec![(core.entry(name)?, all())]);
+            return Ok(vec![(core.entry(name)?, all()?)]);
         }
         let texts = match self {
             Self::Texts(texts) if !texts.is_empty() => texts,
@@ -87,13 +93,13 @@ impl Inputs {
                         .into(),
                 ));
             }
-            _ => return Ok(vec![(core.entry(core.preferred())?, all())]),
+            _ => return Ok(vec![(core.entry(core.preferred())?, all()?)]),
         };
         let mut groups: Vec<(Arc<Entry>, Vec<usize>)> = Vec::new();
         for (number, text) in texts.iter().enumerate() {
             let name = core.route(text);
             match groups.iter_mut().find(|(entry, _)| entry.name == name) {
-                Some((_, order)) => order.push(number),
+                Some((_, order)) => push(order, number)?,
                 None => groups.push((core.entry(name)?, vec![number])),
             }
         }

@@ -44,6 +44,7 @@ use self::ending::Closing;
 use self::entry::{Resident, Serving};
 use self::job::{Job, LookUp};
 use crate::cache::{CacheStatistics, Content, Vector};
+use crate::compute::memory::reserve;
 use crate::config::{Host, Settings, Value};
 use crate::lifecycle::{Lease, ReaperSettings, State, Tracker};
 use crate::models::Bounds;
@@ -377,7 +378,8 @@ impl Manager {
         check: Check<'_>,
     ) -> Result<Vec<usize>> {
         let core = self.core()?;
-        let mut counts = Vec::with_capacity(texts.len());
+        let mut counts = Vec::new();
+        reserve(&mut counts, texts.len())?;
         for (number, text) in texts.iter().enumerate() {
             let name = model.unwrap_or_else(|| core.route(text));
             let lease = self.lease(name, None, check)?;

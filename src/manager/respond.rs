@@ -35,8 +35,15 @@ impl Manager {
         on_body: OnBody,
     ) -> Result<Ticket> {
         let core = self.core()?;
-        let respond = move |result| match result {
-            Ok(matrix) => Page::new(matrix, model, encoding, on_body).write(core),
+        let respond = move |result: Result<Matrix>| match result {
+            Ok(matrix) => match Body::new(encoding, matrix.rows, matrix.width) {
+                Ok(body) => Page { body, matrix, written: 0, model, on_body }.write(core),
+                Err(error) => {
+                    // The caller may want its memory to go on.
+                    drop(matrix);
+                    on_body(Err(error));
+                }
+            },
             Err(error) => on_body(Err(error)),
         };
         self.submit(inputs, options, Box::new(respond))
@@ -54,11 +61,6 @@ struct Page {
 }
 
 impl Page {
-    fn new(matrix: Matrix, model: String, encoding: Encoding, on_body: OnBody) -> Self {
-        let body = Body::new(encoding, matrix.rows, matrix.width);
-        Self { body, matrix, written: 0, model, on_body }
-    }
-
     fn write(mut self, core: Arc<Core>) {
         if self.matrix.values.len() <= PIECE {
             self.write_piece();

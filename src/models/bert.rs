@@ -6,7 +6,9 @@ use serde::Deserialize;
 
 use super::LARGEST_SIZE;
 use super::pooling::{Pooling, SentenceEncoder};
-use crate::compute::{Activation, Backend, Heads, Packed, Pass, Positions, Row, Tensors, Weight};
+use crate::compute::{
+    Activation, Backend, Heads, LONGEST_HEAD, Packed, Pass, Positions, Row, Tensors, Weight,
+};
 use crate::{Error, Result};
 
 /// The keys of `config.json` that [`BertConfig`] reads, and those whose only other value is refused by name.
@@ -113,6 +115,13 @@ impl BertConfig {
             return refuse(format!(
                 "hidden_size {} does not divide into {} attention heads",
                 self.hidden_size, self.num_attention_heads
+            ));
+        }
+        let width = self.hidden_size / self.num_attention_heads;
+        if width > LONGEST_HEAD {
+            return refuse(format!(
+                "its attention heads are {width} wide ({} of them); the widest that run here are {LONGEST_HEAD}",
+                self.num_attention_heads
             ));
         }
         if let Some(kind) = self.position_embedding_type.as_deref().filter(|&kind| kind != "absolute") {

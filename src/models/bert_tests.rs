@@ -162,6 +162,32 @@ fn what_is_not_supported_is_said() {
 }
 
 #[test]
+fn sizes_are_bounded_before_any_tensor_is_asked_for() {
+    let sizes = |json: &str| match config(json).check("made") {
+        Ok(_) => String::new(),
+        Err(Error::Unsupported { reason, .. }) => reason,
+        Err(other) => panic!("{json}: {other}"),
+    };
+    let (most, bounded) = (LARGEST_SIZE, "a size in its config.json");
+    for (key, zero) in [
+        ("vocab_size", false),
+        ("hidden_size", false),
+        ("num_hidden_layers", true),
+        ("intermediate_size", false),
+        ("max_position_embeddings", false),
+        ("type_vocab_size", true),
+    ] {
+        let of = |n: usize| sizes(&format!(r#"{{"{key}": {n}, "num_attention_heads": {}}}"#, n.max(1)));
+        assert_eq!(of(0).contains(bounded), !zero, "{key}");
+        assert!(of(most + 1).contains(bounded) && of(usize::MAX).contains(bounded), "{key}");
+        assert!(!of(most).contains(bounded), "{key}");
+    }
+    let of = |width: usize| sizes(&format!(r#"{{"hidden_size": {}, "num_attention_heads": 3}}"#, 3 * width));
+    assert_eq!(of(LONGEST_HEAD), "");
+    assert!(of(LONGEST_HEAD + 1).contains("513 wide"), "{}", of(LONGEST_HEAD + 1));
+}
+
+#[test]
 fn bad_requests_are_refused_and_change_nothing() {
     let config = config(r#"{"model_type": "roberta", "max_position_embeddings": 12}"#);
     let model = load(Cpu::new(Isa::best(), DType::F32), &config);

@@ -5,6 +5,7 @@ use std::path::Path;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
+use super::LARGEST_SIZE;
 use super::files::{WeightFiles, read_json};
 use super::keys::refuse_unknown;
 use super::weights::Weights;
@@ -83,8 +84,11 @@ impl Dense {
             Some("Identity") => Activation::Identity,
             _ => return Err(unsupported(format!("uses {activation}"))),
         };
-        if config.in_features == 0 || config.out_features == 0 {
-            return Err(unsupported("has no inputs or no outputs".into()));
+        if [config.in_features, config.out_features].iter().any(|&n| n == 0 || n > LARGEST_SIZE) {
+            return Err(unsupported(format!(
+                "has {} inputs and {} outputs, each of which must be 1 to {LARGEST_SIZE}",
+                config.in_features, config.out_features
+            )));
         }
         if config.use_residual {
             return Err(unsupported("adds its input to its output".into()));
@@ -201,6 +205,23 @@ mod tests {
             assert!(matches!(Dense::load("m", folder.path()), Err(Error::Unsupported { .. })), "{extra}");
         }
         let folder = module(r#"{"in_features":3,"out_features":1}"#);
+        assert!(matches!(Dense::load("m", folder.path()), Err(Error::InvalidFile { .. })));
+    }
+
+    #[test]
+    fn sizes_are_bounded_before_the_weights_are_looked_at() {
+        let most = LARGEST_SIZE;
+        for (inputs, outputs) in [(0, 1), (2, 0), (most + 1, 1), (2, most + 1), (usize::MAX, usize::MAX)] {
+            let folder = module(&format!(r#"{{"in_features":{inputs},"out_features":{outputs}}}"#));
+            match Dense::load("m", folder.path()) {
+                Err(Error::Unsupported { reason, .. }) => {
+                    assert!(reason.contains(&format!("{inputs} inputs and {outputs} outputs")), "{reason}");
+                }
+                other => panic!("{inputs} inputs, {outputs} outputs: {other:?}"),
+            }
+        }
+        // The largest there may be are compared with the tensor.
+        let folder = module(&format!(r#"{{"in_features":{most},"out_features":{most}}}"#));
         assert!(matches!(Dense::load("m", folder.path()), Err(Error::InvalidFile { .. })));
     }
 }

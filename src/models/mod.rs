@@ -51,6 +51,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::compute::file::WeightFile;
+use crate::compute::memory::joined;
 use crate::compute::{Backend, Candle, Cpu, Hold, Isa, Packed};
 use crate::{Error, Result};
 
@@ -403,7 +404,7 @@ impl Encoder {
         if prompt.is_empty() {
             return self.tokenizer.encode_within(text, max_length, bounds);
         }
-        self.tokenizer.encode_within(&format!("{prompt}{text}"), max_length, bounds)
+        self.tokenizer.encode_within(&joined(&[prompt, text])?, max_length, bounds)
     }
 
     /// The vectors of a batch into `out`, row-major `[sequences, width]`: pooled, through the Dense layers, and

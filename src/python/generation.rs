@@ -6,13 +6,14 @@ use pyo3::types::{PyBool, PyDict, PyInt, PyList, PySequence, PyString};
 
 use super::chat;
 use super::discard::discard;
-use super::errors::{to_py, wrong_type};
+use super::errors::{OrRaise, to_py, wrong_type};
 use super::host::interruptible;
 use super::leave::{calling, detached};
 use super::options::{keep_alive, timeout};
 use super::report;
-use super::texts::text_of;
+use super::texts::{copied, text_of};
 use crate::Error;
+use crate::compute::memory::reserve;
 use crate::config::Settings;
 use crate::generation::params::MAX_STOP_TEXTS;
 use crate::generation::{Event, GenerationParams, OnEvent, PrefixScope, Ticket};
@@ -22,7 +23,7 @@ use crate::sync::Mutex;
 /// A str, token ids, or messages: mappings with the keys "role" and "content".
 pub(super) fn prompt(prompt: &Bound<'_, PyAny>) -> PyResult<OwnedPrompt> {
     if let Ok(text) = prompt.cast::<PyString>() {
-        return Ok(OwnedPrompt::Text(text_of(text, None)?.to_owned()));
+        return Ok(OwnedPrompt::Text(copied(text, None)?));
     }
     let wrong = || {
         let reason = "prompt must be a str, a list of token ids, or a list of messages \
@@ -48,7 +49,12 @@ fn ids(list: &Bound<'_, PyList>) -> PyResult<Vec<u32>> {
             Err(to_py(list.py(), &Error::argument("prompt", reason)))
         }
     };
-    list.iter().map(id).collect()
+    let mut ids = Vec::new();
+    reserve(&mut ids, list.len()).or_raise(list.py())?;
+    for item in list {
+        ids.push(id(item)?);
+    }
+    Ok(ids)
 }
 
 /// Keywords of a generation. Without any about length: the configured `max_tokens`. Without `temperature` the configured

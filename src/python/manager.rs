@@ -252,7 +252,7 @@ impl PyManager {
             };
             let _inside = inside(py);
             return if copy {
-                Ok(copied_array(py, &vector).into_any().unbind())
+                Ok(copied_array(py, &vector)?.into_any().unbind())
             } else {
                 shared_array(py, &vector)
             };
@@ -486,7 +486,12 @@ impl PyManager {
         let counts = self.enter(py, |manager, check| manager.count_tokens(&texts, model, check))?;
         match (single, counts.as_slice()) {
             (true, [count]) => Ok(count.into_pyobject(py)?.into_any()),
-            _ => Ok(PyList::new(py, counts)?.into_any()),
+            _ => {
+                // One by one: without memory for all at once, the list's own constructor panics.
+                let list = PyList::empty(py);
+                counts.into_iter().try_for_each(|count| list.append(count))?;
+                Ok(list.into_any())
+            }
         }
     }
 

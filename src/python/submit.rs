@@ -53,9 +53,19 @@ pub(super) fn response(
     encoding: Encoding,
     on_done: Py<PyAny>,
 ) -> PyResult<PyTicket> {
-    let reply = reply(manager, on_done, |py, result: PyResult<(Vec<u8>, u64)>| match result {
-        Ok((body, tokens)) => (PyBytes::new(py, &body), tokens, py.None()).into_pyobject(py),
-        Err(error) => (py.None(), 0, error.into_value(py)).into_pyobject(py),
+    let reply = reply(manager, on_done, |py, result: PyResult<(Vec<u8>, u64)>| {
+        // Python may have no memory for its copy.
+        let copied = result.and_then(|(body, tokens)| {
+            let copy = |bytes: &mut [u8]| {
+                bytes.copy_from_slice(&body);
+                Ok(())
+            };
+            Ok((PyBytes::new_with(py, body.len(), copy)?, tokens))
+        });
+        match copied {
+            Ok((body, tokens)) => (body, tokens, py.None()).into_pyobject(py),
+            Err(error) => (py.None(), 0, error.into_value(py)).into_pyobject(py),
+        }
     });
     started(manager, |manager| {
         manager.submit_response(inputs, options, served_model, encoding, Box::new(reply))

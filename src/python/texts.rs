@@ -1,11 +1,12 @@
 //! Texts and token ids as Python gives them.
 
-use pyo3::exceptions::{PyOverflowError, PyTypeError};
+use pyo3::exceptions::{PyMemoryError, PyOverflowError, PyTypeError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyByteArray, PyBytes, PyMapping, PyString};
 
-use super::errors::to_py;
+use super::errors::{OrRaise, to_py};
 use crate::Error;
+use crate::compute::memory::{joined, push, reserve};
 use crate::manager::Inputs;
 
 /// One text, or several.
@@ -14,10 +15,39 @@ pub(super) enum Texts {
     Many(Vec<String>),
 }
 
+/// Why the inputs of a call cannot be taken.
+enum Refusal {
+    /// Their form, or an exception of their own.
+    Python(PyErr),
+    /// There is no memory for the copies. The exception is made once those taken so far are gone: it needs some itself.
+    Core(Error),
+}
+
+impl From<PyErr> for Refusal {
+    fn from(error: PyErr) -> Self {
+        Self::Python(error)
+    }
+}
+
+impl From<Error> for Refusal {
+    fn from(error: Error) -> Self {
+        Self::Core(error)
+    }
+}
+
+impl Refusal {
+    fn raise(self, py: Python<'_>) -> PyErr {
+        match self {
+            Self::Python(error) => error,
+            Self::Core(error) => to_py(py, &error),
+        }
+    }
+}
+
 impl Texts {
     pub(super) fn extract(texts: &Bound<'_, PyAny>) -> PyResult<Self> {
         if let Ok(text) = texts.cast::<PyString>() {
-            return Ok(Self::One(text_of(text, None)?.to_owned()));
+            return Ok(Self::One(copied(text, None)?));
         }
         let Some(items) = items(texts) else {
             return Err(PyTypeError::new_err(format!(
@@ -25,57 +55,73 @@ impl Texts {
                 kind(texts)?
             )));
         };
-        let mut many = Vec::with_capacity(texts.len().unwrap_or(0));
-        for (number, item) in items.enumerate() {
-            many.push(text_item(&item?, number)?);
-        }
-        Ok(Self::Many(many))
+        let all = items.enumerate().map(|(number, item)| item.map(|item| (number, item)));
+        let many = collected(texts.len().unwrap_or(0), all, text_item);
+        many.map(Self::Many).map_err(|refusal| refusal.raise(texts.py()))
     }
 }
 
 /// What `embed` takes: a text, texts, token ids, or several lists of those. The second value tells whether it is one.
 pub(super) fn inputs(given: &Bound<'_, PyAny>) -> PyResult<(Inputs, bool)> {
     if let Ok(text) = given.cast::<PyString>() {
-        return Ok((vec![text_of(text, None)?.to_owned()].into(), true));
+        return Ok((vec![copied(text, None)?].into(), true));
     }
-    let Some(mut items) = items(given) else {
+    let Some(items) = items(given) else {
         return Err(PyTypeError::new_err(format!(
             "texts must be a str, token ids (int), or an iterable of one of these, not {}",
             kind(given)?
         )));
     };
+    several(given, items).map_err(|refusal| refusal.raise(given.py()))
+}
+
+fn several<'py>(
+    given: &Bound<'py, PyAny>,
+    mut items: impl Iterator<Item = PyResult<Bound<'py, PyAny>>>,
+) -> Result<(Inputs, bool), Refusal> {
     // The first item tells which of the forms it is; the others must be like it.
     let Some(first) = items.next().transpose()? else { return Ok((Inputs::Texts(Vec::new()), false)) };
     let expected = given.len().unwrap_or(0);
     let rest = items.enumerate().map(|(number, item)| item.map(|item| (number + 1, item)));
     let all = std::iter::once(Ok((0, first.clone()))).chain(rest);
     if first.is_instance_of::<PyString>() {
-        let mut texts = Vec::with_capacity(expected);
-        for item in all {
-            let (number, item) = item?;
-            texts.push(text_item(&item, number)?);
-        }
-        Ok((Inputs::Texts(texts), false))
+        Ok((Inputs::Texts(collected(expected, all, text_item)?), false))
     } else if self::items(&first).is_some() {
-        let mut lists = Vec::with_capacity(expected);
-        for item in all {
-            let (number, item) = item?;
-            lists.push(list_of_ids(&item, number)?);
-        }
-        Ok((Inputs::Tokens(lists), false))
+        Ok((Inputs::Tokens(collected(expected, all, list_of_ids)?), false))
     } else {
-        let mut ids = Vec::with_capacity(expected);
-        for item in all {
-            let (number, item) = item?;
-            ids.push(id(&item, number > 0, || format!("texts[{number}]"))?);
-        }
-        Ok((Inputs::Tokens(vec![ids]), true))
+        let one = |item: &Bound<'_, PyAny>, number| {
+            Ok(id(item, number > 0, || format!("texts[{number}]"))?)
+        };
+        Ok((Inputs::Tokens(vec![collected(expected, all, one)?]), true))
     }
+}
+
+/// What `take` makes of each item; about `expected` there will be.
+fn collected<'py, T>(
+    expected: usize,
+    items: impl Iterator<Item = PyResult<(usize, Bound<'py, PyAny>)>>,
+    take: impl Fn(&Bound<'py, PyAny>, usize) -> Result<T, Refusal>,
+) -> Result<Vec<T>, Refusal> {
+    let mut taken = Vec::new();
+    reserve(&mut taken, expected)?;
+    for item in items {
+        let (number, item) = item?;
+        push(&mut taken, take(&item, number)?)?;
+    }
+    Ok(taken)
+}
+
+/// The text as UTF-8. A lone surrogate has none.
+pub(super) fn copied(text: &Bound<'_, PyString>, number: Option<usize>) -> PyResult<String> {
+    joined(&[text_of(text, number)?]).or_raise(text.py())
 }
 
 /// The text as UTF-8, without a copy. A lone surrogate has none.
 pub(super) fn text_of<'a>(text: &'a Bound<'_, PyString>, number: Option<usize>) -> PyResult<&'a str> {
-    text.to_str().map_err(|_| {
+    text.to_str().map_err(|error| {
+        if error.is_instance_of::<PyMemoryError>(text.py()) {
+            return error;
+        }
         let which = number.map_or_else(|| "the text".to_owned(), |number| format!("texts[{number}]"));
         let reason = "holds a lone surrogate, which no UTF-8 text can; clean it with \
                       text.encode('utf-8', 'replace').decode()";
@@ -83,26 +129,27 @@ pub(super) fn text_of<'a>(text: &'a Bound<'_, PyString>, number: Option<usize>) 
     })
 }
 
-fn text_item(item: &Bound<'_, PyAny>, number: usize) -> PyResult<String> {
+fn text_item(item: &Bound<'_, PyAny>, number: usize) -> Result<String, Refusal> {
     match item.cast::<PyString>() {
-        Ok(text) => Ok(text_of(text, Some(number))?.to_owned()),
-        Err(_) => Err(PyTypeError::new_err(format!("texts[{number}] must be a str, not {}", kind(item)?))),
+        Ok(text) => Ok(joined(&[text_of(text, Some(number))?])?),
+        Err(_) => {
+            Err(PyTypeError::new_err(format!("texts[{number}] must be a str, not {}", kind(item)?)).into())
+        }
     }
 }
 
-fn list_of_ids(item: &Bound<'_, PyAny>, number: usize) -> PyResult<Vec<u32>> {
+fn list_of_ids(item: &Bound<'_, PyAny>, number: usize) -> Result<Vec<u32>, Refusal> {
     let wrong = item.is_instance_of::<PyString>();
     let Some(items) = items(item).filter(|_| !wrong) else {
         return Err(PyTypeError::new_err(format!(
             "texts[{number}] must be a list of token ids like texts[0], not {}",
             kind(item)?
-        )));
+        ))
+        .into());
     };
-    let mut ids = Vec::with_capacity(item.len().unwrap_or(0));
-    for (at, item) in items.enumerate() {
-        ids.push(id(&item?, true, || format!("texts[{number}][{at}]"))?);
-    }
-    Ok(ids)
+    let all = items.enumerate().map(|(at, item)| item.map(|item| (at, item)));
+    let one = |item: &Bound<'_, PyAny>, at| Ok(id(item, true, || format!("texts[{number}][{at}]"))?);
+    collected(item.len().unwrap_or(0), all, one)
 }
 
 /// A token id: anything that Python counts as an integer, numpy's included, but no bool. `settled` tells that nothing

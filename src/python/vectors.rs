@@ -7,8 +7,10 @@ use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::PyDict;
 
+use super::errors::OrRaise;
 use super::leave::inside;
 use crate::cache::Vector;
+use crate::compute::memory::reserve;
 use crate::manager::Matrix;
 
 /// Owner of a cached vector's memory, as numpy's base object: it tells where the values are and keeps them alive.
@@ -61,8 +63,11 @@ pub(super) fn shared_array(py: Python<'_>, vector: &Vector) -> PyResult<Py<PyAny
 }
 
 /// An array of the caller's own.
-pub(super) fn copied_array<'py>(py: Python<'py>, vector: &Vector) -> Bound<'py, PyArray1<f32>> {
-    PyArray1::from_slice(py, vector.as_slice())
+pub(super) fn copied_array<'py>(py: Python<'py>, vector: &Vector) -> PyResult<Bound<'py, PyArray1<f32>>> {
+    let mut values = Vec::new();
+    reserve(&mut values, vector.as_slice().len()).or_raise(py)?;
+    values.extend_from_slice(vector.as_slice());
+    Ok(PyArray1::from_vec(py, values))
 }
 
 /// The matrix as an array (n, dim) of the caller's own; the memory is handed over.

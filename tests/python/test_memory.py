@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 from conftest import run_python
 
@@ -72,4 +74,99 @@ for n in range(1, 6):
     some(n)
 assert resident_bytes() - before < 8e6, resident_bytes() - before
 """
+    )
+
+
+LIMITED = """
+import resource, sys
+from conftest import ENGLISH_MODEL, tiny
+from model_manager.errors import OutOfMemoryError
+
+def mapped():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[0]) * resource.getpagesize()
+
+class Within:
+    "So many more bytes of address space and no more."
+    def __init__(self, more):
+        self.more = more
+    def __enter__(self):
+        resource.setrlimit(resource.RLIMIT_AS, (mapped() + self.more, resource.RLIM_INFINITY))
+    def __exit__(self, *error):
+        resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+
+def refused(call, *kinds):
+    try:
+        call()
+    except kinds or OutOfMemoryError as error:
+        assert isinstance(error, MemoryError)
+        return str(error)
+    raise SystemExit("it had the memory")
+
+MB = 1 << 20
+m = tiny(cache_size=0)
+expected = m.embed("a small text", "english_sentence").tobytes()
+m.embed(["several", "texts"], "english_sentence")
+
+def still_works():
+    assert m.embed("a small text", "english_sentence").tobytes() == expected
+"""
+
+
+PLAIN = {"MALLOC_MMAP_THRESHOLD_": "131072"}
+"""glibc gives large blocks back at once, so that no later one finds room in them."""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_a_call_that_needs_more_memory_than_there_is_raises():
+    """Its copies of the texts, their numbers, and the array in turn; the rest of the process goes on."""
+    run_python(
+        LIMITED
+        + """
+texts = ["a"] * 700_000
+# Some 16 MB of list, 21 MB of texts, 5 MB of numbers and 85 MB of vectors.
+for more in (4, 24, 42, 80):
+    with Within(more * MB):
+        said = refused(lambda: m.embed(texts, "english_sentence"))
+        assert "out of memory" in said, said
+        still_works()
+ids = [[5]] * 700_000
+for more in (4, 80):
+    with Within(more * MB):
+        refused(lambda: m.embed(ids, "english_sentence"))
+long = "a" * (3 * MB)
+with Within(2 * MB):
+    refused(lambda: m.embed(long, "english_sentence"))
+    refused(lambda: m.embed([long], "english_sentence"))
+    still_works()
+with Within(8 * MB):
+    refused(lambda: m.count_tokens(texts, "english_sentence"))
+    refused(lambda: m.get("english_sentence").encode(texts))
+    still_works()
+assert m.stats()["slots"]["english_sentence"]["queued"] == 0, "what was refused waits nowhere"
+m.close()
+""",
+        **PLAIN,
+    )
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_an_answer_as_json_that_finds_no_memory_is_told():
+    """The vectors fit, and their text does not: the callback hears of it."""
+    run_python(
+        LIMITED
+        + """
+import queue
+told = queue.Queue()
+def ask(texts):
+    m.submit_response(texts, lambda *result: told.put(result), "english_sentence", served_model="m")
+    return told.get(timeout=20)
+body, tokens, error = ask(["a"] * 3000)
+assert len(body) > 500_000 and error is None
+with Within(5 * MB):
+    body, tokens, error = ask(["a"] * 20_000)
+    assert (body, tokens) == (None, 0) and isinstance(error, OutOfMemoryError), error
+    still_works()
+""",
+        **PLAIN,
     )

@@ -147,7 +147,8 @@ impl Job {
             cache.count_misses(inputs.len());
         }
         entry.admit(inputs.len(), self.core.settings().max_queue)?;
-        inputs.sort_by_key(|&input| std::cmp::Reverse(self.inputs.length(input)));
+        // In place: a stable sort takes memory, and a refused allocation in it ends the process.
+        inputs.sort_unstable_by_key(|&input| (std::cmp::Reverse(self.inputs.length(input)), input));
         Ok(Some(Group { entry, lease: None, admitted: inputs.len(), order: inputs, next: 0 }))
     }
 

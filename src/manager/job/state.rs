@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::super::entry::{Entry, Resident};
+use crate::compute::memory::zeroed;
 use crate::lifecycle::Lease;
 use crate::{Error, Result};
 
@@ -62,11 +63,14 @@ impl Drop for Group {
 
 impl State {
     /// Makes room for `inputs` rows of `width`.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`], and [`Error::Input`] when the rows have another width already.
     pub(super) fn fit(&mut self, width: usize, inputs: usize) -> Result<()> {
         match self.width {
             None => {
+                self.out = zeroed(width.saturating_mul(inputs))?;
                 self.width = Some(width);
-                self.out = vec![0.0; width * inputs];
                 Ok(())
             }
             Some(known) if known == width => Ok(()),
