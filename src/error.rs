@@ -239,13 +239,17 @@ impl Error {
 
     /// A caught panic. `payload` is what `catch_unwind` returned.
     pub fn panic(place: impl Into<String>, payload: &(dyn std::any::Any + Send)) -> Self {
-        let reason = payload
-            .downcast_ref::<&str>()
-            .map(ToString::to_string)
-            .or_else(|| payload.downcast_ref::<String>().cloned())
-            .unwrap_or_else(|| "panic without a message".into());
-        Self::Internal { place: place.into(), reason }
+        Self::Internal { place: place.into(), reason: panic_message(payload) }
     }
+}
+
+/// What a panic said.
+pub(crate) fn panic_message(payload: &(dyn std::any::Any + Send)) -> String {
+    payload
+        .downcast_ref::<&str>()
+        .map(ToString::to_string)
+        .or_else(|| payload.downcast_ref::<String>().cloned())
+        .unwrap_or_else(|| "panic without a message".into())
 }
 
 #[cfg(test)]

@@ -19,7 +19,7 @@ use crate::models::files::{WeightFiles, read_json};
 use crate::models::gguf::Gguf;
 use crate::models::gguf_llama::{self, GgufSource};
 use crate::models::keys::{Family, check_config};
-use crate::models::tokenizer::{Settings, parse as parse_tokenizer};
+use crate::models::tokenizer::{Settings, guarded, parse as parse_tokenizer};
 use crate::models::{
     ModelFiles, Progress, ResolveOptions, Source, Weights, gguf_tokenizer, gpt2, llama, resolve,
 };
@@ -138,7 +138,7 @@ impl TextModel {
             name: name.into(),
             path: path.to_path_buf(),
             decoder: Arc::new(decoder),
-            tokens: Arc::new(TextTokens::new(words.tokenizer)?),
+            tokens: Arc::new(TextTokens::new(words.tokenizer).map_err(|e| damaged(path, &e.to_string()))?),
             template,
             special_tokens,
             end: words.end_id,
@@ -155,7 +155,9 @@ impl TextModel {
         let config: Value = read_json(&path)?;
         let settings = Settings::read(files)?;
         let generation = optional(files, "generation_config.json")?;
-        let tokens = Arc::new(TextTokens::new(tokenizer(files)?)?);
+        let tokens = TextTokens::new(tokenizer(files)?)
+            .map_err(|e| damaged(&files.transformer.join("tokenizer.json"), &e.to_string()))?;
+        let tokens = Arc::new(tokens);
         let weights = Weights::open(&files.weights)?;
         let (name, packer) = (files.model.as_str(), Packer::new(isa, hold));
         let kind = config["model_type"].as_str().unwrap_or_default();
@@ -235,9 +237,8 @@ fn tokenizer(files: &ModelFiles) -> Result<Tokenizer> {
     };
     let vocabulary = files.beside_weights("vocab.json").ok_or_else(|| missing("tokenizer.json"))?;
     let merges = files.beside_weights("merges.txt").ok_or_else(|| missing("merges.txt"))?;
-    let model = BPE::from_file(&vocabulary.to_string_lossy(), &merges.to_string_lossy())
-        .build()
-        .map_err(|e| damaged(&vocabulary, &e.to_string()))?;
+    let model = BPE::from_file(&vocabulary.to_string_lossy(), &merges.to_string_lossy());
+    let model = guarded(|| model.build()).map_err(|e| damaged(&vocabulary, &e.to_string()))?;
     let mut tokenizer = Tokenizer::new(model);
     let settings = Settings::read(files)?;
     let space = settings.flag("add_prefix_space").unwrap_or(false);

@@ -234,6 +234,30 @@ fn damaged_weights_are_told() {
 }
 
 #[test]
+fn a_post_processor_that_cannot_run_is_the_files_fault() {
+    let copy = tempfile::tempdir().unwrap();
+    for file in ["config.json", "model.safetensors", "tokenizer_config.json"] {
+        fs::copy(folder("gpt2").join(file), copy.path().join(file)).unwrap();
+    }
+    let mut words: Value = read_json(&folder("gpt2").join("tokenizer.json")).unwrap();
+    // A special token that the template names and does not define.
+    words["post_processor"] = serde_json::json!({
+        "type": "TemplateProcessing",
+        "single": [{"SpecialToken": {"id": "[X]", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
+        "special_tokens": {},
+    });
+    fs::write(copy.path().join("tokenizer.json"), words.to_string()).unwrap();
+    let files = ModelFiles::open("m", copy.path()).unwrap();
+    match TextModel::from_files(&files, Hold::F32, Isa::best()) {
+        Err(Error::InvalidFile { path, reason }) => {
+            assert!(path.ends_with("tokenizer.json") && reason.contains("damaged"), "{reason}");
+        }
+        other => panic!("{:?}", other.map(|model| model.name)),
+    }
+}
+
+#[test]
 fn an_unknown_architecture_is_named() {
     let folder = folder("bert_plain");
     let error = TextModel::from_files(&ModelFiles::open("b", &folder).unwrap(), Hold::F32, Isa::best());

@@ -4,7 +4,7 @@ use tokenizers::Tokenizer;
 
 use crate::models::cut::Cuts;
 use crate::models::long::{self, Bounds};
-use crate::models::tokenizer::special_ids;
+use crate::models::tokenizer::{guarded, special_ids};
 use crate::{Error, Result};
 
 /// Bytes of a text above which it is tokenised part by part.
@@ -24,10 +24,13 @@ pub struct TextTokens {
 
 impl TextTokens {
     /// Takes over a tokenizer; truncation and padding stored in it are switched off.
-    pub fn new(mut tokenizer: Tokenizer) -> Result<Self> {
-        tokenizer.with_truncation(None).map_err(|e| Error::Input(e.to_string()))?;
+    ///
+    /// # Errors
+    /// When what it puts around a text cannot be made.
+    pub fn new(mut tokenizer: Tokenizer) -> tokenizers::Result<Self> {
+        tokenizer.with_truncation(None)?;
         tokenizer.with_padding(None);
-        let (cuts, around) = (Cuts::of(&tokenizer), special_ids(&tokenizer));
+        let (cuts, around) = (Cuts::of(&tokenizer), special_ids(&tokenizer)?);
         Ok(Self { tokenizer, cuts, around })
     }
 
@@ -37,9 +40,7 @@ impl TextTokens {
     /// # Errors
     /// [`Error::Input`] when the tokenizer refuses the text.
     pub fn encode(&self, text: &str, special: bool) -> Result<Vec<u32>> {
-        let encoding = self
-            .tokenizer
-            .encode_fast(text, special)
+        let encoding = guarded(|| self.tokenizer.encode_fast(text, special))
             .map_err(|e| Error::Input(format!("the prompt cannot be tokenised: {e}")))?;
         Ok(encoding.get_ids().to_vec())
     }
@@ -67,8 +68,7 @@ impl TextTokens {
     /// # Errors
     /// [`Error::Internal`] when the decoder fails: the ids come from the tokenizer's own vocabulary.
     pub fn decode(&self, ids: &[u32]) -> Result<String> {
-        self.tokenizer
-            .decode(ids, true)
+        guarded(|| self.tokenizer.decode(ids, true))
             .map_err(|e| Error::Internal { place: "detokenising".into(), reason: e.to_string() })
     }
 

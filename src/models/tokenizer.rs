@@ -4,7 +4,7 @@
 //! No thread pool is used, so a tokenizer works after `fork`, and from many threads at once.
 
 use std::fs;
-use std::panic::catch_unwind;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
 use serde_json::{Map, Value};
@@ -17,6 +17,7 @@ use super::files::{ModelFiles, read_json_with_nulls};
 use super::gguf::Gguf;
 use super::long::{self, Bounds, Keep};
 use super::{gguf_tokenizer, wordpiece};
+use crate::error::panic_message;
 use crate::{Error, Result};
 
 /// The tokenizer of one model.
@@ -68,8 +69,9 @@ impl Tokenizer {
             // A word that no vocabulary holds: a tokenizer without its unknown token fails here, not on a user's text.
             inner.encode_fast("\u{e000}", false).map(drop)
         };
-        prepare(&mut inner).map_err(|e| invalid(&path, &e.to_string()))?;
+        guarded(|| prepare(&mut inner)).map_err(|e| invalid(&path, &e.to_string()))?;
         let (before, after) = special_ids(&inner)
+            .map_err(|e| invalid(&path, &e.to_string()))?
             .ok_or_else(|| invalid(&path, "its post-processor does not keep a text's tokens in one piece"))?;
         let cuts = Cuts::of(&inner);
         Ok(Self { inner, before, after, keep_end, cuts })
@@ -81,9 +83,10 @@ impl Tokenizer {
     /// Those of [`gguf_tokenizer::tokenizer`]; [`Error::InvalidFile`] when the end token is asked for but missing.
     pub fn from_gguf(gguf: &Gguf) -> Result<Self> {
         let built = gguf_tokenizer::tokenizer(gguf)?;
-        let (before, mut after) = special_ids(&built.tokenizer).ok_or_else(|| {
-            invalid(gguf.path(), "its tokenizer does not keep a text's tokens in one piece")
-        })?;
+        let (before, mut after) =
+            special_ids(&built.tokenizer).map_err(|e| invalid(gguf.path(), &e.to_string()))?.ok_or_else(
+                || invalid(gguf.path(), "its tokenizer does not keep a text's tokens in one piece"),
+            )?;
         if gguf.flag("tokenizer.ggml.add_eos_token") == Some(true) {
             after.push(built.end_id.ok_or_else(|| {
                 invalid(gguf.path(), "it asks for an end token (tokenizer.ggml.add_eos_token) but names none of its tokens as that")
@@ -304,14 +307,26 @@ fn follow(settings: &Settings, inner: &mut Inner) -> tokenizers::Result<()> {
     inner.with_normalizer(Some(wanted)).map(drop)
 }
 
-/// The ids that the post-processor puts around a text, found by sending one token through it.
-pub(crate) fn special_ids(inner: &Inner) -> Option<(Vec<u32>, Vec<u32>)> {
+/// What the library makes of a file that may be damaged: its panics are errors like its others.
+pub(crate) fn guarded<T>(work: impl FnOnce() -> tokenizers::Result<T>) -> tokenizers::Result<T> {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
+        let said = panic_message(panic.as_ref());
+        Err(format!("it is damaged: the tokenizers library ends with {said:?}").into())
+    })
+}
+
+/// The ids that the post-processor puts around a text, found by sending one token through it; `None` when it does not
+/// keep a text's tokens in one piece.
+///
+/// # Errors
+/// When the post-processor cannot run, as one that names a special token without giving its id.
+pub(crate) fn special_ids(inner: &Inner) -> tokenizers::Result<Option<(Vec<u32>, Vec<u32>)>> {
     let probe = Encoding::from_tokens(vec![Token::new(0, String::new(), (0, 0))], 0);
-    let dressed = inner.post_process(probe, None, true).ok()?;
+    let dressed = guarded(|| inner.post_process(probe, None, true))?;
     let mask = dressed.get_special_tokens_mask();
-    let at = mask.iter().position(|&special| special == 0)?;
     let alone = mask.iter().filter(|&&special| special == 0).count() == 1;
-    alone.then(|| (dressed.get_ids()[..at].to_vec(), dressed.get_ids()[at + 1..].to_vec()))
+    let at = mask.iter().position(|&special| special == 0).filter(|_| alone);
+    Ok(at.map(|at| (dressed.get_ids()[..at].to_vec(), dressed.get_ids()[at + 1..].to_vec())))
 }
 
 fn invalid(path: &Path, reason: &str) -> Error {

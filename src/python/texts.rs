@@ -89,9 +89,7 @@ fn several<'py>(
     } else if self::items(&first).is_some() {
         Ok((Inputs::Tokens(collected(expected, all, list_of_ids)?), false))
     } else {
-        let one = |item: &Bound<'_, PyAny>, number| {
-            Ok(id(item, number > 0, || format!("texts[{number}]"))?)
-        };
+        let one = |item: &Bound<'_, PyAny>, number| Ok(id(item, number > 0, || format!("texts[{number}]"))?);
         Ok((Inputs::Tokens(vec![collected(expected, all, one)?]), true))
     }
 }

@@ -46,7 +46,8 @@ impl KvCache {
 
     fn with_panel(panel: usize, shape: CacheShape, capacity: usize) -> Result<Self> {
         let bytes = bytes_for(panel, shape, capacity).and_then(|bytes| usize::try_from(bytes).ok());
-        let too_many = || Error::OutOfMemory { what: format!("{capacity} positions").into(), bytes: u64::MAX };
+        let too_many =
+            || Error::OutOfMemory { what: format!("{capacity} positions").into(), bytes: u64::MAX };
         let buffer = Buffer::zeroed(bytes.ok_or_else(too_many)?)?;
         Ok(Self { buffer, shape, panel, capacity: capacity.next_multiple_of(panel), len: 0 })
     }

@@ -121,6 +121,21 @@ fn config_json_of_every_wrong_kind() {
 }
 
 #[test]
+fn a_post_processor_that_names_an_unknown_token_is_the_files_fault() {
+    let folder = copy("bert_wordpiece");
+    let path = folder.path().join("tokenizer.json");
+    let mut words: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    words["post_processor"]["special_tokens"] = serde_json::json!({});
+    fs::write(&path, words.to_string()).unwrap();
+    match load(folder.path()).unwrap_err() {
+        Error::InvalidFile { path: named, reason } => {
+            assert!(named == path && reason.contains("damaged"), "{reason}");
+        }
+        other => panic!("{other}"),
+    }
+}
+
+#[test]
 fn damaged_files_are_named() {
     for (fixture, file) in [
         ("bert_wordpiece", "tokenizer.json"),
