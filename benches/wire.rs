@@ -23,7 +23,7 @@ fn bodies(criterion: &mut Criterion) {
             let id = BenchmarkId::new(format!("{encoding:?}"), format!("{rows} x {width}"));
             group.bench_function(id, |bencher| {
                 bencher.iter(|| {
-                    let mut body = Body::new(encoding, rows, width);
+                    let mut body = Body::new(encoding, rows, width).expect("memory");
                     black_box(&values).chunks_exact(width).for_each(|vector| body.push(vector));
                     body.finish("a-model", 9)
                 });

@@ -168,10 +168,18 @@ mod tests {
     }
 
     #[test]
+    fn a_body_that_no_memory_holds_is_refused() {
+        for (rows, width) in [(usize::MAX, 1), (1 << 40, 1 << 20)] {
+            let refused = Body::new(Encoding::Float, rows, width);
+            assert!(matches!(refused, Err(Error::OutOfMemory { .. })), "{rows}, {width}");
+        }
+    }
+
+    #[test]
     fn the_bodies_of_two_vectors() {
         let vectors = [[1.0, -0.25], [0.0, 1.5e-10]];
         let written = |encoding| {
-            let mut body = Body::new(encoding, 2, 2);
+            let mut body = Body::new(encoding, 2, 2).unwrap();
             vectors.iter().for_each(|vector| body.push(vector));
             String::from_utf8(body.finish("a \"model\"\n", 7)).unwrap()
         };

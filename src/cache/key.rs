@@ -4,6 +4,9 @@ use std::borrow::Borrow;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
+use crate::Result;
+use crate::compute::memory::{joined, reserve};
+
 /// What a model is given.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Content<'a> {
@@ -59,14 +62,24 @@ impl Key {
     }
 }
 
-impl From<&KeyRef<'_>> for Key {
-    fn from(key: &KeyRef<'_>) -> Self {
+impl Key {
+    /// A copy that owns its text.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`](crate::Error::OutOfMemory).
+    pub(super) fn copy(key: &KeyRef<'_>) -> Result<Self> {
         let KeyRef { content, prompt, model, dimensions, normalized } = *key;
         let content = match content {
-            Content::Text(text) => Owned::Text(text.into()),
-            Content::Tokens(ids) => Owned::Tokens(ids.into()),
+            Content::Text(text) => Owned::Text(joined(&[text])?.into_boxed_str()),
+            Content::Tokens(ids) => {
+                let mut copy = Vec::new();
+                reserve(&mut copy, ids.len())?;
+                copy.extend_from_slice(ids);
+                Owned::Tokens(copy.into_boxed_slice())
+            }
         };
-        Self { content, prompt: prompt.into(), model: Arc::clone(model), dimensions, normalized }
+        let prompt = joined(&[prompt])?.into_boxed_str();
+        Ok(Self { content, prompt, model: Arc::clone(model), dimensions, normalized })
     }
 }
 

@@ -78,7 +78,7 @@ pub struct CacheStatistics {
     pub evictions: u64,
     /// Entries that left because of their age.
     pub expirations: u64,
-    /// Vectors not stored because one alone exceeds the byte bound.
+    /// Vectors not stored because one alone exceeds the byte bound, or because there was no memory.
     pub rejections: u64,
     /// Entries now.
     pub entries: usize,
@@ -157,12 +157,15 @@ impl EmbeddingCache {
     }
 
     /// Stores `vector` under `key`, in the place of what was there. Others leave until both bounds hold; a vector that
-    /// alone exceeds the byte bound is not stored.
+    /// alone exceeds the byte bound, or whose key finds no memory, is not stored.
     pub fn insert(&self, key: &KeyRef<'_>, vector: Vector) {
         if self.settings.max_entries == 0 {
             return;
         }
-        let owned = Key::from(key);
+        let Ok(owned) = Key::copy(key) else {
+            self.state.lock().rejections += 1;
+            return;
+        };
         let bytes = entry_bytes(key, &vector);
         let max_bytes = self.settings.max_bytes.unwrap_or(u64::MAX);
         let expires = self.settings.time_to_live.and_then(|age| self.clock.now().checked_add(age));

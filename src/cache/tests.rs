@@ -344,7 +344,8 @@ fn same(limits: CacheSettings, steps: Vec<Step>) -> std::result::Result<(), Test
             }
         }
         prop_assert_eq!(cache.statistics(), naive.statistics());
-        let order: Vec<Key> = naive.order().into_iter().map(|number| Key::from(&key_of(number))).collect();
+        let order: Vec<Key> =
+            naive.order().into_iter().map(|number| Key::copy(&key_of(number)).unwrap()).collect();
         prop_assert_eq!(cache.state.lock().store.keys(), order);
     }
     Ok(())

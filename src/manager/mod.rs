@@ -44,7 +44,7 @@ use self::ending::Closing;
 use self::entry::{Resident, Serving};
 use self::job::{Job, LookUp};
 use crate::cache::{CacheStatistics, Content, Vector};
-use crate::compute::memory::reserve;
+use crate::compute::memory::{joined, reserve};
 use crate::config::{Host, Settings, Value};
 use crate::lifecycle::{Lease, ReaperSettings, State, Tracker};
 use crate::models::Bounds;
@@ -319,7 +319,7 @@ impl Manager {
     /// # Errors
     /// As [`Manager::embed`].
     pub fn embed_missed(&self, text: &str, options: EmbedOptions, check: Check<'_>) -> Result<Vector> {
-        let job = self.start(vec![text.to_owned()].into(), options, LookUp::Done, None)?;
+        let job = self.start(vec![joined(&[text])?].into(), options, LookUp::Done, None)?;
         let matrix = job.wait(check, &mut |_, _| Ok(()))?;
         Ok(Vector::new(matrix.values, u32::try_from(matrix.tokens).unwrap_or(u32::MAX)))
     }

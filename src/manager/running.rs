@@ -7,6 +7,7 @@ use super::inputs::Inputs;
 use super::options::EmbedOptions;
 use crate::batching::{Batcher, Chunk, Lane};
 use crate::cache::Content;
+use crate::compute::memory::joined;
 use crate::models::{Bounds, Encoder, Pooling, SentenceConfig, Similarity};
 use crate::remote::RemoteEncoder;
 use crate::{Error, Result};
@@ -125,7 +126,7 @@ impl Running {
                 }
                 let text = |&input| match inputs.get(input) {
                     Content::Text(text) if prompt.is_empty() => Ok(Arc::from(text)),
-                    Content::Text(text) => Ok(format!("{prompt}{text}").into()),
+                    Content::Text(text) => Ok(joined(&[prompt, text])?.into()),
                     Content::Tokens(_) => {
                         Err(refuse("a server's model takes texts; its tokenizer is not here"))
                     }

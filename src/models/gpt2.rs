@@ -6,7 +6,7 @@ use super::LARGEST_SIZE;
 use super::causal::{Block, Causal, Norm};
 use crate::compute::decoder::{CacheShape, Linear, Matrix, Packer};
 use crate::compute::memory::zeroed;
-use crate::compute::{Activation, Tensors, Weight};
+use crate::compute::{Activation, LONGEST_HEAD, Tensors, Weight};
 use crate::{Error, Result};
 
 /// The keys of `config.json` that are read.
@@ -146,6 +146,12 @@ impl Config {
         if !self.n_embd.is_multiple_of(self.n_head) {
             return unsupported(format!("{} heads do not divide states of {}", self.n_head, self.n_embd));
         }
+        let width = self.n_embd / self.n_head;
+        if width > LONGEST_HEAD {
+            return unsupported(format!(
+                "its attention heads are {width} wide; the widest that run here are {LONGEST_HEAD}"
+            ));
+        }
         match self.activation_function.as_str() {
             "gelu_new" | "gelu_pytorch_tanh" => Ok(Activation::GeluTanh),
             "gelu" => Ok(Activation::Gelu),
@@ -199,6 +205,11 @@ mod tests {
             config.check("m").unwrap_err().to_string()
         };
         assert!(refusal(r#", "activation_function": "swish""#).contains("\"swish\""));
+        let wide: Config = serde_json::from_str(
+            r#"{"n_embd": 1026, "n_layer": 1, "n_head": 2, "n_positions": 8, "vocab_size": 9}"#,
+        )
+        .unwrap();
+        assert!(wide.check("m").unwrap_err().to_string().contains("513 wide"));
         assert!(refusal(r#", "scale_attn_by_inverse_layer_idx": true"#).contains("scale_attn"));
     }
 }
