@@ -47,10 +47,10 @@ def run(code, **options):
 def test_a_manager_is_dropped_while_its_model_is_unloaded():
     """The thread that unloads idle models logs to Python when the destructor runs."""
     run("""
-for n in range(20):
+for n in range(10):
     m = tiny(auto_cleanup=True, keep_alive="3ms")
     m.embed("hello world")
-    spin(0.0003 * n)
+    spin(0.0006 * n)
     del m
     gc.collect()
 """)
@@ -60,7 +60,7 @@ def test_a_manager_is_dropped_while_generations_run_out_of_time():
     """The thread that watches the time calls Python when the destructor runs."""
     run("""
 chance = random.Random(7)
-for n in range(25):
+for n in range(10):
     m = writer()
     for _ in range(4):
         limit = chance.choice([0.001, 0.005, 0.02])
@@ -81,10 +81,10 @@ def then(record):
         spin(0.01)
 trash = []
 handle(then)
-for n in range(20):
+for n in range(10):
     trash.append(tiny(auto_cleanup=True, keep_alive="3ms"))
     trash[0].embed("hello world")
-    spin(0.0003 * n)
+    spin(0.0006 * n)
     logging.getLogger("model_manager").info("from the main thread")
     assert not trash
 """)
@@ -111,13 +111,13 @@ while any(name.startswith(("model-reaper", "mm-")) for task in os.listdir("/proc
 @pytest.mark.parametrize("keep_alive", ["0s", "3ms"])
 def test_streams_and_tickets_are_dropped_half_way(keep_alive):
     run(f"""
-for n in range(12):
+for n in range(6):
     m = writer(auto_cleanup=True, keep_alive="{keep_alive}")
     stream = m.stream("Merhaba", max_new_tokens=40, min_new_tokens=40)
     next(stream)
     ticket = m.submit(["a text", "another"], lambda *result: None, model="english_sentence")
     asked = m.submit_generation("Merhaba", lambda *event: None, max_new_tokens=20)
-    spin(0.001 * n)
+    spin(0.002 * n)
     del stream, m
     gc.collect()
     del ticket, asked
@@ -230,12 +230,12 @@ assert closed
 def test_a_fork_while_managers_are_dropped():
     run(
         """
-for n in range(10):
+for n in range(5):
     m = tiny(auto_cleanup=True, keep_alive="2ms")
     m.embed("hello world")
     kept = tiny()
     kept.load("english_sentence")
-    spin(0.0004 * n)
+    spin(0.0008 * n)
     del m
     gc.collect()
     pid = os.fork()

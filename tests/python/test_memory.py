@@ -128,20 +128,20 @@ with Within(20 * MB):
     refused(lambda: m.embed(long, "english_sentence"))
     refused(lambda: m.embed([long], "english_sentence"))
     still_works()
-texts = ["a"] * 700_000
-# Some 16 MB of list, 21 MB of texts, 5 MB of numbers and 85 MB of vectors.
-for more in (4, 24, 42, 80):
+texts = ["a"] * 500_000
+# Some 12 MB of list, 15 MB of texts, 4 MB of numbers and 61 MB of vectors.
+for more in (4, 18, 29, 55):
     with Within(more * MB):
         said = refused(lambda: m.embed(texts, "english_sentence"))
         assert "out of memory" in said, said
         still_works()
-ids = [[5]] * 700_000
-for more in (4, 80):
+ids = [[5]] * 500_000
+for more in (4, 55):
     with Within(more * MB):
         refused(lambda: m.embed(ids, "english_sentence"))
 with Within(8 * MB):
     refused(lambda: m.count_tokens(texts, "english_sentence"))
-    refused(lambda: m.get("english_sentence").encode(texts))
+    refused(lambda: m.get("english_sentence").encode(texts), MemoryError)
     still_works()
 assert m.stats()["slots"]["english_sentence"]["queued"] == 0, "what was refused waits nowhere"
 m.close()
