@@ -71,6 +71,7 @@ lint: build ## Format check, clippy with and without the python feature, ruff, t
 	$(CARGO) fmt --check
 	$(CARGO) clippy --quiet --all-targets --no-default-features -- -D warnings
 	$(CARGO) clippy --quiet --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings -A rustdoc::private-intra-doc-links" $(CARGO) doc --quiet --no-deps --no-default-features --document-private-items
 	$(RUFF) format --check $(wildcard $(PYTHON_SOURCES))
 	$(RUFF) check $(wildcard $(PYTHON_SOURCES))
 	$(VENV)/bin/mypy
@@ -111,7 +112,7 @@ test: lint test-rust test-python ## Everything that CI checks
 docs: venv ## Build the documentation site into site/
 	$(PY) -m pip install -q --group docs
 	$(VENV)/bin/mkdocs build --strict --quiet
-	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --quiet --no-deps --no-default-features
+	RUSTDOCFLAGS="-D warnings -A rustdoc::private-intra-doc-links" $(CARGO) doc --quiet --no-deps --no-default-features --document-private-items
 
 # libFuzzer on a stable compiler: the flags that cargo-fuzz would pass.
 FUZZ_SECONDS ?= 60

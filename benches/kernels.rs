@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use model_manager::compute::cpu::{CpuPass, States};
-use model_manager::compute::decoder::Hold;
+use model_manager::compute::decoder::WeightFormat;
 use model_manager::compute::{
     Activation, Backend, Cpu, DType, Heads, Isa, Packed, Pass, Positions, Threads, Weight,
 };
@@ -23,8 +23,8 @@ fn cases() -> impl Iterator<Item = (String, Isa, DType)> {
 }
 
 /// The same for weights: in eight bits as well.
-fn holds() -> impl Iterator<Item = (String, Isa, Hold)> {
-    let coded = Isa::available().map(|isa| (format!("{isa}-int8"), isa, Hold::Int8));
+fn holds() -> impl Iterator<Item = (String, Isa, WeightFormat)> {
+    let coded = Isa::available().map(|isa| (format!("{isa}-int8"), isa, WeightFormat::Int8));
     cases().map(|(name, isa, dtype)| (name, isa, dtype.into())).chain(coded)
 }
 

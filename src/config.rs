@@ -1,6 +1,6 @@
 //! Settings: defaults, environment, keywords; validated once, then immutable.
 //!
-//! One table ([`for_each_setting`]) holds every setting with its meaning, type, default and environment variable. The
+//! One table (`for_each_setting`) holds every setting with its meaning, type, default and environment variable. The
 //! struct, the parser, the Python class, the table in docs/configuration.md and the tests that nothing is missing are all made from it.
 
 mod value;
@@ -11,7 +11,7 @@ use std::time::Duration;
 
 pub use value::{Choice, KeepAliveSetting, MemoryBudget, NonEmpty, Seconds, Setting, Value};
 
-use crate::compute::{DType, Hold, Isa};
+use crate::compute::{DType, Isa, WeightFormat};
 use crate::{Error, Result};
 
 /// What the process that embeds this crate tells it.
@@ -172,13 +172,13 @@ impl DTypeChoice {
     }
 
     /// What it comes to on `isa`.
-    pub fn hold(self, isa: Isa) -> Hold {
+    pub fn hold(self, isa: Isa) -> WeightFormat {
         match self {
             Self::Auto => DType::auto(isa).into(),
-            Self::Float32 => Hold::F32,
-            Self::Bfloat16 => Hold::Bf16,
-            Self::Int8 => Hold::Int8,
-            Self::Int4 => Hold::Int4,
+            Self::Float32 => WeightFormat::F32,
+            Self::Bfloat16 => WeightFormat::Bf16,
+            Self::Int8 => WeightFormat::Int8,
+            Self::Int4 => WeightFormat::Int4,
         }
     }
 }
@@ -404,13 +404,13 @@ mod tests {
             let expected = if *choice == DTypeChoice::Auto { "float32" } else { word };
             assert_eq!(held(*choice, DTypeChoice::Auto).name(), expected);
             assert_eq!(held(DTypeChoice::Auto, *choice).name(), expected);
-            assert_eq!(held(DTypeChoice::Int4, *choice), Hold::Int4);
+            assert_eq!(held(DTypeChoice::Int4, *choice), WeightFormat::Int4);
         }
         assert_eq!(DTypeChoice::parse(" INT8 "), Ok(DTypeChoice::Int8));
         let error = DTypeChoice::parse("int3").unwrap_err().to_string();
         assert!(error.contains("dtype=int3") && error.contains("int4"), "{error}");
         for isa in Isa::available() {
-            let expected = if isa.native_bf16() { Hold::Bf16 } else { Hold::F32 };
+            let expected = if isa.native_bf16() { WeightFormat::Bf16 } else { WeightFormat::F32 };
             assert_eq!(DTypeChoice::Auto.hold(isa), expected);
         }
     }

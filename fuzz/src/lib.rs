@@ -7,7 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use model_manager::compute::{Hold, Isa, Packed};
+use model_manager::compute::{Isa, Packed, WeightFormat};
 use model_manager::generation::chat::{ChatTemplate, Conversation};
 use model_manager::generation::{TextFiles, TextModel};
 use model_manager::models::{Bounds, Encoder, ModelFiles, Overrides, on_cpu};
@@ -153,8 +153,8 @@ fn sentence(model: &str, name: &str, data: &[u8]) {
     let folder = folder(model, name, data);
     let load = || {
         let files = ModelFiles::open("m", folder.path())?;
-        let build = |config: &_, weights: &_| on_cpu(config, weights, Isa::best(), Hold::F32);
-        let encoder = Encoder::load(&files, Hold::F32, Overrides::default(), &build)?;
+        let build = |config: &_, weights: &_| on_cpu(config, weights, Isa::best(), WeightFormat::F32);
+        let encoder = Encoder::load(&files, WeightFormat::F32, Overrides::default(), &build)?;
         let ids = encoder.tokenize(
             "",
             "Merhaba dünya, the 2nd text: \u{0130}I",
@@ -170,7 +170,7 @@ fn generator(model: &str, name: &str, data: &[u8]) {
     let folder = folder(model, name, data);
     let load = || {
         let files = TextFiles::Folder(ModelFiles::open("m", folder.path())?);
-        TextModel::open("m", &files, Hold::F32, Isa::best()).map(drop)
+        TextModel::open("m", &files, WeightFormat::F32, Isa::best()).map(drop)
     };
     let _: Result<(), model_manager::Error> = load();
 }
@@ -180,7 +180,7 @@ fn gguf_file(data: &[u8]) {
     let folder = FOLDER.get_or_init(|| tempfile::tempdir().expect("a temporary folder"));
     let path = folder.path().join(format!("{:?}.gguf", std::thread::current().id()));
     fs::write(&path, data).expect("a file");
-    let _ = TextModel::open("m", &TextFiles::Gguf(vec![path]), Hold::F32, Isa::best());
+    let _ = TextModel::open("m", &TextFiles::Gguf(vec![path]), WeightFormat::F32, Isa::best());
 }
 
 fn templates() -> Vec<Vec<u8>> {

@@ -174,13 +174,13 @@ pub trait Pass<B: Backend> {
         activation: Activation,
     ) -> Result<Self::States>;
 
-    /// Turns queries and keys by their positions, normalised head by head before if there are norms for them.
+    /// Applies rotary position embedding to queries and keys, normalised head by head before if there are norms for them.
     fn rotate(
         &mut self,
         qkv: Self::States,
         heads: Heads,
         norms: Option<&(B::Rms, B::Rms)>,
-        turns: &Turns<'_>,
+        turns: &RopeTable<'_>,
     ) -> Result<Self::States>;
 
     /// `residual += x Wᵀ + b`: the end of a block of a pre-norm transformer.
@@ -201,14 +201,14 @@ pub trait Pass<B: Backend> {
 
 /// Rotary positions with their cosines and sines, computed once for all layers of a pass.
 #[derive(Debug)]
-pub struct Turns<'a> {
+pub struct RopeTable<'a> {
     /// How numbers are paired.
     pub rotary: &'a Rotary,
     /// For each position, cosines, then sines, of every pair.
     angles: Vec<f32>,
 }
 
-impl<'a> Turns<'a> {
+impl<'a> RopeTable<'a> {
     /// Those of the first `positions` positions.
     pub fn new(rotary: &'a Rotary, positions: usize) -> Self {
         let each = 2 * rotary.frequencies.len();

@@ -5,8 +5,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use candle_core::{D, DType, Device, Tensor};
 
-use super::decoder::Pairing;
-use super::{Activation, Backend, Forward, Heads, Matrix, Packed, Pass, Positions, Row, Rows, Turns, Weight};
+use super::decoder::RopeStyle;
+use super::{
+    Activation, Backend, Forward, Heads, Matrix, Packed, Pass, Positions, RopeTable, Row, Rows, Weight,
+};
 use crate::{Error, Result};
 
 /// A device of candle's, in f32.
@@ -103,12 +105,12 @@ impl Linear {
 }
 
 /// The heads from `first` on, `count` of them, normalised and turned.
-fn turn(
+fn apply_rope(
     qkv: &Tensor,
     (first, count): (usize, usize),
     width: usize,
     norm: Option<&Rms>,
-    turns: &Turns<'_>,
+    turns: &RopeTable<'_>,
 ) -> candle_core::Result<Tensor> {
     let (length, pairs) = (qkv.dim(0)?, turns.rotary.frequencies.len());
     let mut x = qkv.narrow(1, first * width, count * width)?.reshape((length, count, width))?;
@@ -118,9 +120,9 @@ fn turn(
     let angles: Vec<f32> = (0..length).flat_map(|position| turns.at(position)).copied().collect();
     let angles = Tensor::from_vec(angles, (length, 1, 2 * pairs), qkv.device())?;
     let (cosines, sines) = (angles.narrow(2, 0, pairs)?, angles.narrow(2, pairs, pairs)?);
-    let neighbours = turns.rotary.pairing == Pairing::Neighbours;
+    let interleaved = turns.rotary.pairing == RopeStyle::Interleaved;
     let turned = x.narrow(2, 0, 2 * pairs)?;
-    let parts = if neighbours {
+    let parts = if interleaved {
         turned.reshape((length, count, pairs, 2))?.transpose(2, 3)?
     } else {
         turned.reshape((length, count, 2, pairs))?
@@ -128,7 +130,7 @@ fn turn(
     let (a, b) = (parts.get_on_dim(2, 0)?, parts.get_on_dim(2, 1)?);
     let first = (a.broadcast_mul(&cosines)? - b.broadcast_mul(&sines)?)?;
     let second = (b.broadcast_mul(&cosines)? + a.broadcast_mul(&sines)?)?;
-    let turned = Tensor::stack(&[first, second], if neighbours { 3 } else { 2 })?;
+    let turned = Tensor::stack(&[first, second], if interleaved { 3 } else { 2 })?;
     let turned = turned.reshape((length, count, 2 * pairs))?;
     let rest = x.narrow(2, 2 * pairs, width - 2 * pairs)?;
     Tensor::cat(&[turned, rest], 2)?.reshape((length, count * width))
@@ -310,12 +312,12 @@ impl Pass<Candle> for CandlePass<'_> {
         qkv: Option<Tensor>,
         heads: Heads,
         norms: Option<&(Rms, Rms)>,
-        turns: &Turns<'_>,
+        turns: &RopeTable<'_>,
     ) -> Result<Option<Tensor>> {
         let Heads { heads, kv_heads, width, .. } = heads;
         let apply = |qkv: Tensor| {
-            let queries = turn(&qkv, (0, heads), width, norms.map(|norms| &norms.0), turns)?;
-            let keys = turn(&qkv, (heads, kv_heads), width, norms.map(|norms| &norms.1), turns)?;
+            let queries = apply_rope(&qkv, (0, heads), width, norms.map(|norms| &norms.0), turns)?;
+            let keys = apply_rope(&qkv, (heads, kv_heads), width, norms.map(|norms| &norms.1), turns)?;
             let values = qkv.narrow(1, (heads + kv_heads) * width, kv_heads * width)?;
             Tensor::cat(&[queries, keys, values], 1)
         };

@@ -22,11 +22,11 @@ pub mod memory;
 mod threads;
 mod weight;
 
-pub use backend::{Activation, Backend, Forward, Heads, Pass, Positions, Row, Rows, Turns};
+pub use backend::{Activation, Backend, Forward, Heads, Pass, Positions, RopeTable, Row, Rows};
 pub use candle::Candle;
 pub use cpu::Cpu;
-pub use decoder::{Hold, Matrix};
+pub use decoder::{Matrix, WeightFormat};
 pub use isa::{DType, ISA_VARIABLE, Isa};
-pub(crate) use kernels::rows::LONGEST_HEAD;
+pub(crate) use kernels::rowwise::LONGEST_HEAD;
 pub use threads::Threads;
 pub use weight::{Packed, Stored, Tensors, Weight};

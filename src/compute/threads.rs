@@ -121,7 +121,7 @@ impl Pool {
         let workers = (1..count)
             .map_while(|index| {
                 let shared = Arc::clone(&shared);
-                let thread = thread::Builder::new().name(format!("model-manager-{index}"));
+                let thread = thread::Builder::new().name(format!("mm-compute-{index}"));
                 // Fewer threads than asked for only cost speed.
                 thread
                     .spawn(move || shared.serve())

@@ -10,9 +10,9 @@ use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::{AddedToken, Tokenizer};
 
 use super::chat::{self, ChatTemplate, TURNS_TEMPLATE};
-use super::tokens::TextTokens;
+use super::stop::TextTokens;
 use crate::compute::Isa;
-use crate::compute::decoder::{Hold, Packer};
+use crate::compute::decoder::{Packer, WeightFormat};
 use crate::models::added_tokens;
 use crate::models::causal::Causal;
 use crate::models::files::{WeightFiles, read_json};
@@ -96,7 +96,7 @@ impl TextModel {
     ///
     /// # Errors
     /// [`Error::InvalidFile`], [`Error::Unsupported`] naming the file and what is wrong.
-    pub fn open(name: &str, files: &TextFiles, hold: Hold, isa: Isa) -> Result<Self> {
+    pub fn open(name: &str, files: &TextFiles, hold: WeightFormat, isa: Isa) -> Result<Self> {
         match files {
             TextFiles::Gguf(parts) => {
                 Self::from_gguf(name, parts.first().map_or(Path::new(""), PathBuf::as_path), hold, isa)
@@ -108,8 +108,8 @@ impl TextModel {
     /// Loads a GGUF file of Llama's, Qwen2's or Qwen3's architecture.
     ///
     /// # Errors
-    /// As [`load`](Self::load).
-    pub fn from_gguf(name: &str, path: &Path, hold: Hold, isa: Isa) -> Result<Self> {
+    /// As [`open`](Self::open).
+    pub fn from_gguf(name: &str, path: &Path, hold: WeightFormat, isa: Isa) -> Result<Self> {
         let gguf = Gguf::open(path)?;
         let architecture = gguf.text("general.architecture").unwrap_or_default();
         if !gguf_llama::SUPPORTED.contains(&architecture) {
@@ -149,8 +149,8 @@ impl TextModel {
     /// Loads GPT-2, Llama, Qwen2 or Qwen3 from a folder as transformers saves it.
     ///
     /// # Errors
-    /// As [`load`](Self::load).
-    pub fn from_files(files: &ModelFiles, hold: Hold, isa: Isa) -> Result<Self> {
+    /// As [`open`](Self::open).
+    pub fn from_files(files: &ModelFiles, hold: WeightFormat, isa: Isa) -> Result<Self> {
         let path = files.transformer.join("config.json");
         let config: Value = read_json(&path)?;
         let settings = Settings::read(files)?;

@@ -50,7 +50,7 @@ fn reference(name: &str) -> Reference {
     read_json(&folder(name).join("reference.json")).unwrap()
 }
 
-fn load(name: &str, hold: Hold, isa: Isa) -> TextModel {
+fn load(name: &str, hold: WeightFormat, isa: Isa) -> TextModel {
     TextModel::from_files(&ModelFiles::open(name, &folder(name)).unwrap(), hold, isa).unwrap()
 }
 
@@ -75,7 +75,7 @@ fn furthest(a: &[f32], b: &[f32]) -> f32 {
 fn logits_equal_transformers_on_every_instruction_set() {
     for name in NAMES {
         for isa in Isa::available() {
-            let model = load(name, Hold::F32, isa);
+            let model = load(name, WeightFormat::F32, isa);
             for case in reference(name).cases {
                 let error = furthest(&logits(&model, &[&case.ids]), &case.logits);
                 assert!(error < 1e-4, "{name} {isa} {:?}: {error}", case.prompt);
@@ -93,7 +93,7 @@ fn distance(a: &[f32], b: &[f32]) -> f32 {
 /// Random weights amplify every rounding; trained models are far more tolerant.
 #[test]
 fn narrower_weights_stay_close() {
-    for (hold, allowed) in [(Hold::Bf16, 0.1), (Hold::Int8, 0.4), (Hold::Int4, 1.6)] {
+    for (hold, allowed) in [(WeightFormat::Bf16, 0.1), (WeightFormat::Int8, 0.4), (WeightFormat::Int4, 1.6)] {
         for name in NAMES {
             let model = load(name, hold, Isa::best());
             for case in reference(name).cases {
@@ -108,7 +108,7 @@ fn narrower_weights_stay_close() {
 fn greedy_answers_equal_transformers_token_for_token() {
     for name in NAMES {
         let expected = reference(name);
-        let generator = Generator::start(load(name, Hold::F32, Isa::best()), |_| ()).unwrap();
+        let generator = Generator::start(load(name, WeightFormat::F32, Isa::best()), |_| ()).unwrap();
         for case in &expected.cases {
             let prompt = Prompt::Text(&case.prompt);
             assert_eq!(generator.tokens(prompt).unwrap(), case.ids, "{name}");
@@ -138,8 +138,9 @@ fn greedy_answers_equal_transformers_token_for_token() {
 fn many_requests_at_once_get_the_same_answers() {
     for name in NAMES {
         let expected = reference(name);
-        let generator =
-            Generator::start(load(name, Hold::F32, Isa::best()), |settings| settings.prefill_chunk = 7);
+        let generator = Generator::start(load(name, WeightFormat::F32, Isa::best()), |settings| {
+            settings.prefill_chunk = 7;
+        });
         let generator = generator.unwrap();
         std::thread::scope(|scope| {
             for case in expected.cases.iter().cycle().take(12) {
@@ -158,7 +159,7 @@ fn many_requests_at_once_get_the_same_answers() {
 #[test]
 fn a_prompt_in_parts_equals_a_prompt_at_once() {
     for name in NAMES {
-        for hold in [Hold::F32, Hold::Bf16, Hold::Int8] {
+        for hold in [WeightFormat::F32, WeightFormat::Bf16, WeightFormat::Int8] {
             let model = load(name, hold, Isa::best());
             let ids = &reference(name).cases[0].ids;
             let whole = logits(&model, &[ids]);
@@ -173,7 +174,7 @@ fn a_prompt_in_parts_equals_a_prompt_at_once() {
 #[test]
 fn conversations_become_the_prompt_of_transformers() {
     for name in NAMES {
-        let model = load(name, Hold::F32, Isa::Portable);
+        let model = load(name, WeightFormat::F32, Isa::Portable);
         let template = model.template.as_ref().unwrap();
         match reference(name).chat {
             Some(chat) => {
@@ -193,14 +194,14 @@ fn conversations_become_the_prompt_of_transformers() {
 #[test]
 fn tokens_that_end_a_text_are_found() {
     for name in NAMES {
-        let model = load(name, Hold::F32, Isa::Portable);
+        let model = load(name, WeightFormat::F32, Isa::Portable);
         assert_eq!((model.end, model.ends), (Some(316), vec![316]), "{name}");
     }
 }
 
 #[test]
 fn prompts_that_cannot_be_continued_are_refused() {
-    let generator = Generator::start(load("llama", Hold::F32, Isa::best()), |_| ()).unwrap();
+    let generator = Generator::start(load("llama", WeightFormat::F32, Isa::best()), |_| ()).unwrap();
     let refusal = |text: &str, params| {
         generator.generate(Prompt::Text(text), params, &mut || Ok(())).unwrap_err().to_string()
     };
@@ -224,7 +225,7 @@ fn damaged_weights_are_told() {
     bytes[len - 4000..].fill(0xff);
     fs::write(&path, bytes).unwrap();
     let files = ModelFiles::open("damaged", folder_of_copy.path()).unwrap();
-    let model = TextModel::from_files(&files, Hold::F32, Isa::best()).unwrap();
+    let model = TextModel::from_files(&files, WeightFormat::F32, Isa::best()).unwrap();
     let generator = Generator::start(model, |_| ()).unwrap();
     for _ in 0..2 {
         let outcome =
@@ -249,7 +250,7 @@ fn a_post_processor_that_cannot_run_is_the_files_fault() {
     });
     fs::write(copy.path().join("tokenizer.json"), words.to_string()).unwrap();
     let files = ModelFiles::open("m", copy.path()).unwrap();
-    match TextModel::from_files(&files, Hold::F32, Isa::best()) {
+    match TextModel::from_files(&files, WeightFormat::F32, Isa::best()) {
         Err(Error::InvalidFile { path, reason }) => {
             assert!(path.ends_with("tokenizer.json") && reason.contains("damaged"), "{reason}");
         }
@@ -260,7 +261,8 @@ fn a_post_processor_that_cannot_run_is_the_files_fault() {
 #[test]
 fn an_unknown_architecture_is_named() {
     let folder = folder("bert_plain");
-    let error = TextModel::from_files(&ModelFiles::open("b", &folder).unwrap(), Hold::F32, Isa::best());
+    let error =
+        TextModel::from_files(&ModelFiles::open("b", &folder).unwrap(), WeightFormat::F32, Isa::best());
     let error = error.unwrap_err().to_string();
     assert!(error.contains("\"bert\"") && error.contains(SUPPORTED), "{error}");
 }
@@ -343,7 +345,7 @@ fn keep(_: &str, shape: &[usize], values: Vec<f32>) -> Option<(Vec<usize>, Vec<f
 #[test]
 fn a_gguf_file_is_the_same_model() {
     let (_folder, path) = as_gguf(keep).write();
-    let model = TextModel::from_gguf("tiny", &path, Hold::F32, Isa::best()).unwrap();
+    let model = TextModel::from_gguf("tiny", &path, WeightFormat::F32, Isa::best()).unwrap();
     for case in reference("llama").cases {
         assert_eq!(model.tokens.encode(&case.prompt, true).unwrap(), case.ids);
         let error = furthest(&logits(&model, &[&case.ids]), &case.logits);
@@ -357,7 +359,7 @@ fn a_gguf_file_is_the_same_model() {
 fn a_gguf_file_of_another_model_is_refused_by_name() {
     let refusal = |writer: Writer| {
         let (_folder, path) = writer.write();
-        TextModel::from_gguf("tiny", &path, Hold::F32, Isa::best()).unwrap_err().to_string()
+        TextModel::from_gguf("tiny", &path, WeightFormat::F32, Isa::best()).unwrap_err().to_string()
     };
     let without =
         |name: &'static str| as_gguf(move |of, shape, values| keep(of, shape, values).filter(|_| of != name));
@@ -381,7 +383,7 @@ fn a_gguf_file_of_another_model_is_refused_by_name() {
 fn sizes_beyond_the_file_take_no_memory() {
     let shape = |extra: Writer| {
         let (_folder, path) = with_tokenizer(extra).write();
-        TextModel::from_gguf("tiny", &path, Hold::F32, Isa::best()).unwrap_err()
+        TextModel::from_gguf("tiny", &path, WeightFormat::F32, Isa::best()).unwrap_err()
     };
     for key in ["attention.key_length", "block_count", "embedding_length", "feed_forward_length"] {
         let mut writer = Writer::default().text("general.architecture", "llama");
@@ -410,7 +412,7 @@ fn sizes_beyond_the_file_take_no_memory() {
                 config[key] = size.into();
                 fs::write(copy.path().join("config.json"), config.to_string()).unwrap();
                 let files = ModelFiles::open(name, copy.path()).unwrap();
-                let error = TextModel::from_files(&files, Hold::F32, Isa::best()).unwrap_err();
+                let error = TextModel::from_files(&files, WeightFormat::F32, Isa::best()).unwrap_err();
                 assert!(
                     matches!(error, Error::Unsupported { .. } | Error::InvalidFile { .. }),
                     "{key}={size}: {error}"

@@ -14,7 +14,7 @@ pub mod load;
 pub mod params;
 pub mod processors;
 pub mod sampler;
-pub mod tokens;
+pub mod stop;
 
 pub use chat::{ChatTemplate, Conversation};
 pub use engine::{

@@ -16,7 +16,7 @@ use super::tracker::Record;
 /// While any lease exists, the slot is not idle: neither the reaper nor the budget touches it. When the last one
 /// drops, the idle time starts; if the keep-alive is zero, the value leaves at once.
 pub struct Lease<T: ?Sized + Send + Sync + 'static> {
-    stay: Arc<Stay<T>>,
+    stay: Arc<Residency<T>>,
     // Dropped after `stay`: once the slot counts no lease, no lease holds the value any more.
     count: Count<T>,
 }
@@ -30,7 +30,7 @@ struct Count<T: ?Sized + Send + Sync + 'static> {
 
 impl<T: ?Sized + Send + Sync + 'static> Lease<T> {
     /// The caller has already counted this lease in the slot.
-    pub(super) fn new(slot: Arc<Shared<T>>, stay: Arc<Stay<T>>) -> Self {
+    pub(super) fn new(slot: Arc<Shared<T>>, stay: Arc<Residency<T>>) -> Self {
         let count = Count { slot, stay: stay.id, keep_alive: None };
         Self { stay, count }
     }
@@ -78,16 +78,16 @@ impl<T: ?Sized + Send + Sync + 'static> std::fmt::Debug for Lease<T> {
 
 /// One value's time in memory, from its load to the drop of its last owner: the slot, or a lease that outlived the
 /// unloading. Whoever is last frees the value, and measures what the operating system got back.
-pub(super) struct Stay<T: ?Sized> {
+pub(super) struct Residency<T: ?Sized> {
     /// Tells it from the slot's other stays.
     pub(super) id: u64,
     value: Arc<T>,
     // Dropped after `value`, in declaration order.
-    departure: Departure,
+    departure: FreeOnDrop,
 }
 
 /// Closes the books on a value that has just been freed.
-struct Departure {
+struct FreeOnDrop {
     slot: Arc<str>,
     bytes: u64,
     resident_before: u64,
@@ -97,14 +97,14 @@ struct Departure {
     charge: Option<Charge>,
 }
 
-impl<T: ?Sized + Send + Sync + 'static> Stay<T> {
+impl<T: ?Sized + Send + Sync + 'static> Residency<T> {
     /// `loaded.bytes` is settled: the size that the budget is to count.
     pub(super) fn new(slot: &Shared<T>, id: u64, loaded: Loaded<T>) -> Self {
         let Loaded { value, bytes, mut charge } = loaded;
         if let Some(charge) = &mut charge {
             charge.settle(bytes);
         }
-        let departure = Departure {
+        let departure = FreeOnDrop {
             slot: slot.name_shared(),
             bytes,
             resident_before: 0,
@@ -129,13 +129,13 @@ impl<T: ?Sized + Send + Sync + 'static> Stay<T> {
     }
 }
 
-impl<T: ?Sized> Drop for Stay<T> {
+impl<T: ?Sized> Drop for Residency<T> {
     fn drop(&mut self) {
         self.departure.resident_before = self.departure.memory.resident();
     }
 }
 
-impl Drop for Departure {
+impl Drop for FreeOnDrop {
     fn drop(&mut self) {
         self.memory.trim();
         let returned = self.resident_before.saturating_sub(self.memory.resident());

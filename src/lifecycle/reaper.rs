@@ -199,7 +199,7 @@ impl Reaper {
         let mut thread = self.thread.lock();
         if thread.is_none() {
             let core = Arc::clone(&self.core);
-            *thread = Some(thread::Builder::new().name("model-reaper".into()).spawn(move || core.run())?);
+            *thread = Some(thread::Builder::new().name("mm-reaper".into()).spawn(move || core.run())?);
         }
         Ok(())
     }

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use super::caller::caller;
 use super::keep_alive::KeepAlive;
-use super::lease::{Lease, Stay};
+use super::lease::{Lease, Residency};
 use super::managed::{Idle, Managed, State, Status, Why};
 use super::memory::megabytes;
 use super::slot::{Context, Continuation, Loaded, SlotOptions};
@@ -55,7 +55,7 @@ struct Flight<T: ?Sized + Send + Sync + 'static> {
 }
 
 struct Ready<T: ?Sized> {
-    stay: Arc<Stay<T>>,
+    stay: Arc<Residency<T>>,
     leases: usize,
     /// Governs the idle time that follows the present uses: the longest that one of them brought.
     keep_alive: Option<KeepAlive>,
@@ -64,7 +64,7 @@ struct Ready<T: ?Sized> {
 /// What a caller who wants the value has to do next.
 pub(super) enum Step<T: ?Sized + Send + Sync + 'static> {
     /// The value is ready, and the caller's lease is counted.
-    Take(Arc<Stay<T>>, Continuation<T>),
+    Take(Arc<Residency<T>>, Continuation<T>),
     /// The continuation waits for a load.
     Wait,
     /// The continuation waits for a load that the caller is to start.
@@ -75,7 +75,7 @@ pub(super) enum Step<T: ?Sized + Send + Sync + 'static> {
 
 impl<T: ?Sized + Send + Sync + 'static> Inner<T> {
     /// The value goes to the caller, who drops it after unlocking.
-    fn take_value(&mut self) -> Option<Arc<Stay<T>>> {
+    fn take_value(&mut self) -> Option<Arc<Residency<T>>> {
         match std::mem::replace(&mut self.phase, Phase::Absent) {
             Phase::Ready(ready) => Some(ready.stay),
             other => {
@@ -171,7 +171,7 @@ impl<T: ?Sized + Send + Sync + 'static> Shared<T> {
     }
 
     /// The value with a lease counted, if it is ready.
-    pub(super) fn take_ready(&self) -> Option<Arc<Stay<T>>> {
+    pub(super) fn take_ready(&self) -> Option<Arc<Residency<T>>> {
         let stay = {
             let mut inner = self.inner.lock();
             let Phase::Ready(ready) = &mut inner.phase else { return None };
@@ -183,7 +183,7 @@ impl<T: ?Sized + Send + Sync + 'static> Shared<T> {
     }
 
     /// The value if it is ready, without a lease: not a use.
-    pub(super) fn stay(&self) -> Option<Arc<Stay<T>>> {
+    pub(super) fn stay(&self) -> Option<Arc<Residency<T>>> {
         match &self.inner.lock().phase {
             Phase::Ready(ready) => Some(Arc::clone(&ready.stay)),
             Phase::Absent | Phase::Loading(_) => None,
@@ -218,7 +218,7 @@ impl<T: ?Sized + Send + Sync + 'static> Shared<T> {
     pub(super) fn start(self: &Arc<Self>, id: u64) {
         let shared = Arc::clone(self);
         let spawned =
-            thread::Builder::new().name(format!("load-{}", self.name)).spawn(move || shared.load(id));
+            thread::Builder::new().name(format!("mm-load-{}", self.name)).spawn(move || shared.load(id));
         if let Err(error) = spawned {
             let reason = format!("no thread could be started for it: {error}");
             self.land(id, Err(Error::Loader { model: self.name.to_string(), reason }));
@@ -241,13 +241,13 @@ impl<T: ?Sized + Send + Sync + 'static> Shared<T> {
             }
             self.record.loaded(seconds, megabytes(loaded.bytes));
             log::info!("loaded {:?} in {seconds:.2} s, {:.1} MB", self.name, megabytes(loaded.bytes));
-            Arc::new(Stay::new(self, id, loaded))
+            Arc::new(Residency::new(self, id, loaded))
         });
         self.land(id, outcome);
     }
 
     /// Ends load `id`: the slot takes the value unless it has let go of the load, and all who wait get theirs.
-    fn land(self: &Arc<Self>, id: u64, outcome: Result<Arc<Stay<T>>>) {
+    fn land(self: &Arc<Self>, id: u64, outcome: Result<Arc<Residency<T>>>) {
         let now = self.context.clock.now();
         let (waiters, attached) = {
             let mut inner = self.inner.lock();
@@ -336,7 +336,7 @@ impl<T: ?Sized + Send + Sync + 'static> Shared<T> {
             }
             let keep_alive = inner.options.keep_alive;
             inner.arrivals += 1;
-            let stay = Arc::new(Stay::new(self, inner.arrivals, loaded));
+            let stay = Arc::new(Residency::new(self, inner.arrivals, loaded));
             inner.phase = Phase::Ready(Ready { stay, leases: 0, keep_alive });
             inner.last_used = Some(now);
             inner.idle_periods += 1;
@@ -362,7 +362,7 @@ impl<T: ?Sized + Send + Sync + 'static> Shared<T> {
     }
 
     /// A value has left the slot: counts it, then lets go of it.
-    fn left(&self, why: &str, stay: Arc<Stay<T>>) {
+    fn left(&self, why: &str, stay: Arc<Residency<T>>) {
         self.record.unloaded();
         log::info!("unloaded {:?} {why}", self.name);
         drop(stay);

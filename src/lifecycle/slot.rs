@@ -94,11 +94,11 @@ impl<T: ?Sized + Send + Sync + 'static> Slot<T> {
         timeout: Option<Duration>,
         check: &mut dyn FnMut() -> Result<()>,
     ) -> Result<Lease<T>> {
-        if let Some(lease) = self.peek() {
+        if let Some(lease) = self.try_acquire() {
             return Ok(lease);
         }
         let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
-        let parcel = Arc::new(Parcel { content: Mutex::new(None), arrived: Condvar::new() });
+        let parcel = Arc::new(Oneshot { content: Mutex::new(None), arrived: Condvar::new() });
         let sender = Arc::clone(&parcel);
         self.when_ready(Box::new(move |outcome| sender.put(outcome)));
         check()?;
@@ -134,13 +134,13 @@ impl<T: ?Sized + Send + Sync + 'static> Slot<T> {
 
     /// The value if it is ready; never loads, never waits.
     #[must_use]
-    pub fn peek(&self) -> Option<Lease<T>> {
+    pub fn try_acquire(&self) -> Option<Lease<T>> {
         let stay = self.shared.take_ready()?;
         Some(Lease::new(Arc::clone(&self.shared), stay))
     }
 
     /// What `look` sees in the value if it is ready. Not a use: idle deadlines stay. For reports; to compute, lease.
-    pub fn glance<R>(&self, look: impl FnOnce(&T) -> R) -> Option<R> {
+    pub fn inspect<R>(&self, look: impl FnOnce(&T) -> R) -> Option<R> {
         self.shared.stay().map(|stay| look(stay.value()))
     }
 
@@ -210,12 +210,12 @@ impl<T: ?Sized + Send + Sync + 'static> std::fmt::Debug for Slot<T> {
 }
 
 /// Where a waiting caller gets its lease.
-struct Parcel<T: ?Sized + Send + Sync + 'static> {
+struct Oneshot<T: ?Sized + Send + Sync + 'static> {
     content: Mutex<Option<Result<Lease<T>>>>,
     arrived: Condvar,
 }
 
-impl<T: ?Sized + Send + Sync + 'static> Parcel<T> {
+impl<T: ?Sized + Send + Sync + 'static> Oneshot<T> {
     fn put(&self, outcome: Result<Lease<T>>) {
         *self.content.lock() = Some(outcome);
         self.arrived.notify_one();

@@ -7,11 +7,13 @@ use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 
-use super::entry::{EmbeddingSpec, Entry, GeneratorSpec, Keep, Resident, Serving, SourceSpec, Spec};
-use super::front::Front;
+use super::device::Place;
+use super::dispatcher::Front;
+use super::entry::{
+    EmbeddingSpec, Entry, GeneratorSpec, LoadedModel, ModelHandle, Retention, SourceSpec, Spec,
+};
 use super::loading;
-use super::place::Place;
-use super::running::Running;
+use super::running::EncoderBackend;
 use crate::batching::{Batcher, Counters};
 use crate::cache::{CacheSettings, EmbeddingCache, Policy};
 use crate::clock::Clock;
@@ -66,7 +68,7 @@ pub(super) struct Core {
 }
 
 /// A shared model, or the place where its one load is waited for.
-type Flight = Arc<Mutex<Weak<Running>>>;
+type Flight = Arc<Mutex<Weak<EncoderBackend>>>;
 
 /// Calls so far.
 #[derive(Default)]
@@ -168,9 +170,9 @@ impl Core {
             dtype: DTypeChoice::Auto,
             revision: None,
         };
-        self.register(TURKISH, Spec::Embedding(turkish), Keep::default(), false)?;
-        self.register(ENGLISH, Spec::Embedding(english), Keep::default(), false)?;
-        self.register(GENERATOR, Spec::Generator(generator), Keep::default(), false)
+        self.register(TURKISH, Spec::Embedding(turkish), Retention::default(), false)?;
+        self.register(ENGLISH, Spec::Embedding(english), Retention::default(), false)?;
+        self.register(GENERATOR, Spec::Generator(generator), Retention::default(), false)
     }
 
     pub(super) fn settings(&self) -> &Settings {
@@ -244,7 +246,7 @@ impl Core {
             }
             let freed = entry
                 .slot
-                .glance(|resident| resident.generator().map_or(0, |generator| generator.reclaim(missing)));
+                .inspect(|resident| resident.generator().map_or(0, |generator| generator.reclaim(missing)));
             missing = missing.saturating_sub(freed.unwrap_or(0));
         }
         self.budget.make_room(name, needed, &self.others(name))
@@ -264,7 +266,7 @@ impl Core {
         self: &Arc<Self>,
         name: &str,
         spec: Spec,
-        keep: Keep,
+        keep: Retention,
         replace: bool,
     ) -> Result<()> {
         if name.trim().is_empty() {
@@ -356,8 +358,8 @@ impl Core {
     pub(super) fn share(
         &self,
         identity: &Arc<str>,
-        load: impl FnOnce() -> Result<Arc<Running>>,
-    ) -> Result<Arc<Running>> {
+        load: impl FnOnce() -> Result<Arc<EncoderBackend>>,
+    ) -> Result<Arc<EncoderBackend>> {
         let cell = Arc::clone(self.shared.lock().entry(Arc::clone(identity)).or_default());
         let mut held = cell.lock();
         if let Some(running) = held.upgrade() {
@@ -390,19 +392,19 @@ impl Core {
 impl Core {
     /// Takes over a model that the parent process had loaded, with a queue of this process. One of a server is connected
     /// to anew at its first use: connections belong to the parent.
-    pub(super) fn inherit(&self, name: &str, serving: &Serving) -> Result<()> {
-        let Running::Local { encoder, .. } = &*serving.running else { return Ok(()) };
+    pub(super) fn inherit(&self, name: &str, serving: &ModelHandle) -> Result<()> {
+        let EncoderBackend::Local { encoder, .. } = &*serving.running else { return Ok(()) };
         let entry = self.entry(name)?;
         let running = self.share(&serving.known.identity, || {
             let encoder = Arc::clone(encoder);
             let batcher = Batcher::start(name, &encoder, self.batch_tokens, &self.work)?;
-            Ok(Arc::new(Running::Local { batcher, encoder }))
+            Ok(Arc::new(EncoderBackend::Local { batcher, encoder }))
         })?;
         let bytes = running.memory_bytes();
         entry.learn(Arc::clone(&serving.known));
-        let serving = Serving { running, ..serving.clone() };
+        let serving = ModelHandle { running, ..serving.clone() };
         // The slot is new: nobody else can have loaded it.
-        let _ = entry.slot.adopt(Loaded::new(Arc::new(Resident::Encoder(serving)), bytes));
+        let _ = entry.slot.adopt(Loaded::new(Arc::new(LoadedModel::Encoder(serving)), bytes));
         Ok(())
     }
 

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::Manager;
 use super::core::Core;
-use super::entry::{Entry, Resident};
+use super::entry::{Entry, LoadedModel};
 #[cfg(doc)]
 use super::fork;
 #[cfg(doc)]
@@ -103,7 +103,7 @@ impl Manager {
     pub fn before_fork(&self) -> Inheritance {
         let slots = self.core.load_full().map(|core| {
             let entries = core.entries();
-            let slots = entries.iter().map(|entry| (Arc::clone(entry), entry.slot.peek())).collect();
+            let slots = entries.iter().map(|entry| (Arc::clone(entry), entry.slot.try_acquire())).collect();
             (core, slots)
         });
         Inheritance(slots)
@@ -126,7 +126,7 @@ impl Manager {
         for (entry, lease) in slots {
             child.register(&entry.name, entry.spec.clone(), entry.keep, true)?;
             if let Some(lease) = lease {
-                if let (true, Resident::Encoder(serving)) = (paused, &*lease) {
+                if let (true, LoadedModel::Encoder(serving)) = (paused, &*lease) {
                     child.inherit(&entry.name, serving)?;
                 }
                 std::mem::forget(lease);
@@ -142,4 +142,4 @@ impl Manager {
 pub struct Inheritance(Option<(Arc<Core>, Vec<Inherited>)>);
 
 /// A name, and its model if that is loaded.
-type Inherited = (Arc<Entry>, Option<Lease<Resident>>);
+type Inherited = (Arc<Entry>, Option<Lease<LoadedModel>>);

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use arc_swap::ArcSwapOption;
 
 use super::options::EmbedOptions;
-use super::running::Running;
+use super::running::EncoderBackend;
 use crate::cache::{Content, EmbeddingCache, KeyRef, Vector};
 use crate::config::DTypeChoice;
 use crate::generation::Generator;
@@ -98,7 +98,7 @@ pub enum SourceSpec {
 
 /// How a name is kept.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Keep {
+pub struct Retention {
     /// How long the model stays after its latest use; `None`: as configured.
     pub keep_alive: Option<KeepAlive>,
     /// Never unloaded by idleness or budget.
@@ -106,7 +106,7 @@ pub struct Keep {
 }
 
 /// What a slot holds, as its user sees it.
-pub enum Held {
+pub enum SlotValue {
     /// A sentence model.
     Encoder,
     /// A text generator.
@@ -116,23 +116,23 @@ pub enum Held {
 }
 
 /// What a slot holds.
-pub(super) enum Resident {
-    Encoder(Serving),
-    Generator(Box<ServingGenerator>),
+pub(super) enum LoadedModel {
+    Encoder(ModelHandle),
+    Generator(Box<GeneratorHandle>),
     Object(HostObject),
 }
 
 /// A sentence model as one name serves it.
 #[derive(Clone)]
-pub(super) struct Serving {
-    pub(super) running: Arc<Running>,
-    pub(super) known: Arc<Known>,
+pub(super) struct ModelHandle {
+    pub(super) running: Arc<EncoderBackend>,
+    pub(super) known: Arc<ModelInfo>,
     /// The source that was loaded: the configured one, or a fallback. Never holds a key.
     pub(super) source: String,
 }
 
 /// A language model as one name serves it.
-pub(super) struct ServingGenerator {
+pub(super) struct GeneratorHandle {
     pub(super) generator: Generator,
     /// The source that was loaded.
     pub(super) source: String,
@@ -140,7 +140,7 @@ pub(super) struct ServingGenerator {
 
 /// What outlives the loaded model: enough to answer from the cache while the model is absent.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct Known {
+pub(super) struct ModelInfo {
     /// Files, dtype and overrides, or server and model: equal for equal vectors.
     pub(super) identity: Arc<str>,
     pub(super) width: usize,
@@ -152,7 +152,7 @@ pub(super) struct Known {
     pub(super) max_length: Option<usize>,
 }
 
-impl Known {
+impl ModelInfo {
     /// The prompt that `options` ask for, or the model's default, or none.
     pub(super) fn prompt<'a>(&'a self, options: &'a EmbedOptions) -> Result<&'a str> {
         self.config.prompt(&self.model, options.prompt_name.as_deref(), options.prompt.as_deref())
@@ -180,9 +180,9 @@ impl EmbedOptions {
     }
 }
 
-impl Resident {
+impl LoadedModel {
     /// The sentence model, or an error that says what `name` is instead.
-    pub(super) fn serving(&self, name: &str) -> Result<&Serving> {
+    pub(super) fn serving(&self, name: &str) -> Result<&ModelHandle> {
         match self {
             Self::Encoder(serving) => Ok(serving),
             Self::Generator(_) => Err(Error::Input(format!(
@@ -238,11 +238,11 @@ impl Resident {
     }
 
     /// What it is, and the host's object if it is one.
-    pub(super) fn held(&self) -> Held {
+    pub(super) fn held(&self) -> SlotValue {
         match self {
-            Self::Encoder(_) => Held::Encoder,
-            Self::Generator(_) => Held::Generator,
-            Self::Object(object) => Held::Object(Arc::clone(object)),
+            Self::Encoder(_) => SlotValue::Encoder,
+            Self::Generator(_) => SlotValue::Generator,
+            Self::Object(object) => SlotValue::Object(Arc::clone(object)),
         }
     }
 
@@ -260,37 +260,37 @@ impl Resident {
 pub(super) struct Entry {
     pub(super) name: String,
     pub(super) spec: Spec,
-    pub(super) keep: Keep,
-    pub(super) slot: Slot<Resident>,
+    pub(super) keep: Retention,
+    pub(super) slot: Slot<LoadedModel>,
     /// Texts admitted and not finished: waiting for the load, to be tokenised, or queued.
     pub(super) queued: AtomicUsize,
-    known: Arc<ArcSwapOption<Known>>,
+    known: Arc<ArcSwapOption<ModelInfo>>,
 }
 
 impl Entry {
     pub(super) fn new(
         name: String,
         spec: Spec,
-        keep: Keep,
-        slot: Slot<Resident>,
-        known: Arc<ArcSwapOption<Known>>,
+        keep: Retention,
+        slot: Slot<LoadedModel>,
+        known: Arc<ArcSwapOption<ModelInfo>>,
     ) -> Self {
         Self { name, spec, keep, slot, queued: AtomicUsize::new(0), known }
     }
 
     /// What the latest load found out; `None` before the first.
-    pub(super) fn known(&self) -> Option<Arc<Known>> {
+    pub(super) fn known(&self) -> Option<Arc<ModelInfo>> {
         self.known.load_full()
     }
 
     /// Notes what a model of this name is, before it is loaded here.
-    pub(super) fn learn(&self, known: Arc<Known>) {
+    pub(super) fn learn(&self, known: Arc<ModelInfo>) {
         self.known.store(Some(known));
     }
 
     /// Lets go of a model whose files were changed while it was loaded.
     pub(super) fn drop_stale(&self) {
-        if self.slot.glance(Resident::is_stale) == Some(true) {
+        if self.slot.inspect(LoadedModel::is_stale) == Some(true) {
             log::warn!("{}: its model's files were changed; loading them anew", self.name);
             self.slot.unload();
         }

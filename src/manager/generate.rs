@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::entry::Resident;
-use super::front::Timed;
+use super::dispatcher::Timed;
+use super::entry::LoadedModel;
 use super::{Check, Manager, fork};
 use crate::generation::{
     Completion, Conversation, Deadline, Event, GenerationParams, Generator, OnEvent, PrefixScope, Prompt,
@@ -57,10 +57,10 @@ impl GenerateOptions {
 }
 
 /// A loaded generator, kept in memory while this exists.
-pub struct GeneratorLease(Lease<Resident>);
+pub struct GeneratorLease(Lease<LoadedModel>);
 
 impl GeneratorLease {
-    fn new(mut lease: Lease<Resident>, keep_alive: Option<KeepAlive>) -> Result<Self> {
+    fn new(mut lease: Lease<LoadedModel>, keep_alive: Option<KeepAlive>) -> Result<Self> {
         lease.generator()?;
         if let Some(keep_alive) = keep_alive {
             lease.keep_alive(keep_alive);
@@ -112,7 +112,7 @@ pub struct GenerationTicket(Arc<Mutex<Stage>>);
 enum Stage {
     #[default]
     Loading,
-    Running(Ticket),
+    EncoderBackend(Ticket),
     Cancelled,
 }
 
@@ -120,7 +120,7 @@ impl GenerationTicket {
     /// Ends the generation within one token, or before it starts.
     pub fn cancel(&self) {
         let running = std::mem::replace(&mut *self.0.lock(), Stage::Cancelled);
-        if let Stage::Running(ticket) = running {
+        if let Stage::EncoderBackend(ticket) = running {
             ticket.cancel();
         }
     }
@@ -135,7 +135,7 @@ impl GenerationTicket {
             drop(stage);
             ticket.cancel();
         } else {
-            *stage = Stage::Running(ticket);
+            *stage = Stage::EncoderBackend(ticket);
         }
     }
 }
@@ -275,7 +275,7 @@ impl Manager {
 
 /// Starts an asynchronous generation whose model is ready, or tells why it cannot.
 fn begin(
-    lease: Result<Lease<Resident>>,
+    lease: Result<Lease<LoadedModel>>,
     prompt: &OwnedPrompt,
     params: GenerationParams,
     terms: Terms,

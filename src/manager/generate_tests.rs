@@ -7,7 +7,7 @@ use std::thread;
 use super::*;
 use crate::config::{SystemHost, Value};
 use crate::generation::FinishReason;
-use crate::manager::{HostObject, Keep, Spec};
+use crate::manager::{HostObject, Retention, Spec};
 
 /// Long enough for any machine; reached only by a call that hangs.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -31,7 +31,7 @@ fn slow(manager: &Manager) -> Arc<Barrier> {
         gate.wait();
         Ok(Arc::new(7_i32) as HostObject)
     });
-    manager.register("slow", Spec::Object(loader), Keep::default(), false).unwrap();
+    manager.register("slow", Spec::Object(loader), Retention::default(), false).unwrap();
     release
 }
 

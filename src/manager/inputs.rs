@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::core::Core;
-use super::entry::{Entry, Known};
+use super::entry::{Entry, ModelInfo};
 use super::options::EmbedOptions;
 use crate::cache::Content;
 use crate::compute::memory::{push, reserve};
@@ -107,7 +107,7 @@ impl Inputs {
     }
 
     /// What `known` puts before each of them.
-    pub(super) fn prompt<'a>(&self, known: &'a Known, options: &'a EmbedOptions) -> Result<&'a str> {
+    pub(super) fn prompt<'a>(&self, known: &'a ModelInfo, options: &'a EmbedOptions) -> Result<&'a str> {
         match self {
             Self::Texts(_) => known.prompt(options),
             Self::Tokens(_) => Ok(""),

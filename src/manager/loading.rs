@@ -5,12 +5,12 @@ use std::sync::{Arc, Weak};
 use arc_swap::ArcSwapOption;
 
 use super::core::Core;
+use super::device::Place;
 use super::entry::{
-    EmbeddingSpec, GeneratorSpec, Known, Resident, Serving, ServingGenerator, SourceSpec, Spec,
+    EmbeddingSpec, GeneratorHandle, GeneratorSpec, LoadedModel, ModelHandle, ModelInfo, SourceSpec, Spec,
 };
 use super::fork;
-use super::place::Place;
-use super::running::Running;
+use super::running::EncoderBackend;
 use crate::batching::{Batcher, Forward};
 use crate::compute::{Isa, Packed, memory};
 use crate::config::Settings;
@@ -31,26 +31,26 @@ pub(super) fn load(
     core: &Arc<Core>,
     name: &str,
     spec: &Spec,
-    known: &ArcSwapOption<Known>,
-) -> Result<Loaded<Resident>> {
+    known: &ArcSwapOption<ModelInfo>,
+) -> Result<Loaded<LoadedModel>> {
     match spec {
         Spec::Generator(spec) => load_generator(core, name, spec),
         Spec::Object(loader) => {
             let object = loader()?;
-            Ok(Loaded::new(Arc::new(Resident::Object(object)), 0))
+            Ok(Loaded::new(Arc::new(LoadedModel::Object(object)), 0))
         }
         Spec::Embedding(spec) => {
             let (serving, charge) = load_first(core, name, spec)?;
             known.store(Some(Arc::clone(&serving.known)));
             let bytes = serving.running.memory_bytes();
-            Ok(Loaded { value: Arc::new(Resident::Encoder(serving)), bytes, charge })
+            Ok(Loaded { value: Arc::new(LoadedModel::Encoder(serving)), bytes, charge })
         }
     }
 }
 
 /// The first of the spec's sources that can be loaded. When none can, the error is that of the first: it is the one
 /// that the user asked for.
-fn load_first(core: &Arc<Core>, name: &str, spec: &EmbeddingSpec) -> Result<(Serving, Option<Charge>)> {
+fn load_first(core: &Arc<Core>, name: &str, spec: &EmbeddingSpec) -> Result<(ModelHandle, Option<Charge>)> {
     let primary = spec.source.current(core);
     let mut first_error = None;
     for source in std::iter::once(&primary).chain(spec.fallback.iter().filter(|source| **source != primary)) {
@@ -79,7 +79,7 @@ fn load_source(
     name: &str,
     source: &str,
     spec: &EmbeddingSpec,
-) -> Result<(Serving, Option<Charge>)> {
+) -> Result<(ModelHandle, Option<Charge>)> {
     let settings = core.settings();
     let options = resolve_options(core, spec.revision.as_ref());
     let files = match Source::parse(source)? {
@@ -102,14 +102,14 @@ fn load_source(
         // The file's pages were read once; what is kept is packed.
         memory::trim();
         let batcher = Batcher::start(name, &encoder, core.batch_tokens(), core.work())?;
-        Ok(Arc::new(Running::Local { batcher, encoder }))
+        Ok(Arc::new(EncoderBackend::Local { batcher, encoder }))
     })?;
     let known = Arc::new(known(&running, spec, identity));
-    Ok((Serving { running, known, source: source.to_owned() }, charge))
+    Ok((ModelHandle { running, known, source: source.to_owned() }, charge))
 }
 
 /// The model at `address`, once its server has given a first vector. Takes no memory worth a place in the budget.
-fn connect(core: &Core, source: &str, address: &Address, spec: &EmbeddingSpec) -> Result<Serving> {
+fn connect(core: &Core, source: &str, address: &Address, spec: &EmbeddingSpec) -> Result<ModelHandle> {
     if spec.pooling.is_some() || spec.max_length.is_some() {
         log::warn!("{address}: pooling and max_length are its server's to choose; ignored here");
     }
@@ -121,15 +121,15 @@ fn connect(core: &Core, source: &str, address: &Address, spec: &EmbeddingSpec) -
     };
     let running = core.share(&address.to_string().into(), || {
         let link = Link::new(address, &**core.host(), asking, core.health(address))?;
-        Ok(Arc::new(Running::Remote(RemoteEncoder::open(link, core.work())?)))
+        Ok(Arc::new(EncoderBackend::Remote(RemoteEncoder::open(link, core.work())?)))
     })?;
     // A model that is replaced there by one of other dimensions is another one; of the same, nobody can tell.
     let identity = format!("{address} {}", running.width()).into();
     let known = Arc::new(known(&running, spec, identity));
-    Ok(Serving { running, known, source: shown(source).into_owned() })
+    Ok(ModelHandle { running, known, source: shown(source).into_owned() })
 }
 
-fn load_generator(core: &Arc<Core>, name: &str, spec: &GeneratorSpec) -> Result<Loaded<Resident>> {
+fn load_generator(core: &Arc<Core>, name: &str, spec: &GeneratorSpec) -> Result<Loaded<LoadedModel>> {
     let source = spec.source.current(core);
     let options = resolve_options(core, spec.revision.as_ref());
     let files = TextFiles::find(&Source::parse(&source)?, &options, &mut log_progress(core))?;
@@ -149,7 +149,7 @@ fn load_generator(core: &Arc<Core>, name: &str, spec: &GeneratorSpec) -> Result<
     })?;
     generator.limit_prompts(core.settings().max_text_bytes);
     let bytes = generator.memory_bytes();
-    let resident = Resident::Generator(Box::new(ServingGenerator { generator, source }));
+    let resident = LoadedModel::Generator(Box::new(GeneratorHandle { generator, source }));
     Ok(Loaded { value: Arc::new(resident), bytes, charge: Some(charge) })
 }
 
@@ -231,11 +231,11 @@ fn log_progress(core: &Core) -> impl FnMut(&Progress<'_>) -> Result<()> {
     }
 }
 
-fn known(running: &Running, spec: &EmbeddingSpec, identity: Arc<str>) -> Known {
+fn known(running: &EncoderBackend, spec: &EmbeddingSpec, identity: Arc<str>) -> ModelInfo {
     let mut config = running.config();
     config.prompts.extend(spec.prompts.clone());
     let (width, max_length) = (running.width(), running.max_length());
-    Known { identity, width, model: running.name(), config, max_length }
+    ModelInfo { identity, width, model: running.name(), config, max_length }
 }
 
 impl SourceSpec {

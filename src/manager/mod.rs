@@ -1,25 +1,25 @@
 //! The manager composes the rooms: lifecycle, models, batching, cache. It is the whole Rust API.
 //!
 //! ```text
-//! Manager ── Core ── entries: name → Entry ── Slot<Resident> ── Serving ── Running: Encoder + Batcher, or RemoteEncoder
+//! Manager ── Core ── entries: name → Entry ── Slot<LoadedModel> ── ModelHandle ── EncoderBackend: Encoder + Batcher, or RemoteEncoder
 //!    │         ├ cache, budget, reaper, tracker
 //!    │         └ front: moves asynchronous calls along
 //!    └ Job: one call, from texts to matrix
 //! ```
 
 mod core;
+mod device;
+mod dispatcher;
 mod ending;
 mod entry;
 pub mod fork;
-mod front;
 mod generate;
 mod inputs;
 mod job;
 mod loading;
+mod openai_body;
 mod options;
-mod place;
 mod report;
-mod respond;
 mod running;
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -30,18 +30,20 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 
 pub use self::core::{BUILT_IN, ENGLISH, GENERATOR, TURKISH};
 pub use self::ending::{Abandoned, Inheritance};
-pub use self::entry::{EmbeddingSpec, GeneratorSpec, Held, HostLoader, HostObject, Keep, SourceSpec, Spec};
+pub use self::entry::{
+    EmbeddingSpec, GeneratorSpec, HostLoader, HostObject, Retention, SlotValue, SourceSpec, Spec,
+};
 pub use self::generate::{GenerateOptions, GenerationTicket, GeneratorLease, OwnedPrompt, TextStream};
 pub use self::inputs::Inputs;
 use self::job::LONG_TEXT;
 pub use self::job::{Matrix, OnDone};
+pub use self::openai_body::OnBody;
 pub use self::options::EmbedOptions;
 pub use self::report::{Description, ManagerStatistics, QueueReport, SlotReport};
-pub use self::respond::OnBody;
 
 use self::core::Core;
 use self::ending::Closing;
-use self::entry::{Resident, Serving};
+use self::entry::{LoadedModel, ModelHandle};
 use self::job::{Job, LookUp};
 use crate::cache::{CacheStatistics, Content, Vector};
 use crate::compute::memory::{joined, reserve};
@@ -182,7 +184,7 @@ impl Manager {
     ///
     /// # Errors
     /// [`Error::Input`] when the name is blank, or taken and not to be replaced.
-    pub fn register(&self, name: &str, spec: Spec, keep: Keep, replace: bool) -> Result<()> {
+    pub fn register(&self, name: &str, spec: Spec, keep: Retention, replace: bool) -> Result<()> {
         self.core()?.register(name, spec, keep, replace)
     }
 
@@ -264,7 +266,7 @@ impl Manager {
     ///
     /// # Errors
     /// As [`Manager::load`].
-    pub fn get(&self, name: &str, timeout: Option<Duration>, check: Check<'_>) -> Result<Held> {
+    pub fn get(&self, name: &str, timeout: Option<Duration>, check: Check<'_>) -> Result<SlotValue> {
         Ok(self.lease(name, timeout, check)?.held())
     }
 
@@ -272,17 +274,17 @@ impl Manager {
     ///
     /// # Errors
     /// [`Error::UnknownModel`].
-    pub fn peek(&self, name: &str) -> Result<Option<Held>> {
+    pub fn peek(&self, name: &str) -> Result<Option<SlotValue>> {
         let entry = self.core()?.entry(name)?;
-        Ok(entry.slot.glance(Resident::held))
+        Ok(entry.slot.inspect(LoadedModel::held))
     }
 
-    fn lease(&self, name: &str, timeout: Option<Duration>, check: Check<'_>) -> Result<Lease<Resident>> {
+    fn lease(&self, name: &str, timeout: Option<Duration>, check: Check<'_>) -> Result<Lease<LoadedModel>> {
         let core = self.core()?;
         core.entry(name)?.slot.acquire(timeout.or_else(|| core.load_timeout()), check)
     }
 
-    fn serving(&self, name: &str, check: Check<'_>) -> Result<Serving> {
+    fn serving(&self, name: &str, check: Check<'_>) -> Result<ModelHandle> {
         self.lease(name, None, check)?.serving(name).cloned()
     }
 
@@ -403,7 +405,7 @@ impl Manager {
         let serving = if load {
             Some(self.serving(name, check)?)
         } else {
-            entry.slot.glance(|resident| resident.serving(name).cloned()).transpose()?
+            entry.slot.inspect(|resident| resident.serving(name).cloned()).transpose()?
         };
         Ok(serving.map(|serving| Description::new(name, &serving)))
     }

@@ -4,8 +4,8 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::core::Core;
-use super::entry::{Entry, Resident, Serving, Spec};
-use super::running::Running;
+use super::entry::{Entry, LoadedModel, ModelHandle, Spec};
+use super::running::EncoderBackend;
 use crate::batching::Work;
 use crate::cache::CacheStatistics;
 use crate::compute::{Isa, Threads, memory};
@@ -45,16 +45,16 @@ pub struct Description {
 }
 
 impl Description {
-    pub(super) fn new(name: &str, serving: &Serving) -> Self {
+    pub(super) fn new(name: &str, serving: &ModelHandle) -> Self {
         let (running, config) = (&serving.running, &serving.known.config);
         let (path, architecture, pooling, dtype) = match &**running {
-            Running::Local { encoder, .. } => (
+            EncoderBackend::Local { encoder, .. } => (
                 encoder.path.display().to_string(),
                 encoder.architecture.clone(),
                 Some(config.pooling.name().to_owned()),
                 encoder.dtype(),
             ),
-            Running::Remote(remote) => {
+            EncoderBackend::Remote(remote) => {
                 let link = remote.link();
                 (link.url().to_owned(), link.address().protocol.name().to_owned(), None, "float32")
             }
@@ -165,7 +165,7 @@ impl ManagerStatistics {
         let mut models = 0;
         let mut counted = Vec::new();
         for (entry, report) in entries.iter().zip(&slots) {
-            let shared = entry.slot.glance(Resident::shared).flatten();
+            let shared = entry.slot.inspect(LoadedModel::shared).flatten();
             if shared.is_none_or(|model| !counted.contains(&model)) {
                 models += report.bytes;
                 counted.extend(shared);
@@ -193,8 +193,8 @@ impl ManagerStatistics {
 
 fn slot(core: &Core, entry: &Entry) -> SlotReport {
     let status = entry.slot.status();
-    let loaded = entry.slot.glance(|resident| resident.source().map(str::to_owned)).flatten();
-    let generation = entry.slot.glance(|resident| resident.generator().ok().map(Generator::stats)).flatten();
+    let loaded = entry.slot.inspect(|resident| resident.source().map(str::to_owned)).flatten();
+    let generation = entry.slot.inspect(|resident| resident.generator().ok().map(Generator::stats)).flatten();
     let configured = || match &entry.spec {
         Spec::Embedding(spec) => Some(spec.source.current(core)),
         Spec::Generator(spec) => Some(spec.source.current(core)),

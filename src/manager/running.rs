@@ -14,7 +14,7 @@ use crate::{Error, Result};
 
 /// A loaded sentence model and its queue. Names with the same files and parameters, or the same server and model, share
 /// one.
-pub(super) enum Running {
+pub(super) enum EncoderBackend {
     /// In this process.
     Local {
         // Before `encoder`: the worker ends first.
@@ -31,7 +31,7 @@ pub(super) enum Ready<'a> {
     Texts(&'a RemoteEncoder, Vec<Arc<str>>),
 }
 
-impl Running {
+impl EncoderBackend {
     /// Length of the vectors.
     pub(super) fn width(&self) -> usize {
         match self {

@@ -6,7 +6,7 @@ use candle_core::Device;
 use proptest::prelude::*;
 
 use super::*;
-use crate::compute::{Candle, Cpu, DType, Hold, Isa};
+use crate::compute::{Candle, Cpu, DType, Isa, WeightFormat};
 
 /// Tensors made up as they are asked for, all from their names.
 struct Made {
@@ -117,7 +117,7 @@ fn our_kernels_agree_with_candle() {
 fn a_text_does_not_depend_on_its_batch_mates_to_the_last_bit() {
     let texts = texts(&[5, 18, 1, 77, 300, 40, 14, 15, 16, 28]);
     for isa in Isa::available() {
-        for hold in [Hold::F32, Hold::Bf16, Hold::Int8] {
+        for hold in [WeightFormat::F32, WeightFormat::Bf16, WeightFormat::Int8] {
             let model = load(Cpu::new(isa, hold), &config("{}"));
             for pooling in [Pooling::Mean, Pooling::Cls] {
                 let together = encode(&model, &texts, pooling);

@@ -154,7 +154,7 @@ impl Transfer<'_> {
     fn attempt(&mut self, start: u64, progress: &mut OnProgress<'_>) -> Result<(), Fault> {
         if self.size.is_some_and(|size| start > size) {
             self.restart()?;
-            return Err(Fault::Passing("the unfinished file was longer than the whole".into()));
+            return Err(Fault::Transient("the unfinished file was longer than the whole".into()));
         }
         let mut response = self.client.get(self.url, start)?;
         let mut done = start;
@@ -166,7 +166,7 @@ impl Transfer<'_> {
             }
             206 | 416 => {
                 self.restart()?;
-                return Err(Fault::Passing("the server answered another range than asked".into()));
+                return Err(Fault::Transient("the server answered another range than asked".into()));
             }
             200 => {
                 self.restart()?;
@@ -174,7 +174,7 @@ impl Transfer<'_> {
             }
             _ => {
                 self.client.refuse(self.url, self.id, &response)?;
-                return Err(Fault::Final(failed(
+                return Err(Fault::Permanent(failed(
                     self.url,
                     format!("the server answered {}", response.status()),
                 )));
@@ -193,14 +193,14 @@ impl Transfer<'_> {
         let mut buffer = vec![0; 256 << 10];
         loop {
             progress(&Progress { file: self.file, done, total: size })?;
-            let count = body.read(&mut buffer).map_err(|e| Fault::Passing(e.to_string()))?;
+            let count = body.read(&mut buffer).map_err(|e| Fault::Transient(e.to_string()))?;
             if count == 0 {
                 break;
             }
             done += count as u64;
             if done > size.unwrap_or(UNSTATED_BYTES) {
                 self.restart()?;
-                return Err(Fault::Final(failed(
+                return Err(Fault::Permanent(failed(
                     self.url,
                     "the server sends more than it stated; check HF_ENDPOINT",
                 )));
@@ -210,7 +210,7 @@ impl Transfer<'_> {
         }
         match size {
             Some(size) if done < size => {
-                Err(Fault::Passing(format!("the connection ended after {done} of {size} bytes")))
+                Err(Fault::Transient(format!("the connection ended after {done} of {size} bytes")))
             }
             _ => Ok(()),
         }
@@ -230,7 +230,7 @@ impl Transfer<'_> {
                     .into())
             }
         };
-        let size = size.map_err(|reason| Fault::Final(failed(self.url, reason)))?;
+        let size = size.map_err(|reason| Fault::Permanent(failed(self.url, reason)))?;
         self.size = Some(size);
         Ok(Some(size))
     }

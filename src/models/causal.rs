@@ -14,8 +14,10 @@ use crate::sync::Mutex;
 use super::decoder::{Cache, Decoder, Step};
 use crate::compute::decoder::activations::{Activations, split};
 use crate::compute::decoder::attention::{Queries, Span, attention};
-use crate::compute::decoder::product::Then;
-use crate::compute::decoder::{CacheShape, Hold, KvCache, Linear, Machine, Matrix, Pairing, Rotary};
+use crate::compute::decoder::gemm::Epilogue;
+use crate::compute::decoder::{
+    CacheShape, KernelSet, KvCache, Linear, Matrix, RopeStyle, Rotary, WeightFormat,
+};
 use crate::compute::memory::try_room;
 use crate::compute::{Activation, Threads, Weight};
 use crate::{Error, Result};
@@ -84,9 +86,9 @@ pub struct Block {
 #[derive(Debug)]
 pub struct Causal {
     /// The kernels.
-    pub machine: Machine,
+    pub machine: KernelSet,
     /// How plain weights are held.
-    pub hold: Hold,
+    pub hold: WeightFormat,
     /// Length of a state.
     pub hidden: usize,
     /// Query heads.
@@ -179,8 +181,8 @@ impl Causal {
         let rows: usize = steps.iter().map(|step| step.tokens.len()).sum();
         self.embed(steps, rows, scratch)?;
         for (index, block) in self.blocks.iter().enumerate() {
-            self.attend(&threads, index, block, steps, rows, scratch)?;
-            self.perceive(&threads, block, rows, scratch)?;
+            self.attention_block(&threads, index, block, steps, rows, scratch)?;
+            self.mlp(&threads, block, rows, scratch)?;
         }
         let (mut end, mut wanted) = (0, 0);
         for step in steps.iter_mut() {
@@ -198,7 +200,7 @@ impl Causal {
         }
         let normed = try_room(&mut scratch.normed, wanted * self.hidden)?;
         self.final_norm.apply(&self.machine, &threads, &scratch.x[..wanted * self.hidden], normed)?;
-        let then = Then::Store(Activation::Identity);
+        let then = Epilogue::Store(Activation::Identity);
         self.head.apply(&self.machine, &threads, &mut scratch.activations, normed, logits, then)
     }
 
@@ -250,7 +252,7 @@ impl Causal {
     }
 
     /// `x += output(attention(norm(x)))`.
-    fn attend(
+    fn attention_block(
         &self,
         threads: &Threads,
         layer: usize,
@@ -265,19 +267,19 @@ impl Causal {
         block.attention_norm.apply(&self.machine, threads, x, normed)?;
         let stride = block.qkv.outputs();
         let wide = try_room(wide, rows * stride)?;
-        let then = Then::Store(Activation::Identity);
+        let then = Epilogue::Store(Activation::Identity);
         block.qkv.apply(&self.machine, threads, activations, normed, wide, then)?;
         let CacheShape { kv_heads, width, .. } = self.cache;
         let (query_end, key_end) = (self.heads * width, (self.heads + kv_heads) * width);
         let turned = block.head_norms.is_some() || self.rotary.is_some();
         // Each row is turned by its own position.
         let pairs = self.rotary.as_ref().map_or(0, |rotary| rotary.frequencies.len());
-        let neighbours = self.rotary.as_ref().is_some_and(|rotary| rotary.pairing == Pairing::Neighbours);
+        let interleaved = self.rotary.as_ref().is_some_and(|rotary| rotary.pairing == RopeStyle::Interleaved);
         let turn = |row: usize, values: &mut [f32]| {
             let angles = &angles[row * 2 * pairs..][..2 * pairs];
             let norms = block.head_norms.as_ref();
             let norms = norms.map(|(queries, keys, epsilon)| (&queries[..], &keys[..], *epsilon));
-            self.machine.turn(&mut values[..key_end], self.heads, width, norms, angles, neighbours);
+            self.machine.apply_rope(&mut values[..key_end], self.heads, width, norms, angles, interleaved);
         };
         // Many rows are turned by all threads; few of several sequences where they are put into the caches.
         let many = rows >= MANY_ROWS;
@@ -320,24 +322,24 @@ impl Causal {
         let attended = try_room(attended, rows * query_end)?;
         let queries = Queries { values: wide, stride, heads: self.heads };
         attention(&self.machine, threads, layer, &spans, queries, attended)?;
-        block.output.apply(&self.machine, threads, activations, attended, x, Then::Add)
+        block.output.apply(&self.machine, threads, activations, attended, x, Epilogue::Add)
     }
 
     /// `x += down(activation(up(norm(x))))`.
-    fn perceive(&self, threads: &Threads, block: &Block, rows: usize, scratch: &mut Scratch) -> Result<()> {
+    fn mlp(&self, threads: &Threads, block: &Block, rows: usize, scratch: &mut Scratch) -> Result<()> {
         let Scratch { x, normed, wide, activations, .. } = scratch;
         let x = try_room(x, rows * self.hidden)?;
         let normed = try_room(normed, rows * self.hidden)?;
         block.mlp_norm.apply(&self.machine, threads, x, normed)?;
         let wide = try_room(wide, rows * block.up.outputs())?;
-        let then = Then::Store(block.activation);
+        let then = Epilogue::Store(block.activation);
         block.up.apply(&self.machine, threads, activations, normed, wide, then)?;
-        block.down.apply(&self.machine, threads, activations, wide, x, Then::Add)
+        block.down.apply(&self.machine, threads, activations, wide, x, Epilogue::Add)
     }
 }
 
 impl Norm {
-    fn apply(&self, machine: &Machine, threads: &Threads, x: &[f32], out: &mut [f32]) -> Result<()> {
+    fn apply(&self, machine: &KernelSet, threads: &Threads, x: &[f32], out: &mut [f32]) -> Result<()> {
         match self {
             Self::Rms { scale, epsilon } => split(threads, x, scale.len(), out, scale.len(), |x, out| {
                 out.copy_from_slice(x);

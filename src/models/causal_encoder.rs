@@ -8,7 +8,7 @@ use super::causal::Source;
 use super::llama::Shape;
 use super::pooling::{Pooling, SentenceEncoder};
 use crate::compute::decoder::Rotary;
-use crate::compute::{Activation, Backend, Heads, Packed, Pass, Row, Turns};
+use crate::compute::{Activation, Backend, Heads, Packed, Pass, RopeTable, Row};
 use crate::{Error, Result};
 
 /// A causal model on a backend.
@@ -81,7 +81,7 @@ impl<B: Backend> CausalEncoder<B> {
         pass: &mut B::Pass<'a>,
         row: Option<Row>,
     ) -> Result<<B::Pass<'a> as Pass<B>>::States> {
-        let turns = Turns::new(&self.rotary, pass.longest());
+        let turns = RopeTable::new(&self.rotary, pass.longest());
         let mut x = pass.embed(&self.words, None, None)?;
         // From the last attention on no row looks at another; in windows, all of them pass by first.
         // Without causality the rows of a window need those after it: there is one window, which is all rows.

@@ -6,8 +6,8 @@ use candle_core::Device;
 use candle_core::quantized::{GgmlDType, QTensor};
 
 use super::*;
-use crate::compute::decoder::{Matrix, Pairing};
-use crate::compute::{Candle, Cpu, Hold, Isa, Tensors, Weight};
+use crate::compute::decoder::{Matrix, RopeStyle};
+use crate::compute::{Candle, Cpu, Isa, Tensors, Weight, WeightFormat};
 use crate::models::gguf::tests::Writer;
 use crate::models::gguf_llama::GgufSource;
 use crate::models::llama::Variant;
@@ -69,7 +69,7 @@ fn closest(a: &[f32], b: &[f32], width: usize) -> f64 {
     rows.map(|(a, b)| dot(a, b) / (dot(a, a) * dot(b, b)).sqrt()).fold(1.0, f64::min)
 }
 
-fn load(files: &ModelFiles, isa: Isa, hold: impl Into<Hold>) -> Encoder {
+fn load(files: &ModelFiles, isa: Isa, hold: impl Into<WeightFormat>) -> Encoder {
     let hold = hold.into();
     let build = |config: &ModelConfig, weights: &Weights| on_cpu(config, weights, isa, hold);
     Encoder::load(files, hold, Overrides::default(), &build).unwrap()
@@ -80,16 +80,16 @@ fn vectors_are_those_of_sentence_transformers() {
     let (texts, expected): (Vec<_>, Vec<_>) = cases().into_iter().unzip();
     let expected = expected.concat();
     for isa in Isa::available() {
-        let error = furthest(&vectors(&load(&files(), isa, Hold::F32), &texts), &expected);
+        let error = furthest(&vectors(&load(&files(), isa, WeightFormat::F32), &texts), &expected);
         assert!(error <= 1e-5, "{isa}: {error}");
         // Of 32 dimensions: in a model of the usual size the errors of codes average out.
-        for (hold, least) in [(Hold::Bf16, 0.9998), (Hold::Int8, 0.997)] {
+        for (hold, least) in [(WeightFormat::Bf16, 0.9998), (WeightFormat::Int8, 0.997)] {
             let cosine = closest(&vectors(&load(&files(), isa, hold), &texts), &expected, 32);
             assert!(cosine >= least, "{isa} {hold:?}: {cosine}");
         }
     }
     let build = |config: &ModelConfig, weights: &Weights| on_device(config, weights, &Device::Cpu);
-    let plain = Encoder::load(&files(), Hold::F32, Overrides::default(), &build).unwrap();
+    let plain = Encoder::load(&files(), WeightFormat::F32, Overrides::default(), &build).unwrap();
     assert!(furthest(&vectors(&plain, &texts), &expected) <= 1e-5);
 }
 
@@ -97,7 +97,7 @@ fn vectors_are_those_of_sentence_transformers() {
 fn a_text_does_not_depend_on_its_batch_mates() {
     let (mut texts, _): (Vec<_>, Vec<_>) = cases().into_iter().unzip();
     texts.truncate(7);
-    for hold in [Hold::F32, Hold::Bf16, Hold::Int8, Hold::Int4] {
+    for hold in [WeightFormat::F32, WeightFormat::Bf16, WeightFormat::Int8, WeightFormat::Int4] {
         let encoder = load(&files(), Isa::best(), hold);
         let together = vectors(&encoder, &texts);
         for (text, row) in texts.iter().zip(together.chunks(32)) {
@@ -138,7 +138,7 @@ impl Source for Made {
     }
 }
 
-fn shape(kv_heads: usize, head: usize, pairing: Pairing, variant: Variant) -> Shape {
+fn shape(kv_heads: usize, head: usize, pairing: RopeStyle, variant: Variant) -> Shape {
     Shape {
         hidden: 36,
         intermediate: 50,
@@ -169,14 +169,14 @@ fn awkward_shapes_agree_with_candle() {
     let biases = Variant { qkv_bias: true, output_bias: true, mlp_bias: true, head_norms: false };
     let texts = texts(&[1, 2, 0, 13, 77, 300, 5]);
     for shape in [
-        shape(2, 10, Pairing::Halves, norms),
-        shape(4, 16, Pairing::Neighbours, Variant::default()),
-        shape(1, 6, Pairing::Halves, biases),
-        Shape { causal: false, ..shape(2, 10, Pairing::Halves, norms) },
+        shape(2, 10, RopeStyle::Neox, norms),
+        shape(4, 16, RopeStyle::Interleaved, Variant::default()),
+        shape(1, 6, RopeStyle::Neox, biases),
+        Shape { causal: false, ..shape(2, 10, RopeStyle::Neox, norms) },
     ] {
         let plain = CausalEncoder::load(Candle::new(Device::Cpu), shape.clone(), &Made).unwrap();
         for isa in Isa::available() {
-            for (dtype, allowed) in [(Hold::F32, 2e-5), (Hold::Bf16, 0.15)] {
+            for (dtype, allowed) in [(WeightFormat::F32, 2e-5), (WeightFormat::Bf16, 0.15)] {
                 let model = CausalEncoder::load(Cpu::new(isa, dtype), shape.clone(), &Made).unwrap();
                 for pooling in [Pooling::Last, Pooling::Mean] {
                     let error = furthest(&encode(&model, &texts, pooling), &encode(&plain, &texts, pooling));
@@ -191,7 +191,7 @@ fn awkward_shapes_agree_with_candle() {
 #[test]
 fn long_texts_are_taken_through_in_windows() {
     let norms = Variant { head_norms: true, ..Variant::default() };
-    let causal = Shape { layers: 1, ..shape(2, 10, Pairing::Halves, norms) };
+    let causal = Shape { layers: 1, ..shape(2, 10, RopeStyle::Neox, norms) };
     let texts = texts(&[30, 2500, 1100, 7]);
     // In both directions there are no windows, but the lengths are the same.
     for shape in [causal.clone(), Shape { causal: false, ..causal }] {
@@ -202,7 +202,7 @@ fn long_texts_are_taken_through_in_windows() {
 fn long_texts(shape: &Shape, texts: &[Vec<u32>]) {
     let plain = CausalEncoder::load(Candle::new(Device::Cpu), shape.clone(), &Made).unwrap();
     let expected = encode(&plain, texts, Pooling::Last);
-    for (dtype, allowed) in [(Hold::F32, 2e-5), (Hold::Bf16, 0.15)] {
+    for (dtype, allowed) in [(WeightFormat::F32, 2e-5), (WeightFormat::Bf16, 0.15)] {
         let model = CausalEncoder::load(Cpu::new(Isa::best(), dtype), shape.clone(), &Made).unwrap();
         let together = encode(&model, texts, Pooling::Last);
         assert!(furthest(&together, &expected) <= allowed, "{dtype:?}");
@@ -214,8 +214,8 @@ fn long_texts(shape: &Shape, texts: &[Vec<u32>]) {
 
 #[test]
 fn bad_requests_are_refused() {
-    let shape = Shape { context: 10, ..shape(2, 10, Pairing::Halves, Variant::default()) };
-    let model = CausalEncoder::load(Cpu::new(Isa::best(), Hold::F32), shape, &Made).unwrap();
+    let shape = Shape { context: 10, ..shape(2, 10, RopeStyle::Neox, Variant::default()) };
+    let model = CausalEncoder::load(Cpu::new(Isa::best(), WeightFormat::F32), shape, &Made).unwrap();
     assert_eq!((model.max_positions(), model.width(), model.dtype()), (10, 36, "float32"));
     for (ids, room) in [(vec![3; 11], 36), (vec![40], 36), (vec![3], 35)] {
         let offsets = [0, ids.len() as u32];
@@ -300,7 +300,7 @@ fn a_gguf_file_is_a_whole_sentence_model() {
     let mut exact = encode(&exact, &texts, Pooling::Last);
     exact.chunks_mut(32).for_each(crate::models::normalize);
     for isa in Isa::available() {
-        for dtype in [Hold::F32, Hold::Bf16] {
+        for dtype in [WeightFormat::F32, WeightFormat::Bf16] {
             let encoder = load(&files, isa, dtype);
             assert_eq!((encoder.config.pooling, encoder.config.normalize), (Pooling::Last, true));
             assert_eq!((encoder.config.max_length, encoder.architecture.as_str()), (64, "qwen3"));
@@ -312,8 +312,8 @@ fn a_gguf_file_is_a_whole_sentence_model() {
             assert!(ours.chunks(32).all(|row| (row.iter().map(|x| x * x).sum::<f32>() - 1.0).abs() < 1e-5));
         }
     }
-    let encoder = load(&files, Isa::best(), Hold::F32);
-    let folder = load(&self::files(), Isa::best(), Hold::F32);
+    let encoder = load(&files, Isa::best(), WeightFormat::F32);
+    let folder = load(&self::files(), Isa::best(), WeightFormat::F32);
     for text in ["Merhaba dünya, bugün hava çok güzel.", "a", "", "  iki  boşluk 123"] {
         let ids = encoder.tokenizer.encode(text, 24).unwrap();
         assert_eq!(ids, folder.tokenizer.encode(text, 24).unwrap(), "{text:?}");
@@ -326,8 +326,12 @@ fn gguf_files_that_do_not_embed_are_refused() {
     let refused = |change: &dyn Fn(Writer) -> Writer| {
         let (_folder, path) = gguf(change);
         let files = ModelFiles::gguf("m.gguf", path).unwrap();
-        let build = |config: &ModelConfig, weights: &Weights| on_cpu(config, weights, Isa::best(), Hold::F32);
-        Encoder::load(&files, Hold::F32, Overrides::default(), &build).map(drop).unwrap_err().to_string()
+        let build =
+            |config: &ModelConfig, weights: &Weights| on_cpu(config, weights, Isa::best(), WeightFormat::F32);
+        Encoder::load(&files, WeightFormat::F32, Overrides::default(), &build)
+            .map(drop)
+            .unwrap_err()
+            .to_string()
     };
     let writes_text = refused(&|writer| writer);
     assert!(writes_text.contains("qwen3.pooling_type") && writes_text.contains("pooling="), "{writes_text}");
@@ -360,9 +364,9 @@ fn every_truncation_of_a_gguf_file_is_an_error() {
 #[test]
 fn a_missing_tensor_is_named() {
     let weights = Weights::open(&files().weights).unwrap();
-    let mut shape = shape(2, 12, Pairing::Halves, Variant { head_norms: true, ..Variant::default() });
+    let mut shape = shape(2, 12, RopeStyle::Neox, Variant { head_norms: true, ..Variant::default() });
     (shape.hidden, shape.intermediate, shape.vocabulary, shape.layers) = (32, 48, 319, 3);
-    let error = CausalEncoder::load(Cpu::new(Isa::best(), Hold::F32), shape, &weights).err().unwrap();
+    let error = CausalEncoder::load(Cpu::new(Isa::best(), WeightFormat::F32), shape, &weights).err().unwrap();
     assert!(error.to_string().contains("layers.2."), "{error}");
     assert!(Tensors::contains(&weights, "layers.1.self_attn.q_proj.weight"));
 }

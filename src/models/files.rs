@@ -21,7 +21,7 @@ use super::hub::{Hub, Progress};
 pub(crate) use super::json::{read_json, read_json_with_nulls};
 use super::source::{Source, safe_relative};
 use super::weights;
-use crate::compute::Hold;
+use crate::compute::WeightFormat;
 use crate::compute::decoder::GROUP;
 use crate::config::Host;
 use crate::{Error, Result};
@@ -253,7 +253,7 @@ impl ModelFiles {
     ///
     /// # Errors
     /// [`Error::Io`], [`Error::Permission`] when a file vanished or is closed to us.
-    pub fn fingerprint(&self, hold: Hold) -> Result<String> {
+    pub fn fingerprint(&self, hold: WeightFormat) -> Result<String> {
         let mut identity = format!("{hold:?}");
         for path in self.weights.paths() {
             let real = fs::canonicalize(path).map_err(|e| Error::io(path, "read", &e))?;
@@ -270,7 +270,7 @@ impl ModelFiles {
     ///
     /// # Errors
     /// As for reading the weights' header.
-    pub fn expected_bytes(&self, hold: Hold) -> Result<u64> {
+    pub fn expected_bytes(&self, hold: WeightFormat) -> Result<u64> {
         if let WeightFiles::Gguf(parts) = &self.weights {
             // Coded weights stay as they are, and what the tokenizer takes comes close to what stays in the file.
             return parts.iter().map(|path| Ok(metadata(path)?.len())).sum();

@@ -3,7 +3,7 @@
 use super::causal::Source;
 use super::gguf::{Gguf, Value};
 use super::llama::{Shape, Variant};
-use crate::compute::decoder::{Matrix, Pairing, Rotary};
+use crate::compute::decoder::{Matrix, RopeStyle, Rotary};
 use crate::compute::{LONGEST_HEAD, Stored, Weight};
 use crate::{Error, Result};
 
@@ -26,7 +26,7 @@ impl Shape {
         let turned = gguf.number(&key("rope.dimension_count")).unwrap_or(head);
         let llama = prefix == "llama";
         let base = gguf.float(&key("rope.freq_base")).unwrap_or(10_000.0);
-        let pairing = if llama { Pairing::Neighbours } else { Pairing::Halves };
+        let pairing = if llama { RopeStyle::Interleaved } else { RopeStyle::Neox };
         let mut rotary = Rotary::new(base, turned.min(head), pairing);
         match gguf.text(&key("rope.scaling.type")) {
             None | Some("none") => {}

@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 use super::LARGEST_SIZE;
 use super::causal::{Block, Causal, Norm, Source};
 use super::keys::is_unset;
-use crate::compute::decoder::{CacheShape, Matrix, Packer, Pairing, Rotary};
+use crate::compute::decoder::{CacheShape, Matrix, Packer, RopeStyle, Rotary};
 use crate::compute::{Activation, LONGEST_HEAD, Weight};
 use crate::{Error, Result};
 
@@ -178,7 +178,7 @@ impl Config {
             return unsupported(format!("its partial_rotary_factor is {part}; supported is 1"));
         }
         // `check` refuses longer ones; none takes memory before.
-        let mut rotary = Rotary::new(base, head.min(LONGEST_HEAD), Pairing::Halves);
+        let mut rotary = Rotary::new(base, head.min(LONGEST_HEAD), RopeStyle::Neox);
         if let Some(scaling) = scaling
             && let Err(reason) = scaling.stretch(&mut rotary.frequencies)
         {

@@ -52,7 +52,7 @@ use serde_json::Value;
 
 use crate::compute::file::WeightFile;
 use crate::compute::memory::joined;
-use crate::compute::{Backend, Candle, Cpu, Hold, Isa, Packed};
+use crate::compute::{Backend, Candle, Cpu, Isa, Packed, WeightFormat};
 use crate::{Error, Result};
 
 pub use files::{ModelFiles, ResolveOptions, resolve};
@@ -229,7 +229,7 @@ pub fn on_cpu(
     config: &ModelConfig,
     weights: &Weights,
     isa: Isa,
-    hold: Hold,
+    hold: WeightFormat,
 ) -> Result<Box<dyn SentenceEncoder>> {
     build(Cpu::new(isa, hold), config, weights)
 }
@@ -294,7 +294,12 @@ impl Encoder {
     ///
     /// # Errors
     /// Every error of this room but those of downloading.
-    pub fn load(files: &ModelFiles, hold: Hold, overrides: Overrides, build: Build<'_>) -> Result<Self> {
+    pub fn load(
+        files: &ModelFiles,
+        hold: WeightFormat,
+        overrides: Overrides,
+        build: Build<'_>,
+    ) -> Result<Self> {
         let config = ModelConfig::read(files)?;
         let positions = config.positions()?;
         let mut sentence = match &config.gguf {
@@ -441,7 +446,7 @@ impl fmt::Debug for Encoder {
 /// Both results, `aside` computed on a thread of its own where one can be had. A panic of it goes on in the caller.
 fn together<A: Send, B>(aside: impl Fn() -> A + Sync, here: impl FnOnce() -> B) -> (A, B) {
     thread::scope(|scope| {
-        let builder = thread::Builder::new().name("tokenizer".into());
+        let builder = thread::Builder::new().name("mm-tokenizer".into());
         match builder.spawn_scoped(scope, &aside) {
             Ok(thread) => {
                 let b = here();

@@ -162,13 +162,13 @@ impl Client {
         let mut pace = self.pace();
         let (mut text, mut buffer) = (Vec::new(), vec![0; 64 << 10]);
         loop {
-            match body.read(&mut buffer).map_err(|e| Fault::Passing(e.to_string()))? {
+            match body.read(&mut buffer).map_err(|e| Fault::Transient(e.to_string()))? {
                 0 => return Ok(text),
                 count => text.extend_from_slice(&buffer[..count]),
             }
             if text.len() as u64 > LISTING_BYTES {
                 let reason = "the list of files has no end; check HF_ENDPOINT";
-                return Err(Fault::Final(failed(url, reason)));
+                return Err(Fault::Permanent(failed(url, reason)));
             }
             pace.note(text.len() as u64)?;
         }
@@ -222,13 +222,13 @@ impl Client {
             let size = header(headers, "x-linked-size").or(own_length).and_then(|size| size.parse().ok());
             return match etag {
                 Some(etag) => Ok(Stated { name: blob_name(etag), digest: Digest::of_etag(etag), size }),
-                None => Err(Fault::Final(failed(
+                None => Err(Fault::Permanent(failed(
                     url,
                     "the server states no ETag; check that HF_ENDPOINT speaks the hub's paths",
                 ))),
             };
         }
-        Err(Fault::Final(failed(url, "the server redirects in a circle; check HF_ENDPOINT")))
+        Err(Fault::Permanent(failed(url, "the server redirects in a circle; check HF_ENDPOINT")))
     }
 
     /// The content from byte `start` on. Any status: see [`Client::refuse`].
@@ -248,13 +248,13 @@ impl Client {
                 return Ok(response);
             };
             at = redirect(&at, location).ok_or_else(|| {
-                Fault::Final(failed(
+                Fault::Permanent(failed(
                     url,
                     "the server redirects to an address that is none, or from https to http; check HF_ENDPOINT",
                 ))
             })?;
         }
-        Err(Fault::Final(failed(url, "the server redirects in a circle; check HF_ENDPOINT")))
+        Err(Fault::Permanent(failed(url, "the server redirects in a circle; check HF_ENDPOINT")))
     }
 
     /// The error behind a status that is not success, with what the user can do about it.
@@ -268,7 +268,7 @@ impl Client {
                 "the file is not there (404); the model changed while it was downloaded, try again".into()
             }
             404 => {
-                return Err(Fault::Final(Error::ModelNotFound {
+                return Err(Fault::Permanent(Error::ModelNotFound {
                     model: id.into(),
                     reason: format!(
                         "{url} answers 404; check the name and revision at {page}, or give a local folder"
@@ -284,19 +284,19 @@ impl Client {
             403 => format!(
                 "access was refused (403); open {page} with the account of your HF_TOKEN and accept its terms"
             ),
-            429 | 500..600 => return Err(Fault::Passing(format!("the server answered {status}"))),
+            429 | 500..600 => return Err(Fault::Transient(format!("the server answered {status}"))),
             _ => format!("the server answered {status}"),
         };
-        Err(Fault::Final(failed(url, reason)))
+        Err(Fault::Permanent(failed(url, reason)))
     }
 }
 
 /// Why one attempt failed.
 pub(crate) enum Fault {
     /// Worth another attempt: a cut connection, a time-out, a server's own failure.
-    Passing(String),
+    Transient(String),
     /// Another attempt would end the same.
-    Final(Error),
+    Permanent(Error),
 }
 
 impl Fault {
@@ -304,7 +304,7 @@ impl Fault {
     pub(crate) fn new(url: &str, error: &ureq::Error) -> Self {
         use ureq::Error as E;
         if let Some(reason) = tls::refusal(error) {
-            return Self::Final(failed(url, reason));
+            return Self::Permanent(failed(url, reason));
         }
         let refused = matches!(error, E::Io(e) if e.kind() == io::ErrorKind::ConnectionRefused);
         match error {
@@ -313,17 +313,17 @@ impl Fault {
             | E::BadUri(_)
             | E::Http(_)
             | E::Tls(_)
-            | E::InvalidProxyUrl => Self::Final(failed(url, format!("{error}; {REMEDY}"))),
-            _ if refused => Self::Final(failed(url, format!("{error}; {REMEDY}"))),
-            _ => Self::Passing(error.to_string()),
+            | E::InvalidProxyUrl => Self::Permanent(failed(url, format!("{error}; {REMEDY}"))),
+            _ if refused => Self::Permanent(failed(url, format!("{error}; {REMEDY}"))),
+            _ => Self::Transient(error.to_string()),
         }
     }
 
     /// Waits before the next attempt, or gives the error when there have been enough.
     pub(crate) fn pause(self, url: &str, fruitless: &mut u32) -> Result<()> {
         let reason = match self {
-            Self::Final(error) => return Err(error),
-            Self::Passing(reason) => reason,
+            Self::Permanent(error) => return Err(error),
+            Self::Transient(reason) => reason,
         };
         *fruitless += 1;
         if *fruitless >= FRUITLESS {
@@ -338,7 +338,7 @@ impl Fault {
 
 impl From<Error> for Fault {
     fn from(error: Error) -> Self {
-        Self::Final(error)
+        Self::Permanent(error)
     }
 }
 
@@ -371,7 +371,7 @@ impl Pace {
             return Ok(());
         }
         if ((bytes - self.bytes) as f64) < SLOWEST_BYTES_PER_SECOND as f64 * passed.as_secs_f64() {
-            return Err(Fault::Passing(format!(
+            return Err(Fault::Transient(format!(
                 "less than {SLOWEST_BYTES_PER_SECOND} bytes a second came for {} s",
                 self.window.as_secs()
             )));

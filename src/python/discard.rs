@@ -6,7 +6,7 @@
 
 use std::thread;
 
-use super::leave::is_ending;
+use super::gil::is_ending;
 
 /// Drops `owned` on a thread of its own. The end of the process frees what is dropped while the interpreter ends.
 pub(super) fn discard<T: Send + 'static>(owned: T) {

@@ -5,7 +5,7 @@ use std::sync::{Arc, Weak};
 
 use pyo3::prelude::*;
 
-use super::leave::forget_others;
+use super::gil::forget_others;
 use super::vectors::settle_numpy;
 use crate::manager::{Inheritance, Manager, fork};
 use crate::sync::Mutex;

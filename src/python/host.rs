@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use pyo3::prelude::*;
 
-use super::leave::{attached, calling, detached};
+use super::gil::{attached, calling, detached};
 use crate::config::Host;
 use crate::{Error, Result};
 

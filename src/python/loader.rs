@@ -6,7 +6,7 @@ use std::thread::{self, ThreadId};
 use pyo3::prelude::*;
 
 use super::errors::to_py;
-use super::leave::calling;
+use super::gil::calling;
 use crate::lifecycle::act_for;
 use crate::manager::{HostLoader, HostObject};
 use crate::sync::Mutex;

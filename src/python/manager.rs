@@ -15,8 +15,8 @@ use super::discard::discard;
 use super::errors::{OrRaise, to_py};
 use super::fork;
 use super::generation::{self, PyGenerationTicket, PyTextStream};
+use super::gil::{attached, detached, inside};
 use super::host::{ManagerHost, interruptible};
-use super::leave::{attached, detached, inside};
 use super::loader::{PythonLoader, unwrap_object};
 use super::options::{call_options, keep_alive, timeout};
 use super::register::{AboutVectors, Given, Registration, refused};
@@ -27,7 +27,7 @@ use super::tracker::PyTracker;
 use super::vectors::{copied_array, import_numpy, matrix_array, row_array, shared_array};
 use crate::config::Settings;
 use crate::lifecycle::ReaperSettings;
-use crate::manager::{EmbedOptions, GenerateOptions, Held, Keep, Manager, Matrix};
+use crate::manager::{EmbedOptions, GenerateOptions, Manager, Matrix, Retention, SlotValue};
 use crate::sync::Mutex;
 use crate::wire::Encoding;
 use crate::{Error, Result};
@@ -87,12 +87,12 @@ impl PyManager {
     }
 
     /// What `get` and `peek` return for a slot: the user's object, or a handle on the model.
-    fn handle(slf: &Bound<'_, Self>, name: &str, held: &Held) -> PyResult<Py<PyAny>> {
+    fn handle(slf: &Bound<'_, Self>, name: &str, held: &SlotValue) -> PyResult<Py<PyAny>> {
         let py = slf.py();
         let (module, class) = match held {
-            Held::Object(object) => return Ok(unwrap_object(py, object).unwrap_or_else(|| py.None())),
-            Held::Encoder => ("model_manager.encoder", "SentenceModel"),
-            Held::Generator => ("model_manager.generator", "TextGenerator"),
+            SlotValue::Object(object) => return Ok(unwrap_object(py, object).unwrap_or_else(|| py.None())),
+            SlotValue::Encoder => ("model_manager.encoder", "SentenceModel"),
+            SlotValue::Generator => ("model_manager.generator", "TextGenerator"),
         };
         Ok(py.import(module)?.getattr(class)?.call1((slf, name))?.unbind())
     }
@@ -187,7 +187,7 @@ impl PyManager {
         kind: Option<&str>,
         replace: bool,
     ) -> PyResult<()> {
-        let keep = Keep { keep_alive: self::keep_alive(keep_alive)?, pinned };
+        let keep = Retention { keep_alive: self::keep_alive(keep_alive)?, pinned };
         let source = match (source, loader) {
             (Some(source), None) => Given::Source(source),
             (None, Some(loader)) => Given::Loader(loader),

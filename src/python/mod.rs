@@ -8,8 +8,8 @@ mod discard;
 mod errors;
 mod fork;
 mod generation;
+mod gil;
 mod host;
-mod leave;
 mod loader;
 mod manager;
 mod options;
@@ -42,7 +42,7 @@ fn resident_bytes() -> u64 {
 /// Ask the allocator to give unused memory back; the bytes by which resident memory fell.
 #[pyfunction]
 fn trim_memory(py: Python<'_>) -> u64 {
-    leave::detached(py, || {
+    gil::detached(py, || {
         let before = memory::resident_bytes();
         memory::trim();
         before.saturating_sub(memory::resident_bytes())
@@ -65,7 +65,7 @@ fn available_isas() -> Vec<String> {
 #[pyfunction]
 fn _json_values(py: Python<'_>, text: &Bound<'_, PyBytes>) -> usize {
     let bytes = text.as_bytes();
-    leave::detached(py, || json::values(bytes))
+    gil::detached(py, || json::values(bytes))
 }
 
 /// The Rust core of model_manager.
@@ -80,7 +80,7 @@ mod _core {
     #[pymodule_export]
     use super::generation::{PyGenerationTicket, PyTextStream};
     #[pymodule_export]
-    use super::leave::_at_exit;
+    use super::gil::_at_exit;
     #[pymodule_export]
     use super::manager::PyManager;
     #[pymodule_export]
@@ -95,7 +95,7 @@ mod _core {
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
         module.add("__version__", env!("CARGO_PKG_VERSION"))?;
-        super::leave::install_logger(module.py())?;
+        super::gil::install_logger(module.py())?;
         Ok(())
     }
 }

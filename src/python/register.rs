@@ -7,8 +7,8 @@ use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 
 use super::errors::to_py;
+use super::gil::detached;
 use super::host::PythonHost;
-use super::leave::detached;
 use super::loader::PythonLoader;
 use crate::Error;
 use crate::config::{DTypeChoice, Setting};

@@ -3,7 +3,7 @@
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyTuple};
 
-use super::leave::{calling, detached};
+use super::gil::{calling, detached};
 use super::manager::PyManager;
 use crate::Result;
 use crate::manager::{EmbedOptions, Inputs, Manager, Matrix, Ticket};

@@ -8,7 +8,7 @@ use pyo3::sync::PyOnceLock;
 use pyo3::types::PyDict;
 
 use super::errors::OrRaise;
-use super::leave::inside;
+use super::gil::inside;
 use crate::cache::Vector;
 use crate::compute::memory::reserve;
 use crate::manager::Matrix;

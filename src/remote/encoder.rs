@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use super::link::{Failure, Link, Remedy};
+use super::link::{Failure, Link, Recovery};
 use super::protocol::{Answer, shares};
 use crate::batching::{Budget, Chunk, Counters, Lane, Queue, Waiter};
 use crate::sync::{Condvar, Mutex};
@@ -206,7 +206,7 @@ impl Shared {
                 catch_unwind(AssertUnwindSafe(|| self.ask(number, &part))).unwrap_or_else(|payload| {
                     let error =
                         Error::panic(format!("a request to {}", self.link.address()), payload.as_ref());
-                    Err(Failure { error, remedy: Remedy::Nothing })
+                    Err(Failure { error, remedy: Recovery::Nothing })
                 });
             match outcome {
                 // Nobody wanted it any more; unless somebody has joined since.
@@ -248,7 +248,7 @@ impl Shared {
             answer.width, self.width
         );
         let error = Error::Remote { server: self.link.address().to_string(), reason };
-        Err(Failure { error, remedy: Remedy::Nothing })
+        Err(Failure { error, remedy: Recovery::Nothing })
     }
 
     /// Waits before the next attempt; whether there is to be one.
@@ -267,11 +267,11 @@ impl Shared {
     }
 
     /// Whether a part that failed may fare better in two. Texts of one caller fail together anyway.
-    fn divisible(&self, part: &[Arc<str>], remedy: Remedy) -> bool {
+    fn divisible(&self, part: &[Arc<str>], remedy: Recovery) -> bool {
         match remedy {
-            Remedy::Nothing => false,
-            Remedy::Fewer => part.len() > 1,
-            Remedy::Apart => {
+            Recovery::Nothing => false,
+            Recovery::SplitBatch => part.len() > 1,
+            Recovery::Isolate => {
                 let state = self.state.lock();
                 let mut all = part.iter().map(|text| state.queue.waiters(text));
                 let first = all.next().and_then(|waiters| waiters.first());

@@ -82,18 +82,18 @@ pub struct Link {
 #[derive(Debug)]
 pub(super) struct Failure {
     pub(super) error: Error,
-    pub(super) remedy: Remedy,
+    pub(super) remedy: Recovery,
 }
 
 /// What may still help.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Remedy {
+pub(super) enum Recovery {
     /// Nothing.
     Nothing,
     /// Fewer texts at a time.
-    Fewer,
+    SplitBatch,
     /// The texts of each caller by themselves: not all need be to blame.
-    Apart,
+    Isolate,
 }
 
 impl Link {
@@ -153,7 +153,7 @@ impl Link {
         texts: &[&str],
         wait: &mut dyn FnMut(Duration) -> bool,
     ) -> std::result::Result<Answer, Failure> {
-        let lasting = |error: Error| Failure { error, remedy: Remedy::Nothing };
+        let lasting = |error: Error| Failure { error, remedy: Recovery::Nothing };
         let mut failed = 0;
         // What the latest attempt ended with, while there has been one.
         let mut latest: Option<String> = None;
@@ -168,7 +168,7 @@ impl Link {
                 }
                 Err(Fault::Refused { error, too_large }) => {
                     pass.succeeded();
-                    let remedy = if too_large { Remedy::Fewer } else { Remedy::Apart };
+                    let remedy = if too_large { Recovery::SplitBatch } else { Recovery::Isolate };
                     return Err(Failure { error, remedy });
                 }
                 Err(Fault::Final { error, alive }) => {

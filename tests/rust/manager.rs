@@ -10,7 +10,7 @@ use std::time::Duration;
 use model_manager::config::{DTypeChoice, Host, Value};
 use model_manager::lifecycle::KeepAlive;
 use model_manager::manager::{
-    ENGLISH, EmbedOptions, EmbeddingSpec, Keep, Manager, Matrix, SourceSpec, Spec, TURKISH,
+    ENGLISH, EmbedOptions, EmbeddingSpec, Manager, Matrix, Retention, SourceSpec, Spec, TURKISH,
 };
 use model_manager::wire::Encoding;
 use model_manager::{Error, Result};
@@ -123,7 +123,7 @@ fn vectors_are_those_of_sentence_transformers_alone_and_together() {
 #[test]
 fn racing_callers_share_one_load_and_names_with_the_same_files_one_model() {
     let manager = manager(vec![("cache_size", Value::Int(0))]);
-    manager.register("again", source(fixture("bert_wordpiece")), Keep::default(), false).unwrap();
+    manager.register("again", source(fixture("bert_wordpiece")), Retention::default(), false).unwrap();
     let barrier = Barrier::new(16);
     let expected = reference("bert_wordpiece")[0].embedding.clone();
     std::thread::scope(|scope| {
@@ -266,7 +266,7 @@ fn a_full_queue_refuses_and_recovers() {
                 gate.wait();
                 Ok(Arc::new(7_i32))
             })),
-            Keep::default(),
+            Retention::default(),
             false,
         )
         .unwrap();
@@ -291,7 +291,7 @@ fn a_timeout_ends_the_wait_but_not_the_load() {
         gate.wait();
         Ok(Arc::new("object") as Arc<dyn std::any::Any + Send + Sync>)
     });
-    manager.register("slow", Spec::Object(loader), Keep::default(), false).unwrap();
+    manager.register("slow", Spec::Object(loader), Retention::default(), false).unwrap();
     let timeout = Some(Duration::from_millis(20));
     let late = manager.load("slow", timeout, &mut || Ok(()));
     assert!(matches!(late, Err(Error::Timeout { .. })), "{late:?}");
@@ -314,7 +314,7 @@ fn a_cancelled_request_is_not_told() {
         gate.wait();
         Ok(Arc::new(()) as Arc<dyn std::any::Any + Send + Sync>)
     });
-    manager.register("slow", Spec::Object(loader), Keep::default(), false).unwrap();
+    manager.register("slow", Spec::Object(loader), Retention::default(), false).unwrap();
     let told = Arc::new(AtomicBool::new(false));
     let tell = Arc::clone(&told);
     let on_done = Box::new(move |_| tell.store(true, Ordering::Release));
@@ -331,11 +331,11 @@ fn a_source_that_fails_is_followed_by_its_fallback_and_the_first_error_is_told()
     let manager = manager(vec![]);
     let mut spec = EmbeddingSpec::new(SourceSpec::Fixed("/no/such/folder".into()));
     spec.dtype = DTypeChoice::Float32;
-    manager.register("lost", Spec::Embedding(spec.clone()), Keep::default(), false).unwrap();
+    manager.register("lost", Spec::Embedding(spec.clone()), Retention::default(), false).unwrap();
     let error = embed(&manager, &["text"], to("lost")).unwrap_err();
     assert!(error.to_string().contains("/no/such/folder"), "{error}");
     spec.fallback = vec!["/neither/this".into(), fixture("bert_wordpiece")];
-    manager.register("lost", Spec::Embedding(spec), Keep::default(), true).unwrap();
+    manager.register("lost", Spec::Embedding(spec), Retention::default(), true).unwrap();
     let found = embed(&manager, &["text"], to("lost")).unwrap();
     assert_eq!(found, embed(&manager, &["text"], to(ENGLISH)).unwrap());
     let described = manager.describe("lost", false, &mut || Ok(())).unwrap().unwrap();
@@ -363,7 +363,7 @@ fn keep_alive_zero_unloads_after_use_and_an_object_is_made_anew() {
         count.fetch_add(1, Ordering::Relaxed);
         Ok(Arc::new(()) as Arc<dyn std::any::Any + Send + Sync>)
     });
-    let keep = Keep { keep_alive: Some(KeepAlive::AFTER_USE), pinned: false };
+    let keep = Retention { keep_alive: Some(KeepAlive::AFTER_USE), pinned: false };
     manager.register("brief", Spec::Object(loader), keep, false).unwrap();
     for expected in 1..=3 {
         manager.load("brief", None, &mut || Ok(())).unwrap();
@@ -381,7 +381,7 @@ fn a_budget_evicts_the_least_recently_used() {
     let with_budget = |bytes: u64| {
         let manager = manager(vec![("memory_budget", Value::Int(i64::try_from(bytes).unwrap()))]);
         for name in fixtures {
-            manager.register(name, source(fixture(name)), Keep::default(), false).unwrap();
+            manager.register(name, source(fixture(name)), Retention::default(), false).unwrap();
         }
         manager
     };

@@ -8,8 +8,8 @@
 use std::ops::Range;
 
 use super::matrix::{Matrix, Target};
-use super::team::share;
-use crate::compute::kernels::rows::{Finish, Running, Softmax};
+use super::parallelism::share;
+use crate::compute::kernels::rowwise::{Running, Softmax, TileEpilogue};
 use crate::compute::kernels::tile::Tile;
 use crate::compute::kernels::{Kernels, TALLEST_TILE, units};
 use crate::compute::memory::Buffer;
@@ -255,7 +255,7 @@ impl Attention<'_> {
         let sums = &scratch.sums.as_ref().map_or(&[][..], Buffer::as_slice::<f32>)[at.sums..];
         for (first, of_panel) in (0..width).step_by(panel).zip(sums.chunks_exact(height * panel)) {
             let columns = at.head * width + first..at.head * width + width.min(first + panel);
-            let finish = Finish {
+            let finish = TileEpilogue {
                 tile: of_panel.as_ptr(),
                 tile_stride: panel,
                 rows: tile.len(),

@@ -2,13 +2,13 @@
 //!
 //! A batch is cut into parts of whole sequences. Each thread takes a part through all layers in a workspace of its
 //! own, so threads meet only at the end. When there are too few sequences for that, all threads divide each
-//! operation instead ([`team::Team`]).
+//! operation instead ([`parallelism::Parallelism`]).
 
 mod attention;
 mod matrix;
+mod parallelism;
 mod pass;
 mod plan;
-mod team;
 #[cfg(test)]
 mod tests;
 
@@ -16,10 +16,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 pub(crate) use self::matrix::Target;
 use self::matrix::Workspace;
+pub(crate) use self::parallelism::Parallelism;
 pub use self::pass::{CpuPass, States};
 use self::plan::Plan;
-pub(crate) use self::team::Team;
-use super::decoder::{Hold, Linear, Machine, Matrix, Packer};
+use super::decoder::{KernelSet, Linear, Matrix, Packer, WeightFormat};
 use super::{Backend, DType, Forward, Isa, Packed, Threads, Weight};
 use crate::sync::Mutex;
 use crate::{Error, Result};
@@ -58,7 +58,7 @@ pub struct Norm {
 impl Cpu {
     /// The kernels of `isa` for weights that are held as `hold` says, or in a [`DType`]. An instruction set that this
     /// CPU lacks becomes [`Isa::Portable`].
-    pub fn new(isa: Isa, hold: impl Into<Hold>) -> Self {
+    pub fn new(isa: Isa, hold: impl Into<WeightFormat>) -> Self {
         let hold = hold.into();
         Self {
             packer: Packer::new(isa, hold),
@@ -73,7 +73,7 @@ impl Cpu {
         self.machine().kernels.isa()
     }
 
-    fn machine(&self) -> &Machine {
+    fn machine(&self) -> &KernelSet {
         &self.packer.machine
     }
 
@@ -87,7 +87,7 @@ impl Cpu {
         &self,
         batch: &Packed<'_>,
         sequences: &[usize],
-        team: Team<'_>,
+        team: Parallelism<'_>,
         out: &Target<'_>,
         forward: &Forward<'_, Self>,
     ) -> Result<()> {
@@ -164,15 +164,15 @@ impl Backend for Cpu {
         let plan = Plan::new(batch, threads.count(), self.memory_bytes());
         let out = Target::over(out, width);
         let fault = Mutex::new(None::<Error>);
-        let run = |part: &[usize], team: Team<'_>| {
+        let run = |part: &[usize], team: Parallelism<'_>| {
             if let Err(error) = self.part(batch, part, team, &out, forward) {
                 fault.lock().get_or_insert(error);
             }
         };
-        threads.run(plan.apart.len(), &|index| run(&plan.apart[index], Team::One))?;
+        threads.run(plan.apart.len(), &|index| run(&plan.apart[index], Parallelism::One))?;
         // One task is this thread's own, and what it shares out are tasks within it: a panic anywhere is caught.
         for part in &plan.together {
-            threads.run(1, &|_| run(part, Team::All(&threads)))?;
+            threads.run(1, &|_| run(part, Parallelism::All(&threads)))?;
         }
         fault.into_inner().map_or(Ok(()), Err)
     }

@@ -4,12 +4,12 @@ use std::ops::Range;
 
 use super::attention::{Attention, Span};
 use super::matrix::{Matrix, Workspace};
-use super::team::Team;
+use super::parallelism::Parallelism;
 use super::{Cpu, Norm, Rms, Table};
-use crate::compute::decoder::product::Then;
-use crate::compute::decoder::{Linear, Pairing};
-use crate::compute::kernels::rows::{RmsRow, Turn};
-use crate::compute::{Activation, DType, Heads, Packed, Pass, Positions, Row, Rows, Turns};
+use crate::compute::decoder::gemm::Epilogue;
+use crate::compute::decoder::{Linear, RopeStyle};
+use crate::compute::kernels::rowwise::{RmsRow, RopeRow};
+use crate::compute::{Activation, DType, Heads, Packed, Pass, Positions, RopeTable, Row, Rows};
 use crate::sync::Mutex;
 use crate::{Error, Result};
 
@@ -23,7 +23,7 @@ pub struct CpuPass<'a> {
     cpu: &'a Cpu,
     batch: Packed<'a>,
     workspace: &'a mut Workspace,
-    team: Team<'a>,
+    team: Parallelism<'a>,
     /// The rows that pre-norm blocks work on.
     window: Range<usize>,
     /// Keys and values of one layer, of all windows so far; only where there are several.
@@ -60,7 +60,12 @@ fn misuse(reason: &str) -> Error {
 }
 
 impl<'a> CpuPass<'a> {
-    pub(super) fn new(cpu: &'a Cpu, batch: Packed<'a>, workspace: &'a mut Workspace, team: Team<'a>) -> Self {
+    pub(super) fn new(
+        cpu: &'a Cpu,
+        batch: Packed<'a>,
+        workspace: &'a mut Workspace,
+        team: Parallelism<'a>,
+    ) -> Self {
         Self { cpu, batch, workspace, team, window: 0..batch.tokens(), seen: None }
     }
 
@@ -83,7 +88,7 @@ impl<'a> CpuPass<'a> {
         &mut self,
         a: &Matrix,
         linear: &Linear,
-        then: Then,
+        then: Epilogue,
         out: &mut Matrix,
         first: usize,
     ) -> Result<()> {
@@ -96,7 +101,7 @@ impl<'a> CpuPass<'a> {
 
     fn product(&mut self, a: &Matrix, linear: &Linear, activation: Activation) -> Result<Matrix> {
         let mut out = self.workspace.matrix(a.rows(), linear.outputs(), self.cpu.dtype)?;
-        self.multiply(a, linear, Then::Store(activation), &mut out, 0)?;
+        self.multiply(a, linear, Epilogue::Store(activation), &mut out, 0)?;
         Ok(out)
     }
 
@@ -228,7 +233,7 @@ impl Pass<Cpu> for CpuPass<'_> {
         mut residual: States,
         norm: &Norm,
     ) -> Result<States> {
-        self.multiply(x.operand(self.cpu.dtype)?, linear, Then::Add, residual.residual()?, 0)?;
+        self.multiply(x.operand(self.cpu.dtype)?, linear, Epilogue::Add, residual.residual()?, 0)?;
         self.discard(x);
         self.norm(residual, norm)
     }
@@ -308,7 +313,7 @@ impl Pass<Cpu> for CpuPass<'_> {
         mut qkv: States,
         heads: Heads,
         norms: Option<&(Rms, Rms)>,
-        turns: &Turns<'_>,
+        turns: &RopeTable<'_>,
     ) -> Result<States> {
         Attention::check(qkv.operand(self.cpu.dtype)?, heads);
         let matrix = qkv.wide.as_mut().or(qkv.narrow.as_mut()).ok_or_else(|| misuse("no states"))?;
@@ -321,7 +326,7 @@ impl Pass<Cpu> for CpuPass<'_> {
             for row in rows {
                 let sequence = batch.offsets.partition_point(|&offset| offset as usize <= start + row) - 1;
                 let position = start + row - batch.offsets[sequence] as usize;
-                let turn = Turn {
+                let turn = RopeRow {
                     row: target.part(row..row + 1, 0..1),
                     format,
                     heads: heads.heads + heads.kv_heads,
@@ -329,10 +334,10 @@ impl Pass<Cpu> for CpuPass<'_> {
                     width: heads.width,
                     norms,
                     angles: turns.at(position),
-                    neighbours: turns.rotary.pairing == Pairing::Neighbours,
+                    interleaved: turns.rotary.pairing == RopeStyle::Interleaved,
                 };
                 // SAFETY: the row begins with these heads, and each task has rows of its own.
-                unsafe { kernels.turn(&turn) };
+                unsafe { kernels.apply_rope(&turn) };
             }
         })?;
         Ok(qkv)
@@ -340,7 +345,7 @@ impl Pass<Cpu> for CpuPass<'_> {
 
     fn linear_add(&mut self, x: States, linear: &Linear, residual: &mut States) -> Result<()> {
         let first = if residual.picked { 0 } else { self.window.start };
-        self.multiply(x.operand(self.cpu.dtype)?, linear, Then::Add, residual.residual()?, first)?;
+        self.multiply(x.operand(self.cpu.dtype)?, linear, Epilogue::Add, residual.residual()?, first)?;
         self.discard(x);
         Ok(())
     }

@@ -3,11 +3,11 @@
 use super::Cpu;
 use super::attention::{Attention, Span};
 use super::matrix::{Matrix, Workspace};
-use super::team::Team;
+use super::parallelism::Parallelism;
 use crate::Error;
 use crate::compute::decoder::activations::Activations;
-use crate::compute::decoder::product::Then;
-use crate::compute::decoder::{Hold, Packer};
+use crate::compute::decoder::gemm::Epilogue;
+use crate::compute::decoder::{Packer, WeightFormat};
 use crate::compute::kernels::Kernels;
 use crate::compute::{Activation, Backend, DType, Heads, Isa, Packed, Pass, Positions, Threads, Weight};
 
@@ -73,11 +73,11 @@ fn linear_layers_of_any_shape_multiply_alike_alone_and_together() {
                 };
                 let shift = Weight::from_f32(&bias[cut..], &[outputs - cut]).unwrap();
                 let parts = [(part(0..cut).into(), None), (part(cut..outputs).into(), Some(shift))];
-                let hold = if format == DType::F32 { Hold::F32 } else { Hold::Bf16 };
+                let hold = if format == DType::F32 { WeightFormat::F32 } else { WeightFormat::Bf16 };
                 let packer = Packer::new(isa, hold);
                 let (machine, linear) = (packer.machine, packer.linear(&parts).unwrap());
                 let a = matrix(&mut workspace, rows, inputs, format, &x);
-                let mut run = |team, then: Then| {
+                let mut run = |team, then: Epilogue| {
                     let ones = vec![1.0; rows * outputs];
                     let mut out = matrix(&mut workspace, rows, outputs, DType::F32, &ones);
                     let target = out.target();
@@ -85,10 +85,10 @@ fn linear_layers_of_any_shape_multiply_alike_alone_and_together() {
                     linear.multiply(&machine, team, &mut codes, a.plain(0..rows), then, &target, 0).unwrap();
                     values(&mut out)
                 };
-                let relu = Then::Store(Activation::Relu);
-                let alone = run(Team::One, relu);
-                assert!(alone == run(Team::All(&threads), relu), "{isa} {format:?}");
-                let added = run(Team::One, Then::Add);
+                let relu = Epilogue::Store(Activation::Relu);
+                let alone = run(Parallelism::One, relu);
+                assert!(alone == run(Parallelism::All(&threads), relu), "{isa} {format:?}");
+                let added = run(Parallelism::One, Epilogue::Add);
                 for i in 0..rows * outputs {
                     let (row, column) = (i / outputs, i % outputs);
                     let product =

@@ -2,8 +2,8 @@
 
 use super::blocks::GROUP;
 use crate::Result;
-use crate::compute::cpu::Team;
-use crate::compute::kernels::codes::Codes;
+use crate::compute::cpu::Parallelism;
+use crate::compute::kernels::quantize::QuantizedRow;
 use crate::compute::kernels::{Kernels, units};
 use crate::compute::memory::room;
 use crate::compute::{DType, Threads};
@@ -52,7 +52,7 @@ pub(crate) struct Activations {
     wide: Vec<f32>,
     /// bf16, likewise spread.
     narrow: Vec<u16>,
-    /// Codes, each row padded to whole groups.
+    /// Quantized values, each row padded to whole groups.
     pub(crate) codes: Vec<i8>,
     /// A scale for each group.
     pub(crate) scales: Vec<f32>,
@@ -68,7 +68,7 @@ pub(crate) struct Forms {
     pub wide: bool,
     pub narrow: bool,
     pub codes: bool,
-    /// Codes whose groups have a scale for each half.
+    /// Quantized values whose groups have a scale for each half.
     pub halves: bool,
 }
 
@@ -86,7 +86,7 @@ impl Activations {
         kernels: &Kernels,
         x: Plain<'_>,
         forms: Forms,
-        team: Team<'_>,
+        team: Parallelism<'_>,
     ) -> Result<()> {
         let columns = x.columns;
         if copied(x, forms) {
@@ -130,7 +130,7 @@ impl Activations {
         kernels: &Kernels,
         x: Plain<'_>,
         forms: Forms,
-        team: Team<'_>,
+        team: Parallelism<'_>,
     ) -> Result<()> {
         let team = team.worth(x.rows * x.columns);
         let groups = x.columns.div_ceil(GROUP);
@@ -144,10 +144,17 @@ impl Activations {
         let rows: Vec<_> = codes.zip(scales).zip(sums.zip(offsets)).collect();
         each(team, rows, |row, ((codes, scales), (sums, offsets))| {
             let sums = sums.as_deref_mut();
-            let mut row =
-                Codes { x: x.row(row), format: x.format, length: x.columns, codes, scales, sums, offsets };
+            let mut row = QuantizedRow {
+                x: x.row(row),
+                format: x.format,
+                length: x.columns,
+                codes,
+                scales,
+                sums,
+                offsets,
+            };
             // SAFETY: `Plain` was made of whole rows.
-            unsafe { kernels.encode(&mut row) };
+            unsafe { kernels.quantize(&mut row) };
         })
     }
 }
@@ -158,7 +165,7 @@ fn copied(x: Plain<'_>, forms: Forms) -> bool {
 }
 
 /// Runs `work` on each row.
-fn each<T: Send>(team: Team<'_>, mut rows: Vec<T>, work: impl Fn(usize, &mut T) + Sync) -> Result<()> {
+fn each<T: Send>(team: Parallelism<'_>, mut rows: Vec<T>, work: impl Fn(usize, &mut T) + Sync) -> Result<()> {
     let share = rows.len().div_ceil(team.threads()).max(1);
     let shares: Vec<_> = rows.chunks_mut(share).map(Mutex::new).collect();
     team.run(shares.len(), &|index| {
@@ -176,7 +183,7 @@ pub(crate) fn split<T: Send>(
     work: impl Fn(&[f32], &mut [T]) + Sync,
 ) -> Result<()> {
     let rows: Vec<_> = x.chunks(columns).zip(out.chunks_mut(out_columns)).collect();
-    each(Team::All(threads).worth(x.len()), rows, |_, (x, out)| work(x, out))
+    each(Parallelism::All(threads).worth(x.len()), rows, |_, (x, out)| work(x, out))
 }
 
 #[cfg(test)]
@@ -195,7 +202,7 @@ mod tests {
                 Kernels::of(Isa::best()),
                 Plain::of_f32(&x, 50),
                 Forms { narrow: true, ..CODES },
-                Team::One,
+                Parallelism::One,
             )
             .unwrap();
         assert_eq!((prepared.codes.len(), prepared.scales.len()), (3 * 64, 6));
@@ -218,7 +225,9 @@ mod tests {
             let mut x = vec![1.0; 64];
             x[40] = bad;
             let mut prepared = Activations::default();
-            prepared.prepare(Kernels::of(Isa::best()), Plain::of_f32(&x, 64), CODES, Team::One).unwrap();
+            prepared
+                .prepare(Kernels::of(Isa::best()), Plain::of_f32(&x, 64), CODES, Parallelism::One)
+                .unwrap();
             assert!(prepared.scales[0].is_nan() && prepared.offsets[0].is_nan());
         }
     }
@@ -226,7 +235,9 @@ mod tests {
     #[test]
     fn zeros_stay_zeros() {
         let mut prepared = Activations::default();
-        prepared.prepare(Kernels::of(Isa::best()), Plain::of_f32(&[0.0; 32], 32), CODES, Team::One).unwrap();
+        prepared
+            .prepare(Kernels::of(Isa::best()), Plain::of_f32(&[0.0; 32], 32), CODES, Parallelism::One)
+            .unwrap();
         assert_eq!((prepared.scales[0], &prepared.codes[..]), (0.0, &[0i8; 32][..]));
     }
 }

@@ -6,9 +6,9 @@
 
 use crate::sync::Mutex;
 
-use super::cache::KvCache;
-use super::linear::Machine;
-use crate::compute::kernels::rows::{Running, Softmax};
+use super::kv_cache::KvCache;
+use super::linear::KernelSet;
+use crate::compute::kernels::rowwise::{Running, Softmax};
 use crate::compute::kernels::tile::Tile;
 use crate::compute::kernels::{Kernels, LARGEST_TILE, TALLEST_TILE};
 use crate::compute::memory::try_room;
@@ -53,7 +53,7 @@ struct Task {
 
 /// `softmax(q kᵀ / √width) v` for every new token and head; `out` is row-major `[rows, heads * width]`.
 pub(crate) fn attention(
-    machine: &Machine,
+    machine: &KernelSet,
     threads: &Threads,
     layer: usize,
     spans: &[Span<'_>],
@@ -210,7 +210,7 @@ impl Target {
 mod tests {
     use super::*;
     use crate::compute::Isa;
-    use crate::compute::decoder::cache::CacheShape;
+    use crate::compute::decoder::kv_cache::CacheShape;
 
     fn value(seed: usize, i: usize) -> f32 {
         ((seed * 131 + i * 17) as f32 * 0.13).sin()
@@ -228,7 +228,7 @@ mod tests {
     }
 
     fn compare(isa: Isa, heads: usize, kv_heads: usize, width: usize, before: usize, tokens: usize) {
-        let machine = Machine::new(isa);
+        let machine = KernelSet::new(isa);
         let shape = CacheShape { layers: 1, kv_heads, width };
         let mut cache = KvCache::new(&machine, shape, before + tokens).unwrap();
         let all: Vec<(Vec<f32>, Vec<f32>)> = (0..before + tokens)

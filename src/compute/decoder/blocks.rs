@@ -8,7 +8,7 @@ use std::sync::Arc;
 use half::f16;
 
 use crate::compute::file::{Bytes, WeightFile};
-pub(crate) use crate::compute::kernels::codes::GROUP;
+pub(crate) use crate::compute::kernels::quantize::GROUP;
 use crate::compute::memory::zeroed;
 use crate::{Error, Result};
 

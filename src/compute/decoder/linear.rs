@@ -2,7 +2,7 @@
 //!
 //! Weights are held as narrow as they come, packed once into panels that one thread streams from end to end. Plain
 //! numbers are multiplied by plain activations; coded ones ([`super::blocks`]) as integers, by activations rounded to
-//! eight bits, as llama.cpp does. How a product is divided among threads is the caller's: see [`super::product`].
+//! eight bits, as llama.cpp does. How a product is divided among threads is the caller's: see [`super::gemm`].
 
 use std::ops::Range;
 
@@ -10,17 +10,17 @@ use half::{bf16, f16};
 
 use super::activations::Forms;
 use super::blocks::{BlockTensor, GROUP, Layout, zero};
-use super::dot::{Dot, PANEL, code_place, group_bytes};
+use super::quant_gemm::{Dot, PANEL, code_place, group_bytes};
 use crate::Result;
 use crate::compute::file::Bytes;
-use crate::compute::kernels::rows::Turn;
+use crate::compute::kernels::rowwise::RopeRow;
 use crate::compute::kernels::{Kernels, units};
 use crate::compute::memory::Piece;
 use crate::compute::{DType, Isa, Weight};
 
 /// How weights that are stored as plain numbers are held. Blocks stay as they are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Hold {
+pub enum WeightFormat {
     /// f32, exact.
     F32,
     /// bf16: half the memory; activations are rounded to bf16 as well.
@@ -31,7 +31,7 @@ pub enum Hold {
     Int4,
 }
 
-impl Hold {
+impl WeightFormat {
     /// "float32", "bfloat16", "int8", "int4".
     pub fn name(self) -> &'static str {
         match self {
@@ -62,7 +62,7 @@ impl Hold {
     }
 }
 
-impl From<DType> for Hold {
+impl From<DType> for WeightFormat {
     fn from(dtype: DType) -> Self {
         match dtype {
             DType::F32 => Self::F32,
@@ -181,32 +181,32 @@ impl From<Weight> for Matrix {
 
 /// The kernels of one instruction set, for plain and for coded weights.
 #[derive(Debug, Clone, Copy)]
-pub struct Machine {
+pub struct KernelSet {
     pub(crate) kernels: &'static Kernels,
     pub(crate) dot: Dot,
 }
 
-impl Machine {
+impl KernelSet {
     /// The kernels of `isa`.
     pub fn new(isa: Isa) -> Self {
         Self { kernels: Kernels::of(isa), dot: Dot::of(isa) }
     }
 
-    /// Normalises and turns the heads of a row: see [`Turn`].
-    pub(crate) fn turn(
+    /// Normalises and turns the heads of a row: see [`RopeRow`].
+    pub(crate) fn apply_rope(
         &self,
         row: &mut [f32],
         queries: usize,
         width: usize,
         norms: Option<(&[f32], &[f32], f32)>,
         angles: &[f32],
-        neighbours: bool,
+        interleaved: bool,
     ) {
         let heads = row.len() / width;
         let row = row.as_mut_ptr().cast();
-        let turn = Turn { row, format: DType::F32, heads, queries, width, norms, angles, neighbours };
+        let turn = RopeRow { row, format: DType::F32, heads, queries, width, norms, angles, interleaved };
         // SAFETY: the row holds so many heads.
-        unsafe { self.kernels.turn(&turn) };
+        unsafe { self.kernels.apply_rope(&turn) };
     }
 }
 
@@ -235,17 +235,17 @@ pub(super) struct Part {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Form {
     Plain(DType),
-    Coded(Layout),
+    Quantized(Layout),
 }
 
 impl Form {
-    pub(super) fn of(matrix: &Matrix, hold: Hold) -> Self {
+    pub(super) fn of(matrix: &Matrix, hold: WeightFormat) -> Self {
         match (matrix, hold) {
-            (Matrix::Blocks(blocks), _) => Self::Coded(blocks.format().layout()),
-            (_, Hold::F32) => Self::Plain(DType::F32),
-            (_, Hold::Bf16) => Self::Plain(DType::Bf16),
-            (_, Hold::Int8) => Self::Coded(Layout { bits: 8, minimum: false, halves: false }),
-            (_, Hold::Int4) => Self::Coded(Layout { bits: 4, minimum: true, halves: false }),
+            (Matrix::Blocks(blocks), _) => Self::Quantized(blocks.format().layout()),
+            (_, WeightFormat::F32) => Self::Plain(DType::F32),
+            (_, WeightFormat::Bf16) => Self::Plain(DType::Bf16),
+            (_, WeightFormat::Int8) => Self::Quantized(Layout { bits: 8, minimum: false, halves: false }),
+            (_, WeightFormat::Int4) => Self::Quantized(Layout { bits: 4, minimum: true, halves: false }),
         }
     }
 
@@ -253,7 +253,7 @@ impl Form {
     pub(super) fn width(self, kernels: &Kernels) -> usize {
         match self {
             Self::Plain(_) => kernels.width,
-            Self::Coded(_) => PANEL,
+            Self::Quantized(_) => PANEL,
         }
     }
 
@@ -261,7 +261,7 @@ impl Form {
     pub(super) fn panel_bytes(self, kernels: &Kernels, inputs: usize) -> usize {
         match self {
             Self::Plain(dtype) => units(dtype, inputs) * kernels.width * 4,
-            Self::Coded(layout) => (inputs.div_ceil(GROUP) * group_bytes(layout)).next_multiple_of(64),
+            Self::Quantized(layout) => (inputs.div_ceil(GROUP) * group_bytes(layout)).next_multiple_of(64),
         }
     }
 }
@@ -294,7 +294,7 @@ impl Linear {
     }
 
     /// Output row `row` of the matrix itself, without the bias: an embedding that shares its memory with the head.
-    pub(crate) fn row(&self, machine: &Machine, row: usize, out: &mut [f32]) {
+    pub(crate) fn row(&self, machine: &KernelSet, row: usize, out: &mut [f32]) {
         let kernels = machine.kernels;
         let Some(part) = self.parts.iter().find(|part| part.columns.contains(&row)) else {
             return out.fill(0.0);
@@ -319,7 +319,7 @@ impl Linear {
                     };
                 }
             }
-            Form::Coded(layout) => {
+            Form::Quantized(layout) => {
                 let bytes = group_bytes(layout);
                 for (i, out) in out.iter_mut().enumerate() {
                     let (group, i) = (&panel[i / GROUP * bytes..][..bytes], i % GROUP);

@@ -4,8 +4,8 @@ use candle_core::{Device, Tensor};
 use super::*;
 use crate::compute::decoder::activations::Activations;
 use crate::compute::decoder::blocks::BlockFormat;
+use crate::compute::decoder::gemm::Epilogue;
 use crate::compute::decoder::pack::Packer;
-use crate::compute::decoder::product::Then;
 use crate::compute::file::WeightFile;
 use crate::compute::{Activation, Threads};
 
@@ -51,8 +51,8 @@ fn blocks(
 fn apply(isa: Isa, linear: &Linear, x: &[f32]) -> Vec<f32> {
     let mut out = vec![0.0; x.len() / linear.inputs() * linear.outputs()];
     let mut scratch = Activations::default();
-    let then = Then::Store(Activation::Identity);
-    linear.apply(&Machine::new(isa), &Threads::global(), &mut scratch, x, &mut out, then).unwrap();
+    let then = Epilogue::Store(Activation::Identity);
+    linear.apply(&KernelSet::new(isa), &Threads::global(), &mut scratch, x, &mut out, then).unwrap();
     out
 }
 
@@ -73,7 +73,7 @@ fn coded_weights_are_multiplied_as_stored() {
         let (_folder, stored) = blocks(&values, outputs, inputs, format);
         let weights = stored.to_f32().unwrap();
         for isa in Isa::available() {
-            let packer = Packer::new(isa, Hold::F32);
+            let packer = Packer::new(isa, WeightFormat::F32);
             let linear = packer.linear(&[(Matrix::Blocks(stored.clone()), None)]).unwrap();
             for rows in [1, 2, 3, 8, 11, 30] {
                 let x = wave(rows * inputs, 0.37);
@@ -108,7 +108,7 @@ fn all_instruction_sets_agree_on_codes() {
     let x = wave(5 * 256, 0.21);
     let mut results = Isa::available().map(|isa| {
         let matrix = (Matrix::Blocks(stored.clone()), None);
-        apply(isa, &Packer::new(isa, Hold::F32).linear(&[matrix]).unwrap(), &x)
+        apply(isa, &Packer::new(isa, WeightFormat::F32).linear(&[matrix]).unwrap(), &x)
     });
     let first = results.next().unwrap();
     for other in results {
@@ -123,9 +123,12 @@ fn plain_weights_in_every_hold() {
         let bias = wave(outputs, 0.5);
         let weight = |values: &[f32], shape: &[usize]| Weight::from_f32(values, shape).unwrap();
         for isa in Isa::available() {
-            for (hold, allowed) in
-                [(Hold::F32, 1e-6), (Hold::Bf16, 8e-3), (Hold::Int8, 4e-2), (Hold::Int4, 0.1)]
-            {
+            for (hold, allowed) in [
+                (WeightFormat::F32, 1e-6),
+                (WeightFormat::Bf16, 8e-3),
+                (WeightFormat::Int8, 4e-2),
+                (WeightFormat::Int4, 0.1),
+            ] {
                 let part = (Matrix::Plain(weight(&w, &[outputs, inputs])), Some(weight(&bias, &[outputs])));
                 let packer = Packer::new(isa, hold);
                 let linear = packer.linear(&[part]).unwrap();
@@ -156,14 +159,14 @@ fn parts_of_different_forms_lie_side_by_side_and_add_up() {
     let plain = Weight::from_f32(&second, &[9, inputs]).unwrap();
     let shift = Weight::from_f32(&[1.0; 9], &[9]).unwrap();
     let parts = [(Matrix::Blocks(coded), None), (Matrix::Plain(plain), Some(shift))];
-    let packer = Packer::new(Isa::best(), Hold::F32);
+    let packer = Packer::new(Isa::best(), WeightFormat::F32);
     let linear = packer.linear(&parts).unwrap();
     let x = wave(2 * inputs, 0.3);
     let once = apply(Isa::best(), &linear, &x);
     assert!((once[20] - 1.0 - reference(&x, &second, inputs)[0].0 as f32).abs() < 1e-3);
     let mut twice = once.clone();
     let scratch = &mut Activations::default();
-    linear.apply(&packer.machine, &Threads::global(), scratch, &x, &mut twice, Then::Add).unwrap();
+    linear.apply(&packer.machine, &Threads::global(), scratch, &x, &mut twice, Epilogue::Add).unwrap();
     assert!(once.iter().zip(&twice).all(|(once, twice)| *twice == once + once));
 }
 
@@ -181,13 +184,13 @@ fn a_gate_meets_its_partner_in_every_form() {
             (Matrix::Blocks(gate_codes.clone()), plain(&up), 0.5),
             (Matrix::Blocks(gate_codes.clone()), Matrix::Blocks(up_codes.clone()), 20.0),
         ] {
-            let packer = Packer::new(isa, Hold::F32);
+            let packer = Packer::new(isa, WeightFormat::F32);
             let bias = || Some(Weight::from_f32(&shift, &[outputs]).unwrap());
             let (exact_gate, exact_up) = (gate_of.to_f32().unwrap(), up_of.to_f32().unwrap());
             let linear = packer.gated((gate_of, bias()), (up_of, bias())).unwrap();
             assert_eq!(linear.outputs(), outputs);
             let mut out = vec![0.0; rows * outputs];
-            let then = Then::Store(Activation::Silu);
+            let then = Epilogue::Store(Activation::Silu);
             linear
                 .apply(&packer.machine, &Threads::global(), &mut Activations::default(), &x, &mut out, then)
                 .unwrap();
@@ -201,7 +204,7 @@ fn a_gate_meets_its_partner_in_every_form() {
             }
         }
     }
-    let packer = Packer::new(Isa::Portable, Hold::F32);
+    let packer = Packer::new(Isa::Portable, WeightFormat::F32);
     let short = Matrix::Plain(Weight::from_f32(&[0.0; 64], &[1, 64]).unwrap());
     assert!(packer.gated((plain(&gate), None), (short, None)).is_err());
 }
@@ -209,7 +212,7 @@ fn a_gate_meets_its_partner_in_every_form() {
 #[test]
 fn layers_of_one_model_lie_in_one_memory_and_compute_as_alone() {
     let x = wave(3 * 40, 0.9);
-    for hold in [Hold::F32, Hold::Bf16, Hold::Int8, Hold::Int4] {
+    for hold in [WeightFormat::F32, WeightFormat::Bf16, WeightFormat::Int8, WeightFormat::Int4] {
         let layer = |packer: &Packer, outputs: usize| {
             let weight = Weight::from_f32(&wave(outputs * 40, 0.1), &[outputs, 40]).unwrap();
             packer.linear(&[(weight.into(), None)]).unwrap()
@@ -230,7 +233,7 @@ fn matrices_that_do_not_fit_are_refused() {
     let matrix = |rows, columns| {
         Matrix::Plain(Weight::from_f32(&vec![0.0; rows * columns], &[rows, columns]).unwrap())
     };
-    let packer = Packer::new(Isa::Portable, Hold::F32);
+    let packer = Packer::new(Isa::Portable, WeightFormat::F32);
     assert!(packer.linear(&[(matrix(2, 3), None), (matrix(2, 4), None)]).is_err());
     let bias = Weight::from_f32(&[0.0; 3], &[3]).unwrap();
     assert!(packer.linear(&[(matrix(2, 3), Some(bias))]).is_err());

@@ -4,16 +4,16 @@
 pub(crate) mod activations;
 pub(crate) mod attention;
 mod blocks;
-mod cache;
-mod dot;
+pub(crate) mod gemm;
+mod kv_cache;
 mod linear;
 mod pack;
-pub(crate) mod product;
-pub(crate) mod rows;
+mod quant_gemm;
+pub(crate) mod rope;
 
 pub(crate) use blocks::GROUP;
 pub use blocks::{BlockFormat, BlockTensor};
-pub use cache::{CacheShape, KvCache};
-pub use linear::{Hold, Linear, Machine, Matrix};
+pub use kv_cache::{CacheShape, KvCache};
+pub use linear::{KernelSet, Linear, Matrix, WeightFormat};
 pub use pack::Packer;
-pub use rows::{Pairing, Rotary};
+pub use rope::{RopeStyle, Rotary};

@@ -1,11 +1,11 @@
-//! From stored matrices to layers of panels: see [`super::linear`] and [`super::dot`] for what lies where.
+//! From stored matrices to layers of panels: see [`super::linear`] and [`super::quant_gemm`] for what lies where.
 
 use half::{bf16, f16};
 
 use super::activations::Forms;
 use super::blocks::{GROUP, Group, Layout};
-use super::dot::{PANEL, code_place, group_bytes};
-use super::linear::{Form, Hold, Linear, Machine, Matrix, Part};
+use super::linear::{Form, KernelSet, Linear, Matrix, Part, WeightFormat};
+use super::quant_gemm::{PANEL, code_place, group_bytes};
 use crate::compute::kernels::Kernels;
 use crate::compute::memory::{Arena, Piece, zeroed};
 use crate::compute::{DType, Isa, Threads, Weight};
@@ -17,9 +17,9 @@ use crate::{Error, Result};
 #[derive(Debug)]
 pub struct Packer {
     /// What multiplies them.
-    pub machine: Machine,
+    pub machine: KernelSet,
     /// How plain ones are held.
-    pub hold: Hold,
+    pub hold: WeightFormat,
     arena: Arena,
 }
 
@@ -28,8 +28,8 @@ type Biased = (Matrix, Option<Weight>);
 
 impl Packer {
     /// For the kernels of `isa`, and plain weights held as `hold` says.
-    pub fn new(isa: Isa, hold: Hold) -> Self {
-        Self { machine: Machine::new(isa), hold, arena: Arena::default() }
+    pub fn new(isa: Isa, hold: WeightFormat) -> Self {
+        Self { machine: KernelSet::new(isa), hold, arena: Arena::default() }
     }
 
     /// Packs `matrices` with their biases; their outputs lie side by side.
@@ -97,8 +97,8 @@ impl Packer {
         let forms = Forms {
             wide: parts.iter().any(|part| part.form == Form::Plain(DType::F32)),
             narrow: parts.iter().any(|part| part.form == Form::Plain(DType::Bf16)),
-            codes: parts.iter().any(|part| matches!(part.form, Form::Coded(_))),
-            halves: parts.iter().any(|part| matches!(part.form, Form::Coded(layout) if layout.halves)),
+            codes: parts.iter().any(|part| matches!(part.form, Form::Quantized(_))),
+            halves: parts.iter().any(|part| matches!(part.form, Form::Quantized(layout) if layout.halves)),
         };
         Ok(Linear { parts, bias, inputs, outputs, forms, gated: false })
     }
@@ -120,7 +120,7 @@ impl Packer {
             let mut panel = tasks[panel].lock();
             let packed = match form {
                 Form::Plain(dtype) => pack_plain(kernels, dtype, rows, inputs, &mut panel),
-                Form::Coded(layout) => pack_codes(layout, hold, rows, inputs, &mut panel),
+                Form::Quantized(layout) => pack_codes(layout, hold, rows, inputs, &mut panel),
             };
             if let Err(error) = packed {
                 fault.lock().get_or_insert(error);
@@ -187,7 +187,7 @@ fn pack_plain(
 
 fn pack_codes(
     layout: Layout,
-    hold: Hold,
+    hold: WeightFormat,
     rows: &[(&Matrix, usize)],
     inputs: usize,
     panel: &mut [u32],
@@ -218,7 +218,7 @@ fn pack_codes(
                     row[..inputs].copy_from_slice(from);
                     let groups = row.as_chunks::<GROUP>().0;
                     put_codes(layout, column, inputs, panel, |index| match hold {
-                        Hold::Int4 => Group::four_bits(&groups[index]),
+                        WeightFormat::Int4 => Group::four_bits(&groups[index]),
                         _ => Group::eight_bits(&groups[index]),
                     });
                 }

@@ -7,12 +7,12 @@
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 pub(crate) mod amx;
-pub(crate) mod codes;
 pub(crate) mod math;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 pub(crate) mod pack;
-pub(crate) mod rows;
+pub(crate) mod quantize;
+pub(crate) mod rowwise;
 pub(crate) mod simd;
 #[cfg(test)]
 #[cfg(unix)]
@@ -23,19 +23,19 @@ pub(crate) mod x86;
 
 use std::fmt;
 
-use self::codes::Codes;
-use self::rows::{Finish, RmsRow, Softmax, Turn};
+use self::quantize::QuantizedRow;
+use self::rowwise::{RmsRow, RopeRow, Softmax, TileEpilogue};
 use self::simd::{Plain, Simd};
 use self::tile::Tile;
 use super::{DType, Isa};
 
 type TileFn = unsafe fn(&Tile);
-type FinishFn = unsafe fn(&Finish);
+type TileEpilogueFn = unsafe fn(&TileEpilogue);
 type NormFn = unsafe fn(&mut [f32], &[f32], &[f32], f32, Option<&mut [u16]>);
 type RmsFn = unsafe fn(&RmsRow<'_>);
-type TurnFn = unsafe fn(&Turn<'_>);
+type RopeFn = unsafe fn(&RopeRow<'_>);
 type SoftmaxFn = unsafe fn(&mut Softmax<'_>);
-type EncodeFn = unsafe fn(&mut Codes<'_>);
+type QuantizeFn = unsafe fn(&mut QuantizedRow<'_>);
 type TransposeFn = unsafe fn(*const u8, usize, usize, usize, bool, &mut [u32]);
 type ValuesFn = unsafe fn(*const u8, usize, usize, usize, usize, &mut [u32]);
 
@@ -50,12 +50,12 @@ pub(crate) struct Kernels {
     rows_bf16: usize,
     tile_f32: TileFn,
     tile_bf16: TileFn,
-    finish: FinishFn,
+    finish: TileEpilogueFn,
     norm: NormFn,
     rms: RmsFn,
-    turn: TurnFn,
+    apply_rope: RopeFn,
     softmax: SoftmaxFn,
-    encode: EncodeFn,
+    quantize: QuantizeFn,
     transpose: TransposeFn,
     values_f32: ValuesFn,
     values_bf16: ValuesFn,
@@ -86,34 +86,34 @@ macro_rules! table {
             unsafe { tile::tile::<$kind, tile::Pair>(<$kind>::permit(), t) }
         }
         $(#[target_feature(enable = $features)])?
-        unsafe fn finish(f: &Finish) {
+        unsafe fn finish(f: &TileEpilogue) {
             // SAFETY: as above.
-            unsafe { rows::finish::<$kind>(<$kind>::permit(), f) }
+            unsafe { rowwise::finish::<$kind>(<$kind>::permit(), f) }
         }
         $(#[target_feature(enable = $features)])?
         unsafe fn norm(x: &mut [f32], scale: &[f32], shift: &[f32], epsilon: f32, narrow: Option<&mut [u16]>) {
             // SAFETY: as above.
-            rows::norm::<$kind>(unsafe { <$kind>::permit() }, x, scale, shift, epsilon, narrow);
+            rowwise::norm::<$kind>(unsafe { <$kind>::permit() }, x, scale, shift, epsilon, narrow);
         }
         $(#[target_feature(enable = $features)])?
         unsafe fn rms(row: &RmsRow<'_>) {
             // SAFETY: as above.
-            unsafe { rows::rms::<$kind>(<$kind>::permit(), row) }
+            unsafe { rowwise::rms::<$kind>(<$kind>::permit(), row) }
         }
         $(#[target_feature(enable = $features)])?
-        unsafe fn turn(t: &Turn<'_>) {
+        unsafe fn apply_rope(t: &RopeRow<'_>) {
             // SAFETY: as above.
-            unsafe { rows::turn::<$kind>(<$kind>::permit(), t) }
+            unsafe { rowwise::apply_rope::<$kind>(<$kind>::permit(), t) }
         }
         $(#[target_feature(enable = $features)])?
         unsafe fn softmax(block: &mut Softmax<'_>) {
             // SAFETY: as above.
-            rows::softmax::<$kind>(unsafe { <$kind>::permit() }, block);
+            rowwise::softmax::<$kind>(unsafe { <$kind>::permit() }, block);
         }
         $(#[target_feature(enable = $features)])?
-        unsafe fn encode(row: &mut Codes<'_>) {
+        unsafe fn quantize(row: &mut QuantizedRow<'_>) {
             // SAFETY: as above.
-            unsafe { codes::encode::<$kind>(<$kind>::permit(), row) }
+            unsafe { quantize::quantize::<$kind>(<$kind>::permit(), row) }
         }
         $(#[target_feature(enable = $features)])?
         unsafe fn transpose(
@@ -164,9 +164,9 @@ macro_rules! table {
                 finish,
                 norm,
                 rms,
-                turn,
+                apply_rope,
                 softmax,
-                encode,
+                quantize,
                 transpose,
                 values_f32,
                 values_bf16,
@@ -256,16 +256,16 @@ impl Kernels {
         unsafe { tile(t) }
     }
 
-    /// [`rows::finish`].
+    /// [`rowwise::finish`].
     ///
     /// # Safety
-    /// All that [`Finish`] names can be read, and the output written.
-    pub(crate) unsafe fn finish(&self, f: &Finish) {
+    /// All that [`TileEpilogue`] names can be read, and the output written.
+    pub(crate) unsafe fn finish(&self, f: &TileEpilogue) {
         // SAFETY: the CPU runs this table; the rest is the caller's.
         unsafe { (self.finish)(f) }
     }
 
-    /// [`rows::norm`].
+    /// [`rowwise::norm`].
     pub(crate) fn norm(
         &self,
         x: &mut [f32],
@@ -278,7 +278,7 @@ impl Kernels {
         unsafe { (self.norm)(x, scale, shift, epsilon, narrow) }
     }
 
-    /// [`rows::rms`], in place.
+    /// [`rowwise::rms`], in place.
     pub(crate) fn rms_in_place(&self, x: &mut [f32], scale: &[f32], epsilon: f32) {
         assert_eq!(x.len(), scale.len(), "norm parameters");
         let out = x.as_mut_ptr();
@@ -286,7 +286,7 @@ impl Kernels {
         unsafe { (self.rms)(&RmsRow { x: out, scale, epsilon, out: out.cast(), to: DType::F32 }) }
     }
 
-    /// [`rows::rms`].
+    /// [`rowwise::rms`].
     ///
     /// # Safety
     /// All that [`RmsRow`] names can be read, and the output written.
@@ -295,35 +295,35 @@ impl Kernels {
         unsafe { (self.rms)(row) }
     }
 
-    /// [`rows::turn`].
+    /// [`rowwise::apply_rope`].
     ///
     /// # Safety
     /// The row can be read and written.
-    pub(crate) unsafe fn turn(&self, t: &Turn<'_>) {
+    pub(crate) unsafe fn apply_rope(&self, t: &RopeRow<'_>) {
         // SAFETY: the CPU runs this table; the rest is the caller's.
-        unsafe { (self.turn)(t) }
+        unsafe { (self.apply_rope)(t) }
     }
 
-    /// [`rows::softmax`].
+    /// [`rowwise::softmax`].
     pub(crate) fn softmax(&self, block: &mut Softmax<'_>) {
         // SAFETY: the CPU runs this table.
         unsafe { (self.softmax)(block) }
     }
 
-    /// [`codes::encode`].
+    /// [`quantize::quantize`].
     ///
     /// # Safety
     /// The row's values can be read, and are aligned as their format asks.
     ///
     /// # Panics
     /// When there are fewer codes, scales, sums or offsets than the row has groups.
-    pub(crate) unsafe fn encode(&self, row: &mut Codes<'_>) {
-        let groups = row.length.div_ceil(codes::GROUP);
+    pub(crate) unsafe fn quantize(&self, row: &mut QuantizedRow<'_>) {
+        let groups = row.length.div_ceil(quantize::GROUP);
         let halves = row.sums.as_ref().map_or(groups, |sums| sums.len() / 2);
-        let room = [row.codes.len() / codes::GROUP, row.scales.len(), halves, row.offsets.len()];
+        let room = [row.codes.len() / quantize::GROUP, row.scales.len(), halves, row.offsets.len()];
         assert!(room.into_iter().all(|room| room >= groups), "room for codes");
         // SAFETY: the CPU runs this table; the rest is the caller's.
-        unsafe { (self.encode)(row) }
+        unsafe { (self.quantize)(row) }
     }
 
     /// `rows` rows of `length` elements become the columns of one panel: [`pack::transpose`].

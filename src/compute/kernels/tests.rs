@@ -6,15 +6,15 @@ use half::bf16;
 use proptest::prelude::*;
 
 use super::math::{activate, exp};
-use super::rows::{Finish, RmsRow, Running, Softmax, Turn};
+use super::rowwise::{RmsRow, RopeRow, Running, Softmax, TileEpilogue};
 use super::simd::{Plain, Simd};
 use super::tile::{Ahead, Tile};
 use super::{Kernels, TALLEST_TILE, units};
 use crate::compute::guarded::Guarded;
 use crate::compute::{Activation, DType, Isa};
 
-#[path = "codes_tests.rs"]
-mod codes;
+#[path = "quantize_tests.rs"]
+mod quantize;
 
 const FORMATS: [DType; 2] = [DType::F32, DType::Bf16];
 const ACTIVATIONS: [Activation; 5] =
@@ -179,7 +179,7 @@ fn tiles_finish_in_every_way() {
                         let bias = Guarded::new(&random(columns, 8));
                         let (mut out, before) = operand(to, &random(rows * columns, 9));
                         let with_gate = columns % 3 == 0;
-                        let f = Finish {
+                        let f = TileEpilogue {
                             tile: tile.as_ptr(),
                             tile_stride: kernels.width,
                             rows,
@@ -254,7 +254,7 @@ fn heads_are_normalised_and_turned() {
     for kernels in all() {
         for (format, allowed) in [(DType::F32, 1e-5), (DType::Bf16, 2e-2)] {
             for (width, pairs) in [(2, 1), (12, 6), (64, 32), (80, 20), (128, 64)] {
-                for (neighbours, normalised) in [(false, true), (true, true), (false, false)] {
+                for (interleaved, normalised) in [(false, true), (true, true), (false, false)] {
                     let (queries, heads) = (3, 5);
                     let (mut row, before) = operand(format, &random(heads * width, 20));
                     let scales = [random(width, 21), random(width, 22)].map(|scale| Guarded::new(&scale));
@@ -262,7 +262,7 @@ fn heads_are_normalised_and_turned() {
                     let angles: Vec<f32> =
                         turns.iter().map(|x| x.cos()).chain(turns.iter().map(|x| x.sin())).collect();
                     let angles = Guarded::new(&angles);
-                    let turn = Turn {
+                    let turn = RopeRow {
                         row: row.as_mut_ptr(),
                         format,
                         heads,
@@ -270,10 +270,10 @@ fn heads_are_normalised_and_turned() {
                         width,
                         norms: normalised.then_some((&scales[0], &scales[1], 1e-6)),
                         angles: &angles,
-                        neighbours,
+                        interleaved,
                     };
                     // SAFETY: the row holds so many heads.
-                    unsafe { kernels.turn(&turn) };
+                    unsafe { kernels.apply_rope(&turn) };
                     for head in 0..heads {
                         let mut x = before[head * width..][..width].to_vec();
                         if normalised {
@@ -285,7 +285,7 @@ fn heads_are_normalised_and_turned() {
                         }
                         for (pair, angle) in turns.iter().enumerate() {
                             let (i, j) =
-                                if neighbours { (2 * pair, 2 * pair + 1) } else { (pair, pair + pairs) };
+                                if interleaved { (2 * pair, 2 * pair + 1) } else { (pair, pair + pairs) };
                             let (sine, cosine) = f64::from(*angle).sin_cos();
                             (x[i], x[j]) = (x[i] * cosine - x[j] * sine, x[j] * cosine + x[i] * sine);
                         }
@@ -299,7 +299,7 @@ fn heads_are_normalised_and_turned() {
                             };
                             assert!(
                                 (f64::from(got) - x).abs() <= allowed,
-                                "{kernels:?} {format:?} {width} {pairs} {neighbours} {head} {i}: {got} for {x}"
+                                "{kernels:?} {format:?} {width} {pairs} {interleaved} {head} {i}: {got} for {x}"
                             );
                         }
                     }
@@ -478,7 +478,7 @@ fn activated_narrow(kernels: &Kernels, activation: Activation, values: &[f32]) -
 fn finish_row(kernels: &Kernels, activation: Activation, x: &[f32], out: *mut u8, to: DType) {
     let mut tile = vec![0.0; kernels.width];
     tile[..x.len()].copy_from_slice(x);
-    let f = Finish {
+    let f = TileEpilogue {
         tile: tile.as_ptr(),
         tile_stride: kernels.width,
         gated: std::ptr::null(),

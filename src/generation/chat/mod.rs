@@ -180,7 +180,7 @@ fn on_own_stack<T: Send>(work: impl FnOnce() -> T + Send) -> Result<T> {
     let failed = |reason: String| Error::Internal { place: "chat template".into(), reason };
     std::thread::scope(|scope| {
         let thread = std::thread::Builder::new()
-            .name("chat-template".into())
+            .name("mm-chat-template".into())
             .stack_size(limits::STACK_BYTES)
             .spawn_scoped(scope, work)
             .map_err(|e| failed(format!("no thread to render on: {e}")))?;

@@ -26,7 +26,7 @@ use arc_swap::ArcSwap;
 pub use self::memory::{Allowance, KvMemory};
 use self::memory::{Bound, Pool};
 pub use self::request::{Completion, Deadline, Event, FinishReason, OnEvent, PrefixScope, Request};
-use super::tokens::TextTokens;
+use super::stop::TextTokens;
 use crate::models::decoder::Decoder;
 use crate::{Error, Result};
 
@@ -248,10 +248,11 @@ impl Engine {
             let worker =
                 worker::Run::new(decoder.clone(), tokens.clone(), for_worker.clone(), shared.clone());
             let prefixes = worker.prefixes();
-            let thread = std::thread::Builder::new()
-                .name("model-manager-generate".into())
-                .spawn(move || worker.run())
-                .map_err(|e| Error::Internal { place: "generation".into(), reason: e.to_string() })?;
+            let thread =
+                std::thread::Builder::new()
+                    .name("mm-generate".into())
+                    .spawn(move || worker.run())
+                    .map_err(|e| Error::Internal { place: "generation".into(), reason: e.to_string() })?;
             Ok(Worker { shared, prefixes, thread: Mutex::new(Some(thread)), process: std::process::id() })
         });
         let worker = ArcSwap::from_pointee(spawn()?);

@@ -11,7 +11,7 @@ use crate::Result;
 use crate::generation::GenerationParams;
 use crate::generation::processors::Processors;
 use crate::generation::sampler::{self, Sampler};
-use crate::generation::tokens::{Detokeniser, StopTexts, TextTokens};
+use crate::generation::stop::{Detokeniser, StopTexts, TextTokens};
 
 /// State from admission to the end.
 pub(super) struct Sequence<C> {

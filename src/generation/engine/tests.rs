@@ -3,7 +3,7 @@ use std::time::Instant;
 
 use super::*;
 use crate::generation::GenerationParams;
-use crate::generation::tokens::tests::byte_level;
+use crate::generation::stop::tests::byte_level;
 use crate::models::decoder::{Cache, Step};
 
 /// Remembers the tokens themselves.

@@ -9,7 +9,7 @@ use super::prefixes::{Prefixes, WORTH_REUSING};
 use super::sequence::{Finished, Listener, Sequence};
 use super::{Completion, EngineSettings, Entry, Event, FinishReason, Reclaim, Shared};
 use crate::compute::memory::try_room;
-use crate::generation::tokens::TextTokens;
+use crate::generation::stop::TextTokens;
 use crate::models::decoder::{Cache, Decoder, Step};
 use crate::sync::Mutex;
 use crate::{Error, Result};

@@ -14,13 +14,13 @@ fn loads_on_first_use_and_once() {
     let world = World::new();
     let slot = world.slot("m", SlotOptions::default());
     assert_eq!(slot.state(), State::Absent);
-    assert!(slot.peek().is_none());
+    assert!(slot.try_acquire().is_none());
     assert!(!slot.unload());
     assert_eq!(world.made.load(Ordering::SeqCst), 0);
 
     let first = acquire(&slot).unwrap();
     let second = acquire(&slot).unwrap();
-    let third = slot.peek().unwrap();
+    let third = slot.try_acquire().unwrap();
     assert_eq!([first.number, second.number, third.number], [1, 1, 1]);
     assert_eq!(first.slot(), "m");
     let status = slot.status();
@@ -157,7 +157,7 @@ fn continuations_run_on_the_loader_or_at_once() {
         })
     };
     slot.when_ready(on_thread(&told));
-    assert_eq!(tells.recv_timeout(HANG).unwrap().as_deref(), Some("load-m"));
+    assert_eq!(tells.recv_timeout(HANG).unwrap().as_deref(), Some("mm-load-m"));
     slot.when_ready(on_thread(&told));
     assert_eq!(tells.try_recv().unwrap().as_deref(), thread::current().name());
 }
@@ -273,7 +273,7 @@ fn adopts_into_an_absent_slot_only() {
     let slot = world.slot("m", keep(seconds(5)));
     let make = world.maker(MB);
     assert!(slot.adopt(loaded(make())).is_ok());
-    assert_eq!(slot.peek().unwrap().number, 1);
+    assert_eq!(slot.try_acquire().unwrap().number, 1);
     let refused = slot.adopt(loaded(make())).err().unwrap();
     assert_eq!(refused.value.number, 2);
     drop(refused);
@@ -301,7 +301,7 @@ fn a_forked_child_inherits_what_was_ready() {
 
     let child = World::new();
     let inherited = ready.after_fork(child.context.clone());
-    assert_eq!(inherited.peek().unwrap().number, 1);
+    assert_eq!(inherited.try_acquire().unwrap().number, 1);
     assert_eq!(inherited.status().options, keep(seconds(7)));
     let again = loading.after_fork(child.context.clone());
     assert_eq!(again.state(), State::Absent);

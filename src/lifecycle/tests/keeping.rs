@@ -16,7 +16,7 @@ fn leaves_when_its_idle_time_is_up_and_not_before() {
     assert!(!due(&world, 1000), "in use");
     drop(lease);
     assert!(!due(&world, 9));
-    drop(slot.peek());
+    drop(slot.try_acquire());
     assert!(!due(&world, 9), "a use starts the time anew");
     assert!(due(&world, 1));
     assert_eq!(world.next_drop(), 1);
@@ -55,7 +55,7 @@ fn a_call_replaces_the_keep_alive_for_its_own_use() {
     lease.keep_alive(seconds(100));
     drop(lease);
     assert!(!due(&world, 99));
-    drop(slot.peek());
+    drop(slot.try_acquire());
     assert!(!due(&world, 9));
     assert!(due(&world, 1), "the next use is the slot's own again");
 
@@ -141,7 +141,7 @@ fn an_idle_period_that_was_interrupted_is_over() {
     drop(acquire(&slot).unwrap());
     let managed = slot.managed();
     let seen = managed.idle().unwrap();
-    let lease = slot.peek().unwrap();
+    let lease = slot.try_acquire().unwrap();
     assert!(!managed.unload_idle(&seen, Why::Idle), "in use");
     drop(lease);
     assert_eq!(managed.idle().unwrap().since, seen.since, "the clock stands still");

@@ -3,17 +3,17 @@
 //! A job looks its inputs up in the cache, groups the rest by slot, waits for the slots, then tokenises and queues chunk
 //! by chunk: enough to keep the model busy, never so much that a list of a million texts is in memory as tokens.
 //! Whoever drives it calls [`Job::step`] when there is something to do: a synchronous caller on its own thread, which
-//! waits in between ([`Job::wait`]); an asynchronous call through the manager's [`Front`](super::front::Front).
+//! waits in between ([`Job::wait`]); an asynchronous call through the manager's [`Front`](super::dispatcher::Front).
 
-mod feed;
 mod state;
+mod submit;
 mod wait;
 
 use std::sync::Arc;
 
 use super::core::Core;
-use super::entry::{Entry, Resident};
-use super::front::{Task, Timed};
+use super::dispatcher::{Task, Timed};
+use super::entry::{Entry, LoadedModel};
 use super::inputs::Inputs;
 use super::options::{EmbedOptions, dimensions};
 use crate::batching::{Cancel, Lane};
@@ -21,8 +21,8 @@ use crate::lifecycle::Lease;
 use crate::sync::{Condvar, Mutex};
 use crate::{Error, Result};
 
-pub(super) use feed::LONG_TEXT;
 pub use state::Matrix;
+pub(super) use submit::LONG_TEXT;
 
 use state::{Group, State};
 use wait::Limit;
@@ -153,14 +153,14 @@ impl Job {
     }
 
     /// A slot is ready, or will not be.
-    fn ready(self: Arc<Self>, group: usize, lease: Result<Lease<Resident>>) {
+    fn ready(self: Arc<Self>, group: usize, lease: Result<Lease<LoadedModel>>) {
         match lease.and_then(|lease| self.accept(group, lease)) {
             Ok(()) => self.wake(),
             Err(error) => self.fail(error),
         }
     }
 
-    fn accept(&self, group: usize, mut lease: Lease<Resident>) -> Result<()> {
+    fn accept(&self, group: usize, mut lease: Lease<LoadedModel>) -> Result<()> {
         if let Some(keep_alive) = self.options.keep_alive {
             lease.keep_alive(keep_alive);
         }

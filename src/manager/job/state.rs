@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::super::entry::{Entry, Resident};
+use super::super::entry::{Entry, LoadedModel};
 use crate::compute::memory::zeroed;
 use crate::lifecycle::Lease;
 use crate::{Error, Result};
@@ -39,7 +39,7 @@ pub(super) struct State {
 /// The inputs of a job that go to one slot.
 pub(super) struct Group {
     pub(super) entry: Arc<Entry>,
-    pub(super) lease: Option<Lease<Resident>>,
+    pub(super) lease: Option<Lease<LoadedModel>>,
     /// Input numbers, longest first: batches are even and the last one is quick.
     pub(super) order: Vec<usize>,
     pub(super) next: usize,

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use model_manager::Result;
-use model_manager::compute::{Hold, Isa, Packed, Tensors};
+use model_manager::compute::{Isa, Packed, Tensors, WeightFormat};
 use model_manager::models::{
     Encoder, ModelConfig, ModelFiles, Overrides, Pooling, SentenceConfig, SentenceEncoder, Tokenizer,
     Weights, on_cpu,
@@ -129,8 +129,8 @@ fn weights_of_every_kind_have_the_embedding_table() {
         let table = weights.get_shaped(&table, &[size("vocab_size"), size("hidden_size")]).unwrap();
         let values = table.to_f32().unwrap();
         assert!(values.iter().all(|x| x.is_finite()) && values.iter().any(|x| *x != 0.0), "{name}");
-        let expected = files.expected_bytes(Hold::F32).unwrap();
-        let narrow = files.expected_bytes(Hold::Bf16).unwrap();
+        let expected = files.expected_bytes(WeightFormat::F32).unwrap();
+        let narrow = files.expected_bytes(WeightFormat::Bf16).unwrap();
         assert!(expected > narrow && narrow > values.len() as u64 * 2, "{name}: {expected} {narrow}");
     }
 }
@@ -139,13 +139,13 @@ fn weights_of_every_kind_have_the_embedding_table() {
 fn the_fingerprint_tells_models_and_dtypes_apart() {
     let mut seen = std::collections::HashSet::new();
     for (files, _) in all().values() {
-        for dtype in [Hold::F32, Hold::Bf16] {
+        for dtype in [WeightFormat::F32, WeightFormat::Bf16] {
             assert!(seen.insert(files.fingerprint(dtype).unwrap()));
         }
     }
     let direct = ModelFiles::open("a", &fixture("bert_cls")).unwrap();
     let roundabout = ModelFiles::open("b", &fixture("bert_max/../bert_cls")).unwrap();
-    assert_eq!(direct.fingerprint(Hold::F32), roundabout.fingerprint(Hold::F32));
+    assert_eq!(direct.fingerprint(WeightFormat::F32), roundabout.fingerprint(WeightFormat::F32));
 }
 
 /// Stands for the transformer: dimension j of a vector is the j-th id of its text, from the start.
@@ -184,7 +184,7 @@ fn load(files: &ModelFiles) -> Encoder {
         assert!(weights.names().count() > 0);
         Ok(Box::new(Ids { width: config.json["hidden_size"].as_u64().unwrap() as usize }))
     };
-    Encoder::load(files, Hold::F32, Overrides::default(), &build).unwrap()
+    Encoder::load(files, WeightFormat::F32, Overrides::default(), &build).unwrap()
 }
 
 #[test]
@@ -281,9 +281,10 @@ fn many_threads_share_a_tokenizer() {
 #[test]
 fn vectors_are_those_of_sentence_transformers() {
     for (name, (files, reference)) in all() {
-        let build =
-            |config: &ModelConfig, weights: &Weights| on_cpu(config, weights, Isa::from_env()?, Hold::F32);
-        let encoder = Encoder::load(&files, Hold::F32, Overrides::default(), &build).unwrap();
+        let build = |config: &ModelConfig, weights: &Weights| {
+            on_cpu(config, weights, Isa::from_env()?, WeightFormat::F32)
+        };
+        let encoder = Encoder::load(&files, WeightFormat::F32, Overrides::default(), &build).unwrap();
         for case in reference.cases.iter().chain(&reference.prompted) {
             let prompt =
                 encoder.config.prompt(&name, case.prompt_name.as_deref(), case.prompt.as_deref()).unwrap();

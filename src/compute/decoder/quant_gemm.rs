@@ -9,10 +9,10 @@ use std::ops::RangeInclusive;
 
 use super::blocks::{GROUP, Layout, zero};
 use crate::compute::Isa;
-use crate::compute::kernels::codes::ZERO;
+use crate::compute::kernels::quantize::ZERO;
 
 #[cfg(target_arch = "x86_64")]
-#[path = "dot_x86.rs"]
+#[path = "quant_gemm_x86.rs"]
 mod x86;
 
 /// Outputs of a panel.
@@ -380,5 +380,5 @@ unsafe fn portable(p: &Product, layout: Layout) {
 
 #[cfg(test)]
 #[cfg(unix)]
-#[path = "dot_tests.rs"]
+#[path = "quant_gemm_tests.rs"]
 mod tests;

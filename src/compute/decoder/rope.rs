@@ -2,11 +2,11 @@
 
 /// How a rotary embedding pairs the numbers of a head.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Pairing {
+pub enum RopeStyle {
     /// `i` with `i + width / 2`: transformers, and GGUF files of Qwen.
-    Halves,
+    Neox,
     /// `2 i` with `2 i + 1`: GGUF files of Llama, whose matrices are permuted to suit.
-    Neighbours,
+    Interleaved,
 }
 
 /// Rotary positions: `θᵢ = frequencies[i] · position`.
@@ -15,12 +15,12 @@ pub struct Rotary {
     /// One for each pair.
     pub frequencies: Vec<f32>,
     /// Which numbers form a pair.
-    pub pairing: Pairing,
+    pub pairing: RopeStyle,
 }
 
 impl Rotary {
     /// The usual frequencies, `base^(-2i / width)`, for the first `width` numbers of a head.
-    pub fn new(base: f32, width: usize, pairing: Pairing) -> Self {
+    pub fn new(base: f32, width: usize, pairing: RopeStyle) -> Self {
         let frequencies = (0..width / 2).map(|i| 1.0 / base.powf((2 * i) as f32 / width as f32)).collect();
         Self { frequencies, pairing }
     }
@@ -37,19 +37,19 @@ impl Rotary {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::compute::decoder::Machine;
-    use crate::compute::kernels::rows::Turn;
+    use crate::compute::decoder::KernelSet;
+    use crate::compute::kernels::rowwise::RopeRow;
     use crate::compute::{DType, Isa};
 
     #[test]
     fn turning_keeps_lengths_and_adds_up() {
-        for pairing in [Pairing::Halves, Pairing::Neighbours] {
+        for pairing in [RopeStyle::Neox, RopeStyle::Interleaved] {
             let rotary = Rotary::new(10_000.0, 8, pairing);
             let head: Vec<f32> = (0..8).map(|i| i as f32 - 3.0).collect();
             let turned = |head: &[f32], position| {
                 let (mut angles, mut head) = (vec![0.0; 8], head.to_vec());
                 rotary.angles(position, &mut angles);
-                let turn = Turn {
+                let turn = RopeRow {
                     row: head.as_mut_ptr().cast(),
                     format: DType::F32,
                     heads: 1,
@@ -57,16 +57,16 @@ mod tests {
                     width: 8,
                     norms: None,
                     angles: &angles,
-                    neighbours: pairing == Pairing::Neighbours,
+                    interleaved: pairing == RopeStyle::Interleaved,
                 };
                 // SAFETY: one head of eight.
-                unsafe { Machine::new(Isa::best()).kernels.turn(&turn) };
+                unsafe { KernelSet::new(Isa::best()).kernels.apply_rope(&turn) };
                 head
             };
             assert_eq!(turned(&head, 0), head);
             let (once, twice) = (turned(&head, 12), turned(&turned(&head, 5), 7));
             assert!(once.iter().zip(&twice).all(|(a, b)| (a - b).abs() < 1e-5));
-            let partner = if pairing == Pairing::Halves { 4 } else { 1 };
+            let partner = if pairing == RopeStyle::Neox { 4 } else { 1 };
             let expected = head[0] * 12f32.cos() - head[partner] * 12f32.sin();
             assert!((once[0] - expected).abs() < 1e-5);
         }

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::linear::Machine;
+use super::linear::KernelSet;
 use crate::compute::kernels::Kernels;
 use crate::compute::memory::Buffer;
 use crate::{Error, Result};
@@ -35,12 +35,12 @@ impl KvCache {
     ///
     /// # Errors
     /// [`Error::OutOfMemory`] when the system has no memory.
-    pub fn new(machine: &Machine, shape: CacheShape, capacity: usize) -> Result<Self> {
+    pub fn new(machine: &KernelSet, shape: CacheShape, capacity: usize) -> Result<Self> {
         Self::with_panel(machine.kernels.width, shape, capacity)
     }
 
     /// Bytes that a cache of `capacity` positions takes.
-    pub fn bytes_for(machine: &Machine, shape: CacheShape, capacity: usize) -> u64 {
+    pub fn bytes_for(machine: &KernelSet, shape: CacheShape, capacity: usize) -> u64 {
         bytes_for(machine.kernels.width, shape, capacity).unwrap_or(u64::MAX)
     }
 
@@ -202,7 +202,7 @@ mod tests {
     const SHAPE: CacheShape = CacheShape { layers: 2, kv_heads: 3, width: 40 };
 
     fn filled(len: usize, capacity: usize) -> KvCache {
-        let mut cache = KvCache::new(&Machine::new(Isa::best()), SHAPE, capacity).unwrap();
+        let mut cache = KvCache::new(&KernelSet::new(Isa::best()), SHAPE, capacity).unwrap();
         for position in 0..len {
             for layer in 0..2 {
                 let keys: Vec<f32> =
@@ -246,7 +246,7 @@ mod tests {
 
     #[test]
     fn its_size_is_known_before() {
-        let machine = Machine::new(Isa::best());
+        let machine = KernelSet::new(Isa::best());
         for capacity in [0, 1, 75, 96, 500] {
             let cache = KvCache::new(&machine, SHAPE, capacity).unwrap();
             assert_eq!(cache.bytes(), KvCache::bytes_for(&machine, SHAPE, capacity));
@@ -255,7 +255,7 @@ mod tests {
 
     #[test]
     fn memory_that_no_machine_has_is_an_error() {
-        let machine = Machine::new(Isa::best());
+        let machine = KernelSet::new(Isa::best());
         for capacity in [1 << 50, usize::MAX] {
             let refused = KvCache::new(&machine, SHAPE, capacity).map(|_| ());
             assert!(matches!(refused, Err(Error::OutOfMemory { .. })), "{refused:?}");

@@ -6,7 +6,7 @@ use crate::compute::{Activation, DType};
 
 /// A tile's way into its output matrix.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Finish {
+pub(crate) struct TileEpilogue {
     /// The product: rows of whole registers.
     pub tile: *const f32,
     /// Elements from a row of the tile to the next.
@@ -38,9 +38,9 @@ pub(crate) struct Finish {
 /// `out = activation(tile * factor + bias) * (gated + gated_bias)`, or `out +=` it, rounded to the output's format.
 ///
 /// # Safety
-/// All that [`Finish`] names can be read, and the output written.
+/// All that [`TileEpilogue`] names can be read, and the output written.
 #[inline(always)]
-pub(crate) unsafe fn finish<S: Simd>(s: S, f: &Finish) {
+pub(crate) unsafe fn finish<S: Simd>(s: S, f: &TileEpilogue) {
     macro_rules! with {
         ($($activation:path),*) => {
             match (f.activation, f.to) {
@@ -57,7 +57,7 @@ pub(crate) unsafe fn finish<S: Simd>(s: S, f: &Finish) {
 /// # Safety
 /// As for [`finish`]; `NARROW` says that the output is in bf16.
 #[inline(always)]
-unsafe fn finish_with<S: Simd, const NARROW: bool>(s: S, f: &Finish, activation: Activation) {
+unsafe fn finish_with<S: Simd, const NARROW: bool>(s: S, f: &TileEpilogue, activation: Activation) {
     for column in (0..f.columns).step_by(S::LANES) {
         let n = S::LANES.min(f.columns - column);
         let shift = |bias: *const f32| {
@@ -151,12 +151,12 @@ pub(crate) unsafe fn rms<S: Simd>(s: S, row: &RmsRow<'_>) {
     }
 }
 
-/// The longest head that [`turn`] takes.
+/// The longest head that [`apply_rope`] takes.
 pub(crate) const LONGEST_HEAD: usize = 512;
 
 /// Queries and keys of one token, which learn where they are.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Turn<'a> {
+pub(crate) struct RopeRow<'a> {
     /// `heads` times `width` values: query heads, then key heads.
     pub row: *mut u8,
     /// Their number format.
@@ -171,8 +171,8 @@ pub(crate) struct Turn<'a> {
     pub norms: Option<(&'a [f32], &'a [f32], f32)>,
     /// Cosines, then sines, of the token's position: one of each for every pair.
     pub angles: &'a [f32],
-    /// Whether neighbours are pairs: `2 i` with `2 i + 1`; else `i` with `i + pairs`.
-    pub neighbours: bool,
+    /// Whether pairs are interleaved: `2 i` with `2 i + 1`; else `i` with `i + pairs`.
+    pub interleaved: bool,
 }
 
 /// Normalises and turns each head of a row.
@@ -183,7 +183,7 @@ pub(crate) struct Turn<'a> {
 /// # Panics
 /// When a head is longer than [`LONGEST_HEAD`], shorter than its pairs, or of another length than the norms.
 #[inline(always)]
-pub(crate) unsafe fn turn<S: Simd>(s: S, t: &Turn<'_>) {
+pub(crate) unsafe fn apply_rope<S: Simd>(s: S, t: &RopeRow<'_>) {
     let (width, pairs) = (t.width, t.angles.len() / 2);
     let fits = t.norms.is_none_or(|(queries, keys, _)| queries.len() == width && keys.len() == width);
     assert!(width <= LONGEST_HEAD && 2 * pairs <= width && fits, "heads to turn");
@@ -210,7 +210,7 @@ pub(crate) unsafe fn turn<S: Simd>(s: S, t: &Turn<'_>) {
             // SAFETY: `width` values, in place.
             unsafe { rms(s, &RmsRow { x, scale, epsilon, out: x.cast(), to: DType::F32 }) };
         }
-        if t.neighbours {
+        if t.interleaved {
             for ((pair, cosine), sine) in values.as_chunks_mut::<2>().0.iter_mut().zip(cosines).zip(sines) {
                 let [x, y] = *pair;
                 *pair = [x * cosine - y * sine, y * cosine + x * sine];

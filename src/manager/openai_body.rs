@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::core::Core;
-use super::front::Task;
+use super::dispatcher::Task;
 use super::inputs::Inputs;
 use super::job::Matrix;
 use super::options::EmbedOptions;
@@ -37,7 +37,7 @@ impl Manager {
         let core = self.core()?;
         let respond = move |result: Result<Matrix>| match result {
             Ok(matrix) => match Body::new(encoding, matrix.rows, matrix.width) {
-                Ok(body) => Page { body, matrix, written: 0, model, on_body }.write(core),
+                Ok(body) => BodyWriter { body, matrix, written: 0, model, on_body }.write(core),
                 Err(error) => {
                     // The caller may want its memory to go on.
                     drop(matrix);
@@ -51,7 +51,7 @@ impl Manager {
 }
 
 /// A body on its way.
-struct Page {
+struct BodyWriter {
     body: Body,
     matrix: Matrix,
     /// Rows written.
@@ -60,7 +60,7 @@ struct Page {
     on_body: OnBody,
 }
 
-impl Page {
+impl BodyWriter {
     fn write(mut self, core: Arc<Core>) {
         if self.matrix.values.len() <= PIECE {
             self.write_piece();
@@ -92,7 +92,7 @@ impl Page {
 struct Writing {
     core: Arc<Core>,
     /// Taken when the caller is told.
-    page: Mutex<Option<Page>>,
+    page: Mutex<Option<BodyWriter>>,
 }
 
 impl Writing {
@@ -107,7 +107,7 @@ impl Writing {
 impl Task for Writing {
     fn step(self: Arc<Self>) {
         let mut page = self.page.lock();
-        if page.as_mut().is_some_and(Page::write_piece) {
+        if page.as_mut().is_some_and(BodyWriter::write_piece) {
             drop(page);
             return self.go_on();
         }

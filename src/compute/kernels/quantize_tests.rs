@@ -1,7 +1,7 @@
 //! The rounding of activations to eight bits, on every instruction set.
 
 use super::*;
-use crate::compute::kernels::codes::{Codes, GROUP};
+use crate::compute::kernels::quantize::{GROUP, QuantizedRow};
 
 /// The codes, scales, sums and offsets of a row, all of which end right before a page that cannot be touched.
 fn encoded(kernels: &Kernels, x: &[f32]) -> (Vec<i8>, Vec<f32>, Vec<i32>, Vec<f32>) {
@@ -21,7 +21,7 @@ fn encoded_from(
     let mut sums = vec![i32::MAX; groups * 2];
     // SAFETY: bytes of either sign are bytes.
     let signed = unsafe { std::slice::from_raw_parts_mut(codes.as_mut_ptr().cast::<i8>(), codes.len()) };
-    let mut row = Codes {
+    let mut row = QuantizedRow {
         x,
         format,
         length,
@@ -31,7 +31,7 @@ fn encoded_from(
         offsets: &mut offsets,
     };
     // SAFETY: the caller's row holds so many values.
-    unsafe { kernels.encode(&mut row) };
+    unsafe { kernels.quantize(&mut row) };
     (signed.to_vec(), scales, sums, offsets)
 }
 

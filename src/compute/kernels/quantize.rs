@@ -11,7 +11,7 @@ pub(crate) const ZERO: f32 = 128.0;
 
 /// One row, and where its codes go: whole groups, the last padded with zeros.
 #[derive(Debug)]
-pub(crate) struct Codes<'a> {
+pub(crate) struct QuantizedRow<'a> {
     /// The values.
     pub x: *const u8,
     /// Their format.
@@ -34,7 +34,7 @@ pub(crate) struct Codes<'a> {
 /// # Safety
 /// `length` values can be read.
 #[inline(always)]
-pub(crate) unsafe fn encode<S: Simd>(s: S, row: &mut Codes<'_>) {
+pub(crate) unsafe fn quantize<S: Simd>(s: S, row: &mut QuantizedRow<'_>) {
     let registers = GROUP / S::LANES;
     let zero = s.splat(0.0);
     let mut taint = zero;

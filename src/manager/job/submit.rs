@@ -3,8 +3,8 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::super::entry::{Entry, Known, Serving};
-use super::super::front::Task;
+use super::super::dispatcher::Task;
+use super::super::entry::{Entry, ModelHandle, ModelInfo};
 use super::super::options::{dimensions, finish};
 use super::Job;
 use crate::batching::{Chunk, Rows};
@@ -20,7 +20,7 @@ pub(in super::super) const LONG_TEXT: usize = 64 << 10;
 /// Some inputs of one slot on their way through its model.
 struct Fed {
     entry: Arc<Entry>,
-    known: Arc<Known>,
+    known: Arc<ModelInfo>,
     inputs: Vec<usize>,
     /// What they take of the window.
     weight: usize,
@@ -31,7 +31,7 @@ impl Job {
     /// asked between the parts of a long text; its error, or the end of the call, ends the work.
     pub(super) fn pump(self: &Arc<Self>, check: &mut dyn FnMut() -> Result<()>) -> Result<bool> {
         let Some((serving, entry, inputs)) = self.next_chunk() else { return Ok(false) };
-        let Serving { running, known, .. } = serving;
+        let ModelHandle { running, known, .. } = serving;
         let prompt = self.inputs.prompt(&known, &self.options)?;
         let mut wanted = || if self.is_done() { Err(Error::Cancelled) } else { check() };
         let max_bytes = self.core.settings().max_text_bytes;
@@ -54,7 +54,7 @@ impl Job {
     }
 
     /// The next inputs to tokenise, unless enough are in flight.
-    fn next_chunk(&self) -> Option<(Serving, Arc<Entry>, Vec<usize>)> {
+    fn next_chunk(&self) -> Option<(ModelHandle, Arc<Entry>, Vec<usize>)> {
         let mut state = self.state.lock();
         if state.outcome.is_some() || state.in_flight >= self.window() {
             state.runnable = false;

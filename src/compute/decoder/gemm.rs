@@ -9,11 +9,11 @@ use std::ops::Range;
 
 use super::activations::{Activations, Plain};
 use super::blocks::GROUP;
-use super::dot::Product;
-use super::linear::{Form, Linear, Machine, Part};
+use super::linear::{Form, KernelSet, Linear, Part};
+use super::quant_gemm::Product;
 use crate::Result;
-use crate::compute::cpu::{Target, Team};
-use crate::compute::kernels::rows::Finish;
+use crate::compute::cpu::{Parallelism, Target};
+use crate::compute::kernels::rowwise::TileEpilogue;
 use crate::compute::kernels::tile::{Ahead, Tile};
 use crate::compute::kernels::{Kernels, LARGEST_TILE, units};
 use crate::compute::{Activation, Threads};
@@ -44,7 +44,7 @@ struct Share {
 
 /// What becomes of a product.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Then {
+pub(crate) enum Epilogue {
     /// The activation is applied, and the result stored.
     Store(Activation),
     /// It is added to what the output (f32) holds.
@@ -60,9 +60,9 @@ struct Operand<'a> {
 /// One product of a layer, divided among tasks by rows and panels.
 struct Work<'a> {
     layer: &'a Linear,
-    machine: &'a Machine,
+    machine: &'a KernelSet,
     x: Operand<'a>,
-    then: Then,
+    then: Epilogue,
     out: &'a Target<'a>,
     /// The row of the output where the first one goes.
     first: usize,
@@ -73,19 +73,19 @@ impl Linear {
     /// `scratch` keeps its memory between calls.
     pub(crate) fn apply(
         &self,
-        machine: &Machine,
+        machine: &KernelSet,
         threads: &Threads,
         scratch: &mut Activations,
         x: &[f32],
         out: &mut [f32],
-        then: Then,
+        then: Epilogue,
     ) -> Result<()> {
         let rows = x.len() / self.inputs;
         assert!(
             x.len() == rows * self.inputs && out.len() == rows * self.outputs,
             "shapes of a linear layer"
         );
-        let team = Team::All(threads).worth(x.len());
+        let team = Parallelism::All(threads).worth(x.len());
         let x = Plain::of_f32(x, self.inputs);
         scratch.prepare(machine.kernels, x, self.forms, team)?;
         let plain = scratch.plain(x, self.forms);
@@ -93,18 +93,18 @@ impl Linear {
         let work =
             Work { layer: self, machine, x: Operand { plain, coded: scratch }, then, out: &out, first: 0 };
         let (groups, panels) = self.groups(machine.kernels);
-        Team::All(threads).split(1, groups, |_, groups| work.block(0..rows, panels(groups)))
+        Parallelism::All(threads).split(1, groups, |_, groups| work.block(0..rows, panels(groups)))
     }
 
     /// The layer for rows that lie in the format of its plain weights, into the rows of `out` from `first` on.
     #[expect(clippy::too_many_arguments, reason = "two matrices, and who multiplies them how")]
     pub(crate) fn multiply(
         &self,
-        machine: &Machine,
-        team: Team<'_>,
+        machine: &KernelSet,
+        team: Parallelism<'_>,
         scratch: &mut Activations,
         x: Plain<'_>,
-        then: Then,
+        then: Epilogue,
         out: &Target<'_>,
         first: usize,
     ) -> Result<()> {
@@ -126,7 +126,7 @@ impl Linear {
         if self.gated { &self.parts[..1] } else { &self.parts }
     }
 
-    /// What threads share out: how many groups of panels there are, and which panels some of them are. Codes are
+    /// What threads share out: how many groups of panels there are, and which panels some of them are. Quantized ones are
     /// multiplied by two panels at once.
     fn groups(&self, kernels: &Kernels) -> (usize, impl Fn(Range<usize>) -> Range<usize> + Sync + use<>) {
         let all: usize = self.leading().iter().map(|part| part.panels(kernels)).sum();
@@ -157,7 +157,7 @@ impl Work<'_> {
                 let tiles = rows.len().div_ceil(kernels.rows(format)).max(1);
                 rows.len().div_ceil(tiles).max(1)
             }
-            Form::Coded(_) => CODED_ROWS,
+            Form::Quantized(_) => CODED_ROWS,
         };
         let turns = rows.len().div_ceil(height);
         let few = rows.len() >= FETCHING && turns <= FEW && matches!(part.form, Form::Plain(_));
@@ -200,14 +200,14 @@ impl Work<'_> {
             let own = layer.bias.get(from..from + columns.len());
             own.map_or(std::ptr::null(), <[f32]>::as_ptr)
         };
-        let accumulate = self.then == Then::Add;
-        let finish = Finish {
+        let accumulate = self.then == Epilogue::Add;
+        let finish = TileEpilogue {
             tile: product.as_ptr().cast(),
             tile_stride: panels.len() * width,
             rows: rows.len(),
             columns: columns.len(),
             bias: bias(columns.start),
-            activation: if let Then::Store(activation) = self.then {
+            activation: if let Epilogue::Store(activation) = self.then {
                 activation
             } else {
                 Activation::Identity
@@ -263,7 +263,7 @@ impl Work<'_> {
                     unsafe { kernels.tile(format, &tile) };
                 }
             }
-            Form::Coded(layout) => {
+            Form::Quantized(layout) => {
                 let (coded, groups) = (self.x.coded, inputs.div_ceil(GROUP));
                 let terms = Product {
                     panel: part.panels_from(panels.start, panels.len(), bytes).as_ptr(),

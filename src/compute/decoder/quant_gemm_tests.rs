@@ -2,7 +2,7 @@ use half::f16;
 
 use super::*;
 use crate::compute::guarded::Guarded;
-use crate::compute::kernels::codes::ZERO;
+use crate::compute::kernels::quantize::ZERO;
 
 const LAYOUTS: [Layout; 5] = [
     Layout { bits: 4, minimum: false, halves: false },

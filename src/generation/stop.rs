@@ -221,5 +221,5 @@ impl StopTexts {
 }
 
 #[cfg(test)]
-#[path = "tokens_tests.rs"]
+#[path = "stop_tests.rs"]
 pub(crate) mod tests;

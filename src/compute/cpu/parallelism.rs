@@ -12,14 +12,14 @@ const WORTH_MEETING: usize = 1 << 12;
 /// The threads of one pass. One, when each thread has a part of the batch to itself; all, when there is too little
 /// work for that.
 #[derive(Debug, Clone, Copy)]
-pub(crate) enum Team<'a> {
+pub(crate) enum Parallelism<'a> {
     /// The calling thread.
     One,
     /// All threads of the pool, which divide each operation.
     All(&'a Threads),
 }
 
-impl Team<'_> {
+impl Parallelism<'_> {
     /// These threads where something is done to so many values, or one where it takes less time than a meeting.
     pub(crate) fn worth(self, values: usize) -> Self {
         if values < WORTH_MEETING { Self::One } else { self }
@@ -140,7 +140,7 @@ mod tests {
     #[test]
     fn parts_cover_the_grid_once() {
         let threads = Threads::global();
-        for team in [Team::One, Team::All(&threads)] {
+        for team in [Parallelism::One, Parallelism::All(&threads)] {
             for (rows, columns) in [(0, 3), (1, 1), (2, 36), (19, 12), (40, 1)] {
                 let counts = Mutex::new(vec![0; rows * columns]);
                 team.split(rows, columns, |r, c| {
@@ -163,7 +163,7 @@ mod tests {
         }
         let (cells, done) = (64 * threads.count(), AtomicU64::new(0));
         let patience = Instant::now() + Duration::from_secs(60);
-        Team::All(&threads)
+        Parallelism::All(&threads)
             .split_rows(cells, |range| {
                 // Whoever has the first cell ends after all cells that others can reach.
                 let others = (cells - range.len()) as u64;
