@@ -45,6 +45,8 @@ pub(super) struct Letters {
     /// Sequences and tokens of each step.
     pub(super) log: Mutex<Vec<(usize, usize)>>,
     computed: AtomicUsize,
+    /// Steps that have begun: they have their sequences, and may wait at the gate.
+    begun: AtomicUsize,
 }
 
 impl Letters {
@@ -73,6 +75,7 @@ impl Decoder for Letters {
         4 * capacity as u64
     }
     fn forward(&self, steps: &mut [Step<'_, Remembered>], logits: &mut [f32]) -> Result<()> {
+        self.begun.fetch_add(1, Ordering::Relaxed);
         let _open = self.gate.lock();
         let tokens = steps.iter().map(|step| step.tokens.len()).sum();
         self.log.lock().push((steps.len(), tokens));
@@ -136,6 +139,7 @@ pub(super) fn slow_bench(context: usize, nap: Duration, change: impl FnOnce(&mut
         gate: Mutex::new(()),
         log: Mutex::default(),
         computed: AtomicUsize::new(0),
+        begun: AtomicUsize::new(0),
     });
     let mut settings = EngineSettings::new("letters", vec![END]);
     change(&mut settings);
@@ -169,7 +173,12 @@ impl Bench {
         self.engine.generate(request, &mut unchecked)
     }
 
-    /// Waits until `count` requests have been admitted or wait.
+    /// Waits until the first step has begun: a request that comes now is in a later one.
+    pub(super) fn until_computing(&self) {
+        self.until(|_| self.decoder.begun.load(Ordering::Relaxed) > 0);
+    }
+
+    /// Waits until `ready` says so of the engine's statistics.
     pub(super) fn until(&self, ready: impl Fn(EngineStats) -> bool) {
         let started = Instant::now();
         while !ready(self.engine.stats()) {
@@ -211,7 +220,7 @@ fn a_request_joins_between_steps() {
     let bench = bench();
     let held = bench.decoder.gate.lock();
     let first = bench.engine.stream(request(vec![1, 2, 3], 50)).unwrap();
-    bench.until(|stats| stats.waiting == 0);
+    bench.until_computing();
     let others: Vec<_> = (0..3).map(|i| bench.engine.stream(request(vec![4 + i], 5)).unwrap()).collect();
     drop(held);
     for mut stream in others.into_iter().chain([first]) {
@@ -227,7 +236,7 @@ fn a_long_prompt_does_not_stall_the_others() {
     let bench = bench_with(|settings| (settings.prefill_chunk, settings.prefill_time) = (64, Duration::MAX));
     let held = bench.decoder.gate.lock();
     let short = bench.engine.stream(request(vec![1], 12)).unwrap();
-    bench.until(|stats| stats.waiting == 0);
+    bench.until_computing();
     let prompt: Vec<u32> = (0..1000).map(|i| i % 250).collect();
     let mut long = bench.engine.stream(request(prompt.clone(), 2)).unwrap();
     drop(held);
@@ -296,7 +305,7 @@ fn an_accident_reaches_only_its_own_request() {
     let bench = bench();
     let held = bench.decoder.gate.lock();
     let blocker = bench.engine.stream(request(vec![1], 1)).unwrap();
-    bench.until(|stats| stats.waiting == 0);
+    bench.until_computing();
     let prompts = [vec![3, 4], vec![9, 280], vec![5], vec![281], vec![282, 1], vec![6]];
     let streams: Vec<_> =
         prompts.iter().map(|p| bench.engine.stream(request(p.clone(), 9)).unwrap()).collect();
@@ -324,7 +333,7 @@ fn too_many_waiting_requests_are_refused() {
     let bench = bench_with(|settings| (settings.max_active, settings.max_queue) = (1, 2));
     let held = bench.decoder.gate.lock();
     let mut streams = vec![bench.engine.stream(request(vec![1], 1)).unwrap()];
-    bench.until(|stats| stats.waiting == 0);
+    bench.until_computing();
     streams.extend((0..2).map(|_| bench.engine.stream(request(vec![1], 1)).unwrap()));
     let refused = bench.engine.stream(request(vec![1], 1)).map(|_| ());
     assert_eq!(
@@ -408,7 +417,7 @@ fn closing_tells_everybody() {
     let bench = bench_with(|settings| settings.max_active = 1);
     let held = bench.decoder.gate.lock();
     let mut active = bench.engine.stream(request(vec![1], ENDLESS)).unwrap();
-    bench.until(|stats| stats.waiting == 0);
+    bench.until_computing();
     let mut waiting = bench.engine.stream(request(vec![1], 5)).unwrap();
     let Bench { engine, .. } = bench;
     std::thread::scope(|scope| {
