@@ -472,6 +472,8 @@ fn a_link_in_the_place_of_a_download_is_not_followed() {
     fs::create_dir_all(&locks).unwrap();
     for place in [setup.part("config.json"), lock] {
         for hard in [false, true] {
+            // An attempt before this one may have left its lock file.
+            let _ = fs::remove_file(&place);
             if hard { fs::hard_link(&victim, &place) } else { symlink(&victim, &place) }.unwrap();
             match setup.resolve().unwrap_err() {
                 Error::InvalidFile { path, reason } => {
