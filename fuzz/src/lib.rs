@@ -27,7 +27,7 @@ pub struct Target {
 }
 
 /// Every target.
-pub const TARGETS: [Target; 9] = [
+pub const TARGETS: [Target; 10] = [
     Target {
         name: "safetensors",
         run: |data| sentence("bert_bf16", "model.safetensors", data),
@@ -97,6 +97,18 @@ pub const TARGETS: [Target; 9] = [
         },
     },
     Target {
+        name: "http_body",
+        run: http_body,
+        seeds: || {
+            [
+                r#"{"model":"m","input":["one text","iki\n\u0130"],"dimensions":2,"encoding_format":null}"#,
+                r#"{"messages":[{"role":"user","content":[{"type":"text","text":"a\"b\\"}]}],"stop":[],"n":2,"temperature":1e-1}"#,
+            ]
+            .map(|text| text.as_bytes().to_vec())
+            .into()
+        },
+    },
+    Target {
         name: "remote_reply",
         run: remote::check_reply,
         seeds: || {
@@ -113,7 +125,7 @@ pub const TARGETS: [Target; 9] = [
 
 /// The target of this name.
 pub fn target(name: &str) -> &'static Target {
-    static ALL: [Target; 9] = TARGETS;
+    static ALL: [Target; 10] = TARGETS;
     ALL.iter().find(|target| target.name == name).expect("a target of this name")
 }
 
@@ -200,4 +212,21 @@ fn chat_template(data: &[u8]) {
     let template = ChatTemplate::new("m", source, Vec::new());
     let turns = [("system", "Kısa yaz."), ("user", "Merhaba <b>dünya</b>\n")];
     let _ = Conversation::of(&turns).and_then(|conversation| template.render(&conversation));
+}
+
+/// The server refuses a body by this count before it parses it, so it must not be lower than what a parser makes.
+fn http_body(data: &[u8]) {
+    fn count(value: &serde_json::Value) -> usize {
+        match value {
+            serde_json::Value::Array(items) => 1 + items.iter().map(count).sum::<usize>(),
+            serde_json::Value::Object(items) => {
+                1 + items.values().map(|value| 1 + count(value)).sum::<usize>()
+            }
+            _ => 1,
+        }
+    }
+    let counted = model_manager::json::values(data);
+    if let Ok(value) = serde_json::from_slice(data) {
+        assert!(counted >= count(&value), "{counted} of {}", count(&value));
+    }
 }

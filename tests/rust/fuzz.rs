@@ -10,8 +10,13 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 use targets::target;
 
-/// Mutations of each target. A run of all takes a few seconds.
-const MUTATIONS: usize = 200;
+/// Mutations of each target, unless the environment asks for more: a run of all takes a few seconds.
+const MUTATIONS: u64 = 200;
+
+/// A number of the environment: `FUZZ_MUTATIONS`, `FUZZ_SEED`.
+fn number(name: &str, default: u64) -> u64 {
+    std::env::var(name).ok().and_then(|value| value.parse().ok()).unwrap_or(default)
+}
 
 /// Values that break arithmetic on sizes.
 const NUMBERS: [u64; 9] = [0, 1, 0x7f, 0xff, 0x7fff_ffff, 0xffff_ffff, 1 << 40, i64::MAX as u64, u64::MAX];
@@ -81,8 +86,8 @@ fn run(name: &str) {
     let target = target(name);
     let seeds = (target.seeds)();
     seeds.iter().for_each(|seed| (target.run)(seed));
-    let mut rng = ChaCha8Rng::seed_from_u64(20);
-    for _ in 0..MUTATIONS {
+    let mut rng = ChaCha8Rng::seed_from_u64(number("FUZZ_SEED", 20));
+    for _ in 0..number("FUZZ_MUTATIONS", MUTATIONS) {
         (target.run)(&mutate(&mut rng, &seeds));
     }
 }
@@ -108,4 +113,4 @@ macro_rules! targets {
     };
 }
 
-targets! { safetensors pickle gguf config modules tokenizer chat_template vocabulary remote_reply }
+targets! { safetensors pickle gguf config modules tokenizer chat_template vocabulary http_body remote_reply }
