@@ -62,7 +62,8 @@ class EmbeddingsRequest(_Open):
     prompt_name: str | None = Field(None, description="One of the model's own prompts, put in front of every text.")
     truncate: bool | None = Field(None, description="false: refuse texts longer than the model's maximum.")
     keep_alive: float | str | None = Field(
-        None, description="How long the model stays after this use: seconds or '5m'; 0: not at all; negative: for ever."
+        None,
+        description="How long the model stays after this use: seconds or '5m'; 0: not at all; negative: indefinitely.",
     )
     user: str | None = Field(None, description="Accepted, not used.")
 
