@@ -118,7 +118,7 @@ docs: venv ## Build the documentation site into site/
 FUZZ_SECONDS ?= 60
 FUZZ_TARGETS ?= $(basename $(notdir $(wildcard fuzz/fuzz_targets/*.rs)))
 HOST := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')
-COVERAGE := -Cpasses=sancov-module -Ccodegen-units=1 --cfg fuzzing \
+COVERAGE := -Cpasses=sancov-module -Ccodegen-units=4 --cfg fuzzing \
 	$(addprefix -Cllvm-args=-sanitizer-coverage-,level=4 inline-8bit-counters pc-table trace-compares)
 
 .PHONY: fuzz
@@ -126,8 +126,7 @@ fuzz: ## Fuzz every parser with coverage, FUZZ_SECONDS each; the corpus stays in
 	cd fuzz && RUSTFLAGS="$(COVERAGE)" $(CARGO) build --release --target $(HOST) --quiet --bins
 	for target in $(FUZZ_TARGETS); do \
 		mkdir -p fuzz/corpus/$$target fuzz/artifacts/$$target; \
-		fuzz/target/$(HOST)/release/seeds $$target fuzz/corpus/$$target; \
-		fuzz/target/$(HOST)/release/$$target fuzz/corpus/$$target -max_total_time=$(FUZZ_SECONDS) -timeout=10 \
+		FUZZ_CORPUS=fuzz/corpus/$$target fuzz/target/$(HOST)/release/$$target fuzz/corpus/$$target -max_total_time=$(FUZZ_SECONDS) -timeout=10 \
 			-rss_limit_mb=2048 -max_len=65536 -print_final_stats=1 -artifact_prefix=fuzz/artifacts/$$target/; \
 	done
 

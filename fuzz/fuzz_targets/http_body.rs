@@ -1,3 +1,5 @@
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| (model_manager_fuzz::target("http_body").run)(data));
+use model_manager_fuzz::{prepare, target};
+
+libfuzzer_sys::fuzz_target!(init: prepare("http_body"), |data: &[u8]| (target("http_body").run)(data));

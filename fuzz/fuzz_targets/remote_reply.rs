@@ -1,3 +1,5 @@
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| (model_manager_fuzz::target("remote_reply").run)(data));
+use model_manager_fuzz::{prepare, target};
+
+libfuzzer_sys::fuzz_target!(init: prepare("remote_reply"), |data: &[u8]| (target("remote_reply").run)(data));

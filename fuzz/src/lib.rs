@@ -129,6 +129,18 @@ pub fn target(name: &str) -> &'static Target {
     ALL.iter().find(|target| target.name == name).expect("a target of this name")
 }
 
+/// Writes the seeds of a target into the folder that `FUZZ_CORPUS` names, where libFuzzer then finds them. A panic of a
+/// library that this package turns into an error is no finding, so libFuzzer's own hook, which aborts at once, goes;
+/// a panic that nothing catches still ends the run.
+pub fn prepare(name: &str) {
+    std::panic::set_hook(Box::new(|_| ()));
+    if let Some(folder) = std::env::var_os("FUZZ_CORPUS") {
+        for (index, seed) in (target(name).seeds)().iter().enumerate() {
+            fs::write(Path::new(&folder).join(format!("seed-{index}")), seed).expect("a writable folder");
+        }
+    }
+}
+
 fn fixtures() -> PathBuf {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
     [here.join("tests/fixtures"), here.join("../tests/fixtures")]

@@ -1,8 +1,9 @@
 //! Every fuzz target takes a bounded number of seeded mutations of its seeds. `make fuzz` runs the same targets with
 //! coverage, for as long as one likes.
 
-#![allow(clippy::unwrap_used, unreachable_pub)] // helpers of tests are tests too; the targets are a crate of their own
+#![allow(clippy::unwrap_used)] // helpers of tests are tests too
 
+#[allow(dead_code, unreachable_pub)] // a crate of its own
 #[path = "../../fuzz/src/lib.rs"]
 mod targets;
 
