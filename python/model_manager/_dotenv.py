@@ -22,7 +22,7 @@ SWITCH = "MODEL_MANAGER_DOTENV"
 
 _KEY = re.compile(r"(?:export[^\S\r\n]+)?(?:'([^']+)'|(?!')([^=#\s]+))[^\S\r\n]*")
 _VALUE = re.compile(
-    r"""=[^\S\r\n]*(?:
+    r"""=[^\S\r\n]*(?![^\S\r\n])(?:  # all blanks, so that a quotation mark after them is seen
         '(?P<single>(?:\\'|[^'])*)'
       | "(?P<double>(?:\\"|[^"])*)"
       | (?P<plain>(?!['"])[^\r\n]*)

@@ -10,7 +10,7 @@ import os
 import dotenv
 import pytest
 from conftest import ENGLISH_MODEL, FIXTURES, TURKISH_MODEL, run_python
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from model_manager import _dotenv
 
@@ -58,6 +58,8 @@ def test_it_is_read_as_python_dotenv_reads_it(text: str, monkeypatch: pytest.Mon
     assert _dotenv.resolve(text, os.environ) == expected(text)
 
 
+@settings(derandomize=True, deadline=None)
+@example(":= '")
 @given(st.text(alphabet="AB='\"#\\ \n\r\t$~{}:-nexport\u00a0ı", max_size=40))
 def test_any_text_is_read_as_python_dotenv_reads_it(text: str) -> None:
     assert _dotenv.resolve(text, os.environ) == expected(text)
