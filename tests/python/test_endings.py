@@ -101,8 +101,14 @@ end = time.monotonic() + 10
 while not tracker.get_statistics()["unload_counts"]["english_sentence"]:
     assert time.monotonic() < end
     time.sleep(0.001)
-while any(name.startswith("mm-") and not name.startswith("mm-compute") for task in os.listdir("/proc/self/task")
-          for name in [open(f"/proc/self/task/{task}/comm").read()]):
+def roles():
+    for task in os.listdir("/proc/self/task"):
+        try:
+            with open(f"/proc/self/task/{task}/comm") as file:
+                yield file.read()
+        except OSError:
+            pass  # it ended meanwhile
+while any(name.startswith("mm-") and not name.startswith("mm-compute") for name in roles()):
     assert time.monotonic() < end, "its threads end as well"
     time.sleep(0.001)
 """)
