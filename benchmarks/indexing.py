@@ -18,7 +18,7 @@ from typing import Any
 import corpus
 from environment import machine
 from model_manager import ModelManager, resident_bytes
-from model_manager.qdrant import QdrantIndexer
+from model_manager.integrations.qdrant import QdrantIndexer
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = ROOT / ".models" / "all-MiniLM-L6-v2"

@@ -23,7 +23,7 @@ from ._core import (
     resident_bytes,
     trim_memory,
 )
-from .chatbot import (
+from .compat import (
     ModelManager,
     ModelType,
     TurkishLanguageDetector,
@@ -31,9 +31,11 @@ from .chatbot import (
     memory_efficient_cache,
     model_manager,
 )
-from .encoder import SentenceModel
 from .errors import ModelManagerError
-from .generator import TextGenerator
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .handles import SentenceModel, TextGenerator
 
 __all__ = [
     "Config",
@@ -57,3 +59,21 @@ __all__ = [
     "resident_bytes",
     "trim_memory",
 ]
+
+_FORMER_SUBMODULES = frozenset({"chat_host", "chat_text", "chatbot", "encoder", "generation", "generator", "lazy"})
+"""Submodules that earlier versions loaded with the package."""
+
+if not TYPE_CHECKING:  # type checkers must report unknown attributes
+
+    def __getattr__(name):
+        """Import the handles, and submodules that programs may use without an import, when they are first needed."""
+        from importlib import import_module
+
+        if name in ("SentenceModel", "TextGenerator"):
+            return getattr(import_module(f"{__name__}.handles"), name)
+        if name in _FORMER_SUBMODULES:
+            return import_module(f"{__name__}.{name}")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+    def __dir__():
+        return sorted({*globals(), *__all__})

@@ -9,9 +9,9 @@ import hashlib
 import operator
 import re
 
-from .chatbot import model_manager
-from .encoder import DOCUMENT_PROMPTS, QUERY_PROMPTS, find_prompt
+from .compat.chatbot import model_manager
 from .errors import InputError
+from .handles.sentence_model import DOCUMENT_PROMPTS, QUERY_PROMPTS, find_prompt
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ class Embedder:
     async def _aembed(self, texts: str | Sequence[str], names: Sequence[str]) -> Vectors:
         import asyncio
 
-        from .aio import aembed
+        from ._async import aembed
 
         if self._known is None:
             await asyncio.to_thread(self.describe)  # it may load the model

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from model_manager import ModelManager
-    from model_manager.qdrant import QdrantIndexer
+    from model_manager.integrations.qdrant import QdrantIndexer
     from qdrant_client import QdrantClient, models
 
 SLOT = "turkish_sentence"
@@ -87,7 +87,7 @@ def embedded(tmp_path: Any) -> Iterator[QdrantClient]:
 @pytest.fixture
 def make_indexer(shared: ModelManager) -> Callable[..., QdrantIndexer]:
     """An indexer on the tiny model that pauses for nothing."""
-    from model_manager.qdrant import Backoff, QdrantIndexer
+    from model_manager.integrations.qdrant import Backoff, QdrantIndexer
 
     no_pause = Backoff(attempts=4, first=0, longest=0)
 

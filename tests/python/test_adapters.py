@@ -24,13 +24,13 @@ def wanted(manager, texts, prompt_name, **options):
 
 
 def langchain(manager, **options):
-    from model_manager.langchain import ModelManagerEmbeddings
+    from model_manager.integrations.langchain import ModelManagerEmbeddings
 
     return ModelManagerEmbeddings("prompts", manager=manager, **options)
 
 
 def llamaindex(manager, **options):
-    from model_manager.llamaindex import ModelManagerEmbedding
+    from model_manager.integrations.llamaindex import ModelManagerEmbedding
 
     return ModelManagerEmbedding("prompts", manager=manager, **options)
 

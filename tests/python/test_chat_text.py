@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from model_manager import chat_text
-from model_manager.chat_text import build_prompt, clean_answer, normalise, pick_fallback, score_answer
+from model_manager.compat import rules
+from model_manager.compat.rules import build_prompt, clean_answer, normalise, pick_fallback, score_answer
 
 
 @pytest.mark.parametrize(
@@ -87,5 +87,5 @@ def test_the_same_message_gets_the_same_fallback():
 
 
 def test_the_fallbacks_are_answers():
-    for answer in chat_text.FALLBACK_ANSWERS:
+    for answer in rules.FALLBACK_ANSWERS:
         assert score_answer(answer) > 0.8

@@ -23,7 +23,7 @@ from conftest import ENGLISH_MODEL, ROOT, TURKISH_MODEL, run_python, tiny
 from embedding_server import WIDTH, EmbeddingServer, plain_vectors
 from model_manager.cli import cli, run
 from model_manager.cli.output import writing
-from model_manager.qdrant import Backoff
+from model_manager.integrations.qdrant import Backoff
 
 COMMANDS = ["bench", "doctor", "embed", "index", "models", "search", "serve", "warmup"]
 LINES = ["merhaba dünya", 'hello "world", again', "", "İstanbul"]
@@ -410,7 +410,9 @@ def test_a_server_that_is_not_there(command, monkeypatch, name):
 
 def test_a_server_that_fails_while_it_indexes(command, tmp_path, monkeypatch):
     """What was done is kept; the same call goes on there."""
-    monkeypatch.setattr("model_manager.qdrant.indexer.Backoff", functools.partial(Backoff, attempts=2, first=0))
+    monkeypatch.setattr(
+        "model_manager.integrations.qdrant.indexer.Backoff", functools.partial(Backoff, attempts=2, first=0)
+    )
     with EmbeddingServer() as server:
         arguments = ("index", "lines.txt", "-m", server.openai, "-c", "notes", "-b", "10")
         (tmp_path / "lines.txt").write_text("".join(f"line {n}\n" for n in range(10)))

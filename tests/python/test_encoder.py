@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from conftest import DIMENSION, ENGLISH_TEXT, FIXTURES, reference
 from model_manager import ModelManager, SentenceModel
-from model_manager.encoder import quantize, similarity
+from model_manager.handles.sentence_model import quantize, similarity
 
 TEXTS = [f"text number {n} about {['rain', 'snow', 'sun', 'wind'][n % 4]}" for n in range(120)]
 

@@ -119,7 +119,7 @@ async def test_one_task_reads_a_stream(endless):
     await stream.__anext__()
     raised = []
     for _ in range(200):  # a piece that comes at once serves both, and nothing collides
-        stream._answer.pieces.clear()
+        stream._pieces.pieces.clear()
         first, second = asyncio.create_task(stream.__anext__()), asyncio.create_task(stream.__anext__())
         done, _ = await asyncio.wait([first, second])
         raised = [task.exception() for task in done if task.exception()]

@@ -10,7 +10,7 @@ import types
 import pytest
 from conftest import run_python
 from generators import GPT2, SLOT, WITHOUT_END, eventually, figures, stretched
-from model_manager.chat_text import FALLBACK_ANSWERS, SAMPLING, build_prompt, clean_answer
+from model_manager.compat.rules import FALLBACK_ANSWERS, SAMPLING, build_prompt, clean_answer
 from model_manager.errors import InputError
 
 SHORT = "Bu ne?"
@@ -25,11 +25,11 @@ def roomy(make_writer, tmp_path):
 
 def spy(monkeypatch, manager):
     """Every request of the pipeline and of asyncio: (prompt, parameters)."""
-    from model_manager import generator
+    from model_manager.handles import text_generator
 
     seen = []
     cls = type(manager)
-    stream, acomplete = cls.stream, generator.acomplete
+    stream, acomplete = cls.stream, text_generator.acomplete
 
     def streamed(self, prompt, model=None, **params):
         seen.append((prompt, params))
@@ -40,7 +40,7 @@ def spy(monkeypatch, manager):
         return await acomplete(self, prompt, model, **params)
 
     monkeypatch.setattr(cls, "stream", streamed, raising=False)
-    monkeypatch.setattr(generator, "acomplete", completed)
+    monkeypatch.setattr(text_generator, "acomplete", completed)
     return seen
 
 
@@ -156,7 +156,7 @@ async def test_many_at_once_need_no_threads(make_writer, monkeypatch):
 
 
 async def test_cancelling_stops_the_answer(endless, monkeypatch):
-    monkeypatch.setattr("model_manager.chatbot._response_options", lambda _length: dict(WITHOUT_END))
+    monkeypatch.setattr("model_manager.compat.chatbot._response_options", lambda _length: dict(WITHOUT_END))
     task = asyncio.create_task(endless.generate_huggingface_response(SHORT))
     await asyncio.to_thread(eventually, lambda: figures(endless)["active"] == 1)
     task.cancel()

@@ -8,7 +8,7 @@ import pytest
 from conftest import ENGLISH_MODEL, FIXTURES
 from generators import CONTEXT, GREEDY, SLOT, WITHOUT_END, figures, writer
 from model_manager.errors import InputError, NoGeneratorError
-from model_manager.generator import NEW_TOKENS, TextGenerator
+from model_manager.handles.text_generator import NEW_TOKENS, TextGenerator
 
 TEXT = "Merhaba dünya"
 TURN = [{"role": "user", "content": "Merhaba"}]

@@ -11,7 +11,7 @@ import types
 import pytest
 from conftest import FIXTURES
 from model_manager import ModelManager
-from model_manager.chat_text import FALLBACK_ANSWERS
+from model_manager.compat.rules import FALLBACK_ANSWERS
 from model_manager.errors import ModelNotFoundError
 
 GOOD = "Bu sistem metinleri sayılara çevirir ve birbirine benzeyen metinleri bulur."

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from model_manager.qdrant import point_id
-from model_manager.qdrant.documents import OWN_FIELDS, prepare
+from model_manager.integrations.qdrant import point_id
+from model_manager.integrations.qdrant.documents import OWN_FIELDS, prepare
 
 text = st.text(st.characters(exclude_categories=["Cs"]))
 plain = st.recursive(

@@ -13,7 +13,7 @@ import pytest
 from conftest import DIMENSION, FIXTURES
 from embedding_server import EmbeddingServer
 from model_manager.errors import InputError, NotFiniteError, OverloadedError
-from model_manager.qdrant import Backoff, CollectionError, IndexingError, QdrantIndexer, StoreError
+from model_manager.integrations.qdrant import Backoff, CollectionError, IndexingError, QdrantIndexer, StoreError
 from qdrant_client.common.client_exceptions import ResourceExhaustedResponse
 from qdrants import SLOT, FakeClient, documents
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from conftest import FIXTURES, run_python
 from model_manager.errors import InputError
-from model_manager.qdrant import Backoff, CollectionError, IndexReport, QdrantIndexer, StoreError, point_id
+from model_manager.integrations.qdrant import Backoff, CollectionError, IndexReport, QdrantIndexer, StoreError, point_id
 from qdrant_client import QdrantClient, models
 from qdrants import SLOT, FakeClient, documents
 
@@ -276,7 +276,7 @@ def test_which_qdrant(tmp_path, monkeypatch, shared):
 def test_an_indexer_that_nobody_closes(tmp_path):
     code = f"""
 from conftest import tiny
-from model_manager.qdrant import QdrantIndexer
+from model_manager.integrations.qdrant import QdrantIndexer
 manager = tiny()
 indexer = QdrantIndexer("notes", path={str(tmp_path)!r}, manager=manager)
 print(indexer.add_documents(["a text"]).indexed)

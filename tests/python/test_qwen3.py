@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from conftest import FIXTURES, reference
 from model_manager import ModelManagerError, SentenceModel
-from model_manager.encoder import instruction
+from model_manager.handles.sentence_model import instruction
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -12,7 +12,7 @@ import time
 import numpy as np
 import pytest
 from conftest import DIMENSION, ENGLISH_MODEL, FIXTURES, TURKISH_TEXT, reference, run_python
-from model_manager.aio import aresponse
+from model_manager._async import aresponse
 from model_manager.errors import InputError, ModelManagerError, UnknownModelError
 
 SLOT = "english_sentence"

@@ -7,7 +7,7 @@ import json
 import pytest
 from conftest import FIXTURES
 from model_manager import is_turkish
-from model_manager.chat_text import normalise
+from model_manager.compat.rules import normalise
 
 CASES = json.loads((FIXTURES / "text" / "detector.json").read_text(encoding="utf-8"))["cases"]
 

@@ -9,7 +9,7 @@ import threading
 
 import pytest
 from generators import CONTEXT, SLOT, WITHOUT_END, eventually, figures
-from model_manager import ModelManager, generation
+from model_manager import ModelManager, _async
 from model_manager.server import ServerConfig, bodies
 from servers import SECONDS, until
 
@@ -20,7 +20,7 @@ LONG = "kelime " * 50
 @pytest.fixture
 def long(monkeypatch):
     """`LONG` is long enough for a thread of its own."""
-    monkeypatch.setattr(generation, "_LONG", 200)
+    monkeypatch.setattr(_async, "_LONG", 200)
 
 
 class Held:
@@ -82,7 +82,7 @@ async def test_asyncio_is_not_held_up_by_a_long_prompt(endless, monkeypatch, lon
 
     monkeypatch.setattr(ModelManager, "submit_generation", submit)
     for prompt in ("kısa", LONG, [{"role": "user", "content": LONG}], [{"role": "user", "content": "a"}] * 200):
-        await generation.acomplete(endless, prompt, SLOT, max_new_tokens=1)
+        await _async.acomplete(endless, prompt, SLOT, max_new_tokens=1)
     assert [thread == loop_thread for thread in threads] == [True, False, False, False]
 
 

@@ -7,7 +7,7 @@ import base64
 import numpy as np
 import pytest
 from conftest import DIMENSION, ENGLISH_TEXT, TURKISH_TEXT
-from model_manager.server.embeddings import INSTRUCTIONS
+from model_manager.server.routes.embeddings import INSTRUCTIONS
 from servers import MODELS, ServedModel
 
 TEXTS = [ENGLISH_TEXT, TURKISH_TEXT, "naïve café 🙂", "x"]

@@ -14,8 +14,8 @@ from conftest import ENGLISH_MODEL
 from generators import GPT2, GREEDY, SLOT, WITHOUT_END, eventually, figures, writer
 from model_manager.errors import NotFiniteError
 from model_manager.server import ServerConfig, create_app
-from model_manager.server.generation_request import LONGEST_STOP, MOST_STOPS, parameters
-from model_manager.server.generation_schemas import ChatAnswer, CompletionAnswer
+from model_manager.server.routes.generation.request import LONGEST_STOP, MOST_STOPS, parameters
+from model_manager.server.routes.generation.schemas import ChatAnswer, CompletionAnswer
 from servers import SECONDS, run_node, running
 from tokenizers import Tokenizer
 
@@ -376,9 +376,9 @@ def test_pieces_come_while_the_answer_is_written(endless_server):
 
 def test_an_error_in_the_middle_of_a_stream(gpt2, monkeypatch):
     """It comes as an event, which the SDK raises."""
-    from model_manager.server import generation
+    from model_manager.server.routes.generation import endpoints
 
-    class Failing(generation.AsyncTextStream):
+    class Failing(endpoints.AsyncTextStream):
         async def __anext__(self):
             if self.given:
                 raise NotFiniteError("NaN in the middle")
@@ -387,7 +387,7 @@ def test_an_error_in_the_middle_of_a_stream(gpt2, monkeypatch):
 
         given = False
 
-    monkeypatch.setattr(generation, "AsyncTextStream", Failing)
+    monkeypatch.setattr(endpoints, "AsyncTextStream", Failing)
     *_, piece, last = events(gpt2.client.post("/v1/chat/completions", json={**ASK, "stream": True}))
     assert b"a piece" in piece
     assert json.loads(last)["error"]["type"] == "server_error"

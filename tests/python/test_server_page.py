@@ -11,9 +11,10 @@ import pytest
 from conftest import ENGLISH_TEXT
 from generators import GREEDY, SLOT
 from model_manager import __version__
-from model_manager.server import ServerConfig, page
+from model_manager.server import ServerConfig
 from model_manager.server import service as service_module
-from model_manager.server.page import ServiceDescription, Status
+from model_manager.server.routes import status as status_module
+from model_manager.server.routes.status import ServiceDescription, Status
 from servers import MODELS, until
 
 BROWSER = "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,image/webp,*/*;q=0.8"
@@ -173,14 +174,14 @@ def test_memory_over_time(server):
 def test_the_history_goes_on_when_the_clock_is_set_back(make_manager, monkeypatch):
     clock = types.SimpleNamespace(time=lambda: 1e9, monotonic=lambda: 50.0)
     monkeypatch.setattr(service_module, "time", clock)
-    monkeypatch.setattr(page, "time", clock)
+    monkeypatch.setattr(status_module, "time", clock)
     service = service_module.Service(ServerConfig(models=MODELS), make_manager())
 
     def sampled(seconds, at, since):
         """The state after a sample so many seconds later, when the clock says `at`, for a page that knows the rest."""
         clock.time, clock.monotonic = (lambda: at), (lambda: 50.0 + seconds)
         service.sample()
-        return page.status_of(service, since)
+        return status_module.status_of(service, since)
 
     def times(status):
         return [at for at, *_ in status["memory"]["history"]]
@@ -188,7 +189,7 @@ def test_the_history_goes_on_when_the_clock_is_set_back(make_manager, monkeypatc
     assert times(sampled(0, 1e9, -1)) == [1e9]
     assert times(sampled(10, 1e9 + 10, 1e9)) == [1e9 + 10]
     status = sampled(20, 1e9 - 3600, 1e9 + 10)
-    assert times(status) == [1e9 - 3600], "what is left is told anew"
+    assert times(status) == [1e9 - 3600], "the page gets the rest again"
     assert status["uptime_seconds"] == 20
     assert times(sampled(30, 1e9 - 3590, 1e9 - 3600)) == [1e9 - 3590]
     assert times(sampled(30.5, 1e9, -1)) == [1e9 - 3600, 1e9 - 3590], "not twice within a second"

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from .. import ModelManager
-    from ..qdrant import IndexReport, QdrantIndexer
+    from ..integrations.qdrant import IndexReport, QdrantIndexer
 
 _SHOWN_FAILURES = 20
 _LONGEST_FIELD = 2**31 - 1  # csv's own limit, 128 KB, is less than many a document
@@ -49,7 +49,7 @@ def _collection_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def _indexer(models: ModelManager, settings: dict[str, Any]) -> QdrantIndexer:
     with extra("qdrant"):
-        from ..qdrant import QdrantIndexer
+        from ..integrations.qdrant import QdrantIndexer
     return QdrantIndexer(manager=models, **settings)
 
 

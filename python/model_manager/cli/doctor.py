@@ -13,6 +13,7 @@ import click
 
 from .. import Config, ModelManager, __version__, available_isas, isa, resident_bytes
 from .._embedder import without_key
+from .._machine import cpu_name, usable_cores
 from ..errors import ConfigError, MissingFileError, ModelManagerError, ModelNotFoundError
 from .output import json_option, manager, quiet, show_json, show_table, size
 from .slots import hub_cache
@@ -91,22 +92,14 @@ def _versions() -> dict[str, str]:
 
 
 def _machine() -> dict[str, str]:
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "system": f"{platform.system()} {platform.machine()}",
-        "cpu": _cpu(),
+        "cpu": cpu_name(),
         "instruction_set": f"{isa()} of {', '.join(available_isas())}",
-        "cores": f"{usable} usable of {os.cpu_count()}, cgroup limit {_cpu_limit()}",
+        "cores": f"{usable_cores()} usable of {os.cpu_count()}, cgroup limit {_cpu_limit()}",
         "memory": _memory(),
         "this_process": size(resident_bytes()),
     }
-
-
-def _cpu() -> str:
-    for line in _lines("/proc/cpuinfo"):
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def _cpu_limit() -> str:

@@ -1,4 +1,4 @@
-"""The endpoints put together: as an application of their own, or as a router for one that exists."""
+"""The server as a whole: an application, or a router for an existing one."""
 
 from __future__ import annotations
 
@@ -6,103 +6,30 @@ import contextlib
 from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter, FastAPI
-from fastapi.routing import APIRoute
-from starlette.routing import Match, Route
+from starlette.routing import Route
 
 from .. import __version__
-from . import admin, embeddings, errors, generation, health, metrics, models, page
+from ..compat import model_manager
+from . import errors
 from .config import ServerConfig
 from .errors import ApiError
 from .middleware import Endpoint
-from .schemas import ErrorBody
+from .routes import admin, embeddings, generation, health, metrics, models, status
+from .routing import Routes
 from .service import Service
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Callable
+    from contextlib import AbstractAsyncContextManager
 
-    from pydantic import BaseModel
     from starlette.requests import Request
     from starlette.types import ASGIApp, Receive, Scope, Send
 
-    from ..chatbot import ModelManager
+    from ..compat import ModelManager
     from .middleware import Handler
 
-_PARTS = (embeddings, generation, models, health, metrics, admin, page)
-"""The first is matched first."""
-
-
-class _Documentation(APIRoute):
-    """An endpoint's place in the OpenAPI document. It matches nothing: FastAPI's own handling of a request costs more
-    than answering it from the cache.
-    """
-
-    def matches(self, scope: Scope) -> tuple[Match, Scope]:
-        return Match.NONE, {}
-
-
-class Routes:
-    """Where the parts of the server register their endpoints."""
-
-    def __init__(self, target: APIRouter, service: Service) -> None:
-        self.target = target
-        self.service = service
-
-    def add(
-        self,
-        path: str,
-        handler: Handler,
-        *,
-        method: str = "GET",
-        body: type[BaseModel] | None = None,
-        answer: type[BaseModel] | None = None,
-        summary: str,
-        tags: Sequence[str],
-        parameters: Sequence[dict[str, Any]] = (),
-        responses: dict[int | str, dict[str, Any]] | None = None,
-        probe: bool = False,
-    ) -> None:
-        """Serve `path` by `handler`, which reads and checks the request itself and may raise `ApiError` or any
-        `ModelManagerError`.
-
-        Args:
-            body, answer: What the OpenAPI document says of them; nothing is checked against these.
-            parameters: Path parameters for that document.
-            responses: Further answers for that document. Errors are in it already.
-            probe: Answers while the server drains.
-        """
-        # In figures and settings a path parameter stands without its converter.
-        endpoint: Any = Endpoint(handler, self.service, path.replace(":path}", "}"), method=method, probe=probe)
-        # Of all methods: the endpoint itself refuses the others, so that it does in every application alike.
-        self.target.add_route(path, endpoint, include_in_schema=False)
-        if not path.endswith(("/", ":path}")):
-            # A redirect instead would make some clients drop the body or the key.
-            self.target.add_route(f"{path}/", endpoint, include_in_schema=False)
-        extra: dict[str, Any] = {}
-        if body is not None:
-            schema = body.model_json_schema(ref_template="#/components/schemas/{model}")
-            extra["requestBody"] = {"required": True, "content": {"application/json": {"schema": schema}}}
-        if parameters:
-            extra["parameters"] = list(parameters)
-
-        def documented_handler() -> None:
-            """Named and described like the handler, whose own parameter means nothing to FastAPI."""
-
-        documented_handler.__name__, documented_handler.__doc__ = handler.__name__, handler.__doc__
-        self.target.add_api_route(
-            path,
-            documented_handler,
-            methods=[method],
-            response_model=answer,
-            summary=summary,
-            tags=list(tags),
-            responses={
-                "4XX": {"model": ErrorBody, "description": "The request is at fault."},
-                "5XX": {"model": ErrorBody, "description": "The server is at fault."},
-                **(responses or {}),
-            },
-            openapi_extra=extra or None,
-            route_class_override=_Documentation,
-        )
+_PARTS = (embeddings, generation, models, health, metrics, admin, status)
+"""Modules with endpoints. A request goes to the first endpoint that matches."""
 
 
 def _add_all(target: APIRouter, service: Service) -> None:
@@ -112,7 +39,7 @@ def _add_all(target: APIRouter, service: Service) -> None:
 
 
 def _guard_document(app: FastAPI, service: Service) -> None:
-    """Ask for the key at the framework's own endpoints too."""
+    """Check the key at the framework's own endpoints too."""
     for route in app.router.routes:
         if isinstance(route, Route):
             endpoint = Endpoint(_answered_by(route.app), service, route.path, probe=True)
@@ -127,10 +54,10 @@ def _answered_by(answer: ASGIApp) -> Handler:
 
 
 def _answer_unknown_paths(app: FastAPI, service: Service) -> None:
-    """In the form of all errors, and without waiting for a body."""
+    """Answer unknown paths in the form of all errors, without waiting for a body."""
 
     async def unknown(request: Request) -> ASGIApp:
-        raise ApiError(404, f"Nothing is served at {request.url.path}; GET / lists what is", code="unknown_path")
+        raise ApiError(404, f"Nothing is served at {request.url.path}; GET / lists the endpoints", code="unknown_path")
 
     endpoint, other = Endpoint(unknown, service, "(unknown)", method=None, probe=True), app.router.default
 
@@ -140,12 +67,26 @@ def _answer_unknown_paths(app: FastAPI, service: Service) -> None:
     app.router.default = default
 
 
+def _running(service: Service) -> Callable[[Any], AbstractAsyncContextManager[None]]:
+    """The lifespan of an application that serves `service`."""
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_app: Any) -> AsyncIterator[None]:
+        await service.start()
+        try:
+            yield
+        finally:
+            await service.stop()
+
+    return lifespan
+
+
 def create_app(config: ServerConfig | None = None, manager: ModelManager | None = None) -> FastAPI:
-    """An application that serves the models of `manager`: for uvicorn, or to be mounted.
+    """An application that serves the models of `manager`, for uvicorn or to be mounted.
 
     Args:
-        config: Settings; None: those of the environment.
-        manager: None: one of its own, with a larger cache, closed with the application.
+        config: Settings. None: those of the environment.
+        manager: None: a new manager with a larger cache, which is closed with the application.
 
     Raises:
         ConfigError: A setting is out of range.
@@ -154,20 +95,12 @@ def create_app(config: ServerConfig | None = None, manager: ModelManager | None 
     config = config or ServerConfig()
     service = Service(config, manager)
 
-    @contextlib.asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        await service.start()
-        try:
-            yield
-        finally:
-            await service.stop()
-
     app = FastAPI(
         title="model_manager",
         version=__version__,
         summary="Sentence embeddings and text generation with OpenAI's protocol.",
         root_path=config.root_path,
-        lifespan=lifespan,
+        lifespan=_running(service),
         redoc_url=None,
         redirect_slashes=False,
         swagger_ui_oauth2_redirect_url=None,
@@ -184,7 +117,7 @@ def create_app(config: ServerConfig | None = None, manager: ModelManager | None 
             CORSMiddleware,
             allow_origins=list(config.cors_origins),
             allow_methods=["GET", "POST"],
-            # Those that the browser asks for: SDKs send headers of their own.
+            # Any header: SDKs send their own.
             allow_headers=["*"],
             expose_headers=["x-request-id", "retry-after"],
         )
@@ -192,29 +125,19 @@ def create_app(config: ServerConfig | None = None, manager: ModelManager | None 
 
 
 def router(config: ServerConfig | None = None, manager: ModelManager | None = None) -> APIRouter:
-    """The same endpoints for an application that exists: ``app.include_router(router(), prefix="/ai")``.
+    """The same endpoints for an existing application: ``app.include_router(router(), prefix="/ai")``.
 
-    Keys, errors, limits and figures are the same; `open_paths` are given without the prefix. CORS, the answers to
-    unknown paths, and without `allowed_hosts` the check of `Host`, are the application's own.
+    Keys, errors, limits and metrics are the same; `open_paths` are written without the prefix. CORS, the answers to
+    unknown paths, and without `allowed_hosts` the check of `Host`, stay with the application.
 
     Args:
-        config: Settings; None: those of the environment.
+        config: Settings. None: those of the environment.
         manager: None: the process-wide `model_manager`.
     """
-    from ..chatbot import model_manager
-
     config = config or ServerConfig()
-    # Which names lead to the application is known to itself, unless the settings name some.
+    # Only the application knows its host names, unless the settings list them.
     service = Service(config, model_manager if manager is None else manager, check_hosts=bool(config.allowed_hosts))
 
-    @contextlib.asynccontextmanager
-    async def lifespan(app: Any) -> AsyncIterator[None]:
-        await service.start()
-        try:
-            yield
-        finally:
-            await service.stop()
-
-    target = APIRouter(lifespan=lifespan)
+    target = APIRouter(lifespan=_running(service))
     _add_all(target, service)
     return target

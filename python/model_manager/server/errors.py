@@ -118,6 +118,21 @@ def from_exception(error: BaseException) -> ApiError:
     return ApiError(500, "The server failed to answer; its log says more", code="internal_error")
 
 
+def refused(error: Exception, field: str | None, default: str) -> ApiError:
+    """400: the core did not accept an argument.
+
+    Args:
+        error: What the core raised. Its `param` is the argument's name.
+        field: The request field that holds this argument; None: the `default` field is to blame.
+        default: The field that everything else is about.
+    """
+    message, code = str(error), getattr(error, "code", None)
+    param = getattr(error, "param", None)
+    if param is None or field is None:
+        return bad_request(message, default, code)
+    return bad_request(message.replace(param, field), field, code)
+
+
 async def _http_error(request: Request, error: Exception) -> Response:
     """What the framework itself raises: unknown paths and methods."""
     if isinstance(error, ApiError):

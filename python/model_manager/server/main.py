@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from fastapi import FastAPI
 
-    from ..chatbot import ModelManager
+    from ..compat import ModelManager
     from .service import Service
 
 _HANDOVER = "MODEL_MANAGER_SERVER_CONFIG"

@@ -23,7 +23,7 @@ from .bodies import release
 from .errors import ApiError, from_exception, unavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable
+    from collections.abc import Awaitable, Mapping
     from typing import Protocol
 
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -204,6 +204,6 @@ def _check_key(authorization: bytes | None, keys: tuple[bytes, ...]) -> None:
     )
 
 
-def to_json(value: Any, status: int = 200) -> Response:
+def to_json(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     """An answer in JSON."""
-    return Response(orjson.dumps(value), status, media_type="application/json")
+    return Response(orjson.dumps(value), status, headers, media_type="application/json")

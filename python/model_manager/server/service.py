@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import math
 import os
 import re
-import threading
 import time
 from collections import deque
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+from .._async import in_thread
 from .._core import Config
-from ..chatbot import ModelManager
+from ..compat import ModelManager
 from ..errors import InputError, ModelManagerError
 from .config import ServedModel, ServerConfig
 from .errors import unknown_model
 from .hosts import Hosts
-from .metrics import Metrics, check_shared_folder
+from .prometheus import Metrics, check_shared_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,39 +41,6 @@ _INSTRUCTED = "qwen3-embedding"
 
 Kind = Literal["embedding", "generator"]
 Result = TypeVar("Result")
-
-
-def in_thread(function: Callable[..., Result], *args: Any) -> asyncio.Future[Result]:
-    """What `function` returns or raises, called on a thread of its own.
-
-    For what may take minutes: it takes no place in the loop's executor, and an interpreter that ends does not wait for
-    it.
-    """
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[Result] = loop.create_future()
-    # Nobody may be waiting any more when it fails.
-    future.add_done_callback(lambda done: done.cancelled() or done.exception())
-
-    def settle(result: Result | None, error: BaseException | None) -> None:
-        if future.done():
-            return
-        if error is not None:
-            future.set_exception(error)
-        else:
-            future.set_result(cast("Result", result))
-
-    def work() -> None:
-        result, error = None, None
-        try:
-            result = function(*args)
-        except BaseException as caught:  # noqa: BLE001  it is raised where the result is awaited
-            error = caught
-        # A loop closed meanwhile: nobody waits any more.
-        with contextlib.suppress(RuntimeError):
-            loop.call_soon_threadsafe(settle, result, error)
-
-    threading.Thread(target=work, name=f"model-manager-{function.__name__}", daemon=True).start()
-    return future
 
 
 def _first_word(name: str) -> str:
@@ -206,7 +172,7 @@ class Service:
     def sample(self) -> None:
         """Take the manager's figures into the metrics and the history."""
         stats = self.manager.stats()
-        self.metrics.sample(self, stats)
+        self.metrics.sample(stats, self.in_flight, self.waiting)
         # By a clock that never jumps: the other one may be set back by hours.
         now = time.monotonic()
         if not self._finished or now - self._finished[-1][0] >= SAMPLE_SECONDS / 2:

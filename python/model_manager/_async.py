@@ -1,0 +1,346 @@
+"""asyncio over the core's callbacks.
+
+The core reports results and events on its own threads. One bridge, `on_loop`, carries them to an event loop: requests
+need no thread of their own and nothing polls, and a model that must be loaded first blocks no other task.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections import deque
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable, Mapping, Sequence
+    from typing import Any, TypeAlias, TypeVar
+
+    import numpy as np
+    from numpy.typing import NDArray
+    from typing_extensions import Self
+
+    from ._core import GenerationTicket, Manager, Ticket
+    from ._types import Completion, Inputs
+
+    Prompt: TypeAlias = str | Sequence[int] | Sequence[Mapping[str, str]]
+    OnEvent: TypeAlias = Callable[[str | None, Completion | None, BaseException | None], object]
+    Result = TypeVar("Result")
+    Request = TypeVar("Request")
+
+
+# --- The bridge ------------------------------------------------------------------------------------------------------
+
+
+def on_loop(callback: Callable[..., object]) -> Callable[..., None]:
+    """A function that runs `callback` on the running event loop and may be called from any thread.
+
+    On the loop's own thread it runs at once. After the loop is closed it does nothing.
+    """
+    import asyncio
+
+    loop = asyncio.get_running_loop()
+    loop_thread = threading.get_ident()
+
+    def call(*args: object) -> None:
+        if threading.get_ident() == loop_thread:
+            callback(*args)
+        elif not loop.is_closed():
+            # The loop may be closed between the check and the call.
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(callback, *args)
+
+    return call
+
+
+def start(submit: Callable[[Callable[..., None]], Request]) -> tuple[asyncio.Future[Any], Request]:
+    """A future, and what `submit` returns.
+
+    `submit` gets the callback `on_done(result, error)`, which resolves the future from any thread. Later calls of it
+    are ignored, and so are calls after the future was cancelled.
+    """
+    import asyncio
+
+    future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+
+    def settle(result: object, error: BaseException | None) -> None:
+        if future.done():
+            return
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(result)
+
+    return future, submit(on_loop(settle))
+
+
+def in_thread(function: Callable[..., Result], *args: Any) -> asyncio.Future[Result]:
+    """The future of what `function` returns or raises on a thread of its own.
+
+    For calls that may take minutes: they do not occupy the loop's executor, and the interpreter does not wait for them
+    when it exits.
+    """
+
+    def submit(on_done: Callable[..., None]) -> None:
+        def work() -> None:
+            result, error = None, None
+            try:
+                result = function(*args)
+            except BaseException as caught:  # noqa: BLE001  it is raised where the future is awaited
+                error = caught
+            on_done(result, error)
+
+        threading.Thread(target=work, name=f"model-manager-{function.__name__}", daemon=True).start()
+
+    future, _ = start(submit)
+    # An error counts as retrieved even when the caller has stopped waiting.
+    future.add_done_callback(lambda done: done.cancelled() or done.exception())
+    return future
+
+
+# --- Embedding -------------------------------------------------------------------------------------------------------
+
+
+async def aembed(manager: Manager, texts: Inputs, model: str | None = None, **options: Any) -> NDArray[np.float32]:
+    """`Manager.embed` for asyncio: same arguments (except `progress`), same result, same errors.
+
+    Cancelling the task withdraws the texts that have not been computed yet.
+    """
+    future, ticket = start(lambda on_done: manager.submit(texts, on_done, model, **options))
+    vectors: NDArray[np.float32] = await _result(future, ticket)
+    return vectors
+
+
+async def aresponse(manager: Manager, inputs: Inputs, model: str | None = None, **options: Any) -> tuple[bytes, int]:
+    """`Manager.submit_response` for asyncio: the body and its prompt tokens. Same arguments (except `on_done`), same
+    errors.
+
+    Cancelling the task withdraws the inputs that have not been computed yet.
+    """
+    return await _result(*start_response(manager, inputs, model, **options))
+
+
+def start_response(
+    manager: Manager, inputs: Inputs, model: str | None = None, **options: Any
+) -> tuple[asyncio.Future[tuple[bytes, int]], Ticket]:
+    """`aresponse` without waiting: the future of its result, which is already done when everything was cached, and the
+    ticket that cancels it.
+    """
+
+    def submit(on_done: Callable[..., None]) -> Ticket:
+        def on_body(body: bytes | None, tokens: int, error: BaseException | None) -> None:
+            on_done((body, tokens), error)
+
+        return manager.submit_response(inputs, on_body, model, **options)
+
+    return start(submit)
+
+
+async def _result(future: asyncio.Future[Result], ticket: Ticket) -> Result:
+    try:
+        return await future
+    finally:
+        if not ticket.done:
+            ticket.cancel()
+
+
+# --- Generation ------------------------------------------------------------------------------------------------------
+
+_LONG = 1 << 14
+"""Characters from which on a prompt is submitted by a thread of its own: its template and tokens take seconds."""
+_MAX_LONG = 2
+"""Long prompts that are tokenised at the same time; more would take the cores from the models."""
+_long_prompts = threading.Semaphore(_MAX_LONG)
+
+
+def _after_fork_child() -> None:
+    """The threads that held the semaphore exist in the parent only."""
+    global _long_prompts
+    _long_prompts = threading.Semaphore(_MAX_LONG)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_child)
+
+
+async def acomplete(manager: Manager, prompt: Prompt, model: str | None = None, **params: Any) -> Completion:
+    """`Manager.complete` for asyncio. Cancelling the task ends the answer within one token."""
+
+    def submit(on_done: Callable[..., None]) -> _Generation:
+        def on_event(piece: str | None, completion: Completion | None, error: BaseException | None) -> None:
+            if piece is None:
+                on_done(completion, error)
+
+        return _Generation(manager, prompt, model, params, on_event)
+
+    future, generation = start(submit)
+    try:
+        completion: Completion = await future
+        return completion
+    except BaseException:
+        generation.abandon()
+        raise
+
+
+class AsyncTextStream:
+    """The pieces of one answer: an asynchronous iterator of str, created inside a running event loop.
+
+    The generation starts at once, not with the first piece. Closing or dropping the stream, or cancelling the task that
+    waits for a piece, ends the answer within one token.
+    """
+
+    __slots__ = ("_pieces",)
+
+    def __init__(self, manager: Manager, prompt: Prompt, model: str | None, params: dict[str, Any]) -> None:
+        self._pieces = _Pieces(manager, prompt, model, params)
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> str:
+        return await self._pieces.next()
+
+    def cancel(self) -> None:
+        """End the answer within one token; the iterator returns what was written until then and stops."""
+        self._pieces.generation.cancel()
+
+    async def aclose(self) -> None:
+        """End the answer within one token; the iterator stops at once."""
+        self._pieces.close()
+
+    @property
+    def completion(self) -> Completion | None:
+        """The whole answer and its figures once the iterator has ended; None before, and after an error."""
+        return self._pieces.completion
+
+    def __del__(self) -> None:
+        # The attribute is missing when the constructor raised.
+        pieces = getattr(self, "_pieces", None)
+        if pieces is not None:
+            pieces.close()
+
+
+class _Pieces:
+    """The buffer behind one `AsyncTextStream`. The core's callback keeps it alive until the generation ends, so the
+    caller holds the stream instead, and dropping the stream cancels the generation.
+    """
+
+    def __init__(self, manager: Manager, prompt: Prompt, model: str | None, params: dict[str, Any]) -> None:
+        import asyncio
+
+        self.loop = asyncio.get_running_loop()
+        self.pieces: deque[str] = deque()
+        self.ended = False
+        self.completion: Completion | None = None
+        self.error: BaseException | None = None
+        self.waiter: asyncio.Future[None] | None = None
+        self.generation = _Generation(manager, prompt, model, params, on_loop(self.take))
+
+    async def next(self) -> str:
+        """The next piece; `StopAsyncIteration` after the last one."""
+        while not self.pieces:
+            if self.ended:
+                self.raise_error()
+                raise StopAsyncIteration
+            if self.waiter is not None:
+                raise RuntimeError("another task already waits for a piece of this answer")
+            self.waiter = self.loop.create_future()
+            try:
+                await self.waiter
+            except BaseException:
+                self.close()
+                raise
+            finally:
+                self.waiter = None
+        return self.pieces.popleft()
+
+    def take(self, piece: str | None, completion: Completion | None, error: BaseException | None) -> None:
+        """Handle one event of the core, on the loop."""
+        if self.ended:
+            return
+        if piece is not None:
+            self.pieces.append(piece)
+        else:
+            self.completion, self.error = completion, error
+            self.ended = True
+        self.wake()
+
+    def wake(self) -> None:
+        if self.waiter is not None and not self.waiter.done():
+            self.waiter.set_result(None)
+
+    def close(self) -> None:
+        """Drop what is left of the answer."""
+        if not self.ended:
+            self.generation.abandon()
+            self.ended = True
+            self.pieces.clear()
+            self.wake()
+
+    def raise_error(self) -> None:
+        if self.error is not None:
+            error, self.error = self.error, None
+            raise error
+
+
+class _Generation:
+    """One submitted generation. A long prompt is submitted by a thread of its own, so that the event loop goes on."""
+
+    __slots__ = ("_abandoned", "_cancelled", "_ticket")
+
+    def __init__(
+        self, manager: Manager, prompt: Prompt, model: str | None, params: dict[str, Any], on_event: OnEvent
+    ) -> None:
+        self._ticket: GenerationTicket | None = None
+        self._cancelled = False
+        self._abandoned = False
+        if _is_long(prompt):
+            threading.Thread(
+                target=self._submit_long,
+                args=(manager, prompt, model, params, on_event),
+                name="model-manager-prompt",
+                daemon=True,
+            ).start()
+        else:
+            self._ticket = manager.submit_generation(prompt, on_event, model, **params)
+
+    def _submit_long(
+        self, manager: Manager, prompt: Prompt, model: str | None, params: dict[str, Any], on_event: OnEvent
+    ) -> None:
+        try:
+            with _long_prompts:
+                if self._abandoned:
+                    return
+                self._ticket = manager.submit_generation(prompt, on_event, model, **params)
+        except BaseException as error:  # noqa: BLE001  it is raised where the answer is awaited
+            on_event(None, None, error)
+        else:
+            if self._cancelled:
+                self._ticket.cancel()
+
+    def cancel(self) -> None:
+        """End the answer within one token, or before it starts. Its last event still comes."""
+        # In this order: either the submitting thread sees the flag, or this thread sees the ticket.
+        self._cancelled = True
+        if self._ticket is not None:
+            self._ticket.cancel()
+
+    def abandon(self) -> None:
+        """`cancel`, and do not submit a prompt that still waits for its turn: the last event is not needed."""
+        self._abandoned = True
+        self.cancel()
+
+
+def _is_long(prompt: Prompt) -> bool:
+    """Whether submitting `prompt` may take more than a few milliseconds."""
+    if isinstance(prompt, str):
+        return len(prompt) > _LONG
+    length = 0
+    for message in prompt:
+        # The core reports what is wrong with a message.
+        content = message.get("content") if isinstance(message, dict) else None
+        length += 1 + (len(content) if isinstance(content, str) else 0)
+        if length > _LONG:
+            return True
+    return False

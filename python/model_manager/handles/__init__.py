@@ -1,0 +1,11 @@
+"""Models as objects: `SentenceModel` has sentence-transformers' calls, `TextGenerator` those of a pipeline.
+
+A handle names a slot and holds no weights, so an idle model leaves memory while handles on it exist.
+"""
+
+from __future__ import annotations
+
+from .sentence_model import SentenceModel
+from .text_generator import TextGenerator
+
+__all__ = ["SentenceModel", "TextGenerator"]

@@ -1,0 +1,282 @@
+"""A sentence model as an object with `encode`, for code written for sentence-transformers.
+
+The object is a handle: it names a slot and holds no weights. An idle model leaves memory while the handle exists, and
+the next `encode` loads it again.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+    from typing import Any, Literal
+
+    import numpy as np
+    from numpy.typing import ArrayLike, NDArray
+
+    from .._core import Manager
+    from .._types import Description
+
+    Precision = Literal["float32", "int8", "uint8", "binary", "ubinary"]
+
+logger = logging.getLogger(__name__)
+
+QUERY_PROMPTS = ("query",)
+"""Names of a model's prompt for questions. The first one that the model has is used."""
+DOCUMENT_PROMPTS = ("document", "passage", "corpus")
+"""The same for the documents that are searched."""
+
+_CALIBRATION_TEXTS = 100
+
+
+class SentenceModel:
+    """The model of one slot of a manager, with the calls of `sentence_transformers.SentenceTransformer`."""
+
+    __slots__ = ("_manager", "name")
+
+    name: str
+    """The slot."""
+
+    def __init__(self, manager: Manager, name: str) -> None:
+        self._manager = manager
+        self.name = name
+
+    def encode(
+        self,
+        sentences: str | Iterable[str],
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        batch_size: int = 32,
+        show_progress_bar: bool | None = None,
+        output_value: Literal["sentence_embedding"] = "sentence_embedding",
+        precision: Precision = "float32",
+        convert_to_numpy: bool = True,
+        convert_to_tensor: bool = False,
+        device: str | None = None,
+        normalize_embeddings: bool = False,
+        truncate_dim: int | None = None,
+    ) -> Any:
+        """Embed one text (shape (dim,)) or several (shape (n, dim)). All names are those of sentence-transformers.
+
+        Args:
+            sentences: A str, or several.
+            prompt_name: The name of one of the model's prompts. Without this and `prompt`: the model's default prompt.
+            prompt: Text that is put in front of every sentence.
+            batch_size: Accepted and ignored: batches are formed by tokens and do not change results.
+            show_progress_bar: Show a progress bar if tqdm is installed.
+            output_value: Only ``"sentence_embedding"``.
+            precision: ``"float32"``, or quantised: ``"int8"``/``"uint8"`` (scaled to the range of these texts,
+                one byte per dimension), ``"binary"``/``"ubinary"`` (the sign, one bit per dimension).
+            convert_to_numpy: False returns a list of arrays, one per text.
+            convert_to_tensor: Return a PyTorch tensor; needs PyTorch.
+            device: Accepted and ignored: `Config(device=...)` decides.
+            normalize_embeddings: Scale to length 1.
+            truncate_dim: Keep the first dimensions.
+
+        Returns:
+            float32, or the dtype of `precision`. The array is writable and belongs to the caller.
+
+        Raises:
+            TypeError: `sentences` is a mapping or bytes, or an item is not text.
+            ValueError: An unknown `precision` or `output_value`, and the errors of `Manager.embed`.
+        """
+        if output_value != "sentence_embedding":
+            raise ValueError(f"output_value={output_value!r} is not supported; use 'sentence_embedding'")
+        if precision not in ("float32", "int8", "uint8", "binary", "ubinary"):
+            raise ValueError(f"precision={precision!r} must be one of float32, int8, uint8, binary, ubinary")
+        if isinstance(sentences, Mapping | bytes | bytearray):
+            remedy = "list(sentences.values())" if isinstance(sentences, Mapping) else "sentences.decode()"
+            raise TypeError(
+                f"sentences must be a str or an iterable of str, not {type(sentences).__name__};"
+                f" to embed its texts give {remedy}"
+            )
+        single = isinstance(sentences, str)
+        texts = [sentences] if isinstance(sentences, str) else list(sentences)
+        with _Progress(bool(show_progress_bar), len(texts)) as progress:
+            vectors: Any = self._manager.embed(
+                texts,
+                self.name,
+                prompt=prompt,
+                prompt_name=prompt_name,
+                normalize=normalize_embeddings,
+                truncate_dim=truncate_dim,
+                progress=progress,
+            )
+        if precision != "float32":
+            vectors = quantize(vectors, precision)
+        if convert_to_tensor:
+            import torch
+
+            vectors = torch.from_numpy(vectors)
+        if single:
+            return vectors[0]
+        return vectors if convert_to_numpy or convert_to_tensor else list(vectors)
+
+    def encode_query(self, sentences: str | Iterable[str], *, task: str | None = None, **options: Any) -> Any:
+        r"""`encode` with the model's prompt named ``query``, if it has one and the call gives none.
+
+        Args:
+            sentences: A str, or several.
+            task: The search task in one English sentence, for models that take instructions, such as Qwen3-Embedding.
+                The prompt becomes ``Instruct: {task}\nQuery:``. Documents get no instruction.
+            options: As `encode`.
+
+        Raises:
+            ValueError: A `task` together with a `prompt` or `prompt_name`, a blank `task`, and the errors of `encode`.
+        """
+        if task is not None:
+            if options.get("prompt") is not None or options.get("prompt_name") is not None:
+                raise ValueError("task makes the prompt; give it alone, without prompt and prompt_name")
+            options["prompt"] = instruction(task)
+        return self.encode(sentences, **self._with_prompt(options, QUERY_PROMPTS))
+
+    def encode_document(self, sentences: str | Iterable[str], **options: Any) -> Any:
+        """`encode` with the model's prompt named ``document``, ``passage`` or ``corpus``, if it has one and the call
+        gives none.
+        """
+        return self.encode(sentences, **self._with_prompt(options, DOCUMENT_PROMPTS))
+
+    def _with_prompt(self, options: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+        if options.get("prompt") is None and options.get("prompt_name") is None:
+            options["prompt_name"] = find_prompt(self.describe()["prompts"], names)
+        return options
+
+    def similarity(self, first: ArrayLike, second: ArrayLike) -> NDArray[np.float32]:
+        """The similarity of each row of `first` to each row of `second`, shape (n, m), by the model's own measure.
+
+        ``euclidean`` and ``manhattan`` are negative distances, so that for every measure a larger value means more
+        similar.
+        """
+        return similarity(first, second, self.describe()["similarity"])
+
+    def count_tokens(self, texts: str | Iterable[str]) -> int | list[int]:
+        """Tokens of one text (int) or of each (list), special tokens included, not cut to `max_seq_length`."""
+        return self._manager.count_tokens(texts, self.name)
+
+    def describe(self) -> Description:
+        """The model's description; loads the model."""
+        description = self._manager.describe(self.name)
+        assert description is not None  # only describe(load=False) answers None
+        return description
+
+    def get_sentence_embedding_dimension(self) -> int:
+        """Length of a vector; loads the model."""
+        return self.describe()["dimension"]
+
+    get_embedding_dimension = get_sentence_embedding_dimension
+
+    @property
+    def max_seq_length(self) -> int | None:
+        """Tokens per text, special ones included; longer texts are cut. None: only its server knows. Loads it."""
+        return self.describe()["max_length"]
+
+    @property
+    def prompts(self) -> dict[str, str]:
+        """The model's prompts by name; loads the model."""
+        return self.describe()["prompts"]
+
+    @property
+    def default_prompt_name(self) -> str | None:
+        """The prompt that is used when a call names none; loads the model."""
+        return self.describe()["default_prompt_name"]
+
+    @property
+    def similarity_fn_name(self) -> str:
+        """``cosine``, ``dot``, ``euclidean`` or ``manhattan``; loads the model."""
+        return self.describe()["similarity"]
+
+    @property
+    def device(self) -> str:
+        """``cpu``, ``cuda`` or ``mps``."""
+        return self._manager.device
+
+    def __repr__(self) -> str:
+        state = "loaded" if self._manager.is_loaded(self.name) else "not loaded"
+        return f"<SentenceModel {self.name!r}, {state}>"
+
+    def _repr_html_(self) -> str:
+        from ..integrations.jupyter import model_html
+
+        return model_html(self._manager, self.name)
+
+
+def instruction(task: str) -> str:
+    """The prompt for a query's task, in the format of Qwen3-Embedding and models trained like it.
+
+    Raises:
+        ValueError: A blank `task`.
+    """
+    if not task.strip():
+        raise ValueError("task is empty; describe the search in one sentence, or leave it out")
+    return f"Instruct: {task}\nQuery:"
+
+
+def find_prompt(known: Mapping[str, str], names: Sequence[str]) -> str | None:
+    """The first of `names` that the model has a prompt for."""
+    return next((name for name in names if name in known), None)
+
+
+def similarity(first: ArrayLike, second: ArrayLike, measure: str = "cosine") -> NDArray[np.float32]:
+    """The similarity of each row of `first` (n, dim) to each row of `second` (m, dim), shape (n, m). A single vector
+    counts as one row.
+    """
+    import numpy as np
+
+    a = np.atleast_2d(np.asarray(first, dtype=np.float32))
+    b = np.atleast_2d(np.asarray(second, dtype=np.float32))
+    if measure == "cosine":
+        a, b = (rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12) for rows in (a, b))
+    if measure in ("cosine", "dot"):
+        return np.asarray(a @ b.T, dtype=np.float32)
+    order = {"euclidean": 2, "manhattan": 1}[measure]
+    # One row at a time: all (n, m, dim) differences together would take gigabytes.
+    return np.stack([-np.linalg.norm(row - b, ord=order, axis=1) for row in a]).astype(np.float32)
+
+
+def quantize(vectors: NDArray[np.float32], precision: Precision) -> NDArray[Any]:
+    """Quantize rows to one byte per dimension (int8, uint8) or to one bit (binary as int8, ubinary as uint8).
+
+    The bytes cover each dimension's range over these rows, as in sentence-transformers without calibration vectors.
+    """
+    import numpy as np
+
+    if precision in ("binary", "ubinary"):
+        bits = np.packbits(vectors > 0, axis=1)
+        return bits if precision == "ubinary" else (bits.astype(np.int16) - 128).astype(np.int8)
+    if len(vectors) == 0:
+        return vectors.astype(precision)
+    if len(vectors) < _CALIBRATION_TEXTS:
+        logger.warning(
+            "%s is scaled to the range of only %d texts; use at least %d for a reliable range",
+            precision,
+            len(vectors),
+            _CALIBRATION_TEXTS,
+        )
+    low = vectors.min(axis=0)
+    step = (vectors.max(axis=0) - low) / 255
+    steps: NDArray[np.float32] = (vectors - low) / np.where(step > 0, step, 1)
+    return steps.astype(np.uint8) if precision == "uint8" else (steps - 128).astype(np.int8)
+
+
+class _Progress:
+    """A context manager that returns the callback that `embed` takes, or None without a bar or without tqdm."""
+
+    def __init__(self, wanted: bool, total: int) -> None:
+        self._bar: Any = None
+        if wanted:
+            try:
+                from tqdm.auto import tqdm
+            except ImportError:
+                logger.info("no progress bar: tqdm is not installed")
+            else:
+                self._bar = tqdm(total=total, desc="Texts", unit="text")
+
+    def __enter__(self) -> Callable[[int, int], object] | None:
+        return None if self._bar is None else lambda done, _total: self._bar.update(done - self._bar.n)
+
+    def __exit__(self, *_error: object) -> None:
+        if self._bar is not None:
+            self._bar.close()

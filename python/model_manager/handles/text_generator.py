@@ -1,0 +1,254 @@
+"""A text generator that is called like a transformers pipeline, for code written for `pipeline("text-generation")`.
+
+The object is a handle: it names a slot and holds no weights. An idle generator leaves memory while the handle exists,
+and the next call loads it again.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections import deque
+
+from .._async import acomplete
+from ..errors import InputError, OverloadedError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from typing import Any, TypeAlias
+
+    from .._core import Manager, TextStream
+    from .._types import GeneratorDescription
+
+    Messages: TypeAlias = Sequence[Mapping[str, str]]
+    """A conversation: mappings with the keys ``role`` and ``content``."""
+    Generated: TypeAlias = list[dict[str, Any]]
+    """One dictionary per answer, with the key ``generated_text``."""
+
+logger = logging.getLogger(__name__)
+
+NEW_TOKENS = 256
+"""Tokens that a pipeline writes when a call sets no length."""
+_MAX_CONCURRENT = 16
+"""Answers of one call that are decoded at the same time."""
+_IGNORED = frozenset({"batch_size", "clean_up_tokenization_spaces", "pad_token_id", "use_cache"})
+"""Keywords of a pipeline that change no answer here: there is no padding, and text is never cleaned up."""
+
+
+class Tokenizer:
+    """The attributes of a pipeline's tokenizer that callers read. Each of them loads the model."""
+
+    __slots__ = ("_generator",)
+
+    def __init__(self, generator: TextGenerator) -> None:
+        self._generator = generator
+
+    @property
+    def eos_token_id(self) -> int | None:
+        """The token that ends a text; None when the model has none."""
+        return self._generator.describe()["eos_token_id"]
+
+    @property
+    def eos_token(self) -> str | None:
+        """The text of that token."""
+        return self._generator.describe()["eos_token"]
+
+    @property
+    def model_max_length(self) -> int:
+        """Tokens of prompt and answer together that the model holds."""
+        return self._generator.context_length
+
+
+class TextGenerator:
+    """The generator of one slot of a manager, called like a transformers text-generation pipeline."""
+
+    __slots__ = ("_manager", "name")
+
+    name: str
+    """The slot."""
+    task = "text-generation"
+
+    def __init__(self, manager: Manager, name: str = "text_generator") -> None:
+        self._manager = manager
+        self.name = name
+
+    def __call__(self, text_inputs: str | Sequence[str] | Messages | Sequence[Messages], **options: Any) -> Any:
+        """Continue one or several texts, or answer one or several conversations (messages with role and content).
+        Names and meanings of the options are those of transformers.
+
+        Args:
+            text_inputs: The texts to continue, or the conversations to answer.
+            options: max_new_tokens (256 without it and `max_length`), max_length (tokens, the prompt's included),
+                min_new_tokens, do_sample (False: the likeliest token at every step), temperature, top_k (50), top_p,
+                min_p, repetition_penalty, no_repeat_ngram_size, stop or stop_strings, seed, timeout, keep_alive,
+                prefix_scope;
+                num_return_sequences (more than 1 needs do_sample); return_full_text (True: the prompt in front);
+                truncation (a prompt that reaches `max_length` alone gets an empty answer instead of an error);
+                eos_token_id (the model's own). pad_token_id, clean_up_tokenization_spaces, batch_size and use_cache
+                are accepted and change nothing.
+
+        Returns:
+            ``[{"generated_text": str}]``, one dictionary per sequence; for several texts a list of such lists. For a
+            conversation the value is the messages with the answer appended, or the answer alone when
+            `return_full_text` is False.
+
+        Raises:
+            InputError: Wrong values, an empty prompt, one longer than the context or than `max_length` allows.
+            TypeError: An unknown option, or a value of the wrong type.
+            ModelManagerError: The errors of loading the model.
+        """
+        call = _Call(self, options)
+        inputs, single = _inputs(text_inputs)
+        wanted = [(index, params) for index in range(len(inputs)) for params in call.sequences()]
+        found: list[Generated] = [[] for _ in inputs]
+        for (index, _), text in zip(wanted, self._answers(inputs, wanted, call), strict=True):
+            found[index].append(call.generated(inputs[index], text))
+        return found[0] if single else found
+
+    def _answers(
+        self, inputs: Sequence[str | Messages], wanted: Sequence[tuple[int, dict[str, Any]]], call: _Call
+    ) -> Iterator[str]:
+        """The answers in order; up to 16 are decoded together. Closing the iterator ends the answers under way."""
+        under_way: deque[TextStream | None] = deque()
+        ahead = iter(wanted)
+        for _ in wanted:
+            while len(under_way) < _MAX_CONCURRENT and (one := next(ahead, None)) is not None:
+                index, params = one
+                try:
+                    under_way.append(self._start(inputs[index], params, call))
+                except OverloadedError:
+                    # The queue is shorter than this call: the rest starts as these end.
+                    if not under_way:
+                        raise
+                    ahead = itertools.chain([one], ahead)
+                    break
+            stream = under_way.popleft()
+            # The pieces together are the answer, to the last character.
+            yield "" if stream is None else "".join(stream)
+
+    def _start(self, prompt: str | Messages, params: dict[str, Any], call: _Call) -> TextStream | None:
+        try:
+            return self._manager.stream(prompt, self.name, **params)
+        except InputError:
+            if call.truncates and self._prompt_tokens(prompt) >= params["max_length"]:
+                call.log_full_prompt()
+                return None
+            raise
+
+    async def acall(self, text_inputs: str | Messages, **options: Any) -> Generated:
+        """A call for asyncio, with one text or conversation. Cancelling the task ends the answer within one token."""
+        call = _Call(self, options)
+        (prompt, *more), _ = _inputs(text_inputs)
+        if more:
+            raise TypeError("acall takes one text or conversation; gather several calls")
+        found = []
+        for params in call.sequences():
+            try:
+                completion = await acomplete(self._manager, prompt, self.name, **params)
+            except InputError:
+                if not call.truncates:
+                    raise
+                probe = await acomplete(self._manager, prompt, self.name, **_PROBE)
+                if probe["prompt_tokens"] < params["max_length"]:
+                    raise
+                call.log_full_prompt()
+                completion = {**probe, "text": ""}
+            found.append(call.generated(prompt, completion["text"]))
+        return found
+
+    def _prompt_tokens(self, prompt: str | Messages) -> int:
+        return self._manager.complete(prompt, self.name, **_PROBE)["prompt_tokens"]
+
+    def describe(self) -> GeneratorDescription:
+        """The model's description; loads the model."""
+        return self._manager.describe_generator(self.name)
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """`eos_token_id`, `eos_token` and `model_max_length`."""
+        return Tokenizer(self)
+
+    @property
+    def context_length(self) -> int:
+        """Tokens of prompt and answer together that the model holds; loads the model."""
+        return self.describe()["context"]
+
+    @property
+    def device(self) -> str:
+        """``cpu``, ``cuda`` or ``mps``."""
+        return self._manager.device
+
+    def __repr__(self) -> str:
+        state = "loaded" if not self._manager.closed and self._manager.is_loaded(self.name) else "not loaded"
+        return f"<TextGenerator {self.name!r}, {state}>"
+
+    def _repr_html_(self) -> str:
+        from ..integrations.jupyter import generator_html
+
+        return generator_html(self._manager, self.name)
+
+
+_PROBE: dict[str, Any] = {"max_new_tokens": 1, "do_sample": False}
+"""The cheapest generation. Its result counts the prompt's tokens."""
+
+
+class _Call:
+    """One call's options, split into parameters of the core and options of the pipeline."""
+
+    def __init__(self, generator: TextGenerator, options: dict[str, Any]) -> None:
+        params = {key: value for key, value in options.items() if key not in _IGNORED}
+        self.generator = generator
+        self.full_text = params.pop("return_full_text", True) is not False
+        self.count: int = params.pop("num_return_sequences", None) or 1
+        truncation = params.pop("truncation", None)
+        end = params.pop("eos_token_id", None)
+        if "stop_strings" in params:
+            params["stop"] = params.pop("stop_strings")
+        params["do_sample"] = bool(params.get("do_sample"))
+        if params.get("temperature") is None:
+            params["temperature"] = 1.0
+        if params.get("max_length") is None and params.get("max_new_tokens") is None:
+            params["max_new_tokens"] = NEW_TOKENS
+        self.truncates = bool(truncation) and params.get("max_new_tokens") is None
+        self.params = params
+        if self.count != 1 and not params["do_sample"]:
+            raise InputError(
+                f"num_return_sequences={self.count}: without do_sample all sequences are equal; set do_sample"
+            )
+        if end is not None and end not in (own := generator.tokenizer.eos_token_id, [own]):
+            raise InputError(
+                f"eos_token_id={end!r}: only the model's own token, {own}, ends its text; use stop strings instead"
+            )
+
+    def sequences(self) -> Iterator[dict[str, Any]]:
+        """The core's parameters of every sequence. A given seed increases by one from sequence to sequence."""
+        seed = self.params.get("seed")
+        for number in range(self.count):
+            yield self.params if seed is None else {**self.params, "seed": seed + number}
+
+    def generated(self, prompt: str | Messages, answer: str) -> dict[str, Any]:
+        """The pipeline's result for one answer."""
+        if not self.full_text:
+            return {"generated_text": answer}
+        if isinstance(prompt, str):
+            return {"generated_text": prompt + answer}
+        return {"generated_text": [*prompt, {"role": "assistant", "content": answer}]}
+
+    def log_full_prompt(self) -> None:
+        logger.info(
+            "%s: the prompt alone reaches max_length=%s tokens; nothing was generated",
+            self.generator.name,
+            self.params["max_length"],
+        )
+
+
+def _inputs(given: Any) -> tuple[list[str | Messages], bool]:
+    """The texts or conversations as a list, and whether a single one was given."""
+    if isinstance(given, str):
+        return [given], True
+    if not isinstance(given, list | tuple):
+        raise TypeError(f"text_inputs must be a str, messages, or a list of either, not {type(given).__name__}")
+    if given and isinstance(given[0], dict):
+        return [list(given)], True
+    return [one if isinstance(one, str) else list(one) for one in given], False

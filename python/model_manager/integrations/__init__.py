@@ -1,0 +1,1 @@
+"""Adapters to other packages: LangChain, LlamaIndex, Qdrant, Jupyter. Each is imported only on request."""

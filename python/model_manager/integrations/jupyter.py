@@ -1,0 +1,107 @@
+"""How a manager and a model look in a notebook: small tables, no scripts, no outside assets.
+
+Every colour is derived from the notebook's own text colour, so both light and dark themes look right.
+"""
+
+from __future__ import annotations
+
+from html import escape
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from .._core import Manager
+    from .._types import SlotStatistics
+
+_FRAME = "display:inline-block;font:13px/1.5 system-ui,sans-serif;color:inherit;padding:2px 0"
+_LINE = "1px solid color-mix(in srgb,currentColor 22%,transparent)"
+_CELL = f"padding:3px 12px 3px 0;text-align:left;border-bottom:{_LINE};background:transparent;font-weight:inherit"
+_QUIET = "opacity:.65"
+_DOT = {"ready": "#2e9e5b", "loading": "#d99a1c", "absent": "color-mix(in srgb,currentColor 30%,transparent)"}
+
+
+def manager_html(manager: Manager) -> str:
+    """Slots with their state, memory and idle time; below them cache, memory and threads. Loads nothing."""
+    if manager.closed:
+        return f'<div style="{_FRAME}"><b>ModelManager</b> <span style="{_QUIET}">closed</span></div>'
+    stats = manager.stats()
+    cache, memory = stats["cache"], stats["memory"]
+    rows = [
+        (_state(slot), f"<b>{escape(name)}</b>", escape(slot["source"] or "own object"), *_slot_figures(slot))
+        for name, slot in stats["slots"].items()
+    ]
+    lookups = cache["hits"] + cache["misses"]
+    ratio = f"{cache['hits'] / lookups:.0%} of {lookups} look-ups" if lookups else "no look-ups yet"
+    budget = "" if memory["budget"] is None else f" of {_size(memory['budget'])}"
+    footer = (
+        f"cache {cache['entries']}/{cache['max_entries']} vectors, {ratio}"
+        f" · models {_size(memory['models'])}{budget}, process {_size(memory['resident'])}"
+        f" · {stats['threads']} threads, {escape(stats['isa'])}, {escape(stats['device'])}"
+    )
+    return (
+        f'<div style="{_FRAME}"><b>ModelManager</b>'
+        f"{_table(('', 'slot', 'model', 'memory', 'idle'), rows)}"
+        f'<div style="{_QUIET}">{footer}</div></div>'
+    )
+
+
+def model_html(manager: Manager, name: str) -> str:
+    """One model's card: state and, when it is loaded, its dimensions, limits and prompts. Loads nothing."""
+    title = f"<b>SentenceModel</b> {escape(name)}"
+    description = None if manager.closed else manager.describe(name, load=False)
+    if description is None:
+        return f'<div style="{_FRAME}">{title} <span style="{_QUIET}">not loaded</span></div>'
+    rows = [
+        ("model", escape(description["source"])),
+        ("architecture", f"{escape(description['architecture'])}, {escape(description['dtype'])}"),
+        ("vectors", f"{description['dimension']} dimensions, {escape(description['similarity'])} similarity"),
+        ("longest text", f"{description['max_length']} tokens" if description["max_length"] else "its server knows"),
+        (
+            "pooling",
+            escape(description["pooling"] or "its server's") + (", normalised" if description["normalizes"] else ""),
+        ),
+        ("memory", _size(description["bytes"])),
+    ]
+    rows += [(f"prompt {escape(key)}", f"<code>{escape(text)}</code>") for key, text in description["prompts"].items()]
+    return f'<div style="{_FRAME}">{title}{_table((), rows)}</div>'
+
+
+def generator_html(manager: Manager, name: str) -> str:
+    """One generator's card: state, model, memory and what it has done since it was loaded. Loads nothing."""
+    title = f"<b>TextGenerator</b> {escape(name)}"
+    slot = None if manager.closed else manager.stats()["slots"].get(name)
+    if slot is None or slot["state"] != "ready":
+        return f'<div style="{_FRAME}">{title} <span style="{_QUIET}">not loaded</span></div>'
+    rows = [("model", escape(slot["source"] or "own object")), ("memory", _size(slot["bytes"]))]
+    done = slot["generation"]
+    if done is not None:
+        rows += [
+            ("answers", f"{done['completed']:,}, {done['active']} under way, {done['waiting']} waiting"),
+            ("read", f"{done['prompt_tokens']:,} tokens, {done['reused_tokens']:,} of them known from before"),
+            ("written", f"{done['generated_tokens']:,} tokens in {done['busy_seconds']:.1f} s of work"),
+        ]
+    return f'<div style="{_FRAME}">{title}{_table((), rows)}</div>'
+
+
+def _state(slot: SlotStatistics) -> str:
+    colour = _DOT.get(slot["state"], _DOT["absent"])
+    return f'<span style="color:{colour}" title="{escape(slot["state"])}">●</span> {escape(slot["state"])}'
+
+
+def _slot_figures(slot: SlotStatistics) -> tuple[str, str]:
+    if slot["state"] != "ready":
+        return "", ""
+    idle = slot["idle_seconds"]
+    return _size(slot["bytes"]), "" if idle is None else f"{idle:.0f} s"
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**20:,.1f} MB"
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    header = "".join(f'<th style="{_CELL};{_QUIET}">{escape(title)}</th>' for title in head)
+    body = "".join("<tr>" + "".join(f'<td style="{_CELL}">{cell}</td>' for cell in row) + "</tr>" for row in rows)
+    head_row = f"<tr>{header}</tr>" if header else ""
+    return f'<table style="border-collapse:collapse;margin:4px 0;color:inherit">{head_row}{body}</table>'

@@ -1,0 +1,27 @@
+"""Documents into a Qdrant collection, embedded and written at the same time, and search in it.
+
+Needs ``pip install 'model-manager-rs[qdrant]'``. Imported only when asked for.
+"""
+
+from __future__ import annotations
+
+from ..._extras import extra
+
+with extra("qdrant"):
+    from .documents import point_id
+    from .indexer import QdrantIndexer
+    from .report import Failure, IndexingError, IndexReport
+    from .search import SearchHit
+    from .store import Backoff, CollectionError, StoreError
+
+__all__ = [
+    "Backoff",
+    "CollectionError",
+    "Failure",
+    "IndexReport",
+    "IndexingError",
+    "QdrantIndexer",
+    "SearchHit",
+    "StoreError",
+    "point_id",
+]

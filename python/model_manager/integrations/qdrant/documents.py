@@ -1,0 +1,136 @@
+"""From what the caller calls a document to what a collection holds: identity, content hash, payload."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import Any, NamedTuple, TypeAlias
+
+Input: TypeAlias = Mapping[str, Any] | str | ValueError
+"""A document as it comes in."""
+CONTENT_HASH = "content_hash"
+"""Payload field by which a later run knows that a document has not changed."""
+OWN_FIELDS = frozenset({"text", "text_length", "word_count", "indexed_at", "original_doc_id", CONTENT_HASH})
+"""Payload fields that come from here; metadata of the same names gives way."""
+_KEYS = {"text", "id", "metadata"}
+
+
+class Stored(NamedTuple):
+    """The payload fields of a point by which a document is recognised."""
+
+    content_hash: str | None
+    """None for a point that something else wrote."""
+    original_doc_id: str | int | None
+    """As given, with its type."""
+
+    def has_other_type(self, other: Stored) -> bool:
+        """Whether the ids are an int and its digits, which have one point. A point that something else wrote has no
+        id of ours.
+        """
+        ids = (self.original_doc_id, other.original_doc_id)
+        return None not in ids and isinstance(ids[0], str) != isinstance(ids[1], str)
+
+
+@dataclass(slots=True)
+class Document:
+    """One document on its way into the collection."""
+
+    position: int
+    """Of the input, from 0."""
+    id: str | None
+    """As given."""
+    point_id: str
+    text: str
+    payload: dict[str, Any]
+    replaces: bool = False
+    """Whether the collection holds an older version."""
+
+    @property
+    def content_hash(self) -> str:
+        """Of text, metadata and the model with its prompt."""
+        return str(self.payload[CONTENT_HASH])
+
+    @property
+    def stored(self) -> Stored:
+        """What a later document of the same id is compared with."""
+        return Stored(self.content_hash, self.payload["original_doc_id"])
+
+
+def point_id(document_id: str | int) -> str:
+    """The point of a document's id: the UUID whose bytes are the id's MD5, so the same id always meets its point.
+
+    An int has the point of its digits: ``1`` and ``"1"`` name one document, and indexing one where the collection has
+    the other fails instead of replacing it.
+    """
+    return str(uuid.UUID(bytes=hashlib.md5(str(document_id).encode(), usedforsecurity=False).digest()))
+
+
+def prepare(document: Input, position: int, fingerprint: str) -> Document:
+    """Check a document and work out its point.
+
+    Args:
+        document: ``{"text": str, "id"?: str | int, "metadata"?: {str: JSON}}``, or the text alone. A ValueError in its
+            place is raised: so a reader tells of what it could not read.
+        position: Its place in the input.
+        fingerprint: Model and prompt; another one makes every document a changed one.
+
+    Raises:
+        TypeError: The document, or a part of it, has the wrong type.
+        ValueError: Empty text, an unknown key, a lone surrogate, metadata that is not JSON.
+    """
+    if isinstance(document, str):
+        document = {"text": document}
+    elif isinstance(document, ValueError):
+        raise document
+    elif not isinstance(document, Mapping):
+        raise TypeError(f"a document must be a mapping with the key 'text', or a str, not {type(document).__name__}")
+    text, given, metadata = document.get("text"), document.get("id"), document.get("metadata")
+    if not isinstance(text, str):
+        raise TypeError(f"its 'text' must be a str, not {type(text).__name__}")
+    if not text.strip():
+        raise ValueError("its text is empty")
+    if unknown := [str(key) for key in document if key not in _KEYS]:
+        raise ValueError(f"unknown keys {', '.join(sorted(unknown))}: put them into 'metadata'")
+    if given is not None and (isinstance(given, bool) or not isinstance(given, str | int)):
+        raise TypeError(f"its 'id' must be a str or an int, not {type(given).__name__}")
+    if metadata is not None and not isinstance(metadata, Mapping):
+        raise TypeError(f"its 'metadata' must be a mapping, not {type(metadata).__name__}")
+    fields = {key: value for key, value in (metadata or {}).items() if key not in OWN_FIELDS}
+    try:
+        canonical = json.dumps(
+            [fingerprint, text, fields], ensure_ascii=False, sort_keys=True, allow_nan=False, default=_plain
+        ).encode()
+        identity = str(uuid.uuid4()) if given is None else point_id(given)
+    except UnicodeEncodeError:
+        raise ValueError("it holds a lone surrogate, which is no character") from None
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"its metadata is not JSON: {error}") from error
+    payload = {
+        **json.loads(canonical)[2],
+        "text": text,
+        "text_length": len(text),
+        "word_count": len(text.split()),
+        "indexed_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "original_doc_id": given,
+        CONTENT_HASH: hashlib.sha256(canonical).hexdigest(),
+    }
+    return Document(position, None if given is None else str(given), identity, text, payload)
+
+
+def _plain(value: Any) -> Any:
+    """JSON for what metadata often holds beside JSON: dates, UUIDs, sets, numpy's numbers and arrays."""
+    if hasattr(value, "isoformat"):
+        return value.isoformat()
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    if isinstance(value, uuid.UUID):
+        return str(value)
+    if isinstance(value, set | frozenset):
+        return sorted(value)
+    if isinstance(value, Mapping):
+        return dict(value)
+    raise TypeError(f"{type(value).__name__} has no JSON form")

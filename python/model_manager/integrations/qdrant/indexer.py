@@ -1,0 +1,303 @@
+"""The indexer: documents into a collection, and the way back by meaning."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from qdrant_client import QdrantClient
+from tqdm.auto import tqdm
+
+from ..._embedder import Embedder
+from ...errors import InputError
+from .pipeline import OnError, Run
+from .report import IndexReport
+from .search import SearchHit, make_filter
+from .store import Backoff, CollectionError, Store, StoreError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from ..._core import Manager
+    from .documents import Input
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_PATH = "qdrant_data"
+"""Folder of the embedded Qdrant, in the current one."""
+DEFAULT_SCORE_THRESHOLD = 0.7
+DEFAULT_HNSW_EF = 128
+_REQUEST_SECONDS = 60  # a batch of long texts takes more than the client's own 5 s on a busy server
+
+
+class QdrantIndexer:
+    """Documents into one Qdrant collection, and search in it.
+
+    >>> with QdrantIndexer("notes", path="notes.qdrant") as indexer:
+    ...     report = indexer.add_documents([{"id": "n1", "text": "Kargom nerede?", "metadata": {"lang": "tr"}}])
+    ...     hits = indexer.search("when will my parcel arrive", filters={"lang": ["tr", "en"]})
+
+    Documents are embedded with the model's prompt named ``document`` (``passage``, ``corpus``), queries with the one
+    named ``query``; a model without them uses its default prompt, if it has one. Texts longer than the model's
+    maximum are cut by it: split them before.
+    """
+
+    def __init__(
+        self,
+        collection: str,
+        client: QdrantClient | None = None,
+        model: str | None = None,
+        *,
+        manager: Manager | None = None,
+        path: str | os.PathLike[str] | None = None,
+        url: str | None = None,
+        api_key: str | None = None,
+        dimensions: int | None = None,
+        backoff: Backoff | None = None,
+    ) -> None:
+        """Connects to nothing and loads nothing yet, but for an embedded Qdrant, whose folder is opened.
+
+        Args:
+            collection: Its name.
+            client: Used as it is and left open by `close`; with it `path`, `url` and `api_key` have no meaning.
+            model: A slot of the manager, or a source (hub id, folder, …), for which a slot is made. None: the preferred
+                sentence model; one collection needs one model, so texts are not routed by language.
+            manager: None: the process-wide one.
+            path: Folder of an embedded Qdrant, or ``":memory:"``. Without this, `url` and ``QDRANT_URL``:
+                ``qdrant_data`` in the current folder.
+            url: A server's address; None: ``QDRANT_URL``.
+            api_key: Its key; None: ``QDRANT_API_KEY``.
+            dimensions: Cut the vectors to so many, and scale them to length 1 again. None: the model's own.
+            backoff: How failed requests are repeated.
+
+        Raises:
+            InputError: Settings that contradict each other.
+            StoreError: The embedded folder is in use by another process, or cannot be opened.
+        """
+        if not collection:
+            raise InputError("the collection needs a name")
+        if client is not None and (path, url, api_key) != (None, None, None):
+            raise InputError("give either a client, or path, url and api_key for a new one")
+        self._embedder = Embedder(manager, model, dimensions)
+        made = _connect(path, url, api_key) if client is None else client
+        # Also at the end of the interpreter, where an embedded Qdrant that is still open complains.
+        self._close = weakref.finalize(self, made.close) if client is None else None
+        self._store = Store(made, collection, Backoff() if backoff is None else backoff)
+        self.report = IndexReport()
+        """Of the latest `add_documents`, also when it was interrupted or is under way."""
+
+    @property
+    def collection(self) -> str:
+        """The collection's name."""
+        return self._store.collection
+
+    @property
+    def client(self) -> QdrantClient:
+        """The Qdrant client in use."""
+        return self._store.client
+
+    @property
+    def model(self) -> str:
+        """The slot whose model embeds."""
+        return self._embedder.slot
+
+    def create_collection(self, recreate: bool = False) -> bool:
+        """Make the collection for this model; whether it was made now. One that exists is kept if it fits.
+
+        Cosine similarity, HNSW with m 32 and ef_construct 256, vectors quantised to INT8 in memory.
+
+        Args:
+            recreate: Delete an existing one first, with everything in it.
+
+        Raises:
+            CollectionError: The existing one has another dimension or measure.
+            StoreError: Qdrant could not.
+            ModelManagerError: Whatever loading the model raised.
+        """
+        return self._store.prepare(self._embedder.dimension, recreate=recreate)
+
+    def add_documents(
+        self,
+        documents: Iterable[Input],
+        batch_size: int = 100,
+        *,
+        on_error: OnError = "report",
+        skip_unchanged: bool = True,
+        max_failures: int | None = 1000,
+        progress: bool | None = None,
+    ) -> IndexReport:
+        """Index documents; makes the collection when it is not there.
+
+        The input is read as it is needed and never held as a whole. A run that ended early is resumed by running it
+        again: documents with an id that the collection holds with the same content (text, metadata, model) are
+        skipped. Documents without an id get a random one, and so are added by every run.
+
+        Args:
+            documents: ``{"text": str, "id"?: str | int, "metadata"?: {str: JSON}}``, or bare texts; a ValueError
+                in the place of a document is noted as its failure. Of several documents with one id the last counts.
+            batch_size: Documents embedded in one call and written in one request.
+            on_error: What a document that cannot be indexed does: it is noted in the report and the others go on, or it
+                raises.
+            skip_unchanged: False: embed and write everything again.
+            max_failures: Give up when more documents have failed; None: never.
+            progress: Show a bar; None: when standard error is a terminal.
+
+        Raises:
+            IndexingError: A document failed and `on_error` is ``"raise"``, or too many did; its `report` tells how far
+                it came.
+            CollectionError, StoreError: The collection does not fit or cannot be reached.
+            ModelManagerError: Whatever loading the model raised.
+
+        Ctrl-C, and whatever reading the input raises, ends the run between two requests: no point is half written, and
+        `report` tells what was done.
+
+        It waits for the model and for Qdrant; from asyncio call it with `asyncio.to_thread`.
+        """
+        if batch_size < 1:
+            raise InputError(f"batch_size={batch_size}: must be at least 1")
+        if on_error not in ("report", "raise"):
+            raise InputError(f"on_error={on_error!r}: must be 'report' or 'raise'")
+        self.report = report = IndexReport()
+        self.create_collection()
+        with _progress(progress, len(documents) if isinstance(documents, Sized) else None) as advance:
+            run = Run(
+                self._store,
+                self._embedder,
+                report,
+                on_error=on_error,
+                skip_unchanged=skip_unchanged,
+                max_failures=max_failures,
+                advance=advance,
+            )
+            try:
+                run.index(documents, batch_size)
+            except BaseException:
+                logger.warning(
+                    "Indexing of %r ended early: %s. The same call again goes on where it was.", self.collection, report
+                )
+                raise
+        if report.failures:
+            logger.warning("%d of %d documents were not indexed", report.failed, report.documents)
+        return report
+
+    def search(
+        self,
+        query: str,
+        limit: int = 10,
+        *,
+        score_threshold: float | None = DEFAULT_SCORE_THRESHOLD,
+        filters: Mapping[str, Any] | None = None,
+        hnsw_ef: int = DEFAULT_HNSW_EF,
+    ) -> list[SearchHit]:
+        """The documents nearest to `query` in meaning, best first.
+
+        Args:
+            query: A question or any text.
+            limit: Hits at most.
+            score_threshold: Least cosine similarity of a hit; None: any. What counts as near depends on the model.
+            filters: ``{field: value}`` or ``{field: [values]}`` over metadata: all fields must match, a list means any
+                of its values.
+            hnsw_ef: Candidates looked at; more find more and take longer.
+
+        Raises:
+            InputError: An empty query, a limit below 1, a filter of a wrong type.
+            CollectionError: The collection does not exist or was made with a model of another dimension.
+            StoreError: Qdrant could not.
+        """
+        arguments = _search_arguments(query, limit, score_threshold, filters, hnsw_ef)
+        return self._nearest(self._embedder.query(query), arguments)
+
+    async def asearch(
+        self,
+        query: str,
+        limit: int = 10,
+        *,
+        score_threshold: float | None = DEFAULT_SCORE_THRESHOLD,
+        filters: Mapping[str, Any] | None = None,
+        hnsw_ef: int = DEFAULT_HNSW_EF,
+    ) -> list[SearchHit]:
+        """`search` for asyncio: the query is embedded without a thread, Qdrant is asked in one."""
+        import asyncio
+
+        arguments = _search_arguments(query, limit, score_threshold, filters, hnsw_ef)
+        return await asyncio.to_thread(self._nearest, await self._embedder.aquery(query), arguments)
+
+    def _nearest(self, vector: Any, arguments: dict[str, Any]) -> list[SearchHit]:
+        try:
+            points = self._store.query(vector, **arguments)
+        except StoreError as error:
+            # Asked only now: a search that works needs no second request.
+            if not error.transient:
+                if not self._store.exists():
+                    message = f"collection {self.collection!r} does not exist: add_documents makes it"
+                    raise CollectionError(message) from error
+                self._store.check(len(vector))
+            raise
+        return [SearchHit.of(point) for point in points]
+
+    def close(self) -> None:
+        """Close the client that this indexer made, and with it an embedded Qdrant's folder. The model stays."""
+        if self._close is not None:
+            self._close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<QdrantIndexer {self.collection!r}, model {self.model!r}>"
+
+
+def _connect(path: str | os.PathLike[str] | None, url: str | None, api_key: str | None) -> QdrantClient:
+    """A client for the server that is named, else for an embedded Qdrant."""
+    if path is not None and url is not None:
+        raise InputError("give either the path of an embedded Qdrant or the url of a server")
+    url = url or (os.environ.get("QDRANT_URL") if path is None else None)
+    if url:
+        parts = urlsplit(url if "//" in url else f"//{url}")
+        if not parts.hostname:
+            raise InputError(f"QDRANT_URL={url!r}: must look like http://localhost:6333")
+        # Which versions fit is for the server to say, when it is first asked.
+        key = api_key or os.environ.get("QDRANT_API_KEY") or None
+        return QdrantClient(url=url, api_key=key, timeout=_REQUEST_SECONDS, check_compatibility=False)
+    folder = os.fspath(path) if path is not None else DEFAULT_PATH
+    try:
+        if folder == ":memory:":
+            return QdrantClient(location=folder, force_disable_check_same_thread=True)
+        # `Store` lets one thread at a time use it, which is all that SQLite asks for.
+        return QdrantClient(path=folder, force_disable_check_same_thread=True)
+    except (RuntimeError, OSError, ValueError) as error:
+        raise StoreError(f"the embedded Qdrant in {folder!r} cannot be opened: {error}") from error
+
+
+def _search_arguments(
+    query: str, limit: int, score_threshold: float | None, filters: Mapping[str, Any] | None, hnsw_ef: int
+) -> dict[str, Any]:
+    if not query.strip():
+        raise InputError("the query is empty")
+    if limit < 1 or hnsw_ef < 1:
+        raise InputError(f"limit={limit}, hnsw_ef={hnsw_ef}: must be at least 1")
+    return {
+        "limit": limit,
+        "score_threshold": score_threshold,
+        "query_filter": make_filter(filters),
+        "hnsw_ef": hnsw_ef,
+    }
+
+
+@contextmanager
+def _progress(wanted: bool | None, total: int | None) -> Iterator[Callable[[int], object]]:
+    """A bar to advance, or nothing."""
+    if not (sys.stderr.isatty() if wanted is None else wanted):
+        yield lambda _count: None
+        return
+    with tqdm(total=total, desc="Indexing", unit="document", smoothing=0.1) as bar:
+        yield bar.update

@@ -1,0 +1,94 @@
+"""What became of every document of one run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from ...errors import ModelManagerError
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A document that was not indexed."""
+
+    position: int
+    """Its place in the input, from 0."""
+    id: str | None
+    """Its id as given."""
+    reason: str
+
+    def __str__(self) -> str:
+        name = f"document {self.position}" if self.id is None else f"document {self.position} (id {self.id!r})"
+        return f"{name}: {self.reason}"
+
+
+@dataclass(slots=True)
+class IndexReport:
+    """The figures of one run: every document read is indexed, skipped or failed."""
+
+    indexed: int = 0
+    """Documents written by this run."""
+    updated: int = 0
+    """Those of `indexed` that replaced other content under the same id."""
+    skipped: int = 0
+    """Documents that the collection already held as they are."""
+    failures: list[Failure] = field(default_factory=list)
+    seconds: float = 0.0
+    finished: bool = False
+    """Whether the whole input was read; False after an interruption and when the run was given up."""
+
+    @property
+    def failed(self) -> int:
+        """Documents that were not indexed, each with its reason in `failures`."""
+        return len(self.failures)
+
+    @property
+    def documents(self) -> int:
+        """Documents dealt with."""
+        return self.indexed + self.skipped + self.failed
+
+    @property
+    def documents_per_second(self) -> float:
+        """Of those dealt with; 0 for a run without any."""
+        return self.documents / self.seconds if self.seconds > 0 else 0.0
+
+    @property
+    def ok(self) -> bool:
+        """Whether the whole input was read and nothing failed."""
+        return self.finished and not self.failures
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, JSON-serialisable."""
+        return {
+            "indexed": self.indexed,
+            "updated": self.updated,
+            "skipped": self.skipped,
+            "failed": self.failed,
+            "failures": [{"position": one.position, "id": one.id, "reason": one.reason} for one in self.failures],
+            "seconds": round(self.seconds, 3),
+            "documents_per_second": round(self.documents_per_second, 1),
+            "finished": self.finished,
+        }
+
+    def __str__(self) -> str:
+        updated = f" ({self.updated:,} of them changed)" if self.updated else ""
+        text = (
+            f"{self.indexed:,} indexed{updated}, {self.skipped:,} skipped, {self.failed:,} failed"
+            f" in {self.seconds:.1f} s ({self.documents_per_second:,.0f} documents/s)"
+        )
+        if not self.finished:
+            text += "; not finished"
+        if self.failures:
+            text += f"; first failure: {self.failures[0]}"
+        return text
+
+    def __repr__(self) -> str:
+        return f"<IndexReport: {self}>"
+
+
+class IndexingError(ModelManagerError, RuntimeError):
+    """Indexing was given up: a document failed under ``on_error="raise"``, or more than `max_failures` did."""
+
+    report: IndexReport
+    """What was done until then."""

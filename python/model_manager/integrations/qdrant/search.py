@@ -1,0 +1,68 @@
+"""Filters in, hits out."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from qdrant_client import models
+
+from ...errors import InputError
+from .documents import OWN_FIELDS
+
+
+@dataclass(frozen=True, slots=True)
+class SearchHit:
+    """A document that was found."""
+
+    id: str
+    """The document's id as given, else its point's."""
+    score: float
+    """Cosine similarity with the query, -1 to 1."""
+    text: str
+    metadata: dict[str, Any]
+    payload: dict[str, Any]
+    """Everything stored: metadata, text, text_length, word_count, indexed_at, original_doc_id, content_hash."""
+
+    @classmethod
+    def of(cls, point: models.ScoredPoint) -> SearchHit:
+        """From the client's own form."""
+        payload = point.payload or {}
+        given = payload.get("original_doc_id")
+        return cls(
+            id=str(point.id if given is None else given),
+            score=float(point.score),
+            text=str(payload.get("text", "")),
+            metadata={key: value for key, value in payload.items() if key not in OWN_FIELDS},
+            payload=payload,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Without the payload's bookkeeping; JSON-serialisable."""
+        return {"id": self.id, "score": round(self.score, 6), "text": self.text, "metadata": self.metadata}
+
+
+def make_filter(filters: Mapping[str, Any] | None) -> models.Filter | None:
+    """``{field: value}`` or ``{field: [values]}``: all fields must match, a list means any of its values.
+
+    Raises:
+        InputError: A value that is no str, int, float or bool.
+    """
+    if not filters:
+        return None
+    return models.Filter(must=[_condition(field, value) for field, value in filters.items()])
+
+
+def _condition(field: str, value: Any) -> models.Condition:
+    if isinstance(value, bool | int | str):
+        return models.FieldCondition(key=field, match=models.MatchValue(value=value))
+    if isinstance(value, float):
+        # Qdrant matches whole values only for those that have no fraction.
+        return models.FieldCondition(key=field, range=models.Range(gte=value, lte=value))
+    if isinstance(value, Collection) and not isinstance(value, bytes | Mapping):
+        if not value:
+            # Any of no values: nothing. An empty `should` would match everything.
+            return models.FieldCondition(key=field, match=models.MatchAny(any=[]))
+        return models.Filter(should=[_condition(field, one) for one in value])
+    raise InputError(f"filter {field!r}: a value must be str, int, float or bool, or several, not {value!r}")

@@ -1,0 +1,228 @@
+"""Qdrant as the indexer uses it: one collection, every request repeated with growing pauses, errors that say what to
+do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from qdrant_client import QdrantClient, models
+from qdrant_client.common.client_exceptions import ResourceExhaustedResponse
+from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
+
+from ...errors import InputError, ModelManagerError
+from .documents import Stored
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+_GRPC_TRANSIENT = {"UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "ABORTED"}
+
+
+class CollectionError(ModelManagerError, ValueError):
+    """The collection does not fit: another dimension or measure, named vectors, or it does not exist."""
+
+
+class StoreError(ModelManagerError, ConnectionError):
+    """Qdrant refused a request, or did not answer one however often it was sent."""
+
+    transient: bool = False
+    """Whether the same request may succeed later."""
+
+
+@dataclass(frozen=True, slots=True)
+class Backoff:
+    """How often a failed request is sent, and the pauses between: `first` seconds, doubled each time up to
+    `longest`. What Qdrant asks for in Retry-After is a lower bound, of `patience` seconds at most.
+    """
+
+    attempts: int = 6
+    first: float = 0.25
+    longest: float = 30.0
+    patience: float = 60.0
+
+    def __post_init__(self) -> None:
+        if self.attempts < 1 or self.first < 0 or self.longest < self.first or not self.patience >= 0:
+            raise InputError(f"{self}: attempts must be at least 1, 0 ≤ first ≤ longest, and 0 ≤ patience")
+
+    def pauses(self) -> Iterator[float]:
+        """Seconds before each repetition."""
+        for repetition in range(self.attempts - 1):
+            yield min(self.longest, self.first * 2**repetition)
+
+
+class Store:
+    """One collection of one Qdrant. Its methods raise `StoreError`, and may be called from any thread."""
+
+    def __init__(
+        self,
+        client: QdrantClient,
+        collection: str,
+        backoff: Backoff,
+        sleep: Callable[[float], object] = time.sleep,
+    ) -> None:
+        self.client = client
+        self.collection = collection
+        self.backoff = backoff
+        self.sleep = sleep
+        options: Mapping[str, Any] = getattr(client, "init_options", {})
+        self._embedded = options.get("path") is not None or options.get("location") == ":memory:"
+        # The embedded Qdrant is Python code that does not expect to be used by two threads at once.
+        turn = threading.Lock() if self._embedded else contextlib.nullcontext()
+        self._turn: contextlib.AbstractContextManager[Any] = turn
+
+    def prepare(self, dimension: int, *, recreate: bool = False) -> bool:
+        """Make the collection unless it is there and fits; whether it was made. Raises `CollectionError`."""
+        name = self.collection
+        if recreate:
+            self._send("delete the collection", lambda: self.client.delete_collection(name))
+        elif self.exists():
+            self.check(dimension)
+            self._hasten()
+            return False
+        self._send("create the collection", lambda: self.client.create_collection(name, **_settings(dimension)))
+        self._hasten()
+        return True
+
+    def _hasten(self) -> None:
+        """The embedded Qdrant commits every point on its own, with a wait for the disk. A write-ahead log spares the
+        wait: a crash of the process loses nothing, one of the machine the latest points, which the next run adds again.
+        """
+        try:
+            sqlite: Any = self.client._client.collections[self.collection].storage.storage  # type: ignore[attr-defined]
+        except (AttributeError, KeyError):
+            return  # a server; a fake; another version's internals
+        with self._turn:
+            if sqlite.execute("PRAGMA journal_mode=WAL").fetchone()[0] == "wal":
+                sqlite.execute("PRAGMA synchronous=NORMAL")
+
+    def exists(self) -> bool:
+        """Whether the collection is there."""
+        return bool(self._send("look for the collection", lambda: self.client.collection_exists(self.collection)))
+
+    def check(self, dimension: int) -> None:
+        """Raise `CollectionError` unless the collection takes vectors of this length and compares them by angle."""
+        found = self._send("read the collection's settings", lambda: self.client.get_collection(self.collection))
+        vectors = found.config.params.vectors
+        remedy = "choose another collection, or recreate this one (all its points are lost)"
+        if not isinstance(vectors, models.VectorParams):
+            raise CollectionError(f"collection {self.collection!r} has named vectors: {remedy}")
+        if vectors.size != dimension:
+            raise CollectionError(
+                f"collection {self.collection!r} has vectors of {vectors.size} dimensions, the model's have"
+                f" {dimension}: use the model it was made with, {remedy}"
+            )
+        if vectors.distance not in (models.Distance.COSINE, models.Distance.DOT):
+            raise CollectionError(f"collection {self.collection!r} compares by {vectors.distance.value}: {remedy}")
+
+    def stored(self, point_ids: Sequence[str]) -> dict[str, Stored]:
+        """What is there under these ids."""
+        if not point_ids:
+            return {}
+        records = self._send(
+            "look up points",
+            lambda: self.client.retrieve(
+                self.collection, ids=list(point_ids), with_payload=list(Stored._fields), with_vectors=False
+            ),
+        )
+        payloads = {str(record.id): record.payload or {} for record in records}
+        return {
+            point_id: Stored(*(payload.get(field) for field in Stored._fields))
+            for point_id, payload in payloads.items()
+        }
+
+    def write(self, ids: Sequence[str], vectors: NDArray[np.float32], payloads: Sequence[dict[str, Any]]) -> None:
+        """Write points and wait until they are applied; those of the same ids are replaced."""
+        batch = models.Batch(ids=list(ids), vectors=vectors.tolist(), payloads=list(payloads))
+        self._send("write points", lambda: self.client.upsert(self.collection, points=batch, wait=True))
+
+    def query(
+        self,
+        vector: NDArray[np.float32],
+        *,
+        limit: int,
+        score_threshold: float | None,
+        query_filter: models.Filter | None,
+        hnsw_ef: int,
+    ) -> list[models.ScoredPoint]:
+        """The nearest points, best first, with payloads."""
+        answer = self._send(
+            "search",
+            lambda: self.client.query_points(
+                self.collection,
+                query=vector.tolist(),
+                limit=limit,
+                score_threshold=score_threshold,
+                query_filter=query_filter,
+                # The embedded Qdrant compares with every point, and warns when told how to search.
+                search_params=None if self._embedded else models.SearchParams(hnsw_ef=hnsw_ef),
+                with_payload=True,
+            ),
+        )
+        return list(answer.points)
+
+    def _send(self, action: str, request: Callable[[], T]) -> T:
+        pauses = self.backoff.pauses()
+        while True:
+            try:
+                with self._turn:
+                    return request()
+            except Exception as error:
+                transient, reason, least = _judge(error)
+                pause = next(pauses, None) if transient else None
+                if pause is None:
+                    tried = f" ({self.backoff.attempts} attempts)" if transient else ""
+                    told = StoreError(f"Qdrant could not {action}, collection {self.collection!r}{tried}: {reason}")
+                    told.transient = transient
+                    raise told from error
+                pause = max(pause, min(least, self.backoff.patience))
+                logger.warning("Qdrant could not %s: %s; trying again in %.2g s", action, reason, pause)
+                self.sleep(pause)
+
+
+def _judge(error: Exception) -> tuple[bool, str, float]:
+    """Whether the request may succeed later, why it failed, and seconds to wait at least."""
+    reason = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, ResourceExhaustedResponse):
+        return True, reason, float(error.retry_after_s)
+    if isinstance(error, UnexpectedResponse):
+        status = error.status_code or 0
+        if status in (401, 403):
+            reason += "; is QDRANT_API_KEY the key of this server?"
+        return status in (408, 429) or status >= 500, reason, 0.0
+    if isinstance(error, ResponseHandlingException):
+        # What pydantic cannot read (a ValueError) it cannot read the second time either.
+        source = " ".join(str(error.source).split()) or type(error.source).__name__
+        return not isinstance(error.source, ValueError), f"{source}; is the server of QDRANT_URL running?", 0.0
+    if callable(code := getattr(error, "code", None)):
+        return getattr(code(), "name", "") in _GRPC_TRANSIENT, reason, 0.0
+    return isinstance(error, OSError), reason, 0.0
+
+
+def _settings(dimension: int) -> dict[str, Any]:
+    """How a collection is made: for recall first, all that is searched in memory, the vectors in it as bytes."""
+    return {
+        "vectors_config": models.VectorParams(size=dimension, distance=models.Distance.COSINE, on_disk=False),
+        "hnsw_config": models.HnswConfigDiff(m=32, ef_construct=256, full_scan_threshold=20_000, on_disk=False),
+        "optimizers_config": models.OptimizersConfigDiff(
+            default_segment_number=2,
+            max_segment_size=200_000,
+            memmap_threshold=100_000,
+            indexing_threshold=50_000,
+            flush_interval_sec=30,
+        ),
+        "quantization_config": models.ScalarQuantization(
+            scalar=models.ScalarQuantizationConfig(type=models.ScalarType.INT8, quantile=0.99, always_ram=True)
+        ),
+    }

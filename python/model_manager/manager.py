@@ -1,0 +1,145 @@
+"""The core's manager with asyncio, plain-text answers, pickling, and an orderly end of the process."""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import os
+import weakref
+
+from . import _core
+from ._async import AsyncTextStream, acomplete, aembed
+from ._core import Manager
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from typing import Any
+
+    import numpy as np
+    from numpy.typing import NDArray
+    from typing_extensions import Self
+
+    from ._core import Config
+    from ._types import Inputs
+
+BUILT_IN_SLOTS = ("turkish_sentence", "english_sentence", "text_generator")
+"""The slots that every manager has from the start."""
+
+
+class BaseManager(Manager):
+    """`Manager` plus everything that needs Python: `ModelManager` without the chatbot's names."""
+
+    _registered: dict[str, tuple[str | None, dict[str, Any]]]
+    """The arguments of every `register`, by slot, for pickling."""
+
+    def __new__(cls, config: Config | None = None, **overrides: Any) -> Self:
+        """A manager with these settings, see `Manager`."""
+        self = super().__new__(cls, config, **overrides)
+        self._registered = {}
+        _open_managers.add(self)
+        return self
+
+    if not TYPE_CHECKING:  # type checkers see the signatures of Manager
+
+        @functools.wraps(Manager.register)
+        def register(self, name, source=None, **options):  # noqa: D102
+            options["replace"] = options.get("replace", False) or name in BUILT_IN_SLOTS
+            super().register(name, source, **options)
+            self._registered[name] = (source, {**options, "replace": True})
+
+        @functools.wraps(Manager.unregister)
+        def unregister(self, name):  # noqa: D102
+            super().unregister(name)
+            self._registered.pop(name, None)
+
+    async def aembed(self, texts: Inputs, model: str | None = None, **options: Any) -> NDArray[np.float32]:
+        """`embed` for asyncio: same arguments (except `progress`), result and errors. Cancelling the task cancels the
+        work.
+        """
+        return await aembed(self, texts, model, **options)
+
+    def generate(self, prompt: str | Sequence[Mapping[str, str]], model: str | None = None, **params: Any) -> str:
+        """The answer to `prompt` as text: `complete` without the figures. A text is continued, messages are answered.
+
+        Without a length the answer has `Config.max_tokens` at most, without a temperature `Config.temperature` is used.
+        `do_sample=False` or `temperature=0` takes the likeliest token at every step. See `complete` for all parameters
+        and errors.
+        """
+        return self.complete(prompt, model, **params)["text"]
+
+    def chat(self, messages: Iterable[Mapping[str, str]], model: str | None = None, **params: Any) -> str:
+        """The assistant's next turn, through the model's chat template; parameters and errors as for `complete`.
+
+        `messages` have a ``role`` (system, user, assistant) and a ``content``. A call that only appends to an earlier
+        conversation reuses what was computed for its turns.
+        """
+        return self.complete(conversation(messages), model, **params)["text"]
+
+    async def agenerate(
+        self, prompt: str | Sequence[Mapping[str, str]], model: str | None = None, **params: Any
+    ) -> str:
+        """`generate` for asyncio. Cancelling the task ends the answer within one token. Concurrent calls are decoded
+        together.
+        """
+        return (await acomplete(self, prompt, model, **params))["text"]
+
+    async def achat(self, messages: Iterable[Mapping[str, str]], model: str | None = None, **params: Any) -> str:
+        """`chat` for asyncio, see `agenerate`."""
+        return (await acomplete(self, conversation(messages), model, **params))["text"]
+
+    def astream(
+        self, prompt: str | Sequence[Mapping[str, str]], model: str | None = None, **params: Any
+    ) -> AsyncTextStream:
+        """`stream` for asyncio: ``async for piece in manager.astream(...)``, inside a running event loop.
+
+        Wrong arguments raise here; errors of loading the model are raised with the first piece. `aclose`, or cancelling
+        the task that waits for a piece, ends the answer within one token.
+        """
+        return AsyncTextStream(self, prompt, model, params)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (restore, (type(self), self.config, self._registered))
+
+    def _repr_html_(self) -> str:
+        from .integrations.jupyter import manager_html
+
+        return manager_html(self)
+
+
+def conversation(messages: Iterable[Mapping[str, str]]) -> list[Mapping[str, str]]:
+    """Messages as the core takes them. Raises `TypeError` for text, which is iterable but is no conversation."""
+    if isinstance(messages, str | bytes):
+        raise TypeError(
+            'messages must be a list of {"role": ..., "content": ...}, not text; generate() continues a text'
+        )
+    return list(messages)
+
+
+def restore(
+    cls: type[BaseManager], config: Config, registered: dict[str, tuple[str | None, dict[str, Any]]]
+) -> BaseManager:
+    """Unpickle an independent manager: same settings, same registrations, nothing loaded."""
+    manager = cls(config)
+    for name, (source, options) in registered.items():
+        manager.register(name, source, **options)
+    return manager
+
+
+_open_managers: weakref.WeakSet[BaseManager] = weakref.WeakSet()
+
+
+def _close_all() -> None:
+    _core._at_exit()
+    for manager in list(_open_managers):
+        Manager.close(manager)
+
+
+# Worker threads must not call into an interpreter that is being torn down.
+atexit.register(_close_all)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_core._before_fork,
+        after_in_parent=_core._after_fork_parent,
+        after_in_child=_core._after_fork_child,
+    )

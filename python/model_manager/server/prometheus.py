@@ -1,0 +1,200 @@
+"""Figures for Prometheus and for the status page, cheap enough to be kept for every request."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    generate_latest,
+    multiprocess,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .._types import Statistics
+
+_PREFIX = "model_manager_"
+_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+_SHARED = "PROMETHEUS_MULTIPROC_DIR"
+_METHODS = frozenset({"GET", "HEAD", "POST"})
+
+
+class Metrics:
+    """Counters of the server and, copied from `Manager.stats` at every sample, of the manager.
+
+    With `PROMETHEUS_MULTIPROC_DIR` set the figures of all worker processes are added up.
+    """
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.shared = bool(os.environ.get(_SHARED))
+        counter, gauge = self._counter, self._gauge
+        self._requests = counter("http_requests", "Requests answered.", "path", "method", "status")
+        self._seconds = Histogram(
+            f"{_PREFIX}http_request_seconds",
+            "From the request's headers to the end of its answer.",
+            ["path"],
+            buckets=_BUCKETS,
+            registry=self.registry,
+        )
+        self._inputs = counter("embedding_inputs", "Texts whose vectors were sent.", "model")
+        self._tokens = counter("embedding_tokens", "Tokens of those texts.", "model")
+        self._in_flight = gauge("http_requests_in_flight", "Requests under way.")
+        self._waiting = gauge("waiting_inputs", "Texts of requests that wait for vectors.")
+        self._resident = gauge("resident_bytes", "Memory of the process.")
+        self._model_bytes = gauge("model_bytes", "Memory of a slot's model.", "slot")
+        self._loaded = gauge("model_loaded", "Whether a slot's model is in memory.", "slot")
+        self._queued = gauge("queued_inputs", "Texts in the batching queues.")
+        self._cached = gauge("cache_entries", "Vectors in the cache.")
+        self._cache_bytes = gauge("cache_bytes", "Bytes of the cache.")
+        self._copied = {
+            (section, key): counter(name, doc)
+            for name, section, key, doc in (
+                ("cache_hits", "cache", "hits", "Texts answered from the cache."),
+                ("cache_misses", "cache", "misses", "Texts that were not in the cache."),
+                ("cache_evictions", "cache", "evictions", "Vectors that left the cache to make room."),
+                ("computed_inputs", "queue", "texts", "Texts computed."),
+                ("computed_tokens", "queue", "tokens", "Tokens computed."),
+                ("computed_batches", "queue", "batches", "Batches computed."),
+                ("cancelled_inputs", "queue", "cancelled", "Texts dropped because their client left."),
+                ("rejected_requests", "queue", "rejected", "Requests refused because a queue was full."),
+            )
+        }
+        self._written = {
+            key: counter(name, doc, "slot")
+            for name, key, doc in (
+                ("generation_requests", "requests", "Requests to a text generator."),
+                ("generation_prompt_tokens", "prompt_tokens", "Tokens of prompts."),
+                ("generation_reused_tokens", "reused_tokens", "Of those, known from an earlier request."),
+                ("generated_tokens", "generated_tokens", "Tokens written."),
+                ("generation_seconds", "busy_seconds", "Time that a generator computed."),
+            )
+        }
+        self._writing = gauge("generation_active", "Answers being written.", "slot")
+        self._to_write = gauge("generation_waiting", "Requests that wait for a place among them.", "slot")
+        self._before: dict[tuple[str, str], tuple[int, float]] = {}
+        if not self.shared:
+            ProcessCollector(namespace=_PREFIX.rstrip("_"), registry=self.registry)
+        self._children: dict[tuple[str, str, int], tuple[Callable[[], None], Callable[[float], None]]] = {}
+        self._models: dict[str, tuple[Callable[[float], None], Callable[[float], None]]] = {}
+        self.inputs = 0
+        """Texts whose vectors were sent."""
+        self.requests = 0
+        """Requests to endpoints that compute: what reads figures is not counted."""
+        self.failures = 0
+        """Of those, answers with a status of 500 and above."""
+        self.latest: deque[tuple[float, float]] = deque(maxlen=2048)
+        """The latest of those: when they ended (`time.monotonic`), seconds they took."""
+
+    def _counter(self, name: str, doc: str, *labels: str) -> Counter:
+        return Counter(f"{_PREFIX}{name}", doc, labels, registry=self.registry)
+
+    def _gauge(self, name: str, doc: str, *labels: str) -> Gauge:
+        return Gauge(f"{_PREFIX}{name}", doc, labels, registry=self.registry, multiprocess_mode="livesum")
+
+    def request(self, path: str, method: str, status: int, seconds: float) -> None:
+        """Count one answered request."""
+        # A label must not be the client's choice.
+        key = (path, method if method in _METHODS else "other", status)
+        try:
+            count, observe = self._children[key]
+        except KeyError:
+            count = self._requests.labels(path, key[1], str(status)).inc
+            observe = self._seconds.labels(path).observe
+            self._children[key] = count, observe
+        count()
+        observe(seconds)
+        if method == "POST":
+            self.requests += 1
+            self.failures += status >= 500
+            self.latest.append((time.monotonic(), seconds))
+
+    def embedded(self, model: str, inputs: int, tokens: int) -> None:
+        """Count the texts of one answer."""
+        try:
+            count, add = self._models[model]
+        except KeyError:
+            count = self._inputs.labels(model).inc
+            add = self._tokens.labels(model).inc
+            self._models[model] = count, add
+        count(inputs)
+        add(tokens)
+        self.inputs += inputs
+
+    def sample(self, stats: Statistics, in_flight: int, waiting: int) -> None:
+        """Copy the manager's statistics and the server's own gauges."""
+        self._in_flight.set(in_flight)
+        self._waiting.set(waiting)
+        self._resident.set(stats["memory"]["resident"])
+        self._queued.set(stats["queue"]["queued"])
+        self._cached.set(stats["cache"]["entries"])
+        self._cache_bytes.set(stats["cache"]["bytes"])
+        for slot, state in stats["slots"].items():
+            self._model_bytes.labels(slot).set(state["bytes"])
+            self._loaded.labels(slot).set(state["state"] == "ready")
+            if done := state["generation"]:
+                self._writing.labels(slot).set(done["active"])
+                self._to_write.labels(slot).set(done["waiting"])
+                # A generator counts from its load.
+                loads = stats["tracker"]["load_counts"].get(slot, 0)
+                for key, counter in self._written.items():
+                    self._copy((slot, key), done[key], counter.labels(slot), loads)  # type: ignore[literal-required]
+        for (section, key), counter in self._copied.items():
+            self._copy((section, key), stats[section][key], counter)  # type: ignore[literal-required]
+
+    def _copy(self, what: tuple[str, str], now: float, counter: Counter, epoch: int = 0) -> None:
+        """Bring `counter` up to the figure `now`, which began at zero with `epoch`."""
+        latest, before = self._before.get(what, (epoch, 0))
+        # Clearing the cache sets its counts to zero.
+        counter.inc(now - before if epoch == latest and now >= before else now)
+        self._before[what] = epoch, now
+
+    def traffic(self, window: float = 10.0) -> dict[str, float | int | None]:
+        """Requests per second over the latest `window` seconds, and the latency of the latest requests, seconds."""
+        now = time.monotonic()
+        recent = [seconds for ended, seconds in self.latest if now - ended <= window]
+        ordered = sorted(recent)
+        if len(recent) == self.latest.maxlen:
+            # More came than are kept: those that are kept came within less time.
+            window = max(now - self.latest[0][0], 1e-3)
+        return {
+            "requests": self.requests,
+            "failures": self.failures,
+            "inputs": self.inputs,
+            "requests_per_second": len(recent) / window,
+            "latency_p50": ordered[len(ordered) // 2] if ordered else None,
+            "latency_p95": ordered[int(len(ordered) * 0.95)] if ordered else None,
+        }
+
+    def expose(self) -> bytes:
+        """All figures in Prometheus' text format."""
+        if not self.shared:
+            return generate_latest(self.registry)
+        together = CollectorRegistry()
+        multiprocess.MultiProcessCollector(together)  # type: ignore[no-untyped-call]
+        return generate_latest(together)
+
+    def leave(self) -> None:
+        """This process ends: its gauges no longer count."""
+        if self.shared:
+            with contextlib.suppress(OSError):
+                multiprocess.mark_process_dead(os.getpid())  # type: ignore[no-untyped-call]
+
+
+def check_shared_folder() -> None:
+    """Raise unless the folder that worker processes share their figures in exists."""
+    folder: Any = os.environ.get(_SHARED)
+    if folder and not os.path.isdir(folder):  # noqa: PTH112  the variable is empty far more often than a path
+        from ..errors import ConfigError
+
+        raise ConfigError(f"{_SHARED}={folder!r}: must be a folder that exists, emptied before the server starts")

@@ -1,0 +1,129 @@
+"""Models in and out of memory: `/api/ps`, `/api/load`, `/api/unload`, `/api/warmup`."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import time
+from typing import TYPE_CHECKING, Any
+
+from ..._async import in_thread
+from ..bodies import read_json
+from ..errors import ApiError, bad_request
+from ..middleware import to_json
+from ..schemas import AllLoaded, Loaded, LoadRequest, Running, WarmUpRequest
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+    from starlette.responses import Response
+
+    from ..routing import Routes
+    from ..service import Service
+
+_LARGEST_BODY = 1 << 20
+"""Bytes: it names models."""
+
+
+def add_routes(routes: Routes, service: Service) -> None:
+    """All of them."""
+
+    async def ps(request: Request) -> Response:
+        """The models in memory, in the form of Ollama's endpoint of this name."""
+        return to_json({"models": running(service)})
+
+    async def load(request: Request) -> Response:
+        """Load a model, and wait until it is there."""
+        name, slot = _named(service, (await _allowed(request, service)).get("model"))
+        return to_json(await _load(service, name, slot))
+
+    async def unload(request: Request) -> Response:
+        """Unload a model. Requests that compute with it finish first."""
+        name, slot = _named(service, (await _allowed(request, service)).get("model"))
+        started = time.perf_counter()
+        await in_thread(service.manager.unload, slot)
+        return to_json(_result(service, name, slot, started))
+
+    async def warm_up(request: Request) -> Response:
+        """Load several models at the same time, and wait until they are there."""
+        names = (await _allowed(request, service)).get("models")
+        if names is None:
+            names = [model.name for model in service.config.models]
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise bad_request("models must be a list of names", "models")
+        wanted = dict(_named(service, name) for name in names)
+        loaded = await asyncio.gather(*(_load(service, name, slot) for name, slot in wanted.items()))
+        return to_json({"models": loaded})
+
+    tags = ["models in memory"]
+    routes.add("/api/ps", ps, answer=Running, summary="Models in memory", tags=tags)
+    routes.add("/api/load", load, method="POST", body=LoadRequest, answer=Loaded, summary="Load a model", tags=tags)
+    routes.add(
+        "/api/unload", unload, method="POST", body=LoadRequest, answer=Loaded, summary="Unload a model", tags=tags
+    )
+    routes.add(
+        "/api/warmup", warm_up, method="POST", body=WarmUpRequest, answer=AllLoaded, summary="Load models", tags=tags
+    )
+
+
+async def _allowed(request: Request, service: Service) -> dict[str, Any]:
+    """The body of a request that changes something."""
+    if not service.config.admin:
+        raise ApiError(403, "Loading and unloading by clients is switched off here", code="admin_disabled")
+    return await read_json(request, service, _LARGEST_BODY)
+
+
+def _named(service: Service, name: Any) -> tuple[str, str]:
+    """Public name and slot."""
+    if name is not None and not isinstance(name, str):
+        raise bad_request("model must be a string", "model")
+    if name in service.config.generators and name in service.slots("generator"):
+        return name, name
+    model = service.served(name)
+    return model.name, model.key
+
+
+async def _load(service: Service, name: str, slot: str) -> dict[str, Any]:
+    started = time.perf_counter()
+    await service.load(slot)
+    return _result(service, name, slot, started)
+
+
+def _result(service: Service, name: str, slot: str, started: float) -> dict[str, Any]:
+    return {
+        "model": name,
+        "slot": slot,
+        "loaded": service.manager.is_loaded(slot),
+        "seconds": round(time.perf_counter() - started, 6),
+    }
+
+
+def running(service: Service) -> list[dict[str, Any]]:
+    """What is in memory, and until when when nobody uses it."""
+    names = {model.key: model.name for model in service.models()}
+    now = time.time()
+    found = []
+    for slot, state in service.manager.stats()["slots"].items():
+        if state["state"] != "ready":
+            continue
+        stays = state["keep_alive"]
+        expires = (
+            None
+            if stays is None or state["pinned"] or not service.manager.auto_cleanup[0]
+            else now + max(0.0, stays - (state["idle_seconds"] or 0.0))
+        )
+        found.append(
+            {
+                "name": names.get(slot, slot),
+                "model": names.get(slot, slot),
+                "slot": slot,
+                "source": state["source"],
+                "kind": state["kind"],
+                "size": state["bytes"],
+                "size_vram": 0,
+                "leases": state["leases"],
+                "expires_at": None
+                if expires is None
+                else dt.datetime.fromtimestamp(expires, dt.timezone.utc).isoformat(),
+            }
+        )
+    return found

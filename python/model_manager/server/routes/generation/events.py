@@ -1,0 +1,149 @@
+"""Streamed answers: the pieces of all streams of one request as server-sent events."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import TYPE_CHECKING, Any
+
+import orjson
+from starlette.requests import ClientDisconnect
+from starlette.responses import StreamingResponse
+
+from ...disconnect import watch_disconnect
+from ...errors import ApiError, from_exception, timed_out
+from .forms import Chat, usage
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+
+    from starlette.types import Receive, Scope, Send
+
+    from ...._async import AsyncTextStream
+    from ...service import Service
+    from .forms import Form
+
+_END = b"data: [DONE]\n\n"
+
+
+class EventStream(StreamingResponse):
+    """Server-sent events of one request's answers. The answers end when the client closes the connection."""
+
+    def __init__(self, events: AsyncIterator[bytes], answers: Sequence[AsyncTextStream]) -> None:
+        # Without these headers some proxies collect the whole answer first.
+        headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
+        super().__init__(events, media_type="text/event-stream", headers=headers)
+        self.answers = answers
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the events as they come."""
+        with watch_disconnect(receive, lambda: close(self.answers)) as watcher:
+            try:
+                await self.stream_response(send)
+                if watcher.done() and any(answer.completion is None for answer in self.answers):
+                    raise ClientDisconnect
+            finally:
+                await close(self.answers)
+
+
+async def next_piece(stream: AsyncTextStream) -> str | None:
+    """The next piece; None at the end."""
+    return await anext(stream, None)
+
+
+async def close(streams: Sequence[AsyncTextStream]) -> None:
+    """End the answers that are still being written."""
+    for stream in streams:
+        await stream.aclose()
+
+
+def too_late() -> ApiError:
+    """504: the answer took longer than `request_timeout`."""
+    return timed_out("The answer was not complete within the server's request_timeout; ask for fewer tokens")
+
+
+async def events(
+    service: Service,
+    streams: Sequence[AsyncTextStream],
+    firsts: Sequence[str | None],
+    head: dict[str, Any],
+    form: Form,
+    usage_per_prompt: int | None,
+    deadline: float,
+) -> AsyncIterator[bytes]:
+    """The events of one request.
+
+    Args:
+        streams: Its answers.
+        firsts: The first piece of each answer, which was awaited before the status was sent.
+        head: What all events have in common.
+        form: How a piece looks.
+        usage_per_prompt: Answers per prompt if a last event reports the usage, else None.
+        deadline: When the answers must be complete, on the loop's clock.
+    """
+
+    def event(index: int, piece: dict[str, Any], finish_reason: str | None = None) -> bytes:
+        choice = {"index": index, **piece, "logprobs": None, "finish_reason": finish_reason}
+        # OpenAI's chunks have `"usage": null` only if the request asks for the usage.
+        return _event({**head, "choices": [choice], **({} if usage_per_prompt is None else {"usage": None})})
+
+    if form is Chat:
+        for index in range(len(streams)):
+            yield event(index, {"delta": {"role": "assistant", "content": ""}})
+    expired = False
+
+    def expire() -> None:
+        nonlocal expired
+        expired = True
+        service.spawn(close(streams))
+
+    timer = asyncio.get_running_loop().call_at(deadline, expire)
+    try:
+        async with contextlib.aclosing(_merged(streams, firsts)) as pieces:
+            async for index, piece in pieces:
+                if piece is not None:
+                    yield event(index, form.piece(piece))
+                    continue
+                done = streams[index].completion
+                if done is None:
+                    # The client closed the connection, or the deadline has passed.
+                    if expired:
+                        yield _event(too_late().to_dict())
+                    return
+                yield event(index, form.piece(None), done["finish_reason"])
+    except Exception as error:  # noqa: BLE001  the status is already sent, so the stream carries the error
+        yield _event(from_exception(error).to_dict())
+        return
+    finally:
+        timer.cancel()
+    if usage_per_prompt is not None:
+        ends = [stream.completion for stream in streams if stream.completion is not None]
+        yield _event({**head, "choices": [], "usage": usage(ends, usage_per_prompt)})
+    yield _END
+
+
+async def _merged(
+    streams: Sequence[AsyncTextStream], firsts: Sequence[str | None]
+) -> AsyncGenerator[tuple[int, str | None], None]:
+    """The pieces of all streams with their stream's number, in the order in which they arrive; None ends a stream."""
+    waiting: dict[asyncio.Future[str | None], int] = {}
+    try:
+        for index, first in enumerate(firsts):
+            if first is not None:
+                waiting[asyncio.ensure_future(next_piece(streams[index]))] = index
+            yield index, first
+        while waiting:
+            ready, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            for task in sorted(ready, key=waiting.__getitem__):
+                index, piece = waiting.pop(task), task.result()
+                if piece is not None:
+                    waiting[asyncio.ensure_future(next_piece(streams[index]))] = index
+                yield index, piece
+    finally:
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+
+
+def _event(value: dict[str, Any]) -> bytes:
+    return b"data: %b\n\n" % orjson.dumps(value)

@@ -1,0 +1,203 @@
+"""What a request for text says, in the terms of the core. Everything that would silently be ignored is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ...errors import bad_request
+
+_ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+_PLAIN = (
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "repetition_penalty",
+    "no_repeat_ngram_size",
+    "keep_alive",
+)
+"""Parameters with the core's own names and meanings; it checks their values."""
+MOST_STOPS = 64
+LONGEST_STOP = 1024
+"""Characters."""
+_MOST_TOKENS = 2**31
+"""Of one answer. The model's context is the limit; this only keeps absurd numbers out of the core."""
+
+
+def chat_messages(body: dict[str, Any]) -> list[dict[str, str]]:
+    """The conversation: every message a role and one text. Raises `ApiError` 400 that names the message."""
+    messages = body.get("messages")
+    if not isinstance(messages, list) or not messages:
+        raise bad_request('messages must be a list of at least one {"role": ..., "content": ...}', "messages")
+    return [_message(message, f"messages[{index}]") for index, message in enumerate(messages)]
+
+
+def _message(message: Any, where: str) -> dict[str, str]:
+    if not isinstance(message, dict):
+        raise bad_request(f'{where} must be an object: {{"role": ..., "content": ...}}', "messages")
+    role = message.get("role")
+    if not isinstance(role, str) or role not in _ROLES:
+        raise bad_request(f"{where}.role must be one of {', '.join(_ROLES)}, not {role!r}", "messages")
+    if message.get("tool_calls") or message.get("function_call"):
+        raise bad_request(f"{where} calls a tool: tools are not supported here", "messages", "unsupported")
+    content = message.get("content")
+    if content is None and role == "assistant":
+        content = ""
+    if isinstance(content, list):
+        content = "\n".join(_part(part, f"{where}.content[{index}]") for index, part in enumerate(content))
+    if not isinstance(content, str):
+        raise bad_request(f"{where}.content must be a text, or a list of parts of the type text", "messages")
+    return {"role": _ROLES[role], "content": content}
+
+
+def _part(part: Any, where: str) -> str:
+    if isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str):
+        return str(part["text"])
+    raise bad_request(f'{where} must be {{"type": "text", "text": ...}}: other content is not supported', "messages")
+
+
+def count_texts(prompt: Any, enough: int) -> tuple[int, int]:
+    """How many texts or messages a prompt has, and how many characters the first `enough` of them have.
+
+    Checks nothing: what is no text is counted as an empty one.
+    """
+    texts = prompt if isinstance(prompt, list) else [prompt]
+    return len(texts), sum(map(_characters, texts[:enough]))
+
+
+def _characters(text: Any) -> int:
+    if isinstance(text, str):
+        return len(text)
+    if isinstance(text, dict):
+        return _characters(text.get("content") or text.get("text"))
+    if isinstance(text, list):
+        return sum(map(_characters, text))
+    return 0
+
+
+def longest_text(prompts: Any, _enough: int) -> tuple[int, int]:
+    """The same of prompts, of which each is alone: one, and the characters of the longest."""
+    texts = prompts if isinstance(prompts, list) else [prompts]
+    return 1, max((len(text) for text in texts if isinstance(text, str)), default=0)
+
+
+def completion_prompts(body: dict[str, Any]) -> list[str | list[int]]:
+    """What to continue: texts, or lists of token ids. Raises `ApiError` 400."""
+    prompt = body.get("prompt")
+    if prompt is None:
+        raise bad_request("prompt is missing", "prompt")
+    for name in ("echo", "suffix"):
+        if body.get(name):
+            raise _unsupported(name, "leave it out")
+    prompts = [prompt] if isinstance(prompt, str) or _is_ids(prompt) else prompt
+    if not isinstance(prompts, list) or not prompts:
+        raise bad_request("prompt must be a text, a list of texts, token ids, or a list of lists of them", "prompt")
+    kind = str if isinstance(prompts[0], str) else list
+    for index, one in enumerate(prompts):
+        if not (isinstance(one, str) if kind is str else _is_ids(one)):
+            what = "a text" if kind is str else "a list of token ids"
+            raise bad_request(f"prompt[{index}] must be {what}, as the others are", "prompt")
+    return prompts
+
+
+def _is_ids(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(type(one) is int and 0 <= one < 2**32 for one in value)
+
+
+def choices(body: dict[str, Any], prompts: int, most: int) -> int:
+    """How many answers each prompt gets. Raises `ApiError` 400 when they are more than `most` together."""
+    count = _whole(body, "n", 1) or 1
+    if prompts * count > most:
+        name = "n" if count > 1 else "prompt"
+        raise bad_request(
+            f"prompts ({prompts}) times n ({count}) are more answers than the {most} that one request may have",
+            name,
+            "too_many_choices",
+        )
+    best_of = _whole(body, "best_of", 1)
+    if best_of not in (None, count):
+        raise _unsupported("best_of", "n answers are returned as they come; leave it out")
+    return count
+
+
+def parameters(body: dict[str, Any]) -> dict[str, Any]:
+    """Keyword arguments of `Manager.submit_generation`. Raises `ApiError` 400 for what is not supported."""
+    _check_supported(body)
+    params = {name: body[name] for name in _PLAIN if body.get(name) is not None}
+    # How other servers write that these are off.
+    if "top_k" in params and params["top_k"] == -1 and type(params["top_k"]) is int:
+        params["top_k"] = 0
+    if "top_p" in params and params["top_p"] == 0 and type(params["top_p"]) is not bool:
+        del params["top_p"]
+    if stop := _stop(body.get("stop")):
+        params["stop"] = stop
+    for name, value in params.items():
+        if isinstance(value, bool):
+            raise bad_request(f"{name} must not be true or false", name)
+    for name in ("max_completion_tokens", "max_tokens"):
+        if (most := _whole(body, name, 1)) is not None:
+            params["max_new_tokens"] = min(most, _MOST_TOKENS)
+            break
+    if (least := _whole(body, "min_tokens", 0)) is not None:
+        params["min_new_tokens"] = min(least, _MOST_TOKENS)
+    if (seed := _whole(body, "seed")) is not None:
+        # OpenAI's seeds have a sign.
+        params["seed"] = seed % 2**64
+    return params
+
+
+def _stop(value: Any) -> list[str]:
+    """Texts at which an answer ends; none is none."""
+    texts = [value] if isinstance(value, str) else [] if value is None else value
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise bad_request("stop must be a text or a list of texts", "stop")
+    if len(texts) > MOST_STOPS:
+        raise bad_request(f"stop has {len(texts)} texts; {MOST_STOPS} are allowed", "stop")
+    if any(len(text) > LONGEST_STOP for text in texts):
+        raise bad_request(f"a text of stop is longer than {LONGEST_STOP} characters", "stop")
+    return [text for text in texts if text]
+
+
+def stream_usage(body: dict[str, Any]) -> bool:
+    """Whether the last event of a stream tells the usage. Raises `ApiError` 400."""
+    stream, options = body.get("stream"), body.get("stream_options")
+    if stream is not None and not isinstance(stream, bool):
+        raise bad_request("stream must be true or false", "stream")
+    if options is None:
+        return False
+    if not stream:
+        raise bad_request("stream_options needs stream: true", "stream_options")
+    if not isinstance(options, dict) or not isinstance(options.get("include_usage"), bool | None):
+        raise bad_request('stream_options must be {"include_usage": true or false}', "stream_options")
+    return bool(options.get("include_usage"))
+
+
+def _check_supported(body: dict[str, Any]) -> None:
+    for name in ("presence_penalty", "frequency_penalty"):
+        if body.get(name):
+            raise _unsupported(name, "repetition_penalty (1: off; 1.1: gentle) works against repetition")
+    # `logprobs: 0` asks a completion for the chosen tokens' own.
+    if not (body.get("logprobs") is None or body.get("logprobs") is False) or body.get("top_logprobs"):
+        raise _unsupported("logprobs", "leave it out")
+    for name in ("logit_bias", "tools", "functions", "audio"):
+        if body.get(name):
+            raise _unsupported(name, "leave it out")
+    form = body.get("response_format")
+    if form is not None and not (isinstance(form, dict) and form.get("type") == "text"):
+        raise _unsupported("response_format", 'only {"type": "text"} is')
+
+
+def _unsupported(name: str, remedy: str) -> Exception:
+    return bad_request(f"{name} is not supported here: {remedy}", name, "unsupported_parameter")
+
+
+def _whole(body: dict[str, Any], name: str, least: int | None = None) -> int | None:
+    value = body.get(name)
+    if value is None:
+        return None
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if not isinstance(value, int) or isinstance(value, bool) or (least is not None and value < least):
+        limit = "" if least is None else f" of at least {least}"
+        raise bad_request(f"{name} must be a whole number{limit}", name)
+    return value

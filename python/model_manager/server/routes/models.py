@@ -1,0 +1,94 @@
+"""`GET /v1/models` and `/v1/models/{id}`: what is served, embedding models and text generators."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ..errors import unknown_model
+from ..middleware import to_json
+from ..schemas import Model, ModelList
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+    from starlette.responses import Response
+
+    from ..routing import Routes
+    from ..service import Service
+
+
+def add_routes(routes: Routes, service: Service) -> None:
+    """Both endpoints."""
+
+    async def list_models(request: Request) -> Response:
+        """Every model that requests may name."""
+        return to_json({"object": "list", "data": all_models(service)})
+
+    async def get_model(request: Request) -> Response:
+        """One model, by its name, an alias, its source or its slot."""
+        return to_json(find_model(service, request.path_params["model_id"].removesuffix("/")))
+
+    routes.add("/v1/models", list_models, answer=ModelList, summary="List models", tags=["models"])
+    routes.add(
+        "/v1/models/{model_id:path}",
+        get_model,
+        answer=Model,
+        summary="Describe a model",
+        tags=["models"],
+        parameters=[{"name": "model_id", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}],
+    )
+
+
+def all_models(service: Service) -> list[dict[str, Any]]:
+    """Every served model in the form of the protocol."""
+    slots = service.manager.stats()["slots"]
+    found = []
+    names = set()
+    for model in service.models():
+        # A slot may have the public name of another's model, which is the one that requests get.
+        if model.name in names:
+            continue
+        names.add(model.name)
+        description = service.description(model.key)
+        found.append(
+            {
+                "id": model.name,
+                "object": "model",
+                "created": int(service.started),
+                "owned_by": "model_manager",
+                "capabilities": {
+                    "kind": "embedding",
+                    "aliases": list(model.aliases),
+                    "source": slots[model.key]["source"],
+                    "state": slots[model.key]["state"],
+                    "dimensions": model.dimensions or (description["dimension"] if description else None),
+                    "max_tokens": description["max_length"] if description else None,
+                    "prompts": sorted(description["prompts"]) if description else None,
+                    "instructions": service.instructions_known(model),
+                },
+            }
+        )
+    found.extend(
+        {
+            "id": name,
+            "object": "model",
+            "created": int(service.started),
+            "owned_by": "model_manager",
+            "capabilities": {"kind": "generator", "source": slots[name]["source"], "state": slots[name]["state"]},
+        }
+        for name in dict.fromkeys(service.config.generators)
+        if name not in names and name in slots and slots[name]["kind"] == "generator"
+    )
+    return found
+
+
+def find_model(service: Service, name: str) -> dict[str, Any]:
+    """One of `all_models`. Raises `ApiError` 404."""
+    models = all_models(service)
+    for model in models:
+        if model["capabilities"]["kind"] == "generator" and name in (model["id"], model["capabilities"]["source"]):
+            return model
+    public = service.served(name).name
+    for model in models:
+        if model["id"] == public:
+            return model
+    raise unknown_model(name, [model["id"] for model in models])
