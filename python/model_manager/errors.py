@@ -1,7 +1,7 @@
-"""What can go wrong, as a tree under `ModelManagerError`.
+"""The exceptions, a tree under `ModelManagerError`.
 
-Each class is also the built-in exception that a Python programmer would expect, so ``except FileNotFoundError`` finds a
-missing model without importing anything from here. Every message names the thing (model, path, setting) and the remedy.
+Each class also derives from the built-in exception that fits, so ``except FileNotFoundError`` catches a missing model
+without an import from here. Every message names the thing (model, path, setting) and the remedy.
 """
 
 from __future__ import annotations
@@ -38,15 +38,17 @@ class ModelManagerError(Exception):
     """Base of all errors of this package.
 
     Attributes:
-        param: The argument or setting to blame, as it is written in a call; None where no single one is.
-        code: The mistake's name for programs, such as ``context_length_exceeded``; None where it has none.
+        param: The argument or setting at fault, as it is written in a call; None where there is no single one.
+        code: A name of the mistake for programs, such as ``context_length_exceeded``; None where it has none.
+        transient: Whether the same call may succeed later. Callers that retry look at this alone.
     """
 
     param: str | None = None
     code: str | None = None
+    transient: bool = False
 
     def __str__(self) -> str:
-        # KeyError would show the repr of its message, OSError would look for an errno.
+        # KeyError would show the repr of its message, and OSError would look for an errno.
         return Exception.__str__(self)
 
 
@@ -77,11 +79,11 @@ class MissingFileError(ModelManagerError, FileNotFoundError):
 
 
 class InvalidFileError(ModelManagerError, ValueError):
-    """A file exists but does not hold what it should: cut short, damaged, of the wrong shape."""
+    """A file exists but its content is wrong: truncated, damaged, or of the wrong shape."""
 
 
 class UnsupportedModelError(ModelManagerError, NotImplementedError):
-    """The files are sound but describe a model that this package does not run."""
+    """The files are valid but describe a model that this package does not run."""
 
 
 class ModelPermissionError(ModelManagerError, PermissionError):
@@ -91,17 +93,23 @@ class ModelPermissionError(ModelManagerError, PermissionError):
 class DownloadError(ModelManagerError, ConnectionError):
     """A download failed; the message has the URL and the status."""
 
+    transient = True
+
 
 class RemoteError(ModelManagerError, ConnectionError):
-    """The server behind ``ollama://`` or ``openai+https://`` failed, refused or cannot be reached; the message says
-    which, and while it is left alone for failing again and again, when it is tried again.
+    """The server behind ``ollama://`` or ``openai+https://`` failed, refused or cannot be reached. The message says
+    which, and after repeated failures when the next request is sent.
     """
+
+    transient = True
 
 
 class RemoteRefusedError(RemoteError):
-    """The server refuses until something is set right (a key, a certificate, an address); the message says what. To ask
-    again later does not help.
+    """The server refuses until something is corrected: a key, a certificate, an address. The message says what. A retry
+    does not help.
     """
+
+    transient = False
 
 
 class ModelIOError(ModelManagerError, OSError):
@@ -109,27 +117,31 @@ class ModelIOError(ModelManagerError, OSError):
 
 
 class WaitTimeoutError(ModelManagerError, TimeoutError):
-    """A wait (for a load or for a result) ended at its timeout; what was waited for goes on."""
+    """A wait for a load or for a result reached its timeout. The load or the computation goes on."""
+
+    transient = True
 
 
 class OutOfMemoryError(ModelManagerError, MemoryError):
-    """The system has no memory for what one request needs; others go on."""
+    """The system has no memory for what one request needs. Other requests go on."""
 
 
 class OverloadedError(ModelManagerError, RuntimeError):
     """The queue of a model is full: `max_queue` texts, or `max_generation_queue` requests for text. Retry later."""
 
+    transient = True
+
 
 class MemoryBudgetError(ModelManagerError, MemoryError):
-    """The model does not fit into `memory_budget` beside those that cannot be evicted."""
+    """The model does not fit into `memory_budget` together with the models that cannot be evicted."""
 
 
 class NotFiniteError(ModelManagerError, ArithmeticError):
-    """A model produced NaN or infinity where a vector was due."""
+    """A model produced NaN or infinity instead of a vector."""
 
 
 class RequestCancelledError(ModelManagerError, RuntimeError):
-    """The request was cancelled before its result was there."""
+    """The request was cancelled before it had a result."""
 
 
 class ClosedError(ModelManagerError, RuntimeError):
@@ -137,12 +149,12 @@ class ClosedError(ModelManagerError, RuntimeError):
 
 
 class LoaderError(ModelManagerError, RuntimeError):
-    """A loader or an object that you registered raised; the original exception is the ``__cause__``."""
+    """A registered loader or object raised an exception, which is the ``__cause__``."""
 
 
 class NoGeneratorError(ModelManagerError, RuntimeError):
-    """No text generator can be had; the message says why."""
+    """There is no text generator; the message says why."""
 
 
 class InternalError(ModelManagerError, RuntimeError):
-    """A defect of this package, caught at a boundary: the request failed, the manager lives on. Please report it."""
+    """A defect of this package, caught at a boundary. The request failed, the manager goes on. Please report it."""

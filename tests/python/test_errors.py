@@ -62,6 +62,16 @@ def test_errors_name_the_argument_to_blame(make_manager):
     assert (caught.value.param, caught.value.code) == (None, None)
 
 
+def test_which_errors_a_retry_may_get_past():
+    transient = {error for error in CLASSES if error.transient}
+    assert transient == {
+        errors.DownloadError,
+        errors.OverloadedError,
+        errors.RemoteError,
+        errors.WaitTimeoutError,
+    }
+
+
 @pytest.mark.parametrize("error", CLASSES)
 def test_messages_and_pickles(error):
     made = error("what went wrong, and what to do")

@@ -86,7 +86,7 @@ def test_a_qdrant_that_cannot_be_reached_at_all(make_indexer, fake):
         raise ConnectionError("refused")
 
     fake.collection_exists = gone
-    with pytest.raises(StoreError, match=r"could not look for the collection, collection 'notes' \(4 attempts\)"):
+    with pytest.raises(StoreError, match=r"could not look up the collection, collection 'notes' \(4 attempts\)"):
         make_indexer(fake).add_documents(iter(documents(1)))
 
 

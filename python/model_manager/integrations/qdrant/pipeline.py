@@ -1,8 +1,8 @@
-"""One run of the indexer. While the model computes a batch, the one before it is written and the next is read and
+"""One run of the indexer. While the model computes a batch, the previous batch is written and the next one is read and
 looked up.
 
-The computing is the core's own (`Manager.submit`), so one thread suffices here, and the client is used by it alone: an
-embedded Qdrant needs that. At most `_AHEAD` batches wait for their vectors; memory does not grow with the input.
+The core computes in its own threads (`Manager.submit`), so one thread suffices here. Only this thread uses the client,
+as an embedded Qdrant requires. At most `_AHEAD` batches wait for their vectors, so memory does not grow with the input.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
-from ...errors import ModelManagerError, OverloadedError, RemoteRefusedError, WaitTimeoutError
+from ...errors import ModelManagerError
 from .documents import Document, Input, prepare
 from .report import Failure, IndexingError, IndexReport
 from .store import CollectionError, Store, StoreError
@@ -32,8 +32,7 @@ logger = logging.getLogger(__name__)
 OnError: TypeAlias = Literal["report", "raise"]
 
 _AHEAD = 2
-_PASSING = (OverloadedError, WaitTimeoutError, ConnectionError)
-"""Errors of the model that may be over in a moment."""
+"""Batches that wait for their vectors."""
 
 T = TypeVar("T")
 
@@ -91,7 +90,7 @@ class Run:
         self._under_way: deque[_Batch] = deque()
 
     def index(self, documents: Iterable[Input], batch_size: int) -> None:
-        """Index everything. What is left behind by an exception is consistent: whole points, and the report."""
+        """Index everything. After an exception the collection holds whole points only, and the report is correct."""
         started = time.monotonic()
         try:
             for chunk in _chunks(documents, batch_size):
@@ -107,7 +106,7 @@ class Run:
             self._report.seconds = time.monotonic() - started
 
     def _start(self, chunk: list[Input]) -> None:
-        """Check the documents, leave out what the collection has, and send the rest to the model."""
+        """Check the documents, skip those that the collection has, and send the others to the model."""
         prepared = []
         for document in chunk:
             position, self._position = self._position, self._position + 1
@@ -122,7 +121,7 @@ class Run:
             self._fail_all(prepared, error)
 
     def _changed(self, documents: list[Document]) -> list[Document]:
-        """Those that are new, or differ from what is stored or under way under their ids."""
+        """The documents that are new, or differ from the stored or pending ones with the same id."""
         known = self._store.stored([one.point_id for one in documents if one.id is not None])
         known |= {one.point_id: one.stored for batch in self._under_way for one in batch.documents}
         changed = []
@@ -130,8 +129,8 @@ class Run:
             there = known.get(one.point_id)
             if there is not None and there.has_other_type(one.stored):
                 error = ValueError(
-                    f"its id {one.stored.original_doc_id!r} has the point of {there.original_doc_id!r}, which is there"
-                    " already and would be replaced; give all ids as str or all as int"
+                    f"its id {one.stored.original_doc_id!r} has the point of {there.original_doc_id!r}, which exists"
+                    " and would be replaced; give all ids as str or all as int"
                 )
                 self._fail(Failure(one.position, one.id, str(error)), error)
                 continue
@@ -145,8 +144,8 @@ class Run:
         return changed
 
     def _finish_first(self) -> None:
-        """Wait for the vectors of the batch that was started first, and write them."""
-        batch = self._under_way[0]  # there until it is done: an interruption cancels all that are there
+        """Wait for the vectors of the oldest batch, and write them."""
+        batch = self._under_way[0]  # stays in the queue until it is done: an interruption cancels the whole queue
         if batch.documents:
             self._finish(batch)
         self._under_way.popleft()
@@ -160,22 +159,23 @@ class Run:
             self._write(batch.documents, vectors)
 
     def _vectors(self, batch: _Batch) -> NDArray[np.float32]:
-        """The vectors, asked for again while what fails may pass."""
-        request = batch.vectors
-        for pause in self._store.backoff.pauses():
-            try:
-                return request()
-            except RemoteRefusedError:
-                raise  # it would refuse again
-            except _PASSING as error:
-                logger.warning("The model could not embed a batch: %s; trying again in %.2g s", error, pause)
-                self._store.sleep(pause)
-                request = functools.partial(self._embedder.documents, [one.text for one in batch.documents])
-        return request()
+        """The vectors of `batch`, computed again while the errors of the model are transient."""
+        again = functools.partial(self._embedder.documents, [one.text for one in batch.documents])
+        requests: Iterator[Callable[[], NDArray[np.float32]]] = itertools.chain(
+            [batch.vectors], itertools.repeat(again)
+        )
+
+        def pause_after(error: Exception, planned: float) -> float | None:
+            if not isinstance(error, ModelManagerError) or not error.transient:
+                return None
+            logger.warning("The model could not embed a batch: %s; trying again in %.2g s", error, planned)
+            return planned
+
+        return self._store.backoff.run(lambda: next(requests)(), pause_after, self._store.sleep)
 
     def _embed_singly(self, documents: list[Document], error: ModelManagerError) -> None:
-        """A batch failed: find the documents to blame. What has nothing to do with them is not tried again for each."""
-        if len(documents) == 1 or isinstance(error, (*_PASSING, OSError)):
+        """Find the documents that made a batch fail. Errors that no document causes are not tried for each of them."""
+        if len(documents) == 1 or error.transient or isinstance(error, OSError):
             self._fail_all(documents, error)
             return
         for one in documents:
@@ -190,7 +190,7 @@ class Run:
         if vectors.shape != (len(documents), self._embedder.dimension):
             raise CollectionError(
                 f"{self._embedder.slot!r} answered {len(documents)} texts with vectors of shape {vectors.shape},"
-                f" expected ({len(documents)}, {self._embedder.dimension}): its model was replaced meanwhile"
+                f" expected ({len(documents)}, {self._embedder.dimension}): its model was replaced during the run"
             )
         rows = {one.point_id: row for row, one in enumerate(documents)}  # the last of the same id counts
         kept = [documents[row] for row in rows.values()]
@@ -200,7 +200,7 @@ class Run:
             if error.transient or len(documents) == 1:
                 self._fail_all(documents, error)
                 return
-            # One point that Qdrant refuses makes it refuse the request.
+            # Qdrant refuses the whole request when it refuses one point.
             for row, one in enumerate(documents):
                 self._write([one], vectors[row : row + 1])
             return
@@ -230,7 +230,7 @@ def _given_up(message: str, report: IndexReport) -> IndexingError:
 
 
 def _chunks(documents: Iterable[T], size: int) -> Iterator[list[T]]:
-    """Lists of `size`, the last one shorter, read as they are asked for."""
+    """Lists of `size` items, the last one shorter. The input is read as needed."""
     source = iter(documents)
     while chunk := list(itertools.islice(source, size)):
         yield chunk

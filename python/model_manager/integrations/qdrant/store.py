@@ -1,6 +1,4 @@
-"""Qdrant as the indexer uses it: one collection, every request repeated with growing pauses, errors that say what to
-do.
-"""
+"""One Qdrant collection: requests with retries and growing pauses, and errors that name the remedy."""
 
 from __future__ import annotations
 
@@ -31,20 +29,17 @@ _GRPC_TRANSIENT = {"UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "AB
 
 
 class CollectionError(ModelManagerError, ValueError):
-    """The collection does not fit: another dimension or measure, named vectors, or it does not exist."""
+    """The collection does not fit (another dimension or measure, named vectors) or does not exist."""
 
 
 class StoreError(ModelManagerError, ConnectionError):
-    """Qdrant refused a request, or did not answer one however often it was sent."""
-
-    transient: bool = False
-    """Whether the same request may succeed later."""
+    """Qdrant refused a request, or did not answer any attempt; `transient` says whether a retry may succeed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Backoff:
-    """How often a failed request is sent, and the pauses between: `first` seconds, doubled each time up to
-    `longest`. What Qdrant asks for in Retry-After is a lower bound, of `patience` seconds at most.
+    """The attempts of a request and the pauses between them: `first` seconds, doubled each time up to `longest`. A
+    Retry-After of Qdrant is a lower bound for a pause, up to `patience` seconds.
     """
 
     attempts: int = 6
@@ -57,9 +52,33 @@ class Backoff:
             raise InputError(f"{self}: attempts must be at least 1, 0 ≤ first ≤ longest, and 0 ≤ patience")
 
     def pauses(self) -> Iterator[float]:
-        """Seconds before each repetition."""
-        for repetition in range(self.attempts - 1):
-            yield min(self.longest, self.first * 2**repetition)
+        """Seconds before each retry."""
+        for retry in range(self.attempts - 1):
+            yield min(self.longest, self.first * 2**retry)
+
+    def run(
+        self,
+        request: Callable[[], T],
+        pause_after: Callable[[Exception, float], float | None],
+        sleep: Callable[[float], object],
+    ) -> T:
+        """The result of `request`, which is repeated after transient errors.
+
+        Args:
+            request: Called for each attempt.
+            pause_after: Gets an error and the planned pause, and returns the seconds to wait, or None to raise the
+                error.
+            sleep: Waits.
+        """
+        for planned in self.pauses():
+            try:
+                return request()
+            except Exception as error:
+                pause = pause_after(error, planned)
+                if pause is None:
+                    raise
+                sleep(pause)
+        return request()
 
 
 class Store:
@@ -78,41 +97,42 @@ class Store:
         self.sleep = sleep
         options: Mapping[str, Any] = getattr(client, "init_options", {})
         self._embedded = options.get("path") is not None or options.get("location") == ":memory:"
-        # The embedded Qdrant is Python code that does not expect to be used by two threads at once.
-        turn = threading.Lock() if self._embedded else contextlib.nullcontext()
-        self._turn: contextlib.AbstractContextManager[Any] = turn
+        # The embedded Qdrant is Python code without locks of its own.
+        lock = threading.Lock() if self._embedded else contextlib.nullcontext()
+        self._lock: contextlib.AbstractContextManager[Any] = lock
 
     def prepare(self, dimension: int, *, recreate: bool = False) -> bool:
-        """Make the collection unless it is there and fits; whether it was made. Raises `CollectionError`."""
+        """Create the collection unless one exists and fits; return whether it was created. Raises `CollectionError`."""
         name = self.collection
         if recreate:
             self._send("delete the collection", lambda: self.client.delete_collection(name))
         elif self.exists():
             self.check(dimension)
-            self._hasten()
+            self._use_write_ahead_log()
             return False
         self._send("create the collection", lambda: self.client.create_collection(name, **_settings(dimension)))
-        self._hasten()
+        self._use_write_ahead_log()
         return True
 
-    def _hasten(self) -> None:
-        """The embedded Qdrant commits every point on its own, with a wait for the disk. A write-ahead log spares the
-        wait: a crash of the process loses nothing, one of the machine the latest points, which the next run adds again.
+    def _use_write_ahead_log(self) -> None:
+        """Speed up the embedded Qdrant, which commits every point with a wait for the disk. A write-ahead log avoids
+        the wait. A crash of the process loses nothing; a crash of the machine may lose the latest points, and the next
+        run adds them again.
         """
         try:
             sqlite: Any = self.client._client.collections[self.collection].storage.storage  # type: ignore[attr-defined]
         except (AttributeError, KeyError):
-            return  # a server; a fake; another version's internals
-        with self._turn:
+            return  # a server, a fake client, or a version with other internals
+        with self._lock:
             if sqlite.execute("PRAGMA journal_mode=WAL").fetchone()[0] == "wal":
                 sqlite.execute("PRAGMA synchronous=NORMAL")
 
     def exists(self) -> bool:
-        """Whether the collection is there."""
-        return bool(self._send("look for the collection", lambda: self.client.collection_exists(self.collection)))
+        """Whether the collection exists."""
+        return bool(self._send("look up the collection", lambda: self.client.collection_exists(self.collection)))
 
     def check(self, dimension: int) -> None:
-        """Raise `CollectionError` unless the collection takes vectors of this length and compares them by angle."""
+        """Raise `CollectionError` unless the collection takes vectors of this length and compares angles."""
         found = self._send("read the collection's settings", lambda: self.client.get_collection(self.collection))
         vectors = found.config.params.vectors
         remedy = "choose another collection, or recreate this one (all its points are lost)"
@@ -127,7 +147,7 @@ class Store:
             raise CollectionError(f"collection {self.collection!r} compares by {vectors.distance.value}: {remedy}")
 
     def stored(self, point_ids: Sequence[str]) -> dict[str, Stored]:
-        """What is there under these ids."""
+        """The stored documents under these ids."""
         if not point_ids:
             return {}
         records = self._send(
@@ -143,7 +163,7 @@ class Store:
         }
 
     def write(self, ids: Sequence[str], vectors: NDArray[np.float32], payloads: Sequence[dict[str, Any]]) -> None:
-        """Write points and wait until they are applied; those of the same ids are replaced."""
+        """Write points and wait until they are applied. Points with the same ids are replaced."""
         batch = models.Batch(ids=list(ids), vectors=vectors.tolist(), payloads=list(payloads))
         self._send("write points", lambda: self.client.upsert(self.collection, points=batch, wait=True))
 
@@ -165,7 +185,7 @@ class Store:
                 limit=limit,
                 score_threshold=score_threshold,
                 query_filter=query_filter,
-                # The embedded Qdrant compares with every point, and warns when told how to search.
+                # The embedded Qdrant compares with every point and warns about search parameters.
                 search_params=None if self._embedded else models.SearchParams(hnsw_ef=hnsw_ef),
                 with_payload=True,
             ),
@@ -173,26 +193,32 @@ class Store:
         return list(answer.points)
 
     def _send(self, action: str, request: Callable[[], T]) -> T:
-        pauses = self.backoff.pauses()
-        while True:
-            try:
-                with self._turn:
-                    return request()
-            except Exception as error:
-                transient, reason, least = _judge(error)
-                pause = next(pauses, None) if transient else None
-                if pause is None:
-                    tried = f" ({self.backoff.attempts} attempts)" if transient else ""
-                    told = StoreError(f"Qdrant could not {action}, collection {self.collection!r}{tried}: {reason}")
-                    told.transient = transient
-                    raise told from error
-                pause = max(pause, min(least, self.backoff.patience))
-                logger.warning("Qdrant could not %s: %s; trying again in %.2g s", action, reason, pause)
-                self.sleep(pause)
+        """The result of `request`, retried while its errors are transient. Raises `StoreError`."""
+
+        def attempt() -> T:
+            with self._lock:
+                return request()
+
+        def pause_after(error: Exception, planned: float) -> float | None:
+            transient, reason, minimum = _judge(error)
+            if not transient:
+                return None
+            pause = max(planned, min(minimum, self.backoff.patience))
+            logger.warning("Qdrant could not %s: %s; trying again in %.2g s", action, reason, pause)
+            return pause
+
+        try:
+            return self.backoff.run(attempt, pause_after, self.sleep)
+        except Exception as error:
+            transient, reason, _ = _judge(error)
+            attempts = f" ({self.backoff.attempts} attempts)" if transient else ""
+            failure = StoreError(f"Qdrant could not {action}, collection {self.collection!r}{attempts}: {reason}")
+            failure.transient = transient
+            raise failure from error
 
 
 def _judge(error: Exception) -> tuple[bool, str, float]:
-    """Whether the request may succeed later, why it failed, and seconds to wait at least."""
+    """Whether an error of the client is transient, its reason, and the minimum seconds to wait."""
     reason = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, ResourceExhaustedResponse):
         return True, reason, float(error.retry_after_s)
@@ -202,7 +228,7 @@ def _judge(error: Exception) -> tuple[bool, str, float]:
             reason += "; is QDRANT_API_KEY the key of this server?"
         return status in (408, 429) or status >= 500, reason, 0.0
     if isinstance(error, ResponseHandlingException):
-        # What pydantic cannot read (a ValueError) it cannot read the second time either.
+        # A ValueError means that pydantic cannot read the answer; a second one would look the same.
         source = " ".join(str(error.source).split()) or type(error.source).__name__
         return not isinstance(error.source, ValueError), f"{source}; is the server of QDRANT_URL running?", 0.0
     if callable(code := getattr(error, "code", None)):
@@ -211,7 +237,7 @@ def _judge(error: Exception) -> tuple[bool, str, float]:
 
 
 def _settings(dimension: int) -> dict[str, Any]:
-    """How a collection is made: for recall first, all that is searched in memory, the vectors in it as bytes."""
+    """The settings of a new collection: tuned for recall, with the index and the INT8 vectors in memory."""
     return {
         "vectors_config": models.VectorParams(size=dimension, distance=models.Distance.COSINE, on_disk=False),
         "hnsw_config": models.HnswConfigDiff(m=32, ef_construct=256, full_scan_threshold=20_000, on_disk=False),
