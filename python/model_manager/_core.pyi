@@ -1,4 +1,4 @@
-"""The Rust core: models, lifecycle, batching, cache. `ModelManager` is `Manager` plus the chatbot's names."""
+"""The Rust core: models, lifecycle, batching, cache. `ModelManager` adds asyncio and the chatbot's names."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
@@ -6,13 +6,14 @@ from typing import Any, Literal, TypeAlias, final, overload
 
 import numpy as np
 from numpy.typing import NDArray
-from typing_extensions import Self, disjoint_base
+from typing_extensions import Self, Unpack, disjoint_base
 
 from model_manager._types import (
     CacheStatistics,
     Completion,
     Description,
     FieldInfo,
+    GenerationParams,
     GeneratorDescription,
     Inputs,
     Statistics,
@@ -51,8 +52,8 @@ _Prompt: TypeAlias = str | Sequence[int] | Sequence[Mapping[str, str]]
 class Config:
     """Settings of a manager, validated once and immutable.
 
-    Each value is the keyword given here, else the environment variable, else the default (`Config.fields()` lists all
-    three). A value out of range raises `ConfigError` that names the setting. Equal settings compare equal.
+    Each value is the keyword given here, else the environment variable, else the default; `Config.fields()` lists all
+    three. A value out of range raises a `ConfigError` that names the setting. Equal settings compare equal.
     """
 
     def __new__(
@@ -104,12 +105,12 @@ class Config:
         """Whether idle models are unloaded. `AUTO_CLEANUP_ENABLED`, default True."""
     @property
     def cleanup_interval(self) -> float:
-        """Seconds between clean-ups at most; idle deadlines are kept exactly. `CLEANUP_INTERVAL_SECONDS`, default
+        """Seconds between clean-ups at most; idle deadlines are exact. `CLEANUP_INTERVAL_SECONDS`, default
         300.
         """
     @property
     def max_idle_time(self) -> float:
-        """Seconds after its latest use that a model is unloaded. `MAX_IDLE_TIME_SECONDS`, default 600."""
+        """Seconds after its latest use until a model is unloaded. `MAX_IDLE_TIME_SECONDS`, default 600."""
     @property
     def cache_size(self) -> int:
         """Vectors that the embedding cache holds; 0 turns it off. `MEMORY_EFFICIENT_CACHE_SIZE`, default 50."""
@@ -118,7 +119,7 @@ class Config:
         """Bytes that the embedding cache holds. `MODEL_MANAGER_CACHE_BYTES`, default 64 MiB."""
     @property
     def cache_policy(self) -> str:
-        """Which vector leaves a full cache: ``lru``, ``lfu``, or ``ttl`` (LRU, and each entry expires).
+        """Which vector is evicted from a full cache: ``lru``, ``lfu``, or ``ttl`` (LRU, and each entry expires).
         `MODEL_MANAGER_CACHE_POLICY`, default lru.
         """
     @property
@@ -126,10 +127,10 @@ class Config:
         """Seconds that an entry lives under the policy ``ttl``. `MODEL_MANAGER_CACHE_TTL`, default 600."""
     @property
     def prefer_turkish(self) -> bool:
-        """Which sentence model is the preferred one. `AI_PREFER_TURKISH_MODELS`, default True."""
+        """Whether the Turkish sentence model is the preferred one. `AI_PREFER_TURKISH_MODELS`, default True."""
     @property
     def language_detection(self) -> bool:
-        """Whether each text goes to the model of its language; off: all go to the preferred one.
+        """Whether each text goes to the model of its language. False: all texts go to the preferred model.
         `AI_LANGUAGE_DETECTION`, default True.
         """
     @property
@@ -180,13 +181,13 @@ class Config:
         """Texts that may wait for one model before `OverloadedError`. `MODEL_MANAGER_MAX_QUEUE`, default 200000."""
     @property
     def max_text_bytes(self) -> int:
-        """Bytes of a text whose every token is wanted (prompts, ``truncate=False``, `count_tokens`); a longer one is
-        refused, and so is any text with a sixteenth of them and no place to cut.
+        """Bytes of a text that is tokenised completely (prompts, ``truncate=False``, `count_tokens`). A longer one is
+        refused, and so is a text of a sixteenth of this size that has no place to cut.
         `MODEL_MANAGER_MAX_TEXT_BYTES`, default 4194304.
         """
     @property
     def max_parallel(self) -> int:
-        """Answers that one generator writes at the same time, 1 to 1024; more requests wait.
+        """Answers that one generator writes at the same time, 1 to 1024; further requests wait.
         `MODEL_MANAGER_MAX_PARALLEL`, default 16.
         """
     @property
@@ -211,7 +212,7 @@ class Config:
     @property
     def keep_alive(self) -> float | str | None:
         """How long models stay after their latest use, as given: seconds or ``"5m"``; 0: unload after use; negative:
-        for ever; None: `max_idle_time`. `MODEL_MANAGER_KEEP_ALIVE`.
+        indefinitely; None: `max_idle_time`. `MODEL_MANAGER_KEEP_ALIVE`.
         """
     @property
     def load_timeout(self) -> float | None:
@@ -226,15 +227,15 @@ class Config:
         """Never download. `MODEL_MANAGER_OFFLINE`, default False; `HF_HUB_OFFLINE` turns it on too."""
     @property
     def remote_connections(self) -> int:
-        """Requests to a server's model (``ollama://``, ``openai+https://``) in flight at a time, each on a connection
-        of its own, 1 to 64. `MODEL_MANAGER_REMOTE_CONNECTIONS`, default 4.
+        """Concurrent requests to a server's model (``ollama://``, ``openai+https://``), each on its own connection, 1
+        to 64. `MODEL_MANAGER_REMOTE_CONNECTIONS`, default 4.
         """
     @property
     def remote_batch(self) -> int:
-        """Texts of one request to a server at most. `MODEL_MANAGER_REMOTE_BATCH`, default 64."""
+        """Maximum texts in one request to a server. `MODEL_MANAGER_REMOTE_BATCH`, default 64."""
     @property
     def remote_timeout(self) -> float:
-        """Seconds that one request to a server may take, its answer included. `MODEL_MANAGER_REMOTE_TIMEOUT`, default
+        """Seconds that one request to a server may take, including its answer. `MODEL_MANAGER_REMOTE_TIMEOUT`, default
         60.
         """
     @property
@@ -251,17 +252,17 @@ class Config:
 
 @final
 class LazyLoadTracker:
-    """Load times, memory and accesses by slot. Every manager has one; you may also make your own."""
+    """Load times, memory and accesses by slot. Every manager has one, and a program may create its own."""
 
     def __new__(cls) -> Self: ...
     def record_load(self, model_type: str, load_time: float, memory_mb: float) -> None:
-        """Note a load that took `load_time` seconds and `memory_mb` MB; it counts as an access too."""
+        """Record a load that took `load_time` seconds and `memory_mb` MB; it counts as an access too."""
     def record_access(self, model_type: str) -> None:
-        """Note a use now."""
+        """Record a use now."""
     def get_statistics(self) -> TrackerStatistics:
         """All figures by slot; seconds and MB."""
     def clear(self) -> None:
-        """Forget everything."""
+        """Reset all figures."""
 
 @final
 class Ticket:
@@ -269,21 +270,21 @@ class Ticket:
 
     @property
     def done(self) -> bool:
-        """Whether `on_done` has been called, is about to be, or never will be (cancelled)."""
+        """Whether `on_done` was called, is about to be called, or never will be because the request was cancelled."""
     def cancel(self) -> bool:
-        """Give the request up. True: `on_done` will not be called any more; False: it is too late."""
+        """Cancel the request. True: `on_done` will not be called; False: it is too late."""
 
 @final
 class TextStream:
     """The pieces of one answer, as `Manager.stream` returns it: an iterator of str that never splits a character.
 
-    The generation starts at once, not with the first piece asked for. Letting the stream go ends it within one token.
+    The generation starts at once, not with the first piece. Dropping the stream ends it within one token.
     """
 
     def __iter__(self) -> Self: ...
     def __next__(self) -> str: ...
     def cancel(self) -> None:
-        """End the answer within one token; the iterator gives what was written until then and stops."""
+        """End the answer within one token; the iterator returns what was written until then and stops."""
     @property
     def completion(self) -> Completion | None:
         """The whole answer and its figures once the iterator has ended; None before, and after an error."""
@@ -293,29 +294,29 @@ class GenerationTicket:
     """A generation under way, as `Manager.submit_generation` returns it."""
 
     def cancel(self) -> None:
-        """End the generation within one token, or before it starts; its last event comes all the same."""
+        """End the generation within one token, or before it starts; its last event still comes."""
 
 @disjoint_base
 class Manager:
     """Model slots, the embedding cache and the queues. All methods may be called from any thread.
 
-    Waiting happens with the GIL released and can be interrupted (Ctrl-C). A manager can be subclassed, used in a
-    ``with`` statement, and pickled (by configuration; models load again where it is unpickled).
+    Waiting releases the GIL and can be interrupted (Ctrl-C). A manager can be subclassed, used in a ``with`` statement,
+    and pickled by configuration; models load again where it is unpickled.
 
-    Slots ``turkish_sentence``, ``english_sentence`` and ``text_generator`` exist from the start. When the source of
-    ``turkish_sentence`` cannot be loaded, the multilingual default takes its place.
+    The slots ``turkish_sentence``, ``english_sentence`` and ``text_generator`` exist from the start. When the source of
+    ``turkish_sentence`` cannot be loaded, the multilingual default model is loaded instead.
     """
 
     def __new__(cls, config: Config | None = None, **overrides: Any) -> Self:
         """A manager with these settings. `overrides` are keywords of `Config` that replace those of `config`.
 
-        Without any argument the environment is read at the manager's first use, not here.
+        Without any argument the environment is read at the manager's first use, not by this call.
         """
     def _make_process_wide(self) -> None:
-        """Let it read ``.env`` of the working directory before its settings, and find models in ``models_cache``."""
+        """Make it read the working directory's ``.env`` before its settings, and search models in ``models_cache``."""
     @property
     def config(self) -> Config:
-        """The settings in force; reading it fixes them."""
+        """The settings in force. Reading them makes them final."""
     @property
     def device(self) -> str:
         """Where models compute: ``cpu``, ``cuda`` or ``mps``."""
@@ -324,10 +325,10 @@ class Manager:
         """This manager's tracker; `record_*` on it add to what it shows."""
     @property
     def last_cleanup_seconds(self) -> float:
-        """Seconds since the last clean-up of idle models (since construction when there was none)."""
+        """Seconds since the last clean-up of idle models, or since construction if there was none."""
     @property
     def auto_cleanup(self) -> tuple[bool, float, float]:
-        """What `set_auto_cleanup` last set: (enabled, cleanup_interval, max_idle_time); at first the settings'."""
+        """(enabled, cleanup_interval, max_idle_time) as last set by `set_auto_cleanup`, initially from the settings."""
     def register(
         self,
         name: str,
@@ -345,33 +346,33 @@ class Manager:
         kind: Literal["embedding", "generator"] | None = None,
         replace: bool = False,
     ) -> None:
-        """Make the slot `name`: an embedding model or a text generator from `source`, or whatever `loader` returns.
-        Nothing is loaded yet.
+        """Create the slot `name` for an embedding model or a text generator from `source`, or for the object that
+        `loader` returns. Nothing is loaded yet.
 
         Args:
             source: Hub id, bare sentence-transformers name, local folder, ``pkg:package/folder``, a ``.gguf`` file,
                 or for embeddings a server's model: ``ollama://host:port/model``, ``ollama+https://``,
-                ``openai+http://host:port/model``, ``openai+https://``. Its key is never part of the source:
-                ``env:NAME@`` before the host names the environment variable that holds it; without, ``openai+…``
+                ``openai+http://host:port/model``, ``openai+https://``. A key is never part of the source:
+                ``env:NAME@`` before the host names the environment variable that holds it. Without it, ``openai+…``
                 sources use `MODEL_MANAGER_REMOTE_KEY`.
-            loader: Called without arguments, on a thread of its own, when the slot is first used.
-            dtype: How it computes; int8 and int4 quantise plain weights at load. auto: as configured.
-            keep_alive: Seconds or ``"5m"`` after the latest use; 0: unload after use; negative: for ever; None:
-                as configured.
-            pinned: Never unloaded by idleness or budget; `unload` still does.
-            fallback: Sources to try in turn when the first cannot be loaded.
-            pooling, max_length, revision, prompts: Replace what the model's files say. Of a server's model only prompts
-                can be replaced.
-            kind: What `source` is. None: what its files say when they are here (a pooling or a ``modules.json``: an
-                embedding model; else a language model is a generator), otherwise what its first use makes it.
-                ``text_generator`` is a generator always, the two sentence slots never.
-            replace: Allow an existing slot of that name (built-in ones too); its model is unloaded.
+            loader: Called without arguments, on its own thread, when the slot is first used.
+            dtype: The type of the weights; int8 and int4 quantise plain weights at load. auto: as configured.
+            keep_alive: Seconds or ``"5m"`` after the latest use; 0: unload after use; negative: indefinitely; None: as
+                configured.
+            pinned: Neither idle time nor the budget unloads the model; `unload` still does.
+            fallback: Sources to try in order when the first one cannot be loaded.
+            pooling, max_length, revision, prompts: Override the model's files. For a server's model only prompts can be
+                overridden.
+            kind: The kind of model in `source`. None: decided by its files if they are on this machine (a pooling or a
+                ``modules.json`` makes an embedding model, any other language model is a generator), otherwise by its
+                first use. ``text_generator`` is always a generator, the two sentence slots never are.
+            replace: Allow an existing slot with that name, built-in ones too; its model is unloaded.
 
         Raises:
-            InputError: Both or neither of `source` and `loader`, a name in use, an unknown dtype or pooling.
+            InputError: Both or neither of `source` and `loader`, an existing name, an unknown dtype or pooling.
         """
     def unregister(self, name: str) -> None:
-        """Unload and forget the slot. The three built-in slots cannot go. Raises `UnknownModelError`, `InputError`."""
+        """Unload and remove the slot. Built-in slots cannot be removed. Raises `UnknownModelError`, `InputError`."""
     def embed(
         self,
         texts: Inputs,
@@ -389,30 +390,29 @@ class Manager:
         """Embed one text (float32, shape (dim,)) or several (float32, C-contiguous, shape (n, dim); none: (0, dim)).
 
         Args:
-            texts: A str, or any iterable of str, embedded as given. Or token ids of the model's own vocabulary, one
-                iterable of int for one vector, several for several: the model reads them as they are, nothing is put
-                around them, and ids beyond its maximum are cut. Ids need the `model`, and take no prompt.
+            texts: A str or any iterable of str, embedded as given; or token ids of the model's own vocabulary, one
+                iterable of int for one vector or several for several. The model reads ids as they are, without special
+                tokens, and cuts those beyond its maximum. Ids need the `model` and allow no prompt.
             model: Slot; None: the slot of each text's language, see `route`.
-            prompt: Put in front of every text.
-            prompt_name: The same by name, from the model's prompts. Without either the model's default prompt, if
-                it has one.
-            normalize: Scale to length 1 (a vector of zeros stays zeros). False: as the model gives it; some end
-                in a normalisation of their own, which comes before `truncate_dim`.
+            prompt: Text that is put in front of every text.
+            prompt_name: The name of one of the model's prompts. Without this and `prompt`: the model's default prompt,
+                if it has one.
+            normalize: Scale to length 1 (a vector of zeros stays zeros). False: the model's own output; some models
+                end in a normalisation, which comes before `truncate_dim`.
             truncate_dim: Keep the first dimensions, before normalising.
-            copy: A single text's array is read-only and shared with the cache unless True. Arrays of several are
-                the caller's.
+            copy: The array of a single text is read-only and shared with the cache unless True. Arrays of several
+                texts always belong to the caller.
             timeout: Seconds for everything, loading included; None: `load_timeout` for the load, no limit for the rest.
-            keep_alive: Replaces the slot's for this use.
-            progress: Called on this thread as ``progress(done, total)`` as texts are finished, with (total,
-                total) at the end.
+            keep_alive: Overrides the slot's value for this use.
+            progress: Called on this thread as ``progress(done, total)`` when texts are finished, with (total, total) at
+                the end.
 
         Raises:
-            TypeError: None of these forms, or several in one call. A bool is no id.
-            InputError: A lone surrogate, an id outside of the vocabulary, ids with a prompt or without a model, an
-                unknown `prompt_name`, a `truncate_dim` out of range, or texts of models with different dimensions in
-                one call.
+            TypeError: None of these forms, or several of them in one call. A bool is not an id.
+            InputError: A lone surrogate, an id outside the vocabulary, ids with a prompt or without a model, an unknown
+                `prompt_name`, a `truncate_dim` out of range, or texts of models with different dimensions in one call.
             UnknownModelError, WaitTimeoutError, OverloadedError, NotFiniteError, ClosedError: See `errors.py`.
-            ModelManagerError: Whatever loading the model raised.
+            ModelManagerError: The errors of loading the model.
         """
     def submit(
         self,
@@ -428,11 +428,11 @@ class Manager:
         timeout: float | None = None,
         keep_alive: _KeepAlive = None,
     ) -> Ticket:
-        """`embed` without waiting: returns at once, also when the model must be loaded first.
+        """`embed` without waiting: returns at once, even when the model must be loaded first.
 
-        `on_done(result, error)` is called once, from another thread, with one of the two None; from this thread, before
-        `submit` returns, when everything was cached. Keep it short. Wrong arguments raise here; texts are tokenised and
-        models loaded elsewhere, so an event loop may call this.
+        `on_done(result, error)` is called once, with None for one of the two: from another thread, or from this thread
+        before `submit` returns when everything was cached. Keep it short. Wrong arguments raise here. Tokenising and
+        loading happen on other threads, so an event loop may call this.
         """
     def submit_response(
         self,
@@ -449,87 +449,52 @@ class Manager:
         timeout: float | None = None,
         keep_alive: _KeepAlive = None,
     ) -> Ticket:
-        """`submit`, with the answer as the complete JSON body of OpenAI's ``POST /v1/embeddings``.
+        """`submit` with the answer as the complete JSON body of OpenAI's ``POST /v1/embeddings``.
 
-        The body holds a vector of length 1 for each input, or the one of a single str or list of ids; numbers read back
-        as the same float32. It is written without the GIL, on the thread that calls `on_done(body, prompt_tokens,
-        error)`: (bytes, tokens, None) or (None, 0, error). That is this thread, before `submit_response` returns, when
-        everything was cached and is at most 65,536 numbers. The tokens are those that the model read, prompts and
-        special ones included, those cut off not; the cache knows them too.
+        The body holds one vector of length 1 per input. Its numbers read back as the same float32. The thread that
+        calls `on_done(body, prompt_tokens, error)` writes it without the GIL: (bytes, tokens, None) or (None, 0,
+        error). This is the calling thread, before `submit_response` returns, when everything was cached and has at most
+        65,536 numbers. The count has all tokens that the model read, prompts and special tokens included, tokens that
+        were cut not; it is exact for cached inputs too.
 
         Args:
             inputs: As for `embed`.
             on_done: Called once, as for `submit`.
             model: Slot, as for `embed`.
             served_model: The ``model`` of the body.
-            encoding_format: A vector as a list of numbers, or as its little-endian float32 in base64.
+            encoding_format: Vectors as lists of numbers, or as base64 of little-endian float32.
             prompt: As for `embed`.
             prompt_name: As for `embed`.
             truncate_dim: As for `embed`.
-            truncate: Cut inputs that are longer than the model reads. False: the error is InputError, which names such
-                an input by its index, its tokens and the limit.
+            truncate: Cut inputs that are longer than the model's maximum. False: such an input is an InputError, which
+                names its index, its tokens and the limit.
             timeout: As for `embed`.
             keep_alive: As for `embed`.
 
         Raises:
-            InputError: An unknown `encoding_format`, and whatever `submit` raises it for.
+            InputError: An unknown `encoding_format`, and the cases of `submit`.
         """
     def complete(
         self,
         prompt: _Prompt,
         model: str | None = None,
-        *,
-        do_sample: bool | None = None,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        min_p: float | None = None,
-        repetition_penalty: float | None = None,
-        no_repeat_ngram_size: int | None = None,
-        max_length: int | None = None,
-        max_new_tokens: int | None = None,
-        min_new_tokens: int | None = None,
-        seed: int | None = None,
-        stop: str | Sequence[str] | None = None,
-        timeout: float | None = None,
-        keep_alive: _KeepAlive = None,
-        prefix_scope: str | None = None,
+        **params: Unpack[GenerationParams],
     ) -> Completion:
-        """The whole answer to `prompt`, with its figures. Parameters mean what they mean to transformers.
+        """The whole answer to `prompt` with its figures.
 
         Args:
             prompt: A str is continued, and so are token ids of the model's own vocabulary. Messages, a list of mappings
                 with the keys ``role`` and ``content``, are answered through the model's chat template.
             model: Slot; None: ``text_generator``.
-            do_sample: Draw tokens; False: the likeliest at every step. None: draw, unless the temperature is 0.
-            temperature: Logits are divided by it; 0: the likeliest token. None: `Config.temperature`.
-            top_k: Draw among the k likeliest tokens; 0 or -1: all. Default 50.
-            top_p: Draw among the likeliest tokens that together have this probability; 0: the likeliest token. Default
-                1.
-            min_p: Leave out tokens less likely than this share of the likeliest one. Default 0.
-            repetition_penalty: Above 1: tokens of prompt and answer become less likely. Default 1.
-            no_repeat_ngram_size: Never write a sequence of so many tokens twice; 0: off.
-            max_length: Tokens of prompt and answer together.
-            max_new_tokens: Tokens of the answer; beats `max_length`. Without both `Config.max_tokens`. The model's
-                context is a limit of its own.
-            min_new_tokens: Tokens before which the end of the text is not chosen.
-            seed: Equal seeds (0 to 2**64 - 1) give equal answers; None: a new one, which the result tells.
-            stop: Texts at whose first appearance the answer ends, without them; at most 64 of 1,024 characters. Empty
-                ones are ignored.
-            timeout: Seconds for everything: loading, waiting in the queue, reading the prompt and writing; None:
-                `load_timeout` for the load, no limit for the rest.
-            keep_alive: Replaces the slot's for this use.
-            prefix_scope: Any text. What is computed of a prompt's beginning is reused only among requests of the same
-                scope, so that others learn nothing of it from `reused_tokens` or from their speed; None is a scope of
-                its own.
+            params: The fields of `GenerationParams`.
 
         Raises:
             TypeError: A prompt or a parameter of the wrong type, or an unknown parameter.
-            InputError: A value out of range, an empty prompt, one as long as the context or as `max_length`, messages
-                for a model without a template.
+            InputError: A value out of range, an empty prompt, a prompt that reaches the context or `max_length`, or
+                messages for a model without a template.
             NoGeneratorError: The slot holds something else.
             UnknownModelError, WaitTimeoutError, OverloadedError, NotFiniteError, ClosedError: See `errors.py`.
-            ModelManagerError: Whatever loading the model raised.
+            ModelManagerError: The errors of loading the model.
         """
     def apply_chat_template(
         self,
@@ -541,105 +506,76 @@ class Manager:
         timeout: float | None = None,
         **variables: Any,
     ) -> str:
-        """The prompt that the model's chat template makes of `messages`, the same text that transformers makes.
+        """The prompt that the model's chat template makes from `messages`: the same text as in transformers.
 
         Args:
-            messages: Mappings, commonly with ``role`` and ``content``; the template decides what else they may hold.
+            messages: Mappings, usually with ``role`` and ``content``; the template decides which other keys it reads.
             model: Slot; None: ``text_generator``.
             add_generation_prompt: End where the assistant's answer begins.
             chat_template: Use this template instead of the model's own.
             timeout: Seconds that loading may take; None: `load_timeout`.
-            variables: What else the template may name: ``tools``, ``documents``, ``enable_thinking``.
+            variables: Further variables of the template, such as ``tools``, ``documents``, ``enable_thinking``.
 
         Raises:
-            TypeError: Messages that are no list of mappings, or hold a value that templates do not know.
+            TypeError: Messages that are not a list of mappings, or a value that templates do not know.
             InputError: The template refuses the messages, or the model has none.
-            UnsupportedModelError: The template does not parse, uses what is not supported, or reaches a limit.
+            UnsupportedModelError: The template does not parse, uses an unsupported feature, or exceeds a limit.
             NoGeneratorError: The slot holds something else.
         """
     def stream(
         self,
         prompt: _Prompt,
         model: str | None = None,
-        *,
-        do_sample: bool | None = None,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        min_p: float | None = None,
-        repetition_penalty: float | None = None,
-        no_repeat_ngram_size: int | None = None,
-        max_length: int | None = None,
-        max_new_tokens: int | None = None,
-        min_new_tokens: int | None = None,
-        seed: int | None = None,
-        stop: str | Sequence[str] | None = None,
-        timeout: float | None = None,
-        keep_alive: _KeepAlive = None,
-        prefix_scope: str | None = None,
+        **params: Unpack[GenerationParams],
     ) -> TextStream:
         """`complete` piece by piece: loads the model, starts, and returns an iterator of the answer's pieces.
 
-        What fails later raises from the iterator.
+        Later errors are raised by the iterator.
         """
     def submit_generation(
         self,
         prompt: _Prompt,
         on_event: Callable[[str | None, Completion | None, BaseException | None], object],
         model: str | None = None,
-        *,
-        do_sample: bool | None = None,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        min_p: float | None = None,
-        repetition_penalty: float | None = None,
-        no_repeat_ngram_size: int | None = None,
-        max_length: int | None = None,
-        max_new_tokens: int | None = None,
-        min_new_tokens: int | None = None,
-        seed: int | None = None,
-        stop: str | Sequence[str] | None = None,
-        timeout: float | None = None,
-        keep_alive: _KeepAlive = None,
-        prefix_scope: str | None = None,
+        **params: Unpack[GenerationParams],
     ) -> GenerationTicket:
-        """`stream` without waiting: returns at once, also when the model must be loaded first.
+        """`stream` without waiting: returns at once, even when the model must be loaded first.
 
-        `on_event(piece, completion, error)` is called with each piece and then once with the completion or the error;
-        the other two are None. It is called from another thread, or from this one, before this method returns, when
-        the prompt of a loaded model is refused. Keep it short: the next token waits for it. Wrong parameters raise
-        here. When it takes longer than `timeout`, the error is `WaitTimeoutError`.
+        `on_event(piece, completion, error)` is called with each piece, and then once with the completion or the error;
+        the other two are None. It is called from another thread, or from this thread before the method returns when a
+        loaded model refuses the prompt. Keep it short: the next token waits for it. Wrong parameters raise here. After
+        `timeout` seconds the error is `WaitTimeoutError`.
         """
     def describe_generator(self, name: str = "text_generator") -> GeneratorDescription:
-        """What the model of a slot with a generator is; loads it. Raises `NoGeneratorError` for any other slot."""
+        """What the model of a generator slot is; loads it. Raises `NoGeneratorError` for any other slot."""
     def route(self, text: str) -> str:
         """The slot that `embed` chooses for `text`, by the language of its first 800 characters, lower-cased."""
     def load(self, name: str, timeout: float | None = None) -> None:
-        """Load the slot and wait for it; concurrent callers share one load.
+        """Load the slot and wait for it. Concurrent callers share one load.
 
         Raises:
             UnknownModelError: No such slot.
             WaitTimeoutError: Not ready in time; the load goes on.
-            ModelManagerError: Whatever failed; the next call tries again.
+            ModelManagerError: The load failed; the next call tries again.
         """
     def unload(self, name: str) -> bool:
-        """Unload; True if it was loaded. Calls that compute with it finish first, the memory returns after them."""
+        """Unload the slot; True if it was loaded. Running calls finish first, then the memory is returned."""
     def unload_all(self) -> int:
-        """Unload every slot; how many were loaded."""
+        """Unload every slot; return how many were loaded."""
     def is_loaded(self, name: str) -> bool:
         """Whether the slot is in memory now. Never loads."""
     def get(self, name: str, timeout: float | None = None) -> Any:
-        """The slot's object, loaded first: what its loader returned, a `SentenceModel` for an embedding slot, or a
-        `TextGenerator`.
-        """
+        """Load the slot and return its object: a `SentenceModel`, a `TextGenerator`, or what the loader returned."""
     def peek(self, name: str) -> Any | None:
-        """Like `get`, but None when the slot is not in memory; not a use: idle deadlines stay."""
+        """Like `get`, but None when the slot is not in memory. It does not count as a use."""
     def slots(self) -> list[str]:
-        """Names of all slots, in the order they were made."""
-    def describe(self, name: str, load: bool = True) -> Description | None:
-        """What the model of an embedding slot is; loads it first, or with `load` False returns None when it is not
-        loaded.
+        """Names of all slots, in the order of their creation."""
+    @overload
+    def describe(self, name: str, load: Literal[True] = True) -> Description: ...
+    @overload
+    def describe(self, name: str, load: bool) -> Description | None:
+        """What the model of an embedding slot is. The model is loaded first; with `load` False the result is None when
+        it is not loaded.
 
         Raises `InputError` for a slot with a loader.
         """
@@ -647,23 +583,23 @@ class Manager:
     def count_tokens(self, texts: str, model: str | None = None) -> int: ...  # type: ignore[overload-overlap]
     @overload
     def count_tokens(self, texts: Iterable[str], model: str | None = None) -> list[int]:
-        """Tokens of each text, special tokens included, not cut to the model's maximum. A generator counts with its own
+        """Tokens of each text with special tokens, not cut to the model's maximum. A generator counts with its own
         tokenizer. Loads the model.
         """
     def warmup(self, names: Iterable[str], timeout: float | None = None) -> None:
-        """Load several slots at the same time and wait for all. The first failure is raised after all have ended."""
+        """Load several slots at the same time and wait for all. The first failure is raised when all have ended."""
     def cache_info(self) -> CacheStatistics:
         """State of the embedding cache."""
     def cache_clear(self) -> None:
         """Empty the cache and set its counts to zero."""
     def stats(self) -> Statistics:
-        """Everything countable, JSON-serialisable. Loads nothing."""
+        """All figures, JSON-serialisable. Loads nothing."""
     def set_auto_cleanup(self, enabled: bool, cleanup_interval: float = 300.0, max_idle_time: float = 600.0) -> None:
-        """Switch the unloading of idle models on or off, at once. Seconds, both > 0, else `ConfigError`."""
+        """Switch the unloading of idle models on or off, with immediate effect. Both times must be > 0 seconds."""
     def cleanup_idle(self) -> int:
-        """Unload now what has been idle for `max_idle_time`; how many slots."""
+        """Unload now the slots that have been idle for `max_idle_time`; return how many."""
     def close(self) -> None:
-        """Unload everything and stop the threads. Further use raises `ClosedError`; closing again does nothing."""
+        """Unload everything and stop the threads. Further use raises `ClosedError`. Closing again does nothing."""
     @property
     def closed(self) -> bool:
         """Whether `close` was called."""
@@ -674,37 +610,37 @@ class Manager:
     def __reduce__(self) -> tuple[Any, ...]: ...
 
 def is_turkish(text: str) -> bool:
-    """The chatbot's detector on the text as given: share of Turkish letters and of common Turkish words above 0.1."""
+    """The chatbot's detector: whether the weighted share of Turkish letters and common Turkish words exceeds 0.1."""
 
 def resident_bytes() -> int:
-    """Resident memory of this process, bytes; 0 where the system does not tell."""
+    """Resident memory of this process, bytes; 0 where the system does not report it."""
 
 def trim_memory() -> int:
-    """Ask the allocator to give unused memory back to the operating system; the bytes by which resident memory fell."""
+    """Return unused memory of the allocator to the operating system; the decrease of resident memory, bytes."""
 
 def isa() -> str:
-    """Instruction set that the kernels use: the best of `available_isas`, or what `MODEL_MANAGER_ISA` names."""
+    """The instruction set of the kernels: the best of `available_isas`, or the one that `MODEL_MANAGER_ISA` names."""
 
 def available_isas() -> list[str]:
-    """Instruction sets that this CPU has kernels for, lowest first."""
+    """The instruction sets with kernels for this CPU, lowest first."""
 
 def _json_values(text: bytes) -> int:
-    """Values and keys in a JSON text, no fewer than a parser would make. Other threads run meanwhile."""
+    """Values and keys in a JSON text, no fewer than a parser would create. Releases the GIL."""
 
 def _config_from(config_class: type[Config], settings: dict[str, Any]) -> Config:
-    """How a pickled `Config` comes back: by its keywords."""
+    """Unpickle a `Config` from its keywords."""
 
 def _error_classes() -> dict[str, type[Exception]]:
     """Each error kind of the core and the exception of `model_manager.errors` that it becomes."""
 
 def _at_exit() -> None:
-    """Called when the interpreter is about to end: daemon threads that compute do not come back into it."""
+    """Called before the interpreter ends, so that computing daemon threads do not return into it."""
 
 def _before_fork() -> None:
-    """Called before `os.fork`: take the locks that a child must not inherit taken."""
+    """Called before `os.fork`: take the locks, so that the child does not inherit them locked."""
 
 def _after_fork_parent() -> None:
-    """Called after `os.fork` in the parent: release them."""
+    """Called after `os.fork` in the parent: release the locks."""
 
 def _after_fork_child() -> None:
-    """Called after `os.fork` in the child: release them and forget the threads, which did not survive."""
+    """Called after `os.fork` in the child: release the locks and reset the threads, which do not survive fork."""

@@ -1,6 +1,6 @@
-"""One model for documents and queries, as an index needs it: always the same slot, the right prompt, one length.
+"""One model for documents and queries, as an index needs it: one slot, the right prompts, one vector length.
 
-What the indexer, the LangChain and LlamaIndex adapters and the command line have in common.
+The indexer, the LangChain and LlamaIndex adapters and the command line use it.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ if TYPE_CHECKING:
     Vectors = NDArray[np.float32]
 
 
-# A user in an address, unless it is the name of the variable that holds the key.
+# The user part of an address, unless it names the variable that holds the key.
 _KEY = re.compile(r"(?<=://)(?!env:\w+@[^/@]*(?:/|$))[^/\s]*@")
 
 
 def without_key(source: str) -> str:
-    """`source`, or any address, as it may be shown: what stands where a key or password would is hidden."""
+    """`source`, or any address, for display: a key or password in it is hidden."""
     return _KEY.sub("***@", source)
 
 
 def slot_for(manager: Manager, model: str | None) -> str:
-    """The slot that `model` means: one of that name, else a new one with `model` as its source (a hub id, a folder, …).
+    """The slot for `model`: the one of that name, else a new slot with `model` as its source (a hub id, a folder, …).
     None: the preferred sentence model.
     """
     if model is None:
@@ -47,14 +47,14 @@ def slot_for(manager: Manager, model: str | None) -> str:
         try:
             manager.register(slot, model, kind="embedding")
         except InputError:
-            if slot not in manager.slots():  # else another thread was faster
+            if slot not in manager.slots():  # another thread may have registered it
                 raise
     return slot
 
 
 class Embedder:
-    """Texts to vectors of one model. Documents get its prompt named ``document`` (``passage``, ``corpus``), queries the
-    one named ``query``; a model without them its default prompt, if it has one.
+    """Vectors of one model. Documents get its prompt named ``document`` (``passage``, ``corpus``), queries the one
+    named ``query``. A model without them uses its default prompt, if it has one.
     """
 
     def __init__(self, manager: Manager | None = None, model: str | None = None, dimensions: int | None = None) -> None:
@@ -64,10 +64,9 @@ class Embedder:
         self._known: Description | None = None
 
     def describe(self) -> Description:
-        """What the model is; the first call loads it."""
+        """The model's description; the first call loads it."""
         if self._known is None:
             self._known = self.manager.describe(self.slot)
-            assert self._known is not None  # only describe(load=False) answers None
         return self._known
 
     @property
@@ -80,8 +79,8 @@ class Embedder:
 
     @property
     def fingerprint(self) -> str:
-        """What the vectors of documents depend on beside their text: model, length, prompt. A folder counts by its
-        name, so an index may move between machines.
+        """A hash of everything but the text that document vectors depend on: model, length, prompt. A folder counts by
+        its name only, so that an index can move between machines.
         """
         known = self.describe()
         prompt = find_prompt(known["prompts"], DOCUMENT_PROMPTS) or known["default_prompt_name"]
@@ -95,7 +94,7 @@ class Embedder:
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
     def documents(self, texts: Sequence[str], **options: Any) -> Vectors:
-        """Vectors of documents, shape (n, dimension). Further arguments and errors are those of `Manager.embed`."""
+        """Vectors of documents, shape (n, dimension). Other arguments and errors are those of `Manager.embed`."""
         return self.manager.embed(texts, self.slot, **self._options(DOCUMENT_PROMPTS, options))
 
     def submit_documents(self, texts: Iterable[str], on_done: Callable[[Any, BaseException | None], object]) -> Ticket:

@@ -1,12 +1,12 @@
-"""The shapes of what this package takes and of the dictionaries that it returns, which are JSON-serialisable."""
+"""Types of arguments, and of the dictionaries that the package returns, which are JSON-serialisable."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, TypeAlias, TypedDict
 
 Inputs: TypeAlias = str | Iterable[str] | Iterable[int] | Iterable[Iterable[int]]
-"""What can be embedded: a text, texts, the token ids of one input, or those of several."""
+"""What can be embedded: a text, several texts, the token ids of one input, or those of several inputs."""
 
 
 class FieldInfo(TypedDict):
@@ -17,15 +17,15 @@ class FieldInfo(TypedDict):
     environment: str
     """Environment variable read when the keyword is not given."""
     default: Any
-    """Value without keyword and environment; None where absence means something."""
+    """The value without keyword and environment; None where a missing value has a meaning."""
     type: str
-    """Python type as one would annotate it, such as ``int`` or ``str | None``."""
+    """Python annotation, such as ``int`` or ``str | None``."""
     doc: str
     """One line: meaning, unit, allowed values."""
 
 
 class CacheStatistics(TypedDict):
-    """State of the embedding cache since the manager was made or the cache cleared."""
+    """State of the embedding cache since the manager was created or the cache was cleared."""
 
     policy: str
     """``lru``, ``lfu`` or ``ttl``."""
@@ -33,39 +33,39 @@ class CacheStatistics(TypedDict):
     misses: int
     insertions: int
     evictions: int
-    """Vectors that left to make room."""
+    """Vectors removed because the cache was full."""
     expirations: int
-    """Vectors that left because their time was over."""
+    """Vectors removed because they expired."""
     rejections: int
-    """Vectors too large to be kept."""
+    """Vectors that are larger than the cache."""
     entries: int
     """Vectors held now."""
     bytes: int
-    """Bytes held now: vectors, texts and bookkeeping."""
+    """Bytes held now: vectors, texts and overhead."""
     max_entries: int
     max_bytes: int
 
 
 class TrackerStatistics(TypedDict):
-    """What `LazyLoadTracker.get_statistics` returns. Every key maps a slot's name to a figure."""
+    """The result of `LazyLoadTracker.get_statistics`. Every key maps a slot's name to a figure."""
 
     load_times: dict[str, float]
-    """Seconds that the latest load took."""
+    """Seconds of the latest load."""
     load_counts: dict[str, int]
     last_access: dict[str, float]
     """Seconds since the latest use."""
     memory_usage: dict[str, float]
-    """MB that the latest load took."""
+    """MB of the latest load."""
     load_time_p50: dict[str, float]
     """Median of all loads, seconds."""
     load_time_p95: dict[str, float]
     unload_counts: dict[str, int]
     bytes_returned: dict[str, int]
-    """Bytes that the operating system got back, summed over all unloads."""
+    """Bytes returned to the operating system, summed over all unloads."""
 
 
 class Description(TypedDict):
-    """What `Manager.describe` tells about the model of one slot."""
+    """The result of `Manager.describe`: the model of one slot."""
 
     name: str
     """The slot."""
@@ -88,13 +88,13 @@ class Description(TypedDict):
     prompts: dict[str, str]
     default_prompt_name: str | None
     dtype: str
-    """``float32``, ``bfloat16``, ``int8`` or ``int4``; of a server's model, in which its vectors come."""
+    """``float32``, ``bfloat16``, ``int8`` or ``int4``; for a server's model the type of its vectors."""
     bytes: int
     """Memory of the weights."""
 
 
 class GeneratorDescription(TypedDict):
-    """What `Manager.describe_generator` tells about the model of one slot."""
+    """The result of `Manager.describe_generator`: the model of one slot."""
 
     name: str
     """The slot."""
@@ -103,27 +103,70 @@ class GeneratorDescription(TypedDict):
     path: str
     """Folder or file in use."""
     context: int
-    """Tokens of prompt and answer together: the least of the model's own limit, `max_context`, and what `kv_memory`
-    holds.
+    """Tokens of prompt and answer together: the minimum of the model's limit, `max_context`, and what fits into
+    `kv_memory`.
     """
     eos_token_id: int | None
     """The token that ends a text; None when the model has none."""
     eos_token: str | None
-    """Its spelling."""
+    """The text of that token."""
     chat_template: bool
-    """Whether it answers messages."""
+    """Whether it has a chat template, and so answers messages."""
     bytes: int
     """Memory of the weights."""
     kv_bytes_per_token: int
-    """Memory of the keys and values of each token of a prompt and its answer, while it is under way."""
+    """Memory of the keys and values of each token of a running request."""
     kv_limit: int
     """Memory that all keys and values may take: `kv_memory`, or what the weights leave of `memory_budget`."""
     max_parallel: int
     """Answers decoded together."""
 
 
+class GenerationParams(TypedDict, total=False):
+    """The parameters of a generation. They mean what they mean in transformers; all may be None."""
+
+    do_sample: bool | None
+    """Draw tokens; False: the likeliest token at every step. None: draw, unless the temperature is 0."""
+    temperature: float | None
+    """Logits are divided by it; 0: the likeliest token. None: `Config.temperature`."""
+    top_k: int | None
+    """Draw among the k likeliest tokens; 0 or -1: all. Default 50."""
+    top_p: float | None
+    """Draw among the likeliest tokens that together have this probability; 0: the likeliest token. Default 1."""
+    min_p: float | None
+    """Exclude tokens less likely than this share of the likeliest one. Default 0."""
+    repetition_penalty: float | None
+    """Above 1, tokens of prompt and answer become less likely. Default 1."""
+    no_repeat_ngram_size: int | None
+    """Never write a sequence of this many tokens twice; 0: off."""
+    max_length: int | None
+    """Tokens of prompt and answer together."""
+    max_new_tokens: int | None
+    """Tokens of the answer; overrides `max_length`. Without both: `Config.max_tokens`. The model's context is a limit
+    too.
+    """
+    min_new_tokens: int | None
+    """Tokens before which the end of the text is not chosen."""
+    seed: int | None
+    """Equal seeds (0 to 2**64 - 1) give equal answers. None: a new seed, which the result contains."""
+    stop: str | Sequence[str] | None
+    """Texts at whose first appearance the answer ends, without them; at most 64 of 1,024 characters. Empty ones are
+    ignored.
+    """
+    timeout: float | None
+    """Seconds for everything: loading, waiting in the queue, reading the prompt and writing. None: `load_timeout` for
+    the load, no limit for the rest.
+    """
+    keep_alive: float | str | None
+    """Overrides the slot's value for this use."""
+    prefix_scope: str | None
+    """Any text. Computed prompt prefixes are reused only among requests of the same scope, so that `reused_tokens` and
+    response times reveal nothing to others. None is a scope of its own.
+    """
+
+
 class Completion(TypedDict):
-    """A finished answer and its figures, as `Manager.complete` returns it."""
+    """The result of `Manager.complete`: a finished answer and its figures."""
 
     text: str
     """The answer without the prompt, without special tokens and without the stop string that ended it."""
@@ -133,23 +176,23 @@ class Completion(TypedDict):
     """``stop`` (end of text or a stop string), ``length`` or ``cancelled``."""
     prompt_tokens: int
     reused_tokens: int
-    """Tokens of the prompt whose computation was known from an earlier request."""
+    """Tokens of the prompt whose computation was reused from an earlier request."""
     completion_tokens: int
     """Length of `tokens`."""
     seed: int | None
-    """Repeats this answer when given again; None for greedy answers."""
+    """The same seed repeats this answer; None for greedy answers."""
     queued_seconds: float
-    """Wait for a place among the requests under way."""
+    """Time in the queue."""
     prefill_seconds: float
     """Reading the prompt."""
     decode_seconds: float
     """Writing the answer."""
     tokens_per_second: float
-    """While writing."""
+    """Of the time for writing."""
 
 
 class GenerationStatistics(TypedDict):
-    """What a generator has done since it was loaded."""
+    """Figures of a generator since it was loaded."""
 
     requests: int
     completed: int
@@ -157,37 +200,37 @@ class GenerationStatistics(TypedDict):
     failed: int
     prompt_tokens: int
     reused_tokens: int
-    """Tokens of prompts that did not have to be computed again."""
+    """Tokens of prompts whose computation was reused."""
     generated_tokens: int
     busy_seconds: float
     """Time spent computing."""
     active: int
-    """Answers under way now."""
+    """Answers being written now."""
     waiting: int
-    """Requests that wait for a place now."""
+    """Requests in the queue now."""
     kv_bytes: int
-    """Memory of the keys and values of answers under way."""
+    """Memory of the keys and values of running requests."""
     prefix_bytes: int
-    """Memory of those kept for prompts that begin alike."""
+    """Memory of the keys and values kept for prompts with a common prefix."""
     kv_limit: int
     """Memory that both may take together."""
 
 
 class RemoteStatistics(TypedDict):
-    """What has been asked of a server's model by this process so far; unloading does not reset it."""
+    """Requests of this process to a server's model; unloading does not reset the figures."""
 
     requests: int
-    """HTTP requests sent, those sent again included."""
+    """HTTP requests sent, including retries."""
     retries: int
-    """Requests sent again after a failure that may pass."""
+    """Requests sent again after a transient failure."""
     errors: int
-    """Failures that were told to callers."""
+    """Failures reported to callers."""
     circuit: str
-    """``closed``: all is well; ``open``: the server kept failing, calls fail at once; ``half_open``: the next request
-    finds out how it is.
+    """``closed``: the server answers; ``open``: it failed repeatedly, calls fail at once; ``half_open``: the next
+    request tests it.
     """
     retry_seconds: float | None
-    """Seconds until the server is tried again; None unless the circuit is open."""
+    """Seconds until the next request is sent; None unless the circuit is open."""
 
 
 class SlotStatistics(TypedDict):
@@ -196,30 +239,30 @@ class SlotStatistics(TypedDict):
     state: str
     """``absent``, ``loading`` or ``ready``."""
     source: str | None
-    """None for a slot with a loader of the user's."""
+    """None for a slot with a registered loader."""
     kind: str
     """``embedding``, ``generator`` or ``object``."""
     pinned: bool
     keep_alive: float | None
-    """Seconds that it stays after its latest use; None: for ever."""
+    """Seconds that it stays after its latest use; None: indefinitely."""
     bytes: int
     """Memory held now."""
     leases: int
-    """Calls computing with it now."""
+    """Calls that use it now."""
     idle_seconds: float | None
-    """Seconds since its latest use; None when it never was."""
+    """Seconds since its latest use; None before the first use."""
     queued: int
     """Texts waiting for it."""
     last_error: str | None
-    """Why its latest load failed; None when it did not."""
+    """Why its latest load failed; None if it did not."""
     generation: GenerationStatistics | None
-    """What its generator has done; None when it is none or is not in memory."""
+    """Figures of its generator; None for other slots and while it is not in memory."""
     remote: RemoteStatistics | None
-    """How its server has been doing; None when the model is in this process, or none has been asked for yet."""
+    """Figures of its server; None for a model in this process, and before the first request."""
 
 
 class QueueStatistics(TypedDict):
-    """What the batching queues have done so far, summed over all models."""
+    """Figures of the batching queues, summed over all models."""
 
     queued: int
     """Texts waiting now."""
@@ -232,23 +275,23 @@ class QueueStatistics(TypedDict):
     batches: int
     failed_batches: int
     shared: int
-    """Texts answered by the computation of an equal text that was under way."""
+    """Texts answered by the running computation of an equal text."""
     cancelled: int
-    """Texts dropped because their caller left."""
+    """Texts dropped because their caller cancelled."""
     rejected: int
     """Requests refused because the queue was full."""
 
 
 class MemoryStatistics(TypedDict):
-    """Memory of the process and of its models, bytes."""
+    """Memory of the process and of its models, in bytes."""
 
     resident: int
     models: int
     """Weights of all models."""
     kv: int
-    """Keys and values of all generators, those kept for prompts that begin alike included."""
+    """Keys and values of all generators, including those kept for prompts with a common prefix."""
     budget: int | None
-    """None: no budget."""
+    """None: no limit."""
 
 
 class Statistics(TypedDict):

@@ -46,7 +46,6 @@ def bench(model: str | None, seconds: float, as_json: bool) -> None:
         models.load(slot)
         loaded = time.perf_counter() - started
         about = models.describe(slot)
-        assert about is not None  # only describe(load=False) answers None
         latencies = _latencies(models, slot, seconds)
         found: dict[str, Any] = {
             "model": about["source"],

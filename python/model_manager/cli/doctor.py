@@ -162,7 +162,6 @@ def _facts(found: ModelManager, slot: str, kind: str) -> str:
         about = found.describe_generator(slot)
         return f"{about['context']} tokens of context, {size(about['bytes'])}"
     model = found.describe(slot)
-    assert model is not None  # only describe(load=False) answers None
     served = "://" in model["path"]
     where = f"at {model['path']}" if served else f"{model['dtype']}, {size(model['bytes'])}"
     return f"{model['architecture']}, {model['dimension']} dimensions, {where}"

@@ -158,9 +158,7 @@ class SentenceModel:
 
     def describe(self) -> Description:
         """The model's description; loads the model."""
-        description = self._manager.describe(self.name)
-        assert description is not None  # only describe(load=False) answers None
-        return description
+        return self._manager.describe(self.name)
 
     def get_sentence_embedding_dimension(self) -> int:
         """Length of a vector; loads the model."""
