@@ -1,0 +1,128 @@
+"""`index` and `search`: a collection from the command line."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shlex
+import signal
+import sqlite3
+import subprocess
+import time
+
+import pytest
+from commands import COMMANDS, start
+from conftest import ROOT
+
+pytestmark = pytest.mark.usefixtures("command_settings")
+
+
+def write_documents(tmp_path):
+    lines = [
+        {"id": 1, "text": "merhaba dünya", "lang": "tr", "year": 2024},
+        {"id": 2, "text": "hello world", "lang": "en", "year": 2023},
+        {"text": "no id of its own", "lang": "en", "year": 2023},
+    ]
+    (tmp_path / "docs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+
+
+def test_index_and_search(command, tmp_path):
+    write_documents(tmp_path)
+    done = command("index", "docs.jsonl", "-c", "notes", "--json")
+    assert done.code == 0, done.err
+    report = json.loads(done.out)
+    assert (report["indexed"], report["skipped"], report["failed"], report["finished"]) == (3, 0, 0, True)
+    assert command("index", "docs.jsonl", "-c", "notes").out.startswith("0 indexed, 3 skipped, 0 failed in ")
+    found = json.loads(command("search", "hello world", "-c", "notes", "-s", "-1", "--json").out)
+    assert found[0] == {"id": "2", "score": 1.0, "text": "hello world", "metadata": {"lang": "en", "year": 2023}}
+    assert {hit["id"] for hit in found} == {"1", "2", "docs.jsonl:3"}
+    filtered = command("search", "hello", "-c", "notes", "-s", "-1", "--json", "-w", "year=2023", "-w", "lang=en")
+    assert {hit["id"] for hit in json.loads(filtered.out)} == {"2", "docs.jsonl:3"}
+    either = command("search", "hello", "-c", "notes", "-s", "-1", "--json", "-w", "year=2023", "-w", "year=2024")
+    assert len(json.loads(either.out)) == 3
+    assert json.loads(command("search", "hello", "-c", "notes", "--json", "-w", 'year="2023"').out) == []
+    table = command("search", "hello world", "-c", "notes", "-n", "1").out
+    assert "1.000" in table
+    assert "hello world" in table
+    nothing = command("search", "hello", "-c", "notes", "-s", "1.1")
+    assert (nothing.code, nothing.out) == (0, "")
+    assert "Nothing reaches a score of 1.1" in nothing.err
+    again = json.loads(command("index", "docs.jsonl", "-c", "notes", "--recreate", "--json").out)
+    assert (again["indexed"], again["skipped"]) == (3, 0)
+
+
+def test_index_of_other_forms(command, tmp_path):
+    (tmp_path / "t.csv").write_text('body,key,lang\n"a, b",x1,en\n"two\nlines",x2,tr\n', encoding="utf-8")
+    (tmp_path / "lines.txt").write_text("first line\nsecond line\n", encoding="utf-8")
+    fields = ("--text-field", "body", "--id-field", "key")
+    assert command("index", "t.csv", "lines.txt", "-c", "notes", *fields).code == 0
+    assert command("index", "-c", "notes", stdin="from standard input\n").code == 0
+    found = json.loads(command("search", "a", "-c", "notes", "-s", "-1", "--json").out)
+    assert {hit["id"]: (hit["text"], hit["metadata"]) for hit in found} == {
+        "x1": ("a, b", {"lang": "en"}),
+        "x2": ("two\nlines", {"lang": "tr"}),
+        "lines.txt:1": ("first line", {}),
+        "lines.txt:2": ("second line", {}),
+        "-:1": ("from standard input", {}),
+    }
+
+
+def test_documents_that_fail_make_the_exit_code_1(command, tmp_path):
+    (tmp_path / "d.jsonl").write_text('{"id": 1, "text": "good"}\nnot json\n[1]\n{"id": 4, "text": " "}\n')
+    done = command("index", "d.jsonl", "-c", "notes")
+    assert done.code == 1
+    assert done.out.startswith("1 indexed, 0 skipped, 3 failed in ")
+    assert "document 1: d.jsonl:2 is not JSON" in done.err
+    assert "document 2: d.jsonl:3 is no JSON object" in done.err
+    assert "document 3 (id '4'): its text is empty" in done.err
+    report = json.loads(command("index", "d.jsonl", "-c", "notes", "--json").out)
+    assert (report["skipped"], [one["position"] for one in report["failures"]]) == (1, [1, 2, 3])
+    stopped = command("index", "d.jsonl", "-c", "notes", "--fail-fast")
+    assert stopped.code == 1
+    assert "indexing was given up: document 1: d.jsonl:2 is not JSON" in stopped.err
+
+
+def test_examples_of_the_readme(command, tmp_path):
+    (tmp_path / "texts.txt").write_text("merhaba\nhello\n", encoding="utf-8")
+    write_documents(tmp_path)
+    section = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+    block = section.split("```sh\n", 1)[1].split("```", 1)[0]
+    lines = [shlex.split(line, comments=True)[1:] for line in block.splitlines()]
+    assert sorted({line[0] for line in lines}) == COMMANDS
+    for line in lines:
+        if line[0] != "serve":
+            done = command(*line)
+            assert done.code == 0, (line, done.err)
+            assert done.out or "-o" in line, line
+
+
+def _points(storage):
+    try:
+        with contextlib.closing(sqlite3.connect(f"file:{storage}?mode=ro", uri=True)) as connection:
+            return connection.execute("SELECT count(*) FROM points").fetchone()[0]
+    except sqlite3.OperationalError:
+        return 0  # not yet there
+
+
+def test_ctrl_c(tmp_path):
+    """While the input is still coming: exit code 130, and where it was."""
+    process = start("index", "-c", "notes", "-b", "10", stdin=subprocess.PIPE)
+    try:
+        for n in range(35):
+            process.stdin.write(f"document {n}\n")
+        process.stdin.flush()
+        deadline = time.monotonic() + 50
+        while _points(tmp_path / "qdrant_data" / "collection" / "notes" / "storage.sqlite") < 20:
+            assert process.poll() is None, process.stderr.read()
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        process.wait(timeout=30)
+        messages = process.stderr.read()
+    finally:
+        process.kill()
+        process.communicate()
+    assert process.returncode == 130, messages
+    assert "Indexing of 'notes' ended early: 20 indexed, 0 skipped, 0 failed in " in messages
+    assert "Interrupted." in messages
+    assert "Traceback" not in messages

@@ -1,0 +1,143 @@
+"""Streamed answers over HTTP, and clients that leave before their answer is complete."""
+
+from __future__ import annotations
+
+import json
+
+import httpx
+import openai
+import pytest
+from generation_servers import ASK, TEXT, events, leave
+from generators import SLOT, WITHOUT_END, eventually, figures
+from model_manager.errors import NotFiniteError
+from servers import SECONDS
+
+
+def test_the_bytes_of_a_stream(gpt2_server):
+    answer = gpt2_server.client.post("/v1/chat/completions", json={**ASK, "stream": True})
+    *chunks, end = events(answer)
+    assert end == b"[DONE]"
+    first, *_, last = map(json.loads, chunks)
+    assert first["choices"] == [
+        {"index": 0, "delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}
+    ]
+    assert last["choices"][0]["delta"] == {}
+    assert last["choices"][0]["finish_reason"] in {"stop", "length"}
+    assert all("usage" not in json.loads(chunk) for chunk in chunks)
+    assert answer.headers["cache-control"] == "no-store"
+
+
+@pytest.mark.parametrize("text", ["Çığ, göl, şiş: İıĞğÜüÖö", "👩‍👩‍👧‍👦 🇹🇷 👍🏽 e\u0301", "日本語"])
+def test_no_character_is_split(make_writer, serve, text):
+    """The tiny models write the bytes of a character as several tokens; every chunk is whole text all the same."""
+    server = serve(make_writer("qwen3"))
+    body = {"prompt": text, "temperature": 1.8, "top_k": 0, "max_tokens": 40}
+    beyond_ascii = set()
+    for seed in range(8):
+        whole = server.client.post("/v1/completions", json={**body, "seed": seed}).json()["choices"][0]["text"]
+        *chunks, _ = events(server.client.post("/v1/completions", json={**body, "seed": seed, "stream": True}))
+        # The half of a character would be a replacement character that the whole does not have.
+        assert "".join(json.loads(chunk)["choices"][0]["text"] for chunk in chunks) == whole
+        beyond_ascii.update(character for character in whole if "\x7f" < character != "\ufffd")
+    assert beyond_ascii
+
+
+def test_pieces_come_while_the_answer_is_written(endless_server):
+    body = {"prompt": TEXT, "max_tokens": 50_000, "min_tokens": 50_000, "stream": True}
+    with endless_server.client.stream("POST", "/v1/completions", json=body) as answer:
+        next(answer.iter_lines())
+        assert figures(endless_server.manager)["completed"] == 0
+
+
+def test_an_error_in_the_middle_of_a_stream(gpt2_server, monkeypatch):
+    """It comes as an event, which the SDK raises."""
+    from model_manager.server.routes.generation import endpoints
+
+    class Failing(endpoints.AsyncTextStream):
+        async def __anext__(self):
+            if self.given:
+                raise NotFiniteError("NaN in the middle")
+            self.given = True
+            return "a piece"
+
+        given = False
+
+    monkeypatch.setattr(endpoints, "AsyncTextStream", Failing)
+    *_, piece, last = events(gpt2_server.client.post("/v1/chat/completions", json={**ASK, "stream": True}))
+    assert b"a piece" in piece
+    assert json.loads(last)["error"]["type"] == "server_error"
+    with openai.OpenAI(base_url=f"{gpt2_server.url}/v1", api_key="any", max_retries=0) as client:
+        stream = client.chat.completions.create(model=SLOT, stream=True, **ASK)
+        with pytest.raises(openai.APIError):
+            list(stream)
+
+
+# --- Clients that leave ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_leaves_ends_its_answer(endless_server, stream):
+    manager = endless_server.manager
+    body = {"prompt": TEXT, "max_tokens": 50_000, "min_tokens": 50_000, "stream": stream}
+    after = (
+        (lambda connection: connection.recv(1))
+        if stream
+        else (lambda _: eventually(lambda: figures(manager)["active"] == 1))
+    )
+    leave(endless_server, "/v1/completions", body, after)
+    eventually(lambda: figures(manager)["cancelled"] == 1)
+    assert figures(manager)["generated_tokens"] < 50_000
+    eventually(lambda: endless_server.service.in_flight == 0)
+    assert endless_server.client.post("/v1/completions", json={"prompt": TEXT, "max_tokens": 2}).status_code == 200
+
+
+def test_a_client_that_leaves_the_queue(endless_server):
+    """Its answer never begins."""
+    manager = endless_server.manager
+    busy = [manager.stream(TEXT, **WITHOUT_END) for _ in range(16)]
+    eventually(lambda: figures(manager)["active"] == 16)
+    leave(
+        endless_server,
+        "/v1/completions",
+        {"prompt": TEXT, "stream": True},
+        lambda _: eventually(lambda: figures(manager)["waiting"] == 1),
+    )
+    eventually(lambda: figures(manager)["waiting"] == 0 and figures(manager)["cancelled"] == 1)
+    for stream in busy:
+        stream.cancel()
+
+
+SERVE = """
+from model_manager import ModelManager
+from model_manager.server import ServerConfig
+from model_manager.server.main import run
+run(ServerConfig(port=0), ModelManager(generator_model=MODEL, generator_dtype="float32"))
+"""
+
+
+def test_a_stream_under_way_is_finished_before_the_server_ends(process, endless_model):
+    server = process("-c", SERVE.replace("MODEL", repr(str(endless_model))))
+    body = {"prompt": TEXT, "max_tokens": 4000, "min_tokens": 4000, "stream": True}
+    with httpx.stream("POST", f"{server.url()}/v1/completions", json=body, timeout=SECONDS) as answer:
+        lines = answer.iter_lines()
+        next(lines)
+        server.popen.terminate()
+        *_, end, last = filter(None, lines)
+    assert json.loads(end.removeprefix("data: "))["choices"][0]["finish_reason"] == "length"
+    assert last == "data: [DONE]"
+    server.popen.wait(SECONDS)
+    assert "Traceback" not in server.text()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_leaves_ends_all_its_answers(endless_server, stream):
+    manager = endless_server.manager
+    body = {"prompt": [TEXT, "Bir"], "n": 2, "max_tokens": 50_000, "min_tokens": 50_000, "stream": stream}
+    after = (
+        (lambda connection: connection.recv(1))
+        if stream
+        else (lambda _: eventually(lambda: figures(manager)["active"] == 4))
+    )
+    leave(endless_server, "/v1/completions", body, after)
+    eventually(lambda: figures(manager)["cancelled"] == 4)
+    eventually(lambda: endless_server.service.in_flight == 0)
