@@ -1,4 +1,4 @@
-//! What waits to be computed, and which of it makes the next batch. Plain data: the lock is the worker's.
+//! Items that wait to be computed, and which of them make the next batch. Plain data: the lock is the worker's.
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::Hash;
@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::chunk::Chunk;
 
-/// Which line a request stands in.
+/// Which of the two lines a request waits in.
 ///
 /// While both have waiters, half of every batch belongs to each: a chat message waits for at most the batch in flight,
 /// and a bulk job never stops.
@@ -21,8 +21,8 @@ pub enum Lane {
 /// Token ids of one sequence. Shared with the in-flight table.
 pub(super) type Tokens = Arc<[u32]>;
 
-/// What can be queued: cheap to clone, equal for equal vectors.
-pub(crate) trait Item: Clone + Eq + Hash {
+/// What can be queued: cheap to clone, equal for equal results.
+pub(crate) trait Item: Clone + Eq + Hash + Send + 'static {
     /// Its part of a batch's budget.
     fn weight(&self) -> usize;
 }
@@ -40,7 +40,7 @@ impl Item for Arc<str> {
     }
 }
 
-/// How much makes one batch. One item alone always does.
+/// How much one batch takes at most. A single item always fits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Budget {
     /// Of all items together.
@@ -60,7 +60,7 @@ impl Budget {
     }
 }
 
-/// Who wants the vector of a sequence: row `row` of a chunk.
+/// Who wants the result of an item: row `row` of a chunk.
 #[derive(Clone)]
 pub(crate) struct Waiter {
     pub(crate) chunk: Arc<Chunk>,
@@ -70,7 +70,7 @@ pub(crate) struct Waiter {
 pub(crate) struct Queue<T> {
     interactive: VecDeque<T>,
     bulk: VecDeque<T>,
-    /// Every sequence that is waiting or being computed, and who wants it. A sequence is in a lane at most once.
+    /// Every sequence that is waiting or being computed, and the callers that want it. A sequence is in a lane at most once.
     wanted: HashMap<T, Vec<Waiter>>,
 }
 
@@ -110,7 +110,7 @@ impl<T: Item> Queue<T> {
     pub(crate) fn next_batch(&mut self, budget: Budget) -> (Vec<T>, usize) {
         let mut batch = Vec::new();
         let (mut used, mut abandoned) = (0, 0);
-        // Half for the people who wait (all of it when nothing else does), then bulk, then whoever is left.
+        // Half for interactive requests (all of it when no bulk work waits), then bulk, then interactive requests again.
         let share = if self.bulk.is_empty() { budget } else { budget.half() };
         for (lane, limit) in [(Lane::Interactive, share), (Lane::Bulk, budget), (Lane::Interactive, budget)] {
             abandoned += self.take(lane, limit, &mut used, &mut batch);
@@ -143,17 +143,17 @@ impl<T: Item> Queue<T> {
         dropped
     }
 
-    /// Those who want `item` now. It stays wanted.
+    /// The callers that want `item` now. It stays wanted.
     pub(crate) fn waiters(&self, item: &T) -> &[Waiter] {
         self.wanted.get(item).map_or(&[], Vec::as_slice)
     }
 
-    /// Those who want a sequence that has been computed (or has failed). It is no longer in flight afterwards.
+    /// The callers that want a sequence which has been computed, or has failed. It is no longer in flight afterwards.
     pub(crate) fn complete(&mut self, item: &T) -> Vec<Waiter> {
         self.wanted.remove(item).unwrap_or_default()
     }
 
-    /// Empties the queue: everyone who still waits.
+    /// Empties the queue, and returns every caller that still waits.
     pub(crate) fn drain(&mut self) -> Vec<Waiter> {
         self.interactive.clear();
         self.bulk.clear();
@@ -239,7 +239,7 @@ mod tests {
 
     proptest! {
         /// Whatever arrives in whatever order: every sequence comes out exactly once, batches keep to their budget,
-        /// and every waiter is told exactly once.
+        /// and every waiter is answered exactly once.
         #[test]
         fn nothing_is_lost_or_computed_twice(
             arrivals in prop::collection::vec((0u32..40, 1usize..30, any::<bool>()), 0..200),
@@ -254,7 +254,7 @@ mod tests {
                 let lane = if *bulk { Lane::Bulk } else { Lane::Interactive };
                 queue.push(tokens(*id, *length), waiter(&keep), lane);
             }
-            let (mut computed, mut told) = (std::collections::HashSet::new(), 0);
+            let (mut computed, mut answered) = (std::collections::HashSet::new(), 0);
             while !queue.is_empty() {
                 let (batch, _) = queue.next_batch(limits);
                 prop_assert!(!batch.is_empty());
@@ -263,11 +263,11 @@ mod tests {
                 prop_assert!(batch.len() <= items);
                 for sequence in batch {
                     prop_assert!(computed.insert((sequence[0], sequence.len())));
-                    told += queue.complete(&sequence).len();
+                    answered += queue.complete(&sequence).len();
                 }
             }
             prop_assert_eq!(computed, distinct);
-            prop_assert_eq!(told, arrivals.len());
+            prop_assert_eq!(answered, arrivals.len());
         }
     }
 }

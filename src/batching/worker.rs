@@ -1,14 +1,14 @@
-//! The thread that empties a queue.
+//! The thread that computes the batches of one model.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
-use std::thread::{self, JoinHandle};
 
 use super::chunk::Chunk;
+use super::counters::Counters;
 use super::queue::{Budget, Lane, Queue, Tokens, Waiter};
+use super::queue_worker::{QueueWorker, abandon, complete, next_batch};
 use crate::compute::Packed;
-use crate::sync::{Condvar, Mutex};
+use crate::sync::{Abandon, Work, WorkerThread};
 use crate::{Error, Result};
 
 /// What a batcher drives: token ids in, one vector a sequence out.
@@ -19,200 +19,79 @@ pub trait Forward: Send + Sync + 'static {
     /// Computes the vectors of a packed batch into `out`, row-major `[sequences, width]`.
     ///
     /// # Errors
-    /// Whatever the model raises; it is told to every caller of this batch.
+    /// Those of the model; every caller of this batch gets them.
     fn forward(&self, batch: &Packed<'_>, out: &mut [f32]) -> Result<()>;
 }
 
-/// A queue and its worker thread, for one loaded model. Dropping it ends the thread and fails whoever still waits.
+/// A queue and its worker thread, for one loaded model. Dropping it ends the thread and fails callers that still wait.
 pub struct Batcher {
-    shared: Arc<Shared>,
-    worker: Option<JoinHandle<()>>,
-}
-
-/// Work done so far. Shared by the batchers of one manager, so that it outlives unloading.
-#[derive(Debug, Default)]
-pub struct Counters {
-    batches: AtomicU64,
-    sequences: AtomicU64,
-    tokens: AtomicU64,
-    shared: AtomicU64,
-    abandoned: AtomicU64,
-    failed: AtomicU64,
-}
-
-/// [`Counters`] at one moment.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Work {
-    /// Batches computed.
-    pub batches: u64,
-    /// Sequences computed.
-    pub sequences: u64,
-    /// Tokens computed.
-    pub tokens: u64,
-    /// Sequences answered by an equal one in the same batch or in flight.
-    pub shared: u64,
-    /// Sequences dropped because all their callers had left.
-    pub abandoned: u64,
-    /// Batches that failed.
-    pub failed: u64,
-}
-
-impl Counters {
-    /// The counts now.
-    pub fn work(&self) -> Work {
-        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        Work {
-            batches: read(&self.batches),
-            sequences: read(&self.sequences),
-            tokens: read(&self.tokens),
-            shared: read(&self.shared),
-            abandoned: read(&self.abandoned),
-            failed: read(&self.failed),
-        }
-    }
-
-    /// Counts a batch that was computed, or failed.
-    pub(crate) fn note_batch(&self, sequences: usize, tokens: usize, failed: bool) {
-        Self::add(&self.batches, 1);
-        Self::add(&self.sequences, sequences);
-        Self::add(&self.tokens, tokens);
-        Self::add(&self.failed, usize::from(failed));
-    }
-
-    /// Counts what was queued or dropped without being computed.
-    pub(crate) fn note_spared(&self, shared: usize, abandoned: usize) {
-        Self::add(&self.shared, shared);
-        Self::add(&self.abandoned, abandoned);
-    }
-
-    fn add(counter: &AtomicU64, count: usize) {
-        counter.fetch_add(count as u64, Ordering::Relaxed);
-    }
-}
-
-struct Shared {
-    name: String,
-    counters: Arc<Counters>,
-    state: Mutex<State>,
-    wake: Condvar,
-}
-
-#[derive(Default)]
-struct State {
-    queue: Queue<Tokens>,
-    closed: bool,
+    queue: QueueWorker<Tokens>,
 }
 
 impl Batcher {
-    /// Starts the worker of `model`. `name` is the model's, for messages and for the thread. A batch has at most
-    /// `budget` tokens unless one sequence alone is longer.
+    /// Starts the worker of `model`. `name` is the model's, for messages. A batch has at most `budget` tokens unless one
+    /// sequence alone is longer.
     ///
-    /// The worker holds the model only while it computes: an idle model is freed by whoever drops it.
+    /// The worker owns the model only while it computes: an idle model is freed when its last other owner drops it.
     ///
     /// # Errors
-    /// [`Error::Internal`] when the operating system gives no thread.
+    /// [`Error::Internal`] when the operating system provides no thread.
     pub fn start<F: Forward>(
         name: &str,
         model: &Arc<F>,
         budget: usize,
         counters: &Arc<Counters>,
     ) -> Result<Self> {
-        let shared = Arc::new(Shared {
+        let work = Arc::new(Batches {
             name: name.to_owned(),
+            model: Arc::downgrade(model),
+            budget: Budget::of_weight(budget),
             counters: Arc::clone(counters),
-            state: Mutex::new(State::default()),
-            wake: Condvar::new(),
         });
-        let worker = thread::Builder::new()
-            .name(format!("mm-{name}"))
-            .spawn({
-                let (shared, model) = (Arc::clone(&shared), Arc::downgrade(model));
-                move || work(&shared, &model, budget)
-            })
-            .map_err(|error| Error::Internal {
-                place: format!("thread of {name}"),
-                reason: error.to_string(),
-            })?;
-        Ok(Self { shared, worker: Some(worker) })
+        Ok(Self { queue: QueueWorker::start("embed", 1, work, counters)? })
     }
 
     /// Queues the sequences of a chunk, row by row. Never blocks.
     pub fn submit(&self, sequences: Vec<Vec<u32>>, chunk: &Arc<Chunk>, lane: Lane) {
-        {
-            let mut state = self.shared.state.lock();
-            if !state.closed {
-                let mut shared = 0;
-                for (row, tokens) in sequences.into_iter().enumerate() {
-                    let waiter = Waiter { chunk: Arc::clone(chunk), row };
-                    shared += usize::from(!state.queue.push(tokens.into(), waiter, lane));
-                }
-                drop(state);
-                self.shared.counters.note_spared(shared, 0);
-                self.shared.wake.notify_one();
-                return;
-            }
-        }
-        chunk.fail(Error::Closed);
+        self.queue.submit(sequences.into_iter().map(Tokens::from), chunk, lane);
     }
 
     /// Sequences waiting, not counting those being computed.
     pub fn waiting(&self) -> usize {
-        self.shared.state.lock().queue.len()
+        self.queue.waiting()
     }
 }
 
-impl Drop for Batcher {
-    fn drop(&mut self) {
-        let abandoned = {
-            let mut state = self.shared.state.lock();
-            state.closed = true;
-            state.queue.drain()
-        };
-        self.shared.wake.notify_one();
-        for waiter in abandoned {
-            waiter.chunk.fail(Error::Closed);
-        }
-        // The last owner may be a reply that the worker itself is sending: a thread cannot wait for itself.
-        if let Some(worker) =
-            self.worker.take().filter(|worker| worker.thread().id() != thread::current().id())
-        {
-            // The worker catches every panic; there is nothing to learn from its result.
-            let _ = worker.join();
-        }
-    }
+/// Computes the batches of one model.
+struct Batches<F> {
+    name: String,
+    model: Weak<F>,
+    budget: Budget,
+    counters: Arc<Counters>,
 }
 
-fn work<F: Forward>(shared: &Shared, model: &Weak<F>, budget: usize) {
-    let mut scratch = Scratch::default();
-    while let Some(batch) = next_batch(shared, budget) {
-        let tokens: usize = batch.iter().map(|sequence| sequence.len()).sum();
-        // A caller that waits keeps the model alive through its lease, so this fails only when nobody waits.
-        let result = match model.upgrade() {
-            Some(model) => scratch.forward(&shared.name, &*model, &batch),
-            None => Err(Error::Closed),
-        };
-        let counters = &*shared.counters;
-        counters.note_batch(batch.len(), tokens, result.is_err());
-        let waiters: Vec<Vec<Waiter>> = {
-            let mut state = shared.state.lock();
-            batch.iter().map(|sequence| state.queue.complete(sequence)).collect()
-        };
-        reply(&shared.name, &result.map(|width| (scratch.out.as_slice(), width)), &batch, &waiters);
+impl<F: Forward> Work<Queue<Tokens>> for Batches<F> {
+    fn fresh(&self) -> Queue<Tokens> {
+        Queue::default()
     }
-}
 
-fn next_batch(shared: &Shared, budget: usize) -> Option<Vec<Tokens>> {
-    let mut state = shared.state.lock();
-    loop {
-        if state.closed {
-            return None;
+    fn run(&self, thread: &WorkerThread<'_, Queue<Tokens>>) {
+        let mut scratch = Scratch::default();
+        while let Some(batch) = next_batch(thread, self.budget, false, &self.counters) {
+            let tokens: usize = batch.iter().map(|sequence| sequence.len()).sum();
+            // A caller that waits keeps the model in memory by its lease, so this fails only when none waits.
+            let result = match self.model.upgrade() {
+                Some(model) => scratch.forward(&self.name, &*model, &batch),
+                None => Err(Error::Closed),
+            };
+            self.counters.note_batch(batch.len(), tokens, result.is_err());
+            let waiters = complete(thread, &batch);
+            reply(&self.name, &result.map(|width| (scratch.out.as_slice(), width)), &batch, &waiters);
         }
-        let (batch, abandoned) = state.queue.next_batch(Budget::of_weight(budget));
-        shared.counters.note_spared(0, abandoned);
-        if !batch.is_empty() {
-            return Some(batch);
-        }
-        state = shared.wake.wait(state);
+    }
+
+    fn abandon(&self, queue: &mut Queue<Tokens>) -> Option<Abandon> {
+        abandon(queue)
     }
 }
 
@@ -268,11 +147,13 @@ fn reply(name: &str, result: &Result<(&[f32], usize)>, batch: &[Tokens], waiters
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::AtomicUsize;
+    use std::sync::atomic::{AtomicUsize, Ordering};
     use std::sync::mpsc;
+    use std::thread;
 
     use super::super::chunk::{Cancel, Rows};
     use super::*;
+    use crate::sync::Mutex;
 
     /// A model whose vector is (first token, length). Token 13 panics, 14 errs, 15 gives NaN; batches are counted,
     /// and each waits for a permit so that tests decide what is in flight.

@@ -57,12 +57,6 @@ enum Owned {
 }
 
 impl Key {
-    pub(super) fn model(&self) -> &str {
-        &self.model
-    }
-}
-
-impl Key {
     /// A copy that owns its text.
     ///
     /// # Errors

@@ -191,12 +191,6 @@ impl EmbeddingCache {
         drop(gone);
     }
 
-    /// Removes all vectors of one model. Returns how many there were.
-    pub fn forget_model(&self, model: &str) -> usize {
-        let gone = self.state.lock().pop_all(|key, _| key.model() == model);
-        gone.len()
-    }
-
     /// Removes what is too old to be returned. Returns how many entries that were.
     pub fn purge_expired(&self) -> usize {
         if self.settings.time_to_live.is_none() {

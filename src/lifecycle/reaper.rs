@@ -3,16 +3,16 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
-use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use super::keep_alive::KeepAlive;
 use super::managed::{Managed, State, Why};
+use crate::Error;
 use crate::clock::Clock;
-use crate::sync::{Condvar, Mutex};
+use crate::sync::{Work, Worker, WorkerThread};
 
-/// How long [`Reaper::stop`] waits for the thread. Longer would be for ever where the thread waits for what the caller
-/// holds: it logs, and a logging handler may have a lock.
+/// How long [`Reaper::stop`] waits for the thread. The thread logs, and may wait for the lock of a logging handler that
+/// the caller holds: an unlimited wait would be a deadlock.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// "Never", among nanoseconds.
@@ -40,22 +40,20 @@ impl Default for ReaperSettings {
 /// with the first deadline and ends with the reaper.
 pub struct Reaper {
     core: Arc<Core>,
-    thread: Mutex<Option<JoinHandle<()>>>,
-    /// Where the thread lives: it does not survive a `fork`.
-    process: u32,
+    worker: Worker<Control>,
 }
 
+/// What the thread and the callers share without a lock.
 struct Core {
     clock: Clock,
     origin: Instant,
+    initial: ReaperSettings,
     /// Nanoseconds from `origin` at which the thread will wake by itself. `NEVER` while it sleeps without a deadline,
-    /// is awake and looking, or does not exist: any deadline is then worth telling.
+    /// is awake and looking, or does not exist: every deadline is then worth a notification.
     wakes_at: AtomicU64,
     /// `max_idle` in nanoseconds; `NEVER` when disabled.
     default_idle: AtomicU64,
     housekeeping: Box<dyn Fn() + Send + Sync>,
-    control: Mutex<Control>,
-    changed: Condvar,
 }
 
 struct Control {
@@ -64,9 +62,6 @@ struct Control {
     last_cleanup: Instant,
     /// Something changed since the thread last looked.
     poked: bool,
-    stopping: bool,
-    /// The thread is over.
-    ended: bool,
 }
 
 impl Reaper {
@@ -77,88 +72,53 @@ impl Reaper {
         settings: ReaperSettings,
         housekeeping: impl Fn() + Send + Sync + 'static,
     ) -> Self {
-        let now = clock.now();
-        let core = Core {
+        let core = Arc::new(Core {
+            origin: clock.now(),
             clock,
-            origin: now,
+            initial: settings,
             wakes_at: AtomicU64::new(NEVER),
             default_idle: AtomicU64::new(default_idle(settings)),
             housekeeping: Box::new(housekeeping),
-            control: Mutex::new(Control {
-                settings,
-                slots: Vec::new(),
-                last_cleanup: now,
-                poked: false,
-                stopping: false,
-                ended: false,
-            }),
-            changed: Condvar::new(),
-        };
-        Self { core: Arc::new(core), thread: Mutex::new(None), process: std::process::id() }
+        });
+        Self { worker: Worker::new("reaper", Arc::clone(&core) as _), core }
     }
 
     /// Changes the settings; they govern every slot from now on, idle ones included.
     pub fn set(&self, settings: ReaperSettings) {
-        {
-            // Both under one lock: of two racing calls the same one wins in both places.
-            let mut control = self.core.control.lock();
+        // Both under one lock: of two racing calls the same one wins in both places.
+        self.worker.look(|control| {
             control.settings = settings;
             self.core.default_idle.store(default_idle(settings), Ordering::Relaxed);
-        }
+        });
         self.reconsider();
     }
 
     /// The present settings.
     #[must_use]
     pub fn settings(&self) -> ReaperSettings {
-        self.core.control.lock().settings
+        self.worker.look(|control| control.settings)
     }
 
     /// Time since the latest clean-up, or since construction when there was none.
     #[must_use]
     pub fn since_cleanup(&self) -> Duration {
         let now = self.core.clock.now();
-        now.saturating_duration_since(self.core.control.lock().last_cleanup)
+        self.worker.look(|control| now.saturating_duration_since(control.last_cleanup))
     }
 
     /// Cleans up now, on this thread: unloads what is due. Returns the number of slots unloaded.
     pub fn clean_up(&self) -> usize {
-        self.core.clean_up().unloaded
+        let slots = self.worker.look(|control| living(control));
+        let cleaned = self.core.clean_up(slots);
+        self.worker.look(|control| control.last_cleanup = cleaned.at);
+        cleaned.unloaded
     }
 
-    /// Ends the thread and waits for it, one second at most: what it is unloading then, it still unloads. Nothing else is
-    /// reaped any more. In a child made by `fork`, where the thread does not exist, only forgets it.
+    /// Ends the thread and waits for it, one second at most. A slot that it is unloading then is still unloaded; later
+    /// deadlines are not met. In a child made by `fork`, where the thread does not exist, it does nothing.
     pub fn stop(&self) {
-        if self.process != std::process::id() {
-            // Neither the thread nor, perhaps, the holders of the locks exist here.
-            std::mem::forget(self.thread.try_lock().and_then(|mut thread| thread.take()));
-            return;
-        }
-        self.signal();
-        let Some(thread) = self.thread.lock().take() else { return };
-        // A logging handler that the reaper's own thread calls may end up here.
-        if thread.thread().id() == thread::current().id() {
-            return;
-        }
-        let deadline = Instant::now() + PATIENCE;
-        let mut control = self.core.control.lock();
-        while !control.ended {
-            let late;
-            (control, late) = self.core.changed.wait_until(control, deadline);
-            if late {
-                return;
-            }
-        }
-        drop(control);
-        if thread.join().is_err() {
-            log::error!("the reaper's thread had panicked");
-        }
-    }
-
-    /// Has the thread end.
-    fn signal(&self) {
-        self.core.control.lock().stopping = true;
-        self.core.changed.notify_all();
+        self.worker.stop();
+        self.worker.join(Some(Instant::now() + PATIENCE));
     }
 
     /// The keep-alive of slots that have none of their own.
@@ -166,11 +126,12 @@ impl Reaper {
         self.core.default_keep_alive()
     }
 
-    /// Adds a slot. It is held weakly.
+    /// Adds a slot, as a weak reference.
     pub(super) fn watch(&self, slot: &Arc<dyn Managed>) {
-        let mut control = self.core.control.lock();
-        control.slots.retain(|slot| slot.strong_count() > 0);
-        control.slots.push(Arc::downgrade(slot));
+        self.worker.look(|control| {
+            control.slots.retain(|slot| slot.strong_count() > 0);
+            control.slots.push(Arc::downgrade(slot));
+        });
     }
 
     /// A slot is idle and due at `deadline`: wakes the thread if it would sleep past that.
@@ -181,66 +142,40 @@ impl Reaper {
     }
 
     /// Has the thread look at all deadlines again, starting it if need be.
-    pub(super) fn reconsider(&self) {
-        {
-            let mut control = self.core.control.lock();
-            if control.stopping {
-                return;
-            }
-            control.poked = true;
-        }
-        self.core.changed.notify_one();
-        if let Err(error) = self.ensure_thread() {
-            log::warn!("no thread to unload idle models could be started: {error}");
-        }
-    }
-
-    fn ensure_thread(&self) -> std::io::Result<()> {
-        let mut thread = self.thread.lock();
-        if thread.is_none() {
-            let core = Arc::clone(&self.core);
-            *thread = Some(thread::Builder::new().name("mm-reaper".into()).spawn(move || core.run())?);
-        }
-        Ok(())
-    }
-}
-
-impl Drop for Reaper {
-    /// Waits for nothing: whoever drops it may hold what the thread needs.
-    fn drop(&mut self) {
-        if self.process == std::process::id() {
-            self.signal();
-        } else {
-            std::mem::forget(self.thread.get_mut().take());
+    fn reconsider(&self) {
+        match self.worker.with(|control| control.poked = true) {
+            Ok(()) | Err(Error::Closed) => {}
+            Err(error) => log::warn!("idle models are not unloaded: {error}"),
         }
     }
 }
 
-/// Says that the thread is over, however it ends.
-struct Ended<'a>(&'a Core);
-
-impl Drop for Ended<'_> {
-    fn drop(&mut self) {
-        self.0.control.lock().ended = true;
-        self.0.changed.notify_all();
-    }
+/// The slots that still exist.
+fn living(control: &Control) -> Vec<Arc<dyn Managed>> {
+    control.slots.iter().filter_map(Weak::upgrade).collect()
 }
 
-impl Core {
-    fn run(&self) {
-        let _ended = Ended(self);
+impl Work<Control> for Core {
+    fn fresh(&self) -> Control {
+        self.wakes_at.store(NEVER, Ordering::SeqCst);
+        Control { settings: self.initial, slots: Vec::new(), last_cleanup: self.clock.now(), poked: false }
+    }
+
+    fn run(&self, thread: &WorkerThread<'_, Control>) {
         loop {
             // From here to the end of the look, every new deadline pokes: none is missed between look and sleep.
             self.wakes_at.store(NEVER, Ordering::SeqCst);
-            {
-                let mut control = self.control.lock();
-                if control.stopping {
+            let slots = {
+                let mut control = thread.lock();
+                if control.is_stopping() {
                     return;
                 }
                 control.poked = false;
-            }
-            let cleaned = self.clean_up();
-            let mut control = self.control.lock();
+                living(&control)
+            };
+            let cleaned = self.clean_up(slots);
+            let mut control = thread.lock();
+            control.last_cleanup = cleaned.at;
             let settings = control.settings;
             let regular = (settings.enabled && cleaned.in_memory > 0)
                 .then(|| cleaned.at.checked_add(settings.interval))
@@ -248,24 +183,25 @@ impl Core {
             let wake = [cleaned.next, regular].into_iter().flatten().min();
             self.wakes_at.store(wake.map_or(NEVER, |wake| self.nanoseconds(wake)), Ordering::SeqCst);
             let mut due = false;
-            while !(control.poked || control.stopping || due) {
+            while !(control.poked || control.is_stopping() || due) {
                 match wake {
-                    Some(wake) => (control, due) = self.changed.wait_until(control, wake),
-                    None => control = self.changed.wait(control),
+                    Some(wake) => (control, due) = control.wait_until(wake),
+                    None => control = control.wait(),
                 }
             }
         }
     }
+}
 
-    fn clean_up(&self) -> Cleaned {
-        let slots: Vec<_> = self.control.lock().slots.iter().filter_map(Weak::upgrade).collect();
+impl Core {
+    /// Unloads those of `slots` that are due.
+    fn clean_up(&self, slots: Vec<Arc<dyn Managed>>) -> Cleaned {
         let cleaned = sweep(&slots, self.clock.now(), self.default_keep_alive());
-        // May be the last owners: dropped outside the lock.
+        // May be the last owners, so they are dropped outside the lock.
         drop(slots);
         if catch_unwind(AssertUnwindSafe(|| (self.housekeeping)())).is_err() {
             log::error!("the housekeeping after a clean-up panicked");
         }
-        self.control.lock().last_cleanup = cleaned.at;
         cleaned
     }
 

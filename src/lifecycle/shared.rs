@@ -13,7 +13,7 @@ use super::managed::{Idle, Managed, State, Status, Why};
 use super::memory::megabytes;
 use super::slot::{Context, Continuation, Loaded, SlotOptions};
 use super::tracker::Record;
-use crate::sync::Mutex;
+use crate::sync::{Mutex, spawn};
 use crate::{Error, Result};
 
 pub(super) type Loader<T> = dyn Fn() -> Result<Loaded<T>> + Send + Sync;
@@ -141,23 +141,6 @@ impl<T: ?Sized + Send + Sync + 'static> Shared<T> {
         shared
     }
 
-    /// The same slot with new locks in another context, for a child process. See [`super::Slot::after_fork`].
-    pub(super) fn after_fork(&self, context: Context) -> Arc<Self> {
-        // Waits for nothing: the thread that holds the lock may not exist in this process.
-        let found = self.inner.try_lock().map(|inner| {
-            let value = match &inner.phase {
-                Phase::Ready(ready) => Some(Loaded::new(Arc::clone(ready.stay.value()), ready.stay.bytes())),
-                Phase::Absent | Phase::Loading(_) => None,
-            };
-            (inner.options, value)
-        });
-        let (options, value) = found.unwrap_or_default();
-        let child = Self::new(Arc::clone(&self.name), options, context, Arc::clone(&self.loader));
-        // A new slot is absent, so it takes the value.
-        let _ = value.map(|value| child.adopt(value));
-        child
-    }
-
     pub(super) fn name_shared(&self) -> Arc<str> {
         Arc::clone(&self.name)
     }
@@ -217,9 +200,7 @@ impl<T: ?Sized + Send + Sync + 'static> Shared<T> {
     /// Starts the thread of load `id`.
     pub(super) fn start(self: &Arc<Self>, id: u64) {
         let shared = Arc::clone(self);
-        let spawned =
-            thread::Builder::new().name(format!("mm-load-{}", self.name)).spawn(move || shared.load(id));
-        if let Err(error) = spawned {
+        if let Err(error) = spawn(&format!("load-{}", self.name), move || shared.load(id)) {
             let reason = format!("no thread could be started for it: {error}");
             self.land(id, Err(Error::Loader { model: self.name.to_string(), reason }));
         }
@@ -348,19 +329,6 @@ impl<T: ?Sized + Send + Sync + 'static> Shared<T> {
         Ok(())
     }
 
-    pub(super) fn set_options(&self, options: SlotOptions) {
-        let mut inner = self.inner.lock();
-        inner.options = options;
-        if let Phase::Ready(ready) = &mut inner.phase {
-            // While leases exist, each brings the new value as it ends.
-            if ready.leases == 0 {
-                ready.keep_alive = options.keep_alive;
-            }
-        }
-        drop(inner);
-        self.context.reaper.reconsider();
-    }
-
     /// A value has left the slot: counts it, then lets go of it.
     fn left(&self, why: &str, stay: Arc<Residency<T>>) {
         self.record.unloaded();
@@ -447,42 +415,7 @@ impl<T: ?Sized + Send + Sync + 'static> Managed for Shared<T> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::reaper::{Reaper, ReaperSettings};
-    use super::super::tracker::Tracker;
-    use super::super::{MemoryProbe, Slot};
     use super::*;
-    use crate::clock::Clock;
-
-    struct NoMemory;
-
-    impl MemoryProbe for NoMemory {
-        fn resident(&self) -> u64 {
-            0
-        }
-
-        fn trim(&self) {}
-    }
-
-    #[test]
-    fn a_forked_child_waits_for_no_lock_of_the_parent() {
-        let context = || Context {
-            clock: Clock::System,
-            memory: Arc::new(NoMemory),
-            tracker: Arc::new(Tracker::new(Clock::System)),
-            reaper: Arc::new(Reaper::new(Clock::System, ReaperSettings::default(), || {})),
-        };
-        let parent = Shared::new(
-            "m".into(),
-            SlotOptions::default(),
-            context(),
-            Arc::new(|| Ok(Loaded::new(Arc::new(7), 4))),
-        );
-        let held = parent.inner.lock();
-        let child = Slot { shared: parent.after_fork(context()) };
-        drop(held);
-        assert_eq!(child.state(), State::Absent);
-        assert_eq!(*child.acquire(None, &mut || Ok(())).unwrap(), 7);
-    }
 
     #[test]
     fn the_longer_keep_alive_wins_and_none_is_the_default() {

@@ -157,21 +157,6 @@ impl<T: ?Sized + Send + Sync + 'static> Slot<T> {
         self.shared.adopt(loaded)
     }
 
-    /// The same slot for a child process made by `fork`: same name, options and loader, new locks, in `context`.
-    /// A value that was ready is adopted (without charge); a load in progress died with its thread and is forgotten.
-    ///
-    /// Waits for no lock, since a thread that holds one may not exist in the child. The old slot and its leases must
-    /// not be used any more; forget them rather than drop them.
-    #[must_use]
-    pub fn after_fork(&self, context: Context) -> Self {
-        Self { shared: self.shared.after_fork(context) }
-    }
-
-    /// Changes keep-alive and pinning; takes effect at once.
-    pub fn set_options(&self, options: SlotOptions) {
-        self.shared.set_options(options);
-    }
-
     /// What the slot holds and how.
     #[must_use]
     pub fn status(&self) -> Status {

@@ -75,16 +75,6 @@ impl Tracker {
         self.accessed(&self.record(slot), self.clock.now());
     }
 
-    /// `slot` was unloaded.
-    pub fn record_unload(&self, slot: &str) {
-        self.record(slot).unloaded();
-    }
-
-    /// Freeing a value of `slot` returned `bytes` to the operating system.
-    pub fn record_returned(&self, slot: &str, bytes: u64) {
-        self.record(slot).returned(bytes);
-    }
-
     /// Everything so far.
     #[must_use]
     pub fn statistics(&self) -> TrackerStatistics {
@@ -185,9 +175,10 @@ mod tests {
         tracker.record_access("a");
         clock.advance(Duration::from_secs(7));
         tracker.record_access("b");
-        tracker.record_unload("a");
-        tracker.record_returned("a", 1000);
-        tracker.record_returned("a", 24);
+        let record = tracker.record("a");
+        record.unloaded();
+        record.returned(1000);
+        record.returned(24);
 
         let all = tracker.statistics();
         assert_eq!(all.load_times, BTreeMap::from([("a".into(), 1.0)]));

@@ -8,7 +8,7 @@ use std::time::Duration;
 use arc_swap::{ArcSwap, ArcSwapOption};
 
 use super::device::Place;
-use super::dispatcher::Front;
+use super::dispatcher::Dispatcher;
 use super::entry::{
     EmbeddingSpec, Entry, GeneratorSpec, LoadedModel, ModelHandle, Retention, SourceSpec, Spec,
 };
@@ -51,9 +51,9 @@ pub(super) struct Core {
     cache: Arc<EmbeddingCache>,
     context: Context,
     budget: Budget,
-    front: Front,
+    dispatcher: Dispatcher,
     /// Tokenises long texts, so that other calls do not wait for them.
-    aside: Front,
+    long_texts: Dispatcher,
     /// Loaded models by identity, for names that share one. The inner lock is held during a load: it is the
     /// single flight of names with the same files.
     shared: Mutex<HashMap<Arc<str>, Flight>>,
@@ -127,8 +127,8 @@ impl Core {
             cache,
             context: Context { clock: Clock::System, memory: Arc::new(ProcessMemory), tracker, reaper },
             budget: Budget::new(limit.transpose()?),
-            front: Front::new("mm-front"),
-            aside: Front::new("mm-long-texts"),
+            dispatcher: Dispatcher::new("dispatcher"),
+            long_texts: Dispatcher::new("long-texts"),
             shared: Mutex::default(),
             healths: Mutex::default(),
             batch_tokens: BATCH_TOKENS_PER_THREAD * Threads::global().count(),
@@ -196,12 +196,12 @@ impl Core {
         &self.cache
     }
 
-    pub(super) fn front(&self) -> &Front {
-        &self.front
+    pub(super) fn dispatcher(&self) -> &Dispatcher {
+        &self.dispatcher
     }
 
-    pub(super) fn aside(&self) -> &Front {
-        &self.aside
+    pub(super) fn long_texts(&self) -> &Dispatcher {
+        &self.long_texts
     }
 
     pub(super) fn reaper(&self) -> &Reaper {

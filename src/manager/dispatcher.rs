@@ -1,16 +1,15 @@
-//! The thread that moves asynchronous calls along: tokenises their next texts, tells them of results and timeouts.
+//! The thread that serves asynchronous calls: it tokenizes their next texts, and reports results and timeouts.
 //!
-//! One a manager, started by its first asynchronous call. A step is short (one chunk of texts), so calls take turns.
-//! Long texts have a second one.
+//! Each manager has one, which its first asynchronous call starts. A step is short (one chunk of texts), so calls take
+//! turns. Long texts have a second dispatcher.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Weak};
-use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
-use crate::sync::{Condvar, Mutex};
+use crate::sync::{Abandon, Work, Worker, WorkerThread};
 use crate::{Error, Result};
 
 /// A call in progress.
@@ -27,23 +26,13 @@ pub(super) trait Timed: Send + Sync + 'static {
     fn expire(self: Arc<Self>);
 }
 
-pub(super) struct Front {
-    name: &'static str,
-    shared: Arc<Shared>,
-    thread: Mutex<Option<JoinHandle<()>>>,
-}
+/// Calls in progress, and the thread that serves them. Started by the first call.
+pub(super) struct Dispatcher(Worker<Calls>);
 
 #[derive(Default)]
-struct Shared {
-    state: Mutex<State>,
-    wake: Condvar,
-}
-
-#[derive(Default)]
-struct State {
+struct Calls {
     ready: VecDeque<Arc<dyn Task>>,
     deadlines: BinaryHeap<Reverse<Deadline>>,
-    closed: bool,
 }
 
 struct Deadline {
@@ -68,46 +57,20 @@ impl Ord for Deadline {
     }
 }
 
-impl Front {
-    /// `name` is its thread's.
-    pub(super) fn new(name: &'static str) -> Self {
-        Self { name, shared: Arc::default(), thread: Mutex::new(None) }
+impl Dispatcher {
+    /// `role` names its thread.
+    pub(super) fn new(role: &'static str) -> Self {
+        Self(Worker::new(role, Arc::new(Dispatching)))
     }
 
     /// Has the thread call `task.step()`.
     pub(super) fn push(&self, task: Arc<dyn Task>) -> Result<()> {
-        self.start()?;
-        self.shared.state.lock().ready.push_back(task);
-        self.shared.wake.notify_one();
-        Ok(())
+        self.0.with(|calls| calls.ready.push_back(task))
     }
 
     /// Has the thread call `call.expire()` at `at`, if the call still exists then.
     pub(super) fn watch(&self, at: Instant, call: &Arc<dyn Timed>) -> Result<()> {
-        self.start()?;
-        self.shared.state.lock().deadlines.push(Reverse(Deadline { at, call: Arc::downgrade(call) }));
-        self.shared.wake.notify_one();
-        Ok(())
-    }
-
-    fn start(&self) -> Result<()> {
-        let mut thread = self.thread.lock();
-        if thread.is_none() {
-            let shared = Arc::clone(&self.shared);
-            let handle = thread::Builder::new().name(self.name.into()).spawn(move || run(&shared)).map_err(
-                |error| Error::Internal { place: format!("thread {}", self.name), reason: error.to_string() },
-            )?;
-            *thread = Some(handle);
-        }
-        Ok(())
-    }
-}
-
-impl Drop for Front {
-    fn drop(&mut self) {
-        self.shared.state.lock().closed = true;
-        self.shared.wake.notify_one();
-        // Not waited for: it may be telling Python of a result, which whoever drops this may keep it from.
+        self.0.with(|calls| calls.deadlines.push(Reverse(Deadline { at, call: Arc::downgrade(call) })))
     }
 }
 
@@ -116,42 +79,57 @@ enum Next {
     Expire(Arc<dyn Timed>),
 }
 
-fn run(shared: &Shared) {
-    while let Some(next) = next(shared) {
-        match next {
-            Next::Step(task) => {
-                let step = catch_unwind(AssertUnwindSafe(|| Arc::clone(&task).step()));
-                if let Err(payload) = step {
-                    task.fail(Error::panic("an asynchronous call", payload.as_ref()));
+/// Dropping the dispatcher stops the thread and does not wait for it: it may be calling Python, and wait for the
+/// interpreter that the dropping thread is attached to.
+struct Dispatching;
+
+impl Work<Calls> for Dispatching {
+    fn fresh(&self) -> Calls {
+        Calls::default()
+    }
+
+    fn run(&self, thread: &WorkerThread<'_, Calls>) {
+        while let Some(next) = next(thread) {
+            match next {
+                Next::Step(task) => {
+                    let step = catch_unwind(AssertUnwindSafe(|| Arc::clone(&task).step()));
+                    if let Err(payload) = step {
+                        task.fail(Error::panic("an asynchronous call", payload.as_ref()));
+                    }
                 }
-            }
-            Next::Expire(call) => {
-                // What a callback panics of, the panic hook has reported; the other calls go on.
-                let _ = catch_unwind(AssertUnwindSafe(|| call.expire()));
+                Next::Expire(call) => {
+                    // The panic hook has reported a panic of the callback; the other calls go on.
+                    let _ = catch_unwind(AssertUnwindSafe(|| call.expire()));
+                }
             }
         }
     }
+
+    fn abandon(&self, calls: &mut Calls) -> Option<Abandon> {
+        let ready = std::mem::take(&mut calls.ready);
+        Some(Box::new(move |error| ready.into_iter().for_each(|task| task.fail(error.clone()))))
+    }
 }
 
-fn next(shared: &Shared) -> Option<Next> {
-    let mut state = shared.state.lock();
+fn next(thread: &WorkerThread<'_, Calls>) -> Option<Next> {
+    let mut calls = thread.lock();
     loop {
         let now = Instant::now();
-        while state.deadlines.peek().is_some_and(|Reverse(deadline)| deadline.at <= now) {
-            let Some(Reverse(deadline)) = state.deadlines.pop() else { break };
+        while calls.deadlines.peek().is_some_and(|Reverse(deadline)| deadline.at <= now) {
+            let Some(Reverse(deadline)) = calls.deadlines.pop() else { break };
             if let Some(call) = deadline.call.upgrade() {
                 return Some(Next::Expire(call));
             }
         }
-        if let Some(task) = state.ready.pop_front() {
+        if let Some(task) = calls.ready.pop_front() {
             return Some(Next::Step(task));
         }
-        if state.closed {
+        if calls.is_stopping() {
             return None;
         }
-        match state.deadlines.peek().map(|Reverse(deadline)| deadline.at) {
-            Some(at) => state = shared.wake.wait_until(state, at).0,
-            None => state = shared.wake.wait(state),
+        match calls.deadlines.peek().map(|Reverse(deadline)| deadline.at) {
+            Some(at) => calls = calls.wait_until(at).0,
+            None => calls = calls.wait(),
         }
     }
 }
@@ -162,19 +140,20 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::sync::Mutex;
 
     struct Probe {
-        told: Mutex<mpsc::Sender<Option<Error>>>,
+        replies: Mutex<mpsc::Sender<Option<Error>>>,
         panics: bool,
     }
 
     impl Task for Probe {
         fn step(self: Arc<Self>) {
             assert!(!self.panics, "step failed");
-            self.told.lock().send(None).unwrap();
+            self.replies.lock().send(None).unwrap();
         }
         fn fail(self: Arc<Self>, error: Error) {
-            self.told.lock().send(Some(error)).unwrap();
+            self.replies.lock().send(Some(error)).unwrap();
         }
     }
 
@@ -187,54 +166,54 @@ mod tests {
 
     fn probe(panics: bool) -> (Arc<Probe>, mpsc::Receiver<Option<Error>>) {
         let (sender, receiver) = mpsc::channel();
-        (Arc::new(Probe { told: Mutex::new(sender), panics }), receiver)
+        (Arc::new(Probe { replies: Mutex::new(sender), panics }), receiver)
     }
 
     /// What is watched lives as long as `call`.
-    fn watch(front: &Front, at: Instant, call: &Arc<Probe>) {
+    fn watch(dispatcher: &Dispatcher, at: Instant, call: &Arc<Probe>) {
         let call: Arc<dyn Timed> = Arc::clone(call) as _;
-        front.watch(at, &call).unwrap();
+        dispatcher.watch(at, &call).unwrap();
     }
 
     #[test]
     fn steps_and_deadlines_reach_their_task() {
-        let (front, (task, told)) = (Front::new("test"), probe(false));
-        watch(&front, Instant::now() + Duration::from_millis(20), &task);
-        front.push(task.clone()).unwrap();
-        assert_eq!(told.recv().unwrap(), None);
-        assert_eq!(told.recv().unwrap(), Some(Error::Cancelled));
+        let (dispatcher, (task, replies)) = (Dispatcher::new("test"), probe(false));
+        watch(&dispatcher, Instant::now() + Duration::from_millis(20), &task);
+        dispatcher.push(task.clone()).unwrap();
+        assert_eq!(replies.recv().unwrap(), None);
+        assert_eq!(replies.recv().unwrap(), Some(Error::Cancelled));
         drop(task); // watched until here
     }
 
     #[test]
     fn a_call_that_panics_when_its_time_is_over_harms_no_other() {
-        let front = Front::new("test");
-        let ((bad, _), (good, good_told)) = (probe(true), probe(false));
+        let dispatcher = Dispatcher::new("test");
+        let ((bad, _), (good, good_replies)) = (probe(true), probe(false));
         let now = Instant::now();
-        watch(&front, now, &bad);
-        watch(&front, now + Duration::from_millis(1), &good);
-        assert_eq!(good_told.recv().unwrap(), Some(Error::Cancelled));
+        watch(&dispatcher, now, &bad);
+        watch(&dispatcher, now + Duration::from_millis(1), &good);
+        assert_eq!(good_replies.recv().unwrap(), Some(Error::Cancelled));
     }
 
     #[test]
     fn a_panicking_step_fails_its_own_task_only() {
-        let front = Front::new("test");
-        let ((bad, bad_told), (good, good_told)) = (probe(true), probe(false));
-        front.push(bad).unwrap();
-        front.push(good).unwrap();
+        let dispatcher = Dispatcher::new("test");
+        let ((bad, bad_replies), (good, good_replies)) = (probe(true), probe(false));
+        dispatcher.push(bad).unwrap();
+        dispatcher.push(good).unwrap();
         assert!(
-            matches!(bad_told.recv().unwrap(), Some(Error::Internal { reason, .. }) if reason == "step failed")
+            matches!(bad_replies.recv().unwrap(), Some(Error::Internal { reason, .. }) if reason == "step failed")
         );
-        assert_eq!(good_told.recv().unwrap(), None);
+        assert_eq!(good_replies.recv().unwrap(), None);
     }
 
     #[test]
     fn dropping_it_does_what_is_ready_and_ends_the_thread() {
-        let (front, (task, told)) = (Front::new("test"), probe(false));
-        watch(&front, Instant::now() + Duration::from_secs(3600), &task);
-        front.push(task).unwrap();
-        drop(front);
-        assert_eq!(told.recv().unwrap(), None);
-        assert!(told.recv().is_err());
+        let (dispatcher, (task, replies)) = (Dispatcher::new("test"), probe(false));
+        watch(&dispatcher, Instant::now() + Duration::from_secs(3600), &task);
+        dispatcher.push(task).unwrap();
+        drop(dispatcher);
+        assert_eq!(replies.recv().unwrap(), None);
+        assert!(replies.recv().is_err());
     }
 }

@@ -8,11 +8,11 @@ use super::Manager;
 use super::core::Core;
 use super::entry::{Entry, LoadedModel};
 #[cfg(doc)]
-use super::fork;
-#[cfg(doc)]
 use crate::Error;
 use crate::Result;
 use crate::lifecycle::{Lease, Tracker};
+#[cfg(doc)]
+use crate::sync::fork;
 use crate::sync::{Condvar, Mutex};
 
 /// How long a call to close waits for another one. Longer would be for ever where each waits for what the other holds: a

@@ -5,13 +5,13 @@ use std::time::{Duration, Instant};
 
 use super::dispatcher::Timed;
 use super::entry::LoadedModel;
-use super::{Check, Manager, fork};
+use super::{Check, Manager};
 use crate::generation::{
     Completion, Conversation, Deadline, Event, GenerationParams, Generator, OnEvent, PrefixScope, Prompt,
     Stream, Terms, Ticket,
 };
 use crate::lifecycle::{KeepAlive, Lease};
-use crate::sync::Mutex;
+use crate::sync::{Mutex, fork};
 use crate::{Error, Result};
 
 /// What to continue, owned: it outlives the call that gave it.
@@ -263,7 +263,7 @@ impl Manager {
         {
             let timed: Arc<dyn Timed> = Arc::clone(&waiting) as _;
             // Without a thread that watches, the call fails here, unless its model has come meanwhile.
-            if let Err(error) = core.front().watch(at, &timed)
+            if let Err(error) = core.dispatcher().watch(at, &timed)
                 && waiting.take().is_some()
             {
                 return Err(error);

@@ -9,7 +9,6 @@ use super::device::Place;
 use super::entry::{
     EmbeddingSpec, GeneratorHandle, GeneratorSpec, LoadedModel, ModelHandle, ModelInfo, SourceSpec, Spec,
 };
-use super::fork;
 use super::running::EncoderBackend;
 use crate::batching::{Batcher, Forward};
 use crate::compute::{Isa, Packed, memory};
@@ -21,6 +20,7 @@ use crate::models::{
     Encoder, ModelConfig, Overrides, Progress, ResolveOptions, Source, Weights, on_cpu, on_device, resolve,
 };
 use crate::remote::{Address, Link, RemoteEncoder, RemoteSettings, shown};
+use crate::sync::fork;
 use crate::{Error, Result};
 
 /// What keys and values of a generator may take where the system does not tell how much memory it has.

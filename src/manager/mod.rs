@@ -12,7 +12,6 @@ mod device;
 mod dispatcher;
 mod ending;
 mod entry;
-pub mod fork;
 mod generate;
 mod inputs;
 mod job;
@@ -50,7 +49,7 @@ use crate::compute::memory::{joined, reserve};
 use crate::config::{Host, Settings, Value};
 use crate::lifecycle::{Lease, ReaperSettings, State, Tracker};
 use crate::models::Bounds;
-use crate::sync::Mutex;
+use crate::sync::{Mutex, fork};
 use crate::{Error, Result};
 
 /// Looks for a reason to stop waiting, about every 50 ms; the binding looks for signals.

@@ -98,7 +98,7 @@ struct Writing {
 impl Writing {
     fn go_on(self: Arc<Self>) {
         let task: Arc<dyn Task> = Arc::clone(&self) as _;
-        if let Err(error) = self.core.front().push(task) {
+        if let Err(error) = self.core.dispatcher().push(task) {
             self.fail(error);
         }
     }

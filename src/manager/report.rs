@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::core::Core;
 use super::entry::{Entry, LoadedModel, ModelHandle, Spec};
 use super::running::EncoderBackend;
-use crate::batching::Work;
+use crate::batching::WorkDone;
 use crate::cache::CacheStatistics;
 use crate::compute::{Isa, Threads, memory};
 use crate::generation::{EngineStats, Generator};
@@ -120,7 +120,7 @@ pub struct QueueReport {
     /// Calls refused because a queue was full.
     pub rejected: u64,
     /// Texts computed, tokens, batches.
-    pub work: Work,
+    pub work: WorkDone,
 }
 
 /// Everything countable.

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use super::fork;
 use super::inputs::Inputs;
 use super::options::EmbedOptions;
 use crate::batching::{Batcher, Chunk, Lane};
@@ -10,6 +9,7 @@ use crate::cache::Content;
 use crate::compute::memory::joined;
 use crate::models::{Bounds, Encoder, Pooling, SentenceConfig, Similarity};
 use crate::remote::RemoteEncoder;
+use crate::sync::fork;
 use crate::{Error, Result};
 
 /// A loaded sentence model and its queue. Names with the same files and parameters, or the same server and model, share

@@ -4,9 +4,8 @@
 //! logging handler that holds a lock of its own. Freeing a model logs, and waits for threads that log. So it is done on
 //! a thread that holds nothing, and the destructor waits for nothing.
 
-use std::thread;
-
 use super::gil::is_ending;
+use crate::sync::spawn;
 
 /// Drops `owned` on a thread of its own. The end of the process frees what is dropped while the interpreter ends.
 pub(super) fn discard<T: Send + 'static>(owned: T) {
@@ -17,7 +16,7 @@ pub(super) fn discard<T: Send + 'static>(owned: T) {
     // Never dropped here, not even when there is no thread: memory that leaks is better than a caller that hangs.
     let owned = std::mem::ManuallyDrop::new(owned);
     let dropping = move || drop(std::mem::ManuallyDrop::into_inner(owned));
-    if let Err(error) = thread::Builder::new().name("mm-discard".into()).spawn(dropping) {
+    if let Err(error) = spawn("discard", dropping) {
         log::error!("no thread to free a model could be started: {error}");
     }
 }

@@ -1,4 +1,4 @@
-//! The hooks that `os.register_at_fork` calls: what `crate::manager::fork` needs done for every manager.
+//! The hooks that `os.register_at_fork` calls: what `crate::sync::fork` needs done for every manager.
 
 use std::cell::RefCell;
 use std::sync::{Arc, Weak};
@@ -7,8 +7,8 @@ use pyo3::prelude::*;
 
 use super::gil::forget_others;
 use super::vectors::settle_numpy;
-use crate::manager::{Inheritance, Manager, fork};
-use crate::sync::Mutex;
+use crate::manager::{Inheritance, Manager};
+use crate::sync::{Mutex, fork};
 
 /// Every manager of the process. Locked briefly, and across no fork.
 static MANAGERS: Mutex<Vec<Weak<Manager>>> = Mutex::new(Vec::new());

@@ -1,14 +1,16 @@
-//! The queue of one server's model, and the threads that empty it, one request each.
+//! The queue of one server's model, and the threads that empty it with one request each.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::thread::{self, JoinHandle};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use super::link::{Failure, Link, Recovery};
 use super::protocol::{Answer, shares};
-use crate::batching::{Budget, Chunk, Counters, Lane, Queue, Waiter};
-use crate::sync::{Condvar, Mutex};
+use crate::batching::{
+    Budget, Chunk, Counters, Lane, Queue, QueueWorker, Waiter, abandon, complete, next_batch,
+};
+use crate::sync::{Abandon, Work, WorkerThread};
 use crate::{Error, Result};
 
 /// Bytes of text of one request at most: some hundred kilobytes parse at once everywhere.
@@ -16,38 +18,29 @@ const BATCH_BYTES: usize = 256 << 10;
 /// What the server is asked to embed to see that the model is there and how long its vectors are.
 const PROBE: &str = "hello";
 
-/// A model that a server runs. Dropping it ends its threads and fails whoever still waits; the server keeps its model.
+/// A model that a server runs. Dropping it ends its threads and fails callers that still wait; the server keeps its model.
 pub struct RemoteEncoder {
-    shared: Arc<Shared>,
-    threads: Vec<JoinHandle<()>>,
+    queue: QueueWorker<Arc<str>>,
+    asking: Arc<Asking>,
 }
 
-struct Shared {
+/// What the connection threads share.
+struct Asking {
     link: Link,
     width: usize,
     normalizes: bool,
     budget: Budget,
     counters: Arc<Counters>,
-    state: Mutex<State>,
-    /// Something is queued, or it is closed.
-    wake: Condvar,
-    /// It is closed: ends pauses between attempts.
-    closing: Condvar,
 }
 
-struct State {
-    queue: Queue<Arc<str>>,
-    closed: bool,
-    /// Which threads have a request out, whose end nobody can hasten.
-    asking: Vec<bool>,
-}
+type Thread<'a> = WorkerThread<'a, Queue<Arc<str>>>;
 
 impl RemoteEncoder {
     /// Asks the server for one vector, and starts the threads.
     ///
     /// # Errors
     /// [`Error::Remote`], [`Error::ModelNotFound`] and what else the server's answer means; [`Error::Internal`] when the
-    /// operating system gives no thread.
+    /// operating system provides no thread.
     pub fn open(link: Link, counters: &Arc<Counters>) -> Result<Self> {
         let probe = link.embed(&[PROBE], &mut |pause| {
             thread::sleep(pause);
@@ -56,52 +49,33 @@ impl RemoteEncoder {
         let Answer { values, width, .. } = probe.map_err(|failure| failure.error)?;
         let length = values.iter().map(|value| value * value).sum::<f32>().sqrt();
         let settings = link.settings();
-        let shared = Arc::new(Shared {
+        let asking = Arc::new(Asking {
             link,
             width,
             normalizes: (length - 1.0).abs() < 1e-3,
             budget: Budget { weight: BATCH_BYTES, items: settings.batch },
             counters: Arc::clone(counters),
-            state: Mutex::new(State {
-                queue: Queue::default(),
-                closed: false,
-                asking: vec![false; settings.connections],
-            }),
-            wake: Condvar::new(),
-            closing: Condvar::new(),
         });
-        // Made first: a thread that cannot be had ends the ones before it.
-        let mut encoder = Self { shared, threads: Vec::with_capacity(settings.connections) };
-        for number in 0..settings.connections {
-            let shared = Arc::clone(&encoder.shared);
-            let thread = thread::Builder::new()
-                .name(format!("mm-remote-{number}"))
-                .spawn(move || shared.run(number))
-                .map_err(|error| Error::Internal {
-                    place: "a connection thread".into(),
-                    reason: error.to_string(),
-                })?;
-            encoder.threads.push(thread);
-        }
-        Ok(encoder)
+        let queue = QueueWorker::start("remote", settings.connections, Arc::clone(&asking) as _, counters)?;
+        Ok(Self { queue, asking })
     }
 
     /// Length of the vectors.
     #[must_use]
     pub fn width(&self) -> usize {
-        self.shared.width
+        self.asking.width
     }
 
     /// Whether the server's vectors have length 1, by the one that it gave first.
     #[must_use]
     pub fn normalizes(&self) -> bool {
-        self.shared.normalizes
+        self.asking.normalizes
     }
 
-    /// The way to the server.
+    /// The connection to the server.
     #[must_use]
     pub fn link(&self) -> &Link {
-        &self.shared.link
+        &self.asking.link
     }
 
     /// Texts of all requests that may be in flight together.
@@ -111,124 +85,77 @@ impl RemoteEncoder {
         settings.connections * settings.batch
     }
 
-    /// Bytes held here; the model itself is elsewhere.
+    /// Bytes in this process; the model itself is on the server.
     #[must_use]
     pub fn memory_bytes(&self) -> u64 {
-        (size_of::<Self>() + size_of::<Shared>() + size_of::<Link>()) as u64
+        (size_of::<Self>() + size_of::<Asking>() + size_of::<Link>()) as u64
     }
 
     /// Queues the texts of a chunk, row by row. Never blocks.
     pub fn submit(&self, texts: Vec<Arc<str>>, chunk: &Arc<Chunk>, lane: Lane) {
-        {
-            let mut state = self.shared.state.lock();
-            if !state.closed {
-                let mut joined = 0;
-                for (row, text) in texts.into_iter().enumerate() {
-                    let waiter = Waiter { chunk: Arc::clone(chunk), row };
-                    joined += usize::from(!state.queue.push(text, waiter, lane));
-                }
-                drop(state);
-                self.shared.counters.note_spared(joined, 0);
-                self.shared.wake.notify_one();
-                return;
-            }
-        }
-        chunk.fail(Error::Closed);
+        self.queue.submit(texts.into_iter(), chunk, lane);
     }
 
-    /// Texts waiting, not counting those asked for.
+    /// Texts waiting, not counting those in requests.
     #[must_use]
     pub fn waiting(&self) -> usize {
-        self.shared.state.lock().queue.len()
+        self.queue.waiting()
     }
 }
 
-impl Drop for RemoteEncoder {
-    fn drop(&mut self) {
-        let (abandoned, asking) = {
-            let mut state = self.shared.state.lock();
-            state.closed = true;
-            (state.queue.drain(), state.asking.clone())
-        };
-        self.shared.wake.notify_all();
-        self.shared.closing.notify_all();
-        for waiter in abandoned {
-            waiter.chunk.fail(Error::Closed);
+impl Work<Queue<Arc<str>>> for Asking {
+    fn fresh(&self) -> Queue<Arc<str>> {
+        Queue::default()
+    }
+
+    fn run(&self, thread: &Thread<'_>) {
+        // A request cannot be interrupted. One without callers ends within its timeout, and its thread with it.
+        while let Some(batch) = next_batch(thread, self.budget, true, &self.counters) {
+            self.serve(thread, batch);
         }
-        for (thread, asking) in self.threads.drain(..).zip(asking) {
-            // A request that nobody waits for any more ends by itself, within its timeout, and its thread with it.
-            if !asking && thread.thread().id() != thread::current().id() {
-                // The thread catches every panic; there is nothing to learn from its result.
-                let _ = thread.join();
-            }
-        }
+    }
+
+    fn abandon(&self, queue: &mut Queue<Arc<str>>) -> Option<Abandon> {
+        abandon(queue)
     }
 }
 
-impl Shared {
-    fn run(&self, number: usize) {
-        while let Some(batch) = self.next_batch(number) {
-            self.serve(number, batch);
-        }
-    }
-
-    /// Waits for texts, and takes them as those of thread `number`.
-    fn next_batch(&self, number: usize) -> Option<Vec<Arc<str>>> {
-        let mut state = self.state.lock();
-        state.asking[number] = false;
-        loop {
-            if state.closed {
-                return None;
-            }
-            let (batch, abandoned) = state.queue.next_batch(self.budget);
-            self.counters.note_spared(0, abandoned);
-            if !batch.is_empty() {
-                state.asking[number] = true;
-                if !state.queue.is_empty() {
-                    // One wake-up may have announced more than one batch.
-                    self.wake.notify_one();
-                }
-                return Some(batch);
-            }
-            state = self.wake.wait(state);
-        }
-    }
-
+impl Asking {
     /// Gets the vectors of a batch, in several requests where the server does not take it whole.
-    fn serve(&self, number: usize, batch: Vec<Arc<str>>) {
+    fn serve(&self, thread: &Thread<'_>, batch: Vec<Arc<str>>) {
         let mut parts = vec![batch];
         while let Some(mut part) = parts.pop() {
-            self.drop_unwanted(&mut part);
+            self.drop_unwanted(thread, &mut part);
             if part.is_empty() {
                 continue;
             }
             let outcome =
-                catch_unwind(AssertUnwindSafe(|| self.ask(number, &part))).unwrap_or_else(|payload| {
+                catch_unwind(AssertUnwindSafe(|| self.ask(thread, &part))).unwrap_or_else(|payload| {
                     let error =
                         Error::panic(format!("a request to {}", self.link.address()), payload.as_ref());
                     Err(Failure { error, remedy: Recovery::Nothing })
                 });
             match outcome {
-                // Nobody wanted it any more; unless somebody has joined since.
+                // No caller wanted it any more; one may have joined since.
                 Err(Failure { error: Error::Cancelled, .. }) => parts.push(part),
-                Err(failure) if self.divisible(&part, failure.remedy) => {
+                Err(failure) if divisible(thread, &part, failure.remedy) => {
                     let second = part.split_off(part.len() / 2);
                     parts.extend([second, part]);
                 }
-                outcome => self.reply(&part, outcome.map_err(|failure| failure.error)),
+                outcome => self.reply(thread, &part, outcome.map_err(|failure| failure.error)),
             }
         }
     }
 
-    /// Takes out of `part` what nobody waits for any more.
-    fn drop_unwanted(&self, part: &mut Vec<Arc<str>>) {
+    /// Takes texts without a waiting caller out of `part`.
+    fn drop_unwanted(&self, thread: &Thread<'_>, part: &mut Vec<Arc<str>>) {
         let before = part.len();
         {
-            let mut state = self.state.lock();
+            let mut queue = thread.lock();
             part.retain(|text| {
-                let wanted = state.queue.waiters(text).iter().any(|waiter| !waiter.chunk.is_cancelled());
+                let wanted = is_wanted(&queue, text);
                 if !wanted {
-                    state.queue.complete(text);
+                    queue.complete(text);
                 }
                 wanted
             });
@@ -236,9 +163,9 @@ impl Shared {
         self.counters.note_spared(0, before - part.len());
     }
 
-    fn ask(&self, number: usize, texts: &[Arc<str>]) -> std::result::Result<Answer, Failure> {
+    fn ask(&self, thread: &Thread<'_>, texts: &[Arc<str>]) -> std::result::Result<Answer, Failure> {
         let borrowed: Vec<&str> = texts.iter().map(|text| &**text).collect();
-        let answer = self.link.embed(&borrowed, &mut |pause| self.pause(number, texts, pause))?;
+        let answer = self.link.embed(&borrowed, &mut |pause| wait(thread, texts, pause))?;
         if answer.width == self.width {
             return Ok(answer);
         }
@@ -251,46 +178,11 @@ impl Shared {
         Err(Failure { error, remedy: Recovery::Nothing })
     }
 
-    /// Waits before the next attempt; whether there is to be one.
-    fn pause(&self, number: usize, texts: &[Arc<str>], pause: Duration) -> bool {
-        let until = Instant::now() + pause;
-        let mut state = self.state.lock();
-        state.asking[number] = false;
-        while !state.closed && Instant::now() < until {
-            state = self.closing.wait_until(state, until).0;
-        }
-        let waiters = |text| state.queue.waiters(text).iter();
-        let wanted = texts.iter().any(|text| waiters(text).any(|waiter| !waiter.chunk.is_cancelled()));
-        let goes_on = wanted && !state.closed;
-        state.asking[number] = goes_on;
-        goes_on
-    }
-
-    /// Whether a part that failed may fare better in two. Texts of one caller fail together anyway.
-    fn divisible(&self, part: &[Arc<str>], remedy: Recovery) -> bool {
-        match remedy {
-            Recovery::Nothing => false,
-            Recovery::SplitBatch => part.len() > 1,
-            Recovery::Isolate => {
-                let state = self.state.lock();
-                let mut all = part.iter().map(|text| state.queue.waiters(text));
-                let first = all.next().and_then(|waiters| waiters.first());
-                let one = |caller: &Waiter| {
-                    all.all(|waiters| waiters.iter().any(|other| Arc::ptr_eq(&other.chunk, &caller.chunk)))
-                };
-                !first.is_none_or(one)
-            }
-        }
-    }
-
-    /// Hands every row to those who want it.
-    fn reply(&self, texts: &[Arc<str>], outcome: Result<Answer>) {
+    /// Delivers every row to the callers that want it.
+    fn reply(&self, thread: &Thread<'_>, texts: &[Arc<str>], outcome: Result<Answer>) {
         let tokens = outcome.as_ref().ok().and_then(|answer| answer.tokens).unwrap_or(0);
         self.counters.note_batch(texts.len(), tokens as usize, outcome.is_err());
-        let waiters: Vec<Vec<Waiter>> = {
-            let mut state = self.state.lock();
-            texts.iter().map(|text| state.queue.complete(text)).collect()
-        };
+        let waiters = complete(thread, texts);
         match outcome {
             Ok(answer) => {
                 let lengths: Vec<usize> = texts.iter().map(|text| text.len()).collect();
@@ -303,6 +195,38 @@ impl Shared {
             Err(error) => {
                 waiters.iter().flatten().for_each(|waiter| waiter.chunk.fail(error.clone()));
             }
+        }
+    }
+}
+
+/// Whether a caller still waits for `text`.
+fn is_wanted(queue: &Queue<Arc<str>>, text: &Arc<str>) -> bool {
+    queue.waiters(text).iter().any(|waiter| !waiter.chunk.is_cancelled())
+}
+
+/// Waits before the next attempt. True when it is to be made.
+fn wait(thread: &Thread<'_>, texts: &[Arc<str>], pause: Duration) -> bool {
+    let mut queue = thread.lock();
+    queue.set_away(false);
+    queue = queue.pause_until(Instant::now() + pause);
+    let goes_on = !queue.is_stopping() && texts.iter().any(|text| is_wanted(&queue, text));
+    queue.set_away(goes_on);
+    goes_on
+}
+
+/// Whether the two halves of a part that failed may succeed. Texts of one caller fail together anyway.
+fn divisible(thread: &Thread<'_>, part: &[Arc<str>], remedy: Recovery) -> bool {
+    match remedy {
+        Recovery::Nothing => false,
+        Recovery::SplitBatch => part.len() > 1,
+        Recovery::Isolate => {
+            let queue = thread.lock();
+            let mut all = part.iter().map(|text| queue.waiters(text));
+            let first = all.next().and_then(|waiters| waiters.first());
+            let one = |caller: &Waiter| {
+                all.all(|waiters| waiters.iter().any(|other| Arc::ptr_eq(&other.chunk, &caller.chunk)))
+            };
+            !first.is_none_or(one)
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Deadlines, memory and scopes of requests.
 
-use std::sync::atomic::{AtomicU64, AtomicUsize};
-use std::time::Instant;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use super::tests::{Bench, ENDLESS, UNLUCKY, bench, bench_of, bench_with, request, slow_bench, unchecked};
 use super::*;

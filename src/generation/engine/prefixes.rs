@@ -1,13 +1,19 @@
 //! Caches of finished sequences, kept for prompts that begin alike: the turns of a chat, a common system prompt.
 
 use super::memory::Room;
+use super::request::PrefixScope;
 use super::sequence::Finished;
-use super::{PrefixScope, Reclaim};
 use crate::Result;
 use crate::models::decoder::Cache;
 
 /// A prompt that shares fewer tokens than this computes them: a cache of its own costs as much.
 pub(super) const WORTH_REUSING: usize = 8;
+
+/// Memory that is kept only while no request needs it.
+pub(super) trait Reclaim {
+    /// Frees `bytes` bytes, or all that there are. Returns how many.
+    fn reclaim(&mut self, bytes: u64) -> u64;
+}
 
 struct Kept<C> {
     scope: Option<PrefixScope>,

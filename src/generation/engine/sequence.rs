@@ -1,12 +1,11 @@
 //! One request while it is decoded.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::memory::Room;
-use super::{Completion, Deadline, Entry, Event, FinishReason, OnEvent, PrefixScope};
+use super::request::{Completion, Deadline, Event, FinishReason, PrefixScope};
+use super::state::{Entry, Listener};
 use crate::Result;
 use crate::generation::GenerationParams;
 use crate::generation::processors::Processors;
@@ -175,20 +174,4 @@ pub(super) struct Finished<C> {
     pub(super) cache: C,
     /// The memory of `cache`, given back after it.
     pub(super) room: Room,
-}
-
-/// The caller's end of a request. A callback that panics gives the request up.
-pub(super) struct Listener {
-    pub(super) on_event: OnEvent,
-    pub(super) cancelled: Arc<AtomicBool>,
-}
-
-impl Listener {
-    pub(super) fn tell(&mut self, event: Event) {
-        if catch_unwind(AssertUnwindSafe(|| (self.on_event)(event))).is_err() {
-            log::error!("a callback for generated text panicked; its request is dropped");
-            self.cancelled.store(true, Ordering::Release);
-            self.on_event = Box::new(|_| ());
-        }
-    }
 }

@@ -1,10 +1,11 @@
-use std::sync::atomic::AtomicUsize;
-use std::time::Instant;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use super::*;
 use crate::generation::GenerationParams;
 use crate::generation::stop::tests::byte_level;
 use crate::models::decoder::{Cache, Step};
+use crate::sync::Mutex;
 
 /// Remembers the tokens themselves.
 pub(super) struct Remembered(Vec<u32>);
@@ -413,16 +414,18 @@ fn the_context_ends_an_answer() {
 }
 
 #[test]
-fn closing_tells_everybody() {
+fn closing_ends_every_request() {
     let bench = bench_with(|settings| settings.max_active = 1);
     let held = bench.decoder.gate.lock();
     let mut active = bench.engine.stream(request(vec![1], ENDLESS)).unwrap();
     bench.until_computing();
     let mut waiting = bench.engine.stream(request(vec![1], 5)).unwrap();
     let Bench { engine, .. } = bench;
+    let monitor = engine.worker.monitor();
+    let stopping = || monitor.is_stopping();
     std::thread::scope(|scope| {
         scope.spawn(move || drop(engine));
-        while !active.ticket.shared.queue.lock().closing {
+        while !stopping() {
             std::thread::yield_now();
         }
         drop(held);

@@ -1,17 +1,21 @@
 //! The engine's thread: admit, step, retire.
 
+use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use super::memory::Pool;
 use super::prefixes::{Prefixes, WORTH_REUSING};
-use super::sequence::{Finished, Listener, Sequence};
-use super::{Completion, EngineSettings, Entry, Event, FinishReason, Reclaim, Shared};
+use super::request::FinishReason;
+use super::sequence::{Finished, Sequence};
+use super::settings::EngineSettings;
+use super::state::{Entry, Shared, State};
 use crate::compute::memory::try_room;
 use crate::generation::stop::TextTokens;
 use crate::models::decoder::{Cache, Decoder, Step};
-use crate::sync::Mutex;
+use crate::sync::{Abandon, Mutex, Work, WorkerThread};
 use crate::{Error, Result};
 
 /// Tokens of a prompt in the first step that has any, before it is known how long they take.
@@ -23,18 +27,41 @@ const LEAST_CHUNK: usize = 32;
 /// How often the engine looks whether memory that others hold is free.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
+/// The work of the engine's thread.
+pub(super) struct Decoding<D: Decoder> {
+    pub(super) decoder: Arc<D>,
+    pub(super) tokens: Arc<TextTokens>,
+    pub(super) settings: EngineSettings,
+}
+
+impl<D: Decoder> Work<State> for Decoding<D> {
+    fn fresh(&self) -> State {
+        let pool = Pool::new(self.settings.kv_bytes, self.settings.kv_memory.clone());
+        let shared = Arc::new(Shared { stats: Mutex::default(), pool, prefixes: Mutex::default() });
+        State { waiting: VecDeque::new(), shared }
+    }
+
+    fn run(&self, thread: &WorkerThread<'_, State>) {
+        Run::new(self, thread).run();
+    }
+
+    fn abandon(&self, state: &mut State) -> Option<Abandon> {
+        let waiting = std::mem::take(&mut state.waiting);
+        Some(Box::new(move |error| waiting.into_iter().for_each(|entry| entry.end(Err(error.clone())))))
+    }
+}
+
 /// Everything that the thread owns.
-pub(super) struct Run<D: Decoder> {
-    decoder: Arc<D>,
-    tokens: Arc<TextTokens>,
-    settings: EngineSettings,
+struct Run<'a, D: Decoder> {
+    work: &'a Decoding<D>,
+    thread: &'a WorkerThread<'a, State>,
     shared: Arc<Shared>,
     active: Vec<Sequence<D::Cache>>,
-    /// Others than the thread only free them.
+    /// Other threads only free them.
     prefixes: Arc<Mutex<Prefixes<D::Cache>>>,
     /// Most tokens of prompts in the next step.
     chunk: usize,
-    /// The first in the queue waits for memory that is not this engine's to free.
+    /// The first request in the queue waits for memory that this engine cannot free.
     waits_for_memory: bool,
     logits: Vec<f32>,
 }
@@ -51,39 +78,41 @@ struct Share {
     prefill: usize,
 }
 
-/// How a sequence stands after a step.
+/// How a sequence ends.
 enum Outcome {
-    Goes(FinishReason),
+    Ends(FinishReason),
     Fails(Error),
 }
 
-impl<D: Decoder> Run<D> {
-    pub(super) fn new(
-        decoder: Arc<D>,
-        tokens: Arc<TextTokens>,
-        settings: EngineSettings,
-        shared: Arc<Shared>,
-    ) -> Self {
-        let prefixes = Prefixes::new(settings.kept_prefixes, settings.kept_prefix_bytes);
+impl<D: Decoder> Drop for Run<'_, D> {
+    /// Ends the sequences under way, also when the thread panics.
+    fn drop(&mut self) {
+        for sequence in self.active.drain(..) {
+            sequence.fail(Error::Closed);
+        }
+    }
+}
+
+impl<'a, D: Decoder> Run<'a, D> {
+    fn new(work: &'a Decoding<D>, thread: &'a WorkerThread<'a, State>) -> Self {
+        let settings = &work.settings;
+        let prefixes =
+            Arc::new(Mutex::new(Prefixes::new(settings.kept_prefixes, settings.kept_prefix_bytes)));
+        let shared = thread.lock().shared.clone();
+        *shared.prefixes.lock() = Some(Arc::clone(&prefixes) as _);
         Self {
-            chunk: FIRST_CHUNK.min(settings.prefill_chunk).max(1),
-            decoder,
-            tokens,
-            settings,
+            work,
+            thread,
             shared,
             active: Vec::new(),
-            prefixes: Arc::new(Mutex::new(prefixes)),
+            prefixes,
+            chunk: FIRST_CHUNK.min(settings.prefill_chunk).max(1),
             waits_for_memory: false,
             logits: Vec::new(),
         }
     }
 
-    /// What other threads may free.
-    pub(super) fn prefixes(&self) -> Arc<Mutex<dyn Reclaim + Send>> {
-        Arc::clone(&self.prefixes) as _
-    }
-
-    pub(super) fn run(mut self) {
+    fn run(mut self) {
         while self.wait() {
             let started = Instant::now();
             self.dismiss_waiting();
@@ -94,29 +123,22 @@ impl<D: Decoder> Run<D> {
             stats.busy += started.elapsed();
             stats.active = self.active.len();
         }
-        for sequence in self.active.drain(..) {
-            sequence.fail(Error::Closed);
-        }
-        let waiting = std::mem::take(&mut self.shared.queue.lock().waiting);
-        for entry in waiting {
-            entry.tell(Err(Error::Closed));
-        }
     }
 
-    /// Sleeps while there is nothing to do. False when the engine is closing.
+    /// Sleeps while there is nothing to do. False when the engine stops.
     fn wait(&self) -> bool {
-        let mut queue = self.shared.queue.lock();
-        while self.active.is_empty() && !queue.closing {
-            if queue.waiting.is_empty() {
-                queue = self.shared.wake.wait(queue);
+        let mut state = self.thread.lock();
+        while self.active.is_empty() && !state.is_stopping() {
+            if state.waiting.is_empty() {
+                state = state.wait();
             } else if self.waits_for_memory {
-                queue = self.shared.wake.wait_until(queue, Instant::now() + LOOK_AGAIN).0;
+                state = state.wait_until(Instant::now() + LOOK_AGAIN).0;
                 break;
             } else {
                 break;
             }
         }
-        !queue.closing
+        !state.is_stopping()
     }
 
     /// Ends what was cancelled or became late while it waited, wherever it stands in the queue.
@@ -126,7 +148,7 @@ impl<D: Decoder> Run<D> {
                 || entry.deadline.is_some_and(|deadline| deadline.is_over())
         };
         let gone: Vec<Entry> = {
-            let mut queue = self.shared.queue.lock();
+            let mut queue = self.thread.lock();
             if !queue.waiting.iter().any(given_up) {
                 return;
             }
@@ -137,33 +159,34 @@ impl<D: Decoder> Run<D> {
         for entry in gone {
             if entry.cancelled.load(Ordering::Acquire) {
                 self.shared.stats.lock().cancelled += 1;
-                let completion = never_begun(&entry);
-                entry.tell(Ok(completion));
+                let completion = entry.never_begun();
+                entry.end(Ok(completion));
             } else {
-                let late = entry.deadline.map_or(Error::Cancelled, |late| late.error(&self.settings.model));
+                let late =
+                    entry.deadline.map_or(Error::Cancelled, |late| late.error(&self.work.settings.model));
                 self.refuse(entry, late);
             }
         }
     }
 
-    /// Lets in whom there is room for, in order of arrival: a large request is not overtaken for ever by small ones.
+    /// Admits the requests that memory allows, in order of arrival: small requests do not overtake a large one.
     fn admit_waiting(&mut self) {
         self.waits_for_memory = false;
-        while self.active.len() < self.settings.max_active {
-            let Some(entry) = self.shared.queue.lock().waiting.pop_front() else { return };
+        while self.active.len() < self.work.settings.max_active {
+            let Some(entry) = self.thread.lock().waiting.pop_front() else { return };
             if let Err(entry) = self.admit(entry) {
-                self.shared.queue.lock().waiting.push_front(*entry);
+                self.thread.lock().waiting.push_front(*entry);
                 self.waits_for_memory = true;
                 return;
             }
         }
     }
 
-    /// Starts a request or tells why not. Gives it back when its keys and values have to wait for memory.
+    /// Starts a request, or ends it with an error. Gives it back when its keys and values have to wait for memory.
     fn admit(&mut self, entry: Entry) -> std::result::Result<(), Box<Entry>> {
         let (prompt, scope) = (&entry.request.prompt, entry.request.scope);
         let capacity = prompt.len() + entry.budget;
-        let bytes = self.decoder.cache_bytes(capacity);
+        let bytes = self.work.decoder.cache_bytes(capacity);
         let missing = self.shared.pool.missing(bytes);
         if missing > 0 && missing <= self.shared.pool.used().1 {
             self.prefixes.lock().make_room(missing, scope, prompt);
@@ -179,7 +202,7 @@ impl<D: Decoder> Run<D> {
         };
         let cache = guarded("new cache", || {
             let found = self.prefixes.lock().find(scope, prompt, capacity, bytes)?;
-            found.map_or_else(|| self.decoder.new_cache(capacity), Ok)
+            found.map_or_else(|| self.work.decoder.new_cache(capacity), Ok)
         });
         match cache {
             Ok(cache) => {
@@ -197,16 +220,16 @@ impl<D: Decoder> Run<D> {
 
     fn refuse(&self, entry: Entry, error: Error) {
         self.shared.stats.lock().failed += 1;
-        entry.tell(Err(error));
+        entry.end(Err(error));
     }
 
     /// Retires what was cancelled or has become late.
     fn retire_given_up(&mut self) {
         for index in (0..self.active.len()).rev() {
             if self.active[index].cancelled() {
-                self.retire(index, Outcome::Goes(FinishReason::Cancelled));
+                self.retire(index, Outcome::Ends(FinishReason::Cancelled));
             } else if let Some(late) = self.active[index].late() {
-                self.retire(index, Outcome::Fails(late.error(&self.settings.model)));
+                self.retire(index, Outcome::Fails(late.error(&self.work.settings.model)));
             }
         }
     }
@@ -218,7 +241,7 @@ impl<D: Decoder> Run<D> {
         if shares.is_empty() {
             return;
         }
-        let width = self.decoder.vocabulary();
+        let width = self.work.decoder.vocabulary();
         let mut failed: Vec<(usize, Error)> = Vec::new();
         let started = Instant::now();
         let prefill: usize = shares.iter().map(|share| share.prefill).sum();
@@ -243,10 +266,10 @@ impl<D: Decoder> Run<D> {
         let rows = self.logits.chunks_exact_mut(width);
         for (share, logits) in shares.iter().filter(|share| share.wanted).zip(rows) {
             let sequence = &mut self.active[share.sequence];
-            let (ends, model) = (&self.settings.ends, self.settings.model.as_str());
-            match guarded("sampling", || sequence.advance(logits, ends, &self.tokens, model)) {
+            let (ends, model) = (&self.work.settings.ends, self.work.settings.model.as_str());
+            match guarded("sampling", || sequence.advance(logits, ends, &self.work.tokens, model)) {
                 Ok(None) => {}
-                Ok(Some(reason)) => outcomes.push((share.sequence, Outcome::Goes(reason))),
+                Ok(Some(reason)) => outcomes.push((share.sequence, Outcome::Ends(reason))),
                 Err(error) => outcomes.push((share.sequence, Outcome::Fails(error))),
             }
         }
@@ -258,12 +281,12 @@ impl<D: Decoder> Run<D> {
 
     /// Chooses how much of the prompts the next step reads, from how long the last one took.
     fn pace(&mut self, prefill: usize, took: Duration) {
-        let most = self.settings.prefill_chunk.max(1);
+        let most = self.work.settings.prefill_chunk.max(1);
         if prefill < LEAST_CHUNK.min(most) {
             return;
         }
         let fitting =
-            prefill as f64 * self.settings.prefill_time.as_secs_f64() / took.as_secs_f64().max(1e-9);
+            prefill as f64 * self.work.settings.prefill_time.as_secs_f64() / took.as_secs_f64().max(1e-9);
         // What a short step says of a long one is rough.
         let next = (fitting as usize).min(2 * prefill.max(self.chunk / 2)) / LEAST_CHUNK * LEAST_CHUNK;
         self.chunk = next.max(LEAST_CHUNK).min(most);
@@ -287,7 +310,7 @@ impl<D: Decoder> Run<D> {
 
     /// Runs the model over `shares`; their logits start at `row`.
     fn forward(&mut self, shares: &[Share], row: usize) -> Result<()> {
-        let width = self.decoder.vocabulary();
+        let width = self.work.decoder.vocabulary();
         let wanted = shares.iter().filter(|share| share.wanted).count();
         let logits = &mut try_room(&mut self.logits, (row + wanted) * width)?[row * width..];
         let mut next = shares.iter().peekable();
@@ -298,7 +321,7 @@ impl<D: Decoder> Run<D> {
                 steps.push(Step { cache: &mut sequence.cache, tokens, wanted: share.wanted });
             }
         }
-        guarded("forward pass", || self.decoder.forward(&mut steps, logits))
+        guarded("forward pass", || self.work.decoder.forward(&mut steps, logits))
     }
 
     fn retire(&mut self, index: usize, outcome: Outcome) {
@@ -308,15 +331,15 @@ impl<D: Decoder> Run<D> {
         let mut stats = self.shared.stats.lock();
         stats.generated_tokens += written;
         match outcome {
-            Outcome::Goes(FinishReason::Cancelled) => stats.cancelled += 1,
-            Outcome::Goes(_) => stats.completed += 1,
+            Outcome::Ends(FinishReason::Cancelled) => stats.cancelled += 1,
+            Outcome::Ends(_) => stats.completed += 1,
             Outcome::Fails(_) => stats.failed += 1,
         }
         drop(stats);
         match outcome {
             Outcome::Fails(error) => sequence.fail(error),
-            Outcome::Goes(reason) => {
-                let finished = sequence.finish(reason, &self.tokens);
+            Outcome::Ends(reason) => {
+                let finished = sequence.finish(reason, &self.work.tokens);
                 self.keep(finished);
             }
         }
@@ -325,13 +348,15 @@ impl<D: Decoder> Run<D> {
     /// Keeps what a later prompt may begin with, unless that takes memory that requests need.
     fn keep(&self, mut finished: Finished<D::Cache>) {
         let len = finished.cache.len();
-        let bytes = self.decoder.cache_bytes(len);
-        if len < WORTH_REUSING || self.settings.kept_prefixes == 0 || bytes > self.settings.kept_prefix_bytes
+        let bytes = self.work.decoder.cache_bytes(len);
+        if len < WORTH_REUSING
+            || self.work.settings.kept_prefixes == 0
+            || bytes > self.work.settings.kept_prefix_bytes
         {
             return;
         }
         if finished.cache.bytes() > bytes {
-            // The copy without unused room exists beside the original for a moment.
+            // The copy without unused capacity and the original exist at the same time for a moment.
             let missing = self.shared.pool.missing(bytes);
             if missing > 0 {
                 self.prefixes.lock().make_room(missing, finished.scope, &finished.tokens);
@@ -341,28 +366,6 @@ impl<D: Decoder> Run<D> {
             }
         }
         self.prefixes.lock().keep(finished);
-    }
-}
-
-impl Entry {
-    /// Ends a request that was never begun.
-    fn tell(self, outcome: Result<Completion>) {
-        Listener { on_event: self.on_event, cancelled: self.cancelled }.tell(Event::Done(outcome));
-    }
-}
-
-/// The answer to a request that was given up before it began.
-fn never_begun(entry: &Entry) -> Completion {
-    Completion {
-        text: String::new(),
-        tokens: Vec::new(),
-        reason: FinishReason::Cancelled,
-        prompt_tokens: entry.request.prompt.len(),
-        reused_tokens: 0,
-        seed: None,
-        queued: entry.submitted.elapsed(),
-        prefill: Duration::ZERO,
-        decode: Duration::ZERO,
     }
 }
 

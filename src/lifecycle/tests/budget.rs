@@ -5,17 +5,25 @@ use std::thread;
 use super::*;
 use crate::Error;
 
+/// The slots of a test, as the budget sees them.
+type Slots = Arc<Mutex<Vec<Arc<dyn Managed>>>>;
+
 /// A slot that charges `budget` for `megabytes`, with room made among `slots`.
-fn charged(
+fn charged(world: &World, name: &'static str, megabytes: u64, budget: &Budget, slots: &Slots) -> Slot<Model> {
+    charged_with(world, name, megabytes, budget, slots, keep(KeepAlive::Forever))
+}
+
+fn charged_with(
     world: &World,
     name: &'static str,
     megabytes: u64,
     budget: &Budget,
-    slots: &Arc<Mutex<Vec<Arc<dyn Managed>>>>,
+    slots: &Slots,
+    options: SlotOptions,
 ) -> Slot<Model> {
     let make = world.maker(megabytes * MB);
     let (budget, all) = (budget.clone(), Arc::clone(slots));
-    let slot = world.slot_with(name, keep(KeepAlive::Forever), move || {
+    let slot = world.slot_with(name, options, move || {
         let others = all.lock().clone();
         let charge = budget.make_room(name, megabytes * MB, &others)?;
         Ok(Loaded { charge: Some(charge), ..loaded(make()) })
@@ -60,13 +68,13 @@ fn spares_the_small_when_a_large_one_makes_the_room_alone() {
 #[test]
 fn evicts_nothing_when_that_would_not_be_enough() {
     let (world, budget, slots) = (World::new(), Budget::new(Some(100 * MB)), Arc::default());
-    let [idle, leased, pinned] =
-        ["idle", "leased", "pinned"].map(|name| charged(&world, name, 30, &budget, &slots));
+    let [idle, leased] = ["idle", "leased"].map(|name| charged(&world, name, 30, &budget, &slots));
+    let options = SlotOptions { keep_alive: Some(KeepAlive::Forever), pinned: true };
+    let pinned = charged_with(&world, "pinned", 30, &budget, &slots, options);
     let large = charged(&world, "large", 50, &budget, &slots);
     use_once(&world, &idle);
     let lease = acquire(&leased).unwrap();
     use_once(&world, &pinned);
-    pinned.set_options(SlotOptions { keep_alive: None, pinned: true });
     let refused = Error::Budget { model: "large".into(), needed: 50 * MB, budget: 100 * MB, in_use: 60 * MB };
     assert_eq!(acquire(&large).unwrap_err(), refused);
     assert_eq!(idle.state(), State::Ready);

@@ -288,26 +288,3 @@ fn adopts_into_an_absent_slot_only() {
     gate.send(Ok(())).unwrap();
     tells.recv_timeout(HANG).unwrap().unwrap();
 }
-
-#[test]
-fn a_forked_child_inherits_what_was_ready() {
-    let world = World::new();
-    let ready = world.slot("ready", keep(seconds(7)));
-    drop(acquire(&ready).unwrap());
-    let (loading, starts, gate) = world.gated_slot("loading");
-    let (told, tells) = mpsc::channel();
-    ask(&loading, &told);
-    starts.recv_timeout(HANG).unwrap();
-
-    let child = World::new();
-    let inherited = ready.after_fork(child.context.clone());
-    assert_eq!(inherited.try_acquire().unwrap().number, 1);
-    assert_eq!(inherited.status().options, keep(seconds(7)));
-    let again = loading.after_fork(child.context.clone());
-    assert_eq!(again.state(), State::Absent);
-    gate.send(Ok(())).unwrap();
-    tells.recv_timeout(HANG).unwrap().unwrap();
-    gate.send(Ok(())).unwrap();
-    assert_eq!(acquire(&again).unwrap().number, 3, "a load of its own");
-    assert_eq!(child.counts("loading"), (1, 0));
-}

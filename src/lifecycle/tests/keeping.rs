@@ -125,16 +125,6 @@ fn a_pinned_value_leaves_by_name_only() {
 }
 
 #[test]
-fn new_options_govern_an_idle_value_at_once() {
-    let world = World::new();
-    let slot = world.slot("m", SlotOptions { keep_alive: Some(KeepAlive::Forever), pinned: true });
-    drop(acquire(&slot).unwrap());
-    slot.set_options(keep(seconds(10)));
-    assert_eq!(slot.status().options, keep(seconds(10)));
-    assert!(due(&world, 10));
-}
-
-#[test]
 fn an_idle_period_that_was_interrupted_is_over() {
     let world = World::new();
     let slot = world.slot("m", keep(seconds(10)));

@@ -14,7 +14,6 @@ fn meddling(world: &World, options: SlotOptions) -> (Slot<Model>, impl Fn() + us
             let slot = handle.lock().clone().unwrap();
             let _ = slot.status();
             slot.managed().idle();
-            slot.set_options(options);
             reaper.clean_up();
         }
     };

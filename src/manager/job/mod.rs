@@ -3,7 +3,7 @@
 //! A job looks its inputs up in the cache, groups the rest by slot, waits for the slots, then tokenises and queues chunk
 //! by chunk: enough to keep the model busy, never so much that a list of a million texts is in memory as tokens.
 //! Whoever drives it calls [`Job::step`] when there is something to do: a synchronous caller on its own thread, which
-//! waits in between ([`Job::wait`]); an asynchronous call through the manager's [`Front`](super::dispatcher::Front).
+//! waits in between ([`Job::wait`]); an asynchronous call through the manager's [`Dispatcher`](super::dispatcher::Dispatcher).
 
 mod state;
 mod submit;
@@ -98,7 +98,7 @@ impl Job {
         }
         if let (true, Some(limit)) = (job.asynchronous, job.limit) {
             let timed: Arc<dyn Timed> = Arc::clone(&job) as _;
-            core.front().watch(limit.at, &timed)?;
+            core.dispatcher().watch(limit.at, &timed)?;
         }
         Ok(job)
     }
@@ -185,8 +185,8 @@ impl Job {
     fn wake(self: &Arc<Self>) {
         if self.asynchronous {
             let task: Arc<dyn Task> = Arc::clone(self) as _;
-            let front = if self.is_long() { self.core.aside() } else { self.core.front() };
-            if let Err(error) = front.push(task) {
+            let dispatcher = if self.is_long() { self.core.long_texts() } else { self.core.dispatcher() };
+            if let Err(error) = dispatcher.push(task) {
                 // No thread could be had: end here, on this one.
                 self.end(error);
                 self.conclude();

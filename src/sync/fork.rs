@@ -1,42 +1,67 @@
-//! `fork` copies memory but only the calling thread. What a child may rely on:
+//! `fork` copies the memory, but only the calling thread. What a child process can rely on:
 //!
-//! - No other thread is inside tokeniser or model at the moment of the fork ([`pause`]), so their locks are free.
-//! - Sentence models that were loaded stay loaded, their memory shared with the parent; all else loads anew.
-//! - Everything with a thread (queues, reaper, front) is made anew at first use. Requests in flight belong to the parent.
+//! - No other thread is inside a tokenizer or a model at the moment of the fork ([`pause`]), so their locks are free.
+//! - Loaded sentence models stay loaded and share their memory with the parent. Everything else loads again.
+//! - Every [`Worker`](super::Worker) is rebuilt by its first call. Requests in flight belong to the parent.
 
 use std::cell::{Cell, RefCell};
 use std::time::{Duration, Instant};
 
-use crate::sync::{Condvar, Mutex, MutexGuard};
+use super::locks::{Condvar, Mutex, MutexGuard};
 
-/// Who computes, and whether somebody waits for them to stop. Held by the forking thread across a fork, so that in the
-/// child nobody who is gone holds it.
+/// The process that a value was made in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Process(u32);
+
+impl Process {
+    /// This process.
+    #[must_use]
+    pub fn current() -> Self {
+        Self(std::process::id())
+    }
+
+    /// Whether this is the process that runs now; false in a child made by `fork` after this value.
+    #[must_use]
+    pub fn is_current(self) -> bool {
+        self == Self::current()
+    }
+
+    /// A process that is never the current one, as a parent is for its child.
+    #[cfg(test)]
+    pub(super) fn parent() -> Self {
+        Self(0)
+    }
+}
+
+/// How many threads compute, and whether a fork waits for them to stop. The forking thread holds the lock across the
+/// fork, so that the child never inherits it locked by a thread that does not exist there.
 struct Gate {
     computing: usize,
     pausing: bool,
 }
 
 static GATE: Mutex<Gate> = Mutex::new(Gate { computing: 0, pausing: false });
-/// The last thread has stopped computing.
+/// Signalled when the last thread stops computing.
 static QUIET: Condvar = Condvar::new();
-/// The pause is over.
+/// Signalled when the pause ends.
 static OPEN: Condvar = Condvar::new();
 
-/// A batch takes less; a machine that is slower than this forks without its models.
+/// How long a fork waits for computing threads. A batch takes less; on a slower machine the child loads its models again.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 thread_local! {
     static PAUSE: RefCell<Option<MutexGuard<'static, Gate>>> = const { RefCell::new(None) };
-    /// How often this thread has entered. Only the first time asks: a thread that computes must not wait for the fork
-    /// that waits for it.
+    /// Nesting depth of [`Computing`] on this thread. Only the outermost one waits at the gate: a thread that computes
+    /// must not wait for a fork that waits for it.
     static DEPTH: Cell<usize> = const { Cell::new(0) };
 }
 
-/// While it lives, this thread tokenises or computes, and no fork happens.
-pub(super) struct Computing(());
+/// While it exists, this thread tokenizes or computes, and no fork happens.
+pub struct Computing(());
 
-/// To be held while tokenising or computing. Waits during a [`pause`].
-pub(super) fn computing() -> Computing {
+/// To be kept while tokenizing or computing. Waits during a [`pause`].
+#[must_use]
+pub fn computing() -> Computing {
     if DEPTH.replace(DEPTH.get() + 1) == 0 {
         let mut gate = GATE.lock();
         while gate.pausing {
@@ -59,8 +84,8 @@ impl Drop for Computing {
     }
 }
 
-/// Waits until no thread computes, and keeps it so until [`resume`] on this thread. False when that takes too long: the
-/// child must then not use the models.
+/// Waits until no thread computes, and lets none begin until [`resume`] on this thread. False when the wait takes too
+/// long; the child must then not use the models.
 #[must_use]
 pub fn pause() -> bool {
     let deadline = Instant::now() + PATIENCE;
@@ -79,7 +104,7 @@ pub fn resume() {
     reopen(|gate| gate.pausing = false);
 }
 
-/// Ends the pause in the child, where nobody computes: those who did are not there.
+/// Ends the pause in the child, where no other thread exists, so none computes.
 pub fn resume_in_child() {
     DEPTH.set(0);
     reopen(|gate| *gate = Gate { computing: 0, pausing: false });
@@ -101,7 +126,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nobody_computes_during_a_pause() {
+    fn no_thread_computes_during_a_pause() {
         assert!(pause());
         let (sender, receiver) = mpsc::channel();
         let worker = thread::spawn(move || {

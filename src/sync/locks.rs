@@ -1,15 +1,16 @@
 //! Locks: the standard library's, without poisoning.
 //!
-//! `parking_lot` keeps every waiting thread in one table of the process. In a child after `fork` the stacks of threads
-//! that did not survive are used again while the table still leads into them, and the next new thread walks it. The
-//! standard library's locks are words that the kernel waits on: nothing outside of themselves, so nothing to go stale.
+//! `parking_lot` keeps every waiting thread in one table of the process. In a child after `fork` that table still points
+//! into the stacks of threads that did not survive, and the next new thread reads it. The standard library's locks are
+//! words that the kernel waits on. They have no state outside themselves, so nothing becomes stale.
 
 use std::sync::PoisonError;
 use std::time::Instant;
 
 pub use std::sync::MutexGuard;
 
-/// A mutual exclusion lock. A panic while it is held does not poison it: what it guards here stays consistent.
+/// A mutual exclusion lock. A panic while it is held does not poison it: every critical section here leaves the value
+/// consistent.
 #[derive(Debug, Default)]
 pub struct Mutex<T: ?Sized>(std::sync::Mutex<T>);
 
@@ -19,7 +20,7 @@ impl<T> Mutex<T> {
         Self(std::sync::Mutex::new(value))
     }
 
-    /// What was guarded.
+    /// The value.
     pub fn into_inner(self) -> T {
         self.0.into_inner().unwrap_or_else(PoisonError::into_inner)
     }
@@ -40,18 +41,18 @@ impl<T: ?Sized> Mutex<T> {
         }
     }
 
-    /// What is guarded; nobody else can have it.
+    /// The value, without locking: the exclusive reference is proof that no other thread can reach it.
     pub fn get_mut(&mut self) -> &mut T {
         self.0.get_mut().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// A condition that threads wait for while they let go of a lock.
+/// A condition variable: a waiting thread releases the lock, and takes it again before it goes on.
 #[derive(Debug, Default)]
 pub struct Condvar(std::sync::Condvar);
 
 impl Condvar {
-    /// A condition that nobody waits for.
+    /// A condition variable without waiting threads.
     pub const fn new() -> Self {
         Self(std::sync::Condvar::new())
     }
@@ -66,12 +67,12 @@ impl Condvar {
         self.0.notify_all();
     }
 
-    /// Waits to be woken. May return without: look at the condition again.
+    /// Waits for a notification. May return without one: check the condition again.
     pub fn wait<'a, T>(&self, guard: MutexGuard<'a, T>) -> MutexGuard<'a, T> {
         self.0.wait(guard).unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits to be woken, until `at` at most; true when that time had come.
+    /// Waits for a notification, until `at` at most. True when the wait ended by time.
     pub fn wait_until<'a, T>(&self, guard: MutexGuard<'a, T>, at: Instant) -> (MutexGuard<'a, T>, bool) {
         let left = at.saturating_duration_since(Instant::now());
         let (guard, timeout) = self.0.wait_timeout(guard, left).unwrap_or_else(PoisonError::into_inner);

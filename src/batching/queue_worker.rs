@@ -1,0 +1,95 @@
+//! A queue and the threads that empty it, whatever computes the items.
+
+use std::sync::Arc;
+
+use super::chunk::Chunk;
+use super::counters::Counters;
+use super::queue::{Budget, Item, Lane, Queue, Waiter};
+use crate::Result;
+use crate::sync::{Abandon, Work, Worker, WorkerThread};
+
+/// A queue, and the threads that empty it. Dropping it ends the threads and fails callers that still wait.
+pub(crate) struct QueueWorker<T: Item> {
+    worker: Worker<Queue<T>>,
+    counters: Arc<Counters>,
+}
+
+impl<T: Item> QueueWorker<T> {
+    /// Starts `threads` threads.
+    pub(crate) fn start(
+        role: &'static str,
+        threads: usize,
+        work: Arc<dyn Work<Queue<T>>>,
+        counters: &Arc<Counters>,
+    ) -> Result<Self> {
+        let queue =
+            Self { worker: Worker::with_threads(role, threads, work), counters: Arc::clone(counters) };
+        queue.worker.start()?;
+        Ok(queue)
+    }
+
+    /// Queues the items of a chunk, row by row. Never blocks.
+    pub(crate) fn submit(&self, items: impl Iterator<Item = T>, chunk: &Arc<Chunk>, lane: Lane) {
+        let queued = self.worker.with(|queue| {
+            let mut joined = 0;
+            for (row, item) in items.enumerate() {
+                let waiter = Waiter { chunk: Arc::clone(chunk), row };
+                joined += usize::from(!queue.push(item, waiter, lane));
+            }
+            joined
+        });
+        match queued {
+            Ok(joined) => self.counters.note_spared(joined, 0),
+            Err(error) => chunk.fail(error),
+        }
+    }
+
+    /// Items waiting, not counting those being computed.
+    pub(crate) fn waiting(&self) -> usize {
+        self.worker.look(|queue| queue.len())
+    }
+}
+
+impl<T: Item> Drop for QueueWorker<T> {
+    fn drop(&mut self) {
+        self.worker.close();
+    }
+}
+
+/// Waits for items and takes a batch of them; `None` at the end. `away`: what the thread does with them cannot be
+/// interrupted.
+pub(crate) fn next_batch<T: Item>(
+    thread: &WorkerThread<'_, Queue<T>>,
+    budget: Budget,
+    away: bool,
+    counters: &Counters,
+) -> Option<Vec<T>> {
+    let mut queue = thread.lock();
+    queue.set_away(false);
+    while !queue.is_stopping() {
+        let (batch, abandoned) = queue.next_batch(budget);
+        counters.note_spared(0, abandoned);
+        if !batch.is_empty() {
+            queue.set_away(away);
+            if !queue.is_empty() {
+                // One notification may have announced more than one batch.
+                thread.wake_another();
+            }
+            return Some(batch);
+        }
+        queue = queue.wait();
+    }
+    None
+}
+
+/// Those who want the items of a batch that has been computed, or has failed.
+pub(crate) fn complete<T: Item>(thread: &WorkerThread<'_, Queue<T>>, batch: &[T]) -> Vec<Vec<Waiter>> {
+    let mut queue = thread.lock();
+    batch.iter().map(|item| queue.complete(item)).collect()
+}
+
+/// Fails everyone who waits for an item of `queue`.
+pub(crate) fn abandon<T: Item>(queue: &mut Queue<T>) -> Option<Abandon> {
+    let waiters = queue.drain();
+    Some(Box::new(move |error| waiters.iter().for_each(|waiter| waiter.chunk.fail(error.clone()))))
+}

@@ -1,0 +1,89 @@
+//! What an engine is started with, and what it counts.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::memory::KvMemory;
+#[cfg(doc)]
+use crate::Error;
+
+/// What an engine needs to know in addition to the model.
+#[derive(Debug, Clone)]
+pub struct EngineSettings {
+    /// The model's name in errors.
+    pub model: String,
+    /// Tokens that end a text.
+    pub ends: Vec<u32>,
+    /// Sequences decoded together.
+    pub max_active: usize,
+    /// Requests that may wait; more are refused with [`Error::Overloaded`].
+    pub max_queue: usize,
+    /// Most prompt tokens in one step.
+    pub prefill_chunk: usize,
+    /// What a step with prompt tokens should take at most: what a long prompt may delay the others by, and how late it
+    /// may notice that it was given up.
+    pub prefill_time: Duration,
+    /// Most tokens of a prompt and its answer; `None`: the model's own limit.
+    pub max_context: Option<usize>,
+    /// Bytes that keys and values may take, those kept for reuse included.
+    pub kv_bytes: u64,
+    /// The setting that `kv_bytes` comes from, as messages name it.
+    pub kv_setting: &'static str,
+    /// Where else keys and values are counted.
+    pub kv_memory: Option<Arc<dyn KvMemory>>,
+    /// Finished sequences whose caches are kept for prompts that begin alike.
+    pub kept_prefixes: usize,
+    /// Bytes that those caches may take.
+    pub kept_prefix_bytes: u64,
+}
+
+impl EngineSettings {
+    /// The defaults for a model with these end tokens.
+    pub fn new(model: impl Into<String>, ends: Vec<u32>) -> Self {
+        Self {
+            model: model.into(),
+            ends,
+            max_active: 16,
+            max_queue: 256,
+            prefill_chunk: 512,
+            prefill_time: Duration::from_millis(250),
+            max_context: None,
+            kv_bytes: u64::MAX,
+            kv_setting: "kv_memory",
+            kv_memory: None,
+            kept_prefixes: 4,
+            kept_prefix_bytes: 256 << 20,
+        }
+    }
+}
+
+/// Totals since the engine started.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct EngineStats {
+    /// Requests accepted.
+    pub requests: u64,
+    /// Of those, answered to the end (stop or length).
+    pub completed: u64,
+    /// Given up by their callers.
+    pub cancelled: u64,
+    /// Ended by an error.
+    pub failed: u64,
+    /// Tokens of prompts.
+    pub prompt_tokens: u64,
+    /// Of those, found in the cache of an earlier request.
+    pub reused_tokens: u64,
+    /// Tokens written.
+    pub generated_tokens: u64,
+    /// Time in forward passes, sampling and callbacks.
+    pub busy: Duration,
+    /// Being decoded now.
+    pub active: usize,
+    /// Waiting now.
+    pub waiting: usize,
+    /// Bytes of the keys and values of requests that are being decoded.
+    pub kv_bytes: u64,
+    /// Bytes of those kept for reuse.
+    pub prefix_bytes: u64,
+    /// Bytes that both may take together.
+    pub kv_limit: u64,
+}

@@ -1,0 +1,77 @@
+//! What callers and the engine's thread share.
+
+use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use super::memory::Pool;
+use super::prefixes::Reclaim;
+use super::request::{Completion, Deadline, Event, FinishReason, OnEvent, Request};
+use super::settings::EngineStats;
+use crate::Result;
+use crate::sync::Mutex;
+
+/// A request that waits for the engine's thread.
+pub(super) struct Entry {
+    pub(super) request: Request,
+    pub(super) deadline: Option<Deadline>,
+    /// Most tokens to write.
+    pub(super) budget: usize,
+    pub(super) on_event: OnEvent,
+    pub(super) cancelled: Arc<AtomicBool>,
+    pub(super) submitted: Instant,
+}
+
+/// The queue of an engine.
+pub(super) struct State {
+    pub(super) waiting: VecDeque<Entry>,
+    pub(super) shared: Arc<Shared>,
+}
+
+/// What an engine shares in addition to its queue, behind locks of its own.
+pub(super) struct Shared {
+    pub(super) stats: Mutex<EngineStats>,
+    pub(super) pool: Arc<Pool>,
+    /// The memory of kept beginnings of prompts, which other threads may free.
+    pub(super) prefixes: Mutex<Option<Arc<Mutex<dyn Reclaim + Send>>>>,
+}
+
+impl Entry {
+    /// Ends a request that was never begun.
+    pub(super) fn end(self, outcome: Result<Completion>) {
+        Listener { on_event: self.on_event, cancelled: self.cancelled }.tell(Event::Done(outcome));
+    }
+
+    /// The answer to a request that was given up before it began.
+    pub(super) fn never_begun(&self) -> Completion {
+        Completion {
+            text: String::new(),
+            tokens: Vec::new(),
+            reason: FinishReason::Cancelled,
+            prompt_tokens: self.request.prompt.len(),
+            reused_tokens: 0,
+            seed: None,
+            queued: self.submitted.elapsed(),
+            prefill: Duration::ZERO,
+            decode: Duration::ZERO,
+        }
+    }
+}
+
+/// The caller's end of a request. A callback that panics gives the request up.
+pub(super) struct Listener {
+    pub(super) on_event: OnEvent,
+    pub(super) cancelled: Arc<AtomicBool>,
+}
+
+impl Listener {
+    pub(super) fn tell(&mut self, event: Event) {
+        if catch_unwind(AssertUnwindSafe(|| (self.on_event)(event))).is_err() {
+            log::error!("a callback for generated text panicked; its request is dropped");
+            self.cancelled.store(true, Ordering::Release);
+            self.on_event = Box::new(|_| ());
+        }
+    }
+}
