@@ -3,8 +3,16 @@
 use std::time::Instant;
 
 use super::keep_alive::KeepAlive;
-use super::slot::SlotOptions;
 use crate::Error;
+
+/// How a slot keeps its value.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct SlotOptions {
+    /// How long the value stays after its last use; `None` follows the reaper's settings.
+    pub keep_alive: Option<KeepAlive>,
+    /// A pinned value leaves only when it is unloaded by name.
+    pub pinned: bool,
+}
 
 /// Where a slot is in its cycle.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,9 +49,9 @@ pub struct Idle {
     pub since: Instant,
     /// How long it may stay so; `None` follows the reaper's settings.
     pub keep_alive: Option<KeepAlive>,
-    /// What the budget gets back when it leaves.
+    /// Bytes that the budget gets back when it is unloaded.
     pub charged: u64,
-    /// Tells this idle period from every other of the slot.
+    /// Distinguishes this idle period from every other of the slot.
     pub(super) period: u64,
 }
 
@@ -52,7 +60,7 @@ pub struct Idle {
 pub enum Why {
     /// Its idle time was up.
     Idle,
-    /// Another model needed the room.
+    /// Another model needed the memory.
     Evicted,
 }
 

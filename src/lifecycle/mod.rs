@@ -3,23 +3,27 @@
 //! ```text
 //!            acquire, when_ready: load on a thread of its own, once
 //!   absent ──────────────────────→ loading ──────→ ready ⇄ leased
-//!     ↑              failed: told to all who wait │   │
-//!     └───────────────────────────────────────────┴───┘ idle time up (reaper), room needed (budget), unload
+//!     ↑              failed: all callers get it   │   │
+//!     └───────────────────────────────────────────┴───┘ idle deadline (reaper), memory needed (budget), unload
 //! ```
 //!
-//! [`Slot`] is one model's place, [`Lease`] a hold on its value; [`Reaper`] unloads the idle, [`Budget`] makes room,
-//! [`Tracker`] remembers what it cost.
+//! A [`Slot`] is one model's place in memory, and a [`Lease`] keeps its value there. The [`Reaper`] unloads idle models,
+//! the [`Budget`] frees memory for the next one, and the [`Tracker`] counts what loading has cost.
 
 mod budget;
 mod caller;
+mod context;
 mod keep_alive;
 mod lease;
 mod limit;
 mod managed;
 mod memory;
+mod oneshot;
+mod phase;
 mod reaper;
-mod shared;
+mod residency;
 mod slot;
+mod state;
 mod tracker;
 
 #[cfg(test)]
@@ -27,11 +31,13 @@ mod tests;
 
 pub use budget::{Budget, Charge};
 pub use caller::act_for;
+pub use context::Context;
 pub use keep_alive::KeepAlive;
-pub use lease::Lease;
+pub use lease::{Continuation, Lease};
 pub use limit::MemoryLimit;
-pub use managed::{Idle, Managed, State, Status, Why};
+pub use managed::{Idle, Managed, SlotOptions, State, Status, Why};
 pub use memory::{MemoryProbe, megabytes};
 pub use reaper::{Reaper, ReaperSettings};
-pub use slot::{Context, Continuation, Loaded, Slot, SlotOptions};
+pub use residency::Loaded;
+pub use slot::Slot;
 pub use tracker::{Tracker, TrackerStatistics};

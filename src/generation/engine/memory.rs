@@ -21,6 +21,12 @@ pub trait Allowance: Debug + Send {
     fn shrink(&mut self, bytes: u64);
 }
 
+/// Memory that is kept only while no request needs it.
+pub(super) trait Reclaim {
+    /// Frees `bytes` bytes, or all that there are. Returns how many.
+    fn reclaim(&mut self, bytes: u64) -> u64;
+}
+
 /// The keys and values of one engine.
 #[derive(Debug)]
 pub(super) struct Pool {

@@ -1,6 +1,6 @@
 //! Caches of finished sequences, kept for prompts that begin alike: the turns of a chat, a common system prompt.
 
-use super::memory::Room;
+use super::memory::{Reclaim, Room};
 use super::request::PrefixScope;
 use super::sequence::Finished;
 use crate::Result;
@@ -8,12 +8,6 @@ use crate::models::decoder::Cache;
 
 /// A prompt that shares fewer tokens than this computes them: a cache of its own costs as much.
 pub(super) const WORTH_REUSING: usize = 8;
-
-/// Memory that is kept only while no request needs it.
-pub(super) trait Reclaim {
-    /// Frees `bytes` bytes, or all that there are. Returns how many.
-    fn reclaim(&mut self, bytes: u64) -> u64;
-}
 
 struct Kept<C> {
     scope: Option<PrefixScope>,

@@ -6,8 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use super::memory::Pool;
-use super::prefixes::Reclaim;
+use super::memory::{Pool, Reclaim};
 use super::request::{Completion, Deadline, Event, FinishReason, OnEvent, Request};
 use super::settings::EngineStats;
 use crate::Result;

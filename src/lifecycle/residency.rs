@@ -1,0 +1,99 @@
+//! A loaded value, and what happens when its last owner drops it.
+
+use std::sync::Arc;
+
+use super::budget::Charge;
+use super::memory::{MemoryProbe, megabytes};
+use super::tracker::Record;
+
+/// What a loader returns.
+pub struct Loaded<T: ?Sized> {
+    /// The model.
+    pub value: Arc<T>,
+    /// Bytes that it takes in memory; 0 when unknown: then the growth of the process while it loaded is taken.
+    pub bytes: u64,
+    /// Its share of the memory budget, given back when the value has been freed.
+    pub charge: Option<Charge>,
+}
+
+impl<T: ?Sized> Loaded<T> {
+    /// A value of `bytes` bytes outside any budget.
+    #[must_use]
+    pub fn new(value: Arc<T>, bytes: u64) -> Self {
+        Self { value, bytes, charge: None }
+    }
+}
+
+/// One value's time in memory, from its load to the drop of its last owner: the slot, or a lease that outlives the
+/// unloading. The last owner frees the value, and measures how much memory the operating system got back.
+pub(super) struct Residency<T: ?Sized> {
+    /// Distinguishes it from earlier and later values of the slot.
+    pub(super) id: u64,
+    value: Arc<T>,
+    // Dropped after `value`, in declaration order.
+    on_drop: FreeOnDrop,
+}
+
+/// Records what freeing a value returned. Dropped right after the value.
+struct FreeOnDrop {
+    slot: Arc<str>,
+    bytes: u64,
+    resident_before: u64,
+    record: Arc<Record>,
+    memory: Arc<dyn MemoryProbe>,
+    /// Dropped with the rest: the budget gets the bytes back once they are free.
+    charge: Option<Charge>,
+}
+
+impl<T: ?Sized> Residency<T> {
+    /// The value of the slot that `record` belongs to. `loaded.bytes` is its size as the budget counts it.
+    pub(super) fn new(
+        slot: &Arc<str>,
+        id: u64,
+        loaded: Loaded<T>,
+        record: &Arc<Record>,
+        memory: &Arc<dyn MemoryProbe>,
+    ) -> Self {
+        let Loaded { value, bytes, mut charge } = loaded;
+        if let Some(charge) = &mut charge {
+            charge.settle(bytes);
+        }
+        let on_drop = FreeOnDrop {
+            slot: Arc::clone(slot),
+            bytes,
+            resident_before: 0,
+            record: Arc::clone(record),
+            memory: Arc::clone(memory),
+            charge,
+        };
+        Self { id, value, on_drop }
+    }
+
+    pub(super) fn value(&self) -> &Arc<T> {
+        &self.value
+    }
+
+    pub(super) fn bytes(&self) -> u64 {
+        self.on_drop.bytes
+    }
+
+    /// Bytes that the budget gets back when the value is freed.
+    pub(super) fn charged(&self) -> u64 {
+        self.on_drop.charge.as_ref().map_or(0, Charge::bytes)
+    }
+}
+
+impl<T: ?Sized> Drop for Residency<T> {
+    fn drop(&mut self) {
+        self.on_drop.resident_before = self.on_drop.memory.resident();
+    }
+}
+
+impl Drop for FreeOnDrop {
+    fn drop(&mut self) {
+        self.memory.trim();
+        let returned = self.resident_before.saturating_sub(self.memory.resident());
+        self.record.returned(returned);
+        log::debug!("freed {:?}: {:.1} MB were returned to the system", self.slot, megabytes(returned));
+    }
+}
