@@ -1,4 +1,4 @@
-"""Bodies of requests: read within bounds of size, time and structure; large ones are parsed off the event loop."""
+"""Reading request bodies within limits of size, time and structure. Large bodies are parsed off the event loop."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ if TYPE_CHECKING:
     from .service import Service
 
 HELD = "model_manager.body_bytes"
-"""Where a request's scope says how many bytes it is charged with in `Service.body_bytes`."""
+"""The key of a request's scope for the bytes that `Service.body_bytes` counts for it."""
 LARGE = 1 << 16
-"""Bytes of a body from which on work with it is done off the event loop."""
+"""Larger bodies, in bytes, are processed off the event loop."""
 VALUE_BYTES = 64
-"""That a JSON value is charged with: an empty object in memory."""
+"""The bytes counted for one JSON value: an empty object in memory."""
 
 
 async def read_json(request: Request, service: Service, limit: int | None = None) -> dict[str, Any]:
-    """The request's body, a JSON object of `limit` bytes at most; None: the settings' `max_body_bytes`.
+    """The request's body, a JSON object of at most `limit` bytes. None: `max_body_bytes` of the settings.
 
     Raises `ApiError` 400, 403, 408, 413, 415 or 503, `ClientDisconnect`.
     """
@@ -56,7 +56,7 @@ async def read_json(request: Request, service: Service, limit: int | None = None
     if not config.admin and value.get("keep_alive") is not None:
         raise ApiError(
             403,
-            "keep_alive is switched off here: clients do not decide how long a model stays; leave it out",
+            "keep_alive is disabled on this server: clients cannot decide how long a model stays; leave it out",
             param="keep_alive",
             code="admin_disabled",
         )
@@ -64,7 +64,7 @@ async def read_json(request: Request, service: Service, limit: int | None = None
 
 
 def is_large(request: Request) -> bool:
-    """Whether work with the body that was read belongs on another thread."""
+    """Whether the body is large enough to be processed on another thread."""
     held: int = request.scope.get(HELD, 0)
     return held > LARGE
 
@@ -81,20 +81,20 @@ def parse(body: bytes) -> dict[str, Any]:
 
 
 def inflate(body: bytes, limit: int) -> bytes:
-    """What gzip made `body` of, `limit` bytes at most. Raises `ApiError` 400 or 413."""
+    """The decompressed `body`, at most `limit` bytes. Raises `ApiError` 400 or 413."""
     parts, left = [], limit
     while True:
         # With 16 added, zlib reads gzip's header and checks its sum.
         member = zlib.decompressobj(16 + zlib.MAX_WBITS)
         try:
-            # One byte more than allowed tells a body of just the limit from a larger one.
+            # One byte more than allowed distinguishes a body of exactly the limit from a larger one.
             part = member.decompress(body, left + 1)
         except zlib.error as error:
             raise bad_request(f"The body is not gzip: {error}", code="invalid_gzip") from None
         if len(part) > left:
             raise _too_large(limit)
         if not member.eof:
-            raise bad_request("The body ends before its gzip data does", code="invalid_gzip")
+            raise bad_request("The gzip data is incomplete", code="invalid_gzip")
         parts.append(part)
         left -= len(part)
         body = member.unused_data
@@ -103,27 +103,27 @@ def inflate(body: bytes, limit: int) -> bytes:
 
 
 def charge(scope: Scope, service: Service, count: int) -> None:
-    """Count `count` bytes more as held by this request, until `release`. Raises `ApiError` 503."""
+    """Count `count` more bytes for this request until `release`. Raises `ApiError` 503."""
     own = scope.get(HELD, 0)
-    # A request that is alone is bounded by the other limits.
+    # For a single request the other limits suffice.
     if service.body_bytes > own and service.body_bytes + count > service.config.max_buffered_bytes:
         raise unavailable(
-            f"Requests under way hold {service.body_bytes} bytes already; try again later", "too_many_bytes", 1
+            f"Running requests already hold {service.body_bytes} bytes; try again later", "too_many_bytes", 1
         )
     service.body_bytes += count
     scope[HELD] = own + count
 
 
 def release(scope: Scope, service: Service) -> None:
-    """The request is over."""
+    """Stop counting the bytes of a finished request."""
     service.body_bytes -= scope.pop(HELD, 0)
 
 
 def _check_headers(scope: Scope) -> bool:
-    """Whether the body is compressed by gzip. Raises `ApiError` 415 for other types and encodings.
+    """Whether the body is compressed with gzip. Raises `ApiError` 415 for other types and encodings.
 
-    A page of a foreign site can make a browser send a form, plain text or no type at all, but JSON only after a
-    preflight request that this server refuses.
+    A foreign page can make a browser send a form, plain text or no type, but JSON only after a preflight request, which
+    this server refuses.
     """
     kind = encoding = b""
     for name, value in scope["headers"]:
@@ -146,7 +146,7 @@ def _check_headers(scope: Scope) -> bool:
         return True
     raise ApiError(
         415,
-        f"Content-Encoding {encoding.decode('latin-1')!r} is not supported: send the body as it is, or by gzip",
+        f"Content-Encoding {encoding.decode('latin-1')!r} is not supported: send the body uncompressed or with gzip",
         code="content_encoding",
         headers={"accept-encoding": "gzip"},
     )
@@ -155,7 +155,8 @@ def _check_headers(scope: Scope) -> bool:
 async def _in_time(reading: Coroutine[Any, Any, bytes], seconds: float) -> bytes:
     """The body that `reading` returns. Raises `ApiError` 408 when it takes longer.
 
-    A timer alone: asyncio's `timeout` needs Python 3.11, `wait_for` and anyio's scopes would slow every cached answer.
+    It uses a plain timer: asyncio's `timeout` needs Python 3.11, and `wait_for` and anyio's scopes would slow down
+    every cached answer.
     """
     task = asyncio.current_task()
     assert task is not None
@@ -173,18 +174,18 @@ async def _in_time(reading: Coroutine[Any, Any, bytes], seconds: float) -> bytes
         if not expired:
             raise
         if sys.version_info >= (3, 11) and task.uncancel():
-            raise  # somebody else cancelled it too
+            raise  # the task was cancelled from outside too
     finally:
         timer.cancel()
     raise ApiError(
         408,
-        f"The body did not arrive within {seconds:g} seconds; send it at once, or raise the server's body_timeout",
+        f"The body did not arrive within {seconds:g} seconds; send it faster, or raise the server's body_timeout",
         code="body_timeout",
     )
 
 
 async def read_body(request: Request, service: Service, limit: int) -> bytes:
-    """The request's body, of `limit` bytes at most, charged to the request as it arrives."""
+    """The request's body, at most `limit` bytes, counted for the request as it arrives."""
     receive, scope = request.receive, request.scope
     for name, value in scope["headers"]:
         if name == b"content-length" and value.isdigit() and int(value) > limit:

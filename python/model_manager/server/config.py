@@ -1,4 +1,4 @@
-"""Settings of the server: keyword, else environment variable, else default; validated once and immutable."""
+"""Settings of the server: keyword, else environment variable, else default. Validated once and immutable."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ class ServedModel:
     """An embedding model as clients see it: public names for a slot of the manager.
 
     Args:
-        name: What clients call it, and what ``model`` says in answers.
-        slot: The manager's slot; None: one of the same name.
-        source: What the slot loads (see `Manager.register`); None: the slot exists already.
-        aliases: Further names that clients may use. The first word of the name (`qwen3` of `qwen3-embedding`) is one
-            without being listed, unless two models begin with it.
-        dimensions: Length of vectors when a request names none; None: the model's own.
-        instructions: Whether texts are embedded behind an instruction. ``on``, ``off``, or ``auto``: on when the
-            model's own prompts have the form ``Instruct: …``, as those of Qwen3-Embedding do.
+        name: The name in requests, and the ``model`` in answers.
+        slot: The manager's slot. None: the slot of the same name.
+        source: The model that the slot loads (see `Manager.register`). None: the slot exists already.
+        aliases: Further names that clients may use. The first word of the name (`qwen3` of `qwen3-embedding`) is always
+            an alias, unless two models have it.
+        dimensions: Length of vectors when a request gives none. None: the model's own.
+        instructions: Whether texts get an instruction in front: ``on``, ``off``, or ``auto``. ``auto`` means on for
+            models whose own prompts have the form ``Instruct: …``, such as Qwen3-Embedding.
     """
 
     name: str
@@ -54,7 +54,7 @@ class ServedModel:
 
     @property
     def key(self) -> str:
-        """The slot, never None."""
+        """The name of the slot."""
         return self.slot or self.name
 
 
@@ -93,7 +93,7 @@ def _words(text: str) -> tuple[str, ...]:
 
 
 def _setting(environment: str, default: Any, parse: Callable[[str], Any], doc: str, *, secret: bool = False) -> Any:
-    """A field whose default is the environment variable's value. An empty variable counts as absent."""
+    """A field whose default is the value of the environment variable. An empty variable counts as unset."""
 
     def read() -> Any:
         text = os.environ.get(environment, "")
@@ -142,92 +142,102 @@ class ServerConfig:
         ConfigError: A value of the wrong type or out of range; the message names it.
     """
 
-    host: str = _setting("API_HOST", "127.0.0.1", str, "Address to listen at; 0.0.0.0: all of this machine's.")
+    host: str = _setting("API_HOST", "127.0.0.1", str, "Address to listen at; 0.0.0.0: all addresses of this machine.")
     port: int = _setting("API_PORT", 8000, _number, "Port to listen at; 0: a free one.")
     workers: int = _setting(
-        "MODEL_MANAGER_SERVER_WORKERS", 1, _number, "Processes that serve; each has models, queue and cache of its own."
+        "MODEL_MANAGER_SERVER_WORKERS", 1, _number, "Worker processes; each has its own models, queue and cache."
     )
     root_path: str = _setting(
-        "MODEL_MANAGER_SERVER_ROOT_PATH", "", str, "Path under which a proxy shows the server, such as /embeddings."
+        "MODEL_MANAGER_SERVER_ROOT_PATH",
+        "",
+        str,
+        "Path prefix under which a proxy serves this server, such as /embeddings.",
     )
     api_keys: tuple[str, ...] = _setting(
-        "MODEL_MANAGER_SERVER_API_KEYS", (), _words, "Keys of which a client must send one; none: open.", secret=True
+        "MODEL_MANAGER_SERVER_API_KEYS",
+        (),
+        _words,
+        "API keys; a client must send one of them. None: open to all clients.",
+        secret=True,
     )
     open_paths: tuple[str, ...] = _setting(
         "MODEL_MANAGER_SERVER_OPEN_PATHS",
         ("/", "/health", "/ready"),
         _words,
-        "Paths that need no key; /metrics can be one.",
+        "Paths that need no key, for example /metrics.",
     )
     admin: bool = _setting("MODEL_MANAGER_SERVER_ADMIN", True, _flag, "Whether clients may load and unload models.")
     cors_origins: tuple[str, ...] = _setting(
         "MODEL_MANAGER_SERVER_CORS_ORIGINS",
         (),
         _words,
-        "Origins whose pages may call from a browser; none: CORS is off.",
+        "Origins whose pages may call the server from a browser; none: CORS is off.",
     )
     allowed_hosts: tuple[str, ...] = _setting(
         "MODEL_MANAGER_SERVER_ALLOWED_HOSTS",
         (),
         _words,
-        "Names in Host headers that are answered, `*.example.com` and `*` among them; none: this machine's own names "
-        "where the server listens at a loopback address without keys, else all.",
+        "Allowed names in Host headers, including `*.example.com` and `*`; none: this machine's own names if the "
+        "server listens at a loopback address without keys, else all.",
     )
     max_body_bytes: int = _setting(
-        "MODEL_MANAGER_SERVER_MAX_BODY_BYTES", 64 * _MIB, _number, "Largest request body, bytes."
+        "MODEL_MANAGER_SERVER_MAX_BODY_BYTES", 64 * _MIB, _number, "Maximum size of a request body, bytes."
     )
     max_prompt_bytes: int = _setting(
-        "MODEL_MANAGER_SERVER_MAX_PROMPT_BYTES", 16 * _MIB, _number, "Largest body of a request for text, bytes."
+        "MODEL_MANAGER_SERVER_MAX_PROMPT_BYTES",
+        16 * _MIB,
+        _number,
+        "Maximum body of a request for generated text, bytes.",
     )
     max_body_values: int = _setting(
-        "MODEL_MANAGER_SERVER_MAX_BODY_VALUES", 2_000_000, _number, "Most JSON values in a request body."
+        "MODEL_MANAGER_SERVER_MAX_BODY_VALUES", 2_000_000, _number, "Maximum JSON values in a request body."
     )
     max_buffered_bytes: int = _setting(
         "MODEL_MANAGER_SERVER_MAX_BUFFERED_BYTES",
         512 * _MIB,
         _number,
-        "Bytes that the bodies of all requests under way may take before further ones are refused with 503.",
+        "Bytes of the bodies of all running requests; further requests are refused with 503.",
     )
     header_timeout: float = _setting(
         "MODEL_MANAGER_SERVER_HEADER_TIMEOUT",
         10.0,
         float,
-        "Seconds that a client has to send the headers of a request.",
+        "Seconds for a client to send the headers of a request.",
     )
     body_timeout: float = _setting(
-        "MODEL_MANAGER_SERVER_BODY_TIMEOUT", 30.0, float, "Seconds that a client has to send the whole request body."
+        "MODEL_MANAGER_SERVER_BODY_TIMEOUT", 30.0, float, "Seconds for a client to send the whole request body."
     )
-    max_inputs: int = _setting("MODEL_MANAGER_SERVER_MAX_INPUTS", 2048, _number, "Most texts in one request.")
+    max_inputs: int = _setting("MODEL_MANAGER_SERVER_MAX_INPUTS", 2048, _number, "Maximum texts in one request.")
     max_waiting: int = _setting(
         "MODEL_MANAGER_SERVER_MAX_WAITING",
         4096,
         _number,
-        "Texts that may wait for vectors before further requests are refused with 429.",
+        "Texts that may wait for vectors; further requests are refused with 429.",
     )
     request_timeout: float = _setting(
-        "MODEL_MANAGER_SERVER_REQUEST_TIMEOUT", 300.0, float, "Seconds that a request may take, loading included."
+        "MODEL_MANAGER_SERVER_REQUEST_TIMEOUT", 300.0, float, "Seconds that a request may take, including loading."
     )
     drain_timeout: float = _setting(
-        "MODEL_MANAGER_SERVER_DRAIN_TIMEOUT", 30.0, float, "Seconds that requests under way have after SIGTERM."
+        "MODEL_MANAGER_SERVER_DRAIN_TIMEOUT", 30.0, float, "Seconds for running requests to finish after SIGTERM."
     )
     warm_up: bool = _setting(
         "MODEL_MANAGER_SERVER_WARM_UP",
         False,
         _flag,
-        "Load the served models with the server, not with the first request.",
+        "Load the served models at start instead of with the first request.",
     )
-    access_log: bool = _setting("MODEL_MANAGER_SERVER_ACCESS_LOG", False, _flag, "A log line for every request.")
+    access_log: bool = _setting("MODEL_MANAGER_SERVER_ACCESS_LOG", False, _flag, "Log every request.")
     generators: tuple[str, ...] = _setting(
-        "MODEL_MANAGER_SERVER_GENERATORS", ("text_generator",), _words, "Slots of text generators that are served."
+        "MODEL_MANAGER_SERVER_GENERATORS", ("text_generator",), _words, "Slots of the served text generators."
     )
     max_choices: int = _setting(
-        "MODEL_MANAGER_SERVER_MAX_CHOICES", 64, _number, "Most answers in one request: prompts times n."
+        "MODEL_MANAGER_SERVER_MAX_CHOICES", 64, _number, "Maximum answers in one request: prompts times n."
     )
     token_ids: Literal["accept", "refuse"] = _setting(
         "MODEL_MANAGER_SERVER_TOKEN_IDS",
         "accept",
         str,
-        "What becomes of token ids in the place of texts: accept or refuse. Other vocabularies give wrong answers.",
+        "Token ids in place of texts: accept or refuse. Ids of another vocabulary give wrong answers.",
     )
     models: tuple[ServedModel, ...] = field(default_factory=default_models)
 
@@ -275,15 +285,15 @@ class ServerConfig:
 
     @classmethod
     def fields(cls) -> list[dict[str, Any]]:
-        """Every setting with an environment variable of its own: name, environment, default, doc."""
+        """Every setting that has an environment variable: name, environment, default, doc."""
         return [{"name": f.name, **f.metadata} for f in dataclasses.fields(cls) if f.metadata]
 
     def to_dict(self) -> dict[str, Any]:
-        """Every setting, keys included, as plain values; `from_dict` brings it back."""
+        """Every setting, including keys, as plain values; `from_dict` reads it."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ServerConfig:
-        """The settings that `to_dict` described, after a way through JSON too."""
+        """The settings from the result of `to_dict`, also after a JSON round trip."""
         models = [ServedModel(**model) for model in values["models"]]
         return cls(**{**values, "models": models})

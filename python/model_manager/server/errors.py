@@ -1,4 +1,4 @@
-"""What goes wrong, as clients of OpenAI's API expect to be told: ``{"error": {message, type, param, code}}``."""
+"""Errors in the form of OpenAI's API: ``{"error": {message, type, param, code}}``."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ _TYPES = {
     503: "service_unavailable",
     504: "service_unavailable",
 }
-"""Every other status is the request's fault."""
+"""All other statuses have the type invalid_request_error."""
 _LONGEST = 1000
-"""Characters of a message."""
+"""Maximum characters of a message."""
 
 
 class ApiError(HTTPException):
-    """An answer that is an error. `param` names the field that is to blame, `code` is for programs."""
+    """An error answer. `param` names the field at fault, `code` names the mistake for programs."""
 
     def __init__(
         self,
@@ -45,7 +45,7 @@ class ApiError(HTTPException):
         code: str | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
-        # Messages quote what was sent, which may be megabytes.
+        # Messages quote the request, which may be megabytes.
         super().__init__(status, message if len(message) <= _LONGEST else f"{message[:_LONGEST]}…", headers)
         self.param = param
         self.code = code
@@ -68,22 +68,22 @@ def bad_request(message: str, param: str | None = None, code: str | None = None)
 
 
 def overloaded(message: str, seconds: int = 1) -> ApiError:
-    """429: come back in so many seconds."""
+    """429: the client may retry after `seconds`."""
     return ApiError(429, message, code="overloaded", headers={"retry-after": str(max(1, seconds))})
 
 
 def unavailable(message: str, code: str, seconds: int = 5) -> ApiError:
-    """503: come back in so many seconds."""
+    """503: the client may retry after `seconds`."""
     return ApiError(503, message, code=code, headers={"retry-after": str(seconds)})
 
 
 def timed_out(message: str) -> ApiError:
-    """504: it took longer than the server waits."""
+    """504: the request took longer than the server waits."""
     return ApiError(504, message, code="timeout", headers={"retry-after": "5"})
 
 
 def unknown_model(name: str, known: list[str]) -> ApiError:
-    """404: no model of this name is served."""
+    """404: no model with this name is served."""
     return ApiError(
         404,
         f"The model {name!r} is not served here; served are: {', '.join(known)}",
@@ -93,7 +93,9 @@ def unknown_model(name: str, known: list[str]) -> ApiError:
 
 
 def from_exception(error: BaseException) -> ApiError:
-    """The answer that tells a client of `error`. A defect is logged with its traceback and told in one sentence."""
+    """The error answer for an exception. A defect of the server is logged with its traceback; the client gets one
+    sentence.
+    """
     if isinstance(error, ApiError):
         return error
     message = str(error)
@@ -112,10 +114,10 @@ def from_exception(error: BaseException) -> ApiError:
     if isinstance(error, errors.ModelManagerError) and not isinstance(
         error, errors.InternalError | errors.NotFiniteError
     ):
-        # What is left is a model that cannot be had: not found, damaged, too large, unreachable.
+        # The remaining errors are about a model that cannot be loaded: not found, damaged, too large, unreachable.
         return unavailable(message, "model_unavailable")
-    logger.error("A request failed by a defect", exc_info=error)
-    return ApiError(500, "The server failed to answer; its log says more", code="internal_error")
+    logger.error("A request failed because of a defect", exc_info=error)
+    return ApiError(500, "The server failed to answer; its log has the details", code="internal_error")
 
 
 def refused(error: Exception, field: str | None, default: str) -> ApiError:
@@ -134,13 +136,13 @@ def refused(error: Exception, field: str | None, default: str) -> ApiError:
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
-    """What the framework itself raises: unknown paths and methods."""
+    """Errors that the framework raises: unknown paths and methods."""
     if isinstance(error, ApiError):
         return error.response()
     assert isinstance(error, HTTPException)
     message, code = error.detail, None
     if error.status_code == 404:
-        message, code = f"Nothing is served at {request.url.path}; GET / lists what is", "unknown_path"
+        message, code = f"Nothing is served at {request.url.path}; GET / lists the endpoints", "unknown_path"
     elif error.status_code == 405:
         message, code = f"{request.method} is not allowed at {request.url.path}", "method_not_allowed"
     return ApiError(error.status_code, message, code=code, headers=error.headers).response()
@@ -151,6 +153,6 @@ async def _defect(request: Request, error: Exception) -> Response:
 
 
 def install(app: FastAPI) -> None:
-    """Tell errors outside the endpoints in the same form."""
+    """Give errors outside the endpoints the same form."""
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Exception, _defect)

@@ -1,4 +1,6 @@
-"""By which names this server may be called, against DNS rebinding: a page whose own name leads to this machine."""
+"""The host names that this server answers to. The check stops DNS rebinding: a foreign page whose name resolves to this
+machine.
+"""
 
 from __future__ import annotations
 
@@ -29,9 +31,9 @@ def is_loopback(host: str) -> bool:
 class Hosts:
     """The check of `Host` headers.
 
-    Addresses and the names of this machine itself always pass: no foreign page can have them as its own. Without
-    `allowed_hosts` every name passes where the server has keys, which no page knows, or listens at an address that
-    others can reach, where it may have any name.
+    IP addresses and this machine's own names always pass, because no foreign page can have them. Without
+    `allowed_hosts` every name passes if the server has keys, which no foreign page knows, or if it listens at an
+    address that other machines reach, where it may have any name.
     """
 
     def __init__(self, config: ServerConfig) -> None:
@@ -41,11 +43,11 @@ class Hosts:
         self.suffixes = (".localhost", *(name[1:] for name in wanted if name.startswith("*.")))
         self.all = "*" in wanted or (not wanted and (bool(config.api_keys) or not is_loopback(config.host)))
         self.only_loopback = not wanted
-        """Another server program may listen elsewhere than the settings say."""
+        """Check only requests to a loopback address. The program that runs the application may listen elsewhere."""
         self.allows = functools.lru_cache(64)(self._allows)
 
     def check(self, scope: Scope) -> None:
-        """Raise `ApiError` 403 unless the request calls this server by one of its names."""
+        """Raise `ApiError` 403 unless the request's `Host` is one of this server's names."""
         if self.all:
             return
         if self.only_loopback:

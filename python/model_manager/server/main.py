@@ -1,5 +1,5 @@
-"""Running the server: one process, or several that share the port. `SIGTERM` lets requests under way finish, a second
-one does not.
+"""Running the server in one process, or in several that share the port. `SIGTERM` lets running requests finish; a
+second `SIGTERM` ends at once.
 """
 
 from __future__ import annotations
@@ -28,24 +28,24 @@ if TYPE_CHECKING:
     from .service import Service
 
 _HANDOVER = "MODEL_MANAGER_SERVER_CONFIG"
-"""How the settings reach worker processes: JSON, in their environment."""
+"""The environment variable that carries the settings to worker processes, as JSON."""
 _STARTUP_FAILED = 3
-"""uvicorn's own exit code for it."""
+"""uvicorn's exit code for a failed start."""
 
 
 def run(config: ServerConfig | None = None, manager: ModelManager | None = None) -> None:
     """Serve until SIGINT or SIGTERM. Blocks; call it on the main thread.
 
-    The first signal stops listening and lets requests under way finish, `drain_timeout` seconds at most; the second
+    The first signal stops listening and lets running requests finish, for at most `drain_timeout` seconds. The second
     ends at once.
 
     Args:
-        config: Settings; None: those of the environment.
-        manager: Whose models are served; None: one of the server's own. With several workers each has its own.
+        config: Settings. None: those of the environment.
+        manager: The manager whose models are served. None: a new one. With several workers each creates its own.
 
     Raises:
         ConfigError: A setting is out of range, or a manager was given for several workers.
-        SystemExit: It could not start, for example because the address is in use; the log says why.
+        SystemExit: The server could not start, for example because the address is in use. The log says why.
     """
     config = config or ServerConfig()
     options: dict[str, Any] = {
@@ -77,14 +77,14 @@ def worker_app() -> FastAPI:
 
 
 class DrainingServer(uvicorn.Server):
-    """uvicorn's server, which also tells the endpoints that it is to end: `/ready` answers 503 from then on."""
+    """uvicorn's server, which also marks the service as draining: `/ready` answers 503 from then on."""
 
     def __init__(self, config: uvicorn.Config, service: Service) -> None:
         super().__init__(config)
         self._service = service
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """On SIGINT and SIGTERM."""
+        """Handle SIGINT and SIGTERM."""
         if self.should_exit:
             end_at_once(sig)
         self._service.draining = True
@@ -92,15 +92,15 @@ class DrainingServer(uvicorn.Server):
 
 
 class Supervisor(Multiprocess):
-    """uvicorn's, which a second signal ends at once, and its workers with it."""
+    """uvicorn's supervisor. A second signal ends it and its workers at once."""
 
     _ending = False
 
     @classmethod
     def of(cls, config: uvicorn.Config) -> Supervisor:
-        """One that listens where `config` says."""
+        """A supervisor that listens at the address in `config`."""
         options: dict[str, Any] = {"sockets": [config.bind_socket()]}
-        # Not every version of uvicorn knows by itself what to run.
+        # Some versions of uvicorn need the function that a worker runs.
         if "target" in inspect.signature(Multiprocess.__init__).parameters:
             options["target"] = uvicorn.Server(config).run
         found = cls(config, **options)
@@ -109,7 +109,7 @@ class Supervisor(Multiprocess):
         return found
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """On SIGINT and SIGTERM."""
+        """Handle SIGINT and SIGTERM."""
         if self._ending:
             for process in self.processes:
                 process.kill()
@@ -119,8 +119,8 @@ class Supervisor(Multiprocess):
 
 
 def end_at_once(sig: int) -> NoReturn:
-    """End the process as the signal does by itself: requests under way and the models' threads end with it."""
-    # Without a record: a thread may hold the lock of a logging handler for as long as it likes.
+    """End the process as the signal does by default, together with running requests and the models' threads."""
+    # No log record: another thread may hold the lock of a logging handler.
     signal.signal(sig, signal.SIG_DFL)
     signal.raise_signal(sig)
     raise SystemExit(128 + sig)

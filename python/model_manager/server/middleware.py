@@ -1,7 +1,7 @@
-"""What surrounds every endpoint, as one plain ASGI callable: host, key, draining, method, request id, errors, figures.
+"""The wrapper of every endpoint: host, key, draining, method, request id, errors, metrics. One plain ASGI callable.
 
-Endpoints are wrapped one by one, not the application, so that they behave the same inside an application of somebody
-else. Starlette's `BaseHTTPMiddleware` would cost more than all the rest of a cached answer.
+It wraps each endpoint instead of the application, so that endpoints behave the same inside another application.
+Starlette's `BaseHTTPMiddleware` would take more time than the rest of a cached answer.
 """
 
 from __future__ import annotations
@@ -31,41 +31,41 @@ if TYPE_CHECKING:
     from .service import Service
 
     class Handler(Protocol):
-        """What answers one endpoint."""
+        """The function behind one endpoint."""
 
         __name__: str
 
         def __call__(self, request: Request, /) -> Awaitable[ASGIApp]:
-            """The answer, such as a `Response`, or an `ApiError` or `ModelManagerError` raised."""
+            """Return the answer, such as a `Response`, or raise `ApiError` or `ModelManagerError`."""
             ...
 
 
 _REQUEST_ID = re.compile(rb"[!-~]{1,128}").fullmatch
 _CLIENT_LEFT = 499
-"""Status in the figures of a request whose client did not wait; the common name of it, never sent."""
+"""The status in the metrics for a request whose client disconnected. It is never sent."""
 _TIMED_OUT = 408
-_DRAINING = unavailable("The server is shutting down; ask another one", "shutting_down", 1)
+_DRAINING = unavailable("The server is shutting down; use another one", "shutting_down", 1)
 
 
 _QUICK_BYTES = 1 << 16
 _QUICK_SECONDS = 0.1
-"""How much of a body that no endpoint reads is waited for, so that its connection stays usable."""
+"""How long, and for how many bytes, to wait for a body that no endpoint reads, so that its connection stays usable."""
 _LINGER_SECONDS = 5.0
 _LINGER_IDLE = 1.0
-"""How long the rest of such a body is read and dropped after the answer. A connection closed before would lose the
-answer on its way to a client that still sends.
+"""How long to read and drop the rest of such a body after the answer. If the connection were closed earlier, a client
+that still sends would lose the answer.
 """
 
 
 class Endpoint:
-    """`handler` as an ASGI application that never raises for a request that is wrong or cannot be served."""
+    """`handler` as an ASGI application that answers every failure instead of raising it."""
 
     def __init__(
         self, handler: Handler, service: Service, path: str, *, method: str | None = "GET", probe: bool = False
     ) -> None:
-        """With `probe` it answers while the server drains, and is not among the requests under way.
+        """A probe answers while the server drains and does not count as a running request.
 
-        Without `method` it answers to all, and needs no key.
+        An endpoint without `method` accepts all methods and needs no key.
         """
         self.handler = handler
         self.service = service
@@ -136,7 +136,7 @@ class Endpoint:
             status = status or _CLIENT_LEFT
             if isinstance(error, asyncio.CancelledError):
                 raise
-        except Exception as error:  # noqa: BLE001  whatever it is, the client is told in the one form there is
+        except Exception as error:  # noqa: BLE001  every failure becomes an error answer
             answer = from_exception(error)
             if not status:
                 await answer.response()(scope, receive_noting, send_marked)
@@ -158,12 +158,12 @@ def _wrong_method(scope: Scope, methods: tuple[str | None, ...]) -> ApiError:
 
 
 def _expects_continue(scope: Scope) -> bool:
-    """Whether the client sends its body only when it is asked to."""
+    """Whether the client waits for a request to send its body."""
     return any(name == b"expect" for name, _ in scope["headers"])
 
 
 async def _ends_quickly(scope: Scope, receive: Receive) -> bool:
-    """Whether a short body that no endpoint reads is there already, or nearly."""
+    """Whether a short body that no endpoint reads has arrived or arrives soon."""
     if _expects_continue(scope):
         return False
     for name, value in scope["headers"]:
@@ -173,7 +173,7 @@ async def _ends_quickly(scope: Scope, receive: Receive) -> bool:
 
 
 async def _drained(receive: Receive, seconds: float, idle: float, most: float = math.inf) -> bool:
-    """Read and drop the body; whether it ended within `seconds`, without a pause of `idle` ones, and `most` bytes."""
+    """Read and drop the body; whether it ended within `seconds` and `most` bytes, without a pause of `idle` seconds."""
     loop = asyncio.get_running_loop()
     end, size = loop.time() + seconds, 0
     while size <= most:
@@ -188,7 +188,7 @@ async def _drained(receive: Receive, seconds: float, idle: float, most: float = 
 
 
 def _check_key(authorization: bytes | None, keys: tuple[bytes, ...]) -> None:
-    """Raise unless the header bears one of `keys`. All are compared, each in constant time."""
+    """Raise unless the header has one of `keys`. All keys are compared, each in constant time."""
     scheme, _, token = (authorization or b"").partition(b" ")
     bears = scheme.lower() == b"bearer"
     token = token.strip()
@@ -198,7 +198,7 @@ def _check_key(authorization: bytes | None, keys: tuple[bytes, ...]) -> None:
         401,
         "This server needs an API key: send the header 'Authorization: Bearer KEY'"
         if not token
-        else "The API key is not one of this server's",
+        else "The API key is not valid for this server",
         code="missing_api_key" if not token else "invalid_api_key",
         headers={"www-authenticate": "Bearer"},
     )

@@ -1,4 +1,4 @@
-"""Figures for Prometheus and for the status page, cheap enough to be kept for every request."""
+"""Metrics for Prometheus and for the status page. They are cheap enough to update on every request."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ _METHODS = frozenset({"GET", "HEAD", "POST"})
 
 
 class Metrics:
-    """Counters of the server and, copied from `Manager.stats` at every sample, of the manager.
+    """Metrics of the server, and of the manager, copied from `Manager.stats` at every sample.
 
-    With `PROMETHEUS_MULTIPROC_DIR` set the figures of all worker processes are added up.
+    With `PROMETHEUS_MULTIPROC_DIR` set, the metrics of all worker processes are added up.
     """
 
     def __init__(self) -> None:
@@ -42,14 +42,14 @@ class Metrics:
         self._requests = counter("http_requests", "Requests answered.", "path", "method", "status")
         self._seconds = Histogram(
             f"{_PREFIX}http_request_seconds",
-            "From the request's headers to the end of its answer.",
+            "Seconds from the request's headers to the end of its answer.",
             ["path"],
             buckets=_BUCKETS,
             registry=self.registry,
         )
         self._inputs = counter("embedding_inputs", "Texts whose vectors were sent.", "model")
         self._tokens = counter("embedding_tokens", "Tokens of those texts.", "model")
-        self._in_flight = gauge("http_requests_in_flight", "Requests under way.")
+        self._in_flight = gauge("http_requests_in_flight", "Running requests.")
         self._waiting = gauge("waiting_inputs", "Texts of requests that wait for vectors.")
         self._resident = gauge("resident_bytes", "Memory of the process.")
         self._model_bytes = gauge("model_bytes", "Memory of a slot's model.", "slot")
@@ -62,11 +62,11 @@ class Metrics:
             for name, section, key, doc in (
                 ("cache_hits", "cache", "hits", "Texts answered from the cache."),
                 ("cache_misses", "cache", "misses", "Texts that were not in the cache."),
-                ("cache_evictions", "cache", "evictions", "Vectors that left the cache to make room."),
+                ("cache_evictions", "cache", "evictions", "Vectors evicted from the full cache."),
                 ("computed_inputs", "queue", "texts", "Texts computed."),
                 ("computed_tokens", "queue", "tokens", "Tokens computed."),
                 ("computed_batches", "queue", "batches", "Batches computed."),
-                ("cancelled_inputs", "queue", "cancelled", "Texts dropped because their client left."),
+                ("cancelled_inputs", "queue", "cancelled", "Texts dropped because their client disconnected."),
                 ("rejected_requests", "queue", "rejected", "Requests refused because a queue was full."),
             )
         }
@@ -75,13 +75,13 @@ class Metrics:
             for name, key, doc in (
                 ("generation_requests", "requests", "Requests to a text generator."),
                 ("generation_prompt_tokens", "prompt_tokens", "Tokens of prompts."),
-                ("generation_reused_tokens", "reused_tokens", "Of those, known from an earlier request."),
+                ("generation_reused_tokens", "reused_tokens", "Prompt tokens whose computation was reused."),
                 ("generated_tokens", "generated_tokens", "Tokens written."),
-                ("generation_seconds", "busy_seconds", "Time that a generator computed."),
+                ("generation_seconds", "busy_seconds", "Seconds that a generator computed."),
             )
         }
         self._writing = gauge("generation_active", "Answers being written.", "slot")
-        self._to_write = gauge("generation_waiting", "Requests that wait for a place among them.", "slot")
+        self._to_write = gauge("generation_waiting", "Requests in the queue of a generator.", "slot")
         self._before: dict[tuple[str, str], tuple[int, float]] = {}
         if not self.shared:
             ProcessCollector(namespace=_PREFIX.rstrip("_"), registry=self.registry)
@@ -90,11 +90,11 @@ class Metrics:
         self.inputs = 0
         """Texts whose vectors were sent."""
         self.requests = 0
-        """Requests to endpoints that compute: what reads figures is not counted."""
+        """Requests to endpoints that compute. Requests that only read are not counted."""
         self.failures = 0
-        """Of those, answers with a status of 500 and above."""
+        """Those of them with a status of 500 and above."""
         self.latest: deque[tuple[float, float]] = deque(maxlen=2048)
-        """The latest of those: when they ended (`time.monotonic`), seconds they took."""
+        """The latest of them: (end on `time.monotonic`, seconds)."""
 
     def _counter(self, name: str, doc: str, *labels: str) -> Counter:
         return Counter(f"{_PREFIX}{name}", doc, labels, registry=self.registry)
@@ -103,8 +103,8 @@ class Metrics:
         return Gauge(f"{_PREFIX}{name}", doc, labels, registry=self.registry, multiprocess_mode="livesum")
 
     def request(self, path: str, method: str, status: int, seconds: float) -> None:
-        """Count one answered request."""
-        # A label must not be the client's choice.
+        """Count an answered request."""
+        # A client must not be able to create labels.
         key = (path, method if method in _METHODS else "other", status)
         try:
             count, observe = self._children[key]
@@ -120,7 +120,7 @@ class Metrics:
             self.latest.append((time.monotonic(), seconds))
 
     def embedded(self, model: str, inputs: int, tokens: int) -> None:
-        """Count the texts of one answer."""
+        """Count the texts of an answer."""
         try:
             count, add = self._models[model]
         except KeyError:
@@ -145,7 +145,7 @@ class Metrics:
             if done := state["generation"]:
                 self._writing.labels(slot).set(done["active"])
                 self._to_write.labels(slot).set(done["waiting"])
-                # A generator counts from its load.
+                # A generator's figures start at zero with each load.
                 loads = stats["tracker"]["load_counts"].get(slot, 0)
                 for key, counter in self._written.items():
                     self._copy((slot, key), done[key], counter.labels(slot), loads)  # type: ignore[literal-required]
@@ -153,7 +153,7 @@ class Metrics:
             self._copy((section, key), stats[section][key], counter)  # type: ignore[literal-required]
 
     def _copy(self, what: tuple[str, str], now: float, counter: Counter, epoch: int = 0) -> None:
-        """Bring `counter` up to the figure `now`, which began at zero with `epoch`."""
+        """Raise `counter` to the figure `now`, which started at zero in `epoch`."""
         latest, before = self._before.get(what, (epoch, 0))
         # Clearing the cache sets its counts to zero.
         counter.inc(now - before if epoch == latest and now >= before else now)
@@ -165,7 +165,7 @@ class Metrics:
         recent = [seconds for ended, seconds in self.latest if now - ended <= window]
         ordered = sorted(recent)
         if len(recent) == self.latest.maxlen:
-            # More came than are kept: those that are kept came within less time.
+            # Older requests were dropped, so the kept ones span a shorter time.
             window = max(now - self.latest[0][0], 1e-3)
         return {
             "requests": self.requests,
@@ -177,7 +177,7 @@ class Metrics:
         }
 
     def expose(self) -> bytes:
-        """All figures in Prometheus' text format."""
+        """All metrics in Prometheus' text format."""
         if not self.shared:
             return generate_latest(self.registry)
         together = CollectorRegistry()
@@ -185,14 +185,14 @@ class Metrics:
         return generate_latest(together)
 
     def leave(self) -> None:
-        """This process ends: its gauges no longer count."""
+        """Remove the gauges of this process, which ends."""
         if self.shared:
             with contextlib.suppress(OSError):
                 multiprocess.mark_process_dead(os.getpid())  # type: ignore[no-untyped-call]
 
 
 def check_shared_folder() -> None:
-    """Raise unless the folder that worker processes share their figures in exists."""
+    """Raise unless the folder in which worker processes share metrics exists."""
     folder: Any = os.environ.get(_SHARED)
     if folder and not os.path.isdir(folder):  # noqa: PTH112  the variable is empty far more often than a path
         from ..errors import ConfigError

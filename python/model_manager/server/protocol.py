@@ -1,4 +1,4 @@
-"""uvicorn's HTTP protocol with bounds on the headers of a request: how long they take and how large they are."""
+"""uvicorn's HTTP protocol with limits on the time and the size of a request's headers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MAX_HEADER_BYTES = 1 << 16
 class BoundedHeaders(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
     """A connection is closed unless the headers of its next request arrive in `header_timeout` seconds.
 
-    uvicorn itself bounds the idle time between two requests only.
+    uvicorn itself limits only the idle time between two requests.
     """
 
     def __init__(self, *args: Any, header_timeout: float, **options: Any) -> None:
@@ -28,17 +28,17 @@ class BoundedHeaders(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
         self._header_bytes = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:
-        """The headers of the first request may take as long as those of a later one."""
+        """Start the timer for the headers of the first request."""
         super().connection_made(transport)
         self._arm()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """No timer outlives its connection."""
+        """Stop the timer."""
         self._disarm()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Bytes of headers, of a body, or of both."""
+        """Handle bytes of headers, of a body, or of both."""
         super().data_received(data)
         if self.transport is None or self.transport.is_closing():
             return
@@ -63,14 +63,14 @@ class BoundedHeaders(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
     def _expire(self) -> None:
         self._header_timer = None
         if not self._header_bytes:
-            # A connection that was opened in advance, as browsers do, and is not needed.
+            # Browsers open connections in advance and may never use them.
             self.transport.close()
             return
         seconds = f"{self._header_timeout:g}"
         self._refuse(408, f"The request's headers did not arrive within {seconds} seconds", "header_timeout")
 
     def _refuse(self, status: int, message: str, code: str) -> None:
-        """Answer outside any request, and close."""
+        """Send an error without a request, and close the connection."""
         self._disarm()
         if self.transport.is_closing():
             return

@@ -1,4 +1,4 @@
-"""The shapes of requests and answers, for the OpenAPI document. Requests are checked by hand, with better messages."""
+"""The shapes of requests and answers for the OpenAPI document. Own code checks requests, with better messages."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ Token = Annotated[int, Field(ge=0, lt=2**32)]
 
 
 class _Open(BaseModel):
-    """A request: fields that are not known are ignored."""
+    """A request. Unknown fields are ignored."""
 
     model_config = ConfigDict(extra="allow")
 
 
 class ErrorDetail(BaseModel):
-    """What went wrong."""
+    """The error."""
 
     message: str
     type: Literal[
@@ -29,12 +29,12 @@ class ErrorDetail(BaseModel):
         "server_error",
         "service_unavailable",
     ]
-    param: str | None = Field(description="The field to blame.")
-    code: str | None = Field(description="The same for programs.")
+    param: str | None = Field(description="The field at fault.")
+    code: str | None = Field(description="A name of the mistake for programs.")
 
 
 class ErrorBody(BaseModel):
-    """Every answer that is an error."""
+    """The form of every error answer."""
 
     error: ErrorDetail
 
@@ -55,12 +55,14 @@ class EmbeddingsRequest(_Open):
     dimensions: Annotated[int, Field(ge=1, le=65536)] | None = Field(
         None, description="Keep this many dimensions and scale to length 1 again."
     )
-    instruction: str | None = Field(None, description="Put in front of every text, followed by a line break.")
+    instruction: str | None = Field(None, description="Text in front of every input, followed by a line break.")
     task: str | None = Field(
-        None, description="Choose the instruction of a model that takes them; unknown: text_search."
+        None, description="The task whose instruction is used, for models with instructions; unknown: text_search."
     )
-    prompt_name: str | None = Field(None, description="One of the model's own prompts, put in front of every text.")
-    truncate: bool | None = Field(None, description="false: refuse texts longer than the model's maximum.")
+    prompt_name: str | None = Field(
+        None, description="The name of one of the model's own prompts, which is put in front of every input."
+    )
+    truncate: bool | None = Field(None, description="false: refuse inputs that are longer than the model's maximum.")
     keep_alive: float | str | None = Field(
         None,
         description="How long the model stays after this use: seconds or '5m'; 0: not at all; negative: indefinitely.",
@@ -77,7 +79,7 @@ class Embedding(BaseModel):
 
 
 class Usage(BaseModel):
-    """What was read."""
+    """The tokens that were read."""
 
     prompt_tokens: int
     total_tokens: int
@@ -110,7 +112,7 @@ class ModelList(BaseModel):
 
 
 class Health(BaseModel):
-    """Whether the process lives, and what it knows of its default model."""
+    """Whether the process runs, and the state of its default model."""
 
     status: Literal["healthy", "degraded", "draining"]
     model_available: bool
@@ -120,14 +122,14 @@ class Health(BaseModel):
 
 
 class Ready(BaseModel):
-    """Whether requests should be sent here."""
+    """Whether this server accepts requests."""
 
     status: Literal["ready", "loading", "unavailable", "draining"]
     reason: str | None
 
 
 class AiHealth(BaseModel):
-    """The manager's own account."""
+    """The manager's own report."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -154,19 +156,19 @@ class Running(BaseModel):
 
 
 class LoadRequest(_Open):
-    """Which model."""
+    """The model to load or unload."""
 
     model: str | None = Field(None, description="Name of a served model; the first one without it.")
 
 
 class WarmUpRequest(_Open):
-    """Which models."""
+    """The models to load."""
 
-    models: list[str] | None = Field(None, description="Names of served models; those of the settings without it.")
+    models: list[str] | None = Field(None, description="Names of served models; without it all models of the settings.")
 
 
 class Loaded(BaseModel):
-    """What became of one model."""
+    """The result for one model."""
 
     model: str
     slot: str
@@ -175,6 +177,6 @@ class Loaded(BaseModel):
 
 
 class AllLoaded(BaseModel):
-    """What became of several models."""
+    """The results for several models."""
 
     models: list[Loaded]

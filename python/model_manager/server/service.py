@@ -1,4 +1,4 @@
-"""What the endpoints share: the manager, the served models, what is under way, memory over time."""
+"""The state that endpoints share: the manager, the served models, running requests, memory over time."""
 
 from __future__ import annotations
 
@@ -29,27 +29,27 @@ logger = logging.getLogger("model_manager.server")
 
 SAMPLE_SECONDS = 2.0
 _HISTORY = 900
-"""Samples: half an hour."""
+"""Samples of half an hour."""
 _RATE_SAMPLES = 5
 _APART = 2
-"""Large requests whose bodies are worked on at the same time: more would take the cores from the models."""
+"""Large request bodies that are processed at the same time; more would take the cores from the models."""
 _CACHE: dict[str, Any] = {"cache_policy": "ttl", "cache_ttl": 600.0, "cache_size": 10_000}
-"""Of a manager that is the server's own, unless the environment says otherwise."""
+"""Defaults of the server's own manager; the environment overrides them."""
 
 _INSTRUCTED = "qwen3-embedding"
-"""In the source of a model that takes instructions: so that it need not be loaded to know, or is on another server."""
+"""A part of the source of models that take instructions. It decides without a load, and for models of other servers."""
 
 Kind = Literal["embedding", "generator"]
 Result = TypeVar("Result")
 
 
 def _first_word(name: str) -> str:
-    """`qwen3` of `qwen3-embedding`: what people call a model for short."""
+    """The short name of a model: `qwen3` for `qwen3-embedding`."""
     return re.split(r"[-_.:\s]", name.rsplit("/", 1)[-1], maxsplit=1)[0]
 
 
 def own_manager() -> ModelManager:
-    """A manager for a server alone, with a cache made for many clients."""
+    """A manager for the server alone, with a cache for many clients."""
     variables = {field["name"]: field["environment"] for field in Config.fields()}
     return ModelManager(
         Config(**{name: value for name, value in _CACHE.items() if not os.environ.get(variables[name])})
@@ -57,24 +57,24 @@ def own_manager() -> ModelManager:
 
 
 class Service:
-    """One server: endpoints read and count here. Made by `create_app` and `router`, running while the application is.
+    """The shared state of one server. `create_app` and `router` create it; it runs while the application runs.
 
     Attributes:
-        manager: Whose models are served.
+        manager: The manager whose models are served.
         config: The settings.
-        metrics: Figures.
-        started: When it started to serve, seconds since the epoch.
-        warming: Whether the served models are being loaded because `warm_up` is set.
-        draining: Whether it takes no further requests.
-        in_flight: Requests under way, probes not counted.
+        metrics: The metrics.
+        started: When the server started, seconds since the epoch.
+        warming: Whether `warm_up` is loading the served models.
+        draining: Whether new requests are refused.
+        in_flight: Running requests, without probes.
         waiting: Texts of requests that wait for vectors.
-        body_bytes: What the bodies of requests under way take, bytes.
-        hosts: The check of `Host` headers; None: it is the application's own.
+        body_bytes: Memory of the bodies of running requests.
+        hosts: The check of `Host` headers. None: the application checks them.
         history: (seconds since the epoch, resident MB, MB of models), every 2 seconds for half an hour.
     """
 
     def __init__(self, config: ServerConfig, manager: ModelManager | None, *, check_hosts: bool = True) -> None:
-        """Without `manager` it makes one of its own and closes it with the application."""
+        """Without `manager` it creates one, and closes it with the application."""
         check_shared_folder()
         self.config = config
         self.owns_manager = manager is None
@@ -119,14 +119,14 @@ class Service:
             self.manager.register(model.key, model.source, kind="embedding")
 
     async def start(self) -> None:
-        """Begin to serve: inside the event loop that will."""
+        """Start, inside the event loop that serves the requests."""
         if self.owns_manager and self.manager.closed:
             self.manager = own_manager()
             self._register()
         self.started = time.time()
         self._began = time.monotonic()
         self.draining = False
-        # A semaphore belongs to the first loop in which somebody waits for it.
+        # A semaphore is bound to the first loop that waits for it.
         self._apart = asyncio.Semaphore(_APART)
         self.spawn(self._sample_always())
         if self.config.warm_up:
@@ -134,7 +134,7 @@ class Service:
             self.spawn(self._warm_up())
 
     async def stop(self) -> None:
-        """Serve no more. A manager of the server's own is closed."""
+        """Stop. A manager that the server created is closed."""
         self.draining = True
         for task in self._tasks:
             task.cancel()
@@ -144,12 +144,12 @@ class Service:
         self.metrics.leave()
 
     async def apart(self, function: Callable[..., Result], *args: Any) -> Result:
-        """What `function` returns or raises, called off the event loop: for large requests, which take turns."""
+        """The result of `function`, called off the event loop. For large requests; only a few run at the same time."""
         async with self._apart:
             return await in_thread(function, *args)
 
     def spawn(self, work: Any) -> asyncio.Task[Any]:
-        """Run a coroutine beside the requests; it is cancelled with the application."""
+        """Run a coroutine in the background; it is cancelled with the application."""
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -160,27 +160,27 @@ class Service:
             try:
                 self.sample()
             except ModelManagerError as error:
-                logger.warning("No figures: %s", error)
+                logger.warning("The metrics are no longer sampled: %s", error)
                 return
             await asyncio.sleep(SAMPLE_SECONDS)
 
     @property
     def uptime(self) -> float:
-        """Seconds since `started`, whatever has been done to the clock."""
+        """Seconds since `started`, independent of changes to the system clock."""
         return time.monotonic() - self._began
 
     def sample(self) -> None:
-        """Take the manager's figures into the metrics and the history."""
+        """Copy the manager's statistics to the metrics and the history."""
         stats = self.manager.stats()
         self.metrics.sample(stats, self.in_flight, self.waiting)
-        # By a clock that never jumps: the other one may be set back by hours.
+        # The monotonic clock; the system clock may be set back.
         now = time.monotonic()
         if not self._finished or now - self._finished[-1][0] >= SAMPLE_SECONDS / 2:
             self._finished.append((now, stats["queue"]["texts"]))
             self._remember(time.time(), stats["memory"])
 
     def _remember(self, now: float, memory: MemoryStatistics) -> None:
-        """Add to the history, whose times only rise: what a clock that was set back has yet to reach is forgotten."""
+        """Add to the history, whose times only rise. After the clock was set back, later samples are dropped."""
         while self.history and self.history[-1][0] >= now:
             self.history.pop()
         self.history.append((now, memory["resident"] / 1e6, memory["models"] / 1e6))
@@ -199,11 +199,11 @@ class Service:
 
     @property
     def default(self) -> ServedModel:
-        """What a request without a model gets."""
+        """The model of requests that name none."""
         return self.config.models[0]
 
     def served(self, name: str | None) -> ServedModel:
-        """The embedding model of this public name, alias, source, slot or first word. Raises `ApiError` 404."""
+        """The embedding model with this public name, alias, source, slot or first word. Raises `ApiError` 404."""
         if not name:
             return self.default
         found = self._by_name.get(name)
@@ -212,7 +212,7 @@ class Service:
         return found
 
     def _unlisted(self, name: str) -> ServedModel:
-        """A slot that is not in the settings, by its name or source; else the one served model that begins so."""
+        """A slot outside the settings with this name or source, else the only served model with this first word."""
         slots = self.slots("embedding")
         for slot, state in slots.items():
             if name in (slot, state["source"]):
@@ -223,16 +223,16 @@ class Service:
         raise unknown_model(name, [model.name for model in self.models()])
 
     def slots(self, kind: Kind) -> dict[str, SlotStatistics]:
-        """The manager's slots of one kind and their state."""
+        """The manager's slots of one kind, with their state."""
         return {name: state for name, state in self.manager.stats()["slots"].items() if state["kind"] == kind}
 
     def models(self) -> list[ServedModel]:
-        """Every embedding model: those of the settings, then the manager's other slots."""
+        """All embedding models: those of the settings, then the manager's other slots."""
         keys = {model.key for model in self.config.models}
         return [*self.config.models, *(ServedModel(slot) for slot in self.slots("embedding") if slot not in keys)]
 
     def description(self, slot: str) -> Description | None:
-        """What the slot's model is, as far as it is known: None before its first load."""
+        """The description of the slot's model; None before its first load."""
         try:
             found = self.manager.describe(slot, load=False)
         except ModelManagerError:
@@ -242,17 +242,17 @@ class Service:
         return self._descriptions.get(slot)
 
     async def takes_instructions(self, model: ServedModel) -> bool:
-        """Whether texts for `model` stand behind an instruction; with ``auto`` its first use may load it to know."""
+        """Whether texts for `model` get an instruction. With ``auto`` the first use may load the model to find out."""
         known = self.instructions_known(model)
         if known is None:
             await self.load(model.key)
             self.description(model.key)
             known = self.instructions_known(model)
-        # Without a description it is no embedding model; the core says so with the first text.
+        # Without a description it is not an embedding model; the core reports that for the first text.
         return bool(known)
 
     def instructions_known(self, model: ServedModel) -> bool | None:
-        """`takes_instructions` without loading; None while it is not known."""
+        """`takes_instructions` without a load; None while it is unknown."""
         if model.instructions != "auto":
             return model.instructions == "on"
         if _INSTRUCTED in (model.source or "").lower():
@@ -263,17 +263,17 @@ class Service:
         return any(prompt.startswith("Instruct:") for prompt in description["prompts"].values())
 
     async def load(self, slot: str) -> None:
-        """Load a slot and wait for it, `request_timeout` seconds at most. All who wait share one load."""
+        """Load a slot and wait for it, at most `request_timeout` seconds. Concurrent callers share one load."""
         load = self._loads.get(slot)
         if load is None:
             load = in_thread(self.manager.load, slot, self.config.request_timeout)
             self._loads[slot] = load
             load.add_done_callback(lambda _: self._loads.pop(slot, None))
-        # One who leaves must not take the load from the others.
+        # The cancellation of one caller must not cancel the load for the others.
         await asyncio.shield(load)
 
     def warn_once(self, topic: str, message: str) -> None:
-        """Log what an operator should know, once however often it happens."""
+        """Log a warning for the operator, once per topic."""
         if topic not in self._warned:
             self._warned.add(topic)
             logger.warning("%s", message)
@@ -281,7 +281,7 @@ class Service:
     # --- Load ----------------------------------------------------------------------------------------------------
 
     def retry_after(self) -> int:
-        """Seconds until the texts that wait now will be done, at the rate of the latest seconds; 1 to 60."""
+        """Seconds until the waiting texts are computed, at the rate of the latest seconds; 1 to 60."""
         if len(self._finished) < 2:
             return 1
         (since, before), (until, after) = self._finished[0], self._finished[-1]

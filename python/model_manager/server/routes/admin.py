@@ -1,4 +1,4 @@
-"""Models in and out of memory: `/api/ps`, `/api/load`, `/api/unload`, `/api/warmup`."""
+"""Loading and unloading: `/api/ps`, `/api/load`, `/api/unload`, `/api/warmup`."""
 
 from __future__ import annotations
 
@@ -21,30 +21,30 @@ if TYPE_CHECKING:
     from ..service import Service
 
 _LARGEST_BODY = 1 << 20
-"""Bytes: it names models."""
+"""Bytes. The body holds only names of models."""
 
 
 def add_routes(routes: Routes, service: Service) -> None:
-    """All of them."""
+    """Register all four endpoints."""
 
     async def ps(request: Request) -> Response:
-        """The models in memory, in the form of Ollama's endpoint of this name."""
+        """The models in memory, in the form of Ollama's `/api/ps`."""
         return to_json({"models": running(service)})
 
     async def load(request: Request) -> Response:
-        """Load a model, and wait until it is there."""
+        """Load a model and wait for it."""
         name, slot = _named(service, (await _allowed(request, service)).get("model"))
         return to_json(await _load(service, name, slot))
 
     async def unload(request: Request) -> Response:
-        """Unload a model. Requests that compute with it finish first."""
+        """Unload a model. Running requests finish first."""
         name, slot = _named(service, (await _allowed(request, service)).get("model"))
         started = time.perf_counter()
         await in_thread(service.manager.unload, slot)
         return to_json(_result(service, name, slot, started))
 
     async def warm_up(request: Request) -> Response:
-        """Load several models at the same time, and wait until they are there."""
+        """Load several models at the same time and wait for them."""
         names = (await _allowed(request, service)).get("models")
         if names is None:
             names = [model.name for model in service.config.models]
@@ -66,14 +66,14 @@ def add_routes(routes: Routes, service: Service) -> None:
 
 
 async def _allowed(request: Request, service: Service) -> dict[str, Any]:
-    """The body of a request that changes something."""
+    """The body of a request, if clients may load and unload models."""
     if not service.config.admin:
-        raise ApiError(403, "Loading and unloading by clients is switched off here", code="admin_disabled")
+        raise ApiError(403, "Clients cannot load and unload models on this server", code="admin_disabled")
     return await read_json(request, service, _LARGEST_BODY)
 
 
 def _named(service: Service, name: Any) -> tuple[str, str]:
-    """Public name and slot."""
+    """The public name and the slot of a model."""
     if name is not None and not isinstance(name, str):
         raise bad_request("model must be a string", "model")
     if name in service.config.generators and name in service.slots("generator"):
@@ -98,7 +98,7 @@ def _result(service: Service, name: str, slot: str, started: float) -> dict[str,
 
 
 def running(service: Service) -> list[dict[str, Any]]:
-    """What is in memory, and until when when nobody uses it."""
+    """The models in memory, and when each leaves if it is not used."""
     names = {model.key: model.name for model in service.models()}
     now = time.time()
     found = []

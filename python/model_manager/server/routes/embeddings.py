@@ -1,4 +1,4 @@
-"""`POST /v1/embeddings`: checked by hand, computed and written by the core, sent as it comes."""
+"""`POST /v1/embeddings`: checked here; the core computes and writes the body."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ INSTRUCTIONS = {
     "similarity": "Represent this text for semantic similarity comparison:",
     "general": "Represent this text for semantic understanding:",
 }
-"""What a task puts in front of a text, for models that take instructions."""
+"""The instruction of each task, for models that take instructions."""
 
 _FIELDS = {
     "truncate_dim": "dimensions",
@@ -47,10 +47,10 @@ _TEXTS = ("model", "instruction", "task", "prompt_name", "user")
 
 
 def add_routes(routes: Routes, service: Service) -> None:
-    """`/v1/embeddings`, and `/embeddings` for older clients."""
+    """Register `/v1/embeddings`, and `/embeddings` for older clients."""
 
     async def embeddings(request: Request) -> Response:
-        """Vectors of one or several texts, of length 1."""
+        """Vectors of length 1 for one or several texts."""
         return await _answer(request, service)
 
     for path in ("/v1/embeddings", "/embeddings"):
@@ -88,7 +88,7 @@ async def _answer(request: Request, service: Service) -> Response:
         options["prompt"] = f"{instruction}\n"
     elif prompt_name := body.get("prompt_name"):
         options["prompt_name"] = prompt_name
-    # Token ids are read as they are.
+    # Token ids get no instruction.
     elif isinstance(inputs[0], str) and await service.takes_instructions(model):
         task = body.get("task") or DEFAULT_TASK
         options["prompt"] = f"{INSTRUCTIONS.get(task) or INSTRUCTIONS[DEFAULT_TASK]}\n"
@@ -97,7 +97,7 @@ async def _answer(request: Request, service: Service) -> Response:
     except (InputError, ConfigError, TypeError, OverflowError) as error:
         param = getattr(error, "param", None)
         if isinstance(error, ConfigError) and param not in options:
-            # A setting of the server's, not a field of the request.
+            # The mistake is in a setting of the server, not in a field of the request.
             raise
         if dimensions is None and param == "truncate_dim":
             raise ApiError(
@@ -116,7 +116,7 @@ def _check_texts(body: dict[str, Any]) -> None:
 
 
 def _inputs(value: Any, most: int) -> tuple[Any, int]:
-    """The inputs and how many they are."""
+    """The inputs and their number."""
     if type(value) is str:
         if _blank(value):
             raise bad_request("input is blank: send a text, a list of texts, or token ids", "input", "empty_input")
@@ -175,7 +175,7 @@ def _truncate(value: Any) -> bool:
 def _dimensions(value: Any) -> int | None:
     if value is None:
         return None
-    # JSON has one kind of number: 256.0 is a whole one.
+    # JSON has one type of number: 256.0 is a whole number.
     if type(value) is float and value.is_integer():
         value = int(value)
     if type(value) is int and 1 <= value <= _MAX_DIMENSIONS:
@@ -187,7 +187,7 @@ def _dimensions(value: Any) -> int | None:
 async def _compute(
     service: Service, receive: Receive, inputs: Any, count: int, slot: str, options: dict[str, Any]
 ) -> tuple[bytes, int]:
-    """The answer's body and how many tokens were read. A client that leaves takes its texts out of the queue."""
+    """The answer's body and the number of tokens. When the client disconnects, its texts leave the queue."""
     future, ticket = start_response(service.manager, inputs, slot, **options)
     if future.done():
         # Everything was cached.
@@ -195,7 +195,7 @@ async def _compute(
     if service.waiting and service.waiting + count > service.config.max_waiting:
         ticket.cancel()
         future.cancel()
-        raise overloaded(f"{service.waiting} texts wait for vectors already; try again later", service.retry_after())
+        raise overloaded(f"{service.waiting} texts already wait for vectors; try again later", service.retry_after())
     service.waiting += count
 
     async def leave() -> None:

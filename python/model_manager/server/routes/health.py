@@ -1,4 +1,4 @@
-"""Health: `/health` and `/ready` for probes, `/api/health/ai` and `/api/health/ai/models` for the manager's account."""
+"""`/health` and `/ready` for probes, `/api/health/ai` and `/api/health/ai/models` for the manager's own report."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ if TYPE_CHECKING:
 
 
 def add_routes(routes: Routes, service: Service) -> None:
-    """All four endpoints."""
+    """Register all four endpoints."""
 
     async def health(request: Request) -> Response:
-        """Whether the process lives. Always 200."""
+        """Whether the process runs. Always 200."""
         return to_json(health_of(service))
 
     async def ready(request: Request) -> Response:
-        """Whether requests should be sent here: 200, or 503 while it drains or its default model cannot be loaded."""
+        """200 if the server accepts requests; 503 while it drains or when its default model cannot be loaded."""
         status, reason = readiness(service)
         return to_json({"status": status, "reason": reason}, 200 if status == "ready" else 503)
 
     async def ai(request: Request) -> Response:
-        """What the manager says of its models, its cache and its settings."""
+        """The manager's report on its models, its cache and its settings."""
         return to_json(_guarded(lambda: ai_health(service)))
 
     async def ai_models(request: Request) -> Response:
-        """What the manager says of its loads."""
+        """The manager's report on its loads."""
         return to_json(_guarded(lambda: ai_models_health(service)))
 
     tags = ["health"]
@@ -49,8 +49,10 @@ def add_routes(routes: Routes, service: Service) -> None:
         responses={503: {"model": Ready, "description": "Not now."}},
         probe=True,
     )
-    routes.add("/api/health/ai", ai, answer=AiHealth, summary="The manager's account", tags=tags, probe=True)
-    routes.add("/api/health/ai/models", ai_models, answer=AiHealth, summary="Its loads", tags=tags, probe=True)
+    routes.add("/api/health/ai", ai, answer=AiHealth, summary="The manager's report", tags=tags, probe=True)
+    routes.add(
+        "/api/health/ai/models", ai_models, answer=AiHealth, summary="The manager's loads", tags=tags, probe=True
+    )
 
 
 def health_of(service: Service) -> dict[str, Any]:
@@ -69,7 +71,7 @@ def health_of(service: Service) -> dict[str, Any]:
 
 
 def readiness(service: Service) -> tuple[str, str | None]:
-    """`ready`, `loading` (with `warm_up` only), `unavailable` or `draining`, and why."""
+    """`ready`, `loading` (only with `warm_up`), `unavailable` or `draining`, and the reason."""
     if service.draining:
         return "draining", "The server is shutting down."
     state = service.manager.stats()["slots"][service.default.key]
@@ -108,11 +110,11 @@ def ai_models_health(service: Service) -> dict[str, Any]:
     }
 
 
-def _guarded(account: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """A manager that fails is an answer too."""
+def _guarded(report: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """The report, or an answer with status ``error`` when the manager fails."""
     try:
-        return account()
-    except Exception as error:  # noqa: BLE001  the callers' contract
+        return report()
+    except Exception as error:  # noqa: BLE001  callers expect an answer whatever fails
         return {"status": "error", "error": str(error), "timestamp": _now()}
 
 

@@ -15,18 +15,18 @@ if TYPE_CHECKING:
 
 
 def add_routes(routes: Routes, service: Service) -> None:
-    """`GET /metrics`."""
+    """Register `GET /metrics`."""
 
     async def metrics(request: Request) -> Response:
-        """Figures of the server, the cache, the queues and the models in Prometheus' text format."""
+        """Metrics of the server, the cache, the queues and the models in Prometheus' text format."""
         service.sample()
         return Response(service.metrics.expose(), media_type=CONTENT_TYPE_LATEST)
 
     routes.add(
         "/metrics",
         metrics,
-        summary="Figures for Prometheus",
+        summary="Metrics for Prometheus",
         tags=["health"],
-        responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}, "description": "The figures."}},
+        responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}, "description": "The metrics."}},
         probe=True,
     )

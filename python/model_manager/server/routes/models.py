@@ -1,4 +1,4 @@
-"""`GET /v1/models` and `/v1/models/{id}`: what is served, embedding models and text generators."""
+"""`GET /v1/models` and `/v1/models/{id}`: the served embedding models and text generators."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 
 def add_routes(routes: Routes, service: Service) -> None:
-    """Both endpoints."""
+    """Register both endpoints."""
 
     async def list_models(request: Request) -> Response:
-        """Every model that requests may name."""
+        """All models that requests may name."""
         return to_json({"object": "list", "data": all_models(service)})
 
     async def get_model(request: Request) -> Response:
-        """One model, by its name, an alias, its source or its slot."""
+        """One model, by name, alias, source or slot."""
         return to_json(find_model(service, request.path_params["model_id"].removesuffix("/")))
 
     routes.add("/v1/models", list_models, answer=ModelList, summary="List models", tags=["models"])
@@ -39,12 +39,12 @@ def add_routes(routes: Routes, service: Service) -> None:
 
 
 def all_models(service: Service) -> list[dict[str, Any]]:
-    """Every served model in the form of the protocol."""
+    """All served models in the form of the protocol."""
     slots = service.manager.stats()["slots"]
     found = []
     names = set()
     for model in service.models():
-        # A slot may have the public name of another's model, which is the one that requests get.
+        # Two slots may have one public name; requests go to the first.
         if model.name in names:
             continue
         names.add(model.name)

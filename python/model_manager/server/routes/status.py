@@ -1,7 +1,8 @@
-"""`GET /`: what is served, as JSON for a client and as a page for a person; `GET /api/status`: what that page shows.
+"""`GET /`: the description of the server, as JSON for clients and as a page for browsers. `GET /api/status`: the data
+of that page.
 
-The page is one document without outside assets. Its style and its script are named in the Content-Security-Policy by
-their hashes, so nothing else can run in it.
+The page is one document without external assets. The Content-Security-Policy allows its style and script by their
+hashes, so nothing else can run in it.
 """
 
 from __future__ import annotations
@@ -33,12 +34,12 @@ if TYPE_CHECKING:
     from ..service import Service
 
 _MB = 1e6
-"""Of the service's history."""
+"""The unit of the service's history."""
 _LINKS = ("v1/models", "health", "ready", "metrics", "api/ps", "openapi.json")
 
 
 class ServiceDescription(BaseModel):
-    """What is served here and where."""
+    """The models and endpoints of this server."""
 
     service: str
     description: str
@@ -51,7 +52,7 @@ class ServiceDescription(BaseModel):
 
 
 class Status(BaseModel):
-    """What the status page shows. Times are seconds, sizes bytes."""
+    """The data of the status page. Times are in seconds, sizes in bytes."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -73,11 +74,11 @@ class Status(BaseModel):
 
 
 def add_routes(routes: Routes, service: Service) -> None:
-    """Both endpoints."""
+    """Register both endpoints."""
 
     async def front(request: Request) -> Response:
-        """What is served here: JSON, or a page that shows it live to those who prefer text/html."""
-        # Several headers of one name are one list.
+        """The description of the server: JSON, or a live page for clients that prefer text/html."""
+        # Several headers with one name form one list.
         if _prefers_html(",".join(request.headers.getlist("accept"))):
             document, policy = _document()
             headers = {
@@ -91,14 +92,14 @@ def add_routes(routes: Routes, service: Service) -> None:
         return to_json(description(service), headers={"vary": "accept"})
 
     async def status(request: Request) -> Response:
-        """Everything that the status page shows. Loads nothing."""
+        """The data of the status page. Loads nothing."""
         return to_json(status_of(service, _since(request)), headers={"cache-control": "no-store"})
 
     routes.add(
         "/",
         front,
         answer=ServiceDescription,
-        summary="What is served here",
+        summary="Description of the server",
         tags=["status"],
         responses={200: {"content": {"text/html": {"schema": {"type": "string"}}}}},
         probe=True,
@@ -107,7 +108,7 @@ def add_routes(routes: Routes, service: Service) -> None:
         "/api/status",
         status,
         answer=Status,
-        summary="Figures of the status page",
+        summary="Data of the status page",
         tags=["status"],
         parameters=[
             {
@@ -122,12 +123,12 @@ def add_routes(routes: Routes, service: Service) -> None:
     )
 
 
-# --- The document ------------------------------------------------------------------------------------------------
+# --- The page ----------------------------------------------------------------------------------------------------
 
 
 @functools.lru_cache(maxsize=1)
 def _document() -> tuple[bytes, str]:
-    """The page, and the policy under which a browser shows it."""
+    """The page and its Content-Security-Policy."""
     folder = resources.files("model_manager.server") / "ui"
 
     def read(name: str) -> str:
@@ -156,14 +157,14 @@ def _hash(source: str) -> str:
 
 
 def _prefers_html(accept: str) -> bool:
-    """Whether the header names text/html with a higher quality than JSON. At a tie, and for ``*/*``, JSON it is: only
+    """Whether the header gives text/html a higher quality than JSON. Equal qualities, as for ``*/*``, mean JSON: only
     browsers ask for HTML.
     """
     return _quality(accept, "text", "html") > _quality(accept, "application", "json")
 
 
 def _quality(accept: str, kind: str, subtype: str) -> float:
-    """The quality that the header gives a media type: that of the most specific range that covers it."""
+    """The quality of a media type in the header: that of the most specific matching range."""
     best = (0, 0.0)
     for part in accept.lower().split(","):
         media, *parameters = (piece.strip() for piece in part.split(";"))
@@ -176,7 +177,7 @@ def _quality(accept: str, kind: str, subtype: str) -> float:
                     quality = float(value)
                 except ValueError:
                     quality = 0.0
-                # Nothing else is valid, nan least of all.
+                # Other values, such as nan, are invalid.
                 if not 0 <= quality <= 1:
                     quality = 0.0
         if specificity:
@@ -184,11 +185,11 @@ def _quality(accept: str, kind: str, subtype: str) -> float:
     return best[1]
 
 
-# --- The figures -------------------------------------------------------------------------------------------------
+# --- The data ----------------------------------------------------------------------------------------------------
 
 
 def description(service: Service) -> dict[str, Any]:
-    """`GET /` for a client: names, versions, what to call."""
+    """`GET /` for clients: names, version, endpoints."""
     slots = service.manager.stats()["slots"]
     generators = [name for name in service.config.generators if name in slots and slots[name]["kind"] == "generator"]
     return {
@@ -214,9 +215,9 @@ def description(service: Service) -> dict[str, Any]:
 
 
 def status_of(service: Service, since: float = -math.inf) -> dict[str, Any]:
-    """`GET /api/status`; memory over time from after `since`, seconds since the epoch.
+    """`GET /api/status`, with the memory history after `since`, seconds since the epoch.
 
-    A `since` that is still to come is from before the clock was set back, and leaves nothing out.
+    A `since` in the future was sent before the clock was set back; then the whole history is returned.
     """
     now = time.time()
     if since > now:
@@ -291,7 +292,7 @@ def _model(service: Service, name: str, slot: SlotStatistics, tracker: TrackerSt
 
 
 def _public_names(service: Service, slot: str, kind: str) -> list[str]:
-    """What requests call the model of this slot; nothing when they cannot have it."""
+    """The names of this slot's model in requests; none if it is not served."""
     if kind == "embedding":
         named = [name for model in service.config.models if model.key == slot for name in (model.name, *model.aliases)]
         return named or [slot]

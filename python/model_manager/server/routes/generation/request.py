@@ -1,4 +1,4 @@
-"""What a request for text says, in the terms of the core. Everything that would silently be ignored is refused."""
+"""The fields of a request for text as arguments of the core. Fields without support are refused, never ignored."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ _PLAIN = (
     "no_repeat_ngram_size",
     "keep_alive",
 )
-"""Parameters with the core's own names and meanings; it checks their values."""
+"""Parameters with the core's names and meanings. The core checks their values."""
 MOST_STOPS = 64
 LONGEST_STOP = 1024
 """Characters."""
-_MOST_TOKENS = 2**31
-"""Of one answer. The model's context is the limit; this only keeps absurd numbers out of the core."""
+_MAX_TOKENS = 2**31
+"""Maximum tokens of one answer. The real limit is the model's context; this one keeps huge numbers out of the core."""
 
 
 def chat_messages(body: dict[str, Any]) -> list[dict[str, str]]:
-    """The conversation: every message a role and one text. Raises `ApiError` 400 that names the message."""
+    """The conversation: a role and one text per message. Raises `ApiError` 400 that names the message."""
     messages = body.get("messages")
     if not isinstance(messages, list) or not messages:
         raise bad_request('messages must be a list of at least one {"role": ..., "content": ...}', "messages")
@@ -57,9 +57,9 @@ def _part(part: Any, where: str) -> str:
 
 
 def count_texts(prompt: Any, enough: int) -> tuple[int, int]:
-    """How many texts or messages a prompt has, and how many characters the first `enough` of them have.
+    """The number of texts or messages of a prompt, and the characters of the first `enough` of them.
 
-    Checks nothing: what is no text is counted as an empty one.
+    It checks nothing: a value that is not text counts as empty.
     """
     texts = prompt if isinstance(prompt, list) else [prompt]
     return len(texts), sum(map(_characters, texts[:enough]))
@@ -76,13 +76,13 @@ def _characters(text: Any) -> int:
 
 
 def longest_text(prompts: Any, _enough: int) -> tuple[int, int]:
-    """The same of prompts, of which each is alone: one, and the characters of the longest."""
+    """The same for separate prompts: one text, with the characters of the longest prompt."""
     texts = prompts if isinstance(prompts, list) else [prompts]
     return 1, max((len(text) for text in texts if isinstance(text, str)), default=0)
 
 
 def completion_prompts(body: dict[str, Any]) -> list[str | list[int]]:
-    """What to continue: texts, or lists of token ids. Raises `ApiError` 400."""
+    """The texts or lists of token ids to continue. Raises `ApiError` 400."""
     prompt = body.get("prompt")
     if prompt is None:
         raise bad_request("prompt is missing", "prompt")
@@ -96,7 +96,7 @@ def completion_prompts(body: dict[str, Any]) -> list[str | list[int]]:
     for index, one in enumerate(prompts):
         if not (isinstance(one, str) if kind is str else _is_ids(one)):
             what = "a text" if kind is str else "a list of token ids"
-            raise bad_request(f"prompt[{index}] must be {what}, as the others are", "prompt")
+            raise bad_request(f"prompt[{index}] must be {what} like the others", "prompt")
     return prompts
 
 
@@ -105,18 +105,18 @@ def _is_ids(value: Any) -> bool:
 
 
 def choices(body: dict[str, Any], prompts: int, most: int) -> int:
-    """How many answers each prompt gets. Raises `ApiError` 400 when they are more than `most` together."""
+    """The number of answers per prompt. Raises `ApiError` 400 for more than `most` in total."""
     count = _whole(body, "n", 1) or 1
     if prompts * count > most:
         name = "n" if count > 1 else "prompt"
         raise bad_request(
-            f"prompts ({prompts}) times n ({count}) are more answers than the {most} that one request may have",
+            f"prompts ({prompts}) times n ({count}) exceed the {most} answers that one request may have",
             name,
             "too_many_choices",
         )
     best_of = _whole(body, "best_of", 1)
     if best_of not in (None, count):
-        raise _unsupported("best_of", "n answers are returned as they come; leave it out")
+        raise _unsupported("best_of", "all n answers are returned; leave it out")
     return count
 
 
@@ -124,7 +124,7 @@ def parameters(body: dict[str, Any]) -> dict[str, Any]:
     """Keyword arguments of `Manager.submit_generation`. Raises `ApiError` 400 for what is not supported."""
     _check_supported(body)
     params = {name: body[name] for name in _PLAIN if body.get(name) is not None}
-    # How other servers write that these are off.
+    # Other servers use these values for "off".
     if "top_k" in params and params["top_k"] == -1 and type(params["top_k"]) is int:
         params["top_k"] = 0
     if "top_p" in params and params["top_p"] == 0 and type(params["top_p"]) is not bool:
@@ -136,18 +136,18 @@ def parameters(body: dict[str, Any]) -> dict[str, Any]:
             raise bad_request(f"{name} must not be true or false", name)
     for name in ("max_completion_tokens", "max_tokens"):
         if (most := _whole(body, name, 1)) is not None:
-            params["max_new_tokens"] = min(most, _MOST_TOKENS)
+            params["max_new_tokens"] = min(most, _MAX_TOKENS)
             break
     if (least := _whole(body, "min_tokens", 0)) is not None:
-        params["min_new_tokens"] = min(least, _MOST_TOKENS)
+        params["min_new_tokens"] = min(least, _MAX_TOKENS)
     if (seed := _whole(body, "seed")) is not None:
-        # OpenAI's seeds have a sign.
+        # OpenAI's seeds may be negative.
         params["seed"] = seed % 2**64
     return params
 
 
 def _stop(value: Any) -> list[str]:
-    """Texts at which an answer ends; none is none."""
+    """The stop strings that are not empty."""
     texts = [value] if isinstance(value, str) else [] if value is None else value
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
         raise bad_request("stop must be a text or a list of texts", "stop")
@@ -159,7 +159,7 @@ def _stop(value: Any) -> list[str]:
 
 
 def stream_usage(body: dict[str, Any]) -> bool:
-    """Whether the last event of a stream tells the usage. Raises `ApiError` 400."""
+    """Whether the last event of a stream reports the usage. Raises `ApiError` 400."""
     stream, options = body.get("stream"), body.get("stream_options")
     if stream is not None and not isinstance(stream, bool):
         raise bad_request("stream must be true or false", "stream")
@@ -175,8 +175,8 @@ def stream_usage(body: dict[str, Any]) -> bool:
 def _check_supported(body: dict[str, Any]) -> None:
     for name in ("presence_penalty", "frequency_penalty"):
         if body.get(name):
-            raise _unsupported(name, "repetition_penalty (1: off; 1.1: gentle) works against repetition")
-    # `logprobs: 0` asks a completion for the chosen tokens' own.
+            raise _unsupported(name, "use repetition_penalty (1: off; 1.1: weak) against repetition")
+    # For completions `logprobs: 0` asks for the chosen tokens' probabilities.
     if not (body.get("logprobs") is None or body.get("logprobs") is False) or body.get("top_logprobs"):
         raise _unsupported("logprobs", "leave it out")
     for name in ("logit_bias", "tools", "functions", "audio"):

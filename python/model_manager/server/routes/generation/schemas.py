@@ -1,4 +1,4 @@
-"""The shapes of requests for text and of their answers, for the OpenAPI document."""
+"""The shapes of requests for text and of their answers for the OpenAPI document."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ class Message(BaseModel):
 
 
 class StreamOptions(BaseModel):
-    """Of a streamed answer."""
+    """Options of a streamed answer."""
 
     model_config = ConfigDict(extra="allow")
 
-    include_usage: bool | None = Field(None, description="Tell the usage in a last event.")
+    include_usage: bool | None = Field(None, description="Report the usage in a last event.")
 
 
 class _Generation(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     model: str | None = Field(None, description="A text generator's name or source; the first one without it.")
-    stream: bool | None = Field(None, description="Send the answer piece by piece, as server-sent events.")
+    stream: bool | None = Field(None, description="Send the answer in pieces, as server-sent events.")
     stream_options: StreamOptions | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = Field(None, description="Tokens of the answer.")
     min_tokens: Annotated[int, Field(ge=0)] | None = Field(None, description="Tokens before which it does not end.")
@@ -55,11 +55,11 @@ class _Generation(BaseModel):
         None, description="Texts at which the answer ends, without them."
     )
     n: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="Answers to each prompt. With a seed the second one gets the next seed, and so on."
+        None, description="Answers per prompt. With a seed each further answer gets the next seed."
     )
-    keep_alive: float | str | None = Field(None, description="How long the model stays: seconds or '5m'.")
+    keep_alive: float | str | None = Field(None, description="How long the model stays in memory: seconds or '5m'.")
     user: str | None = Field(
-        None, description="Whose request it is: what is computed of a prompt is reused for the same one only."
+        None, description="The user of the request. Computed prompt prefixes are reused for the same user only."
     )
 
 
@@ -67,7 +67,7 @@ class ChatRequest(_Generation):
     """A conversation to answer."""
 
     messages: Annotated[list[Message], Field(min_length=1)]
-    max_completion_tokens: Annotated[int, Field(ge=1)] | None = Field(None, description="Beats max_tokens.")
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = Field(None, description="Overrides max_tokens.")
 
 
 class CompletionRequest(_Generation):
@@ -82,16 +82,16 @@ class CompletionRequest(_Generation):
 
 
 class GenerationUsage(BaseModel):
-    """What was read and written, in the model's tokens."""
+    """Tokens that were read and written."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
-    prompt_tokens_details: dict[str, int] = Field(description="cached_tokens: known from an earlier request.")
+    prompt_tokens_details: dict[str, int] = Field(description="cached_tokens: reused from an earlier request.")
 
 
 class AnswerMessage(BaseModel):
-    """The turn that was written."""
+    """The assistant's turn."""
 
     role: Literal["assistant"]
     content: str
