@@ -1,11 +1,11 @@
 """Sentence embeddings and text generation inside a Python process: lazy, batched, cached, fast on a CPU.
 
 >>> from model_manager import model_manager            # loads no model
->>> model_manager.generate_embedding("Bugün hava çok güzel")   # loads one, answers a list of floats
+>>> model_manager.generate_embedding("Bugün hava çok güzel")   # loads one, returns a list of floats
 >>> model_manager.embed(["first text", "ikinci metin"])        # float32 numpy array, shape (2, 384)
->>> model_manager.generate("Bir varmış, bir yokmuş")           # what a language model writes next
+>>> model_manager.generate("Bir varmış, bir yokmuş")           # the continuation of a language model
 
-Importing this package takes a few milliseconds: numpy, asyncio and the models come in when they are first needed.
+Importing this package takes a few milliseconds: numpy, asyncio and the models are loaded when they are first needed.
 """
 
 from __future__ import annotations

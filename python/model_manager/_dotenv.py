@@ -1,7 +1,7 @@
 """Settings from a file named ``.env``, in the syntax that python-dotenv reads.
 
-The chatbot's programs load theirs when they start. A script that imports this package alone has nobody who does that,
-so the process-wide manager reads the file of the working directory before it reads its settings.
+The chatbot's programs load their file when they start. A script that imports only this package does not, so the
+process-wide manager reads the file in the working directory before its settings.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 SWITCH = "MODEL_MANAGER_DOTENV"
-"""The variable that turns it off."""
+"""The variable that disables it."""
 
 _KEY = re.compile(r"(?:export[^\S\r\n]+)?(?:'([^']+)'|(?!')([^=#\s]+))[^\S\r\n]*")
 _VALUE = re.compile(
-    r"""=[^\S\r\n]*(?![^\S\r\n])(?:  # all blanks, so that a quotation mark after them is seen
+    r"""=[^\S\r\n]*(?![^\S\r\n])(?:  # all blanks, so that a quotation mark after them counts
         '(?P<single>(?:\\'|[^'])*)'
       | "(?P<double>(?:\\"|[^"])*)"
       | (?P<plain>(?!['"])[^\r\n]*)
@@ -39,9 +39,9 @@ _REFERENCE = re.compile(r"\$\{([^}:]*)(?::-([^}]*))?\}")
 
 
 def load_into_environment() -> None:
-    """Set what the file ``.env`` of the working directory names and the environment lacks.
+    """Set the variables of the working directory's ``.env`` that the environment lacks.
 
-    `MODEL_MANAGER_DOTENV=false` turns it off. Lines that cannot be read are logged and skipped.
+    `MODEL_MANAGER_DOTENV=false` disables it. Invalid lines are logged and skipped.
     """
     if os.environ.get(SWITCH, "").strip().lower() in ("false", "0", "no", "off"):
         return
@@ -61,9 +61,9 @@ def load_into_environment() -> None:
 
 
 def resolve(text: str, environment: Mapping[str, str]) -> dict[str, str | None]:
-    """The variables of `text`, ``${NAME}`` and ``${NAME:-default}`` replaced. A name without ``=`` has None.
+    """The variables of `text` with ``${NAME}`` and ``${NAME:-default}`` replaced. A name without ``=`` has None.
 
-    A variable of `environment` goes before one of the same name in `text`.
+    A variable of `environment` takes precedence over one with the same name in `text`.
     """
     found: dict[str, str | None] = {}
     for name, value in _bindings(text):
@@ -80,7 +80,7 @@ def _replaced(value: str, known: Mapping[str, str | None]) -> str:
 
 
 def _bindings(text: str) -> Iterator[tuple[str, str | None]]:
-    """Names and values in their order; a line that is neither a binding nor a comment is logged."""
+    """Names and values in order. A line that is neither a binding nor a comment is logged."""
     at = _BLANK.match(text).end()  # type: ignore[union-attr]  # it matches the empty text
     while at < len(text):
         start = at

@@ -1,4 +1,4 @@
-"""The optional parts of this package say how to install what they need."""
+"""Import errors of optional parts name the pip extra that is missing."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def extra(name: str) -> Iterator[None]:
-    """Around the imports of an optional part: a package that is missing becomes an ImportError naming the pip extra."""
+    """A context for the imports of an optional part. The ImportError of a missing package names the pip extra."""
     try:
         yield
     except ModuleNotFoundError as error:

@@ -9,11 +9,11 @@ if TYPE_CHECKING:
 
 
 def run(loader: Callable[[], Any], loading: Any) -> None:
-    """Call `loader` and hand over what it returns or raises."""
+    """Call `loader` and report its result or its exception."""
     loading.begin()
     try:
         found = loader()
-    except BaseException as error:  # noqa: BLE001  it is raised where the model is asked for
+    except BaseException as error:  # noqa: BLE001  it is raised for the callers that wait for the model
         loading.raised(error)
     else:
         loading.returned(found)

@@ -73,7 +73,7 @@ def test_documents_that_fail_make_the_exit_code_1(command, tmp_path):
     assert done.code == 1
     assert done.out.startswith("1 indexed, 0 skipped, 3 failed in ")
     assert "document 1: d.jsonl:2 is not JSON" in done.err
-    assert "document 2: d.jsonl:3 is no JSON object" in done.err
+    assert "document 2: d.jsonl:3 is not a JSON object" in done.err
     assert "document 3 (id '4'): its text is empty" in done.err
     report = json.loads(command("index", "d.jsonl", "-c", "notes", "--json").out)
     assert (report["skipped"], [one["position"] for one in report["failures"]]) == (1, [1, 2, 3])

@@ -1,9 +1,9 @@
 """The command line: ``model-manager``, or ``python -m model_manager``.
 
-Results go to standard output, progress and complaints to standard error. Exit codes: 0 done, 1 something failed, 2
-wrong usage, 130 interrupted.
+Results go to standard output, progress and errors to standard error. Exit codes: 0 done, 1 something failed, 2 wrong
+usage, 130 interrupted.
 
-click, because it is small, typed and stays as it is; rich for tables and bars.
+It uses click, which is small, typed and stable, and rich for tables.
 """
 
 from __future__ import annotations
@@ -53,12 +53,12 @@ class _Group(Command, click.Group):
     ),
 )
 @click.version_option(__version__, package_name="model-manager-rs", help=say("Show the version.", "Sürümü göster."))
-@click.option("-v", "--verbose", is_flag=True, help=say("Tell what happens.", "Olanları anlat."))
+@click.option("-v", "--verbose", is_flag=True, help=say("Log what happens.", "Olanları günlüğe yaz."))
 def cli(verbose: bool) -> None:
     logging.basicConfig(
         level=logging.INFO if verbose else logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr
     )
-    logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for every request is not what --verbose asks for
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # it logs every request
 
 
 for _command in (embed, serve, index, search, models, warmup, doctor, bench):
@@ -66,7 +66,7 @@ for _command in (embed, serve, index, search, models, warmup, doctor, bench):
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
-    """Run one command (None: the process's own arguments); the exit code. Expected errors are told in one line."""
+    """Run one command (None: the process's arguments); return the exit code. Expected errors print one line."""
     try:
         code = cli.main(None if arguments is None else list(arguments), "model-manager", standalone_mode=False)
     except click.ClickException as error:
@@ -77,12 +77,12 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return 130
     except OSError as error:
         named = error.strerror is not None and isinstance(error.filename, str)
-        return _complain(f"{error.filename}: {error.strerror}" if named else error)
+        return _print_error(f"{error.filename}: {error.strerror}" if named else error)
     except (ModelManagerError, ImportError, UnicodeError) as error:
-        return _complain(error)
+        return _print_error(error)
     return code if isinstance(code, int) else 0
 
 
-def _complain(error: Exception | str) -> int:
+def _print_error(error: Exception | str) -> int:
     click.echo(f"{say('Error', 'Hata')}: {error}", err=True)
     return 1

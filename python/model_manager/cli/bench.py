@@ -1,4 +1,4 @@
-"""``bench``: how fast the configured model is here, in a few seconds."""
+"""``bench``: the speed of a model on this machine, measured in a few seconds."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ _BATCH = 64
 @click.command(
     cls=Command,
     help=say(
-        "Measure how fast a model is here. One text at a time, then batches of short texts and of passages; nothing"
-        " comes from a cache.",
-        "Bir modelin buradaki hızını ölç. Önce tek tek metinler, sonra kısa metin ve paragraf yığınları; hiçbir şey"
-        " önbellekten gelmez.",
+        "Measure the speed of a model on this machine: one text at a time, then batches of short texts and of"
+        " passages, without the cache.",
+        "Bir modelin bu makinedeki hızını ölç: önce tek tek metinler, sonra kısa metin ve paragraf yığınları;"
+        " önbellek kullanılmaz.",
     ),
 )
 @model_option
@@ -36,7 +36,7 @@ _BATCH = 64
     type=click.FloatRange(min=0, min_open=True),
     default=2.0,
     show_default=True,
-    help=("For each of the three measurements.", "Üç ölçümün her biri için."),
+    help=("Seconds for each of the three measurements.", "Üç ölçümün her biri için saniye."),
 )
 @json_option
 def bench(model: str | None, seconds: float, as_json: bool) -> None:
@@ -76,7 +76,7 @@ def bench(model: str | None, seconds: float, as_json: bool) -> None:
 
 
 def _texts(sentences: int) -> Iterator[str]:
-    """Never the same text twice: equal texts that wait at the same time are computed once."""
+    """Texts without repetition: equal texts that wait at the same time are computed once."""
     for number in itertools.count():
         yield " ".join(f"{_SHORT[(number + part) % 2]} {number}" for part in range(sentences))
 
@@ -94,7 +94,7 @@ def _latencies(models: ModelManager, slot: str, seconds: float) -> list[float]:
 
 
 def _throughput(models: ModelManager, slot: str, sentences: int, seconds: float) -> tuple[int, int, float]:
-    """Texts, their tokens as the model or its server counted them, and the seconds that they took."""
+    """The texts, their tokens as the model or its server counts them, and the seconds for them."""
     source = _texts(sentences)
     before = models.stats()["queue"]["tokens"]
     done = 0

@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from ..integrations.qdrant import IndexReport, QdrantIndexer
 
 _SHOWN_FAILURES = 20
-_LONGEST_FIELD = 2**31 - 1  # csv's own limit, 128 KB, is less than many a document
+_LONGEST_FIELD = 2**31 - 1  # the default limit of csv, 128 KB, is smaller than many documents
 
 
 def _collection_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Which collection, of which Qdrant, with which model."""
+    """Options for the collection, the Qdrant and the model."""
     for add in (
         dimensions_option,
         model_option,
@@ -56,10 +56,10 @@ def _indexer(models: ModelManager, settings: dict[str, Any]) -> QdrantIndexer:
 @click.command(
     cls=Command,
     help=say(
-        "Index documents in Qdrant. Reads FILES or standard input. .jsonl: a document a line, its text and id in the"
-        " fields named below, all other fields metadata; .csv: the same with a header; anything else: a document a"
-        " line. A document without an id gets its file and line as one. What is indexed already is skipped, so an"
-        " interrupted run goes on where it was. Exit code 1 when a document failed.",
+        "Index documents in Qdrant. Reads FILES or standard input. .jsonl: one document per line, with text and id in"
+        " the fields named below and all other fields as metadata; .csv: the same with a header; other files: one"
+        " document per line. The id of a document without one is its file and line. Unchanged documents are skipped,"
+        " so the same command resumes an interrupted run. Exit code 1 when a document failed.",
         "Belgeleri Qdrant'a ekle. FILES'ı ya da standart girdiyi okur. .jsonl: her satır bir belge; metni ve kimliği"
         " aşağıdaki alanlarda, kalan alanlar üstveri; .csv: aynısı, başlık satırıyla; diğerleri: her satır bir belge."
         " Kimliği olmayan belgenin kimliği dosyası ve satırıdır. Dizinde olanlar atlanır; yarıda kalan iş kaldığı"
@@ -74,7 +74,7 @@ def _indexer(models: ModelManager, settings: dict[str, Any]) -> QdrantIndexer:
     type=click.IntRange(min=1),
     default=100,
     show_default=True,
-    help=("Documents a request.", "İstek başına belge."),
+    help=("Documents per request.", "İstek başına belge."),
 )
 @option(
     "--text-field",
@@ -92,7 +92,10 @@ def _indexer(models: ModelManager, settings: dict[str, Any]) -> QdrantIndexer:
     "--format",
     "form",
     type=click.Choice(("jsonl", "csv", "txt")),
-    help=("Of all files; default: by their endings.", "Bütün dosyaların biçimi; varsayılan: uzantılarına göre."),
+    help=(
+        "Format of all files; default: by their extensions.",
+        "Bütün dosyaların biçimi; varsayılan: uzantılarına göre.",
+    ),
 )
 @option(
     "--recreate",
@@ -138,7 +141,7 @@ def _show(report: IndexReport, as_json: bool) -> None:
 
 
 class _Documents:
-    """Documents of files, read as they are asked for; for a line that is none, the error that says so."""
+    """The documents of files, read as needed. An invalid line becomes a ValueError in place of a document."""
 
     def __init__(self, files: Sequence[str], form: str | None, text_field: str, id_field: str) -> None:
         for name in files:
@@ -184,12 +187,12 @@ class _Documents:
 
 
 def _json(line: str, place: str) -> Any:
-    """What the line says; a line that is no JSON comes as an error in the place of a document."""
+    """The document in a line; for an invalid line a ValueError."""
     try:
         document = json.loads(line)
     except ValueError as error:
         return ValueError(f"{place} is not JSON: {error}")
-    return document if isinstance(document, dict) else ValueError(f"{place} is no JSON object")
+    return document if isinstance(document, dict) else ValueError(f"{place} is not a JSON object")
 
 
 @click.command(
@@ -207,7 +210,7 @@ def _json(line: str, place: str) -> Any:
     type=click.IntRange(min=1),
     default=10,
     show_default=True,
-    help=("Hits at most.", "En çok bu kadar sonuç."),
+    help=("Maximum number of hits.", "En çok bu kadar sonuç."),
 )
 @option(
     "-s",
@@ -215,7 +218,7 @@ def _json(line: str, place: str) -> Any:
     type=float,
     default=0.7,
     show_default=True,
-    help=("Least cosine similarity of a hit.", "Bir sonucun en küçük kosinüs benzerliği."),
+    help=("Minimum cosine similarity of a hit.", "Bir sonucun en küçük kosinüs benzerliği."),
 )
 @option(
     "-w",
@@ -223,8 +226,8 @@ def _json(line: str, place: str) -> Any:
     multiple=True,
     metavar="FIELD=VALUE",
     help=(
-        "Only documents with this metadata; the same field again: or this value.",
-        "Yalnız bu üstveriye sahip belgeler; aynı alan yinelenirse: ya da bu değer.",
+        "Only documents with this metadata; repeat a field to allow several values.",
+        "Yalnız bu üstveriye sahip belgeler; birden çok değer için alanı yinele.",
     ),
 )
 @json_option
@@ -243,7 +246,7 @@ def search(
 
 
 def _filters(where: Sequence[str]) -> dict[str, list[Any]]:
-    """``year=2024`` is a number, ``lang=tr`` a text, ``year="2024"`` a text too."""
+    """Filters from ``field=value``: ``year=2024`` is a number, ``lang=tr`` and ``year="2024"`` are texts."""
     filters: dict[str, list[Any]] = {}
     for condition in where:
         field, equals, value = condition.partition("=")

@@ -1,4 +1,4 @@
-"""``doctor``: what this machine offers, what is configured, and what is wrong."""
+"""``doctor``: the machine, the settings, the models, and what is wrong with them."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ OK, ABSENT, WRONG = "ok", "not downloaded", "wrong"
 @click.command(
     cls=Command,
     help=say(
-        "Look at machine, settings and models. Each configured model is loaded once, without downloading. Exit code 1"
-        " when something is wrong; a model that will be downloaded when it is needed is not.",
+        "Check machine, settings and models. Each configured model is loaded once, without downloads. Exit code 1 if"
+        " something is wrong; a model that is not downloaded yet is not wrong.",
         "Makineye, ayarlara ve modellere bak. Ayarlı her model bir kez, indirmeden yüklenir. Yanlış bir şey varsa çıkış"
         " kodu 1'dir; gerektiğinde indirilecek model yanlış sayılmaz.",
     ),
@@ -124,7 +124,7 @@ def _lines(path: str) -> list[str]:
 
 
 def _settings() -> dict[str, str]:
-    """Variables that this package or its parts read, as far as they are set. Keys and tokens are not shown."""
+    """The variables of this package and its parts that are set. Keys and tokens are not shown."""
     ours = {field["environment"] for field in Config.fields()}
     return {
         name: "(set)" if any(word in name for word in _SECRETS) else without_key(value)
@@ -134,7 +134,7 @@ def _settings() -> dict[str, str]:
 
 
 def _models(config: Config) -> Iterator[dict[str, Any]]:
-    """Each slot, loaded without a download and unloaded again."""
+    """The state of each slot, which is loaded without a download and unloaded again."""
     offline = config.offline or os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
     with manager(offline=True, lazy_loading=True) as found, quiet():
         for slot, state in found.stats()["slots"].items():

@@ -1,4 +1,4 @@
-"""``embed``: lines of text to vectors."""
+"""``embed``: vectors of lines of text."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ _FORMATS = ("jsonl", "csv", "npy")
 @click.command(
     cls=Command,
     help=say(
-        "Turn lines of text into vectors. Reads FILES or standard input; an empty line is a text too. jsonl and csv"
-        " hold the texts and their vectors, npy the vectors alone (float32, a row a text).",
+        "Embed lines of text. Reads FILES or standard input; an empty line is a text too. jsonl and csv hold the texts"
+        " and their vectors, npy only the vectors (float32, one row per text).",
         "Metin satırlarını vektöre çevir. FILES'ı ya da standart girdiyi okur; boş satır da bir metindir. jsonl ve csv"
         " metinleri vektörleriyle, npy yalnız vektörleri tutar (float32, metin başına bir satır).",
     ),
@@ -47,7 +47,7 @@ _FORMATS = ("jsonl", "csv", "npy")
     "--format",
     "form",
     type=click.Choice(_FORMATS),
-    help=("Default: by the ending of --output, else jsonl.", "Varsayılan: --output uzantısına göre, yoksa jsonl."),
+    help=("Default: by the extension of --output, else jsonl.", "Varsayılan: --output uzantısına göre, yoksa jsonl."),
 )
 @model_option
 @dimensions_option
@@ -64,7 +64,7 @@ def embed(
 ) -> None:
     form = form or _format_of(output)
     if output is None and form == "npy" and sys.stdout.isatty():
-        raise click.UsageError("npy is binary: name a file with --output")
+        raise click.UsageError("npy is binary: give a file with --output")
     if output is not None and not output.parent.is_dir():
         raise click.UsageError(f"there is no folder {output.parent}")
     with manager(cache_size=0) as models:
@@ -106,7 +106,7 @@ def _write(
         else:
             file.write(write(chunk, vectors).encode())
     if write is None:
-        # The file begins with the number of its rows.
+        # The header of an npy file holds the number of rows.
         np.save(file, np.concatenate(whole or [compute([])]), allow_pickle=False)
     file.flush()
 
@@ -125,5 +125,5 @@ def _write_csv(texts: Sequence[str], vectors: NDArray[np.float32]) -> str:
 
 
 def _numbers(row: NDArray[np.float32]) -> list[Any]:
-    """The shortest decimals that give these float32 back."""
+    """The shortest decimals that read back as the same float32."""
     return [float(str(value)) for value in row]

@@ -1,4 +1,4 @@
-"""What the commands share: options, files, tables, JSON."""
+"""Shared by the commands: options, files, tables, JSON."""
 
 from __future__ import annotations
 
@@ -34,19 +34,19 @@ dimensions_option = option(
     "-d",
     "--dimensions",
     type=click.IntRange(min=1),
-    help=("Cut the vectors to so many dimensions.", "Vektörleri bu kadar boyuta kısalt."),
+    help=("Cut the vectors to this many dimensions.", "Vektörleri bu kadar boyuta kısalt."),
 )
 json_option = option("--json", "as_json", is_flag=True, help=("Print JSON.", "JSON yaz."))
 
 
 def manager(**overrides: Any) -> ModelManager:
-    """A manager of this command's own, with the environment's settings. Raises `ConfigError`."""
+    """A new manager with the settings of the environment. Raises `ConfigError`."""
     return ModelManager(Config(**overrides))
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Around what the command tells in its own result: the log does not tell it a second time, unless --verbose."""
+    """A context without log lines for errors that the command's own output reports, unless --verbose is given."""
     log = logging.getLogger("model_manager")
     level = log.level
     if not logging.getLogger().isEnabledFor(logging.INFO):
@@ -63,7 +63,7 @@ def show_json(value: Any) -> None:
 
 
 def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """A table on standard output; piped into a file it is as wide as it needs to be."""
+    """A table on standard output; without a terminal it is as wide as necessary."""
     table = Table(*columns, title=title, title_justify="left", title_style="bold")
     for row in rows:
         table.add_row(*("" if cell is None else str(cell) for cell in row))
@@ -72,20 +72,20 @@ def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[objec
 
 
 def size(count: float) -> str:
-    """Bytes for people."""
+    """A readable number of bytes."""
     return f"{count / 2**30:,.2f} GB" if count >= 2**30 else f"{count / 2**20:,.1f} MB"
 
 
 @contextlib.contextmanager
 def reading(name: str) -> Iterator[IO[str]]:
-    """A text file, or standard input for ``-``, as UTF-8; what is no UTF-8 is told with the file's name."""
+    """A UTF-8 text file, or standard input for ``-``. Errors of the encoding name the file."""
     try:
         if name == "-":
             stream = io.TextIOWrapper(sys.stdin.buffer, encoding="utf-8-sig")
             try:
                 yield stream
             finally:
-                stream.detach()  # else it would close standard input
+                stream.detach()  # otherwise it would close standard input
         else:
             with Path(name).open(encoding="utf-8-sig") as file:
                 yield file
@@ -95,14 +95,14 @@ def reading(name: str) -> Iterator[IO[str]]:
 
 @contextlib.contextmanager
 def writing(target: Path) -> Iterator[IO[bytes]]:
-    """A file that appears under its name when it is complete, and not at all after an error."""
+    """A file that appears under its name only when it is complete."""
     handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
             yield file
         mask = os.umask(0)
         os.umask(mask)
-        Path(name).chmod(0o666 & ~mask)  # temporary files are private, this one is no longer temporary
+        Path(name).chmod(0o666 & ~mask)  # temporary files are private; the result has the usual permissions
         Path(name).replace(target)
     except BaseException:
         Path(name).unlink(missing_ok=True)

@@ -14,7 +14,7 @@ from .texts import Command, option, say
 @click.command(
     cls=Command,
     help=say(
-        "Serve models over HTTP. Embeddings and text generation as OpenAI's API has them, until Ctrl-C or SIGTERM.",
+        "Serve models over HTTP with the API of OpenAI, for embeddings and text generation, until Ctrl-C or SIGTERM.",
         "Modelleri HTTP üzerinden sun. OpenAI'nin API'sindeki gibi vektör ve metin üretimi; Ctrl-C ya da SIGTERM'e"
         " kadar.",
     ),
@@ -33,7 +33,7 @@ from .texts import Command, option, say
 @option(
     "--workers",
     type=click.IntRange(min=1),
-    help=("Processes, each with models of its own.", "Süreç sayısı; her birinin modelleri kendinindir."),
+    help=("Worker processes, each with its own models.", "Süreç sayısı; her birinin modelleri ayrıdır."),
 )
 def serve(model: str | None, **given: Any) -> None:
     with extra("server"):

@@ -1,4 +1,4 @@
-"""``models`` and ``warmup``: what is there, and bringing it here."""
+"""``models`` and ``warmup``: listing, downloading and loading models."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def models(as_json: bool) -> None:
     cls=Command,
     help=say(
         "Load models, downloading what is missing. SLOTS may be sources too; without any, the preferred sentence model."
-        " Tells the time and memory each takes.",
+        " Shows the time and memory of each.",
         "Modelleri yükle, eksikleri indir. SLOTS kaynak da olabilir; verilmezse tercih edilen cümle modeli. Her birinin"
         " süresini ve belleğini gösterir.",
     ),
@@ -90,7 +90,7 @@ def warmup(slots: Sequence[str], as_json: bool) -> None:
 
 
 def hub_cache(config: Config) -> Path:
-    """Folder of downloaded models, as the core looks for it."""
+    """The folder of downloaded models, by the same rules as in the core."""
     if config.cache_dir is not None:
         return Path(config.cache_dir)
     if folder := os.environ.get("HF_HUB_CACHE"):
@@ -100,14 +100,14 @@ def hub_cache(config: Config) -> Path:
 
 
 def _cached(config: Config) -> list[tuple[str, int]]:
-    """Hub ids in the cache and their bytes."""
+    """The hub ids in the cache and their sizes in bytes."""
     folder = hub_cache(config)
     found = sorted(folder.glob("models--*")) if folder.is_dir() else []
     return [(path.name.removeprefix("models--").replace("--", "/"), _folder_size(path)) for path in found]
 
 
 def _source_size(source: str | None, config: Config) -> int | None:
-    """Bytes on disk; None where there are none."""
+    """Bytes on disk; None if the source is not on disk."""
     if source is None:
         return None
     path = Path(source).expanduser()
@@ -124,7 +124,7 @@ def _source_size(source: str | None, config: Config) -> int | None:
 
 
 def _folder_size(folder: Path) -> int:
-    """Of the files below; the cache's links into its own blobs are not counted twice."""
+    """The bytes of all files below. Links of the cache to its blobs are not counted."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
 
 

@@ -1,4 +1,4 @@
-"""The two languages of the help: Turkish where the locale is, else English. Messages and results are English."""
+"""The languages of the help: Turkish for a Turkish locale, else English. Messages and results are English."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def _is_turkish() -> bool:
-    """As gettext decides: the first of these variables that is set."""
+    """Whether the locale is Turkish, by the first of these variables that is set, as in gettext."""
     for name in ("LANGUAGE", "LC_ALL", "LC_MESSAGES", "LANG"):
         if value := os.environ.get(name):
             return value.startswith("tr")
@@ -25,7 +25,7 @@ _CLICK_WORDS = {"Options": "Seçenekler", "Commands": "Komutlar"}
 
 
 def say(english: str, turkish: str) -> str:
-    """The one that the locale asks for."""
+    """The text in the language of the locale."""
     return turkish if TURKISH else english
 
 
@@ -38,18 +38,18 @@ class _Formatter(click.HelpFormatter):
 
 
 class HelpContext(click.Context):
-    """Click's own words in the language of the help."""
+    """A context with click's own words in the language of the help."""
 
     formatter_class = _Formatter
 
 
 class Command(click.Command):
-    """A command whose help is in one language throughout."""
+    """A command whose help is in one language."""
 
     context_class = HelpContext
 
     def get_help_option(self, ctx: click.Context) -> click.Option | None:
-        """Click's option, with its help in our words."""
+        """Click's help option with a translated text."""
         option = super().get_help_option(ctx)
         if option is not None:
             option.help = say("Show this and exit.", "Bunu göster ve çık.")

@@ -1,1 +1,1 @@
-"""Adapters to other packages: LangChain, LlamaIndex, Qdrant, Jupyter. Each is imported only on request."""
+"""Adapters to other packages: LangChain, LlamaIndex, Qdrant, Jupyter. The package imports each only on request."""

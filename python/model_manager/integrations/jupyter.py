@@ -1,6 +1,6 @@
-"""How a manager and a model look in a notebook: small tables, no scripts, no outside assets.
+"""Managers and models in notebooks: small HTML tables without scripts and external assets.
 
-Every colour is derived from the notebook's own text colour, so both light and dark themes look right.
+All colours derive from the notebook's text colour, so that light and dark themes both work.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _DOT = {"ready": "#2e9e5b", "loading": "#d99a1c", "absent": "color-mix(in srgb,c
 
 
 def manager_html(manager: Manager) -> str:
-    """Slots with their state, memory and idle time; below them cache, memory and threads. Loads nothing."""
+    """A table of slots with state, memory and idle time, and a line on cache, memory and threads. Loads nothing."""
     if manager.closed:
         return f'<div style="{_FRAME}"><b>ModelManager</b> <span style="{_QUIET}">closed</span></div>'
     stats = manager.stats()
@@ -47,7 +47,7 @@ def manager_html(manager: Manager) -> str:
 
 
 def model_html(manager: Manager, name: str) -> str:
-    """One model's card: state and, when it is loaded, its dimensions, limits and prompts. Loads nothing."""
+    """The card of a model: its state and, if it is loaded, its dimensions, limits and prompts. Loads nothing."""
     title = f"<b>SentenceModel</b> {escape(name)}"
     description = None if manager.closed else manager.describe(name, load=False)
     if description is None:
@@ -56,10 +56,11 @@ def model_html(manager: Manager, name: str) -> str:
         ("model", escape(description["source"])),
         ("architecture", f"{escape(description['architecture'])}, {escape(description['dtype'])}"),
         ("vectors", f"{description['dimension']} dimensions, {escape(description['similarity'])} similarity"),
-        ("longest text", f"{description['max_length']} tokens" if description["max_length"] else "its server knows"),
+        ("longest text", f"{description['max_length']} tokens" if description["max_length"] else "set by its server"),
         (
             "pooling",
-            escape(description["pooling"] or "its server's") + (", normalised" if description["normalizes"] else ""),
+            escape(description["pooling"] or "set by its server")
+            + (", normalised" if description["normalizes"] else ""),
         ),
         ("memory", _size(description["bytes"])),
     ]
@@ -68,7 +69,7 @@ def model_html(manager: Manager, name: str) -> str:
 
 
 def generator_html(manager: Manager, name: str) -> str:
-    """One generator's card: state, model, memory and what it has done since it was loaded. Loads nothing."""
+    """The card of a generator: its state, model, memory, and figures since it was loaded. Loads nothing."""
     title = f"<b>TextGenerator</b> {escape(name)}"
     slot = None if manager.closed else manager.stats()["slots"].get(name)
     if slot is None or slot["state"] != "ready":
@@ -77,9 +78,9 @@ def generator_html(manager: Manager, name: str) -> str:
     done = slot["generation"]
     if done is not None:
         rows += [
-            ("answers", f"{done['completed']:,}, {done['active']} under way, {done['waiting']} waiting"),
-            ("read", f"{done['prompt_tokens']:,} tokens, {done['reused_tokens']:,} of them known from before"),
-            ("written", f"{done['generated_tokens']:,} tokens in {done['busy_seconds']:.1f} s of work"),
+            ("answers", f"{done['completed']:,}, {done['active']} running, {done['waiting']} waiting"),
+            ("read", f"{done['prompt_tokens']:,} tokens, {done['reused_tokens']:,} of them reused"),
+            ("written", f"{done['generated_tokens']:,} tokens in {done['busy_seconds']:.1f} s of computing"),
         ]
     return f'<div style="{_FRAME}">{title}{_table((), rows)}</div>'
 

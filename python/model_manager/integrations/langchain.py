@@ -3,7 +3,7 @@
 >>> from model_manager.integrations.langchain import ModelManagerEmbeddings
 >>> store = InMemoryVectorStore(ModelManagerEmbeddings("intfloat/multilingual-e5-small"))
 
-Needs ``pip install langchain-core``. Imported only when asked for.
+Needs ``pip install langchain-core``. Nothing else in the package imports it.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ __all__ = ["ModelManagerEmbeddings"]
 
 
 class ModelManagerEmbeddings(Embeddings):
-    """Vectors of one model, of length 1. Documents get its prompt named ``document``, queries the one named ``query``;
-    a model without them its default prompt, if it has one.
+    """Vectors of one model, scaled to length 1. Documents get its prompt named ``document``, queries the one named
+    ``query``. A model without them uses its default prompt, if it has one.
 
     Args:
         model: A slot of the manager, or a source (hub id, folder, …). None: the preferred sentence model.
         manager: None: the process-wide one.
-        dimensions: Cut the vectors to so many, and scale them to length 1 again.
+        dimensions: Cut the vectors to this length, and scale them to length 1 again.
     """
 
     def __init__(
@@ -36,12 +36,12 @@ class ModelManagerEmbeddings(Embeddings):
         self._embedder = Embedder(manager, model, dimensions)
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
-        """One vector a text. Raises what `Manager.embed` raises."""
+        """One vector per text. The errors are those of `Manager.embed`."""
         vectors: list[list[float]] = self._embedder.documents(texts).tolist()
         return vectors
 
     def embed_query(self, text: str) -> list[float]:
-        """The vector of a query. Raises what `Manager.embed` raises."""
+        """The vector of a query. The errors are those of `Manager.embed`."""
         vector: list[float] = self._embedder.query(text).tolist()
         return vector
 

@@ -3,7 +3,7 @@
 >>> from model_manager.integrations.llamaindex import ModelManagerEmbedding
 >>> index = VectorStoreIndex.from_documents(documents, embed_model=ModelManagerEmbedding())
 
-Needs ``pip install llama-index-core``. Imported only when asked for.
+Needs ``pip install llama-index-core``. Nothing else in the package imports it.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ __all__ = ["ModelManagerEmbedding"]
 
 
 class ModelManagerEmbedding(BaseEmbedding):
-    """Vectors of one model, of length 1. Texts get its prompt named ``document``, queries the one named ``query``; a
-    model without them its default prompt, if it has one.
+    """Vectors of one model, scaled to length 1. Texts get its prompt named ``document``, queries the one named
+    ``query``. A model without them uses its default prompt, if it has one.
     """
 
     _embedder: Embedder = PrivateAttr()
@@ -42,8 +42,8 @@ class ModelManagerEmbedding(BaseEmbedding):
         Args:
             model: A slot of the manager, or a source (hub id, folder, …). None: the preferred sentence model.
             manager: None: the process-wide one.
-            dimensions: Cut the vectors to so many, and scale them to length 1 again.
-            embed_batch_size: Texts that LlamaIndex hands over at once; more let them be grouped better.
+            dimensions: Cut the vectors to this length, and scale them to length 1 again.
+            embed_batch_size: Texts per call of LlamaIndex; larger calls are batched better.
             settings: Further fields of `BaseEmbedding`, such as `callback_manager`.
         """
         embedder = Embedder(manager, model, dimensions)
@@ -52,7 +52,7 @@ class ModelManagerEmbedding(BaseEmbedding):
 
     @classmethod
     def class_name(cls) -> str:
-        """How LlamaIndex names it in its own files."""
+        """The name of this class in LlamaIndex's files."""
         return "ModelManagerEmbedding"
 
     def _get_query_embedding(self, query: str) -> list[float]:

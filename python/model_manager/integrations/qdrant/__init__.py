@@ -1,6 +1,6 @@
-"""Documents into a Qdrant collection, embedded and written at the same time, and search in it.
+"""Indexing documents in a Qdrant collection, with embedding and writing at the same time, and searching them.
 
-Needs ``pip install 'model-manager-rs[qdrant]'``. Imported only when asked for.
+Needs ``pip install 'model-manager-rs[qdrant]'``. Nothing else in the package imports it.
 """
 
 from __future__ import annotations

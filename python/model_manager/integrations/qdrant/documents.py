@@ -1,4 +1,4 @@
-"""From what the caller calls a document to what a collection holds: identity, content hash, payload."""
+"""From a caller's document to a point of the collection: identity, content hash, payload."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from datetime import datetime, timezone
 from typing import Any, NamedTuple, TypeAlias
 
 Input: TypeAlias = Mapping[str, Any] | str | ValueError
-"""A document as it comes in."""
+"""A document in the input."""
 CONTENT_HASH = "content_hash"
-"""Payload field by which a later run knows that a document has not changed."""
+"""The payload field that shows a later run that a document has not changed."""
 OWN_FIELDS = frozenset({"text", "text_length", "word_count", "indexed_at", "original_doc_id", CONTENT_HASH})
-"""Payload fields that come from here; metadata of the same names gives way."""
+"""Payload fields that the indexer sets. They replace metadata of the same names."""
 _KEYS = {"text", "id", "metadata"}
 
 
 class Stored(NamedTuple):
-    """The payload fields of a point by which a document is recognised."""
+    """The payload fields that identify the document of a point."""
 
     content_hash: str | None
-    """None for a point that something else wrote."""
+    """None for a point that another program wrote."""
     original_doc_id: str | int | None
     """As given, with its type."""
 
     def has_other_type(self, other: Stored) -> bool:
-        """Whether the ids are an int and its digits, which have one point. A point that something else wrote has no
-        id of ours.
+        """Whether one id is an int and the other its digits as a str; both have the same point. A point that another
+        program wrote has no such id.
         """
         ids = (self.original_doc_id, other.original_doc_id)
         return None not in ids and isinstance(ids[0], str) != isinstance(ids[1], str)
@@ -37,10 +37,10 @@ class Stored(NamedTuple):
 
 @dataclass(slots=True)
 class Document:
-    """One document on its way into the collection."""
+    """A document on its way into the collection."""
 
     position: int
-    """Of the input, from 0."""
+    """Its place in the input, from 0."""
     id: str | None
     """As given."""
     point_id: str
@@ -51,32 +51,32 @@ class Document:
 
     @property
     def content_hash(self) -> str:
-        """Of text, metadata and the model with its prompt."""
+        """A hash of the text, the metadata, and the model with its prompt."""
         return str(self.payload[CONTENT_HASH])
 
     @property
     def stored(self) -> Stored:
-        """What a later document of the same id is compared with."""
+        """The fields that a later document with the same id is compared with."""
         return Stored(self.content_hash, self.payload["original_doc_id"])
 
 
 def point_id(document_id: str | int) -> str:
-    """The point of a document's id: the UUID whose bytes are the id's MD5, so the same id always meets its point.
+    """The point of a document's id: the UUID whose bytes are the MD5 of the id. An id always has the same point.
 
-    An int has the point of its digits: ``1`` and ``"1"`` name one document, and indexing one where the collection has
-    the other fails instead of replacing it.
+    An int has the point of its digits: ``1`` and ``"1"`` name one document. Indexing one of them fails when the
+    collection has the other.
     """
     return str(uuid.UUID(bytes=hashlib.md5(str(document_id).encode(), usedforsecurity=False).digest()))
 
 
 def prepare(document: Input, position: int, fingerprint: str) -> Document:
-    """Check a document and work out its point.
+    """Check a document and derive its point.
 
     Args:
         document: ``{"text": str, "id"?: str | int, "metadata"?: {str: JSON}}``, or the text alone. A ValueError in its
-            place is raised: so a reader tells of what it could not read.
-        position: Its place in the input.
-        fingerprint: Model and prompt; another one makes every document a changed one.
+            place is raised; a reader uses it to report a document that it could not read.
+        position: The document's place in the input.
+        fingerprint: A hash of model and prompt. A different one marks every document as changed.
 
     Raises:
         TypeError: The document, or a part of it, has the wrong type.
@@ -106,7 +106,7 @@ def prepare(document: Input, position: int, fingerprint: str) -> Document:
         ).encode()
         identity = str(uuid.uuid4()) if given is None else point_id(given)
     except UnicodeEncodeError:
-        raise ValueError("it holds a lone surrogate, which is no character") from None
+        raise ValueError("it holds a lone surrogate, which is not a character") from None
     except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"its metadata is not JSON: {error}") from error
     payload = {
@@ -122,7 +122,7 @@ def prepare(document: Input, position: int, fingerprint: str) -> Document:
 
 
 def _plain(value: Any) -> Any:
-    """JSON for what metadata often holds beside JSON: dates, UUIDs, sets, numpy's numbers and arrays."""
+    """JSON for common metadata of other types: dates, UUIDs, sets, numpy's numbers and arrays."""
     if hasattr(value, "isoformat"):
         return value.isoformat()
     if hasattr(value, "tolist"):

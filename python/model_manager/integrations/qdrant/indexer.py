@@ -1,4 +1,4 @@
-"""The indexer: documents into a collection, and the way back by meaning."""
+"""The indexer: adds documents to a collection and searches them by meaning."""
 
 from __future__ import annotations
 
@@ -30,22 +30,22 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 DEFAULT_PATH = "qdrant_data"
-"""Folder of the embedded Qdrant, in the current one."""
+"""Folder of the embedded Qdrant, relative to the working directory."""
 DEFAULT_SCORE_THRESHOLD = 0.7
 DEFAULT_HNSW_EF = 128
-_REQUEST_SECONDS = 60  # a batch of long texts takes more than the client's own 5 s on a busy server
+_REQUEST_SECONDS = 60  # on a busy server a batch of long texts takes longer than the client's default of 5 s
 
 
 class QdrantIndexer:
-    """Documents into one Qdrant collection, and search in it.
+    """Indexes documents in one Qdrant collection and searches them.
 
     >>> with QdrantIndexer("notes", path="notes.qdrant") as indexer:
     ...     report = indexer.add_documents([{"id": "n1", "text": "Kargom nerede?", "metadata": {"lang": "tr"}}])
     ...     hits = indexer.search("when will my parcel arrive", filters={"lang": ["tr", "en"]})
 
     Documents are embedded with the model's prompt named ``document`` (``passage``, ``corpus``), queries with the one
-    named ``query``; a model without them uses its default prompt, if it has one. Texts longer than the model's
-    maximum are cut by it: split them before.
+    named ``query``. A model without them uses its default prompt, if it has one. Texts longer than the model's maximum
+    are cut, so split them before.
     """
 
     def __init__(
@@ -61,23 +61,23 @@ class QdrantIndexer:
         dimensions: int | None = None,
         backoff: Backoff | None = None,
     ) -> None:
-        """Connects to nothing and loads nothing yet, but for an embedded Qdrant, whose folder is opened.
+        """Opens the folder of an embedded Qdrant; connects to no server and loads no model yet.
 
         Args:
-            collection: Its name.
-            client: Used as it is and left open by `close`; with it `path`, `url` and `api_key` have no meaning.
-            model: A slot of the manager, or a source (hub id, folder, …), for which a slot is made. None: the preferred
-                sentence model; one collection needs one model, so texts are not routed by language.
+            collection: The name of the collection.
+            client: A client to use instead of `path`, `url` and `api_key`; `close` leaves it open.
+            model: A slot of the manager, or a source (hub id, folder, …), for which a slot is created. None: the
+                preferred sentence model. A collection needs one model, so texts are not routed by language.
             manager: None: the process-wide one.
             path: Folder of an embedded Qdrant, or ``":memory:"``. Without this, `url` and ``QDRANT_URL``:
                 ``qdrant_data`` in the current folder.
             url: A server's address; None: ``QDRANT_URL``.
             api_key: Its key; None: ``QDRANT_API_KEY``.
-            dimensions: Cut the vectors to so many, and scale them to length 1 again. None: the model's own.
-            backoff: How failed requests are repeated.
+            dimensions: Cut the vectors to this length, and scale them to length 1 again. None: the model's own length.
+            backoff: How failed requests are retried.
 
         Raises:
-            InputError: Settings that contradict each other.
+            InputError: Contradictory settings.
             StoreError: The embedded folder is in use by another process, or cannot be opened.
         """
         if not collection:
@@ -86,11 +86,11 @@ class QdrantIndexer:
             raise InputError("give either a client, or path, url and api_key for a new one")
         self._embedder = Embedder(manager, model, dimensions)
         made = _connect(path, url, api_key) if client is None else client
-        # Also at the end of the interpreter, where an embedded Qdrant that is still open complains.
+        # This also closes it at the end of the interpreter, where an open embedded Qdrant prints an error.
         self._close = weakref.finalize(self, made.close) if client is None else None
         self._store = Store(made, collection, Backoff() if backoff is None else backoff)
         self.report = IndexReport()
-        """Of the latest `add_documents`, also when it was interrupted or is under way."""
+        """The report of the latest `add_documents`, even if it is running or was interrupted."""
 
     @property
     def collection(self) -> str:
@@ -108,17 +108,17 @@ class QdrantIndexer:
         return self._embedder.slot
 
     def create_collection(self, recreate: bool = False) -> bool:
-        """Make the collection for this model; whether it was made now. One that exists is kept if it fits.
+        """Create the collection for this model; return whether it was created. An existing one is kept if it fits.
 
         Cosine similarity, HNSW with m 32 and ef_construct 256, vectors quantised to INT8 in memory.
 
         Args:
-            recreate: Delete an existing one first, with everything in it.
+            recreate: Delete an existing collection first, with all its points.
 
         Raises:
             CollectionError: The existing one has another dimension or measure.
-            StoreError: Qdrant could not.
-            ModelManagerError: Whatever loading the model raised.
+            StoreError: Qdrant failed.
+            ModelManagerError: The errors of loading the model.
         """
         return self._store.prepare(self._embedder.dimension, recreate=recreate)
 
@@ -132,32 +132,32 @@ class QdrantIndexer:
         max_failures: int | None = 1000,
         progress: bool | None = None,
     ) -> IndexReport:
-        """Index documents; makes the collection when it is not there.
+        """Index documents. The collection is created if it does not exist.
 
-        The input is read as it is needed and never held as a whole. A run that ended early is resumed by running it
-        again: documents with an id that the collection holds with the same content (text, metadata, model) are
-        skipped. Documents without an id get a random one, and so are added by every run.
+        The input is read as needed and never held as a whole. The same call resumes a run that ended early: documents
+        that the collection has with the same id and content (text, metadata, model) are skipped. Documents without an
+        id get a random one, so every run adds them again.
 
         Args:
-            documents: ``{"text": str, "id"?: str | int, "metadata"?: {str: JSON}}``, or bare texts; a ValueError
-                in the place of a document is noted as its failure. Of several documents with one id the last counts.
+            documents: ``{"text": str, "id"?: str | int, "metadata"?: {str: JSON}}``, or bare texts. A ValueError
+                in place of a document is recorded as its failure. Of several documents with one id the last counts.
             batch_size: Documents embedded in one call and written in one request.
-            on_error: What a document that cannot be indexed does: it is noted in the report and the others go on, or it
+            on_error: What happens when a document cannot be indexed: the report records it and the run goes on, or it
                 raises.
             skip_unchanged: False: embed and write everything again.
-            max_failures: Give up when more documents have failed; None: never.
+            max_failures: Stop when more documents have failed; None: never.
             progress: Show a bar; None: when standard error is a terminal.
 
         Raises:
-            IndexingError: A document failed and `on_error` is ``"raise"``, or too many did; its `report` tells how far
-                it came.
+            IndexingError: A document failed and `on_error` is ``"raise"``, or too many failed. Its `report` has the
+                figures until then.
             CollectionError, StoreError: The collection does not fit or cannot be reached.
-            ModelManagerError: Whatever loading the model raised.
+            ModelManagerError: The errors of loading the model.
 
-        Ctrl-C, and whatever reading the input raises, ends the run between two requests: no point is half written, and
-        `report` tells what was done.
+        Ctrl-C, or an error while reading the input, ends the run between two requests. No point is half written, and
+        `report` has the figures.
 
-        It waits for the model and for Qdrant; from asyncio call it with `asyncio.to_thread`.
+        The call blocks; from asyncio use `asyncio.to_thread`.
         """
         if batch_size < 1:
             raise InputError(f"batch_size={batch_size}: must be at least 1")
@@ -178,9 +178,7 @@ class QdrantIndexer:
             try:
                 run.index(documents, batch_size)
             except BaseException:
-                logger.warning(
-                    "Indexing of %r ended early: %s. The same call again goes on where it was.", self.collection, report
-                )
+                logger.warning("Indexing of %r ended early: %s. The same call resumes it.", self.collection, report)
                 raise
         if report.failures:
             logger.warning("%d of %d documents were not indexed", report.failed, report.documents)
@@ -199,16 +197,16 @@ class QdrantIndexer:
 
         Args:
             query: A question or any text.
-            limit: Hits at most.
-            score_threshold: Least cosine similarity of a hit; None: any. What counts as near depends on the model.
+            limit: Maximum number of hits.
+            score_threshold: Minimum cosine similarity of a hit; None: any. A useful value depends on the model.
             filters: ``{field: value}`` or ``{field: [values]}`` over metadata: all fields must match, a list means any
                 of its values.
-            hnsw_ef: Candidates looked at; more find more and take longer.
+            hnsw_ef: Candidates that Qdrant examines; more find more and take longer.
 
         Raises:
             InputError: An empty query, a limit below 1, a filter of a wrong type.
             CollectionError: The collection does not exist or was made with a model of another dimension.
-            StoreError: Qdrant could not.
+            StoreError: Qdrant failed.
         """
         arguments = _search_arguments(query, limit, score_threshold, filters, hnsw_ef)
         return self._nearest(self._embedder.query(query), arguments)
@@ -222,7 +220,7 @@ class QdrantIndexer:
         filters: Mapping[str, Any] | None = None,
         hnsw_ef: int = DEFAULT_HNSW_EF,
     ) -> list[SearchHit]:
-        """`search` for asyncio: the query is embedded without a thread, Qdrant is asked in one."""
+        """`search` for asyncio. The query is embedded without a thread; the request to Qdrant runs in one."""
         import asyncio
 
         arguments = _search_arguments(query, limit, score_threshold, filters, hnsw_ef)
@@ -232,7 +230,7 @@ class QdrantIndexer:
         try:
             points = self._store.query(vector, **arguments)
         except StoreError as error:
-            # Asked only now: a search that works needs no second request.
+            # Only a failed search needs this second request.
             if not error.transient:
                 if not self._store.exists():
                     message = f"collection {self.collection!r} does not exist: add_documents makes it"
@@ -242,7 +240,7 @@ class QdrantIndexer:
         return [SearchHit.of(point) for point in points]
 
     def close(self) -> None:
-        """Close the client that this indexer made, and with it an embedded Qdrant's folder. The model stays."""
+        """Close the client that this indexer created, and an embedded Qdrant's folder. The model stays in memory."""
         if self._close is not None:
             self._close()
 
@@ -257,7 +255,7 @@ class QdrantIndexer:
 
 
 def _connect(path: str | os.PathLike[str] | None, url: str | None, api_key: str | None) -> QdrantClient:
-    """A client for the server that is named, else for an embedded Qdrant."""
+    """A client for the configured server, else for an embedded Qdrant."""
     if path is not None and url is not None:
         raise InputError("give either the path of an embedded Qdrant or the url of a server")
     url = url or (os.environ.get("QDRANT_URL") if path is None else None)
@@ -265,14 +263,14 @@ def _connect(path: str | os.PathLike[str] | None, url: str | None, api_key: str 
         parts = urlsplit(url if "//" in url else f"//{url}")
         if not parts.hostname:
             raise InputError(f"QDRANT_URL={url!r}: must look like http://localhost:6333")
-        # Which versions fit is for the server to say, when it is first asked.
+        # The first request shows whether the versions fit; the check would connect now.
         key = api_key or os.environ.get("QDRANT_API_KEY") or None
         return QdrantClient(url=url, api_key=key, timeout=_REQUEST_SECONDS, check_compatibility=False)
     folder = os.fspath(path) if path is not None else DEFAULT_PATH
     try:
         if folder == ":memory:":
             return QdrantClient(location=folder, force_disable_check_same_thread=True)
-        # `Store` lets one thread at a time use it, which is all that SQLite asks for.
+        # `Store` serialises its use, which is what SQLite needs.
         return QdrantClient(path=folder, force_disable_check_same_thread=True)
     except (RuntimeError, OSError, ValueError) as error:
         raise StoreError(f"the embedded Qdrant in {folder!r} cannot be opened: {error}") from error
@@ -295,7 +293,7 @@ def _search_arguments(
 
 @contextmanager
 def _progress(wanted: bool | None, total: int | None) -> Iterator[Callable[[int], object]]:
-    """A bar to advance, or nothing."""
+    """A function that advances the progress bar, if there is one."""
     if not (sys.stderr.isatty() if wanted is None else wanted):
         yield lambda _count: None
         return

@@ -1,4 +1,4 @@
-"""What became of every document of one run."""
+"""The result of one run, for every document."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from ...errors import ModelManagerError
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A document that was not indexed."""
+    """A document that could not be indexed."""
 
     position: int
     """Its place in the input, from 0."""
     id: str | None
-    """Its id as given."""
+    """Its id as given; None without one."""
     reason: str
 
     def __str__(self) -> str:
@@ -25,32 +25,32 @@ class Failure:
 
 @dataclass(slots=True)
 class IndexReport:
-    """The figures of one run: every document read is indexed, skipped or failed."""
+    """The figures of one run. Every document that was read is indexed, skipped or failed."""
 
     indexed: int = 0
     """Documents written by this run."""
     updated: int = 0
-    """Those of `indexed` that replaced other content under the same id."""
+    """Documents of `indexed` that replaced other content with the same id."""
     skipped: int = 0
-    """Documents that the collection already held as they are."""
+    """Documents that the collection already had, unchanged."""
     failures: list[Failure] = field(default_factory=list)
     seconds: float = 0.0
     finished: bool = False
-    """Whether the whole input was read; False after an interruption and when the run was given up."""
+    """Whether the whole input was read; False after an interruption or too many failures."""
 
     @property
     def failed(self) -> int:
-        """Documents that were not indexed, each with its reason in `failures`."""
+        """Documents that could not be indexed; `failures` has the reasons."""
         return len(self.failures)
 
     @property
     def documents(self) -> int:
-        """Documents dealt with."""
+        """Documents processed."""
         return self.indexed + self.skipped + self.failed
 
     @property
     def documents_per_second(self) -> float:
-        """Of those dealt with; 0 for a run without any."""
+        """Documents processed per second; 0 for a run without documents."""
         return self.documents / self.seconds if self.seconds > 0 else 0.0
 
     @property
@@ -88,7 +88,7 @@ class IndexReport:
 
 
 class IndexingError(ModelManagerError, RuntimeError):
-    """Indexing was given up: a document failed under ``on_error="raise"``, or more than `max_failures` did."""
+    """Indexing stopped: a document failed with ``on_error="raise"``, or more than `max_failures` did."""
 
     report: IndexReport
-    """What was done until then."""
+    """The figures until then."""

@@ -1,4 +1,4 @@
-"""Filters in, hits out."""
+"""Filters and hits of a search."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from .documents import OWN_FIELDS
 
 @dataclass(frozen=True, slots=True)
 class SearchHit:
-    """A document that was found."""
+    """A document in a search result."""
 
     id: str
-    """The document's id as given, else its point's."""
+    """The document's id as given, else the id of its point."""
     score: float
-    """Cosine similarity with the query, -1 to 1."""
+    """Cosine similarity to the query, -1 to 1."""
     text: str
     metadata: dict[str, Any]
     payload: dict[str, Any]
-    """Everything stored: metadata, text, text_length, word_count, indexed_at, original_doc_id, content_hash."""
+    """All stored fields: metadata, text, text_length, word_count, indexed_at, original_doc_id, content_hash."""
 
     @classmethod
     def of(cls, point: models.ScoredPoint) -> SearchHit:
-        """From the client's own form."""
+        """The hit for a point of the Qdrant client."""
         payload = point.payload or {}
         given = payload.get("original_doc_id")
         return cls(
@@ -39,7 +39,7 @@ class SearchHit:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Without the payload's bookkeeping; JSON-serialisable."""
+        """Id, score, text and metadata; JSON-serialisable."""
         return {"id": self.id, "score": round(self.score, 6), "text": self.text, "metadata": self.metadata}
 
 
@@ -47,7 +47,7 @@ def make_filter(filters: Mapping[str, Any] | None) -> models.Filter | None:
     """``{field: value}`` or ``{field: [values]}``: all fields must match, a list means any of its values.
 
     Raises:
-        InputError: A value that is no str, int, float or bool.
+        InputError: A value that is not a str, int, float or bool.
     """
     if not filters:
         return None
@@ -58,11 +58,11 @@ def _condition(field: str, value: Any) -> models.Condition:
     if isinstance(value, bool | int | str):
         return models.FieldCondition(key=field, match=models.MatchValue(value=value))
     if isinstance(value, float):
-        # Qdrant matches whole values only for those that have no fraction.
+        # Qdrant has no exact match for floats.
         return models.FieldCondition(key=field, range=models.Range(gte=value, lte=value))
     if isinstance(value, Collection) and not isinstance(value, bytes | Mapping):
         if not value:
-            # Any of no values: nothing. An empty `should` would match everything.
+            # Any of no values matches nothing. An empty `should` would match everything.
             return models.FieldCondition(key=field, match=models.MatchAny(any=[]))
         return models.Filter(should=[_condition(field, one) for one in value])
     raise InputError(f"filter {field!r}: a value must be str, int, float or bool, or several, not {value!r}")
