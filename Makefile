@@ -19,6 +19,7 @@ RUST_SOURCES := $(shell find src -name '*.rs' 2>/dev/null) Cargo.toml Cargo.lock
 PYTHON_SOURCES := python tests examples scripts benchmarks
 WHEEL_STAMP := $(VENV)/.wheel
 NEXTEST := $(shell command -v cargo-nextest >/dev/null 2>&1 && echo yes)
+DENY := $(shell command -v cargo-deny >/dev/null 2>&1 && echo yes)
 
 .PHONY: help
 help: ## Show this list
@@ -67,11 +68,14 @@ fmt: venv ## Format everything
 	$(RUFF) check --fix $(wildcard $(PYTHON_SOURCES))
 
 .PHONY: lint
-lint: build ## Format check, clippy with and without the python feature, ruff, types, stubs
+lint: build ## Format check, clippy with and without the python feature, ruff, types, stubs, licenses of crates
 	$(CARGO) fmt --check
 	$(CARGO) clippy --quiet --all-targets --no-default-features -- -D warnings
 	$(CARGO) clippy --quiet --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings -A rustdoc::private-intra-doc-links" $(CARGO) doc --quiet --no-deps --no-default-features --document-private-items
+ifeq ($(DENY),yes)
+	$(CARGO) deny --log-level error check bans licenses sources
+endif
 	$(RUFF) format --check $(wildcard $(PYTHON_SOURCES))
 	$(RUFF) check $(wildcard $(PYTHON_SOURCES))
 	$(VENV)/bin/mypy
