@@ -1,4 +1,4 @@
-"""What the tests share: the tiny models and their references, managers on them, a Python in a process of its own."""
+"""Shared by the tests: the tiny models and their references, managers on them, Python in a new process."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ ENGLISH_TEXT = "The weather is lovely today."
 
 
 def reference(name: str) -> dict[str, Any]:
-    """The committed answers of sentence-transformers for one tiny model."""
+    """The committed results of sentence-transformers for one tiny model."""
     return json.loads((FIXTURES / name / "reference.json").read_text(encoding="utf-8"))
 
 
 def tiny(**overrides: Any) -> ModelManager:
-    """An independent manager on the tiny models; nothing is unloaded unless a test asks for it."""
+    """An independent manager on the tiny models. Only tests that ask for it unload models."""
     settings: dict[str, Any] = {
         "turkish_model": TURKISH_MODEL,
         "english_model": ENGLISH_MODEL,
@@ -98,13 +98,13 @@ def real_model(name: str) -> str:
 
 @pytest.fixture(scope="session")
 def authority() -> trustme.CA:
-    """A company's own, which nobody trusts unasked."""
+    """A company's own authority, which is not trusted by default."""
     return trustme.CA()
 
 
 @pytest.fixture
 def trusted(authority: trustme.CA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Has `authority` trusted, as the documentation says."""
+    """Trust `authority`, as the documentation describes."""
     authority.cert_pem.write_to_path(str(tmp_path / "authority.pem"))
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "authority.pem"))
 
@@ -122,7 +122,7 @@ def multilingual() -> str:
 def run_python(
     code: str, *, timeout: float = 60, check: bool = True, **environment: str
 ) -> subprocess.CompletedProcess:
-    """Run `code` in an interpreter of its own, warnings being errors; its output is text."""
+    """Run `code` in a new interpreter with warnings as errors; its output is text."""
     path = os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")]))
     process = subprocess.run(
         [sys.executable, "-W", "error", "-c", code],

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import openai
 import orjson
 import pytest
-from generators import writer
+from generators import TEXT, writer
 from model_manager.server import ServerConfig, create_app
 from servers import SECONDS, running
 
@@ -19,8 +19,7 @@ if TYPE_CHECKING:
     from model_manager import ModelManager
     from servers import Running
 
-TURN = [{"role": "user", "content": "Merhaba dünya"}]
-TEXT = "Merhaba dünya"
+TURN = [{"role": "user", "content": TEXT}]
 ASK = {"messages": TURN, "temperature": 0, "max_tokens": 12}
 
 

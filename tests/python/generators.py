@@ -1,4 +1,4 @@
-"""Tiny language models for the tests of text generation, and one that writes for as long as it is let."""
+"""Tiny language models for the tests of text generation, and one whose answers do not end."""
 
 from __future__ import annotations
 
@@ -19,16 +19,25 @@ if TYPE_CHECKING:
 NAMES = ["gpt2", "gpt2_bin", "llama", "qwen2", "qwen3"]
 GPT2 = str(FIXTURES / "gpt2")
 CONTEXT = 64
-"""Tokens, of all of them."""
+"""Tokens of every tiny model's context."""
 SLOT = "text_generator"
 GREEDY = {"do_sample": False}
+TEXT = "Merhaba dünya"
+"""A prompt."""
 WITHOUT_END = {"max_new_tokens": 50_000, "min_new_tokens": 50_000}
-"""Of `endless`: minutes of work."""
+"""Parameters that keep `endless` busy for minutes."""
 
 
 def writer(name: str = "gpt2", **overrides: Any) -> ModelManager:
-    """A manager whose generator is a tiny model, computing as its reference was computed."""
+    """A manager whose generator is a tiny model, in the dtype of its reference."""
     return tiny(**{"generator_model": str(FIXTURES / name), "generator_dtype": "float32", **overrides})
+
+
+@pytest.fixture(scope="module")
+def gpt2() -> Iterator[ModelManager]:
+    """One `writer` for a whole file, for tests that do not look at its state."""
+    with writer() as manager:
+        yield manager
 
 
 @pytest.fixture
@@ -46,7 +55,7 @@ def make_writer() -> Iterator[Callable[..., ModelManager]]:
 
 
 def stretched(name: str, folder: Path, context: int) -> Path:
-    """A copy of a tiny model with another context: rotary positions are computed, so that any number will do."""
+    """A copy of a tiny model with another context; rotary positions allow any length."""
     shutil.copytree(FIXTURES / name, folder)
     config = folder / "config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "max_position_embeddings": context}))
@@ -55,7 +64,7 @@ def stretched(name: str, folder: Path, context: int) -> Path:
 
 @pytest.fixture(scope="session")
 def endless_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny Llama, which writes 100,000 tokens if it is let."""
+    """The tiny Llama with a context of 100,000 tokens."""
     return stretched("llama", tmp_path_factory.mktemp("endless") / "llama", 100_000)
 
 
@@ -77,14 +86,14 @@ def smollm2() -> str:
 
 
 def figures(manager: ModelManager) -> dict[str, Any]:
-    """What the generator has done since it was loaded."""
+    """The figures of the generator since it was loaded."""
     found = manager.stats()["slots"][SLOT]["generation"]
     assert found is not None
     return found
 
 
 def eventually(condition: Callable[[], bool], seconds: float = 20) -> None:
-    """Wait until `condition` holds: what another thread does after an answer has been given."""
+    """Wait until `condition` holds, for work of another thread that follows an answer."""
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end

@@ -1,4 +1,4 @@
-"""What the tests of the indexer share: an embedded Qdrant, and one that can be told to fail.
+"""Shared by the tests of the indexer: an embedded Qdrant, and one that fails on request.
 
 Every test session imports this file; qdrant-client is imported by the tests that use it.
 """

@@ -140,10 +140,14 @@ def test_submit_tells_once_and_from_another_thread(make_manager):
     assert len(calls) == 1
 
 
-def test_a_cancelled_ticket_is_silent(manager):
+@pytest.mark.parametrize("options", [{}, {"served_model": "m"}], ids=["submit", "submit_response"])
+def test_a_cancelled_ticket_is_silent(manager, options):
     calls = []
     manager.register("slow", ENGLISH_MODEL)
-    tickets = [manager.submit([f"{n} " + "words " * 100], lambda *told: calls.append(told), "slow") for n in range(200)]
+    submit = manager.submit_response if options else manager.submit
+    tickets = [
+        submit(f"{n} " + "words " * 100, lambda *result: calls.append(result), "slow", **options) for n in range(200)
+    ]
     cancelled = [ticket for ticket in tickets if ticket.cancel()]
     assert cancelled
     manager.embed("a text", "slow")
@@ -156,7 +160,7 @@ def test_a_cancelled_ticket_is_silent(manager):
     assert all(ticket.done for ticket in tickets)
 
 
-def test_a_failing_callback_harms_nobody(manager, monkeypatch):
+def test_a_failing_callback_harms_no_other_call(manager, monkeypatch):
     reported = []
     monkeypatch.setattr(sys, "unraisablehook", reported.append)
 

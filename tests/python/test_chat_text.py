@@ -1,4 +1,4 @@
-"""How the chatbot dresses prompts and judges answers."""
+"""How the chatbot formats prompts and scores answers."""
 
 from __future__ import annotations
 

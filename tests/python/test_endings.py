@@ -133,9 +133,9 @@ for n in range(6):
 def test_a_ticket_knows_its_end_after_everything_else_is_gone():
     run("""
 m = tiny()
-told = threading.Event()
-ticket = m.submit("a text", lambda *result: told.set(), model="english_sentence")
-assert told.wait(10)
+reported = threading.Event()
+ticket = m.submit("a text", lambda *result: reported.set(), model="english_sentence")
+assert reported.wait(10)
 del m
 gc.collect()
 assert ticket.done

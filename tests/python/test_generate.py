@@ -8,23 +8,7 @@ import threading
 
 import pytest
 from conftest import FIXTURES, reference
-from generators import (
-    CONTEXT,
-    GREEDY,
-    NAMES,
-    WITHOUT_END,
-    figures,
-    stretched,
-    writer,
-)
-
-TEXT = "Merhaba dünya"
-
-
-@pytest.fixture(scope="module")
-def gpt2():
-    with writer() as manager:
-        yield manager
+from generators import CONTEXT, GREEDY, NAMES, TEXT, WITHOUT_END, figures, stretched, writer
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 from conftest import ENGLISH_MODEL, run_python
-from generators import GPT2, GREEDY, SLOT, WITHOUT_END, eventually, figures, writer
+from generators import GPT2, GREEDY, SLOT, TEXT, WITHOUT_END, eventually, figures, writer
 from model_manager.errors import (
     ClosedError,
     InputError,
@@ -17,14 +17,7 @@ from model_manager.errors import (
     WaitTimeoutError,
 )
 
-TEXT = "Merhaba dünya"
 TURN = [{"role": "user", "content": "Merhaba"}]
-
-
-@pytest.fixture(scope="module")
-def gpt2():
-    with writer() as manager:
-        yield manager
 
 
 async def test_same_as_generate(gpt2):

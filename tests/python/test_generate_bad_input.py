@@ -8,7 +8,7 @@ import struct
 
 import pytest
 from conftest import ENGLISH_MODEL
-from generators import GPT2, GREEDY, SLOT, writer
+from generators import GPT2, GREEDY, SLOT, TEXT
 from model_manager.errors import (
     InputError,
     InvalidFileError,
@@ -17,14 +17,6 @@ from model_manager.errors import (
     NoGeneratorError,
     UnsupportedModelError,
 )
-
-TEXT = "Merhaba dünya"
-
-
-@pytest.fixture(scope="module")
-def gpt2():
-    with writer() as manager:
-        yield manager
 
 
 @pytest.fixture(autouse=True)

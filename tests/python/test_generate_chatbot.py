@@ -136,7 +136,7 @@ async def test_a_generator_that_cannot_be_loaded(make_writer, caplog, model):
             manager.generate_text_response(ENGLISH)
         assert manager.text_generator is None
         assert await manager.generate_huggingface_response(ENGLISH) in FALLBACK_ANSWERS
-    assert caplog.text.count("There is no text generator") == 1, "told once"
+    assert caplog.text.count("There is no text generator") == 1, "logged once"
 
 
 @pytest.mark.parametrize("message", [None, 7, "", "\ud800", "\0", "x" * 1_000_000])

@@ -6,18 +6,11 @@ import pickle
 
 import pytest
 from conftest import ENGLISH_MODEL, FIXTURES
-from generators import CONTEXT, GREEDY, SLOT, WITHOUT_END, figures, writer
+from generators import CONTEXT, GREEDY, SLOT, TEXT, WITHOUT_END, figures
 from model_manager.errors import InputError, NoGeneratorError
 from model_manager.handles.text_generator import NEW_TOKENS, TextGenerator
 
-TEXT = "Merhaba dünya"
 TURN = [{"role": "user", "content": "Merhaba"}]
-
-
-@pytest.fixture(scope="module")
-def gpt2():
-    with writer() as manager:
-        yield manager
 
 
 @pytest.fixture(scope="module")

@@ -42,7 +42,7 @@ def with_generator(manager, generator):
 def test_without_a_generator(manager, caplog):
     assert manager.text_generator is None
     assert manager.text_generator is None
-    assert caplog.text.count("no text generator") == 1, "told once"
+    assert caplog.text.count("no text generator") == 1, "logged once"
     with pytest.raises(RuntimeError, match=r"^Text generator not available$"):
         manager.generate_text_response("hello")
     with pytest.raises(ModelNotFoundError, match="turkish-gpt2-large"):

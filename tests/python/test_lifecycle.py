@@ -375,7 +375,7 @@ def test_overload_is_told_quickly(make_manager):
     def send(n):
         texts = [f"{n} {m} " + "long text " * 20 for m in range(10)]
         try:
-            manager.submit(texts, lambda *told: answers.append(told), "english_sentence")
+            manager.submit(texts, lambda *result: answers.append(result), "english_sentence")
         except OverloadedError as error:
             errors.append(str(error))
 

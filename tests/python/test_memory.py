@@ -159,10 +159,10 @@ def test_an_answer_as_json_that_finds_no_memory_is_told():
         LIMITED
         + """
 import queue
-told = queue.Queue()
+reported = queue.Queue()
 def ask(texts):
-    m.submit_response(texts, lambda *result: told.put(result), "english_sentence", served_model="m")
-    return told.get(timeout=20)
+    m.submit_response(texts, lambda *result: reported.put(result), "english_sentence", served_model="m")
+    return reported.get(timeout=20)
 body, tokens, error = ask(["a"] * 3000)
 assert len(body) > 500_000 and error is None
 texts = ["a"] * 60_000

@@ -63,7 +63,7 @@ def wait_for(condition):
 
 @contextmanager
 def occupied(server, manager):
-    """Has all four connections busy; gives what their callers are told. The server goes on at the end."""
+    """Keep all four connections busy; yield the results of their callers. The server continues at the end."""
     server.gate.clear()
     with ThreadPoolExecutor(4) as pool:
         try:
@@ -410,7 +410,7 @@ def test_token_counts_are_the_servers(server, remote):
         answers = []
         done = threading.Event()
         remote.submit_response(
-            inputs, lambda *told: (answers.append(told), done.set()), "remote", served_model="public", **options
+            inputs, lambda *result: (answers.append(result), done.set()), "remote", served_model="public", **options
         )
         assert done.wait(10)
         body, count, error = answers[0]
@@ -431,13 +431,13 @@ def test_what_only_a_local_model_can_do_is_refused(remote):
     with pytest.raises(InputError, match="takes texts"):
         remote.embed([[1, 2]], "remote")
     done = threading.Event()
-    told = []
+    reported = []
     remote.submit_response(
-        "a", lambda *answer: (told.append(answer), done.set()), "remote", served_model="m", truncate=False
+        "a", lambda *answer: (reported.append(answer), done.set()), "remote", served_model="m", truncate=False
     )
     assert done.wait(10)
-    assert isinstance(told[0][2], InputError)
-    assert "truncate" in str(told[0][2])
+    assert isinstance(reported[0][2], InputError)
+    assert "truncate" in str(reported[0][2])
 
 
 def test_wrong_sources_say_what_is_wrong(make_manager):

@@ -138,10 +138,10 @@ def test_mixed_and_other_types(shared, inputs, message):
 
 
 def test_submit_takes_ids(shared):
-    told = []
+    reported = []
     shared.embed([[2, 17, 3]], SLOT)
-    shared.submit([2, 17, 3], lambda *result: told.append(result), SLOT)
-    (vector, error) = told[0]
+    shared.submit([2, 17, 3], lambda *result: reported.append(result), SLOT)
+    (vector, error) = reported[0]
     assert error is None
     np.testing.assert_array_equal(vector, shared.embed([2, 17, 3], SLOT))
 
