@@ -1,4 +1,4 @@
-"""The server under test: in a thread on a free port, or as a process of its own."""
+"""The server under test: in a thread on a free port, or in its own process."""
 
 from __future__ import annotations
 

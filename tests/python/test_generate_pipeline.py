@@ -18,7 +18,7 @@ def pipeline(gpt2):
     return gpt2.text_generator
 
 
-def test_greedy_unless_told_otherwise(gpt2, pipeline):
+def test_greedy_by_default(gpt2, pipeline):
     answer = gpt2.generate(TEXT, **GREEDY, max_new_tokens=12)
     assert pipeline(TEXT, max_new_tokens=12) == [{"generated_text": TEXT + answer}]
     assert pipeline(TEXT, max_new_tokens=12, return_full_text=False) == [{"generated_text": answer}]
@@ -155,7 +155,7 @@ def test_how_it_looks(make_writer):
     handle(TEXT, max_new_tokens=4)
     html = handle._repr_html_()
     assert str(FIXTURES / "gpt2") in html
-    assert "1, 0 under way" in html or "under way" in html
+    assert "1, 0 running, 0 waiting" in html
     assert handle.task == "text-generation"
     assert handle.device == "cpu"
     manager.close()

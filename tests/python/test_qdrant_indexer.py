@@ -309,7 +309,7 @@ def test_threads_share_an_indexer(make_indexer, tmp_path):
             try:
                 indexer.add_documents(documents(60, start), batch_size=7)
                 indexer.search(f"document number {start}")
-            except Exception as error:  # noqa: BLE001  whatever it is, the test tells
+            except Exception as error:  # noqa: BLE001  the test reports every failure
                 errors.append(error)
 
         threads = [threading.Thread(target=work, args=(100 * n,)) for n in range(4)]

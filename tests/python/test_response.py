@@ -21,7 +21,7 @@ LONG = "many more words than the twenty-four tokens that this small model reads 
 
 
 def respond(manager, inputs, model=SLOT, **options):
-    """The parsed body and the tokens told beside it."""
+    """The parsed body and the reported tokens."""
     done, reported = threading.Event(), []
 
     def on_done(*result):

@@ -1,4 +1,4 @@
-"""Connections by hand: bodies that nobody reads, headers that never end, paths and methods of all kinds."""
+"""Connections by hand: bodies that no endpoint reads, headers that never end, paths and methods of all kinds."""
 
 from __future__ import annotations
 

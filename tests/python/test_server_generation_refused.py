@@ -175,7 +175,7 @@ def test_a_model_that_cannot_be_loaded(make_writer, serve):
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_overload(endless_server, stream):
-    """256 requests wait; the next is told to come back."""
+    """256 requests wait; the next one is refused."""
     manager = endless_server.manager
     under_way = [manager.stream(TEXT, **WITHOUT_END) for _ in range(16)]
     eventually(lambda: figures(manager)["active"] == 16)

@@ -107,7 +107,7 @@ async def test_a_client_that_leaves_takes_its_texts_along(serve, gate):
     server = serve()
     host, port = server.url.removeprefix("http://").split(":")
     _, writer = await asyncio.open_connection(host, int(port))
-    body = json.dumps({"input": "a text that nobody waits for"}).encode()
+    body = json.dumps({"input": "a text without a waiting client"}).encode()
     writer.write(HEAD + b"content-length: %d\r\n\r\n%s" % (len(body), body))
     await writer.drain()
     await asyncio.to_thread(until, lambda: server.service.waiting == 1)
