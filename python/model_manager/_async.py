@@ -91,7 +91,7 @@ def in_thread(function: Callable[..., Result], *args: Any) -> asyncio.Future[Res
                 error = caught
             on_done(result, error)
 
-        threading.Thread(target=work, name=f"model-manager-{function.__name__}", daemon=True).start()
+        threading.Thread(target=work, name=f"mm-{function.__name__}", daemon=True).start()
 
     future, _ = start(submit)
     # An error counts as retrieved even when the caller has stopped waiting.
@@ -299,7 +299,7 @@ class _Generation:
             threading.Thread(
                 target=self._submit_long,
                 args=(manager, prompt, model, params, on_event),
-                name="model-manager-prompt",
+                name="mm-prompt",
                 daemon=True,
             ).start()
         else:

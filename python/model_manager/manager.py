@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
     import numpy as np
     from numpy.typing import NDArray
-    from typing_extensions import Self
+    from typing_extensions import Self, Unpack
 
     from ._core import Config
-    from ._types import Inputs
+    from ._types import GenerationParams, Inputs
 
 BUILT_IN_SLOTS = ("turkish_sentence", "english_sentence", "text_generator")
 """The slots that every manager has from the start."""
@@ -59,7 +59,9 @@ class BaseManager(Manager):
         """
         return await aembed(self, texts, model, **options)
 
-    def generate(self, prompt: str | Sequence[Mapping[str, str]], model: str | None = None, **params: Any) -> str:
+    def generate(
+        self, prompt: str | Sequence[Mapping[str, str]], model: str | None = None, **params: Unpack[GenerationParams]
+    ) -> str:
         """The answer to `prompt` as text: `complete` without the figures. A text is continued, messages are answered.
 
         Without a length the answer has `Config.max_tokens` at most, without a temperature `Config.temperature` is used.
@@ -68,7 +70,9 @@ class BaseManager(Manager):
         """
         return self.complete(prompt, model, **params)["text"]
 
-    def chat(self, messages: Iterable[Mapping[str, str]], model: str | None = None, **params: Any) -> str:
+    def chat(
+        self, messages: Iterable[Mapping[str, str]], model: str | None = None, **params: Unpack[GenerationParams]
+    ) -> str:
         """The assistant's next turn, through the model's chat template; parameters and errors as for `complete`.
 
         `messages` have a ``role`` (system, user, assistant) and a ``content``. A call that only appends to an earlier
@@ -84,7 +88,9 @@ class BaseManager(Manager):
         """
         return (await acomplete(self, prompt, model, **params))["text"]
 
-    async def achat(self, messages: Iterable[Mapping[str, str]], model: str | None = None, **params: Any) -> str:
+    async def achat(
+        self, messages: Iterable[Mapping[str, str]], model: str | None = None, **params: Unpack[GenerationParams]
+    ) -> str:
         """`chat` for asyncio, see `agenerate`."""
         return (await acomplete(self, conversation(messages), model, **params))["text"]
 
@@ -96,7 +102,7 @@ class BaseManager(Manager):
         Wrong arguments raise here; errors of loading the model are raised with the first piece. `aclose`, or cancelling
         the task that waits for a piece, ends the answer within one token.
         """
-        return AsyncTextStream(self, prompt, model, params)
+        return AsyncTextStream(self, prompt, model, dict(params))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (restore, (type(self), self.config, self._registered))

@@ -98,7 +98,7 @@ async def test_long_prompts_take_turns(endless, monkeypatch, long):
     assert len(submitting.calls) == 2
     submitting.released.set()
     assert len(await asyncio.gather(*answers.values())) == 4
-    eventually(lambda: all(thread.name != "model-manager-prompt" for thread in threading.enumerate()))
+    eventually(lambda: all(thread.name != "mm-prompt" for thread in threading.enumerate()))
     assert given_up not in {prompt for _, prompt, *_ in submitting.calls}
 
 
