@@ -1,4 +1,4 @@
-# The only commands that people and CI need. Every target works on a fresh clone; what is up to date is not done again.
+# All commands that people and CI need. Every target works on a fresh clone, and skips what is up to date.
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
@@ -145,7 +145,7 @@ bench-peers: build models ## Against other packages, alternating in one run: thr
 	$(PY) benchmarks/server.py --peers
 
 .PHONY: bench-index
-bench-index: build models ## Indexing 10,000 passages beside embedding alone, and memory over 1,000,000 documents
+bench-index: build models ## Indexing 10,000 passages compared with embedding alone, and memory over 1,000,000 documents
 	$(PY) benchmarks/indexing.py
 	$(PY) benchmarks/indexing.py --memory 1000000
 
@@ -159,7 +159,7 @@ wheel: venv ## The wheel that users install: one for every Python from 3.10, int
 	@ls -l dist/*.whl | awk '{printf "%s: %.1f MB\n", $$NF, $$5 / 1e6}'
 
 .PHONY: clean
-clean: ## Remove what was built; the models stay
+clean: ## Remove all build results; the models stay
 	$(CARGO) clean
 	rm -rf $(VENV) dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find python tests examples scripts -name __pycache__ -prune -exec rm -rf {} +

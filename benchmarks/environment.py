@@ -16,7 +16,7 @@ PACKAGES = ("torch", "sentence-transformers", "onnxruntime", "openvino")
 
 
 def peers_location(suffix: str = "") -> Path:
-    """The peers' environment: MODEL_MANAGER_PEERS_VENV, else .venv-peers. With a suffix the one beside it."""
+    """The peers' environment: MODEL_MANAGER_PEERS_VENV, else .venv-peers, plus `suffix`."""
     location = Path(os.environ.get("MODEL_MANAGER_PEERS_VENV") or HERE.parent / ".venv-peers")
     return location.with_name(location.name + suffix)
 

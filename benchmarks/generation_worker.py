@@ -56,7 +56,7 @@ class Worker:
         return {"rate": statistics.median(rates)}
 
     def together(self, requests: int, tokens: int, repeats: int) -> dict[str, Any]:
-        """Tokens a second of several answers at once, all told, and of one alone, prompts included in both."""
+        """Tokens per second of several concurrent answers in total, and of a single one, prompts included in both."""
         if not isinstance(self.writer, writers.Ours):
             return {"rate": None, "alone": None}
         rates, alone = [], []

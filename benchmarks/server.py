@@ -1,18 +1,17 @@
 #!/usr/bin/env python3
-"""The server under load: cached answers, many clients with texts of their own, more than it can do, a long run.
+"""The server under load: cached answers, many clients with different texts, overload, a long run.
 
     python benchmarks/server.py [MODEL] [--requests N] [--clients N] [--soak N]
     python benchmarks/server.py [MODEL] [--requests N] [--clients N] --peers [--rounds N]
 
-The server is a process of its own on 127.0.0.1; this one sends, with as little work a request as Python allows. Time of
-the server's processor is shown beside the rate, since both share the machine's cores: 1 / "µs a request" is what one
-core can answer. Texts of their own are compared with `ModelManager.embed` over the same texts at once, in this
-process.
+The server is a separate process on 127.0.0.1; this process sends requests with as little work per request as Python
+allows. Both share the machine's cores, so the server's CPU time is shown next to the rate: 1 / "µs a request" is the
+rate of one core. Different texts are compared with one `ModelManager.embed` over the same texts in this process.
 
---peers measures texts of their own alone, beside infinity-emb with PyTorch: same client, same texts, same model folder.
-Each server runs alone, a new process each round, warmed up before it counts; the order turns by one each round.
-infinity-emb lives in a virtual environment of its own, made on first use: .venv-peers-server, or what
-MODEL_MANAGER_PEERS_VENV names with "-server" after it.
+--peers compares different texts with infinity-emb on PyTorch: same client, same texts, same model folder. Each server
+runs alone, in a new process per round, and is warmed up before the measurement; the order rotates by one each round.
+infinity-emb has its own virtual environment, created on first use: .venv-peers-server, or the one of
+MODEL_MANAGER_PEERS_VENV plus "-server".
 """
 
 import argparse
@@ -222,7 +221,7 @@ def vectors(server: Server, several: list[str]) -> Any:
 
 
 async def compare(arguments: argparse.Namespace) -> None:
-    """The table beside infinity-emb, with the targets."""
+    """The comparison with infinity-emb, with the targets."""
     python = environment.peers_python(environment.peers_location("-server"), "requirements-server.txt")
     model, clients, count = arguments.model, arguments.clients, max(1, arguments.requests // 10)
     own, peer, batched = "model_manager, served", "infinity-emb, served", "model_manager, in process"
@@ -258,8 +257,8 @@ async def compare(arguments: argparse.Namespace) -> None:
         ratios = [mine / its for mine, its in zip(rates[own], rates[other], strict=True)]
         low, high = min(ratios), max(ratios)
         ratio = statistics.median(ratios)
-        told = "reached" if ratio >= target else "missed"
-        print(f"{'to ' + other:28}{ratio:9.2f}{low:10.2f}{high:10.2f}{f'≥ {target:g}':>10}  {told}")
+        verdict = "reached" if ratio >= target else "missed"
+        print(f"{'to ' + other:28}{ratio:9.2f}{low:10.2f}{high:10.2f}{f'≥ {target:g}':>10}  {verdict}")
     print(f"\nlowest cosine between the two servers' vectors: {(found[own] * found[peer]).sum(axis=1).min():.5f}")
 
 
@@ -305,7 +304,9 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=20_000, help="cached ones; a quarter of them uncached")
     parser.add_argument("--clients", type=int, default=32, help="connections")
     parser.add_argument("--soak", type=int, default=0, help="requests of the long run; 0: none")
-    parser.add_argument("--peers", action="store_true", help="beside infinity-emb, a tenth of the requests each round")
+    parser.add_argument(
+        "--peers", action="store_true", help="compare with infinity-emb, with a tenth of the requests per round"
+    )
     parser.add_argument("--rounds", type=int, default=5, help="of --peers")
     arguments = parser.parse_args()
     uvloop.run(compare(arguments) if arguments.peers else measure(arguments))

