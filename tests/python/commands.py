@@ -1,4 +1,4 @@
-"""Running the command line in the tests: in this process, or in one of its own."""
+"""Running the command line in the tests: in this process or in a new one."""
 
 from __future__ import annotations
 

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trustme
 
-# Before the package is imported: no test may reach for a hub or see the settings of the person who runs it.
+# Before the package is imported: no test may contact a hub or see the developer's own settings.
 for _name in list(os.environ):
     if _name.startswith(("MODEL_MANAGER_", "HF_", "AI_", "SENTENCE_TRANSFORMERS_", "TRANSFORMERS_")):
         del os.environ[_name]
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["MODEL_MANAGER_DOTENV"] = "false"
-# A shell that runs the tests in the background has them ignore Ctrl-C, and so would every process that they start.
+# A shell that runs the tests in the background makes them, and every process that they start, ignore Ctrl-C.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ["HF_HOME"] = str(Path(tempfile.gettempdir()) / "model-manager-tests-no-such-cache")
@@ -37,7 +37,7 @@ FIXTURES = ROOT / "tests" / "fixtures"
 TURKISH_MODEL = str(FIXTURES / "xlmr")
 ENGLISH_MODEL = str(FIXTURES / "bert_wordpiece")
 DIMENSION = 32
-"""Of both models."""
+"""Dimensions of both models."""
 TURKISH_TEXT = "Bugün hava çok güzel, dışarı çıkalım mı?"
 ENGLISH_TEXT = "The weather is lovely today."
 
@@ -86,7 +86,7 @@ def shared() -> Iterator[ModelManager]:
 
 
 def real_model(name: str) -> str:
-    """Folder of a real model; without `make models` the test is skipped, except where CI says they must be there."""
+    """Folder of a real model. Without `make models` the test is skipped; in CI it fails."""
     folder = ROOT / ".models" / name
     if not (folder / "config.json").is_file():
         message = f"{folder} is missing: run `make models`"

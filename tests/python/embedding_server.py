@@ -1,4 +1,4 @@
-"""A server of embeddings on 127.0.0.1 that speaks Ollama's protocol and OpenAI's, TLS too, and fails on request."""
+"""An embedding server on 127.0.0.1 with Ollama's and OpenAI's protocols, optionally with TLS, that fails on request."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ WIDTH = 4
 
 
 def plain_vectors(texts: list[str]) -> np.ndarray:
-    """Vectors that tell texts apart; not normalised."""
+    """Different vectors for different texts; not normalised."""
     return np.array([[len(text), sum(text.encode()), len(text.split()), 1] for text in texts], np.float32)
 
 
@@ -67,7 +67,7 @@ class EmbeddingServer(ThreadingHTTPServer):
             super().handle_error(request, client_address)
 
     def certify(self, certificate: trustme.LeafCert) -> None:
-        """Shows this one from now on; connections that are open end with their next answer."""
+        """Use this certificate from now on; open connections end with their next answer."""
         self.tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         certificate.configure_cert(self.tls)
 

@@ -1,4 +1,4 @@
-"""What the tests of generation over HTTP share: servers, the SDK, requests by hand."""
+"""Shared by the tests of generation over HTTP: servers, the SDK, raw requests."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def events(response: httpx.Response) -> list[bytes]:
 
 
 def leave(server: Running, path: str, body: dict[str, Any], after: Callable[[socket.socket], object]) -> None:
-    """Send a request by hand and close the connection when `after(socket)` is done."""
+    """Send a raw request and close the connection when `after(socket)` returns."""
     content = orjson.dumps(body)
     host = server.url.removeprefix("http://")
     head = f"POST {path} HTTP/1.1\r\nhost: {host}\r\ncontent-type: application/json\r\n"

@@ -51,7 +51,7 @@ def entry(key: str, value: Any) -> bytes:
 
 
 def tensors() -> dict[str, NDArray[np.float32]]:
-    """The fixture's own, which are bfloat16."""
+    """The fixture's tensors, which are bfloat16."""
     raw = (FOLDER / "model.safetensors").read_bytes()
     length = struct.unpack("<Q", raw[:8])[0]
     found = {}

@@ -1,4 +1,4 @@
-"""Jinja2 set up as transformers sets it up for chat templates."""
+"""Jinja2 with the settings of transformers for chat templates."""
 
 from __future__ import annotations
 
@@ -51,6 +51,6 @@ def _compiled(source: str) -> jinja2.Template:
 
 
 def render(source: str, messages: list, **variables: Any) -> str:
-    """The prompt, as `apply_chat_template(..., tokenize=False)` makes it."""
+    """The prompt of `apply_chat_template(..., tokenize=False)`."""
     variables = {"tools": None, "documents": None, "add_generation_prompt": True, **variables}
     return _compiled(source).render(messages=messages, **variables)

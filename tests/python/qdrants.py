@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from qdrant_client import QdrantClient, models
 
 SLOT = "turkish_sentence"
-"""Its tiny model has no prompts."""
+"""The tiny model of this slot has no prompts."""
 
 
 def documents(count: int, start: int = 0) -> list[dict[str, Any]]:
@@ -31,7 +31,7 @@ def documents(count: int, start: int = 0) -> list[dict[str, Any]]:
 
 
 class FakeClient:
-    """The calls that the indexer makes, kept in a dictionary; `faults` are raised by the writes to come, in turn."""
+    """The calls of the indexer on a dictionary. The next writes raise `faults`, one each."""
 
     def __init__(self, keep: bool = True) -> None:
         self.keep = keep
@@ -86,7 +86,7 @@ def embedded(tmp_path: Any) -> Iterator[QdrantClient]:
 
 @pytest.fixture
 def make_indexer(shared: ModelManager) -> Callable[..., QdrantIndexer]:
-    """An indexer on the tiny model that pauses for nothing."""
+    """An indexer on the tiny model, without pauses between retries."""
     from model_manager.integrations.qdrant import Backoff, QdrantIndexer
 
     no_pause = Backoff(attempts=4, first=0, longest=0)

@@ -37,7 +37,7 @@ MODELS = (
     ServedModel("prompted", source=PROMPTS_MODEL),
 )
 SECONDS = 30
-"""That anything may take here."""
+"""The timeout of all waits."""
 
 
 @dataclass
@@ -83,7 +83,7 @@ def running(app: FastAPI) -> Iterator[Running]:
 
 
 def until(condition: Callable[[], object], seconds: float = SECONDS) -> None:
-    """Wait for what another thread or process does."""
+    """Wait for another thread or process."""
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end
@@ -111,7 +111,7 @@ def server() -> Iterator[Running]:
 
 
 def run_node(script: str, url: str, text: str) -> Any:
-    """What the client in JavaScript `tests/node/SCRIPT` finds out about the server at `url`, given `text`."""
+    """The output of the JavaScript client `tests/node/SCRIPT` for the server at `url` and `text`."""
     node = ROOT / "tests" / "node"
     if shutil.which("node") is None:
         pytest.skip("node is not installed")
@@ -135,7 +135,7 @@ def run_node(script: str, url: str, text: str) -> Any:
 
 
 class Process:
-    """A server as a process of its own."""
+    """A server in its own process."""
 
     def __init__(self, command: list[str], log: Path, **environment: str) -> None:
         self.log = log
@@ -151,7 +151,7 @@ class Process:
         return self.log.read_text(encoding="utf-8", errors="replace")
 
     def url(self, workers: int = 1) -> str:
-        """Where it listens, once all workers do."""
+        """Its address, once all workers listen."""
         where = re.compile(r"running on (http://127\.0\.0\.1:\d+)").search
         up = "Application startup complete"
         until(
@@ -162,7 +162,7 @@ class Process:
         return found[1]
 
     def stop(self, number: int = signal.SIGTERM) -> int:
-        """Ask it to end and wait; its exit code."""
+        """Send a signal and wait; the exit code."""
         self.popen.send_signal(number)
         return self.popen.wait(SECONDS)
 

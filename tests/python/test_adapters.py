@@ -1,4 +1,4 @@
-"""LangChain and LlamaIndex get the manager's own vectors, and their stores find by them."""
+"""LangChain and LlamaIndex get the manager's vectors, and their stores search with them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`aembed`: many at once, cancelled, failing, with no thread for each."""
+"""`aembed`: concurrent, cancelled and failing calls, without a thread per call."""
 
 from __future__ import annotations
 

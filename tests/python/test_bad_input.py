@@ -1,4 +1,4 @@
-"""Odd and hostile arguments: a clear error or a right answer, and the manager works on."""
+"""Odd and hostile arguments give a clear error or a correct answer, and the manager keeps working."""
 
 from __future__ import annotations
 

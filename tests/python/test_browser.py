@@ -1,4 +1,4 @@
-"""The status page in headless Chromium: what a person sees, in light and dark, on a phone, in Turkish, in trouble."""
+"""The status page in headless Chromium: light and dark, on a phone, in Turkish, and with failures."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from servers import MODELS, running
 
 pytestmark = pytest.mark.timeout(180)  # a browser on a busy machine
 PATIENCE = 30_000
-"""Milliseconds that the page may take to show something."""
+"""Milliseconds for the page to show a change."""
 
 
 def missing(reason):
@@ -33,7 +33,7 @@ def browser():
     if found is None:
         missing("there is no Chromium on the PATH")
     with sync_playwright() as playwright:
-        # Its sandbox refuses to run as root, which containers do; the pages are our own.
+        # Chromium's sandbox does not run as root, as in containers; the pages are trusted.
         chromium = playwright.chromium.launch(executable_path=found, args=["--no-sandbox", "--disable-dev-shm-usage"])
         yield chromium
         chromium.close()
@@ -41,7 +41,7 @@ def browser():
 
 @pytest.fixture(scope="module")
 def busy():
-    """A server whose models have worked, for tests that do not change it."""
+    """A server whose models were used, for tests that do not change it."""
     with (
         writer(cache_size=2000, memory_budget="300MB") as manager,
         running(create_app(ServerConfig(models=MODELS), manager)) as server,
@@ -55,7 +55,7 @@ def busy():
 
 
 class Page:
-    """One tab, and everything that it said and asked for."""
+    """One tab with its console messages and its requests."""
 
     def __init__(self, browser, server, path="/", **context):
         self.context = browser.new_context(**{"locale": "en-US", "viewport": {"width": 1280, "height": 900}, **context})
@@ -163,7 +163,7 @@ def test_loading_and_unloading_by_hand(visit, serve):
     page.tab.keyboard.press("Enter")
     page.wait("#notice", "tiny loaded")
     assert server.manager.is_loaded("tiny")
-    # The keyboard stays where it was, once the figures that show the load have come.
+    # The focus stays where it was after the update that shows the load.
     page.tab.get_by_role("button", name="Unload tiny", exact=True).wait_for()
     assert page.tab.evaluate("document.activeElement.getAttribute('aria-label')") == "Unload tiny"
     page.tab.get_by_role("button", name="Unload tiny", exact=True).click()
@@ -296,7 +296,7 @@ def test_dark_in_the_dark(visit, busy):
 def test_no_width_scrolls_sideways(visit, busy, width, locale):
     page = shown(visit(busy, locale=locale, viewport={"width": width, "height": 800}))
     assert page.tab.evaluate("document.documentElement.scrollWidth") <= width
-    # What is cut off would not scroll: every button and figure ends inside.
+    # Every button and figure must end inside the page, because the page does not scroll sideways.
     edges = page.tab.evaluate(
         "[...document.querySelectorAll('button, .figure, h1, h3, .note')].filter(node => node.checkVisibility())"
         ".map(node => node.getBoundingClientRect().right)"
@@ -389,7 +389,7 @@ def test_a_key_is_asked_for_once(visit, serve):
 
 
 def test_a_server_that_is_gone(visit, busy):
-    """The page says so, asks less and less often, and goes on when the server is back."""
+    """The page reports it, retries with growing pauses, and continues when the server is back."""
     page = shown(visit(busy))
     page.tab.route("**/api/status*", lambda route: route.abort())
     page.wait("#notice", "does not answer. Trying again in [24] sec")
@@ -435,7 +435,7 @@ def test_a_restarted_server_begins_anew(visit, serve):
 
 
 def test_under_a_prefix(visit):
-    """Inside another application, below a path of its choice."""
+    """Inside another application, below a path prefix."""
     from fastapi import FastAPI
     from model_manager.server import router
 

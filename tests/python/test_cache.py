@@ -1,4 +1,4 @@
-"""The embedding cache, seen through `embed`."""
+"""The embedding cache, tested through `embed`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`generate_embedding`: the call that the whole chatbot hangs on."""
+"""`generate_embedding`, the chatbot's central call."""
 
 from __future__ import annotations
 

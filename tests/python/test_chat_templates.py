@@ -1,4 +1,4 @@
-"""Chat templates: the text that Jinja2 makes as transformers sets it up, construct by construct."""
+"""Chat templates give the same text as Jinja2 with the settings of transformers, construct by construct."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ VARIABLES = {
 }
 
 CONSTRUCTS = (FOLDER / "constructs.txt").read_text()
-"""A construct a line."""
+"""One construct per line."""
 
 MULTILINE = (FOLDER / "multiline.txt").read_text()[:-1].split("\n----\n")
 

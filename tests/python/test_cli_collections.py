@@ -105,7 +105,7 @@ def _points(storage):
 
 
 def test_ctrl_c(tmp_path):
-    """While the input is still coming: exit code 130, and where it was."""
+    """An interrupt while input arrives: exit code 130, and a report of the progress."""
     process = start("index", "-c", "notes", "-b", "10", stdin=subprocess.PIPE)
     try:
         for n in range(35):

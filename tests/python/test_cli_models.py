@@ -97,7 +97,7 @@ def test_bench(command):
 
 @pytest.fixture(params=["plain", "TLS"])
 def server(request, authority):
-    """Of models, with a certificate that is trusted where it needs one."""
+    """A server of models, with TLS for one of the parameters."""
     if request.param == "TLS":
         request.getfixturevalue("trusted")
     certificate = authority.issue_cert("127.0.0.1") if request.param == "TLS" else None
@@ -106,7 +106,7 @@ def server(request, authority):
 
 
 def test_a_servers_model(command, server, monkeypatch):
-    """With every command that takes one."""
+    """Every command that takes a model accepts a server's."""
     done = command("embed", "-m", server.openai, "-f", "npy", stdin="one\ntwo words\n")
     assert done.code == 0, done.err
     vectors = plain_vectors(["one", "two words"])
@@ -155,7 +155,7 @@ def test_a_server_that_is_not_there(command, monkeypatch, name):
 
 
 def test_a_server_that_fails_while_it_indexes(command, tmp_path, monkeypatch):
-    """What was done is kept; the same call goes on there."""
+    """Written documents stay; the same call resumes the run."""
     monkeypatch.setattr(
         "model_manager.integrations.qdrant.indexer.Backoff", functools.partial(Backoff, attempts=2, first=0)
     )

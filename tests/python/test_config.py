@@ -1,4 +1,4 @@
-"""Settings: where they come from, what they may be."""
+"""Settings: their sources and their allowed values."""
 
 from __future__ import annotations
 

@@ -280,7 +280,7 @@ def test_tracker_can_be_used_alone():
 
 
 def test_settings_are_read_at_first_use_and_model_names_at_each_load():
-    """The host imports us first and fills its environment from a .env file afterwards."""
+    """The host imports this package first and loads its .env file afterwards."""
     code = """
 import os
 from model_manager import model_manager

@@ -1,4 +1,4 @@
-"""Settings that stand in the working directory's `.env` alone."""
+"""Settings from the working directory's `.env`."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def _quiet(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def expected(text: str) -> dict[str, str | None]:
-    """What python-dotenv itself makes of it."""
+    """The result of python-dotenv."""
     return dict(dotenv.main.DotEnv(None, stream=io.StringIO(text), override=False).dict())
 
 

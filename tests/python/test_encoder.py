@@ -20,7 +20,7 @@ def model(shared):
 
 @pytest.fixture(scope="module")
 def plain(shared):
-    """A model that does not normalise by itself."""
+    """A model without a normalisation."""
     shared.register("plain", str(FIXTURES / "bert_plain"), dtype="float32")
     return shared.get("plain")
 

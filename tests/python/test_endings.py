@@ -1,4 +1,4 @@
-"""The end of a manager in every way there is: dropped, closed, at exit, and while logging handlers call back into it.
+"""All ways in which a manager ends: dropped, closed, at exit, and while logging handlers call back into it.
 
 Each case runs in a process of its own: what it guards against is a process that hangs.
 """
@@ -11,7 +11,7 @@ import pytest
 from conftest import run_python
 
 SECONDS = 20
-"""For what takes one or two."""
+"""The timeout, in seconds, for work of one or two seconds."""
 
 START = """
 import sys, os, gc, threading, time, logging, random
@@ -72,7 +72,7 @@ for n in range(10):
 
 
 def test_a_manager_is_dropped_under_the_lock_of_a_logging_handler():
-    """Python's collector runs wherever it likes, also in a handler that the manager's threads wait for."""
+    """Python's garbage collector may run anywhere, also in a handler that the manager's threads wait for."""
     run("""
 def then(record):
     if threading.current_thread() is threading.main_thread():
@@ -145,7 +145,7 @@ assert ticket.cancel() is False
 
 @pytest.mark.parametrize("call", ["close()", "unload_all()", "stats()", "cleanup_idle()"])
 def test_a_logging_handler_calls_back(call):
-    """From whichever thread logs, the reaper's included, under the handler's lock, while others call too."""
+    """From any logging thread, including the reaper's, under the handler's lock, with concurrent calls."""
     run(f"""
 from model_manager.errors import ClosedError
 inside = threading.local()
@@ -257,7 +257,7 @@ for n in range(5):
 
 @pytest.mark.parametrize("busy", ["sum(range(1000))", "time.sleep(0.0005)"])
 def test_exit_while_a_loader_runs_python(busy):
-    """The loader's thread is in the middle of Python's code when the interpreter ends."""
+    """The loader's thread runs Python code when the interpreter ends."""
     process = run(
         f"""
 m = tiny()

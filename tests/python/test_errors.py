@@ -1,4 +1,4 @@
-"""The tree of errors: complete in both directions, catchable as built-ins, readable."""
+"""The exceptions: one for each error of the core, catchable as built-ins, with readable messages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`complete`, `generate`, `chat` and `stream`: the tokens of the references, and what every parameter does."""
+"""`complete`, `generate`, `chat` and `stream`: the tokens of the references, and the effect of every parameter."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_the_pieces_are_the_text(make_writer, name):
 
 
 def test_a_character_of_several_tokens_comes_whole(make_writer):
-    """Drawn at random, bytes of Turkish letters come one token at a time; no piece ends inside of a character."""
+    """Random sampling gives the bytes of Turkish letters one token at a time; no piece ends inside a character."""
     manager = make_writer("gpt2")
     several = 0
     for seed in range(60):
@@ -123,7 +123,7 @@ def test_a_character_of_several_tokens_comes_whole(make_writer):
         )
         pieces = list(stream)
         several += len(pieces) < stream.completion["completion_tokens"]
-        # Whole text decoded at once and decoded piece by piece are the same: nothing was cut.
+        # Decoding the whole text and decoding it in pieces give the same result.
         assert "".join(pieces) == stream.completion["text"]
         for piece in pieces:
             piece.encode()
@@ -138,7 +138,7 @@ def test_a_stream_ends_within_a_token(endless):
     rest = list(stream)
     answer = stream.completion
     assert answer["finish_reason"] == "cancelled"
-    # What was written between the pieces read and the cancelling is all there.
+    # The text that was written between the last piece and the cancellation is complete.
     assert 5 + len(rest) <= answer["completion_tokens"] < 5000
     assert figures(endless)["cancelled"] == 1
 

@@ -1,4 +1,4 @@
-"""`agenerate`, `achat`, `astream`: no thread for each, cancelled within a token, working while the model loads."""
+"""`agenerate`, `achat`, `astream`: no thread per call, cancelled within a token, available while the model loads."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ async def test_cancel_gives_what_was_written(endless):
 
 
 async def stopped(manager):
-    """The one generation under way has ended early, and the next is served."""
+    """The running generation ended early, and the next one is served."""
     await asyncio.to_thread(eventually, lambda: figures(manager)["cancelled"] == 1)
     assert figures(manager)["generated_tokens"] < 5000
     assert figures(manager)["active"] <= 1
@@ -171,7 +171,7 @@ async def test_the_load_has_a_timeout(make_writer):
     with pytest.raises(WaitTimeoutError):
         await stream.__anext__()
     release.set()
-    # The limit is the load's, not the answer's.
+    # The timeout applies to the load, not to the answer.
     assert await manager.agenerate(TEXT, max_new_tokens=3, timeout=30) is not None
 
 
@@ -201,7 +201,7 @@ def test_a_loop_closed_too_early_does_no_harm(endless):
 
 
 def test_the_interpreter_ends_after_an_answer():
-    """The generator's thread may be telling the end of the answer just then."""
+    """The generator's thread may be reporting the end of the answer at that moment."""
     code = f"""
 import asyncio
 from model_manager import ModelManager

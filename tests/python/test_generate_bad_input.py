@@ -1,4 +1,4 @@
-"""Wrong prompts, parameters and files: a clear error each, and the slot works on."""
+"""Wrong prompts, parameters and files give a clear error, and the slot keeps working."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from model_manager.errors import (
 
 @pytest.fixture(autouse=True)
 def works_on(request):
-    """After every error the generator of the module still writes what it wrote before."""
+    """After every error the generator of the module writes the same answer as before."""
     if "gpt2" not in request.fixturenames:
         yield
         return

@@ -1,4 +1,4 @@
-"""`generate_text_response` and `generate_huggingface_response` through a generator of ours, on the tiny GPT-2."""
+"""`generate_text_response` and `generate_huggingface_response` with a generator of this package, the tiny GPT-2."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ENGLISH = "What?"
 
 @pytest.fixture
 def roomy(make_writer, tmp_path):
-    """A context as large as a chatbot's models have; the tiny GPT-2 cannot have it, the tiny Llama can."""
+    """A context as large as in a chatbot's models, which the tiny Llama allows and the tiny GPT-2 does not."""
     return make_writer(generator_model=str(stretched("llama", tmp_path / "llama", 1024)))
 
 
@@ -80,7 +80,7 @@ def test_the_prompt_is_cut(roomy, monkeypatch):
 
 
 def test_the_answer_is_the_cleaned_text(roomy, monkeypatch):
-    """What is answered is exactly the model's text, cleaned: the same seed gives the same answer."""
+    """The answer is the model's text, cleaned: the same seed gives the same answer."""
     seen = spy(monkeypatch, roomy)
     monkeypatch.setitem(SAMPLING, "seed", 11)
     answer = roomy.generate_text_response(SHORT, max_length=60)
@@ -187,7 +187,7 @@ def test_warm_up(make_writer):
 
 
 def test_the_chatbots_own_lines():
-    """As the chatbot does it: the process-wide object, configured by the environment after the import."""
+    """The chatbot's way: the process-wide object, configured by the environment after the import."""
     code = f"""
 import asyncio, os
 from model_manager import model_manager

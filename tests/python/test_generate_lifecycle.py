@@ -89,7 +89,7 @@ async def test_unloading_lets_the_asynchronous_answer_finish(endless):
 
 @pytest.mark.parametrize("answers", [0, 1, 8])
 def test_closing_ends_every_answer_of_racing_callers(make_writer, answers):
-    """Before, during and after the load: each call ends finished or with `ClosedError`, whichever way it was made."""
+    """Before, during and after the load, calls of every kind finish or raise `ClosedError`."""
     manager = make_writer()
     length = {"max_new_tokens": 40, "min_new_tokens": 40}
     finished, closed = [], []
@@ -247,7 +247,7 @@ list(stream)
 assert manager.generate({TEXT!r}, do_sample=False, max_new_tokens=20) == expected
 print("both")
 """
-    # Python 3.12 warns of forks with threads, which is what is tested.
+    # Python 3.12 warns about forks with threads, which this test is about.
     assert run_python("import warnings; warnings.simplefilter('ignore')\n" + code).stdout == "both\n"
 
 

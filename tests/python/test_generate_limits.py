@@ -1,4 +1,4 @@
-"""What one request for text may take of time and memory, and what it learns of others."""
+"""Time and memory of one request for text, and its isolation from others."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def test_keys_and_values_count_in_the_budget(make_writer, endless_model):
     described = manager.describe_generator()
     assert manager.is_loaded("english_sentence")
     assert described["kv_limit"] == budget - weights
-    # An idle model makes room for a long answer, which has the memory that the weights leave.
+    # An idle model is evicted for a long answer, which may use the memory that the weights leave.
     long = described["context"] - 64
     answer = manager.complete(TEXT, **GREEDY, max_new_tokens=long, min_new_tokens=long)
     assert answer["completion_tokens"] == long
@@ -148,7 +148,7 @@ def test_what_is_kept_of_prompts_makes_room_for_a_model(make_writer, endless_mod
         sentence = probe.stats()["slots"]["english_sentence"]["bytes"]
     manager = make_writer(generator_model=str(endless_model), memory_budget=weights + sentence + 100_000)
     manager.load(SLOT)
-    # The last prompt's beginning is kept where the sentence model would lie.
+    # The kept beginning of the last prompt occupies the memory that the sentence model needs.
     manager.generate(TEXT, **GREEDY, max_new_tokens=400, min_new_tokens=400)
     eventually(lambda: figures(manager)["prefix_bytes"] > 100_000)
     manager.load("english_sentence")
@@ -176,6 +176,6 @@ def test_values_that_mean_off(make_writer):
         assert manager.complete(TEXT, **GREEDY, max_new_tokens=8, **params)["text"] == plain["text"]
     every = {"seed": 3, "temperature": 5.0, "max_new_tokens": 8}
     assert manager.generate(TEXT, top_k=-1, **every) == manager.generate(TEXT, top_k=0, **every)
-    # The likeliest token alone, as with temperature 0.
+    # Only the likeliest token, as with temperature 0.
     likeliest = manager.complete(TEXT, top_p=0, **every)
     assert (likeliest["tokens"], likeliest["seed"]) == (plain["tokens"], None)

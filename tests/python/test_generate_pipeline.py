@@ -1,4 +1,4 @@
-"""`text_generator`: called as a transformers text-generation pipeline is called."""
+"""`text_generator`: the calls of a transformers text-generation pipeline."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_greedy_by_default(gpt2, pipeline):
     answer = gpt2.generate(TEXT, **GREEDY, max_new_tokens=12)
     assert pipeline(TEXT, max_new_tokens=12) == [{"generated_text": TEXT + answer}]
     assert pipeline(TEXT, max_new_tokens=12, return_full_text=False) == [{"generated_text": answer}]
-    # The configured temperature is not a pipeline's.
+    # A pipeline does not use the configured temperature.
     sampled = pipeline(TEXT, max_new_tokens=12, do_sample=True, seed=3, return_full_text=False)
     expected = gpt2.generate(TEXT, max_new_tokens=12, do_sample=True, seed=3, temperature=1.0)
     assert sampled == [{"generated_text": expected}]
@@ -98,7 +98,7 @@ def test_a_prompt_that_leaves_no_room(pipeline):
         pipeline(TEXT, max_length=5)
     assert pipeline(TEXT, max_length=5, truncation=True) == [{"generated_text": TEXT}]
     assert pipeline(["Selam", TEXT], max_length=8, truncation=True)[1] == [{"generated_text": TEXT}]
-    # No length can make room for these.
+    # The prompt exceeds every length.
     for prompt in ("", "word " * CONTEXT):
         with pytest.raises(InputError, match="prompt"):
             pipeline(prompt, max_length=5, truncation=True)

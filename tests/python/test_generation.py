@@ -1,4 +1,4 @@
-"""Text generation by an object of the user's own: whatever a loader put into the generator's slot."""
+"""Text generation by a custom object that a loader put into the generator's slot."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ GOOD = "Bu sistem metinleri sayılara çevirir ve birbirine benzeyen metinleri b
 
 
 class Generator:
-    """A text-generation pipeline that writes down how it was called."""
+    """A text-generation pipeline that records its calls."""
 
     class tokenizer:  # noqa: N801
         eos_token_id = 42

@@ -1,4 +1,4 @@
-"""When a model is in memory: loading once, waiting, staying, leaving."""
+"""When a model is in memory: loading once, waiting, keep-alive, unloading."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from model_manager.errors import ClosedError, InputError, LoaderError, Overloade
 
 
 class Thing:
-    """Something that a loader returns: can be referenced weakly."""
+    """An object of a loader that supports weak references."""
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def small_switch_interval():
 
 
 def until(condition, seconds=10.0):
-    """Wait for another thread to get there."""
+    """Wait for another thread."""
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "did not happen in time"
@@ -308,7 +308,7 @@ def test_memory_budget_evicts_the_least_recently_used(make_manager, tmp_path):
     free = make_manager()
     free.register("pinned", small, dtype="float32")
     size = free.describe("english_sentence")["bytes"]
-    # What a model is taken to need until it is loaded: its weights, and twelve times its tokenizer's file.
+    # The estimate before a load: the weights, and twelve times the tokenizer's file.
     weights, tokenizer = (Path(ENGLISH_MODEL) / name for name in ("model.safetensors", "tokenizer.json"))
     expected = weights.stat().st_size + 12 * tokenizer.stat().st_size
     budget = free.describe("pinned")["bytes"] + size + size // 2 + expected
@@ -464,7 +464,7 @@ def test_stats_are_json(manager):
 
 
 def test_closing_tells_the_log_without_holding_what_other_calls_need():
-    """A handler runs with the interpreter: what it calls must not wait for the thread that closes."""
+    """A handler needs the interpreter, so its calls must not wait for the thread that closes."""
     code = """
 import logging, sys
 from model_manager import ModelManager

@@ -1,4 +1,4 @@
-"""Long texts: cut where that changes nothing, refused by length where all of them is wanted, never in others' way."""
+"""Long texts: cut where that changes nothing, refused by length where every token counts, never delaying others."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ODD = ["!?", "你好世界", "a", "the ", " ", "\n", "e\u0301", "🙂", "[MASK]"
 
 
 def whole(manager, text, **options):
-    """The answer for a text of which nothing may be cut, on its way."""
+    """The pending answer for a text that must not be cut."""
     future = Future()
 
     def on_done(result, _tokens, error):
@@ -39,7 +39,7 @@ def test_the_vector_is_that_of_the_beginning(shared, slot):
 
 
 def test_a_long_text_takes_little_memory():
-    """Ten million bytes without a blank: whole, they would take gigabytes."""
+    """Ten million bytes without a blank, which would take gigabytes as a whole."""
     run_python(
         f"""
 import resource

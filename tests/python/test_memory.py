@@ -1,4 +1,4 @@
-"""Unloading gives the memory back to the operating system."""
+"""Unloading returns memory to the operating system."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from conftest import run_python
 @pytest.mark.real
 @pytest.mark.timeout(180)
 def test_twenty_rounds_of_loading_and_unloading(minilm):
-    """Within 10 MB of before, a second after every round at most: threads that end give theirs back when they do.
+    """Within 10 MB of the start, at most a second after every round, because ending threads return memory late.
     A first round fills the allocators' own stores.
     """
     code = f"""
@@ -114,12 +114,12 @@ def still_works():
 
 
 PLAIN = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_ARENA_MAX": "1"}
-"""glibc gives large blocks back at once, and reserves nothing, so that only the limit decides what there is."""
+"""glibc returns large blocks at once and reserves nothing, so that only the limit decides."""
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_a_call_that_needs_more_memory_than_there_is_raises():
-    """Its copies of the texts, their numbers, and the array in turn; the rest of the process goes on."""
+    """The copies of the texts, their token ids, and the array fail in turn; the process goes on."""
     run_python(
         LIMITED
         + """
@@ -136,7 +136,7 @@ for more in (4, 18, 29, 55):
         assert "out of memory" in said, said
         still_works()
 ids = [[5]] * 2_000_000
-# What earlier calls freed may serve a small copy; 244 MB of vectors it cannot.
+# Memory freed by earlier calls may suffice for a small copy, but not for 244 MB of vectors.
 for more in (4, 55):
     with Within(more * MB):
         refused(lambda: m.embed(ids, "english_sentence"))
@@ -154,7 +154,7 @@ m.close()
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_an_answer_as_json_that_finds_no_memory_is_told():
-    """The vectors fit, and their text does not: the callback hears of it."""
+    """The vectors fit and their JSON does not: the callback gets the error."""
     run_python(
         LIMITED
         + """

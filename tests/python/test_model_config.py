@@ -1,4 +1,4 @@
-"""What a model's files ask for is done, or refused by name: never computed as if it were not there."""
+"""Every feature in a model's files is supported or refused by name, never ignored."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_modules_of_other_kinds_are_refused(make_manager, tmp_path, module, word
 
 @pytest.mark.parametrize("name", ["bert_dense", "bert_sharded", "qwen3_embedding"])
 def test_nulls_mean_absent(make_manager, tmp_path, name):
-    """A null for every key that has a default, in every file."""
+    """null for every key with a default, in every file."""
     folder = Path(shutil.copytree(FIXTURES / name, tmp_path / "m"))
     for file, keys in {
         "config.json": [
@@ -115,7 +115,7 @@ def test_nulls_mean_absent(make_manager, tmp_path, name):
 
 @pytest.mark.parametrize("flag", [{"is_causal": False}, {"use_bidirectional_attention": True}])
 def test_both_names_of_the_flag_attend_in_both_directions(make_manager, tmp_path, flag):
-    """That the vectors are right is test_parity's to see: here, that they are the same, and not the causal ones."""
+    """test_parity checks the vectors themselves; here they must be equal, and different from the causal ones."""
     manager = make_manager()
     causal = {"is_causal": None, "use_bidirectional_attention": None}
     manager.register("known", str(FIXTURES / "qwen3_bidirectional"))

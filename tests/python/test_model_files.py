@@ -1,4 +1,4 @@
-"""Broken and missing model files: each a clear error that names the file, and no slot is stuck with it."""
+"""Broken and missing model files give a clear error that names the file, and the slot recovers."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def folder(tmp_path):
 
 
 def fails(manager, folder, error, match):
-    """Loading raises `error`; after the files are mended the same slot works."""
+    """Loading raises `error`; when the files are repaired, the same slot works."""
     manager.register("model", str(folder), dtype="float32")
     for _ in range(2):
         with pytest.raises(error, match=match):
@@ -164,7 +164,7 @@ def test_a_folder_where_a_file_should_be(manager, folder):
 
 
 def with_a_large_table(folder, factor=1.0):
-    """Weights whose word embeddings are too large to be copied at the load; a file that was written long ago."""
+    """Weights whose word embeddings are too large to be copied at the load, in an old file."""
     config = json.loads((folder / "config.json").read_text())
     rows = 10_000
 
@@ -188,7 +188,7 @@ def with_a_large_table(folder, factor=1.0):
 
 
 def test_weights_that_are_overwritten_in_place(make_manager, folder, tmp_path):
-    """Neither a signal nor vectors of two files at once: the model is loaded anew."""
+    """No signal and no vectors from two files: the model is loaded again."""
     other = Path(shutil.copytree(folder, tmp_path / "other"))
     with_a_large_table(folder)
     with_a_large_table(other, factor=0.5)
@@ -218,7 +218,7 @@ def test_weights_that_are_overwritten_in_place(make_manager, folder, tmp_path):
 
 
 def test_weights_that_are_overwritten_under_every_batch(make_manager, folder):
-    """What is answered is right or a typed error, however reads and writes fall together."""
+    """Every answer is correct or a typed error, for any interleaving of reads and writes."""
     with_a_large_table(folder)
     path = folder / "model.safetensors"
     sound = path.read_bytes()
@@ -249,7 +249,7 @@ def test_weights_that_are_overwritten_under_every_batch(make_manager, folder):
 
 
 def test_nothing_is_written_to_the_terminal():
-    """Integers and truth values in a PyTorch file are no reason to."""
+    """Integers and booleans in a PyTorch file are not a reason to refuse it."""
     code = (
         "import sys; from model_manager import ModelManager; m = ModelManager();"
         "m.register('m', sys.argv[1]); m.embed('a', 'm')"

@@ -1,4 +1,4 @@
-"""Models that the chatbot's own libraries downloaded are found where those put them, without a network."""
+"""Models that the chatbot's libraries downloaded are found in their folders, without a network."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 BARE = "all-tiny-v1"
-"""Means sentence-transformers/all-tiny-v1."""
+"""The short name of sentence-transformers/all-tiny-v1."""
 
 
 def hub_layout(folder: Path, repo: str, source: str | Path) -> None:
-    """As huggingface_hub keeps a model, and so sentence-transformers since 2.3 and transformers."""
+    """The layout of huggingface_hub, transformers, and sentence-transformers since 2.3."""
     cached = folder / f"models--{repo.replace('/', '--')}"
     shutil.copytree(source, cached / "snapshots" / COMMIT)
     (cached / "refs").mkdir()
@@ -27,7 +27,7 @@ def hub_layout(folder: Path, repo: str, source: str | Path) -> None:
 
 
 def plain_layout(folder: Path, repo: str, source: str | Path) -> None:
-    """As sentence-transformers kept a model before."""
+    """The earlier layout of sentence-transformers."""
     shutil.copytree(source, folder / repo.replace("/", "_"))
 
 

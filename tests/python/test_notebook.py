@@ -1,4 +1,4 @@
-"""examples/quickstart.ipynb runs from the first cell to the last, and is committed as it ran."""
+"""examples/quickstart.ipynb runs from the first cell to the last, and is committed with its outputs."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def test_it_is_small_and_was_executed():
 
 @pytest.mark.real
 @pytest.mark.timeout(180)
-# The kernel is another process; what its client warns of is not ours.
+# The kernel is another process; warnings of its client are irrelevant here.
 @pytest.mark.filterwarnings("default")
 def test_it_runs(minilm, multilingual, smollm2, monkeypatch, tmp_path):
     nbformat = pytest.importorskip("nbformat")
     client = pytest.importorskip("nbclient")
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
     notebook = nbformat.read(PATH, as_version=4)
-    # The interpreter of the tests, whatever kernels are installed.
+    # The kernel must use the interpreter of the tests.
     notebook.metadata.kernelspec.name = "python3"
     resources = {"metadata": {"path": str(PATH.parent)}}
     client.NotebookClient(notebook, timeout=120, kernel_name="python3", resources=resources).execute()

@@ -1,4 +1,4 @@
-"""The vectors are sentence-transformers' own: every number within 1e-5, alone and in a batch."""
+"""The vectors equal those of sentence-transformers: every number within 1e-5, alone and in a batch."""
 
 from __future__ import annotations
 

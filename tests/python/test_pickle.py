@@ -1,4 +1,4 @@
-"""A manager travels by its configuration."""
+"""A manager is pickled by its configuration."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What needs a process of its own: import, exit, interrupts, forks."""
+"""Tests in a new process: import, exit, interrupts, forks."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_importing_loads_nothing_heavy():
 
 
 def test_importing_takes_little_beyond_the_interpreter_itself():
-    """The time is measured by `make bench-peers`; what it is made of is held here: logging and what that needs."""
+    """`make bench-peers` measures the time; this test limits the imported modules to logging and its imports."""
     process = run_python(
         "import sys; before = set(sys.modules)\n"
         "import model_manager.chatbot\n"
@@ -107,7 +107,7 @@ time.sleep(0.1)
 
 
 def interrupted(code):
-    """Send SIGINT after the process printed `ready`; (exit code, stderr, seconds it took to end)."""
+    """Send SIGINT after the process printed `ready`; (exit code, stderr, seconds until the end)."""
     process = subprocess.Popen(
         [sys.executable, "-c", code],
         stdout=subprocess.PIPE,

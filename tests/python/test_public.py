@@ -28,7 +28,7 @@ def test_version_and_types():
 
 
 def functions():
-    """Name and node; of overloads the last, which has the docstring."""
+    """Names and nodes. Of overloads the last one, which has the docstring."""
     found = {}
     for node in STUB.body:
         if isinstance(node, ast.FunctionDef):

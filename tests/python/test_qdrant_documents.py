@@ -1,4 +1,4 @@
-"""What becomes of one document: its point's id, its payload, its content hash, and what is refused."""
+"""One document: the id of its point, its payload, its content hash, and the cases that are refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The indexer when things go wrong: every document is indexed, skipped or in the report, whatever fails when."""
+"""The indexer with failures: every document is indexed, skipped or in the report, whatever fails."""
 
 from __future__ import annotations
 
@@ -174,7 +174,7 @@ def test_a_queue_that_is_full_for_a_while(make_manager, make_indexer, fake, monk
 
 
 def test_a_server_that_refuses_is_not_asked_again(make_manager, make_indexer, fake):
-    """Nor for each document apart: it is not they that are refused."""
+    """It is not retried for each document either, because no document is at fault."""
     manager, pauses = make_manager(), []
     with EmbeddingServer(lambda texts: np.ones((len(texts), DIMENSION), np.float32)) as server:
         manager.register("remote", server.ollama)
@@ -185,7 +185,7 @@ def test_a_server_that_refuses_is_not_asked_again(make_manager, make_indexer, fa
         asked = len(server.asked)
         server.faults[:] = [401] * 100
         report = indexer.add_documents(documents(6), batch_size=2)
-        # Batches that are under way together may travel together.
+        # Concurrent batches may share a request.
         assert asked < len(server.asked) <= asked + 3
     assert (report.indexed, report.failed, pauses) == (0, 6, [])
     assert all("access was refused" in failure.reason for failure in report.failures)
@@ -276,7 +276,7 @@ def test_the_input_is_read_as_it_is_needed(make_indexer, fake):
 
 
 def test_memory_does_not_grow_with_the_input(make_indexer):
-    """100 times as many documents take no more of it than the small change of caches."""
+    """100 times as many documents need no more memory, except for small caches."""
     indexer = make_indexer(FakeClient(keep=False))
     peaks = []
     for count in (100, 5000):
@@ -312,7 +312,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server():
-    """A web server with answers to give; its address is `url`."""
+    """A web server with prepared answers; its address is `url`."""
     with http.server.HTTPServer(("127.0.0.1", 0), _Handler) as made:
         made.answers, made.seen = [], []
         made.url = f"http://127.0.0.1:{made.server_port}"

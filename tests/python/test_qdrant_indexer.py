@@ -1,4 +1,4 @@
-"""The indexer with an embedded Qdrant: what is stored, what a second run does, what a search finds."""
+"""The indexer with an embedded Qdrant: stored points, a second run, search results."""
 
 from __future__ import annotations
 

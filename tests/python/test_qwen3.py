@@ -117,7 +117,7 @@ def test_a_gguf_file_is_a_whole_model(make_manager, model, tmp_path):
     assert (coded.max_seq_length, coded.get_sentence_embedding_dimension()) == (64, 32)
     rows = coded.encode(TEXTS[1:])
     np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-5)
-    # Texts that neither cuts: the folder's settings say 24 tokens, the file all 64.
+    # Texts that neither model cuts: the folder allows 24 tokens, the file 64.
     assert (rows * model.encode(TEXTS[1:])).sum(axis=1).min() > 0.999
     manager.register("alone", str(tmp_path))
     np.testing.assert_array_equal(manager.get("alone").encode(TEXTS[1:]), rows)

@@ -1,4 +1,4 @@
-"""The README and docs/ say what is true: examples run, tables are complete, commands exist, links lead somewhere."""
+"""The README and docs/ are correct: examples run, tables are complete, commands and link targets exist."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from servers import running
 
 PAGES = ["README.md", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md"))]
 EXAMPLES = [name for name in PAGES if "```pycon" in (ROOT / name).read_text(encoding="utf-8")]
-"""With examples that run as one session each."""
+"""Pages whose examples run as one session."""
 SERVED = ["README.md", "docs/server.md"]
-"""With examples against a server at this address."""
+"""Pages with examples for a server at one of these addresses."""
 ADDRESSES = ("http://127.0.0.1:8000", "localhost:8000")
 
 
@@ -46,7 +46,7 @@ def blocks(name, language):
 
 @pytest.fixture(scope="module")
 def address(minilm, smollm2):
-    """Where `make run-server` would listen."""
+    """A server like that of `make run-server`."""
     served = ServedModel("all-MiniLM-L6-v2", source=minilm)
     with (
         ModelManager(english_model=minilm, generator_model=smollm2) as manager,
@@ -113,7 +113,7 @@ def default(value):
 
 
 def table():
-    """The configuration table as it should be."""
+    """The expected configuration table."""
     rows = ["| setting | environment | default | meaning |", "|---|---|---|---|"]
     rows += [
         f"| `{field['name']}` | `{field['environment']}` | {default(field['default'])} | {field['doc']} |"

@@ -35,7 +35,7 @@ def server():
 
 @pytest.fixture
 def remote(server, make_manager):
-    """A manager whose slot ``remote`` is the server's model, in memory."""
+    """A manager whose loaded slot ``remote`` is the server's model."""
     manager = make_manager()
     manager.register("remote", server.ollama)
     manager.load("remote")
@@ -44,7 +44,7 @@ def remote(server, make_manager):
 
 
 def nowhere() -> str:
-    """A source that nobody answers at."""
+    """A source without a server."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         return f"ollama://127.0.0.1:{taken.getsockname()[1]}/model"
@@ -69,7 +69,7 @@ def occupied(server, manager):
         try:
             results = []
             for n in range(4):
-                # One by one: waiting texts would share a request.
+                # One by one, because waiting texts would share a request.
                 results.append(pool.submit(manager.embed, f"busy {n}", "remote"))
                 wait_for(lambda n=n: server.busy == n + 1)
             yield results
@@ -373,7 +373,7 @@ def test_a_server_that_dies_is_left_alone(make_manager):
         report = manager.stats()["slots"]["remote"]["remote"]
         assert report["circuit"] == "open"
         assert 0 < report["retry_seconds"] <= 5
-        # Loading anew does not forget it.
+        # Another load keeps the figures.
         manager.unload("remote")
         with pytest.raises(RemoteError, match="tried again in"):
             manager.load("remote")
@@ -404,7 +404,7 @@ def test_cancelled_texts_are_not_sent(server, remote):
 
 
 def test_token_counts_are_the_servers(server, remote):
-    """Exact for a text alone; shares of the request's count, which they sum to, for several."""
+    """Exact for a single text; for several texts, shares that add up to the count of the request."""
 
     def tokens(inputs, **options):
         answers = []

@@ -1,4 +1,4 @@
-"""A server's model over TLS: which certificates are trusted, and what is said of those that are not."""
+"""A server's model over TLS: trusted certificates, and the errors for others."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_a_companys_authority_is_trusted_when_it_is_named(make_manager, authorit
 
 
 def own_certificate(authority):
-    """What `openssl req -x509` makes: an authority's certificate in the hands of a server."""
+    """The result of `openssl req -x509`: a server that uses an authority's certificate."""
     return trustme.LeafCert(authority.private_key_pem.bytes(), authority.cert_pem.bytes(), [])
 
 
@@ -62,7 +62,7 @@ def own_certificate(authority):
 def test_a_certificate_that_is_not_trusted_is_told_at_once(
     make_manager, authority, trusted, monkeypatch, certify, words
 ):
-    """Also the tenth time: that the server is left alone for a while would hide what is wrong."""
+    """Also the tenth time, because an open circuit would hide the reason."""
     monkeypatch.setenv("MODEL_MANAGER_REMOTE_KEY", "sk-secret")
     manager = make_manager()
     with EmbeddingServer(certificate=certify(authority)) as server:
@@ -97,7 +97,7 @@ def test_tls_that_is_not_spoken_to_is_thought_of(make_manager, authority):
 
 
 def test_a_certificate_that_is_renewed_wrongly_fails_its_calls(make_manager, authority, trusted):
-    """While the model is in memory; the next right one ends it."""
+    """While the model is in memory, until the next valid certificate."""
     manager = make_manager(cache_size=0)
     good, expired = (authority.issue_cert("127.0.0.1", not_after=NOW + days * DAY) for days in (9, -1))
     with EmbeddingServer(certificate=good) as server:

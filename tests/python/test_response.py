@@ -114,7 +114,7 @@ def test_the_cache_knows_the_tokens_and_loads_nothing(manager):
     assert (json.loads(body), tokens) == first
     assert respond(manager, "one") == single
     assert not manager.is_loaded(SLOT)
-    # Also what `embed` has put there, and in calls that the cache answers in part.
+    # Also for vectors that `embed` cached, and in calls with some cached inputs.
     manager.embed("by embed", SLOT)
     manager.embed(["by embed too", "and this"], SLOT)
     expected = manager.count_tokens(["one", "by embed", "by embed too", "a new text"], SLOT)
@@ -126,7 +126,7 @@ def test_without_truncation_a_long_input_is_refused(manager):
     message = rf"input 1 has {count} tokens.* 24.*truncate=True"
     with pytest.raises(InputError, match=message):
         respond(manager, ["short", LONG, "short too"], prompt="query: ", truncate=False)
-    # The vector of the text that was cut is no answer either.
+    # The cached vector of the cut text is not an answer either.
     respond(manager, LONG, prompt="query: ")
     with pytest.raises(InputError, match=rf"input 0 has {count} tokens"):
         respond(manager, LONG, prompt="query: ", truncate=False)
@@ -172,7 +172,7 @@ def test_the_name_of_the_model_is_needed(shared):
 
 @pytest.mark.parametrize("encoding_format", ["float", "base64"])
 def test_a_body_is_written_without_the_gil(make_manager, encoding_format):
-    """Another thread runs on in the middle of a call that only writes a body from the cache."""
+    """Another thread runs during a call that only writes a body from the cache."""
     manager = make_manager(cache_size=100_000)
     texts = [f"text {n}" for n in range(2000)]
     manager.embed(texts, SLOT)
@@ -185,7 +185,7 @@ def test_a_body_is_written_without_the_gil(make_manager, encoding_format):
             time.sleep(0)
 
     interval = sys.getswitchinterval()
-    # Nobody is asked to let go of the GIL: the other thread runs only while this one has let go by itself.
+    # The interpreter does not switch threads by itself here: the other thread runs only while the GIL is released.
     sys.setswitchinterval(1000)
     thread = threading.Thread(target=watch)
     try:

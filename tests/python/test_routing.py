@@ -1,4 +1,4 @@
-"""Which model a text goes to. The detector is the chatbot's, defects included: its embeddings depend on it."""
+"""Routing of texts. The detector is the chatbot's, including its defects, because its embeddings depend on them."""
 
 from __future__ import annotations
 

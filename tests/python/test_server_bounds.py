@@ -1,4 +1,4 @@
-"""No request, however large or slow, keeps the others waiting or takes the server's memory."""
+"""No large or slow request delays the others or exhausts the server's memory."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ LONG = "kelime " * 50
 
 @pytest.fixture
 def long(monkeypatch):
-    """`LONG` is long enough for a thread of its own."""
+    """`LONG` is long enough to be submitted by its own thread."""
     monkeypatch.setattr(_async, "_LONG", 200)
 
 
 class Held:
-    """Makes a function wait until the test has seen what it wants; `entered` says that it was called."""
+    """A function that blocks until the test releases it; `entered` is set by its call."""
 
     def __init__(self, monkeypatch, owner, name):
         self.entered, self.released = threading.Event(), threading.Event()
@@ -40,7 +40,7 @@ class Held:
         monkeypatch.setattr(owner, name, held)
 
     def while_waiting(self, request, look):
-        """The answer to `request`, sent by another thread, while whose work `look` is called."""
+        """The answer to `request`, sent by another thread; `look` is called during its work."""
         answers = []
         thread = threading.Thread(target=lambda: answers.append(request()))
         thread.start()
@@ -54,7 +54,7 @@ class Held:
 
 
 def healthy(server):
-    """Looks, within less time than the held work is given."""
+    """A health check with a shorter timeout than the blocked work."""
     return lambda: server.client.get("/health", timeout=SECONDS / 3).raise_for_status()
 
 
@@ -180,7 +180,7 @@ def test_punctuation_in_texts_does_not_count(serve):
 
 
 def test_all_bodies_together(serve, monkeypatch):
-    """A request that is alone is served; another one meanwhile is asked to come back."""
+    """A single request is served; a concurrent one is refused."""
     server = serve(max_buffered_bytes=bodies.LARGE)
     body = {"input": "a text", "user": "x" * 2 * bodies.LARGE}
     parsing = Held(monkeypatch, bodies, "parse")

@@ -1,4 +1,4 @@
-"""What a page of a foreign site can make a browser do: nothing, unless the settings say so."""
+"""Foreign pages in a browser have no access, unless the settings allow it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ BODY = '{"input": "a", "prompt": "a", "messages": [{"role": "user", "content": "
     "content_type", [None, "", "text/plain", "application/x-www-form-urlencoded", "multipart/form-data", "text/json"]
 )
 def test_only_json_is_read(server, path, content_type):
-    """A browser sends every other type, and none, to any site without asking it first."""
+    """A browser sends other types, and bodies without one, to any site without a preflight request."""
     headers = {} if content_type is None else {"content-type": content_type}
     response = server.client.post(path, content=BODY, headers=headers)
     assert response.status_code == 415
@@ -88,7 +88,7 @@ def test_names_of_this_machine(server, host):
     "host", ["evil.example", "evil.example:8000", "localhost.evil.example", "127.0.0.1.evil.example"]
 )
 def test_foreign_names(server, host):
-    """After DNS rebinding a browser takes a foreign page and this server for one site, but sends the page's name."""
+    """After DNS rebinding a browser treats a foreign page and this server as one site, but sends the page's name."""
     for method, path in (("GET", "/v1/models"), ("GET", "/"), ("GET", "/openapi.json"), ("POST", "/v1/embeddings")):
         response = server.client.request(method, path, headers={"host": host})
         assert response.status_code == 403
@@ -158,7 +158,7 @@ def test_hosts_that_are_none(wrong):
 
 
 def test_the_preflight_of_an_sdk(serve, make_manager):
-    """OpenAI's SDK for browsers sends headers of its own, which differ between its versions."""
+    """OpenAI's SDK for browsers sends its own headers, which differ between versions."""
     server = serve(cors_origins=["https://a.example"])
     with openai.OpenAI(base_url=f"{server.url}/v1", api_key="any") as client:
         wanted = {name.lower() for name in client.default_headers if name.lower().startswith("x-stainless")}

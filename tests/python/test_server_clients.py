@@ -1,4 +1,4 @@
-"""Clients that exist: OpenAI's SDKs for Python and JavaScript, LangChain; schemathesis over the server's document."""
+"""Real clients: OpenAI's SDKs for Python and JavaScript, LangChain, and schemathesis on the OpenAPI document."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def client(server):
 
 @pytest.mark.parametrize("options", [{}, {"encoding_format": "float"}, {"encoding_format": "base64"}])
 def test_openai(server, client, options):
-    # Without a format the SDK asks for base64 and decodes it.
+    # By default the SDK requests base64 and decodes it.
     answer = client.embeddings.create(input=TEXTS, model="tiny", **options)
     found = [item.embedding for item in answer.data]
     if options.get("encoding_format") == "base64":
@@ -114,7 +114,7 @@ def test_openai_for_javascript(server):
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("key", [None, "secret"])
 def test_schemathesis(serve, tmp_path, key):
-    """Requests made from the document, right ones and wrong ones: no 5xx, and every answer as it is described."""
+    """Valid and invalid requests from the document: no 5xx, and every answer matches its description."""
     server = serve(models=MODELS[:1], api_keys=[] if key is None else [key])
     command = [
         sys.executable,
@@ -125,7 +125,7 @@ def test_schemathesis(serve, tmp_path, key):
         "--max-examples=20",
         "--generation-deterministic",
         "--no-color",
-        # Which prompts a model has, and which token ids, is not in the document: what fits it may be refused.
+        # The document does not list a model's prompts and token ids, so valid requests may be refused.
         "--exclude-checks=positive_data_acceptance",
         *([] if key is None else ["--header", f"Authorization: Bearer {key}"]),
     ]

@@ -1,4 +1,4 @@
-"""Connections by hand: bodies that no endpoint reads, headers that never end, paths and methods of all kinds."""
+"""Raw connections: bodies that no endpoint reads, endless headers, unusual paths and methods."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def connected(url):
 
 
 def rest(connection):
-    """Everything until the server closes."""
+    """All bytes until the server closes the connection."""
     received = b""
     with contextlib.suppress(ConnectionResetError):
         while chunk := connection.recv(4096):
@@ -59,7 +59,7 @@ def test_a_body_that_nobody_reads_does_not_keep_its_connection(serve, monkeypatc
     key = "authorization: Bearer secret\r\n" if expected == 405 else ""
     with connected(server.url) as connection:
         connection.sendall(HEAD.format(request_line, key + framing).encode())
-        # A byte now and then does not prolong it.
+        # Single bytes do not extend the timeout.
         received, end = b"", time.monotonic() + SECONDS
         connection.settimeout(0.05)
         while time.monotonic() < end:
@@ -163,7 +163,7 @@ def test_headers_that_are_too_large(process, tmp_path):
     path.write_text(SLOW.replace("MODEL", repr(ENGLISH_MODEL)).replace("0.5", "30"))
     head = HEAD.format("GET /health", "").encode()[:-2]
     with connected(process(str(path)).url()) as connection:
-        # Nothing is on its way any more when the server closes.
+        # All bytes have arrived when the server closes.
         connection.sendall(head.ljust(MAX_HEADER_BYTES + 1, b"x"))
         status, head, body = answer_of(rest(connection))
     assert (status, body["error"]["code"]) == (431, "headers_too_large")

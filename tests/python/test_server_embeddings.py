@@ -1,4 +1,4 @@
-"""`POST /v1/embeddings`: the manager's own vectors, in OpenAI's form, for everything that a request may say."""
+"""`POST /v1/embeddings`: the manager's vectors in OpenAI's form, for all fields of a request."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_dimensions_of_the_settings(serve):
     server = serve(models=[one, ServedModel("wrong", source=MODELS[0].source, dimensions=1024)])
     assert vectors(server.embed(input="a text")).shape == (1, 8)
     assert vectors(server.embed(input="a text", dimensions=4)).shape == (1, 4)
-    # The operator's mistake, not the client's.
+    # A mistake in the server's settings, not in the request.
     response = server.embed(input="a text", model="wrong")
     assert response.status_code == 503
     assert response.json()["error"]["code"] == "misconfigured"
@@ -181,7 +181,7 @@ def test_token_ids(server):
     response = server.embed(input=several)
     assert response.json()["usage"]["prompt_tokens"] == 5
     np.testing.assert_array_equal(vectors(response), server.manager.embed(several, "tiny"))
-    # No instruction stands in front of ids.
+    # Ids get no instruction.
     np.testing.assert_array_equal(
         vectors(server.embed(input=one, model="instructed"))[0], server.manager.embed(one, "instructed")
     )
@@ -193,7 +193,7 @@ def test_usage_is_exact_computed_and_cached(serve):
     for _ in range(2):
         assert server.embed(input=TEXTS).json()["usage"]["total_tokens"] == expected
     assert server.manager.cache_info()["hits"] == len(TEXTS)
-    # The instruction is read too.
+    # The tokens include the instruction.
     dressed = f"Say it:\n{ENGLISH_TEXT}"
     usage = server.embed(input=ENGLISH_TEXT, instruction="Say it:").json()["usage"]
     assert usage["prompt_tokens"] == server.manager.count_tokens(dressed, "tiny")

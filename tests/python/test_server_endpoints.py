@@ -1,4 +1,4 @@
-"""Models, health, figures, models in and out of memory; the settings; the endpoints inside another application."""
+"""Models, health, metrics, loading and unloading; the settings; the endpoints inside another application."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ JSON = {"content-type": "application/json"}
 
 
 def figures(server):
-    """Every figure of /metrics by (name, labels as sorted items)."""
+    """Every metric of /metrics by (name, labels as sorted items)."""
     response = server.client.get("/metrics")
     assert response.headers["content-type"].startswith("text/plain; version=")
     return {

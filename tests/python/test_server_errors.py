@@ -1,4 +1,4 @@
-"""Whatever is wrong with a request, the answer is OpenAI's error body with the right status, and never 5xx."""
+"""Every invalid request gets OpenAI's error body with the right status, never 5xx."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Many clients at once, clients that leave, more than can be done."""
+"""Many clients, clients that disconnect, and overload."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ HEAD = b"POST /v1/embeddings HTTP/1.1\r\nhost: localhost\r\ncontent-type: applic
 
 
 class Gate:
-    """Holds every computation of a manager back until it is opened."""
+    """Delays every computation of a manager until it is opened."""
 
     def __init__(self, monkeypatch):
         self.opened = threading.Event()
@@ -38,7 +38,7 @@ class Gate:
 
 
 class Held:
-    """A ticket whose answer has not been handed over."""
+    """A ticket whose answer was not delivered yet."""
 
     def __init__(self, ticket, gate):
         self.ticket = ticket

@@ -1,4 +1,4 @@
-"""`GET /` and `/api/status` as HTTP: who gets what, and whether the figures are the manager's."""
+"""`GET /` and `/api/status` as HTTP: content negotiation, and the manager's figures."""
 
 from __future__ import annotations
 
@@ -178,7 +178,7 @@ def test_the_history_goes_on_when_the_clock_is_set_back(make_manager, monkeypatc
     service = service_module.Service(ServerConfig(models=MODELS), make_manager())
 
     def sampled(seconds, at, since):
-        """The state after a sample so many seconds later, when the clock says `at`, for a page that knows the rest."""
+        """The status after a sample `seconds` later, with the clock at `at`, for a page that has all up to `since`."""
         clock.time, clock.monotonic = (lambda: at), (lambda: 50.0 + seconds)
         service.sample()
         return status_module.status_of(service, since)

@@ -1,4 +1,4 @@
-"""The server as a process: starting, several workers, ending while requests are under way."""
+"""The server as a process: start, several workers, shutdown with running requests."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def test_a_second_signal_ends_it_at_once(process, tmp_path, workers, number):
     server = process(script(tmp_path, SERVE, WORKERS=workers, MODEL=ENGLISH_MODEL))
     address = urlsplit(server.url(workers))
     with socket.create_connection((address.hostname, address.port)) as asking:
-        # A request whose body never comes: it is under way until the time to finish is over.
+        # A request without its body runs until the drain timeout.
         asking.sendall(
             b"POST /v1/embeddings HTTP/1.1\r\nhost: x\r\nauthorization: Bearer secret\r\ncontent-length: 9\r\n\r\n{"
         )

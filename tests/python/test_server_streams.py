@@ -1,4 +1,4 @@
-"""Streamed answers over HTTP, and clients that leave before their answer is complete."""
+"""Streamed answers over HTTP, and clients that disconnect before their answer is complete."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_the_bytes_of_a_stream(gpt2_server):
 
 @pytest.mark.parametrize("text", ["Çığ, göl, şiş: İıĞğÜüÖö", "👩‍👩‍👧‍👦 🇹🇷 👍🏽 e\u0301", "日本語"])
 def test_no_character_is_split(make_writer, serve, text):
-    """The tiny models write the bytes of a character as several tokens; every chunk is whole text all the same."""
+    """The tiny models write the bytes of a character as several tokens; every chunk is still whole text."""
     server = serve(make_writer("qwen3"))
     body = {"prompt": text, "temperature": 1.8, "top_k": 0, "max_tokens": 40}
     beyond_ascii = set()
@@ -50,7 +50,7 @@ def test_pieces_come_while_the_answer_is_written(endless_server):
 
 
 def test_an_error_in_the_middle_of_a_stream(gpt2_server, monkeypatch):
-    """It comes as an event, which the SDK raises."""
+    """The stream has an error event, which the SDK raises."""
     from model_manager.server.routes.generation import endpoints
 
     class Failing(endpoints.AsyncTextStream):

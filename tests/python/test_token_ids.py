@@ -1,4 +1,4 @@
-"""Token ids in the place of texts: read as they are, cut, checked, cached as ids."""
+"""Token ids in place of texts: read unchanged, cut, checked, cached as ids."""
 
 from __future__ import annotations
 
