@@ -8,14 +8,14 @@ use crate::{Error, Result};
 
 /// A device that this build supports and this machine has.
 #[derive(Debug, Clone)]
-pub(super) enum Place {
+pub(super) enum ComputeDevice {
     /// This crate's own kernels.
     Cpu,
     /// A GPU, through candle.
     Gpu(Device),
 }
 
-impl Place {
+impl ComputeDevice {
     /// The device chosen. `auto` is a GPU where the build supports one and the machine has it.
     ///
     /// # Errors
@@ -53,14 +53,14 @@ mod tests {
 
     #[test]
     fn the_cpu_is_always_there() {
-        assert_eq!(Place::of(DeviceChoice::Cpu).unwrap().name(), "cpu");
+        assert_eq!(ComputeDevice::of(DeviceChoice::Cpu).unwrap().name(), "cpu");
     }
 
     #[test]
     fn a_device_that_is_not_there_is_refused_by_name() {
         for choice in [DeviceChoice::Cuda, DeviceChoice::Mps] {
-            match Place::of(choice) {
-                Ok(place) => assert_eq!(place.name(), choice.as_str(), "this machine has one"),
+            match ComputeDevice::of(choice) {
+                Ok(device) => assert_eq!(device.name(), choice.as_str(), "this machine has one"),
                 Err(Error::Config { setting, value, .. }) => {
                     assert_eq!((setting.as_str(), value.as_str()), ("device", choice.as_str()));
                 }

@@ -1,12 +1,8 @@
 //! What one call embeds: texts, or token ids of the model's own vocabulary.
 
-use std::sync::Arc;
-
-use super::core::Core;
-use super::entry::{Entry, ModelInfo};
+use super::info::ModelInfo;
 use super::options::EmbedOptions;
 use crate::cache::Content;
-use crate::compute::memory::{push, reserve};
 use crate::models::{Bounds, Encoder};
 use crate::{Error, Result};
 
@@ -49,7 +45,7 @@ impl Inputs {
         }
     }
 
-    /// By which inputs are put in order: the greater, the more tokens.
+    /// A measure to sort inputs by: the greater, the more tokens.
     pub(super) fn length(&self, input: usize) -> usize {
         match self.get(input) {
             Content::Text(text) => text.len(),
@@ -57,7 +53,7 @@ impl Inputs {
         }
     }
 
-    /// Refuses what no model can answer under `options`, before anything is loaded.
+    /// Refuses inputs that no model can answer under `options`, before anything is loaded.
     pub(super) fn check(&self, options: &EmbedOptions) -> Result<()> {
         let Self::Tokens(ids) = self else { return Ok(()) };
         if options.prompt_name.is_some() || options.prompt.as_ref().is_some_and(|prompt| !prompt.is_empty()) {
@@ -73,43 +69,10 @@ impl Inputs {
         }
     }
 
-    /// Input numbers by slot, in order of first appearance.
-    pub(super) fn by_slot(&self, core: &Core, model: Option<&str>) -> Result<Vec<(Arc<Entry>, Vec<usize>)>> {
-        let all = || -> Result<Vec<usize>> {
-            let mut all = Vec::new();
-            reserve(&mut all, self.len())?;
-            all.extend(0..self.len());
-            Ok(all)
-        };
-        if let Some(name) = model {
-            return Ok(vec![(core.entry(name)?, all()?)]);
-        }
-        let texts = match self {
-            Self::Texts(texts) if !texts.is_empty() => texts,
-            Self::Tokens(ids) if !ids.is_empty() && core.settings().language_detection => {
-                return Err(Error::Input(
-                    "token ids belong to the vocabulary of one model and have no language to choose it by; name it: \
-                     embed(ids, model=...)"
-                        .into(),
-                ));
-            }
-            _ => return Ok(vec![(core.entry(core.preferred())?, all()?)]),
-        };
-        let mut groups: Vec<(Arc<Entry>, Vec<usize>)> = Vec::new();
-        for (number, text) in texts.iter().enumerate() {
-            let name = core.route(text);
-            match groups.iter_mut().find(|(entry, _)| entry.name == name) {
-                Some((_, order)) => push(order, number)?,
-                None => groups.push((core.entry(name)?, vec![number])),
-            }
-        }
-        Ok(groups)
-    }
-
-    /// What `known` puts before each of them.
-    pub(super) fn prompt<'a>(&self, known: &'a ModelInfo, options: &'a EmbedOptions) -> Result<&'a str> {
+    /// The prompt that is put before each of them.
+    pub(super) fn prompt<'a>(&self, info: &'a ModelInfo, options: &'a EmbedOptions) -> Result<&'a str> {
         match self {
-            Self::Texts(_) => known.prompt(options),
+            Self::Texts(_) => info.prompt(options),
             Self::Tokens(_) => Ok(""),
         }
     }

@@ -1,9 +1,14 @@
 //! What a caller may ask of one embedding call, and how a raw model output becomes the vector asked for.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use crate::cache::{Content, KeyRef};
 use crate::lifecycle::KeepAlive;
 use crate::{Error, Result};
+
+/// Called about every 50 ms of a wait; its error ends the wait. The Python binding checks for signals.
+pub type Check<'a> = &'a mut dyn FnMut() -> Result<()>;
 
 /// Parameters of one embedding call.
 #[derive(Debug, Clone)]
@@ -38,6 +43,13 @@ impl Default for EmbedOptions {
             timeout: None,
             keep_alive: None,
         }
+    }
+}
+
+impl EmbedOptions {
+    /// The cache key of `content` under these options: everything that changes the vector.
+    pub(super) fn key<'a>(&self, model: &'a Arc<str>, prompt: &'a str, content: Content<'a>) -> KeyRef<'a> {
+        KeyRef { model, content, prompt, normalized: self.normalize, dimensions: self.truncate_dim }
     }
 }
 

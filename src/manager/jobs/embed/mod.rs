@@ -2,34 +2,36 @@
 //!
 //! A job looks its inputs up in the cache, groups the rest by slot, waits for the slots, then tokenises and queues chunk
 //! by chunk: enough to keep the model busy, never so much that a list of a million texts is in memory as tokens.
-//! Whoever drives it calls [`Job::step`] when there is something to do: a synchronous caller on its own thread, which
-//! waits in between ([`Job::wait`]); an asynchronous call through the manager's [`Dispatcher`](super::dispatcher::Dispatcher).
+//! Two callers drive a job by [`Job::step`] when there is something to do: a synchronous caller on its own thread, which
+//! waits in between ([`Job::wait`]); an asynchronous call through the manager's dispatcher.
 
+mod embedder;
+mod limit;
 mod state;
 mod submit;
 mod wait;
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
-use super::core::Core;
-use super::dispatcher::{Task, Timed};
-use super::entry::{Entry, LoadedModel};
-use super::inputs::Inputs;
-use super::options::{EmbedOptions, dimensions};
+use super::super::dispatcher::{Task, Timed};
+use super::super::inputs::Inputs;
+use super::super::model::LoadedModel;
+use super::super::options::{EmbedOptions, dimensions};
+use super::super::registry::Entry;
 use crate::batching::{Cancel, Lane};
 use crate::lifecycle::Lease;
 use crate::sync::{Condvar, Mutex};
 use crate::{Error, Result};
 
-pub use state::Matrix;
-pub(super) use submit::LONG_TEXT;
+pub(in super::super) use self::embedder::Embedder;
+pub(in super::super) use self::limit::LONG_TEXT;
+use self::limit::Limit;
+pub use self::state::Matrix;
+use self::state::{Group, State};
 
-use state::{Group, State};
-use wait::Limit;
-
-/// Whether a job asks the cache, or its caller has just done so.
+/// Whether a job looks its inputs up in the cache, or its caller has just done so.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum LookUp {
+pub(in super::super) enum LookUp {
     Cache,
     Done,
 }
@@ -40,8 +42,8 @@ pub type OnDone = Box<dyn FnOnce(Result<Matrix>) + Send>;
 /// Calls of up to this many inputs go before bulk work.
 const INTERACTIVE_INPUTS: usize = 16;
 
-pub(super) struct Job {
-    core: Arc<Core>,
+pub(in super::super) struct Job {
+    embedder: Arc<Embedder>,
     options: EmbedOptions,
     inputs: Inputs,
     lane: Lane,
@@ -56,19 +58,31 @@ pub(super) struct Job {
 }
 
 impl Job {
-    /// Routes and looks up all inputs, and asks for the slots that are needed. Nothing is computed yet.
-    pub(super) fn start(
-        core: &Arc<Core>,
+    /// Starts a call: routes and looks up all inputs, and asks for the slots that are needed. Nothing is computed yet.
+    pub(in super::super) fn start(
+        embedder: &Arc<Embedder>,
+        inputs: Inputs,
+        options: EmbedOptions,
+        look_up: LookUp,
+        on_done: Option<OnDone>,
+    ) -> Result<Arc<Self>> {
+        embedder.count_request();
+        Self::begin(embedder, inputs, options, look_up, on_done)
+            .inspect_err(|error| embedder.count_refusal(error))
+    }
+
+    fn begin(
+        embedder: &Arc<Embedder>,
         inputs: Inputs,
         options: EmbedOptions,
         look_up: LookUp,
         on_done: Option<OnDone>,
     ) -> Result<Arc<Self>> {
         inputs.check(&options)?;
-        let groups = inputs.by_slot(core, options.model.as_deref())?;
-        let limit = Limit::of(&options, core);
+        let groups = embedder.router.group(&embedder.registry, &inputs, options.model.as_deref())?;
+        let limit = Limit::of(&options, embedder.registry.load_timeout());
         let job = Arc::new(Self {
-            core: Arc::clone(core),
+            embedder: Arc::clone(embedder),
             lane: if inputs.len() <= INTERACTIVE_INPUTS { Lane::Interactive } else { Lane::Bulk },
             options,
             inputs,
@@ -98,38 +112,38 @@ impl Job {
         }
         if let (true, Some(limit)) = (job.asynchronous, job.limit) {
             let timed: Arc<dyn Timed> = Arc::clone(&job) as _;
-            core.dispatcher().watch(limit.at, &timed)?;
+            embedder.dispatcher.watch(limit.at, &timed)?;
         }
         Ok(job)
     }
 
-    /// Gives the call up. True when its caller will not be told any more, false when it has been or is being told.
-    pub(super) fn cancel(self: &Arc<Self>) -> bool {
+    /// Gives the call up. True when its callback will not be called any more, false when it has been or is being called.
+    fn cancel(self: &Arc<Self>) -> bool {
         let cancelled = self.on_done.lock().take().is_some();
         Arc::clone(self).fail(Error::Cancelled);
         cancelled
     }
 
-    pub(super) fn is_done(&self) -> bool {
+    fn is_done(&self) -> bool {
         self.state.lock().outcome.is_some()
     }
 
-    /// Takes from the cache what is there; the rest makes a group. No inputs at all make an empty one, because the shape
-    /// of the answer is the model's.
+    /// Takes what the cache has; the other inputs make a group. A call without inputs makes an empty group, because the
+    /// model determines the shape of the result.
     fn look_up(&self, look_up: LookUp, entry: Arc<Entry>, mut inputs: Vec<usize>) -> Result<Option<Group>> {
-        let cache = self.core.cache();
-        if let Some(known) = entry.known() {
-            let dimensions = dimensions(known.width, self.options.truncate_dim)?;
-            let prompt = self.inputs.prompt(&known, &self.options)?;
+        let cache = &*self.embedder.cache;
+        if let Some(info) = entry.info() {
+            let dimensions = dimensions(info.width, self.options.truncate_dim)?;
+            let prompt = self.inputs.prompt(&info, &self.options)?;
             let mut state = self.state.lock();
-            // Only what the cache answers settles the width: a model that loads anew may be another one.
+            // Only a cached vector fixes the width: a model that is loaded again may be another one.
             let mut fitted = if inputs.is_empty() { state.fit(dimensions, 0) } else { Ok(()) };
             inputs.retain(|&input| {
                 if look_up == LookUp::Done || fitted.is_err() {
                     return true;
                 }
                 let content = self.inputs.get(input);
-                let Some(vector) = known.cached(cache, &self.options, prompt, content) else { return true };
+                let Some(vector) = info.cached(cache, &self.options, prompt, content) else { return true };
                 fitted = state.fit(dimensions, self.inputs.len());
                 if fitted.is_err() {
                     return true;
@@ -146,7 +160,7 @@ impl Job {
         } else if look_up == LookUp::Cache {
             cache.count_misses(inputs.len());
         }
-        entry.admit(inputs.len(), self.core.settings().max_queue)?;
+        entry.admit(inputs.len(), self.embedder.max_queue)?;
         // In place: a stable sort takes memory, and a refused allocation in it ends the process.
         inputs.sort_unstable_by_key(|&input| (std::cmp::Reverse(self.inputs.length(input)), input));
         Ok(Some(Group { entry, lease: None, admitted: inputs.len(), order: inputs, next: 0 }))
@@ -170,9 +184,9 @@ impl Job {
             drop(state);
             return Ok(());
         }
-        let known = Arc::clone(&lease.serving(&state.groups[group].entry.name)?.known);
-        self.inputs.prompt(&known, &self.options)?;
-        state.fit(dimensions(known.width, self.options.truncate_dim)?, self.inputs.len())?;
+        let info = Arc::clone(&lease.encoder(&state.groups[group].entry.name)?.info);
+        self.inputs.prompt(&info, &self.options)?;
+        state.fit(dimensions(info.width, self.options.truncate_dim)?, self.inputs.len())?;
         state.groups[group].lease = Some(lease);
         if state.finished == self.inputs.len() {
             state.outcome = Some(Ok(()));
@@ -181,13 +195,13 @@ impl Job {
         Ok(())
     }
 
-    /// Has whoever drives this job look at it.
+    /// Wakes the thread that drives this job.
     fn wake(self: &Arc<Self>) {
         if self.asynchronous {
             let task: Arc<dyn Task> = Arc::clone(self) as _;
-            let dispatcher = if self.is_long() { self.core.long_texts() } else { self.core.dispatcher() };
+            let dispatcher = self.embedder.dispatcher_of(self.is_long());
             if let Err(error) = dispatcher.push(task) {
-                // No thread could be had: end here, on this one.
+                // The system provides no thread: end here, on this one.
                 self.end(error);
                 self.conclude();
             }
@@ -196,7 +210,7 @@ impl Job {
         }
     }
 
-    /// Lets go of the models. Not on a worker's thread: the last lease may free a model.
+    /// Drops the leases. Not on a worker's thread: the last lease may free a model.
     fn release(&self) {
         let groups = std::mem::take(&mut self.state.lock().groups);
         drop(groups);
@@ -214,7 +228,7 @@ impl Job {
         })
     }
 
-    /// Sets the outcome of a call that has none yet. What is still queued need not be computed.
+    /// Sets the outcome of a call that has none yet. Inputs that are still queued are not computed.
     fn end(&self, error: Error) -> bool {
         {
             let mut state = self.state.lock();
@@ -227,7 +241,7 @@ impl Job {
         true
     }
 
-    /// Tells the asynchronous caller, once.
+    /// Calls the callback of an asynchronous caller, once.
     fn conclude(&self) {
         self.release();
         if let Some(on_done) = self.on_done.lock().take() {
@@ -236,11 +250,31 @@ impl Job {
     }
 }
 
+/// A request under way. It does not keep the request alive: its slots and threads do, until its callback is called.
+pub struct Ticket(Weak<Job>);
+
+impl Ticket {
+    pub(in super::super) fn new(job: &Arc<Job>) -> Self {
+        Self(Arc::downgrade(job))
+    }
+
+    /// Whether the result is there, or the request has failed or been cancelled.
+    #[must_use]
+    pub fn is_done(&self) -> bool {
+        self.0.upgrade().is_none_or(|job| job.is_done())
+    }
+
+    /// Gives the request up. True when its callback will not be called any more.
+    pub fn cancel(&self) -> bool {
+        self.0.upgrade().is_some_and(|job| job.cancel())
+    }
+}
+
 impl Task for Job {
     fn step(self: Arc<Self>) {
         if !self.is_done() {
             match self.pump(&mut || Ok(())) {
-                Ok(true) => return self.wake(), // others take their turn in between
+                Ok(true) => return self.wake(), // other calls take their turn in between
                 Ok(false) => {}
                 Err(error) => drop(self.end(error)),
             }

@@ -7,7 +7,7 @@ use std::thread;
 use super::*;
 use crate::config::{SystemHost, Value};
 use crate::generation::FinishReason;
-use crate::manager::{HostObject, Retention, Spec};
+use crate::manager::{HostObject, Manager, Retention, Spec};
 
 /// Long enough for any machine; reached only by a call that hangs.
 const PATIENCE: Duration = Duration::from_secs(120);

@@ -3,9 +3,11 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::dispatcher::Timed;
-use super::entry::LoadedModel;
-use super::{Check, Manager};
+use super::super::dispatcher::{Dispatcher, Timed};
+use super::super::model::LoadedModel;
+use super::super::options::Check;
+use super::super::registry::Registry;
+use super::super::spec::GENERATOR;
 use crate::generation::{
     Completion, Conversation, Deadline, Event, GenerationParams, Generator, OnEvent, PrefixScope, Prompt,
     Stream, Terms, Ticket,
@@ -35,7 +37,7 @@ impl OwnedPrompt {
     }
 }
 
-/// One generation's wishes about the slot rather than the text.
+/// Options of one generation that concern the slot, not the text.
 #[derive(Debug, Clone, Default)]
 pub struct GenerateOptions {
     /// Slot; `None`: `text_generator`.
@@ -50,6 +52,11 @@ pub struct GenerateOptions {
 }
 
 impl GenerateOptions {
+    /// The slot's name.
+    fn slot(&self) -> &str {
+        self.model.as_deref().unwrap_or(GENERATOR)
+    }
+
     /// The terms of a request that is made now.
     fn terms(&self) -> Terms {
         Terms { scope: self.prefix_scope, deadline: self.timeout.and_then(Deadline::after) }
@@ -112,7 +119,7 @@ pub struct GenerationTicket(Arc<Mutex<Stage>>);
 enum Stage {
     #[default]
     Loading,
-    EncoderBackend(Ticket),
+    Running(Ticket),
     Cancelled,
 }
 
@@ -120,7 +127,7 @@ impl GenerationTicket {
     /// Ends the generation within one token, or before it starts.
     pub fn cancel(&self) {
         let running = std::mem::replace(&mut *self.0.lock(), Stage::Cancelled);
-        if let Stage::EncoderBackend(ticket) = running {
+        if let Stage::Running(ticket) = running {
             ticket.cancel();
         }
     }
@@ -135,7 +142,7 @@ impl GenerationTicket {
             drop(stage);
             ticket.cancel();
         } else {
-            *stage = Stage::EncoderBackend(ticket);
+            *stage = Stage::Running(ticket);
         }
     }
 }
@@ -163,117 +170,75 @@ impl Timed for Waiting {
     }
 }
 
-impl Manager {
-    /// The generator of a slot, loaded if need be.
-    ///
-    /// # Errors
-    /// [`Error::NoGenerator`] when the slot holds something else; as [`Manager::load`].
-    pub fn generator(&self, options: &GenerateOptions, check: Check<'_>) -> Result<GeneratorLease> {
-        let name = options.model.as_deref().unwrap_or(super::GENERATOR);
-        let core = self.core()?;
-        let timeout = options.timeout.or_else(|| core.load_timeout());
-        let lease = core.entry_for_text(name)?.slot.acquire(timeout, check)?;
-        GeneratorLease::new(lease, options.keep_alive)
-    }
-
-    /// The whole answer to `prompt`, without the prompt.
-    ///
-    /// # Errors
-    /// [`Error::Input`] for a prompt or parameters that do not fit; those of [`Manager::generator`] and `check`.
-    pub fn generate(
-        &self,
-        prompt: &OwnedPrompt,
-        params: GenerationParams,
-        options: &GenerateOptions,
-        check: Check<'_>,
-    ) -> Result<Completion> {
-        let mut stream = self.stream(prompt, params, options, check)?;
-        while stream.next(check)?.is_some() {}
-        stream.completion().cloned().ok_or(Error::Cancelled)
-    }
-
-    /// The prompt that a generator's chat template makes of a conversation; `source` replaces its own template.
-    ///
-    /// # Errors
-    /// [`Error::Input`], [`Error::Unsupported`] as [`Generator::chat_text`]; those of [`Manager::generator`] and `check`.
-    pub fn chat_text(
-        &self,
-        conversation: &Conversation,
-        source: Option<&str>,
-        options: &GenerateOptions,
-        check: Check<'_>,
-    ) -> Result<String> {
-        let lease = self.generator(options, check)?;
-        let _computing = fork::computing();
-        lease.generator()?.chat_text(conversation, source)
-    }
-
-    /// The answer to `prompt` piece by piece.
-    ///
-    /// # Errors
-    /// As [`Manager::generate`].
-    pub fn stream(
-        &self,
-        prompt: &OwnedPrompt,
-        params: GenerationParams,
-        options: &GenerateOptions,
-        check: Check<'_>,
-    ) -> Result<TextStream> {
-        params.validate()?;
-        let terms = options.terms();
-        let lease = Arc::new(self.generator(options, check)?);
-        let _computing = fork::computing();
-        let held = Arc::clone(&lease);
-        let stream = lease.generator()?.stream(prompt.borrow(), params, terms, held, check)?;
-        Ok(TextStream { stream, _lease: lease })
-    }
-
-    /// The answer to `prompt` as events on another thread, the loading of the model included: `on_event` hears pieces,
-    /// then one [`Event::Done`]. That is [`Error::Timeout`] when it all takes too long; a load goes on.
-    ///
-    /// # Errors
-    /// What is known at once: wrong parameters, [`Error::UnknownModel`], [`Error::Closed`].
-    pub fn submit_generation(
-        &self,
-        prompt: OwnedPrompt,
-        params: GenerationParams,
-        options: &GenerateOptions,
-        on_event: OnEvent,
-    ) -> Result<GenerationTicket> {
-        params.validate()?;
-        let core = self.core()?;
-        let entry = core.entry_for_text(options.model.as_deref().unwrap_or(super::GENERATOR))?;
-        let terms = options.terms();
-        let limit = options.timeout.or_else(|| core.load_timeout());
-        let deadline = limit.and_then(|after| Instant::now().checked_add(after));
-        let waiting = Arc::new(Waiting {
-            slot: entry.name.clone(),
-            after: limit.unwrap_or_default(),
-            on_event: Mutex::new(Some(on_event)),
-        });
-        let ticket = GenerationTicket::default();
-        let (loading, running, keep_alive) = (Arc::clone(&waiting), ticket.clone(), options.keep_alive);
-        entry.slot.when_ready(Box::new(move |lease| {
-            if let Some(on_event) = loading.take() {
-                begin(lease, &prompt, params, terms, keep_alive, &running, on_event);
-            }
-        }));
-        if let Some(at) = deadline
-            && waiting.on_event.lock().is_some()
-        {
-            let timed: Arc<dyn Timed> = Arc::clone(&waiting) as _;
-            // Without a thread that watches, the call fails here, unless its model has come meanwhile.
-            if let Err(error) = core.dispatcher().watch(at, &timed)
-                && waiting.take().is_some()
-            {
-                return Err(error);
-            }
-        }
-        Ok(ticket)
-    }
+/// The generator of a slot, loaded if need be.
+pub(in super::super) fn lease(
+    registry: &Registry,
+    options: &GenerateOptions,
+    check: Check<'_>,
+) -> Result<GeneratorLease> {
+    let entry = registry.entry_for_text(options.slot())?;
+    let timeout = options.timeout.or(registry.load_timeout());
+    GeneratorLease::new(entry.slot.acquire(timeout, check)?, options.keep_alive)
 }
 
-/// Starts an asynchronous generation whose model is ready, or tells why it cannot.
+/// The answer to `prompt` piece by piece.
+pub(in super::super) fn stream(
+    registry: &Registry,
+    prompt: &OwnedPrompt,
+    params: GenerationParams,
+    options: &GenerateOptions,
+    check: Check<'_>,
+) -> Result<TextStream> {
+    params.validate()?;
+    let terms = options.terms();
+    let lease = Arc::new(lease(registry, options, check)?);
+    let _computing = fork::computing();
+    let held = Arc::clone(&lease);
+    let stream = lease.generator()?.stream(prompt.borrow(), params, terms, held, check)?;
+    Ok(TextStream { stream, _lease: lease })
+}
+
+/// The answer to `prompt` as events on another thread.
+pub(in super::super) fn submit(
+    registry: &Registry,
+    dispatcher: &Dispatcher,
+    prompt: OwnedPrompt,
+    params: GenerationParams,
+    options: &GenerateOptions,
+    on_event: OnEvent,
+) -> Result<GenerationTicket> {
+    params.validate()?;
+    let entry = registry.entry_for_text(options.slot())?;
+    let terms = options.terms();
+    let limit = options.timeout.or(registry.load_timeout());
+    let deadline = limit.and_then(|after| Instant::now().checked_add(after));
+    let waiting = Arc::new(Waiting {
+        slot: entry.name.clone(),
+        after: limit.unwrap_or_default(),
+        on_event: Mutex::new(Some(on_event)),
+    });
+    let ticket = GenerationTicket::default();
+    let (loading, running, keep_alive) = (Arc::clone(&waiting), ticket.clone(), options.keep_alive);
+    entry.slot.when_ready(Box::new(move |lease| {
+        if let Some(on_event) = loading.take() {
+            begin(lease, &prompt, params, terms, keep_alive, &running, on_event);
+        }
+    }));
+    if let Some(at) = deadline
+        && waiting.on_event.lock().is_some()
+    {
+        let timed: Arc<dyn Timed> = Arc::clone(&waiting) as _;
+        // Without a thread for the deadline the call fails here, unless its model is ready meanwhile.
+        if let Err(error) = dispatcher.watch(at, &timed)
+            && waiting.take().is_some()
+        {
+            return Err(error);
+        }
+    }
+    Ok(ticket)
+}
+
+/// Starts an asynchronous generation whose model is ready, or ends it with an error.
 fn begin(
     lease: Result<Lease<LoadedModel>>,
     prompt: &OwnedPrompt,
@@ -285,28 +250,28 @@ fn begin(
 ) {
     // Shared with the engine's callback, which may never be made.
     let on_event = Arc::new(Mutex::new(on_event));
-    let tell = |error: Error| (on_event.lock())(Event::Done(Err(error)));
+    let fail = |error: Error| (on_event.lock())(Event::Done(Err(error)));
     if ticket.is_cancelled() {
-        return tell(Error::Cancelled);
+        return fail(Error::Cancelled);
     }
     let lease = match lease.and_then(|lease| GeneratorLease::new(lease, keep_alive)) {
         Ok(lease) => Arc::new(lease),
-        Err(error) => return tell(error),
+        Err(error) => return fail(error),
     };
     let (held, events) = (Arc::clone(&lease), Arc::clone(&on_event));
     let submitted = lease.generator().and_then(|generator| {
         let _computing = fork::computing();
-        let told = Box::new(move |event| {
+        let on_event = Box::new(move |event| {
             // The callback keeps the model in memory until its last event.
             let _held = &held;
             (events.lock())(event);
         });
         let mut wanted = || if ticket.is_cancelled() { Err(Error::Cancelled) } else { Ok(()) };
-        generator.submit(prompt.borrow(), params, terms, told, &mut wanted)
+        generator.submit(prompt.borrow(), params, terms, on_event, &mut wanted)
     });
     match submitted {
         Ok(running) => ticket.run(running),
-        Err(error) => tell(error),
+        Err(error) => fail(error),
     }
 }
 

@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use super::inputs::Inputs;
 use super::options::EmbedOptions;
-use crate::batching::{Batcher, Chunk, Lane};
+use crate::batching::{Batcher, Chunk, Forward, Lane};
 use crate::cache::Content;
+use crate::compute::Packed;
 use crate::compute::memory::joined;
 use crate::models::{Bounds, Encoder, Pooling, SentenceConfig, Similarity};
 use crate::remote::RemoteEncoder;
@@ -48,7 +49,7 @@ impl EncoderBackend {
         }
     }
 
-    /// Bytes held in this process.
+    /// Bytes in this process.
     pub(super) fn memory_bytes(&self) -> u64 {
         match self {
             Self::Local { encoder, .. } => encoder.memory_bytes(),
@@ -64,8 +65,8 @@ impl EncoderBackend {
         }
     }
 
-    /// What the model's files say. Of a server's model only that its prompts are ours to give: what it does with a text
-    /// between the request and the vector is its own affair.
+    /// What the model's files say. A server's model has only its prompts here; how the server computes a vector is not
+    /// known.
     pub(super) fn config(&self) -> SentenceConfig {
         match self {
             Self::Local { encoder, .. } => encoder.config.clone(),
@@ -134,6 +135,17 @@ impl EncoderBackend {
                 Ok(Ready::Texts(remote, numbers.iter().map(text).collect::<Result<_>>()?))
             }
         }
+    }
+}
+
+impl Forward for Encoder {
+    fn width(&self) -> usize {
+        Encoder::width(self)
+    }
+
+    fn forward(&self, batch: &Packed<'_>, out: &mut [f32]) -> Result<()> {
+        let _computing = fork::computing();
+        self.encode(batch, out)
     }
 }
 

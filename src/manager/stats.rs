@@ -1,11 +1,13 @@
-//! What a manager tells of itself.
+//! What a manager reports: its slots, queues, cache and memory.
 
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use super::core::Core;
-use super::entry::{Entry, LoadedModel, ModelHandle, Spec};
-use super::running::EncoderBackend;
+use super::backend::EncoderBackend;
+use super::model::{LoadedModel, ModelHandle};
+use super::parts::Parts;
+use super::registry::Entry;
+use super::spec::Spec;
 use crate::batching::WorkDone;
 use crate::cache::CacheStatistics;
 use crate::compute::{Isa, Threads, memory};
@@ -20,7 +22,7 @@ pub struct Description {
     pub name: String,
     /// The source that was loaded.
     pub source: String,
-    /// Folder of the files in use, or where a server is asked.
+    /// Folder of the files in use, or the URL of a server.
     pub path: String,
     /// `model_type` of its config.json; ollama or openai for a server's model.
     pub architecture: String,
@@ -45,9 +47,9 @@ pub struct Description {
 }
 
 impl Description {
-    pub(super) fn new(name: &str, serving: &ModelHandle) -> Self {
-        let (running, config) = (&serving.running, &serving.known.config);
-        let (path, architecture, pooling, dtype) = match &**running {
+    pub(super) fn new(name: &str, handle: &ModelHandle) -> Self {
+        let (backend, config) = (&handle.backend, &handle.info.config);
+        let (path, architecture, pooling, dtype) = match &**backend {
             EncoderBackend::Local { encoder, .. } => (
                 encoder.path.display().to_string(),
                 encoder.architecture.clone(),
@@ -61,18 +63,18 @@ impl Description {
         };
         Self {
             name: name.to_owned(),
-            source: serving.source.clone(),
+            source: handle.source.clone(),
             path,
             architecture,
-            dimension: running.width(),
-            max_length: serving.known.max_length,
+            dimension: backend.width(),
+            max_length: handle.info.max_length,
             pooling,
             normalizes: config.normalize,
             similarity: config.similarity.name().to_owned(),
             prompts: config.prompts.clone().into_iter().collect(),
             default_prompt_name: config.default_prompt_name.clone(),
             dtype: dtype.to_owned(),
-            bytes: running.memory_bytes(),
+            bytes: backend.memory_bytes(),
         }
     }
 }
@@ -90,13 +92,13 @@ pub struct SlotReport {
     pub kind: &'static str,
     /// What a loaded generator has done since it was loaded.
     pub generation: Option<EngineStats>,
-    /// How its server has been doing, if it is a server's model that has been asked for.
+    /// The health of its server, if it is a server's model that has been asked for.
     pub remote: Option<HealthReport>,
     /// Never unloaded by idleness or budget.
     pub pinned: bool,
-    /// How long it stays after its latest use; `None`: for ever.
+    /// How long it stays after its latest use; `None`: without limit.
     pub keep_alive: Option<Duration>,
-    /// Memory held now.
+    /// Memory in use now.
     pub bytes: u64,
     /// Calls using it now.
     pub leases: usize,
@@ -108,7 +110,7 @@ pub struct SlotReport {
     pub last_error: Option<String>,
 }
 
-/// What the queues have done so far, summed over the models that are loaded now.
+/// What the queues have done so far, summed over all models.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct QueueReport {
     /// Texts waiting now.
@@ -151,15 +153,15 @@ pub struct ManagerStatistics {
 }
 
 impl ManagerStatistics {
-    pub(super) fn of(core: &Core) -> Self {
-        let entries = core.entries();
-        let slots: Vec<_> = entries.iter().map(|entry| slot(core, entry)).collect();
+    pub(super) fn of(parts: &Parts) -> Self {
+        let entries = parts.registry.all();
+        let slots: Vec<_> = entries.iter().map(|entry| slot(parts, entry)).collect();
         let queue = QueueReport {
             queued: slots.iter().map(|slot| slot.queued).sum(),
-            max_queue: core.settings().max_queue,
-            requests: core.counts.requests.load(Ordering::Relaxed),
-            rejected: core.counts.rejected.load(Ordering::Relaxed),
-            work: core.work().work(),
+            max_queue: parts.settings.max_queue,
+            requests: parts.embedder.requests(),
+            rejected: parts.embedder.rejected(),
+            work: parts.loader.counters().work(),
         };
         // Slots with the same files share one model, which counts once.
         let mut models = 0;
@@ -173,8 +175,8 @@ impl ManagerStatistics {
         }
         Self {
             queue,
-            tracker: core.tracker().statistics(),
-            cache: core.cache().statistics(),
+            tracker: parts.tracker.statistics(),
+            cache: parts.cache.statistics(),
             resident: memory::resident_bytes(),
             models,
             kv: slots
@@ -182,25 +184,25 @@ impl ManagerStatistics {
                 .filter_map(|slot| slot.generation.as_ref())
                 .map(|stats| stats.kv_bytes + stats.prefix_bytes)
                 .sum(),
-            budget: core.budget().limit(),
+            budget: parts.loader.budget().limit(),
             threads: Threads::global().count(),
             isa: Isa::from_env().map_or_else(|error| error.to_string(), |isa| isa.to_string()),
-            since_clean_up: core.reaper().since_cleanup(),
+            since_clean_up: parts.reaper.since_cleanup(),
             slots,
         }
     }
 }
 
-fn slot(core: &Core, entry: &Entry) -> SlotReport {
+fn slot(parts: &Parts, entry: &Entry) -> SlotReport {
     let status = entry.slot.status();
-    let loaded = entry.slot.inspect(|resident| resident.source().map(str::to_owned)).flatten();
-    let generation = entry.slot.inspect(|resident| resident.generator().ok().map(Generator::stats)).flatten();
+    let loaded = entry.slot.inspect(|model| model.source().map(str::to_owned)).flatten();
+    let generation = entry.slot.inspect(|model| model.generator().ok().map(Generator::stats)).flatten();
     let configured = || match &entry.spec {
-        Spec::Embedding(spec) => Some(spec.source.current(core)),
-        Spec::Generator(spec) => Some(spec.source.current(core)),
+        Spec::Embedding(spec) => Some(spec.source.current(parts.loader.host())),
+        Spec::Generator(spec) => Some(spec.source.current(parts.loader.host())),
         Spec::Object(_) => None,
     };
-    let reaper = core.reaper().settings();
+    let reaper = parts.reaper.settings();
     let keep_alive = match status.options.keep_alive {
         Some(KeepAlive::For(duration)) => Some(duration),
         Some(KeepAlive::Forever) => None,
@@ -208,7 +210,7 @@ fn slot(core: &Core, entry: &Entry) -> SlotReport {
     };
     let source = loaded.or_else(configured);
     let address = source.as_deref().filter(|source| Address::is_meant(source)).map(Address::parse);
-    let health = address.and_then(Result::ok).and_then(|address| core.known_health(&address));
+    let health = address.and_then(Result::ok).and_then(|address| parts.loader.healths().known(&address));
     SlotReport {
         name: entry.name.clone(),
         state: match status.state {

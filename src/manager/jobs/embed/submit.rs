@@ -1,45 +1,45 @@
-//! From the inputs of a job to its rows: tokenise, queue, store.
+//! From the inputs of a job to its rows: tokenize, queue, store.
 
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::super::dispatcher::Task;
-use super::super::entry::{Entry, ModelHandle, ModelInfo};
-use super::super::options::{dimensions, finish};
+use super::super::super::dispatcher::Task;
+use super::super::super::info::ModelInfo;
+use super::super::super::model::ModelHandle;
+use super::super::super::options::{dimensions, finish};
+use super::super::super::registry::Entry;
 use super::Job;
+use super::limit::LONG_TEXT;
 use crate::batching::{Chunk, Rows};
 use crate::cache::Vector;
 use crate::models::Bounds;
 use crate::{Error, Result};
 
-/// Inputs tokenised between two looks at the queue: some milliseconds of work.
+/// Inputs tokenized between two checks of the queue: some milliseconds of work.
 const CHUNK_INPUTS: usize = 64;
-/// Bytes of text tokenised between two looks, and of a text that is long: other calls do not wait for it.
-pub(in super::super) const LONG_TEXT: usize = 64 << 10;
-
-/// Some inputs of one slot on their way through its model.
+/// Inputs of one slot that its model computes.
 struct Fed {
     entry: Arc<Entry>,
-    known: Arc<ModelInfo>,
+    info: Arc<ModelInfo>,
     inputs: Vec<usize>,
-    /// What they take of the window.
+    /// The part of the window that they take.
     weight: usize,
 }
 
 impl Job {
-    /// Tokenises and queues one more chunk, if the queue wants one. Returns whether there may be more to do. `check` is
+    /// Tokenizes and queues one more chunk, if the queue wants one. Returns whether there may be more to do. `check` is
     /// asked between the parts of a long text; its error, or the end of the call, ends the work.
     pub(super) fn pump(self: &Arc<Self>, check: &mut dyn FnMut() -> Result<()>) -> Result<bool> {
-        let Some((serving, entry, inputs)) = self.next_chunk() else { return Ok(false) };
-        let ModelHandle { running, known, .. } = serving;
-        let prompt = self.inputs.prompt(&known, &self.options)?;
+        let Some((handle, entry, inputs)) = self.next_chunk() else { return Ok(false) };
+        let ModelHandle { backend, info, .. } = handle;
+        let prompt = self.inputs.prompt(&info, &self.options)?;
         let mut wanted = || if self.is_done() { Err(Error::Cancelled) } else { check() };
-        let max_bytes = self.core.settings().max_text_bytes;
+        let max_bytes = self.embedder.max_text_bytes;
         let mut bounds = Bounds { max_bytes, check: &mut wanted };
-        let ready = running.prepare(&self.inputs, &inputs, prompt, &self.options, &mut bounds)?;
-        let (rows, width, weight) = (inputs.len(), known.width, ready.weight(self.window()));
+        let ready = backend.prepare(&self.inputs, &inputs, prompt, &self.options, &mut bounds)?;
+        let (rows, width, weight) = (inputs.len(), info.width, ready.weight(self.embedder.window));
         self.state.lock().in_flight += weight;
-        let (job, fed) = (Arc::clone(self), Fed { entry, known: Arc::clone(&known), inputs, weight });
+        let (job, fed) = (Arc::clone(self), Fed { entry, info: Arc::clone(&info), inputs, weight });
         let done = Box::new(move |result: Result<Rows>| match result {
             Ok(rows) => job.store(&fed, &rows),
             Err(error) => Task::fail(job, error),
@@ -48,20 +48,15 @@ impl Job {
         Ok(true)
     }
 
-    /// Tokens that may be queued or computed at a time.
-    fn window(&self) -> usize {
-        3 * self.core.batch_tokens()
-    }
-
-    /// The next inputs to tokenise, unless enough are in flight.
+    /// The next inputs to tokenize, unless enough are in flight.
     fn next_chunk(&self) -> Option<(ModelHandle, Arc<Entry>, Vec<usize>)> {
         let mut state = self.state.lock();
-        if state.outcome.is_some() || state.in_flight >= self.window() {
+        if state.outcome.is_some() || state.in_flight >= self.embedder.window {
             state.runnable = false;
             return None;
         }
         let found = state.groups.iter_mut().find_map(|group| {
-            let serving = group.lease.as_ref()?.serving(&group.entry.name).ok()?.clone();
+            let handle = group.lease.as_ref()?.encoder(&group.entry.name).ok()?.clone();
             let most = group.order.len().min(group.next + CHUNK_INPUTS);
             let mut bytes = 0;
             let fits = group.order[group.next..most].iter().take_while(|&&input| {
@@ -71,13 +66,13 @@ impl Job {
             let end = (group.next + fits.count().max(1)).min(most);
             let next: Range<usize> = group.next..end;
             group.next = next.end;
-            (!next.is_empty()).then(|| (serving, Arc::clone(&group.entry), group.order[next].to_vec()))
+            (!next.is_empty()).then(|| (handle, Arc::clone(&group.entry), group.order[next].to_vec()))
         });
         state.runnable = found.is_some();
         found
     }
 
-    /// Whether the next input takes long to tokenise.
+    /// Whether the next input takes long to tokenize.
     pub(super) fn is_long(&self) -> bool {
         let state = self.state.lock();
         let mut waiting = state.groups.iter().filter(|group| group.lease.is_some());
@@ -85,21 +80,21 @@ impl Job {
         state.outcome.is_none() && next.is_some_and(|&input| self.inputs.length(input) > LONG_TEXT)
     }
 
-    /// On the worker's thread: stores rows, keeps them in the cache, and says so.
+    /// On the worker's thread: stores rows, puts them into the cache, and wakes the driver of the job.
     fn store(self: &Arc<Self>, fed: &Fed, rows: &Rows) {
-        let Fed { entry, known, inputs, weight } = fed;
-        let prompt = self.inputs.prompt(known, &self.options).unwrap_or_default();
-        let width = dimensions(known.width, self.options.truncate_dim).unwrap_or(known.width);
+        let Fed { entry, info, inputs, weight } = fed;
+        let prompt = self.inputs.prompt(info, &self.options).unwrap_or_default();
+        let width = dimensions(info.width, self.options.truncate_dim).unwrap_or(info.width);
         let mut vectors = vec![0.0; inputs.len() * width];
-        let caching = self.core.settings().cache_size > 0;
+        let caching = self.embedder.caching;
         let outs = vectors.chunks_exact_mut(width);
         for (((row, out), &input), &tokens) in
-            rows.values.chunks_exact(known.width).zip(outs).zip(inputs).zip(&rows.tokens)
+            rows.values.chunks_exact(info.width).zip(outs).zip(inputs).zip(&rows.tokens)
         {
             finish(row, self.options.normalize, out);
             if caching {
-                let key = self.options.key(&known.identity, prompt, self.inputs.get(input));
-                self.core.cache().insert(&key, Vector::new(&*out, tokens));
+                let key = self.options.key(&info.identity, prompt, self.inputs.get(input));
+                self.embedder.cache.insert(&key, Vector::new(&*out, tokens));
             }
         }
         {

@@ -1,39 +1,19 @@
-//! Waiting for a job, and for how long.
+//! Waiting for a job.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::super::core::Core;
-use super::super::options::EmbedOptions;
-use super::{Job, Matrix};
+use super::Job;
+use super::state::Matrix;
 use crate::{Error, Result};
 
-/// How often a waiting caller looks for signals of its host.
+/// How often a waiting caller runs its check.
 const CHECK_EVERY: Duration = Duration::from_millis(50);
-
-/// When a call's time is over.
-#[derive(Clone, Copy)]
-pub(super) struct Limit {
-    pub(super) at: Instant,
-    after: Duration,
-    /// The configured limit is one for loading only; a caller's own is one for everything.
-    load_only: bool,
-}
-
-impl Limit {
-    pub(super) fn of(options: &EmbedOptions, core: &Core) -> Option<Self> {
-        let (after, load_only) = match options.timeout {
-            Some(timeout) => (timeout, false),
-            None => (core.load_timeout()?, true),
-        };
-        Some(Self { at: Instant::now().checked_add(after)?, after, load_only })
-    }
-}
 
 impl Job {
     /// Drives the job on this thread until it is done. `check` is called about every 50 ms, at once while a model loads;
-    /// its error ends the wait and cancels the job. `progress` hears of finished inputs: (finished, all).
-    pub(in super::super) fn wait(
+    /// its error ends the wait and cancels the job. `progress` gets the numbers of finished and of all inputs.
+    pub(in super::super::super) fn wait(
         self: &Arc<Self>,
         check: &mut dyn FnMut() -> Result<()>,
         progress: &mut dyn FnMut(usize, usize) -> Result<()>,
@@ -51,7 +31,7 @@ impl Job {
         check: &mut dyn FnMut() -> Result<()>,
         progress: &mut dyn FnMut(usize, usize) -> Result<()>,
     ) -> Result<()> {
-        let mut told = 0;
+        let mut reported = 0;
         let loading = self.state.lock().groups.iter().any(|group| group.lease.is_none());
         let mut next_check = Instant::now() + if loading { Duration::ZERO } else { CHECK_EVERY };
         loop {
@@ -59,8 +39,8 @@ impl Job {
                 let state = self.state.lock();
                 (state.finished, state.outcome.clone(), state.runnable)
             };
-            if finished != told {
-                told = finished;
+            if finished != reported {
+                reported = finished;
                 progress(finished, self.inputs.len())?;
             }
             if let Some(outcome) = outcome {
@@ -84,8 +64,8 @@ impl Job {
                 continue;
             }
             let state = self.state.lock();
-            if state.outcome.is_none() && !state.runnable && state.finished == told {
-                // A limit that has passed and still lets the call go on was one for loading: it is over.
+            if state.outcome.is_none() && !state.runnable && state.finished == reported {
+                // A limit that has passed without ending the call was one for loading only.
                 let limit = self.limit.map(|limit| limit.at).filter(|at| *at > Instant::now());
                 let until = limit.map_or(next_check, |at| at.min(next_check));
                 drop(self.changed.wait_until(state, until));

@@ -1,9 +1,10 @@
-//! How far a job is.
+//! The progress of a job.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::super::entry::{Entry, LoadedModel};
+use super::super::super::model::LoadedModel;
+use super::super::super::registry::Entry;
 use crate::compute::memory::zeroed;
 use crate::lifecycle::Lease;
 use crate::{Error, Result};
@@ -62,7 +63,7 @@ impl Drop for Group {
 }
 
 impl State {
-    /// Makes room for `inputs` rows of `width`.
+    /// Allocates `inputs` rows of `width`, if that is not done yet.
     ///
     /// # Errors
     /// [`Error::OutOfMemory`], and [`Error::Input`] when the rows have another width already.

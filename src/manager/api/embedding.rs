@@ -1,0 +1,146 @@
+//! Embedding: vectors of texts and token ids.
+
+use std::sync::Arc;
+
+use super::super::inputs::Inputs;
+use super::super::instance::Manager;
+use super::super::jobs::embed::{Job, LONG_TEXT, LookUp, Matrix, OnDone, Ticket};
+use super::super::jobs::openai_body::{self, OnBody};
+use super::super::options::{Check, EmbedOptions};
+use super::super::stats::Description;
+#[cfg(doc)]
+use crate::Error;
+use crate::Result;
+use crate::cache::Vector;
+use crate::compute::memory::{joined, reserve};
+use crate::models::Bounds;
+use crate::sync::fork;
+use crate::wire::Encoding;
+
+impl Manager {
+    /// The slot that a text goes to when the call names none.
+    ///
+    /// # Errors
+    /// [`Error::Closed`].
+    pub fn route(&self, text: &str) -> Result<&'static str> {
+        Ok(self.parts()?.router.route(text))
+    }
+
+    /// The vector of `text` if the cache holds it; counts as a hit or a miss. Costs no allocation and loads nothing.
+    ///
+    /// # Errors
+    /// [`Error::UnknownModel`]; [`Error::Input`] for options that do not fit the model.
+    pub fn cached(&self, text: &str, options: &EmbedOptions) -> Result<Option<Vector>> {
+        self.parts()?.embedder.cached(text, options)
+    }
+
+    /// Embeds a text that [`Manager::cached`] has just not found, and waits.
+    ///
+    /// # Errors
+    /// As [`Manager::embed`].
+    pub fn embed_missed(&self, text: &str, options: EmbedOptions, check: Check<'_>) -> Result<Vector> {
+        let job = self.start(vec![joined(&[text])?].into(), options, LookUp::Done, None)?;
+        let matrix = job.wait(check, &mut |_, _| Ok(()))?;
+        Ok(Vector::new(matrix.values, u32::try_from(matrix.tokens).unwrap_or(u32::MAX)))
+    }
+
+    /// Embeds texts or token ids and waits, driving the work on this thread. `progress` gets the numbers of
+    /// finished and of all inputs.
+    ///
+    /// # Errors
+    /// [`Error::Input`], [`Error::UnknownModel`], [`Error::Overloaded`], [`Error::Timeout`], [`Error::NotFinite`],
+    /// whatever `check` and `progress` return, and whatever loading the model failed with.
+    pub fn embed(
+        &self,
+        inputs: impl Into<Inputs>,
+        options: EmbedOptions,
+        check: Check<'_>,
+        progress: &mut dyn FnMut(usize, usize) -> Result<()>,
+    ) -> Result<Matrix> {
+        self.start(inputs.into(), options, LookUp::Cache, None)?.wait(check, progress)
+    }
+
+    /// Embeds texts or token ids without waiting: `on_done` is called once, from another thread, or from this one when
+    /// everything was cached.
+    ///
+    /// # Errors
+    /// What is known at once: [`Error::Input`], [`Error::UnknownModel`], [`Error::Overloaded`], [`Error::Closed`].
+    pub fn submit(
+        &self,
+        inputs: impl Into<Inputs>,
+        options: EmbedOptions,
+        on_done: OnDone,
+    ) -> Result<Ticket> {
+        self.start(inputs.into(), options, LookUp::Cache, Some(on_done)).map(|job| Ticket::new(&job))
+    }
+
+    fn start(
+        &self,
+        inputs: Inputs,
+        options: EmbedOptions,
+        look_up: LookUp,
+        on_done: Option<OnDone>,
+    ) -> Result<Arc<Job>> {
+        Job::start(&self.parts()?.embedder, inputs, options, look_up, on_done)
+    }
+
+    /// Tokens of each text, special tokens included, not cut to the model's maximum. Loads the model.
+    ///
+    /// # Errors
+    /// As [`Manager::embed`].
+    pub fn count_tokens(
+        &self,
+        texts: &[String],
+        model: Option<&str>,
+        check: Check<'_>,
+    ) -> Result<Vec<usize>> {
+        let parts = self.parts()?;
+        let mut counts = Vec::new();
+        reserve(&mut counts, texts.len())?;
+        for (number, text) in texts.iter().enumerate() {
+            let name = model.unwrap_or_else(|| parts.router.route(text));
+            let lease = self.lease(name, None, check)?;
+            let _computing = fork::computing();
+            let mut between = || if text.len() > LONG_TEXT { check() } else { Ok(()) };
+            let mut bounds = Bounds { max_bytes: parts.settings.max_text_bytes, check: &mut between };
+            counts.push(lease.count_tokens(name, text, &mut bounds)?);
+            if number % 256 == 255 {
+                check()?;
+            }
+        }
+        Ok(counts)
+    }
+
+    /// What the model of an embedding slot is. Without `load`, `None` when it is not in memory.
+    ///
+    /// # Errors
+    /// [`Error::Input`] for a slot with a loader of the host's own; as [`Manager::load`].
+    pub fn describe(&self, name: &str, load: bool, check: Check<'_>) -> Result<Option<Description>> {
+        let entry = self.parts()?.registry.entry(name)?;
+        let handle = if load {
+            Some(self.lease(name, None, check)?.encoder(name)?.clone())
+        } else {
+            entry.slot.inspect(|model| model.encoder(name).cloned()).transpose()?
+        };
+        Ok(handle.map(|handle| Description::new(name, &handle)))
+    }
+
+    /// [`Manager::submit`] with the answer as the body of OpenAI's `POST /v1/embeddings`, in which the model is called
+    /// `model`, and the number of tokens that were read. A short body that the cache answers is written on this
+    /// thread; another thread writes longer ones and calls `on_body`.
+    ///
+    /// # Errors
+    /// As [`Manager::submit`].
+    pub fn submit_response(
+        &self,
+        inputs: impl Into<Inputs>,
+        options: EmbedOptions,
+        model: String,
+        encoding: Encoding,
+        on_body: OnBody,
+    ) -> Result<Ticket> {
+        let dispatcher = Arc::clone(&self.parts()?.dispatcher);
+        let respond = move |result| openai_body::write(result, encoding, model, dispatcher, on_body);
+        self.submit(inputs, options, Box::new(respond))
+    }
+}

@@ -1,0 +1,6 @@
+//! The methods of [`Manager`](super::instance::Manager), by subject. Each finds the part that does the work.
+
+mod embedding;
+mod generation;
+mod slots;
+mod upkeep;

@@ -1,0 +1,122 @@
+//! Slots: made, loaded, unloaded.
+
+use std::time::Duration;
+
+use super::super::instance::Manager;
+use super::super::model::{LoadedModel, SlotValue};
+use super::super::options::Check;
+use super::super::spec::{Retention, Spec};
+#[cfg(doc)]
+use crate::Error;
+use crate::Result;
+use crate::lifecycle::{Lease, State};
+
+impl Manager {
+    /// Makes the slot `name`. Nothing is loaded yet.
+    ///
+    /// # Errors
+    /// [`Error::Input`] when the name is blank, or taken and not to be replaced.
+    pub fn register(&self, name: &str, spec: Spec, keep: Retention, replace: bool) -> Result<()> {
+        self.parts()?.registry.register(name, spec, keep, replace)
+    }
+
+    /// Unloads and forgets the slot.
+    ///
+    /// # Errors
+    /// [`Error::Input`] for a built-in slot; [`Error::UnknownModel`].
+    pub fn unregister(&self, name: &str) -> Result<()> {
+        self.parts()?.registry.unregister(name)
+    }
+
+    /// Names of all slots, in the order they were made.
+    ///
+    /// # Errors
+    /// [`Error::Closed`].
+    pub fn names(&self) -> Result<Vec<String>> {
+        Ok(self.parts()?.registry.all().iter().map(|entry| entry.name.clone()).collect())
+    }
+
+    /// Loads the slot and waits for it. Concurrent callers share one load.
+    ///
+    /// # Errors
+    /// [`Error::UnknownModel`]; [`Error::Timeout`], while the load goes on; whatever the load failed with.
+    pub fn load(&self, name: &str, timeout: Option<Duration>, check: Check<'_>) -> Result<()> {
+        self.lease(name, timeout, check).map(drop)
+    }
+
+    /// Loads several slots at the same time and waits for all.
+    ///
+    /// # Errors
+    /// The first failure, after all have ended.
+    pub fn warm_up(&self, names: &[String], timeout: Option<Duration>, check: Check<'_>) -> Result<()> {
+        let parts = self.parts()?;
+        let entries = names.iter().map(|name| parts.registry.entry(name)).collect::<Result<Vec<_>>>()?;
+        for entry in &entries {
+            entry.slot.when_ready(Box::new(|_| ()));
+        }
+        let mut outcome = Ok(());
+        for name in names {
+            outcome = outcome.and(self.load(name, timeout, check));
+        }
+        outcome
+    }
+
+    /// Unloads the slot; true if it was loaded. Calls that compute with it finish first.
+    ///
+    /// # Errors
+    /// [`Error::UnknownModel`].
+    pub fn unload(&self, name: &str) -> Result<bool> {
+        let entry = self.parts()?.registry.entry(name)?;
+        Ok(entry.slot.unload())
+    }
+
+    /// Unloads every slot; how many were loaded.
+    ///
+    /// # Errors
+    /// [`Error::Closed`].
+    pub fn unload_all(&self) -> Result<usize> {
+        Ok(self.parts()?.registry.unload_all())
+    }
+
+    /// Whether the slot's model makes vectors. Never loads.
+    ///
+    /// # Errors
+    /// [`Error::UnknownModel`], [`Error::Closed`].
+    pub fn is_embedding(&self, name: &str) -> Result<bool> {
+        Ok(matches!(self.parts()?.registry.entry(name)?.spec, Spec::Embedding(_)))
+    }
+
+    /// Whether the slot is in memory now.
+    ///
+    /// # Errors
+    /// [`Error::UnknownModel`].
+    pub fn is_loaded(&self, name: &str) -> Result<bool> {
+        Ok(self.parts()?.registry.entry(name)?.slot.state() == State::Ready)
+    }
+
+    /// What the slot holds, loaded if need be.
+    ///
+    /// # Errors
+    /// As [`Manager::load`].
+    pub fn get(&self, name: &str, timeout: Option<Duration>, check: Check<'_>) -> Result<SlotValue> {
+        Ok(self.lease(name, timeout, check)?.value())
+    }
+
+    /// What the slot holds if it is in memory. Never loads, and does not count as a use: deadlines stay.
+    ///
+    /// # Errors
+    /// [`Error::UnknownModel`].
+    pub fn peek(&self, name: &str) -> Result<Option<SlotValue>> {
+        let entry = self.parts()?.registry.entry(name)?;
+        Ok(entry.slot.inspect(LoadedModel::value))
+    }
+
+    pub(super) fn lease(
+        &self,
+        name: &str,
+        timeout: Option<Duration>,
+        check: Check<'_>,
+    ) -> Result<Lease<LoadedModel>> {
+        self.parts()?.registry.acquire(name, timeout, check)
+    }
+}

@@ -1,0 +1,221 @@
+//! A manager: built at its first use, closed once, carried over `fork`.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use arc_swap::{ArcSwap, ArcSwapOption};
+
+use super::closing::Closing;
+use super::model::LoadedModel;
+use super::parts::Parts;
+use super::registry::Entry;
+use super::spec::{ENGLISH, TURKISH};
+use crate::config::{Host, Settings, Value};
+use crate::lifecycle::{Lease, Tracker};
+use crate::sync::Mutex;
+#[cfg(doc)]
+use crate::sync::fork;
+use crate::{Error, Result};
+
+/// Model slots, the embedding cache and the queues. All methods may be called from any thread.
+///
+/// The settings are read, and everything is built, at the first use: constructing a manager costs nothing.
+pub struct Manager {
+    host: Arc<dyn Host>,
+    given: Given,
+    /// Replaced in a child process: a thread that does not exist there may hold a lock of the parent's.
+    tracker: ArcSwap<Tracker>,
+    parts: ArcSwapOption<Parts>,
+    building: Mutex<()>,
+    closing: Closing,
+    closed: AtomicBool,
+}
+
+/// Where a manager's settings come from.
+enum Given {
+    /// Validated already.
+    Settings(Box<Settings>),
+    /// Keywords over the environment, which is read at first use.
+    Keywords(Vec<(String, Value)>),
+}
+
+impl Manager {
+    /// A manager with these settings.
+    pub fn new(settings: Settings, host: Arc<dyn Host>) -> Self {
+        Self::build(Given::Settings(Box::new(settings)), host)
+    }
+
+    /// A manager whose environment is read at its first use. A wrong keyword is refused now.
+    ///
+    /// # Errors
+    /// [`Error::Config`].
+    pub fn from_environment(keywords: Vec<(String, Value)>, host: Arc<dyn Host>) -> Result<Self> {
+        Settings::default().with(pairs(&keywords))?;
+        Ok(Self::build(Given::Keywords(keywords), host))
+    }
+
+    fn build(given: Given, host: Arc<dyn Host>) -> Self {
+        Self {
+            host,
+            given,
+            tracker: ArcSwap::from_pointee(Tracker::new(crate::clock::Clock::System)),
+            parts: ArcSwapOption::empty(),
+            building: Mutex::new(()),
+            closing: Closing::default(),
+            closed: AtomicBool::new(false),
+        }
+    }
+
+    /// The parts, built at the first use.
+    pub(super) fn parts(&self) -> Result<Arc<Parts>> {
+        if let Some(parts) = self.parts.load_full() {
+            return Ok(parts);
+        }
+        // A caller that is attached to the interpreter must not wait for this lock: building may wait for the interpreter.
+        if self.is_closed() {
+            return Err(Error::Closed);
+        }
+        // Not under the lock: reading Python's environment may run a signal handler that calls the manager.
+        let settings = match &self.given {
+            Given::Settings(settings) => (**settings).clone(),
+            Given::Keywords(keywords) => {
+                self.host.before_settings();
+                Settings::resolve(&*self.host, pairs(keywords))?
+            }
+        };
+        let building = self.building.lock();
+        if let Some(parts) = self.parts.load_full() {
+            return Ok(parts);
+        }
+        // Under the lock: `close` finds what is built here, or it is not built.
+        if self.is_closed() {
+            return Err(Error::Closed);
+        }
+        let parts = Arc::new(Parts::new(settings, Arc::clone(&self.host), self.tracker())?);
+        self.parts.store(Some(Arc::clone(&parts)));
+        drop(building);
+        if !parts.settings.lazy_loading {
+            for name in [TURKISH, ENGLISH] {
+                parts.registry.entry(name)?.slot.when_ready(Box::new(|_| ()));
+            }
+        }
+        Ok(parts)
+    }
+
+    /// The settings in force. Reading them fixes them.
+    ///
+    /// # Errors
+    /// [`Error::Config`] when the environment holds a wrong value; [`Error::Closed`].
+    pub fn settings(&self) -> Result<Settings> {
+        Ok((*self.parts()?.settings).clone())
+    }
+
+    /// Where sentence models compute: cpu, cuda or mps.
+    ///
+    /// # Errors
+    /// As [`Manager::settings`].
+    pub fn device(&self) -> Result<&'static str> {
+        Ok(self.parts()?.loader.device().name())
+    }
+
+    /// Load times, memory and accesses by slot.
+    #[must_use]
+    pub fn tracker(&self) -> Arc<Tracker> {
+        self.tracker.load_full()
+    }
+}
+
+impl Manager {
+    /// Unloads everything and stops the threads; calls in progress finish first. Further use is [`Error::Closed`].
+    ///
+    /// Another thread that closes at the same time is waited for, at most two seconds.
+    pub fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+        let Some(_turn) = self.closing.enter() else { return };
+        let building = self.building.lock();
+        let parts = self.parts.swap(None);
+        // Not under the lock: unloading logs, and Python's logging may call the manager.
+        drop(building);
+        if let Some(parts) = parts {
+            parts.close();
+        }
+    }
+
+    /// Closes the manager, but leaves the unloading to the drop of the result: a destructor of Python's must not wait.
+    /// `None` when nothing was built.
+    #[must_use]
+    pub fn abandon(&self) -> Option<Abandoned> {
+        self.closed.store(true, Ordering::Release);
+        self.parts.swap(None).map(Abandoned)
+    }
+
+    /// Whether the manager is built: then its parts exist until it is closed.
+    #[must_use]
+    pub fn is_built(&self) -> bool {
+        self.parts.load().is_some()
+    }
+
+    /// Whether [`Manager::close`] was called.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
+    }
+
+    /// Before a fork, on the forking thread, during a [`fork::pause`]: what a child is to inherit.
+    #[must_use]
+    pub fn before_fork(&self) -> Inheritance {
+        let slots = self.parts.load_full().map(|parts| {
+            let entries = parts.registry.all();
+            let slots = entries.iter().map(|entry| (Arc::clone(entry), entry.slot.try_acquire())).collect();
+            (parts, slots)
+        });
+        Inheritance(slots)
+    }
+
+    /// In a child process: builds new parts, and adopts the loaded models. `paused` says whether [`fork::pause`] succeeded;
+    /// without it the models cannot be trusted and load again.
+    ///
+    /// # Errors
+    /// Those of building the manager; it is then as if never used.
+    pub fn after_fork_child(&self, inheritance: Inheritance, paused: bool) -> Result<()> {
+        let Some((parts, slots)) = inheritance.0 else { return Ok(()) };
+        let settings = (*parts.settings).clone();
+        let tracker = Arc::new(Tracker::new(crate::clock::Clock::System));
+        std::mem::forget(self.tracker.swap(Arc::clone(&tracker)));
+        // Threads that do not exist here may hold locks of the parent's parts: those are not used again, nor freed.
+        std::mem::forget(self.parts.swap(None));
+        std::mem::forget(parts);
+        let child = Parts::new(settings, Arc::clone(&self.host), tracker)?;
+        for (entry, lease) in slots {
+            child.registry.register(&entry.name, entry.spec.clone(), entry.keep, true)?;
+            if let Some(lease) = lease {
+                if let (true, LoadedModel::Encoder(handle)) = (paused, &*lease) {
+                    child.loader.inherit(&*child.registry.entry(&entry.name)?, handle)?;
+                }
+                std::mem::forget(lease);
+            }
+            std::mem::forget(entry);
+        }
+        self.parts.store(Some(Arc::new(child)));
+        Ok(())
+    }
+}
+
+/// What a manager without users leaves behind. Dropping it unloads everything, as [`Manager::close`] does.
+pub struct Abandoned(Arc<Parts>);
+
+impl Drop for Abandoned {
+    fn drop(&mut self) {
+        self.0.close();
+    }
+}
+
+/// What a child process inherits of one manager.
+pub struct Inheritance(Option<(Arc<Parts>, Vec<Inherited>)>);
+
+/// A name, and its model if that is loaded.
+type Inherited = (Arc<Entry>, Option<Lease<LoadedModel>>);
+
+fn pairs(keywords: &[(String, Value)]) -> impl Iterator<Item = (&str, Value)> {
+    keywords.iter().map(|(name, value)| (name.as_str(), value.clone()))
+}

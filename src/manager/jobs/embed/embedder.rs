@@ -1,0 +1,98 @@
+//! What the embedding calls of one manager share.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::super::super::dispatcher::Dispatcher;
+use super::super::super::options::EmbedOptions;
+use super::super::super::registry::Registry;
+use super::super::super::router::Router;
+use crate::cache::{Content, EmbeddingCache, Vector};
+use crate::config::Settings;
+use crate::{Error, Result};
+
+/// Batches of tokens that one call may have queued or under way: one is computed, one is formed, one is tokenized.
+const WINDOW_BATCHES: usize = 3;
+
+/// What an embedding call needs of its manager.
+pub(in super::super::super) struct Embedder {
+    pub(super) registry: Arc<Registry>,
+    pub(super) router: Router,
+    pub(super) cache: Arc<EmbeddingCache>,
+    pub(super) dispatcher: Arc<Dispatcher>,
+    /// Tokenizes long texts, so that other calls do not wait for them.
+    long_texts: Dispatcher,
+    pub(super) caching: bool,
+    pub(super) max_queue: usize,
+    pub(super) max_text_bytes: usize,
+    /// Tokens of one call that may be queued or under way.
+    pub(super) window: usize,
+    requests: AtomicU64,
+    rejected: AtomicU64,
+}
+
+impl Embedder {
+    pub(in super::super::super) fn new(
+        settings: &Settings,
+        batch_tokens: usize,
+        registry: Arc<Registry>,
+        router: Router,
+        cache: Arc<EmbeddingCache>,
+        dispatcher: Arc<Dispatcher>,
+    ) -> Self {
+        Self {
+            registry,
+            router,
+            cache,
+            dispatcher,
+            long_texts: Dispatcher::new("long-texts"),
+            caching: settings.cache_size > 0,
+            max_queue: settings.max_queue,
+            max_text_bytes: settings.max_text_bytes,
+            window: WINDOW_BATCHES * batch_tokens,
+            requests: AtomicU64::new(0),
+            rejected: AtomicU64::new(0),
+        }
+    }
+
+    /// The vector of `text` if the cache has it; counts as a hit or a miss. Allocates and loads nothing.
+    pub(in super::super::super) fn cached(
+        &self,
+        text: &str,
+        options: &EmbedOptions,
+    ) -> Result<Option<Vector>> {
+        let name = options.model.as_deref().unwrap_or_else(|| self.router.route(text));
+        let Some(info) = self.registry.entry(name)?.info() else {
+            self.cache.count_misses(1);
+            return Ok(None);
+        };
+        let prompt = info.prompt(options)?;
+        Ok(info.cached(&self.cache, options, prompt, Content::Text(text)))
+    }
+
+    /// The thread that serves asynchronous calls.
+    pub(super) fn dispatcher_of(&self, long_text: bool) -> &Dispatcher {
+        if long_text { &self.long_texts } else { &self.dispatcher }
+    }
+
+    pub(super) fn count_request(&self) {
+        self.requests.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Counts an error that is a refusal because a queue is full.
+    pub(super) fn count_refusal(&self, error: &Error) {
+        if matches!(error, Error::Overloaded { .. }) {
+            self.rejected.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Calls so far.
+    pub(in super::super::super) fn requests(&self) -> u64 {
+        self.requests.load(Ordering::Relaxed)
+    }
+
+    /// Calls that were refused because a queue was full.
+    pub(in super::super::super) fn rejected(&self) -> u64 {
+        self.rejected.load(Ordering::Relaxed)
+    }
+}

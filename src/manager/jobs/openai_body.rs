@@ -1,0 +1,113 @@
+//! The answer of a call as the body of OpenAI's `POST /v1/embeddings`.
+
+use std::sync::Arc;
+
+use super::super::dispatcher::{Dispatcher, Task};
+use super::embed::Matrix;
+use crate::sync::Mutex;
+use crate::wire::{Body, Encoding};
+use crate::{Error, Result};
+
+/// Values written at a time: about a millisecond. The dispatcher writes a longer body in pieces, and serves other calls
+/// in between.
+const PIECE: usize = 1 << 16;
+
+/// Called once with a body and the tokens that were read for it.
+pub type OnBody = Box<dyn FnOnce(Result<(Vec<u8>, u64)>) + Send>;
+
+/// Writes the body of a result, and calls `on_body`.
+pub(in super::super) fn write(
+    result: Result<Matrix>,
+    encoding: Encoding,
+    model: String,
+    dispatcher: Arc<Dispatcher>,
+    on_body: OnBody,
+) {
+    match result {
+        Ok(matrix) => match Body::new(encoding, matrix.rows, matrix.width) {
+            Ok(body) => BodyWriter { body, matrix, written: 0, model, on_body }.write(dispatcher),
+            Err(error) => {
+                // `on_body` may need the memory.
+                drop(matrix);
+                on_body(Err(error));
+            }
+        },
+        Err(error) => on_body(Err(error)),
+    }
+}
+
+/// A body that is being written.
+struct BodyWriter {
+    body: Body,
+    matrix: Matrix,
+    /// Rows written.
+    written: usize,
+    model: String,
+    on_body: OnBody,
+}
+
+impl BodyWriter {
+    fn write(mut self, dispatcher: Arc<Dispatcher>) {
+        if self.matrix.values.len() <= PIECE {
+            self.write_piece();
+            return self.finish();
+        }
+        let writing = Arc::new(Writing { dispatcher, writer: Mutex::new(Some(self)) });
+        writing.go_on();
+    }
+
+    /// Writes some rows; false: that was all.
+    fn write_piece(&mut self) -> bool {
+        let (rows, width) = (self.matrix.rows, self.matrix.width.max(1));
+        let end = rows.min(self.written + (PIECE / width).max(1));
+        let vectors = self.matrix.values.chunks_exact(width).take(end).skip(self.written);
+        vectors.for_each(|vector| self.body.push(vector));
+        self.written = end;
+        end < rows
+    }
+
+    fn finish(self) {
+        let tokens = self.matrix.tokens;
+        // The matrix is not needed any more.
+        drop(self.matrix);
+        (self.on_body)(Ok((self.body.finish(&self.model, tokens), tokens)));
+    }
+}
+
+/// A long body that the dispatcher writes piece by piece.
+struct Writing {
+    dispatcher: Arc<Dispatcher>,
+    /// Taken when it is complete, or has failed.
+    writer: Mutex<Option<BodyWriter>>,
+}
+
+impl Writing {
+    fn go_on(self: Arc<Self>) {
+        let task: Arc<dyn Task> = Arc::clone(&self) as _;
+        if let Err(error) = self.dispatcher.push(task) {
+            self.fail(error);
+        }
+    }
+}
+
+impl Task for Writing {
+    fn step(self: Arc<Self>) {
+        let mut writer = self.writer.lock();
+        if writer.as_mut().is_some_and(BodyWriter::write_piece) {
+            drop(writer);
+            return self.go_on();
+        }
+        let whole = writer.take();
+        drop(writer);
+        if let Some(writer) = whole {
+            writer.finish();
+        }
+    }
+
+    fn fail(self: Arc<Self>, error: Error) {
+        let writer = self.writer.lock().take();
+        if let Some(writer) = writer {
+            (writer.on_body)(Err(error));
+        }
+    }
+}

@@ -1,0 +1,71 @@
+//! The memory of all models together: the budget, and who gives memory back to it.
+
+use std::sync::{Arc, Weak};
+
+use super::registry::Entries;
+use crate::compute::memory;
+use crate::generation::engine::{Allowance, KvMemory};
+use crate::lifecycle::{Budget, Charge, Managed, MemoryProbe};
+use crate::{Error, Result};
+
+/// The process's memory, as the operating system and the allocator report it.
+pub(super) struct ProcessMemory;
+
+impl MemoryProbe for ProcessMemory {
+    fn resident(&self) -> u64 {
+        memory::resident_bytes()
+    }
+
+    fn trim(&self) {
+        memory::trim();
+    }
+}
+
+/// Takes `needed` bytes of the budget for the slot `name`. Kept beginnings of prompts are freed first, then idle models of
+/// other slots.
+pub(super) fn make_room(budget: &Budget, entries: &Entries, name: &str, needed: u64) -> Result<Charge> {
+    let mut missing = budget.missing(needed);
+    let all = entries.all();
+    for entry in all.iter() {
+        if missing == 0 {
+            break;
+        }
+        let reclaim = |generator: &crate::generation::Generator| generator.reclaim(missing);
+        let freed = entry.slot.inspect(|model| model.generator().map_or(0, reclaim));
+        missing = missing.saturating_sub(freed.unwrap_or(0));
+    }
+    let others: Vec<Arc<dyn Managed>> =
+        all.iter().filter(|entry| entry.name != name).map(|entry| entry.slot.managed()).collect();
+    budget.make_room(name, needed, &others)
+}
+
+/// Keys and values of one generator, counted in the budget of all models.
+#[derive(Clone)]
+pub(super) struct KvShare {
+    pub(super) budget: Budget,
+    pub(super) entries: Weak<Entries>,
+    pub(super) model: String,
+}
+
+impl std::fmt::Debug for KvShare {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("KvShare").field("model", &self.model).finish_non_exhaustive()
+    }
+}
+
+impl KvMemory for KvShare {
+    fn take(&self, bytes: u64) -> Result<Option<Box<dyn Allowance>>> {
+        let entries = self.entries.upgrade().ok_or(Error::Closed)?;
+        match make_room(&self.budget, &entries, &self.model, bytes) {
+            Ok(charge) => Ok(Some(Box::new(charge.passing()))),
+            Err(Error::Budget { .. }) if self.budget.will_fit(bytes) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+impl Allowance for Charge {
+    fn shrink(&mut self, bytes: u64) {
+        Self::shrink(self, bytes);
+    }
+}

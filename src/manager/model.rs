@@ -1,0 +1,119 @@
+//! A loaded model, as the slot of its name has it.
+
+use std::sync::Arc;
+
+use super::backend::EncoderBackend;
+use super::info::ModelInfo;
+use super::spec::HostObject;
+use crate::generation::Generator;
+use crate::models::Bounds;
+use crate::{Error, Result};
+
+/// What a slot holds, as its user sees it.
+pub enum SlotValue {
+    /// A sentence model.
+    Encoder,
+    /// A text generator.
+    Generator,
+    /// An object of the host's own.
+    Object(HostObject),
+}
+
+/// What a slot holds.
+pub(super) enum LoadedModel {
+    Encoder(ModelHandle),
+    Generator(Box<GeneratorHandle>),
+    Object(HostObject),
+}
+
+/// A sentence model as one name serves it.
+#[derive(Clone)]
+pub(super) struct ModelHandle {
+    pub(super) backend: Arc<EncoderBackend>,
+    pub(super) info: Arc<ModelInfo>,
+    /// The source that was loaded: the configured one, or a fallback. Never holds a key.
+    pub(super) source: String,
+}
+
+/// A language model as one name serves it.
+pub(super) struct GeneratorHandle {
+    pub(super) generator: Generator,
+    /// The source that was loaded.
+    pub(super) source: String,
+}
+
+impl LoadedModel {
+    /// The sentence model, or an error that says what `name` is instead.
+    pub(super) fn encoder(&self, name: &str) -> Result<&ModelHandle> {
+        match self {
+            Self::Encoder(handle) => Ok(handle),
+            Self::Generator(_) => Err(Error::Input(format!(
+                "{name:?} generates text; generate() and stream() use it, and embed() needs an embedding model. If this \
+                 model embeds, register it with kind=\"embedding\""
+            ))),
+            Self::Object(_) => Err(Error::Input(format!(
+                "{name:?} is registered with a loader of its own; get({name:?}) returns its object, and embed() needs an \
+                 embedding model"
+            ))),
+        }
+    }
+
+    /// The text generator, or an error that says what there is instead.
+    pub(super) fn generator(&self) -> Result<&Generator> {
+        match self {
+            Self::Generator(handle) => Ok(&handle.generator),
+            Self::Encoder(_) => {
+                Err(Error::NoGenerator { reason:
+                    "the model of this name makes embeddings; one that writes text is registered with kind=\"generator\""
+                        .into(),
+                })
+            }
+            Self::Object(_) => Err(Error::NoGenerator {
+                reason: "the model of this name has a loader of its own; get() returns its object".into(),
+            }),
+        }
+    }
+
+    /// Tokens of `text`, special ones included, not cut.
+    pub(super) fn count_tokens(&self, name: &str, text: &str, bounds: &mut Bounds<'_>) -> Result<usize> {
+        match self {
+            Self::Encoder(handle) => handle.backend.count_tokens(text, bounds),
+            Self::Generator(_) if text.is_empty() => Ok(0),
+            Self::Generator(handle) => Ok(handle.generator.count(text, bounds)?),
+            Self::Object(_) => Err(Error::Input(format!(
+                "{name:?} is registered with a loader of its own, and has no tokenizer here"
+            ))),
+        }
+    }
+
+    /// Whether a file that the model still reads from was changed, so that it has to be loaded again.
+    pub(super) fn is_stale(&self) -> bool {
+        matches!(self, Self::Encoder(handle) if handle.backend.is_stale())
+    }
+
+    /// Identifies the model in memory: equal for slots that share one.
+    pub(super) fn shared(&self) -> Option<usize> {
+        match self {
+            Self::Encoder(handle) => Some(Arc::as_ptr(&handle.backend) as usize),
+            Self::Generator(_) | Self::Object(_) => None,
+        }
+    }
+
+    /// What it is, and the host's object if it is one.
+    pub(super) fn value(&self) -> SlotValue {
+        match self {
+            Self::Encoder(_) => SlotValue::Encoder,
+            Self::Generator(_) => SlotValue::Generator,
+            Self::Object(object) => SlotValue::Object(Arc::clone(object)),
+        }
+    }
+
+    /// The source that was loaded; `None` for a host's own loader.
+    pub(super) fn source(&self) -> Option<&str> {
+        match self {
+            Self::Encoder(handle) => Some(&handle.source),
+            Self::Generator(handle) => Some(&handle.source),
+            Self::Object(_) => None,
+        }
+    }
+}

@@ -1,0 +1,137 @@
+//! What a manager consists of. Built from the settings at first use, and again in a child process after `fork`.
+
+use std::sync::Arc;
+
+use super::dispatcher::Dispatcher;
+use super::jobs::embed::Embedder;
+use super::loading::Loader;
+use super::memory::ProcessMemory;
+use super::registry::Registry;
+use super::router::Router;
+use super::spec::{ENGLISH, EmbeddingSpec, GENERATOR, GeneratorSpec, Retention, SourceSpec, Spec, TURKISH};
+use crate::Result;
+use crate::cache::{CacheSettings, EmbeddingCache, Policy};
+use crate::clock::Clock;
+use crate::compute::Threads;
+use crate::config::{CachePolicy, DTypeChoice, Host, MULTILINGUAL_MODEL, Seconds, Settings};
+use crate::lifecycle::{Context, Reaper, ReaperSettings, Tracker};
+
+/// The parts of a manager. Each knows only the parts that it needs; this type only makes, closes and lends them.
+pub(super) struct Parts {
+    pub(super) settings: Arc<Settings>,
+    pub(super) registry: Arc<Registry>,
+    pub(super) router: Router,
+    pub(super) cache: Arc<EmbeddingCache>,
+    pub(super) embedder: Arc<Embedder>,
+    pub(super) dispatcher: Arc<Dispatcher>,
+    pub(super) loader: Arc<Loader>,
+    pub(super) reaper: Arc<Reaper>,
+    pub(super) tracker: Arc<Tracker>,
+}
+
+impl Parts {
+    /// The parts, with the built-in slots. `tracker` is the manager's own.
+    pub(super) fn new(settings: Settings, host: Arc<dyn Host>, tracker: Arc<Tracker>) -> Result<Self> {
+        if settings.threads > 0 {
+            Threads::set_count(settings.threads)?;
+        }
+        let settings = Arc::new(settings);
+        let loader = Arc::new(Loader::new(Arc::clone(&settings), host)?);
+        let cache = Arc::new(EmbeddingCache::new(cache_settings(&settings), Clock::System));
+        let idle = ReaperSettings {
+            enabled: settings.auto_cleanup,
+            interval: settings.cleanup_interval.duration(),
+            max_idle: settings.max_idle_time.duration(),
+        };
+        let expiring = Arc::clone(&cache);
+        let reaper = Arc::new(Reaper::new(Clock::System, idle, move || {
+            expiring.purge_expired();
+        }));
+        let context = Context {
+            clock: Clock::System,
+            memory: Arc::new(ProcessMemory),
+            tracker: Arc::clone(&tracker),
+            reaper: Arc::clone(&reaper),
+        };
+        let loading = Arc::clone(&loader);
+        let registry = Arc::new(Registry::new(
+            context,
+            settings.keep_alive.as_ref().map(|keep| keep.keep_alive),
+            settings.load_timeout.map(Seconds::duration),
+            Arc::new(move |entries, name, spec, info| loading.load(entries, name, spec, info)),
+        ));
+        register_built_in(&registry, &settings)?;
+        let router = Router {
+            language_detection: settings.language_detection,
+            prefer_turkish: settings.prefer_turkish,
+        };
+        let dispatcher = Arc::new(Dispatcher::new("dispatcher"));
+        let embedder = Arc::new(Embedder::new(
+            &settings,
+            loader.batch_tokens(),
+            Arc::clone(&registry),
+            router,
+            Arc::clone(&cache),
+            Arc::clone(&dispatcher),
+        ));
+        Ok(Self { settings, registry, router, cache, embedder, dispatcher, loader, reaper, tracker })
+    }
+
+    /// Stops downloads and idle clean-ups, and unloads everything. Models in use stay in memory until their calls end.
+    pub(super) fn close(&self) {
+        self.loader.close();
+        self.reaper.stop();
+        self.registry.unload_all();
+    }
+}
+
+impl Drop for Parts {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+fn register_built_in(registry: &Registry, settings: &Settings) -> Result<()> {
+    let source = |setting, variable, value: &str| {
+        if settings.is_given(setting) {
+            SourceSpec::Fixed(value.to_owned())
+        } else {
+            SourceSpec::Environment { variable, default: value.to_owned() }
+        }
+    };
+    let turkish = EmbeddingSpec {
+        fallback: vec![MULTILINGUAL_MODEL.to_owned()],
+        ..EmbeddingSpec::new(source(
+            "turkish_model",
+            "TURKISH_SENTENCE_MODEL",
+            settings.turkish_model.as_str(),
+        ))
+    };
+    let english = EmbeddingSpec::new(source(
+        "english_model",
+        "ENGLISH_FALLBACK_MODEL",
+        settings.english_model.as_str(),
+    ));
+    let generator = GeneratorSpec {
+        source: source("generator_model", "HUGGINGFACE_MODEL", settings.generator_model.as_str()),
+        dtype: DTypeChoice::Auto,
+        revision: None,
+    };
+    registry.register(TURKISH, Spec::Embedding(turkish), Retention::default(), false)?;
+    registry.register(ENGLISH, Spec::Embedding(english), Retention::default(), false)?;
+    registry.register(GENERATOR, Spec::Generator(generator), Retention::default(), false)
+}
+
+fn cache_settings(settings: &Settings) -> CacheSettings {
+    let (policy, time_to_live) = match settings.cache_policy {
+        CachePolicy::Lru => (Policy::Lru, None),
+        CachePolicy::Lfu => (Policy::Lfu, None),
+        CachePolicy::Ttl => (Policy::Lru, Some(settings.cache_ttl.duration())),
+    };
+    CacheSettings {
+        max_entries: settings.cache_size,
+        max_bytes: Some(settings.cache_bytes as u64),
+        policy,
+        time_to_live,
+    }
+}

@@ -1,0 +1,208 @@
+//! Slots by name.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use arc_swap::{ArcSwap, ArcSwapOption};
+
+use super::info::ModelInfo;
+use super::model::LoadedModel;
+use super::spec::{BUILT_IN, GeneratorSpec, Retention, Spec};
+use crate::lifecycle::{Context, KeepAlive, Lease, Loaded, Slot, SlotOptions};
+use crate::sync::Mutex;
+use crate::{Error, Result};
+
+/// A name, its slot, and what is known of its model.
+pub(super) struct Entry {
+    pub(super) name: String,
+    pub(super) spec: Spec,
+    pub(super) keep: Retention,
+    pub(super) slot: Slot<LoadedModel>,
+    /// Texts admitted and not finished: waiting for the load, to be tokenised, or queued.
+    pub(super) queued: AtomicUsize,
+    info: Arc<ArcSwapOption<ModelInfo>>,
+}
+
+impl Entry {
+    pub(super) fn new(
+        name: String,
+        spec: Spec,
+        keep: Retention,
+        slot: Slot<LoadedModel>,
+        info: Arc<ArcSwapOption<ModelInfo>>,
+    ) -> Self {
+        Self { name, spec, keep, slot, queued: AtomicUsize::new(0), info }
+    }
+
+    /// What the latest load has found; `None` before the first.
+    pub(super) fn info(&self) -> Option<Arc<ModelInfo>> {
+        self.info.load_full()
+    }
+
+    /// Sets what is known of the model before it is loaded here.
+    pub(super) fn set_info(&self, info: Arc<ModelInfo>) {
+        self.info.store(Some(info));
+    }
+
+    /// Unloads a model whose files were changed while it was loaded.
+    pub(super) fn drop_stale(&self) {
+        if self.slot.inspect(LoadedModel::is_stale) == Some(true) {
+            log::warn!("{}: its model's files were changed; loading them again", self.name);
+            self.slot.unload();
+        }
+    }
+
+    /// Counts `texts` as waiting. A call is refused when the queue is full already, not because it is long itself.
+    pub(super) fn admit(&self, texts: usize, limit: usize) -> Result<()> {
+        let queued = self.queued.fetch_add(texts, Ordering::Relaxed);
+        if queued >= limit {
+            self.queued.fetch_sub(texts, Ordering::Relaxed);
+            return Err(Error::Overloaded { model: self.name.clone(), queued, limit, setting: "max_queue" });
+        }
+        Ok(())
+    }
+}
+
+/// All names, in the order in which they were registered. Few and rarely changed: read without a lock, replaced whole.
+pub(super) struct Entries(ArcSwap<Vec<Arc<Entry>>>);
+
+impl Entries {
+    pub(super) fn all(&self) -> Arc<Vec<Arc<Entry>>> {
+        self.0.load_full()
+    }
+
+    fn get(&self, name: &str) -> Result<Arc<Entry>> {
+        let entries = self.0.load();
+        entries.iter().find(|entry| entry.name == name).cloned().ok_or_else(|| Error::UnknownModel {
+            name: name.to_owned(),
+            known: entries.iter().map(|entry| entry.name.clone()).collect(),
+        })
+    }
+}
+
+/// Loads what a name stands for, and stores what it finds out. Gets the other slots, which may have to give memory back.
+pub(super) type Load = dyn Fn(&Arc<Entries>, &str, &Spec, &ArcSwapOption<ModelInfo>) -> Result<Loaded<LoadedModel>>
+    + Send
+    + Sync;
+
+/// The slots of a manager.
+pub(super) struct Registry {
+    entries: Arc<Entries>,
+    registering: Mutex<()>,
+    context: Context,
+    /// Of slots that have none of their own.
+    keep_alive: Option<KeepAlive>,
+    load_timeout: Option<Duration>,
+    load: Arc<Load>,
+}
+
+impl Registry {
+    /// A registry without slots. `load_timeout` limits loads when a call has no limit of its own.
+    pub(super) fn new(
+        context: Context,
+        keep_alive: Option<KeepAlive>,
+        load_timeout: Option<Duration>,
+        load: Arc<Load>,
+    ) -> Self {
+        let entries = Arc::new(Entries(ArcSwap::from_pointee(Vec::new())));
+        Self { entries, registering: Mutex::new(()), context, keep_alive, load_timeout, load }
+    }
+
+    pub(super) fn all(&self) -> Arc<Vec<Arc<Entry>>> {
+        self.entries.all()
+    }
+
+    pub(super) fn entry(&self, name: &str) -> Result<Arc<Entry>> {
+        self.entries.get(name)
+    }
+
+    pub(super) fn load_timeout(&self) -> Option<Duration> {
+        self.load_timeout
+    }
+
+    /// The model of the slot `name`, loaded if need be.
+    pub(super) fn acquire(
+        &self,
+        name: &str,
+        timeout: Option<Duration>,
+        check: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<Lease<LoadedModel>> {
+        self.entry(name)?.slot.acquire(timeout.or(self.load_timeout), check)
+    }
+
+    /// Unloads every slot; how many were loaded.
+    pub(super) fn unload_all(&self) -> usize {
+        self.all().iter().filter(|entry| entry.slot.unload()).count()
+    }
+
+    /// Adds the slot `name`. Nothing is loaded yet.
+    pub(super) fn register(&self, name: &str, spec: Spec, keep: Retention, replace: bool) -> Result<()> {
+        if name.trim().is_empty() {
+            return Err(Error::Input("the name of a model must not be blank".into()));
+        }
+        let info = Arc::new(ArcSwapOption::empty());
+        let keep_alive = keep.keep_alive.or(self.keep_alive);
+        let slot = Slot::new(name, SlotOptions { keep_alive, pinned: keep.pinned }, self.context.clone(), {
+            let (entries, load) = (Arc::downgrade(&self.entries), Arc::clone(&self.load));
+            let (spec, info, name) = (spec.clone(), Arc::clone(&info), name.to_owned());
+            move || load(&entries.upgrade().ok_or(Error::Closed)?, &name, &spec, &info)
+        });
+        let entry = Arc::new(Entry::new(name.to_owned(), spec, keep, slot, info));
+        let replaced = {
+            let _registering = self.registering.lock();
+            let mut entries = Vec::clone(&self.entries.all());
+            let replaced = match entries.iter_mut().find(|existing| existing.name == name) {
+                Some(_) if !replace => {
+                    let taken =
+                        format!("a model is already registered as {name:?}; pass replace=True to replace it");
+                    return Err(Error::Input(taken));
+                }
+                Some(existing) => Some(std::mem::replace(existing, entry)),
+                None => {
+                    entries.push(entry);
+                    None
+                }
+            };
+            self.entries.0.store(Arc::new(entries));
+            replaced
+        };
+        if let Some(replaced) = replaced {
+            replaced.slot.unload();
+        }
+        Ok(())
+    }
+
+    /// The slot `name` for writing text: one whose kind is open becomes a generator.
+    pub(super) fn entry_for_text(&self, name: &str) -> Result<Arc<Entry>> {
+        let entry = self.entry(name)?;
+        match &entry.spec {
+            Spec::Embedding(spec) if spec.open && entry.info().is_none() => {
+                let spec = GeneratorSpec {
+                    source: spec.source.clone(),
+                    dtype: spec.dtype,
+                    revision: spec.revision.clone(),
+                };
+                self.register(name, Spec::Generator(spec), entry.keep, true)?;
+                self.entry(name)
+            }
+            _ => Ok(entry),
+        }
+    }
+
+    /// Unloads the slot and removes it.
+    pub(super) fn unregister(&self, name: &str) -> Result<()> {
+        if BUILT_IN.contains(&name) {
+            return Err(Error::Input(format!("{name:?} is built in; unload({name:?}) frees its memory")));
+        }
+        let entry = self.entry(name)?;
+        {
+            let _registering = self.registering.lock();
+            let mut entries = Vec::clone(&self.entries.all());
+            entries.retain(|existing| existing.name != name);
+            self.entries.0.store(Arc::new(entries));
+        }
+        entry.slot.unload();
+        Ok(())
+    }
+}

@@ -1,0 +1,121 @@
+//! What a name stands for: where its model comes from, and how it is kept.
+
+use std::any::Any;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crate::Result;
+use crate::config::{DTypeChoice, Host};
+use crate::lifecycle::KeepAlive;
+use crate::models::Pooling;
+
+/// The slot of Turkish texts.
+pub const TURKISH: &str = "turkish_sentence";
+/// The slot of all other texts.
+pub const ENGLISH: &str = "english_sentence";
+/// The slot of the text generator.
+pub const GENERATOR: &str = "text_generator";
+/// The slots that every manager has.
+pub const BUILT_IN: [&str; 3] = [TURKISH, ENGLISH, GENERATOR];
+
+/// An object of the host's own, as its loader returned it.
+pub type HostObject = Arc<dyn Any + Send + Sync>;
+
+/// Makes a host object. Called on a thread of its own.
+pub type HostLoader = Arc<dyn Fn() -> Result<HostObject> + Send + Sync>;
+
+/// What a name stands for.
+#[derive(Clone)]
+pub enum Spec {
+    /// A sentence model from files.
+    Embedding(EmbeddingSpec),
+    /// A language model from files.
+    Generator(GeneratorSpec),
+    /// Whatever the host's loader returns.
+    Object(HostLoader),
+}
+
+/// Where a language model comes from, and the format of its weights.
+#[derive(Debug, Clone)]
+pub struct GeneratorSpec {
+    /// Hub id, folder, `.gguf` file, `pkg:…`.
+    pub source: SourceSpec,
+    /// Format of its weights; auto: as configured.
+    pub dtype: DTypeChoice,
+    /// Branch, tag or commit of a hub model.
+    pub revision: Option<String>,
+}
+
+/// Where a sentence model comes from and how it is used.
+#[derive(Debug, Clone)]
+pub struct EmbeddingSpec {
+    /// Hub id, bare sentence-transformers name, folder, `.gguf` file, `pkg:…`, `ollama://…`.
+    pub source: SourceSpec,
+    /// Sources to try in turn when the first cannot be loaded.
+    pub fallback: Vec<String>,
+    /// Number format that it computes in.
+    pub dtype: DTypeChoice,
+    /// Replaces the pooling that the model's files name.
+    pub pooling: Option<Pooling>,
+    /// Replaces the number of tokens after which a text is cut.
+    pub max_length: Option<usize>,
+    /// Branch, tag or commit of a hub model.
+    pub revision: Option<String>,
+    /// Added to the prompts of the model's files.
+    pub prompts: BTreeMap<String, String>,
+    /// The kind is not given: its first use decides.
+    pub open: bool,
+}
+
+impl EmbeddingSpec {
+    /// The model at `source`, used as its files say.
+    pub fn new(source: SourceSpec) -> Self {
+        Self {
+            source,
+            fallback: Vec::new(),
+            dtype: DTypeChoice::Auto,
+            pooling: None,
+            max_length: None,
+            revision: None,
+            prompts: BTreeMap::new(),
+            open: false,
+        }
+    }
+}
+
+/// A source that is fixed, or that the environment names at each load.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SourceSpec {
+    /// Always this one.
+    Fixed(String),
+    /// What the variable says when the model is loaded, else the default.
+    Environment {
+        /// The variable's name.
+        variable: &'static str,
+        /// Used while the variable is unset or empty.
+        default: String,
+    },
+}
+
+impl SourceSpec {
+    /// The source to load now.
+    pub(super) fn current(&self, host: &dyn Host) -> String {
+        match self {
+            Self::Fixed(source) => source.clone(),
+            Self::Environment { variable, default } => host
+                .env(variable)
+                .map(|value| value.trim().to_owned())
+                .filter(|value| !value.is_empty())
+                .unwrap_or_else(|| default.clone()),
+        }
+    }
+}
+
+/// How long the model of a name stays in memory.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Retention {
+    /// How long the model stays after its latest use; `None`: as configured.
+    pub keep_alive: Option<KeepAlive>,
+    /// Never unloaded by idleness or budget.
+    pub pinned: bool,
+}
