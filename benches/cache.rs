@@ -7,8 +7,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use criterion::{Criterion, criterion_group, criterion_main};
-use model_manager::cache::{CacheSettings, Content, EmbeddingCache, KeyRef, Policy, Vector};
+use model_manager::cache::{CacheSettings, CachedItem, Content, EmbeddingCache, KeyRef, Policy};
 use model_manager::clock::Clock;
+use model_manager::output::Item;
 
 const ENTRIES: usize = 64;
 
@@ -29,7 +30,7 @@ fn filled(
 ) -> EmbeddingCache {
     let cache = cache(policy, time_to_live);
     for text in texts {
-        cache.insert(&key(model, text), Vector::new(vec![0.5; 384], 9));
+        cache.insert(&key(model, text), CachedItem::new(Item::Dense(vec![0.5; 384].into()), 9));
     }
     cache
 }

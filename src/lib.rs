@@ -6,9 +6,10 @@
 //!                                    └ slot: absent → loading → ready → idle → absent
 //! ```
 //!
-//! A reader can follow one text by opening each room once, in this order: [`manager`] composes them, [`language`]
-//! routes, [`cache`] answers what it knows, [`lifecycle`] brings a model into memory, [`models`] says what a model is,
-//! [`batching`] packs what many callers want, [`compute`] runs it. No room calls back into one before it.
+//! A reader can follow one text by opening each module once, in this order: [`manager`] composes them, [`language`]
+//! routes, [`cache`] answers repeated texts, [`lifecycle`] brings a model into memory, [`models`] says what a model is,
+//! [`batching`] packs the texts of many callers, [`compute`] runs them, [`output`] is the result. No module calls back into
+//! one before it.
 
 pub mod batching;
 pub mod cache;
@@ -22,6 +23,7 @@ pub mod language;
 pub mod lifecycle;
 pub mod manager;
 pub mod models;
+pub mod output;
 #[cfg(feature = "python")]
 mod python;
 pub mod remote;

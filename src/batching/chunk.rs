@@ -1,84 +1,86 @@
-//! What one caller waits for: some rows of a matrix, filled as batches complete.
+//! What one caller waits for: items of an output, which batches complete.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use crate::compute::memory::reserve;
+use crate::output::{Output, Shape, View};
 use crate::sync::Mutex;
 use crate::{Error, Result};
 
-/// Called once, on the worker thread, with the chunk's rows or the first error. It must be quick and must not call back
+/// Called once, on the worker thread, with the chunk's results or the first error. It must be quick and must not call back
 /// into the batcher.
-pub(super) type Done = Box<dyn FnOnce(Result<Rows>) + Send>;
+pub(super) type Done = Box<dyn FnOnce(Result<ChunkOutput>) + Send>;
 
-/// What a chunk came to.
+/// The results of a chunk.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct Rows {
-    /// One vector a sequence: `[sequences, width]`, row-major.
-    pub values: Vec<f32>,
+pub struct ChunkOutput {
+    /// One item a sequence.
+    pub output: Output,
     /// Tokens that the model read, by sequence.
     pub tokens: Vec<u32>,
 }
 
-/// A caller's flag that it no longer wants its rows. Clones share the flag.
+/// A caller's flag that it no longer wants its results. Clones share the flag.
 #[derive(Clone, Debug, Default)]
 pub struct Cancel(Arc<AtomicBool>);
 
 impl Cancel {
-    /// Sets the flag: sequences that nobody else wants will not be computed.
+    /// Sets the flag: sequences that no other caller wants are not computed.
     pub fn cancel(&self) {
         self.0.store(true, Ordering::Release);
     }
 
-    /// Whether the caller has left.
+    /// Whether the flag is set.
     #[must_use]
     pub fn is_cancelled(&self) -> bool {
         self.0.load(Ordering::Acquire)
     }
 }
 
-/// Rows that one caller is waiting for.
+/// Results that one caller is waiting for.
 pub struct Chunk {
-    width: usize,
     cancel: Cancel,
     gathered: Mutex<Gathered>,
 }
 
 struct Gathered {
-    rows: Rows,
+    results: ChunkOutput,
     missing: usize,
-    /// Taken when the caller has been told; later rows have nowhere to go.
+    /// Taken when it is called; later items are dropped.
     done: Option<Done>,
 }
 
 impl Chunk {
-    /// A chunk of `sequences` rows of `width`. With no sequences `done` is called at once.
-    pub(crate) fn new(sequences: usize, width: usize, cancel: Cancel, done: Done) -> Arc<Self> {
-        let chunk = Arc::new(Self {
-            width,
-            cancel,
-            gathered: Mutex::new(Gathered {
-                rows: Rows { values: vec![0.0; sequences * width], tokens: vec![0; sequences] },
-                missing: sequences,
-                done: Some(done),
-            }),
-        });
+    /// A chunk of `sequences` items of this shape. With no sequences `done` is called at once.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`].
+    pub(crate) fn new(sequences: usize, shape: Shape, cancel: Cancel, done: Done) -> Result<Arc<Self>> {
+        let output = Output::new(shape, sequences)?;
+        let mut tokens = Vec::new();
+        reserve(&mut tokens, sequences)?;
+        tokens.resize(sequences, 0);
+        let results = ChunkOutput { output, tokens };
+        let gathered = Mutex::new(Gathered { results, missing: sequences, done: Some(done) });
+        let chunk = Arc::new(Self { cancel, gathered });
         if sequences == 0 {
             chunk.finish(Ok(()));
         }
-        chunk
+        Ok(chunk)
     }
 
     pub(crate) fn is_cancelled(&self) -> bool {
         self.cancel.is_cancelled()
     }
 
-    /// Stores the vector of sequence `row`, made of so many tokens; the last one completes the chunk.
-    pub(crate) fn deliver(&self, row: usize, vector: &[f32], tokens: u32) {
+    /// Stores the item of sequence `row`, made of so many tokens. The last one completes the chunk.
+    pub(crate) fn deliver(&self, row: usize, item: View<'_>, tokens: u32) {
         let complete = {
             let mut gathered = self.gathered.lock();
-            gathered.rows.values[row * self.width..(row + 1) * self.width].copy_from_slice(vector);
-            gathered.rows.tokens[row] = tokens;
+            gathered.results.output.put(row, item);
+            gathered.results.tokens[row] = tokens;
             gathered.missing -= 1;
             gathered.missing == 0
         };
@@ -87,22 +89,22 @@ impl Chunk {
         }
     }
 
-    /// Tells the caller of a failure, at once and only once.
+    /// Reports a failure to the caller, at once and only once.
     pub(crate) fn fail(&self, error: Error) {
         self.finish(Err(error));
     }
 
     fn finish(&self, outcome: Result<()>) {
-        let (done, rows) = {
+        let (done, results) = {
             let mut gathered = self.gathered.lock();
             let Some(done) = gathered.done.take() else { return };
-            // After a failure other rows of this chunk may still arrive: they need the buffer's length.
-            let rows = if outcome.is_ok() { std::mem::take(&mut gathered.rows) } else { Rows::default() };
-            (done, rows)
+            // After a failure other items of this chunk may still arrive: their place stays.
+            let taken = outcome.is_ok().then(|| std::mem::take(&mut gathered.results));
+            (done, taken.unwrap_or_default())
         };
-        let told = catch_unwind(AssertUnwindSafe(|| done(outcome.map(|()| rows))));
-        if let Err(payload) = told {
-            // The worker must live on; the caller's own drop guards speak for the caller.
+        let called = catch_unwind(AssertUnwindSafe(|| done(outcome.map(|()| results))));
+        if let Err(payload) = called {
+            // The worker goes on with the other callers.
             log::error!("{}", Error::panic("a reply", payload.as_ref()));
         }
     }
@@ -114,35 +116,41 @@ mod tests {
 
     use super::*;
 
-    fn chunk(sequences: usize) -> (Arc<Chunk>, mpsc::Receiver<Result<Rows>>) {
+    const PAIRS: Shape = Shape::Dense { width: 2 };
+
+    fn chunk(sequences: usize) -> (Arc<Chunk>, mpsc::Receiver<Result<ChunkOutput>>) {
         let (sender, receiver) = mpsc::channel();
         let done = Box::new(move |result| sender.send(result).unwrap());
-        (Chunk::new(sequences, 2, Cancel::default(), done), receiver)
+        (Chunk::new(sequences, PAIRS, Cancel::default(), done).unwrap(), receiver)
     }
 
     #[test]
-    fn rows_may_arrive_in_any_order() {
+    fn items_may_arrive_in_any_order() {
         let (chunk, done) = chunk(2);
-        chunk.deliver(1, &[3.0, 4.0], 5);
+        chunk.deliver(1, View::Dense(&[3.0, 4.0]), 5);
         assert!(done.try_recv().is_err());
-        chunk.deliver(0, &[1.0, 2.0], 6);
-        let rows = Rows { values: vec![1.0, 2.0, 3.0, 4.0], tokens: vec![6, 5] };
-        assert_eq!(done.try_recv().unwrap(), Ok(rows));
+        chunk.deliver(0, View::Dense(&[1.0, 2.0]), 6);
+        let found = done.try_recv().unwrap().unwrap();
+        assert_eq!(
+            (found.output.view(0), found.output.view(1)),
+            (View::Dense(&[1.0, 2.0]), View::Dense(&[3.0, 4.0]))
+        );
+        assert_eq!(found.tokens, [6, 5]);
     }
 
     #[test]
     fn an_empty_chunk_is_done_at_once() {
         let (_, done) = chunk(0);
-        assert_eq!(done.try_recv().unwrap(), Ok(Rows::default()));
+        assert_eq!(done.try_recv().unwrap().unwrap().output.rows(), 0);
     }
 
     #[test]
-    fn a_failure_is_told_once_and_late_rows_do_no_harm() {
+    fn a_failure_is_reported_once_and_late_items_do_no_harm() {
         let (chunk, done) = chunk(2);
         chunk.fail(Error::Cancelled);
         chunk.fail(Error::Closed);
-        chunk.deliver(0, &[1.0, 2.0], 6);
-        chunk.deliver(1, &[1.0, 2.0], 7);
+        chunk.deliver(0, View::Dense(&[1.0, 2.0]), 6);
+        chunk.deliver(1, View::Dense(&[1.0, 2.0]), 7);
         assert_eq!(done.try_recv().unwrap(), Err(Error::Cancelled));
         assert!(done.try_recv().is_err());
     }

@@ -15,7 +15,7 @@ mod queue;
 mod queue_worker;
 mod worker;
 
-pub use chunk::{Cancel, Chunk, Rows};
+pub use chunk::{Cancel, Chunk, ChunkOutput};
 pub use counters::{Counters, WorkDone};
 pub use queue::Lane;
 pub(crate) use queue::{Budget, Queue, Waiter};

@@ -173,7 +173,8 @@ mod tests {
     }
 
     fn waiter(cancel: &Cancel) -> Waiter {
-        Waiter { chunk: Chunk::new(1, 1, cancel.clone(), Box::new(|_| {})), row: 0 }
+        let shape = crate::output::Shape::Dense { width: 1 };
+        Waiter { chunk: Chunk::new(1, shape, cancel.clone(), Box::new(|_| {})).unwrap(), row: 0 }
     }
 
     #[test]

@@ -8,19 +8,20 @@ use super::counters::Counters;
 use super::queue::{Budget, Lane, Queue, Tokens, Waiter};
 use super::queue_worker::{QueueWorker, abandon, complete, next_batch};
 use crate::compute::Packed;
+use crate::output::{Output, Shape};
 use crate::sync::{Abandon, Work, WorkerThread};
 use crate::{Error, Result};
 
-/// What a batcher drives: token ids in, one vector a sequence out.
+/// What a batcher drives: token ids in, one item a sequence out.
 pub trait Forward: Send + Sync + 'static {
-    /// Length of a vector.
-    fn width(&self) -> usize;
+    /// The shape of an item.
+    fn shape(&self) -> Shape;
 
-    /// Computes the vectors of a packed batch into `out`, row-major `[sequences, width]`.
+    /// Computes the items of a packed batch into `out`, which has as many of this shape.
     ///
     /// # Errors
     /// Those of the model; every caller of this batch gets them.
-    fn forward(&self, batch: &Packed<'_>, out: &mut [f32]) -> Result<()>;
+    fn forward(&self, batch: &Packed<'_>, out: &mut Output) -> Result<()>;
 }
 
 /// A queue and its worker thread, for one loaded model. Dropping it ends the thread and fails callers that still wait.
@@ -86,7 +87,7 @@ impl<F: Forward> Work<Queue<Tokens>> for Batches<F> {
             };
             self.counters.note_batch(batch.len(), tokens, result.is_err());
             let waiters = complete(thread, &batch);
-            reply(&self.name, &result.map(|width| (scratch.out.as_slice(), width)), &batch, &waiters);
+            reply(&self.name, &result.map(|()| &scratch.out), &batch, &waiters);
         }
     }
 
@@ -100,12 +101,12 @@ impl<F: Forward> Work<Queue<Tokens>> for Batches<F> {
 struct Scratch {
     ids: Vec<u32>,
     offsets: Vec<u32>,
-    out: Vec<f32>,
+    out: Output,
 }
 
 impl Scratch {
-    /// Packs and computes a batch into `self.out`; returns the width of a row.
-    fn forward<F: Forward>(&mut self, name: &str, model: &F, batch: &[Tokens]) -> Result<usize> {
+    /// Packs and computes a batch into `self.out`.
+    fn forward<F: Forward>(&mut self, name: &str, model: &F, batch: &[Tokens]) -> Result<()> {
         self.ids.clear();
         self.offsets.clear();
         self.offsets.push(0);
@@ -113,32 +114,25 @@ impl Scratch {
             self.ids.extend_from_slice(sequence);
             self.offsets.push(self.ids.len() as u32);
         }
-        let width = model.width();
-        self.out.clear();
-        self.out.resize(batch.len() * width, 0.0);
+        self.out.reset(model.shape(), batch.len());
         let packed = Packed { ids: &self.ids, offsets: &self.offsets };
         let out = &mut self.out;
         catch_unwind(AssertUnwindSafe(|| model.forward(&packed, out))).unwrap_or_else(|payload| {
             Err(Error::panic(format!("the forward pass of {name}"), payload.as_ref()))
-        })?;
-        Ok(width)
+        })
     }
 }
 
-/// Hands every row to those who want it. A vector that is not finite fails its own callers only.
-fn reply(name: &str, result: &Result<(&[f32], usize)>, batch: &[Tokens], waiters: &[Vec<Waiter>]) {
+/// Delivers every item to the callers that want it. An item that is not finite fails its own callers only.
+fn reply(name: &str, result: &Result<&Output>, batch: &[Tokens], waiters: &[Vec<Waiter>]) {
     for (row, (sequence, waiters)) in batch.iter().zip(waiters).enumerate() {
-        let outcome = result.as_ref().map_err(Clone::clone).and_then(|(out, width)| {
-            let vector = &out[row * width..(row + 1) * width];
-            if vector.iter().all(|value| value.is_finite()) {
-                Ok(vector)
-            } else {
-                Err(Error::NotFinite { model: name.to_owned() })
-            }
+        let item = result.as_ref().map_err(Clone::clone).and_then(|out| {
+            let item = out.view(row);
+            if item.is_finite() { Ok(item) } else { Err(Error::NotFinite { model: name.to_owned() }) }
         });
         for waiter in waiters {
-            match &outcome {
-                Ok(vector) => waiter.chunk.deliver(waiter.row, vector, sequence.len() as u32),
+            match &item {
+                Ok(item) => waiter.chunk.deliver(waiter.row, *item, sequence.len() as u32),
                 Err(error) => waiter.chunk.fail(error.clone()),
             }
         }
@@ -151,9 +145,12 @@ mod tests {
     use std::sync::mpsc;
     use std::thread;
 
-    use super::super::chunk::{Cancel, Rows};
+    use super::super::chunk::{Cancel, ChunkOutput};
     use super::*;
+    use crate::output::View;
     use crate::sync::Mutex;
+
+    const PAIRS: Shape = Shape::Dense { width: 2 };
 
     /// A model whose vector is (first token, length). Token 13 panics, 14 errs, 15 gives NaN; batches are counted,
     /// and each waits for a permit so that tests decide what is in flight.
@@ -163,11 +160,12 @@ mod tests {
     }
 
     impl Forward for Fake {
-        fn width(&self) -> usize {
-            2
+        fn shape(&self) -> Shape {
+            PAIRS
         }
 
-        fn forward(&self, batch: &Packed<'_>, out: &mut [f32]) -> Result<()> {
+        fn forward(&self, batch: &Packed<'_>, out: &mut Output) -> Result<()> {
+            let Output::Dense(out) = out;
             self.gate.lock().recv().unwrap();
             self.batches.fetch_add(1, Ordering::Relaxed);
             for (row, range) in batch.offsets.windows(2).enumerate() {
@@ -175,11 +173,8 @@ mod tests {
                 match sequence[0] {
                     13 => panic!("unlucky"),
                     14 => return Err(Error::Input("fourteen".into())),
-                    15 => out[row * 2] = f32::NAN,
-                    first => {
-                        out[row * 2] = first as f32;
-                        out[row * 2 + 1] = sequence.len() as f32;
-                    }
+                    15 => out.row_mut(row)[0] = f32::NAN,
+                    first => out.row_mut(row).copy_from_slice(&[first as f32, sequence.len() as f32]),
                 }
             }
             Ok(())
@@ -187,9 +182,11 @@ mod tests {
     }
 
     /// The fake's vectors, and the token counts that belong to them.
-    fn rows(values: Vec<f32>) -> Rows {
+    fn rows(values: &[f32]) -> ChunkOutput {
         let tokens = values.chunks(2).map(|vector| vector[1] as u32).collect();
-        Rows { values, tokens }
+        let mut output = Output::new(PAIRS, values.len() / 2).unwrap();
+        values.chunks(2).enumerate().for_each(|(row, vector)| output.put(row, View::Dense(vector)));
+        ChunkOutput { output, tokens }
     }
 
     struct Bench {
@@ -216,16 +213,16 @@ mod tests {
             (0..batches).for_each(|_| self.permits.send(()).unwrap());
         }
 
-        fn submit(&self, sequences: &[&[u32]], cancel: &Cancel) -> mpsc::Receiver<Result<Rows>> {
+        fn submit(&self, sequences: &[&[u32]], cancel: &Cancel) -> mpsc::Receiver<Result<ChunkOutput>> {
             let (sender, receiver) = mpsc::channel();
             let done = Box::new(move |result| drop(sender.send(result)));
-            let chunk = Chunk::new(sequences.len(), 2, cancel.clone(), done);
+            let chunk = Chunk::new(sequences.len(), PAIRS, cancel.clone(), done).unwrap();
             self.batcher.submit(sequences.iter().map(|s| s.to_vec()).collect(), &chunk, Lane::Interactive);
             receiver
         }
 
         /// Occupies the worker, so that what follows is queued together.
-        fn occupy(&self) -> mpsc::Receiver<Result<Rows>> {
+        fn occupy(&self) -> mpsc::Receiver<Result<ChunkOutput>> {
             let busy = self.submit(&[&[9]], &Cancel::default());
             while self.batcher.waiting() > 0 {
                 thread::yield_now();
@@ -241,9 +238,9 @@ mod tests {
         let replies: Vec<_> =
             (1..=8).map(|id| bench.submit(&[&[id, 0], &[id]], &Cancel::default())).collect();
         bench.permit(2);
-        assert_eq!(busy.recv().unwrap(), Ok(rows(vec![9.0, 1.0])));
+        assert_eq!(busy.recv().unwrap(), Ok(rows(&[9.0, 1.0])));
         for (id, reply) in (1..=8).zip(replies) {
-            assert_eq!(reply.recv().unwrap(), Ok(rows(vec![id as f32, 2.0, id as f32, 1.0])));
+            assert_eq!(reply.recv().unwrap(), Ok(rows(&[id as f32, 2.0, id as f32, 1.0])));
         }
         assert_eq!(bench.model.batches.load(Ordering::Relaxed), 2);
         let work = bench.counters.work();
@@ -263,7 +260,7 @@ mod tests {
         assert_eq!(failed, Err(Error::Input("fourteen".into())));
         let nan = bench.submit(&[&[15]], &Cancel::default()).recv().unwrap();
         assert_eq!(nan, Err(Error::NotFinite { model: "fake".into() }));
-        assert_eq!(bench.submit(&[&[1]], &Cancel::default()).recv().unwrap(), Ok(rows(vec![1.0, 1.0])));
+        assert_eq!(bench.submit(&[&[1]], &Cancel::default()).recv().unwrap(), Ok(rows(&[1.0, 1.0])));
         assert_eq!(bench.counters.work().failed, 2);
     }
 
@@ -275,7 +272,7 @@ mod tests {
         let fine = bench.submit(&[&[1]], &Cancel::default());
         bench.permit(2);
         assert!(nan.recv().unwrap().is_err());
-        assert_eq!(fine.recv().unwrap(), Ok(rows(vec![1.0, 1.0])));
+        assert_eq!(fine.recv().unwrap(), Ok(rows(&[1.0, 1.0])));
     }
 
     #[test]
@@ -311,7 +308,7 @@ mod tests {
         let Bench { batcher, model, permits, .. } = Bench::new(100);
         drop((model, permits));
         let (sender, receiver) = mpsc::channel();
-        let chunk = Chunk::new(1, 2, Cancel::default(), Box::new(move |r| drop(sender.send(r))));
+        let chunk = Chunk::new(1, PAIRS, Cancel::default(), Box::new(move |r| drop(sender.send(r)))).unwrap();
         batcher.submit(vec![vec![1]], &chunk, Lane::Bulk);
         assert_eq!(receiver.recv().unwrap(), Err(Error::Closed));
     }
@@ -330,8 +327,8 @@ mod tests {
                         let (own, common) = (vec![100 + id; step], vec![50; step]);
                         let found =
                             bench.submit(&[&own, &common], &Cancel::default()).recv().unwrap().unwrap();
-                        let expected = vec![100.0 + id as f32, step as f32, 50.0, step as f32];
-                        assert_eq!(found, rows(expected));
+                        let expected = [100.0 + id as f32, step as f32, 50.0, step as f32];
+                        assert_eq!(found, rows(&expected));
                     }
                 });
             }

@@ -4,11 +4,11 @@
 //! used entry ([`Policy::Lru`]) or the least frequently used ([`Policy::Lfu`]). With a time to live, an entry older than
 //! that is never returned. One lock, held for the look-up only; values are dropped after it is released.
 
+mod item;
 mod key;
 mod store;
 #[cfg(test)]
 mod tests;
-mod vector;
 
 use std::time::Duration;
 
@@ -21,10 +21,10 @@ use crate::{Error, Result};
 use key::Key;
 use store::{Entry, Lfu, Store};
 
+pub use item::CachedItem;
 pub use key::{Content, KeyRef};
-pub use vector::Vector;
 
-/// Which entry leaves when there is no room.
+/// Which entry leaves when the cache is full.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Policy {
     /// The least recently used.
@@ -59,7 +59,7 @@ pub struct CacheSettings {
     pub max_entries: usize,
     /// Most bytes of keys, vectors and bookkeeping together; `None` is no bound.
     pub max_bytes: Option<u64>,
-    /// Which entry leaves when there is no room.
+    /// Which entry leaves when the cache is full.
     pub policy: Policy,
     /// Age at which an entry is no longer returned; `None` is none.
     pub time_to_live: Option<Duration>,
@@ -72,13 +72,13 @@ pub struct CacheStatistics {
     pub hits: u64,
     /// Look-ups not answered.
     pub misses: u64,
-    /// Vectors stored, replacements included.
+    /// Results stored, replacements included.
     pub insertions: u64,
-    /// Entries that left to make room.
+    /// Entries that left because the cache was full.
     pub evictions: u64,
     /// Entries that left because of their age.
     pub expirations: u64,
-    /// Vectors not stored because one alone exceeds the byte bound, or because there was no memory.
+    /// Results not stored because one alone exceeds the byte bound, or because there was no memory.
     pub rejections: u64,
     /// Entries now.
     pub entries: usize,
@@ -90,7 +90,7 @@ pub struct CacheStatistics {
     pub max_bytes: Option<u64>,
 }
 
-/// A thread-safe, exactly bounded cache of vectors.
+/// A thread-safe, exactly bounded cache of the results of texts.
 pub struct EmbeddingCache {
     settings: CacheSettings,
     clock: Clock,
@@ -108,11 +108,11 @@ struct State {
     rejections: u64,
 }
 
-/// Bytes that an entry takes beside the text of its key and the values of its vector: key, entry, the vector's shared
-/// headers, four words of list links and hash table, and two words of the allocator for each of five allocations.
+/// Bytes that an entry takes in addition to the text of its key and the numbers of its result: key, entry, the result's
+/// shared headers, four words of list links and hash table, and two words of the allocator for each of five allocations.
 const ENTRY_OVERHEAD: usize = size_of::<Key>()
     + size_of::<Entry>()
-    + Vector::OVERHEAD
+    + CachedItem::OVERHEAD
     + 4 * size_of::<usize>()
     + 5 * 2 * size_of::<usize>();
 
@@ -129,9 +129,9 @@ impl EmbeddingCache {
         self.settings
     }
 
-    /// The vector stored under `key`, counted as a hit or a miss. A hit allocates nothing.
+    /// The result stored under `key`, counted as a hit or a miss. A hit allocates nothing.
     #[must_use]
-    pub fn get(&self, key: &KeyRef<'_>) -> Option<Vector> {
+    pub fn get(&self, key: &KeyRef<'_>) -> Option<CachedItem> {
         let now = self.settings.time_to_live.map(|_| self.clock.now());
         let mut state = self.state.lock();
         let Some(entry) = state.store.get(key) else {
@@ -139,9 +139,9 @@ impl EmbeddingCache {
             return None;
         };
         if !entry.expired(now) {
-            let vector = entry.vector.clone();
+            let item = entry.item.clone();
             state.hits += 1;
-            return Some(vector);
+            return Some(item);
         }
         let expired = state.pop(key);
         state.expirations += 1;
@@ -156,9 +156,9 @@ impl EmbeddingCache {
         self.state.lock().misses += misses as u64;
     }
 
-    /// Stores `vector` under `key`, in the place of what was there. Others leave until both bounds hold; a vector that
-    /// alone exceeds the byte bound, or whose key finds no memory, is not stored.
-    pub fn insert(&self, key: &KeyRef<'_>, vector: Vector) {
+    /// Stores `item` under `key`, in place of an earlier one. Other entries leave until both bounds hold. A result that
+    /// alone exceeds the byte bound, or for whose key there is no memory, is not stored.
+    pub fn insert(&self, key: &KeyRef<'_>, item: CachedItem) {
         if self.settings.max_entries == 0 {
             return;
         }
@@ -166,7 +166,7 @@ impl EmbeddingCache {
             self.state.lock().rejections += 1;
             return;
         };
-        let bytes = entry_bytes(key, &vector);
+        let bytes = entry_bytes(key, &item);
         let max_bytes = self.settings.max_bytes.unwrap_or(u64::MAX);
         let expires = self.settings.time_to_live.and_then(|age| self.clock.now().checked_add(age));
         let mut gone = Vec::new();
@@ -183,7 +183,7 @@ impl EmbeddingCache {
                 state.evictions += 1;
                 gone.push(evicted);
             }
-            state.store.insert(owned, Entry { vector, bytes, expires, uses });
+            state.store.insert(owned, Entry { item, bytes, expires, uses });
             state.bytes += bytes;
             state.insertions += 1;
         }
@@ -191,7 +191,7 @@ impl EmbeddingCache {
         drop(gone);
     }
 
-    /// Removes what is too old to be returned. Returns how many entries that were.
+    /// Removes entries that are too old to be returned. Returns how many.
     pub fn purge_expired(&self) -> usize {
         if self.settings.time_to_live.is_none() {
             return 0;
@@ -262,6 +262,6 @@ impl State {
     }
 }
 
-fn entry_bytes(key: &KeyRef<'_>, vector: &Vector) -> u64 {
-    (key.content.bytes() + key.prompt.len() + vector.bytes() + ENTRY_OVERHEAD) as u64
+fn entry_bytes(key: &KeyRef<'_>, item: &CachedItem) -> u64 {
+    (key.content.bytes() + key.prompt.len() + item.bytes() + ENTRY_OVERHEAD) as u64
 }

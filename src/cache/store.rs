@@ -6,13 +6,13 @@ use std::time::Instant;
 
 use lru::{DefaultHasher, LruCache};
 
+use super::item::CachedItem;
 use super::key::{AnyKey, Key};
-use super::vector::Vector;
 
-/// One cached vector.
+/// One cached result.
 pub(super) struct Entry {
-    pub(super) vector: Vector,
-    /// What it counts for in the byte bound.
+    pub(super) item: CachedItem,
+    /// Its bytes in the byte bound.
     pub(super) bytes: u64,
     pub(super) expires: Option<Instant>,
     /// Insertions and hits, as LFU counts them.
@@ -68,7 +68,7 @@ impl Store {
         }
     }
 
-    /// Takes out the entry whose turn it is to leave.
+    /// Takes out the entry that leaves next.
     pub(super) fn pop_next(&mut self) -> Option<Entry> {
         match self {
             Self::Lru(entries) => entries.pop_lru().map(|(_, entry)| entry),

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use proptest::prelude::*;
 
 use super::*;
+use crate::output::Item;
 
 fn settings(max_entries: usize) -> CacheSettings {
     CacheSettings { max_entries, max_bytes: None, policy: Policy::Lru, time_to_live: None }
@@ -22,8 +23,8 @@ fn key<'a>(text: &'a str, model: &'a Arc<str>) -> KeyRef<'a> {
     KeyRef { content: Content::Text(text), prompt: "", model, dimensions: None, normalized: true }
 }
 
-fn vector(dimensions: usize) -> Vector {
-    Vector::new(vec![0.5; dimensions], 3)
+fn vector(dimensions: usize) -> CachedItem {
+    CachedItem::new(Item::Dense(vec![0.5; dimensions].into()), 3)
 }
 
 #[test]
@@ -61,16 +62,17 @@ fn every_field_of_the_key_counts() {
 }
 
 #[test]
-fn a_hit_shares_the_vector_and_its_parked_view() {
+fn a_hit_shares_the_result_and_what_is_parked() {
     let cache = cache(settings(1));
     let model = "m".into();
     let stored = vector(3);
     cache.insert(&key("x", &model), stored.clone());
     let hit = cache.get(&key("x", &model)).unwrap();
-    assert!(Arc::ptr_eq(stored.values(), hit.values()));
-    assert!(hit.view().set(Box::new("a view")).is_ok());
+    let (Item::Dense(stored), Item::Dense(found)) = (stored.item(), hit.item());
+    assert!(Arc::ptr_eq(stored, found));
+    assert!(hit.parked().set(Box::new("a view")).is_ok());
     let again = cache.get(&key("x", &model)).unwrap();
-    assert_eq!(again.view().get().and_then(|view| view.downcast_ref()), Some(&"a view"));
+    assert_eq!(again.parked().get().and_then(|view| view.downcast_ref()), Some(&"a view"));
 }
 
 #[test]
@@ -89,7 +91,7 @@ fn views_drop_outside_the_lock() {
         let (model, drops) = ("m".into(), Arc::new(AtomicUsize::new(0)));
         let park = |text| {
             let vector = vector(1);
-            let parked = vector.view().set(Box::new(Meddler(Arc::clone(&cache), Arc::clone(&drops))));
+            let parked = vector.parked().set(Box::new(Meddler(Arc::clone(&cache), Arc::clone(&drops))));
             assert!(parked.is_ok());
             cache.insert(&key(text, &model), vector);
         };
@@ -171,7 +173,7 @@ fn is_right_under_threads() {
                         let number = (thread * 31 + round * 17) % 40;
                         let text = number.to_string();
                         match cache.get(&key(&text, model)) {
-                            Some(vector) => assert_eq!(vector.as_slice().len(), number + 1),
+                            Some(vector) => assert_eq!(vector.item().bytes(), 4 * (number + 1)),
                             None => cache.insert(&key(&text, model), vector(number + 1)),
                         }
                         let now = cache.statistics();
@@ -212,7 +214,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 
 struct NaiveEntry {
     key: u8,
-    vector: Vector,
+    vector: CachedItem,
     bytes: u64,
     born: Instant,
     uses: u64,
@@ -253,7 +255,7 @@ impl Naive {
         self.limits.time_to_live.is_some_and(|age| now - entry.born >= age)
     }
 
-    fn get(&mut self, key: u8, now: Instant) -> Option<Vector> {
+    fn get(&mut self, key: u8, now: Instant) -> Option<CachedItem> {
         self.uses += 1;
         let Some(mut entry) = self.remove(key) else {
             self.counts.misses += 1;
@@ -271,7 +273,7 @@ impl Naive {
         Some(vector)
     }
 
-    fn insert(&mut self, key: u8, vector: Vector, bytes: u64, now: Instant) {
+    fn insert(&mut self, key: u8, vector: CachedItem, bytes: u64, now: Instant) {
         if self.limits.max_entries == 0 {
             return;
         }

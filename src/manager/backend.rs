@@ -1,4 +1,4 @@
-//! What computes a sentence model's vectors: an encoder in this process, or a server.
+//! What computes the results of a sentence model: an encoder in this process, or a server.
 
 use std::sync::Arc;
 
@@ -9,6 +9,7 @@ use crate::cache::Content;
 use crate::compute::Packed;
 use crate::compute::memory::joined;
 use crate::models::{Bounds, Encoder, Pooling, SentenceConfig, Similarity};
+use crate::output::{Output, Shape};
 use crate::remote::RemoteEncoder;
 use crate::sync::fork;
 use crate::{Error, Result};
@@ -33,11 +34,11 @@ pub(super) enum Ready<'a> {
 }
 
 impl EncoderBackend {
-    /// Length of the vectors.
-    pub(super) fn width(&self) -> usize {
+    /// The shape of its results.
+    pub(super) fn shape(&self) -> Shape {
         match self {
-            Self::Local { encoder, .. } => encoder.width(),
-            Self::Remote(remote) => remote.width(),
+            Self::Local { encoder, .. } => Forward::shape(&**encoder),
+            Self::Remote(remote) => remote.shape(),
         }
     }
 
@@ -139,13 +140,15 @@ impl EncoderBackend {
 }
 
 impl Forward for Encoder {
-    fn width(&self) -> usize {
-        Encoder::width(self)
+    fn shape(&self) -> Shape {
+        Shape::Dense { width: self.width() }
     }
 
-    fn forward(&self, batch: &Packed<'_>, out: &mut [f32]) -> Result<()> {
+    fn forward(&self, batch: &Packed<'_>, out: &mut Output) -> Result<()> {
         let _computing = fork::computing();
-        self.encode(batch, out)
+        match out {
+            Output::Dense(out) => self.encode(batch, out.values_mut()),
+        }
     }
 }
 

@@ -4,15 +4,16 @@ use std::sync::Arc;
 
 use super::options::EmbedOptions;
 use crate::Result;
-use crate::cache::{Content, EmbeddingCache, Vector};
+use crate::cache::{CachedItem, Content, EmbeddingCache};
 use crate::models::SentenceConfig;
+use crate::output::Shape;
 
-/// What outlives the loaded model: enough to answer from the cache while the model is absent.
+/// Enough to answer from the cache while the model is absent.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct ModelInfo {
-    /// Files, dtype and overrides, or server and model: equal for equal vectors.
+    /// Files, dtype and overrides, or server and model: equal for equal results.
     pub(super) identity: Arc<str>,
-    pub(super) width: usize,
+    pub(super) shape: Shape,
     /// The source, as messages name it.
     pub(super) model: String,
     /// What the model's files say, with the slot's own prompts added.
@@ -27,17 +28,17 @@ impl ModelInfo {
         self.config.prompt(&self.model, options.prompt_name.as_deref(), options.prompt.as_deref())
     }
 
-    /// The vector of `content` if the cache holds one that answers a call with `options`.
+    /// The result of `content` if the cache has one that answers a call with `options`.
     pub(super) fn cached(
         &self,
         cache: &EmbeddingCache,
         options: &EmbedOptions,
         prompt: &str,
         content: Content<'_>,
-    ) -> Option<Vector> {
-        let vector = cache.get(&options.key(&self.identity, prompt, content))?;
-        // One of as many tokens as the model reads may be that of a longer input, cut.
-        let whole = self.max_length.is_some_and(|longest| (vector.tokens() as usize) < longest);
-        (options.truncate || whole).then_some(vector)
+    ) -> Option<CachedItem> {
+        let item = cache.get(&options.key(&self.identity, prompt, content))?;
+        // A result of as many tokens as the model reads may be that of a longer input, which was cut.
+        let whole = self.max_length.is_some_and(|longest| (item.tokens() as usize) < longest);
+        (options.truncate || whole).then_some(item)
     }
 }

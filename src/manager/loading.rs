@@ -217,7 +217,7 @@ impl Loader {
             Ok(Arc::new(EncoderBackend::Remote(RemoteEncoder::open(link, &self.counters)?)))
         })?;
         // A replacement with other dimensions is another model. One of equal dimensions cannot be detected.
-        let identity = format!("{address} {}", backend.width()).into();
+        let identity = format!("{address} {}", backend.shape().width()).into();
         let info = Arc::new(info(&backend, spec, identity));
         Ok(ModelHandle { backend, info, source: shown(source).into_owned() })
     }
@@ -307,6 +307,6 @@ impl Loader {
 fn info(backend: &EncoderBackend, spec: &EmbeddingSpec, identity: Arc<str>) -> ModelInfo {
     let mut config = backend.config();
     config.prompts.extend(spec.prompts.clone());
-    let (width, max_length) = (backend.width(), backend.max_length());
-    ModelInfo { identity, width, model: backend.name(), config, max_length }
+    let (shape, max_length) = (backend.shape(), backend.max_length());
+    ModelInfo { identity, shape, model: backend.name(), config, max_length }
 }

@@ -33,7 +33,7 @@ mod stats;
 
 pub use self::inputs::Inputs;
 pub use self::instance::{Abandoned, Inheritance, Manager};
-pub use self::jobs::embed::{Matrix, OnDone, Ticket};
+pub use self::jobs::embed::{Embeddings, OnDone, Ticket};
 pub use self::jobs::generate::{GenerateOptions, GenerationTicket, GeneratorLease, OwnedPrompt, TextStream};
 pub use self::jobs::openai_body::OnBody;
 pub use self::model::SlotValue;

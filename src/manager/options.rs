@@ -1,10 +1,11 @@
-//! What a caller may ask of one embedding call, and how a raw model output becomes the vector asked for.
+//! The options of one embedding call, and how they turn a model's output into the result.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::cache::{Content, KeyRef};
 use crate::lifecycle::KeepAlive;
+use crate::output::{Output, Shape, View};
 use crate::{Error, Result};
 
 /// Called about every 50 ms of a wait; its error ends the wait. The Python binding checks for signals.
@@ -47,14 +48,32 @@ impl Default for EmbedOptions {
 }
 
 impl EmbedOptions {
-    /// The cache key of `content` under these options: everything that changes the vector.
+    /// The cache key of `content` under these options: everything that changes the result.
     pub(super) fn key<'a>(&self, model: &'a Arc<str>, prompt: &'a str, content: Content<'a>) -> KeyRef<'a> {
         KeyRef { model, content, prompt, normalized: self.normalize, dimensions: self.truncate_dim }
     }
 }
 
+impl EmbedOptions {
+    /// The shape of the results of a call to a model of this shape.
+    pub(super) fn shape(&self, model: Shape) -> Result<Shape> {
+        match model {
+            Shape::Dense { width } => {
+                dimensions(width, self.truncate_dim).map(|width| Shape::Dense { width })
+            }
+        }
+    }
+
+    /// Makes result number `row` of what the model computed for it.
+    pub(super) fn finish(&self, computed: View<'_>, out: &mut Output, row: usize) {
+        match (computed, out) {
+            (View::Dense(vector), Output::Dense(out)) => finish(vector, self.normalize, out.row_mut(row)),
+        }
+    }
+}
+
 /// Length of the vectors that a model of `width` gives under `truncate_dim`.
-pub(super) fn dimensions(width: usize, truncate_dim: Option<usize>) -> Result<usize> {
+fn dimensions(width: usize, truncate_dim: Option<usize>) -> Result<usize> {
     match truncate_dim {
         None => Ok(width),
         Some(dimensions) if (1..=width).contains(&dimensions) => Ok(dimensions),
@@ -68,7 +87,7 @@ pub(super) fn dimensions(width: usize, truncate_dim: Option<usize>) -> Result<us
 }
 
 /// Truncates `vector` to `out.len()` and, if asked, scales it to length 1. A vector of zeros stays zeros.
-pub(super) fn finish(vector: &[f32], normalize: bool, out: &mut [f32]) {
+fn finish(vector: &[f32], normalize: bool, out: &mut [f32]) {
     out.copy_from_slice(&vector[..out.len()]);
     if normalize {
         crate::models::normalize(out);

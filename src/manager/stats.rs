@@ -66,7 +66,7 @@ impl Description {
             source: handle.source.clone(),
             path,
             architecture,
-            dimension: backend.width(),
+            dimension: backend.shape().width(),
             max_length: handle.info.max_length,
             pooling,
             normalizes: config.normalize,

@@ -1,95 +1,40 @@
 //! `Manager`: each method extracts, detaches, calls the core, converts.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList, PyString, PyType};
 
-use super::chat;
 use super::config::{PyConfig, keywords, pairs};
 use super::discard::discard;
-use super::errors::{OrRaise, to_py};
-use super::fork;
+use super::errors::OrRaise;
 use super::generation::{self, PyGenerationTicket, PyTextStream};
-use super::gil::{attached, detached, inside};
-use super::host::{ManagerHost, interruptible};
-use super::loader::{PythonLoader, unwrap_object};
-use super::options::{call_options, keep_alive, timeout};
+use super::gil::detached;
+use super::handle::Handle;
+use super::host::ManagerHost;
+use super::loader::unwrap_object;
+use super::options::{call_options, keep_alive, positive_seconds, timeout};
 use super::register::{AboutVectors, Given, Registration, refused};
-use super::report;
 use super::submit::{self, PyTicket};
-use super::texts::{self, Texts, text_of};
+use super::texts::{self, text_of};
 use super::tracker::PyTracker;
-use super::vectors::{copied_array, import_numpy, matrix_array, row_array, shared_array};
-use crate::config::Settings;
+use super::{chat, embed, fork, report};
 use crate::lifecycle::ReaperSettings;
-use crate::manager::{EmbedOptions, GenerateOptions, Manager, Matrix, Retention, SlotValue};
-use crate::sync::Mutex;
+use crate::manager::{EmbedOptions, GenerateOptions, Manager, Retention, SlotValue};
 use crate::wire::Encoding;
-use crate::{Error, Result};
 
 /// Model slots, the embedding cache and the queues. All methods may be called from any thread.
 #[pyclass(frozen, subclass, weakref, name = "Manager", module = "model_manager._core")]
-pub(super) struct PyManager {
-    inner: Arc<Manager>,
-    host: Arc<ManagerHost>,
-    /// Loaders of the user's, by slot, to explain their failures.
-    loaders: Mutex<HashMap<String, Arc<PythonLoader>>>,
-}
-
-/// What runs detached: it gets the manager, and a check to call while it waits.
-trait Work<T>: FnOnce(&Manager, &mut dyn FnMut() -> Result<()>) -> Result<T> + Send {}
-impl<T, F: FnOnce(&Manager, &mut dyn FnMut() -> Result<()>) -> Result<T> + Send> Work<T> for F {}
+pub(super) struct PyManager(Arc<Handle>);
 
 impl PyManager {
-    /// Runs `work` detached; a failing loader's own exception becomes the cause of ours.
-    fn enter<T: Send>(&self, py: Python<'_>, work: impl Work<T>) -> PyResult<T> {
-        interruptible(py, |_| Ok(()), |check| work(&self.inner, check))?
-            .map_err(|error| self.explain(py, &error))
-    }
-
-    /// `enter` for work that ends in an array, or leads to one: numpy is imported while the model loads, not after it.
-    fn enter_for_array<T: Send>(&self, py: Python<'_>, work: impl Work<T>) -> PyResult<T> {
-        interruptible(py, import_numpy, |check| work(&self.inner, check))?
-            .map_err(|error| self.explain(py, &error))
-    }
-
-    pub(super) fn core(&self) -> &Manager {
-        &self.inner
-    }
-
-    /// `error` as Python's; a failing loader's own exception is its cause.
-    pub(super) fn explain(&self, py: Python<'_>, error: &Error) -> PyErr {
-        if let Error::Loader { model, .. } = error {
-            let loader = self.loaders.lock().get(model).cloned();
-            if let Some(loader) = loader {
-                return loader.explain(py, error);
-            }
-        }
-        to_py(py, error)
-    }
-
-    /// The manager for a call that stays attached. It is built first, detached: building reads Python's environment, and
-    /// another thread that builds may wait for the interpreter.
-    fn built(&self, py: Python<'_>) -> PyResult<&Manager> {
-        if !self.inner.is_built() {
-            detached(py, || self.inner.settings()).or_raise(py)?;
-        }
-        Ok(&self.inner)
-    }
-
-    fn settings(&self, py: Python<'_>) -> PyResult<Settings> {
-        self.built(py)?.settings().or_raise(py)
-    }
-
     /// What `get` and `peek` return for a slot: the user's object, or a handle on the model.
-    fn handle(slf: &Bound<'_, Self>, name: &str, held: &SlotValue) -> PyResult<Py<PyAny>> {
+    fn slot_value(slf: &Bound<'_, Self>, name: &str, value: &SlotValue) -> PyResult<Py<PyAny>> {
         let py = slf.py();
-        let (module, class) = match held {
+        let (module, class) = match value {
             SlotValue::Object(object) => return Ok(unwrap_object(py, object).unwrap_or_else(|| py.None())),
             SlotValue::Encoder => ("model_manager.encoder", "SentenceModel"),
             SlotValue::Generator => ("model_manager.generator", "TextGenerator"),
@@ -101,7 +46,7 @@ impl PyManager {
 impl Drop for PyManager {
     /// As `close`, but waits for nothing.
     fn drop(&mut self) {
-        if let Some(abandoned) = self.inner.abandon() {
+        if let Some(abandoned) = self.0.manager.abandon() {
             discard(abandoned);
         }
     }
@@ -119,49 +64,49 @@ impl PyManager {
         let overrides = keywords(overrides)?;
         let host = Arc::new(ManagerHost::default());
         let own = Arc::clone(&host);
-        let inner = match config {
+        let manager = match config {
             None => Manager::from_environment(overrides, own).or_raise(py)?,
             Some(config) => Manager::new(config.get().0.clone().with(pairs(&overrides)).or_raise(py)?, own),
         };
-        let inner = Arc::new(inner);
-        fork::watch(&inner);
-        Ok(Self { inner, host, loaders: Mutex::default() })
+        let handle = Handle::new(manager, host);
+        fork::watch(&handle.manager);
+        Ok(Self(Arc::new(handle)))
     }
 
     /// Makes this the manager that the whole process shares: it reads the file `.env` of the working directory before
     /// its settings, and finds models in the folder `models_cache`.
     fn _make_process_wide(&self) {
-        self.host.process_wide.store(true, Ordering::Relaxed);
+        self.0.host.process_wide.store(true, Ordering::Relaxed);
     }
 
     /// The settings in force; reading it fixes them.
     #[getter]
     fn config(&self, py: Python<'_>) -> PyResult<PyConfig> {
-        self.settings(py).map(PyConfig)
+        self.0.settings(py).map(PyConfig)
     }
 
     /// Where models compute: ``cpu``, ``cuda`` or ``mps``.
     #[getter]
     fn device(&self, py: Python<'_>) -> PyResult<&'static str> {
-        self.built(py)?.device().or_raise(py)
+        self.0.built(py)?.device().or_raise(py)
     }
 
     /// This manager's tracker.
     #[getter]
     fn tracker(&self) -> PyTracker {
-        PyTracker(self.inner.tracker())
+        PyTracker(self.0.manager.tracker())
     }
 
     /// Seconds since the last clean-up of idle models (since construction when there was none).
     #[getter]
     fn last_cleanup_seconds(&self, py: Python<'_>) -> PyResult<f64> {
-        Ok(self.built(py)?.since_clean_up().or_raise(py)?.as_secs_f64())
+        Ok(self.0.built(py)?.since_clean_up().or_raise(py)?.as_secs_f64())
     }
 
     /// What `set_auto_cleanup` last set: (enabled, cleanup_interval, max_idle_time); at first the settings'.
     #[getter]
     fn auto_cleanup(&self, py: Python<'_>) -> PyResult<(bool, f64, f64)> {
-        let reaper = self.built(py)?.reaper_settings().or_raise(py)?;
+        let reaper = self.0.built(py)?.reaper_settings().or_raise(py)?;
         Ok((reaper.enabled, reaper.interval.as_secs_f64(), reaper.max_idle.as_secs_f64()))
     }
 
@@ -200,24 +145,15 @@ impl PyManager {
             AboutVectors { fallback, pooling, max_length, prompts: prompts.unwrap_or_default() };
         let Registration { spec, loader: own_loader } =
             Registration::new(py, name, source, kind, dtype, revision, about_vectors)?;
-        detached(py, || self.inner.register(name, spec, keep, replace)).or_raise(py)?;
-        let replaced = {
-            let mut loaders = self.loaders.lock();
-            match own_loader {
-                Some(loader) => loaders.insert(name.to_owned(), loader),
-                None => loaders.remove(name),
-            }
-        };
-        // Its destructor is Python's code, which may come back here.
-        drop(replaced);
+        detached(py, || self.0.manager.register(name, spec, keep, replace)).or_raise(py)?;
+        self.0.set_loader(name, own_loader);
         Ok(())
     }
 
     /// Unload and forget the slot.
     fn unregister(&self, py: Python<'_>, name: &str) -> PyResult<()> {
-        detached(py, || self.inner.unregister(name)).or_raise(py)?;
-        let removed = self.loaders.lock().remove(name);
-        drop(removed);
+        detached(py, || self.0.manager.unregister(name)).or_raise(py)?;
+        self.0.set_loader(name, None);
         Ok(())
     }
 
@@ -241,38 +177,7 @@ impl PyManager {
     ) -> PyResult<Py<PyAny>> {
         let options =
             call_options(py, model, prompt, prompt_name, normalize, truncate_dim, timeout, keep_alive)?;
-        if let (Ok(text), None) = (texts.cast::<PyString>(), &progress) {
-            let text = text_of(text, None)?;
-            // Attached: a hit takes less than letting go of the interpreter would.
-            let vector = match self.built(py)?.cached(text, &options).or_raise(py)? {
-                Some(vector) => vector,
-                None => {
-                    self.enter_for_array(py, |manager, check| manager.embed_missed(text, options, check))?
-                }
-            };
-            let _inside = inside(py);
-            return if copy {
-                Ok(copied_array(py, &vector)?.into_any().unbind())
-            } else {
-                shared_array(py, &vector)
-            };
-        }
-        let (inputs, single) = texts::inputs(texts)?;
-        let mut raised = None;
-        let result = self.enter_for_array(py, |manager, check| {
-            let mut tell = |done: usize, all: usize| match &progress {
-                None => Ok(()),
-                Some(progress) => attached(|py| progress.call1(py, (done, all)).map(drop)).map_err(|error| {
-                    raised = Some(error);
-                    Error::Cancelled
-                }),
-            };
-            manager.embed(inputs, options, check, &mut tell)
-        });
-        if let Some(raised) = raised {
-            return Err(raised);
-        }
-        array(py, result?, single, copy)
+        embed::embed(&self.0, texts, options, copy, progress)
     }
 
     /// `embed` without waiting.
@@ -296,7 +201,7 @@ impl PyManager {
         let options =
             call_options(py, model, prompt, prompt_name, normalize, truncate_dim, timeout, keep_alive)?;
         let (inputs, single) = texts::inputs(texts)?;
-        submit::vectors(slf, inputs, options, on_done, move |py, matrix| array(py, matrix, single, copy))
+        submit::results(&slf.get().0, slf, inputs, options, on_done, single, copy)
     }
 
     /// `submit`, with the answer as the JSON body of OpenAI's `POST /v1/embeddings`.
@@ -322,7 +227,7 @@ impl PyManager {
         let options = EmbedOptions { truncate, ..options };
         let encoding = Encoding::parse(encoding_format).or_raise(py)?;
         let (inputs, _) = texts::inputs(inputs)?;
-        submit::response(slf, inputs, options, served_model, encoding, on_done)
+        submit::response(&slf.get().0, slf, inputs, options, served_model, encoding, on_done)
     }
 
     /// The whole answer to `prompt`, with its figures.
@@ -335,10 +240,10 @@ impl PyManager {
         parameters: Option<&Bound<'py, PyDict>>,
     ) -> PyResult<Bound<'py, PyDict>> {
         let prompt = generation::prompt(prompt)?;
-        let (params, options) = generation::parameters(py, parameters, &self.settings(py)?)?;
+        let (params, options) = generation::parameters(py, parameters, &self.0.settings(py)?)?;
         let options = GenerateOptions { model, ..options };
         let completion =
-            self.enter(py, |manager, check| manager.generate(&prompt, params, &options, check))?;
+            self.0.enter(py, |manager, check| manager.generate(&prompt, params, &options, check))?;
         report::completion(py, &completion)
     }
 
@@ -365,7 +270,7 @@ impl PyManager {
         let source = chat_template.map(|source| text_of(source, None)).transpose()?;
         let timeout = super::options::timeout(py, timeout)?;
         let options = GenerateOptions { model, timeout, ..GenerateOptions::default() };
-        self.enter(py, |manager, check| manager.chat_text(&conversation, source, &options, check))
+        self.0.enter(py, |manager, check| manager.chat_text(&conversation, source, &options, check))
     }
 
     /// The answer to `prompt` as an iterator of pieces of text.
@@ -378,9 +283,9 @@ impl PyManager {
         parameters: Option<&Bound<'_, PyDict>>,
     ) -> PyResult<PyTextStream> {
         let prompt = generation::prompt(prompt)?;
-        let (params, options) = generation::parameters(py, parameters, &self.settings(py)?)?;
+        let (params, options) = generation::parameters(py, parameters, &self.0.settings(py)?)?;
         let options = GenerateOptions { model, ..options };
-        let stream = self.enter(py, |manager, check| manager.stream(&prompt, params, &options, check))?;
+        let stream = self.0.enter(py, |manager, check| manager.stream(&prompt, params, &options, check))?;
         Ok(PyTextStream::new(stream))
     }
 
@@ -395,18 +300,18 @@ impl PyManager {
         parameters: Option<&Bound<'_, PyDict>>,
     ) -> PyResult<PyGenerationTicket> {
         let prompt = generation::prompt(prompt)?;
-        let (params, options) = generation::parameters(py, parameters, &self.settings(py)?)?;
+        let (params, options) = generation::parameters(py, parameters, &self.0.settings(py)?)?;
         let options = GenerateOptions { model, ..options };
         let events = generation::events(on_event);
-        let submitted = detached(py, || self.inner.submit_generation(prompt, params, &options, events));
-        submitted.map(PyGenerationTicket).map_err(|error| self.explain(py, &error))
+        let submitted = detached(py, || self.0.manager.submit_generation(prompt, params, &options, events));
+        submitted.map(PyGenerationTicket).map_err(|error| self.0.explain(py, &error))
     }
 
     /// Context length, end-of-text token and whether there is a chat template, of a slot with a generator.
     #[pyo3(signature = (name = "text_generator"))]
     fn describe_generator<'py>(&self, py: Python<'py>, name: &str) -> PyResult<Bound<'py, PyDict>> {
         let options = GenerateOptions { model: Some(name.to_owned()), ..GenerateOptions::default() };
-        let lease = self.enter(py, |manager, check| manager.generator(&options, check))?;
+        let lease = self.0.enter(py, |manager, check| manager.generator(&options, check))?;
         let described =
             lease.generator().or_raise(py).and_then(|generator| report::generator(py, name, generator));
         // The last lease of a model may free it.
@@ -416,32 +321,32 @@ impl PyManager {
 
     /// The slot that `embed` chooses for `text`.
     fn route(&self, py: Python<'_>, text: &Bound<'_, PyString>) -> PyResult<&'static str> {
-        self.built(py)?.route(text_of(text, None)?).or_raise(py)
+        self.0.built(py)?.route(text_of(text, None)?).or_raise(py)
     }
 
     /// Load the slot and wait for it; concurrent callers share one load.
     #[pyo3(signature = (name, timeout = None))]
     fn load(&self, py: Python<'_>, name: &str, timeout: Option<f64>) -> PyResult<()> {
         let timeout = self::timeout(py, timeout)?;
-        if self.built(py)?.is_embedding(name).or_raise(py)? {
-            return self.enter_for_array(py, |manager, check| manager.load(name, timeout, check));
+        if self.0.built(py)?.is_embedding(name).or_raise(py)? {
+            return self.0.enter_for_array(py, |manager, check| manager.load(name, timeout, check));
         }
-        self.enter(py, |manager, check| manager.load(name, timeout, check))
+        self.0.enter(py, |manager, check| manager.load(name, timeout, check))
     }
 
     /// Unload; True if it was loaded.
     fn unload(&self, py: Python<'_>, name: &str) -> PyResult<bool> {
-        detached(py, || self.inner.unload(name)).or_raise(py)
+        detached(py, || self.0.manager.unload(name)).or_raise(py)
     }
 
     /// Unload every slot; how many were loaded.
     fn unload_all(&self, py: Python<'_>) -> PyResult<usize> {
-        detached(py, || self.inner.unload_all()).or_raise(py)
+        detached(py, || self.0.manager.unload_all()).or_raise(py)
     }
 
     /// Whether the slot is in memory now.
     fn is_loaded(&self, py: Python<'_>, name: &str) -> PyResult<bool> {
-        self.built(py)?.is_loaded(name).or_raise(py)
+        self.0.built(py)?.is_loaded(name).or_raise(py)
     }
 
     /// The slot's object, loaded if need be.
@@ -449,25 +354,25 @@ impl PyManager {
     fn get(slf: &Bound<'_, Self>, name: &str, timeout: Option<f64>) -> PyResult<Py<PyAny>> {
         let py = slf.py();
         let timeout = self::timeout(py, timeout)?;
-        let held = slf.get().enter(py, |manager, check| manager.get(name, timeout, check))?;
-        Self::handle(slf, name, &held)
+        let held = slf.get().0.enter(py, |manager, check| manager.get(name, timeout, check))?;
+        Self::slot_value(slf, name, &held)
     }
 
     /// Like `get`, but None when the slot is not in memory.
     fn peek(slf: &Bound<'_, Self>, name: &str) -> PyResult<Option<Py<PyAny>>> {
-        let found = slf.get().built(slf.py())?.peek(name).or_raise(slf.py())?;
-        found.map(|held| Self::handle(slf, name, &held)).transpose()
+        let found = slf.get().0.built(slf.py())?.peek(name).or_raise(slf.py())?;
+        found.map(|held| Self::slot_value(slf, name, &held)).transpose()
     }
 
     /// Names of all slots, in the order they were made.
     fn slots(&self, py: Python<'_>) -> PyResult<Vec<String>> {
-        self.built(py)?.names().or_raise(py)
+        self.0.built(py)?.names().or_raise(py)
     }
 
     /// What the model of an embedding slot is.
     #[pyo3(signature = (name, load = true))]
     fn describe<'py>(&self, py: Python<'py>, name: &str, load: bool) -> PyResult<Option<Bound<'py, PyDict>>> {
-        let description = self.enter(py, |manager, check| manager.describe(name, load, check))?;
+        let description = self.0.enter(py, |manager, check| manager.describe(name, load, check))?;
         description.map(|description| report::description(py, &description)).transpose()
     }
 
@@ -475,24 +380,10 @@ impl PyManager {
     #[pyo3(signature = (texts, model = None))]
     fn count_tokens<'py>(
         &self,
-        py: Python<'py>,
         texts: &Bound<'py, PyAny>,
         model: Option<&str>,
     ) -> PyResult<Bound<'py, PyAny>> {
-        let (texts, single) = match Texts::extract(texts)? {
-            Texts::One(text) => (vec![text], true),
-            Texts::Many(texts) => (texts, false),
-        };
-        let counts = self.enter(py, |manager, check| manager.count_tokens(&texts, model, check))?;
-        match (single, counts.as_slice()) {
-            (true, [count]) => Ok(count.into_pyobject(py)?.into_any()),
-            _ => {
-                // One by one: without memory for all at once, the list's own constructor panics.
-                let list = PyList::empty(py);
-                counts.into_iter().try_for_each(|count| list.append(count))?;
-                Ok(list.into_any())
-            }
-        }
+        embed::count_tokens(&self.0, texts, model)
     }
 
     /// Load several slots at the same time and wait for all.
@@ -503,24 +394,24 @@ impl PyManager {
         }
         let names: Vec<String> = names.try_iter()?.map(|name| name?.extract()).collect::<PyResult<_>>()?;
         let timeout = self::timeout(py, timeout)?;
-        self.enter(py, |manager, check| manager.warm_up(&names, timeout, check))
+        self.0.enter(py, |manager, check| manager.warm_up(&names, timeout, check))
     }
 
     /// State of the embedding cache.
     fn cache_info<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let statistics = self.built(py)?.cache_statistics().or_raise(py)?;
-        report::cache(py, &statistics, &self.settings(py)?)
+        let statistics = self.0.built(py)?.cache_statistics().or_raise(py)?;
+        report::cache(py, &statistics, &self.0.settings(py)?)
     }
 
     /// Empty the cache and set its counts to zero.
     fn cache_clear(&self, py: Python<'_>) -> PyResult<()> {
-        detached(py, || self.inner.clear_cache()).or_raise(py)
+        detached(py, || self.0.manager.clear_cache()).or_raise(py)
     }
 
     /// Everything countable, JSON-serialisable. Loads nothing.
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let statistics = detached(py, || self.inner.statistics()).or_raise(py)?;
-        report::manager(py, statistics, &self.settings(py)?, self.device(py)?)
+        let statistics = detached(py, || self.0.manager.statistics()).or_raise(py)?;
+        report::manager(py, statistics, &self.0.settings(py)?, self.device(py)?)
     }
 
     /// Switch the unloading of idle models on or off, at once.
@@ -532,34 +423,26 @@ impl PyManager {
         cleanup_interval: f64,
         max_idle_time: f64,
     ) -> PyResult<()> {
-        let seconds = |setting: &str, value: f64| {
-            Duration::try_from_secs_f64(value).ok().filter(|span| !span.is_zero()).ok_or_else(|| {
-                Error::Config {
-                    setting: setting.into(),
-                    value: value.to_string(),
-                    reason: "must be a number of seconds greater than 0".into(),
-                }
-            })
-        };
-        let interval = seconds("cleanup_interval", cleanup_interval).or_raise(py)?;
-        let max_idle = seconds("max_idle_time", max_idle_time).or_raise(py)?;
-        detached(py, || self.inner.set_reaper(ReaperSettings { enabled, interval, max_idle })).or_raise(py)
+        let interval = positive_seconds("cleanup_interval", cleanup_interval).or_raise(py)?;
+        let max_idle = positive_seconds("max_idle_time", max_idle_time).or_raise(py)?;
+        detached(py, || self.0.manager.set_reaper(ReaperSettings { enabled, interval, max_idle }))
+            .or_raise(py)
     }
 
     /// Unload now what has been idle for `max_idle_time`; how many slots.
     fn cleanup_idle(&self, py: Python<'_>) -> PyResult<usize> {
-        detached(py, || self.inner.clean_up()).or_raise(py)
+        detached(py, || self.0.manager.clean_up()).or_raise(py)
     }
 
     /// Unload everything and stop the threads. Further use raises `ClosedError`; closing again does nothing.
     fn close(&self, py: Python<'_>) {
-        detached(py, || self.inner.close());
+        detached(py, || self.0.manager.close());
     }
 
     /// Whether `close` was called.
     #[getter]
     fn closed(&self) -> bool {
-        self.inner.is_closed()
+        self.0.manager.is_closed()
     }
 
     fn __enter__(slf: Py<Self>) -> Py<Self> {
@@ -585,7 +468,7 @@ impl PyManager {
 
     fn __repr__(slf: &Bound<'_, Self>) -> PyResult<String> {
         let class = slf.get_type().name()?;
-        let inner = &slf.get().inner;
+        let inner = &slf.get().0.manager;
         if inner.is_closed() {
             return Ok(format!("<{class} closed>"));
         }
@@ -594,10 +477,4 @@ impl PyManager {
         let slots: Vec<_> = all.slots.iter().map(|slot| format!("{}: {}", slot.name, slot.state)).collect();
         Ok(format!("<{class} {} | cache {}/{}>", slots.join(", "), all.cache.entries, all.cache.max_entries))
     }
-}
-
-/// The result of a call: a vector for one text, a matrix for several.
-fn array(py: Python<'_>, matrix: Matrix, single: bool, copy: bool) -> PyResult<Py<PyAny>> {
-    let _inside = inside(py);
-    if single { row_array(py, matrix, copy) } else { Ok(matrix_array(py, matrix)?.into_any().unbind()) }
 }

@@ -5,10 +5,12 @@
 mod chat;
 mod config;
 mod discard;
+mod embed;
 mod errors;
 mod fork;
 mod generation;
 mod gil;
+mod handle;
 mod host;
 mod loader;
 mod manager;

@@ -71,3 +71,12 @@ pub(super) fn keep_alive(value: Option<&Bound<'_, PyAny>>) -> PyResult<Option<Ke
     };
     keep_alive.or_raise(value.py()).map(Some)
 }
+
+/// A number of seconds greater than 0.
+pub(super) fn positive_seconds(setting: &str, value: f64) -> crate::Result<Duration> {
+    Duration::try_from_secs_f64(value).ok().filter(|span| !span.is_zero()).ok_or_else(|| Error::Config {
+        setting: setting.into(),
+        value: value.to_string(),
+        reason: "must be a number of seconds greater than 0".into(),
+    })
+}

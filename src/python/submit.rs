@@ -1,12 +1,15 @@
 //! Calls that do not wait: their results go to a callback of Python's.
 
+use std::sync::Arc;
+
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyTuple};
 
 use super::gil::{calling, detached};
-use super::manager::PyManager;
+use super::handle::Handle;
+use super::vectors::array;
 use crate::Result;
-use crate::manager::{EmbedOptions, Inputs, Manager, Matrix, Ticket};
+use crate::manager::{EmbedOptions, Embeddings, Inputs, Manager, Ticket};
 use crate::wire::Encoding;
 
 /// A request under way.
@@ -28,32 +31,35 @@ impl PyTicket {
 }
 
 /// `on_done(array, error)`.
-pub(super) fn vectors(
-    manager: &Bound<'_, PyManager>,
+pub(super) fn results(
+    handle: &Arc<Handle>,
+    owner: &Bound<'_, PyAny>,
     inputs: Inputs,
     options: EmbedOptions,
     on_done: Py<PyAny>,
-    array: impl FnOnce(Python<'_>, Matrix) -> PyResult<Py<PyAny>> + Send + 'static,
+    single: bool,
+    copy: bool,
 ) -> PyResult<PyTicket> {
-    let reply = reply(manager, on_done, move |py, result: PyResult<Matrix>| {
-        match result.and_then(|matrix| array(py, matrix)) {
+    let reply = reply(handle, owner, on_done, move |py, result: PyResult<Embeddings>| {
+        match result.and_then(|found| array(py, found.output, single, copy)) {
             Ok(array) => (array, py.None()).into_pyobject(py),
             Err(error) => (py.None(), error.into_value(py)).into_pyobject(py),
         }
     });
-    started(manager, |manager| manager.submit(inputs, options, Box::new(reply)))
+    started(owner.py(), handle, |manager| manager.submit(inputs, options, Box::new(reply)))
 }
 
 /// `on_done(body, tokens, error)`.
 pub(super) fn response(
-    manager: &Bound<'_, PyManager>,
+    handle: &Arc<Handle>,
+    owner: &Bound<'_, PyAny>,
     inputs: Inputs,
     options: EmbedOptions,
     served_model: String,
     encoding: Encoding,
     on_done: Py<PyAny>,
 ) -> PyResult<PyTicket> {
-    let reply = reply(manager, on_done, |py, result: PyResult<(Vec<u8>, u64)>| {
+    let reply = reply(handle, owner, on_done, |py, result: PyResult<(Vec<u8>, u64)>| {
         // Python may have no memory for its copy.
         let copied = result.and_then(|(body, tokens)| {
             let copy = |bytes: &mut [u8]| {
@@ -67,36 +73,38 @@ pub(super) fn response(
             Err(error) => (py.None(), 0, error.into_value(py)).into_pyobject(py),
         }
     });
-    started(manager, |manager| {
+    started(owner.py(), handle, |manager| {
         manager.submit_response(inputs, options, served_model, encoding, Box::new(reply))
     })
 }
 
-/// Submits detached: a result from the cache is told, and a body written, before `submit` returns.
+/// Submits detached: a result from the cache is reported, and a short body written, before `submit` returns.
 fn started(
-    manager: &Bound<'_, PyManager>,
+    py: Python<'_>,
+    handle: &Handle,
     submit: impl FnOnce(&Manager) -> Result<Ticket> + Send,
 ) -> PyResult<PyTicket> {
-    let (py, manager) = (manager.py(), manager.get());
-    detached(py, || submit(manager.core())).map(PyTicket).map_err(|error| manager.explain(py, &error))
+    detached(py, || submit(&handle.manager)).map(PyTicket).map_err(|error| handle.explain(py, &error))
 }
 
-/// Has `on_done` called with what `arguments` makes of the result, on whichever thread has it.
+/// Has `on_done` called with what `arguments` makes of the result, on the thread that has it. `owner` stays alive until
+/// then: the manager is not closed before its calls are answered.
 fn reply<T>(
-    manager: &Bound<'_, PyManager>,
+    handle: &Arc<Handle>,
+    owner: &Bound<'_, PyAny>,
     on_done: Py<PyAny>,
     arguments: impl for<'py> FnOnce(Python<'py>, PyResult<T>) -> PyResult<Bound<'py, PyTuple>> + Send + 'static,
 ) -> impl FnOnce(Result<T>) + Send + 'static {
-    let manager = manager.clone().unbind();
+    let (handle, owner) = (Arc::clone(handle), owner.clone().unbind());
     move |result: Result<T>| {
-        // Nobody is there to be told while the interpreter shuts down.
+        // Not called while the interpreter shuts down.
         calling(|py| {
-            let result = result.map_err(|error| manager.get().explain(py, &error));
+            let result = result.map_err(|error| handle.explain(py, &error));
             if let Err(error) = arguments(py, result).and_then(|arguments| on_done.call1(py, arguments)) {
                 error.write_unraisable(py, Some(on_done.bind(py)));
             }
-            // Both are Python's: let go of them here, attached.
-            drop((manager, on_done));
+            // Both are Python objects: dropped here, attached.
+            drop((owner, on_done));
         });
     }
 }

@@ -1,19 +1,19 @@
-//! Vectors of the core as numpy arrays, without copying.
+//! Results of the core as numpy arrays, without copying. Each kind of result has its own form.
 
 use std::sync::Arc;
 
-use numpy::{PyArray1, PyArray2, PyArrayMethods, PyReadwriteArray1};
+use numpy::{PyArray1, PyArrayMethods, PyReadwriteArray1};
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::PyDict;
 
 use super::errors::OrRaise;
 use super::gil::inside;
-use crate::cache::Vector;
+use crate::cache::CachedItem;
 use crate::compute::memory::reserve;
-use crate::manager::Matrix;
+use crate::output::{Dense, Item, Output};
 
-/// Owner of a cached vector's memory, as numpy's base object: it tells where the values are and keeps them alive.
+/// Owner of a cached vector's memory, as numpy's base object: it gives their address and keeps them alive.
 #[pyclass(frozen, name = "_SharedVector", module = "model_manager._core")]
 struct SharedVector(Arc<[f32]>);
 
@@ -31,8 +31,8 @@ impl SharedVector {
     }
 }
 
-/// Ends the set-up of the link to numpy that another thread may have begun: a child process that is forked in the middle
-/// of it would wait for that thread for ever.
+/// Completes the set-up of numpy's C API, which another thread may have begun. A child process that is forked in the middle
+/// of it would wait for that thread, which does not exist there.
 pub(super) fn settle_numpy(py: Python<'_>) -> PyResult<()> {
     if py.import("sys")?.getattr("modules")?.contains("numpy")? {
         PyArray1::<f32>::zeros(py, 0, false);
@@ -47,38 +47,53 @@ pub(super) fn import_numpy(py: Python<'_>) -> PyResult<()> {
     IMPORTED.get_or_try_init(py, || py.import("numpy").map(drop)).copied()
 }
 
-/// The read-only array that shares the memory of `vector`: made at the first call, the same object afterwards.
-pub(super) fn shared_array(py: Python<'_>, vector: &Vector) -> PyResult<Py<PyAny>> {
-    let parked = |vector: &Vector| {
-        vector.view().get().and_then(|view| view.downcast_ref::<Py<PyAny>>()).map(|array| array.clone_ref(py))
+/// The read-only array that shares the memory of a cached result: made at the first call, the same object afterwards.
+pub(super) fn shared_array(py: Python<'_>, cached: &CachedItem) -> PyResult<Py<PyAny>> {
+    let parked = |cached: &CachedItem| {
+        let array = cached.parked().get()?.downcast_ref::<Py<PyAny>>()?;
+        Some(array.clone_ref(py))
     };
-    if let Some(array) = parked(vector) {
+    if let Some(array) = parked(cached) {
         return Ok(array);
     }
-    let owner = Bound::new(py, SharedVector(Arc::clone(vector.values())))?;
-    let array = py.import("numpy")?.call_method1("asarray", (owner,))?.unbind();
+    let array = match cached.item() {
+        Item::Dense(values) => {
+            let owner = Bound::new(py, SharedVector(Arc::clone(values)))?;
+            py.import("numpy")?.call_method1("asarray", (owner,))?.unbind()
+        }
+    };
     // Another thread may have parked its own meanwhile: then both return that one.
-    let _ = vector.view().set(Box::new(array.clone_ref(py)));
-    Ok(parked(vector).unwrap_or(array))
+    let _ = cached.parked().set(Box::new(array.clone_ref(py)));
+    Ok(parked(cached).unwrap_or(array))
 }
 
 /// An array of the caller's own.
-pub(super) fn copied_array<'py>(py: Python<'py>, vector: &Vector) -> PyResult<Bound<'py, PyArray1<f32>>> {
-    let mut values = Vec::new();
-    reserve(&mut values, vector.as_slice().len()).or_raise(py)?;
-    values.extend_from_slice(vector.as_slice());
-    Ok(PyArray1::from_vec(py, values))
+pub(super) fn copied_array(py: Python<'_>, item: &Item) -> PyResult<Py<PyAny>> {
+    match item {
+        Item::Dense(vector) => {
+            let mut values = Vec::new();
+            reserve(&mut values, vector.len()).or_raise(py)?;
+            values.extend_from_slice(vector);
+            Ok(PyArray1::from_vec(py, values).into_any().unbind())
+        }
+    }
 }
 
-/// The matrix as an array (n, dim) of the caller's own; the memory is handed over.
-pub(super) fn matrix_array(py: Python<'_>, matrix: Matrix) -> PyResult<Bound<'_, PyArray2<f32>>> {
-    let shape = [matrix.rows, matrix.width];
-    PyArray1::from_vec(py, matrix.values).reshape(shape)
+/// The result of a call, whose memory is handed over: the item of one input, or those of several.
+pub(super) fn array(py: Python<'_>, output: Output, single: bool, copy: bool) -> PyResult<Py<PyAny>> {
+    let _inside = inside(py);
+    match output {
+        Output::Dense(vectors) if single => row_array(py, vectors, copy),
+        Output::Dense(vectors) => {
+            let shape = [vectors.rows(), vectors.width()];
+            Ok(PyArray1::from_vec(py, vectors.into_values()).reshape(shape)?.into_any().unbind())
+        }
+    }
 }
 
 /// A matrix of one row as an array (dim,); read-only unless `copy`, like one from the cache.
-pub(super) fn row_array(py: Python<'_>, matrix: Matrix, copy: bool) -> PyResult<Py<PyAny>> {
-    let array = PyArray1::from_vec(py, matrix.values);
+fn row_array(py: Python<'_>, vectors: Dense, copy: bool) -> PyResult<Py<PyAny>> {
+    let array = PyArray1::from_vec(py, vectors.into_values());
     if !copy {
         let writing: PyReadwriteArray1<'_, f32> = array.try_readwrite().map_err(PyErr::from)?;
         drop(writing.make_nonwriteable());

@@ -10,6 +10,7 @@ use super::protocol::{Answer, shares};
 use crate::batching::{
     Budget, Chunk, Counters, Lane, Queue, QueueWorker, Waiter, abandon, complete, next_batch,
 };
+use crate::output::{Shape, View};
 use crate::sync::{Abandon, Work, WorkerThread};
 use crate::{Error, Result};
 
@@ -60,10 +61,10 @@ impl RemoteEncoder {
         Ok(Self { queue, asking })
     }
 
-    /// Length of the vectors.
+    /// The shape of its results: both protocols have vectors only.
     #[must_use]
-    pub fn width(&self) -> usize {
-        self.asking.width
+    pub fn shape(&self) -> Shape {
+        Shape::Dense { width: self.asking.width }
     }
 
     /// Whether the server's vectors have length 1, by the one that it gave first.
@@ -189,7 +190,9 @@ impl Asking {
                 let tokens = shares(tokens, &lengths);
                 let rows = answer.values.chunks_exact(answer.width);
                 for ((vector, tokens), waiters) in rows.zip(tokens).zip(waiters) {
-                    waiters.iter().for_each(|waiter| waiter.chunk.deliver(waiter.row, vector, tokens));
+                    waiters
+                        .iter()
+                        .for_each(|waiter| waiter.chunk.deliver(waiter.row, View::Dense(vector), tokens));
                 }
             }
             Err(error) => {

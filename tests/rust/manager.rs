@@ -10,8 +10,9 @@ use std::time::Duration;
 use model_manager::config::{DTypeChoice, Host, Value};
 use model_manager::lifecycle::KeepAlive;
 use model_manager::manager::{
-    ENGLISH, EmbedOptions, EmbeddingSpec, Manager, Matrix, Retention, SourceSpec, Spec, TURKISH,
+    ENGLISH, EmbedOptions, EmbeddingSpec, Embeddings, Manager, Retention, SourceSpec, Spec, TURKISH,
 };
+use model_manager::output::Output;
 use model_manager::wire::Encoding;
 use model_manager::{Error, Result};
 use serde::Deserialize;
@@ -71,9 +72,24 @@ fn to(model: &str) -> EmbedOptions {
     EmbedOptions { model: Some(model.into()), normalize: false, ..EmbedOptions::default() }
 }
 
+/// Vectors, as the rows of a matrix.
+#[derive(Debug, PartialEq)]
+struct Matrix {
+    values: Vec<f32>,
+    rows: usize,
+    width: usize,
+    tokens: u64,
+}
+
+fn matrix(embeddings: Embeddings) -> Matrix {
+    let Embeddings { output: Output::Dense(vectors), tokens } = embeddings;
+    let (rows, width) = (vectors.rows(), vectors.width());
+    Matrix { values: vectors.into_values(), rows, width, tokens }
+}
+
 fn embed(manager: &Manager, texts: &[&str], options: EmbedOptions) -> Result<Matrix> {
     let texts: Vec<String> = texts.iter().map(ToString::to_string).collect();
-    manager.embed(texts, options, &mut || Ok(()), &mut |_, _| Ok(()))
+    manager.embed(texts, options, &mut || Ok(()), &mut |_, _| Ok(())).map(matrix)
 }
 
 fn source(path: String) -> Spec {
@@ -169,7 +185,8 @@ fn ids_have_the_vectors_of_their_texts_and_entries_of_their_own() {
     let manager = manager(vec![]);
     let cases = reference("bert_wordpiece");
     let ids: Vec<Vec<u32>> = cases.iter().map(|case| case.ids.clone()).collect();
-    let embed_ids = || manager.embed(ids.clone(), to(ENGLISH), &mut || Ok(()), &mut |_, _| Ok(()));
+    let embed_ids =
+        || manager.embed(ids.clone(), to(ENGLISH), &mut || Ok(()), &mut |_, _| Ok(())).map(matrix);
     let by_ids = embed_ids().unwrap();
     assert_eq!(by_ids.tokens, ids.iter().map(|ids| ids.len() as u64).sum::<u64>());
     assert!(manager.unload(ENGLISH).unwrap());
@@ -199,14 +216,14 @@ fn a_response_is_written_at_once_or_in_pieces_and_counts_its_tokens() {
     for rows in [1, 2048, 2049, 4096] {
         let texts: Vec<String> = (0..rows).map(|n| format!("text number {n}")).collect();
         let refs: Vec<&str> = texts.iter().map(String::as_str).collect();
-        let matrix = embed(&manager, &refs, options.clone()).unwrap();
+        let vectors = embed(&manager, &refs, options.clone()).unwrap();
         let ((body, tokens), thread) = respond(&texts);
-        assert_eq!(thread == std::thread::current().id(), matrix.values.len() <= 1 << 16);
+        assert_eq!(thread == std::thread::current().id(), vectors.values.len() <= 1 << 16);
         let body: serde_json::Value = serde_json::from_slice(&body).unwrap();
         let items = body["data"].as_array().unwrap();
         let values = items.iter().flat_map(|item| item["embedding"].as_array().unwrap());
-        assert!(values.map(|value| value.as_f64().unwrap() as f32).eq(matrix.values.iter().copied()));
-        assert_eq!((items.len(), tokens), (rows, matrix.tokens));
+        assert!(values.map(|value| value.as_f64().unwrap() as f32).eq(vectors.values.iter().copied()));
+        assert_eq!((items.len(), tokens), (rows, vectors.tokens));
         assert_eq!(body["usage"]["prompt_tokens"], tokens);
     }
 }
@@ -228,7 +245,7 @@ fn a_long_list_is_fed_piece_by_piece_and_told_of() {
         told.push((done, all));
         Ok(())
     };
-    let all = manager.embed(texts.clone(), to(ENGLISH), &mut || Ok(()), &mut progress).unwrap();
+    let all = matrix(manager.embed(texts.clone(), to(ENGLISH), &mut || Ok(()), &mut progress).unwrap());
     assert_eq!(all.rows, 3000);
     assert!(
         told.windows(2).all(|pair| pair[0].0 < pair[1].0) && told.last() == Some(&(3000, 3000)),

@@ -4,14 +4,14 @@ use std::sync::Arc;
 
 use super::super::inputs::Inputs;
 use super::super::instance::Manager;
-use super::super::jobs::embed::{Job, LONG_TEXT, LookUp, Matrix, OnDone, Ticket};
+use super::super::jobs::embed::{Embeddings, Job, LONG_TEXT, LookUp, OnDone, Ticket};
 use super::super::jobs::openai_body::{self, OnBody};
 use super::super::options::{Check, EmbedOptions};
 use super::super::stats::Description;
 #[cfg(doc)]
 use crate::Error;
 use crate::Result;
-use crate::cache::Vector;
+use crate::cache::CachedItem;
 use crate::compute::memory::{joined, reserve};
 use crate::models::Bounds;
 use crate::sync::fork;
@@ -26,11 +26,11 @@ impl Manager {
         Ok(self.parts()?.router.route(text))
     }
 
-    /// The vector of `text` if the cache holds it; counts as a hit or a miss. Costs no allocation and loads nothing.
+    /// The result of `text` if the cache has it; counts as a hit or a miss. Costs no allocation and loads nothing.
     ///
     /// # Errors
     /// [`Error::UnknownModel`]; [`Error::Input`] for options that do not fit the model.
-    pub fn cached(&self, text: &str, options: &EmbedOptions) -> Result<Option<Vector>> {
+    pub fn cached(&self, text: &str, options: &EmbedOptions) -> Result<Option<CachedItem>> {
         self.parts()?.embedder.cached(text, options)
     }
 
@@ -38,10 +38,10 @@ impl Manager {
     ///
     /// # Errors
     /// As [`Manager::embed`].
-    pub fn embed_missed(&self, text: &str, options: EmbedOptions, check: Check<'_>) -> Result<Vector> {
+    pub fn embed_missed(&self, text: &str, options: EmbedOptions, check: Check<'_>) -> Result<CachedItem> {
         let job = self.start(vec![joined(&[text])?].into(), options, LookUp::Done, None)?;
-        let matrix = job.wait(check, &mut |_, _| Ok(()))?;
-        Ok(Vector::new(matrix.values, u32::try_from(matrix.tokens).unwrap_or(u32::MAX)))
+        let Embeddings { output, tokens } = job.wait(check, &mut |_, _| Ok(()))?;
+        Ok(CachedItem::new(output.into_item(), u32::try_from(tokens).unwrap_or(u32::MAX)))
     }
 
     /// Embeds texts or token ids and waits, driving the work on this thread. `progress` gets the numbers of
@@ -56,7 +56,7 @@ impl Manager {
         options: EmbedOptions,
         check: Check<'_>,
         progress: &mut dyn FnMut(usize, usize) -> Result<()>,
-    ) -> Result<Matrix> {
+    ) -> Result<Embeddings> {
         self.start(inputs.into(), options, LookUp::Cache, None)?.wait(check, progress)
     }
 

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use super::super::dispatcher::{Dispatcher, Task};
-use super::embed::Matrix;
+use super::embed::Embeddings;
+use crate::output::{Dense, Output};
 use crate::sync::Mutex;
 use crate::wire::{Body, Encoding};
 use crate::{Error, Result};
@@ -17,21 +18,25 @@ pub type OnBody = Box<dyn FnOnce(Result<(Vec<u8>, u64)>) + Send>;
 
 /// Writes the body of a result, and calls `on_body`.
 pub(in super::super) fn write(
-    result: Result<Matrix>,
+    result: Result<Embeddings>,
     encoding: Encoding,
     model: String,
     dispatcher: Arc<Dispatcher>,
     on_body: OnBody,
 ) {
     match result {
-        Ok(matrix) => match Body::new(encoding, matrix.rows, matrix.width) {
-            Ok(body) => BodyWriter { body, matrix, written: 0, model, on_body }.write(dispatcher),
-            Err(error) => {
-                // `on_body` may need the memory.
-                drop(matrix);
-                on_body(Err(error));
+        Ok(Embeddings { output: Output::Dense(vectors), tokens }) => {
+            match Body::new(encoding, vectors.rows(), vectors.width()) {
+                Ok(body) => {
+                    BodyWriter { body, vectors, tokens, written: 0, model, on_body }.write(dispatcher);
+                }
+                Err(error) => {
+                    // `on_body` may need the memory.
+                    drop(vectors);
+                    on_body(Err(error));
+                }
             }
-        },
+        }
         Err(error) => on_body(Err(error)),
     }
 }
@@ -39,7 +44,8 @@ pub(in super::super) fn write(
 /// A body that is being written.
 struct BodyWriter {
     body: Body,
-    matrix: Matrix,
+    vectors: Dense,
+    tokens: u64,
     /// Rows written.
     written: usize,
     model: String,
@@ -48,7 +54,7 @@ struct BodyWriter {
 
 impl BodyWriter {
     fn write(mut self, dispatcher: Arc<Dispatcher>) {
-        if self.matrix.values.len() <= PIECE {
+        if self.vectors.values().len() <= PIECE {
             self.write_piece();
             return self.finish();
         }
@@ -58,19 +64,17 @@ impl BodyWriter {
 
     /// Writes some rows; false: that was all.
     fn write_piece(&mut self) -> bool {
-        let (rows, width) = (self.matrix.rows, self.matrix.width.max(1));
+        let (rows, width) = (self.vectors.rows(), self.vectors.width().max(1));
         let end = rows.min(self.written + (PIECE / width).max(1));
-        let vectors = self.matrix.values.chunks_exact(width).take(end).skip(self.written);
-        vectors.for_each(|vector| self.body.push(vector));
+        (self.written..end).for_each(|row| self.body.push(self.vectors.row(row)));
         self.written = end;
         end < rows
     }
 
     fn finish(self) {
-        let tokens = self.matrix.tokens;
-        // The matrix is not needed any more.
-        drop(self.matrix);
-        (self.on_body)(Ok((self.body.finish(&self.model, tokens), tokens)));
+        // Not needed any more.
+        drop(self.vectors);
+        (self.on_body)(Ok((self.body.finish(&self.model, self.tokens), self.tokens)));
     }
 }
 

@@ -10,9 +10,10 @@ use std::time::{Duration, Instant};
 
 use self::server::{Fault, Server, WIDTH, vector};
 use super::*;
-use crate::batching::{Cancel, Chunk, Counters, Lane, Rows};
+use crate::batching::{Cancel, Chunk, ChunkOutput, Counters, Lane};
 use crate::clock::Clock;
 use crate::config::Host;
+use crate::output::Output;
 use crate::{Error, Result};
 
 /// An environment in which the usual variable holds a key.
@@ -49,12 +50,17 @@ fn ask(link: &Link, texts: &[&str]) -> Result<Vec<f32>> {
     link.embed(texts, &mut |_| true).map(|answer| answer.values).map_err(|failure| failure.error)
 }
 
-fn submit(encoder: &RemoteEncoder, texts: &[&str], cancel: &Cancel) -> Receiver<Result<Rows>> {
+fn submit(encoder: &RemoteEncoder, texts: &[&str], cancel: &Cancel) -> Receiver<Result<ChunkOutput>> {
     let (sender, receiver) = channel();
     let done = Box::new(move |result| drop(sender.send(result)));
-    let chunk = Chunk::new(texts.len(), encoder.width(), cancel.clone(), done);
+    let chunk = Chunk::new(texts.len(), encoder.shape(), cancel.clone(), done).unwrap();
     encoder.submit(texts.iter().map(|text| Arc::from(*text)).collect(), &chunk, Lane::Interactive);
     receiver
+}
+
+fn values(found: &ChunkOutput) -> Vec<f32> {
+    let Output::Dense(vectors) = &found.output;
+    vectors.values().to_vec()
 }
 
 fn expected(texts: &[&str]) -> Vec<f32> {
@@ -62,7 +68,7 @@ fn expected(texts: &[&str]) -> Vec<f32> {
 }
 
 /// Has every connection busy with a request that the server does not answer before it is released.
-fn occupy(server: &Server, encoder: &RemoteEncoder) -> Vec<Receiver<Result<Rows>>> {
+fn occupy(server: &Server, encoder: &RemoteEncoder) -> Vec<Receiver<Result<ChunkOutput>>> {
     server.hold();
     let before = server.asked().len();
     let busy: Vec<_> = (0..SETTINGS.connections)
@@ -85,9 +91,9 @@ fn both_protocols_bring_the_same_vectors() {
         let link =
             link_with(&format!("{scheme}://127.0.0.1:{}/org/m:1", server.port()), SETTINGS, Clock::System);
         let encoder = open(link);
-        assert_eq!(encoder.width(), WIDTH);
+        assert_eq!(encoder.shape().width(), WIDTH);
         let rows = submit(&encoder, &texts, &Cancel::default()).recv().unwrap().unwrap();
-        assert_eq!(rows.values, expected(&texts), "{scheme}");
+        assert_eq!(values(&rows), expected(&texts), "{scheme}");
         assert_eq!(rows.tokens.iter().sum::<u32>(), 5, "{scheme}");
     }
     let asked = server.asked();
@@ -214,7 +220,7 @@ fn what_arrives_during_requests_becomes_few_requests() {
     let before = server.asked().len();
     server.release();
     for (text, reply) in texts.iter().zip(replies) {
-        assert_eq!(reply.recv().unwrap().unwrap().values, expected(&[text, "common"]));
+        assert_eq!(values(&reply.recv().unwrap().unwrap()), expected(&[text, "common"]));
     }
     busy.into_iter().for_each(|busy| drop(busy.recv().unwrap().unwrap()));
     // 21 different texts, 8 a request.
@@ -272,7 +278,7 @@ fn a_refused_text_fails_its_own_caller_only() {
     let error = poisoned.recv().unwrap().unwrap_err();
     assert!(matches!(&error, Error::Input(reason) if reason.contains("poison is refused")), "{error}");
     for (text, reply) in ["a", "b", "c"].iter().zip(fine) {
-        assert_eq!(reply.recv().unwrap().unwrap().values, expected(&[text]));
+        assert_eq!(values(&reply.recv().unwrap().unwrap()), expected(&[text]));
     }
     busy.into_iter().for_each(|busy| drop(busy.recv().unwrap().unwrap()));
 }
@@ -294,7 +300,7 @@ fn requests_that_are_too_large_become_smaller() {
     server.take_at_most(2);
     let texts = ["a", "bb", "ccc", "dddd", "eeeee"];
     let rows = submit(&encoder, &texts, &Cancel::default()).recv().unwrap().unwrap();
-    assert_eq!(rows.values, expected(&texts));
+    assert_eq!(values(&rows), expected(&texts));
 }
 
 #[test]
@@ -306,7 +312,7 @@ fn a_failing_batch_spares_the_others() {
     let error = submit(&encoder, &["first"], &Cancel::default()).recv().unwrap().unwrap_err();
     assert!(matches!(error, Error::Remote { .. }), "{error}");
     let rows = submit(&encoder, &["second"], &Cancel::default()).recv().unwrap().unwrap();
-    assert_eq!(rows.values, expected(&["second"]));
+    assert_eq!(values(&rows), expected(&["second"]));
 }
 
 #[test]
@@ -368,7 +374,7 @@ fn racing_callers_all_get_their_own_rows() {
                     let own = format!("{caller} {step}");
                     let rows =
                         submit(encoder, &[&own, "common"], &Cancel::default()).recv().unwrap().unwrap();
-                    assert_eq!(rows.values, expected(&[&own, "common"]));
+                    assert_eq!(values(&rows), expected(&[&own, "common"]));
                 }
             });
         }

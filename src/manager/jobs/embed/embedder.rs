@@ -7,7 +7,7 @@ use super::super::super::dispatcher::Dispatcher;
 use super::super::super::options::EmbedOptions;
 use super::super::super::registry::Registry;
 use super::super::super::router::Router;
-use crate::cache::{Content, EmbeddingCache, Vector};
+use crate::cache::{CachedItem, Content, EmbeddingCache};
 use crate::config::Settings;
 use crate::{Error, Result};
 
@@ -55,12 +55,12 @@ impl Embedder {
         }
     }
 
-    /// The vector of `text` if the cache has it; counts as a hit or a miss. Allocates and loads nothing.
+    /// The result of `text` if the cache has it; counts as a hit or a miss. Allocates and loads nothing.
     pub(in super::super::super) fn cached(
         &self,
         text: &str,
         options: &EmbedOptions,
-    ) -> Result<Option<Vector>> {
+    ) -> Result<Option<CachedItem>> {
         let name = options.model.as_deref().unwrap_or_else(|| self.router.route(text));
         let Some(info) = self.registry.entry(name)?.info() else {
             self.cache.count_misses(1);

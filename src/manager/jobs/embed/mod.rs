@@ -1,4 +1,4 @@
-//! One embedding call, from its inputs to its matrix.
+//! One embedding call, from its inputs to its results.
 //!
 //! A job looks its inputs up in the cache, groups the rest by slot, waits for the slots, then tokenises and queues chunk
 //! by chunk: enough to keep the model busy, never so much that a list of a million texts is in memory as tokens.
@@ -16,7 +16,7 @@ use std::sync::{Arc, Weak};
 use super::super::dispatcher::{Task, Timed};
 use super::super::inputs::Inputs;
 use super::super::model::LoadedModel;
-use super::super::options::{EmbedOptions, dimensions};
+use super::super::options::EmbedOptions;
 use super::super::registry::Entry;
 use crate::batching::{Cancel, Lane};
 use crate::lifecycle::Lease;
@@ -26,7 +26,7 @@ use crate::{Error, Result};
 pub(in super::super) use self::embedder::Embedder;
 pub(in super::super) use self::limit::LONG_TEXT;
 use self::limit::Limit;
-pub use self::state::Matrix;
+pub use self::state::Embeddings;
 use self::state::{Group, State};
 
 /// Whether a job looks its inputs up in the cache, or its caller has just done so.
@@ -37,7 +37,7 @@ pub(in super::super) enum LookUp {
 }
 
 /// Called once, from another thread, with a job's result.
-pub type OnDone = Box<dyn FnOnce(Result<Matrix>) + Send>;
+pub type OnDone = Box<dyn FnOnce(Result<Embeddings>) + Send>;
 
 /// Calls of up to this many inputs go before bulk work.
 const INTERACTIVE_INPUTS: usize = 16;
@@ -133,23 +133,23 @@ impl Job {
     fn look_up(&self, look_up: LookUp, entry: Arc<Entry>, mut inputs: Vec<usize>) -> Result<Option<Group>> {
         let cache = &*self.embedder.cache;
         if let Some(info) = entry.info() {
-            let dimensions = dimensions(info.width, self.options.truncate_dim)?;
+            let shape = self.options.shape(info.shape)?;
             let prompt = self.inputs.prompt(&info, &self.options)?;
             let mut state = self.state.lock();
-            // Only a cached vector fixes the width: a model that is loaded again may be another one.
-            let mut fitted = if inputs.is_empty() { state.fit(dimensions, 0) } else { Ok(()) };
+            // Only a cached result fixes the shape: a model that is loaded again may be another one.
+            let mut fitted = if inputs.is_empty() { state.fit(shape, 0) } else { Ok(()) };
             inputs.retain(|&input| {
                 if look_up == LookUp::Done || fitted.is_err() {
                     return true;
                 }
                 let content = self.inputs.get(input);
-                let Some(vector) = info.cached(cache, &self.options, prompt, content) else { return true };
-                fitted = state.fit(dimensions, self.inputs.len());
+                let Some(cached) = info.cached(cache, &self.options, prompt, content) else { return true };
+                fitted = state.fit(shape, self.inputs.len());
                 if fitted.is_err() {
                     return true;
                 }
-                state.row(input).copy_from_slice(vector.as_slice());
-                state.tokens += u64::from(vector.tokens());
+                state.put(input, cached.item().view());
+                state.tokens += u64::from(cached.tokens());
                 state.finished += 1;
                 false
             });
@@ -186,7 +186,7 @@ impl Job {
         }
         let info = Arc::clone(&lease.encoder(&state.groups[group].entry.name)?.info);
         self.inputs.prompt(&info, &self.options)?;
-        state.fit(dimensions(info.width, self.options.truncate_dim)?, self.inputs.len())?;
+        state.fit(self.options.shape(info.shape)?, self.inputs.len())?;
         state.groups[group].lease = Some(lease);
         if state.finished == self.inputs.len() {
             state.outcome = Some(Ok(()));
@@ -216,16 +216,11 @@ impl Job {
         drop(groups);
     }
 
-    fn take_result(&self) -> Result<Matrix> {
+    fn take_result(&self) -> Result<Embeddings> {
         let mut state = self.state.lock();
         state.outcome.clone().unwrap_or(Err(Error::Cancelled))?;
-        let width = state.width.unwrap_or(0);
-        Ok(Matrix {
-            values: std::mem::take(&mut state.out),
-            rows: self.inputs.len(),
-            width,
-            tokens: state.tokens,
-        })
+        let output = std::mem::take(&mut state.output).unwrap_or_default();
+        Ok(Embeddings { output, tokens: state.tokens })
     }
 
     /// Sets the outcome of a call that has none yet. Inputs that are still queued are not computed.

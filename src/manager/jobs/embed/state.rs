@@ -5,19 +5,15 @@ use std::sync::atomic::Ordering;
 
 use super::super::super::model::LoadedModel;
 use super::super::super::registry::Entry;
-use crate::compute::memory::zeroed;
 use crate::lifecycle::Lease;
+use crate::output::{Output, Shape, View};
 use crate::{Error, Result};
 
-/// Vectors of a call: row-major f32 `[rows, width]`.
+/// The results of a call.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Matrix {
-    /// `rows · width` values.
-    pub values: Vec<f32>,
-    /// Inputs.
-    pub rows: usize,
-    /// Dimensions; 0 when there were no inputs and no model is known yet.
-    pub width: usize,
+pub struct Embeddings {
+    /// One item for each input.
+    pub output: Output,
     /// Tokens that the models read for them: prompts and special ones included, those cut off not.
     pub tokens: u64,
 }
@@ -25,8 +21,8 @@ pub struct Matrix {
 #[derive(Default)]
 pub(super) struct State {
     pub(super) groups: Vec<Group>,
-    pub(super) out: Vec<f32>,
-    pub(super) width: Option<usize>,
+    /// Allocated when the shape of the results is known.
+    pub(super) output: Option<Output>,
     pub(super) finished: usize,
     /// Tokens of what is finished.
     pub(super) tokens: u64,
@@ -63,27 +59,30 @@ impl Drop for Group {
 }
 
 impl State {
-    /// Allocates `inputs` rows of `width`, if that is not done yet.
+    /// Allocates `inputs` results of this shape, if that is not done yet.
     ///
     /// # Errors
-    /// [`Error::OutOfMemory`], and [`Error::Input`] when the rows have another width already.
-    pub(super) fn fit(&mut self, width: usize, inputs: usize) -> Result<()> {
-        match self.width {
+    /// [`Error::OutOfMemory`], and [`Error::Input`] when the results have another shape already.
+    pub(super) fn fit(&mut self, shape: Shape, inputs: usize) -> Result<()> {
+        match self.output.as_ref().map(Output::shape) {
             None => {
-                self.out = zeroed(width.saturating_mul(inputs))?;
-                self.width = Some(width);
+                self.output = Some(Output::new(shape, inputs)?);
                 Ok(())
             }
-            Some(known) if known == width => Ok(()),
+            Some(known) if known == shape => Ok(()),
             Some(known) => Err(Error::Input(format!(
-                "these texts go to models of different dimensions ({known} and {width}), which one array cannot hold; \
-                 name the model: embed(texts, model=...)"
+                "these texts go to models of different dimensions ({} and {}), which one array cannot hold; name the \
+                 model: embed(texts, model=...)",
+                known.width(),
+                shape.width()
             ))),
         }
     }
 
-    pub(super) fn row(&mut self, input: usize) -> &mut [f32] {
-        let width = self.width.unwrap_or(0);
-        &mut self.out[input * width..(input + 1) * width]
+    /// Stores the result of one input, after [`State::fit`].
+    pub(super) fn put(&mut self, input: usize, item: View<'_>) {
+        if let Some(output) = &mut self.output {
+            output.put(input, item);
+        }
     }
 }

@@ -1,4 +1,4 @@
-//! From the inputs of a job to its rows: tokenize, queue, store.
+//! From the inputs of a job to its results: tokenize, queue, store.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -6,17 +6,18 @@ use std::sync::Arc;
 use super::super::super::dispatcher::Task;
 use super::super::super::info::ModelInfo;
 use super::super::super::model::ModelHandle;
-use super::super::super::options::{dimensions, finish};
 use super::super::super::registry::Entry;
 use super::Job;
 use super::limit::LONG_TEXT;
-use crate::batching::{Chunk, Rows};
-use crate::cache::Vector;
+use crate::batching::{Chunk, ChunkOutput};
+use crate::cache::CachedItem;
 use crate::models::Bounds;
+use crate::output::Output;
 use crate::{Error, Result};
 
 /// Inputs tokenized between two checks of the queue: some milliseconds of work.
 const CHUNK_INPUTS: usize = 64;
+
 /// Inputs of one slot that its model computes.
 struct Fed {
     entry: Arc<Entry>,
@@ -37,14 +38,15 @@ impl Job {
         let max_bytes = self.embedder.max_text_bytes;
         let mut bounds = Bounds { max_bytes, check: &mut wanted };
         let ready = backend.prepare(&self.inputs, &inputs, prompt, &self.options, &mut bounds)?;
-        let (rows, width, weight) = (inputs.len(), info.width, ready.weight(self.embedder.window));
+        let (rows, shape, weight) = (inputs.len(), info.shape, ready.weight(self.embedder.window));
         self.state.lock().in_flight += weight;
         let (job, fed) = (Arc::clone(self), Fed { entry, info: Arc::clone(&info), inputs, weight });
-        let done = Box::new(move |result: Result<Rows>| match result {
-            Ok(rows) => job.store(&fed, &rows),
-            Err(error) => Task::fail(job, error),
+        let done = Box::new(move |result: Result<ChunkOutput>| {
+            if let Err(error) = result.and_then(|computed| job.store(&fed, &computed)) {
+                Task::fail(job, error);
+            }
         });
-        ready.submit(&Chunk::new(rows, width, self.cancel.clone(), done), self.lane);
+        ready.submit(&Chunk::new(rows, shape, self.cancel.clone(), done)?, self.lane);
         Ok(true)
     }
 
@@ -80,30 +82,25 @@ impl Job {
         state.outcome.is_none() && next.is_some_and(|&input| self.inputs.length(input) > LONG_TEXT)
     }
 
-    /// On the worker's thread: stores rows, puts them into the cache, and wakes the driver of the job.
-    fn store(self: &Arc<Self>, fed: &Fed, rows: &Rows) {
+    /// On the worker's thread: stores results, puts them into the cache, and wakes the driver of the job.
+    fn store(self: &Arc<Self>, fed: &Fed, computed: &ChunkOutput) -> Result<()> {
         let Fed { entry, info, inputs, weight } = fed;
-        let prompt = self.inputs.prompt(info, &self.options).unwrap_or_default();
-        let width = dimensions(info.width, self.options.truncate_dim).unwrap_or(info.width);
-        let mut vectors = vec![0.0; inputs.len() * width];
-        let caching = self.embedder.caching;
-        let outs = vectors.chunks_exact_mut(width);
-        for (((row, out), &input), &tokens) in
-            rows.values.chunks_exact(info.width).zip(outs).zip(inputs).zip(&rows.tokens)
-        {
-            finish(row, self.options.normalize, out);
-            if caching {
+        let prompt = self.inputs.prompt(info, &self.options)?;
+        let mut results = Output::new(self.options.shape(info.shape)?, inputs.len())?;
+        for (row, (&input, &tokens)) in inputs.iter().zip(&computed.tokens).enumerate() {
+            self.options.finish(computed.output.view(row), &mut results, row);
+            if self.embedder.caching {
                 let key = self.options.key(&info.identity, prompt, self.inputs.get(input));
-                self.embedder.cache.insert(&key, Vector::new(&*out, tokens));
+                self.embedder.cache.insert(&key, CachedItem::new(results.view(row).to_item(), tokens));
             }
         }
         {
             let mut state = self.state.lock();
             state.in_flight -= weight;
-            state.tokens += rows.tokens.iter().copied().map(u64::from).sum::<u64>();
+            state.tokens += computed.tokens.iter().copied().map(u64::from).sum::<u64>();
             state.finished += inputs.len();
-            for (out, &input) in vectors.chunks_exact(width).zip(inputs) {
-                state.row(input).copy_from_slice(out);
+            for (row, &input) in inputs.iter().enumerate() {
+                state.put(input, results.view(row));
             }
             if let Some(group) = state.groups.iter_mut().find(|group| Arc::ptr_eq(&group.entry, entry)) {
                 group.leave(inputs.len());
@@ -114,5 +111,6 @@ impl Job {
             state.runnable = true;
         }
         self.wake();
+        Ok(())
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::Job;
-use super::state::Matrix;
+use super::state::Embeddings;
 use crate::{Error, Result};
 
 /// How often a waiting caller runs its check.
@@ -17,7 +17,7 @@ impl Job {
         self: &Arc<Self>,
         check: &mut dyn FnMut() -> Result<()>,
         progress: &mut dyn FnMut(usize, usize) -> Result<()>,
-    ) -> Result<Matrix> {
+    ) -> Result<Embeddings> {
         let result = self.drive(check, progress);
         if let Err(error) = &result {
             self.end(error.clone());

@@ -1,0 +1,74 @@
+//! Bodies of the methods of `Manager` that embed and count.
+
+use pyo3::prelude::*;
+use pyo3::types::{PyList, PyString};
+
+use super::errors::OrRaise;
+use super::gil::{attached, inside};
+use super::handle::Handle;
+use super::texts::{self, Texts, text_of};
+use super::vectors::{array, copied_array, shared_array};
+use crate::Error;
+use crate::manager::EmbedOptions;
+
+/// The array of one text, or of several.
+pub(super) fn embed(
+    handle: &Handle,
+    texts: &Bound<'_, PyAny>,
+    options: EmbedOptions,
+    copy: bool,
+    progress: Option<Py<PyAny>>,
+) -> PyResult<Py<PyAny>> {
+    let py = texts.py();
+    if let (Ok(text), None) = (texts.cast::<PyString>(), &progress) {
+        let text = text_of(text, None)?;
+        // Attached: a hit takes less time than detaching from the interpreter.
+        let found = match handle.built(py)?.cached(text, &options).or_raise(py)? {
+            Some(found) => found,
+            None => {
+                handle.enter_for_array(py, |manager, check| manager.embed_missed(text, options, check))?
+            }
+        };
+        let _inside = inside(py);
+        return if copy { copied_array(py, found.item()) } else { shared_array(py, &found) };
+    }
+    let (inputs, single) = texts::inputs(texts)?;
+    let mut raised = None;
+    let result = handle.enter_for_array(py, |manager, check| {
+        let mut report = |done: usize, all: usize| match &progress {
+            None => Ok(()),
+            Some(progress) => attached(|py| progress.call1(py, (done, all)).map(drop)).map_err(|error| {
+                raised = Some(error);
+                Error::Cancelled
+            }),
+        };
+        manager.embed(inputs, options, check, &mut report)
+    });
+    match raised {
+        Some(raised) => Err(raised),
+        None => array(py, result?.output, single, copy),
+    }
+}
+
+/// Numbers of tokens: an int for one text, a list for several.
+pub(super) fn count_tokens<'py>(
+    handle: &Handle,
+    texts: &Bound<'py, PyAny>,
+    model: Option<&str>,
+) -> PyResult<Bound<'py, PyAny>> {
+    let py = texts.py();
+    let (texts, single) = match Texts::extract(texts)? {
+        Texts::One(text) => (vec![text], true),
+        Texts::Many(texts) => (texts, false),
+    };
+    let counts = handle.enter(py, |manager, check| manager.count_tokens(&texts, model, check))?;
+    match (single, counts.as_slice()) {
+        (true, [count]) => Ok(count.into_pyobject(py)?.into_any()),
+        _ => {
+            // One by one: without memory for all at once, the list's own constructor panics.
+            let list = PyList::empty(py);
+            counts.into_iter().try_for_each(|count| list.append(count))?;
+            Ok(list.into_any())
+        }
+    }
+}
