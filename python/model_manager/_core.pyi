@@ -16,6 +16,7 @@ from model_manager._types import (
     GenerationParams,
     GeneratorDescription,
     Inputs,
+    Settings,
     Statistics,
     TrackerStatistics,
 )
@@ -56,45 +57,7 @@ class Config:
     three. A value out of range raises a `ConfigError` that names the setting. Equal settings compare equal.
     """
 
-    def __new__(
-        cls,
-        *,
-        lazy_loading: bool = ...,
-        auto_cleanup: bool = ...,
-        cleanup_interval: float = ...,
-        max_idle_time: float = ...,
-        cache_size: int = ...,
-        cache_bytes: int = ...,
-        cache_policy: Literal["lru", "lfu", "ttl"] = ...,
-        cache_ttl: float = ...,
-        prefer_turkish: bool = ...,
-        language_detection: bool = ...,
-        turkish_model: str = ...,
-        english_model: str = ...,
-        generator_model: str = ...,
-        use_huggingface: bool = ...,
-        max_tokens: int = ...,
-        temperature: float = ...,
-        dtype: Literal["auto", "float32", "bfloat16", "int8", "int4"] = ...,
-        generator_dtype: Literal["auto", "float32", "bfloat16", "int8", "int4"] = ...,
-        device: Literal["auto", "cpu", "cuda", "mps"] = ...,
-        threads: int = ...,
-        max_queue: int = ...,
-        max_text_bytes: int = ...,
-        max_parallel: int = ...,
-        max_generation_queue: int = ...,
-        max_context: int | None = ...,
-        kv_memory: float | str = ...,
-        memory_budget: float | str | None = ...,
-        keep_alive: float | str | None = ...,
-        load_timeout: float | None = ...,
-        cache_dir: str | None = ...,
-        offline: bool = ...,
-        remote_connections: int = ...,
-        remote_batch: int = ...,
-        remote_timeout: float = ...,
-        revision: str | None = ...,
-    ) -> Self: ...
+    def __new__(cls, **settings: Unpack[Settings]) -> Self: ...
     @property
     def lazy_loading(self) -> bool:
         """Models load on first use (True) or all configured ones with the manager (False). `LAZY_LOADING_ENABLED`,
@@ -307,7 +270,7 @@ class Manager:
     ``turkish_sentence`` cannot be loaded, the multilingual default model is loaded instead.
     """
 
-    def __new__(cls, config: Config | None = None, **overrides: Any) -> Self:
+    def __new__(cls, config: Config | None = None, **overrides: Unpack[Settings]) -> Self:
         """A manager with these settings. `overrides` are keywords of `Config` that replace those of `config`.
 
         Without any argument the environment is read at the manager's first use, not by this call.

@@ -3,10 +3,50 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, TypeAlias, TypedDict
+from typing import Any, Literal, TypeAlias, TypedDict
 
 Inputs: TypeAlias = str | Iterable[str] | Iterable[int] | Iterable[Iterable[int]]
 """What can be embedded: a text, several texts, the token ids of one input, or those of several inputs."""
+
+
+class Settings(TypedDict, total=False):
+    """The keywords of `Config`, which `ModelManager` takes too. The attributes of `Config` describe them."""
+
+    lazy_loading: bool
+    auto_cleanup: bool
+    cleanup_interval: float
+    max_idle_time: float
+    cache_size: int
+    cache_bytes: int
+    cache_policy: Literal["lru", "lfu", "ttl"]
+    cache_ttl: float
+    prefer_turkish: bool
+    language_detection: bool
+    turkish_model: str
+    english_model: str
+    generator_model: str
+    use_huggingface: bool
+    max_tokens: int
+    temperature: float
+    dtype: Literal["auto", "float32", "bfloat16", "int8", "int4"]
+    generator_dtype: Literal["auto", "float32", "bfloat16", "int8", "int4"]
+    device: Literal["auto", "cpu", "cuda", "mps"]
+    threads: int
+    max_queue: int
+    max_text_bytes: int
+    max_parallel: int
+    max_generation_queue: int
+    max_context: int | None
+    kv_memory: float | str
+    memory_budget: float | str | None
+    keep_alive: float | str | None
+    load_timeout: float | None
+    cache_dir: str | None
+    offline: bool
+    remote_connections: int
+    remote_batch: int
+    remote_timeout: float
+    revision: str | None
 
 
 class FieldInfo(TypedDict):

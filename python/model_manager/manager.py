@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
 
     from ._core import Config
-    from ._types import GenerationParams, Inputs
+    from ._types import GenerationParams, Inputs, Settings
 
 BUILT_IN_SLOTS = ("turkish_sentence", "english_sentence", "text_generator")
 """The slots that every manager has from the start."""
@@ -33,7 +33,7 @@ class BaseManager(Manager):
     _registered: dict[str, tuple[str | None, dict[str, Any]]]
     """The arguments of every `register`, by slot, for pickling."""
 
-    def __new__(cls, config: Config | None = None, **overrides: Any) -> Self:
+    def __new__(cls, config: Config | None = None, **overrides: Unpack[Settings]) -> Self:
         """A manager with these settings, see `Manager`."""
         self = super().__new__(cls, config, **overrides)
         self._registered = {}

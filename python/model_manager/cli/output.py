@@ -22,6 +22,10 @@ from .texts import option
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
+    from typing_extensions import Unpack
+
+    from .._types import Settings
+
 model_option = option(
     "-m",
     "--model",
@@ -39,7 +43,7 @@ dimensions_option = option(
 json_option = option("--json", "as_json", is_flag=True, help=("Print JSON.", "JSON yaz."))
 
 
-def manager(**overrides: Any) -> ModelManager:
+def manager(**overrides: Unpack[Settings]) -> ModelManager:
     """A new manager with the settings of the environment. Raises `ConfigError`."""
     return ModelManager(Config(**overrides))
 

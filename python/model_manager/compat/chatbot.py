@@ -40,8 +40,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
     from typing import Any
 
-    from typing_extensions import Self
+    from typing_extensions import Self, Unpack
 
+    from .._types import Settings
     from ..handles import SentenceModel, TextGenerator
 
 __all__ = ["LazyLoadTracker", "ModelManager", "ModelType", "TurkishLanguageDetector", "model_manager"]
@@ -132,7 +133,7 @@ class ModelManager(BaseManager):
 
     _reported: set[str]
 
-    def __new__(cls, config: Config | None = None, **overrides: Any) -> Self:
+    def __new__(cls, config: Config | None = None, **overrides: Unpack[Settings]) -> Self:
         """Without arguments the process-wide manager, else an independent one with these settings."""
         if cls is ModelManager and config is None and not overrides and _process_wide:
             return _process_wide[0]  # type: ignore[return-value]
