@@ -179,7 +179,7 @@ fn sentence(model: &str, name: &str, data: &[u8]) {
     let load = || {
         let files = ModelFiles::open("m", folder.path())?;
         let build = |config: &_, weights: &_| on_cpu(config, weights, Isa::best(), WeightFormat::F32);
-        let encoder = Encoder::load(&files, WeightFormat::F32, Overrides::default(), &build)?;
+        let encoder = Encoder::load(&files, Overrides::default(), &build)?;
         let ids = encoder.tokenize(
             "",
             "Merhaba dünya, the 2nd text: \u{0130}I",

@@ -1,4 +1,4 @@
-//! How much memory models may take together, and who leaves when another needs the room.
+//! How much memory models may take together, and which are unloaded when another one needs memory.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -8,8 +8,8 @@ use crate::{Error, Result};
 
 /// The memory that all models of a manager may take. A cheap-clone handle: clones are the same budget.
 ///
-/// A loader asks for room before it loads and puts the [`Charge`] into [`super::Loaded`]; the charge lives as long as
-/// the value, so that what is loading, and what was unloaded but is still leased, is counted too.
+/// A loader takes a [`Charge`] before it loads, and puts it into [`super::Loaded`]. The charge lives as long as the value:
+/// models that are loading, and models that are unloaded but still leased, are counted too.
 #[derive(Debug, Clone)]
 pub struct Budget {
     ledger: Arc<Ledger>,
@@ -20,7 +20,7 @@ struct Ledger {
     /// `u64::MAX` is none.
     limit: u64,
     used: AtomicU64,
-    /// Of those, what ends with the calls under way.
+    /// Of those, bytes that become free when the calls under way end.
     passing: AtomicU64,
 }
 
@@ -103,7 +103,7 @@ fn choose<S>(mut idle: Vec<(S, Idle)>, missing: u64) -> std::result::Result<Vec<
     });
     let Some(last) = enough else { return Err(freed) };
     idle.truncate(last + 1);
-    // A large one at the end of the row may make small ones before it needless: spare the most recently used of them.
+    // A large one at the end may make small ones before it unnecessary: keep the most recently used of them.
     for index in (0..idle.len()).rev() {
         if freed - idle[index].1.charged >= missing {
             freed -= idle[index].1.charged;
@@ -131,7 +131,7 @@ impl Charge {
         self.bytes
     }
 
-    /// The same bytes, for the length of a call.
+    /// The same bytes, taken until a call ends.
     #[must_use]
     pub fn passing(mut self) -> Self {
         self.passing = true;
@@ -193,7 +193,7 @@ mod tests {
     }
 
     proptest! {
-        /// Enough, nothing needless, and refused exactly when all of them would not do.
+        /// Enough, nothing unnecessary, and refused exactly when all of them together are too small.
         #[test]
         fn chooses_enough_and_nothing_needless(sizes in prop::collection::vec((0..5_u64, 1..20_u64), 0..8), missing in 1..60_u64) {
             let now = Instant::now();
@@ -210,7 +210,7 @@ mod tests {
                     for (_, idle) in &chosen {
                         prop_assert!(freed - idle.charged < missing);
                     }
-                    // Nobody leaves while one who could have left instead was used longer ago and is at least as large.
+                    // No slot is chosen while another one was used longer ago and is at least as large.
                     for (_, left) in &chosen {
                         for (index, &(age, charged)) in sizes.iter().enumerate() {
                             let stayed = chosen.iter().all(|&(one, _)| one != index);

@@ -14,13 +14,13 @@ pub enum KeepAlive {
 }
 
 const ALLOWED: &str = "expected seconds (300), a duration (\"5m\", \"1h30m\", \"300ms\"), \
-                       0 to unload after use, or a negative number to keep the model for ever";
+                       0 to unload after use, or a negative number to keep the model without limit";
 
 impl KeepAlive {
     /// Unload as soon as the use ends.
     pub const AFTER_USE: Self = Self::For(Duration::ZERO);
 
-    /// From a number of seconds: 0 unloads after use, negative or infinite keeps for ever.
+    /// From a number of seconds: 0 unloads after use, negative or infinite keeps the model without limit.
     ///
     /// # Errors
     /// [`Error::Config`] naming `setting` when `seconds` is not a number.
@@ -31,12 +31,12 @@ impl KeepAlive {
         if seconds < 0.0 {
             return Ok(Self::Forever);
         }
-        // More seconds than a Duration holds are indistinguishable from for ever.
+        // More seconds than a Duration can represent are without limit.
         Ok(Duration::try_from_secs_f64(seconds).map_or(Self::Forever, Self::For))
     }
 
     /// From text: a number of seconds, or Go's duration format as Ollama takes it: numbers with the units `ns`,
-    /// `us`, `ms`, `s`, `m`, `h`, added up. A minus sign means for ever.
+    /// `us`, `ms`, `s`, `m`, `h`, added up. A minus sign means without limit.
     ///
     /// # Errors
     /// [`Error::Config`] naming `setting` when `text` is neither.
@@ -117,13 +117,13 @@ mod tests {
             ("7us", 7e-6),
             ("7µs", 7e-6),
         ] {
-            let KeepAlive::For(duration) = parse(text).unwrap() else { panic!("{text}: for ever") };
+            let KeepAlive::For(duration) = parse(text).unwrap() else { panic!("{text}: no limit") };
             assert!((duration.as_secs_f64() - seconds).abs() < 1e-9, "{text}: {duration:?}");
         }
     }
 
     #[test]
-    fn zero_is_after_use_and_negative_is_for_ever() {
+    fn zero_is_after_use_and_negative_is_without_limit() {
         for zero in ["0", "0s", "-0", "0h0m"] {
             assert_eq!(parse(zero), Ok(KeepAlive::AFTER_USE), "{zero}");
         }

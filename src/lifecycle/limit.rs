@@ -1,4 +1,4 @@
-//! The memory budget as users write it, and the machine's memory that fractions are of.
+//! Memory limits as users write them, and the machine's memory, of which they may be a fraction.
 
 use std::fs;
 use std::path::Path;
@@ -68,7 +68,7 @@ impl MemoryLimit {
     /// The limit in bytes.
     ///
     /// # Errors
-    /// [`Error::Config`] naming `setting` for a fraction where the system does not tell its memory.
+    /// [`Error::Config`] naming `setting` for a fraction on a system that does not report its memory.
     pub fn bytes(self, setting: &str) -> Result<u64> {
         self.bytes_of(setting, usable_memory(Path::new("/")))
     }
@@ -81,7 +81,7 @@ impl MemoryLimit {
                 setting: setting.into(),
                 value: fraction.to_string(),
                 reason:
-                    "this system does not tell how much memory it has; give the limit in bytes (\"2GiB\")"
+                    "this system does not report how much memory it has; give the limit in bytes (\"2GiB\")"
                         .into(),
             }),
         }
@@ -92,8 +92,8 @@ fn invalid(setting: &str, value: &str) -> Error {
     Error::Config { setting: setting.into(), value: value.into(), reason: ALLOWED.into() }
 }
 
-/// Bytes that this process may use: the machine's memory, or less if a cgroup (version 1 or 2) or one of its parents
-/// says so. `None` where there is no `/proc`. `root` is the root of the file system.
+/// Bytes that this process may use: the machine's memory, or the limit of a cgroup (version 1 or 2) or one of its parents
+/// if that is less. `None` where there is no `/proc`. `root` is the root of the file system.
 fn usable_memory(root: &Path) -> Option<u64> {
     let machine = fs::read_to_string(root.join("proc/meminfo")).ok()?.lines().find_map(|line| {
         let kilobytes = line.strip_prefix("MemTotal:")?.trim().strip_suffix("kB")?;
@@ -104,7 +104,7 @@ fn usable_memory(root: &Path) -> Option<u64> {
     limits.chain([machine]).min()
 }
 
-/// The least limit on the way from the group that `line` of `/proc/self/cgroup` names up to the root of its hierarchy.
+/// The least limit of the group in `line` of `/proc/self/cgroup` and of its parents.
 fn cgroup_limit(root: &Path, line: &str) -> Option<u64> {
     let mut fields = line.splitn(3, ':').skip(1);
     let (controllers, path) = (fields.next()?, fields.next()?);
@@ -244,7 +244,7 @@ mod tests {
 
     #[cfg(target_os = "linux")]
     #[test]
-    fn this_machine_tells_its_memory() {
+    fn this_machine_reports_its_memory() {
         assert!(MemoryLimit::Fraction(1.0).bytes("x").unwrap() > 1 << 20);
     }
 }

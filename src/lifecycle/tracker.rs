@@ -167,7 +167,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn tells_what_was_recorded() {
+    fn reports_what_was_recorded() {
         let clock = Clock::manual();
         let tracker = Tracker::new(clock.clone());
         tracker.record_load("a", 2.0, 90.0);

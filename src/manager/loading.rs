@@ -27,7 +27,7 @@ use crate::{Error, Result};
 /// Tokens of a batch for each thread: some milliseconds of work, enough for every thread to have several sub-batches.
 const BATCH_TOKENS_PER_THREAD: usize = 2048;
 
-/// What keys and values of a generator may take where the system does not tell how much memory it has.
+/// Bytes for the keys and values of a generator on a system that does not report its memory.
 const UNKNOWN_MEMORY: u64 = 4 << 30;
 
 /// Makes the models of one manager.
@@ -190,7 +190,7 @@ impl Loader {
                 ComputeDevice::Cpu => on_cpu(config, weights, isa, format),
                 ComputeDevice::Gpu(device) => on_device(config, weights, device),
             };
-            let encoder = Arc::new(Encoder::load(&files, format, overrides, &build)?);
+            let encoder = Arc::new(Encoder::load(&files, overrides, &build)?);
             // The file's pages were read once; the packed weights stay.
             memory::trim();
             let batcher = Batcher::start(name, &encoder, self.batch_tokens, &self.counters)?;

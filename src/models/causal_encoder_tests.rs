@@ -72,7 +72,7 @@ fn closest(a: &[f32], b: &[f32], width: usize) -> f64 {
 fn load(files: &ModelFiles, isa: Isa, hold: impl Into<WeightFormat>) -> Encoder {
     let hold = hold.into();
     let build = |config: &ModelConfig, weights: &Weights| on_cpu(config, weights, isa, hold);
-    Encoder::load(files, hold, Overrides::default(), &build).unwrap()
+    Encoder::load(files, Overrides::default(), &build).unwrap()
 }
 
 #[test]
@@ -89,7 +89,7 @@ fn vectors_are_those_of_sentence_transformers() {
         }
     }
     let build = |config: &ModelConfig, weights: &Weights| on_device(config, weights, &Device::Cpu);
-    let plain = Encoder::load(&files(), WeightFormat::F32, Overrides::default(), &build).unwrap();
+    let plain = Encoder::load(&files(), Overrides::default(), &build).unwrap();
     assert!(furthest(&vectors(&plain, &texts), &expected) <= 1e-5);
 }
 
@@ -328,10 +328,7 @@ fn gguf_files_that_do_not_embed_are_refused() {
         let files = ModelFiles::gguf("m.gguf", path).unwrap();
         let build =
             |config: &ModelConfig, weights: &Weights| on_cpu(config, weights, Isa::best(), WeightFormat::F32);
-        Encoder::load(&files, WeightFormat::F32, Overrides::default(), &build)
-            .map(drop)
-            .unwrap_err()
-            .to_string()
+        Encoder::load(&files, Overrides::default(), &build).map(drop).unwrap_err().to_string()
     };
     let writes_text = refused(&|writer| writer);
     assert!(writes_text.contains("qwen3.pooling_type") && writes_text.contains("pooling="), "{writes_text}");

@@ -273,8 +273,6 @@ pub struct Encoder {
     pub name: String,
     /// The model's folder.
     pub path: PathBuf,
-    /// Identity of weights and dtype: equal for equal vectors.
-    pub fingerprint: String,
     /// Text → ids.
     pub tokenizer: Tokenizer,
     /// Pooling, normalisation, length, prompts.
@@ -294,12 +292,7 @@ impl Encoder {
     ///
     /// # Errors
     /// Every error of this room but those of downloading.
-    pub fn load(
-        files: &ModelFiles,
-        hold: WeightFormat,
-        overrides: Overrides,
-        build: Build<'_>,
-    ) -> Result<Self> {
+    pub fn load(files: &ModelFiles, overrides: Overrides, build: Build<'_>) -> Result<Self> {
         let config = ModelConfig::read(files)?;
         let positions = config.positions()?;
         let mut sentence = match &config.gguf {
@@ -309,7 +302,6 @@ impl Encoder {
         sentence.pooling = overrides.pooling.unwrap_or(sentence.pooling);
         sentence.max_length =
             overrides.max_length.map_or(sentence.max_length, |length| length.min(positions));
-        let fingerprint = files.fingerprint(hold)?;
         // A tokenizer takes about as long to read as the weights of a small model take to pack.
         let (tokenizer, model) = together(
             || match &config.gguf {
@@ -355,7 +347,6 @@ impl Encoder {
         Ok(Self {
             name: files.model.clone(),
             path: files.root.clone(),
-            fingerprint,
             tokenizer,
             config: sentence,
             architecture: config.json["model_type"].as_str().unwrap_or_default().to_owned(),

@@ -1,8 +1,8 @@
-//! What a Python object owned, freed away from Python.
+//! Freeing what a Python object owned, on a thread without the interpreter.
 //!
-//! A destructor runs wherever Python's collector happens to run: with the interpreter's lock held, perhaps inside a
-//! logging handler that holds a lock of its own. Freeing a model logs, and waits for threads that log. So it is done on
-//! a thread that holds nothing, and the destructor waits for nothing.
+//! A destructor runs where Python's collector runs: with the interpreter's lock held, perhaps inside a logging handler
+//! that holds a lock of its own. Freeing a model logs, and waits for threads that log. So a thread without locks frees it,
+//! and the destructor does not wait.
 
 use super::gil::is_ending;
 use crate::sync::spawn;
@@ -13,7 +13,7 @@ pub(super) fn discard<T: Send + 'static>(owned: T) {
         std::mem::forget(owned);
         return;
     }
-    // Never dropped here, not even when there is no thread: memory that leaks is better than a caller that hangs.
+    // Never dropped here, not even without a thread: a leak is better than a caller that hangs.
     let owned = std::mem::ManuallyDrop::new(owned);
     let dropping = move || drop(std::mem::ManuallyDrop::into_inner(owned));
     if let Err(error) = spawn("discard", dropping) {

@@ -1,4 +1,4 @@
-//! The hooks that `os.register_at_fork` calls: what `crate::sync::fork` needs done for every manager.
+//! The hooks that `os.register_at_fork` calls: they pause computing and carry every manager over the fork.
 
 use std::cell::RefCell;
 use std::sync::{Arc, Weak};
@@ -21,7 +21,7 @@ thread_local! {
     static CARRIED: RefCell<(bool, Vec<Carried>)> = const { RefCell::new((false, Vec::new())) };
 }
 
-/// Has `manager` carried over forks.
+/// Registers `manager`, so that forks carry it over.
 pub(super) fn watch(manager: &Arc<Manager>) {
     let mut managers = MANAGERS.lock();
     managers.retain(|manager| manager.strong_count() > 0);

@@ -124,7 +124,7 @@ fn count(py: Python<'_>, name: &'static str, value: &Bound<'_, PyAny>) -> PyResu
         .map_err(|_| to_py(py, &Error::argument(name, format!("{name}={whole}: must not be negative"))))
 }
 
-/// Any of 64 bits: the seed that a completion tells is one that a call takes.
+/// Any 64-bit number: a call accepts every seed that a completion reports.
 fn seed(py: Python<'_>, value: &Bound<'_, PyAny>) -> PyResult<u64> {
     if value.is_instance_of::<PyBool>() || !value.is_instance_of::<PyInt>() {
         return Err(wrong_type(py, "seed", format!("seed must be a whole number, not {value}")));
@@ -178,7 +178,7 @@ impl PyTextStream {
 impl Drop for PyTextStream {
     fn drop(&mut self) {
         if let Some(stream) = self.stream.get_mut().take() {
-            // At once: the thread that frees the rest may start late.
+            // At once: the thread that frees the stream may start late.
             self.ticket.mark_cancelled();
             discard(stream);
         }
@@ -192,14 +192,14 @@ impl PyTextStream {
     }
 
     fn __next__(&self, py: Python<'_>) -> PyResult<Option<String>> {
-        // Taken out while it waits: another thread that asks meanwhile is told, not blocked.
+        // Taken out while it waits: another thread gets the end of the iteration meanwhile, and does not block.
         let Some(mut stream) = self.stream.lock().take() else { return Ok(None) };
         let piece = interruptible(py, |_| Ok(()), |check| stream.next(check));
         if let Ok(Ok(Some(_))) = piece {
             *self.stream.lock() = Some(stream);
         } else {
             let completion = stream.completion().cloned();
-            // The last lease of a model may go with it.
+            // It may have the last lease of a model.
             detached(py, || drop(stream));
             if let Some(completion) = completion {
                 *self.completion.lock() = Some(report::completion(py, &completion)?.unbind());
@@ -236,12 +236,11 @@ impl PyGenerationTicket {
 pub(super) fn events(on_event: Py<PyAny>) -> OnEvent {
     let mut on_event = Some(on_event);
     Box::new(move |event| {
-        // Nobody is there to be told while the interpreter shuts down.
+        // Not called while the interpreter shuts down.
         calling(|py| {
             let last = matches!(event, Event::Done(_));
             let Some(callback) = on_event.as_ref() else { return };
-            let told = call(py, callback, event);
-            if let Err(error) = told {
+            if let Err(error) = call(py, callback, event) {
                 error.write_unraisable(py, Some(callback.bind(py)));
             }
             if last {

@@ -1,4 +1,4 @@
-//! The end of the interpreter, as far as daemon threads are concerned.
+//! Attaching to the interpreter, and detaching from it, also while it ends.
 //!
 //! Python ends a daemon thread by unwinding it when it next wants the interpreter back; frames of Rust turn that into an
 //! abort of the process. So from [`_at_exit`] on, no thread but the one that ends the interpreter goes back into it from
@@ -39,7 +39,7 @@ pub(super) fn attached<T>(work: impl FnOnce(Python<'_>) -> T) -> T {
 }
 
 /// `Python::try_attach` for threads of ours that call Python's code: the end of the interpreter waits for those under way,
-/// and later ones are not made. Never sleeps for ever: closing a manager joins these threads.
+/// and later ones are not made. Never sleeps without limit: closing a manager joins these threads.
 pub(super) fn calling<T>(work: impl FnOnce(Python<'_>) -> T) -> Option<T> {
     RETURNING.fetch_add(1, Ordering::SeqCst);
     let result = if is_shut() { None } else { Python::try_attach(work) };
@@ -47,10 +47,10 @@ pub(super) fn calling<T>(work: impl FnOnce(Python<'_>) -> T) -> Option<T> {
     result
 }
 
-/// While it lives, this thread runs Python's own code from here, which the end of the interpreter waits for.
+/// While it exists, this thread runs Python's own code from here, which the end of the interpreter waits for.
 pub(super) struct Inside(());
 
-/// To be held, attached, around calls that may run much of Python's own code, such as the import of numpy.
+/// To be kept, attached, around calls that may run much of Python's own code, such as the import of numpy.
 pub(super) fn inside(py: Python<'_>) -> Inside {
     RETURNING.fetch_add(1, Ordering::SeqCst);
     if is_shut() {
@@ -90,10 +90,10 @@ impl Logger {
     }
 }
 
-/// Has log records of the core arrive in Python's logging. A second interpreter in the process shares the first's logger.
+/// Log records of the core go to Python's `logging`. A second interpreter in the process shares the first's logger.
 ///
-/// Python is asked anew whether each record is wanted, since its levels may change at any time; records are few. What
-/// libraries have to tell of each request is not passed on.
+/// Python decides on each record, since its levels may change at any time; records are few. Libraries' records below
+/// warnings are not passed on.
 pub(super) fn install_logger(py: Python<'_>) -> PyResult<()> {
     let logger = pyo3_log::Logger::new(py, pyo3_log::Caching::Loggers)?
         .filter(log::LevelFilter::Warn)

@@ -1,4 +1,4 @@
-//! Loaders of the user's, and the objects that they return.
+//! Users' loaders, and the objects that they return.
 
 use std::sync::{Arc, mpsc};
 use std::thread::{self, ThreadId};
@@ -12,7 +12,7 @@ use crate::manager::{HostLoader, HostObject};
 use crate::sync::Mutex;
 use crate::{Error, Result};
 
-/// A loader of the user's, and what it last raised.
+/// A user's loader, and the exception that it raised last.
 pub(super) struct PythonLoader {
     callable: Py<PyAny>,
     raised: Mutex<Option<PyErr>>,
@@ -26,7 +26,7 @@ struct PythonObject(Py<PyAny>);
 struct Loading {
     model: String,
     loader: Arc<PythonLoader>,
-    /// The thread that the core has given the load to, and that waits for this one.
+    /// The core's loader thread, which waits for this one.
     thread: ThreadId,
     outcome: mpsc::Sender<Result<HostObject>>,
 }
@@ -45,7 +45,7 @@ impl Loading {
         } else {
             Ok(Arc::new(PythonObject(object)) as HostObject)
         };
-        // Whoever waits has a thread of its own, which stays.
+        // The receiver waits on a thread of its own until this is sent.
         let _ = self.outcome.send(outcome);
     }
 
@@ -92,7 +92,7 @@ impl PythonLoader {
     fn failed(&self, name: &str, error: PyErr) -> Error {
         let reason = error.to_string();
         let before = self.raised.lock().replace(error);
-        // Its frames hold objects whose destructors are Python's code, which may come back here.
+        // Not under the lock: its frames own objects whose destructors are Python's code, which may call the manager.
         drop(before);
         Error::Loader { model: name.to_owned(), reason }
     }

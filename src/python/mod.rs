@@ -35,13 +35,13 @@ fn is_turkish(text: &Bound<'_, PyString>) -> PyResult<bool> {
     Ok(language::is_turkish(texts::text_of(text, None)?))
 }
 
-/// Resident memory of this process, bytes; 0 where the system does not tell.
+/// Resident memory of this process, bytes; 0 on a system that does not report it.
 #[pyfunction]
 fn resident_bytes() -> u64 {
     memory::resident_bytes()
 }
 
-/// Ask the allocator to give unused memory back; the bytes by which resident memory fell.
+/// Ask the allocator to return unused memory; the bytes by which resident memory fell.
 #[pyfunction]
 fn trim_memory(py: Python<'_>) -> u64 {
     gil::detached(py, || {

@@ -57,7 +57,7 @@ pub(super) fn timeout(py: Python<'_>, seconds: Option<f64>) -> PyResult<Option<D
     Ok(Duration::try_from_secs_f64(seconds).ok())
 }
 
-/// Seconds or text such as "5m"; 0: unload after use; negative: for ever.
+/// Seconds or text such as "5m"; 0: unload after use; negative: without limit.
 pub(super) fn keep_alive(value: Option<&Bound<'_, PyAny>>) -> PyResult<Option<KeepAlive>> {
     let Some(value) = value.filter(|value| !value.is_none()) else { return Ok(None) };
     let keep_alive = if let Ok(text) = value.cast::<PyString>() {

@@ -15,11 +15,11 @@ pub(super) enum Texts {
     Many(Vec<String>),
 }
 
-/// Why the inputs of a call cannot be taken.
+/// Why the inputs of a call are refused.
 enum Refusal {
-    /// Their form, or an exception of their own.
+    /// Their form, or an exception that they raised.
     Python(PyErr),
-    /// There is no memory for the copies. The exception is made once those taken so far are gone: it needs some itself.
+    /// There is no memory for the copies. The exception is made after the copies so far are freed: it needs memory too.
     Core(Error),
 }
 
@@ -61,7 +61,7 @@ impl Texts {
     }
 }
 
-/// What `embed` takes: a text, texts, token ids, or several lists of those. The second value tells whether it is one.
+/// What `embed` takes: a text, texts, token ids, or several lists of those. The second value is true for a single input.
 pub(super) fn inputs(given: &Bound<'_, PyAny>) -> PyResult<(Inputs, bool)> {
     if let Ok(text) = given.cast::<PyString>() {
         return Ok((vec![copied(text, None)?].into(), true));
@@ -79,7 +79,7 @@ fn several<'py>(
     given: &Bound<'py, PyAny>,
     mut items: impl Iterator<Item = PyResult<Bound<'py, PyAny>>>,
 ) -> Result<(Inputs, bool), Refusal> {
-    // The first item tells which of the forms it is; the others must be like it.
+    // The first item determines the form; the others must have it too.
     let Some(first) = items.next().transpose()? else { return Ok((Inputs::Texts(Vec::new()), false)) };
     let expected = given.len().unwrap_or(0);
     let rest = items.enumerate().map(|(number, item)| item.map(|item| (number + 1, item)));
@@ -150,8 +150,8 @@ fn list_of_ids(item: &Bound<'_, PyAny>, number: usize) -> Result<Vec<u32>, Refus
     collected(item.len().unwrap_or(0), all, one)
 }
 
-/// A token id: anything that Python counts as an integer, numpy's included, but no bool. `settled` tells that nothing
-/// else could be meant.
+/// A token id: anything that Python counts as an integer, numpy's included, but no bool. `settled`: other forms
+/// are ruled out already.
 fn id(item: &Bound<'_, PyAny>, settled: bool, which: impl Fn() -> String) -> PyResult<u32> {
     let py = item.py();
     if !item.is_instance_of::<PyBool>() {

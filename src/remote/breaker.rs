@@ -1,7 +1,7 @@
-//! A circuit breaker: a server that fails again and again is left alone for a while, and calls fail at once meanwhile.
+//! A circuit breaker: a server that fails repeatedly gets no requests for a while, and calls fail at once meanwhile.
 //!
 //! ```text
-//! closed ─ FAILURES in a row → open ─ its time is over → half open: one request goes through
+//! closed ─ FAILURES in a row → open ─ cooldown over → half open: one request goes through
 //!    ↑                          ↑                            │
 //!    └──────── it succeeds ─────┼────────────────────────────┤
 //!                               └──── it fails: twice as long ┘
@@ -14,8 +14,8 @@ use crate::sync::Mutex;
 
 /// Failures in a row that open the circuit.
 pub(super) const FAILURES: u32 = 5;
-const FIRST_REST: Duration = Duration::from_secs(5);
-const LONGEST_REST: Duration = Duration::from_secs(60);
+const FIRST_COOLDOWN: Duration = Duration::from_secs(5);
+const LONGEST_COOLDOWN: Duration = Duration::from_secs(60);
 
 /// What a breaker lets through.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,7 +24,7 @@ pub enum Circuit {
     Closed,
     /// Nothing, for so long.
     Open(Duration),
-    /// One request at a time, to see how the server is.
+    /// One request at a time, to find out whether the server works again.
     HalfOpen,
 }
 
@@ -40,7 +40,7 @@ impl Circuit {
     }
 }
 
-/// How a server has been doing.
+/// The recent failures of a server.
 #[derive(Debug)]
 pub(super) struct Breaker {
     clock: Clock,
@@ -51,14 +51,15 @@ pub(super) struct Breaker {
 struct State {
     /// Failures in a row.
     failures: u32,
-    /// The latest rest: when it ends, and how long it is. `None` while closed.
-    rest: Option<(Instant, Duration)>,
-    /// A request is out to see how the server is.
+    /// The latest cooldown: when it ends, and how long it is. `None` while closed.
+    cooldown: Option<(Instant, Duration)>,
+    /// A request is under way to find out whether the server works again.
     probing: bool,
 }
 
-/// Leave for one request. Says how it ended: [`Pass::succeeded`], or [`Pass::failed`], or dropped, which says nothing.
-pub(super) struct Pass<'a> {
+/// Permission for one request. Reports how it ended: [`Permit::succeeded`] or [`Permit::failed`]. Dropping it reports
+/// nothing.
+pub(super) struct Permit<'a> {
     breaker: &'a Breaker,
     probe: bool,
 }
@@ -68,21 +69,21 @@ impl Breaker {
         Self { clock, state: Mutex::default() }
     }
 
-    /// Leave for a request, or how long the server is left alone (zero: until the one that is out has ended).
-    pub(super) fn enter(&self) -> Result<Pass<'_>, Duration> {
+    /// Permission for a request, or how long the server gets none (zero: until the request under way has ended).
+    pub(super) fn enter(&self) -> Result<Permit<'_>, Duration> {
         let now = self.clock.now();
         let mut state = self.state.lock();
-        let Some((until, _)) = state.rest else { return Ok(Pass { breaker: self, probe: false }) };
+        let Some((until, _)) = state.cooldown else { return Ok(Permit { breaker: self, probe: false }) };
         if now < until || state.probing {
             return Err(until.saturating_duration_since(now));
         }
         state.probing = true;
-        Ok(Pass { breaker: self, probe: true })
+        Ok(Permit { breaker: self, probe: true })
     }
 
     pub(super) fn circuit(&self) -> Circuit {
         let now = self.clock.now();
-        match self.state.lock().rest {
+        match self.state.lock().cooldown {
             None => Circuit::Closed,
             Some((until, _)) if now < until => Circuit::Open(until - now),
             Some(_) => Circuit::HalfOpen,
@@ -90,32 +91,32 @@ impl Breaker {
     }
 }
 
-impl Pass<'_> {
-    /// The server is well.
+impl Permit<'_> {
+    /// The server works.
     pub(super) fn succeeded(self) {
         let mut state = self.breaker.state.lock();
-        // An answer from before the circuit opened tells nothing of how the server is now.
-        if self.probe || state.rest.is_none() {
+        // An answer from before the circuit opened says nothing about the server now.
+        if self.probe || state.cooldown.is_none() {
             *state = State { probing: state.probing, ..State::default() };
         }
     }
 
-    /// The server is not. True when the circuit has opened by that.
+    /// The server does not work. True when this opens the circuit.
     pub(super) fn failed(self) -> bool {
         let now = self.breaker.clock.now();
         let mut state = self.breaker.state.lock();
         state.failures = state.failures.saturating_add(1);
-        let rest = match state.rest {
-            Some((_, latest)) if self.probe => (latest * 2).min(LONGEST_REST),
-            None if state.failures >= FAILURES => FIRST_REST,
+        let cooldown = match state.cooldown {
+            Some((_, latest)) if self.probe => (latest * 2).min(LONGEST_COOLDOWN),
+            None if state.failures >= FAILURES => FIRST_COOLDOWN,
             _ => return false,
         };
-        state.rest = Some((now + rest, rest));
+        state.cooldown = Some((now + cooldown, cooldown));
         true
     }
 }
 
-impl Drop for Pass<'_> {
+impl Drop for Permit<'_> {
     fn drop(&mut self) {
         if self.probe {
             self.breaker.state.lock().probing = false;
@@ -145,7 +146,7 @@ mod tests {
     #[test]
     fn it_opens_after_failures_in_a_row() {
         let (breaker, clock) = opened();
-        assert_eq!(wait(&breaker), Some(FIRST_REST));
+        assert_eq!(wait(&breaker), Some(FIRST_COOLDOWN));
         clock.advance(Duration::from_secs(2));
         assert_eq!(wait(&breaker), Some(Duration::from_secs(3)));
         assert_eq!(breaker.circuit(), Circuit::Open(Duration::from_secs(3)));
@@ -164,7 +165,7 @@ mod tests {
     #[test]
     fn one_request_at_a_time_finds_out() {
         let (breaker, clock) = opened();
-        clock.advance(FIRST_REST);
+        clock.advance(FIRST_COOLDOWN);
         assert_eq!(breaker.circuit(), Circuit::HalfOpen);
         let probe = breaker.enter().ok().unwrap();
         assert_eq!(wait(&breaker), Some(Duration::ZERO));
@@ -172,8 +173,8 @@ mod tests {
         drop(probe);
         let probe = breaker.enter().ok().unwrap();
         assert!(probe.failed());
-        assert_eq!(wait(&breaker), Some(FIRST_REST * 2));
-        clock.advance(FIRST_REST * 2);
+        assert_eq!(wait(&breaker), Some(FIRST_COOLDOWN * 2));
+        clock.advance(FIRST_COOLDOWN * 2);
         breaker.enter().ok().unwrap().succeeded();
         assert_eq!(breaker.circuit(), Circuit::Closed);
         assert!(!breaker.enter().ok().unwrap().failed());
@@ -192,7 +193,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever happens, it never rests longer than the longest rest, and a success after that closes it.
+        /// Whatever happens, it never rests longer than the longest cooldown, and a success after that closes it.
         #[test]
         fn it_always_comes_back(events in prop::collection::vec((0u8..3, 0u64..100), 0..200)) {
             let clock = Clock::manual();
@@ -203,10 +204,10 @@ mod tests {
                     (Ok(pass), 0) => pass.succeeded(),
                     (Ok(pass), 1) => drop(pass.failed()),
                     (Ok(pass), _) => drop(pass),
-                    (Err(rest), _) => prop_assert!(rest <= LONGEST_REST),
+                    (Err(cooldown), _) => prop_assert!(cooldown <= LONGEST_COOLDOWN),
                 }
             }
-            clock.advance(LONGEST_REST);
+            clock.advance(LONGEST_COOLDOWN);
             breaker.enter().ok().unwrap().succeeded();
             prop_assert_eq!(breaker.circuit(), Circuit::Closed);
         }

@@ -1,4 +1,4 @@
-//! One request to a server: sent, read, and judged. Whether there is another attempt is for others to say.
+//! One request to a server: sent, read, and classified. The caller decides on further attempts.
 
 use std::io;
 use std::sync::OnceLock;
@@ -26,30 +26,30 @@ pub(super) struct Client {
     url: String,
     key: Option<String>,
     timeout: Duration,
-    /// What the server has been found to understand.
+    /// The form that the server has been found to understand.
     form: OnceLock<Form>,
 }
 
-/// Why a request brought no vectors.
+/// Why a request returned no vectors.
 #[derive(Debug)]
 pub(super) enum Fault {
-    /// Worth another attempt, after the time that the server asks for if it does.
-    Passing {
+    /// Another attempt may succeed, after the time that the server asks for.
+    Transient {
         reason: String,
         after: Option<Duration>,
-        /// The server answers, it is only busy.
+        /// The server answers, so it is only busy.
         alive: bool,
     },
-    /// Another attempt would end the same.
-    Final {
+    /// Another attempt would fail in the same way.
+    Permanent {
         error: Error,
-        /// The server answers, and knows what it says.
+        /// The server answers, so it runs.
         alive: bool,
     },
     /// The server does not take these texts; it may take others.
     Refused {
         error: Error,
-        /// Fewer at a time may pass.
+        /// Fewer texts at a time may succeed.
         too_large: bool,
     },
 }
@@ -69,7 +69,7 @@ impl Client {
         let agent = Agent::config_builder()
             .tls_config(trust)
             .http_status_as_error(false)
-            // An answer from elsewhere would be one to a request that carried our key.
+            // A redirect would send the key to another server.
             .max_redirects(0)
             .max_redirects_will_error(false)
             .timeout_connect(Some(CONNECT.min(timeout)))
@@ -106,14 +106,14 @@ impl Client {
             return self.send(texts, *form);
         }
         let (form, answer) = match self.send(texts, Form::Base64) {
-            // Of the two refusals the first is told: the plain form is what every server knows.
+            // The first of the two refusals is reported: every server supports the plain form.
             Err(Fault::Refused { error, too_large: false }) => match self.send(texts, Form::Float) {
                 Ok(answer) => (Form::Float, answer),
                 Err(_) => return Err(Fault::Refused { error, too_large: false }),
             },
             outcome => (Form::Base64, outcome?),
         };
-        // Whoever was first has found out the same.
+        // Another thread may have set it already, to the same form.
         let _ = self.form.set(form);
         Ok(answer)
     }
@@ -132,13 +132,13 @@ impl Client {
         let location = response.headers().get("location").and_then(|at| at.to_str().ok().map(str::to_owned));
         let body = response.body_mut().with_config().limit(limit).read_to_vec();
         if !status.is_success() {
-            // The status says enough when its body does not come.
+            // Without its body the status is enough.
             return Err(self.refused(status, after, location, &body.unwrap_or_default()));
         }
         let body = body.map_err(|error| self.unanswered(&error))?;
         protocol::answer(self.address.protocol, &body, texts.len()).map_err(|defect| match defect {
             Defect::NotFinite => {
-                Fault::Final { error: Error::NotFinite { model: self.address.to_string() }, alive: true }
+                Fault::Permanent { error: Error::NotFinite { model: self.address.to_string() }, alive: true }
             }
             Defect::Malformed(reason) => self.lasting(
                 format!("the answer is not what it should be ({reason}); check that the address is that of the server's API"),
@@ -147,22 +147,22 @@ impl Client {
         })
     }
 
-    /// A server that is alive knows what it says: asking again later ends the same.
+    /// An error that another attempt does not change.
     fn lasting(&self, reason: impl Into<String>, alive: bool) -> Fault {
         let (server, reason) = (self.url.clone(), self.hide_key(&reason.into()));
         let error =
             if alive { Error::RemoteRefused { server, reason } } else { Error::Remote { server, reason } };
-        Fault::Final { error, alive }
+        Fault::Permanent { error, alive }
     }
 
-    /// What a request that got no answer, or no end of it, is worth.
+    /// Classifies a request without an answer, or without a complete one.
     fn unanswered(&self, error: &ureq::Error) -> Fault {
         use ureq::Error as E;
         if let Some(reason) = tls::refusal(error) {
-            // It is there, and says at every request what is wrong.
+            // The server is there, and refuses every request for the same reason.
             return self.lasting(reason, true);
         }
-        let passing = |reason: String| Fault::Passing { reason, after: None, alive: false };
+        let passing = |reason: String| Fault::Transient { reason, after: None, alive: false };
         match error {
             E::Timeout(Timeout::Connect | Timeout::Resolve) => passing("no connection in time".into()),
             E::Timeout(_) => self.lasting(
@@ -175,7 +175,7 @@ impl Client {
             E::BodyExceedsLimit(limit) => {
                 self.lasting(format!("the answer is longer than {limit} bytes"), false)
             }
-            // What a server that speaks TLS does when it is not spoken to in it.
+            // A server that expects TLS closes a connection without it.
             E::Io(io) if self.url.starts_with("http:") && hung_up(io.kind()) => {
                 passing(format!("{error}; if it speaks TLS, write https in the place of http"))
             }
@@ -196,8 +196,8 @@ impl Client {
         let answered = if said.is_empty() { status.to_string() } else { format!("{status}: {said}") };
         let model = || self.address.to_string();
         match status.as_u16() {
-            408 | 429 => Fault::Passing { reason: answered, after, alive: true },
-            500..600 => Fault::Passing { reason: answered, after, alive: false },
+            408 | 429 => Fault::Transient { reason: answered, after, alive: true },
+            500..600 => Fault::Transient { reason: answered, after, alive: false },
             300..400 => {
                 let to = location.unwrap_or_else(|| "nowhere".into());
                 self.lasting(format!("it redirects to {to} ({status}); name that server itself"), true)
@@ -223,7 +223,7 @@ impl Client {
                     ),
                 };
                 let reason = format!("{} answered {answered}; {remedy}", self.url);
-                Fault::Final { error: Error::ModelNotFound { model: model(), reason }, alive: true }
+                Fault::Permanent { error: Error::ModelNotFound { model: model(), reason }, alive: true }
             }
             400 | 413 | 422 => Fault::Refused {
                 error: Error::Input(format!("{} does not take the text: {answered}", model())),

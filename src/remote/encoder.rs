@@ -171,8 +171,8 @@ impl Asking {
             return Ok(answer);
         }
         let reason = format!(
-            "its vectors have {} dimensions now, not {}: the model was replaced there. Unload it here, so that it is looked \
-             at anew",
+            "its vectors have {} dimensions now, not {}: the model was replaced there. Unload it here, so \
+             that it is loaded again",
             answer.width, self.width
         );
         let error = Error::Remote { server: self.link.address().to_string(), reason };

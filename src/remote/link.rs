@@ -1,4 +1,4 @@
-//! A server's model as it is reached from here: requests with retries, behind a circuit breaker, counted.
+//! Requests to a server's model: with retries, behind a circuit breaker, counted.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,7 +13,7 @@ use crate::clock::Clock;
 use crate::config::Host;
 use crate::{Error, Result};
 
-/// How servers are asked.
+/// How requests to servers are made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RemoteSettings {
     /// Requests in flight at a time.
@@ -24,7 +24,7 @@ pub struct RemoteSettings {
     pub timeout: Duration,
 }
 
-/// How a server's model has been doing. Outlives the [`Link`]: a server that failed is left alone by the next load too.
+/// The health of a server's model. Outlives the [`Link`]: after failures the next load waits for the server too.
 #[derive(Debug)]
 pub struct Health {
     breaker: Breaker,
@@ -40,7 +40,7 @@ pub struct HealthReport {
     pub requests: u64,
     /// Requests sent again after a failure.
     pub retries: u64,
-    /// Failures that were told to those who waited.
+    /// Failures that callers got.
     pub errors: u64,
     /// What the circuit breaker lets through.
     pub circuit: Circuit,
@@ -71,33 +71,33 @@ impl Health {
     }
 }
 
-/// The way to a server's model.
+/// A connection to a server's model.
 pub struct Link {
     client: Client,
     health: Arc<Health>,
     settings: RemoteSettings,
 }
 
-/// Why texts got no vectors.
+/// Why texts have no vectors.
 #[derive(Debug)]
 pub(super) struct Failure {
     pub(super) error: Error,
     pub(super) remedy: Recovery,
 }
 
-/// What may still help.
+/// What may still succeed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Recovery {
     /// Nothing.
     Nothing,
     /// Fewer texts at a time.
     SplitBatch,
-    /// The texts of each caller by themselves: not all need be to blame.
+    /// The texts of each caller alone: not all of them need be refused.
     Isolate,
 }
 
 impl Link {
-    /// The way to `address`. Connects to nothing yet.
+    /// A link to `address`. Does not connect yet.
     ///
     /// # Errors
     /// [`Error::Config`] for a key that is missing or none, and for an `SSL_CERT_FILE` without certificates.
@@ -117,19 +117,19 @@ impl Link {
         self.client.address()
     }
 
-    /// Where requests go.
+    /// The URL of requests.
     #[must_use]
     pub fn url(&self) -> &str {
         self.client.url()
     }
 
-    /// How the server has been doing.
+    /// The health of the server.
     #[must_use]
     pub fn health(&self) -> &Health {
         &self.health
     }
 
-    /// How the server is asked.
+    /// How requests are made.
     #[must_use]
     pub fn settings(&self) -> RemoteSettings {
         self.settings
@@ -155,35 +155,35 @@ impl Link {
     ) -> std::result::Result<Answer, Failure> {
         let lasting = |error: Error| Failure { error, remedy: Recovery::Nothing };
         let mut failed = 0;
-        // What the latest attempt ended with, while there has been one.
+        // Why the latest attempt failed.
         let mut latest: Option<String> = None;
         loop {
-            let pass =
-                self.health.breaker.enter().map_err(|rest| lasting(self.resting(rest, latest.as_deref())))?;
+            let open = |cooldown| lasting(self.cooling_down(cooldown, latest.as_deref()));
+            let permit = self.health.breaker.enter().map_err(open)?;
             self.health.requests.fetch_add(1, Ordering::Relaxed);
             let (reason, after) = match self.client.ask(texts) {
                 Ok(answer) => {
-                    pass.succeeded();
+                    permit.succeeded();
                     return Ok(answer);
                 }
                 Err(Fault::Refused { error, too_large }) => {
-                    pass.succeeded();
+                    permit.succeeded();
                     let remedy = if too_large { Recovery::SplitBatch } else { Recovery::Isolate };
                     return Err(Failure { error, remedy });
                 }
-                Err(Fault::Final { error, alive }) => {
+                Err(Fault::Permanent { error, alive }) => {
                     if alive {
-                        pass.succeeded();
+                        permit.succeeded();
                     } else {
-                        self.note_failure(pass.failed());
+                        self.note_failure(permit.failed());
                     }
                     return Err(lasting(error));
                 }
-                Err(Fault::Passing { reason, after, alive }) => {
+                Err(Fault::Transient { reason, after, alive }) => {
                     if alive {
-                        pass.succeeded();
+                        permit.succeeded();
                     } else {
-                        self.note_failure(pass.failed());
+                        self.note_failure(permit.failed());
                     }
                     (reason, after)
                 }
@@ -207,22 +207,22 @@ impl Link {
     }
 
     fn note_failure(&self, opened: bool) {
-        if let (true, Circuit::Open(rest)) = (opened, self.health.breaker.circuit()) {
+        if let (true, Circuit::Open(cooldown)) = (opened, self.health.breaker.circuit()) {
             log::warn!(
                 "{} keeps failing; it is left alone for {:.0} s",
                 self.client.url(),
-                rest.as_secs_f64()
+                cooldown.as_secs_f64()
             );
         }
     }
 
     /// The circuit is open.
-    fn resting(&self, rest: Duration, latest: Option<&str>) -> Error {
+    fn cooling_down(&self, cooldown: Duration, latest: Option<&str>) -> Error {
         let latest = latest.map(|reason| format!("{reason}; ")).unwrap_or_default();
-        let when = if rest.is_zero() {
+        let when = if cooldown.is_zero() {
             "a request is finding out how it is now".to_owned()
         } else {
-            format!("it is tried again in {:.1} s", rest.as_secs_f64())
+            format!("it is tried again in {:.1} s", cooldown.as_secs_f64())
         };
         self.error(format!("{latest}it kept failing and is left alone for a while; {when}. {REMEDY}"))
     }

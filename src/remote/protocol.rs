@@ -25,7 +25,7 @@ pub(super) struct Answer {
     pub(super) values: Vec<f32>,
     /// Dimensions.
     pub(super) width: usize,
-    /// Tokens that the server read for all texts together, when it tells.
+    /// Tokens that the server read for all texts together, when it reports them.
     pub(super) tokens: Option<u64>,
 }
 
@@ -186,9 +186,9 @@ pub(super) fn complaint(body: &[u8]) -> String {
     let text = String::from_utf8_lossy(body);
     let json: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
     let error = &json["error"];
-    let told = [&error["message"], error, &json["detail"], &json["message"]];
-    let told = told.iter().find_map(|value| value.as_str()).unwrap_or(&text);
-    let line: String = told.split_whitespace().collect::<Vec<_>>().join(" ");
+    let given = [&error["message"], error, &json["detail"], &json["message"]];
+    let given = given.iter().find_map(|value| value.as_str()).unwrap_or(&text);
+    let line: String = given.split_whitespace().collect::<Vec<_>>().join(" ");
     line.chars().filter(|c| !c.is_control()).take(300).collect()
 }
 
@@ -244,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn wrong_answers_are_told_apart() {
+    fn wrong_answers_are_distinguished() {
         for (body, texts, word) in [
             ("", 1, "parse"),
             ("<html>", 1, "parse"),

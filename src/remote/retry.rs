@@ -21,7 +21,7 @@ pub(super) fn pause(failed: u32, asked: Option<Duration>, chance: f64) -> Durati
 
 /// A number from 0 to 1. Not for secrets: pauses only need to differ.
 pub(super) fn chance() -> f64 {
-    // Each state is keyed anew.
+    // Each state has a random key.
     let random = RandomState::new().hash_one(0u8);
     (random >> 11) as f64 / (1u64 << 53) as f64
 }

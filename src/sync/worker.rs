@@ -152,7 +152,7 @@ impl<S: Send + 'static> Worker<S> {
         self.monitor.load_full()
     }
 
-    /// Tells the threads to end, and waits for nothing. Later calls of [`Worker::with`] are refused.
+    /// Asks the threads to end, and waits for nothing. Later calls of [`Worker::with`] are refused.
     pub fn stop(&self) {
         let monitor = self.monitor.load();
         if monitor.process.is_current() {

@@ -237,19 +237,19 @@ fn no_texts_have_the_shape_of_the_model() {
 }
 
 #[test]
-fn a_long_list_is_fed_piece_by_piece_and_told_of() {
+fn a_long_list_is_embedded_piece_by_piece_and_its_progress_reported() {
     let manager = manager(vec![("cache_size", Value::Int(0))]);
     let texts: Vec<String> = (0..3000).map(|n| format!("text number {n}, which is like no other")).collect();
-    let mut told = Vec::new();
+    let mut reports = Vec::new();
     let mut progress = |done, all| {
-        told.push((done, all));
+        reports.push((done, all));
         Ok(())
     };
     let all = matrix(manager.embed(texts.clone(), to(ENGLISH), &mut || Ok(()), &mut progress).unwrap());
     assert_eq!(all.rows, 3000);
     assert!(
-        told.windows(2).all(|pair| pair[0].0 < pair[1].0) && told.last() == Some(&(3000, 3000)),
-        "{told:?}"
+        reports.windows(2).all(|pair| pair[0].0 < pair[1].0) && reports.last() == Some(&(3000, 3000)),
+        "{reports:?}"
     );
     for number in [0, 1234, 2999] {
         let alone = embed(&manager, &[&texts[number]], to(ENGLISH)).unwrap();
@@ -293,7 +293,7 @@ fn a_full_queue_refuses_and_recovers() {
     let refused = manager.submit(vec!["second".to_owned()], to("slow"), Box::new(|_| ()));
     assert!(matches!(refused.err(), Some(Error::Overloaded { queued: 1, limit: 1, .. })));
     release.wait();
-    // An object of the host's is no embedding model; its caller is told, and the place is free again.
+    // An object of the host's is no embedding model; its caller is reports, and the place is free again.
     assert!(matches!(receiver.recv().unwrap(), Err(Error::Input(_))));
     assert_eq!(manager.statistics().unwrap().queue.queued, 0);
     assert_eq!(manager.statistics().unwrap().queue.rejected, 1);
@@ -323,7 +323,7 @@ fn a_timeout_ends_the_wait_but_not_the_load() {
 }
 
 #[test]
-fn a_cancelled_request_is_not_told() {
+fn a_cancelled_request_calls_no_callback() {
     let manager = manager(vec![]);
     let release = Arc::new(Barrier::new(2));
     let gate = Arc::clone(&release);
@@ -332,19 +332,19 @@ fn a_cancelled_request_is_not_told() {
         Ok(Arc::new(()) as Arc<dyn std::any::Any + Send + Sync>)
     });
     manager.register("slow", Spec::Object(loader), Retention::default(), false).unwrap();
-    let told = Arc::new(AtomicBool::new(false));
-    let tell = Arc::clone(&told);
-    let on_done = Box::new(move |_| tell.store(true, Ordering::Release));
+    let reports = Arc::new(AtomicBool::new(false));
+    let report = Arc::clone(&reports);
+    let on_done = Box::new(move |_| report.store(true, Ordering::Release));
     let ticket = manager.submit(vec!["text".to_owned()], to("slow"), on_done).unwrap();
     assert!(ticket.cancel() && ticket.is_done());
     release.wait();
     manager.load("slow", None, &mut || Ok(())).unwrap();
     manager.close();
-    assert!(!told.load(Ordering::Acquire));
+    assert!(!reports.load(Ordering::Acquire));
 }
 
 #[test]
-fn a_source_that_fails_is_followed_by_its_fallback_and_the_first_error_is_told() {
+fn a_source_that_fails_is_followed_by_its_fallback_and_the_first_error_is_reported() {
     let manager = manager(vec![]);
     let mut spec = EmbeddingSpec::new(SourceSpec::Fixed("/no/such/folder".into()));
     spec.dtype = DTypeChoice::Float32;

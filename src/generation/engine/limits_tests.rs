@@ -160,7 +160,7 @@ impl Drop for Taken {
 fn memory_is_counted_elsewhere_too() {
     let elsewhere = Arc::new(Elsewhere { refusals: AtomicUsize::new(2), ..Elsewhere::default() });
     let bench = bench_with(|settings| settings.kv_memory = Some(Arc::clone(&elsewhere) as _));
-    // It waits until there is some, and is told when there never will be.
+    // It waits until there is some, and is reports when there never will be.
     assert_eq!(bench.run(request(vec![1; 10], 5)).unwrap().tokens, bench.expected(&[1; 10], 5));
     assert!(matches!(bench.run(request(vec![1; 10], 500)), Err(Error::Budget { .. })));
     // The last token was never computed.

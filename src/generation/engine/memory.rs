@@ -1,4 +1,4 @@
-//! The memory of keys and values: how much a request takes, and who may have it.
+//! The memory of keys and values.
 
 use std::fmt::Debug;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ pub trait KvMemory: Debug + Send + Sync {
     /// Takes `bytes` bytes; `None` when they will be free after other requests have ended.
     ///
     /// # Errors
-    /// When they cannot be had.
+    /// When they will not be free.
     fn take(&self, bytes: u64) -> Result<Option<Box<dyn Allowance>>>;
 }
 
@@ -32,7 +32,7 @@ pub(super) trait Reclaim {
 pub(super) struct Pool {
     limit: u64,
     used: AtomicU64,
-    /// Of those, kept for reuse.
+    /// Of those, bytes kept for reuse.
     kept: AtomicU64,
     memory: Option<Arc<dyn KvMemory>>,
 }

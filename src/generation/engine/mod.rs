@@ -4,8 +4,8 @@
 //! submit ─ queue ─ admit (cache of a finished request with the same beginning, or a new one)
 //!                    └ step: every sequence one token, new ones a part of their prompt ─ sample ─ on_event
 //! ```
-//! A request joins between two steps and leaves at its end, when it is cancelled, or when its own computation fails;
-//! the others do not notice.
+//! A request joins between two steps. It leaves at its end, when it is cancelled, or when its own computation fails; the
+//! other requests go on.
 
 mod bound;
 mod memory;
@@ -32,8 +32,8 @@ use crate::models::decoder::Decoder;
 use crate::sync::Worker;
 use crate::{Error, Result};
 
-/// A running generator. Dropping it ends its requests with [`Error::Closed`] and waits for the step under way: do not
-/// hold a lock meanwhile that a callback takes.
+/// A running generator. Dropping it ends its requests with [`Error::Closed`] and waits for the step under way. The caller
+/// must not hold a lock that a callback takes.
 pub struct Engine {
     worker: Worker<State>,
     settings: EngineSettings,
@@ -79,7 +79,7 @@ impl Engine {
         self.token_bytes
     }
 
-    /// Forgets beginnings of prompts until `bytes` bytes are free or none is left; how many became free.
+    /// Frees kept beginnings of prompts until `bytes` bytes are free or none is left. Returns the bytes freed.
     pub fn reclaim(&self, bytes: u64) -> u64 {
         let prefixes = self.worker.look(|state| state.shared.prefixes.lock().clone());
         prefixes.map_or(0, |prefixes| prefixes.lock().reclaim(bytes))
@@ -134,7 +134,7 @@ impl Engine {
         self.stream_holding(request, ())
     }
 
-    /// The same; the engine keeps `held` until it has done with the request, also when the stream is dropped before.
+    /// The same. The engine keeps `held` until the request has ended, also when the stream is dropped before.
     ///
     /// # Errors
     /// As [`submit`](Self::submit).
@@ -143,10 +143,10 @@ impl Engine {
         let mut held = Some(held);
         let on_event = move |event| {
             if matches!(event, Event::Done(_)) {
-                // Before the caller goes on, who may be the other holder.
+                // Before the caller gets the event: it may drop the other reference then.
                 drop(held.take());
             }
-            // A receiver that has gone cancelled the request already.
+            // A receiver that is dropped has cancelled the request already.
             drop(sender.send(event));
         };
         let ticket = self.submit(request, Box::new(on_event))?;

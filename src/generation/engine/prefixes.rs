@@ -6,7 +6,7 @@ use super::sequence::Finished;
 use crate::Result;
 use crate::models::decoder::Cache;
 
-/// A prompt that shares fewer tokens than this computes them: a cache of its own costs as much.
+/// A prompt that shares fewer tokens than this computes them: copying a cache costs as much.
 pub(super) const WORTH_REUSING: usize = 8;
 
 struct Kept<C> {
@@ -29,8 +29,8 @@ impl<C: Cache> Prefixes<C> {
         Self { kept: Vec::new(), most, most_bytes }
     }
 
-    /// Which of the scope's shares most with `prompt`, and how many tokens: always short of the prompt's last one,
-    /// whose logits are needed.
+    /// The sequence of the scope that shares most tokens with `prompt`, and how many: at most all but the last one, whose
+    /// logits are needed.
     fn best(&self, scope: Option<PrefixScope>, prompt: &[u32]) -> Option<(usize, usize)> {
         let usable = &prompt[..prompt.len() - 1];
         let common = |kept: &Kept<C>| kept.tokens.iter().zip(usable).take_while(|(a, b)| a == b).count();
@@ -40,9 +40,9 @@ impl<C: Cache> Prefixes<C> {
             .filter(|&(_, length)| length >= WORTH_REUSING)
     }
 
-    /// A cache of `most_bytes` bytes at most, with room for `capacity` tokens, that holds the longest known beginning
-    /// of `prompt` in its scope. A sequence that the prompt continues gives its cache away; of one that it leaves midway
-    /// the common part is copied, so that the other conversation keeps its own.
+    /// A cache of `most_bytes` bytes at most, for `capacity` tokens, with the longest known beginning of `prompt` in its
+    /// scope. When the prompt continues a kept sequence, it takes over its cache. When they differ after a common part,
+    /// that part is copied, and the other conversation keeps its cache.
     pub(super) fn find(
         &mut self,
         scope: Option<PrefixScope>,
@@ -62,15 +62,15 @@ impl<C: Cache> Prefixes<C> {
         Ok(Some(copy))
     }
 
-    /// Keeps the cache of a finished sequence, which has no more room than it needs; its tokens begin with those that it
-    /// holds. The oldest make room.
+    /// Keeps the cache of a finished sequence, which has no unused capacity. Its tokens begin with those of the cache. The
+    /// oldest caches are dropped when there are too many.
     pub(super) fn keep(&mut self, finished: Finished<C>) {
         let Finished { scope, mut tokens, cache, room } = finished;
         tokens.truncate(cache.len());
         if tokens.len() < WORTH_REUSING || self.most == 0 {
             return;
         }
-        // What the new sequence begins with needs no place of its own.
+        // A beginning of the new sequence is not kept twice.
         self.kept.retain(|kept| kept.scope != scope || !tokens.starts_with(&kept.tokens));
         let room = room.keep(cache.bytes());
         self.kept.push(Kept { scope, tokens, cache, room });
@@ -79,7 +79,7 @@ impl<C: Cache> Prefixes<C> {
         }
     }
 
-    /// Frees `bytes` bytes, or all: the oldest first, and last of all what `prompt` could reuse.
+    /// Frees `bytes` bytes, or all: the oldest first, and last the one that `prompt` could reuse.
     pub(super) fn make_room(&mut self, bytes: u64, scope: Option<PrefixScope>, prompt: &[u32]) {
         let spared = self.best(scope, prompt).map(|(index, _)| self.kept.remove(index));
         let freed = self.reclaim(bytes);

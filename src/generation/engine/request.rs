@@ -1,4 +1,4 @@
-//! What is asked of an engine, and what it answers.
+//! Requests to an engine, and its answers.
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::LazyLock;
@@ -12,19 +12,20 @@ use crate::{Error, Result};
 pub struct Request {
     /// The prompt's tokens.
     pub prompt: Vec<u32>,
-    /// The wishes.
+    /// How to sample, and when to stop.
     pub params: GenerationParams,
     /// Whether the answer's text continues the prompt's (its first word keeps a leading space) or stands alone, as in
     /// a chat.
     pub continues: bool,
-    /// Whose requests may reuse what this one computes, and the other way round.
+    /// Requests of the same scope reuse each other's computation.
     pub scope: Option<PrefixScope>,
     /// When its caller stops waiting; `None`: never.
     pub deadline: Option<Deadline>,
 }
 
-/// Those who share the beginnings of their prompts: requests of other scopes learn nothing of each other's by their
-/// speed or their count of reused tokens. Holds a hash of its name, keyed by the process.
+/// Requests that share the computation of the beginnings of their prompts. Requests of different scopes learn nothing about
+/// each other, neither by their speed nor by their count of reused tokens. Contains a hash of its name with a key of the
+/// process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PrefixScope(u64);
 
@@ -59,7 +60,7 @@ impl Deadline {
         self.at.saturating_duration_since(Instant::now())
     }
 
-    /// What its caller is told when it is over.
+    /// The error of a request whose deadline is over.
     pub(crate) fn error(&self, model: &str) -> Error {
         Error::Timeout { what: format!("the answer of model {model:?}"), after: self.after }
     }
@@ -72,7 +73,7 @@ pub enum FinishReason {
     Stop,
     /// The limit of tokens or the model's context was reached.
     Length,
-    /// The caller gave up; the text is what was written until then.
+    /// The caller cancelled it; the text is what was written until then.
     Cancelled,
 }
 

@@ -16,7 +16,7 @@ use crate::generation::stop::{Detokeniser, StopTexts, TextTokens};
 pub(super) struct Sequence<C> {
     /// Prompt and answer.
     pub(super) tokens: Vec<u32>,
-    /// Holds a beginning of `tokens`.
+    /// Keys and values of a beginning of `tokens`.
     pub(super) cache: C,
     /// The memory of `cache`, given back after it.
     room: Room,
@@ -30,7 +30,7 @@ pub(super) struct Sequence<C> {
     processors: Processors,
     detokeniser: Detokeniser,
     stops: StopTexts,
-    /// A stop text was written: what is still held belongs to it.
+    /// A stop text was written: the text that is not emitted yet belongs to it.
     stopped: bool,
     text: String,
     listener: Listener,
@@ -84,7 +84,7 @@ impl<C> Sequence<C> {
         self.deadline.filter(Deadline::is_over)
     }
 
-    /// Chooses the next token and tells its text. `Some` when the answer is over.
+    /// Chooses the next token and emits its text. `Some` when the answer is over.
     ///
     /// # Errors
     /// Damaged logits, parameters that rule out every token.
@@ -108,7 +108,7 @@ impl<C> Sequence<C> {
         }
         let piece = self.detokeniser.push(tokens, token)?;
         let released = self.stops.push(&piece);
-        self.tell(released.text);
+        self.emit(released.text);
         self.stopped = released.stopped;
         Ok(if self.stopped {
             Some(FinishReason::Stop)
@@ -119,19 +119,19 @@ impl<C> Sequence<C> {
         })
     }
 
-    /// Tells the rest of the text and the end. Returns what a later request may reuse.
+    /// Emits the rest of the text and the end. Returns what a later request may reuse.
     pub(super) fn finish(mut self, reason: FinishReason, tokens: &TextTokens) -> Finished<C> {
         let outcome = self.rest(tokens).map(|rest| {
-            self.tell(rest);
+            self.emit(rest);
             self.completion(reason)
         });
-        self.listener.tell(Event::Done(outcome));
+        self.listener.emit(Event::Done(outcome));
         Finished { scope: self.scope, tokens: self.tokens, cache: self.cache, room: self.room }
     }
 
-    /// Tells an error as the end.
+    /// Emits an error as the end.
     pub(super) fn fail(mut self, error: crate::Error) {
-        self.listener.tell(Event::Done(Err(error)));
+        self.listener.emit(Event::Done(Err(error)));
     }
 
     fn rest(&mut self, tokens: &TextTokens) -> Result<String> {
@@ -140,14 +140,14 @@ impl<C> Sequence<C> {
         }
         let last = self.detokeniser.finish(tokens)?;
         let released = self.stops.push(&last);
-        let held = if released.stopped { String::new() } else { self.stops.finish() };
-        Ok(released.text + &held)
+        let pending = if released.stopped { String::new() } else { self.stops.finish() };
+        Ok(released.text + &pending)
     }
 
-    fn tell(&mut self, piece: String) {
+    fn emit(&mut self, piece: String) {
         if !piece.is_empty() {
             self.text.push_str(&piece);
-            self.listener.tell(Event::Piece(piece));
+            self.listener.emit(Event::Piece(piece));
         }
     }
 
@@ -167,7 +167,7 @@ impl<C> Sequence<C> {
     }
 }
 
-/// What is left of a sequence.
+/// A sequence that has ended.
 pub(super) struct Finished<C> {
     pub(super) scope: Option<PrefixScope>,
     pub(super) tokens: Vec<u32>,

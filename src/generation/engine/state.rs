@@ -40,7 +40,7 @@ pub(super) struct Shared {
 impl Entry {
     /// Ends a request that was never begun.
     pub(super) fn end(self, outcome: Result<Completion>) {
-        Listener { on_event: self.on_event, cancelled: self.cancelled }.tell(Event::Done(outcome));
+        Listener { on_event: self.on_event, cancelled: self.cancelled }.emit(Event::Done(outcome));
     }
 
     /// The answer to a request that was given up before it began.
@@ -59,14 +59,14 @@ impl Entry {
     }
 }
 
-/// The caller's end of a request. A callback that panics gives the request up.
+/// The callback of a request. If it panics, the request is cancelled.
 pub(super) struct Listener {
     pub(super) on_event: OnEvent,
     pub(super) cancelled: Arc<AtomicBool>,
 }
 
 impl Listener {
-    pub(super) fn tell(&mut self, event: Event) {
+    pub(super) fn emit(&mut self, event: Event) {
         if catch_unwind(AssertUnwindSafe(|| (self.on_event)(event))).is_err() {
             log::error!("a callback for generated text panicked; its request is dropped");
             self.cancelled.store(true, Ordering::Release);

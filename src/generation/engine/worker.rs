@@ -1,4 +1,4 @@
-//! The engine's thread: admit, step, retire.
+//! The work of the engine's thread: admit, step, retire.
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -21,10 +21,10 @@ use crate::{Error, Result};
 /// Tokens of a prompt in the first step that has any, before it is known how long they take.
 const FIRST_CHUNK: usize = 128;
 
-/// Fewer tokens of prompts in a step would slow a machine that is slow already.
+/// Least tokens of prompts in a step: fewer would make a slow machine slower.
 const LEAST_CHUNK: usize = 32;
 
-/// How often the engine looks whether memory that others hold is free.
+/// How often the engine checks for memory that others may have freed.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 /// The work of the engine's thread.
@@ -141,7 +141,7 @@ impl<'a, D: Decoder> Run<'a, D> {
         !state.is_stopping()
     }
 
-    /// Ends what was cancelled or became late while it waited, wherever it stands in the queue.
+    /// Ends requests that were cancelled or became late while they waited, anywhere in the queue.
     fn dismiss_waiting(&self) {
         let given_up = |entry: &Entry| {
             entry.cancelled.load(Ordering::Acquire)
@@ -223,7 +223,7 @@ impl<'a, D: Decoder> Run<'a, D> {
         entry.end(Err(error));
     }
 
-    /// Retires what was cancelled or has become late.
+    /// Retires sequences that were cancelled or have become late.
     fn retire_given_up(&mut self) {
         for index in (0..self.active.len()).rev() {
             if self.active[index].cancelled() {
@@ -246,7 +246,7 @@ impl<'a, D: Decoder> Run<'a, D> {
         let started = Instant::now();
         let prefill: usize = shares.iter().map(|share| share.prefill).sum();
         if let Err(error) = self.forward(&shares, 0) {
-            // One of them is to blame: alone, each answers for itself.
+            // One of them has failed. Each alone shows which.
             let mut row = 0;
             let alone = shares.len() == 1;
             shares.retain(|share| {
@@ -279,7 +279,7 @@ impl<'a, D: Decoder> Run<'a, D> {
         }
     }
 
-    /// Chooses how much of the prompts the next step reads, from how long the last one took.
+    /// Chooses how many tokens of prompts the next step reads, by the duration of the last one.
     fn pace(&mut self, prefill: usize, took: Duration) {
         let most = self.work.settings.prefill_chunk.max(1);
         if prefill < LEAST_CHUNK.min(most) {
@@ -287,7 +287,7 @@ impl<'a, D: Decoder> Run<'a, D> {
         }
         let fitting =
             prefill as f64 * self.work.settings.prefill_time.as_secs_f64() / took.as_secs_f64().max(1e-9);
-        // What a short step says of a long one is rough.
+        // A short step predicts a long one only roughly.
         let next = (fitting as usize).min(2 * prefill.max(self.chunk / 2)) / LEAST_CHUNK * LEAST_CHUNK;
         self.chunk = next.max(LEAST_CHUNK).min(most);
     }
@@ -325,7 +325,7 @@ impl<'a, D: Decoder> Run<'a, D> {
     }
 
     fn retire(&mut self, index: usize, outcome: Outcome) {
-        // Order is kept: who came first gets its prompt read first.
+        // In order of arrival: the first one's prompt is read first.
         let sequence = self.active.remove(index);
         let written = (sequence.tokens.len() - sequence.prompt()) as u64;
         let mut stats = self.shared.stats.lock();
@@ -345,7 +345,7 @@ impl<'a, D: Decoder> Run<'a, D> {
         }
     }
 
-    /// Keeps what a later prompt may begin with, unless that takes memory that requests need.
+    /// Keeps the cache for later prompts with the same beginning, unless requests need its memory.
     fn keep(&self, mut finished: Finished<D::Cache>) {
         let len = finished.cache.len();
         let bytes = self.work.decoder.cache_bytes(len);

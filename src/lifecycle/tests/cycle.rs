@@ -1,4 +1,4 @@
-//! absent → loading → ready → absent, and every way to be told of it.
+//! absent → loading → ready → absent, and every way to be reports of it.
 
 use std::thread;
 
@@ -33,7 +33,7 @@ fn loads_on_first_use_and_once() {
 }
 
 #[test]
-fn unload_returns_the_memory_and_tells_the_tracker() {
+fn unload_returns_the_memory_and_is_counted() {
     let world = World::new();
     let slot = world.slot("m", SlotOptions::default());
     drop(acquire(&slot).unwrap());
@@ -72,7 +72,7 @@ fn a_lease_outlives_the_unloading() {
 }
 
 #[test]
-fn a_failure_is_told_and_the_next_call_tries_again() {
+fn a_failure_is_reported_and_the_next_call_tries_again() {
     let world = World::new();
     let make = world.maker(MB);
     let broken = Arc::new(Mutex::new(true));
@@ -121,10 +121,10 @@ fn a_timeout_ends_the_wait_but_not_the_load() {
     starts.recv_timeout(HANG).unwrap();
     assert_eq!(slot.state(), State::Loading);
     assert!(slot.acquire(Some(Duration::ZERO), &mut || Ok(())).is_err());
-    let (told, tells) = mpsc::channel();
-    ask(&slot, &told);
+    let (reports, received) = mpsc::channel();
+    ask(&slot, &reports);
     gate.send(Ok(())).unwrap();
-    assert_eq!(tells.recv_timeout(HANG).unwrap(), Ok(1));
+    assert_eq!(received.recv_timeout(HANG).unwrap(), Ok(1));
     assert_eq!(acquire(&slot).unwrap().number, 1);
     assert_eq!(world.counts("m"), (1, 0));
 }
@@ -148,44 +148,44 @@ fn a_check_can_interrupt_the_wait() {
 fn continuations_run_on_the_loader_or_at_once() {
     let world = World::new();
     let slot = world.slot("m", SlotOptions::default());
-    let (told, tells) = mpsc::channel();
-    let on_thread = |told: &mpsc::Sender<Option<String>>| {
-        let told = told.clone();
+    let (reports, received) = mpsc::channel();
+    let on_thread = |reports: &mpsc::Sender<Option<String>>| {
+        let reports = reports.clone();
         Box::new(move |lease: Result<Lease<Model>>| {
             assert_eq!(lease.unwrap().number, 1);
-            told.send(thread::current().name().map(Into::into)).unwrap();
+            reports.send(thread::current().name().map(Into::into)).unwrap();
         })
     };
-    slot.when_ready(on_thread(&told));
-    assert_eq!(tells.recv_timeout(HANG).unwrap().as_deref(), Some("mm-load-m"));
-    slot.when_ready(on_thread(&told));
-    assert_eq!(tells.try_recv().unwrap().as_deref(), thread::current().name());
+    slot.when_ready(on_thread(&reports));
+    assert_eq!(received.recv_timeout(HANG).unwrap().as_deref(), Some("mm-load-m"));
+    slot.when_ready(on_thread(&reports));
+    assert_eq!(received.try_recv().unwrap().as_deref(), thread::current().name());
 }
 
 #[test]
 fn a_panicking_continuation_costs_the_others_nothing() {
     let world = World::new();
     let (slot, _starts, gate) = world.gated_slot("m");
-    let (told, tells) = mpsc::channel();
-    ask(&slot, &told);
+    let (reports, received) = mpsc::channel();
+    ask(&slot, &reports);
     slot.when_ready(Box::new(|_| panic!("caller's own fault")));
-    ask(&slot, &told);
+    ask(&slot, &reports);
     gate.send(Ok(())).unwrap();
-    assert_eq!(tells.recv_timeout(HANG).unwrap(), Ok(1));
-    assert_eq!(tells.recv_timeout(HANG).unwrap(), Ok(1));
+    assert_eq!(received.recv_timeout(HANG).unwrap(), Ok(1));
+    assert_eq!(received.recv_timeout(HANG).unwrap(), Ok(1));
 }
 
 #[test]
 fn all_who_wait_hear_of_the_failure() {
     let world = World::new();
     let (slot, starts, gate) = world.gated_slot("m");
-    let (told, tells) = mpsc::channel();
+    let (reports, received) = mpsc::channel();
     for _ in 0..64 {
-        ask(&slot, &told);
+        ask(&slot, &reports);
     }
     gate.send(Err(failure())).unwrap();
     for _ in 0..64 {
-        assert_eq!(tells.recv_timeout(HANG).unwrap(), Err(failure()));
+        assert_eq!(received.recv_timeout(HANG).unwrap(), Err(failure()));
     }
     assert_eq!(starts.try_iter().count(), 1, "one load for all");
     gate.send(Ok(())).unwrap();
@@ -224,12 +224,12 @@ fn unloading_a_load_detaches_it() {
 fn a_detached_load_that_fails_leaves_the_slot_alone() {
     let world = World::new();
     let (slot, starts, gate) = world.gated_slot("m");
-    let (told, tells) = mpsc::channel();
-    ask(&slot, &told);
+    let (reports, received) = mpsc::channel();
+    ask(&slot, &reports);
     starts.recv_timeout(HANG).unwrap();
     slot.unload();
     gate.send(Err(failure())).unwrap();
-    assert_eq!(tells.recv_timeout(HANG).unwrap(), Err(failure()));
+    assert_eq!(received.recv_timeout(HANG).unwrap(), Err(failure()));
     let status = slot.status();
     assert_eq!((status.state, status.last_error), (State::Absent, None));
     assert_eq!(world.counts("m"), (0, 0));
@@ -282,9 +282,9 @@ fn adopts_into_an_absent_slot_only() {
     assert_eq!(world.context.reaper.clean_up(), 1, "an adopted value is idle from the start");
 
     let (loading, _starts, gate) = world.gated_slot("n");
-    let (told, tells) = mpsc::channel();
-    ask(&loading, &told);
+    let (reports, received) = mpsc::channel();
+    ask(&loading, &reports);
     assert!(loading.adopt(loaded(make())).is_err());
     gate.send(Ok(())).unwrap();
-    tells.recv_timeout(HANG).unwrap().unwrap();
+    received.recv_timeout(HANG).unwrap().unwrap();
 }

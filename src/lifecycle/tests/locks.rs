@@ -64,17 +64,17 @@ fn none_while_a_value_drops() {
 fn none_while_a_continuation_runs() {
     let world = World::new();
     let slot = world.slot("m", SlotOptions::default());
-    let (told, tells) = mpsc::channel();
+    let (reports, received) = mpsc::channel();
     for _ in 0..2 {
-        let (told, again) = (told.clone(), slot.clone());
+        let (reports, again) = (reports.clone(), slot.clone());
         slot.when_ready(Box::new(move |lease| {
             let lease = lease.unwrap();
             assert_eq!(again.try_acquire().unwrap().number, lease.number);
             assert_eq!(again.status().leases, 1);
             assert!(again.unload());
-            told.send(lease.number).unwrap();
+            reports.send(lease.number).unwrap();
         }));
-        tells.recv_timeout(HANG).unwrap();
+        received.recv_timeout(HANG).unwrap();
     }
 }
 

@@ -168,8 +168,8 @@ fn acquire<T: ?Sized + Send + Sync>(slot: &Slot<T>) -> Result<Lease<T>> {
     slot.acquire(Some(HANG), &mut || Ok(()))
 }
 
-/// Has `done` told on a channel: the model's number, or the error.
-fn ask(slot: &Slot<Model>, told: &mpsc::Sender<Result<usize>>) {
-    let told = told.clone();
-    slot.when_ready(Box::new(move |lease| told.send(lease.map(|lease| lease.number)).unwrap()));
+/// Has `done` reports on a channel: the model's number, or the error.
+fn ask(slot: &Slot<Model>, reports: &mpsc::Sender<Result<usize>>) {
+    let reports = reports.clone();
+    slot.when_ready(Box::new(move |lease| reports.send(lease.map(|lease| lease.number)).unwrap()));
 }

@@ -52,9 +52,9 @@ fn racing_callers_of_a_failing_load_all_hear_of_it() {
     let broken = Arc::new(std::sync::atomic::AtomicBool::new(true));
     let switch = Arc::clone(&broken);
     let error = Error::Loader { model: "m".into(), reason: "not yet".into() };
-    let told = error.clone();
+    let reports = error.clone();
     let slot = world.slot_with("m", SlotOptions::default(), move || {
-        if switch.load(Ordering::SeqCst) { Err(told.clone()) } else { Ok(loaded(make())) }
+        if switch.load(Ordering::SeqCst) { Err(reports.clone()) } else { Ok(loaded(make())) }
     });
     for _ in 0..20 {
         storm(|_| assert_eq!(acquire(&slot).unwrap_err(), error));
@@ -143,20 +143,20 @@ fn timeouts_against_landings_leak_nothing() {
 fn continuations_are_called_exactly_once() {
     let world = World::new();
     let slot = world.slot("m", keep(KeepAlive::AFTER_USE));
-    let (told, tells) = mpsc::channel();
+    let (reports, received) = mpsc::channel();
     storm(|index| {
         for _ in 0..100 {
             if index % 4 == 0 {
                 slot.unload();
             } else {
-                ask(&slot, &told);
+                ask(&slot, &reports);
             }
         }
     });
-    drop(told);
+    drop(reports);
     let expected = (0..THREADS).filter(|index| index % 4 != 0).count() * 100;
-    let heard: Vec<usize> = (0..expected).map(|_| tells.recv_timeout(HANG).unwrap().unwrap()).collect();
+    let heard: Vec<usize> = (0..expected).map(|_| received.recv_timeout(HANG).unwrap().unwrap()).collect();
     assert_eq!(heard.len(), expected);
-    assert!(tells.recv_timeout(HANG).is_err(), "no more senders: none was called twice, none is left");
+    assert!(received.recv_timeout(HANG).is_err(), "no more senders: none was called twice, none is left");
     settle(&world, &slot);
 }

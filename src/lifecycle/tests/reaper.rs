@@ -55,22 +55,22 @@ fn new_settings_take_effect_at_once() {
 
 #[test]
 fn cleans_up_at_every_interval_while_anything_is_in_memory() {
-    let (told, tells) = mpsc::channel();
+    let (reports, received) = mpsc::channel();
     let settings = ReaperSettings { interval: Duration::from_millis(2), ..hours(true) };
     let world = World::with(Clock::System, settings, move || {
-        let _ = told.send(());
+        let _ = reports.send(());
     });
     let slot = world.slot("m", SlotOptions::default());
-    assert!(tells.try_recv().is_err(), "no thread before the first load");
+    assert!(received.try_recv().is_err(), "no thread before the first load");
     drop(acquire(&slot).unwrap());
     for _ in 0..5 {
-        tells.recv_timeout(HANG).unwrap();
+        received.recv_timeout(HANG).unwrap();
     }
     assert_eq!(slot.state(), State::Ready);
 }
 
 #[test]
-fn tells_when_it_last_cleaned_up() {
+fn reports_the_time_since_the_last_clean_up() {
     let world = World::new();
     world.clock.advance(Duration::from_secs(30));
     assert_eq!(world.context.reaper.since_cleanup(), Duration::from_secs(30));
@@ -81,9 +81,9 @@ fn tells_when_it_last_cleaned_up() {
 
 #[test]
 fn survives_panicking_destructors_and_housekeeping() {
-    let (told, tells) = mpsc::channel();
+    let (reports, received) = mpsc::channel();
     let world = World::with(Clock::System, hours(true), move || {
-        told.send(()).unwrap();
+        reports.send(()).unwrap();
         panic!("housekeeping");
     });
     let make = world.maker(MB);
@@ -95,7 +95,7 @@ fn survives_panicking_destructors_and_housekeeping() {
     let good = world.slot("good", keep(SOON));
     drop(acquire(&bad).unwrap());
     while bad.state() != State::Absent {
-        tells.recv_timeout(HANG).unwrap();
+        received.recv_timeout(HANG).unwrap();
     }
     drop(acquire(&good).unwrap());
     assert_eq!(world.next_drop(), 2);
@@ -104,19 +104,19 @@ fn survives_panicking_destructors_and_housekeeping() {
 
 #[test]
 fn stops_for_good() {
-    let (told, tells) = mpsc::channel();
+    let (reports, received) = mpsc::channel();
     let world = World::with(Clock::System, hours(true), move || {
-        let _ = told.send(());
+        let _ = reports.send(());
     });
     let slot = world.slot("m", SlotOptions::default());
     drop(acquire(&slot).unwrap());
-    tells.recv_timeout(HANG).unwrap();
+    received.recv_timeout(HANG).unwrap();
     world.context.reaper.stop();
     world.context.reaper.stop();
-    while tells.try_recv().is_ok() {}
+    while received.try_recv().is_ok() {}
     world.context.reaper.set(ReaperSettings { max_idle: Duration::from_nanos(1), ..hours(true) });
     drop(acquire(&slot).unwrap());
-    assert!(tells.try_recv().is_err(), "the thread was joined and is not started again");
+    assert!(received.try_recv().is_err(), "the thread was joined and is not started again");
     assert_eq!(slot.state(), State::Ready);
     assert_eq!(world.context.reaper.clean_up(), 1, "by hand it still works");
 }
@@ -129,10 +129,10 @@ fn ends_its_thread_when_the_last_owner_is_that_thread() {
             let _ = self.0.send(thread::current().id());
         }
     }
-    let (told, tells) = mpsc::channel();
+    let (reports, received) = mpsc::channel();
     let (hold, release) = mpsc::channel::<()>();
     let release = Mutex::new(release);
-    let ends = Ends(told);
+    let ends = Ends(reports);
     let world = World::with(Clock::System, hours(true), move || {
         let _ = &ends;
     });
@@ -155,7 +155,7 @@ fn ends_its_thread_when_the_last_owner_is_that_thread() {
     drop((slot, context));
     drop(hold);
     assert_eq!(dropped.lock().recv_timeout(HANG).unwrap(), 1);
-    assert_ne!(tells.recv_timeout(HANG).unwrap(), thread::current().id());
+    assert_ne!(received.recv_timeout(HANG).unwrap(), thread::current().id());
 }
 
 #[test]

@@ -59,13 +59,13 @@ fn a_timeout_ends_the_wait_for_a_load_but_not_the_load() {
         assert!(!manager.is_loaded("slow").unwrap());
         release.wait();
         manager.load("slow", Some(PATIENCE), &mut || Ok(())).unwrap();
-        // Its load has ended, and nothing more is told: the callback is gone.
+        // Its load has ended, and nothing more is reports: the callback is gone.
         assert_eq!(events.recv_timeout(PATIENCE), Err(mpsc::RecvTimeoutError::Disconnected));
     }
 }
 
 #[test]
-fn a_load_in_time_is_told_of_once() {
+fn a_load_in_time_is_reported_once() {
     let manager = manager(vec![]);
     let release = slow(&manager);
     let (events, _ticket) = submit(&manager, &to("slow", Some(PATIENCE)));
@@ -88,8 +88,8 @@ fn the_timeout_is_one_for_the_answer_and_the_limit_of_loads_is_not() {
     }
 }
 
-/// Asks for answers, each in another way, until the manager is closed; tells how each call ended.
-fn keep_asking(manager: &Manager, way: usize, written: &AtomicUsize, told: &Sender<Result<Completion>>) {
+/// Asks for answers, each in another way, until the manager is closed; received how each call ended.
+fn keep_asking(manager: &Manager, way: usize, written: &AtomicUsize, reports: &Sender<Result<Completion>>) {
     let params =
         GenerationParams { max_new_tokens: Some(40), min_new_tokens: 40, ..GenerationParams::default() };
     let (prompt, options) = (OwnedPrompt::Text("Merhaba dünya".into()), GenerateOptions::default());
@@ -114,7 +114,7 @@ fn keep_asking(manager: &Manager, way: usize, written: &AtomicUsize, told: &Send
         };
         written.fetch_add(1, Ordering::Relaxed);
         let over = outcome.is_err();
-        told.send(outcome).unwrap();
+        reports.send(outcome).unwrap();
         if over {
             return;
         }

@@ -121,7 +121,7 @@ fn a_server_without_base64_is_asked_for_numbers_from_then_on() {
 }
 
 #[test]
-fn what_passes_is_tried_again() {
+fn transient_failures_are_tried_again() {
     let server = Server::new();
     let link = openai(&server);
     for fault in [
@@ -141,7 +141,7 @@ fn what_passes_is_tried_again() {
 }
 
 #[test]
-fn what_lasts_is_told_at_once_with_its_remedy() {
+fn permanent_failures_are_reported_at_once_with_their_remedy() {
     let server = Server::new();
     let link = openai(&server);
     assert!(ask(&link, &["a"]).is_ok());

@@ -1,4 +1,4 @@
-//! A server of embeddings on 127.0.0.1 that fails on request: as often as told, then no more.
+//! A server of embeddings on 127.0.0.1 that fails on request: as often as reports, then no more.
 
 use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -49,7 +49,7 @@ struct Script {
     poison: Option<(&'static str, u16)>,
     /// More texts than this at a time are too large.
     most: usize,
-    tells_tokens: bool,
+    counts_tokens: bool,
 }
 
 struct Shared {
@@ -79,7 +79,8 @@ impl Server {
     pub(super) fn new() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
-        let script = Script { knows_base64: true, most: usize::MAX, tells_tokens: true, ..Script::default() };
+        let script =
+            Script { knows_base64: true, most: usize::MAX, counts_tokens: true, ..Script::default() };
         let shared = Arc::new(Shared {
             script: Mutex::new(script),
             hold: Mutex::new(false),
@@ -127,7 +128,7 @@ impl Server {
     }
 
     pub(super) fn hide_tokens(&self) {
-        self.script().tells_tokens = false;
+        self.script().counts_tokens = false;
     }
 
     /// From now on, no answers until [`Server::release`].
@@ -216,7 +217,7 @@ fn vectors(asked: &Asked, script: &Script) -> (u16, String) {
         return refusal(413, "too much");
     }
     let tokens: Option<usize> =
-        script.tells_tokens.then(|| texts.iter().map(|text| text.split(' ').count()).sum());
+        script.counts_tokens.then(|| texts.iter().map(|text| text.split(' ').count()).sum());
     if asked.path.ends_with("/api/embed") {
         let vectors: Vec<_> = texts.iter().map(|text| vector(text)).collect();
         return (200, json!({"embeddings": vectors, "prompt_eval_count": tokens}).to_string());

@@ -4,7 +4,6 @@ use std::fs;
 use std::path::Path;
 
 use model_manager::Error;
-use model_manager::compute::WeightFormat;
 use model_manager::models::{
     Encoder, ModelConfig, ModelFiles, Overrides, Pooling, SentenceConfig, SentenceEncoder, Similarity,
     Tokenizer, Weights,
@@ -38,7 +37,7 @@ fn load(folder: &Path) -> Result<SentenceConfig, Error> {
     let build = |_: &ModelConfig, _: &Weights| -> Result<Box<dyn SentenceEncoder>, Error> {
         Err(Error::Closed) // reached: all files were sound
     };
-    match Encoder::load(&files, WeightFormat::F32, Overrides::default(), &build).unwrap_err() {
+    match Encoder::load(&files, Overrides::default(), &build).unwrap_err() {
         Error::Closed => SentenceConfig::load(&files, ModelConfig::read(&files)?.positions()?),
         error => Err(error),
     }

@@ -184,7 +184,7 @@ fn load(files: &ModelFiles) -> Encoder {
         assert!(weights.names().count() > 0);
         Ok(Box::new(Ids { width: config.json["hidden_size"].as_u64().unwrap() as usize }))
     };
-    Encoder::load(files, WeightFormat::F32, Overrides::default(), &build).unwrap()
+    Encoder::load(files, Overrides::default(), &build).unwrap()
 }
 
 #[test]
@@ -284,7 +284,7 @@ fn vectors_are_those_of_sentence_transformers() {
         let build = |config: &ModelConfig, weights: &Weights| {
             on_cpu(config, weights, Isa::from_env()?, WeightFormat::F32)
         };
-        let encoder = Encoder::load(&files, WeightFormat::F32, Overrides::default(), &build).unwrap();
+        let encoder = Encoder::load(&files, Overrides::default(), &build).unwrap();
         for case in reference.cases.iter().chain(&reference.prompted) {
             let prompt =
                 encoder.config.prompt(&name, case.prompt_name.as_deref(), case.prompt.as_deref()).unwrap();
