@@ -6,8 +6,8 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use model_manager::compute::cpu::{CpuPass, States};
-use model_manager::compute::decoder::WeightFormat;
+use model_manager::compute::backend::cpu::{CpuPass, States};
+use model_manager::compute::linear::WeightFormat;
 use model_manager::compute::{
     Activation, Backend, Cpu, DType, Heads, Isa, Packed, Pass, Positions, Threads, Weight,
 };
@@ -49,7 +49,7 @@ fn time(
     let tokens = TOKENS.max(length);
     let (words, positions) =
         (cpu.table(filled(2, width).into()).unwrap(), cpu.table(filled(tokens, width).into()).unwrap());
-    let norm = cpu.norm(&vector(1.0, width), &vector(0.0, width), 1e-12).unwrap();
+    let norm = cpu.norm(&vector(1.0, width), Some(&vector(0.0, width)), 1e-12).unwrap();
     let ids = vec![1; tokens - tokens % length];
     let offsets: Vec<u32> = (0..=ids.len()).step_by(length).map(|offset| offset as u32).collect();
     let batch = Packed::new(&ids, &offsets).unwrap();
@@ -65,7 +65,7 @@ fn time(
             total += if run == 0 { Duration::ZERO } else { taken };
         }
         *taken.lock().unwrap() = total;
-        pass.read(x, &mut |_, _| ())
+        pass.read(x, None, &mut |_, _| ())
     })
     .unwrap();
     taken.into_inner().unwrap()
@@ -113,7 +113,7 @@ fn attention(c: &mut Criterion) {
             let run = |pass: &mut CpuPass<'_>, x: States| {
                 let y = pass.linear(&x, &qkv, Activation::Identity).unwrap();
                 let start = Instant::now();
-                let y = pass.attention(y, heads).unwrap();
+                let y = pass.attention(0, y, heads).unwrap();
                 let taken = start.elapsed();
                 pass.discard(y);
                 (x, taken)
@@ -131,7 +131,7 @@ fn norm(c: &mut Criterion) {
     group.throughput(Throughput::Elements((TOKENS * 384) as u64));
     for (name, isa, dtype) in cases() {
         let cpu = Cpu::new(isa, dtype);
-        let norm = cpu.norm(&vector(1.0, 384), &vector(0.0, 384), 1e-12).unwrap();
+        let norm = cpu.norm(&vector(1.0, 384), Some(&vector(0.0, 384)), 1e-12).unwrap();
         let run = |pass: &mut CpuPass<'_>, x: States| {
             let start = Instant::now();
             let x = pass.norm(x, &norm).unwrap();

@@ -29,7 +29,7 @@ fn main() -> Result<()> {
     let hold = dtype.hold(isa);
     let (before, started) = (resident_bytes(), Instant::now());
     let build = |config: &ModelConfig, weights: &Weights| on_cpu(config, weights, isa, hold);
-    let encoder = Encoder::load(&files, hold, Overrides::default(), &build)?;
+    let encoder = Encoder::load(&files, Overrides::default(), &build)?;
     println!(
         "{} on {isa}, loaded in {:.2} s: {} MB of weights, {} MB resident",
         encoder.dtype(),

@@ -9,7 +9,9 @@ use std::time::Instant;
 use model_manager::compute::Isa;
 use model_manager::compute::memory::resident_bytes;
 use model_manager::config::DTypeChoice;
-use model_manager::generation::{Completion, Conversation, GenerationParams, Generator, Prompt, TextModel};
+use model_manager::generation::{
+    Completion, Conversation, GenerationParams, Generator, Prompt, TextFiles, TextModel,
+};
 use model_manager::models::ModelFiles;
 use model_manager::{Error, Result};
 
@@ -25,11 +27,12 @@ fn main() -> Result<()> {
     let before = resident_bytes();
     let started = Instant::now();
     let path = Path::new(&path);
-    let model = if path.is_dir() {
-        TextModel::from_files(&ModelFiles::open("model", path)?, hold, isa)?
+    let files = if path.is_dir() {
+        TextFiles::Folder(ModelFiles::open("model", path)?)
     } else {
-        TextModel::from_gguf("model", path, hold, isa)?
+        TextFiles::Gguf(vec![path.to_path_buf()])
     };
+    let model = TextModel::open("model", &files, hold, isa)?;
     let generator = Generator::start(model, |settings| settings.kept_prefixes = 0)?;
     println!(
         "loaded in {:.2} s: {} MB of weights, {} MB resident",

@@ -2,9 +2,9 @@
 
 use std::fmt;
 use std::str::FromStr;
-
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-use super::kernels::amx;
+use std::sync::LazyLock;
+
 use crate::{Error, Result};
 
 /// The environment variable that forces a lower instruction set than the best available.
@@ -50,7 +50,7 @@ impl Isa {
             #[cfg(target_arch = "x86_64")]
             Self::Avx512Bf16 => Self::Avx512.is_available() && is_x86_feature_detected!("avx512bf16"),
             #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-            Self::Amx => Self::Avx512Bf16.is_available() && amx::is_available(),
+            Self::Amx => Self::Avx512Bf16.is_available() && amx_is_available(),
             #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
             _ => false,
         }
@@ -92,6 +92,37 @@ impl Isa {
     /// Whether it multiplies bf16 natively, faster than f32.
     pub fn native_bf16(self) -> bool {
         self >= Self::Avx512Bf16
+    }
+}
+
+/// Whether this process may use AMX on bf16, on a CPU that is known to have AVX-512. Asks Linux for it, once: the
+/// 8 kB of tiles are saved only for processes that asked. In tests, a CPU without it has an emulator.
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+fn amx_is_available() -> bool {
+    #[cfg(not(test))]
+    static AVAILABLE: LazyLock<bool> = LazyLock::new(amx_is_granted);
+    #[cfg(test)]
+    static AVAILABLE: LazyLock<bool> =
+        LazyLock::new(|| amx_is_granted() || super::kernels::amx::emulator::install());
+    *AVAILABLE
+}
+
+/// Whether the CPU has AMX and Linux lets this process use it.
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+pub(crate) fn amx_is_granted() -> bool {
+    use std::arch::x86_64::{__cpuid_count, _xgetbv};
+    /// AMX-TILE and AMX-BF16, in EDX of CPUID leaf 7.
+    const FEATURES: u32 = 1 << 24 | 1 << 22;
+    /// The state component of the tiles' data, and with it, in XCR0, that of their configuration.
+    const TILE_DATA: libc::c_long = 18;
+    const SAVED: u64 = 1 << TILE_DATA | 1 << 17;
+    const ARCH_REQ_XCOMP_PERM: libc::c_long = 0x1023;
+    // SAFETY: a CPU with AVX-512 has leaf 7 and, switched on, XGETBV; the request to Linux takes numbers only. Linux
+    // refuses what it does not know, and where a thread's signal stack is too small for the tiles.
+    unsafe {
+        __cpuid_count(7, 0).edx & FEATURES == FEATURES
+            && _xgetbv(0) & SAVED == SAVED
+            && libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, TILE_DATA) == 0
     }
 }
 

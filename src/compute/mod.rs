@@ -8,25 +8,27 @@
 //! its operands ending at unmapped pages.
 #![allow(unsafe_code)]
 
-mod backend;
-pub mod candle;
-pub mod cpu;
-pub mod decoder;
+pub mod attention;
+pub mod backend;
 pub mod file;
 #[cfg(test)]
 #[cfg(unix)]
 mod guarded;
 mod isa;
 mod kernels;
+pub mod linear;
+mod matrix;
 pub mod memory;
+mod parallel;
+mod simd;
 mod threads;
 mod weight;
 
-pub use backend::{Activation, Backend, Forward, Heads, Pass, Positions, RopeTable, Row, Rows};
-pub use candle::Candle;
-pub use cpu::Cpu;
-pub use decoder::{Matrix, WeightFormat};
+pub use attention::{CacheShape, Heads, RopeStyle, RopeTable, Rotary};
+pub use backend::{Backend, Candle, Cpu, Forward, KvCache, Pass, Positions, Row, Rows, Step};
 pub use isa::{DType, ISA_VARIABLE, Isa};
+pub use kernels::Activation;
 pub(crate) use kernels::rowwise::LONGEST_HEAD;
+pub use linear::{Matrix, WeightFormat};
 pub use threads::Threads;
-pub use weight::{Packed, Stored, Tensors, Weight};
+pub use weight::{Packed, Stored, Weight};

@@ -188,18 +188,6 @@ fn decode(bytes: &[u8], stored: Stored, out: &mut [f32], put: impl Fn(&mut f32, 
     }
 }
 
-/// The tensors of one model, by name.
-pub trait Tensors {
-    /// Whether there is a tensor of this name.
-    fn contains(&self, name: &str) -> bool;
-
-    /// The tensor `name`, which must have this shape.
-    ///
-    /// # Errors
-    /// When it is missing or has another shape; the error names the file, the tensor and both shapes.
-    fn get_shaped(&self, name: &str, shape: &[usize]) -> Result<Weight>;
-}
-
 /// Token sequences laid end to end, without padding: sequence `i` is `ids[offsets[i]..offsets[i + 1]]`.
 #[derive(Debug, Clone, Copy)]
 pub struct Packed<'a> {

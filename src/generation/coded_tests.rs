@@ -122,7 +122,7 @@ fn lead(logits: &[f32]) -> f32 {
 fn coded_models_compute_what_their_weights_say() {
     for (file, seed, choice) in FILES {
         let [(_coded, coded), (_plain, plain)] = pair(seed, choice).map(|writer| writer.write());
-        let open = |path: &Path, isa| TextModel::from_gguf(file, path, WeightFormat::F32, isa).unwrap();
+        let open = |path: &Path, isa| from_gguf(file, path, WeightFormat::F32, isa).unwrap();
         let exact = open(&plain, Isa::best());
         // The prompt and the exact model's answer, as far as each next token was chosen by.
         let answer = greedy(open(&plain, Isa::best()));

@@ -1,10 +1,12 @@
 //! A loaded language model at work: prompts and conversations in, text out.
 
+use std::sync::Arc;
+
 use super::chat::{ChatTemplate, Conversation};
 use super::engine::{
     Completion, Deadline, Engine, EngineSettings, EngineStats, OnEvent, PrefixScope, Request, Stream, Ticket,
 };
-use super::load::TextModel;
+use super::load::{Network, TextModel};
 use super::params::GenerationParams;
 use crate::models::Bounds;
 use crate::{Error, Result};
@@ -46,7 +48,11 @@ impl Generator {
     pub fn start(model: TextModel, change: impl FnOnce(&mut EngineSettings)) -> Result<Self> {
         let mut settings = EngineSettings::new(model.name.clone(), model.ends.clone());
         change(&mut settings);
-        let engine = Engine::start(model.decoder.clone(), model.tokens.clone(), settings)?;
+        let tokens = Arc::clone(&model.tokens);
+        let engine = match &model.network {
+            Network::Cpu(decoder) => Engine::start(Arc::clone(decoder), tokens, settings)?,
+            Network::Candle(decoder) => Engine::start(Arc::clone(decoder), tokens, settings)?,
+        };
         Ok(Self { model, engine, max_bytes: usize::MAX })
     }
 
@@ -72,7 +78,7 @@ impl Generator {
 
     /// Bytes of weights in memory.
     pub fn memory_bytes(&self) -> u64 {
-        self.model.decoder.memory_bytes()
+        self.model.network.memory_bytes()
     }
 
     /// Bytes of keys and values for each token of a prompt and its answer.

@@ -11,22 +11,16 @@ use tokenizers::{AddedToken, Tokenizer};
 
 use super::chat::{self, ChatTemplate, TURNS_TEMPLATE};
 use super::stop::TextTokens;
-use crate::compute::Isa;
-use crate::compute::decoder::{Packer, WeightFormat};
+use crate::compute::{Candle, Cpu, Isa, WeightFormat};
 use crate::models::added_tokens;
-use crate::models::causal::Causal;
+use crate::models::architectures::{Description, Transformer};
 use crate::models::files::{WeightFiles, read_json};
-use crate::models::gguf::Gguf;
-use crate::models::gguf_llama::{self, GgufSource};
-use crate::models::keys::{Family, check_config};
 use crate::models::tokenizer::{Settings, guarded, parse as parse_tokenizer};
 use crate::models::{
-    ModelFiles, Progress, ResolveOptions, Source, Weights, gguf_tokenizer, gpt2, llama, resolve,
+    Kind, ModelConfig, ModelFiles, Progress, ResolveOptions, SentenceEncoder, Source, Weights,
+    gguf_tokenizer, resolve,
 };
 use crate::{Error, Result};
-
-/// The architectures of transformers that generate text.
-const SUPPORTED: &str = "gpt2, llama, qwen2, qwen3";
 
 /// A language model in memory, not yet running.
 #[derive(Debug)]
@@ -36,7 +30,7 @@ pub struct TextModel {
     /// Where its files lie.
     pub path: PathBuf,
     /// The network.
-    pub decoder: Arc<Causal>,
+    pub network: Network,
     /// Text to tokens and back.
     pub tokens: Arc<TextTokens>,
     /// How a conversation becomes a prompt; `None` for models that were not trained on any.
@@ -47,6 +41,75 @@ pub struct TextModel {
     pub end: Option<u32>,
     /// All tokens that end an answer.
     pub ends: Vec<u32>,
+}
+
+/// A transformer with a head, on the backend that it was loaded for.
+#[derive(Clone)]
+pub enum Network {
+    /// On the CPU.
+    Cpu(Arc<Transformer<Cpu>>),
+    /// On a device of candle's.
+    Candle(Arc<Transformer<Candle>>),
+}
+
+/// Where a network computes.
+#[derive(Debug, Clone)]
+pub enum ComputeTarget {
+    /// The CPU, with the kernels of an instruction set.
+    Cpu(Isa),
+    /// A device of candle's, in f32.
+    Device(candle_core::Device),
+}
+
+impl Network {
+    fn load(
+        config: &ModelConfig,
+        weights: &Weights,
+        hold: WeightFormat,
+        target: &ComputeTarget,
+    ) -> Result<Self> {
+        let (architecture, files) = (&*config.architecture, weights.files());
+        Ok(match target {
+            ComputeTarget::Cpu(isa) => {
+                let cpu = Cpu::new(*isa, hold);
+                Self::Cpu(Arc::new(Transformer::load_decoder(cpu, architecture, weights, files)?))
+            }
+            ComputeTarget::Device(device) => {
+                let candle = Candle::new(device.clone());
+                Self::Candle(Arc::new(Transformer::load_decoder(candle, architecture, weights, files)?))
+            }
+        })
+    }
+
+    /// Bytes of weights in memory.
+    pub fn memory_bytes(&self) -> u64 {
+        match self {
+            Self::Cpu(model) => model.memory_bytes(),
+            Self::Candle(model) => model.memory_bytes(),
+        }
+    }
+
+    /// Its numbers.
+    pub fn description(&self) -> &Description {
+        match self {
+            Self::Cpu(model) => model.description(),
+            Self::Candle(model) => model.description(),
+        }
+    }
+
+    /// The format that weights are held in.
+    pub fn dtype(&self) -> &'static str {
+        match self {
+            Self::Cpu(model) => model.dtype(),
+            Self::Candle(model) => model.dtype(),
+        }
+    }
+}
+
+impl std::fmt::Debug for Network {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Network").field("dtype", &self.dtype()).finish_non_exhaustive()
+    }
 }
 
 /// The files of a language model.
@@ -92,38 +155,39 @@ impl TextFiles {
 }
 
 impl TextModel {
-    /// Loads the files that [`TextFiles::find`] found. `name` is what messages call the model.
+    /// Loads the files that [`TextFiles::find`] found onto the CPU. `name` is what messages call the model.
     ///
     /// # Errors
     /// [`Error::InvalidFile`], [`Error::Unsupported`] naming the file and what is wrong.
     pub fn open(name: &str, files: &TextFiles, hold: WeightFormat, isa: Isa) -> Result<Self> {
-        match files {
-            TextFiles::Gguf(parts) => {
-                Self::from_gguf(name, parts.first().map_or(Path::new(""), PathBuf::as_path), hold, isa)
-            }
-            TextFiles::Folder(files) => Self::from_files(files, hold, isa),
-        }
+        Self::open_on(name, files, hold, &ComputeTarget::Cpu(isa))
     }
 
-    /// Loads a GGUF file of Llama's, Qwen2's or Qwen3's architecture.
+    /// Loads the files onto `target`.
     ///
     /// # Errors
     /// As [`open`](Self::open).
-    pub fn from_gguf(name: &str, path: &Path, hold: WeightFormat, isa: Isa) -> Result<Self> {
-        let gguf = Gguf::open(path)?;
-        let architecture = gguf.text("general.architecture").unwrap_or_default();
-        if !gguf_llama::SUPPORTED.contains(&architecture) {
-            return Err(Error::Unsupported {
-                model: name.into(),
-                reason: format!(
-                    "its architecture is {architecture:?}; supported in GGUF files are {}",
-                    gguf_llama::SUPPORTED.join(", ")
-                ),
-            });
+    pub fn open_on(
+        name: &str,
+        files: &TextFiles,
+        hold: WeightFormat,
+        target: &ComputeTarget,
+    ) -> Result<Self> {
+        match files {
+            TextFiles::Gguf(parts) => {
+                let path = parts.first().cloned().unwrap_or_default();
+                Self::from_gguf(&ModelFiles::gguf(name, path)?, hold, target)
+            }
+            TextFiles::Folder(files) => Self::from_folder(files, hold, target),
         }
-        let words = gguf_tokenizer::tokenizer(&gguf)?;
-        let shape = llama::Shape::from_gguf(&gguf, architecture)?;
-        check_causal(name, &shape)?;
+    }
+
+    fn from_gguf(files: &ModelFiles, hold: WeightFormat, target: &ComputeTarget) -> Result<Self> {
+        let config = ModelConfig::read(files, Kind::Generator)?;
+        let (name, path) = (files.model.as_str(), config.path.as_path());
+        let Some(gguf) = &config.gguf else { return Err(damaged(path, "it is no GGUF file")) };
+        let words = gguf_tokenizer::tokenizer(gguf)?;
+        check_causal(&config)?;
         let template = gguf.text("tokenizer.chat_template");
         let named = [("bos_token", &words.begin), ("eos_token", &words.end)];
         let special_tokens: Vec<_> = named
@@ -132,12 +196,13 @@ impl TextModel {
             .map(|(name, text)| (Arc::from(name), chat::Value::text(text.as_str())))
             .collect();
         let template = template.map(|source| ChatTemplate::new(name, source, special_tokens.clone()));
-        let decoder = shape.load(&GgufSource(&gguf), &Packer::new(isa, hold))?;
-        gguf.check()?;
+        let weights = Weights::open(&files.weights)?;
+        let network = Network::load(&config, &weights, hold, target)?;
+        weights.check()?;
         Ok(Self {
             name: name.into(),
             path: path.to_path_buf(),
-            decoder: Arc::new(decoder),
+            network,
             tokens: Arc::new(TextTokens::new(words.tokenizer).map_err(|e| damaged(path, &e.to_string()))?),
             template,
             special_tokens,
@@ -146,54 +211,21 @@ impl TextModel {
         })
     }
 
-    /// Loads GPT-2, Llama, Qwen2 or Qwen3 from a folder as transformers saves it.
-    ///
-    /// # Errors
-    /// As [`open`](Self::open).
-    pub fn from_files(files: &ModelFiles, hold: WeightFormat, isa: Isa) -> Result<Self> {
-        let path = files.transformer.join("config.json");
-        let config: Value = read_json(&path)?;
+    fn from_folder(files: &ModelFiles, hold: WeightFormat, target: &ComputeTarget) -> Result<Self> {
+        let config = ModelConfig::read(files, Kind::Generator)?;
+        check_head(&files.model, &config.json)?;
+        check_causal(&config)?;
         let settings = Settings::read(files)?;
         let generation = optional(files, "generation_config.json")?;
         let tokens = TextTokens::new(tokenizer(files)?)
             .map_err(|e| damaged(&files.transformer.join("tokenizer.json"), &e.to_string()))?;
         let tokens = Arc::new(tokens);
         let weights = Weights::open(&files.weights)?;
-        let (name, packer) = (files.model.as_str(), Packer::new(isa, hold));
-        let kind = config["model_type"].as_str().unwrap_or_default();
-        let family = match kind {
-            "gpt2" => Some(Family { classes: "GPT2", keys: gpt2::KEYS }),
-            "llama" => Some(Family { classes: "Llama", keys: llama::KEYS }),
-            "qwen2" => Some(Family { classes: "Qwen2", keys: llama::KEYS }),
-            "qwen3" => Some(Family { classes: "Qwen3", keys: llama::KEYS }),
-            _ => None,
-        };
-        if let Some(family) = family {
-            check_config(name, &path, &config, family)?;
-        }
-        check_head(name, &config)?;
-        let decoder = match kind {
-            "gpt2" => parse::<gpt2::Config>(&config, &path)?.load(name, &weights, &packer)?,
-            "llama" | "qwen2" | "qwen3" => {
-                let qwen = match kind {
-                    "qwen2" => Some(2),
-                    "qwen3" => Some(3),
-                    _ => None,
-                };
-                let shape = parse::<llama::Config>(&config, &path)?.shape(name, qwen)?;
-                check_causal(name, &shape)?;
-                shape.load(&weights, &packer)?
-            }
-            other => {
-                let reason =
-                    format!("its model_type is {other:?}; supported for text generation are {SUPPORTED}");
-                return Err(Error::Unsupported { model: name.into(), reason });
-            }
-        };
+        let network = Network::load(&config, &weights, hold, target)?;
         weights.check()?;
         let spelling = |key: &str| settings.word(key).unwrap_or_default();
         let mut end_text = spelling("eos_token");
-        let mut ends = [&generation, &config]
+        let mut ends = [&generation, &config.json]
             .iter()
             .map(|file| ids(&file["eos_token_id"]))
             .find(|ids| !ids.is_empty())
@@ -207,13 +239,14 @@ impl TextModel {
             Some(path) => Some(fs::read_to_string(&path).map_err(|e| Error::io(&path, "read", &e))?),
             None => template(settings.value("chat_template")),
         };
-        let own = own.or_else(|| (kind == "gpt2" && !end_text.is_empty()).then(|| TURNS_TEMPLATE.into()));
+        let bare = config.family.bare_turns && !end_text.is_empty();
+        let own = own.or_else(|| bare.then(|| TURNS_TEMPLATE.into()));
         let special_tokens = special_tokens(&settings, &end_text);
-        let template = own.map(|source| ChatTemplate::new(name, &source, special_tokens.clone()));
+        let template = own.map(|source| ChatTemplate::new(&files.model, &source, special_tokens.clone()));
         Ok(Self {
-            name: name.into(),
+            name: files.model.clone(),
             path: files.root.clone(),
-            decoder: Arc::new(decoder),
+            network,
             tokens,
             template,
             special_tokens,
@@ -254,12 +287,12 @@ fn tokenizer(files: &ModelFiles) -> Result<Tokenizer> {
 }
 
 /// Refuses a model whose tokens see those after them: it was not trained to write.
-fn check_causal(model: &str, shape: &llama::Shape) -> Result<()> {
-    if shape.causal {
+fn check_causal(config: &ModelConfig) -> Result<()> {
+    if config.describe().heads.causal {
         return Ok(());
     }
     Err(Error::Unsupported {
-        model: model.into(),
+        model: config.model.clone(),
         reason:
             "it attends in both directions (is_causal, use_bidirectional_attention), so it embeds text and \
                  cannot write it; register it with kind=\"embedding\""
@@ -287,10 +320,6 @@ fn check_head(model: &str, config: &Value) -> Result<()> {
 /// A JSON file beside the weights; `null` without one.
 fn optional(files: &ModelFiles, name: &str) -> Result<Value> {
     files.beside_weights(name).map_or(Ok(Value::Null), |path| read_json(&path))
-}
-
-fn parse<T: serde::de::DeserializeOwned>(config: &Value, path: &Path) -> Result<T> {
-    T::deserialize(config).map_err(|e| damaged(path, &format!("it does not describe its model: {e}")))
 }
 
 /// The special tokens that `tokenizer_config.json` names, and the end of text.

@@ -22,5 +22,5 @@ pub use engine::{
     Stream, Ticket,
 };
 pub use generator::{Generator, Prompt, Terms};
-pub use load::{TextFiles, TextModel};
+pub use load::{ComputeTarget, Network, TextFiles, TextModel};
 pub use params::GenerationParams;

@@ -263,7 +263,7 @@ impl Loader {
             Err(_) if *own == Settings::default().kv_memory => UNKNOWN_MEMORY,
             bytes => bytes?,
         };
-        let left = self.budget.limit().map(|limit| limit.saturating_sub(model.decoder.memory_bytes()));
+        let left = self.budget.limit().map(|limit| limit.saturating_sub(model.network.memory_bytes()));
         Ok(match left {
             Some(left) if left < own => (left, "memory_budget"),
             _ => (own, "kv_memory"),

@@ -6,10 +6,10 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::LARGEST_SIZE;
+use super::architectures::Tensors;
 use super::files::{WeightFiles, read_json};
 use super::keys::refuse_unknown;
 use super::weights::Weights;
-use crate::compute::Tensors;
 use crate::{Error, Result};
 
 /// `activation(W·x + b)`, in f32.
@@ -114,10 +114,9 @@ impl Dense {
             });
         };
         let weights = Weights::open(&files)?;
-        let weight =
-            weights.get_shaped("linear.weight", &[config.out_features, config.in_features])?.to_f32()?;
+        let weight = weights.matrix("linear.weight", [config.out_features, config.in_features])?.to_f32()?;
         let bias = match config.bias {
-            true => Some(weights.get_shaped("linear.bias", &[config.out_features])?.to_f32()?),
+            true => Some(weights.vector("linear.bias", config.out_features)?.to_f32()?),
             false => None,
         };
         Ok(Self { weight, bias, inputs: config.in_features, activation })

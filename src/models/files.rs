@@ -22,7 +22,7 @@ pub(crate) use super::json::{read_json, read_json_with_nulls};
 use super::source::{Source, safe_relative};
 use super::weights;
 use crate::compute::WeightFormat;
-use crate::compute::decoder::GROUP;
+use crate::compute::linear::GROUP;
 use crate::config::Host;
 use crate::{Error, Result};
 

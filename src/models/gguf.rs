@@ -9,8 +9,8 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::compute::decoder::{BlockFormat, BlockTensor, Matrix};
 use crate::compute::file::WeightFile;
+use crate::compute::linear::{BlockFormat, BlockTensor, Matrix};
 use crate::compute::memory::zeroed;
 use crate::compute::{Stored, Weight};
 use crate::{Error, Result};

@@ -132,15 +132,6 @@ const HARMLESS: &[&str] = &[
 /// Keys that every family checks in [`check_config`].
 const CHECKED: &[&str] = &["auto_map", "model_type"];
 
-/// The classes of one family in transformers.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Family {
-    /// What its classes begin with: `Bert`, `XLMRoberta`, `Qwen3`.
-    pub(crate) classes: &'static str,
-    /// The keys of `config.json` that its description reads.
-    pub(crate) keys: &'static [&'static str],
-}
-
 /// Whether `value` says the same as no value.
 pub(crate) fn is_unset(value: &Value) -> bool {
     match value {
@@ -190,22 +181,28 @@ pub(crate) fn refusal(model: &str, path: &Path, key: &str, value: &Value, reason
     }
 }
 
-/// Checks that every key of a `config.json` is read by `family` or changes nothing.
+/// Checks that every key of a `config.json` is one of `keys` or changes nothing. `classes` is what the names of its
+/// family's classes in transformers begin with.
 ///
 /// # Errors
 /// [`Error::Unsupported`] naming the key.
-pub(crate) fn check_config(model: &str, path: &Path, json: &Value, family: Family) -> Result<()> {
+pub(crate) fn check_config(
+    model: &str,
+    path: &Path,
+    json: &Value,
+    classes: &str,
+    keys: &[&str],
+) -> Result<()> {
     let Some(config) = json.as_object() else { return Ok(()) };
     if let Some(auto_map) = config.get("auto_map").filter(|value| !is_unset(value))
-        && !names_own_classes(auto_map, family.classes)
+        && !names_own_classes(auto_map, classes)
     {
-        let reason =
-            format!("code of its own is not run: only transformers' {}… classes are", family.classes);
+        let reason = format!("code of its own is not run: only transformers' {classes}… classes are");
         return Err(refusal(model, path, "auto_map", auto_map, &reason));
     }
     let others = config.iter().filter(|(key, _)| !is_dropout(key));
     let others: Map<String, Value> = others.map(|(key, value)| (key.clone(), value.clone())).collect();
-    refuse_unknown(model, path, &others, &[CHECKED, HARMLESS, family.keys])
+    refuse_unknown(model, path, &others, &[CHECKED, HARMLESS, keys])
 }
 
 /// Whether `auto_map` names classes of the family alone: `"AutoModel": "modeling_qwen3.Qwen3Model"`, or a pair of

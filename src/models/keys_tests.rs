@@ -5,15 +5,15 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::*;
-use crate::models::bert::BertConfig;
+use crate::models::architectures::{self, ConfigFile, Kind};
 use crate::models::json::without_nulls;
-use crate::models::{Architecture, gpt2, llama};
 
-const BERT: Family = Family { classes: "Bert", keys: crate::models::bert::KEYS };
-const QWEN3: Family = Family { classes: "Qwen3", keys: llama::KEYS };
+const BERT: &str = "bert";
+const QWEN3: &str = "qwen3";
 
-fn check(config: Value, family: Family) -> Result<(), String> {
-    check_config("m", Path::new("/m/config.json"), &without_nulls(config), family)
+fn check(config: Value, model_type: &str) -> Result<(), String> {
+    let (family, json) = (architectures::find(model_type).unwrap(), without_nulls(config));
+    check_config("m", Path::new("/m/config.json"), &json, family.classes, family.keys)
         .map_err(|error| error.to_string())
 }
 
@@ -33,34 +33,16 @@ fn known() -> Known {
 fn configurations_of_well_known_models_are_accepted() {
     let known = known();
     assert!(known.embedding.len() >= 20 && known.generator.len() >= 12);
-    for (name, config) in known.embedding {
-        let config = without_nulls(config);
-        let architecture = Architecture::deserialize(&config["model_type"]).unwrap();
-        check(config.clone(), architecture.family()).unwrap_or_else(|error| panic!("{name}: {error}"));
-        match architecture.decoder() {
-            None => drop(BertConfig::deserialize(&config).unwrap().check(&name).unwrap()),
-            Some(qwen) => {
-                let shape = llama::Config::deserialize(&config).unwrap().shape(&name, qwen).unwrap();
-                assert!(shape.causal);
-            }
+    for (kind, models) in [(Kind::Embedding, known.embedding), (Kind::Generator, known.generator)] {
+        for (name, config) in models {
+            let json = without_nulls(config);
+            let model_type = json["model_type"].as_str().unwrap();
+            check(json.clone(), model_type).unwrap_or_else(|error| panic!("{name}: {error}"));
+            let family = architectures::find(model_type).filter(|family| family.serves(kind)).unwrap();
+            let file = ConfigFile { model: &name, path: Path::new("/m/config.json"), json: &json };
+            let described = (family.read)(&file).unwrap().describe();
+            assert!(described.heads.causal || kind == Kind::Embedding, "{name}");
         }
-    }
-    for (name, config) in known.generator {
-        let config = without_nulls(config);
-        let (classes, qwen) = match config["model_type"].as_str().unwrap() {
-            "gpt2" => {
-                let family = Family { classes: "GPT2", keys: gpt2::KEYS };
-                check(config.clone(), family).unwrap_or_else(|error| panic!("{name}: {error}"));
-                gpt2::Config::deserialize(&config).unwrap().check(&name).unwrap();
-                continue;
-            }
-            "qwen2" => ("Qwen2", Some(2)),
-            "qwen3" => ("Qwen3", Some(3)),
-            _ => ("Llama", None),
-        };
-        check(config.clone(), Family { classes, keys: llama::KEYS })
-            .unwrap_or_else(|error| panic!("{name}: {error}"));
-        llama::Config::deserialize(&config).unwrap().shape(&name, qwen).unwrap();
     }
 }
 
@@ -124,7 +106,7 @@ proptest! {
     /// Whatever a number or a true flag is called, it is read, known to be harmless, or refused by that name.
     #[test]
     fn no_unknown_key_passes_in_silence(key in "[a-z_]{1,24}") {
-        prop_assume!(!HARMLESS.contains(&key.as_str()) && !BERT.keys.contains(&key.as_str()));
+        prop_assume!(!HARMLESS.contains(&key.as_str()) && !architectures::find(BERT).unwrap().keys.contains(&key.as_str()));
         prop_assume!(!CHECKED.contains(&key.as_str()) && !is_dropout(&key));
         for value in [json!(1), json!(true), json!("x"), json!(0.5)] {
             let error = check(json!({key.clone(): value}), BERT).unwrap_err();

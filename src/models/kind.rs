@@ -6,16 +6,9 @@ use serde_json::Value;
 
 use super::files::{gguf_file, read_json};
 use super::gguf::Gguf;
-use super::{ResolveOptions, Source, gguf_llama};
+use super::{ResolveOptions, Source, architectures};
 
-/// What a model is used for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
-    /// Texts to vectors.
-    Embedding,
-    /// Text to more text.
-    Generator,
-}
+pub use super::architectures::Kind;
 
 /// What the files of `source` say that it is. `None` when they are not here or leave it open; nothing is downloaded.
 ///
@@ -40,7 +33,7 @@ fn of_gguf(path: &Path) -> Option<Kind> {
     if pooled || gguf.flag(&format!("{architecture}.attention.causal")) == Some(false) {
         return Some(Kind::Embedding);
     }
-    gguf_llama::SUPPORTED.contains(&architecture).then_some(Kind::Generator)
+    architectures::find(architecture)?.gguf_reader(Kind::Generator).map(|_| Kind::Generator)
 }
 
 fn of_folder(folder: &Path) -> Option<Kind> {
@@ -52,7 +45,8 @@ fn of_folder(folder: &Path) -> Option<Kind> {
         class.as_str().is_some_and(|class| class.ends_with("ForCausalLM") || class.ends_with("LMHeadModel"))
     };
     let bidirectional = config["is_causal"] == false || config["use_bidirectional_attention"] == true;
-    if config["model_type"] == "gpt2" {
+    let family = config["model_type"].as_str().and_then(architectures::find);
+    if family.is_some_and(|family| family.generates && !family.embeds) {
         return Some(Kind::Generator);
     }
     match config["architectures"].as_array() {

@@ -12,14 +12,13 @@ use std::sync::{Arc, Weak};
 
 use safetensors::tensor::Metadata;
 
-use super::causal;
+use super::architectures::{GgufTensors, Tensors};
 use super::files::WeightFiles;
 use super::gguf::Gguf;
-use super::gguf_llama::GgufSource;
 use super::pickle::{self, Pickled, Storage};
 use crate::compute::file::WeightFile;
 use crate::compute::memory::zeroed;
-use crate::compute::{Matrix, Stored, Tensors, Weight};
+use crate::compute::{Matrix, Stored, Weight};
 use crate::sync::Mutex;
 use crate::{Error, Result};
 
@@ -161,11 +160,31 @@ impl Weights {
     }
 }
 
+/// Names are transformers'; tensors of a model that was saved without its head lack their first part.
 impl Tensors for Weights {
     fn contains(&self, name: &str) -> bool {
-        self.tensors.contains_key(name)
+        match &self.gguf {
+            Some(gguf) => GgufTensors(gguf).contains(name),
+            None => self.tensors.contains_key(self.own_name(name)),
+        }
     }
 
+    fn matrix(&self, name: &str, shape: [usize; 2]) -> Result<Matrix> {
+        match &self.gguf {
+            Some(gguf) => GgufTensors(gguf).matrix(name, shape),
+            None => self.get_shaped(self.own_name(name), &shape).map(Matrix::Plain),
+        }
+    }
+
+    fn vector(&self, name: &str, length: usize) -> Result<Weight> {
+        match &self.gguf {
+            Some(gguf) => GgufTensors(gguf).vector(name, length),
+            None => self.get_shaped(self.own_name(name), &[length]),
+        }
+    }
+}
+
+impl Weights {
     fn get_shaped(&self, name: &str, shape: &[usize]) -> Result<Weight> {
         let weight = self.get(name)?;
         if weight.shape() == shape {
@@ -181,33 +200,7 @@ impl Tensors for Weights {
             ),
         ))
     }
-}
 
-/// The names are transformers'; tensors of a model without a head lack their first part.
-impl causal::Source for Weights {
-    fn contains(&self, name: &str) -> bool {
-        match &self.gguf {
-            Some(gguf) => GgufSource(gguf).contains(name),
-            None => Tensors::contains(self, self.own_name(name)),
-        }
-    }
-
-    fn matrix(&self, name: &str, shape: [usize; 2]) -> Result<Matrix> {
-        match &self.gguf {
-            Some(gguf) => GgufSource(gguf).matrix(name, shape),
-            None => self.get_shaped(self.own_name(name), &shape).map(Matrix::Plain),
-        }
-    }
-
-    fn vector(&self, name: &str, length: usize) -> Result<Weight> {
-        match &self.gguf {
-            Some(gguf) => GgufSource(gguf).vector(name, length),
-            None => self.get_shaped(self.own_name(name), &[length]),
-        }
-    }
-}
-
-impl Weights {
     fn own_name<'a>(&self, name: &'a str) -> &'a str {
         let short = name.strip_prefix("model.").filter(|short| self.tensors.contains_key(*short));
         short.unwrap_or(name)

@@ -22,13 +22,11 @@
 //! One row alone runs the same instructions, in a shorter tile: no row's result depends on those beside it.
 
 #[cfg(test)]
-mod emulator;
+pub(crate) mod emulator;
 
 use std::arch::asm;
-use std::arch::x86_64::{__cpuid_count, _xgetbv};
 use std::cell::Cell;
 use std::marker::PhantomData;
-use std::sync::LazyLock;
 
 use super::tile::Tile;
 
@@ -43,32 +41,6 @@ const TILE: usize = 16;
 
 /// Columns of a panel.
 const WIDTH: usize = 2 * TILE;
-
-/// Whether this process may use AMX on bf16, on a CPU that is known to have AVX-512. Asks Linux for it, once: the
-/// 8 kB of tiles are saved only for processes that asked.
-pub(crate) fn is_available() -> bool {
-    #[cfg(not(test))]
-    static AVAILABLE: LazyLock<bool> = LazyLock::new(granted);
-    #[cfg(test)]
-    static AVAILABLE: LazyLock<bool> = LazyLock::new(|| granted() || emulator::install());
-    *AVAILABLE
-}
-
-fn granted() -> bool {
-    /// AMX-TILE and AMX-BF16, in EDX of CPUID leaf 7.
-    const FEATURES: u32 = 1 << 24 | 1 << 22;
-    /// The state component of the tiles' data, and with it, in XCR0, that of their configuration.
-    const TILE_DATA: libc::c_long = 18;
-    const SAVED: u64 = 1 << TILE_DATA | 1 << 17;
-    const ARCH_REQ_XCOMP_PERM: libc::c_long = 0x1023;
-    // SAFETY: a CPU with AVX-512 has leaf 7 and, switched on, XGETBV; the request to Linux takes numbers only. Linux
-    // refuses what it does not know, and where a thread's signal stack is too small for the tiles.
-    unsafe {
-        __cpuid_count(7, 0).edx & FEATURES == FEATURES
-            && _xgetbv(0) & SAVED == SAVED
-            && libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, TILE_DATA) == 0
-    }
-}
 
 /// The 64 bytes that LDTILECFG reads: Intel's Software Developer's Manual, volume 1, "Tile configuration".
 #[repr(C, align(64))]
@@ -271,11 +243,11 @@ unsafe fn block(t: &Tile, units: usize, steps: usize) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::compute::Isa;
+    use crate::compute::isa::{Isa, amx_is_granted};
 
     #[test]
     fn tiles_are_released_with_the_last_hold() {
-        if !Isa::Amx.is_available() || granted() {
+        if !Isa::Amx.is_available() || amx_is_granted() {
             return; // A CPU's own tiles are not to be seen here.
         }
         let (a, panel, mut c) = ([0x3f80_3f80_u32; 16], [1.0_f32; 16 * 32], [0.0_f32; 32]);

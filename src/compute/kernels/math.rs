@@ -2,8 +2,8 @@
 //! rounded to it next. Half of the steps are enough for that: a relative error of 3e-4 is a thirteenth of what the
 //! rounding costs.
 
-use super::simd::Simd;
-use crate::compute::Activation;
+use super::activation::Activation;
+use crate::compute::simd::Simd;
 
 /// Coefficients of `2^f - 1` on -0.5..=0.5, from `f` upwards: our own minimax fit, relative error 2e-9.
 const EXP2: [f32; 6] =

@@ -5,28 +5,29 @@
 //! line to [`Kernels::of`]. Every test of this room then runs on it. A set that multiplies in another shape replaces
 //! the tile functions of a table, as AMX does.
 
+pub(crate) mod activation;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 pub(crate) mod amx;
 pub(crate) mod math;
-#[cfg(target_arch = "aarch64")]
-mod neon;
 pub(crate) mod pack;
 pub(crate) mod quantize;
 pub(crate) mod rowwise;
-pub(crate) mod simd;
 #[cfg(test)]
 #[cfg(unix)]
 mod tests;
 pub(crate) mod tile;
-#[cfg(target_arch = "x86_64")]
-pub(crate) mod x86;
 
 use std::fmt;
 
+pub use self::activation::Activation;
 use self::quantize::QuantizedRow;
 use self::rowwise::{RmsRow, RopeRow, Softmax, TileEpilogue};
-use self::simd::{Plain, Simd};
 use self::tile::Tile;
+#[cfg(target_arch = "aarch64")]
+use super::simd::neon;
+#[cfg(target_arch = "x86_64")]
+use super::simd::x86;
+use super::simd::{Plain, Simd};
 use super::{DType, Isa};
 
 type TileFn = unsafe fn(&Tile);

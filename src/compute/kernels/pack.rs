@@ -1,6 +1,6 @@
 //! From rows to panels: the right operand of [`super::tile`].
 
-use super::simd::Simd;
+use crate::compute::simd::Simd;
 
 /// Rows `0..rows` of `from`, each `units` four-byte units, become columns of one panel, two registers wide:
 /// `panel[unit * width + row]`. Missing rows become zeros. With `odd`, the last unit holds one bf16 only, and

@@ -1,7 +1,7 @@
 //! Activations rounded to eight bits: the left operand of products with coded weights.
 
-use super::simd::Simd;
 use crate::compute::DType;
+use crate::compute::simd::Simd;
 
 /// Values that share a scale, and the least that a row of coded weights is cut into.
 pub(crate) const GROUP: usize = 32;

@@ -1,8 +1,9 @@
 //! What happens to a row between matrix products: bias and activation, layer normalisation, softmax.
 
+use super::activation::Activation;
 use super::math::{LOG2_E, activate, exp2};
-use super::simd::Simd;
-use crate::compute::{Activation, DType};
+use crate::compute::DType;
+use crate::compute::simd::Simd;
 
 /// A tile's way into its output matrix.
 #[derive(Clone, Copy, Debug)]

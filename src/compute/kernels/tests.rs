@@ -7,10 +7,10 @@ use proptest::prelude::*;
 
 use super::math::{activate, exp};
 use super::rowwise::{RmsRow, RopeRow, Running, Softmax, TileEpilogue};
-use super::simd::{Plain, Simd};
 use super::tile::{Ahead, Tile};
 use super::{Kernels, TALLEST_TILE, units};
 use crate::compute::guarded::Guarded;
+use crate::compute::simd::{Plain, Simd};
 use crate::compute::{Activation, DType, Isa};
 
 #[path = "quantize_tests.rs"]

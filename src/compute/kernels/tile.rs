@@ -3,7 +3,7 @@
 //! Operands come in units of four bytes: one f32, or a pair of neighbouring bf16 along the sum. The left operand
 //! is plain rows; the right one is a *panel*, `k` rows of two registers, made once per weight by `pack`.
 
-use super::simd::Simd;
+use crate::compute::simd::Simd;
 
 /// A number format of a tile's operands.
 pub(crate) trait Unit {

@@ -4,7 +4,7 @@ use super::memory::{Reclaim, Room};
 use super::request::PrefixScope;
 use super::sequence::Finished;
 use crate::Result;
-use crate::models::decoder::Cache;
+use crate::models::decoder::KvCache;
 
 /// A prompt that shares fewer tokens than this computes them: copying a cache costs as much.
 pub(super) const WORTH_REUSING: usize = 8;
@@ -24,7 +24,7 @@ pub(super) struct Prefixes<C> {
     most_bytes: u64,
 }
 
-impl<C: Cache> Prefixes<C> {
+impl<C: KvCache> Prefixes<C> {
     pub(super) fn new(most: usize, most_bytes: u64) -> Self {
         Self { kept: Vec::new(), most, most_bytes }
     }
@@ -92,7 +92,7 @@ impl<C: Cache> Prefixes<C> {
     }
 }
 
-impl<C: Cache> Reclaim for Prefixes<C> {
+impl<C: KvCache> Reclaim for Prefixes<C> {
     fn reclaim(&mut self, bytes: u64) -> u64 {
         let mut freed = 0;
         while freed < bytes && !self.kept.is_empty() {
@@ -112,7 +112,7 @@ mod tests {
         capacity: usize,
     }
 
-    impl Cache for Counted {
+    impl KvCache for Counted {
         fn len(&self) -> usize {
             self.len
         }

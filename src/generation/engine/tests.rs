@@ -4,13 +4,13 @@ use std::time::{Duration, Instant};
 use super::*;
 use crate::generation::GenerationParams;
 use crate::generation::stop::tests::byte_level;
-use crate::models::decoder::{Cache, Step};
+use crate::models::decoder::{KvCache, Step};
 use crate::sync::Mutex;
 
 /// Remembers the tokens themselves.
 pub(super) struct Remembered(Vec<u32>);
 
-impl Cache for Remembered {
+impl KvCache for Remembered {
     fn len(&self) -> usize {
         self.0.len()
     }
@@ -91,7 +91,7 @@ impl Decoder for Letters {
             if step.tokens.contains(&self.fails) {
                 return Err(Error::Input("the model fails".into()));
             }
-            if step.wanted {
+            if step.needs_logits {
                 let row = rows.next().expect("a row for each that wants one");
                 row.fill(0.0);
                 row[256..].fill(-1e30);

@@ -14,7 +14,7 @@ use super::settings::EngineSettings;
 use super::state::{Entry, Shared, State};
 use crate::compute::memory::try_room;
 use crate::generation::stop::TextTokens;
-use crate::models::decoder::{Cache, Decoder, Step};
+use crate::models::decoder::{Decoder, KvCache, Step};
 use crate::sync::{Abandon, Mutex, Work, WorkerThread};
 use crate::{Error, Result};
 
@@ -318,7 +318,7 @@ impl<'a, D: Decoder> Run<'a, D> {
         for (index, sequence) in self.active.iter_mut().enumerate() {
             if let Some(share) = next.next_if(|share| share.sequence == index) {
                 let tokens = &sequence.tokens[share.from..share.to];
-                steps.push(Step { cache: &mut sequence.cache, tokens, wanted: share.wanted });
+                steps.push(Step { cache: &mut sequence.cache, tokens, needs_logits: share.wanted });
             }
         }
         guarded("forward pass", || self.work.decoder.forward(&mut steps, logits))

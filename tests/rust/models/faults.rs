@@ -5,7 +5,7 @@ use std::path::Path;
 
 use model_manager::Error;
 use model_manager::models::{
-    Encoder, ModelConfig, ModelFiles, Overrides, Pooling, SentenceConfig, SentenceEncoder, Similarity,
+    Encoder, Kind, ModelConfig, ModelFiles, Overrides, Pooling, SentenceConfig, SentenceEncoder, Similarity,
     Tokenizer, Weights,
 };
 use tempfile::TempDir;
@@ -38,7 +38,9 @@ fn load(folder: &Path) -> Result<SentenceConfig, Error> {
         Err(Error::Closed) // reached: all files were sound
     };
     match Encoder::load(&files, Overrides::default(), &build).unwrap_err() {
-        Error::Closed => SentenceConfig::load(&files, ModelConfig::read(&files)?.positions()?),
+        Error::Closed => {
+            SentenceConfig::load(&files, ModelConfig::read(&files, Kind::Embedding)?.positions()?)
+        }
         error => Err(error),
     }
 }

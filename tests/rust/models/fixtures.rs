@@ -5,9 +5,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use model_manager::Result;
-use model_manager::compute::{Isa, Packed, Tensors, WeightFormat};
+use model_manager::compute::{Isa, Packed, WeightFormat};
+use model_manager::models::architectures::Tensors;
 use model_manager::models::{
-    Encoder, ModelConfig, ModelFiles, Overrides, Pooling, SentenceConfig, SentenceEncoder, Tokenizer,
+    Encoder, Kind, ModelConfig, ModelFiles, Overrides, Pooling, SentenceConfig, SentenceEncoder, Tokenizer,
     Weights, on_cpu,
 };
 use serde::Deserialize;
@@ -59,7 +60,7 @@ fn all() -> BTreeMap<String, (ModelFiles, Reference)> {
 #[test]
 fn settings_are_read_as_sentence_transformers_reads_them() {
     for (name, (files, reference)) in all() {
-        let config = ModelConfig::read(&files).unwrap();
+        let config = ModelConfig::read(&files, Kind::Embedding).unwrap();
         let sentence = SentenceConfig::load(&files, config.positions().unwrap()).unwrap();
         assert_eq!(Some(sentence.pooling), Pooling::from_name(&reference.pooling), "{name}");
         assert_eq!(sentence.normalize, reference.normalize, "{name}");
@@ -72,7 +73,7 @@ fn settings_are_read_as_sentence_transformers_reads_them() {
 fn token_ids_are_those_of_transformers() {
     let mut compared = 0;
     for (name, (files, reference)) in all() {
-        let config = ModelConfig::read(&files).unwrap();
+        let config = ModelConfig::read(&files, Kind::Embedding).unwrap();
         let sentence = SentenceConfig::load(&files, config.positions().unwrap()).unwrap();
         let tokenizer = Tokenizer::load(&files, sentence.lower_case).unwrap();
         for case in reference.cases.iter().chain(&reference.prompted) {
@@ -98,8 +99,11 @@ fn token_ids_of_the_real_models() {
         }
         let files = ModelFiles::open(&name, &folder).unwrap();
         let reference: Reference = serde_json::from_slice(&fs::read(reference).unwrap()).unwrap();
-        let config =
-            SentenceConfig::load(&files, ModelConfig::read(&files).unwrap().positions().unwrap()).unwrap();
+        let config = SentenceConfig::load(
+            &files,
+            ModelConfig::read(&files, Kind::Embedding).unwrap().positions().unwrap(),
+        )
+        .unwrap();
         assert_eq!(
             (config.max_length, config.normalize),
             (reference.max_length, reference.normalize),
@@ -117,7 +121,7 @@ fn token_ids_of_the_real_models() {
 #[test]
 fn weights_of_every_kind_have_the_embedding_table() {
     for (name, (files, _)) in all() {
-        let config = ModelConfig::read(&files).unwrap();
+        let config = ModelConfig::read(&files, Kind::Embedding).unwrap();
         let weights = Weights::open(&files.weights).unwrap();
         let size = |key: &str| config.json[key].as_u64().unwrap() as usize;
         let table = ["", "bert.", "roberta."]
@@ -126,7 +130,7 @@ fn weights_of_every_kind_have_the_embedding_table() {
             .chain(["embed_tokens.weight".to_string()])
             .find(|tensor| weights.contains(tensor))
             .unwrap_or_else(|| panic!("{name}: {weights:?}"));
-        let table = weights.get_shaped(&table, &[size("vocab_size"), size("hidden_size")]).unwrap();
+        let table = weights.matrix(&table, [size("vocab_size"), size("hidden_size")]).unwrap();
         let values = table.to_f32().unwrap();
         assert!(values.iter().all(|x| x.is_finite()) && values.iter().any(|x| *x != 0.0), "{name}");
         let expected = files.expected_bytes(WeightFormat::F32).unwrap();

@@ -45,7 +45,7 @@ thread_local! {
 static PREVIOUS: OnceLock<libc::sigaction> = OnceLock::new();
 
 /// Emulates AMX from now on.
-pub(super) fn install() -> bool {
+pub(crate) fn install() -> bool {
     // SAFETY: all zeros are a valid sigaction; both are this function's own, and the handler does what one may.
     PREVIOUS.get_or_init(|| unsafe {
         let mut previous: libc::sigaction = std::mem::zeroed();

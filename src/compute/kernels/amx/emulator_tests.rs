@@ -4,9 +4,8 @@ use std::arch::asm;
 
 use half::bf16;
 
-use super::super::granted;
 use super::*;
-use crate::compute::Isa;
+use crate::compute::isa::{Isa, amx_is_granted};
 
 /// The value of general register `i`.
 fn registers() -> [u64; 16] {
@@ -211,7 +210,7 @@ fn a_load_clears_what_it_does_not_fill() {
 #[test]
 fn code_runs_with_addresses_of_every_form() {
     // A CPU that has AMX never reaches the emulator, and it may refuse forms that only the emulator is asked for here.
-    if granted() || !Isa::Amx.is_available() {
+    if amx_is_granted() || !Isa::Amx.is_available() {
         return;
     }
     let bytes: Vec<u8> = (0..64).collect();

@@ -1,0 +1,416 @@
+//! Keys and values of one sequence, in the panels that attention multiplies by.
+//!
+//! A cache grows by pages of [`BLOCK`] positions, which hold all layers. A full page never changes: sequences that
+//! begin alike share it.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use crate::compute::DType;
+use crate::compute::kernels::{Kernels, units};
+use crate::compute::memory::Buffer;
+use crate::{Error, Result};
+
+/// Positions of a page, and keys that attention works on at once: scores of a tile of queries against a block fit
+/// into the first-level cache. A multiple of every panel's width.
+pub(crate) const BLOCK: usize = 256;
+
+/// Positions of the smallest page: whole panels, and whole steps of every sum over positions.
+const SMALLEST_PAGE: usize = 32;
+
+/// Bytes that no machine has.
+const LARGEST: u64 = 1 << 46;
+
+/// What attention's heads look like in every layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CacheShape {
+    /// Layers.
+    pub layers: usize,
+    /// Heads of keys and values.
+    pub kv_heads: usize,
+    /// Length of a head's key and of its value.
+    pub width: usize,
+}
+
+/// Where the numbers of a page lie. For each layer and head, keys are the columns of panels (their products with
+/// queries are scores of a panel's positions), then values are the rows of panels (their products with
+/// probabilities are sums over positions).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Layout {
+    shape: CacheShape,
+    format: DType,
+    /// Columns of a panel.
+    panel: usize,
+    /// Units that sums over positions go by.
+    depth: usize,
+}
+
+/// Keys and values of every layer, in the format of the CPU's activations.
+#[derive(Debug)]
+pub struct PagedKvCache {
+    /// All but the last are full-sized.
+    pages: Vec<Arc<Page>>,
+    layout: Layout,
+    len: usize,
+    /// Positions from here on have never been written since they were cleared.
+    written: usize,
+}
+
+#[derive(Debug)]
+struct Page {
+    capacity: usize,
+    memory: Buffer,
+}
+
+/// The panels of one head's keys and values in one block of positions.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Panels<'a> {
+    pub keys: &'a [f32],
+    pub values: &'a [f32],
+    /// Units of one panel of values.
+    pub value_units: usize,
+}
+
+/// One head's part of a page, and the positions in it that are to be written.
+pub(crate) struct HeadPage<'a> {
+    layout: Layout,
+    memory: &'a mut [u32],
+    capacity: usize,
+    at: Range<usize>,
+    /// The first of the positions, counted from the first one that the caller writes.
+    pub offset: usize,
+    pub kv_head: usize,
+}
+
+impl Layout {
+    fn key_units(self) -> usize {
+        units(self.format, self.shape.width)
+    }
+
+    fn value_units(self, capacity: usize) -> usize {
+        units(self.format, capacity).next_multiple_of(self.depth)
+    }
+
+    fn value_panels(self) -> usize {
+        self.shape.width.div_ceil(self.panel)
+    }
+
+    /// Units of one head in a page.
+    fn head_units(self, capacity: usize) -> usize {
+        capacity * self.key_units() + self.value_panels() * self.panel * self.value_units(capacity)
+    }
+
+    /// Bytes of a page; `None` when they cannot be counted.
+    fn page_bytes(self, capacity: usize) -> Option<u64> {
+        [self.shape.layers, self.shape.kv_heads, 4]
+            .into_iter()
+            .try_fold(self.head_units(capacity) as u64, |bytes, factor| bytes.checked_mul(factor as u64))
+    }
+
+    /// Bytes of a cache of `positions`.
+    fn bytes(self, positions: usize) -> Option<u64> {
+        let full = self.page_bytes(BLOCK)?.checked_mul((positions / BLOCK) as u64)?;
+        match positions % BLOCK {
+            0 => Some(full),
+            rest => full.checked_add(self.page_bytes(page_capacity(rest))?),
+        }
+    }
+
+    fn page(self, capacity: usize) -> Result<Page> {
+        let bytes = self.page_bytes(capacity).and_then(|bytes| usize::try_from(bytes).ok());
+        let memory = Buffer::zeroed(bytes.ok_or_else(|| too_many(capacity))?)?;
+        Ok(Page { capacity, memory })
+    }
+
+    /// The parts of one head: keys, then values.
+    fn head(self, capacity: usize, layer: usize, head: usize) -> Range<usize> {
+        let size = self.head_units(capacity);
+        let index = layer * self.shape.kv_heads + head;
+        index * size..(index + 1) * size
+    }
+
+    /// A page with the first `positions` of `page`.
+    fn copy(self, page: &Page, positions: usize, capacity: usize) -> Result<Page> {
+        let mut copy = self.page(capacity)?;
+        let keys = positions.next_multiple_of(self.panel) * self.key_units();
+        let values = units(self.format, positions) * self.panel;
+        for (layer, head) in self.heads() {
+            let from = &page.memory.as_slice::<u32>()[self.head(page.capacity, layer, head)];
+            let to = &mut copy.memory.as_mut_slice::<u32>()[self.head(capacity, layer, head)];
+            to[..keys].copy_from_slice(&from[..keys]);
+            for panel in 0..self.value_panels() {
+                let source = &from[self.values_at(page.capacity, panel)..][..values];
+                to[self.values_at(capacity, panel)..][..values].copy_from_slice(source);
+            }
+            clear(self, to, capacity, positions..units(self.format, positions) * 4 / self.format.bytes());
+        }
+        Ok(copy)
+    }
+
+    /// Where panel `panel` of a head's values begins.
+    fn values_at(self, capacity: usize, panel: usize) -> usize {
+        capacity * self.key_units() + panel * self.panel * self.value_units(capacity)
+    }
+
+    fn heads(self) -> impl Iterator<Item = (usize, usize)> {
+        let kv_heads = self.shape.kv_heads;
+        (0..self.shape.layers).flat_map(move |layer| (0..kv_heads).map(move |head| (layer, head)))
+    }
+}
+
+/// Zeroes the values of some positions: a sum over positions goes on to the end of a step, and zero times what lies
+/// there must be zero.
+fn clear(layout: Layout, head: &mut [u32], capacity: usize, positions: Range<usize>) {
+    for panel in 0..layout.value_panels() {
+        let values = &mut head[layout.values_at(capacity, panel)..];
+        for position in positions.clone() {
+            match layout.format {
+                DType::F32 => values[position * layout.panel..][..layout.panel].fill(0),
+                DType::Bf16 => {
+                    let keep = if position % 2 == 0 { 0xffff_0000 } else { 0xffff };
+                    values[position / 2 * layout.panel..][..layout.panel].iter_mut().for_each(|x| *x &= keep);
+                }
+            }
+        }
+    }
+}
+
+/// Positions of a page that has to hold so many.
+fn page_capacity(positions: usize) -> usize {
+    positions.next_power_of_two().clamp(SMALLEST_PAGE, BLOCK)
+}
+
+fn too_many(positions: usize) -> Error {
+    Error::OutOfMemory { what: format!("{positions} positions").into(), bytes: u64::MAX }
+}
+
+impl PagedKvCache {
+    /// An empty cache.
+    pub(crate) fn new(kernels: &Kernels, shape: CacheShape, format: DType) -> Self {
+        let layout = Layout { shape, format, panel: kernels.width, depth: kernels.depth(format) };
+        Self { pages: Vec::new(), layout, len: 0, written: 0 }
+    }
+
+    /// Bytes that a cache of `positions` takes.
+    pub(crate) fn bytes_for(kernels: &Kernels, shape: CacheShape, format: DType, positions: usize) -> u64 {
+        Self::new(kernels, shape, format).layout.bytes(positions).unwrap_or(u64::MAX)
+    }
+
+    /// Positions held in every layer.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether no position is held.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Bytes mapped, those of shared pages included.
+    pub fn bytes(&self) -> u64 {
+        self.pages.iter().map(|page| page.memory.len() as u64).sum()
+    }
+
+    /// Says that every layer has been given positions up to `len`.
+    pub(crate) fn extend_to(&mut self, len: usize) {
+        assert!(self.len <= len && len <= self.written, "{len} positions of {} written", self.written);
+        self.len = len;
+    }
+
+    /// Forgets all positions from `len` on; at most what is held.
+    pub fn truncate(&mut self, len: usize) {
+        self.len = len.min(self.len);
+        self.pages.truncate(self.len.div_ceil(BLOCK));
+        self.written = self.written.min(self.pages.len() * BLOCK);
+    }
+
+    /// Makes the positions up to `capacity` writable.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`]; the positions held are then as they were.
+    pub fn reserve(&mut self, capacity: usize) -> Result<()> {
+        if self.layout.bytes(capacity).is_none_or(|bytes| bytes > LARGEST) {
+            return Err(too_many(capacity));
+        }
+        if self.written > self.len {
+            self.pages.truncate(self.len.div_ceil(BLOCK));
+        }
+        if let Some(last) = self.pages.len().checked_sub(1) {
+            let first = last * BLOCK;
+            let held = self.len.saturating_sub(first);
+            let wanted =
+                page_capacity(capacity.saturating_sub(first).min(BLOCK)).max(self.pages[last].capacity);
+            // A page that others share may be written from the first position after theirs on, but not by two.
+            let shared = held < BLOCK && Arc::get_mut(&mut self.pages[last]).is_none();
+            let stale = self.written > self.len && held < BLOCK;
+            if shared || stale || wanted > self.pages[last].capacity {
+                self.pages[last] = Arc::new(self.layout.copy(&self.pages[last], held, wanted)?);
+            }
+        }
+        while self.pages.len() * BLOCK < capacity {
+            let rest = capacity - self.pages.len() * BLOCK;
+            self.pages.push(Arc::new(self.layout.page(page_capacity(rest.min(BLOCK)))?));
+        }
+        self.written = self.len;
+        Ok(())
+    }
+
+    /// Gives back what the last page has beyond its positions.
+    ///
+    /// # Errors
+    /// As [`reserve`](Self::reserve).
+    pub fn shrink(&mut self) -> Result<()> {
+        self.truncate(self.len);
+        let held = self.len % BLOCK;
+        if held > 0
+            && let Some(last) = self.pages.last_mut()
+            && page_capacity(held) < last.capacity
+        {
+            *last = Arc::new(self.layout.copy(last, held, page_capacity(held))?);
+            self.written = self.len;
+        }
+        Ok(())
+    }
+
+    /// A cache of the first `len` positions, with room for `capacity`. Full pages are shared.
+    ///
+    /// # Errors
+    /// As [`reserve`](Self::reserve).
+    pub fn fork(&self, len: usize, capacity: usize) -> Result<Self> {
+        let len = len.min(self.len);
+        let mut fork = Self {
+            pages: self.pages[..len.div_ceil(BLOCK)].to_vec(),
+            layout: self.layout,
+            len,
+            written: self.written.max(len),
+        };
+        fork.reserve(capacity.max(len))?;
+        Ok(fork)
+    }
+
+    /// The heads of `layer` in the pages that hold `positions`, to be written.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] when room for them was not reserved.
+    pub(crate) fn heads_mut(&mut self, layer: usize, positions: Range<usize>) -> Result<Vec<HeadPage<'_>>> {
+        let layout = self.layout;
+        self.written = self.written.max(positions.end);
+        let mut heads = Vec::new();
+        let touched = positions.start / BLOCK..positions.end.div_ceil(BLOCK);
+        let misuse = || Error::Internal { place: "KV cache".into(), reason: "no room was reserved".into() };
+        let pages = self.pages.get_mut(touched.clone()).ok_or_else(misuse)?;
+        for (index, page) in touched.zip(pages) {
+            let first = index * BLOCK;
+            let at = positions.start.max(first) - first..positions.end.min(first + BLOCK) - first;
+            let page = Arc::get_mut(page).filter(|page| at.end <= page.capacity).ok_or_else(misuse)?;
+            let (capacity, size) = (page.capacity, layout.head_units(page.capacity));
+            let all = page.memory.as_mut_slice::<u32>();
+            let of_layer = &mut all[layer * layout.shape.kv_heads * size..];
+            let parts = of_layer.chunks_exact_mut(size.max(1)).take(layout.shape.kv_heads);
+            heads.extend(parts.enumerate().map(|(kv_head, memory)| HeadPage {
+                layout,
+                memory,
+                capacity,
+                at: at.clone(),
+                offset: first + at.start - positions.start,
+                kv_head,
+            }));
+        }
+        Ok(heads)
+    }
+
+    /// The panels of one head in block `block` of positions.
+    pub(crate) fn panels(&self, layer: usize, head: usize, block: usize) -> Panels<'_> {
+        let (layout, page) = (self.layout, &self.pages[block]);
+        let head = &page.memory.as_slice::<f32>()[layout.head(page.capacity, layer, head)];
+        let (keys, values) = head.split_at(layout.values_at(page.capacity, 0));
+        Panels { keys, values, value_units: layout.value_units(page.capacity) }
+    }
+}
+
+impl HeadPage<'_> {
+    /// How many positions are written.
+    pub(crate) fn len(&self) -> usize {
+        self.at.len()
+    }
+
+    /// Writes the positions from rows that lie `stride` bytes apart.
+    ///
+    /// # Safety
+    /// - [`len`](Self::len) rows of the head's width can be read at `keys` and at `values`.
+    /// - One element more can be read after each row of keys when its width is odd and the format is bf16.
+    pub(crate) unsafe fn write(
+        &mut self,
+        kernels: &Kernels,
+        keys: *const u8,
+        values: *const u8,
+        stride: usize,
+    ) {
+        // SAFETY: the caller's promise covers both.
+        unsafe {
+            self.write_keys(kernels, keys, stride);
+            self.write_values(kernels, values, stride);
+        }
+    }
+
+    /// # Safety
+    /// As [`write`](Self::write).
+    unsafe fn write_keys(&mut self, kernels: &Kernels, from: *const u8, stride: usize) {
+        let Layout { format, panel, shape, .. } = self.layout;
+        let units = self.layout.key_units();
+        let mut position = self.at.start;
+        while position < self.at.end {
+            // SAFETY: a row of the caller's, since `position` is one of `at`.
+            let row = unsafe { from.add((position - self.at.start) * stride) };
+            let memory = &mut self.memory[position / panel * panel * units..][..panel * units];
+            let column = position % panel;
+            if column == 0 {
+                let count = panel.min(self.at.end - position);
+                // SAFETY: `count` rows of the caller's, with what it promises to lie after each.
+                unsafe { kernels.pack_columns(format, row, stride, count, shape.width, memory) };
+                position += count;
+                continue;
+            }
+            for unit in 0..units {
+                let odd = format == DType::Bf16 && unit + 1 == units && shape.width % 2 == 1;
+                // SAFETY: unit `unit` of the row; the last one of an odd width ends one element after it.
+                let number = unsafe { row.add(unit * 4).cast::<u32>().read_unaligned() };
+                memory[unit * panel + column] = if odd { number & 0xffff } else { number };
+            }
+            position += 1;
+        }
+    }
+
+    /// # Safety
+    /// As [`write`](Self::write).
+    unsafe fn write_values(&mut self, kernels: &Kernels, from: *const u8, stride: usize) {
+        let Layout { format, panel, shape, .. } = self.layout;
+        for (index, first) in (0..shape.width).step_by(panel).enumerate() {
+            let columns = panel.min(shape.width - first);
+            let memory = &mut self.memory[self.layout.values_at(self.capacity, index)..];
+            let (mut start, end) = (self.at.start, self.at.end);
+            // SAFETY: column `first` of the first row.
+            let mut row = unsafe { from.add(first * format.bytes()) };
+            if format == DType::Bf16 && start % 2 == 1 {
+                for (column, unit) in memory[start / 2 * panel..][..columns].iter_mut().enumerate() {
+                    // SAFETY: `columns` values of the row from `first` on.
+                    let value = unsafe { row.add(column * 2).cast::<u16>().read_unaligned() };
+                    *unit = *unit & 0xffff | u32::from(value) << 16;
+                }
+                row = row.wrapping_add(stride);
+                start += 1;
+            }
+            if start < end {
+                let to = units(format, start) * panel..units(format, end) * panel;
+                // SAFETY: the rows that are left, `columns` values of each.
+                unsafe {
+                    kernels.pack_rows(format, row, stride, end - start, columns, &mut memory[to]);
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "kv_cache_tests.rs"]
+mod tests;

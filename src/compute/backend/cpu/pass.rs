@@ -1,0 +1,390 @@
+//! The operations of a model on packed rows, on the CPU: all but attention's.
+
+use std::ops::Range;
+
+use super::workspace::Workspace;
+use super::{Cpu, Norm, Table};
+use crate::compute::attention::{PagedKvCache, RopeTable, Rotary};
+use crate::compute::kernels::rowwise::RmsRow;
+use crate::compute::linear::Linear;
+use crate::compute::linear::gemm::Epilogue;
+use crate::compute::matrix::StateMatrix;
+use crate::compute::parallel::{Parallelism, Target};
+use crate::compute::{Activation, DType, Heads, Packed, Pass, Positions, Row, Rows};
+use crate::sync::Mutex;
+use crate::{Error, Result};
+
+/// Rows of a window: enough that packing the keys and values of all windows before it costs little compared with
+/// attending to them, few enough that the activations of a text of any length stay small.
+const WINDOW: usize = 1024;
+
+/// A pass of [`Cpu`] over one part of a batch.
+#[derive(Debug)]
+pub struct CpuPass<'a> {
+    pub(super) cpu: &'a Cpu,
+    pub(super) batch: Packed<'a>,
+    pub(super) workspace: &'a mut Workspace,
+    pub(super) team: Parallelism<'a>,
+    /// The rows that pre-norm blocks work on.
+    pub(super) window: Range<usize>,
+    /// Keys and values of one layer, of all windows so far; only where there are several, and no caches.
+    pub(super) seen: Option<StateMatrix>,
+    /// One for each sequence, or none at all.
+    pub(super) caches: Vec<Sequence<'a>>,
+}
+
+/// A sequence with a cache.
+#[derive(Debug)]
+pub(super) struct Sequence<'a> {
+    pub cache: &'a mut PagedKvCache,
+    /// Tokens that it held before this pass.
+    pub held: usize,
+    pub needs_logits: bool,
+}
+
+/// One row for each token: in f32 for sums and norms, in bf16 for products, or both.
+#[derive(Debug)]
+pub struct States {
+    pub(super) wide: Option<StateMatrix>,
+    pub(super) narrow: Option<StateMatrix>,
+    /// Whether there is one row for each sequence instead.
+    picked: bool,
+}
+
+impl States {
+    /// The operand of a product in `format`.
+    pub(super) fn operand(&self, format: DType) -> Result<&StateMatrix> {
+        let matrix = match format {
+            DType::F32 => self.wide.as_ref(),
+            DType::Bf16 => self.narrow.as_ref(),
+        };
+        matrix.ok_or_else(|| misuse("states were not made for a product"))
+    }
+
+    fn residual(&mut self) -> Result<&mut StateMatrix> {
+        self.wide.as_mut().ok_or_else(|| misuse("states of a residual must be in f32"))
+    }
+}
+
+/// A model description that combines operations in a way that no backend supports.
+pub(super) fn misuse(reason: &str) -> Error {
+    Error::Internal { place: "model description".into(), reason: reason.into() }
+}
+
+impl<'a> CpuPass<'a> {
+    pub(super) fn new(
+        cpu: &'a Cpu,
+        batch: Packed<'a>,
+        workspace: &'a mut Workspace,
+        team: Parallelism<'a>,
+        caches: Vec<Sequence<'a>>,
+    ) -> Self {
+        Self { cpu, batch, workspace, team, window: 0..batch.tokens(), seen: None, caches }
+    }
+
+    /// Takes back the memory of states that no operation takes over.
+    pub fn discard(&mut self, states: States) {
+        for matrix in [states.wide, states.narrow].into_iter().flatten() {
+            self.workspace.give(matrix);
+        }
+    }
+
+    /// States that are the operand of a product.
+    pub(super) fn operand(&self, matrix: StateMatrix) -> States {
+        match self.cpu.dtype {
+            DType::F32 => States { wide: Some(matrix), narrow: None, picked: false },
+            DType::Bf16 => States { wide: None, narrow: Some(matrix), picked: false },
+        }
+    }
+
+    /// The position of the first token of sequence `index`.
+    pub(super) fn first_position(&self, index: usize) -> usize {
+        self.caches.get(index).map_or(0, |sequence| sequence.held)
+    }
+
+    fn multiply(
+        &mut self,
+        a: &StateMatrix,
+        linear: &Linear,
+        then: Epilogue,
+        out: &Target<'_>,
+        first: usize,
+    ) -> Result<()> {
+        let mut codes = std::mem::take(&mut self.workspace.codes);
+        let x = a.plain(0..a.rows());
+        let done = linear.multiply(self.cpu.machine(), self.team, &mut codes, x, then, out, first);
+        self.workspace.codes = codes;
+        done
+    }
+
+    fn product(&mut self, a: &StateMatrix, linear: &Linear, activation: Activation) -> Result<StateMatrix> {
+        let mut out = self.workspace.matrix(a.rows(), linear.outputs(), self.cpu.dtype)?;
+        self.multiply(a, linear, Epilogue::Store(activation), &out.target(), 0)?;
+        Ok(out)
+    }
+
+    /// Some rows of `x`, normalised, as the operand of a product.
+    fn normed(&mut self, x: &StateMatrix, rows: Range<usize>, norm: &Norm) -> Result<StateMatrix> {
+        assert_eq!(x.columns(), norm.scale.len(), "norm parameters");
+        let (to, kernels, columns) = (self.cpu.dtype, self.cpu.machine().kernels, x.columns());
+        let mut normed = self.workspace.matrix(rows.len(), columns, to)?;
+        // A layer norm works in place, in f32.
+        let mut copy = match (&norm.shift, to) {
+            (Some(_), DType::Bf16) => Some(self.workspace.matrix(rows.len(), columns, DType::F32)?),
+            _ => None,
+        };
+        let target = normed.target();
+        let wide = copy.as_mut().map(StateMatrix::target);
+        self.team.worth(rows.len() * columns).split_rows(rows.len(), |task| {
+            for row in task {
+                let from = x.row_ptr(rows.start + row).cast::<f32>();
+                let Some(shift) = &norm.shift else {
+                    let out = target.part(row..row + 1, 0..columns);
+                    let row = RmsRow { x: from, scale: &norm.scale, epsilon: norm.epsilon, out, to };
+                    // SAFETY: both rows have as many values as the norm, and each task has rows of its own.
+                    unsafe { kernels.rms(&row) };
+                    continue;
+                };
+                // SAFETY: `from` begins a row of `columns` values; each task has rows of its own.
+                let (from, values, narrow) = unsafe {
+                    let from = std::slice::from_raw_parts(from, columns);
+                    match &wide {
+                        Some(wide) => (from, wide.row_f32(row), Some(target.row_bf16(row))),
+                        None => (from, target.row_f32(row), None),
+                    }
+                };
+                values.copy_from_slice(from);
+                kernels.norm(values, &norm.scale, shift, norm.epsilon, narrow);
+            }
+        })?;
+        if let Some(copy) = copy {
+            self.workspace.give(copy);
+        }
+        Ok(normed)
+    }
+}
+
+impl Drop for CpuPass<'_> {
+    fn drop(&mut self) {
+        if let Some(seen) = self.seen.take() {
+            self.workspace.give(seen);
+        }
+    }
+}
+
+fn outside(id: u32, position: usize, rows: usize, longest: Option<usize>) -> Error {
+    Error::Input(format!(
+        "token {id} at position {position} lies outside the model's vocabulary ({rows}){}",
+        longest.map_or_else(String::new, |longest| format!(" or longest text ({longest})"))
+    ))
+}
+
+impl Pass<Cpu> for CpuPass<'_> {
+    type States = States;
+
+    fn embed(
+        &mut self,
+        words: &Table,
+        positions: Option<(&Table, Positions)>,
+        token_types: Option<&Table>,
+    ) -> Result<States> {
+        let scheme = positions.map_or(Positions::FromZero, |(_, scheme)| scheme);
+        if !self.caches.is_empty() && scheme != Positions::FromZero {
+            return Err(misuse("positions that depend on earlier tokens cannot go on after a cache"));
+        }
+        let (positions, longest) =
+            (positions.map(|(table, _)| table), positions.map(|(table, _)| table.rows()));
+        let batch = self.batch;
+        let fault = Mutex::new(None);
+        let mut wide = self.workspace.matrix(batch.tokens(), words.columns(), DType::F32)?;
+        let out = wide.target();
+        self.team.worth(batch.tokens() * words.columns()).split_rows(batch.sequences(), |sequences| {
+            for (first, range) in sequences.map(|index| (self.first_position(index), batch.range(index))) {
+                let ids = &batch.ids[range.clone()];
+                for ((row, &id), position) in range.zip(ids).zip(scheme.of(ids)) {
+                    let position = first + position;
+                    if id as usize >= words.rows() || longest.is_some_and(|longest| position >= longest) {
+                        *fault.lock() = Some(outside(id, position, words.rows(), longest));
+                        return;
+                    }
+                    // SAFETY: each task has sequences, and so rows, of its own.
+                    let out = unsafe { out.row_f32(row) };
+                    let added = positions.map(|table| (table, position));
+                    let mut added = added.into_iter().chain(token_types.map(|table| (table, 0)));
+                    let read = words
+                        .row_f32(id as usize, out)
+                        .and_then(|()| added.try_for_each(|(table, row)| table.add_row_f32(row, out)));
+                    if let Err(error) = read {
+                        *fault.lock() = Some(error);
+                        return;
+                    }
+                }
+            }
+        })?;
+        if let Some(error) = fault.into_inner() {
+            self.workspace.give(wide);
+            return Err(error);
+        }
+        Ok(States { wide: Some(wide), narrow: None, picked: false })
+    }
+
+    fn norm(&mut self, mut x: States, norm: &Norm) -> Result<States> {
+        let wide = x.residual()?;
+        let (rows, columns) = (wide.rows(), wide.columns());
+        if x.narrow.is_none() && self.cpu.dtype == DType::Bf16 {
+            x.narrow = Some(self.workspace.matrix(rows, columns, DType::Bf16)?);
+        }
+        let narrow = x.narrow.as_mut().map(StateMatrix::target);
+        let wide = x.wide.as_mut().ok_or_else(|| misuse("states of a norm must be in f32"))?.target();
+        let kernels = self.cpu.machine().kernels;
+        self.team.worth(rows * columns).split_rows(rows, |range: Range<usize>| {
+            for row in range {
+                // SAFETY: each task has rows of its own.
+                let (wide, narrow) =
+                    unsafe { (wide.row_f32(row), narrow.as_ref().map(|narrow| narrow.row_bf16(row))) };
+                norm.apply(kernels, wide, narrow);
+            }
+        })?;
+        Ok(x)
+    }
+
+    fn linear(&mut self, x: &States, linear: &Linear, activation: Activation) -> Result<States> {
+        let out = self.product(x.operand(self.cpu.dtype)?, linear, activation)?;
+        Ok(self.operand(out))
+    }
+
+    fn linear_add_norm(
+        &mut self,
+        x: States,
+        linear: &Linear,
+        mut residual: States,
+        norm: &Norm,
+    ) -> Result<States> {
+        let target = residual.residual()?.target();
+        self.multiply(x.operand(self.cpu.dtype)?, linear, Epilogue::Add, &target, 0)?;
+        self.discard(x);
+        self.norm(residual, norm)
+    }
+
+    fn attention(&mut self, layer: usize, qkv: States, heads: Heads) -> Result<States> {
+        self.attend(layer, qkv, heads)
+    }
+
+    fn windows(&self) -> usize {
+        self.batch.tokens().div_ceil(WINDOW)
+    }
+
+    fn enter(&mut self, index: usize) {
+        self.window = index * WINDOW..self.batch.tokens().min((index + 1) * WINDOW);
+    }
+
+    fn norm_linear(
+        &mut self,
+        x: &States,
+        norm: &Norm,
+        linear: &Linear,
+        activation: Activation,
+    ) -> Result<States> {
+        let wide = x.operand(DType::F32)?;
+        let rows = if x.picked { 0..wide.rows() } else { self.window.clone() };
+        let normed = self.normed(wide, rows, norm)?;
+        let out = self.product(&normed, linear, activation);
+        self.workspace.give(normed);
+        Ok(self.operand(out?))
+    }
+
+    fn rope<'r>(&self, rotary: &'r Rotary) -> Result<RopeTable<'r>> {
+        let mut positions = Vec::with_capacity(self.batch.tokens());
+        for (index, range) in self.batch.ranges().enumerate() {
+            let first = self.first_position(index);
+            positions.extend(first..first + range.len());
+        }
+        RopeTable::new(rotary, positions.into_iter())
+    }
+
+    fn rotate(
+        &mut self,
+        qkv: States,
+        heads: Heads,
+        norms: Option<&(Norm, Norm)>,
+        table: &RopeTable<'_>,
+    ) -> Result<States> {
+        self.apply_rope(qkv, heads, norms, table)
+    }
+
+    fn linear_add(&mut self, x: States, linear: &Linear, residual: &mut States) -> Result<()> {
+        let first = if residual.picked { 0 } else { self.window.start };
+        let target = residual.residual()?.target();
+        self.multiply(x.operand(self.cpu.dtype)?, linear, Epilogue::Add, &target, first)?;
+        self.discard(x);
+        Ok(())
+    }
+
+    fn pick(&mut self, x: States, row: Row) -> Result<States> {
+        let needed = |index: usize| self.caches.get(index).is_none_or(|sequence| sequence.needs_logits);
+        let ranges: Vec<_> = self.batch.ranges().enumerate().filter(|(index, _)| needed(*index)).collect();
+        let mut pick = |matrix: &Option<StateMatrix>| {
+            let Some(matrix) = matrix else { return Ok(None) };
+            let (columns, format) = (matrix.columns(), matrix.format());
+            let mut out = self.workspace.matrix(ranges.len(), columns, format)?;
+            let target = out.target();
+            for (index, (_, range)) in ranges.iter().enumerate().filter(|(_, (_, range))| !range.is_empty()) {
+                let from = matrix.row_ptr(if row == Row::First { range.start } else { range.end - 1 });
+                // SAFETY: both rows have so many columns, and this is the only thread.
+                unsafe {
+                    let to = target.part(index..index + 1, 0..columns);
+                    to.copy_from_nonoverlapping(from, columns * format.bytes());
+                }
+            }
+            Ok(Some(out))
+        };
+        let picked = States { wide: pick(&x.wide)?, narrow: pick(&x.narrow)?, picked: true };
+        self.discard(x);
+        Ok(picked)
+    }
+
+    fn read(
+        &mut self,
+        mut x: States,
+        norm: Option<&Norm>,
+        each: &mut dyn FnMut(usize, Rows<'_>),
+    ) -> Result<()> {
+        if let Some(norm) = norm {
+            let (kernels, wide) = (self.cpu.machine().kernels, x.residual()?);
+            let (rows, columns, target) = (wide.rows(), wide.columns(), wide.target());
+            self.team.worth(rows * columns).split_rows(rows, |rows| {
+                for row in rows {
+                    // SAFETY: each task has rows of its own.
+                    norm.apply(kernels, unsafe { target.row_f32(row) }, None);
+                }
+            })?;
+        }
+        let wide = x.wide.as_ref().ok_or_else(|| misuse("states to read must be in f32"))?;
+        for (index, mut range) in self.batch.ranges().enumerate() {
+            if x.picked {
+                range = index..index + range.len().min(1);
+            }
+            each(index, Rows::new(wide.values(range), wide.stride() / 4, wide.columns()));
+        }
+        self.discard(x);
+        Ok(())
+    }
+
+    fn project(&mut self, x: States, norm: Option<&Norm>, linear: &Linear, out: &mut [f32]) -> Result<()> {
+        let wide = x.operand(DType::F32)?;
+        assert_eq!(out.len(), wide.rows() * linear.outputs(), "rows of logits");
+        let target = Target::over(out, linear.outputs());
+        let store = Epilogue::Store(Activation::Identity);
+        match norm {
+            Some(norm) => {
+                let normed = self.normed(wide, 0..wide.rows(), norm)?;
+                let done = self.multiply(&normed, linear, store, &target, 0);
+                self.workspace.give(normed);
+                done?;
+            }
+            None => self.multiply(x.operand(self.cpu.dtype)?, linear, store, &target, 0)?,
+        }
+        self.discard(x);
+        Ok(())
+    }
+}

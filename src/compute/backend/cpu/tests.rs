@@ -1,0 +1,264 @@
+//! Operations on whole matrices, against definitions.
+
+use super::Cpu;
+use super::workspace::Workspace;
+use crate::Error;
+use crate::compute::attention::tiles::{Attention, KeyValues, Share, Span};
+use crate::compute::kernels::Kernels;
+use crate::compute::linear::activations::Activations;
+use crate::compute::linear::gemm::Epilogue;
+use crate::compute::linear::{Packer, WeightFormat};
+use crate::compute::matrix::StateMatrix;
+use crate::compute::parallel::Parallelism;
+use crate::compute::{Activation, Backend, DType, Heads, Isa, Packed, Pass, Positions, Threads, Weight};
+
+fn random(n: usize, seed: u32) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(2_654_435_761) | 1;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 17;
+        state ^= state << 5;
+        (state >> 8) as f32 / (1 << 23) as f32 - 1.0
+    };
+    (0..n).map(|_| next()).collect()
+}
+
+fn matrix(
+    workspace: &mut Workspace,
+    rows: usize,
+    columns: usize,
+    format: DType,
+    values: &[f32],
+) -> StateMatrix {
+    let mut matrix = workspace.matrix(rows, columns, format).unwrap();
+    let target = matrix.target();
+    for (row, values) in values.chunks(columns.max(1)).enumerate().take(rows) {
+        // SAFETY: this is the only thread.
+        unsafe {
+            match format {
+                DType::F32 => target.row_f32(row).copy_from_slice(values),
+                DType::Bf16 => {
+                    let narrow: Vec<u16> =
+                        values.iter().map(|&x| half::bf16::from_f32(x).to_bits()).collect();
+                    target.row_bf16(row).copy_from_slice(&narrow);
+                }
+            }
+        }
+    }
+    matrix
+}
+
+fn values(matrix: &mut StateMatrix) -> Vec<f32> {
+    let (rows, format) = (matrix.rows(), matrix.format());
+    let target = matrix.target();
+    // SAFETY: this is the only thread.
+    let row = |row| unsafe {
+        match format {
+            DType::F32 => target.row_f32(row).to_vec(),
+            DType::Bf16 => target.row_bf16(row).iter().map(|&x| half::bf16::from_bits(x).to_f32()).collect(),
+        }
+    };
+    (0..rows).flat_map(row).collect()
+}
+
+#[test]
+fn linear_layers_of_any_shape_multiply_alike_alone_and_together() {
+    let threads = Threads::global();
+    for isa in Isa::available() {
+        for format in [DType::F32, DType::Bf16] {
+            for (rows, inputs, outputs) in
+                [(0, 3, 4), (1, 1, 1), (3, 7, 33), (15, 16, 32), (29, 40, 31), (64, 65, 100), (5, 3, 0)]
+            {
+                let mut workspace = Workspace::default();
+                let (x, w) = (random(rows * inputs, 1), random(outputs * inputs, 2));
+                let bias = random(outputs, 3);
+                // Two parts, of which the first has no bias.
+                let cut = outputs / 3;
+                let part = |range: std::ops::Range<usize>| {
+                    Weight::from_f32(&w[range.start * inputs..range.end * inputs], &[range.len(), inputs])
+                        .unwrap()
+                };
+                let shift = Weight::from_f32(&bias[cut..], &[outputs - cut]).unwrap();
+                let parts = [(part(0..cut).into(), None), (part(cut..outputs).into(), Some(shift))];
+                let hold = if format == DType::F32 { WeightFormat::F32 } else { WeightFormat::Bf16 };
+                let packer = Packer::new(isa, hold);
+                let (machine, linear) = (packer.machine, packer.linear(&parts).unwrap());
+                let a = matrix(&mut workspace, rows, inputs, format, &x);
+                let mut run = |team, then: Epilogue| {
+                    let ones = vec![1.0; rows * outputs];
+                    let mut out = matrix(&mut workspace, rows, outputs, DType::F32, &ones);
+                    let target = out.target();
+                    let mut codes = Activations::default();
+                    linear.multiply(&machine, team, &mut codes, a.plain(0..rows), then, &target, 0).unwrap();
+                    values(&mut out)
+                };
+                let relu = Epilogue::Store(Activation::Relu);
+                let alone = run(Parallelism::One, relu);
+                assert!(alone == run(Parallelism::All(&threads), relu), "{isa} {format:?}");
+                let added = run(Parallelism::One, Epilogue::Add);
+                for i in 0..rows * outputs {
+                    let (row, column) = (i / outputs, i % outputs);
+                    let product =
+                        |k: usize| f64::from(x[row * inputs + k]) * f64::from(w[column * inputs + k]);
+                    let sum: f64 = (0..inputs).map(product).sum();
+                    let sum = sum + if column < cut { 0.0 } else { f64::from(bias[column]) };
+                    let allowed =
+                        if format == DType::F32 { 1e-5 } else { 5e-3 * (1.0 + inputs as f64).sqrt() };
+                    assert!(
+                        (f64::from(alone[i]) - sum.max(0.0)).abs() < allowed
+                            && (f64::from(added[i]) - sum - 1.0).abs() < allowed,
+                        "{isa} {format:?} {rows}x{inputs}x{outputs} at {row},{column}"
+                    );
+                }
+            }
+        }
+    }
+}
+
+/// Attention by its definition, in f64.
+fn attention(qkv: &[f32], length: usize, heads: Heads) -> Vec<f64> {
+    let Heads { heads, kv_heads, width, causal } = heads;
+    let stride = (heads + 2 * kv_heads) * width;
+    let at = |row: usize, column: usize| f64::from(qkv[row * stride + column]);
+    let mut out = vec![0.0; length * heads * width];
+    for (head, row) in (0..heads).flat_map(|head| (0..length).map(move |row| (head, row))) {
+        let kv = head / (heads / kv_heads);
+        let visible = if causal { row + 1 } else { length };
+        let score = |key: usize| {
+            let dot: f64 =
+                (0..width).map(|i| at(row, head * width + i) * at(key, (heads + kv) * width + i)).sum();
+            (dot / (width as f64).sqrt()).exp()
+        };
+        let weights: Vec<f64> = (0..visible).map(score).collect();
+        let total: f64 = weights.iter().sum();
+        for i in 0..width {
+            let value = |key: usize| at(key, (heads + kv_heads + kv) * width + i);
+            let sum: f64 = weights.iter().enumerate().map(|(key, weight)| weight * value(key)).sum();
+            out[(row * heads + head) * width + i] = sum / total;
+        }
+    }
+    out
+}
+
+#[test]
+fn attention_of_any_shape_is_attention() {
+    let shapes = [
+        (1, 1, 1, 1),
+        (2, 2, 2, 8),
+        (17, 2, 1, 5),
+        (33, 3, 3, 32),
+        (31, 4, 2, 20),
+        (77, 2, 2, 33),
+        (256, 1, 1, 64),
+        (257, 2, 1, 16),
+        (301, 1, 1, 7),
+        (600, 1, 1, 24),
+    ];
+    for isa in Isa::available() {
+        for format in [DType::F32, DType::Bf16] {
+            for (length, heads, kv_heads, width) in shapes {
+                for causal in [false, true] {
+                    let heads = Heads { heads, kv_heads, width, causal };
+                    let mut workspace = Workspace::default();
+                    let columns = (heads.heads + 2 * kv_heads) * width;
+                    let input: Vec<f32> = random(length * columns, 4).iter().map(|x| x * 2.0).collect();
+                    let qkv = matrix(&mut workspace, length, columns, format, &input);
+                    let mut out = workspace.matrix(length, heads.heads * width, format).unwrap();
+                    let target = out.target();
+                    Attention::check(&qkv, heads);
+                    let kernels = Kernels::of(isa);
+                    let all = Attention {
+                        kernels,
+                        queries: &qkv,
+                        keys: KeyValues::Rows(&qkv),
+                        heads,
+                        out: &target,
+                    };
+                    let span = Span { keys: 0, queries: 0, before: 0, rows: length };
+                    let mut scratch = Default::default();
+                    for kv_head in 0..kv_heads {
+                        all.group(&mut scratch, span, kv_head, Share { index: 0, of: 1 }).unwrap();
+                    }
+                    let expected = attention(&input, length, heads);
+                    let allowed = if format == DType::F32 { 1e-5 } else { 3e-2 };
+                    for (i, (got, expected)) in values(&mut out).into_iter().zip(expected).enumerate() {
+                        let error = (f64::from(got) - expected).abs();
+                        assert!(
+                            error < allowed,
+                            "{isa} {format:?} {length} {heads:?} at {i}: {got} for {expected}"
+                        );
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_workspace_reuses_what_it_was_given() {
+    let mut workspace = Workspace::default();
+    let first = workspace.matrix(100, 384, DType::F32).unwrap();
+    let start = first.row_ptr(0);
+    workspace.give(first);
+    let bytes = workspace.bytes();
+    let smaller = workspace.matrix(90, 384, DType::Bf16).unwrap();
+    assert_eq!((smaller.row_ptr(0), workspace.bytes()), (start, 0));
+    workspace.give(smaller);
+    assert_eq!(workspace.bytes(), bytes);
+}
+
+#[test]
+fn a_panic_anywhere_fails_its_call_only() {
+    let cpu = Cpu::new(Isa::best(), DType::F32);
+    let table = |rows| cpu.table(Weight::from_f32(&vec![1.0; rows * 4], &[rows, 4]).unwrap().into()).unwrap();
+    let (words, positions) = (table(3), table(9));
+    for offsets in [&[0, 8][..], &[0, 2, 4, 6, 8]] {
+        let ids = [1, 2, 0, 1, 2, 0, 1, 2];
+        let batch = Packed::new(&ids, offsets).unwrap();
+        let mut out = vec![0.0; batch.sequences()];
+        let failed = cpu.run(&batch, 1, &mut out, &|pass, _| {
+            let x = pass.embed(&words, Some((&positions, Positions::FromZero)), None)?;
+            // Not a width that four columns divide into.
+            pass.attention(0, x, Heads { heads: 1, kv_heads: 1, width: 3, causal: false }).map(|_| ())
+        });
+        assert!(matches!(failed, Err(Error::Internal { .. })), "{failed:?}");
+        let sums = |pass: &mut super::CpuPass<'_>, out: &mut [f32]| {
+            let x = pass.embed(&words, Some((&positions, Positions::FromZero)), None)?;
+            pass.read(x, None, &mut |index, rows| out[index] = rows.iter().flatten().sum())
+        };
+        cpu.run(&batch, 1, &mut out, &sums).unwrap();
+        assert_eq!(out.iter().sum::<f32>(), 64.0);
+    }
+}
+
+#[test]
+fn memory_of_one_batch_serves_the_next() {
+    let cpu = Cpu::new(Isa::best(), DType::Bf16);
+    let table =
+        |rows| cpu.table(Weight::from_f32(&vec![1.0; rows * 40], &[rows, 40]).unwrap().into()).unwrap();
+    let (words, positions) = (table(2), table(300));
+    let linear = cpu.linear(&[(Weight::from_f32(&[0.5; 4800], &[120, 40]).unwrap().into(), None)]).unwrap();
+    let norm = Weight::from_f32(&[1.0; 40], &[40]).unwrap();
+    let norm = cpu.norm(&norm, Some(&norm), 1e-5).unwrap();
+    let held = || cpu.workspaces.lock().iter().map(super::Workspace::bytes).collect::<Vec<_>>();
+    let encode = |length: u32| {
+        let (ids, offsets) = (vec![1; length as usize], [0, length]);
+        let batch = Packed::new(&ids, &offsets).unwrap();
+        cpu.run(&batch, 1, &mut [0.0], &|pass, _| {
+            let x = pass.embed(&words, Some((&positions, Positions::FromZero)), None)?;
+            let x = pass.norm(x, &norm)?;
+            let qkv = pass.linear(&x, &linear, Activation::Gelu)?;
+            let y = pass.attention(0, qkv, Heads { heads: 2, kv_heads: 2, width: 20, causal: true })?;
+            pass.discard(y);
+            pass.read(x, None, &mut |_, _| ())
+        })
+        .unwrap();
+    };
+    encode(100);
+    let first = held();
+    assert!(first.len() == 1 && first[0] > 0);
+    for length in [100, 7, 250, 0, 100] {
+        encode(length);
+        assert_eq!(held(), first, "{length}");
+    }
+}

@@ -1,0 +1,159 @@
+//! Activations in the forms that products take them: plain rows, or eight-bit codes with a scale for each group.
+
+use super::blocks::GROUP;
+use crate::Result;
+use crate::compute::DType;
+use crate::compute::kernels::quantize::QuantizedRow;
+use crate::compute::kernels::{Kernels, units};
+use crate::compute::memory::room;
+use crate::compute::parallel::Parallelism;
+use crate::sync::Mutex;
+
+/// Plain rows where they lie.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Plain<'a> {
+    bytes: &'a [u8],
+    /// Bytes from a row to the next.
+    pub(crate) stride: usize,
+    pub(crate) rows: usize,
+    pub(crate) columns: usize,
+    pub(crate) format: DType,
+}
+
+impl<'a> Plain<'a> {
+    /// Rows of `columns` values in `format`, `stride` bytes apart, with a whole unit at the end of each.
+    pub(crate) fn new(bytes: &'a [u8], stride: usize, rows: usize, columns: usize, format: DType) -> Self {
+        let end = if rows == 0 { 0 } else { (rows - 1) * stride + units(format, columns) * 4 };
+        assert!(end <= bytes.len(), "rows of activations");
+        Self { bytes, stride, rows, columns, format }
+    }
+
+    /// Where row `row` starts.
+    pub(crate) fn row(&self, row: usize) -> *const u8 {
+        assert!(row < self.rows, "row of activations");
+        self.bytes[row * self.stride..].as_ptr()
+    }
+}
+
+/// The rows that a linear layer multiplies, quantized once for all of its parts.
+#[derive(Debug, Default)]
+pub(crate) struct Activations {
+    /// Quantized values, each row padded to whole groups.
+    pub(crate) codes: Vec<i8>,
+    /// A scale for each group.
+    pub(crate) scales: Vec<f32>,
+    /// The sum of the codes of each half group, where halves have scales of their own.
+    pub(crate) sums: Vec<i32>,
+    /// What zeros coded as 128 would add to the sum of each group, negated.
+    pub(crate) offsets: Vec<f32>,
+}
+
+/// What a linear layer's parts ask for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Forms {
+    /// Quantized activations.
+    pub quantized: bool,
+    /// Quantized activations with a sum for each half group.
+    pub halves: bool,
+}
+
+/// Bytes from one row of `columns` values to the next: whole cache lines, and no multiple of a large power of two,
+/// which would put all rows of a tile into the same few cache sets.
+pub(crate) fn spread(format: DType, columns: usize) -> usize {
+    let stride = (columns * format.bytes()).next_multiple_of(64).max(64);
+    if stride.is_multiple_of(512) { stride + 64 } else { stride }
+}
+
+impl Activations {
+    /// Rounds rows of any format to eight bits.
+    pub(crate) fn quantize(
+        &mut self,
+        kernels: &Kernels,
+        x: Plain<'_>,
+        halves: bool,
+        team: Parallelism<'_>,
+    ) -> Result<()> {
+        let team = team.worth(x.rows * x.columns);
+        let groups = x.columns.div_ceil(GROUP);
+        let codes = room(&mut self.codes, x.rows * groups * GROUP).chunks_mut(groups * GROUP);
+        let scales = room(&mut self.scales, x.rows * groups).chunks_mut(groups);
+        let offsets = room(&mut self.offsets, x.rows * groups).chunks_mut(groups);
+        // Of each row, or of none.
+        let sums = room(&mut self.sums, if halves { x.rows * groups * 2 } else { 0 });
+        let mut sums = sums.chunks_mut(groups * 2);
+        let sums = std::iter::repeat_with(|| sums.next());
+        let rows: Vec<_> = codes.zip(scales).zip(sums.zip(offsets)).collect();
+        each(team, rows, |row, ((codes, scales), (sums, offsets))| {
+            let sums = sums.as_deref_mut();
+            let mut row = QuantizedRow {
+                x: x.row(row),
+                format: x.format,
+                length: x.columns,
+                codes,
+                scales,
+                sums,
+                offsets,
+            };
+            // SAFETY: `Plain` was made of whole rows.
+            unsafe { kernels.quantize(&mut row) };
+        })
+    }
+}
+
+/// Runs `work` on each row.
+fn each<T: Send>(team: Parallelism<'_>, mut rows: Vec<T>, work: impl Fn(usize, &mut T) + Sync) -> Result<()> {
+    let share = rows.len().div_ceil(team.threads()).max(1);
+    let shares: Vec<_> = rows.chunks_mut(share).map(Mutex::new).collect();
+    team.run(shares.len(), &|index| {
+        shares[index].lock().iter_mut().enumerate().for_each(|(at, row)| work(index * share + at, row));
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::compute::Isa;
+    use crate::compute::memory::Buffer;
+
+    fn quantized(x: &[f32], columns: usize) -> Activations {
+        let mut memory = Buffer::zeroed(x.len() * 4).unwrap();
+        memory.as_mut_slice().copy_from_slice(x);
+        let rows = Plain::new(memory.as_slice(), columns * 4, x.len() / columns, columns, DType::F32);
+        let mut quantized = Activations::default();
+        quantized.quantize(Kernels::of(Isa::best()), rows, true, Parallelism::One).unwrap();
+        quantized
+    }
+
+    #[test]
+    fn quantized_values_are_within_half_a_step() {
+        let x: Vec<f32> = (0..3 * 50).map(|i| (i as f32 * 1.7).sin() * 4.0).collect();
+        let quantized = quantized(&x, 50);
+        assert_eq!((quantized.codes.len(), quantized.scales.len()), (3 * 64, 6));
+        for row in 0..3 {
+            for column in 0..64 {
+                let code = quantized.codes[row * 64 + column];
+                let scale = quantized.scales[row * 2 + column / 32];
+                let value = if column < 50 { x[row * 50 + column] } else { 0.0 };
+                assert!((f32::from(code) * scale - value).abs() <= scale * 0.5001, "{row} {column}");
+            }
+            let sum: i32 = quantized.codes[row * 64..][..16].iter().map(|&c| i32::from(c)).sum();
+            assert_eq!(quantized.sums[row * 4], sum);
+        }
+    }
+
+    #[test]
+    fn what_is_not_finite_stays_visible() {
+        for bad in [f32::NAN, f32::INFINITY] {
+            let mut x = vec![1.0; 64];
+            x[40] = bad;
+            let quantized = quantized(&x, 64);
+            assert!(quantized.scales[0].is_nan() && quantized.offsets[0].is_nan());
+        }
+    }
+
+    #[test]
+    fn zeros_stay_zeros() {
+        let quantized = quantized(&[0.0; 32], 32);
+        assert_eq!((quantized.scales[0], &quantized.codes[..]), (0.0, &[0i8; 32][..]));
+    }
+}

@@ -1,0 +1,279 @@
+//! Linear layers: any number of rows times weights of any stored format.
+//!
+//! Weights are held as narrow as they come, packed once into panels that one thread streams from end to end. Plain
+//! numbers are multiplied by plain activations; coded ones ([`super::blocks`]) as integers, by activations rounded to
+//! eight bits, as llama.cpp does. How a product is divided among threads is the caller's: see [`super::gemm`].
+
+use std::ops::Range;
+
+use super::activations::Forms;
+use super::blocks::{BlockTensor, GROUP, Layout};
+use super::quant_gemm::{Dot, PANEL, group_bytes};
+use crate::Result;
+use crate::compute::file::Bytes;
+use crate::compute::kernels::{Kernels, units};
+use crate::compute::memory::Piece;
+use crate::compute::{DType, Isa, Weight};
+
+/// How weights that are stored as plain numbers are held. Blocks stay as they are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WeightFormat {
+    /// f32, exact.
+    F32,
+    /// bf16: half the memory; activations are rounded to bf16 as well.
+    Bf16,
+    /// Eight bits, a scale for each 32 weights (as Q8_0).
+    Int8,
+    /// Four bits, scale and minimum for each 32 weights (as Q4_1).
+    Int4,
+}
+
+impl WeightFormat {
+    /// "float32", "bfloat16", "int8", "int4".
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "float32",
+            Self::Bf16 => "bfloat16",
+            Self::Int8 => "int8",
+            Self::Int4 => "int4",
+        }
+    }
+
+    /// Bytes of [`GROUP`] weights.
+    pub fn group_bytes(self) -> u64 {
+        match self {
+            Self::F32 => 128,
+            Self::Bf16 => 64,
+            Self::Int8 => 34,
+            Self::Int4 => 20,
+        }
+    }
+
+    /// The format of what an encoder multiplies with weights held so, where there is a choice.
+    pub fn activations(self, isa: Isa) -> DType {
+        match self {
+            Self::F32 => DType::F32,
+            Self::Bf16 => DType::Bf16,
+            Self::Int8 | Self::Int4 => DType::auto(isa),
+        }
+    }
+}
+
+impl From<DType> for WeightFormat {
+    fn from(dtype: DType) -> Self {
+        match dtype {
+            DType::F32 => Self::F32,
+            DType::Bf16 => Self::Bf16,
+        }
+    }
+}
+
+/// A table of up to so many bytes is read whole when a model is loaded.
+const SMALL_TABLE: usize = 1 << 20;
+
+/// A stored matrix `[outputs, inputs]`.
+#[derive(Debug, Clone)]
+pub enum Matrix {
+    /// Plain numbers.
+    Plain(Weight),
+    /// Coded ones.
+    Blocks(BlockTensor),
+}
+
+impl Matrix {
+    /// Outputs.
+    pub fn rows(&self) -> usize {
+        match self {
+            Self::Plain(weight) => weight.rows(),
+            Self::Blocks(blocks) => blocks.rows(),
+        }
+    }
+
+    /// Inputs.
+    pub fn columns(&self) -> usize {
+        match self {
+            Self::Plain(weight) => weight.columns(),
+            Self::Blocks(blocks) => blocks.columns(),
+        }
+    }
+
+    /// All values, row-major.
+    ///
+    /// # Errors
+    /// Those of reading its file; without memory for them.
+    pub fn to_f32(&self) -> Result<Vec<f32>> {
+        match self {
+            Self::Plain(weight) => weight.to_f32(),
+            Self::Blocks(blocks) => blocks.to_f32(),
+        }
+    }
+
+    /// Row `row` into `out`, whose length is [`Self::columns`].
+    ///
+    /// # Errors
+    /// Those of reading its file.
+    ///
+    /// # Panics
+    /// When `row` or the length of `out` is wrong.
+    pub fn row_f32(&self, row: usize, out: &mut [f32]) -> Result<()> {
+        match self {
+            Self::Plain(weight) => weight.row_f32(row, out),
+            Self::Blocks(blocks) => blocks.row_f32(row, out),
+        }
+    }
+
+    /// Adds row `row` to `out`, whose length is [`Self::columns`].
+    ///
+    /// # Errors
+    /// Those of reading its file.
+    ///
+    /// # Panics
+    /// When `row` or the length of `out` is wrong.
+    pub fn add_row_f32(&self, row: usize, out: &mut [f32]) -> Result<()> {
+        match self {
+            Self::Plain(weight) => weight.add_row_f32(row, out),
+            Self::Blocks(blocks) => {
+                let mut values = vec![0.0; out.len()];
+                blocks.row_f32(row, &mut values)?;
+                out.iter_mut().zip(values).for_each(|(out, value)| *out += value);
+                Ok(())
+            }
+        }
+    }
+
+    /// A table from which single rows are read. A large one stays in its file where changes of the file are noticed:
+    /// reading a row costs less than a microsecond, and most of a vocabulary is never asked for.
+    ///
+    /// # Errors
+    /// Those of reading its file; without memory for it.
+    pub(crate) fn table(self) -> Result<Self> {
+        let bytes = self.bytes();
+        if bytes.len() > SMALL_TABLE && bytes.may_stay() {
+            return Ok(self);
+        }
+        Ok(match self {
+            Self::Plain(weight) => Self::Plain(weight.load()?),
+            Self::Blocks(blocks) => Self::Blocks(blocks.load()?),
+        })
+    }
+
+    /// Bytes of memory held: none while the matrix is in its file.
+    pub fn owned_bytes(&self) -> usize {
+        self.bytes().owned()
+    }
+
+    fn bytes(&self) -> &Bytes {
+        match self {
+            Self::Plain(weight) => weight.bytes(),
+            Self::Blocks(blocks) => blocks.bytes(),
+        }
+    }
+}
+
+impl From<Weight> for Matrix {
+    fn from(weight: Weight) -> Self {
+        Self::Plain(weight)
+    }
+}
+
+/// The kernels of one instruction set, for plain and for coded weights.
+#[derive(Debug, Clone, Copy)]
+pub struct KernelSet {
+    pub(crate) kernels: &'static Kernels,
+    pub(crate) dot: Dot,
+}
+
+impl KernelSet {
+    /// The kernels of `isa`.
+    pub fn new(isa: Isa) -> Self {
+        Self { kernels: Kernels::of(isa), dot: Dot::of(isa) }
+    }
+}
+
+/// `x Wᵀ + b`, for matrices side by side; or, gated, `activation(x Gᵀ + b) * (x Wᵀ + c)`.
+#[derive(Debug)]
+pub struct Linear {
+    pub(super) parts: Vec<Part>,
+    /// One number for each output of `parts`, or nothing.
+    pub(super) bias: Vec<f32>,
+    pub(super) inputs: usize,
+    pub(super) outputs: usize,
+    pub(super) forms: Forms,
+    /// The first part is a gate of the second.
+    pub(super) gated: bool,
+}
+
+/// Matrices of one form.
+#[derive(Debug)]
+pub(super) struct Part {
+    pub(super) form: Form,
+    pub(super) memory: Piece,
+    /// Outputs, counted over all parts.
+    pub(super) columns: Range<usize>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Form {
+    Plain(DType),
+    Quantized(Layout),
+}
+
+impl Form {
+    pub(super) fn of(matrix: &Matrix, hold: WeightFormat) -> Self {
+        match (matrix, hold) {
+            (Matrix::Blocks(blocks), _) => Self::Quantized(blocks.format().layout()),
+            (_, WeightFormat::F32) => Self::Plain(DType::F32),
+            (_, WeightFormat::Bf16) => Self::Plain(DType::Bf16),
+            (_, WeightFormat::Int8) => Self::Quantized(Layout { bits: 8, minimum: false, halves: false }),
+            (_, WeightFormat::Int4) => Self::Quantized(Layout { bits: 4, minimum: true, halves: false }),
+        }
+    }
+
+    /// Outputs of a panel.
+    pub(super) fn width(self, kernels: &Kernels) -> usize {
+        match self {
+            Self::Plain(_) => kernels.width,
+            Self::Quantized(_) => PANEL,
+        }
+    }
+
+    /// Bytes of a panel, in whole cache lines.
+    pub(super) fn panel_bytes(self, kernels: &Kernels, inputs: usize) -> usize {
+        match self {
+            Self::Plain(dtype) => units(dtype, inputs) * kernels.width * 4,
+            Self::Quantized(layout) => (inputs.div_ceil(GROUP) * group_bytes(layout)).next_multiple_of(64),
+        }
+    }
+}
+
+impl Part {
+    /// `count` panels of `bytes` each.
+    pub(super) fn panels_from(&self, first: usize, count: usize, bytes: usize) -> &[u8] {
+        &self.memory.as_slice::<u8>()[first * bytes..][..count * bytes]
+    }
+
+    pub(super) fn panels(&self, kernels: &Kernels) -> usize {
+        self.columns.len().div_ceil(self.form.width(kernels))
+    }
+}
+
+impl Linear {
+    /// Length of an input row.
+    pub fn inputs(&self) -> usize {
+        self.inputs
+    }
+
+    /// Length of an output row.
+    pub fn outputs(&self) -> usize {
+        self.outputs
+    }
+
+    /// Bytes of memory.
+    pub fn bytes(&self) -> u64 {
+        self.parts.iter().map(|part| part.memory.len() as u64).sum::<u64>() + 4 * self.bias.len() as u64
+    }
+}
+
+#[cfg(test)]
+#[path = "layer_tests.rs"]
+mod tests;

@@ -1,0 +1,13 @@
+//! Linear layers over weights of any stored form, quantized ones of GGUF files among them.
+
+pub(crate) mod activations;
+mod blocks;
+pub(crate) mod gemm;
+mod layer;
+mod pack;
+mod quant_gemm;
+
+pub(crate) use blocks::GROUP;
+pub use blocks::{BlockFormat, BlockTensor};
+pub use layer::{KernelSet, Linear, Matrix, WeightFormat};
+pub use pack::Packer;

@@ -1,0 +1,259 @@
+//! From stored matrices to layers of panels: see [`super::layer`] and [`super::quant_gemm`] for what lies where.
+
+use half::{bf16, f16};
+
+use super::activations::Forms;
+use super::blocks::{GROUP, Group, Layout};
+use super::layer::{Form, KernelSet, Linear, Matrix, Part, WeightFormat};
+use super::quant_gemm::{PANEL, code_place, group_bytes};
+use crate::compute::kernels::Kernels;
+use crate::compute::memory::{Arena, Piece, zeroed};
+use crate::compute::{DType, Isa, Threads, Weight};
+use crate::sync::Mutex;
+use crate::{Error, Result};
+
+/// Packs the weights of one model, all into the same memory, in the order in which they are asked for: best that in
+/// which a pass reads them.
+#[derive(Debug)]
+pub struct Packer {
+    /// What multiplies them.
+    pub machine: KernelSet,
+    /// How plain ones are held.
+    pub hold: WeightFormat,
+    arena: Arena,
+}
+
+/// A matrix and its bias.
+type Biased = (Matrix, Option<Weight>);
+
+impl Packer {
+    /// For the kernels of `isa`, and plain weights held as `hold` says.
+    pub fn new(isa: Isa, hold: WeightFormat) -> Self {
+        Self { machine: KernelSet::new(isa), hold, arena: Arena::default() }
+    }
+
+    /// Packs `matrices` with their biases; their outputs lie side by side.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] when they do not fit together, [`Error::Io`] without memory.
+    pub fn linear(&self, matrices: &[Biased]) -> Result<Linear> {
+        self.layer(matrices, |a, b| self.form(&a.0) == self.form(&b.0))
+    }
+
+    /// Packs a gated layer.
+    ///
+    /// # Errors
+    /// As [`linear`](Self::linear).
+    pub fn gated(&self, gate: Biased, up: Biased) -> Result<Linear> {
+        if gate.0.rows() != up.0.rows() {
+            return Err(misfit(&up.0, gate.0.columns()));
+        }
+        let mut parts = [gate, up];
+        let plain = |part: &Biased| matches!(self.form(&part.0), Form::Plain(_));
+        if plain(&parts[0]) != plain(&parts[1]) {
+            // Panels meet one to one: a gate of codes beside a plain one is held plain as well.
+            for (matrix, _) in &mut parts {
+                *matrix = Weight::from_f32(&matrix.to_f32()?, &[matrix.rows(), matrix.columns()])?.into();
+            }
+        }
+        let mut layer = self.layer(&parts, |_, _| false)?;
+        layer.outputs /= 2;
+        layer.gated = true;
+        Ok(layer)
+    }
+
+    fn form(&self, matrix: &Matrix) -> Form {
+        Form::of(matrix, self.hold)
+    }
+
+    fn layer(&self, matrices: &[Biased], one_part: impl Fn(&Biased, &Biased) -> bool) -> Result<Linear> {
+        let inputs = matrices.first().map_or(0, |(matrix, _)| matrix.columns());
+        let mut bias = Vec::new();
+        let mut outputs = 0;
+        for (matrix, shift) in matrices {
+            let fits = matrix.columns() == inputs
+                && shift.as_ref().is_none_or(|shift| shift.shape() == [matrix.rows()]);
+            if !fits || inputs == 0 {
+                return Err(misfit(matrix, inputs));
+            }
+            outputs += matrix.rows();
+            if let Some(shift) = shift {
+                bias.resize(outputs - matrix.rows(), 0.0);
+                bias.extend(shift.to_f32()?);
+            }
+        }
+        if !bias.is_empty() {
+            bias.resize(outputs, 0.0);
+        }
+        let mut parts = Vec::new();
+        let mut start = 0;
+        for same in matrices.chunk_by(one_part) {
+            let form = self.form(&same[0].0);
+            let rows = same.iter().map(|(matrix, _)| matrix.rows()).sum::<usize>();
+            let memory = self.panels(form, same, inputs)?;
+            parts.push(Part { form, memory, columns: start..start + rows });
+            start += rows;
+        }
+        let quantized = |part: &Part| match part.form {
+            Form::Quantized(layout) => Some(layout),
+            Form::Plain(_) => None,
+        };
+        let forms = Forms {
+            quantized: parts.iter().any(|part| quantized(part).is_some()),
+            halves: parts.iter().filter_map(quantized).any(|layout| layout.halves),
+        };
+        Ok(Linear { parts, bias, inputs, outputs, forms, gated: false })
+    }
+
+    /// The panels of `matrices` side by side.
+    fn panels(&self, form: Form, matrices: &[Biased], inputs: usize) -> Result<Piece> {
+        let (kernels, hold) = (self.machine.kernels, self.hold);
+        let rows: Vec<(&Matrix, usize)> = matrices
+            .iter()
+            .flat_map(|(matrix, _)| (0..matrix.rows()).map(move |row| (matrix, row)))
+            .collect();
+        let width = form.width(kernels);
+        let bytes = form.panel_bytes(kernels, inputs);
+        let mut panels = self.arena.take(rows.len().div_ceil(width) * bytes)?;
+        let tasks: Vec<_> = panels.as_mut_slice::<u32>().chunks_mut(bytes / 4).map(Mutex::new).collect();
+        let fault = Mutex::new(None);
+        Threads::global().run(tasks.len(), &|panel| {
+            let rows = &rows[panel * width..rows.len().min((panel + 1) * width)];
+            let mut panel = tasks[panel].lock();
+            let packed = match form {
+                Form::Plain(dtype) => pack_plain(kernels, dtype, rows, inputs, &mut panel),
+                Form::Quantized(layout) => pack_codes(layout, hold, rows, inputs, &mut panel),
+            };
+            if let Err(error) = packed {
+                fault.lock().get_or_insert(error);
+            }
+        })?;
+        drop(tasks);
+        if let Some(error) = fault.into_inner() {
+            return Err(error);
+        }
+        panels.settle();
+        Ok(panels)
+    }
+}
+
+fn misfit(matrix: &Matrix, inputs: usize) -> Error {
+    Error::Internal {
+        place: "linear".into(),
+        reason: format!("a matrix of {} x {} does not fit {inputs} inputs", matrix.rows(), matrix.columns()),
+    }
+}
+
+/// The runs of `rows` that lie one after another in the same matrix, each with the place of its first row among all.
+fn runs<'a>(
+    rows: &'a [(&'a Matrix, usize)],
+) -> impl Iterator<Item = (usize, &'a Matrix, std::ops::Range<usize>)> {
+    let mut place = 0;
+    rows.chunk_by(|a, b| std::ptr::eq(a.0, b.0) && a.1 + 1 == b.1).map(move |run| {
+        let (matrix, first) = run[0];
+        let at = place;
+        place += run.len();
+        (at, matrix, first..first + run.len())
+    })
+}
+
+fn pack_plain(
+    kernels: &Kernels,
+    dtype: DType,
+    rows: &[(&Matrix, usize)],
+    inputs: usize,
+    panel: &mut [u32],
+) -> Result<()> {
+    let mut values = zeroed::<f32>(rows.len() * inputs)?;
+    let mut scratch = Vec::new();
+    for (place, matrix, range) in runs(rows) {
+        if let Matrix::Plain(weight) = matrix {
+            let out = &mut values[place * inputs..][..range.len() * inputs];
+            weight.rows_f32(range, out, &mut scratch)?;
+        }
+    }
+    let (from, stride, _narrow);
+    match dtype {
+        DType::F32 => (from, stride) = (values.as_ptr().cast::<u8>(), inputs * 4),
+        DType::Bf16 => {
+            let mut narrow: Vec<u16> = values.iter().map(|&x| bf16::from_f32(x).to_bits()).collect();
+            narrow.push(0);
+            (from, stride) = (narrow.as_ptr().cast(), inputs * 2);
+            _narrow = narrow;
+        }
+    }
+    // SAFETY: the rows lie one after another; those of bf16 have one element more for an odd number of inputs.
+    unsafe { kernels.pack_columns(dtype, from, stride, rows.len(), inputs, panel) };
+    Ok(())
+}
+
+fn pack_codes(
+    layout: Layout,
+    hold: WeightFormat,
+    rows: &[(&Matrix, usize)],
+    inputs: usize,
+    panel: &mut [u32],
+) -> Result<()> {
+    let panel = as_bytes(panel);
+    let mut scratch = Vec::new();
+    let mut values = Vec::new();
+    for (place, matrix, range) in runs(rows) {
+        let columns = place..place + range.len();
+        match matrix {
+            Matrix::Blocks(blocks) => {
+                let size = blocks.row_bytes();
+                let read = blocks.rows_read(range, &mut scratch)?;
+                for (row, column) in columns.enumerate() {
+                    let row = &read[row * size..][..size];
+                    put_codes(layout, column, inputs, panel, |index| blocks.format().group(row, index));
+                }
+            }
+            Matrix::Plain(weight) => {
+                // The last group of a row may reach beyond it, over zeros.
+                let padded = inputs.next_multiple_of(GROUP);
+                let mut row = zeroed::<f32>(padded)?;
+                values =
+                    if values.len() < range.len() * inputs { zeroed(range.len() * inputs)? } else { values };
+                let values = &mut values[..range.len() * inputs];
+                weight.rows_f32(range, values, &mut scratch)?;
+                for (from, column) in values.chunks_exact(inputs).zip(columns) {
+                    row[..inputs].copy_from_slice(from);
+                    let groups = row.as_chunks::<GROUP>().0;
+                    put_codes(layout, column, inputs, panel, |index| match hold {
+                        WeightFormat::Int4 => Group::four_bits(&groups[index]),
+                        _ => Group::eight_bits(&groups[index]),
+                    });
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// One row's groups into column `column` of a panel.
+fn put_codes(layout: Layout, column: usize, inputs: usize, panel: &mut [u8], group: impl Fn(usize) -> Group) {
+    let bytes = group_bytes(layout);
+    for index in 0..inputs.div_ceil(GROUP) {
+        let group = group(index);
+        let to = &mut panel[index * bytes..][..bytes];
+        let mut number = |which: usize, value: f32| {
+            let at = (which * PANEL + column) * 2;
+            to[at..at + 2].copy_from_slice(&f16::from_f32(value).to_le_bytes());
+        };
+        number(0, group.scales[0]);
+        if layout.halves {
+            number(1, group.scales[1]);
+        } else if layout.minimum {
+            number(1, group.minimum);
+        }
+        for (i, code) in group.codes.into_iter().enumerate() {
+            let (at, high) = code_place(layout, column, i);
+            to[at] |= if high { code << 4 } else { code };
+        }
+    }
+}
+
+fn as_bytes(units: &mut [u32]) -> &mut [u8] {
+    // SAFETY: any four bytes are a u32, bytes need no alignment, and the borrow is exclusive.
+    unsafe { std::slice::from_raw_parts_mut(units.as_mut_ptr().cast(), size_of_val(units)) }
+}

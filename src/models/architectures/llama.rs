@@ -1,0 +1,426 @@
+//! Llama: RMS normalisation, rotary positions, grouped queries, a gated perceptron. Qwen2 and Qwen3 are variations.
+//!
+//! Touvron et al., "LLaMA: Open and Efficient Foundation Language Models", 2023.
+
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+use super::llama_gguf::from_gguf;
+use super::{
+    Architecture, Biased, ConfigFile, Description, EmbeddingTensors, Family, GgufFamily, LayerTensors,
+    NormTensors, Tensors,
+};
+use crate::compute::{Activation, Heads, LONGEST_HEAD, Matrix, Positions, RopeStyle, Rotary};
+use crate::models::LARGEST_SIZE;
+use crate::models::keys::is_unset;
+use crate::{Error, Result};
+
+/// Llama and its variations.
+pub(super) const FAMILIES: &[Family] = &[
+    family("llama", "Llama", |file| read(file, None)),
+    Family {
+        gguf: Some(GgufFamily { embeds: false, read: |gguf| from_gguf(gguf, "qwen2") }),
+        ..family("qwen2", "Qwen2", |file| read(file, Some(2)))
+    },
+    Family {
+        gguf: Some(GgufFamily { embeds: true, read: |gguf| from_gguf(gguf, "qwen3") }),
+        ..family("qwen3", "Qwen3", |file| read(file, Some(3)))
+    },
+];
+
+const fn family(
+    model_type: &'static str,
+    classes: &'static str,
+    read: fn(&ConfigFile<'_>) -> Result<Box<dyn Architecture>>,
+) -> Family {
+    let gguf = Some(GgufFamily { embeds: false, read: |gguf| from_gguf(gguf, "llama") });
+    Family { model_type, classes, keys: KEYS, embeds: true, generates: true, bare_turns: false, read, gguf }
+}
+
+/// `qwen` is the number in "qwen2", "qwen3"; `None` for Llama.
+fn read(file: &ConfigFile<'_>, qwen: Option<u8>) -> Result<Box<dyn Architecture>> {
+    Ok(Box::new(file.parse::<Config>()?.llama(file.model, qwen)?))
+}
+
+/// The keys of `config.json` that [`Config`] reads.
+const KEYS: &[&str] = &[
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "vocab_size",
+    "max_position_embeddings",
+    "rms_norm_eps",
+    "rope_theta",
+    "rope_scaling",
+    "rope_parameters",
+    "partial_rotary_factor",
+    "tie_word_embeddings",
+    "attention_bias",
+    "mlp_bias",
+    "use_sliding_window",
+    // These two matter with `use_sliding_window` alone.
+    "sliding_window",
+    "max_window_layers",
+    "layer_types",
+    "hidden_act",
+    "is_causal",
+    "use_bidirectional_attention",
+];
+
+/// Where models of this kind differ.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Variant {
+    /// Queries, keys and values have biases.
+    pub qkv_bias: bool,
+    /// So has the output of attention.
+    pub output_bias: bool,
+    /// And the perceptron.
+    pub mlp_bias: bool,
+    /// Each head's query and key is normalised.
+    pub head_norms: bool,
+}
+
+/// What a model of this family is made of, whatever file describes it.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Llama {
+    /// Length of a state.
+    pub hidden: usize,
+    /// Length of the perceptron's gate.
+    pub intermediate: usize,
+    /// Layers.
+    pub layers: usize,
+    /// Query heads.
+    pub heads: usize,
+    /// Heads of keys and values.
+    pub kv_heads: usize,
+    /// Length of a head.
+    pub head: usize,
+    /// Tokens.
+    pub vocabulary: usize,
+    /// Positions.
+    pub context: usize,
+    /// Of the normalisations.
+    pub epsilon: f32,
+    /// Whether the matrix of logits is that of embeddings.
+    pub tied: bool,
+    /// Positions.
+    pub rotary: Rotary,
+    /// Biases and norms.
+    pub variant: Variant,
+    /// Whether a token sees only itself and those before it.
+    pub causal: bool,
+}
+
+/// `config.json` as transformers writes it, before and since version 5.
+#[derive(Debug, Clone, Deserialize)]
+struct Config {
+    hidden_size: usize,
+    intermediate_size: usize,
+    num_hidden_layers: usize,
+    num_attention_heads: usize,
+    num_key_value_heads: Option<usize>,
+    head_dim: Option<usize>,
+    vocab_size: usize,
+    max_position_embeddings: usize,
+    #[serde(default = "epsilon")]
+    rms_norm_eps: f32,
+    rope_theta: Option<f32>,
+    rope_scaling: Option<Scaling>,
+    rope_parameters: Option<Scaling>,
+    #[serde(default)]
+    tie_word_embeddings: bool,
+    #[serde(default)]
+    attention_bias: bool,
+    #[serde(default)]
+    mlp_bias: bool,
+    #[serde(default)]
+    use_sliding_window: bool,
+    #[serde(default = "silu")]
+    hidden_act: String,
+    #[serde(default)]
+    layer_types: Vec<String>,
+    partial_rotary_factor: Option<f32>,
+    is_causal: Option<bool>,
+    use_bidirectional_attention: Option<bool>,
+}
+
+/// How frequencies are stretched for longer contexts.
+#[derive(Debug, Clone, Deserialize)]
+struct Scaling {
+    rope_type: Option<String>,
+    /// What `rope_type` was called once; some files carry both.
+    #[serde(rename = "type")]
+    old_type: Option<String>,
+    rope_theta: Option<f32>,
+    factor: Option<f32>,
+    low_freq_factor: Option<f32>,
+    high_freq_factor: Option<f32>,
+    original_max_position_embeddings: Option<f32>,
+    partial_rotary_factor: Option<f32>,
+    /// Keys that are not read; they are refused.
+    #[serde(flatten)]
+    others: Map<String, Value>,
+}
+
+fn epsilon() -> f32 {
+    1e-6
+}
+
+fn silu() -> String {
+    "silu".into()
+}
+
+impl Config {
+    /// Checks the configuration of `model` and brings it into the common form.
+    fn llama(&self, model: &str, qwen: Option<u8>) -> Result<Llama> {
+        let unsupported = |reason: String| Err(Error::Unsupported { model: model.into(), reason });
+        if self.hidden_act != "silu" {
+            return unsupported(format!("its hidden_act is {:?}; supported is silu", self.hidden_act));
+        }
+        if self.use_sliding_window {
+            return unsupported("it attends through a sliding window (use_sliding_window)".into());
+        }
+        if let Some(kind) = self.layer_types.iter().find(|kind| *kind != "full_attention") {
+            return unsupported(format!("its layer_types name {kind:?}; supported is full_attention"));
+        }
+        let causal = match (self.is_causal, self.use_bidirectional_attention) {
+            (Some(true), Some(true)) | (Some(false), Some(false)) => {
+                return unsupported(
+                    "its config.json contradicts itself: is_causal and use_bidirectional_attention have the same \
+                     value; remove the wrong one"
+                        .into(),
+                );
+            }
+            (is_causal, bidirectional) => is_causal.unwrap_or(true) && !bidirectional.unwrap_or(false),
+        };
+        let kv_heads = self.num_key_value_heads.unwrap_or(self.num_attention_heads);
+        let head = self.head_dim.unwrap_or(self.hidden_size / self.num_attention_heads.max(1));
+        let scaling = self.rope_parameters.as_ref().or(self.rope_scaling.as_ref());
+        let base = self.rope_theta.or(scaling.and_then(|scaling| scaling.rope_theta)).unwrap_or(10_000.0);
+        let partial =
+            scaling.and_then(|scaling| scaling.partial_rotary_factor).or(self.partial_rotary_factor);
+        if let Some(part) = partial.filter(|&part| part != 1.0) {
+            return unsupported(format!("its partial_rotary_factor is {part}; supported is 1"));
+        }
+        // `check` refuses longer ones; none takes memory before.
+        let mut rotary = Rotary::new(base, head.min(LONGEST_HEAD), RopeStyle::Neox);
+        if let Some(scaling) = scaling
+            && let Err(reason) = scaling.stretch(&mut rotary.frequencies)
+        {
+            return unsupported(reason);
+        }
+        let llama = Llama {
+            hidden: self.hidden_size,
+            intermediate: self.intermediate_size,
+            layers: self.num_hidden_layers,
+            heads: self.num_attention_heads,
+            kv_heads,
+            head,
+            vocabulary: self.vocab_size,
+            context: self.max_position_embeddings,
+            epsilon: self.rms_norm_eps,
+            tied: self.tie_word_embeddings,
+            rotary,
+            variant: Variant {
+                qkv_bias: qwen == Some(2) || self.attention_bias,
+                output_bias: qwen != Some(2) && self.attention_bias,
+                mlp_bias: self.mlp_bias,
+                head_norms: qwen == Some(3),
+            },
+            causal,
+        };
+        llama.check(model)?;
+        Ok(llama)
+    }
+}
+
+impl Scaling {
+    fn stretch(&self, frequencies: &mut [f32]) -> Result<(), String> {
+        let number = |value: Option<f32>, name: &str| {
+            value.filter(|x| *x > 0.0).ok_or_else(|| format!("its rotary scaling has no positive {name}"))
+        };
+        if let Some((key, value)) = self.others.iter().find(|(_, value)| !is_unset(value)) {
+            return Err(format!("its rotary scaling sets {key:?} to {value}, which is not supported"));
+        }
+        match self.rope_type.as_deref().or(self.old_type.as_deref()) {
+            None | Some("default") => Ok(()),
+            Some("linear") => {
+                let factor = number(self.factor, "factor")?;
+                frequencies.iter_mut().for_each(|frequency| *frequency /= factor);
+                Ok(())
+            }
+            Some("llama3") => {
+                let factor = number(self.factor, "factor")?;
+                let low = number(self.low_freq_factor, "low_freq_factor")?;
+                let high = number(self.high_freq_factor, "high_freq_factor")?;
+                let original =
+                    number(self.original_max_position_embeddings, "original_max_position_embeddings")?;
+                for frequency in frequencies {
+                    let turns = original * *frequency / (2.0 * std::f32::consts::PI);
+                    // Slow waves are stretched, fast ones kept, and those between are blended.
+                    let kept = ((turns - low) / (high - low)).clamp(0.0, 1.0);
+                    *frequency = (1.0 - kept) * *frequency / factor + kept * *frequency;
+                }
+                Ok(())
+            }
+            Some(other) => {
+                Err(format!("its rotary scaling is {other:?}; supported are default, linear and llama3"))
+            }
+        }
+    }
+}
+
+impl Llama {
+    pub(super) fn check(&self, model: &str) -> Result<()> {
+        let sizes =
+            [self.hidden, self.intermediate, self.layers, self.heads, self.kv_heads, self.head, self.context];
+        let sound = sizes.iter().all(|&n| n > 0 && n <= LARGEST_SIZE)
+            && self.heads.is_multiple_of(self.kv_heads)
+            && self.head.is_multiple_of(2)
+            && self.head <= LONGEST_HEAD;
+        if sound {
+            return Ok(());
+        }
+        let reason = format!(
+            "its sizes do not fit together: {} query heads, {} key heads of {}, states of {}, {} layers",
+            self.heads, self.kv_heads, self.head, self.hidden, self.layers
+        );
+        Err(Error::Unsupported { model: model.into(), reason })
+    }
+
+    fn norm(&self, tensors: &dyn Tensors, name: &str, length: usize) -> Result<NormTensors> {
+        let scale = tensors.vector(&format!("{name}.weight"), length)?;
+        Ok(NormTensors { scale, shift: None, epsilon: self.epsilon })
+    }
+
+    fn words(&self, tensors: &dyn Tensors, name: &str) -> Result<Matrix> {
+        tensors.matrix(name, [self.vocabulary, self.hidden])
+    }
+}
+
+impl Architecture for Llama {
+    fn describe(&self) -> Description {
+        Description {
+            hidden: self.hidden,
+            layers: self.layers,
+            heads: Heads {
+                heads: self.heads,
+                kv_heads: self.kv_heads,
+                width: self.head,
+                causal: self.causal,
+            },
+            vocabulary: self.vocabulary,
+            context: self.context,
+            activation: Activation::Silu,
+            norm_first: true,
+            positions: Positions::FromZero,
+            rotary: Some(self.rotary.clone()),
+        }
+    }
+
+    fn embeddings(&self, tensors: &dyn Tensors) -> Result<EmbeddingTensors> {
+        let words = self.words(tensors, "model.embed_tokens.weight")?;
+        Ok(EmbeddingTensors { words, positions: None, token_types: None, norm: None })
+    }
+
+    fn layer(&self, tensors: &dyn Tensors, index: usize) -> Result<LayerTensors> {
+        let Self { hidden, heads, kv_heads, head, intermediate, variant, .. } = *self;
+        let (queries, keys) = (heads * head, kv_heads * head);
+        let name = |rest: &str| format!("model.layers.{index}.{rest}");
+        let part = |rest: &str, shape: [usize; 2], bias: bool| -> Result<Biased> {
+            let name = name(rest);
+            let shift = if bias { Some(tensors.vector(&format!("{name}.bias"), shape[0])?) } else { None };
+            Ok((tensors.matrix(&format!("{name}.weight"), shape)?, shift))
+        };
+        let norm = |rest: &str, length: usize| self.norm(tensors, &name(rest), length);
+        let head_norms = if variant.head_norms {
+            Some([norm("self_attn.q_norm", head)?, norm("self_attn.k_norm", head)?])
+        } else {
+            None
+        };
+        Ok(LayerTensors {
+            attention_norm: norm("input_layernorm", hidden)?,
+            qkv: vec![
+                part("self_attn.q_proj", [queries, hidden], variant.qkv_bias)?,
+                part("self_attn.k_proj", [keys, hidden], variant.qkv_bias)?,
+                part("self_attn.v_proj", [keys, hidden], variant.qkv_bias)?,
+            ],
+            head_norms,
+            output: part("self_attn.o_proj", [hidden, queries], variant.output_bias)?,
+            mlp_norm: norm("post_attention_layernorm", hidden)?,
+            gate: Some(part("mlp.gate_proj", [intermediate, hidden], variant.mlp_bias)?),
+            up: part("mlp.up_proj", [intermediate, hidden], variant.mlp_bias)?,
+            down: part("mlp.down_proj", [hidden, intermediate], variant.mlp_bias)?,
+        })
+    }
+
+    fn final_norm(&self, tensors: &dyn Tensors) -> Result<Option<NormTensors>> {
+        self.norm(tensors, "model.norm", self.hidden).map(Some)
+    }
+
+    fn head(&self, tensors: &dyn Tensors) -> Result<Matrix> {
+        self.words(tensors, if self.tied { "model.embed_tokens.weight" } else { "lm_head.weight" })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(extra: &str) -> Config {
+        let base = r#"{"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
+            "num_key_value_heads": 2, "vocab_size": 100, "max_position_embeddings": 131072"#;
+        serde_json::from_str(&format!("{base}{extra}}}")).unwrap()
+    }
+
+    #[test]
+    fn llama3_scaling_equals_transformers() {
+        // transformers' ROPE_INIT_FUNCTIONS["llama3"] for heads of 16, base 500000.
+        let scaling = r#", "rope_theta": 500000.0, "rope_scaling": {"rope_type": "llama3", "factor": 8.0,
+            "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}"#;
+        let expected = LLAMA3;
+        let ours = config(scaling).llama("m", None).unwrap().rotary.frequencies;
+        for (ours, theirs) in ours.iter().zip(expected) {
+            assert!((ours - theirs).abs() <= theirs * 1e-6, "{ours} {theirs}");
+        }
+    }
+
+    const LLAMA3: [f32; 8] = [
+        1.0,
+        0.193_922_76,
+        0.037_606_03,
+        0.007_292_665,
+        0.000_524_846,
+        3.428_102_4e-5,
+        6.647_87e-6,
+        1.289_173_2e-6,
+    ];
+
+    #[test]
+    fn both_spellings_of_the_base_are_read() {
+        let old = config(r#", "rope_theta": 1000.0"#).llama("m", None).unwrap();
+        let new = config(r#", "rope_parameters": {"rope_type": "default", "rope_theta": 1000.0}"#);
+        assert_eq!(old.rotary, new.llama("m", None).unwrap().rotary);
+    }
+
+    #[test]
+    fn what_is_not_supported_is_named() {
+        let refusal = |extra| config(extra).llama("m", None).unwrap_err().to_string();
+        assert!(refusal(r#", "hidden_act": "gelu""#).contains("hidden_act is \"gelu\""));
+        assert!(refusal(r#", "use_sliding_window": true"#).contains("sliding window"));
+        assert!(refusal(r#", "rope_scaling": {"type": "yarn", "factor": 2.0}"#).contains("\"yarn\""));
+        assert!(refusal(r#", "rope_scaling": {"type": "linear"}"#).contains("no positive factor"));
+        assert!(refusal(r#", "head_dim": 7"#).contains("do not fit together"));
+    }
+
+    #[test]
+    fn variants_follow_the_family() {
+        let variant = |qwen| config("").llama("m", qwen).unwrap().variant;
+        assert_eq!(variant(None), Variant::default());
+        assert_eq!(variant(Some(2)), Variant { qkv_bias: true, ..Variant::default() });
+        assert_eq!(variant(Some(3)), Variant { head_norms: true, ..Variant::default() });
+    }
+}

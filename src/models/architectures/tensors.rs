@@ -1,0 +1,70 @@
+//! The tensors that a transformer is made of.
+
+use crate::Result;
+use crate::compute::{Matrix, Weight};
+
+/// Named tensors of any file format, under the names that transformers gives them.
+pub trait Tensors {
+    /// Whether there is such a tensor.
+    fn contains(&self, name: &str) -> bool;
+
+    /// A matrix of `[outputs, inputs]`.
+    ///
+    /// # Errors
+    /// When it is missing or has another shape; the error names the file, the tensor and both shapes.
+    fn matrix(&self, name: &str, shape: [usize; 2]) -> Result<Matrix>;
+
+    /// A vector.
+    ///
+    /// # Errors
+    /// When it is missing or has another length; as for [`matrix`](Self::matrix).
+    fn vector(&self, name: &str, length: usize) -> Result<Weight>;
+}
+
+/// A matrix `[outputs, inputs]` and its bias `[outputs]`.
+pub type Biased = (Matrix, Option<Weight>);
+
+/// The parameters of a normalisation.
+#[derive(Debug, Clone)]
+pub struct NormTensors {
+    /// Factor of each number.
+    pub scale: Weight,
+    /// Added to each number: a layer normalisation. Without it, an RMS normalisation.
+    pub shift: Option<Weight>,
+    /// Added to the variance, or to the mean square.
+    pub epsilon: f32,
+}
+
+/// What tokens become first.
+#[derive(Debug)]
+pub struct EmbeddingTensors {
+    /// A row for each token of the vocabulary.
+    pub words: Matrix,
+    /// A row for each position.
+    pub positions: Option<Matrix>,
+    /// A row for each token type, of which the first is used.
+    pub token_types: Option<Matrix>,
+    /// After their sum.
+    pub norm: Option<NormTensors>,
+}
+
+/// One layer.
+#[derive(Debug)]
+pub struct LayerTensors {
+    /// Of the block of attention: before it, or after it and the residual.
+    pub attention_norm: NormTensors,
+    /// Queries, keys and values: matrices whose outputs lie side by side in this order.
+    pub qkv: Vec<Biased>,
+    /// RMS normalisations of each query head and of each key head.
+    pub head_norms: Option<[NormTensors; 2]>,
+    /// After attention.
+    pub output: Biased,
+    /// Of the multilayer perceptron: before it, or after it and the residual.
+    pub mlp_norm: NormTensors,
+    /// The gate of `up`, if there is one.
+    pub gate: Option<Biased>,
+    /// The first matrix of the perceptron.
+    pub up: Biased,
+    /// The second.
+    pub down: Biased,
+}

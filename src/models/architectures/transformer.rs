@@ -1,0 +1,339 @@
+//! The transformer: one forward pass for all families, for vectors and for text, on any backend.
+//!
+//! ```text
+//! norm first (GPT-2, Llama, Qwen):  x += output(attention(rope(qkv(norm(x)))));  x += down(activation(up(norm(x))))
+//! norm last (BERT):                 x = norm(x + output(attention(qkv(x))));     x = norm(x + down(activation(up(x))))
+//! ```
+//! Vectors are pooled from the rows of whole texts. To write text, a pass takes the new tokens of several sequences, whose
+//! earlier tokens' keys and values lie in caches, and gives the logits after the last one.
+
+use std::fmt::Debug;
+use std::sync::Weak;
+
+use super::tensors::{EmbeddingTensors, LayerTensors, NormTensors, Tensors};
+use crate::compute::file::WeightFile;
+use crate::compute::{
+    Activation, Backend, CacheShape, Heads, KvCache, Matrix, Packed, Pass, Positions, Rotary, Row, Step,
+};
+use crate::models::decoder::Decoder;
+use crate::models::pooling::{Pooling, SentenceEncoder};
+use crate::{Error, Result};
+
+/// The numbers and switches of a transformer.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Description {
+    /// Length of a state.
+    pub hidden: usize,
+    /// Layers.
+    pub layers: usize,
+    /// Attention's heads.
+    pub heads: Heads,
+    /// Tokens.
+    pub vocabulary: usize,
+    /// Most tokens of a text.
+    pub context: usize,
+    /// Between the matrices of the perceptron; of its gate where it has one.
+    pub activation: Activation,
+    /// Whether each block begins with its norm; else it ends with it.
+    pub norm_first: bool,
+    /// How rows of learned positions are chosen.
+    pub positions: Positions,
+    /// Rotary positions.
+    pub rotary: Option<Rotary>,
+}
+
+/// A family's model as its files describe it: its numbers, and where its tensors are.
+pub trait Architecture: Debug + Send + Sync {
+    /// Its numbers.
+    fn describe(&self) -> Description;
+
+    /// What tokens become first.
+    ///
+    /// # Errors
+    /// When a tensor is missing or of another shape, here and below.
+    fn embeddings(&self, tensors: &dyn Tensors) -> Result<EmbeddingTensors>;
+
+    /// Layer `index`.
+    ///
+    /// # Errors
+    /// As above.
+    fn layer(&self, tensors: &dyn Tensors, index: usize) -> Result<LayerTensors>;
+
+    /// The norm after the last layer, if there is one.
+    ///
+    /// # Errors
+    /// As above.
+    fn final_norm(&self, tensors: &dyn Tensors) -> Result<Option<NormTensors>>;
+
+    /// The matrix that makes logits of states, `[vocabulary, hidden]`.
+    ///
+    /// # Errors
+    /// As above; [`Error::Internal`] for an architecture that writes no text.
+    fn head(&self, tensors: &dyn Tensors) -> Result<Matrix>;
+}
+
+/// A transformer on a backend.
+pub struct Transformer<B: Backend> {
+    backend: B,
+    description: Description,
+    words: B::Table,
+    positions: Option<B::Table>,
+    token_types: Option<B::Table>,
+    embedding_norm: Option<B::Norm>,
+    layers: Vec<Layer<B>>,
+    final_norm: Option<B::Norm>,
+    /// Of a model that writes text.
+    head: Option<B::Linear>,
+    /// What a table may still be read from.
+    files: Vec<Weak<WeightFile>>,
+}
+
+struct Layer<B: Backend> {
+    attention_norm: B::Norm,
+    /// Queries, keys and values side by side.
+    qkv: B::Linear,
+    head_norms: Option<(B::Norm, B::Norm)>,
+    output: B::Linear,
+    mlp_norm: B::Norm,
+    up: B::Linear,
+    down: B::Linear,
+}
+
+impl<B: Backend> Transformer<B> {
+    /// Takes the weights of an encoder from `tensors`.
+    ///
+    /// # Errors
+    /// When a tensor is missing or of another shape; those of the backend.
+    pub fn load(backend: B, architecture: &dyn Architecture, tensors: &dyn Tensors) -> Result<Self> {
+        let norm = |norm: NormTensors| backend.norm(&norm.scale, norm.shift.as_ref(), norm.epsilon);
+        let description = architecture.describe();
+        let layer = |index: usize| {
+            let layer = architecture.layer(tensors, index)?;
+            Ok(Layer {
+                attention_norm: norm(layer.attention_norm)?,
+                qkv: backend.linear(&layer.qkv)?,
+                head_norms: match layer.head_norms {
+                    Some([queries, keys]) => Some((norm(queries)?, norm(keys)?)),
+                    None => None,
+                },
+                output: backend.linear(&[layer.output])?,
+                mlp_norm: norm(layer.mlp_norm)?,
+                up: match layer.gate {
+                    Some(gate) => backend.gated(gate, layer.up)?,
+                    None => backend.linear(&[layer.up])?,
+                },
+                down: backend.linear(&[layer.down])?,
+            })
+        };
+        let embeddings = architecture.embeddings(tensors)?;
+        let table = |matrix: Option<Matrix>| matrix.map(|matrix| backend.table(matrix)).transpose();
+        Ok(Self {
+            words: backend.table(embeddings.words)?,
+            positions: table(embeddings.positions)?,
+            token_types: table(embeddings.token_types)?,
+            embedding_norm: embeddings.norm.map(norm).transpose()?,
+            layers: (0..description.layers).map(layer).collect::<Result<_>>()?,
+            final_norm: architecture.final_norm(tensors)?.map(norm).transpose()?,
+            head: None,
+            files: Vec::new(),
+            description,
+            backend,
+        })
+    }
+
+    /// Takes the weights of a model that writes text from `tensors`. `files` are those that they come from: a pass fails
+    /// once one was changed.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load); [`Error::Internal`] for a model that attends in both directions.
+    pub fn load_decoder(
+        backend: B,
+        architecture: &dyn Architecture,
+        tensors: &dyn Tensors,
+        files: Vec<Weak<WeightFile>>,
+    ) -> Result<Self> {
+        let mut model = Self::load(backend, architecture, tensors)?;
+        if !model.description.heads.causal {
+            return Err(misuse("a decoder attends to earlier tokens alone"));
+        }
+        model.head = Some(model.backend.linear(&[(architecture.head(tensors)?, None)])?);
+        model.files = files;
+        Ok(model)
+    }
+
+    /// Its numbers.
+    pub fn description(&self) -> &Description {
+        &self.description
+    }
+
+    /// The backend.
+    pub fn backend(&self) -> &B {
+        &self.backend
+    }
+
+    fn cache_shape(&self) -> CacheShape {
+        let Heads { kv_heads, width, .. } = self.description.heads;
+        CacheShape { layers: self.description.layers, kv_heads, width }
+    }
+
+    /// The last layer's states: one row for each token of the pass, or `row` of each sequence alone.
+    fn forward<'a>(
+        &self,
+        pass: &mut B::Pass<'a>,
+        row: Option<Row>,
+    ) -> Result<<B::Pass<'a> as Pass<B>>::States> {
+        let positions = self.positions.as_ref().map(|table| (table, self.description.positions));
+        let mut x = pass.embed(&self.words, positions, self.token_types.as_ref())?;
+        if let Some(norm) = &self.embedding_norm {
+            x = pass.norm(x, norm)?;
+        }
+        if self.description.norm_first { self.norm_first(pass, x, row) } else { self.norm_last(pass, x, row) }
+    }
+
+    fn norm_first<'a>(
+        &self,
+        pass: &mut B::Pass<'a>,
+        mut x: <B::Pass<'a> as Pass<B>>::States,
+        row: Option<Row>,
+    ) -> Result<<B::Pass<'a> as Pass<B>>::States> {
+        let Description { heads, activation, ref rotary, .. } = self.description;
+        let rope = rotary.as_ref().map(|rotary| pass.rope(rotary)).transpose()?;
+        // From the last attention on no row looks at another; in windows, all of them pass by first.
+        // Without causality the rows of a window need those after it: there is one window, which is all rows.
+        let windows = if heads.causal { pass.windows() } else { pass.windows().min(1) };
+        let early = row.filter(|_| windows == 1);
+        for (index, layer) in self.layers.iter().enumerate() {
+            // What a row becomes depends on rows before it alone: keys and values are kept for one layer only.
+            for window in 0..windows {
+                if windows > 1 {
+                    pass.enter(window);
+                }
+                let mut qkv =
+                    pass.norm_linear(&x, &layer.attention_norm, &layer.qkv, Activation::Identity)?;
+                if let Some(rope) = &rope {
+                    qkv = pass.rotate(qkv, heads, layer.head_norms.as_ref(), rope)?;
+                }
+                let mut attended = pass.attention(index, qkv, heads)?;
+                if let Some(row) = early.filter(|_| index + 1 == self.layers.len()) {
+                    (attended, x) = (pass.pick(attended, row)?, pass.pick(x, row)?);
+                }
+                pass.linear_add(attended, &layer.output, &mut x)?;
+                let up = pass.norm_linear(&x, &layer.mlp_norm, &layer.up, activation)?;
+                pass.linear_add(up, &layer.down, &mut x)?;
+            }
+        }
+        match row.filter(|_| early.is_none()) {
+            Some(row) => pass.pick(x, row),
+            None => Ok(x),
+        }
+    }
+
+    fn norm_last<'a>(
+        &self,
+        pass: &mut B::Pass<'a>,
+        mut x: <B::Pass<'a> as Pass<B>>::States,
+        row: Option<Row>,
+    ) -> Result<<B::Pass<'a> as Pass<B>>::States> {
+        let Description { heads, activation, .. } = self.description;
+        for (index, layer) in self.layers.iter().enumerate() {
+            let qkv = pass.linear(&x, &layer.qkv, Activation::Identity)?;
+            let mut attended = pass.attention(index, qkv, heads)?;
+            if let Some(row) = row.filter(|_| index + 1 == self.layers.len()) {
+                // From here on no row looks at another.
+                (attended, x) = (pass.pick(attended, row)?, pass.pick(x, row)?);
+            }
+            x = pass.linear_add_norm(attended, &layer.output, x, &layer.attention_norm)?;
+            let up = pass.linear(&x, &layer.up, activation)?;
+            x = pass.linear_add_norm(up, &layer.down, x, &layer.mlp_norm)?;
+        }
+        Ok(x)
+    }
+}
+
+impl<B: Backend> SentenceEncoder for Transformer<B> {
+    fn width(&self) -> usize {
+        self.description.hidden
+    }
+
+    fn max_positions(&self) -> usize {
+        self.description.context
+    }
+
+    fn encode(&self, batch: &Packed<'_>, pooling: Pooling, out: &mut [f32]) -> Result<()> {
+        let (width, longest) = (self.description.hidden, self.description.context);
+        if out.len() != batch.sequences() * width {
+            return Err(Error::Input(format!(
+                "{} sequences of width {width} do not fit into {} values",
+                batch.sequences(),
+                out.len()
+            )));
+        }
+        if let Some(range) = batch.ranges().find(|range| range.len() > longest) {
+            return Err(Error::Input(format!(
+                "{} tokens exceed the model's longest text ({longest})",
+                range.len()
+            )));
+        }
+        self.backend.run(batch, width, out, &|pass, out| {
+            let x = self.forward(pass, pooling.row())?;
+            pass.read(x, self.final_norm.as_ref(), &mut |index, rows| {
+                pooling.pool(rows, &mut out[index * width..(index + 1) * width]);
+            })
+        })
+    }
+
+    fn memory_bytes(&self) -> u64 {
+        self.backend.memory_bytes()
+    }
+
+    fn dtype(&self) -> &'static str {
+        self.backend.dtype()
+    }
+}
+
+impl<B: Backend> Decoder for Transformer<B> {
+    type Cache = B::Cache;
+
+    fn vocabulary(&self) -> usize {
+        self.description.vocabulary
+    }
+
+    fn context(&self) -> usize {
+        self.description.context
+    }
+
+    fn new_cache(&self, capacity: usize) -> Result<B::Cache> {
+        let mut cache = self.backend.cache(self.cache_shape());
+        cache.reserve(capacity)?;
+        Ok(cache)
+    }
+
+    fn cache_bytes(&self, tokens: usize) -> u64 {
+        self.backend.cache_bytes(self.cache_shape(), tokens)
+    }
+
+    fn forward(&self, steps: &mut [Step<'_, B::Cache>], logits: &mut [f32]) -> Result<()> {
+        let head = self.head.as_ref().ok_or_else(|| misuse("a model without a head writes no text"))?;
+        let ends = steps.iter().map(|step| step.cache.len() + step.tokens.len());
+        if let Some(end) = ends.max().filter(|&end| end > self.description.context) {
+            return Err(Error::Input(format!(
+                "{end} tokens exceed the model's context of {}",
+                self.description.context
+            )));
+        }
+        self.backend.run_cached(steps, self.description.vocabulary, logits, &|pass, out| {
+            let x = Self::forward(self, pass, Some(Row::Last))?;
+            pass.project(x, self.final_norm.as_ref(), head, out)
+        })?;
+        // Rows of the word table may have been read from a file that is being written to.
+        self.files.iter().filter_map(Weak::upgrade).try_for_each(|file| file.check())
+    }
+}
+
+fn misuse(reason: &str) -> Error {
+    Error::Internal { place: "transformer".into(), reason: reason.into() }
+}
+
+#[cfg(test)]
+#[path = "transformer_tests.rs"]
+mod tests;

@@ -1,0 +1,116 @@
+//! What a model's configuration says, read by its family.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use serde_json::Value;
+
+use super::architectures::{self, Architecture, ConfigFile, Description, Family, Kind};
+use super::files::{self, ModelFiles, WeightFiles};
+use super::gguf::Gguf;
+use super::keys::check_config;
+use crate::{Error, Result};
+
+/// What `config.json` or the metadata of a GGUF file says.
+#[derive(Debug, Clone)]
+pub struct ModelConfig {
+    /// The source, as messages name it.
+    pub model: String,
+    /// The family of its architecture.
+    pub family: &'static Family,
+    /// What it is made of.
+    pub architecture: Arc<dyn Architecture>,
+    /// The file, for messages.
+    pub path: PathBuf,
+    /// `config.json`; null for a GGUF file.
+    pub json: Value,
+    /// The one file that is the whole model.
+    pub gguf: Option<Arc<Gguf>>,
+}
+
+impl ModelConfig {
+    /// Reads the configuration of a model that is to be used so.
+    ///
+    /// # Errors
+    /// [`Error::InvalidFile`] when it is damaged or names no architecture, [`Error::Unsupported`] naming what is not
+    /// supported, and what is.
+    pub fn read(files: &ModelFiles, kind: Kind) -> Result<Self> {
+        match &files.weights {
+            WeightFiles::Gguf(_) => Self::from_gguf(files, kind),
+            _ => Self::from_json(files, kind),
+        }
+    }
+
+    fn from_json(files: &ModelFiles, kind: Kind) -> Result<Self> {
+        let path = files.transformer.join("config.json");
+        let json: Value = files::read_json(&path)?;
+        let Some(model_type) = json["model_type"].as_str() else {
+            return Err(Error::InvalidFile {
+                path,
+                reason: "it has no model_type; it is not the config.json of a transformers model".into(),
+            });
+        };
+        let Some(family) = architectures::find(model_type).filter(|family| family.serves(kind)) else {
+            let names = architectures::names(|family| family.serves(kind));
+            let reason = format!(
+                "its model_type is {model_type:?}; supported {} are {names}{}",
+                use_of(kind),
+                remedy(kind)
+            );
+            return Err(Error::Unsupported { model: files.model.clone(), reason });
+        };
+        check_config(&files.model, &path, &json, family.classes, family.keys)?;
+        let file = ConfigFile { model: &files.model, path: &path, json: &json };
+        let architecture = (family.read)(&file)?.into();
+        Ok(Self { model: files.model.clone(), family, architecture, json, path, gguf: None })
+    }
+
+    fn from_gguf(files: &ModelFiles, kind: Kind) -> Result<Self> {
+        let gguf = Gguf::open(&files.root)?;
+        let name = gguf.text("general.architecture").unwrap_or_default();
+        let found = architectures::find(name).and_then(|family| Some((family, family.gguf_reader(kind)?)));
+        let Some((family, read)) = found else {
+            let names = architectures::names(|family| family.gguf_reader(kind).is_some());
+            let reason = format!(
+                "its architecture is {name:?}; supported {} in GGUF files are {names}{}",
+                use_of(kind),
+                remedy(kind)
+            );
+            return Err(Error::Unsupported { model: files.model.clone(), reason });
+        };
+        let architecture = read(&gguf)?.into();
+        let path = files.root.clone();
+        let gguf = Some(Arc::new(gguf));
+        Ok(Self { model: files.model.clone(), family, architecture, json: Value::Null, path, gguf })
+    }
+
+    /// The numbers of its architecture.
+    pub fn describe(&self) -> Description {
+        self.architecture.describe()
+    }
+
+    /// The longest sequence that the positions of the model allow.
+    ///
+    /// # Errors
+    /// [`Error::InvalidFile`] when they leave no room for a token.
+    pub fn positions(&self) -> Result<usize> {
+        Some(self.describe().context).filter(|&n| n > 0).ok_or_else(|| Error::InvalidFile {
+            path: self.path.clone(),
+            reason: "max_position_embeddings is missing or too small".into(),
+        })
+    }
+}
+
+fn use_of(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Embedding => "for embeddings",
+        Kind::Generator => "for text generation",
+    }
+}
+
+fn remedy(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Embedding => ". If it is to write text, register it with kind=\"generator\"",
+        Kind::Generator => "",
+    }
+}

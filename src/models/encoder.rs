@@ -1,0 +1,252 @@
+//! A sentence model in memory.
+
+use std::fmt;
+use std::panic::resume_unwind;
+use std::path::PathBuf;
+use std::sync::Weak;
+use std::thread;
+
+use super::architectures::{Kind, Transformer};
+use super::config::ModelConfig;
+use super::dense::Dense;
+use super::files::ModelFiles;
+use super::long::Bounds;
+use super::pooling::{Pooling, SentenceEncoder};
+use super::sentence::SentenceConfig;
+use super::tokenizer::Tokenizer;
+use super::weights::Weights;
+use crate::compute::file::WeightFile;
+use crate::compute::memory::joined;
+use crate::compute::{Backend, Candle, Cpu, Isa, Packed, WeightFormat};
+use crate::{Error, Result};
+
+/// Makes the transformer from its configuration and weights.
+pub type Build<'a> = &'a dyn Fn(&ModelConfig, &Weights) -> Result<Box<dyn SentenceEncoder>>;
+
+/// What replaces what the model's own files say.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Overrides {
+    /// How token states become one vector.
+    pub pooling: Option<Pooling>,
+    /// Tokens after which a text is cut; at most what the model's positions allow.
+    pub max_length: Option<usize>,
+}
+
+/// The transformer on the CPU, on the kernels of `isa`, its weights held as `hold` says.
+///
+/// # Errors
+/// [`Error::InvalidFile`] when `config.json` lacks a number; those of the weights.
+pub fn on_cpu(
+    config: &ModelConfig,
+    weights: &Weights,
+    isa: Isa,
+    hold: WeightFormat,
+) -> Result<Box<dyn SentenceEncoder>> {
+    build(Cpu::new(isa, hold), config, weights)
+}
+
+/// The transformer on any device that candle knows, in f32.
+///
+/// # Errors
+/// As [`on_cpu`].
+pub fn on_device(
+    config: &ModelConfig,
+    weights: &Weights,
+    device: &candle_core::Device,
+) -> Result<Box<dyn SentenceEncoder>> {
+    build(Candle::new(device.clone()), config, weights)
+}
+
+fn build<B: Backend>(
+    backend: B,
+    config: &ModelConfig,
+    weights: &Weights,
+) -> Result<Box<dyn SentenceEncoder>> {
+    Ok(Box::new(Transformer::load(backend, &*config.architecture, weights)?))
+}
+
+/// A sentence model in memory: tokenizer, transformer, and what sentence-transformers put around it.
+pub struct Encoder {
+    /// The source, as messages name it.
+    pub name: String,
+    /// The model's folder.
+    pub path: PathBuf,
+    /// Text → ids.
+    pub tokenizer: Tokenizer,
+    /// Pooling, normalisation, length, prompts.
+    pub config: SentenceConfig,
+    /// `model_type` of `config.json`.
+    pub architecture: String,
+    /// Ids that the model has an embedding of: those below this one.
+    pub vocabulary: usize,
+    model: Box<dyn SentenceEncoder>,
+    dense: Vec<Dense>,
+    /// The weights' files; those that a table is read from are still open.
+    open: Vec<Weak<WeightFile>>,
+}
+
+impl Encoder {
+    /// Loads tokenizer and weights.
+    ///
+    /// # Errors
+    /// Every error of this module but those of downloading.
+    pub fn load(files: &ModelFiles, overrides: Overrides, build: Build<'_>) -> Result<Self> {
+        let config = ModelConfig::read(files, Kind::Embedding)?;
+        let positions = config.positions()?;
+        let mut sentence = match &config.gguf {
+            Some(gguf) => SentenceConfig::from_gguf(gguf, &files.model, positions, overrides.pooling)?,
+            None => SentenceConfig::load(files, positions)?,
+        };
+        sentence.pooling = overrides.pooling.unwrap_or(sentence.pooling);
+        sentence.max_length =
+            overrides.max_length.map_or(sentence.max_length, |length| length.min(positions));
+        // A tokenizer takes about as long to read as the weights of a small model take to pack.
+        let (tokenizer, model) = together(
+            || match &config.gguf {
+                Some(gguf) => Tokenizer::from_gguf(gguf),
+                None => Tokenizer::load(files, sentence.lower_case),
+            },
+            || {
+                let weights = Weights::open(&files.weights)?;
+                let model = build(&config, &weights)?;
+                weights.check()?;
+                Ok::<_, Error>((model, weights.files()))
+            },
+        );
+        let tokenizer = tokenizer?;
+        if sentence.pooling == Pooling::Last && !tokenizer.ends() {
+            log::warn!(
+                "{}: a text's vector is the state of its last token, but the tokenizer adds no end token",
+                files.model
+            );
+        }
+        let dense: Vec<_> =
+            sentence.dense.iter().map(|folder| Dense::load(&files.model, folder)).collect::<Result<_>>()?;
+        let (model, open) = model?;
+        let mut width = model.width();
+        for (layer, folder) in dense.iter().zip(&sentence.dense) {
+            if layer.inputs() != width {
+                return Err(Error::InvalidFile {
+                    path: folder.join("config.json"),
+                    reason: format!("it takes vectors of {} dimensions, but gets {width}", layer.inputs()),
+                });
+            }
+            width = layer.outputs();
+        }
+        let known = tokenizer.id_limit();
+        let vocabulary = config.describe().vocabulary;
+        if known > vocabulary {
+            log::warn!(
+                "{}: the tokenizer knows {known} ids, the model {vocabulary}; a text with one of the others will fail",
+                files.model
+            );
+        }
+        Ok(Self {
+            name: files.model.clone(),
+            path: files.root.clone(),
+            tokenizer,
+            config: sentence,
+            architecture: config.family.model_type.to_owned(),
+            vocabulary,
+            model,
+            dense,
+            open,
+        })
+    }
+
+    /// Length of the vectors.
+    pub fn width(&self) -> usize {
+        self.dense.last().map_or(self.model.width(), Dense::outputs)
+    }
+
+    /// Bytes held by weights; the tokenizer's tables are not counted.
+    pub fn memory_bytes(&self) -> u64 {
+        self.model.memory_bytes() + self.dense.iter().map(Dense::memory_bytes).sum::<u64>()
+    }
+
+    /// The format that the transformer computes in.
+    pub fn dtype(&self) -> &'static str {
+        self.model.dtype()
+    }
+
+    /// Checks that no file that is still read from was changed since the model was loaded.
+    ///
+    /// # Errors
+    /// [`Error::InvalidFile`] naming the one that was.
+    pub fn check(&self) -> Result<()> {
+        self.open.iter().filter_map(Weak::upgrade).try_for_each(|file| file.check())
+    }
+
+    /// The ids of `prompt` and `text` together, special tokens included, cut to the model's maximum.
+    ///
+    /// # Errors
+    /// Those of the tokenizer.
+    pub fn tokenize(&self, prompt: &str, text: &str, bounds: &mut Bounds<'_>) -> Result<Vec<u32>> {
+        self.ids(prompt, text, self.config.max_length, bounds)
+    }
+
+    /// The same, with nothing cut.
+    ///
+    /// # Errors
+    /// Those of the tokenizer.
+    pub fn tokenize_whole(&self, prompt: &str, text: &str, bounds: &mut Bounds<'_>) -> Result<Vec<u32>> {
+        self.ids(prompt, text, usize::MAX, bounds)
+    }
+
+    fn ids(&self, prompt: &str, text: &str, max_length: usize, bounds: &mut Bounds<'_>) -> Result<Vec<u32>> {
+        if prompt.is_empty() {
+            return self.tokenizer.encode_within(text, max_length, bounds);
+        }
+        self.tokenizer.encode_within(&joined(&[prompt, text])?, max_length, bounds)
+    }
+
+    /// The vectors of a batch into `out`, row-major `[sequences, width]`: pooled, through the Dense layers, and
+    /// L2-normalised when the model itself does that. Whether they are finite is for the caller to see.
+    ///
+    /// # Errors
+    /// Those of the transformer.
+    pub fn encode(&self, batch: &Packed<'_>, out: &mut [f32]) -> Result<()> {
+        if self.dense.is_empty() {
+            self.model.encode(batch, self.config.pooling, out)?;
+        } else {
+            let mut vectors = vec![0.0; batch.sequences() * self.model.width()];
+            self.model.encode(batch, self.config.pooling, &mut vectors)?;
+            for layer in &self.dense {
+                vectors = layer.apply(&vectors);
+            }
+            out.copy_from_slice(&vectors);
+        }
+        // Rows of a table may have been read from a file that is being written to.
+        self.check()?;
+        if self.config.normalize {
+            out.chunks_exact_mut(self.width().max(1)).for_each(normalize);
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Encoder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Encoder({}, {} dimensions, {})", self.name, self.width(), self.dtype())
+    }
+}
+
+/// Both results, `aside` computed on a thread of its own where one can be had. A panic of it goes on in the caller.
+fn together<A: Send, B>(aside: impl Fn() -> A + Sync, here: impl FnOnce() -> B) -> (A, B) {
+    thread::scope(|scope| {
+        let builder = thread::Builder::new().name("mm-tokenizer".into());
+        match builder.spawn_scoped(scope, &aside) {
+            Ok(thread) => {
+                let b = here();
+                (thread.join().unwrap_or_else(|panic| resume_unwind(panic)), b)
+            }
+            Err(_) => (aside(), here()),
+        }
+    })
+}
+
+/// Divides by the Euclidean length; a zero vector stays zero (PyTorch's `normalize`, whose floor is 1e-12).
+pub fn normalize(vector: &mut [f32]) {
+    let length = vector.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>().sqrt().max(1e-12);
+    vector.iter_mut().for_each(|x| *x = (f64::from(*x) / length) as f32);
+}
