@@ -60,7 +60,7 @@ impl Budget {
     }
 }
 
-/// Who wants the result of an item: row `row` of a chunk.
+/// Where the result of an item goes: row `row` of a chunk.
 #[derive(Clone)]
 pub(crate) struct Waiter {
     pub(crate) chunk: Arc<Chunk>,

@@ -82,13 +82,13 @@ pub(crate) fn next_batch<T: Item>(
     None
 }
 
-/// Those who want the items of a batch that has been computed, or has failed.
+/// The callers that want the items of a batch which has been computed, or has failed.
 pub(crate) fn complete<T: Item>(thread: &WorkerThread<'_, Queue<T>>, batch: &[T]) -> Vec<Vec<Waiter>> {
     let mut queue = thread.lock();
     batch.iter().map(|item| queue.complete(item)).collect()
 }
 
-/// Fails everyone who waits for an item of `queue`.
+/// Fails every caller that waits for an item of `queue`.
 pub(crate) fn abandon<T: Item>(queue: &mut Queue<T>) -> Option<Abandon> {
     let waiters = queue.drain();
     Some(Box::new(move |error| waiters.iter().for_each(|waiter| waiter.chunk.fail(error.clone()))))

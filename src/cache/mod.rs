@@ -1,8 +1,8 @@
-//! The embedding cache: the same text, model and parameters give the same vector, so it is computed once.
+//! The cache of results: the same text, model and parameters give the same result, so it is computed once.
 //!
-//! Bounded by entries and by bytes, exactly: after every call both bounds hold, and what leaves is the least recently
-//! used entry ([`Policy::Lru`]) or the least frequently used ([`Policy::Lfu`]). With a time to live, an entry older than
-//! that is never returned. One lock, held for the look-up only; values are dropped after it is released.
+//! Bounded by entries and by bytes, exactly: after every call both bounds are kept. The entry that leaves is the least
+//! recently used one ([`Policy::Lru`]) or the least frequently used one ([`Policy::Lfu`]). With a time to live, an entry
+//! older than that is never returned. One lock, for the look-up only; values are dropped after it is released.
 
 mod item;
 mod key;
@@ -65,7 +65,7 @@ pub struct CacheSettings {
     pub time_to_live: Option<Duration>,
 }
 
-/// What the cache holds and has done since construction or the latest [`EmbeddingCache::clear`].
+/// The content of the cache, and its counts since construction or the latest [`EmbeddingCache::clear`].
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct CacheStatistics {
     /// Look-ups answered.
@@ -156,7 +156,7 @@ impl EmbeddingCache {
         self.state.lock().misses += misses as u64;
     }
 
-    /// Stores `item` under `key`, in place of an earlier one. Other entries leave until both bounds hold. A result that
+    /// Stores `item` under `key`, in place of an earlier one. Other entries leave until both bounds are kept. A result that
     /// alone exceeds the byte bound, or for whose key there is no memory, is not stored.
     pub fn insert(&self, key: &KeyRef<'_>, item: CachedItem) {
         if self.settings.max_entries == 0 {
@@ -212,7 +212,7 @@ impl EmbeddingCache {
         drop(old);
     }
 
-    /// What the cache holds and has done.
+    /// Its content and counts.
     #[must_use]
     pub fn statistics(&self) -> CacheStatistics {
         let state = self.state.lock();

@@ -66,7 +66,7 @@ impl Budget {
     }
 
     /// Takes `needed` bytes for `model`, unloading idle ones of `slots` if it has to: the least recently used first,
-    /// none that is not needed, and none at all when that would not make enough room.
+    /// none that is not needed, and none at all when that would not free enough.
     ///
     /// # Errors
     /// [`Error::Budget`] when models in use, pinned or loading leave too little.

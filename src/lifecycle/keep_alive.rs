@@ -51,7 +51,7 @@ impl KeepAlive {
         Self::from_seconds(setting, if negative { -1.0 } else { seconds })
     }
 
-    /// The moment at which a model idle since `since` is due to leave; `None` is never.
+    /// When a model that is idle since `since` is to be unloaded; `None`: never.
     #[must_use]
     pub fn deadline(self, since: Instant) -> Option<Instant> {
         match self {

@@ -68,12 +68,12 @@ pub enum Why {
 pub trait Managed: Send + Sync {
     /// The slot's name.
     fn name(&self) -> &str;
-    /// What the slot holds.
+    /// The slot's state and options.
     fn status(&self) -> Status;
     /// The value's idle period; `None` when it is in use, pinned, loading or absent.
     fn idle(&self) -> Option<Idle>;
     /// Unloads if the slot is still in the idle period `seen`. True when it did.
     fn unload_idle(&self, seen: &Idle, why: Why) -> bool;
-    /// Unloads whatever the slot holds. True when it held or was loading a value.
+    /// Makes the slot absent. True when it had or was loading a value.
     fn unload(&self) -> bool;
 }

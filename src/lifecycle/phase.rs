@@ -44,7 +44,7 @@ pub(super) struct Ready<T: ?Sized> {
     pub(super) keep_alive: Option<KeepAlive>,
 }
 
-/// What a caller who wants the value has to do next.
+/// What a caller that asks for the value does next.
 pub(super) enum Step<T: ?Sized + Send + Sync + 'static> {
     /// The value is ready, and the caller's lease is counted.
     Take(Arc<Residency<T>>, Continuation<T>),

@@ -21,7 +21,7 @@ const NEVER: u64 = u64::MAX;
 /// When idle models leave.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ReaperSettings {
-    /// Whether slots without a keep-alive of their own are unloaded when idle. The others always are.
+    /// Whether slots without a keep-alive of their own are unloaded when idle. Other slots always are.
     pub enabled: bool,
     /// While enabled and anything is in memory, a clean-up runs at least this often, deadline or not.
     pub interval: Duration,
@@ -230,7 +230,7 @@ fn clamped(duration: Duration) -> u64 {
 struct Cleaned {
     at: Instant,
     unloaded: usize,
-    /// Slots that still hold or load a value.
+    /// Slots that still have or load a value.
     in_memory: usize,
     /// The earliest deadline among the idle ones that remain.
     next: Option<Instant>,

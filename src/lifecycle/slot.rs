@@ -101,7 +101,7 @@ impl<T: ?Sized + Send + Sync + 'static> Slot<T> {
         self.state.residency().map(|residency| look(residency.value()))
     }
 
-    /// Makes the slot absent. True when it held or was loading a value.
+    /// Makes the slot absent. True when it had or was loading a value.
     pub fn unload(&self) -> bool {
         self.state.unload()
     }
@@ -114,7 +114,7 @@ impl<T: ?Sized + Send + Sync + 'static> Slot<T> {
         self.state.adopt(loaded)
     }
 
-    /// What the slot holds and how.
+    /// The slot's state and options.
     #[must_use]
     pub fn status(&self) -> Status {
         self.state.status()

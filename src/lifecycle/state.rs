@@ -62,7 +62,7 @@ impl<T: ?Sized + Send + Sync + 'static> SlotState<T> {
         }
     }
 
-    /// Joins those who want the value. `done` comes back unless it now waits for a load.
+    /// Asks for the value. `done` is returned unless it now waits for a load.
     pub(super) fn join(&self, done: Continuation<T>) -> Step<T> {
         self.context.tracker.accessed(&self.record, self.context.clock.now());
         let mut guard = self.inner.lock();
@@ -149,7 +149,7 @@ impl<T: ?Sized + Send + Sync + 'static> SlotState<T> {
         drop(outcome);
         for (done, lease) in deliveries {
             if let Err(payload) = catch_unwind(AssertUnwindSafe(|| done(lease))) {
-                // The others still get theirs.
+                // The other callers still get theirs.
                 let error = Error::panic(format!("a caller waiting for {:?}", self.name), payload.as_ref());
                 log::error!("{error}");
             }

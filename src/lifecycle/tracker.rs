@@ -1,4 +1,4 @@
-//! What loading has cost so far: times, counts, memory, last accesses.
+//! What loading has cost so far: times, counts, memory, latest accesses.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -39,7 +39,7 @@ pub struct Tracker {
     records: Mutex<BTreeMap<Arc<str>, Arc<Record>>>,
 }
 
-/// One slot's figures. A slot holds its record, so that an access costs one atomic store and no look-up.
+/// One slot's figures. A slot has its record, so that an access costs one atomic store and no look-up.
 #[derive(Default)]
 pub(super) struct Record {
     /// Nanoseconds from the tracker's origin, plus one; 0 is never.
@@ -107,7 +107,7 @@ impl Tracker {
     /// Forgets everything.
     pub fn clear(&self) {
         let mut records = self.records.lock();
-        // Records that a slot still writes to are emptied in place; the others can go.
+        // Records that a slot still writes to are emptied in place; the other ones are removed.
         records.retain(|_, record| Arc::strong_count(record) > 1);
         for record in records.values() {
             record.last_access.store(0, Ordering::Relaxed);

@@ -19,7 +19,7 @@ impl ComputeDevice {
     /// The device chosen. `auto` is a GPU where the build supports one and the machine has it.
     ///
     /// # Errors
-    /// [`Error::Config`] when the device asked for is not to be had.
+    /// [`Error::Config`] when the device is not available.
     pub(super) fn of(choice: DeviceChoice) -> Result<Self> {
         let gpu = match choice {
             DeviceChoice::Auto if cuda_is_available() => Device::new_cuda(0),

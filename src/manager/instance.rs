@@ -105,7 +105,7 @@ impl Manager {
     /// The settings in force. Reading them fixes them.
     ///
     /// # Errors
-    /// [`Error::Config`] when the environment holds a wrong value; [`Error::Closed`].
+    /// [`Error::Config`] when the environment has a wrong value; [`Error::Closed`].
     pub fn settings(&self) -> Result<Settings> {
         Ok((*self.parts()?.settings).clone())
     }

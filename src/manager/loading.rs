@@ -1,4 +1,4 @@
-//! From a source to a model that answers: find its files, make room, load, start its queue.
+//! From a source to a loaded model: find its files, free memory, load, start its queue.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -1,4 +1,4 @@
-//! The memory of all models together: the budget, and who gives memory back to it.
+//! The memory of all models together: the budget, and how models return memory to it.
 
 use std::sync::{Arc, Weak};
 

@@ -9,7 +9,7 @@ use crate::generation::Generator;
 use crate::models::Bounds;
 use crate::{Error, Result};
 
-/// What a slot holds, as its user sees it.
+/// The value of a slot, as its user sees it.
 pub enum SlotValue {
     /// A sentence model.
     Encoder,
@@ -19,7 +19,7 @@ pub enum SlotValue {
     Object(HostObject),
 }
 
-/// What a slot holds.
+/// The value of a slot.
 pub(super) enum LoadedModel {
     Encoder(ModelHandle),
     Generator(Box<GeneratorHandle>),
@@ -31,7 +31,7 @@ pub(super) enum LoadedModel {
 pub(super) struct ModelHandle {
     pub(super) backend: Arc<EncoderBackend>,
     pub(super) info: Arc<ModelInfo>,
-    /// The source that was loaded: the configured one, or a fallback. Never holds a key.
+    /// The source that was loaded: the configured one, or a fallback. Never contains a key.
     pub(super) source: String,
 }
 

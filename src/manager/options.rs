@@ -16,7 +16,7 @@ pub type Check<'a> = &'a mut dyn FnMut() -> Result<()>;
 pub struct EmbedOptions {
     /// Slot; `None`: by the language of each text.
     pub model: Option<String>,
-    /// Put in front of every text.
+    /// Text that is put before every text.
     pub prompt: Option<String>,
     /// The same by name, from the model's prompts.
     pub prompt_name: Option<String>,

@@ -1,6 +1,6 @@
 //! Attaching to the interpreter, and detaching from it, also while it ends.
 //!
-//! Python ends a daemon thread by unwinding it when it next wants the interpreter back; frames of Rust turn that into an
+//! Python ends a daemon thread by unwinding it when it next attaches to the interpreter; frames of Rust turn that into an
 //! abort of the process. So from [`_at_exit`] on, no thread but the one that ends the interpreter goes back into it from
 //! here: it sleeps until the process is gone.
 
@@ -38,7 +38,7 @@ pub(super) fn attached<T>(work: impl FnOnce(Python<'_>) -> T) -> T {
     })
 }
 
-/// `Python::try_attach` for threads of ours that call Python's code: the end of the interpreter waits for those under way,
+/// `Python::try_attach` for threads of this crate that call Python's code: the end of the interpreter waits for those under way,
 /// and later ones are not made. Never sleeps without limit: closing a manager joins these threads.
 pub(super) fn calling<T>(work: impl FnOnce(Python<'_>) -> T) -> Option<T> {
     RETURNING.fetch_add(1, Ordering::SeqCst);
@@ -141,7 +141,7 @@ pub(super) fn _at_exit(py: Python<'_>) {
     });
 }
 
-/// In a forked child: those who were on their way are not there.
+/// In a forked child: the threads that were counted do not exist.
 pub(super) fn forget_others() {
     RETURNING.store(0, Ordering::SeqCst);
 }

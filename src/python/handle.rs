@@ -48,7 +48,7 @@ impl Handle {
         drop(replaced);
     }
 
-    /// Runs `work` detached; a failing loader's own exception becomes the cause of ours.
+    /// Runs `work` detached; the exception of a failing loader becomes the cause of the error.
     pub(super) fn enter<T: Send>(&self, py: Python<'_>, work: impl Work<T>) -> PyResult<T> {
         interruptible(py, |_| Ok(()), |check| work(&self.manager, check))?
             .map_err(|error| self.explain(py, &error))

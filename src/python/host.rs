@@ -9,7 +9,7 @@ use super::gil::{attached, calling, detached};
 use crate::config::Host;
 use crate::{Error, Result};
 
-/// The interpreter that imported us. Called from loader threads, which hold no lock then.
+/// The interpreter that imported this module. Called from loader threads, without locks.
 pub(super) struct PythonHost;
 
 impl Host for PythonHost {

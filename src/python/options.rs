@@ -53,7 +53,7 @@ pub(super) fn timeout(py: Python<'_>, seconds: Option<f64>) -> PyResult<Option<D
         let reason = format!("timeout={seconds} must be a number of seconds, not negative");
         return Err(to_py(py, &Error::argument("timeout", reason)));
     }
-    // Longer than a Duration holds is no limit.
+    // More than a Duration can represent is no limit.
     Ok(Duration::try_from_secs_f64(seconds).ok())
 }
 

@@ -6,10 +6,10 @@
 //! openai+https://, ollama+https://               the same over TLS, port 443
 //! ```
 //!
-//! Names of models hold `/` and `:` (`hf.co/Qwen/Qwen3-Embedding-0.6B-GGUF:Q8_0`), so the whole path is the model. A base
+//! Names of models contain `/` and `:` (`hf.co/Qwen/Qwen3-Embedding-0.6B-GGUF:Q8_0`), so the whole path is the model. A base
 //! of the server's own ends in `//`; before the model of an OpenAI-compatible server a version (`v1/`) ends it too:
 //! `openai+http://host/api/v1/org/model` is the model `org/model` at `/api/v1`. `env:NAME@` before the host names the
-//! environment variable that holds the key. A key itself has no place in a source: sources are logged, pickled and
+//! environment variable that has the key. A key itself must not be in a source: sources are logged, pickled and
 //! shown in statistics.
 
 use std::borrow::Cow;
@@ -17,7 +17,7 @@ use std::fmt;
 
 use crate::{Error, Result};
 
-/// The variable that holds the key for OpenAI-compatible servers that name none. Ollama has no keys of its own.
+/// The variable of the key for OpenAI-compatible servers that name none. Ollama has no keys of its own.
 pub const KEY_VARIABLE: &str = "MODEL_MANAGER_REMOTE_KEY";
 
 /// The form of requests and answers.
@@ -55,7 +55,7 @@ pub struct Address {
     pub base: String,
     /// The model, as the server calls it.
     pub model: String,
-    /// The environment variable that holds the key, when the source names one.
+    /// The environment variable of the key, when the source names one.
     pub key: Option<String>,
 }
 
@@ -131,7 +131,7 @@ impl Address {
     }
 }
 
-/// The one way to write this address, whichever way it was written. Never holds a key.
+/// The canonical form of this address. Never contains a key.
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (scheme, usual) = match (self.protocol, self.tls) {
@@ -148,7 +148,7 @@ impl fmt::Display for Address {
         if let Some(port) = self.port {
             write!(f, ":{port}")?;
         }
-        // A model that looks as if it held a base needs the base spelt out.
+        // When the model's name looks like a base, the base has to be written.
         if self.base == usual && split_model(self.protocol, &self.model) == (usual.to_owned(), &self.model) {
             write!(f, "/{}", self.model)
         } else {

@@ -46,7 +46,7 @@ pub(super) enum Fault {
         /// The server answers, so it runs.
         alive: bool,
     },
-    /// The server does not take these texts; it may take others.
+    /// The server refuses these texts; it may accept other ones.
     Refused {
         error: Error,
         /// Fewer texts at a time may succeed.
@@ -58,7 +58,7 @@ impl Client {
     /// Connects to nothing yet. `connections` stay open between requests; `timeout` is for one whole request.
     ///
     /// # Errors
-    /// [`Error::Config`] when the key's variable is not set or does not hold a key, or `SSL_CERT_FILE` no certificate.
+    /// [`Error::Config`] when the key's variable is not set or has no key, or `SSL_CERT_FILE` no certificate.
     pub(super) fn new(
         address: &Address,
         host: &dyn Host,

@@ -5,14 +5,14 @@ use std::time::Duration;
 
 /// Attempts of one request.
 pub(super) const ATTEMPTS: u32 = 4;
-/// A server that wants a longer pause than this is not waited for.
+/// The longest pause that a server may ask for; with a longer one the request fails.
 pub(super) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The first pause; each next one is twice as long.
 const FIRST: Duration = Duration::from_millis(200);
 
 /// The pause after `failed` failed attempts: what the server asks for, and never less than the back-off. `chance`, 0 to 1,
-/// takes off up to half of that, so that clients who failed together do not come back together.
+/// takes off up to half of that, so that clients that failed at the same time do not try again at the same time.
 pub(super) fn pause(failed: u32, asked: Option<Duration>, chance: f64) -> Duration {
     let longest = FIRST * 2u32.saturating_pow(failed.saturating_sub(1).min(8));
     let own = longest.mul_f64(1.0 - 0.5 * chance.clamp(0.0, 1.0));

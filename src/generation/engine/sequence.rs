@@ -41,7 +41,7 @@ pub(super) struct Sequence<C> {
 }
 
 impl<C> Sequence<C> {
-    /// Admits a request; the cache holds the first `reused` tokens of its prompt.
+    /// Admits a request; the cache has the first `reused` tokens of its prompt.
     pub(super) fn new(entry: Entry, cache: C, room: Room, reused: usize) -> Self {
         let Entry { request, deadline, budget, on_event, cancelled, submitted } = entry;
         let params = request.params;

@@ -20,8 +20,8 @@ pub struct EngineSettings {
     pub max_queue: usize,
     /// Most prompt tokens in one step.
     pub prefill_chunk: usize,
-    /// What a step with prompt tokens should take at most: what a long prompt may delay the others by, and how late it
-    /// may notice that it was given up.
+    /// The longest duration of a step with prompt tokens. It limits the delay that a long prompt causes to other requests,
+    /// and the time until its cancellation is noticed.
     pub prefill_time: Duration,
     /// Most tokens of a prompt and its answer; `None`: the model's own limit.
     pub max_context: Option<usize>,
@@ -29,7 +29,7 @@ pub struct EngineSettings {
     pub kv_bytes: u64,
     /// The setting that `kv_bytes` comes from, as messages name it.
     pub kv_setting: &'static str,
-    /// Where else keys and values are counted.
+    /// A budget that also counts keys and values.
     pub kv_memory: Option<Arc<dyn KvMemory>>,
     /// Finished sequences whose caches are kept for prompts that begin alike.
     pub kept_prefixes: usize,

@@ -15,7 +15,7 @@ impl Manager {
     /// The generator of a slot, loaded if need be.
     ///
     /// # Errors
-    /// [`Error::NoGenerator`] when the slot holds something else; as [`Manager::load`].
+    /// [`Error::NoGenerator`] when the slot has another kind of model; as [`Manager::load`].
     pub fn generator(&self, options: &GenerateOptions, check: Check<'_>) -> Result<GeneratorLease> {
         generate::lease(&self.parts()?.registry, options, check)
     }

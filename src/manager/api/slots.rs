@@ -94,7 +94,7 @@ impl Manager {
         Ok(self.parts()?.registry.entry(name)?.slot.state() == State::Ready)
     }
 
-    /// What the slot holds, loaded if need be.
+    /// The slot's value, loaded if need be.
     ///
     /// # Errors
     /// As [`Manager::load`].
@@ -102,7 +102,7 @@ impl Manager {
         Ok(self.lease(name, timeout, check)?.value())
     }
 
-    /// What the slot holds if it is in memory. Never loads, and does not count as a use: deadlines stay.
+    /// The slot's value if it is in memory. Never loads, and does not count as a use: deadlines stay.
     ///
     /// # Errors
     /// [`Error::UnknownModel`].

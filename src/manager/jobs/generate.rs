@@ -47,7 +47,7 @@ pub struct GenerateOptions {
     pub timeout: Option<Duration>,
     /// Replaces the slot's for this use.
     pub keep_alive: Option<KeepAlive>,
-    /// Whose requests may reuse the computation of this prompt's beginning; `None`: those without a scope.
+    /// Requests of the same scope may reuse the computation of this prompt's beginning; `None`: requests without a scope.
     pub prefix_scope: Option<PrefixScope>,
 }
 

@@ -28,8 +28,8 @@ struct Fed {
 }
 
 impl Job {
-    /// Tokenizes and queues one more chunk, if the queue wants one. Returns whether there may be more to do. `check` is
-    /// asked between the parts of a long text; its error, or the end of the call, ends the work.
+    /// Tokenizes and queues one more chunk, if the queue is not full. Returns whether there may be more to do. `check` is
+    /// called between the parts of a long text; its error, or the end of the call, ends the work.
     pub(super) fn pump(self: &Arc<Self>, check: &mut dyn FnMut() -> Result<()>) -> Result<bool> {
         let Some((handle, entry, inputs)) = self.next_chunk() else { return Ok(false) };
         let ModelHandle { backend, info, .. } = handle;
