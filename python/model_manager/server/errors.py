@@ -1,4 +1,6 @@
-"""Errors in the form of OpenAI's API: ``{"error": {message, type, param, code}}``."""
+"""Errors in the form of OpenAI's API: ``{"error": {message, type, param, code}}``; at the endpoints of Ollama's API in
+its form: ``{"error": message}``.
+"""
 
 from __future__ import annotations
 
@@ -60,6 +62,12 @@ class ApiError(HTTPException):
         return Response(
             orjson.dumps(self.to_dict()), self.status_code, headers=self.headers, media_type="application/json"
         )
+
+    def plain_response(self) -> Response:
+        """The answer in the form of Ollama's API, whose status for a busy server is 503."""
+        status = 503 if self.status_code == 429 else self.status_code
+        body = orjson.dumps({"error": self.detail})
+        return Response(body, status, headers=self.headers, media_type="application/json")
 
 
 def bad_request(message: str, param: str | None = None, code: str | None = None) -> ApiError:

@@ -61,11 +61,19 @@ class Endpoint:
     """`handler` as an ASGI application that answers every failure instead of raising it."""
 
     def __init__(
-        self, handler: Handler, service: Service, path: str, *, method: str | None = "GET", probe: bool = False
+        self,
+        handler: Handler,
+        service: Service,
+        path: str,
+        *,
+        method: str | None = "GET",
+        probe: bool = False,
+        plain_errors: bool = False,
     ) -> None:
         """A probe answers while the server drains and does not count as a running request.
 
-        An endpoint without `method` accepts all methods and needs no key.
+        An endpoint without `method` accepts all methods and needs no key. With `plain_errors` its errors have the form
+        of Ollama's API.
         """
         self.handler = handler
         self.service = service
@@ -73,6 +81,7 @@ class Endpoint:
         self.method = method
         self.methods = ("GET", "HEAD") if method == "GET" else (method,)
         self.probe = probe
+        self.error_response = ApiError.plain_response if plain_errors else ApiError.response
         is_open = method is None or path in service.config.open_paths
         self.keys = () if is_open else tuple(key.encode() for key in service.config.api_keys)
         self.hosts = service.hosts
@@ -126,9 +135,9 @@ class Endpoint:
             if self.keys:
                 _check_key(authorization, self.keys)
             if service.draining and not self.probe:
-                response: ASGIApp = _DRAINING.response()
+                response: ASGIApp = self.error_response(_DRAINING)
             elif self.method is not None and scope["method"] not in self.methods:
-                response = _wrong_method(scope, self.methods).response()
+                response = self.error_response(_wrong_method(scope, self.methods))
             else:
                 response = await self.handler(Request(scope, receive_noting))
             await response(scope, receive_noting, send_marked)
@@ -139,7 +148,7 @@ class Endpoint:
         except Exception as error:  # noqa: BLE001  every failure becomes an error answer
             answer = from_exception(error)
             if not status:
-                await answer.response()(scope, receive_noting, send_marked)
+                await self.error_response(answer)(scope, receive_noting, send_marked)
         finally:
             release(scope, service)
             if not self.probe:

@@ -8,7 +8,7 @@ from fastapi.routing import APIRoute
 from starlette.routing import Match
 
 from .middleware import Endpoint
-from .schemas import ErrorBody
+from .schemas import ErrorBody, PlainError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -50,6 +50,7 @@ class Routes:
         parameters: Sequence[dict[str, Any]] = (),
         responses: dict[int | str, dict[str, Any]] | None = None,
         probe: bool = False,
+        plain_errors: bool = False,
     ) -> None:
         """Serve `path` with `handler`, which reads and checks the request itself and may raise `ApiError` or any
         `ModelManagerError`.
@@ -65,9 +66,18 @@ class Routes:
             parameters: Its path parameters in that document.
             responses: Further answers in that document. Errors are in it already.
             probe: Whether the endpoint answers while the server drains.
+            plain_errors: Whether errors have the form of Ollama's API instead of OpenAI's.
         """
         # In metrics and settings a path parameter is written without its converter.
-        endpoint: Any = Endpoint(handler, self.service, path.replace(":path}", "}"), method=method, probe=probe)
+        endpoint: Any = Endpoint(
+            handler,
+            self.service,
+            path.replace(":path}", "}"),
+            method=method,
+            probe=probe,
+            plain_errors=plain_errors,
+        )
+        error = PlainError if plain_errors else ErrorBody
         # Registered for all methods: the endpoint refuses the others itself, in the same way in every application.
         self.target.add_route(path, endpoint, include_in_schema=False)
         if not path.endswith(("/", ":path}")):
@@ -92,8 +102,8 @@ class Routes:
             summary=summary,
             tags=list(tags),
             responses={
-                "4XX": {"model": ErrorBody, "description": "The request is at fault."},
-                "5XX": {"model": ErrorBody, "description": "The server is at fault."},
+                "4XX": {"model": error, "description": "The request is at fault."},
+                "5XX": {"model": error, "description": "The server is at fault."},
                 **(responses or {}),
             },
             openapi_extra=extra or None,

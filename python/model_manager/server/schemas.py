@@ -34,9 +34,15 @@ class ErrorDetail(BaseModel):
 
 
 class ErrorBody(BaseModel):
-    """The form of every error answer."""
+    """The form of every error answer, except at the endpoints of Ollama's API."""
 
     error: ErrorDetail
+
+
+class PlainError(BaseModel):
+    """An error answer in the form of Ollama's API."""
+
+    error: str
 
 
 class EmbeddingsRequest(_Open):

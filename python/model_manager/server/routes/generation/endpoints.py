@@ -8,7 +8,6 @@ Several prompts, and several answers to one prompt, are separate generations, wh
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import secrets
 import time
 from typing import TYPE_CHECKING, Any
@@ -16,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 import orjson
 from starlette.responses import Response
 
-from ...._async import AsyncTextStream, acomplete, in_thread
+from ...._async import AsyncTextStream, acomplete
 from ....errors import ConfigError, InputError
 from ...bodies import is_large, read_json
 from ...disconnect import unless_disconnected
-from ...errors import ApiError, bad_request, refused, unknown_model
+from ...errors import refused
 from ..token_ids import check_token_ids
 from .events import EventStream, close, events, next_piece, too_late
 from .forms import Chat, Continuation, usage
@@ -34,10 +33,10 @@ from .request import (
     stream_usage,
 )
 from .schemas import ChatAnswer, ChatRequest, CompletionAnswer, CompletionRequest
+from .shared import check_length, generator, prefix_scope, together
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
-    from typing import TypeVar
+    from collections.abc import Callable, Sequence
 
     from starlette.requests import Request
 
@@ -46,11 +45,7 @@ if TYPE_CHECKING:
     from ...service import Service
     from .forms import Form
 
-    T = TypeVar("T")
-
 _EVENTS: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}}
-_MAX_TOKEN_CHARACTERS = 256
-"""Characters of the longest token: vocabularies have runs of 128 spaces and hardly anything longer."""
 _FIELDS = {"max_new_tokens": "max_tokens", "min_new_tokens": "min_tokens"}
 """Parameters of the core whose request fields have other names."""
 
@@ -85,43 +80,6 @@ def add_routes(routes: Routes, service: Service) -> None:
         )
 
 
-def generator(service: Service, name: Any) -> str:
-    """The slot for requests with the model `name`: a slot's name or its source. None: the first generator.
-
-    Raises `ApiError` 404 with the names that are served.
-    """
-    if name is not None and not isinstance(name, str):
-        raise bad_request("model must be a string", "model")
-    slots = service.slots("generator")
-    served = [slot for slot in service.config.generators if slot in slots]
-    if not served:
-        wanted = ", ".join(service.config.generators) or "none is configured"
-        raise ApiError(404, f"This server has no text generator ({wanted})", param="model", code="no_generator")
-    if not name:
-        return served[0]
-    plain = name.removesuffix(":latest")
-    for slot in served:
-        if plain == slot or name == slots[slot]["source"]:
-            return slot
-    raise unknown_model(name, served)
-
-
-async def _check_length(service: Service, slot: str, body: dict[str, Any], field: str) -> None:
-    """Raise `ApiError` 400 for a prompt that cannot fit the model's context, before any work that grows with it."""
-    await service.load(slot)
-    context = (await in_thread(service.manager.describe_generator, slot))["context"]
-    count = count_texts if field == Chat.prompt else longest_text
-    texts, characters = await service.apart(count, body.get(field), context)
-    # A message has one token at least.
-    if texts > context or characters > context * _MAX_TOKEN_CHARACTERS:
-        raise bad_request(
-            f"{field} has {texts} text{'' if texts == 1 else 's'} with at least {characters} characters in total, but "
-            f"the model holds {context} tokens, each with at most {_MAX_TOKEN_CHARACTERS} characters",
-            field,
-            "context_length_exceeded",
-        )
-
-
 async def _answer(
     request: Request,
     service: Service,
@@ -132,7 +90,8 @@ async def _answer(
     deadline = asyncio.get_running_loop().time() + service.config.request_timeout
     slot = generator(service, body.get("model"))
     if is_large(request):
-        await _check_length(service, slot, body, form.prompt)
+        count = count_texts if form is Chat else longest_text
+        await check_length(service, slot, body.get(form.prompt), form.prompt, count)
         prompts = await service.apart(read_prompts, body)
     else:
         prompts = read_prompts(body)
@@ -140,26 +99,26 @@ async def _answer(
         check_token_ids(service, "prompt")
     params = parameters(body)
     params["timeout"] = service.config.request_timeout
-    params["prefix_scope"] = _prefix_scope(request, body)
-    count = choices(body, len(prompts), service.config.max_choices)
+    params["prefix_scope"] = prefix_scope(request, body)
+    answers = choices(body, len(prompts), service.config.max_choices)
     with_usage = stream_usage(body)
     head = {"id": form.mark + secrets.token_hex(12), "object": form.kind, "created": int(time.time()), "model": slot}
-    requests = [(prompt, _seeded(params, number)) for prompt in prompts for number in range(count)]
+    requests = [(prompt, _seeded(params, number)) for prompt in prompts for number in range(answers)]
     try:
         if body.get("stream"):
             streams: list[AsyncTextStream] = []
             try:
                 streams.extend(AsyncTextStream(service.manager, prompt, slot, own) for prompt, own in requests)
-                first_pieces = _together([next_piece(stream) for stream in streams])
+                first_pieces = together([next_piece(stream) for stream in streams])
                 firsts = await unless_disconnected(request.receive, first_pieces, deadline, too_late())
             except BaseException:
                 await close(streams)
                 raise
             head["object"] = form.chunk
-            pieces = events(service, streams, firsts, head, form, count if with_usage else None, deadline)
+            pieces = events(service, streams, firsts, head, form, answers if with_usage else None, deadline)
             return EventStream(pieces, streams)
         works = [acomplete(service.manager, prompt, slot, **own) for prompt, own in requests]
-        done = await unless_disconnected(request.receive, _together(works), deadline, too_late())
+        done = await unless_disconnected(request.receive, together(works), deadline, too_late())
     except (InputError, ConfigError, TypeError, OverflowError) as error:
         param = getattr(error, "param", None)
         if isinstance(error, ConfigError) and param not in params:
@@ -170,7 +129,7 @@ async def _answer(
         {"index": index, **form.whole(one["text"]), "logprobs": None, "finish_reason": one["finish_reason"]}
         for index, one in enumerate(done)
     ]
-    answer = {**head, "choices": written, "usage": usage(done, count)}
+    answer = {**head, "choices": written, "usage": usage(done, answers)}
     return Response(orjson.dumps(answer), media_type="application/json")
 
 
@@ -179,31 +138,8 @@ def _field(param: str | None) -> str | None:
     return None if param is None or param == "prompt" else _FIELDS.get(param, param)
 
 
-def _prefix_scope(request: Request, body: dict[str, Any]) -> str:
-    """A name for the requests of one key and one `user`. Computed prompt prefixes are reused only among these, so
-    `cached_tokens` and response times reveal nothing about the prompts of others.
-    """
-    user = body.get("user")
-    if user is not None and not isinstance(user, str):
-        raise bad_request("user must be a string", "user")
-    # A key never holds a zero byte. The hash keeps the key itself out of the prefix cache.
-    parts = f"{request.headers.get('authorization', '')}\0{user or ''}"
-    return hashlib.sha256(parts.encode()).hexdigest()
-
-
 def _seeded(params: dict[str, Any], number: int) -> dict[str, Any]:
     """The parameters of one of several answers to a prompt. Each gets its own seed, because equal seeds repeat."""
     if number == 0 or "seed" not in params:
         return params
     return {**params, "seed": (params["seed"] + number) % 2**64}
-
-
-async def _together(works: Sequence[Awaitable[T]]) -> list[T]:
-    """The results of all `works`. The first failure cancels the others."""
-    tasks = [asyncio.ensure_future(work) for work in works]
-    try:
-        return await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)

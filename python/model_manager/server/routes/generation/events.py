@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
     from ...._async import AsyncTextStream
+    from ...._types import Completion
     from ...service import Service
     from .forms import Form
 
@@ -27,12 +28,16 @@ _END = b"data: [DONE]\n\n"
 
 
 class EventStream(StreamingResponse):
-    """Server-sent events of one request's answers. The answers end when the client closes the connection."""
+    """The pieces of one request's answers, by default as server-sent events. The answers end when the client closes
+    the connection.
+    """
 
-    def __init__(self, events: AsyncIterator[bytes], answers: Sequence[AsyncTextStream]) -> None:
+    def __init__(
+        self, events: AsyncIterator[bytes], answers: Sequence[AsyncTextStream], media_type: str = "text/event-stream"
+    ) -> None:
         # Without these headers some proxies collect the whole answer first.
         headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
-        super().__init__(events, media_type="text/event-stream", headers=headers)
+        super().__init__(events, media_type=media_type, headers=headers)
         self.answers = answers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -90,6 +95,33 @@ async def events(
     if form is Chat:
         for index in range(len(streams)):
             yield event(index, {"delta": {"role": "assistant", "content": ""}})
+    try:
+        async with contextlib.aclosing(pieces_until(service, streams, firsts, deadline)) as pieces:
+            async for index, piece in pieces:
+                if isinstance(piece, str):
+                    yield event(index, form.piece(piece))
+                else:
+                    yield event(index, form.piece(None), piece["finish_reason"])
+    except ClientDisconnect:
+        return
+    except Exception as error:  # noqa: BLE001  the status is already sent, so the stream carries the error
+        yield _event(from_exception(error).to_dict())
+        return
+    if usage_per_prompt is not None:
+        ends = [stream.completion for stream in streams if stream.completion is not None]
+        yield _event({**head, "choices": [], "usage": usage(ends, usage_per_prompt)})
+    yield _END
+
+
+async def pieces_until(
+    service: Service, streams: Sequence[AsyncTextStream], firsts: Sequence[str | None], deadline: float
+) -> AsyncGenerator[tuple[int, str | Completion], None]:
+    """The pieces of all streams with their stream's number, in the order in which they arrive. A completion ends each
+    stream.
+
+    Raises the errors of the streams, `ApiError` 504 when `deadline` has passed, and `ClientDisconnect` when the streams
+    were closed because the client closed the connection.
+    """
     expired = False
 
     def expire() -> None:
@@ -102,24 +134,13 @@ async def events(
         async with contextlib.aclosing(_merged(streams, firsts)) as pieces:
             async for index, piece in pieces:
                 if piece is not None:
-                    yield event(index, form.piece(piece))
-                    continue
-                done = streams[index].completion
-                if done is None:
-                    # The client closed the connection, or the deadline has passed.
-                    if expired:
-                        yield _event(too_late().to_dict())
-                    return
-                yield event(index, form.piece(None), done["finish_reason"])
-    except Exception as error:  # noqa: BLE001  the status is already sent, so the stream carries the error
-        yield _event(from_exception(error).to_dict())
-        return
+                    yield index, piece
+                elif (done := streams[index].completion) is not None:
+                    yield index, done
+                else:
+                    raise too_late() if expired else ClientDisconnect
     finally:
         timer.cancel()
-    if usage_per_prompt is not None:
-        ends = [stream.completion for stream in streams if stream.completion is not None]
-        yield _event({**head, "choices": [], "usage": usage(ends, usage_per_prompt)})
-    yield _END
 
 
 async def _merged(

@@ -1,0 +1,92 @@
+"""What all endpoints for generated text share: the model, the bounds of a prompt, the scope of reused prefixes."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from typing import TYPE_CHECKING, Any
+
+from ...._async import in_thread
+from ...errors import ApiError, bad_request, unknown_model
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+    from typing import TypeVar
+
+    from starlette.requests import Request
+
+    from ...service import Service
+
+    T = TypeVar("T")
+
+_MAX_TOKEN_CHARACTERS = 256
+"""Characters of the longest token: vocabularies have runs of 128 spaces and hardly anything longer."""
+
+
+def generator(service: Service, name: Any) -> str:
+    """The slot for requests with the model `name`: a slot's name or its source. None: the first generator.
+
+    Raises `ApiError` 404 with the names that are served.
+    """
+    if name is not None and not isinstance(name, str):
+        raise bad_request("model must be a string", "model")
+    slots = service.slots("generator")
+    served = [slot for slot in service.config.generators if slot in slots]
+    if not served:
+        wanted = ", ".join(service.config.generators) or "none is configured"
+        raise ApiError(404, f"This server has no text generator ({wanted})", param="model", code="no_generator")
+    if not name:
+        return served[0]
+    plain = name.removesuffix(":latest")
+    for slot in served:
+        if plain == slot or name == slots[slot]["source"]:
+            return slot
+    raise unknown_model(name, served)
+
+
+async def check_length(
+    service: Service, slot: str, prompt: Any, field: str, count: Callable[[Any, int], tuple[int, int]]
+) -> None:
+    """Raise `ApiError` 400 for a prompt that cannot fit the model's context, before any work that grows with it.
+
+    Args:
+        service: The server.
+        slot: The generator.
+        prompt: What the request holds, not checked yet.
+        field: The request field of `prompt`.
+        count: `count_texts` or `longest_text`.
+    """
+    await service.load(slot)
+    context = (await in_thread(service.manager.describe_generator, slot))["context"]
+    texts, characters = await service.apart(count, prompt, context)
+    # A message has one token at least.
+    if texts > context or characters > context * _MAX_TOKEN_CHARACTERS:
+        raise bad_request(
+            f"{field} has {texts} text{'' if texts == 1 else 's'} with at least {characters} characters in total, but "
+            f"the model holds {context} tokens, each with at most {_MAX_TOKEN_CHARACTERS} characters",
+            field,
+            "context_length_exceeded",
+        )
+
+
+def prefix_scope(request: Request, body: dict[str, Any]) -> str:
+    """A name for the requests of one key and one `user`. Computed prompt prefixes are reused only among these, so
+    `cached_tokens` and response times reveal nothing about the prompts of others.
+    """
+    user = body.get("user")
+    if user is not None and not isinstance(user, str):
+        raise bad_request("user must be a string", "user")
+    # A key never holds a zero byte. The hash keeps the key itself out of the prefix cache.
+    parts = f"{request.headers.get('authorization', '')}\0{user or ''}"
+    return hashlib.sha256(parts.encode()).hexdigest()
+
+
+async def together(works: Sequence[Awaitable[T]]) -> list[T]:
+    """The results of all `works`. The first failure cancels the others."""
+    tasks = [asyncio.ensure_future(work) for work in works]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

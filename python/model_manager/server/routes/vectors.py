@@ -1,0 +1,156 @@
+"""The one way in which endpoints ask for vectors, and the request fields that they share."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from starlette.requests import ClientDisconnect
+
+from ..._async import start_response
+from ...errors import ConfigError, InputError
+from ..disconnect import watch_disconnect
+from ..errors import ApiError, bad_request, overloaded, refused
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from starlette.types import Receive
+
+    from ..config import ServedModel
+    from ..service import Service
+
+_MAX_DIMENSIONS = 65_536
+
+
+async def vectors(
+    service: Service,
+    receive: Receive,
+    model: ServedModel,
+    inputs: Any,
+    count: int,
+    dimensions: int | None,
+    options: dict[str, Any],
+    fields: Mapping[str, str],
+    default: str = "input",
+) -> tuple[bytes, int]:
+    """The body of OpenAI's answer with one vector per input, and the number of tokens.
+
+    When the client disconnects, its inputs leave the queue. Raises `ApiError` 400 that names the field at fault.
+
+    Args:
+        service: The server.
+        receive: Of the request.
+        model: The model that computes.
+        inputs: Texts or token ids.
+        count: Their number.
+        dimensions: The length of vectors that the request asks for; None: that of the served model.
+        options: Further arguments of `Manager.submit_response`.
+        fields: Arguments of the core and the request fields that they come from.
+        default: The field that holds the inputs.
+    """
+    if length := dimensions or model.dimensions:
+        options["truncate_dim"] = length
+    try:
+        content, tokens = await _compute(service, receive, inputs, count, model.key, options)
+    except (InputError, ConfigError, TypeError, OverflowError) as error:
+        param = getattr(error, "param", None)
+        if isinstance(error, ConfigError) and param not in options:
+            # The mistake is in a setting of the server, not in a field of the request.
+            raise
+        if dimensions is None and param == "truncate_dim":
+            raise ApiError(
+                503, f"The dimensions configured for {model.name!r} do not fit it: {error}", code="misconfigured"
+            ) from error
+        raise refused(error, fields.get(param or ""), default) from error
+    service.metrics.embedded(model.name, count, tokens)
+    return content, tokens
+
+
+async def _compute(
+    service: Service, receive: Receive, inputs: Any, count: int, slot: str, options: dict[str, Any]
+) -> tuple[bytes, int]:
+    """The answer's body and the number of tokens. When the client disconnects, its texts leave the queue."""
+    future, ticket = start_response(service.manager, inputs, slot, **options)
+    if future.done():
+        # Everything was cached.
+        return future.result()
+    if service.waiting and service.waiting + count > service.config.max_waiting:
+        ticket.cancel()
+        future.cancel()
+        raise overloaded(f"{service.waiting} texts already wait for vectors; try again later", service.retry_after())
+    service.waiting += count
+
+    async def leave() -> None:
+        if not future.done():
+            future.set_exception(ClientDisconnect())
+
+    with watch_disconnect(receive, leave):
+        try:
+            return await future
+        finally:
+            service.waiting -= count
+            if not ticket.done:
+                ticket.cancel()
+
+
+def read_inputs(value: Any, most: int) -> tuple[Any, int]:
+    """The inputs and their number. Raises `ApiError` 400."""
+    if type(value) is str:
+        if _blank(value):
+            raise bad_request("input is blank: send a text, a list of texts, or token ids", "input", "empty_input")
+        return value, 1
+    if type(value) is not list:
+        what = "is missing" if value is None else f"must be a string or a list, not {json_kind(value)}"
+        raise bad_request(f"input {what}", "input")
+    if not value:
+        raise bad_request("input is an empty list: send at least one text", "input", "empty_input")
+    first = type(value[0])
+    if first is int:
+        return value, 1
+    if len(value) > most:
+        raise bad_request(
+            f"input has {len(value)} items; {most} are allowed in one request", "input", "too_many_inputs"
+        )
+    if first is not str and first is not list:
+        raise bad_request(f"input[0] must be a string or a list of token ids, not {json_kind(value[0])}", "input")
+    for index, item in enumerate(value):
+        if type(item) is not first:
+            raise bad_request(f"input[{index}] is {json_kind(item)} where input[0] is {json_kind(value[0])}", "input")
+        if _blank(item):
+            raise bad_request(f"input[{index}] is blank", "input", "empty_input")
+    return value, len(value)
+
+
+def _blank(item: str | list[Any]) -> bool:
+    return not item or (isinstance(item, str) and item.isspace())
+
+
+def json_kind(value: Any) -> str:
+    """The JSON name of a value's type."""
+    if value is None:
+        return "null"
+    return {bool: "a boolean", int: "a number", float: "a number", str: "a string", list: "a list"}.get(
+        type(value), "an object"
+    )
+
+
+def read_truncate(value: Any) -> bool:
+    """Whether long inputs are cut. Raises `ApiError` 400."""
+    if value is None or value is True:
+        return True
+    if value is False:
+        return False
+    raise bad_request(f"truncate must be true or false, not {json_kind(value)}", "truncate")
+
+
+def read_dimensions(value: Any) -> int | None:
+    """The length of vectors. Raises `ApiError` 400."""
+    if value is None:
+        return None
+    # JSON has one type of number: 256.0 is a whole number.
+    if type(value) is float and value.is_integer():
+        value = int(value)
+    if type(value) is int and 1 <= value <= _MAX_DIMENSIONS:
+        return value
+    shown = value if isinstance(value, int | float) and not isinstance(value, bool) else json_kind(value)
+    raise bad_request(f"dimensions must be a whole number from 1 to {_MAX_DIMENSIONS}, not {shown}", "dimensions")
