@@ -241,6 +241,8 @@ class GenerationStatistics(TypedDict):
     prompt_tokens: int
     reused_tokens: int
     """Tokens of prompts whose computation was reused."""
+    paused: int
+    """Times that a request was stopped because memory for keys and values ran out, and went on later."""
     generated_tokens: int
     busy_seconds: float
     """Time spent computing."""

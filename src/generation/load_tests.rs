@@ -171,22 +171,31 @@ fn greedy_answers_equal_transformers_token_for_token() {
 #[test]
 fn many_requests_at_once_get_the_same_answers() {
     for name in NAMES {
-        let expected = reference(name);
-        let generator = Generator::start(load(name, WeightFormat::F32, Isa::best()), |settings| {
-            settings.prefill_chunk = 7;
-        });
-        let generator = generator.unwrap();
-        std::thread::scope(|scope| {
-            for case in expected.cases.iter().cycle().take(12) {
-                let params =
-                    GenerationParams { max_new_tokens: Some(case.greedy.len()), ..Default::default() };
-                scope.spawn(|| {
-                    let completion =
-                        generator.generate(Prompt::Text(&case.prompt), params, &mut || Ok(())).unwrap();
-                    assert_eq!(completion.tokens, case.greedy, "{name} {:?}", case.prompt);
-                });
-            }
-        });
+        for scarce in [false, true] {
+            let expected = reference(name);
+            let model = load(name, WeightFormat::F32, Isa::best());
+            // A sequence and a half.
+            let few = match &model.network {
+                Network::Cpu(decoder) => decoder.cache_bytes(64) + decoder.cache_bytes(32),
+                Network::Candle(_) => unreachable!("it was loaded onto the CPU"),
+            };
+            let generator = Generator::start(model, |settings| {
+                settings.prefill_chunk = 7;
+                settings.kv_bytes = if scarce { few } else { settings.kv_bytes };
+            });
+            let generator = generator.unwrap();
+            std::thread::scope(|scope| {
+                for case in expected.cases.iter().cycle().take(12) {
+                    let params =
+                        GenerationParams { max_new_tokens: Some(case.greedy.len()), ..Default::default() };
+                    scope.spawn(|| {
+                        let completion =
+                            generator.generate(Prompt::Text(&case.prompt), params, &mut || Ok(())).unwrap();
+                        assert_eq!(completion.tokens, case.greedy, "{name} {:?}", case.prompt);
+                    });
+                }
+            });
+        }
     }
 }
 

@@ -102,6 +102,9 @@ impl KvCache for TensorCache {
     }
     fn truncate(&mut self, len: usize) {
         self.len = len.min(self.len);
+        if self.len == 0 {
+            self.layers.fill(None);
+        }
     }
     fn reserve(&mut self, _capacity: usize) -> Result<()> {
         Ok(())

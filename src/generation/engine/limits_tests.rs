@@ -162,7 +162,7 @@ fn memory_is_counted_elsewhere_too() {
     let bench = bench_with(|settings| settings.kv_memory = Some(Arc::clone(&elsewhere) as _));
     // It waits until there is some, and is reports when there never will be.
     assert_eq!(bench.run(request(vec![1; 10], 5)).unwrap().tokens, bench.expected(&[1; 10], 5));
-    assert!(matches!(bench.run(request(vec![1; 10], 500)), Err(Error::Budget { .. })));
+    assert!(matches!(bench.run(request(vec![1; 300], 5)), Err(Error::Budget { .. })));
     // The last token was never computed.
     bench.until(|stats| stats.active == 0 && stats.prefix_bytes == 56);
     assert_eq!(elsewhere.used.load(Ordering::Acquire), 56);
@@ -174,10 +174,66 @@ fn memory_is_counted_elsewhere_too() {
 fn a_request_without_memory_fails_alone() {
     let bench = bench();
     let mut other = bench.engine.stream(request(vec![1], 50)).unwrap();
-    let refused = bench.run(request(vec![5; 7], UNLUCKY - 7));
+    let refused = bench.run(request(vec![5; UNLUCKY - 64], 100));
     assert_eq!(refused, Err(Error::OutOfMemory { what: "a test".into(), bytes: 1 }));
     assert_eq!(finish(&mut other), Ok(bench.expected(&[1], 50)));
     bench.until(|stats| stats.kv_bytes == 0 && stats.failed == 1);
+}
+
+/// Two answers of 200 tokens and memory for 250: each is whole, and the second one pauses.
+#[test]
+fn answers_take_memory_as_they_grow_and_pause_without() {
+    let bench = bench_with(|settings| {
+        settings.kv_bytes = 1000;
+        settings.kept_prefixes = 0;
+    });
+    let held = bench.decoder.gate.lock();
+    let mut first = bench.engine.stream(request(vec![1; 10], 200)).unwrap();
+    let mut second = bench.engine.stream(request(vec![2; 10], 200)).unwrap();
+    let mut third = bench.engine.stream(request(vec![3; 10], 200)).unwrap();
+    drop(held);
+    assert_eq!(finish(&mut first), Ok(bench.expected(&[1; 10], 200)));
+    assert_eq!(finish(&mut second), Ok(bench.expected(&[2; 10], 200)));
+    assert_eq!(finish(&mut third), Ok(bench.expected(&[3; 10], 200)));
+    bench.until(|stats| stats.kv_bytes == 0 && stats.active == 0);
+    let (stats, log) = (bench.engine.stats(), bench.decoder.log.lock().clone());
+    assert!(stats.paused >= 1, "{stats:?}");
+    assert!(log.iter().any(|&(sequences, _)| sequences == 3), "all began together: {log:?}");
+}
+
+#[test]
+fn a_paused_request_can_be_cancelled_and_can_be_late() {
+    let bench = bench_with(|settings| settings.kv_bytes = 1000);
+    let held = bench.decoder.gate.lock();
+    let mut first = bench.engine.stream(request(vec![1; 10], 240)).unwrap();
+    let mut second = bench.engine.stream(request(vec![2; 10], 200)).unwrap();
+    let late = bench.engine.stream(with_deadline(request(vec![3; 10], 200), 1)).unwrap();
+    drop(held);
+    bench.until(|stats| stats.paused >= 1);
+    second.cancel();
+    assert_eq!(finish(&mut first), Ok(bench.expected(&[1; 10], 240)));
+    let second = finish(&mut second).unwrap();
+    assert_eq!(second, bench.expected(&[2; 10], 200)[..second.len()]);
+    drop(late);
+    bench.until(|stats| stats.kv_bytes == 0 && stats.active == 0);
+}
+
+/// Memory that others take in the middle of an answer.
+#[test]
+fn an_answer_waits_for_memory_that_others_hold() {
+    let elsewhere = Arc::new(Elsewhere::default());
+    let bench = bench_with(|settings| settings.kv_memory = Some(Arc::clone(&elsewhere) as _));
+    let held = bench.decoder.gate.lock();
+    let mut answer = bench.engine.stream(request(vec![1; 10], 150)).unwrap();
+    bench.until(|stats| stats.kv_bytes == 296);
+    elsewhere.refusals.store(3, Ordering::Release);
+    drop(held);
+    assert_eq!(finish(&mut answer), Ok(bench.expected(&[1; 10], 150)));
+    assert_eq!(elsewhere.refusals.load(Ordering::Acquire), 0);
+    bench.until(|stats| stats.active == 0);
+    assert!(bench.engine.stats().paused >= 1);
+    drop((answer, bench));
+    assert_eq!(elsewhere.used.load(Ordering::Acquire), 0);
 }
 
 #[test]

@@ -43,7 +43,8 @@ pub(super) struct Room {
     pool: Arc<Pool>,
     bytes: u64,
     kept: bool,
-    allowance: Option<Box<dyn Allowance>>,
+    /// Where it is counted too, in the order in which it was taken.
+    allowances: Vec<(u64, Box<dyn Allowance>)>,
 }
 
 impl Pool {
@@ -68,15 +69,15 @@ impl Pool {
         if self.missing(bytes) > 0 {
             return Ok(None);
         }
-        let allowance = match &self.memory {
-            Some(memory) => match memory.take(bytes)? {
-                Some(allowance) => Some(allowance),
+        let mut allowances = Vec::new();
+        if let Some(memory) = &self.memory {
+            match memory.take(bytes)? {
+                Some(allowance) => allowances.push((bytes, allowance)),
                 None => return Ok(None),
-            },
-            None => None,
-        };
+            }
+        }
         self.used.fetch_add(bytes, Ordering::AcqRel);
-        Ok(Some(Room { pool: Arc::clone(self), bytes, kept: false, allowance }))
+        Ok(Some(Room { pool: Arc::clone(self), bytes, kept: false, allowances }))
     }
 }
 
@@ -85,15 +86,37 @@ impl Room {
         self.bytes
     }
 
+    /// Adds memory of the same pool.
+    pub(super) fn add(&mut self, mut more: Self) {
+        self.bytes += std::mem::take(&mut more.bytes);
+        self.allowances.append(&mut more.allowances);
+    }
+
+    /// Gives all of it back.
+    pub(super) fn clear(&mut self) {
+        self.shrink(0);
+    }
+
+    fn shrink(&mut self, bytes: u64) {
+        let mut surplus = self.bytes.saturating_sub(bytes);
+        self.pool.used.fetch_sub(surplus, Ordering::AcqRel);
+        self.bytes -= surplus;
+        while surplus > 0
+            && let Some((taken, allowance)) = self.allowances.last_mut()
+        {
+            if *taken > surplus {
+                *taken -= surplus;
+                allowance.shrink(*taken);
+                return;
+            }
+            surplus -= *taken;
+            self.allowances.pop();
+        }
+    }
+
     /// Keeps only `bytes`, for reuse.
     pub(super) fn keep(mut self, bytes: u64) -> Self {
-        if bytes < self.bytes {
-            self.pool.used.fetch_sub(self.bytes - bytes, Ordering::AcqRel);
-            if let Some(allowance) = &mut self.allowance {
-                allowance.shrink(bytes);
-            }
-            self.bytes = bytes;
-        }
+        self.shrink(bytes);
         self.kept = true;
         self.pool.kept.fetch_add(self.bytes, Ordering::AcqRel);
         self

@@ -8,6 +8,7 @@
 //! other requests go on.
 
 mod bound;
+mod growth;
 mod memory;
 mod prefixes;
 mod request;

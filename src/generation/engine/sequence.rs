@@ -19,8 +19,8 @@ pub(super) struct Sequence<C> {
     /// Keys and values of a beginning of `tokens`.
     pub(super) cache: C,
     /// The memory of `cache`, given back after it.
-    room: Room,
-    scope: Option<PrefixScope>,
+    pub(super) room: Room,
+    pub(super) scope: Option<PrefixScope>,
     deadline: Option<Deadline>,
     params: GenerationParams,
     prompt: usize,
@@ -73,6 +73,11 @@ impl<C> Sequence<C> {
     /// Tokens of the prompt.
     pub(super) fn prompt(&self) -> usize {
         self.prompt
+    }
+
+    /// Tokens that the answer may still have.
+    pub(super) fn tokens_left(&self) -> usize {
+        self.budget - (self.tokens.len() - self.prompt).min(self.budget)
     }
 
     pub(super) fn cancelled(&self) -> bool {

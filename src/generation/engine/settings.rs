@@ -74,6 +74,8 @@ pub struct EngineStats {
     pub reused_tokens: u64,
     /// Tokens written.
     pub generated_tokens: u64,
+    /// Times that a request was stopped for want of memory, to go on later.
+    pub paused: u64,
     /// Time in forward passes, sampling and callbacks.
     pub busy: Duration,
     /// Being decoded now.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use super::growth::FIRST_TOKENS;
 use super::memory::Pool;
 use super::prefixes::{Prefixes, WORTH_REUSING};
 use super::request::FinishReason;
@@ -52,17 +53,20 @@ impl<D: Decoder> Work<State> for Decoding<D> {
 }
 
 /// Everything that the thread owns.
-struct Run<'a, D: Decoder> {
-    work: &'a Decoding<D>,
+pub(super) struct Run<'a, D: Decoder> {
+    pub(super) work: &'a Decoding<D>,
     thread: &'a WorkerThread<'a, State>,
-    shared: Arc<Shared>,
-    active: Vec<Sequence<D::Cache>>,
+    pub(super) shared: Arc<Shared>,
+    /// In order of arrival.
+    pub(super) active: Vec<Sequence<D::Cache>>,
+    /// Sequences that were stopped for want of memory, in order of arrival; all came after the active ones.
+    pub(super) paused: VecDeque<Sequence<D::Cache>>,
     /// Other threads only free them.
-    prefixes: Arc<Mutex<Prefixes<D::Cache>>>,
+    pub(super) prefixes: Arc<Mutex<Prefixes<D::Cache>>>,
     /// Most tokens of prompts in the next step.
-    chunk: usize,
-    /// The first request in the queue waits for memory that this engine cannot free.
-    waits_for_memory: bool,
+    pub(super) chunk: usize,
+    /// A paused sequence, or the first request in the queue, waits for memory that this engine cannot free.
+    pub(super) waits_for_memory: bool,
     logits: Vec<f32>,
 }
 
@@ -79,7 +83,7 @@ struct Share {
 }
 
 /// How a sequence ends.
-enum Outcome {
+pub(super) enum Outcome {
     Ends(FinishReason),
     Fails(Error),
 }
@@ -87,7 +91,7 @@ enum Outcome {
 impl<D: Decoder> Drop for Run<'_, D> {
     /// Ends the sequences under way, also when the thread panics.
     fn drop(&mut self) {
-        for sequence in self.active.drain(..) {
+        for sequence in self.active.drain(..).chain(self.paused.drain(..)) {
             sequence.fail(Error::Closed);
         }
     }
@@ -105,6 +109,7 @@ impl<'a, D: Decoder> Run<'a, D> {
             thread,
             shared,
             active: Vec::new(),
+            paused: VecDeque::new(),
             prefixes,
             chunk: FIRST_CHUNK.min(settings.prefill_chunk).max(1),
             waits_for_memory: false,
@@ -116,12 +121,14 @@ impl<'a, D: Decoder> Run<'a, D> {
         while self.wait() {
             let started = Instant::now();
             self.dismiss_waiting();
+            self.dismiss_paused();
             self.admit_waiting();
             self.retire_given_up();
+            self.grow();
             self.step();
             let mut stats = self.shared.stats.lock();
             stats.busy += started.elapsed();
-            stats.active = self.active.len();
+            stats.active = self.active.len() + self.paused.len();
         }
     }
 
@@ -129,7 +136,7 @@ impl<'a, D: Decoder> Run<'a, D> {
     fn wait(&self) -> bool {
         let mut state = self.thread.lock();
         while self.active.is_empty() && !state.is_stopping() {
-            if state.waiting.is_empty() {
+            if state.waiting.is_empty() && self.paused.is_empty() {
                 state = state.wait();
             } else if self.waits_for_memory {
                 state = state.wait_until(Instant::now() + LOOK_AGAIN).0;
@@ -172,6 +179,9 @@ impl<'a, D: Decoder> Run<'a, D> {
     /// Admits the requests that memory allows, in order of arrival: small requests do not overtake a large one.
     fn admit_waiting(&mut self) {
         self.waits_for_memory = false;
+        if !self.resume_paused() {
+            return;
+        }
         while self.active.len() < self.work.settings.max_active {
             let Some(entry) = self.thread.lock().waiting.pop_front() else { return };
             if let Err(entry) = self.admit(entry) {
@@ -185,7 +195,7 @@ impl<'a, D: Decoder> Run<'a, D> {
     /// Starts a request, or ends it with an error. Gives it back when its keys and values have to wait for memory.
     fn admit(&mut self, entry: Entry) -> std::result::Result<(), Box<Entry>> {
         let (prompt, scope) = (&entry.request.prompt, entry.request.scope);
-        let capacity = prompt.len() + entry.budget;
+        let capacity = prompt.len() + entry.budget.min(FIRST_TOKENS);
         let bytes = self.work.decoder.cache_bytes(capacity);
         let missing = self.shared.pool.missing(bytes);
         if missing > 0 && missing <= self.shared.pool.used().1 {
@@ -297,7 +307,8 @@ impl<'a, D: Decoder> Run<'a, D> {
         let mut shares = Vec::with_capacity(self.active.len());
         for (index, sequence) in self.active.iter().enumerate() {
             let (from, end) = (sequence.cache.len(), sequence.tokens.len());
-            let writing = end > sequence.prompt();
+            // A sequence that was paused reads its own answer again.
+            let writing = end > sequence.prompt() && end - from == 1;
             let to = if writing { end } else { end.min(from + budget) };
             let prefill = if writing { 0 } else { to - from };
             budget -= prefill;
@@ -324,9 +335,13 @@ impl<'a, D: Decoder> Run<'a, D> {
         guarded("forward pass", || self.work.decoder.forward(&mut steps, logits))
     }
 
-    fn retire(&mut self, index: usize, outcome: Outcome) {
+    pub(super) fn retire(&mut self, index: usize, outcome: Outcome) {
         // In order of arrival: the first one's prompt is read first.
         let sequence = self.active.remove(index);
+        self.end(sequence, outcome);
+    }
+
+    pub(super) fn end(&self, sequence: Sequence<D::Cache>, outcome: Outcome) {
         let written = (sequence.tokens.len() - sequence.prompt()) as u64;
         let mut stats = self.shared.stats.lock();
         stats.generated_tokens += written;
@@ -370,6 +385,6 @@ impl<'a, D: Decoder> Run<'a, D> {
 }
 
 /// A panic becomes an error of the request that it happened in.
-fn guarded<T>(place: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
+pub(super) fn guarded<T>(place: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
     catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|payload| Err(Error::panic(place, payload.as_ref())))
 }
