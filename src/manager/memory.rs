@@ -55,8 +55,12 @@ impl std::fmt::Debug for KvShare {
 
 impl KvMemory for KvShare {
     fn take(&self, bytes: u64) -> Result<Option<Box<dyn Allowance>>> {
-        let entries = self.entries.upgrade().ok_or(Error::Closed)?;
-        match make_room(&self.budget, &entries, &self.model, bytes) {
+        // While a manager closes, answers that are being written grow to their end.
+        let charge = match self.entries.upgrade() {
+            Some(entries) => make_room(&self.budget, &entries, &self.model, bytes),
+            None => self.budget.make_room(&self.model, bytes, &[]),
+        };
+        match charge {
             Ok(charge) => Ok(Some(Box::new(charge.passing()))),
             Err(Error::Budget { .. }) if self.budget.will_fit(bytes) => Ok(None),
             Err(error) => Err(error),
