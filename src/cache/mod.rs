@@ -19,7 +19,7 @@ use crate::sync::Mutex;
 use crate::{Error, Result};
 
 use key::Key;
-use store::{Entry, Lfu, Store};
+use store::{CacheEntry, Lfu, Store};
 
 pub use item::CachedItem;
 pub use key::{Content, KeyRef};
@@ -94,10 +94,10 @@ pub struct CacheStatistics {
 pub struct EmbeddingCache {
     settings: CacheSettings,
     clock: Clock,
-    state: Mutex<State>,
+    state: Mutex<CacheState>,
 }
 
-struct State {
+struct CacheState {
     store: Store,
     bytes: u64,
     hits: u64,
@@ -111,7 +111,7 @@ struct State {
 /// Bytes that an entry takes in addition to the text of its key and the numbers of its result: key, entry, the result's
 /// shared headers, four words of list links and hash table, and two words of the allocator for each of five allocations.
 const ENTRY_OVERHEAD: usize = size_of::<Key>()
-    + size_of::<Entry>()
+    + size_of::<CacheEntry>()
     + CachedItem::OVERHEAD
     + 4 * size_of::<usize>()
     + 5 * 2 * size_of::<usize>();
@@ -120,7 +120,7 @@ impl EmbeddingCache {
     /// An empty cache.
     #[must_use]
     pub fn new(settings: CacheSettings, clock: Clock) -> Self {
-        Self { settings, clock, state: Mutex::new(State::new(settings.policy)) }
+        Self { settings, clock, state: Mutex::new(CacheState::new(settings.policy)) }
     }
 
     /// The bounds.
@@ -183,7 +183,7 @@ impl EmbeddingCache {
                 state.evictions += 1;
                 gone.push(evicted);
             }
-            state.store.insert(owned, Entry { item, bytes, expires, uses });
+            state.store.insert(owned, CacheEntry { item, bytes, expires, uses });
             state.bytes += bytes;
             state.insertions += 1;
         }
@@ -208,7 +208,7 @@ impl EmbeddingCache {
 
     /// Removes everything and sets all counts to zero.
     pub fn clear(&self) {
-        let old = std::mem::replace(&mut *self.state.lock(), State::new(self.settings.policy));
+        let old = std::mem::replace(&mut *self.state.lock(), CacheState::new(self.settings.policy));
         drop(old);
     }
 
@@ -231,7 +231,7 @@ impl EmbeddingCache {
     }
 }
 
-impl State {
+impl CacheState {
     fn new(policy: Policy) -> Self {
         let store = match policy {
             Policy::Lru => Store::Lru(LruCache::unbounded()),
@@ -249,13 +249,13 @@ impl State {
         }
     }
 
-    fn pop(&mut self, key: &KeyRef<'_>) -> Option<Entry> {
+    fn pop(&mut self, key: &KeyRef<'_>) -> Option<CacheEntry> {
         let entry = self.store.pop(key)?;
         self.bytes -= entry.bytes;
         Some(entry)
     }
 
-    fn pop_all(&mut self, unwanted: impl Fn(&Key, &Entry) -> bool) -> Vec<Entry> {
+    fn pop_all(&mut self, unwanted: impl Fn(&Key, &CacheEntry) -> bool) -> Vec<CacheEntry> {
         let gone = self.store.pop_all(unwanted);
         self.bytes -= gone.iter().map(|entry| entry.bytes).sum::<u64>();
         gone

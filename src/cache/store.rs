@@ -10,7 +10,7 @@ use super::item::CachedItem;
 use super::key::{AnyKey, Key};
 
 /// One cached result.
-pub(super) struct Entry {
+pub(super) struct CacheEntry {
     pub(super) item: CachedItem,
     /// Its bytes in the byte bound.
     pub(super) bytes: u64,
@@ -19,7 +19,7 @@ pub(super) struct Entry {
     pub(super) uses: u64,
 }
 
-impl Entry {
+impl CacheEntry {
     pub(super) fn expired(&self, now: Option<Instant>) -> bool {
         now.zip(self.expires).is_some_and(|(now, expires)| expires <= now)
     }
@@ -28,7 +28,7 @@ impl Entry {
 /// Entries by key, in their order of leaving.
 pub(super) enum Store {
     /// Least recently used first.
-    Lru(LruCache<Key, Entry>),
+    Lru(LruCache<Key, CacheEntry>),
     /// Least frequently used first; the least recently used of those.
     Lfu(Lfu),
 }
@@ -36,7 +36,7 @@ pub(super) enum Store {
 /// An exact LFU: O(log n) per operation.
 #[derive(Default)]
 pub(super) struct Lfu {
-    entries: HashMap<Arc<Key>, (Entry, Rank), DefaultHasher>,
+    entries: HashMap<Arc<Key>, (CacheEntry, Rank), DefaultHasher>,
     order: BTreeMap<Rank, Arc<Key>>,
     ticks: u64,
 }
@@ -53,7 +53,7 @@ impl Store {
     }
 
     /// The entry, counted as used.
-    pub(super) fn get(&mut self, key: &dyn AnyKey) -> Option<&Entry> {
+    pub(super) fn get(&mut self, key: &dyn AnyKey) -> Option<&CacheEntry> {
         match self {
             Self::Lru(entries) => entries.get(key),
             Self::Lfu(lfu) => lfu.get(key),
@@ -61,7 +61,7 @@ impl Store {
     }
 
     /// Takes the entry out.
-    pub(super) fn pop(&mut self, key: &dyn AnyKey) -> Option<Entry> {
+    pub(super) fn pop(&mut self, key: &dyn AnyKey) -> Option<CacheEntry> {
         match self {
             Self::Lru(entries) => entries.pop(key),
             Self::Lfu(lfu) => lfu.pop(key),
@@ -69,7 +69,7 @@ impl Store {
     }
 
     /// Takes out the entry that leaves next.
-    pub(super) fn pop_next(&mut self) -> Option<Entry> {
+    pub(super) fn pop_next(&mut self) -> Option<CacheEntry> {
         match self {
             Self::Lru(entries) => entries.pop_lru().map(|(_, entry)| entry),
             Self::Lfu(lfu) => {
@@ -80,7 +80,7 @@ impl Store {
     }
 
     /// Adds an entry under a key that is not there.
-    pub(super) fn insert(&mut self, key: Key, entry: Entry) {
+    pub(super) fn insert(&mut self, key: Key, entry: CacheEntry) {
         match self {
             Self::Lru(entries) => {
                 entries.put(key, entry);
@@ -90,7 +90,7 @@ impl Store {
     }
 
     /// Takes out all entries that `unwanted` picks.
-    pub(super) fn pop_all(&mut self, unwanted: impl Fn(&Key, &Entry) -> bool) -> Vec<Entry> {
+    pub(super) fn pop_all(&mut self, unwanted: impl Fn(&Key, &CacheEntry) -> bool) -> Vec<CacheEntry> {
         let keys: Vec<Key> = match self {
             Self::Lru(entries) => entries
                 .iter()
@@ -116,7 +116,7 @@ impl Store {
 }
 
 impl Lfu {
-    fn get(&mut self, key: &dyn AnyKey) -> Option<&Entry> {
+    fn get(&mut self, key: &dyn AnyKey) -> Option<&CacheEntry> {
         let (entry, rank) = self.entries.get_mut(key)?;
         let key = self.order.remove(rank)?;
         self.ticks += 1;
@@ -126,13 +126,13 @@ impl Lfu {
         Some(entry)
     }
 
-    fn pop(&mut self, key: &dyn AnyKey) -> Option<Entry> {
+    fn pop(&mut self, key: &dyn AnyKey) -> Option<CacheEntry> {
         let (entry, rank) = self.entries.remove(key)?;
         self.order.remove(&rank);
         Some(entry)
     }
 
-    fn insert(&mut self, key: Key, entry: Entry) {
+    fn insert(&mut self, key: Key, entry: CacheEntry) {
         let key = Arc::new(key);
         self.ticks += 1;
         let rank = (entry.uses, self.ticks);

@@ -8,7 +8,7 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use super::closing::Closing;
 use super::model::LoadedModel;
 use super::parts::Parts;
-use super::registry::Entry;
+use super::registry::NamedSlot;
 use super::spec::{ENGLISH, TURKISH};
 use crate::config::{Host, Settings, Value};
 use crate::lifecycle::{Lease, Tracker};
@@ -214,7 +214,7 @@ impl Drop for Abandoned {
 pub struct Inheritance(Option<(Arc<Parts>, Vec<Inherited>)>);
 
 /// A name, and its model if that is loaded.
-type Inherited = (Arc<Entry>, Option<Lease<LoadedModel>>);
+type Inherited = (Arc<NamedSlot>, Option<Lease<LoadedModel>>);
 
 fn pairs(keywords: &[(String, Value)]) -> impl Iterator<Item = (&str, Value)> {
     keywords.iter().map(|(name, value)| (name.as_str(), value.clone()))

@@ -10,7 +10,7 @@ use super::device::ComputeDevice;
 use super::info::ModelInfo;
 use super::memory::{KvShare, make_room};
 use super::model::{GeneratorHandle, LoadedModel, ModelHandle};
-use super::registry::{Entries, Entry};
+use super::registry::{NamedSlot, NamedSlots};
 use super::sharing::{Healths, SharedModels};
 use super::spec::{EmbeddingSpec, GeneratorSpec, Spec};
 use crate::batching::{Batcher, Counters};
@@ -97,7 +97,7 @@ impl Loader {
     /// Loads what `spec` describes, for the slot `name`. Runs on the slot's loader thread.
     pub(super) fn load(
         &self,
-        entries: &Arc<Entries>,
+        entries: &Arc<NamedSlots>,
         name: &str,
         spec: &Spec,
         info: &ArcSwapOption<ModelInfo>,
@@ -119,7 +119,7 @@ impl Loader {
 
     /// Gives the slot of `entry` a model that the parent process had loaded, with a queue of this process. A model of a
     /// server is not taken over: connections belong to the parent, and the first use connects again.
-    pub(super) fn inherit(&self, entry: &Entry, handle: &ModelHandle) -> Result<()> {
+    pub(super) fn inherit(&self, entry: &NamedSlot, handle: &ModelHandle) -> Result<()> {
         let EncoderBackend::Local { encoder, .. } = &*handle.backend else { return Ok(()) };
         let backend = self.models.get_or_load(&handle.info.identity, || {
             let encoder = Arc::clone(encoder);
@@ -138,7 +138,7 @@ impl Loader {
     /// configured one.
     fn load_first(
         &self,
-        entries: &Entries,
+        entries: &NamedSlots,
         name: &str,
         spec: &EmbeddingSpec,
     ) -> Result<(ModelHandle, Option<Charge>)> {
@@ -168,7 +168,7 @@ impl Loader {
 
     fn load_source(
         &self,
-        entries: &Entries,
+        entries: &NamedSlots,
         name: &str,
         source: &str,
         spec: &EmbeddingSpec,
@@ -224,7 +224,7 @@ impl Loader {
 
     fn load_generator(
         &self,
-        entries: &Arc<Entries>,
+        entries: &Arc<NamedSlots>,
         name: &str,
         spec: &GeneratorSpec,
     ) -> Result<Loaded<LoadedModel>> {

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Weak};
 
-use super::registry::Entries;
+use super::registry::NamedSlots;
 use crate::compute::memory;
 use crate::generation::engine::{Allowance, KvMemory};
 use crate::lifecycle::{Budget, Charge, Managed, MemoryProbe};
@@ -23,7 +23,7 @@ impl MemoryProbe for ProcessMemory {
 
 /// Takes `needed` bytes of the budget for the slot `name`. Kept beginnings of prompts are freed first, then idle models of
 /// other slots.
-pub(super) fn make_room(budget: &Budget, entries: &Entries, name: &str, needed: u64) -> Result<Charge> {
+pub(super) fn make_room(budget: &Budget, entries: &NamedSlots, name: &str, needed: u64) -> Result<Charge> {
     let mut missing = budget.missing(needed);
     let all = entries.all();
     for entry in all.iter() {
@@ -43,7 +43,7 @@ pub(super) fn make_room(budget: &Budget, entries: &Entries, name: &str, needed: 
 #[derive(Clone)]
 pub(super) struct KvShare {
     pub(super) budget: Budget,
-    pub(super) entries: Weak<Entries>,
+    pub(super) entries: Weak<NamedSlots>,
     pub(super) model: String,
 }
 

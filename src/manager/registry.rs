@@ -14,7 +14,7 @@ use crate::sync::Mutex;
 use crate::{Error, Result};
 
 /// A name, its slot, and what is known of its model.
-pub(super) struct Entry {
+pub(super) struct NamedSlot {
     pub(super) name: String,
     pub(super) spec: Spec,
     pub(super) keep: Retention,
@@ -24,7 +24,7 @@ pub(super) struct Entry {
     info: Arc<ArcSwapOption<ModelInfo>>,
 }
 
-impl Entry {
+impl NamedSlot {
     pub(super) fn new(
         name: String,
         spec: Spec,
@@ -65,14 +65,14 @@ impl Entry {
 }
 
 /// All names, in the order in which they were registered. Few and rarely changed: read without a lock, replaced whole.
-pub(super) struct Entries(ArcSwap<Vec<Arc<Entry>>>);
+pub(super) struct NamedSlots(ArcSwap<Vec<Arc<NamedSlot>>>);
 
-impl Entries {
-    pub(super) fn all(&self) -> Arc<Vec<Arc<Entry>>> {
+impl NamedSlots {
+    pub(super) fn all(&self) -> Arc<Vec<Arc<NamedSlot>>> {
         self.0.load_full()
     }
 
-    fn get(&self, name: &str) -> Result<Arc<Entry>> {
+    fn get(&self, name: &str) -> Result<Arc<NamedSlot>> {
         let entries = self.0.load();
         entries.iter().find(|entry| entry.name == name).cloned().ok_or_else(|| Error::UnknownModel {
             name: name.to_owned(),
@@ -82,13 +82,13 @@ impl Entries {
 }
 
 /// Loads what a name stands for, and stores what it finds out. Gets the other slots, which may have to give memory back.
-pub(super) type Load = dyn Fn(&Arc<Entries>, &str, &Spec, &ArcSwapOption<ModelInfo>) -> Result<Loaded<LoadedModel>>
+pub(super) type Load = dyn Fn(&Arc<NamedSlots>, &str, &Spec, &ArcSwapOption<ModelInfo>) -> Result<Loaded<LoadedModel>>
     + Send
     + Sync;
 
 /// The slots of a manager.
 pub(super) struct Registry {
-    entries: Arc<Entries>,
+    entries: Arc<NamedSlots>,
     registering: Mutex<()>,
     context: Context,
     /// Of slots that have none of their own.
@@ -105,15 +105,15 @@ impl Registry {
         load_timeout: Option<Duration>,
         load: Arc<Load>,
     ) -> Self {
-        let entries = Arc::new(Entries(ArcSwap::from_pointee(Vec::new())));
+        let entries = Arc::new(NamedSlots(ArcSwap::from_pointee(Vec::new())));
         Self { entries, registering: Mutex::new(()), context, keep_alive, load_timeout, load }
     }
 
-    pub(super) fn all(&self) -> Arc<Vec<Arc<Entry>>> {
+    pub(super) fn all(&self) -> Arc<Vec<Arc<NamedSlot>>> {
         self.entries.all()
     }
 
-    pub(super) fn entry(&self, name: &str) -> Result<Arc<Entry>> {
+    pub(super) fn entry(&self, name: &str) -> Result<Arc<NamedSlot>> {
         self.entries.get(name)
     }
 
@@ -148,7 +148,7 @@ impl Registry {
             let (spec, info, name) = (spec.clone(), Arc::clone(&info), name.to_owned());
             move || load(&entries.upgrade().ok_or(Error::Closed)?, &name, &spec, &info)
         });
-        let entry = Arc::new(Entry::new(name.to_owned(), spec, keep, slot, info));
+        let entry = Arc::new(NamedSlot::new(name.to_owned(), spec, keep, slot, info));
         let replaced = {
             let _registering = self.registering.lock();
             let mut entries = Vec::clone(&self.entries.all());
@@ -174,7 +174,7 @@ impl Registry {
     }
 
     /// The slot `name` for writing text: one whose kind is open becomes a generator.
-    pub(super) fn entry_for_text(&self, name: &str) -> Result<Arc<Entry>> {
+    pub(super) fn entry_for_text(&self, name: &str) -> Result<Arc<NamedSlot>> {
         let entry = self.entry(name)?;
         match &entry.spec {
             Spec::Embedding(spec) if spec.open && entry.info().is_none() => {

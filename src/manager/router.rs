@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::inputs::Inputs;
-use super::registry::{Entry, Registry};
+use super::registry::{NamedSlot, Registry};
 use super::spec::{ENGLISH, TURKISH};
 use crate::compute::memory::{push, reserve};
 use crate::{Error, Result, language};
@@ -43,7 +43,7 @@ impl Router {
         registry: &Registry,
         inputs: &Inputs,
         model: Option<&str>,
-    ) -> Result<Vec<(Arc<Entry>, Vec<usize>)>> {
+    ) -> Result<Vec<(Arc<NamedSlot>, Vec<usize>)>> {
         let all = || -> Result<Vec<usize>> {
             let mut all = Vec::new();
             reserve(&mut all, inputs.len())?;
@@ -64,7 +64,7 @@ impl Router {
             }
             _ => return Ok(vec![(registry.entry(self.preferred())?, all()?)]),
         };
-        let mut groups: Vec<(Arc<Entry>, Vec<usize>)> = Vec::new();
+        let mut groups: Vec<(Arc<NamedSlot>, Vec<usize>)> = Vec::new();
         for (number, text) in texts.iter().enumerate() {
             let name = self.route(text);
             match groups.iter_mut().find(|(entry, _)| entry.name == name) {

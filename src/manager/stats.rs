@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::backend::EncoderBackend;
 use super::model::{LoadedModel, ModelHandle};
 use super::parts::Parts;
-use super::registry::Entry;
+use super::registry::NamedSlot;
 use super::spec::Spec;
 use crate::batching::WorkDone;
 use crate::cache::CacheStatistics;
@@ -193,7 +193,7 @@ impl ManagerStatistics {
     }
 }
 
-fn slot(parts: &Parts, entry: &Entry) -> SlotReport {
+fn slot(parts: &Parts, entry: &NamedSlot) -> SlotReport {
     let status = entry.slot.status();
     let loaded = entry.slot.inspect(|model| model.source().map(str::to_owned)).flatten();
     let generation = entry.slot.inspect(|model| model.generator().ok().map(Generator::stats)).flatten();

@@ -44,11 +44,11 @@ impl Circuit {
 #[derive(Debug)]
 pub(super) struct Breaker {
     clock: Clock,
-    state: Mutex<State>,
+    state: Mutex<BreakerState>,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct BreakerState {
     /// Failures in a row.
     failures: u32,
     /// The latest cooldown: when it ends, and how long it is. `None` while closed.
@@ -97,7 +97,7 @@ impl Permit<'_> {
         let mut state = self.breaker.state.lock();
         // An answer from before the circuit opened says nothing about the server now.
         if self.probe || state.cooldown.is_none() {
-            *state = State { probing: state.probing, ..State::default() };
+            *state = BreakerState { probing: state.probing, ..BreakerState::default() };
         }
     }
 

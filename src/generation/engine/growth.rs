@@ -6,13 +6,9 @@
 
 use super::request::FinishReason;
 use super::sequence::Sequence;
-use super::worker::{Outcome, Run, guarded};
+use super::worker::{FIRST_TOKENS, Outcome, Run, guarded};
 use crate::Error;
 use crate::models::decoder::{Decoder, KvCache};
-
-/// Tokens of an answer that a sequence has memory for when it starts. Most answers to a chat are longer, so that few
-/// requests start that are stopped at once.
-pub(super) const FIRST_TOKENS: usize = 64;
 
 impl<D: Decoder> Run<'_, D> {
     /// Gives each sequence the memory that its next step needs. Those that find none pause.

@@ -26,7 +26,7 @@ use self::bound::Bound;
 pub use self::memory::{Allowance, KvMemory};
 pub use self::request::{Completion, Deadline, Event, FinishReason, OnEvent, PrefixScope, Request};
 pub use self::settings::{EngineSettings, EngineStats};
-use self::state::{Entry, State};
+use self::state::{QueuedRequest, RequestQueue};
 pub use self::stream::{Stream, Ticket};
 use super::stop::TextTokens;
 use crate::models::decoder::Decoder;
@@ -36,7 +36,7 @@ use crate::{Error, Result};
 /// A running generator. Dropping it ends its requests with [`Error::Closed`] and waits for the step under way. The caller
 /// must not hold a lock that a callback takes.
 pub struct Engine {
-    worker: Worker<State>,
+    worker: Worker<RequestQueue>,
     settings: EngineSettings,
     context: Bound,
     vocabulary: usize,
@@ -120,7 +120,14 @@ impl Engine {
                 });
             }
             let deadline = request.deadline;
-            state.waiting.push_back(Entry { request, deadline, budget, on_event, cancelled, submitted });
+            state.waiting.push_back(QueuedRequest {
+                request,
+                deadline,
+                budget,
+                on_event,
+                cancelled,
+                submitted,
+            });
             state.shared.stats.lock().requests += 1;
             Ok(())
         })??;

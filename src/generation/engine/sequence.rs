@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::memory::Room;
 use super::request::{Completion, Deadline, Event, FinishReason, PrefixScope};
-use super::state::{Entry, Listener};
+use super::state::{Listener, QueuedRequest};
 use crate::Result;
 use crate::generation::GenerationParams;
 use crate::generation::processors::Processors;
@@ -42,8 +42,8 @@ pub(super) struct Sequence<C> {
 
 impl<C> Sequence<C> {
     /// Admits a request; the cache has the first `reused` tokens of its prompt.
-    pub(super) fn new(entry: Entry, cache: C, room: Room, reused: usize) -> Self {
-        let Entry { request, deadline, budget, on_event, cancelled, submitted } = entry;
+    pub(super) fn new(entry: QueuedRequest, cache: C, room: Room, reused: usize) -> Self {
+        let QueuedRequest { request, deadline, budget, on_event, cancelled, submitted } = entry;
         let params = request.params;
         let context: &[u32] = if request.continues { &request.prompt } else { &[] };
         Self {

@@ -13,7 +13,7 @@ use crate::Result;
 use crate::sync::Mutex;
 
 /// A request that waits for the engine's thread.
-pub(super) struct Entry {
+pub(super) struct QueuedRequest {
     pub(super) request: Request,
     pub(super) deadline: Option<Deadline>,
     /// Most tokens to write.
@@ -24,20 +24,20 @@ pub(super) struct Entry {
 }
 
 /// The queue of an engine.
-pub(super) struct State {
-    pub(super) waiting: VecDeque<Entry>,
-    pub(super) shared: Arc<Shared>,
+pub(super) struct RequestQueue {
+    pub(super) waiting: VecDeque<QueuedRequest>,
+    pub(super) shared: Arc<EngineShared>,
 }
 
 /// What an engine shares in addition to its queue, behind locks of its own.
-pub(super) struct Shared {
+pub(super) struct EngineShared {
     pub(super) stats: Mutex<EngineStats>,
     pub(super) pool: Arc<Pool>,
     /// The memory of kept beginnings of prompts, which other threads may free.
     pub(super) prefixes: Mutex<Option<Arc<Mutex<dyn Reclaim + Send>>>>,
 }
 
-impl Entry {
+impl QueuedRequest {
     /// Ends a request that was never begun.
     pub(super) fn end(self, outcome: Result<Completion>) {
         Listener { on_event: self.on_event, cancelled: self.cancelled }.emit(Event::Done(outcome));

@@ -8,7 +8,7 @@ use std::time::Duration;
 #[cfg(doc)]
 use super::request::FinishReason;
 use super::request::{Completion, Event};
-use super::state::State;
+use super::state::RequestQueue;
 use crate::sync::Monitor;
 use crate::{Error, Result};
 
@@ -19,11 +19,11 @@ const CHECK_EVERY: Duration = Duration::from_millis(50);
 #[derive(Debug, Clone)]
 pub struct Ticket {
     cancelled: Arc<AtomicBool>,
-    monitor: Arc<Monitor<State>>,
+    monitor: Arc<Monitor<RequestQueue>>,
 }
 
 impl Ticket {
-    pub(super) fn new(cancelled: &Arc<AtomicBool>, monitor: Arc<Monitor<State>>) -> Self {
+    pub(super) fn new(cancelled: &Arc<AtomicBool>, monitor: Arc<Monitor<RequestQueue>>) -> Self {
         Self { cancelled: Arc::clone(cancelled), monitor }
     }
 

@@ -6,13 +6,12 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use super::growth::FIRST_TOKENS;
 use super::memory::Pool;
 use super::prefixes::{Prefixes, WORTH_REUSING};
 use super::request::FinishReason;
 use super::sequence::{Finished, Sequence};
 use super::settings::EngineSettings;
-use super::state::{Entry, Shared, State};
+use super::state::{EngineShared, QueuedRequest, RequestQueue};
 use crate::compute::memory::try_room;
 use crate::generation::stop::TextTokens;
 use crate::models::decoder::{Decoder, KvCache, Step};
@@ -21,6 +20,10 @@ use crate::{Error, Result};
 
 /// Tokens of a prompt in the first step that has any, before it is known how long they take.
 const FIRST_CHUNK: usize = 128;
+
+/// Tokens of an answer that a sequence has memory for when it starts. Most answers to a chat are longer, so that few
+/// requests start that are stopped at once.
+pub(super) const FIRST_TOKENS: usize = 64;
 
 /// Least tokens of prompts in a step: fewer would make a slow machine slower.
 const LEAST_CHUNK: usize = 32;
@@ -35,18 +38,18 @@ pub(super) struct Decoding<D: Decoder> {
     pub(super) settings: EngineSettings,
 }
 
-impl<D: Decoder> Work<State> for Decoding<D> {
-    fn fresh(&self) -> State {
+impl<D: Decoder> Work<RequestQueue> for Decoding<D> {
+    fn fresh(&self) -> RequestQueue {
         let pool = Pool::new(self.settings.kv_bytes, self.settings.kv_memory.clone());
-        let shared = Arc::new(Shared { stats: Mutex::default(), pool, prefixes: Mutex::default() });
-        State { waiting: VecDeque::new(), shared }
+        let shared = Arc::new(EngineShared { stats: Mutex::default(), pool, prefixes: Mutex::default() });
+        RequestQueue { waiting: VecDeque::new(), shared }
     }
 
-    fn run(&self, thread: &WorkerThread<'_, State>) {
+    fn run(&self, thread: &WorkerThread<'_, RequestQueue>) {
         Run::new(self, thread).run();
     }
 
-    fn abandon(&self, state: &mut State) -> Option<Abandon> {
+    fn abandon(&self, state: &mut RequestQueue) -> Option<Abandon> {
         let waiting = std::mem::take(&mut state.waiting);
         Some(Box::new(move |error| waiting.into_iter().for_each(|entry| entry.end(Err(error.clone())))))
     }
@@ -55,8 +58,8 @@ impl<D: Decoder> Work<State> for Decoding<D> {
 /// Everything that the thread owns.
 pub(super) struct Run<'a, D: Decoder> {
     pub(super) work: &'a Decoding<D>,
-    thread: &'a WorkerThread<'a, State>,
-    pub(super) shared: Arc<Shared>,
+    thread: &'a WorkerThread<'a, RequestQueue>,
+    pub(super) shared: Arc<EngineShared>,
     /// In order of arrival.
     pub(super) active: Vec<Sequence<D::Cache>>,
     /// Sequences that were stopped for want of memory, in order of arrival; all came after the active ones.
@@ -98,7 +101,7 @@ impl<D: Decoder> Drop for Run<'_, D> {
 }
 
 impl<'a, D: Decoder> Run<'a, D> {
-    fn new(work: &'a Decoding<D>, thread: &'a WorkerThread<'a, State>) -> Self {
+    fn new(work: &'a Decoding<D>, thread: &'a WorkerThread<'a, RequestQueue>) -> Self {
         let settings = &work.settings;
         let prefixes =
             Arc::new(Mutex::new(Prefixes::new(settings.kept_prefixes, settings.kept_prefix_bytes)));
@@ -150,11 +153,11 @@ impl<'a, D: Decoder> Run<'a, D> {
 
     /// Ends requests that were cancelled or became late while they waited, anywhere in the queue.
     fn dismiss_waiting(&self) {
-        let given_up = |entry: &Entry| {
+        let given_up = |entry: &QueuedRequest| {
             entry.cancelled.load(Ordering::Acquire)
                 || entry.deadline.is_some_and(|deadline| deadline.is_over())
         };
-        let gone: Vec<Entry> = {
+        let gone: Vec<QueuedRequest> = {
             let mut queue = self.thread.lock();
             if !queue.waiting.iter().any(given_up) {
                 return;
@@ -193,7 +196,7 @@ impl<'a, D: Decoder> Run<'a, D> {
     }
 
     /// Starts a request, or ends it with an error. Gives it back when its keys and values have to wait for memory.
-    fn admit(&mut self, entry: Entry) -> std::result::Result<(), Box<Entry>> {
+    fn admit(&mut self, entry: QueuedRequest) -> std::result::Result<(), Box<QueuedRequest>> {
         let (prompt, scope) = (&entry.request.prompt, entry.request.scope);
         let capacity = prompt.len() + entry.budget.min(FIRST_TOKENS);
         let bytes = self.work.decoder.cache_bytes(capacity);
@@ -228,7 +231,7 @@ impl<'a, D: Decoder> Run<'a, D> {
         Ok(())
     }
 
-    fn refuse(&self, entry: Entry, error: Error) {
+    fn refuse(&self, entry: QueuedRequest, error: Error) {
         self.shared.stats.lock().failed += 1;
         entry.end(Err(error));
     }

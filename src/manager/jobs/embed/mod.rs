@@ -17,7 +17,7 @@ use super::super::dispatcher::{Task, Timed};
 use super::super::inputs::Inputs;
 use super::super::model::LoadedModel;
 use super::super::options::EmbedOptions;
-use super::super::registry::Entry;
+use super::super::registry::NamedSlot;
 use crate::batching::{Cancel, Lane};
 use crate::lifecycle::Lease;
 use crate::sync::{Condvar, Mutex};
@@ -27,7 +27,7 @@ pub(in super::super) use self::embedder::Embedder;
 pub(in super::super) use self::limit::LONG_TEXT;
 use self::limit::Limit;
 pub use self::state::Embeddings;
-use self::state::{Group, State};
+use self::state::{Group, JobState};
 
 /// Whether a job looks its inputs up in the cache, or its caller has just done so.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -48,7 +48,7 @@ pub(in super::super) struct Job {
     inputs: Inputs,
     lane: Lane,
     cancel: Cancel,
-    state: Mutex<State>,
+    state: Mutex<JobState>,
     /// Wakes the synchronous caller.
     changed: Condvar,
     /// The asynchronous caller; a synchronous one waits instead.
@@ -130,7 +130,12 @@ impl Job {
 
     /// Takes what the cache has; the other inputs make a group. A call without inputs makes an empty group, because the
     /// model determines the shape of the result.
-    fn look_up(&self, look_up: LookUp, entry: Arc<Entry>, mut inputs: Vec<usize>) -> Result<Option<Group>> {
+    fn look_up(
+        &self,
+        look_up: LookUp,
+        entry: Arc<NamedSlot>,
+        mut inputs: Vec<usize>,
+    ) -> Result<Option<Group>> {
         let cache = &*self.embedder.cache;
         if let Some(info) = entry.info() {
             let shape = self.options.shape(info.shape)?;

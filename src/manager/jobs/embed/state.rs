@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::super::super::model::LoadedModel;
-use super::super::super::registry::Entry;
+use super::super::super::registry::NamedSlot;
 use crate::lifecycle::Lease;
 use crate::output::{Output, Shape, View};
 use crate::{Error, Result};
@@ -19,7 +19,7 @@ pub struct Embeddings {
 }
 
 #[derive(Default)]
-pub(super) struct State {
+pub(super) struct JobState {
     pub(super) groups: Vec<Group>,
     /// Allocated when the shape of the results is known.
     pub(super) output: Option<Output>,
@@ -35,7 +35,7 @@ pub(super) struct State {
 
 /// The inputs of a job that go to one slot.
 pub(super) struct Group {
-    pub(super) entry: Arc<Entry>,
+    pub(super) entry: Arc<NamedSlot>,
     pub(super) lease: Option<Lease<LoadedModel>>,
     /// Input numbers, longest first: batches are even and the last one is quick.
     pub(super) order: Vec<usize>,
@@ -58,7 +58,7 @@ impl Drop for Group {
     }
 }
 
-impl State {
+impl JobState {
     /// Allocates `inputs` results of this shape, if that is not done yet.
     ///
     /// # Errors
@@ -79,7 +79,7 @@ impl State {
         }
     }
 
-    /// Stores the result of one input, after [`State::fit`].
+    /// Stores the result of one input, after [`JobState::fit`].
     pub(super) fn put(&mut self, input: usize, item: View<'_>) {
         if let Some(output) = &mut self.output {
             output.put(input, item);

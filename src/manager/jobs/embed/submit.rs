@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::super::super::dispatcher::Task;
 use super::super::super::info::ModelInfo;
 use super::super::super::model::ModelHandle;
-use super::super::super::registry::Entry;
+use super::super::super::registry::NamedSlot;
 use super::Job;
 use super::limit::LONG_TEXT;
 use crate::batching::{Chunk, ChunkOutput};
@@ -20,7 +20,7 @@ const CHUNK_INPUTS: usize = 64;
 
 /// Inputs of one slot that its model computes.
 struct Fed {
-    entry: Arc<Entry>,
+    entry: Arc<NamedSlot>,
     info: Arc<ModelInfo>,
     inputs: Vec<usize>,
     /// The part of the window that they take.
@@ -51,7 +51,7 @@ impl Job {
     }
 
     /// The next inputs to tokenize, unless enough are in flight.
-    fn next_chunk(&self) -> Option<(ModelHandle, Arc<Entry>, Vec<usize>)> {
+    fn next_chunk(&self) -> Option<(ModelHandle, Arc<NamedSlot>, Vec<usize>)> {
         let mut state = self.state.lock();
         if state.outcome.is_some() || state.in_flight >= self.embedder.window {
             state.runnable = false;
