@@ -30,7 +30,7 @@ impl TextTokens {
     pub fn new(mut tokenizer: Tokenizer) -> tokenizers::Result<Self> {
         tokenizer.with_truncation(None)?;
         tokenizer.with_padding(None);
-        let (cuts, around) = (Cuts::of(&tokenizer), special_ids(&tokenizer)?);
+        let (cuts, around) = (Cuts::of(&*tokenizer), special_ids(&*tokenizer)?);
         Ok(Self { tokenizer, cuts, around })
     }
 
@@ -56,7 +56,7 @@ impl TextTokens {
             return self.encode(text, special);
         };
         let mut ids = if special { before.clone() } else { Vec::new() };
-        long::each_part(&self.tokenizer, &self.cuts, text, bounds, &mut |part| ids.extend_from_slice(part))?;
+        long::each_part(&*self.tokenizer, &self.cuts, text, bounds, &mut |part| ids.extend_from_slice(part))?;
         if special {
             ids.extend_from_slice(after);
         }

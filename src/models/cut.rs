@@ -6,15 +6,15 @@
 
 use std::collections::HashSet;
 
-use tokenizers::models::ModelWrapper;
 use tokenizers::normalizers::NormalizerWrapper;
 use tokenizers::pre_tokenizers::PreTokenizerWrapper;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::pre_tokenizers::metaspace::PrependScheme;
-use tokenizers::{NormalizedString, Normalizer as _, Tokenizer as Inner};
+use tokenizers::{NormalizedString, Normalizer as _};
 use unicode_properties::{GeneralCategory as G, GeneralCategoryGroup as Group, UnicodeGeneralCategory as _};
 
 use super::gguf_tokenizer::{LLAMA3, QWEN2};
+use super::tokenizers::{Pipeline, Words};
 
 /// How far after the wanted place a cut is looked for, in bytes.
 const SEARCH: usize = if cfg!(test) { 128 } else { 4 << 10 };
@@ -65,7 +65,7 @@ pub(super) struct Part {
 }
 
 impl Cuts {
-    pub(crate) fn of(inner: &Inner) -> Self {
+    pub(crate) fn of(inner: &dyn Pipeline) -> Self {
         let mut cuts = Self {
             split: Split::Nowhere,
             continues: false,
@@ -77,13 +77,13 @@ impl Cuts {
             longest_word: None,
         };
         let mut normal = Normal::default();
-        let known = inner.get_normalizer().is_none_or(|normalizer| normal.read(normalizer, &mut cuts.joined));
-        let split = match inner.get_pre_tokenizer() {
+        let known = inner.normalizer().is_none_or(|normalizer| normal.read(normalizer, &mut cuts.joined));
+        let split = match inner.pre_tokenizer() {
             None => Some((Split::Nowhere, Prefix::None)),
             Some(pre) => split(pre, normal.chinese),
         };
         let Some((split, prefix)) = split.filter(|_| known) else { return cuts };
-        for token in inner.get_added_tokens_decoder().values() {
+        for token in inner.added().get_added_tokens_decoder().values() {
             let chars: Vec<char> = token.content.chars().map(folded).collect();
             cuts.joined.extend(chars.windows(2).map(|pair| (pair[0], pair[1])));
             cuts.at_space_only |= token.single_word;
@@ -104,26 +104,18 @@ impl Cuts {
                 Split::Nowhere => false,
             };
         cuts.continues_inside = !normal.prepends && !normal.strips && prefix == Prefix::None;
-        cuts.bytes = inner.get_pre_tokenizer().is_some_and(to_bytes);
-        match inner.get_model() {
-            ModelWrapper::WordPiece(model) => cuts.longest_word = Some(model.max_input_chars_per_word),
-            ModelWrapper::BPE(model)
-                if model.dropout.is_none()
-                    && !model.ignore_merges
-                    && model.continuing_subword_prefix.is_none()
-                    && model.end_of_word_suffix.is_none() =>
-            {
-                cuts.longest = Some(longest(inner));
-            }
-            ModelWrapper::Unigram(_) => cuts.longest = Some(longest(inner)),
-            _ => {}
+        cuts.bytes = inner.pre_tokenizer().is_some_and(to_bytes);
+        match inner.words() {
+            Words::Limited(most) => cuts.longest_word = Some(most),
+            Words::Pieces(longest) => cuts.longest = Some(longest),
+            Words::Other => {}
         }
         cuts.longest = cuts.longest.filter(|&longest| longest <= LONGEST_PIECE);
         cuts
     }
 
     /// The beginning of `text`, at least `size` bytes, that has the tokens which it has in the whole text.
-    pub(super) fn exact(&self, inner: &Inner, text: &str, size: usize) -> Option<Part> {
+    pub(super) fn exact(&self, inner: &dyn Pipeline, text: &str, size: usize) -> Option<Part> {
         if let Some(end) = places(text, size).find(|&at| self.splits(text, at)) {
             return Some(Part { end, next: self.continues.then(|| self.skip(text, end)) });
         }
@@ -188,7 +180,7 @@ impl Cuts {
     }
 
     /// Whether no piece of the vocabulary lies across `at`. Pieces are joined from pieces, so then none of them ever is.
-    fn uncrossed(&self, inner: &Inner, text: &str, at: usize) -> bool {
+    fn uncrossed(&self, inner: &dyn Pipeline, text: &str, at: usize) -> bool {
         let Some(longest) = self.longest else { return false };
         let (before, after) = around(text, at);
         let plain = |c: char| is_safe(c) && !is_blank(c);
@@ -208,8 +200,7 @@ impl Cuts {
             return false;
         };
         let Some(right) = both.strip_prefix(&left) else { return false };
-        let known =
-            |c: Option<char>| c.is_some_and(|c| inner.token_to_id(c.encode_utf8(&mut [0; 4])).is_some());
+        let known = |c: Option<char>| c.is_some_and(|c| inner.id(c.encode_utf8(&mut [0; 4])).is_some());
         if !known(left.chars().next_back()) && !known(right.chars().next()) {
             return false; // two unknown characters may become one token
         }
@@ -217,14 +208,14 @@ impl Cuts {
         let ends: Vec<usize> =
             right.char_indices().map(|(to, c)| left.len() + to + c.len_utf8()).take(longest).collect();
         !starts.iter().enumerate().any(|(taken, &from)| {
-            ends.iter().take(longest - taken - 1).any(|&to| inner.token_to_id(&both[from..to]).is_some())
+            ends.iter().take(longest - taken - 1).any(|&to| inner.id(&both[from..to]).is_some())
         })
     }
 
     /// `text` as the vocabulary spells it.
-    fn normal(&self, inner: &Inner, text: &str) -> Option<String> {
+    fn normal(&self, inner: &dyn Pipeline, text: &str) -> Option<String> {
         let mut normalized = NormalizedString::from(text);
-        if let Some(normalizer) = inner.get_normalizer() {
+        if let Some(normalizer) = inner.normalizer() {
             normalizer.normalize(&mut normalized).ok()?;
         }
         let normal = normalized.get();
@@ -235,7 +226,7 @@ impl Cuts {
     }
 
     /// A word of more than `most` characters is one unknown token, however long it is: its beginning stands for it.
-    fn long_word(&self, inner: &Inner, text: &str, size: usize, most: usize) -> Option<Part> {
+    fn long_word(&self, inner: &dyn Pipeline, text: &str, size: usize, most: usize) -> Option<Part> {
         let plain = |c: char| {
             let letter = c.general_category_group() == Group::Letter;
             c.is_ascii_alphanumeric()
@@ -253,7 +244,7 @@ impl Cuts {
             start = at;
         }
         let mut word = NormalizedString::from(&text[start..end]);
-        if let Some(normalizer) = inner.get_normalizer() {
+        if let Some(normalizer) = inner.normalizer() {
             normalizer.normalize(&mut word).ok()?;
         }
         if word.get().chars().count() <= most || word.get().contains(char::is_whitespace) {
@@ -387,10 +378,6 @@ fn to_bytes(pre: &PreTokenizerWrapper) -> bool {
         }
         _ => false,
     }
-}
-
-fn longest(inner: &Inner) -> usize {
-    inner.get_vocab(true).keys().map(|piece| piece.chars().count()).max().unwrap_or(0)
 }
 
 /// Character boundaries of `text` from `size` on.

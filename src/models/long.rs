@@ -2,9 +2,8 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use tokenizers::Tokenizer as Inner;
-
 use super::cut::Cuts;
+use super::tokenizers::Pipeline;
 use crate::compute::memory;
 use crate::{Error, Result};
 
@@ -42,7 +41,7 @@ pub(crate) enum Keep {
 
 /// The ids of `text` that `keep` wants, perhaps more.
 pub(crate) fn read(
-    inner: &Inner,
+    inner: &dyn Pipeline,
     cuts: &Cuts,
     text: &str,
     keep: Keep,
@@ -67,7 +66,7 @@ pub(crate) fn read(
 /// # Errors
 /// [`Error::Input`] for a text that is too long; those of the tokenizer and of `bounds.check`.
 pub(crate) fn each_part(
-    inner: &Inner,
+    inner: &dyn Pipeline,
     cuts: &Cuts,
     text: &str,
     bounds: &mut Bounds<'_>,
@@ -110,7 +109,7 @@ pub(crate) fn refuse(text: &str, bounds: &Bounds<'_>) -> Result<()> {
 
 /// The first `room` ids of `text`, perhaps more.
 fn beginning(
-    inner: &Inner,
+    inner: &dyn Pipeline,
     cuts: &Cuts,
     text: &str,
     room: usize,
@@ -164,7 +163,7 @@ fn beginning(
 
 /// The ids of a beginning of `text` without an exact cut, where they go well past `room` and a shorter beginning has the
 /// same up to there.
-fn near(inner: &Inner, cuts: &Cuts, text: &str, size: usize, room: usize) -> Result<Option<Vec<u32>>> {
+fn near(inner: &dyn Pipeline, cuts: &Cuts, text: &str, size: usize, room: usize) -> Result<Option<Vec<u32>>> {
     let (Some(end), Some(shorter)) = (cuts.near(text, size), cuts.near(text, size - size / 16)) else {
         return Ok(None);
     };
@@ -176,9 +175,9 @@ fn near(inner: &Inner, cuts: &Cuts, text: &str, size: usize, room: usize) -> Res
     Ok((other.get(..room) == found.get(..room)).then_some(found))
 }
 
-fn content(inner: &Inner, text: &str) -> Result<Vec<u32>> {
-    match catch_unwind(AssertUnwindSafe(|| inner.encode_fast(text, false))) {
-        Ok(Ok(encoding)) => Ok(encoding.get_ids().to_vec()),
+fn content(inner: &dyn Pipeline, text: &str) -> Result<Vec<u32>> {
+    match catch_unwind(AssertUnwindSafe(|| inner.ids(text))) {
+        Ok(Ok(ids)) => Ok(ids),
         Ok(Err(e)) => Err(Error::Internal { place: "tokenizer".into(), reason: e.to_string() }),
         Err(panic) => Err(Error::panic("tokenizer", panic.as_ref())),
     }

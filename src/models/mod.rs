@@ -5,7 +5,7 @@
 //! files.rs    which files make a model, and where they are      hub.rs, transfer.rs, blobs.rs   cache and download
 //! config.rs, keys.rs   what a configuration says, and which keys are refused
 //! architectures/       families: their configuration, their tensors, one forward pass for all
-//! tokenizer.rs, wordpiece.rs, cut.rs, long.rs   text → ids       weights.rs, pickle.rs           name → tensor
+//! tokenizer.rs, tokenizers/, wordpiece.rs, cut.rs, long.rs   text → ids       weights.rs, pickle.rs           name → tensor
 //! sentence.rs pooling, normalisation, length, prompts           pooling.rs, dense.rs            states → vector
 //! encoder.rs  all of these together
 //! ```
@@ -33,6 +33,7 @@ pub mod pooling;
 pub mod sentence;
 pub mod source;
 pub mod tokenizer;
+pub(crate) mod tokenizers;
 mod transfer;
 pub mod weights;
 mod wordpiece;

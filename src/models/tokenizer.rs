@@ -9,20 +9,21 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 use tokenizers::normalizers::{BertNormalizer, Lowercase, NormalizerWrapper, Sequence as Normalizers};
-use tokenizers::{AddedToken, Encoding, Token, Tokenizer as Inner};
+use tokenizers::{AddedToken, Encoding, Model, Token, Tokenizer as Inner, TruncationDirection};
 
 use super::added_tokens;
 use super::cut::Cuts;
 use super::files::{ModelFiles, read_json_with_nulls};
 use super::gguf::Gguf;
 use super::long::{self, Bounds, Keep};
+use super::tokenizers::{Pipeline, Vocabulary, With, small};
 use super::{gguf_tokenizer, wordpiece};
 use crate::error::panic_message;
 use crate::{Error, Result};
 
 /// The tokenizer of one model.
 pub struct Tokenizer {
-    inner: Inner,
+    inner: Box<dyn Pipeline>,
     /// Special ids before a text, such as `[CLS]`.
     before: Vec<u32>,
     /// Special ids after a text, such as `[SEP]`.
@@ -39,26 +40,42 @@ impl Tokenizer {
     /// [`Error::MissingFile`], [`Error::InvalidFile`], [`Error::Permission`].
     pub fn load(files: &ModelFiles, lower_case: bool) -> Result<Self> {
         let settings = Settings::read(files)?;
-        let (path, mut inner) = if let Some(path) = files.beside_weights("tokenizer.json") {
-            let mut inner = parse(&path)?;
-            follow(&settings, &mut inner).map_err(|e| invalid(&path, &e.to_string()))?;
-            (path, inner)
-        } else if let Some(path) = files.beside_weights("vocab.txt") {
+        if let Some(path) = files.beside_weights("tokenizer.json") {
+            let bytes = read(&path)?;
+            return match small(&bytes) {
+                Some(inner) => Self::follow(&path, inner, &settings, lower_case),
+                None => Self::follow(&path, decode(&path, &bytes)?.into_inner(), &settings, lower_case),
+            };
+        }
+        if let Some(path) = files.beside_weights("vocab.txt") {
             let inner = wordpiece::from_vocabulary(&path, files, &settings)?;
-            (path, inner)
-        } else {
-            let sentencepiece = files.beside_weights("sentencepiece.bpe.model").is_some();
-            return Err(
-                super::files::Missing::Tokenizer { sentencepiece }.error(&files.model, &files.transformer)
-            );
-        };
+            return Self::prepare(&path, inner.into_inner(), &settings, lower_case);
+        }
+        let sentencepiece = files.beside_weights("sentencepiece.bpe.model").is_some();
+        Err(super::files::Missing::Tokenizer { sentencepiece }.error(&files.model, &files.transformer))
+    }
+
+    fn follow<M: Vocabulary + 'static>(
+        path: &Path,
+        mut inner: With<M>,
+        settings: &Settings,
+        lower_case: bool,
+    ) -> Result<Self> {
+        follow(settings, &mut inner).map_err(|e| invalid(path, &e.to_string()))?;
+        Self::prepare(path, inner, settings, lower_case)
+    }
+
+    fn prepare<M: Vocabulary + 'static>(
+        path: &Path,
+        mut inner: With<M>,
+        settings: &Settings,
+        lower_case: bool,
+    ) -> Result<Self> {
         let keep_end = match settings.word("truncation_side") {
             Some(side) => side == "left",
-            None => {
-                inner.get_truncation().is_some_and(|t| t.direction == tokenizers::TruncationDirection::Left)
-            }
+            None => inner.get_truncation().is_some_and(|t| t.direction == TruncationDirection::Left),
         };
-        let prepare = |inner: &mut Inner| -> tokenizers::Result<()> {
+        let prepare = |inner: &mut With<M>| -> tokenizers::Result<()> {
             inner.with_truncation(None)?;
             inner.with_padding(None);
             if lower_case {
@@ -69,12 +86,12 @@ impl Tokenizer {
             // A word that no vocabulary holds: a tokenizer without its unknown token fails here, not on a user's text.
             inner.encode_fast("\u{e000}", false).map(drop)
         };
-        guarded(|| prepare(&mut inner)).map_err(|e| invalid(&path, &e.to_string()))?;
+        guarded(|| prepare(&mut inner)).map_err(|e| invalid(path, &e.to_string()))?;
         let (before, after) = special_ids(&inner)
-            .map_err(|e| invalid(&path, &e.to_string()))?
-            .ok_or_else(|| invalid(&path, "its post-processor does not keep a text's tokens in one piece"))?;
+            .map_err(|e| invalid(path, &e.to_string()))?
+            .ok_or_else(|| invalid(path, "its post-processor does not keep a text's tokens in one piece"))?;
         let cuts = Cuts::of(&inner);
-        Ok(Self { inner, before, after, keep_end, cuts })
+        Ok(Self { inner: Box::new(inner), before, after, keep_end, cuts })
     }
 
     /// The tokenizer of a GGUF file, with the first and last token that the file asks for.
@@ -84,7 +101,7 @@ impl Tokenizer {
     pub fn from_gguf(gguf: &Gguf) -> Result<Self> {
         let built = gguf_tokenizer::tokenizer(gguf)?;
         let (before, mut after) =
-            special_ids(&built.tokenizer).map_err(|e| invalid(gguf.path(), &e.to_string()))?.ok_or_else(
+            special_ids(&*built.tokenizer).map_err(|e| invalid(gguf.path(), &e.to_string()))?.ok_or_else(
                 || invalid(gguf.path(), "its tokenizer does not keep a text's tokens in one piece"),
             )?;
         if gguf.flag("tokenizer.ggml.add_eos_token") == Some(true) {
@@ -92,8 +109,8 @@ impl Tokenizer {
                 invalid(gguf.path(), "it asks for an end token (tokenizer.ggml.add_eos_token) but names none of its tokens as that")
             })?);
         }
-        let cuts = Cuts::of(&built.tokenizer);
-        Ok(Self { inner: built.tokenizer, before, after, keep_end: false, cuts })
+        let cuts = Cuts::of(&*built.tokenizer);
+        Ok(Self { inner: Box::new(built.tokenizer.into_inner()), before, after, keep_end: false, cuts })
     }
 
     /// Whether every text ends with a special token.
@@ -123,7 +140,7 @@ impl Tokenizer {
             )));
         }
         let keep = if self.keep_end { Keep::End(room) } else { Keep::Beginning(room) };
-        let ids = long::read(&self.inner, &self.cuts, text, keep, bounds)?;
+        let ids = long::read(&*self.inner, &self.cuts, text, keep, bounds)?;
         Ok([&self.before[..], self.cut(&ids, room), &self.after].concat())
     }
 
@@ -141,7 +158,7 @@ impl Tokenizer {
     /// As [`Tokenizer::encode_within`].
     pub fn count_within(&self, text: &str, bounds: &mut Bounds<'_>) -> Result<usize> {
         let mut ids = 0;
-        long::each_part(&self.inner, &self.cuts, text, bounds, &mut |part| ids += part.len())?;
+        long::each_part(&*self.inner, &self.cuts, text, bounds, &mut |part| ids += part.len())?;
         Ok(ids + self.special_tokens())
     }
 
@@ -152,7 +169,7 @@ impl Tokenizer {
 
     /// One more than the largest id that [`Tokenizer::encode`] can give.
     pub fn id_limit(&self) -> usize {
-        self.inner.get_vocab(true).into_values().max().map_or(0, |id| id as usize + 1)
+        self.inner.id_limit()
     }
 
     /// `ids`, cut to at most `room` of them at the end where this model cuts.
@@ -245,6 +262,11 @@ const DEEPEST: usize = 16;
 /// # Errors
 /// [`Error::InvalidFile`] for one that is damaged, too large or too deep.
 pub(crate) fn parse(path: &Path) -> Result<Inner> {
+    decode(path, &read(path)?)
+}
+
+/// The bytes of `tokenizer.json`, neither too many nor too deep.
+fn read(path: &Path) -> Result<Vec<u8>> {
     let length = super::files::metadata(path)?.len();
     if length > LARGEST_FILE {
         return Err(Error::InvalidFile {
@@ -262,7 +284,12 @@ pub(crate) fn parse(path: &Path) -> Result<Inner> {
             ),
         });
     }
-    match catch_unwind(|| Inner::from_bytes(&bytes)) {
+    Ok(bytes)
+}
+
+/// The tokenizer that the bytes of `tokenizer.json` describe.
+fn decode(path: &Path, bytes: &[u8]) -> Result<Inner> {
+    match catch_unwind(|| Inner::from_bytes(bytes)) {
         Ok(Ok(inner)) => Ok(inner),
         Ok(Err(e)) => Err(invalid(path, &format!("it does not read as a tokenizer ({e})"))),
         Err(_) => Err(invalid(path, "it is damaged in a way that its reader does not survive")),
@@ -289,7 +316,7 @@ fn depth(json: &[u8]) -> usize {
 }
 
 /// transformers lets the settings of a BERT tokenizer win over the normaliser stored in `tokenizer.json`.
-fn follow(settings: &Settings, inner: &mut Inner) -> tokenizers::Result<()> {
+fn follow<M: Model>(settings: &Settings, inner: &mut With<M>) -> tokenizers::Result<()> {
     let generic = settings
         .word("tokenizer_class")
         .is_some_and(|class| ["PreTrainedTokenizerFast", "TokenizersBackend"].contains(&&*class));
@@ -320,9 +347,9 @@ pub(crate) fn guarded<T>(work: impl FnOnce() -> tokenizers::Result<T>) -> tokeni
 ///
 /// # Errors
 /// When the post-processor cannot run, as one that names a special token without giving its id.
-pub(crate) fn special_ids(inner: &Inner) -> tokenizers::Result<Option<(Vec<u32>, Vec<u32>)>> {
+pub(crate) fn special_ids(inner: &dyn Pipeline) -> tokenizers::Result<Option<(Vec<u32>, Vec<u32>)>> {
     let probe = Encoding::from_tokens(vec![Token::new(0, String::new(), (0, 0))], 0);
-    let dressed = guarded(|| inner.post_process(probe, None, true))?;
+    let dressed = guarded(|| inner.dress(probe))?;
     let mask = dressed.get_special_tokens_mask();
     let alone = mask.iter().filter(|&&special| special == 0).count() == 1;
     let at = mask.iter().position(|&special| special == 0).filter(|_| alone);

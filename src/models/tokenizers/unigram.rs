@@ -1,0 +1,283 @@
+//! SentencePiece's Unigram model in little memory: the pieces whose scores have the largest sum.
+//!
+//! The ids are those of the tokenizers crate, whose model of 250,000 pieces takes 280 MB and 0.8 s to build: a hash map
+//! for every node of its trie. Scores stay f64 and are added in the same order, so equal sums are equal here too.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use serde::de::{
+    Deserialize, DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor,
+};
+use tokenizers::models::unigram::UnigramTrainer;
+use tokenizers::{Model, Token};
+
+use super::trie::{Texts, Trie};
+
+/// An unknown character scores so much less than the piece with the smallest score.
+const UNKNOWN_PENALTY: f64 = 10.0;
+
+/// See the module.
+#[derive(Debug, Clone)]
+pub(crate) struct Unigram {
+    texts: Texts,
+    scores: Box<[f64]>,
+    trie: Trie,
+    unknown: u32,
+    unknown_score: f64,
+    /// The pieces of single bytes, where unknown text is spelt in them.
+    bytes: Option<Box<[u32; 256]>>,
+    /// Characters of the longest piece.
+    longest: usize,
+}
+
+/// The best way to a place in a text.
+#[derive(Debug, Clone, Copy, Default)]
+struct Best {
+    score: f64,
+    /// Where its last piece starts, one more than that; 0 without a way.
+    start: u32,
+    piece: u32,
+}
+
+impl Unigram {
+    /// `None` for a vocabulary that this does not hold: one without its unknown piece, or with an empty one.
+    fn new(mut texts: Texts, scores: Vec<f64>, unknown: usize, byte_fallback: bool) -> Option<Self> {
+        if unknown >= texts.len() || texts.len() != scores.len() || texts.iter().any(str::is_empty) {
+            return None;
+        }
+        texts.shrink();
+        let trie = Trie::new(&texts);
+        let byte = |byte| trie.get(&byte_piece(byte));
+        let bytes: Option<Vec<u32>> = if byte_fallback { (0..=255).map(byte).collect() } else { None };
+        if byte_fallback && bytes.is_none() {
+            return None;
+        }
+        let smallest = scores.iter().copied().fold(f64::INFINITY, f64::min);
+        Some(Self {
+            unknown: u32::try_from(unknown).ok()?,
+            unknown_score: smallest - UNKNOWN_PENALTY,
+            bytes: bytes.and_then(|bytes| bytes.try_into().ok()),
+            longest: texts.iter().map(|text| text.chars().count()).max().unwrap_or(0),
+            scores: scores.into(),
+            texts,
+            trie,
+        })
+    }
+
+    /// Characters of the longest piece.
+    pub(crate) fn longest(&self) -> usize {
+        self.longest
+    }
+
+    /// The pieces of `text`, the last one first: where each starts and ends, and its id. Unknown characters beside each
+    /// other are one piece; its id is that of its text where the vocabulary has it.
+    fn pieces(&self, text: &str) -> Vec<(usize, usize, Option<u32>)> {
+        let mut best = vec![Best::default(); text.len() + 1];
+        for (start, c) in text.char_indices() {
+            let before = best[start].score;
+            let mut alone = false;
+            let mut offer = |length: usize, score: f64, piece: u32| {
+                let target = &mut best[start + length];
+                if target.start == 0 || score > target.score {
+                    *target = Best { score, start: start as u32 + 1, piece };
+                }
+            };
+            for (length, piece) in self.trie.prefixes(&text.as_bytes()[start..]) {
+                offer(length, self.scores[piece as usize] + before, piece);
+                alone |= length == c.len_utf8();
+            }
+            if !alone {
+                offer(c.len_utf8(), self.unknown_score + before, self.unknown);
+            }
+        }
+        let mut pieces: Vec<(usize, usize, Option<u32>)> = Vec::new();
+        let (mut end, mut unknown) = (text.len(), false);
+        while end > 0 {
+            let Best { start, piece, .. } = best[end];
+            let start = start as usize - 1;
+            match pieces.last_mut() {
+                Some(last) if unknown && piece == self.unknown => last.0 = start,
+                _ => pieces.push((start, end, Some(piece))),
+            }
+            unknown = piece == self.unknown;
+            end = start;
+        }
+        for piece in pieces.iter_mut().filter(|piece| piece.2 == Some(self.unknown)) {
+            piece.2 = self.trie.get(&text[piece.0..piece.1]);
+        }
+        pieces
+    }
+}
+
+/// How a byte is spelt in a vocabulary.
+fn byte_piece(byte: u8) -> String {
+    format!("<0x{byte:02X}>")
+}
+
+impl Model for Unigram {
+    type Trainer = UnigramTrainer;
+
+    fn tokenize(&self, text: &str) -> tokenizers::Result<Vec<Token>> {
+        if u32::try_from(text.len() + 1).is_err() {
+            return Err("a word of 4 GB is too long".into());
+        }
+        let pieces = self.pieces(text);
+        let mut tokens = Vec::with_capacity(pieces.len());
+        for (start, end, id) in pieces.into_iter().rev() {
+            let piece = &text[start..end];
+            if let (None, Some(ids)) = (id, &self.bytes) {
+                let token = |byte| Token::new(ids[usize::from(byte)], byte_piece(byte), (start, end));
+                tokens.extend(piece.bytes().map(token));
+            } else {
+                tokens.push(Token::new(id.unwrap_or(self.unknown), piece.to_owned(), (start, end)));
+            }
+        }
+        Ok(tokens)
+    }
+
+    fn token_to_id(&self, token: &str) -> Option<u32> {
+        self.trie.get(token)
+    }
+
+    fn id_to_token(&self, id: u32) -> Option<String> {
+        self.texts.get(id as usize).map(ToOwned::to_owned)
+    }
+
+    fn get_vocab(&self) -> HashMap<String, u32> {
+        self.texts.iter().map(ToOwned::to_owned).zip(0..).collect()
+    }
+
+    fn get_vocab_size(&self) -> usize {
+        self.texts.len()
+    }
+
+    fn save(&self, _folder: &Path, _prefix: Option<&str>) -> tokenizers::Result<Vec<PathBuf>> {
+        Err("a tokenizer is read here, not written".into())
+    }
+
+    fn get_trainer(&self) -> Self::Trainer {
+        UnigramTrainer::default()
+    }
+}
+
+/// Reads the form in which the tokenizers crate writes a Unigram model, piece by piece. Any other is an error: the
+/// caller leaves it to the crate.
+impl<'de> Deserialize<'de> for Unigram {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(Fields)
+    }
+}
+
+struct Fields;
+
+impl<'de> Visitor<'de> for Fields {
+    type Value = Unigram;
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("a Unigram model with its type first")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Unigram, A::Error> {
+        // Another model ends here, before its vocabulary is read.
+        if map.next_entry::<String, String>()? != Some(("type".into(), "Unigram".into())) {
+            return Err(A::Error::custom("the model is none that is known to be Unigram"));
+        }
+        let (mut texts, mut scores) = (Texts::default(), Vec::new());
+        let (mut unknown, mut byte_fallback, mut vocabulary) = (None, None, false);
+        while let Some(key) = map.next_key::<String>()? {
+            match key.as_str() {
+                "unk_id" if unknown.is_none() => unknown = Some(map.next_value::<usize>()?),
+                "byte_fallback" if byte_fallback.is_none() => byte_fallback = Some(map.next_value::<bool>()?),
+                "vocab" if !vocabulary => {
+                    map.next_value_seed(Vocabulary { texts: &mut texts, scores: &mut scores })?;
+                    vocabulary = true;
+                }
+                _ => return Err(A::Error::custom("a key of the model is unknown, or there twice")),
+            }
+        }
+        let unknown = unknown.ok_or_else(|| A::Error::missing_field("unk_id"))?;
+        Unigram::new(texts, scores, unknown, byte_fallback.unwrap_or(false))
+            .ok_or_else(|| A::Error::custom("the vocabulary is none that is known"))
+    }
+}
+
+/// The pieces of a vocabulary with their scores.
+struct Vocabulary<'a> {
+    texts: &'a mut Texts,
+    scores: &'a mut Vec<f64>,
+}
+
+impl<'de> DeserializeSeed<'de> for Vocabulary<'_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_seq(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Vocabulary<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("a list of pieces with scores")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<(), A::Error> {
+        while let Some(score) = list.next_element_seed(Piece(self.texts))? {
+            self.scores.push(score);
+        }
+        Ok(())
+    }
+}
+
+/// One piece, whose text is kept, with its score.
+struct Piece<'a>(&'a mut Texts);
+
+impl<'de> DeserializeSeed<'de> for Piece<'_> {
+    type Value = f64;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<f64, D::Error> {
+        deserializer.deserialize_seq(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Piece<'_> {
+    type Value = f64;
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("a piece and its score")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut pair: A) -> Result<f64, A::Error> {
+        pair.next_element_seed(Text(self.0))?.ok_or_else(|| A::Error::invalid_length(0, &self))?;
+        let score = pair.next_element()?.ok_or_else(|| A::Error::missing_field("score"))?;
+        if pair.next_element::<IgnoredAny>()?.is_some() {
+            return Err(A::Error::custom("a piece has more than a text and a score"));
+        }
+        Ok(score)
+    }
+}
+
+/// A text that goes to the others without a string of its own.
+struct Text<'a>(&'a mut Texts);
+
+impl<'de> DeserializeSeed<'de> for Text<'_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_str(self)
+    }
+}
+
+impl Visitor<'_> for Text<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("the text of a piece")
+    }
+
+    fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<(), E> {
+        if self.0.push(text) { Ok(()) } else { Err(E::custom("the vocabulary has 4 GB of text")) }
+    }
+}
