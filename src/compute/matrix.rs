@@ -2,10 +2,10 @@
 
 use std::ops::Range;
 
-use super::DType;
 use super::linear::activations::Plain;
 use super::memory::Buffer;
 use super::parallel::Target;
+use crate::compute::isa::DType;
 
 /// Row-major activations, [`spread`] in memory.
 #[derive(Debug)]

@@ -6,7 +6,8 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::Result;
-use crate::compute::{DType, Threads};
+use crate::compute::isa::DType;
+use crate::compute::threads::Threads;
 
 /// Values that take about as long to be normalised or converted as threads take to meet: some microseconds.
 const WORTH_MEETING: usize = 1 << 12;

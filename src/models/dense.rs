@@ -5,7 +5,7 @@ use std::path::Path;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use super::LARGEST_SIZE;
+use super::architectures::LARGEST_SIZE;
 use super::architectures::Tensors;
 use super::files::{WeightFiles, read_json};
 use super::keys::refuse_unknown;

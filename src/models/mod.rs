@@ -49,6 +49,3 @@ pub use sentence::{SentenceConfig, Similarity};
 pub use source::Source;
 pub use tokenizer::Tokenizer;
 pub use weights::Weights;
-
-/// No dimension of a model is larger: products of a few fit into 64 bits.
-const LARGEST_SIZE: usize = 1 << 28;

@@ -8,7 +8,18 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).parents[2] / "src"
-FOLDERS = ["sync", "manager", "lifecycle", "batching", "remote", "generation/engine", "cache", "python"]
+FOLDERS = [
+    "compute",
+    "models/architectures",
+    "sync",
+    "manager",
+    "lifecycle",
+    "batching",
+    "remote",
+    "generation/engine",
+    "cache",
+    "python",
+]
 
 Module = tuple[str, ...]
 

@@ -6,7 +6,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use crate::compute::DType;
+use crate::compute::isa::DType;
 use crate::compute::kernels::{Kernels, units};
 use crate::compute::memory::Buffer;
 use crate::{Error, Result};

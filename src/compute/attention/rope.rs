@@ -70,9 +70,9 @@ impl<'a> RopeTable<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::compute::isa::{DType, Isa};
     use crate::compute::kernels::Kernels;
     use crate::compute::kernels::rowwise::RopeRow;
-    use crate::compute::{DType, Isa};
 
     #[test]
     fn turning_keeps_lengths_and_adds_up() {

@@ -8,15 +8,16 @@
 
 use std::ops::Range;
 
-use super::Heads;
 use super::kv_cache::{BLOCK, PagedKvCache, Panels};
+use crate::compute::attention::heads::Heads;
+use crate::compute::isa::DType;
+use crate::compute::kernels::activation::Activation;
 use crate::compute::kernels::rowwise::{Running, Softmax, TileEpilogue};
 use crate::compute::kernels::tile::Tile;
 use crate::compute::kernels::{Kernels, TALLEST_TILE, units};
 use crate::compute::matrix::StateMatrix;
 use crate::compute::memory::Buffer;
 use crate::compute::parallel::{Target, share};
-use crate::compute::{Activation, DType};
 use crate::{Error, Result};
 
 /// Elements between rows of scores: not a power of two, for the sake of cache sets.

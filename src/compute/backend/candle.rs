@@ -5,8 +5,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use candle_core::{D, DType, Device, Tensor};
 
-use super::{Backend, Forward, KvCache, Pass, Positions, Row, Rows, Step};
-use crate::compute::{Activation, CacheShape, Heads, Matrix, Packed, RopeStyle, RopeTable, Rotary, Weight};
+use crate::compute::attention::heads::Heads;
+use crate::compute::attention::kv_cache::CacheShape;
+use crate::compute::attention::rope::{RopeStyle, RopeTable, Rotary};
+use crate::compute::backend::traits::{Backend, Forward, KvCache, Pass, Positions, Row, Rows, Step};
+use crate::compute::kernels::activation::Activation;
+use crate::compute::linear::layer::Matrix;
+use crate::compute::weight::{Packed, Weight};
 use crate::{Error, Result};
 
 /// A device of candle's, in f32.

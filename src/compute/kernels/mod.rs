@@ -28,7 +28,7 @@ use super::simd::neon;
 #[cfg(target_arch = "x86_64")]
 use super::simd::x86;
 use super::simd::{Plain, Simd};
-use super::{DType, Isa};
+use crate::compute::isa::{DType, Isa};
 
 type TileFn = unsafe fn(&Tile);
 type TileEpilogueFn = unsafe fn(&TileEpilogue);

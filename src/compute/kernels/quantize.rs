@@ -1,6 +1,6 @@
 //! Activations rounded to eight bits: the left operand of products with coded weights.
 
-use crate::compute::DType;
+use crate::compute::isa::DType;
 use crate::compute::simd::Simd;
 
 /// Values that share a scale, and the least that a row of coded weights is cut into.

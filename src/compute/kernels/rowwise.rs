@@ -2,7 +2,7 @@
 
 use super::activation::Activation;
 use super::math::{LOG2_E, activate, exp2};
-use crate::compute::DType;
+use crate::compute::isa::DType;
 use crate::compute::simd::Simd;
 
 /// A tile's way into its output matrix.

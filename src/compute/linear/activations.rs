@@ -2,7 +2,7 @@
 
 use super::blocks::GROUP;
 use crate::Result;
-use crate::compute::DType;
+use crate::compute::isa::DType;
 use crate::compute::kernels::quantize::QuantizedRow;
 use crate::compute::kernels::{Kernels, units};
 use crate::compute::memory::room;
@@ -112,7 +112,7 @@ fn each<T: Send>(team: Parallelism<'_>, mut rows: Vec<T>, work: impl Fn(usize, &
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::compute::Isa;
+    use crate::compute::isa::Isa;
     use crate::compute::memory::Buffer;
 
     fn quantized(x: &[f32], columns: usize) -> Activations {

@@ -12,7 +12,7 @@ use super::blocks::GROUP;
 use super::layer::{Form, KernelSet, Linear, Part};
 use super::quant_gemm::Product;
 use crate::Result;
-use crate::compute::Activation;
+use crate::compute::kernels::activation::Activation;
 use crate::compute::kernels::rowwise::TileEpilogue;
 use crate::compute::kernels::tile::{Ahead, Tile};
 use crate::compute::kernels::{Kernels, LARGEST_TILE, units};

@@ -11,9 +11,10 @@ use super::blocks::{BlockTensor, GROUP, Layout};
 use super::quant_gemm::{Dot, PANEL, group_bytes};
 use crate::Result;
 use crate::compute::file::Bytes;
+use crate::compute::isa::{DType, Isa};
 use crate::compute::kernels::{Kernels, units};
 use crate::compute::memory::Piece;
-use crate::compute::{DType, Isa, Weight};
+use crate::compute::weight::Weight;
 
 /// How weights that are stored as plain numbers are held. Blocks stay as they are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -219,8 +220,8 @@ pub(super) enum Form {
 }
 
 impl Form {
-    pub(super) fn of(matrix: &Matrix, hold: WeightFormat) -> Self {
-        match (matrix, hold) {
+    pub(super) fn of(matrix: &Matrix, plain: WeightFormat) -> Self {
+        match (matrix, plain) {
             (Matrix::Blocks(blocks), _) => Self::Quantized(blocks.format().layout()),
             (_, WeightFormat::F32) => Self::Plain(DType::F32),
             (_, WeightFormat::Bf16) => Self::Plain(DType::Bf16),

@@ -131,20 +131,20 @@ fn all_instruction_sets_agree_on_codes() {
 }
 
 #[test]
-fn plain_weights_in_every_hold() {
+fn plain_weights_in_every_format() {
     for (outputs, inputs) in [(1, 1), (5, 3), (33, 48), (70, 65)] {
         let w = wave(outputs * inputs, 0.11);
         let bias = wave(outputs, 0.5);
         let weight = |values: &[f32], shape: &[usize]| Weight::from_f32(values, shape).unwrap();
         for isa in Isa::available() {
-            for (hold, allowed) in [
+            for (format, allowed) in [
                 (WeightFormat::F32, 1e-6),
                 (WeightFormat::Bf16, 8e-3),
                 (WeightFormat::Int8, 4e-2),
                 (WeightFormat::Int4, 0.1),
             ] {
                 let part = (Matrix::Plain(weight(&w, &[outputs, inputs])), Some(weight(&bias, &[outputs])));
-                let packer = Packer::new(isa, hold);
+                let packer = Packer::new(isa, format);
                 let linear = packer.linear(&[part]).unwrap();
                 for rows in [1, 15, 300] {
                     let x = wave(rows * inputs, 0.7);
@@ -152,7 +152,7 @@ fn plain_weights_in_every_hold() {
                     for (i, (ours, (exact, size))) in out.iter().zip(reference(&x, &w, inputs)).enumerate() {
                         let shift = f64::from(bias[i % outputs]);
                         let error = (f64::from(*ours) - exact - shift).abs() / (size + shift.abs() + 1e-9);
-                        assert!(error <= allowed, "{isa} {hold:?} {outputs}x{inputs} {rows} {i}: {error}");
+                        assert!(error <= allowed, "{isa} {format:?} {outputs}x{inputs} {rows} {i}: {error}");
                     }
                 }
             }
@@ -217,18 +217,18 @@ fn a_gate_meets_its_partner_in_every_form() {
 #[test]
 fn layers_of_one_model_lie_in_one_memory_and_compute_as_alone() {
     let x = wave(3 * 40, 0.9);
-    for hold in [WeightFormat::F32, WeightFormat::Bf16, WeightFormat::Int8, WeightFormat::Int4] {
+    for format in [WeightFormat::F32, WeightFormat::Bf16, WeightFormat::Int8, WeightFormat::Int4] {
         let layer = |packer: &Packer, outputs: usize| {
             let weight = Weight::from_f32(&wave(outputs * 40, 0.1), &[outputs, 40]).unwrap();
             packer.linear(&[(weight.into(), None)]).unwrap()
         };
-        let packer = Packer::new(Isa::best(), hold);
+        let packer = Packer::new(Isa::best(), format);
         let layers = [5, 70, 1, 33].map(|outputs| layer(&packer, outputs));
         drop(packer);
         for together in &layers {
-            let alone = layer(&Packer::new(Isa::best(), hold), together.outputs());
+            let alone = layer(&Packer::new(Isa::best(), format), together.outputs());
             assert_eq!(alone.bytes(), together.bytes());
-            assert_eq!(apply(Isa::best(), &alone, &x), apply(Isa::best(), together, &x), "{hold:?}");
+            assert_eq!(apply(Isa::best(), &alone, &x), apply(Isa::best(), together, &x), "{format:?}");
         }
     }
 }

@@ -1,10 +1,10 @@
 //! Linear layers over weights of any stored form, quantized ones of GGUF files among them.
 
 pub(crate) mod activations;
-mod blocks;
+pub(crate) mod blocks;
 pub(crate) mod gemm;
-mod layer;
-mod pack;
+pub(crate) mod layer;
+pub(crate) mod pack;
 mod quant_gemm;
 
 pub(crate) use blocks::GROUP;

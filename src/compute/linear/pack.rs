@@ -6,9 +6,11 @@ use super::activations::Forms;
 use super::blocks::{GROUP, Group, Layout};
 use super::layer::{Form, KernelSet, Linear, Matrix, Part, WeightFormat};
 use super::quant_gemm::{PANEL, code_place, group_bytes};
+use crate::compute::isa::{DType, Isa};
 use crate::compute::kernels::Kernels;
 use crate::compute::memory::{Arena, Piece, zeroed};
-use crate::compute::{DType, Isa, Threads, Weight};
+use crate::compute::threads::Threads;
+use crate::compute::weight::Weight;
 use crate::sync::Mutex;
 use crate::{Error, Result};
 
@@ -18,8 +20,8 @@ use crate::{Error, Result};
 pub struct Packer {
     /// What multiplies them.
     pub machine: KernelSet,
-    /// How plain ones are held.
-    pub hold: WeightFormat,
+    /// The format of plain ones.
+    pub format: WeightFormat,
     arena: Arena,
 }
 
@@ -27,9 +29,9 @@ pub struct Packer {
 type Biased = (Matrix, Option<Weight>);
 
 impl Packer {
-    /// For the kernels of `isa`, and plain weights held as `hold` says.
-    pub fn new(isa: Isa, hold: WeightFormat) -> Self {
-        Self { machine: KernelSet::new(isa), hold, arena: Arena::default() }
+    /// For the kernels of `isa`, and plain weights in `format`.
+    pub fn new(isa: Isa, format: WeightFormat) -> Self {
+        Self { machine: KernelSet::new(isa), format, arena: Arena::default() }
     }
 
     /// Packs `matrices` with their biases; their outputs lie side by side.
@@ -63,7 +65,7 @@ impl Packer {
     }
 
     fn form(&self, matrix: &Matrix) -> Form {
-        Form::of(matrix, self.hold)
+        Form::of(matrix, self.format)
     }
 
     fn layer(&self, matrices: &[Biased], one_part: impl Fn(&Biased, &Biased) -> bool) -> Result<Linear> {
@@ -107,7 +109,7 @@ impl Packer {
 
     /// The panels of `matrices` side by side.
     fn panels(&self, form: Form, matrices: &[Biased], inputs: usize) -> Result<Piece> {
-        let (kernels, hold) = (self.machine.kernels, self.hold);
+        let (kernels, plain) = (self.machine.kernels, self.format);
         let rows: Vec<(&Matrix, usize)> = matrices
             .iter()
             .flat_map(|(matrix, _)| (0..matrix.rows()).map(move |row| (matrix, row)))
@@ -122,7 +124,7 @@ impl Packer {
             let mut panel = tasks[panel].lock();
             let packed = match form {
                 Form::Plain(dtype) => pack_plain(kernels, dtype, rows, inputs, &mut panel),
-                Form::Quantized(layout) => pack_codes(layout, hold, rows, inputs, &mut panel),
+                Form::Quantized(layout) => pack_codes(layout, plain, rows, inputs, &mut panel),
             };
             if let Err(error) = packed {
                 fault.lock().get_or_insert(error);
@@ -189,7 +191,7 @@ fn pack_plain(
 
 fn pack_codes(
     layout: Layout,
-    hold: WeightFormat,
+    plain: WeightFormat,
     rows: &[(&Matrix, usize)],
     inputs: usize,
     panel: &mut [u32],
@@ -219,7 +221,7 @@ fn pack_codes(
                 for (from, column) in values.chunks_exact(inputs).zip(columns) {
                     row[..inputs].copy_from_slice(from);
                     let groups = row.as_chunks::<GROUP>().0;
-                    put_codes(layout, column, inputs, panel, |index| match hold {
+                    put_codes(layout, column, inputs, panel, |index| match plain {
                         WeightFormat::Int4 => Group::four_bits(&groups[index]),
                         _ => Group::eight_bits(&groups[index]),
                     });

@@ -8,7 +8,7 @@
 use std::ops::RangeInclusive;
 
 use super::blocks::{GROUP, Layout, zero};
-use crate::compute::Isa;
+use crate::compute::isa::Isa;
 use crate::compute::kernels::quantize::ZERO;
 
 #[cfg(target_arch = "x86_64")]

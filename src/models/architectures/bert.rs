@@ -4,12 +4,10 @@
 
 use serde::Deserialize;
 
-use super::{
-    Architecture, Biased, ConfigFile, Description, EmbeddingTensors, Family, LayerTensors, NormTensors,
-    Tensors,
-};
+use super::family::{ConfigFile, Family, LARGEST_SIZE};
+use super::tensors::{Biased, EmbeddingTensors, LayerTensors, NormTensors, Tensors};
+use super::transformer::{Architecture, Description};
 use crate::compute::{Activation, Heads, LONGEST_HEAD, Matrix, Positions, Weight};
-use crate::models::LARGEST_SIZE;
 use crate::{Error, Result};
 
 /// BERT, and the families that number positions after the padding id.

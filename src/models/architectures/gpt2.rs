@@ -4,13 +4,11 @@
 
 use serde::Deserialize;
 
-use super::{
-    Architecture, Biased, ConfigFile, Description, EmbeddingTensors, Family, LayerTensors, NormTensors,
-    Tensors,
-};
+use super::family::{ConfigFile, Family, LARGEST_SIZE};
+use super::tensors::{Biased, EmbeddingTensors, LayerTensors, NormTensors, Tensors};
+use super::transformer::{Architecture, Description};
 use crate::compute::memory::zeroed;
 use crate::compute::{Activation, Heads, LONGEST_HEAD, Matrix, Positions, Weight};
-use crate::models::LARGEST_SIZE;
 use crate::{Error, Result};
 
 /// GPT-2.

@@ -2,13 +2,13 @@
 
 use std::ops::Range;
 
-use super::Norm;
 use super::pass::{CpuPass, States, misuse};
 use crate::Result;
-use crate::compute::Heads;
+use crate::compute::attention::heads::Heads;
 use crate::compute::attention::kv_cache::PagedKvCache;
+use crate::compute::attention::rope::{RopeStyle, RopeTable};
 use crate::compute::attention::tiles::{Attention, KeyValues, Share, Span};
-use crate::compute::attention::{RopeStyle, RopeTable};
+use crate::compute::backend::cpu::device::Norm;
 use crate::compute::kernels::rowwise::RopeRow;
 use crate::compute::matrix::StateMatrix;
 use crate::compute::parallel::Parallelism;

@@ -3,14 +3,19 @@
 use std::ops::Range;
 
 use super::workspace::Workspace;
-use super::{Cpu, Norm, Table};
-use crate::compute::attention::{PagedKvCache, RopeTable, Rotary};
+use crate::compute::attention::heads::Heads;
+use crate::compute::attention::kv_cache::PagedKvCache;
+use crate::compute::attention::rope::{RopeTable, Rotary};
+use crate::compute::backend::cpu::device::{Cpu, Norm, Table};
+use crate::compute::backend::traits::{Pass, Positions, Row, Rows};
+use crate::compute::isa::DType;
+use crate::compute::kernels::activation::Activation;
 use crate::compute::kernels::rowwise::RmsRow;
-use crate::compute::linear::Linear;
 use crate::compute::linear::gemm::Epilogue;
+use crate::compute::linear::layer::Linear;
 use crate::compute::matrix::StateMatrix;
 use crate::compute::parallel::{Parallelism, Target};
-use crate::compute::{Activation, DType, Heads, Packed, Pass, Positions, Row, Rows};
+use crate::compute::weight::Packed;
 use crate::sync::Mutex;
 use crate::{Error, Result};
 

@@ -3,7 +3,7 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
-use crate::compute::Packed;
+use crate::compute::weight::Packed;
 
 /// Tokens of a part, about: enough that weights are read from far memory seldom, few enough that a thread's
 /// activations stay in its second-level cache.

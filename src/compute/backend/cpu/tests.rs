@@ -240,7 +240,7 @@ fn memory_of_one_batch_serves_the_next() {
     let linear = cpu.linear(&[(Weight::from_f32(&[0.5; 4800], &[120, 40]).unwrap().into(), None)]).unwrap();
     let norm = Weight::from_f32(&[1.0; 40], &[40]).unwrap();
     let norm = cpu.norm(&norm, Some(&norm), 1e-5).unwrap();
-    let held = || cpu.workspaces.lock().iter().map(super::Workspace::bytes).collect::<Vec<_>>();
+    let held = || cpu.workspaces.lock().iter().map(Workspace::bytes).collect::<Vec<_>>();
     let encode = |length: u32| {
         let (ids, offsets) = (vec![1; length as usize], [0, length]);
         let batch = Packed::new(&ids, &offsets).unwrap();

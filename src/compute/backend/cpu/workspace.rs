@@ -1,8 +1,8 @@
 //! The memory that passes are carried out in.
 
 use crate::Result;
-use crate::compute::DType;
 use crate::compute::attention::tiles::Scratch;
+use crate::compute::isa::DType;
 use crate::compute::linear::activations::{Activations, spread};
 use crate::compute::matrix::StateMatrix;
 use crate::compute::memory::Buffer;

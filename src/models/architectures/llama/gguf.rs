@@ -1,8 +1,8 @@
-//! Llama, Qwen2 and Qwen3 from GGUF files: what their metadata says, and their tensors under transformers' names.
+//! The metadata of GGUF files.
 
-use super::llama::{Llama, Variant};
-use super::{Architecture, Tensors};
-use crate::compute::{LONGEST_HEAD, Matrix, RopeStyle, Rotary, Stored, Weight};
+use super::config::{Llama, Variant};
+use crate::compute::{LONGEST_HEAD, Matrix, RopeStyle, Rotary};
+use crate::models::architectures::transformer::Architecture;
 use crate::models::gguf::{Gguf, Value};
 use crate::{Error, Result};
 
@@ -134,66 +134,4 @@ fn check_metadata(gguf: &Gguf, prefix: &str) -> Result<()> {
         });
     }
     Ok(())
-}
-
-/// The tensors of a GGUF file under transformers' names.
-#[derive(Debug)]
-pub(crate) struct GgufTensors<'a>(pub &'a Gguf);
-
-impl GgufTensors<'_> {
-    /// The name that a GGUF file gives a tensor.
-    pub(crate) fn renamed(name: &str) -> String {
-        const PARTS: [(&str, &str); 14] = [
-            ("model.layers.", "blk."),
-            ("input_layernorm", "attn_norm"),
-            ("post_attention_layernorm", "ffn_norm"),
-            ("self_attn.q_proj", "attn_q"),
-            ("self_attn.k_proj", "attn_k"),
-            ("self_attn.v_proj", "attn_v"),
-            ("self_attn.o_proj", "attn_output"),
-            ("self_attn.q_norm", "attn_q_norm"),
-            ("self_attn.k_norm", "attn_k_norm"),
-            ("mlp.gate_proj", "ffn_gate"),
-            ("mlp.up_proj", "ffn_up"),
-            ("mlp.down_proj", "ffn_down"),
-            ("model.embed_tokens", "token_embd"),
-            ("lm_head", "output"),
-        ];
-        let name = PARTS.iter().fold(name.to_owned(), |name, (theirs, ours)| name.replace(theirs, ours));
-        name.replace("model.norm", "output_norm")
-    }
-}
-
-impl Tensors for GgufTensors<'_> {
-    fn contains(&self, name: &str) -> bool {
-        self.0.contains(&Self::renamed(name))
-    }
-
-    fn matrix(&self, name: &str, shape: [usize; 2]) -> Result<Matrix> {
-        let name = Self::renamed(name);
-        let matrix = self.0.matrix(&name)?;
-        if self.0.shape(&name) == Some(&shape[..]) { Ok(matrix) } else { Err(self.wrong(&name, &shape)) }
-    }
-
-    fn vector(&self, name: &str, length: usize) -> Result<Weight> {
-        let name = Self::renamed(name);
-        match self.0.matrix(&name)? {
-            Matrix::Plain(weight) if weight.shape() == [length] && weight.stored() == Stored::F32 => {
-                Ok(weight)
-            }
-            _ => Err(self.wrong(&name, &[length])),
-        }
-    }
-}
-
-impl GgufTensors<'_> {
-    fn wrong(&self, name: &str, wanted: &[usize]) -> Error {
-        Error::InvalidFile {
-            path: self.0.path().to_path_buf(),
-            reason: format!(
-                "the tensor {name:?} has shape {:?}, but the model asks for {wanted:?}; the file is damaged or of another model",
-                self.0.shape(name).unwrap_or_default()
-            ),
-        }
-    }
 }

@@ -1,49 +1,22 @@
-//! Llama: RMS normalisation, rotary positions, grouped queries, a gated perceptron. Qwen2 and Qwen3 are variations.
-//!
-//! Touvron et al., "LLaMA: Open and Efficient Foundation Language Models", 2023.
+//! The model, and `config.json` as transformers writes it.
 
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use super::llama_gguf::from_gguf;
-use super::{
-    Architecture, Biased, ConfigFile, Description, EmbeddingTensors, Family, GgufFamily, LayerTensors,
-    NormTensors, Tensors,
-};
 use crate::compute::{Activation, Heads, LONGEST_HEAD, Matrix, Positions, RopeStyle, Rotary};
-use crate::models::LARGEST_SIZE;
+use crate::models::architectures::family::{ConfigFile, LARGEST_SIZE};
+use crate::models::architectures::tensors::{Biased, EmbeddingTensors, LayerTensors, NormTensors, Tensors};
+use crate::models::architectures::transformer::{Architecture, Description};
 use crate::models::keys::is_unset;
 use crate::{Error, Result};
 
-/// Llama and its variations.
-pub(super) const FAMILIES: &[Family] = &[
-    family("llama", "Llama", |file| read(file, None)),
-    Family {
-        gguf: Some(GgufFamily { embeds: false, read: |gguf| from_gguf(gguf, "qwen2") }),
-        ..family("qwen2", "Qwen2", |file| read(file, Some(2)))
-    },
-    Family {
-        gguf: Some(GgufFamily { embeds: true, read: |gguf| from_gguf(gguf, "qwen3") }),
-        ..family("qwen3", "Qwen3", |file| read(file, Some(3)))
-    },
-];
-
-const fn family(
-    model_type: &'static str,
-    classes: &'static str,
-    read: fn(&ConfigFile<'_>) -> Result<Box<dyn Architecture>>,
-) -> Family {
-    let gguf = Some(GgufFamily { embeds: false, read: |gguf| from_gguf(gguf, "llama") });
-    Family { model_type, classes, keys: KEYS, embeds: true, generates: true, bare_turns: false, read, gguf }
-}
-
 /// `qwen` is the number in "qwen2", "qwen3"; `None` for Llama.
-fn read(file: &ConfigFile<'_>, qwen: Option<u8>) -> Result<Box<dyn Architecture>> {
+pub(super) fn read(file: &ConfigFile<'_>, qwen: Option<u8>) -> Result<Box<dyn Architecture>> {
     Ok(Box::new(file.parse::<Config>()?.llama(file.model, qwen)?))
 }
 
 /// The keys of `config.json` that [`Config`] reads.
-const KEYS: &[&str] = &[
+pub(super) const KEYS: &[&str] = &[
     "hidden_size",
     "intermediate_size",
     "num_hidden_layers",
@@ -72,7 +45,7 @@ const KEYS: &[&str] = &[
 
 /// Where models of this kind differ.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct Variant {
+pub(in crate::models::architectures) struct Variant {
     /// Queries, keys and values have biases.
     pub qkv_bias: bool,
     /// So has the output of attention.
@@ -85,7 +58,7 @@ pub(super) struct Variant {
 
 /// What a model of this family is made of, whatever file describes it.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct Llama {
+pub(in crate::models::architectures) struct Llama {
     /// Length of a state.
     pub hidden: usize,
     /// Length of the perceptron's gate.

@@ -1,0 +1,182 @@
+//! The backend: weights made, and passes run over parts of batches.
+
+use std::sync::atomic::Ordering;
+
+use super::device::{Cpu, Norm, Table};
+use super::pass::{CpuPass, Sequence};
+use super::plan::Plan;
+use crate::compute::attention::kv_cache::{CacheShape, PagedKvCache};
+use crate::compute::backend::traits::{Backend, Forward, KvCache, Step};
+use crate::compute::linear::layer::{Linear, Matrix};
+use crate::compute::parallel::{Parallelism, Target};
+use crate::compute::threads::Threads;
+use crate::compute::weight::{Packed, Weight};
+use crate::sync::Mutex;
+use crate::{Error, Result};
+
+impl Cpu {
+    /// Runs `forward` on some sequences of `batch`, whose rows of `out` are this task's own.
+    fn part(
+        &self,
+        batch: &Packed<'_>,
+        sequences: &[usize],
+        team: Parallelism<'_>,
+        out: &Target<'_>,
+        forward: &Forward<'_, Self>,
+    ) -> Result<()> {
+        let mut workspace = self.take_workspace();
+        let mut ids = std::mem::take(&mut workspace.ids);
+        let mut offsets = std::mem::take(&mut workspace.offsets);
+        let mut rows = std::mem::take(&mut workspace.out);
+        ids.clear();
+        offsets.clear();
+        offsets.push(0);
+        for &sequence in sequences {
+            ids.extend_from_slice(&batch.ids[batch.range(sequence)]);
+            offsets.push(ids.len() as u32);
+        }
+        rows.clear();
+        rows.resize(sequences.len() * out.columns(), 0.0);
+        let part = Packed { ids: &ids, offsets: &offsets };
+        let mut pass = CpuPass::new(self, part, &mut workspace, team, Vec::new());
+        let result = forward(&mut pass, &mut rows);
+        drop(pass);
+        for (&sequence, row) in sequences.iter().zip(rows.chunks_exact(out.columns().max(1))) {
+            // SAFETY: each sequence is in one part.
+            unsafe { out.row_f32(sequence) }.copy_from_slice(row);
+        }
+        (workspace.ids, workspace.offsets, workspace.out) = (ids, offsets, rows);
+        self.give_workspace(workspace);
+        result
+    }
+}
+
+impl KvCache for PagedKvCache {
+    fn len(&self) -> usize {
+        Self::len(self)
+    }
+    fn truncate(&mut self, len: usize) {
+        Self::truncate(self, len);
+    }
+    fn reserve(&mut self, capacity: usize) -> Result<()> {
+        Self::reserve(self, capacity)
+    }
+    fn fork(&self, len: usize, capacity: usize) -> Result<Self> {
+        Self::fork(self, len, capacity)
+    }
+    fn shrink(&mut self) -> Result<()> {
+        Self::shrink(self)
+    }
+    fn bytes(&self) -> u64 {
+        Self::bytes(self)
+    }
+}
+
+impl Backend for Cpu {
+    type Table = Table;
+    type Linear = Linear;
+    type Norm = Norm;
+    type Cache = PagedKvCache;
+    type Pass<'a> = CpuPass<'a>;
+
+    fn table(&self, matrix: Matrix) -> Result<Table> {
+        let table = matrix.table()?;
+        self.bytes.fetch_add(table.owned_bytes() as u64, Ordering::Relaxed);
+        Ok(table)
+    }
+
+    fn linear(&self, parts: &[(Matrix, Option<Weight>)]) -> Result<Linear> {
+        self.counted(self.packer.linear(parts)?)
+    }
+
+    fn gated(&self, gate: (Matrix, Option<Weight>), up: (Matrix, Option<Weight>)) -> Result<Linear> {
+        self.counted(self.packer.gated(gate, up)?)
+    }
+
+    fn norm(&self, scale: &Weight, shift: Option<&Weight>, epsilon: f32) -> Result<Norm> {
+        let numbers = scale.rows() * if shift.is_some() { 2 } else { 1 };
+        self.bytes.fetch_add(4 * numbers as u64, Ordering::Relaxed);
+        Ok(Norm { scale: scale.to_f32()?, shift: shift.map(Weight::to_f32).transpose()?, epsilon })
+    }
+
+    fn cache(&self, shape: CacheShape) -> PagedKvCache {
+        PagedKvCache::new(self.machine().kernels, shape, self.dtype)
+    }
+
+    fn cache_bytes(&self, shape: CacheShape, tokens: usize) -> u64 {
+        PagedKvCache::bytes_for(self.machine().kernels, shape, self.dtype, tokens)
+    }
+
+    fn run(
+        &self,
+        batch: &Packed<'_>,
+        width: usize,
+        out: &mut [f32],
+        forward: &Forward<'_, Self>,
+    ) -> Result<()> {
+        assert_eq!(out.len(), batch.sequences() * width, "one row of output for each sequence");
+        let threads = Threads::global();
+        let plan = Plan::new(batch, threads.count(), self.memory_bytes());
+        let out = Target::over(out, width);
+        let fault = Mutex::new(None::<Error>);
+        let run = |part: &[usize], team: Parallelism<'_>| {
+            if let Err(error) = self.part(batch, part, team, &out, forward) {
+                fault.lock().get_or_insert(error);
+            }
+        };
+        threads.run(plan.apart.len(), &|index| run(&plan.apart[index], Parallelism::One))?;
+        // One task is this thread's own, and what it shares out are tasks within it: a panic anywhere is caught.
+        for part in &plan.together {
+            threads.run(1, &|_| run(part, Parallelism::All(&threads)))?;
+        }
+        fault.into_inner().map_or(Ok(()), Err)
+    }
+
+    fn run_cached(
+        &self,
+        steps: &mut [Step<'_, PagedKvCache>],
+        width: usize,
+        out: &mut [f32],
+        forward: &Forward<'_, Self>,
+    ) -> Result<()> {
+        let wanted = steps.iter().filter(|step| step.needs_logits).count();
+        assert_eq!(out.len(), wanted * width, "one row of output for each step that needs logits");
+        let mut workspace = self.take_workspace();
+        let mut ids = std::mem::take(&mut workspace.ids);
+        let mut offsets = std::mem::take(&mut workspace.offsets);
+        ids.clear();
+        offsets.clear();
+        offsets.push(0);
+        for step in &mut *steps {
+            step.cache.reserve(step.cache.len() + step.tokens.len())?;
+            ids.extend_from_slice(step.tokens);
+            offsets.push(ids.len() as u32);
+        }
+        let threads = Threads::global();
+        let part = Packed { ids: &ids, offsets: &offsets };
+        let sequences = steps.iter_mut().map(|step| Sequence {
+            held: step.cache.len(),
+            needs_logits: step.needs_logits,
+            cache: &mut *step.cache,
+        });
+        let mut pass =
+            CpuPass::new(self, part, &mut workspace, Parallelism::All(&threads), sequences.collect());
+        let result = forward(&mut pass, out);
+        drop(pass);
+        (workspace.ids, workspace.offsets) = (ids, offsets);
+        self.give_workspace(workspace);
+        result?;
+        for step in steps {
+            step.cache.extend_to(step.cache.len() + step.tokens.len());
+        }
+        Ok(())
+    }
+
+    fn memory_bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    fn dtype(&self) -> &'static str {
+        self.packer.format.name()
+    }
+}

@@ -1,0 +1,100 @@
+//! A family of models: what files call it, and how its configuration is read.
+
+use std::path::Path;
+
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use super::transformer::Architecture;
+use crate::models::gguf::Gguf;
+use crate::{Error, Result};
+
+/// No dimension of a model is larger: products of a few fit into 64 bits.
+pub(crate) const LARGEST_SIZE: usize = 1 << 28;
+
+/// What a model is used for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Texts to vectors.
+    Embedding,
+    /// Text to more text.
+    Generator,
+}
+
+/// Models of one `model_type`, and how their configuration is read.
+#[derive(Debug, Clone, Copy)]
+pub struct Family {
+    /// `model_type` of `config.json`, and `general.architecture` of a GGUF file.
+    pub model_type: &'static str,
+    /// What the names of its classes in transformers begin with.
+    pub classes: &'static str,
+    /// The keys of `config.json` that [`read`](Self::read) reads. Others are refused unless they are harmless.
+    pub keys: &'static [&'static str],
+    /// Whether its models embed text.
+    pub embeds: bool,
+    /// Whether its models write text.
+    pub generates: bool,
+    /// Whether a model without a chat template gets one of bare turns, each ended by the end-of-text token.
+    pub bare_turns: bool,
+    /// Reads `config.json`.
+    pub read: fn(&ConfigFile<'_>) -> Result<Box<dyn Architecture>>,
+    /// Reads a GGUF file.
+    pub gguf: Option<GgufFamily>,
+}
+
+/// Models of one `general.architecture`.
+#[derive(Debug, Clone, Copy)]
+pub struct GgufFamily {
+    /// Whether they are read as sentence models too.
+    pub embeds: bool,
+    /// Reads the metadata.
+    pub read: ReadGguf,
+}
+
+/// Reads the metadata of a GGUF file.
+pub type ReadGguf = fn(&Gguf) -> Result<Box<dyn Architecture>>;
+
+/// A model's `config.json`.
+#[derive(Debug, Clone, Copy)]
+pub struct ConfigFile<'a> {
+    /// The source, as messages name it.
+    pub model: &'a str,
+    /// Where the file is.
+    pub path: &'a Path,
+    /// What it says, without nulls.
+    pub json: &'a Value,
+}
+
+impl ConfigFile<'_> {
+    /// Reads the fields of `T`.
+    ///
+    /// # Errors
+    /// [`Error::InvalidFile`] naming the field that is missing or of another type.
+    pub fn parse<T: DeserializeOwned>(&self) -> Result<T> {
+        T::deserialize(self.json).map_err(|error| Error::InvalidFile {
+            path: self.path.to_path_buf(),
+            reason: format!("it does not describe its model: {error}"),
+        })
+    }
+
+    /// The error for what this crate cannot compute.
+    pub fn unsupported(&self, reason: impl Into<String>) -> Error {
+        Error::Unsupported { model: self.model.into(), reason: reason.into() }
+    }
+}
+
+impl Family {
+    /// Whether its models can be used so.
+    pub fn serves(&self, kind: Kind) -> bool {
+        match kind {
+            Kind::Embedding => self.embeds,
+            Kind::Generator => self.generates,
+        }
+    }
+
+    /// The reader of its GGUF files for this use.
+    pub fn gguf_reader(&self, kind: Kind) -> Option<ReadGguf> {
+        let gguf = self.gguf?;
+        (self.serves(kind) && (kind == Kind::Generator || gguf.embeds)).then_some(gguf.read)
+    }
+}

@@ -1,0 +1,46 @@
+//! The families that this process knows: those of this crate, and those that a program adds.
+
+use super::family::Family;
+use super::{bert, gpt2, llama};
+use crate::sync::Mutex;
+use crate::{Error, Result};
+
+/// The families of this crate.
+static BUILT_IN: [&[Family]; 3] = [bert::FAMILIES, gpt2::FAMILIES, llama::FAMILIES];
+
+/// Those that a program added.
+static ADDED: Mutex<Vec<&'static Family>> = Mutex::new(Vec::new());
+
+/// The families that this process knows.
+pub fn families() -> Vec<&'static Family> {
+    BUILT_IN.iter().copied().flatten().chain(ADDED.lock().iter().copied()).collect()
+}
+
+/// The family of a `model_type`.
+pub fn find(model_type: &str) -> Option<&'static Family> {
+    families().into_iter().find(|family| family.model_type == model_type)
+}
+
+/// The names of the families that `choose` chooses, for messages.
+pub(crate) fn names(choose: impl Fn(&Family) -> bool) -> String {
+    let chosen: Vec<_> =
+        families().into_iter().filter(|family| choose(family)).map(|family| family.model_type).collect();
+    chosen.join(", ")
+}
+
+/// Adds a family for the rest of the process.
+///
+/// # Errors
+/// [`Error::Argument`] when there is one of this `model_type`.
+pub fn register(family: &'static Family) -> Result<()> {
+    let mut added = ADDED.lock();
+    let known = BUILT_IN.iter().copied().flatten().chain(added.iter().copied());
+    if known.into_iter().any(|known| known.model_type == family.model_type) {
+        return Err(Error::argument(
+            "model_type",
+            format!("there is an architecture {:?} already", family.model_type),
+        ));
+    }
+    added.push(family);
+    Ok(())
+}
