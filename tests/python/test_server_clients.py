@@ -113,9 +113,9 @@ def test_openai_for_javascript(server):
 
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("key", [None, "secret"])
-def test_schemathesis(serve, tmp_path, key):
+def test_schemathesis(serve, make_writer, tmp_path, key):
     """Valid and invalid requests from the document: no 5xx, and every answer matches its description."""
-    server = serve(models=MODELS[:1], api_keys=[] if key is None else [key])
+    server = serve(make_writer(), models=MODELS[:1], api_keys=[] if key is None else [key])
     command = [
         sys.executable,
         "-m",

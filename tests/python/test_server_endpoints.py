@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import re
 import subprocess
 import sys
 
@@ -140,7 +141,7 @@ def test_load_ps_unload(serve):
     assert (loaded["model"], loaded["slot"], loaded["loaded"]) == ("tiny", "tiny", True)
     assert loaded["seconds"] >= 0
     (one,) = server.client.get("/api/ps").json()["models"]
-    assert (one["name"], one["model"], one["size_vram"], one["expires_at"]) == ("tiny", "tiny", 0, None)
+    assert (one["name"], one["model"], one["size_vram"], one["expires_at"]) == ("tiny:latest", "tiny:latest", 0, None)
     assert one["size"] == server.manager.describe("tiny")["bytes"]
     server.manager.set_auto_cleanup(True, 300, 600)
     (one,) = server.client.get("/api/ps").json()["models"]
@@ -443,3 +444,11 @@ else:
     raise AssertionError
 """
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, timeout=60)
+
+
+def test_the_document_has_every_shape_that_it_names(server):
+    document = server.client.get("/openapi.json").text
+    named = set(re.findall(r'"#/components/schemas/([^"]+)"', document))
+    assert named <= set(json.loads(document)["components"]["schemas"])
+    assert {"ChatRequest", "Message", "OllamaChatRequest", "OllamaMessage"} <= named
+    assert "$defs" not in document

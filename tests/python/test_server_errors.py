@@ -202,7 +202,7 @@ def test_what_is_not_http(server):
 def test_keys(serve, authorization):
     server = serve(api_keys=["secret", "another"])
     headers = {} if authorization is None else {"authorization": authorization.encode()}
-    for path in ("/v1/models", "/metrics", "/api/ps", "/api/health/ai"):
+    for path in ("/v1/models", "/metrics", "/api/status", "/api/health/ai"):
         response = server.client.get(path, headers=headers)
         checked(response, 401, "authentication_error")
         assert response.headers["www-authenticate"] == "Bearer"

@@ -64,6 +64,7 @@ BOTH = [
     ({"logit_bias": {"50256": -100}}, "logit_bias"),
     ({"max_tokens": 0}, "max_tokens"),
     ({"max_tokens": -1}, "max_tokens"),
+    ({"max_tokens": -1, "max_completion_tokens": 5}, "max_tokens"),
     ({"max_tokens": 1.5}, "max_tokens"),
     ({"max_tokens": True}, "max_tokens"),
     ({"max_tokens": "5"}, "max_tokens"),

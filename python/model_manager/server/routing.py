@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from inspect import Parameter, Signature
 from typing import TYPE_CHECKING, Any
 
 from fastapi.routing import APIRoute
@@ -84,9 +85,6 @@ class Routes:
             # On a redirect some clients would drop the body or the key.
             self.target.add_route(f"{path}/", endpoint, include_in_schema=False)
         extra: dict[str, Any] = {}
-        if body is not None:
-            schema = body.model_json_schema(ref_template="#/components/schemas/{model}")
-            extra["requestBody"] = {"required": True, "content": {"application/json": {"schema": schema}}}
         if parameters:
             extra["parameters"] = list(parameters)
 
@@ -94,6 +92,10 @@ class Routes:
             """Has the name and docstring of the handler. FastAPI cannot document the handler's own parameter."""
 
         documented_handler.__name__, documented_handler.__doc__ = handler.__name__, handler.__doc__
+        if body is not None:
+            # FastAPI puts the shape and all shapes in it among the document's components.
+            parameter = Parameter("body", Parameter.KEYWORD_ONLY, annotation=body)
+            documented_handler.__signature__ = Signature([parameter])  # type: ignore[attr-defined]
         self.target.add_api_route(
             path,
             documented_handler,

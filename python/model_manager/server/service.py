@@ -16,7 +16,7 @@ from .._core import Config
 from ..compat import ModelManager
 from ..errors import InputError, ModelManagerError
 from .config import ServedModel, ServerConfig
-from .errors import unknown_model
+from .errors import ApiError, unknown_model
 from .hosts import Hosts
 from .prometheus import Metrics, check_shared_folder
 
@@ -213,11 +213,11 @@ class Service:
 
     def _unlisted(self, name: str) -> ServedModel:
         """A slot outside the settings with this name or source, else the only served model with this first word."""
-        slots = self.slots("embedding")
-        for slot, state in slots.items():
-            if name in (slot, state["source"]):
+        plain = name.removesuffix(":latest")
+        for slot, state in self.slots("embedding").items():
+            if plain == slot or name in (slot, state["source"]):
                 return ServedModel(slot)
-        by_word = self._by_word.get(name.removesuffix(":latest"))
+        by_word = self._by_word.get(plain)
         if by_word is not None:
             return by_word
         raise unknown_model(name, [model.name for model in self.models()])
@@ -271,6 +271,15 @@ class Service:
             load.add_done_callback(lambda _: self._loads.pop(slot, None))
         # The cancellation of one caller must not cancel the load for the others.
         await asyncio.shield(load)
+
+    def check_admin(self) -> None:
+        """Raise `ApiError` 403 unless clients may load and unload models."""
+        if not self.config.admin:
+            raise ApiError(403, "Clients cannot load and unload models on this server", code="admin_disabled")
+
+    def load_seconds(self, slot: str) -> float:
+        """How long the latest load of a slot took; 0 before its first load."""
+        return self.manager.stats()["tracker"]["load_times"].get(slot, 0.0)
 
     def warn_once(self, topic: str, message: str) -> None:
         """Log a warning for the operator, once per topic."""

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from ..._async import in_thread
 from ..bodies import read_json
-from ..errors import ApiError, bad_request
+from ..errors import bad_request
 from ..middleware import to_json
 from ..schemas import AllLoaded, Loaded, LoadRequest, Running, WarmUpRequest
+from .ollama.describe import details, digest
+from .ollama.fields import tagged
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -55,7 +57,7 @@ def add_routes(routes: Routes, service: Service) -> None:
         return to_json({"models": loaded})
 
     tags = ["models in memory"]
-    routes.add("/api/ps", ps, answer=Running, summary="Models in memory", tags=tags)
+    routes.add("/api/ps", ps, answer=Running, summary="Models in memory", tags=tags, plain_errors=True)
     routes.add("/api/load", load, method="POST", body=LoadRequest, answer=Loaded, summary="Load a model", tags=tags)
     routes.add(
         "/api/unload", unload, method="POST", body=LoadRequest, answer=Loaded, summary="Unload a model", tags=tags
@@ -67,8 +69,7 @@ def add_routes(routes: Routes, service: Service) -> None:
 
 async def _allowed(request: Request, service: Service) -> dict[str, Any]:
     """The body of a request, if clients may load and unload models."""
-    if not service.config.admin:
-        raise ApiError(403, "Clients cannot load and unload models on this server", code="admin_disabled")
+    service.check_admin()
     return await read_json(request, service, _LARGEST_BODY)
 
 
@@ -111,10 +112,13 @@ def running(service: Service) -> list[dict[str, Any]]:
             if stays is None or state["pinned"] or not service.manager.auto_cleanup[0]
             else now + max(0.0, stays - (state["idle_seconds"] or 0.0))
         )
+        name = tagged(names.get(slot, slot))
         found.append(
             {
-                "name": names.get(slot, slot),
-                "model": names.get(slot, slot),
+                "name": name,
+                "model": name,
+                "digest": digest(state["source"] or slot),
+                "details": details(service, slot, state["source"]),
                 "slot": slot,
                 "source": state["source"],
                 "kind": state["kind"],

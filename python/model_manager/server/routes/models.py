@@ -85,7 +85,8 @@ def find_model(service: Service, name: str) -> dict[str, Any]:
     """One of `all_models`. Raises `ApiError` 404."""
     models = all_models(service)
     for model in models:
-        if model["capabilities"]["kind"] == "generator" and name in (model["id"], model["capabilities"]["source"]):
+        about = model["capabilities"]
+        if about["kind"] == "generator" and (name.removesuffix(":latest") == model["id"] or name == about["source"]):
             return model
     public = service.served(name).name
     for model in models:

@@ -97,7 +97,7 @@ def read_inputs(value: Any, most: int) -> tuple[Any, int]:
     """The inputs and their number. Raises `ApiError` 400."""
     if type(value) is str:
         if _blank(value):
-            raise bad_request("input is blank: send a text, a list of texts, or token ids", "input", "empty_input")
+            raise bad_request("input is blank: send a text that is not", "input", "empty_input")
         return value, 1
     if type(value) is not list:
         what = "is missing" if value is None else f"must be a string or a list, not {json_kind(value)}"

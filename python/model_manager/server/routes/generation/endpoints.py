@@ -16,10 +16,8 @@ import orjson
 from starlette.responses import Response
 
 from ...._async import AsyncTextStream, acomplete
-from ....errors import ConfigError, InputError
 from ...bodies import is_large, read_json
 from ...disconnect import unless_disconnected
-from ...errors import refused
 from ..token_ids import check_token_ids
 from .events import EventStream, close, events, next_piece, too_late
 from .forms import Chat, Continuation, usage
@@ -33,7 +31,7 @@ from .request import (
     stream_usage,
 )
 from .schemas import ChatAnswer, ChatRequest, CompletionAnswer, CompletionRequest
-from .shared import check_length, generator, prefix_scope, together
+from .shared import check_length, generator, naming_fields, prefix_scope, together
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -104,7 +102,7 @@ async def _answer(
     with_usage = stream_usage(body)
     head = {"id": form.mark + secrets.token_hex(12), "object": form.kind, "created": int(time.time()), "model": slot}
     requests = [(prompt, _seeded(params, number)) for prompt in prompts for number in range(answers)]
-    try:
+    with naming_fields(params, _FIELDS, form.prompt):
         if body.get("stream"):
             streams: list[AsyncTextStream] = []
             try:
@@ -119,23 +117,12 @@ async def _answer(
             return EventStream(pieces, streams)
         works = [acomplete(service.manager, prompt, slot, **own) for prompt, own in requests]
         done = await unless_disconnected(request.receive, together(works), deadline, too_late())
-    except (InputError, ConfigError, TypeError, OverflowError) as error:
-        param = getattr(error, "param", None)
-        if isinstance(error, ConfigError) and param not in params:
-            # The mistake is in a setting of the server, not in a field of the request.
-            raise
-        raise refused(error, _field(param), form.prompt) from error
     written = [
         {"index": index, **form.whole(one["text"]), "logprobs": None, "finish_reason": one["finish_reason"]}
         for index, one in enumerate(done)
     ]
     answer = {**head, "choices": written, "usage": usage(done, answers)}
     return Response(orjson.dumps(answer), media_type="application/json")
-
-
-def _field(param: str | None) -> str | None:
-    """The request field that holds a parameter of the core; None for the prompt."""
-    return None if param is None or param == "prompt" else _FIELDS.get(param, param)
 
 
 def _seeded(params: dict[str, Any], number: int) -> dict[str, Any]:

@@ -20,7 +20,7 @@ _PLAIN = (
 MOST_STOPS = 64
 LONGEST_STOP = 1024
 """Characters."""
-_MAX_TOKENS = 2**31
+MAX_TOKENS = 2**31
 """Maximum tokens of one answer. The real limit is the model's context; this one keeps huge numbers out of the core."""
 
 
@@ -106,7 +106,7 @@ def _is_ids(value: Any) -> bool:
 
 def choices(body: dict[str, Any], prompts: int, most: int) -> int:
     """The number of answers per prompt. Raises `ApiError` 400 for more than `most` in total."""
-    count = _whole(body, "n", 1) or 1
+    count = whole(body, "n", 1) or 1
     if prompts * count > most:
         name = "n" if count > 1 else "prompt"
         raise bad_request(
@@ -114,7 +114,7 @@ def choices(body: dict[str, Any], prompts: int, most: int) -> int:
             name,
             "too_many_choices",
         )
-    best_of = _whole(body, "best_of", 1)
+    best_of = whole(body, "best_of", 1)
     if best_of not in (None, count):
         raise _unsupported("best_of", "all n answers are returned; leave it out")
     return count
@@ -129,32 +129,32 @@ def parameters(body: dict[str, Any]) -> dict[str, Any]:
         params["top_k"] = 0
     if "top_p" in params and params["top_p"] == 0 and type(params["top_p"]) is not bool:
         del params["top_p"]
-    if stop := _stop(body.get("stop")):
+    if stop := stop_texts(body.get("stop")):
         params["stop"] = stop
     for name, value in params.items():
         if isinstance(value, bool):
             raise bad_request(f"{name} must not be true or false", name)
-    for name in ("max_completion_tokens", "max_tokens"):
-        if (most := _whole(body, name, 1)) is not None:
-            params["max_new_tokens"] = min(most, _MAX_TOKENS)
-            break
-    if (least := _whole(body, "min_tokens", 0)) is not None:
-        params["min_new_tokens"] = min(least, _MAX_TOKENS)
-    if (seed := _whole(body, "seed")) is not None:
+    # The newer name takes precedence; both are checked.
+    for name in ("max_tokens", "max_completion_tokens"):
+        if (most := whole(body, name, 1)) is not None:
+            params["max_new_tokens"] = min(most, MAX_TOKENS)
+    if (least := whole(body, "min_tokens", 0)) is not None:
+        params["min_new_tokens"] = min(least, MAX_TOKENS)
+    if (seed := whole(body, "seed")) is not None:
         # OpenAI's seeds may be negative.
         params["seed"] = seed % 2**64
     return params
 
 
-def _stop(value: Any) -> list[str]:
-    """The stop strings that are not empty."""
+def stop_texts(value: Any, name: str = "stop") -> list[str]:
+    """The texts of the field `name` that are not empty. Raises `ApiError` 400."""
     texts = [value] if isinstance(value, str) else [] if value is None else value
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-        raise bad_request("stop must be a text or a list of texts", "stop")
+        raise bad_request(f"{name} must be a text or a list of texts", name)
     if len(texts) > MOST_STOPS:
-        raise bad_request(f"stop has {len(texts)} texts; {MOST_STOPS} are allowed", "stop")
+        raise bad_request(f"{name} has {len(texts)} texts; {MOST_STOPS} are allowed", name)
     if any(len(text) > LONGEST_STOP for text in texts):
-        raise bad_request(f"a text of stop is longer than {LONGEST_STOP} characters", "stop")
+        raise bad_request(f"a text of {name} is longer than {LONGEST_STOP} characters", name)
     return [text for text in texts if text]
 
 
@@ -191,7 +191,8 @@ def _unsupported(name: str, remedy: str) -> Exception:
     return bad_request(f"{name} is not supported here: {remedy}", name, "unsupported_parameter")
 
 
-def _whole(body: dict[str, Any], name: str, least: int | None = None) -> int | None:
+def whole(body: dict[str, Any], name: str, least: int | None = None) -> int | None:
+    """A whole number; None without it. Raises `ApiError` 400 for other values, and for numbers below `least`."""
     value = body.get(name)
     if value is None:
         return None

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 from typing import TYPE_CHECKING, Any
 
 from ...._async import in_thread
-from ...errors import ApiError, bad_request, unknown_model
+from ....errors import ConfigError, InputError
+from ...errors import ApiError, bad_request, refused, unknown_model
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
     from typing import TypeVar
 
     from starlette.requests import Request
@@ -67,6 +69,26 @@ async def check_length(
             field,
             "context_length_exceeded",
         )
+
+
+@contextlib.contextmanager
+def naming_fields(params: Mapping[str, Any], fields: Mapping[str, str], default: str) -> Iterator[None]:
+    """Turn what the core refuses into `ApiError` 400 with the name of the request field.
+
+    Args:
+        params: The arguments of the core.
+        fields: Arguments whose request fields have other names.
+        default: The field of the prompt.
+    """
+    try:
+        yield
+    except (InputError, ConfigError, TypeError, OverflowError) as error:
+        param = getattr(error, "param", None)
+        if isinstance(error, ConfigError) and param not in params:
+            # The mistake is in a setting of the server, not in a field of the request.
+            raise
+        field = None if param is None or param == "prompt" else fields.get(param, param)
+        raise refused(error, field, default) from error
 
 
 def prefix_scope(request: Request, body: dict[str, Any]) -> str:

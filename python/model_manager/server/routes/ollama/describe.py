@@ -1,0 +1,28 @@
+"""A model as Ollama's lists describe it."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ...service import Service
+
+
+def digest(source: str) -> str:
+    """64 hexadecimal digits that identify a model by its source, not by its content. Clients show the first twelve."""
+    return hashlib.sha256(source.encode(errors="replace")).hexdigest()
+
+
+def details(service: Service, slot: str, source: str | None) -> dict[str, Any]:
+    """What is known of a slot's model; empty texts for the rest. Loads nothing."""
+    known = service.description(slot)
+    family = known["architecture"] if known else ""
+    return {
+        "parent_model": "",
+        "format": "gguf" if (source or "").lower().endswith(".gguf") else "",
+        "family": family,
+        "families": [family] if family else None,
+        "parameter_size": "",
+        "quantization_level": known["dtype"] if known else "",
+    }

@@ -1,0 +1,159 @@
+"""`POST /api/embed` and `/api/embeddings`: vectors in the form of Ollama's API."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import secrets
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import orjson
+from starlette.responses import Response
+
+from ...._async import aembed, in_thread
+from ...bodies import LARGE, read_json
+from ...disconnect import unless_disconnected
+from ...errors import ApiError, bad_request, timed_out
+from ...middleware import to_json
+from ..generation.shared import naming_fields
+from ..vectors import json_kind, read_dimensions, read_inputs, read_truncate, vectors
+from .fields import is_zero, model_name, nanoseconds, read_keep_alive, read_options, text, unsupported
+from .schemas import OllamaEmbedAnswer, OllamaEmbeddingsAnswer, OllamaEmbeddingsRequest, OllamaEmbedRequest
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from starlette.requests import Request
+
+    from ...config import ServedModel
+    from ...routing import Routes
+    from ...service import Service
+
+_FIELDS = {"truncate_dim": "dimensions", "keep_alive": "keep_alive"}
+"""Arguments of the core and the request fields that they come from."""
+
+
+def add_routes(routes: Routes, service: Service) -> None:
+    """Register both endpoints."""
+
+    async def embed(request: Request) -> Response:
+        """Vectors of length 1 for one or several texts, which are embedded as they are. No text: load the model."""
+        started = perf_counter()
+        body = await read_json(request, service)
+        name, model = _model(service, body)
+        options = _options(service, body)
+        options["truncate"] = read_truncate(body.get("truncate"))
+        dimensions = read_dimensions(body.get("dimensions"))
+        texts = body.get("input")
+        if texts is None or texts in ("", []):
+            await _load(request, service, model.key, body)
+            return to_json({"model": name, "embeddings": []})
+        if isinstance(texts, list) and not isinstance(texts[0], str):
+            raise bad_request(f"input[0] must be a string, not {json_kind(texts[0])}", "input")
+        texts, count = read_inputs(texts, service.config.max_inputs)
+        loaded = service.manager.is_loaded(model.key)
+        content, tokens = await vectors(
+            service, request.receive, model, texts, count, dimensions, {**options, "served_model": name}, _FIELDS
+        )
+
+        def write(rows: np.ndarray) -> dict[str, Any]:
+            total = perf_counter() - started
+            load = 0.0 if loaded else min(total, service.load_seconds(model.key))
+            return {
+                "model": name,
+                "embeddings": rows,
+                "total_duration": nanoseconds(total),
+                "load_duration": nanoseconds(load),
+                "prompt_eval_count": tokens,
+            }
+
+        return await _written(service, content, write)
+
+    async def embeddings(request: Request) -> Response:
+        """The vector of one text; superseded by `/api/embed`."""
+        body = await read_json(request, service)
+        name, model = _model(service, body)
+        options = _options(service, body)
+        prompt = text(body, "prompt")
+        if not prompt:
+            await _load(request, service, model.key, body)
+            return to_json({"embedding": []})
+        if prompt.isspace():
+            raise bad_request("prompt is blank", "prompt", "empty_input")
+        content, _ = await vectors(
+            service, request.receive, model, prompt, 1, None, {**options, "served_model": name}, _FIELDS, "prompt"
+        )
+        return await _written(service, content, lambda rows: {"embedding": rows[0]})
+
+    for path, handler, body, answer, summary in (
+        ("/api/embed", embed, OllamaEmbedRequest, OllamaEmbedAnswer, "Embed texts"),
+        ("/api/embeddings", embeddings, OllamaEmbeddingsRequest, OllamaEmbeddingsAnswer, "Embed one text"),
+    ):
+        routes.add(
+            path,
+            handler,
+            method="POST",
+            body=body,
+            answer=answer,
+            summary=summary,
+            tags=["Ollama"],
+            plain_errors=True,
+        )
+
+
+def _model(service: Service, body: dict[str, Any]) -> tuple[str, ServedModel]:
+    """The name in the request, and its model."""
+    name = model_name(body)
+    try:
+        return name, service.served(name)
+    except ApiError:
+        if name.removesuffix(":latest") in service.config.generators:
+            raise bad_request(f"{name!r} is a text generator: it does not support embeddings", "model") from None
+        raise
+
+
+def _options(service: Service, body: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of the core."""
+    read_options(body, sampled=False)
+    for name in ("instruction", "task", "prompt_name"):
+        if body.get(name):
+            raise unsupported(name, "put it in front of the text, or use /v1/embeddings")
+    return {
+        "encoding_format": "base64",
+        # Ollama embeds the text as it is, without the model's default prompt.
+        "prompt": "",
+        "timeout": service.config.request_timeout,
+        **read_keep_alive(body),
+    }
+
+
+async def _load(request: Request, service: Service, slot: str, body: dict[str, Any]) -> None:
+    """Load a model, or unload it if `keep_alive` is 0."""
+    service.check_admin()
+    keep = read_keep_alive(body)
+    if is_zero(keep.get("keep_alive")):
+        await in_thread(service.manager.unload, slot)
+        return
+    seconds = service.config.request_timeout
+    # How long a model stays depends on its latest use, so a text is embedded that no cache holds.
+    use = {"texts": secrets.token_hex(8), "model": slot, "timeout": seconds, **keep}
+    work: Awaitable[Any] = aembed(service.manager, **use) if keep else service.load(slot)
+    late = timed_out("The model was not loaded within the server's request_timeout")
+    with naming_fields(keep, {}, "input"):
+        await unless_disconnected(request.receive, work, asyncio.get_running_loop().time() + seconds, late)
+
+
+async def _written(service: Service, content: bytes, write: Callable[[np.ndarray], dict[str, Any]]) -> Response:
+    """The answer that `write` makes from the vectors in `content`, the body of an answer in OpenAI's form."""
+
+    def convert() -> bytes:
+        data = orjson.loads(content)["data"]
+        packed = b"".join([base64.b64decode(item["embedding"]) for item in data])
+        rows = np.frombuffer(packed, "<f4").reshape(len(data), -1)
+        return orjson.dumps(write(rows), option=orjson.OPT_SERIALIZE_NUMPY)
+
+    # Many numbers take milliseconds, in which the event loop answers others.
+    written = await service.apart(convert) if len(content) > LARGE else convert()
+    return Response(written, media_type="application/json")

@@ -1,0 +1,273 @@
+"""`POST /api/generate` and `/api/chat`: answers of the text generators in the form of Ollama's API.
+
+Without `"stream": false` an answer is a stream of JSON objects, one a line. The last one has `done` and the figures.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+import orjson
+from starlette.requests import ClientDisconnect
+
+from ...._async import AsyncTextStream, acomplete, in_thread
+from ...bodies import is_large, read_json
+from ...disconnect import unless_disconnected
+from ...errors import ApiError, bad_request, from_exception
+from ...middleware import to_json
+from ..generation.events import EventStream, next_piece, pieces_until, too_late
+from ..generation.request import chat_messages, count_texts, longest_text
+from ..generation.shared import check_length, generator, naming_fields, prefix_scope
+from .fields import FIELDS, flag, is_zero, model_name, nanoseconds, now, parameters, text, unsupported
+from .schemas import OllamaChatAnswer, OllamaChatRequest, OllamaGenerateAnswer, OllamaGenerateRequest
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+    from typing import TypeAlias
+
+    from starlette.requests import Request
+    from starlette.responses import Response
+
+    from ...._async import Prompt
+    from ...._types import Completion
+    from ....compat import ModelManager
+    from ...routing import Routes
+    from ...service import Service
+
+    Piece: TypeAlias = Callable[[str], dict[str, Any]]
+    """The keys of an answer that hold its text."""
+
+_LINES = "application/x-ndjson"
+_STREAM: dict[int | str, dict[str, Any]] = {200: {"content": {_LINES: {"schema": {"type": "string"}}}}}
+_UNSUPPORTED = {
+    "tools": "leave it out",
+    "format": "leave it out, and ask for the form of the answer in the prompt",
+    "suffix": "leave it out",
+    "images": "send text only",
+    "template": 'leave it out, or send the whole prompt with "raw": true',
+    "context": "send the conversation as messages to /api/chat",
+    "logprobs": "leave it out",
+    "top_logprobs": "leave it out",
+    "width": "leave it out",
+    "height": "leave it out",
+    "steps": "leave it out",
+    "runner": "leave it out",
+    "_debug_render_only": "leave it out",
+}
+"""Fields without support unless they are null, false, 0 or empty, and what to do."""
+
+
+def add_routes(routes: Routes, service: Service) -> None:
+    """Register both endpoints."""
+    limit = service.config.max_prompt_bytes
+
+    async def generate(request: Request) -> Response:
+        """The answer to a prompt, through the model's chat template unless `raw`. No prompt: load the model."""
+        answer = _Answer(request, service, await read_json(request, service, limit), "prompt")
+        return await answer.respond(lambda piece: {"response": piece}, answer.completion_prompt)
+
+    async def chat(request: Request) -> Response:
+        """The next turn of a conversation. No messages: load the model."""
+        answer = _Answer(request, service, await read_json(request, service, limit), "messages")
+        return await answer.respond(lambda piece: {"message": {"role": "assistant", "content": piece}}, answer.messages)
+
+    for path, handler, body, answer, summary in (
+        ("/api/generate", generate, OllamaGenerateRequest, OllamaGenerateAnswer, "Answer a prompt"),
+        ("/api/chat", chat, OllamaChatRequest, OllamaChatAnswer, "Answer a conversation"),
+    ):
+        routes.add(
+            path,
+            handler,
+            method="POST",
+            body=body,
+            answer=answer,
+            summary=summary,
+            tags=["Ollama"],
+            responses=_STREAM,
+            plain_errors=True,
+        )
+
+
+class _Answer:
+    """One request, with its fields checked, and its answer."""
+
+    def __init__(self, request: Request, service: Service, body: dict[str, Any], field: str) -> None:
+        self.started = perf_counter()
+        self.deadline = asyncio.get_running_loop().time() + service.config.request_timeout
+        self.request, self.service, self.body, self.field = request, service, body, field
+        self.load_seconds = 0.0
+        self.name = model_name(body)
+        self.params = parameters(body)
+        self.stream = flag(body, "stream", default=True)
+        self.raw = flag(body, "raw", default=False)
+        self.system = text(body, "system")
+        # Prompts are never cut and contexts never shifted, with either value.
+        for name in ("truncate", "shift"):
+            flag(body, name, default=True)
+        for name, remedy in _UNSUPPORTED.items():
+            if body.get(name):
+                raise unsupported(name, remedy)
+        if body.get("think") is not None:
+            raise unsupported("think", "leave it out; the model's chat template decides")
+        if self.raw and self.system:
+            raise bad_request("raw mode does not support system: put it into the prompt", "system")
+        self.slot = _generator(service, self.name, field)
+        self.params["timeout"] = service.config.request_timeout
+        self.params["prefix_scope"] = prefix_scope(request, body)
+
+    async def respond(self, piece: Piece, read_prompt: Callable[[], Awaitable[Prompt]]) -> Response:
+        """The answer.
+
+        Args:
+            piece: The keys of an answer that hold its text.
+            read_prompt: Loads the model and returns the core's prompt.
+        """
+        if _is_empty(self.body.get(self.field), self.field):
+            reason = await self._load_or_unload()
+            return to_json({**self._head(), **piece(""), "done": True, "done_reason": reason})
+        with naming_fields(self.params, FIELDS, self.field):
+            if not self.stream:
+                done = await self._in_time(self._complete(read_prompt))
+                return to_json({**self._head(), **piece(done["text"]), **self._end(done)})
+            stream, first = await self._in_time(self._begin(read_prompt))
+            return EventStream(self._lines(stream, first, piece), [stream], _LINES)
+
+    async def completion_prompt(self) -> Prompt:
+        """The prompt of `/api/generate`: messages for the model's chat template; a text without one, and if `raw`."""
+        prompt = text(self.body, "prompt")
+        await self._load()
+        if is_large(self.request):
+            texts = [prompt, self.system]
+            await check_length(self.service, self.slot, texts, "prompt", longest_text)
+        if self.raw:
+            return prompt
+        if await in_thread(_takes_turns, self.service.manager, self.slot):
+            system = [{"role": "system", "content": self.system}] if self.system else []
+            return [*system, {"role": "user", "content": prompt}]
+        if self.system:
+            raise bad_request(
+                f"{self.name!r} has no chat template, which system needs: put it into the prompt", "system"
+            )
+        return prompt
+
+    async def messages(self) -> Prompt:
+        """The prompt of `/api/chat`."""
+        if is_large(self.request):
+            await self._load()
+            await check_length(self.service, self.slot, self.body.get("messages"), "messages", count_texts)
+            return await self.service.apart(_messages, self.body)
+        messages = _messages(self.body)
+        await self._load()
+        return messages
+
+    async def _load_or_unload(self) -> str:
+        """Load the model, or unload it if `keep_alive` is 0; the reason in the answer."""
+        self.service.check_admin()
+        keep = self.params.get("keep_alive")
+        if is_zero(keep):
+            await in_thread(self.service.manager.unload, self.slot)
+            return "unload"
+        if keep is None:
+            await self._in_time(self.service.load(self.slot))
+            return "load"
+        # How long a model stays depends on its latest use, so one token is written.
+        one_token = {"max_new_tokens": 1, "keep_alive": keep, "timeout": self.params["timeout"]}
+        with naming_fields(one_token, FIELDS, self.field):
+            await self._in_time(acomplete(self.service.manager, "a", self.slot, **one_token))
+        return "load"
+
+    async def _in_time(self, work: Any) -> Any:
+        return await unless_disconnected(self.request.receive, work, self.deadline, too_late())
+
+    async def _load(self) -> None:
+        if not self.service.manager.is_loaded(self.slot):
+            began = perf_counter()
+            await self.service.load(self.slot)
+            self.load_seconds = perf_counter() - began
+
+    async def _complete(self, read_prompt: Callable[[], Awaitable[Prompt]]) -> Completion:
+        return await acomplete(self.service.manager, await read_prompt(), self.slot, **self.params)
+
+    async def _begin(self, read_prompt: Callable[[], Awaitable[Prompt]]) -> tuple[AsyncTextStream, str | None]:
+        """The stream and its first piece: until then a failure has a status of its own."""
+        stream = AsyncTextStream(self.service.manager, await read_prompt(), self.slot, self.params)
+        try:
+            return stream, await next_piece(stream)
+        except BaseException:
+            await stream.aclose()
+            raise
+
+    async def _lines(self, stream: AsyncTextStream, first: str | None, piece: Piece) -> AsyncIterator[bytes]:
+        """The lines of a streamed answer."""
+        try:
+            async with contextlib.aclosing(pieces_until(self.service, [stream], [first], self.deadline)) as pieces:
+                async for _, part in pieces:
+                    if isinstance(part, str):
+                        yield _line({**self._head(), **piece(part), "done": False})
+                    else:
+                        yield _line({**self._head(), **piece(""), **self._end(part)})
+        except ClientDisconnect:
+            return
+        except Exception as error:  # noqa: BLE001  the status is already sent, so the stream carries the error
+            yield _line({"error": from_exception(error).detail})
+
+    def _head(self) -> dict[str, Any]:
+        """What all objects have in common."""
+        return {"model": self.name, "created_at": now()}
+
+    def _end(self, done: Completion) -> dict[str, Any]:
+        """The end of an answer and its figures."""
+        return {
+            "done": True,
+            "done_reason": done["finish_reason"],
+            "total_duration": nanoseconds(perf_counter() - self.started),
+            "load_duration": nanoseconds(self.load_seconds),
+            "prompt_eval_count": done["prompt_tokens"],
+            "prompt_eval_duration": nanoseconds(done["prefill_seconds"]),
+            "eval_count": done["completion_tokens"],
+            "eval_duration": nanoseconds(done["decode_seconds"]),
+        }
+
+
+def _generator(service: Service, name: str, field: str) -> str:
+    """The slot of a text generator. Raises `ApiError` 404, or 400 for an embedding model."""
+    try:
+        return generator(service, name)
+    except ApiError as unknown:
+        try:
+            service.served(name)
+        except ApiError:
+            raise unknown from None
+    what = "generate" if field == "prompt" else "chat"
+    raise bad_request(f"{name!r} is an embedding model: it does not support {what}", "model")
+
+
+def _takes_turns(manager: ModelManager, slot: str) -> bool:
+    """Whether the model has a chat template. For some families the core joins turns by the end of a text; a prompt for
+    their models is continued, as Ollama does.
+    """
+    known = manager.describe_generator(slot)
+    if not known["chat_template"]:
+        return False
+    return manager.apply_chat_template([{"role": "user", "content": "a"}], slot) != f"a{known['eos_token']}"
+
+
+def _is_empty(value: Any, field: str) -> bool:
+    return value is None or value == ("" if field == "prompt" else [])
+
+
+def _messages(body: dict[str, Any]) -> list[dict[str, str]]:
+    """The conversation. Raises `ApiError` 400 that names the message."""
+    messages = body.get("messages")
+    for index, message in enumerate(messages if isinstance(messages, list) else ()):
+        for name in ("images", "thinking", "tool_name") if isinstance(message, dict) else ():
+            if message.get(name):
+                raise unsupported(f"messages[{index}].{name}")
+    return chat_messages(body)
+
+
+def _line(value: dict[str, Any]) -> bytes:
+    return orjson.dumps(value, option=orjson.OPT_APPEND_NEWLINE)
