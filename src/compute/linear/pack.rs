@@ -1,6 +1,6 @@
 //! From stored matrices to layers of panels: see [`super::layer`] and [`super::quant_gemm`] for what lies where.
 
-use half::{bf16, f16};
+use half::f16;
 
 use super::activations::Forms;
 use super::blocks::{GROUP, Group, Layout};
@@ -178,7 +178,7 @@ fn pack_plain(
     match dtype {
         DType::F32 => (from, stride) = (values.as_ptr().cast::<u8>(), inputs * 4),
         DType::Bf16 => {
-            let mut narrow: Vec<u16> = values.iter().map(|&x| bf16::from_f32(x).to_bits()).collect();
+            let mut narrow: Vec<u16> = values.iter().map(|&x| to_bf16(x)).collect();
             narrow.push(0);
             (from, stride) = (narrow.as_ptr().cast(), inputs * 2);
             _narrow = narrow;
@@ -187,6 +187,14 @@ fn pack_plain(
     // SAFETY: the rows lie one after another; those of bf16 have one element more for an odd number of inputs.
     unsafe { kernels.pack_columns(dtype, from, stride, rows.len(), inputs, panel) };
     Ok(())
+}
+
+/// `bf16::from_f32` without branches, so that the compiler converts several at once.
+fn to_bf16(x: f32) -> u16 {
+    let bits = x.to_bits();
+    let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16;
+    let quiet = (bits >> 16) | 0x40;
+    (if x.is_nan() { quiet } else { rounded }) as u16
 }
 
 fn pack_codes(
@@ -258,4 +266,21 @@ fn put_codes(layout: Layout, column: usize, inputs: usize, panel: &mut [u8], gro
 fn as_bytes(units: &mut [u32]) -> &mut [u8] {
     // SAFETY: any four bytes are a u32, bytes need no alignment, and the borrow is exclusive.
     unsafe { std::slice::from_raw_parts_mut(units.as_mut_ptr().cast(), size_of_val(units)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use half::bf16;
+
+    use super::*;
+
+    #[test]
+    fn bf16_is_rounded_as_half_does() {
+        for high in 0..=u32::from(u16::MAX) {
+            for low in [0, 1, 0x7fff, 0x8000, 0x8001, 0xffff] {
+                let x = f32::from_bits(high << 16 | low);
+                assert_eq!(to_bf16(x), bf16::from_f32(x).to_bits(), "{x} {high:x} {low:x}");
+            }
+        }
+    }
 }

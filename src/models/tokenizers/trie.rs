@@ -5,6 +5,8 @@
 
 /// The piece of a node where none ends.
 const NONE: u32 = u32::MAX;
+/// First bytes of a text in a key to sort by; its number takes the rest.
+const HEAD: usize = 12;
 /// Children up to which a search looks at one after the other.
 const FEW: usize = 8;
 
@@ -39,7 +41,9 @@ impl Texts {
     }
 
     fn bytes(&self, id: u32) -> &[u8] {
-        self.get(id as usize).unwrap_or_default().as_bytes()
+        let id = id as usize;
+        let start = if id == 0 { 0 } else { self.ends[id - 1] as usize };
+        &self.all.as_bytes()[start..self.ends[id] as usize]
     }
 
     /// Gives back what growing left over.
@@ -64,32 +68,41 @@ impl Trie {
     /// Of equal texts the last one counts. None of them is empty.
     pub(crate) fn new(texts: &Texts) -> Self {
         let sorted = sort(texts);
-        let (mut labels, mut children, mut pieces) = (vec![0u8], Vec::new(), Vec::new());
-        // The pieces below each node of one depth, as ranges of `sorted`.
-        let mut level = vec![(0, sorted.len())];
-        let mut depth = 0;
-        while !level.is_empty() {
-            let mut next = Vec::new();
-            for (mut at, end) in level {
-                children.push(labels.len() as u32);
-                let mut piece = NONE;
-                while at < end && texts.bytes(sorted[at]).len() == depth {
-                    piece = sorted[at];
-                    at += 1;
-                }
-                pieces.push(piece);
-                while at < end {
-                    let (start, label) = (at, texts.bytes(sorted[at])[depth]);
-                    while at < end && texts.bytes(sorted[at])[depth] == label {
-                        at += 1;
-                    }
-                    labels.push(label);
-                    next.push((start, at));
-                }
-            }
-            (level, depth) = (next, depth + 1);
+        // A text adds the nodes below those that it shares with the text before it.
+        let mut nodes = vec![1u32];
+        let mut before: &[u8] = &[];
+        let mut known = Vec::with_capacity(sorted.len());
+        for &id in &sorted {
+            let text = texts.bytes(id);
+            let depth = before.iter().zip(text).take_while(|(a, b)| a == b).count();
+            nodes.resize(nodes.len().max(text.len() + 1), 0);
+            nodes[depth + 1..=text.len()].iter_mut().for_each(|count| *count += 1);
+            known.push(depth as u32);
+            before = text;
         }
-        children.push(labels.len() as u32);
+        // Where the next node of each depth goes; one more depth than there is ends the children of the last node.
+        let mut next: Vec<u32> = Vec::with_capacity(nodes.len() + 1);
+        let mut all = 0;
+        for count in nodes {
+            next.push(all);
+            all += count;
+        }
+        next.push(all);
+        let size = all as usize;
+        let (mut labels, mut children, mut pieces) = (vec![0; size], vec![all; size + 1], vec![NONE; size]);
+        children[0] = 1;
+        next[0] = 1;
+        for (&id, known) in sorted.iter().zip(known) {
+            let text = texts.bytes(id);
+            for depth in known as usize + 1..=text.len() {
+                let node = next[depth] as usize;
+                labels[node] = text[depth - 1];
+                children[node] = next[depth + 1];
+                next[depth] += 1;
+            }
+            // The last node of this depth: new, or that of an equal text.
+            pieces[next[text.len()] as usize - 1] = id;
+        }
         Self { labels: labels.into(), children: children.into(), pieces: pieces.into() }
     }
 
@@ -124,16 +137,21 @@ impl Trie {
 
 /// The numbers of `texts` in the order of their bytes, equal ones in that of their numbers.
 fn sort(texts: &Texts) -> Vec<u32> {
-    let head = |id: u32| {
+    // Most texts differ in their first bytes, which are compared as one number.
+    let key = |id: u32| {
         let bytes = texts.bytes(id);
-        let mut head = [0; 8];
-        let length = bytes.len().min(8);
-        head[..length].copy_from_slice(&bytes[..length]);
-        u64::from_be_bytes(head)
+        let mut key = [0; 16];
+        let length = bytes.len().min(HEAD);
+        key[..length].copy_from_slice(&bytes[..length]);
+        u128::from_be_bytes(key) | u128::from(id)
     };
-    let mut order: Vec<(u64, u32)> = (0..texts.len() as u32).map(|id| (head(id), id)).collect();
-    order.sort_unstable_by(|(a, one), (b, other)| {
-        a.cmp(b).then_with(|| texts.bytes(*one).cmp(texts.bytes(*other))).then_with(|| one.cmp(other))
-    });
-    order.into_iter().map(|(_, id)| id).collect()
+    let head = |key: &u128| key >> 32;
+    let mut keys: Vec<u128> = (0..texts.len() as u32).map(key).collect();
+    keys.sort_unstable();
+    for alike in keys.chunk_by_mut(|one, other| head(one) == head(other)).filter(|alike| alike.len() > 1) {
+        alike.sort_unstable_by(|one, other| {
+            texts.bytes(*one as u32).cmp(texts.bytes(*other as u32)).then_with(|| one.cmp(other))
+        });
+    }
+    keys.into_iter().map(|key| key as u32).collect()
 }
