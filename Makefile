@@ -150,8 +150,9 @@ bench-index: build models ## Indexing 10,000 passages compared with embedding al
 	$(PY) benchmarks/indexing.py --memory 1000000
 
 .PHONY: bench-server
-bench-server: build models ## The server under load: cached, 32 clients, overload, 100,000 requests
+bench-server: build models ## The server under load: cached, 32 clients, overload, 100,000 requests, both APIs
 	$(PY) benchmarks/server.py --soak 100000
+	$(PY) benchmarks/ollama_api.py
 
 .PHONY: wheel
 wheel: venv ## The wheel that users install: one for every Python from 3.10, into dist/

@@ -9,12 +9,13 @@ import shutil
 
 import numpy as np
 import pytest
-from conftest import DIMENSION, ENGLISH_TEXT, FIXTURES, TURKISH_TEXT
+from conftest import DIMENSION, ENGLISH_MODEL, ENGLISH_TEXT, FIXTURES, TURKISH_TEXT
 from generation_servers import TEXT, TURN, leave
 from generators import CONTEXT, GREEDY, SLOT, eventually, figures
 from model_manager import ModelManager
 from model_manager.errors import NotFiniteError
-from model_manager.server.routes.ollama import fields, generate
+from model_manager.server import ServedModel
+from model_manager.server.routes.ollama import embed, fields, generate
 from model_manager.server.routes.ollama.fields import is_zero, parameters, tagged
 from servers import SECONDS, until
 
@@ -150,11 +151,27 @@ async def test_many_texts_at_once(server):
     np.testing.assert_array_equal(found, server.manager.embed(texts, "tiny"))
 
 
-def test_a_large_answer(server):
-    texts = [f"text {number}" for number in range(500)]
+def test_a_large_answer_is_written_off_the_loop(server, monkeypatch):
+    apart, original = [], server.service.apart
+
+    async def noted(function, *args):
+        apart.append(function)
+        return await original(function, *args)
+
+    monkeypatch.setattr(embed, "_LARGE", 1000)
+    monkeypatch.setattr(server.service, "apart", noted)
+    texts = [f"text {number}" for number in range(50)]
     answer = post(server, "/api/embed", model="tiny", input=texts)
-    assert np.array(answer["embeddings"]).shape == (500, DIMENSION)
+    assert apart == [embed._rows]
     np.testing.assert_array_equal(np.array(answer["embeddings"], np.float32), server.manager.embed(texts, "tiny"))
+
+
+def test_the_name_of_a_model_may_look_like_a_vector(serve):
+    name = 'odd "embedding":[9]'
+    server = serve(models=[ServedModel(name, source=ENGLISH_MODEL)])
+    answer = post(server, "/api/embed", model=name, input=TEXTS)
+    assert answer["model"] == name
+    assert np.array(answer["embeddings"]).shape == (2, DIMENSION)
 
 
 def test_the_packages_own_client(server, make_manager):

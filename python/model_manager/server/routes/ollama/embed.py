@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import secrets
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import orjson
 from starlette.responses import Response
 
 from ...._async import aembed, in_thread
-from ...bodies import LARGE, read_json
+from ...bodies import read_json
 from ...disconnect import unless_disconnected
 from ...errors import ApiError, bad_request, timed_out
 from ...middleware import to_json
@@ -23,7 +21,7 @@ from .fields import is_zero, model_name, nanoseconds, read_keep_alive, read_opti
 from .schemas import OllamaEmbedAnswer, OllamaEmbeddingsAnswer, OllamaEmbeddingsRequest, OllamaEmbedRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable
 
     from starlette.requests import Request
 
@@ -33,6 +31,8 @@ if TYPE_CHECKING:
 
 _FIELDS = {"truncate_dim": "dimensions", "keep_alive": "keep_alive"}
 """Arguments of the core and the request fields that they come from."""
+_LARGE = 1 << 20
+"""Bytes."""
 
 
 def add_routes(routes: Routes, service: Service) -> None:
@@ -58,18 +58,17 @@ def add_routes(routes: Routes, service: Service) -> None:
             service, request.receive, model, texts, count, dimensions, {**options, "served_model": name}, _FIELDS
         )
 
-        def write(rows: np.ndarray) -> dict[str, Any]:
-            total = perf_counter() - started
-            load = 0.0 if loaded else min(total, service.load_seconds(model.key))
-            return {
-                "model": name,
-                "embeddings": rows,
-                "total_duration": nanoseconds(total),
-                "load_duration": nanoseconds(load),
-                "prompt_eval_count": tokens,
-            }
-
-        return await _written(service, content, write)
+        total = perf_counter() - started
+        load = 0.0 if loaded else min(total, service.load_seconds(model.key))
+        figures = {
+            "total_duration": nanoseconds(total),
+            "load_duration": nanoseconds(load),
+            "prompt_eval_count": tokens,
+        }
+        head, end = orjson.dumps({"model": name})[:-1], orjson.dumps(figures)[1:]
+        # Copies of many megabytes would hold up the event loop.
+        rows = await service.apart(_rows, content) if len(content) > _LARGE else _rows(content)
+        return Response(b'%b,"embeddings":[%b],%b' % (head, rows, end), media_type="application/json")
 
     async def embeddings(request: Request) -> Response:
         """The vector of one text; superseded by `/api/embed`."""
@@ -85,7 +84,7 @@ def add_routes(routes: Routes, service: Service) -> None:
         content, _ = await vectors(
             service, request.receive, model, prompt, 1, None, {**options, "served_model": name}, _FIELDS, "prompt"
         )
-        return await _written(service, content, lambda rows: {"embedding": rows[0]})
+        return Response(b'{"embedding":%b}' % _rows(content), media_type="application/json")
 
     for path, handler, body, answer, summary in (
         ("/api/embed", embed, OllamaEmbedRequest, OllamaEmbedAnswer, "Embed texts"),
@@ -121,7 +120,6 @@ def _options(service: Service, body: dict[str, Any]) -> dict[str, Any]:
         if body.get(name):
             raise unsupported(name, "put it in front of the text, or use /v1/embeddings")
     return {
-        "encoding_format": "base64",
         # Ollama embeds the text as it is, without the model's default prompt.
         "prompt": "",
         "timeout": service.config.request_timeout,
@@ -145,15 +143,9 @@ async def _load(request: Request, service: Service, slot: str, body: dict[str, A
         await unless_disconnected(request.receive, work, asyncio.get_running_loop().time() + seconds, late)
 
 
-async def _written(service: Service, content: bytes, write: Callable[[np.ndarray], dict[str, Any]]) -> Response:
-    """The answer that `write` makes from the vectors in `content`, the body of an answer in OpenAI's form."""
+def _rows(content: bytes) -> bytes:
+    """The vectors in the body of an answer in OpenAI's form, with the same digits.
 
-    def convert() -> bytes:
-        data = orjson.loads(content)["data"]
-        packed = b"".join([base64.b64decode(item["embedding"]) for item in data])
-        rows = np.frombuffer(packed, "<f4").reshape(len(data), -1)
-        return orjson.dumps(write(rows), option=orjson.OPT_SERIALIZE_NUMPY)
-
-    # Many numbers take milliseconds, in which the event loop answers others.
-    written = await service.apart(convert) if len(content) > LARGE else convert()
-    return Response(written, media_type="application/json")
+    The core writes that body. Within a text of JSON the mark would have backslashes.
+    """
+    return b",".join([b"[%b]" % part[: part.index(b"]")] for part in content.split(b'"embedding":[')[1:]])

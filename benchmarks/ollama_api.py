@@ -1,0 +1,96 @@
+#!/usr/bin/env python3
+"""Ollama's API and OpenAI's at the same server: lists of texts, and one text per request.
+
+    python benchmarks/ollama_api.py [MODEL] [--texts N] [--list N] [--clients N] [--rounds N]
+
+The server is a separate process on 127.0.0.1, with its clients on the same cores. Every case sends different texts in
+every round, in rotating order; "cached" sends the texts of a list again. Printed are medians of texts per second, and
+the ratio to the same case of OpenAI's API within a round.
+"""
+
+import argparse
+import asyncio
+import json
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+import environment
+from server import Server, ours, send, texts
+
+ROOT = Path(__file__).resolve().parent.parent
+PATHS = {"ollama": ("/api/embed", "/api/embeddings"), "openai": ("/v1/embeddings", "/v1/embeddings")}
+"""The endpoints for lists and for single texts."""
+
+
+def post(path: str, body: dict[str, Any]) -> bytes:
+    content = json.dumps({"model": "model", **body}).encode()
+    head = f"POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+    return f"{head}content-length: {len(content)}\r\n\r\n".encode() + content
+
+
+def lists(api: str, several: list[str], length: int) -> list[bytes]:
+    """Requests with `length` texts each."""
+    parts = [several[start : start + length] for start in range(0, len(several), length)]
+    return [post(PATHS[api][0], {"input": part}) for part in parts]
+
+
+def singles(api: str, several: list[str]) -> list[bytes]:
+    """Requests with one text each."""
+    return [post(PATHS[api][1], {"prompt" if api == "ollama" else "input": text}) for text in several]
+
+
+async def rate(server: Server, requests: list[bytes], clients: int, count: int) -> float:
+    """Texts per second."""
+    seconds, found = await send(server, requests, clients)
+    if any(status != 200 for status, _ in found):
+        sys.exit(f"the server refused requests: {sorted({status for status, _ in found})}")
+    return count / seconds
+
+
+async def measure(arguments: argparse.Namespace) -> None:
+    count, length, clients = arguments.texts, arguments.list, arguments.clients
+    cases = (
+        f"list of {length}, 1 client",
+        f"list of {length}, cached",
+        "1 text, 1 client",
+        f"1 text, {clients} clients",
+    )
+    rates: dict[tuple[str, str], list[float]] = {(case, api): [] for case in cases for api in PATHS}
+    with ours(arguments.model) as server:
+        await send(server, singles("openai", texts(8 * clients, 1)), clients)
+        for turn in range(arguments.rounds):
+            order = list(PATHS)[turn % 2 :] + list(PATHS)[: turn % 2]
+            for number, api in enumerate(order):
+                seed = 10 + 8 * turn + 4 * number
+                several = texts(count, seed)
+                in_lists = lists(api, several, length)
+                rates[cases[0], api].append(await rate(server, in_lists, 1, count))
+                rates[cases[1], api].append(await rate(server, in_lists * 4, 1, 4 * count))
+                rates[cases[2], api].append(
+                    await rate(server, singles(api, texts(count // 4, seed + 1)), 1, count // 4)
+                )
+                rates[cases[3], api].append(await rate(server, singles(api, texts(count, seed + 2)), clients, count))
+            print(f"round {turn + 1} of {arguments.rounds}", flush=True)
+    print(f"\n{environment.machine()}\n\nmedians of {arguments.rounds} rounds of {count} texts, texts/s\n")
+    print(f"{'':24}{'Ollama':>10}{'OpenAI':>10}{'ratio':>8}{'lowest':>8}{'highest':>9}")
+    for case in cases:
+        mine, its = rates[case, "ollama"], rates[case, "openai"]
+        ratios = sorted(one / other for one, other in zip(mine, its, strict=True))
+        medians = f"{statistics.median(mine):10.0f}{statistics.median(its):10.0f}"
+        print(f"{case:24}{medians}{statistics.median(ratios):8.2f}{ratios[0]:8.2f}{ratios[-1]:9.2f}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", nargs="?", default=str(ROOT / ".models" / "all-MiniLM-L6-v2"))
+    parser.add_argument("--texts", type=int, default=1024)
+    parser.add_argument("--list", type=int, default=64, help="texts in one request")
+    parser.add_argument("--clients", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=5)
+    asyncio.run(measure(parser.parse_args()))
+
+
+if __name__ == "__main__":
+    main()
