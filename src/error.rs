@@ -215,6 +215,11 @@ impl Error {
         }
     }
 
+    /// A file of a model that cannot be used.
+    pub(crate) fn invalid_file(path: impl Into<PathBuf>, reason: impl Into<String>) -> Self {
+        Self::InvalidFile { path: path.into(), reason: reason.into() }
+    }
+
     /// A wrong value of the argument `param`.
     pub fn argument(param: &'static str, message: impl Into<String>) -> Self {
         Self::Argument { param, code: None, message: message.into() }

@@ -356,7 +356,7 @@ fn template(value: &Value) -> Option<String> {
 }
 
 fn damaged(path: &Path, reason: &str) -> Error {
-    Error::InvalidFile { path: path.to_path_buf(), reason: reason.into() }
+    Error::invalid_file(path, reason)
 }
 
 #[cfg(test)]

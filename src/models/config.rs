@@ -6,9 +6,10 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use super::architectures::{self, Architecture, ConfigFile, Description, Family, Kind};
-use super::files::{self, ModelFiles, WeightFiles};
-use super::gguf::Gguf;
+use super::formats::gguf::Gguf;
+use super::json::read_json;
 use super::keys::check_config;
+use super::manifest::{ModelFiles, WeightFiles};
 use crate::{Error, Result};
 
 /// What `config.json` or the metadata of a GGUF file says.
@@ -43,12 +44,12 @@ impl ModelConfig {
 
     fn from_json(files: &ModelFiles, kind: Kind) -> Result<Self> {
         let path = files.transformer.join("config.json");
-        let json: Value = files::read_json(&path)?;
+        let json: Value = read_json(&path)?;
         let Some(model_type) = json["model_type"].as_str() else {
-            return Err(Error::InvalidFile {
+            return Err(Error::invalid_file(
                 path,
-                reason: "it has no model_type; it is not the config.json of a transformers model".into(),
-            });
+                "it has no model_type; it is not the config.json of a transformers model",
+            ));
         };
         let Some(family) = architectures::find(model_type).filter(|family| family.serves(kind)) else {
             let names = architectures::names(|family| family.serves(kind));
@@ -94,10 +95,9 @@ impl ModelConfig {
     /// # Errors
     /// [`Error::InvalidFile`] when they leave no room for a token.
     pub fn positions(&self) -> Result<usize> {
-        Some(self.describe().context).filter(|&n| n > 0).ok_or_else(|| Error::InvalidFile {
-            path: self.path.clone(),
-            reason: "max_position_embeddings is missing or too small".into(),
-        })
+        Some(self.describe().context)
+            .filter(|&n| n > 0)
+            .ok_or_else(|| Error::invalid_file(&self.path, "max_position_embeddings is missing or too small"))
     }
 }
 

@@ -5,10 +5,10 @@ use std::path::Path;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use super::architectures::LARGEST_SIZE;
-use super::architectures::Tensors;
-use super::files::{WeightFiles, read_json};
+use super::architectures::{LARGEST_SIZE, Tensors};
+use super::json::read_json;
 use super::keys::refuse_unknown;
+use super::manifest::WeightFiles;
 use super::weights::Weights;
 use crate::{Error, Result};
 
@@ -65,8 +65,7 @@ impl Dense {
     pub fn load(model: &str, folder: &Path) -> Result<Self> {
         let path = folder.join("config.json");
         let json: Map<String, Value> = read_json(&path)?;
-        let config = Config::deserialize(&json)
-            .map_err(|e| Error::InvalidFile { path: path.clone(), reason: e.to_string() })?;
+        let config = Config::deserialize(&json).map_err(|e| Error::invalid_file(&path, e.to_string()))?;
         refuse_unknown(model, &path, &json, &[KEYS])?;
         let unsupported = |what: String| Error::Unsupported {
             model: model.into(),

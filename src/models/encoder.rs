@@ -9,8 +9,8 @@ use std::thread;
 use super::architectures::{Kind, Transformer};
 use super::config::ModelConfig;
 use super::dense::Dense;
-use super::files::ModelFiles;
 use super::long::Bounds;
+use super::manifest::ModelFiles;
 use super::pooling::{Pooling, SentenceEncoder};
 use super::sentence::SentenceConfig;
 use super::tokenizer::Tokenizer;
@@ -126,10 +126,10 @@ impl Encoder {
         let mut width = model.width();
         for (layer, folder) in dense.iter().zip(&sentence.dense) {
             if layer.inputs() != width {
-                return Err(Error::InvalidFile {
-                    path: folder.join("config.json"),
-                    reason: format!("it takes vectors of {} dimensions, but gets {width}", layer.inputs()),
-                });
+                return Err(Error::invalid_file(
+                    folder.join("config.json"),
+                    format!("it takes vectors of {} dimensions, but gets {width}", layer.inputs()),
+                ));
             }
             width = layer.outputs();
         }

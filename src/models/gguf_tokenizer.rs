@@ -20,7 +20,7 @@ use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::processors::template::TemplateProcessing;
 use tokenizers::{AddedToken, SplitDelimiterBehavior, Tokenizer};
 
-use super::gguf::{Gguf, Value};
+use super::formats::gguf::{Gguf, Value};
 use crate::{Error, Result};
 
 /// How Llama 3 splits text, published with its tokenizer.
@@ -293,7 +293,7 @@ fn unsupported(gguf: &Gguf, reason: String) -> Error {
 
 #[cfg(test)]
 mod tests {
-    use super::super::gguf::tests::Writer;
+    use super::super::formats::gguf::tests::Writer;
     use super::*;
 
     fn open(writer: &Writer) -> (tempfile::TempDir, Gguf) {

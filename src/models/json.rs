@@ -6,7 +6,6 @@ use std::path::Path;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use super::files::metadata;
 use crate::{Error, Result};
 
 /// Reads a JSON file of a model; a key whose value is null counts as absent.
@@ -16,24 +15,22 @@ pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
 }
 
 /// Reads a JSON file of a model, nulls included: in `tokenizer_config.json` they replace what `tokenizer.json` says.
-/// Models' own JSON is small; what is over 64 MiB is not one of them.
+/// Files over 64 MiB are refused: a model's JSON files are small.
 pub(crate) fn read_json_with_nulls<T: DeserializeOwned>(path: &Path) -> Result<T> {
     const LIMIT: u64 = 64 << 20;
-    if metadata(path)?.len() > LIMIT {
-        return Err(Error::InvalidFile {
-            path: path.into(),
-            reason: "it is too large to be a model's JSON file".into(),
-        });
+    let unreadable = |e| Error::io(path, "read", &e);
+    if fs::metadata(path).map_err(unreadable)?.len() > LIMIT {
+        return Err(Error::invalid_file(path, "it is too large to be a model's JSON file"));
     }
-    let bytes = fs::read(path).map_err(|e| Error::io(path, "read", &e))?;
+    let bytes = fs::read(path).map_err(unreadable)?;
     serde_json::from_slice(&bytes).map_err(|e| unexpected(path, &e))
 }
 
 fn unexpected(path: &Path, error: &serde_json::Error) -> Error {
-    Error::InvalidFile {
-        path: path.into(),
-        reason: format!("it does not read as the JSON expected ({error}); download it again or correct it"),
-    }
+    Error::invalid_file(
+        path,
+        format!("it does not read as the JSON expected ({error}); download it again or correct it"),
+    )
 }
 
 /// `json` without the keys that are null, of the object itself or of the objects in an array: null means absent. Objects

@@ -6,7 +6,7 @@ use serde_json::json;
 
 use super::*;
 use crate::models::architectures::{self, ConfigFile, Kind};
-use crate::models::json::without_nulls;
+use crate::models::json::{read_json, without_nulls};
 
 const BERT: &str = "bert";
 const QWEN3: &str = "qwen3";
@@ -26,7 +26,7 @@ struct Known {
 /// The files of the models that people use, as their pages have them.
 fn known() -> Known {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/configs/known.json");
-    crate::models::files::read_json(&path).unwrap()
+    read_json(&path).unwrap()
 }
 
 #[test]

@@ -1,16 +1,17 @@
-//! Whether a model embeds text or writes it, as far as files that are here say.
+//! Whether a model embeds text or writes it, judged by its local files.
 
 use std::path::Path;
 
 use serde_json::Value;
 
-use super::files::{gguf_file, read_json};
-use super::gguf::Gguf;
-use super::{ResolveOptions, Source, architectures};
+use super::architectures::{self, Kind};
+use super::formats::gguf::Gguf;
+use super::json::read_json;
+use super::resolve::{ResolveOptions, gguf_file};
+use super::source::Source;
 
-pub use super::architectures::Kind;
-
-/// What the files of `source` say that it is. `None` when they are not here or leave it open; nothing is downloaded.
+/// The kind of the model, from its files. `None` when they are not on this machine or do not show it; nothing is
+/// downloaded.
 ///
 /// A GGUF file that names a pooling embeds, and so does a folder with `modules.json`. Without these, a language model
 /// writes text.
@@ -59,7 +60,7 @@ fn of_folder(folder: &Path) -> Option<Kind> {
 mod tests {
     use super::*;
     use crate::config::SystemHost;
-    use crate::models::gguf::tests::Writer;
+    use crate::models::formats::gguf::tests::Writer;
     use std::fs;
     use std::sync::Arc;
 

@@ -1,6 +1,6 @@
-//! What sentence-transformers has written beside a model: pooling, normalisation, length, prompts.
+//! The settings that sentence-transformers saves with a model: pooling, normalisation, length, prompts.
 //!
-//! Read, never guessed. Both spellings are understood: the classic one, and the one that version 6 writes.
+//! They are read, never guessed, in the classic spelling and in the one that version 6 writes.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -9,9 +9,10 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use super::files::{ModelFiles, SENTENCE_CONFIGS, read_json};
-use super::gguf::Gguf;
+use super::formats::gguf::Gguf;
+use super::json::read_json;
 use super::keys::{refusal, refuse_unknown};
+use super::manifest::{ModelFiles, SENTENCE_CONFIGS};
 use super::pooling::Pooling;
 use super::tokenizer::Settings;
 use crate::{Error, Result};
@@ -115,7 +116,7 @@ struct TransformerFile {
 }
 
 impl TransformerFile {
-    /// Refuses what is asked of the transformer beside its token states.
+    /// Refuses settings of the transformer other than for token states.
     fn check(&self, model: &str, path: &Path) -> Result<()> {
         refuse_unknown(model, path, &self.others, &[TRANSFORMER_KEYS])?;
         for (key, supported) in
@@ -191,12 +192,10 @@ impl SentenceConfig {
         let prompts: BTreeMap<_, _> =
             model.prompts.into_iter().map(|(name, prompt)| (name, prompt.unwrap_or_default())).collect();
         if let Some(name) = model.default_prompt_name.as_ref().filter(|name| !prompts.contains_key(*name)) {
-            return Err(Error::InvalidFile {
+            return Err(Error::invalid_file(
                 path,
-                reason: format!(
-                    "its default_prompt_name {name:?} is none of its prompts; correct or remove it"
-                ),
-            });
+                format!("its default_prompt_name {name:?} is none of its prompts; correct or remove it"),
+            ));
         }
         let Stages { pooling, include_prompt, dense, normalize } = Stages::read(files)?;
         Ok(Self {
@@ -212,8 +211,8 @@ impl SentenceConfig {
         })
     }
 
-    /// What a GGUF file says of itself. `pooling` replaces what it says of that. Vectors are L2-normalised, as
-    /// llama.cpp gives them.
+    /// The settings in the metadata of a GGUF file; `pooling` replaces its pooling. Vectors are L2-normalised, as in
+    /// llama.cpp.
     ///
     /// # Errors
     /// [`Error::Unsupported`] when it names no pooling and none is given, [`Error::InvalidFile`] for an unknown one.
@@ -225,10 +224,10 @@ impl SentenceConfig {
             Some(3) => Some(Pooling::Last),
             None | Some(0) => None,
             Some(other) => {
-                return Err(Error::InvalidFile {
-                    path: gguf.path().to_path_buf(),
-                    reason: format!("its {key} is {other}; known are 1 (mean), 2 (cls), 3 (last)"),
-                });
+                return Err(Error::invalid_file(
+                    gguf.path(),
+                    format!("its {key} is {other}; known are 1 (mean), 2 (cls), 3 (last)"),
+                ));
             }
         };
         let pooling = pooling.or(named).ok_or_else(|| Error::Unsupported {
@@ -340,7 +339,7 @@ const FLAGS: [(&str, &str); 6] = [
     ("pooling_mode_lasttoken", "lasttoken"),
 ];
 
-/// Refuses a normalisation of anything but the pooled vector. Its folder usually holds nothing.
+/// Refuses a normalisation of anything but the pooled vector. The folder of the module is usually empty.
 fn check_normalize(model: &str, folder: &Path) -> Result<()> {
     const KEYS: [&str; 2] = ["module_input_name", "module_output_name"];
     let path = folder.join("config.json");
@@ -388,10 +387,7 @@ fn read_pooling(model: &str, folder: &Path) -> Result<(Pooling, bool)> {
     };
     let pooling = match modes.as_slice() {
         [] => Pooling::Mean, // sentence-transformers' own default
-        [mode] => Pooling::from_name(mode).ok_or_else(|| Error::InvalidFile {
-            path,
-            reason: format!("pooling_mode {mode:?} is unknown; known are cls, max, mean, mean_sqrt_len_tokens, weightedmean, lasttoken"),
-        })?,
+        [mode] => Pooling::from_name(mode).ok_or_else(|| Error::invalid_file(path, format!("pooling_mode {mode:?} is unknown; known are cls, max, mean, mean_sqrt_len_tokens, weightedmean, lasttoken")))?,
         several => {
             return Err(Error::Unsupported {
                 model: model.into(),

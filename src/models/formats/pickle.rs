@@ -14,33 +14,33 @@ use crate::compute::file::WeightFile;
 use crate::compute::memory::zeroed;
 use crate::{Error, Result};
 
-/// What may be read of the zip's directory and of the pickle: a thousand times what a model's take.
+/// The most bytes of the zip's directory and of the pickle: a thousand times those of a real model.
 const MOST_BYTES: u64 = 16 << 20;
 
 /// A tensor of the file.
 #[derive(Debug)]
-pub(super) struct Pickled {
-    pub(super) name: String,
-    pub(super) shape: Vec<usize>,
+pub(in crate::models) struct Pickled {
+    pub(in crate::models) name: String,
+    pub(in crate::models) shape: Vec<usize>,
     /// Elements from one index to the next, for each dimension.
-    pub(super) strides: Vec<usize>,
+    pub(in crate::models) strides: Vec<usize>,
     /// The format, or the name of one that is not read.
-    pub(super) dtype: Result<Stored, String>,
+    pub(in crate::models) dtype: Result<Stored, String>,
     /// Its numbers, from the first to the last, in the file.
-    pub(super) range: Range<usize>,
-    pub(super) storage: Storage,
+    pub(in crate::models) range: Range<usize>,
+    pub(in crate::models) storage: Storage,
 }
 
-/// The member of the zip that holds a tensor's numbers, perhaps among others'.
+/// The member of the zip with a tensor's numbers; tensors may share one.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(super) struct Storage {
-    pub(super) range: Range<usize>,
-    pub(super) checksum: u32,
+pub(in crate::models) struct Storage {
+    pub(in crate::models) range: Range<usize>,
+    pub(in crate::models) checksum: u32,
 }
 
 impl Pickled {
-    /// Whether the numbers lie row by row.
-    pub(super) fn is_contiguous(&self) -> bool {
+    /// Whether the numbers are stored row by row.
+    pub(in crate::models) fn is_contiguous(&self) -> bool {
         let mut expected = 1;
         self.shape.iter().zip(&self.strides).rev().all(|(&n, &stride)| {
             let fits = n == 1 || stride == expected;
@@ -49,8 +49,8 @@ impl Pickled {
         })
     }
 
-    /// Row by row, from `stored`, which holds what `range` says.
-    pub(super) fn gather(&self, stored: &[u8], size: usize) -> Result<Vec<u8>> {
+    /// The numbers row by row, from the bytes of `range`.
+    pub(in crate::models) fn gather(&self, stored: &[u8], size: usize) -> Result<Vec<u8>> {
         let elements: usize = self.shape.iter().product();
         let mut out = zeroed::<u8>(elements * size)?;
         let mut index = vec![0; self.shape.len()];
@@ -71,7 +71,7 @@ impl Pickled {
 
 impl Storage {
     /// Reads it all and compares its checksum.
-    pub(super) fn check(&self, file: &WeightFile) -> Result<()> {
+    pub(in crate::models) fn check(&self, file: &WeightFile) -> Result<()> {
         let mut piece = zeroed::<u8>(self.range.len().min(1 << 18))?;
         let mut hasher = crc32fast::Hasher::new();
         let mut at = self.range.start;
@@ -92,7 +92,7 @@ impl Storage {
 ///
 /// # Errors
 /// [`Error::InvalidFile`] naming what is damaged, or what no model's weights have; [`Error::Io`].
-pub(super) fn tensors(file: &WeightFile) -> Result<Vec<Pickled>> {
+pub(in crate::models) fn tensors(file: &WeightFile) -> Result<Vec<Pickled>> {
     const MAGIC: &[u8] = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.";
     let mut head = [0; MAGIC.len()];
     let n = head.len().min(file.len());
@@ -191,10 +191,10 @@ pub(super) fn tensors(file: &WeightFile) -> Result<Vec<Pickled>> {
 }
 
 fn invalid(file: &WeightFile, reason: &str) -> Error {
-    Error::InvalidFile { path: file.path().to_path_buf(), reason: reason.into() }
+    Error::invalid_file(file.path(), reason)
 }
 
-/// A file from its start, of which only so much is read.
+/// Reads a file up to a limit of bytes.
 struct Reader<'a> {
     file: &'a WeightFile,
     at: u64,

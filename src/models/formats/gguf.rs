@@ -15,7 +15,7 @@ use crate::compute::memory::zeroed;
 use crate::compute::{Stored, Weight};
 use crate::{Error, Result};
 
-/// Arrays of arrays: what metadata really holds is one deep.
+/// The deepest nesting of arrays; real metadata has one level.
 const DEEPEST: usize = 3;
 /// Values of the metadata, elements of arrays included: three times what a vocabulary of a million pieces takes.
 const MOST_VALUES: usize = 1 << 22;
@@ -25,7 +25,7 @@ const LONGEST_HEADER: usize = 256 << 20;
 const LONGEST_TEXT: usize = 16 << 20;
 /// Tensors of all parts.
 const MOST_TENSORS: usize = 1 << 18;
-/// What the reader fetches at once.
+/// Bytes that the reader fetches at once.
 const WINDOW: usize = 256 << 10;
 
 /// A metadata value.
@@ -48,7 +48,7 @@ struct Entry {
     /// Outermost first, the reverse of the file's order.
     shape: Vec<usize>,
     kind: u32,
-    /// The part that holds it, and where in that.
+    /// The index of its part, and the offset in that file.
     part: usize,
     start: usize,
 }
@@ -78,7 +78,7 @@ pub fn parts(path: &Path) -> Result<Vec<PathBuf>> {
     let named = |number: usize| path.with_file_name(format!("{stem}-{number:05}-of-{count:05}.gguf"));
     if number != 1 {
         let reason = format!("it is part {number} of {count}; give the first, {}", named(1).display());
-        return Err(invalid(path, reason));
+        return Err(Error::invalid_file(path, reason));
     }
     let parts: Vec<PathBuf> = (1..=count).map(named).collect();
     if let Some(missing) = parts.iter().find(|part| !part.is_file()) {
@@ -109,7 +109,7 @@ impl Gguf {
             };
             let (no, count) = (said("split.no").unwrap_or(0), said("split.count").unwrap_or(1).max(1));
             if (no, count) != (number, parts.len()) {
-                return Err(invalid(
+                return Err(Error::invalid_file(
                     part,
                     format!(
                         "it says that it is part {} of {count}, where its name makes it part {} of {}; parts are found \
@@ -126,7 +126,7 @@ impl Gguf {
         }
         if let Some(all) = gguf.number("split.tensors.count").filter(|&all| all != gguf.tensors.len()) {
             let reason = format!("its parts hold {} tensors, where it says {all}", gguf.tensors.len());
-            return Err(invalid(path, reason));
+            return Err(Error::invalid_file(path, reason));
         }
         for name in gguf.tensors.keys() {
             if gguf.known(name)? {
@@ -142,13 +142,13 @@ impl Gguf {
         let mut reader =
             Reader { file: &file, at: 0, window: Vec::new(), window_at: 0, values: MOST_VALUES, path };
         if reader.take(4)? != b"GGUF" {
-            return Err(invalid(path, "it does not begin with GGUF; it is no GGUF file"));
+            return Err(Error::invalid_file(path, "it does not begin with GGUF; it is no GGUF file"));
         }
         let version = reader.u32()?;
         if !(2..=3).contains(&version) {
             let reason =
                 format!("its GGUF version is {version}; versions 2 and 3 (little-endian) can be read");
-            return Err(invalid(path, reason));
+            return Err(Error::invalid_file(path, reason));
         }
         let tensor_count = reader.count(1)?;
         let metadata_count = reader.count(1)?;
@@ -158,7 +158,7 @@ impl Gguf {
             let kind = reader.u32()?;
             let value = reader.value(kind, 0)?;
             if let Some(first) = metadata.insert(key, value) {
-                return Err(invalid(
+                return Err(Error::invalid_file(
                     path,
                     format!("its metadata has a key twice, once with {}", first.kind()),
                 ));
@@ -167,12 +167,15 @@ impl Gguf {
         let mut tensors = Vec::new();
         for _ in 0..tensor_count {
             if self.tensors.len() + tensors.len() >= MOST_TENSORS {
-                return Err(invalid(path, format!("it has more than {MOST_TENSORS} tensors")));
+                return Err(Error::invalid_file(path, format!("it has more than {MOST_TENSORS} tensors")));
             }
             let name = reader.text()?;
             let dimensions = reader.u32()? as usize;
             if !(1..=4).contains(&dimensions) {
-                return Err(invalid(path, format!("the tensor {name:?} has {dimensions} dimensions")));
+                return Err(Error::invalid_file(
+                    path,
+                    format!("the tensor {name:?} has {dimensions} dimensions"),
+                ));
             }
             let mut shape = (0..dimensions).map(|_| reader.size()).collect::<Result<Vec<_>>>()?;
             shape.reverse();
@@ -183,14 +186,15 @@ impl Gguf {
         let alignment = match metadata.get("general.alignment") {
             None => 32,
             Some(Value::Integer(n)) if *n > 0 && *n <= 1 << 20 => *n as usize,
-            Some(_) => return Err(invalid(path, "its alignment is no positive number")),
+            Some(_) => return Err(Error::invalid_file(path, "its alignment is no positive number")),
         };
         let data = reader.at.next_multiple_of(alignment);
         for (name, mut entry) in tensors {
             let start = entry.start.checked_add(data);
-            entry.start = start.ok_or_else(|| invalid(path, "a tensor lies outside of the file"))?;
+            entry.start =
+                start.ok_or_else(|| Error::invalid_file(path, "a tensor lies outside of the file"))?;
             if self.tensors.contains_key(&name) {
-                return Err(invalid(path, format!("the tensor {name:?} is there twice")));
+                return Err(Error::invalid_file(path, format!("the tensor {name:?} is there twice")));
             }
             self.tensors.insert(name, entry);
         }
@@ -211,7 +215,7 @@ impl Gguf {
         self.files.iter().try_for_each(|file| file.check())
     }
 
-    /// Where the file lies, or its first part.
+    /// The path of the file, or of its first part.
     pub fn path(&self) -> &Path {
         self.files.first().map_or(Path::new(""), |file| file.path())
     }
@@ -277,7 +281,8 @@ impl Gguf {
     /// # Errors
     /// [`Error::InvalidFile`] naming it.
     pub fn required(&self, key: &str) -> Result<usize> {
-        self.number(key).ok_or_else(|| invalid(self.path(), format!("its metadata has no number {key:?}")))
+        self.number(key)
+            .ok_or_else(|| Error::invalid_file(self.path(), format!("its metadata has no number {key:?}")))
     }
 
     /// Whether there is a tensor of this name.
@@ -301,7 +306,10 @@ impl Gguf {
         let columns = entry.shape.last().copied().unwrap_or(1);
         let elements = entry.shape.iter().try_fold(1usize, |all, &n| all.checked_mul(n));
         let outside = || {
-            invalid(file.path(), format!("the tensor {name:?} lies outside of the file; download it again"))
+            Error::invalid_file(
+                file.path(),
+                format!("the tensor {name:?} lies outside of the file; download it again"),
+            )
         };
         let elements = elements.ok_or_else(outside)?;
         let range = |bytes: Option<usize>| -> Result<Range<usize>> {
@@ -328,7 +336,7 @@ impl Gguf {
 
     fn entry(&self, name: &str) -> Result<&Entry> {
         self.tensors.get(name).ok_or_else(|| {
-            invalid(
+            Error::invalid_file(
                 self.path(),
                 format!("the tensor {name:?} is missing; the file is incomplete, or of another model"),
             )
@@ -387,11 +395,14 @@ impl Reader<'_> {
 
     fn take(&mut self, n: usize) -> Result<&[u8]> {
         if n > self.left() {
-            return Err(invalid(self.path, "it ends in the middle of its header; download it again"));
+            return Err(Error::invalid_file(
+                self.path,
+                "it ends in the middle of its header; download it again",
+            ));
         }
         if self.at + n > LONGEST_HEADER {
             let reason = format!("its header is longer than {} MB", LONGEST_HEADER >> 20);
-            return Err(invalid(self.path, reason));
+            return Err(Error::invalid_file(self.path, reason));
         }
         if self.at + n > self.window_at + self.window.len() {
             let size = n.max(WINDOW).min(self.left());
@@ -418,14 +429,15 @@ impl Reader<'_> {
 
     fn size(&mut self) -> Result<usize> {
         let n = u64::from_le_bytes(self.array()?);
-        usize::try_from(n).map_err(|_| invalid(self.path, format!("it names the size {n}; it is damaged")))
+        usize::try_from(n)
+            .map_err(|_| Error::invalid_file(self.path, format!("it names the size {n}; it is damaged")))
     }
 
-    /// A number of things that take `bytes` bytes at least.
+    /// A count of things that take at least `bytes` bytes each.
     fn count(&mut self, bytes: usize) -> Result<usize> {
         let n = self.size()?;
         if n.checked_mul(bytes).is_none_or(|all| all > self.left()) {
-            return Err(invalid(
+            return Err(Error::invalid_file(
                 self.path,
                 format!("it announces {n} entries but is too short for them; download it again"),
             ));
@@ -436,7 +448,7 @@ impl Reader<'_> {
     fn text(&mut self) -> Result<String> {
         let n = self.count(1)?;
         if n > LONGEST_TEXT {
-            return Err(invalid(
+            return Err(Error::invalid_file(
                 self.path,
                 format!("it holds a text of {n} bytes; no model needs so long a one"),
             ));
@@ -446,7 +458,7 @@ impl Reader<'_> {
 
     fn value(&mut self, kind: u32, depth: usize) -> Result<Value> {
         self.values = self.values.checked_sub(1).ok_or_else(|| {
-            invalid(
+            Error::invalid_file(
                 self.path,
                 format!("its metadata has more than {MOST_VALUES} values; no model needs so many"),
             )
@@ -475,17 +487,13 @@ impl Reader<'_> {
             11 => integer!(i64),
             12 => Value::Float(f64::from_le_bytes(self.array()?)),
             _ => {
-                return Err(invalid(
+                return Err(Error::invalid_file(
                     self.path,
                     format!("its metadata has a value of the unknown type {kind}"),
                 ));
             }
         })
     }
-}
-
-fn invalid(path: &Path, reason: impl Into<String>) -> Error {
-    Error::InvalidFile { path: PathBuf::from(path), reason: reason.into() }
 }
 
 #[cfg(test)]

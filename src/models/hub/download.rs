@@ -1,36 +1,36 @@
 //! Downloads into the cache, one file at a time.
 //!
-//! A file takes its place under `blobs/` by one rename, after its length and its checksum were compared with those that
+//! A file is renamed into `blobs/` after its length and its checksum were compared with those that
 //! the hub states. Until then it is `ETAG.incomplete`, which the next attempt, or the next process, continues with a
-//! `Range` request. Writers of one blob take turns by a lock file, the same one that `huggingface_hub` takes.
+//! `Range` request. Writers of one blob take turns with a lock file, the one that `huggingface_hub` uses.
 //!
-//! The transfer of the `hf-hub` crate (0.5) does not serve here. Tried against a failing server, it takes a short body
+//! The `hf-hub` crate (0.5) is not used for downloads. Against a failing server, it takes a short body
 //! without a length for a whole file; appends the whole file to the part when the server ignores `Range`, and when
-//! an attempt to resume fails before its first byte; answers 416 for ever once a complete part was not renamed; has no
+//! an attempt to resume fails before its first byte; answers 416 on every call once a complete part was not renamed; has no
 //! time-outs; sends the access token to the content network that the hub redirects to; and a second process that
 //! wants the same file fails after five seconds.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::hub::{OnProgress, Progress};
-use super::transfer::{Client, Fault, Stated, content_range, escape, failed, header};
+use super::cache::{create_folder_of, link, open_own, with_suffix};
+use super::client::{Client, Fault, Stated, content_range, escape, failed, header};
+use super::progress::{OnProgress, Progress};
 use crate::{Error, Result};
 
-/// What an attempt must bring to count as fruitful: bounds the number of attempts by the size of the file.
+/// An attempt that adds this many bytes resets the count of failures: the size of the file bounds the number of attempts.
 const FRUITFUL_BYTES: u64 = 64 << 10;
-/// The longest file whose length the hub does not state, where a checksum tells a whole one.
+/// The longest file whose length the hub does not state, where a checksum shows that it is complete.
 const UNSTATED_BYTES: u64 = 64 << 20;
-/// How often a lock that another process holds is tried.
+/// The time between two attempts to take a lock that another process holds.
 const LOCK_PAUSE: Duration = Duration::from_millis(100);
-/// How often the log says that it is waited for.
+/// The time between two log records about that wait.
 const LOCK_NOTICE: Duration = Duration::from_secs(30);
 
-/// Where the files of one model at one commit go.
+/// The files of one model at one commit, in the cache.
 pub(crate) struct Blobs<'a> {
     /// The connection.
     pub(crate) client: &'a Client,
@@ -45,7 +45,7 @@ pub(crate) struct Blobs<'a> {
 }
 
 impl Blobs<'_> {
-    /// Brings `file` into its snapshot.
+    /// Downloads `file` and links it into its snapshot.
     pub(crate) fn download(&self, file: &str, progress: &mut OnProgress<'_>) -> Result<()> {
         let pointer = self.repo.join("snapshots").join(self.commit).join(file);
         if pointer.is_file() {
@@ -58,7 +58,7 @@ impl Blobs<'_> {
             create_folder_of(&blob)?;
             let lock = self.locks.join(format!("{}.lock", stated.name));
             let _lock = lock_file(&lock, &mut || progress(&Progress { file, done: 0, total: stated.size }))?;
-            // The other process may have brought it while we waited.
+            // The other process may have downloaded it during the wait.
             if !is_whole(&blob, &stated) {
                 log::info!("downloading {url}");
                 self.fetch(&url, file, &blob, &stated, progress)?;
@@ -86,7 +86,7 @@ impl Blobs<'_> {
             let Some(reason) = transfer.mismatch(stated, progress)? else { break };
             transfer.restart()?;
             if resumed {
-                // What an earlier attempt left may be to blame.
+                // The bytes of an earlier attempt may be the damaged ones.
                 resumed = false;
                 log::warn!("{url}: {reason}; starting over");
                 continue;
@@ -95,14 +95,14 @@ impl Blobs<'_> {
             let remedy = "it was removed; try again, and check the disk, proxies and HF_ENDPOINT";
             return Err(failed(url, format!("{reason}; {remedy}")));
         }
-        // On disk before it gets its name: after a power cut the name must not stand for less.
+        // Synced before the rename, so that after a power cut the name never refers to a partial file.
         transfer.out.sync_all().map_err(|e| transfer.written(&e))?;
         let part = transfer.part;
         fs::rename(&part, blob).map_err(|e| Error::io(blob, "write", &e))
     }
 }
 
-/// One file on its way into its `.incomplete` part.
+/// The download of one file into its `.incomplete` part.
 struct Transfer<'a> {
     client: &'a Client,
     id: &'a str,
@@ -111,12 +111,12 @@ struct Transfer<'a> {
     part: PathBuf,
     out: File,
     size: Option<u64>,
-    /// Whether a checksum is known, which tells a whole file from a part when no length does.
+    /// Whether a checksum is known. Without a length, it shows whether the file is complete.
     checked: bool,
 }
 
 impl Transfer<'_> {
-    /// Until all of it is on disk, or attempts stop to bring anything.
+    /// Repeats the request until the whole file is on disk, or too many attempts in a row add nothing.
     fn run(&mut self, progress: &mut OnProgress<'_>) -> Result<()> {
         let mut fruitless = 0;
         loop {
@@ -150,7 +150,7 @@ impl Transfer<'_> {
         }))
     }
 
-    /// One request, from byte `start` on. Ok when the body ended as it said it would.
+    /// Sends one request, from byte `start` on. Ok when the body has the length that its headers state.
     fn attempt(&mut self, start: u64, progress: &mut OnProgress<'_>) -> Result<(), Fault> {
         if self.size.is_some_and(|size| start > size) {
             self.restart()?;
@@ -185,7 +185,7 @@ impl Transfer<'_> {
         let chunked = header(response.headers(), "transfer-encoding").is_some_and(|coding| {
             coding.rsplit(',').next().is_some_and(|last| last.trim().eq_ignore_ascii_case("chunked"))
         });
-        // Of a range the server may send less than was asked for: its total is what counts.
+        // The server may send less than the requested range, so the size is the total that it states.
         let size =
             self.agree(total.or_else(|| announced.and_then(|length| done.checked_add(length))), chunked)?;
         let mut pace = self.client.pace();
@@ -216,8 +216,8 @@ impl Transfer<'_> {
         }
     }
 
-    /// The length of the whole file, on which HEAD and GET must agree. None: nobody states it, but the end of a chunked
-    /// body is seen, and a checksum tells whether all is there.
+    /// The length of the whole file, on which HEAD and GET must agree. `None` when neither states it; then the body is
+    /// chunked, so its end is known, and a checksum shows whether the file is complete.
     fn agree(&mut self, announced: Option<u64>, chunked: bool) -> Result<Option<u64>, Fault> {
         let size = match (announced, self.size) {
             (Some(sent), Some(stated)) if sent != stated => Err(format!(
@@ -252,42 +252,13 @@ fn is_whole(blob: &Path, stated: &Stated) -> bool {
     fs::metadata(blob).is_ok_and(|meta| meta.is_file() && stated.size.is_none_or(|size| size == meta.len()))
 }
 
-fn create_folder_of(path: &Path) -> Result<()> {
-    let folder = path.parent().unwrap_or(path);
-    fs::create_dir_all(folder).map_err(|e| Error::io(folder, "write", &e))
-}
-
-/// Opens a file that we alone write, and never what a link at its place leads to: the cache may be shared.
-fn open_own(path: &Path, options: &mut OpenOptions) -> Result<File> {
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::OpenOptionsExt;
-        // Without NONBLOCK a named pipe at its place would wait for a reader.
-        options.custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK);
-    }
-    let refused = || Error::InvalidFile {
-        path: path.to_path_buf(),
-        reason: "a link or something else than a plain file is in the place of a download; remove it".into(),
-    };
-    let file = options.open(path).map_err(|e| match path.symlink_metadata() {
-        Ok(found) if !found.is_file() => refused(),
-        _ => Error::io(path, "write", &e),
-    })?;
-    let found = file.metadata().map_err(|e| Error::io(path, "read", &e))?;
-    // Windows has no flag for it.
-    let linked = path.symlink_metadata().is_ok_and(|found| found.is_symlink());
-    #[cfg(unix)]
-    let linked = linked || std::os::unix::fs::MetadataExt::nlink(&found) > 1;
-    if linked || !found.is_file() { Err(refused()) } else { Ok(file) }
-}
-
-/// Waits for our turn to write a blob. The lock goes with the file handle, even if the process dies. `check` may end
-/// the wait.
+/// Waits for the lock of a blob. The system releases it when the file is closed, also when the process ends. `check` may
+/// end the wait.
 fn lock_file(path: &Path, check: &mut dyn FnMut() -> Result<()>) -> Result<File> {
     create_folder_of(path)?;
     let file = open_own(path, OpenOptions::new().create(true).append(true))?;
-    let mut told: Option<Instant> = None;
-    // The system's locks have no wait with an end: this one is tried again and again.
+    let mut logged: Option<Instant> = None;
+    // The system's locks have no wait with a time-out, so this loop polls.
     loop {
         match file.try_lock() {
             Ok(()) => return Ok(file),
@@ -302,75 +273,10 @@ fn lock_file(path: &Path, check: &mut dyn FnMut() -> Result<()>) -> Result<File>
             Err(TryLockError::Error(e)) => return Err(Error::io(path, "lock", &e)),
         }
         check()?;
-        if told.is_none_or(|told| told.elapsed() >= LOCK_NOTICE) {
+        if logged.is_none_or(|at| at.elapsed() >= LOCK_NOTICE) {
             log::warn!("waiting for another download of the same file, which holds {}", path.display());
-            told = Some(Instant::now());
+            logged = Some(Instant::now());
         }
         thread::sleep(LOCK_PAUSE);
-    }
-}
-
-/// Lets `pointer` name the content of `blob`: a relative link, or a copy where the system has no links.
-fn link(blob: &Path, pointer: &Path) -> Result<()> {
-    create_folder_of(pointer)?;
-    let temporary = temporary(pointer);
-    let linked = relative(blob, pointer).is_some_and(|target| symlink(&target, &temporary).is_ok());
-    if !linked {
-        let written = File::open(blob).and_then(|mut from| {
-            io::copy(&mut from, &mut OpenOptions::new().write(true).create_new(true).open(&temporary)?)
-        });
-        written.map_err(|e| Error::io(&temporary, "write", &e))?;
-    }
-    fs::rename(&temporary, pointer).map_err(|e| Error::io(pointer, "write", &e))
-}
-
-#[cfg(unix)]
-fn symlink(target: &Path, link: &Path) -> io::Result<()> {
-    std::os::unix::fs::symlink(target, link)
-}
-
-#[cfg(windows)]
-fn symlink(target: &Path, link: &Path) -> io::Result<()> {
-    std::os::windows::fs::symlink_file(target, link)
-}
-
-/// `to` as seen from the folder of `from`; both lie in one repository's folder.
-fn relative(to: &Path, from: &Path) -> Option<PathBuf> {
-    let shared = to.components().zip(from.components()).take_while(|(a, b)| a == b).count();
-    let up = from.components().count().checked_sub(shared + 1)?;
-    Some(
-        std::iter::repeat_n(Path::new(".."), up)
-            .collect::<PathBuf>()
-            .join(to.components().skip(shared).collect::<PathBuf>()),
-    )
-}
-
-/// A name beside `path` that nobody else uses.
-pub(crate) fn temporary(path: &Path) -> PathBuf {
-    static COUNT: AtomicU64 = AtomicU64::new(0);
-    loop {
-        let count = COUNT.fetch_add(1, Ordering::Relaxed);
-        let name = with_suffix(path, &format!(".{}.{count}.tmp", std::process::id()));
-        // One that a process of the same number left behind stays.
-        if name.symlink_metadata().is_err() {
-            return name;
-        }
-    }
-}
-
-fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
-    let mut name = path.as_os_str().to_os_string();
-    name.push(suffix);
-    PathBuf::from(name)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn links_are_relative() {
-        let link = relative(Path::new("/c/m/blobs/e"), Path::new("/c/m/snapshots/s/1_Pooling/config.json"));
-        assert_eq!(link.unwrap(), Path::new("../../../blobs/e"));
     }
 }

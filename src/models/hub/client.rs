@@ -1,4 +1,4 @@
-//! What the hub is asked, and what its answers mean.
+//! HTTP requests to the hub, and the errors that its answers stand for.
 
 use std::io::{self, Read};
 use std::thread;
@@ -10,28 +10,28 @@ use ureq::tls::TlsConfig;
 use ureq::{Agent, Body};
 
 use super::digest::{Digest, bare_etag, blob_name};
-use super::source::safe_relative;
 use crate::config::Host;
+use crate::models::source::safe_relative;
 use crate::{Error, Result, tls};
 
 const ENDPOINT: &str = "https://huggingface.co";
 /// Silence for this long ends an attempt; `HF_HUB_DOWNLOAD_TIMEOUT` overrides it.
 const TIMEOUT_SECONDS: u64 = 10;
-/// Attempts in a row that bring nothing new before a download fails.
+/// Attempts in a row without new bytes, after which a download fails.
 const FRUITLESS: u32 = 3;
 const REMEDY: &str = "Check the network, HF_ENDPOINT and proxy settings; without a network give a local folder, \
                       pkg:PACKAGE/FOLDER, or set HF_HUB_OFFLINE=1 to use cached models only";
 const PAUSE: Duration = Duration::from_millis(100);
 const REDIRECTS: usize = 5;
-/// Slower than this, over one time-out, counts as silence: a server that sends a byte now and then would hold a download,
-/// and the lock on its file, without end.
+/// A lower rate than this over one time-out counts as silence: otherwise a server that sends single bytes would keep a
+/// download, and the lock on its file, from ending.
 const SLOWEST_BYTES_PER_SECOND: u64 = 1 << 10;
 /// The longest list of a model's files.
 const LISTING_BYTES: u64 = 64 << 20;
 
 /// A connection to the hub.
 pub(crate) struct Client {
-    /// Or why there is none, which matters only when the hub is asked.
+    /// Or the error of its TLS settings, which is returned at the first request.
     agent: Result<Agent>,
     endpoint: String,
     authorization: Option<String>,
@@ -47,13 +47,13 @@ pub(crate) struct Listing {
     pub(crate) files: Vec<String>,
 }
 
-/// What a HEAD request tells of a file.
+/// The answer to a HEAD request for a file.
 pub(crate) struct Stated {
     /// Names the content, as a file.
     pub(crate) name: String,
-    /// Checksum of the content, when the server says so.
+    /// Checksum of the content, when the server states it.
     pub(super) digest: Option<Digest>,
-    /// Bytes of the content, when the server says so.
+    /// Bytes of the content, when the server states it.
     pub(crate) size: Option<u64>,
 }
 
@@ -87,7 +87,7 @@ impl Client {
             Agent::config_builder()
                 .tls_config(trust)
                 .http_status_as_error(false)
-                // Followed by hand, to know where the access token goes.
+                // This client follows redirects itself, to decide which hosts get the access token.
                 .max_redirects(0)
                 .max_redirects_will_error(false)
                 .timeout_resolve(timeout)
@@ -116,7 +116,7 @@ impl Client {
         format!("{}/{id}", self.endpoint)
     }
 
-    /// What the model holds at `revision`.
+    /// The files of the model at `revision`.
     pub(crate) fn listing(&self, id: &str, revision: &str) -> Result<Listing> {
         #[derive(Deserialize)]
         struct Info {
@@ -150,7 +150,7 @@ impl Client {
         if safe_relative(&info.sha).is_none_or(|path| path.components().count() != 1) {
             return Err(failed(&url, format!("the answer names the commit {:?}", info.sha)));
         }
-        // A name that would leave the snapshot's folder is none that we ask for.
+        // A name that leads out of the snapshot's folder is never requested.
         let files =
             info.siblings.into_iter().map(|s| s.rfilename).filter(|f| safe_relative(f).is_some()).collect();
         Ok(Listing { commit: info.sha, files })
@@ -179,12 +179,12 @@ impl Client {
         Pace { window: self.timeout, since: Instant::now(), bytes: 0 }
     }
 
-    /// The token, for the hub alone: another scheme, host or port is somebody else.
+    /// The token, if `url` has the scheme, host and port of the hub; other servers do not get it.
     fn authorization_for(&self, url: &str) -> Option<&str> {
         self.authorization.as_deref().filter(|_| same_origin(url, &self.endpoint))
     }
 
-    /// Length and identity of a file. The hub answers with a redirect whose headers tell those of the file itself.
+    /// Length and identity of a file. The hub answers with a redirect whose headers state those of the file itself.
     pub(crate) fn head(&self, url: &str, id: &str) -> Result<Stated> {
         let mut fruitless = 0;
         loop {
@@ -205,7 +205,7 @@ impl Client {
             let response = request.call().map_err(|e| Fault::new(&at, &e))?;
             let headers = response.headers();
             let redirected = response.status().is_redirection();
-            // A move within the hub (a renamed model) carries no headers of the file yet.
+            // A redirect within the hub (a renamed model) has no headers of the file.
             if redirected && header(headers, "x-linked-etag").is_none() {
                 let location = header(headers, "location").unwrap_or_default();
                 if let Some(next) = redirect(&at, location).filter(|next| same_origin(next, &at)) {
@@ -293,14 +293,14 @@ impl Client {
 
 /// Why one attempt failed.
 pub(crate) enum Fault {
-    /// Worth another attempt: a cut connection, a time-out, a server's own failure.
+    /// Another attempt may succeed: a cut connection, a time-out, a failure of the server.
     Transient(String),
-    /// Another attempt would end the same.
+    /// Another attempt would fail too.
     Permanent(Error),
 }
 
 impl Fault {
-    /// A request that got no answer, or no end of it.
+    /// The fault of a request that got no complete answer.
     pub(crate) fn new(url: &str, error: &ureq::Error) -> Self {
         use ureq::Error as E;
         if let Some(reason) = tls::refusal(error) {
@@ -356,7 +356,7 @@ pub(crate) fn content_range(headers: &HeaderMap) -> Option<(u64, Option<u64>)> {
     Some((range.split('-').next()?.trim().parse().ok()?, total.trim().parse().ok()))
 }
 
-/// Ends bodies that come too slowly.
+/// Ends a download that is too slow.
 pub(crate) struct Pace {
     window: Duration,
     since: Instant,
@@ -364,7 +364,7 @@ pub(crate) struct Pace {
 }
 
 impl Pace {
-    /// So many bytes of the body have come by now.
+    /// Records the number of bytes received so far.
     pub(crate) fn note(&mut self, bytes: u64) -> Result<(), Fault> {
         let passed = self.since.elapsed();
         if passed < self.window {
@@ -417,7 +417,7 @@ fn redirect(at: &str, location: &str) -> Option<String> {
     (kept && uri.host().is_some()).then_some(next)
 }
 
-/// Percent-encodes what a path may not hold. Slashes stay.
+/// Percent-encodes the characters that a path may not contain. Slashes stay.
 pub(crate) fn escape(path: &str) -> String {
     let plain = |b: u8| b.is_ascii_alphanumeric() || b"-_.~/".contains(&b);
     path.bytes().map(|b| if plain(b) { char::from(b).to_string() } else { format!("%{b:02X}") }).collect()

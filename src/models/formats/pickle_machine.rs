@@ -1,7 +1,7 @@
 //! The stack machine of Python's pickles, as far as `torch.save` uses it.
 //!
 //! Only plain values are made: what a program names is never looked up, what it calls is never run. Values are numbered
-//! and refer to each other by number, so that neither depth nor sharing costs more than the program has bytes.
+//! and refer to each other by number, so that neither depth nor sharing costs more memory than the program has bytes.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -307,7 +307,7 @@ impl<'a> Machine<'a> {
         Ok(())
     }
 
-    /// What lies on the stack down to the latest mark, which goes too.
+    /// Pops the stack down to and including the latest mark, and returns the values above it.
     fn items(&mut self) -> Refused<Vec<u32>> {
         let mark = self.stack.iter().rposition(|&n| matches!(self.value(n), Value::Mark)).ok_or(SHORT)?;
         let items = self.stack.split_off(mark + 1);

@@ -1,0 +1,6 @@
+//! Readers of the formats of weights. Each lists the tensors of a file; none runs code of it.
+
+pub mod gguf;
+pub(super) mod pickle;
+mod pickle_machine;
+pub(super) mod safetensors;

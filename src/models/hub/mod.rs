@@ -1,0 +1,124 @@
+//! Models of the Hugging Face hub: its cache on disk, and what to download when the cache lacks something.
+//!
+//! The layout is that of Python's `huggingface_hub`, so both share one copy:
+//!
+//! ```text
+//! models--organisation--name/
+//!   refs/main                     the commit that the branch was at
+//!   snapshots/COMMIT/config.json  → ../../blobs/ETAG
+//!   blobs/ETAG                    whole files only; ETAG.incomplete while it downloads
+//!   .no_exist/COMMIT/modules.json known not to exist
+//! ```
+//!
+//! Models that sentence-transformers or transformers downloaded into a folder of their own (`cache_folder`,
+//! `SENTENCE_TRANSFORMERS_HOME`, `TRANSFORMERS_CACHE`) are used from there; nothing is written there.
+//!
+//! A complete snapshot is used with no request. Complete means: every file that [`Selection`] wants is there, and
+//! it is settled whether the model has a `modules.json` (a snapshot that transformers made alone lacks it, and would
+//! silently lose its pooling).
+
+mod cache;
+mod client;
+mod digest;
+mod download;
+mod options;
+mod progress;
+
+use std::path::{Path, PathBuf};
+
+use self::cache::{Cached, folder_name, write_whole};
+use self::client::{Client, Listing};
+use self::download::Blobs;
+pub use self::options::ResolveOptions;
+use self::progress::OnProgress;
+pub use self::progress::Progress;
+use super::manifest::{Missing, Selection, read_modules};
+use crate::{Error, Result};
+
+/// The hub as configured: cache, address, access.
+pub(crate) struct Hub {
+    cache: PathBuf,
+    /// Further folders with models, which are only read.
+    others: Vec<PathBuf>,
+    client: Client,
+    offline: bool,
+    revision: String,
+}
+
+impl Hub {
+    pub(crate) fn new(options: &ResolveOptions) -> Result<Self> {
+        let cache = options.cache();
+        let others = options.read_only_caches(&cache);
+        let revision = options.revision()?;
+        Ok(Self { cache, others, client: options.client()?, offline: options.offline, revision })
+    }
+
+    /// The folder that holds the files of `id`; downloads what is missing unless offline.
+    pub(crate) fn snapshot(&self, id: &str, progress: &mut OnProgress<'_>) -> Result<PathBuf> {
+        let repo = self.cache.join(folder_name(id));
+        let mut cached = Cached::of_repository(&repo, &self.revision)?;
+        if let Cached::Complete(snapshot) = cached {
+            return Ok(snapshot);
+        }
+        for other in &self.others {
+            match Cached::elsewhere(other, id, &self.revision) {
+                Ok(Cached::Complete(folder)) => return Ok(folder),
+                Ok(found) if matches!(cached, Cached::Nothing) => cached = found,
+                Ok(_) => {}
+                Err(error) => log::warn!("{id}: its copy in {} is not used: {error}", other.display()),
+            }
+        }
+        if self.offline {
+            return cached.usable().ok_or_else(|| Error::ModelNotFound {
+                model: id.into(),
+                reason: format!(
+                    "it is not complete in the cache {}{} and HF_HUB_OFFLINE forbids to download it; unset that, or copy the \
+                     model's folder here and give its path",
+                    self.cache.display(),
+                    self.others.iter().map(|other| format!(", nor in {}", other.display())).collect::<String>()
+                ),
+            });
+        }
+        match (self.fetch(id, &repo, progress), cached.usable()) {
+            (Err(error @ Error::Download { .. }), Some(snapshot)) => {
+                log::warn!("{id}: using the cached copy; {error}");
+                Ok(snapshot)
+            }
+            (result, _) => result,
+        }
+    }
+
+    fn fetch(&self, id: &str, repo: &Path, progress: &mut OnProgress<'_>) -> Result<PathBuf> {
+        let Listing { commit, files } = self.client.listing(id, &self.revision)?;
+        let locks = self.cache.join(".locks").join(repo.file_name().unwrap_or_default());
+        let blobs = Blobs { client: &self.client, repo, locks: &locks, id, commit: &commit };
+        let snapshot = repo.join("snapshots").join(&commit);
+        let has = |name: &str| files.iter().any(|file| file == name);
+
+        // What to fetch depends on modules.json, and the shards on the index: those two come first.
+        let modules = if has("modules.json") {
+            blobs.download("modules.json", progress)?;
+            read_modules(&snapshot.join("modules.json"))?
+        } else {
+            Vec::new()
+        };
+        let selection = Selection::new(&modules, &has)
+            .map_err(|missing: Missing| missing.error(id, Path::new(&self.client.page(id))))?;
+        for file in &selection.files {
+            blobs.download(file, progress)?;
+        }
+        for path in selection.weight_files(&snapshot)?.paths() {
+            let file = path.strip_prefix(&snapshot).unwrap_or(path).to_string_lossy().replace('\\', "/");
+            blobs.download(&file, progress)?;
+        }
+
+        // The branch moves to this commit only now that all of it is here: a download cut short leaves the old one.
+        if modules.is_empty() {
+            write_whole(&repo.join(".no_exist").join(&commit).join("modules.json"), b"")?;
+        }
+        if self.revision != commit {
+            write_whole(&repo.join("refs").join(&self.revision), commit.as_bytes())?;
+        }
+        Ok(snapshot)
+    }
+}
