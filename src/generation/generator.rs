@@ -22,7 +22,7 @@ pub enum Prompt<'a> {
     Chat(&'a Conversation),
 }
 
-/// What a request says of itself beside its text.
+/// The settings of a request, in addition to its text.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Terms {
     /// Whose requests may reuse its computation; see [`Request::scope`].
@@ -91,7 +91,7 @@ impl Generator {
         self.engine.settings()
     }
 
-    /// Forgets beginnings of earlier prompts until `bytes` bytes are free or none is left; how many became free.
+    /// Drops prefixes of earlier prompts until `bytes` bytes are free or none is left. Returns the bytes freed.
     pub fn reclaim(&self, bytes: u64) -> u64 {
         self.engine.reclaim(bytes)
     }

@@ -1,4 +1,4 @@
-//! From files to a generator's parts: decoder, tokenizer, chat template, the tokens that end a text.
+//! Loads the parts of a generator from its files: decoder, tokenizer, chat template, the tokens that end a text.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -14,7 +14,8 @@ use super::stop::TextTokens;
 use crate::compute::{Candle, Cpu, Isa, WeightFormat};
 use crate::models::added_tokens;
 use crate::models::architectures::{Description, Transformer};
-use crate::models::files::{WeightFiles, read_json};
+use crate::models::json::read_json;
+use crate::models::manifest::WeightFiles;
 use crate::models::tokenizer::{Settings, guarded, parse as parse_tokenizer};
 use crate::models::{
     Kind, ModelConfig, ModelFiles, Progress, ResolveOptions, SentenceEncoder, Source, Weights,
@@ -317,7 +318,7 @@ fn check_head(model: &str, config: &Value) -> Result<()> {
     }
 }
 
-/// A JSON file beside the weights; `null` without one.
+/// A JSON file next to the weights; `null` if there is none.
 fn optional(files: &ModelFiles, name: &str) -> Result<Value> {
     files.beside_weights(name).map_or(Ok(Value::Null), |path| read_json(&path))
 }

@@ -2,8 +2,8 @@ use super::*;
 use crate::generation::{Conversation, FinishReason, GenerationParams, Generator, Prompt};
 use crate::models::architectures::{GgufTensors, Tensors as _};
 use crate::models::decoder::{Decoder, KvCache, Step};
-use crate::models::gguf::Gguf;
-use crate::models::gguf::tests::{Writer, f32s};
+use crate::models::formats::gguf::Gguf;
+use crate::models::formats::gguf::tests::{Writer, f32s};
 
 #[derive(serde::Deserialize)]
 struct Reference {

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! prompt ─ chat template? ─ tokens ─ queue ─┐
-//!                                           engine: admit → prefill → one token for everybody → …
+//!                                           engine: admit → prefill → one token for each request → …
 //!                                           │            logits ─ processors ─ sampler
 //! pieces of text ─ stop texts ─ detokeniser ┘
 //! ```

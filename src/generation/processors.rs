@@ -4,7 +4,7 @@
 //! penalty, repeated n-grams, minimal length; then, when sampling, temperature, top-k, top-p, min-p. A token that is
 //! ruled out gets minus infinity. Reference values made with transformers are compared bit for bit.
 
-use super::GenerationParams;
+use super::params::GenerationParams;
 
 /// Applies the processors of one request. Holds scratch memory only: the history is given at each call.
 #[derive(Debug, Default)]
@@ -87,7 +87,7 @@ impl Processors {
     }
 
     /// Walks the tokens from the least probable up and drops them while their sum stays within 1 - p; of equal ones
-    /// the lower token goes first (a stable ascending sort; torch's default one leaves that to the machine). The most probable token always stays.
+    /// the lower token comes first (a stable ascending sort; torch's default sort leaves the order to the machine). The most probable token always stays.
     fn keep_top_p(&mut self, p: f32, logits: &mut [f32]) {
         self.sorted.clear();
         let kept = logits.iter().enumerate().filter(|(_, logit)| **logit > f32::NEG_INFINITY);

@@ -51,7 +51,7 @@ pub use source::Source;
 pub use tokenizer::Tokenizer;
 pub use weights::Weights;
 
-/// The names of [`manifest`] and [`json`] in one place.
+/// The names of [`manifest`], at their earlier path.
 pub mod files {
     pub(crate) use super::json::{read_json, read_json_with_nulls};
     pub use super::manifest::*;

@@ -197,7 +197,7 @@ impl<'t> Renderer<'t> {
         Ok(given)
     }
 
-    /// A call; with the `caller` of a call block.
+    /// A call, with the `caller` of its call block.
     pub(super) fn call_with(&mut self, call: &'t Expr, caller: Option<Value>) -> Result<Value> {
         let ExprKind::Call(of, arguments) = &call.kind else { return Err(Problem::failed("expected call")) };
         let callee = self.eval(of)?;

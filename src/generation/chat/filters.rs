@@ -1,75 +1,18 @@
-//! The filters of templates, on sequences and numbers; those on texts are in `text_filters`.
+//! The filters on sequences and numbers; those on texts are in `text_filters`.
 
 use std::cmp::Ordering;
 
 use super::ast::Binary;
+use super::builtins::{FILTERS, REFUSED_FILTERS};
 use super::call::{Given, int};
 use super::functions::small;
 use super::limits::width;
 use super::numbers::{round, to_float, to_int};
 use super::problem::{Problem, Result};
 use super::render::Renderer;
-use super::text_filters;
+use super::sorting::{folded, key_of, path, sorted};
 use super::value::{Key, Value};
-use super::{operators, tests_of};
-
-/// The filters that [`filter`] knows.
-pub(super) const NAMES: [&str; 52] = [
-    "abs",
-    "attr",
-    "batch",
-    "capitalize",
-    "center",
-    "count",
-    "d",
-    "default",
-    "dictsort",
-    "e",
-    "escape",
-    "filesizeformat",
-    "first",
-    "float",
-    "forceescape",
-    "format",
-    "groupby",
-    "indent",
-    "int",
-    "items",
-    "join",
-    "last",
-    "length",
-    "list",
-    "lower",
-    "map",
-    "max",
-    "min",
-    "pprint",
-    "reject",
-    "rejectattr",
-    "replace",
-    "reverse",
-    "round",
-    "safe",
-    "select",
-    "selectattr",
-    "slice",
-    "sort",
-    "string",
-    "striptags",
-    "sum",
-    "title",
-    "tojson",
-    "trim",
-    "truncate",
-    "unique",
-    "upper",
-    "urlencode",
-    "wordcount",
-    "wordwrap",
-    "xmlattr",
-];
-/// Filters of Jinja that are refused by name.
-pub(super) const REFUSED: [&str; 2] = ["random", "urlize"];
+use super::{operators, tests_of, text_filters};
 
 /// `value | name(given)`.
 pub(super) fn filter(r: &mut Renderer<'_>, name: &str, value: Value, given: Given) -> Result<Value> {
@@ -134,7 +77,7 @@ pub(super) fn filter(r: &mut Renderer<'_>, name: &str, value: Value, given: Give
             let [key] = given.bind(name, ["name"], 1)?;
             let key = r.string(&key.unwrap_or(Value::None))?.into();
             value.defined()?;
-            // Of attributes alone, not of items.
+            // Looks up attributes only, not items.
             let found = super::functions::attribute(r, &value, &key)?;
             Ok(found.unwrap_or_else(|| {
                 Value::undefined(format!("'{} object' has no attribute '{key}'", value.type_name()))
@@ -160,12 +103,8 @@ pub(super) fn filter(r: &mut Renderer<'_>, name: &str, value: Value, given: Give
                 }
                 keyed.push((Value::tuple(parts)?, item));
             }
-            Value::list(
-                sorted(r, keyed, reverse.is_some_and(|b| b.truth()))?
-                    .into_iter()
-                    .map(|(_, item)| item)
-                    .collect(),
-            )
+            let sorted = sorted(r, keyed, reverse.is_some_and(|b| b.truth()))?;
+            Value::list(sorted.into_iter().map(|(_, item)| item).collect())
         }
         "dictsort" => {
             let [case, by, reverse] = given.bind(name, ["case_sensitive", "by", "reverse"], 0)?;
@@ -182,12 +121,8 @@ pub(super) fn filter(r: &mut Renderer<'_>, name: &str, value: Value, given: Give
                 let by = if by == 0 { key } else { item };
                 keyed.push((folded(r, by.clone(), case)?, Value::tuple(vec![key.clone(), item.clone()])?));
             }
-            Value::list(
-                sorted(r, keyed, reverse.is_some_and(|b| b.truth()))?
-                    .into_iter()
-                    .map(|(_, item)| item)
-                    .collect(),
-            )
+            let sorted = sorted(r, keyed, reverse.is_some_and(|b| b.truth()))?;
+            Value::list(sorted.into_iter().map(|(_, item)| item).collect())
         }
         "groupby" => {
             let [attribute, default, case] =
@@ -282,8 +217,10 @@ pub(super) fn filter(r: &mut Renderer<'_>, name: &str, value: Value, given: Give
             let [default] = given.bind(name, ["default"], 0)?;
             Ok(to_float(&value).map_or_else(|| default.unwrap_or(Value::Float(0.0)), Value::Float))
         }
-        other if REFUSED.contains(&other) => Err(Problem::unsupported(format!("the filter '{other}'"))),
-        other if NAMES.contains(&other) => text_filters::filter(r, other, value, given),
+        other if REFUSED_FILTERS.contains(&other) => {
+            Err(Problem::unsupported(format!("the filter '{other}'")))
+        }
+        other if FILTERS.contains(&other) => text_filters::filter(r, other, value, given),
         other => Err(Problem::failed(format!("No filter named '{other}'."))),
     }
 }
@@ -399,84 +336,4 @@ fn select(r: &mut Renderer<'_>, name: &str, value: &Value, mut given: Given) -> 
         }
     }
     Value::iter(out)
-}
-
-/// `item.a.b` for the attribute `"a.b"`; a number is an index.
-fn path(
-    r: &mut Renderer<'_>,
-    mut item: Value,
-    attribute: Option<&Value>,
-    default: Option<&Value>,
-) -> Result<Value> {
-    let parts = match attribute {
-        None | Some(Value::None) => return Ok(item),
-        Some(Value::Text(attribute)) => attribute
-            .split('.')
-            .map(|part| match part.parse() {
-                Ok(index) if part.bytes().all(|b| b.is_ascii_digit()) => Value::Int(index),
-                _ => Value::text(part),
-            })
-            .collect(),
-        Some(other) => vec![other.clone()],
-    };
-    for part in parts {
-        r.budget.memory(64)?;
-        item = r.item(&item, &part)?;
-        if let Some(default) = default.filter(|_| item.is_undefined()) {
-            item = default.clone();
-        }
-    }
-    Ok(item)
-}
-
-/// The key of an item for sorting and grouping.
-fn key_of(
-    r: &mut Renderer<'_>,
-    item: &Value,
-    attribute: Option<&Value>,
-    default: Option<&Value>,
-    case: bool,
-) -> Result<Value> {
-    let value = path(r, item.clone(), attribute, default)?;
-    folded(r, value, case)
-}
-
-fn folded(r: &mut Renderer<'_>, value: Value, case: bool) -> Result<Value> {
-    match &value {
-        Value::Text(text) if !case => {
-            r.budget.memory(text.len())?;
-            Ok(Value::text(text.to_lowercase()))
-        }
-        _ => Ok(value),
-    }
-}
-
-/// Sorts by key; equal ones keep their order, also in reverse.
-fn sorted(
-    r: &mut Renderer<'_>,
-    mut keyed: Vec<(Value, Value)>,
-    reverse: bool,
-) -> Result<Vec<(Value, Value)>> {
-    let mut failed = None;
-    keyed.sort_by(|a, b| {
-        if failed.is_some() {
-            return Ordering::Equal;
-        }
-        let (x, y) = if reverse { (&b.0, &a.0) } else { (&a.0, &b.0) };
-        match operators::order(x, y, "<", &mut r.budget) {
-            Ok(Some(order)) => order,
-            Ok(None) => {
-                failed = Some(Problem::unsupported("sorting NaN"));
-                Ordering::Equal
-            }
-            Err(problem) => {
-                failed = Some(problem);
-                Ordering::Equal
-            }
-        }
-    });
-    match failed {
-        Some(problem) => Err(problem),
-        None => Ok(keyed),
-    }
 }

@@ -81,11 +81,11 @@ fn dict(renderer: &mut Renderer<'_>, given: Given) -> Result<Dict> {
 
 const DICT: [&str; 5] = ["get", "items", "keys", "values", "copy"];
 const LIST: [&str; 3] = ["count", "index", "copy"];
-/// Methods that change a value: the sandbox gives nothing for them.
+/// Methods that change a value: they are undefined in the sandbox.
 const CHANGES_LIST: [&str; 8] = ["append", "clear", "pop", "reverse", "insert", "sort", "extend", "remove"];
 const CHANGES_DICT: [&str; 5] = ["clear", "pop", "popitem", "setdefault", "update"];
 
-/// What Python's `getattr(value, name)` gives in the sandbox; `None` without such an attribute.
+/// The result of Python's `getattr(value, name)` in the sandbox; `None` without such an attribute.
 pub(super) fn attribute(
     renderer: &mut Renderer<'_>,
     value: &Value,
@@ -101,7 +101,7 @@ pub(super) fn attribute(
         ))))
     };
     if name.starts_with("__") && name.ends_with("__") && name.len() > 4 {
-        // Python's own attributes. The sandbox gives nothing for them, whether they exist or not; a key may.
+        // Python's own attributes are undefined in the sandbox, whether they exist or not. A key may have such a name.
         let key = matches!(value, Value::Dict(dict) if dict.get_text(name).is_some());
         return if key { refused() } else { unsafe_() };
     }

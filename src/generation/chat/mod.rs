@@ -1,6 +1,6 @@
 //! Chat templates: messages to the one text that the model was trained to continue.
 //!
-//! Templates are Jinja as transformers runs it, values and operators those of Python. The interpreter is this crate's
+//! Templates are Jinja as transformers runs it, with the values and operators of Python. The interpreter is this crate's
 //! own, because a prompt must be the one that the model was trained with, to the letter, or an error. Template engines for
 //! Rust have values of their own (lists print as JSON, `~` writes `true`, keys hide methods), which hooks cannot change
 //! everywhere, and do not bound memory, nesting or the depth of the stack.
@@ -11,6 +11,7 @@
 //! ```
 
 mod ast;
+mod builtins;
 mod call;
 mod clock;
 mod escapes;
@@ -28,6 +29,7 @@ mod percent;
 mod pieces;
 mod problem;
 mod render;
+mod sorting;
 mod strings;
 mod tests_of;
 mod text;
@@ -44,14 +46,14 @@ pub use value::Value;
 
 use crate::{Error, Result};
 
-/// DialoGPT's turns: each followed by end-of-text, for GPT-2 models that bring no template.
+/// The format of DialoGPT, for GPT-2 models without a template: each message is followed by end-of-text.
 pub const TURNS_TEMPLATE: &str =
     "{% for message in messages %}{{ message.content }}{{ eos_token }}{% endfor %}";
 
 /// A conversation and what else the template is rendered with.
 #[derive(Debug, Clone)]
 pub struct Conversation {
-    /// A list of dicts, as the caller gave them.
+    /// A list of dicts, as the caller passed them.
     pub messages: Value,
     /// Ends the prompt where the assistant's answer begins.
     pub add_generation_prompt: bool,

@@ -11,7 +11,7 @@ use super::problem::{Problem, Result};
 use super::text::string;
 use super::value::{Dict, Value};
 
-/// What goes on after a statement.
+/// How rendering continues after a statement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Flow {
     On,
@@ -25,17 +25,17 @@ struct Scope<'t> {
     names: HashMap<&'t str, Option<Value>>,
 }
 
-/// A loop under way.
+/// A running loop.
 pub(super) struct LoopState {
     pub(super) items: Vec<Value>,
     pub(super) at: usize,
     /// Loops around this one, by recursion.
     pub(super) depth: usize,
-    /// What `loop.changed` saw last.
+    /// The last arguments of `loop.changed`.
     pub(super) changed: Option<Vec<Value>>,
 }
 
-/// What the rendering owns, so that values that refer to each other are freed with it.
+/// Objects that the rendering owns, so that values that refer to each other are freed with it.
 pub(super) enum Object<'t> {
     Namespace(Dict),
     Loop { state: LoopState, node: &'t For, scope: usize },
@@ -102,7 +102,7 @@ impl<'t> Renderer<'t> {
         self.scope = self.scopes.len() - 1;
     }
 
-    /// Runs `run` in a new scope inside of `outer`.
+    /// Runs `run` in a new scope inside `outer`.
     fn scoped<T>(
         &mut self,
         outer: usize,
@@ -178,7 +178,7 @@ impl<'t> Renderer<'t> {
         Ok(())
     }
 
-    /// What `run` writes.
+    /// The output of `run`.
     fn captured(&mut self, run: impl FnOnce(&mut Self) -> Result<()>) -> Result<String> {
         let outside = std::mem::take(&mut self.out);
         let done = run(self);
@@ -186,7 +186,7 @@ impl<'t> Renderer<'t> {
         done.map(|()| text)
     }
 
-    /// The text of a body in a scope inside of the present one.
+    /// The output of a body in a scope inside the current one.
     fn body_text(&mut self, body: &'t Body) -> Result<String> {
         let outer = self.scope;
         self.captured(|renderer| {
@@ -362,7 +362,7 @@ impl<'t> Renderer<'t> {
                 break;
             }
         }
-        // As Jinja compiles it: an iteration counts when it reaches the end of the body.
+        // As in Jinja, an iteration counts when it reaches the end of the body.
         if let Some(otherwise) = node.otherwise.as_ref().filter(|_| !complete) {
             self.scoped(outer, otherwise, |renderer| renderer.stmts(&otherwise.stmts))?;
         }

@@ -1,54 +1,14 @@
-//! The tests of templates: what follows `is`.
+//! The tests: `value is name`.
 
 use std::cmp::Ordering;
 
+use super::ast::Binary;
+use super::builtins::{FILTERS, REFUSED_FILTERS, TESTS};
 use super::call::Given;
 use super::problem::{Problem, Result};
 use super::render::{Object, Renderer};
 use super::value::Value;
-use super::{filters, operators};
-
-const NAMES: [&str; 39] = [
-    "!=",
-    "<",
-    "<=",
-    "==",
-    ">",
-    ">=",
-    "boolean",
-    "callable",
-    "defined",
-    "divisibleby",
-    "eq",
-    "equalto",
-    "escaped",
-    "even",
-    "false",
-    "filter",
-    "float",
-    "ge",
-    "greaterthan",
-    "gt",
-    "in",
-    "integer",
-    "iterable",
-    "le",
-    "lessthan",
-    "lower",
-    "lt",
-    "mapping",
-    "ne",
-    "none",
-    "number",
-    "odd",
-    "sameas",
-    "sequence",
-    "string",
-    "test",
-    "true",
-    "undefined",
-    "upper",
-];
+use super::{operators, strings};
 
 /// `value is name(given)`.
 pub(super) fn test(r: &mut Renderer<'_>, name: &str, value: &Value, given: Given) -> Result<bool> {
@@ -80,7 +40,7 @@ pub(super) fn test(r: &mut Renderer<'_>, name: &str, value: &Value, given: Given
         }
         "divisibleby" => {
             let other = one(given)?;
-            let rest = operators::binary(super::ast::Binary::Mod, value, &other, &mut r.budget)?;
+            let rest = operators::binary(Binary::Mod, value, &other, &mut r.budget)?;
             return r.equal(&rest, &Value::Int(0));
         }
         "sameas" => {
@@ -98,9 +58,9 @@ pub(super) fn test(r: &mut Renderer<'_>, name: &str, value: &Value, given: Given
                 return Err(Problem::unsupported(format!("'is {name}' of no str")));
             };
             return Ok(if name == "filter" {
-                filters::NAMES.contains(&&**of) || filters::REFUSED.contains(&&**of)
+                FILTERS.contains(&&**of) || REFUSED_FILTERS.contains(&&**of)
             } else {
-                NAMES.contains(&&**of)
+                TESTS.contains(&&**of)
             });
         }
         _ => given.none(name)?,
@@ -130,7 +90,7 @@ pub(super) fn test(r: &mut Renderer<'_>, name: &str, value: &Value, given: Given
                     | Value::Function(_)
             ),
         },
-        // What has a length and items by key.
+        // Values with a length and items by key.
         "sequence" => match value {
             Value::Undefined(_) => return Err(Problem::unsupported("'is sequence' of an undefined value")),
             value => matches!(
@@ -154,13 +114,13 @@ pub(super) fn test(r: &mut Renderer<'_>, name: &str, value: &Value, given: Given
             value => matches!(value, Value::Method(_) | Value::Function(_)),
         },
         "even" | "odd" => {
-            let rest = operators::binary(super::ast::Binary::Mod, value, &Value::Int(2), &mut r.budget)?;
+            let rest = operators::binary(Binary::Mod, value, &Value::Int(2), &mut r.budget)?;
             r.equal(&rest, &Value::Int(i128::from(name == "odd")))?
         }
         "lower" | "upper" => {
             let text = r.string(value)?.into();
             let method = if name == "lower" { "islower" } else { "isupper" };
-            super::strings::call(&text, method, Given::default(), &mut r.budget)?.truth()
+            strings::call(&text, method, Given::default(), &mut r.budget)?.truth()
         }
         other => return Err(Problem::failed(format!("No test named '{other}'."))),
     })

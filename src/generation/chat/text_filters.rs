@@ -1,4 +1,4 @@
-//! The filters that give texts.
+//! The filters that return texts.
 
 use super::call::{Given, int, text};
 use super::lexer::is_space;
@@ -9,12 +9,13 @@ use super::percent;
 use super::pieces::{self, is_line_end, lines};
 use super::problem::{Problem, Result};
 use super::render::Renderer;
+use super::sorting::path;
 use super::strings;
 use super::text::{Json, repr};
 use super::value::Value;
 
 pub(super) fn filter(r: &mut Renderer<'_>, name: &str, value: Value, given: Given) -> Result<Value> {
-    // Texts marked as safe are only passed on: their operations escape what they join.
+    // Other operations on a Markup would escape their operands.
     if matches!(value, Value::Markup(_))
         && !["string", "safe", "escape", "e", "forceescape", "tojson", "join", "replace", "title"]
             .contains(&name)
@@ -104,9 +105,8 @@ pub(super) fn filter(r: &mut Renderer<'_>, name: &str, value: Value, given: Give
             let separator = r.string(&separator.unwrap_or(Value::text("")))?;
             let mut items = value.elements(&mut r.budget)?;
             if let Some(attribute) = attribute.filter(|attribute| !matches!(attribute, Value::None)) {
-                let list = Value::list(items)?;
-                let named = Given { positional: Vec::new(), named: vec![("attribute".into(), attribute)] };
-                items = super::filters::filter(r, "map", list, named)?.elements(&mut r.budget)?;
+                let looked_up = items.into_iter().map(|item| path(r, item, Some(&attribute), None));
+                items = looked_up.collect::<Result<_>>()?;
             }
             let mut out = String::new();
             for (at, item) in items.iter().enumerate() {
@@ -287,7 +287,7 @@ fn truncate(r: &mut Renderer<'_>, value: &Value, given: Given) -> Result<Value> 
     Ok(Value::text(format!("{kept}{end}")))
 }
 
-/// Wraps lines at blanks, as Python's `textwrap` does. Words with hyphens and dashes, which it splits too, are refused.
+/// Wraps lines at blanks, as Python's `textwrap` does. It also splits words at hyphens and dashes; those are refused.
 fn wordwrap(r: &mut Renderer<'_>, value: &Value, given: Given) -> Result<Value> {
     let names = ["width", "break_long_words", "wrapstring", "break_on_hyphens"];
     let [wide, break_long, separator, hyphens] = given.bind("wordwrap", names, 0)?;
@@ -442,7 +442,7 @@ fn file_size(bytes: f64, binary: bool) -> String {
     format!("{:.1} {name}", base * bytes / unit)
 }
 
-/// Python's `pformat`, for what fits one line.
+/// Python's `pformat`, for values that fit in one line.
 fn pprint(r: &mut Renderer<'_>, value: &Value) -> Result<Value> {
     fn nested_dict(value: &Value) -> bool {
         match value {

@@ -4,7 +4,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
-use crate::generation::GenerationParams;
+use crate::generation::params::GenerationParams;
 use crate::{Error, Result};
 
 /// One text to continue.

@@ -7,7 +7,7 @@ use super::memory::Room;
 use super::request::{Completion, Deadline, Event, FinishReason, PrefixScope};
 use super::state::{Listener, QueuedRequest};
 use crate::Result;
-use crate::generation::GenerationParams;
+use crate::generation::params::GenerationParams;
 use crate::generation::processors::Processors;
 use crate::generation::sampler::{self, Sampler};
 use crate::generation::stop::{Detokeniser, StopTexts, TextTokens};

@@ -6,7 +6,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::transformer::Architecture;
-use crate::models::gguf::Gguf;
+use crate::models::formats::gguf::Gguf;
 use crate::{Error, Result};
 
 /// No dimension of a model is larger: products of a few fit into 64 bits.

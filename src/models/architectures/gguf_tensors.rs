@@ -2,7 +2,7 @@
 
 use super::tensors::Tensors;
 use crate::compute::{Matrix, Stored, Weight};
-use crate::models::gguf::Gguf;
+use crate::models::formats::gguf::Gguf;
 use crate::{Error, Result};
 
 /// The tensors of a GGUF file under transformers' names.

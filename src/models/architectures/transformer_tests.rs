@@ -9,7 +9,7 @@ use super::*;
 use crate::compute::{Candle, Cpu, Isa, RopeStyle, Weight, WeightFormat};
 use crate::models::architectures::GgufTensors;
 use crate::models::architectures::llama::{Llama, Variant};
-use crate::models::gguf::tests::Writer;
+use crate::models::formats::gguf::tests::Writer;
 use crate::models::{Encoder, Kind, ModelConfig, ModelFiles, Overrides, Weights, on_cpu, on_device};
 
 fn folder() -> PathBuf {
@@ -27,7 +27,7 @@ fn cases() -> Vec<(Vec<u32>, Vec<f32>)> {
         ids: Vec<u32>,
         embedding: Vec<f32>,
     }
-    let json: serde_json::Value = crate::models::files::read_json(&folder().join("reference.json")).unwrap();
+    let json: serde_json::Value = crate::models::json::read_json(&folder().join("reference.json")).unwrap();
     let mut all: Vec<Case> = serde_json::from_value(json["cases"].clone()).unwrap();
     all.extend(serde_json::from_value::<Vec<Case>>(json["prompted"].clone()).unwrap());
     assert!(all.len() > 20);
@@ -295,9 +295,9 @@ fn bad_requests_are_refused() {
 /// The fixture as a GGUF file: matrices whose rows are whole blocks in Q8_0, as converters write them.
 fn gguf(change: impl FnOnce(Writer) -> Writer) -> (tempfile::TempDir, PathBuf) {
     let weights = Weights::open(&files().weights).unwrap();
-    let config: serde_json::Value = crate::models::files::read_json(&folder().join("config.json")).unwrap();
+    let config: serde_json::Value = crate::models::json::read_json(&folder().join("config.json")).unwrap();
     let tokenizer: serde_json::Value =
-        crate::models::files::read_json(&folder().join("tokenizer.json")).unwrap();
+        crate::models::json::read_json(&folder().join("tokenizer.json")).unwrap();
     let number = |key: &str| config[key].as_u64().unwrap() as u32;
     let size = number("vocab_size") as usize;
     let (mut pieces, mut types) = (vec![String::new(); size], vec![1; size]);

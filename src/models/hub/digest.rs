@@ -1,4 +1,4 @@
-//! The hub's names for content, which are checksums: a file is what it should be when they agree.
+//! ETags of the hub, which name content by its checksum, and the comparison with a file.
 
 use std::fs::File;
 use std::io::{self, Read, Seek};
@@ -8,7 +8,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::{Error, Result};
 
-/// Longest name of a blob that is its ETag.
+/// The longest ETag that is used as the name of a blob.
 const LONGEST_NAME: usize = 128;
 
 /// A checksum of a whole file, as the hub states it.
@@ -34,7 +34,7 @@ impl Digest {
         }
     }
 
-    /// Compares with the content of `file`, from its beginning. `Err` holds what it has instead. `check` is called
+    /// Compares with the content of `file`, from its beginning. `Err` is the checksum of the content. `check` is called
     /// between its parts and may stop it.
     pub(super) fn compare(
         &self,
@@ -69,7 +69,7 @@ impl Digest {
         })
     }
 
-    /// What it is called.
+    /// The name of the algorithm.
     pub(super) fn name(&self) -> &'static str {
         match self {
             Self::Sha256(_) => "SHA-256",
@@ -77,7 +77,7 @@ impl Digest {
         }
     }
 
-    /// What the hub states.
+    /// The checksum that the hub states.
     pub(super) fn stated(&self) -> &str {
         let (Self::Sha256(stated) | Self::Sha1(stated)) = self;
         stated
@@ -88,7 +88,7 @@ fn agree(stated: &str, found: &[String]) -> std::result::Result<(), String> {
     if found.iter().any(|found| found == stated) { Ok(()) } else { Err(found[0].clone()) }
 }
 
-/// An ETag without quotes and weakness; `None` when nothing is left.
+/// An ETag without quotes and `W/`; `None` when nothing is left.
 pub(super) fn bare_etag(etag: &str) -> Option<&str> {
     let etag = etag.trim();
     let etag = etag.strip_prefix("W/").unwrap_or(etag).trim_matches('"');

@@ -3,7 +3,7 @@
 use super::config::{Llama, Variant};
 use crate::compute::{LONGEST_HEAD, Matrix, RopeStyle, Rotary};
 use crate::models::architectures::transformer::Architecture;
-use crate::models::gguf::{Gguf, Value};
+use crate::models::formats::gguf::{Gguf, Value};
 use crate::{Error, Result};
 
 /// What the metadata of a GGUF file says; `prefix` is its architecture.
