@@ -101,8 +101,12 @@ fn config_json_of_every_wrong_kind() {
         ("", "does not read"),
         ("[]", "no model_type"),
         (r#"{"model_type": 3}"#, "no model_type"),
-        (r#"{"model_type": "bert"}"#, "max_position_embeddings"),
-        (r#"{"model_type": "xlm-roberta", "max_position_embeddings": 2, "pad_token_id": 1}"#, "too small"),
+        (r#"{"model_type": "bert"}"#, "missing field `vocab_size`"),
+        (
+            r#"{"model_type": "xlm-roberta", "vocab_size": 8, "hidden_size": 4, "num_hidden_layers": 1,
+                "num_attention_heads": 1, "intermediate_size": 4, "max_position_embeddings": 2, "pad_token_id": 1}"#,
+            "too small",
+        ),
     ] {
         let folder = copy("bert_plain");
         write(&folder, "config.json", content);
