@@ -26,7 +26,7 @@ fn main() -> Result<()> {
         ModelFiles::gguf("model", path.into())?
     };
     let isa = Isa::from_env()?;
-    let hold = dtype.hold(isa);
+    let hold = dtype.weight_format(isa);
     let (before, started) = (resident_bytes(), Instant::now());
     let build = |config: &ModelConfig, weights: &Weights| on_cpu(config, weights, isa, hold);
     let encoder = Encoder::load(&files, Overrides::default(), &build)?;

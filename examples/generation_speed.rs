@@ -23,7 +23,7 @@ fn main() -> Result<()> {
         arguments.next().ok_or_else(|| Error::Input("usage: generation_speed MODEL [DTYPE]".into()))?;
     let dtype = DTypeChoice::parse(&arguments.next().unwrap_or_else(|| "auto".into()))?;
     let isa = Isa::from_env()?;
-    let hold = dtype.hold(isa);
+    let hold = dtype.weight_format(isa);
     let before = resident_bytes();
     let started = Instant::now();
     let path = Path::new(&path);

@@ -88,7 +88,7 @@ macro_rules! for_each_setting {
             dtype: DTypeChoice = DTypeChoice::Auto, "MODEL_MANAGER_DTYPE";
             /// The same for the generator. GGUF files keep their own form.
             generator_dtype: DTypeChoice = DTypeChoice::Auto, "MODEL_MANAGER_GENERATOR_DTYPE";
-            /// auto, cpu, cuda or mps; the last two need a build with that feature.
+            /// auto, cpu, cuda or mps; the last two need a build with that feature. Generators use a GPU only where it is named: their quantized weights take 32 bits each there.
             device: DeviceChoice = DeviceChoice::Auto, "MODEL_MANAGER_DEVICE";
             /// Threads that compute, shared by all managers of the process; 0: as many as the cores it may use.
             threads: usize = 0, "MODEL_MANAGER_THREADS";
@@ -106,7 +106,7 @@ macro_rules! for_each_setting {
             kv_memory: MemoryBudget = MemoryBudget::quarter(), "MODEL_MANAGER_KV_MEMORY";
             /// Memory that all models may take, keys and values of generators included: bytes, text such as "2GB", or a fraction of RAM or cgroup limit.
             memory_budget: Option<MemoryBudget> = None, "MODEL_MANAGER_MEMORY_BUDGET";
-            /// How long models stay after their latest use: seconds or "5m"; 0: not at all; negative: for ever; none: max_idle_time.
+            /// How long models stay after their latest use: seconds or "5m"; 0: not at all; negative: until unloaded by hand; none: max_idle_time.
             keep_alive: Option<KeepAliveSetting> = None, "MODEL_MANAGER_KEEP_ALIVE";
             /// Seconds that loading may take when a call gives no timeout of its own; none: no limit.
             load_timeout: Option<Seconds> = None, "MODEL_MANAGER_LOAD_TIMEOUT";
@@ -172,7 +172,7 @@ impl DTypeChoice {
     }
 
     /// What it comes to on `isa`.
-    pub fn hold(self, isa: Isa) -> WeightFormat {
+    pub fn weight_format(self, isa: Isa) -> WeightFormat {
         match self {
             Self::Auto => DType::auto(isa).into(),
             Self::Float32 => WeightFormat::F32,
@@ -399,7 +399,8 @@ mod tests {
 
     #[test]
     fn a_dtype_of_ones_own_goes_first_and_auto_is_what_the_machine_multiplies() {
-        let held = |own: DTypeChoice, configured: DTypeChoice| own.or(configured).hold(Isa::Portable);
+        let held =
+            |own: DTypeChoice, configured: DTypeChoice| own.or(configured).weight_format(Isa::Portable);
         for (choice, word) in DTypeChoice::ALL {
             let expected = if *choice == DTypeChoice::Auto { "float32" } else { word };
             assert_eq!(held(*choice, DTypeChoice::Auto).name(), expected);
@@ -411,7 +412,7 @@ mod tests {
         assert!(error.contains("dtype=int3") && error.contains("int4"), "{error}");
         for isa in Isa::available() {
             let expected = if isa.native_bf16() { WeightFormat::Bf16 } else { WeightFormat::F32 };
-            assert_eq!(DTypeChoice::Auto.hold(isa), expected);
+            assert_eq!(DTypeChoice::Auto.weight_format(isa), expected);
         }
     }
 

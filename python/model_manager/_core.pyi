@@ -131,8 +131,8 @@ class Config:
         """The same for the generator. `MODEL_MANAGER_GENERATOR_DTYPE`, default auto."""
     @property
     def device(self) -> str:
-        """``auto``, ``cpu``, ``cuda`` or ``mps``; the last two need a build with that feature.
-        `MODEL_MANAGER_DEVICE`, default auto.
+        """``auto``, ``cpu``, ``cuda`` or ``mps``; the last two need a build with that feature. Generators use a GPU
+        only where it is named: their quantized weights take 32 bits each there. `MODEL_MANAGER_DEVICE`, default auto.
         """
     @property
     def threads(self) -> int:

@@ -142,7 +142,7 @@ impl Seconds {
     /// The same as a [`Duration`].
     #[must_use]
     pub fn duration(self) -> Duration {
-        // A century is for ever; more would overflow deadlines.
+        // A century counts as unlimited; more would overflow deadlines.
         Duration::from_secs_f64(self.0.min(3.2e9))
     }
 }

@@ -1,4 +1,4 @@
-//! Where sentence models compute.
+//! Where models compute.
 
 use candle_core::Device;
 use candle_core::utils::{cuda_is_available, metal_is_available};

@@ -15,8 +15,8 @@ use super::sharing::{Healths, SharedModels};
 use super::spec::{EmbeddingSpec, GeneratorSpec, Spec};
 use crate::batching::{Batcher, Counters};
 use crate::compute::{Isa, Threads, memory};
-use crate::config::{Host, Settings};
-use crate::generation::{Generator, TextFiles, TextModel};
+use crate::config::{DeviceChoice, Host, Settings};
+use crate::generation::{ComputeTarget, Generator, TextFiles, TextModel};
 use crate::lifecycle::{Budget, Charge, Loaded};
 use crate::models::{
     Encoder, ModelConfig, Overrides, Progress, ResolveOptions, Source, Weights, on_cpu, on_device, resolve,
@@ -180,7 +180,7 @@ impl Loader {
         };
 
         let isa = Isa::from_env()?;
-        let format = spec.dtype.or(self.settings.dtype).hold(isa);
+        let format = spec.dtype.or(self.settings.dtype).weight_format(isa);
         let overrides = Overrides { pooling: spec.pooling, max_length: spec.max_length };
         let identity: Arc<str> = format!("{} {overrides:?}", files.fingerprint(format)?).into();
         let mut charge = None;
@@ -232,9 +232,16 @@ impl Loader {
         let options = self.resolve_options(spec.revision.as_ref());
         let files = TextFiles::find(&Source::parse(&source)?, &options, &mut self.log_progress())?;
         let isa = Isa::from_env()?;
-        let format = spec.dtype.or(self.settings.generator_dtype).hold(isa);
+        let format = spec.dtype.or(self.settings.generator_dtype).weight_format(isa);
         let charge = make_room(&self.budget, entries, name, files.expected_bytes()?)?;
-        let model = TextModel::open(&source, &files, format, isa)?;
+        // A GPU that `auto` finds is for sentence models: there, quantized weights would take several times their size.
+        let target = match &self.device {
+            ComputeDevice::Gpu(device) if self.settings.device != DeviceChoice::Auto => {
+                ComputeTarget::Device(device.clone())
+            }
+            _ => ComputeTarget::Cpu(isa),
+        };
+        let model = TextModel::open_on(&source, &files, format, &target)?;
         memory::trim();
         let kv = self.kv_memory(&model)?;
         let mut generator = Generator::start(model, |engine| {

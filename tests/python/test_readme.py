@@ -144,6 +144,13 @@ def test_the_map_of_the_code_is_true():
     assert modules - {name.rstrip("/") for name in named} == set(), "every module is on the map"
 
 
+def test_the_example_of_an_architecture_is_tested_code():
+    shown = re.search(r"```rust\n(.*?)\n```", text("docs/contributing.md"), re.DOTALL)
+    assert shown
+    assert shown.group(1) in text("tests/rust/models/toy.rs")
+    assert len(shown.group(1).splitlines()) < 60
+
+
 def test_the_readme_is_short():
     assert len(text("README.md").splitlines()) <= 150
 

@@ -4,7 +4,7 @@
 
 use serde::Deserialize;
 
-use super::family::{ConfigFile, Family, LARGEST_SIZE};
+use super::family::{ConfigFile, Family, LARGEST_SIZE, ReadConfig};
 use super::tensors::{Biased, EmbeddingTensors, LayerTensors, NormTensors, Tensors};
 use super::transformer::{Architecture, Description};
 use crate::compute::{Activation, Heads, LONGEST_HEAD, Matrix, Positions, Weight};
@@ -18,21 +18,8 @@ pub(super) const FAMILIES: &[Family] = &[
     family("camembert", "Camembert", read_roberta),
 ];
 
-const fn family(
-    model_type: &'static str,
-    classes: &'static str,
-    read: fn(&ConfigFile<'_>) -> Result<Box<dyn Architecture>>,
-) -> Family {
-    Family {
-        model_type,
-        classes,
-        keys: KEYS,
-        embeds: true,
-        generates: false,
-        bare_turns: false,
-        read,
-        gguf: None,
-    }
+const fn family(model_type: &'static str, classes: &'static str, read: ReadConfig) -> Family {
+    Family { generates: false, ..Family::new(model_type, classes, KEYS, read) }
 }
 
 fn read_bert(file: &ConfigFile<'_>) -> Result<Box<dyn Architecture>> {

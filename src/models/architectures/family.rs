@@ -37,7 +37,7 @@ pub struct Family {
     /// Whether a model without a chat template gets one of bare turns, each ended by the end-of-text token.
     pub bare_turns: bool,
     /// Reads `config.json`.
-    pub read: fn(&ConfigFile<'_>) -> Result<Box<dyn Architecture>>,
+    pub read: ReadConfig,
     /// Reads a GGUF file.
     pub gguf: Option<GgufFamily>,
 }
@@ -50,6 +50,9 @@ pub struct GgufFamily {
     /// Reads the metadata.
     pub read: ReadGguf,
 }
+
+/// Reads a `config.json`.
+pub type ReadConfig = fn(&ConfigFile<'_>) -> Result<Box<dyn Architecture>>;
 
 /// Reads the metadata of a GGUF file.
 pub type ReadGguf = fn(&Gguf) -> Result<Box<dyn Architecture>>;
@@ -84,6 +87,17 @@ impl ConfigFile<'_> {
 }
 
 impl Family {
+    /// A family whose models embed and write text, read from `config.json`.
+    pub const fn new(
+        model_type: &'static str,
+        classes: &'static str,
+        keys: &'static [&'static str],
+        read: ReadConfig,
+    ) -> Self {
+        let (embeds, generates, bare_turns, gguf) = (true, true, false, None);
+        Self { model_type, classes, keys, embeds, generates, bare_turns, read, gguf }
+    }
+
     /// Whether its models can be used so.
     pub fn serves(&self, kind: Kind) -> bool {
         match kind {

@@ -12,16 +12,8 @@ use crate::compute::{Activation, Heads, LONGEST_HEAD, Matrix, Positions, Weight}
 use crate::{Error, Result};
 
 /// GPT-2.
-pub(super) const FAMILIES: &[Family] = &[Family {
-    model_type: "gpt2",
-    classes: "GPT2",
-    keys: KEYS,
-    embeds: false,
-    generates: true,
-    bare_turns: true,
-    read,
-    gguf: None,
-}];
+pub(super) const FAMILIES: &[Family] =
+    &[Family { embeds: false, bare_turns: true, ..Family::new("gpt2", "GPT2", KEYS, read) }];
 
 fn read(file: &ConfigFile<'_>) -> Result<Box<dyn Architecture>> {
     let config: Config = file.parse()?;

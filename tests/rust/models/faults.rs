@@ -13,7 +13,7 @@ use tempfile::TempDir;
 use crate::fixtures::fixture;
 
 /// A copy of a fixture, to be damaged.
-fn copy(name: &str) -> TempDir {
+pub(super) fn copy(name: &str) -> TempDir {
     fn copy_all(from: &Path, to: &Path) {
         fs::create_dir_all(to).unwrap();
         for entry in fs::read_dir(from).unwrap() {
@@ -45,7 +45,7 @@ fn load(folder: &Path) -> Result<SentenceConfig, Error> {
     }
 }
 
-fn write(folder: &TempDir, file: &str, content: &str) {
+pub(super) fn write(folder: &TempDir, file: &str, content: &str) {
     fs::write(folder.path().join(file), content).unwrap();
 }
 

@@ -6,3 +6,4 @@ mod faults;
 mod fixtures;
 mod hub;
 mod server;
+mod toy;

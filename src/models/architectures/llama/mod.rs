@@ -9,28 +9,22 @@ use self::config::{KEYS, read};
 #[cfg(test)]
 pub(super) use self::config::{Llama, Variant};
 use self::gguf::from_gguf;
-use super::family::{ConfigFile, Family, GgufFamily};
-use super::transformer::Architecture;
-use crate::Result;
+use super::family::{Family, GgufFamily, ReadConfig, ReadGguf};
 
 /// Llama and its variations.
 pub(super) const FAMILIES: &[Family] = &[
-    family("llama", "Llama", |file| read(file, None)),
-    Family {
-        gguf: Some(GgufFamily { embeds: false, read: |gguf| from_gguf(gguf, "qwen2") }),
-        ..family("qwen2", "Qwen2", |file| read(file, Some(2)))
-    },
-    Family {
-        gguf: Some(GgufFamily { embeds: true, read: |gguf| from_gguf(gguf, "qwen3") }),
-        ..family("qwen3", "Qwen3", |file| read(file, Some(3)))
-    },
+    family("llama", "Llama", |file| read(file, None), false, |gguf| from_gguf(gguf, "llama")),
+    family("qwen2", "Qwen2", |file| read(file, Some(2)), false, |gguf| from_gguf(gguf, "qwen2")),
+    family("qwen3", "Qwen3", |file| read(file, Some(3)), true, |gguf| from_gguf(gguf, "qwen3")),
 ];
 
 const fn family(
     model_type: &'static str,
     classes: &'static str,
-    read: fn(&ConfigFile<'_>) -> Result<Box<dyn Architecture>>,
+    read: ReadConfig,
+    gguf_embeds: bool,
+    read_gguf: ReadGguf,
 ) -> Family {
-    let gguf = Some(GgufFamily { embeds: false, read: |gguf| from_gguf(gguf, "llama") });
-    Family { model_type, classes, keys: KEYS, embeds: true, generates: true, bare_turns: false, read, gguf }
+    let gguf = Some(GgufFamily { embeds: gguf_embeds, read: read_gguf });
+    Family { gguf, ..Family::new(model_type, classes, KEYS, read) }
 }
