@@ -64,7 +64,9 @@ _IGNORED = frozenset(
 )
 """Options that are accepted and not used."""
 _USED = ("seed", "stop", "num_predict", "repeat_last_n", *_NUMBERS)
-_ZERO = re.compile(r"\s*[+-]?(0+(\.0*)?(ns|us|µs|μs|ms|s|m|h)?)+\s*", re.ASCII).fullmatch
+_NOUGHT = r"(?:0+(?:\.0*)?|\.0+)"
+# Each part but a lone number ends with a unit, so a long text takes linear time.
+_ZERO = re.compile(rf"\s*[+-]?(?:{_NOUGHT}|(?:{_NOUGHT}(?:[nuµμm]?s|m|h))+)\s*", re.ASCII).fullmatch
 
 
 def model_name(body: Mapping[str, Any], *fields: str) -> str:
@@ -131,18 +133,17 @@ def read_options(body: Mapping[str, Any], *, sampled: bool) -> dict[str, Any]:
         return {}
     if not isinstance(options, dict):
         raise bad_request(f"options must be an object, not {json_kind(options)}", "options")
-    given = {name: value for name, value in options.items() if value is not None}
-    for name, value in given.items():
-        if name in _OFF:
-            if sampled and value not in _OFF[name]:
-                off = " or ".join(map(str, _OFF[name])).lower()
-                raise unsupported(f"options.{name}", f"leave it out, or send {off}")
-        elif name not in _USED and name not in _IGNORED:
-            raise bad_request(
-                f"options.{name:.100} is not an option of Ollama that this server knows",
-                "options",
-                "unsupported_parameter",
-            )
+    given: dict[str, Any] = {}
+    for name, value in options.items():
+        if name not in _USED and name not in _OFF and name not in _IGNORED:
+            message = f"options.{name:.100} is not an option of Ollama that this server knows"
+            raise bad_request(message, "options", "unsupported_parameter")
+        if value is None:
+            continue
+        if sampled and name in _OFF and value not in _OFF[name]:
+            off = " or ".join(map(str, _OFF[name])).lower()
+            raise unsupported(f"options.{name}", f"leave it out, or send {off}")
+        given[name] = value
     return given
 
 
