@@ -82,7 +82,7 @@ mod tests {
             let turned = |head: &[f32], position| {
                 let (mut angles, mut head) = (vec![0.0; 8], head.to_vec());
                 rotary.angles(position, &mut angles);
-                let turn = RopeRow {
+                let rope = RopeRow {
                     row: head.as_mut_ptr().cast(),
                     format: DType::F32,
                     heads: 1,
@@ -93,7 +93,7 @@ mod tests {
                     interleaved: style == RopeStyle::Interleaved,
                 };
                 // SAFETY: one head of eight.
-                unsafe { Kernels::of(Isa::best()).apply_rope(&turn) };
+                unsafe { Kernels::of(Isa::best()).apply_rope(&rope) };
                 head
             };
             assert_eq!(turned(&head, 0), head);

@@ -162,7 +162,7 @@ impl Attention<'_> {
         if span.rows == 0 || width == 0 {
             return Ok(());
         }
-        let _held = self.kernels.hold();
+        let _tiles = self.kernels.keep_tiles();
         let (format, panel, length) = (self.queries.format(), self.kernels.width, span.before + span.rows);
         let height = self.kernels.rows(format);
         let group = heads / kv_heads;

@@ -1,4 +1,4 @@
-//! AMX: a unit of its own multiplies whole tiles of bf16. Linux on x86-64.
+//! AMX: a separate unit of the CPU multiplies whole tiles of bf16. Linux on x86-64.
 //!
 //! ```text
 //!                     panel: 32 columns
@@ -8,18 +8,17 @@
 //!  a ┌─ tmm4 ──┐    ┌─ tmm0 ──┬─ tmm1 ──┐
 //!    │         │    │         │         │ 16 rows
 //!    ├─ tmm5 ──┤    ├─ tmm2 ──┼─ tmm3 ──┤
-//!    │         │    │         │         │ 16 rows, or as many as are left
+//!    │         │    │         │         │ 16 rows, or the rest
 //!    └─────────┘    └─────────┴─────────┘ c
 //! ```
 //!
-//! The eight tile registers, 16 rows of 64 bytes each, hold 2×2 tiles of sums and two tiles of each operand: every
-//! tile that is loaded is used twice, and there are four sums to work on while the product before is under way.
+//! The eight tile registers have 16 rows of 64 bytes each. They hold 2×2 tiles of sums and two tiles of each operand.
+//! Every loaded tile is used twice, and four independent sums hide the latency of a product.
 //!
-//! A panel needs no other layout than vector registers want: its row of 32 units is two rows of 16 side by side, and
-//! a unit, two bf16 that are neighbours along the sum, is what TDPBF16PS multiplies. So a tile of it is 16 of its
-//! rows, half as wide.
+//! A panel has the same layout as for vector registers: a row of 32 units is two rows of 16, and a unit, two bf16 that
+//! are adjacent along the sum, is what TDPBF16PS multiplies. A tile of the panel is 16 of its rows, half as wide.
 //!
-//! One row alone runs the same instructions, in a shorter tile: no row's result depends on those beside it.
+//! A single row runs the same instructions in a shorter tile, so the result of a row does not depend on other rows.
 
 #[cfg(test)]
 pub(crate) mod emulator;
@@ -55,7 +54,7 @@ struct Configuration {
 }
 
 impl Configuration {
-    /// Tiles for 1 to 32 rows, and so many units a step. Nothing beyond them is read or written.
+    /// Tiles for 1 to 32 rows and `units` units a step. Instructions access no memory beyond them.
     fn new(rows: usize, units: usize) -> Self {
         let mut all = Self { palette: 1, start_row: 0, reserved: [0; 14], bytes: [0; 16], rows: [0; 16] };
         let upper = rows.min(TILE);
@@ -71,77 +70,93 @@ impl Configuration {
             (7, units, TILE),
         ] {
             all.rows[tile] = rows as u8;
-            // A tile has rows and columns, or neither.
+            // A tile without rows has no columns either.
             all.bytes[tile] = if rows > 0 { 4 * columns as u16 } else { 0 };
         }
         all
     }
 }
 
-/// The shape that this thread's tiles have: rows of a block, and units a step.
+/// The shape of this thread's tiles: rows of a block, and units a step.
 type Shape = (usize, usize);
 
-/// What a thread's tiles are kept in.
+/// The configuration of a thread's tiles.
 #[derive(Clone, Copy)]
-enum Kept {
-    /// Nothing: each block configures and releases them.
-    No,
-    /// A shape, or none yet, until the [`Held`] that was taken first is dropped.
-    Held(Option<Shape>),
+enum Configured {
+    /// Each block configures the tiles and releases them.
+    PerBlock,
+    /// The tiles keep this shape, if any, until the outermost [`KeepTiles`] is dropped.
+    Kept(Option<Shape>),
 }
 
 thread_local! {
-    static KEPT: Cell<Kept> = const { Cell::new(Kept::No) };
+    static CONFIGURED: Cell<Configured> = const { Cell::new(Configured::PerBlock) };
 }
 
-/// Keeps the tiles of this thread configured from one block to the next: LDTILECFG takes longer
-/// than several steps of a sum. For spans in which no code but ours runs, since
-/// any other may configure tiles as well. When the last one goes, tiles are released: a thread that rests with tiles
-/// in use keeps its core awake, and the kernel saves them at each switch.
-pub(crate) struct Held {
-    /// Whether this is the outermost one.
+/// Keeps the tiles of this thread configured from one block to the next, because LDTILECFG takes longer than several
+/// steps of a sum. While it lives, the thread runs no other code that could configure tiles. Dropping the outermost one
+/// releases the tiles: an idle thread with tiles in use keeps its core out of deep sleep, and the kernel saves them at
+/// each context switch.
+pub(crate) struct KeepTiles {
+    /// Whether no other one exists on this thread.
     outermost: bool,
-    /// It belongs to its thread.
+    /// Tiles belong to one thread, so the type is neither `Send` nor `Sync`.
     _thread: PhantomData<*mut ()>,
 }
 
-impl Held {
+impl KeepTiles {
     pub(crate) fn new() -> Self {
-        let outermost = matches!(KEPT.get(), Kept::No);
+        let outermost = matches!(CONFIGURED.get(), Configured::PerBlock);
         if outermost {
-            KEPT.set(Kept::Held(None));
+            CONFIGURED.set(Configured::Kept(None));
         }
         Self { outermost, _thread: PhantomData }
     }
 }
 
-impl Drop for Held {
+impl Drop for KeepTiles {
     fn drop(&mut self) {
         if !self.outermost {
             return;
         }
-        if let Kept::Held(Some(_)) = KEPT.replace(Kept::No) {
-            // SAFETY: tiles were configured, so there is AMX; nobody reads them any more.
-            unsafe { asm!("tilerelease", options(nomem, nostack, preserves_flags)) };
+        if let Configured::Kept(Some(_)) = CONFIGURED.replace(Configured::PerBlock) {
+            // SAFETY: this thread has configured tiles, so the CPU has AMX and the process may use it. All registers
+            // that change are named, and no code reads them before it configures them again.
+            unsafe {
+                asm!(
+                    "tilerelease",
+                    out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                    out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                    options(nomem, nostack, preserves_flags),
+                );
+            };
         }
     }
 }
 
-/// As [`tile::tile`](super::tile::tile) for pairs of bf16. Within sixteen units the manual sums up even and odd
-/// elements apart, and adds both to what was there; denormals count as zero.
+/// [`tile::tile`](super::tile::tile) for pairs of bf16. In each step of sixteen units the CPU sums even and odd elements
+/// separately, and adds both sums to `c`; it treats denormals as zero.
 ///
 /// # Safety
-/// The CPU and the process may use AMX ([`is_available`]); all that [`Tile`] names can be read, and `c` written.
+///
+/// - The CPU has AMX, and the process may use it: [`Isa::Amx`](crate::compute::Isa::Amx) is available.
+/// - `t.rows <= ROWS`.
+/// - `t.a` points to `t.rows` rows of `t.k` readable units, `t.a_stride` bytes apart.
+/// - `t.panel` points to `t.k` readable rows of 32 units.
+/// - `t.c` points to `t.rows` writable rows of 32 values, `t.c_stride` values apart; they are initialized if
+///   `t.accumulate`.
 pub(crate) unsafe fn tile(t: &Tile) {
     debug_assert!(t.rows <= ROWS, "tile height");
     if t.rows == 0 {
         return;
     }
-    let _held = Held::new();
+    let _tiles = KeepTiles::new();
     let (steps, rest) = (t.k / TILE, t.k % TILE);
-    // SAFETY: the caller's; `steps` whole steps and the rest are all `k` units.
+    // SAFETY: the CPU has AMX, `1 <= t.rows <= ROWS = 32`, and `_tiles` lives. The first block reads `steps * TILE` units
+    // of each row, the second one the `rest` units after them: `k` in total. The first block initializes `c`, to which
+    // the second one adds.
     unsafe {
-        // With nothing to sum up, zeros are stored.
+        // A sum of no units stores zeros.
         if steps > 0 || rest == 0 {
             block(t, TILE, steps);
         }
@@ -153,31 +168,49 @@ pub(crate) unsafe fn tile(t: &Tile) {
     }
 }
 
-/// Gives the tiles a shape, unless they have it.
+/// Configures the tiles for `shape`, unless they have that shape.
 ///
 /// # Safety
-/// The CPU and the process may use AMX, and a [`Held`] of this thread lives.
+///
+/// - The CPU has AMX, and the process may use it.
+/// - `shape` has 1 to 32 rows and 1 to 16 units.
+/// - A [`KeepTiles`] of this thread lives.
 unsafe fn configure(shape: Shape) {
-    if matches!(KEPT.get(), Kept::Held(Some(kept)) if kept == shape) {
+    if matches!(CONFIGURED.get(), Configured::Kept(Some(kept)) if kept == shape) {
         return;
     }
     let configuration = Configuration::new(shape.0, shape.1);
-    // SAFETY: the configuration is valid. Tiles are this room's alone while `Held` lives.
+    // SAFETY: the CPU has AMX. `configuration` has the 64 bytes that the instruction reads, and is valid for 1 to 32 rows
+    // and 1 to 16 units. All registers that change are named. While a `KeepTiles` lives, only this module uses tiles.
     unsafe {
-        asm!("ldtilecfg [{}]", in(reg) &raw const configuration, options(readonly, nostack, preserves_flags));
+        asm!(
+            "ldtilecfg [{}]",
+            in(reg) &raw const configuration,
+            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+            out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+            options(readonly, nostack, preserves_flags),
+        );
     }
-    KEPT.set(Kept::Held(Some(shape)));
+    CONFIGURED.set(Configured::Kept(Some(shape)));
 }
 
-/// `steps` times `units` units.
+/// Multiplies `steps` steps of `units` units.
 ///
 /// # Safety
-/// As for [`tile`], with `1 <= t.rows <= 32`, `1 <= units <= 16`, and `steps * units` units instead of `t.k`; a
-/// [`Held`] of this thread lives.
+///
+/// - The CPU has AMX, and the process may use it.
+/// - `1 <= t.rows <= 32` and `1 <= units <= 16`.
+/// - A [`KeepTiles`] of this thread lives.
+/// - `t.a` points to `t.rows` rows of `steps * units` readable units, `t.a_stride` bytes apart.
+/// - `t.panel` points to `steps * units` readable rows of 32 units.
+/// - `t.c` points to `t.rows` writable rows of 32 values, `t.c_stride` values apart; they are initialized if
+///   `t.accumulate`.
+/// - If `units < 16`, `steps <= 1`: a step advances the operands by 16 units.
 unsafe fn block(t: &Tile, units: usize, steps: usize) {
     let lower = t.rows > TILE;
-    // SAFETY: the tiles get the rows and units that the caller says exist, and the lower ones are used only if they
-    // have rows. All registers changed are named.
+    // SAFETY: `configure` gets 1 to 32 rows and 1 to 16 units. The upper tiles have `t.rows.min(16)` rows and `units`
+    // units, and the lower ones, which are used only if `t.rows > 16`, have the other rows; so each instruction accesses
+    // only the rows and units that the preconditions name. All registers that change are named.
     unsafe {
         configure((t.rows, units));
         asm!(
@@ -246,9 +279,9 @@ mod tests {
     use crate::compute::isa::{Isa, amx_is_granted};
 
     #[test]
-    fn tiles_are_released_with_the_last_hold() {
+    fn tiles_are_released_when_the_outermost_guard_is_dropped() {
         if !Isa::Amx.is_available() || amx_is_granted() {
-            return; // A CPU's own tiles are not to be seen here.
+            return; // The test cannot read the tile state of a real CPU.
         }
         let (a, panel, mut c) = ([0x3f80_3f80_u32; 16], [1.0_f32; 16 * 32], [0.0_f32; 32]);
         let mut multiply = |accumulate| {
@@ -264,20 +297,20 @@ mod tests {
                 accumulate,
                 ahead: None,
             };
-            // SAFETY: one row of sixteen units, a whole panel, and room for its row.
+            // SAFETY: AMX is available; `a` has one row of 16 units, `panel` 16 rows of 32 units, and `c` one row of 32.
             unsafe { super::tile(&tile) }
         };
         multiply(false);
         assert!(!emulator::configured());
-        let outer = Held::new();
-        let inner = Held::new();
+        let outer = KeepTiles::new();
+        let inner = KeepTiles::new();
         multiply(true);
         drop(inner);
         assert!(emulator::configured());
         multiply(true);
         drop(outer);
         assert!(!emulator::configured());
-        // Each f32 one is a pair of bf16, zero and one.
+        // An f32 of 1.0 is a pair of bf16: 0.0 and 1.0.
         assert_eq!(c, [48.0; 32]);
     }
 }

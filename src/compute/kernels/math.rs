@@ -1,22 +1,23 @@
-//! Elementary functions on registers: as exact as f32 can show, or, `NARROW`, as bf16 can, for results that are
-//! rounded to it next. Half of the steps are enough for that: a relative error of 3e-4 is a thirteenth of what the
-//! rounding costs.
+//! Elementary functions on registers, with errors near the precision of f32.
+//!
+//! With `NARROW`, the results are about to be rounded to bf16, and the functions use shorter polynomials. Their relative
+//! error of 3e-4 is a thirteenth of the rounding error of bf16.
 
 use super::activation::Activation;
 use crate::compute::simd::Simd;
 
-/// Coefficients of `2^f - 1` on -0.5..=0.5, from `f` upwards: our own minimax fit, relative error 2e-9.
+/// Coefficients of `2^f - 1` on -0.5..=0.5, from `f` upwards: a minimax fit with relative error 2e-9.
 const EXP2: [f32; 6] =
     [std::f32::consts::LN_2, 0.240_226_48, 0.055_503_324, 0.009_618_437, 0.001_339_887_4, 0.000_153_533_72];
 
-/// The same in fewer steps, relative error 1.1e-4.
+/// A shorter polynomial for [`EXP2`], with relative error 1.1e-4.
 const EXP2_NARROW: [f32; 3] = [0.693_282_9, 0.242_210_97, 0.055_009_06];
 
-/// log2(e), and what its rounding to f32 left out.
+/// log2(e) rounded to f32, and the rounding error.
 pub(crate) const LOG2_E: (f32, f32) = (std::f32::consts::LOG2_E, 1.925_963e-8);
 
 /// Coefficients of `q(t) - 1` on 0..=6, from `t` upwards, where `2^-q(t) = erfc(t / √2) / 2` is the normal tail:
-/// our own weighted minimax fit. `t * 2^-q(t)` is within 1e-8 of exact, below what f32 resolves in GELU.
+/// a weighted minimax fit. `t * 2^-q(t)` is within 1e-8 of exact, below the resolution of f32 in GELU.
 const TAIL: [f32; 9] = [
     1.151_109_5,
     0.459_175_32,
@@ -29,7 +30,7 @@ const TAIL: [f32; 9] = [
     -1.866_760_2e-7,
 ];
 
-/// The same in fewer steps: `t * 2^-q(t)` is within 4e-5 of exact, and within 3e-4 of itself where it exceeds 0.01.
+/// A shorter polynomial for [`TAIL`]: `t * 2^-q(t)` has absolute error 4e-5, and relative error 3e-4 above 0.01.
 const TAIL_NARROW: [f32; 4] = [1.147_915_7, 0.469_382_76, 0.042_543_48, -0.003_502_19];
 
 /// `c[0] * x + c[1] * x² + …` plus `constant`.
@@ -88,7 +89,7 @@ pub(crate) fn gelu_tanh<S: Simd, const NARROW: bool>(s: S, x: S::V) -> S::V {
     s.div(x, s.add(s.splat(1.0), exp::<S, NARROW>(s, s.mul(x, cubic))))
 }
 
-/// The activation that a layer names.
+/// Applies `activation` to each lane.
 #[inline(always)]
 pub(crate) fn activate<S: Simd, const NARROW: bool>(s: S, activation: Activation, x: S::V) -> S::V {
     match activation {

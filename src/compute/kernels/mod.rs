@@ -1,9 +1,9 @@
-//! Kernels, one set for each instruction set, behind a table of functions.
+//! The kernels of each instruction set, in a table of functions.
 //!
-//! Each kernel is written once over [`simd::Simd`]; `table!` compiles it for one instruction set. To add one:
-//! write its registers (`simd.rs` says what is asked), name its features in [`crate::compute::Isa`], and add a
-//! line to [`Kernels::of`]. Every test of this room then runs on it. A set that multiplies in another shape replaces
-//! the tile functions of a table, as AMX does.
+//! Each kernel is generic over [`Simd`], and `table!` compiles it for one instruction set. To add an instruction set,
+//! implement [`Simd`], name its CPU features in [`crate::compute::Isa`], and add a line to [`Kernels::of`]. All tests of
+//! this module then run on it. An instruction set with another tile shape replaces the tile functions of a table, as
+//! AMX does.
 
 pub(crate) mod activation;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
@@ -44,7 +44,7 @@ type ValuesFn = unsafe fn(*const u8, usize, usize, usize, usize, &mut [u32]);
 pub(crate) struct Kernels {
     /// Columns of a panel, and of a tile.
     pub width: usize,
-    /// Units that sums in bf16 go by: others are padded with zeros.
+    /// Units of one step of a sum in bf16; sums are padded with zeros to a multiple of it.
     depth_bf16: usize,
     isa: Isa,
     rows_f32: usize,
@@ -65,56 +65,62 @@ pub(crate) struct Kernels {
 /// Rows of the tallest tile of any instruction set.
 pub(crate) const TALLEST_TILE: usize = 32;
 
-/// The same times the widest panel: what a tile's result needs at most.
+/// Elements of the largest tile of any instruction set: [`TALLEST_TILE`] rows of the widest panel.
 pub(crate) const LARGEST_TILE: usize = TALLEST_TILE * 32;
 
-/// What the instruction set keeps from one product to the next.
-pub(crate) struct Held {
+/// Keeps the tile registers of AMX configured until it is dropped; it holds nothing for other instruction sets.
+pub(crate) struct KeepTiles {
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-    _tiles: Option<amx::Held>,
+    _tiles: Option<amx::KeepTiles>,
 }
 
 macro_rules! table {
-    ($isa:expr, $kind:ty $(, $features:literal)?) => {{
+    ($isa:expr, $simd:ty $(, $features:literal)?) => {{
         $(#[target_feature(enable = $features)])?
         unsafe fn tile_f32(t: &Tile) {
-            // SAFETY: the table's reader found the features; the rest is the caller's. So for all below.
-            unsafe { tile::tile::<$kind, tile::One>(<$kind>::permit(), t) }
+            // SAFETY: `Kernels::of` returns this table only if the CPU has the features; the caller upholds the
+            // preconditions of `tile::tile`, which are those of `Kernels::tile`.
+            unsafe { tile::tile::<$simd, tile::One>(<$simd>::permit(), t) }
         }
         $(#[target_feature(enable = $features)])?
         unsafe fn tile_bf16(t: &Tile) {
-            // SAFETY: as above.
-            unsafe { tile::tile::<$kind, tile::Pair>(<$kind>::permit(), t) }
+            // SAFETY: `Kernels::of` returns this table only if the CPU has the features; the caller upholds the
+            // preconditions of `tile::tile`, which are those of `Kernels::tile`.
+            unsafe { tile::tile::<$simd, tile::Pair>(<$simd>::permit(), t) }
         }
         $(#[target_feature(enable = $features)])?
         unsafe fn finish(f: &TileEpilogue) {
-            // SAFETY: as above.
-            unsafe { rowwise::finish::<$kind>(<$kind>::permit(), f) }
+            // SAFETY: `Kernels::of` returns this table only if the CPU has the features; the caller upholds the
+            // preconditions of `rowwise::finish`, which are those of `Kernels::finish`.
+            unsafe { rowwise::finish::<$simd>(<$simd>::permit(), f) }
         }
         $(#[target_feature(enable = $features)])?
         unsafe fn norm(x: &mut [f32], scale: &[f32], shift: &[f32], epsilon: f32, narrow: Option<&mut [u16]>) {
-            // SAFETY: as above.
-            rowwise::norm::<$kind>(unsafe { <$kind>::permit() }, x, scale, shift, epsilon, narrow);
+            // SAFETY: `Kernels::of` returns this table only if the CPU has the features.
+            rowwise::norm::<$simd>(unsafe { <$simd>::permit() }, x, scale, shift, epsilon, narrow);
         }
         $(#[target_feature(enable = $features)])?
         unsafe fn rms(row: &RmsRow<'_>) {
-            // SAFETY: as above.
-            unsafe { rowwise::rms::<$kind>(<$kind>::permit(), row) }
+            // SAFETY: `Kernels::of` returns this table only if the CPU has the features; the caller upholds the
+            // preconditions of `rowwise::rms`, which are those of `Kernels::rms`.
+            unsafe { rowwise::rms::<$simd>(<$simd>::permit(), row) }
         }
         $(#[target_feature(enable = $features)])?
-        unsafe fn apply_rope(t: &RopeRow<'_>) {
-            // SAFETY: as above.
-            unsafe { rowwise::apply_rope::<$kind>(<$kind>::permit(), t) }
+        unsafe fn apply_rope(rope: &RopeRow<'_>) {
+            // SAFETY: `Kernels::of` returns this table only if the CPU has the features; the caller upholds the
+            // preconditions of `rowwise::apply_rope`, which are those of `Kernels::apply_rope`.
+            unsafe { rowwise::apply_rope::<$simd>(<$simd>::permit(), rope) }
         }
         $(#[target_feature(enable = $features)])?
         unsafe fn softmax(block: &mut Softmax<'_>) {
-            // SAFETY: as above.
-            rowwise::softmax::<$kind>(unsafe { <$kind>::permit() }, block);
+            // SAFETY: `Kernels::of` returns this table only if the CPU has the features.
+            rowwise::softmax::<$simd>(unsafe { <$simd>::permit() }, block);
         }
         $(#[target_feature(enable = $features)])?
         unsafe fn quantize(row: &mut QuantizedRow<'_>) {
-            // SAFETY: as above.
-            unsafe { quantize::quantize::<$kind>(<$kind>::permit(), row) }
+            // SAFETY: `Kernels::of` returns this table only if the CPU has the features; the caller upholds the
+            // preconditions of `quantize::quantize`, which are those of `Kernels::quantize`.
+            unsafe { quantize::quantize::<$simd>(<$simd>::permit(), row) }
         }
         $(#[target_feature(enable = $features)])?
         unsafe fn transpose(
@@ -125,8 +131,9 @@ macro_rules! table {
             odd: bool,
             panel: &mut [u32],
         ) {
-            // SAFETY: as above.
-            unsafe { pack::transpose::<$kind>(<$kind>::permit(), from, stride, rows, units, odd, panel) }
+            // SAFETY: `Kernels::of` returns this table only if the CPU has the features; the caller upholds the
+            // preconditions of `pack::transpose`, which are those of `Kernels::pack_columns`.
+            unsafe { pack::transpose::<$simd>(<$simd>::permit(), from, stride, rows, units, odd, panel) }
         }
         $(#[target_feature(enable = $features)])?
         unsafe fn values_f32(
@@ -137,7 +144,8 @@ macro_rules! table {
             width: usize,
             panel: &mut [u32],
         ) {
-            // SAFETY: as above.
+            // SAFETY: the caller upholds the preconditions of `pack::copy_f32`, which are those of
+            // `Kernels::pack_rows`.
             unsafe { pack::copy_f32(from, stride, rows, columns, width, panel) }
         }
         $(#[target_feature(enable = $features)])?
@@ -149,17 +157,18 @@ macro_rules! table {
             width: usize,
             panel: &mut [u32],
         ) {
-            // SAFETY: as above.
+            // SAFETY: the caller upholds the preconditions of `pack::pair_bf16`, which are those of
+            // `Kernels::pack_rows`.
             unsafe { pack::pair_bf16(from, stride, rows, columns, width, panel) }
         }
         static TABLE: Kernels = {
-            assert!(<$kind as Simd>::ROWS <= TALLEST_TILE && <$kind as Simd>::LANES <= 16, "LARGEST_TILE");
+            assert!(<$simd as Simd>::ROWS <= TALLEST_TILE && <$simd as Simd>::LANES <= 16, "LARGEST_TILE");
             Kernels {
                 isa: $isa,
-                rows_f32: <$kind as Simd>::ROWS,
-                rows_bf16: <$kind as Simd>::ROWS,
+                rows_f32: <$simd as Simd>::ROWS,
+                rows_bf16: <$simd as Simd>::ROWS,
                 depth_bf16: 1,
-                width: 2 * <$kind as Simd>::LANES,
+                width: 2 * <$simd as Simd>::LANES,
                 tile_f32,
                 tile_bf16,
                 finish,
@@ -182,8 +191,8 @@ static AVX512_BF16: &Kernels =
     table!(Isa::Avx512Bf16, x86::Avx512<true>, "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16");
 
 impl Kernels {
-    /// The kernels of `isa`, or those of [`Isa::Portable`] when this CPU lacks it: nothing else can reach the
-    /// others, so holding a table proves that its instructions exist.
+    /// The kernels of `isa`, or those of [`Isa::Portable`] if this CPU lacks it. This is the only way to get a table,
+    /// so a reference to a table proves that the CPU has its instructions.
     pub(crate) fn of(isa: Isa) -> &'static Self {
         if !isa.is_available() {
             return Self::of(Isa::Portable);
@@ -219,7 +228,7 @@ impl Kernels {
         self.isa
     }
 
-    /// Rows of a tile in `format`, at most.
+    /// Rows of the tallest tile in `format`.
     pub(crate) fn rows(&self, format: DType) -> usize {
         match format {
             DType::F32 => self.rows_f32,
@@ -227,8 +236,7 @@ impl Kernels {
         }
     }
 
-    /// Units that a sum in `format` should have a multiple of: a product of another number of them is right, but
-    /// slower.
+    /// Units of one step of a sum in `format`. A product over another number of units is correct, but slower.
     pub(crate) fn depth(&self, format: DType) -> usize {
         match format {
             DType::F32 => 1,
@@ -236,33 +244,41 @@ impl Kernels {
         }
     }
 
-    /// To be kept over a run of products on this thread, in which no code but this room's runs.
-    pub(crate) fn hold(&self) -> Held {
-        Held {
+    /// Keeps the tile registers of this thread configured from one product to the next, until the value is dropped.
+    /// In between, this thread runs no AMX code other than these kernels.
+    pub(crate) fn keep_tiles(&self) -> KeepTiles {
+        KeepTiles {
             #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-            _tiles: (self.isa == Isa::Amx).then(amx::Held::new),
+            _tiles: (self.isa == Isa::Amx).then(amx::KeepTiles::new),
         }
     }
 
     /// [`tile::tile`] in `format`.
     ///
     /// # Safety
-    /// All that [`Tile`] names can be read, and `c` written.
+    ///
+    /// - `t.rows` is at most [`rows`](Self::rows) of `format`.
+    /// - `t.a` points to `t.rows` rows of `t.k` readable units, `t.a_stride` bytes apart.
+    /// - `t.panel` is aligned for `f32` and points to `t.k` readable rows of [`width`](Self::width) units.
+    /// - `t.c` is aligned and points to `t.rows` writable rows of [`width`](Self::width) values, `t.c_stride` values
+    ///   apart; they are initialized if `t.accumulate`.
+    /// - No other thread accesses the rows of `t.c` during the call.
     pub(crate) unsafe fn tile(&self, format: DType, t: &Tile) {
         let tile = match format {
             DType::F32 => self.tile_f32,
             DType::Bf16 => self.tile_bf16,
         };
-        // SAFETY: the CPU runs this table; the rest is the caller's.
+        // SAFETY: the CPU has the instructions of this table; the caller upholds the preconditions, which are the same.
         unsafe { tile(t) }
     }
 
     /// [`rowwise::finish`].
     ///
     /// # Safety
-    /// All that [`TileEpilogue`] names can be read, and the output written.
+    ///
+    /// - All preconditions of [`rowwise::finish`]; a register is at most half of [`width`](Self::width).
     pub(crate) unsafe fn finish(&self, f: &TileEpilogue) {
-        // SAFETY: the CPU runs this table; the rest is the caller's.
+        // SAFETY: the CPU has the instructions of this table; the caller upholds the preconditions, which are the same.
         unsafe { (self.finish)(f) }
     }
 
@@ -275,7 +291,7 @@ impl Kernels {
         epsilon: f32,
         narrow: Option<&mut [u16]>,
     ) {
-        // SAFETY: the CPU runs this table.
+        // SAFETY: the CPU has the instructions of this table.
         unsafe { (self.norm)(x, scale, shift, epsilon, narrow) }
     }
 
@@ -283,54 +299,61 @@ impl Kernels {
     pub(crate) fn rms_in_place(&self, x: &mut [f32], scale: &[f32], epsilon: f32) {
         assert_eq!(x.len(), scale.len(), "norm parameters");
         let out = x.as_mut_ptr();
-        // SAFETY: the CPU runs this table; both lengths are those of `scale`.
+        // SAFETY: the CPU has the instructions of this table; `x` has as many values as `scale` by the assertion above,
+        // and `rms` allows its output to be its input.
         unsafe { (self.rms)(&RmsRow { x: out, scale, epsilon, out: out.cast(), to: DType::F32 }) }
     }
 
     /// [`rowwise::rms`].
     ///
     /// # Safety
-    /// All that [`RmsRow`] names can be read, and the output written.
+    ///
+    /// - All preconditions of [`rowwise::rms`].
     pub(crate) unsafe fn rms(&self, row: &RmsRow<'_>) {
-        // SAFETY: the CPU runs this table; the rest is the caller's.
+        // SAFETY: the CPU has the instructions of this table; the caller upholds the preconditions, which are the same.
         unsafe { (self.rms)(row) }
     }
 
     /// [`rowwise::apply_rope`].
     ///
     /// # Safety
-    /// The row can be read and written.
-    pub(crate) unsafe fn apply_rope(&self, t: &RopeRow<'_>) {
-        // SAFETY: the CPU runs this table; the rest is the caller's.
-        unsafe { (self.apply_rope)(t) }
+    ///
+    /// - All preconditions of [`rowwise::apply_rope`].
+    pub(crate) unsafe fn apply_rope(&self, rope: &RopeRow<'_>) {
+        // SAFETY: the CPU has the instructions of this table; the caller upholds the preconditions, which are the same.
+        unsafe { (self.apply_rope)(rope) }
     }
 
     /// [`rowwise::softmax`].
     pub(crate) fn softmax(&self, block: &mut Softmax<'_>) {
-        // SAFETY: the CPU runs this table.
+        // SAFETY: the CPU has the instructions of this table.
         unsafe { (self.softmax)(block) }
     }
 
     /// [`quantize::quantize`].
     ///
     /// # Safety
-    /// The row's values can be read, and are aligned as their format asks.
+    ///
+    /// - All preconditions of [`quantize::quantize`].
     ///
     /// # Panics
-    /// When there are fewer codes, scales, sums or offsets than the row has groups.
+    ///
+    /// If the output has fewer quants, scales, sums or offsets than the row has groups.
     pub(crate) unsafe fn quantize(&self, row: &mut QuantizedRow<'_>) {
         let groups = row.length.div_ceil(quantize::GROUP);
         let halves = row.sums.as_ref().map_or(groups, |sums| sums.len() / 2);
-        let room = [row.codes.len() / quantize::GROUP, row.scales.len(), halves, row.offsets.len()];
-        assert!(room.into_iter().all(|room| room >= groups), "room for codes");
-        // SAFETY: the CPU runs this table; the rest is the caller's.
+        let lengths = [row.quants.len() / quantize::GROUP, row.scales.len(), halves, row.offsets.len()];
+        assert!(lengths.into_iter().all(|length| length >= groups), "length of a quantized row");
+        // SAFETY: the CPU has the instructions of this table; the caller upholds the preconditions, which are the same.
         unsafe { (self.quantize)(row) }
     }
 
-    /// `rows` rows of `length` elements become the columns of one panel: [`pack::transpose`].
+    /// Packs `rows` rows of `length` elements as the columns of one panel: [`pack::transpose`].
     ///
     /// # Safety
-    /// The rows can be read; in bf16 with an odd `length`, one element beyond each as well.
+    ///
+    /// - `from` points to `rows` rows of `length` readable elements, `stride` bytes apart.
+    /// - If `format` is bf16 and `length` is odd, one more element is readable after each row.
     pub(crate) unsafe fn pack_columns(
         &self,
         format: DType,
@@ -341,14 +364,16 @@ impl Kernels {
         panel: &mut [u32],
     ) {
         let odd = format == DType::Bf16 && length % 2 == 1;
-        // SAFETY: the CPU runs this table; the rest is the caller's.
+        // SAFETY: the CPU has the instructions of this table; each row has `units` readable units, the last one of an
+        // odd bf16 row by the second precondition.
         unsafe { (self.transpose)(from, stride, rows, units(format, length), odd, panel) }
     }
 
-    /// `rows` rows of `columns` elements become the rows of one panel: [`pack::copy_f32`], [`pack::pair_bf16`].
+    /// Packs `rows` rows of `columns` elements as the rows of one panel: [`pack::copy_f32`], [`pack::pair_bf16`].
     ///
     /// # Safety
-    /// The rows can be read.
+    ///
+    /// - `from` points to `rows` rows of `columns` readable elements, `stride` bytes apart.
     pub(crate) unsafe fn pack_rows(
         &self,
         format: DType,
@@ -362,12 +387,12 @@ impl Kernels {
             DType::F32 => self.values_f32,
             DType::Bf16 => self.values_bf16,
         };
-        // SAFETY: the CPU runs this table; the rest is the caller's.
+        // SAFETY: the CPU has the instructions of this table; the caller upholds the precondition, which is the same.
         unsafe { pack(from, stride, rows, columns, self.width, panel) }
     }
 }
 
-/// Four-byte units that `length` elements take.
+/// The number of four-byte units that hold `length` elements.
 pub(crate) fn units(format: DType, length: usize) -> usize {
     (length * format.bytes()).div_ceil(4)
 }

@@ -1,16 +1,18 @@
-//! From rows to panels: the right operand of [`super::tile`].
+//! Packs rows into panels, the right operand of [`super::tile`].
 
 use crate::compute::simd::Simd;
 
-/// Rows `0..rows` of `from`, each `units` four-byte units, become columns of one panel, two registers wide:
-/// `panel[unit * width + row]`. Missing rows become zeros. With `odd`, the last unit holds one bf16 only, and
-/// its other half is cleared.
+/// Transposes rows `0..rows` of `from`, of `units` four-byte units each, into the columns of one panel, which is two
+/// registers wide: `panel[unit * width + row]`. Missing rows become zeros. With `odd`, the last unit of a row has a
+/// single bf16, and its upper half is cleared.
 ///
 /// # Safety
-/// `rows` rows of `units` units can be read, `stride` bytes apart.
+///
+/// - `from` points to `rows` rows of `units` readable units, `stride` bytes apart; it needs no alignment.
 ///
 /// # Panics
-/// When `panel` is not `units` times two registers long or there are more rows than that width.
+///
+/// If `panel` does not have `units` rows of two registers, or `rows` exceeds its width.
 #[inline(always)]
 pub(crate) unsafe fn transpose<S: Simd>(
     s: S,
@@ -27,7 +29,9 @@ pub(crate) unsafe fn transpose<S: Simd>(
     for first in [0, S::LANES] {
         let count = rows.saturating_sub(first).min(S::LANES);
         for unit in (0..whole).step_by(S::LANES) {
-            // SAFETY: `count` rows from `first` on have `LANES` units from `unit` on, and so has the panel rows.
+            // SAFETY: `count <= LANES` rows from `first` on have `LANES` units from `unit` on, because
+            // `unit + LANES <= whole <= units`. The panel has `LANES` rows from `unit` on and `LANES` columns from `first`
+            // on by the assertion above, and `u32` has the alignment of `f32`.
             unsafe {
                 let from = from.wrapping_add(first * stride + unit * 4);
                 s.transpose(from, stride, count, panel.as_mut_ptr().add(unit * width + first).cast(), width);
@@ -36,7 +40,7 @@ pub(crate) unsafe fn transpose<S: Simd>(
     }
     for (unit, column) in panel.chunks_exact_mut(width).enumerate().skip(whole) {
         for (row, x) in column[..rows].iter_mut().enumerate() {
-            // SAFETY: the caller's.
+            // SAFETY: `row < rows` and `unit < units`, so the unit lies in `from`; the read is unaligned.
             *x = unsafe { from.add(row * stride + unit * 4).cast::<u32>().read_unaligned() };
         }
         column[rows..].fill(0);
@@ -46,13 +50,15 @@ pub(crate) unsafe fn transpose<S: Simd>(
     }
 }
 
-/// Rows of `columns` f32 become the rows of a panel of `width` columns, zeros to the right.
+/// Copies rows of `columns` f32 into the rows of a panel of `width` columns. The columns after them become zeros.
 ///
 /// # Safety
-/// `rows` rows of `columns` values can be read, `stride` bytes apart.
+///
+/// - `from` points to `rows` rows of `columns` readable values, `stride` bytes apart; it needs no alignment.
 ///
 /// # Panics
-/// When `panel` is not `rows * width` long or `columns > width`.
+///
+/// If the length of `panel` is not `rows * width`, or `columns > width`.
 #[inline(always)]
 pub(crate) unsafe fn copy_f32(
     from: *const u8,
@@ -64,20 +70,23 @@ pub(crate) unsafe fn copy_f32(
 ) {
     assert!(columns <= width && panel.len() == rows * width, "panel size");
     for (row, to) in panel.chunks_exact_mut(width).enumerate() {
-        // SAFETY: the caller's for the source; `to` holds `width >= columns` units.
+        // SAFETY: the panel has `rows` rows by the assertion above, so row `row` of `from` has `columns` readable values;
+        // `to` has `width >= columns` units, and is borrowed mutably, so it does not overlap `from`.
         unsafe { from.add(row * stride).copy_to_nonoverlapping(to.as_mut_ptr().cast(), columns * 4) };
         to[columns..].fill(0);
     }
 }
 
-/// Pairs of rows of `columns` bf16 become rows of units: the first row in the lower half, the second in the
-/// upper one. An odd last row is paired with zeros.
+/// Packs pairs of rows of `columns` bf16 into rows of units: the first row in the lower half, the second in the upper
+/// half. An odd last row is paired with zeros.
 ///
 /// # Safety
-/// `rows` rows of `columns` values can be read, `stride` bytes apart.
+///
+/// - `from` points to `rows` rows of `columns` readable values, `stride` bytes apart; it needs no alignment.
 ///
 /// # Panics
-/// When `panel` is not `rows.div_ceil(2) * width` long or `columns > width`.
+///
+/// If the length of `panel` is not `rows.div_ceil(2) * width`, or `columns > width`.
 #[inline(always)]
 pub(crate) unsafe fn pair_bf16(
     from: *const u8,
@@ -89,16 +98,16 @@ pub(crate) unsafe fn pair_bf16(
 ) {
     assert!(columns <= width && panel.len() == rows.div_ceil(2) * width, "panel size");
     for (pair, to) in panel.chunks_exact_mut(width).enumerate() {
-        // SAFETY: row `2 * pair` exists.
+        // SAFETY: `pair < rows.div_ceil(2)` by the assertion above, so `2 * pair < rows`.
         let first = unsafe { from.add(2 * pair * stride) };
         let second = if 2 * pair + 1 < rows {
-            // SAFETY: and so does the next one.
+            // SAFETY: `2 * pair + 1 < rows`.
             unsafe { first.add(stride) }
         } else {
             std::ptr::null()
         };
         for (column, x) in to[..columns].iter_mut().enumerate() {
-            // SAFETY: the caller's.
+            // SAFETY: both rows are rows of `from`, and `column < columns`; the reads are unaligned.
             unsafe {
                 let low = first.cast::<u16>().add(column).read_unaligned();
                 let high =

@@ -1,15 +1,18 @@
-//! Activations rounded to eight bits: the left operand of products with coded weights.
+//! Quantizes activations to eight bits: the left operand of products with quantized weights.
+//!
+//! A *quant* is the small integer that stands for a value: the value is about the quant times the scale of its group.
 
 use crate::compute::isa::DType;
 use crate::compute::simd::Simd;
 
-/// Values that share a scale, and the least that a row of coded weights is cut into.
+/// Values that share a scale. Rows of quantized weights consist of whole groups.
 pub(crate) const GROUP: usize = 32;
 
-/// The code of weight 0 in eight bits: products with codes are too large by so many times the sum of activations.
+/// The quant of weight 0 in eight bits. A product with unsigned quants is too large by this times the sum of the
+/// activations.
 pub(crate) const ZERO: f32 = 128.0;
 
-/// One row, and where its codes go: whole groups, the last padded with zeros.
+/// A row to quantize, and its output: whole groups, the last one padded with zeros.
 #[derive(Debug)]
 pub(crate) struct QuantizedRow<'a> {
     /// The values.
@@ -18,46 +21,53 @@ pub(crate) struct QuantizedRow<'a> {
     pub format: DType,
     /// Their number.
     pub length: usize,
-    /// `GROUP` for each group.
-    pub codes: &'a mut [i8],
-    /// One for each group: a code times it is about the value.
+    /// Quants: [`GROUP`] for each group.
+    pub quants: &'a mut [i8],
+    /// The scale of each group: a quant times its scale is about the value.
     pub scales: &'a mut [f32],
-    /// Two for each group, where they are wanted: the sums of the codes of its halves.
+    /// The sums of the quants of each half group, if requested: two for each group.
     pub sums: Option<&'a mut [i32]>,
-    /// One for each group: the sum of its codes times its scale, times -[`ZERO`].
+    /// For each group, the sum of its quants, times its scale, times -[`ZERO`].
     pub offsets: &'a mut [f32],
 }
 
-/// A group's largest magnitude becomes 127, so the error is at most 1/254 of it. A number that is not finite makes the
-/// first scale of its row NaN, so that it cannot vanish in the rounding.
+/// Quantizes a row. The largest magnitude of a group becomes 127, so the error is at most 1/254 of it. If a value is not
+/// finite, the first scale of its row becomes NaN, so that the rounding does not hide it.
 ///
 /// # Safety
-/// `length` values can be read.
+///
+/// - `row.x` is aligned for `row.format` and points to `row.length` readable values.
+///
+/// # Panics
+///
+/// If `row` has fewer scales, sums or offsets than groups.
 #[inline(always)]
 pub(crate) unsafe fn quantize<S: Simd>(s: S, row: &mut QuantizedRow<'_>) {
     let registers = GROUP / S::LANES;
     let zero = s.splat(0.0);
     let mut taint = zero;
-    // For the last group, where it is not a whole one.
+    // The last group, if it is not whole.
     let mut padded = [0_u32; GROUP];
-    let groups = row.codes.as_chunks_mut::<GROUP>().0.iter_mut().zip((0..row.length).step_by(GROUP));
-    for (group, (codes, first)) in groups.enumerate() {
+    let groups = row.quants.as_chunks_mut::<GROUP>().0.iter_mut().zip((0..row.length).step_by(GROUP));
+    for (group, (quants, first)) in groups.enumerate() {
         let left = GROUP.min(row.length - first);
-        // SAFETY: the caller's: the row holds so many values from `first` on.
+        // SAFETY: `first < row.length`, so the row has a value there.
         let x = unsafe { row.x.add(first * row.format.bytes()) };
         let x = if left == GROUP {
             x
         } else {
             let padded = padded.as_mut_ptr().cast::<u8>();
-            // SAFETY: as above; they fit, whatever their format.
+            // SAFETY: the row has `left` values from `first` on; `padded` has `GROUP * 4` bytes, and `left < GROUP` values
+            // have at most 4 bytes each.
             unsafe { x.copy_to_nonoverlapping(padded, left * row.format.bytes()) };
             padded.cast_const()
         };
-        // The narrowest registers hold four lanes.
+        // The narrowest registers have four lanes.
         let mut values = [zero; GROUP / 4];
         let mut largest = zero;
         for (i, value) in values.iter_mut().enumerate().take(registers) {
-            // SAFETY: a group is `registers` registers.
+            // SAFETY: `x` is aligned and points to `GROUP` values, of the row or in `padded`; `registers` registers are
+            // `GROUP` values.
             *value = unsafe {
                 match row.format {
                     DType::F32 => s.load(x.cast::<f32>().add(i * S::LANES)),
@@ -72,13 +82,13 @@ pub(crate) unsafe fn quantize<S: Simd>(s: S, row: &mut QuantizedRow<'_>) {
         let inverse = s.splat(if most > 0.0 { 127.0 / most } else { 0.0 });
         let mut halves = [zero; 2];
         for (i, value) in values.iter().enumerate().take(registers) {
-            let code = s.round(s.mul(*value, inverse));
+            let quant = s.round(s.mul(*value, inverse));
             let half = &mut halves[i * S::LANES / (GROUP / 2)];
-            *half = s.add(*half, code);
-            // SAFETY: a group's codes are `registers` registers.
-            unsafe { s.store_bytes(codes.as_mut_ptr().add(i * S::LANES), code) };
+            *half = s.add(*half, quant);
+            // SAFETY: `quants` has `GROUP` bytes, which are `registers` registers of `LANES` bytes each.
+            unsafe { s.store_bytes(quants.as_mut_ptr().add(i * S::LANES), quant) };
         }
-        // Whole numbers below 2^24: their sums are exact.
+        // The sums are exact: they are whole numbers below 2^24.
         row.scales[group] = scale;
         row.offsets[group] = -ZERO * scale * s.sum(s.add(halves[0], halves[1]));
         if let Some(sums) = &mut row.sums {
@@ -87,7 +97,7 @@ pub(crate) unsafe fn quantize<S: Simd>(s: S, row: &mut QuantizedRow<'_>) {
         }
     }
     if let (Some(scale), Some(offset)) = (row.scales.first_mut(), row.offsets.first_mut()) {
-        let taint = s.sum(taint); // zero, or NaN
+        let taint = s.sum(taint); // Zero or NaN.
         *scale += taint;
         *offset += taint;
     }

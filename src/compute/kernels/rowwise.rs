@@ -1,53 +1,62 @@
-//! What happens to a row between matrix products: bias and activation, layer normalisation, softmax.
+//! Rowwise operations between matrix products: GEMM epilogues, normalization, rotary position embedding, softmax.
 
 use super::activation::Activation;
 use super::math::{LOG2_E, activate, exp2};
 use crate::compute::isa::DType;
 use crate::compute::simd::Simd;
 
-/// A tile's way into its output matrix.
+/// The epilogue of a tile: what is applied to a product when it is stored in its output matrix.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct TileEpilogue {
-    /// The product: rows of whole registers.
+    /// The product: each row has whole registers.
     pub tile: *const f32,
     /// Elements from a row of the tile to the next.
     pub tile_stride: usize,
     /// Rows of the tile.
     pub rows: usize,
-    /// Columns of the tile that the output has.
+    /// Columns of the tile that are stored.
     pub columns: usize,
-    /// `columns` values to add to every row, or null.
+    /// `columns` values that are added to every row, or null.
     pub bias: *const f32,
     /// Applied after the bias.
     pub activation: Activation,
-    /// Another product, laid out as `tile`, which the activated values are multiplied by: a gate. Or null.
+    /// A second product with the layout of `tile`, multiplied by the activated values in a gated layer; or null.
     pub gated: *const f32,
-    /// What is added to `gated` first, or null.
+    /// `columns` values that are added to every row of `gated`, or null.
     pub gated_bias: *const f32,
-    /// A factor for every row, or null.
+    /// A factor for each row, or null.
     pub factors: *const f32,
-    /// Where the first element goes.
+    /// The first element of the output.
     pub out: *mut u8,
     /// Bytes from a row of the output to the next.
     pub out_stride: usize,
     /// The output's number format.
     pub to: DType,
-    /// Whether to add to what the output (f32) holds: the residual.
+    /// Whether the result is added to the output, a residual in f32. Ignored for bf16.
     pub accumulate: bool,
 }
 
-/// `out = activation(tile * factor + bias) * (gated + gated_bias)`, or `out +=` it, rounded to the output's format.
+/// `out = activation(tile * factor + bias) * (gated + gated_bias)`, or `out += …`, rounded to the output's format.
 ///
 /// # Safety
-/// All that [`TileEpilogue`] names can be read, and the output written.
+///
+/// - `f.tile` is aligned and points to `f.rows` rows, `f.tile_stride` values apart, of `f.columns` readable values
+///   rounded up to whole registers.
+/// - `f.gated` is null, or points to rows of the same layout.
+/// - `f.bias` and `f.gated_bias` are null, or are aligned and point to `f.columns` readable values.
+/// - `f.factors` is null, or is aligned and points to `f.rows` readable values.
+/// - `f.out` is aligned for `f.to` and points to `f.rows` rows of `f.columns` writable values, `f.out_stride` bytes apart;
+///   they are initialized if `f.accumulate`.
+/// - No other thread accesses these values of the output during the call.
 #[inline(always)]
 pub(crate) unsafe fn finish<S: Simd>(s: S, f: &TileEpilogue) {
     macro_rules! with {
         ($($activation:path),*) => {
             match (f.activation, f.to) {
-                // SAFETY: the caller's. One loop for each activation and format keeps the choice out of it.
+                // One loop for each activation and format keeps the choice out of the loop.
+                // SAFETY: the preconditions are the same, and `f.to` is f32.
                 $(($activation, DType::F32) => unsafe { finish_with::<S, false>(s, f, $activation) },
-                // SAFETY: as above.
+                // SAFETY: the preconditions are the same, and `f.to` is bf16.
                 ($activation, DType::Bf16) => unsafe { finish_with::<S, true>(s, f, $activation) },)*
             }
         };
@@ -55,19 +64,24 @@ pub(crate) unsafe fn finish<S: Simd>(s: S, f: &TileEpilogue) {
     with!(Activation::Identity, Activation::Gelu, Activation::GeluTanh, Activation::Relu, Activation::Silu);
 }
 
+/// [`finish`] for a constant format.
+///
 /// # Safety
-/// As for [`finish`]; `NARROW` says that the output is in bf16.
+///
+/// - All preconditions of [`finish`].
+/// - `NARROW` is true if and only if `f.to` is bf16.
 #[inline(always)]
 unsafe fn finish_with<S: Simd, const NARROW: bool>(s: S, f: &TileEpilogue, activation: Activation) {
     for column in (0..f.columns).step_by(S::LANES) {
         let n = S::LANES.min(f.columns - column);
         let shift = |bias: *const f32| {
-            // SAFETY: the first `n` of a bias from `column` on are readable.
+            // SAFETY: a bias has `f.columns` readable values, and `column + n <= f.columns`; `n <= LANES`.
             if bias.is_null() { s.splat(0.0) } else { unsafe { load(s, bias.add(column), n) } }
         };
         let (bias, gated_bias) = (shift(f.bias), shift(f.gated_bias));
         for row in 0..f.rows {
-            // SAFETY: the tiles hold whole registers in a row; the output is touched in its columns only.
+            // SAFETY: `row < f.rows`, so the factor exists. The tile and the gate have whole registers from `column` on.
+            // The output has `n` writable values from `column` on, because `column + n <= f.columns`; `n <= LANES`.
             unsafe {
                 let mut x = s.load(f.tile.add(row * f.tile_stride + column));
                 if !f.factors.is_null() {
@@ -93,32 +107,40 @@ unsafe fn finish_with<S: Simd, const NARROW: bool>(s: S, f: &TileEpilogue, activ
     }
 }
 
+/// Stores the first `n` lanes.
+///
 /// # Safety
-/// `n <= LANES` values can be written.
+///
+/// - `n <= LANES`.
+/// - `to` is aligned and points to `n` writable values.
 #[inline(always)]
 unsafe fn store<S: Simd>(s: S, to: *mut f32, x: S::V, n: usize) {
-    // SAFETY: the caller's.
+    // SAFETY: `to` points to `n` writable values, which are `LANES` in the first case; `n <= LANES`.
     unsafe { if n == S::LANES { s.store(to, x) } else { s.store_first(to, x, n) } }
 }
 
+/// Loads `n` values and zeroes the other lanes.
+///
 /// # Safety
-/// `n <= LANES` values can be read.
+///
+/// - `n <= LANES`.
+/// - `from` is aligned and points to `n` readable values.
 #[inline(always)]
 unsafe fn load<S: Simd>(s: S, from: *const f32, n: usize) -> S::V {
-    // SAFETY: the caller's.
+    // SAFETY: `from` points to `n` readable values, which are `LANES` in the first case; `n <= LANES`.
     unsafe { if n == S::LANES { s.load(from) } else { s.load_first(from, n) } }
 }
 
-/// One row's way out of [`rms`], where it may also come from.
+/// The input and output of [`rms`], which may be the same row.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct RmsRow<'a> {
-    /// As many values as `scale` has.
+    /// The row: as many values as `scale` has.
     pub x: *const f32,
     /// A factor for each value.
     pub scale: &'a [f32],
     /// Added to the mean square.
     pub epsilon: f32,
-    /// As many values in the format `to`; may be `x` itself in f32.
+    /// The output: as many values in the format `to`. It may be `x` itself if `to` is f32.
     pub out: *mut u8,
     /// The output's number format.
     pub to: DType,
@@ -127,20 +149,25 @@ pub(crate) struct RmsRow<'a> {
 /// `x / √(mean(x²) + epsilon) * scale`, rounded to the output's format.
 ///
 /// # Safety
-/// All that [`RmsRow`] names can be read, and the output written.
+///
+/// - `row.x` is aligned and points to `row.scale.len()` readable values.
+/// - `row.out` is aligned for `row.to` and points to `row.scale.len()` writable values.
+/// - `row.out` does not overlap `row.x`, or `row.out == row.x` and `row.to` is f32.
+/// - `row.scale` does not overlap `row.out`.
 #[inline(always)]
 pub(crate) unsafe fn rms<S: Simd>(s: S, row: &RmsRow<'_>) {
     let (x, n) = (row.x, row.scale.len());
     let chunks = || (0..n).step_by(S::LANES).map(|i| (i, S::LANES.min(n - i)));
     let mut squares = s.splat(0.0);
     for (i, m) in chunks() {
-        // SAFETY: `i + m <= n`, here and below; lanes past the end are zero.
+        // SAFETY: `x` has `n` readable values, and `i + m <= n`; `m <= LANES`. Lanes past the end are zero.
         let x = unsafe { load(s, x.add(i), m) };
         squares = s.mul_add(x, x, squares);
     }
     let inverse = s.splat(1.0 / (s.sum(squares) / n.max(1) as f32 + row.epsilon).sqrt());
     for (i, m) in chunks() {
-        // SAFETY: as above.
+        // SAFETY: `x`, `scale` and `out` have `n` values, and `i + m <= n`; `m <= LANES`. Values of `x` are read before
+        // they are overwritten.
         unsafe {
             let scale = load(s, row.scale.as_ptr().add(i), m);
             let y = s.mul(s.mul(load(s, x.add(i), m), inverse), scale);
@@ -152,53 +179,57 @@ pub(crate) unsafe fn rms<S: Simd>(s: S, row: &RmsRow<'_>) {
     }
 }
 
-/// The longest head that [`apply_rope`] takes.
+/// The longest head that [`apply_rope`] supports.
 pub(crate) const LONGEST_HEAD: usize = 512;
 
-/// Queries and keys of one token, which learn where they are.
+/// One token's queries and keys, before rotary position embedding.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct RopeRow<'a> {
     /// `heads` times `width` values: query heads, then key heads.
     pub row: *mut u8,
     /// Their number format.
     pub format: DType,
-    /// Query heads and key heads together.
+    /// Query heads and key heads in total.
     pub heads: usize,
     /// Query heads.
     pub queries: usize,
     /// Values of a head, at most [`LONGEST_HEAD`].
     pub width: usize,
-    /// RMS normalisation of each query and each key before they turn: scales and epsilon.
+    /// RMS normalization of each head before the rotation: scales of queries, scales of keys, and epsilon.
     pub norms: Option<(&'a [f32], &'a [f32], f32)>,
-    /// Cosines, then sines, of the token's position: one of each for every pair.
+    /// Cosines, then sines, of the token's position: one of each for each pair.
     pub angles: &'a [f32],
-    /// Whether pairs are interleaved: `2 i` with `2 i + 1`; else `i` with `i + pairs`.
+    /// Whether `2 i` is paired with `2 i + 1`; otherwise `i` is paired with `i + pairs`.
     pub interleaved: bool,
 }
 
-/// Normalises and turns each head of a row.
+/// Normalizes each head of a row, if requested, and rotates its pairs by their angles.
 ///
 /// # Safety
-/// The row can be read and written.
+///
+/// - `t.row` is aligned for `t.format` and points to `t.heads * t.width` readable and writable values.
+/// - No other code accesses these values during the call.
 ///
 /// # Panics
-/// When a head is longer than [`LONGEST_HEAD`], shorter than its pairs, or of another length than the norms.
+///
+/// If a head is longer than [`LONGEST_HEAD`] or shorter than its pairs, or its length is not that of the norms.
 #[inline(always)]
 pub(crate) unsafe fn apply_rope<S: Simd>(s: S, t: &RopeRow<'_>) {
     let (width, pairs) = (t.width, t.angles.len() / 2);
     let fits = t.norms.is_none_or(|(queries, keys, _)| queries.len() == width && keys.len() == width);
-    assert!(width <= LONGEST_HEAD && 2 * pairs <= width && fits, "heads to turn");
+    assert!(width <= LONGEST_HEAD && 2 * pairs <= width && fits, "heads to rotate");
     let (cosines, sines) = t.angles.split_at(pairs);
     let mut wide = [0.0_f32; LONGEST_HEAD];
     for head in 0..t.heads {
         let narrow = t.row.cast::<u16>().wrapping_add(head * width);
         let values = match t.format {
-            // SAFETY: head `head` of the row.
+            // SAFETY: `head < heads`, so the row has `width` values there, which only this call accesses.
             DType::F32 => unsafe {
                 std::slice::from_raw_parts_mut(t.row.cast::<f32>().add(head * width), width)
             },
             DType::Bf16 => {
-                // SAFETY: as above.
+                // SAFETY: `head < heads`, so the row has `width` values there, and they are not written while the
+                // slice lives.
                 let narrow = unsafe { std::slice::from_raw_parts(narrow, width) };
                 for (wide, &narrow) in wide.iter_mut().zip(narrow) {
                     *wide = f32::from_bits(u32::from(narrow) << 16);
@@ -208,7 +239,8 @@ pub(crate) unsafe fn apply_rope<S: Simd>(s: S, t: &RopeRow<'_>) {
         };
         if let Some((queries, keys, epsilon)) = t.norms {
             let (x, scale) = (values.as_mut_ptr(), if head < t.queries { queries } else { keys });
-            // SAFETY: `width` values, in place.
+            // SAFETY: `x` has `width` values, which is the length of `scale` by the assertion above; the output is the
+            // input, in f32.
             unsafe { rms(s, &RmsRow { x, scale, epsilon, out: x.cast(), to: DType::F32 }) };
         }
         if t.interleaved {
@@ -226,18 +258,20 @@ pub(crate) unsafe fn apply_rope<S: Simd>(s: S, t: &RopeRow<'_>) {
         if t.format == DType::Bf16 {
             for i in (0..width).step_by(S::LANES) {
                 let m = S::LANES.min(width - i);
-                // SAFETY: `i + m <= width`, and the buffer holds whole registers.
+                // SAFETY: `values` and the head have `width` values, and `i + m <= width`; `m <= LANES`.
                 unsafe { s.store_bf16(narrow.add(i), s.load_first(values.as_ptr().add(i), m), m) };
             }
         }
     }
 }
 
-/// Layer normalisation of one row in place: `(x - mean) / √(variance + epsilon) * scale + shift`, and the same
-/// rounded to bf16 where asked. The variance is taken about the mean, so large means cost no digits.
+/// Layer normalization of one row in place: `(x - mean) / √(variance + epsilon) * scale + shift`. If requested, `narrow`
+/// gets the same values rounded to bf16. The variance is computed from differences to the mean, so a large mean costs no
+/// precision.
 ///
 /// # Panics
-/// When lengths differ.
+///
+/// If lengths differ.
 #[inline(always)]
 pub(crate) fn norm<S: Simd>(
     s: S,
@@ -257,18 +291,18 @@ pub(crate) fn norm<S: Simd>(
     let chunks = || (0..n).step_by(S::LANES).map(|i| (i, S::LANES.min(n - i)));
     let mut sum = s.splat(0.0);
     for (i, m) in chunks() {
-        // SAFETY: `i + m <= n`, here and below.
+        // SAFETY: `x` has `n` values, and `i + m <= n`; `m <= LANES`.
         sum = s.add(sum, unsafe { load(s, x.add(i), m) });
     }
     let mean = s.splat(s.sum(sum) / n as f32);
     let mut squares = s.splat(0.0);
     for (i, m) in chunks() {
-        // SAFETY: as above.
+        // SAFETY: `x` has `n` values, and `i + m <= n`; `m <= LANES`.
         let mut centred = s.sub(unsafe { load(s, x.add(i), m) }, mean);
         if m < S::LANES {
-            // Lanes past the end hold -mean: out with them.
+            // Zero the tail lanes, which are -mean.
             let mut kept = [0.0; 16];
-            // SAFETY: 16 values hold a register; the first `m` lanes are stored, the rest stay zero.
+            // SAFETY: `kept` has 16 values, and `m < LANES <= 16`, which `Kernels` asserts at compile time.
             centred = unsafe {
                 s.store_first(kept.as_mut_ptr(), centred, m);
                 s.load(kept.as_ptr())
@@ -278,7 +312,8 @@ pub(crate) fn norm<S: Simd>(
     }
     let inverse = s.splat(1.0 / (s.sum(squares) / n as f32 + epsilon).sqrt());
     for (i, m) in chunks() {
-        // SAFETY: as above; `narrow` has the length of `x`.
+        // SAFETY: `x`, `scale`, `shift` and, unless it is null, `narrow` have `n` values by the assertions above, and
+        // `i + m <= n`; `m <= LANES`.
         unsafe {
             let y = s.mul(s.sub(load(s, x.add(i), m), mean), inverse);
             let y = s.mul_add(y, load(s, scale.add(i), m), load(s, shift.add(i), m));
@@ -290,8 +325,8 @@ pub(crate) fn norm<S: Simd>(
     }
 }
 
-/// What a row of attention has seen so far: the largest score and the sum of `e^(score - largest)`, which is
-/// `2^` of the same with scores in units of `ln 2`.
+/// The state of online softmax for one row of attention: the largest score of the blocks so far, and the sum of
+/// `e^(score - largest)`. It is computed as a power of two, with scores in units of `ln 2`.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Running {
     /// The largest scaled score, times log2(e).
@@ -309,31 +344,32 @@ impl Default for Running {
 /// A tile of scores against a block of keys.
 #[derive(Debug)]
 pub(crate) struct Softmax<'a> {
-    /// Scores, `stride` apart from a row to the next; become probabilities times a factor of their row.
+    /// Scores, which become unnormalized probabilities.
     pub scores: &'a mut [f32],
-    /// The same in bf16, if asked for: then `scores` keep no meaning.
+    /// The output in bf16, if requested; the contents of `scores` are then unspecified.
     pub narrow: Option<&'a mut [u16]>,
     /// Elements from a row to the next, in both.
     pub stride: usize,
     /// Keys of the block.
     pub keys: usize,
-    /// The same with the zeros that follow them in every row.
+    /// Columns that are written: the keys and the zeros after them.
     pub padded: usize,
-    /// Keys that the first row sees (less than none: those of earlier blocks only), and how many more each further
-    /// row does; beyond them are zeros.
+    /// The attention mask: how many keys the first row attends to (not positive if it attends to earlier blocks only),
+    /// and how many more each further row attends to. The probabilities of other keys are zero.
     pub visible: (isize, isize),
-    /// Applied to scores first.
+    /// The factor of the scores.
     pub scale: f32,
-    /// One for each row.
+    /// The state of each row.
     pub running: &'a mut [Running],
-    /// What to multiply each row's sum of earlier blocks with: one for each row.
+    /// The factor by which each row's sum of earlier blocks must be multiplied.
     pub factors: &'a mut [f32],
 }
 
-/// One block of softmax: turns scores into `e^(score * scale - largest)`.
+/// Computes one block of online softmax: `e^(score * scale - largest)` of each score.
 ///
 /// # Panics
-/// When a slice is too short for the rows.
+///
+/// If a slice is too short for the rows.
 #[inline(always)]
 pub(crate) fn softmax<S: Simd>(s: S, block: &mut Softmax<'_>) {
     let rows = block.running.len();
@@ -351,7 +387,8 @@ pub(crate) fn softmax<S: Simd>(s: S, block: &mut Softmax<'_>) {
     for (row, (running, factor)) in block.running.iter_mut().zip(&mut *block.factors).enumerate() {
         let valid = block.visible.0 + row as isize * block.visible.1;
         let valid = block.keys.min(valid.max(0).cast_unsigned());
-        // SAFETY: the row's `n` elements lie inside both slices.
+        // SAFETY: row `row` has `n` elements from `row * stride` on in `scores`, and in `narrow` unless it is null, by the
+        // assertions above. `valid <= keys <= n`. `NARROW` is true if and only if `narrow` is not null.
         *factor = unsafe {
             let (x, scale) = (scores.add(row * block.stride), block.scale);
             if narrow.is_null() {
@@ -363,8 +400,13 @@ pub(crate) fn softmax<S: Simd>(s: S, block: &mut Softmax<'_>) {
     }
 }
 
+/// [`softmax`] of one row.
+///
 /// # Safety
-/// `valid <= n` elements of `x` can be read; `n` elements of `narrow`, or without `NARROW` of `x`, be written.
+///
+/// - `valid <= n`.
+/// - `x` is aligned and points to `n` readable and writable values.
+/// - If `NARROW`, `narrow` is aligned and points to `n` writable values.
 #[inline(always)]
 unsafe fn softmax_row<S: Simd, const NARROW: bool>(
     s: S,
@@ -376,15 +418,14 @@ unsafe fn softmax_row<S: Simd, const NARROW: bool>(
     narrow: *mut u16,
 ) -> f32 {
     let (whole, rest) = (valid - valid % S::LANES, valid % S::LANES);
-    // SAFETY (of all blocks below): `whole + rest == valid <= n`.
     let nothing = s.splat(f32::NEG_INFINITY);
     let mut most = nothing;
     for i in (0..whole).step_by(S::LANES) {
-        // SAFETY: see above.
+        // SAFETY: `x` has `n` values, and `i + LANES <= whole <= valid <= n`.
         most = s.max(most, unsafe { s.load(x.add(i)) });
     }
     if rest > 0 {
-        // SAFETY: see above.
+        // SAFETY: `x` has `n` values, and `whole + rest = valid <= n`; `rest < LANES`.
         most = s.max(most, s.first(unsafe { s.load_first(x.add(whole), rest) }, rest, nothing));
     }
     let before = running.largest;
@@ -394,7 +435,7 @@ unsafe fn softmax_row<S: Simd, const NARROW: bool>(
     let (scale, minus, least) = (s.splat(scale), s.splat(-running.largest), s.splat(-126.0));
     let mut sum = s.splat(0.0);
     for i in (0..whole).step_by(S::LANES) {
-        // SAFETY: see above.
+        // SAFETY: `x` and, if `NARROW`, `narrow` have `n` values, and `i + LANES <= whole <= valid <= n`.
         unsafe {
             let power = s.max(least, s.mul_add(s.load(x.add(i)), scale, minus));
             let p = exp2::<S, NARROW>(s, power);
@@ -403,7 +444,7 @@ unsafe fn softmax_row<S: Simd, const NARROW: bool>(
         }
     }
     if rest > 0 {
-        // SAFETY: see above.
+        // SAFETY: `x` and, if `NARROW`, `narrow` have `n` values, and `whole + rest = valid <= n`; `rest < LANES`.
         unsafe {
             let power = s.max(least, s.mul_add(s.load_first(x.add(whole), rest), scale, minus));
             let p = s.first(exp2::<S, NARROW>(s, power), rest, s.splat(0.0));
@@ -415,7 +456,8 @@ unsafe fn softmax_row<S: Simd, const NARROW: bool>(
             }
         }
     }
-    // SAFETY: `valid <= n`; zero is all bits zero in both formats.
+    // SAFETY: `x` and, if `NARROW`, `narrow` have `n` writable values, and `valid <= n`. All bits zero is 0.0 in both
+    // formats.
     unsafe {
         if NARROW {
             narrow.add(valid).write_bytes(0, n - valid);

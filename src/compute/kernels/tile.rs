@@ -1,7 +1,7 @@
-//! The matrix tile: the one loop where nearly all time goes.
+//! The matrix tile: the innermost loop of GEMM, which takes nearly all the time.
 //!
-//! Operands come in units of four bytes: one f32, or a pair of neighbouring bf16 along the sum. The left operand
-//! is plain rows; the right one is a *panel*, `k` rows of two registers, made once per weight by `pack`.
+//! Operands consist of units of four bytes: one f32, or two bf16 that are adjacent along the sum. The left operand has
+//! plain rows. The right operand is a *panel*: `k` rows of two registers, which `pack` makes once per weight.
 
 use crate::compute::simd::Simd;
 
@@ -31,7 +31,7 @@ impl Unit for Pair {
     }
 }
 
-/// What a tile multiplies. Strides are in bytes for `a` and in elements for `c`.
+/// The operands and the result of a tile. Strides are in bytes for `a` and in elements for `c`.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Tile {
     /// Left operand: `rows` rows of `k` units.
@@ -50,14 +50,14 @@ pub(crate) struct Tile {
     pub rows: usize,
     /// Whether to add to what `c` holds.
     pub accumulate: bool,
-    /// What is multiplied next.
+    /// Memory to prefetch for the next tile.
     pub ahead: Option<Ahead>,
 }
 
-/// Memory that is brought nearer while a tile is multiplied: `step` bytes from `from` on for each of its units.
+/// Memory to prefetch while a tile is multiplied: `step` bytes from `from` on for each unit of `k`.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Ahead {
-    /// Any address: nothing is read.
+    /// Any address: a prefetch does not fault.
     pub from: *const u8,
     /// Bytes, at most those of a panel's row.
     pub step: usize,
@@ -66,17 +66,23 @@ pub(crate) struct Ahead {
 /// Bytes of a cache line.
 const LINE: usize = 64;
 
-/// `c = a · panel` or `c += a · panel`. An element's sum runs over `k` in order, whatever the number of rows: a
-/// row's result does not depend on the rows beside it.
+/// `c = a · panel` or `c += a · panel`. The sum of an element runs over `k` in order for any number of rows, so the
+/// result of a row does not depend on other rows.
 ///
 /// # Safety
-/// All that [`Tile`] names can be read, and `c` written.
+///
+/// - `t.rows <= S::ROWS`.
+/// - `t.a` points to `t.rows` rows of `t.k` readable units, `t.a_stride` bytes apart; it needs no alignment.
+/// - `t.panel` is aligned and points to `t.k` readable rows of two registers.
+/// - `t.c` is aligned and points to `t.rows` writable rows of two registers, `t.c_stride` values apart; they are
+///   initialized if `t.accumulate`.
 #[inline(always)]
 pub(crate) unsafe fn tile<S: Simd, U: Unit>(s: S, t: &Tile) {
     macro_rules! heights {
         ($($rows:literal)*) => {
             match t.rows {
-                // SAFETY: the caller's. The condition is constant: heights beyond ROWS are not compiled.
+                // SAFETY: `t.rows` is the constant, and the preconditions of `rows` are those of this function. The
+                // guard is constant, so heights above `ROWS` are not compiled.
                 $($rows if S::ROWS >= $rows => unsafe {
                     if t.ahead.is_some() {
                         rows::<S, U, $rows, true>(s, t);
@@ -91,14 +97,18 @@ pub(crate) unsafe fn tile<S: Simd, U: Unit>(s: S, t: &Tile) {
     heights!(1 2 3 4 5 6 7 8 9 10 11 12 13 14);
 }
 
+/// [`tile`] for a constant number of rows.
+///
 /// # Safety
-/// As for [`tile`], with `t.rows == ROWS`.
+///
+/// - All preconditions of [`tile`].
+/// - `t.rows == ROWS`.
 #[inline(always)]
 unsafe fn rows<S: Simd, U: Unit, const ROWS: usize, const AHEAD: bool>(s: S, t: &Tile) {
     let mut acc = [[s.splat(0.0); 2]; ROWS];
     if t.accumulate {
         for (i, acc) in acc.iter_mut().enumerate() {
-            // SAFETY: row `i` of `c` holds two registers.
+            // SAFETY: `i < ROWS`, and row `i` of `c` has two initialized registers.
             unsafe {
                 let c = t.c.add(i * t.c_stride);
                 *acc = [s.load(c), s.load(c.add(S::LANES))];
@@ -109,7 +119,8 @@ unsafe fn rows<S: Simd, U: Unit, const ROWS: usize, const AHEAD: bool>(s: S, t: 
     let mut a = t.a;
     let (mut ahead, step) = t.ahead.map_or((std::ptr::null(), 0), |ahead| (ahead.from, ahead.step));
     for _ in 0..t.k {
-        // SAFETY: `panel` and `a` walk over the `k` units of their rows.
+        // SAFETY: iteration `n < k` reads row `n` of the panel, two registers, and unit `n` of each of the `ROWS` rows of
+        // `a`; both pointers advance by one row or unit, and end at most one past the operands.
         unsafe {
             let b = [s.load(panel), s.load(panel.add(S::LANES))];
             if AHEAD {
@@ -128,7 +139,7 @@ unsafe fn rows<S: Simd, U: Unit, const ROWS: usize, const AHEAD: bool>(s: S, t: 
         }
     }
     for (i, acc) in acc.iter().enumerate() {
-        // SAFETY: row `i` of `c` holds two registers.
+        // SAFETY: `i < ROWS`, and row `i` of `c` has two writable registers.
         unsafe {
             let c = t.c.add(i * t.c_stride);
             s.store(c, acc[0]);

@@ -89,7 +89,7 @@ impl Activations {
                 x: x.row(row),
                 format: x.format,
                 length: x.columns,
-                codes,
+                quants: codes,
                 scales,
                 sums,
                 offsets,

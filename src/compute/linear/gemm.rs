@@ -111,7 +111,7 @@ impl Linear {
 impl Work<'_> {
     /// One task: some rows times some of the layer's panels.
     fn block(&self, rows: Range<usize>, panels: Range<usize>) {
-        let _held = self.machine.kernels.hold();
+        let _tiles = self.machine.kernels.keep_tiles();
         let mut before = 0;
         for part in self.layer.leading() {
             let count = part.panels(self.machine.kernels);

@@ -1,8 +1,8 @@
-//! A register of f32 lanes: what kernels are written over, once for all instruction sets.
+//! A vector register of f32 lanes. Kernels are generic over it and are written once for all instruction sets.
 //!
-//! A value of a [`Simd`] type is a permit: it exists only where the CPU was found to have the instructions (see
-//! `Kernels::of`), so arithmetic is safe. Everything is `inline(always)`, so that it compiles inside the
-//! `target_feature` function that the dispatch table holds.
+//! A value of a [`Simd`] type proves that the CPU has the instructions: `Kernels::of` detects them before a kernel
+//! creates one. So arithmetic is safe. Every method is `inline(always)`, so that it compiles inside the
+//! `target_feature` function of the dispatch table.
 
 #[cfg(target_arch = "aarch64")]
 pub(crate) mod neon;
@@ -11,7 +11,9 @@ pub(crate) mod x86;
 
 use half::bf16;
 
-/// Registers of f32 and what kernels need of them.
+/// The operations that kernels need of a register of f32.
+///
+/// Pointers of type `f32` and `u16` are aligned for their type.
 pub(crate) trait Simd: Copy {
     /// A register.
     type V: Copy;
@@ -20,53 +22,79 @@ pub(crate) trait Simd: Copy {
     /// Rows of a matrix tile, which is two registers wide: as tall as the register file allows.
     const ROWS: usize;
 
-    /// The permit.
+    /// Creates the proof that the CPU has the instructions.
     ///
     /// # Safety
-    /// The CPU has the instructions.
+    ///
+    /// - The CPU has the instructions of this set.
     unsafe fn permit() -> Self;
 
-    /// All lanes `x`.
+    /// Sets all lanes to `x`.
     fn splat(self, x: f32) -> Self::V;
+
+    /// Loads `LANES` values.
+    ///
     /// # Safety
-    /// `LANES` values can be read.
+    ///
+    /// - `from` is aligned and points to `LANES` readable values.
     unsafe fn load(self, from: *const f32) -> Self::V;
+
+    /// Stores all lanes.
+    ///
     /// # Safety
-    /// `LANES` values can be written.
+    ///
+    /// - `to` is aligned and points to `LANES` writable values.
     unsafe fn store(self, to: *mut f32, x: Self::V);
-    /// The first `n` values, zero in the other lanes.
+
+    /// Loads the first `n` values and zeroes the other lanes.
+    ///
     /// # Safety
-    /// `n <= LANES` values can be read.
+    ///
+    /// - `n <= LANES`.
+    /// - `from` is aligned and points to `n` readable values.
     unsafe fn load_first(self, from: *const f32, n: usize) -> Self::V;
+
+    /// Stores the first `n` lanes.
+    ///
     /// # Safety
-    /// `n <= LANES` values can be written.
+    ///
+    /// - `n <= LANES`.
+    /// - `to` is aligned and points to `n` writable values.
     unsafe fn store_first(self, to: *mut f32, x: Self::V, n: usize);
-    /// The first `n` lanes rounded to bf16 (ties to even, NaN stays NaN).
+
+    /// Stores the first `n` lanes, rounded to bf16 (ties to even, NaN stays NaN).
+    ///
     /// # Safety
-    /// `n <= LANES` values can be written.
+    ///
+    /// - `n <= LANES`.
+    /// - `to` is aligned and points to `n` writable values.
     unsafe fn store_bf16(self, to: *mut u16, x: Self::V, n: usize);
 
-    /// `LANES` bf16.
+    /// Loads `LANES` bf16 values.
+    ///
     /// # Safety
-    /// They can be read.
+    ///
+    /// - `from` is aligned and points to `LANES` readable values.
     unsafe fn load_bf16(self, from: *const u16) -> Self::V;
 
-    /// Whole numbers from -128 to 127, a byte each.
+    /// Stores whole numbers from -128 to 127, one byte each.
+    ///
     /// # Safety
-    /// `LANES` bytes can be written.
+    ///
+    /// - `to` points to `LANES` writable bytes.
     unsafe fn store_bytes(self, to: *mut i8, x: Self::V);
 
-    /// The first `n` lanes of `x`, the others from `rest`.
+    /// Takes the first `n` lanes of `x` and the other lanes of `rest`.
     fn first(self, x: Self::V, n: usize, rest: Self::V) -> Self::V;
     fn add(self, a: Self::V, b: Self::V) -> Self::V;
     fn sub(self, a: Self::V, b: Self::V) -> Self::V;
     fn mul(self, a: Self::V, b: Self::V) -> Self::V;
     fn div(self, a: Self::V, b: Self::V) -> Self::V;
-    /// The larger; NaN where `b` is.
+    /// The larger value per lane; NaN where `b` is NaN.
     fn max(self, a: Self::V, b: Self::V) -> Self::V;
-    /// The smaller; NaN where `b` is.
+    /// The smaller value per lane; NaN where `b` is NaN.
     fn min(self, a: Self::V, b: Self::V) -> Self::V;
-    /// `a * b + c`, in one rounding where the CPU has it.
+    /// `a * b + c`, with one rounding where the CPU has a fused multiply-add.
     fn mul_add(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
     /// The nearest integer.
     fn round(self, x: Self::V) -> Self::V;
@@ -79,16 +107,20 @@ pub(crate) trait Simd: Copy {
     /// `acc + a.0 * b.0 + a.1 * b.1` per lane, where a lane of `a` and `b` holds two bf16.
     fn dot2(self, acc: Self::V, a: Self::V, b: Self::V) -> Self::V;
 
-    /// `rows <= LANES` rows of `LANES` four-byte units, `stride` bytes apart, become columns: unit `u` of row `r` goes
-    /// to `to[u * width + r]`. Missing rows become zeros.
+    /// Transposes `rows` rows of `LANES` four-byte units, `stride` bytes apart: unit `u` of row `r` goes to
+    /// `to[u * width + r]`. Missing rows become zeros.
     ///
     /// # Safety
-    /// The rows can be read, and `LANES` values at each `to + u * width` written; no alignment is asked.
+    ///
+    /// - `rows <= LANES`.
+    /// - `from` points to `rows` rows of `LANES` readable units; it needs no alignment.
+    /// - `to` is aligned, and `LANES` values are writable at `to + u * width` for each `u < LANES`.
     #[inline(always)]
     unsafe fn transpose(self, from: *const u8, stride: usize, rows: usize, to: *mut f32, width: usize) {
         for unit in 0..Self::LANES {
             for row in 0..Self::LANES {
-                // SAFETY: the caller's.
+                // SAFETY: `row < rows` and `unit < LANES`, so the unit lies in `from`; `row < LANES`, so the value
+                // lies among the `LANES` writable ones at `to + unit * width`.
                 unsafe {
                     let x = if row < rows {
                         from.add(row * stride + unit * 4).cast::<f32>().read_unaligned()
@@ -101,27 +133,30 @@ pub(crate) trait Simd: Copy {
         }
     }
 
-    /// Brings the cache line at `from` into the second-level cache, where the CPU can be told so; no address faults.
+    /// Prefetches the cache line at `from` into the second-level cache, if the CPU has an instruction for it. No
+    /// address faults.
     #[inline(always)]
     fn prefetch(self, _from: *const f32) {}
 
-    /// All lanes the four bytes at `from`, whatever they hold.
+    /// Sets all lanes to the four bytes at `from`, of any value.
+    ///
     /// # Safety
-    /// Four bytes can be read; no alignment is asked.
+    ///
+    /// - `from` points to four readable bytes; it needs no alignment.
     #[inline(always)]
     unsafe fn splat_bytes(self, from: *const u8) -> Self::V {
-        // SAFETY: the caller's.
+        // SAFETY: `from` points to four readable bytes, and the read is unaligned.
         self.splat(unsafe { from.cast::<f32>().read_unaligned() })
     }
 }
 
-/// Safe methods that are one expression of intrinsics.
+/// Defines safe methods that are one expression of intrinsics.
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 macro_rules! intrinsics {
-    ($($name:ident($($argument:ident: $kind:ty),*) -> $result:ty = $body:expr;)*) => {$(
+    ($($name:ident($($argument:ident: $type:ty),*) -> $result:ty = $body:expr;)*) => {$(
         #[inline(always)]
-        fn $name(self, $($argument: $kind),*) -> $result {
-            // SAFETY: a permit exists only on CPUs with these instructions, and no memory is touched.
+        fn $name(self, $($argument: $type),*) -> $result {
+            // SAFETY: `self` exists only on CPUs with these instructions, and they access no memory.
             unsafe { $body }
         }
     )*};
@@ -130,7 +165,7 @@ macro_rules! intrinsics {
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 pub(crate) use intrinsics;
 
-/// Four lanes in an array: plain Rust for every CPU, as fast as the compiler makes it.
+/// Four lanes in an array: plain Rust for every CPU. The compiler vectorizes it for the baseline of the target.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Plain;
 
@@ -149,42 +184,42 @@ impl Simd for Plain {
     }
     #[inline(always)]
     unsafe fn load(self, from: *const f32) -> Self::V {
-        // SAFETY: the caller's.
+        // SAFETY: `from` points to `LANES` = 4 readable values.
         unsafe { from.cast::<Self::V>().read_unaligned() }
     }
     #[inline(always)]
     unsafe fn store(self, to: *mut f32, x: Self::V) {
-        // SAFETY: the caller's.
+        // SAFETY: `to` points to `LANES` = 4 writable values.
         unsafe { to.cast::<Self::V>().write_unaligned(x) }
     }
     #[inline(always)]
     unsafe fn load_first(self, from: *const f32, n: usize) -> Self::V {
-        // SAFETY: only the first `n` are read.
+        // SAFETY: `from` is aligned and points to `n` readable values; `i < n`.
         std::array::from_fn(|i| if i < n { unsafe { *from.add(i) } } else { 0.0 })
     }
     #[inline(always)]
     unsafe fn store_first(self, to: *mut f32, x: Self::V, n: usize) {
         for (i, x) in x.into_iter().enumerate().take(n) {
-            // SAFETY: only the first `n` are written.
+            // SAFETY: `to` is aligned and points to `n` writable values; `i < n`.
             unsafe { *to.add(i) = x }
         }
     }
     #[inline(always)]
     unsafe fn store_bf16(self, to: *mut u16, x: Self::V, n: usize) {
         for (i, x) in x.into_iter().enumerate().take(n) {
-            // SAFETY: only the first `n` are written.
+            // SAFETY: `to` is aligned and points to `n` writable values; `i < n`.
             unsafe { *to.add(i) = bf16::from_f32(x).to_bits() }
         }
     }
     #[inline(always)]
     unsafe fn load_bf16(self, from: *const u16) -> Self::V {
-        // SAFETY: the caller's.
+        // SAFETY: `from` points to `LANES` = 4 readable values.
         let narrow = unsafe { from.cast::<[u16; 4]>().read_unaligned() };
         narrow.map(|x| f32::from_bits(u32::from(x) << 16))
     }
     #[inline(always)]
     unsafe fn store_bytes(self, to: *mut i8, x: Self::V) {
-        // SAFETY: the caller's.
+        // SAFETY: `to` points to `LANES` = 4 writable bytes.
         unsafe { to.cast::<[i8; 4]>().write_unaligned(x.map(|x| x as i8)) }
     }
     #[inline(always)]
@@ -217,18 +252,18 @@ impl Simd for Plain {
     }
     #[inline(always)]
     fn mul_add(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V {
-        // Without an instruction for it, a fused multiply-add would be a library call.
+        // On a CPU without the instruction, `f32::mul_add` is a slow library call.
         std::array::from_fn(|i| a[i] * b[i] + c[i])
     }
     #[inline(always)]
     fn round(self, x: Self::V) -> Self::V {
-        // Adding 1.5 * 2^23 leaves no bits for a fraction: exact for |x| < 2^22, and vectorised everywhere.
+        // Adding 1.5 * 2^23 leaves no bits for a fraction. It is exact for |x| < 2^22, and every target vectorizes it.
         const SHIFT: f32 = 12_582_912.0;
         std::array::from_fn(|i| (x[i] + SHIFT) - SHIFT)
     }
     #[inline(always)]
     fn scale(self, x: Self::V, n: Self::V) -> Self::V {
-        // `as` would saturate, at the price of compares; a NaN gives some power of two, and NaN * it is NaN.
+        // The exponent of a NaN is some power of two, and NaN times it is NaN.
         std::array::from_fn(|i| x[i] * f32::from_bits(((n[i] as i32).wrapping_add(127) as u32) << 23))
     }
     #[inline(always)]

@@ -1,11 +1,11 @@
-//! NEON registers, which every aarch64 CPU has. Tested under emulation (`cargo test --target aarch64-unknown-linux-gnu`
+//! NEON registers, which every aarch64 CPU has. They are tested under emulation (`cargo test --target aarch64-unknown-linux-gnu`
 //! with `qemu-aarch64` as the runner), not timed on hardware.
 
 use std::arch::aarch64::*;
 
 use super::{Simd, intrinsics};
 
-/// Permit to run NEON instructions.
+/// Proof that the CPU has NEON.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Neon(());
 
@@ -48,18 +48,18 @@ impl Simd for Neon {
 
     #[inline(always)]
     unsafe fn load(self, from: *const f32) -> float32x4_t {
-        // SAFETY: the caller's.
+        // SAFETY: `self` proves the instructions; `from` points to `LANES` = 4 readable values.
         unsafe { vld1q_f32(from) }
     }
     #[inline(always)]
     unsafe fn store(self, to: *mut f32, x: float32x4_t) {
-        // SAFETY: the caller's.
+        // SAFETY: `self` proves the instructions; `to` points to `LANES` = 4 writable values.
         unsafe { vst1q_f32(to, x) }
     }
     #[inline(always)]
     unsafe fn load_first(self, from: *const f32, n: usize) -> float32x4_t {
         let mut values = [0.0; 4];
-        // SAFETY: the caller's; `n <= 4`.
+        // SAFETY: `self` proves the instructions; `from` points to `n` readable values, and `values` has `4 >= n`.
         unsafe {
             from.copy_to_nonoverlapping(values.as_mut_ptr(), n);
             vld1q_f32(values.as_ptr())
@@ -68,7 +68,7 @@ impl Simd for Neon {
     #[inline(always)]
     unsafe fn store_first(self, to: *mut f32, x: float32x4_t, n: usize) {
         let mut values = [0.0; 4];
-        // SAFETY: the caller's; `n <= 4`.
+        // SAFETY: `self` proves the instructions; `to` points to `n` writable values, and `values` has `4 >= n`.
         unsafe {
             vst1q_f32(values.as_mut_ptr(), x);
             to.copy_from_nonoverlapping(values.as_ptr(), n);
@@ -76,12 +76,13 @@ impl Simd for Neon {
     }
     #[inline(always)]
     unsafe fn load_bf16(self, from: *const u16) -> float32x4_t {
-        // SAFETY: the permit, and the caller's.
+        // SAFETY: `self` proves the instructions; `from` points to `LANES` = 4 readable values.
         unsafe { vreinterpretq_f32_u32(vshll_n_u16::<16>(vld1_u16(from))) }
     }
     #[inline(always)]
     unsafe fn store_bytes(self, to: *mut i8, x: float32x4_t) {
-        // SAFETY: the permit; the first four of eight bytes are written.
+        // SAFETY: `self` proves the instructions; `to` points to `LANES` = 4 writable bytes, and the first four of the
+        // eight bytes in `bytes` are written.
         unsafe {
             let halves = vmovn_s32(vcvtnq_s32_f32(x));
             let bytes = vmovn_s16(vcombine_s16(halves, halves));
@@ -91,7 +92,7 @@ impl Simd for Neon {
     #[inline(always)]
     unsafe fn store_bf16(self, to: *mut u16, x: float32x4_t, n: usize) {
         let mut values = [0; 4];
-        // SAFETY: the caller's; `n <= 4`.
+        // SAFETY: `self` proves the instructions; `to` points to `n` writable values, and `values` has `4 >= n`.
         unsafe {
             let bits = vreinterpretq_u32_f32(x);
             let odd = vandq_u32(vshrq_n_u32::<16>(bits), vdupq_n_u32(1));

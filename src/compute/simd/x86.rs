@@ -4,16 +4,16 @@ use std::arch::x86_64::*;
 
 use super::{Simd, intrinsics};
 
-/// Permit to run AVX2 and FMA instructions.
+/// Proof that the CPU has AVX2 and FMA.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Avx2(());
 
-/// Permit to run AVX-512 (F, BW, DQ, VL) instructions; with `BF16`, its bf16 ones too.
+/// Proof that the CPU has AVX-512 F, BW, DQ and VL; with `BF16`, AVX-512 BF16 as well.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Avx512<const BF16: bool>(());
 
 /// Rounds to bf16 (ties to even) in the upper half of each lane, for CPUs without the instruction. A NaN whose
-/// payload would overflow into the sign is made quiet and kept.
+/// payload would overflow into the sign becomes a quiet NaN.
 macro_rules! round_bf16 {
     ($bits:expr, $shift:ident, $and:ident, $add:ident, $set:ident) => {{
         let odd = $and($shift::<16>($bits), $set(1));
@@ -67,32 +67,35 @@ impl Simd for Avx2 {
 
     #[inline(always)]
     fn prefetch(self, from: *const f32) {
-        // SAFETY: a prefetch reads nothing that can be seen, and never faults.
+        // SAFETY: `self` proves the instruction; a prefetch has no visible effect and never faults.
         unsafe { _mm_prefetch::<_MM_HINT_T1>(from.cast()) }
     }
     #[inline(always)]
     unsafe fn load(self, from: *const f32) -> __m256 {
-        // SAFETY: the caller's.
+        // SAFETY: `self` proves the instructions; `from` points to `LANES` = 8 readable values.
         unsafe { _mm256_loadu_ps(from) }
     }
     #[inline(always)]
     unsafe fn store(self, to: *mut f32, x: __m256) {
-        // SAFETY: the caller's.
+        // SAFETY: `self` proves the instructions; `to` points to `LANES` = 8 writable values.
         unsafe { _mm256_storeu_ps(to, x) }
     }
     #[inline(always)]
     unsafe fn load_first(self, from: *const f32, n: usize) -> __m256 {
-        // SAFETY: the mask covers the first `n` lanes; others are neither read nor can they fault.
+        // SAFETY: `self` proves the instructions; the mask selects the first `n` lanes, which `from` points to. Masked
+        // lanes are not read and do not fault.
         unsafe { _mm256_maskload_ps(from, first_of_8(n)) }
     }
     #[inline(always)]
     unsafe fn store_first(self, to: *mut f32, x: __m256, n: usize) {
-        // SAFETY: as in `load_first`.
+        // SAFETY: `self` proves the instructions; the mask selects the first `n` lanes, which `to` points to. Masked
+        // lanes are not written and do not fault.
         unsafe { _mm256_maskstore_ps(to, first_of_8(n), x) }
     }
     #[inline(always)]
     unsafe fn store_bf16(self, to: *mut u16, x: __m256, n: usize) {
-        // SAFETY: the permit; `n` values are written.
+        // SAFETY: `self` proves the instructions; `to` points to `n` writable values. Eight are stored at once only
+        // if `n` is 8; otherwise `n <= 8` are copied from `values`, which has eight.
         unsafe {
             let bits = _mm256_castps_si256(x);
             let rounded =
@@ -114,7 +117,7 @@ impl Simd for Avx2 {
     }
     #[inline(always)]
     unsafe fn load_bf16(self, from: *const u16) -> __m256 {
-        // SAFETY: the permit, and the caller's.
+        // SAFETY: `self` proves the instructions; `from` points to `LANES` = 8 readable values.
         unsafe {
             let wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.cast()));
             _mm256_castsi256_ps(_mm256_slli_epi32::<16>(wide))
@@ -122,7 +125,8 @@ impl Simd for Avx2 {
     }
     #[inline(always)]
     unsafe fn store_bytes(self, to: *mut i8, x: __m256) {
-        // SAFETY: the permit; eight bytes are written, four from each half of the register.
+        // SAFETY: `self` proves the instructions; `to` points to `LANES` = 8 writable bytes. Four come from each half of
+        // the register.
         unsafe {
             let x = _mm256_cvtps_epi32(x);
             let x = _mm256_packs_epi32(x, x);
@@ -133,13 +137,14 @@ impl Simd for Avx2 {
     }
 }
 
-/// All bits set in the first `n` lanes.
+/// Sets all bits of the first `n` lanes.
 ///
 /// # Safety
-/// The CPU has AVX2.
+///
+/// - The CPU has AVX2.
 #[inline(always)]
 unsafe fn first_of_8(n: usize) -> __m256i {
-    // SAFETY: the caller's.
+    // SAFETY: the CPU has AVX2, and the instructions access no memory.
     unsafe { _mm256_cmpgt_epi32(_mm256_set1_epi32(n as i32), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7)) }
 }
 
@@ -169,7 +174,7 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
         largest(x: __m512) -> f32 = _mm512_reduce_max_ps(x);
         dot2(acc: __m512, a: __m512, b: __m512) -> __m512 = {
             if BF16 {
-                // SAFETY: registers of equal size, any bits are valid.
+                // SAFETY: both types have 64 bytes, and every bit pattern is valid.
                 let bits = |x| std::mem::transmute::<__m512, __m512bh>(x);
                 _mm512_dpbf16_ps(acc, bits(a), bits(b))
             } else {
@@ -183,32 +188,35 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
 
     #[inline(always)]
     fn prefetch(self, from: *const f32) {
-        // SAFETY: a prefetch reads nothing that can be seen, and never faults.
+        // SAFETY: `self` proves the instruction; a prefetch has no visible effect and never faults.
         unsafe { _mm_prefetch::<_MM_HINT_T1>(from.cast()) }
     }
     #[inline(always)]
     unsafe fn load(self, from: *const f32) -> __m512 {
-        // SAFETY: the caller's.
+        // SAFETY: `self` proves the instructions; `from` points to `LANES` = 16 readable values.
         unsafe { _mm512_loadu_ps(from) }
     }
     #[inline(always)]
     unsafe fn store(self, to: *mut f32, x: __m512) {
-        // SAFETY: the caller's.
+        // SAFETY: `self` proves the instructions; `to` points to `LANES` = 16 writable values.
         unsafe { _mm512_storeu_ps(to, x) }
     }
     #[inline(always)]
     unsafe fn load_first(self, from: *const f32, n: usize) -> __m512 {
-        // SAFETY: masked lanes are neither read nor can they fault.
+        // SAFETY: `self` proves the instructions; the mask selects the first `n` lanes, which `from` points to. Masked
+        // lanes are not read and do not fault.
         unsafe { _mm512_maskz_loadu_ps(first_of_16(n), from) }
     }
     #[inline(always)]
     unsafe fn store_first(self, to: *mut f32, x: __m512, n: usize) {
-        // SAFETY: as in `load_first`.
+        // SAFETY: `self` proves the instructions; the mask selects the first `n` lanes, which `to` points to. Masked
+        // lanes are not written and do not fault.
         unsafe { _mm512_mask_storeu_ps(to, first_of_16(n), x) }
     }
     #[inline(always)]
     unsafe fn store_bf16(self, to: *mut u16, x: __m512, n: usize) {
-        // SAFETY: the permit; masked lanes are not written.
+        // SAFETY: `self` proves the instructions; `to` points to `n` writable values. Sixteen are stored at once only
+        // if `n` is 16; otherwise the mask selects the first `n`, and masked lanes are not written.
         unsafe {
             let packed = if BF16 {
                 std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(x))
@@ -234,7 +242,7 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
     }
     #[inline(always)]
     unsafe fn load_bf16(self, from: *const u16) -> __m512 {
-        // SAFETY: the permit, and the caller's.
+        // SAFETY: `self` proves the instructions; `from` points to `LANES` = 16 readable values.
         unsafe {
             let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.cast()));
             _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide))
@@ -242,14 +250,15 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
     }
     #[inline(always)]
     unsafe fn store_bytes(self, to: *mut i8, x: __m512) {
-        // SAFETY: the permit; sixteen bytes are written.
+        // SAFETY: `self` proves the instructions; `to` points to `LANES` = 16 writable bytes.
         unsafe { _mm_storeu_si128(to.cast(), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(x))) }
     }
 
-    /// Pairs of rows, then fours, are interleaved within quarters of a register; then the quarters change places.
+    /// Interleaves pairs of rows, then groups of four, within quarters of a register; then permutes the quarters.
     #[inline(always)]
     unsafe fn transpose(self, from: *const u8, stride: usize, rows: usize, to: *mut f32, width: usize) {
-        // SAFETY: the permit; rows beyond `rows` are not read.
+        // SAFETY: `self` proves the instructions. Only the first `rows` rows are read, and each has 16 units. Sixteen
+        // values are written at `to + u * width` for each `u < 16`.
         unsafe {
             let mut x = [_mm512_setzero_ps(); 16];
             for (row, x) in x.iter_mut().enumerate().take(rows) {

@@ -1,6 +1,6 @@
-//! AMX in software, for tests on CPUs without it. Such a CPU traps at each of these instructions; a handler of the
-//! signal carries it out as Intel's Software Developer's Manual says, and goes on behind it. So the very code runs
-//! that runs on AMX, and what a CPU would refuse ends the test.
+//! An emulator of AMX, for tests on CPUs without it. Such a CPU raises SIGILL at each AMX instruction. The signal handler
+//! executes the instruction as Intel's Software Developer's Manual specifies, and resumes after it. So tests run the same
+//! machine code as a CPU with AMX, and an instruction that a CPU would refuse ends the test.
 
 use std::cell::RefCell;
 use std::sync::OnceLock;
@@ -14,13 +14,13 @@ struct Register {
     units: [[u32; 16]; 16],
 }
 
-/// What AMX adds to the state of a thread.
+/// The state that AMX adds to a thread.
 struct Tiles {
     configured: bool,
     registers: [Register; 8],
 }
 
-/// An instruction with the addresses that it means.
+/// A decoded instruction with its effective addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Instruction {
     /// LDTILECFG
@@ -41,18 +41,19 @@ thread_local! {
     static TILES: RefCell<Tiles> = const { RefCell::new(Tiles::INITIAL) };
 }
 
-/// Who was asked about illegal instructions before.
+/// The handler of SIGILL before the emulator was installed.
 static PREVIOUS: OnceLock<libc::sigaction> = OnceLock::new();
 
-/// Emulates AMX from now on.
+/// Installs the emulator.
 pub(crate) fn install() -> bool {
-    // SAFETY: all zeros are a valid sigaction; both are this function's own, and the handler does what one may.
+    // SAFETY: all zeros are a valid `sigaction`; `previous` is writable, and a null action changes nothing.
     PREVIOUS.get_or_init(|| unsafe {
         let mut previous: libc::sigaction = std::mem::zeroed();
         assert_eq!(libc::sigaction(libc::SIGILL, std::ptr::null(), &raw mut previous), 0);
         previous
     });
-    // SAFETY: as above.
+    // SAFETY: all zeros are a valid `sigaction`; `action` is initialized, and its handler has the signature that
+    // SA_SIGINFO requires.
     unsafe {
         let mut action: libc::sigaction = std::mem::zeroed();
         action.sa_sigaction = on_illegal_instruction as *const () as usize;
@@ -67,7 +68,7 @@ pub(super) fn configured() -> bool {
     TILES.with_borrow(|tiles| tiles.configured)
 }
 
-/// Where the kernel keeps the general registers, in the order that instructions number them.
+/// Indices of the general registers in a signal context, in the order in which instructions number them.
 const REGISTERS: [libc::c_int; 16] = [
     libc::REG_RAX,
     libc::REG_RCX,
@@ -92,16 +93,17 @@ extern "C" fn on_illegal_instruction(
     info: *mut libc::siginfo_t,
     context: *mut libc::c_void,
 ) {
-    // SAFETY: the kernel passes a context, and the code at its instruction pointer was being executed.
+    // SAFETY: the kernel passes a valid `ucontext_t`, which this handler alone accesses. The instruction pointer points to
+    // code that the CPU was executing. The addresses of an instruction are those that the CPU would have accessed.
     unsafe {
         let saved = &mut (*context.cast::<libc::ucontext_t>()).uc_mcontext.gregs;
         let registers = REGISTERS.map(|register| saved[register as usize].cast_unsigned());
         let start = saved[libc::REG_RIP as usize].cast_unsigned();
         let mut at = start;
-        // A trap is dear: what follows at once is carried out in the same one.
+        // A trap is slow, so AMX instructions that follow directly are executed in the same one.
         while let Some((instruction, length)) = decode(at as *const u8, &registers) {
             if let Err(reason) = TILES.with_borrow_mut(|tiles| tiles.run(instruction)) {
-                // Not a panic: it could not unwind from here, and its text would be lost.
+                // A panic could not unwind from a signal handler, and its text would be lost.
                 let text = format!("AMX: {instruction:?}: {reason}\n");
                 libc::write(libc::STDERR_FILENO, text.as_ptr().cast(), text.len());
                 std::process::abort();
@@ -115,14 +117,15 @@ extern "C" fn on_illegal_instruction(
     }
 }
 
-/// Another illegal instruction: for whoever was asked before.
+/// Passes another illegal instruction to the previous handler.
 ///
 /// # Safety
-/// The arguments are those of a handler.
+///
+/// - The arguments are those that the kernel passed to the handler.
 unsafe fn pass_on(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
     let Some(previous) = PREVIOUS.get() else { return };
-    // SAFETY: a handler of this form was installed with the flag that says so; otherwise the previous action is back
-    // when the instruction is executed again.
+    // SAFETY: with SA_SIGINFO, `sa_sigaction` is the address of a handler with this signature, and the arguments are those
+    // of the kernel. Otherwise `previous` is a valid action, which handles the instruction when it runs again.
     unsafe {
         if previous.sa_flags & libc::SA_SIGINFO != 0 {
             type Handler = extern "C" fn(libc::c_int, *mut libc::siginfo_t, *mut libc::c_void);
@@ -133,18 +136,20 @@ unsafe fn pass_on(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut
     }
 }
 
-/// The AMX instruction at `code` and its length, if it is one of those here.
+/// Decodes the AMX instruction at `code`, and returns it with its length; `None` for any other instruction.
 ///
 /// # Safety
-/// `code` points to an instruction.
+///
+/// - `code` points to a whole instruction.
 unsafe fn decode(code: *const u8, registers: &[u64; 16]) -> Option<(Instruction, usize)> {
-    // SAFETY: bytes are asked for one after another, as far as those before say that the instruction goes.
+    // SAFETY: `code` points to a whole instruction. A byte is read only if the bytes before it say that the instruction
+    // includes it.
     let byte = |i: usize| unsafe { *code.add(i) };
     // VEX in three bytes, map 0F 38, W = 0, 128 bits.
     if byte(0) != 0xc4 || byte(1) & 0x1f != 2 || byte(2) & 0x84 != 0 {
         return None;
     }
-    // The fourth bits of three register numbers, inverted as all of VEX.
+    // The fourth bits of three register numbers. VEX stores them inverted.
     let [reg_high, index_high, base_high] =
         [0x80, 0x40, 0x20].map(|bit| usize::from(byte(1) & bit == 0) << 3);
     let third = usize::from(!(byte(2) >> 3) & 15);
@@ -210,8 +215,8 @@ unsafe fn decode(code: *const u8, registers: &[u64; 16]) -> Option<(Instruction,
     Some((instruction, length))
 }
 
-fn refuse_unless(fine: bool, reason: &'static str) -> Result<(), &'static str> {
-    if fine { Ok(()) } else { Err(reason) }
+fn refuse_unless(valid: bool, reason: &'static str) -> Result<(), &'static str> {
+    if valid { Ok(()) } else { Err(reason) }
 }
 
 impl Register {
@@ -221,23 +226,28 @@ impl Register {
 impl Tiles {
     const INITIAL: Self = Self { configured: false, registers: [Register::UNUSED; 8] };
 
+    /// Executes an instruction.
+    ///
     /// # Safety
-    /// Memory that the instruction names may be read or written.
+    ///
+    /// - [`Configure`](Instruction::Configure) has 64 readable bytes at its address.
+    /// - [`Load`](Instruction::Load) has readable bytes, and [`Store`](Instruction::Store) writable ones, for each row of
+    ///   its tile, as many as the tile's rows are configured to have.
     unsafe fn run(&mut self, instruction: Instruction) -> Result<(), &'static str> {
         match instruction {
             Instruction::Configure { from } => {
-                // SAFETY: the caller's.
+                // SAFETY: 64 bytes are readable at `from`, and the read is unaligned.
                 *self = Self::configured_by(&unsafe { (from as *const [u8; 64]).read_unaligned() })?;
             }
             Instruction::Release => *self = Self::INITIAL,
             Instruction::Zero { tile } => self.tile(tile)?.units = [[0; 16]; 16],
             Instruction::Load { tile, from, stride } => {
                 let tile = self.tile(tile)?;
-                // What is beyond its rows and their bytes becomes zero.
+                // Units beyond the configured rows and bytes become zero.
                 tile.units = [[0; 16]; 16];
                 for (row, units) in (0..).zip(&mut tile.units[..tile.rows]) {
                     let from = from.wrapping_add(stride.wrapping_mul(row)) as *const u8;
-                    // SAFETY: the caller's; a row of the register has 64 bytes.
+                    // SAFETY: `tile.bytes` bytes are readable at each row; a row of the register has `64 >= tile.bytes`.
                     unsafe { from.copy_to_nonoverlapping(units.as_mut_ptr().cast(), tile.bytes) };
                 }
             }
@@ -245,7 +255,7 @@ impl Tiles {
                 let tile = self.tile(tile)?;
                 for (row, units) in (0..).zip(&tile.units[..tile.rows]) {
                     let to = to.wrapping_add(stride.wrapping_mul(row)) as *mut u8;
-                    // SAFETY: as above.
+                    // SAFETY: `tile.bytes` bytes are writable at each row; a row of the register has `64 >= tile.bytes`.
                     unsafe { to.copy_from_nonoverlapping(units.as_ptr().cast(), tile.bytes) };
                 }
             }
@@ -287,7 +297,7 @@ impl Tiles {
     }
 }
 
-/// Denormals are zero, in operands and in results.
+/// Replaces a denormal by zero, as AMX does in operands and results.
 #[inline(always)]
 fn flushed(x: f32) -> f32 {
     if x.abs() < f32::MIN_POSITIVE { 0.0_f32.copysign(x) } else { x }
@@ -305,14 +315,14 @@ fn multiply(sums: &mut Register, a: &Register, b: &Register) {
         products(sums, a, b);
     }
     if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-        // SAFETY: the CPU has the instructions.
+        // SAFETY: the CPU has AVX2 and FMA by the checks above.
         unsafe { fast(sums, a, b) }
     } else {
         products(sums, a, b);
     }
 }
 
-/// First and second elements are summed up apart, then together, then added to what was there.
+/// Sums the products of first and of second elements separately, and adds both sums to `sums`.
 #[inline(always)]
 fn products(sums: &mut Register, a: &Register, b: &Register) {
     let columns = sums.bytes / 4;

@@ -1,4 +1,4 @@
-//! The emulator against Intel's manual: what instructions are, do, and refuse.
+//! Tests the emulator against Intel's manual: encodings, results and faults of instructions.
 
 use std::arch::asm;
 
@@ -13,7 +13,7 @@ fn registers() -> [u64; 16] {
 }
 
 fn decoded(code: &[u8]) -> Option<(Instruction, usize)> {
-    // SAFETY: whole instructions.
+    // SAFETY: `code` is a whole instruction, or starts with bytes that end the decoding.
     unsafe { decode(code.as_ptr(), &registers()) }
 }
 
@@ -87,12 +87,12 @@ fn configuration(tiles: &[(u8, u8)]) -> [u8; 64] {
 }
 
 fn run(tiles: &mut Tiles, instruction: Instruction) -> Result<(), &'static str> {
-    // SAFETY: tests name memory of theirs.
+    // SAFETY: the tests load and store only buffers of theirs, or tiles without rows, which access no memory.
     unsafe { tiles.run(instruction) }
 }
 
 #[test]
-fn what_a_cpu_refuses_is_refused() {
+fn invalid_configurations_and_instructions_are_refused() {
     assert!(Tiles::configured_by(&configuration(&[(16, 64); 8])).is_ok());
     for (index, value) in [(0, 0), (0, 2), (1, 1), (2, 1), (15, 1), (32, 4), (47, 1), (56, 1), (63, 1)] {
         let mut bytes = configuration(&[(16, 64); 8]);
@@ -167,7 +167,7 @@ fn sums_are_those_of_the_manual() {
     let b = tile(3, &[(1.0, 0.0), (0.0, 1.0), (1.0, 1.0), (2.0, 0.0), (0.0, 2.0), (-1.0, 1.0)]);
     let before = [0.0, 0.25, 0.5, 1.0, 2.0, 4.0];
     assert_eq!(product(&before, &a, &b), [7.0, 10.25, 4.5, 20.0, 24.0, 16.0]);
-    // First elements lose a one beside 2^24; the second ones, apart from them, do not, nor what was there.
+    // A sum of first elements loses a 1 next to 2^24. The sum of second elements is separate and keeps it.
     let a = tile(3, &[(4096.0, 1.0), (1.0, 0.0), (-4096.0, 0.0)]);
     let b = tile(1, &[(4096.0, 1.0), (1.0, 0.0), (4096.0, 0.0)]);
     assert_eq!(product(&[0.5], &a, &b), [1.5]);
@@ -177,7 +177,7 @@ fn sums_are_those_of_the_manual() {
     // A product may be too large as long as the sum is not.
     let a = tile(2, &[(-two(127), 0.0), (two(100), 0.0)]);
     assert_eq!(product(&[0.0], &a, &tile(1, &[(1.0, 0.0), (two(28), 0.0)])), [two(127)]);
-    // Denormals: a result, an operand of each side, what was there, what comes out.
+    // Denormals: a product, an operand of each side, the initial sum, the result.
     for (before, a, b) in [
         (0.0, (two(-126), 0.0), (0.5, 0.0)),
         (0.0, (two(-130), 0.0), (two(100), 0.0)),
@@ -209,7 +209,7 @@ fn a_load_clears_what_it_does_not_fill() {
 
 #[test]
 fn code_runs_with_addresses_of_every_form() {
-    // A CPU that has AMX never reaches the emulator, and it may refuse forms that only the emulator is asked for here.
+    // A CPU with AMX does not use the emulator, and may refuse addressing forms that this test uses.
     if amx_is_granted() || !Isa::Amx.is_available() {
         return;
     }
@@ -243,10 +243,11 @@ fn code_runs_with_addresses_of_every_form() {
 }
 
 #[test]
-fn what_is_illegal_still_ends_the_process() {
+fn other_illegal_instructions_end_the_process() {
     install();
     let end = |code: fn()| {
-        // SAFETY: the child runs `code` alone, which ends it, and glibc's allocator is usable after fork.
+        // SAFETY: the child runs only `code` and `_exit`, and glibc's allocator is usable after fork. `status` is
+        // writable.
         unsafe {
             let child = libc::fork();
             if child == 0 {
@@ -259,10 +260,10 @@ fn what_is_illegal_still_ends_the_process() {
             libc::WIFSIGNALED(status).then(|| libc::WTERMSIG(status))
         }
     };
-    // SAFETY: it gets no further.
+    // SAFETY: `ud2` raises SIGILL, which ends the child.
     let illegal = end(|| unsafe { asm!("ud2") });
     assert_eq!(illegal, Some(libc::SIGILL));
-    // SAFETY: nor does this: no tile is configured.
+    // SAFETY: no tile is configured, so the instruction faults and ends the child; `tmm0` is declared as clobbered.
     let refused = end(|| unsafe { asm!("tilezero tmm0", out("tmm0") _) });
     assert!(matches!(refused, Some(libc::SIGABRT | libc::SIGILL)), "{refused:?}");
 }

@@ -1,36 +1,36 @@
-//! The rounding of activations to eight bits, on every instruction set.
+//! Quantization of activations, on every instruction set.
 
 use super::*;
 use crate::compute::kernels::quantize::{GROUP, QuantizedRow};
 
-/// The codes, scales, sums and offsets of a row, all of which end right before a page that cannot be touched.
-fn encoded(kernels: &Kernels, x: &[f32]) -> (Vec<i8>, Vec<f32>, Vec<i32>, Vec<f32>) {
+/// The quants, scales, sums and offsets of a row. The row and the quants end right before an inaccessible page.
+fn quantized(kernels: &Kernels, x: &[f32]) -> (Vec<i8>, Vec<f32>, Vec<i32>, Vec<f32>) {
     let guarded = Guarded::new(x);
-    encoded_from(kernels, DType::F32, guarded.as_ptr().cast(), x.len())
+    quantized_from(kernels, DType::F32, guarded.as_ptr().cast(), x.len())
 }
 
-fn encoded_from(
+fn quantized_from(
     kernels: &Kernels,
     format: DType,
     x: *const u8,
     length: usize,
 ) -> (Vec<i8>, Vec<f32>, Vec<i32>, Vec<f32>) {
     let groups = length.div_ceil(GROUP);
-    let mut codes = Guarded::new(&vec![99_u8; groups * GROUP]);
+    let mut quants = Guarded::new(&vec![99_u8; groups * GROUP]);
     let (mut scales, mut offsets) = (vec![f32::NAN; groups], vec![f32::NAN; groups]);
     let mut sums = vec![i32::MAX; groups * 2];
-    // SAFETY: bytes of either sign are bytes.
-    let signed = unsafe { std::slice::from_raw_parts_mut(codes.as_mut_ptr().cast::<i8>(), codes.len()) };
+    // SAFETY: `i8` has the size and alignment of `u8`, every bit pattern is valid, and the borrow is exclusive.
+    let signed = unsafe { std::slice::from_raw_parts_mut(quants.as_mut_ptr().cast::<i8>(), quants.len()) };
     let mut row = QuantizedRow {
         x,
         format,
         length,
-        codes: signed,
+        quants: signed,
         scales: &mut scales,
         sums: Some(&mut sums),
         offsets: &mut offsets,
     };
-    // SAFETY: the caller's row holds so many values.
+    // SAFETY: both callers pass the start of a guarded row of `length` values in `format`.
     unsafe { kernels.quantize(&mut row) };
     (signed.to_vec(), scales, sums, offsets)
 }
@@ -43,18 +43,18 @@ fn activations_are_rounded_to_eight_bits() {
             if length > 64 {
                 x[32..64].fill(0.0);
             }
-            let (codes, scales, sums, offsets) = encoded(kernels, &x);
+            let (quants, scales, sums, offsets) = quantized(kernels, &x);
             for (group, values) in x.chunks(GROUP).enumerate() {
                 let most = values.iter().fold(0.0_f32, |most, x| most.max(x.abs()));
                 assert_eq!(scales[group], most / 127.0, "{kernels:?} {length}");
-                let codes = &codes[group * GROUP..][..GROUP];
-                for (i, &code) in codes.iter().enumerate() {
+                let quants = &quants[group * GROUP..][..GROUP];
+                for (i, &quant) in quants.iter().enumerate() {
                     let value = values.get(i).map_or(0.0, |&x| f64::from(x));
-                    let error = (f64::from(code) * f64::from(scales[group]) - value).abs();
+                    let error = (f64::from(quant) * f64::from(scales[group]) - value).abs();
                     assert!(error <= f64::from(scales[group]) * 0.50001, "{kernels:?} {length} {i}");
                 }
-                let sum = |codes: &[i8]| codes.iter().map(|&code| i32::from(code)).sum::<i32>();
-                let halves = [sum(&codes[..GROUP / 2]), sum(&codes[GROUP / 2..])];
+                let sum = |quants: &[i8]| quants.iter().map(|&quant| i32::from(quant)).sum::<i32>();
+                let halves = [sum(&quants[..GROUP / 2]), sum(&quants[GROUP / 2..])];
                 assert_eq!(sums[group * 2..][..2], halves, "{kernels:?} {length}");
                 assert_eq!(offsets[group], -128.0 * scales[group] * (halves[0] + halves[1]) as f32);
             }
@@ -70,20 +70,20 @@ fn values_in_bf16_are_rounded_like_the_same_in_f32() {
                 random(length, 29).iter().map(|&x| half::bf16::from_f32(x * 3.0).to_bits()).collect();
             let wide: Vec<f32> = narrow.iter().map(|&x| half::bf16::from_bits(x).to_f32()).collect();
             let narrow = Guarded::new(&narrow);
-            let ours = encoded_from(kernels, DType::Bf16, narrow.as_ptr().cast(), length);
-            assert_eq!(ours, encoded(kernels, &wide), "{kernels:?} {length}");
+            let ours = quantized_from(kernels, DType::Bf16, narrow.as_ptr().cast(), length);
+            assert_eq!(ours, quantized(kernels, &wide), "{kernels:?} {length}");
         }
     }
 }
 
 #[test]
-fn what_is_not_finite_taints_its_row() {
+fn a_value_that_is_not_finite_makes_its_row_nan() {
     for kernels in all() {
         for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
             for place in [0, 15, 31] {
                 let mut x = random(3 * GROUP, 23);
                 x[GROUP + place] = bad;
-                let (_, scales, _, offsets) = encoded(kernels, &x);
+                let (_, scales, _, offsets) = quantized(kernels, &x);
                 assert!(scales[0].is_nan() && offsets[0].is_nan(), "{kernels:?} {bad} {place}");
             }
         }
