@@ -34,17 +34,21 @@ impl SharedVector {
 /// Completes the set-up of numpy's C API, which another thread may have begun. A child process that is forked in the middle
 /// of it would wait for that thread, which does not exist there.
 pub(super) fn settle_numpy(py: Python<'_>) -> PyResult<()> {
-    if py.import("sys")?.getattr("modules")?.contains("numpy")? {
-        PyArray1::<f32>::zeros(py, 0, false);
-    }
-    Ok(())
+    if py.import("sys")?.getattr("modules")?.contains("numpy")? { import_numpy(py) } else { Ok(()) }
 }
 
-/// Imports numpy; for a thread that waits for what it will put into an array.
+/// Imports numpy and its C API: before any array is made, best while its numbers are still computed. Making an array
+/// would import them too, but panic where the import fails, which Ctrl-C can make it do.
 pub(super) fn import_numpy(py: Python<'_>) -> PyResult<()> {
     static IMPORTED: PyOnceLock<()> = PyOnceLock::new();
     let _inside = inside(py);
-    IMPORTED.get_or_try_init(py, || py.import("numpy").map(drop)).copied()
+    let import = || {
+        let core = if py.import("numpy")?.hasattr("_core")? { "numpy._core" } else { "numpy.core" };
+        py.import(format!("{core}.multiarray"))?;
+        PyArray1::<f32>::zeros(py, 0, false);
+        Ok(())
+    };
+    IMPORTED.get_or_try_init(py, import).copied()
 }
 
 /// The read-only array that shares the memory of a cached result: made at the first call, the same object afterwards.
@@ -69,6 +73,7 @@ pub(super) fn shared_array(py: Python<'_>, cached: &CachedItem) -> PyResult<Py<P
 
 /// An array of the caller's own.
 pub(super) fn copied_array(py: Python<'_>, item: &Item) -> PyResult<Py<PyAny>> {
+    import_numpy(py)?;
     match item {
         Item::Dense(vector) => {
             let mut values = Vec::new();
@@ -82,6 +87,7 @@ pub(super) fn copied_array(py: Python<'_>, item: &Item) -> PyResult<Py<PyAny>> {
 /// The result of a call, whose memory is handed over: the item of one input, or those of several.
 pub(super) fn array(py: Python<'_>, output: Output, single: bool, copy: bool) -> PyResult<Py<PyAny>> {
     let _inside = inside(py);
+    import_numpy(py)?;
     match output {
         Output::Dense(vectors) if single => row_array(py, vectors, copy),
         Output::Dense(vectors) => {

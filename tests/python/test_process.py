@@ -55,6 +55,39 @@ def test_importing_starts_no_threads_and_loads_no_model():
     )
 
 
+def test_ctrl_c_during_the_import_of_numpy_is_an_interrupt():
+    run_python(
+        MANAGER
+        + """
+import numpy
+
+# Its C API, which the core imports for its first array.
+API = next(name for name in ("numpy._core.multiarray", "numpy.core.multiarray") if name in sys.modules)
+
+
+class Interrupting:
+    left = 1
+
+    def find_spec(self, name, path=None, target=None):
+        if name == API and self.left:
+            self.left -= 1
+            raise KeyboardInterrupt
+
+
+m = tiny()
+m.load("english_sentence")
+del sys.modules[API]
+sys.meta_path.insert(0, Interrupting())
+try:
+    m.embed(["a text", "another"], "english_sentence")
+except KeyboardInterrupt:
+    interrupted = True
+assert interrupted
+assert m.embed(["a text", "another"], "english_sentence").shape == (2, DIMENSION)
+"""
+    )
+
+
 def test_a_hit_needs_no_second_import_of_numpy_and_lists_need_none():
     run_python(MANAGER + "m = tiny(); m.generate_embedding('a text'); m.route('a text'); m.get_model_info()")
 
