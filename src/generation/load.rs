@@ -1,7 +1,7 @@
 //! Loads the parts of a generator from its files: decoder, tokenizer, chat template, the tokens that end a text.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use serde_json::Value;
@@ -66,13 +66,13 @@ impl Network {
     fn load(
         config: &ModelConfig,
         weights: &Weights,
-        hold: WeightFormat,
+        format: WeightFormat,
         target: &ComputeTarget,
     ) -> Result<Self> {
         let (architecture, files) = (&*config.architecture, weights.files());
         Ok(match target {
             ComputeTarget::Cpu(isa) => {
-                let cpu = Cpu::new(*isa, hold);
+                let cpu = Cpu::new(*isa, format);
                 Self::Cpu(Arc::new(Transformer::load_decoder(cpu, architecture, weights, files)?))
             }
             ComputeTarget::Device(device) => {
@@ -160,8 +160,8 @@ impl TextModel {
     ///
     /// # Errors
     /// [`Error::InvalidFile`], [`Error::Unsupported`] naming the file and what is wrong.
-    pub fn open(name: &str, files: &TextFiles, hold: WeightFormat, isa: Isa) -> Result<Self> {
-        Self::open_on(name, files, hold, &ComputeTarget::Cpu(isa))
+    pub fn open(name: &str, files: &TextFiles, format: WeightFormat, isa: Isa) -> Result<Self> {
+        Self::open_on(name, files, format, &ComputeTarget::Cpu(isa))
     }
 
     /// Loads the files onto `target`.
@@ -171,22 +171,22 @@ impl TextModel {
     pub fn open_on(
         name: &str,
         files: &TextFiles,
-        hold: WeightFormat,
+        format: WeightFormat,
         target: &ComputeTarget,
     ) -> Result<Self> {
         match files {
             TextFiles::Gguf(parts) => {
                 let path = parts.first().cloned().unwrap_or_default();
-                Self::from_gguf(&ModelFiles::gguf(name, path)?, hold, target)
+                Self::from_gguf(&ModelFiles::gguf(name, path)?, format, target)
             }
-            TextFiles::Folder(files) => Self::from_folder(files, hold, target),
+            TextFiles::Folder(files) => Self::from_folder(files, format, target),
         }
     }
 
-    fn from_gguf(files: &ModelFiles, hold: WeightFormat, target: &ComputeTarget) -> Result<Self> {
+    fn from_gguf(files: &ModelFiles, format: WeightFormat, target: &ComputeTarget) -> Result<Self> {
         let config = ModelConfig::read(files, Kind::Generator)?;
         let (name, path) = (files.model.as_str(), config.path.as_path());
-        let Some(gguf) = &config.gguf else { return Err(damaged(path, "it is no GGUF file")) };
+        let Some(gguf) = &config.gguf else { return Err(Error::invalid_file(path, "it is no GGUF file")) };
         let words = gguf_tokenizer::tokenizer(gguf)?;
         check_causal(&config)?;
         let template = gguf.text("tokenizer.chat_template");
@@ -198,13 +198,15 @@ impl TextModel {
             .collect();
         let template = template.map(|source| ChatTemplate::new(name, source, special_tokens.clone()));
         let weights = Weights::open(&files.weights)?;
-        let network = Network::load(&config, &weights, hold, target)?;
+        let network = Network::load(&config, &weights, format, target)?;
         weights.check()?;
         Ok(Self {
             name: name.into(),
             path: path.to_path_buf(),
             network,
-            tokens: Arc::new(TextTokens::new(words.tokenizer).map_err(|e| damaged(path, &e.to_string()))?),
+            tokens: Arc::new(
+                TextTokens::new(words.tokenizer).map_err(|e| Error::invalid_file(path, e.to_string()))?,
+            ),
             template,
             special_tokens,
             end: words.end_id,
@@ -212,17 +214,17 @@ impl TextModel {
         })
     }
 
-    fn from_folder(files: &ModelFiles, hold: WeightFormat, target: &ComputeTarget) -> Result<Self> {
+    fn from_folder(files: &ModelFiles, format: WeightFormat, target: &ComputeTarget) -> Result<Self> {
         let config = ModelConfig::read(files, Kind::Generator)?;
         check_head(&files.model, &config.json)?;
         check_causal(&config)?;
         let settings = Settings::read(files)?;
         let generation = optional(files, "generation_config.json")?;
         let tokens = TextTokens::new(tokenizer(files)?)
-            .map_err(|e| damaged(&files.transformer.join("tokenizer.json"), &e.to_string()))?;
+            .map_err(|e| Error::invalid_file(files.transformer.join("tokenizer.json"), e.to_string()))?;
         let tokens = Arc::new(tokens);
         let weights = Weights::open(&files.weights)?;
-        let network = Network::load(&config, &weights, hold, target)?;
+        let network = Network::load(&config, &weights, format, target)?;
         weights.check()?;
         let spelling = |key: &str| settings.word(key).unwrap_or_default();
         let mut end_text = spelling("eos_token");
@@ -272,7 +274,7 @@ fn tokenizer(files: &ModelFiles) -> Result<Tokenizer> {
     let vocabulary = files.beside_weights("vocab.json").ok_or_else(|| missing("tokenizer.json"))?;
     let merges = files.beside_weights("merges.txt").ok_or_else(|| missing("merges.txt"))?;
     let model = BPE::from_file(&vocabulary.to_string_lossy(), &merges.to_string_lossy());
-    let model = guarded(|| model.build()).map_err(|e| damaged(&vocabulary, &e.to_string()))?;
+    let model = guarded(|| model.build()).map_err(|e| Error::invalid_file(&vocabulary, e.to_string()))?;
     let mut tokenizer = Tokenizer::new(model);
     let settings = Settings::read(files)?;
     let space = settings.flag("add_prefix_space").unwrap_or(false);
@@ -354,10 +356,6 @@ fn ids(value: &Value) -> Vec<u32> {
 fn template(value: &Value) -> Option<String> {
     let named = || value.as_array()?.iter().find(|entry| entry["name"] == "default");
     value.as_str().or_else(|| named()?["template"].as_str()).map(str::to_owned)
-}
-
-fn damaged(path: &Path, reason: &str) -> Error {
-    Error::invalid_file(path, reason)
 }
 
 #[cfg(test)]

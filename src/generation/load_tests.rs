@@ -1,3 +1,5 @@
+use std::path::Path;
+
 use super::*;
 use crate::generation::{Conversation, FinishReason, GenerationParams, Generator, Prompt};
 use crate::models::architectures::{GgufTensors, Tensors as _};
@@ -51,16 +53,16 @@ fn reference(name: &str) -> Reference {
     read_json(&folder(name).join("reference.json")).unwrap()
 }
 
-fn from_files(files: &ModelFiles, hold: WeightFormat, isa: Isa) -> Result<TextModel> {
-    TextModel::open(&files.model, &TextFiles::Folder(files.clone()), hold, isa)
+fn from_files(files: &ModelFiles, format: WeightFormat, isa: Isa) -> Result<TextModel> {
+    TextModel::open(&files.model, &TextFiles::Folder(files.clone()), format, isa)
 }
 
-fn from_gguf(name: &str, path: &Path, hold: WeightFormat, isa: Isa) -> Result<TextModel> {
-    TextModel::open(name, &TextFiles::Gguf(vec![path.to_path_buf()]), hold, isa)
+fn from_gguf(name: &str, path: &Path, format: WeightFormat, isa: Isa) -> Result<TextModel> {
+    TextModel::open(name, &TextFiles::Gguf(vec![path.to_path_buf()]), format, isa)
 }
 
-fn load(name: &str, hold: WeightFormat, isa: Isa) -> TextModel {
-    from_files(&ModelFiles::open(name, &folder(name)).unwrap(), hold, isa).unwrap()
+fn load(name: &str, format: WeightFormat, isa: Isa) -> TextModel {
+    from_files(&ModelFiles::open(name, &folder(name)).unwrap(), format, isa).unwrap()
 }
 
 fn logits(model: &TextModel, chunks: &[&[u32]]) -> Vec<f32> {
@@ -127,12 +129,13 @@ fn distance(a: &[f32], b: &[f32]) -> f32 {
 /// Random weights amplify every rounding; trained models are far more tolerant.
 #[test]
 fn narrower_weights_stay_close() {
-    for (hold, allowed) in [(WeightFormat::Bf16, 0.1), (WeightFormat::Int8, 0.4), (WeightFormat::Int4, 1.6)] {
+    for (format, allowed) in [(WeightFormat::Bf16, 0.1), (WeightFormat::Int8, 0.4), (WeightFormat::Int4, 1.6)]
+    {
         for name in NAMES {
-            let model = load(name, hold, Isa::best());
+            let model = load(name, format, Isa::best());
             for case in reference(name).cases {
                 let error = distance(&logits(&model, &[&case.ids]), &case.logits);
-                assert!(error > 0.0 && error < allowed, "{name} {hold:?} {:?}: {error}", case.prompt);
+                assert!(error > 0.0 && error < allowed, "{name} {format:?} {:?}: {error}", case.prompt);
             }
         }
     }
@@ -202,14 +205,14 @@ fn many_requests_at_once_get_the_same_answers() {
 #[test]
 fn a_prompt_in_parts_equals_a_prompt_at_once() {
     for name in NAMES {
-        for hold in [WeightFormat::F32, WeightFormat::Bf16, WeightFormat::Int8] {
-            let model = load(name, hold, Isa::best());
+        for format in [WeightFormat::F32, WeightFormat::Bf16, WeightFormat::Int8] {
+            let model = load(name, format, Isa::best());
             let ids = &reference(name).cases[0].ids;
             let whole = logits(&model, &[ids]);
             let (first, second) = ids.split_at(13);
             let single: Vec<&[u32]> = ids.chunks(1).collect();
-            assert_eq!(furthest(&whole, &logits(&model, &[first, second])), 0.0, "{name} {hold:?}");
-            assert_eq!(furthest(&whole, &logits(&model, &single)), 0.0, "{name} {hold:?}");
+            assert_eq!(furthest(&whole, &logits(&model, &[first, second])), 0.0, "{name} {format:?}");
+            assert_eq!(furthest(&whole, &logits(&model, &single)), 0.0, "{name} {format:?}");
         }
     }
 }

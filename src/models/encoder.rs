@@ -32,7 +32,7 @@ pub struct Overrides {
     pub max_length: Option<usize>,
 }
 
-/// The transformer on the CPU, on the kernels of `isa`, its weights held as `hold` says.
+/// The transformer on the CPU, with the kernels of `isa` and weights in `format`.
 ///
 /// # Errors
 /// [`Error::InvalidFile`] when `config.json` lacks a number; those of the weights.
@@ -40,9 +40,9 @@ pub fn on_cpu(
     config: &ModelConfig,
     weights: &Weights,
     isa: Isa,
-    hold: WeightFormat,
+    format: WeightFormat,
 ) -> Result<Box<dyn SentenceEncoder>> {
-    build(Cpu::new(isa, hold), config, weights)
+    build(Cpu::new(isa, format), config, weights)
 }
 
 /// The transformer on any device that candle knows, in f32.

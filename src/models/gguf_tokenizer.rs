@@ -203,10 +203,7 @@ fn sentence_piece(gguf: &Gguf, pieces: &[String], types: &[i128]) -> Result<Toke
         .map(|score| if let Value::Float(score) = score { *score } else { 0.0 })
         .collect();
     if scores.len() != pieces.len() {
-        return Err(invalid(
-            gguf,
-            "its tokenizer has no score for each piece (tokenizer.ggml.scores)".into(),
-        ));
+        return Err(invalid(gguf, "its tokenizer has no score for each piece (tokenizer.ggml.scores)"));
     }
     let unknown = types.iter().position(|&kind| kind == UNKNOWN).map(|id| pieces[id].clone());
     let mut model = BPE::builder()
@@ -283,8 +280,8 @@ fn texts(gguf: &Gguf, key: &str) -> Result<Vec<String>> {
         .collect()
 }
 
-fn invalid(gguf: &Gguf, reason: String) -> Error {
-    Error::InvalidFile { path: gguf.path().to_path_buf(), reason }
+fn invalid(gguf: &Gguf, reason: impl Into<String>) -> Error {
+    Error::invalid_file(gguf.path(), reason)
 }
 
 fn unsupported(gguf: &Gguf, reason: String) -> Error {
