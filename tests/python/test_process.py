@@ -75,7 +75,6 @@ class Interrupting:
 
 
 m = tiny()
-m.load("english_sentence")
 del sys.modules[API]
 sys.meta_path.insert(0, Interrupting())
 try:
