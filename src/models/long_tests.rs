@@ -31,7 +31,7 @@ static TOKENIZERS: LazyLock<Vec<Named>> = LazyLock::new(|| {
     let mut inner = super::super::tokenizers::small(&json).unwrap();
     inner.with_truncation(None).unwrap();
     inner.with_padding(None);
-    all.push(("small xlmr".to_owned(), Box::new(inner)));
+    all.push(("small xlmr".to_owned(), super::super::tokenizers::Vocabulary::ready(inner)));
     let cuts = |(name, inner): (String, Box<dyn Pipeline>)| {
         let cuts = Cuts::of(&*inner);
         (name, inner, cuts)

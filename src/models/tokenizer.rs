@@ -91,7 +91,7 @@ impl Tokenizer {
             .map_err(|e| invalid(path, &e.to_string()))?
             .ok_or_else(|| invalid(path, "its post-processor does not keep a text's tokens in one piece"))?;
         let cuts = Cuts::of(&inner);
-        Ok(Self { inner: Box::new(inner), before, after, keep_end, cuts })
+        Ok(Self { inner: M::ready(inner), before, after, keep_end, cuts })
     }
 
     /// The tokenizer of a GGUF file, with the first and last token that the file asks for.

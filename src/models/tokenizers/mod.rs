@@ -1,5 +1,6 @@
 //! The tokenizers of one model file: what the rest asks of them, whatever holds their vocabulary.
 
+mod direct;
 mod trie;
 mod unigram;
 
@@ -11,6 +12,7 @@ use tokenizers::{
     PreTokenizerWrapper, TokenizerImpl,
 };
 
+use direct::Direct;
 pub(crate) use unigram::Unigram;
 
 /// A tokenizer with the model `M`, all else as the tokenizers crate has it.
@@ -55,11 +57,13 @@ pub(crate) trait Pipeline: Send + Sync {
 }
 
 /// What a model tells of its vocabulary.
-pub(crate) trait Vocabulary: Model + Send + Sync {
+pub(crate) trait Vocabulary: Model + Send + Sync + Sized {
     /// As [`Pipeline::words`]; `added`: the characters of the longest added token.
     fn words(&self, added: usize) -> Words;
     /// One more than the largest id.
     fn limit(&self) -> usize;
+    /// A tokenizer with this model, ready for texts.
+    fn ready(inner: With<Self>) -> Box<dyn Pipeline>;
 }
 
 impl Vocabulary for Unigram {
@@ -69,6 +73,10 @@ impl Vocabulary for Unigram {
 
     fn limit(&self) -> usize {
         self.get_vocab_size()
+    }
+
+    fn ready(inner: With<Self>) -> Box<dyn Pipeline> {
+        Box::new(Small { direct: Direct::of(&inner), inner })
     }
 }
 
@@ -93,6 +101,10 @@ impl Vocabulary for ModelWrapper {
 
     fn limit(&self) -> usize {
         self.get_vocab().into_values().max().map_or(0, |id| id as usize + 1)
+    }
+
+    fn ready(inner: With<Self>) -> Box<dyn Pipeline> {
+        Box::new(inner)
     }
 }
 
@@ -129,6 +141,49 @@ impl<M: Vocabulary> Pipeline for With<M> {
 
     fn dress(&self, encoding: Encoding) -> tokenizers::Result<Encoding> {
         self.post_process(encoding, None, true)
+    }
+}
+
+/// A tokenizer with a small model, and the short way through it, if it has one.
+struct Small {
+    inner: With<Unigram>,
+    direct: Option<Direct>,
+}
+
+impl Pipeline for Small {
+    fn normalizer(&self) -> Option<&NormalizerWrapper> {
+        self.inner.normalizer()
+    }
+
+    fn pre_tokenizer(&self) -> Option<&PreTokenizerWrapper> {
+        self.inner.pre_tokenizer()
+    }
+
+    fn added(&self) -> &AddedVocabulary {
+        self.inner.added()
+    }
+
+    fn words(&self) -> Words {
+        self.inner.words()
+    }
+
+    fn id(&self, token: &str) -> Option<u32> {
+        self.inner.id(token)
+    }
+
+    fn id_limit(&self) -> usize {
+        self.inner.id_limit()
+    }
+
+    fn ids(&self, text: &str) -> tokenizers::Result<Vec<u32>> {
+        match self.direct.as_ref().and_then(|direct| direct.ids(&self.inner, text)) {
+            Some(ids) => Ok(ids),
+            None => self.inner.ids(text),
+        }
+    }
+
+    fn dress(&self, encoding: Encoding) -> tokenizers::Result<Encoding> {
+        self.inner.dress(encoding)
     }
 }
 

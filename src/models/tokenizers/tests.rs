@@ -8,7 +8,7 @@ use rand_chacha::rand_core::{RngCore as _, SeedableRng as _};
 use serde_json::{Value, json};
 use tokenizers::{Model as _, Tokenizer};
 
-use super::{Pipeline as _, Unigram, With, small};
+use super::{Direct, Pipeline, Unigram, Vocabulary as _, small};
 
 /// Parts of texts: words, blanks, marks, scripts, control characters, and what looks like a special token.
 const PARTS: &[&str] = &[
@@ -161,13 +161,13 @@ fn bytes(json: &Value) -> Vec<u8> {
     text.replacen(&model, &format!(r#"{{"type":"Unigram",{}"#, &rest[1..]), 1).into_bytes()
 }
 
-fn both(json: &Value) -> (With<Unigram>, Tokenizer) {
-    let json = bytes(json);
-    (small(&json).expect("a Unigram model has a small form"), Tokenizer::from_bytes(&json).unwrap())
+fn both(json: &[u8]) -> (Box<dyn Pipeline>, Tokenizer) {
+    let small = small(json).expect("a Unigram model has a small form");
+    (Unigram::ready(small), Tokenizer::from_bytes(json).unwrap())
 }
 
-fn compare(small: &With<Unigram>, crate_s: &Tokenizer, text: &str) {
-    let wanted = crate_s.encode_fast(text, false).unwrap();
+fn compare(small: &dyn Pipeline, other: &Tokenizer, text: &str) {
+    let wanted = other.encode_fast(text, false).unwrap();
     assert_eq!(small.ids(text).unwrap(), wanted.get_ids(), "{text:?}");
 }
 
@@ -177,15 +177,94 @@ fn real_text() -> Vec<char> {
     files.concat().chars().collect()
 }
 
+/// Two tokenizers with their normalisers, pre-tokenizers and added tokens, and others: those that go the short way, those
+/// that do not, and those that do for some texts.
 #[test]
 fn ids_are_those_of_the_crate() {
     let (real, mut texts) = (real_text(), Texts(ChaCha8Rng::seed_from_u64(1)));
+    let metaspace = |scheme: &str, split: bool| json!({"type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": split});
+    let sequence = |all: Value| json!({"type": "Sequence", "pretokenizers": all});
+    let pre_tokenizers = [
+        metaspace("always", true),
+        metaspace("first", true),
+        metaspace("never", true),
+        metaspace("always", false),
+        json!({"type": "Metaspace", "replacement": "a", "prepend_scheme": "always", "split": true}),
+        sequence(json!([{"type": "WhitespaceSplit"}, metaspace("always", true)])),
+        sequence(json!([{"type": "Whitespace"}, metaspace("always", true)])),
+        json!({"type": "WhitespaceSplit"}),
+        Value::Null,
+    ];
+    let map = fixture("xlmr")["normalizer"].clone();
+    let normalizers = |all: Value| json!({"type": "Sequence", "normalizers": all});
+    let normalizers = [
+        Value::Null,
+        map.clone(),
+        json!({"type": "NFC"}),
+        normalizers(json!([])),
+        normalizers(json!([map, {"type": "NFC"}])),
+        normalizers(json!([{"type": "NFC"}, map])),
+        normalizers(json!([map, {"type": "Lowercase"}])),
+        json!({"type": "NFKC"}),
+        json!({"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "}),
+    ];
+    let token = |content: &str, flag: &str| {
+        let mut token = json!({"id": 9999, "content": content, "single_word": false, "lstrip": false, "rstrip": false,
+            "normalized": false, "special": false});
+        token[flag] = true.into();
+        token
+    };
+    let mut flag = ["single_word", "lstrip", "rstrip", "normalized", "special"].iter().cycle();
+    let mut contents = ["the", "ğ", "▁", "İSTANBUL", "ＡＢＣ", " ", "e\u{301}"].iter().cycle();
+    for (round, (normalizer, pre_tokenizer)) in
+        normalizers.iter().flat_map(|n| pre_tokenizers.iter().map(move |p| (n, p))).enumerate()
+    {
+        let mut json = fixture(["xlmr", "bert_unigram"][round % 2]);
+        json["normalizer"] = normalizer.clone();
+        json["pre_tokenizer"] = pre_tokenizer.clone();
+        if round % 3 == 1 {
+            let token = token(contents.next().unwrap(), flag.next().unwrap());
+            json["added_tokens"].as_array_mut().unwrap().push(token);
+        }
+        let (small, other) = both(&bytes(&json));
+        let limit = other.get_vocab(true).into_values().max().unwrap() as usize + 1;
+        assert_eq!(small.id_limit(), limit);
+        for _ in 0..100 {
+            compare(&*small, &other, &texts.next(&real));
+        }
+    }
+}
+
+#[test]
+fn common_texts_go_the_short_way() {
     for name in ["xlmr", "bert_unigram"] {
-        let json = fixture(name);
-        let (small, other) = both(&json);
-        assert_eq!(small.id_limit(), other.get_vocab(true).into_values().max().unwrap() as usize + 1);
-        for _ in 0..3000 {
-            compare(&small, &other, &texts.next(&real));
+        let mut json = fixture(name);
+        let inner = small(&bytes(&json)).unwrap();
+        let direct = Direct::of(&inner).expect(name);
+        for text in ["Bugün hava çok güzel, sahile gidelim mi?", "İSTANBUL ＡＢＣ", "你好 🙂", "русский"]
+        {
+            assert!(direct.ids(&inner, text).is_some(), "{name}: {text}");
+        }
+        assert_eq!(direct.ids(&inner, "an added <mask> token"), None);
+        json["normalizer"] = json!({"type": "Lowercase"});
+        assert!(Direct::of(&small(&bytes(&json)).unwrap()).is_none());
+    }
+}
+
+#[test]
+fn odd_texts_have_the_ids_of_the_crate() {
+    for name in ["xlmr", "bert_unigram"] {
+        let (small, other) = both(&bytes(&fixture(name)));
+        for text in [
+            "", " ", "\n", "▁", " ▁ ", "\u{200b}", "\u{ad}", "\0", "a\r\nb", "a\u{301}", "\u{600}a",
+            "\u{301}a",
+        ] {
+            for around in ["", "a", " ", "ğ", "\u{600}", "\u{301}"] {
+                compare(&*small, &other, &format!("{around}{text}{around}"));
+            }
+        }
+        for c in ('\0'..=char::MAX).step_by(if name == "xlmr" { 17 } else { 97 }) {
+            compare(&*small, &other, &format!("a{c}b {c}{c}ç{c}"));
         }
     }
 }
@@ -197,10 +276,10 @@ fn ids_of_a_large_vocabulary_are_those_of_the_crate() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(".models/multilingual-e5-small/tokenizer.json");
     let Ok(json) = fs::read(path) else { return };
     let wanted = std::env::var("TOKENIZER_TEXTS").map_or(1000, |texts| texts.parse().unwrap());
-    let (small, other) = (small(&json).unwrap(), Tokenizer::from_bytes(&json).unwrap());
+    let (small, other) = both(&json);
     let (real, mut texts) = (real_text(), Texts(ChaCha8Rng::seed_from_u64(2)));
     for _ in 0..wanted {
-        compare(&small, &other, &texts.next(&real));
+        compare(&*small, &other, &texts.next(&real));
     }
 }
 

@@ -40,6 +40,14 @@ struct Best {
     piece: u32,
 }
 
+/// Memory that the words of a text share.
+#[derive(Debug, Default)]
+pub(crate) struct Scratch {
+    best: Vec<Best>,
+    /// Where each piece starts and ends, and its id, if its text has one.
+    pieces: Vec<(usize, usize, Option<u32>)>,
+}
+
 impl Unigram {
     /// `None` for a vocabulary that this does not hold: one without its unknown piece, or with an empty one.
     fn new(mut texts: Texts, scores: Vec<f64>, unknown: usize, byte_fallback: bool) -> Option<Self> {
@@ -70,10 +78,12 @@ impl Unigram {
         self.longest
     }
 
-    /// The pieces of `text`, the last one first: where each starts and ends, and its id. Unknown characters beside each
-    /// other are one piece; its id is that of its text where the vocabulary has it.
-    fn pieces(&self, text: &str) -> Vec<(usize, usize, Option<u32>)> {
-        let mut best = vec![Best::default(); text.len() + 1];
+    /// Fills `scratch` with the pieces of `text`, the last one first. Unknown characters beside each other are one piece;
+    /// its id is that of its text where the vocabulary has it.
+    fn split(&self, text: &str, scratch: &mut Scratch) {
+        let Scratch { best, pieces } = scratch;
+        best.clear();
+        best.resize(text.len() + 1, Best::default());
         for (start, c) in text.char_indices() {
             let before = best[start].score;
             let mut alone = false;
@@ -91,7 +101,7 @@ impl Unigram {
                 offer(c.len_utf8(), self.unknown_score + before, self.unknown);
             }
         }
-        let mut pieces: Vec<(usize, usize, Option<u32>)> = Vec::new();
+        pieces.clear();
         let (mut end, mut unknown) = (text.len(), false);
         while end > 0 {
             let Best { start, piece, .. } = best[end];
@@ -106,7 +116,19 @@ impl Unigram {
         for piece in pieces.iter_mut().filter(|piece| piece.2 == Some(self.unknown)) {
             piece.2 = self.trie.get(&text[piece.0..piece.1]);
         }
-        pieces
+    }
+
+    /// Adds the ids of a word, which has less than 4 GB.
+    pub(crate) fn ids(&self, word: &str, scratch: &mut Scratch, ids: &mut Vec<u32>) {
+        self.split(word, scratch);
+        for &(start, end, id) in scratch.pieces.iter().rev() {
+            match (id, &self.bytes) {
+                (None, Some(bytes)) => {
+                    ids.extend(word[start..end].bytes().map(|byte| bytes[usize::from(byte)]));
+                }
+                (id, _) => ids.push(id.unwrap_or(self.unknown)),
+            }
+        }
     }
 }
 
@@ -122,9 +144,10 @@ impl Model for Unigram {
         if u32::try_from(text.len() + 1).is_err() {
             return Err("a word of 4 GB is too long".into());
         }
-        let pieces = self.pieces(text);
-        let mut tokens = Vec::with_capacity(pieces.len());
-        for (start, end, id) in pieces.into_iter().rev() {
+        let mut scratch = Scratch::default();
+        self.split(text, &mut scratch);
+        let mut tokens = Vec::with_capacity(scratch.pieces.len());
+        for (start, end, id) in scratch.pieces.into_iter().rev() {
             let piece = &text[start..end];
             if let (None, Some(ids)) = (id, &self.bytes) {
                 let token = |byte| Token::new(ids[usize::from(byte)], byte_piece(byte), (start, end));

@@ -1,0 +1,230 @@
+//! The ids of common texts without the tokenizers crate's record of where every character came from, which costs most
+//! of its time.
+//!
+//! Only what is known to the last character goes this way: a text without added tokens, the normalisers and
+//! pre-tokenizers of XLM-RoBERTa's kind. The crate has all else, so the ids are always its own.
+
+use tokenizers::normalizers::{NormalizerWrapper, Precompiled};
+use tokenizers::pre_tokenizers::PreTokenizerWrapper;
+use tokenizers::pre_tokenizers::metaspace::{Metaspace, PrependScheme};
+
+use super::unigram::Scratch;
+use super::{Pipeline as _, Unigram, With};
+
+/// Added tokens that a text is searched for one by one.
+const MOST_ADDED: usize = 64;
+/// Characters below this one whose normal form is kept in a table: Latin.
+const TABLE: usize = 0x250;
+/// What stands for a space.
+const SPACE: char = '▁';
+
+/// How a tokenizer goes from a text to words.
+#[derive(Debug)]
+pub(super) struct Direct {
+    /// Characters that the character map leaves alone, and that are graphemes of their own between others of the table.
+    plain: Box<[bool; TABLE]>,
+    composes: bool,
+    splits: bool,
+    /// Added tokens, as they stand in a text before and after it is normalised.
+    added: Vec<String>,
+    added_after: Vec<String>,
+    /// First bytes of both.
+    starts: Box<[bool; 256]>,
+}
+
+impl Direct {
+    /// `None` for a tokenizer that has anything else.
+    pub(super) fn of(inner: &With<Unigram>) -> Option<Self> {
+        let composes = composes(inner.normalizer())?;
+        let splits = splits(inner.pre_tokenizer()?)?;
+        if inner.get_encode_special_tokens()
+            || inner.get_truncation().is_some()
+            || inner.get_padding().is_some()
+        {
+            return None;
+        }
+        let map = character_map(inner.normalizer());
+        let mut plain = Box::new([false; TABLE]);
+        for (code, plain) in (0..).zip(plain.iter_mut()) {
+            let alone = matches!(code, 0x20..=0x7e | 0xc0..=0x24f);
+            let text = char::from_u32(code)?.to_string();
+            *plain = alone && map.is_none_or(|map| map.transform(&text).is_none_or(|to| to == text));
+        }
+        let (mut added, mut added_after) = (Vec::new(), Vec::new());
+        for (id, token) in inner.added().get_added_tokens_decoder() {
+            if token.normalized {
+                added_after.push(inner.added().simple_id_to_token(*id)?);
+            } else {
+                added.push(token.content.clone());
+            }
+        }
+        let mut starts = Box::new([false; 256]);
+        for token in added.iter().chain(&added_after) {
+            starts[usize::from(*token.as_bytes().first()?)] = true;
+        }
+        let known = added.len() + added_after.len() <= MOST_ADDED;
+        known.then_some(Self { plain, composes, splits, added, added_after, starts })
+    }
+
+    /// The ids of `text`; `None` for one that the crate has to read.
+    pub(super) fn ids(&self, inner: &With<Unigram>, text: &str) -> Option<Vec<u32>> {
+        if self.holds(&self.added, text) || u32::try_from(text.len().checked_mul(64)?).is_err() {
+            return None;
+        }
+        let mut normal = String::with_capacity(text.len() + text.len() / 8);
+        match character_map(inner.normalizer()) {
+            Some(map) => self.normalize(map, text, &mut normal),
+            None => normal.push_str(text),
+        }
+        if (self.composes && !normal.chars().all(is_composed)) || self.holds(&self.added_after, &normal) {
+            return None;
+        }
+        let mut words = String::with_capacity(normal.len() + normal.len() / 2);
+        let (mut ids, mut scratch) = (Vec::with_capacity(text.len() / 3), Scratch::default());
+        let mut read = |chunk: &str| {
+            words.clear();
+            if !chunk.starts_with([SPACE, ' ']) {
+                words.push(SPACE);
+            }
+            chunk.split(' ').enumerate().for_each(|(at, part)| {
+                words.extend((at > 0).then_some(SPACE));
+                words.push_str(part);
+            });
+            let mut start = 0;
+            while start < words.len() {
+                let after = start + SPACE.len_utf8();
+                let end = words[after..].find(SPACE).map_or(words.len(), |at| after + at);
+                inner.get_model().ids(&words[start..end], &mut scratch, &mut ids);
+                start = end;
+            }
+        };
+        if self.splits {
+            normal.split(char::is_whitespace).filter(|chunk| !chunk.is_empty()).for_each(&mut read);
+        } else if !normal.is_empty() {
+            read(&normal);
+        }
+        Some(ids)
+    }
+
+    fn holds(&self, tokens: &[String], text: &str) -> bool {
+        !tokens.is_empty()
+            && text.bytes().any(|byte| self.starts[usize::from(byte)])
+            && tokens.iter().any(|token| text.contains(token.as_str()))
+    }
+
+    fn is_plain(&self, c: char) -> bool {
+        self.plain.get(c as usize).is_some_and(|plain| *plain)
+    }
+
+    /// What the character map makes of `text`. It reads graphemes, and between two plain characters one always ends: so
+    /// runs of those are copied, but for their ends, which can belong to what stands beside them.
+    fn normalize(&self, map: &Precompiled, text: &str, to: &mut String) {
+        let mut rest = text;
+        while !rest.is_empty() {
+            let mut last = 0;
+            let mut odd = rest.len();
+            for (at, c) in rest.char_indices() {
+                if !self.is_plain(c) {
+                    odd = at;
+                    break;
+                }
+                last = at;
+            }
+            if odd == rest.len() {
+                return to.push_str(rest);
+            }
+            to.push_str(&rest[..last]);
+            let mut before_is_plain = false;
+            let end = rest[odd..].char_indices().find_map(|(at, c)| {
+                let plain = self.is_plain(c);
+                let ends = plain && before_is_plain;
+                before_is_plain = plain;
+                ends.then_some(odd + at)
+            });
+            let end = end.unwrap_or(rest.len());
+            to.push_str(&map.normalize_string(&rest[last..end]));
+            rest = &rest[end..];
+        }
+    }
+}
+
+/// Whether NFC comes after the character map, which comes first or is not there.
+fn composes(normalizer: Option<&NormalizerWrapper>) -> Option<bool> {
+    match normalizer {
+        None | Some(NormalizerWrapper::Precompiled(_)) => Some(false),
+        Some(NormalizerWrapper::NFC(_)) => Some(true),
+        Some(NormalizerWrapper::Sequence(all)) => match all.as_ref() {
+            [] | [NormalizerWrapper::Precompiled(_)] => Some(false),
+            [NormalizerWrapper::NFC(_)] | [NormalizerWrapper::Precompiled(_), NormalizerWrapper::NFC(_)] => {
+                Some(true)
+            }
+            _ => None,
+        },
+        _ => None,
+    }
+}
+
+/// The character map of a normaliser that [`composes`] knows.
+fn character_map(normalizer: Option<&NormalizerWrapper>) -> Option<&Precompiled> {
+    match normalizer? {
+        NormalizerWrapper::Precompiled(map) => Some(map),
+        NormalizerWrapper::Sequence(all) => character_map(all.as_ref().first()),
+        _ => None,
+    }
+}
+
+/// Whether a text is split at white space before words get their mark.
+fn splits(pre: &PreTokenizerWrapper) -> Option<bool> {
+    let marks = |metaspace: &Metaspace| {
+        metaspace.get_replacement() == SPACE
+            && metaspace.get_split()
+            && metaspace.get_prepend_scheme() == PrependScheme::Always
+    };
+    match pre {
+        PreTokenizerWrapper::Metaspace(metaspace) => marks(metaspace).then_some(false),
+        PreTokenizerWrapper::Sequence(all) => match all.as_ref() {
+            [PreTokenizerWrapper::WhitespaceSplit(_), PreTokenizerWrapper::Metaspace(metaspace)] => {
+                marks(metaspace).then_some(true)
+            }
+            _ => None,
+        },
+        _ => None,
+    }
+}
+
+/// Whether NFC leaves `c` alone between others of this kind: letters and signs that neither fall apart nor join with
+/// what stands before them. Others are not listed, though many are.
+fn is_composed(c: char) -> bool {
+    matches!(c,
+        '\0'..='\u{2ff}'
+        | '\u{386}' | '\u{388}'..='\u{3ff}'
+        | '\u{400}'..='\u{482}' | '\u{48a}'..='\u{52f}'
+        | '\u{620}'..='\u{64a}' | '\u{660}'..='\u{66f}' | '\u{671}'..='\u{6d3}'
+        | '\u{1e00}'..='\u{1eff}'
+        | '\u{200b}'..='\u{200d}' | '\u{2010}'..='\u{2027}' | '\u{20a0}'..='\u{20bf}'
+        | '\u{2581}'
+        | '\u{3001}'..='\u{3029}' | '\u{3041}'..='\u{3096}' | '\u{30a1}'..='\u{30ff}'
+        | '\u{3400}'..='\u{4dbf}' | '\u{4e00}'..='\u{9fff}' | '\u{ac00}'..='\u{d7a3}'
+        | '\u{fe0f}'
+        | '\u{1f300}'..='\u{1faff}')
+}
+
+#[cfg(test)]
+mod tests {
+    use tokenizers::NormalizedString;
+
+    use super::*;
+
+    #[test]
+    fn nfc_leaves_composed_text_alone() {
+        let all: String = ('\0'..=char::MAX).filter(|c| is_composed(*c)).collect();
+        assert!(all.chars().count() > 40_000);
+        let reversed: String = all.chars().rev().collect();
+        for text in [all, reversed] {
+            let mut normal = NormalizedString::from(text.as_str());
+            normal.nfc();
+            assert!(normal.get() == text);
+        }
+        assert!(!"e\u{301}".chars().all(is_composed) && !"\u{212b}".chars().all(is_composed));
+    }
+}
