@@ -4,6 +4,7 @@
 //! Only what is known to the last character goes this way: a text without added tokens, the normalisers and
 //! pre-tokenizers of XLM-RoBERTa's kind. The crate has all else, so the ids are always its own.
 
+use tokenizers::NormalizedString;
 use tokenizers::normalizers::{NormalizerWrapper, Precompiled};
 use tokenizers::pre_tokenizers::PreTokenizerWrapper;
 use tokenizers::pre_tokenizers::metaspace::{Metaspace, PrependScheme};
@@ -76,7 +77,10 @@ impl Direct {
             Some(map) => self.normalize(map, text, &mut normal),
             None => normal.push_str(text),
         }
-        if (self.composes && !normal.chars().all(is_composed)) || self.holds(&self.added_after, &normal) {
+        if self.composes {
+            normal = compose(normal);
+        }
+        if self.holds(&self.added_after, &normal) {
             return None;
         }
         let mut words = String::with_capacity(normal.len() + normal.len() / 2);
@@ -192,6 +196,26 @@ fn splits(pre: &PreTokenizerWrapper) -> Option<bool> {
     }
 }
 
+/// NFC of `text`. A character of [`is_composed`] ends what those before it can change, so others are composed with the
+/// one before them.
+fn compose(text: String) -> String {
+    if text.chars().all(is_composed) {
+        return text;
+    }
+    let mut to = String::with_capacity(text.len());
+    let mut rest = text.as_str();
+    while let Some((odd, _)) = rest.char_indices().find(|(_, c)| !is_composed(*c)) {
+        let start = rest[..odd].char_indices().next_back().map_or(odd, |(at, _)| at);
+        let end = rest[odd..].find(is_composed).map_or(rest.len(), |at| odd + at);
+        to.push_str(&rest[..start]);
+        let mut part = NormalizedString::from(&rest[start..end]);
+        to.push_str(part.nfc().get());
+        rest = &rest[end..];
+    }
+    to.push_str(rest);
+    to
+}
+
 /// Whether NFC leaves `c` alone between others of this kind: letters and signs that neither fall apart nor join with
 /// what stands before them. Others are not listed, though many are.
 fn is_composed(c: char) -> bool {
@@ -211,8 +235,6 @@ fn is_composed(c: char) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use tokenizers::NormalizedString;
-
     use super::*;
 
     #[test]
@@ -225,6 +247,14 @@ mod tests {
             normal.nfc();
             assert!(normal.get() == text);
         }
-        assert!(!"e\u{301}".chars().all(is_composed) && !"\u{212b}".chars().all(is_composed));
+        for text in [
+            "e\u{301}",
+            "a\u{212b}e\u{323}\u{302}x\u{1112}\u{1161}\u{11ab}",
+            "\u{301}",
+            "→a\u{301}→→e\u{302}",
+        ] {
+            let mut normal = NormalizedString::from(text);
+            assert_eq!(compose(text.to_owned()), normal.nfc().get());
+        }
     }
 }

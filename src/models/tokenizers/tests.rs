@@ -241,8 +241,13 @@ fn common_texts_go_the_short_way() {
         let mut json = fixture(name);
         let inner = small(&bytes(&json)).unwrap();
         let direct = Direct::of(&inner).expect(name);
-        for text in ["Bugün hava çok güzel, sahile gidelim mi?", "İSTANBUL ＡＢＣ", "你好 🙂", "русский"]
-        {
+        for text in [
+            "Bugün hava çok güzel, sahile gidelim mi?",
+            "İSTANBUL ＡＢＣ",
+            "你好 🙂",
+            "русский",
+            "→ हिन्दी e\u{301}",
+        ] {
             assert!(direct.ids(&inner, text).is_some(), "{name}: {text}");
         }
         assert_eq!(direct.ids(&inner, "an added <mask> token"), None);
