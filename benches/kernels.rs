@@ -1,5 +1,5 @@
-//! The compute room's operations on one thread, in operations a second: compare with `peak`, what the CPU's
-//! multipliers do when nothing else is asked of them. One group alone: `cargo bench --bench kernels -- gemm`.
+//! The operations of `compute` on one thread, in operations per second. `peak` is the throughput of the CPU's multipliers
+//! alone. To run one group: `cargo bench --bench kernels -- gemm`.
 #![allow(missing_docs, unsafe_code, clippy::unwrap_used)]
 
 use std::sync::Mutex;
@@ -14,7 +14,7 @@ use model_manager::compute::{
 
 const TOKENS: usize = 256;
 
-/// What this machine can run: each instruction set in f32, and in bf16 where that is native.
+/// The cases of this machine: each instruction set in f32, and in bf16 if that is native.
 fn cases() -> impl Iterator<Item = (String, Isa, DType)> {
     let formats =
         |isa: Isa| [Some(DType::F32), isa.native_bf16().then_some(DType::Bf16)].into_iter().flatten();
@@ -22,10 +22,10 @@ fn cases() -> impl Iterator<Item = (String, Isa, DType)> {
     Isa::available().flat_map(move |isa| formats(isa).map(move |dtype| (name(isa, dtype), isa, dtype)))
 }
 
-/// The same for weights: in eight bits as well.
-fn holds() -> impl Iterator<Item = (String, Isa, WeightFormat)> {
-    let coded = Isa::available().map(|isa| (format!("{isa}-int8"), isa, WeightFormat::Int8));
-    cases().map(|(name, isa, dtype)| (name, isa, dtype.into())).chain(coded)
+/// The cases of linear layers, which have quantized weights as well.
+fn weight_formats() -> impl Iterator<Item = (String, Isa, WeightFormat)> {
+    let quantized = Isa::available().map(|isa| (format!("{isa}-int8"), isa, WeightFormat::Int8));
+    cases().map(|(name, isa, dtype)| (name, isa, dtype.into())).chain(quantized)
 }
 
 fn filled(rows: usize, columns: usize) -> Weight {
@@ -37,7 +37,7 @@ fn vector(value: f32, n: usize) -> Weight {
     Weight::from_f32(&vec![value; n], &[n]).unwrap()
 }
 
-/// Gives `operation` states of `width` columns, for sequences of `length` tokens; adds up the times it returns.
+/// Runs `operation` on states of `width` columns, for sequences of `length` tokens, and returns the sum of its times.
 fn time(
     cpu: &Cpu,
     width: usize,
@@ -78,8 +78,8 @@ fn gemm(c: &mut Criterion) {
         [(384, 1152), (384, 1536), (1536, 384), (768, 3072), (3072, 768), (1024, 4096), (3072, 1024)]
     {
         group.throughput(Throughput::Elements((2 * TOKENS * inputs * outputs) as u64));
-        for (name, isa, hold) in holds() {
-            let cpu = Cpu::new(isa, hold);
+        for (name, isa, format) in weight_formats() {
+            let cpu = Cpu::new(isa, format);
             let linear = cpu.linear(&[(filled(outputs, inputs).into(), Some(vector(0.1, outputs)))]).unwrap();
             for activation in [Activation::Identity, Activation::Gelu] {
                 let id = BenchmarkId::new(format!("{name}-{activation:?}"), format!("{inputs}x{outputs}"));
@@ -97,8 +97,8 @@ fn gemm(c: &mut Criterion) {
     group.finish();
 }
 
-/// Attention with MiniLM's heads, at the lengths of short texts, passages and long texts; and with Qwen3's, at that of a
-/// document. A causal product counts half.
+/// Attention with MiniLM's heads, at the lengths of short texts, passages and long texts, and with Qwen3's heads, at the
+/// length of a document. Causal attention counts half of the operations.
 fn attention(c: &mut Criterion) {
     let mut group = c.benchmark_group("attention");
     let minilm = Heads { heads: 12, kv_heads: 12, width: 32, causal: false };
@@ -125,7 +125,7 @@ fn attention(c: &mut Criterion) {
     group.finish();
 }
 
-/// Layer normalisation, in values a second.
+/// Layer normalization, in values per second.
 fn norm(c: &mut Criterion) {
     let mut group = c.benchmark_group("norm");
     group.throughput(Throughput::Elements((TOKENS * 384) as u64));
@@ -142,7 +142,7 @@ fn norm(c: &mut Criterion) {
     group.finish();
 }
 
-/// The multipliers alone: sums in registers, no memory.
+/// The multipliers alone: sums in registers, without memory accesses.
 fn peak(c: &mut Criterion) {
     #[cfg(target_arch = "x86_64")]
     {
@@ -176,7 +176,7 @@ fn peak(c: &mut Criterion) {
             let (a, mut sums) = (_mm512_set1_ps(x), [_mm512_setzero_ps(); SUMS]);
             for _ in 0..STEPS {
                 for sum in &mut sums {
-                    // SAFETY: registers of equal size, any bits are valid.
+                    // SAFETY: both types have 64 bytes, and every bit pattern is valid.
                     let a = unsafe { std::mem::transmute::<__m512, __m512bh>(a) };
                     *sum = _mm512_dpbf16_ps(*sum, a, a);
                 }
@@ -199,7 +199,7 @@ fn peak(c: &mut Criterion) {
             if available {
                 group.throughput(Throughput::Elements((2 * multiplied * SUMS * STEPS) as u64));
                 let run = || {
-                    // SAFETY: the CPU has the instructions.
+                    // SAFETY: `available` says that the CPU has the instructions.
                     unsafe { run(std::hint::black_box(0.1)) }
                 };
                 group.bench_function(name, |b| b.iter(run));

@@ -7,7 +7,7 @@ use super::memory::Buffer;
 use super::parallel::Target;
 use crate::compute::isa::DType;
 
-/// Row-major activations, [`spread`] in memory.
+/// Row-major activations, whose rows may be padded: see [`spread`](super::linear::activations::spread).
 #[derive(Debug)]
 pub(crate) struct StateMatrix {
     data: Buffer,
@@ -18,18 +18,25 @@ pub(crate) struct StateMatrix {
 }
 
 impl StateMatrix {
-    /// Over the first rows of `data`, whose rows are `stride` bytes apart.
+    /// A matrix in `data`, whose rows are `stride` bytes apart.
+    ///
+    /// # Panics
+    ///
+    /// If `data` is too short for the rows, or a row is not aligned for `format`.
     pub(crate) fn over(data: Buffer, rows: usize, columns: usize, stride: usize, format: DType) -> Self {
-        assert!(rows * stride <= data.len() && columns * format.bytes() <= stride, "memory of a matrix");
+        // A buffer is aligned to a page.
+        let aligned = stride.is_multiple_of(format.bytes());
+        let fits = rows * stride <= data.len() && columns * format.bytes() <= stride;
+        assert!(fits && aligned, "memory of a matrix");
         Self { data, rows, columns, stride, format }
     }
 
-    /// The memory that it is made of.
+    /// The memory of the matrix.
     pub(crate) fn into_buffer(self) -> Buffer {
         self.data
     }
 
-    /// The memory as numbers.
+    /// The memory of the matrix, to write.
     pub(crate) fn data_mut(&mut self) -> &mut Buffer {
         &mut self.data
     }
@@ -51,12 +58,18 @@ impl StateMatrix {
         self.stride
     }
 
-    /// The first element of row `row`, which is followed by those of all later rows.
+    /// The first element of row `row`. It is aligned, and later rows follow, [`stride`](Self::stride) bytes apart. All values
+    /// are initialized.
+    ///
+    /// # Panics
+    ///
+    /// If the matrix has no row `row`.
     pub(crate) fn row_ptr(&self, row: usize) -> *const u8 {
+        assert!(row < self.rows, "row {row} of {}", self.rows);
         self.data.as_slice::<u8>()[row * self.stride..].as_ptr()
     }
 
-    /// Some rows, as a product reads them.
+    /// Some rows, as the left operand of a product.
     pub(crate) fn plain(&self, rows: Range<usize>) -> Plain<'_> {
         let bytes = &self.data.as_slice::<u8>()[rows.start * self.stride..];
         Plain::new(bytes, self.stride, rows.len(), self.columns, self.format)
@@ -68,7 +81,7 @@ impl StateMatrix {
         &self.data.as_slice::<f32>()[rows.start * self.stride / 4..rows.end * self.stride / 4]
     }
 
-    /// For tasks that write disjoint parts at the same time.
+    /// The matrix as a target, for tasks that write disjoint parts in parallel.
     pub(crate) fn target(&mut self) -> Target<'_> {
         let Self { rows, columns, stride, format, .. } = *self;
         Target::new(self.data.as_mut_slice::<u8>(), rows, columns, stride, format)

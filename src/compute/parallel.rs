@@ -1,5 +1,4 @@
-//! Who carries out the operations of a pass, one thread or the whole pool together, and the matrix that its tasks
-//! write to.
+//! The threads that run the operations of a pass, one or the whole pool, and the matrix that their tasks write to.
 
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -9,11 +8,10 @@ use crate::Result;
 use crate::compute::isa::DType;
 use crate::compute::threads::Threads;
 
-/// Values that take about as long to be normalised or converted as threads take to meet: some microseconds.
-const WORTH_MEETING: usize = 1 << 12;
+/// The number of values whose normalization or conversion takes as long as a fork-join: some microseconds.
+const WORTH_FORKING: usize = 1 << 12;
 
-/// The threads of one pass. One, when each thread has a part of the batch to itself; all, when there is too little
-/// work for that.
+/// The threads of one pass: one if each thread runs its own part of the batch, or all if there are too few parts for that.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Parallelism<'a> {
     /// The calling thread.
@@ -23,12 +21,12 @@ pub(crate) enum Parallelism<'a> {
 }
 
 impl Parallelism<'_> {
-    /// These threads where something is done to so many values, or one where it takes less time than a meeting.
+    /// One thread if an operation on so many values takes less time than a fork-join; otherwise the same threads.
     pub(crate) fn worth(self, values: usize) -> Self {
-        if values < WORTH_MEETING { Self::One } else { self }
+        if values < WORTH_FORKING { Self::One } else { self }
     }
 
-    /// Threads.
+    /// The number of threads.
     pub(crate) fn threads(self) -> usize {
         match self {
             Self::One => 1,
@@ -45,9 +43,9 @@ impl Parallelism<'_> {
         Ok(())
     }
 
-    /// Runs `task` on parts of a grid that cover it. Columns are divided first: a weight's panel is then read by
-    /// one thread only. Each thread goes through a range of its own, and when that is done helps the others from the
-    /// ends of theirs: one that starts late, or on a slower core, keeps nobody waiting for long.
+    /// Runs `task` on disjoint parts of a grid that cover it. Columns are divided first, so that only one thread reads a
+    /// panel of a weight. Each thread works through its own range, and then takes work from the ends of the ranges of other
+    /// threads, so that a thread that starts late or runs on a slower core does not delay the others.
     pub(crate) fn split(
         self,
         rows: usize,
@@ -80,13 +78,13 @@ impl Parallelism<'_> {
         })
     }
 
-    /// Runs `task` on ranges that cover `items`.
+    /// Runs `task` on disjoint ranges that cover `items`.
     pub(crate) fn split_rows(self, items: usize, task: impl Fn(Range<usize>) + Sync) -> Result<()> {
         self.split(1, items, |_, range| task(range))
     }
 }
 
-/// What is left of a range of cells, both ends in one number. Lanes lie in cache lines of their own.
+/// The rest of a range of cells, with both ends in one number. Each lane has its own cache line.
 #[repr(align(128))]
 struct Lane(AtomicU64);
 
@@ -95,12 +93,12 @@ impl Lane {
         Self(AtomicU64::new(cells.start as u64 | (cells.end as u64) << 32))
     }
 
-    /// The first half of what is left, for the thread whose lane it is: it goes through memory in one direction.
+    /// Takes the first half of the rest. The owner of the lane calls this, and reads memory in one direction.
     fn take_first(&self) -> Option<Range<usize>> {
         self.take(|left| left.start..left.start + left.len().div_ceil(2), |left, taken| taken.end..left.end)
     }
 
-    /// The last half, for any other.
+    /// Takes the last half of the rest. Other threads call this.
     fn take_last(&self) -> Option<Range<usize>> {
         self.take(|left| left.end - left.len().div_ceil(2)..left.end, |left, taken| left.start..taken.start)
     }
@@ -118,7 +116,7 @@ impl Lane {
             }
             let taken = part(&left);
             let new = Self::new(rest(left, &taken)).0.into_inner();
-            // Cells name work, they publish nothing: what tasks write is seen by whoever waits for the job's end.
+            // Relaxed ordering suffices: a cell publishes no data. The end of the job orders the writes of tasks.
             match self.0.compare_exchange_weak(seen, new, Ordering::Relaxed, Ordering::Relaxed) {
                 Ok(_) => return Some(taken),
                 Err(now) => seen = now,
@@ -127,13 +125,13 @@ impl Lane {
     }
 }
 
-/// Share `index` of `items` divided among `parts` as evenly as whole numbers go.
+/// Share `index` of `items`, divided into `parts` shares of nearly equal size.
 pub(crate) fn share(items: usize, parts: usize, index: usize) -> Range<usize> {
     let start = |index: usize| items * index / parts.max(1);
     start(index)..start(index + 1)
 }
 
-/// A matrix that several tasks write to, each a part of its own.
+/// A matrix that several tasks write to. Each task writes its own part.
 #[derive(Debug)]
 pub(crate) struct Target<'a> {
     start: *mut u8,
@@ -144,11 +142,16 @@ pub(crate) struct Target<'a> {
     owner: PhantomData<&'a mut [u8]>,
 }
 
-// SAFETY: it is an exclusive borrow of plain memory, which tasks divide among themselves as `part` demands.
+// SAFETY: a target is an exclusive borrow of plain numbers. Its safe methods only compute pointers; code that writes through
+// them, or calls `row_f32` or `row_bf16`, must ensure that no other thread accesses the same part.
 unsafe impl Sync for Target<'_> {}
 
 impl<'a> Target<'a> {
     /// Rows of `columns` values in `format`, `stride` bytes apart.
+    ///
+    /// # Panics
+    ///
+    /// If `bytes` is too short for the rows, or a row is not aligned for `format`.
     pub(crate) fn new(
         bytes: &'a mut [u8],
         rows: usize,
@@ -156,11 +159,13 @@ impl<'a> Target<'a> {
         stride: usize,
         format: DType,
     ) -> Self {
-        assert!(rows * stride <= bytes.len() && columns * format.bytes() <= stride, "memory of a matrix");
+        let aligned = (bytes.as_ptr().addr() | stride).is_multiple_of(format.bytes());
+        let fits = rows * stride <= bytes.len() && columns * format.bytes() <= stride;
+        assert!(fits && aligned, "memory of a matrix");
         Self { start: bytes.as_mut_ptr(), rows, columns, stride, format, owner: PhantomData }
     }
 
-    /// Rows of `columns` values one after another.
+    /// Consecutive rows of `columns` values.
     pub(crate) fn over(values: &'a mut [f32], columns: usize) -> Self {
         Self {
             start: values.as_mut_ptr().cast(),
@@ -188,22 +193,34 @@ impl Target<'_> {
         self.stride
     }
 
-    /// Where the part of these rows and columns starts. Writing through it is for one task at a time.
+    /// The first element of the part with these rows and columns. It is aligned, and rows are [`stride`](Self::stride) bytes
+    /// apart. All values of a target are initialized.
+    ///
+    /// # Panics
+    ///
+    /// If `rows` is empty, or the part does not lie inside the matrix.
     pub(crate) fn part(&self, rows: Range<usize>, columns: Range<usize>) -> *mut u8 {
         assert!(rows.start < rows.end && rows.end <= self.rows, "rows {rows:?} of {}", self.rows);
-        assert!(columns.end <= self.columns, "columns {columns:?} of {}", self.columns);
-        // SAFETY: the first element of a part that lies inside.
+        assert!(
+            columns.start <= columns.end && columns.end <= self.columns,
+            "columns {columns:?} of {}",
+            self.columns
+        );
+        // SAFETY: `rows.start < self.rows` and `columns.start <= self.columns` by the assertions above (an empty range may
+        // start at `columns`), so the offset is at most the size of the matrix, which a constructor checked.
         unsafe { self.start.add(rows.start * self.stride + columns.start * self.format.bytes()) }
     }
 
     /// One whole row of an f32 matrix.
     ///
     /// # Safety
-    /// No other task touches this row meanwhile.
+    ///
+    /// - No other code accesses this row while the slice lives.
     #[expect(clippy::mut_from_ref, reason = "tasks divide the rows among themselves")]
     pub(crate) unsafe fn row_f32(&self, row: usize) -> &mut [f32] {
         assert_eq!(self.format, DType::F32, "format");
-        // SAFETY: the row lies inside, is aligned, and is the caller's alone.
+        // SAFETY: `part` checks that the row lies inside; it has `columns` initialized f32, is aligned as a constructor
+        // checked, and is not accessed elsewhere while the slice lives. `self` borrows the memory for at least as long.
         unsafe {
             std::slice::from_raw_parts_mut(self.part(row..row + 1, 0..self.columns).cast(), self.columns)
         }
@@ -212,11 +229,13 @@ impl Target<'_> {
     /// One whole row of a bf16 matrix.
     ///
     /// # Safety
-    /// No other task touches this row meanwhile.
+    ///
+    /// - No other code accesses this row while the slice lives.
     #[expect(clippy::mut_from_ref, reason = "tasks divide the rows among themselves")]
     pub(crate) unsafe fn row_bf16(&self, row: usize) -> &mut [u16] {
         assert_eq!(self.format, DType::Bf16, "format");
-        // SAFETY: as in `row_f32`.
+        // SAFETY: `part` checks that the row lies inside; it has `columns` initialized bf16, is aligned as a constructor
+        // checked, and is not accessed elsewhere while the slice lives. `self` borrows the memory for at least as long.
         unsafe {
             std::slice::from_raw_parts_mut(self.part(row..row + 1, 0..self.columns).cast(), self.columns)
         }
@@ -233,17 +252,21 @@ mod tests {
     #[test]
     fn parts_cover_the_grid_once() {
         let threads = Threads::global();
-        for team in [Parallelism::One, Parallelism::All(&threads)] {
+        for parallelism in [Parallelism::One, Parallelism::All(&threads)] {
             for (rows, columns) in [(0, 3), (1, 1), (2, 36), (19, 12), (40, 1)] {
                 let counts = Mutex::new(vec![0; rows * columns]);
-                team.split(rows, columns, |r, c| {
-                    let mut counts = counts.lock();
-                    for (row, column) in r.flat_map(|row| c.clone().map(move |column| (row, column))) {
-                        counts[row * columns + column] += 1;
-                    }
-                })
-                .unwrap();
-                assert!(counts.into_inner().iter().all(|&count| count == 1), "{team:?} {rows}x{columns}");
+                parallelism
+                    .split(rows, columns, |r, c| {
+                        let mut counts = counts.lock();
+                        for (row, column) in r.flat_map(|row| c.clone().map(move |column| (row, column))) {
+                            counts[row * columns + column] += 1;
+                        }
+                    })
+                    .unwrap();
+                assert!(
+                    counts.into_inner().iter().all(|&count| count == 1),
+                    "{parallelism:?} {rows}x{columns}"
+                );
             }
         }
     }
@@ -252,16 +275,16 @@ mod tests {
     fn a_slow_thread_keeps_only_what_it_has_begun() {
         let threads = Threads::global();
         if threads.count() == 1 {
-            return; // nobody to help
+            return; // No other thread exists.
         }
         let (cells, done) = (64 * threads.count(), AtomicU64::new(0));
         let patience = Instant::now() + Duration::from_secs(60);
         Parallelism::All(&threads)
             .split_rows(cells, |range| {
-                // Whoever has the first cell ends after all cells that others can reach.
+                // The thread with the first cell waits until the others have done all cells that they can take.
                 let others = (cells - range.len()) as u64;
                 while range.start == 0 && done.load(Ordering::Relaxed) < others {
-                    assert!(Instant::now() < patience, "nobody took over");
+                    assert!(Instant::now() < patience, "no thread took over");
                     std::thread::yield_now();
                 }
                 done.fetch_add(range.len() as u64, Ordering::Relaxed);

@@ -1,15 +1,15 @@
-//! How an input of attention divides into heads.
+//! The division of an attention input into heads.
 
-/// How the columns of an attention input divide: `heads` queries, then `kv_heads` keys, then as many values, each
-/// `width` wide.
+/// The columns of an attention input: `heads` queries, then `kv_heads` keys, then `kv_heads` values, each of `width`
+/// columns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Heads {
     /// Query heads.
     pub heads: usize,
-    /// Key and value heads: a divisor of `heads`, equal to it without grouping.
+    /// Key and value heads. They divide `heads`, and are fewer in grouped-query attention.
     pub kv_heads: usize,
     /// Columns of one head.
     pub width: usize,
-    /// Whether a token sees only itself and those before it.
+    /// Whether the attention mask is causal: a token attends only to itself and to earlier tokens.
     pub causal: bool,
 }

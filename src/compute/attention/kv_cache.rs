@@ -1,7 +1,7 @@
-//! Keys and values of one sequence, in the panels that attention multiplies by.
+//! The KV cache: keys and values of one sequence, packed into the panels of attention's GEMMs.
 //!
-//! A cache grows by pages of [`BLOCK`] positions, which hold all layers. A full page never changes: sequences that
-//! begin alike share it.
+//! A cache grows by pages of [`BLOCK`] positions, each with all layers. A full page never changes, so sequences with the
+//! same beginning share it.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -11,17 +11,17 @@ use crate::compute::kernels::{Kernels, units};
 use crate::compute::memory::Buffer;
 use crate::{Error, Result};
 
-/// Positions of a page, and keys that attention works on at once: scores of a tile of queries against a block fit
-/// into the first-level cache. A multiple of every panel's width.
+/// Positions of a page, and keys of a block of attention: the scores of a tile of queries against a block fit into the
+/// first-level cache. A multiple of the width of every panel.
 pub(crate) const BLOCK: usize = 256;
 
 /// Positions of the smallest page: whole panels, and whole steps of every sum over positions.
 const SMALLEST_PAGE: usize = 32;
 
-/// Bytes that no machine has.
+/// The size in bytes above which a cache is refused: more memory than any machine has.
 const LARGEST: u64 = 1 << 46;
 
-/// What attention's heads look like in every layer.
+/// The layers and heads of a cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CacheShape {
     /// Layers.
@@ -32,27 +32,27 @@ pub struct CacheShape {
     pub width: usize,
 }
 
-/// Where the numbers of a page lie. For each layer and head, keys are the columns of panels (their products with
-/// queries are scores of a panel's positions), then values are the rows of panels (their products with
-/// probabilities are sums over positions).
+/// The layout of a page. For each layer and head, the keys are the columns of panels, whose product with queries is the
+/// scores of the panel's positions. After them, the values are the rows of panels, whose product with probabilities is a
+/// sum over positions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Layout {
     shape: CacheShape,
     format: DType,
     /// Columns of a panel.
     panel: usize,
-    /// Units that sums over positions go by.
+    /// Units of one step of a sum over positions.
     depth: usize,
 }
 
 /// Keys and values of every layer, in the format of the CPU's activations.
 #[derive(Debug)]
 pub struct PagedKvCache {
-    /// All but the last are full-sized.
+    /// All but the last have [`BLOCK`] positions.
     pages: Vec<Arc<Page>>,
     layout: Layout,
     len: usize,
-    /// Positions from here on have never been written since they were cleared.
+    /// Positions from here on have not been written since they were cleared.
     written: usize,
 }
 
@@ -71,13 +71,13 @@ pub(crate) struct Panels<'a> {
     pub value_units: usize,
 }
 
-/// One head's part of a page, and the positions in it that are to be written.
+/// One head's part of a page, and the positions in it to write.
 pub(crate) struct HeadPage<'a> {
     layout: Layout,
     memory: &'a mut [u32],
     capacity: usize,
     at: Range<usize>,
-    /// The first of the positions, counted from the first one that the caller writes.
+    /// The index of the first of them among all positions that the caller writes.
     pub offset: usize,
     pub kv_head: usize,
 }
@@ -100,14 +100,14 @@ impl Layout {
         capacity * self.key_units() + self.value_panels() * self.panel * self.value_units(capacity)
     }
 
-    /// Bytes of a page; `None` when they cannot be counted.
+    /// Bytes of a page; `None` on overflow.
     fn page_bytes(self, capacity: usize) -> Option<u64> {
         [self.shape.layers, self.shape.kv_heads, 4]
             .into_iter()
             .try_fold(self.head_units(capacity) as u64, |bytes, factor| bytes.checked_mul(factor as u64))
     }
 
-    /// Bytes of a cache of `positions`.
+    /// Bytes of a cache of `positions`; `None` on overflow.
     fn bytes(self, positions: usize) -> Option<u64> {
         let full = self.page_bytes(BLOCK)?.checked_mul((positions / BLOCK) as u64)?;
         match positions % BLOCK {
@@ -122,14 +122,14 @@ impl Layout {
         Ok(Page { capacity, memory })
     }
 
-    /// The parts of one head: keys, then values.
+    /// The units of one head in a page: keys, then values.
     fn head(self, capacity: usize, layer: usize, head: usize) -> Range<usize> {
         let size = self.head_units(capacity);
         let index = layer * self.shape.kv_heads + head;
         index * size..(index + 1) * size
     }
 
-    /// A page with the first `positions` of `page`.
+    /// Copies the first `positions` of `page` to a new page.
     fn copy(self, page: &Page, positions: usize, capacity: usize) -> Result<Page> {
         let mut copy = self.page(capacity)?;
         let keys = positions.next_multiple_of(self.panel) * self.key_units();
@@ -147,7 +147,7 @@ impl Layout {
         Ok(copy)
     }
 
-    /// Where panel `panel` of a head's values begins.
+    /// The first unit of panel `panel` of a head's values.
     fn values_at(self, capacity: usize, panel: usize) -> usize {
         capacity * self.key_units() + panel * self.panel * self.value_units(capacity)
     }
@@ -158,8 +158,8 @@ impl Layout {
     }
 }
 
-/// Zeroes the values of some positions: a sum over positions goes on to the end of a step, and zero times what lies
-/// there must be zero.
+/// Zeroes the values of some positions. A sum over positions includes all positions of its last step, whose probabilities
+/// are zero, and zero times a NaN would not be zero.
 fn clear(layout: Layout, head: &mut [u32], capacity: usize, positions: Range<usize>) {
     for panel in 0..layout.value_panels() {
         let values = &mut head[layout.values_at(capacity, panel)..];
@@ -175,7 +175,7 @@ fn clear(layout: Layout, head: &mut [u32], capacity: usize, positions: Range<usi
     }
 }
 
-/// Positions of a page that has to hold so many.
+/// The capacity of a page for so many positions.
 fn page_capacity(positions: usize) -> usize {
     positions.next_power_of_two().clamp(SMALLEST_PAGE, BLOCK)
 }
@@ -191,33 +191,33 @@ impl PagedKvCache {
         Self { pages: Vec::new(), layout, len: 0, written: 0 }
     }
 
-    /// Bytes that a cache of `positions` takes.
+    /// Bytes of a cache of `positions`; `u64::MAX` on overflow.
     pub(crate) fn bytes_for(kernels: &Kernels, shape: CacheShape, format: DType, positions: usize) -> u64 {
         Self::new(kernels, shape, format).layout.bytes(positions).unwrap_or(u64::MAX)
     }
 
-    /// Positions held in every layer.
+    /// Positions in the cache.
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Whether no position is held.
+    /// Whether the cache has no position.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// Bytes mapped, those of shared pages included.
+    /// Bytes of its pages, including shared ones.
     pub fn bytes(&self) -> u64 {
         self.pages.iter().map(|page| page.memory.len() as u64).sum()
     }
 
-    /// Says that every layer has been given positions up to `len`.
+    /// Extends the cache to `len` positions, which have been written in every layer.
     pub(crate) fn extend_to(&mut self, len: usize) {
         assert!(self.len <= len && len <= self.written, "{len} positions of {} written", self.written);
         self.len = len;
     }
 
-    /// Forgets all positions from `len` on; at most what is held.
+    /// Shortens the cache to `len` positions; without effect if it has no more.
     pub fn truncate(&mut self, len: usize) {
         self.len = len.min(self.len);
         self.pages.truncate(self.len.div_ceil(BLOCK));
@@ -227,7 +227,7 @@ impl PagedKvCache {
     /// Makes the positions up to `capacity` writable.
     ///
     /// # Errors
-    /// [`Error::OutOfMemory`]; the positions held are then as they were.
+    /// [`Error::OutOfMemory`]; the positions in the cache are then unchanged.
     pub fn reserve(&mut self, capacity: usize) -> Result<()> {
         if self.layout.bytes(capacity).is_none_or(|bytes| bytes > LARGEST) {
             return Err(too_many(capacity));
@@ -237,14 +237,14 @@ impl PagedKvCache {
         }
         if let Some(last) = self.pages.len().checked_sub(1) {
             let first = last * BLOCK;
-            let held = self.len.saturating_sub(first);
+            let filled = self.len.saturating_sub(first);
             let wanted =
                 page_capacity(capacity.saturating_sub(first).min(BLOCK)).max(self.pages[last].capacity);
-            // A page that others share may be written from the first position after theirs on, but not by two.
-            let shared = held < BLOCK && Arc::get_mut(&mut self.pages[last]).is_none();
-            let stale = self.written > self.len && held < BLOCK;
+            // Two caches must not write to the same page, so a shared page is copied before it is written.
+            let shared = filled < BLOCK && Arc::get_mut(&mut self.pages[last]).is_none();
+            let stale = self.written > self.len && filled < BLOCK;
             if shared || stale || wanted > self.pages[last].capacity {
-                self.pages[last] = Arc::new(self.layout.copy(&self.pages[last], held, wanted)?);
+                self.pages[last] = Arc::new(self.layout.copy(&self.pages[last], filled, wanted)?);
             }
         }
         while self.pages.len() * BLOCK < capacity {
@@ -255,27 +255,27 @@ impl PagedKvCache {
         Ok(())
     }
 
-    /// Gives back what the last page has beyond its positions.
+    /// Frees the unused capacity of the last page.
     ///
     /// # Errors
-    /// As [`reserve`](Self::reserve).
+    /// Those of [`reserve`](Self::reserve).
     pub fn shrink(&mut self) -> Result<()> {
         self.truncate(self.len);
-        let held = self.len % BLOCK;
-        if held > 0
+        let filled = self.len % BLOCK;
+        if filled > 0
             && let Some(last) = self.pages.last_mut()
-            && page_capacity(held) < last.capacity
+            && page_capacity(filled) < last.capacity
         {
-            *last = Arc::new(self.layout.copy(last, held, page_capacity(held))?);
+            *last = Arc::new(self.layout.copy(last, filled, page_capacity(filled))?);
             self.written = self.len;
         }
         Ok(())
     }
 
-    /// A cache of the first `len` positions, with room for `capacity`. Full pages are shared.
+    /// A cache of the first `len` positions, with a capacity of `capacity`. It shares full pages with `self`.
     ///
     /// # Errors
-    /// As [`reserve`](Self::reserve).
+    /// Those of [`reserve`](Self::reserve).
     pub fn fork(&self, len: usize, capacity: usize) -> Result<Self> {
         let len = len.min(self.len);
         let mut fork = Self {
@@ -288,16 +288,17 @@ impl PagedKvCache {
         Ok(fork)
     }
 
-    /// The heads of `layer` in the pages that hold `positions`, to be written.
+    /// The heads of `layer` in the pages of `positions`, to write.
     ///
     /// # Errors
-    /// [`Error::Internal`] when room for them was not reserved.
+    /// [`Error::Internal`] if `positions` were not reserved.
     pub(crate) fn heads_mut(&mut self, layer: usize, positions: Range<usize>) -> Result<Vec<HeadPage<'_>>> {
         let layout = self.layout;
         self.written = self.written.max(positions.end);
         let mut heads = Vec::new();
         let touched = positions.start / BLOCK..positions.end.div_ceil(BLOCK);
-        let misuse = || Error::Internal { place: "KV cache".into(), reason: "no room was reserved".into() };
+        let misuse =
+            || Error::Internal { place: "KV cache".into(), reason: "positions were not reserved".into() };
         let pages = self.pages.get_mut(touched.clone()).ok_or_else(misuse)?;
         for (index, page) in touched.zip(pages) {
             let first = index * BLOCK;
@@ -329,16 +330,23 @@ impl PagedKvCache {
 }
 
 impl HeadPage<'_> {
-    /// How many positions are written.
+    /// The number of positions to write.
     pub(crate) fn len(&self) -> usize {
         self.at.len()
     }
 
-    /// Writes the positions from rows that lie `stride` bytes apart.
+    /// Whether the head is one of `kv_heads` heads of `width` values.
+    pub(crate) fn has_shape(&self, kv_heads: usize, width: usize) -> bool {
+        (self.layout.shape.kv_heads, self.layout.shape.width) == (kv_heads, width)
+    }
+
+    /// Writes the positions from rows that are `stride` bytes apart.
     ///
     /// # Safety
-    /// - [`len`](Self::len) rows of the head's width can be read at `keys` and at `values`.
-    /// - One element more can be read after each row of keys when its width is odd and the format is bf16.
+    ///
+    /// - `keys` and `values` point to [`len`](Self::len) rows, `stride` bytes apart, of readable elements in the format of
+    ///   the cache, as many as the head's width.
+    /// - If the width is odd and the format is bf16, one more element is readable after each row of keys.
     pub(crate) unsafe fn write(
         &mut self,
         kernels: &Kernels,
@@ -346,34 +354,39 @@ impl HeadPage<'_> {
         values: *const u8,
         stride: usize,
     ) {
-        // SAFETY: the caller's promise covers both.
+        // SAFETY: the preconditions of `write_keys` and of `write_values` are those of this function.
         unsafe {
             self.write_keys(kernels, keys, stride);
             self.write_values(kernels, values, stride);
         }
     }
 
+    /// Packs keys as columns of panels.
+    ///
     /// # Safety
-    /// As [`write`](Self::write).
+    ///
+    /// - The preconditions of [`write`](Self::write) for keys.
     unsafe fn write_keys(&mut self, kernels: &Kernels, from: *const u8, stride: usize) {
         let Layout { format, panel, shape, .. } = self.layout;
         let units = self.layout.key_units();
         let mut position = self.at.start;
         while position < self.at.end {
-            // SAFETY: a row of the caller's, since `position` is one of `at`.
+            // SAFETY: `position` is in `at`, so this is one of the `len` readable rows.
             let row = unsafe { from.add((position - self.at.start) * stride) };
             let memory = &mut self.memory[position / panel * panel * units..][..panel * units];
             let column = position % panel;
             if column == 0 {
                 let count = panel.min(self.at.end - position);
-                // SAFETY: `count` rows of the caller's, with what it promises to lie after each.
+                // SAFETY: `count <= at.end - position`, so so many rows of `width` elements are readable, and one more element
+                // after each if the width is odd and the format is bf16.
                 unsafe { kernels.pack_columns(format, row, stride, count, shape.width, memory) };
                 position += count;
                 continue;
             }
             for unit in 0..units {
                 let odd = format == DType::Bf16 && unit + 1 == units && shape.width % 2 == 1;
-                // SAFETY: unit `unit` of the row; the last one of an odd width ends one element after it.
+                // SAFETY: `unit < units`, and the row has `units` readable units: the last unit of an odd bf16 row includes
+                // the element after it, which is readable. The read is unaligned.
                 let number = unsafe { row.add(unit * 4).cast::<u32>().read_unaligned() };
                 memory[unit * panel + column] = if odd { number & 0xffff } else { number };
             }
@@ -381,19 +394,21 @@ impl HeadPage<'_> {
         }
     }
 
+    /// Packs values as rows of panels.
+    ///
     /// # Safety
-    /// As [`write`](Self::write).
+    ///
+    /// - The preconditions of [`write`](Self::write) for values.
     unsafe fn write_values(&mut self, kernels: &Kernels, from: *const u8, stride: usize) {
         let Layout { format, panel, shape, .. } = self.layout;
         for (index, first) in (0..shape.width).step_by(panel).enumerate() {
             let columns = panel.min(shape.width - first);
             let memory = &mut self.memory[self.layout.values_at(self.capacity, index)..];
             let (mut start, end) = (self.at.start, self.at.end);
-            // SAFETY: column `first` of the first row.
-            let mut row = unsafe { from.add(first * format.bytes()) };
+            let mut row = from.wrapping_add(first * format.bytes());
             if format == DType::Bf16 && start % 2 == 1 {
                 for (column, unit) in memory[start / 2 * panel..][..columns].iter_mut().enumerate() {
-                    // SAFETY: `columns` values of the row from `first` on.
+                    // SAFETY: `first + column < width`, and the first row is readable. The read is unaligned.
                     let value = unsafe { row.add(column * 2).cast::<u16>().read_unaligned() };
                     *unit = *unit & 0xffff | u32::from(value) << 16;
                 }
@@ -402,7 +417,8 @@ impl HeadPage<'_> {
             }
             if start < end {
                 let to = units(format, start) * panel..units(format, end) * panel;
-                // SAFETY: the rows that are left, `columns` values of each.
+                // SAFETY: `row` points to the row of `start`, and `end - start` rows follow, each with `columns` values from
+                // column `first` on, because `first + columns <= width`.
                 unsafe {
                     kernels.pack_rows(format, row, stride, end - start, columns, &mut memory[to]);
                 }

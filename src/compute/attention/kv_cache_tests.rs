@@ -8,7 +8,7 @@ fn kernels() -> impl Iterator<Item = (&'static Kernels, DType)> {
     Isa::available().flat_map(|isa| [DType::F32, DType::Bf16].map(|format| (Kernels::of(isa), format)))
 }
 
-/// What is written at a position: small integers, which bf16 holds.
+/// The number at a position: a small integer, which bf16 represents exactly.
 fn number(layer: usize, position: usize, column: usize) -> f32 {
     (layer * 60 + position * 7 % 32 + column) as f32
 }
@@ -36,7 +36,8 @@ fn fill(cache: &mut PagedKvCache, kernels: &Kernels, len: usize, step: usize) {
             for mut head in cache.heads_mut(layer, positions.clone()).unwrap() {
                 let start = head.offset * stride + head.kv_head * SHAPE.width * format.bytes();
                 let (keys, values) = (&rows[start..], &rows[start + ROW * format.bytes()..]);
-                // SAFETY: the rows were made with so many keys and values.
+                // SAFETY: `rows` has a row of `ROW` keys and `ROW` values for each position, and `offset + len` is at most
+                // their number. `SHAPE.width` is even.
                 unsafe { head.write(kernels, keys.as_ptr(), values.as_ptr(), stride) };
             }
         }
@@ -65,7 +66,7 @@ fn check(cache: &PagedKvCache) {
             assert_eq!(at(format, panels.values, value, inside % pair), -expected, "{format:?} {position}");
         }
     }
-    // A sum over positions goes on to the end of a step.
+    // A sum over positions includes all positions of its last step.
     let last = cache.len() % BLOCK;
     if last > 0 {
         let panels = cache.panels(0, 0, cache.len() / BLOCK);
@@ -76,7 +77,7 @@ fn check(cache: &PagedKvCache) {
 }
 
 #[test]
-fn positions_survive_growth_copies_and_forgetting() {
+fn positions_survive_growth_forks_and_truncation() {
     for (kernels, format) in kernels() {
         for step in [1, 3, 40, 700] {
             let mut cache = PagedKvCache::new(kernels, SHAPE, format);
@@ -90,7 +91,7 @@ fn positions_survive_growth_copies_and_forgetting() {
             check(&fork);
             fill(&mut fork, kernels, 590, step);
             check(&fork);
-            // In the middle of a page that both have.
+            // In the middle of a page that both caches have.
             cache.truncate(133);
             check(&cache.fork(133, 133).unwrap());
             fill(&mut cache, kernels, 300, step);
@@ -101,7 +102,7 @@ fn positions_survive_growth_copies_and_forgetting() {
 }
 
 #[test]
-fn its_size_is_known_before_and_grows_with_its_positions() {
+fn its_size_is_predictable_and_grows_with_its_positions() {
     for (kernels, format) in kernels() {
         let mut before = 0;
         for capacity in [0, 1, 32, 33, 75, 96, 256, 257, 500, 1000] {
@@ -123,15 +124,15 @@ fn its_size_is_known_before_and_grows_with_its_positions() {
 }
 
 #[test]
-fn what_a_failed_pass_wrote_is_cleared() {
+fn positions_of_a_failed_pass_are_cleared() {
     for (kernels, format) in kernels() {
         let mut cache = PagedKvCache::new(kernels, SHAPE, format);
         fill(&mut cache, kernels, 33, 33);
-        // Written, but never said to be there.
+        // Written, but the cache was not extended to them.
         cache.reserve(300).unwrap();
         for mut head in cache.heads_mut(0, 33..300).unwrap() {
             let rows = vec![0xff_u8; 267 * SHAPE.width * 4];
-            // SAFETY: NaNs of every row, read twice.
+            // SAFETY: with a stride of 0, each row is the first one, which has more than `SHAPE.width` elements.
             unsafe { head.write(kernels, rows.as_ptr(), rows.as_ptr(), 0) };
         }
         cache.truncate(33);
@@ -155,7 +156,7 @@ fn memory_that_no_machine_has_is_an_error() {
 }
 
 #[test]
-fn room_that_was_not_reserved_is_noticed() {
+fn positions_that_were_not_reserved_are_an_error() {
     let mut cache = PagedKvCache::new(Kernels::of(Isa::best()), SHAPE, DType::F32);
     cache.reserve(32).unwrap();
     for positions in [0..33, 256..257] {

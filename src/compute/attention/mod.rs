@@ -1,4 +1,4 @@
-//! Attention: of queries over the keys and values of their own sequence, which lie beside them or in a cache.
+//! Attention of queries over the keys and values of their own sequence, which are rows of the same matrix or in a KV cache.
 
 pub(crate) mod heads;
 pub(crate) mod kv_cache;

@@ -3,26 +3,26 @@
 use crate::Result;
 use crate::compute::memory::zeroed;
 
-/// How a rotary embedding pairs the numbers of a head.
+/// How rotary position embedding pairs the values of a head.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RopeStyle {
-    /// `i` with `i + width / 2`: transformers, and GGUF files of Qwen.
+    /// Pairs `i` with `i + width / 2`: transformers, and GGUF files of Qwen.
     Neox,
-    /// `2 i` with `2 i + 1`: GGUF files of Llama, whose matrices are permuted to suit.
+    /// Pairs `2 i` with `2 i + 1`: GGUF files of Llama, whose matrices are permuted accordingly.
     Interleaved,
 }
 
 /// Rotary positions: `θᵢ = frequencies[i] · position`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Rotary {
-    /// One for each pair.
+    /// The frequency of each pair.
     pub frequencies: Vec<f32>,
-    /// Which numbers form a pair.
+    /// Which values form a pair.
     pub style: RopeStyle,
 }
 
 impl Rotary {
-    /// The usual frequencies, `base^(-2i / width)`, for the first `width` numbers of a head.
+    /// The usual frequencies, `base^(-2i / width)`, for the first `width` values of a head.
     pub fn new(base: f32, width: usize, style: RopeStyle) -> Self {
         let frequencies = (0..width / 2).map(|i| 1.0 / base.powf((2 * i) as f32 / width as f32)).collect();
         Self { frequencies, style }
@@ -37,17 +37,17 @@ impl Rotary {
     }
 }
 
-/// Rotary positions of the rows of a pass, with their cosines and sines: computed once for all layers.
+/// The cosines and sines of the rows of a pass, which all layers share.
 #[derive(Debug)]
 pub struct RopeTable<'a> {
-    /// How numbers are paired.
+    /// The rotary position embedding of the table.
     pub rotary: &'a Rotary,
     /// For each row, cosines, then sines, of every pair.
     angles: Vec<f32>,
 }
 
 impl<'a> RopeTable<'a> {
-    /// For rows at these positions.
+    /// A table for rows at these positions.
     ///
     /// # Errors
     /// [`Error::OutOfMemory`](crate::Error::OutOfMemory).
@@ -75,11 +75,11 @@ mod tests {
     use crate::compute::kernels::rowwise::RopeRow;
 
     #[test]
-    fn turning_keeps_lengths_and_adds_up() {
+    fn rotations_add_up_and_are_neutral_at_zero() {
         for style in [RopeStyle::Neox, RopeStyle::Interleaved] {
             let rotary = Rotary::new(10_000.0, 8, style);
             let head: Vec<f32> = (0..8).map(|i| i as f32 - 3.0).collect();
-            let turned = |head: &[f32], position| {
+            let rotated = |head: &[f32], position| {
                 let (mut angles, mut head) = (vec![0.0; 8], head.to_vec());
                 rotary.angles(position, &mut angles);
                 let rope = RopeRow {
@@ -92,12 +92,12 @@ mod tests {
                     angles: &angles,
                     interleaved: style == RopeStyle::Interleaved,
                 };
-                // SAFETY: one head of eight.
+                // SAFETY: `head` has the eight values of one head, is aligned, and is not accessed elsewhere.
                 unsafe { Kernels::of(Isa::best()).apply_rope(&rope) };
                 head
             };
-            assert_eq!(turned(&head, 0), head);
-            let (once, twice) = (turned(&head, 12), turned(&turned(&head, 5), 7));
+            assert_eq!(rotated(&head, 0), head);
+            let (once, twice) = (rotated(&head, 12), rotated(&rotated(&head, 5), 7));
             assert!(once.iter().zip(&twice).all(|(a, b)| (a - b).abs() < 1e-5));
             let partner = if style == RopeStyle::Neox { 4 } else { 1 };
             let expected = head[0] * 12f32.cos() - head[partner] * 12f32.sin();

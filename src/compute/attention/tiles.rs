@@ -1,10 +1,10 @@
-//! Attention of queries over the keys and values of their own sequence, on the same tiles as the linear layers.
+//! Attention of queries over the keys and values of their own sequence, on the tiles of the linear layers.
 //!
-//! Keys and values are worked on in blocks of panels. Those of rows beside the queries are packed block by block; those
-//! of a cache lie in panels already. For each tile of queries, scores against a block are one product, softmax turns
-//! them into probabilities, and those times the values are another. Each query keeps a running maximum and sum, so
-//! scores never take more memory than a tile times a block. Blocks begin at the start of a sequence, and a query's
-//! result depends neither on the tile that it is in nor on how many queries come with it.
+//! Keys and values are processed in blocks of panels. If they are rows of the attention input, they are packed block by
+//! block; in a KV cache they are panels already. For each tile of queries, one product computes the scores against a
+//! block, softmax turns them into probabilities, and a second product multiplies these by the values. Softmax is online:
+//! each query keeps a running maximum and sum, so scores take the memory of one tile times one block. Blocks start at the
+//! beginning of a sequence, and the result of a query depends neither on its tile nor on the number of queries.
 
 use std::ops::Range;
 
@@ -20,27 +20,27 @@ use crate::compute::memory::Buffer;
 use crate::compute::parallel::{Target, share};
 use crate::{Error, Result};
 
-/// Elements between rows of scores: not a power of two, for the sake of cache sets.
+/// Elements from a row of scores to the next. It is not a power of two, so that rows map to different cache sets.
 const STRIDE: usize = BLOCK + 32;
 
-/// The memory that one thread needs for attention.
+/// The memory of attention on one thread.
 #[derive(Debug, Default)]
 pub(crate) struct Scratch {
     keys: Option<Buffer>,
     values: Option<Buffer>,
-    work: Work,
+    state: TileState,
 }
 
-/// What becomes of scores.
+/// Scores, probabilities and sums of the tiles in progress.
 #[derive(Debug, Default)]
-struct Work {
+struct TileState {
     sums: Option<Buffer>,
     running: Vec<[Running; TALLEST_TILE]>,
     scores: Vec<f32>,
     narrow: Vec<u16>,
 }
 
-/// `bytes` bytes at least.
+/// The buffer, with at least `bytes` bytes.
 fn grown(buffer: &mut Option<Buffer>, bytes: usize) -> Result<&mut Buffer> {
     if buffer.as_ref().is_none_or(|buffer| buffer.len() < bytes) {
         *buffer = None;
@@ -49,42 +49,42 @@ fn grown(buffer: &mut Option<Buffer>, bytes: usize) -> Result<&mut Buffer> {
     buffer.as_mut().ok_or_else(|| Error::Internal { place: "attention".into(), reason: "no buffer".into() })
 }
 
-/// What a buffer holds.
+/// The numbers of a buffer; none without a buffer.
 fn numbers(buffer: &Option<Buffer>) -> &[f32] {
     buffer.as_ref().map_or(&[], Buffer::as_slice)
 }
 
-/// Where keys and values are.
+/// The location of keys and values.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum KeyValues<'a> {
-    /// Rows that end with the keys, then the values, of all heads.
+    /// Rows that end with the keys of all heads, and then their values.
     Rows(&'a StateMatrix),
     /// A layer of the caches of several sequences.
     Cached { layer: usize, caches: &'a [&'a PagedKvCache] },
 }
 
-/// What all heads of a pass share.
+/// The operands of attention that all heads share.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Attention<'a> {
-    pub kernels: &'static Kernels,
-    /// Rows that begin with the queries of all heads.
-    pub queries: &'a StateMatrix,
-    pub keys: KeyValues<'a>,
-    pub heads: Heads,
+    kernels: &'static Kernels,
+    /// Rows of queries, keys and values of all heads.
+    queries: &'a StateMatrix,
+    keys: KeyValues<'a>,
+    heads: Heads,
     /// A row for each row of queries.
-    pub out: &'a Target<'a>,
+    out: &'a Target<'a>,
 }
 
 /// The queries of one sequence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Span {
-    /// Where its keys are: the first row, or which cache.
+    /// The first row of its keys, or the index of its cache.
     pub keys: usize,
     /// Its first row of queries.
     pub queries: usize,
     /// Keys before the first query's own: the sequence's earlier tokens.
     pub before: usize,
-    /// Queries; there are keys up to the last one's own.
+    /// The number of queries. The keys end with that of the last query.
     pub rows: usize,
 }
 
@@ -95,8 +95,8 @@ pub(crate) struct Share {
     pub of: usize,
 }
 
-/// A tile of queries, and where its sums are.
-struct At {
+/// A tile of queries, and the location of its sums.
+struct QueryTile {
     span: Span,
     /// Its query head, or the first of several.
     head: usize,
@@ -104,30 +104,30 @@ struct At {
     heads: usize,
     /// Tokens of the span.
     tokens: Range<usize>,
-    /// Its place among those that are under way.
+    /// Its index among the tiles in progress.
     place: usize,
     /// The first element of its sums.
     sums: usize,
 }
 
-impl At {
+impl QueryTile {
     fn rows(&self) -> usize {
         self.heads * self.tokens.len()
     }
 }
 
-/// How the queries of a span and one key and value head divide into tiles.
+/// The division of the queries of a span and one key and value head into tiles.
 struct Tiling {
     group: usize,
     tokens: usize,
-    /// Tiles that one head's tokens make, or one token's heads.
+    /// Tiles of one head's tokens, or of one token's heads.
     tiles: usize,
     by_heads: bool,
 }
 
 impl Tiling {
     fn new(group: usize, tokens: usize, height: usize) -> Self {
-        // Where there are fewer tokens than heads, a tile of one token's heads reads keys and values once.
+        // With fewer tokens than heads, a tile has the heads of one token, and reads keys and values once.
         let by_heads = tokens < group;
         let tiles = if by_heads { group } else { tokens }.div_ceil(height);
         Self { group, tokens, tiles, by_heads }
@@ -148,8 +148,34 @@ impl Tiling {
     }
 }
 
-impl Attention<'_> {
-    /// Whether the columns of the input divide as `heads` says.
+impl<'a> Attention<'a> {
+    /// Attention of `queries`, rows of queries, keys and values, whose output is a row of `out` for each row.
+    ///
+    /// # Panics
+    ///
+    /// If the columns of a matrix are not those of `heads`, or the formats of keys and queries differ.
+    pub(crate) fn new(
+        kernels: &'static Kernels,
+        queries: &'a StateMatrix,
+        keys: KeyValues<'a>,
+        heads: Heads,
+        out: &'a Target<'a>,
+    ) -> Self {
+        Self::check(queries, heads);
+        if let KeyValues::Rows(rows) = keys {
+            let fits =
+                rows.columns() >= 2 * heads.kv_heads * heads.width && rows.format() == queries.format();
+            assert!(fits, "keys and values of an attention input");
+        }
+        assert_eq!(out.columns(), heads.heads * heads.width, "columns of an attention output");
+        Self { kernels, queries, keys, heads, out }
+    }
+
+    /// Checks that the columns of the input are those of `heads`.
+    ///
+    /// # Panics
+    ///
+    /// If they are not.
     pub(crate) fn check(qkv: &StateMatrix, heads: Heads) {
         let Heads { heads, kv_heads, width, .. } = heads;
         let groups = kv_heads > 0 && heads.is_multiple_of(kv_heads);
@@ -168,20 +194,20 @@ impl Attention<'_> {
         let group = heads / kv_heads;
         let tiling = Tiling::new(group, span.rows, height);
         let tiles = share(tiling.count(), part.of, part.index);
-        // Where there is one block, each tile is done with it before the next begins, in the same place.
+        // With one block, each tile is finished before the next one starts, so they share one place.
         let places = if length <= BLOCK { 1 } else { tiles.len().max(1) };
-        // Elements of the sums of one tile: columns in whole panels.
-        let room = width.next_multiple_of(panel) * height;
+        // Elements of the sums of one tile, whose columns are whole panels.
+        let size = width.next_multiple_of(panel) * height;
         let packed = BLOCK.min(length);
-        let Scratch { keys, values, work } = scratch;
+        let Scratch { keys, values, state } = scratch;
         if matches!(self.keys, KeyValues::Rows(_)) {
             grown(keys, packed.next_multiple_of(panel) * units(format, width) * 4)?;
             grown(values, width.next_multiple_of(panel) * self.value_units(packed) * 4)?;
         }
-        grown(&mut work.sums, places * room * 4)?;
-        work.running.resize(places, [Running::default(); TALLEST_TILE]);
-        work.scores.resize(height * STRIDE, 0.0);
-        work.narrow.resize(height * STRIDE, 0);
+        grown(&mut state.sums, places * size * 4)?;
+        state.running.resize(places, [Running::default(); TALLEST_TILE]);
+        state.scores.resize(height * STRIDE, 0.0);
+        state.narrow.resize(height * STRIDE, 0);
         for block in (0..length).step_by(BLOCK) {
             let panels = match self.keys {
                 KeyValues::Rows(rows) => {
@@ -205,21 +231,21 @@ impl Attention<'_> {
                 }
                 let place = index % places;
                 if block == 0 {
-                    // Whatever was there before, in this place or in this scratch.
-                    work.running[place] = Default::default();
+                    // The place may have the state of an earlier tile.
+                    state.running[place] = Default::default();
                 }
                 let head = kv_head * group + heads.start;
-                let at = At { span, head, heads: heads.len(), tokens, place, sums: place * room };
-                self.tile(work, &panels, &at, block..visible.min(block + BLOCK));
+                let tile = QueryTile { span, head, heads: heads.len(), tokens, place, sums: place * size };
+                self.tile(state, &panels, &tile, block..visible.min(block + BLOCK));
                 if block + BLOCK >= visible {
-                    self.finish(work, &at);
+                    self.finish(state, &tile);
                 }
             }
         }
         Ok(())
     }
 
-    /// Makes panels of a block's keys and values.
+    /// Packs a block's keys and values into panels.
     fn pack(
         &self,
         rows: &StateMatrix,
@@ -233,11 +259,13 @@ impl Attention<'_> {
         let (format, panel, stride) = (rows.format(), self.kernels.width, rows.stride());
         let columns = rows.columns() - 2 * kv_heads * width;
         let size = units(format, width) * panel;
+        assert!(kv_head < kv_heads && span.keys + block.end <= rows.rows(), "rows of keys and values");
         let first = input(rows, span.keys + block.start, columns + kv_head * width);
         let keys = keys.as_mut().map_or(&mut [][..], Buffer::as_mut_slice::<u32>);
         for (index, to) in keys.chunks_exact_mut(size).take(block.len().div_ceil(panel)).enumerate() {
             let count = panel.min(block.len() - index * panel);
-            // SAFETY: `count` rows of the input, which has a value column after the last key column.
+            // SAFETY: the rows of the block exist by the assertion above, and `index * panel + count <= block.len()`. Each
+            // has `width` key columns from `first` on, and value columns after them, so one more element is readable.
             unsafe {
                 let from = first.add(index * panel * stride);
                 self.kernels.pack_columns(format, from, stride, count, width, to);
@@ -249,7 +277,8 @@ impl Attention<'_> {
         for (index, to) in values.chunks_exact_mut(size).take(width.div_ceil(panel)).enumerate() {
             let count = panel.min(width - index * panel);
             let (to, padding) = to.split_at_mut(units(format, block.len()) * panel);
-            // SAFETY: the block's rows of the input, columns that it has.
+            // SAFETY: the rows of the block exist by the assertion above. Each has `width` value columns from `first` on, and
+            // `index * panel + count <= width`.
             unsafe {
                 let from = first.add(index * panel * format.bytes());
                 self.kernels.pack_rows(format, from, stride, block.len(), count, to);
@@ -258,110 +287,117 @@ impl Attention<'_> {
         }
     }
 
-    /// Units of so many values and the zeros that follow them.
+    /// Units of a panel column of `length` values, padded with zeros to a whole step of a sum.
     fn value_units(&self, length: usize) -> usize {
         let format = self.queries.format();
         units(format, length).next_multiple_of(self.kernels.depth(format))
     }
 
-    /// One tile of queries against keys of a block: adds to the tile's unnormalised sums of values.
-    fn tile(&self, work: &mut Work, panels: &Panels<'_>, at: &At, keys: Range<usize>) {
+    /// Processes one tile of queries against the keys of a block: adds to the tile's unnormalized sums of values.
+    fn tile(&self, state: &mut TileState, panels: &Panels<'_>, tile: &QueryTile, keys: Range<usize>) {
         let Heads { width, causal, .. } = self.heads;
-        let At { span, tokens, .. } = at;
-        let (format, panel, rows) = (self.queries.format(), self.kernels.width, at.rows());
+        let QueryTile { span, tokens, .. } = tile;
+        let (format, panel, rows) = (self.queries.format(), self.kernels.width, tile.rows());
         let height = self.kernels.rows(format);
         let key_units = units(format, width);
-        let queries = input(self.queries, span.queries + tokens.start, at.head * width);
+        let queries = input(self.queries, span.queries + tokens.start, tile.head * width);
         assert!(
-            rows <= height && (at.head + at.heads) * width <= self.queries.columns(),
+            rows <= height
+                && (tile.head + tile.heads) * width <= self.out.columns()
+                && span.queries + tokens.end <= self.queries.rows(),
             "a tile of queries"
         );
         for column in (0..keys.len()).step_by(panel) {
             let product = Tile {
                 a: queries,
-                a_stride: self.stride(at, self.queries.stride()),
+                a_stride: self.stride(tile, self.queries.stride()),
                 panel: panels.keys[column * key_units..][..key_units * panel].as_ptr(),
                 k: key_units,
-                c: work.scores[column..].as_mut_ptr(),
+                c: state.scores[column..].as_mut_ptr(),
                 c_stride: STRIDE,
                 rows,
                 accumulate: false,
                 ahead: None,
             };
-            // SAFETY: queries lie inside the input; scores have whole panels for a block in every row.
+            // SAFETY: `rows <= height`. The heads and tokens of the tile are columns and rows of `queries` by the assertion
+            // above. Each has `key_units` readable units, because keys follow the queries in a row. The panel's slice has
+            // `key_units` rows. `column + panel <= BLOCK <= STRIDE`, because `keys.len() <= BLOCK`, a multiple of `panel`; so
+            // the scores, `height * STRIDE` values that belong to this thread, have `rows` rows from `column` on.
             unsafe { self.kernels.tile(format, &product) };
         }
         let mut factors = [0.0; TALLEST_TILE];
         let k = self.value_units(keys.len());
         self.kernels.softmax(&mut Softmax {
-            scores: &mut work.scores,
-            narrow: (format == DType::Bf16).then_some(&mut work.narrow[..]),
+            scores: &mut state.scores,
+            narrow: (format == DType::Bf16).then_some(&mut state.narrow[..]),
             stride: STRIDE,
             keys: keys.len(),
             padded: k * 4 / format.bytes(),
             visible: if causal {
-                // Heads of one token see the same keys; each further token sees one more.
+                // Heads of one token attend to the same keys; each further token attends to one more.
                 let first = (span.before + tokens.start + 1) as isize - keys.start as isize;
-                (first, isize::from(at.heads == 1))
+                (first, isize::from(tile.heads == 1))
             } else {
                 (keys.len() as isize, 0)
             },
             scale: 1.0 / (width as f32).sqrt(),
-            running: &mut work.running[at.place][..rows],
+            running: &mut state.running[tile.place][..rows],
             factors: &mut factors[..rows],
         });
-        let all = work.sums.as_mut().map_or(&mut [][..], Buffer::as_mut_slice::<f32>);
-        let sums = &mut all[at.sums..at.sums + width.next_multiple_of(panel) * height];
+        let all = state.sums.as_mut().map_or(&mut [][..], Buffer::as_mut_slice::<f32>);
+        let sums = &mut all[tile.sums..tile.sums + width.next_multiple_of(panel) * height];
         if keys.start > 0 {
-            // A tile of `height` rows for each panel of value columns. Maxima seldom rise after the first blocks.
-            for of_panel in sums.chunks_exact_mut(height * panel) {
+            // The sums of each panel of value columns have `height` rows. Maxima seldom rise after the first blocks.
+            for panel_sums in sums.chunks_exact_mut(height * panel) {
                 for (row, factor) in
-                    of_panel.chunks_exact_mut(panel).zip(factors).filter(|(_, factor)| *factor != 1.0)
+                    panel_sums.chunks_exact_mut(panel).zip(factors).filter(|(_, factor)| *factor != 1.0)
                 {
                     row.iter_mut().for_each(|sum| *sum *= factor);
                 }
             }
         }
         let probabilities = match format {
-            DType::F32 => work.scores.as_ptr().cast(),
-            DType::Bf16 => work.narrow.as_ptr().cast(),
+            DType::F32 => state.scores.as_ptr().cast(),
+            DType::Bf16 => state.narrow.as_ptr().cast(),
         };
-        for (index, of_panel) in sums.chunks_exact_mut(height * panel).enumerate() {
+        for (index, panel_sums) in sums.chunks_exact_mut(height * panel).enumerate() {
             let product = Tile {
                 a: probabilities,
                 a_stride: STRIDE * format.bytes(),
                 panel: panels.values[index * panel * panels.value_units..][..k * panel].as_ptr(),
                 k,
-                c: of_panel.as_mut_ptr(),
+                c: panel_sums.as_mut_ptr(),
                 c_stride: panel,
                 rows,
                 accumulate: keys.start > 0,
                 ahead: None,
             };
-            // SAFETY: probabilities are padded to so many units, as values are.
+            // SAFETY: `rows <= height`. Softmax wrote `k` units of each row of probabilities, whose stride is at least `k`
+            // units because `k <= BLOCK` in units of the format. The panel's slice has `k` rows. `panel_sums` has `height`
+            // initialized rows of `panel` values, and belongs to this thread.
             unsafe { self.kernels.tile(format, &product) };
         }
     }
 
-    /// Bytes from a row of a tile to the next: of one token to the next, or of one head to the next.
-    fn stride(&self, at: &At, of_rows: usize) -> usize {
-        if at.heads > 1 { self.heads.width * self.queries.format().bytes() } else { of_rows }
+    /// Bytes from a row of a tile to the next: from one token to the next, or from one head to the next.
+    fn stride(&self, tile: &QueryTile, of_rows: usize) -> usize {
+        if tile.heads > 1 { self.heads.width * self.queries.format().bytes() } else { of_rows }
     }
 
-    /// A tile that has seen all its keys goes to the output.
-    fn finish(&self, work: &Work, at: &At) {
-        let At { span, tokens, .. } = at;
+    /// Normalizes a tile that has processed all its keys, and stores it in the output.
+    fn finish(&self, state: &TileState, tile: &QueryTile) {
+        let QueryTile { span, tokens, .. } = tile;
         let (width, panel) = (self.heads.width, self.kernels.width);
         let height = self.kernels.rows(self.queries.format());
-        let factors = work.running[at.place].map(|running| 1.0 / running.sum);
-        let sums = &work.sums.as_ref().map_or(&[][..], Buffer::as_slice::<f32>)[at.sums..];
-        assert!((at.head + at.heads) * width <= self.out.columns(), "columns of a tile");
-        for (first, of_panel) in (0..width).step_by(panel).zip(sums.chunks_exact(height * panel)) {
-            let columns = at.head * width + first..at.head * width + width.min(first + panel);
+        let factors = state.running[tile.place].map(|running| 1.0 / running.sum);
+        let sums = &state.sums.as_ref().map_or(&[][..], Buffer::as_slice::<f32>)[tile.sums..];
+        assert!((tile.head + tile.heads) * width <= self.out.columns(), "columns of a tile");
+        for (first, panel_sums) in (0..width).step_by(panel).zip(sums.chunks_exact(height * panel)) {
+            let columns = tile.head * width + first..tile.head * width + width.min(first + panel);
             let finish = TileEpilogue {
-                tile: of_panel.as_ptr(),
+                tile: panel_sums.as_ptr(),
                 tile_stride: panel,
-                rows: at.rows(),
+                rows: tile.rows(),
                 columns: columns.len(),
                 bias: std::ptr::null(),
                 activation: Activation::Identity,
@@ -369,19 +405,22 @@ impl Attention<'_> {
                 gated_bias: std::ptr::null(),
                 factors: factors.as_ptr(),
                 out: self.out.part(span.queries + tokens.start..span.queries + tokens.end, columns),
-                out_stride: self.stride(at, self.out.stride()),
+                out_stride: self.stride(tile, self.out.stride()),
                 to: self.out.format(),
                 accumulate: false,
             };
-            // SAFETY: rows and columns of the output that belong to this sequence and these heads alone; those of
-            // several heads lie in the one row, which has so many columns.
+            // SAFETY: `panel_sums` has `height >= rows` rows of `panel` values, which is whole registers, and `factors` has
+            // `TALLEST_TILE >= rows`; the other pointers are null. `Target::part` checked the first head's columns and the
+            // tokens' rows. With several heads, there is one token, and the columns of all heads are in its row by the
+            // assertion above. `group` is called once for each tile, so no other thread accesses these values.
             unsafe { self.kernels.finish(&finish) };
         }
     }
 }
 
+/// The element of an attention input at `row` and `column`.
 fn input(matrix: &StateMatrix, row: usize, column: usize) -> *const u8 {
     assert!(column < matrix.columns(), "column of an attention input");
-    // SAFETY: the row was bounds-checked, and it has this column.
+    // SAFETY: `row_ptr` checks that the row exists, and it has this column by the assertion above.
     unsafe { matrix.row_ptr(row).add(column * matrix.format().bytes()) }
 }

@@ -1,4 +1,4 @@
-//! Activations in the forms that products take them: plain rows, or eight-bit codes with a scale for each group.
+//! The left operands of products: plain rows, or rows quantized to eight bits with a scale for each group.
 
 use super::blocks::GROUP;
 use crate::Result;
@@ -9,7 +9,7 @@ use crate::compute::memory::room;
 use crate::compute::parallel::Parallelism;
 use crate::sync::Mutex;
 
-/// Plain rows where they lie.
+/// Plain rows, borrowed from a matrix.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Plain<'a> {
     bytes: &'a [u8],
@@ -21,14 +21,19 @@ pub(crate) struct Plain<'a> {
 }
 
 impl<'a> Plain<'a> {
-    /// Rows of `columns` values in `format`, `stride` bytes apart, with a whole unit at the end of each.
+    /// Rows of `columns` values in `format`, `stride` bytes apart. Each row ends with a whole unit.
+    ///
+    /// # Panics
+    ///
+    /// If `bytes` is too short for the rows, or a row is not aligned for `format`.
     pub(crate) fn new(bytes: &'a [u8], stride: usize, rows: usize, columns: usize, format: DType) -> Self {
         let end = if rows == 0 { 0 } else { (rows - 1) * stride + units(format, columns) * 4 };
-        assert!(end <= bytes.len(), "rows of activations");
+        let aligned = (bytes.as_ptr().addr() | stride).is_multiple_of(format.bytes());
+        assert!(end <= bytes.len() && aligned, "rows of activations");
         Self { bytes, stride, rows, columns, format }
     }
 
-    /// Where row `row` starts.
+    /// The start of row `row`, which is aligned and has `columns` values, rounded up to whole units.
     pub(crate) fn row(&self, row: usize) -> *const u8 {
         assert!(row < self.rows, "row of activations");
         self.bytes[row * self.stride..].as_ptr()
@@ -39,16 +44,16 @@ impl<'a> Plain<'a> {
 #[derive(Debug, Default)]
 pub(crate) struct Activations {
     /// Quantized values, each row padded to whole groups.
-    pub(crate) codes: Vec<i8>,
+    pub(crate) quants: Vec<i8>,
     /// A scale for each group.
     pub(crate) scales: Vec<f32>,
-    /// The sum of the codes of each half group, where halves have scales of their own.
+    /// The sum of the quants of each half group, if halves have separate scales.
     pub(crate) sums: Vec<i32>,
-    /// What zeros coded as 128 would add to the sum of each group, negated.
+    /// For each group, the sum of its quants, times its scale, times -[`ZERO`](crate::compute::kernels::quantize::ZERO).
     pub(crate) offsets: Vec<f32>,
 }
 
-/// What a linear layer's parts ask for.
+/// The forms of activations that the parts of a linear layer need.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Forms {
     /// Quantized activations.
@@ -57,54 +62,57 @@ pub(crate) struct Forms {
     pub halves: bool,
 }
 
-/// Bytes from one row of `columns` values to the next: whole cache lines, and no multiple of a large power of two,
-/// which would put all rows of a tile into the same few cache sets.
+/// Bytes from one row of `columns` values to the next. They are whole cache lines, but no multiple of a large power of
+/// two, which would map all rows of a tile to the same few cache sets.
 pub(crate) fn spread(format: DType, columns: usize) -> usize {
     let stride = (columns * format.bytes()).next_multiple_of(64).max(64);
     if stride.is_multiple_of(512) { stride + 64 } else { stride }
 }
 
 impl Activations {
-    /// Rounds rows of any format to eight bits.
+    /// Quantizes rows of any format to eight bits.
     pub(crate) fn quantize(
         &mut self,
         kernels: &Kernels,
         x: Plain<'_>,
         halves: bool,
-        team: Parallelism<'_>,
+        parallelism: Parallelism<'_>,
     ) -> Result<()> {
-        let team = team.worth(x.rows * x.columns);
+        let parallelism = parallelism.worth(x.rows * x.columns);
         let groups = x.columns.div_ceil(GROUP);
-        let codes = room(&mut self.codes, x.rows * groups * GROUP).chunks_mut(groups * GROUP);
+        let quants = room(&mut self.quants, x.rows * groups * GROUP).chunks_mut(groups * GROUP);
         let scales = room(&mut self.scales, x.rows * groups).chunks_mut(groups);
         let offsets = room(&mut self.offsets, x.rows * groups).chunks_mut(groups);
-        // Of each row, or of none.
         let sums = room(&mut self.sums, if halves { x.rows * groups * 2 } else { 0 });
         let mut sums = sums.chunks_mut(groups * 2);
         let sums = std::iter::repeat_with(|| sums.next());
-        let rows: Vec<_> = codes.zip(scales).zip(sums.zip(offsets)).collect();
-        each(team, rows, |row, ((codes, scales), (sums, offsets))| {
+        let rows: Vec<_> = quants.zip(scales).zip(sums.zip(offsets)).collect();
+        each(parallelism, rows, |row, ((quants, scales), (sums, offsets))| {
             let sums = sums.as_deref_mut();
             let mut row = QuantizedRow {
                 x: x.row(row),
                 format: x.format,
                 length: x.columns,
-                quants: codes,
+                quants,
                 scales,
                 sums,
                 offsets,
             };
-            // SAFETY: `Plain` was made of whole rows.
+            // SAFETY: `Plain::row` returns a row that is aligned and has `x.columns` values.
             unsafe { kernels.quantize(&mut row) };
         })
     }
 }
 
 /// Runs `work` on each row.
-fn each<T: Send>(team: Parallelism<'_>, mut rows: Vec<T>, work: impl Fn(usize, &mut T) + Sync) -> Result<()> {
-    let share = rows.len().div_ceil(team.threads()).max(1);
+fn each<T: Send>(
+    parallelism: Parallelism<'_>,
+    mut rows: Vec<T>,
+    work: impl Fn(usize, &mut T) + Sync,
+) -> Result<()> {
+    let share = rows.len().div_ceil(parallelism.threads()).max(1);
     let shares: Vec<_> = rows.chunks_mut(share).map(Mutex::new).collect();
-    team.run(shares.len(), &|index| {
+    parallelism.run(shares.len(), &|index| {
         shares[index].lock().iter_mut().enumerate().for_each(|(at, row)| work(index * share + at, row));
     })
 }
@@ -128,21 +136,21 @@ mod tests {
     fn quantized_values_are_within_half_a_step() {
         let x: Vec<f32> = (0..3 * 50).map(|i| (i as f32 * 1.7).sin() * 4.0).collect();
         let quantized = quantized(&x, 50);
-        assert_eq!((quantized.codes.len(), quantized.scales.len()), (3 * 64, 6));
+        assert_eq!((quantized.quants.len(), quantized.scales.len()), (3 * 64, 6));
         for row in 0..3 {
             for column in 0..64 {
-                let code = quantized.codes[row * 64 + column];
+                let quant = quantized.quants[row * 64 + column];
                 let scale = quantized.scales[row * 2 + column / 32];
                 let value = if column < 50 { x[row * 50 + column] } else { 0.0 };
-                assert!((f32::from(code) * scale - value).abs() <= scale * 0.5001, "{row} {column}");
+                assert!((f32::from(quant) * scale - value).abs() <= scale * 0.5001, "{row} {column}");
             }
-            let sum: i32 = quantized.codes[row * 64..][..16].iter().map(|&c| i32::from(c)).sum();
+            let sum: i32 = quantized.quants[row * 64..][..16].iter().map(|&c| i32::from(c)).sum();
             assert_eq!(quantized.sums[row * 4], sum);
         }
     }
 
     #[test]
-    fn what_is_not_finite_stays_visible() {
+    fn a_value_that_is_not_finite_makes_its_row_nan() {
         for bad in [f32::NAN, f32::INFINITY] {
             let mut x = vec![1.0; 64];
             x[40] = bad;
@@ -154,6 +162,6 @@ mod tests {
     #[test]
     fn zeros_stay_zeros() {
         let quantized = quantized(&[0.0; 32], 32);
-        assert_eq!((quantized.scales[0], &quantized.codes[..]), (0.0, &[0i8; 32][..]));
+        assert_eq!((quantized.scales[0], &quantized.quants[..]), (0.0, &[0i8; 32][..]));
     }
 }

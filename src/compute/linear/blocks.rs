@@ -1,6 +1,6 @@
-//! The block formats of GGUF files: a few shared scales, and small integers that they multiply.
+//! The block formats of GGUF files: small integers (quants), and scales that a group of them shares.
 //!
-//! Layouts are those of ggml (`ggml-common.h`): weights of one row, 32 or 256 to a block, numbers little-endian.
+//! The layouts are those of ggml (`ggml-common.h`): a block has 32 or 256 weights of one row; numbers are little-endian.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -12,9 +12,9 @@ pub(crate) use crate::compute::kernels::quantize::GROUP;
 use crate::compute::memory::zeroed;
 use crate::{Error, Result};
 
-/// How a row's weights are stored.
+/// The format of a block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[allow(missing_docs, reason = "ggml's own names say it")]
+#[allow(missing_docs, reason = "the names are ggml's")]
 pub enum BlockFormat {
     Q4_0,
     Q4_1,
@@ -26,26 +26,26 @@ pub enum BlockFormat {
     Q6K,
 }
 
-/// Thirty-two weights in one common form: weight `i` is `scale[i / 16] * codes[i] + minimum`.
+/// A group of 32 weights in a common form for all formats: weight `i` is `scale[i / 16] * quants[i] + minimum`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Group {
-    pub codes: [u8; GROUP],
+    pub quants: [u8; GROUP],
     pub scales: [f32; 2],
     pub minimum: f32,
 }
 
-/// The common form of a format: how wide codes are, and where their zero lies.
+/// The common form of a format: the width of its quants, and how they represent zero.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Layout {
     /// 4 or 8.
     pub bits: usize,
-    /// Whether each group has a minimum of its own; else weight 0 has the code [`zero`] in all of them.
+    /// Whether each group has a minimum; otherwise the quant [`zero`] stands for weight 0.
     pub minimum: bool,
-    /// Whether each half of a group has a scale of its own.
+    /// Whether each half of a group has a separate scale.
     pub halves: bool,
 }
 
-/// The code of weight 0 in so many bits, where groups have no minimum: the middle.
+/// The quant of weight 0 in `bits` bits, for groups without a minimum: the middle of the range.
 pub(crate) const fn zero(bits: usize) -> u8 {
     1 << (bits - 1)
 }
@@ -108,47 +108,47 @@ impl BlockFormat {
         };
         let fifth =
             |at: usize| u32::from_le_bytes([block[at], block[at + 1], block[at + 2], block[at + 3]]) as usize;
-        let plain = |codes, scale, minimum| Group { codes, scales: [scale; 2], minimum };
+        let plain = |quants, scale, minimum| Group { quants, scales: [scale; 2], minimum };
         match self {
             Self::Q4_0 => plain(nibbles(&block[2..], 0), half(0), -8.0 * half(0)),
             Self::Q4_1 => plain(nibbles(&block[4..], 0), half(0), half(2)),
-            // 16 is its zero, as 128 is that of the common form.
+            // The zero of Q5_0 is 16, and that of the common form is 128.
             Self::Q5_0 => {
-                plain(nibbles(&block[6..], fifth(2)).map(|code| code + 112), half(0), -128.0 * half(0))
+                plain(nibbles(&block[6..], fifth(2)).map(|quant| quant + 112), half(0), -128.0 * half(0))
             }
             Self::Q5_1 => plain(nibbles(&block[8..], fifth(4)), half(0), half(2)),
             Self::Q8_0 => {
-                let codes = std::array::from_fn(|i| block[2 + i].wrapping_add(128));
-                plain(codes, half(0), -128.0 * half(0))
+                let quants = std::array::from_fn(|i| block[2 + i].wrapping_add(128));
+                plain(quants, half(0), -128.0 * half(0))
             }
             Self::Q4K | Self::Q5K => {
                 let (scale, minimum) = six_bits(&block[4..16], part);
                 let low = &block[self.bytes() - 128 + part / 2 * 32..][..32];
-                let codes = std::array::from_fn(|i| {
+                let quants = std::array::from_fn(|i| {
                     let fifth = if self == Self::Q5K { block[16 + i] >> part & 1 } else { 0 };
                     low[i] >> (4 * (part % 2)) & 15 | fifth << 4
                 });
-                plain(codes, half(0) * f32::from(scale), -half(2) * f32::from(minimum))
+                plain(quants, half(0) * f32::from(scale), -half(2) * f32::from(minimum))
             }
             Self::Q6K => {
-                // Two runs of 128 weights, each four groups whose low bits share 64 bytes and high bits 32.
+                // Two runs of 128 weights. The low bits of a run's four groups share 64 bytes, and the high bits 32.
                 let (run, quarter) = (part / 4, part % 4);
                 let low = &block[run * 64 + quarter % 2 * 32..][..32];
                 let high = &block[128 + run * 32..][..32];
-                let codes = std::array::from_fn(|i| {
-                    // 32 is its zero, as above.
+                let quants = std::array::from_fn(|i| {
+                    // The zero of Q6_K is 32, and that of the common form is 128.
                     (low[i] >> (4 * (quarter / 2)) & 15 | (high[i] >> (2 * quarter) & 3) << 4) + 96
                 });
                 let scale =
                     |half_of: usize| f32::from(block[192 + part * 2 + half_of].cast_signed()) * half(208);
-                // Halves differ in scale, so they share no minimum.
-                Group { codes, scales: [scale(0), scale(1)], minimum: 0.0 }
+                // The halves have different scales, so they have no common minimum.
+                Group { quants, scales: [scale(0), scale(1)], minimum: 0.0 }
             }
         }
     }
 }
 
-/// Scale and minimum of group `index`, six bits each, as ggml packs eight pairs into twelve bytes.
+/// Scale and minimum of group `index`. ggml packs eight pairs of six-bit numbers into twelve bytes.
 fn six_bits(packed: &[u8], index: usize) -> (u8, u8) {
     if index < 4 {
         (packed[index] & 63, packed[index + 4] & 63)
@@ -161,33 +161,33 @@ fn six_bits(packed: &[u8], index: usize) -> (u8, u8) {
 impl Group {
     /// Weight `i`.
     pub(crate) fn weight(&self, layout: Layout, i: usize) -> f32 {
-        let (scale, code) = (self.scales[i / 16], f32::from(self.codes[i]));
+        let (scale, quant) = (self.scales[i / 16], f32::from(self.quants[i]));
         if layout.minimum {
-            scale * code + self.minimum
+            scale * quant + self.minimum
         } else {
-            scale * (code - f32::from(zero(layout.bits)))
+            scale * (quant - f32::from(zero(layout.bits)))
         }
     }
 
-    /// Rounds values to 8 bits about zero, as Q8_0.
+    /// Quantizes values to 8 bits symmetrically, as Q8_0.
     pub(crate) fn eight_bits(values: &[f32; GROUP]) -> Self {
         let largest = values.iter().fold(0.0f32, |most, x| most.max(x.abs()));
         let scale = f16::from_f32(largest / 127.0).to_f32();
         let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
-        // Beside 1.5 · 2^23 there is room for whole numbers alone, in the lowest bits.
+        // Adding 1.5 · 2^23 rounds to a whole number, which the lowest bits of the sum contain.
         let whole = |x: f32| (x.clamp(-127.0, 127.0) + 12_582_912.0).to_bits() as u8;
-        let codes = values.map(|x| whole(x * inverse).wrapping_add(zero(8)));
-        Self { codes, scales: [scale; 2], minimum: -f32::from(zero(8)) * scale }
+        let quants = values.map(|x| whole(x * inverse).wrapping_add(zero(8)));
+        Self { quants, scales: [scale; 2], minimum: -f32::from(zero(8)) * scale }
     }
 
-    /// Rounds values to 4 bits between their extremes, as Q4_1.
+    /// Quantizes values to 4 bits between their minimum and maximum, as Q4_1.
     pub(crate) fn four_bits(values: &[f32; GROUP]) -> Self {
         let least = values.iter().copied().fold(f32::INFINITY, f32::min);
         let most = values.iter().copied().fold(f32::NEG_INFINITY, f32::max);
         let (scale, minimum) = (f16::from_f32((most - least) / 15.0).to_f32(), f16::from_f32(least).to_f32());
         let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
-        let codes = values.map(|x| ((x - minimum) * inverse).round().clamp(0.0, 15.0) as u8);
-        Self { codes, scales: [scale; 2], minimum }
+        let quants = values.map(|x| ((x - minimum) * inverse).round().clamp(0.0, 15.0) as u8);
+        Self { quants, scales: [scale; 2], minimum }
     }
 }
 
@@ -204,7 +204,8 @@ impl BlockTensor {
     /// The matrix `[rows, columns]` at `range` of `file`.
     ///
     /// # Errors
-    /// [`Error::InvalidFile`] when rows are no whole blocks, or the range lies outside the file or has another size.
+    /// [`Error::InvalidFile`] if a row does not consist of whole blocks, or the range lies outside the file or has another
+    /// size.
     pub fn new(
         file: Arc<WeightFile>,
         range: Range<usize>,
@@ -240,7 +241,7 @@ impl BlockTensor {
         self.columns
     }
 
-    /// How it is stored.
+    /// The format of its blocks.
     pub fn format(&self) -> BlockFormat {
         self.format
     }
@@ -248,7 +249,7 @@ impl BlockTensor {
     /// The same matrix in memory.
     ///
     /// # Errors
-    /// Those of reading its file; without memory for it.
+    /// Errors of reading its file, and [`Error::OutOfMemory`].
     pub fn load(&self) -> Result<Self> {
         Ok(Self { bytes: self.bytes.load()?, ..self.clone() })
     }
@@ -262,7 +263,7 @@ impl BlockTensor {
         self.columns / self.format.elements() * self.format.bytes()
     }
 
-    /// The blocks of some rows; `scratch` is memory that is used again.
+    /// The blocks of some rows. Those of a file are read into `scratch`.
     pub(crate) fn rows_read<'a>(&'a self, rows: Range<usize>, scratch: &'a mut Vec<u8>) -> Result<&'a [u8]> {
         let size = self.row_bytes();
         self.bytes.read(rows.start * size..rows.end * size, scratch)
@@ -271,7 +272,7 @@ impl BlockTensor {
     /// All weights, row-major.
     ///
     /// # Errors
-    /// Those of reading its file; without memory for them.
+    /// Errors of reading its file, and [`Error::OutOfMemory`].
     pub fn to_f32(&self) -> Result<Vec<f32>> {
         let mut out = zeroed(self.rows * self.columns)?;
         let mut scratch = Vec::new();
@@ -284,10 +285,10 @@ impl BlockTensor {
     /// The weights of row `row` into `out`, whose length is [`Self::columns`].
     ///
     /// # Errors
-    /// Those of reading its file.
+    /// Errors of reading its file.
     ///
     /// # Panics
-    /// When `row` or the length of `out` is wrong.
+    /// If `row` or the length of `out` is wrong.
     pub fn row_f32(&self, row: usize, out: &mut [f32]) -> Result<()> {
         assert_eq!(out.len(), self.columns, "row length");
         let mut scratch = Vec::new();

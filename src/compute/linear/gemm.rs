@@ -1,8 +1,8 @@
-//! Linear layers at work: one product for one row or for thousands.
+//! The GEMM of linear layers, for one row or for thousands.
 //!
-//! The unit is a tile of rows times a panel of weights. Rows pass a block of panels that stays in the second-level
-//! cache; bias, activation, gate and residual are fused into the store of a tile. A row's result does not depend on
-//! the rows beside it, nor on how the work is divided.
+//! The unit of work is a tile of rows times a panel of weights. A block of panels stays in the second-level cache while
+//! all rows are multiplied by it. The epilogue of a tile fuses bias, activation, gate and residual into its store. The
+//! result of a row depends neither on other rows nor on how the work is divided.
 
 use std::mem::MaybeUninit;
 use std::ops::Range;
@@ -18,89 +18,98 @@ use crate::compute::kernels::tile::{Ahead, Tile};
 use crate::compute::kernels::{Kernels, LARGEST_TILE, units};
 use crate::compute::parallel::{Parallelism, Target};
 
-/// Panels of one block together should stay in the second-level cache while all rows pass by.
+/// Bytes of a block of panels, which stays in the second-level cache while all rows are multiplied by it.
 const BLOCK_BYTES: usize = 384 << 10;
 
-/// From so many rows on a panel takes longer to multiply than to read from far memory, so that the next one can be
-/// fetched meanwhile. With fewer, memory is always busy, and asking it early only makes it slower.
-const FETCHING: usize = 8;
+/// The least number of rows for which the next panel is prefetched. From here on, a panel takes longer to multiply than
+/// to read from main memory. With fewer rows, memory bandwidth is the limit, and prefetching only adds load.
+const PREFETCH_ROWS: usize = 8;
 
-/// Up to so many tiles of rows it does not pay to let them all pass a block of panels.
-const FEW: usize = 8;
+/// Up to this number of row tiles, blocks of several panels do not pay: a block is one panel.
+const FEW_TILES: usize = 8;
 
-/// Rows that pass a panel of codes at once: whole heights of its tiles.
-const CODED_ROWS: usize = 24;
+/// Rows that are multiplied by a quantized panel at once: a multiple of the tile heights.
+const QUANTIZED_ROWS: usize = 24;
 
-/// Where a tile's result lies before it is finished. Products write all that is read, so nothing clears it: that
-/// would cost as much as a twentieth of a product.
-type Room = [MaybeUninit<f32>; LARGEST_TILE];
+/// The product of a tile before its epilogue. It is not cleared, because products write every value that the epilogue
+/// reads; clearing it would cost a twentieth of the time of a product.
+type TileBuffer = [MaybeUninit<f32>; LARGEST_TILE];
 
-/// One of `of` equal shares.
+/// Share `index` of `of` equal shares.
 #[derive(Clone, Copy)]
 struct Share {
     index: usize,
     of: usize,
 }
 
-/// What becomes of a product.
+/// What is done with a product.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Epilogue {
-    /// The activation is applied, and the result stored.
+    /// The activation is applied, and the result is stored.
     Store(Activation),
-    /// It is added to what the output (f32) holds.
+    /// The product is added to the output, which is in f32.
     Add,
 }
 
-/// The left operand, in the forms that the layer's parts ask for.
+/// The left operand, in the forms that the parts of the layer need.
 struct Operand<'a> {
     plain: Plain<'a>,
-    coded: &'a Activations,
+    quantized: &'a Activations,
 }
 
-/// One product of a layer, divided among tasks by rows and panels.
-struct Work<'a> {
+/// The product of a layer, divided among tasks by rows and panels.
+struct Gemm<'a> {
     layer: &'a Linear,
-    machine: &'a KernelSet,
+    kernel_set: &'a KernelSet,
     x: Operand<'a>,
-    then: Epilogue,
+    epilogue: Epilogue,
     out: &'a Target<'a>,
-    /// The row of the output where the first one goes.
+    /// The row of the output for row 0 of `x`.
     first: usize,
 }
 
 impl Linear {
-    /// The layer for rows that lie in the format of its plain weights, into the rows of `out` from `first` on.
-    #[expect(clippy::too_many_arguments, reason = "two matrices, and who multiplies them how")]
+    /// Multiplies rows in the format of the layer's plain weights, and stores the result in the rows of `out` from `first`
+    /// on.
+    #[expect(clippy::too_many_arguments, reason = "two matrices, and how they are multiplied")]
     pub(crate) fn multiply(
         &self,
-        machine: &KernelSet,
-        team: Parallelism<'_>,
+        kernel_set: &KernelSet,
+        parallelism: Parallelism<'_>,
         scratch: &mut Activations,
         x: Plain<'_>,
-        then: Epilogue,
+        epilogue: Epilogue,
         out: &Target<'_>,
         first: usize,
     ) -> Result<()> {
         assert_eq!(x.columns, self.inputs, "operand of a linear layer");
         if self.forms.quantized {
-            scratch.quantize(machine.kernels, x, self.forms.halves, team)?;
+            scratch.quantize(kernel_set.kernels, x, self.forms.halves, parallelism)?;
         }
-        let work = Work { layer: self, machine, x: Operand { plain: x, coded: scratch }, then, out, first };
-        let height = machine.kernels.rows(x.format);
+        let gemm = Gemm {
+            layer: self,
+            kernel_set,
+            x: Operand { plain: x, quantized: scratch },
+            epilogue,
+            out,
+            first,
+        };
+        let height = kernel_set.kernels.rows(x.format);
         let tiles = x.rows.div_ceil(height);
-        let (groups, panels) = self.groups(machine.kernels);
-        team.split(tiles, groups, |tiles, groups| {
-            work.block(tiles.start * height..x.rows.min(tiles.end * height), panels(groups));
+        let (groups, panels) = self.groups(kernel_set.kernels);
+        parallelism.split(tiles, groups, |tiles, groups| {
+            gemm.block(tiles.start * height..x.rows.min(tiles.end * height), panels(groups));
         })
     }
 
-    /// Parts whose panels are divided among tasks: a gated one brings its partner along.
+    /// The parts whose panels are divided among tasks. A gated layer divides its first part, and each task multiplies the
+    /// same panels of the second part.
     fn leading(&self) -> &[Part] {
         if self.gated { &self.parts[..1] } else { &self.parts }
     }
 
-    /// What threads share out: how many groups of panels there are, and which panels some of them are. Quantized ones are
-    /// multiplied by two panels at once.
+    /// The number of panel groups, which are divided among threads, and a function from groups to their panels. Quantized
+    /// rows are multiplied by two panels at once.
     fn groups(&self, kernels: &Kernels) -> (usize, impl Fn(Range<usize>) -> Range<usize> + Sync + use<>) {
         let all: usize = self.leading().iter().map(|part| part.panels(kernels)).sum();
         let size = if self.forms.quantized { 2 } else { 1 };
@@ -108,13 +117,13 @@ impl Linear {
     }
 }
 
-impl Work<'_> {
-    /// One task: some rows times some of the layer's panels.
+impl Gemm<'_> {
+    /// Multiplies some rows by some of the layer's panels.
     fn block(&self, rows: Range<usize>, panels: Range<usize>) {
-        let _tiles = self.machine.kernels.keep_tiles();
+        let _tiles = self.kernel_set.kernels.keep_tiles();
         let mut before = 0;
         for part in self.layer.leading() {
-            let count = part.panels(self.machine.kernels);
+            let count = part.panels(self.kernel_set.kernels);
             let inside = |panel: usize| panel.clamp(before, before + count) - before;
             self.part(part, rows.clone(), inside(panels.start)..inside(panels.end));
             before += count;
@@ -122,70 +131,77 @@ impl Work<'_> {
     }
 
     fn part(&self, part: &Part, rows: Range<usize>, panels: Range<usize>) {
-        let kernels = self.machine.kernels;
+        let kernels = self.kernel_set.kernels;
         let bytes = part.form.panel_bytes(kernels, self.layer.inputs);
         let height = match part.form {
-            // As even as whole numbers go: a tile costs about the same whether it is full or not.
+            // Row tiles of equal height: a tile takes about the same time whether it is full or not.
             Form::Plain(format) => {
                 let tiles = rows.len().div_ceil(kernels.rows(format)).max(1);
                 rows.len().div_ceil(tiles).max(1)
             }
-            Form::Quantized(_) => CODED_ROWS,
+            Form::Quantized(_) => QUANTIZED_ROWS,
         };
-        let turns = rows.len().div_ceil(height);
-        let few = rows.len() >= FETCHING && turns <= FEW && matches!(part.form, Form::Plain(_));
-        let block = if few && turns > 1 { 1 } else { (BLOCK_BYTES / bytes.max(1)).max(1) };
+        let row_tiles = rows.len().div_ceil(height);
+        let few =
+            rows.len() >= PREFETCH_ROWS && row_tiles <= FEW_TILES && matches!(part.form, Form::Plain(_));
+        let block = if few && row_tiles > 1 { 1 } else { (BLOCK_BYTES / bytes.max(1)).max(1) };
         let mut tiles = [[MaybeUninit::uninit(); LARGEST_TILE]; 2];
         for first in panels.clone().step_by(block) {
             let end = panels.end.min(first + block);
-            for (turn, row) in rows.clone().step_by(height).enumerate() {
-                let fetched = few.then_some(Share { index: turn, of: turns });
+            for (index, row) in rows.clone().step_by(height).enumerate() {
+                let prefetch = few.then_some(Share { index, of: row_tiles });
                 let rows = row..rows.end.min(row + height);
-                // Of few rows, the products of several panels are finished together.
-                let together = LARGEST_TILE / (part.form.width(kernels) * rows.len());
-                for panel in (first..end).step_by(together) {
-                    self.tile(part, panel..end.min(panel + together), rows.clone(), fetched, &mut tiles);
+                // With few rows, one epilogue handles the products of several panels.
+                let count = LARGEST_TILE / (part.form.width(kernels) * rows.len());
+                for panel in (first..end).step_by(count) {
+                    self.multiply_panels(
+                        part,
+                        panel..end.min(panel + count),
+                        rows.clone(),
+                        prefetch,
+                        &mut tiles,
+                    );
                 }
             }
         }
     }
 
-    /// Panels, and their partners in a gated layer, times some rows, by way of `tiles`; `fetched` of
-    /// the panel after each is fetched meanwhile.
-    fn tile(
+    /// Multiplies rows by panels, and in a gated layer by the same panels of its second part, into `tiles`, and runs the
+    /// epilogue. `prefetch` is the share of the next panel that is prefetched.
+    fn multiply_panels(
         &self,
         part: &Part,
         panels: Range<usize>,
         rows: Range<usize>,
-        fetched: Option<Share>,
-        tiles: &mut [Room; 2],
+        prefetch: Option<Share>,
+        tiles: &mut [TileBuffer; 2],
     ) {
-        let (layer, kernels) = (self.layer, self.machine.kernels);
+        let (layer, kernels) = (self.layer, self.kernel_set.kernels);
         let width = part.form.width(kernels);
         let start = part.columns.start + panels.start * width;
         let columns = start..part.columns.end.min(start + panels.len() * width);
-        let [product, partner] = tiles;
-        self.products(part, panels.clone(), rows.clone(), fetched, product);
+        let [product, gated] = tiles;
+        self.products(part, panels.clone(), rows.clone(), prefetch, product);
         if layer.gated {
-            self.products(&layer.parts[1], panels.clone(), rows.clone(), fetched, partner);
+            self.products(&layer.parts[1], panels.clone(), rows.clone(), prefetch, gated);
         }
         let bias = |from: usize| {
-            let own = layer.bias.get(from..from + columns.len());
-            own.map_or(std::ptr::null(), <[f32]>::as_ptr)
+            let bias = layer.bias.get(from..from + columns.len());
+            bias.map_or(std::ptr::null(), <[f32]>::as_ptr)
         };
-        let accumulate = self.then == Epilogue::Add;
+        let accumulate = self.epilogue == Epilogue::Add;
         let finish = TileEpilogue {
             tile: product.as_ptr().cast(),
             tile_stride: panels.len() * width,
             rows: rows.len(),
             columns: columns.len(),
             bias: bias(columns.start),
-            activation: if let Epilogue::Store(activation) = self.then {
+            activation: if let Epilogue::Store(activation) = self.epilogue {
                 activation
             } else {
                 Activation::Identity
             },
-            gated: if layer.gated { partner.as_ptr().cast() } else { std::ptr::null() },
+            gated: if layer.gated { gated.as_ptr().cast() } else { std::ptr::null() },
             gated_bias: if layer.gated { bias(layer.outputs + columns.start) } else { std::ptr::null() },
             factors: std::ptr::null(),
             out: self.out.part(self.first + rows.start..self.first + rows.end, columns),
@@ -193,23 +209,26 @@ impl Work<'_> {
             to: self.out.format(),
             accumulate,
         };
-        // SAFETY: `products` wrote whole registers, biases were bounds-checked, and the part of `out` is this task's own.
+        // SAFETY: `products` wrote `rows.len()` rows of `panels.len() * width` values, which is `columns` rounded up to whole
+        // registers, to `product` and, if the layer is gated, to `gated`. A bias is null or has `columns.len()` values.
+        // `Target::part` checked rows and columns, and the target is aligned; its values are initialized. `split` gives each
+        // row and panel to one task, so no other thread accesses this part.
         unsafe { kernels.finish(&finish) };
     }
 
-    /// The products of `panels` side by side: `out` becomes rows of all their columns.
+    /// Multiplies `rows` by `panels`, whose columns lie side by side in the rows of `out`.
     fn products(
         &self,
         part: &Part,
         panels: Range<usize>,
         rows: Range<usize>,
-        fetched: Option<Share>,
-        out: &mut Room,
+        prefetch: Option<Share>,
+        out: &mut TileBuffer,
     ) {
-        let (kernels, inputs) = (self.machine.kernels, self.layer.inputs);
+        let (kernels, inputs) = (self.kernel_set.kernels, self.layer.inputs);
         let width = part.form.width(kernels);
         let stride = panels.len() * width;
-        assert!(rows.len() * stride <= out.len(), "a tile");
+        assert!(rows.len() * stride <= out.len() && rows.end <= self.x.plain.rows, "a tile");
         let bytes = part.form.panel_bytes(kernels, inputs);
         let out = out.as_mut_ptr().cast::<f32>();
         match part.form {
@@ -222,41 +241,48 @@ impl Work<'_> {
                         a_stride: self.x.plain.stride,
                         panel: start.cast(),
                         k: units(format, inputs),
-                        // SAFETY: `at * width` is less than `stride`, of which `out` has room for so many.
+                        // SAFETY: `at < panels.len()`, so `at * width < stride`, and `out` has `rows.len() * stride`
+                        // values by the assertion above.
                         c: unsafe { out.add(at * width) },
                         c_stride: stride,
                         rows: rows.len(),
                         accumulate: false,
-                        ahead: fetched.map(|share| Ahead {
+                        ahead: prefetch.map(|share| Ahead {
                             from: start.wrapping_add(bytes + bytes * share.index / share.of),
                             step: kernels.width * 4 / share.of,
                         }),
                     };
-                    // SAFETY: the rows have whole units, the panel was bounds-checked, and the tile fits.
+                    // SAFETY: `part` divides rows into tiles of at most `kernels.rows(format)`. `rows` are rows of `x` by the
+                    // assertion above, and `Plain::new` checked that each has `units(format, inputs)` units, because
+                    // `multiply` asserts `x.columns == inputs`. `panels_from` returned the bytes of one panel, which has as
+                    // many rows of `width` units and starts at a cache line. `out` has `rows.len()` rows of `width` values
+                    // from `at * width` on, and belongs to this task.
                     unsafe { kernels.tile(format, &tile) };
                 }
             }
             Form::Quantized(layout) => {
-                let (coded, groups) = (self.x.coded, inputs.div_ceil(GROUP));
+                let (quantized, groups) = (self.x.quantized, inputs.div_ceil(GROUP));
                 let terms = Product {
                     panel: part.panels_from(panels.start, panels.len(), bytes).as_ptr(),
                     panel_bytes: bytes,
                     panels: panels.len(),
                     groups,
-                    x: coded.codes[rows.start * groups * GROUP..rows.end * groups * GROUP].as_ptr(),
-                    x_scales: coded.scales[rows.start * groups..rows.end * groups].as_ptr(),
+                    x: quantized.quants[rows.start * groups * GROUP..rows.end * groups * GROUP].as_ptr(),
+                    x_scales: quantized.scales[rows.start * groups..rows.end * groups].as_ptr(),
                     x_sums: if layout.halves {
-                        coded.sums[rows.start * groups * 2..rows.end * groups * 2].as_ptr()
+                        quantized.sums[rows.start * groups * 2..rows.end * groups * 2].as_ptr()
                     } else {
                         std::ptr::null()
                     },
-                    x_offsets: coded.offsets[rows.start * groups..rows.end * groups].as_ptr(),
+                    x_offsets: quantized.offsets[rows.start * groups..rows.end * groups].as_ptr(),
                     rows: rows.len(),
                     out,
                     out_stride: stride,
                 };
-                // SAFETY: as above, with a scale, sums and an offset for each group of each row.
-                unsafe { self.machine.dot.run(&terms, layout) };
+                // SAFETY: `panels_from` returned the bytes of `panels.len()` panels of `groups` groups. The slices of `quants`,
+                // `scales`, `sums` and `offsets` were bounds-checked, and have the values of `groups` groups for each row.
+                // `out` has `rows.len()` rows of `stride` values, sixteen for each panel, and belongs to this task.
+                unsafe { self.kernel_set.dot.run(&terms, layout) };
             }
         }
     }

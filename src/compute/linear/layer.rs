@@ -1,8 +1,8 @@
-//! Linear layers: any number of rows times weights of any stored format.
+//! Linear layers: any number of rows times weights in any stored format.
 //!
-//! Weights are held as narrow as they come, packed once into panels that one thread streams from end to end. Plain
-//! numbers are multiplied by plain activations; coded ones ([`super::blocks`]) as integers, by activations rounded to
-//! eight bits, as llama.cpp does. How a product is divided among threads is the caller's: see [`super::gemm`].
+//! Weights keep their narrow format. They are packed once into panels, which one thread reads sequentially. Plain weights
+//! are multiplied by plain activations. Quantized weights ([`super::blocks`]) are multiplied as integers by activations
+//! quantized to eight bits, as in llama.cpp. [`super::gemm`] divides a product among threads.
 
 use std::ops::Range;
 
@@ -16,21 +16,21 @@ use crate::compute::kernels::{Kernels, units};
 use crate::compute::memory::Piece;
 use crate::compute::weight::Weight;
 
-/// How weights that are stored as plain numbers are held. Blocks stay as they are.
+/// The format in memory of weights that are stored as plain numbers. Blocks of GGUF files keep their own format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum WeightFormat {
     /// f32, exact.
     F32,
     /// bf16: half the memory; activations are rounded to bf16 as well.
     Bf16,
-    /// Eight bits, a scale for each 32 weights (as Q8_0).
+    /// Eight bits, with a scale for each 32 weights, as Q8_0.
     Int8,
-    /// Four bits, scale and minimum for each 32 weights (as Q4_1).
+    /// Four bits, with a scale and a minimum for each 32 weights, as Q4_1.
     Int4,
 }
 
 impl WeightFormat {
-    /// "float32", "bfloat16", "int8", "int4".
+    /// The name that users see: `float32`, `bfloat16`, `int8`, `int4`.
     pub fn name(self) -> &'static str {
         match self {
             Self::F32 => "float32",
@@ -50,7 +50,7 @@ impl WeightFormat {
         }
     }
 
-    /// The format of what an encoder multiplies with weights held so, where there is a choice.
+    /// The format of activations that are multiplied by these weights.
     pub fn activations(self, isa: Isa) -> DType {
         match self {
             Self::F32 => DType::F32,
@@ -69,7 +69,7 @@ impl From<DType> for WeightFormat {
     }
 }
 
-/// A table of up to so many bytes is read whole when a model is loaded.
+/// Bytes up to which an embedding table is read whole when a model is loaded.
 const SMALL_TABLE: usize = 1 << 20;
 
 /// A stored matrix `[outputs, inputs]`.
@@ -77,7 +77,7 @@ const SMALL_TABLE: usize = 1 << 20;
 pub enum Matrix {
     /// Plain numbers.
     Plain(Weight),
-    /// Coded ones.
+    /// Quantized ones.
     Blocks(BlockTensor),
 }
 
@@ -101,7 +101,7 @@ impl Matrix {
     /// All values, row-major.
     ///
     /// # Errors
-    /// Those of reading its file; without memory for them.
+    /// Errors of reading its file, and [`Error::OutOfMemory`](crate::Error::OutOfMemory).
     pub fn to_f32(&self) -> Result<Vec<f32>> {
         match self {
             Self::Plain(weight) => weight.to_f32(),
@@ -112,10 +112,10 @@ impl Matrix {
     /// Row `row` into `out`, whose length is [`Self::columns`].
     ///
     /// # Errors
-    /// Those of reading its file.
+    /// Errors of reading its file.
     ///
     /// # Panics
-    /// When `row` or the length of `out` is wrong.
+    /// If `row` or the length of `out` is wrong.
     pub fn row_f32(&self, row: usize, out: &mut [f32]) -> Result<()> {
         match self {
             Self::Plain(weight) => weight.row_f32(row, out),
@@ -126,10 +126,10 @@ impl Matrix {
     /// Adds row `row` to `out`, whose length is [`Self::columns`].
     ///
     /// # Errors
-    /// Those of reading its file.
+    /// Errors of reading its file.
     ///
     /// # Panics
-    /// When `row` or the length of `out` is wrong.
+    /// If `row` or the length of `out` is wrong.
     pub fn add_row_f32(&self, row: usize, out: &mut [f32]) -> Result<()> {
         match self {
             Self::Plain(weight) => weight.add_row_f32(row, out),
@@ -142,11 +142,11 @@ impl Matrix {
         }
     }
 
-    /// A table from which single rows are read. A large one stays in its file where changes of the file are noticed:
-    /// reading a row costs less than a microsecond, and most of a vocabulary is never asked for.
+    /// An embedding table. A large one stays in its file, if a change of the file can be detected: reading a row takes less
+    /// than a microsecond, and most rows of a vocabulary are never read.
     ///
     /// # Errors
-    /// Those of reading its file; without memory for it.
+    /// Errors of reading its file, and [`Error::OutOfMemory`](crate::Error::OutOfMemory).
     pub(crate) fn table(self) -> Result<Self> {
         let bytes = self.bytes();
         if bytes.len() > SMALL_TABLE && bytes.may_stay() {
@@ -158,7 +158,7 @@ impl Matrix {
         })
     }
 
-    /// Bytes of memory held: none while the matrix is in its file.
+    /// Bytes of memory in use: none while the matrix is in its file.
     pub fn owned_bytes(&self) -> usize {
         self.bytes().owned()
     }
@@ -177,7 +177,7 @@ impl From<Weight> for Matrix {
     }
 }
 
-/// The kernels of one instruction set, for plain and for coded weights.
+/// The kernels of one instruction set, for plain and for quantized weights.
 #[derive(Debug, Clone, Copy)]
 pub struct KernelSet {
     pub(crate) kernels: &'static Kernels,
@@ -191,16 +191,16 @@ impl KernelSet {
     }
 }
 
-/// `x Wᵀ + b`, for matrices side by side; or, gated, `activation(x Gᵀ + b) * (x Wᵀ + c)`.
+/// `x Wᵀ + b`, for one or more matrices side by side; or, gated, `activation(x Gᵀ + b) * (x Wᵀ + c)`.
 #[derive(Debug)]
 pub struct Linear {
     pub(super) parts: Vec<Part>,
-    /// One number for each output of `parts`, or nothing.
+    /// One number for each output of `parts`, or empty.
     pub(super) bias: Vec<f32>,
     pub(super) inputs: usize,
     pub(super) outputs: usize,
     pub(super) forms: Forms,
-    /// The first part is a gate of the second.
+    /// Whether the first part is the gate of the second.
     pub(super) gated: bool,
 }
 
@@ -248,7 +248,7 @@ impl Form {
 }
 
 impl Part {
-    /// `count` panels of `bytes` each.
+    /// `count` panels of `bytes` bytes each, from panel `first` on.
     pub(super) fn panels_from(&self, first: usize, count: usize, bytes: usize) -> &[u8] {
         &self.memory.as_slice::<u8>()[first * bytes..][..count * bytes]
     }

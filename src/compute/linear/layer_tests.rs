@@ -16,7 +16,7 @@ fn wave(n: usize, step: f32) -> Vec<f32> {
     (0..n).map(|i| (i as f32 * step).sin() * (1.0 + (i % 7) as f32 * 0.3)).collect()
 }
 
-/// The product in f64, and the sum of magnitudes, which errors are relative to.
+/// The product in f64, and the sum of the magnitudes of its terms, to which errors are relative.
 fn reference(x: &[f32], w: &[f32], inputs: usize) -> Vec<(f64, f64)> {
     let dot = |x: &[f32], w: &[f32]| {
         x.iter().zip(w).fold((0.0, 0.0), |(sum, all), (&x, &w)| {
@@ -57,8 +57,8 @@ fn apply(isa: Isa, linear: &Linear, x: &[f32]) -> Vec<f32> {
     out
 }
 
-/// Multiplies rows of `x` in the format that the layer's plain parts ask for.
-fn multiply(machine: &KernelSet, linear: &Linear, x: &[f32], out: &mut [f32], then: Epilogue) {
+/// Multiplies rows of `x` in the format of the layer's plain parts.
+fn multiply(kernel_set: &KernelSet, linear: &Linear, x: &[f32], out: &mut [f32], epilogue: Epilogue) {
     let narrow = linear.parts.iter().any(|part| part.form == Form::Plain(DType::Bf16));
     let format = if narrow { DType::Bf16 } else { DType::F32 };
     let (rows, stride) = (x.len() / linear.inputs(), spread(format, linear.inputs()));
@@ -76,11 +76,11 @@ fn multiply(machine: &KernelSet, linear: &Linear, x: &[f32], out: &mut [f32], th
     let x = Plain::new(memory.as_slice(), stride, rows, linear.inputs(), format);
     let (threads, out) = (Threads::global(), Target::over(out, linear.outputs()));
     let (all, scratch) = (Parallelism::All(&threads), &mut Activations::default());
-    linear.multiply(machine, all, scratch, x, then, &out, 0).unwrap();
+    linear.multiply(kernel_set, all, scratch, x, epilogue, &out, 0).unwrap();
 }
 
 #[test]
-fn coded_weights_are_multiplied_as_stored() {
+fn quantized_weights_are_multiplied_as_stored() {
     let (outputs, inputs) = (37, 512);
     let values = wave(outputs * inputs, 0.013);
     for format in [
@@ -110,14 +110,14 @@ fn coded_weights_are_multiplied_as_stored() {
                 }
                 let row = rows / 2;
                 let alone = apply(isa, &linear, &x[row * inputs..][..inputs]);
-                assert_eq!(alone, out[row * outputs..][..outputs], "a row depends on its neighbours");
+                assert_eq!(alone, out[row * outputs..][..outputs], "a row depends on other rows");
             }
         }
     }
 }
 
 #[test]
-fn all_instruction_sets_agree_on_codes() {
+fn all_instruction_sets_agree_on_quantized_weights() {
     let (_folder, stored) = blocks(&wave(20 * 256, 0.05), 20, 256, BlockFormat::Q4_1);
     let x = wave(5 * 256, 0.21);
     let mut results = Isa::available().map(|isa| {
@@ -164,33 +164,33 @@ fn plain_weights_in_every_format() {
 fn parts_of_different_forms_lie_side_by_side_and_add_up() {
     let inputs = 256;
     let (first, second) = (wave(20 * inputs, 0.01), wave(9 * inputs, 0.02));
-    let (_folder, coded) = blocks(&first, 20, inputs, BlockFormat::Q8_0);
+    let (_folder, quantized) = blocks(&first, 20, inputs, BlockFormat::Q8_0);
     let plain = Weight::from_f32(&second, &[9, inputs]).unwrap();
     let shift = Weight::from_f32(&[1.0; 9], &[9]).unwrap();
-    let parts = [(Matrix::Blocks(coded), None), (Matrix::Plain(plain), Some(shift))];
+    let parts = [(Matrix::Blocks(quantized), None), (Matrix::Plain(plain), Some(shift))];
     let packer = Packer::new(Isa::best(), WeightFormat::F32);
     let linear = packer.linear(&parts).unwrap();
     let x = wave(2 * inputs, 0.3);
     let once = apply(Isa::best(), &linear, &x);
     assert!((once[20] - 1.0 - reference(&x, &second, inputs)[0].0 as f32).abs() < 1e-3);
     let mut twice = once.clone();
-    multiply(&packer.machine, &linear, &x, &mut twice, Epilogue::Add);
+    multiply(&packer.kernel_set, &linear, &x, &mut twice, Epilogue::Add);
     assert!(once.iter().zip(&twice).all(|(once, twice)| *twice == once + once));
 }
 
 #[test]
-fn a_gate_meets_its_partner_in_every_form() {
+fn gated_layers_multiply_in_every_form() {
     let (outputs, inputs, rows) = (50, 64, 31);
     let (gate, up) = (wave(outputs * inputs, 0.013), wave(outputs * inputs, 0.029));
     let (shift, x) = (wave(outputs, 0.5), wave(rows * inputs, 0.7));
-    let (_first, gate_codes) = blocks(&gate, outputs, inputs, BlockFormat::Q8_0);
-    let (_second, up_codes) = blocks(&up, outputs, inputs, BlockFormat::Q5_1);
+    let (_first, gate_blocks) = blocks(&gate, outputs, inputs, BlockFormat::Q8_0);
+    let (_second, up_blocks) = blocks(&up, outputs, inputs, BlockFormat::Q5_1);
     let plain = |values: &[f32]| Matrix::Plain(Weight::from_f32(values, &[outputs, inputs]).unwrap());
     for isa in Isa::available() {
         for (gate_of, up_of, allowed) in [
             (plain(&gate), plain(&up), 1e-4),
-            (Matrix::Blocks(gate_codes.clone()), plain(&up), 0.5),
-            (Matrix::Blocks(gate_codes.clone()), Matrix::Blocks(up_codes.clone()), 20.0),
+            (Matrix::Blocks(gate_blocks.clone()), plain(&up), 0.5),
+            (Matrix::Blocks(gate_blocks.clone()), Matrix::Blocks(up_blocks.clone()), 20.0),
         ] {
             let packer = Packer::new(isa, WeightFormat::F32);
             let bias = || Some(Weight::from_f32(&shift, &[outputs]).unwrap());
@@ -198,7 +198,7 @@ fn a_gate_meets_its_partner_in_every_form() {
             let linear = packer.gated((gate_of, bias()), (up_of, bias())).unwrap();
             assert_eq!(linear.outputs(), outputs);
             let mut out = vec![0.0; rows * outputs];
-            multiply(&packer.machine, &linear, &x, &mut out, Epilogue::Store(Activation::Silu));
+            multiply(&packer.kernel_set, &linear, &x, &mut out, Epilogue::Store(Activation::Silu));
             let gates = reference(&x, &exact_gate, inputs);
             let ups = reference(&x, &exact_up, inputs);
             for (i, ((gate, _), (up, _))) in gates.iter().zip(&ups).enumerate() {
@@ -215,7 +215,7 @@ fn a_gate_meets_its_partner_in_every_form() {
 }
 
 #[test]
-fn layers_of_one_model_lie_in_one_memory_and_compute_as_alone() {
+fn layers_of_one_arena_compute_as_layers_of_their_own() {
     let x = wave(3 * 40, 0.9);
     for format in [WeightFormat::F32, WeightFormat::Bf16, WeightFormat::Int8, WeightFormat::Int4] {
         let layer = |packer: &Packer, outputs: usize| {
@@ -225,10 +225,10 @@ fn layers_of_one_model_lie_in_one_memory_and_compute_as_alone() {
         let packer = Packer::new(Isa::best(), format);
         let layers = [5, 70, 1, 33].map(|outputs| layer(&packer, outputs));
         drop(packer);
-        for together in &layers {
-            let alone = layer(&Packer::new(Isa::best(), format), together.outputs());
-            assert_eq!(alone.bytes(), together.bytes());
-            assert_eq!(apply(Isa::best(), &alone, &x), apply(Isa::best(), together, &x), "{format:?}");
+        for layer_of_arena in &layers {
+            let alone = layer(&Packer::new(Isa::best(), format), layer_of_arena.outputs());
+            assert_eq!(alone.bytes(), layer_of_arena.bytes());
+            assert_eq!(apply(Isa::best(), &alone, &x), apply(Isa::best(), layer_of_arena, &x), "{format:?}");
         }
     }
 }

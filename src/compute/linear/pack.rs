@@ -1,11 +1,11 @@
-//! From stored matrices to layers of panels: see [`super::layer`] and [`super::quant_gemm`] for what lies where.
+//! Packs stored matrices into the panels of layers. [`super::layer`] and [`super::quant_gemm`] define their layouts.
 
 use half::f16;
 
 use super::activations::Forms;
 use super::blocks::{GROUP, Group, Layout};
 use super::layer::{Form, KernelSet, Linear, Matrix, Part, WeightFormat};
-use super::quant_gemm::{PANEL, code_place, group_bytes};
+use super::quant_gemm::{PANEL, group_bytes, quant_offset};
 use crate::compute::isa::{DType, Isa};
 use crate::compute::kernels::Kernels;
 use crate::compute::memory::{Arena, Piece, zeroed};
@@ -14,13 +14,13 @@ use crate::compute::weight::Weight;
 use crate::sync::Mutex;
 use crate::{Error, Result};
 
-/// Packs the weights of one model, all into the same memory, in the order in which they are asked for: best that in
-/// which a pass reads them.
+/// Packs the weights of one model into one arena, in the order of the calls. The best order is that in which a pass reads
+/// them.
 #[derive(Debug)]
 pub struct Packer {
-    /// What multiplies them.
-    pub machine: KernelSet,
-    /// The format of plain ones.
+    /// The kernels that multiply the weights.
+    pub kernel_set: KernelSet,
+    /// The format of plain weights.
     pub format: WeightFormat,
     arena: Arena,
 }
@@ -29,15 +29,15 @@ pub struct Packer {
 type Biased = (Matrix, Option<Weight>);
 
 impl Packer {
-    /// For the kernels of `isa`, and plain weights in `format`.
+    /// A packer for the kernels of `isa`, and for plain weights in `format`.
     pub fn new(isa: Isa, format: WeightFormat) -> Self {
-        Self { machine: KernelSet::new(isa), format, arena: Arena::default() }
+        Self { kernel_set: KernelSet::new(isa), format, arena: Arena::default() }
     }
 
     /// Packs `matrices` with their biases; their outputs lie side by side.
     ///
     /// # Errors
-    /// [`Error::Internal`] when they do not fit together, [`Error::Io`] without memory.
+    /// [`Error::Internal`] if the shapes do not match, and errors of reading a file or of memory.
     pub fn linear(&self, matrices: &[Biased]) -> Result<Linear> {
         self.layer(matrices, |a, b| self.form(&a.0) == self.form(&b.0))
     }
@@ -53,7 +53,7 @@ impl Packer {
         let mut parts = [gate, up];
         let plain = |part: &Biased| matches!(self.form(&part.0), Form::Plain(_));
         if plain(&parts[0]) != plain(&parts[1]) {
-            // Panels meet one to one: a gate of codes beside a plain one is held plain as well.
+            // Both parts need panels of the same width, so if one is plain, the other is converted to plain weights.
             for (matrix, _) in &mut parts {
                 *matrix = Weight::from_f32(&matrix.to_f32()?, &[matrix.rows(), matrix.columns()])?.into();
             }
@@ -107,9 +107,9 @@ impl Packer {
         Ok(Linear { parts, bias, inputs, outputs, forms, gated: false })
     }
 
-    /// The panels of `matrices` side by side.
+    /// Packs the panels of `matrices`, whose outputs lie side by side.
     fn panels(&self, form: Form, matrices: &[Biased], inputs: usize) -> Result<Piece> {
-        let (kernels, plain) = (self.machine.kernels, self.format);
+        let (kernels, plain) = (self.kernel_set.kernels, self.format);
         let rows: Vec<(&Matrix, usize)> = matrices
             .iter()
             .flat_map(|(matrix, _)| (0..matrix.rows()).map(move |row| (matrix, row)))
@@ -124,7 +124,7 @@ impl Packer {
             let mut panel = tasks[panel].lock();
             let packed = match form {
                 Form::Plain(dtype) => pack_plain(kernels, dtype, rows, inputs, &mut panel),
-                Form::Quantized(layout) => pack_codes(layout, plain, rows, inputs, &mut panel),
+                Form::Quantized(layout) => pack_quantized(layout, plain, rows, inputs, &mut panel),
             };
             if let Err(error) = packed {
                 fault.lock().get_or_insert(error);
@@ -146,7 +146,7 @@ fn misfit(matrix: &Matrix, inputs: usize) -> Error {
     }
 }
 
-/// The runs of `rows` that lie one after another in the same matrix, each with the place of its first row among all.
+/// Runs of `rows` that are consecutive in the same matrix, each with the index of its first row in `rows`.
 fn runs<'a>(
     rows: &'a [(&'a Matrix, usize)],
 ) -> impl Iterator<Item = (usize, &'a Matrix, std::ops::Range<usize>)> {
@@ -184,7 +184,8 @@ fn pack_plain(
             _narrow = narrow;
         }
     }
-    // SAFETY: the rows lie one after another; those of bf16 have one element more for an odd number of inputs.
+    // SAFETY: `from` points to `values`, or to `narrow`, which `_narrow` keeps alive; both have `rows.len()` consecutive rows
+    // of `inputs` elements. `narrow` has one more element, so one is readable after its last row.
     unsafe { kernels.pack_columns(dtype, from, stride, rows.len(), inputs, panel) };
     Ok(())
 }
@@ -197,7 +198,7 @@ fn to_bf16(x: f32) -> u16 {
     (if x.is_nan() { quiet } else { rounded }) as u16
 }
 
-fn pack_codes(
+fn pack_quantized(
     layout: Layout,
     plain: WeightFormat,
     rows: &[(&Matrix, usize)],
@@ -215,11 +216,11 @@ fn pack_codes(
                 let read = blocks.rows_read(range, &mut scratch)?;
                 for (row, column) in columns.enumerate() {
                     let row = &read[row * size..][..size];
-                    put_codes(layout, column, inputs, panel, |index| blocks.format().group(row, index));
+                    put_group(layout, column, inputs, panel, |index| blocks.format().group(row, index));
                 }
             }
             Matrix::Plain(weight) => {
-                // The last group of a row may reach beyond it, over zeros.
+                // The last group of a row may be padded with zeros.
                 let padded = inputs.next_multiple_of(GROUP);
                 let mut row = zeroed::<f32>(padded)?;
                 values =
@@ -229,7 +230,7 @@ fn pack_codes(
                 for (from, column) in values.chunks_exact(inputs).zip(columns) {
                     row[..inputs].copy_from_slice(from);
                     let groups = row.as_chunks::<GROUP>().0;
-                    put_codes(layout, column, inputs, panel, |index| match plain {
+                    put_group(layout, column, inputs, panel, |index| match plain {
                         WeightFormat::Int4 => Group::four_bits(&groups[index]),
                         _ => Group::eight_bits(&groups[index]),
                     });
@@ -240,8 +241,8 @@ fn pack_codes(
     Ok(())
 }
 
-/// One row's groups into column `column` of a panel.
-fn put_codes(layout: Layout, column: usize, inputs: usize, panel: &mut [u8], group: impl Fn(usize) -> Group) {
+/// Writes the groups of one row into column `column` of a panel.
+fn put_group(layout: Layout, column: usize, inputs: usize, panel: &mut [u8], group: impl Fn(usize) -> Group) {
     let bytes = group_bytes(layout);
     for index in 0..inputs.div_ceil(GROUP) {
         let group = group(index);
@@ -256,15 +257,16 @@ fn put_codes(layout: Layout, column: usize, inputs: usize, panel: &mut [u8], gro
         } else if layout.minimum {
             number(1, group.minimum);
         }
-        for (i, code) in group.codes.into_iter().enumerate() {
-            let (at, high) = code_place(layout, column, i);
-            to[at] |= if high { code << 4 } else { code };
+        for (i, quant) in group.quants.into_iter().enumerate() {
+            let (at, high) = quant_offset(layout, column, i);
+            to[at] |= if high { quant << 4 } else { quant };
         }
     }
 }
 
 fn as_bytes(units: &mut [u32]) -> &mut [u8] {
-    // SAFETY: any four bytes are a u32, bytes need no alignment, and the borrow is exclusive.
+    // SAFETY: `units` has `size_of_val(units)` bytes. Every bit pattern is valid for both types, `u8` needs no alignment, and
+    // the borrow is exclusive.
     unsafe { std::slice::from_raw_parts_mut(units.as_mut_ptr().cast(), size_of_val(units)) }
 }
 

@@ -1,9 +1,9 @@
-//! Products of coded weights and eight-bit activations: the loop where decoding spends its time.
+//! GEMM of quantized weights and eight-bit activations: the innermost loop of decoding.
 //!
-//! A panel holds sixteen rows of weights side by side. Four neighbouring codes of a row lie in one 32-bit lane, so
-//! that one instruction multiplies them by four activations and adds up: VNNI where the CPU has it. A lane belongs to
-//! one output, so nothing is summed across lanes. Sums of integers are exact, and each group's contribution is added
-//! in order: a row's result does not depend on the rows beside it.
+//! A panel has sixteen rows of weights side by side. Four adjacent quants of a row share one 32-bit lane, so that one
+//! instruction multiplies them by four activations and adds the products (VNNI, if the CPU has it). A lane belongs to one
+//! output, so no sum runs across lanes. Integer sums are exact, and the groups are added in order, so the result of a row
+//! does not depend on other rows.
 
 use std::ops::RangeInclusive;
 
@@ -18,18 +18,18 @@ mod x86;
 /// Outputs of a panel.
 pub(crate) const PANEL: usize = 16;
 
-/// So many rows are too much work between two reads for the processor to look far ahead by itself, and so few that the
-/// weights still come from memory: they are asked for early. (A single row is read faster without.)
-const ASKED_FOR: RangeInclusive<usize> = 2..=4;
+/// Numbers of rows for which weights are prefetched. With more than one row, the CPU does too much work between two reads
+/// to start the next reads early enough; with more than four, memory is not the limit.
+const PREFETCH_ROWS: RangeInclusive<usize> = 2..=4;
 
-/// How early: bytes of the stream of weights.
-const AHEAD: usize = 3072;
+/// The distance of the prefetch, in bytes of the stream of weights.
+const PREFETCH_DISTANCE: usize = 3072;
 
 /// Some panels times some rows of activations.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Product {
-    /// For each group: sixteen f16 scales (twice sixteen for halves), sixteen f16 minima where there are such, and the
-    /// codes. One stream without gaps is what hardware prefetchers follow best.
+    /// For each group: sixteen f16 scales (thirty-two if halves have separate scales), sixteen f16 minima if groups have a
+    /// minimum, and the quants. Hardware prefetchers follow a stream without gaps best.
     pub panel: *const u8,
     /// Bytes from a panel to the next.
     pub panel_bytes: usize,
@@ -41,9 +41,9 @@ pub(crate) struct Product {
     pub x: *const i8,
     /// Scale of each group of each row of activations.
     pub x_scales: *const f32,
-    /// Sum of the codes of each half group of each row of activations; null where halves share their scale.
+    /// Sum of the quants of each half group of each row of activations; null if halves share their scale.
     pub x_sums: *const i32,
-    /// Of each group of each row, what weights of code [`ZERO`] and scale 1 would add to a product, negated.
+    /// For each group of each row, the product with weights of quant [`ZERO`] and scale 1, negated.
     pub x_offsets: *const f32,
     /// Rows of activations.
     pub rows: usize,
@@ -53,7 +53,7 @@ pub(crate) struct Product {
     pub out_stride: usize,
 }
 
-/// f16 numbers that a group of a panel begins with.
+/// The number of f16 scales and minima at the start of a group of a panel.
 pub(crate) fn scale_numbers(layout: Layout) -> usize {
     PANEL * (1 + usize::from(layout.halves) + usize::from(layout.minimum))
 }
@@ -63,60 +63,85 @@ pub(crate) fn group_bytes(layout: Layout) -> usize {
     scale_numbers(layout) * 2 + PANEL * GROUP * layout.bits / 8
 }
 
-/// Where code `i` of output `column` lies in a group: byte, and whether it is the upper nibble.
-pub(crate) fn code_place(layout: Layout, column: usize, i: usize) -> (usize, bool) {
+/// The position of quant `i` of output `column` in a group: the byte, and whether it is the upper nibble.
+pub(crate) fn quant_offset(layout: Layout, column: usize, i: usize) -> (usize, bool) {
     let first = scale_numbers(layout) * 2;
     let high = layout.bits == 4 && i >= 16;
     let i = if high { i - 16 } else { i };
     (first + i / 4 * PANEL * 4 + column * 4 + i % 4, high)
 }
 
-/// Registers of `COLUMNS` outputs, and what the product needs of them. A value is a permit, as in `kernels::simd`.
+/// The operations that the product needs of registers of `COLUMNS` outputs. As in `simd`, a value proves that the CPU has
+/// the instructions.
 trait Lanes: Copy {
     type I: Copy;
     type F: Copy;
     const COLUMNS: usize;
-    /// Whether there are registers for a tile of [`PAIRED`] size; its columns are whole panels then.
+    /// Whether the register file is large enough for a tile of [`PAIRED`] size. If so, `COLUMNS` is [`PANEL`].
     const PAIRED: bool;
 
+    /// Creates the proof that the CPU has the instructions.
+    ///
     /// # Safety
-    /// The CPU has the instructions.
+    ///
+    /// - The CPU has the instructions of this set.
     unsafe fn permit() -> Self;
     fn integers(self, x: i32) -> Self::I;
     fn floats(self, x: f32) -> Self::F;
+    /// Loads four bytes for each column.
+    ///
     /// # Safety
-    /// Four bytes for each column can be read.
+    ///
+    /// - `from` points to `4 * COLUMNS` readable bytes; it needs no alignment.
     unsafe fn bytes(self, from: *const u8) -> Self::I;
     /// The lower four bits of each byte.
     fn low(self, x: Self::I) -> Self::I;
     /// The upper four bits of each byte.
     fn high(self, x: Self::I) -> Self::I;
-    /// Adds four products a lane: unsigned codes of `BITS` bits by the signed bytes of `x`.
-    fn dot<const BITS: usize>(self, sum: Self::I, codes: Self::I, x: i32) -> Self::I;
+    /// Adds four products to each lane of `sum`: unsigned quants of `BITS` bits times the signed bytes of `x`.
+    fn dot<const BITS: usize>(self, sum: Self::I, quants: Self::I, x: i32) -> Self::I;
     fn to_floats(self, x: Self::I) -> Self::F;
     fn mul(self, a: Self::F, b: Self::F) -> Self::F;
     /// `a * b + c`.
     fn mul_add(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
+    /// Loads an f16 for each column.
+    ///
     /// # Safety
-    /// An f16 for each column can be read.
+    ///
+    /// - `from` points to `COLUMNS` readable f16 values; it needs no alignment.
     unsafe fn halves(self, from: *const u16) -> Self::F;
+    /// Stores an f32 for each column.
+    ///
     /// # Safety
-    /// An f32 for each column can be written.
+    ///
+    /// - `to` points to `COLUMNS` writable values; it needs no alignment.
     unsafe fn store(self, to: *mut f32, x: Self::F);
-    /// Brings the cache line at `from` nearer, where the CPU can be told so; no address faults.
+    /// Prefetches the cache line at `from`, if the CPU has an instruction for it. No address faults.
     #[inline(always)]
     fn prefetch(self, _from: *const u8) {}
 }
 
+/// Computes a product.
+///
 /// # Safety
-/// All that [`Product`] names in `layout` can be read, and `out` written.
+///
+/// - `p.panel` points to `p.panels` panels, `p.panel_bytes` bytes apart, of `p.groups` readable groups of
+///   [`group_bytes`] bytes each; it needs no alignment.
+/// - `p.x` points to `p.rows` rows of `p.groups * GROUP` readable bytes.
+/// - `p.x_scales` and `p.x_offsets` are aligned and point to `p.rows` rows of `p.groups` readable values.
+/// - If `layout.halves`, `p.x_sums` is aligned and points to `p.rows` rows of `2 * p.groups` readable values.
+/// - `p.out` points to `p.rows` rows, `p.out_stride` values apart, of `p.panels * PANEL` writable values.
+///
+/// # Panics
+///
+/// If no [`BlockFormat`](super::blocks::BlockFormat) has the layout.
 #[inline(always)]
 unsafe fn product<L: Lanes>(lanes: L, p: &Product, layout: Layout) {
     macro_rules! forms {
         ($($bits:literal $minimum:literal $halves:literal),*) => {
             match (layout.bits, layout.minimum, layout.halves) {
                 $(($bits, $minimum, $halves) => {
-                    // SAFETY: the caller's.
+                    // SAFETY: the constants are those of `layout`, and the other preconditions are the same.
                     unsafe { tiles::<L, $bits, $minimum, $halves>(lanes, p) }
                 })*
                 _ => unreachable!("no format has the layout {layout:?}"),
@@ -126,29 +151,33 @@ unsafe fn product<L: Lanes>(lanes: L, p: &Product, layout: Layout) {
     forms!(4 false false, 4 true false, 8 false false, 8 true false, 8 false true);
 }
 
-/// Where a tile lies in a product.
+/// The first panel, column and row of a tile.
 #[derive(Clone, Copy)]
-struct Place {
+struct TileOrigin {
     panel: usize,
     column: usize,
     row: usize,
 }
 
-/// Rows and panels of the largest tile: what is loaded of the activations serves both panels, and the sums of whole
-/// numbers and of floats stay in registers together.
+/// Rows and panels of the largest tile: both panels use each load of activations, and the integer and float sums fit in
+/// the register file.
 const PAIRED: (usize, usize) = (6, 2);
 
+/// Divides a product into tiles.
+///
 /// # Safety
-/// As for [`product`].
+///
+/// - All preconditions of [`product`], for the layout that the constants name.
 #[inline(always)]
 unsafe fn tiles<L: Lanes, const BITS: usize, const MINIMUM: bool, const HALVES: bool>(lanes: L, p: &Product) {
     for first in (0..p.panels).step_by(PAIRED.1) {
         let mut done = 0;
-        // Sums of halves would need twice the registers.
+        // Separate sums for halves need twice the registers.
         if L::PAIRED && !HALVES && first + 1 < p.panels {
             while p.rows - done >= PAIRED.0 {
-                let at = Place { panel: first, column: 0, row: done };
-                // SAFETY: the caller's; both panels and these rows exist. So for all below.
+                let at = TileOrigin { panel: first, column: 0, row: done };
+                // SAFETY: `first + 1 < p.panels` and `done + 6 <= p.rows`, so the tile lies inside the product; `COLUMNS` is
+                // `PANEL`, so column 0 starts whole registers.
                 unsafe { tile::<L, BITS, MINIMUM, HALVES, { PAIRED.0 }, { PAIRED.1 }>(lanes, p, at) };
                 done += PAIRED.0;
             }
@@ -160,9 +189,9 @@ unsafe fn tiles<L: Lanes, const BITS: usize, const MINIMUM: bool, const HALVES: 
                     macro_rules! heights {
                         ($($rows:literal)*) => {
                             match p.rows - row {
-                                // SAFETY: as above.
+                                // SAFETY: `panel < p.panels`, `row + $rows <= p.rows`, and `COLUMNS` divides `PANEL`.
                                 $(left if left >= $rows => unsafe {
-                                    let at = Place { panel, column, row };
+                                    let at = TileOrigin { panel, column, row };
                                     tile::<L, BITS, MINIMUM, HALVES, $rows, 1>(lanes, p, at);
                                     row += $rows;
                                 },)*
@@ -177,8 +206,13 @@ unsafe fn tiles<L: Lanes, const BITS: usize, const MINIMUM: bool, const HALVES: 
     }
 }
 
+/// Computes one tile of `ROWS` rows and `PANELS` panels.
+///
 /// # Safety
-/// As for [`product`], with `ROWS` rows and `PANELS` panels from `at` on.
+///
+/// - All preconditions of [`product`], for the layout that the constants name.
+/// - `at.row + ROWS <= p.rows` and `at.panel + PANELS <= p.panels`.
+/// - `at.column + COLUMNS <= PANEL`.
 #[inline(always)]
 unsafe fn tile<
     L: Lanes,
@@ -190,26 +224,29 @@ unsafe fn tile<
 >(
     lanes: L,
     p: &Product,
-    at: Place,
+    at: TileOrigin,
 ) {
-    let Place { panel, column, row } = at;
+    let TileOrigin { panel, column, row } = at;
     let numbers = PANEL * (1 + HALVES as usize + MINIMUM as usize);
     let bytes = numbers * 2 + PANEL * GROUP * BITS / 8;
     let (stride, zero) = (p.groups * GROUP, i32::from(zero(BITS)));
     let mut out = [[lanes.floats(0.0); PANELS]; ROWS];
     for group in 0..p.groups {
-        // SAFETY: all offsets stay inside the group's scales and codes, and inside the rows of activations.
+        // SAFETY: `group < p.groups`, the panels from `at.panel` on exist, and `at.column + COLUMNS <= PANEL`. So scales and
+        // minima are read from the first `numbers * 2` bytes of a group, and quants from the `bytes - numbers * 2` after
+        // them. The rows from `at.row` on exist, and have a scale, an offset, `GROUP` quants and, if `HALVES`, two sums for
+        // each group. Prefetches may use any address.
         unsafe {
             let start = p.panel.add(panel * p.panel_bytes + group * bytes);
             let scales = start.cast::<u16>().add(column);
-            let codes = start.add(numbers * 2 + column * 4);
+            let quants = start.add(numbers * 2 + column * 4);
             let x = p.x.add(row * stride + group * GROUP);
-            if ASKED_FOR.contains(&ROWS) && ROWS == p.rows && column == 0 {
+            if PREFETCH_ROWS.contains(&ROWS) && ROWS == p.rows && column == 0 {
                 for line in (0..bytes).step_by(64) {
-                    lanes.prefetch(start.wrapping_add(AHEAD + line));
+                    lanes.prefetch(start.wrapping_add(PREFETCH_DISTANCE + line));
                 }
             }
-            // One sum for the group, or one for each half of it.
+            // One sum for the group, or one for each half group.
             let mut sums = [[[lanes.integers(0); PANELS]; ROWS]; 2];
             for i in (0..ROWS).filter(|_| HALVES) {
                 let halves = p.x_sums.add(((row + i) * p.groups + group) * 2);
@@ -219,12 +256,12 @@ unsafe fn tile<
             for step in 0..GROUP / 4 {
                 let mut weights = [lanes.integers(0); PANELS];
                 for (panel, weights) in weights.iter_mut().enumerate() {
-                    let codes = codes.add(panel * p.panel_bytes);
+                    let quants = quants.add(panel * p.panel_bytes);
                     *weights = if BITS == 4 {
-                        let both = lanes.bytes(codes.add(step % 4 * PANEL * 4));
+                        let both = lanes.bytes(quants.add(step % 4 * PANEL * 4));
                         if step < 4 { lanes.low(both) } else { lanes.high(both) }
                     } else {
-                        lanes.bytes(codes.add(step * PANEL * 4))
+                        lanes.bytes(quants.add(step * PANEL * 4))
                     };
                 }
                 let sums = &mut sums[if HALVES { step / 4 } else { 0 }];
@@ -243,7 +280,7 @@ unsafe fn tile<
                     numbers[1] = lanes.halves(scales.add(PANEL));
                 }
                 if MINIMUM {
-                    // The sum of the activations itself.
+                    // Turns an offset into the sum of the activations.
                     numbers[1] = lanes.mul(numbers[1], lanes.floats(-1.0 / ZERO));
                 }
             }
@@ -271,13 +308,14 @@ unsafe fn tile<
     }
     for (i, out) in out.iter().enumerate() {
         for (panel, out) in (panel..).zip(out) {
-            // SAFETY: row `row + i` of the result holds so many panels.
+            // SAFETY: `row + i < p.rows` and `panel < p.panels`, and each row of the result has `PANEL` values for each
+            // panel; `column + COLUMNS <= PANEL`.
             unsafe { lanes.store(p.out.add((row + i) * p.out_stride + panel * PANEL + column), *out) };
         }
     }
 }
 
-/// Sixteen columns in arrays, which the compiler vectorises for the target's baseline.
+/// Sixteen columns in arrays, which the compiler vectorizes for the baseline of the target.
 #[derive(Clone, Copy)]
 struct Array;
 
@@ -301,7 +339,7 @@ impl Lanes for Array {
     }
     #[inline(always)]
     unsafe fn bytes(self, from: *const u8) -> Self::I {
-        // SAFETY: the caller's.
+        // SAFETY: `from` points to `4 * COLUMNS` readable bytes, the size of `I`.
         unsafe { from.cast::<Self::I>().read_unaligned() }
     }
     #[inline(always)]
@@ -313,10 +351,10 @@ impl Lanes for Array {
         x.map(|x| x >> 4 & 0x0f0f_0f0f)
     }
     #[inline(always)]
-    fn dot<const BITS: usize>(self, sum: Self::I, codes: Self::I, x: i32) -> Self::I {
+    fn dot<const BITS: usize>(self, sum: Self::I, quants: Self::I, x: i32) -> Self::I {
         let signed = |byte: u32| i32::from((x >> (8 * byte)) as i8);
-        let code = |codes: i32, byte: u32| codes >> (8 * byte) & 0xff;
-        std::array::from_fn(|i| (0..4).fold(sum[i], |sum, byte| sum + code(codes[i], byte) * signed(byte)))
+        let quant = |quants: i32, byte: u32| quants >> (8 * byte) & 0xff;
+        std::array::from_fn(|i| (0..4).fold(sum[i], |sum, byte| sum + quant(quants[i], byte) * signed(byte)))
     }
     #[inline(always)]
     fn to_floats(self, x: Self::I) -> Self::F {
@@ -332,18 +370,18 @@ impl Lanes for Array {
     }
     #[inline(always)]
     unsafe fn halves(self, from: *const u16) -> Self::F {
-        // SAFETY: the caller's.
+        // SAFETY: `from` points to `COLUMNS` = `PANEL` readable values.
         let bits = unsafe { from.cast::<[u16; PANEL]>().read_unaligned() };
         bits.map(|bits| half::f16::from_bits(bits).to_f32())
     }
     #[inline(always)]
     unsafe fn store(self, to: *mut f32, x: Self::F) {
-        // SAFETY: the caller's.
+        // SAFETY: `to` points to `COLUMNS` writable values, the size of `F`.
         unsafe { to.cast::<Self::F>().write_unaligned(x) }
     }
 }
 
-/// The product for one instruction set; it exists only where the CPU has the instructions.
+/// The product for one instruction set. A value proves that the CPU has the instructions.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Dot(unsafe fn(&Product, Layout));
 
@@ -351,30 +389,38 @@ impl Dot {
     /// The fastest product that `isa` allows on this CPU.
     pub(crate) fn of(isa: Isa) -> Self {
         #[cfg(target_arch = "x86_64")]
-        {
-            if isa >= Isa::Avx512 && isa.is_available() && is_x86_feature_detected!("avx512vnni") {
+        if isa >= Isa::Avx2 && isa.is_available() && is_x86_feature_detected!("f16c") {
+            if isa >= Isa::Avx512 && is_x86_feature_detected!("avx512vnni") {
                 return Self(x86::avx512_vnni);
             }
-            if isa >= Isa::Avx2 && isa.is_available() && is_x86_feature_detected!("f16c") {
-                return Self(x86::avx2);
-            }
+            return Self(x86::avx2);
         }
         let _ = isa;
         Self(portable)
     }
 
+    /// Computes a product.
+    ///
     /// # Safety
-    /// All that [`Product`] names in `layout` can be read, and `out` written.
+    ///
+    /// - All preconditions of [`product`].
+    ///
+    /// # Panics
+    ///
+    /// If no [`BlockFormat`](super::blocks::BlockFormat) has the layout.
     pub(crate) unsafe fn run(self, p: &Product, layout: Layout) {
-        // SAFETY: `of` found the instructions; the rest is the caller's.
+        // SAFETY: `of` chose a function whose instructions this CPU has; the caller upholds the preconditions of `product`.
         unsafe { (self.0)(p, layout) }
     }
 }
 
+/// [`product`] for any CPU.
+///
 /// # Safety
-/// As for [`product`].
+///
+/// - All preconditions of [`product`].
 unsafe fn portable(p: &Product, layout: Layout) {
-    // SAFETY: no special instructions; the rest is the caller's.
+    // SAFETY: `Array` needs no special instructions; the caller upholds the preconditions of `product`.
     unsafe { product(Array::permit(), p, layout) }
 }
 

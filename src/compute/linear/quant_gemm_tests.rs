@@ -12,7 +12,7 @@ const LAYOUTS: [Layout; 5] = [
     Layout { bits: 8, minimum: false, halves: true },
 ];
 
-/// Numbers of 32 bits, the same for the same seed.
+/// Pseudorandom numbers of 32 bits.
 fn numbers(seed: u32) -> impl FnMut() -> u32 {
     let mut state = u64::from(seed) | 1 << 40;
     move || {
@@ -23,7 +23,7 @@ fn numbers(seed: u32) -> impl FnMut() -> u32 {
     }
 }
 
-/// Panels of random codes, scales and minima, and activations, each ending right before a page that cannot be touched.
+/// Panels of random quants, scales and minima, and activations. Each ends right before an inaccessible page.
 struct Case {
     layout: Layout,
     groups: usize,
@@ -71,10 +71,10 @@ impl Case {
         }
     }
 
-    /// The product on `isa`, whose columns beyond the panels' stay as they were.
+    /// The product on `isa`. Checks that columns after those of the panels stay unchanged.
     fn run(&self, isa: Isa) -> Vec<f32> {
         let stride = self.panels * PANEL + 3;
-        // The last row needs no more than its panels.
+        // The last row ends with the columns of its panels.
         let mut out = Guarded::new(&vec![f32::NAN; (self.rows * stride).saturating_sub(3)]);
         let product = Product {
             panel: self.panel.as_ptr(),
@@ -89,13 +89,14 @@ impl Case {
             out: out.as_mut_ptr(),
             out_stride: stride,
         };
-        // SAFETY: everything has the size that the product asks for, and `of` picks what this CPU runs.
+        // SAFETY: `new` made `panels` panels of `groups` groups, and `rows` rows of activations with a scale, an offset and,
+        // if the layout has halves, two sums for each group. `out` has `rows` rows of `panels * PANEL` values.
         unsafe { Dot::of(isa).run(&product, self.layout) };
         assert!(out.chunks(stride).all(|row| row[self.panels * PANEL..].iter().all(|x| x.is_nan())));
         out.chunks(stride).flat_map(|row| row[..self.panels * PANEL].to_vec()).collect()
     }
 
-    /// Output `column` of row `row` by the definition, and the sum of its terms' magnitudes.
+    /// Output `column` of row `row` by the definition, and the sum of the magnitudes of its terms.
     fn expected(&self, row: usize, column: usize) -> (f64, f64) {
         let (layout, panel, column) = (self.layout, column / PANEL, column % PANEL);
         let (mut sum, mut size) = (0.0, 0.0);
@@ -106,19 +107,19 @@ impl Case {
                 f16::from_le_bytes([bytes[at], bytes[at + 1]]).to_f64()
             };
             for i in 0..GROUP {
-                let (at, high) = code_place(layout, column, i);
-                let code = match (layout.bits, high) {
+                let (at, high) = quant_offset(layout, column, i);
+                let quant = match (layout.bits, high) {
                     (4, true) => bytes[at] >> 4,
                     (4, false) => bytes[at] & 15,
                     _ => bytes[at],
                 };
                 let scale = number(if layout.halves { i / 16 } else { 0 });
                 let (zero, minimum) = if layout.minimum { (0, number(1)) } else { (zero(layout.bits), 0.0) };
-                let weight = scale * (f64::from(code) - f64::from(zero)) + minimum;
+                let weight = scale * (f64::from(quant) - f64::from(zero)) + minimum;
                 let x = f64::from(self.x[(row * self.groups + group) * GROUP + i].cast_signed())
                     * f64::from(self.scales[row * self.groups + group]);
                 sum += weight * x;
-                // What is added and taken off again counts as well.
+                // The kernel adds the product with the zero and subtracts it again, so its magnitude counts as well.
                 size += (weight.abs() + scale.abs() * f64::from(zero)) * x.abs();
             }
         }
@@ -127,7 +128,7 @@ impl Case {
 }
 
 #[test]
-fn products_are_those_of_the_definition_and_read_nothing_else() {
+fn products_are_exact_and_access_no_other_memory() {
     for layout in LAYOUTS {
         // Below, at and above the heights and pairs of tiles.
         for (rows, panels, groups) in (0..=14)

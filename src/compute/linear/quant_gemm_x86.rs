@@ -1,22 +1,30 @@
-//! The product on AVX2 and on AVX-512 with VNNI.
+//! The quantized GEMM on AVX2 and on AVX-512 with VNNI.
 
 use std::arch::x86_64::*;
 
 use super::{Lanes, Layout, Product, product};
 
+/// [`product`] on AVX-512 with VNNI.
+///
 /// # Safety
-/// The CPU has AVX-512 F, BW, VNNI; the rest as for [`product`].
+///
+/// - The CPU has AVX2, FMA, F16C and AVX-512 F, BW, DQ, VL and VNNI.
+/// - All preconditions of [`product`].
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 pub(super) unsafe fn avx512_vnni(p: &Product, layout: Layout) {
-    // SAFETY: the caller's.
+    // SAFETY: the CPU has the instructions, and the caller upholds the preconditions of `product`.
     unsafe { product(Avx512Vnni::permit(), p, layout) }
 }
 
+/// [`product`] on AVX2.
+///
 /// # Safety
-/// The CPU has AVX2, FMA, F16C; the rest as for [`product`].
+///
+/// - The CPU has AVX2, FMA and F16C.
+/// - All preconditions of [`product`].
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(super) unsafe fn avx2(p: &Product, layout: Layout) {
-    // SAFETY: the caller's.
+    // SAFETY: the CPU has the instructions, and the caller upholds the preconditions of `product`.
     unsafe { product(Avx2::permit(), p, layout) }
 }
 
@@ -28,12 +36,12 @@ struct Avx512Vnni(());
 #[derive(Clone, Copy)]
 struct Avx2(());
 
-/// Safe methods that are one expression of intrinsics.
+/// Defines safe methods that are one expression of intrinsics.
 macro_rules! intrinsics {
-    ($($name:ident($($argument:ident: $kind:ty),*) -> $result:ty = $body:expr;)*) => {$(
+    ($($name:ident($($argument:ident: $type:ty),*) -> $result:ty = $body:expr;)*) => {$(
         #[inline(always)]
-        fn $name(self, $($argument: $kind),*) -> $result {
-            // SAFETY: a permit exists only on CPUs with these instructions, and no memory is touched.
+        fn $name(self, $($argument: $type),*) -> $result {
+            // SAFETY: `self` exists only on CPUs with these instructions, and they access no memory.
             unsafe { $body }
         }
     )*};
@@ -59,28 +67,28 @@ impl Lanes for Avx512Vnni {
         mul_add(a: __m512, b: __m512, c: __m512) -> __m512 = _mm512_fmadd_ps(a, b, c);
     }
     #[inline(always)]
-    fn dot<const BITS: usize>(self, sum: __m512i, codes: __m512i, x: i32) -> __m512i {
-        // SAFETY: the permit; no memory is touched.
-        unsafe { _mm512_dpbusd_epi32(sum, codes, _mm512_set1_epi32(x)) }
+    fn dot<const BITS: usize>(self, sum: __m512i, quants: __m512i, x: i32) -> __m512i {
+        // SAFETY: `self` proves the instructions, and they access no memory.
+        unsafe { _mm512_dpbusd_epi32(sum, quants, _mm512_set1_epi32(x)) }
     }
     #[inline(always)]
     unsafe fn bytes(self, from: *const u8) -> __m512i {
-        // SAFETY: the caller's.
+        // SAFETY: `self` proves the instruction; `from` points to `4 * COLUMNS` = 64 readable bytes.
         unsafe { _mm512_loadu_si512(from.cast()) }
     }
     #[inline(always)]
     unsafe fn halves(self, from: *const u16) -> __m512 {
-        // SAFETY: the caller's.
+        // SAFETY: `self` proves the instructions; `from` points to `COLUMNS` = 16 readable f16 values.
         unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(from.cast())) }
     }
     #[inline(always)]
     unsafe fn store(self, to: *mut f32, x: __m512) {
-        // SAFETY: the caller's.
+        // SAFETY: `self` proves the instruction; `to` points to `COLUMNS` = 16 writable values.
         unsafe { _mm512_storeu_ps(to, x) }
     }
     #[inline(always)]
     fn prefetch(self, from: *const u8) {
-        // SAFETY: the permit; a prefetch reads nothing that can be seen, and never faults.
+        // SAFETY: `self` proves the instruction; a prefetch has no visible effect and never faults.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(from.cast()) }
     }
 }
@@ -105,18 +113,18 @@ impl Lanes for Avx2 {
         mul_add(a: __m256, b: __m256, c: __m256) -> __m256 = _mm256_fmadd_ps(a, b, c);
     }
     #[inline(always)]
-    fn dot<const BITS: usize>(self, sum: __m256i, codes: __m256i, x: i32) -> __m256i {
-        // SAFETY: the permit; no memory is touched.
+    fn dot<const BITS: usize>(self, sum: __m256i, quants: __m256i, x: i32) -> __m256i {
+        // SAFETY: `self` proves the instructions, and they access no memory.
         unsafe {
             let x = _mm256_set1_epi32(x);
             if BITS == 4 {
-                // Pairs stay below 2 · 15 · 127: the 16-bit sums cannot saturate.
-                let pairs = _mm256_maddubs_epi16(codes, x);
+                // The sum of a pair is at most 2 · 15 · 127, so the 16-bit sums cannot saturate.
+                let pairs = _mm256_maddubs_epi16(quants, x);
                 return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
             }
-            // Pairs of 8-bit codes could: even and odd bytes are widened and multiplied apart.
-            let even = _mm256_and_si256(codes, _mm256_set1_epi16(255));
-            let odd = _mm256_srli_epi16::<8>(codes);
+            // Pairs of 8-bit quants could saturate, so even and odd bytes are widened and multiplied separately.
+            let even = _mm256_and_si256(quants, _mm256_set1_epi16(255));
+            let odd = _mm256_srli_epi16::<8>(quants);
             let x_even = _mm256_srai_epi16::<8>(_mm256_slli_epi16::<8>(x));
             let x_odd = _mm256_srai_epi16::<8>(x);
             let both = _mm256_add_epi32(_mm256_madd_epi16(even, x_even), _mm256_madd_epi16(odd, x_odd));
@@ -125,22 +133,22 @@ impl Lanes for Avx2 {
     }
     #[inline(always)]
     unsafe fn bytes(self, from: *const u8) -> __m256i {
-        // SAFETY: the caller's.
+        // SAFETY: `self` proves the instruction; `from` points to `4 * COLUMNS` = 32 readable bytes.
         unsafe { _mm256_loadu_si256(from.cast()) }
     }
     #[inline(always)]
     unsafe fn halves(self, from: *const u16) -> __m256 {
-        // SAFETY: the caller's.
+        // SAFETY: `self` proves the instructions; `from` points to `COLUMNS` = 8 readable f16 values.
         unsafe { _mm256_cvtph_ps(_mm_loadu_si128(from.cast())) }
     }
     #[inline(always)]
     unsafe fn store(self, to: *mut f32, x: __m256) {
-        // SAFETY: the caller's.
+        // SAFETY: `self` proves the instruction; `to` points to `COLUMNS` = 8 writable values.
         unsafe { _mm256_storeu_ps(to, x) }
     }
     #[inline(always)]
     fn prefetch(self, from: *const u8) {
-        // SAFETY: the permit; a prefetch reads nothing that can be seen, and never faults.
+        // SAFETY: `self` proves the instruction; a prefetch has no visible effect and never faults.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(from.cast()) }
     }
 }

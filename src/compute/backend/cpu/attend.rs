@@ -14,7 +14,7 @@ use crate::compute::matrix::StateMatrix;
 use crate::compute::parallel::Parallelism;
 use crate::sync::Mutex;
 
-/// Parts of attention's work for each thread, so that the last one to end is not waited for long.
+/// Parts of attention's work for each thread. Small parts keep the wait for the last thread short.
 const PARTS: usize = 4;
 
 impl CpuPass<'_> {
@@ -31,7 +31,7 @@ impl CpuPass<'_> {
         if cached {
             self.append(layer, queries, heads)?;
         } else if windowed {
-            self.remember(queries, 2 * heads.kv_heads * heads.width)?;
+            self.keep_keys_and_values(queries, 2 * heads.kv_heads * heads.width)?;
         }
         let spans = self.spans();
         let caches: Vec<&PagedKvCache> = self.caches.iter().map(|sequence| &*sequence.cache).collect();
@@ -40,27 +40,27 @@ impl CpuPass<'_> {
         } else {
             KeyValues::Rows(self.seen.as_ref().filter(|_| windowed).unwrap_or(queries))
         };
-        let kernels = self.cpu.machine().kernels;
-        let attention = Attention { kernels, queries, keys, heads, out: &target };
-        // Rows are packed by each part: only what lies in caches is divided further.
+        let kernels = self.cpu.kernel_set().kernels;
+        let attention = Attention::new(kernels, queries, keys, heads, &target);
+        // Each part packs its rows, so only keys and values in caches are divided further.
         let items = spans.len() * heads.kv_heads;
-        let of = match self.team {
+        let of = match self.parallelism {
             Parallelism::All(threads) if cached && items > 0 => (PARTS * threads.count()).div_ceil(items),
             _ => 1,
         };
         let (scratch, fault) = (&self.workspace.scratch, Mutex::new(None));
-        self.team.split_rows(items * of, |items| {
-            let taken = scratch.lock().pop();
-            let mut mine = taken.unwrap_or_default();
+        self.parallelism.split_rows(items * of, |items| {
+            let pooled = scratch.lock().pop();
+            let mut own = pooled.unwrap_or_default();
             for item in items {
                 let (item, part) = (item / of, Share { index: item % of, of });
                 let span = spans[item / heads.kv_heads];
-                if let Err(error) = attention.group(&mut mine, span, item % heads.kv_heads, part) {
+                if let Err(error) = attention.group(&mut own, span, item % heads.kv_heads, part) {
                     *fault.lock() = Some(error);
                     break;
                 }
             }
-            scratch.lock().push(mine);
+            scratch.lock().push(own);
         })?;
         if let Some(error) = fault.into_inner() {
             return Err(error);
@@ -73,7 +73,7 @@ impl CpuPass<'_> {
     fn append(&mut self, layer: usize, qkv: &StateMatrix, heads: Heads) -> Result<()> {
         let Heads { heads, kv_heads, width, .. } = heads;
         let spans = self.spans();
-        let (kernels, bytes) = (self.cpu.machine().kernels, width * qkv.format().bytes());
+        let (kernels, bytes) = (self.cpu.kernel_set().kernels, width * qkv.format().bytes());
         let mut pages = Vec::new();
         let sequences = self.caches.iter_mut().enumerate();
         for (sequence, span) in sequences.filter_map(|(index, sequence)| {
@@ -83,16 +83,19 @@ impl CpuPass<'_> {
             let heads = sequence.cache.heads_mut(layer, positions)?;
             pages.extend(heads.into_iter().map(|head| Mutex::new((head, span.queries))));
         }
-        self.team.worth(qkv.rows() * qkv.columns()).split_rows(pages.len(), |range| {
+        self.parallelism.worth(qkv.rows() * qkv.columns()).split_rows(pages.len(), |range| {
             for page in &pages[range] {
                 let (page, first) = &mut *page.lock();
                 let row = *first + page.offset;
-                let whole = row + page.len() <= qkv.rows();
+                let whole = row + page.len() <= qkv.rows() && page.has_shape(kv_heads, width);
                 assert!(
                     whole && qkv.columns() == (heads + 2 * kv_heads) * width,
                     "keys and values of a window"
                 );
-                // SAFETY: so many rows, each with queries, then keys, then values; a value follows the last key.
+                // SAFETY: by the assertion above, `qkv` has `page.len()` rows from `row` on, each with the queries of `heads`
+                // heads, then the keys and then the values of `kv_heads` heads of `width`, which is also the shape of the
+                // cache, so `page.kv_head < kv_heads`. Values follow the keys, so one more element is readable after each key.
+                // The cache has the format of the CPU's activations, as `qkv` does.
                 unsafe {
                     let keys = qkv.row_ptr(row).add((heads + page.kv_head) * bytes);
                     page.write(kernels, keys, keys.add(kv_heads * bytes), qkv.stride());
@@ -101,8 +104,8 @@ impl CpuPass<'_> {
         })
     }
 
-    /// Remembers the window's keys and values, the last `columns` columns of `qkv`, for the windows after it.
-    fn remember(&mut self, qkv: &StateMatrix, columns: usize) -> Result<()> {
+    /// Copies the window's keys and values, the last `columns` columns of `qkv`, for the windows after it.
+    fn keep_keys_and_values(&mut self, qkv: &StateMatrix, columns: usize) -> Result<()> {
         if self.seen.is_none() {
             self.seen = Some(self.workspace.matrix(self.batch.tokens(), columns, qkv.format())?);
         }
@@ -111,9 +114,10 @@ impl CpuPass<'_> {
         let (bytes, skipped) =
             (columns * qkv.format().bytes(), (qkv.columns() - columns) * qkv.format().bytes());
         let target = seen.target();
-        self.team.worth(qkv.rows() * columns).split_rows(qkv.rows(), |rows| {
+        self.parallelism.worth(qkv.rows() * columns).split_rows(qkv.rows(), |rows| {
             for row in rows {
-                // SAFETY: the columns end both rows, and each task has rows of its own.
+                // SAFETY: `row < qkv.rows()`, and `skipped + bytes` is the size of its columns. `Target::part` checks the
+                // other row, which has the same format. The matrices do not overlap, and each row belongs to one task.
                 unsafe {
                     let to = target.part(first + row..first + row + 1, 0..columns);
                     to.copy_from_nonoverlapping(qkv.row_ptr(row).add(skipped), bytes);
@@ -122,8 +126,8 @@ impl CpuPass<'_> {
         })
     }
 
-    /// The part of each sequence that lies in the window. Keys are in the sequence's cache; or counted from the start of
-    /// the batch where those of several windows lie together, else with the queries.
+    /// The part of each sequence in the window. Its keys are in the sequence's cache, or in rows from the start of the
+    /// sequence on.
     fn spans(&self) -> Vec<Span> {
         let Range { start, end } = self.window;
         let parts = self.batch.ranges().enumerate();
@@ -147,14 +151,14 @@ impl CpuPass<'_> {
     ) -> Result<States> {
         Attention::check(qkv.operand(self.cpu.dtype)?, heads);
         if norms.is_some_and(|(queries, keys)| queries.shift.is_some() || keys.shift.is_some()) {
-            return Err(misuse("heads are normalised by their root mean square"));
+            return Err(misuse("heads are normalized by their root mean square"));
         }
         let matrix = qkv.wide.as_mut().or(qkv.narrow.as_mut()).ok_or_else(|| misuse("no states"))?;
-        let (format, kernels, start) = (matrix.format(), self.cpu.machine().kernels, self.window.start);
+        let (format, kernels, start) = (matrix.format(), self.cpu.kernel_set().kernels, self.window.start);
         let norms = norms.map(|(queries, keys)| (&queries.scale[..], &keys.scale[..], queries.epsilon));
         let values = matrix.rows() * matrix.columns();
         let target = matrix.target();
-        self.team.worth(values).split_rows(self.window.len(), |rows| {
+        self.parallelism.worth(values).split_rows(self.window.len(), |rows| {
             for row in rows {
                 let rope = RopeRow {
                     row: target.part(row..row + 1, 0..1),
@@ -166,7 +170,8 @@ impl CpuPass<'_> {
                     angles: table.at(start + row),
                     interleaved: table.rotary.style == RopeStyle::Interleaved,
                 };
-                // SAFETY: the row begins with these heads, and each task has rows of its own.
+                // SAFETY: `Attention::check` asserted that a row has the queries and keys of these heads in `format`. `part`
+                // returns its start, which is aligned, and each row belongs to one task.
                 unsafe { kernels.apply_rope(&rope) };
             }
         })?;

@@ -1,4 +1,4 @@
-//! The CPU with one instruction set, and what its passes share.
+//! The CPU backend with one instruction set, and the memory that its passes share.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -12,33 +12,33 @@ use crate::compute::linear::layer::{KernelSet, Linear, Matrix, WeightFormat};
 use crate::compute::linear::pack::Packer;
 use crate::sync::Mutex;
 
-/// Workspaces larger than this are not kept: a single very long text would keep them.
+/// Workspaces larger than this are freed after a pass, so that one very long text does not keep its memory allocated.
 const LARGEST_WORKSPACE: usize = 64 << 20;
 
-/// The CPU, with one instruction set and one form of weights.
+/// The CPU, with one instruction set and one weight format.
 #[derive(Debug)]
 pub struct Cpu {
     pub(super) packer: Packer,
-    /// Of activations.
+    /// The format of activations.
     pub(super) dtype: DType,
     pub(super) workspaces: Mutex<Vec<Workspace>>,
     pub(super) bytes: AtomicU64,
 }
 
-/// An embedding table, left in its file and in its file's number format: only rows in use are ever touched.
+/// An embedding table, in the number format of its file. A large one stays in its file.
 pub type Table = Matrix;
 
-/// A normalisation of rows.
+/// A normalization of rows.
 #[derive(Debug)]
 pub struct Norm {
     pub(super) scale: Vec<f32>,
-    /// Without it, an RMS normalisation; with it, a layer normalisation.
+    /// The shift of a layer normalization, or none for RMS normalization.
     pub(super) shift: Option<Vec<f32>>,
     pub(super) epsilon: f32,
 }
 
 impl Norm {
-    /// Normalises `row` in place; `narrow` becomes the same in bf16.
+    /// Normalizes `row` in place; `narrow` gets the same values in bf16.
     pub(super) fn apply(&self, kernels: &Kernels, row: &mut [f32], narrow: Option<&mut [u16]>) {
         if let Some(shift) = &self.shift {
             return kernels.norm(row, &self.scale, shift, self.epsilon, narrow);
@@ -51,8 +51,8 @@ impl Norm {
 }
 
 impl Cpu {
-    /// The kernels of `isa` for plain weights in `format`, which may be a [`DType`]. An instruction set that this CPU lacks
-    /// becomes [`Isa::Portable`].
+    /// The CPU with the kernels of `isa`, and plain weights in `format`, which may be a [`DType`]. If this CPU lacks the
+    /// instruction set, the kernels are those of [`Isa::Portable`].
     pub fn new(isa: Isa, format: impl Into<WeightFormat>) -> Self {
         let format = format.into();
         Self {
@@ -65,11 +65,11 @@ impl Cpu {
 
     /// The instruction set in use.
     pub fn isa(&self) -> Isa {
-        self.machine().kernels.isa()
+        self.kernel_set().kernels.isa()
     }
 
-    pub(super) fn machine(&self) -> &KernelSet {
-        &self.packer.machine
+    pub(super) fn kernel_set(&self) -> &KernelSet {
+        &self.packer.kernel_set
     }
 
     pub(super) fn counted(&self, linear: Linear) -> Result<Linear> {
@@ -77,12 +77,12 @@ impl Cpu {
         Ok(linear)
     }
 
-    /// The memory of an earlier pass, if there is one.
+    /// The workspace of an earlier pass, or a new one.
     pub(super) fn take_workspace(&self) -> Workspace {
         self.workspaces.lock().pop().unwrap_or_default()
     }
 
-    /// Keeps the memory of a pass for the next one.
+    /// Keeps the workspace of a pass for the next one.
     pub(super) fn give_workspace(&self, workspace: Workspace) {
         if workspace.bytes() <= LARGEST_WORKSPACE {
             self.workspaces.lock().push(workspace);

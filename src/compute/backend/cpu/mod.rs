@@ -1,8 +1,7 @@
 //! The CPU backend: packed weights and fused kernels, on packed batches without padding.
 //!
-//! A batch is cut into parts of whole sequences. Each thread takes a part through all layers in a workspace of its
-//! own, so threads meet only at the end. When there are too few sequences for that, all threads divide each
-//! operation instead ([`Parallelism`](crate::compute::parallel::Parallelism)).
+//! A batch is divided into parts of whole sequences. Each thread runs a part through all layers in its own workspace, so
+//! threads synchronize only at the end. If there are too few sequences for that, all threads divide each operation instead ([`Parallelism`](crate::compute::parallel::Parallelism)).
 
 mod attend;
 mod device;

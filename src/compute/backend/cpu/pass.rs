@@ -1,4 +1,4 @@
-//! The operations of a model on packed rows, on the CPU: all but attention's.
+//! The operations of a model on packed rows on the CPU, except attention.
 
 use std::ops::Range;
 
@@ -19,8 +19,8 @@ use crate::compute::weight::Packed;
 use crate::sync::Mutex;
 use crate::{Error, Result};
 
-/// Rows of a window: enough that packing the keys and values of all windows before it costs little compared with
-/// attending to them, few enough that the activations of a text of any length stay small.
+/// Rows of a window. With so many, packing the keys and values of earlier windows takes little time compared with attention
+/// over them, and with so few, the activations of a text of any length stay small.
 const WINDOW: usize = 1024;
 
 /// A pass of [`Cpu`] over one part of a batch.
@@ -29,12 +29,12 @@ pub struct CpuPass<'a> {
     pub(super) cpu: &'a Cpu,
     pub(super) batch: Packed<'a>,
     pub(super) workspace: &'a mut Workspace,
-    pub(super) team: Parallelism<'a>,
+    pub(super) parallelism: Parallelism<'a>,
     /// The rows that pre-norm blocks work on.
     pub(super) window: Range<usize>,
-    /// Keys and values of one layer, of all windows so far; only where there are several, and no caches.
+    /// Keys and values of one layer, of all windows so far, if there are several windows and no caches.
     pub(super) seen: Option<StateMatrix>,
-    /// One for each sequence, or none at all.
+    /// One for each sequence, or none.
     pub(super) caches: Vec<Sequence<'a>>,
 }
 
@@ -42,17 +42,17 @@ pub struct CpuPass<'a> {
 #[derive(Debug)]
 pub(super) struct Sequence<'a> {
     pub cache: &'a mut PagedKvCache,
-    /// Tokens that it held before this pass.
-    pub held: usize,
+    /// Tokens in the cache before this pass.
+    pub cached: usize,
     pub needs_logits: bool,
 }
 
-/// One row for each token: in f32 for sums and norms, in bf16 for products, or both.
+/// One row for each token: in f32 for sums and normalizations, in bf16 for products, or both.
 #[derive(Debug)]
 pub struct States {
     pub(super) wide: Option<StateMatrix>,
     pub(super) narrow: Option<StateMatrix>,
-    /// Whether there is one row for each sequence instead.
+    /// Whether there is one row for each sequence instead of each token.
     picked: bool,
 }
 
@@ -63,7 +63,7 @@ impl States {
             DType::F32 => self.wide.as_ref(),
             DType::Bf16 => self.narrow.as_ref(),
         };
-        matrix.ok_or_else(|| misuse("states were not made for a product"))
+        matrix.ok_or_else(|| misuse("states are not in the format of a product"))
     }
 
     fn residual(&mut self) -> Result<&mut StateMatrix> {
@@ -71,7 +71,7 @@ impl States {
     }
 }
 
-/// A model description that combines operations in a way that no backend supports.
+/// The error of a model description that combines operations in an unsupported way.
 pub(super) fn misuse(reason: &str) -> Error {
     Error::Internal { place: "model description".into(), reason: reason.into() }
 }
@@ -81,13 +81,13 @@ impl<'a> CpuPass<'a> {
         cpu: &'a Cpu,
         batch: Packed<'a>,
         workspace: &'a mut Workspace,
-        team: Parallelism<'a>,
+        parallelism: Parallelism<'a>,
         caches: Vec<Sequence<'a>>,
     ) -> Self {
-        Self { cpu, batch, workspace, team, window: 0..batch.tokens(), seen: None, caches }
+        Self { cpu, batch, workspace, parallelism, window: 0..batch.tokens(), seen: None, caches }
     }
 
-    /// Takes back the memory of states that no operation takes over.
+    /// Returns the memory of states that no further operation needs.
     pub fn discard(&mut self, states: States) {
         for matrix in [states.wide, states.narrow].into_iter().flatten() {
             self.workspace.give(matrix);
@@ -104,21 +104,22 @@ impl<'a> CpuPass<'a> {
 
     /// The position of the first token of sequence `index`.
     pub(super) fn first_position(&self, index: usize) -> usize {
-        self.caches.get(index).map_or(0, |sequence| sequence.held)
+        self.caches.get(index).map_or(0, |sequence| sequence.cached)
     }
 
     fn multiply(
         &mut self,
         a: &StateMatrix,
         linear: &Linear,
-        then: Epilogue,
+        epilogue: Epilogue,
         out: &Target<'_>,
         first: usize,
     ) -> Result<()> {
-        let mut codes = std::mem::take(&mut self.workspace.codes);
+        let mut quantized = std::mem::take(&mut self.workspace.quantized);
         let x = a.plain(0..a.rows());
-        let done = linear.multiply(self.cpu.machine(), self.team, &mut codes, x, then, out, first);
-        self.workspace.codes = codes;
+        let done =
+            linear.multiply(self.cpu.kernel_set(), self.parallelism, &mut quantized, x, epilogue, out, first);
+        self.workspace.quantized = quantized;
         done
     }
 
@@ -128,29 +129,31 @@ impl<'a> CpuPass<'a> {
         Ok(out)
     }
 
-    /// Some rows of `x`, normalised, as the operand of a product.
+    /// Some rows of `x`, normalized, as the operand of a product.
     fn normed(&mut self, x: &StateMatrix, rows: Range<usize>, norm: &Norm) -> Result<StateMatrix> {
-        assert_eq!(x.columns(), norm.scale.len(), "norm parameters");
-        let (to, kernels, columns) = (self.cpu.dtype, self.cpu.machine().kernels, x.columns());
+        assert!(x.columns() == norm.scale.len() && x.format() == DType::F32, "norm parameters");
+        let (to, kernels, columns) = (self.cpu.dtype, self.cpu.kernel_set().kernels, x.columns());
         let mut normed = self.workspace.matrix(rows.len(), columns, to)?;
-        // A layer norm works in place, in f32.
+        // Layer normalization runs in place, in f32.
         let mut copy = match (&norm.shift, to) {
             (Some(_), DType::Bf16) => Some(self.workspace.matrix(rows.len(), columns, DType::F32)?),
             _ => None,
         };
         let target = normed.target();
         let wide = copy.as_mut().map(StateMatrix::target);
-        self.team.worth(rows.len() * columns).split_rows(rows.len(), |task| {
+        self.parallelism.worth(rows.len() * columns).split_rows(rows.len(), |task| {
             for row in task {
                 let from = x.row_ptr(rows.start + row).cast::<f32>();
                 let Some(shift) = &norm.shift else {
                     let out = target.part(row..row + 1, 0..columns);
                     let row = RmsRow { x: from, scale: &norm.scale, epsilon: norm.epsilon, out, to };
-                    // SAFETY: both rows have as many values as the norm, and each task has rows of its own.
+                    // SAFETY: `x` is in f32 and has `norm.scale.len()` columns by the assertion above; the row of `normed`,
+                    // another matrix, has as many in the format `to`. Both are aligned, and each row belongs to one task.
                     unsafe { kernels.rms(&row) };
                     continue;
                 };
-                // SAFETY: `from` begins a row of `columns` values; each task has rows of its own.
+                // SAFETY: `from` points to a row of `columns` f32 by the assertion above, which nothing writes meanwhile. Each
+                // row of `wide` and of `target`, which are other matrices, belongs to one task.
                 let (from, values, narrow) = unsafe {
                     let from = std::slice::from_raw_parts(from, columns);
                     match &wide {
@@ -203,29 +206,33 @@ impl Pass<Cpu> for CpuPass<'_> {
         let fault = Mutex::new(None);
         let mut wide = self.workspace.matrix(batch.tokens(), words.columns(), DType::F32)?;
         let out = wide.target();
-        self.team.worth(batch.tokens() * words.columns()).split_rows(batch.sequences(), |sequences| {
-            for (first, range) in sequences.map(|index| (self.first_position(index), batch.range(index))) {
-                let ids = &batch.ids[range.clone()];
-                for ((row, &id), position) in range.zip(ids).zip(scheme.of(ids)) {
-                    let position = first + position;
-                    if id as usize >= words.rows() || longest.is_some_and(|longest| position >= longest) {
-                        *fault.lock() = Some(outside(id, position, words.rows(), longest));
-                        return;
-                    }
-                    // SAFETY: each task has sequences, and so rows, of its own.
-                    let out = unsafe { out.row_f32(row) };
-                    let added = positions.map(|table| (table, position));
-                    let mut added = added.into_iter().chain(token_types.map(|table| (table, 0)));
-                    let read = words
-                        .row_f32(id as usize, out)
-                        .and_then(|()| added.try_for_each(|(table, row)| table.add_row_f32(row, out)));
-                    if let Err(error) = read {
-                        *fault.lock() = Some(error);
-                        return;
+        self.parallelism.worth(batch.tokens() * words.columns()).split_rows(
+            batch.sequences(),
+            |sequences| {
+                for (first, range) in sequences.map(|index| (self.first_position(index), batch.range(index)))
+                {
+                    let ids = &batch.ids[range.clone()];
+                    for ((row, &id), position) in range.zip(ids).zip(scheme.of(ids)) {
+                        let position = first + position;
+                        if id as usize >= words.rows() || longest.is_some_and(|longest| position >= longest) {
+                            *fault.lock() = Some(outside(id, position, words.rows(), longest));
+                            return;
+                        }
+                        // SAFETY: each sequence belongs to one task, and each row to one sequence.
+                        let out = unsafe { out.row_f32(row) };
+                        let added = positions.map(|table| (table, position));
+                        let mut added = added.into_iter().chain(token_types.map(|table| (table, 0)));
+                        let read = words
+                            .row_f32(id as usize, out)
+                            .and_then(|()| added.try_for_each(|(table, row)| table.add_row_f32(row, out)));
+                        if let Err(error) = read {
+                            *fault.lock() = Some(error);
+                            return;
+                        }
                     }
                 }
-            }
-        })?;
+            },
+        )?;
         if let Some(error) = fault.into_inner() {
             self.workspace.give(wide);
             return Err(error);
@@ -241,10 +248,10 @@ impl Pass<Cpu> for CpuPass<'_> {
         }
         let narrow = x.narrow.as_mut().map(StateMatrix::target);
         let wide = x.wide.as_mut().ok_or_else(|| misuse("states of a norm must be in f32"))?.target();
-        let kernels = self.cpu.machine().kernels;
-        self.team.worth(rows * columns).split_rows(rows, |range: Range<usize>| {
+        let kernels = self.cpu.kernel_set().kernels;
+        self.parallelism.worth(rows * columns).split_rows(rows, |range: Range<usize>| {
             for row in range {
-                // SAFETY: each task has rows of its own.
+                // SAFETY: each row belongs to one task, and `wide` and `narrow` are different matrices.
                 let (wide, narrow) =
                     unsafe { (wide.row_f32(row), narrow.as_ref().map(|narrow| narrow.row_bf16(row))) };
                 norm.apply(kernels, wide, narrow);
@@ -335,7 +342,8 @@ impl Pass<Cpu> for CpuPass<'_> {
             let target = out.target();
             for (index, (_, range)) in ranges.iter().enumerate().filter(|(_, (_, range))| !range.is_empty()) {
                 let from = matrix.row_ptr(if row == Row::First { range.start } else { range.end - 1 });
-                // SAFETY: both rows have so many columns, and this is the only thread.
+                // SAFETY: `row_ptr` and `part` check the rows, which have `columns` values in `format` each. The matrices do
+                // not overlap, and no other thread accesses `out`.
                 unsafe {
                     let to = target.part(index..index + 1, 0..columns);
                     to.copy_from_nonoverlapping(from, columns * format.bytes());
@@ -355,11 +363,11 @@ impl Pass<Cpu> for CpuPass<'_> {
         each: &mut dyn FnMut(usize, Rows<'_>),
     ) -> Result<()> {
         if let Some(norm) = norm {
-            let (kernels, wide) = (self.cpu.machine().kernels, x.residual()?);
+            let (kernels, wide) = (self.cpu.kernel_set().kernels, x.residual()?);
             let (rows, columns, target) = (wide.rows(), wide.columns(), wide.target());
-            self.team.worth(rows * columns).split_rows(rows, |rows| {
+            self.parallelism.worth(rows * columns).split_rows(rows, |rows| {
                 for row in rows {
-                    // SAFETY: each task has rows of its own.
+                    // SAFETY: each row belongs to one task.
                     norm.apply(kernels, unsafe { target.row_f32(row) }, None);
                 }
             })?;

@@ -1,49 +1,49 @@
-//! How a batch is cut into parts, and who works on them.
+//! The division of a batch into parts, and the threads that run them.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
 use crate::compute::weight::Packed;
 
-/// Tokens of a part, about: enough that weights are read from far memory seldom, few enough that a thread's
-/// activations stay in its second-level cache.
+/// The approximate number of tokens of a part. With so many, weights are seldom read from main memory, and with so few,
+/// the activations of a thread stay in its second-level cache.
 const TOKENS: usize = 256;
 
-/// The same for weights that no cache holds, which every part reads from memory anew.
+/// The same for weights that exceed all caches, which every part reads from main memory.
 const TOKENS_OF_LARGE: usize = 512;
 
-/// Bytes of weights that are large.
+/// Bytes above which weights exceed all caches.
 const LARGE: u64 = 64 << 20;
 
-/// What working together costs, in percent: joins, and tiles that are less full.
-const TOGETHER: usize = 110;
+/// The cost of a parallel part in percent of a single-threaded one: fork-joins, and tiles that are not full.
+const PARALLEL_COST: usize = 110;
 
-/// What a plan with both kinds of parts costs beside, in tokens of one thread: all weights are read once more.
-const BOTH: usize = 8;
+/// The additional cost of a plan with single and parallel parts, in tokens of one thread: all weights are read once more.
+const MIXED_COST: usize = 8;
 
-/// Percent that threads may wait for the last one before anything is done about it.
-const UNEVEN: usize = 103;
+/// The load of the busiest thread, in percent of the average, from which on parallel parts are considered.
+const IMBALANCE: usize = 103;
 
 /// The parts of a batch. Each sequence is in one of them.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Plan {
-    /// Parts that one thread each takes through the model.
-    pub apart: Vec<Vec<usize>>,
-    /// Parts that all threads work on afterwards, one after another.
-    pub together: Vec<Vec<usize>>,
+    /// Parts that one thread each runs through the model.
+    pub single: Vec<Vec<usize>>,
+    /// Parts that all threads run in parallel afterwards, one part at a time.
+    pub parallel: Vec<Vec<usize>>,
 }
 
 impl Plan {
-    /// For a model of `bytes` of weights.
+    /// A plan for a model with `bytes` bytes of weights.
     pub(super) fn new(batch: &Packed<'_>, threads: usize, bytes: u64) -> Self {
         let most = if bytes > LARGE { TOKENS_OF_LARGE } else { TOKENS };
         let tokens = |sequences: &[usize]| sequences.iter().map(|&i| batch.range(i).len()).sum::<usize>();
-        let apart =
+        let single =
             |sequences: &[usize]| cut(batch, sequences, threads * tokens(sequences).div_ceil(threads * most));
-        // The busiest thread decides: parts go to whoever is free first.
+        // The time is that of the busiest thread. A part goes to the first idle thread.
         let busiest = |sequences: &[usize]| {
             let mut loads = vec![0; threads];
-            for part in apart(sequences) {
+            for part in single(sequences) {
                 if let Some(load) = loads.iter_mut().min() {
                     *load += tokens(&part);
                 }
@@ -52,25 +52,25 @@ impl Plan {
         };
         let mut longest: Vec<usize> = (0..batch.sequences()).collect();
         longest.sort_by_key(|&sequence| Reverse(batch.range(sequence).len()));
-        // The longest are what threads cannot share out evenly: so many of them are worked on together.
+        // The longest sequences cause the imbalance, so they become parallel parts.
         let (mut shared, mut least) = (0, busiest(&longest) * 100);
-        if threads > 1 && least * threads > batch.tokens() * UNEVEN {
+        if threads > 1 && least * threads > batch.tokens() * IMBALANCE {
             for count in (1..=longest.len().min(2 * threads)).chain([longest.len()]) {
                 let (first, rest) = longest.split_at(count);
-                let both = if rest.is_empty() { 0 } else { BOTH };
-                let time = (busiest(rest) + both) * 100 + tokens(first) * TOGETHER / threads;
-                if time * UNEVEN < least * 100 {
+                let both = if rest.is_empty() { 0 } else { MIXED_COST };
+                let time = (busiest(rest) + both) * 100 + tokens(first) * PARALLEL_COST / threads;
+                if time * IMBALANCE < least * 100 {
                     (shared, least) = (count, time);
                 }
             }
         }
         let (first, rest) = longest.split_at(shared);
-        Self { apart: apart(rest), together: cut(batch, first, tokens(first).div_ceil(most)) }
+        Self { single: single(rest), parallel: cut(batch, first, tokens(first).div_ceil(most)) }
     }
 }
 
-/// At most `parts` parts of about equal numbers of tokens, from sequences that come longest first: each goes to the part
-/// that has least. Sequences of a part stay in their order.
+/// Divides sequences, longest first, into at most `parts` parts with about the same number of tokens: each goes to the part
+/// with the fewest. The sequences of a part are in the order of the batch.
 fn cut(batch: &Packed<'_>, longest: &[usize], parts: usize) -> Vec<Vec<usize>> {
     let mut least: BinaryHeap<_> = (0..parts.max(1)).map(|part| Reverse((0, part))).collect();
     let mut cut = vec![Vec::new(); parts.max(1)];
@@ -99,7 +99,7 @@ mod tests {
         }
         let ids = vec![0; *offsets.last().unwrap() as usize];
         let plan = Plan::new(&Packed::new(&ids, &offsets).unwrap(), threads, bytes);
-        let mut covered = [plan.apart.concat(), plan.together.concat()].concat();
+        let mut covered = [plan.single.concat(), plan.parallel.concat()].concat();
         covered.sort_unstable();
         assert_eq!(covered, (0..lengths.len()).collect::<Vec<_>>(), "{lengths:?}");
         plan
@@ -108,10 +108,10 @@ mod tests {
     #[test]
     fn many_sequences_are_divided_evenly() {
         let even = plan(&[20; 100], 2);
-        assert!(even.together.is_empty() && even.apart.len() == 8);
-        assert!(even.apart.iter().all(|part| part.len() == 12 || part.len() == 13));
-        assert_eq!(plan_of(&[20; 100], 2, LARGE + 1).apart.len(), 4);
-        assert_eq!(plan(&[18, 19], 2).apart, [[1], [0]]);
+        assert!(even.parallel.is_empty() && even.single.len() == 8);
+        assert!(even.single.iter().all(|part| part.len() == 12 || part.len() == 13));
+        assert_eq!(plan_of(&[20; 100], 2, LARGE + 1).single.len(), 4);
+        assert_eq!(plan(&[18, 19], 2).single, [[1], [0]]);
     }
 
     #[test]
@@ -120,66 +120,69 @@ mod tests {
         let total: u32 = lengths.iter().sum();
         let plan = plan(&lengths, 4);
         let load = |part: &Vec<usize>| part.iter().map(|&sequence| lengths[sequence]).sum::<u32>();
-        let loads: Vec<_> = plan.apart.iter().map(load).collect();
-        assert!(plan.together.is_empty() && plan.apart.iter().all(|part| part.is_sorted()));
+        let loads: Vec<_> = plan.single.iter().map(load).collect();
+        assert!(plan.parallel.is_empty() && plan.single.iter().all(|part| part.is_sorted()));
         let even = total as f32 / loads.len() as f32;
         assert!(loads.iter().all(|&load| (load as f32 - even).abs() < even / 50.0), "{loads:?}");
     }
 
     #[test]
-    fn too_few_sequences_are_worked_on_together() {
+    fn too_few_sequences_run_in_parallel() {
         for lengths in [&[18][..], &[256], &[256, 8], &[5000]] {
             assert!(
-                plan(lengths, 2).apart.concat().len() < 2 && !plan(lengths, 2).together.is_empty(),
+                plan(lengths, 2).single.concat().len() < 2 && !plan(lengths, 2).parallel.is_empty(),
                 "{lengths:?}"
             );
         }
-        assert_eq!(plan(&[5000, 20, 20], 2), Plan { apart: vec![vec![1], vec![2]], together: vec![vec![0]] });
+        assert_eq!(
+            plan(&[5000, 20, 20], 2),
+            Plan { single: vec![vec![1], vec![2]], parallel: vec![vec![0]] }
+        );
     }
 
     #[test]
-    fn what_is_left_over_when_all_threads_had_their_share_is_shared() {
-        assert_eq!(plan(&[300; 3], 2), Plan { apart: vec![vec![1], vec![2]], together: vec![vec![0]] });
+    fn a_remainder_runs_in_parallel() {
+        assert_eq!(plan(&[300; 3], 2), Plan { single: vec![vec![1], vec![2]], parallel: vec![vec![0]] });
         let odd = plan_of(&[264; 15], 2, LARGE + 1);
-        assert_eq!((odd.together.concat(), odd.apart.concat().len()), (vec![0], 14));
-        // A short one is not worth reading all weights once more.
-        assert!(plan(&[18; 15], 2).together.is_empty());
-        // 20 on 16 threads: in two turns twelve would have nothing to do.
-        assert_eq!(plan(&[100; 20], 16).together.concat().len(), 4);
+        assert_eq!((odd.parallel.concat(), odd.single.concat().len()), (vec![0], 14));
+        // A short remainder is not worth reading all weights once more.
+        assert!(plan(&[18; 15], 2).parallel.is_empty());
+        // 20 on 16 threads: in a second round, twelve threads would be idle.
+        assert_eq!(plan(&[100; 20], 16).parallel.concat().len(), 4);
     }
 
     #[test]
-    fn one_thread_shares_with_nobody() {
+    fn one_thread_has_no_parallel_parts() {
         for lengths in [&[18][..], &[300; 3], &[5000, 20]] {
-            assert!(plan(lengths, 1).together.is_empty(), "{lengths:?}");
+            assert!(plan(lengths, 1).parallel.is_empty(), "{lengths:?}");
         }
     }
 
     proptest::proptest! {
         #[test]
-        fn no_plan_takes_longer_than_working_together(
+        fn no_plan_takes_longer_than_parallel_parts(
             lengths in proptest::collection::vec(0_u32..700, 0..60),
             threads in 1_usize..9,
         ) {
             let load = |part: &Vec<usize>| part.iter().map(|&i| lengths[i] as usize).sum::<usize>();
             let time = |plan: &Plan| {
                 let mut loads = vec![0; threads];
-                for part in &plan.apart {
+                for part in &plan.single {
                     *loads.iter_mut().min().unwrap() += load(part);
                 }
-                let together = plan.together.iter().map(load).sum::<usize>();
-                loads.into_iter().max().unwrap() * 100 + together * TOGETHER / threads
+                let parallel = plan.parallel.iter().map(load).sum::<usize>();
+                loads.into_iter().max().unwrap() * 100 + parallel * PARALLEL_COST / threads
             };
             let plan = plan(&lengths, threads);
             let total = lengths.iter().sum::<u32>() as usize;
-            proptest::prop_assert!(threads == 1 || time(&plan) * 100 <= total * TOGETHER * UNEVEN / threads + 100);
-            proptest::prop_assert!(plan.apart.iter().chain(&plan.together).all(|part| !part.is_empty()));
+            proptest::prop_assert!(threads == 1 || time(&plan) * 100 <= total * PARALLEL_COST * IMBALANCE / threads + 100);
+            proptest::prop_assert!(plan.single.iter().chain(&plan.parallel).all(|part| !part.is_empty()));
         }
     }
 
     #[test]
     fn nothing_and_empty_texts_are_planned() {
-        assert!(plan(&[], 2).apart.is_empty());
+        assert!(plan(&[], 2).single.is_empty());
         plan(&[0, 0, 0], 2);
         plan(&[0, 5, 0, 7, 0], 4);
     }

@@ -1,4 +1,4 @@
-//! The backend: weights made, and passes run over parts of batches.
+//! The backend: makes weights, and runs passes over parts of batches.
 
 use std::sync::atomic::Ordering;
 
@@ -15,12 +15,12 @@ use crate::sync::Mutex;
 use crate::{Error, Result};
 
 impl Cpu {
-    /// Runs `forward` on some sequences of `batch`, whose rows of `out` are this task's own.
+    /// Runs `forward` on some sequences of `batch`. No other task accesses their rows of `out`.
     fn part(
         &self,
         batch: &Packed<'_>,
         sequences: &[usize],
-        team: Parallelism<'_>,
+        parallelism: Parallelism<'_>,
         out: &Target<'_>,
         forward: &Forward<'_, Self>,
     ) -> Result<()> {
@@ -38,11 +38,11 @@ impl Cpu {
         rows.clear();
         rows.resize(sequences.len() * out.columns(), 0.0);
         let part = Packed { ids: &ids, offsets: &offsets };
-        let mut pass = CpuPass::new(self, part, &mut workspace, team, Vec::new());
+        let mut pass = CpuPass::new(self, part, &mut workspace, parallelism, Vec::new());
         let result = forward(&mut pass, &mut rows);
         drop(pass);
         for (&sequence, row) in sequences.iter().zip(rows.chunks_exact(out.columns().max(1))) {
-            // SAFETY: each sequence is in one part.
+            // SAFETY: a plan puts each sequence into one part, and each part runs once, so no other task accesses this row.
             unsafe { out.row_f32(sequence) }.copy_from_slice(row);
         }
         (workspace.ids, workspace.offsets, workspace.out) = (ids, offsets, rows);
@@ -100,11 +100,11 @@ impl Backend for Cpu {
     }
 
     fn cache(&self, shape: CacheShape) -> PagedKvCache {
-        PagedKvCache::new(self.machine().kernels, shape, self.dtype)
+        PagedKvCache::new(self.kernel_set().kernels, shape, self.dtype)
     }
 
     fn cache_bytes(&self, shape: CacheShape, tokens: usize) -> u64 {
-        PagedKvCache::bytes_for(self.machine().kernels, shape, self.dtype, tokens)
+        PagedKvCache::bytes_for(self.kernel_set().kernels, shape, self.dtype, tokens)
     }
 
     fn run(
@@ -119,14 +119,14 @@ impl Backend for Cpu {
         let plan = Plan::new(batch, threads.count(), self.memory_bytes());
         let out = Target::over(out, width);
         let fault = Mutex::new(None::<Error>);
-        let run = |part: &[usize], team: Parallelism<'_>| {
-            if let Err(error) = self.part(batch, part, team, &out, forward) {
+        let run = |part: &[usize], parallelism: Parallelism<'_>| {
+            if let Err(error) = self.part(batch, part, parallelism, &out, forward) {
                 fault.lock().get_or_insert(error);
             }
         };
-        threads.run(plan.apart.len(), &|index| run(&plan.apart[index], Parallelism::One))?;
-        // One task is this thread's own, and what it shares out are tasks within it: a panic anywhere is caught.
-        for part in &plan.together {
+        threads.run(plan.single.len(), &|index| run(&plan.single[index], Parallelism::One))?;
+        // The part runs as a task of its own, and its parallel operations are nested tasks, so any panic is caught.
+        for part in &plan.parallel {
             threads.run(1, &|_| run(part, Parallelism::All(&threads)))?;
         }
         fault.into_inner().map_or(Ok(()), Err)
@@ -139,8 +139,8 @@ impl Backend for Cpu {
         out: &mut [f32],
         forward: &Forward<'_, Self>,
     ) -> Result<()> {
-        let wanted = steps.iter().filter(|step| step.needs_logits).count();
-        assert_eq!(out.len(), wanted * width, "one row of output for each step that needs logits");
+        let needed = steps.iter().filter(|step| step.needs_logits).count();
+        assert_eq!(out.len(), needed * width, "one row of output for each step that needs logits");
         let mut workspace = self.take_workspace();
         let mut ids = std::mem::take(&mut workspace.ids);
         let mut offsets = std::mem::take(&mut workspace.offsets);
@@ -155,7 +155,7 @@ impl Backend for Cpu {
         let threads = Threads::global();
         let part = Packed { ids: &ids, offsets: &offsets };
         let sequences = steps.iter_mut().map(|step| Sequence {
-            held: step.cache.len(),
+            cached: step.cache.len(),
             needs_logits: step.needs_logits,
             cache: &mut *step.cache,
         });

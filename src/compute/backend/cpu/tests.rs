@@ -1,4 +1,4 @@
-//! Operations on whole matrices, against definitions.
+//! Operations on whole matrices, compared with their definitions.
 
 use super::Cpu;
 use super::workspace::Workspace;
@@ -33,7 +33,7 @@ fn matrix(
     let mut matrix = workspace.matrix(rows, columns, format).unwrap();
     let target = matrix.target();
     for (row, values) in values.chunks(columns.max(1)).enumerate().take(rows) {
-        // SAFETY: this is the only thread.
+        // SAFETY: no other thread accesses the matrix, and each row is borrowed once.
         unsafe {
             match format {
                 DType::F32 => target.row_f32(row).copy_from_slice(values),
@@ -51,7 +51,7 @@ fn matrix(
 fn values(matrix: &mut StateMatrix) -> Vec<f32> {
     let (rows, format) = (matrix.rows(), matrix.format());
     let target = matrix.target();
-    // SAFETY: this is the only thread.
+    // SAFETY: no other thread accesses the matrix, and each row is borrowed once.
     let row = |row| unsafe {
         match format {
             DType::F32 => target.row_f32(row).to_vec(),
@@ -62,7 +62,7 @@ fn values(matrix: &mut StateMatrix) -> Vec<f32> {
 }
 
 #[test]
-fn linear_layers_of_any_shape_multiply_alike_alone_and_together() {
+fn linear_layers_of_any_shape_multiply_alike_on_one_and_all_threads() {
     let threads = Threads::global();
     for isa in Isa::available() {
         for format in [DType::F32, DType::Bf16] {
@@ -80,21 +80,31 @@ fn linear_layers_of_any_shape_multiply_alike_alone_and_together() {
                 };
                 let shift = Weight::from_f32(&bias[cut..], &[outputs - cut]).unwrap();
                 let parts = [(part(0..cut).into(), None), (part(cut..outputs).into(), Some(shift))];
-                let hold = if format == DType::F32 { WeightFormat::F32 } else { WeightFormat::Bf16 };
-                let packer = Packer::new(isa, hold);
-                let (machine, linear) = (packer.machine, packer.linear(&parts).unwrap());
+                let weight_format = if format == DType::F32 { WeightFormat::F32 } else { WeightFormat::Bf16 };
+                let packer = Packer::new(isa, weight_format);
+                let (kernel_set, linear) = (packer.kernel_set, packer.linear(&parts).unwrap());
                 let a = matrix(&mut workspace, rows, inputs, format, &x);
-                let mut run = |team, then: Epilogue| {
+                let mut run = |parallelism, epilogue: Epilogue| {
                     let ones = vec![1.0; rows * outputs];
                     let mut out = matrix(&mut workspace, rows, outputs, DType::F32, &ones);
                     let target = out.target();
-                    let mut codes = Activations::default();
-                    linear.multiply(&machine, team, &mut codes, a.plain(0..rows), then, &target, 0).unwrap();
+                    let mut quantized = Activations::default();
+                    linear
+                        .multiply(
+                            &kernel_set,
+                            parallelism,
+                            &mut quantized,
+                            a.plain(0..rows),
+                            epilogue,
+                            &target,
+                            0,
+                        )
+                        .unwrap();
                     values(&mut out)
                 };
                 let relu = Epilogue::Store(Activation::Relu);
-                let alone = run(Parallelism::One, relu);
-                assert!(alone == run(Parallelism::All(&threads), relu), "{isa} {format:?}");
+                let single = run(Parallelism::One, relu);
+                assert!(single == run(Parallelism::All(&threads), relu), "{isa} {format:?}");
                 let added = run(Parallelism::One, Epilogue::Add);
                 for i in 0..rows * outputs {
                     let (row, column) = (i / outputs, i % outputs);
@@ -105,7 +115,7 @@ fn linear_layers_of_any_shape_multiply_alike_alone_and_together() {
                     let allowed =
                         if format == DType::F32 { 1e-5 } else { 5e-3 * (1.0 + inputs as f64).sqrt() };
                     assert!(
-                        (f64::from(alone[i]) - sum.max(0.0)).abs() < allowed
+                        (f64::from(single[i]) - sum.max(0.0)).abs() < allowed
                             && (f64::from(added[i]) - sum - 1.0).abs() < allowed,
                         "{isa} {format:?} {rows}x{inputs}x{outputs} at {row},{column}"
                     );
@@ -165,15 +175,8 @@ fn attention_of_any_shape_is_attention() {
                     let qkv = matrix(&mut workspace, length, columns, format, &input);
                     let mut out = workspace.matrix(length, heads.heads * width, format).unwrap();
                     let target = out.target();
-                    Attention::check(&qkv, heads);
                     let kernels = Kernels::of(isa);
-                    let all = Attention {
-                        kernels,
-                        queries: &qkv,
-                        keys: KeyValues::Rows(&qkv),
-                        heads,
-                        out: &target,
-                    };
+                    let all = Attention::new(kernels, &qkv, KeyValues::Rows(&qkv), heads, &target);
                     let span = Span { keys: 0, queries: 0, before: 0, rows: length };
                     let mut scratch = Default::default();
                     for kv_head in 0..kv_heads {
@@ -195,7 +198,7 @@ fn attention_of_any_shape_is_attention() {
 }
 
 #[test]
-fn a_workspace_reuses_what_it_was_given() {
+fn a_workspace_reuses_its_buffers() {
     let mut workspace = Workspace::default();
     let first = workspace.matrix(100, 384, DType::F32).unwrap();
     let start = first.row_ptr(0);
@@ -218,7 +221,7 @@ fn a_panic_anywhere_fails_its_call_only() {
         let mut out = vec![0.0; batch.sequences()];
         let failed = cpu.run(&batch, 1, &mut out, &|pass, _| {
             let x = pass.embed(&words, Some((&positions, Positions::FromZero)), None)?;
-            // Not a width that four columns divide into.
+            // Four columns cannot be divided into heads of this width.
             pass.attention(0, x, Heads { heads: 1, kv_heads: 1, width: 3, causal: false }).map(|_| ())
         });
         assert!(matches!(failed, Err(Error::Internal { .. })), "{failed:?}");
@@ -240,7 +243,7 @@ fn memory_of_one_batch_serves_the_next() {
     let linear = cpu.linear(&[(Weight::from_f32(&[0.5; 4800], &[120, 40]).unwrap().into(), None)]).unwrap();
     let norm = Weight::from_f32(&[1.0; 40], &[40]).unwrap();
     let norm = cpu.norm(&norm, Some(&norm), 1e-5).unwrap();
-    let held = || cpu.workspaces.lock().iter().map(Workspace::bytes).collect::<Vec<_>>();
+    let sizes = || cpu.workspaces.lock().iter().map(Workspace::bytes).collect::<Vec<_>>();
     let encode = |length: u32| {
         let (ids, offsets) = (vec![1; length as usize], [0, length]);
         let batch = Packed::new(&ids, &offsets).unwrap();
@@ -255,10 +258,10 @@ fn memory_of_one_batch_serves_the_next() {
         .unwrap();
     };
     encode(100);
-    let first = held();
+    let first = sizes();
     assert!(first.len() == 1 && first[0] > 0);
     for length in [100, 7, 250, 0, 100] {
         encode(length);
-        assert_eq!(held(), first, "{length}");
+        assert_eq!(sizes(), first, "{length}");
     }
 }

@@ -1,4 +1,4 @@
-//! The memory that passes are carried out in.
+//! The memory of passes.
 
 use crate::Result;
 use crate::compute::attention::tiles::Scratch;
@@ -8,23 +8,23 @@ use crate::compute::matrix::StateMatrix;
 use crate::compute::memory::Buffer;
 use crate::sync::Mutex;
 
-/// The memory of one pass, kept from one to the next: in steady state nothing is allocated.
+/// The memory of one pass. Later passes reuse it, so that a steady state allocates nothing.
 #[derive(Debug, Default)]
 pub(super) struct Workspace {
     spare: Vec<Buffer>,
-    /// One for each thread that works on attention at the same time.
+    /// One for each thread that runs attention in parallel.
     pub scratch: Mutex<Vec<Scratch>>,
-    /// Rows rounded to eight bits, where weights are coded.
-    pub codes: Activations,
-    /// The part that the pass works on: its sequences one after another, and where each begins.
+    /// Activations quantized to eight bits, for quantized weights.
+    pub quantized: Activations,
+    /// The token ids of the pass's sequences, and the offset of each sequence.
     pub ids: Vec<u32>,
     pub offsets: Vec<u32>,
-    /// A row for each of them.
+    /// The output row of each sequence.
     pub out: Vec<f32>,
 }
 
 impl Workspace {
-    /// A matrix whose elements have any value.
+    /// A matrix with unspecified values.
     pub(super) fn matrix(&mut self, rows: usize, columns: usize, format: DType) -> Result<StateMatrix> {
         let stride = spread(format, columns);
         let bytes = rows * stride;
@@ -33,13 +33,13 @@ impl Workspace {
             .min_by_key(|&i| self.spare[i].len());
         let data = match fitting {
             Some(index) => self.spare.swap_remove(index),
-            // Batches differ in size: whole steps of rows keep the number of growths small, and memory that is
-            // never written costs nothing.
+            // Batches differ in size. Rounding up the rows keeps reallocations rare, and pages that are never written take
+            // no memory.
             None => Buffer::zeroed(rows.next_multiple_of(256) * stride)?,
         };
         let mut matrix = StateMatrix::over(data, rows, columns, stride, format);
         if format == DType::Bf16 && columns % 2 == 1 {
-            // The last unit of a row reaches one element further, and is multiplied by zero: let it be a number.
+            // The last unit of a row includes one more element, which is multiplied by zero. It must not be a NaN.
             for row in matrix.data_mut().as_mut_slice::<u16>()[..bytes / 2].chunks_exact_mut(stride / 2) {
                 row[columns] = 0;
             }
@@ -47,12 +47,12 @@ impl Workspace {
         Ok(matrix)
     }
 
-    /// Takes a matrix back.
+    /// Takes back the memory of a matrix.
     pub(super) fn give(&mut self, matrix: StateMatrix) {
         self.spare.push(matrix.into_buffer());
     }
 
-    /// Bytes held.
+    /// Bytes of the spare buffers.
     pub(super) fn bytes(&self) -> usize {
         self.spare.iter().map(Buffer::len).sum()
     }
