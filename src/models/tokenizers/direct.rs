@@ -9,8 +9,8 @@ use tokenizers::normalizers::{NormalizerWrapper, Precompiled};
 use tokenizers::pre_tokenizers::PreTokenizerWrapper;
 use tokenizers::pre_tokenizers::metaspace::{Metaspace, PrependScheme};
 
-use super::unigram::Scratch;
-use super::{Pipeline as _, Unigram, With};
+use super::pipeline::{Pipeline as _, With};
+use super::unigram::{Scratch, Unigram};
 
 /// Added tokens that a text is searched for one by one.
 const MOST_ADDED: usize = 64;

@@ -8,7 +8,9 @@ use rand_chacha::rand_core::{RngCore as _, SeedableRng as _};
 use serde_json::{Value, json};
 use tokenizers::{Model as _, Tokenizer};
 
-use super::{Direct, Pipeline, Unigram, Vocabulary as _, small};
+use super::direct::Direct;
+use super::unigram::Unigram;
+use super::{Pipeline, Vocabulary as _, small};
 
 /// Parts of texts: words, blanks, marks, scripts, control characters, and what looks like a special token.
 const PARTS: &[&str] = &[
