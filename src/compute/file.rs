@@ -1,5 +1,5 @@
-//! Files of weights, read by position. Nothing is mapped: a file that is cut short or rewritten while it is in use gives
-//! an error, where a mapping would give a signal or other numbers.
+//! Files of weights, read by position. They are not mapped into memory: if a file is truncated or rewritten while it is in
+//! use, a read returns an error, whereas a mapping would raise a signal or return other numbers.
 
 use std::fs::File;
 use std::ops::Range;
@@ -10,11 +10,11 @@ use std::time::{Duration, SystemTime};
 use super::memory::zeroed;
 use crate::{Error, Result};
 
-/// File systems round modification times, to two seconds at worst: only a file that has been left alone for so long
-/// has a time that the next write is sure to change.
+/// File systems round modification times, to at most two seconds. Only if a file has not been written for that long is the
+/// next write certain to change its modification time.
 const SETTLED: Duration = Duration::from_secs(2);
 
-/// An open file, and what it looked like when it was opened.
+/// An open file, with its size and modification time when it was opened.
 #[derive(Debug)]
 pub struct WeightFile {
     file: File,
@@ -28,11 +28,11 @@ impl WeightFile {
     /// Opens `path`.
     ///
     /// # Errors
-    /// [`Error::Permission`] or [`Error::Io`]; [`Error::InvalidFile`] for an empty file, or something else than a file.
+    /// [`Error::Permission`] or [`Error::Io`]; [`Error::InvalidFile`] for an empty file, or for a path that is not a file.
     pub fn open(path: &Path) -> Result<Arc<Self>> {
         let failed = |error: std::io::Error| Error::io(path, "read", &error);
         let invalid = |reason: &str| Error::InvalidFile { path: path.to_path_buf(), reason: reason.into() };
-        // Asked first: opening a pipe would wait for its writer.
+        // Checked before opening, because opening a pipe waits for its writer.
         if !std::fs::metadata(path).map_err(failed)?.is_file() {
             return Err(invalid("it is no regular file"));
         }
@@ -52,17 +52,17 @@ impl WeightFile {
         self.size
     }
 
-    /// Whether it holds nothing: never.
+    /// Whether the file is empty; never true.
     pub fn is_empty(&self) -> bool {
         self.size == 0
     }
 
-    /// Where the file lies.
+    /// The path of the file.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Whether any later write is sure to show in [`check`](Self::check).
+    /// Whether [`check`](Self::check) detects any later write.
     pub fn is_settled(&self) -> bool {
         self.settled
     }
@@ -70,7 +70,7 @@ impl WeightFile {
     /// Fills `out` with the bytes from `at` on.
     ///
     /// # Errors
-    /// [`Error::Io`]; [`Error::InvalidFile`] when the file has become shorter.
+    /// [`Error::Io`]; [`Error::InvalidFile`] if the file has become shorter.
     pub fn read(&self, mut at: usize, mut out: &mut [u8]) -> Result<()> {
         while !out.is_empty() {
             match read_at(&self.file, out, at as u64) {
@@ -86,11 +86,11 @@ impl WeightFile {
         Ok(())
     }
 
-    /// Whether the file is as it was when it was opened. A file that was replaced by another of its name is: the one
-    /// that is open stays as it was. What was read before a check that passes is what the file held from the start.
+    /// Checks that the file has not changed since it was opened. Replacing the path by another file passes the check,
+    /// because the open file stays the same. If the check passes, earlier reads returned the original contents.
     ///
     /// # Errors
-    /// [`Error::InvalidFile`] when size or modification time differ, [`Error::Io`].
+    /// [`Error::InvalidFile`] if size or modification time differ; [`Error::Io`].
     pub fn check(&self) -> Result<()> {
         let meta = self.file.metadata().map_err(|error| Error::io(&self.path, "read", &error))?;
         if meta.len() == self.size as u64 && meta.modified().ok() == self.modified {
@@ -134,7 +134,11 @@ impl Bytes {
         }
     }
 
-    /// Some of the bytes, which lie inside; those of a file are read into `scratch`.
+    /// Some of the bytes. Those of a file are read into `scratch`.
+    ///
+    /// # Panics
+    ///
+    /// If `part` lies outside.
     pub(crate) fn read<'a>(&'a self, part: Range<usize>, scratch: &'a mut Vec<u8>) -> Result<&'a [u8]> {
         match self {
             Self::Memory(bytes) => Ok(&bytes[part]),
@@ -162,12 +166,12 @@ impl Bytes {
         }
     }
 
-    /// Bytes of memory held.
+    /// Bytes of memory in use: none while they are in a file.
     pub(crate) fn owned(&self) -> usize {
         if let Self::Memory(bytes) = self { bytes.len() } else { 0 }
     }
 
-    /// Whether they may stay in their file: a change of it would be noticed.
+    /// Whether they may stay in their file, because a change of the file would be detected.
     pub(crate) fn may_stay(&self) -> bool {
         matches!(self, Self::File(file, _) if file.is_settled())
     }

@@ -1,4 +1,4 @@
-//! Memory that ends where nothing may be touched: a test that reads or writes past its end dies at once.
+//! Memory that ends at an inaccessible page: an access past its end crashes the test.
 
 use std::ops::{Deref, DerefMut};
 
@@ -14,7 +14,9 @@ pub(crate) struct Guarded<T: Plain> {
 
 impl<T: Plain> Guarded<T> {
     pub(crate) fn new(values: &[T]) -> Self {
-        // SAFETY: sysconf reads a constant; mmap makes a new mapping, of which all but the last page is writable.
+        // SAFETY: `sysconf` reads a constant. `mmap` makes a new mapping of `usable + page` bytes, whose last page becomes
+        // inaccessible. `bytes <= usable`, so the values fit in front of it, aligned because a page boundary is aligned and
+        // `bytes` is a multiple of the size of `T`.
         unsafe {
             let page = usize::try_from(libc::sysconf(libc::_SC_PAGESIZE)).unwrap();
             let bytes = size_of_val(values);
@@ -36,21 +38,22 @@ impl<T: Plain> Deref for Guarded<T> {
     type Target = [T];
 
     fn deref(&self) -> &[T] {
-        // SAFETY: `length` values were copied there; the end of a page is aligned for every Plain type.
+        // SAFETY: `new` copied `length` values there, aligned for `T`, and the mapping lives as long as `self`.
         unsafe { std::slice::from_raw_parts(self.start, self.length) }
     }
 }
 
 impl<T: Plain> DerefMut for Guarded<T> {
     fn deref_mut(&mut self) -> &mut [T] {
-        // SAFETY: as above, and `self` is borrowed mutably.
+        // SAFETY: `new` copied `length` values there, aligned for `T`; the mapping lives as long as `self`, which is borrowed
+        // mutably.
         unsafe { std::slice::from_raw_parts_mut(self.start, self.length) }
     }
 }
 
 impl<T: Plain> Drop for Guarded<T> {
     fn drop(&mut self) {
-        // SAFETY: the mapping made in `new`, which nobody refers to any more.
+        // SAFETY: `new` made the mapping, and no slice of it outlives `self`.
         unsafe { libc::munmap(self.map, self.mapped) };
     }
 }

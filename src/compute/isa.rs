@@ -1,4 +1,4 @@
-//! Which instructions this CPU has, and which number format to compute in.
+//! The instruction sets of this CPU, and the number formats of computation.
 
 use std::fmt;
 use std::str::FromStr;
@@ -10,7 +10,7 @@ use crate::{Error, Result};
 /// The environment variable that forces a lower instruction set than the best available.
 pub const ISA_VARIABLE: &str = "MODEL_MANAGER_ISA";
 
-/// An instruction set that kernels are compiled for. Found at run time: one binary serves every machine.
+/// An instruction set that kernels are compiled for. It is detected at run time, so one binary runs on every machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Isa {
     /// Plain Rust: any CPU.
@@ -23,7 +23,7 @@ pub enum Isa {
     Avx512,
     /// AVX-512 with native bf16 dot products.
     Avx512Bf16,
-    /// The same, with tiles of bf16 multiplied by AMX.
+    /// AVX-512 with bf16, and AMX for tiles of bf16.
     Amx,
 }
 
@@ -32,7 +32,7 @@ impl Isa {
     pub const ALL: [Self; 6] =
         [Self::Portable, Self::Neon, Self::Avx2, Self::Avx512, Self::Avx512Bf16, Self::Amx];
 
-    /// Whether this machine runs it.
+    /// Whether this machine has the instruction set.
     pub fn is_available(self) -> bool {
         match self {
             Self::Portable => true,
@@ -56,20 +56,20 @@ impl Isa {
         }
     }
 
-    /// What this machine runs, slowest first.
+    /// The instruction sets of this machine, slowest first.
     pub fn available() -> impl Iterator<Item = Self> {
         Self::ALL.into_iter().filter(|isa| isa.is_available())
     }
 
-    /// The fastest that this machine runs.
+    /// The fastest instruction set of this machine.
     pub fn best() -> Self {
         Self::available().last().unwrap_or(Self::Portable)
     }
 
-    /// The one to use: [`ISA_VARIABLE`] if set, else the best.
+    /// The instruction set to use: [`ISA_VARIABLE`] if set, otherwise the fastest.
     ///
     /// # Errors
-    /// [`Error::Config`] when the variable names no instruction set, or one that this CPU lacks.
+    /// [`Error::Config`] if the variable names no instruction set, or one that this CPU lacks.
     pub fn from_env() -> Result<Self> {
         match std::env::var(ISA_VARIABLE) {
             Ok(name) if !name.trim().is_empty() => name.trim().parse(),
@@ -77,7 +77,7 @@ impl Isa {
         }
     }
 
-    /// The name that [`ISA_VARIABLE`] takes.
+    /// The name in [`ISA_VARIABLE`].
     pub fn name(self) -> &'static str {
         match self {
             Self::Portable => "portable",
@@ -89,14 +89,14 @@ impl Isa {
         }
     }
 
-    /// Whether it multiplies bf16 natively, faster than f32.
+    /// Whether the CPU multiplies bf16 natively, faster than f32.
     pub fn native_bf16(self) -> bool {
         self >= Self::Avx512Bf16
     }
 }
 
-/// Whether this process may use AMX on bf16, on a CPU that is known to have AVX-512. Asks Linux for it, once: the
-/// 8 kB of tiles are saved only for processes that asked. In tests, a CPU without it has an emulator.
+/// Whether this process may use AMX on bf16. Requests permission from Linux, once: Linux saves the 8 kB of tiles only for
+/// processes with permission. Tests install an emulator on a CPU without AMX.
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 fn amx_is_available() -> bool {
     #[cfg(not(test))]
@@ -113,12 +113,13 @@ pub(crate) fn amx_is_granted() -> bool {
     use std::arch::x86_64::{__cpuid_count, _xgetbv};
     /// AMX-TILE and AMX-BF16, in EDX of CPUID leaf 7.
     const FEATURES: u32 = 1 << 24 | 1 << 22;
-    /// The state component of the tiles' data, and with it, in XCR0, that of their configuration.
+    /// The state component of the tiles' data. XCR0 must enable it and that of their configuration.
     const TILE_DATA: libc::c_long = 18;
     const SAVED: u64 = 1 << TILE_DATA | 1 << 17;
     const ARCH_REQ_XCOMP_PERM: libc::c_long = 0x1023;
-    // SAFETY: a CPU with AVX-512 has leaf 7 and, switched on, XGETBV; the request to Linux takes numbers only. Linux
-    // refuses what it does not know, and where a thread's signal stack is too small for the tiles.
+    // SAFETY: every x86-64 CPU has CPUID, with defined results for any leaf. `_xgetbv` runs only if CPUID reports AMX: such a
+    // CPU has XSAVE, and Linux enables it. The system call takes only numbers. Linux refuses a request that it does not
+    // know, or if the signal stack of a thread is too small for the tiles.
     unsafe {
         __cpuid_count(7, 0).edx & FEATURES == FEATURES
             && _xgetbv(0) & SAVED == SAVED
@@ -135,7 +136,7 @@ impl fmt::Display for Isa {
 impl FromStr for Isa {
     type Err = Error;
 
-    /// Parses a name, and refuses what this CPU cannot run.
+    /// Parses the name of an instruction set. It is an error if this CPU lacks it.
     fn from_str(name: &str) -> Result<Self> {
         let found = Self::ALL.into_iter().find(|isa| isa.name().eq_ignore_ascii_case(name));
         found.filter(|isa| isa.is_available()).ok_or_else(|| Error::Config {
@@ -149,18 +150,18 @@ impl FromStr for Isa {
     }
 }
 
-/// The number format that weights are kept in and matrices are multiplied in. Sums, normalisation and the
-/// residual stream are f32 always.
+/// The number format of weights and of the operands of matrix products. Sums, normalization and the residual stream are
+/// always f32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum DType {
     /// 32-bit floats: equal to the PyTorch reference within 1e-5.
     F32,
-    /// bfloat16: half the memory, and twice the speed where the CPU multiplies it natively.
+    /// bfloat16: half the memory, and twice the speed if the CPU multiplies it natively.
     Bf16,
 }
 
 impl DType {
-    /// The default: bf16 where `isa` multiplies it natively, else f32.
+    /// The default: bf16 if `isa` multiplies it natively, otherwise f32.
     pub fn auto(isa: Isa) -> Self {
         if isa.native_bf16() { Self::Bf16 } else { Self::F32 }
     }
@@ -193,10 +194,10 @@ mod tests {
         }
     }
 
-    /// What a CPU lacks of AMX is emulated in tests, so that they never pass without it.
+    /// Tests emulate AMX on a CPU with AVX-512 BF16 but without AMX, so that the AMX kernels are always tested there.
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
     #[test]
-    fn amx_is_tested_wherever_the_rest_of_it_is_real() {
+    fn amx_is_tested_on_every_cpu_with_avx512_bf16() {
         assert_eq!(Isa::Amx.is_available(), Isa::Avx512Bf16.is_available());
         assert!(!Isa::Amx.is_available() || Isa::best() == Isa::Amx);
     }

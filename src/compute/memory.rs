@@ -1,4 +1,4 @@
-//! Memory: aligned buffers that leave at once, arenas of weights, and what the process holds.
+//! Memory: aligned buffers that return to the system when dropped, arenas of weights, and the memory use of the process.
 
 use std::alloc::{Layout, alloc_zeroed};
 use std::ops::{Range, RangeInclusive};
@@ -12,11 +12,11 @@ use crate::{Error, Result};
 /// Size and alignment of a huge page on x86-64, and of the usual ones elsewhere.
 const HUGE_PAGE: usize = 1 << 21;
 
-/// What an [`Arena`] maps at once: twice as much each time, so that mappings are few and little of them stays unused.
+/// The size of an [`Arena`]'s mappings. It doubles each time, so that there are few mappings with little unused memory.
 const CHUNKS: RangeInclusive<usize> = 64 << 20..=256 << 20;
 
-/// Zeroed memory, aligned to a page. Dropping it returns the pages to the operating system at once, whatever
-/// the allocator would have kept.
+/// Zeroed memory, aligned to a page. Dropping it returns the pages to the operating system at once, whereas an allocator
+/// might keep them.
 #[derive(Debug)]
 pub struct Buffer {
     map: MmapMut,
@@ -43,10 +43,10 @@ impl Buffer {
     /// `bytes` bytes of zeros. Pages are taken from the system when first written.
     ///
     /// # Errors
-    /// [`Error::OutOfMemory`] when the system has no memory to map.
+    /// [`Error::OutOfMemory`] if the system cannot map the memory.
     pub fn zeroed(bytes: usize) -> Result<Self> {
         let map = anonymous(bytes)?;
-        // Memory without huge pages refuses the advice, which changes nothing but speed.
+        // A kernel without huge pages refuses the advice, which only affects speed.
         #[cfg(target_os = "linux")]
         if bytes >= HUGE_PAGE {
             let _ = map.advise(memmap2::Advice::HugePage);
@@ -59,20 +59,22 @@ impl Buffer {
         self.bytes
     }
 
-    /// Whether it holds nothing.
+    /// Whether the size is zero.
     pub fn is_empty(&self) -> bool {
         self.bytes == 0
     }
 
     /// The memory as numbers.
     pub fn as_slice<T: Plain>(&self) -> &[T] {
-        // SAFETY: pages are aligned for every Plain type, any bytes are valid, and the map outlives the borrow.
+        // SAFETY: the map has at least `bytes` initialized bytes, is aligned to a page and so for every `Plain` type, and
+        // outlives the borrow. Every bit pattern is a valid `Plain` value.
         unsafe { std::slice::from_raw_parts(self.map.as_ptr().cast(), self.bytes / size_of::<T>()) }
     }
 
     /// The memory as numbers to write.
     pub fn as_mut_slice<T: Plain>(&mut self) -> &mut [T] {
-        // SAFETY: as in `as_slice`, and `self` is borrowed mutably.
+        // SAFETY: the map has at least `bytes` initialized bytes, is aligned to a page and so for every `Plain` type, and
+        // outlives the borrow, which is exclusive. Every bit pattern is a valid `Plain` value.
         unsafe { std::slice::from_raw_parts_mut(self.map.as_mut_ptr().cast(), self.bytes / size_of::<T>()) }
     }
 }
@@ -80,30 +82,31 @@ impl Buffer {
 /// `len` zeros. Pages of a large one are taken from the system when first written.
 ///
 /// # Errors
-/// [`Error::OutOfMemory`] when the allocator refuses.
+/// [`Error::OutOfMemory`] if the allocator fails.
 pub(crate) fn zeroed<T: Plain>(len: usize) -> Result<Vec<T>> {
     if len == 0 {
         return Ok(Vec::new());
     }
     let layout = Layout::array::<T>(len).map_err(|_| refused::<T>(len))?;
-    // SAFETY: the layout has a size, for no plain type is empty.
+    // SAFETY: the size of the layout is not zero: `len > 0`, and no `Plain` type has size zero.
     let start = unsafe { alloc_zeroed(layout) };
     if start.is_null() {
         return Err(refused::<T>(len));
     }
-    // SAFETY: the global allocator gave this memory for `len` values of T, and zeros are values of a plain type.
+    // SAFETY: the global allocator allocated `start` with the layout of `len` values of `T`. All of them are initialized,
+    // because zero is a valid `Plain` value.
     Ok(unsafe { Vec::from_raw_parts(start.cast(), len, len) })
 }
 
-/// Makes room for exactly `more` values after those that are there.
+/// Reserves capacity for exactly `more` additional values.
 ///
 /// # Errors
-/// [`Error::OutOfMemory`]; the values are then as they were.
+/// [`Error::OutOfMemory`]; the values are then unchanged.
 pub(crate) fn reserve<T>(values: &mut Vec<T>, more: usize) -> Result<()> {
     values.try_reserve_exact(more).map_err(|_| refused::<T>(more))
 }
 
-/// Adds a value to a list whose length somebody else decides.
+/// Appends a value to a list whose length depends on input.
 ///
 /// # Errors
 /// As [`reserve`].
@@ -113,7 +116,7 @@ pub(crate) fn push<T>(values: &mut Vec<T>, value: T) -> Result<()> {
     Ok(())
 }
 
-/// The texts one after another.
+/// Concatenates texts.
 ///
 /// # Errors
 /// As [`reserve`].
@@ -125,7 +128,7 @@ pub(crate) fn joined(texts: &[&str]) -> Result<String> {
     Ok(whole)
 }
 
-/// The error of an allocator that refused room for `len` values.
+/// The error of an allocator that refused memory for `len` values.
 fn refused<T>(len: usize) -> Error {
     Error::OutOfMemory {
         what: "the allocator refused".into(),
@@ -139,9 +142,8 @@ fn anonymous(bytes: usize) -> Result<MmapMut> {
         .map_err(|error| Error::OutOfMemory { what: error.to_string().into(), bytes: bytes as u64 })
 }
 
-/// The memory of one model's weights: matrices lie side by side in a few large mappings. On its own, each would lie in
-/// small pages for the most part, and reading a large model through those spends up to a third of the time on address
-/// translation.
+/// The memory of one model's weights: a few large mappings, each with many matrices. Separate mappings would mostly have
+/// small pages, and reading a large model through small pages spends up to a third of the time on address translation.
 #[derive(Debug, Default)]
 pub struct Arena {
     last: Mutex<Option<Chunk>>,
@@ -154,7 +156,8 @@ struct Chunk {
     taken: usize,
 }
 
-/// A part of an [`Arena`], nobody else's. The pages return to the operating system with the last part of its mapping.
+/// An exclusive part of an [`Arena`]. The pages return to the operating system when the last part of its mapping is
+/// dropped.
 #[derive(Debug)]
 pub struct Piece {
     map: Arc<MmapRaw>,
@@ -165,7 +168,7 @@ impl Arena {
     /// `bytes` bytes of zeros at the start of a cache line. Pages are taken from the system when first written.
     ///
     /// # Errors
-    /// [`Error::OutOfMemory`] when the system has no memory to map.
+    /// [`Error::OutOfMemory`] if the system cannot map the memory.
     pub fn take(&self, bytes: usize) -> Result<Piece> {
         let mut last = self.last.lock();
         let mut chunk = match last.take() {
@@ -173,7 +176,7 @@ impl Arena {
             full => {
                 let twice = full.as_ref().map_or(0, |full| 2 * full.map.len());
                 let chunk = Chunk::new(bytes.max(twice.clamp(*CHUNKS.start(), *CHUNKS.end())))?;
-                // A small model is there sooner in the small pages that the system has at hand: see `settle`.
+                // A small model loads faster into small pages; `settle` advises huge pages later.
                 if full.is_some() || bytes > *CHUNKS.start() {
                     chunk.advise_huge_pages();
                 }
@@ -189,7 +192,7 @@ impl Arena {
 }
 
 impl Chunk {
-    /// Room for `bytes` bytes from the first whole huge page on.
+    /// A mapping with `bytes` bytes from the first huge page boundary on.
     fn new(bytes: usize) -> Result<Self> {
         let map = MmapRaw::from(anonymous(bytes + HUGE_PAGE)?);
         let taken = map.as_ptr().align_offset(HUGE_PAGE);
@@ -197,7 +200,7 @@ impl Chunk {
     }
 
     fn advise_huge_pages(&self) {
-        // A kernel without huge pages refuses the advice, which changes nothing but speed.
+        // A kernel without huge pages refuses the advice, which only affects speed.
         #[cfg(target_os = "linux")]
         let _ = self.map.advise(memmap2::Advice::HugePage);
     }
@@ -209,12 +212,12 @@ impl Piece {
         self.bytes.len()
     }
 
-    /// Whether it holds nothing.
+    /// Whether the size is zero.
     pub fn is_empty(&self) -> bool {
         self.bytes.is_empty()
     }
 
-    /// Says that all has been written: the system may put it into huge pages when it has the time.
+    /// Marks the part as written: the system may move it into huge pages in the background.
     pub fn settle(&self) {
         #[cfg(target_os = "linux")]
         if !self.is_empty() {
@@ -224,8 +227,9 @@ impl Piece {
 
     /// The memory as numbers.
     pub fn as_slice<T: Plain>(&self) -> &[T] {
-        // SAFETY: the part lies inside its mapping, which lives as long, starts at a cache line, which aligns it for
-        // every Plain type, and overlaps no other; any bytes are valid.
+        // SAFETY: `take` returns a part inside its mapping, which `self` keeps alive. The part starts at a cache line, so it
+        // is aligned for every `Plain` type, and overlaps no other part. Its bytes are initialized, and every bit pattern is
+        // a valid `Plain` value.
         unsafe {
             let start = self.map.as_ptr().add(self.bytes.start);
             std::slice::from_raw_parts(start.cast(), self.len() / size_of::<T>())
@@ -234,7 +238,9 @@ impl Piece {
 
     /// The memory as numbers to write.
     pub fn as_mut_slice<T: Plain>(&mut self) -> &mut [T] {
-        // SAFETY: as in `as_slice`, and `self`, which alone reaches this part, is borrowed mutably.
+        // SAFETY: `take` returns a part inside its mapping, which `self` keeps alive. The part starts at a cache line, so it
+        // is aligned for every `Plain` type, and overlaps no other part, so the exclusive borrow of `self` is the only access
+        // to it. Its bytes are initialized, and every bit pattern is a valid `Plain` value.
         unsafe {
             let start = self.map.as_mut_ptr().add(self.bytes.start);
             std::slice::from_raw_parts_mut(start.cast(), self.len() / size_of::<T>())
@@ -242,9 +248,9 @@ impl Piece {
     }
 }
 
-/// The first `len` values, whatever they hold: users overwrite all of them. Memory of a long text is given back by the
-/// next short one.
-pub(crate) fn room<T: Clone + Default>(values: &mut Vec<T>, len: usize) -> &mut [T] {
+/// The first `len` values, with unspecified contents, which callers overwrite. Grows the list if necessary, and frees most
+/// of a large one that is no longer needed.
+pub(crate) fn resized<T: Clone + Default>(values: &mut Vec<T>, len: usize) -> &mut [T] {
     const WORTH_KEEPING: usize = 32 << 20;
     if size_of_val(&values[..]) > WORTH_KEEPING && len < values.len() / 8 {
         *values = Vec::new();
@@ -255,26 +261,26 @@ pub(crate) fn room<T: Clone + Default>(values: &mut Vec<T>, len: usize) -> &mut 
     &mut values[..len]
 }
 
-/// As [`room`], where the memory may be more than there is.
+/// [`resized`], for a length that may exceed the memory.
 ///
 /// # Errors
-/// [`Error::OutOfMemory`]; the values are then as they were.
-pub(crate) fn try_room<T: Clone + Default>(values: &mut Vec<T>, len: usize) -> Result<&mut [T]> {
+/// [`Error::OutOfMemory`]; the values are then unchanged.
+pub(crate) fn try_resized<T: Clone + Default>(values: &mut Vec<T>, len: usize) -> Result<&mut [T]> {
     let more = len.saturating_sub(values.len());
     reserve(values, more)?;
-    Ok(room(values, len))
+    Ok(resized(values, len))
 }
 
-/// Asks the allocator to give free memory back to the operating system (glibc; elsewhere nothing).
+/// Returns free memory of the allocator to the operating system (glibc only).
 pub fn trim() {
-    // SAFETY: malloc_trim takes no pointer and locks the allocator's own arenas.
+    // SAFETY: `malloc_trim` takes no pointer, and is thread-safe.
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     unsafe {
         libc::malloc_trim(0);
     }
 }
 
-/// Resident memory of this process in bytes; 0 where the system does not say.
+/// Resident memory of this process in bytes; 0 if the system does not report it.
 pub fn resident_bytes() -> u64 {
     #[cfg(target_os = "linux")]
     {
@@ -282,7 +288,7 @@ pub fn resident_bytes() -> u64 {
             .ok()
             .and_then(|text| text.split_whitespace().nth(1)?.parse::<u64>().ok())
             .unwrap_or(0);
-        // SAFETY: sysconf reads a constant of the system.
+        // SAFETY: `sysconf` takes a number, and reads a constant of the system.
         let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
         pages * u64::try_from(page).unwrap_or(4096)
     }
@@ -294,7 +300,7 @@ pub fn resident_bytes() -> u64 {
 mod tests {
     use super::*;
 
-    /// Tests that watch the process's memory take turns.
+    /// Serializes tests that measure the memory of the process.
     static MEASURING: crate::sync::Mutex<()> = crate::sync::Mutex::new(());
 
     #[test]
@@ -311,7 +317,7 @@ mod tests {
         let refused = Buffer::zeroed(1 << 60).map(|_| ());
         assert!(matches!(refused, Err(Error::OutOfMemory { bytes, .. }) if bytes == 1 << 60), "{refused:?}");
         let mut values = vec![1.0f32];
-        let refused = try_room(&mut values, 1 << 60).map(|_| ());
+        let refused = try_resized(&mut values, 1 << 60).map(|_| ());
         assert!(matches!(refused, Err(Error::OutOfMemory { .. })), "{refused:?}");
         assert_eq!(values, [1.0]);
         for len in [1 << 60, usize::MAX] {
@@ -321,13 +327,13 @@ mod tests {
         }
         assert_eq!((zeroed(3), zeroed::<u8>(0)), (Ok(vec![0_u16; 3]), Ok(vec![])));
         assert_eq!(joined(&["a", "", "bc"]).as_deref(), Ok("abc"));
-        assert_eq!(try_room(&mut values, 3).map(|room| room.len()), Ok(3));
+        assert_eq!(try_resized(&mut values, 3).map(|values| values.len()), Ok(3));
     }
 
     #[test]
     fn pieces_of_an_arena_are_zeroed_aligned_and_apart() {
         let arena = Arena::default();
-        // Small ones share a mapping, large ones have their own, and what follows still fits somewhere.
+        // Small pieces share a mapping, and large ones have their own.
         let sizes = [0, 1, 63, 64, 65, 4096, 5 << 20, 70 << 20, 7, 300 << 20, 1, 33 << 20];
         let mut pieces: Vec<Piece> = sizes.iter().map(|&bytes| arena.take(bytes).unwrap()).collect();
         drop(arena);
@@ -355,7 +361,7 @@ mod tests {
     #[test]
     fn dropped_memory_leaves_resident_memory_at_once() {
         const MIB: u64 = 1 << 20;
-        let _turn = MEASURING.lock();
+        let _guard = MEASURING.lock();
         let mut buffer = Buffer::zeroed(256 << 20).unwrap();
         buffer.as_mut_slice::<u8>().fill(1);
         let held = resident_bytes();

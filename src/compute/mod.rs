@@ -1,11 +1,11 @@
 //! How the CPU runs a model: packed weights, fused kernels for each instruction set, one thread pool.
 //!
-//! A model description calls the operations of a [`Pass`]; a [`Backend`] carries them out. [`Cpu`] runs our own
-//! kernels; [`Candle`] runs candle's operations on any device, and is the plain reference that tests compare with.
+//! A model description calls the operations of a [`Pass`], and a [`Backend`] runs them. [`Cpu`] uses the kernels of this
+//! module. [`Candle`] uses candle's operations on any device, and is the reference of the tests.
 //!
-//! This is the only room with unsafe code. Every block states why it holds, every kernel has a plain reference
-//! beside it, and tests run each on all instruction sets of the machine, at sizes around its tile edges and with
-//! its operands ending at unmapped pages.
+//! This is the only module with unsafe code. Every unsafe block states the obligations that it meets. Tests compare every
+//! kernel with a plain reference on all instruction sets of the machine, at sizes around its tile edges, and with operands
+//! that end at inaccessible pages.
 #![allow(unsafe_code)]
 
 pub mod attention;

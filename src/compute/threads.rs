@@ -1,8 +1,8 @@
 //! The process's one pool of compute threads.
 //!
-//! A lone text meets about thirty fork-joins, each some tens of microseconds of work, so handing over must cost
-//! about one. A worker that runs out of work therefore looks for more for a moment ([`SPINS`]) before it sleeps;
-//! the caller works too, and takes the tasks of workers that are late. Several callers share the workers.
+//! A single text takes about thirty fork-joins of some tens of microseconds each, so a fork-join must take only about one
+//! microsecond. So an idle worker spins for a moment ([`SPINS`]) before it sleeps. The caller works too, and takes the
+//! tasks of late workers. Several callers share the workers.
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -15,21 +15,21 @@ use arc_swap::ArcSwapOption;
 use crate::sync::{Condvar, Mutex};
 use crate::{Error, Result};
 
-/// Turns of the pause instruction (20 to 50 ns each) before a thread that waits goes to sleep: longer than the
-/// gap between two operations of one text, shorter than anybody would notice as load.
+/// Iterations of the pause instruction (20 to 50 ns each) before a waiting thread sleeps: longer than the gap between two
+/// operations of one text, and too short to be noticeable as load.
 const SPINS: u32 = 2000;
 
 static GLOBAL: ArcSwapOption<Pool> = ArcSwapOption::const_empty();
 
-/// A handle of the pool.
+/// A handle to the pool.
 #[derive(Debug, Clone)]
 pub struct Threads {
     pool: Arc<Pool>,
 }
 
 impl Threads {
-    /// The process's pool: as many threads as [`Self::set_count`] said, else as the process may use cores
-    /// (affinity and cgroup limits respected). After a fork the child builds its own on first use.
+    /// The process's pool. It has as many threads as [`Self::set_count`] set, by default one for each core that the process
+    /// may use (affinity and cgroup limits respected). After a fork, the child creates its own pool on first use.
     pub fn global() -> Self {
         let current = GLOBAL.load_full();
         if let Some(pool) = current.as_ref().filter(|pool| pool.process == std::process::id()) {
@@ -42,7 +42,7 @@ impl Threads {
         Self::install(count)
     }
 
-    /// Replaces the pool by one of `count` threads, callers included. Calls under way finish on the old one.
+    /// Replaces the pool by one of `count` threads, including the caller. Running calls finish on the old pool.
     ///
     /// # Errors
     /// [`Error::Config`] unless `count` lies in 1..=1024.
@@ -64,7 +64,7 @@ impl Threads {
         Self { pool }
     }
 
-    /// Threads that a call of [`Self::run`] can keep busy, the caller's included.
+    /// Threads that a call of [`Self::run`] can use, including the caller's.
     pub fn count(&self) -> usize {
         self.pool.workers.len() + 1
     }
@@ -72,13 +72,13 @@ impl Threads {
     /// Runs `task(0)` to `task(tasks - 1)` on the pool and on this thread; returns when all have finished.
     ///
     /// # Errors
-    /// [`Error::Internal`] when a task panics: tasks not yet begun are skipped, the pool lives on.
+    /// [`Error::Internal`] if a task panics. Tasks that have not started are skipped, and the pool stays usable.
     pub fn run(&self, tasks: usize, task: &(dyn Fn(usize) + Sync)) -> Result<()> {
         if tasks == 0 {
             return Ok(());
         }
-        // SAFETY: only the lifetime is erased. Workers reach `task` through the job alone, and `run` does not
-        // return before the last of them has left the job.
+        // SAFETY: the transmutation only erases the lifetime of a pointer. Workers access `task` only through the job, and
+        // `run` does not return before the last worker has left the job.
         let task = unsafe {
             std::mem::transmute::<*const (dyn Fn(usize) + Sync + '_), *const (dyn Fn(usize) + Sync + 'static)>(
                 task,
@@ -122,7 +122,7 @@ impl Pool {
             .map_while(|index| {
                 let shared = Arc::clone(&shared);
                 let thread = thread::Builder::new().name(format!("mm-compute-{index}"));
-                // Fewer threads than asked for only cost speed.
+                // Fewer threads than requested only reduce speed.
                 thread
                     .spawn(move || shared.serve())
                     .inspect_err(|error| log::warn!("compute thread: {error}"))
@@ -137,7 +137,7 @@ impl Drop for Pool {
     fn drop(&mut self) {
         let workers = std::mem::take(&mut self.workers);
         if self.process != std::process::id() {
-            // The threads stayed behind in the parent: there is nothing to join, or to detach.
+            // The threads exist only in the parent, so there is nothing to join or to detach.
             std::mem::forget(workers);
             return;
         }
@@ -148,7 +148,7 @@ impl Drop for Pool {
             self.shared.wake.notify_all();
         }
         for worker in workers {
-            // A worker catches the panics of its tasks and has none of its own.
+            // A worker catches the panics of its tasks, and does not panic otherwise.
             let _ = worker.join();
         }
     }
@@ -164,11 +164,12 @@ struct Shared {
     stop: AtomicBool,
 }
 
-/// A job that lies on the stack of its caller, who takes it off the list before it goes.
+/// A job on the stack of its caller, which removes it from the list before it returns.
 #[derive(Debug)]
 struct JobRef(*const Job);
 
-// SAFETY: a Job is shared between threads through atomics and a lock; its task is Sync.
+// SAFETY: other threads access a `Job` only by shared reference. Its atomics, its lock, its thread handle and its task are
+// `Sync`.
 unsafe impl Send for JobRef {}
 
 impl Shared {
@@ -183,7 +184,7 @@ impl Shared {
         }
     }
 
-    /// A worker's life.
+    /// The loop of a worker.
     fn serve(&self) {
         loop {
             let seen = self.posted.load(Ordering::Acquire);
@@ -192,9 +193,9 @@ impl Shared {
             }
             let job = enter(&self.jobs.lock());
             if let Some(job) = job {
-                // SAFETY: `enter` counted this thread in, so the caller keeps the job until `leave`.
+                // SAFETY: `enter` counted this thread in, so the caller keeps the job alive until `leave`.
                 unsafe { (*job).work() };
-                // SAFETY: as above; the job is not touched afterwards.
+                // SAFETY: `enter` counted this thread in, and it does not access the job afterwards.
                 unsafe { Job::leave(job) };
                 continue;
             }
@@ -217,7 +218,8 @@ impl Shared {
 /// The first job with tasks left, this thread counted in.
 fn enter(jobs: &[JobRef]) -> Option<*const Job> {
     jobs.iter().map(|job| job.0).find(|&job| {
-        // SAFETY: a job on the list lives: its caller removes it under the lock that our caller holds.
+        // SAFETY: a job on the list is alive, because its caller removes it under the lock before it returns, and `jobs`
+        // borrows from a guard of that lock.
         let job = unsafe { &*job };
         let open = job.next.load(Ordering::Relaxed) < job.tasks;
         if open {
@@ -238,7 +240,7 @@ struct Job {
 
 impl Job {
     fn work(&self) {
-        // SAFETY: the closure outlives the job (see `Threads::run`).
+        // SAFETY: `Threads::run` borrows the closure, and does not return before all threads have left the job.
         let task = unsafe { &*self.task };
         let result = catch_unwind(AssertUnwindSafe(|| {
             loop {
@@ -255,12 +257,14 @@ impl Job {
         }
     }
 
-    /// Counts a worker out.
+    /// Counts a worker out, and wakes the caller if it was the last one.
     ///
     /// # Safety
-    /// The worker was counted in by `enter`, and does not touch the job again.
+    ///
+    /// - `enter` counted the worker in.
+    /// - The worker does not access the job again.
     unsafe fn leave(job: *const Self) {
-        // SAFETY: the caller waits until this worker is counted out.
+        // SAFETY: the caller of the job keeps it alive until `fetch_sub` counts this worker out, which is the last access.
         let (caller, last) = unsafe {
             let caller = (*job).caller.clone();
             (caller, (*job).inside.fetch_sub(1, Ordering::Release) == 1)
@@ -271,10 +275,10 @@ impl Job {
     }
 
     fn wait(&self) {
-        let mut turns = 0;
+        let mut spins = 0;
         while self.inside.load(Ordering::Acquire) != 0 {
-            turns += 1;
-            if turns < SPINS {
+            spins += 1;
+            if spins < SPINS {
                 std::hint::spin_loop();
             } else {
                 thread::park();
@@ -309,7 +313,7 @@ mod tests {
     fn work_reaches_other_threads() {
         let threads = Threads { pool: Arc::new(Pool::new(3)) };
         let seen = Mutex::new(HashSet::new());
-        // Each task waits until three threads have come, so one thread cannot take them all.
+        // Each task waits for three threads, so one thread cannot run them all.
         let barrier = std::sync::Barrier::new(3);
         threads
             .run(3, &|_| {
@@ -371,20 +375,20 @@ mod tests {
     #[test]
     fn a_forked_child_builds_its_own_pool() {
         let before = Threads::global();
-        // SAFETY: the child calls only this pool and `_exit`; glibc's allocator is usable after fork.
+        // SAFETY: the child uses only a new pool and `_exit`, and glibc's allocator is usable after fork.
         let child = unsafe { libc::fork() };
         if child == 0 {
-            // SAFETY: a child that hangs is killed by the alarm, which the parent sees.
+            // SAFETY: `alarm` takes a number. It kills a child that hangs, and the parent sees the signal.
             unsafe { libc::alarm(20) };
             let threads = Threads::global();
             let total = AtomicUsize::new(0);
             let ran = threads.run(64, &|i| _ = total.fetch_add(i, Ordering::Relaxed)).is_ok();
             let good = ran && total.into_inner() == 2016 && threads.count() == before.count();
-            // SAFETY: leaves without running the parent's destructors.
+            // SAFETY: `_exit` takes a number, and ends the child without running destructors.
             unsafe { libc::_exit(i32::from(!good)) };
         }
         let mut status = 0;
-        // SAFETY: `status` is valid to write.
+        // SAFETY: `status` is writable.
         assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
         assert_eq!(status, 0, "the child failed or hung");
     }

@@ -1,4 +1,4 @@
-//! One stored tensor as its file holds it, and a batch of token sequences.
+//! A stored tensor in the format of its file, and a batch of token sequences.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -31,7 +31,7 @@ impl Stored {
     }
 }
 
-/// A cheap-clone view of one tensor: row-major, little-endian, in its file's own format.
+/// A view of one tensor, cheap to clone: row-major and little-endian, in the format of its file.
 #[derive(Debug, Clone)]
 pub struct Weight {
     bytes: Bytes,
@@ -40,10 +40,10 @@ pub struct Weight {
 }
 
 impl Weight {
-    /// The tensor at `range` of a file, from which it is read when its numbers are asked for.
+    /// The tensor at `range` of a file. Its numbers are read from the file on each access.
     ///
     /// # Errors
-    /// [`Error::InvalidFile`] when the range lies outside the file or does not fit `shape`.
+    /// [`Error::InvalidFile`] if the range lies outside the file or does not match `shape`.
     pub fn in_file(
         file: Arc<WeightFile>,
         range: Range<usize>,
@@ -62,10 +62,10 @@ impl Weight {
         Ok(Self { bytes: Bytes::File(file, range), stored, shape })
     }
 
-    /// A tensor that lies in memory.
+    /// A tensor in memory.
     ///
     /// # Errors
-    /// [`Error::Input`] when the bytes do not fit `shape`.
+    /// [`Error::Input`] if the number of bytes does not match `shape`.
     pub fn owned(bytes: Vec<u8>, stored: Stored, shape: Vec<usize>) -> Result<Self> {
         if !fits(bytes.len(), stored, &shape) {
             return Err(Error::Input(format!(
@@ -79,7 +79,7 @@ impl Weight {
     /// A tensor of f32 values in memory.
     ///
     /// # Errors
-    /// [`Error::Input`] when the number of values does not fit `shape`.
+    /// [`Error::Input`] if the number of values does not match `shape`.
     pub fn from_f32(values: &[f32], shape: &[usize]) -> Result<Self> {
         Self::owned(values.iter().flat_map(|x| x.to_le_bytes()).collect(), Stored::F32, shape.to_vec())
     }
@@ -94,15 +94,15 @@ impl Weight {
         self.stored
     }
 
-    /// The same tensor in memory, as its file holds it.
+    /// The same tensor in memory, in the format of its file.
     ///
     /// # Errors
-    /// Those of reading its file; without memory for it.
+    /// Errors of reading its file, and [`Error::OutOfMemory`].
     pub fn load(&self) -> Result<Self> {
         Ok(Self { bytes: self.bytes.load()?, stored: self.stored, shape: self.shape.clone() })
     }
 
-    /// Bytes of memory held: none while the tensor is in its file.
+    /// Bytes of memory in use: none while the tensor is in its file.
     pub fn owned_bytes(&self) -> usize {
         self.bytes.owned()
     }
@@ -124,7 +124,7 @@ impl Weight {
     /// All values.
     ///
     /// # Errors
-    /// Those of reading its file; without memory for them.
+    /// Errors of reading its file, and [`Error::OutOfMemory`].
     pub fn to_f32(&self) -> Result<Vec<f32>> {
         let mut values = zeroed(self.bytes.len() / self.stored.bytes())?;
         let mut scratch = Vec::new();
@@ -136,16 +136,16 @@ impl Weight {
     /// Row `row` of a matrix into `out`, whose length is [`Self::columns`].
     ///
     /// # Errors
-    /// Those of reading its file.
+    /// Errors of reading its file.
     ///
     /// # Panics
-    /// When `row` or the length of `out` is wrong.
+    /// If `row` or the length of `out` is wrong.
     pub fn row_f32(&self, row: usize, out: &mut [f32]) -> Result<()> {
         assert_eq!(out.len(), self.columns(), "row length");
         self.rows_f32(row..row + 1, out, &mut Vec::new())
     }
 
-    /// Some rows, one after another; `scratch` is memory that is used again.
+    /// Consecutive rows. Those of a file are read into `scratch`.
     pub(crate) fn rows_f32(&self, rows: Range<usize>, out: &mut [f32], scratch: &mut Vec<u8>) -> Result<()> {
         decode(self.rows_read(rows, scratch)?, self.stored, out, |x, value| *x = value);
         Ok(())
@@ -154,10 +154,10 @@ impl Weight {
     /// Adds row `row` of a matrix to `out`, whose length is [`Self::columns`].
     ///
     /// # Errors
-    /// Those of reading its file.
+    /// Errors of reading its file.
     ///
     /// # Panics
-    /// When `row` or the length of `out` is wrong.
+    /// If `row` or the length of `out` is wrong.
     pub fn add_row_f32(&self, row: usize, out: &mut [f32]) -> Result<()> {
         assert_eq!(out.len(), self.columns(), "row length");
         let mut scratch = Vec::new();
@@ -203,20 +203,20 @@ fn decode(bytes: &[u8], stored: Stored, out: &mut [f32], put: impl Fn(&mut f32, 
     }
 }
 
-/// Token sequences laid end to end, without padding: sequence `i` is `ids[offsets[i]..offsets[i + 1]]`.
+/// Concatenated token sequences without padding: sequence `i` is `ids[offsets[i]..offsets[i + 1]]`.
 #[derive(Debug, Clone, Copy)]
 pub struct Packed<'a> {
     /// Token ids of all sequences.
     pub ids: &'a [u32],
-    /// Where each sequence starts, and the end of the last: one more than there are sequences.
+    /// The start of each sequence, and the end of the last one: one more entry than sequences.
     pub offsets: &'a [u32],
 }
 
 impl<'a> Packed<'a> {
-    /// Checks the offsets: from 0, never falling, up to the number of ids.
+    /// Checks that the offsets start at 0, never decrease, and end at the number of ids.
     ///
     /// # Errors
-    /// [`Error::Input`].
+    /// [`Error::Input`] if they do not.
     pub fn new(ids: &'a [u32], offsets: &'a [u32]) -> Result<Self> {
         let starts = offsets.first() == Some(&0);
         let ends = offsets.last().is_some_and(|&end| end as usize == ids.len());
@@ -234,7 +234,7 @@ impl<'a> Packed<'a> {
         self.offsets.len() - 1
     }
 
-    /// Number of tokens in all.
+    /// Total number of tokens.
     pub fn tokens(&self) -> usize {
         self.ids.len()
     }

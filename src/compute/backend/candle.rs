@@ -1,5 +1,5 @@
-//! The same operations on candle's tensors: any device, no fusion, one sequence after another. On the CPU it is the
-//! reference that tests compare our kernels with.
+//! The backend on candle's tensors: any device, no fusion, one sequence at a time. On the CPU it is the reference with
+//! which tests compare the kernels.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -14,7 +14,7 @@ use crate::compute::linear::layer::Matrix;
 use crate::compute::weight::{Packed, Weight};
 use crate::{Error, Result};
 
-/// A device of candle's, in f32.
+/// A device of candle, with f32 tensors.
 #[derive(Debug)]
 pub struct Candle {
     device: Device,
@@ -51,11 +51,11 @@ fn failed(error: candle_core::Error) -> Error {
 pub struct Linear {
     matrix: Tensor,
     bias: Tensor,
-    /// The first half of the outputs is a gate of the second.
+    /// Whether the first half of the outputs is the gate of the second.
     gated: bool,
 }
 
-/// A normalisation of rows: with a shift, by mean and variance; without, by the root of the mean square.
+/// A normalization of rows: layer normalization with a shift, RMS normalization without.
 #[derive(Debug)]
 pub struct Norm {
     scale: Tensor,
@@ -87,11 +87,11 @@ pub struct TensorCache {
 }
 
 impl TensorCache {
-    /// Appends to layer `layer` after the first `held` tokens, and returns all that it holds.
-    fn append(&mut self, layer: usize, held: usize, new: [Tensor; 2]) -> candle_core::Result<[Tensor; 2]> {
+    /// Appends to layer `layer` after the first `cached` tokens, and returns the keys and values of all tokens.
+    fn append(&mut self, layer: usize, cached: usize, new: [Tensor; 2]) -> candle_core::Result<[Tensor; 2]> {
         let all = match &self.layers[layer] {
-            Some([keys, values]) if held > 0 => {
-                let join = |old: &Tensor, new: &Tensor| Tensor::cat(&[&old.narrow(0, 0, held)?, new], 0);
+            Some([keys, values]) if cached > 0 => {
+                let join = |old: &Tensor, new: &Tensor| Tensor::cat(&[&old.narrow(0, 0, cached)?, new], 0);
                 [join(keys, &new[0])?, join(values, &new[1])?]
             }
             _ => new,
@@ -151,7 +151,7 @@ impl Linear {
     }
 }
 
-/// The heads from `first` on, `count` of them, normalised and turned.
+/// Normalizes and rotates the heads from `first` on, `count` of them.
 fn apply_rope(
     qkv: &Tensor,
     (first, count): (usize, usize),
@@ -168,23 +168,23 @@ fn apply_rope(
     let angles = Tensor::from_vec(angles, (length, 1, 2 * pairs), qkv.device())?;
     let (cosines, sines) = (angles.narrow(2, 0, pairs)?, angles.narrow(2, pairs, pairs)?);
     let interleaved = table.rotary.style == RopeStyle::Interleaved;
-    let turned = x.narrow(2, 0, 2 * pairs)?;
+    let rotated = x.narrow(2, 0, 2 * pairs)?;
     let parts = if interleaved {
-        turned.reshape((length, count, pairs, 2))?.transpose(2, 3)?
+        rotated.reshape((length, count, pairs, 2))?.transpose(2, 3)?
     } else {
-        turned.reshape((length, count, 2, pairs))?
+        rotated.reshape((length, count, 2, pairs))?
     };
     let (a, b) = (parts.get_on_dim(2, 0)?, parts.get_on_dim(2, 1)?);
     let first = (a.broadcast_mul(&cosines)? - b.broadcast_mul(&sines)?)?;
     let second = (b.broadcast_mul(&cosines)? + a.broadcast_mul(&sines)?)?;
-    let turned = Tensor::stack(&[first, second], if interleaved { 3 } else { 2 })?;
-    let turned = turned.reshape((length, count, 2 * pairs))?;
+    let rotated = Tensor::stack(&[first, second], if interleaved { 3 } else { 2 })?;
+    let rotated = rotated.reshape((length, count, 2 * pairs))?;
     let rest = x.narrow(2, 2 * pairs, width - 2 * pairs)?;
-    Tensor::cat(&[turned, rest], 2)?.reshape((length, count * width))
+    Tensor::cat(&[rotated, rest], 2)?.reshape((length, count * width))
 }
 
-/// The queries, keys and values of rows where they lie side by side.
-fn divided(qkv: &Tensor, heads: Heads) -> candle_core::Result<[Tensor; 3]> {
+/// Splits rows into queries, keys and values.
+fn split_heads(qkv: &Tensor, heads: Heads) -> candle_core::Result<[Tensor; 3]> {
     let Heads { heads, kv_heads, width, .. } = heads;
     let part = |first: usize, count: usize| qkv.narrow(1, first * width, count * width);
     Ok([part(0, heads)?, part(heads, kv_heads)?, part(heads + kv_heads, kv_heads)?])
@@ -281,13 +281,13 @@ impl Backend for Candle {
         out: &mut [f32],
         forward: &Forward<'_, Self>,
     ) -> Result<()> {
-        let wanted = steps.iter().filter(|step| step.needs_logits).count();
-        assert_eq!(out.len(), wanted * width, "one row of output for each step that needs logits");
+        let needed = steps.iter().filter(|step| step.needs_logits).count();
+        assert_eq!(out.len(), needed * width, "one row of output for each step that needs logits");
         let mut rows = out.chunks_mut(width.max(1));
         for step in steps {
             let row = if step.needs_logits { rows.next() } else { None };
             let sequence =
-                Sequence { held: step.cache.len, needs_logits: step.needs_logits, cache: step.cache };
+                Sequence { cached: step.cache.len, needs_logits: step.needs_logits, cache: step.cache };
             let mut pass = CandlePass { backend: self, ids: step.tokens, sequence: Some(sequence) };
             forward(&mut pass, row.unwrap_or_default())?;
             step.cache.len += step.tokens.len();
@@ -316,19 +316,19 @@ pub struct CandlePass<'a> {
 #[derive(Debug)]
 struct Sequence<'a> {
     cache: &'a mut TensorCache,
-    /// Tokens that it held before this pass.
-    held: usize,
+    /// Tokens in the cache before this pass.
+    cached: usize,
     needs_logits: bool,
 }
 
 impl CandlePass<'_> {
     fn first_position(&self) -> usize {
-        self.sequence.as_ref().map_or(0, |sequence| sequence.held)
+        self.sequence.as_ref().map_or(0, |sequence| sequence.cached)
     }
 }
 
 impl Pass<Candle> for CandlePass<'_> {
-    /// `[tokens, width]`, or nothing for an empty sequence, which candle's operations do not take.
+    /// `[tokens, width]`, or `None` for an empty sequence, which candle's operations do not support.
     type States = Option<Tensor>;
 
     fn embed(
@@ -384,9 +384,9 @@ impl Pass<Candle> for CandlePass<'_> {
 
     fn attention(&mut self, layer: usize, qkv: Option<Tensor>, heads: Heads) -> Result<Option<Tensor>> {
         let Some(qkv) = qkv else { return Ok(None) };
-        let attended = divided(&qkv, heads).and_then(|[queries, keys, values]| {
+        let attended = split_heads(&qkv, heads).and_then(|[queries, keys, values]| {
             let [keys, values] = match &mut self.sequence {
-                Some(sequence) => sequence.cache.append(layer, sequence.held, [keys, values])?,
+                Some(sequence) => sequence.cache.append(layer, sequence.cached, [keys, values])?,
                 None => [keys, values],
             };
             attend(&queries, &keys, &values, heads)

@@ -1,4 +1,4 @@
-//! Where a model computes: what backends and their passes do, and the two that there are.
+//! The backends that run models: the traits of backends and passes, and two implementations.
 
 pub mod candle;
 pub mod cpu;

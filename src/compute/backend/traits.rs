@@ -1,4 +1,4 @@
-//! What model descriptions are written over: weights of a backend, and a pass over one packed batch.
+//! The traits that model descriptions use: the weights of a backend, and a pass over one packed batch.
 
 use crate::Result;
 use crate::compute::attention::heads::Heads;
@@ -13,7 +13,7 @@ use crate::compute::weight::{Packed, Weight};
 pub enum Positions {
     /// 0, 1, 2, … in each sequence: BERT.
     FromZero,
-    /// RoBERTa: tokens other than the padding id count from its successor; a padding id has its own number.
+    /// RoBERTa: tokens count from the padding id plus one, and a padding token has the padding id as its position.
     AfterPadding(u32),
 }
 
@@ -35,7 +35,7 @@ impl Positions {
     }
 }
 
-/// A row that each sequence has one of.
+/// Which row of a sequence is picked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Row {
     /// The first.
@@ -44,59 +44,59 @@ pub enum Row {
     Last,
 }
 
-/// What a sequence's tokens left behind in every layer, keys and values, so that each is computed once.
+/// The keys and values of a sequence's tokens in every layer, so that each is computed once.
 pub trait KvCache: Send + Sized + 'static {
-    /// Tokens held.
+    /// The number of tokens in the cache.
     fn len(&self) -> usize;
 
-    /// Whether no token is held.
+    /// Whether the cache has no token.
     fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Forgets all tokens from `len` on; at most what is held.
+    /// Shortens the cache to `len` tokens; without effect if it has no more.
     fn truncate(&mut self, len: usize);
 
-    /// Makes sure that `capacity` tokens in all fit.
+    /// Reserves memory for `capacity` tokens in total.
     ///
     /// # Errors
-    /// When the memory cannot be had.
+    /// If the memory cannot be allocated.
     fn reserve(&mut self, capacity: usize) -> Result<()>;
 
-    /// A cache of the first `len` tokens into which `capacity` fit.
+    /// A cache of the first `len` tokens, with memory for `capacity`.
     ///
     /// # Errors
-    /// When the memory cannot be had.
+    /// If the memory cannot be allocated.
     fn fork(&self, len: usize, capacity: usize) -> Result<Self>;
 
-    /// Gives back memory beyond what is held, where that is worth a copy.
+    /// Frees unused memory, if that is worth a copy.
     ///
     /// # Errors
-    /// When the memory for the copy cannot be had.
+    /// If the memory for a copy cannot be allocated.
     fn shrink(&mut self) -> Result<()>;
 
     /// Bytes allocated.
     fn bytes(&self) -> u64;
 }
 
-/// The new tokens of one sequence, whose earlier tokens a cache holds.
+/// The new tokens of one sequence, whose earlier tokens are in a cache.
 #[derive(Debug)]
 pub struct Step<'a, C> {
     /// The sequence so far; the pass appends `tokens` to it.
     pub cache: &'a mut C,
     /// Never empty.
     pub tokens: &'a [u32],
-    /// Whether the logits after the last of `tokens` are asked for.
+    /// Whether the logits after the last of `tokens` are needed.
     pub needs_logits: bool,
 }
 
-/// Where a model computes: makes its own form of each weight, and runs passes.
+/// A backend: converts weights to its own form, and runs passes.
 pub trait Backend: Send + Sync + Sized + 'static {
     /// An embedding table, from which rows are read.
     type Table: Send + Sync;
     /// A linear layer: matrix and bias.
     type Linear: Send + Sync;
-    /// A normalisation of rows.
+    /// A normalization of rows.
     type Norm: Send + Sync;
     /// Keys and values of one sequence.
     type Cache: KvCache;
@@ -113,17 +113,17 @@ pub trait Backend: Send + Sync + Sized + 'static {
     /// A gated layer `activation(x Gᵀ + b) * (x Uᵀ + c)`: gate and up, of the same shape.
     fn gated(&self, gate: (Matrix, Option<Weight>), up: (Matrix, Option<Weight>)) -> Result<Self::Linear>;
 
-    /// A layer normalisation over rows of `scale`'s length, or without `shift` an RMS normalisation.
+    /// A layer normalization over rows of `scale`'s length, or RMS normalization without `shift`.
     fn norm(&self, scale: &Weight, shift: Option<&Weight>, epsilon: f32) -> Result<Self::Norm>;
 
-    /// A cache that holds nothing.
+    /// An empty cache.
     fn cache(&self, shape: CacheShape) -> Self::Cache;
 
-    /// Bytes that a cache of `tokens` takes; not less for more tokens.
+    /// Bytes of a cache of `tokens`. They never decrease with more tokens.
     fn cache_bytes(&self, shape: CacheShape, tokens: usize) -> u64;
 
-    /// Runs `forward` on parts of `batch` that together make it up, each with its own rows of `out`
-    /// (`[sequences, width]`), on as many threads as help.
+    /// Runs `forward` on disjoint parts of `batch` that cover it, each with its own rows of `out` (`[sequences, width]`), on
+    /// several threads if that is faster.
     fn run(
         &self,
         batch: &Packed<'_>,
@@ -132,12 +132,12 @@ pub trait Backend: Send + Sync + Sized + 'static {
         forward: &Forward<'_, Self>,
     ) -> Result<()>;
 
-    /// Runs `forward` on the new tokens of sequences, which attend to those that caches hold, and appends them there.
+    /// Runs `forward` on the new tokens of sequences, which attend to those in the caches, and appends them there.
     /// `out` has a row of `width` for each step that needs logits, in their order. `forward` may be called once, or
     /// for some of the steps at a time.
     ///
     /// # Errors
-    /// Those of `forward`; the caches may then hold any part of the tokens.
+    /// Errors of `forward`; each cache may then have all, some or none of the new tokens.
     fn run_cached(
         &self,
         steps: &mut [Step<'_, Self::Cache>],
@@ -156,15 +156,15 @@ pub trait Backend: Send + Sync + Sized + 'static {
 /// A model's forward function: from a pass to one row of output for each of its sequences.
 pub type Forward<'f, B> = dyn for<'a> Fn(&mut <B as Backend>::Pass<'a>, &mut [f32]) -> Result<()> + Sync + 'f;
 
-/// The operations of a model on one packed batch. States are one row for each token of the batch. Operations take
-/// over the states that are not needed afterwards, and reuse their memory.
+/// The operations of a model on one packed batch. States have one row for each token of the batch. Operations consume
+/// states that are not needed afterwards, and reuse their memory.
 ///
-/// A pass of [`Backend::run_cached`] has a cache for each sequence: its tokens stand after those of the cache.
+/// A pass of [`Backend::run_cached`] has a cache for each sequence. The new tokens follow those of the cache.
 pub trait Pass<B: Backend> {
     /// One row for each token.
     type States;
 
-    /// The sum of the rows of `words` (by id) and, where given, of `positions` and row 0 of `token_types`.
+    /// The sum of the rows of `words` (by id) and, if given, of `positions` and row 0 of `token_types`.
     ///
     /// # Errors
     /// [`crate::Error::Input`] for an id or a position outside its table.
@@ -175,7 +175,7 @@ pub trait Pass<B: Backend> {
         token_types: Option<&B::Table>,
     ) -> Result<Self::States>;
 
-    /// Normalises each row.
+    /// Normalizes each row.
     fn norm(&mut self, x: Self::States, norm: &B::Norm) -> Result<Self::States>;
 
     /// `activation(x Wᵀ + b)`.
@@ -195,15 +195,15 @@ pub trait Pass<B: Backend> {
         norm: &B::Norm,
     ) -> Result<Self::States>;
 
-    /// Scaled dot-product attention of layer `layer` within each sequence, from states of queries, keys and values side
-    /// by side. Where there are caches, keys and values go there first, and queries see all that they hold.
+    /// Scaled dot-product attention of layer `layer` within each sequence. The rows of `qkv` have queries, keys and values.
+    /// With caches, the keys and values are appended first, and queries attend to all tokens of their cache.
     fn attention(&mut self, layer: usize, qkv: Self::States, heads: Heads) -> Result<Self::States>;
 
-    /// Windows that the rows of a causal model are to be taken through its layers in, one after another: a long
-    /// text's activations never lie in memory all at once.
+    /// The number of windows. The rows of a causal model go through its layers one window at a time, so that memory does not
+    /// hold all activations of a long text at once.
     fn windows(&self) -> usize;
 
-    /// From here on the operations of a pre-norm block work on the rows of window `index`.
+    /// Selects window `index` for the following operations of a pre-norm block.
     fn enter(&mut self, index: usize);
 
     /// `activation(norm(x) Wᵀ + b)`: the beginning of a block of a pre-norm transformer.
@@ -215,11 +215,10 @@ pub trait Pass<B: Backend> {
         activation: Activation,
     ) -> Result<Self::States>;
 
-    /// The rotary positions of this pass's rows.
+    /// The cosines and sines of this pass's rows.
     fn rope<'r>(&self, rotary: &'r Rotary) -> Result<RopeTable<'r>>;
 
-    /// Applies rotary position embedding to queries and keys. Where there are norms for them, it normalises them head by
-    /// head first.
+    /// Applies rotary position embedding to queries and keys. With `norms`, it normalizes each head first.
     fn rotate(
         &mut self,
         qkv: Self::States,
@@ -231,12 +230,11 @@ pub trait Pass<B: Backend> {
     /// `residual += x Wᵀ + b`: the end of a block of a pre-norm transformer.
     fn linear_add(&mut self, x: Self::States, linear: &B::Linear, residual: &mut Self::States) -> Result<()>;
 
-    /// One row of each sequence alone; where there are caches, of each that needs logits. Further operations work on
-    /// these rows; there is no attention among them.
+    /// Picks one row of each sequence, or with caches, of each sequence that needs logits. The following operations work on
+    /// these rows, without attention.
     fn pick(&mut self, x: Self::States, row: Row) -> Result<Self::States>;
 
-    /// Hands the rows of each sequence to `each`, with the sequence's number in this pass, normalised where there is a
-    /// norm.
+    /// Calls `each` with the index in this pass and the rows of each sequence, normalized if there is a norm.
     fn read(
         &mut self,
         x: Self::States,

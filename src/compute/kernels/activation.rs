@@ -1,4 +1,4 @@
-//! The functions between two linear layers.
+//! Activation functions.
 
 /// An elementwise function after a linear layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -5,7 +5,7 @@ use crate::Result;
 use crate::compute::isa::DType;
 use crate::compute::kernels::quantize::QuantizedRow;
 use crate::compute::kernels::{Kernels, units};
-use crate::compute::memory::room;
+use crate::compute::memory::resized;
 use crate::compute::parallel::Parallelism;
 use crate::sync::Mutex;
 
@@ -80,10 +80,10 @@ impl Activations {
     ) -> Result<()> {
         let parallelism = parallelism.worth(x.rows * x.columns);
         let groups = x.columns.div_ceil(GROUP);
-        let quants = room(&mut self.quants, x.rows * groups * GROUP).chunks_mut(groups * GROUP);
-        let scales = room(&mut self.scales, x.rows * groups).chunks_mut(groups);
-        let offsets = room(&mut self.offsets, x.rows * groups).chunks_mut(groups);
-        let sums = room(&mut self.sums, if halves { x.rows * groups * 2 } else { 0 });
+        let quants = resized(&mut self.quants, x.rows * groups * GROUP).chunks_mut(groups * GROUP);
+        let scales = resized(&mut self.scales, x.rows * groups).chunks_mut(groups);
+        let offsets = resized(&mut self.offsets, x.rows * groups).chunks_mut(groups);
+        let sums = resized(&mut self.sums, if halves { x.rows * groups * 2 } else { 0 });
         let mut sums = sums.chunks_mut(groups * 2);
         let sums = std::iter::repeat_with(|| sums.next());
         let rows: Vec<_> = quants.zip(scales).zip(sums.zip(offsets)).collect();

@@ -12,7 +12,7 @@ use super::request::FinishReason;
 use super::sequence::{Finished, Sequence};
 use super::settings::EngineSettings;
 use super::state::{EngineShared, QueuedRequest, RequestQueue};
-use crate::compute::memory::try_room;
+use crate::compute::memory::try_resized;
 use crate::generation::stop::TextTokens;
 use crate::models::decoder::{Decoder, KvCache, Step};
 use crate::sync::{Abandon, Mutex, Work, WorkerThread};
@@ -326,7 +326,7 @@ impl<'a, D: Decoder> Run<'a, D> {
     fn forward(&mut self, shares: &[Share], row: usize) -> Result<()> {
         let width = self.work.decoder.vocabulary();
         let wanted = shares.iter().filter(|share| share.wanted).count();
-        let logits = &mut try_room(&mut self.logits, (row + wanted) * width)?[row * width..];
+        let logits = &mut try_resized(&mut self.logits, (row + wanted) * width)?[row * width..];
         let mut next = shares.iter().peekable();
         let mut steps = Vec::with_capacity(shares.len());
         for (index, sequence) in self.active.iter_mut().enumerate() {
