@@ -127,7 +127,7 @@ impl TextFiles {
     /// `pytorch_model.bin`, downloading what is missing.
     ///
     /// # Errors
-    /// Those of [`resolve`].
+    /// Those of [`resolve()`].
     pub fn find(
         source: &Source,
         options: &ResolveOptions,
