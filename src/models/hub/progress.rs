@@ -13,5 +13,5 @@ pub struct Progress<'a> {
     pub total: Option<u64>,
 }
 
-/// The callback of [`resolve()`](crate::models::resolve) during downloads.
+/// The callback of [`resolve`](fn@crate::models::resolve) during downloads.
 pub(crate) type OnProgress<'a> = dyn FnMut(&Progress<'_>) -> Result<()> + 'a;
