@@ -14,7 +14,7 @@ pub use value::{Choice, KeepAliveSetting, MemoryBudget, NonEmpty, Seconds, Setti
 use crate::compute::{DType, Isa, WeightFormat};
 use crate::{Error, Result};
 
-/// What the process that embeds this crate tells it.
+/// What this crate asks of the process that embeds it.
 pub trait Host: Send + Sync + 'static {
     /// An environment variable; `None` when unset.
     fn env(&self, name: &str) -> Option<String>;

@@ -57,7 +57,7 @@ pub struct Body {
     bytes: Vec<u8>,
 }
 
-/// More than the bytes of an item beside its vector.
+/// More than the bytes of an item without its vector.
 const ITEM: usize = 80;
 /// Bytes for everything else of a body; a longer name of the model makes it grow.
 const FRAME: usize = 256;

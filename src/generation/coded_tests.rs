@@ -24,7 +24,7 @@ const LEAD: f32 = 0.08;
 /// A matrix's format, by its name in the file.
 type Choice = fn(&str) -> GgmlDType;
 
-/// A mixture, as llama.cpp's: some matrices have a wider form than the others, values also than the queries beside them.
+/// A mixture, as llama.cpp's: some matrices have a wider form than the others, and so have values compared with their queries.
 fn medium(name: &str, narrow: GgmlDType) -> GgmlDType {
     let wide = ["token_embd", "output.", "attn_v", "ffn_down"].iter().any(|part| name.contains(part));
     if wide { GgmlDType::Q6K } else { narrow }

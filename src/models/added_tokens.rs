@@ -17,7 +17,7 @@ const MOST: usize = 100_000;
 /// Bytes of one at most.
 const LONGEST: usize = 4096;
 
-/// Adds what the files beside the weights add, then `own`: the model's special tokens. `plain_special`: the tokens of
+/// Adds what the files next to the weights add, then `own`: the model's special tokens. `plain_special`: the tokens of
 /// `added_tokens.json`, which does not say, are special.
 ///
 /// # Errors

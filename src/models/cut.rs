@@ -46,7 +46,7 @@ pub(crate) struct Cuts {
     continues_inside: bool,
     /// Neighbours inside added tokens and replaced texts: no cut there.
     joined: HashSet<(char, char)>,
-    /// An added token asks what stands beside it: only cuts at white space.
+    /// An added token depends on its neighbours: cuts are at white space only.
     at_space_only: bool,
     /// Characters of the longest piece, where pieces can be asked for.
     longest: Option<usize>,

@@ -106,7 +106,7 @@ pub trait SentenceEncoder: Send + Sync {
 
     /// One vector for each sequence of `batch` into `out`, row-major `[sequences, width]`, not normalised. Divides
     /// the work over the process's threads; may be called from several threads at once. A text's vector does not
-    /// depend on the texts beside it.
+    /// depend on the other texts of the batch.
     ///
     /// # Errors
     /// [`crate::Error::Input`] for a token outside the vocabulary, a text that is too long, or `out` of the wrong

@@ -122,7 +122,7 @@ impl Tokenizer {
     /// cut, the special ones stay. Token types are all 0.
     ///
     /// # Errors
-    /// [`Error::Input`] when `max_length` leaves no room for a token beside the special ones.
+    /// [`Error::Input`] when `max_length` leaves no token in addition to the special ones.
     pub fn encode(&self, text: &str, max_length: usize) -> Result<Vec<u32>> {
         self.encode_within(text, max_length, &mut Bounds { max_bytes: usize::MAX, check: &mut || Ok(()) })
     }

@@ -8,7 +8,9 @@ use candle_core::{D, DType, Device, Tensor};
 use crate::compute::attention::heads::Heads;
 use crate::compute::attention::kv_cache::CacheShape;
 use crate::compute::attention::rope::{RopeStyle, RopeTable, Rotary};
-use crate::compute::backend::traits::{Backend, Forward, KvCache, Pass, Positions, Row, Rows, Step};
+use crate::compute::backend::traits::{
+    Backend, Forward, KvCache, Pass, Positions, Row, Rows, Step, check_logits,
+};
 use crate::compute::kernels::activation::Activation;
 use crate::compute::linear::layer::Matrix;
 use crate::compute::weight::{Packed, Weight};
@@ -281,8 +283,7 @@ impl Backend for Candle {
         out: &mut [f32],
         forward: &Forward<'_, Self>,
     ) -> Result<()> {
-        let needed = steps.iter().filter(|step| step.needs_logits).count();
-        assert_eq!(out.len(), needed * width, "one row of output for each step that needs logits");
+        check_logits(steps, width, out);
         let mut rows = out.chunks_mut(width.max(1));
         for step in steps {
             let row = if step.needs_logits { rows.next() } else { None };

@@ -90,6 +90,12 @@ pub struct Step<'a, C> {
     pub needs_logits: bool,
 }
 
+/// Asserts that `out` has a row of `width` for each step that needs logits.
+pub(super) fn check_logits<C>(steps: &[Step<'_, C>], width: usize, out: &[f32]) {
+    let needed = steps.iter().filter(|step| step.needs_logits).count();
+    assert_eq!(out.len(), needed * width, "one row of output for each step that needs logits");
+}
+
 /// A backend: converts weights to its own form, and runs passes.
 pub trait Backend: Send + Sync + Sized + 'static {
     /// An embedding table, from which rows are read.

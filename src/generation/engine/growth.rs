@@ -4,7 +4,8 @@
 //! values. That one goes on later, from its own tokens: what it writes is the same, because the computation of a token
 //! depends on nothing but the tokens before it.
 
-use super::request::FinishReason;
+use super::memory::Room;
+use super::request::{FinishReason, PrefixScope};
 use super::sequence::Sequence;
 use super::worker::{FIRST_TOKENS, Outcome, Run, guarded};
 use crate::Error;
@@ -32,15 +33,27 @@ impl<D: Decoder> Run<'_, D> {
         if bytes == 0 {
             return Ok(true);
         }
-        let missing = self.shared.pool.missing(bytes);
-        if missing > 0 && missing <= self.shared.pool.used().1 {
-            self.prefixes.lock().make_room(missing, sequence.scope, &sequence.tokens);
-        }
-        let Some(more) = guarded("memory of a sequence", || self.shared.pool.take(bytes))? else {
+        let Some(more) = self.take_memory(bytes, sequence.scope, &sequence.tokens)? else {
             return Ok(false);
         };
         self.active[index].room.add(more);
         Ok(true)
+    }
+
+    /// Takes `bytes` bytes for a sequence that begins with `tokens`; kept beginnings of prompts are freed where that helps.
+    /// `None` when there is no memory now.
+    pub(super) fn take_memory(
+        &self,
+        bytes: u64,
+        scope: Option<PrefixScope>,
+        tokens: &[u32],
+    ) -> Result<Option<Room>, Error> {
+        let missing = self.shared.pool.missing(bytes);
+        if missing > 0 && missing <= self.shared.pool.used().1 {
+            self.prefixes.lock().make_room(missing, scope, tokens);
+        }
+        // The lock is free by now: other engines may be asked for memory, and they ask this one.
+        guarded("memory of a request", || self.shared.pool.take(bytes))
     }
 
     /// Takes the memory of an active sequence; it goes on when there is enough again.
@@ -89,11 +102,7 @@ impl<D: Decoder> Run<'_, D> {
     fn resume(&mut self, mut sequence: Sequence<D::Cache>) -> Option<Sequence<D::Cache>> {
         let capacity = sequence.tokens.len() + FIRST_TOKENS.min(sequence.tokens_left());
         let bytes = self.work.decoder.cache_bytes(capacity);
-        let missing = self.shared.pool.missing(bytes);
-        if missing > 0 && missing <= self.shared.pool.used().1 {
-            self.prefixes.lock().make_room(missing, sequence.scope, &sequence.tokens);
-        }
-        match guarded("memory of a sequence", || self.shared.pool.take(bytes)) {
+        match self.take_memory(bytes, sequence.scope, &sequence.tokens) {
             Ok(Some(room)) => {
                 sequence.room.add(room);
                 self.active.push(sequence);

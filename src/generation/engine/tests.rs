@@ -39,7 +39,7 @@ pub(super) struct Letters {
     fails: u32,
     panics: u32,
     damages: u32,
-    /// Time that each token takes beside.
+    /// Additional time for each token.
     nap: Duration,
     /// Steps wait here, so that a test can decide what meets in one.
     pub(super) gate: Mutex<()>,

@@ -200,12 +200,7 @@ impl<'a, D: Decoder> Run<'a, D> {
         let (prompt, scope) = (&entry.request.prompt, entry.request.scope);
         let capacity = prompt.len() + entry.budget.min(FIRST_TOKENS);
         let bytes = self.work.decoder.cache_bytes(capacity);
-        let missing = self.shared.pool.missing(bytes);
-        if missing > 0 && missing <= self.shared.pool.used().1 {
-            self.prefixes.lock().make_room(missing, scope, prompt);
-        }
-        // Not under the lock: other engines may be asked for memory, and they ask this one.
-        let room = match guarded("memory of a request", || self.shared.pool.take(bytes)) {
+        let room = match self.take_memory(bytes, scope, prompt) {
             Ok(Some(room)) => room,
             Ok(None) => return Err(Box::new(entry)),
             Err(error) => {

@@ -50,25 +50,25 @@ pub trait Architecture: Debug + Send + Sync {
     /// What tokens become first.
     ///
     /// # Errors
-    /// When a tensor is missing or of another shape, here and below.
+    /// When a tensor is missing or of another shape.
     fn embeddings(&self, tensors: &dyn Tensors) -> Result<EmbeddingTensors>;
 
     /// Layer `index`.
     ///
     /// # Errors
-    /// As above.
+    /// When a tensor is missing or of another shape.
     fn layer(&self, tensors: &dyn Tensors, index: usize) -> Result<LayerTensors>;
 
     /// The norm after the last layer, if there is one.
     ///
     /// # Errors
-    /// As above.
+    /// When a tensor is missing or of another shape.
     fn final_norm(&self, tensors: &dyn Tensors) -> Result<Option<NormTensors>>;
 
     /// The matrix that makes logits of states, `[vocabulary, hidden]`.
     ///
     /// # Errors
-    /// As above; [`Error::Internal`] for an architecture that writes no text.
+    /// When the tensor is missing or of another shape; [`Error::Internal`] for an architecture that writes no text.
     fn head(&self, tensors: &dyn Tensors) -> Result<Matrix>;
 }
 
@@ -100,7 +100,7 @@ struct Layer<B: Backend> {
 }
 
 impl<B: Backend> Transformer<B> {
-    /// Takes the weights of an encoder from `tensors`.
+    /// Takes the weights from `tensors`, without those that make logits: an encoder.
     ///
     /// # Errors
     /// When a tensor is missing or of another shape; those of the backend.

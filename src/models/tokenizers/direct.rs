@@ -121,7 +121,7 @@ impl Direct {
     }
 
     /// What the character map makes of `text`. It reads graphemes, and between two plain characters one always ends: so
-    /// runs of those are copied, but for their ends, which can belong to what stands beside them.
+    /// runs of those are copied, except for their ends, which can belong to a grapheme with their neighbours.
     fn normalize(&self, map: &Precompiled, text: &str, to: &mut String) {
         let mut rest = text;
         while !rest.is_empty() {

@@ -27,7 +27,7 @@ pub(crate) trait Pipeline: Send + Sync {
     fn normalizer(&self) -> Option<&NormalizerWrapper>;
     /// What splits it.
     fn pre_tokenizer(&self) -> Option<&PreTokenizerWrapper>;
-    /// The tokens beside the vocabulary.
+    /// The tokens added to the vocabulary.
     fn added(&self) -> &AddedVocabulary;
     /// What its model makes of a word.
     fn words(&self) -> Words;
@@ -47,7 +47,7 @@ pub(crate) trait Pipeline: Send + Sync {
     fn dress(&self, encoding: Encoding) -> tokenizers::Result<Encoding>;
 }
 
-/// What a model tells of its vocabulary.
+/// What a model knows of its vocabulary.
 pub(crate) trait Vocabulary: Model + Send + Sync + Sized {
     /// As [`Pipeline::words`]; `added`: the characters of the longest added token.
     fn words(&self, added: usize) -> Words;

@@ -28,12 +28,12 @@ impl CpuPass<'_> {
         if !heads.causal && (windowed || cached) {
             return Err(misuse("windows and caches are for causal attention"));
         }
+        let spans = self.spans();
         if cached {
-            self.append(layer, queries, heads)?;
+            self.append(layer, queries, heads, &spans)?;
         } else if windowed {
             self.keep_keys_and_values(queries, 2 * heads.kv_heads * heads.width)?;
         }
-        let spans = self.spans();
         let caches: Vec<&PagedKvCache> = self.caches.iter().map(|sequence| &*sequence.cache).collect();
         let keys = if cached {
             KeyValues::Cached { layer, caches: &caches }
@@ -70,15 +70,14 @@ impl CpuPass<'_> {
     }
 
     /// Appends the window's keys and values to the caches.
-    fn append(&mut self, layer: usize, qkv: &StateMatrix, heads: Heads) -> Result<()> {
+    fn append(&mut self, layer: usize, qkv: &StateMatrix, heads: Heads, spans: &[Span]) -> Result<()> {
         let Heads { heads, kv_heads, width, .. } = heads;
-        let spans = self.spans();
         let (kernels, bytes) = (self.cpu.kernel_set().kernels, width * qkv.format().bytes());
         let mut pages = Vec::new();
-        let sequences = self.caches.iter_mut().enumerate();
-        for (sequence, span) in sequences.filter_map(|(index, sequence)| {
-            spans.iter().find(|span| span.keys == index).map(|span| (sequence, span))
-        }) {
+        // Spans are in the order of their sequences, of which a window may have some only.
+        let mut spans = spans.iter().peekable();
+        for (index, sequence) in self.caches.iter_mut().enumerate() {
+            let Some(span) = spans.next_if(|span| span.keys == index) else { continue };
             let positions = span.before..span.before + span.rows;
             let heads = sequence.cache.heads_mut(layer, positions)?;
             pages.extend(heads.into_iter().map(|head| Mutex::new((head, span.queries))));

@@ -6,7 +6,7 @@ use super::device::{Cpu, Norm, Table};
 use super::pass::{CpuPass, Sequence};
 use super::plan::Plan;
 use crate::compute::attention::kv_cache::{CacheShape, PagedKvCache};
-use crate::compute::backend::traits::{Backend, Forward, KvCache, Step};
+use crate::compute::backend::traits::{Backend, Forward, KvCache, Step, check_logits};
 use crate::compute::linear::layer::{Linear, Matrix};
 use crate::compute::parallel::{Parallelism, Target};
 use crate::compute::threads::Threads;
@@ -139,8 +139,7 @@ impl Backend for Cpu {
         out: &mut [f32],
         forward: &Forward<'_, Self>,
     ) -> Result<()> {
-        let needed = steps.iter().filter(|step| step.needs_logits).count();
-        assert_eq!(out.len(), needed * width, "one row of output for each step that needs logits");
+        check_logits(steps, width, out);
         let mut workspace = self.take_workspace();
         let mut ids = std::mem::take(&mut workspace.ids);
         let mut offsets = std::mem::take(&mut workspace.offsets);

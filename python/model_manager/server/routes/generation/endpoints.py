@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -62,20 +63,9 @@ def add_routes(routes: Routes, service: Service) -> None:
         body = await read_json(request, service, limit)
         return await _answer(request, service, body, completion_prompts, Continuation)
 
-    for path, handler, body, answer, summary in (
-        ("/v1/chat/completions", chat, ChatRequest, ChatAnswer, "Answer a conversation"),
-        ("/v1/completions", completions, CompletionRequest, CompletionAnswer, "Continue a text"),
-    ):
-        routes.add(
-            path,
-            handler,
-            method="POST",
-            body=body,
-            answer=answer,
-            summary=summary,
-            tags=["text generation"],
-            responses=_EVENTS,
-        )
+    post = partial(routes.add, method="POST", tags=["text generation"], responses=_EVENTS)
+    post("/v1/chat/completions", chat, body=ChatRequest, answer=ChatAnswer, summary="Answer a conversation")
+    post("/v1/completions", completions, body=CompletionRequest, answer=CompletionAnswer, summary="Continue a text")
 
 
 async def _answer(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -86,20 +87,15 @@ def add_routes(routes: Routes, service: Service) -> None:
         )
         return Response(b'{"embedding":%b}' % _rows(content), media_type="application/json")
 
-    for path, handler, body, answer, summary in (
-        ("/api/embed", embed, OllamaEmbedRequest, OllamaEmbedAnswer, "Embed texts"),
-        ("/api/embeddings", embeddings, OllamaEmbeddingsRequest, OllamaEmbeddingsAnswer, "Embed one text"),
-    ):
-        routes.add(
-            path,
-            handler,
-            method="POST",
-            body=body,
-            answer=answer,
-            summary=summary,
-            tags=["Ollama"],
-            plain_errors=True,
-        )
+    post = partial(routes.add, method="POST", tags=["Ollama"], plain_errors=True)
+    post("/api/embed", embed, body=OllamaEmbedRequest, answer=OllamaEmbedAnswer, summary="Embed texts")
+    post(
+        "/api/embeddings",
+        embeddings,
+        body=OllamaEmbeddingsRequest,
+        answer=OllamaEmbeddingsAnswer,
+        summary="Embed one text",
+    )
 
 
 def _model(service: Service, body: dict[str, Any]) -> tuple[str, ServedModel]:

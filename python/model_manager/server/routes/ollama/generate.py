@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -74,21 +75,9 @@ def add_routes(routes: Routes, service: Service) -> None:
         answer = _Answer(request, service, await read_json(request, service, limit), "messages")
         return await answer.respond(lambda piece: {"message": {"role": "assistant", "content": piece}}, answer.messages)
 
-    for path, handler, body, answer, summary in (
-        ("/api/generate", generate, OllamaGenerateRequest, OllamaGenerateAnswer, "Answer a prompt"),
-        ("/api/chat", chat, OllamaChatRequest, OllamaChatAnswer, "Answer a conversation"),
-    ):
-        routes.add(
-            path,
-            handler,
-            method="POST",
-            body=body,
-            answer=answer,
-            summary=summary,
-            tags=["Ollama"],
-            responses=_STREAM,
-            plain_errors=True,
-        )
+    post = partial(routes.add, method="POST", tags=["Ollama"], responses=_STREAM, plain_errors=True)
+    post("/api/generate", generate, body=OllamaGenerateRequest, answer=OllamaGenerateAnswer, summary="Answer a prompt")
+    post("/api/chat", chat, body=OllamaChatRequest, answer=OllamaChatAnswer, summary="Answer a conversation")
 
 
 class _Answer:
