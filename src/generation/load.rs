@@ -13,7 +13,7 @@ use super::chat::{self, ChatTemplate, TURNS_TEMPLATE};
 use super::stop::TextTokens;
 use crate::compute::{Candle, Cpu, Isa, WeightFormat};
 use crate::models::added_tokens;
-use crate::models::architectures::{Description, Transformer};
+use crate::models::architectures::Transformer;
 use crate::models::json::read_json;
 use crate::models::manifest::WeightFiles;
 use crate::models::tokenizer::{Settings, guarded, parse as parse_tokenizer};
@@ -87,14 +87,6 @@ impl Network {
         match self {
             Self::Cpu(model) => model.memory_bytes(),
             Self::Candle(model) => model.memory_bytes(),
-        }
-    }
-
-    /// Its numbers.
-    pub fn description(&self) -> &Description {
-        match self {
-            Self::Cpu(model) => model.description(),
-            Self::Candle(model) => model.description(),
         }
     }
 

@@ -161,16 +161,6 @@ impl<B: Backend> Transformer<B> {
         Ok(model)
     }
 
-    /// Its numbers.
-    pub fn description(&self) -> &Description {
-        &self.description
-    }
-
-    /// The backend.
-    pub fn backend(&self) -> &B {
-        &self.backend
-    }
-
     fn cache_shape(&self) -> CacheShape {
         let Heads { kv_heads, width, .. } = self.description.heads;
         CacheShape { layers: self.description.layers, kv_heads, width }
