@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
 import torch  # noqa: E402  (after the environment above)
-from fixture_makers import added_tokens, causal, detector, encoders, real  # noqa: E402
+from fixture_makers import added_tokens, causal, detector, encoders, real, semantic  # noqa: E402
 from transformers.utils import logging  # noqa: E402
 
 FIXTURES = ROOT / "tests" / "fixtures"
@@ -31,6 +31,7 @@ FIXTURES = ROOT / "tests" / "fixtures"
 def makers(models: Path) -> dict[str, Callable[[], None]]:
     """Fixture name → what makes it."""
     table: dict[str, Callable[[], None]] = {"text": partial(detector.make, FIXTURES)}
+    table["semantic"] = partial(semantic.make, FIXTURES)
     table["added_tokens"] = partial(added_tokens.make, FIXTURES)
     table |= {spec.name: partial(encoders.make, spec, FIXTURES) for spec in encoders.ENCODERS}
     table |= {spec.name: partial(causal.make, spec, FIXTURES) for spec in causal.GENERATORS}

@@ -1,0 +1,332 @@
+"""Stored answers, found by meaning: a question that was answered before, in other words, gets the same answer."""
+
+from __future__ import annotations
+
+import json
+import operator
+import threading
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from .._embedder import Embedder
+from .rows import prepare, wrong
+from .store import AnswerStore, Stored
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable
+    from typing import Any
+
+    from typing_extensions import Self
+
+    from .._core import Manager
+    from .rows import Vectors
+
+_FIRST_ROWS = 64
+
+
+class CachedAnswer(NamedTuple):
+    """An answer of an earlier question."""
+
+    answer: Any
+    """What was stored."""
+    question: str
+    """The question that it was stored for."""
+    score: float
+    """The cosine of the two questions; 1.0 for the same text."""
+    created: float
+    """When it was stored, in seconds since the epoch."""
+
+
+class SemanticCache:
+    """Answers by the meaning of their questions: `get` returns the answer of the stored question whose cosine is
+    highest, if it reaches the threshold.
+
+    Safe for threads. The same text is found without computing a vector. The least recently used entry makes way for a
+    new one when the cache is full. With a `path` the entries are in an SQLite file and survive the process; when the
+    model was replaced since, their questions are embedded again. Several processes may use one file; a process sees
+    what others added when it opens the cache.
+    """
+
+    def __init__(
+        self,
+        manager: Manager | None = None,
+        model: str | None = None,
+        *,
+        threshold: float = 0.92,
+        max_entries: int = 10_000,
+        ttl: float | None = None,
+        path: str | os.PathLike[str] | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """An empty cache, or the one of the file at `path`. No model is loaded before the first call.
+
+        Args:
+            manager: The manager that embeds; None for the process-wide one.
+            model: A slot of it or a source; None for its preferred sentence model.
+            threshold: The least cosine at which two questions count as the same. It depends on the model: measure it
+                on pairs of your own (`pairwise_similarity`).
+            max_entries: The most entries, of all scopes.
+            ttl: Seconds after which an answer is no longer given; None for no limit.
+            path: A file for the entries.
+            clock: Seconds since the epoch.
+
+        Raises:
+            ArgumentError: A `threshold`, `max_entries` or `ttl` out of range.
+            InvalidFileError: `path` is a file, but not one of this cache.
+        """
+        if not 0 < threshold <= 1:
+            raise wrong("threshold", f"threshold={threshold} must be above 0 and at most 1")
+        max_entries = operator.index(max_entries)
+        if max_entries < 1:
+            raise wrong("max_entries", f"max_entries={max_entries} must be at least 1")
+        if ttl is not None and not ttl > 0:
+            raise wrong("ttl", f"ttl={ttl} must be a positive number of seconds, or None")
+        self.threshold = threshold
+        self.max_entries = max_entries
+        self.ttl = ttl
+        self._embedder = Embedder(manager, model)
+        self._clock = clock
+        self._store = None if path is None else AnswerStore(Path(path))
+        self._lock = threading.Lock()
+        self._loading = threading.Lock()
+        self._loaded = self._store is None
+        self._entries: dict[tuple[str, str], Stored] = {}
+        """By scope and question, the least recently used first."""
+        self._rows: dict[int, tuple[str, str]] = {}
+        """The keys of the rows in use."""
+        self._row_of: dict[tuple[str, str], int] = {}
+        self._free: list[int] = []
+        self._vectors: Vectors | None = None
+        self._hits = self._misses = self._evicted = 0
+
+    # --- Look up and store -------------------------------------------------------------------------------------------
+
+    def get(self, question: str, *, scope: str = "") -> CachedAnswer | None:
+        """The answer of the most similar question of `scope`; None when none reaches the threshold.
+
+        Args:
+            question: Text.
+            scope: Only entries of the same scope are found: a language, a tenant, a version of the documents.
+        """
+        key = _key(scope, question)
+        self._load()
+        with self._lock:
+            found = self._live(key)
+            if found is not None:
+                return self._hit(key, found, 1.0)
+            if not self._entries:
+                self._misses += 1
+                return None
+        vector = self._embed(question)
+        with self._lock:
+            return self._nearest(scope, vector)
+
+    def put(self, question: str, answer: Any, *, scope: str = "") -> None:
+        """Store `answer` for `question`, in place of an earlier one for the same text.
+
+        Raises:
+            ArgumentError: A blank question; with a `path`, an answer that JSON cannot represent.
+        """
+        key = _key(scope, question)
+        if not question.strip():
+            raise wrong("question", "question is blank; a cache of answers needs a text to find them by")
+        text = None
+        if self._store is not None:
+            try:
+                text = json.dumps(answer, ensure_ascii=False, allow_nan=False)
+            except (TypeError, ValueError) as error:
+                raise wrong("answer", f"answer cannot be stored in a file as JSON: {error}") from error
+        self._load()
+        vector = self._embed(question)
+        now = self._clock()
+        with self._lock:
+            gone = self._insert(key, Stored(answer, now, now), vector)
+        if self._store is not None and text is not None:
+            self._store.write(key, text, now, vector, self._embedder.fingerprint, gone)
+
+    def get_or_compute(self, question: str, compute: Callable[[str], Any], *, scope: str = "") -> Any:
+        """The stored answer, else `compute(question)`, which is stored. An exception of `compute` is raised and
+        nothing is stored.
+        """
+        found = self.get(question, scope=scope)
+        if found is not None:
+            return found.answer
+        answer = compute(question)
+        self.put(question, answer, scope=scope)
+        return answer
+
+    async def aget(self, question: str, *, scope: str = "") -> CachedAnswer | None:
+        """`get` on a thread, for asyncio."""
+        import asyncio
+
+        return await asyncio.to_thread(self.get, question, scope=scope)
+
+    async def aput(self, question: str, answer: Any, *, scope: str = "") -> None:
+        """`put` on a thread, for asyncio."""
+        import asyncio
+
+        await asyncio.to_thread(self.put, question, answer, scope=scope)
+
+    def remove(self, question: str, *, scope: str = "") -> bool:
+        """Remove the entry of exactly this text. Returns whether there was one."""
+        key = _key(scope, question)
+        self._load()
+        with self._lock:
+            there = key in self._entries
+            self._drop(key)
+        if self._store is not None:
+            self._store.remove([key])
+        return there
+
+    def clear(self, *, scope: str | None = None) -> None:
+        """Remove all entries, or those of one scope."""
+        self._load()
+        with self._lock:
+            gone = [key for key in self._entries if scope is None or key[0] == scope]
+            for key in gone:
+                self._drop(key)
+        if self._store is not None:
+            self._store.remove(gone)
+
+    # --- The object --------------------------------------------------------------------------------------------------
+
+    def stats(self) -> dict[str, int]:
+        """Counts since the start: ``hits``, ``misses``, ``evicted``; and ``entries`` now."""
+        with self._lock:
+            return {
+                "entries": len(self._entries),
+                "hits": self._hits,
+                "misses": self._misses,
+                "evicted": self._evicted,
+            }
+
+    def close(self) -> None:
+        """Save when entries were used last and close the file. The object opens it again when it is used again."""
+        if self._store is None:
+            return
+        with self._lock:
+            used = {key: entry.used for key, entry in self._entries.items()}
+        self._store.close(used)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.close()
+
+    def __len__(self) -> int:
+        self._load()
+        with self._lock:
+            return len(self._entries)
+
+    def __repr__(self) -> str:
+        stats = self.stats()
+        return (
+            f"<SemanticCache {self._embedder.slot!r}, {stats['entries']} of {self.max_entries} entries,"
+            f" threshold {self.threshold}, {stats['hits']} hits, {stats['misses']} misses>"
+        )
+
+    # --- Inside ------------------------------------------------------------------------------------------------------
+
+    def _embed(self, question: str) -> Vectors:
+        return np.asarray(prepare(self._embedder.query(question)[None, :], "vector", "cosine")[0])
+
+    def _load(self) -> None:
+        """Read the file once. Questions that another model embedded are embedded again, outside of the lock."""
+        if self._loaded:
+            return
+        with self._loading:
+            if self._loaded or self._store is None:
+                return
+            fingerprint = self._embedder.fingerprint
+            rows = self._store.read(self.max_entries)
+            stale = [row for row in rows if row.fingerprint != fingerprint]
+            if stale:
+                fresh = prepare(self._embedder.queries([row.key[1] for row in stale]), "vectors", "cosine")
+                for row, vector in zip(stale, fresh, strict=True):
+                    row.vector = vector
+                self._store.replace_vectors(stale, fingerprint)
+            with self._lock:
+                for row in rows:
+                    if row.vector is not None:
+                        self._insert(row.key, Stored(row.answer, row.created, row.used), row.vector)
+                self._evicted = 0
+            self._loaded = True
+
+    def _live(self, key: tuple[str, str]) -> Stored | None:
+        entry = self._entries.get(key)
+        return None if entry is None or self._expired(entry) else entry
+
+    def _expired(self, entry: Stored) -> bool:
+        return self.ttl is not None and self._clock() - entry.created >= self.ttl
+
+    def _hit(self, key: tuple[str, str], entry: Stored, score: float) -> CachedAnswer:
+        self._hits += 1
+        entry.used = self._clock()
+        self._entries[key] = self._entries.pop(key)  # most recently used: last
+        return CachedAnswer(entry.answer, key[1], score, entry.created)
+
+    def _nearest(self, scope: str, vector: Vectors) -> CachedAnswer | None:
+        if self._vectors is not None and self._rows:
+            scores = self._vectors @ vector
+            for row in np.argsort(-scores, kind="stable"):
+                score = float(scores[row])
+                if score < self.threshold:
+                    break
+                key = self._rows.get(int(row))
+                entry = self._live(key) if key is not None and key[0] == scope else None
+                if key is not None and entry is not None:
+                    return self._hit(key, entry, min(score, 1.0))
+        self._misses += 1
+        return None
+
+    def _insert(self, key: tuple[str, str], entry: Stored, vector: Vectors) -> list[tuple[str, str]]:
+        """Returns the keys that made way."""
+        self._drop(key)
+        gone = [old for old, stored in self._entries.items() if self._expired(stored)] if self.ttl else []
+        for old in gone:
+            self._drop(old)
+        while len(self._entries) >= self.max_entries:
+            oldest = next(iter(self._entries))
+            self._drop(oldest)
+            self._evicted += 1
+            gone.append(oldest)
+        row = self._free_row(len(vector))
+        assert self._vectors is not None
+        self._vectors[row] = vector
+        self._rows[row] = key
+        self._row_of[key] = row
+        self._entries[key] = entry
+        return gone
+
+    def _free_row(self, dimension: int) -> int:
+        """A row that no entry has; the matrix grows by doubling."""
+        if not self._free:
+            old = self._vectors
+            size = 0 if old is None else len(old)
+            larger = np.zeros((min(max(2 * size, _FIRST_ROWS), self.max_entries), dimension), np.float32)
+            if old is not None:
+                larger[:size] = old
+            self._vectors = larger
+            self._free.extend(reversed(range(size, len(larger))))
+        return self._free.pop()
+
+    def _drop(self, key: tuple[str, str]) -> None:
+        if self._entries.pop(key, None) is not None and self._vectors is not None:
+            row = self._row_of.pop(key)
+            del self._rows[row]
+            self._free.append(row)
+            self._vectors[row] = 0
+
+
+def _key(scope: str, question: str) -> tuple[str, str]:
+    if not isinstance(question, str):
+        raise TypeError(f"question must be a str, not {type(question).__name__}")
+    if not isinstance(scope, str):
+        raise TypeError(f"scope must be a str, not {type(scope).__name__}")
+    return scope, question

@@ -1,0 +1,141 @@
+"""Which of a few intents a text has, learned from a handful of examples of each."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from .._embedder import Embedder
+from .rows import prepare, wrong
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from .._core import Manager
+    from .rows import Vectors
+
+
+class Intent(NamedTuple):
+    """The intent of a text."""
+
+    label: str | None
+    """The intent; None when no intent reaches the threshold."""
+    score: float
+    """Mean cosine to the nearest examples of the best intent, between -1 and 1."""
+    example: str
+    """The example that is nearest, of the best intent: the reason for the answer."""
+    scores: dict[str, float]
+    """The score of every intent."""
+
+
+class IntentClassifier:
+    """A classifier that compares a text with the examples of every intent. Nothing is trained: examples can be added
+    at any time, and the answer names the example that decided.
+
+    The score of an intent is the mean cosine to the `neighbors` of its examples that are nearest to the text.
+
+    >>> intents = IntentClassifier({"hours": ["When are you open?", "Çalışma saatleriniz nedir?"],
+    ...                             "contact": ["How can I reach you?", "Telefon numaranız nedir?"]})
+    >>> intents.predict("Saat kaçta açılıyorsunuz?").label
+    'hours'
+    """
+
+    def __init__(
+        self,
+        examples: Mapping[str, Sequence[str]],
+        manager: Manager | None = None,
+        model: str | None = None,
+        *,
+        threshold: float = 0.0,
+        neighbors: int = 3,
+    ) -> None:
+        """A classifier of these intents. The examples are embedded with the first prediction.
+
+        Args:
+            examples: The texts of each intent.
+            manager: The manager that embeds; None for the process-wide one.
+            model: A slot of it or a source; None for its preferred sentence model.
+            threshold: The least score; below it the label is None. It depends on the model: see the scores of texts
+                that have no intent.
+            neighbors: How many examples count.
+
+        Raises:
+            ArgumentError: No intent, an intent without examples, a blank example, an example of two intents,
+                `neighbors` below 1, a `threshold` out of range.
+        """
+        if not isinstance(examples, Mapping):
+            raise TypeError(f"examples must map intents to lists of texts, not be a {type(examples).__name__}")
+        self.neighbors = operator.index(neighbors)
+        if self.neighbors < 1:
+            raise wrong("neighbors", f"neighbors={neighbors} must be at least 1")
+        if not -1 <= threshold <= 1:
+            raise wrong("threshold", f"threshold={threshold} must be between -1 and 1")
+        if not examples:
+            raise wrong("examples", "examples is empty; give at least one intent with its examples")
+        self.threshold = threshold
+        self.labels = list(examples)
+        self._texts: list[str] = []
+        self._owner: list[int] = []
+        for number, (label, texts) in enumerate(examples.items()):
+            self._add(number, label, texts)
+        self._embedder = Embedder(manager, model)
+        self._vectors: Vectors | None = None
+
+    def _add(self, number: int, label: str, texts: Sequence[str]) -> None:
+        if isinstance(texts, str | bytes):
+            raise TypeError(f"the examples of {label!r} must be a list of texts, not one text")
+        if not texts:
+            raise wrong("examples", f"the intent {label!r} has no examples; give it at least one")
+        for text in texts:
+            if not isinstance(text, str):
+                raise TypeError(f"an example of {label!r} is a {type(text).__name__}, not a str")
+            if not text.strip():
+                raise wrong("examples", f"an example of {label!r} is blank; remove it")
+            if text in self._texts:
+                other = self.labels[self._owner[self._texts.index(text)]]
+                if other != label:
+                    raise wrong(
+                        "examples", f"{text!r} is an example of {other!r} and of {label!r}; it can have one intent"
+                    )
+                continue
+            self._texts.append(text)
+            self._owner.append(number)
+
+    def predict(self, text: str) -> Intent:
+        """The intent of one text. Raises `ArgumentError` for a blank one."""
+        if not isinstance(text, str):
+            raise TypeError(f"text must be a str, not {type(text).__name__}; predict_many takes several")
+        return self.predict_many([text])[0]
+
+    def predict_many(self, texts: Iterable[str]) -> list[Intent]:
+        """The intent of each text, in their order."""
+        if isinstance(texts, str | bytes):
+            raise TypeError("texts must be an iterable of str, not one text")
+        asked = list(texts)
+        for index, text in enumerate(asked):
+            if isinstance(text, str) and not text.strip():
+                raise wrong("texts", f"texts[{index}] is blank; it has no intent")
+        if not asked:
+            return []
+        if self._vectors is None:
+            self._vectors = prepare(self._embedder.queries(self._texts), "examples", "cosine")
+        queries = prepare(self._embedder.queries(asked), "texts", "cosine")
+        return [self._decide(row) for row in queries @ self._vectors.T]
+
+    def _decide(self, cosines: Vectors) -> Intent:
+        owner = np.array(self._owner)
+        scores = {}
+        for number, label in enumerate(self.labels):
+            own = np.sort(cosines[owner == number])[::-1]
+            scores[label] = float(own[: self.neighbors].mean())
+        best = max(scores, key=scores.__getitem__)
+        own = np.flatnonzero(owner == self.labels.index(best))
+        example = self._texts[own[int(np.argmax(cosines[own]))]]
+        return Intent(best if scores[best] >= self.threshold else None, scores[best], example, scores)
+
+    def __repr__(self) -> str:
+        return f"<IntentClassifier {self._embedder.slot!r}, {len(self.labels)} intents, {len(self._texts)} examples>"

@@ -1,0 +1,78 @@
+"""Rows of vectors: checked once, normalized once."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..errors import ArgumentError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Literal, TypeAlias
+
+    from numpy.typing import ArrayLike, NDArray
+
+    Vectors: TypeAlias = NDArray[np.float32]
+    Measure: TypeAlias = Literal["cosine", "dot"]
+
+MEASURES = ("cosine", "dot")
+
+
+def wrong(param: str, message: str) -> ArgumentError:
+    """The error for the argument `param`."""
+    error = ArgumentError(message)
+    error.param = param
+    return error
+
+
+def as_rows(vectors: ArrayLike, name: str) -> NDArray[np.floating]:
+    """`vectors` as an array of shape (n, dim) in its own floating format; one vector counts as one row. Nothing is
+    copied, so that a memory-mapped file stays on disk.
+
+    Raises:
+        ArgumentError: `vectors` is not a matrix of numbers, or has no columns.
+    """
+    try:
+        rows = np.asanyarray(vectors)
+    except ValueError as error:
+        raise wrong(name, f"{name} must be rows of the same length: {error}") from error
+    if rows.size == 0 and rows.ndim < 2:
+        rows = rows.reshape(0, 1)
+    if rows.ndim == 1:
+        rows = rows[None, :]
+    if rows.ndim != 2 or rows.dtype.kind not in "fiub":
+        raise wrong(name, f"{name} must have shape (n, dim) and hold numbers, not {rows.dtype} of shape {rows.shape}")
+    if rows.shape[1] == 0:
+        raise wrong(name, f"{name} has vectors of no dimensions")
+    return rows
+
+
+def check_measure(measure: str) -> None:
+    """Raises `ArgumentError` for an unknown measure."""
+    if measure not in MEASURES:
+        raise wrong("measure", f"measure={measure!r} must be one of {', '.join(MEASURES)}")
+
+
+def prepare(rows: NDArray[np.floating], name: str, measure: Measure, first: int = 0) -> Vectors:
+    """float32 rows whose dot products are the measure: of length 1 for cosine. A zero vector stays zero, and its
+    cosine to every vector is 0.
+
+    Args:
+        rows: The vectors.
+        name: The argument, for the error.
+        measure: ``cosine`` or ``dot``.
+        first: The index of the first row in the whole argument, for the error.
+
+    Raises:
+        ArgumentError: A row holds NaN or infinity.
+    """
+    values = np.ascontiguousarray(rows, dtype=np.float32)
+    # float64 sums: a row of large float32 values has a finite length.
+    lengths = np.sqrt(np.einsum("ij,ij->i", values, values, dtype=np.float64))
+    if not np.isfinite(lengths).all():
+        bad = first + int(np.flatnonzero(~np.isfinite(lengths))[0])
+        raise wrong(name, f"{name}[{bad}] holds NaN or infinity; leave it out or embed its text again")
+    if measure == "dot":
+        return values
+    unit = values / np.maximum(lengths, np.finfo(np.float32).tiny)[:, None]
+    return np.asarray(unit, dtype=np.float32)

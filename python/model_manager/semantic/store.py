@@ -1,0 +1,168 @@
+"""The file of a `SemanticCache`: one SQLite table."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sqlite3
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..errors import InvalidFileError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from .rows import Vectors
+
+_APPLICATION = 0x6D6D_7363
+"""SQLite's application_id of these files: "mmsc"."""
+_VERSION = 1
+
+_TABLE = """
+CREATE TABLE IF NOT EXISTS answers (
+    scope TEXT NOT NULL,
+    question TEXT NOT NULL,
+    answer TEXT NOT NULL,
+    created REAL NOT NULL,
+    used REAL NOT NULL,
+    fingerprint TEXT NOT NULL,
+    vector BLOB NOT NULL,
+    PRIMARY KEY (scope, question)
+) WITHOUT ROWID
+"""
+
+
+@dataclass
+class Stored:
+    """An answer in memory."""
+
+    answer: Any
+    created: float
+    used: float
+
+
+@dataclass
+class Row:
+    """A row of the file."""
+
+    key: tuple[str, str]
+    answer: Any
+    created: float
+    used: float
+    fingerprint: str
+    vector: Vectors | None
+
+
+class AnswerStore:
+    """Reads and writes the file. Safe for threads, and usable in a forked child, which opens its own connection."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = threading.Lock()
+        self._connection: sqlite3.Connection | None = None
+        self._process = 0
+        with self._open():
+            pass
+
+    @contextlib.contextmanager
+    def _open(self) -> Iterator[sqlite3.Connection]:
+        """The connection inside of a transaction."""
+        with self._lock, self._errors():
+            if self._connection is None or self._process != os.getpid():
+                # A connection of the parent process must not even be closed here: that would drop the parent's locks.
+                self._connection, self._process = self._connect(), os.getpid()
+            with self._connection:
+                yield self._connection
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.DatabaseError as error:
+            raise InvalidFileError(
+                f"{self.path} cannot be used as a cache of answers: {error}. Remove the file to begin with an empty"
+                " cache, or name another one"
+            ) from error
+
+    def _connect(self) -> sqlite3.Connection:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        connection = sqlite3.connect(self.path, timeout=30, check_same_thread=False)
+        application = connection.execute("PRAGMA application_id").fetchone()[0]
+        version = connection.execute("PRAGMA user_version").fetchone()[0]
+        tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+        if tables and (application, version) != (_APPLICATION, _VERSION):
+            connection.close()
+            raise sqlite3.DatabaseError("it is another program's database, or of another version of this package")
+        # A reader does not wait for a writer. A crash of the process loses nothing; one of the machine may lose the
+        # last entries.
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = NORMAL")
+        if not tables:
+            connection.execute(f"PRAGMA application_id = {_APPLICATION}")
+            connection.execute(f"PRAGMA user_version = {_VERSION}")
+        connection.execute(_TABLE)
+        return connection
+
+    def read(self, limit: int) -> list[Row]:
+        """The `limit` entries that were used last, the oldest of them first. A damaged row is left out."""
+        with self._open() as connection:
+            rows = connection.execute(
+                "SELECT scope, question, answer, created, used, fingerprint, vector FROM answers"
+                " ORDER BY used DESC LIMIT ?",
+                (limit,),
+            ).fetchall()
+        found = []
+        for scope, question, answer, created, used, fingerprint, vector in reversed(rows):
+            with contextlib.suppress(ValueError):
+                values = np.frombuffer(vector, np.float32)
+                found.append(Row((scope, question), json.loads(answer), created, used, fingerprint, values))
+        return found
+
+    def write(
+        self,
+        key: tuple[str, str],
+        answer: str,
+        now: float,
+        vector: Vectors,
+        fingerprint: str,
+        gone: Iterable[tuple[str, str]],
+    ) -> None:
+        """Store one entry and remove those that made way."""
+        with self._open() as connection:
+            connection.executemany("DELETE FROM answers WHERE scope = ? AND question = ?", list(gone))
+            connection.execute(
+                "INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (*key, answer, now, now, fingerprint, vector.tobytes()),
+            )
+
+    def replace_vectors(self, rows: Sequence[Row], fingerprint: str) -> None:
+        """Store the vectors that another model made."""
+        with self._open() as connection:
+            connection.executemany(
+                "UPDATE answers SET vector = ?, fingerprint = ? WHERE scope = ? AND question = ?",
+                [(row.vector.tobytes(), fingerprint, *row.key) for row in rows if row.vector is not None],
+            )
+
+    def remove(self, keys: Iterable[tuple[str, str]]) -> None:
+        """Remove entries."""
+        with self._open() as connection:
+            connection.executemany("DELETE FROM answers WHERE scope = ? AND question = ?", list(keys))
+
+    def close(self, used: Mapping[tuple[str, str], float]) -> None:
+        """Store when entries were used last, and close the connection."""
+        with self._open() as connection:
+            connection.executemany(
+                "UPDATE answers SET used = ? WHERE scope = ? AND question = ?",
+                [(when, *key) for key, when in used.items()],
+            )
+        with self._lock:
+            if self._connection is not None and self._process == os.getpid():
+                self._connection.close()
+            self._connection = None

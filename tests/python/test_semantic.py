@@ -1,0 +1,468 @@
+"""`model_manager.semantic`: exact search against a sort of all scores, groups against sentence-transformers, stored
+answers, intents.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sqlite3
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+from conftest import ENGLISH_MODEL, FIXTURES, TURKISH_MODEL, tiny
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from model_manager import errors
+from model_manager._embedder import Embedder
+from model_manager.semantic import (
+    IntentClassifier,
+    SemanticCache,
+    near_duplicates,
+    pairwise_similarity,
+    search,
+    semantic_search,
+)
+
+QUESTION = "Çalışma saatleri nedir?"
+
+
+# --- Search ----------------------------------------------------------------------------------------------------------
+
+
+def naive(queries, corpus, k, measure):
+    """All scores, sorted; equal scores in the order of the corpus."""
+    q, c = np.asarray(queries, np.float64), np.asarray(corpus, np.float64)
+    if measure == "cosine":
+        q, c = (rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-30) for rows in (q, c))
+    scores = q @ c.T
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    return order, np.take_along_axis(scores, order, axis=1)
+
+
+@pytest.mark.parametrize("measure", ["cosine", "dot"])
+@pytest.mark.parametrize("k", [1, 7, 500, 2000])
+def test_search_is_exact_over_blocks(monkeypatch, measure, k):
+    monkeypatch.setattr(search, "_CORPUS_ROWS", 100)
+    monkeypatch.setattr(search, "_QUERY_ROWS", 16)
+    rng = np.random.default_rng(3)
+    corpus, queries = rng.normal(size=(1234, 24)).astype(np.float32), rng.normal(size=(50, 24)).astype(np.float32)
+    found = semantic_search(queries, corpus, k, measure=measure)
+    indices, scores = naive(queries, corpus, k, measure)
+    np.testing.assert_allclose(found.scores, scores, atol=1e-5)
+    assert all(len(set(row)) == len(row) for row in found.indices.tolist())
+    # Two scores closer than rounding may change places; no others do.
+    moved = found.indices != indices
+    every = naive(queries, corpus, len(corpus), measure)
+    by_row = np.take_along_axis(every[1], np.argsort(every[0], axis=1), axis=1)
+    np.testing.assert_allclose(np.take_along_axis(by_row, found.indices, axis=1), scores, atol=1e-5)
+    assert moved.mean() < 0.05
+    assert (found.indices.dtype, found.scores.dtype) == (np.int64, np.float32)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.integers(1, 60), st.integers(1, 9), st.integers(1, 12), st.integers(1, 5), st.randoms(use_true_random=False))
+def test_equal_scores_keep_the_order_of_the_corpus(rows, k, block, spread, random):
+    # Small whole numbers: products are exact, and most scores are equal to others.
+    corpus = np.array([[random.randint(-spread, spread) for _ in range(2)] for _ in range(rows)], np.float32)
+    queries = np.array([[random.randint(-2, 2) for _ in range(2)] for _ in range(3)], np.float32)
+    before, search._CORPUS_ROWS = search._CORPUS_ROWS, block
+    try:
+        found = semantic_search(queries, corpus, k, measure="dot")
+    finally:
+        search._CORPUS_ROWS = before
+    indices, scores = naive(queries, corpus, k, "dot")
+    assert found.indices.tolist() == indices.tolist()
+    assert found.scores.tolist() == scores.tolist()
+
+
+def test_search_reads_a_mapped_file_of_half_precision(tmp_path):
+    corpus = np.random.default_rng(5).normal(size=(300, 16)).astype(np.float16)
+    np.save(tmp_path / "corpus.npy", corpus)
+    mapped = np.load(tmp_path / "corpus.npy", mmap_mode="r")
+    found = semantic_search(corpus[:4], mapped, 3)
+    assert found.indices[:, 0].tolist() == [0, 1, 2, 3]
+    assert found.pairs(2)[0] == (2, pytest.approx(1.0, abs=1e-6))
+
+
+def test_search_of_one_vector_of_nothing_and_of_zeros():
+    corpus = np.eye(3, dtype=np.float32)
+    assert semantic_search(corpus[1], corpus, 1).pairs() == [(1, 1.0)]
+    assert semantic_search(np.empty((0, 3)), corpus).indices.shape == (0, 3)
+    assert semantic_search(corpus, []).indices.shape == (3, 0)
+    assert semantic_search(np.zeros(3), corpus, 2).pairs() == [(0, 0.0), (1, 0.0)]
+    # Lengths whose squares leave float32.
+    assert semantic_search(np.full(3, 1e30), np.full((1, 3), 1e-30), 1).pairs() == [(0, pytest.approx(1.0))]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "param", "words"),
+    [
+        ((np.ones((1, 3)), np.ones((2, 4))), {}, "queries", "3 dimensions, the corpus has 4"),
+        ((np.ones((1, 3)), np.ones((2, 3)), 0), {}, "k", "at least 1"),
+        ((np.ones((1, 3)), np.ones((2, 3))), {"measure": "euclid"}, "measure", "cosine, dot"),
+        ((np.ones((1, 3)), [[1, 2, 3], [1, np.nan, 3]]), {}, "corpus", r"corpus\[1\] holds NaN"),
+        (([[np.inf, 1]], np.ones((2, 2))), {}, "queries", r"queries\[0\] holds NaN or infinity"),
+        ((np.ones((1, 1, 3)), np.ones((2, 3))), {}, "queries", "shape"),
+        ((["text"], np.ones((2, 3))), {}, "queries", "hold numbers"),
+        (([[1, 2], [3]], np.ones((2, 3))), {}, "queries", "same length"),
+    ],
+)
+def test_search_names_what_is_wrong(arguments, options, param, words):
+    with pytest.raises(errors.ArgumentError, match=words) as caught:
+        semantic_search(*arguments, **options)
+    assert caught.value.param == param
+
+
+def test_pairs_are_compared_row_by_row():
+    a, b = np.array([[3.0, 4], [1, 0], [0, 0]]), np.array([[4.0, 3], [-2, 0], [1, 1]])
+    np.testing.assert_allclose(pairwise_similarity(a, b), [0.96, -1, 0], atol=1e-6)
+    np.testing.assert_allclose(pairwise_similarity(a, b, measure="dot"), [24, -2, 0])
+    with pytest.raises(errors.ArgumentError, match="one row for each pair"):
+        pairwise_similarity(a, b[:2])
+
+
+# --- Near duplicates -------------------------------------------------------------------------------------------------
+
+
+def test_groups_are_those_of_sentence_transformers():
+    cases = json.loads((FIXTURES / "semantic" / "reference.json").read_text())["communities"]
+    assert len(cases) == 4
+    for case in cases:
+        rng = np.random.default_rng(case["seed"])
+        centres = rng.normal(size=(case["clusters"], 16))
+        rows = centres[rng.integers(0, case["clusters"], case["rows"])] + case["noise"] * rng.normal(
+            size=(case["rows"], 16)
+        )
+        groups = near_duplicates(rows.astype(np.float32), case["threshold"], case["min_size"])
+        assert sorted(sorted(group.tolist()) for group in groups) == sorted(sorted(group) for group in case["groups"])
+        assert [len(group) for group in groups] == sorted((len(group) for group in groups), reverse=True)
+
+
+def test_exact_copies_are_one_group_at_a_threshold_of_one():
+    rows = np.random.default_rng(1).normal(size=(6, 40)).astype(np.float32)
+    rows[[2, 5]] = rows[0]
+    groups = near_duplicates(rows, 1.0)
+    assert [sorted(group.tolist()) for group in groups] == [[0, 2, 5]]
+    assert near_duplicates(np.empty((0, 4))) == []
+    assert [group.tolist() for group in near_duplicates(np.eye(2), 0.5, 1)] == [[0], [1]]
+
+
+@pytest.mark.parametrize(
+    ("threshold", "size", "param"), [(0, 2, "threshold"), (1.1, 2, "threshold"), (0.5, 0, "min_size")]
+)
+def test_groups_name_what_is_wrong(threshold, size, param):
+    with pytest.raises(errors.ArgumentError) as caught:
+        near_duplicates(np.eye(2), threshold, size)
+    assert caught.value.param == param
+
+
+# --- Stored answers --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def manager():
+    with tiny() as made:
+        yield made
+
+
+class Clock:
+    now = 1000.0
+
+    def __call__(self):
+        return self.now
+
+
+def test_a_similar_question_gets_the_stored_answer(manager):
+    cache = SemanticCache(manager, threshold=0.5)
+    assert cache.get(QUESTION) is None
+    cache.put(QUESTION, {"text": "09.00-18.00"})
+    same = cache.get(QUESTION)
+    assert (same.answer, same.question, same.score) == ({"text": "09.00-18.00"}, QUESTION, 1.0)
+    other = "Çalışma saatleriniz nedir?"
+    cosine = float(pairwise_similarity(*manager.embed([QUESTION, other], "turkish_sentence")[:, None, :])[0])
+    assert 0.5 < cosine < 1
+    assert cache.get(other).score == pytest.approx(cosine, abs=1e-6)
+    cache.threshold = cosine + 0.01
+    assert cache.get(other) is None
+    assert cache.stats() == {"entries": 1, "hits": 2, "misses": 2, "evicted": 0}
+    assert "1 of 10000 entries" in repr(cache)
+
+
+def test_the_most_similar_of_several_wins_and_scopes_are_apart(manager):
+    cache = SemanticCache(manager, threshold=0.1)
+    texts = [f"Soru {number}: {word}" for number, word in enumerate(["fabrika", "izin", "yemek", "servis", "maaş"])]
+    for text in texts:
+        cache.put(text, text.upper(), scope="tr")
+    asked = "Soru 3: servisler"
+    vectors = manager.embed([asked, *texts], "turkish_sentence")
+    best = texts[int(np.argmax(vectors[1:] @ vectors[0]))]
+    assert cache.get(asked, scope="tr").question == best
+    assert cache.get(asked, scope="en") is None
+    assert cache.get(texts[0]) is None
+    cache.clear(scope="en")
+    assert len(cache) == 5
+    cache.clear(scope="tr")
+    assert len(cache) == 0
+
+
+def test_the_least_recently_used_entry_makes_way(manager):
+    cache = SemanticCache(manager, threshold=1.0, max_entries=3)
+    for name in "abc":
+        cache.put(f"soru {name}", name)
+    cache.get("soru a")
+    cache.put("soru d", "d")
+    assert [cache.get(f"soru {name}") is not None for name in "abcd"] == [True, False, True, True]
+    cache.put("soru d", "yeni")
+    assert cache.get("soru d").answer == "yeni"
+    assert cache.stats()["evicted"] == 1
+    assert cache.remove("soru d")
+    assert not cache.remove("soru d")
+    for number in range(200):  # rows are used again, and the matrix stays as small as the cache
+        cache.put(f"soru {number}", number)
+    assert cache.get("soru 199").answer == 199
+    assert len(cache._vectors) == 3
+
+
+def test_answers_expire(manager):
+    clock = Clock()
+    cache = SemanticCache(manager, threshold=0.5, ttl=60, clock=clock)
+    cache.put(QUESTION, "x")
+    clock.now += 59
+    assert cache.get(QUESTION)
+    clock.now += 1
+    assert cache.get(QUESTION) is None
+    assert cache.get(QUESTION + "?") is None
+    cache.put("başka", "y")
+    assert len(cache) == 1
+
+
+def test_an_exception_of_compute_stores_nothing(manager):
+    cache = SemanticCache(manager)
+    with pytest.raises(ZeroDivisionError):
+        cache.get_or_compute("bir", lambda _: 1 // 0)
+    assert cache.get_or_compute("bir", str.upper) == "BIR"
+    assert cache.get_or_compute("bir", lambda _: pytest.fail("computed twice")) == "BIR"
+
+
+def test_a_cache_works_in_asyncio(manager):
+    async def scenario():
+        cache = SemanticCache(manager)
+        await cache.aput("bir", 1)
+        return await asyncio.gather(*(cache.aget("bir") for _ in range(10)))
+
+    assert [hit.answer for hit in asyncio.run(scenario())] == [1] * 10
+
+
+def test_threads_store_and_find_at_the_same_time(manager, tmp_path):
+    cache = SemanticCache(manager, threshold=1.0, max_entries=20, path=tmp_path / "answers.db")
+    failed = []
+
+    def work(thread):
+        for number in range(15):
+            text = f"soru {(thread * 7 + number) % 30}"
+            cache.put(text, text)
+            found = cache.get(text)
+            if found is not None and found.answer != found.question:
+                failed.append((text, found))
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failed
+    assert len(cache) == 20
+    assert len(set(cache._row_of.values())) == 20
+    cache.close()
+
+
+def test_entries_survive_the_process(manager, tmp_path):
+    path = tmp_path / "folder" / "answers.db"
+    with SemanticCache(manager, threshold=0.5, path=path) as cache:
+        cache.put(QUESTION, ["09.00", "18.00"], scope="tr")
+        cache.put("başka", 1)
+    with SemanticCache(manager, threshold=0.5, path=path) as again:
+        assert len(again) == 2
+        assert again.get(QUESTION + " ?", scope="tr").answer == ["09.00", "18.00"]
+        assert again.remove("başka")
+    with SemanticCache(manager, path=path) as last:
+        assert len(last) == 1
+        last.clear()
+    assert sqlite3.connect(path).execute("SELECT count(*) FROM answers").fetchone() == (0,)
+
+
+def test_a_kept_entry_is_what_was_used_last(manager, tmp_path):
+    clock, path = Clock(), tmp_path / "answers.db"
+    with SemanticCache(manager, path=path, clock=clock) as cache:
+        for name in ("a", "b", "c"):
+            clock.now += 1
+            cache.put(f"soru {name}", name)
+        clock.now += 1
+        assert cache.get("soru a")
+    with SemanticCache(manager, path=path, threshold=1.0, max_entries=2, clock=clock) as small:
+        assert [small.get(f"soru {name}") is not None for name in "abc"] == [True, False, True]
+
+
+def test_another_model_embeds_the_questions_again(tmp_path):
+    path = tmp_path / "answers.db"
+    with tiny() as first, SemanticCache(first, TURKISH_MODEL, path=path) as cache:
+        cache.put(QUESTION, "x")
+    with tiny() as second:
+        with SemanticCache(second, ENGLISH_MODEL, path=path, threshold=0.999) as cache:
+            assert cache.get(QUESTION + " ") is not None or cache.get(QUESTION).score == 1.0
+            cache._load()
+            own = Embedder(second, ENGLISH_MODEL).query(QUESTION)
+            row = cache._vectors[next(iter(cache._rows))]
+            np.testing.assert_allclose(row, own / np.linalg.norm(own), atol=1e-6)
+        stored = sqlite3.connect(path).execute("SELECT fingerprint, vector FROM answers").fetchone()
+        assert stored[0] == cache._embedder.fingerprint
+        np.testing.assert_allclose(np.frombuffer(stored[1], np.float32), row, atol=1e-6)
+
+
+def test_a_file_of_something_else_is_refused(manager, tmp_path):
+    (tmp_path / "text.db").write_text("no database at all, but long enough to be read as one" * 40)
+    foreign = sqlite3.connect(tmp_path / "foreign.db")
+    foreign.execute("CREATE TABLE answers (x)")
+    foreign.commit()
+    foreign.close()
+    for name, words in [("text.db", "not a database"), ("foreign.db", "another program's database")]:
+        with pytest.raises(errors.InvalidFileError, match=words) as caught:
+            SemanticCache(manager, path=tmp_path / name)
+        assert str(tmp_path / name) in str(caught.value)
+        assert "Remove the file" in str(caught.value)
+
+
+def test_a_killed_process_loses_no_stored_answer(tmp_path):
+    path = tmp_path / "answers.db"
+    script = f"""
+import os, sys
+sys.path.insert(0, {str(FIXTURES.parent / "python")!r})
+from conftest import tiny
+from model_manager.semantic import SemanticCache
+cache = SemanticCache(tiny(), path={str(path)!r})
+for number in range(5):
+    cache.put(f"soru {{number}}", number)
+print("ready", flush=True)
+os.kill(os.getpid(), 9)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.stdout, done.returncode) == ("ready\n", -9), done.stderr
+    with tiny() as manager, SemanticCache(manager, path=path) as cache:
+        assert [cache.get(f"soru {number}").answer for number in range(5)] == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_child_opens_its_own_connection(manager, tmp_path):
+    cache = SemanticCache(manager, path=tmp_path / "answers.db", threshold=1.0)
+    cache.put("bir", 1)
+    child = os.fork()
+    if child == 0:
+        try:
+            cache.put("iki", 2)
+            os._exit(0 if cache.get("bir").answer == 1 else 2)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    cache.put("üç", 3)
+    cache.close()
+    with SemanticCache(manager, path=tmp_path / "answers.db") as again:
+        assert len(again) == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "param"),
+    [
+        ({"threshold": 0}, "threshold"),
+        ({"threshold": 2}, "threshold"),
+        ({"max_entries": 0}, "max_entries"),
+        ({"ttl": 0}, "ttl"),
+    ],
+)
+def test_a_cache_names_what_is_wrong(manager, options, param):
+    with pytest.raises(errors.ArgumentError) as caught:
+        SemanticCache(manager, **options)
+    assert caught.value.param == param
+
+
+def test_wrong_questions_and_answers(manager, tmp_path):
+    cache = SemanticCache(manager, path=tmp_path / "answers.db")
+    with pytest.raises(errors.ArgumentError, match="blank"):
+        cache.put("  ", 1)
+    with pytest.raises(errors.ArgumentError, match="as JSON"):
+        cache.put("bir", object())
+    with pytest.raises(errors.ArgumentError, match="as JSON"):
+        cache.put("bir", float("nan"))
+    with pytest.raises(TypeError, match="question must be a str"):
+        cache.get(3)
+    with pytest.raises(TypeError, match="scope must be a str"):
+        cache.get("bir", scope=3)
+    assert len(cache) == 0
+
+
+# --- Intents ---------------------------------------------------------------------------------------------------------
+
+EXAMPLES = {
+    "hours": ["When are you open?", "What are your opening hours?", "Çalışma saatleriniz nedir?"],
+    "contact": ["How can I reach you?", "What is your phone number?", "Telefon numaranız nedir?", "E-mail?"],
+}
+
+
+def test_an_intent_is_the_mean_of_its_nearest_examples(manager):
+    intents = IntentClassifier(EXAMPLES, manager, neighbors=2)
+    text = "What are the opening hours?"
+    vectors = manager.embed([text, *EXAMPLES["hours"], *EXAMPLES["contact"]], "turkish_sentence")
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    cosines = unit[1:] @ unit[0]
+    expected = {"hours": np.sort(cosines[:3])[-2:].mean(), "contact": np.sort(cosines[3:])[-2:].mean()}
+    found = intents.predict(text)
+    assert found.scores == {label: pytest.approx(score, abs=1e-6) for label, score in expected.items()}
+    best = max(expected, key=expected.get)
+    assert (found.label, found.score) == (best, found.scores[best])
+    own = cosines[:3] if best == "hours" else cosines[3:]
+    assert found.example == EXAMPLES[best][int(np.argmax(own))]
+    assert intents.predict_many([text, EXAMPLES["contact"][1]])[1].label == "contact"
+    assert intents.predict_many([]) == []
+    assert "2 intents, 7 examples" in repr(intents)
+
+
+def test_below_the_threshold_there_is_no_intent(manager):
+    intents = IntentClassifier(EXAMPLES, manager, threshold=0.999)
+    found = intents.predict("Bambaşka bir cümle, hiçbir şeyle ilgisi yok")
+    assert found.label is None
+    assert found.score == max(found.scores.values()) < 0.999
+    assert IntentClassifier({"tek": ["bir"]}, manager).predict("bir").score == pytest.approx(1.0, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("examples", "options", "words"),
+    [
+        ({}, {}, "at least one intent"),
+        ({"a": []}, {}, "'a' has no examples"),
+        ({"a": [" "]}, {}, "blank"),
+        ({"a": ["x"], "b": ["x"]}, {}, "'a' and of 'b'"),
+        ({"a": ["x"]}, {"neighbors": 0}, "neighbors=0"),
+        ({"a": ["x"]}, {"threshold": 3}, "threshold=3"),
+    ],
+)
+def test_wrong_examples_are_named(manager, examples, options, words):
+    with pytest.raises(errors.ArgumentError, match=words):
+        IntentClassifier(examples, manager, **options)
+
+
+def test_examples_of_a_wrong_type(manager):
+    with pytest.raises(TypeError, match="list of texts, not one text"):
+        IntentClassifier({"a": "x"}, manager)
+    with pytest.raises(TypeError, match="a int, not a str"):
+        IntentClassifier({"a": [3]}, manager)
+    with pytest.raises(TypeError, match="map intents"):
+        IntentClassifier(["x"], manager)
+    intents = IntentClassifier({"a": ["x"]}, manager)
+    with pytest.raises(TypeError, match="predict_many"):
+        intents.predict(["x"])
+    with pytest.raises(errors.ArgumentError, match=r"texts\[1\] is blank"):
+        intents.predict_many(["x", " "])
