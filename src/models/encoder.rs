@@ -8,10 +8,9 @@ use std::thread;
 
 use super::architectures::{Kind, Transformer};
 use super::config::ModelConfig;
-use super::dense::Dense;
+use super::heads::{Dense, Pooling, SentenceEncoder};
 use super::long::Bounds;
 use super::manifest::ModelFiles;
-use super::pooling::{Pooling, SentenceEncoder};
 use super::sentence::SentenceConfig;
 use super::tokenizer::Tokenizer;
 use super::weights::Weights;

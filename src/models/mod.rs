@@ -8,7 +8,7 @@
 //! architectures/ families: their configuration, their tensors, one forward pass for all
 //! tokenizer.rs, tokenizers/, wordpiece.rs, cut.rs, long.rs   text → ids
 //! weights.rs     name → tensor                                   formats/    safetensors, pickle, GGUF
-//! sentence.rs    pooling, normalisation, length, prompts         pooling.rs, dense.rs   states → vector
+//! sentence.rs    pooling, normalisation, length, prompts         heads/      states → result
 //! encoder.rs     all of these together
 //! ```
 
@@ -17,17 +17,16 @@ pub mod architectures;
 pub mod config;
 pub(crate) mod cut;
 pub mod decoder;
-pub mod dense;
 pub mod encoder;
 pub mod formats;
 pub mod gguf_tokenizer;
+pub mod heads;
 mod hub;
 pub(crate) mod json;
 pub(crate) mod keys;
 mod kind;
 pub(crate) mod long;
 pub mod manifest;
-pub mod pooling;
 pub mod resolve;
 pub mod sentence;
 pub mod source;
@@ -40,11 +39,11 @@ pub use architectures::Kind;
 pub use config::ModelConfig;
 pub use encoder::{Build, Encoder, Overrides, normalize, on_cpu, on_device};
 pub use formats::gguf;
+pub use heads::{Pooling, SentenceEncoder};
 pub use hub::{Progress, ResolveOptions};
 pub use kind::kind_of;
 pub use long::Bounds;
 pub use manifest::ModelFiles;
-pub use pooling::{Pooling, SentenceEncoder};
 pub use resolve::resolve;
 pub use sentence::{SentenceConfig, Similarity};
 pub use source::Source;

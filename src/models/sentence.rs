@@ -10,10 +10,10 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::formats::gguf::Gguf;
+use super::heads::Pooling;
 use super::json::read_json;
 use super::keys::{refusal, refuse_unknown};
 use super::manifest::{ModelFiles, SENTENCE_CONFIGS};
-use super::pooling::Pooling;
 use super::tokenizer::Settings;
 use crate::{Error, Result};
 

@@ -16,7 +16,7 @@ use crate::compute::{
     Activation, Backend, CacheShape, Heads, KvCache, Matrix, Packed, Pass, Positions, Rotary, Row, Step,
 };
 use crate::models::decoder::Decoder;
-use crate::models::pooling::{Pooling, SentenceEncoder};
+use crate::models::heads::{Pooling, SentenceEncoder};
 use crate::{Error, Result};
 
 /// The numbers and switches of a transformer.

@@ -5,11 +5,11 @@ use std::path::Path;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use super::architectures::{LARGEST_SIZE, Tensors};
-use super::json::read_json;
-use super::keys::refuse_unknown;
-use super::manifest::WeightFiles;
-use super::weights::Weights;
+use crate::models::architectures::{LARGEST_SIZE, Tensors};
+use crate::models::json::read_json;
+use crate::models::keys::refuse_unknown;
+use crate::models::manifest::WeightFiles;
+use crate::models::weights::Weights;
 use crate::{Error, Result};
 
 /// `activation(W·x + b)`, in f32.
