@@ -18,6 +18,6 @@ mod worker;
 pub use chunk::{Cancel, Chunk, ChunkOutput};
 pub use counters::{Counters, WorkDone};
 pub use queue::Lane;
-pub(crate) use queue::{Budget, Queue, Waiter};
+pub(crate) use queue::{BatchLimit, Queue, Waiter};
 pub(crate) use queue_worker::{QueueWorker, abandon, complete, next_batch};
 pub use worker::{Batcher, Forward};

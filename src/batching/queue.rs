@@ -22,19 +22,19 @@ pub enum Lane {
 pub(super) type Tokens = Arc<[u32]>;
 
 /// What can be queued: cheap to clone, equal for equal results.
-pub(crate) trait Item: Clone + Eq + Hash + Send + 'static {
+pub(crate) trait QueueItem: Clone + Eq + Hash + Send + 'static {
     /// Its part of a batch's budget.
     fn weight(&self) -> usize;
 }
 
-impl Item for Tokens {
+impl QueueItem for Tokens {
     fn weight(&self) -> usize {
         self.len()
     }
 }
 
 /// A text that a server elsewhere tokenises.
-impl Item for Arc<str> {
+impl QueueItem for Arc<str> {
     fn weight(&self) -> usize {
         self.len()
     }
@@ -42,14 +42,14 @@ impl Item for Arc<str> {
 
 /// How much one batch takes at most. A single item always fits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Budget {
+pub(crate) struct BatchLimit {
     /// Of all items together.
     pub(crate) weight: usize,
     /// Items.
     pub(crate) items: usize,
 }
 
-impl Budget {
+impl BatchLimit {
     /// Any number of items of this weight together.
     pub(crate) fn of_weight(weight: usize) -> Self {
         Self { weight, items: usize::MAX }
@@ -80,7 +80,7 @@ impl<T> Default for Queue<T> {
     }
 }
 
-impl<T: Item> Queue<T> {
+impl<T: QueueItem> Queue<T> {
     /// Adds one sequence (true), or joins an equal one that is already waiting or being computed (false).
     pub(crate) fn push(&mut self, item: T, waiter: Waiter, lane: Lane) -> bool {
         if let Some(waiters) = self.wanted.get_mut(&item) {
@@ -107,7 +107,7 @@ impl<T: Item> Queue<T> {
 
     /// Takes the next batch, within `budget` but at least one sequence. Sequences whose callers have all left are
     /// dropped on the way; the second value counts them.
-    pub(crate) fn next_batch(&mut self, budget: Budget) -> (Vec<T>, usize) {
+    pub(crate) fn next_batch(&mut self, budget: BatchLimit) -> (Vec<T>, usize) {
         let mut batch = Vec::new();
         let (mut used, mut abandoned) = (0, 0);
         // Half for interactive requests (all of it when no bulk work waits), then bulk, then interactive requests again.
@@ -118,7 +118,7 @@ impl<T: Item> Queue<T> {
         (batch, abandoned)
     }
 
-    fn take(&mut self, lane: Lane, limit: Budget, used: &mut usize, batch: &mut Vec<T>) -> usize {
+    fn take(&mut self, lane: Lane, limit: BatchLimit, used: &mut usize, batch: &mut Vec<T>) -> usize {
         let mut dropped = 0;
         let line = match lane {
             Lane::Interactive => &mut self.interactive,
@@ -182,7 +182,7 @@ mod tests {
         let (mut queue, keep) = (Queue::default(), Cancel::default());
         assert!(queue.push(tokens(1, 4), waiter(&keep), Lane::Interactive));
         assert!(!queue.push(tokens(1, 4), waiter(&keep), Lane::Bulk));
-        assert_eq!(queue.next_batch(Budget::of_weight(100)).0.len(), 1);
+        assert_eq!(queue.next_batch(BatchLimit::of_weight(100)).0.len(), 1);
         // Being computed: a third caller joins, nothing is queued again.
         queue.push(tokens(1, 4), waiter(&keep), Lane::Interactive);
         assert!(queue.is_empty());
@@ -200,7 +200,7 @@ mod tests {
         queue.push(tokens(2, 4), waiter(&gone), Lane::Interactive);
         queue.push(tokens(2, 4), waiter(&here), Lane::Interactive);
         gone.cancel();
-        assert_eq!(queue.next_batch(Budget::of_weight(100)), (vec![tokens(2, 4)], 1));
+        assert_eq!(queue.next_batch(BatchLimit::of_weight(100)), (vec![tokens(2, 4)], 1));
         assert_eq!(queue.complete(&tokens(2, 4)).len(), 2);
         assert!(queue.wanted.is_empty());
     }
@@ -212,7 +212,7 @@ mod tests {
             queue.push(tokens(id, 10), waiter(&keep), Lane::Bulk);
         }
         queue.push(tokens(1000, 10), waiter(&keep), Lane::Interactive);
-        let (batch, _) = queue.next_batch(Budget::of_weight(100));
+        let (batch, _) = queue.next_batch(BatchLimit::of_weight(100));
         assert_eq!(batch[0], tokens(1000, 10));
         assert_eq!(batch.len(), 10);
     }
@@ -224,7 +224,7 @@ mod tests {
             queue.push(tokens(id, 10), waiter(&keep), Lane::Interactive);
         }
         queue.push(tokens(1000, 10), waiter(&keep), Lane::Bulk);
-        let (batch, _) = queue.next_batch(Budget::of_weight(100));
+        let (batch, _) = queue.next_batch(BatchLimit::of_weight(100));
         assert!(batch.contains(&tokens(1000, 10)));
         assert_eq!(batch.len(), 10);
     }
@@ -234,8 +234,8 @@ mod tests {
         let (mut queue, keep) = (Queue::default(), Cancel::default());
         queue.push(tokens(1, 500), waiter(&keep), Lane::Bulk);
         queue.push(tokens(2, 1), waiter(&keep), Lane::Bulk);
-        assert_eq!(queue.next_batch(Budget::of_weight(100)).0, [tokens(1, 500)]);
-        assert_eq!(queue.next_batch(Budget::of_weight(100)).0, [tokens(2, 1)]);
+        assert_eq!(queue.next_batch(BatchLimit::of_weight(100)).0, [tokens(1, 500)]);
+        assert_eq!(queue.next_batch(BatchLimit::of_weight(100)).0, [tokens(2, 1)]);
     }
 
     proptest! {
@@ -247,7 +247,7 @@ mod tests {
             budget in 1usize..100,
             items in 1usize..20,
         ) {
-            let limits = Budget { weight: budget, items };
+            let limits = BatchLimit { weight: budget, items };
             let (mut queue, keep) = (Queue::default(), Cancel::default());
             let mut distinct = std::collections::HashSet::new();
             for (id, length, bulk) in &arrivals {

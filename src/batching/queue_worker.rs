@@ -4,17 +4,17 @@ use std::sync::Arc;
 
 use super::chunk::Chunk;
 use super::counters::Counters;
-use super::queue::{Budget, Item, Lane, Queue, Waiter};
+use super::queue::{BatchLimit, Lane, Queue, QueueItem, Waiter};
 use crate::Result;
 use crate::sync::{Abandon, Work, Worker, WorkerThread};
 
 /// A queue, and the threads that empty it. Dropping it ends the threads and fails callers that still wait.
-pub(crate) struct QueueWorker<T: Item> {
+pub(crate) struct QueueWorker<T: QueueItem> {
     worker: Worker<Queue<T>>,
     counters: Arc<Counters>,
 }
 
-impl<T: Item> QueueWorker<T> {
+impl<T: QueueItem> QueueWorker<T> {
     /// Starts `threads` threads.
     pub(crate) fn start(
         role: &'static str,
@@ -50,7 +50,7 @@ impl<T: Item> QueueWorker<T> {
     }
 }
 
-impl<T: Item> Drop for QueueWorker<T> {
+impl<T: QueueItem> Drop for QueueWorker<T> {
     fn drop(&mut self) {
         self.worker.close();
     }
@@ -58,9 +58,9 @@ impl<T: Item> Drop for QueueWorker<T> {
 
 /// Waits for items and takes a batch of them; `None` at the end. `away`: what the thread does with them cannot be
 /// interrupted.
-pub(crate) fn next_batch<T: Item>(
+pub(crate) fn next_batch<T: QueueItem>(
     thread: &WorkerThread<'_, Queue<T>>,
-    budget: Budget,
+    budget: BatchLimit,
     away: bool,
     counters: &Counters,
 ) -> Option<Vec<T>> {
@@ -83,13 +83,13 @@ pub(crate) fn next_batch<T: Item>(
 }
 
 /// The callers that want the items of a batch which has been computed, or has failed.
-pub(crate) fn complete<T: Item>(thread: &WorkerThread<'_, Queue<T>>, batch: &[T]) -> Vec<Vec<Waiter>> {
+pub(crate) fn complete<T: QueueItem>(thread: &WorkerThread<'_, Queue<T>>, batch: &[T]) -> Vec<Vec<Waiter>> {
     let mut queue = thread.lock();
     batch.iter().map(|item| queue.complete(item)).collect()
 }
 
 /// Fails every caller that waits for an item of `queue`.
-pub(crate) fn abandon<T: Item>(queue: &mut Queue<T>) -> Option<Abandon> {
+pub(crate) fn abandon<T: QueueItem>(queue: &mut Queue<T>) -> Option<Abandon> {
     let waiters = queue.drain();
     Some(Box::new(move |error| waiters.iter().for_each(|waiter| waiter.chunk.fail(error.clone()))))
 }

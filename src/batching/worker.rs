@@ -5,7 +5,7 @@ use std::sync::{Arc, Weak};
 
 use super::chunk::Chunk;
 use super::counters::Counters;
-use super::queue::{Budget, Lane, Queue, Tokens, Waiter};
+use super::queue::{BatchLimit, Lane, Queue, Tokens, Waiter};
 use super::queue_worker::{QueueWorker, abandon, complete, next_batch};
 use crate::compute::Packed;
 use crate::output::{Output, Shape};
@@ -46,7 +46,7 @@ impl Batcher {
         let work = Arc::new(Batches {
             name: name.to_owned(),
             model: Arc::downgrade(model),
-            budget: Budget::of_weight(budget),
+            budget: BatchLimit::of_weight(budget),
             counters: Arc::clone(counters),
         });
         Ok(Self { queue: QueueWorker::start("embed", 1, work, counters)? })
@@ -67,7 +67,7 @@ impl Batcher {
 struct Batches<F> {
     name: String,
     model: Weak<F>,
-    budget: Budget,
+    budget: BatchLimit,
     counters: Arc<Counters>,
 }
 
@@ -77,7 +77,7 @@ impl<F: Forward> Work<Queue<Tokens>> for Batches<F> {
     }
 
     fn run(&self, thread: &WorkerThread<'_, Queue<Tokens>>) {
-        let mut scratch = Scratch::default();
+        let mut scratch = BatchBuffers::default();
         while let Some(batch) = next_batch(thread, self.budget, false, &self.counters) {
             let tokens: usize = batch.iter().map(|sequence| sequence.len()).sum();
             // A caller that waits keeps the model in memory by its lease, so this fails only when none waits.
@@ -98,13 +98,13 @@ impl<F: Forward> Work<Queue<Tokens>> for Batches<F> {
 
 /// Buffers that one batch leaves for the next.
 #[derive(Default)]
-struct Scratch {
+struct BatchBuffers {
     ids: Vec<u32>,
     offsets: Vec<u32>,
     out: Output,
 }
 
-impl Scratch {
+impl BatchBuffers {
     /// Packs and computes a batch into `self.out`.
     fn forward<F: Forward>(&mut self, name: &str, model: &F, batch: &[Tokens]) -> Result<()> {
         self.ids.clear();

@@ -25,7 +25,7 @@ mod threads;
 mod weight;
 
 pub use attention::{CacheShape, Heads, RopeStyle, RopeTable, Rotary};
-pub use backend::{Backend, Candle, Cpu, Forward, KvCache, Pass, Positions, Row, Rows, Step};
+pub use backend::{Backend, Candle, Cpu, ForwardFn, KvCache, Pass, Positions, Row, Rows, Step};
 pub use isa::{DType, ISA_VARIABLE, Isa};
 pub use kernels::Activation;
 pub(crate) use kernels::rowwise::LONGEST_HEAD;

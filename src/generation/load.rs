@@ -16,9 +16,9 @@ use crate::models::added_tokens;
 use crate::models::architectures::Transformer;
 use crate::models::json::read_json;
 use crate::models::manifest::WeightFiles;
-use crate::models::tokenizer::{Settings, guarded, parse as parse_tokenizer};
+use crate::models::tokenizer::{TokenizerConfig, guarded, parse as parse_tokenizer};
 use crate::models::{
-    Kind, ModelConfig, ModelFiles, Progress, ResolveOptions, SentenceEncoder, Source, Weights,
+    ModelConfig, ModelFiles, ModelKind, Progress, ResolveOptions, SentenceEncoder, Source, Weights,
     gguf_tokenizer, resolve,
 };
 use crate::{Error, Result};
@@ -176,7 +176,7 @@ impl TextModel {
     }
 
     fn from_gguf(files: &ModelFiles, format: WeightFormat, target: &ComputeTarget) -> Result<Self> {
-        let config = ModelConfig::read(files, Kind::Generator)?;
+        let config = ModelConfig::read(files, ModelKind::Generator)?;
         let (name, path) = (files.model.as_str(), config.path.as_path());
         let Some(gguf) = &config.gguf else { return Err(Error::invalid_file(path, "it is no GGUF file")) };
         let words = gguf_tokenizer::tokenizer(gguf)?;
@@ -207,10 +207,10 @@ impl TextModel {
     }
 
     fn from_folder(files: &ModelFiles, format: WeightFormat, target: &ComputeTarget) -> Result<Self> {
-        let config = ModelConfig::read(files, Kind::Generator)?;
+        let config = ModelConfig::read(files, ModelKind::Generator)?;
         check_head(&files.model, &config.json)?;
         check_causal(&config)?;
-        let settings = Settings::read(files)?;
+        let settings = TokenizerConfig::read(files)?;
         let generation = optional(files, "generation_config.json")?;
         let tokens = TextTokens::new(tokenizer(files)?)
             .map_err(|e| Error::invalid_file(files.transformer.join("tokenizer.json"), e.to_string()))?;
@@ -268,7 +268,7 @@ fn tokenizer(files: &ModelFiles) -> Result<Tokenizer> {
     let model = BPE::from_file(&vocabulary.to_string_lossy(), &merges.to_string_lossy());
     let model = guarded(|| model.build()).map_err(|e| Error::invalid_file(&vocabulary, e.to_string()))?;
     let mut tokenizer = Tokenizer::new(model);
-    let settings = Settings::read(files)?;
+    let settings = TokenizerConfig::read(files)?;
     let space = settings.flag("add_prefix_space").unwrap_or(false);
     tokenizer.with_pre_tokenizer(Some(ByteLevel::new(space, true, true)));
     tokenizer.with_decoder(Some(ByteLevel::default()));
@@ -318,7 +318,7 @@ fn optional(files: &ModelFiles, name: &str) -> Result<Value> {
 }
 
 /// The special tokens that `tokenizer_config.json` names, and the end of text.
-fn special_tokens(settings: &Settings, end: &str) -> Vec<(Arc<str>, chat::Value)> {
+fn special_tokens(settings: &TokenizerConfig, end: &str) -> Vec<(Arc<str>, chat::Value)> {
     const NAMES: [&str; 7] =
         ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
     let text = |name: &str| match settings.word(name) {

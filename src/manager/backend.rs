@@ -28,7 +28,7 @@ pub(super) enum EncoderBackend {
 }
 
 /// Inputs made ready for a queue, and that queue.
-pub(super) enum Ready<'a> {
+pub(super) enum PreparedInputs<'a> {
     Tokens(&'a Batcher, Vec<Vec<u32>>),
     Texts(&'a RemoteEncoder, Vec<Arc<str>>),
 }
@@ -112,12 +112,12 @@ impl EncoderBackend {
         prompt: &str,
         options: &EmbedOptions,
         bounds: &mut Bounds<'_>,
-    ) -> Result<Ready<'_>> {
+    ) -> Result<PreparedInputs<'_>> {
         match self {
             Self::Local { batcher, encoder } => {
                 let _computing = fork::computing();
                 let mut sequence = |&input| inputs.sequence(input, encoder, prompt, options.truncate, bounds);
-                Ok(Ready::Tokens(batcher, numbers.iter().map(&mut sequence).collect::<Result<_>>()?))
+                Ok(PreparedInputs::Tokens(batcher, numbers.iter().map(&mut sequence).collect::<Result<_>>()?))
             }
             Self::Remote(remote) => {
                 let refuse = |reason: &str| Error::Input(format!("{}: {reason}", remote.link().address()));
@@ -133,7 +133,7 @@ impl EncoderBackend {
                         Err(refuse("a server's model takes texts; its tokenizer is not here"))
                     }
                 };
-                Ok(Ready::Texts(remote, numbers.iter().map(text).collect::<Result<_>>()?))
+                Ok(PreparedInputs::Texts(remote, numbers.iter().map(text).collect::<Result<_>>()?))
             }
         }
     }
@@ -152,7 +152,7 @@ impl Forward for Encoder {
     }
 }
 
-impl Ready<'_> {
+impl PreparedInputs<'_> {
     /// How much of a window of `window` tokens they take. Of a server's model two full rounds of requests fill it.
     pub(super) fn weight(&self, window: usize) -> usize {
         match self {

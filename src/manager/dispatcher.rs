@@ -32,26 +32,26 @@ pub(super) struct Dispatcher(Worker<Calls>);
 #[derive(Default)]
 struct Calls {
     ready: VecDeque<Arc<dyn Task>>,
-    deadlines: BinaryHeap<Reverse<Deadline>>,
+    deadlines: BinaryHeap<Reverse<TimedCall>>,
 }
 
-struct Deadline {
+struct TimedCall {
     at: Instant,
     call: Weak<dyn Timed>,
 }
 
-impl PartialEq for Deadline {
+impl PartialEq for TimedCall {
     fn eq(&self, other: &Self) -> bool {
         self.at == other.at
     }
 }
-impl Eq for Deadline {}
-impl PartialOrd for Deadline {
+impl Eq for TimedCall {}
+impl PartialOrd for TimedCall {
     fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
         Some(self.cmp(other))
     }
 }
-impl Ord for Deadline {
+impl Ord for TimedCall {
     fn cmp(&self, other: &Self) -> std::cmp::Ordering {
         self.at.cmp(&other.at)
     }
@@ -70,7 +70,7 @@ impl Dispatcher {
 
     /// Has the thread call `call.expire()` at `at`, if the call still exists then.
     pub(super) fn watch(&self, at: Instant, call: &Arc<dyn Timed>) -> Result<()> {
-        self.0.with(|calls| calls.deadlines.push(Reverse(Deadline { at, call: Arc::downgrade(call) })))
+        self.0.with(|calls| calls.deadlines.push(Reverse(TimedCall { at, call: Arc::downgrade(call) })))
     }
 }
 

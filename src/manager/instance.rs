@@ -22,7 +22,7 @@ use crate::{Error, Result};
 /// The settings are read, and everything is built, at the first use: constructing a manager costs nothing.
 pub struct Manager {
     host: Arc<dyn Host>,
-    given: Given,
+    given: SettingsSource,
     /// Replaced in a child process: a thread that does not exist there may hold a lock of the parent's.
     tracker: ArcSwap<Tracker>,
     parts: ArcSwapOption<Parts>,
@@ -32,7 +32,7 @@ pub struct Manager {
 }
 
 /// Where a manager's settings come from.
-enum Given {
+enum SettingsSource {
     /// Validated already.
     Settings(Box<Settings>),
     /// Keywords over the environment, which is read at first use.
@@ -42,7 +42,7 @@ enum Given {
 impl Manager {
     /// A manager with these settings.
     pub fn new(settings: Settings, host: Arc<dyn Host>) -> Self {
-        Self::build(Given::Settings(Box::new(settings)), host)
+        Self::build(SettingsSource::Settings(Box::new(settings)), host)
     }
 
     /// A manager whose environment is read at its first use. A wrong keyword is refused now.
@@ -51,10 +51,10 @@ impl Manager {
     /// [`Error::Config`].
     pub fn from_environment(keywords: Vec<(String, Value)>, host: Arc<dyn Host>) -> Result<Self> {
         Settings::default().with(pairs(&keywords))?;
-        Ok(Self::build(Given::Keywords(keywords), host))
+        Ok(Self::build(SettingsSource::Keywords(keywords), host))
     }
 
-    fn build(given: Given, host: Arc<dyn Host>) -> Self {
+    fn build(given: SettingsSource, host: Arc<dyn Host>) -> Self {
         Self {
             host,
             given,
@@ -77,8 +77,8 @@ impl Manager {
         }
         // Not under the lock: reading Python's environment may run a signal handler that calls the manager.
         let settings = match &self.given {
-            Given::Settings(settings) => (**settings).clone(),
-            Given::Keywords(keywords) => {
+            SettingsSource::Settings(settings) => (**settings).clone(),
+            SettingsSource::Keywords(keywords) => {
                 self.host.before_settings();
                 Settings::resolve(&*self.host, pairs(keywords))?
             }

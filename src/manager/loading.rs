@@ -31,7 +31,7 @@ const BATCH_TOKENS_PER_THREAD: usize = 2048;
 const UNKNOWN_MEMORY: u64 = 4 << 30;
 
 /// Makes the models of one manager.
-pub(super) struct Loader {
+pub(super) struct ModelLoader {
     settings: Arc<Settings>,
     host: Arc<dyn Host>,
     device: ComputeDevice,
@@ -44,7 +44,7 @@ pub(super) struct Loader {
     closing: AtomicBool,
 }
 
-impl Loader {
+impl ModelLoader {
     /// A loader without models.
     ///
     /// # Errors

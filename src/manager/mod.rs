@@ -42,4 +42,4 @@ pub use self::spec::{
     BUILT_IN, ENGLISH, EmbeddingSpec, GENERATOR, GeneratorSpec, HostLoader, HostObject, Retention,
     SourceSpec, Spec, TURKISH,
 };
-pub use self::stats::{Description, ManagerStatistics, QueueReport, SlotReport};
+pub use self::stats::{ManagerStatistics, ModelDescription, QueueReport, SlotReport};

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::dispatcher::Dispatcher;
 use super::jobs::embed::Embedder;
-use super::loading::Loader;
+use super::loading::ModelLoader;
 use super::memory::ProcessMemory;
 use super::registry::Registry;
 use super::router::Router;
@@ -24,7 +24,7 @@ pub(super) struct Parts {
     pub(super) cache: Arc<EmbeddingCache>,
     pub(super) embedder: Arc<Embedder>,
     pub(super) dispatcher: Arc<Dispatcher>,
-    pub(super) loader: Arc<Loader>,
+    pub(super) loader: Arc<ModelLoader>,
     pub(super) reaper: Arc<Reaper>,
     pub(super) tracker: Arc<Tracker>,
 }
@@ -36,7 +36,7 @@ impl Parts {
             Threads::set_count(settings.threads)?;
         }
         let settings = Arc::new(settings);
-        let loader = Arc::new(Loader::new(Arc::clone(&settings), host)?);
+        let loader = Arc::new(ModelLoader::new(Arc::clone(&settings), host)?);
         let cache = Arc::new(EmbeddingCache::new(cache_settings(&settings), Clock::System));
         let idle = ReaperSettings {
             enabled: settings.auto_cleanup,

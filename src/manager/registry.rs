@@ -82,7 +82,7 @@ impl NamedSlots {
 }
 
 /// Loads what a name stands for, and stores what it finds out. Gets the other slots, which may have to give memory back.
-pub(super) type Load = dyn Fn(&Arc<NamedSlots>, &str, &Spec, &ArcSwapOption<ModelInfo>) -> Result<Loaded<LoadedModel>>
+pub(super) type SpecLoader = dyn Fn(&Arc<NamedSlots>, &str, &Spec, &ArcSwapOption<ModelInfo>) -> Result<Loaded<LoadedModel>>
     + Send
     + Sync;
 
@@ -94,7 +94,7 @@ pub(super) struct Registry {
     /// Of slots that have none of their own.
     keep_alive: Option<KeepAlive>,
     load_timeout: Option<Duration>,
-    load: Arc<Load>,
+    load: Arc<SpecLoader>,
 }
 
 impl Registry {
@@ -103,7 +103,7 @@ impl Registry {
         context: Context,
         keep_alive: Option<KeepAlive>,
         load_timeout: Option<Duration>,
-        load: Arc<Load>,
+        load: Arc<SpecLoader>,
     ) -> Self {
         let entries = Arc::new(NamedSlots(ArcSwap::from_pointee(Vec::new())));
         Self { entries, registering: Mutex::new(()), context, keep_alive, load_timeout, load }

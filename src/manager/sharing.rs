@@ -10,12 +10,12 @@ use crate::remote::{Address, Health};
 use crate::sync::Mutex;
 
 /// A shared model, or the lock that callers of its one load wait for.
-type Flight = Arc<Mutex<Weak<EncoderBackend>>>;
+type SharedModel = Arc<Mutex<Weak<EncoderBackend>>>;
 
 /// Loaded models by identity, for names that share one. A model's own lock is held during its load, so that names with
 /// the same files load once.
 #[derive(Default)]
-pub(super) struct SharedModels(Mutex<HashMap<Arc<str>, Flight>>);
+pub(super) struct SharedModels(Mutex<HashMap<Arc<str>, SharedModel>>);
 
 impl SharedModels {
     /// The loaded model with this identity, or the one that `load` makes. Concurrent callers wait for one load.

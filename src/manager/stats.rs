@@ -17,7 +17,7 @@ use crate::remote::{Address, HealthReport, shown};
 
 /// The model of one slot.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Description {
+pub struct ModelDescription {
     /// The slot.
     pub name: String,
     /// The source that was loaded.
@@ -46,7 +46,7 @@ pub struct Description {
     pub bytes: u64,
 }
 
-impl Description {
+impl ModelDescription {
     pub(super) fn new(name: &str, handle: &ModelHandle) -> Self {
         let (backend, config) = (&handle.backend, &handle.info.config);
         let (path, architecture, pooling, dtype) = match &**backend {

@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 use tokenizers::{AddedToken, Tokenizer};
 
 use super::files::{ModelFiles, read_json};
-use super::tokenizer::Settings;
+use super::tokenizer::TokenizerConfig;
 use crate::{Error, Result};
 
 /// Added tokens at most.
@@ -25,7 +25,7 @@ const LONGEST: usize = 4096;
 pub(crate) fn add(
     tokenizer: &mut Tokenizer,
     files: &ModelFiles,
-    settings: &Settings,
+    settings: &TokenizerConfig,
     own: Vec<AddedToken>,
     plain_special: bool,
 ) -> Result<()> {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use super::architectures::{self, Architecture, ConfigFile, Description, Family, Kind};
+use super::architectures::{self, Architecture, ConfigFile, Description, Family, ModelKind};
 use super::formats::gguf::Gguf;
 use super::json::read_json;
 use super::keys::check_config;
@@ -35,14 +35,14 @@ impl ModelConfig {
     /// # Errors
     /// [`Error::InvalidFile`] when it is damaged or names no architecture, [`Error::Unsupported`] naming what is not
     /// supported, and what is.
-    pub fn read(files: &ModelFiles, kind: Kind) -> Result<Self> {
+    pub fn read(files: &ModelFiles, kind: ModelKind) -> Result<Self> {
         match &files.weights {
             WeightFiles::Gguf(_) => Self::from_gguf(files, kind),
             _ => Self::from_json(files, kind),
         }
     }
 
-    fn from_json(files: &ModelFiles, kind: Kind) -> Result<Self> {
+    fn from_json(files: &ModelFiles, kind: ModelKind) -> Result<Self> {
         let path = files.transformer.join("config.json");
         let json: Value = read_json(&path)?;
         let Some(model_type) = json["model_type"].as_str() else {
@@ -66,7 +66,7 @@ impl ModelConfig {
         Ok(Self { model: files.model.clone(), family, architecture, json, path, gguf: None })
     }
 
-    fn from_gguf(files: &ModelFiles, kind: Kind) -> Result<Self> {
+    fn from_gguf(files: &ModelFiles, kind: ModelKind) -> Result<Self> {
         let gguf = Gguf::open(&files.root)?;
         let name = gguf.text("general.architecture").unwrap_or_default();
         let found = architectures::find(name).and_then(|family| Some((family, family.gguf_reader(kind)?)));
@@ -101,16 +101,16 @@ impl ModelConfig {
     }
 }
 
-fn use_of(kind: Kind) -> &'static str {
+fn use_of(kind: ModelKind) -> &'static str {
     match kind {
-        Kind::Embedding => "for embeddings",
-        Kind::Generator => "for text generation",
+        ModelKind::Embedding => "for embeddings",
+        ModelKind::Generator => "for text generation",
     }
 }
 
-fn remedy(kind: Kind) -> &'static str {
+fn remedy(kind: ModelKind) -> &'static str {
     match kind {
-        Kind::Embedding => ". If it is to write text, register it with kind=\"generator\"",
-        Kind::Generator => "",
+        ModelKind::Embedding => ". If it is to write text, register it with kind=\"generator\"",
+        ModelKind::Generator => "",
     }
 }

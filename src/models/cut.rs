@@ -57,7 +57,7 @@ pub(crate) struct Cuts {
 
 /// The beginning of a text that can be tokenised alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Part {
+pub(super) struct TextPart {
     /// Its end.
     pub(super) end: usize,
     /// Where the text goes on that still has tokens; `None` when the rest cannot be tokenised alone.
@@ -115,15 +115,15 @@ impl Cuts {
     }
 
     /// The beginning of `text`, at least `size` bytes, that has the tokens which it has in the whole text.
-    pub(super) fn exact(&self, inner: &dyn Pipeline, text: &str, size: usize) -> Option<Part> {
+    pub(super) fn exact(&self, inner: &dyn Pipeline, text: &str, size: usize) -> Option<TextPart> {
         if let Some(end) = places(text, size).find(|&at| self.splits(text, at)) {
-            return Some(Part { end, next: self.continues.then(|| self.skip(text, end)) });
+            return Some(TextPart { end, next: self.continues.then(|| self.skip(text, end)) });
         }
         if let Some(most) = self.longest_word {
             return self.long_word(inner, text, size, most);
         }
         let end = places(text, size).take(ASKED).find(|&at| self.uncrossed(inner, text, at))?;
-        Some(Part { end, next: self.continues_inside.then_some(end) })
+        Some(TextPart { end, next: self.continues_inside.then_some(end) })
     }
 
     /// A beginning of `text` whose last tokens alone may be others than in the whole text.
@@ -226,7 +226,7 @@ impl Cuts {
     }
 
     /// A word of more than `most` characters is one unknown token, however long it is: its beginning stands for it.
-    fn long_word(&self, inner: &dyn Pipeline, text: &str, size: usize, most: usize) -> Option<Part> {
+    fn long_word(&self, inner: &dyn Pipeline, text: &str, size: usize, most: usize) -> Option<TextPart> {
         let plain = |c: char| {
             let letter = c.general_category_group() == Group::Letter;
             c.is_ascii_alphanumeric()
@@ -255,7 +255,7 @@ impl Cuts {
         if next < text.len() && !self.splits(text, next) {
             return None;
         }
-        Some(Part { end, next: self.continues.then_some(next) })
+        Some(TextPart { end, next: self.continues.then_some(next) })
     }
 }
 

@@ -6,9 +6,9 @@ use std::path::PathBuf;
 use std::sync::Weak;
 use std::thread;
 
-use super::architectures::{Kind, Transformer};
+use super::architectures::{ModelKind, Transformer};
 use super::config::ModelConfig;
-use super::heads::{Dense, Pooling, SentenceEncoder};
+use super::heads::{DenseLayer, Pooling, SentenceEncoder};
 use super::long::Bounds;
 use super::manifest::ModelFiles;
 use super::sentence::SentenceConfig;
@@ -79,7 +79,7 @@ pub struct Encoder {
     /// Ids that the model has an embedding of: those below this one.
     pub vocabulary: usize,
     model: Box<dyn SentenceEncoder>,
-    dense: Vec<Dense>,
+    dense: Vec<DenseLayer>,
     /// The weights' files; those that a table is read from are still open.
     open: Vec<Weak<WeightFile>>,
 }
@@ -90,7 +90,7 @@ impl Encoder {
     /// # Errors
     /// Every error of this module but those of downloading.
     pub fn load(files: &ModelFiles, overrides: Overrides, build: Build<'_>) -> Result<Self> {
-        let config = ModelConfig::read(files, Kind::Embedding)?;
+        let config = ModelConfig::read(files, ModelKind::Embedding)?;
         let positions = config.positions()?;
         let mut sentence = match &config.gguf {
             Some(gguf) => SentenceConfig::from_gguf(gguf, &files.model, positions, overrides.pooling)?,
@@ -119,8 +119,11 @@ impl Encoder {
                 files.model
             );
         }
-        let dense: Vec<_> =
-            sentence.dense.iter().map(|folder| Dense::load(&files.model, folder)).collect::<Result<_>>()?;
+        let dense: Vec<_> = sentence
+            .dense
+            .iter()
+            .map(|folder| DenseLayer::load(&files.model, folder))
+            .collect::<Result<_>>()?;
         let (model, open) = model?;
         let mut width = model.width();
         for (layer, folder) in dense.iter().zip(&sentence.dense) {
@@ -155,12 +158,12 @@ impl Encoder {
 
     /// Length of the vectors.
     pub fn width(&self) -> usize {
-        self.dense.last().map_or(self.model.width(), Dense::outputs)
+        self.dense.last().map_or(self.model.width(), DenseLayer::outputs)
     }
 
     /// Bytes held by weights; the tokenizer's tables are not counted.
     pub fn memory_bytes(&self) -> u64 {
-        self.model.memory_bytes() + self.dense.iter().map(Dense::memory_bytes).sum::<u64>()
+        self.model.memory_bytes() + self.dense.iter().map(DenseLayer::memory_bytes).sum::<u64>()
     }
 
     /// The format that the transformer computes in.

@@ -20,7 +20,7 @@ use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::processors::template::TemplateProcessing;
 use tokenizers::{AddedToken, SplitDelimiterBehavior, Tokenizer};
 
-use super::formats::gguf::{Gguf, Value};
+use super::formats::gguf::{Gguf, GgufValue};
 use crate::{Error, Result};
 
 /// How Llama 3 splits text, published with its tokenizer.
@@ -84,7 +84,7 @@ pub fn tokenizer(gguf: &Gguf) -> Result<GgufTokenizer> {
         .array("tokenizer.ggml.token_type")
         .unwrap_or_default()
         .iter()
-        .map(|kind| if let Value::Integer(kind) = kind { *kind } else { 0 })
+        .map(|kind| if let GgufValue::Integer(kind) = kind { *kind } else { 0 })
         .collect();
     if let Some(id) = pieces.iter().position(|piece| piece.len() > LONGEST_TOKEN) {
         let length = pieces[id].len();
@@ -200,7 +200,7 @@ fn sentence_piece(gguf: &Gguf, pieces: &[String], types: &[i128]) -> Result<Toke
         .array("tokenizer.ggml.scores")
         .unwrap_or_default()
         .iter()
-        .map(|score| if let Value::Float(score) = score { *score } else { 0.0 })
+        .map(|score| if let GgufValue::Float(score) = score { *score } else { 0.0 })
         .collect();
     if scores.len() != pieces.len() {
         return Err(invalid(gguf, "its tokenizer has no score for each piece (tokenizer.ggml.scores)"));
@@ -274,7 +274,7 @@ fn texts(gguf: &Gguf, key: &str) -> Result<Vec<String>> {
     texts
         .iter()
         .map(|text| match text {
-            Value::Text(text) => Ok(text.clone()),
+            GgufValue::Text(text) => Ok(text.clone()),
             other => Err(invalid(gguf, format!("its {key:?} holds {other:?} where a text was expected"))),
         })
         .collect()

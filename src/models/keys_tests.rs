@@ -5,7 +5,7 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::*;
-use crate::models::architectures::{self, ConfigFile, Kind};
+use crate::models::architectures::{self, ConfigFile, ModelKind};
 use crate::models::json::{read_json, without_nulls};
 
 const BERT: &str = "bert";
@@ -33,7 +33,7 @@ fn known() -> Known {
 fn configurations_of_well_known_models_are_accepted() {
     let known = known();
     assert!(known.embedding.len() >= 20 && known.generator.len() >= 12);
-    for (kind, models) in [(Kind::Embedding, known.embedding), (Kind::Generator, known.generator)] {
+    for (kind, models) in [(ModelKind::Embedding, known.embedding), (ModelKind::Generator, known.generator)] {
         for (name, config) in models {
             let json = without_nulls(config);
             let model_type = json["model_type"].as_str().unwrap();
@@ -41,7 +41,7 @@ fn configurations_of_well_known_models_are_accepted() {
             let family = architectures::find(model_type).filter(|family| family.serves(kind)).unwrap();
             let file = ConfigFile { model: &name, path: Path::new("/m/config.json"), json: &json };
             let described = (family.read)(&file).unwrap().describe();
-            assert!(described.heads.causal || kind == Kind::Embedding, "{name}");
+            assert!(described.heads.causal || kind == ModelKind::Embedding, "{name}");
         }
     }
 }

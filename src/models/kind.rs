@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use super::architectures::{self, Kind};
+use super::architectures::{self, ModelKind};
 use super::formats::gguf::Gguf;
 use super::json::read_json;
 use super::resolve::{ResolveOptions, gguf_file};
@@ -15,31 +15,31 @@ use super::source::Source;
 ///
 /// A GGUF file that names a pooling embeds, and so does a folder with `modules.json`. Without these, a language model
 /// writes text.
-pub fn kind_of(source: &Source, options: &ResolveOptions) -> Option<Kind> {
+pub fn kind_of(source: &Source, options: &ResolveOptions) -> Option<ModelKind> {
     if let Ok(Some(path)) = gguf_file(source, options) {
         return of_gguf(&path);
     }
     match source {
         Source::Directory(folder) => of_folder(folder),
         Source::Package { package, inner } => of_folder(&options.host.package_dir(package)?.join(inner)),
-        Source::Server(_) => Some(Kind::Embedding),
+        Source::Server(_) => Some(ModelKind::Embedding),
         Source::Hub(_) | Source::Gguf(_) => None,
     }
 }
 
-fn of_gguf(path: &Path) -> Option<Kind> {
+fn of_gguf(path: &Path) -> Option<ModelKind> {
     let gguf = Gguf::open(path).ok()?;
     let architecture = gguf.text("general.architecture")?;
     let pooled = gguf.number(&format!("{architecture}.pooling_type")).is_some_and(|pooling| pooling > 0);
     if pooled || gguf.flag(&format!("{architecture}.attention.causal")) == Some(false) {
-        return Some(Kind::Embedding);
+        return Some(ModelKind::Embedding);
     }
-    architectures::find(architecture)?.gguf_reader(Kind::Generator).map(|_| Kind::Generator)
+    architectures::find(architecture)?.gguf_reader(ModelKind::Generator).map(|_| ModelKind::Generator)
 }
 
-fn of_folder(folder: &Path) -> Option<Kind> {
+fn of_folder(folder: &Path) -> Option<ModelKind> {
     if folder.join("modules.json").is_file() {
-        return Some(Kind::Embedding);
+        return Some(ModelKind::Embedding);
     }
     let config: Value = read_json(&folder.join("config.json")).ok()?;
     let writes = |class: &Value| {
@@ -48,11 +48,11 @@ fn of_folder(folder: &Path) -> Option<Kind> {
     let bidirectional = config["is_causal"] == false || config["use_bidirectional_attention"] == true;
     let family = config["model_type"].as_str().and_then(architectures::find);
     if family.is_some_and(|family| family.generates && !family.embeds) {
-        return Some(Kind::Generator);
+        return Some(ModelKind::Generator);
     }
     match config["architectures"].as_array() {
-        Some(classes) if !bidirectional && classes.iter().any(writes) => Some(Kind::Generator),
-        _ => Some(Kind::Embedding),
+        Some(classes) if !bidirectional && classes.iter().any(writes) => Some(ModelKind::Generator),
+        _ => Some(ModelKind::Embedding),
     }
 }
 
@@ -64,7 +64,7 @@ mod tests {
     use std::fs;
     use std::sync::Arc;
 
-    fn kind(path: &Path) -> Option<Kind> {
+    fn kind(path: &Path) -> Option<ModelKind> {
         let source = Source::parse(&path.display().to_string()).unwrap();
         kind_of(&source, &ResolveOptions::new(Arc::new(SystemHost)))
     }
@@ -73,26 +73,26 @@ mod tests {
     fn folders_say_what_they_are() {
         let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
         for name in ["bert_plain", "xlmr", "qwen3_embedding", "llama_embedding", "qwen3_bidirectional"] {
-            assert_eq!(kind(&fixtures.join(name)), Some(Kind::Embedding), "{name}");
+            assert_eq!(kind(&fixtures.join(name)), Some(ModelKind::Embedding), "{name}");
         }
         for name in ["gpt2", "gpt2_bin", "llama", "qwen2", "qwen3"] {
-            assert_eq!(kind(&fixtures.join(name)), Some(Kind::Generator), "{name}");
+            assert_eq!(kind(&fixtures.join(name)), Some(ModelKind::Generator), "{name}");
         }
         let folder = tempfile::tempdir().unwrap();
         assert_eq!(kind(folder.path()), None);
         let config = r#"{"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "is_causal": false}"#;
         fs::write(folder.path().join("config.json"), config).unwrap();
-        assert_eq!(kind(folder.path()), Some(Kind::Embedding));
+        assert_eq!(kind(folder.path()), Some(ModelKind::Embedding));
     }
 
     #[test]
     fn gguf_files_say_what_they_are() {
         let qwen3 = || Writer::default().text("general.architecture", "qwen3");
         for (writer, expected) in [
-            (qwen3(), Some(Kind::Generator)),
-            (qwen3().number("qwen3.pooling_type", 3), Some(Kind::Embedding)),
-            (qwen3().number("qwen3.pooling_type", 0), Some(Kind::Generator)),
-            (qwen3().flag("qwen3.attention.causal", false), Some(Kind::Embedding)),
+            (qwen3(), Some(ModelKind::Generator)),
+            (qwen3().number("qwen3.pooling_type", 3), Some(ModelKind::Embedding)),
+            (qwen3().number("qwen3.pooling_type", 0), Some(ModelKind::Generator)),
+            (qwen3().flag("qwen3.attention.causal", false), Some(ModelKind::Embedding)),
             (Writer::default().text("general.architecture", "bert"), None),
         ] {
             let (_folder, path) = writer.write();

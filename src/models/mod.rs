@@ -35,7 +35,7 @@ pub(crate) mod tokenizers;
 pub mod weights;
 mod wordpiece;
 
-pub use architectures::Kind;
+pub use architectures::ModelKind;
 pub use config::ModelConfig;
 pub use encoder::{Build, Encoder, Overrides, normalize, on_cpu, on_device};
 pub use formats::gguf;

@@ -14,7 +14,7 @@ use super::heads::Pooling;
 use super::json::read_json;
 use super::keys::{refusal, refuse_unknown};
 use super::manifest::{ModelFiles, SENTENCE_CONFIGS};
-use super::tokenizer::Settings;
+use super::tokenizer::TokenizerConfig;
 use crate::{Error, Result};
 
 /// How texts become vectors around the transformer.
@@ -180,7 +180,7 @@ impl SentenceConfig {
         let longest = transformer.max_seq_length.filter(|&n| n > 0);
         let longest = match longest {
             Some(length) => Some(length),
-            None => Settings::read(files)?.max_length(),
+            None => TokenizerConfig::read(files)?.max_length(),
         };
         let path = files.root.join("config_sentence_transformers.json");
         let model: ModelFile = if path.is_file() { read_json(&path)? } else { ModelFile::default() };

@@ -39,7 +39,7 @@ impl Tokenizer {
     /// # Errors
     /// [`Error::MissingFile`], [`Error::InvalidFile`], [`Error::Permission`].
     pub fn load(files: &ModelFiles, lower_case: bool) -> Result<Self> {
-        let settings = Settings::read(files)?;
+        let settings = TokenizerConfig::read(files)?;
         if let Some(path) = files.beside_weights("tokenizer.json") {
             let bytes = read(&path)?;
             return match small(&bytes) {
@@ -58,7 +58,7 @@ impl Tokenizer {
     fn follow<M: Vocabulary + 'static>(
         path: &Path,
         mut inner: With<M>,
-        settings: &Settings,
+        settings: &TokenizerConfig,
         lower_case: bool,
     ) -> Result<Self> {
         follow(settings, &mut inner).map_err(|e| invalid(path, &e.to_string()))?;
@@ -68,7 +68,7 @@ impl Tokenizer {
     fn prepare<M: Vocabulary + 'static>(
         path: &Path,
         mut inner: With<M>,
-        settings: &Settings,
+        settings: &TokenizerConfig,
         lower_case: bool,
     ) -> Result<Self> {
         let keep_end = match settings.word("truncation_side") {
@@ -191,9 +191,9 @@ impl std::fmt::Debug for Tokenizer {
 /// `tokenizer_config.json`: what transformers puts over `tokenizer.json`. Special tokens that it does not name are those
 /// of `special_tokens_map.json`, unless it describes all added tokens itself.
 #[derive(Debug, Default)]
-pub(crate) struct Settings(Map<String, Value>);
+pub(crate) struct TokenizerConfig(Map<String, Value>);
 
-impl Settings {
+impl TokenizerConfig {
     pub(crate) fn read(files: &ModelFiles) -> Result<Self> {
         let read = |name| match files.beside_weights(name) {
             Some(path) => read_json_with_nulls(&path),
@@ -316,7 +316,7 @@ fn depth(json: &[u8]) -> usize {
 }
 
 /// transformers lets the settings of a BERT tokenizer win over the normaliser stored in `tokenizer.json`.
-fn follow<M: Model>(settings: &Settings, inner: &mut With<M>) -> tokenizers::Result<()> {
+fn follow<M: Model>(settings: &TokenizerConfig, inner: &mut With<M>) -> tokenizers::Result<()> {
     let generic = settings
         .word("tokenizer_class")
         .is_some_and(|class| ["PreTrainedTokenizerFast", "TokenizersBackend"].contains(&&*class));

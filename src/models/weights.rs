@@ -24,7 +24,7 @@ use crate::{Error, Result};
 
 /// The tensors of a model.
 pub struct Weights {
-    tensors: HashMap<String, Entry>,
+    tensors: HashMap<String, TensorEntry>,
     first: PathBuf,
     /// The tensors of a GGUF file, quantized ones included; then `tensors` is empty.
     gguf: Option<Gguf>,
@@ -33,7 +33,7 @@ pub struct Weights {
     checked: Mutex<HashSet<Storage>>,
 }
 
-struct Entry {
+struct TensorEntry {
     shape: Vec<usize>,
     /// The format, or the name of one that cannot be read.
     dtype: Result<Stored, String>,
@@ -72,7 +72,7 @@ impl Weights {
                     let (file, listed) = open(path, safetensors::tensors)?;
                     tensors.extend(listed.into_iter().map(|tensor| {
                         let place = Place::Whole { file: Arc::clone(&file), range: tensor.range };
-                        (tensor.name, Entry { shape: tensor.shape, dtype: tensor.dtype, place })
+                        (tensor.name, TensorEntry { shape: tensor.shape, dtype: tensor.dtype, place })
                     }));
                     opened.push(file);
                 }
@@ -82,7 +82,14 @@ impl Weights {
                 tensors.extend(listed.into_iter().map(|tensor| {
                     let (name, shape, dtype) =
                         (tensor.name.clone(), tensor.shape.clone(), tensor.dtype.clone());
-                    (name, Entry { shape, dtype, place: Place::Pickled { file: Arc::clone(&file), tensor } })
+                    (
+                        name,
+                        TensorEntry {
+                            shape,
+                            dtype,
+                            place: Place::Pickled { file: Arc::clone(&file), tensor },
+                        },
+                    )
                 }));
                 opened.push(file);
             }

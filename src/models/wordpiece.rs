@@ -11,11 +11,15 @@ use tokenizers::{AddedToken, Tokenizer};
 
 use super::added_tokens;
 use super::files::ModelFiles;
-use super::tokenizer::Settings;
+use super::tokenizer::TokenizerConfig;
 use crate::{Error, Result};
 
 /// Builds what transformers' `BertTokenizer` builds from the same files. Without settings: lower-casing, as there.
-pub(crate) fn from_vocabulary(path: &Path, files: &ModelFiles, settings: &Settings) -> Result<Tokenizer> {
+pub(crate) fn from_vocabulary(
+    path: &Path,
+    files: &ModelFiles,
+    settings: &TokenizerConfig,
+) -> Result<Tokenizer> {
     let invalid = |reason: String| Error::InvalidFile { path: path.to_path_buf(), reason };
     let bytes = fs::read(path).map_err(|e| Error::io(path, "read", &e))?;
     let vocabulary = WordPiece::read_bytes(&bytes).map_err(|e| {

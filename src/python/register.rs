@@ -13,7 +13,7 @@ use super::loader::PythonLoader;
 use crate::Error;
 use crate::config::{DTypeChoice, Setting};
 use crate::manager::{BUILT_IN, EmbeddingSpec, GENERATOR, GeneratorSpec, SourceSpec, Spec};
-use crate::models::{Kind, Pooling, ResolveOptions, Source, kind_of};
+use crate::models::{ModelKind, Pooling, ResolveOptions, Source, kind_of};
 
 /// Where a slot's model comes from.
 pub(super) enum Given {
@@ -86,7 +86,7 @@ impl Registration {
         let generates = match kind {
             Some("generator") => true,
             Some("embedding") => false,
-            None => name == GENERATOR || found == Some(Kind::Generator),
+            None => name == GENERATOR || found == Some(ModelKind::Generator),
             Some(other) => {
                 return Err(refused(py, format!("kind={other:?} is unknown; use embedding or generator")));
             }

@@ -7,7 +7,7 @@ use super::tracker;
 use crate::cache::CacheStatistics;
 use crate::config::Settings;
 use crate::generation::{Completion, EngineStats, Generator};
-use crate::manager::{Description, ManagerStatistics, QueueReport, SlotReport};
+use crate::manager::{ManagerStatistics, ModelDescription, QueueReport, SlotReport};
 use crate::remote::{Circuit, HealthReport};
 
 /// A dictionary of the pairs given.
@@ -40,7 +40,7 @@ pub(super) fn cache<'py>(
     }))
 }
 
-pub(super) fn description<'py>(py: Python<'py>, model: &Description) -> PyResult<Bound<'py, PyDict>> {
+pub(super) fn description<'py>(py: Python<'py>, model: &ModelDescription) -> PyResult<Bound<'py, PyDict>> {
     let prompts = PyDict::new(py);
     for (name, prompt) in &model.prompts {
         prompts.set_item(name, prompt)?;

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use super::link::{Failure, Link, Recovery};
 use super::protocol::{Answer, shares};
 use crate::batching::{
-    Budget, Chunk, Counters, Lane, Queue, QueueWorker, Waiter, abandon, complete, next_batch,
+    BatchLimit, Chunk, Counters, Lane, Queue, QueueWorker, Waiter, abandon, complete, next_batch,
 };
 use crate::output::{Shape, View};
 use crate::sync::{Abandon, Work, WorkerThread};
@@ -30,7 +30,7 @@ struct Asking {
     link: Link,
     width: usize,
     normalizes: bool,
-    budget: Budget,
+    budget: BatchLimit,
     counters: Arc<Counters>,
 }
 
@@ -54,7 +54,7 @@ impl RemoteEncoder {
             link,
             width,
             normalizes: (length - 1.0).abs() < 1e-3,
-            budget: Budget { weight: BATCH_BYTES, items: settings.batch },
+            budget: BatchLimit { weight: BATCH_BYTES, items: settings.batch },
             counters: Arc::clone(counters),
         });
         let queue = QueueWorker::start("remote", settings.connections, Arc::clone(&asking) as _, counters)?;

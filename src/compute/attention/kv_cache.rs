@@ -36,7 +36,7 @@ pub struct CacheShape {
 /// scores of the panel's positions. After them, the values are the rows of panels, whose product with probabilities is a
 /// sum over positions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Layout {
+struct PageLayout {
     shape: CacheShape,
     format: DType,
     /// Columns of a panel.
@@ -50,7 +50,7 @@ struct Layout {
 pub struct PagedKvCache {
     /// All but the last have [`BLOCK`] positions.
     pages: Vec<Arc<Page>>,
-    layout: Layout,
+    layout: PageLayout,
     len: usize,
     /// Positions from here on have not been written since they were cleared.
     written: usize,
@@ -73,7 +73,7 @@ pub(crate) struct Panels<'a> {
 
 /// One head's part of a page, and the positions in it to write.
 pub(crate) struct HeadPage<'a> {
-    layout: Layout,
+    layout: PageLayout,
     memory: &'a mut [u32],
     capacity: usize,
     at: Range<usize>,
@@ -82,7 +82,7 @@ pub(crate) struct HeadPage<'a> {
     pub kv_head: usize,
 }
 
-impl Layout {
+impl PageLayout {
     fn key_units(self) -> usize {
         units(self.format, self.shape.width)
     }
@@ -160,7 +160,7 @@ impl Layout {
 
 /// Zeroes the values of some positions. A sum over positions includes all positions of its last step, whose probabilities
 /// are zero, and zero times a NaN would not be zero.
-fn clear(layout: Layout, head: &mut [u32], capacity: usize, positions: Range<usize>) {
+fn clear(layout: PageLayout, head: &mut [u32], capacity: usize, positions: Range<usize>) {
     for panel in 0..layout.value_panels() {
         let values = &mut head[layout.values_at(capacity, panel)..];
         for position in positions.clone() {
@@ -187,7 +187,7 @@ fn too_many(positions: usize) -> Error {
 impl PagedKvCache {
     /// An empty cache.
     pub(crate) fn new(kernels: &Kernels, shape: CacheShape, format: DType) -> Self {
-        let layout = Layout { shape, format, panel: kernels.width, depth: kernels.depth(format) };
+        let layout = PageLayout { shape, format, panel: kernels.width, depth: kernels.depth(format) };
         Self { pages: Vec::new(), layout, len: 0, written: 0 }
     }
 
@@ -367,7 +367,7 @@ impl HeadPage<'_> {
     ///
     /// - The preconditions of [`write`](Self::write) for keys.
     unsafe fn write_keys(&mut self, kernels: &Kernels, from: *const u8, stride: usize) {
-        let Layout { format, panel, shape, .. } = self.layout;
+        let PageLayout { format, panel, shape, .. } = self.layout;
         let units = self.layout.key_units();
         let mut position = self.at.start;
         while position < self.at.end {
@@ -400,7 +400,7 @@ impl HeadPage<'_> {
     ///
     /// - The preconditions of [`write`](Self::write) for values.
     unsafe fn write_values(&mut self, kernels: &Kernels, from: *const u8, stride: usize) {
-        let Layout { format, panel, shape, .. } = self.layout;
+        let PageLayout { format, panel, shape, .. } = self.layout;
         for (index, first) in (0..shape.width).step_by(panel).enumerate() {
             let columns = panel.min(shape.width - first);
             let memory = &mut self.memory[self.layout.values_at(self.capacity, index)..];

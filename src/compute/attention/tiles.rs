@@ -25,7 +25,7 @@ const STRIDE: usize = BLOCK + 32;
 
 /// The memory of attention on one thread.
 #[derive(Debug, Default)]
-pub(crate) struct Scratch {
+pub(crate) struct AttentionScratch {
     keys: Option<Buffer>,
     values: Option<Buffer>,
     state: TileState,
@@ -183,7 +183,13 @@ impl<'a> Attention<'a> {
     }
 
     /// Some of the tiles of one key and value head's queries, for one sequence.
-    pub(crate) fn group(&self, scratch: &mut Scratch, span: Span, kv_head: usize, part: Share) -> Result<()> {
+    pub(crate) fn group(
+        &self,
+        scratch: &mut AttentionScratch,
+        span: Span,
+        kv_head: usize,
+        part: Share,
+    ) -> Result<()> {
         let Heads { heads, kv_heads, width, .. } = self.heads;
         if span.rows == 0 || width == 0 {
             return Ok(());
@@ -199,7 +205,7 @@ impl<'a> Attention<'a> {
         // Elements of the sums of one tile, whose columns are whole panels.
         let size = width.next_multiple_of(panel) * height;
         let packed = BLOCK.min(length);
-        let Scratch { keys, values, state } = scratch;
+        let AttentionScratch { keys, values, state } = scratch;
         if matches!(self.keys, KeyValues::Rows(_)) {
             grown(keys, packed.next_multiple_of(panel) * units(format, width) * 4)?;
             grown(values, width.next_multiple_of(panel) * self.value_units(packed) * 4)?;

@@ -9,7 +9,7 @@ use crate::compute::attention::heads::Heads;
 use crate::compute::attention::kv_cache::CacheShape;
 use crate::compute::attention::rope::{RopeStyle, RopeTable, Rotary};
 use crate::compute::backend::traits::{
-    Backend, Forward, KvCache, Pass, Positions, Row, Rows, Step, check_logits,
+    Backend, ForwardFn, KvCache, Pass, Positions, Row, Rows, Step, check_logits,
 };
 use crate::compute::kernels::activation::Activation;
 use crate::compute::linear::layer::Matrix;
@@ -50,7 +50,7 @@ fn failed(error: candle_core::Error) -> Error {
 
 /// A linear layer's matrix, transposed, and its bias.
 #[derive(Debug)]
-pub struct Linear {
+pub struct TensorLinear {
     matrix: Tensor,
     bias: Tensor,
     /// Whether the first half of the outputs is the gate of the second.
@@ -59,13 +59,13 @@ pub struct Linear {
 
 /// A normalization of rows: layer normalization with a shift, RMS normalization without.
 #[derive(Debug)]
-pub struct Norm {
+pub struct TensorNorm {
     scale: Tensor,
     shift: Option<Tensor>,
     epsilon: f64,
 }
 
-impl Norm {
+impl TensorNorm {
     fn apply(&self, x: &Tensor) -> candle_core::Result<Tensor> {
         let x = match &self.shift {
             Some(_) => x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?,
@@ -133,7 +133,7 @@ fn bytes_of(shape: CacheShape, tokens: usize) -> u64 {
         .fold(tokens as u64, |bytes, factor| bytes.saturating_mul(factor as u64))
 }
 
-impl Linear {
+impl TensorLinear {
     fn apply(&self, x: &Tensor) -> candle_core::Result<Tensor> {
         x.matmul(&self.matrix)?.broadcast_add(&self.bias)
     }
@@ -158,7 +158,7 @@ fn apply_rope(
     qkv: &Tensor,
     (first, count): (usize, usize),
     width: usize,
-    norm: Option<&Norm>,
+    norm: Option<&TensorNorm>,
     table: &RopeTable<'_>,
 ) -> candle_core::Result<Tensor> {
     let (length, pairs) = (qkv.dim(0)?, table.rotary.frequencies.len());
@@ -218,8 +218,8 @@ fn attend(queries: &Tensor, keys: &Tensor, values: &Tensor, heads: Heads) -> can
 
 impl Backend for Candle {
     type Table = Tensor;
-    type Linear = Linear;
-    type Norm = Norm;
+    type Linear = TensorLinear;
+    type Norm = TensorNorm;
     type Cache = TensorCache;
     type Pass<'a> = CandlePass<'a>;
 
@@ -227,11 +227,11 @@ impl Backend for Candle {
         self.matrix(&matrix)
     }
 
-    fn gated(&self, gate: (Matrix, Option<Weight>), up: (Matrix, Option<Weight>)) -> Result<Linear> {
-        Ok(Linear { gated: true, ..self.linear(&[gate, up])? })
+    fn gated(&self, gate: (Matrix, Option<Weight>), up: (Matrix, Option<Weight>)) -> Result<TensorLinear> {
+        Ok(TensorLinear { gated: true, ..self.linear(&[gate, up])? })
     }
 
-    fn linear(&self, parts: &[(Matrix, Option<Weight>)]) -> Result<Linear> {
+    fn linear(&self, parts: &[(Matrix, Option<Weight>)]) -> Result<TensorLinear> {
         let mut matrices = Vec::new();
         let mut biases = Vec::new();
         for (matrix, bias) in parts {
@@ -243,14 +243,14 @@ impl Backend for Candle {
         }
         let join = || {
             let matrix = Tensor::cat(&matrices, 0)?.t()?.contiguous()?;
-            Ok(Linear { matrix, bias: Tensor::cat(&biases, 0)?, gated: false })
+            Ok(TensorLinear { matrix, bias: Tensor::cat(&biases, 0)?, gated: false })
         };
         join().map_err(failed)
     }
 
-    fn norm(&self, scale: &Weight, shift: Option<&Weight>, epsilon: f32) -> Result<Norm> {
+    fn norm(&self, scale: &Weight, shift: Option<&Weight>, epsilon: f32) -> Result<TensorNorm> {
         let shift = shift.map(|shift| self.vector(shift)).transpose()?;
-        Ok(Norm { scale: self.vector(scale)?, shift, epsilon: f64::from(epsilon) })
+        Ok(TensorNorm { scale: self.vector(scale)?, shift, epsilon: f64::from(epsilon) })
     }
 
     fn cache(&self, shape: CacheShape) -> TensorCache {
@@ -266,7 +266,7 @@ impl Backend for Candle {
         batch: &Packed<'_>,
         width: usize,
         out: &mut [f32],
-        forward: &Forward<'_, Self>,
+        forward: &ForwardFn<'_, Self>,
     ) -> Result<()> {
         assert_eq!(out.len(), batch.sequences() * width, "one row of output for each sequence");
         for (range, out) in batch.ranges().zip(out.chunks_mut(width.max(1))) {
@@ -281,7 +281,7 @@ impl Backend for Candle {
         steps: &mut [Step<'_, TensorCache>],
         width: usize,
         out: &mut [f32],
-        forward: &Forward<'_, Self>,
+        forward: &ForwardFn<'_, Self>,
     ) -> Result<()> {
         check_logits(steps, width, out);
         let mut rows = out.chunks_mut(width.max(1));
@@ -359,14 +359,14 @@ impl Pass<Candle> for CandlePass<'_> {
         look_up().map(Some).map_err(|error| Error::Input(error.to_string()))
     }
 
-    fn norm(&mut self, x: Option<Tensor>, norm: &Norm) -> Result<Option<Tensor>> {
+    fn norm(&mut self, x: Option<Tensor>, norm: &TensorNorm) -> Result<Option<Tensor>> {
         x.map(|x| norm.apply(&x)).transpose().map_err(failed)
     }
 
     fn linear(
         &mut self,
         x: &Option<Tensor>,
-        linear: &Linear,
+        linear: &TensorLinear,
         activation: Activation,
     ) -> Result<Option<Tensor>> {
         x.as_ref().map(|x| linear.activated(x, activation)).transpose().map_err(failed)
@@ -375,9 +375,9 @@ impl Pass<Candle> for CandlePass<'_> {
     fn linear_add_norm(
         &mut self,
         x: Option<Tensor>,
-        linear: &Linear,
+        linear: &TensorLinear,
         residual: Option<Tensor>,
-        norm: &Norm,
+        norm: &TensorNorm,
     ) -> Result<Option<Tensor>> {
         let both = x.zip(residual);
         both.map(|(x, residual)| norm.apply(&(linear.apply(&x)? + residual)?)).transpose().map_err(failed)
@@ -404,8 +404,8 @@ impl Pass<Candle> for CandlePass<'_> {
     fn norm_linear(
         &mut self,
         x: &Option<Tensor>,
-        norm: &Norm,
-        linear: &Linear,
+        norm: &TensorNorm,
+        linear: &TensorLinear,
         activation: Activation,
     ) -> Result<Option<Tensor>> {
         let apply = |x: &Tensor| linear.activated(&norm.apply(x)?, activation);
@@ -421,7 +421,7 @@ impl Pass<Candle> for CandlePass<'_> {
         &mut self,
         qkv: Option<Tensor>,
         heads: Heads,
-        norms: Option<&(Norm, Norm)>,
+        norms: Option<&(TensorNorm, TensorNorm)>,
         table: &RopeTable<'_>,
     ) -> Result<Option<Tensor>> {
         let Heads { heads, kv_heads, width, .. } = heads;
@@ -437,7 +437,7 @@ impl Pass<Candle> for CandlePass<'_> {
     fn linear_add(
         &mut self,
         x: Option<Tensor>,
-        linear: &Linear,
+        linear: &TensorLinear,
         residual: &mut Option<Tensor>,
     ) -> Result<()> {
         if let (Some(x), Some(residual)) = (x, residual) {
@@ -458,7 +458,7 @@ impl Pass<Candle> for CandlePass<'_> {
     fn read(
         &mut self,
         x: Option<Tensor>,
-        norm: Option<&Norm>,
+        norm: Option<&TensorNorm>,
         each: &mut dyn FnMut(usize, Rows<'_>),
     ) -> Result<()> {
         let Some(x) = normed(x, norm)? else {
@@ -474,8 +474,8 @@ impl Pass<Candle> for CandlePass<'_> {
     fn project(
         &mut self,
         x: Option<Tensor>,
-        norm: Option<&Norm>,
-        linear: &Linear,
+        norm: Option<&TensorNorm>,
+        linear: &TensorLinear,
         out: &mut [f32],
     ) -> Result<()> {
         if let Some(x) = normed(x, norm)? {
@@ -486,7 +486,7 @@ impl Pass<Candle> for CandlePass<'_> {
     }
 }
 
-fn normed(x: Option<Tensor>, norm: Option<&Norm>) -> Result<Option<Tensor>> {
+fn normed(x: Option<Tensor>, norm: Option<&TensorNorm>) -> Result<Option<Tensor>> {
     match norm {
         Some(norm) => x.map(|x| norm.apply(&x)).transpose().map_err(failed),
         None => Ok(x),

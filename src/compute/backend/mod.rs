@@ -6,4 +6,4 @@ pub(crate) mod traits;
 
 pub use candle::Candle;
 pub use cpu::Cpu;
-pub use traits::{Backend, Forward, KvCache, Pass, Positions, Row, Rows, Step};
+pub use traits::{Backend, ForwardFn, KvCache, Pass, Positions, Row, Rows, Step};

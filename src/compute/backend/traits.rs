@@ -135,7 +135,7 @@ pub trait Backend: Send + Sync + Sized + 'static {
         batch: &Packed<'_>,
         width: usize,
         out: &mut [f32],
-        forward: &Forward<'_, Self>,
+        forward: &ForwardFn<'_, Self>,
     ) -> Result<()>;
 
     /// Runs `forward` on the new tokens of sequences, which attend to those in the caches, and appends them there.
@@ -149,7 +149,7 @@ pub trait Backend: Send + Sync + Sized + 'static {
         steps: &mut [Step<'_, Self::Cache>],
         width: usize,
         out: &mut [f32],
-        forward: &Forward<'_, Self>,
+        forward: &ForwardFn<'_, Self>,
     ) -> Result<()>;
 
     /// Bytes of memory that the model's weights take; a table that stays in its file is not counted.
@@ -160,7 +160,8 @@ pub trait Backend: Send + Sync + Sized + 'static {
 }
 
 /// A model's forward function: from a pass to one row of output for each of its sequences.
-pub type Forward<'f, B> = dyn for<'a> Fn(&mut <B as Backend>::Pass<'a>, &mut [f32]) -> Result<()> + Sync + 'f;
+pub type ForwardFn<'f, B> =
+    dyn for<'a> Fn(&mut <B as Backend>::Pass<'a>, &mut [f32]) -> Result<()> + Sync + 'f;
 
 /// The operations of a model on one packed batch. States have one row for each token of the batch. Operations consume
 /// states that are not needed afterwards, and reuse their memory.

@@ -7,7 +7,7 @@ use super::super::instance::Manager;
 use super::super::jobs::embed::{Embeddings, Job, LONG_TEXT, LookUp, OnDone, Ticket};
 use super::super::jobs::openai_body::{self, OnBody};
 use super::super::options::{Check, EmbedOptions};
-use super::super::stats::Description;
+use super::super::stats::ModelDescription;
 #[cfg(doc)]
 use crate::Error;
 use crate::Result;
@@ -115,14 +115,14 @@ impl Manager {
     ///
     /// # Errors
     /// [`Error::Input`] for a slot with a loader of the host's own; as [`Manager::load`].
-    pub fn describe(&self, name: &str, load: bool, check: Check<'_>) -> Result<Option<Description>> {
+    pub fn describe(&self, name: &str, load: bool, check: Check<'_>) -> Result<Option<ModelDescription>> {
         let entry = self.parts()?.registry.entry(name)?;
         let handle = if load {
             Some(self.lease(name, None, check)?.encoder(name)?.clone())
         } else {
             entry.slot.inspect(|model| model.encoder(name).cloned()).transpose()?
         };
-        Ok(handle.map(|handle| Description::new(name, &handle)))
+        Ok(handle.map(|handle| ModelDescription::new(name, &handle)))
     }
 
     /// [`Manager::submit`] with the answer as the body of OpenAI's `POST /v1/embeddings`, in which the model is called

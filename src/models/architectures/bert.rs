@@ -23,13 +23,13 @@ const fn family(model_type: &'static str, classes: &'static str, read: ReadConfi
 }
 
 fn read_bert(file: &ConfigFile<'_>) -> Result<Box<dyn Architecture>> {
-    let config: Config = file.parse()?;
+    let config: BertConfig = file.parse()?;
     let context = config.max_position_embeddings;
     read(file, config, Positions::FromZero, context)
 }
 
 fn read_roberta(file: &ConfigFile<'_>) -> Result<Box<dyn Architecture>> {
-    let config: Config = file.parse()?;
+    let config: BertConfig = file.parse()?;
     let padding = config.pad_token_id.unwrap_or(1);
     let context = config.max_position_embeddings.saturating_sub((padding as usize).saturating_add(1));
     read(file, config, Positions::AfterPadding(padding), context)
@@ -37,7 +37,7 @@ fn read_roberta(file: &ConfigFile<'_>) -> Result<Box<dyn Architecture>> {
 
 fn read(
     file: &ConfigFile<'_>,
-    config: Config,
+    config: BertConfig,
     positions: Positions,
     context: usize,
 ) -> Result<Box<dyn Architecture>> {
@@ -48,14 +48,14 @@ fn read(
 /// A BERT whose configuration was checked.
 #[derive(Debug)]
 struct Bert {
-    config: Config,
+    config: BertConfig,
     activation: Activation,
     positions: Positions,
     /// Tokens of the longest text.
     context: usize,
 }
 
-/// The keys of `config.json` that [`Config`] reads, and those whose only other value is refused by name.
+/// The keys of `config.json` that [`BertConfig`] reads, and those whose only other value is refused by name.
 const KEYS: &[&str] = &[
     "vocab_size",
     "hidden_size",
@@ -75,7 +75,7 @@ const KEYS: &[&str] = &[
 
 /// What `config.json` says of a BERT.
 #[derive(Debug, Clone, Deserialize)]
-struct Config {
+struct BertConfig {
     /// Rows of the word table.
     vocab_size: usize,
     /// Columns of every state.
@@ -115,7 +115,7 @@ fn epsilon() -> f32 {
     1e-12
 }
 
-impl Config {
+impl BertConfig {
     /// The activation, once everything else is known to be supported.
     fn check(&self, model: &str) -> Result<Activation> {
         let refuse = |reason: String| Err(Error::Unsupported { model: model.into(), reason });
@@ -172,7 +172,7 @@ impl Architecture for Bert {
     }
 
     fn embeddings(&self, tensors: &dyn Tensors) -> Result<EmbeddingTensors> {
-        let (names, config) = (Names::new(tensors), &self.config);
+        let (names, config) = (BertNames::new(tensors), &self.config);
         let table = |name: &str, rows| {
             names.matrix(&format!("embeddings.{name}_embeddings.weight"), [rows, config.hidden_size])
         };
@@ -188,7 +188,7 @@ impl Architecture for Bert {
     }
 
     fn layer(&self, tensors: &dyn Tensors, index: usize) -> Result<LayerTensors> {
-        let (names, config) = (Names::new(tensors), &self.config);
+        let (names, config) = (BertNames::new(tensors), &self.config);
         let (hidden, wide) = (config.hidden_size, config.intermediate_size);
         let part = |name: &str, outputs, inputs| -> Result<Biased> {
             let name = format!("encoder.layer.{index}.{name}");
@@ -220,12 +220,12 @@ impl Architecture for Bert {
 
 /// Tensor names as the file has them: some carry the name of the model that the encoder was part of, old ones
 /// call the parameters of a norm gamma and beta.
-struct Names<'a> {
+struct BertNames<'a> {
     tensors: &'a dyn Tensors,
     prefix: &'static str,
 }
 
-impl<'a> Names<'a> {
+impl<'a> BertNames<'a> {
     fn new(tensors: &'a dyn Tensors) -> Self {
         let word = "embeddings.word_embeddings.weight";
         let prefixes = ["", "bert.", "roberta.", "model."];
@@ -241,7 +241,7 @@ impl<'a> Names<'a> {
         self.tensors.vector(&format!("{}{name}", self.prefix), length)
     }
 
-    fn norm(&self, name: &str, config: &Config) -> Result<NormTensors> {
+    fn norm(&self, name: &str, config: &BertConfig) -> Result<NormTensors> {
         let old = self.tensors.contains(&format!("{}{name}.gamma", self.prefix));
         let (scale, shift) = if old { ("gamma", "beta") } else { ("weight", "bias") };
         Ok(NormTensors {

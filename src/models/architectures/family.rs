@@ -14,7 +14,7 @@ pub(crate) const LARGEST_SIZE: usize = 1 << 28;
 
 /// What a model is used for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub enum ModelKind {
     /// Texts to vectors.
     Embedding,
     /// Text to more text.
@@ -99,16 +99,16 @@ impl Family {
     }
 
     /// Whether its models can be used so.
-    pub fn serves(&self, kind: Kind) -> bool {
+    pub fn serves(&self, kind: ModelKind) -> bool {
         match kind {
-            Kind::Embedding => self.embeds,
-            Kind::Generator => self.generates,
+            ModelKind::Embedding => self.embeds,
+            ModelKind::Generator => self.generates,
         }
     }
 
     /// The reader of its GGUF files for this use.
-    pub fn gguf_reader(&self, kind: Kind) -> Option<ReadGguf> {
+    pub fn gguf_reader(&self, kind: ModelKind) -> Option<ReadGguf> {
         let gguf = self.gguf?;
-        (self.serves(kind) && (kind == Kind::Generator || gguf.embeds)).then_some(gguf.read)
+        (self.serves(kind) && (kind == ModelKind::Generator || gguf.embeds)).then_some(gguf.read)
     }
 }

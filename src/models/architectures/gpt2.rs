@@ -16,7 +16,7 @@ pub(super) const FAMILIES: &[Family] =
     &[Family { embeds: false, bare_turns: true, ..Family::new("gpt2", "GPT2", KEYS, read) }];
 
 fn read(file: &ConfigFile<'_>) -> Result<Box<dyn Architecture>> {
-    let config: Config = file.parse()?;
+    let config: Gpt2Config = file.parse()?;
     let activation = config.check(file.model)?;
     Ok(Box::new(Gpt2 { config, activation }))
 }
@@ -24,7 +24,7 @@ fn read(file: &ConfigFile<'_>) -> Result<Box<dyn Architecture>> {
 /// A GPT-2 whose configuration was checked.
 #[derive(Debug)]
 struct Gpt2 {
-    config: Config,
+    config: Gpt2Config,
     activation: Activation,
 }
 
@@ -50,7 +50,7 @@ const KEYS: &[&str] = &[
 
 /// `config.json`.
 #[derive(Debug, Clone, Deserialize)]
-struct Config {
+struct Gpt2Config {
     n_embd: usize,
     n_layer: usize,
     n_head: usize,
@@ -83,7 +83,7 @@ fn yes() -> bool {
     true
 }
 
-impl Config {
+impl Gpt2Config {
     fn check(&self, model: &str) -> Result<Activation> {
         let unsupported = |reason: String| Err(Error::Unsupported { model: model.into(), reason });
         if !self.scale_attn_weights || self.scale_attn_by_inverse_layer_idx {
@@ -141,7 +141,7 @@ impl Gpt2 {
 
 impl Architecture for Gpt2 {
     fn describe(&self) -> Description {
-        let Config { n_embd, n_layer, n_head, .. } = self.config;
+        let Gpt2Config { n_embd, n_layer, n_head, .. } = self.config;
         Description {
             hidden: n_embd,
             layers: n_layer,
@@ -240,11 +240,11 @@ mod tests {
     fn what_is_no_plain_gpt2_is_named() {
         let refusal = |extra: &str| {
             let base = r#"{"n_embd": 32, "n_layer": 1, "n_head": 4, "n_positions": 8, "vocab_size": 9"#;
-            let config: Config = serde_json::from_str(&format!("{base}{extra}}}")).unwrap();
+            let config: Gpt2Config = serde_json::from_str(&format!("{base}{extra}}}")).unwrap();
             config.check("m").unwrap_err().to_string()
         };
         assert!(refusal(r#", "activation_function": "swish""#).contains("\"swish\""));
-        let wide: Config = serde_json::from_str(
+        let wide: Gpt2Config = serde_json::from_str(
             r#"{"n_embd": 1026, "n_layer": 1, "n_head": 2, "n_positions": 8, "vocab_size": 9}"#,
         )
         .unwrap();

@@ -14,7 +14,7 @@ mod tensors;
 mod transformer;
 
 pub(crate) use family::LARGEST_SIZE;
-pub use family::{ConfigFile, Family, GgufFamily, Kind, ReadConfig, ReadGguf};
+pub use family::{ConfigFile, Family, GgufFamily, ModelKind, ReadConfig, ReadGguf};
 pub(crate) use gguf_tensors::GgufTensors;
 pub(crate) use registry::names;
 pub use registry::{families, find, register};

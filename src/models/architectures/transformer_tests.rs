@@ -10,7 +10,7 @@ use crate::compute::{Candle, Cpu, Isa, RopeStyle, Weight, WeightFormat};
 use crate::models::architectures::GgufTensors;
 use crate::models::architectures::llama::{Llama, Variant};
 use crate::models::formats::gguf::tests::Writer;
-use crate::models::{Encoder, Kind, ModelConfig, ModelFiles, Overrides, Weights, on_cpu, on_device};
+use crate::models::{Encoder, ModelConfig, ModelFiles, ModelKind, Overrides, Weights, on_cpu, on_device};
 
 fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/qwen3_embedding")
@@ -363,7 +363,7 @@ fn a_gguf_file_is_a_whole_sentence_model() {
     let files = ModelFiles::gguf("m.gguf", path).unwrap();
     let (texts, expected): (Vec<_>, Vec<_>) = cases().into_iter().unzip();
     let weights = Weights::open(&files.weights).unwrap();
-    let config = ModelConfig::read(&files, Kind::Embedding).unwrap();
+    let config = ModelConfig::read(&files, ModelKind::Embedding).unwrap();
     let exact = Transformer::load(Candle::new(Device::Cpu), &*config.architecture, &weights).unwrap();
     let mut exact = encode(&exact, &texts, Pooling::Last);
     exact.chunks_mut(32).for_each(crate::models::normalize);
@@ -410,7 +410,7 @@ fn gguf_files_that_do_not_embed_are_refused() {
     );
     let other = Writer::default().text("general.architecture", "bert").write();
     let files = ModelFiles::gguf("m.gguf", other.1).unwrap();
-    assert!(ModelConfig::read(&files, Kind::Embedding).unwrap_err().to_string().contains("\"bert\""));
+    assert!(ModelConfig::read(&files, ModelKind::Embedding).unwrap_err().to_string().contains("\"bert\""));
     assert!(ModelFiles::gguf("m.gguf", "/nowhere/m.gguf".into()).is_err());
 }
 
@@ -422,7 +422,7 @@ fn every_truncation_of_a_gguf_file_is_an_error() {
     for length in (1..bytes.len() - 32).step_by(997) {
         std::fs::write(&cut, &bytes[..length]).unwrap();
         let files = ModelFiles::gguf("cut", cut.clone()).unwrap();
-        assert!(ModelConfig::read(&files, Kind::Embedding).is_err(), "{length} of {}", bytes.len());
+        assert!(ModelConfig::read(&files, ModelKind::Embedding).is_err(), "{length} of {}", bytes.len());
     }
 }
 

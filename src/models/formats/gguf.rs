@@ -9,8 +9,8 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::gguf_metadata::Reader;
-pub use super::gguf_metadata::Value;
+pub use super::gguf_metadata::GgufValue;
+use super::gguf_metadata::HeaderReader;
 use crate::compute::file::WeightFile;
 use crate::compute::linear::{BlockFormat, BlockTensor, Matrix};
 use crate::compute::{Stored, Weight};
@@ -20,7 +20,7 @@ use crate::{Error, Result};
 const MOST_TENSORS: usize = 1 << 18;
 
 #[derive(Debug, Clone)]
-struct Entry {
+struct GgufTensor {
     /// Outermost first, the reverse of the file's order.
     shape: Vec<usize>,
     kind: u32,
@@ -33,8 +33,8 @@ struct Entry {
 #[derive(Clone)]
 pub struct Gguf {
     files: Vec<Arc<WeightFile>>,
-    metadata: HashMap<String, Value>,
-    tensors: HashMap<String, Entry>,
+    metadata: HashMap<String, GgufValue>,
+    tensors: HashMap<String, GgufTensor>,
 }
 
 /// The files that `path` stands for: itself, or all parts when its name ends like `-00001-of-00003.gguf`.
@@ -80,7 +80,7 @@ impl Gguf {
         for (number, part) in parts.iter().enumerate() {
             let metadata = gguf.read_part(number, part)?;
             let said = |key: &str| match metadata.get(key) {
-                Some(Value::Integer(n)) => usize::try_from(*n).ok(),
+                Some(GgufValue::Integer(n)) => usize::try_from(*n).ok(),
                 _ => None,
             };
             let (no, count) = (said("split.no").unwrap_or(0), said("split.count").unwrap_or(1).max(1));
@@ -113,9 +113,9 @@ impl Gguf {
     }
 
     /// Opens the next part, adds its tensors, and returns its metadata.
-    fn read_part(&mut self, part: usize, path: &Path) -> Result<HashMap<String, Value>> {
+    fn read_part(&mut self, part: usize, path: &Path) -> Result<HashMap<String, GgufValue>> {
         let file = WeightFile::open(path)?;
-        let mut reader = Reader::new(&file);
+        let mut reader = HeaderReader::new(&file);
         if reader.take(4)? != b"GGUF" {
             return Err(Error::invalid_file(path, "it does not begin with GGUF; it is no GGUF file"));
         }
@@ -156,11 +156,11 @@ impl Gguf {
             shape.reverse();
             let kind = reader.u32()?;
             let start = reader.size()?;
-            tensors.push((name, Entry { shape, kind, part, start }));
+            tensors.push((name, GgufTensor { shape, kind, part, start }));
         }
         let alignment = match metadata.get("general.alignment") {
             None => 32,
-            Some(Value::Integer(n)) if *n > 0 && *n <= 1 << 20 => *n as usize,
+            Some(GgufValue::Integer(n)) if *n > 0 && *n <= 1 << 20 => *n as usize,
             Some(_) => return Err(Error::invalid_file(path, "its alignment is no positive number")),
         };
         let data = reader.at.next_multiple_of(alignment);
@@ -206,14 +206,14 @@ impl Gguf {
     }
 
     /// A metadata value.
-    pub fn get(&self, key: &str) -> Option<&Value> {
+    pub fn get(&self, key: &str) -> Option<&GgufValue> {
         self.metadata.get(key)
     }
 
     /// A text.
     pub fn text(&self, key: &str) -> Option<&str> {
         match self.get(key) {
-            Some(Value::Text(text)) => Some(text),
+            Some(GgufValue::Text(text)) => Some(text),
             _ => None,
         }
     }
@@ -221,7 +221,7 @@ impl Gguf {
     /// A whole number that is not negative.
     pub fn number(&self, key: &str) -> Option<usize> {
         match self.get(key) {
-            Some(Value::Integer(n)) => usize::try_from(*n).ok(),
+            Some(GgufValue::Integer(n)) => usize::try_from(*n).ok(),
             _ => None,
         }
     }
@@ -229,8 +229,8 @@ impl Gguf {
     /// Any number.
     pub fn float(&self, key: &str) -> Option<f32> {
         match self.get(key) {
-            Some(Value::Float(x)) => Some(*x as f32),
-            Some(Value::Integer(n)) => Some(*n as f32),
+            Some(GgufValue::Float(x)) => Some(*x as f32),
+            Some(GgufValue::Integer(n)) => Some(*n as f32),
             _ => None,
         }
     }
@@ -238,15 +238,15 @@ impl Gguf {
     /// A truth value.
     pub fn flag(&self, key: &str) -> Option<bool> {
         match self.get(key) {
-            Some(Value::Bool(flag)) => Some(*flag),
+            Some(GgufValue::Bool(flag)) => Some(*flag),
             _ => None,
         }
     }
 
     /// An array.
-    pub fn array(&self, key: &str) -> Option<&[Value]> {
+    pub fn array(&self, key: &str) -> Option<&[GgufValue]> {
         match self.get(key) {
-            Some(Value::Array(values)) => Some(values),
+            Some(GgufValue::Array(values)) => Some(values),
             _ => None,
         }
     }
@@ -309,7 +309,7 @@ impl Gguf {
         }
     }
 
-    fn entry(&self, name: &str) -> Result<&Entry> {
+    fn entry(&self, name: &str) -> Result<&GgufTensor> {
         self.tensors.get(name).ok_or_else(|| {
             Error::invalid_file(
                 self.path(),

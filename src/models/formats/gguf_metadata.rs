@@ -17,7 +17,7 @@ const WINDOW: usize = 256 << 10;
 
 /// A metadata value.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Value {
+pub enum GgufValue {
     /// Any of the integer types.
     Integer(i128),
     /// f32 or f64.
@@ -27,10 +27,10 @@ pub enum Value {
     /// UTF-8 text; bytes that are none were replaced.
     Text(String),
     /// Values of one type.
-    Array(Vec<Value>),
+    Array(Vec<GgufValue>),
 }
 
-impl Value {
+impl GgufValue {
     pub(super) fn kind(&self) -> &'static str {
         match self {
             Self::Integer(_) => "an integer",
@@ -43,7 +43,7 @@ impl Value {
 }
 
 /// Reads the header of a file, within its limits.
-pub(super) struct Reader<'a> {
+pub(super) struct HeaderReader<'a> {
     file: &'a WeightFile,
     pub(super) at: usize,
     /// Bytes of the file from `window_at` on.
@@ -53,7 +53,7 @@ pub(super) struct Reader<'a> {
     values: usize,
 }
 
-impl<'a> Reader<'a> {
+impl<'a> HeaderReader<'a> {
     pub(super) fn new(file: &'a WeightFile) -> Self {
         Self { file, at: 0, window: Vec::new(), window_at: 0, values: MOST_VALUES }
     }
@@ -120,13 +120,13 @@ impl<'a> Reader<'a> {
         Ok(String::from_utf8_lossy(self.take(n)?).into_owned())
     }
 
-    pub(super) fn value(&mut self, kind: u32, depth: usize) -> Result<Value> {
+    pub(super) fn value(&mut self, kind: u32, depth: usize) -> Result<GgufValue> {
         self.values = self.values.checked_sub(1).ok_or_else(|| {
             self.invalid(format!("its metadata has more than {MOST_VALUES} values; no model needs so many"))
         })?;
         macro_rules! integer {
             ($kind:ty) => {
-                Value::Integer(<$kind>::from_le_bytes(self.array()?).into())
+                GgufValue::Integer(<$kind>::from_le_bytes(self.array()?).into())
             };
         }
         Ok(match kind {
@@ -136,17 +136,17 @@ impl<'a> Reader<'a> {
             3 => integer!(i16),
             4 => integer!(u32),
             5 => integer!(i32),
-            6 => Value::Float(f32::from_le_bytes(self.array()?).into()),
-            7 => Value::Bool(self.array::<1>()? != [0]),
-            8 => Value::Text(self.text()?),
+            6 => GgufValue::Float(f32::from_le_bytes(self.array()?).into()),
+            7 => GgufValue::Bool(self.array::<1>()? != [0]),
+            8 => GgufValue::Text(self.text()?),
             9 if depth < DEEPEST => {
                 let kind = self.u32()?;
                 let n = self.count(if kind == 8 { 8 } else { 1 })?;
-                Value::Array((0..n).map(|_| self.value(kind, depth + 1)).collect::<Result<_>>()?)
+                GgufValue::Array((0..n).map(|_| self.value(kind, depth + 1)).collect::<Result<_>>()?)
             }
             10 => integer!(u64),
             11 => integer!(i64),
-            12 => Value::Float(f64::from_le_bytes(self.array()?)),
+            12 => GgufValue::Float(f64::from_le_bytes(self.array()?)),
             _ => {
                 return Err(self.invalid(format!("its metadata has a value of the unknown type {kind}")));
             }

@@ -138,7 +138,7 @@ fn metadata_and_tensors_are_read() {
     assert_eq!(gguf.required("llama.block_count"), Ok(3));
     assert_eq!(gguf.float("llama.rope.freq_base"), Some(1e5));
     assert_eq!(gguf.flag("tokenizer.ggml.add_bos_token"), Some(true));
-    assert_eq!(gguf.array("tokenizer.ggml.tokens").unwrap()[1], Value::Text("ş".into()));
+    assert_eq!(gguf.array("tokenizer.ggml.tokens").unwrap()[1], GgufValue::Text("ş".into()));
     let Matrix::Plain(norm) = gguf.matrix("norm").unwrap() else { panic!("plain numbers") };
     assert_eq!(norm.to_f32().unwrap(), [1.0, 2.0, 3.0]);
     let Matrix::Blocks(weights) = gguf.matrix("w").unwrap() else { panic!("blocks") };

@@ -112,7 +112,8 @@ pub(in crate::models) fn tensors(file: &WeightFile) -> Result<Vec<Pickled>> {
             ),
         )
     };
-    let mut archive = ZipArchive::new(Reader { file, at: 0, left: MOST_BYTES }).map_err(|e| damaged(&e))?;
+    let mut archive =
+        ZipArchive::new(LimitedReader { file, at: 0, left: MOST_BYTES }).map_err(|e| damaged(&e))?;
     let name = archive
         .file_names()
         .filter_map(|name| Some(name.ok()?.into_owned()))
@@ -195,13 +196,13 @@ fn invalid(file: &WeightFile, reason: &str) -> Error {
 }
 
 /// Reads a file up to a limit of bytes.
-struct Reader<'a> {
+struct LimitedReader<'a> {
     file: &'a WeightFile,
     at: u64,
     left: u64,
 }
 
-impl Read for Reader<'_> {
+impl Read for LimitedReader<'_> {
     fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
         let rest = (self.file.len() as u64).saturating_sub(self.at);
         let n = usize::try_from(rest).unwrap_or(usize::MAX).min(out.len());
@@ -216,7 +217,7 @@ impl Read for Reader<'_> {
     }
 }
 
-impl Seek for Reader<'_> {
+impl Seek for LimitedReader<'_> {
     fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
         let at = match to {
             SeekFrom::Start(at) => Some(at),

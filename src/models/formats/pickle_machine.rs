@@ -13,9 +13,9 @@ const MOST_VALUES: usize = 1 << 20;
 
 /// The number format of a storage: the name of its class in torch.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct Kind(Arc<str>);
+pub(super) struct StorageType(Arc<str>);
 
-impl Kind {
+impl StorageType {
     fn name(&self) -> &str {
         let class = self.0.rsplit('.').next().unwrap_or_default();
         class.strip_suffix("Storage").unwrap_or(class)
@@ -45,7 +45,7 @@ impl Kind {
 #[derive(Debug)]
 pub(super) struct Tensor {
     pub(super) storage: Arc<str>,
-    pub(super) kind: Kind,
+    pub(super) kind: StorageType,
     pub(super) offset: usize,
     pub(super) shape: Vec<usize>,
     pub(super) strides: Vec<usize>,
@@ -53,7 +53,7 @@ pub(super) struct Tensor {
 
 /// A value; others are meant by their numbers.
 #[derive(Debug)]
-enum Value {
+enum PickleValue {
     Mark,
     Integer(i64),
     Text(Arc<str>),
@@ -63,7 +63,7 @@ enum Value {
     /// A class or function: its module and name.
     Global(Arc<str>),
     Storage {
-        kind: Kind,
+        kind: StorageType,
         key: Arc<str>,
     },
     Tensor(Tensor),
@@ -73,7 +73,7 @@ enum Value {
 
 pub(super) struct Machine<'a> {
     rest: &'a [u8],
-    values: Vec<Value>,
+    values: Vec<PickleValue>,
     stack: Vec<u32>,
     memo: HashMap<u32, u32>,
 }
@@ -98,13 +98,17 @@ impl<'a> Machine<'a> {
         const NONE: &str = "it holds no tensors: save the model's state_dict";
         let root = self.stack.last().map(|&root| self.value(root));
         let entries = match root {
-            Some(Value::Dict(entries)) => entries,
-            Some(Value::Opaque(name) | Value::Global(name)) => return Err(format!("it is a {name}; {NONE}")),
+            Some(PickleValue::Dict(entries)) => entries,
+            Some(PickleValue::Opaque(name) | PickleValue::Global(name)) => {
+                return Err(format!("it is a {name}; {NONE}"));
+            }
             _ => return Err(NONE.into()),
         };
         let mut found = HashMap::new();
         for &(key, value) in entries {
-            if let (Value::Text(name), Value::Tensor(tensor)) = (self.value(key), self.value(value)) {
+            if let (PickleValue::Text(name), PickleValue::Tensor(tensor)) =
+                (self.value(key), self.value(value))
+            {
                 found.insert(name.to_string(), tensor);
             }
         }
@@ -116,7 +120,7 @@ impl<'a> Machine<'a> {
         Ok(found)
     }
 
-    fn value(&self, number: u32) -> &Value {
+    fn value(&self, number: u32) -> &PickleValue {
         &self.values[number as usize]
     }
 
@@ -125,27 +129,27 @@ impl<'a> Machine<'a> {
             b'.' => return Ok(false),
             0x80 => drop(self.take(1)?), // PROTO
             0x95 => drop(self.take(8)?), // FRAME
-            b'}' => self.push(Value::Dict(Vec::new())),
-            b']' => self.push(Value::List(Vec::new())),
-            b')' => self.push(Value::Tuple(Vec::new())),
-            b'(' => self.push(Value::Mark),
-            b'N' => self.push(Value::Opaque("None".into())),
-            0x88 | 0x89 => self.push(Value::Opaque("bool".into())),
+            b'}' => self.push(PickleValue::Dict(Vec::new())),
+            b']' => self.push(PickleValue::List(Vec::new())),
+            b')' => self.push(PickleValue::Tuple(Vec::new())),
+            b'(' => self.push(PickleValue::Mark),
+            b'N' => self.push(PickleValue::Opaque("None".into())),
+            0x88 | 0x89 => self.push(PickleValue::Opaque("bool".into())),
             b'G' => {
                 self.take(8)?;
-                self.push(Value::Opaque("float".into()));
+                self.push(PickleValue::Opaque("float".into()));
             }
             b'K' => {
                 let n = self.take(1)?[0];
-                self.push(Value::Integer(n.into()));
+                self.push(PickleValue::Integer(n.into()));
             }
             b'M' => {
                 let n = u16::from_le_bytes(self.array()?);
-                self.push(Value::Integer(n.into()));
+                self.push(PickleValue::Integer(n.into()));
             }
             b'J' => {
                 let n = i32::from_le_bytes(self.array()?);
-                self.push(Value::Integer(n.into()));
+                self.push(PickleValue::Integer(n.into()));
             }
             0x8a => self.long()?,
             b'X' => {
@@ -183,25 +187,27 @@ impl<'a> Machine<'a> {
             }
             b'c' => {
                 let (module, name) = (self.line()?, self.line()?);
-                self.push(Value::Global(format!("{module}.{name}").into()));
+                self.push(PickleValue::Global(format!("{module}.{name}").into()));
             }
             0x93 => {
                 let (name, module) = (self.pop()?, self.pop()?);
-                let (Value::Text(module), Value::Text(name)) = (self.value(module), self.value(name)) else {
+                let (PickleValue::Text(module), PickleValue::Text(name)) =
+                    (self.value(module), self.value(name))
+                else {
                     return Err("its pickle names a class by something else than text".into());
                 };
                 let global = format!("{module}.{name}").into();
-                self.push(Value::Global(global));
+                self.push(PickleValue::Global(global));
             }
             b't' => {
                 let items = self.items()?;
-                self.push(Value::Tuple(items));
+                self.push(PickleValue::Tuple(items));
             }
             code @ 0x85..=0x87 => {
                 let n = usize::from(code - 0x84);
                 let at = self.stack.len().checked_sub(n).ok_or(SHORT)?;
                 let items = self.stack.split_off(at);
-                self.push(Value::Tuple(items));
+                self.push(PickleValue::Tuple(items));
             }
             b'a' => {
                 let item = self.pop()?;
@@ -259,34 +265,34 @@ impl<'a> Machine<'a> {
         let n = usize::from(self.take(1)?[0]);
         let bytes = self.take(n)?;
         if n > 8 {
-            self.push(Value::Opaque("int".into()));
+            self.push(PickleValue::Opaque("int".into()));
             return Ok(());
         }
         let sign = if bytes.last().is_some_and(|&byte| byte >= 0x80) { 0xff } else { 0 };
         let mut all = [sign; 8];
         all[..n].copy_from_slice(bytes);
-        self.push(Value::Integer(i64::from_le_bytes(all)));
+        self.push(PickleValue::Integer(i64::from_le_bytes(all)));
         Ok(())
     }
 
     fn text(&mut self, n: usize) -> Refused<()> {
         let text =
             std::str::from_utf8(self.take(n)?).map_err(|_| "its pickle has a text that is no UTF-8")?;
-        self.push(Value::Text(text.into()));
+        self.push(PickleValue::Text(text.into()));
         Ok(())
     }
 
     /// Texts of Python 2 are bytes.
     fn bytes(&mut self, n: usize) -> Refused<()> {
         let value = match std::str::from_utf8(self.take(n)?) {
-            Ok(text) => Value::Text(text.into()),
-            Err(_) => Value::Opaque("bytes".into()),
+            Ok(text) => PickleValue::Text(text.into()),
+            Err(_) => PickleValue::Opaque("bytes".into()),
         };
         self.push(value);
         Ok(())
     }
 
-    fn push(&mut self, value: Value) {
+    fn push(&mut self, value: PickleValue) {
         self.stack.push(self.values.len() as u32);
         self.values.push(value);
     }
@@ -309,7 +315,8 @@ impl<'a> Machine<'a> {
 
     /// Pops the stack down to and including the latest mark, and returns the values above it.
     fn items(&mut self) -> Refused<Vec<u32>> {
-        let mark = self.stack.iter().rposition(|&n| matches!(self.value(n), Value::Mark)).ok_or(SHORT)?;
+        let mark =
+            self.stack.iter().rposition(|&n| matches!(self.value(n), PickleValue::Mark)).ok_or(SHORT)?;
         let items = self.stack.split_off(mark + 1);
         self.stack.pop();
         Ok(items)
@@ -318,8 +325,8 @@ impl<'a> Machine<'a> {
     fn extend(&mut self, items: Vec<u32>) -> Refused<()> {
         let top = *self.stack.last().ok_or(SHORT)?;
         match &mut self.values[top as usize] {
-            Value::List(list) => list.extend(items),
-            Value::Opaque(_) => {}
+            PickleValue::List(list) => list.extend(items),
+            PickleValue::Opaque(_) => {}
             _ => return Err("its pickle appends to what is no list".into()),
         }
         Ok(())
@@ -328,10 +335,10 @@ impl<'a> Machine<'a> {
     fn set(&mut self, items: &[u32]) -> Refused<()> {
         let top = *self.stack.last().ok_or(SHORT)?;
         match &mut self.values[top as usize] {
-            Value::Dict(dict) => {
+            PickleValue::Dict(dict) => {
                 dict.extend(items.as_chunks::<2>().0.iter().map(|&[key, value]| (key, value)));
             }
-            Value::Opaque(_) => {}
+            PickleValue::Opaque(_) => {}
             _ => return Err("its pickle sets an item of what is no dict".into()),
         }
         Ok(())
@@ -340,13 +347,15 @@ impl<'a> Machine<'a> {
     /// `("storage", class, key, device, elements)`.
     fn persistent(&mut self) -> Refused<()> {
         let id = self.pop()?;
-        let Value::Tuple(parts) = self.value(id) else {
+        let PickleValue::Tuple(parts) = self.value(id) else {
             return Err("its pickle refers to something else than a storage".into());
         };
-        let parts: Vec<&Value> = parts.iter().map(|&part| self.value(part)).collect();
+        let parts: Vec<&PickleValue> = parts.iter().map(|&part| self.value(part)).collect();
         let value = match parts[..] {
-            [Value::Text(tag), Value::Global(class), Value::Text(key), ..] if &**tag == "storage" => {
-                Value::Storage { kind: Kind(class.clone()), key: key.clone() }
+            [PickleValue::Text(tag), PickleValue::Global(class), PickleValue::Text(key), ..]
+                if &**tag == "storage" =>
+            {
+                PickleValue::Storage { kind: StorageType(class.clone()), key: key.clone() }
             }
             _ => return Err("its pickle refers to something else than a storage".into()),
         };
@@ -357,16 +366,17 @@ impl<'a> Machine<'a> {
     /// What a call makes is known for the few functions that tensors are made with; no other is run either.
     fn call(&mut self) -> Refused<()> {
         let (arguments, function) = (self.pop()?, self.pop()?);
-        let (Value::Tuple(arguments), Value::Global(name)) = (self.value(arguments), self.value(function))
+        let (PickleValue::Tuple(arguments), PickleValue::Global(name)) =
+            (self.value(arguments), self.value(function))
         else {
-            self.push(Value::Opaque("object".into()));
+            self.push(PickleValue::Opaque("object".into()));
             return Ok(());
         };
         match &**name {
-            "collections.OrderedDict" => self.push(Value::Dict(Vec::new())),
+            "collections.OrderedDict" => self.push(PickleValue::Dict(Vec::new())),
             "torch._utils._rebuild_tensor_v2" => {
                 let tensor = self.tensor(arguments)?;
-                self.push(Value::Tensor(tensor));
+                self.push(PickleValue::Tensor(tensor));
             }
             "torch._utils._rebuild_parameter" => {
                 let inner = *arguments.first().ok_or(SHORT)?;
@@ -374,7 +384,7 @@ impl<'a> Machine<'a> {
             }
             _ => {
                 let name = name.clone();
-                self.push(Value::Opaque(name));
+                self.push(PickleValue::Opaque(name));
             }
         }
         Ok(())
@@ -385,14 +395,16 @@ impl<'a> Machine<'a> {
         const WRONG: &str = "its pickle describes a tensor in an unknown way";
         let [storage, offset, shape, strides, ..] = arguments else { return Err(WRONG.into()) };
         let size = |number: &u32| match self.value(*number) {
-            Value::Integer(n) => usize::try_from(*n).map_err(|_| WRONG.to_owned()),
+            PickleValue::Integer(n) => usize::try_from(*n).map_err(|_| WRONG.to_owned()),
             _ => Err(WRONG.into()),
         };
         let sizes = |number: &u32| match self.value(*number) {
-            Value::Tuple(items) if items.len() <= 8 => items.iter().map(size).collect::<Refused<Vec<_>>>(),
+            PickleValue::Tuple(items) if items.len() <= 8 => {
+                items.iter().map(size).collect::<Refused<Vec<_>>>()
+            }
             _ => Err(WRONG.into()),
         };
-        let Value::Storage { kind, key } = self.value(*storage) else { return Err(WRONG.into()) };
+        let PickleValue::Storage { kind, key } = self.value(*storage) else { return Err(WRONG.into()) };
         let (shape, strides) = (sizes(shape)?, sizes(strides)?);
         if shape.len() != strides.len() {
             return Err(WRONG.into());

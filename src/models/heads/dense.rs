@@ -14,22 +14,22 @@ use crate::{Error, Result};
 
 /// `activation(W·x + b)`, in f32.
 #[derive(Debug)]
-pub struct Dense {
+pub struct DenseLayer {
     /// Row-major `[outputs, inputs]`.
     weight: Vec<f32>,
     bias: Option<Vec<f32>>,
     inputs: usize,
-    activation: Activation,
+    activation: DenseActivation,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Activation {
+enum DenseActivation {
     Identity,
     Tanh,
 }
 
 #[derive(Deserialize)]
-struct Config {
+struct DenseConfig {
     in_features: usize,
     out_features: usize,
     #[serde(default = "yes")]
@@ -41,7 +41,7 @@ struct Config {
     module_output_name: Option<String>,
 }
 
-/// The keys that [`Config`] reads.
+/// The keys that [`DenseConfig`] reads.
 const KEYS: &[&str] = &[
     "in_features",
     "out_features",
@@ -56,7 +56,7 @@ fn yes() -> bool {
     true
 }
 
-impl Dense {
+impl DenseLayer {
     /// Reads the module in `folder`. `model` is what messages call it.
     ///
     /// # Errors
@@ -65,7 +65,8 @@ impl Dense {
     pub fn load(model: &str, folder: &Path) -> Result<Self> {
         let path = folder.join("config.json");
         let json: Map<String, Value> = read_json(&path)?;
-        let config = Config::deserialize(&json).map_err(|e| Error::invalid_file(&path, e.to_string()))?;
+        let config =
+            DenseConfig::deserialize(&json).map_err(|e| Error::invalid_file(&path, e.to_string()))?;
         refuse_unknown(model, &path, &json, &[KEYS])?;
         let unsupported = |what: String| Error::Unsupported {
             model: model.into(),
@@ -79,8 +80,8 @@ impl Dense {
             _ if activation.contains('.') && !activation.starts_with("torch.nn.") => {
                 return Err(unsupported(format!("uses {activation}")));
             }
-            Some("Tanh") => Activation::Tanh,
-            Some("Identity") => Activation::Identity,
+            Some("Tanh") => DenseActivation::Tanh,
+            Some("Identity") => DenseActivation::Identity,
             _ => return Err(unsupported(format!("uses {activation}"))),
         };
         if [config.in_features, config.out_features].iter().any(|&n| n == 0 || n > LARGEST_SIZE) {
@@ -144,8 +145,8 @@ impl Dense {
                 let sum: f32 = weights.iter().zip(vector).map(|(w, x)| w * x).sum();
                 let sum = sum + self.bias.as_ref().map_or(0.0, |bias| bias[row]);
                 out.push(match self.activation {
-                    Activation::Identity => sum,
-                    Activation::Tanh => sum.tanh(),
+                    DenseActivation::Identity => sum,
+                    DenseActivation::Tanh => sum.tanh(),
                 });
             }
         }
@@ -175,20 +176,20 @@ mod tests {
         let tanh = module(
             r#"{"in_features":2,"out_features":1,"bias":true,"activation_function":"torch.nn.modules.activation.Tanh"}"#,
         );
-        let dense = Dense::load("m", tanh.path()).unwrap();
+        let dense = DenseLayer::load("m", tanh.path()).unwrap();
         assert_eq!((dense.inputs(), dense.outputs(), dense.memory_bytes()), (2, 1, 12));
         assert_eq!(dense.apply(&[0.25, 0.5, 1.0, 1.0]), [0.5f32.tanh(), 1.5f32.tanh()]);
         let identity = module(
             r#"{"in_features":2,"out_features":1,"bias":false,"activation_function":"torch.nn.modules.linear.Identity"}"#,
         );
-        assert_eq!(Dense::load("m", identity.path()).unwrap().apply(&[1.0, 1.0]), [1.0]);
+        assert_eq!(DenseLayer::load("m", identity.path()).unwrap().apply(&[1.0, 1.0]), [1.0]);
     }
 
     #[test]
     fn weights_left_behind_are_named() {
         let folder = module(r#"{"in_features":2,"out_features":1}"#);
         fs::remove_file(folder.path().join("model.safetensors")).unwrap();
-        let error = Dense::load("m", folder.path()).unwrap_err();
+        let error = DenseLayer::load("m", folder.path()).unwrap_err();
         assert!(matches!(&error, Error::MissingFile { file, .. } if file == "model.safetensors"), "{error}");
     }
 
@@ -200,10 +201,13 @@ mod tests {
             r#""module_input_name":"token_embeddings""#,
         ] {
             let folder = module(&format!(r#"{{"in_features":2,"out_features":1,{extra}}}"#));
-            assert!(matches!(Dense::load("m", folder.path()), Err(Error::Unsupported { .. })), "{extra}");
+            assert!(
+                matches!(DenseLayer::load("m", folder.path()), Err(Error::Unsupported { .. })),
+                "{extra}"
+            );
         }
         let folder = module(r#"{"in_features":3,"out_features":1}"#);
-        assert!(matches!(Dense::load("m", folder.path()), Err(Error::InvalidFile { .. })));
+        assert!(matches!(DenseLayer::load("m", folder.path()), Err(Error::InvalidFile { .. })));
     }
 
     #[test]
@@ -211,7 +215,7 @@ mod tests {
         let most = LARGEST_SIZE;
         for (inputs, outputs) in [(0, 1), (2, 0), (most + 1, 1), (2, most + 1), (usize::MAX, usize::MAX)] {
             let folder = module(&format!(r#"{{"in_features":{inputs},"out_features":{outputs}}}"#));
-            match Dense::load("m", folder.path()) {
+            match DenseLayer::load("m", folder.path()) {
                 Err(Error::Unsupported { reason, .. }) => {
                     assert!(reason.contains(&format!("{inputs} inputs and {outputs} outputs")), "{reason}");
                 }
@@ -220,6 +224,6 @@ mod tests {
         }
         // The largest there may be are compared with the tensor.
         let folder = module(&format!(r#"{{"in_features":{most},"out_features":{most}}}"#));
-        assert!(matches!(Dense::load("m", folder.path()), Err(Error::InvalidFile { .. })));
+        assert!(matches!(DenseLayer::load("m", folder.path()), Err(Error::InvalidFile { .. })));
     }
 }

@@ -3,5 +3,5 @@
 pub mod dense;
 pub mod pooling;
 
-pub use dense::Dense;
+pub use dense::DenseLayer;
 pub use pooling::{Pooling, SentenceEncoder};

@@ -30,7 +30,7 @@ const SLOWEST_BYTES_PER_SECOND: u64 = 1 << 10;
 const LISTING_BYTES: u64 = 64 << 20;
 
 /// A connection to the hub.
-pub(crate) struct Client {
+pub(crate) struct HubClient {
     /// Or the error of its TLS settings, which is returned at the first request.
     agent: Result<Agent>,
     endpoint: String,
@@ -57,7 +57,7 @@ pub(crate) struct Stated {
     pub(crate) size: Option<u64>,
 }
 
-impl Client {
+impl HubClient {
     pub(crate) fn new(
         endpoint: Option<&str>,
         token: Option<&str>,
@@ -157,18 +157,18 @@ impl Client {
     }
 
     /// The whole body, within bounds of length and time.
-    fn read_listing(&self, url: &str, response: &mut Response<Body>) -> Result<Vec<u8>, Fault> {
+    fn read_listing(&self, url: &str, response: &mut Response<Body>) -> Result<Vec<u8>, HubFault> {
         let mut body = response.body_mut().as_reader();
         let mut pace = self.pace();
         let (mut text, mut buffer) = (Vec::new(), vec![0; 64 << 10]);
         loop {
-            match body.read(&mut buffer).map_err(|e| Fault::Transient(e.to_string()))? {
+            match body.read(&mut buffer).map_err(|e| HubFault::Transient(e.to_string()))? {
                 0 => return Ok(text),
                 count => text.extend_from_slice(&buffer[..count]),
             }
             if text.len() as u64 > LISTING_BYTES {
                 let reason = "the list of files has no end; check HF_ENDPOINT";
-                return Err(Fault::Permanent(failed(url, reason)));
+                return Err(HubFault::Permanent(failed(url, reason)));
             }
             pace.note(text.len() as u64)?;
         }
@@ -195,14 +195,14 @@ impl Client {
         }
     }
 
-    fn head_once(&self, url: &str, id: &str) -> Result<Stated, Fault> {
+    fn head_once(&self, url: &str, id: &str) -> Result<Stated, HubFault> {
         let mut at = url.to_string();
         for _ in 0..REDIRECTS {
             let mut request = self.agent()?.head(&at);
             if let Some(value) = self.authorization_for(&at) {
                 request = request.header("Authorization", value);
             }
-            let response = request.call().map_err(|e| Fault::new(&at, &e))?;
+            let response = request.call().map_err(|e| HubFault::new(&at, &e))?;
             let headers = response.headers();
             let redirected = response.status().is_redirection();
             // A redirect within the hub (a renamed model) has no headers of the file.
@@ -222,17 +222,17 @@ impl Client {
             let size = header(headers, "x-linked-size").or(own_length).and_then(|size| size.parse().ok());
             return match etag {
                 Some(etag) => Ok(Stated { name: blob_name(etag), digest: Digest::of_etag(etag), size }),
-                None => Err(Fault::Permanent(failed(
+                None => Err(HubFault::Permanent(failed(
                     url,
                     "the server states no ETag; check that HF_ENDPOINT speaks the hub's paths",
                 ))),
             };
         }
-        Err(Fault::Permanent(failed(url, "the server redirects in a circle; check HF_ENDPOINT")))
+        Err(HubFault::Permanent(failed(url, "the server redirects in a circle; check HF_ENDPOINT")))
     }
 
-    /// The content from byte `start` on. Any status: see [`Client::refuse`].
-    pub(crate) fn get(&self, url: &str, start: u64) -> Result<Response<Body>, Fault> {
+    /// The content from byte `start` on. Any status: see [`HubClient::refuse`].
+    pub(crate) fn get(&self, url: &str, start: u64) -> Result<Response<Body>, HubFault> {
         let mut at = url.to_string();
         for _ in 0..=REDIRECTS {
             let mut request = self.agent()?.get(&at);
@@ -242,23 +242,23 @@ impl Client {
             if start > 0 {
                 request = request.header("Range", format!("bytes={start}-"));
             }
-            let response = request.call().map_err(|e| Fault::new(&at, &e))?;
+            let response = request.call().map_err(|e| HubFault::new(&at, &e))?;
             let location = header(response.headers(), "location");
             let (true, Some(location)) = (response.status().is_redirection(), location) else {
                 return Ok(response);
             };
             at = redirect(&at, location).ok_or_else(|| {
-                Fault::Permanent(failed(
+                HubFault::Permanent(failed(
                     url,
                     "the server redirects to an address that is none, or from https to http; check HF_ENDPOINT",
                 ))
             })?;
         }
-        Err(Fault::Permanent(failed(url, "the server redirects in a circle; check HF_ENDPOINT")))
+        Err(HubFault::Permanent(failed(url, "the server redirects in a circle; check HF_ENDPOINT")))
     }
 
     /// The error behind a status that is not success, with what the user can do about it.
-    pub(crate) fn refuse(&self, url: &str, id: &str, response: &Response<Body>) -> Result<(), Fault> {
+    pub(crate) fn refuse(&self, url: &str, id: &str, response: &Response<Body>) -> Result<(), HubFault> {
         let status = response.status();
         let page = self.page(id);
         let code = header(response.headers(), "x-error-code").unwrap_or_default();
@@ -268,7 +268,7 @@ impl Client {
                 "the file is not there (404); the model changed while it was downloaded, try again".into()
             }
             404 => {
-                return Err(Fault::Permanent(Error::ModelNotFound {
+                return Err(HubFault::Permanent(Error::ModelNotFound {
                     model: id.into(),
                     reason: format!(
                         "{url} answers 404; check the name and revision at {page}, or give a local folder"
@@ -284,22 +284,22 @@ impl Client {
             403 => format!(
                 "access was refused (403); open {page} with the account of your HF_TOKEN and accept its terms"
             ),
-            429 | 500..600 => return Err(Fault::Transient(format!("the server answered {status}"))),
+            429 | 500..600 => return Err(HubFault::Transient(format!("the server answered {status}"))),
             _ => format!("the server answered {status}"),
         };
-        Err(Fault::Permanent(failed(url, reason)))
+        Err(HubFault::Permanent(failed(url, reason)))
     }
 }
 
 /// Why one attempt failed.
-pub(crate) enum Fault {
+pub(crate) enum HubFault {
     /// Another attempt may succeed: a cut connection, a time-out, a failure of the server.
     Transient(String),
     /// Another attempt would fail too.
     Permanent(Error),
 }
 
-impl Fault {
+impl HubFault {
     /// The fault of a request that got no complete answer.
     pub(crate) fn new(url: &str, error: &ureq::Error) -> Self {
         use ureq::Error as E;
@@ -336,7 +336,7 @@ impl Fault {
     }
 }
 
-impl From<Error> for Fault {
+impl From<Error> for HubFault {
     fn from(error: Error) -> Self {
         Self::Permanent(error)
     }
@@ -365,13 +365,13 @@ pub(crate) struct Pace {
 
 impl Pace {
     /// Records the number of bytes received so far.
-    pub(crate) fn note(&mut self, bytes: u64) -> Result<(), Fault> {
+    pub(crate) fn note(&mut self, bytes: u64) -> Result<(), HubFault> {
         let passed = self.since.elapsed();
         if passed < self.window {
             return Ok(());
         }
         if ((bytes - self.bytes) as f64) < SLOWEST_BYTES_PER_SECOND as f64 * passed.as_secs_f64() {
-            return Err(Fault::Transient(format!(
+            return Err(HubFault::Transient(format!(
                 "less than {SLOWEST_BYTES_PER_SECOND} bytes a second came for {} s",
                 self.window.as_secs()
             )));
@@ -482,7 +482,7 @@ mod tests {
 
     #[test]
     fn a_token_with_a_line_break_is_refused_and_not_shown() {
-        let error = Client::new(None, Some("hf_a\r\nX: y"), None, &SystemHost).err().unwrap();
+        let error = HubClient::new(None, Some("hf_a\r\nX: y"), None, &SystemHost).err().unwrap();
         assert!(matches!(&error, Error::Config { setting, .. } if setting == "HF_TOKEN"));
         assert!(!error.to_string().contains("hf_a"));
     }

@@ -17,7 +17,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::cache::{create_folder_of, link, open_own, with_suffix};
-use super::client::{Client, Fault, Stated, content_range, escape, failed, header};
+use super::client::{HubClient, HubFault, Stated, content_range, escape, failed, header};
 use super::progress::{OnProgress, Progress};
 use crate::{Error, Result};
 
@@ -33,7 +33,7 @@ const LOCK_NOTICE: Duration = Duration::from_secs(30);
 /// The files of one model at one commit, in the cache.
 pub(crate) struct Blobs<'a> {
     /// The connection.
-    pub(crate) client: &'a Client,
+    pub(crate) client: &'a HubClient,
     /// `models--organisation--name`
     pub(crate) repo: &'a Path,
     /// Folder of the lock files.
@@ -104,7 +104,7 @@ impl Blobs<'_> {
 
 /// The download of one file into its `.incomplete` part.
 struct Transfer<'a> {
-    client: &'a Client,
+    client: &'a HubClient,
     id: &'a str,
     url: &'a str,
     file: &'a str,
@@ -151,10 +151,10 @@ impl Transfer<'_> {
     }
 
     /// Sends one request, from byte `start` on. Ok when the body has the length that its headers state.
-    fn attempt(&mut self, start: u64, progress: &mut OnProgress<'_>) -> Result<(), Fault> {
+    fn attempt(&mut self, start: u64, progress: &mut OnProgress<'_>) -> Result<(), HubFault> {
         if self.size.is_some_and(|size| start > size) {
             self.restart()?;
-            return Err(Fault::Transient("the unfinished file was longer than the whole".into()));
+            return Err(HubFault::Transient("the unfinished file was longer than the whole".into()));
         }
         let mut response = self.client.get(self.url, start)?;
         let mut done = start;
@@ -166,7 +166,7 @@ impl Transfer<'_> {
             }
             206 | 416 => {
                 self.restart()?;
-                return Err(Fault::Transient("the server answered another range than asked".into()));
+                return Err(HubFault::Transient("the server answered another range than asked".into()));
             }
             200 => {
                 self.restart()?;
@@ -174,7 +174,7 @@ impl Transfer<'_> {
             }
             _ => {
                 self.client.refuse(self.url, self.id, &response)?;
-                return Err(Fault::Permanent(failed(
+                return Err(HubFault::Permanent(failed(
                     self.url,
                     format!("the server answered {}", response.status()),
                 )));
@@ -193,14 +193,14 @@ impl Transfer<'_> {
         let mut buffer = vec![0; 256 << 10];
         loop {
             progress(&Progress { file: self.file, done, total: size })?;
-            let count = body.read(&mut buffer).map_err(|e| Fault::Transient(e.to_string()))?;
+            let count = body.read(&mut buffer).map_err(|e| HubFault::Transient(e.to_string()))?;
             if count == 0 {
                 break;
             }
             done += count as u64;
             if done > size.unwrap_or(UNSTATED_BYTES) {
                 self.restart()?;
-                return Err(Fault::Permanent(failed(
+                return Err(HubFault::Permanent(failed(
                     self.url,
                     "the server sends more than it stated; check HF_ENDPOINT",
                 )));
@@ -210,7 +210,7 @@ impl Transfer<'_> {
         }
         match size {
             Some(size) if done < size => {
-                Err(Fault::Transient(format!("the connection ended after {done} of {size} bytes")))
+                Err(HubFault::Transient(format!("the connection ended after {done} of {size} bytes")))
             }
             _ => Ok(()),
         }
@@ -218,7 +218,7 @@ impl Transfer<'_> {
 
     /// The length of the whole file, on which HEAD and GET must agree. `None` when neither states it; then the body is
     /// chunked, so its end is known, and a checksum shows whether the file is complete.
-    fn agree(&mut self, announced: Option<u64>, chunked: bool) -> Result<Option<u64>, Fault> {
+    fn agree(&mut self, announced: Option<u64>, chunked: bool) -> Result<Option<u64>, HubFault> {
         let size = match (announced, self.size) {
             (Some(sent), Some(stated)) if sent != stated => Err(format!(
                 "the hub states {stated} bytes, the server sends {sent}; try later, or check HF_ENDPOINT"
@@ -230,7 +230,7 @@ impl Transfer<'_> {
                     .into())
             }
         };
-        let size = size.map_err(|reason| Fault::Permanent(failed(self.url, reason)))?;
+        let size = size.map_err(|reason| HubFault::Permanent(failed(self.url, reason)))?;
         self.size = Some(size);
         Ok(Some(size))
     }

@@ -27,7 +27,7 @@ mod progress;
 use std::path::{Path, PathBuf};
 
 use self::cache::{Cached, folder_name, write_whole};
-use self::client::{Client, Listing};
+use self::client::{HubClient, Listing};
 use self::download::Blobs;
 pub use self::options::ResolveOptions;
 use self::progress::OnProgress;
@@ -40,7 +40,7 @@ pub(crate) struct Hub {
     cache: PathBuf,
     /// Further folders with models, which are only read.
     others: Vec<PathBuf>,
-    client: Client,
+    client: HubClient,
     offline: bool,
     revision: String,
 }

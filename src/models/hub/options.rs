@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::client::Client;
+use super::client::HubClient;
 use crate::config::Host;
 use crate::models::source::safe_relative;
 use crate::{Error, Result};
@@ -74,7 +74,7 @@ impl ResolveOptions {
     }
 
     /// A client with the address, the access token and the time-out.
-    pub(super) fn client(&self) -> Result<Client> {
+    pub(super) fn client(&self) -> Result<HubClient> {
         let host = self.host.as_ref();
         let timeout = match setting(host, "HF_HUB_DOWNLOAD_TIMEOUT") {
             None => None,
@@ -86,7 +86,7 @@ impl ResolveOptions {
         };
         let endpoint = self.endpoint.clone().or_else(|| setting(host, "HF_ENDPOINT"));
         let token = self.token.clone().or_else(|| token(host, &home(host)));
-        Client::new(endpoint.as_deref(), token.as_deref(), timeout, host)
+        HubClient::new(endpoint.as_deref(), token.as_deref(), timeout, host)
     }
 }
 

@@ -10,7 +10,7 @@ use tokenizers::pre_tokenizers::PreTokenizerWrapper;
 use tokenizers::pre_tokenizers::metaspace::{Metaspace, PrependScheme};
 
 use super::pipeline::{Pipeline as _, With};
-use super::unigram::{Scratch, Unigram};
+use super::unigram::{Unigram, UnigramScratch};
 
 /// Added tokens that a text is searched for one by one.
 const MOST_ADDED: usize = 64;
@@ -84,7 +84,7 @@ impl Direct {
             return None;
         }
         let mut words = String::with_capacity(normal.len() + normal.len() / 2);
-        let (mut ids, mut scratch) = (Vec::with_capacity(text.len() / 3), Scratch::default());
+        let (mut ids, mut scratch) = (Vec::with_capacity(text.len() / 3), UnigramScratch::default());
         let mut read = |chunk: &str| {
             words.clear();
             if !chunk.starts_with([SPACE, ' ']) {

@@ -117,9 +117,9 @@ const PARTS: &[&str] = &[
     "x\u{301}y",
 ];
 
-struct Texts(ChaCha8Rng);
+struct RandomTexts(ChaCha8Rng);
 
-impl Texts {
+impl RandomTexts {
     fn below(&mut self, limit: usize) -> usize {
         self.0.next_u32() as usize % limit
     }
@@ -183,7 +183,7 @@ fn real_text() -> Vec<char> {
 /// that do not, and those that do for some texts.
 #[test]
 fn ids_are_those_of_the_crate() {
-    let (real, mut texts) = (real_text(), Texts(ChaCha8Rng::seed_from_u64(1)));
+    let (real, mut texts) = (real_text(), RandomTexts(ChaCha8Rng::seed_from_u64(1)));
     let metaspace = |scheme: &str, split: bool| json!({"type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": split});
     let sequence = |all: Value| json!({"type": "Sequence", "pretokenizers": all});
     let pre_tokenizers = [
@@ -284,7 +284,7 @@ fn ids_of_a_large_vocabulary_are_those_of_the_crate() {
     let Ok(json) = fs::read(path) else { return };
     let wanted = std::env::var("TOKENIZER_TEXTS").map_or(1000, |texts| texts.parse().unwrap());
     let (small, other) = both(&json);
-    let (real, mut texts) = (real_text(), Texts(ChaCha8Rng::seed_from_u64(2)));
+    let (real, mut texts) = (real_text(), RandomTexts(ChaCha8Rng::seed_from_u64(2)));
     for _ in 0..wanted {
         compare(&*small, &other, &texts.next(&real));
     }
@@ -293,10 +293,10 @@ fn ids_of_a_large_vocabulary_are_those_of_the_crate() {
 /// Vocabularies in which many ways through a text have the same sum.
 #[test]
 fn tokens_of_random_vocabularies_are_those_of_the_crate() {
-    let mut random = Texts(ChaCha8Rng::seed_from_u64(3));
+    let mut random = RandomTexts(ChaCha8Rng::seed_from_u64(3));
     let letters = ['a', 'b', 'c', 'ç', '你', '🙂', '▁'];
     for round in 0..400 {
-        let word = |random: &mut Texts, most| -> String {
+        let word = |random: &mut RandomTexts, most| -> String {
             (0..=random.below(most)).map(|_| letters[random.below(letters.len())]).collect()
         };
         let scale = [0.25, 1.0, 0.1, 100.0][round % 4];

@@ -12,12 +12,12 @@ const FEW: usize = 8;
 
 /// Texts, one after the other.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Texts {
+pub(crate) struct TextTable {
     all: String,
     ends: Vec<u32>,
 }
 
-impl Texts {
+impl TextTable {
     /// Adds a text; false when there is no room for its numbers.
     pub(crate) fn push(&mut self, text: &str) -> bool {
         self.all.push_str(text);
@@ -66,7 +66,7 @@ pub(crate) struct Trie {
 
 impl Trie {
     /// Of equal texts the last one counts. None of them is empty.
-    pub(crate) fn new(texts: &Texts) -> Self {
+    pub(crate) fn new(texts: &TextTable) -> Self {
         let sorted = sort(texts);
         // A text adds the nodes below those that it shares with the text before it.
         let mut nodes = vec![1u32];
@@ -136,7 +136,7 @@ impl Trie {
 }
 
 /// The numbers of `texts` in the order of their bytes, equal ones in that of their numbers.
-fn sort(texts: &Texts) -> Vec<u32> {
+fn sort(texts: &TextTable) -> Vec<u32> {
     // Most texts differ in their first bytes, which are compared as one number.
     let key = |id: u32| {
         let bytes = texts.bytes(id);

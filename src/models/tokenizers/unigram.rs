@@ -12,7 +12,7 @@ use serde::de::{
 use tokenizers::models::unigram::UnigramTrainer;
 use tokenizers::{Model, Token};
 
-use super::trie::{Texts, Trie};
+use super::trie::{TextTable, Trie};
 
 /// An unknown character scores so much less than the piece with the smallest score.
 const UNKNOWN_PENALTY: f64 = 10.0;
@@ -20,7 +20,7 @@ const UNKNOWN_PENALTY: f64 = 10.0;
 /// See the module.
 #[derive(Debug, Clone)]
 pub(crate) struct Unigram {
-    texts: Texts,
+    texts: TextTable,
     scores: Box<[f64]>,
     trie: Trie,
     unknown: u32,
@@ -42,7 +42,7 @@ struct Best {
 
 /// Memory that the words of a text share.
 #[derive(Debug, Default)]
-pub(crate) struct Scratch {
+pub(crate) struct UnigramScratch {
     best: Vec<Best>,
     /// Where each piece starts and ends, and its id, if its text has one.
     pieces: Vec<(usize, usize, Option<u32>)>,
@@ -50,7 +50,7 @@ pub(crate) struct Scratch {
 
 impl Unigram {
     /// `None` for a vocabulary that this does not hold: one without its unknown piece, or with an empty one.
-    fn new(mut texts: Texts, scores: Vec<f64>, unknown: usize, byte_fallback: bool) -> Option<Self> {
+    fn new(mut texts: TextTable, scores: Vec<f64>, unknown: usize, byte_fallback: bool) -> Option<Self> {
         if unknown >= texts.len() || texts.len() != scores.len() || texts.iter().any(str::is_empty) {
             return None;
         }
@@ -80,8 +80,8 @@ impl Unigram {
 
     /// Fills `scratch` with the pieces of `text`, the last one first. Neighbouring unknown characters are one piece;
     /// its id is that of its text where the vocabulary has it.
-    fn split(&self, text: &str, scratch: &mut Scratch) {
-        let Scratch { best, pieces } = scratch;
+    fn split(&self, text: &str, scratch: &mut UnigramScratch) {
+        let UnigramScratch { best, pieces } = scratch;
         best.clear();
         best.resize(text.len() + 1, Best::default());
         for (start, c) in text.char_indices() {
@@ -119,7 +119,7 @@ impl Unigram {
     }
 
     /// Adds the ids of a word, which has less than 4 GB.
-    pub(crate) fn ids(&self, word: &str, scratch: &mut Scratch, ids: &mut Vec<u32>) {
+    pub(crate) fn ids(&self, word: &str, scratch: &mut UnigramScratch, ids: &mut Vec<u32>) {
         self.split(word, scratch);
         for &(start, end, id) in scratch.pieces.iter().rev() {
             match (id, &self.bytes) {
@@ -144,7 +144,7 @@ impl Model for Unigram {
         if u32::try_from(text.len() + 1).is_err() {
             return Err("a word of 4 GB is too long".into());
         }
-        let mut scratch = Scratch::default();
+        let mut scratch = UnigramScratch::default();
         self.split(text, &mut scratch);
         let mut tokens = Vec::with_capacity(scratch.pieces.len());
         for (start, end, id) in scratch.pieces.into_iter().rev() {
@@ -206,14 +206,14 @@ impl<'de> Visitor<'de> for Fields {
         if map.next_entry::<String, String>()? != Some(("type".into(), "Unigram".into())) {
             return Err(A::Error::custom("the model is none that is known to be Unigram"));
         }
-        let (mut texts, mut scores) = (Texts::default(), Vec::new());
+        let (mut texts, mut scores) = (TextTable::default(), Vec::new());
         let (mut unknown, mut byte_fallback, mut vocabulary) = (None, None, false);
         while let Some(key) = map.next_key::<String>()? {
             match key.as_str() {
                 "unk_id" if unknown.is_none() => unknown = Some(map.next_value::<usize>()?),
                 "byte_fallback" if byte_fallback.is_none() => byte_fallback = Some(map.next_value::<bool>()?),
                 "vocab" if !vocabulary => {
-                    map.next_value_seed(Vocabulary { texts: &mut texts, scores: &mut scores })?;
+                    map.next_value_seed(VocabularySeed { texts: &mut texts, scores: &mut scores })?;
                     vocabulary = true;
                 }
                 _ => return Err(A::Error::custom("a key of the model is unknown, or there twice")),
@@ -226,12 +226,12 @@ impl<'de> Visitor<'de> for Fields {
 }
 
 /// The pieces of a vocabulary with their scores.
-struct Vocabulary<'a> {
-    texts: &'a mut Texts,
+struct VocabularySeed<'a> {
+    texts: &'a mut TextTable,
     scores: &'a mut Vec<f64>,
 }
 
-impl<'de> DeserializeSeed<'de> for Vocabulary<'_> {
+impl<'de> DeserializeSeed<'de> for VocabularySeed<'_> {
     type Value = ();
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
@@ -239,7 +239,7 @@ impl<'de> DeserializeSeed<'de> for Vocabulary<'_> {
     }
 }
 
-impl<'de> Visitor<'de> for Vocabulary<'_> {
+impl<'de> Visitor<'de> for VocabularySeed<'_> {
     type Value = ();
 
     fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -247,7 +247,7 @@ impl<'de> Visitor<'de> for Vocabulary<'_> {
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<(), A::Error> {
-        while let Some(score) = list.next_element_seed(Piece(self.texts))? {
+        while let Some(score) = list.next_element_seed(PieceSeed(self.texts))? {
             self.scores.push(score);
         }
         Ok(())
@@ -255,9 +255,9 @@ impl<'de> Visitor<'de> for Vocabulary<'_> {
 }
 
 /// One piece, whose text is kept, with its score.
-struct Piece<'a>(&'a mut Texts);
+struct PieceSeed<'a>(&'a mut TextTable);
 
-impl<'de> DeserializeSeed<'de> for Piece<'_> {
+impl<'de> DeserializeSeed<'de> for PieceSeed<'_> {
     type Value = f64;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<f64, D::Error> {
@@ -265,7 +265,7 @@ impl<'de> DeserializeSeed<'de> for Piece<'_> {
     }
 }
 
-impl<'de> Visitor<'de> for Piece<'_> {
+impl<'de> Visitor<'de> for PieceSeed<'_> {
     type Value = f64;
 
     fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -283,7 +283,7 @@ impl<'de> Visitor<'de> for Piece<'_> {
 }
 
 /// A text that goes to the others without a string of its own.
-struct Text<'a>(&'a mut Texts);
+struct Text<'a>(&'a mut TextTable);
 
 impl<'de> DeserializeSeed<'de> for Text<'_> {
     type Value = ();

@@ -5,8 +5,8 @@ use std::path::Path;
 
 use model_manager::Error;
 use model_manager::models::{
-    Encoder, Kind, ModelConfig, ModelFiles, Overrides, Pooling, SentenceConfig, SentenceEncoder, Similarity,
-    Tokenizer, Weights,
+    Encoder, ModelConfig, ModelFiles, ModelKind, Overrides, Pooling, SentenceConfig, SentenceEncoder,
+    Similarity, Tokenizer, Weights,
 };
 use tempfile::TempDir;
 
@@ -39,7 +39,7 @@ fn load(folder: &Path) -> Result<SentenceConfig, Error> {
     };
     match Encoder::load(&files, Overrides::default(), &build).unwrap_err() {
         Error::Closed => {
-            SentenceConfig::load(&files, ModelConfig::read(&files, Kind::Embedding)?.positions()?)
+            SentenceConfig::load(&files, ModelConfig::read(&files, ModelKind::Embedding)?.positions()?)
         }
         error => Err(error),
     }

@@ -8,8 +8,8 @@ use model_manager::Result;
 use model_manager::compute::{Isa, Packed, WeightFormat};
 use model_manager::models::architectures::Tensors;
 use model_manager::models::{
-    Encoder, Kind, ModelConfig, ModelFiles, Overrides, Pooling, SentenceConfig, SentenceEncoder, Tokenizer,
-    Weights, on_cpu,
+    Encoder, ModelConfig, ModelFiles, ModelKind, Overrides, Pooling, SentenceConfig, SentenceEncoder,
+    Tokenizer, Weights, on_cpu,
 };
 use serde::Deserialize;
 
@@ -60,7 +60,7 @@ fn all() -> BTreeMap<String, (ModelFiles, Reference)> {
 #[test]
 fn settings_are_read_as_sentence_transformers_reads_them() {
     for (name, (files, reference)) in all() {
-        let config = ModelConfig::read(&files, Kind::Embedding).unwrap();
+        let config = ModelConfig::read(&files, ModelKind::Embedding).unwrap();
         let sentence = SentenceConfig::load(&files, config.positions().unwrap()).unwrap();
         assert_eq!(Some(sentence.pooling), Pooling::from_name(&reference.pooling), "{name}");
         assert_eq!(sentence.normalize, reference.normalize, "{name}");
@@ -73,7 +73,7 @@ fn settings_are_read_as_sentence_transformers_reads_them() {
 fn token_ids_are_those_of_transformers() {
     let mut compared = 0;
     for (name, (files, reference)) in all() {
-        let config = ModelConfig::read(&files, Kind::Embedding).unwrap();
+        let config = ModelConfig::read(&files, ModelKind::Embedding).unwrap();
         let sentence = SentenceConfig::load(&files, config.positions().unwrap()).unwrap();
         let tokenizer = Tokenizer::load(&files, sentence.lower_case).unwrap();
         for case in reference.cases.iter().chain(&reference.prompted) {
@@ -101,7 +101,7 @@ fn token_ids_of_the_real_models() {
         let reference: Reference = serde_json::from_slice(&fs::read(reference).unwrap()).unwrap();
         let config = SentenceConfig::load(
             &files,
-            ModelConfig::read(&files, Kind::Embedding).unwrap().positions().unwrap(),
+            ModelConfig::read(&files, ModelKind::Embedding).unwrap().positions().unwrap(),
         )
         .unwrap();
         assert_eq!(
@@ -121,7 +121,7 @@ fn token_ids_of_the_real_models() {
 #[test]
 fn weights_of_every_kind_have_the_embedding_table() {
     for (name, (files, _)) in all() {
-        let config = ModelConfig::read(&files, Kind::Embedding).unwrap();
+        let config = ModelConfig::read(&files, ModelKind::Embedding).unwrap();
         let weights = Weights::open(&files.weights).unwrap();
         let size = |key: &str| config.json[key].as_u64().unwrap() as usize;
         let table = ["", "bert.", "roberta."]

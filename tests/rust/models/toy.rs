@@ -10,7 +10,7 @@ use model_manager::models::architectures::{
     Architecture, Biased, Description, EmbeddingTensors, Family, LayerTensors, NormTensors, Tensors, find,
     register,
 };
-use model_manager::models::{Kind, ModelConfig, ModelFiles, Pooling, Weights, on_cpu, on_device};
+use model_manager::models::{ModelConfig, ModelFiles, ModelKind, Pooling, Weights, on_cpu, on_device};
 
 use super::faults::{copy, write};
 
@@ -73,10 +73,10 @@ fn an_architecture_is_one_description_for_vectors_and_text() {
     let folder = copy("llama");
     write(&folder, "config.json", r#"{"model_type": "toy", "vocab_size": 319}"#);
     let files = ModelFiles::open("toy", folder.path()).unwrap();
-    assert!(ModelConfig::read(&files, Kind::Embedding).unwrap_err().to_string().contains("\"toy\""));
+    assert!(ModelConfig::read(&files, ModelKind::Embedding).unwrap_err().to_string().contains("\"toy\""));
     register(&TOY).unwrap();
     assert!(register(&TOY).is_err() && find("toy").is_some());
-    let config = ModelConfig::read(&files, Kind::Embedding).unwrap();
+    let config = ModelConfig::read(&files, ModelKind::Embedding).unwrap();
     let weights = Weights::open(&files.weights).unwrap();
     let ours = on_cpu(&config, &weights, Isa::best(), WeightFormat::F32).unwrap();
     let plain = on_device(&config, &weights, &Device::Cpu).unwrap();

@@ -6,7 +6,7 @@ use super::device::{Cpu, Norm, Table};
 use super::pass::{CpuPass, Sequence};
 use super::plan::Plan;
 use crate::compute::attention::kv_cache::{CacheShape, PagedKvCache};
-use crate::compute::backend::traits::{Backend, Forward, KvCache, Step, check_logits};
+use crate::compute::backend::traits::{Backend, ForwardFn, KvCache, Step, check_logits};
 use crate::compute::linear::layer::{Linear, Matrix};
 use crate::compute::parallel::{Parallelism, Target};
 use crate::compute::threads::Threads;
@@ -22,7 +22,7 @@ impl Cpu {
         sequences: &[usize],
         parallelism: Parallelism<'_>,
         out: &Target<'_>,
-        forward: &Forward<'_, Self>,
+        forward: &ForwardFn<'_, Self>,
     ) -> Result<()> {
         let mut workspace = self.take_workspace();
         let mut ids = std::mem::take(&mut workspace.ids);
@@ -112,7 +112,7 @@ impl Backend for Cpu {
         batch: &Packed<'_>,
         width: usize,
         out: &mut [f32],
-        forward: &Forward<'_, Self>,
+        forward: &ForwardFn<'_, Self>,
     ) -> Result<()> {
         assert_eq!(out.len(), batch.sequences() * width, "one row of output for each sequence");
         let threads = Threads::global();
@@ -137,7 +137,7 @@ impl Backend for Cpu {
         steps: &mut [Step<'_, PagedKvCache>],
         width: usize,
         out: &mut [f32],
-        forward: &Forward<'_, Self>,
+        forward: &ForwardFn<'_, Self>,
     ) -> Result<()> {
         check_logits(steps, width, out);
         let mut workspace = self.take_workspace();

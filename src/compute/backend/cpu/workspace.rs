@@ -1,7 +1,7 @@
 //! The memory of passes.
 
 use crate::Result;
-use crate::compute::attention::tiles::Scratch;
+use crate::compute::attention::tiles::AttentionScratch;
 use crate::compute::isa::DType;
 use crate::compute::linear::activations::{Activations, spread};
 use crate::compute::matrix::StateMatrix;
@@ -13,7 +13,7 @@ use crate::sync::Mutex;
 pub(super) struct Workspace {
     spare: Vec<Buffer>,
     /// One for each thread that runs attention in parallel.
-    pub scratch: Mutex<Vec<Scratch>>,
+    pub scratch: Mutex<Vec<AttentionScratch>>,
     /// Activations quantized to eight bits, for quantized weights.
     pub quantized: Activations,
     /// The token ids of the pass's sequences, and the offset of each sequence.

@@ -27,7 +27,7 @@ pub(in super::super) use self::embedder::Embedder;
 pub(in super::super) use self::limit::LONG_TEXT;
 use self::limit::Limit;
 pub use self::state::Embeddings;
-use self::state::{Group, JobState};
+use self::state::{JobState, SlotGroup};
 
 /// Whether a job looks its inputs up in the cache, or its caller has just done so.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -135,7 +135,7 @@ impl Job {
         look_up: LookUp,
         entry: Arc<NamedSlot>,
         mut inputs: Vec<usize>,
-    ) -> Result<Option<Group>> {
+    ) -> Result<Option<SlotGroup>> {
         let cache = &*self.embedder.cache;
         if let Some(info) = entry.info() {
             let shape = self.options.shape(info.shape)?;
@@ -168,7 +168,7 @@ impl Job {
         entry.admit(inputs.len(), self.embedder.max_queue)?;
         // In place: a stable sort takes memory, and a refused allocation in it ends the process.
         inputs.sort_unstable_by_key(|&input| (std::cmp::Reverse(self.inputs.length(input)), input));
-        Ok(Some(Group { entry, lease: None, admitted: inputs.len(), order: inputs, next: 0 }))
+        Ok(Some(SlotGroup { entry, lease: None, admitted: inputs.len(), order: inputs, next: 0 }))
     }
 
     /// A slot is ready, or will not be.

@@ -20,7 +20,7 @@ pub struct Embeddings {
 
 #[derive(Default)]
 pub(super) struct JobState {
-    pub(super) groups: Vec<Group>,
+    pub(super) groups: Vec<SlotGroup>,
     /// Allocated when the shape of the results is known.
     pub(super) output: Option<Output>,
     pub(super) finished: usize,
@@ -34,7 +34,7 @@ pub(super) struct JobState {
 }
 
 /// The inputs of a job that go to one slot.
-pub(super) struct Group {
+pub(super) struct SlotGroup {
     pub(super) entry: Arc<NamedSlot>,
     pub(super) lease: Option<Lease<LoadedModel>>,
     /// Input numbers, longest first: batches are even and the last one is quick.
@@ -44,7 +44,7 @@ pub(super) struct Group {
     pub(super) admitted: usize,
 }
 
-impl Group {
+impl SlotGroup {
     /// Gives up the places of `inputs` in the slot's queue.
     pub(super) fn leave(&mut self, inputs: usize) {
         self.admitted -= inputs;
@@ -52,7 +52,7 @@ impl Group {
     }
 }
 
-impl Drop for Group {
+impl Drop for SlotGroup {
     fn drop(&mut self) {
         self.leave(self.admitted);
     }

@@ -12,10 +12,10 @@ use crate::{Error, Result};
 
 /// `qwen` is the number in "qwen2", "qwen3"; `None` for Llama.
 pub(super) fn read(file: &ConfigFile<'_>, qwen: Option<u8>) -> Result<Box<dyn Architecture>> {
-    Ok(Box::new(file.parse::<Config>()?.llama(file.model, qwen)?))
+    Ok(Box::new(file.parse::<LlamaConfig>()?.llama(file.model, qwen)?))
 }
 
-/// The keys of `config.json` that [`Config`] reads.
+/// The keys of `config.json` that [`LlamaConfig`] reads.
 pub(super) const KEYS: &[&str] = &[
     "hidden_size",
     "intermediate_size",
@@ -89,7 +89,7 @@ pub(in crate::models::architectures) struct Llama {
 
 /// `config.json` as transformers writes it, before and since version 5.
 #[derive(Debug, Clone, Deserialize)]
-struct Config {
+struct LlamaConfig {
     hidden_size: usize,
     intermediate_size: usize,
     num_hidden_layers: usize,
@@ -146,7 +146,7 @@ fn silu() -> String {
     "silu".into()
 }
 
-impl Config {
+impl LlamaConfig {
     /// Checks the configuration of `model` and brings it into the common form.
     fn llama(&self, model: &str, qwen: Option<u8>) -> Result<Llama> {
         let unsupported = |reason: String| Err(Error::Unsupported { model: model.into(), reason });
@@ -343,7 +343,7 @@ impl Architecture for Llama {
 mod tests {
     use super::*;
 
-    fn config(extra: &str) -> Config {
+    fn config(extra: &str) -> LlamaConfig {
         let base = r#"{"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
             "num_key_value_heads": 2, "vocab_size": 100, "max_position_embeddings": 131072"#;
         serde_json::from_str(&format!("{base}{extra}}}")).unwrap()

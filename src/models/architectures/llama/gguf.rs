@@ -3,7 +3,7 @@
 use super::config::{Llama, Variant};
 use crate::compute::{LONGEST_HEAD, Matrix, RopeStyle, Rotary};
 use crate::models::architectures::transformer::Architecture;
-use crate::models::formats::gguf::{Gguf, Value};
+use crate::models::formats::gguf::{Gguf, GgufValue};
 use crate::{Error, Result};
 
 /// What the metadata of a GGUF file says; `prefix` is its architecture.
@@ -94,19 +94,19 @@ const READ: [&str; 17] = [
 fn is_neutral(gguf: &Gguf, prefix: &str, name: &str) -> bool {
     let key = format!("{prefix}.{name}");
     match gguf.get(&key) {
-        Some(Value::Bool(false)) => true,
-        Some(Value::Integer(0)) => {
+        Some(GgufValue::Bool(false)) => true,
+        Some(GgufValue::Integer(0)) => {
             matches!(name, "expert_count" | "expert_used_count" | "attention.sliding_window")
         }
-        Some(Value::Integer(n)) if name == "attention.value_length" => {
+        Some(GgufValue::Integer(n)) if name == "attention.value_length" => {
             let head = gguf.number(&format!("{prefix}.attention.key_length"));
             let heads = gguf.number(&format!("{prefix}.attention.head_count")).unwrap_or(0).max(1);
             let hidden = gguf.number(&format!("{prefix}.embedding_length")).unwrap_or(0);
             i128::try_from(head.unwrap_or(hidden / heads)) == Ok(*n)
         }
         // What scales by one does not scale.
-        Some(Value::Float(x)) if name.starts_with("rope.scal") => *x == 1.0,
-        Some(Value::Bool(_)) => name == "rope.scaling.finetuned",
+        Some(GgufValue::Float(x)) if name.starts_with("rope.scal") => *x == 1.0,
+        Some(GgufValue::Bool(_)) => name == "rope.scaling.finetuned",
         _ => false,
     }
 }
