@@ -6,7 +6,7 @@
 use std::hint::black_box;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use model_manager::wire::{Body, Encoding};
+use model_manager::wire::{Encoding, VectorBody};
 
 /// Unit vectors have values of this size, no two alike.
 fn values(count: usize, width: usize) -> Vec<f32> {
@@ -23,7 +23,7 @@ fn bodies(criterion: &mut Criterion) {
             let id = BenchmarkId::new(format!("{encoding:?}"), format!("{rows} x {width}"));
             group.bench_function(id, |bencher| {
                 bencher.iter(|| {
-                    let mut body = Body::new(encoding, rows, width).expect("memory");
+                    let mut body = VectorBody::new(encoding, rows, width).expect("memory");
                     black_box(&values).chunks_exact(width).for_each(|vector| body.push(vector));
                     body.finish("a-model", 9)
                 });

@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::Duration;
 
-pub use value::{Choice, KeepAliveSetting, MemoryBudget, NonEmpty, Seconds, Setting, Value};
+pub use value::{Choice, KeepAliveSetting, MemoryBudget, NonEmpty, Seconds, Setting, SettingValue};
 
 use crate::compute::{DType, Isa, WeightFormat};
 use crate::{Error, Result};
@@ -205,7 +205,7 @@ pub struct Field {
     /// Environment variable.
     pub environment: &'static str,
     /// Value without keyword and environment.
-    pub default: Value,
+    pub default: SettingValue,
     /// Type, as Python annotates it.
     pub annotation: String,
     /// Meaning, unit, allowed values.
@@ -251,14 +251,14 @@ macro_rules! define_settings {
 
             /// The value of a setting; `None` when there is no such setting.
             #[must_use]
-            pub fn get(&self, name: &str) -> Option<Value> {
+            pub fn get(&self, name: &str) -> Option<SettingValue> {
                 match name {
                     $(stringify!($name) => Some(self.$name.to_value()),)+
                     _ => None,
                 }
             }
 
-            fn set_keyword(&mut self, name: &str, value: &Value) -> Result<()> {
+            fn set_keyword(&mut self, name: &str, value: &SettingValue) -> Result<()> {
                 match name {
                     $(stringify!($name) => {
                         self.$name = Setting::from_value(value).map_err(|reason| refused(name, value, reason))?;
@@ -272,7 +272,7 @@ macro_rules! define_settings {
             fn read_environment(&mut self, host: &dyn Host) -> Result<()> {
                 $(if let Some(text) = host.env($environment).filter(|text| !text.trim().is_empty()) {
                     self.$name = Setting::from_text(text.trim())
-                        .map_err(|reason| refused($environment, &Value::Text(text), reason))?;
+                        .map_err(|reason| refused($environment, &SettingValue::Text(text), reason))?;
                 })+
                 Ok(())
             }
@@ -288,7 +288,7 @@ impl Settings {
     /// [`Error::Config`] naming the keyword or the variable, its value, and what is allowed.
     pub fn resolve<'a>(
         host: &dyn Host,
-        keywords: impl IntoIterator<Item = (&'a str, Value)>,
+        keywords: impl IntoIterator<Item = (&'a str, SettingValue)>,
     ) -> Result<Self> {
         let mut settings = Self::default();
         settings.read_environment(host)?;
@@ -299,7 +299,7 @@ impl Settings {
     ///
     /// # Errors
     /// As [`Settings::resolve`].
-    pub fn with<'a>(mut self, keywords: impl IntoIterator<Item = (&'a str, Value)>) -> Result<Self> {
+    pub fn with<'a>(mut self, keywords: impl IntoIterator<Item = (&'a str, SettingValue)>) -> Result<Self> {
         for (name, value) in keywords {
             self.set_keyword(name, &value)?;
         }
@@ -321,7 +321,7 @@ impl Settings {
 
     fn check(&self) -> Result<()> {
         if !(0.0..=100.0).contains(&self.temperature) {
-            let value = Value::Float(self.temperature);
+            let value = SettingValue::Float(self.temperature);
             return Err(refused("temperature", &value, "must lie between 0 and 100".into()));
         }
         for (name, value) in [
@@ -337,27 +337,27 @@ impl Settings {
             ("remote_timeout", usize::from(self.remote_timeout.0 > 0.0)),
         ] {
             if value == 0 {
-                let value = self.get(name).unwrap_or(Value::None);
+                let value = self.get(name).unwrap_or(SettingValue::None);
                 return Err(refused(name, &value, "must be greater than 0".into()));
             }
         }
         if self.remote_connections > 64 {
-            let value = Value::Int(self.remote_connections as i64);
+            let value = SettingValue::Int(self.remote_connections as i64);
             return Err(refused("remote_connections", &value, "must be at most 64".into()));
         }
         if self.max_parallel > 1024 {
-            let value = Value::Int(self.max_parallel as i64);
+            let value = SettingValue::Int(self.max_parallel as i64);
             return Err(refused("max_parallel", &value, "must be at most 1024".into()));
         }
         if self.threads > 4096 {
-            let value = Value::Int(self.threads as i64);
+            let value = SettingValue::Int(self.threads as i64);
             return Err(refused("threads", &value, "must be at most 4096; 0 means one a core".into()));
         }
         Ok(())
     }
 }
 
-fn refused(setting: &str, value: &Value, reason: String) -> Error {
+fn refused(setting: &str, value: &SettingValue, reason: String) -> Error {
     Error::Config { setting: setting.into(), value: value.to_string(), reason }
 }
 
@@ -392,7 +392,7 @@ mod tests {
     #[test]
     fn keywords_beat_the_environment_which_beats_defaults() {
         let host = environment([("MEMORY_EFFICIENT_CACHE_SIZE", "7"), ("AI_TEMPERATURE", "0.5")]);
-        let settings = Settings::resolve(&host, [("cache_size", Value::Int(9))]).unwrap();
+        let settings = Settings::resolve(&host, [("cache_size", SettingValue::Int(9))]).unwrap();
         assert_eq!((settings.cache_size, settings.temperature, settings.max_tokens), (9, 0.5, 150));
         assert!(settings.is_given("cache_size") && !settings.is_given("temperature"));
     }
@@ -437,16 +437,16 @@ mod tests {
             assert!(!field.doc.is_empty() && field.doc.ends_with('.'), "{}", field.name);
             // A value that is not the default.
             let value = match (field.annotation.as_str(), field.name) {
-                ("bool", _) => Value::Bool(field.default == Value::Bool(false)),
-                ("int", _) => Value::Int(3),
-                ("float" | "float | None", _) => Value::Float(2.5),
-                (_, "cache_policy") => Value::Text("lfu".into()),
-                (_, "dtype" | "generator_dtype") => Value::Text("float32".into()),
-                (_, "device") => Value::Text("cpu".into()),
-                ("int | None", _) => Value::Int(3),
-                (_, "memory_budget" | "kv_memory") => Value::Text("2GB".into()),
-                (_, "keep_alive") => Value::Text("5m".into()),
-                _ => Value::Text("other".into()),
+                ("bool", _) => SettingValue::Bool(field.default == SettingValue::Bool(false)),
+                ("int", _) => SettingValue::Int(3),
+                ("float" | "float | None", _) => SettingValue::Float(2.5),
+                (_, "cache_policy") => SettingValue::Text("lfu".into()),
+                (_, "dtype" | "generator_dtype") => SettingValue::Text("float32".into()),
+                (_, "device") => SettingValue::Text("cpu".into()),
+                ("int | None", _) => SettingValue::Int(3),
+                (_, "memory_budget" | "kv_memory") => SettingValue::Text("2GB".into()),
+                (_, "keep_alive") => SettingValue::Text("5m".into()),
+                _ => SettingValue::Text("other".into()),
             };
             let by_keyword = Settings::default().with([(field.name, value.clone())]).unwrap();
             assert_eq!(by_keyword.get(field.name), Some(value.clone()), "{}", field.name);
@@ -459,7 +459,8 @@ mod tests {
                 let error = Settings::resolve(&host, []).unwrap_err();
                 assert!(error.to_string().starts_with(field.environment), "{error}");
             }
-            let error = Settings::default().with([(field.name, Value::Other("list".into()))]).unwrap_err();
+            let error =
+                Settings::default().with([(field.name, SettingValue::Other("list".into()))]).unwrap_err();
             assert!(error.to_string().starts_with(field.name), "{error}");
         }
     }
@@ -467,24 +468,24 @@ mod tests {
     #[test]
     fn values_out_of_range_are_refused_by_name() {
         for (name, value) in [
-            ("cache_size", Value::Int(-1)),
-            ("temperature", Value::Float(-0.1)),
-            ("temperature", Value::Float(f64::NAN)),
-            ("max_tokens", Value::Int(0)),
-            ("max_queue", Value::Int(0)),
-            ("threads", Value::Int(5000)),
-            ("cleanup_interval", Value::Int(0)),
-            ("max_idle_time", Value::Float(-1.0)),
-            ("cache_ttl", Value::Float(f64::INFINITY)),
-            ("max_parallel", Value::Int(0)),
-            ("max_parallel", Value::Int(2000)),
-            ("max_generation_queue", Value::Int(0)),
-            ("max_context", Value::Int(0)),
-            ("kv_memory", Value::Float(1.5)),
-            ("memory_budget", Value::Float(1.5)),
-            ("memory_budget", Value::Text("lots".into())),
-            ("keep_alive", Value::Text("soon".into())),
-            ("english_model", Value::Text("  ".into())),
+            ("cache_size", SettingValue::Int(-1)),
+            ("temperature", SettingValue::Float(-0.1)),
+            ("temperature", SettingValue::Float(f64::NAN)),
+            ("max_tokens", SettingValue::Int(0)),
+            ("max_queue", SettingValue::Int(0)),
+            ("threads", SettingValue::Int(5000)),
+            ("cleanup_interval", SettingValue::Int(0)),
+            ("max_idle_time", SettingValue::Float(-1.0)),
+            ("cache_ttl", SettingValue::Float(f64::INFINITY)),
+            ("max_parallel", SettingValue::Int(0)),
+            ("max_parallel", SettingValue::Int(2000)),
+            ("max_generation_queue", SettingValue::Int(0)),
+            ("max_context", SettingValue::Int(0)),
+            ("kv_memory", SettingValue::Float(1.5)),
+            ("memory_budget", SettingValue::Float(1.5)),
+            ("memory_budget", SettingValue::Text("lots".into())),
+            ("keep_alive", SettingValue::Text("soon".into())),
+            ("english_model", SettingValue::Text("  ".into())),
         ] {
             let error = Settings::default().with([(name, value.clone())]).unwrap_err();
             assert!(
@@ -492,7 +493,7 @@ mod tests {
                 "{name}={value}: {error}"
             );
         }
-        let error = Settings::default().with([("cache_sise", Value::Int(1))]).unwrap_err();
+        let error = Settings::default().with([("cache_sise", SettingValue::Int(1))]).unwrap_err();
         assert!(error.to_string().contains("cache_size"), "{error}");
     }
 }

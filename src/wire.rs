@@ -48,7 +48,7 @@ impl Encoding {
 
 /// A body that grows vector by vector, in one allocation.
 #[derive(Debug)]
-pub struct Body {
+pub struct VectorBody {
     json: String,
     encoding: Encoding,
     /// Vectors written.
@@ -62,7 +62,7 @@ const ITEM: usize = 80;
 /// Bytes for everything else of a body; a longer name of the model makes it grow.
 const FRAME: usize = 256;
 
-impl Body {
+impl VectorBody {
     /// A body with room for `rows` vectors of `width` values.
     ///
     /// # Errors
@@ -141,7 +141,7 @@ mod tests {
     use super::*;
 
     fn body(encoding: Encoding, vectors: &[Vec<f32>], model: &str, tokens: u64) -> Value {
-        let mut body = Body::new(encoding, vectors.len(), vectors.first().map_or(0, Vec::len)).unwrap();
+        let mut body = VectorBody::new(encoding, vectors.len(), vectors.first().map_or(0, Vec::len)).unwrap();
         let room = body.json.capacity();
         vectors.iter().for_each(|vector| body.push(vector));
         assert!(body.json.capacity() == room, "grew from {room} to {}", body.json.capacity());
@@ -170,7 +170,7 @@ mod tests {
     #[test]
     fn a_body_that_no_memory_holds_is_refused() {
         for (rows, width) in [(usize::MAX, 1), (1 << 40, 1 << 20)] {
-            let refused = Body::new(Encoding::Float, rows, width);
+            let refused = VectorBody::new(Encoding::Float, rows, width);
             assert!(matches!(refused, Err(Error::OutOfMemory { .. })), "{rows}, {width}");
         }
     }
@@ -179,7 +179,7 @@ mod tests {
     fn the_bodies_of_two_vectors() {
         let vectors = [[1.0, -0.25], [0.0, 1.5e-10]];
         let written = |encoding| {
-            let mut body = Body::new(encoding, 2, 2).unwrap();
+            let mut body = VectorBody::new(encoding, 2, 2).unwrap();
             vectors.iter().for_each(|vector| body.push(vector));
             String::from_utf8(body.finish("a \"model\"\n", 7)).unwrap()
         };

@@ -7,9 +7,9 @@ use crate::output::Item;
 
 /// The result of one text, of any kind. Cloning copies a pointer.
 #[derive(Clone)]
-pub struct CachedItem(Arc<Inner>);
+pub struct CachedItem(Arc<ItemParts>);
 
-struct Inner {
+struct ItemParts {
     item: Item,
     tokens: u32,
     parked: OnceLock<Box<dyn Any + Send + Sync>>,
@@ -19,7 +19,7 @@ impl CachedItem {
     /// A result that a model made of so many tokens.
     #[must_use]
     pub fn new(item: Item, tokens: u32) -> Self {
-        Self(Arc::new(Inner { item, tokens, parked: OnceLock::new() }))
+        Self(Arc::new(ItemParts { item, tokens, parked: OnceLock::new() }))
     }
 
     /// Tokens that the model read for it: prompt and special ones included, those cut off not.
@@ -50,7 +50,7 @@ impl CachedItem {
     }
 
     /// Bytes that every result takes in addition to its numbers: headers and fields of both shared allocations.
-    pub(super) const OVERHEAD: usize = size_of::<Inner>() + 4 * size_of::<usize>();
+    pub(super) const OVERHEAD: usize = size_of::<ItemParts>() + 4 * size_of::<usize>();
 }
 
 impl std::fmt::Debug for CachedItem {

@@ -2,17 +2,17 @@
 
 use std::ops::{Deref, DerefMut};
 
-use super::memory::Plain;
+use super::memory::PlainNumber;
 
 /// A copy of some values whose last byte lies right before an inaccessible page.
-pub(crate) struct Guarded<T: Plain> {
+pub(crate) struct Guarded<T: PlainNumber> {
     start: *mut T,
     length: usize,
     map: *mut libc::c_void,
     mapped: usize,
 }
 
-impl<T: Plain> Guarded<T> {
+impl<T: PlainNumber> Guarded<T> {
     pub(crate) fn new(values: &[T]) -> Self {
         // SAFETY: `sysconf` reads a constant. `mmap` makes a new mapping of `usable + page` bytes, whose last page becomes
         // inaccessible. `bytes <= usable`, so the values fit in front of it, aligned because a page boundary is aligned and
@@ -34,7 +34,7 @@ impl<T: Plain> Guarded<T> {
     }
 }
 
-impl<T: Plain> Deref for Guarded<T> {
+impl<T: PlainNumber> Deref for Guarded<T> {
     type Target = [T];
 
     fn deref(&self) -> &[T] {
@@ -43,7 +43,7 @@ impl<T: Plain> Deref for Guarded<T> {
     }
 }
 
-impl<T: Plain> DerefMut for Guarded<T> {
+impl<T: PlainNumber> DerefMut for Guarded<T> {
     fn deref_mut(&mut self) -> &mut [T] {
         // SAFETY: `new` copied `length` values there, aligned for `T`; the mapping lives as long as `self`, which is borrowed
         // mutably.
@@ -51,7 +51,7 @@ impl<T: Plain> DerefMut for Guarded<T> {
     }
 }
 
-impl<T: Plain> Drop for Guarded<T> {
+impl<T: PlainNumber> Drop for Guarded<T> {
     fn drop(&mut self) {
         // SAFETY: `new` made the mapping, and no slice of it outlives `self`.
         unsafe { libc::munmap(self.map, self.mapped) };

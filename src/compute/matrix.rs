@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::linear::activations::Plain;
+use super::linear::activations::PlainRows;
 use super::memory::Buffer;
 use super::parallel::Target;
 use crate::compute::isa::DType;
@@ -70,9 +70,9 @@ impl StateMatrix {
     }
 
     /// Some rows, as the left operand of a product.
-    pub(crate) fn plain(&self, rows: Range<usize>) -> Plain<'_> {
+    pub(crate) fn plain(&self, rows: Range<usize>) -> PlainRows<'_> {
         let bytes = &self.data.as_slice::<u8>()[rows.start * self.stride..];
-        Plain::new(bytes, self.stride, rows.len(), self.columns, self.format)
+        PlainRows::new(bytes, self.stride, rows.len(), self.columns, self.format)
     }
 
     /// The values of some rows of an f32 matrix, [`Self::stride`] bytes apart.

@@ -24,7 +24,7 @@ pub struct Buffer {
 }
 
 /// Plain numbers: any bytes are a valid value, so memory can be viewed as a slice of them.
-pub trait Plain: Copy + sealed::Sealed {}
+pub trait PlainNumber: Copy + sealed::Sealed {}
 
 mod sealed {
     pub trait Sealed {}
@@ -34,10 +34,10 @@ mod sealed {
     impl Sealed for f32 {}
 }
 
-impl Plain for u8 {}
-impl Plain for u16 {}
-impl Plain for u32 {}
-impl Plain for f32 {}
+impl PlainNumber for u8 {}
+impl PlainNumber for u16 {}
+impl PlainNumber for u32 {}
+impl PlainNumber for f32 {}
 
 impl Buffer {
     /// `bytes` bytes of zeros. Pages are taken from the system when first written.
@@ -65,14 +65,14 @@ impl Buffer {
     }
 
     /// The memory as numbers.
-    pub fn as_slice<T: Plain>(&self) -> &[T] {
+    pub fn as_slice<T: PlainNumber>(&self) -> &[T] {
         // SAFETY: the map has at least `bytes` initialized bytes, is aligned to a page and so for every `Plain` type, and
         // outlives the borrow. Every bit pattern is a valid `Plain` value.
         unsafe { std::slice::from_raw_parts(self.map.as_ptr().cast(), self.bytes / size_of::<T>()) }
     }
 
     /// The memory as numbers to write.
-    pub fn as_mut_slice<T: Plain>(&mut self) -> &mut [T] {
+    pub fn as_mut_slice<T: PlainNumber>(&mut self) -> &mut [T] {
         // SAFETY: the map has at least `bytes` initialized bytes, is aligned to a page and so for every `Plain` type, and
         // outlives the borrow, which is exclusive. Every bit pattern is a valid `Plain` value.
         unsafe { std::slice::from_raw_parts_mut(self.map.as_mut_ptr().cast(), self.bytes / size_of::<T>()) }
@@ -83,7 +83,7 @@ impl Buffer {
 ///
 /// # Errors
 /// [`Error::OutOfMemory`] if the allocator fails.
-pub(crate) fn zeroed<T: Plain>(len: usize) -> Result<Vec<T>> {
+pub(crate) fn zeroed<T: PlainNumber>(len: usize) -> Result<Vec<T>> {
     if len == 0 {
         return Ok(Vec::new());
     }
@@ -146,12 +146,12 @@ fn anonymous(bytes: usize) -> Result<MmapMut> {
 /// small pages, and reading a large model through small pages spends up to a third of the time on address translation.
 #[derive(Debug, Default)]
 pub struct Arena {
-    last: Mutex<Option<Chunk>>,
+    last: Mutex<Option<ArenaChunk>>,
 }
 
 /// A mapping, and how much of it is taken.
 #[derive(Debug)]
-struct Chunk {
+struct ArenaChunk {
     map: Arc<MmapRaw>,
     taken: usize,
 }
@@ -175,7 +175,7 @@ impl Arena {
             Some(chunk) if chunk.map.len() - chunk.taken >= bytes => chunk,
             full => {
                 let twice = full.as_ref().map_or(0, |full| 2 * full.map.len());
-                let chunk = Chunk::new(bytes.max(twice.clamp(*CHUNKS.start(), *CHUNKS.end())))?;
+                let chunk = ArenaChunk::new(bytes.max(twice.clamp(*CHUNKS.start(), *CHUNKS.end())))?;
                 // A small model loads faster into small pages; `settle` advises huge pages later.
                 if full.is_some() || bytes > *CHUNKS.start() {
                     chunk.advise_huge_pages();
@@ -191,7 +191,7 @@ impl Arena {
     }
 }
 
-impl Chunk {
+impl ArenaChunk {
     /// A mapping with `bytes` bytes from the first huge page boundary on.
     fn new(bytes: usize) -> Result<Self> {
         let map = MmapRaw::from(anonymous(bytes + HUGE_PAGE)?);
@@ -226,7 +226,7 @@ impl Piece {
     }
 
     /// The memory as numbers.
-    pub fn as_slice<T: Plain>(&self) -> &[T] {
+    pub fn as_slice<T: PlainNumber>(&self) -> &[T] {
         // SAFETY: `take` returns a part inside its mapping, which `self` keeps alive. The part starts at a cache line, so it
         // is aligned for every `Plain` type, and overlaps no other part. Its bytes are initialized, and every bit pattern is
         // a valid `Plain` value.
@@ -237,7 +237,7 @@ impl Piece {
     }
 
     /// The memory as numbers to write.
-    pub fn as_mut_slice<T: Plain>(&mut self) -> &mut [T] {
+    pub fn as_mut_slice<T: PlainNumber>(&mut self) -> &mut [T] {
         // SAFETY: `take` returns a part inside its mapping, which `self` keeps alive. The part starts at a cache line, so it
         // is aligned for every `Plain` type, and overlaps no other part, so the exclusive borrow of `self` is the only access
         // to it. Its bytes are initialized, and every bit pattern is a valid `Plain` value.

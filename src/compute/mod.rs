@@ -29,6 +29,6 @@ pub use backend::{Backend, Candle, Cpu, ForwardFn, KvCache, Pass, Positions, Row
 pub use isa::{DType, ISA_VARIABLE, Isa};
 pub use kernels::Activation;
 pub(crate) use kernels::rowwise::LONGEST_HEAD;
-pub use linear::{Matrix, WeightFormat};
+pub use linear::{Biased, Matrix, WeightFormat};
 pub use threads::Threads;
 pub use weight::{Packed, Stored, Weight};

@@ -62,7 +62,8 @@ impl Parallelism<'_> {
         let high = threads.count().div_ceil(columns).min(rows);
         assert!(u32::try_from(high * columns).is_ok(), "cells of a grid");
         let count = threads.count().min(high * columns);
-        let lanes: Vec<_> = (0..count).map(|lane| Lane::new(share(high * columns, count, lane))).collect();
+        let lanes: Vec<_> =
+            (0..count).map(|lane| CellRange::new(share(high * columns, count, lane))).collect();
         let work = |cells: Range<usize>| {
             for band in cells.start / columns..cells.end.div_ceil(columns) {
                 let first = band * columns;
@@ -86,9 +87,9 @@ impl Parallelism<'_> {
 
 /// The rest of a range of cells, with both ends in one number. Each lane has its own cache line.
 #[repr(align(128))]
-struct Lane(AtomicU64);
+struct CellRange(AtomicU64);
 
-impl Lane {
+impl CellRange {
     fn new(cells: Range<usize>) -> Self {
         Self(AtomicU64::new(cells.start as u64 | (cells.end as u64) << 32))
     }
@@ -123,6 +124,13 @@ impl Lane {
             }
         }
     }
+}
+
+/// Share `index` of `of` equal shares.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Share {
+    pub index: usize,
+    pub of: usize,
 }
 
 /// Share `index` of `items`, divided into `parts` shares of nearly equal size.
@@ -296,7 +304,7 @@ mod tests {
     proptest::proptest! {
         #[test]
         fn takers_at_both_ends_divide_a_lane(start in 0_usize..50, len in 0_usize..300, ends: Vec<bool>) {
-            let lane = Lane::new(start..start + len);
+            let lane = CellRange::new(start..start + len);
             let mut ends = ends.into_iter().chain(std::iter::repeat(true));
             let (mut front, mut back) = (start, start + len);
             while front < back {

@@ -19,12 +19,12 @@ use crate::{Error, Result};
 /// operations of one text, and too short to be noticeable as load.
 const SPINS: u32 = 2000;
 
-static GLOBAL: ArcSwapOption<Pool> = ArcSwapOption::const_empty();
+static GLOBAL: ArcSwapOption<ThreadPool> = ArcSwapOption::const_empty();
 
 /// A handle to the pool.
 #[derive(Debug, Clone)]
 pub struct Threads {
-    pool: Arc<Pool>,
+    pool: Arc<ThreadPool>,
 }
 
 impl Threads {
@@ -59,7 +59,7 @@ impl Threads {
     }
 
     fn install(count: usize) -> Self {
-        let pool = Arc::new(Pool::new(count));
+        let pool = Arc::new(ThreadPool::new(count));
         GLOBAL.store(Some(Arc::clone(&pool)));
         Self { pool }
     }
@@ -84,7 +84,7 @@ impl Threads {
                 task,
             )
         };
-        let job = Job {
+        let job = ParallelJob {
             task,
             tasks,
             next: AtomicUsize::new(0),
@@ -109,13 +109,13 @@ impl Threads {
 }
 
 #[derive(Debug)]
-struct Pool {
+struct ThreadPool {
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,
     process: u32,
 }
 
-impl Pool {
+impl ThreadPool {
     fn new(count: usize) -> Self {
         let shared = Arc::new(Shared::default());
         let workers = (1..count)
@@ -133,7 +133,7 @@ impl Pool {
     }
 }
 
-impl Drop for Pool {
+impl Drop for ThreadPool {
     fn drop(&mut self) {
         let workers = std::mem::take(&mut self.workers);
         if self.process != std::process::id() {
@@ -166,14 +166,14 @@ struct Shared {
 
 /// A job on the stack of its caller, which removes it from the list before it returns.
 #[derive(Debug)]
-struct JobRef(*const Job);
+struct JobRef(*const ParallelJob);
 
 // SAFETY: other threads access a `Job` only by shared reference. Its atomics, its lock, its thread handle and its task are
 // `Sync`.
 unsafe impl Send for JobRef {}
 
 impl Shared {
-    fn post(&self, job: &Job, helpers: usize) {
+    fn post(&self, job: &ParallelJob, helpers: usize) {
         let mut jobs = self.jobs.lock();
         jobs.push(JobRef(job));
         self.posted.fetch_add(1, Ordering::Release);
@@ -196,7 +196,7 @@ impl Shared {
                 // SAFETY: `enter` counted this thread in, so the caller keeps the job alive until `leave`.
                 unsafe { (*job).work() };
                 // SAFETY: `enter` counted this thread in, and it does not access the job afterwards.
-                unsafe { Job::leave(job) };
+                unsafe { ParallelJob::leave(job) };
                 continue;
             }
             if (0..SPINS).any(|_| {
@@ -216,7 +216,7 @@ impl Shared {
 }
 
 /// The first job with tasks left, this thread counted in.
-fn enter(jobs: &[JobRef]) -> Option<*const Job> {
+fn enter(jobs: &[JobRef]) -> Option<*const ParallelJob> {
     jobs.iter().map(|job| job.0).find(|&job| {
         // SAFETY: a job on the list is alive, because its caller removes it under the lock before it returns, and `jobs`
         // borrows from a guard of that lock.
@@ -229,7 +229,7 @@ fn enter(jobs: &[JobRef]) -> Option<*const Job> {
     })
 }
 
-struct Job {
+struct ParallelJob {
     task: *const (dyn Fn(usize) + Sync),
     tasks: usize,
     next: AtomicUsize,
@@ -238,7 +238,7 @@ struct Job {
     panic: Mutex<Option<Box<dyn Any + Send>>>,
 }
 
-impl Job {
+impl ParallelJob {
     fn work(&self) {
         // SAFETY: `Threads::run` borrows the closure, and does not return before all threads have left the job.
         let task = unsafe { &*self.task };
@@ -297,7 +297,7 @@ mod tests {
     #[test]
     fn every_task_runs_once_whatever_the_number_of_threads() {
         for count in [1, 2, 5] {
-            let threads = Threads { pool: Arc::new(Pool::new(count)) };
+            let threads = Threads { pool: Arc::new(ThreadPool::new(count)) };
             for tasks in [0, 1, 2, 7, 1000] {
                 let runs: Vec<AtomicUsize> = (0..tasks).map(|_| AtomicUsize::new(0)).collect();
                 threads.run(tasks, &|i| _ = runs[i].fetch_add(1, Ordering::Relaxed)).unwrap();
@@ -311,7 +311,7 @@ mod tests {
 
     #[test]
     fn work_reaches_other_threads() {
-        let threads = Threads { pool: Arc::new(Pool::new(3)) };
+        let threads = Threads { pool: Arc::new(ThreadPool::new(3)) };
         let seen = Mutex::new(HashSet::new());
         // Each task waits for three threads, so one thread cannot run them all.
         let barrier = std::sync::Barrier::new(3);
@@ -326,7 +326,7 @@ mod tests {
 
     #[test]
     fn a_panic_fails_its_call_only() {
-        let threads = Threads { pool: Arc::new(Pool::new(3)) };
+        let threads = Threads { pool: Arc::new(ThreadPool::new(3)) };
         let error = threads.run(100, &|i| assert!(i != 31, "task {i}")).unwrap_err();
         assert_eq!(error, Error::Internal { place: "compute".into(), reason: "task 31".into() });
         let total = AtomicUsize::new(0);
@@ -336,7 +336,7 @@ mod tests {
 
     #[test]
     fn callers_share_the_pool_and_may_nest() {
-        let threads = Threads { pool: Arc::new(Pool::new(3)) };
+        let threads = Threads { pool: Arc::new(ThreadPool::new(3)) };
         let total = AtomicUsize::new(0);
         thread::scope(|scope| {
             for _ in 0..8 {
@@ -356,7 +356,7 @@ mod tests {
 
     #[test]
     fn sleeping_workers_wake_up() {
-        let threads = Threads { pool: Arc::new(Pool::new(2)) };
+        let threads = Threads { pool: Arc::new(ThreadPool::new(2)) };
         for _ in 0..3 {
             let barrier = std::sync::Barrier::new(2);
             threads.run(2, &|_| _ = barrier.wait()).unwrap();

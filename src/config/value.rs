@@ -8,7 +8,7 @@ use crate::lifecycle::{KeepAlive, MemoryLimit};
 
 /// A value as it crosses the boundary to the host.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Value {
+pub enum SettingValue {
     /// Nothing.
     None,
     /// true, false
@@ -23,7 +23,7 @@ pub enum Value {
     Other(String),
 }
 
-impl Value {
+impl SettingValue {
     /// As one writes it in the environment.
     #[must_use]
     pub fn plain(&self) -> String {
@@ -37,7 +37,7 @@ impl Value {
     }
 }
 
-impl fmt::Display for Value {
+impl fmt::Display for SettingValue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::None => f.write_str("None"),
@@ -56,14 +56,14 @@ pub trait Setting: Sized {
     ///
     /// # Errors
     /// What is allowed.
-    fn from_value(value: &Value) -> Result<Self, String>;
+    fn from_value(value: &SettingValue) -> Result<Self, String>;
     /// From the text of an environment variable: trimmed, not empty.
     ///
     /// # Errors
     /// What is allowed.
     fn from_text(text: &str) -> Result<Self, String>;
     /// The typed value.
-    fn to_value(&self) -> Value;
+    fn to_value(&self) -> SettingValue;
 }
 
 impl Setting for bool {
@@ -71,9 +71,9 @@ impl Setting for bool {
         "bool".into()
     }
 
-    fn from_value(value: &Value) -> Result<Self, String> {
+    fn from_value(value: &SettingValue) -> Result<Self, String> {
         match value {
-            Value::Bool(value) => Ok(*value),
+            SettingValue::Bool(value) => Ok(*value),
             _ => Err("must be True or False".into()),
         }
     }
@@ -86,8 +86,8 @@ impl Setting for bool {
         }
     }
 
-    fn to_value(&self) -> Value {
-        Value::Bool(*self)
+    fn to_value(&self) -> SettingValue {
+        SettingValue::Bool(*self)
     }
 }
 
@@ -96,9 +96,9 @@ impl Setting for usize {
         "int".into()
     }
 
-    fn from_value(value: &Value) -> Result<Self, String> {
+    fn from_value(value: &SettingValue) -> Result<Self, String> {
         match value {
-            Value::Int(value) => Self::try_from(*value).map_err(|_| "must not be negative".into()),
+            SettingValue::Int(value) => Self::try_from(*value).map_err(|_| "must not be negative".into()),
             _ => Err("must be a whole number".into()),
         }
     }
@@ -107,8 +107,8 @@ impl Setting for usize {
         text.parse().map_err(|_| "must be a whole number, not negative".into())
     }
 
-    fn to_value(&self) -> Value {
-        Value::Int(i64::try_from(*self).unwrap_or(i64::MAX))
+    fn to_value(&self) -> SettingValue {
+        SettingValue::Int(i64::try_from(*self).unwrap_or(i64::MAX))
     }
 }
 
@@ -117,10 +117,10 @@ impl Setting for f64 {
         "float".into()
     }
 
-    fn from_value(value: &Value) -> Result<Self, String> {
+    fn from_value(value: &SettingValue) -> Result<Self, String> {
         match value {
-            Value::Int(value) => Ok(*value as Self),
-            Value::Float(value) => Ok(*value),
+            SettingValue::Int(value) => Ok(*value as Self),
+            SettingValue::Float(value) => Ok(*value),
             _ => Err("must be a number".into()),
         }
     }
@@ -129,8 +129,8 @@ impl Setting for f64 {
         text.parse().map_err(|_| "must be a number".into())
     }
 
-    fn to_value(&self) -> Value {
-        Value::Float(*self)
+    fn to_value(&self) -> SettingValue {
+        SettingValue::Float(*self)
     }
 }
 
@@ -152,7 +152,7 @@ impl Setting for Seconds {
         "float".into()
     }
 
-    fn from_value(value: &Value) -> Result<Self, String> {
+    fn from_value(value: &SettingValue) -> Result<Self, String> {
         let seconds = f64::from_value(value).map_err(|_| "must be a number of seconds")?;
         if seconds.is_finite() && seconds >= 0.0 {
             Ok(Self(seconds))
@@ -162,11 +162,13 @@ impl Setting for Seconds {
     }
 
     fn from_text(text: &str) -> Result<Self, String> {
-        Self::from_value(&Value::Float(f64::from_text(text).map_err(|_| "must be a number of seconds")?))
+        Self::from_value(&SettingValue::Float(
+            f64::from_text(text).map_err(|_| "must be a number of seconds")?,
+        ))
     }
 
-    fn to_value(&self) -> Value {
-        Value::Float(self.0)
+    fn to_value(&self) -> SettingValue {
+        SettingValue::Float(self.0)
     }
 }
 
@@ -193,9 +195,9 @@ impl Setting for NonEmpty {
         "str".into()
     }
 
-    fn from_value(value: &Value) -> Result<Self, String> {
+    fn from_value(value: &SettingValue) -> Result<Self, String> {
         match value {
-            Value::Text(text) if !text.trim().is_empty() => Ok(Self(text.trim().to_owned())),
+            SettingValue::Text(text) if !text.trim().is_empty() => Ok(Self(text.trim().to_owned())),
             _ => Err("must be text that is not blank".into()),
         }
     }
@@ -204,8 +206,8 @@ impl Setting for NonEmpty {
         Ok(text.into())
     }
 
-    fn to_value(&self) -> Value {
-        Value::Text(self.0.clone())
+    fn to_value(&self) -> SettingValue {
+        SettingValue::Text(self.0.clone())
     }
 }
 
@@ -214,23 +216,23 @@ impl<T: Setting> Setting for Option<T> {
         format!("{} | None", T::annotation())
     }
 
-    fn from_value(value: &Value) -> Result<Self, String> {
-        if *value == Value::None { Ok(None) } else { T::from_value(value).map(Some) }
+    fn from_value(value: &SettingValue) -> Result<Self, String> {
+        if *value == SettingValue::None { Ok(None) } else { T::from_value(value).map(Some) }
     }
 
     fn from_text(text: &str) -> Result<Self, String> {
         if text.eq_ignore_ascii_case("none") { Ok(None) } else { T::from_text(text).map(Some) }
     }
 
-    fn to_value(&self) -> Value {
-        self.as_ref().map_or(Value::None, Setting::to_value)
+    fn to_value(&self) -> SettingValue {
+        self.as_ref().map_or(SettingValue::None, Setting::to_value)
     }
 }
 
 /// How long a model stays after its latest use. Equal when written equally.
 #[derive(Debug, Clone, PartialEq)]
 pub struct KeepAliveSetting {
-    written: Value,
+    written: SettingValue,
     /// What it means.
     pub keep_alive: KeepAlive,
 }
@@ -240,11 +242,11 @@ impl Setting for KeepAliveSetting {
         "float | str".into()
     }
 
-    fn from_value(value: &Value) -> Result<Self, String> {
+    fn from_value(value: &SettingValue) -> Result<Self, String> {
         let keep_alive = match value {
-            Value::Int(seconds) => KeepAlive::from_seconds("", *seconds as f64),
-            Value::Float(seconds) => KeepAlive::from_seconds("", *seconds),
-            Value::Text(text) => KeepAlive::parse("", text),
+            SettingValue::Int(seconds) => KeepAlive::from_seconds("", *seconds as f64),
+            SettingValue::Float(seconds) => KeepAlive::from_seconds("", *seconds),
+            SettingValue::Text(text) => KeepAlive::parse("", text),
             _ => return Err("must be seconds or a duration such as \"5m\"".into()),
         }
         .map_err(reason)?;
@@ -252,10 +254,10 @@ impl Setting for KeepAliveSetting {
     }
 
     fn from_text(text: &str) -> Result<Self, String> {
-        Self::from_value(&Value::Text(text.into()))
+        Self::from_value(&SettingValue::Text(text.into()))
     }
 
-    fn to_value(&self) -> Value {
+    fn to_value(&self) -> SettingValue {
         self.written.clone()
     }
 }
@@ -263,7 +265,7 @@ impl Setting for KeepAliveSetting {
 /// Memory that all models may take. Equal when written equally.
 #[derive(Debug, Clone, PartialEq)]
 pub struct MemoryBudget {
-    written: Value,
+    written: SettingValue,
     /// What it means.
     pub limit: MemoryLimit,
 }
@@ -271,7 +273,7 @@ pub struct MemoryBudget {
 impl MemoryBudget {
     /// A quarter of the memory that the process may use.
     pub(super) fn quarter() -> Self {
-        Self { written: Value::Float(0.25), limit: MemoryLimit::Fraction(0.25) }
+        Self { written: SettingValue::Float(0.25), limit: MemoryLimit::Fraction(0.25) }
     }
 }
 
@@ -280,11 +282,11 @@ impl Setting for MemoryBudget {
         "int | float | str".into()
     }
 
-    fn from_value(value: &Value) -> Result<Self, String> {
+    fn from_value(value: &SettingValue) -> Result<Self, String> {
         let limit = match value {
-            Value::Int(number) => MemoryLimit::from_number("", *number as f64),
-            Value::Float(number) => MemoryLimit::from_number("", *number),
-            Value::Text(text) => MemoryLimit::parse("", text),
+            SettingValue::Int(number) => MemoryLimit::from_number("", *number as f64),
+            SettingValue::Float(number) => MemoryLimit::from_number("", *number),
+            SettingValue::Text(text) => MemoryLimit::parse("", text),
             _ => return Err("must be bytes, a fraction of memory, or text such as \"2GB\"".into()),
         }
         .map_err(reason)?;
@@ -292,10 +294,10 @@ impl Setting for MemoryBudget {
     }
 
     fn from_text(text: &str) -> Result<Self, String> {
-        Self::from_value(&Value::Text(text.into()))
+        Self::from_value(&SettingValue::Text(text.into()))
     }
 
-    fn to_value(&self) -> Value {
+    fn to_value(&self) -> SettingValue {
         self.written.clone()
     }
 }
@@ -322,8 +324,8 @@ impl<T: Choice> Setting for T {
         "str".into()
     }
 
-    fn from_value(value: &Value) -> Result<Self, String> {
-        let Value::Text(text) = value else { return Err(allowed::<T>()) };
+    fn from_value(value: &SettingValue) -> Result<Self, String> {
+        let SettingValue::Text(text) = value else { return Err(allowed::<T>()) };
         T::ALL
             .iter()
             .find(|(_, word)| word.eq_ignore_ascii_case(text))
@@ -332,11 +334,11 @@ impl<T: Choice> Setting for T {
     }
 
     fn from_text(text: &str) -> Result<Self, String> {
-        Self::from_value(&Value::Text(text.into()))
+        Self::from_value(&SettingValue::Text(text.into()))
     }
 
-    fn to_value(&self) -> Value {
-        Value::Text(self.as_str().into())
+    fn to_value(&self) -> SettingValue {
+        SettingValue::Text(self.as_str().into())
     }
 }
 

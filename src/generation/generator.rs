@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use super::chat::{ChatTemplate, Conversation};
 use super::engine::{
-    Completion, Deadline, Engine, EngineSettings, EngineStats, OnEvent, PrefixScope, Request, Stream, Ticket,
+    Completion, Deadline, Engine, EngineSettings, EngineStats, EngineTicket, OnEvent, PrefixScope, Request,
+    Stream,
 };
 use super::load::{Network, TextModel};
 use super::params::GenerationParams;
@@ -213,7 +214,7 @@ impl Generator {
         terms: Terms,
         on_event: OnEvent,
         check: &mut dyn FnMut() -> Result<()>,
-    ) -> Result<Ticket> {
+    ) -> Result<EngineTicket> {
         self.engine.submit(self.request(prompt, params, terms, check)?, on_event)
     }
 }

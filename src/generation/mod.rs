@@ -18,8 +18,8 @@ pub mod stop;
 
 pub use chat::{ChatTemplate, Conversation};
 pub use engine::{
-    Completion, Deadline, Engine, EngineSettings, EngineStats, Event, FinishReason, OnEvent, PrefixScope,
-    Stream, Ticket,
+    Completion, Deadline, Engine, EngineSettings, EngineStats, EngineTicket, Event, FinishReason, OnEvent,
+    PrefixScope, Stream,
 };
 pub use generator::{Generator, Prompt, Terms};
 pub use load::{ComputeTarget, Network, TextFiles, TextModel};

@@ -10,7 +10,7 @@ use super::managed::{Idle, SlotOptions};
 use super::residency::Residency;
 use crate::Error;
 
-pub(super) struct Inner<T: ?Sized + Send + Sync + 'static> {
+pub(super) struct LockedSlot<T: ?Sized + Send + Sync + 'static> {
     pub(super) phase: Phase<T>,
     pub(super) options: SlotOptions,
     pub(super) last_error: Option<Error>,
@@ -45,7 +45,7 @@ pub(super) struct Ready<T: ?Sized> {
 }
 
 /// What a caller that asks for the value does next.
-pub(super) enum Step<T: ?Sized + Send + Sync + 'static> {
+pub(super) enum AcquireStep<T: ?Sized + Send + Sync + 'static> {
     /// The value is ready, and the caller's lease is counted.
     Take(Arc<Residency<T>>, Continuation<T>),
     /// The continuation waits for a load.
@@ -56,7 +56,7 @@ pub(super) enum Step<T: ?Sized + Send + Sync + 'static> {
     Refuse(Continuation<T>),
 }
 
-impl<T: ?Sized + Send + Sync + 'static> Inner<T> {
+impl<T: ?Sized + Send + Sync + 'static> LockedSlot<T> {
     pub(super) fn new(options: SlotOptions) -> Self {
         Self {
             phase: Phase::Absent,

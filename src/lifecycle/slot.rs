@@ -7,7 +7,7 @@ use super::context::Context;
 use super::lease::{Continuation, Lease};
 use super::managed::{Managed, SlotOptions, State, Status};
 use super::oneshot::Oneshot;
-use super::phase::Step;
+use super::phase::AcquireStep;
 use super::residency::Loaded;
 use super::state::SlotState;
 use crate::{Error, Result};
@@ -76,12 +76,12 @@ impl<T: ?Sized + Send + Sync + 'static> Slot<T> {
     /// loader's thread. `done` is called exactly once, outside all locks.
     pub fn when_ready(&self, done: Continuation<T>) {
         match self.state.join(done) {
-            Step::Wait => {}
-            Step::Start(flight) => self.state.start(flight),
-            Step::Take(residency, done) => {
+            AcquireStep::Wait => {}
+            AcquireStep::Start(flight) => self.state.start(flight),
+            AcquireStep::Take(residency, done) => {
                 done(Ok(Lease::new(Arc::<SlotState<T>>::clone(&self.state), residency)));
             }
-            Step::Refuse(done) => done(Err(Error::Loader {
+            AcquireStep::Refuse(done) => done(Err(Error::Loader {
                 model: self.name().into(),
                 reason: "it asked for the model that it is loading".into(),
             })),

@@ -11,7 +11,7 @@ use super::keep_alive::KeepAlive;
 use super::lease::{Continuation, Lease, LeaseCounter};
 use super::managed::{Idle, Managed, SlotOptions, State, Status, Why};
 use super::memory::megabytes;
-use super::phase::{Flight, Inner, Phase, Ready, Step, longer};
+use super::phase::{AcquireStep, Flight, LockedSlot, Phase, Ready, longer};
 use super::residency::{Loaded, Residency};
 use super::tracker::Record;
 use crate::sync::{Mutex, spawn};
@@ -25,7 +25,7 @@ pub(super) struct SlotState<T: ?Sized + Send + Sync + 'static> {
     loader: Arc<Loader<T>>,
     context: Context,
     record: Arc<Record>,
-    inner: Mutex<Inner<T>>,
+    inner: Mutex<LockedSlot<T>>,
 }
 
 impl<T: ?Sized + Send + Sync + 'static> SlotState<T> {
@@ -36,7 +36,8 @@ impl<T: ?Sized + Send + Sync + 'static> SlotState<T> {
         loader: Arc<Loader<T>>,
     ) -> Arc<Self> {
         let record = context.tracker.record(&name);
-        let shared = Arc::new(Self { name, loader, context, record, inner: Mutex::new(Inner::new(options)) });
+        let shared =
+            Arc::new(Self { name, loader, context, record, inner: Mutex::new(LockedSlot::new(options)) });
         let managed: Arc<dyn Managed> = Arc::<Self>::clone(&shared);
         shared.context.reaper.watch(&managed);
         shared
@@ -63,25 +64,25 @@ impl<T: ?Sized + Send + Sync + 'static> SlotState<T> {
     }
 
     /// Asks for the value. `done` is returned unless it now waits for a load.
-    pub(super) fn join(&self, done: Continuation<T>) -> Step<T> {
+    pub(super) fn join(&self, done: Continuation<T>) -> AcquireStep<T> {
         self.context.tracker.accessed(&self.record, self.context.clock.now());
         let mut guard = self.inner.lock();
         let inner = &mut *guard;
         match &mut inner.phase {
             Phase::Ready(ready) => {
                 ready.count_lease();
-                Step::Take(Arc::clone(&ready.residency), done)
+                AcquireStep::Take(Arc::clone(&ready.residency), done)
             }
-            Phase::Loading(flight) if flight.thread == Some(caller()) => Step::Refuse(done),
+            Phase::Loading(flight) if flight.thread == Some(caller()) => AcquireStep::Refuse(done),
             Phase::Loading(flight) => {
                 flight.waiters.push(done);
-                Step::Wait
+                AcquireStep::Wait
             }
             Phase::Absent => {
                 inner.arrivals += 1;
                 let id = inner.arrivals;
                 inner.phase = Phase::Loading(Flight { id, thread: None, waiters: vec![done] });
-                Step::Start(id)
+                AcquireStep::Start(id)
             }
         }
     }

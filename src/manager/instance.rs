@@ -10,7 +10,7 @@ use super::model::LoadedModel;
 use super::parts::Parts;
 use super::registry::NamedSlot;
 use super::spec::{ENGLISH, TURKISH};
-use crate::config::{Host, Settings, Value};
+use crate::config::{Host, SettingValue, Settings};
 use crate::lifecycle::{Lease, Tracker};
 use crate::sync::Mutex;
 #[cfg(doc)]
@@ -36,7 +36,7 @@ enum SettingsSource {
     /// Validated already.
     Settings(Box<Settings>),
     /// Keywords over the environment, which is read at first use.
-    Keywords(Vec<(String, Value)>),
+    Keywords(Vec<(String, SettingValue)>),
 }
 
 impl Manager {
@@ -49,7 +49,7 @@ impl Manager {
     ///
     /// # Errors
     /// [`Error::Config`].
-    pub fn from_environment(keywords: Vec<(String, Value)>, host: Arc<dyn Host>) -> Result<Self> {
+    pub fn from_environment(keywords: Vec<(String, SettingValue)>, host: Arc<dyn Host>) -> Result<Self> {
         Settings::default().with(pairs(&keywords))?;
         Ok(Self::build(SettingsSource::Keywords(keywords), host))
     }
@@ -216,6 +216,6 @@ pub struct Inheritance(Option<(Arc<Parts>, Vec<Inherited>)>);
 /// A name, and its model if that is loaded.
 type Inherited = (Arc<NamedSlot>, Option<Lease<LoadedModel>>);
 
-fn pairs(keywords: &[(String, Value)]) -> impl Iterator<Item = (&str, Value)> {
+fn pairs(keywords: &[(String, SettingValue)]) -> impl Iterator<Item = (&str, SettingValue)> {
     keywords.iter().map(|(name, value)| (name.as_str(), value.clone()))
 }

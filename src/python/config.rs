@@ -6,7 +6,7 @@ use pyo3::types::{PyBool, PyDict, PyFloat, PyInt, PyList, PyString, PyTuple, PyT
 
 use super::errors::OrRaise;
 use super::host::PythonHost;
-use crate::config::{Settings, Value, for_each_setting};
+use crate::config::{SettingValue, Settings, for_each_setting};
 
 /// Settings of a manager, validated once and immutable.
 #[pyclass(frozen, eq, name = "Config", module = "model_manager._core")]
@@ -28,7 +28,7 @@ macro_rules! define_config {
                 $(#[doc = $doc])+
                 #[getter]
                 fn $name<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-                    to_py(py, &self.0.get(stringify!($name)).unwrap_or(Value::None))
+                    to_py(py, &self.0.get(stringify!($name)).unwrap_or(SettingValue::None))
                 }
             )+
 
@@ -87,7 +87,7 @@ pub(super) fn _config_from<'py>(
 }
 
 /// Keyword arguments as settings. An unknown name is a `TypeError`, as for any Python function.
-pub(super) fn keywords(keywords: Option<&Bound<'_, PyDict>>) -> PyResult<Vec<(String, Value)>> {
+pub(super) fn keywords(keywords: Option<&Bound<'_, PyDict>>) -> PyResult<Vec<(String, SettingValue)>> {
     let Some(keywords) = keywords else { return Ok(Vec::new()) };
     let known: Vec<_> = Settings::fields().iter().map(|field| field.name).collect();
     keywords
@@ -103,38 +103,38 @@ pub(super) fn keywords(keywords: Option<&Bound<'_, PyDict>>) -> PyResult<Vec<(St
         .collect()
 }
 
-pub(super) fn pairs(keywords: &[(String, Value)]) -> impl Iterator<Item = (&str, Value)> {
+pub(super) fn pairs(keywords: &[(String, SettingValue)]) -> impl Iterator<Item = (&str, SettingValue)> {
     keywords.iter().map(|(name, value)| (name.as_str(), value.clone()))
 }
 
-fn from_py(value: &Bound<'_, PyAny>) -> PyResult<Value> {
+fn from_py(value: &Bound<'_, PyAny>) -> PyResult<SettingValue> {
     Ok(if value.is_none() {
-        Value::None
+        SettingValue::None
     } else if value.is_instance_of::<PyBool>() {
-        Value::Bool(value.extract()?)
+        SettingValue::Bool(value.extract()?)
     } else if value.is_instance_of::<PyInt>() {
         // An integer beyond 64 bits is out of every setting's range.
-        value.extract().map_or_else(|_| Value::Other("int".into()), Value::Int)
+        value.extract().map_or_else(|_| SettingValue::Other("int".into()), SettingValue::Int)
     } else if value.is_instance_of::<PyFloat>() {
-        Value::Float(value.extract()?)
+        SettingValue::Float(value.extract()?)
     } else if let Ok(text) = value.cast::<PyString>() {
-        Value::Text(text.to_str()?.to_owned())
+        SettingValue::Text(text.to_str()?.to_owned())
     } else if let Ok(path) = value.call_method0("__fspath__").and_then(|path| path.extract::<String>()) {
-        Value::Text(path)
+        SettingValue::Text(path)
     } else if let Ok(number) = value.call_method0("__index__") {
         // numpy's integers.
-        number.extract().map_or_else(|_| Value::Other("int".into()), Value::Int)
+        number.extract().map_or_else(|_| SettingValue::Other("int".into()), SettingValue::Int)
     } else {
-        Value::Other(value.get_type().name()?.to_string())
+        SettingValue::Other(value.get_type().name()?.to_string())
     })
 }
 
-fn to_py<'py>(py: Python<'py>, value: &Value) -> PyResult<Bound<'py, PyAny>> {
+fn to_py<'py>(py: Python<'py>, value: &SettingValue) -> PyResult<Bound<'py, PyAny>> {
     Ok(match value {
-        Value::None | Value::Other(_) => py.None().into_bound(py),
-        Value::Bool(value) => PyBool::new(py, *value).to_owned().into_any(),
-        Value::Int(value) => value.into_pyobject(py)?.into_any(),
-        Value::Float(value) => value.into_pyobject(py)?.into_any(),
-        Value::Text(value) => value.into_pyobject(py)?.into_any(),
+        SettingValue::None | SettingValue::Other(_) => py.None().into_bound(py),
+        SettingValue::Bool(value) => PyBool::new(py, *value).to_owned().into_any(),
+        SettingValue::Int(value) => value.into_pyobject(py)?.into_any(),
+        SettingValue::Float(value) => value.into_pyobject(py)?.into_any(),
+        SettingValue::Text(value) => value.into_pyobject(py)?.into_any(),
     })
 }

@@ -16,7 +16,7 @@ use crate::Error;
 use crate::compute::memory::reserve;
 use crate::config::Settings;
 use crate::generation::params::MAX_STOP_TEXTS;
-use crate::generation::{Event, GenerationParams, OnEvent, PrefixScope, Ticket};
+use crate::generation::{EngineTicket, Event, GenerationParams, OnEvent, PrefixScope};
 use crate::manager::{GenerateOptions, GenerationTicket, OwnedPrompt, TextStream};
 use crate::sync::Mutex;
 
@@ -164,7 +164,7 @@ fn stops(value: &Bound<'_, PyAny>) -> PyResult<Vec<String>> {
 #[pyclass(frozen, name = "TextStream", module = "model_manager._core")]
 pub(super) struct PyTextStream {
     stream: Mutex<Option<TextStream>>,
-    ticket: Ticket,
+    ticket: EngineTicket,
     completion: Mutex<Option<Py<PyDict>>>,
 }
 

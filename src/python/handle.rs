@@ -24,11 +24,11 @@ pub(super) struct Handle {
 }
 
 /// Code that runs detached. It gets the manager, and a check to call while it waits.
-pub(super) trait Work<T>:
+pub(super) trait DetachedWork<T>:
     FnOnce(&Manager, &mut dyn FnMut() -> Result<()>) -> Result<T> + Send
 {
 }
-impl<T, F: FnOnce(&Manager, &mut dyn FnMut() -> Result<()>) -> Result<T> + Send> Work<T> for F {}
+impl<T, F: FnOnce(&Manager, &mut dyn FnMut() -> Result<()>) -> Result<T> + Send> DetachedWork<T> for F {}
 
 impl Handle {
     pub(super) fn new(manager: Manager, host: Arc<ManagerHost>) -> Self {
@@ -49,13 +49,13 @@ impl Handle {
     }
 
     /// Runs `work` detached; the exception of a failing loader becomes the cause of the error.
-    pub(super) fn enter<T: Send>(&self, py: Python<'_>, work: impl Work<T>) -> PyResult<T> {
+    pub(super) fn enter<T: Send>(&self, py: Python<'_>, work: impl DetachedWork<T>) -> PyResult<T> {
         interruptible(py, |_| Ok(()), |check| work(&self.manager, check))?
             .map_err(|error| self.explain(py, &error))
     }
 
     /// `enter` for work that ends in an array, or leads to one: numpy is imported while the model loads, not after it.
-    pub(super) fn enter_for_array<T: Send>(&self, py: Python<'_>, work: impl Work<T>) -> PyResult<T> {
+    pub(super) fn enter_for_array<T: Send>(&self, py: Python<'_>, work: impl DetachedWork<T>) -> PyResult<T> {
         interruptible(py, import_numpy, |check| work(&self.manager, check))?
             .map_err(|error| self.explain(py, &error))
     }

@@ -17,7 +17,7 @@ use super::handle::Handle;
 use super::host::ManagerHost;
 use super::loader::unwrap_object;
 use super::options::{call_options, keep_alive, positive_seconds, timeout};
-use super::register::{AboutVectors, Given, Registration, refused};
+use super::register::{AboutVectors, Registration, SlotSource, refused};
 use super::submit::{self, PyTicket};
 use super::texts::{self, text_of};
 use super::tracker::PyTracker;
@@ -134,8 +134,8 @@ impl PyManager {
     ) -> PyResult<()> {
         let keep = Retention { keep_alive: self::keep_alive(keep_alive)?, pinned };
         let source = match (source, loader) {
-            (Some(source), None) => Given::Source(source),
-            (None, Some(loader)) => Given::Loader(loader),
+            (Some(source), None) => SlotSource::Source(source),
+            (None, Some(loader)) => SlotSource::Loader(loader),
             (Some(_), Some(_)) => {
                 return Err(refused(py, format!("{name:?}: give source or loader, not both")));
             }

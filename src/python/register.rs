@@ -16,7 +16,7 @@ use crate::manager::{BUILT_IN, EmbeddingSpec, GENERATOR, GeneratorSpec, SourceSp
 use crate::models::{ModelKind, Pooling, ResolveOptions, Source, kind_of};
 
 /// Where a slot's model comes from.
-pub(super) enum Given {
+pub(super) enum SlotSource {
     Source(String),
     Loader(Py<PyAny>),
 }
@@ -51,23 +51,23 @@ impl Registration {
     pub(super) fn new(
         py: Python<'_>,
         name: &str,
-        given: Given,
+        given: SlotSource,
         kind: Option<&str>,
         dtype: &str,
         revision: Option<String>,
         about: AboutVectors,
     ) -> PyResult<Self> {
         let source = match given {
-            Given::Source(source) => SourceSpec::Fixed(source),
-            Given::Loader(_) if kind.is_some() => {
+            SlotSource::Source(source) => SourceSpec::Fixed(source),
+            SlotSource::Loader(_) if kind.is_some() => {
                 return Err(refused(py, "kind is for a source; a loader returns what it likes".into()));
             }
-            Given::Loader(loader) if !loader.bind(py).is_callable() => {
+            SlotSource::Loader(loader) if !loader.bind(py).is_callable() => {
                 let kind = loader.bind(py).get_type().name()?;
                 let message = format!("loader must be callable without arguments, not {kind}");
                 return Err(PyTypeError::new_err(message));
             }
-            Given::Loader(loader) => {
+            SlotSource::Loader(loader) => {
                 let loader = PythonLoader::new(loader);
                 let spec = Spec::Object(Arc::clone(&loader).into_host(name));
                 return Ok(Self { spec, loader: Some(loader) });

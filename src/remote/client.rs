@@ -9,7 +9,7 @@ use ureq::tls::TlsConfig;
 use ureq::{Agent, Timeout};
 
 use super::address::{Address, KEY_VARIABLE, Protocol};
-use super::protocol::{self, Answer, Defect, Form, complaint};
+use super::protocol::{self, Answer, Defect, EncodingFormat, complaint};
 use crate::config::Host;
 use crate::{Error, Result, tls};
 
@@ -27,7 +27,7 @@ pub(super) struct Client {
     key: Option<String>,
     timeout: Duration,
     /// The form that the server has been found to understand.
-    form: OnceLock<Form>,
+    form: OnceLock<EncodingFormat>,
 }
 
 /// Why a request returned no vectors.
@@ -100,25 +100,27 @@ impl Client {
     /// The vectors of `texts`, by one request; by two as long as it is open whether the server knows base64.
     pub(super) fn ask(&self, texts: &[&str]) -> Result<Answer, Fault> {
         if self.address.protocol == Protocol::Ollama {
-            return self.send(texts, Form::Float);
+            return self.send(texts, EncodingFormat::Float);
         }
         if let Some(form) = self.form.get() {
             return self.send(texts, *form);
         }
-        let (form, answer) = match self.send(texts, Form::Base64) {
+        let (form, answer) = match self.send(texts, EncodingFormat::Base64) {
             // The first of the two refusals is reported: every server supports the plain form.
-            Err(Fault::Refused { error, too_large: false }) => match self.send(texts, Form::Float) {
-                Ok(answer) => (Form::Float, answer),
-                Err(_) => return Err(Fault::Refused { error, too_large: false }),
-            },
-            outcome => (Form::Base64, outcome?),
+            Err(Fault::Refused { error, too_large: false }) => {
+                match self.send(texts, EncodingFormat::Float) {
+                    Ok(answer) => (EncodingFormat::Float, answer),
+                    Err(_) => return Err(Fault::Refused { error, too_large: false }),
+                }
+            }
+            outcome => (EncodingFormat::Base64, outcome?),
         };
         // Another thread may have set it already, to the same form.
         let _ = self.form.set(form);
         Ok(answer)
     }
 
-    fn send(&self, texts: &[&str], form: Form) -> Result<Answer, Fault> {
+    fn send(&self, texts: &[&str], form: EncodingFormat) -> Result<Answer, Fault> {
         let body = protocol::request(self.address.protocol, &self.address.model, texts, form)
             .map_err(|reason| self.lasting(reason, true))?;
         let mut request = self.agent.post(&self.url).header("Content-Type", "application/json");

@@ -11,7 +11,7 @@ use super::address::Protocol;
 
 /// How an OpenAI-compatible server is asked to write vectors; either form is understood.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Form {
+pub(super) enum EncodingFormat {
     /// Little-endian float32, a third of the bytes.
     Base64,
     /// Lists of numbers, for servers that know nothing else.
@@ -60,12 +60,12 @@ struct OllamaAnswer {
 
 #[derive(Deserialize)]
 struct OpenAiAnswer {
-    data: Vec<Item>,
+    data: Vec<EmbeddingObject>,
     usage: Option<Usage>,
 }
 
 #[derive(Deserialize)]
-struct Item {
+struct EmbeddingObject {
     embedding: Embedding,
     index: Option<usize>,
 }
@@ -84,14 +84,14 @@ pub(super) fn request(
     protocol: Protocol,
     model: &str,
     texts: &[&str],
-    form: Form,
+    form: EncodingFormat,
 ) -> Result<Vec<u8>, String> {
     let body = match protocol {
         Protocol::Ollama => serde_json::to_vec(&OllamaRequest { model, input: texts, truncate: true }),
         Protocol::OpenAi => {
             let encoding_format = match form {
-                Form::Base64 => "base64",
-                Form::Float => "float",
+                EncodingFormat::Base64 => "base64",
+                EncodingFormat::Float => "float",
             };
             serde_json::to_vec(&OpenAiRequest { model, input: texts, encoding_format })
         }
@@ -221,9 +221,9 @@ mod tests {
 
     #[test]
     fn requests_are_what_the_protocols_say() {
-        let body = request(Protocol::Ollama, "m", &["a\n", "ü"], Form::Base64).unwrap();
+        let body = request(Protocol::Ollama, "m", &["a\n", "ü"], EncodingFormat::Base64).unwrap();
         assert_eq!(String::from_utf8(body).unwrap(), r#"{"model":"m","input":["a\n","ü"],"truncate":true}"#);
-        for (form, word) in [(Form::Base64, "base64"), (Form::Float, "float")] {
+        for (form, word) in [(EncodingFormat::Base64, "base64"), (EncodingFormat::Float, "float")] {
             let body = request(Protocol::OpenAi, "m", &["a"], form).unwrap();
             let body: serde_json::Value = serde_json::from_slice(&body).unwrap();
             assert_eq!(body, json!({"model": "m", "input": ["a"], "encoding_format": word}));

@@ -59,14 +59,14 @@ pub struct Worker<S: Send + 'static> {
 /// The state of a worker in one process, and the signals that it has changed.
 pub struct Monitor<S> {
     process: Process,
-    inner: Mutex<Inner<S>>,
+    inner: Mutex<LockedWorker<S>>,
     /// The state has changed, or the worker stops.
     changed: Condvar,
     /// The worker stops, or one of its threads has ended.
     ending: Condvar,
 }
 
-struct Inner<S> {
+struct LockedWorker<S> {
     state: S,
     stopping: bool,
     /// By number; `None` while not started.
@@ -75,11 +75,11 @@ struct Inner<S> {
 
 struct Member {
     handle: JoinHandle<()>,
-    stage: Stage,
+    stage: ThreadStage,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Stage {
+enum ThreadStage {
     Running,
     /// Inside something that cannot be interrupted. [`Worker::join`] does not wait for it.
     Away,
@@ -109,12 +109,12 @@ impl<S: Send + 'static> Worker<S> {
             return Err(Error::Closed);
         }
         for number in 0..self.threads {
-            if inner.threads[number].as_ref().is_none_or(|member| member.stage == Stage::Ended) {
+            if inner.threads[number].as_ref().is_none_or(|member| member.stage == ThreadStage::Ended) {
                 let handle = self.start_thread(&monitor, number).map_err(|error| Error::Internal {
                     place: format!("thread mm-{}", self.role),
                     reason: error.to_string(),
                 })?;
-                inner.threads[number] = Some(Member { handle, stage: Stage::Running });
+                inner.threads[number] = Some(Member { handle, stage: ThreadStage::Running });
             }
         }
         let result = change(&mut inner.state);
@@ -170,7 +170,8 @@ impl<S: Send + 'static> Worker<S> {
             return true;
         }
         let own = thread::current().id();
-        let runs = |member: &Member| member.stage == Stage::Running && member.handle.thread().id() != own;
+        let runs =
+            |member: &Member| member.stage == ThreadStage::Running && member.handle.thread().id() != own;
         let mut inner = monitor.inner.lock();
         while inner.threads.iter().flatten().any(runs) {
             let late;
@@ -182,7 +183,7 @@ impl<S: Send + 'static> Worker<S> {
                 return false;
             }
         }
-        let over = |thread: &mut Option<Member>| thread.take_if(|member| member.stage == Stage::Ended);
+        let over = |thread: &mut Option<Member>| thread.take_if(|member| member.stage == ThreadStage::Ended);
         let ended: Vec<Member> = inner.threads.iter_mut().filter_map(over).collect();
         drop(inner);
         for member in ended {
@@ -243,7 +244,7 @@ struct Ended<'a, S>(&'a Monitor<S>, usize);
 impl<S> Drop for Ended<'_, S> {
     fn drop(&mut self) {
         if let Some(member) = &mut self.0.inner.lock().threads[self.1] {
-            member.stage = Stage::Ended;
+            member.stage = ThreadStage::Ended;
         }
         self.0.ending.notify_all();
     }
@@ -254,7 +255,7 @@ impl<S> Monitor<S> {
         let threads = (0..threads).map(|_| None).collect();
         Self {
             process,
-            inner: Mutex::new(Inner { state, stopping: false, threads }),
+            inner: Mutex::new(LockedWorker { state, stopping: false, threads }),
             changed: Condvar::new(),
             ending: Condvar::new(),
         }
@@ -302,7 +303,7 @@ impl<'a, S> WorkerThread<'a, S> {
 
 /// The locked state, on a thread of the worker.
 pub struct Guard<'a, S> {
-    inner: MutexGuard<'a, Inner<S>>,
+    inner: MutexGuard<'a, LockedWorker<S>>,
     monitor: &'a Monitor<S>,
     number: usize,
 }
@@ -338,7 +339,7 @@ impl<S> Guard<'_, S> {
     /// Says whether this thread is inside something that cannot be interrupted: [`Worker::join`] does not wait for it.
     pub fn set_away(&mut self, away: bool) {
         if let Some(member) = &mut self.inner.threads[self.number] {
-            member.stage = if away { Stage::Away } else { Stage::Running };
+            member.stage = if away { ThreadStage::Away } else { ThreadStage::Running };
         }
         if away {
             self.monitor.ending.notify_all();

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Barrier, Mutex, mpsc};
 use std::time::Duration;
 
-use model_manager::config::{DTypeChoice, Host, Value};
+use model_manager::config::{DTypeChoice, Host, SettingValue};
 use model_manager::lifecycle::KeepAlive;
 use model_manager::manager::{
     ENGLISH, EmbedOptions, EmbeddingSpec, Embeddings, Manager, Retention, SourceSpec, Spec, TURKISH,
@@ -53,12 +53,12 @@ fn reference(name: &str) -> Vec<Case> {
     serde_json::from_str::<Reference>(&file).unwrap().cases
 }
 
-fn text(value: impl Into<String>) -> Value {
-    Value::Text(value.into())
+fn text(value: impl Into<String>) -> SettingValue {
+    SettingValue::Text(value.into())
 }
 
 /// A manager in f32: Turkish texts to `xlmr`, others to `bert_wordpiece`, with further settings.
-fn manager(settings: Vec<(&str, Value)>) -> Manager {
+fn manager(settings: Vec<(&str, SettingValue)>) -> Manager {
     let mut keywords = vec![
         ("dtype".to_owned(), text("float32")),
         ("turkish_model".to_owned(), text(fixture("xlmr"))),
@@ -122,7 +122,7 @@ fn each_text_goes_to_the_model_of_its_language() {
 
 #[test]
 fn vectors_are_those_of_sentence_transformers_alone_and_together() {
-    let manager = manager(vec![("cache_size", Value::Int(0))]);
+    let manager = manager(vec![("cache_size", SettingValue::Int(0))]);
     for (name, slot) in [("xlmr", TURKISH), ("bert_wordpiece", ENGLISH)] {
         let cases = reference(name);
         let texts: Vec<&str> = cases.iter().map(|case| case.text.as_str()).collect();
@@ -138,7 +138,7 @@ fn vectors_are_those_of_sentence_transformers_alone_and_together() {
 
 #[test]
 fn racing_callers_share_one_load_and_names_with_the_same_files_one_model() {
-    let manager = manager(vec![("cache_size", Value::Int(0))]);
+    let manager = manager(vec![("cache_size", SettingValue::Int(0))]);
     manager.register("again", source(fixture("bert_wordpiece")), Retention::default(), false).unwrap();
     let barrier = Barrier::new(16);
     let expected = reference("bert_wordpiece")[0].embedding.clone();
@@ -200,7 +200,7 @@ fn ids_have_the_vectors_of_their_texts_and_entries_of_their_own() {
 
 #[test]
 fn a_response_is_written_at_once_or_in_pieces_and_counts_its_tokens() {
-    let manager = manager(vec![("cache_size", Value::Int(10_000))]);
+    let manager = manager(vec![("cache_size", SettingValue::Int(10_000))]);
     let options = EmbedOptions { normalize: true, ..to(ENGLISH) };
     let respond = |texts: &[String]| {
         let (sender, receiver) = mpsc::channel();
@@ -238,7 +238,7 @@ fn no_texts_have_the_shape_of_the_model() {
 
 #[test]
 fn a_long_list_is_embedded_piece_by_piece_and_its_progress_reported() {
-    let manager = manager(vec![("cache_size", Value::Int(0))]);
+    let manager = manager(vec![("cache_size", SettingValue::Int(0))]);
     let texts: Vec<String> = (0..3000).map(|n| format!("text number {n}, which is like no other")).collect();
     let mut reports = Vec::new();
     let mut progress = |done, all| {
@@ -260,7 +260,7 @@ fn a_long_list_is_embedded_piece_by_piece_and_its_progress_reported() {
 
 #[test]
 fn an_interrupt_ends_the_wait_and_leaves_nothing_behind() {
-    let manager = manager(vec![("cache_size", Value::Int(0))]);
+    let manager = manager(vec![("cache_size", SettingValue::Int(0))]);
     let texts: Vec<String> = (0..3000).map(|n| format!("text number {n}")).collect();
     let stop = |done, _| if done > 0 { Err(Error::Cancelled) } else { Ok(()) };
     let mut stop = stop;
@@ -272,7 +272,7 @@ fn an_interrupt_ends_the_wait_and_leaves_nothing_behind() {
 
 #[test]
 fn a_full_queue_refuses_and_recovers() {
-    let manager = manager(vec![("max_queue", Value::Int(1)), ("cache_size", Value::Int(0))]);
+    let manager = manager(vec![("max_queue", SettingValue::Int(1)), ("cache_size", SettingValue::Int(0))]);
     let release = Arc::new(Barrier::new(2));
     let gate = Arc::clone(&release);
     // While its loader waits, a slot has a waiting text.
@@ -396,7 +396,7 @@ fn keep_alive_zero_unloads_after_use_and_an_object_is_made_anew() {
 fn a_budget_evicts_the_least_recently_used() {
     let fixtures = ["bert_cls", "bert_max", "bert_plain"];
     let with_budget = |bytes: u64| {
-        let manager = manager(vec![("memory_budget", Value::Int(i64::try_from(bytes).unwrap()))]);
+        let manager = manager(vec![("memory_budget", SettingValue::Int(i64::try_from(bytes).unwrap()))]);
         for name in fixtures {
             manager.register(name, source(fixture(name)), Retention::default(), false).unwrap();
         }

@@ -17,7 +17,7 @@ use crate::compute::kernels::tile::Tile;
 use crate::compute::kernels::{Kernels, TALLEST_TILE, units};
 use crate::compute::matrix::StateMatrix;
 use crate::compute::memory::Buffer;
-use crate::compute::parallel::{Target, share};
+use crate::compute::parallel::{Share, Target, share};
 use crate::{Error, Result};
 
 /// Elements from a row of scores to the next. It is not a power of two, so that rows map to different cache sets.
@@ -86,13 +86,6 @@ pub(crate) struct Span {
     pub before: usize,
     /// The number of queries. The keys end with that of the last query.
     pub rows: usize,
-}
-
-/// Some of the tiles of one span and one key and value head.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Share {
-    pub index: usize,
-    pub of: usize,
 }
 
 /// A tile of queries, and the location of its sums.

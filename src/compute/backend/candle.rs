@@ -9,10 +9,10 @@ use crate::compute::attention::heads::Heads;
 use crate::compute::attention::kv_cache::CacheShape;
 use crate::compute::attention::rope::{RopeStyle, RopeTable, Rotary};
 use crate::compute::backend::traits::{
-    Backend, ForwardFn, KvCache, Pass, Positions, Row, Rows, Step, check_logits,
+    Backend, CachedSequence, ForwardFn, KvCache, Pass, Positions, Row, Rows, Step, check_logits,
 };
 use crate::compute::kernels::activation::Activation;
-use crate::compute::linear::layer::Matrix;
+use crate::compute::linear::layer::{Biased, Matrix};
 use crate::compute::weight::{Packed, Weight};
 use crate::{Error, Result};
 
@@ -227,11 +227,11 @@ impl Backend for Candle {
         self.matrix(&matrix)
     }
 
-    fn gated(&self, gate: (Matrix, Option<Weight>), up: (Matrix, Option<Weight>)) -> Result<TensorLinear> {
+    fn gated(&self, gate: Biased, up: Biased) -> Result<TensorLinear> {
         Ok(TensorLinear { gated: true, ..self.linear(&[gate, up])? })
     }
 
-    fn linear(&self, parts: &[(Matrix, Option<Weight>)]) -> Result<TensorLinear> {
+    fn linear(&self, parts: &[Biased]) -> Result<TensorLinear> {
         let mut matrices = Vec::new();
         let mut biases = Vec::new();
         for (matrix, bias) in parts {
@@ -288,7 +288,7 @@ impl Backend for Candle {
         for step in steps {
             let row = if step.needs_logits { rows.next() } else { None };
             let sequence =
-                Sequence { cached: step.cache.len, needs_logits: step.needs_logits, cache: step.cache };
+                CachedSequence { cached: step.cache.len, needs_logits: step.needs_logits, cache: step.cache };
             let mut pass = CandlePass { backend: self, ids: step.tokens, sequence: Some(sequence) };
             forward(&mut pass, row.unwrap_or_default())?;
             step.cache.len += step.tokens.len();
@@ -310,16 +310,7 @@ impl Backend for Candle {
 pub struct CandlePass<'a> {
     backend: &'a Candle,
     ids: &'a [u32],
-    sequence: Option<Sequence<'a>>,
-}
-
-/// A sequence with a cache.
-#[derive(Debug)]
-struct Sequence<'a> {
-    cache: &'a mut TensorCache,
-    /// Tokens in the cache before this pass.
-    cached: usize,
-    needs_logits: bool,
+    sequence: Option<CachedSequence<'a, TensorCache>>,
 }
 
 impl CandlePass<'_> {

@@ -5,7 +5,7 @@ use crate::compute::attention::heads::Heads;
 use crate::compute::attention::kv_cache::CacheShape;
 use crate::compute::attention::rope::{RopeTable, Rotary};
 use crate::compute::kernels::activation::Activation;
-use crate::compute::linear::layer::Matrix;
+use crate::compute::linear::layer::{Biased, Matrix};
 use crate::compute::weight::{Packed, Weight};
 
 /// How rows of the position table are chosen.
@@ -90,6 +90,15 @@ pub struct Step<'a, C> {
     pub needs_logits: bool,
 }
 
+/// A sequence with a cache, during a pass.
+#[derive(Debug)]
+pub(super) struct CachedSequence<'a, C> {
+    pub cache: &'a mut C,
+    /// Tokens in the cache before this pass.
+    pub cached: usize,
+    pub needs_logits: bool,
+}
+
 /// Asserts that `out` has a row of `width` for each step that needs logits.
 pub(super) fn check_logits<C>(steps: &[Step<'_, C>], width: usize, out: &[f32]) {
     let needed = steps.iter().filter(|step| step.needs_logits).count();
@@ -114,10 +123,10 @@ pub trait Backend: Send + Sync + Sized + 'static {
 
     /// A linear layer `x Wᵀ + b`. Each part is a matrix `[outputs, inputs]` and its bias `[outputs]`; the outputs
     /// of several parts lie side by side.
-    fn linear(&self, parts: &[(Matrix, Option<Weight>)]) -> Result<Self::Linear>;
+    fn linear(&self, parts: &[Biased]) -> Result<Self::Linear>;
 
     /// A gated layer `activation(x Gᵀ + b) * (x Uᵀ + c)`: gate and up, of the same shape.
-    fn gated(&self, gate: (Matrix, Option<Weight>), up: (Matrix, Option<Weight>)) -> Result<Self::Linear>;
+    fn gated(&self, gate: Biased, up: Biased) -> Result<Self::Linear>;
 
     /// A layer normalization over rows of `scale`'s length, or RMS normalization without `shift`.
     fn norm(&self, scale: &Weight, shift: Option<&Weight>, epsilon: f32) -> Result<Self::Norm>;

@@ -27,7 +27,7 @@ use self::tile::Tile;
 use super::simd::neon;
 #[cfg(target_arch = "x86_64")]
 use super::simd::x86;
-use super::simd::{Plain, Simd};
+use super::simd::{Portable, Simd};
 use crate::compute::isa::{DType, Isa};
 
 type TileFn = unsafe fn(&Tile);
@@ -219,7 +219,7 @@ impl Kernels {
             }
             #[cfg(target_arch = "aarch64")]
             Isa::Neon => table!(Isa::Neon, neon::Neon, "neon"),
-            _ => table!(Isa::Portable, Plain),
+            _ => table!(Isa::Portable, Portable),
         }
     }
 

@@ -11,7 +11,7 @@ use crate::sync::Mutex;
 
 /// Plain rows, borrowed from a matrix.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Plain<'a> {
+pub(crate) struct PlainRows<'a> {
     bytes: &'a [u8],
     /// Bytes from a row to the next.
     pub(crate) stride: usize,
@@ -20,7 +20,7 @@ pub(crate) struct Plain<'a> {
     pub(crate) format: DType,
 }
 
-impl<'a> Plain<'a> {
+impl<'a> PlainRows<'a> {
     /// Rows of `columns` values in `format`, `stride` bytes apart. Each row ends with a whole unit.
     ///
     /// # Panics
@@ -74,7 +74,7 @@ impl Activations {
     pub(crate) fn quantize(
         &mut self,
         kernels: &Kernels,
-        x: Plain<'_>,
+        x: PlainRows<'_>,
         halves: bool,
         parallelism: Parallelism<'_>,
     ) -> Result<()> {
@@ -126,7 +126,7 @@ mod tests {
     fn quantized(x: &[f32], columns: usize) -> Activations {
         let mut memory = Buffer::zeroed(x.len() * 4).unwrap();
         memory.as_mut_slice().copy_from_slice(x);
-        let rows = Plain::new(memory.as_slice(), columns * 4, x.len() / columns, columns, DType::F32);
+        let rows = PlainRows::new(memory.as_slice(), columns * 4, x.len() / columns, columns, DType::F32);
         let mut quantized = Activations::default();
         quantized.quantize(Kernels::of(Isa::best()), rows, true, Parallelism::One).unwrap();
         quantized

@@ -28,7 +28,7 @@ pub enum BlockFormat {
 
 /// A group of 32 weights in a common form for all formats: weight `i` is `scale[i / 16] * quants[i] + minimum`.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(crate) struct Group {
+pub(crate) struct QuantGroup {
     pub quants: [u8; GROUP],
     pub scales: [f32; 2],
     pub minimum: f32,
@@ -36,7 +36,7 @@ pub(crate) struct Group {
 
 /// The common form of a format: the width of its quants, and how they represent zero.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Layout {
+pub(crate) struct QuantLayout {
     /// 4 or 8.
     pub bits: usize,
     /// Whether each group has a minimum; otherwise the quant [`zero`] stands for weight 0.
@@ -87,18 +87,18 @@ impl BlockFormat {
         }
     }
 
-    pub(crate) fn layout(self) -> Layout {
+    pub(crate) fn layout(self) -> QuantLayout {
         let (bits, minimum) = match self {
             Self::Q4_0 => (4, false),
             Self::Q4_1 | Self::Q4K => (4, true),
             Self::Q5_1 | Self::Q5K => (8, true),
             Self::Q5_0 | Self::Q6K | Self::Q8_0 => (8, false),
         };
-        Layout { bits, minimum, halves: self == Self::Q6K }
+        QuantLayout { bits, minimum, halves: self == Self::Q6K }
     }
 
     /// Group `index` of a row of blocks.
-    pub(crate) fn group(self, row: &[u8], index: usize) -> Group {
+    pub(crate) fn group(self, row: &[u8], index: usize) -> QuantGroup {
         let groups = self.elements() / GROUP;
         let block = &row[index / groups * self.bytes()..][..self.bytes()];
         let part = index % groups;
@@ -108,7 +108,7 @@ impl BlockFormat {
         };
         let fifth =
             |at: usize| u32::from_le_bytes([block[at], block[at + 1], block[at + 2], block[at + 3]]) as usize;
-        let plain = |quants, scale, minimum| Group { quants, scales: [scale; 2], minimum };
+        let plain = |quants, scale, minimum| QuantGroup { quants, scales: [scale; 2], minimum };
         match self {
             Self::Q4_0 => plain(nibbles(&block[2..], 0), half(0), -8.0 * half(0)),
             Self::Q4_1 => plain(nibbles(&block[4..], 0), half(0), half(2)),
@@ -142,7 +142,7 @@ impl BlockFormat {
                 let scale =
                     |half_of: usize| f32::from(block[192 + part * 2 + half_of].cast_signed()) * half(208);
                 // The halves have different scales, so they have no common minimum.
-                Group { quants, scales: [scale(0), scale(1)], minimum: 0.0 }
+                QuantGroup { quants, scales: [scale(0), scale(1)], minimum: 0.0 }
             }
         }
     }
@@ -158,9 +158,9 @@ fn six_bits(packed: &[u8], index: usize) -> (u8, u8) {
     }
 }
 
-impl Group {
+impl QuantGroup {
     /// Weight `i`.
-    pub(crate) fn weight(&self, layout: Layout, i: usize) -> f32 {
+    pub(crate) fn weight(&self, layout: QuantLayout, i: usize) -> f32 {
         let (scale, quant) = (self.scales[i / 16], f32::from(self.quants[i]));
         if layout.minimum {
             scale * quant + self.minimum
@@ -351,16 +351,16 @@ mod tests {
     #[test]
     fn rounding_stays_within_half_a_step() {
         let values: [f32; GROUP] = std::array::from_fn(|i| (i as f32 * 0.9).sin() * 3.0 + 0.5);
-        let eight = Group::eight_bits(&values);
-        let four = Group::four_bits(&values);
+        let eight = QuantGroup::eight_bits(&values);
+        let four = QuantGroup::four_bits(&values);
         for (i, value) in values.into_iter().enumerate() {
             let error = (eight.weight(BlockFormat::Q8_0.layout(), i) - value).abs();
             assert!(error <= eight.scales[0] * 0.51, "{error}");
             let error = (four.weight(BlockFormat::Q4_1.layout(), i) - value).abs();
             assert!(error <= four.scales[0] * 0.55, "{error}");
         }
-        assert_eq!(Group::eight_bits(&[0.0; GROUP]).weight(BlockFormat::Q8_0.layout(), 3), 0.0);
-        assert_eq!(Group::four_bits(&[2.0; GROUP]).weight(BlockFormat::Q4_1.layout(), 3), 2.0);
+        assert_eq!(QuantGroup::eight_bits(&[0.0; GROUP]).weight(BlockFormat::Q8_0.layout(), 3), 0.0);
+        assert_eq!(QuantGroup::four_bits(&[2.0; GROUP]).weight(BlockFormat::Q4_1.layout(), 3), 2.0);
     }
 
     #[test]

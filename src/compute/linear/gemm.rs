@@ -7,16 +7,16 @@
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
-use super::activations::{Activations, Plain};
+use super::activations::{Activations, PlainRows};
 use super::blocks::GROUP;
-use super::layer::{Form, KernelSet, Linear, Part};
+use super::layer::{KernelSet, Linear, LinearPart, PartFormat};
 use super::quant_gemm::Product;
 use crate::Result;
 use crate::compute::kernels::activation::Activation;
 use crate::compute::kernels::rowwise::TileEpilogue;
 use crate::compute::kernels::tile::{Ahead, Tile};
 use crate::compute::kernels::{Kernels, LARGEST_TILE, units};
-use crate::compute::parallel::{Parallelism, Target};
+use crate::compute::parallel::{Parallelism, Share, Target};
 
 /// Bytes of a block of panels, which stays in the second-level cache while all rows are multiplied by it.
 const BLOCK_BYTES: usize = 384 << 10;
@@ -35,13 +35,6 @@ const QUANTIZED_ROWS: usize = 24;
 /// reads; clearing it would cost a twentieth of the time of a product.
 type TileBuffer = [MaybeUninit<f32>; LARGEST_TILE];
 
-/// Share `index` of `of` equal shares.
-#[derive(Clone, Copy)]
-struct Share {
-    index: usize,
-    of: usize,
-}
-
 /// What is done with a product.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Epilogue {
@@ -53,7 +46,7 @@ pub(crate) enum Epilogue {
 
 /// The left operand, in the forms that the parts of the layer need.
 struct Operand<'a> {
-    plain: Plain<'a>,
+    plain: PlainRows<'a>,
     quantized: &'a Activations,
 }
 
@@ -77,7 +70,7 @@ impl Linear {
         kernel_set: &KernelSet,
         parallelism: Parallelism<'_>,
         scratch: &mut Activations,
-        x: Plain<'_>,
+        x: PlainRows<'_>,
         epilogue: Epilogue,
         out: &Target<'_>,
         first: usize,
@@ -104,7 +97,7 @@ impl Linear {
 
     /// The parts whose panels are divided among tasks. A gated layer divides its first part, and each task multiplies the
     /// same panels of the second part.
-    fn leading(&self) -> &[Part] {
+    fn leading(&self) -> &[LinearPart] {
         if self.gated { &self.parts[..1] } else { &self.parts }
     }
 
@@ -130,20 +123,21 @@ impl Gemm<'_> {
         }
     }
 
-    fn part(&self, part: &Part, rows: Range<usize>, panels: Range<usize>) {
+    fn part(&self, part: &LinearPart, rows: Range<usize>, panels: Range<usize>) {
         let kernels = self.kernel_set.kernels;
         let bytes = part.form.panel_bytes(kernels, self.layer.inputs);
         let height = match part.form {
             // Row tiles of equal height: a tile takes about the same time whether it is full or not.
-            Form::Plain(format) => {
+            PartFormat::Plain(format) => {
                 let tiles = rows.len().div_ceil(kernels.rows(format)).max(1);
                 rows.len().div_ceil(tiles).max(1)
             }
-            Form::Quantized(_) => QUANTIZED_ROWS,
+            PartFormat::Quantized(_) => QUANTIZED_ROWS,
         };
         let row_tiles = rows.len().div_ceil(height);
-        let few =
-            rows.len() >= PREFETCH_ROWS && row_tiles <= FEW_TILES && matches!(part.form, Form::Plain(_));
+        let few = rows.len() >= PREFETCH_ROWS
+            && row_tiles <= FEW_TILES
+            && matches!(part.form, PartFormat::Plain(_));
         let block = if few && row_tiles > 1 { 1 } else { (BLOCK_BYTES / bytes.max(1)).max(1) };
         let mut tiles = [[MaybeUninit::uninit(); LARGEST_TILE]; 2];
         for first in panels.clone().step_by(block) {
@@ -170,7 +164,7 @@ impl Gemm<'_> {
     /// epilogue. `prefetch` is the share of the next panel that is prefetched.
     fn multiply_panels(
         &self,
-        part: &Part,
+        part: &LinearPart,
         panels: Range<usize>,
         rows: Range<usize>,
         prefetch: Option<Share>,
@@ -219,7 +213,7 @@ impl Gemm<'_> {
     /// Multiplies `rows` by `panels`, whose columns lie side by side in the rows of `out`.
     fn products(
         &self,
-        part: &Part,
+        part: &LinearPart,
         panels: Range<usize>,
         rows: Range<usize>,
         prefetch: Option<Share>,
@@ -232,7 +226,7 @@ impl Gemm<'_> {
         let bytes = part.form.panel_bytes(kernels, inputs);
         let out = out.as_mut_ptr().cast::<f32>();
         match part.form {
-            Form::Plain(format) => {
+            PartFormat::Plain(format) => {
                 assert_eq!(self.x.plain.format, format, "format of an operand");
                 for (at, panel) in panels.enumerate() {
                     let start = part.panels_from(panel, 1, bytes).as_ptr();
@@ -260,7 +254,7 @@ impl Gemm<'_> {
                     unsafe { kernels.tile(format, &tile) };
                 }
             }
-            Form::Quantized(layout) => {
+            PartFormat::Quantized(layout) => {
                 let (quantized, groups) = (self.x.quantized, inputs.div_ceil(GROUP));
                 let terms = Product {
                     panel: part.panels_from(panels.start, panels.len(), bytes).as_ptr(),

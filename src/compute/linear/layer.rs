@@ -7,7 +7,7 @@
 use std::ops::Range;
 
 use super::activations::Forms;
-use super::blocks::{BlockTensor, GROUP, Layout};
+use super::blocks::{BlockTensor, GROUP, QuantLayout};
 use super::quant_gemm::{Dot, PANEL, group_bytes};
 use crate::Result;
 use crate::compute::file::Bytes;
@@ -71,6 +71,9 @@ impl From<DType> for WeightFormat {
 
 /// Bytes up to which an embedding table is read whole when a model is loaded.
 const SMALL_TABLE: usize = 1 << 20;
+
+/// A matrix `[outputs, inputs]` and its bias `[outputs]`.
+pub type Biased = (Matrix, Option<Weight>);
 
 /// A stored matrix `[outputs, inputs]`.
 #[derive(Debug, Clone)]
@@ -194,7 +197,7 @@ impl KernelSet {
 /// `x Wᵀ + b`, for one or more matrices side by side; or, gated, `activation(x Gᵀ + b) * (x Wᵀ + c)`.
 #[derive(Debug)]
 pub struct Linear {
-    pub(super) parts: Vec<Part>,
+    pub(super) parts: Vec<LinearPart>,
     /// One number for each output of `parts`, or empty.
     pub(super) bias: Vec<f32>,
     pub(super) inputs: usize,
@@ -206,27 +209,29 @@ pub struct Linear {
 
 /// Matrices of one form.
 #[derive(Debug)]
-pub(super) struct Part {
-    pub(super) form: Form,
+pub(super) struct LinearPart {
+    pub(super) form: PartFormat,
     pub(super) memory: Piece,
     /// Outputs, counted over all parts.
     pub(super) columns: Range<usize>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Form {
+pub(super) enum PartFormat {
     Plain(DType),
-    Quantized(Layout),
+    Quantized(QuantLayout),
 }
 
-impl Form {
+impl PartFormat {
     pub(super) fn of(matrix: &Matrix, plain: WeightFormat) -> Self {
         match (matrix, plain) {
             (Matrix::Blocks(blocks), _) => Self::Quantized(blocks.format().layout()),
             (_, WeightFormat::F32) => Self::Plain(DType::F32),
             (_, WeightFormat::Bf16) => Self::Plain(DType::Bf16),
-            (_, WeightFormat::Int8) => Self::Quantized(Layout { bits: 8, minimum: false, halves: false }),
-            (_, WeightFormat::Int4) => Self::Quantized(Layout { bits: 4, minimum: true, halves: false }),
+            (_, WeightFormat::Int8) => {
+                Self::Quantized(QuantLayout { bits: 8, minimum: false, halves: false })
+            }
+            (_, WeightFormat::Int4) => Self::Quantized(QuantLayout { bits: 4, minimum: true, halves: false }),
         }
     }
 
@@ -247,7 +252,7 @@ impl Form {
     }
 }
 
-impl Part {
+impl LinearPart {
     /// `count` panels of `bytes` bytes each, from panel `first` on.
     pub(super) fn panels_from(&self, first: usize, count: usize, bytes: usize) -> &[u8] {
         &self.memory.as_slice::<u8>()[first * bytes..][..count * bytes]

@@ -4,7 +4,7 @@ use half::bf16;
 
 use super::*;
 use crate::compute::file::WeightFile;
-use crate::compute::linear::activations::{Activations, Plain, spread};
+use crate::compute::linear::activations::{Activations, PlainRows, spread};
 use crate::compute::linear::blocks::BlockFormat;
 use crate::compute::linear::gemm::Epilogue;
 use crate::compute::linear::pack::Packer;
@@ -59,7 +59,7 @@ fn apply(isa: Isa, linear: &Linear, x: &[f32]) -> Vec<f32> {
 
 /// Multiplies rows of `x` in the format of the layer's plain parts.
 fn multiply(kernel_set: &KernelSet, linear: &Linear, x: &[f32], out: &mut [f32], epilogue: Epilogue) {
-    let narrow = linear.parts.iter().any(|part| part.form == Form::Plain(DType::Bf16));
+    let narrow = linear.parts.iter().any(|part| part.form == PartFormat::Plain(DType::Bf16));
     let format = if narrow { DType::Bf16 } else { DType::F32 };
     let (rows, stride) = (x.len() / linear.inputs(), spread(format, linear.inputs()));
     let mut memory = Buffer::zeroed(rows * stride).unwrap();
@@ -73,7 +73,7 @@ fn multiply(kernel_set: &KernelSet, linear: &Linear, x: &[f32], out: &mut [f32],
             }
         }
     }
-    let x = Plain::new(memory.as_slice(), stride, rows, linear.inputs(), format);
+    let x = PlainRows::new(memory.as_slice(), stride, rows, linear.inputs(), format);
     let (threads, out) = (Threads::global(), Target::over(out, linear.outputs()));
     let (all, scratch) = (Parallelism::All(&threads), &mut Activations::default());
     linear.multiply(kernel_set, all, scratch, x, epilogue, &out, 0).unwrap();

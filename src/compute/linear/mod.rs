@@ -9,5 +9,5 @@ mod quant_gemm;
 
 pub(crate) use blocks::GROUP;
 pub use blocks::{BlockFormat, BlockTensor};
-pub use layer::{KernelSet, Linear, Matrix, WeightFormat};
+pub use layer::{Biased, KernelSet, Linear, Matrix, WeightFormat};
 pub use pack::Packer;

@@ -3,8 +3,8 @@
 use half::f16;
 
 use super::activations::Forms;
-use super::blocks::{GROUP, Group, Layout};
-use super::layer::{Form, KernelSet, Linear, Matrix, Part, WeightFormat};
+use super::blocks::{GROUP, QuantGroup, QuantLayout};
+use super::layer::{Biased, KernelSet, Linear, LinearPart, Matrix, PartFormat, WeightFormat};
 use super::quant_gemm::{PANEL, group_bytes, quant_offset};
 use crate::compute::isa::{DType, Isa};
 use crate::compute::kernels::Kernels;
@@ -24,9 +24,6 @@ pub struct Packer {
     pub format: WeightFormat,
     arena: Arena,
 }
-
-/// A matrix and its bias.
-type Biased = (Matrix, Option<Weight>);
 
 impl Packer {
     /// A packer for the kernels of `isa`, and for plain weights in `format`.
@@ -51,7 +48,7 @@ impl Packer {
             return Err(misfit(&up.0, gate.0.columns()));
         }
         let mut parts = [gate, up];
-        let plain = |part: &Biased| matches!(self.form(&part.0), Form::Plain(_));
+        let plain = |part: &Biased| matches!(self.form(&part.0), PartFormat::Plain(_));
         if plain(&parts[0]) != plain(&parts[1]) {
             // Both parts need panels of the same width, so if one is plain, the other is converted to plain weights.
             for (matrix, _) in &mut parts {
@@ -64,8 +61,8 @@ impl Packer {
         Ok(layer)
     }
 
-    fn form(&self, matrix: &Matrix) -> Form {
-        Form::of(matrix, self.format)
+    fn form(&self, matrix: &Matrix) -> PartFormat {
+        PartFormat::of(matrix, self.format)
     }
 
     fn layer(&self, matrices: &[Biased], one_part: impl Fn(&Biased, &Biased) -> bool) -> Result<Linear> {
@@ -93,12 +90,12 @@ impl Packer {
             let form = self.form(&same[0].0);
             let rows = same.iter().map(|(matrix, _)| matrix.rows()).sum::<usize>();
             let memory = self.panels(form, same, inputs)?;
-            parts.push(Part { form, memory, columns: start..start + rows });
+            parts.push(LinearPart { form, memory, columns: start..start + rows });
             start += rows;
         }
-        let quantized = |part: &Part| match part.form {
-            Form::Quantized(layout) => Some(layout),
-            Form::Plain(_) => None,
+        let quantized = |part: &LinearPart| match part.form {
+            PartFormat::Quantized(layout) => Some(layout),
+            PartFormat::Plain(_) => None,
         };
         let forms = Forms {
             quantized: parts.iter().any(|part| quantized(part).is_some()),
@@ -108,7 +105,7 @@ impl Packer {
     }
 
     /// Packs the panels of `matrices`, whose outputs lie side by side.
-    fn panels(&self, form: Form, matrices: &[Biased], inputs: usize) -> Result<Piece> {
+    fn panels(&self, form: PartFormat, matrices: &[Biased], inputs: usize) -> Result<Piece> {
         let (kernels, plain) = (self.kernel_set.kernels, self.format);
         let rows: Vec<(&Matrix, usize)> = matrices
             .iter()
@@ -123,8 +120,8 @@ impl Packer {
             let rows = &rows[panel * width..rows.len().min((panel + 1) * width)];
             let mut panel = tasks[panel].lock();
             let packed = match form {
-                Form::Plain(dtype) => pack_plain(kernels, dtype, rows, inputs, &mut panel),
-                Form::Quantized(layout) => pack_quantized(layout, plain, rows, inputs, &mut panel),
+                PartFormat::Plain(dtype) => pack_plain(kernels, dtype, rows, inputs, &mut panel),
+                PartFormat::Quantized(layout) => pack_quantized(layout, plain, rows, inputs, &mut panel),
             };
             if let Err(error) = packed {
                 fault.lock().get_or_insert(error);
@@ -199,7 +196,7 @@ fn to_bf16(x: f32) -> u16 {
 }
 
 fn pack_quantized(
-    layout: Layout,
+    layout: QuantLayout,
     plain: WeightFormat,
     rows: &[(&Matrix, usize)],
     inputs: usize,
@@ -231,8 +228,8 @@ fn pack_quantized(
                     row[..inputs].copy_from_slice(from);
                     let groups = row.as_chunks::<GROUP>().0;
                     put_group(layout, column, inputs, panel, |index| match plain {
-                        WeightFormat::Int4 => Group::four_bits(&groups[index]),
-                        _ => Group::eight_bits(&groups[index]),
+                        WeightFormat::Int4 => QuantGroup::four_bits(&groups[index]),
+                        _ => QuantGroup::eight_bits(&groups[index]),
                     });
                 }
             }
@@ -242,7 +239,13 @@ fn pack_quantized(
 }
 
 /// Writes the groups of one row into column `column` of a panel.
-fn put_group(layout: Layout, column: usize, inputs: usize, panel: &mut [u8], group: impl Fn(usize) -> Group) {
+fn put_group(
+    layout: QuantLayout,
+    column: usize,
+    inputs: usize,
+    panel: &mut [u8],
+    group: impl Fn(usize) -> QuantGroup,
+) {
     let bytes = group_bytes(layout);
     for index in 0..inputs.div_ceil(GROUP) {
         let group = group(index);

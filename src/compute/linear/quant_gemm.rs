@@ -7,7 +7,7 @@
 
 use std::ops::RangeInclusive;
 
-use super::blocks::{GROUP, Layout, zero};
+use super::blocks::{GROUP, QuantLayout, zero};
 use crate::compute::isa::Isa;
 use crate::compute::kernels::quantize::ZERO;
 
@@ -54,17 +54,17 @@ pub(crate) struct Product {
 }
 
 /// The number of f16 scales and minima at the start of a group of a panel.
-pub(crate) fn scale_numbers(layout: Layout) -> usize {
+pub(crate) fn scale_numbers(layout: QuantLayout) -> usize {
     PANEL * (1 + usize::from(layout.halves) + usize::from(layout.minimum))
 }
 
 /// Bytes of a group of a panel.
-pub(crate) fn group_bytes(layout: Layout) -> usize {
+pub(crate) fn group_bytes(layout: QuantLayout) -> usize {
     scale_numbers(layout) * 2 + PANEL * GROUP * layout.bits / 8
 }
 
 /// The position of quant `i` of output `column` in a group: the byte, and whether it is the upper nibble.
-pub(crate) fn quant_offset(layout: Layout, column: usize, i: usize) -> (usize, bool) {
+pub(crate) fn quant_offset(layout: QuantLayout, column: usize, i: usize) -> (usize, bool) {
     let first = scale_numbers(layout) * 2;
     let high = layout.bits == 4 && i >= 16;
     let i = if high { i - 16 } else { i };
@@ -136,7 +136,7 @@ trait Lanes: Copy {
 ///
 /// If no [`BlockFormat`](super::blocks::BlockFormat) has the layout.
 #[inline(always)]
-unsafe fn product<L: Lanes>(lanes: L, p: &Product, layout: Layout) {
+unsafe fn product<L: Lanes>(lanes: L, p: &Product, layout: QuantLayout) {
     macro_rules! forms {
         ($($bits:literal $minimum:literal $halves:literal),*) => {
             match (layout.bits, layout.minimum, layout.halves) {
@@ -383,7 +383,7 @@ impl Lanes for Array {
 
 /// The product for one instruction set. A value proves that the CPU has the instructions.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Dot(unsafe fn(&Product, Layout));
+pub(crate) struct Dot(unsafe fn(&Product, QuantLayout));
 
 impl Dot {
     /// The fastest product that `isa` allows on this CPU.
@@ -408,7 +408,7 @@ impl Dot {
     /// # Panics
     ///
     /// If no [`BlockFormat`](super::blocks::BlockFormat) has the layout.
-    pub(crate) unsafe fn run(self, p: &Product, layout: Layout) {
+    pub(crate) unsafe fn run(self, p: &Product, layout: QuantLayout) {
         // SAFETY: `of` chose a function whose instructions this CPU has; the caller upholds the preconditions of `product`.
         unsafe { (self.0)(p, layout) }
     }
@@ -419,7 +419,7 @@ impl Dot {
 /// # Safety
 ///
 /// - All preconditions of [`product`].
-unsafe fn portable(p: &Product, layout: Layout) {
+unsafe fn portable(p: &Product, layout: QuantLayout) {
     // SAFETY: `Array` needs no special instructions; the caller upholds the preconditions of `product`.
     unsafe { product(Array::permit(), p, layout) }
 }

@@ -4,12 +4,12 @@ use super::*;
 use crate::compute::guarded::Guarded;
 use crate::compute::kernels::quantize::ZERO;
 
-const LAYOUTS: [Layout; 5] = [
-    Layout { bits: 4, minimum: false, halves: false },
-    Layout { bits: 4, minimum: true, halves: false },
-    Layout { bits: 8, minimum: false, halves: false },
-    Layout { bits: 8, minimum: true, halves: false },
-    Layout { bits: 8, minimum: false, halves: true },
+const LAYOUTS: [QuantLayout; 5] = [
+    QuantLayout { bits: 4, minimum: false, halves: false },
+    QuantLayout { bits: 4, minimum: true, halves: false },
+    QuantLayout { bits: 8, minimum: false, halves: false },
+    QuantLayout { bits: 8, minimum: true, halves: false },
+    QuantLayout { bits: 8, minimum: false, halves: true },
 ];
 
 /// Pseudorandom numbers of 32 bits.
@@ -25,7 +25,7 @@ fn numbers(seed: u32) -> impl FnMut() -> u32 {
 
 /// Panels of random quants, scales and minima, and activations. Each ends right before an inaccessible page.
 struct Case {
-    layout: Layout,
+    layout: QuantLayout,
     groups: usize,
     rows: usize,
     panels: usize,
@@ -38,7 +38,7 @@ struct Case {
 }
 
 impl Case {
-    fn new(layout: Layout, rows: usize, panels: usize, groups: usize) -> Self {
+    fn new(layout: QuantLayout, rows: usize, panels: usize, groups: usize) -> Self {
         let mut next = numbers((rows * 100 + panels * 10 + groups) as u32);
         let panel_bytes = (groups * group_bytes(layout)).next_multiple_of(64);
         let mut panel: Vec<u8> = (0..panels * panel_bytes).map(|_| next() as u8).collect();

@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{Lanes, Layout, Product, product};
+use super::{Lanes, Product, QuantLayout, product};
 
 /// [`product`] on AVX-512 with VNNI.
 ///
@@ -11,7 +11,7 @@ use super::{Lanes, Layout, Product, product};
 /// - The CPU has AVX2, FMA, F16C and AVX-512 F, BW, DQ, VL and VNNI.
 /// - All preconditions of [`product`].
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-pub(super) unsafe fn avx512_vnni(p: &Product, layout: Layout) {
+pub(super) unsafe fn avx512_vnni(p: &Product, layout: QuantLayout) {
     // SAFETY: the CPU has the instructions, and the caller upholds the preconditions of `product`.
     unsafe { product(Avx512Vnni::permit(), p, layout) }
 }
@@ -23,9 +23,9 @@ pub(super) unsafe fn avx512_vnni(p: &Product, layout: Layout) {
 /// - The CPU has AVX2, FMA and F16C.
 /// - All preconditions of [`product`].
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(super) unsafe fn avx2(p: &Product, layout: Layout) {
+pub(super) unsafe fn avx2(p: &Product, layout: QuantLayout) {
     // SAFETY: the CPU has the instructions, and the caller upholds the preconditions of `product`.
-    unsafe { product(Avx2::permit(), p, layout) }
+    unsafe { product(Avx2Columns::permit(), p, layout) }
 }
 
 /// Sixteen columns in one register.
@@ -34,7 +34,7 @@ struct Avx512Vnni(());
 
 /// Eight columns in one register.
 #[derive(Clone, Copy)]
-struct Avx2(());
+struct Avx2Columns(());
 
 /// Defines safe methods that are one expression of intrinsics.
 macro_rules! intrinsics {
@@ -93,7 +93,7 @@ impl Lanes for Avx512Vnni {
     }
 }
 
-impl Lanes for Avx2 {
+impl Lanes for Avx2Columns {
     type I = __m256i;
     type F = __m256;
     const COLUMNS: usize = 8;

@@ -167,9 +167,9 @@ pub(crate) use intrinsics;
 
 /// Four lanes in an array: plain Rust for every CPU. The compiler vectorizes it for the baseline of the target.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Plain;
+pub(crate) struct Portable;
 
-impl Simd for Plain {
+impl Simd for Portable {
     type V = [f32; 4];
     const LANES: usize = 4;
     const ROWS: usize = 4;

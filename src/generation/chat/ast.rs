@@ -107,13 +107,13 @@ impl ExprKind {
 
 /// What a value is assigned to.
 #[derive(Debug)]
-pub(super) enum Target {
+pub(super) enum AssignTarget {
     Name(Arc<str>),
-    Tuple(Vec<Target>),
+    Tuple(Vec<AssignTarget>),
     Namespace(Arc<str>, Arc<str>),
 }
 
-impl Target {
+impl AssignTarget {
     /// The names that it binds.
     pub(super) fn names<'t>(&'t self, found: &mut Vec<&'t str>) {
         match self {
@@ -148,11 +148,11 @@ impl Body {
 pub(super) enum StmtKind {
     Text(String),
     Print(Expr),
-    Set(Target, Expr),
-    SetBlock(Target, Option<Expr>, Body),
+    Set(AssignTarget, Expr),
+    SetBlock(AssignTarget, Option<Expr>, Body),
     If(Vec<(Expr, Vec<Stmt>)>, Vec<Stmt>),
     For(Box<For>),
-    With(Vec<(Target, Expr)>, Body),
+    With(Vec<(AssignTarget, Expr)>, Body),
     Macro(Box<Macro>),
     Call(Box<Macro>, Expr),
     Filter(Expr, Body),
@@ -171,7 +171,7 @@ pub(super) enum StmtKind {
 
 #[derive(Debug)]
 pub(super) struct For {
-    pub(super) target: Target,
+    pub(super) target: AssignTarget,
     pub(super) iter: Expr,
     pub(super) test: Option<Expr>,
     pub(super) recursive: bool,

@@ -2,17 +2,17 @@
 
 use std::sync::Arc;
 
-use super::problem::{Problem, Result};
+use super::problem::{Problem, TemplateResult};
 use super::value::Value;
 
 /// Positional and named values.
 #[derive(Debug, Default, Clone)]
-pub(super) struct Given {
+pub(super) struct ArgumentValues {
     pub(super) positional: Vec<Value>,
     pub(super) named: Vec<(Arc<str>, Value)>,
 }
 
-impl Given {
+impl ArgumentValues {
     pub(super) fn of(positional: Vec<Value>) -> Self {
         Self { positional, named: Vec::new() }
     }
@@ -23,7 +23,7 @@ impl Given {
         what: &str,
         names: [&str; N],
         required: usize,
-    ) -> Result<[Option<Value>; N]> {
+    ) -> TemplateResult<[Option<Value>; N]> {
         let mut bound = [const { None }; N];
         if self.positional.len() > N {
             return Err(Problem::failed(format!(
@@ -49,13 +49,13 @@ impl Given {
         }
     }
 
-    pub(super) fn none(self, what: &str) -> Result<()> {
+    pub(super) fn none(self, what: &str) -> TemplateResult<()> {
         self.bind::<0>(what, [], 0).map(|_| ())
     }
 }
 
 /// An argument that must be an int.
-pub(super) fn int(value: Option<Value>, default: i128, what: &str) -> Result<i128> {
+pub(super) fn int(value: Option<Value>, default: i128, what: &str) -> TemplateResult<i128> {
     match value {
         None => Ok(default),
         Some(value) => value
@@ -65,7 +65,7 @@ pub(super) fn int(value: Option<Value>, default: i128, what: &str) -> Result<i12
 }
 
 /// An argument that must be a str.
-pub(super) fn text(value: Option<Value>, default: &str, what: &str) -> Result<Arc<str>> {
+pub(super) fn text(value: Option<Value>, default: &str, what: &str) -> TemplateResult<Arc<str>> {
     match value {
         None => Ok(default.into()),
         Some(Value::Text(text)) => Ok(text),
@@ -73,13 +73,13 @@ pub(super) fn text(value: Option<Value>, default: &str, what: &str) -> Result<Ar
     }
 }
 
-impl Given {
+impl ArgumentValues {
     /// [`Self::bind`] of parameters that cannot be named.
     pub(super) fn bind_positional<const N: usize>(
         self,
         what: &str,
         required: usize,
-    ) -> Result<[Option<Value>; N]> {
+    ) -> TemplateResult<[Option<Value>; N]> {
         if let Some((name, _)) = self.named.first() {
             return Err(Problem::failed(format!("{what}() takes no keyword argument '{name}'")));
         }

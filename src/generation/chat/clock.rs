@@ -2,7 +2,7 @@
 
 use chrono::{Datelike, Local, Timelike};
 
-use super::problem::{Problem, Result};
+use super::problem::{Problem, TemplateResult};
 
 /// A local time.
 #[derive(Debug, Clone, Copy)]
@@ -57,7 +57,7 @@ const MONTHS: [&str; 12] = [
 const DAYS: [&str; 7] = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"];
 
 /// `datetime.strftime(format)`.
-pub(super) fn strftime(format: &str, at: &Moment) -> Result<String> {
+pub(super) fn strftime(format: &str, at: &Moment) -> TemplateResult<String> {
     let mut out = String::new();
     let mut characters = format.chars();
     while let Some(c) = characters.next() {
@@ -79,7 +79,7 @@ pub(super) fn strftime(format: &str, at: &Moment) -> Result<String> {
     Ok(out)
 }
 
-fn one(field: char, plain: bool, at: &Moment) -> Result<String> {
+fn one(field: char, plain: bool, at: &Moment) -> TemplateResult<String> {
     let (month, day) = (MONTHS[at.month as usize - 1], DAYS[at.weekday as usize]);
     let hour12 = (at.hour + 11) % 12 + 1;
     let half = if at.hour < 12 { "AM" } else { "PM" };

@@ -1,9 +1,9 @@
 //! The escapes of string literals, as Python reads them.
 
-use super::problem::{Problem, Result};
+use super::problem::{Problem, TemplateResult};
 
 /// The text of a literal between its quotes.
-pub(super) fn unescape(literal: &str) -> Result<String> {
+pub(super) fn unescape(literal: &str) -> TemplateResult<String> {
     let mut out = String::with_capacity(literal.len());
     let mut rest = literal;
     while let Some(at) = rest.find('\\') {
@@ -48,7 +48,7 @@ pub(super) fn unescape(literal: &str) -> Result<String> {
     Ok(out)
 }
 
-fn code<'t>(rest: &'t str, digits: usize, out: &mut String) -> Result<&'t str> {
+fn code<'t>(rest: &'t str, digits: usize, out: &mut String) -> TemplateResult<&'t str> {
     let hex = rest.get(..digits).filter(|hex| hex.bytes().all(|b| b.is_ascii_hexdigit()));
     let value = hex.and_then(|hex| u32::from_str_radix(hex, 16).ok());
     let Some(value) = value else { return Err(Problem::failed("a truncated escape in a string")) };

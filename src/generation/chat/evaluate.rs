@@ -4,25 +4,25 @@ use std::cmp::Ordering;
 use std::sync::Arc;
 
 use super::ast::{Arguments, Comparison, Expr, ExprKind};
-use super::call::Given;
+use super::call::ArgumentValues;
 use super::limits::MAX_RANGE;
-use super::problem::{Problem, Result};
+use super::problem::{Problem, TemplateResult};
 use super::render::Renderer;
 use super::value::{Value, range_length};
 use super::{filters, functions, operators, strings, tests_of};
 
 impl<'t> Renderer<'t> {
-    pub(super) fn eval(&mut self, expr: &'t Expr) -> Result<Value> {
+    pub(super) fn eval(&mut self, expr: &'t Expr) -> TemplateResult<Value> {
         self.budget.steps(1)?;
         self.deeper(|renderer| renderer.eval_inner(expr)).map_err(|problem| problem.on(expr.line))
     }
 
-    fn eval_all(&mut self, exprs: &'t [Expr]) -> Result<Vec<Value>> {
+    fn eval_all(&mut self, exprs: &'t [Expr]) -> TemplateResult<Vec<Value>> {
         self.budget.memory(exprs.len() * 32)?;
         exprs.iter().map(|expr| self.eval(expr)).collect()
     }
 
-    fn eval_inner(&mut self, expr: &'t Expr) -> Result<Value> {
+    fn eval_inner(&mut self, expr: &'t Expr) -> TemplateResult<Value> {
         match &expr.kind {
             ExprKind::Const(value) => Ok(value.clone()),
             ExprKind::Name(name) => self.name(name),
@@ -142,7 +142,7 @@ impl<'t> Renderer<'t> {
         }
     }
 
-    fn name(&mut self, name: &Arc<str>) -> Result<Value> {
+    fn name(&mut self, name: &Arc<str>) -> TemplateResult<Value> {
         if let Some(value) = self.lookup(name)? {
             return Ok(value);
         }
@@ -156,7 +156,7 @@ impl<'t> Renderer<'t> {
         }
     }
 
-    fn compare(&mut self, comparison: Comparison, a: &Value, b: &Value) -> Result<bool> {
+    fn compare(&mut self, comparison: Comparison, a: &Value, b: &Value) -> TemplateResult<bool> {
         let budget = &mut self.budget;
         let mut order = |symbol| operators::order(a, b, symbol, budget);
         Ok(match comparison {
@@ -171,8 +171,8 @@ impl<'t> Renderer<'t> {
         })
     }
 
-    pub(super) fn arguments(&mut self, arguments: &'t Arguments) -> Result<Given> {
-        let mut given = Given::of(self.eval_all(&arguments.positional)?);
+    pub(super) fn arguments(&mut self, arguments: &'t Arguments) -> TemplateResult<ArgumentValues> {
+        let mut given = ArgumentValues::of(self.eval_all(&arguments.positional)?);
         for (name, value) in &arguments.named {
             given.named.push((name.clone(), self.eval(value)?));
         }
@@ -198,7 +198,7 @@ impl<'t> Renderer<'t> {
     }
 
     /// A call, with the `caller` of its call block.
-    pub(super) fn call_with(&mut self, call: &'t Expr, caller: Option<Value>) -> Result<Value> {
+    pub(super) fn call_with(&mut self, call: &'t Expr, caller: Option<Value>) -> TemplateResult<Value> {
         let ExprKind::Call(of, arguments) = &call.kind else { return Err(Problem::failed("expected call")) };
         let callee = self.eval(of)?;
         let mut given = self.arguments(arguments)?;
@@ -206,7 +206,7 @@ impl<'t> Renderer<'t> {
         self.call(&callee, given)
     }
 
-    pub(super) fn call(&mut self, callee: &Value, given: Given) -> Result<Value> {
+    pub(super) fn call(&mut self, callee: &Value, given: ArgumentValues) -> TemplateResult<Value> {
         match callee {
             Value::Object(at) => self.deeper(|renderer| renderer.call_object(*at, given)),
             Value::Function(name) => functions::call(self, name, given),
@@ -227,7 +227,7 @@ impl<'t> Renderer<'t> {
     }
 
     /// A filter on `subject`, or on the value of its own expression.
-    pub(super) fn filter_expr(&mut self, filter: &'t Expr, subject: Option<Value>) -> Result<Value> {
+    pub(super) fn filter_expr(&mut self, filter: &'t Expr, subject: Option<Value>) -> TemplateResult<Value> {
         let ExprKind::Filter(of, name, arguments) = &filter.kind else {
             return Err(Problem::failed("expected a filter"));
         };
@@ -242,7 +242,7 @@ impl<'t> Renderer<'t> {
     }
 
     /// `value.name`: an attribute, else an item.
-    pub(super) fn attribute(&mut self, value: &Value, name: &Arc<str>) -> Result<Value> {
+    pub(super) fn attribute(&mut self, value: &Value, name: &Arc<str>) -> TemplateResult<Value> {
         value.defined()?;
         self.budget.text(name.len())?;
         if let Some(found) = functions::attribute(self, value, name)? {
@@ -257,12 +257,12 @@ impl<'t> Renderer<'t> {
     }
 
     /// `value[key]`: an item, else an attribute.
-    pub(super) fn item(&mut self, value: &Value, key: &Value) -> Result<Value> {
+    pub(super) fn item(&mut self, value: &Value, key: &Value) -> TemplateResult<Value> {
         value.defined()?;
         let found = match (value, key.as_int()) {
             (Value::Dict(dict), _) => match dict.get(key, &mut self.budget) {
                 Ok(found) => found.cloned(),
-                Err(problem) if problem.kind == super::problem::Kind::Failed => None,
+                Err(problem) if problem.kind == super::problem::ProblemKind::Failed => None,
                 Err(problem) => return Err(problem),
             },
             (Value::List(items) | Value::Tuple(items), Some(index)) => {
@@ -292,7 +292,7 @@ impl<'t> Renderer<'t> {
         Ok(Value::undefined(format!("'{} object' has no element '{key}'", value.type_name())))
     }
 
-    fn slice(&mut self, value: &Value, [start, stop, step]: [Option<i128>; 3]) -> Result<Value> {
+    fn slice(&mut self, value: &Value, [start, stop, step]: [Option<i128>; 3]) -> TemplateResult<Value> {
         value.defined()?;
         let step = step.unwrap_or(1);
         if step == 0 {
@@ -339,7 +339,7 @@ impl<'t> Renderer<'t> {
     }
 
     /// `range(…)`, bounded as in Jinja's sandbox.
-    pub(super) fn range(&mut self, given: Given) -> Result<Value> {
+    pub(super) fn range(&mut self, given: ArgumentValues) -> TemplateResult<Value> {
         let values = given.positional;
         if !given.named.is_empty() || values.is_empty() || values.len() > 3 {
             return Err(Problem::failed("range takes 1 to 3 integers"));

@@ -6,11 +6,11 @@ use super::ast::{Arguments, Binary, Comparison, Expr, ExprKind};
 use super::lexer::Token;
 use super::limits::MAX_NESTING;
 use super::parser::Parser;
-use super::problem::{Problem, Result};
+use super::problem::{Problem, TemplateResult};
 use super::value::Value;
 
 impl Parser {
-    fn make(&self, kind: ExprKind, line: u32) -> Result<Expr> {
+    fn make(&self, kind: ExprKind, line: u32) -> TemplateResult<Expr> {
         let height = 1 + kind.children().iter().map(|child| child.height).max().unwrap_or(0);
         if height > MAX_NESTING {
             return Err(Problem::limit(format!("it nests more than {MAX_NESTING} levels deep")).on(line));
@@ -18,11 +18,11 @@ impl Parser {
         Ok(Expr { kind, line, height })
     }
 
-    pub(super) fn expression(&mut self) -> Result<Expr> {
+    pub(super) fn expression(&mut self) -> TemplateResult<Expr> {
         self.nested(Self::condition)
     }
 
-    fn condition(&mut self) -> Result<Expr> {
+    fn condition(&mut self) -> TemplateResult<Expr> {
         let mut line = self.line();
         let mut value = self.or()?;
         while self.skip_name("if") {
@@ -34,7 +34,7 @@ impl Parser {
         Ok(value)
     }
 
-    fn or(&mut self) -> Result<Expr> {
+    fn or(&mut self) -> TemplateResult<Expr> {
         let line = self.line();
         let mut left = self.and()?;
         while self.skip_name("or") {
@@ -44,7 +44,7 @@ impl Parser {
         Ok(left)
     }
 
-    fn and(&mut self) -> Result<Expr> {
+    fn and(&mut self) -> TemplateResult<Expr> {
         let line = self.line();
         let mut left = self.not()?;
         while self.skip_name("and") {
@@ -54,7 +54,7 @@ impl Parser {
         Ok(left)
     }
 
-    fn not(&mut self) -> Result<Expr> {
+    fn not(&mut self) -> TemplateResult<Expr> {
         let line = self.line();
         if self.skip_name("not") {
             let value = self.nested(Self::not)?;
@@ -63,7 +63,7 @@ impl Parser {
         self.compare()
     }
 
-    fn compare(&mut self) -> Result<Expr> {
+    fn compare(&mut self) -> TemplateResult<Expr> {
         let line = self.line();
         let first = self.sum()?;
         let mut rest = Vec::new();
@@ -90,7 +90,7 @@ impl Parser {
         if rest.is_empty() { Ok(first) } else { self.make(ExprKind::Compare(Box::new(first), rest), line) }
     }
 
-    fn sum(&mut self) -> Result<Expr> {
+    fn sum(&mut self) -> TemplateResult<Expr> {
         let line = self.line();
         let mut left = self.concat()?;
         loop {
@@ -105,7 +105,7 @@ impl Parser {
         }
     }
 
-    fn concat(&mut self) -> Result<Expr> {
+    fn concat(&mut self) -> TemplateResult<Expr> {
         let line = self.line();
         let first = self.product()?;
         if !self.is_operator("~") {
@@ -118,7 +118,7 @@ impl Parser {
         self.make(ExprKind::Concat(parts), line)
     }
 
-    fn product(&mut self) -> Result<Expr> {
+    fn product(&mut self) -> TemplateResult<Expr> {
         let line = self.line();
         let mut left = self.power()?;
         loop {
@@ -135,7 +135,7 @@ impl Parser {
         }
     }
 
-    fn power(&mut self) -> Result<Expr> {
+    fn power(&mut self) -> TemplateResult<Expr> {
         let line = self.line();
         let mut left = self.unary(true)?;
         while self.skip_operator("**") {
@@ -145,7 +145,7 @@ impl Parser {
         Ok(left)
     }
 
-    fn unary(&mut self, filters: bool) -> Result<Expr> {
+    fn unary(&mut self, filters: bool) -> TemplateResult<Expr> {
         let line = self.line();
         let value = if self.skip_operator("-") {
             let value = Box::new(self.nested(|parser| parser.unary(false))?);
@@ -160,7 +160,7 @@ impl Parser {
         if filters { self.filters_and_tests(value) } else { Ok(value) }
     }
 
-    fn primary(&mut self) -> Result<Expr> {
+    fn primary(&mut self) -> TemplateResult<Expr> {
         let line = self.line();
         let kind = match self.peek() {
             Token::Name(_) => {
@@ -234,7 +234,12 @@ impl Parser {
     }
 
     /// An expression, or several with commas between them; inside parentheses also none.
-    pub(super) fn tuple(&mut self, condition: bool, parentheses: bool, ends: &[&str]) -> Result<Expr> {
+    pub(super) fn tuple(
+        &mut self,
+        condition: bool,
+        parentheses: bool,
+        ends: &[&str],
+    ) -> TemplateResult<Expr> {
         let line = self.line();
         let mut items = Vec::new();
         let mut tuple = false;
@@ -262,7 +267,7 @@ impl Parser {
         self.make(ExprKind::Tuple(items), line)
     }
 
-    fn postfix(&mut self, mut value: Expr) -> Result<Expr> {
+    fn postfix(&mut self, mut value: Expr) -> TemplateResult<Expr> {
         loop {
             let line = self.line();
             let kind = match self.peek() {
@@ -287,10 +292,10 @@ impl Parser {
         }
     }
 
-    fn subscript(&mut self, value: Expr) -> Result<ExprKind> {
+    fn subscript(&mut self, value: Expr) -> TemplateResult<ExprKind> {
         let line = self.line();
         self.next();
-        let mut items: Vec<Result<Expr, Box<[Option<Expr>; 3]>>> = Vec::new();
+        let mut items: Vec<TemplateResult<Expr, Box<[Option<Expr>; 3]>>> = Vec::new();
         while !self.is_operator("]") {
             if !items.is_empty() {
                 self.expect_operator(",")?;
@@ -299,7 +304,7 @@ impl Parser {
         }
         self.next();
         if items.len() != 1 {
-            let items: Result<Vec<Expr>, _> = items.into_iter().collect();
+            let items: TemplateResult<Vec<Expr>, _> = items.into_iter().collect();
             let Ok(items) = items else {
                 return Err(Problem::unsupported("several slices in one subscript").on(line));
             };
@@ -312,7 +317,7 @@ impl Parser {
         })
     }
 
-    fn subscribed(&mut self) -> Result<Result<Expr, Box<[Option<Expr>; 3]>>> {
+    fn subscribed(&mut self) -> TemplateResult<TemplateResult<Expr, Box<[Option<Expr>; 3]>>> {
         let mut parts = [None, None, None];
         if !self.is_operator(":") {
             let value = self.expression()?;
@@ -332,7 +337,7 @@ impl Parser {
         Ok(Err(Box::new(parts)))
     }
 
-    fn filters_and_tests(&mut self, mut value: Expr) -> Result<Expr> {
+    fn filters_and_tests(&mut self, mut value: Expr) -> TemplateResult<Expr> {
         loop {
             let line = self.line();
             if self.is_operator("|") {
@@ -352,7 +357,7 @@ impl Parser {
     }
 
     /// `a.b.c`, the name of a filter or test.
-    fn dotted(&mut self) -> Result<Arc<str>> {
+    fn dotted(&mut self) -> TemplateResult<Arc<str>> {
         let mut name = self.expect_name()?;
         while self.skip_operator(".") {
             name = format!("{name}.{}", self.expect_name()?).into();
@@ -361,7 +366,11 @@ impl Parser {
     }
 
     /// Filters on `value`; `inline`: the first comes without its `|`.
-    pub(super) fn filters(&mut self, mut value: Option<Expr>, mut inline: bool) -> Result<Option<Expr>> {
+    pub(super) fn filters(
+        &mut self,
+        mut value: Option<Expr>,
+        mut inline: bool,
+    ) -> TemplateResult<Option<Expr>> {
         while inline || self.is_operator("|") {
             if !inline {
                 self.next();
@@ -375,7 +384,7 @@ impl Parser {
         Ok(value)
     }
 
-    fn test(&mut self, value: Expr, line: u32) -> Result<Expr> {
+    fn test(&mut self, value: Expr, line: u32) -> TemplateResult<Expr> {
         let negated = self.skip_name("not");
         let name = self.dotted()?;
         let takes_argument = match self.peek() {

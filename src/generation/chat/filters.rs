@@ -4,18 +4,23 @@ use std::cmp::Ordering;
 
 use super::ast::Binary;
 use super::builtins::{FILTERS, REFUSED_FILTERS};
-use super::call::{Given, int};
+use super::call::{ArgumentValues, int};
 use super::functions::small;
 use super::limits::width;
 use super::numbers::{round, to_float, to_int};
-use super::problem::{Problem, Result};
+use super::problem::{Problem, TemplateResult};
 use super::render::Renderer;
 use super::sorting::{folded, key_of, path, sorted};
-use super::value::{Key, Value};
+use super::value::{DictKey, Value};
 use super::{operators, tests_of, text_filters};
 
 /// `value | name(given)`.
-pub(super) fn filter(r: &mut Renderer<'_>, name: &str, value: Value, given: Given) -> Result<Value> {
+pub(super) fn filter(
+    r: &mut Renderer<'_>,
+    name: &str,
+    value: Value,
+    given: ArgumentValues,
+) -> TemplateResult<Value> {
     r.budget.steps(1)?;
     match name {
         "default" | "d" => {
@@ -68,7 +73,7 @@ pub(super) fn filter(r: &mut Renderer<'_>, name: &str, value: Value, given: Give
                         .entries()
                         .iter()
                         .map(|(key, item)| Value::tuple(vec![key.clone(), item.clone()]));
-                    Value::iter(pairs.collect::<Result<_>>()?)
+                    Value::iter(pairs.collect::<TemplateResult<_>>()?)
                 }
                 _ => Err(Problem::failed("Can only get item pairs from a mapping.")),
             }
@@ -152,7 +157,7 @@ pub(super) fn filter(r: &mut Renderer<'_>, name: &str, value: Value, given: Give
             let (mut seen, mut kept) = (std::collections::HashSet::new(), Vec::new());
             for item in value.elements(&mut r.budget)? {
                 let key = key_of(r, &item, attribute.as_ref(), None, case)?;
-                if seen.insert(Key::of(&key, &mut r.budget)?) {
+                if seen.insert(DictKey::of(&key, &mut r.budget)?) {
                     kept.push(item);
                 }
             }
@@ -229,7 +234,7 @@ fn empty(what: &str) -> Value {
     Value::undefined(format!("No {what} item, sequence was empty."))
 }
 
-fn reversible(value: &Value) -> Result<()> {
+fn reversible(value: &Value) -> TemplateResult<()> {
     match value {
         Value::Undefined(_) => Err(Problem::unsupported("the end of an undefined value")),
         Value::Iter(_) => Err(Problem::failed("'generator' object is not reversible")),
@@ -238,7 +243,7 @@ fn reversible(value: &Value) -> Result<()> {
     }
 }
 
-fn batches(r: &mut Renderer<'_>, name: &str, value: &Value, given: Given) -> Result<Value> {
+fn batches(r: &mut Renderer<'_>, name: &str, value: &Value, given: ArgumentValues) -> TemplateResult<Value> {
     let [count, fill] = given.bind(name, ["linecount", "fill_with"], 1)?;
     let fill = fill.filter(|fill| !matches!(fill, Value::None));
     let count = int(count, 0, "the number")?;
@@ -279,7 +284,7 @@ fn batches(r: &mut Renderer<'_>, name: &str, value: &Value, given: Given) -> Res
     Value::iter(out)
 }
 
-fn map(r: &mut Renderer<'_>, value: &Value, mut given: Given) -> Result<Value> {
+fn map(r: &mut Renderer<'_>, value: &Value, mut given: ArgumentValues) -> TemplateResult<Value> {
     let items = value.elements(&mut r.budget)?;
     let mut out = Vec::new();
     if given.positional.is_empty() && given.named.iter().any(|(name, _)| &**name == "attribute") {
@@ -303,7 +308,12 @@ fn map(r: &mut Renderer<'_>, value: &Value, mut given: Given) -> Result<Value> {
     Value::iter(out)
 }
 
-fn select(r: &mut Renderer<'_>, name: &str, value: &Value, mut given: Given) -> Result<Value> {
+fn select(
+    r: &mut Renderer<'_>,
+    name: &str,
+    value: &Value,
+    mut given: ArgumentValues,
+) -> TemplateResult<Value> {
     let attribute = if name.ends_with("attr") {
         if given.positional.is_empty() {
             return Err(Problem::failed("Missing parameter for attribute name"));

@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use super::call::{Given, int, text};
+use super::call::{ArgumentValues, int, text};
 use super::clock;
 use super::operators;
 use super::percent;
-use super::problem::{Problem, Result};
+use super::problem::{Problem, TemplateResult};
 use super::render::{Object, Renderer};
 use super::strings;
 use super::value::{Dict, Value};
@@ -15,7 +15,7 @@ pub(super) const NAMES: [&str; 8] =
     ["range", "dict", "lipsum", "cycler", "joiner", "namespace", "raise_exception", "strftime_now"];
 
 /// Calls a global function.
-pub(super) fn call(renderer: &mut Renderer<'_>, name: &str, given: Given) -> Result<Value> {
+pub(super) fn call(renderer: &mut Renderer<'_>, name: &str, given: ArgumentValues) -> TemplateResult<Value> {
     match name {
         "range" => renderer.range(given),
         "dict" => Ok(Value::Dict(Arc::new(dict(renderer, given)?))),
@@ -48,7 +48,7 @@ pub(super) fn call(renderer: &mut Renderer<'_>, name: &str, given: Given) -> Res
     }
 }
 
-fn dict(renderer: &mut Renderer<'_>, given: Given) -> Result<Dict> {
+fn dict(renderer: &mut Renderer<'_>, given: ArgumentValues) -> TemplateResult<Dict> {
     let mut dict = Dict::default();
     let mut positional = given.positional.into_iter();
     match positional.next() {
@@ -90,7 +90,7 @@ pub(super) fn attribute(
     renderer: &mut Renderer<'_>,
     value: &Value,
     name: &Arc<str>,
-) -> Result<Option<Value>> {
+) -> TemplateResult<Option<Value>> {
     let find = |names: &[&'static str]| names.iter().find(|known| ***known == **name).copied();
     let method = |name: &'static str| Ok(Some(Value::Method(Arc::new((value.clone(), name)))));
     let refused = || Err(Problem::unsupported(format!("the attribute {}.{name}", value.type_name())));
@@ -175,7 +175,11 @@ pub(super) fn attribute(
     }
 }
 
-fn object_attribute(renderer: &mut Renderer<'_>, at: usize, name: &Arc<str>) -> Result<Option<Value>> {
+fn object_attribute(
+    renderer: &mut Renderer<'_>,
+    at: usize,
+    name: &Arc<str>,
+) -> TemplateResult<Option<Value>> {
     let method = |name: &'static str| Ok(Some(Value::Method(Arc::new((Value::Object(at), name)))));
     let number = |value: usize| Ok(Some(Value::Int(value as i128)));
     let refused = |what: &str| Err(Problem::unsupported(format!("the attribute {what}.{name}")));
@@ -242,8 +246,8 @@ pub(super) fn method(
     renderer: &mut Renderer<'_>,
     subject: &Value,
     name: &str,
-    given: Given,
-) -> Result<Value> {
+    given: ArgumentValues,
+) -> TemplateResult<Value> {
     match (subject, name) {
         (Value::Dict(dict), "get") => {
             let [key, default] = given.bind_positional("get", 1)?;
@@ -260,7 +264,7 @@ pub(super) fn method(
                 "values" => Value::view("dict_values", entries.map(|(_, value)| value.clone()).collect()),
                 _ => {
                     let pairs = entries.map(|(key, value)| Value::tuple(vec![key.clone(), value.clone()]));
-                    Value::view("dict_items", pairs.collect::<Result<_>>()?)
+                    Value::view("dict_items", pairs.collect::<TemplateResult<_>>()?)
                 }
             }
         }
@@ -302,8 +306,8 @@ pub(super) fn method_of_object(
     renderer: &mut Renderer<'_>,
     at: usize,
     name: &str,
-    given: Given,
-) -> Result<Value> {
+    given: ArgumentValues,
+) -> TemplateResult<Value> {
     if !given.named.is_empty() {
         return Err(Problem::failed(format!("{name}() takes no keyword arguments")));
     }
@@ -342,21 +346,21 @@ pub(super) fn format(
     renderer: &mut Renderer<'_>,
     format: &Arc<str>,
     name: &str,
-    given: Given,
-) -> Result<Value> {
+    given: ArgumentValues,
+) -> TemplateResult<Value> {
     let given = if name == "format_map" {
         let [Some(Value::Dict(dict))] = given.bind("format_map", ["mapping"], 1)? else {
             return Err(Problem::unsupported("format_map without a dict"));
         };
         let named =
             dict.entries().iter().filter_map(|(key, value)| Some((key.as_text()?.clone(), value.clone())));
-        Given { positional: Vec::new(), named: named.collect() }
+        ArgumentValues { positional: Vec::new(), named: named.collect() }
     } else {
         given
     };
     // The budget is in the renderer, which the fields need too.
-    let mut budget = std::mem::replace(&mut renderer.budget, super::limits::Budget::new());
-    let mut field = |source: &str, budget: &mut super::limits::Budget| {
+    let mut budget = std::mem::replace(&mut renderer.budget, super::limits::RenderBudget::new());
+    let mut field = |source: &str, budget: &mut super::limits::RenderBudget| {
         std::mem::swap(&mut renderer.budget, budget);
         let value = field(renderer, source, &given);
         std::mem::swap(&mut renderer.budget, budget);
@@ -367,7 +371,7 @@ pub(super) fn format(
     text.map(Value::text)
 }
 
-fn field(renderer: &mut Renderer<'_>, source: &str, given: &Given) -> Result<Value> {
+fn field(renderer: &mut Renderer<'_>, source: &str, given: &ArgumentValues) -> TemplateResult<Value> {
     let end = source.find(['.', '[']).unwrap_or(source.len());
     let (first, mut rest) = source.split_at(end);
     let missing = || Problem::failed(format!("no argument '{first}' to format"));
@@ -400,6 +404,6 @@ fn field(renderer: &mut Renderer<'_>, source: &str, given: &Given) -> Result<Val
 }
 
 /// `base` of an `int` filter and similar arguments.
-pub(super) fn small(value: Option<Value>, default: i128, what: &str) -> Result<u32> {
+pub(super) fn small(value: Option<Value>, default: i128, what: &str) -> TemplateResult<u32> {
     u32::try_from(int(value, default, what)?).map_err(|_| Problem::failed(format!("{what} is out of range")))
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::limits::MAX_NAME_BYTES;
-use super::problem::{Problem, Result};
+use super::problem::{Problem, TemplateResult};
 
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Token {
@@ -40,7 +40,7 @@ fn trim_start(text: &str) -> &str {
 }
 
 /// The tokens of `source` and their lines.
-pub(super) fn tokens(source: &str) -> Result<Vec<(Token, u32)>> {
+pub(super) fn tokens(source: &str) -> TemplateResult<Vec<(Token, u32)>> {
     let mut source = source.replace("\r\n", "\n").replace('\r', "\n");
     if source.ends_with('\n') {
         source.pop();
@@ -78,12 +78,12 @@ impl<'s> Lexer<'s> {
         self.at += bytes;
     }
 
-    fn fail<T>(&self, message: impl Into<String>) -> Result<T> {
+    fn fail<T>(&self, message: impl Into<String>) -> TemplateResult<T> {
         Err(Problem::syntax(message, self.line))
     }
 
     /// Text up to the next tag, and that tag.
-    fn root(&mut self) -> Result<()> {
+    fn root(&mut self) -> TemplateResult<()> {
         let rest = self.rest();
         let mut from = 0;
         let begin = loop {
@@ -162,7 +162,7 @@ impl<'s> Lexer<'s> {
         Some(rest.len() - after.len())
     }
 
-    fn raw(&mut self) -> Result<()> {
+    fn raw(&mut self) -> TemplateResult<()> {
         let rest = self.rest();
         let mut from = 0;
         while let Some(found) = rest[from..].find("{%") {
@@ -182,7 +182,7 @@ impl<'s> Lexer<'s> {
         self.fail("Missing end of raw directive")
     }
 
-    fn comment(&mut self) -> Result<()> {
+    fn comment(&mut self) -> TemplateResult<()> {
         let rest = self.rest();
         let Some(end) = rest.find("#}") else { return self.fail("Missing end of comment tag") };
         let after = &rest[end + 2..];
@@ -196,7 +196,7 @@ impl<'s> Lexer<'s> {
     }
 
     /// The tokens inside a tag, up to its end.
-    fn inside(&mut self, block: bool) -> Result<()> {
+    fn inside(&mut self, block: bool) -> TemplateResult<()> {
         let mut open: Vec<&'static str> = Vec::new();
         loop {
             let rest = self.rest();
@@ -258,7 +258,7 @@ impl<'s> Lexer<'s> {
     }
 
     /// An integer or a float at the beginning of `rest`, and its length.
-    fn number(&self, rest: &str) -> Result<Option<(Token, usize)>> {
+    fn number(&self, rest: &str) -> TemplateResult<Option<(Token, usize)>> {
         let bytes = rest.as_bytes();
         if !bytes[0].is_ascii_digit() {
             return Ok(None);

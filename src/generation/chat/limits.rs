@@ -1,7 +1,7 @@
 //! What a template may cost. A template is a program that comes with a model: each of these bounds ends it with an
 //! error that names the bound.
 
-use super::problem::{Problem, Result};
+use super::problem::{Problem, TemplateResult};
 
 /// Bytes of a template's source.
 pub const MAX_SOURCE_BYTES: usize = 1 << 20;
@@ -32,18 +32,18 @@ pub(super) const STACK_BYTES: usize = 32 << 20;
 
 /// What one rendering has left.
 #[derive(Debug)]
-pub(super) struct Budget {
+pub(super) struct RenderBudget {
     steps: u64,
     memory: u64,
 }
 
-impl Budget {
+impl RenderBudget {
     pub(super) fn new() -> Self {
         Self { steps: MAX_STEPS, memory: MAX_MEMORY_BYTES }
     }
 
     /// Takes `count` steps.
-    pub(super) fn steps(&mut self, count: usize) -> Result<()> {
+    pub(super) fn steps(&mut self, count: usize) -> TemplateResult<()> {
         match self.steps.checked_sub(count as u64) {
             Some(left) => {
                 self.steps = left;
@@ -54,12 +54,12 @@ impl Budget {
     }
 
     /// Takes the steps of reading `bytes` of text.
-    pub(super) fn text(&mut self, bytes: usize) -> Result<()> {
+    pub(super) fn text(&mut self, bytes: usize) -> TemplateResult<()> {
         self.steps(1 + bytes / 256)
     }
 
     /// Takes `bytes` of new memory, before it is allocated.
-    pub(super) fn memory(&mut self, bytes: usize) -> Result<()> {
+    pub(super) fn memory(&mut self, bytes: usize) -> TemplateResult<()> {
         match self.memory.checked_sub(bytes as u64) {
             Some(left) => {
                 self.memory = left;
@@ -73,7 +73,7 @@ impl Budget {
 }
 
 /// A width, precision or indent that a template asks for.
-pub(super) fn width(value: i128, what: &str) -> Result<usize> {
+pub(super) fn width(value: i128, what: &str) -> TemplateResult<usize> {
     let value = usize::try_from(value.max(0)).unwrap_or(usize::MAX);
     if value > MAX_WIDTH {
         return Err(Problem::limit(format!("it asks for a {what} of more than {MAX_WIDTH}")));

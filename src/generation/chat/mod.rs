@@ -39,8 +39,8 @@ mod value;
 use std::sync::Arc;
 
 use ast::Body;
-use problem::Kind;
 pub use problem::Problem;
+use problem::ProblemKind;
 use value::Dict;
 pub use value::Value;
 
@@ -102,8 +102,8 @@ impl ChatTemplate {
             parsed.map_err(|problem| Error::Unsupported {
                 model: model.into(),
                 reason: match problem.kind {
-                    Kind::Limit => format!("its chat template is refused: {}", located(&problem)),
-                    Kind::Unsupported => format!("its chat template uses {}", located(&problem)),
+                    ProblemKind::Limit => format!("its chat template is refused: {}", located(&problem)),
+                    ProblemKind::Unsupported => format!("its chat template uses {}", located(&problem)),
                     _ => format!("its chat template does not parse: {}", located(&problem)),
                 },
             })
@@ -132,9 +132,9 @@ impl ChatTemplate {
         rendered.map_err(|problem| self.refused(&problem))
     }
 
-    fn variables(&self, conversation: &Conversation) -> problem::Result<Dict> {
+    fn variables(&self, conversation: &Conversation) -> problem::TemplateResult<Dict> {
         let mut dict = Dict::default();
-        let mut budget = limits::Budget::new();
+        let mut budget = limits::RenderBudget::new();
         let mut set = |name: &Arc<str>, value: &Value| {
             dict.insert(Value::Text(name.clone()), value.clone(), &mut budget)
         };
@@ -154,11 +154,11 @@ impl ChatTemplate {
     fn refused(&self, problem: &Problem) -> Error {
         let reason = located(problem);
         match problem.kind {
-            Kind::Limit => Error::Unsupported {
+            ProblemKind::Limit => Error::Unsupported {
                 model: self.model.clone(),
                 reason: format!("its chat template is stopped: {reason}"),
             },
-            Kind::Unsupported => Error::Unsupported {
+            ProblemKind::Unsupported => Error::Unsupported {
                 model: self.model.clone(),
                 reason: format!("its chat template uses {reason}, which is not supported"),
             },

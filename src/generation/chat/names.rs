@@ -7,11 +7,11 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use super::ast::{Body, Expr, ExprKind, Macro, Stmt, StmtKind, Target};
-use super::problem::{Problem, Result};
+use super::ast::{AssignTarget, Body, Expr, ExprKind, Macro, Stmt, StmtKind};
+use super::problem::{Problem, TemplateResult};
 
 /// Fills [`Body::unset`] everywhere, and what macros use of their special arguments.
-pub(super) fn resolve(body: &mut Body) -> Result<()> {
+pub(super) fn resolve(body: &mut Body) -> TemplateResult<()> {
     enter(body, &[], &mut Vec::new())
 }
 
@@ -64,11 +64,11 @@ impl Seen {
         }
     }
 
-    fn target(&mut self, target: &Target, outer: &[Names]) {
+    fn target(&mut self, target: &AssignTarget, outer: &[Names]) {
         match target {
-            Target::Name(name) => self.store(name, outer),
-            Target::Tuple(targets) => targets.iter().for_each(|target| self.target(target, outer)),
-            Target::Namespace(name, _) => self.load(name),
+            AssignTarget::Name(name) => self.store(name, outer),
+            AssignTarget::Tuple(targets) => targets.iter().for_each(|target| self.target(target, outer)),
+            AssignTarget::Namespace(name, _) => self.load(name),
         }
     }
 
@@ -144,7 +144,7 @@ impl Seen {
 }
 
 /// A body with `bound` names (targets of a loop, parameters) inside the bodies of `outer`.
-fn enter(body: &mut Body, bound: &[Arc<str>], outer: &mut Vec<Names>) -> Result<()> {
+fn enter(body: &mut Body, bound: &[Arc<str>], outer: &mut Vec<Names>) -> TemplateResult<()> {
     let mut seen = Seen::default();
     for name in bound {
         seen.load(name);
@@ -167,7 +167,7 @@ fn enter(body: &mut Body, bound: &[Arc<str>], outer: &mut Vec<Names>) -> Result<
 }
 
 /// Enters the bodies inside of `stmts`.
-fn inner(stmts: &mut [Stmt], outer: &mut Vec<Names>) -> Result<()> {
+fn inner(stmts: &mut [Stmt], outer: &mut Vec<Names>) -> TemplateResult<()> {
     for stmt in stmts {
         match &mut stmt.kind {
             StmtKind::If(branches, otherwise) => {
@@ -199,7 +199,7 @@ fn inner(stmts: &mut [Stmt], outer: &mut Vec<Names>) -> Result<()> {
     Ok(())
 }
 
-fn function(node: &mut Macro, outer: &mut Vec<Names>) -> Result<()> {
+fn function(node: &mut Macro, outer: &mut Vec<Names>) -> TemplateResult<()> {
     let mut bound: Vec<Arc<str>> = node.params.iter().map(|(name, _)| name.clone()).collect();
     let mut used = Names::new();
     mentioned(&node.body.stmts, &mut used);
@@ -209,7 +209,7 @@ fn function(node: &mut Macro, outer: &mut Vec<Names>) -> Result<()> {
     enter(&mut node.body, &bound, outer)
 }
 
-fn names(target: &Target) -> Vec<Arc<str>> {
+fn names(target: &AssignTarget) -> Vec<Arc<str>> {
     let mut found = Vec::new();
     target.names(&mut found);
     found.into_iter().map(Arc::from).collect()

@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
-use super::call::{Given, int, text};
+use super::call::{ArgumentValues, int, text};
 use super::lexer::is_space;
-use super::problem::{Problem, Result};
+use super::problem::{Problem, TemplateResult};
 use super::value::Value;
 
 /// The filter `round`.
-pub(super) fn round(value: &Value, given: Given) -> Result<Value> {
+pub(super) fn round(value: &Value, given: ArgumentValues) -> TemplateResult<Value> {
     let [precision, method] = given.bind("round", ["precision", "method"], 0)?;
     let precision = int(precision, 0, "the precision")?;
     let method: Arc<str> = text(method, "common", "the method")?;
@@ -41,7 +41,7 @@ pub(super) fn round(value: &Value, given: Given) -> Result<Value> {
 }
 
 /// Python's `int(text, base)`.
-fn parse_int(text: &str, base: u32) -> Result<Option<i128>> {
+fn parse_int(text: &str, base: u32) -> TemplateResult<Option<i128>> {
     let text = text.trim_matches(is_space);
     let (negative, digits) = match text.strip_prefix(['-', '+']) {
         Some(digits) => (text.starts_with('-'), digits),
@@ -80,7 +80,7 @@ fn parse_int(text: &str, base: u32) -> Result<Option<i128>> {
     Ok(Some(if negative { -value } else { value }))
 }
 
-pub(super) fn to_int(value: &Value, base: u32) -> Result<Option<i128>> {
+pub(super) fn to_int(value: &Value, base: u32) -> TemplateResult<Option<i128>> {
     if let Value::Text(text) = value
         && let Some(number) = parse_int(text, base)?
     {

@@ -3,9 +3,9 @@
 use std::cmp::Ordering;
 
 use super::ast::Binary;
-use super::limits::Budget;
+use super::limits::RenderBudget;
 use super::percent;
-use super::problem::{Problem, Result};
+use super::problem::{Problem, TemplateResult};
 use super::value::{Items, Value, range_length};
 
 fn too_large() -> Box<Problem> {
@@ -21,7 +21,7 @@ fn mismatch(symbol: &str, a: &Value, b: &Value) -> Box<Problem> {
 }
 
 /// `&`, `<`, `>` and quotes as HTML entities.
-pub(super) fn escape(text: &str, budget: &mut Budget) -> Result<String> {
+pub(super) fn escape(text: &str, budget: &mut RenderBudget) -> TemplateResult<String> {
     budget.memory(text.len() * 5)?;
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
@@ -37,7 +37,12 @@ pub(super) fn escape(text: &str, budget: &mut Budget) -> Result<String> {
     Ok(out)
 }
 
-pub(super) fn binary(operator: Binary, a: &Value, b: &Value, budget: &mut Budget) -> Result<Value> {
+pub(super) fn binary(
+    operator: Binary,
+    a: &Value,
+    b: &Value,
+    budget: &mut RenderBudget,
+) -> TemplateResult<Value> {
     a.defined()?;
     b.defined()?;
     if let (Some(x), Some(y)) = (a.as_int(), b.as_int()) {
@@ -52,7 +57,7 @@ pub(super) fn binary(operator: Binary, a: &Value, b: &Value, budget: &mut Budget
             Ok(Value::text([&**x, &**y].concat()))
         }
         (Binary::Add, Value::Markup(_) | Value::Text(_), Value::Markup(_) | Value::Text(_)) => {
-            let safe = |value: &Value, budget: &mut Budget| match value {
+            let safe = |value: &Value, budget: &mut RenderBudget| match value {
                 Value::Text(text) => escape(text, budget),
                 other => super::text::string(other, budget),
             };
@@ -93,13 +98,13 @@ pub(super) fn binary(operator: Binary, a: &Value, b: &Value, budget: &mut Budget
     }
 }
 
-fn joined(x: &Items, y: &Items, budget: &mut Budget) -> Result<Vec<Value>> {
+fn joined(x: &Items, y: &Items, budget: &mut RenderBudget) -> TemplateResult<Vec<Value>> {
     budget.memory((x.items.len() + y.items.len()) * 32)?;
     budget.steps(x.items.len() + y.items.len())?;
     Ok(x.items.iter().chain(&y.items).cloned().collect())
 }
 
-fn repeat(sequence: &Value, count: usize, budget: &mut Budget) -> Result<Value> {
+fn repeat(sequence: &Value, count: usize, budget: &mut RenderBudget) -> TemplateResult<Value> {
     let size = match sequence {
         Value::Text(text) => text.len(),
         Value::List(items) | Value::Tuple(items) => items.items.len() * 32,
@@ -121,7 +126,7 @@ fn repeat(sequence: &Value, count: usize, budget: &mut Budget) -> Result<Value> 
     }
 }
 
-fn ints(operator: Binary, x: i128, y: i128) -> Result<Value> {
+fn ints(operator: Binary, x: i128, y: i128) -> TemplateResult<Value> {
     let zero = || Problem::failed("division by zero");
     let value = match operator {
         Binary::Add => x.checked_add(y),
@@ -153,7 +158,7 @@ fn ints(operator: Binary, x: i128, y: i128) -> Result<Value> {
     value.map(Value::Int).ok_or_else(too_large)
 }
 
-fn floats(operator: Binary, x: f64, y: f64) -> Result<Value> {
+fn floats(operator: Binary, x: f64, y: f64) -> TemplateResult<Value> {
     if y == 0.0 && matches!(operator, Binary::Div | Binary::FloorDiv | Binary::Mod) {
         return Err(Problem::failed("float division by zero"));
     }
@@ -194,9 +199,9 @@ fn floats(operator: Binary, x: f64, y: f64) -> Result<Value> {
 }
 
 /// `a == b`.
-pub(super) fn equal(a: &Value, b: &Value, budget: &mut Budget) -> Result<bool> {
+pub(super) fn equal(a: &Value, b: &Value, budget: &mut RenderBudget) -> TemplateResult<bool> {
     budget.steps(1)?;
-    let items = |x: &[Value], y: &[Value], budget: &mut Budget| -> Result<bool> {
+    let items = |x: &[Value], y: &[Value], budget: &mut RenderBudget| -> TemplateResult<bool> {
         if x.len() != y.len() {
             return Ok(false);
         }
@@ -283,7 +288,12 @@ fn numbers(x: Number, y: Number) -> Option<Ordering> {
 }
 
 /// The order of two values; `None` when it has none (NaN).
-pub(super) fn order(a: &Value, b: &Value, symbol: &str, budget: &mut Budget) -> Result<Option<Ordering>> {
+pub(super) fn order(
+    a: &Value,
+    b: &Value,
+    symbol: &str,
+    budget: &mut RenderBudget,
+) -> TemplateResult<Option<Ordering>> {
     budget.steps(1)?;
     a.defined()?;
     b.defined()?;
@@ -316,7 +326,7 @@ pub(super) fn order(a: &Value, b: &Value, symbol: &str, budget: &mut Budget) -> 
 }
 
 /// `item in container`.
-pub(super) fn contains(container: &Value, item: &Value, budget: &mut Budget) -> Result<bool> {
+pub(super) fn contains(container: &Value, item: &Value, budget: &mut RenderBudget) -> TemplateResult<bool> {
     match container {
         Value::Text(text) | Value::Markup(text) => match item {
             Value::Text(part) | Value::Markup(part) => {

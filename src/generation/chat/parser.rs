@@ -3,14 +3,14 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use super::ast::{Arguments, Body, Expr, ExprKind, For, Macro, Stmt, StmtKind, Target};
+use super::ast::{Arguments, AssignTarget, Body, Expr, ExprKind, For, Macro, Stmt, StmtKind};
 use super::lexer::{Token, tokens};
 use super::limits::{MAX_MACROS, MAX_NAMED, MAX_NESTING, MAX_SOURCE_BYTES};
 use super::names;
-use super::problem::{Problem, Result};
+use super::problem::{Problem, TemplateResult};
 
 /// Parses a whole template.
-pub(super) fn parse(source: &str) -> Result<Body> {
+pub(super) fn parse(source: &str) -> TemplateResult<Body> {
     if source.len() > MAX_SOURCE_BYTES {
         return Err(Problem::limit(format!("its source is longer than {MAX_SOURCE_BYTES} bytes")));
     }
@@ -58,11 +58,11 @@ impl Parser {
         token
     }
 
-    pub(super) fn fail<T>(&self, message: impl Into<String>) -> Result<T> {
+    pub(super) fn fail<T>(&self, message: impl Into<String>) -> TemplateResult<T> {
         Err(Problem::syntax(message, self.line()))
     }
 
-    pub(super) fn unexpected<T>(&self, wanted: &str) -> Result<T> {
+    pub(super) fn unexpected<T>(&self, wanted: &str) -> TemplateResult<T> {
         self.fail(format!("expected {wanted}, got {}", self.peek().describe()))
     }
 
@@ -90,11 +90,11 @@ impl Parser {
         found
     }
 
-    pub(super) fn expect_operator(&mut self, operator: &str) -> Result<()> {
+    pub(super) fn expect_operator(&mut self, operator: &str) -> TemplateResult<()> {
         if self.skip_operator(operator) { Ok(()) } else { self.unexpected(&format!("'{operator}'")) }
     }
 
-    pub(super) fn expect_name(&mut self) -> Result<Arc<str>> {
+    pub(super) fn expect_name(&mut self) -> TemplateResult<Arc<str>> {
         match self.peek() {
             Token::Name(name) => {
                 let name = name.clone();
@@ -106,7 +106,10 @@ impl Parser {
     }
 
     /// Runs `parse` one level deeper.
-    pub(super) fn nested<T>(&mut self, parse: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
+    pub(super) fn nested<T>(
+        &mut self,
+        parse: impl FnOnce(&mut Self) -> TemplateResult<T>,
+    ) -> TemplateResult<T> {
         if self.level >= MAX_NESTING {
             return Err(
                 Problem::limit(format!("it nests more than {MAX_NESTING} levels deep")).on(self.line())
@@ -119,7 +122,7 @@ impl Parser {
     }
 
     /// Statements up to a tag of one of `ends`, which becomes the present token; without `ends`, up to the end.
-    fn stmts(&mut self, ends: &[&str]) -> Result<Vec<Stmt>> {
+    fn stmts(&mut self, ends: &[&str]) -> TemplateResult<Vec<Stmt>> {
         let mut stmts = Vec::new();
         loop {
             let line = self.line();
@@ -152,7 +155,7 @@ impl Parser {
         }
     }
 
-    fn block_end(&mut self) -> Result<()> {
+    fn block_end(&mut self) -> TemplateResult<()> {
         if *self.peek() != Token::BlockEnd {
             return self.unexpected("the end of the statement block");
         }
@@ -161,28 +164,28 @@ impl Parser {
     }
 
     /// The rest of a tag, then statements up to one of `ends`.
-    fn block(&mut self, ends: &[&str]) -> Result<Vec<Stmt>> {
+    fn block(&mut self, ends: &[&str]) -> TemplateResult<Vec<Stmt>> {
         self.skip_operator(":");
         self.block_end()?;
         self.stmts(ends)
     }
 
     /// [`Self::block`] with names of its own, its one end tag taken.
-    fn body(&mut self, end: &str) -> Result<Body> {
+    fn body(&mut self, end: &str) -> TemplateResult<Body> {
         let stmts = self.block(&[end])?;
         self.next();
         Ok(Body { stmts, unset: Vec::new() })
     }
 
     /// [`Self::body`] in a function of its own: no loop around it can be left from inside.
-    fn function(&mut self, end: &str) -> Result<Body> {
+    fn function(&mut self, end: &str) -> TemplateResult<Body> {
         let loops = std::mem::take(&mut self.loops);
         let body = self.body(end);
         self.loops = loops;
         body
     }
 
-    fn stmt(&mut self, line: u32, stmts: &mut Vec<Stmt>) -> Result<()> {
+    fn stmt(&mut self, line: u32, stmts: &mut Vec<Stmt>) -> TemplateResult<()> {
         let Token::Name(name) = self.peek() else { return self.unexpected("the name of a tag") };
         let name = name.clone();
         self.next();
@@ -243,7 +246,7 @@ impl Parser {
         Ok(())
     }
 
-    fn set(&mut self) -> Result<StmtKind> {
+    fn set(&mut self) -> TemplateResult<StmtKind> {
         let target = self.target(true, &[])?;
         if self.skip_operator("=") {
             return Ok(StmtKind::Set(target, self.tuple(true, false, &[])?));
@@ -252,7 +255,7 @@ impl Parser {
         Ok(StmtKind::SetBlock(target, filter, self.body("endset")?))
     }
 
-    fn conditions(&mut self) -> Result<StmtKind> {
+    fn conditions(&mut self) -> TemplateResult<StmtKind> {
         let mut branches = Vec::new();
         loop {
             let test = self.tuple(false, false, &[])?;
@@ -270,7 +273,7 @@ impl Parser {
         }
     }
 
-    fn for_loop(&mut self) -> Result<StmtKind> {
+    fn for_loop(&mut self) -> TemplateResult<StmtKind> {
         let target = self.target(false, &["in"])?;
         if !self.skip_name("in") {
             return self.unexpected("'in'");
@@ -289,7 +292,7 @@ impl Parser {
         Ok(StmtKind::For(Box::new(For { target, iter, test, recursive, body, otherwise })))
     }
 
-    fn with(&mut self) -> Result<StmtKind> {
+    fn with(&mut self) -> TemplateResult<StmtKind> {
         let mut bindings = Vec::new();
         while !matches!(self.peek(), Token::BlockEnd | Token::End) {
             if !bindings.is_empty() {
@@ -302,7 +305,7 @@ impl Parser {
         Ok(StmtKind::With(bindings, self.body("endwith")?))
     }
 
-    fn named_block(&mut self) -> Result<StmtKind> {
+    fn named_block(&mut self) -> TemplateResult<StmtKind> {
         let name = self.expect_name()?;
         if !self.blocks.insert(name.clone()) {
             return self.fail(format!("block '{name}' defined twice"));
@@ -317,7 +320,12 @@ impl Parser {
     }
 
     /// The parameters of a macro or call block, the called expression of the latter, and the body.
-    fn signature(&mut self, name: Arc<str>, end: &str, call: Option<()>) -> Result<(Macro, Option<Expr>)> {
+    fn signature(
+        &mut self,
+        name: Arc<str>,
+        end: &str,
+        call: Option<()>,
+    ) -> TemplateResult<(Macro, Option<Expr>)> {
         let mut params: Vec<(Arc<str>, Option<Expr>)> = Vec::new();
         if call.is_none() || self.is_operator("(") {
             self.expect_operator("(")?;
@@ -359,7 +367,7 @@ impl Parser {
         Ok((node, called))
     }
 
-    fn few(&self, named: usize) -> Result<()> {
+    fn few(&self, named: usize) -> TemplateResult<()> {
         if named > MAX_NAMED {
             let reason = format!("it names more than {MAX_NAMED} arguments of one call");
             return Err(Problem::limit(reason).on(self.line()));
@@ -368,7 +376,7 @@ impl Parser {
     }
 
     /// A name that may be given a value.
-    fn assignable(&mut self) -> Result<Arc<str>> {
+    fn assignable(&mut self) -> TemplateResult<Arc<str>> {
         let line = self.line();
         let name = self.expect_name()?;
         if matches!(&*name, "true" | "false" | "none" | "True" | "False" | "None") {
@@ -378,7 +386,7 @@ impl Parser {
     }
 
     /// What is assigned to: names, tuples of them and, with `namespace`, `namespace.attribute`.
-    fn target(&mut self, namespace: bool, ends: &[&str]) -> Result<Target> {
+    fn target(&mut self, namespace: bool, ends: &[&str]) -> TemplateResult<AssignTarget> {
         let mut targets = Vec::new();
         let mut tuple = false;
         loop {
@@ -398,13 +406,13 @@ impl Parser {
             Some(one) if !tuple => Ok(one),
             Some(last) => {
                 targets.push(last);
-                Ok(Target::Tuple(targets))
+                Ok(AssignTarget::Tuple(targets))
             }
             None => self.unexpected("a name to assign to"),
         }
     }
 
-    fn one_target(&mut self, namespace: bool) -> Result<Target> {
+    fn one_target(&mut self, namespace: bool) -> TemplateResult<AssignTarget> {
         if self.skip_operator("(") {
             let target = self.target(false, &[])?;
             self.expect_operator(")")?;
@@ -415,9 +423,9 @@ impl Parser {
         }
         let name = self.assignable()?;
         if namespace && self.skip_operator(".") {
-            return Ok(Target::Namespace(name, self.expect_name()?));
+            return Ok(AssignTarget::Namespace(name, self.expect_name()?));
         }
-        Ok(Target::Name(name))
+        Ok(AssignTarget::Name(name))
     }
 
     pub(super) fn is_tuple_end(&self, ends: &[&str]) -> bool {
@@ -427,7 +435,7 @@ impl Parser {
     }
 
     /// The arguments between parentheses.
-    pub(super) fn arguments(&mut self) -> Result<Arguments> {
+    pub(super) fn arguments(&mut self) -> TemplateResult<Arguments> {
         let mut arguments = Arguments::default();
         self.expect_operator("(")?;
         let mut first = true;

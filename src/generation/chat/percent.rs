@@ -1,13 +1,13 @@
 //! `"%s" % values` and `"{}".format(values)`: Python's ways to write values into a text.
 
-use super::limits::{Budget, width};
-use super::problem::{Problem, Result};
+use super::limits::{RenderBudget, width};
+use super::problem::{Problem, TemplateResult};
 use super::text::{repr, string};
 use super::value::Value;
 
 /// How a value is written.
 #[derive(Debug, Clone, Default)]
-struct Spec {
+struct FormatSpec {
     fill: Option<char>,
     align: Option<char>,
     sign: Option<char>,
@@ -19,9 +19,15 @@ struct Spec {
     kind: Option<char>,
 }
 
-impl Spec {
+impl FormatSpec {
     /// `prefix` (sign and base) and `body`, filled up to the width.
-    fn pad(&self, prefix: &str, body: &str, align: char, budget: &mut Budget) -> Result<String> {
+    fn pad(
+        &self,
+        prefix: &str,
+        body: &str,
+        align: char,
+        budget: &mut RenderBudget,
+    ) -> TemplateResult<String> {
         let length = prefix.chars().count() + body.chars().count();
         let missing = self.width.saturating_sub(length);
         let fill = self.fill.unwrap_or(' ');
@@ -44,7 +50,7 @@ impl Spec {
         }
     }
 
-    fn float(&self, value: f64, kind: char, budget: &mut Budget) -> Result<(String, String)> {
+    fn float(&self, value: f64, kind: char, budget: &mut RenderBudget) -> TemplateResult<(String, String)> {
         let precision = self.precision.unwrap_or(6);
         budget.memory(400 + precision)?;
         // What exact digits cost to compute.
@@ -128,7 +134,7 @@ fn general(value: f64, precision: usize, alternate: bool) -> String {
 }
 
 /// `format % values`.
-pub(super) fn format(format: &str, values: &Value, budget: &mut Budget) -> Result<String> {
+pub(super) fn format(format: &str, values: &Value, budget: &mut RenderBudget) -> TemplateResult<String> {
     let single = [values.clone()];
     let (arguments, mut mapped) = match values {
         Value::Tuple(items) => (&items.items[..], false),
@@ -155,7 +161,7 @@ pub(super) fn format(format: &str, values: &Value, budget: &mut Budget) -> Resul
             mapped = true;
             rest = &after[end + 1..];
         }
-        let mut spec = Spec::default();
+        let mut spec = FormatSpec::default();
         let mut left = false;
         while let Some(flag) = rest.chars().next().filter(|c| "#0- +".contains(*c)) {
             match flag {
@@ -168,7 +174,7 @@ pub(super) fn format(format: &str, values: &Value, budget: &mut Budget) -> Resul
             rest = &rest[1..];
         }
         let few = || Problem::failed("not enough arguments for format string");
-        let mut number = |rest: &mut &str| -> Result<Option<i128>> {
+        let mut number = |rest: &mut &str| -> TemplateResult<Option<i128>> {
             if let Some(after) = rest.strip_prefix('*') {
                 *rest = after;
                 let value = arguments.next().ok_or_else(few)?;
@@ -252,10 +258,14 @@ pub(super) fn format(format: &str, values: &Value, budget: &mut Budget) -> Resul
 }
 
 /// One field of `str.format`: finds its value.
-pub(super) type Lookup<'l> = dyn FnMut(&str, &mut Budget) -> Result<Value> + 'l;
+pub(super) type Lookup<'l> = dyn FnMut(&str, &mut RenderBudget) -> TemplateResult<Value> + 'l;
 
 /// `format.format(…)`; `field` gives the value of a replacement field, such as `0`, `name` or `name.a[0]`.
-pub(super) fn braces(format: &str, field: &mut Lookup<'_>, budget: &mut Budget) -> Result<String> {
+pub(super) fn braces(
+    format: &str,
+    field: &mut Lookup<'_>,
+    budget: &mut RenderBudget,
+) -> TemplateResult<String> {
     budget.memory(format.len())?;
     let mut out = String::new();
     let mut rest = format;
@@ -312,13 +322,13 @@ pub(super) fn braces(format: &str, field: &mut Lookup<'_>, budget: &mut Budget) 
 }
 
 /// `format(value, spec)`.
-fn formatted(value: &Value, source: &str, budget: &mut Budget) -> Result<String> {
+fn formatted(value: &Value, source: &str, budget: &mut RenderBudget) -> TemplateResult<String> {
     if source.is_empty() {
         return string(value, budget);
     }
     let invalid =
         || Problem::failed(format!("Invalid format specifier '{source}' for {}", value.type_name()));
-    let mut spec = Spec::default();
+    let mut spec = FormatSpec::default();
     let mut characters: Vec<char> = source.chars().collect();
     characters.reverse();
     let is_align = |c: &char| "<>=^".contains(*c);

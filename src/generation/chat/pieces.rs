@@ -4,8 +4,8 @@ use std::collections::HashSet;
 
 use super::call::text;
 use super::lexer::is_space;
-use super::limits::Budget;
-use super::problem::{Problem, Result};
+use super::limits::RenderBudget;
+use super::problem::{Problem, TemplateResult};
 use super::value::Value;
 
 /// `strip` by whitespace or a set of characters.
@@ -14,8 +14,8 @@ pub(super) fn strip<'s>(
     set: Option<Value>,
     left: bool,
     right: bool,
-    budget: &mut Budget,
-) -> Result<&'s str> {
+    budget: &mut RenderBudget,
+) -> TemplateResult<&'s str> {
     let set: Option<HashSet<char>> = match set {
         None | Some(Value::None) => None,
         other => {
@@ -37,7 +37,13 @@ pub(super) fn strip<'s>(
     Ok(rest)
 }
 
-pub(super) fn replace(s: &str, old: &str, new: &str, count: i128, budget: &mut Budget) -> Result<String> {
+pub(super) fn replace(
+    s: &str,
+    old: &str,
+    new: &str,
+    count: i128,
+    budget: &mut RenderBudget,
+) -> TemplateResult<String> {
     let limit = usize::try_from(count).unwrap_or(usize::MAX);
     let found = if old.is_empty() { s.chars().count() + 1 } else { s.matches(old).count() };
     budget.memory(s.len().saturating_add(found.min(limit).saturating_mul(new.len())))?;
@@ -49,7 +55,7 @@ pub(super) fn split<'s>(
     separator: Option<&str>,
     limit: usize,
     right: bool,
-) -> Result<Vec<&'s str>> {
+) -> TemplateResult<Vec<&'s str>> {
     let more = limit.saturating_add(1);
     match separator {
         Some("") => Err(Problem::failed("empty separator")),

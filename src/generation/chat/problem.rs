@@ -1,11 +1,11 @@
 //! Why a template cannot be compiled or rendered.
 
 /// The result of everything that a template does.
-pub(super) type Result<T, E = Box<Problem>> = std::result::Result<T, E>;
+pub(super) type TemplateResult<T, E = Box<Problem>> = std::result::Result<T, E>;
 
 /// The kind of a [`Problem`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub enum ProblemKind {
     /// The source is not a Jinja template.
     Syntax,
     /// The template called `raise_exception`.
@@ -22,7 +22,7 @@ pub enum Kind {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
     /// What kind.
-    pub kind: Kind,
+    pub kind: ProblemKind,
     /// What is wrong.
     pub message: String,
     /// The line of the template, from 1.
@@ -30,30 +30,30 @@ pub struct Problem {
 }
 
 impl Problem {
-    fn boxed(kind: Kind, message: impl Into<String>) -> Box<Self> {
+    fn boxed(kind: ProblemKind, message: impl Into<String>) -> Box<Self> {
         Box::new(Self { kind, message: message.into(), line: None })
     }
 
     pub(super) fn syntax(message: impl Into<String>, line: u32) -> Box<Self> {
-        let mut problem = Self::boxed(Kind::Syntax, message);
+        let mut problem = Self::boxed(ProblemKind::Syntax, message);
         problem.line = Some(line);
         problem
     }
 
     pub(super) fn raised(message: impl Into<String>) -> Box<Self> {
-        Self::boxed(Kind::Raised, message)
+        Self::boxed(ProblemKind::Raised, message)
     }
 
     pub(super) fn failed(message: impl Into<String>) -> Box<Self> {
-        Self::boxed(Kind::Failed, message)
+        Self::boxed(ProblemKind::Failed, message)
     }
 
     pub(super) fn unsupported(message: impl Into<String>) -> Box<Self> {
-        Self::boxed(Kind::Unsupported, message)
+        Self::boxed(ProblemKind::Unsupported, message)
     }
 
     pub(super) fn limit(message: impl Into<String>) -> Box<Self> {
-        Self::boxed(Kind::Limit, message)
+        Self::boxed(ProblemKind::Limit, message)
     }
 
     /// The same problem on `line`, unless it already has one.

@@ -3,11 +3,11 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::ast::{Body, Expr, For, Macro, Stmt, StmtKind, Target};
-use super::call::Given;
-use super::limits::{Budget, MAX_CALL_LEVELS, MAX_OUTPUT_BYTES};
+use super::ast::{AssignTarget, Body, Expr, For, Macro, Stmt, StmtKind};
+use super::call::ArgumentValues;
+use super::limits::{MAX_CALL_LEVELS, MAX_OUTPUT_BYTES, RenderBudget};
 use super::operators;
-use super::problem::{Problem, Result};
+use super::problem::{Problem, TemplateResult};
 use super::text::string;
 use super::value::{Dict, Value};
 
@@ -48,7 +48,7 @@ pub(super) enum Object<'t> {
 /// One rendering.
 pub(super) struct Renderer<'t> {
     variables: &'t Dict,
-    pub(super) budget: Budget,
+    pub(super) budget: RenderBudget,
     scopes: Vec<Scope<'t>>,
     scope: usize,
     /// Macros made so far: their scopes outlive the statement.
@@ -60,10 +60,10 @@ pub(super) struct Renderer<'t> {
 }
 
 /// Renders `body` with `variables`.
-pub(super) fn render(body: &Body, variables: &Dict) -> Result<String> {
+pub(super) fn render(body: &Body, variables: &Dict) -> TemplateResult<String> {
     let mut renderer = Renderer {
         variables,
-        budget: Budget::new(),
+        budget: RenderBudget::new(),
         scopes: Vec::new(),
         scope: 0,
         closures: 0,
@@ -80,7 +80,10 @@ pub(super) fn render(body: &Body, variables: &Dict) -> Result<String> {
 
 impl<'t> Renderer<'t> {
     /// Runs `run` one level deeper.
-    pub(super) fn deeper<T>(&mut self, run: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
+    pub(super) fn deeper<T>(
+        &mut self,
+        run: impl FnOnce(&mut Self) -> TemplateResult<T>,
+    ) -> TemplateResult<T> {
         if self.level >= MAX_CALL_LEVELS {
             return Err(Problem::limit(format!("it calls itself more than {MAX_CALL_LEVELS} levels deep")));
         }
@@ -90,7 +93,7 @@ impl<'t> Renderer<'t> {
         done
     }
 
-    pub(super) fn object(&mut self, object: Object<'t>) -> Result<Value> {
+    pub(super) fn object(&mut self, object: Object<'t>) -> TemplateResult<Value> {
         self.budget.memory(256)?;
         self.objects.push(object);
         Ok(Value::Object(self.objects.len() - 1))
@@ -107,8 +110,8 @@ impl<'t> Renderer<'t> {
         &mut self,
         outer: usize,
         body: &'t Body,
-        run: impl FnOnce(&mut Self) -> Result<T>,
-    ) -> Result<T> {
+        run: impl FnOnce(&mut Self) -> TemplateResult<T>,
+    ) -> TemplateResult<T> {
         self.budget.memory(64 + body.unset.len() * 64)?;
         let (before, closures, length) = (self.scope, self.closures, self.scopes.len());
         self.push(Some(outer), body);
@@ -121,7 +124,7 @@ impl<'t> Renderer<'t> {
     }
 
     /// The value of a name; `None` when it has none.
-    pub(super) fn lookup(&mut self, name: &str) -> Result<Option<Value>> {
+    pub(super) fn lookup(&mut self, name: &str) -> TemplateResult<Option<Value>> {
         let mut scope = Some(self.scope);
         while let Some(at) = scope {
             self.budget.steps(1)?;
@@ -133,16 +136,16 @@ impl<'t> Renderer<'t> {
         Ok(self.variables.get_text(name).cloned())
     }
 
-    fn bind(&mut self, name: &'t str, value: Value) -> Result<()> {
+    fn bind(&mut self, name: &'t str, value: Value) -> TemplateResult<()> {
         self.budget.memory(64)?;
         self.scopes[self.scope].names.insert(name, Some(value));
         Ok(())
     }
 
-    fn assign(&mut self, target: &'t Target, value: Value) -> Result<()> {
+    fn assign(&mut self, target: &'t AssignTarget, value: Value) -> TemplateResult<()> {
         match target {
-            Target::Name(name) => self.bind(name, value),
-            Target::Tuple(targets) => {
+            AssignTarget::Name(name) => self.bind(name, value),
+            AssignTarget::Tuple(targets) => {
                 let values = value.elements(&mut self.budget)?;
                 if values.len() != targets.len() {
                     let problem = if values.len() > targets.len() { "too many" } else { "not enough" };
@@ -153,7 +156,7 @@ impl<'t> Renderer<'t> {
                 }
                 targets.iter().zip(values).try_for_each(|(target, value)| self.assign(target, value))
             }
-            Target::Namespace(name, attribute) => {
+            AssignTarget::Namespace(name, attribute) => {
                 let object = self.lookup(name)?;
                 self.budget.memory(64)?;
                 match object {
@@ -169,7 +172,7 @@ impl<'t> Renderer<'t> {
         }
     }
 
-    fn write(&mut self, text: &str) -> Result<()> {
+    fn write(&mut self, text: &str) -> TemplateResult<()> {
         self.budget.memory(text.len())?;
         if self.out.len() + text.len() > MAX_OUTPUT_BYTES {
             return Err(Problem::limit(format!("it writes more than {} MiB", MAX_OUTPUT_BYTES >> 20)));
@@ -179,7 +182,7 @@ impl<'t> Renderer<'t> {
     }
 
     /// The output of `run`.
-    fn captured(&mut self, run: impl FnOnce(&mut Self) -> Result<()>) -> Result<String> {
+    fn captured(&mut self, run: impl FnOnce(&mut Self) -> TemplateResult<()>) -> TemplateResult<String> {
         let outside = std::mem::take(&mut self.out);
         let done = run(self);
         let text = std::mem::replace(&mut self.out, outside);
@@ -187,14 +190,14 @@ impl<'t> Renderer<'t> {
     }
 
     /// The output of a body in a scope inside the current one.
-    fn body_text(&mut self, body: &'t Body) -> Result<String> {
+    fn body_text(&mut self, body: &'t Body) -> TemplateResult<String> {
         let outer = self.scope;
         self.captured(|renderer| {
             renderer.scoped(outer, body, |renderer| renderer.stmts(&body.stmts).map(|_| ()))
         })
     }
 
-    fn find_blocks(&mut self, stmts: &'t [Stmt]) -> Result<()> {
+    fn find_blocks(&mut self, stmts: &'t [Stmt]) -> TemplateResult<()> {
         for stmt in stmts {
             if let StmtKind::Block { name, body, .. } = &stmt.kind {
                 let Value::Object(at) = self.object(Object::Block { body })? else { continue };
@@ -209,7 +212,7 @@ impl<'t> Renderer<'t> {
         self.blocks.get(name).map(|at| Value::Object(*at))
     }
 
-    fn stmts(&mut self, stmts: &'t [Stmt]) -> Result<Flow> {
+    fn stmts(&mut self, stmts: &'t [Stmt]) -> TemplateResult<Flow> {
         for stmt in stmts {
             self.budget.steps(1)?;
             let flow = self.stmt(stmt).map_err(|problem| problem.on(stmt.line))?;
@@ -220,7 +223,7 @@ impl<'t> Renderer<'t> {
         Ok(Flow::On)
     }
 
-    fn stmt(&mut self, stmt: &'t Stmt) -> Result<Flow> {
+    fn stmt(&mut self, stmt: &'t Stmt) -> TemplateResult<Flow> {
         match &stmt.kind {
             StmtKind::Text(text) => self.write(text)?,
             StmtKind::Print(value) => {
@@ -308,7 +311,7 @@ impl<'t> Renderer<'t> {
     }
 
     /// `str(value)`.
-    pub(super) fn string(&mut self, value: &Value) -> Result<String> {
+    pub(super) fn string(&mut self, value: &Value) -> TemplateResult<String> {
         if let Value::Object(at) = value
             && let Object::Joiner { .. } | Object::Loop { .. } | Object::Namespace(_) = &self.objects[*at]
         {
@@ -323,11 +326,11 @@ impl<'t> Renderer<'t> {
     }
 
     /// A filter without a subject of its own, on `text`.
-    fn filtered(&mut self, filter: &'t Expr, text: Value) -> Result<Value> {
+    fn filtered(&mut self, filter: &'t Expr, text: Value) -> TemplateResult<Value> {
         self.deeper(|renderer| renderer.filter_expr(filter, Some(text)))
     }
 
-    fn run_loop(&mut self, node: &'t For, items: &Value, outer: usize, depth: usize) -> Result<()> {
+    fn run_loop(&mut self, node: &'t For, items: &Value, outer: usize, depth: usize) -> TemplateResult<()> {
         let mut items = items.elements(&mut self.budget)?;
         if let Some(test) = &node.test {
             let mut kept = Vec::new();
@@ -374,7 +377,7 @@ impl<'t> Renderer<'t> {
     }
 
     /// `loop(items)`, `caller()`, `self.block()` and calls of macros.
-    pub(super) fn call_object(&mut self, at: usize, given: Given) -> Result<Value> {
+    pub(super) fn call_object(&mut self, at: usize, given: ArgumentValues) -> TemplateResult<Value> {
         match &mut self.objects[at] {
             Object::Macro { node, scope } => {
                 let (node, scope) = (*node, *scope);
@@ -409,9 +412,9 @@ impl<'t> Renderer<'t> {
         }
     }
 
-    fn call_macro(&mut self, node: &'t Macro, scope: usize, given: Given) -> Result<Value> {
+    fn call_macro(&mut self, node: &'t Macro, scope: usize, given: ArgumentValues) -> TemplateResult<Value> {
         let name = &node.name;
-        let Given { positional, mut named } = given;
+        let ArgumentValues { positional, mut named } = given;
         let mut positional = positional.into_iter();
         let mut bound: Vec<(&'t Arc<str>, Option<Value>, Option<&'t Expr>)> = Vec::new();
         for (param, default) in &node.params {
@@ -471,7 +474,7 @@ impl<'t> Renderer<'t> {
         Ok(Value::text(text))
     }
 
-    pub(super) fn equal(&mut self, a: &Value, b: &Value) -> Result<bool> {
+    pub(super) fn equal(&mut self, a: &Value, b: &Value) -> TemplateResult<bool> {
         operators::equal(a, b, &mut self.budget)
     }
 }

@@ -3,7 +3,7 @@
 use std::cmp::Ordering;
 
 use super::operators;
-use super::problem::{Problem, Result};
+use super::problem::{Problem, TemplateResult};
 use super::render::Renderer;
 use super::value::Value;
 
@@ -13,7 +13,7 @@ pub(super) fn path(
     mut item: Value,
     attribute: Option<&Value>,
     default: Option<&Value>,
-) -> Result<Value> {
+) -> TemplateResult<Value> {
     let parts = match attribute {
         None | Some(Value::None) => return Ok(item),
         Some(Value::Text(attribute)) => attribute
@@ -42,13 +42,13 @@ pub(super) fn key_of(
     attribute: Option<&Value>,
     default: Option<&Value>,
     case: bool,
-) -> Result<Value> {
+) -> TemplateResult<Value> {
     let value = path(r, item.clone(), attribute, default)?;
     folded(r, value, case)
 }
 
 /// `value`, in lower case if it is a text, unless `case` matters.
-pub(super) fn folded(r: &mut Renderer<'_>, value: Value, case: bool) -> Result<Value> {
+pub(super) fn folded(r: &mut Renderer<'_>, value: Value, case: bool) -> TemplateResult<Value> {
     match &value {
         Value::Text(text) if !case => {
             r.budget.memory(text.len())?;
@@ -63,7 +63,7 @@ pub(super) fn sorted(
     r: &mut Renderer<'_>,
     mut keyed: Vec<(Value, Value)>,
     reverse: bool,
-) -> Result<Vec<(Value, Value)>> {
+) -> TemplateResult<Vec<(Value, Value)>> {
     let mut failed = None;
     keyed.sort_by(|a, b| {
         if failed.is_some() {

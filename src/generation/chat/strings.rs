@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use unicode_properties::{GeneralCategory, GeneralCategoryGroup, UnicodeGeneralCategory};
 
-use super::call::{Given, int, text};
+use super::call::{ArgumentValues, int, text};
 use super::lexer::is_space;
-use super::limits::{Budget, width};
+use super::limits::{RenderBudget, width};
 use super::pieces::{is_line_end, lines, replace, split, strip, words};
-use super::problem::{Problem, Result};
+use super::problem::{Problem, TemplateResult};
 use super::text::is_printable;
 use super::value::Value;
 
@@ -66,12 +66,12 @@ pub(super) const REFUSED: [&str; 3] = ["encode", "maketrans", "translate"];
 pub(super) fn call(
     subject: &Arc<str>,
     name: &'static str,
-    given: Given,
-    budget: &mut Budget,
-) -> Result<Value> {
+    given: ArgumentValues,
+    budget: &mut RenderBudget,
+) -> TemplateResult<Value> {
     budget.memory(subject.len())?;
     let s: &str = subject;
-    let all = |test: &dyn Fn(char) -> Result<bool>| -> Result<Value> {
+    let all = |test: &dyn Fn(char) -> TemplateResult<bool>| -> TemplateResult<Value> {
         for c in s.chars() {
             if !test(c)? {
                 return Ok(Value::Bool(false));
@@ -333,7 +333,7 @@ fn is_lower(c: char) -> bool {
 }
 
 /// The title case of a character.
-fn title_case(c: char) -> Result<String> {
+fn title_case(c: char) -> TemplateResult<String> {
     Ok(match c {
         'Ǆ' | 'ǅ' | 'ǆ' => "ǅ".into(),
         'Ǉ' | 'ǈ' | 'ǉ' => "ǈ".into(),
@@ -346,7 +346,7 @@ fn title_case(c: char) -> Result<String> {
     })
 }
 
-pub(super) fn capitalize(s: &str) -> Result<String> {
+pub(super) fn capitalize(s: &str) -> TemplateResult<String> {
     let mut characters = s.chars();
     let Some(first) = characters.next() else { return Ok(String::new()) };
     // Together, so that a final sigma sees what stands before it.
@@ -355,7 +355,7 @@ pub(super) fn capitalize(s: &str) -> Result<String> {
     Ok(title_case(first)? + lower.get(skipped..).unwrap_or_default())
 }
 
-fn title(s: &str) -> Result<String> {
+fn title(s: &str) -> TemplateResult<String> {
     let lower = s.to_lowercase();
     let mut out = String::new();
     let mut cased = false;
@@ -374,8 +374,8 @@ fn title(s: &str) -> Result<String> {
 }
 
 /// `s[start:end]` and how many characters stand before it; `None` when `start` lies behind the end.
-fn window(s: &str, start: Option<Value>, end: Option<Value>) -> Result<Option<(usize, &str)>> {
-    let bound = |value: Option<Value>| -> Result<Option<i128>> {
+fn window(s: &str, start: Option<Value>, end: Option<Value>) -> TemplateResult<Option<(usize, &str)>> {
+    let bound = |value: Option<Value>| -> TemplateResult<Option<i128>> {
         match value {
             None | Some(Value::None) => Ok(None),
             other => int(other, 0, "a slice index").map(Some),

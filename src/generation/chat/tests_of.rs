@@ -4,16 +4,22 @@ use std::cmp::Ordering;
 
 use super::ast::Binary;
 use super::builtins::{FILTERS, REFUSED_FILTERS, TESTS};
-use super::call::Given;
-use super::problem::{Problem, Result};
+use super::call::ArgumentValues;
+use super::problem::{Problem, TemplateResult};
 use super::render::{Object, Renderer};
 use super::value::Value;
 use super::{operators, strings};
 
 /// `value is name(given)`.
-pub(super) fn test(r: &mut Renderer<'_>, name: &str, value: &Value, given: Given) -> Result<bool> {
+pub(super) fn test(
+    r: &mut Renderer<'_>,
+    name: &str,
+    value: &Value,
+    given: ArgumentValues,
+) -> TemplateResult<bool> {
     r.budget.steps(1)?;
-    let one = |given: Given| given.bind(name, ["other"], 1).map(|[other]| other.unwrap_or(Value::None));
+    let one =
+        |given: ArgumentValues| given.bind(name, ["other"], 1).map(|[other]| other.unwrap_or(Value::None));
     match name {
         "eq" | "==" | "equalto" => {
             let other = one(given)?;
@@ -120,7 +126,7 @@ pub(super) fn test(r: &mut Renderer<'_>, name: &str, value: &Value, given: Given
         "lower" | "upper" => {
             let text = r.string(value)?.into();
             let method = if name == "lower" { "islower" } else { "isupper" };
-            strings::call(&text, method, Given::default(), &mut r.budget)?.truth()
+            strings::call(&text, method, ArgumentValues::default(), &mut r.budget)?.truth()
         }
         other => return Err(Problem::failed(format!("No test named '{other}'."))),
     })

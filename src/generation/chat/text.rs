@@ -2,12 +2,12 @@
 
 use unicode_properties::{GeneralCategory, UnicodeGeneralCategory};
 
-use super::limits::Budget;
-use super::problem::{Problem, Result};
+use super::limits::RenderBudget;
+use super::problem::{Problem, TemplateResult};
 use super::value::Value;
 
 /// `str(value)`.
-pub(super) fn string(value: &Value, budget: &mut Budget) -> Result<String> {
+pub(super) fn string(value: &Value, budget: &mut RenderBudget) -> TemplateResult<String> {
     let mut out = String::new();
     match value {
         Value::Text(text) | Value::Markup(text) => {
@@ -21,13 +21,13 @@ pub(super) fn string(value: &Value, budget: &mut Budget) -> Result<String> {
 }
 
 /// `repr(value)`.
-pub(super) fn repr(value: &Value, budget: &mut Budget) -> Result<String> {
+pub(super) fn repr(value: &Value, budget: &mut RenderBudget) -> TemplateResult<String> {
     let mut out = String::new();
     repr_into(value, &mut out, budget)?;
     Ok(out)
 }
 
-fn repr_into(value: &Value, out: &mut String, budget: &mut Budget) -> Result<()> {
+fn repr_into(value: &Value, out: &mut String, budget: &mut RenderBudget) -> TemplateResult<()> {
     budget.memory(8)?;
     match value {
         Value::Undefined(_) => out.push_str("Undefined"),
@@ -82,7 +82,7 @@ fn repr_into(value: &Value, out: &mut String, budget: &mut Budget) -> Result<()>
     Ok(())
 }
 
-fn sequence(items: &[Value], out: &mut String, budget: &mut Budget) -> Result<()> {
+fn sequence(items: &[Value], out: &mut String, budget: &mut RenderBudget) -> TemplateResult<()> {
     for (at, item) in items.iter().enumerate() {
         if at > 0 {
             out.push_str(", ");
@@ -112,7 +112,7 @@ pub(super) fn is_printable(c: char) -> bool {
     }
 }
 
-fn quoted(text: &str, out: &mut String, budget: &mut Budget) -> Result<()> {
+fn quoted(text: &str, out: &mut String, budget: &mut RenderBudget) -> TemplateResult<()> {
     budget.memory(text.len())?;
     let quote = if text.contains('\'') && !text.contains('"') { '"' } else { '\'' };
     out.push(quote);
@@ -172,8 +172,8 @@ impl Json {
         value: &Value,
         level: usize,
         out: &mut String,
-        budget: &mut Budget,
-    ) -> Result<()> {
+        budget: &mut RenderBudget,
+    ) -> TemplateResult<()> {
         budget.memory(8)?;
         match value {
             Value::None => out.push_str("null"),
@@ -234,7 +234,13 @@ impl Json {
         Ok(())
     }
 
-    fn separate(&self, at: usize, level: usize, out: &mut String, budget: &mut Budget) -> Result<()> {
+    fn separate(
+        &self,
+        at: usize,
+        level: usize,
+        out: &mut String,
+        budget: &mut RenderBudget,
+    ) -> TemplateResult<()> {
         if at > 0 {
             budget.memory(self.item.len())?;
             out.push_str(&self.item);
@@ -242,11 +248,17 @@ impl Json {
         self.line(level, out, budget)
     }
 
-    fn close(&self, empty: bool, level: usize, out: &mut String, budget: &mut Budget) -> Result<()> {
+    fn close(
+        &self,
+        empty: bool,
+        level: usize,
+        out: &mut String,
+        budget: &mut RenderBudget,
+    ) -> TemplateResult<()> {
         if empty { Ok(()) } else { self.line(level, out, budget) }
     }
 
-    fn line(&self, level: usize, out: &mut String, budget: &mut Budget) -> Result<()> {
+    fn line(&self, level: usize, out: &mut String, budget: &mut RenderBudget) -> TemplateResult<()> {
         if let Some(indent) = &self.indent {
             budget.memory(1 + indent.len() * level)?;
             out.push('\n');
@@ -257,7 +269,7 @@ impl Json {
         Ok(())
     }
 
-    fn quoted(&self, text: &str, out: &mut String, budget: &mut Budget) -> Result<()> {
+    fn quoted(&self, text: &str, out: &mut String, budget: &mut RenderBudget) -> TemplateResult<()> {
         budget.memory(text.len())?;
         out.push('"');
         for c in text.chars() {

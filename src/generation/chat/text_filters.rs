@@ -1,20 +1,25 @@
 //! The filters that return texts.
 
-use super::call::{Given, int, text};
+use super::call::{ArgumentValues, int, text};
 use super::lexer::is_space;
 use super::limits::width;
 use super::numbers::to_float;
 use super::operators::escape;
 use super::percent;
 use super::pieces::{self, is_line_end, lines};
-use super::problem::{Problem, Result};
+use super::problem::{Problem, TemplateResult};
 use super::render::Renderer;
 use super::sorting::path;
 use super::strings;
 use super::text::{Json, repr};
 use super::value::Value;
 
-pub(super) fn filter(r: &mut Renderer<'_>, name: &str, value: Value, given: Given) -> Result<Value> {
+pub(super) fn filter(
+    r: &mut Renderer<'_>,
+    name: &str,
+    value: Value,
+    given: ArgumentValues,
+) -> TemplateResult<Value> {
     // Other operations on a Markup would escape their operands.
     if matches!(value, Value::Markup(_))
         && !["string", "safe", "escape", "e", "forceescape", "tojson", "join", "replace", "title"]
@@ -73,7 +78,12 @@ pub(super) fn filter(r: &mut Renderer<'_>, name: &str, value: Value, given: Give
         "center" => {
             let [wide] = given.bind(name, ["width"], 0)?;
             let subject = r.string(&value)?.into();
-            strings::call(&subject, "center", Given::of(vec![wide.unwrap_or(Value::Int(80))]), &mut r.budget)
+            strings::call(
+                &subject,
+                "center",
+                ArgumentValues::of(vec![wide.unwrap_or(Value::Int(80))]),
+                &mut r.budget,
+            )
         }
         "replace" => {
             let [old, new, count] = given.bind(name, ["old", "new", "count"], 2)?;
@@ -106,7 +116,7 @@ pub(super) fn filter(r: &mut Renderer<'_>, name: &str, value: Value, given: Give
             let mut items = value.elements(&mut r.budget)?;
             if let Some(attribute) = attribute.filter(|attribute| !matches!(attribute, Value::None)) {
                 let looked_up = items.into_iter().map(|item| path(r, item, Some(&attribute), None));
-                items = looked_up.collect::<Result<_>>()?;
+                items = looked_up.collect::<TemplateResult<_>>()?;
             }
             let mut out = String::new();
             for (at, item) in items.iter().enumerate() {
@@ -193,7 +203,7 @@ fn is_word(c: char) -> bool {
     c == '_' || matches!(c.general_category_group(), G::Letter | G::Number)
 }
 
-fn subject(value: &Value, what: &str) -> Result<std::sync::Arc<str>> {
+fn subject(value: &Value, what: &str) -> TemplateResult<std::sync::Arc<str>> {
     value.defined()?;
     match value {
         Value::Text(text) => Ok(text.clone()),
@@ -201,7 +211,7 @@ fn subject(value: &Value, what: &str) -> Result<std::sync::Arc<str>> {
     }
 }
 
-fn indent(r: &mut Renderer<'_>, value: &Value, given: Given) -> Result<Value> {
+fn indent(r: &mut Renderer<'_>, value: &Value, given: ArgumentValues) -> TemplateResult<Value> {
     let [wide, first, blank] = given.bind("indent", ["width", "first", "blank"], 0)?;
     let s = subject(value, "indent")?;
     let indent = match wide {
@@ -229,7 +239,7 @@ fn indent(r: &mut Renderer<'_>, value: &Value, given: Given) -> Result<Value> {
     Ok(Value::text(out))
 }
 
-fn tojson(r: &mut Renderer<'_>, value: &Value, given: Given) -> Result<Value> {
+fn tojson(r: &mut Renderer<'_>, value: &Value, given: ArgumentValues) -> TemplateResult<Value> {
     let [ascii, indent, separators, sort] =
         given.bind("tojson", ["ensure_ascii", "indent", "separators", "sort_keys"], 0)?;
     let indent = match indent {
@@ -260,7 +270,7 @@ fn tojson(r: &mut Renderer<'_>, value: &Value, given: Given) -> Result<Value> {
     Ok(Value::text(out))
 }
 
-fn truncate(r: &mut Renderer<'_>, value: &Value, given: Given) -> Result<Value> {
+fn truncate(r: &mut Renderer<'_>, value: &Value, given: ArgumentValues) -> TemplateResult<Value> {
     let [length, kill, end, leeway] = given.bind("truncate", ["length", "killwords", "end", "leeway"], 0)?;
     let s = subject(value, "truncate")?;
     let end = text(end, "...", "the end")?;
@@ -288,7 +298,7 @@ fn truncate(r: &mut Renderer<'_>, value: &Value, given: Given) -> Result<Value> 
 }
 
 /// Wraps lines at blanks, as Python's `textwrap` does. It also splits words at hyphens and dashes; those are refused.
-fn wordwrap(r: &mut Renderer<'_>, value: &Value, given: Given) -> Result<Value> {
+fn wordwrap(r: &mut Renderer<'_>, value: &Value, given: ArgumentValues) -> TemplateResult<Value> {
     let names = ["width", "break_long_words", "wrapstring", "break_on_hyphens"];
     let [wide, break_long, separator, hyphens] = given.bind("wordwrap", names, 0)?;
     let s = subject(value, "wordwrap")?;
@@ -351,7 +361,7 @@ fn wordwrap(r: &mut Renderer<'_>, value: &Value, given: Given) -> Result<Value> 
     Ok(Value::text(out.join(&separator)))
 }
 
-fn striptags(r: &mut Renderer<'_>, source: &str) -> Result<Value> {
+fn striptags(r: &mut Renderer<'_>, source: &str) -> TemplateResult<Value> {
     r.budget.memory(source.len() * 2)?;
     let mut rest = source.to_owned();
     for (open, close) in [("<!--", "-->"), ("<", ">")] {
@@ -382,7 +392,7 @@ fn quoted(source: &str, query: bool, out: &mut String) {
     }
 }
 
-fn urlencode(r: &mut Renderer<'_>, value: &Value) -> Result<Value> {
+fn urlencode(r: &mut Renderer<'_>, value: &Value) -> TemplateResult<Value> {
     let mut out = String::new();
     let pairs: Vec<(Value, Value)> = match value {
         Value::Dict(dict) => dict.entries().to_vec(),
@@ -443,7 +453,7 @@ fn file_size(bytes: f64, binary: bool) -> String {
 }
 
 /// Python's `pformat`, for values that fit in one line.
-fn pprint(r: &mut Renderer<'_>, value: &Value) -> Result<Value> {
+fn pprint(r: &mut Renderer<'_>, value: &Value) -> TemplateResult<Value> {
     fn nested_dict(value: &Value) -> bool {
         match value {
             Value::Dict(dict) => dict.entries().len() > 1,

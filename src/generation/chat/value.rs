@@ -3,8 +3,8 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
-use super::limits::{Budget, MAX_DEPTH};
-use super::problem::{Problem, Result};
+use super::limits::{MAX_DEPTH, RenderBudget};
+use super::problem::{Problem, TemplateResult};
 use crate::sync::Mutex;
 
 /// A value.
@@ -64,23 +64,23 @@ pub struct Iter {
 #[derive(Debug, Default)]
 pub struct Dict {
     entries: Vec<(Value, Value)>,
-    places: HashMap<Key, usize>,
+    places: HashMap<DictKey, usize>,
     depth: usize,
 }
 
 /// What keys that are equal in Python have in common.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(super) enum Key {
+pub(super) enum DictKey {
     None,
     Int(i128),
     Float(u64),
     Text(Arc<str>),
-    Tuple(Vec<Key>),
+    Tuple(Vec<DictKey>),
     Undefined,
 }
 
-impl Key {
-    pub(super) fn of(value: &Value, budget: &mut Budget) -> Result<Self> {
+impl DictKey {
+    pub(super) fn of(value: &Value, budget: &mut RenderBudget) -> TemplateResult<Self> {
         budget.steps(1)?;
         Ok(match value {
             Value::None => Self::None,
@@ -92,9 +92,9 @@ impl Key {
                 budget.text(text.len())?;
                 Self::Text(text.clone())
             }
-            Value::Tuple(items) => {
-                Self::Tuple(items.items.iter().map(|item| Self::of(item, budget)).collect::<Result<_>>()?)
-            }
+            Value::Tuple(items) => Self::Tuple(
+                items.items.iter().map(|item| Self::of(item, budget)).collect::<TemplateResult<_>>()?,
+            ),
             Value::Undefined(_) => Self::Undefined,
             Value::List(_) | Value::Dict(_) | Value::View(..) => {
                 return Err(Problem::failed(format!("unhashable type: '{}'", value.type_name())));
@@ -104,7 +104,7 @@ impl Key {
     }
 }
 
-fn deeper<'v>(values: impl Iterator<Item = &'v Value>) -> Result<usize> {
+fn deeper<'v>(values: impl Iterator<Item = &'v Value>) -> TemplateResult<usize> {
     let depth = 1 + values.map(Value::depth).max().unwrap_or(0);
     if depth > MAX_DEPTH {
         return Err(Problem::limit(format!("it nests values more than {MAX_DEPTH} levels deep")));
@@ -114,9 +114,14 @@ fn deeper<'v>(values: impl Iterator<Item = &'v Value>) -> Result<usize> {
 
 impl Dict {
     /// Sets the value of `key`; a key that is there keeps its place.
-    pub(super) fn insert(&mut self, key: Value, value: Value, budget: &mut Budget) -> Result<()> {
+    pub(super) fn insert(
+        &mut self,
+        key: Value,
+        value: Value,
+        budget: &mut RenderBudget,
+    ) -> TemplateResult<()> {
         self.depth = self.depth.max(deeper([&key, &value].into_iter())?);
-        let hash = Key::of(&key, budget)?;
+        let hash = DictKey::of(&key, budget)?;
         match self.places.get(&hash) {
             Some(place) => self.entries[*place].1 = value,
             None => {
@@ -127,13 +132,13 @@ impl Dict {
         Ok(())
     }
 
-    pub(super) fn get(&self, key: &Value, budget: &mut Budget) -> Result<Option<&Value>> {
-        let place = self.places.get(&Key::of(key, budget)?);
+    pub(super) fn get(&self, key: &Value, budget: &mut RenderBudget) -> TemplateResult<Option<&Value>> {
+        let place = self.places.get(&DictKey::of(key, budget)?);
         Ok(place.map(|place| &self.entries[*place].1))
     }
 
     pub(super) fn get_text(&self, key: &str) -> Option<&Value> {
-        let place = self.places.get(&Key::Text(key.into()));
+        let place = self.places.get(&DictKey::Text(key.into()));
         place.map(|place| &self.entries[*place].1)
     }
 
@@ -152,7 +157,7 @@ impl Value {
     ///
     /// # Errors
     /// [`Problem`] when it nests too deep.
-    pub fn list(items: Vec<Value>) -> Result<Self> {
+    pub fn list(items: Vec<Value>) -> TemplateResult<Self> {
         Ok(Self::List(Arc::new(Items { depth: deeper(items.iter())?, items, group: false })))
     }
 
@@ -160,7 +165,7 @@ impl Value {
     ///
     /// # Errors
     /// As [`Self::list`].
-    pub fn tuple(items: Vec<Value>) -> Result<Self> {
+    pub fn tuple(items: Vec<Value>) -> TemplateResult<Self> {
         Ok(Self::Tuple(Arc::new(Items { depth: deeper(items.iter())?, items, group: false })))
     }
 
@@ -168,14 +173,14 @@ impl Value {
     ///
     /// # Errors
     /// As [`Self::list`].
-    pub fn dict(entries: impl IntoIterator<Item = (Value, Value)>) -> Result<Self> {
-        Self::dict_within(entries, &mut Budget::new())
+    pub fn dict(entries: impl IntoIterator<Item = (Value, Value)>) -> TemplateResult<Self> {
+        Self::dict_within(entries, &mut RenderBudget::new())
     }
 
     pub(super) fn dict_within(
         entries: impl IntoIterator<Item = (Value, Value)>,
-        budget: &mut Budget,
-    ) -> Result<Self> {
+        budget: &mut RenderBudget,
+    ) -> TemplateResult<Self> {
         let mut dict = Dict::default();
         for (key, value) in entries {
             dict.insert(key, value, budget)?;
@@ -183,15 +188,15 @@ impl Value {
         Ok(Self::Dict(Arc::new(dict)))
     }
 
-    pub(super) fn group(items: Vec<Value>) -> Result<Self> {
+    pub(super) fn group(items: Vec<Value>) -> TemplateResult<Self> {
         Ok(Self::Tuple(Arc::new(Items { depth: deeper(items.iter())?, items, group: true })))
     }
 
-    pub(super) fn view(kind: &'static str, items: Vec<Value>) -> Result<Self> {
+    pub(super) fn view(kind: &'static str, items: Vec<Value>) -> TemplateResult<Self> {
         Ok(Self::View(kind, Arc::new(Items { depth: deeper(items.iter())?, items, group: false })))
     }
 
-    pub(super) fn iter(items: Vec<Value>) -> Result<Self> {
+    pub(super) fn iter(items: Vec<Value>) -> TemplateResult<Self> {
         let depth = deeper(items.iter())?;
         Ok(Self::Iter(Arc::new(Iter { items: Mutex::new(items.into()), depth })))
     }
@@ -276,7 +281,7 @@ impl Value {
     }
 
     /// `len(value)`.
-    pub(super) fn length(&self, budget: &mut Budget) -> Result<usize> {
+    pub(super) fn length(&self, budget: &mut RenderBudget) -> TemplateResult<usize> {
         Ok(match self {
             Self::Undefined(_) => 0,
             Self::Text(text) | Self::Markup(text) => {
@@ -293,7 +298,7 @@ impl Value {
     }
 
     /// What a loop over the value gives. A generator is then used up.
-    pub(super) fn elements(&self, budget: &mut Budget) -> Result<Vec<Value>> {
+    pub(super) fn elements(&self, budget: &mut RenderBudget) -> TemplateResult<Vec<Value>> {
         let items = match self {
             Self::Undefined(_) => Vec::new(),
             Self::List(items) | Self::Tuple(items) | Self::View(_, items) => {
@@ -322,7 +327,7 @@ impl Value {
     }
 
     /// The error of any operation on an undefined value.
-    pub(super) fn defined(&self) -> Result<()> {
+    pub(super) fn defined(&self) -> TemplateResult<()> {
         match self {
             Self::Undefined(why) => Err(Problem::failed(&**why)),
             _ => Ok(()),

@@ -29,7 +29,7 @@ pub(super) trait Reclaim {
 
 /// The keys and values of one engine.
 #[derive(Debug)]
-pub(super) struct Pool {
+pub(super) struct KvPool {
     limit: u64,
     used: AtomicU64,
     /// Of those, bytes kept for reuse.
@@ -40,14 +40,14 @@ pub(super) struct Pool {
 /// Bytes taken from a pool; dropping gives them back.
 #[derive(Debug)]
 pub(super) struct Room {
-    pool: Arc<Pool>,
+    pool: Arc<KvPool>,
     bytes: u64,
     kept: bool,
     /// Where it is counted too, in the order in which it was taken.
     allowances: Vec<(u64, Box<dyn Allowance>)>,
 }
 
-impl Pool {
+impl KvPool {
     pub(super) fn new(limit: u64, memory: Option<Arc<dyn KvMemory>>) -> Arc<Self> {
         Arc::new(Self { limit, used: AtomicU64::new(0), kept: AtomicU64::new(0), memory })
     }

@@ -27,7 +27,7 @@ pub use self::memory::{Allowance, KvMemory};
 pub use self::request::{Completion, Deadline, Event, FinishReason, OnEvent, PrefixScope, Request};
 pub use self::settings::{EngineSettings, EngineStats};
 use self::state::{QueuedRequest, RequestQueue};
-pub use self::stream::{Stream, Ticket};
+pub use self::stream::{EngineTicket, Stream};
 use super::stop::TextTokens;
 use crate::models::decoder::Decoder;
 use crate::sync::Worker;
@@ -96,7 +96,7 @@ impl Engine {
     /// # Errors
     /// [`Error::Input`] for wrong parameters or a prompt that cannot be continued, [`Error::Overloaded`] when too
     /// many wait, [`Error::Closed`] while the engine stops. `on_event` is then never called.
-    pub fn submit(&self, request: Request, on_event: OnEvent) -> Result<Ticket> {
+    pub fn submit(&self, request: Request, on_event: OnEvent) -> Result<EngineTicket> {
         request.params.validate()?;
         self.context.check(request.prompt.len())?;
         let budget = request.params.budget(request.prompt.len(), self.context.tokens)?;
@@ -107,7 +107,7 @@ impl Engine {
             )));
         }
         let cancelled = Arc::new(AtomicBool::new(false));
-        let ticket = Ticket::new(&cancelled, self.worker.monitor());
+        let ticket = EngineTicket::new(&cancelled, self.worker.monitor());
         let submitted = std::time::Instant::now();
         self.worker.with(|state| {
             let queued = state.waiting.len();

@@ -104,7 +104,7 @@ impl<C: KvCache> Reclaim for Prefixes<C> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::memory::Pool;
+    use super::super::memory::KvPool;
     use super::*;
 
     struct Counted {
@@ -137,7 +137,7 @@ mod tests {
 
     /// A finished sequence without a scope.
     fn finished(tokens: impl IntoIterator<Item = u32>, len: usize) -> Finished<Counted> {
-        let room = Pool::new(u64::MAX, None).take(1000).unwrap().unwrap();
+        let room = KvPool::new(u64::MAX, None).take(1000).unwrap().unwrap();
         let tokens = tokens.into_iter().collect();
         Finished { scope: None, tokens, cache: Counted { len, capacity: len }, room }
     }

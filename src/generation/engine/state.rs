@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use super::memory::{Pool, Reclaim};
+use super::memory::{KvPool, Reclaim};
 use super::request::{Completion, Deadline, Event, FinishReason, OnEvent, Request};
 use super::settings::EngineStats;
 use crate::Result;
@@ -32,7 +32,7 @@ pub(super) struct RequestQueue {
 /// What an engine shares in addition to its queue, behind locks of its own.
 pub(super) struct EngineShared {
     pub(super) stats: Mutex<EngineStats>,
-    pub(super) pool: Arc<Pool>,
+    pub(super) pool: Arc<KvPool>,
     /// The memory of kept beginnings of prompts, which other threads may free.
     pub(super) prefixes: Mutex<Option<Arc<Mutex<dyn Reclaim + Send>>>>,
 }

@@ -17,12 +17,12 @@ const CHECK_EVERY: Duration = Duration::from_millis(50);
 
 /// The means to give up a request. Dropping it does nothing.
 #[derive(Debug, Clone)]
-pub struct Ticket {
+pub struct EngineTicket {
     cancelled: Arc<AtomicBool>,
     monitor: Arc<Monitor<RequestQueue>>,
 }
 
-impl Ticket {
+impl EngineTicket {
     pub(super) fn new(cancelled: &Arc<AtomicBool>, monitor: Arc<Monitor<RequestQueue>>) -> Self {
         Self { cancelled: Arc::clone(cancelled), monitor }
     }
@@ -44,13 +44,13 @@ impl Ticket {
 #[derive(Debug)]
 pub struct Stream {
     events: mpsc::Receiver<Event>,
-    ticket: Ticket,
+    ticket: EngineTicket,
     completion: Option<Completion>,
     over: bool,
 }
 
 impl Stream {
-    pub(super) fn new(events: mpsc::Receiver<Event>, ticket: Ticket) -> Self {
+    pub(super) fn new(events: mpsc::Receiver<Event>, ticket: EngineTicket) -> Self {
         Self { events, ticket, completion: None, over: false }
     }
 
@@ -88,7 +88,7 @@ impl Stream {
     }
 
     /// Cancels the request from wherever it is kept.
-    pub fn ticket(&self) -> Ticket {
+    pub fn ticket(&self) -> EngineTicket {
         self.ticket.clone()
     }
 

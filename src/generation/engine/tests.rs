@@ -251,7 +251,7 @@ fn a_long_prompt_does_not_stall_the_others() {
 #[test]
 fn a_cancelled_request_stops_within_a_token() {
     let bench = bench();
-    let ticket: Arc<Mutex<Option<Ticket>>> = Arc::default();
+    let ticket: Arc<Mutex<Option<EngineTicket>>> = Arc::default();
     let (sender, events) = mpsc::channel();
     let for_callback = ticket.clone();
     let held = bench.decoder.gate.lock();

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use super::memory::Pool;
+use super::memory::KvPool;
 use super::prefixes::{Prefixes, WORTH_REUSING};
 use super::request::FinishReason;
 use super::sequence::{Finished, Sequence};
@@ -40,7 +40,7 @@ pub(super) struct Decoding<D: Decoder> {
 
 impl<D: Decoder> Work<RequestQueue> for Decoding<D> {
     fn fresh(&self) -> RequestQueue {
-        let pool = Pool::new(self.settings.kv_bytes, self.settings.kv_memory.clone());
+        let pool = KvPool::new(self.settings.kv_bytes, self.settings.kv_memory.clone());
         let shared = Arc::new(EngineShared { stats: Mutex::default(), pool, prefixes: Mutex::default() });
         RequestQueue { waiting: VecDeque::new(), shared }
     }
@@ -74,7 +74,7 @@ pub(super) struct Run<'a, D: Decoder> {
 }
 
 /// What one sequence contributes to a step.
-struct Share {
+struct StepShare {
     sequence: usize,
     /// Tokens in its cache before the step.
     from: usize,
@@ -300,7 +300,7 @@ impl<'a, D: Decoder> Run<'a, D> {
         self.chunk = next.max(LEAST_CHUNK).min(most);
     }
 
-    fn shares(&self) -> Vec<Share> {
+    fn shares(&self) -> Vec<StepShare> {
         let mut budget = self.chunk;
         let mut shares = Vec::with_capacity(self.active.len());
         for (index, sequence) in self.active.iter().enumerate() {
@@ -311,14 +311,14 @@ impl<'a, D: Decoder> Run<'a, D> {
             let prefill = if writing { 0 } else { to - from };
             budget -= prefill;
             if to > from {
-                shares.push(Share { sequence: index, from, to, wanted: to == end, prefill });
+                shares.push(StepShare { sequence: index, from, to, wanted: to == end, prefill });
             }
         }
         shares
     }
 
     /// Runs the model over `shares`; their logits start at `row`.
-    fn forward(&mut self, shares: &[Share], row: usize) -> Result<()> {
+    fn forward(&mut self, shares: &[StepShare], row: usize) -> Result<()> {
         let width = self.work.decoder.vocabulary();
         let wanted = shares.iter().filter(|share| share.wanted).count();
         let logits = &mut try_resized(&mut self.logits, (row + wanted) * width)?[row * width..];

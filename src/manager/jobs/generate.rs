@@ -9,8 +9,8 @@ use super::super::options::Check;
 use super::super::registry::Registry;
 use super::super::spec::GENERATOR;
 use crate::generation::{
-    Completion, Conversation, Deadline, Event, GenerationParams, Generator, OnEvent, PrefixScope, Prompt,
-    Stream, Terms, Ticket,
+    Completion, Conversation, Deadline, EngineTicket, Event, GenerationParams, Generator, OnEvent,
+    PrefixScope, Prompt, Stream, Terms,
 };
 use crate::lifecycle::{KeepAlive, Lease};
 use crate::sync::{Mutex, fork};
@@ -101,7 +101,7 @@ impl TextStream {
     }
 
     /// The means to end the answer within one token, also while another thread waits in [`TextStream::next`].
-    pub fn ticket(&self) -> Ticket {
+    pub fn ticket(&self) -> EngineTicket {
         self.stream.ticket()
     }
 
@@ -119,7 +119,7 @@ pub struct GenerationTicket(Arc<Mutex<Stage>>);
 enum Stage {
     #[default]
     Loading,
-    Running(Ticket),
+    Running(EngineTicket),
     Cancelled,
 }
 
@@ -136,7 +136,7 @@ impl GenerationTicket {
         matches!(*self.0.lock(), Stage::Cancelled)
     }
 
-    fn run(&self, ticket: Ticket) {
+    fn run(&self, ticket: EngineTicket) {
         let mut stage = self.0.lock();
         if matches!(*stage, Stage::Cancelled) {
             drop(stage);

@@ -5,7 +5,7 @@ use std::sync::{Arc, Barrier};
 use std::thread;
 
 use super::*;
-use crate::config::{SystemHost, Value};
+use crate::config::{SettingValue, SystemHost};
 use crate::generation::FinishReason;
 use crate::manager::{HostObject, Manager, Retention, Spec};
 
@@ -13,11 +13,11 @@ use crate::manager::{HostObject, Manager, Retention, Spec};
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A manager whose generator is the tiny GPT-2.
-fn manager(settings: Vec<(&str, Value)>) -> Manager {
+fn manager(settings: Vec<(&str, SettingValue)>) -> Manager {
     let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/gpt2");
     let mut keywords = vec![
-        ("generator_model".to_owned(), Value::Text(model.to_str().unwrap().into())),
-        ("generator_dtype".to_owned(), Value::Text("float32".into())),
+        ("generator_model".to_owned(), SettingValue::Text(model.to_str().unwrap().into())),
+        ("generator_dtype".to_owned(), SettingValue::Text("float32".into())),
     ];
     keywords.extend(settings.into_iter().map(|(name, value)| (name.to_owned(), value)));
     Manager::from_environment(keywords, Arc::new(SystemHost)).unwrap()
@@ -50,7 +50,9 @@ fn submit(manager: &Manager, options: &GenerateOptions) -> (Receiver<Event>, Gen
 #[test]
 fn a_timeout_ends_the_wait_for_a_load_but_not_the_load() {
     let brief = Duration::from_millis(20);
-    for (settings, timeout) in [(vec![], Some(brief)), (vec![("load_timeout", Value::Float(0.02))], None)] {
+    for (settings, timeout) in
+        [(vec![], Some(brief)), (vec![("load_timeout", SettingValue::Float(0.02))], None)]
+    {
         let manager = manager(settings);
         let release = slow(&manager);
         let (events, _ticket) = submit(&manager, &to("slow", timeout));
@@ -76,7 +78,7 @@ fn a_load_in_time_is_reported_once() {
 
 #[test]
 fn the_timeout_is_one_for_the_answer_and_the_limit_of_loads_is_not() {
-    let manager = manager(vec![("load_timeout", Value::Float(0.0))]);
+    let manager = manager(vec![("load_timeout", SettingValue::Float(0.0))]);
     let generator = crate::manager::GENERATOR;
     manager.load(generator, Some(PATIENCE), &mut || Ok(())).unwrap();
     let last = |timeout| submit(&manager, &to(generator, timeout)).0.iter().last();

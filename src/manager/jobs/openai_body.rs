@@ -6,7 +6,7 @@ use super::super::dispatcher::{Dispatcher, Task};
 use super::embed::Embeddings;
 use crate::output::{Dense, Output};
 use crate::sync::Mutex;
-use crate::wire::{Body, Encoding};
+use crate::wire::{Encoding, VectorBody};
 use crate::{Error, Result};
 
 /// Values written at a time: about a millisecond. The dispatcher writes a longer body in pieces, and serves other calls
@@ -26,7 +26,7 @@ pub(in super::super) fn write(
 ) {
     match result {
         Ok(Embeddings { output: Output::Dense(vectors), tokens }) => {
-            match Body::new(encoding, vectors.rows(), vectors.width()) {
+            match VectorBody::new(encoding, vectors.rows(), vectors.width()) {
                 Ok(body) => {
                     BodyWriter { body, vectors, tokens, written: 0, model, on_body }.write(dispatcher);
                 }
@@ -43,7 +43,7 @@ pub(in super::super) fn write(
 
 /// A body that is being written.
 struct BodyWriter {
-    body: Body,
+    body: VectorBody,
     vectors: Dense,
     tokens: u64,
     /// Rows written.

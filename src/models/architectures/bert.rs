@@ -5,9 +5,9 @@
 use serde::Deserialize;
 
 use super::family::{ConfigFile, Family, LARGEST_SIZE, ReadConfig};
-use super::tensors::{Biased, EmbeddingTensors, LayerTensors, NormTensors, Tensors};
+use super::tensors::{EmbeddingTensors, LayerTensors, NormTensors, Tensors};
 use super::transformer::{Architecture, Description};
-use crate::compute::{Activation, Heads, LONGEST_HEAD, Matrix, Positions, Weight};
+use crate::compute::{Activation, Biased, Heads, LONGEST_HEAD, Matrix, Positions, Weight};
 use crate::{Error, Result};
 
 /// BERT, and the families that number positions after the padding id.

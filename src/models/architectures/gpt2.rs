@@ -5,10 +5,10 @@
 use serde::Deserialize;
 
 use super::family::{ConfigFile, Family, LARGEST_SIZE};
-use super::tensors::{Biased, EmbeddingTensors, LayerTensors, NormTensors, Tensors};
+use super::tensors::{EmbeddingTensors, LayerTensors, NormTensors, Tensors};
 use super::transformer::{Architecture, Description};
 use crate::compute::memory::zeroed;
-use crate::compute::{Activation, Heads, LONGEST_HEAD, Matrix, Positions, Weight};
+use crate::compute::{Activation, Biased, Heads, LONGEST_HEAD, Matrix, Positions, Weight};
 use crate::{Error, Result};
 
 /// GPT-2.

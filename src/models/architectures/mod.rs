@@ -18,5 +18,5 @@ pub use family::{ConfigFile, Family, GgufFamily, ModelKind, ReadConfig, ReadGguf
 pub(crate) use gguf_tensors::GgufTensors;
 pub(crate) use registry::names;
 pub use registry::{families, find, register};
-pub use tensors::{Biased, EmbeddingTensors, LayerTensors, NormTensors, Tensors};
+pub use tensors::{EmbeddingTensors, LayerTensors, NormTensors, Tensors};
 pub use transformer::{Architecture, Description, Transformer};

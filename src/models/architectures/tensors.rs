@@ -1,7 +1,7 @@
 //! The tensors that a transformer is made of.
 
 use crate::Result;
-use crate::compute::{Matrix, Weight};
+use crate::compute::{Biased, Matrix, Weight};
 
 /// Named tensors of any file format, under the names that transformers gives them.
 pub trait Tensors {
@@ -20,9 +20,6 @@ pub trait Tensors {
     /// When it is missing or has another length; as for [`matrix`](Self::matrix).
     fn vector(&self, name: &str, length: usize) -> Result<Weight>;
 }
-
-/// A matrix `[outputs, inputs]` and its bias `[outputs]`.
-pub type Biased = (Matrix, Option<Weight>);
 
 /// The parameters of a normalisation.
 #[derive(Debug, Clone)]

@@ -3,12 +3,11 @@
 use candle_core::Device;
 use model_manager::Result;
 use model_manager::compute::{
-    Activation, Heads, Isa, Matrix, Packed, Positions, RopeStyle, Rotary, WeightFormat,
+    Activation, Biased, Heads, Isa, Matrix, Packed, Positions, RopeStyle, Rotary, WeightFormat,
 };
 use model_manager::generation::{ComputeTarget, GenerationParams, Generator, Prompt, TextFiles, TextModel};
 use model_manager::models::architectures::{
-    Architecture, Biased, Description, EmbeddingTensors, Family, LayerTensors, NormTensors, Tensors, find,
-    register,
+    Architecture, Description, EmbeddingTensors, Family, LayerTensors, NormTensors, Tensors, find, register,
 };
 use model_manager::models::{ModelConfig, ModelFiles, ModelKind, Pooling, Weights, on_cpu, on_device};
 

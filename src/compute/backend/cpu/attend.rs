@@ -7,11 +7,11 @@ use crate::Result;
 use crate::compute::attention::heads::Heads;
 use crate::compute::attention::kv_cache::PagedKvCache;
 use crate::compute::attention::rope::{RopeStyle, RopeTable};
-use crate::compute::attention::tiles::{Attention, KeyValues, Share, Span};
+use crate::compute::attention::tiles::{Attention, KeyValues, Span};
 use crate::compute::backend::cpu::device::Norm;
 use crate::compute::kernels::rowwise::RopeRow;
 use crate::compute::matrix::StateMatrix;
-use crate::compute::parallel::Parallelism;
+use crate::compute::parallel::{Parallelism, Share};
 use crate::sync::Mutex;
 
 /// Parts of attention's work for each thread. Small parts keep the wait for the last thread short.

@@ -7,7 +7,7 @@ use crate::compute::attention::heads::Heads;
 use crate::compute::attention::kv_cache::PagedKvCache;
 use crate::compute::attention::rope::{RopeTable, Rotary};
 use crate::compute::backend::cpu::device::{Cpu, Norm, Table};
-use crate::compute::backend::traits::{Pass, Positions, Row, Rows};
+use crate::compute::backend::traits::{CachedSequence, Pass, Positions, Row, Rows};
 use crate::compute::isa::DType;
 use crate::compute::kernels::activation::Activation;
 use crate::compute::kernels::rowwise::RmsRow;
@@ -35,16 +35,7 @@ pub struct CpuPass<'a> {
     /// Keys and values of one layer, of all windows so far, if there are several windows and no caches.
     pub(super) seen: Option<StateMatrix>,
     /// One for each sequence, or none.
-    pub(super) caches: Vec<Sequence<'a>>,
-}
-
-/// A sequence with a cache.
-#[derive(Debug)]
-pub(super) struct Sequence<'a> {
-    pub cache: &'a mut PagedKvCache,
-    /// Tokens in the cache before this pass.
-    pub cached: usize,
-    pub needs_logits: bool,
+    pub(super) caches: Vec<CachedSequence<'a, PagedKvCache>>,
 }
 
 /// One row for each token: in f32 for sums and normalizations, in bf16 for products, or both.
@@ -82,7 +73,7 @@ impl<'a> CpuPass<'a> {
         batch: Packed<'a>,
         workspace: &'a mut Workspace,
         parallelism: Parallelism<'a>,
-        caches: Vec<Sequence<'a>>,
+        caches: Vec<CachedSequence<'a, PagedKvCache>>,
     ) -> Self {
         Self { cpu, batch, workspace, parallelism, window: 0..batch.tokens(), seen: None, caches }
     }

@@ -3,11 +3,11 @@
 use std::sync::atomic::Ordering;
 
 use super::device::{Cpu, Norm, Table};
-use super::pass::{CpuPass, Sequence};
+use super::pass::CpuPass;
 use super::plan::Plan;
 use crate::compute::attention::kv_cache::{CacheShape, PagedKvCache};
-use crate::compute::backend::traits::{Backend, ForwardFn, KvCache, Step, check_logits};
-use crate::compute::linear::layer::{Linear, Matrix};
+use crate::compute::backend::traits::{Backend, CachedSequence, ForwardFn, KvCache, Step, check_logits};
+use crate::compute::linear::layer::{Biased, Linear, Matrix};
 use crate::compute::parallel::{Parallelism, Target};
 use crate::compute::threads::Threads;
 use crate::compute::weight::{Packed, Weight};
@@ -85,11 +85,11 @@ impl Backend for Cpu {
         Ok(table)
     }
 
-    fn linear(&self, parts: &[(Matrix, Option<Weight>)]) -> Result<Linear> {
+    fn linear(&self, parts: &[Biased]) -> Result<Linear> {
         self.counted(self.packer.linear(parts)?)
     }
 
-    fn gated(&self, gate: (Matrix, Option<Weight>), up: (Matrix, Option<Weight>)) -> Result<Linear> {
+    fn gated(&self, gate: Biased, up: Biased) -> Result<Linear> {
         self.counted(self.packer.gated(gate, up)?)
     }
 
@@ -153,7 +153,7 @@ impl Backend for Cpu {
         }
         let threads = Threads::global();
         let part = Packed { ids: &ids, offsets: &offsets };
-        let sequences = steps.iter_mut().map(|step| Sequence {
+        let sequences = steps.iter_mut().map(|step| CachedSequence {
             cached: step.cache.len(),
             needs_logits: step.needs_logits,
             cache: &mut *step.cache,

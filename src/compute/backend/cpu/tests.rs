@@ -3,13 +3,13 @@
 use super::Cpu;
 use super::workspace::Workspace;
 use crate::Error;
-use crate::compute::attention::tiles::{Attention, KeyValues, Share, Span};
+use crate::compute::attention::tiles::{Attention, KeyValues, Span};
 use crate::compute::kernels::Kernels;
 use crate::compute::linear::activations::Activations;
 use crate::compute::linear::gemm::Epilogue;
 use crate::compute::linear::{Packer, WeightFormat};
 use crate::compute::matrix::StateMatrix;
-use crate::compute::parallel::Parallelism;
+use crate::compute::parallel::{Parallelism, Share};
 use crate::compute::{Activation, Backend, DType, Heads, Isa, Packed, Pass, Positions, Threads, Weight};
 
 fn random(n: usize, seed: u32) -> Vec<f32> {

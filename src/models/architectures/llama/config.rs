@@ -3,9 +3,9 @@
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use crate::compute::{Activation, Heads, LONGEST_HEAD, Matrix, Positions, RopeStyle, Rotary};
+use crate::compute::{Activation, Biased, Heads, LONGEST_HEAD, Matrix, Positions, RopeStyle, Rotary};
 use crate::models::architectures::family::{ConfigFile, LARGEST_SIZE};
-use crate::models::architectures::tensors::{Biased, EmbeddingTensors, LayerTensors, NormTensors, Tensors};
+use crate::models::architectures::tensors::{EmbeddingTensors, LayerTensors, NormTensors, Tensors};
 use crate::models::architectures::transformer::{Architecture, Description};
 use crate::models::keys::is_unset;
 use crate::{Error, Result};
