@@ -162,8 +162,12 @@ fn apply_rope(
     table: &RopeTable<'_>,
 ) -> candle_core::Result<Tensor> {
     let (length, pairs) = (qkv.dim(0)?, table.rotary.frequencies.len());
-    let mut x = qkv.narrow(1, first * width, count * width)?.reshape((length, count, width))?;
-    if let Some(norm) = norm {
+    let mut x = qkv.narrow(1, first * width, count * width)?;
+    if let Some(norm) = norm.filter(|norm| norm.scale.elem_count() == count * width) {
+        x = norm.apply(&x)?;
+    }
+    x = x.reshape((length, count, width))?;
+    if let Some(norm) = norm.filter(|norm| norm.scale.elem_count() != count * width) {
         x = norm.apply(&x)?;
     }
     let angles: Vec<f32> = (0..length).flat_map(|row| table.at(row)).copied().collect();
@@ -350,6 +354,10 @@ impl Pass<Candle> for CandlePass<'_> {
         look_up().map(Some).map_err(|error| Error::Input(error.to_string()))
     }
 
+    fn scale(&mut self, x: Option<Tensor>, factor: f32) -> Result<Option<Tensor>> {
+        x.map(|x| x * f64::from(factor)).transpose().map_err(failed)
+    }
+
     fn norm(&mut self, x: Option<Tensor>, norm: &TensorNorm) -> Result<Option<Tensor>> {
         x.map(|x| norm.apply(&x)).transpose().map_err(failed)
     }
@@ -395,11 +403,14 @@ impl Pass<Candle> for CandlePass<'_> {
     fn norm_linear(
         &mut self,
         x: &Option<Tensor>,
-        norm: &TensorNorm,
+        norm: Option<&TensorNorm>,
         linear: &TensorLinear,
         activation: Activation,
     ) -> Result<Option<Tensor>> {
-        let apply = |x: &Tensor| linear.activated(&norm.apply(x)?, activation);
+        let apply = |x: &Tensor| match norm {
+            Some(norm) => linear.activated(&norm.apply(x)?, activation),
+            None => linear.activated(x, activation),
+        };
         x.as_ref().map(apply).transpose().map_err(failed)
     }
 
@@ -429,10 +440,17 @@ impl Pass<Candle> for CandlePass<'_> {
         &mut self,
         x: Option<Tensor>,
         linear: &TensorLinear,
+        norm: Option<&TensorNorm>,
+        factor: f32,
         residual: &mut Option<Tensor>,
     ) -> Result<()> {
+        let apply = |x: Tensor| match norm {
+            Some(norm) => norm.apply(&linear.apply(&x)?),
+            None => linear.apply(&x),
+        };
         if let (Some(x), Some(residual)) = (x, residual) {
-            *residual = linear.apply(&x).and_then(|x| x + &*residual).map_err(failed)?;
+            let sum = apply(x).and_then(|x| (x * f64::from(factor))? + &*residual);
+            *residual = sum.map_err(failed)?;
         }
         Ok(())
     }

@@ -191,6 +191,9 @@ pub trait Pass<B: Backend> {
         token_types: Option<&B::Table>,
     ) -> Result<Self::States>;
 
+    /// Multiplies all values by `factor`.
+    fn scale(&mut self, x: Self::States, factor: f32) -> Result<Self::States>;
+
     /// Normalizes each row.
     fn norm(&mut self, x: Self::States, norm: &B::Norm) -> Result<Self::States>;
 
@@ -222,11 +225,11 @@ pub trait Pass<B: Backend> {
     /// Selects window `index` for the following operations of a pre-norm block.
     fn enter(&mut self, index: usize);
 
-    /// `activation(norm(x) Wᵀ + b)`: the beginning of a block of a pre-norm transformer.
+    /// `activation(norm(x) Wᵀ + b)`: the beginning of a block that does not end with the norm of its residual.
     fn norm_linear(
         &mut self,
         x: &Self::States,
-        norm: &B::Norm,
+        norm: Option<&B::Norm>,
         linear: &B::Linear,
         activation: Activation,
     ) -> Result<Self::States>;
@@ -234,7 +237,8 @@ pub trait Pass<B: Backend> {
     /// The cosines and sines of this pass's rows.
     fn rope<'r>(&self, rotary: &'r Rotary) -> Result<RopeTable<'r>>;
 
-    /// Applies rotary position embedding to queries and keys. With `norms`, it normalizes each head first.
+    /// Applies rotary position embedding to queries and keys. With `norms`, it normalizes them first: each head, if a norm
+    /// is as long as a head, or else all heads together.
     fn rotate(
         &mut self,
         qkv: Self::States,
@@ -243,8 +247,15 @@ pub trait Pass<B: Backend> {
         table: &RopeTable<'_>,
     ) -> Result<Self::States>;
 
-    /// `residual += x Wᵀ + b`: the end of a block of a pre-norm transformer.
-    fn linear_add(&mut self, x: Self::States, linear: &B::Linear, residual: &mut Self::States) -> Result<()>;
+    /// `residual += factor * norm(x Wᵀ + b)`: the end of a block that began with [`norm_linear`](Self::norm_linear).
+    fn linear_add(
+        &mut self,
+        x: Self::States,
+        linear: &B::Linear,
+        norm: Option<&B::Norm>,
+        factor: f32,
+        residual: &mut Self::States,
+    ) -> Result<()>;
 
     /// Picks one row of each sequence, or with caches, of each sequence that needs logits. The following operations work on
     /// these rows, without attention.

@@ -195,7 +195,8 @@ pub(crate) struct RopeRow<'a> {
     pub queries: usize,
     /// Values of a head, at most [`LONGEST_HEAD`].
     pub width: usize,
-    /// RMS normalization of each head before the rotation: scales of queries, scales of keys, and epsilon.
+    /// RMS normalization before the rotation: scales of queries, scales of keys, and epsilon. If the scales are as long as
+    /// a head, each head is normalized; if they are as long as all heads, all are normalized together.
     pub norms: Option<(&'a [f32], &'a [f32], f32)>,
     /// Cosines, then sines, of the token's position: one of each for each pair.
     pub angles: &'a [f32],
@@ -203,7 +204,20 @@ pub(crate) struct RopeRow<'a> {
     pub interleaved: bool,
 }
 
-/// Normalizes each head of a row, if requested, and rotates its pairs by their angles.
+/// The sum of squares of some values.
+#[inline(always)]
+fn sum_of_squares<S: Simd>(s: S, values: &[f32]) -> f32 {
+    let mut squares = s.splat(0.0);
+    for i in (0..values.len()).step_by(S::LANES) {
+        let m = S::LANES.min(values.len() - i);
+        // SAFETY: `values` has `m` values from `i` on; `m <= LANES`. Lanes past the end are zero.
+        let x = unsafe { load(s, values.as_ptr().add(i), m) };
+        squares = s.mul_add(x, x, squares);
+    }
+    s.sum(squares)
+}
+
+/// Normalizes the heads of a row, if requested, and rotates the pairs of each by their angles.
 ///
 /// # Safety
 ///
@@ -212,32 +226,56 @@ pub(crate) struct RopeRow<'a> {
 ///
 /// # Panics
 ///
-/// If a head is longer than [`LONGEST_HEAD`] or shorter than its pairs, or its length is not that of the norms.
+/// If a head is longer than [`LONGEST_HEAD`] or shorter than its pairs, or the norms have neither the length of a head nor
+/// that of all heads.
 #[inline(always)]
 pub(crate) unsafe fn apply_rope<S: Simd>(s: S, t: &RopeRow<'_>) {
     let (width, pairs) = (t.width, t.angles.len() / 2);
-    let fits = t.norms.is_none_or(|(queries, keys, _)| queries.len() == width && keys.len() == width);
+    let spans = [0..t.queries, t.queries..t.heads];
+    let lengths = t.norms.map(|(queries, keys, _)| [queries.len(), keys.len()]);
+    let by_head = lengths == Some([width; 2]);
+    let fits =
+        by_head || lengths.is_none_or(|lengths| lengths == spans.clone().map(|span| span.len() * width));
     assert!(width <= LONGEST_HEAD && 2 * pairs <= width && fits, "heads to rotate");
     let (cosines, sines) = t.angles.split_at(pairs);
     let mut wide = [0.0_f32; LONGEST_HEAD];
-    for head in 0..t.heads {
-        let narrow = t.row.cast::<u16>().wrapping_add(head * width);
-        let values = match t.format {
-            // SAFETY: `head < heads`, so the row has `width` values there, which only this call accesses.
-            DType::F32 => unsafe {
-                std::slice::from_raw_parts_mut(t.row.cast::<f32>().add(head * width), width)
-            },
-            DType::Bf16 => {
-                // SAFETY: `head < heads`, so the row has `width` values there, and they are not written while the
-                // slice lives.
-                let narrow = unsafe { std::slice::from_raw_parts(narrow, width) };
-                for (wide, &narrow) in wide.iter_mut().zip(narrow) {
-                    *wide = f32::from_bits(u32::from(narrow) << 16);
-                }
-                &mut wide[..width]
+    let narrow_at = |head: usize| t.row.cast::<u16>().wrapping_add(head * width);
+    // The values of a head; those in bf16 are copied to `wide`.
+    let widened = |head: usize, wide: &mut [f32; LONGEST_HEAD]| match t.format {
+        // SAFETY: `head < heads`, so the row has `width` values there.
+        DType::F32 => unsafe { t.row.cast::<f32>().add(head * width) },
+        DType::Bf16 => {
+            // SAFETY: `head < heads`, so the row has `width` values there, and they are not written while the slice lives.
+            let narrow = unsafe { std::slice::from_raw_parts(narrow_at(head), width) };
+            for (wide, &narrow) in wide.iter_mut().zip(narrow) {
+                *wide = f32::from_bits(u32::from(narrow) << 16);
             }
-        };
-        if let Some((queries, keys, epsilon)) = t.norms {
+            wide.as_mut_ptr()
+        }
+    };
+    // Of queries and of keys, if all heads are normalized together.
+    let mut inverses = [1.0_f32; 2];
+    if let Some((_, _, epsilon)) = t.norms.filter(|_| !by_head) {
+        for (inverse, span) in inverses.iter_mut().zip(spans) {
+            let count = span.len() * width;
+            let mut squares = 0.0;
+            for head in span {
+                // SAFETY: `widened` points to `width` values, which only this call accesses.
+                squares +=
+                    sum_of_squares(s, unsafe { std::slice::from_raw_parts(widened(head, &mut wide), width) });
+            }
+            *inverse = 1.0 / (squares / count.max(1) as f32 + epsilon).sqrt();
+        }
+    }
+    for head in 0..t.heads {
+        // SAFETY: `widened` points to `width` values, which only this call accesses.
+        let values = unsafe { std::slice::from_raw_parts_mut(widened(head, &mut wide), width) };
+        if let Some((queries, keys, _)) = t.norms.filter(|_| !by_head) {
+            let (scale, inverse, first) =
+                if head < t.queries { (queries, inverses[0], 0) } else { (keys, inverses[1], t.queries) };
+            let scale = &scale[(head - first) * width..][..width];
+            values.iter_mut().zip(scale).for_each(|(x, scale)| *x *= inverse * scale);
+        } else if let Some((queries, keys, epsilon)) = t.norms {
             let (x, scale) = (values.as_mut_ptr(), if head < t.queries { queries } else { keys });
             // SAFETY: `x` has `width` values, which is the length of `scale` by the assertion above; the output is the
             // input, in f32.
@@ -259,7 +297,7 @@ pub(crate) unsafe fn apply_rope<S: Simd>(s: S, t: &RopeRow<'_>) {
             for i in (0..width).step_by(S::LANES) {
                 let m = S::LANES.min(width - i);
                 // SAFETY: `values` and the head have `width` values, and `i + m <= width`; `m <= LANES`.
-                unsafe { s.store_bf16(narrow.add(i), s.load_first(values.as_ptr().add(i), m), m) };
+                unsafe { s.store_bf16(narrow_at(head).add(i), s.load_first(values.as_ptr().add(i), m), m) };
             }
         }
     }

@@ -6,7 +6,7 @@ use serde::Deserialize;
 
 use super::family::{ConfigFile, Family, LARGEST_SIZE, ReadConfig};
 use super::tensors::{EmbeddingTensors, LayerTensors, NormTensors, Tensors};
-use super::transformer::{Architecture, Description};
+use super::transformer::{Architecture, Description, Factors};
 use crate::compute::{Activation, Biased, Heads, LONGEST_HEAD, Matrix, Positions, Weight};
 use crate::{Error, Result};
 
@@ -168,6 +168,7 @@ impl Architecture for Bert {
             norm_first: false,
             positions: self.positions,
             rotary: None,
+            factors: Factors::default(),
         }
     }
 
@@ -198,14 +199,16 @@ impl Architecture for Bert {
         let own = |name: &str| part(&format!("attention.self.{name}"), hidden, hidden);
         let norm = |name: &str| names.norm(&format!("encoder.layer.{index}.{name}"), config);
         Ok(LayerTensors {
-            attention_norm: norm("attention.output.LayerNorm")?,
+            attention_norm: Some(norm("attention.output.LayerNorm")?),
             qkv: vec![own("query")?, own("key")?, own("value")?],
             head_norms: None,
             output: part("attention.output.dense", hidden, hidden)?,
-            mlp_norm: norm("output.LayerNorm")?,
+            output_norm: None,
+            mlp_norm: Some(norm("output.LayerNorm")?),
             gate: None,
             up: part("intermediate.dense", wide, hidden)?,
             down: part("output.dense", hidden, wide)?,
+            down_norm: None,
         })
     }
 

@@ -6,7 +6,7 @@ use serde::Deserialize;
 
 use super::family::{ConfigFile, Family, LARGEST_SIZE};
 use super::tensors::{EmbeddingTensors, LayerTensors, NormTensors, Tensors};
-use super::transformer::{Architecture, Description};
+use super::transformer::{Architecture, Description, Factors};
 use crate::compute::memory::zeroed;
 use crate::compute::{Activation, Biased, Heads, LONGEST_HEAD, Matrix, Positions, Weight};
 use crate::{Error, Result};
@@ -152,6 +152,7 @@ impl Architecture for Gpt2 {
             norm_first: true,
             positions: Positions::FromZero,
             rotary: None,
+            factors: Factors::default(),
         }
     }
 
@@ -173,14 +174,16 @@ impl Architecture for Gpt2 {
             Ok((transposed(&stored)?.into(), Some(tensors.vector(&format!("{name}.bias"), outputs)?)))
         };
         Ok(LayerTensors {
-            attention_norm: self.norm(tensors, &format!("h.{index}.ln_1"))?,
+            attention_norm: Some(self.norm(tensors, &format!("h.{index}.ln_1"))?),
             qkv: vec![linear("attn.c_attn", hidden, 3 * hidden)?],
             head_norms: None,
             output: linear("attn.c_proj", hidden, hidden)?,
-            mlp_norm: self.norm(tensors, &format!("h.{index}.ln_2"))?,
+            output_norm: None,
+            mlp_norm: Some(self.norm(tensors, &format!("h.{index}.ln_2"))?),
             gate: None,
             up: linear("mlp.c_fc", hidden, inner)?,
             down: linear("mlp.c_proj", inner, hidden)?,
+            down_norm: None,
         })
     }
 

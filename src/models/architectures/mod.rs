@@ -19,4 +19,4 @@ pub(crate) use gguf_tensors::GgufTensors;
 pub(crate) use registry::names;
 pub use registry::{families, find, register};
 pub use tensors::{EmbeddingTensors, LayerTensors, NormTensors, Tensors};
-pub use transformer::{Architecture, Description, Transformer};
+pub use transformer::{Architecture, Description, Factors, Transformer};

@@ -49,19 +49,23 @@ pub struct EmbeddingTensors {
 #[derive(Debug)]
 pub struct LayerTensors {
     /// Of the block of attention: before it, or after it and the residual.
-    pub attention_norm: NormTensors,
+    pub attention_norm: Option<NormTensors>,
     /// Queries, keys and values: matrices whose outputs lie side by side in this order.
     pub qkv: Vec<Biased>,
-    /// RMS normalisations of each query head and of each key head.
+    /// RMS normalisations of queries and of keys: of each head, or as long as all heads.
     pub head_norms: Option<[NormTensors; 2]>,
     /// After attention.
     pub output: Biased,
+    /// Of what `output` gives, before it is added to the residual.
+    pub output_norm: Option<NormTensors>,
     /// Of the multilayer perceptron: before it, or after it and the residual.
-    pub mlp_norm: NormTensors,
+    pub mlp_norm: Option<NormTensors>,
     /// The gate of `up`, if there is one.
     pub gate: Option<Biased>,
     /// The first matrix of the perceptron.
     pub up: Biased,
     /// The second.
     pub down: Biased,
+    /// Of what `down` gives, before it is added to the residual.
+    pub down_norm: Option<NormTensors>,
 }

@@ -4,6 +4,8 @@
 //! norm first (GPT-2, Llama, Qwen):  x += output(attention(rope(qkv(norm(x)))));  x += down(activation(up(norm(x))))
 //! norm last (BERT):                 x = norm(x + output(attention(qkv(x))));     x = norm(x + down(activation(up(x))))
 //! ```
+//! Of "norm first", some families normalise what is added too (Gemma 2), or that alone (OLMo 2).
+//!
 //! Vectors are pooled from the rows of whole texts. To write text, a pass takes the new tokens of several sequences, whose
 //! earlier tokens' keys and values lie in caches, and gives the logits after the last one.
 
@@ -34,12 +36,45 @@ pub struct Description {
     pub context: usize,
     /// Between the matrices of the perceptron; of its gate where it has one.
     pub activation: Activation,
-    /// Whether each block begins with its norm; else it ends with it.
+    /// Whether each block ends with the sum of its residual; else it ends with the norm of that sum.
     pub norm_first: bool,
     /// How rows of learned positions are chosen.
     pub positions: Positions,
     /// Rotary positions.
     pub rotary: Option<Rotary>,
+    /// What states and logits are multiplied by.
+    pub factors: Factors,
+}
+
+/// What states and logits are multiplied by.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Factors {
+    /// Of the embeddings.
+    pub embedding: f32,
+    /// Of what a block adds to its residual, if its norm comes first.
+    pub residual: f32,
+    /// Of the logits.
+    pub logits: f32,
+    /// The soft cap of the logits: they become `cap * tanh(logits / cap)`.
+    pub logits_cap: Option<f32>,
+}
+
+impl Default for Factors {
+    fn default() -> Self {
+        Self { embedding: 1.0, residual: 1.0, logits: 1.0, logits_cap: None }
+    }
+}
+
+impl Factors {
+    /// Applies the factor and the cap of logits.
+    fn apply(&self, logits: &mut [f32]) {
+        if self.logits != 1.0 {
+            logits.iter_mut().for_each(|x| *x *= self.logits);
+        }
+        if let Some(cap) = self.logits_cap {
+            logits.iter_mut().for_each(|x| *x = cap * (*x / cap).tanh());
+        }
+    }
 }
 
 /// A family's model as its files describe it: its numbers, and where its tensors are.
@@ -89,14 +124,16 @@ pub struct Transformer<B: Backend> {
 }
 
 struct Layer<B: Backend> {
-    attention_norm: B::Norm,
+    attention_norm: Option<B::Norm>,
     /// Queries, keys and values side by side.
     qkv: B::Linear,
     head_norms: Option<(B::Norm, B::Norm)>,
     output: B::Linear,
-    mlp_norm: B::Norm,
+    output_norm: Option<B::Norm>,
+    mlp_norm: Option<B::Norm>,
     up: B::Linear,
     down: B::Linear,
+    down_norm: Option<B::Norm>,
 }
 
 impl<B: Backend> Transformer<B> {
@@ -110,19 +147,21 @@ impl<B: Backend> Transformer<B> {
         let layer = |index: usize| {
             let layer = architecture.layer(tensors, index)?;
             Ok(Layer {
-                attention_norm: norm(layer.attention_norm)?,
+                attention_norm: layer.attention_norm.map(norm).transpose()?,
                 qkv: backend.linear(&layer.qkv)?,
                 head_norms: match layer.head_norms {
                     Some([queries, keys]) => Some((norm(queries)?, norm(keys)?)),
                     None => None,
                 },
                 output: backend.linear(&[layer.output])?,
-                mlp_norm: norm(layer.mlp_norm)?,
+                output_norm: layer.output_norm.map(norm).transpose()?,
+                mlp_norm: layer.mlp_norm.map(norm).transpose()?,
                 up: match layer.gate {
                     Some(gate) => backend.gated(gate, layer.up)?,
                     None => backend.linear(&[layer.up])?,
                 },
                 down: backend.linear(&[layer.down])?,
+                down_norm: layer.down_norm.map(norm).transpose()?,
             })
         };
         let embeddings = architecture.embeddings(tensors)?;
@@ -174,6 +213,9 @@ impl<B: Backend> Transformer<B> {
     ) -> Result<<B::Pass<'a> as Pass<B>>::States> {
         let positions = self.positions.as_ref().map(|table| (table, self.description.positions));
         let mut x = pass.embed(&self.words, positions, self.token_types.as_ref())?;
+        if self.description.factors.embedding != 1.0 {
+            x = pass.scale(x, self.description.factors.embedding)?;
+        }
         if let Some(norm) = &self.embedding_norm {
             x = pass.norm(x, norm)?;
         }
@@ -186,7 +228,7 @@ impl<B: Backend> Transformer<B> {
         mut x: <B::Pass<'a> as Pass<B>>::States,
         row: Option<Row>,
     ) -> Result<<B::Pass<'a> as Pass<B>>::States> {
-        let Description { heads, activation, ref rotary, .. } = self.description;
+        let Description { heads, activation, ref rotary, factors, .. } = self.description;
         let rope = rotary.as_ref().map(|rotary| pass.rope(rotary)).transpose()?;
         // From the last attention on no row looks at another; in windows, all of them pass by first.
         // Without causality the rows of a window need those after it: there is one window, which is all rows.
@@ -198,8 +240,8 @@ impl<B: Backend> Transformer<B> {
                 if windows > 1 {
                     pass.enter(window);
                 }
-                let mut qkv =
-                    pass.norm_linear(&x, &layer.attention_norm, &layer.qkv, Activation::Identity)?;
+                let norm = layer.attention_norm.as_ref();
+                let mut qkv = pass.norm_linear(&x, norm, &layer.qkv, Activation::Identity)?;
                 if let Some(rope) = &rope {
                     qkv = pass.rotate(qkv, heads, layer.head_norms.as_ref(), rope)?;
                 }
@@ -207,9 +249,10 @@ impl<B: Backend> Transformer<B> {
                 if let Some(row) = early.filter(|_| index + 1 == self.layers.len()) {
                     (attended, x) = (pass.pick(attended, row)?, pass.pick(x, row)?);
                 }
-                pass.linear_add(attended, &layer.output, &mut x)?;
-                let up = pass.norm_linear(&x, &layer.mlp_norm, &layer.up, activation)?;
-                pass.linear_add(up, &layer.down, &mut x)?;
+                let (norm, factor) = (layer.output_norm.as_ref(), factors.residual);
+                pass.linear_add(attended, &layer.output, norm, factor, &mut x)?;
+                let up = pass.norm_linear(&x, layer.mlp_norm.as_ref(), &layer.up, activation)?;
+                pass.linear_add(up, &layer.down, layer.down_norm.as_ref(), factor, &mut x)?;
             }
         }
         match row.filter(|_| early.is_none()) {
@@ -226,15 +269,18 @@ impl<B: Backend> Transformer<B> {
     ) -> Result<<B::Pass<'a> as Pass<B>>::States> {
         let Description { heads, activation, .. } = self.description;
         for (index, layer) in self.layers.iter().enumerate() {
+            let norms = layer.attention_norm.as_ref().zip(layer.mlp_norm.as_ref());
+            let (attention_norm, mlp_norm) =
+                norms.ok_or_else(|| misuse("a block has no norm to end with"))?;
             let qkv = pass.linear(&x, &layer.qkv, Activation::Identity)?;
             let mut attended = pass.attention(index, qkv, heads)?;
             if let Some(row) = row.filter(|_| index + 1 == self.layers.len()) {
                 // From here on no row looks at another.
                 (attended, x) = (pass.pick(attended, row)?, pass.pick(x, row)?);
             }
-            x = pass.linear_add_norm(attended, &layer.output, x, &layer.attention_norm)?;
+            x = pass.linear_add_norm(attended, &layer.output, x, attention_norm)?;
             let up = pass.linear(&x, &layer.up, activation)?;
-            x = pass.linear_add_norm(up, &layer.down, x, &layer.mlp_norm)?;
+            x = pass.linear_add_norm(up, &layer.down, x, mlp_norm)?;
         }
         Ok(x)
     }
@@ -313,7 +359,9 @@ impl<B: Backend> Decoder for Transformer<B> {
         }
         self.backend.run_cached(steps, self.description.vocabulary, logits, &|pass, out| {
             let x = Self::forward(self, pass, Some(Row::Last))?;
-            pass.project(x, self.final_norm.as_ref(), head, out)
+            pass.project(x, self.final_norm.as_ref(), head, out)?;
+            self.description.factors.apply(out);
+            Ok(())
         })?;
         // Rows of the word table may have been read from a file that is being written to.
         self.files.iter().filter_map(Weak::upgrade).try_for_each(|file| file.check())

@@ -186,6 +186,94 @@ fn awkward_shapes_agree_with_candle() {
     }
 }
 
+/// A Llama whose blocks have norms at other places, and whose states have factors.
+#[derive(Debug)]
+struct Moved {
+    llama: Llama,
+    /// Before each block, and after it.
+    norms: [bool; 2],
+    /// Whether all heads are normalised together.
+    whole: bool,
+    factors: Factors,
+}
+
+impl Architecture for Moved {
+    fn describe(&self) -> Description {
+        Description { factors: self.factors, ..self.llama.describe() }
+    }
+    fn embeddings(&self, tensors: &dyn Tensors) -> Result<EmbeddingTensors> {
+        self.llama.embeddings(tensors)
+    }
+    fn layer(&self, tensors: &dyn Tensors, index: usize) -> Result<LayerTensors> {
+        let Llama { hidden, heads, kv_heads, head, .. } = self.llama;
+        let norm = |name: &str, length: usize| -> Result<Option<NormTensors>> {
+            let scale = tensors.vector(&format!("{index}.{name}_norm"), length)?;
+            Ok(Some(NormTensors { scale, shift: None, epsilon: 1e-6 }))
+        };
+        let mut layer = self.llama.layer(tensors, index)?;
+        if self.whole {
+            layer.head_norms = norm("q", heads * head)?.zip(norm("k", kv_heads * head)?).map(<[_; 2]>::from);
+        }
+        if !self.norms[0] {
+            (layer.attention_norm, layer.mlp_norm) = (None, None);
+        }
+        if self.norms[1] {
+            (layer.output_norm, layer.down_norm) = (norm("output", hidden)?, norm("down", hidden)?);
+        }
+        Ok(layer)
+    }
+    fn final_norm(&self, tensors: &dyn Tensors) -> Result<Option<NormTensors>> {
+        self.llama.final_norm(tensors)
+    }
+    fn head(&self, tensors: &dyn Tensors) -> Result<Matrix> {
+        self.llama.head(tensors)
+    }
+}
+
+fn logits<B: Backend>(model: &Transformer<B>, text: &[u32]) -> Vec<f32> {
+    let mut logits = vec![f32::NAN; model.vocabulary()];
+    let mut cache = model.new_cache(0).unwrap();
+    Decoder::forward(model, &mut [Step { cache: &mut cache, tokens: text, needs_logits: true }], &mut logits)
+        .unwrap();
+    logits
+}
+
+#[test]
+fn norms_and_factors_at_other_places_agree_with_candle() {
+    let texts = texts(&[1, 2, 13, 70, 1100]);
+    let factors = Factors { embedding: 6.0, residual: 0.7, logits: 0.25, logits_cap: Some(0.5) };
+    let plain = Variant::default();
+    let heads = Variant { head_norms: true, ..plain };
+    for (llama, norms, whole, factors) in [
+        (shape(2, 10, RopeStyle::Neox, heads), [true; 2], false, Factors::default()),
+        (shape(2, 10, RopeStyle::Interleaved, plain), [false, true], true, Factors::default()),
+        (shape(4, 9, RopeStyle::Neox, plain), [true, false], true, factors),
+        (shape(1, 16, RopeStyle::Neox, plain), [true; 2], false, factors),
+    ] {
+        let llama = Llama { rotary: Rotary::new(10_000.0, 6, llama.rotary.style), ..llama };
+        let moved = Moved { llama, norms, whole, factors };
+        let load = |candle| Transformer::load_decoder(candle, &moved, &Made, Vec::new()).unwrap();
+        let plain = load(Candle::new(Device::Cpu));
+        for isa in Isa::available() {
+            for (dtype, allowed) in [(WeightFormat::F32, 3e-5), (WeightFormat::Bf16, 0.25)] {
+                let model =
+                    Transformer::load_decoder(Cpu::new(isa, dtype), &moved, &Made, Vec::new()).unwrap();
+                // The last text crosses the edge of a window.
+                let texts = if isa == Isa::best() { &texts[..] } else { &texts[..4] };
+                let (ours, theirs) =
+                    (encode(&model, texts, Pooling::Last), encode(&plain, texts, Pooling::Last));
+                assert!(furthest(&ours, &theirs) <= allowed, "{isa} {dtype:?} {moved:?}");
+                let (ours, theirs) = (logits(&model, &texts[2]), logits(&plain, &texts[2]));
+                assert!(furthest(&ours, &theirs) <= allowed, "{isa} {dtype:?} {moved:?}");
+                let most = theirs.iter().fold(0.0, |most: f32, x| most.max(x.abs()));
+                assert!(factors.logits_cap.is_none_or(|cap| most <= cap && most > cap / 4.0), "{most}");
+                let cached = in_chunks(&model, &texts[3..4], 33);
+                assert!(cached == encode(&model, &texts[3..4], Pooling::Last), "{isa} {dtype:?} {moved:?}");
+            }
+        }
+    }
+}
+
 /// 2,500 tokens cross the edges of windows; what they are worth does not depend on where those edges are.
 #[test]
 fn long_texts_are_taken_through_in_windows() {

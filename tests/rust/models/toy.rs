@@ -7,7 +7,8 @@ use model_manager::compute::{
 };
 use model_manager::generation::{ComputeTarget, GenerationParams, Generator, Prompt, TextFiles, TextModel};
 use model_manager::models::architectures::{
-    Architecture, Description, EmbeddingTensors, Family, LayerTensors, NormTensors, Tensors, find, register,
+    Architecture, Description, EmbeddingTensors, Factors, Family, LayerTensors, NormTensors, Tensors, find,
+    register,
 };
 use model_manager::models::{ModelConfig, ModelFiles, ModelKind, Pooling, Weights, on_cpu, on_device};
 
@@ -34,6 +35,7 @@ impl Architecture for Toy {
             norm_first: true,
             positions: Positions::FromZero,
             rotary: Some(Rotary::new(10_000.0, 8, RopeStyle::Neox)),
+            factors: Factors::default(),
         }
     }
     fn embeddings(&self, tensors: &dyn Tensors) -> Result<EmbeddingTensors> {
@@ -45,7 +47,7 @@ impl Architecture for Toy {
             Ok((tensors.matrix(&name(&format!("{rest}_proj.weight")), [rows, columns])?, None))
         };
         Ok(LayerTensors {
-            attention_norm: norm(tensors, &name("input_layernorm"))?,
+            attention_norm: Some(norm(tensors, &name("input_layernorm"))?),
             qkv: vec![
                 part("self_attn.q", 32, 32)?,
                 part("self_attn.k", 16, 32)?,
@@ -53,10 +55,12 @@ impl Architecture for Toy {
             ],
             head_norms: None,
             output: part("self_attn.o", 32, 32)?,
-            mlp_norm: norm(tensors, &name("post_attention_layernorm"))?,
+            output_norm: None,
+            mlp_norm: Some(norm(tensors, &name("post_attention_layernorm"))?),
             gate: None,
             up: part("mlp.up", 48, 32)?,
             down: part("mlp.down", 32, 48)?,
+            down_norm: None,
         })
     }
     fn final_norm(&self, tensors: &dyn Tensors) -> Result<Option<NormTensors>> {

@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use half::bf16;
+
 use super::workspace::Workspace;
 use crate::compute::attention::heads::Heads;
 use crate::compute::attention::kv_cache::PagedKvCache;
@@ -120,6 +122,26 @@ impl<'a> CpuPass<'a> {
         Ok(out)
     }
 
+    /// Some rows of `x` as the operand of a product.
+    fn copied(&mut self, x: &StateMatrix, rows: Range<usize>) -> Result<StateMatrix> {
+        let (to, columns) = (self.cpu.dtype, x.columns());
+        let mut copy = self.workspace.matrix(rows.len(), columns, to)?;
+        let target = copy.target();
+        self.parallelism.worth(rows.len() * columns).split_rows(rows.len(), |task| {
+            for row in task {
+                let from = &x.values(rows.start + row..rows.start + row + 1)[..columns];
+                // SAFETY: each row of `copy` belongs to one task.
+                unsafe {
+                    match to {
+                        DType::F32 => target.row_f32(row).copy_from_slice(from),
+                        DType::Bf16 => narrow(from, target.row_bf16(row)),
+                    }
+                }
+            }
+        })?;
+        Ok(copy)
+    }
+
     /// Some rows of `x`, normalized, as the operand of a product.
     fn normed(&mut self, x: &StateMatrix, rows: Range<usize>, norm: &Norm) -> Result<StateMatrix> {
         assert!(x.columns() == norm.scale.len() && x.format() == DType::F32, "norm parameters");
@@ -169,6 +191,10 @@ impl Drop for CpuPass<'_> {
             self.workspace.give(seen);
         }
     }
+}
+
+fn narrow(from: &[f32], to: &mut [u16]) {
+    to.iter_mut().zip(from).for_each(|(to, x)| *to = bf16::from_f32(*x).to_bits());
 }
 
 fn outside(id: u32, position: usize, rows: usize, longest: Option<usize>) -> Error {
@@ -231,6 +257,18 @@ impl Pass<Cpu> for CpuPass<'_> {
         Ok(States { wide: Some(wide), narrow: None, picked: false })
     }
 
+    fn scale(&mut self, mut x: States, factor: f32) -> Result<States> {
+        let wide = x.residual()?;
+        let (rows, columns, target) = (wide.rows(), wide.columns(), wide.target());
+        self.parallelism.worth(rows * columns).split_rows(rows, |rows| {
+            for row in rows {
+                // SAFETY: each row belongs to one task.
+                unsafe { target.row_f32(row) }.iter_mut().for_each(|x| *x *= factor);
+            }
+        })?;
+        Ok(x)
+    }
+
     fn norm(&mut self, mut x: States, norm: &Norm) -> Result<States> {
         let wide = x.residual()?;
         let (rows, columns) = (wide.rows(), wide.columns());
@@ -284,15 +322,18 @@ impl Pass<Cpu> for CpuPass<'_> {
     fn norm_linear(
         &mut self,
         x: &States,
-        norm: &Norm,
+        norm: Option<&Norm>,
         linear: &Linear,
         activation: Activation,
     ) -> Result<States> {
         let wide = x.operand(DType::F32)?;
         let rows = if x.picked { 0..wide.rows() } else { self.window.clone() };
-        let normed = self.normed(wide, rows, norm)?;
-        let out = self.product(&normed, linear, activation);
-        self.workspace.give(normed);
+        let operand = match norm {
+            Some(norm) => self.normed(wide, rows, norm)?,
+            None => self.copied(wide, rows)?,
+        };
+        let out = self.product(&operand, linear, activation);
+        self.workspace.give(operand);
         Ok(self.operand(out?))
     }
 
@@ -315,10 +356,36 @@ impl Pass<Cpu> for CpuPass<'_> {
         self.apply_rope(qkv, heads, norms, table)
     }
 
-    fn linear_add(&mut self, x: States, linear: &Linear, residual: &mut States) -> Result<()> {
+    fn linear_add(
+        &mut self,
+        x: States,
+        linear: &Linear,
+        norm: Option<&Norm>,
+        factor: f32,
+        residual: &mut States,
+    ) -> Result<()> {
         let first = if residual.picked { 0 } else { self.window.start };
-        let target = residual.residual()?.target();
-        self.multiply(x.operand(self.cpu.dtype)?, linear, Epilogue::Add, &target, first)?;
+        let (a, target) = (x.operand(self.cpu.dtype)?, residual.residual()?.target());
+        if norm.is_none() && factor == 1.0 {
+            self.multiply(a, linear, Epilogue::Add, &target, first)?;
+        } else {
+            let (rows, columns) = (a.rows(), linear.outputs());
+            let mut product = self.workspace.matrix(rows, columns, DType::F32)?;
+            let out = product.target();
+            self.multiply(a, linear, Epilogue::Store(Activation::Identity), &out, 0)?;
+            let kernels = self.cpu.kernel_set().kernels;
+            self.parallelism.worth(rows * columns).split_rows(rows, |rows| {
+                for row in rows {
+                    // SAFETY: `out` and `target` are different matrices, and each row belongs to one task.
+                    let (y, x) = unsafe { (out.row_f32(row), target.row_f32(first + row)) };
+                    if let Some(norm) = norm {
+                        norm.apply(kernels, y, None);
+                    }
+                    x.iter_mut().zip(y).for_each(|(x, y)| *x += factor * *y);
+                }
+            })?;
+            self.workspace.give(product);
+        }
         self.discard(x);
         Ok(())
     }

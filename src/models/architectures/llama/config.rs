@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 use crate::compute::{Activation, Biased, Heads, LONGEST_HEAD, Matrix, Positions, RopeStyle, Rotary};
 use crate::models::architectures::family::{ConfigFile, LARGEST_SIZE};
 use crate::models::architectures::tensors::{EmbeddingTensors, LayerTensors, NormTensors, Tensors};
-use crate::models::architectures::transformer::{Architecture, Description};
+use crate::models::architectures::transformer::{Architecture, Description, Factors};
 use crate::models::keys::is_unset;
 use crate::{Error, Result};
 
@@ -291,6 +291,7 @@ impl Architecture for Llama {
             norm_first: true,
             positions: Positions::FromZero,
             rotary: Some(self.rotary.clone()),
+            factors: Factors::default(),
         }
     }
 
@@ -315,7 +316,7 @@ impl Architecture for Llama {
             None
         };
         Ok(LayerTensors {
-            attention_norm: norm("input_layernorm", hidden)?,
+            attention_norm: Some(norm("input_layernorm", hidden)?),
             qkv: vec![
                 part("self_attn.q_proj", [queries, hidden], variant.qkv_bias)?,
                 part("self_attn.k_proj", [keys, hidden], variant.qkv_bias)?,
@@ -323,10 +324,12 @@ impl Architecture for Llama {
             ],
             head_norms,
             output: part("self_attn.o_proj", [hidden, queries], variant.output_bias)?,
-            mlp_norm: norm("post_attention_layernorm", hidden)?,
+            output_norm: None,
+            mlp_norm: Some(norm("post_attention_layernorm", hidden)?),
             gate: Some(part("mlp.gate_proj", [intermediate, hidden], variant.mlp_bias)?),
             up: part("mlp.up_proj", [intermediate, hidden], variant.mlp_bias)?,
             down: part("mlp.down_proj", [hidden, intermediate], variant.mlp_bias)?,
+            down_norm: None,
         })
     }
 
