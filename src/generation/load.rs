@@ -283,7 +283,7 @@ fn tokenizer(files: &ModelFiles) -> Result<Tokenizer> {
 
 /// Refuses a model whose tokens see those after them: it was not trained to write.
 fn check_causal(config: &ModelConfig) -> Result<()> {
-    if config.describe().heads.causal {
+    if config.describe().is_causal() {
         return Ok(());
     }
     Err(Error::Unsupported {

@@ -1,4 +1,10 @@
-//! The division of an attention input into heads.
+//! What the attention of a layer computes: its heads, the keys of each query, and how scores become weights.
+
+use std::sync::Arc;
+
+use super::rope::Rotary;
+use crate::Result;
+use crate::compute::memory::zeroed;
 
 /// The columns of an attention input: `heads` queries, then `kv_heads` keys, then `kv_heads` values, each of `width`
 /// columns.
@@ -10,6 +16,107 @@ pub struct Heads {
     pub kv_heads: usize,
     /// Columns of one head.
     pub width: usize,
-    /// Whether the attention mask is causal: a token attends only to itself and to earlier tokens.
-    pub causal: bool,
+}
+
+/// The attention mask: a query attends to its own key, to so many before it, and to so many after it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Mask {
+    /// Keys before the query's own.
+    pub before: usize,
+    /// Keys after the query's own. None in causal attention.
+    pub after: usize,
+}
+
+impl Mask {
+    /// A token attends to itself and to all earlier tokens.
+    pub const CAUSAL: Self = Self { before: usize::MAX, after: 0 };
+    /// A token attends to all tokens.
+    pub const FULL: Self = Self { before: usize::MAX, after: usize::MAX };
+
+    /// A causal sliding window: a token attends to itself and to the `tokens - 1` before it, as in Mistral and Gemma.
+    pub const fn sliding(tokens: usize) -> Self {
+        Self { before: tokens.saturating_sub(1), after: 0 }
+    }
+
+    /// A symmetric local window: a token attends to those at most `distance` before or after it.
+    pub const fn local(distance: usize) -> Self {
+        Self { before: distance, after: distance }
+    }
+
+    /// Whether no token attends to a later one.
+    pub fn is_causal(self) -> bool {
+        self.after == 0
+    }
+}
+
+/// A number for each head and each distance of a key from its query, which is added to their score.
+#[derive(Debug, PartialEq)]
+pub struct DistanceBias {
+    /// For each head, the numbers of distances from `1 - longest` to `longest - 1`.
+    values: Vec<f32>,
+    longest: usize,
+}
+
+impl DistanceBias {
+    /// The numbers `bias(head, key - query)` for texts of up to `longest` tokens.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`](crate::Error::OutOfMemory).
+    pub fn new(heads: usize, longest: usize, bias: impl Fn(usize, isize) -> f32) -> Result<Self> {
+        let (longest, each) = (longest.max(1), 2 * longest.max(1) - 1);
+        let mut values = zeroed(heads * each)?;
+        for (head, values) in values.chunks_exact_mut(each).enumerate() {
+            for (value, distance) in values.iter_mut().zip(1 - longest as isize..) {
+                *value = bias(head, distance);
+            }
+        }
+        Ok(Self { values, longest })
+    }
+
+    /// The numbers of `count` keys from `key` on for a query at `query`.
+    ///
+    /// # Panics
+    /// If a position is not one of a text of `longest` tokens.
+    pub(crate) fn row(&self, head: usize, query: usize, key: usize, count: usize) -> &[f32] {
+        assert!(query < self.longest && key + count <= self.longest, "positions of a bias by distance");
+        &self.values[head * (2 * self.longest - 1)..][key + self.longest - 1 - query..][..count]
+    }
+
+    /// The number of heads.
+    pub(crate) fn heads(&self) -> usize {
+        self.values.len() / (2 * self.longest - 1)
+    }
+}
+
+/// The attention of one layer.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LayerAttention {
+    /// The keys of each query.
+    pub mask: Mask,
+    /// The factor of a query's products with keys; by default `1 / √width`.
+    pub scale: Option<f32>,
+    /// Scores are limited smoothly to `cap`: `cap · tanh(score / cap)`, as in Gemma 2.
+    pub soft_cap: Option<f32>,
+    /// Added to the scores: ALiBi, and the relative positions of MPNet and T5.
+    pub bias: Option<Arc<DistanceBias>>,
+    /// Rotary positions of queries and keys.
+    pub rotary: Option<Rotary>,
+}
+
+impl LayerAttention {
+    /// Scaled dot-product attention over the keys of `mask`, without positions.
+    pub const fn new(mask: Mask) -> Self {
+        Self { mask, scale: None, soft_cap: None, bias: None, rotary: None }
+    }
+
+    /// The same with rotary positions.
+    #[must_use]
+    pub fn with_rotary(self, rotary: Rotary) -> Self {
+        Self { rotary: Some(rotary), ..self }
+    }
+
+    /// The factor of the products for heads of `width` columns.
+    pub(crate) fn factor(&self, width: usize) -> f32 {
+        self.scale.unwrap_or_else(|| 1.0 / (width as f32).sqrt())
+    }
 }

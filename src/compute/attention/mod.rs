@@ -5,6 +5,6 @@ pub(crate) mod kv_cache;
 pub(crate) mod rope;
 pub(crate) mod tiles;
 
-pub use heads::Heads;
+pub use heads::{DistanceBias, Heads, LayerAttention, Mask};
 pub use kv_cache::{CacheShape, PagedKvCache};
 pub use rope::{RopeStyle, RopeTable, Rotary};

@@ -9,7 +9,7 @@
 use std::ops::Range;
 
 use super::kv_cache::{BLOCK, PagedKvCache, Panels};
-use crate::compute::attention::heads::Heads;
+use crate::compute::attention::heads::{Heads, LayerAttention};
 use crate::compute::isa::DType;
 use crate::compute::kernels::activation::Activation;
 use crate::compute::kernels::rowwise::{Running, Softmax, TileEpilogue};
@@ -71,6 +71,7 @@ pub(crate) struct Attention<'a> {
     queries: &'a StateMatrix,
     keys: KeyValues<'a>,
     heads: Heads,
+    layer: &'a LayerAttention,
     /// A row for each row of queries.
     out: &'a Target<'a>,
 }
@@ -101,6 +102,8 @@ struct QueryTile {
     place: usize,
     /// The first element of its sums.
     sums: usize,
+    /// Whether it has no sums of earlier blocks yet.
+    begins: bool,
 }
 
 impl QueryTile {
@@ -152,16 +155,19 @@ impl<'a> Attention<'a> {
         queries: &'a StateMatrix,
         keys: KeyValues<'a>,
         heads: Heads,
+        layer: &'a LayerAttention,
         out: &'a Target<'a>,
     ) -> Self {
         Self::check(queries, heads);
+        let bias = layer.bias.as_ref();
+        assert!(bias.is_none_or(|bias| bias.heads() == heads.heads), "heads of a bias by distance");
         if let KeyValues::Rows(rows) = keys {
             let fits =
                 rows.columns() >= 2 * heads.kv_heads * heads.width && rows.format() == queries.format();
             assert!(fits, "keys and values of an attention input");
         }
         assert_eq!(out.columns(), heads.heads * heads.width, "columns of an attention output");
-        Self { kernels, queries, keys, heads, out }
+        Self { kernels, queries, keys, heads, layer, out }
     }
 
     /// Checks that the columns of the input are those of `heads`.
@@ -170,7 +176,7 @@ impl<'a> Attention<'a> {
     ///
     /// If they are not.
     pub(crate) fn check(qkv: &StateMatrix, heads: Heads) {
-        let Heads { heads, kv_heads, width, .. } = heads;
+        let Heads { heads, kv_heads, width } = heads;
         let groups = kv_heads > 0 && heads.is_multiple_of(kv_heads);
         assert!(groups && qkv.columns() == (heads + 2 * kv_heads) * width, "columns of an attention input");
     }
@@ -183,7 +189,7 @@ impl<'a> Attention<'a> {
         kv_head: usize,
         part: Share,
     ) -> Result<()> {
-        let Heads { heads, kv_heads, width, .. } = self.heads;
+        let Heads { heads, kv_heads, width } = self.heads;
         if span.rows == 0 || width == 0 {
             return Ok(());
         }
@@ -207,7 +213,8 @@ impl<'a> Attention<'a> {
         state.running.resize(places, [Running::default(); TALLEST_TILE]);
         state.scores.resize(height * STRIDE, 0.0);
         state.narrow.resize(height * STRIDE, 0);
-        for block in (0..length).step_by(BLOCK) {
+        let first = tiles.clone().map(|index| self.keys_of(span, &tiling.tile(index).1).start).min();
+        for block in (first.unwrap_or(0) / BLOCK * BLOCK..length).step_by(BLOCK) {
             let panels = match self.keys {
                 KeyValues::Rows(rows) => {
                     let all = block..length.min(block + BLOCK);
@@ -224,24 +231,40 @@ impl<'a> Attention<'a> {
             };
             for index in tiles.clone() {
                 let (heads, tokens) = tiling.tile(index);
-                let visible = span.before + if self.heads.causal { tokens.end } else { span.rows };
-                if block >= visible {
+                let visible = self.keys_of(span, &tokens);
+                if block >= visible.end || block + BLOCK <= visible.start {
                     continue;
                 }
                 let place = index % places;
-                if block == 0 {
+                let begins = block <= visible.start;
+                if begins {
                     // The place may have the state of an earlier tile.
                     state.running[place] = Default::default();
                 }
                 let head = kv_head * group + heads.start;
-                let tile = QueryTile { span, head, heads: heads.len(), tokens, place, sums: place * size };
-                self.tile(state, &panels, &tile, block..visible.min(block + BLOCK));
-                if block + BLOCK >= visible {
+                let sums = place * size;
+                let tile = QueryTile { span, head, heads: heads.len(), tokens, place, sums, begins };
+                self.tile(
+                    state,
+                    &panels,
+                    &tile,
+                    block,
+                    block.max(visible.start)..visible.end.min(block + BLOCK),
+                );
+                if block + BLOCK >= visible.end {
                     self.finish(state, &tile);
                 }
             }
         }
         Ok(())
+    }
+
+    /// The keys that some of these tokens of a span attend to, from the start of a panel on.
+    fn keys_of(&self, span: Span, tokens: &Range<usize>) -> Range<usize> {
+        let mask = self.layer.mask;
+        let start = (span.before + tokens.start).saturating_sub(mask.before);
+        let end = (span.before + tokens.end).saturating_add(mask.after).min(span.before + span.rows);
+        start - start % self.kernels.width..end
     }
 
     /// Packs a block's keys and values into panels.
@@ -292,10 +315,19 @@ impl<'a> Attention<'a> {
         units(format, length).next_multiple_of(self.kernels.depth(format))
     }
 
-    /// Processes one tile of queries against the keys of a block: adds to the tile's unnormalized sums of values.
-    fn tile(&self, state: &mut TileState, panels: &Panels<'_>, tile: &QueryTile, keys: Range<usize>) {
-        let Heads { width, causal, .. } = self.heads;
+    /// Processes one tile of queries against some keys of a block: adds to the tile's unnormalized sums of values. The
+    /// keys begin with a panel of the block.
+    fn tile(
+        &self,
+        state: &mut TileState,
+        panels: &Panels<'_>,
+        tile: &QueryTile,
+        block: usize,
+        keys: Range<usize>,
+    ) {
+        let Heads { width, .. } = self.heads;
         let QueryTile { span, tokens, .. } = tile;
+        let skipped = keys.start - block;
         let (format, panel, rows) = (self.queries.format(), self.kernels.width, tile.rows());
         let height = self.kernels.rows(format);
         let key_units = units(format, width);
@@ -310,7 +342,7 @@ impl<'a> Attention<'a> {
             let product = Tile {
                 a: queries,
                 a_stride: self.stride(tile, self.queries.stride()),
-                panel: panels.keys[column * key_units..][..key_units * panel].as_ptr(),
+                panel: panels.keys[(skipped + column) * key_units..][..key_units * panel].as_ptr(),
                 k: key_units,
                 c: state.scores[column..].as_mut_ptr(),
                 c_stride: STRIDE,
@@ -326,26 +358,28 @@ impl<'a> Attention<'a> {
         }
         let mut factors = [0.0; TALLEST_TILE];
         let k = self.value_units(keys.len());
+        // Heads of one token attend to the same keys; each further token attends to those one further on.
+        let (first, step) = (span.before + tokens.start, isize::from(tile.heads == 1));
+        let scale = self.adjust(state, tile, keys.clone());
+        let mask = self.layer.mask;
+        let [before, after] =
+            [mask.before, mask.after].map(|keys| isize::try_from(keys).unwrap_or(isize::MAX));
+        let own = first as isize - keys.start as isize;
         self.kernels.softmax(&mut Softmax {
             scores: &mut state.scores,
             narrow: (format == DType::Bf16).then_some(&mut state.narrow[..]),
             stride: STRIDE,
             keys: keys.len(),
             padded: k * 4 / format.bytes(),
-            visible: if causal {
-                // Heads of one token attend to the same keys; each further token attends to one more.
-                let first = (span.before + tokens.start + 1) as isize - keys.start as isize;
-                (first, isize::from(tile.heads == 1))
-            } else {
-                (keys.len() as isize, 0)
-            },
-            scale: 1.0 / (width as f32).sqrt(),
+            visible: own.saturating_sub(before)..(own + 1).saturating_add(after),
+            step,
+            scale,
             running: &mut state.running[tile.place][..rows],
             factors: &mut factors[..rows],
         });
         let all = state.sums.as_mut().map_or(&mut [][..], Buffer::as_mut_slice::<f32>);
         let sums = &mut all[tile.sums..tile.sums + width.next_multiple_of(panel) * height];
-        if keys.start > 0 {
+        if !tile.begins {
             // The sums of each panel of value columns have `height` rows. Maxima seldom rise after the first blocks.
             for panel_sums in sums.chunks_exact_mut(height * panel) {
                 for (row, factor) in
@@ -363,12 +397,14 @@ impl<'a> Attention<'a> {
             let product = Tile {
                 a: probabilities,
                 a_stride: STRIDE * format.bytes(),
-                panel: panels.values[index * panel * panels.value_units..][..k * panel].as_ptr(),
+                panel: panels.values[(index * panels.value_units + units(format, skipped)) * panel..]
+                    [..k * panel]
+                    .as_ptr(),
                 k,
                 c: panel_sums.as_mut_ptr(),
                 c_stride: panel,
                 rows,
-                accumulate: keys.start > 0,
+                accumulate: !tile.begins,
                 ahead: None,
             };
             // SAFETY: `rows <= height`. Softmax wrote `k` units of each row of probabilities, whose stride is at least `k`
@@ -376,6 +412,22 @@ impl<'a> Attention<'a> {
             // initialized rows of `panel` values, and belongs to this thread.
             unsafe { self.kernels.tile(format, &product) };
         }
+    }
+
+    /// Limits the scores of a tile and adds their bias, where the layer does; returns the factor that is left for softmax.
+    fn adjust(&self, state: &mut TileState, tile: &QueryTile, keys: Range<usize>) -> f32 {
+        let (scale, cap) = (self.layer.factor(self.heads.width), self.layer.soft_cap);
+        let bias = self.layer.bias.as_deref();
+        if cap.is_none() && bias.is_none() {
+            return scale;
+        }
+        for (row, scores) in state.scores.chunks_mut(STRIDE).enumerate().take(tile.rows()) {
+            let (head, token) = if tile.heads > 1 { (row, 0) } else { (0, row) };
+            let query = tile.span.before + tile.tokens.start + token;
+            let bias = bias.map_or(&[][..], |bias| bias.row(tile.head + head, query, keys.start, keys.len()));
+            self.kernels.adjust_scores(&mut scores[..keys.len()], scale, cap, bias);
+        }
+        1.0
     }
 
     /// Bytes from a row of a tile to the next: from one token to the next, or from one head to the next.

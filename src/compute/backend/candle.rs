@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use candle_core::{D, DType, Device, Tensor};
 
-use crate::compute::attention::heads::Heads;
+use crate::compute::attention::heads::{Heads, LayerAttention, Mask};
 use crate::compute::attention::kv_cache::CacheShape;
 use crate::compute::attention::rope::{RopeStyle, RopeTable, Rotary};
 use crate::compute::backend::traits::{
@@ -170,6 +170,9 @@ fn apply_rope(
     if let Some(norm) = norm.filter(|norm| norm.scale.elem_count() != count * width) {
         x = norm.apply(&x)?;
     }
+    if pairs == 0 {
+        return x.reshape((length, count * width));
+    }
     let angles: Vec<f32> = (0..length).flat_map(|row| table.at(row)).copied().collect();
     let angles = Tensor::from_vec(angles, (length, 1, 2 * pairs), qkv.device())?;
     let (cosines, sines) = (angles.narrow(2, 0, pairs)?, angles.narrow(2, pairs, pairs)?);
@@ -191,14 +194,18 @@ fn apply_rope(
 
 /// Splits rows into queries, keys and values.
 fn split_heads(qkv: &Tensor, heads: Heads) -> candle_core::Result<[Tensor; 3]> {
-    let Heads { heads, kv_heads, width, .. } = heads;
+    let Heads { heads, kv_heads, width } = heads;
     let part = |first: usize, count: usize| qkv.narrow(1, first * width, count * width);
     Ok([part(0, heads)?, part(heads, kv_heads)?, part(heads + kv_heads, kv_heads)?])
 }
 
 /// Attention of the last rows of a sequence over all its keys and values.
-fn attend(queries: &Tensor, keys: &Tensor, values: &Tensor, heads: Heads) -> candle_core::Result<Tensor> {
-    let Heads { heads, kv_heads, width, causal } = heads;
+fn attend(
+    [queries, keys, values]: [&Tensor; 3],
+    heads: Heads,
+    layer: &LayerAttention,
+) -> candle_core::Result<Tensor> {
+    let Heads { heads, kv_heads, width } = heads;
     let (rows, length) = (queries.dim(0)?, keys.dim(0)?);
     let by_head =
         |x: &Tensor, count: usize| x.reshape((x.dim(0)?, count, width))?.transpose(0, 1)?.contiguous();
@@ -208,10 +215,25 @@ fn attend(queries: &Tensor, keys: &Tensor, values: &Tensor, heads: Heads) -> can
     };
     let (query, key) = (by_head(queries, heads)?, every(by_head(keys, kv_heads)?)?);
     let value = every(by_head(values, kv_heads)?)?;
-    let mut scores = (query.matmul(&key.transpose(1, 2)?.contiguous()?)? / (width as f64).sqrt())?;
-    if causal {
-        let before = length - rows;
-        let hidden = |i: usize| if i % length > before + i / length { f32::NEG_INFINITY } else { 0.0 };
+    let scale = f64::from(layer.factor(width));
+    let mut scores = (query.matmul(&key.transpose(1, 2)?.contiguous()?)? * scale)?;
+    if let Some(cap) = layer.soft_cap {
+        scores = ((scores / f64::from(cap))?.tanh()? * f64::from(cap))?;
+    }
+    let (before, mask) = (length - rows, layer.mask);
+    if let Some(bias) = &layer.bias {
+        let all: Vec<f32> = (0..heads)
+            .flat_map(|head| (before..length).flat_map(move |row| bias.row(head, row, 0, length)))
+            .copied()
+            .collect();
+        scores = (scores + Tensor::from_vec(all, (heads, rows, length), queries.device())?)?;
+    }
+    if mask != Mask::FULL {
+        let hidden = |i: usize| {
+            let (query, key) = (before + i / length, i % length);
+            let seen = key + mask.before.min(length) >= query && key <= query + mask.after.min(length);
+            if seen { 0.0 } else { f32::NEG_INFINITY }
+        };
         let mask = Tensor::from_iter((0..rows * length).map(hidden), queries.device())?;
         scores = scores.broadcast_add(&mask.reshape((rows, length))?)?;
     }
@@ -382,14 +404,20 @@ impl Pass<Candle> for CandlePass<'_> {
         both.map(|(x, residual)| norm.apply(&(linear.apply(&x)? + residual)?)).transpose().map_err(failed)
     }
 
-    fn attention(&mut self, layer: usize, qkv: Option<Tensor>, heads: Heads) -> Result<Option<Tensor>> {
+    fn attention(
+        &mut self,
+        layer: usize,
+        qkv: Option<Tensor>,
+        heads: Heads,
+        attention: &LayerAttention,
+    ) -> Result<Option<Tensor>> {
         let Some(qkv) = qkv else { return Ok(None) };
         let attended = split_heads(&qkv, heads).and_then(|[queries, keys, values]| {
             let [keys, values] = match &mut self.sequence {
                 Some(sequence) => sequence.cache.append(layer, sequence.cached, [keys, values])?,
                 None => [keys, values],
             };
-            attend(&queries, &keys, &values, heads)
+            attend([&queries, &keys, &values], heads, attention)
         });
         attended.map(Some).map_err(failed)
     }
@@ -426,7 +454,7 @@ impl Pass<Candle> for CandlePass<'_> {
         norms: Option<&(TensorNorm, TensorNorm)>,
         table: &RopeTable<'_>,
     ) -> Result<Option<Tensor>> {
-        let Heads { heads, kv_heads, width, .. } = heads;
+        let Heads { heads, kv_heads, width } = heads;
         let apply = |qkv: Tensor| {
             let queries = apply_rope(&qkv, (0, heads), width, norms.map(|norms| &norms.0), table)?;
             let keys = apply_rope(&qkv, (heads, kv_heads), width, norms.map(|norms| &norms.1), table)?;

@@ -1,7 +1,7 @@
 //! The traits that model descriptions use: the weights of a backend, and a pass over one packed batch.
 
 use crate::Result;
-use crate::compute::attention::heads::Heads;
+use crate::compute::attention::heads::{Heads, LayerAttention};
 use crate::compute::attention::kv_cache::CacheShape;
 use crate::compute::attention::rope::{RopeTable, Rotary};
 use crate::compute::kernels::activation::Activation;
@@ -214,9 +214,16 @@ pub trait Pass<B: Backend> {
         norm: &B::Norm,
     ) -> Result<Self::States>;
 
-    /// Scaled dot-product attention of layer `layer` within each sequence. The rows of `qkv` have queries, keys and values.
-    /// With caches, the keys and values are appended first, and queries attend to all tokens of their cache.
-    fn attention(&mut self, layer: usize, qkv: Self::States, heads: Heads) -> Result<Self::States>;
+    /// Scaled dot-product attention of layer `layer` within each sequence. The rows of `qkv` have queries, keys and values,
+    /// whose rotary positions are applied already. With caches, the keys and values are appended first, and queries
+    /// attend to tokens of their cache.
+    fn attention(
+        &mut self,
+        layer: usize,
+        qkv: Self::States,
+        heads: Heads,
+        attention: &LayerAttention,
+    ) -> Result<Self::States>;
 
     /// The number of windows. The rows of a causal model go through its layers one window at a time, so that memory does not
     /// hold all activations of a long text at once.

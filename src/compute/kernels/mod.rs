@@ -36,6 +36,7 @@ type NormFn = unsafe fn(&mut [f32], &[f32], &[f32], f32, Option<&mut [u16]>);
 type RmsFn = unsafe fn(&RmsRow<'_>);
 type RopeFn = unsafe fn(&RopeRow<'_>);
 type SoftmaxFn = unsafe fn(&mut Softmax<'_>);
+type AdjustScoresFn = unsafe fn(&mut [f32], f32, Option<f32>, &[f32]);
 type QuantizeFn = unsafe fn(&mut QuantizedRow<'_>);
 type TransposeFn = unsafe fn(*const u8, usize, usize, usize, bool, &mut [u32]);
 type ValuesFn = unsafe fn(*const u8, usize, usize, usize, usize, &mut [u32]);
@@ -56,6 +57,7 @@ pub(crate) struct Kernels {
     rms: RmsFn,
     apply_rope: RopeFn,
     softmax: SoftmaxFn,
+    adjust_scores: AdjustScoresFn,
     quantize: QuantizeFn,
     transpose: TransposeFn,
     values_f32: ValuesFn,
@@ -117,6 +119,11 @@ macro_rules! table {
             rowwise::softmax::<$simd>(unsafe { <$simd>::permit() }, block);
         }
         $(#[target_feature(enable = $features)])?
+        unsafe fn adjust_scores(scores: &mut [f32], scale: f32, cap: Option<f32>, bias: &[f32]) {
+            // SAFETY: `Kernels::of` returns this table only if the CPU has the features.
+            rowwise::adjust_scores::<$simd>(unsafe { <$simd>::permit() }, scores, scale, cap, bias);
+        }
+        $(#[target_feature(enable = $features)])?
         unsafe fn quantize(row: &mut QuantizedRow<'_>) {
             // SAFETY: `Kernels::of` returns this table only if the CPU has the features; the caller upholds the
             // preconditions of `quantize::quantize`, which are those of `Kernels::quantize`.
@@ -176,6 +183,7 @@ macro_rules! table {
                 rms,
                 apply_rope,
                 softmax,
+                adjust_scores,
                 quantize,
                 transpose,
                 values_f32,
@@ -328,6 +336,12 @@ impl Kernels {
     pub(crate) fn softmax(&self, block: &mut Softmax<'_>) {
         // SAFETY: the CPU has the instructions of this table.
         unsafe { (self.softmax)(block) }
+    }
+
+    /// [`rowwise::adjust_scores`].
+    pub(crate) fn adjust_scores(&self, scores: &mut [f32], scale: f32, cap: Option<f32>, bias: &[f32]) {
+        // SAFETY: the CPU has the instructions of this table.
+        unsafe { (self.adjust_scores)(scores, scale, cap, bias) }
     }
 
     /// [`quantize::quantize`].

@@ -1,7 +1,9 @@
 //! Rowwise operations between matrix products: GEMM epilogues, normalization, rotary position embedding, softmax.
 
+use std::ops::Range;
+
 use super::activation::Activation;
-use super::math::{LOG2_E, activate, exp2};
+use super::math::{LOG2_E, activate, exp2, tanh};
 use crate::compute::isa::DType;
 use crate::compute::simd::Simd;
 
@@ -392,9 +394,11 @@ pub(crate) struct Softmax<'a> {
     pub keys: usize,
     /// Columns that are written: the keys and the zeros after them.
     pub padded: usize,
-    /// The attention mask: how many keys the first row attends to (not positive if it attends to earlier blocks only),
-    /// and how many more each further row attends to. The probabilities of other keys are zero.
-    pub visible: (isize, isize),
+    /// The attention mask: the keys that the first row attends to, where the block's first key is 0. The probabilities of
+    /// other keys are zero.
+    pub visible: Range<isize>,
+    /// How far the visible keys move from one row to the next.
+    pub step: isize,
     /// The factor of the scores.
     pub scale: f32,
     /// The state of each row.
@@ -423,18 +427,52 @@ pub(crate) fn softmax<S: Simd>(s: S, block: &mut Softmax<'_>) {
     );
     let scores = block.scores.as_mut_ptr();
     for (row, (running, factor)) in block.running.iter_mut().zip(&mut *block.factors).enumerate() {
-        let valid = block.visible.0 + row as isize * block.visible.1;
-        let valid = block.keys.min(valid.max(0).cast_unsigned());
+        let moved = row as isize * block.step;
+        let limit = |key: isize| block.keys.min(key.saturating_add(moved).max(0).cast_unsigned());
+        let (first, end) = (limit(block.visible.start), limit(block.visible.end));
+        let first = first.min(end);
         // SAFETY: row `row` has `n` elements from `row * stride` on in `scores`, and in `narrow` unless it is null, by the
-        // assertions above. `valid <= keys <= n`. `NARROW` is true if and only if `narrow` is not null.
+        // assertions above. `first <= end <= keys <= n`, so `n - first` of them are left from `first` on. All bits zero is
+        // 0.0 in both formats. `NARROW` is true if and only if `narrow` is not null.
         *factor = unsafe {
             let (x, scale) = (scores.add(row * block.stride), block.scale);
+            let (n, valid) = (n - first, end - first);
             if narrow.is_null() {
-                softmax_row::<S, false>(s, x, n, valid, scale, running, narrow)
+                x.write_bytes(0, first);
+                softmax_row::<S, false>(s, x.add(first), n, valid, scale, running, narrow)
             } else {
-                softmax_row::<S, true>(s, x, n, valid, scale, running, narrow.add(row * block.stride))
+                let narrow = narrow.add(row * block.stride);
+                narrow.write_bytes(0, first);
+                softmax_row::<S, true>(s, x.add(first), n, valid, scale, running, narrow.add(first))
             }
         };
+    }
+}
+
+/// `cap · tanh(score · scale / cap) + bias` of each score, without the limit if `cap` is none, and without the bias if it is
+/// empty.
+///
+/// # Panics
+///
+/// If there is a bias of another length.
+#[inline(always)]
+pub(crate) fn adjust_scores<S: Simd>(s: S, scores: &mut [f32], scale: f32, cap: Option<f32>, bias: &[f32]) {
+    let (n, x) = (scores.len(), scores.as_mut_ptr());
+    assert!(bias.is_empty() || bias.len() == n, "bias of scores");
+    let (inner, outer) = (s.splat(cap.map_or(scale, |cap| scale / cap)), s.splat(cap.unwrap_or(1.0)));
+    for i in (0..n).step_by(S::LANES) {
+        let m = S::LANES.min(n - i);
+        // SAFETY: `x` and, unless it is empty, `bias` have `n` values, and `i + m <= n`; `m <= LANES`.
+        unsafe {
+            let mut y = s.mul(load(s, x.add(i), m), inner);
+            if cap.is_some() {
+                y = s.mul(tanh(s, y), outer);
+            }
+            if !bias.is_empty() {
+                y = s.add(y, load(s, bias.as_ptr().add(i), m));
+            }
+            store(s, x.add(i), y, m);
+        }
     }
 }
 

@@ -7,7 +7,9 @@ use serde::Deserialize;
 use super::family::{ConfigFile, Family, LARGEST_SIZE, ReadConfig};
 use super::tensors::{EmbeddingTensors, LayerTensors, NormTensors, Tensors};
 use super::transformer::{Architecture, Description, Factors};
-use crate::compute::{Activation, Biased, Heads, LONGEST_HEAD, Matrix, Positions, Weight};
+use crate::compute::{
+    Activation, Biased, Heads, LONGEST_HEAD, LayerAttention, Mask, Matrix, Positions, Weight,
+};
 use crate::{Error, Result};
 
 /// BERT, and the families that number positions after the padding id.
@@ -161,13 +163,13 @@ impl Architecture for Bert {
         Description {
             hidden,
             layers: self.config.num_hidden_layers,
-            heads: Heads { heads, kv_heads: heads, width: hidden / heads, causal: false },
+            heads: Heads { heads, kv_heads: heads, width: hidden / heads },
+            attention: vec![LayerAttention::new(Mask::FULL)],
             vocabulary: self.config.vocab_size,
             context: self.context,
             activation: self.activation,
             norm_first: false,
             positions: self.positions,
-            rotary: None,
             factors: Factors::default(),
         }
     }

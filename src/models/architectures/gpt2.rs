@@ -8,7 +8,9 @@ use super::family::{ConfigFile, Family, LARGEST_SIZE};
 use super::tensors::{EmbeddingTensors, LayerTensors, NormTensors, Tensors};
 use super::transformer::{Architecture, Description, Factors};
 use crate::compute::memory::zeroed;
-use crate::compute::{Activation, Biased, Heads, LONGEST_HEAD, Matrix, Positions, Weight};
+use crate::compute::{
+    Activation, Biased, Heads, LONGEST_HEAD, LayerAttention, Mask, Matrix, Positions, Weight,
+};
 use crate::{Error, Result};
 
 /// GPT-2.
@@ -145,13 +147,13 @@ impl Architecture for Gpt2 {
         Description {
             hidden: n_embd,
             layers: n_layer,
-            heads: Heads { heads: n_head, kv_heads: n_head, width: n_embd / n_head, causal: true },
+            heads: Heads { heads: n_head, kv_heads: n_head, width: n_embd / n_head },
+            attention: vec![LayerAttention::new(Mask::CAUSAL)],
             vocabulary: self.config.vocab_size,
             context: self.config.n_positions,
             activation: self.activation,
             norm_first: true,
             positions: Positions::FromZero,
-            rotary: None,
             factors: Factors::default(),
         }
     }

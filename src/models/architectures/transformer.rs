@@ -10,12 +10,13 @@
 //! earlier tokens' keys and values lie in caches, and gives the logits after the last one.
 
 use std::fmt::Debug;
-use std::sync::Weak;
+use std::sync::{Arc, Weak};
 
 use super::tensors::{EmbeddingTensors, LayerTensors, NormTensors, Tensors};
 use crate::compute::file::WeightFile;
 use crate::compute::{
-    Activation, Backend, CacheShape, Heads, KvCache, Matrix, Packed, Pass, Positions, Rotary, Row, Step,
+    Activation, Backend, CacheShape, DistanceBias, Heads, KvCache, LayerAttention, Matrix, Packed, Pass,
+    Positions, RopeStyle, RopeTable, Rotary, Row, Step,
 };
 use crate::models::decoder::Decoder;
 use crate::models::heads::{Pooling, SentenceEncoder};
@@ -30,6 +31,8 @@ pub struct Description {
     pub layers: usize,
     /// Attention's heads.
     pub heads: Heads,
+    /// The attention of each layer. A list shorter than the layers repeats from its beginning.
+    pub attention: Vec<LayerAttention>,
     /// Tokens.
     pub vocabulary: usize,
     /// Most tokens of a text.
@@ -40,8 +43,6 @@ pub struct Description {
     pub norm_first: bool,
     /// How rows of learned positions are chosen.
     pub positions: Positions,
-    /// Rotary positions.
-    pub rotary: Option<Rotary>,
     /// What states and logits are multiplied by.
     pub factors: Factors,
 }
@@ -77,6 +78,13 @@ impl Factors {
     }
 }
 
+impl Description {
+    /// Whether no token attends to a later one, so that the model can write text.
+    pub fn is_causal(&self) -> bool {
+        self.attention.iter().all(|layer| layer.mask.is_causal())
+    }
+}
+
 /// A family's model as its files describe it: its numbers, and where its tensors are.
 pub trait Architecture: Debug + Send + Sync {
     /// Its numbers.
@@ -100,6 +108,14 @@ pub trait Architecture: Debug + Send + Sync {
     /// When a tensor is missing or of another shape.
     fn final_norm(&self, tensors: &dyn Tensors) -> Result<Option<NormTensors>>;
 
+    /// A bias by distance that all layers add to the scores of attention, where it comes from a tensor.
+    ///
+    /// # Errors
+    /// When a tensor is missing or of another shape.
+    fn distance_bias(&self, _tensors: &dyn Tensors) -> Result<Option<DistanceBias>> {
+        Ok(None)
+    }
+
     /// The matrix that makes logits of states, `[vocabulary, hidden]`.
     ///
     /// # Errors
@@ -116,6 +132,8 @@ pub struct Transformer<B: Backend> {
     token_types: Option<B::Table>,
     embedding_norm: Option<B::Norm>,
     layers: Vec<Layer<B>>,
+    /// The rotary positions of its layers, each once.
+    rotaries: Vec<Rotary>,
     final_norm: Option<B::Norm>,
     /// Of a model that writes text.
     head: Option<B::Linear>,
@@ -124,6 +142,9 @@ pub struct Transformer<B: Backend> {
 }
 
 struct Layer<B: Backend> {
+    attention: LayerAttention,
+    /// Index of its rotary positions.
+    rotary: Option<usize>,
     attention_norm: Option<B::Norm>,
     /// Queries, keys and values side by side.
     qkv: B::Linear,
@@ -144,9 +165,28 @@ impl<B: Backend> Transformer<B> {
     pub fn load(backend: B, architecture: &dyn Architecture, tensors: &dyn Tensors) -> Result<Self> {
         let norm = |norm: NormTensors| backend.norm(&norm.scale, norm.shift.as_ref(), norm.epsilon);
         let description = architecture.describe();
-        let layer = |index: usize| {
+        if description.attention.is_empty() {
+            return Err(misuse("no attention is described"));
+        }
+        let bias = architecture.distance_bias(tensors)?.map(Arc::new);
+        let mut rotaries = Vec::new();
+        let mut layer = |index: usize| {
             let layer = architecture.layer(tensors, index)?;
+            let mut attention = description.attention[index % description.attention.len()].clone();
+            attention.bias = attention.bias.or_else(|| bias.clone());
+            if layer.head_norms.is_some() && attention.rotary.is_none() {
+                // The operation that rotates heads normalises them too.
+                attention.rotary = Some(Rotary { frequencies: Vec::new(), style: RopeStyle::Neox });
+            }
+            let rotary = attention.rotary.take().map(|rotary| {
+                rotaries.iter().position(|known| *known == rotary).unwrap_or_else(|| {
+                    rotaries.push(rotary);
+                    rotaries.len() - 1
+                })
+            });
             Ok(Layer {
+                attention,
+                rotary,
                 attention_norm: layer.attention_norm.map(norm).transpose()?,
                 qkv: backend.linear(&layer.qkv)?,
                 head_norms: match layer.head_norms {
@@ -171,7 +211,8 @@ impl<B: Backend> Transformer<B> {
             positions: table(embeddings.positions)?,
             token_types: table(embeddings.token_types)?,
             embedding_norm: embeddings.norm.map(norm).transpose()?,
-            layers: (0..description.layers).map(layer).collect::<Result<_>>()?,
+            layers: (0..description.layers).map(&mut layer).collect::<Result<_>>()?,
+            rotaries,
             final_norm: architecture.final_norm(tensors)?.map(norm).transpose()?,
             head: None,
             files: Vec::new(),
@@ -192,7 +233,7 @@ impl<B: Backend> Transformer<B> {
         files: Vec<Weak<WeightFile>>,
     ) -> Result<Self> {
         let mut model = Self::load(backend, architecture, tensors)?;
-        if !model.description.heads.causal {
+        if !model.description.is_causal() {
             return Err(misuse("a decoder attends to earlier tokens alone"));
         }
         model.head = Some(model.backend.linear(&[(architecture.head(tensors)?, None)])?);
@@ -219,7 +260,27 @@ impl<B: Backend> Transformer<B> {
         if let Some(norm) = &self.embedding_norm {
             x = pass.norm(x, norm)?;
         }
-        if self.description.norm_first { self.norm_first(pass, x, row) } else { self.norm_last(pass, x, row) }
+        let ropes: Vec<_> = self.rotaries.iter().map(|rotary| pass.rope(rotary)).collect::<Result<_>>()?;
+        if self.description.norm_first {
+            self.norm_first(pass, x, row, &ropes)
+        } else {
+            self.norm_last(pass, x, row, &ropes)
+        }
+    }
+
+    /// Attention of layer `index` over the queries, keys and values of its input.
+    fn attend<'a>(
+        &self,
+        pass: &mut B::Pass<'a>,
+        mut qkv: <B::Pass<'a> as Pass<B>>::States,
+        index: usize,
+        ropes: &[RopeTable<'_>],
+    ) -> Result<<B::Pass<'a> as Pass<B>>::States> {
+        let (heads, layer) = (self.description.heads, &self.layers[index]);
+        if let Some(rotary) = layer.rotary {
+            qkv = pass.rotate(qkv, heads, layer.head_norms.as_ref(), &ropes[rotary])?;
+        }
+        pass.attention(index, qkv, heads, &layer.attention)
     }
 
     fn norm_first<'a>(
@@ -227,12 +288,12 @@ impl<B: Backend> Transformer<B> {
         pass: &mut B::Pass<'a>,
         mut x: <B::Pass<'a> as Pass<B>>::States,
         row: Option<Row>,
+        ropes: &[RopeTable<'_>],
     ) -> Result<<B::Pass<'a> as Pass<B>>::States> {
-        let Description { heads, activation, ref rotary, factors, .. } = self.description;
-        let rope = rotary.as_ref().map(|rotary| pass.rope(rotary)).transpose()?;
+        let Description { activation, factors, .. } = self.description;
         // From the last attention on no row looks at another; in windows, all of them pass by first.
         // Without causality the rows of a window need those after it: there is one window, which is all rows.
-        let windows = if heads.causal { pass.windows() } else { pass.windows().min(1) };
+        let windows = if self.description.is_causal() { pass.windows() } else { pass.windows().min(1) };
         let early = row.filter(|_| windows == 1);
         for (index, layer) in self.layers.iter().enumerate() {
             // What a row becomes depends on rows before it alone: keys and values are kept for one layer only.
@@ -241,11 +302,8 @@ impl<B: Backend> Transformer<B> {
                     pass.enter(window);
                 }
                 let norm = layer.attention_norm.as_ref();
-                let mut qkv = pass.norm_linear(&x, norm, &layer.qkv, Activation::Identity)?;
-                if let Some(rope) = &rope {
-                    qkv = pass.rotate(qkv, heads, layer.head_norms.as_ref(), rope)?;
-                }
-                let mut attended = pass.attention(index, qkv, heads)?;
+                let qkv = pass.norm_linear(&x, norm, &layer.qkv, Activation::Identity)?;
+                let mut attended = self.attend(pass, qkv, index, ropes)?;
                 if let Some(row) = early.filter(|_| index + 1 == self.layers.len()) {
                     (attended, x) = (pass.pick(attended, row)?, pass.pick(x, row)?);
                 }
@@ -266,14 +324,15 @@ impl<B: Backend> Transformer<B> {
         pass: &mut B::Pass<'a>,
         mut x: <B::Pass<'a> as Pass<B>>::States,
         row: Option<Row>,
+        ropes: &[RopeTable<'_>],
     ) -> Result<<B::Pass<'a> as Pass<B>>::States> {
-        let Description { heads, activation, .. } = self.description;
+        let activation = self.description.activation;
         for (index, layer) in self.layers.iter().enumerate() {
             let norms = layer.attention_norm.as_ref().zip(layer.mlp_norm.as_ref());
             let (attention_norm, mlp_norm) =
                 norms.ok_or_else(|| misuse("a block has no norm to end with"))?;
             let qkv = pass.linear(&x, &layer.qkv, Activation::Identity)?;
-            let mut attended = pass.attention(index, qkv, heads)?;
+            let mut attended = self.attend(pass, qkv, index, ropes)?;
             if let Some(row) = row.filter(|_| index + 1 == self.layers.len()) {
                 // From here on no row looks at another.
                 (attended, x) = (pass.pick(attended, row)?, pass.pick(x, row)?);

@@ -3,7 +3,8 @@
 use candle_core::Device;
 use model_manager::Result;
 use model_manager::compute::{
-    Activation, Biased, Heads, Isa, Matrix, Packed, Positions, RopeStyle, Rotary, WeightFormat,
+    Activation, Biased, Heads, Isa, LayerAttention, Mask, Matrix, Packed, Positions, RopeStyle, Rotary,
+    WeightFormat,
 };
 use model_manager::generation::{ComputeTarget, GenerationParams, Generator, Prompt, TextFiles, TextModel};
 use model_manager::models::architectures::{
@@ -25,16 +26,17 @@ fn norm(tensors: &dyn Tensors, name: &str) -> Result<NormTensors> {
 
 impl Architecture for Toy {
     fn describe(&self) -> Description {
+        let rotary = Rotary::new(10_000.0, 8, RopeStyle::Neox);
         Description {
             hidden: 32,
             layers: 2,
-            heads: Heads { heads: 4, kv_heads: 2, width: 8, causal: true },
+            heads: Heads { heads: 4, kv_heads: 2, width: 8 },
+            attention: vec![LayerAttention::new(Mask::CAUSAL).with_rotary(rotary)],
             vocabulary: 319,
             context: 64,
             activation: Activation::Relu,
             norm_first: true,
             positions: Positions::FromZero,
-            rotary: Some(Rotary::new(10_000.0, 8, RopeStyle::Neox)),
             factors: Factors::default(),
         }
     }

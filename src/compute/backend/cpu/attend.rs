@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::pass::{CpuPass, States, misuse};
 use crate::Result;
-use crate::compute::attention::heads::Heads;
+use crate::compute::attention::heads::{Heads, LayerAttention};
 use crate::compute::attention::kv_cache::PagedKvCache;
 use crate::compute::attention::rope::{RopeStyle, RopeTable};
 use crate::compute::attention::tiles::{Attention, KeyValues, Span};
@@ -18,14 +18,20 @@ use crate::sync::Mutex;
 const PARTS: usize = 4;
 
 impl CpuPass<'_> {
-    pub(super) fn attend(&mut self, layer: usize, qkv: States, heads: Heads) -> Result<States> {
+    pub(super) fn attend(
+        &mut self,
+        layer: usize,
+        qkv: States,
+        heads: Heads,
+        attention: &LayerAttention,
+    ) -> Result<States> {
         let queries = qkv.operand(self.cpu.dtype)?;
         Attention::check(queries, heads);
         let mut out = self.workspace.matrix(queries.rows(), heads.heads * heads.width, self.cpu.dtype)?;
         let target = out.target();
         let windowed = self.window.len() < self.batch.tokens();
         let cached = !self.caches.is_empty();
-        if !heads.causal && (windowed || cached) {
+        if !attention.mask.is_causal() && (windowed || cached) {
             return Err(misuse("windows and caches are for causal attention"));
         }
         let spans = self.spans();
@@ -41,7 +47,7 @@ impl CpuPass<'_> {
             KeyValues::Rows(self.seen.as_ref().filter(|_| windowed).unwrap_or(queries))
         };
         let kernels = self.cpu.kernel_set().kernels;
-        let attention = Attention::new(kernels, queries, keys, heads, &target);
+        let attention = Attention::new(kernels, queries, keys, heads, attention, &target);
         // Each part packs its rows, so only keys and values in caches are divided further.
         let items = spans.len() * heads.kv_heads;
         let of = match self.parallelism {
@@ -71,7 +77,7 @@ impl CpuPass<'_> {
 
     /// Appends the window's keys and values to the caches.
     fn append(&mut self, layer: usize, qkv: &StateMatrix, heads: Heads, spans: &[Span]) -> Result<()> {
-        let Heads { heads, kv_heads, width, .. } = heads;
+        let Heads { heads, kv_heads, width } = heads;
         let (kernels, bytes) = (self.cpu.kernel_set().kernels, width * qkv.format().bytes());
         let mut pages = Vec::new();
         // Spans are in the order of their sequences, of which a window may have some only.

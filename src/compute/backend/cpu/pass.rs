@@ -5,7 +5,7 @@ use std::ops::Range;
 use half::bf16;
 
 use super::workspace::Workspace;
-use crate::compute::attention::heads::Heads;
+use crate::compute::attention::heads::{Heads, LayerAttention};
 use crate::compute::attention::kv_cache::PagedKvCache;
 use crate::compute::attention::rope::{RopeTable, Rotary};
 use crate::compute::backend::cpu::device::{Cpu, Norm, Table};
@@ -307,8 +307,14 @@ impl Pass<Cpu> for CpuPass<'_> {
         self.norm(residual, norm)
     }
 
-    fn attention(&mut self, layer: usize, qkv: States, heads: Heads) -> Result<States> {
-        self.attend(layer, qkv, heads)
+    fn attention(
+        &mut self,
+        layer: usize,
+        qkv: States,
+        heads: Heads,
+        attention: &LayerAttention,
+    ) -> Result<States> {
+        self.attend(layer, qkv, heads, attention)
     }
 
     fn windows(&self) -> usize {

@@ -10,7 +10,10 @@ use crate::compute::linear::gemm::Epilogue;
 use crate::compute::linear::{Packer, WeightFormat};
 use crate::compute::matrix::StateMatrix;
 use crate::compute::parallel::{Parallelism, Share};
-use crate::compute::{Activation, Backend, DType, Heads, Isa, Packed, Pass, Positions, Threads, Weight};
+use crate::compute::{
+    Activation, Backend, CacheShape, Candle, DType, DistanceBias, Heads, Isa, LayerAttention, Mask, Packed,
+    Pass, Positions, Row, Step, Threads, Weight,
+};
 
 fn random(n: usize, seed: u32) -> Vec<f32> {
     let mut state = seed.wrapping_mul(2_654_435_761) | 1;
@@ -126,74 +129,156 @@ fn linear_layers_of_any_shape_multiply_alike_on_one_and_all_threads() {
 }
 
 /// Attention by its definition, in f64.
-fn attention(qkv: &[f32], length: usize, heads: Heads) -> Vec<f64> {
-    let Heads { heads, kv_heads, width, causal } = heads;
+fn attention(qkv: &[f32], length: usize, heads: Heads, layer: &LayerAttention) -> Vec<f64> {
+    let Heads { heads, kv_heads, width } = heads;
     let stride = (heads + 2 * kv_heads) * width;
     let at = |row: usize, column: usize| f64::from(qkv[row * stride + column]);
     let mut out = vec![0.0; length * heads * width];
     for (head, row) in (0..heads).flat_map(|head| (0..length).map(move |row| (head, row))) {
         let kv = head / (heads / kv_heads);
-        let visible = if causal { row + 1 } else { length };
+        let seen = row.saturating_sub(layer.mask.before)
+            ..row.saturating_add(layer.mask.after).saturating_add(1).min(length);
         let score = |key: usize| {
             let dot: f64 =
                 (0..width).map(|i| at(row, head * width + i) * at(key, (heads + kv) * width + i)).sum();
-            (dot / (width as f64).sqrt()).exp()
+            let score = dot * layer.scale.map_or(1.0 / (width as f64).sqrt(), f64::from);
+            let score = layer.soft_cap.map_or(score, |cap| f64::from(cap) * (score / f64::from(cap)).tanh());
+            (score + layer.bias.as_ref().map_or(0.0, |_| bias(head, key as isize - row as isize))).exp()
         };
-        let weights: Vec<f64> = (0..visible).map(score).collect();
+        let weights: Vec<f64> = seen.clone().map(score).collect();
         let total: f64 = weights.iter().sum();
         for i in 0..width {
             let value = |key: usize| at(key, (heads + kv_heads + kv) * width + i);
-            let sum: f64 = weights.iter().enumerate().map(|(key, weight)| weight * value(key)).sum();
+            let sum: f64 = seen.clone().zip(&weights).map(|(key, weight)| weight * value(key)).sum();
             out[(row * heads + head) * width + i] = sum / total;
         }
     }
     out
 }
 
+fn bias(head: usize, distance: isize) -> f64 {
+    (1 + head) as f64 * if distance < 0 { 0.01 } else { -0.02 } * distance as f64
+}
+
+/// Every kind of attention.
+fn kinds(heads: usize) -> Vec<LayerAttention> {
+    let bias = DistanceBias::new(heads, 601, |head, distance| bias(head, distance) as f32).unwrap();
+    let biased = LayerAttention { bias: Some(bias.into()), ..LayerAttention::new(Mask::FULL) };
+    let masks =
+        [Mask::FULL, Mask::CAUSAL, Mask::sliding(1), Mask::sliding(40), Mask::local(64), Mask::local(300)];
+    let masked = masks.map(LayerAttention::new);
+    let capped = LayerAttention { soft_cap: Some(0.7), scale: Some(0.5), ..masked[1].clone() };
+    let all = LayerAttention { soft_cap: Some(2.0), mask: Mask::sliding(257), ..biased.clone() };
+    [&masked[..], &[biased, capped, all]].concat()
+}
+
+const SHAPES: [(usize, usize, usize, usize); 10] = [
+    (1, 1, 1, 1),
+    (2, 2, 2, 8),
+    (17, 2, 1, 5),
+    (33, 3, 3, 32),
+    (31, 4, 2, 20),
+    (77, 2, 2, 33),
+    (256, 1, 1, 64),
+    (257, 2, 1, 16),
+    (301, 1, 1, 7),
+    (600, 1, 1, 24),
+];
+
+fn assert_close(got: &[f32], expected: &[f64], format: DType, what: &dyn std::fmt::Debug) {
+    let allowed = if format == DType::F32 { 1e-5 } else { 3e-2 };
+    assert_eq!(got.len(), expected.len(), "{what:?}");
+    for (i, (got, expected)) in got.iter().zip(expected).enumerate() {
+        let error = (f64::from(*got) - expected).abs();
+        assert!(error < allowed, "{format:?} {what:?} at {i}: {got} for {expected}");
+    }
+}
+
 #[test]
-fn attention_of_any_shape_is_attention() {
-    let shapes = [
-        (1, 1, 1, 1),
-        (2, 2, 2, 8),
-        (17, 2, 1, 5),
-        (33, 3, 3, 32),
-        (31, 4, 2, 20),
-        (77, 2, 2, 33),
-        (256, 1, 1, 64),
-        (257, 2, 1, 16),
-        (301, 1, 1, 7),
-        (600, 1, 1, 24),
-    ];
-    for isa in Isa::available() {
-        for format in [DType::F32, DType::Bf16] {
-            for (length, heads, kv_heads, width) in shapes {
-                for causal in [false, true] {
-                    let heads = Heads { heads, kv_heads, width, causal };
-                    let mut workspace = Workspace::default();
-                    let columns = (heads.heads + 2 * kv_heads) * width;
-                    let input: Vec<f32> = random(length * columns, 4).iter().map(|x| x * 2.0).collect();
-                    let qkv = matrix(&mut workspace, length, columns, format, &input);
-                    let mut out = workspace.matrix(length, heads.heads * width, format).unwrap();
-                    let target = out.target();
-                    let kernels = Kernels::of(isa);
-                    let all = Attention::new(kernels, &qkv, KeyValues::Rows(&qkv), heads, &target);
-                    let span = Span { keys: 0, queries: 0, before: 0, rows: length };
-                    let mut scratch = Default::default();
-                    for kv_head in 0..kv_heads {
-                        all.group(&mut scratch, span, kv_head, Share { index: 0, of: 1 }).unwrap();
-                    }
-                    let expected = attention(&input, length, heads);
-                    let allowed = if format == DType::F32 { 1e-5 } else { 3e-2 };
-                    for (i, (got, expected)) in values(&mut out).into_iter().zip(expected).enumerate() {
-                        let error = (f64::from(got) - expected).abs();
-                        assert!(
-                            error < allowed,
-                            "{isa} {format:?} {length} {heads:?} at {i}: {got} for {expected}"
-                        );
-                    }
+fn attention_of_any_shape_and_kind_is_attention() {
+    for (length, heads, kv_heads, width) in SHAPES {
+        let heads = Heads { heads, kv_heads, width };
+        let columns = (heads.heads + 2 * kv_heads) * width;
+        let input: Vec<f32> = random(length * columns, 4).iter().map(|x| x * 2.0).collect();
+        for layer in kinds(heads.heads) {
+            let expected = attention(&input, length, heads, &layer);
+            for (isa, format) in Isa::available().flat_map(|isa| [(isa, DType::F32), (isa, DType::Bf16)]) {
+                let mut workspace = Workspace::default();
+                let qkv = matrix(&mut workspace, length, columns, format, &input);
+                let mut out = workspace.matrix(length, heads.heads * width, format).unwrap();
+                let target = out.target();
+                let kernels = Kernels::of(isa);
+                let all = Attention::new(kernels, &qkv, KeyValues::Rows(&qkv), heads, &layer, &target);
+                let span = Span { keys: 0, queries: 0, before: 0, rows: length };
+                let mut scratch = Default::default();
+                for kv_head in 0..kv_heads {
+                    all.group(&mut scratch, span, kv_head, Share { index: 0, of: 1 }).unwrap();
                 }
+                let what = (isa, length, heads, &layer.mask, layer.soft_cap, layer.bias.is_some());
+                assert_close(&values(&mut out), &expected, format, &what);
             }
         }
+    }
+}
+
+#[test]
+fn attention_in_steps_over_caches_is_attention() {
+    let heads = Heads { heads: 4, kv_heads: 2, width: 8 };
+    // Token `i` has row `i` of the table. The norm before attention changes nothing.
+    let mut input: Vec<f32> = random(600 * 64, 4);
+    for row in input.chunks_mut(64) {
+        let square: f32 = row.iter().map(|x| x * x).sum();
+        row.iter_mut().for_each(|x| *x *= (64.0 / square).sqrt());
+    }
+    for layer in kinds(4).into_iter().filter(|layer| layer.mask.is_causal()) {
+        let expected = attention(&input, 600, heads, &layer);
+        for isa in Isa::available() {
+            for format in [DType::F32, DType::Bf16] {
+                check_steps(&Cpu::new(isa, format), &input, heads, &layer, &expected, format);
+            }
+        }
+        let plain = Candle::new(candle_core::Device::Cpu);
+        check_steps(&plain, &input, heads, &layer, &expected, DType::F32);
+    }
+}
+
+/// Runs attention on a sequence with a cache, some tokens at a time, and compares the last row of each step.
+fn check_steps<B: Backend>(
+    backend: &B,
+    input: &[f32],
+    heads: Heads,
+    layer: &LayerAttention,
+    expected: &[f64],
+    format: DType,
+) {
+    let table = backend.table(Weight::from_f32(input, &[input.len() / 64, 64]).unwrap().into()).unwrap();
+    let norm = backend.norm(&Weight::from_f32(&[1.0; 64], &[64]).unwrap(), None, 0.0).unwrap();
+    let unit = |columns: usize| {
+        let values: Vec<f32> =
+            (0..64 * columns).map(|i| f32::from(u8::from(i / columns == i % columns))).collect();
+        backend.linear(&[(Weight::from_f32(&values, &[64, columns]).unwrap().into(), None)]).unwrap()
+    };
+    let (qkv, output) = (unit(64), unit(32));
+    let mut cache = backend.cache(CacheShape { layers: 1, kv_heads: heads.kv_heads, width: heads.width });
+    let mut first = 0;
+    for count in [1, 2, 40, 1, 212, 1, 300, 43] {
+        let tokens: Vec<u32> = (first..first + count).map(|token| token as u32).collect();
+        first += count;
+        let mut out = vec![0.0; 64];
+        let mut steps = [Step { cache: &mut cache, tokens: &tokens, needs_logits: true }];
+        backend
+            .run_cached(&mut steps, 64, &mut out, &|pass, out| {
+                let mut x = pass.embed(&table, None, None)?;
+                let qkv = pass.norm_linear(&x, Some(&norm), &qkv, Activation::Identity)?;
+                let attended = pass.attention(0, qkv, heads, layer)?;
+                pass.linear_add(attended, &output, None, 1.0, &mut x)?;
+                let x = pass.pick(x, Row::Last)?;
+                pass.read(x, None, &mut |_, rows| rows.iter().for_each(|row| out.copy_from_slice(row)))
+            })
+            .unwrap();
+        let attended: Vec<f32> = out.iter().zip(&input[(first - 1) * 64..]).map(|(x, y)| x - y).collect();
+        let what = (first, layer.mask, layer.soft_cap, backend.dtype());
+        assert_close(&attended[..32], &expected[(first - 1) * 32..][..32], format, &what);
     }
 }
 
@@ -222,7 +307,8 @@ fn a_panic_anywhere_fails_its_call_only() {
         let failed = cpu.run(&batch, 1, &mut out, &|pass, _| {
             let x = pass.embed(&words, Some((&positions, Positions::FromZero)), None)?;
             // Four columns cannot be divided into heads of this width.
-            pass.attention(0, x, Heads { heads: 1, kv_heads: 1, width: 3, causal: false }).map(|_| ())
+            pass.attention(0, x, Heads { heads: 1, kv_heads: 1, width: 3 }, &LayerAttention::new(Mask::FULL))
+                .map(|_| ())
         });
         assert!(matches!(failed, Err(Error::Internal { .. })), "{failed:?}");
         let sums = |pass: &mut super::CpuPass<'_>, out: &mut [f32]| {
@@ -251,7 +337,12 @@ fn memory_of_one_batch_serves_the_next() {
             let x = pass.embed(&words, Some((&positions, Positions::FromZero)), None)?;
             let x = pass.norm(x, &norm)?;
             let qkv = pass.linear(&x, &linear, Activation::Gelu)?;
-            let y = pass.attention(0, qkv, Heads { heads: 2, kv_heads: 2, width: 20, causal: true })?;
+            let y = pass.attention(
+                0,
+                qkv,
+                Heads { heads: 2, kv_heads: 2, width: 20 },
+                &LayerAttention::new(Mask::CAUSAL),
+            )?;
             pass.discard(y);
             pass.read(x, None, &mut |_, _| ())
         })

@@ -3,7 +3,9 @@
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use crate::compute::{Activation, Biased, Heads, LONGEST_HEAD, Matrix, Positions, RopeStyle, Rotary};
+use crate::compute::{
+    Activation, Biased, Heads, LONGEST_HEAD, LayerAttention, Mask, Matrix, Positions, RopeStyle, Rotary,
+};
 use crate::models::architectures::family::{ConfigFile, LARGEST_SIZE};
 use crate::models::architectures::tensors::{EmbeddingTensors, LayerTensors, NormTensors, Tensors};
 use crate::models::architectures::transformer::{Architecture, Description, Factors};
@@ -276,21 +278,17 @@ impl Llama {
 
 impl Architecture for Llama {
     fn describe(&self) -> Description {
+        let mask = if self.causal { Mask::CAUSAL } else { Mask::FULL };
         Description {
             hidden: self.hidden,
             layers: self.layers,
-            heads: Heads {
-                heads: self.heads,
-                kv_heads: self.kv_heads,
-                width: self.head,
-                causal: self.causal,
-            },
+            heads: Heads { heads: self.heads, kv_heads: self.kv_heads, width: self.head },
+            attention: vec![LayerAttention::new(mask).with_rotary(self.rotary.clone())],
             vocabulary: self.vocabulary,
             context: self.context,
             activation: Activation::Silu,
             norm_first: true,
             positions: Positions::FromZero,
-            rotary: Some(self.rotary.clone()),
             factors: Factors::default(),
         }
     }
