@@ -12,14 +12,14 @@ use tokenizers::{AddedToken, Tokenizer};
 use super::chat::{self, ChatTemplate, TURNS_TEMPLATE};
 use super::stop::TextTokens;
 use crate::compute::{Candle, Cpu, Isa, WeightFormat};
-use crate::models::added_tokens;
 use crate::models::architectures::Transformer;
 use crate::models::json::read_json;
 use crate::models::manifest::WeightFiles;
-use crate::models::tokenizer::{TokenizerConfig, guarded, parse as parse_tokenizer};
+use crate::models::tokenizers::config::TokenizerConfig;
+use crate::models::tokenizers::tokenizer::{guarded, parse as parse_tokenizer};
+use crate::models::tokenizers::{added_tokens, gguf as gguf_tokenizer};
 use crate::models::{
-    ModelConfig, ModelFiles, ModelKind, Progress, ResolveOptions, SentenceEncoder, Source, Weights,
-    gguf_tokenizer, resolve,
+    ModelConfig, ModelFiles, ModelKind, Progress, ResolveOptions, SentenceEncoder, Source, Weights, resolve,
 };
 use crate::{Error, Result};
 

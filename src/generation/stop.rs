@@ -2,9 +2,9 @@
 
 use tokenizers::Tokenizer;
 
-use crate::models::cut::Cuts;
-use crate::models::long::{self, Bounds};
-use crate::models::tokenizer::{guarded, special_ids};
+use crate::models::tokenizers::cut::Cuts;
+use crate::models::tokenizers::long::{self, Bounds};
+use crate::models::tokenizers::tokenizer::{guarded, special_ids};
 use crate::{Error, Result};
 
 /// Bytes of a text above which it is tokenised part by part.

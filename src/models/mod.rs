@@ -6,34 +6,28 @@
 //! manifest.rs    which files make a model                        kind.rs     embeds text, or writes it
 //! config.rs, keys.rs   what a configuration says, and which keys are refused
 //! architectures/ families: their configuration, their tensors, one forward pass for all
-//! tokenizer.rs, tokenizers/, wordpiece.rs, cut.rs, long.rs   text → ids
+//! tokenizers/    text → ids
 //! weights.rs     name → tensor                                   formats/    safetensors, pickle, GGUF
 //! sentence.rs    pooling, normalisation, length, prompts         heads/      states → result
 //! encoder.rs     all of these together
 //! ```
 
-pub(crate) mod added_tokens;
 pub mod architectures;
 pub mod config;
-pub(crate) mod cut;
 pub mod decoder;
 pub mod encoder;
 pub mod formats;
-pub mod gguf_tokenizer;
 pub mod heads;
 mod hub;
 pub(crate) mod json;
 pub(crate) mod keys;
 mod kind;
-pub(crate) mod long;
 pub mod manifest;
 pub mod resolve;
 pub mod sentence;
 pub mod source;
-pub mod tokenizer;
-pub(crate) mod tokenizers;
+pub mod tokenizers;
 pub mod weights;
-mod wordpiece;
 
 pub use architectures::ModelKind;
 pub use config::ModelConfig;
@@ -42,16 +36,9 @@ pub use formats::gguf;
 pub use heads::{Pooling, SentenceEncoder};
 pub use hub::{Progress, ResolveOptions};
 pub use kind::kind_of;
-pub use long::Bounds;
 pub use manifest::ModelFiles;
 pub use resolve::resolve;
 pub use sentence::{SentenceConfig, Similarity};
 pub use source::Source;
-pub use tokenizer::Tokenizer;
+pub use tokenizers::{Bounds, Tokenizer};
 pub use weights::Weights;
-
-/// The names of [`manifest`], at their earlier path.
-pub mod files {
-    pub(crate) use super::json::{read_json, read_json_with_nulls};
-    pub use super::manifest::*;
-}

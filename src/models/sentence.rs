@@ -14,7 +14,7 @@ use super::heads::Pooling;
 use super::json::read_json;
 use super::keys::{refusal, refuse_unknown};
 use super::manifest::{ModelFiles, SENTENCE_CONFIGS};
-use super::tokenizer::TokenizerConfig;
+use super::tokenizers::config::TokenizerConfig;
 use crate::{Error, Result};
 
 /// How texts become vectors around the transformer.

@@ -9,8 +9,6 @@ import pytest
 
 SOURCE = Path(__file__).parents[2] / "src"
 FOLDERS = ["compute", "sync", "manager", "lifecycle", "batching", "remote", "generation", "cache", "models", "python"]
-# Files in which a circle remains. The other files of the folder must form none.
-EXCEPTED = {"models": {"added_tokens", "tokenizer", "wordpiece"}}
 
 Module = tuple[str, ...]
 
@@ -90,8 +88,7 @@ def circle(graph: dict[Module, set[Module]]) -> set[Module]:
 
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_files_import_in_one_direction(folder: str) -> None:
-    excepted = EXCEPTED.get(folder, set())
-    graph = {module: uses for module, uses in imports(folder).items() if "".join(module[:1]) not in excepted}
+    graph = imports(folder)
     assert len(graph) > 2
     names = sorted("/".join(module) or "mod" for module in circle(graph))
     assert not names, f"these files of src/{folder} import each other in a circle, or import such files"

@@ -78,15 +78,15 @@ impl Configuration {
 }
 
 /// The shape of this thread's tiles: rows of a block, and units a step.
-type Shape = (usize, usize);
+type TileShape = (usize, usize);
 
 /// The configuration of a thread's tiles.
 #[derive(Clone, Copy)]
 enum Configured {
     /// Each block configures the tiles and releases them.
     PerBlock,
-    /// The tiles keep this shape, if any, until the outermost [`KeepTiles`] is dropped.
-    Kept(Option<Shape>),
+    /// The tiles keep this shape, if any, until the outermost [`TileGuard`] is dropped.
+    Kept(Option<TileShape>),
 }
 
 thread_local! {
@@ -97,14 +97,14 @@ thread_local! {
 /// steps of a sum. While it lives, the thread runs no other code that could configure tiles. Dropping the outermost one
 /// releases the tiles: an idle thread with tiles in use keeps its core out of deep sleep, and the kernel saves them at
 /// each context switch.
-pub(crate) struct KeepTiles {
+pub(crate) struct TileGuard {
     /// Whether no other one exists on this thread.
     outermost: bool,
     /// Tiles belong to one thread, so the type is neither `Send` nor `Sync`.
     _thread: PhantomData<*mut ()>,
 }
 
-impl KeepTiles {
+impl TileGuard {
     pub(crate) fn new() -> Self {
         let outermost = matches!(CONFIGURED.get(), Configured::PerBlock);
         if outermost {
@@ -114,7 +114,7 @@ impl KeepTiles {
     }
 }
 
-impl Drop for KeepTiles {
+impl Drop for TileGuard {
     fn drop(&mut self) {
         if !self.outermost {
             return;
@@ -150,7 +150,7 @@ pub(crate) unsafe fn tile(t: &Tile) {
     if t.rows == 0 {
         return;
     }
-    let _tiles = KeepTiles::new();
+    let _tiles = TileGuard::new();
     let (steps, rest) = (t.k / TILE, t.k % TILE);
     // SAFETY: the CPU has AMX, `1 <= t.rows <= ROWS = 32`, and `_tiles` lives. The first block reads `steps * TILE` units
     // of each row, the second one the `rest` units after them: `k` in total. The first block initializes `c`, to which
@@ -174,14 +174,14 @@ pub(crate) unsafe fn tile(t: &Tile) {
 ///
 /// - The CPU has AMX, and the process may use it.
 /// - `shape` has 1 to 32 rows and 1 to 16 units.
-/// - A [`KeepTiles`] of this thread lives.
-unsafe fn configure(shape: Shape) {
+/// - A [`TileGuard`] of this thread lives.
+unsafe fn configure(shape: TileShape) {
     if matches!(CONFIGURED.get(), Configured::Kept(Some(kept)) if kept == shape) {
         return;
     }
     let configuration = Configuration::new(shape.0, shape.1);
     // SAFETY: the CPU has AMX. `configuration` has the 64 bytes that the instruction reads, and is valid for 1 to 32 rows
-    // and 1 to 16 units. All registers that change are named. While a `KeepTiles` lives, only this module uses tiles.
+    // and 1 to 16 units. All registers that change are named. While a `TileGuard` lives, only this module uses tiles.
     unsafe {
         asm!(
             "ldtilecfg [{}]",
@@ -200,7 +200,7 @@ unsafe fn configure(shape: Shape) {
 ///
 /// - The CPU has AMX, and the process may use it.
 /// - `1 <= t.rows <= 32` and `1 <= units <= 16`.
-/// - A [`KeepTiles`] of this thread lives.
+/// - A [`TileGuard`] of this thread lives.
 /// - `t.a` points to `t.rows` rows of `steps * units` readable units, `t.a_stride` bytes apart.
 /// - `t.panel` points to `steps * units` readable rows of 32 units.
 /// - `t.c` points to `t.rows` writable rows of 32 values, `t.c_stride` values apart; they are initialized if
@@ -302,8 +302,8 @@ mod tests {
         };
         multiply(false);
         assert!(!emulator::configured());
-        let outer = KeepTiles::new();
-        let inner = KeepTiles::new();
+        let outer = TileGuard::new();
+        let inner = TileGuard::new();
         multiply(true);
         drop(inner);
         assert!(emulator::configured());

@@ -73,7 +73,7 @@ pub(crate) const LARGEST_TILE: usize = TALLEST_TILE * 32;
 /// Keeps the tile registers of AMX configured until it is dropped; it holds nothing for other instruction sets.
 pub(crate) struct KeepTiles {
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-    _tiles: Option<amx::KeepTiles>,
+    _tiles: Option<amx::TileGuard>,
 }
 
 macro_rules! table {
@@ -257,7 +257,7 @@ impl Kernels {
     pub(crate) fn keep_tiles(&self) -> KeepTiles {
         KeepTiles {
             #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-            _tiles: (self.isa == Isa::Amx).then(amx::KeepTiles::new),
+            _tiles: (self.isa == Isa::Amx).then(amx::TileGuard::new),
         }
     }
 

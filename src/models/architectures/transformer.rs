@@ -19,7 +19,7 @@ use crate::compute::{
     Positions, RopeStyle, RopeTable, Rotary, Row, Step,
 };
 use crate::models::decoder::Decoder;
-use crate::models::heads::{Pooling, SentenceEncoder};
+use crate::models::heads::pooling::{Pooling, SentenceEncoder};
 use crate::{Error, Result};
 
 /// The numbers and switches of a transformer.

@@ -1,18 +1,30 @@
-//! The tokenizers of one model file.
+//! Text → token ids: the tokenizers of a model's files.
 //!
 //! ```text
-//! pipeline.rs   what the rest asks of a tokenizer      small.rs   a tokenizer with a small vocabulary
+//! tokenizer.rs   from files to a tokenizer             config.rs, added_tokens.rs   what they add to tokenizer.json
+//! wordpiece.rs   from vocab.txt                        gguf.rs    from the metadata of a GGUF file
+//! pipeline.rs    the interface of all tokenizers       small.rs   a tokenizer with a small vocabulary
 //! unigram.rs, trie.rs   that vocabulary                direct.rs  its short way from a text to ids
+//! cut.rs         where a text can be cut               long.rs    reading a long text in parts
 //! ```
 
+pub(crate) mod added_tokens;
+pub(crate) mod config;
+pub(crate) mod cut;
 mod direct;
+pub mod gguf;
+pub(crate) mod long;
 mod pipeline;
 mod small;
+pub(crate) mod tokenizer;
 mod trie;
 mod unigram;
+mod wordpiece;
 
-pub(crate) use pipeline::{Pipeline, Vocabulary, With, Words};
-pub(crate) use small::small;
+pub use long::Bounds;
+pub use tokenizer::Tokenizer;
+#[cfg(test)]
+use {pipeline::Pipeline, pipeline::Vocabulary, small::small};
 
 #[cfg(test)]
 mod tests;

@@ -10,7 +10,7 @@ use tokenizers::{
 pub(crate) type With<M> =
     TokenizerImpl<M, NormalizerWrapper, PreTokenizerWrapper, PostProcessorWrapper, DecoderWrapper>;
 
-/// What a word becomes where it is cut, as far as [`Cuts`](crate::models::cut::Cuts) has to know it.
+/// What a word becomes where it is cut, as far as [`Cuts`](super::cut::Cuts) has to know it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Words {
     /// A word of more characters than this is one unknown token.

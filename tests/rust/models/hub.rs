@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use model_manager::Error;
 use model_manager::config::Host;
-use model_manager::models::{ModelFiles, ResolveOptions, Source, files::WeightFiles, resolve};
+use model_manager::models::{ModelFiles, ResolveOptions, Source, manifest::WeightFiles, resolve};
 use tempfile::TempDir;
 
 use crate::server::{COMMIT, Fault, Hub, etag};

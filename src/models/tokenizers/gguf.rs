@@ -20,7 +20,7 @@ use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::processors::template::TemplateProcessing;
 use tokenizers::{AddedToken, SplitDelimiterBehavior, Tokenizer};
 
-use super::formats::gguf::{Gguf, GgufValue};
+use crate::models::formats::gguf::{Gguf, GgufValue};
 use crate::{Error, Result};
 
 /// How Llama 3 splits text, published with its tokenizer.
@@ -290,8 +290,8 @@ fn unsupported(gguf: &Gguf, reason: String) -> Error {
 
 #[cfg(test)]
 mod tests {
-    use super::super::formats::gguf::tests::Writer;
     use super::*;
+    use crate::models::formats::gguf::tests::Writer;
 
     fn open(writer: &Writer) -> (tempfile::TempDir, Gguf) {
         let (folder, path) = writer.write();

@@ -10,8 +10,8 @@ use tokenizers::processors::template::TemplateProcessing;
 use tokenizers::{AddedToken, Tokenizer};
 
 use super::added_tokens;
-use super::files::ModelFiles;
-use super::tokenizer::TokenizerConfig;
+use super::config::TokenizerConfig;
+use crate::models::manifest::ModelFiles;
 use crate::{Error, Result};
 
 /// Builds what transformers' `BertTokenizer` builds from the same files. Without settings: lower-casing, as there.

@@ -13,8 +13,8 @@ use tokenizers::pre_tokenizers::metaspace::PrependScheme;
 use tokenizers::{NormalizedString, Normalizer as _};
 use unicode_properties::{GeneralCategory as G, GeneralCategoryGroup as Group, UnicodeGeneralCategory as _};
 
-use super::gguf_tokenizer::{LLAMA3, QWEN2};
-use super::tokenizers::{Pipeline, Words};
+use super::gguf::{LLAMA3, QWEN2};
+use super::pipeline::{Pipeline, Words};
 
 /// How far after the wanted place a cut is looked for, in bytes.
 const SEARCH: usize = if cfg!(test) { 128 } else { 4 << 10 };

@@ -3,7 +3,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use super::cut::Cuts;
-use super::tokenizers::Pipeline;
+use super::pipeline::Pipeline;
 use crate::compute::memory;
 use crate::{Error, Result};
 

@@ -7,18 +7,19 @@ use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
-use serde_json::{Map, Value};
+use serde_json::Value;
 use tokenizers::normalizers::{BertNormalizer, Lowercase, NormalizerWrapper, Sequence as Normalizers};
-use tokenizers::{AddedToken, Encoding, Model, Token, Tokenizer as Inner, TruncationDirection};
+use tokenizers::{Encoding, Model, Token, Tokenizer as Inner, TruncationDirection};
 
-use super::added_tokens;
+use super::config::TokenizerConfig;
 use super::cut::Cuts;
-use super::files::{ModelFiles, read_json_with_nulls};
-use super::gguf::Gguf;
 use super::long::{self, Bounds, Keep};
-use super::tokenizers::{Pipeline, Vocabulary, With, small};
-use super::{gguf_tokenizer, wordpiece};
+use super::pipeline::{Pipeline, Vocabulary, With};
+use super::small::small;
+use super::{gguf, wordpiece};
 use crate::error::panic_message;
+use crate::models::formats::gguf::Gguf;
+use crate::models::manifest::{Missing, ModelFiles, metadata};
 use crate::{Error, Result};
 
 /// The tokenizer of one model.
@@ -52,7 +53,7 @@ impl Tokenizer {
             return Self::prepare(&path, inner.into_inner(), &settings, lower_case);
         }
         let sentencepiece = files.beside_weights("sentencepiece.bpe.model").is_some();
-        Err(super::files::Missing::Tokenizer { sentencepiece }.error(&files.model, &files.transformer))
+        Err(Missing::Tokenizer { sentencepiece }.error(&files.model, &files.transformer))
     }
 
     fn follow<M: Vocabulary + 'static>(
@@ -97,16 +98,16 @@ impl Tokenizer {
     /// The tokenizer of a GGUF file, with the first and last token that the file asks for.
     ///
     /// # Errors
-    /// Those of [`gguf_tokenizer::tokenizer`]; [`Error::InvalidFile`] when the end token is asked for but missing.
-    pub fn from_gguf(gguf: &Gguf) -> Result<Self> {
-        let built = gguf_tokenizer::tokenizer(gguf)?;
+    /// Those of [`gguf::tokenizer`]; [`Error::InvalidFile`] when the end token is asked for but missing.
+    pub fn from_gguf(file: &Gguf) -> Result<Self> {
+        let built = gguf::tokenizer(file)?;
         let (before, mut after) =
-            special_ids(&*built.tokenizer).map_err(|e| invalid(gguf.path(), &e.to_string()))?.ok_or_else(
-                || invalid(gguf.path(), "its tokenizer does not keep a text's tokens in one piece"),
+            special_ids(&*built.tokenizer).map_err(|e| invalid(file.path(), &e.to_string()))?.ok_or_else(
+                || invalid(file.path(), "its tokenizer does not keep a text's tokens in one piece"),
             )?;
-        if gguf.flag("tokenizer.ggml.add_eos_token") == Some(true) {
+        if file.flag("tokenizer.ggml.add_eos_token") == Some(true) {
             after.push(built.end_id.ok_or_else(|| {
-                invalid(gguf.path(), "it asks for an end token (tokenizer.ggml.add_eos_token) but names none of its tokens as that")
+                invalid(file.path(), "it asks for an end token (tokenizer.ggml.add_eos_token) but names none of its tokens as that")
             })?);
         }
         let cuts = Cuts::of(&*built.tokenizer);
@@ -188,69 +189,6 @@ impl std::fmt::Debug for Tokenizer {
     }
 }
 
-/// `tokenizer_config.json`: what transformers puts over `tokenizer.json`. Special tokens that it does not name are those
-/// of `special_tokens_map.json`, unless it describes all added tokens itself.
-#[derive(Debug, Default)]
-pub(crate) struct TokenizerConfig(Map<String, Value>);
-
-impl TokenizerConfig {
-    pub(crate) fn read(files: &ModelFiles) -> Result<Self> {
-        let read = |name| match files.beside_weights(name) {
-            Some(path) => read_json_with_nulls(&path),
-            None => Ok(Map::new()),
-        };
-        let mut settings: Map<String, Value> = read("tokenizer_config.json")?;
-        if !settings.get("added_tokens_decoder").is_some_and(Value::is_object) {
-            for (key, value) in read("special_tokens_map.json")? {
-                let own = settings.entry(key).or_insert(Value::Null);
-                if own.is_null() {
-                    *own = value;
-                }
-            }
-        }
-        Ok(Self(settings))
-    }
-
-    /// A true-or-false setting, if it is there and not null.
-    pub(crate) fn flag(&self, key: &str) -> Option<bool> {
-        self.0.get(key)?.as_bool()
-    }
-
-    /// A textual setting; added tokens are sometimes objects with the text as `content`.
-    pub(crate) fn word(&self, key: &str) -> Option<String> {
-        let value = self.0.get(key)?;
-        value.as_str().or_else(|| value.get("content")?.as_str()).map(ToString::to_string)
-    }
-
-    /// Any setting; `null` without one.
-    pub(crate) fn value(&self, key: &str) -> &Value {
-        self.0.get(key).unwrap_or(&Value::Null)
-    }
-
-    /// A special token.
-    pub(crate) fn token(&self, key: &str) -> Option<AddedToken> {
-        added_tokens::token(self.0.get(key)?, true)
-    }
-
-    /// A table.
-    pub(crate) fn object(&self, key: &str) -> Option<&Map<String, Value>> {
-        self.0.get(key)?.as_object()
-    }
-
-    /// Special tokens without a name of their own.
-    pub(crate) fn additional(&self) -> Vec<AddedToken> {
-        let lists = ["additional_special_tokens", "extra_special_tokens"];
-        let listed = lists.iter().filter_map(|key| self.0.get(*key)?.as_array()).flatten();
-        listed.filter_map(|value| added_tokens::token(value, true)).collect()
-    }
-
-    /// `model_max_length`, unless it is the huge number that stands for none.
-    pub(crate) fn max_length(&self) -> Option<usize> {
-        let length = self.0.get("model_max_length")?.as_f64()?;
-        (1.0..1e9).contains(&length).then_some(length as usize)
-    }
-}
-
 /// Bytes of a `tokenizer.json` at most; those of large vocabularies have about 35 million.
 const LARGEST_FILE: u64 = 256 << 20;
 /// Arrays and objects inside each other in it at most; real ones have about 7. Its reader takes time that grows with
@@ -267,7 +205,7 @@ pub(crate) fn parse(path: &Path) -> Result<Inner> {
 
 /// The bytes of `tokenizer.json`, neither too many nor too deep.
 fn read(path: &Path) -> Result<Vec<u8>> {
-    let length = super::files::metadata(path)?.len();
+    let length = metadata(path)?.len();
     if length > LARGEST_FILE {
         return Err(Error::InvalidFile {
             path: path.to_path_buf(),
@@ -324,7 +262,7 @@ fn follow<M: Model>(settings: &TokenizerConfig, inner: &mut With<M>) -> tokenize
     if generic {
         return Ok(());
     }
-    let accents = settings.0.get("strip_accents").map_or(stored.strip_accents, Value::as_bool);
+    let accents = settings.get("strip_accents").map_or(stored.strip_accents, Value::as_bool);
     let wanted = BertNormalizer::new(
         stored.clean_text,
         settings.flag("tokenize_chinese_chars").unwrap_or(stored.handle_chinese_chars),

@@ -8,8 +8,9 @@ use std::path::Path;
 use serde_json::{Map, Value};
 use tokenizers::{AddedToken, Tokenizer};
 
-use super::files::{ModelFiles, read_json};
-use super::tokenizer::TokenizerConfig;
+use super::config::{TokenizerConfig, added_token};
+use crate::models::json::read_json;
+use crate::models::manifest::ModelFiles;
 use crate::{Error, Result};
 
 /// Added tokens at most.
@@ -76,23 +77,9 @@ pub(crate) fn add(
     Ok(())
 }
 
-/// A token as an object describes it, or its text alone. `special` where the object does not say.
-pub(crate) fn token(value: &Value, special: bool) -> Option<AddedToken> {
-    if let Some(text) = value.as_str() {
-        return Some(AddedToken::from(text.to_owned(), special));
-    }
-    let flag = |key: &str, default: bool| value[key].as_bool().unwrap_or(default);
-    let special = flag("special", special);
-    let token = AddedToken::from(value["content"].as_str()?.to_owned(), special)
-        .lstrip(flag("lstrip", false))
-        .rstrip(flag("rstrip", false))
-        .single_word(flag("single_word", false))
-        .normalized(flag("normalized", !special));
-    Some(token)
-}
-
 fn described(path: &Path, id: &str, entry: &Value) -> Result<AddedToken> {
-    token(entry, false).ok_or_else(|| invalid(path, &format!("its added token {id} has no text (content)")))
+    added_token(entry, false)
+        .ok_or_else(|| invalid(path, &format!("its added token {id} has no text (content)")))
 }
 
 fn number(path: &Path, name: &str, id: &Value) -> Result<u64> {

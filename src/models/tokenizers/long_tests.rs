@@ -5,10 +5,10 @@ use std::sync::LazyLock;
 
 use proptest::prelude::*;
 
-use super::super::gguf::Gguf;
-use super::super::gguf::tests::Writer;
-use super::super::gguf_tokenizer;
+use super::super::gguf;
 use super::*;
+use crate::models::formats::gguf::Gguf;
+use crate::models::formats::gguf::tests::Writer;
 use tokenizers::Tokenizer as Inner;
 
 type Named = (String, Box<dyn Pipeline>, Cuts);
@@ -28,10 +28,10 @@ static TOKENIZERS: LazyLock<Vec<Named>> = LazyLock::new(|| {
     }
     all.push(("sentencepiece".to_owned(), Box::new(sentence_piece().into_inner())));
     let json = std::fs::read(folder.join("xlmr/tokenizer.json")).unwrap();
-    let mut inner = super::super::tokenizers::small(&json).unwrap();
+    let mut inner = super::super::small(&json).unwrap();
     inner.with_truncation(None).unwrap();
     inner.with_padding(None);
-    all.push(("small xlmr".to_owned(), super::super::tokenizers::Vocabulary::ready(inner)));
+    all.push(("small xlmr".to_owned(), super::super::Vocabulary::ready(inner)));
     let cuts = |(name, inner): (String, Box<dyn Pipeline>)| {
         let cuts = Cuts::of(&*inner);
         (name, inner, cuts)
@@ -41,7 +41,7 @@ static TOKENIZERS: LazyLock<Vec<Named>> = LazyLock::new(|| {
 
 fn build(writer: &Writer) -> Inner {
     let (_folder, path) = writer.write();
-    gguf_tokenizer::tokenizer(&Gguf::open(&path).unwrap()).unwrap().tokenizer
+    gguf::tokenizer(&Gguf::open(&path).unwrap()).unwrap().tokenizer
 }
 
 /// Byte-level BPE with merges of letters, spaces and punctuation.

@@ -1,0 +1,91 @@
+//! What transformers writes about a tokenizer next to `tokenizer.json`.
+
+use serde_json::{Map, Value};
+use tokenizers::AddedToken;
+
+use crate::Result;
+use crate::models::json::read_json_with_nulls;
+use crate::models::manifest::ModelFiles;
+
+/// `tokenizer_config.json`: what transformers puts over `tokenizer.json`. Special tokens that it does not name are those
+/// of `special_tokens_map.json`, unless it describes all added tokens itself.
+#[derive(Debug, Default)]
+pub(crate) struct TokenizerConfig(Map<String, Value>);
+
+impl TokenizerConfig {
+    pub(crate) fn read(files: &ModelFiles) -> Result<Self> {
+        let read = |name| match files.beside_weights(name) {
+            Some(path) => read_json_with_nulls(&path),
+            None => Ok(Map::new()),
+        };
+        let mut settings: Map<String, Value> = read("tokenizer_config.json")?;
+        if !settings.get("added_tokens_decoder").is_some_and(Value::is_object) {
+            for (key, value) in read("special_tokens_map.json")? {
+                let own = settings.entry(key).or_insert(Value::Null);
+                if own.is_null() {
+                    *own = value;
+                }
+            }
+        }
+        Ok(Self(settings))
+    }
+
+    /// A true-or-false setting, if it is there and not null.
+    pub(crate) fn flag(&self, key: &str) -> Option<bool> {
+        self.0.get(key)?.as_bool()
+    }
+
+    /// A textual setting; added tokens are sometimes objects with the text as `content`.
+    pub(crate) fn word(&self, key: &str) -> Option<String> {
+        let value = self.0.get(key)?;
+        value.as_str().or_else(|| value.get("content")?.as_str()).map(ToString::to_string)
+    }
+
+    /// Any setting.
+    pub(super) fn get(&self, key: &str) -> Option<&Value> {
+        self.0.get(key)
+    }
+
+    /// Any setting; `null` without one.
+    pub(crate) fn value(&self, key: &str) -> &Value {
+        self.0.get(key).unwrap_or(&Value::Null)
+    }
+
+    /// A special token.
+    pub(crate) fn token(&self, key: &str) -> Option<AddedToken> {
+        added_token(self.0.get(key)?, true)
+    }
+
+    /// A table.
+    pub(crate) fn object(&self, key: &str) -> Option<&Map<String, Value>> {
+        self.0.get(key)?.as_object()
+    }
+
+    /// Special tokens without a name of their own.
+    pub(crate) fn additional(&self) -> Vec<AddedToken> {
+        let lists = ["additional_special_tokens", "extra_special_tokens"];
+        let listed = lists.iter().filter_map(|key| self.0.get(*key)?.as_array()).flatten();
+        listed.filter_map(|value| added_token(value, true)).collect()
+    }
+
+    /// `model_max_length`, unless it is the huge number that stands for none.
+    pub(crate) fn max_length(&self) -> Option<usize> {
+        let length = self.0.get("model_max_length")?.as_f64()?;
+        (1.0..1e9).contains(&length).then_some(length as usize)
+    }
+}
+
+/// A token as an object describes it, or its text alone. `special` where the object does not say.
+pub(super) fn added_token(value: &Value, special: bool) -> Option<AddedToken> {
+    if let Some(text) = value.as_str() {
+        return Some(AddedToken::from(text.to_owned(), special));
+    }
+    let flag = |key: &str, default: bool| value[key].as_bool().unwrap_or(default);
+    let special = flag("special", special);
+    let token = AddedToken::from(value["content"].as_str()?.to_owned(), special)
+        .lstrip(flag("lstrip", false))
+        .rstrip(flag("rstrip", false))
+        .single_word(flag("single_word", false))
+        .normalized(flag("normalized", !special));
+    Some(token)
+}
