@@ -1,5 +1,5 @@
 """Writes DIR/model.onnx (plain), DIR/fused.onnx (onnxruntime's optimizer) and DIR/int8.onnx (the plain one,
-weights and activations quantised as sentence-transformers does for AVX-512 VNNI) of a BERT model directory.
+weights and activations quantized as sentence-transformers does for AVX-512 VNNI) of a BERT model directory.
 
     python benchmarks/export_onnx.py MODEL DIR
 
@@ -53,7 +53,7 @@ def main(model: Path, out: Path) -> None:
     heads, hidden = encoder.config.num_attention_heads, encoder.config.hidden_size
     fused = optimizer.optimize_model(str(plain), "bert", num_heads=heads, hidden_size=hidden, opt_level=1)
     fused.save_model_to_file(str(out / "fused.onnx"))
-    # Quantised operations fuse as the session is made: from the plain graph that is faster.
+    # Quantized operations fuse as the session is made: from the plain graph that is faster.
     quantize_dynamic(plain, out / "int8.onnx", weight_type=QuantType.QInt8)
 
 

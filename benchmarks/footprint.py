@@ -38,7 +38,7 @@ def one_run(model: str) -> dict[str, float]:
     texts = [f"{TEXT} {number}" for number in range(10_000)]
     start = time.process_time()
     manager.count_tokens(texts, model="model")
-    figures["µs to tokenise a text"] = (time.process_time() - start) / len(texts) * 1e6
+    figures["µs to tokenize a text"] = (time.process_time() - start) / len(texts) * 1e6
     del texts
     manager.unload_all_models()
     figures["private MB left by unloading"] = private_mb() - before

@@ -148,18 +148,18 @@ def main() -> None:
         subprocess.run(command, check=True, env=os.environ | {"CMAKE_ARGS": "-DGGML_NATIVE=ON"})
     rounds = args.rounds or (1 if args.quick else 5)
     machine = environment.machine()
-    quantised = {"model_manager": ours}
+    quantized = {"model_manager": ours}
     if has_llama_cpp(peers):
-        quantised["llama-cpp-python"] = peers
+        quantized["llama-cpp-python"] = peers
     else:
         print("llama-cpp-python is not installed: see --with-llama-cpp", flush=True)
     plain = {"model_manager-f32": ours, "model_manager": ours, "model_manager-int8": ours, "transformers-f32": peers}
     record: dict[str, Any] = {"machine": machine, "versions": environment.versions(peers), "quick": args.quick}
     print(f"{machine['cpu']}, {machine['threads']} threads, {' '.join(machine['isa'])}")
     file_mb = args.model.stat().st_size / 1e6
-    wanted = targets.quantised(file_mb, read_rate(machine["threads"]))
+    wanted = targets.quantized(file_mb, read_rate(machine["threads"]))
     for title, pythons, model, baseline, limits in (
-        (f"{args.model.name} ({file_mb:.0f} MB)", quantised, args.model, targets.LLAMA_CPP, wanted),
+        (f"{args.model.name} ({file_mb:.0f} MB)", quantized, args.model, targets.LLAMA_CPP, wanted),
         ("GPT-2, 124 million random weights", plain, gpt2(peers, work), targets.TRANSFORMERS, targets.PLAIN),
     ):
         found = compare(pythons, model, rounds, args.quick)

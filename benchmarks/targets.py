@@ -63,7 +63,7 @@ ENGINE: dict[str, list[Target]] = {
 LLAMA_CPP, TRANSFORMERS = "llama-cpp-python", "transformers-f32"
 
 
-def quantised(file_mb: float, read_gb_s: float) -> dict[str, list[Target]]:
+def quantized(file_mb: float, read_gb_s: float) -> dict[str, list[Target]]:
     """Of a GGUF file of so many MB, on a machine that reads so many GB a second from memory."""
     limit = read_gb_s * 1000 / file_mb  # tokens a second: each reads all weights once
     return {

@@ -196,7 +196,7 @@ def charsmap(replacements: dict[str, str]) -> bytes:
     The trie is a darts-clone double array of u32 units. The child of a unit for byte c is at base ^ c, where
     base = (the unit's own index) ^ (unit >> 10). Bits 0-7 of a unit hold its byte, bit 8 says that a key ends
     there; that key's value (offset of its replacement) is the unit at base itself, marked by bit 31. A reader
-    recognises a child by its byte alone, so no two units may share a base.
+    recognizes a child by its byte alone, so no two units may share a base.
     """
     texts, places = bytearray(), {}
     root: dict[int, Any] = {}

@@ -149,9 +149,9 @@ value::choice! {
         Float32 = "float32",
         /// bfloat16 products, float32 sums.
         Bfloat16 = "bfloat16",
-        /// Quantised at load: 8 bits a weight and a scale for every 32.
+        /// Quantized at load: 8 bits a weight and a scale for every 32.
         Int8 = "int8",
-        /// Quantised at load: 4 bits a weight, a scale and a minimum for every 32.
+        /// Quantized at load: 4 bits a weight, a scale and a minimum for every 32.
         Int4 = "int4",
     }
 }

@@ -26,7 +26,7 @@ const LETTER_WEIGHT: f64 = 0.7;
 const WORD_WEIGHT: f64 = 0.3;
 const THRESHOLD: f64 = 0.1;
 
-/// Whether the chatbot's detector calls `text` Turkish. The text is taken as it is: routing passes the normalised one.
+/// Whether the chatbot's detector calls `text` Turkish. The text is taken as it is: routing passes the normalized one.
 #[must_use]
 pub fn is_turkish(text: &str) -> bool {
     let (mut characters, mut letters) = (0u32, 0u32);

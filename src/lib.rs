@@ -1,7 +1,7 @@
 //! Sentence embeddings and small language models inside a process: lazy, batched, cached, fast on a CPU.
 //!
 //! ```text
-//! text ─ normalise ─ route (language → slot) ─ cache? ─ tokenise ─ queue ─ pack ─ forward ─ pool ─ cache ─ vectors
+//! text ─ normalize ─ route (language → slot) ─ cache? ─ tokenize ─ queue ─ pack ─ forward ─ pool ─ cache ─ vectors
 //!                                    │ hit: returns here            │
 //!                                    └ slot: absent → loading → ready → idle → absent
 //! ```

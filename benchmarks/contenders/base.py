@@ -33,7 +33,7 @@ class Contender(ABC):
 
     @abstractmethod
     def embed(self, texts: list[str], batch: int) -> Vectors:
-        """float32 (texts, dimensions), L2-normalised. Called from many threads at once."""
+        """float32 (texts, dimensions), L2-normalized. Called from many threads at once."""
 
     def embed_one(self, text: str) -> Vectors:
         """The quickest way from one text to its vector."""
@@ -41,7 +41,7 @@ class Contender(ABC):
 
 
 class Tokenized(Contender):
-    """For engines that run a graph: sorts by length, pads each batch to its longest, pools, normalises."""
+    """For engines that run a graph: sorts by length, pads each batch to its longest, pools, normalizes."""
 
     def load_tokenizer(self, model: Path) -> None:
         from tokenizers import Tokenizer
@@ -81,7 +81,7 @@ class Tokenized(Contender):
 
 
 def pool(states: Any, mask: Any) -> Vectors:
-    """Mean of each row's own tokens, L2-normalised."""
+    """Mean of each row's own tokens, L2-normalized."""
     import numpy as np
 
     sums = np.einsum("btd,bt->bd", states, mask.astype(np.float32))

@@ -1,4 +1,4 @@
-"""onnxruntime on the graph that its own optimizer fused (attention, GELU, layer norms), in f32 or quantised to int8."""
+"""onnxruntime on the graph that its own optimizer fused (attention, GELU, layer norms), in f32 or quantized to int8."""
 
 from pathlib import Path
 from typing import Any

@@ -150,7 +150,7 @@ async def _result(future: asyncio.Future[Result], ticket: Ticket) -> Result:
 _LONG = 1 << 14
 """Characters from which on a prompt is submitted by a thread of its own: its template and tokens take seconds."""
 _MAX_LONG = 2
-"""Long prompts that are tokenised at the same time; more would take the cores from the models."""
+"""Long prompts that are tokenized at the same time; more would take the cores from the models."""
 _long_prompts = threading.Semaphore(_MAX_LONG)
 
 

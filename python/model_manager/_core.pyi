@@ -122,7 +122,7 @@ class Config:
         """Default sampling temperature. `AI_TEMPERATURE`, default 0.7."""
     @property
     def dtype(self) -> str:
-        """How sentence models' weights are held: ``float32``, ``bfloat16``, ``int8`` or ``int4`` (quantised at load),
+        """How sentence models' weights are held: ``float32``, ``bfloat16``, ``int8`` or ``int4`` (quantized at load),
         or ``auto``: bfloat16 where the CPU multiplies it natively, else float32. GGUF files keep their own form.
         `MODEL_MANAGER_DTYPE`, default auto.
         """
@@ -144,7 +144,7 @@ class Config:
         """Texts that may wait for one model before `OverloadedError`. `MODEL_MANAGER_MAX_QUEUE`, default 200000."""
     @property
     def max_text_bytes(self) -> int:
-        """Bytes of a text that is tokenised completely (prompts, ``truncate=False``, `count_tokens`). A longer one is
+        """Bytes of a text that is tokenized completely (prompts, ``truncate=False``, `count_tokens`). A longer one is
         refused, and so is a text of a sixteenth of this size that has no place to cut.
         `MODEL_MANAGER_MAX_TEXT_BYTES`, default 4194304.
         """
@@ -319,7 +319,7 @@ class Manager:
                 ``env:NAME@`` before the host names the environment variable that holds it. Without it, ``openai+…``
                 sources use `MODEL_MANAGER_REMOTE_KEY`.
             loader: Called without arguments, on its own thread, when the slot is first used.
-            dtype: The type of the weights; int8 and int4 quantise plain weights at load. auto: as configured.
+            dtype: The type of the weights; int8 and int4 quantize plain weights at load. auto: as configured.
             keep_alive: Seconds or ``"5m"`` after the latest use; 0: unload after use; negative: indefinitely; None: as
                 configured.
             pinned: Neither idle time nor the budget unloads the model; `unload` still does.
@@ -361,8 +361,8 @@ class Manager:
             prompt_name: The name of one of the model's prompts. Without this and `prompt`: the model's default prompt,
                 if it has one.
             normalize: Scale to length 1 (a vector of zeros stays zeros). False: the model's own output; some models
-                end in a normalisation, which comes before `truncate_dim`.
-            truncate_dim: Keep the first dimensions, before normalising.
+                end in a normalization, which comes before `truncate_dim`.
+            truncate_dim: Keep the first dimensions, before normalizing.
             copy: The array of a single text is read-only and shared with the cache unless True. Arrays of several
                 texts always belong to the caller.
             timeout: Seconds for everything, loading included; None: `load_timeout` for the load, no limit for the rest.
@@ -394,7 +394,7 @@ class Manager:
         """`embed` without waiting: returns at once, even when the model must be loaded first.
 
         `on_done(result, error)` is called once, with None for one of the two: from another thread, or from this thread
-        before `submit` returns when everything was cached. Keep it short. Wrong arguments raise here. Tokenising and
+        before `submit` returns when everything was cached. Keep it short. Wrong arguments raise here. Tokenizing and
         loading happen on other threads, so an event loop may call this.
         """
     def submit_response(
@@ -556,7 +556,7 @@ class Manager:
     def cache_clear(self) -> None:
         """Empty the cache and set its counts to zero."""
     def stats(self) -> Statistics:
-        """All figures, JSON-serialisable. Loads nothing."""
+        """All figures, JSON-serializable. Loads nothing."""
     def set_auto_cleanup(self, enabled: bool, cleanup_interval: float = 300.0, max_idle_time: float = 600.0) -> None:
         """Switch the unloading of idle models on or off, with immediate effect. Both times must be > 0 seconds."""
     def cleanup_idle(self) -> int:

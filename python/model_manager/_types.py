@@ -1,4 +1,4 @@
-"""Types of arguments, and of the dictionaries that the package returns, which are JSON-serialisable."""
+"""Types of arguments, and of the dictionaries that the package returns, which are JSON-serializable."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ class Description(TypedDict):
     pooling: str | None
     """``mean``, ``cls``, ``last``, ``max``, …; None: only its server knows."""
     normalizes: bool
-    """Whether the model itself ends in a normalisation."""
+    """Whether the model itself ends in a normalization."""
     similarity: str
     """``cosine``, ``dot``, ``euclidean`` or ``manhattan``."""
     prompts: dict[str, str]

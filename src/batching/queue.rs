@@ -33,7 +33,7 @@ impl QueueItem for Tokens {
     }
 }
 
-/// A text that a server elsewhere tokenises.
+/// A text that a server elsewhere tokenizes.
 impl QueueItem for Arc<str> {
     fn weight(&self) -> usize {
         self.len()

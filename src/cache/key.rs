@@ -10,7 +10,7 @@ use crate::compute::memory::{joined, reserve};
 /// What a model is given.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Content<'a> {
-    /// A text as it is tokenised: normalised, without the prompt.
+    /// A text as it is tokenized: normalized, without the prompt.
     Text(&'a str),
     /// Token ids as the model reads them; no text, even if one would give the same ids.
     Tokens(&'a [u32]),
@@ -23,7 +23,7 @@ pub struct KeyRef<'a> {
     pub content: Content<'a>,
     /// What the model puts before a text; empty for nothing.
     pub prompt: &'a str,
-    /// Identity of the model: equal only for equal weights, dtype, pooling and tokeniser.
+    /// Identity of the model: equal only for equal weights, dtype, pooling and tokenizer.
     pub model: &'a Arc<str>,
     /// Dimensions that the vector is cut to; `None` is all of them.
     pub dimensions: Option<usize>,

@@ -346,7 +346,7 @@ fn with_tokenizer(writer: Writer) -> Writer {
         .text("tokenizer.chat_template", "{{ messages[0].content }}")
 }
 
-/// The Llama fixture as llama.cpp's converter writes it: heads of queries and keys permuted for neighbouring pairs.
+/// The Llama fixture as llama.cpp's converter writes it: heads of queries and keys permuted for neighboring pairs.
 fn as_gguf(change: impl Fn(&str, &[usize], Vec<f32>) -> Option<(Vec<usize>, Vec<f32>)>) -> Writer {
     let files = ModelFiles::open("llama", &folder("llama")).unwrap();
     let weights = Weights::open(&files.weights).unwrap();

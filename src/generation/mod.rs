@@ -4,7 +4,7 @@
 //! prompt ─ chat template? ─ tokens ─ queue ─┐
 //!                                           engine: admit → prefill → one token for each request → …
 //!                                           │            logits ─ processors ─ sampler
-//! pieces of text ─ stop texts ─ detokeniser ┘
+//! pieces of text ─ stop texts ─ detokenizer ┘
 //! ```
 
 pub mod chat;

@@ -9,7 +9,7 @@ use super::params::GenerationParams;
 /// Applies the processors of one request. Holds scratch memory only: the history is given at each call.
 #[derive(Debug, Default)]
 pub struct Processors {
-    penalised: Vec<u64>,
+    penalized: Vec<u64>,
     sorted: Vec<u64>,
 }
 
@@ -27,7 +27,7 @@ impl Processors {
         logits: &mut [f32],
     ) {
         if params.repetition_penalty != 1.0 {
-            self.penalise(params.repetition_penalty, history, logits);
+            self.penalize(params.repetition_penalty, history, logits);
         }
         if params.no_repeat_ngram_size > 0 {
             ban_repeated_ngrams(params.no_repeat_ngram_size, history, logits);
@@ -58,15 +58,15 @@ impl Processors {
         }
     }
 
-    /// Each token of the history is penalised once, however often it occurs. Tokens past the logits (padding of the
+    /// Each token of the history is penalized once, however often it occurs. Tokens past the logits (padding of the
     /// embedding table) cannot be written and are skipped.
-    fn penalise(&mut self, penalty: f32, history: &[u32], logits: &mut [f32]) {
-        self.penalised.clear();
-        self.penalised.resize(logits.len().div_ceil(64), 0);
+    fn penalize(&mut self, penalty: f32, history: &[u32], logits: &mut [f32]) {
+        self.penalized.clear();
+        self.penalized.resize(logits.len().div_ceil(64), 0);
         for &token in history {
             let token = token as usize;
             let Some(logit) = logits.get_mut(token) else { continue };
-            let (word, bit) = (&mut self.penalised[token / 64], 1 << (token % 64));
+            let (word, bit) = (&mut self.penalized[token / 64], 1 << (token % 64));
             if *word & bit == 0 {
                 *word |= bit;
                 *logit = if *logit < 0.0 { *logit * penalty } else { *logit / penalty };

@@ -7,7 +7,7 @@ use crate::models::tokenizers::long::{self, Bounds};
 use crate::models::tokenizers::tokenizer::{guarded, special_ids};
 use crate::{Error, Result};
 
-/// Bytes of a text above which it is tokenised part by part.
+/// Bytes of a text above which it is tokenized part by part.
 const LONG_TEXT: usize = 64 << 10;
 
 /// How many tokens before an answer are decoded with it, so that its first word keeps its leading space.
@@ -41,7 +41,7 @@ impl TextTokens {
     /// [`Error::Input`] when the tokenizer refuses the text.
     pub fn encode(&self, text: &str, special: bool) -> Result<Vec<u32>> {
         let encoding = guarded(|| self.tokenizer.encode_fast(text, special))
-            .map_err(|e| Error::Input(format!("the prompt cannot be tokenised: {e}")))?;
+            .map_err(|e| Error::Input(format!("the prompt cannot be tokenized: {e}")))?;
         Ok(encoding.get_ids().to_vec())
     }
 
@@ -69,7 +69,7 @@ impl TextTokens {
     /// [`Error::Internal`] when the decoder fails: the ids come from the tokenizer's own vocabulary.
     pub fn decode(&self, ids: &[u32]) -> Result<String> {
         guarded(|| self.tokenizer.decode(ids, true))
-            .map_err(|e| Error::Internal { place: "detokenising".into(), reason: e.to_string() })
+            .map_err(|e| Error::Internal { place: "detokenizing".into(), reason: e.to_string() })
     }
 
     /// The id of a token as it is spelt in the vocabulary.
@@ -84,20 +84,20 @@ impl TextTokens {
 }
 
 /// Turns tokens into text as they come. Pieces never split a character, and together are exactly what decoding all
-/// tokens at once gives (bytes that are no UTF-8 become U+FFFD, and of their neighbours only those not yet shown).
+/// tokens at once gives (bytes that are no UTF-8 become U+FFFD, and of their neighbors only those not yet shown).
 ///
 /// Decoders are not additive: a word's leading space depends on whether a word stands before it, and a character may
 /// be spread over several tokens. So each token is decoded together with those of the piece before it, and what that
 /// piece gives alone is cut off.
 #[derive(Debug, Clone)]
-pub struct Detokeniser {
+pub struct Detokenizer {
     /// The tokens of the last piece, then those whose text is not complete.
     ids: Vec<u32>,
     /// How many of `ids` are already text.
     read: usize,
 }
 
-impl Detokeniser {
+impl Detokenizer {
     /// Continues the text of `prompt`; an empty prompt starts a text of its own.
     pub fn new(prompt: &[u32]) -> Self {
         let context = prompt[prompt.len().saturating_sub(CONTEXT_TOKENS)..].to_vec();

@@ -47,9 +47,9 @@ fn sentence_piece() -> TextTokens {
 }
 
 fn streamed(tokens: &TextTokens, ids: &[u32]) -> Vec<String> {
-    let mut detokeniser = Detokeniser::new(&[]);
-    let mut pieces: Vec<_> = ids.iter().map(|&id| detokeniser.push(tokens, id).unwrap()).collect();
-    pieces.push(detokeniser.finish(tokens).unwrap());
+    let mut detokenizer = Detokenizer::new(&[]);
+    let mut pieces: Vec<_> = ids.iter().map(|&id| detokenizer.push(tokens, id).unwrap()).collect();
+    pieces.push(detokenizer.finish(tokens).unwrap());
     pieces
 }
 
@@ -99,7 +99,7 @@ proptest! {
             shown.push_str(&watch.finish());
         }
         prop_assert_eq!(stopped, first.is_some());
-        // A stop text is recognised when its last character comes; a longer one that began earlier may still have
+        // A stop text is recognized when its last character comes; a longer one that began earlier may still have
         // been open then.
         let possible: Vec<&str> = stops.iter().filter_map(|stop| text.find(stop.as_str())).map(|at| &text[..at]).collect();
         let right = if stopped { possible.contains(&shown.as_str()) } else { shown == text };
@@ -110,9 +110,9 @@ proptest! {
 #[test]
 fn the_answer_keeps_its_leading_space() {
     let tokens = sentence_piece();
-    let mut continued = Detokeniser::new(&[257]);
+    let mut continued = Detokenizer::new(&[257]);
     assert_eq!(continued.push(&tokens, 258).unwrap(), " dünya");
-    let mut fresh = Detokeniser::new(&[]);
+    let mut fresh = Detokenizer::new(&[]);
     assert_eq!(fresh.push(&tokens, 258).unwrap(), "dünya");
     assert_eq!(fresh.push(&tokens, 257).unwrap(), " Merhaba");
 }
@@ -120,11 +120,11 @@ fn the_answer_keeps_its_leading_space() {
 #[test]
 fn an_incomplete_character_waits_and_ends_as_a_replacement() {
     let tokens = sentence_piece();
-    let mut detokeniser = Detokeniser::new(&[]);
-    assert_eq!(detokeniser.push(&tokens, 0xc5).unwrap(), "");
-    assert_eq!(detokeniser.push(&tokens, 0x9f).unwrap(), "ş");
-    assert_eq!(detokeniser.push(&tokens, 0xe2).unwrap(), "");
-    assert_eq!(detokeniser.finish(&tokens).unwrap(), "\u{fffd}");
+    let mut detokenizer = Detokenizer::new(&[]);
+    assert_eq!(detokenizer.push(&tokens, 0xc5).unwrap(), "");
+    assert_eq!(detokenizer.push(&tokens, 0x9f).unwrap(), "ş");
+    assert_eq!(detokenizer.push(&tokens, 0xe2).unwrap(), "");
+    assert_eq!(detokenizer.finish(&tokens).unwrap(), "\u{fffd}");
 }
 
 #[test]

@@ -22,7 +22,7 @@ pub struct EmbedOptions {
     pub prompt_name: Option<String>,
     /// Scale to length 1.
     pub normalize: bool,
-    /// Keep the first dimensions, before normalising.
+    /// Keep the first dimensions, before normalizing.
     pub truncate_dim: Option<usize>,
     /// Cut inputs that are longer than the model reads; otherwise they are refused.
     pub truncate: bool,
@@ -99,7 +99,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn truncates_before_normalising() {
+    fn truncates_before_normalizing() {
         let mut out = [0.0; 2];
         finish(&[3.0, 4.0, 100.0], true, &mut out);
         assert_eq!(out, [0.6, 0.8]);

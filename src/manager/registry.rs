@@ -19,7 +19,7 @@ pub(super) struct NamedSlot {
     pub(super) spec: Spec,
     pub(super) keep: Retention,
     pub(super) slot: Slot<LoadedModel>,
-    /// Texts admitted and not finished: waiting for the load, to be tokenised, or queued.
+    /// Texts admitted and not finished: waiting for the load, to be tokenized, or queued.
     pub(super) queued: AtomicUsize,
     info: Arc<ArcSwapOption<ModelInfo>>,
 }

@@ -32,7 +32,7 @@ pub struct ModelDescription {
     pub max_length: Option<usize>,
     /// How token states become one vector; `None` when only a server knows.
     pub pooling: Option<String>,
-    /// Whether the model itself ends in a normalisation.
+    /// Whether the model itself ends in a normalization.
     pub normalizes: bool,
     /// cosine, dot, euclidean or manhattan.
     pub similarity: String,

@@ -71,7 +71,7 @@ pub struct Encoder {
     pub path: PathBuf,
     /// Text → ids.
     pub tokenizer: Tokenizer,
-    /// Pooling, normalisation, length, prompts.
+    /// Pooling, normalization, length, prompts.
     pub config: SentenceConfig,
     /// `model_type` of `config.json`.
     pub architecture: String,
@@ -202,7 +202,7 @@ impl Encoder {
     }
 
     /// The vectors of a batch into `out`, row-major `[sequences, width]`: pooled, through the Dense layers, and
-    /// L2-normalised when the model itself does that. Whether they are finite is for the caller to see.
+    /// L2-normalized when the model itself does that. Whether they are finite is for the caller to see.
     ///
     /// # Errors
     /// Those of the transformer.

@@ -8,7 +8,7 @@
 //! architectures/ families: their configuration, their tensors, one forward pass for all
 //! tokenizers/    text → ids
 //! weights.rs     name → tensor                                   formats/    safetensors, pickle, GGUF
-//! sentence.rs    pooling, normalisation, length, prompts         heads/      states → result
+//! sentence.rs    pooling, normalization, length, prompts         heads/      states → result
 //! encoder.rs     all of these together
 //! ```
 

@@ -1,4 +1,4 @@
-//! The settings that sentence-transformers saves with a model: pooling, normalisation, length, prompts.
+//! The settings that sentence-transformers saves with a model: pooling, normalization, length, prompts.
 //!
 //! They are read, never guessed, in the classic spelling and in the one that version 6 writes.
 
@@ -24,13 +24,13 @@ pub struct SentenceConfig {
     pub pooling: Pooling,
     /// Whether the tokens of a prompt take part in pooling.
     pub include_prompt: bool,
-    /// Folders of the Dense modules, in order, between pooling and normalisation.
+    /// Folders of the Dense modules, in order, between pooling and normalization.
     pub dense: Vec<PathBuf>,
-    /// Whether the model itself ends with L2 normalisation.
+    /// Whether the model itself ends with L2 normalization.
     pub normalize: bool,
     /// The longest sequence in tokens, special ones included.
     pub max_length: usize,
-    /// Lower-case texts before tokenising, whatever the tokenizer does.
+    /// Lower-case texts before tokenizing, whatever the tokenizer does.
     pub lower_case: bool,
     /// Texts put before a text, by name.
     pub prompts: BTreeMap<String, String>,
@@ -163,7 +163,7 @@ struct ModelFile {
 impl SentenceConfig {
     /// Reads the files. `positions` is the longest sequence that the transformer itself can take.
     ///
-    /// Without `modules.json`: mean pooling, no normalisation, as sentence-transformers loads such a model.
+    /// Without `modules.json`: mean pooling, no normalization, as sentence-transformers loads such a model.
     ///
     /// # Errors
     /// [`Error::Unsupported`] naming the stage that cannot be run, [`Error::MissingFile`], [`Error::InvalidFile`].
@@ -211,7 +211,7 @@ impl SentenceConfig {
         })
     }
 
-    /// The settings in the metadata of a GGUF file; `pooling` replaces its pooling. Vectors are L2-normalised, as in
+    /// The settings in the metadata of a GGUF file; `pooling` replaces its pooling. Vectors are L2-normalized, as in
     /// llama.cpp.
     ///
     /// # Errors
@@ -339,7 +339,7 @@ const FLAGS: [(&str, &str); 6] = [
     ("pooling_mode_lasttoken", "lasttoken"),
 ];
 
-/// Refuses a normalisation of anything but the pooled vector. The folder of the module is usually empty.
+/// Refuses a normalization of anything but the pooled vector. The folder of the module is usually empty.
 fn check_normalize(model: &str, folder: &Path) -> Result<()> {
     const KEYS: [&str; 2] = ["module_input_name", "module_output_name"];
     let path = folder.join("config.json");

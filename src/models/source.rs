@@ -6,7 +6,7 @@ use std::path::{Component, Path, PathBuf};
 use crate::remote::Address;
 use crate::{Error, Result};
 
-/// Families on the hub that are named without an organisation. Every other bare name is one of
+/// Families on the hub that are named without an organization. Every other bare name is one of
 /// sentence-transformers' own models.
 const BARE_FAMILIES: [&str; 9] = [
     "albert-",
@@ -23,7 +23,7 @@ const BARE_FAMILIES: [&str; 9] = [
 /// Where a model's files come from.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Source {
-    /// A model of the Hugging Face hub: `organisation/name`, or the name alone for the few old ones.
+    /// A model of the Hugging Face hub: `organization/name`, or the name alone for the few old ones.
     Hub(String),
     /// A folder with `config.json`, tokenizer and weights.
     Directory(PathBuf),
@@ -89,7 +89,7 @@ impl Source {
         }
         Err(Error::ModelNotFound {
             model: name.to_string(),
-            reason: "there is no such folder here, and it is not a hub id (organisation/name) either; \
+            reason: "there is no such folder here, and it is not a hub id (organization/name) either; \
                      write a folder as ./folder or with its full path"
                 .into(),
         })
@@ -141,7 +141,7 @@ fn is_hub_id(name: &str) -> bool {
             && !part.ends_with(['-', '.'])
     };
     match name.split_once('/') {
-        Some((organisation, name)) => part(organisation) && part(name),
+        Some((organization, name)) => part(organization) && part(name),
         None => part(name),
     }
 }
@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn hub_ids_with_and_without_organisation() {
+    fn hub_ids_with_and_without_organization() {
         assert_eq!(hub("intfloat/multilingual-e5-small"), "intfloat/multilingual-e5-small");
         assert_eq!(hub("all-MiniLM-L6-v2"), "sentence-transformers/all-MiniLM-L6-v2");
         assert_eq!(hub(" all-MiniLM-L6-v2\n"), "sentence-transformers/all-MiniLM-L6-v2");

@@ -408,7 +408,7 @@ impl PyManager {
         detached(py, || self.0.manager.clear_cache()).or_raise(py)
     }
 
-    /// Everything countable, JSON-serialisable. Loads nothing.
+    /// Everything countable, JSON-serializable. Loads nothing.
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let statistics = detached(py, || self.0.manager.statistics()).or_raise(py)?;
         report::manager(py, statistics, &self.0.settings(py)?, self.device(py)?)

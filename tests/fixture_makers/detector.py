@@ -1,4 +1,4 @@
-"""References for language routing: the chatbot's detector and normalisation in plain Python."""
+"""References for language routing: the chatbot's detector and normalization in plain Python."""
 
 import re
 import unicodedata
@@ -60,22 +60,22 @@ def is_turkish(text: str) -> bool:
     return score(text) > THRESHOLD
 
 
-def normalise(text: str) -> str:
+def normalize(text: str) -> str:
     return text.strip().lower()[:LONGEST]
 
 
 def make(root: Path) -> None:
     cases: list[dict[str, Any]] = []
     for text in dict.fromkeys(TEXTS):
-        normalised = normalise(text)
+        normalized = normalize(text)
         cases.append(
             {
                 "text": text,
                 "turkish": is_turkish(text),
                 "score": score(text),
-                "normalised": normalised,
-                "routes_turkish": is_turkish(normalised),
-                "embeddable": len(normalised) >= 2,
+                "normalized": normalized,
+                "routes_turkish": is_turkish(normalized),
+                "embeddable": len(normalized) >= 2,
             }
         )
     made = {"unicode": unicodedata.unidata_version, "cases": cases}

@@ -22,8 +22,8 @@ def make(fixtures: Path) -> None:
     cases = []
     for case in CASES:
         rng = np.random.default_rng(case["seed"])
-        centres = rng.normal(size=(case["clusters"], 16))
-        rows = centres[rng.integers(0, case["clusters"], case["rows"])] + case["noise"] * rng.normal(
+        centers = rng.normal(size=(case["clusters"], 16))
+        rows = centers[rng.integers(0, case["clusters"], case["rows"])] + case["noise"] * rng.normal(
             size=(case["rows"], 16)
         )
         groups = community_detection(

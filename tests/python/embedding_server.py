@@ -22,7 +22,7 @@ WIDTH = 4
 
 
 def plain_vectors(texts: list[str]) -> np.ndarray:
-    """Different vectors for different texts; not normalised."""
+    """Different vectors for different texts; not normalized."""
     return np.array([[len(text), sum(text.encode()), len(text.split()), 1] for text in texts], np.float32)
 
 

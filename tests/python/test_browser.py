@@ -247,14 +247,14 @@ def test_every_word_exists_in_both_languages(visit, busy):
 
 CONTRAST = """
 () => {
-  const numbers = colour => colour.match(/[\\d.]+/g).map(Number);
+  const numbers = color => color.match(/[\\d.]+/g).map(Number);
   const over = ([r, g, b, a = 1], below) => [r, g, b].map((part, n) => part * a + below[n] * (1 - a));
   const ground = node => {
     const layers = [];
     for (let at = node; at; at = at.parentElement) layers.push(numbers(getComputedStyle(at).backgroundColor));
     return layers.reverse().reduce((below, layer) => over(layer, below), [255, 255, 255]);
   };
-  const luminance = colour => colour.map(part => part / 255)
+  const luminance = color => color.map(part => part / 255)
     .map(part => part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4)
     .reduce((sum, part, n) => sum + part * [0.2126, 0.7152, 0.0722][n], 0);
   const found = [];
@@ -263,8 +263,8 @@ CONTRAST = """
     if (!texts.length || !node.checkVisibility()) continue;
     const below = ground(node);
     const style = getComputedStyle(node);
-    const colour = over(numbers(node instanceof SVGElement ? style.fill : style.color), below);
-    const [light, dark] = [luminance(colour), luminance(below)].sort((a, b) => b - a);
+    const color = over(numbers(node instanceof SVGElement ? style.fill : style.color), below);
+    const [light, dark] = [luminance(color), luminance(below)].sort((a, b) => b - a);
     found.push([(light + 0.05) / (dark + 0.05), texts[0].data.trim()]);
   }
   return found;

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 from model_manager.compat import rules
-from model_manager.compat.rules import build_prompt, clean_answer, normalise, pick_fallback, score_answer
+from model_manager.compat.rules import build_prompt, clean_answer, normalize, pick_fallback, score_answer
 
 
 @pytest.mark.parametrize(
-    ("text", "normalised"),
+    ("text", "normalized"),
     [
         ("  Merhaba  ", "merhaba"),
         ("\u2003ABC\x1f\u200b", "abc\x1f\u200b"),
@@ -20,8 +20,8 @@ from model_manager.compat.rules import build_prompt, clean_answer, normalise, pi
         ("İ" * 500, ("i\u0307" * 500)[:800]),
     ],
 )
-def test_normalise(text, normalised):
-    assert normalise(text) == normalised
+def test_normalize(text, normalized):
+    assert normalize(text) == normalized
 
 
 def test_turkish_prompts_become_questions():

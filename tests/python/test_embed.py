@@ -69,7 +69,7 @@ def test_the_model_argument_names_a_slot(shared):
     assert not np.allclose(*vectors)
 
 
-def test_without_normalisation(manager):
+def test_without_normalization(manager):
     manager.register("plain", str(FIXTURES / "bert_plain"), dtype="float32")
     raw = manager.embed(TEXTS[:4], "plain", normalize=False)
     lengths = np.linalg.norm(raw, axis=1)
@@ -77,7 +77,7 @@ def test_without_normalisation(manager):
     np.testing.assert_allclose(raw / lengths[:, None], manager.embed(TEXTS[:4], "plain"), atol=1e-6)
 
 
-def test_truncated_vectors_are_renormalised(shared):
+def test_truncated_vectors_are_renormalized(shared):
     whole = shared.embed(TEXTS[:4])
     short = shared.embed(TEXTS[:4], truncate_dim=8)
     assert short.shape == (4, 8)

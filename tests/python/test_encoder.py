@@ -20,7 +20,7 @@ def model(shared):
 
 @pytest.fixture(scope="module")
 def plain(shared):
-    """A model without a normalisation."""
+    """A model without a normalization."""
     shared.register("plain", str(FIXTURES / "bert_plain"), dtype="float32")
     return shared.get("plain")
 
@@ -49,7 +49,7 @@ def test_as_a_list_of_arrays(model):
     assert [row.shape for row in rows] == [(DIMENSION,)] * 3
 
 
-def test_normalisation_is_the_models_unless_asked_for(plain):
+def test_normalization_is_the_models_unless_asked_for(plain):
     raw = plain.encode(TEXTS[:5])
     assert np.all(np.abs(np.linalg.norm(raw, axis=1) - 1) > 1e-3)
     np.testing.assert_allclose(np.linalg.norm(plain.encode(TEXTS[:5], normalize_embeddings=True), axis=1), 1, atol=1e-6)

@@ -187,7 +187,7 @@ def test_the_next_turn_does_not_read_the_last_ones_again(gpt2):
         assert fresh.complete(begin + "değil mi?", **GREEDY, max_new_tokens=4)["tokens"] == again["tokens"]
 
 
-def test_quantised_at_load(make_writer):
+def test_quantized_at_load(make_writer):
     plain = make_writer()
     plain.load("text_generator")
     for dtype in ("int8", "int4", "bfloat16"):

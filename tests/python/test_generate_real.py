@@ -32,7 +32,7 @@ def test_a_question_answered(manager):
 
 
 def test_the_next_turn_reads_only_what_is_new(manager):
-    messages = [{"role": "user", "content": "Name a colour."}]
+    messages = [{"role": "user", "content": "Name a color."}]
     answer = manager.chat(messages, **GREEDY, max_new_tokens=20)
     messages += [{"role": "assistant", "content": answer}, {"role": "user", "content": "Another one."}]
     again = manager.complete(messages, **GREEDY, max_new_tokens=5)

@@ -24,7 +24,7 @@ model_manager._types: CacheStatistics Completion Description FieldInfo Generatio
 model_manager.aio: aembed aresponse start_response
 model_manager.chat_host: NAME ask_host has_host
 model_manager.chat_text: FALLBACK_ANSWERS MAX_GENERATED_TOKENS MAX_PROMPT MAX_TEXT MIN_ANSWER MIN_LAST_SENTENCE
-    MIN_TEXT SAMPLING build_prompt clean_answer is_host_fallback normalise pick_fallback score_answer
+    MIN_TEXT SAMPLING build_prompt clean_answer is_host_fallback normalize pick_fallback score_answer
 model_manager.chatbot: ENGLISH GENERATOR LazyLoadTracker ModelManager ModelType TURKISH TurkishLanguageDetector
     lazy_load_model memory_efficient_cache model_manager
 model_manager.cli: cli run

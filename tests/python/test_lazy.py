@@ -13,8 +13,8 @@ from model_manager import Config, ModelManager, ModelType, lazy_load_model, memo
 class Mine(ModelManager):
     loads = 0
 
-    @lazy_load_model("summariser")
-    def summariser(self):
+    @lazy_load_model("summarizer")
+    def summarizer(self):
         """Makes long texts short."""
         type(self).loads += 1
         time.sleep(0.05)
@@ -31,35 +31,35 @@ def mine():
 def test_loaded_at_first_use_and_once(mine):
     assert Mine.loads == 0
     results = []
-    threads = [threading.Thread(target=lambda: results.append(mine.summariser)) for _ in range(8)]
+    threads = [threading.Thread(target=lambda: results.append(mine.summarizer)) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert Mine.loads == 1
-    assert set(map(id, results)) == {id(mine.summariser)}
+    assert set(map(id, results)) == {id(mine.summarizer)}
     assert results[0] == {"model": 1}
 
 
 def test_tracked_unloaded_and_loaded_again(mine):
-    assert mine.summariser == {"model": 1}
-    assert mine.is_loaded("summariser")
-    assert mine.tracker.get_statistics()["load_counts"] == {"summariser": 1}
-    assert mine.unload("summariser")
-    assert mine.summariser == {"model": 2}
+    assert mine.summarizer == {"model": 1}
+    assert mine.is_loaded("summarizer")
+    assert mine.tracker.get_statistics()["load_counts"] == {"summarizer": 1}
+    assert mine.unload("summarizer")
+    assert mine.summarizer == {"model": 2}
 
 
 def test_unloaded_when_idle(mine):
-    assert mine.summariser
+    assert mine.summarizer
     mine.set_auto_cleanup(True, 0.1, 0.1)
     end = time.monotonic() + 10
-    while mine.is_loaded("summariser"):
+    while mine.is_loaded("summarizer"):
         assert time.monotonic() < end
         time.sleep(0.01)
 
 
 def test_documented_on_the_class():
-    assert Mine.summariser.__doc__ == "Makes long texts short."
+    assert Mine.summarizer.__doc__ == "Makes long texts short."
 
 
 def test_a_built_in_slot_can_be_replaced_this_way():

@@ -50,7 +50,7 @@ def nowhere() -> str:
         return f"ollama://127.0.0.1:{taken.getsockname()[1]}/model"
 
 
-def normalised(vectors: np.ndarray) -> np.ndarray:
+def normalized(vectors: np.ndarray) -> np.ndarray:
     return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
 
 
@@ -104,7 +104,7 @@ def test_vectors_are_those_of_the_server(make_manager, protocol):
 
 def test_every_way_to_ask_gives_the_same(remote):
     one = remote.embed("one text", "remote")
-    np.testing.assert_allclose(one, normalised(plain_vectors(["one text"]))[0], atol=1e-6)
+    np.testing.assert_allclose(one, normalized(plain_vectors(["one text"]))[0], atol=1e-6)
     np.testing.assert_array_equal(asyncio.run(remote.aembed(["one text"], "remote"))[0], one)
     done = threading.Event()
     answers = []
@@ -122,7 +122,7 @@ def test_many_texts_are_few_requests_in_parallel(server, remote):
         result = pool.submit(remote.embed, texts, "remote")
         wait_for(lambda: server.busy == 4)
         server.gate.set()
-        np.testing.assert_allclose(result.result(), normalised(plain_vectors(texts)), atol=1e-6)
+        np.testing.assert_allclose(result.result(), normalized(plain_vectors(texts)), atol=1e-6)
     assert server.most_busy == 4
     assert len(server.asked) == 16  # of 64 texts at most
     assert remote.stats()["queue"]["batches"] == 16
@@ -139,7 +139,7 @@ def test_callers_of_single_texts_share_requests(server, remote):
 
     with occupied(server, remote):
         rows = asyncio.run(several())
-    np.testing.assert_allclose(rows, normalised(plain_vectors(texts)), atol=1e-6)
+    np.testing.assert_allclose(rows, normalized(plain_vectors(texts)), atol=1e-6)
     assert len(server.asked) < 4 + 50
 
 
@@ -320,7 +320,7 @@ def test_a_key_in_the_source_is_refused_and_hidden(make_manager, caplog):
 
 def test_what_passes_is_tried_again(server, remote):
     server.faults[:] = [503, 500]
-    np.testing.assert_allclose(remote.embed("a", "remote"), normalised(plain_vectors(["a"]))[0], atol=1e-6)
+    np.testing.assert_allclose(remote.embed("a", "remote"), normalized(plain_vectors(["a"]))[0], atol=1e-6)
     assert remote.stats()["slots"]["remote"]["remote"]["retries"] == 2
 
 

@@ -7,7 +7,7 @@ import json
 import pytest
 from conftest import FIXTURES
 from model_manager import is_turkish
-from model_manager.compat.rules import normalise
+from model_manager.compat.rules import normalize
 
 CASES = json.loads((FIXTURES / "text" / "detector.json").read_text(encoding="utf-8"))["cases"]
 
@@ -21,9 +21,9 @@ def test_committed_cases(shared, case):
     text = case["text"]
     assert is_turkish(text) is case["turkish"]
     assert shared.detect_language(text) == ("turkish" if case["turkish"] else "other")
-    assert normalise(text) == case["normalised"]
-    assert shared.route(normalise(text)) == ("turkish_sentence" if case["routes_turkish"] else "english_sentence")
-    assert shared.route(text) == shared.route(normalise(text)), "routing lower-cases by itself"
+    assert normalize(text) == case["normalized"]
+    assert shared.route(normalize(text)) == ("turkish_sentence" if case["routes_turkish"] else "english_sentence")
+    assert shared.route(text) == shared.route(normalize(text)), "routing lower-cases by itself"
 
 
 def test_detection_sees_the_raw_text_and_routing_the_lower_cased(shared):

@@ -134,8 +134,8 @@ def test_groups_are_those_of_sentence_transformers():
     assert len(cases) == 4
     for case in cases:
         rng = np.random.default_rng(case["seed"])
-        centres = rng.normal(size=(case["clusters"], 16))
-        rows = centres[rng.integers(0, case["clusters"], case["rows"])] + case["noise"] * rng.normal(
+        centers = rng.normal(size=(case["clusters"], 16))
+        rows = centers[rng.integers(0, case["clusters"], case["rows"])] + case["noise"] * rng.normal(
             size=(case["rows"], 16)
         )
         groups = near_duplicates(rows.astype(np.float32), case["threshold"], case["min_size"])

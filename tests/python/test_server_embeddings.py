@@ -151,7 +151,7 @@ def test_prompts_of_the_model(server):
     np.testing.assert_array_equal(vectors(found)[0], expected)
 
 
-def test_instructions_are_recognised_by_the_models_prompts(serve, make_manager):
+def test_instructions_are_recognized_by_the_models_prompts(serve, make_manager):
     manager = make_manager()
     prompts = {"query": "Instruct: Find it\nQuery:", "document": ""}
     manager.register("likes", MODELS[0].source, prompts=prompts)

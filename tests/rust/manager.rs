@@ -169,13 +169,13 @@ fn the_cache_answers_while_the_model_is_absent() {
     assert_eq!(embed(&manager, &["hello"], to(ENGLISH)).unwrap(), first);
     assert_eq!(state(&manager, ENGLISH), "absent");
     // Whatever changes the vector is another entry.
-    let normalised = embed(&manager, &["hello"], EmbedOptions { normalize: true, ..to(ENGLISH) }).unwrap();
+    let normalized = embed(&manager, &["hello"], EmbedOptions { normalize: true, ..to(ENGLISH) }).unwrap();
     let short = embed(&manager, &["hello"], EmbedOptions { truncate_dim: Some(4), ..to(ENGLISH) }).unwrap();
     let prompted = EmbedOptions { prompt: Some("query: ".into()), ..to(ENGLISH) };
     let prompted = embed(&manager, &["hello"], prompted).unwrap();
     assert_eq!(short.values, first.values[..4]);
     assert_ne!(prompted, first);
-    assert_eq!(normalised.width, first.width);
+    assert_eq!(normalized.width, first.width);
     let cache = manager.cache_statistics().unwrap();
     assert_eq!((cache.hits, cache.misses, cache.entries), (1, 4, 4));
 }

@@ -30,7 +30,7 @@ from .rules import (
     SAMPLING,
     build_prompt,
     clean_answer,
-    normalise,
+    normalize,
     pick_fallback,
     score_answer,
 )
@@ -169,7 +169,7 @@ class ModelManager(BaseManager):
 
     def get_embedding_model_for_text(self, text: str) -> SentenceModel:
         """The sentence model of the text's language, loaded."""
-        return self.turkish_sentence_model if self.route(normalise(text)) == TURKISH else self.english_sentence_model
+        return self.turkish_sentence_model if self.route(normalize(text)) == TURKISH else self.english_sentence_model
 
     @property
     def text_generator(self) -> Any | None:
@@ -221,7 +221,7 @@ class ModelManager(BaseManager):
 
     @_CachedMethod
     def generate_embedding(self, text: str, force_turkish: bool | None = None) -> list[float]:
-        """The vector (length 1) of the normalised text as a list. `[]` for fewer than 2 characters and on any failure
+        """The vector (length 1) of the normalized text as a list. `[]` for fewer than 2 characters and on any failure
         (logged).
 
         `force_turkish` chooses the model. None: the model of the text's language, or the preferred one with detection
@@ -247,7 +247,7 @@ class ModelManager(BaseManager):
             return None
 
     def _embed_chat_text(self, text: str, force_turkish: bool | None) -> list[float]:
-        text = normalise(text)
+        text = normalize(text)
         # The cut text may end in blanks.
         if len(text.strip()) < MIN_TEXT:
             return []
@@ -396,11 +396,11 @@ class ModelManager(BaseManager):
         return _core.resident_bytes() / 2**20
 
     def get_model_info(self) -> dict[str, Any]:
-        """The loaded models, the device, the memory, and figures of the cache and the tracker; JSON-serialisable."""
+        """The loaded models, the device, the memory, and figures of the cache and the tracker; JSON-serializable."""
         return info.model_info(self, self._get_memory_usage())
 
     def get_lazy_loading_statistics(self) -> dict[str, Any]:
-        """The tracker's figures, the lifecycle settings and what is in memory now; JSON-serialisable."""
+        """The tracker's figures, the lifecycle settings and what is in memory now; JSON-serializable."""
         return info.lazy_loading_statistics(self, self._get_memory_usage())
 
 

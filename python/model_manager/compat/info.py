@@ -1,4 +1,4 @@
-"""The dictionaries that the chatbot's health endpoints return. Everything in them is JSON-serialisable."""
+"""The dictionaries that the chatbot's health endpoints return. Everything in them is JSON-serializable."""
 
 from __future__ import annotations
 

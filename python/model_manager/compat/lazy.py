@@ -1,4 +1,4 @@
-"""Decorators for a host's own models and results: lazily loaded properties and memoised functions."""
+"""Decorators for a host's own models and results: lazily loaded properties and memoized functions."""
 
 from __future__ import annotations
 

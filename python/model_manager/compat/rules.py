@@ -48,7 +48,7 @@ _SPACE = re.compile(r"\s+")
 _WORD = re.compile(r"\w+")
 
 
-def normalise(text: str) -> str:
+def normalize(text: str) -> str:
     """The text that is embedded: stripped, lower-cased, cut to 800 code points, with Python's own string methods."""
     return text.strip().lower()[:MAX_TEXT]
 

@@ -68,7 +68,7 @@ class SentenceModel:
             batch_size: Accepted and ignored: batches are formed by tokens and do not change results.
             show_progress_bar: Show a progress bar if tqdm is installed.
             output_value: Only ``"sentence_embedding"``.
-            precision: ``"float32"``, or quantised: ``"int8"``/``"uint8"`` (scaled to the range of these texts,
+            precision: ``"float32"``, or quantized: ``"int8"``/``"uint8"`` (scaled to the range of these texts,
                 one byte per dimension), ``"binary"``/``"ubinary"`` (the sign, one bit per dimension).
             convert_to_numpy: False returns a list of arrays, one per text.
             convert_to_tensor: Return a PyTorch tensor; needs PyTorch.

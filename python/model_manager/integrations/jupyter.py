@@ -1,6 +1,6 @@
 """Managers and models in notebooks: small HTML tables without scripts and external assets.
 
-All colours derive from the notebook's text colour, so that light and dark themes both work.
+All colors derive from the notebook's text color, so that light and dark themes both work.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def model_html(manager: Manager, name: str) -> str:
         (
             "pooling",
             escape(description["pooling"] or "set by its server")
-            + (", normalised" if description["normalizes"] else ""),
+            + (", normalized" if description["normalizes"] else ""),
         ),
         ("memory", _size(description["bytes"])),
     ]
@@ -86,8 +86,8 @@ def generator_html(manager: Manager, name: str) -> str:
 
 
 def _state(slot: SlotStatistics) -> str:
-    colour = _DOT.get(slot["state"], _DOT["absent"])
-    return f'<span style="color:{colour}" title="{escape(slot["state"])}">●</span> {escape(slot["state"])}'
+    color = _DOT.get(slot["state"], _DOT["absent"])
+    return f'<span style="color:{color}" title="{escape(slot["state"])}">●</span> {escape(slot["state"])}'
 
 
 def _slot_figures(slot: SlotStatistics) -> tuple[str, str]:

@@ -19,11 +19,11 @@ _ROUNDING = 1e-6
 
 
 def near_duplicates(vectors: ArrayLike, threshold: float = 0.9, min_size: int = 2) -> list[NDArray[np.int64]]:
-    """Groups of rows that are close to one row, their centre: at cosine `threshold` or above. A row is in one group at
+    """Groups of rows that are close to one row, their center: at cosine `threshold` or above. A row is in one group at
     most.
 
-    Every row is a candidate for a centre. Candidates are taken from the largest neighbourhood to the smallest; a row of
-    a larger group is neither the centre nor a member of a later one (as in
+    Every row is a candidate for a center. Candidates are taken from the largest neighborhood to the smallest; a row of
+    a larger group is neither the center nor a member of a later one (as in
     `sentence_transformers.util.community_detection`).
 
     Args:
@@ -32,7 +32,7 @@ def near_duplicates(vectors: ArrayLike, threshold: float = 0.9, min_size: int = 
         min_size: Groups below this size are left out.
 
     Returns:
-        Groups as row numbers, the largest first; within a group the centre first, then by falling similarity to it.
+        Groups as row numbers, the largest first; within a group the center first, then by falling similarity to it.
 
     Raises:
         ArgumentError: A `threshold` or `min_size` out of range, a vector with NaN or infinity.
@@ -46,12 +46,12 @@ def near_duplicates(vectors: ArrayLike, threshold: float = 0.9, min_size: int = 
     groups = []
     for first in range(0, len(rows), _BLOCK_ROWS):
         queries = prepare(rows[first : first + _BLOCK_ROWS], "vectors", "cosine", first)
-        groups += _neighbourhoods(queries, rows, first, threshold, min_size)
-    groups.sort(key=len, reverse=True)  # stable: of equal sizes the first centre comes first
+        groups += _neighborhoods(queries, rows, first, threshold, min_size)
+    groups.sort(key=len, reverse=True)  # stable: of equal sizes the first center comes first
     taken = np.zeros(len(rows), bool)
     unique = []
     for group in groups:
-        if taken[group[0]]:  # its centre is in a larger group
+        if taken[group[0]]:  # its center is in a larger group
             continue
         rest = group[~taken[group]]
         if len(rest) >= min_size:
@@ -60,14 +60,14 @@ def near_duplicates(vectors: ArrayLike, threshold: float = 0.9, min_size: int = 
     return sorted(unique, key=len, reverse=True)
 
 
-def _neighbourhoods(
+def _neighborhoods(
     queries: NDArray[np.float32], rows: NDArray[np.floating], first: int, threshold: float, min_size: int
 ) -> list[NDArray[np.int64]]:
     """The rows at `threshold` or above for each of `queries`, which are rows `first` and following: itself first."""
     owners, columns, scores = [], [], []
     for start, block in blocks(rows, "cosine"):
         similar = queries @ block.T
-        # The centre comes first, even before its exact copies.
+        # The center comes first, even before its exact copies.
         own = np.arange(len(queries)) + first - start
         inside = (own >= 0) & (own < len(block))
         similar[np.flatnonzero(inside), own[inside]] = np.inf

@@ -1,4 +1,4 @@
-"""Exact nearest neighbours by blocks of one matrix product each."""
+"""Exact nearest neighbors by blocks of one matrix product each."""
 
 from __future__ import annotations
 

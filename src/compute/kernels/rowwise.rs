@@ -338,17 +338,17 @@ pub(crate) fn norm<S: Simd>(
     let mut squares = s.splat(0.0);
     for (i, m) in chunks() {
         // SAFETY: `x` has `n` values, and `i + m <= n`; `m <= LANES`.
-        let mut centred = s.sub(unsafe { load(s, x.add(i), m) }, mean);
+        let mut centered = s.sub(unsafe { load(s, x.add(i), m) }, mean);
         if m < S::LANES {
             // Zero the tail lanes, which are -mean.
             let mut kept = [0.0; 16];
             // SAFETY: `kept` has 16 values, and `m < LANES <= 16`, which `Kernels` asserts at compile time.
-            centred = unsafe {
-                s.store_first(kept.as_mut_ptr(), centred, m);
+            centered = unsafe {
+                s.store_first(kept.as_mut_ptr(), centered, m);
                 s.load(kept.as_ptr())
             };
         }
-        squares = s.mul_add(centred, centred, squares);
+        squares = s.mul_add(centered, centered, squares);
     }
     let inverse = s.splat(1.0 / (s.sum(squares) / n as f32 + epsilon).sqrt());
     for (i, m) in chunks() {

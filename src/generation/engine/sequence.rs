@@ -10,7 +10,7 @@ use crate::Result;
 use crate::generation::params::GenerationParams;
 use crate::generation::processors::Processors;
 use crate::generation::sampler::{self, Sampler};
-use crate::generation::stop::{Detokeniser, StopTexts, TextTokens};
+use crate::generation::stop::{Detokenizer, StopTexts, TextTokens};
 
 /// State from admission to the end.
 pub(super) struct Sequence<C> {
@@ -28,7 +28,7 @@ pub(super) struct Sequence<C> {
     budget: usize,
     sampler: Sampler,
     processors: Processors,
-    detokeniser: Detokeniser,
+    detokenizer: Detokenizer,
     stops: StopTexts,
     /// A stop text was written: the text that is not emitted yet belongs to it.
     stopped: bool,
@@ -47,7 +47,7 @@ impl<C> Sequence<C> {
         let params = request.params;
         let context: &[u32] = if request.continues { &request.prompt } else { &[] };
         Self {
-            detokeniser: Detokeniser::new(context),
+            detokenizer: Detokenizer::new(context),
             prompt: request.prompt.len(),
             tokens: request.prompt,
             cache,
@@ -111,7 +111,7 @@ impl<C> Sequence<C> {
         if ends.contains(&token) {
             return Ok(Some(FinishReason::Stop));
         }
-        let piece = self.detokeniser.push(tokens, token)?;
+        let piece = self.detokenizer.push(tokens, token)?;
         let released = self.stops.push(&piece);
         self.emit(released.text);
         self.stopped = released.stopped;
@@ -143,7 +143,7 @@ impl<C> Sequence<C> {
         if self.stopped {
             return Ok(String::new());
         }
-        let last = self.detokeniser.finish(tokens)?;
+        let last = self.detokenizer.finish(tokens)?;
         let released = self.stops.push(&last);
         let pending = if released.stopped { String::new() } else { self.stops.finish() };
         Ok(released.text + &pending)

@@ -96,7 +96,7 @@ struct BertConfig {
     /// The function between the two linear layers of a block.
     #[serde(default = "gelu")]
     hidden_act: String,
-    /// Added to the variance in layer normalisation.
+    /// Added to the variance in layer normalization.
     #[serde(default = "epsilon")]
     layer_norm_eps: f32,
     /// The padding id, from which RoBERTa's positions count.

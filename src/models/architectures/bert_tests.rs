@@ -265,7 +265,7 @@ proptest! {
         let plain = encode(&load(Candle::new(Device::Cpu), &*config), &texts, Pooling::Mean);
         for isa in Isa::available() {
             let ours = encode(&load(Cpu::new(isa, DType::F32), &*config), &texts, Pooling::Mean);
-            // A width of 1 or 2 normalises differences of rounding up to anything.
+            // A width of 1 or 2 normalizes differences of rounding up to anything.
             prop_assert!(heads * width < 4 || difference(&ours, &plain) <= 2e-5, "{isa} {json} {lengths:?}");
         }
     }

@@ -1,4 +1,4 @@
-//! GPT-2: learned positions, layer normalisation, GELU, and matrices stored as `[inputs, outputs]`.
+//! GPT-2: learned positions, layer normalization, GELU, and matrices stored as `[inputs, outputs]`.
 //!
 //! Radford et al., "Language Models are Unsupervised Multitask Learners", 2019.
 

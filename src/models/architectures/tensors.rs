@@ -21,12 +21,12 @@ pub trait Tensors {
     fn vector(&self, name: &str, length: usize) -> Result<Weight>;
 }
 
-/// The parameters of a normalisation.
+/// The parameters of a normalization.
 #[derive(Debug, Clone)]
 pub struct NormTensors {
     /// Factor of each number.
     pub scale: Weight,
-    /// Added to each number: a layer normalisation. Without it, an RMS normalisation.
+    /// Added to each number: a layer normalization. Without it, an RMS normalization.
     pub shift: Option<Weight>,
     /// Added to the variance, or to the mean square.
     pub epsilon: f32,
@@ -52,7 +52,7 @@ pub struct LayerTensors {
     pub attention_norm: Option<NormTensors>,
     /// Queries, keys and values: matrices whose outputs lie side by side in this order.
     pub qkv: Vec<Biased>,
-    /// RMS normalisations of queries and of keys: of each head, or as long as all heads.
+    /// RMS normalizations of queries and of keys: of each head, or as long as all heads.
     pub head_norms: Option<[NormTensors; 2]>,
     /// After attention.
     pub output: Biased,

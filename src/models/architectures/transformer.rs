@@ -4,7 +4,7 @@
 //! norm first (GPT-2, Llama, Qwen):  x += output(attention(rope(qkv(norm(x)))));  x += down(activation(up(norm(x))))
 //! norm last (BERT):                 x = norm(x + output(attention(qkv(x))));     x = norm(x + down(activation(up(x))))
 //! ```
-//! Of "norm first", some families normalise what is added too (Gemma 2), or that alone (OLMo 2).
+//! Of "norm first", some families normalize what is added too (Gemma 2), or that alone (OLMo 2).
 //!
 //! Vectors are pooled from the rows of whole texts. To write text, a pass takes the new tokens of several sequences, whose
 //! earlier tokens' keys and values lie in caches, and gives the logits after the last one.
@@ -175,7 +175,7 @@ impl<B: Backend> Transformer<B> {
             let mut attention = description.attention[index % description.attention.len()].clone();
             attention.bias = attention.bias.or_else(|| bias.clone());
             if layer.head_norms.is_some() && attention.rotary.is_none() {
-                // The operation that rotates heads normalises them too.
+                // The operation that rotates heads normalizes them too.
                 attention.rotary = Some(Rotary { frequencies: Vec::new(), style: RopeStyle::Neox });
             }
             let rotary = attention.rotary.take().map(|rotary| {

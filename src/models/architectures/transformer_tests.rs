@@ -192,7 +192,7 @@ struct Moved {
     llama: Llama,
     /// Before each block, and after it.
     norms: [bool; 2],
-    /// Whether all heads are normalised together.
+    /// Whether all heads are normalized together.
     whole: bool,
     factors: Factors,
 }

@@ -104,7 +104,7 @@ pub trait SentenceEncoder: Send + Sync {
     /// Tokens of the longest text, special tokens included.
     fn max_positions(&self) -> usize;
 
-    /// One vector for each sequence of `batch` into `out`, row-major `[sequences, width]`, not normalised. Divides
+    /// One vector for each sequence of `batch` into `out`, row-major `[sequences, width]`, not normalized. Divides
     /// the work over the process's threads; may be called from several threads at once. A text's vector does not
     /// depend on the other texts of the batch.
     ///

@@ -21,7 +21,7 @@ pub(super) enum Cached {
 
 impl Cached {
     /// The model in a folder that another program filled, in the hub's layout or in the one that sentence-transformers
-    /// had before version 2.3: `organisation_name`, with the files in it.
+    /// had before version 2.3: `organization_name`, with the files in it.
     pub(super) fn elsewhere(folder: &Path, id: &str, revision: &str) -> Result<Self> {
         let cached = Self::of_repository(&folder.join(folder_name(id)), revision)?;
         let plain = folder.join(id.replace('/', "_"));
@@ -32,7 +32,7 @@ impl Cached {
         Ok(if is_complete(&plain)? { Self::Complete(plain) } else { Self::Nothing })
     }
 
-    /// The snapshot in `repo`, a folder such as `models--organisation--name`.
+    /// The snapshot in `repo`, a folder such as `models--organization--name`.
     pub(super) fn of_repository(repo: &Path, revision: &str) -> Result<Self> {
         let reference = repo.join("refs").join(revision);
         let commit = match fs::read_to_string(&reference) {

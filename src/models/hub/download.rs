@@ -34,11 +34,11 @@ const LOCK_NOTICE: Duration = Duration::from_secs(30);
 pub(crate) struct Blobs<'a> {
     /// The connection.
     pub(crate) client: &'a HubClient,
-    /// `models--organisation--name`
+    /// `models--organization--name`
     pub(crate) repo: &'a Path,
     /// Folder of the lock files.
     pub(crate) locks: &'a Path,
-    /// `organisation/name`
+    /// `organization/name`
     pub(crate) id: &'a str,
     /// The commit.
     pub(crate) commit: &'a str,

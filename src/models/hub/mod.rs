@@ -3,7 +3,7 @@
 //! The layout is that of Python's `huggingface_hub`, so both share one copy:
 //!
 //! ```text
-//! models--organisation--name/
+//! models--organization--name/
 //!   refs/main                     the commit that the branch was at
 //!   snapshots/COMMIT/config.json  → ../../blobs/ETAG
 //!   blobs/ETAG                    whole files only; ETAG.incomplete while it downloads

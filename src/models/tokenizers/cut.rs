@@ -1,6 +1,6 @@
 //! Where a long text can be cut for tokenizing, so that the tokens on both sides are those of the whole text.
 //!
-//! A cut must not change the normalised text (no combining mark, no grapheme across it), must be a place where the
+//! A cut must not change the normalized text (no combining mark, no grapheme across it), must be a place where the
 //! pre-tokenizer always splits, or where no piece of the vocabulary can lie across, and must not divide an added token.
 //! What is not understood has no cuts.
 
@@ -44,9 +44,9 @@ pub(crate) struct Cuts {
     continues: bool,
     /// The same of a cut elsewhere.
     continues_inside: bool,
-    /// Neighbours inside added tokens and replaced texts: no cut there.
+    /// Neighbors inside added tokens and replaced texts: no cut there.
     joined: HashSet<(char, char)>,
-    /// An added token depends on its neighbours: cuts are at white space only.
+    /// An added token depends on its neighbors: cuts are at white space only.
     at_space_only: bool,
     /// Characters of the longest piece, where pieces can be asked for.
     longest: Option<usize>,
@@ -55,12 +55,12 @@ pub(crate) struct Cuts {
     longest_word: Option<usize>,
 }
 
-/// The beginning of a text that can be tokenised alone.
+/// The beginning of a text that can be tokenized alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct TextPart {
     /// Its end.
     pub(super) end: usize,
-    /// Where the text goes on that still has tokens; `None` when the rest cannot be tokenised alone.
+    /// Where the text goes on that still has tokens; `None` when the rest cannot be tokenized alone.
     pub(super) next: Option<usize>,
 }
 
@@ -193,7 +193,7 @@ impl Cuts {
         if text[back(text, at, 3)..at].contains(['\'', '’']) {
             return false;
         }
-        // What the ends of the slice are normalised to can be wrong; they reach further than a piece.
+        // What the ends of the slice are normalized to can be wrong; they reach further than a piece.
         let (Some(left), Some(both)) =
             (self.normal(inner, &text[start..at]), self.normal(inner, &text[start..end]))
         else {
@@ -273,7 +273,7 @@ impl Spell for ByteLevel {
     }
 }
 
-/// What a normaliser does that matters at a cut.
+/// What a normalizer does that matters at a cut.
 #[derive(Default)]
 struct Normal {
     chinese: bool,
@@ -396,7 +396,7 @@ fn back(text: &str, at: usize, characters: usize) -> usize {
     text[..at].char_indices().rev().take(characters).last().map_or(at, |(from, _)| from)
 }
 
-/// As normalisation may fold a character before added tokens are looked for.
+/// As normalization may fold a character before added tokens are looked for.
 fn folded(c: char) -> char {
     let c = match c {
         '\u{ff01}'..='\u{ff5e}' => char::from_u32(c as u32 - 0xfee0).unwrap_or(c),
@@ -409,8 +409,8 @@ fn is_blank(c: char) -> bool {
     " \n\t".contains(c)
 }
 
-/// Whether normalisation treats what is before and after such a character apart: it is no combining mark, begins no
-/// decomposition with one, composes with no character before it, and makes no grapheme with its neighbours.
+/// Whether normalization treats what is before and after such a character apart: it is no combining mark, begins no
+/// decomposition with one, composes with no character before it, and makes no grapheme with its neighbors.
 fn is_safe(c: char) -> bool {
     if c.is_ascii() {
         return is_blank(c) || c.is_ascii_graphic();
@@ -453,7 +453,7 @@ fn is_punctuation(c: char) -> bool {
             | 0xff20)
 }
 
-/// The characters that a BERT normaliser puts spaces around.
+/// The characters that a BERT normalizer puts spaces around.
 fn is_chinese(c: char) -> bool {
     matches!(u32::from(c),
         0x4e00..=0x9fff | 0x3400..=0x4dbf | 0x20000..=0x2a6df | 0x2a700..=0x2b73f | 0x2b740..=0x2b81f

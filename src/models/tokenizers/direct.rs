@@ -1,7 +1,7 @@
 //! The ids of common texts without the tokenizers crate's record of where every character came from, which costs most
 //! of its time.
 //!
-//! Only what is known to the last character goes this way: a text without added tokens, the normalisers and
+//! Only what is known to the last character goes this way: a text without added tokens, the normalizers and
 //! pre-tokenizers of XLM-RoBERTa's kind. The crate has all else, so the ids are always its own.
 
 use tokenizers::NormalizedString;
@@ -26,7 +26,7 @@ pub(super) struct Direct {
     plain: Box<[bool; TABLE]>,
     composes: bool,
     splits: bool,
-    /// Added tokens, as they stand in a text before and after it is normalised.
+    /// Added tokens, as they stand in a text before and after it is normalized.
     added: Vec<String>,
     added_after: Vec<String>,
     /// First bytes of both.
@@ -121,7 +121,7 @@ impl Direct {
     }
 
     /// What the character map makes of `text`. It reads graphemes, and between two plain characters one always ends: so
-    /// runs of those are copied, except for their ends, which can belong to a grapheme with their neighbours.
+    /// runs of those are copied, except for their ends, which can belong to a grapheme with their neighbors.
     fn normalize(&self, map: &Precompiled, text: &str, to: &mut String) {
         let mut rest = text;
         while !rest.is_empty() {
@@ -168,7 +168,7 @@ fn composes(normalizer: Option<&NormalizerWrapper>) -> Option<bool> {
     }
 }
 
-/// The character map of a normaliser that [`composes`] knows.
+/// The character map of a normalizer that [`composes`] knows.
 fn character_map(normalizer: Option<&NormalizerWrapper>) -> Option<&Precompiled> {
     match normalizer? {
         NormalizerWrapper::Precompiled(map) => Some(map),

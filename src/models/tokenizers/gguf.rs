@@ -34,7 +34,7 @@ const CONTROL: i128 = 3;
 const USER_DEFINED: i128 = 4;
 
 /// Tokens that end an answer, whatever the file calls its end of text and whatever type it gives them: as llama.cpp
-/// recognises them.
+/// recognizes them.
 const ENDS: [&str; 17] = [
     "<|endoftext|>",
     "<|im_end|>",
@@ -237,7 +237,7 @@ fn sentence_piece(gguf: &Gguf, pieces: &[String], types: &[i128]) -> Result<Toke
     Ok(tokenizer)
 }
 
-/// SentencePiece joins the neighbours whose joint piece scores highest: every way to cut a piece in two known ones is
+/// SentencePiece joins the neighbors whose joint piece scores highest: every way to cut a piece in two known ones is
 /// a merge, in the order of the pieces' scores.
 fn merges_by_score(pieces: &[String], scores: &[f64]) -> Merges {
     let ids: HashMap<&str, usize> =

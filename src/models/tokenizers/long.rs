@@ -13,12 +13,12 @@ const SHORTEST: usize = if cfg!(test) { 64 } else { 4 << 10 };
 const LONGEST: usize = if cfg!(test) { 256 } else { 64 << 10 };
 /// Bytes of text for one token of room in that part. Words of natural text need about five.
 const BYTES_PER_TOKEN: usize = 8;
-/// Bytes of text without a cut that are tokenised for one token of room.
+/// Bytes of text without a cut that are tokenized for one token of room.
 const MOST_PER_TOKEN: usize = 64;
 /// Where no cut is exact: tokens after the last one that is used. What stands after a cut can change a token before it
 /// only through a chain of merges of ever later rank, one token each.
 const MARGIN: usize = 256;
-/// Bytes tokenised in one call above which the memory goes back to the operating system.
+/// Bytes tokenized in one call above which the memory goes back to the operating system.
 const TRIM: usize = 1 << 20;
 
 /// What bounds the work on one text.
@@ -100,7 +100,7 @@ pub(crate) fn refuse(text: &str, bounds: &Bounds<'_>) -> Result<()> {
         return Ok(());
     }
     Err(Error::Input(format!(
-        "a text of {} bytes is too long to be tokenised whole: at most {} are (setting max_text_bytes); shorten it, or \
+        "a text of {} bytes is too long to be tokenized whole: at most {} are (setting max_text_bytes); shorten it, or \
          raise the limit",
         text.len(),
         bounds.max_bytes
@@ -131,7 +131,7 @@ fn beginning(
         if size > most {
             return Err(Error::Input(format!(
                 "{size} bytes of a text have no place to cut it and fewer than the {room} tokens that the model reads: at \
-                 most {most} such bytes are tokenised, a sixteenth of the setting max_text_bytes; shorten the text, or \
+                 most {most} such bytes are tokenized, a sixteenth of the setting max_text_bytes; shorten the text, or \
                  raise the limit",
             )));
         }

@@ -179,7 +179,7 @@ fn real_text() -> Vec<char> {
     files.concat().chars().collect()
 }
 
-/// Two tokenizers with their normalisers, pre-tokenizers and added tokens, and others: those that go the short way, those
+/// Two tokenizers with their normalizers, pre-tokenizers and added tokens, and others: those that go the short way, those
 /// that do not, and those that do for some texts.
 #[test]
 fn ids_are_those_of_the_crate() {

@@ -253,7 +253,7 @@ fn depth(json: &[u8]) -> usize {
     deepest
 }
 
-/// transformers lets the settings of a BERT tokenizer win over the normaliser stored in `tokenizer.json`.
+/// transformers lets the settings of a BERT tokenizer win over the normalizer stored in `tokenizer.json`.
 fn follow<M: Model>(settings: &TokenizerConfig, inner: &mut With<M>) -> tokenizers::Result<()> {
     let generic = settings
         .word("tokenizer_class")

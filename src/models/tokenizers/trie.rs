@@ -1,6 +1,6 @@
 //! The pieces of a vocabulary, found by the beginning of a text.
 //!
-//! A byte trie in four arrays. Nodes lie in order of depth, so the children of a node are neighbours, and those of the
+//! A byte trie in four arrays. Nodes lie in order of depth, so the children of a node are neighbors, and those of the
 //! next node follow: a node needs the place of its first child only. A vocabulary of 250,000 pieces takes 8 MB.
 
 /// The piece of a node where none ends.

@@ -78,7 +78,7 @@ impl Unigram {
         self.longest
     }
 
-    /// Fills `scratch` with the pieces of `text`, the last one first. Neighbouring unknown characters are one piece;
+    /// Fills `scratch` with the pieces of `text`, the last one first. Neighboring unknown characters are one piece;
     /// its id is that of its text where the vocabulary has it.
     fn split(&self, text: &str, scratch: &mut UnigramScratch) {
         let UnigramScratch { best, pieces } = scratch;

@@ -110,7 +110,7 @@ class QdrantIndexer:
     def create_collection(self, recreate: bool = False) -> bool:
         """Create the collection for this model; return whether it was created. An existing one is kept if it fits.
 
-        Cosine similarity, HNSW with m 32 and ef_construct 256, vectors quantised to INT8 in memory.
+        Cosine similarity, HNSW with m 32 and ef_construct 256, vectors quantized to INT8 in memory.
 
         Args:
             recreate: Delete an existing collection first, with all its points.
@@ -270,7 +270,7 @@ def _connect(path: str | os.PathLike[str] | None, url: str | None, api_key: str 
     try:
         if folder == ":memory:":
             return QdrantClient(location=folder, force_disable_check_same_thread=True)
-        # `Store` serialises its use, which is what SQLite needs.
+        # `Store` serializes its use, which is what SQLite needs.
         return QdrantClient(path=folder, force_disable_check_same_thread=True)
     except (RuntimeError, OSError, ValueError) as error:
         raise StoreError(f"the embedded Qdrant in {folder!r} cannot be opened: {error}") from error

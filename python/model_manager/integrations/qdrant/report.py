@@ -59,7 +59,7 @@ class IndexReport:
         return self.finished and not self.failures
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything, JSON-serialisable."""
+        """Everything, JSON-serializable."""
         return {
             "indexed": self.indexed,
             "updated": self.updated,

@@ -39,7 +39,7 @@ class SearchHit:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Id, score, text and metadata; JSON-serialisable."""
+        """Id, score, text and metadata; JSON-serializable."""
         return {"id": self.id, "score": round(self.score, 6), "text": self.text, "metadata": self.metadata}
 
 

@@ -1,6 +1,6 @@
 //! One embedding call, from its inputs to its results.
 //!
-//! A job looks its inputs up in the cache, groups the rest by slot, waits for the slots, then tokenises and queues chunk
+//! A job looks its inputs up in the cache, groups the rest by slot, waits for the slots, then tokenizes and queues chunk
 //! by chunk: enough to keep the model busy, never so much that a list of a million texts is in memory as tokens.
 //! Two callers drive a job by [`Job::step`] when there is something to do: a synchronous caller on its own thread, which
 //! waits in between ([`Job::wait`]); an asynchronous call through the manager's dispatcher.

@@ -54,7 +54,7 @@ pub(in crate::models::architectures) struct Variant {
     pub output_bias: bool,
     /// And the perceptron.
     pub mlp_bias: bool,
-    /// Each head's query and key is normalised.
+    /// Each head's query and key is normalized.
     pub head_norms: bool,
 }
 
@@ -77,7 +77,7 @@ pub(in crate::models::architectures) struct Llama {
     pub vocabulary: usize,
     /// Positions.
     pub context: usize,
-    /// Of the normalisations.
+    /// Of the normalizations.
     pub epsilon: f32,
     /// Whether the matrix of logits is that of embeddings.
     pub tied: bool,

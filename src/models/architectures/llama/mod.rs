@@ -1,4 +1,4 @@
-//! Llama: RMS normalisation, rotary positions, grouped queries, a gated perceptron. Qwen2 and Qwen3 are variations.
+//! Llama: RMS normalization, rotary positions, grouped queries, a gated perceptron. Qwen2 and Qwen3 are variations.
 //!
 //! Touvron et al., "LLaMA: Open and Efficient Foundation Language Models", 2023.
 
