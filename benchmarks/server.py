@@ -77,7 +77,7 @@ class Server:
             self.log.close()
 
     def cpu_s(self) -> float:
-        """Processor time so far, of all threads. NaN where the system does not tell."""
+        """Processor time so far, of all threads. NaN where the system does not report it."""
         try:
             fields = Path(f"/proc/{self.process.pid}/stat").read_text("ascii").rpartition(")")[2].split()
         except OSError:

@@ -1,4 +1,4 @@
-//! The time, as the rooms with deadlines read it.
+//! The clock of the modules that have deadlines.
 
 use std::time::Instant;
 

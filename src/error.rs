@@ -3,7 +3,7 @@
 //! One enum for the whole crate. Every message names the thing (model, path, setting, slot) and the remedy. The
 //! binding maps each variant to one Python exception under `ModelManagerError` (`python/errors.rs`).
 //!
-//! Errors are `Clone`: the failure of one load or one batch is told to every caller that waited for it.
+//! Errors are `Clone`: the failure of one load or one batch is returned to every caller that waited for it.
 
 use std::borrow::Cow;
 use std::io;

@@ -123,8 +123,11 @@ mod tests {
             }
             let error = trust(&Environment(path.clone())).unwrap_err();
             assert!(matches!(&error, Error::Config { setting, .. } if setting == AUTHORITIES));
-            let told = error.to_string();
-            assert!(told.contains(words) && told.contains(&path) && told.contains("unset it"), "{told}");
+            let message = error.to_string();
+            assert!(
+                message.contains(words) && message.contains(&path) && message.contains("unset it"),
+                "{message}"
+            );
         }
         assert!(trust(&Environment(String::new())).is_ok(), "set to nothing is not set");
     }

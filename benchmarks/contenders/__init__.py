@@ -2,7 +2,7 @@
 
 from contenders.base import Contender
 
-# Name → (module, class, arguments). The modules import their packages when told to, which is timed.
+# Name → (module, class, arguments). The modules import their packages on request, which is timed.
 CONTENDERS: dict[str, tuple[str, str, dict[str, str]]] = {
     "model_manager-f32": ("contenders.ours", "ModelManagerContender", {"dtype": "float32"}),
     "model_manager-auto": ("contenders.ours", "ModelManagerContender", {"dtype": "auto"}),

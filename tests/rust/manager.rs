@@ -402,13 +402,13 @@ fn a_budget_evicts_the_least_recently_used() {
         }
         manager
     };
-    // With no room at all, each says what it needs.
+    // With no memory at all, each says what it needs.
     let tight = with_budget(2);
     let needs = fixtures.map(|name| match embed(&tight, &["text"], to(name)) {
         Err(Error::Budget { needed, budget: 2, in_use: 0, .. }) => needed,
         other => panic!("{other:?}"),
     });
-    // Room for the greatest of them beside nothing but the leftovers of an estimate.
+    // A budget for the largest of them and the leftovers of an estimate.
     let manager = with_budget(*needs.iter().max().unwrap());
     for name in fixtures {
         embed(&manager, &["text"], to(name)).unwrap();

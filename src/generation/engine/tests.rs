@@ -229,7 +229,7 @@ fn a_request_joins_between_steps() {
     }
     let log = bench.decoder.log.lock().clone();
     assert_eq!(log[..3], [(1, 3), (4, 4), (4, 4)]);
-    assert_eq!(log.len(), 50, "nobody waited for anybody: {log:?}");
+    assert_eq!(log.len(), 50, "no request waited for another: {log:?}");
 }
 
 #[test]

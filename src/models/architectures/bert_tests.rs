@@ -134,12 +134,12 @@ fn our_kernels_agree_with_candle() {
 fn a_text_does_not_depend_on_its_batch_mates_to_the_last_bit() {
     let texts = texts(&[5, 18, 1, 77, 300, 40, 14, 15, 16, 28]);
     for isa in Isa::available() {
-        for hold in [WeightFormat::F32, WeightFormat::Bf16, WeightFormat::Int8] {
-            let model = load(Cpu::new(isa, hold), &*config("{}"));
+        for format in [WeightFormat::F32, WeightFormat::Bf16, WeightFormat::Int8] {
+            let model = load(Cpu::new(isa, format), &*config("{}"));
             for pooling in [Pooling::Mean, Pooling::Cls] {
                 let together = encode(&model, &texts, pooling);
                 for (text, row) in texts.iter().zip(together.chunks(36)) {
-                    assert!(encode(&model, std::slice::from_ref(text), pooling) == row, "{isa} {hold:?}");
+                    assert!(encode(&model, std::slice::from_ref(text), pooling) == row, "{isa} {format:?}");
                 }
             }
         }

@@ -68,9 +68,9 @@ fn closest(a: &[f32], b: &[f32], width: usize) -> f64 {
     rows.map(|(a, b)| dot(a, b) / (dot(a, a) * dot(b, b)).sqrt()).fold(1.0, f64::min)
 }
 
-fn load(files: &ModelFiles, isa: Isa, hold: impl Into<WeightFormat>) -> Encoder {
-    let hold = hold.into();
-    let build = |config: &ModelConfig, weights: &Weights| on_cpu(config, weights, isa, hold);
+fn load(files: &ModelFiles, isa: Isa, format: impl Into<WeightFormat>) -> Encoder {
+    let format = format.into();
+    let build = |config: &ModelConfig, weights: &Weights| on_cpu(config, weights, isa, format);
     Encoder::load(files, Overrides::default(), &build).unwrap()
 }
 
@@ -82,9 +82,9 @@ fn vectors_are_those_of_sentence_transformers() {
         let error = furthest(&vectors(&load(&files(), isa, WeightFormat::F32), &texts), &expected);
         assert!(error <= 1e-5, "{isa}: {error}");
         // Of 32 dimensions: in a model of the usual size the errors of codes average out.
-        for (hold, least) in [(WeightFormat::Bf16, 0.9998), (WeightFormat::Int8, 0.997)] {
-            let cosine = closest(&vectors(&load(&files(), isa, hold), &texts), &expected, 32);
-            assert!(cosine >= least, "{isa} {hold:?}: {cosine}");
+        for (format, least) in [(WeightFormat::Bf16, 0.9998), (WeightFormat::Int8, 0.997)] {
+            let cosine = closest(&vectors(&load(&files(), isa, format), &texts), &expected, 32);
+            assert!(cosine >= least, "{isa} {format:?}: {cosine}");
         }
     }
     let build = |config: &ModelConfig, weights: &Weights| on_device(config, weights, &Device::Cpu);
@@ -96,11 +96,11 @@ fn vectors_are_those_of_sentence_transformers() {
 fn a_text_does_not_depend_on_its_batch_mates() {
     let (mut texts, _): (Vec<_>, Vec<_>) = cases().into_iter().unzip();
     texts.truncate(7);
-    for hold in [WeightFormat::F32, WeightFormat::Bf16, WeightFormat::Int8, WeightFormat::Int4] {
-        let encoder = load(&files(), Isa::best(), hold);
+    for format in [WeightFormat::F32, WeightFormat::Bf16, WeightFormat::Int8, WeightFormat::Int4] {
+        let encoder = load(&files(), Isa::best(), format);
         let together = vectors(&encoder, &texts);
         for (text, row) in texts.iter().zip(together.chunks(32)) {
-            assert_eq!(vectors(&encoder, std::slice::from_ref(text)), row, "{hold:?}");
+            assert_eq!(vectors(&encoder, std::slice::from_ref(text)), row, "{format:?}");
         }
     }
 }

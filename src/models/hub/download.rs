@@ -225,10 +225,10 @@ impl Transfer<'_> {
             )),
             (Some(size), _) | (None, Some(size)) => Ok(size),
             (None, None) if chunked && self.checked => return Ok(None),
-            (None, None) => {
-                Err("the server states no length: a cut connection could not be told from a whole file"
-                    .into())
-            }
+            (None, None) => Err(
+                "the server states no length: a cut connection could not be distinguished from a whole file"
+                    .into(),
+            ),
         };
         let size = size.map_err(|reason| HubFault::Permanent(failed(self.url, reason)))?;
         self.size = Some(size);

@@ -1,4 +1,4 @@
-//! A model hub on 127.0.0.1 that fails on request: as often as told, then no more.
+//! A model hub on 127.0.0.1 that fails on request: as often as asked, then no more.
 
 use std::collections::{HashMap, VecDeque};
 use std::io::{BufRead, BufReader, Write};
