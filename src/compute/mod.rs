@@ -24,7 +24,9 @@ mod simd;
 mod threads;
 mod weight;
 
-pub use attention::{CacheShape, DistanceBias, Heads, LayerAttention, Mask, RopeStyle, RopeTable, Rotary};
+pub use attention::{
+    CacheShape, DistanceBias, Heads, LayerAttention, LongRope, Mask, RopeStyle, RopeTable, Rotary,
+};
 pub use backend::{Backend, Candle, Cpu, ForwardFn, KvCache, Pass, Positions, Row, Rows, Step};
 pub use isa::{DType, ISA_VARIABLE, Isa};
 pub use kernels::Activation;

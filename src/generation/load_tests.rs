@@ -75,9 +75,10 @@ fn logits(model: &TextModel, chunks: &[&[u32]]) -> Vec<f32> {
 fn logits_of<D: Decoder>(decoder: &D, chunks: &[&[u32]]) -> Vec<f32> {
     let mut cache = decoder.new_cache(64).unwrap();
     let mut logits = vec![0.0; decoder.vocabulary()];
+    let length = chunks.iter().map(|tokens| tokens.len()).sum();
     for (index, tokens) in chunks.iter().enumerate() {
         let needs_logits = index + 1 == chunks.len();
-        let step = Step { cache: &mut cache, tokens, needs_logits };
+        let step = Step { cache: &mut cache, tokens, length, needs_logits };
         decoder.forward(&mut [step], if needs_logits { &mut logits } else { &mut [] }).unwrap();
     }
     assert_eq!(cache.len(), chunks.iter().map(|tokens| tokens.len()).sum::<usize>());

@@ -15,6 +15,12 @@ pub trait Decoder: Send + Sync + 'static {
     /// Most tokens of a sequence, answer included.
     fn context(&self) -> usize;
 
+    /// The number of tokens above which all positions of a text change ([`LongRope`](crate::compute::LongRope)), if there
+    /// is one. The cache of a text that becomes longer must be emptied.
+    fn longest_short_text(&self) -> Option<usize> {
+        None
+    }
+
     /// An empty cache into which `capacity` tokens fit.
     ///
     /// # Errors

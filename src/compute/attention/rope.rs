@@ -19,20 +19,36 @@ pub struct Rotary {
     pub frequencies: Vec<f32>,
     /// Which values form a pair.
     pub style: RopeStyle,
+    /// The factor of cosines and sines.
+    pub factor: f32,
+    /// Frequencies of long texts, if they have their own.
+    pub long: Option<LongRope>,
+}
+
+/// Frequencies of long texts.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LongRope {
+    /// The longest text that has the usual frequencies, in tokens.
+    pub from: usize,
+    /// The frequency of each pair in longer texts.
+    pub frequencies: Vec<f32>,
 }
 
 impl Rotary {
     /// The usual frequencies, `base^(-2i / width)`, for the first `width` values of a head.
     pub fn new(base: f32, width: usize, style: RopeStyle) -> Self {
         let frequencies = (0..width / 2).map(|i| 1.0 / base.powf((2 * i) as f32 / width as f32)).collect();
-        Self { frequencies, style }
+        Self { frequencies, style, factor: 1.0, long: None }
     }
 
-    /// Cosines, then sines, of one position.
-    pub(crate) fn angles(&self, position: usize, out: &mut [f32]) {
+    /// Cosines, then sines, of one position in a text of `length` tokens.
+    pub(crate) fn angles(&self, position: usize, length: usize, out: &mut [f32]) {
         let (cosines, sines) = out.split_at_mut(self.frequencies.len());
-        for ((cosine, sine), frequency) in cosines.iter_mut().zip(sines).zip(&self.frequencies) {
+        let long = self.long.as_ref().filter(|long| length > long.from);
+        let frequencies = long.map_or(&self.frequencies, |long| &long.frequencies);
+        for ((cosine, sine), frequency) in cosines.iter_mut().zip(sines).zip(frequencies) {
             (*sine, *cosine) = (frequency * position as f32).sin_cos();
+            (*sine, *cosine) = (*sine * self.factor, *cosine * self.factor);
         }
     }
 }
@@ -47,15 +63,15 @@ pub struct RopeTable<'a> {
 }
 
 impl<'a> RopeTable<'a> {
-    /// A table for rows at these positions.
+    /// A table for rows at these positions, each with the number of tokens of its text.
     ///
     /// # Errors
     /// [`Error::OutOfMemory`](crate::Error::OutOfMemory).
-    pub fn new(rotary: &'a Rotary, positions: impl ExactSizeIterator<Item = usize>) -> Result<Self> {
+    pub fn new(rotary: &'a Rotary, rows: impl ExactSizeIterator<Item = (usize, usize)>) -> Result<Self> {
         let each = 2 * rotary.frequencies.len();
-        let mut angles = zeroed(positions.len() * each)?;
-        for (position, angles) in positions.zip(angles.chunks_exact_mut(each.max(1))) {
-            rotary.angles(position, angles);
+        let mut angles = zeroed(rows.len() * each)?;
+        for ((position, length), angles) in rows.zip(angles.chunks_exact_mut(each.max(1))) {
+            rotary.angles(position, length, angles);
         }
         Ok(Self { rotary, angles })
     }
@@ -75,13 +91,22 @@ mod tests {
     use crate::compute::kernels::rowwise::RopeRow;
 
     #[test]
+    fn long_texts_have_their_own_frequencies_and_all_the_factor() {
+        let long = LongRope { from: 10, frequencies: vec![0.25] };
+        let rotary = Rotary { frequencies: vec![0.5], style: RopeStyle::Neox, factor: 3.0, long: Some(long) };
+        let table = RopeTable::new(&rotary, [(4, 10), (4, 11)].into_iter()).unwrap();
+        assert_eq!(table.at(0), [3.0 * 2f32.cos(), 3.0 * 2f32.sin()]);
+        assert_eq!(table.at(1), [3.0 * 1f32.cos(), 3.0 * 1f32.sin()]);
+    }
+
+    #[test]
     fn rotations_add_up_and_are_neutral_at_zero() {
         for style in [RopeStyle::Neox, RopeStyle::Interleaved] {
             let rotary = Rotary::new(10_000.0, 8, style);
             let head: Vec<f32> = (0..8).map(|i| i as f32 - 3.0).collect();
             let rotated = |head: &[f32], position| {
                 let (mut angles, mut head) = (vec![0.0; 8], head.to_vec());
-                rotary.angles(position, &mut angles);
+                rotary.angles(position, 1, &mut angles);
                 let rope = RopeRow {
                     row: head.as_mut_ptr().cast(),
                     format: DType::F32,

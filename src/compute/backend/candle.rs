@@ -313,8 +313,12 @@ impl Backend for Candle {
         let mut rows = out.chunks_mut(width.max(1));
         for step in steps {
             let row = if step.needs_logits { rows.next() } else { None };
-            let sequence =
-                CachedSequence { cached: step.cache.len, needs_logits: step.needs_logits, cache: step.cache };
+            let sequence = CachedSequence {
+                cached: step.cache.len,
+                length: step.length,
+                needs_logits: step.needs_logits,
+                cache: step.cache,
+            };
             let mut pass = CandlePass { backend: self, ids: step.tokens, sequence: Some(sequence) };
             forward(&mut pass, row.unwrap_or_default())?;
             step.cache.len += step.tokens.len();
@@ -444,7 +448,9 @@ impl Pass<Candle> for CandlePass<'_> {
 
     fn rope<'r>(&self, rotary: &'r Rotary) -> Result<RopeTable<'r>> {
         let first = self.first_position();
-        RopeTable::new(rotary, first..first + self.ids.len())
+        let length = self.sequence.as_ref().map_or(self.ids.len(), |sequence| sequence.length);
+        let rows: Vec<_> = (first..first + self.ids.len()).map(|position| (position, length)).collect();
+        RopeTable::new(rotary, rows.into_iter())
     }
 
     fn rotate(

@@ -86,6 +86,9 @@ pub struct Step<'a, C> {
     pub cache: &'a mut C,
     /// Never empty.
     pub tokens: &'a [u32],
+    /// The number of tokens of the whole text, as far as it is known: those in the cache, `tokens`, and those of later
+    /// steps.
+    pub length: usize,
     /// Whether the logits after the last of `tokens` are needed.
     pub needs_logits: bool,
 }
@@ -96,6 +99,8 @@ pub(super) struct CachedSequence<'a, C> {
     pub cache: &'a mut C,
     /// Tokens in the cache before this pass.
     pub cached: usize,
+    /// Tokens of the whole text.
+    pub length: usize,
     pub needs_logits: bool,
 }
 

@@ -12,6 +12,8 @@ pub(super) const WORTH_REUSING: usize = 8;
 struct Kept<C> {
     scope: Option<PrefixScope>,
     tokens: Vec<u32>,
+    /// Whether the keys of `cache` have the positions of a long text.
+    long: bool,
     cache: C,
     /// The memory of `cache`, given back after it.
     room: Room,
@@ -30,11 +32,12 @@ impl<C: KvCache> Prefixes<C> {
     }
 
     /// The sequence of the scope that shares most tokens with `prompt`, and how many: at most all but the last one, whose
-    /// logits are needed.
-    fn best(&self, scope: Option<PrefixScope>, prompt: &[u32]) -> Option<(usize, usize)> {
+    /// logits are needed. `long` is whether the keys must have the positions of a long text.
+    fn best(&self, scope: Option<PrefixScope>, prompt: &[u32], long: Option<bool>) -> Option<(usize, usize)> {
         let usable = &prompt[..prompt.len() - 1];
         let common = |kept: &Kept<C>| kept.tokens.iter().zip(usable).take_while(|(a, b)| a == b).count();
-        let own = self.kept.iter().enumerate().filter(|(_, kept)| kept.scope == scope);
+        let is_own = |kept: &Kept<C>| kept.scope == scope && long.is_none_or(|long| kept.long == long);
+        let own = self.kept.iter().enumerate().filter(|(_, kept)| is_own(kept));
         own.map(|(index, kept)| (index, common(kept)))
             .max_by_key(|&(_, length)| length)
             .filter(|&(_, length)| length >= WORTH_REUSING)
@@ -47,10 +50,11 @@ impl<C: KvCache> Prefixes<C> {
         &mut self,
         scope: Option<PrefixScope>,
         prompt: &[u32],
+        long: bool,
         capacity: usize,
         most_bytes: u64,
     ) -> Result<Option<C>> {
-        let Some((index, length)) = self.best(scope, prompt) else { return Ok(None) };
+        let Some((index, length)) = self.best(scope, prompt, Some(long)) else { return Ok(None) };
         let mut kept = self.kept.remove(index);
         if kept.tokens.len() - length < WORTH_REUSING && kept.cache.bytes() <= most_bytes {
             kept.cache.truncate(length);
@@ -65,15 +69,16 @@ impl<C: KvCache> Prefixes<C> {
     /// Keeps the cache of a finished sequence, which has no unused capacity. Its tokens begin with those of the cache. The
     /// oldest caches are dropped when there are too many.
     pub(super) fn keep(&mut self, finished: Finished<C>) {
-        let Finished { scope, mut tokens, cache, room } = finished;
+        let Finished { scope, mut tokens, long, cache, room } = finished;
         tokens.truncate(cache.len());
         if tokens.len() < WORTH_REUSING || self.most == 0 {
             return;
         }
         // A beginning of the new sequence is not kept twice.
-        self.kept.retain(|kept| kept.scope != scope || !tokens.starts_with(&kept.tokens));
+        self.kept
+            .retain(|kept| kept.scope != scope || kept.long != long || !tokens.starts_with(&kept.tokens));
         let room = room.keep(cache.bytes());
-        self.kept.push(Kept { scope, tokens, cache, room });
+        self.kept.push(Kept { scope, tokens, long, cache, room });
         while self.kept.len() > self.most || (self.bytes() > self.most_bytes && !self.kept.is_empty()) {
             self.kept.remove(0);
         }
@@ -81,7 +86,7 @@ impl<C: KvCache> Prefixes<C> {
 
     /// Frees `bytes` bytes, or all: the oldest first, and last the one that `prompt` could reuse.
     pub(super) fn make_room(&mut self, bytes: u64, scope: Option<PrefixScope>, prompt: &[u32]) {
-        let spared = self.best(scope, prompt).map(|(index, _)| self.kept.remove(index));
+        let spared = self.best(scope, prompt, None).map(|(index, _)| self.kept.remove(index));
         let freed = self.reclaim(bytes);
         self.kept.extend(spared);
         self.reclaim(bytes.saturating_sub(freed));
@@ -139,11 +144,11 @@ mod tests {
     fn finished(tokens: impl IntoIterator<Item = u32>, len: usize) -> Finished<Counted> {
         let room = KvPool::new(u64::MAX, None).take(1000).unwrap().unwrap();
         let tokens = tokens.into_iter().collect();
-        Finished { scope: None, tokens, cache: Counted { len, capacity: len }, room }
+        Finished { scope: None, tokens, long: false, cache: Counted { len, capacity: len }, room }
     }
 
     fn found(prefixes: &mut Prefixes<Counted>, prompt: &[u32]) -> Option<usize> {
-        prefixes.find(None, prompt, 100, 100).unwrap().map(|cache| cache.len)
+        prefixes.find(None, prompt, false, 100, 100).unwrap().map(|cache| cache.len)
     }
 
     #[test]
@@ -153,9 +158,19 @@ mod tests {
         prefixes.keep(Finished { scope: of("a"), ..finished(0..20, 20) });
         prefixes.keep(Finished { scope: of("b"), ..finished(0..15, 15) });
         let prompt: Vec<u32> = (0..30).collect();
-        let mut find = |scope| prefixes.find(scope, &prompt, 100, 100).unwrap().map(|cache| cache.len);
+        let mut find = |scope| prefixes.find(scope, &prompt, false, 100, 100).unwrap().map(|cache| cache.len);
         assert_eq!((find(None), find(of("c"))), (None, None));
         assert_eq!((find(of("b")), find(of("b")), find(of("a"))), (Some(15), None, Some(20)));
+    }
+
+    #[test]
+    fn long_texts_reuse_none_of_short_ones() {
+        let mut prefixes = Prefixes::new(4, 1000);
+        prefixes.keep(finished(0..20, 20));
+        prefixes.keep(Finished { long: true, ..finished(0..15, 15) });
+        let prompt: Vec<u32> = (0..30).collect();
+        let mut find = |long| prefixes.find(None, &prompt, long, 100, 100).unwrap().map(|cache| cache.len);
+        assert_eq!((find(true), find(true), find(false)), (Some(15), None, Some(20)));
     }
 
     #[test]
@@ -178,7 +193,7 @@ mod tests {
         let mut large = finished(0..20, 20);
         large.cache.capacity = 300;
         prefixes.keep(large);
-        let cache = prefixes.find(None, &(0..30).collect::<Vec<_>>(), 30, 30).unwrap().unwrap();
+        let cache = prefixes.find(None, &(0..30).collect::<Vec<_>>(), false, 30, 30).unwrap().unwrap();
         assert_eq!((cache.len, cache.capacity), (20, 30));
     }
 

@@ -18,6 +18,8 @@ pub(super) struct Sequence<C> {
     pub(super) tokens: Vec<u32>,
     /// Keys and values of a beginning of `tokens`.
     pub(super) cache: C,
+    /// Whether the keys of `cache` have the positions of a long text.
+    pub(super) long: bool,
     /// The memory of `cache`, given back after it.
     pub(super) room: Room,
     pub(super) scope: Option<PrefixScope>,
@@ -42,7 +44,7 @@ pub(super) struct Sequence<C> {
 
 impl<C> Sequence<C> {
     /// Admits a request; the cache has the first `reused` tokens of its prompt.
-    pub(super) fn new(entry: QueuedRequest, cache: C, room: Room, reused: usize) -> Self {
+    pub(super) fn new(entry: QueuedRequest, cache: C, room: Room, reused: usize, long: bool) -> Self {
         let QueuedRequest { request, deadline, budget, on_event, cancelled, submitted } = entry;
         let params = request.params;
         let context: &[u32] = if request.continues { &request.prompt } else { &[] };
@@ -51,6 +53,7 @@ impl<C> Sequence<C> {
             prompt: request.prompt.len(),
             tokens: request.prompt,
             cache,
+            long,
             room,
             scope: request.scope,
             deadline,
@@ -131,7 +134,13 @@ impl<C> Sequence<C> {
             self.completion(reason)
         });
         self.listener.emit(Event::Done(outcome));
-        Finished { scope: self.scope, tokens: self.tokens, cache: self.cache, room: self.room }
+        Finished {
+            scope: self.scope,
+            tokens: self.tokens,
+            long: self.long,
+            cache: self.cache,
+            room: self.room,
+        }
     }
 
     /// Emits an error as the end.
@@ -176,6 +185,8 @@ impl<C> Sequence<C> {
 pub(super) struct Finished<C> {
     pub(super) scope: Option<PrefixScope>,
     pub(super) tokens: Vec<u32>,
+    /// Whether the keys of `cache` have the positions of a long text.
+    pub(super) long: bool,
     pub(super) cache: C,
     /// The memory of `cache`, given back after it.
     pub(super) room: Room,

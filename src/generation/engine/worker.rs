@@ -127,6 +127,7 @@ impl<'a, D: Decoder> Run<'a, D> {
             self.dismiss_paused();
             self.admit_waiting();
             self.retire_given_up();
+            self.lengthen();
             self.grow();
             self.step();
             let mut stats = self.shared.stats.lock();
@@ -209,7 +210,8 @@ impl<'a, D: Decoder> Run<'a, D> {
             }
         };
         let cache = guarded("new cache", || {
-            let found = self.prefixes.lock().find(scope, prompt, capacity, bytes)?;
+            let long = is_long(&*self.work.decoder, prompt.len());
+            let found = self.prefixes.lock().find(scope, prompt, long, capacity, bytes)?;
             found.map_or_else(|| self.work.decoder.new_cache(capacity), Ok)
         });
         match cache {
@@ -219,7 +221,8 @@ impl<'a, D: Decoder> Run<'a, D> {
                 stats.prompt_tokens += prompt.len() as u64;
                 stats.reused_tokens += reused as u64;
                 drop(stats);
-                self.active.push(Sequence::new(entry, cache, room, reused));
+                let long = is_long(&*self.work.decoder, prompt.len());
+                self.active.push(Sequence::new(entry, cache, room, reused, long));
             }
             Err(error) => self.refuse(entry, error),
         }
@@ -238,6 +241,16 @@ impl<'a, D: Decoder> Run<'a, D> {
                 self.retire(index, Outcome::Ends(FinishReason::Cancelled));
             } else if let Some(late) = self.active[index].late() {
                 self.retire(index, Outcome::Fails(late.error(&self.work.settings.model)));
+            }
+        }
+    }
+
+    /// Empties the caches of texts that have become long: their positions are others from the first token on.
+    fn lengthen(&mut self) {
+        for sequence in &mut self.active {
+            if !sequence.long && is_long(&*self.work.decoder, sequence.tokens.len()) {
+                sequence.cache.truncate(0);
+                sequence.long = true;
             }
         }
     }
@@ -326,8 +339,8 @@ impl<'a, D: Decoder> Run<'a, D> {
         let mut steps = Vec::with_capacity(shares.len());
         for (index, sequence) in self.active.iter_mut().enumerate() {
             if let Some(share) = next.next_if(|share| share.sequence == index) {
-                let tokens = &sequence.tokens[share.from..share.to];
-                steps.push(Step { cache: &mut sequence.cache, tokens, needs_logits: share.wanted });
+                let (tokens, length) = (&sequence.tokens[share.from..share.to], sequence.tokens.len());
+                steps.push(Step { cache: &mut sequence.cache, tokens, length, needs_logits: share.wanted });
             }
         }
         guarded("forward pass", || self.work.decoder.forward(&mut steps, logits))
@@ -380,6 +393,11 @@ impl<'a, D: Decoder> Run<'a, D> {
         }
         self.prefixes.lock().keep(finished);
     }
+}
+
+/// Whether a text of so many tokens has the positions of a long one.
+fn is_long(decoder: &impl Decoder, tokens: usize) -> bool {
+    decoder.longest_short_text().is_some_and(|longest| tokens > longest)
 }
 
 /// A panic becomes an error of the request that it happened in.

@@ -10,6 +10,7 @@ mod gguf_tensors;
 mod gpt2;
 mod llama;
 mod registry;
+mod rope_scaling;
 mod tensors;
 mod transformer;
 

@@ -176,7 +176,7 @@ impl<B: Backend> Transformer<B> {
             attention.bias = attention.bias.or_else(|| bias.clone());
             if layer.head_norms.is_some() && attention.rotary.is_none() {
                 // The operation that rotates heads normalizes them too.
-                attention.rotary = Some(Rotary { frequencies: Vec::new(), style: RopeStyle::Neox });
+                attention.rotary = Some(Rotary::new(1.0, 0, RopeStyle::Neox));
             }
             let rotary = attention.rotary.take().map(|rotary| {
                 rotaries.iter().position(|known| *known == rotary).unwrap_or_else(|| {
@@ -395,6 +395,10 @@ impl<B: Backend> Decoder for Transformer<B> {
 
     fn context(&self) -> usize {
         self.description.context
+    }
+
+    fn longest_short_text(&self) -> Option<usize> {
+        self.rotaries.iter().filter_map(|rotary| rotary.long.as_ref()).map(|long| long.from).min()
     }
 
     fn new_cache(&self, capacity: usize) -> Result<B::Cache> {

@@ -233,8 +233,8 @@ impl Architecture for Moved {
 fn logits<B: Backend>(model: &Transformer<B>, text: &[u32]) -> Vec<f32> {
     let mut logits = vec![f32::NAN; model.vocabulary()];
     let mut cache = model.new_cache(0).unwrap();
-    Decoder::forward(model, &mut [Step { cache: &mut cache, tokens: text, needs_logits: true }], &mut logits)
-        .unwrap();
+    let step = Step { cache: &mut cache, tokens: text, length: text.len(), needs_logits: true };
+    Decoder::forward(model, &mut [step], &mut logits).unwrap();
     logits
 }
 
@@ -311,7 +311,7 @@ fn in_chunks<B: Backend>(model: &Transformer<B>, texts: &[Vec<u32>], chunk: usiz
                 let tokens = &text[first..text.len().min(first + chunk)];
                 let needs_logits = first + chunk >= text.len();
                 ending.extend(needs_logits.then_some(index));
-                steps.push(Step { cache, tokens, needs_logits });
+                steps.push(Step { cache, tokens, length: text.len(), needs_logits });
             }
         }
         let mut out = vec![f32::NAN; ending.len() * width];

@@ -344,12 +344,13 @@ impl Pass<Cpu> for CpuPass<'_> {
     }
 
     fn rope<'r>(&self, rotary: &'r Rotary) -> Result<RopeTable<'r>> {
-        let mut positions = Vec::with_capacity(self.batch.tokens());
+        let mut rows = Vec::with_capacity(self.batch.tokens());
         for (index, range) in self.batch.ranges().enumerate() {
             let first = self.first_position(index);
-            positions.extend(first..first + range.len());
+            let length = self.caches.get(index).map_or(range.len(), |sequence| sequence.length);
+            rows.extend((first..first + range.len()).map(|position| (position, length)));
         }
-        RopeTable::new(rotary, positions.into_iter())
+        RopeTable::new(rotary, rows.into_iter())
     }
 
     fn rotate(

@@ -155,6 +155,7 @@ impl Backend for Cpu {
         let part = Packed { ids: &ids, offsets: &offsets };
         let sequences = steps.iter_mut().map(|step| CachedSequence {
             cached: step.cache.len(),
+            length: step.length,
             needs_logits: step.needs_logits,
             cache: &mut *step.cache,
         });

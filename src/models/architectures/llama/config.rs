@@ -1,20 +1,19 @@
 //! The model, and `config.json` as transformers writes it.
 
 use serde::Deserialize;
-use serde_json::{Map, Value};
 
 use crate::compute::{
     Activation, Biased, Heads, LONGEST_HEAD, LayerAttention, Mask, Matrix, Positions, RopeStyle, Rotary,
 };
 use crate::models::architectures::family::{ConfigFile, LARGEST_SIZE};
+use crate::models::architectures::rope_scaling::{RopeConfig, RopeDefaults};
 use crate::models::architectures::tensors::{EmbeddingTensors, LayerTensors, NormTensors, Tensors};
 use crate::models::architectures::transformer::{Architecture, Description, Factors};
-use crate::models::keys::is_unset;
 use crate::{Error, Result};
 
 /// `qwen` is the number in "qwen2", "qwen3"; `None` for Llama.
 pub(super) fn read(file: &ConfigFile<'_>, qwen: Option<u8>) -> Result<Box<dyn Architecture>> {
-    Ok(Box::new(file.parse::<LlamaConfig>()?.llama(file.model, qwen)?))
+    Ok(Box::new(file.parse::<LlamaConfig>()?.llama(&file.parse()?, file.model, qwen)?))
 }
 
 /// The keys of `config.json` that [`LlamaConfig`] reads.
@@ -102,9 +101,6 @@ struct LlamaConfig {
     max_position_embeddings: usize,
     #[serde(default = "epsilon")]
     rms_norm_eps: f32,
-    rope_theta: Option<f32>,
-    rope_scaling: Option<Scaling>,
-    rope_parameters: Option<Scaling>,
     #[serde(default)]
     tie_word_embeddings: bool,
     #[serde(default)]
@@ -117,27 +113,8 @@ struct LlamaConfig {
     hidden_act: String,
     #[serde(default)]
     layer_types: Vec<String>,
-    partial_rotary_factor: Option<f32>,
     is_causal: Option<bool>,
     use_bidirectional_attention: Option<bool>,
-}
-
-/// How frequencies are stretched for longer contexts.
-#[derive(Debug, Clone, Deserialize)]
-struct Scaling {
-    rope_type: Option<String>,
-    /// What `rope_type` was called once; some files carry both.
-    #[serde(rename = "type")]
-    old_type: Option<String>,
-    rope_theta: Option<f32>,
-    factor: Option<f32>,
-    low_freq_factor: Option<f32>,
-    high_freq_factor: Option<f32>,
-    original_max_position_embeddings: Option<f32>,
-    partial_rotary_factor: Option<f32>,
-    /// Keys that are not read; they are refused.
-    #[serde(flatten)]
-    others: Map<String, Value>,
 }
 
 fn epsilon() -> f32 {
@@ -150,7 +127,7 @@ fn silu() -> String {
 
 impl LlamaConfig {
     /// Checks the configuration of `model` and brings it into the common form.
-    fn llama(&self, model: &str, qwen: Option<u8>) -> Result<Llama> {
+    fn llama(&self, rope: &RopeConfig, model: &str, qwen: Option<u8>) -> Result<Llama> {
         let unsupported = |reason: String| Err(Error::Unsupported { model: model.into(), reason });
         if self.hidden_act != "silu" {
             return unsupported(format!("its hidden_act is {:?}; supported is silu", self.hidden_act));
@@ -173,20 +150,18 @@ impl LlamaConfig {
         };
         let kv_heads = self.num_key_value_heads.unwrap_or(self.num_attention_heads);
         let head = self.head_dim.unwrap_or(self.hidden_size / self.num_attention_heads.max(1));
-        let scaling = self.rope_parameters.as_ref().or(self.rope_scaling.as_ref());
-        let base = self.rope_theta.or(scaling.and_then(|scaling| scaling.rope_theta)).unwrap_or(10_000.0);
-        let partial =
-            scaling.and_then(|scaling| scaling.partial_rotary_factor).or(self.partial_rotary_factor);
-        if let Some(part) = partial.filter(|&part| part != 1.0) {
-            return unsupported(format!("its partial_rotary_factor is {part}; supported is 1"));
-        }
-        // `check` refuses longer ones; none takes memory before.
-        let mut rotary = Rotary::new(base, head.min(LONGEST_HEAD), RopeStyle::Neox);
-        if let Some(scaling) = scaling
-            && let Err(reason) = scaling.stretch(&mut rotary.frequencies)
-        {
-            return unsupported(reason);
-        }
+        // `check` refuses longer heads; none takes memory before.
+        let defaults = RopeDefaults {
+            head: head.min(LONGEST_HEAD),
+            context: self.max_position_embeddings,
+            base: 10_000.0,
+            part: 1.0,
+            style: RopeStyle::Neox,
+        };
+        let rotary = match rope.rotary(&defaults, None, &[]) {
+            Ok(rotary) => rotary,
+            Err(reason) => return unsupported(reason),
+        };
         let llama = Llama {
             hidden: self.hidden_size,
             intermediate: self.intermediate_size,
@@ -209,42 +184,6 @@ impl LlamaConfig {
         };
         llama.check(model)?;
         Ok(llama)
-    }
-}
-
-impl Scaling {
-    fn stretch(&self, frequencies: &mut [f32]) -> Result<(), String> {
-        let number = |value: Option<f32>, name: &str| {
-            value.filter(|x| *x > 0.0).ok_or_else(|| format!("its rotary scaling has no positive {name}"))
-        };
-        if let Some((key, value)) = self.others.iter().find(|(_, value)| !is_unset(value)) {
-            return Err(format!("its rotary scaling sets {key:?} to {value}, which is not supported"));
-        }
-        match self.rope_type.as_deref().or(self.old_type.as_deref()) {
-            None | Some("default") => Ok(()),
-            Some("linear") => {
-                let factor = number(self.factor, "factor")?;
-                frequencies.iter_mut().for_each(|frequency| *frequency /= factor);
-                Ok(())
-            }
-            Some("llama3") => {
-                let factor = number(self.factor, "factor")?;
-                let low = number(self.low_freq_factor, "low_freq_factor")?;
-                let high = number(self.high_freq_factor, "high_freq_factor")?;
-                let original =
-                    number(self.original_max_position_embeddings, "original_max_position_embeddings")?;
-                for frequency in frequencies {
-                    let turns = original * *frequency / (2.0 * std::f32::consts::PI);
-                    // Slow waves are stretched, fast ones kept, and those between are blended.
-                    let kept = ((turns - low) / (high - low)).clamp(0.0, 1.0);
-                    *frequency = (1.0 - kept) * *frequency / factor + kept * *frequency;
-                }
-                Ok(())
-            }
-            Some(other) => {
-                Err(format!("its rotary scaling is {other:?}; supported are default, linear and llama3"))
-            }
-        }
     }
 }
 
@@ -344,55 +283,27 @@ impl Architecture for Llama {
 mod tests {
     use super::*;
 
-    fn config(extra: &str) -> LlamaConfig {
+    fn read(extra: &str, qwen: Option<u8>) -> Result<Llama> {
         let base = r#"{"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
             "num_key_value_heads": 2, "vocab_size": 100, "max_position_embeddings": 131072"#;
-        serde_json::from_str(&format!("{base}{extra}}}")).unwrap()
-    }
-
-    #[test]
-    fn llama3_scaling_equals_transformers() {
-        // transformers' ROPE_INIT_FUNCTIONS["llama3"] for heads of 16, base 500000.
-        let scaling = r#", "rope_theta": 500000.0, "rope_scaling": {"rope_type": "llama3", "factor": 8.0,
-            "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}"#;
-        let expected = LLAMA3;
-        let ours = config(scaling).llama("m", None).unwrap().rotary.frequencies;
-        for (ours, theirs) in ours.iter().zip(expected) {
-            assert!((ours - theirs).abs() <= theirs * 1e-6, "{ours} {theirs}");
-        }
-    }
-
-    const LLAMA3: [f32; 8] = [
-        1.0,
-        0.193_922_76,
-        0.037_606_03,
-        0.007_292_665,
-        0.000_524_846,
-        3.428_102_4e-5,
-        6.647_87e-6,
-        1.289_173_2e-6,
-    ];
-
-    #[test]
-    fn both_spellings_of_the_base_are_read() {
-        let old = config(r#", "rope_theta": 1000.0"#).llama("m", None).unwrap();
-        let new = config(r#", "rope_parameters": {"rope_type": "default", "rope_theta": 1000.0}"#);
-        assert_eq!(old.rotary, new.llama("m", None).unwrap().rotary);
+        let json = format!("{base}{extra}}}");
+        let config: LlamaConfig = serde_json::from_str(&json).unwrap();
+        config.llama(&serde_json::from_str(&json).unwrap(), "m", qwen)
     }
 
     #[test]
     fn what_is_not_supported_is_named() {
-        let refusal = |extra| config(extra).llama("m", None).unwrap_err().to_string();
+        let refusal = |extra| read(extra, None).unwrap_err().to_string();
         assert!(refusal(r#", "hidden_act": "gelu""#).contains("hidden_act is \"gelu\""));
         assert!(refusal(r#", "use_sliding_window": true"#).contains("sliding window"));
-        assert!(refusal(r#", "rope_scaling": {"type": "yarn", "factor": 2.0}"#).contains("\"yarn\""));
+        assert!(refusal(r#", "rope_scaling": {"type": "klingon"}"#).contains("\"klingon\""));
         assert!(refusal(r#", "rope_scaling": {"type": "linear"}"#).contains("no positive factor"));
         assert!(refusal(r#", "head_dim": 7"#).contains("do not fit together"));
     }
 
     #[test]
     fn variants_follow_the_family() {
-        let variant = |qwen| config("").llama("m", qwen).unwrap().variant;
+        let variant = |qwen| read("", qwen).unwrap().variant;
         assert_eq!(variant(None), Variant::default());
         assert_eq!(variant(Some(2)), Variant { qkv_bias: true, ..Variant::default() });
         assert_eq!(variant(Some(3)), Variant { head_norms: true, ..Variant::default() });
