@@ -21,17 +21,29 @@ pub enum BlockFormat {
     Q5_0,
     Q5_1,
     Q8_0,
+    Q2K,
+    Q3K,
     Q4K,
     Q5K,
     Q6K,
+    Iq4Nl,
+    Iq4Xs,
+    Mxfp4,
 }
 
-/// A group of 32 weights in a common form for all formats: weight `i` is `scale[i / 16] * quants[i] + minimum`.
+/// The weights that the codes of the IQ4 formats stand for.
+const IQ4: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
+
+/// The weights that the codes of MXFP4 stand for, doubled: floating-point numbers of four bits (OCP Microscaling
+/// Formats, E2M1).
+const E2M1: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
+
+/// A group of 32 weights in a common form for all formats: weight `i` is `scales[i / 16] * quants[i] + minima[i / 16]`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct QuantGroup {
     pub quants: [u8; GROUP],
     pub scales: [f32; 2],
-    pub minimum: f32,
+    pub minima: [f32; 2],
 }
 
 /// The common form of a format: the width of its quants, and how they represent zero.
@@ -41,7 +53,7 @@ pub(crate) struct QuantLayout {
     pub bits: usize,
     /// Whether each group has a minimum; otherwise the quant [`zero`] stands for weight 0.
     pub minimum: bool,
-    /// Whether each half of a group has a separate scale.
+    /// Whether each half of a group has a separate scale, and a separate minimum.
     pub halves: bool,
 }
 
@@ -51,8 +63,22 @@ pub(crate) const fn zero(bits: usize) -> u8 {
 }
 
 impl BlockFormat {
-    const ALL: [Self; 8] =
-        [Self::Q4_0, Self::Q4_1, Self::Q5_0, Self::Q5_1, Self::Q8_0, Self::Q4K, Self::Q5K, Self::Q6K];
+    /// All formats.
+    pub const ALL: [Self; 13] = [
+        Self::Q4_0,
+        Self::Q4_1,
+        Self::Q5_0,
+        Self::Q5_1,
+        Self::Q8_0,
+        Self::Q2K,
+        Self::Q3K,
+        Self::Q4K,
+        Self::Q5K,
+        Self::Q6K,
+        Self::Iq4Nl,
+        Self::Iq4Xs,
+        Self::Mxfp4,
+    ];
 
     /// The format with ggml's type number `number`.
     pub fn from_ggml(number: u32) -> Option<Self> {
@@ -81,20 +107,25 @@ impl BlockFormat {
             Self::Q5_0 => (6, "Q5_0", 32, 22),
             Self::Q5_1 => (7, "Q5_1", 32, 24),
             Self::Q8_0 => (8, "Q8_0", 32, 34),
+            Self::Q2K => (10, "Q2_K", 256, 84),
+            Self::Q3K => (11, "Q3_K", 256, 110),
             Self::Q4K => (12, "Q4_K", 256, 144),
             Self::Q5K => (13, "Q5_K", 256, 176),
             Self::Q6K => (14, "Q6_K", 256, 210),
+            Self::Iq4Nl => (20, "IQ4_NL", 32, 18),
+            Self::Iq4Xs => (23, "IQ4_XS", 256, 136),
+            Self::Mxfp4 => (39, "MXFP4", 32, 17),
         }
     }
 
     pub(crate) fn layout(self) -> QuantLayout {
         let (bits, minimum) = match self {
-            Self::Q4_0 => (4, false),
-            Self::Q4_1 | Self::Q4K => (4, true),
+            Self::Q4_0 | Self::Q3K => (4, false),
+            Self::Q4_1 | Self::Q4K | Self::Q2K => (4, true),
             Self::Q5_1 | Self::Q5K => (8, true),
-            Self::Q5_0 | Self::Q6K | Self::Q8_0 => (8, false),
+            Self::Q5_0 | Self::Q6K | Self::Q8_0 | Self::Iq4Nl | Self::Iq4Xs | Self::Mxfp4 => (8, false),
         };
-        QuantLayout { bits, minimum, halves: self == Self::Q6K }
+        QuantLayout { bits, minimum, halves: matches!(self, Self::Q2K | Self::Q3K | Self::Q6K) }
     }
 
     /// Group `index` of a row of blocks.
@@ -108,7 +139,11 @@ impl BlockFormat {
         };
         let fifth =
             |at: usize| u32::from_le_bytes([block[at], block[at + 1], block[at + 2], block[at + 3]]) as usize;
-        let plain = |quants, scale, minimum| QuantGroup { quants, scales: [scale; 2], minimum };
+        let plain = |quants, scale, minimum| QuantGroup { quants, scales: [scale; 2], minima: [minimum; 2] };
+        // Codes of four bits that stand for the numbers of a table, in eight bits around 128.
+        let looked_up = |table: &[i8; 16], codes: &[u8], scale| {
+            plain(nibbles(codes, 0).map(|code| table[code as usize].cast_unsigned() ^ 0x80), scale, 0.0)
+        };
         match self {
             Self::Q4_0 => plain(nibbles(&block[2..], 0), half(0), -8.0 * half(0)),
             Self::Q4_1 => plain(nibbles(&block[4..], 0), half(0), half(2)),
@@ -121,6 +156,34 @@ impl BlockFormat {
                 let quants = std::array::from_fn(|i| block[2 + i].wrapping_add(128));
                 plain(quants, half(0), -128.0 * half(0))
             }
+            Self::Q2K => {
+                let pair = |half_of: usize| block[part * 2 + half_of];
+                QuantGroup {
+                    quants: two_bits(&block[16..80], part),
+                    scales: [0, 1].map(|half_of| half(80) * f32::from(pair(half_of) & 15)),
+                    minima: [0, 1].map(|half_of| -half(82) * f32::from(pair(half_of) >> 4)),
+                }
+            }
+            Self::Q3K => {
+                let low = two_bits(&block[32..96], part);
+                // The zero of Q3_K is 4, and that of the common form is 8.
+                let quants = std::array::from_fn(|i| low[i] + 4 + 4 * (block[i] >> part & 1));
+                // The lower four bits of sixteen scales, then the upper two.
+                let scale = |index: usize| {
+                    let low = block[96 + index % 8] >> (4 * (index / 8)) & 15;
+                    let high = block[104 + index % 4] >> (2 * (index / 4)) & 3;
+                    half(108) * (f32::from(low | high << 4) - 32.0)
+                };
+                QuantGroup { quants, scales: [scale(part * 2), scale(part * 2 + 1)], minima: [0.0; 2] }
+            }
+            Self::Iq4Nl => looked_up(&IQ4, &block[2..18], half(0)),
+            Self::Iq4Xs => {
+                let low = block[4 + part / 2] >> (4 * (part % 2)) & 15;
+                let high = u16::from_le_bytes([block[2], block[3]]) >> (2 * part) & 3;
+                let scale = half(0) * (f32::from(u16::from(low) | high << 4) - 32.0);
+                looked_up(&IQ4, &block[8 + part * 16..][..16], scale)
+            }
+            Self::Mxfp4 => looked_up(&E2M1, &block[1..17], (f32::from(block[0]) - 128.0).exp2()),
             Self::Q4K | Self::Q5K => {
                 let (scale, minimum) = six_bits(&block[4..16], part);
                 let low = &block[self.bytes() - 128 + part / 2 * 32..][..32];
@@ -141,11 +204,15 @@ impl BlockFormat {
                 });
                 let scale =
                     |half_of: usize| f32::from(block[192 + part * 2 + half_of].cast_signed()) * half(208);
-                // The halves have different scales, so they have no common minimum.
-                QuantGroup { quants, scales: [scale(0), scale(1)], minimum: 0.0 }
+                QuantGroup { quants, scales: [scale(0), scale(1)], minima: [0.0; 2] }
             }
         }
     }
+}
+
+/// The quants of group `index` of 256. Four groups share 32 bytes, two bits each.
+fn two_bits(packed: &[u8], index: usize) -> [u8; GROUP] {
+    std::array::from_fn(|i| packed[index / 4 * 32 + i] >> (2 * (index % 4)) & 3)
 }
 
 /// Scale and minimum of group `index`. ggml packs eight pairs of six-bit numbers into twelve bytes.
@@ -163,7 +230,7 @@ impl QuantGroup {
     pub(crate) fn weight(&self, layout: QuantLayout, i: usize) -> f32 {
         let (scale, quant) = (self.scales[i / 16], f32::from(self.quants[i]));
         if layout.minimum {
-            scale * quant + self.minimum
+            scale * quant + self.minima[i / 16]
         } else {
             scale * (quant - f32::from(zero(layout.bits)))
         }
@@ -177,7 +244,7 @@ impl QuantGroup {
         // Adding 1.5 · 2^23 rounds to a whole number, which the lowest bits of the sum contain.
         let whole = |x: f32| (x.clamp(-127.0, 127.0) + 12_582_912.0).to_bits() as u8;
         let quants = values.map(|x| whole(x * inverse).wrapping_add(zero(8)));
-        Self { quants, scales: [scale; 2], minimum: -f32::from(zero(8)) * scale }
+        Self { quants, scales: [scale; 2], minima: [-f32::from(zero(8)) * scale; 2] }
     }
 
     /// Quantizes values to 4 bits between their minimum and maximum, as Q4_1.
@@ -187,7 +254,7 @@ impl QuantGroup {
         let (scale, minimum) = (f16::from_f32((most - least) / 15.0).to_f32(), f16::from_f32(least).to_f32());
         let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
         let quants = values.map(|x| ((x - minimum) * inverse).round().clamp(0.0, 15.0) as u8);
-        Self { quants, scales: [scale; 2], minimum }
+        Self { quants, scales: [scale; 2], minima: [minimum; 2] }
     }
 }
 
@@ -306,46 +373,36 @@ impl BlockTensor {
 }
 
 #[cfg(test)]
-mod tests {
-    use candle_core::quantized::{GgmlDType, QStorage, QTensor};
-    use candle_core::{Device, Tensor};
-
+pub(crate) mod tests {
     use super::*;
 
-    fn candle(format: BlockFormat) -> GgmlDType {
-        match format {
-            BlockFormat::Q4_0 => GgmlDType::Q4_0,
-            BlockFormat::Q4_1 => GgmlDType::Q4_1,
-            BlockFormat::Q5_0 => GgmlDType::Q5_0,
-            BlockFormat::Q5_1 => GgmlDType::Q5_1,
-            BlockFormat::Q8_0 => GgmlDType::Q8_0,
-            BlockFormat::Q4K => GgmlDType::Q4K,
-            BlockFormat::Q5K => GgmlDType::Q5K,
-            BlockFormat::Q6K => GgmlDType::Q6K,
-        }
+    pub(crate) const ROWS: usize = 2;
+    pub(crate) const COLUMNS: usize = 512;
+
+    /// Blocks of a format in a file, and the weights that the `gguf` package reads in them.
+    pub(crate) fn reference(format: BlockFormat) -> (BlockTensor, Vec<f32>) {
+        let name = format!("tests/fixtures/gguf_blocks/{}.bin", format.name());
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(name);
+        let all = std::fs::read(&path).unwrap();
+        let size = COLUMNS / format.elements() * format.bytes() * ROWS;
+        let file = WeightFile::open(&path).unwrap();
+        let tensor = BlockTensor::new(file, 0..size, format, ROWS, COLUMNS).unwrap();
+        (tensor, all[size..].as_chunks().0.iter().map(|raw| f32::from_le_bytes(*raw)).collect())
     }
 
     #[test]
-    fn every_format_reads_as_candle_reads_it() {
-        let values: Vec<f32> =
-            (0..1536).map(|i| ((i * i) as f32 * 0.37).sin() * (1.0 + i as f32 / 500.0)).collect();
-        let tensor = Tensor::from_slice(&values, (3, 512), &Device::Cpu).unwrap();
+    fn every_format_reads_as_the_gguf_package_reads_it() {
         for format in BlockFormat::ALL {
-            let stored = QTensor::quantize(&tensor, candle(format)).unwrap();
-            let bytes = stored.data().unwrap().into_owned();
-            let storage = QStorage::from_data(bytes.clone().into(), &Device::Cpu, candle(format)).unwrap();
-            let expected = QTensor::new(storage, (3, 512)).unwrap().dequantize(&Device::Cpu).unwrap();
-            let expected: Vec<f32> = expected.flatten_all().unwrap().to_vec1().unwrap();
-            let folder = tempfile::tempdir().unwrap();
-            let path = folder.path().join("blocks");
-            std::fs::write(&path, &bytes).unwrap();
-            let file = WeightFile::open(&path).unwrap();
-            let ours = BlockTensor::new(file, 0..bytes.len(), format, 3, 512).unwrap().to_f32().unwrap();
+            let (tensor, expected) = reference(format);
+            let ours = tensor.to_f32().unwrap();
+            assert_eq!(ours.len(), expected.len());
             for (index, (ours, theirs)) in ours.iter().zip(&expected).enumerate() {
-                assert!((ours - theirs).abs() < 1e-5, "{} {index}: {ours} {theirs}", format.name());
+                let error = (ours - theirs).abs();
+                assert!(error <= theirs.abs() * 1e-6 + 1e-6, "{} {index}: {ours} {theirs}", format.name());
             }
             assert_eq!(BlockFormat::from_ggml(format.facts().0), Some(format));
         }
+        assert_eq!(BlockFormat::from_ggml(16), None);
     }
 
     #[test]

@@ -6,6 +6,7 @@ use super::*;
 use crate::compute::file::WeightFile;
 use crate::compute::linear::activations::{Activations, PlainRows, spread};
 use crate::compute::linear::blocks::BlockFormat;
+use crate::compute::linear::blocks::tests::{COLUMNS, ROWS, reference as blocks_of_the_package};
 use crate::compute::linear::gemm::Epilogue;
 use crate::compute::linear::pack::Packer;
 use crate::compute::memory::Buffer;
@@ -42,6 +43,9 @@ fn blocks(
         BlockFormat::Q4K => GgmlDType::Q4K,
         BlockFormat::Q5K => GgmlDType::Q5K,
         BlockFormat::Q6K => GgmlDType::Q6K,
+        BlockFormat::Q2K => GgmlDType::Q2K,
+        BlockFormat::Q3K => GgmlDType::Q3K,
+        other => panic!("candle cannot quantize to {}", other.name()),
     };
     let tensor = Tensor::from_slice(values, (rows, inputs), &Device::Cpu).unwrap();
     let bytes = QTensor::quantize(&tensor, candle).unwrap().data().unwrap().into_owned();
@@ -49,6 +53,29 @@ fn blocks(
     std::fs::write(folder.path().join("w"), &bytes).unwrap();
     let file = WeightFile::open(&folder.path().join("w")).unwrap();
     (folder, BlockTensor::new(file, 0..bytes.len(), format, rows, inputs).unwrap())
+}
+
+/// The weights of the committed blocks, as the `gguf` package reads them; what differs is the rounding of activations to
+/// eight bits, and of scales to f16.
+#[test]
+fn every_block_format_is_multiplied_as_its_weights_say() {
+    let x: Vec<f32> = (0..7 * COLUMNS).map(|i| ((i * i) as f32 * 0.37).sin()).collect();
+    for format in BlockFormat::ALL {
+        let (tensor, weights) = blocks_of_the_package(format);
+        let exact = reference(&x, &weights, COLUMNS);
+        let size = |row: usize, column: usize| {
+            let terms = x[row * COLUMNS..].iter().zip(&weights[column * COLUMNS..]).take(COLUMNS);
+            terms.map(|(x, w)| f64::from(x * w).powi(2)).sum::<f64>().sqrt()
+        };
+        for isa in Isa::available() {
+            let packer = Packer::new(isa, WeightFormat::F32);
+            let linear = packer.linear(&[(Matrix::Blocks(tensor.clone()), None)]).unwrap();
+            for (index, (ours, (exact, _))) in apply(isa, &linear, &x).iter().zip(&exact).enumerate() {
+                let error = (f64::from(*ours) - exact).abs() / size(index / ROWS, index % ROWS);
+                assert!(error <= 0.02, "{isa} {}: {error}", format.name());
+            }
+        }
+    }
 }
 
 fn apply(isa: Isa, linear: &Linear, x: &[f32]) -> Vec<f32> {
@@ -92,6 +119,8 @@ fn quantized_weights_are_multiplied_as_stored() {
         BlockFormat::Q4K,
         BlockFormat::Q5K,
         BlockFormat::Q6K,
+        BlockFormat::Q2K,
+        BlockFormat::Q3K,
     ] {
         let (_folder, stored) = blocks(&values, outputs, inputs, format);
         let weights = stored.to_f32().unwrap();

@@ -257,8 +257,10 @@ fn put_group(
         number(0, group.scales[0]);
         if layout.halves {
             number(1, group.scales[1]);
-        } else if layout.minimum {
-            number(1, group.minimum);
+        }
+        if layout.minimum {
+            let minima = &group.minima[..if layout.halves { 2 } else { 1 }];
+            minima.iter().zip(minima.len()..).for_each(|(&minimum, which)| number(which, minimum));
         }
         for (i, quant) in group.quants.into_iter().enumerate() {
             let (at, high) = quant_offset(layout, column, i);

@@ -28,8 +28,8 @@ const PREFETCH_DISTANCE: usize = 3072;
 /// Some panels times some rows of activations.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Product {
-    /// For each group: sixteen f16 scales (thirty-two if halves have separate scales), sixteen f16 minima if groups have a
-    /// minimum, and the quants. Hardware prefetchers follow a stream without gaps best.
+    /// For each group: sixteen f16 scales, as many f16 minima if groups have a minimum, and the quants; if halves have
+    /// separate scales, there are thirty-two of each. Hardware prefetchers follow a stream without gaps best.
     pub panel: *const u8,
     /// Bytes from a panel to the next.
     pub panel_bytes: usize,
@@ -55,7 +55,7 @@ pub(crate) struct Product {
 
 /// The number of f16 scales and minima at the start of a group of a panel.
 pub(crate) fn scale_numbers(layout: QuantLayout) -> usize {
-    PANEL * (1 + usize::from(layout.halves) + usize::from(layout.minimum))
+    PANEL * (1 + usize::from(layout.halves)) * (1 + usize::from(layout.minimum))
 }
 
 /// Bytes of a group of a panel.
@@ -148,7 +148,7 @@ unsafe fn product<L: Lanes>(lanes: L, p: &Product, layout: QuantLayout) {
             }
         };
     }
-    forms!(4 false false, 4 true false, 8 false false, 8 true false, 8 false true);
+    forms!(4 false false, 4 true false, 4 false true, 4 true true, 8 false false, 8 true false, 8 false true);
 }
 
 /// The first panel, column and row of a tile.
@@ -227,7 +227,7 @@ unsafe fn tile<
     at: TileOrigin,
 ) {
     let TileOrigin { panel, column, row } = at;
-    let numbers = PANEL * (1 + HALVES as usize + MINIMUM as usize);
+    let numbers = PANEL * (1 + HALVES as usize) * (1 + MINIMUM as usize);
     let bytes = numbers * 2 + PANEL * GROUP * BITS / 8;
     let (stride, zero) = (p.groups * GROUP, i32::from(zero(BITS)));
     let mut out = [[lanes.floats(0.0); PANELS]; ROWS];
@@ -248,7 +248,7 @@ unsafe fn tile<
             }
             // One sum for the group, or one for each half group.
             let mut sums = [[[lanes.integers(0); PANELS]; ROWS]; 2];
-            for i in (0..ROWS).filter(|_| HALVES) {
+            for i in (0..ROWS).filter(|_| HALVES && !MINIMUM) {
                 let halves = p.x_sums.add(((row + i) * p.groups + group) * 2);
                 sums[0][i] = [lanes.integers(-zero * *halves); PANELS];
                 sums[1][i] = [lanes.integers(-zero * *halves.add(1)); PANELS];
@@ -272,30 +272,44 @@ unsafe fn tile<
                     }
                 }
             }
-            let mut numbers = [[lanes.floats(0.0); 2]; PANELS];
+            let mut numbers = [[lanes.floats(0.0); 4]; PANELS];
             for (panel, numbers) in numbers.iter_mut().enumerate() {
                 let scales = scales.byte_add(panel * p.panel_bytes);
                 numbers[0] = lanes.halves(scales);
                 if HALVES || MINIMUM {
                     numbers[1] = lanes.halves(scales.add(PANEL));
                 }
-                if MINIMUM {
+                if HALVES && MINIMUM {
+                    numbers[2] = lanes.halves(scales.add(2 * PANEL));
+                    numbers[3] = lanes.halves(scales.add(3 * PANEL));
+                } else if MINIMUM {
                     // Turns an offset into the sum of the activations.
                     numbers[1] = lanes.mul(numbers[1], lanes.floats(-1.0 / ZERO));
                 }
             }
             for i in 0..ROWS {
                 let factor = lanes.floats(*p.x_scales.add((row + i) * p.groups + group));
+                // With minima of halves, the sum of the activations of each half.
+                let mut half_sums = [lanes.floats(0.0); 2];
+                if HALVES && MINIMUM {
+                    let sums = p.x_sums.add(((row + i) * p.groups + group) * 2);
+                    let scale = *p.x_scales.add((row + i) * p.groups + group);
+                    half_sums = [*sums, *sums.add(1)].map(|sum| lanes.floats(scale * sum as f32));
+                }
                 let offset = *p.x_offsets.add((row + i) * p.groups + group);
                 let offset = lanes.floats(if MINIMUM { offset } else { offset * (zero as f32 / ZERO) });
                 for panel in 0..PANELS {
                     let sum = lanes.to_floats(sums[0][i][panel]);
-                    let [scale, second] = numbers[panel];
+                    let [scale, second, ..] = numbers[panel];
                     let out = &mut out[i][panel];
                     if HALVES {
                         *out = lanes.mul_add(lanes.mul(sum, factor), scale, *out);
                         let sum = lanes.to_floats(sums[1][i][panel]);
                         *out = lanes.mul_add(lanes.mul(sum, factor), second, *out);
+                        if MINIMUM {
+                            *out = lanes.mul_add(half_sums[0], numbers[panel][2], *out);
+                            *out = lanes.mul_add(half_sums[1], numbers[panel][3], *out);
+                        }
                     } else if MINIMUM {
                         *out = lanes.mul_add(lanes.mul(sum, factor), scale, *out);
                         *out = lanes.mul_add(offset, second, *out);

@@ -4,9 +4,11 @@ use super::*;
 use crate::compute::guarded::Guarded;
 use crate::compute::kernels::quantize::ZERO;
 
-const LAYOUTS: [QuantLayout; 5] = [
+const LAYOUTS: [QuantLayout; 7] = [
     QuantLayout { bits: 4, minimum: false, halves: false },
     QuantLayout { bits: 4, minimum: true, halves: false },
+    QuantLayout { bits: 4, minimum: false, halves: true },
+    QuantLayout { bits: 4, minimum: true, halves: true },
     QuantLayout { bits: 8, minimum: false, halves: false },
     QuantLayout { bits: 8, minimum: true, halves: false },
     QuantLayout { bits: 8, minimum: false, halves: true },
@@ -114,7 +116,9 @@ impl Case {
                     _ => bytes[at],
                 };
                 let scale = number(if layout.halves { i / 16 } else { 0 });
-                let (zero, minimum) = if layout.minimum { (0, number(1)) } else { (zero(layout.bits), 0.0) };
+                let first = if layout.halves { 2 + i / 16 } else { 1 };
+                let (zero, minimum) =
+                    if layout.minimum { (0, number(first)) } else { (zero(layout.bits), 0.0) };
                 let weight = scale * (f64::from(quant) - f64::from(zero)) + minimum;
                 let x = f64::from(self.x[(row * self.groups + group) * GROUP + i].cast_signed())
                     * f64::from(self.scales[row * self.groups + group]);

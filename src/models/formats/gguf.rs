@@ -327,8 +327,9 @@ impl Gguf {
         Error::Unsupported {
             model: self.path().display().to_string(),
             reason: format!(
-                "the tensor {name:?} is stored in ggml's format number {kind}; supported are F32, F16, BF16, Q4_0, Q4_1, \
-                 Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K: quantize it to one of these"
+                "the tensor {name:?} is stored in ggml's format number {kind}; supported are F32, F16, BF16, {}: quantize it \
+                 to one of these",
+                BlockFormat::ALL.map(BlockFormat::name).join(", ")
             ),
         }
     }

@@ -265,7 +265,7 @@ fn check_steps<B: Backend>(
         let tokens: Vec<u32> = (first..first + count).map(|token| token as u32).collect();
         first += count;
         let mut out = vec![0.0; 64];
-        let mut steps = [Step { cache: &mut cache, tokens: &tokens, needs_logits: true }];
+        let mut steps = [Step { cache: &mut cache, tokens: &tokens, length: first, needs_logits: true }];
         backend
             .run_cached(&mut steps, 64, &mut out, &|pass, out| {
                 let mut x = pass.embed(&table, None, None)?;
