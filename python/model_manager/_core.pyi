@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from typing_extensions import Self, Unpack, disjoint_base
 
 from model_manager._types import (
+    ArrowColumn,
     CacheStatistics,
     Completion,
     Description,
@@ -22,6 +23,7 @@ from model_manager._types import (
 )
 
 __all__ = [
+    "ArrowVectors",
     "Config",
     "GenerationTicket",
     "LazyLoadTracker",
@@ -228,6 +230,25 @@ class LazyLoadTracker:
         """Reset all figures."""
 
 @final
+class ArrowVectors:
+    """Vectors as an Arrow array of type fixed_size_list<float32>[dim], for any library that reads Arrow:
+    ``pyarrow.array(vectors)``, ``polars.Series("name", vectors)``, ``nanoarrow.Array(vectors)``. Also for numpy:
+    ``numpy.asarray(vectors)`` has shape (n, dim), is read-only, and has NaN in null rows. All share its memory.
+    """
+
+    @property
+    def dimension(self) -> int:
+        """Length of a vector."""
+    @property
+    def null_count(self) -> int:
+        """Rows that are null."""
+    @property
+    def __array_interface__(self) -> dict[str, Any]: ...
+    def __arrow_c_array__(self, requested_schema: object | None = None) -> tuple[object, object]: ...
+    def __arrow_c_schema__(self) -> object: ...
+    def __len__(self) -> int: ...
+
+@final
 class Ticket:
     """A request under way, as `Manager.submit` and `submit_response` return it."""
 
@@ -376,6 +397,29 @@ class Manager:
                 `prompt_name`, a `truncate_dim` out of range, or texts of models with different dimensions in one call.
             UnknownModelError, WaitTimeoutError, OverloadedError, NotFiniteError, ClosedError: See `errors.py`.
             ModelManagerError: The errors of loading the model.
+        """
+    def embed_arrow(
+        self,
+        texts: ArrowColumn,
+        model: str | None = None,
+        *,
+        prompt: str | None = None,
+        prompt_name: str | None = None,
+        normalize: bool = True,
+        truncate_dim: int | None = None,
+        timeout: float | None = None,
+        keep_alive: _KeepAlive = None,
+        progress: Callable[[int, int], object] | None = None,
+    ) -> ArrowVectors:
+        """`embed` of an Arrow column into an Arrow array of the same length. No Python object is made for a text.
+
+        `texts` is anything that exports ``__arrow_c_stream__`` or ``__arrow_c_array__``: a Series of polars or pandas,
+        an array of pyarrow or nanoarrow. Its type is string, large_string, string_view, or a dictionary of one of them.
+        A null has a null vector. Other arguments and errors are those of `embed`.
+
+        Raises:
+            TypeError: An object that exports no Arrow data.
+            ArgumentError: A column of another type, or a frame; damaged data.
         """
     def submit(
         self,

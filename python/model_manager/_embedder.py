@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from ._core import Manager, Ticket
-    from ._types import Description
+    from ._core import ArrowVectors, Manager, Ticket
+    from ._types import ArrowColumn, Description
 
     Vectors = NDArray[np.float32]
 
@@ -96,6 +96,14 @@ class Embedder:
     def documents(self, texts: Sequence[str], **options: Any) -> Vectors:
         """Vectors of documents, shape (n, dimension). Other arguments and errors are those of `Manager.embed`."""
         return self.manager.embed(texts, self.slot, **self._options(DOCUMENT_PROMPTS, options))
+
+    def documents_arrow(self, column: ArrowColumn, **options: Any) -> ArrowVectors:
+        """`documents` of an Arrow column, see `Manager.embed_arrow`."""
+        return self.manager.embed_arrow(column, self.slot, **self._options(DOCUMENT_PROMPTS, options))
+
+    def queries_arrow(self, column: ArrowColumn, **options: Any) -> ArrowVectors:
+        """`queries` of an Arrow column."""
+        return self.manager.embed_arrow(column, self.slot, **self._options(QUERY_PROMPTS, options))
 
     def submit_documents(self, texts: Iterable[str], on_done: Callable[[Any, BaseException | None], object]) -> Ticket:
         """`documents` without waiting, see `Manager.submit`."""

@@ -3,10 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal, TypeAlias, TypedDict
+from typing import Any, Literal, Protocol, TypeAlias, TypedDict
 
-Inputs: TypeAlias = str | Iterable[str] | Iterable[int] | Iterable[Iterable[int]]
-"""What can be embedded: a text, several texts, the token ids of one input, or those of several inputs."""
+
+class ArrowArray(Protocol):
+    """An object that exports one Arrow array, such as `pyarrow.Array`."""
+
+    def __arrow_c_array__(self, requested_schema: object | None = None) -> tuple[object, object]:
+        """The schema and the array, in capsules."""
+        ...
+
+
+class ArrowStream(Protocol):
+    """An object that exports Arrow arrays one after another, such as `polars.Series` and `pyarrow.ChunkedArray`."""
+
+    def __arrow_c_stream__(self, requested_schema: object | None = None) -> object:
+        """The stream, in a capsule."""
+        ...
+
+
+ArrowColumn: TypeAlias = ArrowArray | ArrowStream
+
+Inputs: TypeAlias = str | Iterable[str] | Iterable[int] | Iterable[Iterable[int]] | ArrowColumn
+"""What can be embedded: a text, several texts, the token ids of one input, or those of several inputs. An Arrow column
+holds texts and no nulls.
+"""
 
 
 class Settings(TypedDict, total=False):

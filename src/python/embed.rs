@@ -9,7 +9,8 @@ use super::handle::Handle;
 use super::texts::{self, Texts, text_of};
 use super::vectors::{array, copied_array, shared_array};
 use crate::Error;
-use crate::manager::EmbedOptions;
+use crate::manager::{EmbedOptions, Inputs};
+use crate::output::Output;
 
 /// The array of one text, or of several.
 pub(super) fn embed(
@@ -33,6 +34,17 @@ pub(super) fn embed(
         return if copy { copied_array(py, found.item()) } else { shared_array(py, &found) };
     }
     let (inputs, single) = texts::inputs(texts)?;
+    array(py, run(handle, py, inputs, options, progress)?, single, copy)
+}
+
+/// The output of the core, with the callback's own exception if it raises one.
+pub(super) fn run(
+    handle: &Handle,
+    py: Python<'_>,
+    inputs: Inputs,
+    options: EmbedOptions,
+    progress: Option<Py<PyAny>>,
+) -> PyResult<Output> {
     let mut raised = None;
     let result = handle.enter_for_array(py, |manager, check| {
         let mut report = |done: usize, all: usize| match &progress {
@@ -46,7 +58,7 @@ pub(super) fn embed(
     });
     match raised {
         Some(raised) => Err(raised),
-        None => array(py, result?.output, single, copy),
+        None => Ok(result?.output),
     }
 }
 

@@ -8,6 +8,7 @@ use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList, PyString, PyType};
 
+use super::arrow::{self, ArrowVectors};
 use super::config::{PyConfig, keywords, pairs};
 use super::discard::discard;
 use super::errors::OrRaise;
@@ -178,6 +179,28 @@ impl PyManager {
         let options =
             call_options(py, model, prompt, prompt_name, normalize, truncate_dim, timeout, keep_alive)?;
         embed::embed(&self.0, texts, options, copy, progress)
+    }
+
+    /// Embed an Arrow column into an Arrow array.
+    #[pyo3(signature = (texts, model = None, *, prompt = None, prompt_name = None, normalize = true,
+                        truncate_dim = None, timeout = None, keep_alive = None, progress = None))]
+    #[expect(clippy::too_many_arguments, reason = "keywords of a Python function")]
+    fn embed_arrow(
+        &self,
+        py: Python<'_>,
+        texts: &Bound<'_, PyAny>,
+        model: Option<String>,
+        prompt: Option<String>,
+        prompt_name: Option<String>,
+        normalize: bool,
+        truncate_dim: Option<&Bound<'_, PyAny>>,
+        timeout: Option<f64>,
+        keep_alive: Option<&Bound<'_, PyAny>>,
+        progress: Option<Py<PyAny>>,
+    ) -> PyResult<ArrowVectors> {
+        let options =
+            call_options(py, model, prompt, prompt_name, normalize, truncate_dim, timeout, keep_alive)?;
+        arrow::embed(&self.0, texts, options, progress)
     }
 
     /// `embed` without waiting.

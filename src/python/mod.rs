@@ -2,6 +2,7 @@
 
 #![allow(clippy::needless_pass_by_value, reason = "PyO3 hands arguments over by value")]
 
+mod arrow;
 mod chat;
 mod config;
 mod discard;
@@ -73,6 +74,8 @@ fn _json_values(py: Python<'_>, text: &Bound<'_, PyBytes>) -> usize {
 /// The Rust core of model_manager.
 #[pymodule]
 mod _core {
+    #[pymodule_export]
+    use super::arrow::ArrowVectors;
     #[pymodule_export]
     use super::config::{_config_from, PyConfig};
     #[pymodule_export]

@@ -4,6 +4,7 @@ use pyo3::exceptions::{PyMemoryError, PyOverflowError, PyTypeError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyByteArray, PyBytes, PyMapping, PyString};
 
+use super::arrow;
 use super::errors::{OrRaise, to_py};
 use crate::Error;
 use crate::compute::memory::{joined, push, reserve};
@@ -65,6 +66,9 @@ impl Texts {
 pub(super) fn inputs(given: &Bound<'_, PyAny>) -> PyResult<(Inputs, bool)> {
     if let Ok(text) = given.cast::<PyString>() {
         return Ok((vec![copied(text, None)?].into(), true));
+    }
+    if let Some(texts) = arrow::texts(given)? {
+        return Ok((texts.into(), false));
     }
     let Some(items) = items(given) else {
         return Err(PyTypeError::new_err(format!(

@@ -23,16 +23,18 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _CHUNK = 512
-_FORMATS = ("jsonl", "csv", "npy")
+_FORMATS = ("jsonl", "csv", "npy", "parquet")
 
 
 @click.command(
     cls=Command,
     help=say(
         "Embed lines of text. Reads FILES or standard input; an empty line is a text too. jsonl and csv hold the texts"
-        " and their vectors, npy only the vectors (float32, one row per text).",
+        " and their vectors, npy only the vectors (float32, one row per text). A .parquet file is read in batches: its"
+        " texts are those of --column, and the output is a .parquet file with one more column.",
         "Metin satırlarını vektöre çevir. FILES'ı ya da standart girdiyi okur; boş satır da bir metindir. jsonl ve csv"
-        " metinleri vektörleriyle, npy yalnız vektörleri tutar (float32, metin başına bir satır).",
+        " metinleri vektörleriyle, npy yalnız vektörleri tutar (float32, metin başına bir satır). Bir .parquet dosyası"
+        " parça parça okunur: metinler --column sütunundadır, çıktı bir sütunu fazla olan bir .parquet dosyasıdır.",
     ),
 )
 @click.argument("files", nargs=-1)
@@ -59,9 +61,33 @@ _FORMATS = ("jsonl", "csv", "npy")
         "Metinler belge değil sorgu: istemli (prompt) modellerde fark eder.",
     ),
 )
+@option(
+    "--column",
+    default="text",
+    show_default=True,
+    help=("The column of texts of a .parquet file.", "Bir .parquet dosyasındaki metin sütunu."),
+)
+@option(
+    "--vector-column",
+    default="embedding",
+    show_default=True,
+    help=("The column of vectors that is added.", "Eklenecek vektör sütunu."),
+)
 def embed(
-    files: Sequence[str], output: Path | None, form: str | None, model: str | None, dimensions: int | None, query: bool
+    files: Sequence[str],
+    output: Path | None,
+    form: str | None,
+    model: str | None,
+    dimensions: int | None,
+    query: bool,
+    column: str,
+    vector_column: str,
 ) -> None:
+    if any(Path(name).suffix.lower() == ".parquet" for name in files) or form == "parquet":
+        from .parquet import embed_parquet
+
+        embed_parquet(files, output, column, vector_column, model, dimensions, query=query)
+        return
     form = form or _format_of(output)
     if output is None and form == "npy" and sys.stdout.isatty():
         raise click.UsageError("npy is binary: give a file with --output")

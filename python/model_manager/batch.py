@@ -1,0 +1,191 @@
+"""One callable for every engine that maps a function over batches: Ray, Spark, Dask, `multiprocessing`, plain loops.
+
+>>> embed = BatchEmbedder("intfloat/multilingual-e5-small", column="text")
+>>> dataset.map_batches(embed, ...)                                     # Ray: see also model_manager.ray
+>>> frame.mapInArrow(embed.map_arrow, "text string, embedding array<float>")   # Spark
+>>> frame.map_partitions(embed.map_partition)                           # Dask
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Mapping
+
+from ._embedder import Embedder
+from .errors import ArgumentError, InputError, NotFiniteError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+    from typing import Any, Literal, TypeAlias
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from ._core import Manager
+
+    OnError: TypeAlias = Literal["raise", "null"]
+
+_managers: dict[tuple[tuple[str, Any], ...], Manager] = {}
+_managers_lock = threading.Lock()
+
+
+class BatchEmbedder:
+    """A function of a batch: it adds the vectors of the column of texts.
+
+    It is pickled by its settings, and loads the model in the process that first calls it. Objects of the same settings
+    share one model in a process. It takes and returns a list of texts (an array of vectors), a dict of arrays, a frame
+    of pandas or polars, or a Table or RecordBatch of pyarrow.
+    """
+
+    def __init__(
+        self,
+        model: str | None = None,
+        *,
+        column: str = "text",
+        output: str = "embedding",
+        config: Mapping[str, Any] | None = None,
+        dimensions: int | None = None,
+        prompt_name: str | None = None,
+        on_error: OnError = "raise",
+    ) -> None:
+        """An embedder that has not loaded anything.
+
+        Args:
+            model: A source (hub id, folder, `pkg:…`, `ollama://…`); None for the preferred sentence model.
+            column: The column of texts.
+            output: The name of the new column.
+            config: Settings of the worker's manager, the keywords of `Config`. ``{"threads": 1}`` where several workers
+                share a machine: without it each of them uses all cores.
+            dimensions: Keep the first dimensions of the vectors.
+            prompt_name: One of the model's prompts; None for its prompt for documents, if it has one.
+            on_error: ``raise``: a text that has no vector fails its batch. ``null``: it has a null vector.
+
+        Raises:
+            ConfigError: A wrong setting.
+            ArgumentError: An unknown `on_error`.
+        """
+        from ._core import Config
+
+        if on_error not in ("raise", "null"):
+            raise ArgumentError(f"on_error={on_error!r} must be 'raise' or 'null'")
+        self.model = model
+        self.column = column
+        self.output = output
+        self.config = dict(config or {})
+        self.dimensions = dimensions
+        self.prompt_name = prompt_name
+        self.on_error: OnError = on_error
+        Config(**self.config)
+        self._embedder: Embedder | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_embedder": None}
+
+    def __repr__(self) -> str:
+        return f"<BatchEmbedder {self.model or 'default'!r}, {self.column!r} to {self.output!r}>"
+
+    def __call__(self, batch: Any) -> Any:
+        """The batch with its vectors, of the same kind."""
+        if isinstance(batch, Mapping):
+            texts = self._column_of(batch, batch.keys())
+            return {**batch, self.output: self._vectors(list(texts))}
+        if isinstance(batch, list | tuple):
+            return self._vectors(batch)
+        from .frames import adder
+
+        add = adder(batch)
+        if add is None:
+            raise TypeError(
+                "batch must be a list of texts, a dict of arrays, a frame of pandas or polars, or a Table or"
+                f" RecordBatch of pyarrow, not {type(batch).__module__}.{type(batch).__name__}"
+            )
+        return add(batch, self.column, self.output, self._arrow)
+
+    def map_arrow(self, batches: Iterable[Any]) -> Iterator[Any]:
+        """For Spark's ``mapInArrow``: record batches in, record batches out."""
+        for batch in batches:
+            yield self(batch)
+
+    def map_partition(self, partition: Any) -> Any:
+        """For Dask's ``map_partitions``. Dask asks for the shape of the result with an empty frame: no model is loaded
+        for that.
+        """
+        if len(partition) == 0:
+            return partition.assign(**{self.output: []})
+        return self(partition)
+
+    # --- Inside ------------------------------------------------------------------------------------------------------
+
+    def _loaded(self) -> Embedder:
+        if self._embedder is None:
+            self._embedder = Embedder(_manager(self.config), self.model, self.dimensions)
+        return self._embedder
+
+    def _column_of(self, batch: Mapping[Any, Any], names: Iterable[object]) -> Any:
+        if self.column not in batch:
+            raise ArgumentError(f"the batch has no column {self.column!r}; it has: {', '.join(map(str, names))}")
+        return batch[self.column]
+
+    def _arrow(self, column: Any) -> Any:
+        """The vectors of an Arrow column, which pyarrow, polars and numpy read."""
+        try:
+            return self._loaded().documents_arrow(column, prompt_name=self.prompt_name)
+        except (InputError, NotFiniteError):
+            if self.on_error == "raise":
+                raise
+        return _with_nulls(self._vectors(_strings(column)))
+
+    def _vectors(self, texts: Sequence[Any]) -> NDArray[np.float32]:
+        """Rows of vectors; NaN for a text that is missing or, with ``on_error="null"``, has none."""
+        import numpy as np
+
+        embedder = self._loaded()
+        there = [index for index, text in enumerate(texts) if not _is_null(text)]
+        rows = np.full((len(texts), embedder.dimension), np.nan, np.float32)
+        try:
+            rows[there] = self._documents(texts, there)
+        except (InputError, NotFiniteError, TypeError):
+            if self.on_error == "raise":
+                raise
+            for index in there:
+                with contextlib.suppress(InputError, NotFiniteError, TypeError):
+                    rows[index] = self._documents(texts, [index])[0]
+        return rows
+
+    def _documents(self, texts: Sequence[Any], chosen: Sequence[int]) -> NDArray[np.float32]:
+        for index in chosen:
+            if not isinstance(texts[index], str):  # numbers would be token ids
+                raise TypeError(f"text {index} of the batch is a {type(texts[index]).__name__}, not a str")
+        return self._loaded().documents([texts[index] for index in chosen], prompt_name=self.prompt_name)
+
+
+def _is_null(text: Any) -> bool:
+    """None, and what pandas and numpy put in its place."""
+    return text is None or (not isinstance(text, str) and text != text) or type(text).__name__ in ("NAType", "NaTType")
+
+
+def _strings(column: Any) -> list[Any]:
+    values = column.to_pylist() if hasattr(column, "to_pylist") else list(column)
+    return [None if _is_null(value) else value for value in values]
+
+
+def _with_nulls(rows: NDArray[np.float32]) -> Any:
+    """The rows as an Arrow array in which those of NaN are null."""
+    import numpy as np
+    import pyarrow as pa
+
+    missing = pa.array(np.isnan(rows).any(axis=1))
+    return pa.FixedSizeListArray.from_arrays(pa.array(rows.ravel()), rows.shape[1], mask=missing)
+
+
+def _manager(config: Mapping[str, Any]) -> Manager:
+    """The manager of these settings in this process, made at the first call."""
+    from .manager import BaseManager
+
+    key = tuple(sorted(config.items()))
+    with _managers_lock:
+        if key not in _managers:
+            _managers[key] = BaseManager(**config)
+        return _managers[key]

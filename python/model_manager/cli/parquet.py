@@ -1,0 +1,84 @@
+"""``embed`` of Parquet files: batches of rows in, batches with their vectors out."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+from .._embedder import Embedder
+from .._extras import extra
+from ..frames import BATCH_ROWS, with_vectors
+from .output import manager, writing
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+
+def embed_parquet(
+    files: Sequence[str],
+    output: Path | None,
+    column: str,
+    vector_column: str,
+    model: str | None,
+    dimensions: int | None,
+    *,
+    query: bool,
+) -> None:
+    """Write the rows of all files, each with its vector, to one file, which appears when it is complete."""
+    with extra("arrow"):
+        import pyarrow.parquet
+    if output is None or output.suffix.lower() != ".parquet":
+        raise click.UsageError("the output of .parquet files is one too: name it with --output")
+    if not output.parent.is_dir():
+        raise click.UsageError(f"there is no folder {output.parent}")
+    wrong = [name for name in files if Path(name).suffix.lower() != ".parquet"]
+    if wrong or not files:
+        raise click.UsageError(f"{wrong[0]}: give only .parquet files" if wrong else "give at least one .parquet file")
+    sources = [_source(name, column) for name in files]
+    rows = sum(source.metadata.num_rows for source in sources)
+    with manager(cache_size=0) as models, _progress(rows) as advance, writing(output) as file:
+        embedder = Embedder(models, model, dimensions)
+        vectors = embedder.queries_arrow if query else embedder.documents_arrow
+        writer: Any = None
+        for name, source in zip(files, sources, strict=True):
+            for batch in source.iter_batches(BATCH_ROWS):
+                made = with_vectors(batch, column, vector_column, vectors)
+                if writer is None:
+                    writer = pyarrow.parquet.ParquetWriter(file, made.schema, compression="zstd")
+                elif not made.schema.equals(writer.schema):
+                    raise click.ClickException(f"{name}: its columns differ from those of {files[0]}")
+                writer.write_batch(made)
+                advance(len(batch))
+        if writer is None:
+            raise click.ClickException("the files have no rows")
+        writer.close()
+
+
+def _source(name: str, column: str) -> Any:
+    """An open file that has the column."""
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    try:
+        source = pyarrow.parquet.ParquetFile(name)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise click.ClickException(f"{name}: {error}") from error
+    if column not in source.schema_arrow.names:
+        known = ", ".join(source.schema_arrow.names)
+        raise click.ClickException(f"{name}: there is no column {column!r}; it has: {known} (--column)")
+    return source
+
+
+@contextlib.contextmanager
+def _progress(rows: int) -> Iterator[Callable[[int], None]]:
+    """A bar of rows on standard error, where that is a terminal."""
+    console = Console(stderr=True)
+    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("rows", total=rows)
+        yield lambda done: bar.advance(task, done)

@@ -1,0 +1,151 @@
+"""A column of vectors for a frame of pandas, polars, pyarrow or duckdb.
+
+>>> from model_manager.frames import embed_frame
+>>> frame = embed_frame(frame, "text")          # the same kind of frame, with a column "embedding"
+"""
+
+from __future__ import annotations
+
+from ._embedder import Embedder
+from .errors import ArgumentError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from typing import Any, TypeAlias, TypeVar
+
+    from ._core import ArrowVectors, Manager
+
+    Frame = TypeVar("Frame")
+    Vectors: TypeAlias = Callable[[Any], Any]
+    Adder: TypeAlias = Callable[[Any, str, str, Vectors], Any]
+
+BATCH_ROWS = 8192
+"""Rows of a streamed batch: enough texts of equal length for full batches of the model."""
+
+
+def embed_frame(
+    frame: Frame,
+    column: str,
+    output: str = "embedding",
+    *,
+    manager: Manager | None = None,
+    model: str | None = None,
+    dimensions: int | None = None,
+    prompt_name: str | None = None,
+    progress: Callable[[int, int], object] | None = None,
+) -> Frame:
+    """A frame of the same kind with one more column: the vector of each text. The frame itself is not changed.
+
+    A null text has a null vector. polars, pyarrow and duckdb get a fixed-size list of float32 that shares the memory of
+    the result, pandas a column of numpy arrays. The index of a pandas frame stays.
+
+    Args:
+        frame: A DataFrame of pandas or polars, a Table or RecordBatch of pyarrow, or a relation of duckdb.
+        column: The column of texts.
+        output: The name of the new column; one of this name is replaced.
+        manager: The manager that embeds; None for the process-wide one.
+        model: A slot of it or a source; None for its preferred sentence model.
+        dimensions: Keep the first dimensions of the vectors.
+        prompt_name: One of the model's prompts; None for its prompt for documents, if it has one.
+        progress: Called as ``progress(done, total)``.
+
+    Raises:
+        TypeError: Another kind of frame.
+        ArgumentError: No such column, or one that holds no texts.
+        ModelManagerError: The errors of `Manager.embed`.
+    """
+    embedder = Embedder(manager, model, dimensions)
+    options = {"prompt_name": prompt_name, "progress": progress}
+
+    def vectors(texts: Any) -> ArrowVectors:
+        return embedder.documents_arrow(texts, **options)
+
+    add = adder(frame)
+    if add is None:
+        if type(frame).__name__ == "LazyFrame":
+            raise TypeError("a polars LazyFrame has no rows yet: call collect() first")
+        raise TypeError(
+            "frame must be a DataFrame of pandas or polars, a Table or RecordBatch of pyarrow, or a relation of duckdb,"
+            f" not {type(frame).__module__}.{type(frame).__name__}"
+        )
+    result: Frame = add(frame, column, output, vectors)
+    return result
+
+
+def adder(frame: object) -> Adder | None:
+    """The function that adds vectors to frames of this kind; None for another object. It takes the frame, the column of
+    texts, the new column, and the function from a column to its vectors.
+    """
+    library = type(frame).__module__.partition(".")[0].lstrip("_")
+    return _ADDERS.get((library, type(frame).__name__))
+
+
+def _check(column: str, names: Iterable[object]) -> None:
+    known = [str(name) for name in names]
+    if column not in known:
+        error = ArgumentError(f"the frame has no column {column!r}; it has: {', '.join(known)}")
+        error.param = "column"
+        raise error
+
+
+def _to_polars(frame: Any, column: str, output: str, vectors: Vectors) -> Any:
+    import polars as pl
+
+    _check(column, frame.columns)
+    return frame.with_columns(pl.Series(vectors(frame.get_column(column))).alias(output))
+
+
+def with_vectors(frame: Any, column: str, output: str, vectors: Vectors) -> Any:
+    """A pyarrow Table or RecordBatch with one more column."""
+    import pyarrow as pa
+
+    _check(column, frame.schema.names)
+    made = pa.array(vectors(frame.column(column)))
+    index = frame.schema.get_field_index(output)
+    return frame.append_column(output, made) if index < 0 else frame.set_column(index, output, made)
+
+
+def _to_pandas(frame: Any, column: str, output: str, vectors: Vectors) -> Any:
+    import numpy as np
+
+    _check(column, frame.columns)
+    series = frame[column]
+    if series.ndim != 1:
+        raise ArgumentError(f"the frame has several columns {column!r}; rename all but one")
+    made = vectors(series if hasattr(series, "__arrow_c_stream__") else _Strings(series))
+    rows = np.asarray(made)
+    objects = np.empty(len(rows), object)
+    for index, null in enumerate(series.isna()):
+        objects[index] = None if null else rows[index]
+    return frame.assign(**{output: objects})
+
+
+def _to_duckdb(frame: Any, column: str, output: str, vectors: Vectors) -> Any:
+    _check(column, frame.columns)
+    table = frame.to_arrow_table()
+    made = with_vectors(table, column, output, vectors)  # noqa: F841  named in the query below
+    # A relation finds `made` among the variables of this function, in its own connection.
+    return frame.query("model_manager_frame", "SELECT * FROM made")
+
+
+class _Strings:
+    """A pandas Series that cannot export itself, as pyarrow exports it."""
+
+    def __init__(self, series: Any) -> None:
+        import pyarrow as pa
+
+        self._array = pa.array(series, from_pandas=True)
+
+    def __arrow_c_array__(self, requested_schema: object | None = None) -> tuple[object, object]:
+        pair: tuple[object, object] = self._array.__arrow_c_array__(requested_schema)
+        return pair
+
+
+_ADDERS: dict[tuple[str, str], Adder] = {
+    ("polars", "DataFrame"): _to_polars,
+    ("pyarrow", "Table"): with_vectors,
+    ("pyarrow", "RecordBatch"): with_vectors,
+    ("pandas", "DataFrame"): _to_pandas,
+    ("duckdb", "DuckDBPyRelation"): _to_duckdb,
+}

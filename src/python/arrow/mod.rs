@@ -1,0 +1,164 @@
+//! Texts from Arrow columns, and vectors as Arrow arrays, without Python objects for single values.
+
+mod column;
+mod ffi;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+use arrow_array::array::{Array, ArrayRef, FixedSizeListArray, Float32Array};
+use arrow_buffer::NullBuffer;
+use arrow_schema::{ArrowError, DataType, Field};
+use pyo3::exceptions::PyTypeError;
+use pyo3::prelude::*;
+use pyo3::types::{PyCapsule, PyDict, PyTuple};
+
+use self::column::Column;
+use super::errors::{OrRaise, to_py};
+use super::handle::Handle;
+use crate::compute::memory::reserve;
+use crate::manager::{EmbedOptions, Inputs};
+use crate::output::{Dense, Output};
+use crate::{Error, Result};
+
+/// Vectors of one call as an Arrow array: FixedSizeList<float32, dim>, null where a text was null.
+#[pyclass(frozen, name = "ArrowVectors", module = "model_manager._core")]
+pub(super) struct ArrowVectors(FixedSizeListArray);
+
+#[pymethods]
+impl ArrowVectors {
+    /// The schema and the array in capsules, of the same memory.
+    #[pyo3(signature = (requested_schema = None))]
+    fn __arrow_c_array__<'py>(
+        &self,
+        py: Python<'py>,
+        requested_schema: Option<Bound<'py, PyAny>>,
+    ) -> PyResult<Bound<'py, PyTuple>> {
+        // The interface lets an exporter ignore the request; the consumer casts.
+        drop(requested_schema);
+        ffi::export(py, &self.0)
+    }
+
+    /// The schema in a capsule.
+    fn __arrow_c_schema__<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyCapsule>> {
+        ffi::export_schema(py, &self.0)
+    }
+
+    /// numpy's array interface, version 3: read-only float32 of shape (n, dim), of the same memory. Null rows are NaN.
+    #[getter]
+    fn __array_interface__<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let interface = PyDict::new(py);
+        interface.set_item("version", 3)?;
+        interface.set_item("shape", (self.0.len(), self.0.value_length()))?;
+        interface.set_item("typestr", if cfg!(target_endian = "little") { "<f4" } else { ">f4" })?;
+        interface.set_item("data", (self.0.values().to_data().buffers()[0].as_ptr() as usize, true))?;
+        Ok(interface)
+    }
+
+    fn __len__(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Length of a vector.
+    #[getter]
+    fn dimension(&self) -> i32 {
+        self.0.value_length()
+    }
+
+    /// Rows that are null.
+    #[getter]
+    fn null_count(&self) -> usize {
+        self.0.null_count()
+    }
+
+    fn __repr__(&self) -> String {
+        format!("<ArrowVectors {} x {}, {} null>", self.0.len(), self.0.value_length(), self.0.null_count())
+    }
+}
+
+/// The column that an object exports; None when it exports none.
+fn import(exporter: &Bound<'_, PyAny>) -> PyResult<Option<ffi::Chunks>> {
+    let py = exporter.py();
+    // The structures come from other libraries; arrow's readers assert what they rely on.
+    let imported = catch_unwind(AssertUnwindSafe(|| ffi::import(exporter)))
+        .unwrap_or_else(|payload| Err(to_py(py, &Error::panic("arrow", payload.as_ref()))))?;
+    imported.transpose().map_err(|error| foreign(py, &error))
+}
+
+/// The texts of a column.
+fn read(py: Python<'_>, (kind, chunks): ffi::Chunks) -> PyResult<Column> {
+    let column = py.detach(|| Column::read(&kind, &chunks)).or_raise(py);
+    // Dropped attached: a release function may be Python's.
+    drop(chunks);
+    column
+}
+
+/// The texts of an object that exports a column of text. None for columns of other types, which may be token ids; a frame,
+/// whose items are columns, is an error.
+pub(super) fn texts(exporter: &Bound<'_, PyAny>) -> PyResult<Option<Vec<String>>> {
+    match import(exporter)? {
+        Some((kind, chunks)) if column::is_text(&kind) || matches!(kind, DataType::Struct(_)) => {
+            let column = read(exporter.py(), (kind, chunks))?;
+            column.all().map(Some).or_raise(exporter.py())
+        }
+        _ => Ok(None),
+    }
+}
+
+/// Embeds an Arrow column.
+pub(super) fn embed(
+    handle: &Handle,
+    texts: &Bound<'_, PyAny>,
+    options: EmbedOptions,
+    progress: Option<Py<PyAny>>,
+) -> PyResult<ArrowVectors> {
+    let py = texts.py();
+    let Some(chunks) = import(texts)? else {
+        return Err(PyTypeError::new_err(format!(
+            "texts must export an Arrow column (__arrow_c_stream__ or __arrow_c_array__), not be a {}; embed() takes lists",
+            texts.get_type().name()?
+        )));
+    };
+    let Column { texts: inputs, valid } = read(py, chunks)?;
+    let output = super::embed::run(handle, py, Inputs::Texts(inputs), options, progress)?;
+    let Output::Dense(vectors) = output;
+    vectors_of(vectors, valid).map(ArrowVectors).or_raise(py)
+}
+
+/// The array of `vectors`; those of rows that are not valid are missing among them.
+fn vectors_of(vectors: Dense, valid: Option<Vec<bool>>) -> Result<FixedSizeListArray> {
+    let width = vectors.width();
+    let values = match &valid {
+        None => vectors.into_values(),
+        Some(valid) => spread(&vectors, valid)?,
+    };
+    let internal = |error: ArrowError| Error::Internal { place: "arrow".into(), reason: error.to_string() };
+    let length =
+        i32::try_from(width).map_err(|error| internal(ArrowError::ComputeError(error.to_string())))?;
+    let rows = valid.as_ref().map_or(values.len() / width.max(1), Vec::len);
+    let item = Arc::new(Field::new("item", DataType::Float32, true));
+    let values: ArrayRef = Arc::new(Float32Array::from(values));
+    let nulls = valid.map(NullBuffer::from);
+    FixedSizeListArray::try_new_with_length(item, length, values, nulls, rows).map_err(internal)
+}
+
+/// A row for each text and for each null; those of nulls are NaN.
+fn spread(vectors: &Dense, valid: &[bool]) -> Result<Vec<f32>> {
+    let mut values = Vec::new();
+    reserve(&mut values, valid.len().saturating_mul(vectors.width()))?;
+    let mut next = 0;
+    for &valid in valid {
+        if valid {
+            values.extend_from_slice(vectors.row(next));
+            next += 1;
+        } else {
+            values.resize(values.len() + vectors.width(), f32::NAN);
+        }
+    }
+    Ok(values)
+}
+
+/// An error of another library's data.
+fn foreign(py: Python<'_>, error: &ArrowError) -> PyErr {
+    to_py(py, &Error::argument("texts", format!("the Arrow data cannot be read: {error}")))
+}
