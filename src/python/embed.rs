@@ -3,6 +3,7 @@
 use pyo3::prelude::*;
 use pyo3::types::{PyList, PyString};
 
+use super::arrow::{self, ArrowVectors};
 use super::errors::OrRaise;
 use super::gil::{attached, inside};
 use super::handle::Handle;
@@ -37,8 +38,21 @@ pub(super) fn embed(
     array(py, run(handle, py, inputs, options, progress)?, single, copy)
 }
 
+/// The Arrow array of a column of texts.
+pub(super) fn embed_arrow(
+    handle: &Handle,
+    texts: &Bound<'_, PyAny>,
+    options: EmbedOptions,
+    progress: Option<Py<PyAny>>,
+) -> PyResult<ArrowVectors> {
+    let py = texts.py();
+    let column = arrow::column(texts)?;
+    let Output::Dense(vectors) = run(handle, py, Inputs::Texts(column.texts), options, progress)?;
+    arrow::vectors_of(vectors, column.valid).or_raise(py)
+}
+
 /// The output of the core, with the callback's own exception if it raises one.
-pub(super) fn run(
+fn run(
     handle: &Handle,
     py: Python<'_>,
     inputs: Inputs,

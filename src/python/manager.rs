@@ -8,7 +8,7 @@ use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList, PyString, PyType};
 
-use super::arrow::{self, ArrowVectors};
+use super::arrow::ArrowVectors;
 use super::config::{PyConfig, keywords, pairs};
 use super::discard::discard;
 use super::errors::OrRaise;
@@ -200,7 +200,7 @@ impl PyManager {
     ) -> PyResult<ArrowVectors> {
         let options =
             call_options(py, model, prompt, prompt_name, normalize, truncate_dim, timeout, keep_alive)?;
-        arrow::embed(&self.0, texts, options, progress)
+        embed::embed_arrow(&self.0, texts, options, progress)
     }
 
     /// `embed` without waiting.

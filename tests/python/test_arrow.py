@@ -313,6 +313,13 @@ def test_spark_and_dask_forms(batcher, documents):
     assert np.array_equal(np.stack(batcher.map_partition(frame)["embedding"]), documents)
 
 
+def test_a_dask_frame(batcher, documents):
+    dask = pytest.importorskip("dask.dataframe")
+    frame = dask.from_pandas(pd.DataFrame({"text": TEXTS}), npartitions=2)
+    made = frame.map_partitions(batcher.map_partition, meta=batcher.map_partition(frame._meta))
+    assert np.array_equal(np.stack(made.compute(scheduler="synchronous")["embedding"]), documents)
+
+
 def test_a_pickle_holds_settings_only(batcher, documents):
     batcher(TEXTS[:1])
     data = pickle.dumps(batcher)

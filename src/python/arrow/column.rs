@@ -10,11 +10,11 @@ use crate::compute::memory::{joined, push};
 use crate::{Error, Result};
 
 /// The texts of a column, and where it has none.
-pub(super) struct Column {
+pub(in crate::python) struct Column {
     /// The texts that are not null, in order.
-    pub(super) texts: Vec<String>,
+    pub(in crate::python) texts: Vec<String>,
     /// For each row whether it has a text; None when all rows do.
-    pub(super) valid: Option<Vec<bool>>,
+    pub(in crate::python) valid: Option<Vec<bool>>,
 }
 
 impl Column {

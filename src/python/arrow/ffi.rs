@@ -15,6 +15,9 @@ use pyo3::exceptions::PyImportError;
 use pyo3::prelude::*;
 use pyo3::types::{PyCapsule, PyTuple, PyType};
 
+use crate::Error;
+use crate::python::errors::to_py;
+
 const SCHEMA: &CStr = c"arrow_schema";
 const ARRAY: &CStr = c"arrow_array";
 const STREAM: &CStr = c"arrow_array_stream";
@@ -66,7 +69,7 @@ pub(super) fn import(exporter: &Bound<'_, PyAny>) -> PyResult<Option<Result<Chun
 /// The capsules of `array`: its schema and itself. A consumer moves the structures out; what it does not move is released
 /// with the capsules.
 pub(super) fn export<'py>(py: Python<'py>, array: &dyn Array) -> PyResult<Bound<'py, PyTuple>> {
-    let (array, schema) = to_ffi(&array.to_data()).map_err(|error| super::foreign(py, &error))?;
+    let (array, schema) = to_ffi(&array.to_data()).map_err(|error| foreign(py, &error))?;
     let schema = PyCapsule::new_with_value(py, schema, SCHEMA)?;
     let array = PyCapsule::new_with_value(py, array, ARRAY)?;
     PyTuple::new(py, [schema, array])
@@ -74,6 +77,11 @@ pub(super) fn export<'py>(py: Python<'py>, array: &dyn Array) -> PyResult<Bound<
 
 /// The capsule of the schema alone.
 pub(super) fn export_schema<'py>(py: Python<'py>, array: &dyn Array) -> PyResult<Bound<'py, PyCapsule>> {
-    let schema = FFI_ArrowSchema::try_from(array.data_type()).map_err(|error| super::foreign(py, &error))?;
+    let schema = FFI_ArrowSchema::try_from(array.data_type()).map_err(|error| foreign(py, &error))?;
     PyCapsule::new_with_value(py, schema, SCHEMA)
+}
+
+/// An error of another library's data.
+pub(super) fn foreign(py: Python<'_>, error: &ArrowError) -> PyErr {
+    to_py(py, &Error::argument("texts", format!("the Arrow data cannot be read: {error}")))
 }

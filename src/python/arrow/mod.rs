@@ -15,10 +15,8 @@ use pyo3::types::{PyCapsule, PyDict, PyTuple};
 
 use self::column::Column;
 use super::errors::{OrRaise, to_py};
-use super::handle::Handle;
 use crate::compute::memory::reserve;
-use crate::manager::{EmbedOptions, Inputs};
-use crate::output::{Dense, Output};
+use crate::output::Dense;
 use crate::{Error, Result};
 
 /// Vectors of one call as an Arrow array: FixedSizeList<float32, dim>, null where a text was null.
@@ -82,7 +80,7 @@ fn import(exporter: &Bound<'_, PyAny>) -> PyResult<Option<ffi::Chunks>> {
     // The structures come from other libraries; arrow's readers assert what they rely on.
     let imported = catch_unwind(AssertUnwindSafe(|| ffi::import(exporter)))
         .unwrap_or_else(|payload| Err(to_py(py, &Error::panic("arrow", payload.as_ref()))))?;
-    imported.transpose().map_err(|error| foreign(py, &error))
+    imported.transpose().map_err(|error| ffi::foreign(py, &error))
 }
 
 /// The texts of a column.
@@ -105,28 +103,19 @@ pub(super) fn texts(exporter: &Bound<'_, PyAny>) -> PyResult<Option<Vec<String>>
     }
 }
 
-/// Embeds an Arrow column.
-pub(super) fn embed(
-    handle: &Handle,
-    texts: &Bound<'_, PyAny>,
-    options: EmbedOptions,
-    progress: Option<Py<PyAny>>,
-) -> PyResult<ArrowVectors> {
-    let py = texts.py();
-    let Some(chunks) = import(texts)? else {
-        return Err(PyTypeError::new_err(format!(
+/// The column of an object that must export one.
+pub(super) fn column(exporter: &Bound<'_, PyAny>) -> PyResult<Column> {
+    match import(exporter)? {
+        Some(chunks) => read(exporter.py(), chunks),
+        None => Err(PyTypeError::new_err(format!(
             "texts must export an Arrow column (__arrow_c_stream__ or __arrow_c_array__), not be a {}; embed() takes lists",
-            texts.get_type().name()?
-        )));
-    };
-    let Column { texts: inputs, valid } = read(py, chunks)?;
-    let output = super::embed::run(handle, py, Inputs::Texts(inputs), options, progress)?;
-    let Output::Dense(vectors) = output;
-    vectors_of(vectors, valid).map(ArrowVectors).or_raise(py)
+            exporter.get_type().name()?
+        ))),
+    }
 }
 
 /// The array of `vectors`; those of rows that are not valid are missing among them.
-fn vectors_of(vectors: Dense, valid: Option<Vec<bool>>) -> Result<FixedSizeListArray> {
+pub(super) fn vectors_of(vectors: Dense, valid: Option<Vec<bool>>) -> Result<ArrowVectors> {
     let width = vectors.width();
     let values = match &valid {
         None => vectors.into_values(),
@@ -139,7 +128,9 @@ fn vectors_of(vectors: Dense, valid: Option<Vec<bool>>) -> Result<FixedSizeListA
     let item = Arc::new(Field::new("item", DataType::Float32, true));
     let values: ArrayRef = Arc::new(Float32Array::from(values));
     let nulls = valid.map(NullBuffer::from);
-    FixedSizeListArray::try_new_with_length(item, length, values, nulls, rows).map_err(internal)
+    FixedSizeListArray::try_new_with_length(item, length, values, nulls, rows)
+        .map(ArrowVectors)
+        .map_err(internal)
 }
 
 /// A row for each text and for each null; those of nulls are NaN.
@@ -156,9 +147,4 @@ fn spread(vectors: &Dense, valid: &[bool]) -> Result<Vec<f32>> {
         }
     }
     Ok(values)
-}
-
-/// An error of another library's data.
-fn foreign(py: Python<'_>, error: &ArrowError) -> PyErr {
-    to_py(py, &Error::argument("texts", format!("the Arrow data cannot be read: {error}")))
 }

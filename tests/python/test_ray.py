@@ -1,0 +1,129 @@
+"""Ray on a local cluster of two nodes of one CPU: the vectors of one process, a lost node, Ray Serve."""
+
+from __future__ import annotations
+
+import os
+import time
+
+import httpx
+import numpy as np
+import pytest
+from conftest import FIXTURES, TURKISH_MODEL, tiny
+from model_manager import errors
+from model_manager._embedder import Embedder
+
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+pytest.importorskip("ray", reason="needs ray[data,serve]")
+
+import ray
+import ray.data
+from model_manager.ray import deployment, embed
+from ray.cluster_utils import Cluster
+
+pytestmark = [
+    pytest.mark.xdist_group("ray"),
+    pytest.mark.timeout(240),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # of Ray's own modules
+]
+TEXTS = [f"metin {number}: hava {'çok ' * (number % 5)}güzel" for number in range(600)]
+CONFIG = {"dtype": "float32"}
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    made = Cluster(
+        initialize_head=True,
+        head_node_args={"num_cpus": 1, "include_dashboard": False, "object_store_memory": 100 << 20},
+    )
+    made.add_node(num_cpus=1, object_store_memory=100 << 20)
+    paths = os.pathsep.join(p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p)
+    ray.init(address=made.address, log_to_driver=False, runtime_env={"env_vars": {"PYTHONPATH": paths}})
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    made.wait_for_nodes()
+    yield made
+    ray.shutdown()
+    made.shutdown()
+
+
+@pytest.fixture(scope="module")
+def expected():
+    with tiny() as manager:
+        return Embedder(manager, TURKISH_MODEL).documents(TEXTS)
+
+
+def vectors_of(dataset):
+    rows = sorted(dataset.take_all(), key=lambda row: row["id"])
+    return np.stack([np.asarray(row["embedding"], np.float32) for row in rows])
+
+
+def dataset(blocks):
+    rows = [{"id": number, "text": text} for number, text in enumerate(TEXTS)]
+    return ray.data.from_items(rows, override_num_blocks=blocks)
+
+
+def test_a_dataset_has_the_vectors_of_one_process(cluster, expected):
+    made = embed(dataset(6), TURKISH_MODEL, workers=2, cpus=1, batch_size=50, config=CONFIG)
+    assert np.array_equal(vectors_of(made), expected)
+
+
+def test_a_lost_node_is_made_good(cluster, expected):
+    nodes = cluster
+    second = nodes.add_node(num_cpus=1, object_store_memory=100 << 20)
+    made = embed(dataset(30), TURKISH_MODEL, workers=(1, 3), cpus=1, batch_size=20, config=CONFIG)
+    rows, removed = [], False
+    for batch in made.iter_batches(batch_size=20, batch_format="pyarrow"):
+        rows += batch.to_pylist()
+        if not removed:
+            nodes.remove_node(second)
+            removed = True
+    rows.sort(key=lambda row: row["id"])
+    assert [row["id"] for row in rows] == list(range(len(TEXTS)))
+    assert np.array_equal(np.array([row["embedding"] for row in rows], np.float32), expected)
+
+
+def test_wrong_pools_are_refused(cluster):
+    with pytest.raises(errors.ArgumentError, match="workers=0"):
+        embed(dataset(1), workers=0)
+    with pytest.raises(errors.ArgumentError, match=r"workers=\(3, 2\)"):
+        embed(dataset(1), workers=(3, 2))
+    with pytest.raises(errors.ArgumentError, match="cpus=0"):
+        embed(dataset(1), cpus=0)
+    with pytest.raises(errors.ConfigError):
+        embed(dataset(1), config={"dtype": "int3"})
+
+
+def test_ray_serve_answers_and_multiplexes(cluster, expected):
+    from ray import serve
+
+    models = {"turkish": TURKISH_MODEL, "english": str(FIXTURES / "bert_wordpiece")}
+    port = 18000 + os.getpid() % 10_000
+    serve.start(http_options={"host": "127.0.0.1", "port": port})
+    try:
+        serve.run(deployment(models, config=CONFIG, cpus=0.5, models_per_replica=1))
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+
+            def ask(model, **headers):
+                body = {"model": model, "input": TEXTS[:2]}
+                answer = client.post("/v1/embeddings", json=body, headers=headers)
+                assert answer.status_code == 200, answer.text
+                return np.array([item["embedding"] for item in answer.json()["data"]], np.float32)
+
+            with tiny() as manager:
+                turkish = manager.embed(TEXTS[:2], "turkish_sentence")
+            np.testing.assert_allclose(ask("turkish"), turkish, atol=1e-6)
+            assert ask("english", serve_multiplexed_model_id="english").shape == (2, 32)
+            ask("turkish", serve_multiplexed_model_id="turkish")
+            # One model a replica: the other one leaves memory.
+            deadline = time.monotonic() + 20
+            while time.monotonic() < deadline:
+                loaded = [model["name"] for model in client.get("/api/ps").json()["models"]]
+                if loaded == ["turkish:latest"]:
+                    break
+                time.sleep(0.1)
+            assert loaded == ["turkish:latest"]
+            assert client.post("/v1/embeddings", json={"model": "none", "input": "x"}).status_code == 404
+    finally:
+        serve.shutdown()
+    with pytest.raises(errors.ArgumentError, match="models is empty"):
+        deployment({})
