@@ -134,6 +134,22 @@ fuzz: ## Fuzz every parser with coverage, FUZZ_SECONDS each; the corpus stays in
 			-rss_limit_mb=2048 -max_len=65536 -print_final_stats=1 -artifact_prefix=fuzz/artifacts/$$target/; \
 	done
 
+# The parts that Miri can run: it knows no file mapping, no vector intrinsics beyond the common ones, and is slow.
+.PHONY: miri
+miri: ## Undefined behavior in cache, output and sync, by Miri (needs a nightly compiler with the component miri)
+	MIRIFLAGS="-Zmiri-disable-isolation" $(CARGO) +nightly miri test --no-default-features --lib -- $(MIRI_TESTS)
+
+MIRI_TESTS ?= cache:: output:: sync::
+SOAK_SECONDS ?= 600
+.PHONY: soak
+soak: build ## SOAK_SECONDS of mixed requests: no wrong answer, no growing memory, threads or descriptors
+	$(PY) scripts/soak.py --seconds $(SOAK_SECONDS)
+
+CHAOS_ROUNDS ?= 5
+.PHONY: chaos
+chaos: build models ## The tests that kill, stop and starve, CHAOS_ROUNDS times
+	for round in $$(seq $(CHAOS_ROUNDS)); do $(PY) -m pytest -q -m chaos || exit 1; done
+
 .PHONY: bench
 bench: ## Kernels, as a share of what the machine can do, the cache, response bodies (criterion)
 	$(CARGO) bench --no-default-features

@@ -194,3 +194,10 @@ class _Loaded:
     def __del__(self) -> None:
         if not self._manager.closed:
             self._manager.unload(self._name)
+
+
+def application(args: Mapping[str, Any]) -> Any:
+    """`deployment` for a configuration file of Ray Serve: ``import_path: model_manager.ray:application``, with its
+    arguments as ``args``.
+    """
+    return deployment(**args)

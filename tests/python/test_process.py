@@ -17,6 +17,8 @@ HEAVY = {"numpy", "asyncio", "multiprocessing", "tqdm", "torch", "unittest", "in
 MANAGER = """
 import sys, os, threading, time
 from conftest import tiny, ENGLISH_TEXT, TURKISH_TEXT, DIMENSION
+
+pytestmark = pytest.mark.chaos
 """
 
 

