@@ -9,7 +9,8 @@ use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_m
 use model_manager::compute::backend::cpu::{CpuPass, States};
 use model_manager::compute::linear::WeightFormat;
 use model_manager::compute::{
-    Activation, Backend, Cpu, DType, Heads, Isa, Packed, Pass, Positions, Threads, Weight,
+    Activation, Backend, Cpu, DType, Heads, Isa, LayerAttention, Mask, Packed, Pass, Positions, Threads,
+    Weight,
 };
 
 const TOKENS: usize = 256;
@@ -101,10 +102,12 @@ fn gemm(c: &mut Criterion) {
 /// length of a document. Causal attention counts half of the operations.
 fn attention(c: &mut Criterion) {
     let mut group = c.benchmark_group("attention");
-    let minilm = Heads { heads: 12, kv_heads: 12, width: 32, causal: false };
-    let qwen3 = Heads { heads: 16, kv_heads: 8, width: 128, causal: true };
-    for (length, heads) in [(16, minilm), (77, minilm), (256, minilm), (256, qwen3), (2048, qwen3)] {
-        let pairs = TOKENS.max(length) / length * length * length / (1 + usize::from(heads.causal));
+    let minilm = (Heads { heads: 12, kv_heads: 12, width: 32 }, LayerAttention::new(Mask::FULL));
+    let qwen3 = (Heads { heads: 16, kv_heads: 8, width: 128 }, LayerAttention::new(Mask::CAUSAL));
+    for (length, (heads, layer)) in
+        [(16, &minilm), (77, &minilm), (256, &minilm), (256, &qwen3), (2048, &qwen3)]
+    {
+        let pairs = TOKENS.max(length) / length * length * length / (1 + usize::from(layer.mask.is_causal()));
         group.throughput(Throughput::Elements((4 * pairs * heads.heads * heads.width) as u64));
         for (name, isa, dtype) in cases() {
             let cpu = Cpu::new(isa, dtype);
@@ -113,7 +116,7 @@ fn attention(c: &mut Criterion) {
             let run = |pass: &mut CpuPass<'_>, x: States| {
                 let y = pass.linear(&x, &qkv, Activation::Identity).unwrap();
                 let start = Instant::now();
-                let y = pass.attention(0, y, heads).unwrap();
+                let y = pass.attention(0, y, *heads, layer).unwrap();
                 let taken = start.elapsed();
                 pass.discard(y);
                 (x, taken)

@@ -69,15 +69,15 @@ impl Network {
         format: WeightFormat,
         target: &ComputeTarget,
     ) -> Result<Self> {
-        let (architecture, files) = (&*config.architecture, weights.files());
+        let architecture = &*config.architecture;
         Ok(match target {
             ComputeTarget::Cpu(isa) => {
                 let cpu = Cpu::new(*isa, format);
-                Self::Cpu(Arc::new(Transformer::load_decoder(cpu, architecture, weights, files)?))
+                Self::Cpu(Arc::new(Transformer::load_decoder(cpu, architecture, weights)?))
             }
             ComputeTarget::Device(device) => {
                 let candle = Candle::new(device.clone());
-                Self::Candle(Arc::new(Transformer::load_decoder(candle, architecture, weights, files)?))
+                Self::Candle(Arc::new(Transformer::load_decoder(candle, architecture, weights)?))
             }
         })
     }
@@ -189,7 +189,7 @@ impl TextModel {
             .map(|(name, text)| (Arc::from(name), chat::Value::text(text.as_str())))
             .collect();
         let template = template.map(|source| ChatTemplate::new(name, source, special_tokens.clone()));
-        let weights = Weights::open(&files.weights)?;
+        let weights = config.weights(files)?;
         let network = Network::load(&config, &weights, format, target)?;
         weights.check()?;
         Ok(Self {
@@ -215,7 +215,7 @@ impl TextModel {
         let tokens = TextTokens::new(tokenizer(files)?)
             .map_err(|e| Error::invalid_file(files.transformer.join("tokenizer.json"), e.to_string()))?;
         let tokens = Arc::new(tokens);
-        let weights = Weights::open(&files.weights)?;
+        let weights = config.weights(files)?;
         let network = Network::load(&config, &weights, format, target)?;
         weights.check()?;
         let spelling = |key: &str| settings.word(key).unwrap_or_default();

@@ -10,6 +10,7 @@ use super::formats::gguf::Gguf;
 use super::json::read_json;
 use super::keys::check_config;
 use super::manifest::{ModelFiles, WeightFiles};
+use super::weights::Weights;
 use crate::{Error, Result};
 
 /// What `config.json` or the metadata of a GGUF file says.
@@ -83,6 +84,17 @@ impl ModelConfig {
         let path = files.root.clone();
         let gguf = Some(Arc::new(gguf));
         Ok(Self { model: files.model.clone(), family, architecture, json: Value::Null, path, gguf })
+    }
+
+    /// The tensors of the files that this is the configuration of. A GGUF file is the one that was opened for it.
+    ///
+    /// # Errors
+    /// Those of [`Weights::open`].
+    pub fn weights(&self, files: &ModelFiles) -> Result<Weights> {
+        match &self.gguf {
+            Some(gguf) => Ok(Weights::of_gguf(Arc::clone(gguf))),
+            None => Weights::open(&files.weights),
+        }
     }
 
     /// The numbers of its architecture.

@@ -3,7 +3,6 @@
 use std::fmt;
 use std::panic::resume_unwind;
 use std::path::PathBuf;
-use std::sync::Weak;
 use std::thread;
 
 use super::architectures::{ModelKind, Transformer};
@@ -13,7 +12,6 @@ use super::manifest::ModelFiles;
 use super::sentence::SentenceConfig;
 use super::tokenizers::{Bounds, Tokenizer};
 use super::weights::Weights;
-use crate::compute::file::WeightFile;
 use crate::compute::memory::joined;
 use crate::compute::{Backend, Candle, Cpu, Isa, Packed, WeightFormat};
 use crate::{Error, Result};
@@ -79,8 +77,6 @@ pub struct Encoder {
     pub vocabulary: usize,
     model: Box<dyn SentenceEncoder>,
     dense: Vec<DenseLayer>,
-    /// The weights' files; those that a table is read from are still open.
-    open: Vec<Weak<WeightFile>>,
 }
 
 impl Encoder {
@@ -105,10 +101,10 @@ impl Encoder {
                 None => Tokenizer::load(files, sentence.lower_case),
             },
             || {
-                let weights = Weights::open(&files.weights)?;
+                let weights = config.weights(files)?;
                 let model = build(&config, &weights)?;
                 weights.check()?;
-                Ok::<_, Error>((model, weights.files()))
+                Ok::<_, Error>(model)
             },
         );
         let tokenizer = tokenizer?;
@@ -123,7 +119,7 @@ impl Encoder {
             .iter()
             .map(|folder| DenseLayer::load(&files.model, folder))
             .collect::<Result<_>>()?;
-        let (model, open) = model?;
+        let model = model?;
         let mut width = model.width();
         for (layer, folder) in dense.iter().zip(&sentence.dense) {
             if layer.inputs() != width {
@@ -151,7 +147,6 @@ impl Encoder {
             vocabulary,
             model,
             dense,
-            open,
         })
     }
 
@@ -175,7 +170,7 @@ impl Encoder {
     /// # Errors
     /// [`Error::InvalidFile`] naming the one that was.
     pub fn check(&self) -> Result<()> {
-        self.open.iter().filter_map(Weak::upgrade).try_for_each(|file| file.check())
+        self.model.check()
     }
 
     /// The ids of `prompt` and `text` together, special tokens included, cut to the model's maximum.
@@ -217,8 +212,6 @@ impl Encoder {
             }
             out.copy_from_slice(&vectors);
         }
-        // Rows of a table may have been read from a file that is being written to.
-        self.check()?;
         if self.config.normalize {
             out.chunks_exact_mut(self.width().max(1)).for_each(normalize);
         }

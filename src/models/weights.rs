@@ -27,7 +27,7 @@ pub struct Weights {
     tensors: HashMap<String, TensorEntry>,
     first: PathBuf,
     /// The tensors of a GGUF file, quantized ones included; then `tensors` is empty.
-    gguf: Option<Gguf>,
+    gguf: Option<Arc<Gguf>>,
     files: Vec<Arc<WeightFile>>,
     /// Members of a PyTorch file whose checksums were compared.
     checked: Mutex<HashSet<Storage>>,
@@ -60,12 +60,11 @@ impl Weights {
     /// # Errors
     /// [`Error::InvalidFile`] for a truncated or damaged file, [`Error::Permission`], [`Error::Io`].
     pub fn open(files: &WeightFiles) -> Result<Self> {
-        let (mut tensors, mut gguf, mut opened) = (HashMap::new(), None, Vec::new());
+        let (mut tensors, mut opened) = (HashMap::new(), Vec::new());
         match files {
             WeightFiles::Gguf(parts) => {
                 let file = Gguf::open(parts.first().map_or(Path::new(""), PathBuf::as_path))?;
-                opened.extend_from_slice(file.files());
-                gguf = Some(file);
+                return Ok(Self::of_gguf(Arc::new(file)));
             }
             WeightFiles::Safetensors(paths) => {
                 for path in paths {
@@ -95,7 +94,13 @@ impl Weights {
             }
         }
         let first = files.paths().first().cloned().unwrap_or_default();
-        Ok(Self { tensors, first, gguf, files: opened, checked: Mutex::default() })
+        Ok(Self { tensors, first, gguf: None, files: opened, checked: Mutex::default() })
+    }
+
+    /// The tensors of a GGUF file that is open already.
+    pub(crate) fn of_gguf(gguf: Arc<Gguf>) -> Self {
+        let (first, files) = (gguf.path().to_path_buf(), gguf.files().to_vec());
+        Self { tensors: HashMap::new(), first, gguf: Some(gguf), files, checked: Mutex::default() }
     }
 
     /// Checks that no file was changed since it was opened, so that all tensors are of one version.
@@ -104,16 +109,6 @@ impl Weights {
     /// [`Error::InvalidFile`] naming the one that was.
     pub fn check(&self) -> Result<()> {
         self.files.iter().try_for_each(|file| file.check())
-    }
-
-    /// The files, to see later which of them are still open.
-    pub(crate) fn files(&self) -> Vec<Weak<WeightFile>> {
-        self.files.iter().map(Arc::downgrade).collect()
-    }
-
-    /// The GGUF file, if the weights are one.
-    pub fn gguf(&self) -> Option<&Gguf> {
-        self.gguf.as_ref()
     }
 
     /// The names, in no order; of a GGUF file, none.
@@ -198,6 +193,10 @@ impl Tensors for Weights {
             Some(gguf) => GgufTensors(gguf).vector(name, length),
             None => self.get_shaped(self.own_name(name), &[length]),
         }
+    }
+
+    fn files(&self) -> Vec<Weak<WeightFile>> {
+        self.files.iter().map(Arc::downgrade).collect()
     }
 }
 

@@ -1,6 +1,9 @@
 //! The tensors that a transformer is made of.
 
+use std::sync::Weak;
+
 use crate::Result;
+use crate::compute::file::WeightFile;
 use crate::compute::{Biased, Matrix, Weight};
 
 /// Named tensors of any file format, under the names that transformers gives them.
@@ -19,6 +22,11 @@ pub trait Tensors {
     /// # Errors
     /// When it is missing or has another length; as for [`matrix`](Self::matrix).
     fn vector(&self, name: &str, length: usize) -> Result<Weight>;
+
+    /// The files that the tensors come from. A model that still reads rows from one of them checks it after each pass.
+    fn files(&self) -> Vec<Weak<WeightFile>> {
+        Vec::new()
+    }
 }
 
 /// The parameters of a normalization.

@@ -137,7 +137,7 @@ pub struct Transformer<B: Backend> {
     final_norm: Option<B::Norm>,
     /// Of a model that writes text.
     head: Option<B::Linear>,
-    /// What a table may still be read from.
+    /// The files of its tensors; a table may still be read from one.
     files: Vec<Weak<WeightFile>>,
 }
 
@@ -215,35 +215,33 @@ impl<B: Backend> Transformer<B> {
             rotaries,
             final_norm: architecture.final_norm(tensors)?.map(norm).transpose()?,
             head: None,
-            files: Vec::new(),
+            files: tensors.files(),
             description,
             backend,
         })
     }
 
-    /// Takes the weights of a model that writes text from `tensors`. `files` are those that they come from: a pass fails
-    /// once one was changed.
+    /// Takes the weights of a model that writes text from `tensors`.
     ///
     /// # Errors
     /// As [`load`](Self::load); [`Error::Internal`] for a model that attends in both directions.
-    pub fn load_decoder(
-        backend: B,
-        architecture: &dyn Architecture,
-        tensors: &dyn Tensors,
-        files: Vec<Weak<WeightFile>>,
-    ) -> Result<Self> {
+    pub fn load_decoder(backend: B, architecture: &dyn Architecture, tensors: &dyn Tensors) -> Result<Self> {
         let mut model = Self::load(backend, architecture, tensors)?;
         if !model.description.is_causal() {
             return Err(misuse("a decoder attends to earlier tokens alone"));
         }
         model.head = Some(model.backend.linear(&[(architecture.head(tensors)?, None)])?);
-        model.files = files;
         Ok(model)
     }
 
     fn cache_shape(&self) -> CacheShape {
         let Heads { kv_heads, width, .. } = self.description.heads;
         CacheShape { layers: self.description.layers, kv_heads, width }
+    }
+
+    /// Checks that no file that is still read from was changed since the model was loaded.
+    fn check_files(&self) -> Result<()> {
+        self.files.iter().filter_map(Weak::upgrade).try_for_each(|file| file.check())
     }
 
     /// The last layer's states: one row for each token of the pass, or `row` of each sequence alone.
@@ -350,10 +348,6 @@ impl<B: Backend> SentenceEncoder for Transformer<B> {
         self.description.hidden
     }
 
-    fn max_positions(&self) -> usize {
-        self.description.context
-    }
-
     fn encode(&self, batch: &Packed<'_>, pooling: Pooling, out: &mut [f32]) -> Result<()> {
         let (width, longest) = (self.description.hidden, self.description.context);
         if out.len() != batch.sequences() * width {
@@ -374,7 +368,13 @@ impl<B: Backend> SentenceEncoder for Transformer<B> {
             pass.read(x, self.final_norm.as_ref(), &mut |index, rows| {
                 pooling.pool(rows, &mut out[index * width..(index + 1) * width]);
             })
-        })
+        })?;
+        // Rows of a table may have been read from a file that is being written to.
+        self.check_files()
+    }
+
+    fn check(&self) -> Result<()> {
+        self.check_files()
     }
 
     fn memory_bytes(&self) -> u64 {
@@ -427,7 +427,7 @@ impl<B: Backend> Decoder for Transformer<B> {
             Ok(())
         })?;
         // Rows of the word table may have been read from a file that is being written to.
-        self.files.iter().filter_map(Weak::upgrade).try_for_each(|file| file.check())
+        self.check_files()
     }
 }
 

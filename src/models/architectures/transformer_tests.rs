@@ -252,12 +252,11 @@ fn norms_and_factors_at_other_places_agree_with_candle() {
     ] {
         let llama = Llama { rotary: Rotary::new(10_000.0, 6, llama.rotary.style), ..llama };
         let moved = Moved { llama, norms, whole, factors };
-        let load = |candle| Transformer::load_decoder(candle, &moved, &Made, Vec::new()).unwrap();
+        let load = |candle| Transformer::load_decoder(candle, &moved, &Made).unwrap();
         let plain = load(Candle::new(Device::Cpu));
         for isa in Isa::available() {
             for (dtype, allowed) in [(WeightFormat::F32, 3e-5), (WeightFormat::Bf16, 0.25)] {
-                let model =
-                    Transformer::load_decoder(Cpu::new(isa, dtype), &moved, &Made, Vec::new()).unwrap();
+                let model = Transformer::load_decoder(Cpu::new(isa, dtype), &moved, &Made).unwrap();
                 // The last text crosses the edge of a window.
                 let texts = if isa == Isa::best() { &texts[..] } else { &texts[..4] };
                 let (ours, theirs) =
@@ -372,7 +371,7 @@ fn states_after_a_cache_are_those_of_the_whole_text() {
 fn bad_requests_are_refused() {
     let shape = Llama { context: 10, ..shape(2, 10, RopeStyle::Neox, Variant::default()) };
     let model = Transformer::load(Cpu::new(Isa::best(), WeightFormat::F32), &shape, &Made).unwrap();
-    assert_eq!((model.max_positions(), model.width(), model.dtype()), (10, 36, "float32"));
+    assert_eq!((model.width(), model.dtype()), (36, "float32"));
     for (ids, room) in [(vec![3; 11], 36), (vec![40], 36), (vec![3], 35)] {
         let offsets = [0, ids.len() as u32];
         let result = model.encode(&Packed::new(&ids, &offsets).unwrap(), Pooling::Last, &mut vec![0.0; room]);
@@ -500,6 +499,18 @@ fn gguf_files_that_do_not_embed_are_refused() {
     let files = ModelFiles::gguf("m.gguf", other.1).unwrap();
     assert!(ModelConfig::read(&files, ModelKind::Embedding).unwrap_err().to_string().contains("\"bert\""));
     assert!(ModelFiles::gguf("m.gguf", "/nowhere/m.gguf".into()).is_err());
+}
+
+#[test]
+fn a_gguf_file_is_opened_once() {
+    let (_folder, path) = gguf(whole);
+    let files = ModelFiles::gguf("m", path.clone()).unwrap();
+    let config = ModelConfig::read(&files, ModelKind::Embedding).unwrap();
+    std::fs::remove_file(path).unwrap();
+    let weights = config.weights(&files).unwrap();
+    assert!(
+        Transformer::load(Cpu::new(Isa::best(), WeightFormat::F32), &*config.architecture, &weights).is_ok()
+    );
 }
 
 #[test]

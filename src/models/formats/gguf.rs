@@ -182,14 +182,6 @@ impl Gguf {
         &self.files
     }
 
-    /// Checks that no file was changed since it was opened.
-    ///
-    /// # Errors
-    /// [`Error::InvalidFile`] naming the one that was.
-    pub fn check(&self) -> Result<()> {
-        self.files.iter().try_for_each(|file| file.check())
-    }
-
     /// The path of the file, or of its first part.
     pub fn path(&self) -> &Path {
         self.files.first().map_or(Path::new(""), |file| file.path())

@@ -101,9 +101,6 @@ pub trait SentenceEncoder: Send + Sync {
     /// Values of one vector.
     fn width(&self) -> usize;
 
-    /// Tokens of the longest text, special tokens included.
-    fn max_positions(&self) -> usize;
-
     /// One vector for each sequence of `batch` into `out`, row-major `[sequences, width]`, not normalized. Divides
     /// the work over the process's threads; may be called from several threads at once. A text's vector does not
     /// depend on the other texts of the batch.
@@ -112,6 +109,14 @@ pub trait SentenceEncoder: Send + Sync {
     /// [`crate::Error::Input`] for a token outside the vocabulary, a text that is too long, or `out` of the wrong
     /// length; [`crate::Error::Internal`] when a worker panics.
     fn encode(&self, batch: &Packed<'_>, pooling: Pooling, out: &mut [f32]) -> Result<()>;
+
+    /// Checks that no file that is still read from was changed since the model was loaded.
+    ///
+    /// # Errors
+    /// [`crate::Error::InvalidFile`] naming the one that was.
+    fn check(&self) -> Result<()> {
+        Ok(())
+    }
 
     /// Bytes of memory that the weights take; a table that stays in its file is not counted.
     fn memory_bytes(&self) -> u64;

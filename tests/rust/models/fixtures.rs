@@ -162,10 +162,6 @@ impl SentenceEncoder for Ids {
         self.width
     }
 
-    fn max_positions(&self) -> usize {
-        64
-    }
-
     fn encode(&self, batch: &Packed<'_>, _: Pooling, out: &mut [f32]) -> Result<()> {
         for (range, row) in batch.ranges().zip(out.chunks_exact_mut(self.width)) {
             row.fill(0.0);
