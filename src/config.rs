@@ -78,6 +78,8 @@ macro_rules! for_each_setting {
             english_model: NonEmpty = NonEmpty::from("all-MiniLM-L6-v2"), "ENGLISH_FALLBACK_MODEL";
             /// Source of the slot text_generator. The variable is read again at each load.
             generator_model: NonEmpty = NonEmpty::from("ytu-ce-cosmos/turkish-gpt2-large"), "HUGGINGFACE_MODEL";
+            /// Source of the slot reranker. The variable is read again at each load.
+            reranker_model: NonEmpty = NonEmpty::from("BAAI/bge-reranker-v2-m3"), "MODEL_MANAGER_RERANKER_MODEL";
             /// A warm-up of everything includes the generator.
             use_huggingface: bool = true, "USE_HUGGINGFACE";
             /// Default length of generated answers, in tokens.

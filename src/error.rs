@@ -48,6 +48,16 @@ pub enum Error {
         /// The names that exist.
         known: Vec<String>,
     },
+    /// The model of a slot does something else than what was asked for.
+    #[error("the model of {name:?} gives no {asked}; it gives {given}")]
+    Task {
+        /// The slot.
+        name: String,
+        /// What was asked for.
+        asked: &'static str,
+        /// What the model gives.
+        given: String,
+    },
     /// The model's source leads nowhere.
     #[error("model {model:?} was not found: {reason}")]
     ModelNotFound {

@@ -1,20 +1,33 @@
-//! Results of models. A model has one kind of result; each input of a call gets one item of that kind.
+//! Results of models. Each input of a call gets one item, and all items of a call are of one kind.
 //!
-//! | kind | the item of one text | status |
-//! |---|---|---|
-//! | `Dense` | a vector of fixed width | here |
-//! | `Scores` | one number for each label, or for a pair of texts | planned |
-//! | `Sparse` | weights of some entries of a vocabulary | planned |
-//! | `Multi` | one vector for each token | planned |
+//! | kind | the item of one input |
+//! |---|---|
+//! | `Dense` | a vector of fixed width |
+//! | `Scores` | one number for each label, for a text or a pair of texts |
+//! | `Sparse` | weights of some entries of a vocabulary |
+//! | `Multi` | one vector for each token |
 //!
-//! Queues, cache and jobs move items and do not look into them: they use only what is common to all kinds. A further kind
-//! is one more variant of [`Shape`], [`Output`], [`View`] and [`Item`]. The compiler then names the places that treat
-//! kinds differently: heads, post-processing, and conversion for Python and JSON.
+//! Queues, cache and jobs move items and do not look into them: they use only what is common to all kinds. Heads,
+//! post-processing, and conversion for Python and JSON treat kinds differently.
 
 use std::sync::Arc;
 
-use crate::Result;
-use crate::compute::memory::zeroed;
+use crate::compute::memory::{reserve, zeroed};
+use crate::{Error, Result};
+
+/// What a call asks a model for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub enum OutputKind {
+    /// A vector of fixed width.
+    #[default]
+    Dense,
+    /// One number for each label.
+    Scores,
+    /// Weights of entries of a vocabulary.
+    Sparse,
+    /// One vector for each token.
+    Multi,
+}
 
 /// What the items of a model look like. Items of equal shape can be in one [`Output`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,7 +37,34 @@ pub enum Shape {
         /// Values of each vector.
         width: usize,
     },
-    // Scores, Sparse and Multi are further variants.
+    /// Numbers for `labels` labels.
+    Scores {
+        /// Labels.
+        labels: usize,
+    },
+    /// Weights of entries of a vocabulary.
+    Sparse {
+        /// Entries of the vocabulary.
+        vocabulary: usize,
+    },
+    /// Any number of vectors of `width` values.
+    Multi {
+        /// Values of each vector.
+        width: usize,
+    },
+}
+
+/// The shapes of all that one model can give.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Shapes {
+    /// Values of a vector.
+    pub dense: Option<usize>,
+    /// Labels.
+    pub scores: Option<usize>,
+    /// Entries of the vocabulary.
+    pub sparse: Option<usize>,
+    /// Values of a token's vector.
+    pub multi: Option<usize>,
 }
 
 /// Items of equal shape, one for each input.
@@ -32,7 +72,12 @@ pub enum Shape {
 pub enum Output {
     /// Vectors of equal width.
     Dense(Dense),
-    // Scores, Sparse and Multi are further variants.
+    /// Numbers for the same labels.
+    Scores(Dense),
+    /// Weights of entries of one vocabulary.
+    Sparse(Ragged<SparseVector>),
+    /// Vectors of tokens.
+    Multi(Ragged<MultiVector>),
 }
 
 /// One item, borrowed from an [`Output`] or an [`Item`].
@@ -40,15 +85,52 @@ pub enum Output {
 pub enum View<'a> {
     /// The values of a vector.
     Dense(&'a [f32]),
-    // Scores, Sparse and Multi are further variants.
+    /// The number of each label.
+    Scores(&'a [f32]),
+    /// Weights of entries of a vocabulary.
+    Sparse(&'a SparseVector),
+    /// The vectors of tokens.
+    Multi(&'a MultiVector),
 }
 
-/// One item that owns its memory. Cloning copies a pointer.
+/// One item that owns its memory. Cloning copies pointers.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Item {
     /// The values of a vector.
     Dense(Arc<[f32]>),
-    // Scores, Sparse and Multi are further variants.
+    /// The number of each label.
+    Scores(Arc<[f32]>),
+    /// Weights of entries of a vocabulary.
+    Sparse(SparseVector),
+    /// The vectors of tokens.
+    Multi(MultiVector),
+}
+
+/// Entries of a vocabulary with a weight above zero. Cloning copies pointers.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct SparseVector {
+    /// The entries, ascending.
+    pub indices: Arc<[u32]>,
+    /// The weight of each.
+    pub values: Arc<[f32]>,
+}
+
+/// One vector for each token of a text. Cloning copies a pointer.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct MultiVector {
+    /// The vectors one after another.
+    pub values: Arc<[f32]>,
+    /// Values of each vector.
+    pub width: usize,
+}
+
+/// Items of different sizes.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Ragged<T> {
+    /// One for each input.
+    pub items: Vec<T>,
+    /// What their shape says: entries of the vocabulary, or values of each vector.
+    pub width: usize,
 }
 
 /// Vectors of equal width, as the rows of a matrix.
@@ -59,13 +141,90 @@ pub struct Dense {
     width: usize,
 }
 
+impl OutputKind {
+    /// Every kind.
+    pub const ALL: [Self; 4] = [Self::Dense, Self::Scores, Self::Sparse, Self::Multi];
+
+    /// What it is, and the methods that give it, for messages.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Dense => "vectors of texts (embed)",
+            Self::Scores => "scores of texts and pairs (rerank, classify, score)",
+            Self::Sparse => "sparse vectors (embed_sparse)",
+            Self::Multi => "vectors of tokens (embed_multi)",
+        }
+    }
+}
+
 impl Shape {
-    /// Values of each vector.
+    /// The kind.
+    #[must_use]
+    pub fn kind(self) -> OutputKind {
+        match self {
+            Self::Dense { .. } => OutputKind::Dense,
+            Self::Scores { .. } => OutputKind::Scores,
+            Self::Sparse { .. } => OutputKind::Sparse,
+            Self::Multi { .. } => OutputKind::Multi,
+        }
+    }
+
+    /// Values of each vector, labels, or entries of the vocabulary.
     #[must_use]
     pub fn width(self) -> usize {
         match self {
-            Self::Dense { width } => width,
+            Self::Dense { width } | Self::Multi { width } => width,
+            Self::Scores { labels } => labels,
+            Self::Sparse { vocabulary } => vocabulary,
         }
+    }
+}
+
+impl Shapes {
+    /// Of a model that gives vectors alone.
+    #[must_use]
+    pub fn dense(width: usize) -> Self {
+        Self { dense: Some(width), ..Self::default() }
+    }
+
+    /// The shape of this kind, if the model gives it.
+    #[must_use]
+    pub fn of(self, kind: OutputKind) -> Option<Shape> {
+        match kind {
+            OutputKind::Dense => self.dense.map(|width| Shape::Dense { width }),
+            OutputKind::Scores => self.scores.map(|labels| Shape::Scores { labels }),
+            OutputKind::Sparse => self.sparse.map(|vocabulary| Shape::Sparse { vocabulary }),
+            OutputKind::Multi => self.multi.map(|width| Shape::Multi { width }),
+        }
+    }
+
+    /// What the model gives.
+    pub fn kinds(self) -> impl Iterator<Item = OutputKind> {
+        OutputKind::ALL.into_iter().filter(move |kind| self.of(*kind).is_some())
+    }
+
+    /// The methods that a user calls.
+    #[must_use]
+    pub fn tasks(self) -> Vec<&'static str> {
+        let tasks = |kind| match kind {
+            OutputKind::Dense => &["embed"][..],
+            OutputKind::Scores if self.scores == Some(1) => &["rerank", "classify"],
+            OutputKind::Scores => &["classify"],
+            OutputKind::Sparse => &["embed_sparse"],
+            OutputKind::Multi => &["embed_multi"],
+        };
+        self.kinds().flat_map(tasks).copied().collect()
+    }
+
+    /// The shape of this kind, or the error that says what the model of the slot `name` gives instead.
+    ///
+    /// # Errors
+    /// [`Error::Task`].
+    pub fn expect(self, kind: OutputKind, name: &str) -> Result<Shape> {
+        self.of(kind).ok_or_else(|| {
+            let given: Vec<_> = self.kinds().map(OutputKind::name).collect();
+            Error::Task { name: name.to_owned(), asked: kind.name(), given: given.join(", ") }
+        })
     }
 }
 
@@ -77,28 +236,31 @@ impl Default for Output {
 }
 
 impl Output {
-    /// `rows` items of this shape, all zero.
+    /// `rows` items of this shape, all zero or empty.
     ///
     /// # Errors
-    /// [`Error::OutOfMemory`](crate::Error::OutOfMemory).
+    /// [`Error::OutOfMemory`].
     pub fn new(shape: Shape, rows: usize) -> Result<Self> {
-        match shape {
-            Shape::Dense { width } => {
-                let values = zeroed(width.saturating_mul(rows))?;
-                Ok(Self::Dense(Dense { values, rows, width }))
-            }
-        }
+        let width = shape.width();
+        Ok(match shape.kind() {
+            OutputKind::Dense => Self::Dense(Dense::zeros(rows, width)?),
+            OutputKind::Scores => Self::Scores(Dense::zeros(rows, width)?),
+            OutputKind::Sparse => Self::Sparse(Ragged::empty(rows, width)?),
+            OutputKind::Multi => Self::Multi(Ragged::empty(rows, width)?),
+        })
     }
 
-    /// Changes it to `rows` items of this shape, all zero. Keeps the memory that it has.
-    pub fn reset(&mut self, shape: Shape, rows: usize) {
+    /// Changes it to `rows` items of this shape, all zero or empty. Keeps the memory that fits.
+    ///
+    /// # Errors
+    /// As [`Output::new`].
+    pub fn reset(&mut self, shape: Shape, rows: usize) -> Result<()> {
         match (self, shape) {
-            (Self::Dense(dense), Shape::Dense { width }) => {
-                dense.values.clear();
-                dense.values.resize(rows * width, 0.0);
-                (dense.rows, dense.width) = (rows, width);
-            }
+            (Self::Dense(dense), Shape::Dense { width })
+            | (Self::Scores(dense), Shape::Scores { labels: width }) => dense.reset(rows, width),
+            (output, _) => *output = Self::new(shape, rows)?,
         }
+        Ok(())
     }
 
     /// The shape of its items.
@@ -106,6 +268,9 @@ impl Output {
     pub fn shape(&self) -> Shape {
         match self {
             Self::Dense(dense) => Shape::Dense { width: dense.width },
+            Self::Scores(scores) => Shape::Scores { labels: scores.width },
+            Self::Sparse(ragged) => Shape::Sparse { vocabulary: ragged.width },
+            Self::Multi(ragged) => Shape::Multi { width: ragged.width },
         }
     }
 
@@ -113,7 +278,9 @@ impl Output {
     #[must_use]
     pub fn rows(&self) -> usize {
         match self {
-            Self::Dense(dense) => dense.rows,
+            Self::Dense(dense) | Self::Scores(dense) => dense.rows,
+            Self::Sparse(ragged) => ragged.items.len(),
+            Self::Multi(ragged) => ragged.items.len(),
         }
     }
 
@@ -122,13 +289,24 @@ impl Output {
     pub fn view(&self, row: usize) -> View<'_> {
         match self {
             Self::Dense(dense) => View::Dense(dense.row(row)),
+            Self::Scores(scores) => View::Scores(scores.row(row)),
+            Self::Sparse(ragged) => View::Sparse(&ragged.items[row]),
+            Self::Multi(ragged) => View::Multi(&ragged.items[row]),
         }
     }
 
     /// Replaces item number `row` by a copy of `item`, which has the same shape.
+    ///
+    /// # Panics
+    /// For an item of another kind or width.
     pub fn put(&mut self, row: usize, item: View<'_>) {
         match (self, item) {
-            (Self::Dense(dense), View::Dense(values)) => dense.row_mut(row).copy_from_slice(values),
+            (Self::Dense(dense), View::Dense(values)) | (Self::Scores(dense), View::Scores(values)) => {
+                dense.row_mut(row).copy_from_slice(values);
+            }
+            (Self::Sparse(ragged), View::Sparse(item)) => ragged.items[row] = item.clone(),
+            (Self::Multi(ragged), View::Multi(item)) => ragged.items[row] = item.clone(),
+            (output, item) => panic!("{item:?} is no item of {:?}", output.shape()),
         }
     }
 
@@ -137,6 +315,9 @@ impl Output {
     pub fn into_item(self) -> Item {
         match self {
             Self::Dense(dense) => Item::Dense(dense.values.into()),
+            Self::Scores(scores) => Item::Scores(scores.values.into()),
+            Self::Sparse(mut ragged) => Item::Sparse(ragged.items.pop().unwrap_or_default()),
+            Self::Multi(mut ragged) => Item::Multi(ragged.items.pop().unwrap_or_default()),
         }
     }
 }
@@ -145,16 +326,22 @@ impl View<'_> {
     /// Whether all its numbers are finite.
     #[must_use]
     pub fn is_finite(&self) -> bool {
-        match self {
-            Self::Dense(values) => values.iter().all(|value| value.is_finite()),
-        }
+        let values = match self {
+            Self::Dense(values) | Self::Scores(values) => values,
+            Self::Sparse(item) => &*item.values,
+            Self::Multi(item) => &*item.values,
+        };
+        values.iter().all(|value| value.is_finite())
     }
 
     /// A copy that owns its memory.
     #[must_use]
     pub fn to_item(&self) -> Item {
-        match self {
-            Self::Dense(values) => Item::Dense((*values).into()),
+        match *self {
+            Self::Dense(values) => Item::Dense(values.into()),
+            Self::Scores(values) => Item::Scores(values.into()),
+            Self::Sparse(item) => Item::Sparse(item.clone()),
+            Self::Multi(item) => Item::Multi(item.clone()),
         }
     }
 }
@@ -165,6 +352,9 @@ impl Item {
     pub fn view(&self) -> View<'_> {
         match self {
             Self::Dense(values) => View::Dense(values),
+            Self::Scores(values) => View::Scores(values),
+            Self::Sparse(item) => View::Sparse(item),
+            Self::Multi(item) => View::Multi(item),
         }
     }
 
@@ -172,12 +362,33 @@ impl Item {
     #[must_use]
     pub fn bytes(&self) -> usize {
         match self {
-            Self::Dense(values) => size_of_val(&**values),
+            Self::Dense(values) | Self::Scores(values) => size_of_val(&**values),
+            Self::Sparse(item) => size_of_val(&*item.indices) + size_of_val(&*item.values),
+            Self::Multi(item) => size_of_val(&*item.values),
         }
     }
 }
 
+impl<T: Clone + Default> Ragged<T> {
+    fn empty(rows: usize, width: usize) -> Result<Self> {
+        let mut items = Vec::new();
+        reserve(&mut items, rows)?;
+        items.resize(rows, T::default());
+        Ok(Self { items, width })
+    }
+}
+
 impl Dense {
+    fn zeros(rows: usize, width: usize) -> Result<Self> {
+        Ok(Self { values: zeroed(width.saturating_mul(rows))?, rows, width })
+    }
+
+    fn reset(&mut self, rows: usize, width: usize) {
+        self.values.clear();
+        self.values.resize(rows * width, 0.0);
+        (self.rows, self.width) = (rows, width);
+    }
+
     /// The vectors one after another.
     #[must_use]
     pub fn values(&self) -> &[f32] {
@@ -232,16 +443,16 @@ mod tests {
         output.put(0, View::Dense(&[1.0, 2.0]));
         assert_eq!((output.shape(), output.rows()), (PAIRS, 3));
         assert_eq!((output.view(1), output.view(2)), (View::Dense(&[0.0, 0.0]), View::Dense(&[3.0, 4.0])));
-        let Output::Dense(dense) = output;
+        let Output::Dense(dense) = output else { panic!() };
         assert_eq!(dense.into_values(), [1.0, 2.0, 0.0, 0.0, 3.0, 4.0]);
     }
 
     #[test]
     fn a_reset_output_is_zero_and_has_the_new_shape() {
         let mut output = Output::default();
-        output.reset(PAIRS, 1);
+        output.reset(PAIRS, 1).unwrap();
         output.put(0, View::Dense(&[1.0, 2.0]));
-        output.reset(Shape::Dense { width: 3 }, 2);
+        output.reset(Shape::Dense { width: 3 }, 2).unwrap();
         assert_eq!((output.rows(), output.shape().width()), (2, 3));
         assert_eq!(output, Output::new(Shape::Dense { width: 3 }, 2).unwrap());
     }
@@ -256,6 +467,27 @@ mod tests {
         let item = output.view(0).to_item();
         assert_eq!((item.bytes(), item.view()), (8, View::Dense(&[1.0, 2.0])));
         assert_eq!(output.into_item(), item);
+    }
+
+    #[test]
+    fn every_kind_is_put_viewed_and_counted() {
+        let sparse = SparseVector { indices: [2, 7].into(), values: [0.5, 1.5].into() };
+        let multi = MultiVector { values: [1.0, 2.0, 3.0, 4.0].into(), width: 2 };
+        for (shape, item, bytes) in [
+            (Shape::Dense { width: 2 }, Item::Dense([1.0, 2.0].into()), 8),
+            (Shape::Scores { labels: 1 }, Item::Scores([3.0].into()), 4),
+            (Shape::Sparse { vocabulary: 9 }, Item::Sparse(sparse), 16),
+            (Shape::Multi { width: 2 }, Item::Multi(multi), 16),
+        ] {
+            let mut output = Output::default();
+            output.reset(shape, 1).unwrap();
+            assert_eq!((output.shape(), output.rows()), (shape, 1));
+            assert_ne!(output.view(0), item.view());
+            output.put(0, item.view());
+            assert_eq!((output.view(0), item.bytes()), (item.view(), bytes));
+            assert!(output.view(0).is_finite());
+            assert_eq!(output.into_item(), item);
+        }
     }
 
     #[test]

@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
 import torch  # noqa: E402  (after the environment above)
-from fixture_makers import added_tokens, blocks, causal, detector, encoders, real, rope, semantic  # noqa: E402
+from fixture_makers import added_tokens, blocks, causal, detector, encoders, real, rope, scorers, semantic  # noqa: E402
 from transformers.utils import logging  # noqa: E402
 
 FIXTURES = ROOT / "tests" / "fixtures"
@@ -37,6 +37,7 @@ def makers(models: Path) -> dict[str, Callable[[], None]]:
     table["rope"] = partial(rope.make, FIXTURES)
     table |= {spec.name: partial(encoders.make, spec, FIXTURES) for spec in encoders.ENCODERS}
     table |= {spec.name: partial(causal.make, spec, FIXTURES) for spec in causal.GENERATORS}
+    table |= {spec.name: partial(scorers.make, spec, FIXTURES) for spec in scorers.SCORERS}
     return table | {name: partial(real.make, name, models, FIXTURES) for name in real.NAMES}
 
 

@@ -35,14 +35,18 @@ from .errors import ModelManagerError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from .handles import SentenceModel, TextGenerator
+    from .handles import CrossEncoder, SentenceModel, TextGenerator
+    from .results import Classification, RerankResult
 
 __all__ = [
+    "Classification",
     "Config",
+    "CrossEncoder",
     "LazyLoadTracker",
     "ModelManager",
     "ModelManagerError",
     "ModelType",
+    "RerankResult",
     "SentenceModel",
     "TextGenerator",
     "TextStream",
@@ -69,8 +73,10 @@ if not TYPE_CHECKING:  # type checkers must report unknown attributes
         """Import the handles, and submodules that programs may use without an import, when they are first needed."""
         from importlib import import_module
 
-        if name in ("SentenceModel", "TextGenerator"):
+        if name in ("CrossEncoder", "SentenceModel", "TextGenerator"):
             return getattr(import_module(f"{__name__}.handles"), name)
+        if name in ("Classification", "RerankResult"):
+            return getattr(import_module(f"{__name__}.results"), name)
         if name in _FORMER_SUBMODULES:
             return import_module(f"{__name__}.{name}")
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

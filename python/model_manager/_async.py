@@ -137,6 +137,23 @@ def start_response(
     return start(submit)
 
 
+async def ainfer(
+    manager: Manager, kind: str, first: Any, second: Any = None, model: str | None = None, **options: Any
+) -> tuple[Any, int]:
+    """`Manager._infer` for asyncio: the results and the tokens that were read. Cancelling the task withdraws what has
+    not been computed yet.
+    """
+
+    def submit(on_done: Callable[..., None]) -> Ticket:
+        def on_results(results: Any, tokens: int, error: BaseException | None) -> None:
+            on_done((results, tokens), error)
+
+        return manager._submit_inference(kind, on_results, first, second, model, **options)
+
+    found: tuple[Any, int] = await _result(*start(submit))
+    return found
+
+
 async def _result(future: asyncio.Future[Result], ticket: Ticket) -> Result:
     try:
         return await future

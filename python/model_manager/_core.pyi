@@ -114,6 +114,11 @@ class Config:
         keyword.
         """
     @property
+    def reranker_model(self) -> str:
+        """Source of the slot ``reranker``. `MODEL_MANAGER_RERANKER_MODEL`, read again at each load unless given as
+        keyword.
+        """
+    @property
     def use_huggingface(self) -> bool:
         """Whether a warm-up of everything includes the generator. `USE_HUGGINGFACE`, default True."""
     @property
@@ -287,7 +292,7 @@ class Manager:
     Waiting releases the GIL and can be interrupted (Ctrl-C). A manager can be subclassed, used in a ``with`` statement,
     and pickled by configuration; models load again where it is unpickled.
 
-    The slots ``turkish_sentence``, ``english_sentence`` and ``text_generator`` exist from the start. When the source of
+    The slots ``turkish_sentence``, ``english_sentence``, ``text_generator`` and ``reranker`` exist from the start. When the source of
     ``turkish_sentence`` cannot be loaded, the multilingual default model is loaded instead.
     """
 
@@ -327,7 +332,7 @@ class Manager:
         max_length: int | None = None,
         revision: str | None = None,
         prompts: Mapping[str, str] | None = None,
-        kind: Literal["embedding", "generator"] | None = None,
+        kind: Literal["embedding", "reranker", "classifier", "generator"] | None = None,
         replace: bool = False,
     ) -> None:
         """Create the slot `name` for an embedding model or a text generator from `source`, or for the object that
@@ -348,8 +353,8 @@ class Manager:
             pooling, max_length, revision, prompts: Override the model's files. For a server's model only prompts can be
                 overridden.
             kind: The kind of model in `source`. None: decided by its files if they are on this machine (a pooling or a
-                ``modules.json`` makes an embedding model, any other language model is a generator), otherwise by its
-                first use. ``text_generator`` is always a generator, the two sentence slots never are.
+                ``modules.json`` makes an embedding model, a class for sequence classification a reranker or classifier,
+                any other language model is a generator), otherwise by its first use. ``text_generator`` is always a generator, the two sentence slots never are.
             replace: Allow an existing slot with that name, built-in ones too; its model is unloaded.
 
         Raises:
@@ -441,6 +446,31 @@ class Manager:
         before `submit` returns when everything was cached. Keep it short. Wrong arguments raise here. Tokenizing and
         loading happen on other threads, so an event loop may call this.
         """
+    def _infer(
+        self,
+        kind: Literal["scores", "sparse", "multi"],
+        first: Inputs,
+        second: Iterable[str] | None = None,
+        model: str | None = None,
+        progress: Callable[[int, int], object] | None = None,
+        **options: Any,
+    ) -> tuple[Any, int]:
+        """Scores (float32, shape (n, labels)), sparse vectors or vectors of tokens, and the tokens that were read.
+
+        `second` are the second texts of pairs: one `first` text goes with each of them, or as many. `options` are
+        ``activation`` (identity, sigmoid, softmax, probabilities), ``prompt``, ``prompt_name``, ``truncate``, ``timeout``
+        and ``keep_alive``.
+        """
+    def _submit_inference(
+        self,
+        kind: Literal["scores", "sparse", "multi"],
+        on_done: Callable[[Any, int, BaseException | None], object],
+        first: Inputs,
+        second: Iterable[str] | None = None,
+        model: str | None = None,
+        **options: Any,
+    ) -> Ticket:
+        """`_infer` without waiting: `on_done(results, tokens, error)` is called as that of `submit`."""
     def submit_response(
         self,
         inputs: Inputs,
@@ -572,7 +602,9 @@ class Manager:
     def is_loaded(self, name: str) -> bool:
         """Whether the slot is in memory now. Never loads."""
     def get(self, name: str, timeout: float | None = None) -> Any:
-        """Load the slot and return its object: a `SentenceModel`, a `TextGenerator`, or what the loader returned."""
+        """Load the slot and return its object: a `SentenceModel`, a `CrossEncoder`, a `TextGenerator`, or what the loader
+        returned.
+        """
     def peek(self, name: str) -> Any | None:
         """Like `get`, but None when the slot is not in memory. It does not count as a use."""
     def slots(self) -> list[str]:
@@ -581,7 +613,7 @@ class Manager:
     def describe(self, name: str, load: Literal[True] = True) -> Description: ...
     @overload
     def describe(self, name: str, load: bool) -> Description | None:
-        """What the model of an embedding slot is. The model is loaded first; with `load` False the result is None when
+        """What the model of an embedding slot or reranker is. The model is loaded first; with `load` False the result is None when
         it is not loaded.
 
         Raises `InputError` for a slot with a loader.

@@ -46,6 +46,7 @@ class Settings(TypedDict, total=False):
     turkish_model: str
     english_model: str
     generator_model: str
+    reranker_model: str
     use_huggingface: bool
     max_tokens: int
     temperature: float
@@ -137,7 +138,11 @@ class Description(TypedDict):
     architecture: str
     """`model_type` of its config.json; ``ollama`` or ``openai`` for a server's model."""
     dimension: int
-    """Length of its vectors."""
+    """Length of its vectors; 0 for a model that gives none."""
+    tasks: list[str]
+    """The methods that it answers: ``embed``, ``rerank``, ``classify``."""
+    labels: list[str]
+    """Names of the labels that it scores; empty for a model that scores nothing."""
     max_length: int | None
     """Tokens per text, special tokens included; longer texts are cut. None: only its server knows."""
     pooling: str | None
@@ -304,7 +309,7 @@ class SlotStatistics(TypedDict):
     source: str | None
     """None for a slot with a registered loader."""
     kind: str
-    """``embedding``, ``generator`` or ``object``."""
+    """``embedding``, ``reranker``, ``classifier``, ``generator`` or ``object``."""
     pinned: bool
     keep_alive: float | None
     """Seconds that it stays after its latest use; None: indefinitely."""

@@ -28,6 +28,7 @@ __all__ = [
     "RemoteError",
     "RemoteRefusedError",
     "RequestCancelledError",
+    "TaskError",
     "UnknownModelError",
     "UnsupportedModelError",
     "WaitTimeoutError",
@@ -68,6 +69,12 @@ class ArgumentError(InputError):
 
 class UnknownModelError(ModelManagerError, KeyError):
     """No slot has this name; `ModelManager.register` makes one."""
+
+
+class TaskError(InputError):
+    """The model of a slot does something else than what was asked for: a reranker does not embed, an embedding model
+    gives no scores. The message says what it gives.
+    """
 
 
 class ModelNotFoundError(ModelManagerError, FileNotFoundError):

@@ -10,6 +10,7 @@ import weakref
 from . import _core
 from ._async import AsyncTextStream, acomplete, aembed
 from ._core import Manager
+from ._scoring import Scoring
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,11 +24,11 @@ if TYPE_CHECKING:
     from ._core import Config
     from ._types import GenerationParams, Inputs, Settings
 
-BUILT_IN_SLOTS = ("turkish_sentence", "english_sentence", "text_generator")
+BUILT_IN_SLOTS = ("turkish_sentence", "english_sentence", "text_generator", "reranker")
 """The slots that every manager has from the start."""
 
 
-class BaseManager(Manager):
+class BaseManager(Scoring, Manager):
     """`Manager` plus everything that needs Python: `ModelManager` without the chatbot's names."""
 
     _registered: dict[str, tuple[str | None, dict[str, Any]]]

@@ -5,6 +5,7 @@ use std::hash::Hash;
 use std::sync::Arc;
 
 use super::chunk::Chunk;
+use crate::output::OutputKind;
 
 /// Which of the two lines a request waits in.
 ///
@@ -18,8 +19,14 @@ pub enum Lane {
     Bulk,
 }
 
-/// Token ids of one sequence. Shared with the in-flight table.
-pub(super) type Tokens = Arc<[u32]>;
+/// One sequence, and what is wanted of it. Its ids are shared with the in-flight table.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Sequence {
+    pub(super) ids: Arc<[u32]>,
+    /// The token from which on tokens have type 1.
+    pub(super) second: u32,
+    pub(super) kind: OutputKind,
+}
 
 /// What can be queued: cheap to clone, equal for equal results.
 pub(crate) trait QueueItem: Clone + Eq + Hash + Send + 'static {
@@ -27,9 +34,9 @@ pub(crate) trait QueueItem: Clone + Eq + Hash + Send + 'static {
     fn weight(&self) -> usize;
 }
 
-impl QueueItem for Tokens {
+impl QueueItem for Sequence {
     fn weight(&self) -> usize {
-        self.len()
+        self.ids.len()
     }
 }
 
@@ -168,8 +175,8 @@ mod tests {
     use super::super::chunk::Cancel;
     use super::*;
 
-    fn tokens(id: u32, length: usize) -> Tokens {
-        vec![id; length].into()
+    fn tokens(id: u32, length: usize) -> Sequence {
+        Sequence { ids: vec![id; length].into(), second: length as u32, kind: OutputKind::Dense }
     }
 
     fn waiter(cancel: &Cancel) -> Waiter {
@@ -259,11 +266,11 @@ mod tests {
             while !queue.is_empty() {
                 let (batch, _) = queue.next_batch(limits);
                 prop_assert!(!batch.is_empty());
-                let total: usize = batch.iter().map(|t| t.len()).sum();
+                let total: usize = batch.iter().map(|t| t.ids.len()).sum();
                 prop_assert!(total <= budget || batch.len() == 1);
                 prop_assert!(batch.len() <= items);
                 for sequence in batch {
-                    prop_assert!(computed.insert((sequence[0], sequence.len())));
+                    prop_assert!(computed.insert((sequence.ids[0], sequence.ids.len())));
                     answered += queue.complete(&sequence).len();
                 }
             }

@@ -5,19 +5,23 @@ use std::sync::{Arc, Weak};
 
 use super::chunk::Chunk;
 use super::counters::Counters;
-use super::queue::{BatchLimit, Lane, Queue, Tokens, Waiter};
+use super::queue::{BatchLimit, Lane, Queue, Sequence, Waiter};
 use super::queue_worker::{QueueWorker, abandon, complete, next_batch};
 use crate::compute::Packed;
-use crate::output::{Output, Shape};
+use crate::models::Encoded;
+use crate::output::{Output, OutputKind, Shape};
 use crate::sync::{Abandon, Work, WorkerThread};
 use crate::{Error, Result};
 
 /// What a batcher drives: token ids in, one item a sequence out.
 pub trait Forward: Send + Sync + 'static {
-    /// The shape of an item.
-    fn shape(&self) -> Shape;
+    /// The shape of an item of this kind.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] for a kind that the model does not give.
+    fn shape(&self, kind: OutputKind) -> Result<Shape>;
 
-    /// Computes the items of a packed batch into `out`, which has as many of this shape.
+    /// Computes the items of a packed batch into `out`, which has as many of one of these shapes.
     ///
     /// # Errors
     /// Those of the model; every caller of this batch gets them.
@@ -26,7 +30,7 @@ pub trait Forward: Send + Sync + 'static {
 
 /// A queue and its worker thread, for one loaded model. Dropping it ends the thread and fails callers that still wait.
 pub struct Batcher {
-    queue: QueueWorker<Tokens>,
+    queue: QueueWorker<Sequence>,
 }
 
 impl Batcher {
@@ -52,9 +56,10 @@ impl Batcher {
         Ok(Self { queue: QueueWorker::start("embed", 1, work, counters)? })
     }
 
-    /// Queues the sequences of a chunk, row by row. Never blocks.
-    pub fn submit(&self, sequences: Vec<Vec<u32>>, chunk: &Arc<Chunk>, lane: Lane) {
-        self.queue.submit(sequences.into_iter().map(Tokens::from), chunk, lane);
+    /// Queues the sequences of a chunk, row by row, for items of this kind. Never blocks.
+    pub fn submit(&self, sequences: Vec<Encoded>, kind: OutputKind, chunk: &Arc<Chunk>, lane: Lane) {
+        let sequence = |Encoded { ids, second }| Sequence { ids: ids.into(), second, kind };
+        self.queue.submit(sequences.into_iter().map(sequence), chunk, lane);
     }
 
     /// Sequences waiting, not counting those being computed.
@@ -71,29 +76,43 @@ struct Batches<F> {
     counters: Arc<Counters>,
 }
 
-impl<F: Forward> Work<Queue<Tokens>> for Batches<F> {
-    fn fresh(&self) -> Queue<Tokens> {
+impl<F: Forward> Work<Queue<Sequence>> for Batches<F> {
+    fn fresh(&self) -> Queue<Sequence> {
         Queue::default()
     }
 
-    fn run(&self, thread: &WorkerThread<'_, Queue<Tokens>>) {
+    fn run(&self, thread: &WorkerThread<'_, Queue<Sequence>>) {
         let mut scratch = BatchBuffers::default();
         while let Some(batch) = next_batch(thread, self.budget, false, &self.counters) {
-            let tokens: usize = batch.iter().map(|sequence| sequence.len()).sum();
-            // A caller that waits keeps the model in memory by its lease, so this fails only when none waits.
-            let result = match self.model.upgrade() {
-                Some(model) => scratch.forward(&self.name, &*model, &batch),
-                None => Err(Error::Closed),
-            };
-            self.counters.note_batch(batch.len(), tokens, result.is_err());
-            let waiters = complete(thread, &batch);
-            reply(&self.name, &result.map(|()| &scratch.out), &batch, &waiters);
+            for batch in by_kind(batch) {
+                let tokens: usize = batch.iter().map(|sequence| sequence.ids.len()).sum();
+                // A caller that waits keeps the model in memory by its lease, so this fails only when none waits.
+                let result = match self.model.upgrade() {
+                    Some(model) => scratch.forward(&self.name, &*model, &batch),
+                    None => Err(Error::Closed),
+                };
+                self.counters.note_batch(batch.len(), tokens, result.is_err());
+                let waiters = complete(thread, &batch);
+                reply(&self.name, &result.map(|()| &scratch.out), &batch, &waiters);
+            }
         }
     }
 
-    fn abandon(&self, queue: &mut Queue<Tokens>) -> Option<Abandon> {
+    fn abandon(&self, queue: &mut Queue<Sequence>) -> Option<Abandon> {
         abandon(queue)
     }
+}
+
+/// The batches of one kind each that a batch consists of: nearly always one.
+fn by_kind(batch: Vec<Sequence>) -> Vec<Vec<Sequence>> {
+    let mut batches: Vec<Vec<Sequence>> = Vec::new();
+    for sequence in batch {
+        match batches.iter_mut().find(|batch| batch[0].kind == sequence.kind) {
+            Some(batch) => batch.push(sequence),
+            None => batches.push(vec![sequence]),
+        }
+    }
+    batches
 }
 
 /// Buffers that one batch leaves for the next.
@@ -101,21 +120,25 @@ impl<F: Forward> Work<Queue<Tokens>> for Batches<F> {
 struct BatchBuffers {
     ids: Vec<u32>,
     offsets: Vec<u32>,
+    seconds: Vec<u32>,
     out: Output,
 }
 
 impl BatchBuffers {
-    /// Packs and computes a batch into `self.out`.
-    fn forward<F: Forward>(&mut self, name: &str, model: &F, batch: &[Tokens]) -> Result<()> {
+    /// Packs and computes a batch of one kind into `self.out`.
+    fn forward<F: Forward>(&mut self, name: &str, model: &F, batch: &[Sequence]) -> Result<()> {
         self.ids.clear();
         self.offsets.clear();
+        self.seconds.clear();
         self.offsets.push(0);
         for sequence in batch {
-            self.ids.extend_from_slice(sequence);
+            self.ids.extend_from_slice(&sequence.ids);
             self.offsets.push(self.ids.len() as u32);
+            self.seconds.push(sequence.second);
         }
-        self.out.reset(model.shape(), batch.len());
-        let packed = Packed { ids: &self.ids, offsets: &self.offsets };
+        let kind = batch.first().map_or(OutputKind::Dense, |sequence| sequence.kind);
+        self.out.reset(model.shape(kind)?, batch.len())?;
+        let packed = Packed { ids: &self.ids, offsets: &self.offsets, seconds: &self.seconds };
         let out = &mut self.out;
         catch_unwind(AssertUnwindSafe(|| model.forward(&packed, out))).unwrap_or_else(|payload| {
             Err(Error::panic(format!("the forward pass of {name}"), payload.as_ref()))
@@ -124,7 +147,7 @@ impl BatchBuffers {
 }
 
 /// Delivers every item to the callers that want it. An item that is not finite fails its own callers only.
-fn reply(name: &str, result: &Result<&Output>, batch: &[Tokens], waiters: &[Vec<Waiter>]) {
+fn reply(name: &str, result: &Result<&Output>, batch: &[Sequence], waiters: &[Vec<Waiter>]) {
     for (row, (sequence, waiters)) in batch.iter().zip(waiters).enumerate() {
         let item = result.as_ref().map_err(Clone::clone).and_then(|out| {
             let item = out.view(row);
@@ -132,7 +155,7 @@ fn reply(name: &str, result: &Result<&Output>, batch: &[Tokens], waiters: &[Vec<
         });
         for waiter in waiters {
             match &item {
-                Ok(item) => waiter.chunk.deliver(waiter.row, *item, sequence.len() as u32),
+                Ok(item) => waiter.chunk.deliver(waiter.row, *item, sequence.ids.len() as u32),
                 Err(error) => waiter.chunk.fail(error.clone()),
             }
         }
@@ -160,12 +183,12 @@ mod tests {
     }
 
     impl Forward for Fake {
-        fn shape(&self) -> Shape {
-            PAIRS
+        fn shape(&self, _: OutputKind) -> Result<Shape> {
+            Ok(PAIRS)
         }
 
         fn forward(&self, batch: &Packed<'_>, out: &mut Output) -> Result<()> {
-            let Output::Dense(out) = out;
+            let Output::Dense(out) = out else { panic!() };
             self.gate.lock().recv().unwrap();
             self.batches.fetch_add(1, Ordering::Relaxed);
             for (row, range) in batch.offsets.windows(2).enumerate() {
@@ -217,7 +240,8 @@ mod tests {
             let (sender, receiver) = mpsc::channel();
             let done = Box::new(move |result| drop(sender.send(result)));
             let chunk = Chunk::new(sequences.len(), PAIRS, cancel.clone(), done).unwrap();
-            self.batcher.submit(sequences.iter().map(|s| s.to_vec()).collect(), &chunk, Lane::Interactive);
+            let sequences = sequences.iter().map(|s| s.to_vec().into()).collect();
+            self.batcher.submit(sequences, OutputKind::Dense, &chunk, Lane::Interactive);
             receiver
         }
 
@@ -309,7 +333,7 @@ mod tests {
         drop((model, permits));
         let (sender, receiver) = mpsc::channel();
         let chunk = Chunk::new(1, PAIRS, Cancel::default(), Box::new(move |r| drop(sender.send(r)))).unwrap();
-        batcher.submit(vec![vec![1]], &chunk, Lane::Bulk);
+        batcher.submit(vec![vec![1].into()], OutputKind::Dense, &chunk, Lane::Bulk);
         assert_eq!(receiver.recv().unwrap(), Err(Error::Closed));
     }
 

@@ -1,4 +1,4 @@
-//! What a cached vector is the vector of.
+//! What a cached result is the result of.
 
 use std::borrow::Borrow;
 use std::hash::{Hash, Hasher};
@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use crate::Result;
 use crate::compute::memory::{joined, reserve};
+use crate::output::OutputKind;
 
 /// What a model is given.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -14,9 +15,11 @@ pub enum Content<'a> {
     Text(&'a str),
     /// Token ids as the model reads them; no text, even if one would give the same ids.
     Tokens(&'a [u32]),
+    /// Two texts that the model reads as one sequence.
+    Pair(&'a str, &'a str),
 }
 
-/// Everything that decides a vector. Borrowed, so that a look-up allocates nothing.
+/// Everything that decides a result. Borrowed, so that a look-up allocates nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct KeyRef<'a> {
     /// Text or token ids.
@@ -29,6 +32,8 @@ pub struct KeyRef<'a> {
     pub dimensions: Option<usize>,
     /// Whether the vector has length 1.
     pub normalized: bool,
+    /// What is asked for.
+    pub kind: OutputKind,
 }
 
 impl Content<'_> {
@@ -36,6 +41,7 @@ impl Content<'_> {
         match self {
             Self::Text(text) => text.len(),
             Self::Tokens(ids) => size_of_val(ids),
+            Self::Pair(first, second) => first.len() + second.len(),
         }
     }
 }
@@ -48,12 +54,14 @@ pub(super) struct Key {
     model: Arc<str>,
     dimensions: Option<usize>,
     normalized: bool,
+    kind: OutputKind,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Owned {
     Text(Box<str>),
     Tokens(Box<[u32]>),
+    Pair(Box<[Box<str>; 2]>),
 }
 
 impl Key {
@@ -62,7 +70,7 @@ impl Key {
     /// # Errors
     /// [`Error::OutOfMemory`](crate::Error::OutOfMemory).
     pub(super) fn copy(key: &KeyRef<'_>) -> Result<Self> {
-        let KeyRef { content, prompt, model, dimensions, normalized } = *key;
+        let KeyRef { content, prompt, model, dimensions, normalized, kind } = *key;
         let content = match content {
             Content::Text(text) => Owned::Text(joined(&[text])?.into_boxed_str()),
             Content::Tokens(ids) => {
@@ -71,9 +79,13 @@ impl Key {
                 copy.extend_from_slice(ids);
                 Owned::Tokens(copy.into_boxed_slice())
             }
+            Content::Pair(first, second) => Owned::Pair(Box::new([
+                joined(&[first])?.into_boxed_str(),
+                joined(&[second])?.into_boxed_str(),
+            ])),
         };
         let prompt = joined(&[prompt])?.into_boxed_str();
-        Ok(Self { content, prompt, model: Arc::clone(model), dimensions, normalized })
+        Ok(Self { content, prompt, model: Arc::clone(model), dimensions, normalized, kind })
     }
 }
 
@@ -90,12 +102,13 @@ pub(super) trait AnyKey {
 
 impl AnyKey for Key {
     fn borrowed(&self) -> KeyRef<'_> {
-        let Self { content, prompt, model, dimensions, normalized } = self;
+        let Self { content, prompt, model, dimensions, normalized, kind } = self;
         let content = match content {
             Owned::Text(text) => Content::Text(text),
             Owned::Tokens(ids) => Content::Tokens(ids),
+            Owned::Pair(both) => Content::Pair(&both[0], &both[1]),
         };
-        KeyRef { content, prompt, model, dimensions: *dimensions, normalized: *normalized }
+        KeyRef { content, prompt, model, dimensions: *dimensions, normalized: *normalized, kind: *kind }
     }
 }
 

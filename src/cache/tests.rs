@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use proptest::prelude::*;
 
 use super::*;
-use crate::output::Item;
+use crate::output::{Item, OutputKind};
 
 fn settings(max_entries: usize) -> CacheSettings {
     CacheSettings { max_entries, max_bytes: None, policy: Policy::Lru, time_to_live: None }
@@ -20,7 +20,14 @@ fn cache(settings: CacheSettings) -> EmbeddingCache {
 
 /// A key that the other fields of no other text share.
 fn key<'a>(text: &'a str, model: &'a Arc<str>) -> KeyRef<'a> {
-    KeyRef { content: Content::Text(text), prompt: "", model, dimensions: None, normalized: true }
+    KeyRef {
+        content: Content::Text(text),
+        prompt: "",
+        model,
+        dimensions: None,
+        normalized: true,
+        kind: OutputKind::Dense,
+    }
 }
 
 fn vector(dimensions: usize) -> CachedItem {
@@ -39,6 +46,9 @@ fn every_field_of_the_key_counts() {
         KeyRef { dimensions: Some(4), ..base },
         KeyRef { dimensions: Some(5), ..base },
         KeyRef { normalized: false, ..base },
+        KeyRef { kind: OutputKind::Sparse, ..base },
+        KeyRef { content: Content::Pair("te", "xt"), ..base },
+        KeyRef { content: Content::Pair("tex", "t"), ..base },
         KeyRef { content: Content::Tokens(&[1, 2]), ..base },
         KeyRef { content: Content::Tokens(&[1, 2, 3]), ..base },
         // The same characters, cut differently.
@@ -68,7 +78,7 @@ fn a_hit_shares_the_result_and_what_is_parked() {
     let stored = vector(3);
     cache.insert(&key("x", &model), stored.clone());
     let hit = cache.get(&key("x", &model)).unwrap();
-    let (Item::Dense(stored), Item::Dense(found)) = (stored.item(), hit.item());
+    let (Item::Dense(stored), Item::Dense(found)) = (stored.item(), hit.item()) else { panic!() };
     assert!(Arc::ptr_eq(stored, found));
     assert!(hit.parked().set(Box::new("a view")).is_ok());
     let again = cache.get(&key("x", &model)).unwrap();

@@ -210,6 +210,8 @@ pub struct Packed<'a> {
     pub ids: &'a [u32],
     /// The start of each sequence, and the end of the last one: one more entry than sequences.
     pub offsets: &'a [u32],
+    /// The token of each sequence from which on tokens have type 1; empty if all tokens have type 0.
+    pub seconds: &'a [u32],
 }
 
 impl<'a> Packed<'a> {
@@ -226,7 +228,7 @@ impl<'a> Packed<'a> {
                 ids.len()
             )));
         }
-        Ok(Self { ids, offsets })
+        Ok(Self { ids, offsets, seconds: &[] })
     }
 
     /// Number of sequences.
@@ -242,6 +244,11 @@ impl<'a> Packed<'a> {
     /// The rows of sequence `index`.
     pub fn range(&self, index: usize) -> Range<usize> {
         self.offsets[index] as usize..self.offsets[index + 1] as usize
+    }
+
+    /// The row from which on the tokens of sequence `index` have type 1.
+    pub fn second_type(&self, index: usize) -> usize {
+        self.seconds.get(index).map_or(usize::MAX, |&second| self.offsets[index] as usize + second as usize)
     }
 
     /// The rows of every sequence.

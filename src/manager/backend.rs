@@ -8,8 +8,9 @@ use crate::batching::{Batcher, Chunk, Forward, Lane};
 use crate::cache::Content;
 use crate::compute::Packed;
 use crate::compute::memory::joined;
-use crate::models::{Bounds, Encoder, Pooling, SentenceConfig, Similarity};
-use crate::output::{Output, Shape};
+use crate::models::heads::ScoreConfig;
+use crate::models::{Bounds, Encoded, Encoder, SentenceConfig};
+use crate::output::{Output, OutputKind, Shape, Shapes};
 use crate::remote::RemoteEncoder;
 use crate::sync::fork;
 use crate::{Error, Result};
@@ -29,16 +30,24 @@ pub(super) enum EncoderBackend {
 
 /// Inputs made ready for a queue, and that queue.
 pub(super) enum PreparedInputs<'a> {
-    Tokens(&'a Batcher, Vec<Vec<u32>>),
+    Tokens(&'a Batcher, Vec<Encoded>, OutputKind),
     Texts(&'a RemoteEncoder, Vec<Arc<str>>),
 }
 
 impl EncoderBackend {
-    /// The shape of its results.
-    pub(super) fn shape(&self) -> Shape {
+    /// The shapes of its results.
+    pub(super) fn shapes(&self) -> Shapes {
         match self {
-            Self::Local { encoder, .. } => Forward::shape(&**encoder),
-            Self::Remote(remote) => remote.shape(),
+            Self::Local { encoder, .. } => encoder.shapes(),
+            Self::Remote(remote) => Shapes::dense(remote.shape().width()),
+        }
+    }
+
+    /// Labels and activations of a model that scores.
+    pub(super) fn scores(&self) -> Option<&ScoreConfig> {
+        match self {
+            Self::Local { encoder, .. } => encoder.scores.as_ref(),
+            Self::Remote(_) => None,
         }
     }
 
@@ -71,17 +80,9 @@ impl EncoderBackend {
     pub(super) fn config(&self) -> SentenceConfig {
         match self {
             Self::Local { encoder, .. } => encoder.config.clone(),
-            Self::Remote(remote) => SentenceConfig {
-                pooling: Pooling::Mean,
-                include_prompt: true,
-                dense: Vec::new(),
-                normalize: remote.normalizes(),
-                max_length: usize::MAX,
-                lower_case: false,
-                prompts: Default::default(),
-                default_prompt_name: None,
-                similarity: Similarity::Cosine,
-            },
+            Self::Remote(remote) => {
+                SentenceConfig { normalize: remote.normalizes(), ..SentenceConfig::plain() }
+            }
         }
     }
 
@@ -116,8 +117,8 @@ impl EncoderBackend {
         match self {
             Self::Local { batcher, encoder } => {
                 let _computing = fork::computing();
-                let mut sequence = |&input| inputs.sequence(input, encoder, prompt, options.truncate, bounds);
-                Ok(PreparedInputs::Tokens(batcher, numbers.iter().map(&mut sequence).collect::<Result<_>>()?))
+                let sequences = inputs.sequences(numbers, encoder, prompt, options.truncate, bounds)?;
+                Ok(PreparedInputs::Tokens(batcher, sequences, options.kind))
             }
             Self::Remote(remote) => {
                 let refuse = |reason: &str| Error::Input(format!("{}: {reason}", remote.link().address()));
@@ -129,7 +130,7 @@ impl EncoderBackend {
                 let text = |&input| match inputs.get(input) {
                     Content::Text(text) if prompt.is_empty() => Ok(Arc::from(text)),
                     Content::Text(text) => Ok(joined(&[prompt, text])?.into()),
-                    Content::Tokens(_) => {
+                    Content::Tokens(_) | Content::Pair(..) => {
                         Err(refuse("a server's model takes texts; its tokenizer is not here"))
                     }
                 };
@@ -140,14 +141,15 @@ impl EncoderBackend {
 }
 
 impl Forward for Encoder {
-    fn shape(&self) -> Shape {
-        Shape::Dense { width: self.width() }
+    fn shape(&self, kind: OutputKind) -> Result<Shape> {
+        self.shapes().expect(kind, &self.name)
     }
 
     fn forward(&self, batch: &Packed<'_>, out: &mut Output) -> Result<()> {
         let _computing = fork::computing();
         match out {
-            Output::Dense(out) => self.encode(batch, out.values_mut()),
+            Output::Dense(out) | Output::Scores(out) => self.encode(batch, out.values_mut()),
+            other => self.shapes().expect(other.shape().kind(), &self.name).map(drop),
         }
     }
 }
@@ -156,7 +158,7 @@ impl PreparedInputs<'_> {
     /// How much of a window of `window` tokens they take. Of a server's model two full rounds of requests fill it.
     pub(super) fn weight(&self, window: usize) -> usize {
         match self {
-            Self::Tokens(_, sequences) => sequences.iter().map(Vec::len).sum(),
+            Self::Tokens(_, sequences, _) => sequences.iter().map(|sequence| sequence.ids.len()).sum(),
             Self::Texts(remote, texts) => texts.len() * (window / (2 * remote.texts_in_flight())).max(1),
         }
     }
@@ -164,7 +166,7 @@ impl PreparedInputs<'_> {
     /// Queues them as the rows of `chunk`. Never blocks.
     pub(super) fn submit(self, chunk: &Arc<Chunk>, lane: Lane) {
         match self {
-            Self::Tokens(batcher, sequences) => batcher.submit(sequences, chunk, lane),
+            Self::Tokens(batcher, sequences, kind) => batcher.submit(sequences, kind, chunk, lane),
             Self::Texts(remote, texts) => remote.submit(texts, chunk, lane),
         }
     }

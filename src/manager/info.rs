@@ -6,23 +6,41 @@ use super::options::EmbedOptions;
 use crate::Result;
 use crate::cache::{CachedItem, Content, EmbeddingCache};
 use crate::models::SentenceConfig;
-use crate::output::Shape;
+use crate::models::heads::ScoreConfig;
+use crate::output::{Shape, Shapes};
 
 /// Enough to answer from the cache while the model is absent.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct ModelInfo {
     /// Files, dtype and overrides, or server and model: equal for equal results.
     pub(super) identity: Arc<str>,
-    pub(super) shape: Shape,
+    pub(super) shapes: Shapes,
     /// The source, as messages name it.
     pub(super) model: String,
     /// What the model's files say, with the slot's own prompts added.
     pub(super) config: SentenceConfig,
     /// Tokens after which an input is cut; `None` when only a server knows.
     pub(super) max_length: Option<usize>,
+    /// Labels and activations of a model that scores.
+    pub(super) scores: Option<Arc<ScoreConfig>>,
 }
 
 impl ModelInfo {
+    /// The shape of what the model computes for a call with `options` to the slot `name`, and that of its results.
+    pub(super) fn shapes(&self, options: &EmbedOptions, name: &str) -> Result<(Shape, Shape)> {
+        let computed = self.shapes.expect(options.kind, name)?;
+        Ok((computed, options.shape(computed)?))
+    }
+
+    /// What users call such a model.
+    pub(super) fn kind_name(&self) -> &'static str {
+        match self.shapes.scores {
+            Some(1) => "reranker",
+            Some(_) => "classifier",
+            None => "embedding",
+        }
+    }
+
     /// The prompt that `options` ask for, or the model's default, or none.
     pub(super) fn prompt<'a>(&'a self, options: &'a EmbedOptions) -> Result<&'a str> {
         self.config.prompt(&self.model, options.prompt_name.as_deref(), options.prompt.as_deref())

@@ -1,21 +1,59 @@
-//! What one call embeds: texts, or token ids of the model's own vocabulary.
+//! What one call gives to a model: texts, pairs of texts, or token ids of the model's own vocabulary.
 
 use super::info::ModelInfo;
 use super::options::EmbedOptions;
 use crate::cache::Content;
-use crate::models::{Bounds, Encoder};
+use crate::models::{Bounds, Encoded, Encoder, PairText};
 use crate::{Error, Result};
 
 /// Bytes of a usual text for one token, to compare the lengths of both.
 const BYTES_PER_TOKEN: usize = 4;
 
-/// What one call embeds.
+/// What one call gives to a model.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Inputs {
     /// Texts, which get the call's prompt and the model's special tokens.
     Texts(Vec<String>),
     /// Token ids, which the model reads as they are: nothing is put before, between or after them.
     Tokens(Vec<Vec<u32>>),
+    /// Pairs of texts.
+    Pairs(Pairs),
+}
+
+/// Pairs of texts, each of which a model reads as one sequence.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pairs {
+    firsts: Vec<String>,
+    seconds: Vec<String>,
+}
+
+impl Pairs {
+    /// One query with each of the documents.
+    #[must_use]
+    pub fn of_query(query: String, documents: Vec<String>) -> Self {
+        Self { firsts: vec![query], seconds: documents }
+    }
+
+    /// Each first text with the second text of the same number.
+    ///
+    /// # Errors
+    /// [`Error::Input`] when there are not as many of both.
+    pub fn new(firsts: Vec<String>, seconds: Vec<String>) -> Result<Self> {
+        if firsts.len() != seconds.len() {
+            return Err(Error::Input(format!(
+                "pairs have two texts each, and there are {} first and {} second ones",
+                firsts.len(),
+                seconds.len()
+            )));
+        }
+        Ok(Self { firsts, seconds })
+    }
+
+    fn get(&self, input: usize) -> (&str, &str) {
+        // A query has number 0 for all.
+        let first = if self.firsts.len() == 1 { 0 } else { input };
+        (&self.firsts[first], &self.seconds[input])
+    }
 }
 
 impl From<Vec<String>> for Inputs {
@@ -35,6 +73,7 @@ impl Inputs {
         match self {
             Self::Texts(texts) => texts.len(),
             Self::Tokens(ids) => ids.len(),
+            Self::Pairs(pairs) => pairs.seconds.len(),
         }
     }
 
@@ -42,6 +81,10 @@ impl Inputs {
         match self {
             Self::Texts(texts) => Content::Text(&texts[input]),
             Self::Tokens(ids) => Content::Tokens(&ids[input]),
+            Self::Pairs(pairs) => {
+                let (first, second) = pairs.get(input);
+                Content::Pair(first, second)
+            }
         }
     }
 
@@ -50,6 +93,7 @@ impl Inputs {
         match self.get(input) {
             Content::Text(text) => text.len(),
             Content::Tokens(ids) => ids.len() * BYTES_PER_TOKEN,
+            Content::Pair(first, second) => first.len() + second.len(),
         }
     }
 
@@ -73,43 +117,63 @@ impl Inputs {
     pub(super) fn prompt<'a>(&self, info: &'a ModelInfo, options: &'a EmbedOptions) -> Result<&'a str> {
         match self {
             Self::Texts(_) => info.prompt(options),
-            Self::Tokens(_) => Ok(""),
+            Self::Tokens(_) | Self::Pairs(_) => Ok(""),
         }
     }
 
-    /// The ids that `encoder` reads for one of them, at most as many as it takes.
-    pub(super) fn sequence(
+    /// What `encoder` reads for some of them, each at most as long as it takes.
+    pub(super) fn sequences(
         &self,
-        input: usize,
+        numbers: &[usize],
         encoder: &Encoder,
         prompt: &str,
         truncate: bool,
         bounds: &mut Bounds<'_>,
-    ) -> Result<Vec<u32>> {
-        let longest = encoder.config.max_length;
-        let ids = match self.get(input) {
-            Content::Text(text) if truncate => encoder.tokenize(prompt, text, bounds)?,
-            Content::Text(text) => encoder.tokenize_whole(prompt, text, bounds)?,
-            Content::Tokens(ids) => {
-                if let Some(wrong) = ids.iter().find(|id| **id as usize >= encoder.vocabulary) {
-                    return Err(Error::Input(format!(
-                        "input {input} holds the token id {wrong}, which is not in the vocabulary of {:?}: its ids are \
-                         0 to {}",
-                        encoder.name,
-                        encoder.vocabulary.saturating_sub(1)
-                    )));
+    ) -> Result<Vec<Encoded>> {
+        // The first text of neighboring pairs is often the same.
+        let mut first: Option<PairText<'_>> = None;
+        let mut sequences = Vec::with_capacity(numbers.len());
+        for &input in numbers {
+            let sequence = match self.get(input) {
+                Content::Text(text) if truncate => encoder.tokenize(prompt, text, bounds)?.into(),
+                Content::Text(text) => encoder.tokenize_whole(prompt, text, bounds)?.into(),
+                Content::Tokens(ids) => self.ids(input, ids, encoder, truncate)?.into(),
+                Content::Pair(query, document) => {
+                    let most = if truncate { encoder.config.max_length } else { usize::MAX };
+                    let known = first.take().filter(|known| known.is_of(query));
+                    let query = match known {
+                        Some(known) => known,
+                        None => encoder.tokenizer.pair_text(query, most, bounds)?,
+                    };
+                    let document = encoder.tokenizer.pair_text(document, most, bounds)?;
+                    let pair = encoder.tokenizer.pair(&query, &document, most, bounds)?;
+                    first = Some(query);
+                    pair
                 }
-                if truncate { encoder.tokenizer.cut(ids, longest).to_vec() } else { ids.to_vec() }
+            };
+            let (tokens, longest) = (sequence.ids.len(), encoder.config.max_length);
+            if tokens > longest {
+                return Err(Error::Input(format!(
+                    "input {input} has {tokens} tokens, and {:?} reads at most {longest}: shorten it, or let it be cut \
+                     (truncate=True)",
+                    encoder.name
+                )));
             }
-        };
-        if ids.len() > longest {
+            sequences.push(sequence);
+        }
+        Ok(sequences)
+    }
+
+    /// The ids of an input, checked and cut.
+    fn ids(&self, input: usize, ids: &[u32], encoder: &Encoder, truncate: bool) -> Result<Vec<u32>> {
+        if let Some(wrong) = ids.iter().find(|id| **id as usize >= encoder.vocabulary) {
             return Err(Error::Input(format!(
-                "input {input} has {} tokens, and {:?} reads at most {longest}: shorten it, or let it be cut \
-                 (truncate=True)",
-                ids.len(),
-                encoder.name
+                "input {input} holds the token id {wrong}, which is not in the vocabulary of {:?}: its ids are 0 to {}",
+                encoder.name,
+                encoder.vocabulary.saturating_sub(1)
             )));
         }
-        Ok(ids)
+        let longest = encoder.config.max_length;
+        Ok(if truncate { encoder.tokenizer.cut(ids, longest).to_vec() } else { ids.to_vec() })
     }
 }

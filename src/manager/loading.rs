@@ -181,7 +181,7 @@ impl ModelLoader {
 
         let isa = Isa::from_env()?;
         let format = spec.dtype.or(self.settings.dtype).weight_format(isa);
-        let overrides = Overrides { pooling: spec.pooling, max_length: spec.max_length };
+        let overrides = Overrides { pooling: spec.pooling, max_length: spec.max_length, kind: spec.kind };
         let identity: Arc<str> = format!("{} {overrides:?}", files.fingerprint(format)?).into();
         let mut charge = None;
         let backend = self.models.get_or_load(&identity, || {
@@ -217,7 +217,7 @@ impl ModelLoader {
             Ok(Arc::new(EncoderBackend::Remote(RemoteEncoder::open(link, &self.counters)?)))
         })?;
         // A replacement with other dimensions is another model. One of equal dimensions cannot be detected.
-        let identity = format!("{address} {}", backend.shape().width()).into();
+        let identity = format!("{address} {}", backend.shapes().dense.unwrap_or(0)).into();
         let info = Arc::new(info(&backend, spec, identity));
         Ok(ModelHandle { backend, info, source: shown(source).into_owned() })
     }
@@ -314,6 +314,7 @@ impl ModelLoader {
 fn info(backend: &EncoderBackend, spec: &EmbeddingSpec, identity: Arc<str>) -> ModelInfo {
     let mut config = backend.config();
     config.prompts.extend(spec.prompts.clone());
-    let (shape, max_length) = (backend.shape(), backend.max_length());
-    ModelInfo { identity, shape, model: backend.name(), config, max_length }
+    let (shapes, max_length) = (backend.shapes(), backend.max_length());
+    let scores = backend.scores().cloned().map(Arc::new);
+    ModelInfo { identity, shapes, model: backend.name(), config, max_length, scores }
 }

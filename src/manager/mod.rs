@@ -31,7 +31,8 @@ mod sharing;
 mod spec;
 mod stats;
 
-pub use self::inputs::Inputs;
+pub use self::api::Activate;
+pub use self::inputs::{Inputs, Pairs};
 pub use self::instance::{Abandoned, Inheritance, Manager};
 pub use self::jobs::embed::{Embeddings, OnDone, Ticket};
 pub use self::jobs::generate::{GenerateOptions, GenerationTicket, GeneratorLease, OwnedPrompt, TextStream};
@@ -39,7 +40,7 @@ pub use self::jobs::openai_body::OnBody;
 pub use self::model::SlotValue;
 pub use self::options::{Check, EmbedOptions};
 pub use self::spec::{
-    BUILT_IN, ENGLISH, EmbeddingSpec, GENERATOR, GeneratorSpec, HostLoader, HostObject, Retention,
+    BUILT_IN, ENGLISH, EmbeddingSpec, GENERATOR, GeneratorSpec, HostLoader, HostObject, RERANKER, Retention,
     SourceSpec, Spec, TURKISH,
 };
 pub use self::stats::{ManagerStatistics, ModelDescription, QueueReport, SlotReport};

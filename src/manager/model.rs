@@ -13,6 +13,8 @@ use crate::{Error, Result};
 pub enum SlotValue {
     /// A sentence model.
     Encoder,
+    /// A reranker or a classifier.
+    Scorer,
     /// A text generator.
     Generator,
     /// An object of the host's own.
@@ -102,6 +104,7 @@ impl LoadedModel {
     /// What it is, and the host's object if it is one.
     pub(super) fn value(&self) -> SlotValue {
         match self {
+            Self::Encoder(handle) if handle.info.shapes.scores.is_some() => SlotValue::Scorer,
             Self::Encoder(_) => SlotValue::Encoder,
             Self::Generator(_) => SlotValue::Generator,
             Self::Object(object) => SlotValue::Object(Arc::clone(object)),

@@ -1,11 +1,11 @@
-//! The options of one embedding call, and how they turn a model's output into the result.
+//! The options of one call, and how they turn a model's output into the result.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::cache::{Content, KeyRef};
 use crate::lifecycle::KeepAlive;
-use crate::output::{Output, Shape, View};
+use crate::output::{Output, OutputKind, Shape, View};
 use crate::{Error, Result};
 
 /// Called about every 50 ms of a wait; its error ends the wait. The Python binding checks for signals.
@@ -30,6 +30,8 @@ pub struct EmbedOptions {
     pub timeout: Option<Duration>,
     /// Replaces the slot's for this use.
     pub keep_alive: Option<KeepAlive>,
+    /// What is asked for.
+    pub kind: OutputKind,
 }
 
 impl Default for EmbedOptions {
@@ -43,6 +45,7 @@ impl Default for EmbedOptions {
             truncate: true,
             timeout: None,
             keep_alive: None,
+            kind: OutputKind::Dense,
         }
     }
 }
@@ -50,7 +53,14 @@ impl Default for EmbedOptions {
 impl EmbedOptions {
     /// The cache key of `content` under these options: everything that changes the result.
     pub(super) fn key<'a>(&self, model: &'a Arc<str>, prompt: &'a str, content: Content<'a>) -> KeyRef<'a> {
-        KeyRef { model, content, prompt, normalized: self.normalize, dimensions: self.truncate_dim }
+        KeyRef {
+            model,
+            content,
+            prompt,
+            normalized: self.normalize,
+            dimensions: self.truncate_dim,
+            kind: self.kind,
+        }
     }
 }
 
@@ -61,6 +71,7 @@ impl EmbedOptions {
             Shape::Dense { width } => {
                 dimensions(width, self.truncate_dim).map(|width| Shape::Dense { width })
             }
+            other => Ok(other),
         }
     }
 
@@ -68,6 +79,7 @@ impl EmbedOptions {
     pub(super) fn finish(&self, computed: View<'_>, out: &mut Output, row: usize) {
         match (computed, out) {
             (View::Dense(vector), Output::Dense(out)) => finish(vector, self.normalize, out.row_mut(row)),
+            (item, out) => out.put(row, item),
         }
     }
 }

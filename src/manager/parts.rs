@@ -8,13 +8,16 @@ use super::loading::ModelLoader;
 use super::memory::ProcessMemory;
 use super::registry::Registry;
 use super::router::Router;
-use super::spec::{ENGLISH, EmbeddingSpec, GENERATOR, GeneratorSpec, Retention, SourceSpec, Spec, TURKISH};
+use super::spec::{
+    ENGLISH, EmbeddingSpec, GENERATOR, GeneratorSpec, RERANKER, Retention, SourceSpec, Spec, TURKISH,
+};
 use crate::Result;
 use crate::cache::{CacheSettings, EmbeddingCache, Policy};
 use crate::clock::Clock;
 use crate::compute::Threads;
 use crate::config::{CachePolicy, DTypeChoice, Host, MULTILINGUAL_MODEL, Seconds, Settings};
 use crate::lifecycle::{Context, Reaper, ReaperSettings, Tracker};
+use crate::models::ModelKind;
 
 /// The parts of a manager. Each knows only the parts that it needs; this type only makes, closes and lends them.
 pub(super) struct Parts {
@@ -101,17 +104,29 @@ fn register_built_in(registry: &Registry, settings: &Settings) -> Result<()> {
     };
     let turkish = EmbeddingSpec {
         fallback: vec![MULTILINGUAL_MODEL.to_owned()],
+        kind: Some(ModelKind::Embedding),
         ..EmbeddingSpec::new(source(
             "turkish_model",
             "TURKISH_SENTENCE_MODEL",
             settings.turkish_model.as_str(),
         ))
     };
-    let english = EmbeddingSpec::new(source(
-        "english_model",
-        "ENGLISH_FALLBACK_MODEL",
-        settings.english_model.as_str(),
-    ));
+    let english = EmbeddingSpec {
+        kind: Some(ModelKind::Embedding),
+        ..EmbeddingSpec::new(source(
+            "english_model",
+            "ENGLISH_FALLBACK_MODEL",
+            settings.english_model.as_str(),
+        ))
+    };
+    let reranker = EmbeddingSpec {
+        kind: Some(ModelKind::Classifier),
+        ..EmbeddingSpec::new(source(
+            "reranker_model",
+            "MODEL_MANAGER_RERANKER_MODEL",
+            settings.reranker_model.as_str(),
+        ))
+    };
     let generator = GeneratorSpec {
         source: source("generator_model", "HUGGINGFACE_MODEL", settings.generator_model.as_str()),
         dtype: DTypeChoice::Auto,
@@ -119,7 +134,8 @@ fn register_built_in(registry: &Registry, settings: &Settings) -> Result<()> {
     };
     registry.register(TURKISH, Spec::Embedding(turkish), Retention::default(), false)?;
     registry.register(ENGLISH, Spec::Embedding(english), Retention::default(), false)?;
-    registry.register(GENERATOR, Spec::Generator(generator), Retention::default(), false)
+    registry.register(GENERATOR, Spec::Generator(generator), Retention::default(), false)?;
+    registry.register(RERANKER, Spec::Embedding(reranker), Retention::default(), false)
 }
 
 fn cache_settings(settings: &Settings) -> CacheSettings {

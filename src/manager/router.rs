@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::inputs::Inputs;
 use super::registry::{NamedSlot, Registry};
-use super::spec::{ENGLISH, TURKISH};
+use super::spec::{ENGLISH, RERANKER, TURKISH};
 use crate::compute::memory::{push, reserve};
 use crate::{Error, Result, language};
 
@@ -62,6 +62,7 @@ impl Router {
                         .into(),
                 ));
             }
+            Inputs::Pairs(_) => return Ok(vec![(registry.entry(RERANKER)?, all()?)]),
             _ => return Ok(vec![(registry.entry(self.preferred())?, all()?)]),
         };
         let mut groups: Vec<(Arc<NamedSlot>, Vec<usize>)> = Vec::new();

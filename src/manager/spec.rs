@@ -7,7 +7,7 @@ use std::sync::Arc;
 use crate::Result;
 use crate::config::{DTypeChoice, Host};
 use crate::lifecycle::KeepAlive;
-use crate::models::Pooling;
+use crate::models::{ModelKind, Pooling};
 
 /// The slot of Turkish texts.
 pub const TURKISH: &str = "turkish_sentence";
@@ -15,8 +15,10 @@ pub const TURKISH: &str = "turkish_sentence";
 pub const ENGLISH: &str = "english_sentence";
 /// The slot of the text generator.
 pub const GENERATOR: &str = "text_generator";
+/// The slot of the reranker.
+pub const RERANKER: &str = "reranker";
 /// The slots that every manager has.
-pub const BUILT_IN: [&str; 3] = [TURKISH, ENGLISH, GENERATOR];
+pub const BUILT_IN: [&str; 4] = [TURKISH, ENGLISH, GENERATOR, RERANKER];
 
 /// An object of the host's own, as its loader returned it.
 pub type HostObject = Arc<dyn Any + Send + Sync>;
@@ -63,11 +65,21 @@ pub struct EmbeddingSpec {
     pub revision: Option<String>,
     /// Added to the prompts of the model's files.
     pub prompts: BTreeMap<String, String>,
-    /// The kind is not given: its first use decides.
+    /// What it is used for; `None`: its files decide.
+    pub kind: Option<ModelKind>,
+    /// The kind is not given and not known: its first use decides whether it writes text.
     pub open: bool,
 }
 
 impl EmbeddingSpec {
+    /// What users call such a model, as far as that is known before it is loaded.
+    pub(super) fn kind_name(&self) -> &'static str {
+        match self.kind {
+            Some(ModelKind::Classifier) => "reranker",
+            _ => "embedding",
+        }
+    }
+
     /// The model at `source`, used as its files say.
     pub fn new(source: SourceSpec) -> Self {
         Self {
@@ -78,6 +90,7 @@ impl EmbeddingSpec {
             max_length: None,
             revision: None,
             prompts: BTreeMap::new(),
+            kind: None,
             open: false,
         }
     }

@@ -26,8 +26,12 @@ pub struct ModelDescription {
     pub path: String,
     /// `model_type` of its config.json; ollama or openai for a server's model.
     pub architecture: String,
-    /// Length of its vectors.
+    /// Length of its vectors; 0 if it gives none.
     pub dimension: usize,
+    /// The methods that it answers.
+    pub tasks: Vec<&'static str>,
+    /// Names of the labels that it scores.
+    pub labels: Vec<String>,
     /// Tokens after which a text is cut, special tokens included; `None` when only a server knows.
     pub max_length: Option<usize>,
     /// How token states become one vector; `None` when only a server knows.
@@ -66,7 +70,9 @@ impl ModelDescription {
             source: handle.source.clone(),
             path,
             architecture,
-            dimension: backend.shape().width(),
+            dimension: backend.shapes().dense.unwrap_or(0),
+            tasks: backend.shapes().tasks(),
+            labels: backend.scores().map(|scores| scores.labels.clone()).unwrap_or_default(),
             max_length: handle.info.max_length,
             pooling,
             normalizes: config.normalize,
@@ -88,7 +94,7 @@ pub struct SlotReport {
     pub state: &'static str,
     /// The source that is loaded or would be; `None` for a host's own loader.
     pub source: Option<String>,
-    /// embedding, generator or object
+    /// embedding, reranker, classifier, generator or object
     pub kind: &'static str,
     /// What a loaded generator has done since it was loaded.
     pub generation: Option<EngineStats>,
@@ -220,7 +226,7 @@ fn slot(parts: &Parts, entry: &NamedSlot) -> SlotReport {
         },
         source: source.map(|source| shown(&source).into_owned()),
         kind: match entry.spec {
-            Spec::Embedding(_) => "embedding",
+            Spec::Embedding(ref spec) => entry.info().map_or(spec.kind_name(), |info| info.kind_name()),
             Spec::Generator(_) => "generator",
             Spec::Object(_) => "object",
         },

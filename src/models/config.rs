@@ -117,12 +117,13 @@ fn use_of(kind: ModelKind) -> &'static str {
     match kind {
         ModelKind::Embedding => "for embeddings",
         ModelKind::Generator => "for text generation",
+        ModelKind::Classifier => "for scores",
     }
 }
 
 fn remedy(kind: ModelKind) -> &'static str {
     match kind {
         ModelKind::Embedding => ". If it is to write text, register it with kind=\"generator\"",
-        ModelKind::Generator => "",
+        ModelKind::Generator | ModelKind::Classifier => "",
     }
 }

@@ -1,4 +1,4 @@
-//! A sentence model in memory.
+//! A sentence model or a classifier in memory.
 
 use std::fmt;
 use std::panic::resume_unwind;
@@ -7,13 +7,15 @@ use std::thread;
 
 use super::architectures::{ModelKind, Transformer};
 use super::config::ModelConfig;
-use super::heads::{DenseLayer, Pooling, SentenceEncoder};
+use super::heads::{Classifier, DenseLayer, Pooling, ScoreConfig, SentenceEncoder};
+use super::kind;
 use super::manifest::ModelFiles;
 use super::sentence::SentenceConfig;
 use super::tokenizers::{Bounds, Tokenizer};
 use super::weights::Weights;
-use crate::compute::memory::joined;
+use crate::compute::memory::{joined, zeroed};
 use crate::compute::{Backend, Candle, Cpu, Isa, Packed, WeightFormat};
+use crate::output::Shapes;
 use crate::{Error, Result};
 
 /// Makes the transformer from its configuration and weights.
@@ -26,6 +28,8 @@ pub struct Overrides {
     pub pooling: Option<Pooling>,
     /// Tokens after which a text is cut; at most what the model's positions allow.
     pub max_length: Option<usize>,
+    /// What the model is used for.
+    pub kind: Option<ModelKind>,
 }
 
 /// The transformer on the CPU, with the kernels of `isa` and weights in `format`.
@@ -75,21 +79,34 @@ pub struct Encoder {
     pub architecture: String,
     /// Ids that the model has an embedding of: those below this one.
     pub vocabulary: usize,
+    /// Labels and activations of a model that scores.
+    pub scores: Option<ScoreConfig>,
     model: Box<dyn SentenceEncoder>,
-    dense: Vec<DenseLayer>,
+    head: Head,
+}
+
+/// What becomes of the pooled states.
+enum Head {
+    /// Vectors, through these layers.
+    Vectors(Vec<DenseLayer>),
+    /// Logits.
+    Scores(Classifier),
 }
 
 impl Encoder {
-    /// Loads tokenizer and weights.
+    /// Loads tokenizer and weights. Without a kind in `overrides`, the model's files decide.
     ///
     /// # Errors
     /// Every error of this module but those of downloading.
     pub fn load(files: &ModelFiles, overrides: Overrides, build: Build<'_>) -> Result<Self> {
-        let config = ModelConfig::read(files, ModelKind::Embedding)?;
+        let found = || kind::of_folder(&files.root).filter(|kind| *kind != ModelKind::Generator);
+        let kind = overrides.kind.or_else(found).unwrap_or(ModelKind::Embedding);
+        let config = ModelConfig::read(files, kind)?;
         let positions = config.positions()?;
-        let mut sentence = match &config.gguf {
-            Some(gguf) => SentenceConfig::from_gguf(gguf, &files.model, positions, overrides.pooling)?,
-            None => SentenceConfig::load(files, positions)?,
+        let mut sentence = match (&config.gguf, kind) {
+            (Some(gguf), _) => SentenceConfig::from_gguf(gguf, &files.model, positions, overrides.pooling)?,
+            (None, ModelKind::Classifier) => SentenceConfig::of_classifier(files, positions)?,
+            (None, _) => SentenceConfig::load(files, positions)?,
         };
         sentence.pooling = overrides.pooling.unwrap_or(sentence.pooling);
         sentence.max_length =
@@ -103,8 +120,12 @@ impl Encoder {
             || {
                 let weights = config.weights(files)?;
                 let model = build(&config, &weights)?;
+                let classifier = match config.family.classifier.filter(|_| kind == ModelKind::Classifier) {
+                    Some(head) => Some(Classifier::load(&config, head, &weights)?),
+                    None => None,
+                };
                 weights.check()?;
-                Ok::<_, Error>(model)
+                Ok::<_, Error>((model, classifier))
             },
         );
         let tokenizer = tokenizer?;
@@ -114,22 +135,15 @@ impl Encoder {
                 files.model
             );
         }
-        let dense: Vec<_> = sentence
-            .dense
-            .iter()
-            .map(|folder| DenseLayer::load(&files.model, folder))
-            .collect::<Result<_>>()?;
-        let model = model?;
-        let mut width = model.width();
-        for (layer, folder) in dense.iter().zip(&sentence.dense) {
-            if layer.inputs() != width {
-                return Err(Error::invalid_file(
-                    folder.join("config.json"),
-                    format!("it takes vectors of {} dimensions, but gets {width}", layer.inputs()),
-                ));
+        let (model, classifier) = model?;
+        let (head, scores) = match classifier {
+            Some(classifier) => {
+                sentence.pooling = classifier.pooling;
+                let scores = ScoreConfig::read(files, &config, classifier.labels())?;
+                (Head::Scores(classifier), Some(scores))
             }
-            width = layer.outputs();
-        }
+            None => (Head::Vectors(dense_layers(files, &sentence, model.width())?), None),
+        };
         let known = tokenizer.id_limit();
         let vocabulary = config.describe().vocabulary;
         if known > vocabulary {
@@ -145,19 +159,35 @@ impl Encoder {
             config: sentence,
             architecture: config.family.model_type.to_owned(),
             vocabulary,
+            scores,
             model,
-            dense,
+            head,
         })
     }
 
-    /// Length of the vectors.
+    /// The shapes of what it gives.
+    pub fn shapes(&self) -> Shapes {
+        match &self.head {
+            Head::Vectors(dense) => {
+                Shapes::dense(dense.last().map_or(self.model.width(), DenseLayer::outputs))
+            }
+            Head::Scores(classifier) => Shapes { scores: Some(classifier.labels()), ..Shapes::default() },
+        }
+    }
+
+    /// Length of the vectors, or the number of labels.
     pub fn width(&self) -> usize {
-        self.dense.last().map_or(self.model.width(), DenseLayer::outputs)
+        let shapes = self.shapes();
+        shapes.dense.or(shapes.scores).unwrap_or(0)
     }
 
     /// Bytes held by weights; the tokenizer's tables are not counted.
     pub fn memory_bytes(&self) -> u64 {
-        self.model.memory_bytes() + self.dense.iter().map(DenseLayer::memory_bytes).sum::<u64>()
+        let head = match &self.head {
+            Head::Vectors(dense) => dense.iter().map(DenseLayer::memory_bytes).sum(),
+            Head::Scores(classifier) => classifier.memory_bytes(),
+        };
+        self.model.memory_bytes() + head
     }
 
     /// The format that the transformer computes in.
@@ -196,21 +226,25 @@ impl Encoder {
         self.tokenizer.encode_within(&joined(&[prompt, text])?, max_length, bounds)
     }
 
-    /// The vectors of a batch into `out`, row-major `[sequences, width]`: pooled, through the Dense layers, and
-    /// L2-normalized when the model itself does that. Whether they are finite is for the caller to see.
+    /// The vectors of a batch, or its logits, into `out`, row-major `[sequences, width]`: pooled, through the layers of
+    /// the head, and L2-normalized when the model itself does that. Whether they are finite is for the caller to see.
     ///
     /// # Errors
     /// Those of the transformer.
     pub fn encode(&self, batch: &Packed<'_>, out: &mut [f32]) -> Result<()> {
-        if self.dense.is_empty() {
-            self.model.encode(batch, self.config.pooling, out)?;
-        } else {
-            let mut vectors = vec![0.0; batch.sequences() * self.model.width()];
-            self.model.encode(batch, self.config.pooling, &mut vectors)?;
-            for layer in &self.dense {
-                vectors = layer.apply(&vectors);
+        let pooling = self.config.pooling;
+        let pooled = || -> Result<Vec<f32>> {
+            let mut states = zeroed(batch.sequences() * self.model.width())?;
+            self.model.encode(batch, pooling, &mut states)?;
+            Ok(states)
+        };
+        match &self.head {
+            Head::Vectors(dense) if dense.is_empty() => self.model.encode(batch, pooling, out)?,
+            Head::Vectors(dense) => {
+                let vectors = dense.iter().fold(pooled()?, |vectors, layer| layer.apply(&vectors));
+                out.copy_from_slice(&vectors);
             }
-            out.copy_from_slice(&vectors);
+            Head::Scores(classifier) => out.copy_from_slice(&classifier.apply(pooled()?)),
         }
         if self.config.normalize {
             out.chunks_exact_mut(self.width().max(1)).for_each(normalize);
@@ -221,8 +255,25 @@ impl Encoder {
 
 impl fmt::Debug for Encoder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Encoder({}, {} dimensions, {})", self.name, self.width(), self.dtype())
+        write!(f, "Encoder({}, {:?}, {})", self.name, self.shapes(), self.dtype())
     }
+}
+
+/// The Dense modules between pooling and normalization.
+fn dense_layers(files: &ModelFiles, sentence: &SentenceConfig, mut width: usize) -> Result<Vec<DenseLayer>> {
+    let mut layers = Vec::new();
+    for folder in &sentence.dense {
+        let layer = DenseLayer::load(&files.model, folder)?;
+        if layer.inputs() != width {
+            return Err(Error::invalid_file(
+                folder.join("config.json"),
+                format!("it takes vectors of {} dimensions, but gets {width}", layer.inputs()),
+            ));
+        }
+        width = layer.outputs();
+        layers.push(layer);
+    }
+    Ok(layers)
 }
 
 /// Both results, `aside` computed on a thread of its own where one can be had. A panic of it goes on in the caller.

@@ -96,6 +96,8 @@ const HARMLESS: &[&str] = &[
     "summary_type",
     "summary_use_proj",
     "predict_special_tokens",
+    "sbert_ce_default_activation_function",
+    "sbert_ce_default_activation_fn",
     // Defaults of a generation; here the caller and the settings decide.
     "bad_words_ids",
     "begin_suppress_tokens",

@@ -1,4 +1,4 @@
-//! Whether a model embeds text or writes it, judged by its local files.
+//! Whether a model embeds text, scores it or writes it, judged by its local files.
 
 use std::path::Path;
 
@@ -13,8 +13,8 @@ use super::source::Source;
 /// The kind of the model, from its files. `None` when they are not on this machine or do not show it; nothing is
 /// downloaded.
 ///
-/// A GGUF file that names a pooling embeds, and so does a folder with `modules.json`. Without these, a language model
-/// writes text.
+/// A GGUF file that names a pooling embeds, and so does a folder with `modules.json`. Without these, a model for sequence
+/// classification scores texts, and a language model writes them.
 pub fn kind_of(source: &Source, options: &ResolveOptions) -> Option<ModelKind> {
     if let Ok(Some(path)) = gguf_file(source, options) {
         return of_gguf(&path);
@@ -37,11 +37,19 @@ fn of_gguf(path: &Path) -> Option<ModelKind> {
     architectures::find(architecture)?.gguf_reader(ModelKind::Generator).map(|_| ModelKind::Generator)
 }
 
-fn of_folder(folder: &Path) -> Option<ModelKind> {
+/// The kind of the model in a folder.
+pub(super) fn of_folder(folder: &Path) -> Option<ModelKind> {
     if folder.join("modules.json").is_file() {
-        return Some(ModelKind::Embedding);
+        let saved: Value = read_json(&folder.join("config_sentence_transformers.json")).unwrap_or_default();
+        let scores = saved["model_type"] == "CrossEncoder";
+        return Some(if scores { ModelKind::Classifier } else { ModelKind::Embedding });
     }
     let config: Value = read_json(&folder.join("config.json")).ok()?;
+    let classifies =
+        |class: &Value| class.as_str().is_some_and(|class| class.ends_with("ForSequenceClassification"));
+    if config["architectures"].as_array().is_some_and(|classes| classes.iter().any(classifies)) {
+        return Some(ModelKind::Classifier);
+    }
     let writes = |class: &Value| {
         class.as_str().is_some_and(|class| class.ends_with("ForCausalLM") || class.ends_with("LMHeadModel"))
     };

@@ -40,5 +40,5 @@ pub use manifest::ModelFiles;
 pub use resolve::resolve;
 pub use sentence::{SentenceConfig, Similarity};
 pub use source::Source;
-pub use tokenizers::{Bounds, Tokenizer};
+pub use tokenizers::{Bounds, Encoded, PairText, Tokenizer};
 pub use weights::Weights;

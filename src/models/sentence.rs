@@ -211,6 +211,46 @@ impl SentenceConfig {
         })
     }
 
+    /// The settings of a model that scores texts: its length. Its head decides the rest.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] naming a stage that cannot be run, [`Error::InvalidFile`].
+    pub fn of_classifier(files: &ModelFiles, positions: usize) -> Result<Self> {
+        if let Some(module) = files.modules.iter().find(|module| module.kind != "Transformer") {
+            return Err(Error::Unsupported {
+                model: files.model.clone(),
+                reason: format!(
+                    "its modules.json lists {}; a model that scores has a Transformer",
+                    module.kind
+                ),
+            });
+        }
+        let path = SENTENCE_CONFIGS.iter().find_map(|name| files.beside_weights(name));
+        let saved: Value = path.map_or(Ok(Value::Null), |path| read_json(&path))?;
+        let longest = saved["max_seq_length"].as_u64().filter(|&length| length > 0);
+        let longest = match longest {
+            Some(length) => usize::try_from(length).ok(),
+            None => TokenizerConfig::read(files)?.max_length(),
+        };
+        let max_length = longest.map_or(positions, |length| length.min(positions));
+        Ok(Self { max_length, ..Self::plain() })
+    }
+
+    /// The mean of all states, cut nowhere, without prompts.
+    pub fn plain() -> Self {
+        Self {
+            pooling: Pooling::Mean,
+            include_prompt: true,
+            dense: Vec::new(),
+            normalize: false,
+            max_length: usize::MAX,
+            lower_case: false,
+            prompts: BTreeMap::new(),
+            default_prompt_name: None,
+            similarity: Similarity::default(),
+        }
+    }
+
     /// The settings in the metadata of a GGUF file; `pooling` replaces its pooling. Vectors are L2-normalized, as in
     /// llama.cpp.
     ///
@@ -237,17 +277,7 @@ impl SentenceConfig {
                  with kind=\"generator\"; if it does embed, say how: pooling=\"lasttoken\""
             ),
         })?;
-        Ok(Self {
-            pooling,
-            include_prompt: true,
-            dense: Vec::new(),
-            normalize: true,
-            max_length: positions,
-            lower_case: false,
-            prompts: BTreeMap::new(),
-            default_prompt_name: None,
-            similarity: Similarity::default(),
-        })
+        Ok(Self { pooling, normalize: true, max_length: positions, ..Self::plain() })
     }
 
     /// The text to put before each text: `prompt` itself, else the one named, else the default one, else "".

@@ -47,7 +47,10 @@ pub(super) fn embed_arrow(
 ) -> PyResult<ArrowVectors> {
     let py = texts.py();
     let column = arrow::column(texts)?;
-    let Output::Dense(vectors) = run(handle, py, Inputs::Texts(column.texts), options, progress)?;
+    let Output::Dense(vectors) = run(handle, py, Inputs::Texts(column.texts), options, progress)? else {
+        let (place, reason) = ("embed".into(), "the result is no vectors".into());
+        return Err(Error::Internal { place, reason }).or_raise(py);
+    };
     arrow::vectors_of(vectors, column.valid).or_raise(py)
 }
 

@@ -27,6 +27,7 @@ kinds! {
     Input => "InputError",
     Argument => "ArgumentError",
     UnknownModel => "UnknownModelError",
+    Task => "TaskError",
     ModelNotFound => "ModelNotFoundError",
     MissingFile => "MissingFileError",
     InvalidFile => "InvalidFileError",

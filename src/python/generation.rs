@@ -8,6 +8,7 @@ use super::chat;
 use super::discard::discard;
 use super::errors::{OrRaise, to_py, wrong_type};
 use super::gil::{calling, detached};
+use super::handle::Handle;
 use super::host::interruptible;
 use super::options::{keep_alive, timeout};
 use super::report;
@@ -21,7 +22,7 @@ use crate::manager::{GenerateOptions, GenerationTicket, OwnedPrompt, TextStream}
 use crate::sync::Mutex;
 
 /// A str, token ids, or messages: mappings with the keys "role" and "content".
-pub(super) fn prompt(prompt: &Bound<'_, PyAny>) -> PyResult<OwnedPrompt> {
+fn prompt(prompt: &Bound<'_, PyAny>) -> PyResult<OwnedPrompt> {
     if let Ok(text) = prompt.cast::<PyString>() {
         return Ok(OwnedPrompt::Text(copied(text, None)?));
     }
@@ -57,9 +58,21 @@ fn ids(list: &Bound<'_, PyList>) -> PyResult<Vec<u32>> {
     Ok(ids)
 }
 
+/// Prompt and keywords of a call.
+pub(super) fn request(
+    prompt: &Bound<'_, PyAny>,
+    model: Option<String>,
+    keywords: Option<&Bound<'_, PyDict>>,
+    handle: &Handle,
+) -> PyResult<(OwnedPrompt, GenerationParams, GenerateOptions)> {
+    let given = self::prompt(prompt)?;
+    let (params, options) = parameters(prompt.py(), keywords, &handle.settings(prompt.py())?)?;
+    Ok((given, params, GenerateOptions { model, ..options }))
+}
+
 /// Keywords of a generation. Without any about length: the configured `max_tokens`. Without `temperature` the configured
 /// one; without `do_sample`, tokens are drawn unless the temperature is 0.
-pub(super) fn parameters(
+fn parameters(
     py: Python<'_>,
     keywords: Option<&Bound<'_, PyDict>>,
     settings: &Settings,

@@ -16,9 +16,10 @@ use super::generation::{self, PyGenerationTicket, PyTextStream};
 use super::gil::detached;
 use super::handle::Handle;
 use super::host::ManagerHost;
+use super::infer::InferenceCall;
 use super::loader::unwrap_object;
 use super::options::{call_options, keep_alive, positive_seconds, timeout};
-use super::register::{AboutVectors, Registration, SlotSource, refused};
+use super::register::{AboutVectors, Registration, SlotSource};
 use super::submit::{self, PyTicket};
 use super::texts::{self, text_of};
 use super::tracker::PyTracker;
@@ -38,6 +39,7 @@ impl PyManager {
         let (module, class) = match value {
             SlotValue::Object(object) => return Ok(unwrap_object(py, object).unwrap_or_else(|| py.None())),
             SlotValue::Encoder => ("model_manager.encoder", "SentenceModel"),
+            SlotValue::Scorer => ("model_manager.handles", "CrossEncoder"),
             SlotValue::Generator => ("model_manager.generator", "TextGenerator"),
         };
         Ok(py.import(module)?.getattr(class)?.call1((slf, name))?.unbind())
@@ -134,14 +136,7 @@ impl PyManager {
         replace: bool,
     ) -> PyResult<()> {
         let keep = Retention { keep_alive: self::keep_alive(keep_alive)?, pinned };
-        let source = match (source, loader) {
-            (Some(source), None) => SlotSource::Source(source),
-            (None, Some(loader)) => SlotSource::Loader(loader),
-            (Some(_), Some(_)) => {
-                return Err(refused(py, format!("{name:?}: give source or loader, not both")));
-            }
-            (None, None) => return Err(refused(py, format!("{name:?}: give a source or a loader"))),
-        };
+        let source = SlotSource::of(py, name, source, loader)?;
         let about_vectors =
             AboutVectors { fallback, pooling, max_length, prompts: prompts.unwrap_or_default() };
         let Registration { spec, loader: own_loader } =
@@ -227,6 +222,36 @@ impl PyManager {
         submit::results(&slf.get().0, slf, inputs, options, on_done, single, copy)
     }
 
+    /// Scores, sparse vectors or vectors of tokens of several inputs, and the tokens that were read.
+    #[pyo3(signature = (kind, first, second = None, model = None, progress = None, **options))]
+    #[expect(clippy::too_many_arguments, reason = "keywords of a Python function")]
+    fn _infer(
+        &self,
+        py: Python<'_>,
+        kind: &str,
+        first: &Bound<'_, PyAny>,
+        second: Option<&Bound<'_, PyAny>>,
+        model: Option<String>,
+        progress: Option<Py<PyAny>>,
+        options: Option<&Bound<'_, PyDict>>,
+    ) -> PyResult<(Py<PyAny>, u64)> {
+        InferenceCall::new(kind, first, second, model, options)?.wait(py, &self.0, progress.as_ref())
+    }
+
+    /// `_infer` without waiting: `on_done(results, tokens, error)`.
+    #[pyo3(signature = (kind, on_done, first, second = None, model = None, **options))]
+    fn _submit_inference(
+        slf: &Bound<'_, Self>,
+        kind: &str,
+        on_done: Py<PyAny>,
+        first: &Bound<'_, PyAny>,
+        second: Option<&Bound<'_, PyAny>>,
+        model: Option<String>,
+        options: Option<&Bound<'_, PyDict>>,
+    ) -> PyResult<PyTicket> {
+        InferenceCall::new(kind, first, second, model, options)?.submit(&slf.get().0, slf, on_done)
+    }
+
     /// `submit`, with the answer as the JSON body of OpenAI's `POST /v1/embeddings`.
     #[pyo3(signature = (inputs, on_done, model = None, *, served_model, encoding_format = "float", prompt = None,
                         prompt_name = None, truncate_dim = None, truncate = true, timeout = None, keep_alive = None))]
@@ -262,9 +287,7 @@ impl PyManager {
         model: Option<String>,
         parameters: Option<&Bound<'py, PyDict>>,
     ) -> PyResult<Bound<'py, PyDict>> {
-        let prompt = generation::prompt(prompt)?;
-        let (params, options) = generation::parameters(py, parameters, &self.0.settings(py)?)?;
-        let options = GenerateOptions { model, ..options };
+        let (prompt, params, options) = generation::request(prompt, model, parameters, &self.0)?;
         let completion =
             self.0.enter(py, |manager, check| manager.generate(&prompt, params, &options, check))?;
         report::completion(py, &completion)
@@ -305,9 +328,7 @@ impl PyManager {
         model: Option<String>,
         parameters: Option<&Bound<'_, PyDict>>,
     ) -> PyResult<PyTextStream> {
-        let prompt = generation::prompt(prompt)?;
-        let (params, options) = generation::parameters(py, parameters, &self.0.settings(py)?)?;
-        let options = GenerateOptions { model, ..options };
+        let (prompt, params, options) = generation::request(prompt, model, parameters, &self.0)?;
         let stream = self.0.enter(py, |manager, check| manager.stream(&prompt, params, &options, check))?;
         Ok(PyTextStream::new(stream))
     }
@@ -322,9 +343,7 @@ impl PyManager {
         model: Option<String>,
         parameters: Option<&Bound<'_, PyDict>>,
     ) -> PyResult<PyGenerationTicket> {
-        let prompt = generation::prompt(prompt)?;
-        let (params, options) = generation::parameters(py, parameters, &self.0.settings(py)?)?;
-        let options = GenerateOptions { model, ..options };
+        let (prompt, params, options) = generation::request(prompt, model, parameters, &self.0)?;
         let events = generation::events(on_event);
         let submitted = detached(py, || self.0.manager.submit_generation(prompt, params, &options, events));
         submitted.map(PyGenerationTicket).map_err(|error| self.0.explain(py, &error))

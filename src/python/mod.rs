@@ -13,6 +13,7 @@ mod generation;
 mod gil;
 mod handle;
 mod host;
+mod infer;
 mod loader;
 mod manager;
 mod options;

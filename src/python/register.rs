@@ -6,19 +6,36 @@ use std::sync::Arc;
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 
-use super::errors::to_py;
+use super::errors::{OrRaise, to_py};
 use super::gil::detached;
 use super::host::PythonHost;
 use super::loader::PythonLoader;
 use crate::Error;
 use crate::config::{DTypeChoice, Setting};
-use crate::manager::{BUILT_IN, EmbeddingSpec, GENERATOR, GeneratorSpec, SourceSpec, Spec};
+use crate::manager::{BUILT_IN, EmbeddingSpec, GENERATOR, GeneratorSpec, RERANKER, SourceSpec, Spec};
 use crate::models::{ModelKind, Pooling, ResolveOptions, Source, kind_of};
 
 /// Where a slot's model comes from.
 pub(super) enum SlotSource {
     Source(String),
     Loader(Py<PyAny>),
+}
+
+impl SlotSource {
+    /// One of both.
+    pub(super) fn of(
+        py: Python<'_>,
+        name: &str,
+        source: Option<String>,
+        loader: Option<Py<PyAny>>,
+    ) -> PyResult<Self> {
+        match (source, loader) {
+            (Some(source), None) => Ok(Self::Source(source)),
+            (None, Some(loader)) => Ok(Self::Loader(loader)),
+            (Some(_), Some(_)) => Err(refused(py, format!("{name:?}: give source or loader, not both"))),
+            (None, None) => Err(refused(py, format!("{name:?}: give a source or a loader"))),
+        }
+    }
 }
 
 /// Keywords that only embedding models have.
@@ -34,6 +51,11 @@ impl AboutVectors {
         let Self { fallback, pooling, max_length, prompts } = self;
         !fallback.is_empty() || pooling.is_some() || max_length.is_some() || !prompts.is_empty()
     }
+
+    /// Whether any says that the model embeds.
+    fn embeds(&self) -> bool {
+        self.pooling.is_some() || !self.prompts.is_empty()
+    }
 }
 
 /// A slot to be made, and the user's loader if it has one.
@@ -43,7 +65,7 @@ pub(super) struct Registration {
 }
 
 /// The exception for a keyword that does not fit.
-pub(super) fn refused(py: Python<'_>, reason: String) -> PyErr {
+fn refused(py: Python<'_>, reason: String) -> PyErr {
     to_py(py, &Error::Input(reason))
 }
 
@@ -73,7 +95,7 @@ impl Registration {
                 return Ok(Self { spec, loader: Some(loader) });
             }
         };
-        let has_vectors = about.has_any();
+        let (has_vectors, has_any) = (about.embeds(), about.has_any());
         let found = match (kind, &source) {
             (None, SourceSpec::Fixed(source)) if !BUILT_IN.contains(&name) && !has_vectors => {
                 detached(py, || {
@@ -82,19 +104,19 @@ impl Registration {
             }
             _ => None,
         };
-        let open = kind.is_none() && found.is_none() && !BUILT_IN.contains(&name) && !has_vectors;
-        let generates = match kind {
-            Some("generator") => true,
-            Some("embedding") => false,
-            None => name == GENERATOR || found == Some(ModelKind::Generator),
-            Some(other) => {
-                return Err(refused(py, format!("kind={other:?} is unknown; use embedding or generator")));
-            }
+        let open = kind.is_none() && found.is_none() && !BUILT_IN.contains(&name) && !has_any;
+        let kind = match kind {
+            Some(kind) => Some(ModelKind::from_name(kind).or_raise(py)?),
+            None if name == GENERATOR => Some(ModelKind::Generator),
+            None if name == RERANKER => Some(ModelKind::Classifier),
+            None if has_vectors || BUILT_IN.contains(&name) => Some(ModelKind::Embedding),
+            None if found == Some(ModelKind::Generator) && has_any => Some(ModelKind::Embedding),
+            None => found,
         };
-        let spec = if generates {
+        let spec = if kind == Some(ModelKind::Generator) {
             Spec::Generator(generator(py, name, source, dtype, revision, &about)?)
         } else {
-            Spec::Embedding(EmbeddingSpec { open, ..embedding(py, source, dtype, revision, about)? })
+            Spec::Embedding(EmbeddingSpec { open, kind, ..embedding(py, source, dtype, revision, about)? })
         };
         Ok(Self { spec, loader: None })
     }
@@ -140,5 +162,15 @@ fn embedding(
     if max_length == Some(0) {
         return Err(refused(py, "max_length must be greater than 0".into()));
     }
-    Ok(EmbeddingSpec { source, fallback, dtype, pooling, max_length, revision, prompts, open: false })
+    Ok(EmbeddingSpec {
+        source,
+        fallback,
+        dtype,
+        pooling,
+        max_length,
+        revision,
+        prompts,
+        kind: None,
+        open: false,
+    })
 }

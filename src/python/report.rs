@@ -51,6 +51,8 @@ pub(super) fn description<'py>(py: Python<'py>, model: &ModelDescription) -> PyR
         "path": &model.path,
         "architecture": &model.architecture,
         "dimension": model.dimension,
+        "tasks": &model.tasks,
+        "labels": &model.labels,
         "max_length": model.max_length,
         "pooling": &model.pooling,
         "normalizes": model.normalizes,

@@ -79,7 +79,7 @@ pub(super) fn response(
 }
 
 /// Submits detached: a result from the cache is reported, and a short body written, before `submit` returns.
-fn started(
+pub(super) fn started(
     py: Python<'_>,
     handle: &Handle,
     submit: impl FnOnce(&Manager) -> Result<Ticket> + Send,
@@ -89,7 +89,7 @@ fn started(
 
 /// Has `on_done` called with what `arguments` makes of the result, on the thread that has it. `owner` stays alive until
 /// then: the manager is not closed before its calls are answered.
-fn reply<T>(
+pub(super) fn reply<T>(
     handle: &Arc<Handle>,
     owner: &Bound<'_, PyAny>,
     on_done: Py<PyAny>,

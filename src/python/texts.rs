@@ -46,6 +46,14 @@ impl Refusal {
 }
 
 impl Texts {
+    /// One text counts as several.
+    pub(super) fn into_vec(self) -> Vec<String> {
+        match self {
+            Self::One(text) => vec![text],
+            Self::Many(texts) => texts,
+        }
+    }
+
     pub(super) fn extract(texts: &Bound<'_, PyAny>) -> PyResult<Self> {
         if let Ok(text) = texts.cast::<PyString>() {
             return Ok(Self::One(copied(text, None)?));

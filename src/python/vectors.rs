@@ -5,13 +5,13 @@ use std::sync::Arc;
 use numpy::{PyArray1, PyArrayMethods, PyReadwriteArray1};
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::PyDict;
+use pyo3::types::{PyDict, PyList};
 
 use super::errors::OrRaise;
 use super::gil::inside;
 use crate::cache::CachedItem;
 use crate::compute::memory::reserve;
-use crate::output::{Dense, Item, Output};
+use crate::output::{Dense, Item, MultiVector, Output, SparseVector};
 
 /// Owner of a cached vector's memory, as numpy's base object: it gives their address and keeps them alive.
 #[pyclass(frozen, name = "_SharedVector", module = "model_manager._core")]
@@ -61,7 +61,8 @@ pub(super) fn shared_array(py: Python<'_>, cached: &CachedItem) -> PyResult<Py<P
         return Ok(array);
     }
     let array = match cached.item() {
-        Item::Dense(values) => {
+        Item::Sparse(_) | Item::Multi(_) => return copied_array(py, cached.item()),
+        Item::Dense(values) | Item::Scores(values) => {
             let owner = Bound::new(py, SharedVector(Arc::clone(values)))?;
             py.import("numpy")?.call_method1("asarray", (owner,))?.unbind()
         }
@@ -75,12 +76,14 @@ pub(super) fn shared_array(py: Python<'_>, cached: &CachedItem) -> PyResult<Py<P
 pub(super) fn copied_array(py: Python<'_>, item: &Item) -> PyResult<Py<PyAny>> {
     import_numpy(py)?;
     match item {
-        Item::Dense(vector) => {
+        Item::Dense(vector) | Item::Scores(vector) => {
             let mut values = Vec::new();
             reserve(&mut values, vector.len()).or_raise(py)?;
             values.extend_from_slice(vector);
             Ok(PyArray1::from_vec(py, values).into_any().unbind())
         }
+        Item::Sparse(item) => sparse(py, item),
+        Item::Multi(item) => multi(py, item),
     }
 }
 
@@ -90,11 +93,46 @@ pub(super) fn array(py: Python<'_>, output: Output, single: bool, copy: bool) ->
     import_numpy(py)?;
     match output {
         Output::Dense(vectors) if single => row_array(py, vectors, copy),
-        Output::Dense(vectors) => {
+        Output::Dense(vectors) | Output::Scores(vectors) => {
             let shape = [vectors.rows(), vectors.width()];
             Ok(PyArray1::from_vec(py, vectors.into_values()).reshape(shape)?.into_any().unbind())
         }
+        other => results(py, other),
     }
+}
+
+/// The results of several inputs: an array where all have the same width, else a list.
+pub(super) fn results(py: Python<'_>, output: Output) -> PyResult<Py<PyAny>> {
+    match output {
+        Output::Sparse(ragged) => list(py, &ragged.items, sparse),
+        Output::Multi(ragged) => list(py, &ragged.items, multi),
+        dense => array(py, dense, false, true),
+    }
+}
+
+fn list<T>(
+    py: Python<'_>,
+    items: &[T],
+    convert: fn(Python<'_>, &T) -> PyResult<Py<PyAny>>,
+) -> PyResult<Py<PyAny>> {
+    let _inside = inside(py);
+    import_numpy(py)?;
+    let list = PyList::empty(py);
+    items.iter().try_for_each(|item| list.append(convert(py, item)?))?;
+    Ok(list.into_any().unbind())
+}
+
+/// The entries and weights of a sparse vector: a pair of arrays.
+fn sparse(py: Python<'_>, item: &SparseVector) -> PyResult<Py<PyAny>> {
+    let indices = PyArray1::from_slice(py, &item.indices);
+    let values = PyArray1::from_slice(py, &item.values);
+    Ok((indices, values).into_pyobject(py)?.into_any().unbind())
+}
+
+/// The vectors of tokens: one row each.
+fn multi(py: Python<'_>, item: &MultiVector) -> PyResult<Py<PyAny>> {
+    let rows = item.values.len().checked_div(item.width).unwrap_or(0);
+    Ok(PyArray1::from_slice(py, &item.values).reshape([rows, item.width])?.into_any().unbind())
 }
 
 /// A matrix of one row as an array (dim,); read-only unless `copy`, like one from the cache.

@@ -82,7 +82,7 @@ struct Matrix {
 }
 
 fn matrix(embeddings: Embeddings) -> Matrix {
-    let Embeddings { output: Output::Dense(vectors), tokens } = embeddings;
+    let Embeddings { output: Output::Dense(vectors), tokens, .. } = embeddings else { panic!() };
     let (rows, width) = (vectors.rows(), vectors.width());
     Matrix { values: vectors.into_values(), rows, width, tokens }
 }

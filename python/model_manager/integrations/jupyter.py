@@ -48,14 +48,17 @@ def manager_html(manager: Manager) -> str:
 
 def model_html(manager: Manager, name: str) -> str:
     """The card of a model: its state and, if it is loaded, its dimensions, limits and prompts. Loads nothing."""
-    title = f"<b>SentenceModel</b> {escape(name)}"
     description = None if manager.closed else manager.describe(name, load=False)
+    kind = "CrossEncoder" if description and description["labels"] else "SentenceModel"
+    title = f"<b>{kind}</b> {escape(name)}"
     if description is None:
         return f'<div style="{_FRAME}">{title} <span style="{_QUIET}">not loaded</span></div>'
     rows = [
         ("model", escape(description["source"])),
         ("architecture", f"{escape(description['architecture'])}, {escape(description['dtype'])}"),
-        ("vectors", f"{description['dimension']} dimensions, {escape(description['similarity'])} similarity"),
+        ("labels", escape(", ".join(description["labels"])))
+        if description["labels"]
+        else ("vectors", f"{description['dimension']} dimensions, {escape(description['similarity'])} similarity"),
         ("longest text", f"{description['max_length']} tokens" if description["max_length"] else "set by its server"),
         (
             "pooling",

@@ -295,9 +295,12 @@ impl Backend for Candle {
         forward: &ForwardFn<'_, Self>,
     ) -> Result<()> {
         assert_eq!(out.len(), batch.sequences() * width, "one row of output for each sequence");
-        for (range, out) in batch.ranges().zip(out.chunks_mut(width.max(1))) {
-            let mut pass = CandlePass { backend: self, ids: &batch.ids[range], sequence: None };
-            forward(&mut pass, out)?;
+        let mut rows = out.chunks_mut(width.max(1));
+        for (number, range) in batch.ranges().enumerate() {
+            let second_type = batch.second_type(number).saturating_sub(range.start);
+            let ids = &batch.ids[range];
+            let mut pass = CandlePass { backend: self, ids, second_type, number, sequence: None };
+            forward(&mut pass, rows.next().unwrap_or_default())?;
         }
         Ok(())
     }
@@ -319,7 +322,8 @@ impl Backend for Candle {
                 needs_logits: step.needs_logits,
                 cache: step.cache,
             };
-            let mut pass = CandlePass { backend: self, ids: step.tokens, sequence: Some(sequence) };
+            let (ids, sequence) = (step.tokens, Some(sequence));
+            let mut pass = CandlePass { backend: self, ids, second_type: usize::MAX, number: 0, sequence };
             forward(&mut pass, row.unwrap_or_default())?;
             step.cache.len += step.tokens.len();
         }
@@ -340,6 +344,10 @@ impl Backend for Candle {
 pub struct CandlePass<'a> {
     backend: &'a Candle,
     ids: &'a [u32],
+    /// The token from which on tokens have type 1.
+    second_type: usize,
+    /// The sequence's number in the batch.
+    number: usize,
     sequence: Option<CachedSequence<'a, TensorCache>>,
 }
 
@@ -352,6 +360,10 @@ impl CandlePass<'_> {
 impl Pass<Candle> for CandlePass<'_> {
     /// `[tokens, width]`, or `None` for an empty sequence, which candle's operations do not support.
     type States = Option<Tensor>;
+
+    fn number(&self, _index: usize) -> usize {
+        self.number
+    }
 
     fn embed(
         &mut self,
@@ -373,7 +385,12 @@ impl Pass<Candle> for CandlePass<'_> {
                 sum = (sum + rows(positions, &numbers)?)?;
             }
             match token_types {
-                Some(types) => sum.broadcast_add(&types.get(0)?),
+                Some(types) => {
+                    let last = types.dim(0)? - 1;
+                    let of = |token: usize| usize::from(token >= self.second_type).min(last) as u32;
+                    let numbers: Vec<u32> = (0..self.ids.len()).map(of).collect();
+                    sum + rows(types, &numbers)?
+                }
                 None => Ok(sum),
             }
         };

@@ -185,7 +185,11 @@ pub trait Pass<B: Backend> {
     /// One row for each token.
     type States;
 
-    /// The sum of the rows of `words` (by id) and, if given, of `positions` and row 0 of `token_types`.
+    /// The number in the batch of sequence `index` of this pass.
+    fn number(&self, index: usize) -> usize;
+
+    /// The sum of the rows of `words` (by id) and, if given, of `positions` and `token_types`. A table of one type is
+    /// that of all tokens.
     ///
     /// # Errors
     /// [`crate::Error::Input`] for an id or a position outside its table.

@@ -1,5 +1,8 @@
 //! Activation functions.
 
+use super::math::activate;
+use crate::compute::simd::Portable;
+
 /// An elementwise function after a linear layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Activation {
@@ -13,4 +16,12 @@ pub enum Activation {
     Relu,
     /// `x / (1 + e^-x)`, also called swish.
     Silu,
+}
+
+impl Activation {
+    /// The function of one number.
+    #[must_use]
+    pub fn of(self, x: f32) -> f32 {
+        activate::<Portable, false>(Portable, self, [x; 4])[0]
+    }
 }

@@ -40,7 +40,7 @@ impl Manager {
     /// As [`Manager::embed`].
     pub fn embed_missed(&self, text: &str, options: EmbedOptions, check: Check<'_>) -> Result<CachedItem> {
         let job = self.start(vec![joined(&[text])?].into(), options, LookUp::Done, None)?;
-        let Embeddings { output, tokens } = job.wait(check, &mut |_, _| Ok(()))?;
+        let Embeddings { output, tokens, .. } = job.wait(check, &mut |_, _| Ok(()))?;
         Ok(CachedItem::new(output.into_item(), u32::try_from(tokens).unwrap_or(u32::MAX)))
     }
 
@@ -74,7 +74,7 @@ impl Manager {
         self.start(inputs.into(), options, LookUp::Cache, Some(on_done)).map(|job| Ticket::new(&job))
     }
 
-    fn start(
+    pub(super) fn start(
         &self,
         inputs: Inputs,
         options: EmbedOptions,

@@ -2,5 +2,8 @@
 
 mod embedding;
 mod generation;
+mod scoring;
 mod slots;
 mod upkeep;
+
+pub use scoring::Activate;

@@ -25,7 +25,7 @@ pub(in super::super) fn write(
     on_body: OnBody,
 ) {
     match result {
-        Ok(Embeddings { output: Output::Dense(vectors), tokens }) => {
+        Ok(Embeddings { output: Output::Dense(vectors), tokens, .. }) => {
             match VectorBody::new(encoding, vectors.rows(), vectors.width()) {
                 Ok(body) => {
                     BodyWriter { body, vectors, tokens, written: 0, model, on_body }.write(dispatcher);
@@ -36,6 +36,10 @@ pub(in super::super) fn write(
                     on_body(Err(error));
                 }
             }
+        }
+        Ok(_) => {
+            let (place, reason) = ("embeddings".into(), "the result is no vectors".into());
+            on_body(Err(Error::Internal { place, reason }));
         }
         Err(error) => on_body(Err(error)),
     }

@@ -10,18 +10,25 @@ use super::transformer::{Architecture, Description, Factors};
 use crate::compute::{
     Activation, Biased, Heads, LONGEST_HEAD, LayerAttention, Mask, Matrix, Positions, Weight,
 };
+use crate::models::heads::{ClassifierHead, classifier as heads};
 use crate::{Error, Result};
 
 /// BERT, and the families that number positions after the padding id.
 pub(super) const FAMILIES: &[Family] = &[
-    family("bert", "Bert", read_bert),
-    family("xlm-roberta", "XLMRoberta", read_roberta),
-    family("roberta", "Roberta", read_roberta),
-    family("camembert", "Camembert", read_roberta),
+    family("bert", "Bert", &heads::BERT, read_bert),
+    family("xlm-roberta", "XLMRoberta", &heads::ROBERTA, read_roberta),
+    family("roberta", "Roberta", &heads::ROBERTA, read_roberta),
+    family("camembert", "Camembert", &heads::ROBERTA, read_roberta),
 ];
 
-const fn family(model_type: &'static str, classes: &'static str, read: ReadConfig) -> Family {
-    Family { generates: false, ..Family::new(model_type, classes, KEYS, read) }
+const fn family(
+    model_type: &'static str,
+    classes: &'static str,
+    classifier: &'static ClassifierHead,
+    read: ReadConfig,
+) -> Family {
+    let classifier = Some(classifier);
+    Family { generates: false, classifier, ..Family::new(model_type, classes, KEYS, read) }
 }
 
 fn read_bert(file: &ConfigFile<'_>) -> Result<Box<dyn Architecture>> {
@@ -90,7 +97,7 @@ struct BertConfig {
     intermediate_size: usize,
     /// Rows of the position table.
     max_position_embeddings: usize,
-    /// Rows of the token type table, of which the first is used.
+    /// Rows of the token type table.
     #[serde(default = "two")]
     type_vocab_size: usize,
     /// The function between the two linear layers of a block.

@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use super::transformer::Architecture;
 use crate::models::formats::gguf::Gguf;
+use crate::models::heads::ClassifierHead;
 use crate::{Error, Result};
 
 /// No dimension of a model is larger: products of a few fit into 64 bits.
@@ -19,6 +20,25 @@ pub enum ModelKind {
     Embedding,
     /// Text to more text.
     Generator,
+    /// Texts or pairs of texts to one number for each label: rerankers too.
+    Classifier,
+}
+
+impl ModelKind {
+    /// The kind that a user names.
+    ///
+    /// # Errors
+    /// [`Error::Input`] with the names that there are.
+    pub fn from_name(name: &str) -> Result<Self> {
+        match name {
+            "embedding" => Ok(Self::Embedding),
+            "generator" => Ok(Self::Generator),
+            "reranker" | "classifier" => Ok(Self::Classifier),
+            _ => Err(Error::Input(format!(
+                "kind={name:?} is unknown; use embedding, generator, reranker or classifier"
+            ))),
+        }
+    }
 }
 
 /// Models of one `model_type`, and how their configuration is read.
@@ -36,6 +56,8 @@ pub struct Family {
     pub generates: bool,
     /// Whether a model without a chat template gets one of bare turns, each ended by the end-of-text token.
     pub bare_turns: bool,
+    /// How its models score texts, if they do.
+    pub classifier: Option<&'static ClassifierHead>,
     /// Reads `config.json`.
     pub read: ReadConfig,
     /// Reads a GGUF file.
@@ -94,8 +116,17 @@ impl Family {
         keys: &'static [&'static str],
         read: ReadConfig,
     ) -> Self {
-        let (embeds, generates, bare_turns, gguf) = (true, true, false, None);
-        Self { model_type, classes, keys, embeds, generates, bare_turns, read, gguf }
+        Self {
+            model_type,
+            classes,
+            keys,
+            embeds: true,
+            generates: true,
+            bare_turns: false,
+            classifier: None,
+            read,
+            gguf: None,
+        }
     }
 
     /// Whether its models can be used so.
@@ -103,12 +134,19 @@ impl Family {
         match kind {
             ModelKind::Embedding => self.embeds,
             ModelKind::Generator => self.generates,
+            ModelKind::Classifier => self.classifier.is_some(),
         }
     }
 
     /// The reader of its GGUF files for this use.
     pub fn gguf_reader(&self, kind: ModelKind) -> Option<ReadGguf> {
         let gguf = self.gguf?;
-        (self.serves(kind) && (kind == ModelKind::Generator || gguf.embeds)).then_some(gguf.read)
+        match kind {
+            ModelKind::Embedding => self.embeds && gguf.embeds,
+            ModelKind::Generator => self.generates,
+            // The format has no place for such a head.
+            ModelKind::Classifier => false,
+        }
+        .then_some(gguf.read)
     }
 }

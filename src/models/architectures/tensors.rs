@@ -47,7 +47,7 @@ pub struct EmbeddingTensors {
     pub words: Matrix,
     /// A row for each position.
     pub positions: Option<Matrix>,
-    /// A row for each token type, of which the first is used.
+    /// A row for each token type.
     pub token_types: Option<Matrix>,
     /// After their sum.
     pub norm: Option<NormTensors>,

@@ -40,11 +40,11 @@ pub(crate) trait Pipeline: Send + Sync {
     /// # Errors
     /// Those of the library.
     fn ids(&self, text: &str) -> tokenizers::Result<Vec<u32>>;
-    /// Adds the special tokens around a text.
+    /// Adds the special tokens around a text, or around the two texts of a pair.
     ///
     /// # Errors
     /// Those of the library.
-    fn dress(&self, encoding: Encoding) -> tokenizers::Result<Encoding>;
+    fn dress(&self, encoding: Encoding, pair: Option<Encoding>) -> tokenizers::Result<Encoding>;
 }
 
 /// What a model knows of its vocabulary.
@@ -116,7 +116,7 @@ impl<M: Vocabulary> Pipeline for With<M> {
         Ok(self.encode_fast(text, false)?.get_ids().to_vec())
     }
 
-    fn dress(&self, encoding: Encoding) -> tokenizers::Result<Encoding> {
-        self.post_process(encoding, None, true)
+    fn dress(&self, encoding: Encoding, pair: Option<Encoding>) -> tokenizers::Result<Encoding> {
+        self.post_process(encoding, pair, true)
     }
 }

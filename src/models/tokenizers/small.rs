@@ -60,8 +60,8 @@ impl Pipeline for Small {
         }
     }
 
-    fn dress(&self, encoding: Encoding) -> tokenizers::Result<Encoding> {
-        self.inner.dress(encoding)
+    fn dress(&self, encoding: Encoding, pair: Option<Encoding>) -> tokenizers::Result<Encoding> {
+        self.inner.dress(encoding, pair)
     }
 }
 

@@ -14,6 +14,7 @@ use tokenizers::{Encoding, Model, Token, Tokenizer as Inner, TruncationDirection
 use super::config::TokenizerConfig;
 use super::cut::Cuts;
 use super::long::{self, Bounds, Keep};
+use super::pairs::PairTemplate;
 use super::pipeline::{Pipeline, Vocabulary, With};
 use super::small::small;
 use super::{gguf, wordpiece};
@@ -31,6 +32,8 @@ pub struct Tokenizer {
     after: Vec<u32>,
     keep_end: bool,
     cuts: Cuts,
+    /// How two texts become one sequence, if they can.
+    pub(super) pair: Option<PairTemplate>,
 }
 
 impl Tokenizer {
@@ -92,7 +95,9 @@ impl Tokenizer {
             .map_err(|e| invalid(path, &e.to_string()))?
             .ok_or_else(|| invalid(path, "its post-processor does not keep a text's tokens in one piece"))?;
         let cuts = Cuts::of(&inner);
-        Ok(Self { inner: M::ready(inner), before, after, keep_end, cuts })
+        // A tokenizer that makes no pairs embeds all the same.
+        let pair = PairTemplate::of(&inner, settings).ok().flatten();
+        Ok(Self { inner: M::ready(inner), before, after, keep_end, cuts, pair })
     }
 
     /// The tokenizer of a GGUF file, with the first and last token that the file asks for.
@@ -111,7 +116,8 @@ impl Tokenizer {
             })?);
         }
         let cuts = Cuts::of(&*built.tokenizer);
-        Ok(Self { inner: Box::new(built.tokenizer.into_inner()), before, after, keep_end: false, cuts })
+        let inner = Box::new(built.tokenizer.into_inner());
+        Ok(Self { inner, before, after, keep_end: false, cuts, pair: None })
     }
 
     /// Whether every text ends with a special token.
@@ -140,9 +146,19 @@ impl Tokenizer {
                 self.special_tokens()
             )));
         }
-        let keep = if self.keep_end { Keep::End(room) } else { Keep::Beginning(room) };
-        let ids = long::read(&*self.inner, &self.cuts, text, keep, bounds)?;
+        let ids = self.content(text, room, bounds)?;
         Ok([&self.before[..], self.cut(&ids, room), &self.after].concat())
+    }
+
+    /// The text's own ids: those of `room` that the model keeps, perhaps more.
+    pub(super) fn content(&self, text: &str, room: usize, bounds: &mut Bounds<'_>) -> Result<Vec<u32>> {
+        let keep = if self.keep_end { Keep::End(room) } else { Keep::Beginning(room) };
+        long::read(&*self.inner, &self.cuts, text, keep, bounds)
+    }
+
+    /// The id of a token as the vocabulary spells it.
+    pub fn id(&self, token: &str) -> Option<u32> {
+        self.inner.id(token)
     }
 
     /// The number of ids of the whole `text`, special tokens included, nothing cut.
@@ -287,7 +303,7 @@ pub(crate) fn guarded<T>(work: impl FnOnce() -> tokenizers::Result<T>) -> tokeni
 /// When the post-processor cannot run, as one that names a special token without giving its id.
 pub(crate) fn special_ids(inner: &dyn Pipeline) -> tokenizers::Result<Option<(Vec<u32>, Vec<u32>)>> {
     let probe = Encoding::from_tokens(vec![Token::new(0, String::new(), (0, 0))], 0);
-    let dressed = guarded(|| inner.dress(probe))?;
+    let dressed = guarded(|| inner.dress(probe, None))?;
     let mask = dressed.get_special_tokens_mask();
     let alone = mask.iter().filter(|&&special| special == 0).count() == 1;
     let at = mask.iter().position(|&special| special == 0).filter(|_| alone);

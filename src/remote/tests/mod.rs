@@ -59,7 +59,7 @@ fn submit(encoder: &RemoteEncoder, texts: &[&str], cancel: &Cancel) -> Receiver<
 }
 
 fn values(found: &ChunkOutput) -> Vec<f32> {
-    let Output::Dense(vectors) = &found.output;
+    let Output::Dense(vectors) = &found.output else { panic!() };
     vectors.values().to_vec()
 }
 

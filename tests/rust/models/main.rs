@@ -5,5 +5,6 @@
 mod faults;
 mod fixtures;
 mod hub;
+mod scorers;
 mod server;
 mod toy;

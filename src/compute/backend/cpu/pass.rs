@@ -38,6 +38,8 @@ pub struct CpuPass<'a> {
     pub(super) seen: Option<StateMatrix>,
     /// One for each sequence, or none.
     pub(super) caches: Vec<CachedSequence<'a, PagedKvCache>>,
+    /// The numbers of its sequences in the batch; empty if they are those of the pass.
+    pub(super) numbers: &'a [usize],
 }
 
 /// One row for each token: in f32 for sums and normalizations, in bf16 for products, or both.
@@ -77,7 +79,8 @@ impl<'a> CpuPass<'a> {
         parallelism: Parallelism<'a>,
         caches: Vec<CachedSequence<'a, PagedKvCache>>,
     ) -> Self {
-        Self { cpu, batch, workspace, parallelism, window: 0..batch.tokens(), seen: None, caches }
+        let window = 0..batch.tokens();
+        Self { cpu, batch, workspace, parallelism, window, seen: None, caches, numbers: &[] }
     }
 
     /// Returns the memory of states that no further operation needs.
@@ -226,8 +229,9 @@ impl Pass<Cpu> for CpuPass<'_> {
         self.parallelism.worth(batch.tokens() * words.columns()).split_rows(
             batch.sequences(),
             |sequences| {
-                for (first, range) in sequences.map(|index| (self.first_position(index), batch.range(index)))
-                {
+                for index in sequences {
+                    let (first, range) = (self.first_position(index), batch.range(index));
+                    let second_type = batch.second_type(index);
                     let ids = &batch.ids[range.clone()];
                     for ((row, &id), position) in range.zip(ids).zip(scheme.of(ids)) {
                         let position = first + position;
@@ -238,7 +242,10 @@ impl Pass<Cpu> for CpuPass<'_> {
                         // SAFETY: each sequence belongs to one task, and each row to one sequence.
                         let out = unsafe { out.row_f32(row) };
                         let added = positions.map(|table| (table, position));
-                        let mut added = added.into_iter().chain(token_types.map(|table| (table, 0)));
+                        let mut added = added.into_iter().chain(token_types.map(|table| {
+                            // A table of one row has one type for both texts of a pair.
+                            (table, usize::from(row >= second_type && table.rows() > 1))
+                        }));
                         let read = words
                             .row_f32(id as usize, out)
                             .and_then(|()| added.try_for_each(|(table, row)| table.add_row_f32(row, out)));
@@ -419,6 +426,10 @@ impl Pass<Cpu> for CpuPass<'_> {
         let picked = States { wide: pick(&x.wide)?, narrow: pick(&x.narrow)?, picked: true };
         self.discard(x);
         Ok(picked)
+    }
+
+    fn number(&self, index: usize) -> usize {
+        self.numbers.get(index).copied().unwrap_or(index)
     }
 
     fn read(

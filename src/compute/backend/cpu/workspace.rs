@@ -19,6 +19,8 @@ pub(super) struct Workspace {
     /// The token ids of the pass's sequences, and the offset of each sequence.
     pub ids: Vec<u32>,
     pub offsets: Vec<u32>,
+    /// The token of each sequence from which on tokens have type 1.
+    pub seconds: Vec<u32>,
     /// The output row of each sequence.
     pub out: Vec<f32>,
 }

@@ -1,4 +1,4 @@
-//! One embedding call, from its inputs to its results.
+//! One call of an encoder, from its inputs to its results.
 //!
 //! A job looks its inputs up in the cache, groups the rest by slot, waits for the slots, then tokenizes and queues chunk
 //! by chunk: enough to keep the model busy, never so much that a list of a million texts is in memory as tokens.
@@ -41,6 +41,8 @@ pub type OnDone = Box<dyn FnOnce(Result<Embeddings>) + Send>;
 
 /// Calls of up to this many inputs go before bulk work.
 const INTERACTIVE_INPUTS: usize = 16;
+/// The same for pairs: a person waits for the candidates of one query.
+const INTERACTIVE_PAIRS: usize = 128;
 
 pub(in super::super) struct Job {
     embedder: Arc<Embedder>,
@@ -81,9 +83,13 @@ impl Job {
         inputs.check(&options)?;
         let groups = embedder.router.group(&embedder.registry, &inputs, options.model.as_deref())?;
         let limit = Limit::of(&options, embedder.registry.load_timeout());
+        let interactive = match &inputs {
+            Inputs::Pairs(_) => INTERACTIVE_PAIRS,
+            _ => INTERACTIVE_INPUTS,
+        };
         let job = Arc::new(Self {
             embedder: Arc::clone(embedder),
-            lane: if inputs.len() <= INTERACTIVE_INPUTS { Lane::Interactive } else { Lane::Bulk },
+            lane: if inputs.len() <= interactive { Lane::Interactive } else { Lane::Bulk },
             options,
             inputs,
             cancel: Cancel::default(),
@@ -138,9 +144,10 @@ impl Job {
     ) -> Result<Option<SlotGroup>> {
         let cache = &*self.embedder.cache;
         if let Some(info) = entry.info() {
-            let shape = self.options.shape(info.shape)?;
+            let (_, shape) = info.shapes(&self.options, &entry.name)?;
             let prompt = self.inputs.prompt(&info, &self.options)?;
             let mut state = self.state.lock();
+            state.scores.clone_from(&info.scores);
             // Only a cached result fixes the shape: a model that is loaded again may be another one.
             let mut fitted = if inputs.is_empty() { state.fit(shape, 0) } else { Ok(()) };
             inputs.retain(|&input| {
@@ -189,9 +196,12 @@ impl Job {
             drop(state);
             return Ok(());
         }
-        let info = Arc::clone(&lease.encoder(&state.groups[group].entry.name)?.info);
+        let name = &state.groups[group].entry.name;
+        let info = Arc::clone(&lease.encoder(name)?.info);
+        let (_, shape) = info.shapes(&self.options, name)?;
         self.inputs.prompt(&info, &self.options)?;
-        state.fit(self.options.shape(info.shape)?, self.inputs.len())?;
+        state.fit(shape, self.inputs.len())?;
+        state.scores.clone_from(&info.scores);
         state.groups[group].lease = Some(lease);
         if state.finished == self.inputs.len() {
             state.outcome = Some(Ok(()));
@@ -225,7 +235,7 @@ impl Job {
         let mut state = self.state.lock();
         state.outcome.clone().unwrap_or(Err(Error::Cancelled))?;
         let output = std::mem::take(&mut state.output).unwrap_or_default();
-        Ok(Embeddings { output, tokens: state.tokens })
+        Ok(Embeddings { output, tokens: state.tokens, scores: state.scores.take() })
     }
 
     /// Sets the outcome of a call that has none yet. Inputs that are still queued are not computed.

@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use super::super::super::model::LoadedModel;
 use super::super::super::registry::NamedSlot;
 use crate::lifecycle::Lease;
+use crate::models::heads::ScoreConfig;
 use crate::output::{Output, Shape, View};
 use crate::{Error, Result};
 
@@ -16,6 +17,8 @@ pub struct Embeddings {
     pub output: Output,
     /// Tokens that the models read for them: prompts and special ones included, those cut off not.
     pub tokens: u64,
+    /// Labels and activations of the model, if it scores.
+    pub scores: Option<Arc<ScoreConfig>>,
 }
 
 #[derive(Default)]
@@ -28,6 +31,7 @@ pub(super) struct JobState {
     pub(super) tokens: u64,
     /// Tokens of what is queued or being computed.
     pub(super) in_flight: usize,
+    pub(super) scores: Option<Arc<ScoreConfig>>,
     pub(super) outcome: Option<Result<()>>,
     /// Something for `step` to do.
     pub(super) runnable: bool,

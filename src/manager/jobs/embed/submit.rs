@@ -38,7 +38,8 @@ impl Job {
         let max_bytes = self.embedder.max_text_bytes;
         let mut bounds = Bounds { max_bytes, check: &mut wanted };
         let ready = backend.prepare(&self.inputs, &inputs, prompt, &self.options, &mut bounds)?;
-        let (rows, shape, weight) = (inputs.len(), info.shape, ready.weight(self.embedder.window));
+        let (shape, _) = info.shapes(&self.options, &entry.name)?;
+        let (rows, weight) = (inputs.len(), ready.weight(self.embedder.window));
         self.state.lock().in_flight += weight;
         let (job, fed) = (Arc::clone(self), Fed { entry, info: Arc::clone(&info), inputs, weight });
         let done = Box::new(move |result: Result<ChunkOutput>| {
@@ -86,7 +87,8 @@ impl Job {
     fn store(self: &Arc<Self>, fed: &Fed, computed: &ChunkOutput) -> Result<()> {
         let Fed { entry, info, inputs, weight } = fed;
         let prompt = self.inputs.prompt(info, &self.options)?;
-        let mut results = Output::new(self.options.shape(info.shape)?, inputs.len())?;
+        let (_, shape) = info.shapes(&self.options, &entry.name)?;
+        let mut results = Output::new(shape, inputs.len())?;
         for (row, (&input, &tokens)) in inputs.iter().zip(&computed.tokens).enumerate() {
             self.options.finish(computed.output.view(row), &mut results, row);
             if self.embedder.caching {

@@ -84,7 +84,7 @@ impl Job {
             }
             None if limit.load_only => None,
             None => Some(Error::Timeout {
-                what: format!("embedding {} texts", self.inputs.len()),
+                what: format!("the result of {} inputs", self.inputs.len()),
                 after: limit.after,
             }),
         }

@@ -1,0 +1,247 @@
+"""Reranking and classification: the methods of managers over the core's arrays of scores."""
+
+from __future__ import annotations
+
+import contextlib
+
+from ._async import ainfer
+from .errors import ArgumentError, InputError, TaskError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from typing import Any, TypeAlias
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from ._core import Manager
+    from .results import Classification, RerankResult
+
+    Document: TypeAlias = str | Mapping[str, Any]
+    """A text, or a mapping with the key ``text``."""
+    Scored: TypeAlias = str | Sequence[str]
+    """A text, or a pair of texts."""
+
+RERANKER = "reranker"
+"""The slot of calls that name none."""
+
+
+class Scoring:
+    """The methods of a manager that score texts and pairs of texts."""
+
+    __slots__ = ()
+
+    def rerank(
+        self: Manager,
+        query: str,
+        documents: Iterable[Document],
+        model: str | None = None,
+        *,
+        top_n: int | None = None,
+        return_documents: bool = True,
+        activation: str | None = None,
+        batch_size: int | None = None,
+        truncate: bool = True,
+        timeout: float | None = None,
+        keep_alive: float | str | None = None,
+        progress: Callable[[int, int], object] | None = None,
+    ) -> list[RerankResult]:
+        """Documents by their relevance to `query`, best first.
+
+        Args:
+            query: The question.
+            documents: Texts, or mappings with the key ``text``.
+            model: Slot; None: ``reranker``.
+            top_n: Return only so many. None: all.
+            return_documents: Put the texts into the results.
+            activation: ``identity`` (the model's logits), ``sigmoid``; None: what the model's files say.
+            batch_size: Accepted and ignored: batches are formed by tokens and do not change scores.
+            truncate: Cut pairs that are longer than the model's maximum, the longer text first. False: such a pair is an
+                `InputError`.
+            timeout: Seconds for everything, loading included; None: `load_timeout` for the load.
+            keep_alive: Overrides the slot's value for this use.
+            progress: Called as ``progress(done, total)``.
+
+        Raises:
+            InputError: A blank query, a document that is not text, a `top_n` below 1.
+            TaskError: The slot's model gives no scores, or one for each of several labels.
+            UnknownModelError, WaitTimeoutError, OverloadedError, NotFiniteError, ClosedError: See `errors.py`.
+            ModelManagerError: The errors of loading the model.
+        """
+        texts = _checked(query, documents, top_n)
+        if not texts:
+            return []
+        scores, _ = self._infer(
+            "scores",
+            query,
+            texts,
+            model or RERANKER,
+            progress,
+            activation=activation,
+            truncate=truncate,
+            timeout=timeout,
+            keep_alive=keep_alive,
+        )
+        return ranked(scores, texts, model or RERANKER, top_n, return_documents)
+
+    async def arerank(
+        self: Manager,
+        query: str,
+        documents: Iterable[Document],
+        model: str | None = None,
+        *,
+        top_n: int | None = None,
+        return_documents: bool = True,
+        batch_size: int | None = None,
+        **options: Any,
+    ) -> list[RerankResult]:
+        """`rerank` for asyncio: same arguments (except `progress`), result and errors. Cancelling the task cancels the
+        work.
+        """
+        texts = _checked(query, documents, top_n)
+        if not texts:
+            return []
+        scores, _ = await ainfer(self, "scores", query, texts, model or RERANKER, **options)
+        return ranked(scores, texts, model or RERANKER, top_n, return_documents)
+
+    rerank_async = arerank
+    """The same."""
+
+    def classify(
+        self: Manager,
+        texts: str | Iterable[Scored],
+        model: str | None = None,
+        *,
+        activation: str | None = None,
+        truncate: bool = True,
+        timeout: float | None = None,
+        keep_alive: float | str | None = None,
+    ) -> Any:
+        """The labels of one text, of several, or of pairs of texts, with their probabilities.
+
+        Args:
+            texts: A str, several, or pairs of str (for models of inference: premise and hypothesis).
+            model: Slot; None: ``reranker``.
+            activation: ``softmax``, ``sigmoid`` or ``identity``; None: as ``problem_type`` of the model's files says.
+            truncate: As for `rerank`.
+            timeout: As for `rerank`.
+            keep_alive: As for `rerank`.
+
+        Returns:
+            A `Classification` for one text, a list of them for several.
+
+        Raises:
+            InputError: Texts and pairs in one call.
+            TaskError: The slot's model gives no scores.
+            ModelManagerError: As for `rerank`.
+        """
+        first, second, single = scored(texts)
+        slot = model or RERANKER
+        scores, _ = self._infer(
+            "scores",
+            first,
+            second,
+            slot,
+            activation=activation or "probabilities",
+            truncate=truncate,
+            timeout=timeout,
+            keep_alive=keep_alive,
+        )
+        found = classified(scores, self.describe(slot)["labels"] if len(scores) else [])
+        return found[0] if single else found
+
+    async def aclassify(
+        self: Manager, texts: str | Iterable[Scored], model: str | None = None, **options: Any
+    ) -> Any:
+        """`classify` for asyncio: same arguments, result and errors."""
+        first, second, single = scored(texts)
+        slot = model or RERANKER
+        options["activation"] = options.get("activation") or "probabilities"
+        scores, _ = await ainfer(self, "scores", first, second, slot, **options)
+        known = self.describe(slot, load=False) if len(scores) else None
+        found = classified(scores, known["labels"] if known else [])
+        return found[0] if single else found
+
+
+def ranked(
+    scores: NDArray[np.float32], texts: Sequence[str], model: str, top_n: int | None, return_documents: bool
+) -> list[RerankResult]:
+    """Results of the best documents, ties in the order of the request."""
+    from .results import RerankResult
+
+    if scores.shape[1] != 1:
+        raise TaskError(
+            f"the model of {model!r} gives a score for each of {scores.shape[1]} labels, which is no order of documents; "
+            "classify() names the labels"
+        )
+    column = scores[:, 0]
+    order = (-column).argsort(kind="stable")[:top_n]
+    return [
+        RerankResult(int(index), float(column[index]), texts[index] if return_documents else None) for index in order
+    ]
+
+
+def classified(scores: NDArray[np.float32], labels: Sequence[str]) -> list[Classification]:
+    """The likeliest label of each row, and all of them."""
+    from .results import Classification
+
+    names = labels or [f"LABEL_{number}" for number in range(scores.shape[1])]
+    found = []
+    for row in scores.tolist():
+        best = max(range(len(row)), key=row.__getitem__)
+        found.append(Classification(names[best], row[best], dict(zip(names, row, strict=True))))
+    return found
+
+
+def document_texts(documents: Iterable[Document]) -> list[str]:
+    """The texts of documents. Raises `InputError` for anything without a text."""
+    if isinstance(documents, str | bytes) or not hasattr(documents, "__iter__"):
+        raise TypeError(f"documents must be several texts, not one {type(documents).__name__}")
+    texts = []
+    for number, document in enumerate(documents):
+        text = document
+        if not isinstance(document, str):
+            # Any mapping: the values of other types have no key "text".
+            text = None
+            with contextlib.suppress(TypeError, KeyError, IndexError):
+                text = document["text"]
+            if not isinstance(text, str):
+                raise InputError(
+                    f"documents[{number}] must be a str or a mapping with a str under 'text', not "
+                    f"{type(document).__name__}"
+                )
+        texts.append(text)
+    return texts
+
+
+def scored(texts: str | Iterable[Scored]) -> tuple[Any, list[str] | None, bool]:
+    """The first texts, the second ones (None: there are no pairs), and whether a single text was given."""
+    if isinstance(texts, str):
+        return [texts], None, True
+    items = list(texts)
+    pairs = [not isinstance(item, str) for item in items]
+    if not any(pairs):
+        return items, None, False
+    if not all(pairs):
+        raise InputError("texts holds texts and pairs; give one of both")
+    for number, pair in enumerate(items):
+        if not isinstance(pair, list | tuple) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
+            raise InputError(f"texts[{number}] must be a str or a pair of str")
+    return [first for first, _ in items], [second for _, second in items], False
+
+
+def _checked(query: str, documents: Iterable[Document], top_n: int | None) -> list[str]:
+    if not isinstance(query, str):
+        raise TypeError(f"query must be a str, not {type(query).__name__}")
+    if not query.strip():
+        raise _wrong("query", "query is blank: there is nothing to compare the documents with")
+    if top_n is not None and (not isinstance(top_n, int) or isinstance(top_n, bool) or top_n < 1):
+        raise _wrong("top_n", f"top_n={top_n!r}: must be a whole number of at least 1")
+    return document_texts(documents)
+
+
+def _wrong(param: str, message: str) -> ArgumentError:
+    error = ArgumentError(message)
+    error.param = param
+    return error

@@ -1,0 +1,145 @@
+"""A reranker or classifier as an object, for code written for sentence-transformers' `CrossEncoder`.
+
+The object is a handle: it names a slot and holds no weights. An idle model leaves memory while the handle exists, and
+the next call loads it again.
+"""
+
+from __future__ import annotations
+
+from .._scoring import document_texts
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from typing import Any
+
+    from .._core import Manager
+    from .._types import Description
+
+
+class CrossEncoder:
+    """The model of one slot of a manager, with the calls of `sentence_transformers.CrossEncoder`."""
+
+    __slots__ = ("_manager", "name")
+
+    name: str
+    """The slot."""
+
+    def __init__(self, manager: Manager, name: str = "reranker") -> None:
+        self._manager = manager
+        self.name = name
+
+    def predict(
+        self,
+        sentences: Sequence[Sequence[str]] | Sequence[str],
+        batch_size: int = 32,
+        show_progress_bar: bool | None = None,
+        activation_fn: Any = None,
+        apply_softmax: bool = False,
+        convert_to_numpy: bool = True,
+        convert_to_tensor: bool = False,
+    ) -> Any:
+        """The scores of one pair of texts or of several: one number a pair, or one for each label.
+
+        Args:
+            sentences: Pairs of str, or one pair.
+            batch_size: Accepted and ignored: batches are formed by tokens and do not change scores.
+            show_progress_bar: Show a progress bar if tqdm is installed.
+            activation_fn: ``"identity"``, ``"sigmoid"``, ``"softmax"``, or a function of the array of logits. None: what
+                the model's files say; without a word there, the sigmoid of one label, and the logits of several.
+            apply_softmax: The softmax over several labels instead.
+            convert_to_numpy: False returns a list.
+            convert_to_tensor: Return a PyTorch tensor; needs PyTorch.
+
+        Returns:
+            float32, shape (n,) for a model of one label, else (n, labels); for one pair without the first dimension.
+
+        Raises:
+            TypeError: An item is not a pair of texts.
+            ValueError: The errors of `Manager.rerank`.
+        """
+        from .sentence_model import _Progress
+
+        single = len(sentences) == 2 and all(isinstance(text, str) for text in sentences)
+        pairs: Any = [sentences] if single else list(sentences)
+        for number, pair in enumerate(pairs):
+            if not isinstance(pair, list | tuple) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
+                raise TypeError(f"sentences[{number}] must be a pair of str")
+        named = activation_fn is None or isinstance(activation_fn, str)
+        with _Progress(bool(show_progress_bar), len(pairs)) as progress:
+            scores: Any
+            scores, _ = self._manager._infer(
+                "scores",
+                [first for first, _ in pairs],
+                [second for _, second in pairs],
+                self.name,
+                progress,
+                activation="softmax" if apply_softmax else activation_fn if named else "identity",
+            )
+        if scores.shape[1] == 1:
+            scores = scores[:, 0]
+        if not named:
+            scores = activation_fn(scores)
+        if single:
+            scores = scores[0]
+        if convert_to_tensor:
+            import torch
+
+            return torch.as_tensor(scores)
+        return scores if convert_to_numpy else list(scores)
+
+    def rank(
+        self,
+        query: str,
+        documents: Iterable[str],
+        top_k: int | None = None,
+        return_documents: bool = False,
+        **options: Any,
+    ) -> list[dict[str, Any]]:
+        """Documents by their relevance to `query`, best first: ``corpus_id``, ``score`` and, if asked for, ``text``.
+
+        `options` are those of `predict`. Raises `TaskError` for a model of several labels.
+        """
+        texts = document_texts(documents)
+        activation = options.get("activation_fn")
+        if activation is not None and not isinstance(activation, str):
+            raise TypeError("rank takes the name of an activation; predict takes functions")
+        found = self._manager.rerank(
+            query, texts, self.name, top_n=top_k, return_documents=return_documents, activation=activation
+        )
+        return [
+            {"corpus_id": one.index, "score": one.score, **({"text": one.document} if return_documents else {})}
+            for one in found
+        ]
+
+    def classify(self, texts: Any, **options: Any) -> Any:
+        """`Manager.classify` with this model."""
+        return self._manager.classify(texts, self.name, **options)
+
+    def describe(self) -> Description:
+        """The model's description; loads the model."""
+        return self._manager.describe(self.name)
+
+    @property
+    def num_labels(self) -> int:
+        """The number of labels; loads the model."""
+        return len(self.describe()["labels"])
+
+    @property
+    def max_length(self) -> int | None:
+        """Tokens per pair, special ones included; longer pairs are cut. Loads the model."""
+        return self.describe()["max_length"]
+
+    @property
+    def device(self) -> str:
+        """``cpu``, ``cuda`` or ``mps``."""
+        return self._manager.device
+
+    def __repr__(self) -> str:
+        state = "loaded" if self._manager.is_loaded(self.name) else "not loaded"
+        return f"<CrossEncoder {self.name!r}, {state}>"
+
+    def _repr_html_(self) -> str:
+        from ..integrations.jupyter import model_html
+
+        return model_html(self._manager, self.name)

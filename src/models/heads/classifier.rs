@@ -1,0 +1,346 @@
+//! Sequence classification: one number for each label of a text or of a pair of texts. Rerankers have one label.
+
+use serde_json::Value;
+
+use super::dense::{DenseLayer, HeadActivation};
+use super::pooling::Pooling;
+use crate::models::config::ModelConfig;
+use crate::models::keys::refusal;
+use crate::models::manifest::ModelFiles;
+use crate::models::weights::Weights;
+use crate::{Error, Result};
+
+/// How the models of a family score a text, as transformers' `…ForSequenceClassification` does.
+#[derive(Debug, Clone, Copy)]
+pub struct ClassifierHead {
+    /// The state that the layers begin with.
+    pub state: HeadState,
+    /// The layers, in order.
+    pub layers: &'static [HeadLayer],
+}
+
+/// The state that a head begins with.
+#[derive(Debug, Clone, Copy)]
+pub enum HeadState {
+    /// That of the first token.
+    First,
+    /// That of the last token.
+    Last,
+    /// The pooling that this key of `config.json` names; without it that of the first token.
+    Configured(&'static str),
+}
+
+/// One linear layer of a head.
+#[derive(Debug, Clone, Copy)]
+pub struct HeadLayer {
+    /// What its tensors may be called, without `.weight` and `.bias`. The first that exists is used.
+    pub names: &'static [&'static str],
+    /// After it.
+    pub activation: LayerActivation,
+    /// The layer normalization after that: the name of its tensors, and its epsilon.
+    pub norm: Option<(&'static str, f32)>,
+}
+
+/// The function after a layer.
+#[derive(Debug, Clone, Copy)]
+pub enum LayerActivation {
+    /// Always this one.
+    Fixed(HeadActivation),
+    /// That which this key of `config.json` names; without it GELU.
+    Configured(&'static str),
+}
+
+const fn layer(names: &'static [&'static str], activation: HeadActivation) -> HeadLayer {
+    HeadLayer { names, activation: LayerActivation::Fixed(activation), norm: None }
+}
+
+/// Of BERT: the pooler, and a layer over it. GTE and its kin are the same.
+pub const BERT: ClassifierHead = ClassifierHead {
+    state: HeadState::First,
+    layers: &[
+        layer(&["bert.pooler.dense", "new.pooler.dense", "pooler.dense"], HeadActivation::Tanh),
+        layer(&["classifier"], HeadActivation::Identity),
+    ],
+};
+/// Of RoBERTa and its kin.
+pub const ROBERTA: ClassifierHead = ClassifierHead {
+    state: HeadState::First,
+    layers: &[
+        layer(&["classifier.dense"], HeadActivation::Tanh),
+        layer(&["classifier.out_proj"], HeadActivation::Identity),
+    ],
+};
+/// Of DistilBERT.
+pub const DISTILBERT: ClassifierHead = ClassifierHead {
+    state: HeadState::First,
+    layers: &[
+        layer(&["pre_classifier"], HeadActivation::Relu),
+        layer(&["classifier"], HeadActivation::Identity),
+    ],
+};
+/// Of ELECTRA.
+pub const ELECTRA: ClassifierHead = ClassifierHead {
+    state: HeadState::First,
+    layers: &[
+        layer(&["classifier.dense"], HeadActivation::Gelu),
+        layer(&["classifier.out_proj"], HeadActivation::Identity),
+    ],
+};
+/// Of ModernBERT.
+pub const MODERNBERT: ClassifierHead = ClassifierHead {
+    state: HeadState::Configured("classifier_pooling"),
+    layers: &[
+        HeadLayer {
+            names: &["head.dense"],
+            activation: LayerActivation::Configured("classifier_activation"),
+            norm: Some(("head.norm", 1e-5)),
+        },
+        layer(&["classifier"], HeadActivation::Identity),
+    ],
+};
+/// Of Llama, Qwen2 and Qwen3: a layer over the last token's state.
+pub const CAUSAL: ClassifierHead =
+    ClassifierHead { state: HeadState::Last, layers: &[layer(&["score"], HeadActivation::Identity)] };
+
+/// What turns a model's logits into scores.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ScoreActivation {
+    /// The logits themselves.
+    Identity,
+    /// Each label alone, between 0 and 1.
+    Sigmoid,
+    /// All labels together add up to 1.
+    Softmax,
+}
+
+impl ScoreActivation {
+    /// The name of the activation.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Identity => "identity",
+            Self::Sigmoid => "sigmoid",
+            Self::Softmax => "softmax",
+        }
+    }
+
+    /// The activation of this [`Self::name`].
+    ///
+    /// # Errors
+    /// [`Error::Argument`] for any other.
+    pub fn parse(name: &str) -> Result<Self> {
+        [Self::Identity, Self::Sigmoid, Self::Softmax].into_iter().find(|one| one.name() == name).ok_or_else(
+            || {
+                Error::argument(
+                    "activation",
+                    format!("activation={name:?}: expected identity, sigmoid or softmax"),
+                )
+            },
+        )
+    }
+
+    /// Applies it to the logits of one input.
+    pub fn apply(self, logits: &mut [f32]) {
+        match self {
+            Self::Identity => {}
+            Self::Sigmoid => {
+                logits.iter_mut().for_each(|x| *x = (1.0 / (1.0 + (-f64::from(*x)).exp())) as f32);
+            }
+            Self::Softmax => {
+                let most = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+                let sum: f64 = logits.iter().map(|&x| f64::from(x - most).exp()).sum();
+                logits.iter_mut().for_each(|x| *x = (f64::from(*x - most).exp() / sum) as f32);
+            }
+        }
+    }
+}
+
+/// What a classifier's labels are called, and how its logits become scores.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ScoreConfig {
+    /// The labels, in order.
+    pub labels: Vec<String>,
+    /// What sentence-transformers' `CrossEncoder.predict` applies.
+    pub activation: ScoreActivation,
+    /// What makes probabilities of the logits.
+    pub probabilities: ScoreActivation,
+}
+
+impl ScoreConfig {
+    /// Reads `config.json`, and `config_sentence_transformers.json` where there is one.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] for an activation that is not known here.
+    pub fn read(files: &ModelFiles, config: &ModelConfig, labels: usize) -> Result<Self> {
+        let json = &config.json;
+        let named = |index: usize| json["id2label"][index.to_string()].as_str().map(ToOwned::to_owned);
+        let names =
+            (0..labels).map(|index| named(index).unwrap_or_else(|| format!("LABEL_{index}"))).collect();
+        let probabilities = match json["problem_type"].as_str() {
+            Some("multi_label_classification") => ScoreActivation::Sigmoid,
+            Some("regression") => ScoreActivation::Identity,
+            _ if labels == 1 => ScoreActivation::Sigmoid,
+            _ => ScoreActivation::Softmax,
+        };
+        let path = files.root.join("config_sentence_transformers.json");
+        let saved: Value = if path.is_file() { crate::models::json::read_json(&path)? } else { Value::Null };
+        let places = [
+            (&config.path, "activation_fn", &json["sentence_transformers"]["activation_fn"]),
+            (
+                &config.path,
+                "sbert_ce_default_activation_function",
+                &json["sbert_ce_default_activation_function"],
+            ),
+            (&path, "activation_fn", &saved["activation_fn"]),
+        ];
+        let activation = match places.iter().find(|(.., value)| value.is_string()) {
+            None if labels == 1 => ScoreActivation::Sigmoid,
+            None => ScoreActivation::Identity,
+            Some((path, key, value)) => {
+                let class = value.as_str().and_then(|class| class.strip_prefix("torch.nn."));
+                match class.and_then(|class| class.rsplit('.').next()) {
+                    Some("Sigmoid") => ScoreActivation::Sigmoid,
+                    Some("Identity") => ScoreActivation::Identity,
+                    Some("Softmax") => ScoreActivation::Softmax,
+                    _ => {
+                        let reason = "supported are torch.nn's Sigmoid, Identity and Softmax";
+                        return Err(refusal(&files.model, path, key, value, reason));
+                    }
+                }
+            }
+        };
+        Ok(Self { labels: names, activation, probabilities })
+    }
+}
+
+/// The layers between a text's state and its logits, in f32.
+#[derive(Debug)]
+pub struct Classifier {
+    /// How token states become the state that the layers begin with.
+    pub pooling: Pooling,
+    layers: Vec<(DenseLayer, Option<HeadNorm>)>,
+}
+
+/// A layer normalization of single vectors.
+#[derive(Debug)]
+struct HeadNorm {
+    scale: Vec<f32>,
+    shift: Option<Vec<f32>>,
+    epsilon: f32,
+}
+
+impl Classifier {
+    /// Reads the head of a model from its weights.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] for a pooling or an activation that is not known here; those of the weights.
+    pub fn load(config: &ModelConfig, head: &ClassifierHead, weights: &Weights) -> Result<Self> {
+        let pooling = match head.state {
+            HeadState::First => Pooling::Cls,
+            HeadState::Last => Pooling::Last,
+            HeadState::Configured(key) => match config.json[key].as_str() {
+                None | Some("cls") => Pooling::Cls,
+                Some("mean") => Pooling::Mean,
+                Some(_) => {
+                    let reason = "supported are cls and mean";
+                    return Err(refusal(&config.model, &config.path, key, &config.json[key], reason));
+                }
+            },
+        };
+        let mut width = config.describe().hidden;
+        let mut layers = Vec::new();
+        for layer in head.layers {
+            let found = layer.names.iter().find(|name| weights.shape(&format!("{name}.weight")).is_some());
+            let name = found.or(layer.names.first()).copied().unwrap_or_default();
+            let dense = DenseLayer::of(weights, name, width, layer.activation.read(config)?)?;
+            width = dense.outputs();
+            let norm =
+                layer.norm.map(|(name, epsilon)| HeadNorm::of(weights, name, width, epsilon)).transpose()?;
+            layers.push((dense, norm));
+        }
+        Ok(Self { pooling, layers })
+    }
+
+    /// One layer of these numbers over the last token's state.
+    pub(crate) fn of_rows(rows: Vec<f32>, width: usize) -> Self {
+        let layer = DenseLayer::from_rows(rows, width, HeadActivation::Identity);
+        Self { pooling: Pooling::Last, layers: vec![(layer, None)] }
+    }
+
+    /// The number of labels.
+    pub fn labels(&self) -> usize {
+        self.layers.last().map_or(0, |(dense, _)| dense.outputs())
+    }
+
+    /// Bytes held.
+    pub fn memory_bytes(&self) -> u64 {
+        self.layers.iter().map(|(dense, _)| dense.memory_bytes()).sum()
+    }
+
+    /// The logits of pooled states, row-major.
+    pub fn apply(&self, mut states: Vec<f32>) -> Vec<f32> {
+        for (dense, norm) in &self.layers {
+            states = dense.apply(&states);
+            if let Some(norm) = norm {
+                states.chunks_exact_mut(norm.scale.len()).for_each(|row| norm.apply(row));
+            }
+        }
+        states
+    }
+}
+
+impl LayerActivation {
+    fn read(self, config: &ModelConfig) -> Result<HeadActivation> {
+        match self {
+            Self::Fixed(activation) => Ok(activation),
+            Self::Configured(key) => match config.json[key].as_str() {
+                None => Ok(HeadActivation::Gelu),
+                Some(name) => HeadActivation::from_name(name).ok_or_else(|| {
+                    let reason = "supported are gelu, relu, tanh and linear";
+                    refusal(&config.model, &config.path, key, &config.json[key], reason)
+                }),
+            },
+        }
+    }
+}
+
+impl HeadNorm {
+    fn of(weights: &Weights, name: &str, width: usize, epsilon: f32) -> Result<Self> {
+        use crate::models::architectures::Tensors as _;
+        let scale = weights.vector(&format!("{name}.weight"), width)?.to_f32()?;
+        let bias = format!("{name}.bias");
+        let shift =
+            if weights.contains(&bias) { Some(weights.vector(&bias, width)?.to_f32()?) } else { None };
+        Ok(Self { scale, shift, epsilon })
+    }
+
+    fn apply(&self, row: &mut [f32]) {
+        let count = row.len() as f64;
+        let mean = row.iter().map(|&x| f64::from(x)).sum::<f64>() / count;
+        let variance = row.iter().map(|&x| (f64::from(x) - mean).powi(2)).sum::<f64>() / count;
+        let scale = 1.0 / (variance + f64::from(self.epsilon)).sqrt();
+        for (index, x) in row.iter_mut().enumerate() {
+            let normal = (f64::from(*x) - mean) * scale * f64::from(self.scale[index]);
+            *x = normal as f32 + self.shift.as_ref().map_or(0.0, |shift| shift[index]);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn activations_of_logits() {
+        let apply = |activation: ScoreActivation, mut logits: Vec<f32>| {
+            activation.apply(&mut logits);
+            logits
+        };
+        assert_eq!(apply(ScoreActivation::Identity, vec![3.0, -1.0]), [3.0, -1.0]);
+        assert_eq!(apply(ScoreActivation::Sigmoid, vec![0.0, 200.0, -200.0]), [0.5, 1.0, 0.0]);
+        assert_eq!(apply(ScoreActivation::Softmax, vec![1000.0, 1000.0]), [0.5, 0.5]);
+        for activation in [ScoreActivation::Identity, ScoreActivation::Sigmoid, ScoreActivation::Softmax] {
+            assert_eq!(ScoreActivation::parse(activation.name()), Ok(activation));
+        }
+        assert!(ScoreActivation::parse("tanh").unwrap_err().to_string().contains("softmax"));
+    }
+}

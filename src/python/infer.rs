@@ -1,0 +1,131 @@
+//! Results beyond one vector a text: scores, sparse vectors, vectors of tokens.
+
+use std::sync::Arc;
+
+use pyo3::exceptions::PyTypeError;
+use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyString};
+
+use super::errors::OrRaise;
+use super::gil::attached;
+use super::handle::Handle;
+use super::options::{keep_alive, timeout};
+use super::submit::{PyTicket, reply, started};
+use super::texts::{Texts, copied, inputs};
+use super::vectors::results;
+use crate::Error;
+use crate::manager::{Activate, EmbedOptions, Embeddings, Inputs, Pairs};
+use crate::models::heads::ScoreActivation;
+use crate::output::OutputKind;
+
+/// What a call gives to a model, and what it asks for.
+pub(super) struct InferenceCall {
+    inputs: Inputs,
+    options: EmbedOptions,
+    activate: Activate,
+}
+
+impl InferenceCall {
+    /// `kind`: scores, sparse or multi. `second`: the second texts of pairs; one `first` text goes with each of them.
+    /// `keywords`: activation, prompt, prompt_name, truncate, timeout, keep_alive.
+    pub(super) fn new(
+        kind: &str,
+        first: &Bound<'_, PyAny>,
+        second: Option<&Bound<'_, PyAny>>,
+        model: Option<String>,
+        keywords: Option<&Bound<'_, PyDict>>,
+    ) -> PyResult<Self> {
+        let py = first.py();
+        let kind = match kind {
+            "scores" => Ok(OutputKind::Scores),
+            "sparse" => Ok(OutputKind::Sparse),
+            "multi" => Ok(OutputKind::Multi),
+            other => {
+                Err(Error::argument("kind", format!("kind={other:?}: expected scores, sparse or multi")))
+            }
+        };
+        let mut options = EmbedOptions { model, kind: kind.or_raise(py)?, ..EmbedOptions::default() };
+        let mut activate = Activate::Model;
+        for (name, value) in keywords.into_iter().flatten().filter(|(_, value)| !value.is_none()) {
+            match name.extract::<String>()?.as_str() {
+                "activation" => {
+                    let name: String = value.extract()?;
+                    activate = match name.as_str() {
+                        "probabilities" => Activate::Probabilities,
+                        name => Activate::Fixed(ScoreActivation::parse(name).or_raise(py)?),
+                    };
+                }
+                "prompt" => options.prompt = Some(value.extract()?),
+                "prompt_name" => options.prompt_name = Some(value.extract()?),
+                "truncate" => options.truncate = value.extract()?,
+                "timeout" => options.timeout = timeout(py, Some(value.extract()?))?,
+                "keep_alive" => options.keep_alive = keep_alive(Some(&value))?,
+                other => {
+                    return Err(PyTypeError::new_err(format!(
+                        "got an unexpected keyword argument {other:?}"
+                    )));
+                }
+            }
+        }
+        let inputs = match second {
+            None => inputs(first)?.0,
+            Some(second) => pairs(first, second)?,
+        };
+        Ok(Self { inputs, options, activate })
+    }
+
+    /// The results of all inputs, and the tokens that were read. Waits.
+    pub(super) fn wait(
+        self,
+        py: Python<'_>,
+        handle: &Handle,
+        progress: Option<&Py<PyAny>>,
+    ) -> PyResult<(Py<PyAny>, u64)> {
+        let mut raised = None;
+        let found = handle.enter_for_array(py, |manager, check| {
+            let mut report = |done: usize, all: usize| match progress {
+                None => Ok(()),
+                Some(progress) => attached(|py| progress.call1(py, (done, all)).map(drop)).map_err(|error| {
+                    raised = Some(error);
+                    Error::Cancelled
+                }),
+            };
+            manager.infer(self.inputs, self.options, self.activate, check, &mut report)
+        });
+        match raised {
+            Some(raised) => Err(raised),
+            None => converted(py, found?),
+        }
+    }
+
+    /// The same without waiting: `on_done(results, tokens, error)`.
+    pub(super) fn submit(
+        self,
+        handle: &Arc<Handle>,
+        owner: &Bound<'_, PyAny>,
+        on_done: Py<PyAny>,
+    ) -> PyResult<PyTicket> {
+        let reply = reply(handle, owner, on_done, |py, result: PyResult<Embeddings>| {
+            match result.and_then(|found| converted(py, found)) {
+                Ok((results, tokens)) => (results, tokens, py.None()).into_pyobject(py),
+                Err(error) => (py.None(), 0, error.into_value(py)).into_pyobject(py),
+            }
+        });
+        started(owner.py(), handle, |manager| {
+            manager.submit_inference(self.inputs, self.options, self.activate, Box::new(reply))
+        })
+    }
+}
+
+fn converted(py: Python<'_>, found: Embeddings) -> PyResult<(Py<PyAny>, u64)> {
+    Ok((results(py, found.output)?, found.tokens))
+}
+
+/// One text with each of several, or texts with those of the same number.
+fn pairs(first: &Bound<'_, PyAny>, second: &Bound<'_, PyAny>) -> PyResult<Inputs> {
+    let seconds = Texts::extract(second)?.into_vec();
+    if let Ok(query) = first.cast::<PyString>() {
+        return Ok(Inputs::Pairs(Pairs::of_query(copied(query, None)?, seconds)));
+    }
+    Pairs::new(Texts::extract(first)?.into_vec(), seconds).map(Inputs::Pairs).or_raise(first.py())
+}

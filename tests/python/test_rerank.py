@@ -1,0 +1,210 @@
+"""Reranking and classification: the scores of sentence-transformers, orders, labels, and what is refused."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+
+import numpy as np
+import pytest
+from conftest import FIXTURES, reference
+from model_manager import CrossEncoder, RerankResult
+from model_manager.errors import ArgumentError, InputError, TaskError, UnsupportedModelError
+
+RERANKERS = ("rerank_bert", "rerank_xlmr", "rerank_qwen3")
+NAMES = (*RERANKERS, "nli_bert")
+TOLERANCE = {"rtol": 0, "atol": 2e-5}
+DOCUMENTS = ["Ankara başkenttir.", "The fox jumps.", "İade yedi gün içinde yapılır.", "Ankara başkenttir."]
+
+
+@pytest.fixture
+def rerankers(make_manager):
+    manager = make_manager(reranker_model=str(FIXTURES / "rerank_bert"))
+    for name in NAMES:
+        manager.register(name, str(FIXTURES / name), dtype="float32")
+    return manager
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_pairs_have_the_scores_of_sentence_transformers(rerankers, name):
+    expected = reference(name)["pairs"]
+    model = rerankers.get(name)
+    assert isinstance(model, CrossEncoder)
+    pairs = [case["pair"] for case in expected]
+    one = model.num_labels == 1
+    for key, activation in (("logits", "identity"), ("scores", None)):
+        want = np.array([case[key] for case in expected], np.float32)
+        found = model.predict(pairs, activation_fn=activation)
+        assert found.dtype == np.float32
+        assert found.shape == ((len(pairs),) if one else (len(pairs), 3))
+        np.testing.assert_allclose(found.reshape(len(pairs), -1), want, **TOLERANCE)
+        for pair, row in zip(pairs, want, strict=True):
+            np.testing.assert_allclose(np.atleast_1d(model.predict(pair, activation_fn=activation)), row, **TOLERANCE)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_single_texts_have_their_logits_too(rerankers, name):
+    expected = [case for case in reference(name)["texts"] if name != "rerank_qwen3" or case["text"]]
+    found, _ = rerankers._infer("scores", [case["text"] for case in expected], model=name, activation="identity")
+    np.testing.assert_allclose(found, [case["logits"] for case in expected], **TOLERANCE)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+def test_other_formats_stay_near(make_manager, dtype):
+    manager = make_manager()
+    manager.register("model", str(FIXTURES / "rerank_bert"), dtype=dtype)
+    expected = reference("rerank_bert")["pairs"]
+    found = manager.get("model").predict([case["pair"] for case in expected], activation_fn="identity")
+    # The logits of this model of random weights lie between -4 and 4.
+    np.testing.assert_allclose(found, [case["logits"][0] for case in expected], rtol=0, atol=0.35)
+
+
+def test_documents_are_returned_best_first(rerankers):
+    found = rerankers.rerank("başkent neresi?", DOCUMENTS)
+    assert [one.index for one in found] != list(range(4))
+    assert sorted(one.index for one in found) == list(range(4))
+    assert [one.score for one in found] == sorted((one.score for one in found), reverse=True)
+    assert all(one.document == DOCUMENTS[one.index] and 0 < one.score < 1 for one in found)
+    # Equal documents have equal scores, and stay in their order.
+    first, second = ([one.index for one in found].index(index) for index in (0, 3))
+    assert second == first + 1
+    assert found[first].score == found[second].score
+    assert repr(found[0]).startswith(f"RerankResult(index={found[0].index}, score=0.")
+    best = rerankers.rerank("başkent neresi?", DOCUMENTS, top_n=2, return_documents=False)
+    assert best == [RerankResult(one.index, one.score) for one in found[:2]]
+    assert rerankers.rerank("başkent neresi?", [{"text": text, "id": 7} for text in DOCUMENTS]) == found
+    ranked = CrossEncoder(rerankers, "reranker").rank("başkent neresi?", DOCUMENTS, top_k=1, return_documents=True)
+    assert ranked == [{"corpus_id": found[0].index, "score": found[0].score, "text": found[0].document}]
+
+
+def test_scores_do_not_depend_on_company_and_come_from_the_cache(make_manager):
+    manager = make_manager(reranker_model=str(FIXTURES / "rerank_bert"), cache_size=100)
+    alone = {text: manager.rerank("soru", [text])[0].score for text in DOCUMENTS}
+    assert manager.cache_info()["entries"] == 3
+    before = manager.stats()["queue"]["texts"]
+    assert {one.document: one.score for one in manager.rerank("soru", DOCUMENTS)} == alone
+    assert manager.stats()["queue"]["texts"] == before
+    # The activation is applied after the cache.
+    logits = manager.rerank("soru", DOCUMENTS, activation="identity")
+    assert manager.stats()["queue"]["texts"] == before
+    for one in logits:
+        assert math.isclose(1 / (1 + math.exp(-one.score)), alone[one.document], abs_tol=1e-6)
+    # A pair is another input than its texts, and in the other order.
+    assert manager.rerank(DOCUMENTS[0], ["soru"])[0].score != alone[DOCUMENTS[0]]
+
+
+def test_asyncio(rerankers):
+    async def both():
+        return await asyncio.gather(
+            rerankers.arerank("soru", DOCUMENTS, top_n=3), rerankers.rerank_async("soru", [], top_n=3)
+        )
+
+    found, nothing = asyncio.run(both())
+    assert found == rerankers.rerank("soru", DOCUMENTS, top_n=3)
+    assert nothing == []
+
+
+def test_classes_of_texts_and_pairs(rerankers):
+    expected = reference("nli_bert")["pairs"]
+    found = rerankers.classify([tuple(case["pair"]) for case in expected], "nli_bert")
+    for one, case in zip(found, expected, strict=True):
+        weights = np.exp(np.array(case["logits"]) - max(case["logits"]))
+        np.testing.assert_allclose(list(one.scores.values()), weights / weights.sum(), **TOLERANCE)
+        assert list(one.scores) == ["contradiction", "entailment", "neutral"]
+        assert one.scores[one.label] == one.score == max(one.scores.values())
+    single = rerankers.classify("İade yedi gün içinde yapılır.", "nli_bert")
+    assert single == rerankers.classify(["İade yedi gün içinde yapılır."], "nli_bert")[0]
+    each = rerankers.classify("a", "nli_bert", activation="sigmoid")
+    assert sum(each.scores.values()) != pytest.approx(1)
+    assert asyncio.run(rerankers.aclassify("a", "nli_bert")) == rerankers.classify("a", "nli_bert")
+    assert rerankers.classify([], "nli_bert") == []
+
+
+def test_descriptions_say_what_a_model_does(rerankers):
+    described = rerankers.describe("nli_bert")
+    assert described["tasks"] == ["classify"]
+    assert described["labels"] == ["contradiction", "entailment", "neutral"]
+    assert rerankers.describe("rerank_bert")["tasks"] == ["rerank", "classify"]
+    assert rerankers.describe("english_sentence")["tasks"] == ["embed"]
+    assert rerankers.describe("english_sentence")["labels"] == []
+    kinds = {name: slot["kind"] for name, slot in rerankers.stats()["slots"].items()}
+    assert kinds["reranker"] == "reranker"
+    assert kinds["nli_bert"] == "classifier"
+
+
+def test_another_task_is_refused_by_name(rerankers):
+    with pytest.raises(TaskError, match=r"\"rerank_bert\" gives no vectors .*it gives scores .*rerank"):
+        rerankers.embed("a", "rerank_bert")
+    with pytest.raises(TaskError, match=r"\"english_sentence\" gives no scores .*it gives vectors"):
+        rerankers.rerank("a", ["b"], "english_sentence")
+    with pytest.raises(TaskError, match=r"'nli_bert' gives a score for each of 3 labels.*classify"):
+        rerankers.rerank("a", ["b"], "nli_bert")
+    with pytest.raises(TaskError, match="no scores"):
+        rerankers.classify("a", "turkish_sentence")
+    for call in (rerankers.aembed("a", "rerank_bert"), rerankers.arerank("a", ["b"], "english_sentence")):
+        with pytest.raises(TaskError):
+            asyncio.run(call)
+
+
+@pytest.mark.parametrize(
+    ("query", "documents", "options", "error", "message"),
+    [
+        (" ", ["a"], {}, ArgumentError, "query is blank"),
+        ("", [], {}, ArgumentError, "query is blank"),
+        (7, ["a"], {}, TypeError, "query must be a str"),
+        ("a", "b", {}, TypeError, "documents must be several"),
+        ("a", [7], {}, InputError, r"documents\[0\]"),
+        ("a", [{"body": "b"}], {}, InputError, r"documents\[0\].*'text'"),
+        ("a", ["b"], {"top_n": 0}, ArgumentError, "top_n=0"),
+        ("a", ["b"], {"activation": "tanh"}, ArgumentError, "softmax"),
+        ("a", ["\ud800"], {}, InputError, r"texts\[0\].*surrogate"),
+    ],
+)
+def test_wrong_arguments(rerankers, query, documents, options, error, message):
+    with pytest.raises(error, match=message):
+        rerankers.rerank(query, documents, **options)
+
+
+def test_empty_long_and_many_documents(rerankers):
+    assert rerankers.rerank("a", []) == []
+    found = rerankers.rerank("a", ["", " ", "b" * 1_000_000, "c d " * 250_000])
+    assert len(found) == 4
+    many = rerankers.rerank("soru", [f"belge {number}" for number in range(5000)], top_n=3)
+    assert len(many) == 3
+    with pytest.raises(InputError, match="input 0 has .* tokens"):
+        rerankers.rerank("a", ["c d " * 100], truncate=False)
+
+
+def test_families_without_a_head_are_refused(make_manager, tmp_path):
+    (tmp_path / "config.json").write_text(
+        '{"model_type": "deberta-v2", "architectures": ["DebertaV2ForSequenceClassification"]}'
+    )
+    for name in ("tokenizer.json", "model.safetensors"):
+        (tmp_path / name).write_bytes((FIXTURES / "rerank_bert" / name).read_bytes())
+    manager = make_manager(reranker_model=str(tmp_path))
+    with pytest.raises(UnsupportedModelError, match=r"deberta-v2.*for scores are bert"):
+        manager.rerank("a", ["b"])
+
+
+def test_an_unknown_activation_of_a_model_is_refused(make_manager, tmp_path):
+    for file in (FIXTURES / "rerank_bert").iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    config = (tmp_path / "config.json").read_text()
+    activation = '"sentence_transformers": {"activation_fn": "torch.nn.modules.activation.Tanh"}'
+    (tmp_path / "config.json").write_text(config.replace("{", "{" + activation + ",", 1))
+    with pytest.raises(UnsupportedModelError, match=r"activation_fn.*Tanh"):
+        make_manager(reranker_model=str(tmp_path)).rerank("a", ["b"])
+
+
+def test_weights_that_are_not_finite(make_manager, tmp_path):
+    for file in (FIXTURES / "rerank_bert").iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    weights = bytearray((tmp_path / "model.safetensors").read_bytes())
+    weights[-4:] = b"\x00\x00\xc0\x7f"
+    weights[-400:-396] = b"\x00\x00\xc0\x7f"
+    (tmp_path / "model.safetensors").write_bytes(weights)
+    from model_manager.errors import NotFiniteError
+
+    manager = make_manager(reranker_model=str(tmp_path))
+    with pytest.raises(NotFiniteError):
+        manager.rerank("a", ["b"])
