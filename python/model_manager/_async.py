@@ -138,7 +138,7 @@ def start_response(
 
 
 async def ainfer(
-    manager: Manager, kind: str, first: Any, second: Any = None, model: str | None = None, **options: Any
+    manager: Manager, kind: Any, first: Any, second: Any = None, model: str | None = None, **options: Any
 ) -> tuple[Any, int]:
     """`Manager._infer` for asyncio: the results and the tokens that were read. Cancelling the task withdraws what has
     not been computed yet.

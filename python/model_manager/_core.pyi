@@ -292,8 +292,8 @@ class Manager:
     Waiting releases the GIL and can be interrupted (Ctrl-C). A manager can be subclassed, used in a ``with`` statement,
     and pickled by configuration; models load again where it is unpickled.
 
-    The slots ``turkish_sentence``, ``english_sentence``, ``text_generator`` and ``reranker`` exist from the start. When the source of
-    ``turkish_sentence`` cannot be loaded, the multilingual default model is loaded instead.
+    The slots ``turkish_sentence``, ``english_sentence``, ``text_generator`` and ``reranker`` exist from the start. When
+    the source of ``turkish_sentence`` cannot be loaded, the multilingual default model is loaded instead.
     """
 
     def __new__(cls, config: Config | None = None, **overrides: Unpack[Settings]) -> Self:
@@ -354,7 +354,8 @@ class Manager:
                 overridden.
             kind: The kind of model in `source`. None: decided by its files if they are on this machine (a pooling or a
                 ``modules.json`` makes an embedding model, a class for sequence classification a reranker or classifier,
-                any other language model is a generator), otherwise by its first use. ``text_generator`` is always a generator, the two sentence slots never are.
+                any other language model is a generator), otherwise by its first use. ``text_generator`` is always a
+                generator, ``reranker`` never is, and neither are the two sentence slots.
             replace: Allow an existing slot with that name, built-in ones too; its model is unloaded.
 
         Raises:
@@ -458,8 +459,8 @@ class Manager:
         """Scores (float32, shape (n, labels)), sparse vectors or vectors of tokens, and the tokens that were read.
 
         `second` are the second texts of pairs: one `first` text goes with each of them, or as many. `options` are
-        ``activation`` (identity, sigmoid, softmax, probabilities), ``prompt``, ``prompt_name``, ``truncate``, ``timeout``
-        and ``keep_alive``.
+        ``activation`` (identity, sigmoid, softmax, probabilities), ``prompt``, ``prompt_name``, ``truncate``,
+        ``timeout`` and ``keep_alive``.
         """
     def _submit_inference(
         self,
@@ -602,8 +603,8 @@ class Manager:
     def is_loaded(self, name: str) -> bool:
         """Whether the slot is in memory now. Never loads."""
     def get(self, name: str, timeout: float | None = None) -> Any:
-        """Load the slot and return its object: a `SentenceModel`, a `CrossEncoder`, a `TextGenerator`, or what the loader
-        returned.
+        """Load the slot and return its object: a `SentenceModel`, a `CrossEncoder`, a `TextGenerator`, or what the
+        loader returned.
         """
     def peek(self, name: str) -> Any | None:
         """Like `get`, but None when the slot is not in memory. It does not count as a use."""
@@ -613,8 +614,8 @@ class Manager:
     def describe(self, name: str, load: Literal[True] = True) -> Description: ...
     @overload
     def describe(self, name: str, load: bool) -> Description | None:
-        """What the model of an embedding slot or reranker is. The model is loaded first; with `load` False the result is None when
-        it is not loaded.
+        """What the model of an embedding slot or reranker is. The model is loaded first; with `load` False the result
+        is None when it is not loaded.
 
         Raises `InputError` for a slot with a loader.
         """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 
 from ._async import ainfer
+from ._core import Manager
 from .errors import ArgumentError, InputError, TaskError
 
 TYPE_CHECKING = False
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from ._core import Manager
     from .results import Classification, RerankResult
 
     Document: TypeAlias = str | Mapping[str, Any]
@@ -27,13 +27,11 @@ RERANKER = "reranker"
 """The slot of calls that name none."""
 
 
-class Scoring:
-    """The methods of a manager that score texts and pairs of texts."""
-
-    __slots__ = ()
+class ScoringManager(Manager):
+    """`Manager` and the methods that score texts and pairs of texts."""
 
     def rerank(
-        self: Manager,
+        self,
         query: str,
         documents: Iterable[Document],
         model: str | None = None,
@@ -57,8 +55,8 @@ class Scoring:
             return_documents: Put the texts into the results.
             activation: ``identity`` (the model's logits), ``sigmoid``; None: what the model's files say.
             batch_size: Accepted and ignored: batches are formed by tokens and do not change scores.
-            truncate: Cut pairs that are longer than the model's maximum, the longer text first. False: such a pair is an
-                `InputError`.
+            truncate: Cut pairs that are longer than the model's maximum, the longer text first. False: such a pair is
+                an `InputError`.
             timeout: Seconds for everything, loading included; None: `load_timeout` for the load.
             keep_alive: Overrides the slot's value for this use.
             progress: Called as ``progress(done, total)``.
@@ -86,7 +84,7 @@ class Scoring:
         return ranked(scores, texts, model or RERANKER, top_n, return_documents)
 
     async def arerank(
-        self: Manager,
+        self,
         query: str,
         documents: Iterable[Document],
         model: str | None = None,
@@ -109,7 +107,7 @@ class Scoring:
     """The same."""
 
     def classify(
-        self: Manager,
+        self,
         texts: str | Iterable[Scored],
         model: str | None = None,
         *,
@@ -151,9 +149,7 @@ class Scoring:
         found = classified(scores, self.describe(slot)["labels"] if len(scores) else [])
         return found[0] if single else found
 
-    async def aclassify(
-        self: Manager, texts: str | Iterable[Scored], model: str | None = None, **options: Any
-    ) -> Any:
+    async def aclassify(self, texts: str | Iterable[Scored], model: str | None = None, **options: Any) -> Any:
         """`classify` for asyncio: same arguments, result and errors."""
         first, second, single = scored(texts)
         slot = model or RERANKER
@@ -172,7 +168,7 @@ def ranked(
 
     if scores.shape[1] != 1:
         raise TaskError(
-            f"the model of {model!r} gives a score for each of {scores.shape[1]} labels, which is no order of documents; "
+            f"the model of {model!r} gives a score for each of {scores.shape[1]} labels, which orders no documents; "
             "classify() names the labels"
         )
     column = scores[:, 0]
@@ -198,9 +194,9 @@ def document_texts(documents: Iterable[Document]) -> list[str]:
     """The texts of documents. Raises `InputError` for anything without a text."""
     if isinstance(documents, str | bytes) or not hasattr(documents, "__iter__"):
         raise TypeError(f"documents must be several texts, not one {type(documents).__name__}")
-    texts = []
+    texts: list[str] = []
     for number, document in enumerate(documents):
-        text = document
+        text: Any = document
         if not isinstance(document, str):
             # Any mapping: the values of other types have no key "text".
             text = None

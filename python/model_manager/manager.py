@@ -10,7 +10,7 @@ import weakref
 from . import _core
 from ._async import AsyncTextStream, acomplete, aembed
 from ._core import Manager
-from ._scoring import Scoring
+from ._scoring import ScoringManager
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ BUILT_IN_SLOTS = ("turkish_sentence", "english_sentence", "text_generator", "rer
 """The slots that every manager has from the start."""
 
 
-class BaseManager(Scoring, Manager):
+class BaseManager(ScoringManager):
     """`Manager` plus everything that needs Python: `ModelManager` without the chatbot's names."""
 
     _registered: dict[str, tuple[str | None, dict[str, Any]]]

@@ -10,7 +10,7 @@ __all__ = ["Classification", "RerankResult"]
 class RerankResult(NamedTuple):
     """One document of a reranking, best first in its list."""
 
-    index: int
+    index: int  # type: ignore[assignment]  # tuples have a method of this name
     """The document's position in the request."""
     score: float
     """Higher is better; between 0 and 1 for most models."""

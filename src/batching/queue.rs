@@ -21,7 +21,7 @@ pub enum Lane {
 
 /// One sequence, and what is wanted of it. Its ids are shared with the in-flight table.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Sequence {
+pub(super) struct QueuedSequence {
     pub(super) ids: Arc<[u32]>,
     /// The token from which on tokens have type 1.
     pub(super) second: u32,
@@ -34,7 +34,7 @@ pub(crate) trait QueueItem: Clone + Eq + Hash + Send + 'static {
     fn weight(&self) -> usize;
 }
 
-impl QueueItem for Sequence {
+impl QueueItem for QueuedSequence {
     fn weight(&self) -> usize {
         self.ids.len()
     }
@@ -175,8 +175,8 @@ mod tests {
     use super::super::chunk::Cancel;
     use super::*;
 
-    fn tokens(id: u32, length: usize) -> Sequence {
-        Sequence { ids: vec![id; length].into(), second: length as u32, kind: OutputKind::Dense }
+    fn tokens(id: u32, length: usize) -> QueuedSequence {
+        QueuedSequence { ids: vec![id; length].into(), second: length as u32, kind: OutputKind::Dense }
     }
 
     fn waiter(cancel: &Cancel) -> Waiter {

@@ -5,7 +5,7 @@ use std::sync::{Arc, Weak};
 
 use super::chunk::Chunk;
 use super::counters::Counters;
-use super::queue::{BatchLimit, Lane, Queue, Sequence, Waiter};
+use super::queue::{BatchLimit, Lane, Queue, QueuedSequence, Waiter};
 use super::queue_worker::{QueueWorker, abandon, complete, next_batch};
 use crate::compute::Packed;
 use crate::models::Encoded;
@@ -30,7 +30,7 @@ pub trait Forward: Send + Sync + 'static {
 
 /// A queue and its worker thread, for one loaded model. Dropping it ends the thread and fails callers that still wait.
 pub struct Batcher {
-    queue: QueueWorker<Sequence>,
+    queue: QueueWorker<QueuedSequence>,
 }
 
 impl Batcher {
@@ -58,7 +58,7 @@ impl Batcher {
 
     /// Queues the sequences of a chunk, row by row, for items of this kind. Never blocks.
     pub fn submit(&self, sequences: Vec<Encoded>, kind: OutputKind, chunk: &Arc<Chunk>, lane: Lane) {
-        let sequence = |Encoded { ids, second }| Sequence { ids: ids.into(), second, kind };
+        let sequence = |Encoded { ids, second }| QueuedSequence { ids: ids.into(), second, kind };
         self.queue.submit(sequences.into_iter().map(sequence), chunk, lane);
     }
 
@@ -76,12 +76,12 @@ struct Batches<F> {
     counters: Arc<Counters>,
 }
 
-impl<F: Forward> Work<Queue<Sequence>> for Batches<F> {
-    fn fresh(&self) -> Queue<Sequence> {
+impl<F: Forward> Work<Queue<QueuedSequence>> for Batches<F> {
+    fn fresh(&self) -> Queue<QueuedSequence> {
         Queue::default()
     }
 
-    fn run(&self, thread: &WorkerThread<'_, Queue<Sequence>>) {
+    fn run(&self, thread: &WorkerThread<'_, Queue<QueuedSequence>>) {
         let mut scratch = BatchBuffers::default();
         while let Some(batch) = next_batch(thread, self.budget, false, &self.counters) {
             for batch in by_kind(batch) {
@@ -98,14 +98,14 @@ impl<F: Forward> Work<Queue<Sequence>> for Batches<F> {
         }
     }
 
-    fn abandon(&self, queue: &mut Queue<Sequence>) -> Option<Abandon> {
+    fn abandon(&self, queue: &mut Queue<QueuedSequence>) -> Option<Abandon> {
         abandon(queue)
     }
 }
 
 /// The batches of one kind each that a batch consists of: nearly always one.
-fn by_kind(batch: Vec<Sequence>) -> Vec<Vec<Sequence>> {
-    let mut batches: Vec<Vec<Sequence>> = Vec::new();
+fn by_kind(batch: Vec<QueuedSequence>) -> Vec<Vec<QueuedSequence>> {
+    let mut batches: Vec<Vec<QueuedSequence>> = Vec::new();
     for sequence in batch {
         match batches.iter_mut().find(|batch| batch[0].kind == sequence.kind) {
             Some(batch) => batch.push(sequence),
@@ -126,7 +126,7 @@ struct BatchBuffers {
 
 impl BatchBuffers {
     /// Packs and computes a batch of one kind into `self.out`.
-    fn forward<F: Forward>(&mut self, name: &str, model: &F, batch: &[Sequence]) -> Result<()> {
+    fn forward<F: Forward>(&mut self, name: &str, model: &F, batch: &[QueuedSequence]) -> Result<()> {
         self.ids.clear();
         self.offsets.clear();
         self.seconds.clear();
@@ -147,7 +147,7 @@ impl BatchBuffers {
 }
 
 /// Delivers every item to the callers that want it. An item that is not finite fails its own callers only.
-fn reply(name: &str, result: &Result<&Output>, batch: &[Sequence], waiters: &[Vec<Waiter>]) {
+fn reply(name: &str, result: &Result<&Output>, batch: &[QueuedSequence], waiters: &[Vec<Waiter>]) {
     for (row, (sequence, waiters)) in batch.iter().zip(waiters).enumerate() {
         let item = result.as_ref().map_err(Clone::clone).and_then(|out| {
             let item = out.view(row);

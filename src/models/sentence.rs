@@ -225,12 +225,21 @@ impl SentenceConfig {
                 ),
             });
         }
+        let tokenizer = TokenizerConfig::read(files)?;
+        if !tokenizer.value("chat_template").is_null()
+            || files.beside_weights("chat_template.jinja").is_some()
+        {
+            return Err(Error::Unsupported {
+                model: files.model.clone(),
+                reason: "its chat template makes a conversation of a pair, which is not supported".into(),
+            });
+        }
         let path = SENTENCE_CONFIGS.iter().find_map(|name| files.beside_weights(name));
         let saved: Value = path.map_or(Ok(Value::Null), |path| read_json(&path))?;
         let longest = saved["max_seq_length"].as_u64().filter(|&length| length > 0);
         let longest = match longest {
             Some(length) => usize::try_from(length).ok(),
-            None => TokenizerConfig::read(files)?.max_length(),
+            None => tokenizer.max_length(),
         };
         let max_length = longest.map_or(positions, |length| length.min(positions));
         Ok(Self { max_length, ..Self::plain() })

@@ -57,9 +57,7 @@ SCORERS = (
         ),
         settings=(("sentence_transformers", {"activation_fn": "torch.nn.modules.linear.Identity", "version": "5.0"}),),
     ),
-    Scorer(
-        Encoder("nli_bert", 33, tokenizer="cased", layout="plain", positions=33, dtype=torch.bfloat16), labels=NLI
-    ),
+    Scorer(Encoder("nli_bert", 33, tokenizer="cased", layout="plain", positions=33, dtype=torch.bfloat16), labels=NLI),
     Scorer(
         Encoder("rerank_qwen3", 34, architecture="qwen3", tokenizer="qwen", hidden=32, layout="plain", positions=64)
     ),

@@ -46,6 +46,7 @@ EXAMPLES = {
     "turkish_model": ("/a/model", "/a/model"),
     "english_model": ("pkg:some_package/model", "pkg:some_package/model"),
     "generator_model": ("/a/generator", "/a/generator"),
+    "reranker_model": ("/a/reranker", "/a/reranker"),
     "use_huggingface": ("off", False),
     "max_tokens": ("20", 20),
     "temperature": ("1.5", 1.5),

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from typing import Any
 
-    from .._core import Manager
+    from .._scoring import ScoringManager
     from .._types import Description
 
 
@@ -25,7 +25,7 @@ class CrossEncoder:
     name: str
     """The slot."""
 
-    def __init__(self, manager: Manager, name: str = "reranker") -> None:
+    def __init__(self, manager: ScoringManager, name: str = "reranker") -> None:
         self._manager = manager
         self.name = name
 
@@ -45,8 +45,8 @@ class CrossEncoder:
             sentences: Pairs of str, or one pair.
             batch_size: Accepted and ignored: batches are formed by tokens and do not change scores.
             show_progress_bar: Show a progress bar if tqdm is installed.
-            activation_fn: ``"identity"``, ``"sigmoid"``, ``"softmax"``, or a function of the array of logits. None: what
-                the model's files say; without a word there, the sigmoid of one label, and the logits of several.
+            activation_fn: ``"identity"``, ``"sigmoid"``, ``"softmax"``, or a function of the array of logits. None:
+                what the model's files say; without a word there, the sigmoid of one label, and the logits of several.
             apply_softmax: The softmax over several labels instead.
             convert_to_numpy: False returns a list.
             convert_to_tensor: Return a PyTorch tensor; needs PyTorch.

@@ -1,8 +1,5 @@
 //! Activation functions.
 
-use super::math::activate;
-use crate::compute::simd::Portable;
-
 /// An elementwise function after a linear layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Activation {
@@ -16,12 +13,4 @@ pub enum Activation {
     Relu,
     /// `x / (1 + e^-x)`, also called swish.
     Silu,
-}
-
-impl Activation {
-    /// The function of one number.
-    #[must_use]
-    pub fn of(self, x: f32) -> f32 {
-        activate::<Portable, false>(Portable, self, [x; 4])[0]
-    }
 }

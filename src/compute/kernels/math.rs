@@ -4,7 +4,7 @@
 //! error of 3e-4 is a thirteenth of the rounding error of bf16.
 
 use super::activation::Activation;
-use crate::compute::simd::Simd;
+use crate::compute::simd::{Portable, Simd};
 
 /// Coefficients of `2^f - 1` on -0.5..=0.5, from `f` upwards: a minimax fit with relative error 2e-9.
 const EXP2: [f32; 6] =
@@ -110,5 +110,13 @@ pub(crate) fn activate<S: Simd, const NARROW: bool>(s: S, activation: Activation
         Activation::GeluTanh => gelu_tanh::<S, NARROW>(s, x),
         Activation::Relu => s.max(s.splat(0.0), x),
         Activation::Silu => s.div(x, s.add(s.splat(1.0), exp::<S, NARROW>(s, s.sub(s.splat(0.0), x)))),
+    }
+}
+
+impl Activation {
+    /// The function of one number.
+    #[must_use]
+    pub fn of(self, x: f32) -> f32 {
+        activate::<Portable, false>(Portable, self, [x; 4])[0]
     }
 }

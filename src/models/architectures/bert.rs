@@ -10,15 +10,15 @@ use super::transformer::{Architecture, Description, Factors};
 use crate::compute::{
     Activation, Biased, Heads, LONGEST_HEAD, LayerAttention, Mask, Matrix, Positions, Weight,
 };
-use crate::models::heads::{ClassifierHead, classifier as heads};
+use crate::models::heads::layout::{self, ClassifierHead};
 use crate::{Error, Result};
 
 /// BERT, and the families that number positions after the padding id.
 pub(super) const FAMILIES: &[Family] = &[
-    family("bert", "Bert", &heads::BERT, read_bert),
-    family("xlm-roberta", "XLMRoberta", &heads::ROBERTA, read_roberta),
-    family("roberta", "Roberta", &heads::ROBERTA, read_roberta),
-    family("camembert", "Camembert", &heads::ROBERTA, read_roberta),
+    family("bert", "Bert", &layout::BERT, read_bert),
+    family("xlm-roberta", "XLMRoberta", &layout::ROBERTA, read_roberta),
+    family("roberta", "Roberta", &layout::ROBERTA, read_roberta),
+    family("camembert", "Camembert", &layout::ROBERTA, read_roberta),
 ];
 
 const fn family(

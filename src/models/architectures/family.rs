@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::transformer::Architecture;
 use crate::models::formats::gguf::Gguf;
-use crate::models::heads::ClassifierHead;
+use crate::models::heads::layout::ClassifierHead;
 use crate::{Error, Result};
 
 /// No dimension of a model is larger: products of a few fit into 64 bits.
@@ -35,7 +35,7 @@ impl ModelKind {
             "generator" => Ok(Self::Generator),
             "reranker" | "classifier" => Ok(Self::Classifier),
             _ => Err(Error::Input(format!(
-                "kind={name:?} is unknown; use embedding, generator, reranker or classifier"
+                "kind={name:?}: expected embedding, generator, reranker or classifier"
             ))),
         }
     }

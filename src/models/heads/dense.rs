@@ -5,7 +5,7 @@ use std::path::Path;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use crate::compute::Activation;
+use super::layout::HeadActivation;
 use crate::models::architectures::{LARGEST_SIZE, Tensors};
 use crate::models::json::read_json;
 use crate::models::keys::refuse_unknown;
@@ -21,48 +21,6 @@ pub struct DenseLayer {
     bias: Option<Vec<f32>>,
     inputs: usize,
     activation: HeadActivation,
-}
-
-/// The function after a linear layer of a head.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum HeadActivation {
-    /// None.
-    Identity,
-    /// Hyperbolic tangent.
-    Tanh,
-    /// The exact GELU.
-    Gelu,
-    /// Negative numbers become zero.
-    Relu,
-}
-
-impl HeadActivation {
-    /// By transformers' name.
-    pub fn from_name(name: &str) -> Option<Self> {
-        match name {
-            "linear" => Some(Self::Identity),
-            "tanh" => Some(Self::Tanh),
-            "gelu" => Some(Self::Gelu),
-            "relu" => Some(Self::Relu),
-            _ => None,
-        }
-    }
-
-    fn apply(self, x: f32) -> f32 {
-        match self {
-            Self::Identity => x,
-            Self::Tanh => x.tanh(),
-            Self::Gelu => Activation::Gelu.of(x),
-            // `max` would hide a NaN.
-            Self::Relu => {
-                if x < 0.0 {
-                    0.0
-                } else {
-                    x
-                }
-            }
-        }
-    }
 }
 
 #[derive(Deserialize)]
@@ -171,11 +129,6 @@ impl DenseLayer {
         let bias =
             if weights.contains(&bias) { Some(weights.vector(&bias, outputs)?.to_f32()?) } else { None };
         Ok(Self { weight, bias, inputs, activation })
-    }
-
-    /// A layer of these numbers, without a bias.
-    pub(crate) fn from_rows(weight: Vec<f32>, inputs: usize, activation: HeadActivation) -> Self {
-        Self { weight, bias: None, inputs, activation }
     }
 
     /// The length of the vectors it takes.

@@ -2,8 +2,10 @@
 
 pub mod classifier;
 pub mod dense;
+pub mod layout;
 pub mod pooling;
 
-pub use classifier::{Classifier, ClassifierHead, ScoreActivation, ScoreConfig};
-pub use dense::{DenseLayer, HeadActivation};
+pub use classifier::{Classifier, ScoreActivation, ScoreConfig};
+pub use dense::DenseLayer;
+pub use layout::{ClassifierHead, HeadActivation};
 pub use pooling::{Pooling, SentenceEncoder};

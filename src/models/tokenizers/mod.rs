@@ -6,7 +6,7 @@
 //! pipeline.rs    the interface of all tokenizers       small.rs   a tokenizer with a small vocabulary
 //! unigram.rs, trie.rs   that vocabulary                direct.rs  its short way from a text to ids
 //! cut.rs         where a text can be cut               long.rs    reading a long text in parts
-//! pairs.rs       two texts as one sequence
+//! pairs.rs, pair_template.rs   two texts as one sequence
 //! ```
 
 pub(crate) mod added_tokens;
@@ -15,6 +15,7 @@ pub(crate) mod cut;
 mod direct;
 pub mod gguf;
 pub(crate) mod long;
+mod pair_template;
 pub(crate) mod pairs;
 mod pipeline;
 mod small;

@@ -1,10 +1,14 @@
 //! What the rest asks of a tokenizer, whatever holds its vocabulary.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
 use tokenizers::models::ModelWrapper;
 use tokenizers::{
     AddedVocabulary, DecoderWrapper, Encoding, Model, NormalizerWrapper, PostProcessorWrapper,
     PreTokenizerWrapper, TokenizerImpl,
 };
+
+use crate::error::panic_message;
 
 /// A tokenizer with the model `M`, all else as the tokenizers crate has it.
 pub(crate) type With<M> =
@@ -119,4 +123,12 @@ impl<M: Vocabulary> Pipeline for With<M> {
     fn dress(&self, encoding: Encoding, pair: Option<Encoding>) -> tokenizers::Result<Encoding> {
         self.post_process(encoding, pair, true)
     }
+}
+
+/// What the library makes of a file that may be damaged: its panics are errors like its others.
+pub(crate) fn guarded<T>(work: impl FnOnce() -> tokenizers::Result<T>) -> tokenizers::Result<T> {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
+        let said = panic_message(panic.as_ref());
+        Err(format!("it is damaged: the tokenizers library ends with {said:?}").into())
+    })
 }

@@ -4,7 +4,7 @@
 //! No thread pool is used, so a tokenizer works after `fork`, and from many threads at once.
 
 use std::fs;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::catch_unwind;
 use std::path::Path;
 
 use serde_json::Value;
@@ -14,11 +14,11 @@ use tokenizers::{Encoding, Model, Token, Tokenizer as Inner, TruncationDirection
 use super::config::TokenizerConfig;
 use super::cut::Cuts;
 use super::long::{self, Bounds, Keep};
-use super::pairs::PairTemplate;
+use super::pair_template::PairTemplate;
+pub(crate) use super::pipeline::guarded;
 use super::pipeline::{Pipeline, Vocabulary, With};
 use super::small::small;
 use super::{gguf, wordpiece};
-use crate::error::panic_message;
 use crate::models::formats::gguf::Gguf;
 use crate::models::manifest::{Missing, ModelFiles, metadata};
 use crate::{Error, Result};
@@ -286,14 +286,6 @@ fn follow<M: Model>(settings: &TokenizerConfig, inner: &mut With<M>) -> tokenize
         settings.flag("do_lower_case").unwrap_or(stored.lowercase),
     );
     inner.with_normalizer(Some(wanted)).map(drop)
-}
-
-/// What the library makes of a file that may be damaged: its panics are errors like its others.
-pub(crate) fn guarded<T>(work: impl FnOnce() -> tokenizers::Result<T>) -> tokenizers::Result<T> {
-    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
-        let said = panic_message(panic.as_ref());
-        Err(format!("it is damaged: the tokenizers library ends with {said:?}").into())
-    })
 }
 
 /// The ids that the post-processor puts around a text, found by sending one token through it; `None` when it does not

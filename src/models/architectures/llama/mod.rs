@@ -10,7 +10,7 @@ use self::config::{KEYS, read};
 pub(super) use self::config::{Llama, Variant};
 use self::gguf::from_gguf;
 use super::family::{Family, GgufFamily, ReadConfig, ReadGguf};
-use crate::models::heads::classifier as heads;
+use crate::models::heads::layout;
 
 /// Llama and its variations.
 pub(super) const FAMILIES: &[Family] = &[
@@ -27,5 +27,5 @@ const fn family(
     read_gguf: ReadGguf,
 ) -> Family {
     let gguf = Some(GgufFamily { embeds: gguf_embeds, read: read_gguf });
-    Family { gguf, classifier: Some(&heads::CAUSAL), ..Family::new(model_type, classes, KEYS, read) }
+    Family { gguf, classifier: Some(&layout::CAUSAL), ..Family::new(model_type, classes, KEYS, read) }
 }

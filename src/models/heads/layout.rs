@@ -1,0 +1,138 @@
+//! What the heads of families look like: the names of their tensors, and the functions between them.
+
+use crate::compute::Activation;
+
+/// The function after a linear layer of a head.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HeadActivation {
+    /// None.
+    Identity,
+    /// Hyperbolic tangent.
+    Tanh,
+    /// The exact GELU.
+    Gelu,
+    /// Negative numbers become zero.
+    Relu,
+}
+
+impl HeadActivation {
+    /// By transformers' name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        match name {
+            "linear" => Some(Self::Identity),
+            "tanh" => Some(Self::Tanh),
+            "gelu" => Some(Self::Gelu),
+            "relu" => Some(Self::Relu),
+            _ => None,
+        }
+    }
+
+    /// The function of one number.
+    pub(super) fn apply(self, x: f32) -> f32 {
+        match self {
+            Self::Identity => x,
+            Self::Tanh => x.tanh(),
+            Self::Gelu => Activation::Gelu.of(x),
+            // `max` would hide a NaN.
+            Self::Relu => {
+                if x < 0.0 {
+                    0.0
+                } else {
+                    x
+                }
+            }
+        }
+    }
+}
+
+/// How the models of a family score a text, as transformers' `…ForSequenceClassification` does.
+#[derive(Debug, Clone, Copy)]
+pub struct ClassifierHead {
+    /// The state that the layers begin with.
+    pub state: HeadState,
+    /// The layers, in order.
+    pub layers: &'static [HeadLayer],
+}
+
+/// The state that a head begins with.
+#[derive(Debug, Clone, Copy)]
+pub enum HeadState {
+    /// That of the first token.
+    First,
+    /// That of the last token.
+    Last,
+    /// The pooling that this key of `config.json` names; without it that of the first token.
+    Configured(&'static str),
+}
+
+/// One linear layer of a head.
+#[derive(Debug, Clone, Copy)]
+pub struct HeadLayer {
+    /// What its tensors may be called, without `.weight` and `.bias`. The first that exists is used.
+    pub names: &'static [&'static str],
+    /// After it.
+    pub activation: LayerActivation,
+    /// The layer normalization after that: the name of its tensors, and its epsilon.
+    pub norm: Option<(&'static str, f32)>,
+}
+
+/// The function after a layer.
+#[derive(Debug, Clone, Copy)]
+pub enum LayerActivation {
+    /// Always this one.
+    Fixed(HeadActivation),
+    /// That which this key of `config.json` names; without it GELU.
+    Configured(&'static str),
+}
+
+const fn layer(names: &'static [&'static str], activation: HeadActivation) -> HeadLayer {
+    HeadLayer { names, activation: LayerActivation::Fixed(activation), norm: None }
+}
+
+/// Of BERT: the pooler, and a layer over it. GTE and its kin are the same.
+pub const BERT: ClassifierHead = ClassifierHead {
+    state: HeadState::First,
+    layers: &[
+        layer(&["bert.pooler.dense", "new.pooler.dense", "pooler.dense"], HeadActivation::Tanh),
+        layer(&["classifier"], HeadActivation::Identity),
+    ],
+};
+/// Of RoBERTa and its kin.
+pub const ROBERTA: ClassifierHead = ClassifierHead {
+    state: HeadState::First,
+    layers: &[
+        layer(&["classifier.dense"], HeadActivation::Tanh),
+        layer(&["classifier.out_proj"], HeadActivation::Identity),
+    ],
+};
+/// Of DistilBERT.
+pub const DISTILBERT: ClassifierHead = ClassifierHead {
+    state: HeadState::First,
+    layers: &[
+        layer(&["pre_classifier"], HeadActivation::Relu),
+        layer(&["classifier"], HeadActivation::Identity),
+    ],
+};
+/// Of ELECTRA.
+pub const ELECTRA: ClassifierHead = ClassifierHead {
+    state: HeadState::First,
+    layers: &[
+        layer(&["classifier.dense"], HeadActivation::Gelu),
+        layer(&["classifier.out_proj"], HeadActivation::Identity),
+    ],
+};
+/// Of ModernBERT.
+pub const MODERNBERT: ClassifierHead = ClassifierHead {
+    state: HeadState::Configured("classifier_pooling"),
+    layers: &[
+        HeadLayer {
+            names: &["head.dense"],
+            activation: LayerActivation::Configured("classifier_activation"),
+            norm: Some(("head.norm", 1e-5)),
+        },
+        layer(&["classifier"], HeadActivation::Identity),
+    ],
+};
+/// Of Llama, Qwen2 and Qwen3: a layer over the last token's state.
+pub const CAUSAL: ClassifierHead =
+    ClassifierHead { state: HeadState::Last, layers: &[layer(&["score"], HeadActivation::Identity)] };
