@@ -292,8 +292,9 @@ class Manager:
     Waiting releases the GIL and can be interrupted (Ctrl-C). A manager can be subclassed, used in a ``with`` statement,
     and pickled by configuration; models load again where it is unpickled.
 
-    The slots ``turkish_sentence``, ``english_sentence``, ``text_generator`` and ``reranker`` exist from the start. When
-    the source of ``turkish_sentence`` cannot be loaded, the multilingual default model is loaded instead.
+    The slots ``turkish_sentence``, ``english_sentence`` and ``text_generator`` exist from the start, and the first use
+    of ``reranker`` makes that slot. When the source of ``turkish_sentence`` cannot be loaded, the multilingual default
+    model is loaded instead.
     """
 
     def __new__(cls, config: Config | None = None, **overrides: Unpack[Settings]) -> Self:

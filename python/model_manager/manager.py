@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ._types import GenerationParams, Inputs, Settings
 
 BUILT_IN_SLOTS = ("turkish_sentence", "english_sentence", "text_generator", "reranker")
-"""The slots that every manager has from the start."""
+"""The slots that every manager has: the last one from its first use on."""
 
 
 class BaseManager(ScoringManager):

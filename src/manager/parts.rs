@@ -57,13 +57,14 @@ impl Parts {
             reaper: Arc::clone(&reaper),
         };
         let loading = Arc::clone(&loader);
-        let registry = Arc::new(Registry::new(
+        let mut registry = Registry::new(
             context,
             settings.keep_alive.as_ref().map(|keep| keep.keep_alive),
             settings.load_timeout.map(Seconds::duration),
             Arc::new(move |entries, name, spec, info| loading.load(entries, name, spec, info)),
-        ));
-        register_built_in(&registry, &settings)?;
+        );
+        register_built_in(&mut registry, &settings)?;
+        let registry = Arc::new(registry);
         let router = Router {
             language_detection: settings.language_detection,
             prefer_turkish: settings.prefer_turkish,
@@ -94,7 +95,7 @@ impl Drop for Parts {
     }
 }
 
-fn register_built_in(registry: &Registry, settings: &Settings) -> Result<()> {
+fn register_built_in(registry: &mut Registry, settings: &Settings) -> Result<()> {
     let source = |setting, variable, value: &str| {
         if settings.is_given(setting) {
             SourceSpec::Fixed(value.to_owned())
@@ -134,8 +135,8 @@ fn register_built_in(registry: &Registry, settings: &Settings) -> Result<()> {
     };
     registry.register(TURKISH, Spec::Embedding(turkish), Retention::default(), false)?;
     registry.register(ENGLISH, Spec::Embedding(english), Retention::default(), false)?;
-    registry.register(GENERATOR, Spec::Generator(generator), Retention::default(), false)?;
-    registry.register(RERANKER, Spec::Embedding(reranker), Retention::default(), false)
+    registry.offer(RERANKER, Spec::Embedding(reranker));
+    registry.register(GENERATOR, Spec::Generator(generator), Retention::default(), false)
 }
 
 fn cache_settings(settings: &Settings) -> CacheSettings {

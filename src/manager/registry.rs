@@ -95,6 +95,8 @@ pub(super) struct Registry {
     keep_alive: Option<KeepAlive>,
     load_timeout: Option<Duration>,
     load: Arc<SpecLoader>,
+    /// Slots that their first use makes.
+    offered: Vec<(&'static str, Spec)>,
 }
 
 impl Registry {
@@ -106,15 +108,26 @@ impl Registry {
         load: Arc<SpecLoader>,
     ) -> Self {
         let entries = Arc::new(NamedSlots(ArcSwap::from_pointee(Vec::new())));
-        Self { entries, registering: Mutex::new(()), context, keep_alive, load_timeout, load }
+        let (registering, offered) = (Mutex::new(()), Vec::new());
+        Self { entries, registering, context, keep_alive, load_timeout, load, offered }
     }
 
     pub(super) fn all(&self) -> Arc<Vec<Arc<NamedSlot>>> {
         self.entries.all()
     }
 
+    /// Has the first use of `name` make its slot.
+    pub(super) fn offer(&mut self, name: &'static str, spec: Spec) {
+        self.offered.push((name, spec));
+    }
+
     pub(super) fn entry(&self, name: &str) -> Result<Arc<NamedSlot>> {
-        self.entries.get(name)
+        let found = self.entries.get(name);
+        let offered = self.offered.iter().find(|(offered, _)| found.is_err() && *offered == name);
+        let Some((_, spec)) = offered else { return found };
+        // Another thread may have made it meanwhile.
+        let made = self.register(name, spec.clone(), Retention::default(), false);
+        self.entries.get(name).map_err(|error| made.err().unwrap_or(error))
     }
 
     pub(super) fn load_timeout(&self) -> Option<Duration> {

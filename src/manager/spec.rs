@@ -15,10 +15,10 @@ pub const TURKISH: &str = "turkish_sentence";
 pub const ENGLISH: &str = "english_sentence";
 /// The slot of the text generator.
 pub const GENERATOR: &str = "text_generator";
-/// The slot of the reranker.
+/// The slot of the reranker, which its first use makes.
 pub const RERANKER: &str = "reranker";
 /// The slots that every manager has.
-pub const BUILT_IN: [&str; 4] = [TURKISH, ENGLISH, GENERATOR, RERANKER];
+pub const BUILT_IN: [&str; 3] = [TURKISH, ENGLISH, GENERATOR];
 
 /// An object of the host's own, as its loader returned it.
 pub type HostObject = Arc<dyn Any + Send + Sync>;

@@ -127,6 +127,8 @@ def test_descriptions_say_what_a_model_does(rerankers):
     assert rerankers.describe("rerank_bert")["tasks"] == ["rerank", "classify"]
     assert rerankers.describe("english_sentence")["tasks"] == ["embed"]
     assert rerankers.describe("english_sentence")["labels"] == []
+    assert "reranker" not in rerankers.slots()
+    rerankers.load("reranker")
     kinds = {name: slot["kind"] for name, slot in rerankers.stats()["slots"].items()}
     assert kinds["reranker"] == "reranker"
     assert kinds["nli_bert"] == "classifier"
