@@ -150,7 +150,7 @@ impl OutputKind {
     pub fn name(self) -> &'static str {
         match self {
             Self::Dense => "vectors of texts (embed)",
-            Self::Scores => "scores of texts and pairs (rerank, classify, score)",
+            Self::Scores => "scores of texts and pairs (rerank, classify)",
             Self::Sparse => "sparse vectors (embed_sparse)",
             Self::Multi => "vectors of tokens (embed_multi)",
         }

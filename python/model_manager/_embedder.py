@@ -9,6 +9,7 @@ import hashlib
 import operator
 import re
 
+from ._scoring import RERANKER
 from .compat.chatbot import model_manager
 from .errors import InputError
 from .handles.sentence_model import DOCUMENT_PROMPTS, QUERY_PROMPTS, find_prompt
@@ -16,12 +17,13 @@ from .handles.sentence_model import DOCUMENT_PROMPTS, QUERY_PROMPTS, find_prompt
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
-    from typing import Any
+    from typing import Any, Literal
 
     import numpy as np
     from numpy.typing import NDArray
 
     from ._core import ArrowVectors, Manager, Ticket
+    from ._scoring import ScoringManager
     from ._types import ArrowColumn, Description
 
     Vectors = NDArray[np.float32]
@@ -36,7 +38,7 @@ def without_key(source: str) -> str:
     return _KEY.sub("***@", source)
 
 
-def slot_for(manager: Manager, model: str | None) -> str:
+def slot_for(manager: Manager, model: str | None, kind: Literal["embedding", "reranker"] = "embedding") -> str:
     """The slot for `model`: the one of that name, else a new slot with `model` as its source (a hub id, a folder, …).
     None: the preferred sentence model.
     """
@@ -45,11 +47,21 @@ def slot_for(manager: Manager, model: str | None) -> str:
     slot = without_key(model)  # names are logged
     if slot not in manager.slots():
         try:
-            manager.register(slot, model, kind="embedding")
+            manager.register(slot, model, kind=kind)
         except InputError:
             if slot not in manager.slots():  # another thread may have registered it
                 raise
     return slot
+
+
+def reranker_for(manager: ScoringManager | None, model: str | None) -> tuple[ScoringManager, str]:
+    """The manager (None: the process-wide one), and its slot for `model`: the one of that name, else a new slot with
+    `model` as its source. None: ``reranker``.
+    """
+    found: ScoringManager = model_manager if manager is None else manager
+    if model is None or model == RERANKER:
+        return found, RERANKER
+    return found, slot_for(found, model, "reranker")
 
 
 class Embedder:

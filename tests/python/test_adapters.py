@@ -95,3 +95,47 @@ def test_importing_the_package_imports_no_part(module):
     packages = {"qdrant_client", "langchain_core", "llama_index", "click", "rich", "tqdm", "pydantic", "numpy"}
     assert packages.isdisjoint(loaded)
     assert f"model_manager.{module}" not in loaded
+
+
+@pytest.fixture(scope="module")
+def reranker(manager):
+    manager.register("rerank", str(FIXTURES / "rerank_bert"), kind="reranker")
+    return manager
+
+
+def test_langchain_compresses_documents_by_their_scores(reranker):
+    from langchain_core.documents import Document
+    from model_manager.integrations.langchain import ModelManagerRerank
+
+    documents = [Document(text, metadata={"number": number}) for number, text in enumerate(TEXTS)]
+    expected = reranker.rerank("the bill", TEXTS, "rerank", top_n=2)
+    model = ModelManagerRerank("rerank", manager=reranker, top_n=2)
+    found = model.compress_documents(documents, "the bill")
+    assert found == asyncio.run(model.acompress_documents(documents, "the bill"))
+    assert [(one.page_content, one.metadata) for one in found] == [
+        (one.document, {"number": one.index, "relevance_score": one.score}) for one in expected
+    ]
+    assert "relevance_score" not in documents[0].metadata
+    assert model.compress_documents([], "the bill") == []
+
+
+def test_llamaindex_orders_nodes_by_their_scores(reranker):
+    from llama_index.core.schema import NodeWithScore, TextNode
+    from model_manager.integrations.llamaindex import ModelManagerRerank
+
+    nodes = [NodeWithScore(node=TextNode(text=text), score=0.5) for text in TEXTS]
+    expected = reranker.rerank("the bill", TEXTS, "rerank", top_n=2)
+    model = ModelManagerRerank("rerank", manager=reranker, top_n=2)
+    found = model.postprocess_nodes(nodes, query_str="the bill")
+    assert [(one.node.get_content(), one.score) for one in found] == [(one.document, one.score) for one in expected]
+    with pytest.raises(ValueError, match="query"):
+        model.postprocess_nodes(nodes)
+
+
+def test_a_reranker_is_found_by_its_source(manager):
+    from model_manager.integrations.langchain import ModelManagerRerank
+
+    source = str(FIXTURES / "rerank_xlmr")
+    assert ModelManagerRerank(source, manager=manager).model == source
+    assert manager.describe(source)["tasks"] == ["rerank", "classify"]
+    assert ModelManagerRerank(manager=manager).model == "reranker"

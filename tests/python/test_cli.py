@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from commands import COMMANDS, start
-from conftest import ENGLISH_MODEL, run_python, tiny
+from conftest import ENGLISH_MODEL, FIXTURES, run_python, tiny
 from model_manager.cli import cli
 from model_manager.cli.output import writing
 
@@ -211,3 +211,20 @@ def test_without_the_extra_of_a_command(package, arguments, name):
 
 def test_click_can_run_it_too():
     assert CliRunner().invoke(cli, ["--version"]).exit_code == 0
+
+
+def test_rerank(command, tmp_path):
+    source = str(FIXTURES / "rerank_bert")
+    lines = ["Kargonuz yolda.", "", "The fox jumps."]
+    (tmp_path / "notes.txt").write_text("\n".join(lines), encoding="utf-8")
+    with tiny() as manager:
+        manager.register("rerank", source, dtype="auto")
+        wanted = manager.rerank("parcel?", [lines[0], lines[2]], "rerank")
+    done = command("rerank", "parcel?", "notes.txt", "-m", source)
+    assert done.code == 0, done.err
+    assert [line.split("\t")[1] for line in done.out.splitlines()] == [one.document for one in wanted]
+    done = command("rerank", "parcel?", "-m", source, "-n", "1", "--json", stdin="\n".join(lines))
+    assert [(one["line"], one["text"]) for one in json.loads(done.out)] == [
+        ({0: 1, 1: 3}[wanted[0].index], wanted[0].document)
+    ]
+    assert command("rerank", " ", "notes.txt", "-m", source).code == 1

@@ -20,6 +20,7 @@ with extra("cli"):
     from .collections import index, search
     from .doctor import doctor
     from .embed import embed
+    from .rerank import rerank
     from .serve import serve
     from .slots import models, warmup
     from .texts import Command, say
@@ -61,7 +62,7 @@ def cli(verbose: bool) -> None:
     logging.getLogger("httpx").setLevel(logging.WARNING)  # it logs every request
 
 
-for _command in (embed, serve, index, search, models, warmup, doctor, bench):
+for _command in (embed, rerank, serve, index, search, models, warmup, doctor, bench):
     cli.add_command(_command)
 
 

@@ -1,23 +1,34 @@
-"""LangChain: a manager's model as `Embeddings`.
+"""LangChain: a manager's model as `Embeddings`, its reranker as `BaseDocumentCompressor`.
 
->>> from model_manager.integrations.langchain import ModelManagerEmbeddings
+>>> from model_manager.integrations.langchain import ModelManagerEmbeddings, ModelManagerRerank
 >>> store = InMemoryVectorStore(ModelManagerEmbeddings("intfloat/multilingual-e5-small"))
+>>> retriever = ContextualCompressionRetriever(
+...     base_compressor=ModelManagerRerank(top_n=3), base_retriever=store.as_retriever()
+... )
 
 Needs ``pip install langchain-core``. Nothing else in the package imports it.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from langchain_core.documents import BaseDocumentCompressor
 from langchain_core.embeddings import Embeddings
+from pydantic import PrivateAttr
 
-from .._embedder import Embedder
+from .._embedder import Embedder, reranker_for
 
 if TYPE_CHECKING:
-    from .._core import Manager
+    from collections.abc import Sequence
 
-__all__ = ["ModelManagerEmbeddings"]
+    from langchain_core.callbacks import Callbacks
+    from langchain_core.documents import Document
+
+    from .._core import Manager
+    from .._scoring import ScoringManager
+
+__all__ = ["ModelManagerEmbeddings", "ModelManagerRerank"]
 
 
 class ModelManagerEmbeddings(Embeddings):
@@ -57,3 +68,47 @@ class ModelManagerEmbeddings(Embeddings):
 
     def __repr__(self) -> str:
         return f"ModelManagerEmbeddings({self._embedder.slot!r})"
+
+
+class ModelManagerRerank(BaseDocumentCompressor):
+    """The documents that fit a query best, with their ``relevance_score`` in the metadata."""
+
+    top_n: int | None = 3
+    """Documents that stay; None: all."""
+    model: str
+    """The slot."""
+    _manager: Any = PrivateAttr()
+
+    def __init__(
+        self, model: str | None = None, *, manager: ScoringManager | None = None, top_n: int | None = 3, **fields: Any
+    ) -> None:
+        """Loads nothing yet.
+
+        Args:
+            model: A slot of the manager, or a source (hub id, folder, …). None: ``reranker``.
+            manager: None: the process-wide one.
+            top_n: Documents that stay; None: all.
+            fields: Further fields of `BaseDocumentCompressor`.
+        """
+        found, slot = reranker_for(manager, model)
+        super().__init__(**{"model": slot, "top_n": top_n, **fields})
+        self._manager = found
+
+    def compress_documents(
+        self, documents: Sequence[Document], query: str, callbacks: Callbacks | None = None
+    ) -> Sequence[Document]:
+        """The best documents, best first. The errors are those of `rerank`."""
+        found = self._manager.rerank(query, [one.page_content for one in documents], self.model, top_n=self.top_n)
+        return [_scored(documents[one.index], one.score) for one in found]
+
+    async def acompress_documents(
+        self, documents: Sequence[Document], query: str, callbacks: Callbacks | None = None
+    ) -> Sequence[Document]:
+        """`compress_documents` without a thread."""
+        texts = [one.page_content for one in documents]
+        found = await self._manager.arerank(query, texts, self.model, top_n=self.top_n)
+        return [_scored(documents[one.index], one.score) for one in found]
+
+
+def _scored(document: Document, score: float) -> Document:
+    return document.model_copy(update={"metadata": {**document.metadata, "relevance_score": score}})

@@ -100,6 +100,76 @@ class EmbeddingsAnswer(BaseModel):
     usage: Usage
 
 
+class Document(_Open):
+    """A document with further fields, which are ignored."""
+
+    text: str
+
+
+class RerankRequest(_Open):
+    """A query and documents. `texts` instead of `documents` asks for the form of text-embeddings-inference."""
+
+    query: Text
+    documents: list[str | Document] | None = Field(None, description="The documents, at least one.")
+    texts: list[str] | None = Field(None, description="The same, answered by a list of index and score.")
+    model: str | None = Field(None, description="A reranker's slot or source; the manager's own one without it.")
+    top_n: Annotated[int, Field(ge=1)] | None = Field(None, description="Only so many results; all without it.")
+    return_documents: bool | None = Field(None, description="Whether results hold their texts.")
+    return_text: bool | None = Field(None, description="The same, with `texts`.")
+    raw_scores: bool | None = Field(None, description="With `texts`: the model's logits.")
+    truncate: bool | None = Field(None, description="false: refuse pairs that are longer than the model's maximum.")
+    keep_alive: float | str | None = Field(None, description="How long the model stays after this use.")
+
+
+class RerankResult(BaseModel):
+    """One document."""
+
+    index: int
+    relevance_score: float
+    document: Document | None = None
+
+
+class RerankAnswer(BaseModel):
+    """The documents, best first."""
+
+    model_config = ConfigDict(extra="allow")
+
+    id: str
+    model: str
+    results: list[RerankResult]
+    usage: Usage
+
+
+class ClassifyRequest(_Open):
+    """Texts, or pairs of texts."""
+
+    input: str | list[str] | list[Annotated[list[str], Field(min_length=2, max_length=2)]]
+    model: str | None = Field(None, description="A classifier's slot or source; the manager's reranker without it.")
+    truncate: bool | None = Field(None, description="false: refuse inputs that are longer than the model's maximum.")
+    keep_alive: float | str | None = Field(None, description="How long the model stays after this use.")
+
+
+class LabelledInput(BaseModel):
+    """The labels of one input."""
+
+    index: int
+    label: str
+    probs: list[float]
+    scores: dict[str, float]
+    num_classes: int
+
+
+class ClassifyAnswer(BaseModel):
+    """The labels of all inputs, in their order."""
+
+    id: str
+    object: Literal["list"]
+    created: int
+    model: str
+    data: list[LabelledInput]
+    usage: Usage
+
+
 class Model(BaseModel):
     """A served model."""
 

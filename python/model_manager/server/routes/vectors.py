@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from starlette.requests import ClientDisconnect
 
@@ -12,12 +12,16 @@ from ..disconnect import watch_disconnect
 from ..errors import ApiError, bad_request, overloaded, refused
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Mapping
 
     from starlette.types import Receive
 
+    from ..._core import Ticket
     from ..config import ServedModel
     from ..service import Service
+
+    Result = TypeVar("Result")
 
 _MAX_DIMENSIONS = 65_536
 
@@ -71,6 +75,13 @@ async def _compute(
 ) -> tuple[bytes, int]:
     """The answer's body and the number of tokens. When the client disconnects, its texts leave the queue."""
     future, ticket = start_response(service.manager, inputs, slot, **options)
+    return await awaited(service, receive, future, ticket, count)
+
+
+async def awaited(
+    service: Service, receive: Receive, future: asyncio.Future[Result], ticket: Ticket, count: int
+) -> Result:
+    """The result of a request of `count` texts. When the client disconnects, they leave the queue."""
     if future.done():
         # Everything was cached.
         return future.result()

@@ -1,0 +1,232 @@
+"""`POST /v1/rerank` in the forms of Jina, Cohere and text-embeddings-inference, and `POST /v1/classify`."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from ..._async import start
+from ..._scoring import RERANKER, classified, ranked
+from ...errors import InputError
+from ..bodies import read_json
+from ..errors import bad_request, refused, unknown_model
+from ..middleware import to_json
+from ..schemas import ClassifyAnswer, ClassifyRequest, RerankAnswer, RerankRequest
+from .vectors import awaited, json_kind, read_truncate
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from starlette.requests import Request
+    from starlette.responses import Response
+
+    from ..._core import Ticket
+    from ..routing import Routes
+    from ..service import Service
+
+_KINDS = ("reranker", "classifier")
+
+
+def add_routes(routes: Routes, service: Service) -> None:
+    """Register all endpoints."""
+
+    async def rerank(request: Request) -> Response:
+        """Documents by their relevance to a query, best first; with `texts` in the form of TEI."""
+        body = await read_json(request, service)
+        if body.get("documents") is None and body.get("texts") is not None:
+            return to_json(await _tei(request, service, body))
+        return to_json(await _rerank(request, service, body, documents=True))
+
+    async def rerank_v2(request: Request) -> Response:
+        """The same in the form of Cohere's version 2: without the documents."""
+        body = await read_json(request, service)
+        return to_json(await _rerank(request, service, body, documents=False))
+
+    async def classify(request: Request) -> Response:
+        """The labels of texts or of pairs of texts, with their probabilities."""
+        body = await read_json(request, service)
+        return to_json(await _classify(request, service, body))
+
+    post = partial(routes.add, method="POST", tags=["reranking"])
+    for path in ("/v1/rerank", "/rerank"):
+        post(path, rerank, body=RerankRequest, answer=RerankAnswer, summary="Rerank documents")
+    post("/v2/rerank", rerank_v2, body=RerankRequest, answer=RerankAnswer, summary="Rerank documents")
+    post("/v1/classify", classify, body=ClassifyRequest, answer=ClassifyAnswer, summary="Classify texts")
+
+
+async def _rerank(request: Request, service: Service, body: dict[str, Any], *, documents: bool) -> dict[str, Any]:
+    name, slot = _model(service, body)
+    query, texts = _query(body), _documents(body, service.config.max_inputs)
+    top_n, shown = _count(body, "top_n"), _flag(body, "return_documents", documents)
+    options = _options(service, body)
+    scores, tokens = await _scores(request, service, slot, query, texts, options, "documents")
+    service.metrics.embedded(name, len(texts), tokens)
+    results = []
+    for one in ranked(scores, texts, slot, top_n, shown):
+        result: dict[str, Any] = {"index": one.index, "relevance_score": one.score}
+        if shown:
+            result["document"] = {"text": one.document}
+        results.append(result)
+    return {
+        "id": f"rerank-{secrets.token_hex(12)}",
+        "object": "list",
+        "model": name,
+        "results": results,
+        "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+        "meta": {"api_version": {"version": "1" if documents else "2"}, "billed_units": {"search_units": 1}},
+    }
+
+
+async def _tei(request: Request, service: Service, body: dict[str, Any]) -> list[dict[str, Any]]:
+    name, slot = _model(service, body)
+    query, texts = _query(body), _documents(body, service.config.max_inputs, "texts")
+    options = _options(service, body)
+    if _flag(body, "raw_scores", False):
+        options["activation"] = "identity"
+    shown = _flag(body, "return_text", False)
+    scores, tokens = await _scores(request, service, slot, query, texts, options, "texts")
+    service.metrics.embedded(name, len(texts), tokens)
+    return [
+        {"index": one.index, "score": one.score, **({"text": one.document} if shown else {})}
+        for one in ranked(scores, texts, slot, None, shown)
+    ]
+
+
+async def _classify(request: Request, service: Service, body: dict[str, Any]) -> dict[str, Any]:
+    name, slot = _model(service, body)
+    given = body.get("input")
+    items = [given] if isinstance(given, str) else given
+    if not isinstance(items, list) or not items:
+        raise bad_request("input must be a text, or a list of texts or pairs of texts, at least one", "input")
+    _check_count(items, service.config.max_inputs, "input")
+    pairs = isinstance(items[0], list)
+    for index, item in enumerate(items):
+        texts = item if pairs else [item]
+        wanted = 2 if pairs else 1
+        if not isinstance(texts, list) or len(texts) != wanted or not all(isinstance(text, str) for text in texts):
+            what = "a pair of strings" if pairs else "a string"
+            raise bad_request(f"input[{index}] must be {what}, not {json_kind(item)}", "input")
+    first, second = ([a for a, _ in items], [b for _, b in items]) if pairs else (items, None)
+    options = {**_options(service, body), "activation": "probabilities"}
+    scores, tokens = await _scores(request, service, slot, first, second, options, "input")
+    service.metrics.embedded(name, len(items), tokens)
+    known = service.description(slot)
+    data = [
+        {
+            "index": index,
+            "label": one.label,
+            "probs": list(one.scores.values()),
+            "scores": one.scores,
+            "num_classes": len(one.scores),
+        }
+        for index, one in enumerate(classified(scores, known["labels"] if known else []))
+    ]
+    return {
+        "id": f"classify-{secrets.token_hex(12)}",
+        "object": "list",
+        "created": int(time.time()),
+        "model": name,
+        "data": data,
+        "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+    }
+
+
+async def _scores(
+    request: Request, service: Service, slot: str, first: Any, second: Any, options: dict[str, Any], field: str
+) -> tuple[Any, int]:
+    """The core's scores and the number of tokens. When the client disconnects, its texts leave the queue."""
+    count = len(second if second is not None else first)
+
+    def submit(on_done: Callable[..., None]) -> Ticket:
+        def on_results(results: Any, tokens: int, error: BaseException | None) -> None:
+            on_done((results, tokens), error)
+
+        return service.manager._submit_inference("scores", on_results, first, second, slot, **options)
+
+    try:
+        found: tuple[Any, int] = await awaited(service, request.receive, *start(submit), count)
+    except (InputError, TypeError) as error:
+        raise refused(error, "keep_alive" if getattr(error, "param", None) == "keep_alive" else None, field) from error
+    return found
+
+
+def _model(service: Service, body: dict[str, Any]) -> tuple[str, str]:
+    """The name for the answer, and the slot: the manager's reranker without a name."""
+    name = body.get("model")
+    if name is None or name == "":
+        return RERANKER, RERANKER
+    if not isinstance(name, str):
+        raise bad_request(f"model must be a string, not {json_kind(name)}", "model")
+    plain = name.removesuffix(":latest")
+    slots = service.manager.stats()["slots"]
+    if plain == RERANKER or name == service.manager.config.reranker_model:
+        return name, RERANKER
+    for slot, state in slots.items():
+        if plain == slot or (state["kind"] in _KINDS and name in (slot, state["source"])):
+            return name, slot
+    raise unknown_model(name, [RERANKER, *(slot for slot, state in slots.items() if state["kind"] in _KINDS)])
+
+
+def _options(service: Service, body: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "truncate": read_truncate(body.get("truncate")),
+        "timeout": service.config.request_timeout,
+        "keep_alive": body.get("keep_alive"),
+    }
+
+
+def _query(body: dict[str, Any]) -> str:
+    query = body.get("query")
+    if isinstance(query, dict):
+        query = query.get("text")
+    if not isinstance(query, str):
+        raise bad_request(f"query must be a string, not {json_kind(query)}", "query")
+    if not query.strip():
+        raise bad_request("query is blank: send a text that is not", "query", "empty_input")
+    return query
+
+
+def _documents(body: dict[str, Any], most: int, field: str = "documents") -> list[str]:
+    items = body.get(field)
+    if not isinstance(items, list):
+        what = "is missing" if items is None else f"must be a list, not {json_kind(items)}"
+        raise bad_request(f"{field} {what}", field)
+    if not items:
+        raise bad_request(f"{field} is an empty list: send at least one", field, "empty_input")
+    _check_count(items, most, field)
+    texts = []
+    for index, item in enumerate(items):
+        text = item.get("text") if isinstance(item, dict) else item
+        if not isinstance(text, str):
+            raise bad_request(
+                f"{field}[{index}] must be a string or an object with a string 'text', not {json_kind(item)}", field
+            )
+        texts.append(text)
+    return texts
+
+
+def _check_count(items: list[Any], most: int, field: str) -> None:
+    if len(items) > most:
+        raise bad_request(
+            f"{field} has {len(items)} items; {most} are allowed in one request", field, "too_many_inputs"
+        )
+
+
+def _count(body: dict[str, Any], field: str) -> int | None:
+    value = body.get(field)
+    if type(value) is float and value.is_integer():
+        value = int(value)
+    if value is None or (type(value) is int and value >= 1):
+        return value
+    raise bad_request(f"{field} must be a whole number of at least 1", field)
+
+
+def _flag(body: dict[str, Any], field: str, default: bool) -> bool:
+    value = body.get(field)
+    if value is None:
+        return default
+    if isinstance(value, bool):
+        return value
+    raise bad_request(f"{field} must be true or false, not {json_kind(value)}", field)

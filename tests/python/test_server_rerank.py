@@ -1,0 +1,117 @@
+"""`POST /v1/rerank`, `/v2/rerank`, `/rerank` and `/v1/classify`: the manager's scores in the forms of other servers."""
+
+from __future__ import annotations
+
+import pytest
+from conftest import FIXTURES
+
+QUERY = "Where is my parcel?"
+DOCUMENTS = ["It left our depot.", "The fox jumps.", "Kargonuz yolda."]
+RERANKER = str(FIXTURES / "rerank_bert")
+
+
+@pytest.fixture
+def scorers(serve):
+    server = serve()
+    server.manager.register("rerank", RERANKER, kind="reranker")
+    server.manager.register("nli", str(FIXTURES / "nli_bert"))
+    return server
+
+
+def wanted(server, slot="rerank", **options):
+    return server.manager.rerank(QUERY, DOCUMENTS, slot, **options)
+
+
+@pytest.mark.parametrize("path", ["/v1/rerank", "/rerank", "/v1/rerank/"])
+def test_the_form_of_jina_and_cohere(scorers, path):
+    request = {"model": "rerank", "query": QUERY, "documents": [DOCUMENTS[0], {"text": DOCUMENTS[1]}, DOCUMENTS[2]]}
+    response = scorers.client.post(path, json=request)
+    assert response.status_code == 200, response.text
+    body = response.json()
+    assert [(one["index"], one["relevance_score"]) for one in body["results"]] == [
+        (one.index, one.score) for one in wanted(scorers)
+    ]
+    assert all(one["document"] == {"text": DOCUMENTS[one["index"]]} for one in body["results"])
+    assert body["model"] == "rerank"
+    assert body["usage"]["total_tokens"] > 3
+    short = scorers.client.post(path, json={**request, "top_n": 1, "return_documents": False}).json()["results"]
+    assert short == [{"index": wanted(scorers)[0].index, "relevance_score": wanted(scorers)[0].score}]
+
+
+def test_the_form_of_coheres_second_version(scorers):
+    body = scorers.client.post(
+        "/v2/rerank", json={"model": RERANKER, "query": QUERY, "documents": DOCUMENTS, "max_tokens_per_doc": 9}
+    ).json()
+    assert body["results"] == [{"index": one.index, "relevance_score": one.score} for one in wanted(scorers)]
+    assert body["meta"]["api_version"] == {"version": "2"}
+
+
+def test_the_form_of_text_embeddings_inference(scorers):
+    request = {"model": "rerank", "query": QUERY, "texts": DOCUMENTS}
+    assert scorers.client.post("/rerank", json=request).json() == [
+        {"index": one.index, "score": one.score} for one in wanted(scorers)
+    ]
+    raw = scorers.client.post("/rerank", json={**request, "raw_scores": True, "return_text": True}).json()
+    assert raw == [
+        {"index": one.index, "score": one.score, "text": one.document} for one in wanted(scorers, activation="identity")
+    ]
+
+
+def test_the_reranker_of_the_settings_needs_no_name(serve, make_manager):
+    server = serve(make_manager(reranker_model=RERANKER))
+    for model in ({}, {"model": None}, {"model": "reranker"}, {"model": RERANKER}):
+        response = server.client.post("/v1/rerank", json={"query": QUERY, "documents": DOCUMENTS, **model})
+        assert response.status_code == 200, response.text
+    assert response.json()["model"] == RERANKER
+
+
+def test_classes(scorers):
+    found = scorers.manager.classify(DOCUMENTS, "nli")
+    body = scorers.client.post("/v1/classify", json={"model": "nli", "input": DOCUMENTS}).json()
+    assert [(one["index"], one["label"], one["scores"]) for one in body["data"]] == [
+        (index, one.label, one.scores) for index, one in enumerate(found)
+    ]
+    assert body["data"][0]["probs"] == list(found[0].scores.values())
+    assert body["data"][0]["num_classes"] == 3
+    pairs = scorers.client.post("/v1/classify", json={"model": "nli", "input": [DOCUMENTS[:2]]}).json()
+    assert pairs["data"][0]["scores"] == scorers.manager.classify([DOCUMENTS[:2]], "nli")[0].scores
+    single = scorers.client.post("/v1/classify", json={"model": "nli", "input": DOCUMENTS[0]}).json()
+    assert single["data"] == body["data"][:1]
+
+
+@pytest.mark.parametrize(
+    ("path", "change", "status", "param"),
+    [
+        ("/v1/rerank", {"query": " "}, 400, "query"),
+        ("/v1/rerank", {"query": 7}, 400, "query"),
+        ("/v1/rerank", {"documents": []}, 400, "documents"),
+        ("/v1/rerank", {"documents": "a"}, 400, "documents"),
+        ("/v1/rerank", {"documents": [7]}, 400, "documents"),
+        ("/v1/rerank", {"documents": None}, 400, "documents"),
+        ("/v1/rerank", {"documents": ["a"] * 3000}, 400, "documents"),
+        ("/v1/rerank", {"documents": ["\\ud800"], "truncate": "yes"}, 400, "truncate"),
+        ("/v1/rerank", {"top_n": 0}, 400, "top_n"),
+        ("/v1/rerank", {"return_documents": "yes"}, 400, "return_documents"),
+        ("/v1/rerank", {"model": "unknown"}, 404, "model"),
+        ("/v1/rerank", {"model": "tiny"}, 400, "documents"),
+        ("/v1/rerank", {"model": "nli"}, 400, None),
+        ("/v1/rerank", {"documents": ["a b c " * 100], "truncate": False}, 400, "documents"),
+        ("/rerank", {"documents": None, "texts": [{}]}, 400, "texts"),
+        ("/v1/classify", {"input": []}, 400, "input"),
+        ("/v1/classify", {"input": [["a"]]}, 400, "input"),
+        ("/v1/classify", {"input": ["a", ["b", "c"]]}, 400, "input"),
+        ("/v1/classify", {"model": "tiny", "input": "a"}, 400, "input"),
+    ],
+)
+def test_what_is_refused(scorers, path, change, status, param):
+    request = {"model": "rerank", "query": QUERY, "documents": DOCUMENTS, **change}
+    response = scorers.client.post(path, json=request)
+    assert response.status_code == status, response.text
+    assert response.json()["error"]["param"] == param, response.text
+
+
+def test_an_embedding_model_says_what_it_does(scorers):
+    response = scorers.client.post("/v1/rerank", json={"model": "tiny", "query": QUERY, "documents": DOCUMENTS})
+    assert "gives no scores" in response.json()["error"]["message"]
+    refused = scorers.embed(input="a", model="rerank")
+    assert refused.status_code == 404
