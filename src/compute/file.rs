@@ -5,14 +5,23 @@ use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
+use arc_swap::ArcSwapOption;
+
 use super::memory::zeroed;
+use crate::sync::Mutex;
 use crate::{Error, Result};
 
 /// File systems round modification times, to at most two seconds. Only if a file has not been written for that long is the
 /// next write certain to change its modification time.
 const SETTLED: Duration = Duration::from_secs(2);
+
+/// Bytes up to which an embedding table is read whole when a model is loaded.
+const SMALL_TABLE: usize = 1 << 20;
+/// Bytes of a table in memory that one read compares with their file: short next to a pass over a model.
+const COMPARED: usize = 256 << 10;
 
 /// An open file, with its size and modification time when it was opened.
 #[derive(Debug)]
@@ -43,7 +52,7 @@ impl WeightFile {
         }
         let size = usize::try_from(meta.len()).map_err(|_| invalid("it is too large for this system"))?;
         let modified = meta.modified().ok();
-        let settled = modified.is_some_and(|time| time.elapsed().is_ok_and(|age| age > SETTLED));
+        let settled = has_settled(modified);
         Ok(Arc::new(Self { file, path: path.to_path_buf(), size, modified, settled }))
     }
 
@@ -62,7 +71,7 @@ impl WeightFile {
         &self.path
     }
 
-    /// Whether [`check`](Self::check) detects any later write.
+    /// Whether [`check`](Self::check) detects any write since the file was opened.
     pub fn is_settled(&self) -> bool {
         self.settled
     }
@@ -109,6 +118,11 @@ impl WeightFile {
     }
 }
 
+/// Whether the next write to a file that was modified at this time will change its modification time.
+fn has_settled(modified: Option<SystemTime>) -> bool {
+    modified.is_some_and(|time| time.elapsed().is_ok_and(|age| age > SETTLED))
+}
+
 #[cfg(unix)]
 fn read_at(file: &File, out: &mut [u8], at: u64) -> std::io::Result<usize> {
     std::os::unix::fs::FileExt::read_at(file, out, at)
@@ -124,6 +138,7 @@ fn read_at(file: &File, out: &mut [u8], at: u64) -> std::io::Result<usize> {
 pub(crate) enum Bytes {
     File(Arc<WeightFile>, Range<usize>),
     Memory(Arc<Vec<u8>>),
+    Settling(Arc<Settling>),
 }
 
 impl Bytes {
@@ -131,6 +146,7 @@ impl Bytes {
         match self {
             Self::File(_, range) => range.len(),
             Self::Memory(bytes) => bytes.len(),
+            Self::Settling(bytes) => bytes.range.len(),
         }
     }
 
@@ -142,38 +158,113 @@ impl Bytes {
     pub(crate) fn read<'a>(&'a self, part: Range<usize>, scratch: &'a mut Vec<u8>) -> Result<&'a [u8]> {
         match self {
             Self::Memory(bytes) => Ok(&bytes[part]),
-            Self::File(file, range) => {
-                assert!(part.start <= part.end && part.end <= range.len(), "bytes {part:?} of {range:?}");
-                if scratch.len() < part.len() {
-                    *scratch = zeroed(part.len())?;
+            Self::File(file, range) => read_part(file, range, part, scratch),
+            Self::Settling(bytes) => bytes.read(part, scratch),
+        }
+    }
+
+    /// The same bytes as an embedding table keeps them. A large one stays in its file, if a change of the file can be
+    /// detected: reading a row takes less than a microsecond, and most rows of a vocabulary are never read. That of a file
+    /// that has just been written is in memory at first. `memory` counts the bytes in memory.
+    pub(crate) fn table(&self, memory: &Arc<AtomicU64>) -> Result<Self> {
+        let table = match self {
+            Self::File(file, range) if range.len() > SMALL_TABLE => {
+                if file.is_settled() {
+                    return Ok(self.clone());
                 }
-                let out = &mut scratch[..part.len()];
-                file.read(range.start + part.start, out)?;
-                Ok(out)
+                Self::Settling(Arc::new(Settling::new(file, range, memory)?))
             }
+            Self::File(file, range) => Self::Memory(read_all(file, range)?.into()),
+            Self::Memory(_) | Self::Settling(_) => self.clone(),
+        };
+        memory.fetch_add(table.len() as u64, Ordering::Relaxed);
+        Ok(table)
+    }
+}
+
+/// Reads some of the bytes of `range` into `scratch`.
+fn read_part<'a>(
+    file: &WeightFile,
+    range: &Range<usize>,
+    part: Range<usize>,
+    scratch: &'a mut Vec<u8>,
+) -> Result<&'a [u8]> {
+    assert!(part.start <= part.end && part.end <= range.len(), "bytes {part:?} of {range:?}");
+    let out = resized(scratch, part.len())?;
+    file.read(range.start + part.start, out)?;
+    Ok(out)
+}
+
+fn read_all(file: &WeightFile, range: &Range<usize>) -> Result<Vec<u8>> {
+    let mut bytes = zeroed(range.len())?;
+    file.read(range.start, &mut bytes)?;
+    Ok(bytes)
+}
+
+fn resized(scratch: &mut Vec<u8>, length: usize) -> Result<&mut [u8]> {
+    if scratch.len() < length {
+        *scratch = zeroed(length)?;
+    }
+    Ok(&mut scratch[..length])
+}
+
+/// The bytes of a table whose file was written just before it was opened: a later write might leave the modification time as
+/// it was, so they are in memory. Once the file has settled, each read compares a part of them with the file. When all
+/// of it is the same, the memory is freed, and rows are read from the file.
+pub(crate) struct Settling {
+    file: Arc<WeightFile>,
+    range: Range<usize>,
+    bytes: ArcSwapOption<Vec<u8>>,
+    /// How many bytes were compared; `None` when one of them differed.
+    compared: Mutex<Option<usize>>,
+    memory: Arc<AtomicU64>,
+}
+
+impl Settling {
+    fn new(file: &Arc<WeightFile>, range: &Range<usize>, memory: &Arc<AtomicU64>) -> Result<Self> {
+        Ok(Self {
+            file: Arc::clone(file),
+            range: range.clone(),
+            bytes: ArcSwapOption::from_pointee(read_all(file, range)?),
+            compared: Mutex::new(Some(0)),
+            memory: Arc::clone(memory),
+        })
+    }
+
+    fn read<'a>(&self, part: Range<usize>, scratch: &'a mut Vec<u8>) -> Result<&'a [u8]> {
+        let bytes = self.bytes.load();
+        let Some(bytes) = &*bytes else { return read_part(&self.file, &self.range, part, scratch) };
+        if has_settled(self.file.modified) {
+            self.compare(bytes, scratch)?;
         }
+        let out = resized(scratch, part.len())?;
+        out.copy_from_slice(&bytes[part]);
+        Ok(out)
     }
 
-    /// The same bytes in memory.
-    pub(crate) fn load(&self) -> Result<Self> {
-        match self {
-            Self::Memory(_) => Ok(self.clone()),
-            Self::File(file, range) => {
-                let mut bytes = zeroed(range.len())?;
-                file.read(range.start, &mut bytes)?;
-                Ok(Self::Memory(bytes.into()))
-            }
+    /// Compares the next part with the file, and frees the memory after the last one. One thread at a time does that.
+    fn compare(&self, bytes: &[u8], scratch: &mut Vec<u8>) -> Result<()> {
+        let Some(mut compared) = self.compared.try_lock() else { return Ok(()) };
+        let Some(start) = *compared else { return Ok(()) };
+        let part = start..bytes.len().min(start + COMPARED);
+        let same = read_part(&self.file, &self.range, part.clone(), scratch)? == &bytes[part.clone()];
+        *compared = same.then_some(part.end);
+        // All comparisons were with one version of the file if it has not changed until now.
+        if same && part.end == bytes.len() && self.bytes.load().is_some() {
+            self.file.check()?;
+            self.bytes.store(None);
+            self.memory.fetch_sub(bytes.len() as u64, Ordering::Relaxed);
         }
+        Ok(())
     }
+}
 
-    /// Bytes of memory in use: none while they are in a file.
-    pub(crate) fn owned(&self) -> usize {
-        if let Self::Memory(bytes) = self { bytes.len() } else { 0 }
-    }
-
-    /// Whether they may stay in their file, because a change of the file would be detected.
-    pub(crate) fn may_stay(&self) -> bool {
-        matches!(self, Self::File(file, _) if file.is_settled())
+impl std::fmt::Debug for Settling {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Settling")
+            .field("file", &self.file)
+            .field("range", &self.range)
+            .finish_non_exhaustive()
     }
 }
 
@@ -222,7 +313,57 @@ mod tests {
         std::fs::write(&path, b"abcdef").unwrap();
         assert!(again.check().unwrap_err().to_string().contains("changed while it was in use"));
         std::fs::write(&path, b"abc").unwrap();
-        let error = Bytes::File(again, 1..6).load().unwrap_err();
+        let error = Bytes::File(again, 1..6).read(0..5, &mut Vec::new()).unwrap_err();
         assert!(error.to_string().contains("changed while it was in use"), "{error}");
+    }
+    /// A table of three comparisons in `file`, its bytes in memory, and the counter of those.
+    fn settling(file: &Arc<WeightFile>) -> (Bytes, Arc<AtomicU64>) {
+        let memory = Arc::new(AtomicU64::new(file.len() as u64));
+        (Bytes::Settling(Arc::new(Settling::new(file, &(0..file.len()), &memory).unwrap())), memory)
+    }
+
+    #[test]
+    fn a_table_moves_to_its_file_once_that_has_settled() {
+        let numbers: Vec<u8> = (0..2 * COMPARED + 5).map(|i| (i % 251) as u8).collect();
+        let read = |table: &Bytes| table.read(7..300, &mut Vec::new()).unwrap() == &numbers[7..300];
+        let (_folder, path) = file(&numbers, 100);
+        let (table, memory) = settling(&WeightFile::open(&path).unwrap());
+        for left in [numbers.len(), numbers.len(), 0, 0] {
+            assert!(read(&table));
+            assert_eq!(memory.load(Ordering::Relaxed), left as u64);
+        }
+
+        // A write that left the modification time as it was.
+        let (_folder, path) = file(&numbers, 100);
+        let open = WeightFile::open(&path).unwrap();
+        let (table, memory) = settling(&open);
+        let other: Vec<u8> = numbers.iter().map(|byte| byte ^ 1).collect();
+        std::fs::write(&path, other).unwrap();
+        File::options().write(true).open(&path).unwrap().set_modified(open.modified.unwrap()).unwrap();
+        assert!((0..5).all(|_| read(&table)) && memory.load(Ordering::Relaxed) == numbers.len() as u64);
+
+        // A file that has not settled yet.
+        let (_folder, path) = file(&numbers, 0);
+        File::options().write(true).open(&path).unwrap().set_modified(SystemTime::now() + SETTLED).unwrap();
+        let (table, memory) = settling(&WeightFile::open(&path).unwrap());
+        assert!((0..5).all(|_| read(&table)) && memory.load(Ordering::Relaxed) == numbers.len() as u64);
+    }
+
+    #[test]
+    fn a_large_table_stays_in_a_settled_file_alone() {
+        let memory = Arc::default();
+        for (length, age, in_memory) in
+            [(100, 100, 100), (SMALL_TABLE + 1, 100, 0), (SMALL_TABLE + 1, 0, SMALL_TABLE + 1)]
+        {
+            let (_folder, path) = file(&vec![7; length], age);
+            let before = memory_of(&memory);
+            let table = Bytes::File(WeightFile::open(&path).unwrap(), 0..length).table(&memory).unwrap();
+            assert_eq!(memory_of(&memory) - before, in_memory as u64, "{length} {age}");
+            assert_eq!(table.read(3..5, &mut Vec::new()).unwrap(), [7, 7]);
+        }
+    }
+
+    fn memory_of(memory: &Arc<AtomicU64>) -> u64 {
+        memory.load(Ordering::Relaxed)
     }
 }

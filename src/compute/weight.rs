@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use half::slice::HalfFloatSliceExt as _;
 use half::{bf16, f16};
@@ -94,17 +95,9 @@ impl Weight {
         self.stored
     }
 
-    /// The same tensor in memory, in the format of its file.
-    ///
-    /// # Errors
-    /// Errors of reading its file, and [`Error::OutOfMemory`].
-    pub fn load(&self) -> Result<Self> {
-        Ok(Self { bytes: self.bytes.load()?, stored: self.stored, shape: self.shape.clone() })
-    }
-
-    /// Bytes of memory in use: none while the tensor is in its file.
-    pub fn owned_bytes(&self) -> usize {
-        self.bytes.owned()
+    /// The same tensor as an embedding table: [`Bytes::table`].
+    pub(crate) fn table(&self, memory: &Arc<AtomicU64>) -> Result<Self> {
+        Ok(Self { bytes: self.bytes.table(memory)?, ..self.clone() })
     }
 
     pub(crate) fn bytes(&self) -> &Bytes {

@@ -4,6 +4,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use half::f16;
 
@@ -313,16 +314,9 @@ impl BlockTensor {
         self.format
     }
 
-    /// The same matrix in memory.
-    ///
-    /// # Errors
-    /// Errors of reading its file, and [`Error::OutOfMemory`].
-    pub fn load(&self) -> Result<Self> {
-        Ok(Self { bytes: self.bytes.load()?, ..self.clone() })
-    }
-
-    pub(crate) fn bytes(&self) -> &Bytes {
-        &self.bytes
+    /// The same matrix as an embedding table: [`Bytes::table`].
+    pub(crate) fn table(&self, memory: &Arc<AtomicU64>) -> Result<Self> {
+        Ok(Self { bytes: self.bytes.table(memory)?, ..self.clone() })
     }
 
     /// Bytes of a row.

@@ -5,12 +5,13 @@
 //! quantized to eight bits, as in llama.cpp. [`super::gemm`] divides a product among threads.
 
 use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use super::activations::Forms;
 use super::blocks::{BlockTensor, GROUP, QuantLayout};
 use super::quant_gemm::{Dot, PANEL, group_bytes};
 use crate::Result;
-use crate::compute::file::Bytes;
 use crate::compute::isa::{DType, Isa};
 use crate::compute::kernels::{Kernels, units};
 use crate::compute::memory::Piece;
@@ -68,9 +69,6 @@ impl From<DType> for WeightFormat {
         }
     }
 }
-
-/// Bytes up to which an embedding table is read whole when a model is loaded.
-const SMALL_TABLE: usize = 1 << 20;
 
 /// A matrix `[outputs, inputs]` and its bias `[outputs]`.
 pub type Biased = (Matrix, Option<Weight>);
@@ -145,32 +143,15 @@ impl Matrix {
         }
     }
 
-    /// An embedding table. A large one stays in its file, if a change of the file can be detected: reading a row takes less
-    /// than a microsecond, and most rows of a vocabulary are never read.
+    /// An embedding table, in memory or in its file. `memory` counts the bytes in memory.
     ///
     /// # Errors
     /// Errors of reading its file, and [`Error::OutOfMemory`](crate::Error::OutOfMemory).
-    pub(crate) fn table(self) -> Result<Self> {
-        let bytes = self.bytes();
-        if bytes.len() > SMALL_TABLE && bytes.may_stay() {
-            return Ok(self);
-        }
+    pub(crate) fn table(&self, memory: &Arc<AtomicU64>) -> Result<Self> {
         Ok(match self {
-            Self::Plain(weight) => Self::Plain(weight.load()?),
-            Self::Blocks(blocks) => Self::Blocks(blocks.load()?),
+            Self::Plain(weight) => Self::Plain(weight.table(memory)?),
+            Self::Blocks(blocks) => Self::Blocks(blocks.table(memory)?),
         })
-    }
-
-    /// Bytes of memory in use: none while the matrix is in its file.
-    pub fn owned_bytes(&self) -> usize {
-        self.bytes().owned()
-    }
-
-    fn bytes(&self) -> &Bytes {
-        match self {
-            Self::Plain(weight) => weight.bytes(),
-            Self::Blocks(blocks) => blocks.bytes(),
-        }
     }
 }
 

@@ -1,5 +1,6 @@
 //! The CPU backend with one instruction set, and the memory that its passes share.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use half::bf16;
@@ -22,7 +23,7 @@ pub struct Cpu {
     /// The format of activations.
     pub(super) dtype: DType,
     pub(super) workspaces: Mutex<Vec<Workspace>>,
-    pub(super) bytes: AtomicU64,
+    pub(super) bytes: Arc<AtomicU64>,
 }
 
 /// An embedding table, in the number format of its file. A large one stays in its file.
@@ -59,7 +60,7 @@ impl Cpu {
             packer: Packer::new(isa, format),
             dtype: format.activations(isa),
             workspaces: Mutex::new(Vec::new()),
-            bytes: AtomicU64::new(0),
+            bytes: Arc::default(),
         }
     }
 

@@ -84,9 +84,7 @@ impl Backend for Cpu {
     type Pass<'a> = CpuPass<'a>;
 
     fn table(&self, matrix: Matrix) -> Result<Table> {
-        let table = matrix.table()?;
-        self.bytes.fetch_add(table.owned_bytes() as u64, Ordering::Relaxed);
-        Ok(table)
+        matrix.table(&self.bytes)
     }
 
     fn linear(&self, parts: &[Biased]) -> Result<Linear> {
