@@ -180,13 +180,13 @@ fn sentence(model: &str, name: &str, data: &[u8]) {
         let files = ModelFiles::open("m", folder.path())?;
         let build = |config: &_, weights: &_| on_cpu(config, weights, Isa::best(), WeightFormat::F32);
         let encoder = Encoder::load(&files, Overrides::default(), &build)?;
-        let ids = encoder.tokenize(
+        let read = encoder.tokenize(
             "",
             "Merhaba dünya, the 2nd text: \u{0130}I",
             &mut Bounds { max_bytes: 1 << 20, check: &mut || Ok(()) },
         )?;
         let mut out = vec![0.0; encoder.width()];
-        encoder.encode(&Packed::new(&ids, &[0, ids.len() as u32])?, &mut out)
+        encoder.encode(&Packed::new(&read.ids, &[0, read.ids.len() as u32])?, &mut out)
     };
     let _: Result<(), model_manager::Error> = load();
 }

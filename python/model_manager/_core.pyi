@@ -373,6 +373,7 @@ class Manager:
         prompt_name: str | None = None,
         normalize: bool = True,
         truncate_dim: int | None = None,
+        truncate: bool = True,
         copy: bool = False,
         timeout: float | None = None,
         keep_alive: _KeepAlive = None,
@@ -391,6 +392,8 @@ class Manager:
             normalize: Scale to length 1 (a vector of zeros stays zeros). False: the model's own output; some models
                 end in a normalization, which comes before `truncate_dim`.
             truncate_dim: Keep the first dimensions, before normalizing.
+            truncate: Cut texts that have more tokens than the model reads; `stats()["slots"]` counts them, and the
+                first one is logged. False: they are refused; `chunk` splits them.
             copy: The array of a single text is read-only and shared with the cache unless True. Arrays of several
                 texts always belong to the caller.
             timeout: Seconds for everything, loading included; None: `load_timeout` for the load, no limit for the rest.
@@ -414,6 +417,7 @@ class Manager:
         prompt_name: str | None = None,
         normalize: bool = True,
         truncate_dim: int | None = None,
+        truncate: bool = True,
         timeout: float | None = None,
         keep_alive: _KeepAlive = None,
         progress: Callable[[int, int], object] | None = None,
@@ -438,6 +442,7 @@ class Manager:
         prompt_name: str | None = None,
         normalize: bool = True,
         truncate_dim: int | None = None,
+        truncate: bool = True,
         copy: bool = False,
         timeout: float | None = None,
         keep_alive: _KeepAlive = None,
@@ -627,6 +632,18 @@ class Manager:
         """Tokens of each text with special tokens, not cut to the model's maximum. A generator counts with its own
         tokenizer. Loads the model.
         """
+    def _chunk(
+        self,
+        text: str,
+        model: str | None = None,
+        *,
+        max_tokens: int | None = None,
+        overlap: int = 0,
+        prompt: str | None = None,
+        prompt_name: str | None = None,
+        timeout: float | None = None,
+    ) -> list[tuple[str, int, int, int]]:
+        """(text, start, end, tokens) of each chunk; `BaseManager.chunk` describes them."""
     def warmup(self, names: Iterable[str], timeout: float | None = None) -> None:
         """Load several slots at the same time and wait for all. The first failure is raised when all have ended."""
     def cache_info(self) -> CacheStatistics:

@@ -321,6 +321,8 @@ class SlotStatistics(TypedDict):
     """Seconds since its latest use; None before the first use."""
     queued: int
     """Texts waiting for it."""
+    truncated: int
+    """Texts that were cut because it reads no more tokens, since the slot was registered."""
     last_error: str | None
     """Why its latest load failed; None if it did not."""
     generation: GenerationStatistics | None

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from ._core import Config
     from ._types import GenerationParams, Inputs, Settings
+    from .chunks import TextChunk
 
 BUILT_IN_SLOTS = ("turkish_sentence", "english_sentence", "text_generator", "reranker")
 """The slots that every manager has: the last one from its first use on."""
@@ -59,6 +60,50 @@ class BaseManager(ScoringManager):
         work.
         """
         return await aembed(self, texts, model, **options)
+
+    def chunk(
+        self,
+        text: str,
+        model: str | None = None,
+        *,
+        max_tokens: int | None = None,
+        overlap: int = 0,
+        prompt: str | None = None,
+        prompt_name: str | None = None,
+        timeout: float | None = None,
+    ) -> list[TextChunk]:
+        """Split a text into chunks that the model reads whole, in the order of the text. Loads the model.
+
+        Chunks end at the ends of paragraphs where that fits, else of lines, sentences, words or characters. Tokens are
+        counted by the model's own tokenizer. White space around a chunk is left out; a blank text has no chunks.
+
+        Args:
+            text: The text, of any length up to `max_text_bytes`.
+            model: Slot; None: the one of the text's language.
+            max_tokens: The most tokens of a chunk, with the prompt and the special tokens; None: as many as the model
+                reads.
+            overlap: The most tokens at the end of a chunk that the next one begins with.
+            prompt: The prompt that the chunks will be embedded with.
+            prompt_name: The same by name; without both the model's default prompt.
+            timeout: Seconds for the load.
+
+        Raises:
+            ArgumentError: A `max_tokens` that is more than the model reads, or leaves no place for text; an `overlap`
+                that is not smaller than a chunk.
+            InputError: A model of a server, whose tokenizer is not here.
+        """
+        from .chunks import TextChunk
+
+        found = self._chunk(
+            text,
+            model,
+            max_tokens=max_tokens,
+            overlap=overlap,
+            prompt=prompt,
+            prompt_name=prompt_name,
+            timeout=timeout,
+        )
+        return [TextChunk(*chunk) for chunk in found]
 
     def generate(
         self, prompt: str | Sequence[Mapping[str, str]], model: str | None = None, **params: Unpack[GenerationParams]

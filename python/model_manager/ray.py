@@ -141,7 +141,7 @@ def deployment(
         # Ray finds the method of the object by the function's own name.
         load = serve.multiplexed(max_num_models_per_replica=models_per_replica)(_Replica.load)
 
-    made = serve.deployment(serve.ingress()(Replica), **options)
+    made: Any = serve.deployment(serve.ingress()(Replica), **options)
     return made.bind(dict(models), settings, dict(server or {}))
 
 

@@ -58,7 +58,7 @@ impl Batcher {
 
     /// Queues the sequences of a chunk, row by row, for items of this kind. Never blocks.
     pub fn submit(&self, sequences: Vec<Encoded>, kind: OutputKind, chunk: &Arc<Chunk>, lane: Lane) {
-        let sequence = |Encoded { ids, second }| QueuedSequence { ids: ids.into(), second, kind };
+        let sequence = |Encoded { ids, second, .. }| QueuedSequence { ids: ids.into(), second, kind };
         self.queue.submit(sequences.into_iter().map(sequence), chunk, lane);
     }
 

@@ -8,8 +8,9 @@ use crate::batching::{Batcher, Chunk, Forward, Lane};
 use crate::cache::Content;
 use crate::compute::Packed;
 use crate::compute::memory::joined;
+use crate::models::chunks::chunks;
 use crate::models::heads::ScoreConfig;
-use crate::models::{Bounds, Encoded, Encoder, SentenceConfig};
+use crate::models::{Bounds, ChunkSize, Encoded, Encoder, SentenceConfig, TextChunk};
 use crate::output::{Output, OutputKind, Shape, Shapes};
 use crate::remote::RemoteEncoder;
 use crate::sync::fork;
@@ -98,11 +99,32 @@ impl EncoderBackend {
     pub(super) fn count_tokens(&self, text: &str, bounds: &mut Bounds<'_>) -> Result<usize> {
         match self {
             Self::Local { encoder, .. } => encoder.tokenizer.count_within(text, bounds),
-            Self::Remote(remote) => Err(Error::Input(format!(
-                "only the server of {} can count tokens: its tokenizer is not here",
-                remote.link().address()
-            ))),
+            Self::Remote(remote) => Err(no_tokenizer(remote)),
         }
+    }
+
+    /// `text` in chunks of at most `max_tokens`, and at most what the model reads.
+    pub(super) fn chunks(
+        &self,
+        text: &str,
+        prompt: &str,
+        max_tokens: Option<usize>,
+        overlap: usize,
+        bounds: &mut Bounds<'_>,
+    ) -> Result<Vec<TextChunk>> {
+        let encoder = match self {
+            Self::Local { encoder, .. } => encoder,
+            Self::Remote(remote) => return Err(no_tokenizer(remote)),
+        };
+        let longest = encoder.config.max_length;
+        if let Some(max_tokens) = max_tokens.filter(|&max_tokens| max_tokens > longest) {
+            return Err(Error::argument(
+                "max_tokens",
+                format!("max_tokens={max_tokens} is more than {:?} reads: {longest}", encoder.name),
+            ));
+        }
+        let size = ChunkSize { max_tokens: max_tokens.unwrap_or(longest), overlap };
+        chunks(&encoder.tokenizer, text, prompt, size, bounds)
     }
 
     /// Some of `inputs` as the queue takes them.
@@ -163,6 +185,14 @@ impl PreparedInputs<'_> {
         }
     }
 
+    /// How many of them were cut. What a server cuts is not known.
+    pub(super) fn truncated(&self) -> usize {
+        match self {
+            Self::Tokens(_, sequences, _) => sequences.iter().filter(|sequence| sequence.truncated).count(),
+            Self::Texts(..) => 0,
+        }
+    }
+
     /// Queues them as the rows of `chunk`. Never blocks.
     pub(super) fn submit(self, chunk: &Arc<Chunk>, lane: Lane) {
         match self {
@@ -170,4 +200,11 @@ impl PreparedInputs<'_> {
             Self::Texts(remote, texts) => remote.submit(texts, chunk, lane),
         }
     }
+}
+
+fn no_tokenizer(remote: &RemoteEncoder) -> Error {
+    Error::Input(format!(
+        "only the server of {} can count tokens: its tokenizer is not here",
+        remote.link().address()
+    ))
 }

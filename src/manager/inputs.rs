@@ -135,9 +135,12 @@ impl Inputs {
         let mut sequences = Vec::with_capacity(numbers.len());
         for &input in numbers {
             let sequence = match self.get(input) {
-                Content::Text(text) if truncate => encoder.tokenize(prompt, text, bounds)?.into(),
+                Content::Text(text) if truncate => encoder.tokenize(prompt, text, bounds)?,
                 Content::Text(text) => encoder.tokenize_whole(prompt, text, bounds)?.into(),
-                Content::Tokens(ids) => self.ids(input, ids, encoder, truncate)?.into(),
+                Content::Tokens(ids) => {
+                    let truncated = truncate && ids.len() > encoder.config.max_length;
+                    Encoded { truncated, ..self.ids(input, ids, encoder, truncate)?.into() }
+                }
                 Content::Pair(query, document) => {
                     let most = if truncate { encoder.config.max_length } else { usize::MAX };
                     let known = first.take().filter(|known| known.is_of(query));
@@ -154,7 +157,7 @@ impl Inputs {
             let (tokens, longest) = (sequence.ids.len(), encoder.config.max_length);
             if tokens > longest {
                 return Err(Error::Input(format!(
-                    "input {input} has {tokens} tokens, and {:?} reads at most {longest}: shorten it, or let it be cut \
+                    "input {input} has {tokens} tokens, and {:?} reads at most {longest}: split it (chunk), or let it be cut \
                      (truncate=True)",
                     encoder.name
                 )));

@@ -1,7 +1,7 @@
 //! Slots by name.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
@@ -21,6 +21,8 @@ pub(super) struct NamedSlot {
     pub(super) slot: Slot<LoadedModel>,
     /// Texts admitted and not finished: waiting for the load, to be tokenized, or queued.
     pub(super) queued: AtomicUsize,
+    /// Texts that were cut because the model reads no more.
+    pub(super) truncated: AtomicU64,
     info: Arc<ArcSwapOption<ModelInfo>>,
 }
 
@@ -32,7 +34,7 @@ impl NamedSlot {
         slot: Slot<LoadedModel>,
         info: Arc<ArcSwapOption<ModelInfo>>,
     ) -> Self {
-        Self { name, spec, keep, slot, queued: AtomicUsize::new(0), info }
+        Self { name, spec, keep, slot, queued: AtomicUsize::new(0), truncated: AtomicU64::new(0), info }
     }
 
     /// What the latest load has found; `None` before the first.
@@ -50,6 +52,18 @@ impl NamedSlot {
         if self.slot.inspect(LoadedModel::is_stale) == Some(true) {
             log::warn!("{}: its model's files were changed; loading them again", self.name);
             self.slot.unload();
+        }
+    }
+
+    /// Counts texts that were cut to `longest` tokens. The first one is logged: a vector of a part of a text is rarely wanted.
+    pub(super) fn note_truncated(&self, texts: usize, longest: Option<usize>) {
+        if texts > 0 && self.truncated.fetch_add(texts as u64, Ordering::Relaxed) == 0 {
+            let longest = longest.unwrap_or_default();
+            log::warn!(
+                "{:?} reads at most {longest} tokens of a text; the rest of a longer one was cut. chunk() splits texts, \
+                 truncate=False refuses them, stats() counts them; this is logged once",
+                self.name
+            );
         }
     }
 

@@ -112,6 +112,8 @@ pub struct SlotReport {
     pub idle: Option<Duration>,
     /// Texts waiting for it.
     pub queued: usize,
+    /// Texts that were cut because it reads no more tokens.
+    pub truncated: u64,
     /// Why the latest load failed.
     pub last_error: Option<String>,
 }
@@ -238,6 +240,7 @@ fn slot(parts: &Parts, entry: &NamedSlot) -> SlotReport {
         leases: status.leases,
         idle: status.last_used.map(|at| Instant::now().saturating_duration_since(at)),
         queued: entry.queued.load(Ordering::Relaxed),
+        truncated: entry.truncated.load(Ordering::Relaxed),
         last_error: status.last_error.map(|error| error.to_string()),
     }
 }

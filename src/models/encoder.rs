@@ -11,7 +11,7 @@ use super::heads::{Classifier, DenseLayer, Pooling, ScoreConfig, SentenceEncoder
 use super::kind;
 use super::manifest::ModelFiles;
 use super::sentence::SentenceConfig;
-use super::tokenizers::{Bounds, Tokenizer};
+use super::tokenizers::{Bounds, Encoded, Tokenizer};
 use super::weights::Weights;
 use crate::compute::memory::{joined, zeroed};
 use crate::compute::{Backend, Candle, Cpu, Isa, Packed, WeightFormat};
@@ -207,8 +207,9 @@ impl Encoder {
     ///
     /// # Errors
     /// Those of the tokenizer.
-    pub fn tokenize(&self, prompt: &str, text: &str, bounds: &mut Bounds<'_>) -> Result<Vec<u32>> {
-        self.ids(prompt, text, self.config.max_length, bounds)
+    pub fn tokenize(&self, prompt: &str, text: &str, bounds: &mut Bounds<'_>) -> Result<Encoded> {
+        let (ids, truncated) = self.ids(prompt, text, self.config.max_length, bounds)?;
+        Ok(Encoded { truncated, ..ids.into() })
     }
 
     /// The same, with nothing cut.
@@ -216,14 +217,20 @@ impl Encoder {
     /// # Errors
     /// Those of the tokenizer.
     pub fn tokenize_whole(&self, prompt: &str, text: &str, bounds: &mut Bounds<'_>) -> Result<Vec<u32>> {
-        self.ids(prompt, text, usize::MAX, bounds)
+        self.ids(prompt, text, usize::MAX, bounds).map(|(ids, _)| ids)
     }
 
-    fn ids(&self, prompt: &str, text: &str, max_length: usize, bounds: &mut Bounds<'_>) -> Result<Vec<u32>> {
+    fn ids(
+        &self,
+        prompt: &str,
+        text: &str,
+        max_length: usize,
+        bounds: &mut Bounds<'_>,
+    ) -> Result<(Vec<u32>, bool)> {
         if prompt.is_empty() {
-            return self.tokenizer.encode_within(text, max_length, bounds);
+            return self.tokenizer.encode_noting(text, max_length, bounds);
         }
-        self.tokenizer.encode_within(&joined(&[prompt, text])?, max_length, bounds)
+        self.tokenizer.encode_noting(&joined(&[prompt, text])?, max_length, bounds)
     }
 
     /// The vectors of a batch, or its logits, into `out`, row-major `[sequences, width]`: pooled, through the layers of

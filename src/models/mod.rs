@@ -9,10 +9,11 @@
 //! tokenizers/    text → ids
 //! weights.rs     name → tensor                                   formats/    safetensors, pickle, GGUF
 //! sentence.rs    pooling, normalization, length, prompts         heads/      states → result
-//! encoder.rs     all of these together
+//! encoder.rs     all of these together                          chunks.rs     a long text in parts
 //! ```
 
 pub mod architectures;
+pub mod chunks;
 pub mod config;
 pub mod decoder;
 pub mod encoder;
@@ -30,6 +31,7 @@ pub mod tokenizers;
 pub mod weights;
 
 pub use architectures::ModelKind;
+pub use chunks::{ChunkSize, TextChunk};
 pub use config::ModelConfig;
 pub use encoder::{Build, Encoder, Overrides, normalize, on_cpu, on_device};
 pub use formats::gguf;

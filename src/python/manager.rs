@@ -155,7 +155,7 @@ impl PyManager {
 
     /// Embed one text (float32, shape (dim,)) or several (shape (n, dim)).
     #[pyo3(signature = (texts, model = None, *, prompt = None, prompt_name = None, normalize = true,
-                        truncate_dim = None, copy = false, timeout = None, keep_alive = None, progress = None))]
+                        truncate_dim = None, truncate = true, copy = false, timeout = None, keep_alive = None, progress = None))]
     #[expect(clippy::too_many_arguments, reason = "keywords of a Python function")]
     fn embed(
         &self,
@@ -166,19 +166,29 @@ impl PyManager {
         prompt_name: Option<String>,
         normalize: bool,
         truncate_dim: Option<&Bound<'_, PyAny>>,
+        truncate: bool,
         copy: bool,
         timeout: Option<f64>,
         keep_alive: Option<&Bound<'_, PyAny>>,
         progress: Option<Py<PyAny>>,
     ) -> PyResult<Py<PyAny>> {
-        let options =
-            call_options(py, model, prompt, prompt_name, normalize, truncate_dim, timeout, keep_alive)?;
+        let options = call_options(
+            py,
+            model,
+            prompt,
+            prompt_name,
+            normalize,
+            truncate_dim,
+            truncate,
+            timeout,
+            keep_alive,
+        )?;
         embed::embed(&self.0, texts, options, copy, progress)
     }
 
     /// Embed an Arrow column into an Arrow array.
     #[pyo3(signature = (texts, model = None, *, prompt = None, prompt_name = None, normalize = true,
-                        truncate_dim = None, timeout = None, keep_alive = None, progress = None))]
+                        truncate_dim = None, truncate = true, timeout = None, keep_alive = None, progress = None))]
     #[expect(clippy::too_many_arguments, reason = "keywords of a Python function")]
     fn embed_arrow(
         &self,
@@ -189,18 +199,28 @@ impl PyManager {
         prompt_name: Option<String>,
         normalize: bool,
         truncate_dim: Option<&Bound<'_, PyAny>>,
+        truncate: bool,
         timeout: Option<f64>,
         keep_alive: Option<&Bound<'_, PyAny>>,
         progress: Option<Py<PyAny>>,
     ) -> PyResult<ArrowVectors> {
-        let options =
-            call_options(py, model, prompt, prompt_name, normalize, truncate_dim, timeout, keep_alive)?;
+        let options = call_options(
+            py,
+            model,
+            prompt,
+            prompt_name,
+            normalize,
+            truncate_dim,
+            truncate,
+            timeout,
+            keep_alive,
+        )?;
         embed::embed_arrow(&self.0, texts, options, progress)
     }
 
     /// `embed` without waiting.
     #[pyo3(signature = (texts, on_done, model = None, *, prompt = None, prompt_name = None, normalize = true,
-                        truncate_dim = None, copy = false, timeout = None, keep_alive = None))]
+                        truncate_dim = None, truncate = true, copy = false, timeout = None, keep_alive = None))]
     #[expect(clippy::too_many_arguments, reason = "keywords of a Python function")]
     fn submit(
         slf: &Bound<'_, Self>,
@@ -211,13 +231,23 @@ impl PyManager {
         prompt_name: Option<String>,
         normalize: bool,
         truncate_dim: Option<&Bound<'_, PyAny>>,
+        truncate: bool,
         copy: bool,
         timeout: Option<f64>,
         keep_alive: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<PyTicket> {
         let py = slf.py();
-        let options =
-            call_options(py, model, prompt, prompt_name, normalize, truncate_dim, timeout, keep_alive)?;
+        let options = call_options(
+            py,
+            model,
+            prompt,
+            prompt_name,
+            normalize,
+            truncate_dim,
+            truncate,
+            timeout,
+            keep_alive,
+        )?;
         let (inputs, single) = texts::inputs(texts)?;
         submit::results(&slf.get().0, slf, inputs, options, on_done, single, copy)
     }
@@ -271,8 +301,8 @@ impl PyManager {
         keep_alive: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<PyTicket> {
         let py = slf.py();
-        let options = call_options(py, model, prompt, prompt_name, true, truncate_dim, timeout, keep_alive)?;
-        let options = EmbedOptions { truncate, ..options };
+        let options =
+            call_options(py, model, prompt, prompt_name, true, truncate_dim, truncate, timeout, keep_alive)?;
         let encoding = Encoding::parse(encoding_format).or_raise(py)?;
         let (inputs, _) = texts::inputs(inputs)?;
         submit::response(&slf.get().0, slf, inputs, options, served_model, encoding, on_done)
@@ -426,6 +456,37 @@ impl PyManager {
         model: Option<&str>,
     ) -> PyResult<Bound<'py, PyAny>> {
         embed::count_tokens(&self.0, texts, model)
+    }
+
+    /// A text in chunks that the model reads whole: (text, start, end, tokens) each.
+    #[pyo3(signature = (text, model = None, *, max_tokens = None, overlap = 0, prompt = None, prompt_name = None,
+                        timeout = None))]
+    #[expect(clippy::too_many_arguments, reason = "keywords of a Python function")]
+    fn _chunk(
+        &self,
+        py: Python<'_>,
+        text: &Bound<'_, PyString>,
+        model: Option<String>,
+        max_tokens: Option<usize>,
+        overlap: usize,
+        prompt: Option<String>,
+        prompt_name: Option<String>,
+        timeout: Option<f64>,
+    ) -> PyResult<Vec<(String, usize, usize, usize)>> {
+        let options = EmbedOptions {
+            model,
+            prompt,
+            prompt_name,
+            timeout: self::timeout(py, timeout)?,
+            ..EmbedOptions::default()
+        };
+        let text = texts::copied(text, None)?;
+        let chunks =
+            self.0.enter(py, |manager, check| manager.chunks(&text, max_tokens, overlap, &options, check))?;
+        let made = chunks.into_iter().map(|chunk| {
+            (text[chunk.bytes].to_owned(), chunk.characters.start, chunk.characters.end, chunk.tokens)
+        });
+        Ok(made.collect())
     }
 
     /// Load several slots at the same time and wait for all.

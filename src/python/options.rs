@@ -18,6 +18,7 @@ pub(super) fn call_options(
     prompt_name: Option<String>,
     normalize: bool,
     truncate_dim: Option<&Bound<'_, PyAny>>,
+    truncate: bool,
     timeout: Option<f64>,
     keep_alive: Option<&Bound<'_, PyAny>>,
 ) -> PyResult<EmbedOptions> {
@@ -27,6 +28,7 @@ pub(super) fn call_options(
         prompt_name,
         normalize,
         truncate_dim: truncate_dim.map(dimensions).transpose()?,
+        truncate,
         timeout: self::timeout(py, timeout)?,
         keep_alive: self::keep_alive(keep_alive)?,
         ..EmbedOptions::default()

@@ -75,6 +75,7 @@ fn slot<'py>(py: Python<'py>, slot: &SlotReport) -> PyResult<Bound<'py, PyDict>>
         "leases": slot.leases,
         "idle_seconds": slot.idle.map(|idle| idle.as_secs_f64()),
         "queued": slot.queued,
+        "truncated": slot.truncated,
         "last_error": &slot.last_error,
         "generation": slot.generation.as_ref().map(|stats| generation(py, stats)).transpose()?,
         "remote": slot.remote.as_ref().map(|health| remote(py, health)).transpose()?,

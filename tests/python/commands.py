@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-COMMANDS = ["bench", "doctor", "embed", "index", "models", "search", "serve", "warmup"]
+COMMANDS = ["bench", "completion", "demo", "doctor", "embed", "index", "models", "rerank", "search", "serve", "warmup"]
 
 
 @pytest.fixture

@@ -18,6 +18,8 @@ with extra("cli"):
 
     from .bench import bench
     from .collections import index, search
+    from .completion import completion
+    from .demo import demo
     from .doctor import doctor
     from .embed import embed
     from .rerank import rerank
@@ -49,8 +51,20 @@ class _Group(Command, click.Group):
         "Bu makinede cümle vektörleri ve metin üretimi. Ayarlar ortam değişkenlerindendir; `doctor` onları gösterir.",
     ),
     epilog=say(
-        "Exit codes: 0 done, 1 something failed, 2 wrong usage, 130 interrupted.",
-        "Çıkış kodları: 0 tamam, 1 bir şey başarısız, 2 yanlış kullanım, 130 kesildi.",
+        """\b
+        Examples:
+          model-manager demo                                    try it on a small model
+          echo "a text" | model-manager embed -m FOLDER         vectors of lines
+          model-manager serve                                   the API of OpenAI and Ollama
+
+        Exit codes: 0 done, 1 something failed, 2 wrong usage, 130 interrupted.""",
+        """\b
+        Örnekler:
+          model-manager demo                                    küçük bir modelle dene
+          echo "bir metin" | model-manager embed -m KLASÖR      satırların vektörleri
+          model-manager serve                                   OpenAI ve Ollama API'si
+
+        Çıkış kodları: 0 tamam, 1 bir şey başarısız, 2 yanlış kullanım, 130 kesildi.""",
     ),
 )
 @click.version_option(__version__, package_name="model-manager-rs", help=say("Show the version.", "Sürümü göster."))
@@ -62,7 +76,7 @@ def cli(verbose: bool) -> None:
     logging.getLogger("httpx").setLevel(logging.WARNING)  # it logs every request
 
 
-for _command in (embed, rerank, serve, index, search, models, warmup, doctor, bench):
+for _command in (demo, embed, rerank, serve, index, search, models, warmup, doctor, bench, completion):
     cli.add_command(_command)
 
 

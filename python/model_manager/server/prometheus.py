@@ -80,6 +80,7 @@ class Metrics:
                 ("generation_seconds", "busy_seconds", "Seconds that a generator computed."),
             )
         }
+        self._truncated = counter("truncated_inputs", "Texts that were cut because the model reads no more.", "slot")
         self._writing = gauge("generation_active", "Answers being written.", "slot")
         self._to_write = gauge("generation_waiting", "Requests in the queue of a generator.", "slot")
         self._before: dict[tuple[str, str], tuple[int, float]] = {}
@@ -142,6 +143,7 @@ class Metrics:
         for slot, state in stats["slots"].items():
             self._model_bytes.labels(slot).set(state["bytes"])
             self._loaded.labels(slot).set(state["state"] == "ready")
+            self._copy((slot, "truncated"), state["truncated"], self._truncated.labels(slot))
             if done := state["generation"]:
                 self._writing.labels(slot).set(done["active"])
                 self._to_write.labels(slot).set(done["waiting"])

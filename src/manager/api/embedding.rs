@@ -13,7 +13,7 @@ use crate::Error;
 use crate::Result;
 use crate::cache::CachedItem;
 use crate::compute::memory::{joined, reserve};
-use crate::models::Bounds;
+use crate::models::{Bounds, TextChunk};
 use crate::sync::fork;
 use crate::wire::Encoding;
 
@@ -109,6 +109,30 @@ impl Manager {
             }
         }
         Ok(counts)
+    }
+
+    /// `text` in chunks that the model reads whole, of at most `max_tokens` (`None`: as many as the model reads), each of
+    /// which begins with at most `overlap` tokens of the one before it. `options` say the model and the prompt. Loads the
+    /// model.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] for sizes that leave no place for text; as [`Manager::embed`].
+    pub fn chunks(
+        &self,
+        text: &str,
+        max_tokens: Option<usize>,
+        overlap: usize,
+        options: &EmbedOptions,
+        check: Check<'_>,
+    ) -> Result<Vec<TextChunk>> {
+        let parts = self.parts()?;
+        let name = options.model.as_deref().unwrap_or_else(|| parts.router.route(text));
+        let lease = self.lease(name, options.timeout, check)?;
+        let _computing = fork::computing();
+        let handle = lease.encoder(name)?;
+        let prompt = handle.info.prompt(options)?;
+        let mut bounds = Bounds { max_bytes: parts.settings.max_text_bytes, check };
+        handle.backend.chunks(text, prompt, max_tokens, overlap, &mut bounds)
     }
 
     /// What the model of an embedding slot is. Without `load`, `None` when it is not in memory.

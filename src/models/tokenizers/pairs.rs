@@ -12,12 +12,14 @@ pub struct Encoded {
     pub ids: Vec<u32>,
     /// The token from which on tokens have type 1; the number of ids where all have type 0.
     pub second: u32,
+    /// Whether tokens of the text were cut, because the model reads no more.
+    pub truncated: bool,
 }
 
 impl From<Vec<u32>> for Encoded {
     /// One text: all tokens have type 0.
     fn from(ids: Vec<u32>) -> Self {
-        Self { second: u32::try_from(ids.len()).unwrap_or(u32::MAX), ids }
+        Self { second: u32::try_from(ids.len()).unwrap_or(u32::MAX), ids, truncated: false }
     }
 }
 
@@ -89,6 +91,7 @@ impl Tokenizer {
             a = self.count_within(first.text, bounds)?;
             b = self.count_within(second.text, bounds)?;
         }
+        let truncated = a.saturating_add(b) > room;
         let (a, b) = longest_first(a, b, room);
         let mut ids = Vec::with_capacity(a + b + template.special());
         ids.extend_from_slice(&template.before);
@@ -98,7 +101,7 @@ impl Tokenizer {
         ids.extend_from_slice(self.cut(&second.ids, b));
         ids.extend_from_slice(&template.after);
         let second = template.typed.map_or(ids.len(), |typed| between + typed);
-        Ok(Encoded { ids, second: u32::try_from(second).unwrap_or(u32::MAX) })
+        Ok(Encoded { ids, second: u32::try_from(second).unwrap_or(u32::MAX), truncated })
     }
 }
 

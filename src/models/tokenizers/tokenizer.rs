@@ -139,6 +139,19 @@ impl Tokenizer {
     /// # Errors
     /// As [`Tokenizer::encode`]; [`Error::Input`] for a text that is too long for them, and what their check returns.
     pub fn encode_within(&self, text: &str, max_length: usize, bounds: &mut Bounds<'_>) -> Result<Vec<u32>> {
+        self.encode_noting(text, max_length, bounds).map(|(ids, _)| ids)
+    }
+
+    /// [`Tokenizer::encode_within`], and whether tokens of the text were cut.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode_within`].
+    pub fn encode_noting(
+        &self,
+        text: &str,
+        max_length: usize,
+        bounds: &mut Bounds<'_>,
+    ) -> Result<(Vec<u32>, bool)> {
         let room = max_length.saturating_sub(self.special_tokens());
         if room == 0 {
             return Err(Error::Input(format!(
@@ -146,8 +159,9 @@ impl Tokenizer {
                 self.special_tokens()
             )));
         }
-        let ids = self.content(text, room, bounds)?;
-        Ok([&self.before[..], self.cut(&ids, room), &self.after].concat())
+        // One token more than there is place for shows that there are more.
+        let ids = self.content(text, room.saturating_add(1), bounds)?;
+        Ok(([&self.before[..], self.cut(&ids, room), &self.after].concat(), ids.len() > room))
     }
 
     /// The text's own ids: those of `room` that the model keeps, perhaps more.

@@ -22,7 +22,7 @@ fn encode(encoder: &Encoder, case: &Value) -> Encoded {
     let mut bounds = Bounds { max_bytes: usize::MAX, check: &mut || Ok(()) };
     let longest = encoder.config.max_length;
     match case["text"].as_str() {
-        Some(text) => encoder.tokenize("", text, &mut bounds).unwrap().into(),
+        Some(text) => encoder.tokenize("", text, &mut bounds).unwrap(),
         None => {
             let mut part = |number: usize| {
                 encoder

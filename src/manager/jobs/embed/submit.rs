@@ -38,6 +38,7 @@ impl Job {
         let max_bytes = self.embedder.max_text_bytes;
         let mut bounds = Bounds { max_bytes, check: &mut wanted };
         let ready = backend.prepare(&self.inputs, &inputs, prompt, &self.options, &mut bounds)?;
+        entry.note_truncated(ready.truncated(), backend.max_length());
         let (shape, _) = info.shapes(&self.options, &entry.name)?;
         let (rows, weight) = (inputs.len(), ready.weight(self.embedder.window));
         self.state.lock().in_flight += weight;
