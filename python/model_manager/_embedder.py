@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ._core import ArrowVectors, Manager, Ticket
     from ._scoring import ScoringManager
     from ._types import ArrowColumn, Description
+    from .chunks import TextChunk
 
     Vectors = NDArray[np.float32]
 
@@ -105,6 +106,18 @@ class Embedder:
         ]
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
+    @property
+    def truncated(self) -> int:
+        """Texts of the slot that were cut so far."""
+        return self.manager.stats()["slots"][self.slot]["truncated"]
+
+    def chunks(self, text: str, **options: Any) -> list[TextChunk]:
+        """A document in chunks, see `BaseManager.chunk`, with room for the prompt for documents."""
+        from .chunks import TextChunk
+
+        found = self.manager._chunk(text, self.slot, **self._options(DOCUMENT_PROMPTS, options, dimensions=False))
+        return [TextChunk(*chunk) for chunk in found]
+
     def documents(self, texts: Sequence[str], **options: Any) -> Vectors:
         """Vectors of documents, shape (n, dimension). Other arguments and errors are those of `Manager.embed`."""
         return self.manager.embed(texts, self.slot, **self._options(DOCUMENT_PROMPTS, options))
@@ -146,8 +159,9 @@ class Embedder:
             await asyncio.to_thread(self.describe)  # it may load the model
         return await aembed(self.manager, texts, self.slot, **self._options(names, {}))
 
-    def _options(self, names: Sequence[str], options: dict[str, Any]) -> dict[str, Any]:
-        options.setdefault("truncate_dim", self._dimensions)
+    def _options(self, names: Sequence[str], options: dict[str, Any], *, dimensions: bool = True) -> dict[str, Any]:
+        if dimensions:
+            options.setdefault("truncate_dim", self._dimensions)
         if options.get("prompt") is None and options.get("prompt_name") is None:
             options["prompt_name"] = find_prompt(self.describe()["prompts"], names)
         return options

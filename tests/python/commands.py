@@ -10,7 +10,7 @@ import types
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from conftest import ENGLISH_MODEL, TURKISH_MODEL
+from conftest import ENGLISH_MODEL, FIXTURES, TURKISH_MODEL
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,6 +25,7 @@ def command_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name, value in {
         "TURKISH_SENTENCE_MODEL": TURKISH_MODEL,
         "ENGLISH_FALLBACK_MODEL": ENGLISH_MODEL,
+        "MODEL_MANAGER_RERANKER_MODEL": str(FIXTURES / "rerank_bert"),
         "USE_HUGGINGFACE": "false",
         "MODEL_MANAGER_DTYPE": "float32",
     }.items():

@@ -54,7 +54,7 @@ class FakeClient:
         return SimpleNamespace(config=SimpleNamespace(params=params))
 
     def retrieve(self, _name: str, ids: list[str], with_payload: list[str], with_vectors: bool) -> list[Any]:
-        assert with_payload == ["content_hash", "original_doc_id"]
+        assert with_payload == ["content_hash", "original_doc_id", "chunks"]
         assert not with_vectors
         return [SimpleNamespace(id=one, payload=self.points[one]) for one in ids if one in self.points]
 

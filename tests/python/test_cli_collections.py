@@ -12,7 +12,7 @@ import time
 
 import pytest
 from commands import COMMANDS, start
-from conftest import ROOT
+from conftest import ENGLISH_MODEL, ROOT
 
 pytestmark = pytest.mark.usefixtures("command_settings")
 
@@ -84,12 +84,15 @@ def test_documents_that_fail_make_the_exit_code_1(command, tmp_path):
 
 def test_examples_of_the_readme(command, tmp_path):
     (tmp_path / "texts.txt").write_text("merhaba\nhello\n", encoding="utf-8")
+    (tmp_path / "notes.txt").write_text("the parcel is at the gate\nlunch is at noon\n", encoding="utf-8")
     write_documents(tmp_path)
     section = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
     block = section.split("```sh\n", 1)[1].split("```", 1)[0]
     lines = [shlex.split(line, comments=True)[1:] for line in block.splitlines()]
     assert sorted({line[0] for line in lines}) == COMMANDS
     for line in lines:
+        if line[0] == "demo":
+            line += ["--model", ENGLISH_MODEL]  # no network
         if line[0] != "serve":
             done = command(*line)
             assert done.code == 0, (line, done.err)

@@ -105,6 +105,9 @@ def test_points_that_something_else_wrote_are_replaced(make_indexer, embedded):
 
 def test_settings_of_a_new_collection(make_indexer, fake):
     make_indexer(fake).create_collection()
+    metadata = fake.settings.pop("metadata")["model_manager"]
+    assert metadata.keys() == {"model", "fingerprint"}
+    assert metadata["model"].endswith("/xlmr")
     made = {name: value.model_dump(exclude_none=True, mode="json") for name, value in fake.settings.items()}
     assert made == {
         "vectors_config": {"size": 32, "distance": "Cosine", "on_disk": False},

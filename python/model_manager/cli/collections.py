@@ -77,6 +77,21 @@ def _indexer(models: ModelManager, settings: dict[str, Any]) -> QdrantIndexer:
     help=("Documents per request.", "İstek başına belge."),
 )
 @option(
+    "--chunk",
+    type=click.IntRange(min=0),
+    default=0,
+    help=(
+        "Split documents into chunks of at most so many tokens; search then finds the best one of each.",
+        "Belgeleri en çok bu kadar belirteçlik parçalara böl; arama her belgenin en iyi parçasını bulur.",
+    ),
+)
+@option(
+    "--overlap",
+    type=click.IntRange(min=0),
+    default=0,
+    help=("Tokens that two chunks share.", "İki parçanın paylaştığı belirteç sayısı."),
+)
+@option(
     "--text-field",
     default="text",
     show_default=True,

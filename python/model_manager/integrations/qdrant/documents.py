@@ -6,9 +6,14 @@ import hashlib
 import json
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from typing import Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ...chunks import TextChunk
 
 Input: TypeAlias = Mapping[str, Any] | str | ValueError
 """A document in the input."""
@@ -16,6 +21,10 @@ CONTENT_HASH = "content_hash"
 """The payload field that shows a later run that a document has not changed."""
 OWN_FIELDS = frozenset({"text", "text_length", "word_count", "indexed_at", "original_doc_id", CONTENT_HASH})
 """Payload fields that the indexer sets. They replace metadata of the same names."""
+CHUNK_FIELDS = frozenset({"parent_id", "chunk", "chunks", "chunk_start", "chunk_end"})
+"""Further payload fields of a chunk: the point of the document's first chunk, number and count, first and last
+character in the document's text.
+"""
 _KEYS = {"text", "id", "metadata"}
 
 
@@ -26,6 +35,8 @@ class Stored(NamedTuple):
     """None for a point that another program wrote."""
     original_doc_id: str | int | None
     """As given, with its type."""
+    chunks: int | None = None
+    """Points of the document; None for a document that is one point."""
 
     def has_other_type(self, other: Stored) -> bool:
         """Whether one id is an int and the other its digits as a str; both have the same point. A point that another
@@ -33,6 +44,15 @@ class Stored(NamedTuple):
         """
         ids = (self.original_doc_id, other.original_doc_id)
         return None not in ids and isinstance(ids[0], str) != isinstance(ids[1], str)
+
+
+@dataclass(slots=True)
+class Point:
+    """What the collection holds of a document, or of one chunk of it."""
+
+    id: str
+    text: str
+    payload: dict[str, Any]
 
 
 @dataclass(slots=True)
@@ -48,6 +68,10 @@ class Document:
     payload: dict[str, Any]
     replaces: bool = False
     """Whether the collection holds an older version."""
+    points: list[Point] = field(default_factory=list)
+    """Its points: one, or one for each chunk. The first one has the document's own id."""
+    stale: list[str] = field(default_factory=list)
+    """Points of chunks that the older version had and this one has not."""
 
     @property
     def content_hash(self) -> str:
@@ -57,7 +81,35 @@ class Document:
     @property
     def stored(self) -> Stored:
         """The fields that a later document with the same id is compared with."""
-        return Stored(self.content_hash, self.payload["original_doc_id"])
+        return Stored(self.content_hash, self.payload["original_doc_id"], self.points[0].payload.get("chunks"))
+
+    def split(self, chunks: Sequence[TextChunk]) -> None:
+        """Make a point of each chunk. Raises ValueError when there are none."""
+        if not chunks:
+            raise ValueError("its text is empty")
+        fields = {key: value for key, value in self.payload.items() if key not in CHUNK_FIELDS}
+        self.points = [
+            Point(
+                self.chunk_id(number),
+                chunk.text,
+                {
+                    **fields,
+                    "text": chunk.text,
+                    "text_length": len(chunk.text),
+                    "word_count": len(chunk.text.split()),
+                    "parent_id": self.point_id,
+                    "chunk": number,
+                    "chunks": len(chunks),
+                    "chunk_start": chunk.start,
+                    "chunk_end": chunk.end,
+                },
+            )
+            for number, chunk in enumerate(chunks)
+        ]
+
+    def chunk_id(self, number: int) -> str:
+        """The point of one of its chunks."""
+        return self.point_id if number == 0 else point_id(f"{self.point_id}#{number}")
 
 
 def point_id(document_id: str | int) -> str:
@@ -118,7 +170,8 @@ def prepare(document: Input, position: int, fingerprint: str) -> Document:
         "original_doc_id": given,
         CONTENT_HASH: hashlib.sha256(canonical).hexdigest(),
     }
-    return Document(position, None if given is None else str(given), identity, text, payload)
+    name = None if given is None else str(given)
+    return Document(position, name, identity, text, payload, points=[Point(identity, text, payload)])
 
 
 def _plain(value: Any) -> Any:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from ..._core import Manager
+    from ...chunks import TextChunk
     from .documents import Input
 
 logger = logging.getLogger(__name__)
@@ -45,7 +46,9 @@ class QdrantIndexer:
 
     Documents are embedded with the model's prompt named ``document`` (``passage``, ``corpus``), queries with the one
     named ``query``. A model without them uses its default prompt, if it has one. Texts longer than the model's maximum
-    are cut, so split them before.
+    are cut, unless `chunk` splits them.
+
+    A collection that this class creates keeps the name of its model (Qdrant 1.16 and later); another model is refused.
     """
 
     def __init__(
@@ -59,6 +62,8 @@ class QdrantIndexer:
         url: str | None = None,
         api_key: str | None = None,
         dimensions: int | None = None,
+        chunk: int | bool = False,
+        overlap: int = 0,
         backoff: Backoff | None = None,
     ) -> None:
         """Opens the folder of an embedded Qdrant; connects to no server and loads no model yet.
@@ -74,6 +79,9 @@ class QdrantIndexer:
             url: A server's address; None: ``QDRANT_URL``.
             api_key: Its key; None: ``QDRANT_API_KEY``.
             dimensions: Cut the vectors to this length, and scale them to length 1 again. None: the model's own length.
+            chunk: Split documents into chunks of at most so many tokens, each a point of its own; True: as many as the
+                model reads. `search` then returns the best chunk of each document, with its place.
+            overlap: Tokens at the end of a chunk that the next one begins with.
             backoff: How failed requests are retried.
 
         Raises:
@@ -84,11 +92,19 @@ class QdrantIndexer:
             raise InputError("the collection needs a name")
         if client is not None and (path, url, api_key) != (None, None, None):
             raise InputError("give either a client, or path, url and api_key for a new one")
+        if overlap and not chunk:
+            raise InputError("overlap is for chunks: set chunk too")
+        if overlap < 0 or (chunk is not True and chunk < 0):
+            raise InputError(f"chunk={chunk}, overlap={overlap}: must not be negative")
         self._embedder = Embedder(manager, model, dimensions)
+        self._chunk = chunk
+        self._overlap = overlap
         made = _connect(path, url, api_key) if client is None else client
         # This also closes it at the end of the interpreter, where an open embedded Qdrant prints an error.
         self._close = weakref.finalize(self, made.close) if client is None else None
         self._store = Store(made, collection, Backoff() if backoff is None else backoff)
+        self._known: Mapping[str, Any] | None = None
+        """What the collection says of its points, once a search has asked."""
         self.report = IndexReport()
         """The report of the latest `add_documents`, even if it is running or was interrupted."""
 
@@ -120,7 +136,20 @@ class QdrantIndexer:
             StoreError: Qdrant failed.
             ModelManagerError: The errors of loading the model.
         """
-        return self._store.prepare(self._embedder.dimension, recreate=recreate)
+        return self._store.prepare(self._embedder.dimension, recreate=recreate, model=self._identity())
+
+    def _identity(self) -> dict[str, Any]:
+        identity = {"model": self._embedder.describe()["source"], "fingerprint": self._embedder.fingerprint}
+        return {**identity, "chunks": True} if self._chunk else identity
+
+    def _split(self, text: str) -> list[TextChunk]:
+        most = None if self._chunk is True else int(self._chunk)
+        return self._embedder.chunks(text, max_tokens=most, overlap=self._overlap)
+
+    def _fingerprint(self) -> str:
+        if not self._chunk:
+            return self._embedder.fingerprint
+        return f"{self._embedder.fingerprint} in chunks of {self._chunk} overlapping by {self._overlap}"
 
     def add_documents(
         self,
@@ -174,12 +203,19 @@ class QdrantIndexer:
                 skip_unchanged=skip_unchanged,
                 max_failures=max_failures,
                 advance=advance,
+                split=self._split if self._chunk else None,
+                fingerprint=self._fingerprint(),
             )
+            before = self._embedder.truncated
             try:
                 run.index(documents, batch_size)
             except BaseException:
                 logger.warning("Indexing of %r ended early: %s. The same call resumes it.", self.collection, report)
                 raise
+            finally:
+                report.truncated = self._embedder.truncated - before
+        if report.truncated:
+            logger.warning("%d texts were cut: the model reads no more of them; chunk= splits them", report.truncated)
         if report.failures:
             logger.warning("%d of %d documents were not indexed", report.failed, report.documents)
         return report
@@ -228,7 +264,11 @@ class QdrantIndexer:
 
     def _nearest(self, vector: Any, arguments: dict[str, Any]) -> list[SearchHit]:
         try:
-            points = self._store.query(vector, **arguments)
+            if self._known is None:
+                self._known = self._store.check(self._embedder.dimension, self._identity())
+            grouped = self._chunk or self._known.get("chunks")
+            find = self._store.query_groups if grouped else self._store.query
+            points = find(vector, **arguments)
         except StoreError as error:
             # Only a failed search needs this second request.
             if not error.transient:

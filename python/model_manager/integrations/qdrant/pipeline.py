@@ -22,10 +22,14 @@ from .report import Failure, IndexingError, IndexReport
 from .store import CollectionError, Store, StoreError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import numpy as np
     from numpy.typing import NDArray
 
     from ..._embedder import Embedder
+    from ...chunks import TextChunk
+    from .documents import Stored
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +50,7 @@ class _Batch:
         self._ticket: Any = None
         if documents:
             try:
-                self._ticket = embedder.submit_documents([one.text for one in documents], self._settle)
+                self._ticket = embedder.submit_documents(texts_of(documents), self._settle)
             except ModelManagerError as error:
                 self._vectors.set_exception(error)
 
@@ -64,6 +68,11 @@ class _Batch:
             self._ticket.cancel()
 
 
+def texts_of(documents: Iterable[Document]) -> list[str]:
+    """The texts of all points of the documents."""
+    return [point.text for one in documents for point in one.points]
+
+
 class Run:
     """From an iterable of documents to a finished report."""
 
@@ -77,7 +86,12 @@ class Run:
         skip_unchanged: bool,
         max_failures: int | None,
         advance: Callable[[int], object],
+        split: Callable[[str], Sequence[TextChunk]] | None = None,
+        fingerprint: str,
     ) -> None:
+        """`split` makes the chunks of a text; None: a document is one point. `fingerprint` stands for everything that
+        points depend on in addition to the document.
+        """
         self._store = store
         self._embedder = embedder
         self._report = report
@@ -85,7 +99,8 @@ class Run:
         self._skip_unchanged = skip_unchanged
         self._max_failures = max_failures
         self._advance = advance
-        self._fingerprint = embedder.fingerprint
+        self._fingerprint = fingerprint
+        self._split = split
         self._position = 0
         self._under_way: deque[_Batch] = deque()
 
@@ -138,10 +153,22 @@ class Run:
             if self._skip_unchanged and there is not None and there.content_hash == one.content_hash:
                 self._report.skipped += 1
                 self._advance(1)
-            else:
+            elif self._divide(one, there):
                 known[one.point_id] = one.stored
                 changed.append(one)
         return changed
+
+    def _divide(self, document: Document, there: Stored | None) -> bool:
+        """Make its points, and name those of the stored version that are left over. False if that failed."""
+        if self._split is not None:
+            try:
+                document.split(self._split(document.text))
+            except (ModelManagerError, ValueError) as error:
+                self._fail(Failure(document.position, document.id, str(error)), error)
+                return False
+        before = (there.chunks if there is not None else None) or 1
+        document.stale = [document.chunk_id(number) for number in range(len(document.points), before)]
+        return True
 
     def _finish_first(self) -> None:
         """Wait for the vectors of the oldest batch, and write them."""
@@ -160,7 +187,7 @@ class Run:
 
     def _vectors(self, batch: _Batch) -> NDArray[np.float32]:
         """The vectors of `batch`, computed again while the errors of the model are transient."""
-        again = functools.partial(self._embedder.documents, [one.text for one in batch.documents])
+        again = functools.partial(self._embedder.documents, texts_of(batch.documents))
         requests: Iterator[Callable[[], NDArray[np.float32]]] = itertools.chain(
             [batch.vectors], itertools.repeat(again)
         )
@@ -180,33 +207,48 @@ class Run:
             return
         for one in documents:
             try:
-                vectors = self._embedder.documents([one.text])
+                vectors = self._embedder.documents(texts_of([one]))
             except ModelManagerError as own:
                 self._fail_all([one], own)
             else:
                 self._write([one], vectors)
 
     def _write(self, documents: list[Document], vectors: NDArray[np.float32]) -> None:
-        if vectors.shape != (len(documents), self._embedder.dimension):
+        points = sum(len(one.points) for one in documents)
+        if vectors.shape != (points, self._embedder.dimension):
             raise CollectionError(
-                f"{self._embedder.slot!r} answered {len(documents)} texts with vectors of shape {vectors.shape},"
-                f" expected ({len(documents)}, {self._embedder.dimension}): its model was replaced during the run"
+                f"{self._embedder.slot!r} answered {points} texts with vectors of shape {vectors.shape},"
+                f" expected ({points}, {self._embedder.dimension}): its model was replaced during the run"
             )
-        rows = {one.point_id: row for row, one in enumerate(documents)}  # the last of the same id counts
-        kept = [documents[row] for row in rows.values()]
+        rows = itertools.accumulate((len(one.points) for one in documents), initial=0)
+        placed = list(zip(documents, rows, strict=False))
         try:
-            self._store.write(list(rows), vectors[list(rows.values())], [one.payload for one in kept])
+            self._write_points([*{one.point_id: (one, row) for one, row in placed}.values()], vectors)
         except StoreError as error:
             if error.transient or len(documents) == 1:
                 self._fail_all(documents, error)
                 return
             # Qdrant refuses the whole request when it refuses one point.
-            for row, one in enumerate(documents):
-                self._write([one], vectors[row : row + 1])
+            for one, row in placed:
+                self._write([one], vectors[row : row + len(one.points)])
             return
         self._report.indexed += len(documents)
         self._report.updated += sum(one.replaces for one in documents)
+        self._report.points += points
         self._advance(len(documents))
+
+    def _write_points(self, placed: list[tuple[Document, int]], vectors: NDArray[np.float32]) -> None:
+        """Write the points of documents whose vectors begin at these rows. A document's first point is written last: it
+        has the hash by which a later run takes the whole document for stored.
+        """
+        later = [(point, row + number) for one, row in placed for number, point in enumerate(one.points) if number]
+        first = [(one.points[0], row) for one, row in placed]
+        for part in (later, first):
+            if part is first:
+                self._store.remove([stale for one, _ in placed for stale in one.stale])
+            if part:
+                ids, payloads = [point.id for point, _ in part], [point.payload for point, _ in part]
+                self._store.write(ids, vectors[[row for _, row in part]], payloads)
 
     def _fail_all(self, documents: list[Document], error: Exception) -> None:
         for one in documents:

@@ -31,6 +31,10 @@ class IndexReport:
     """Documents written by this run."""
     updated: int = 0
     """Documents of `indexed` that replaced other content with the same id."""
+    points: int = 0
+    """Points written: as many as documents, or as chunks of them."""
+    truncated: int = 0
+    """Texts of which the model read only the beginning; `chunk` avoids that. Other calls of the same slot count too."""
     skipped: int = 0
     """Documents that the collection already had, unchanged."""
     failures: list[Failure] = field(default_factory=list)

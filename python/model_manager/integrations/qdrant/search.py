@@ -9,7 +9,7 @@ from typing import Any
 from qdrant_client import models
 
 from ...errors import InputError
-from .documents import OWN_FIELDS
+from .documents import CHUNK_FIELDS, OWN_FIELDS
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,24 +23,32 @@ class SearchHit:
     text: str
     metadata: dict[str, Any]
     payload: dict[str, Any]
-    """All stored fields: metadata, text, text_length, word_count, indexed_at, original_doc_id, content_hash."""
+    """All stored fields: metadata, text, text_length, word_count, indexed_at, original_doc_id, content_hash; of a chunk
+    also parent_id, chunk, chunks, chunk_start, chunk_end.
+    """
+    span: tuple[int, int] | None = None
+    """Where the text is in the document, in characters; None for a whole document."""
 
     @classmethod
     def of(cls, point: models.ScoredPoint) -> SearchHit:
         """The hit for a point of the Qdrant client."""
         payload = point.payload or {}
         given = payload.get("original_doc_id")
+        whole = "parent_id" not in payload or "chunks" not in payload
+        own = OWN_FIELDS if whole else OWN_FIELDS | CHUNK_FIELDS
         return cls(
-            id=str(point.id if given is None else given),
+            id=str((point.id if whole else payload["parent_id"]) if given is None else given),
             score=float(point.score),
             text=str(payload.get("text", "")),
-            metadata={key: value for key, value in payload.items() if key not in OWN_FIELDS},
+            metadata={key: value for key, value in payload.items() if key not in own},
             payload=payload,
+            span=None if whole else (payload.get("chunk_start", 0), payload.get("chunk_end", 0)),
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Id, score, text and metadata; JSON-serializable."""
-        return {"id": self.id, "score": round(self.score, 6), "text": self.text, "metadata": self.metadata}
+        """Id, score, text and metadata, and the span of a chunk; JSON-serializable."""
+        found = {"id": self.id, "score": round(self.score, 6), "text": self.text, "metadata": self.metadata}
+        return found if self.span is None else {**found, "span": list(self.span)}
 
 
 def make_filter(filters: Mapping[str, Any] | None) -> models.Filter | None:

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
+METADATA = "model_manager"
+"""The key of a collection's metadata that says whose vectors it holds. Qdrant keeps metadata from version 1.16 on."""
+
 _GRPC_TRANSIENT = {"UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "ABORTED"}
 
 
@@ -101,16 +104,19 @@ class Store:
         lock = threading.Lock() if self._embedded else contextlib.nullcontext()
         self._lock: contextlib.AbstractContextManager[Any] = lock
 
-    def prepare(self, dimension: int, *, recreate: bool = False) -> bool:
-        """Create the collection unless one exists and fits; return whether it was created. Raises `CollectionError`."""
+    def prepare(self, dimension: int, *, recreate: bool = False, model: Mapping[str, Any] | None = None) -> bool:
+        """Create the collection unless one exists and fits; return whether it was created. Raises `CollectionError`.
+
+        `model` says whose vectors it will hold; a collection keeps it.
+        """
         name = self.collection
         if recreate:
             self._send("delete the collection", lambda: self.client.delete_collection(name))
         elif self.exists():
-            self.check(dimension)
+            self.check(dimension, model)
             self._use_write_ahead_log()
             return False
-        self._send("create the collection", lambda: self.client.create_collection(name, **_settings(dimension)))
+        self._send("create the collection", lambda: self.client.create_collection(name, **_settings(dimension, model)))
         self._use_write_ahead_log()
         return True
 
@@ -131,8 +137,10 @@ class Store:
         """Whether the collection exists."""
         return bool(self._send("look up the collection", lambda: self.client.collection_exists(self.collection)))
 
-    def check(self, dimension: int) -> None:
-        """Raise `CollectionError` unless the collection takes vectors of this length and compares angles."""
+    def check(self, dimension: int, model: Mapping[str, Any] | None = None) -> Mapping[str, Any]:
+        """What the collection says of its points. Raise `CollectionError` unless it takes vectors of this length and
+        compares angles, and, if it says whose vectors it holds, holds those of `model`.
+        """
         found = self._send("read the collection's settings", lambda: self.client.get_collection(self.collection))
         vectors = found.config.params.vectors
         remedy = "choose another collection, or recreate this one (all its points are lost)"
@@ -145,6 +153,20 @@ class Store:
             )
         if vectors.distance not in (models.Distance.COSINE, models.Distance.DOT):
             raise CollectionError(f"collection {self.collection!r} compares by {vectors.distance.value}: {remedy}")
+
+        known: Mapping[str, Any] = (getattr(found.config, "metadata", None) or {}).get(METADATA) or {}
+        if model is not None and known and known.get("fingerprint") != model["fingerprint"]:
+            raise CollectionError(
+                f"collection {self.collection!r} holds vectors of {known.get('model')!r}, not of {model['model']!r}"
+                f" (vectors of different models cannot be compared): use that model, {remedy}"
+            )
+        return known
+
+    def remove(self, point_ids: Sequence[str]) -> None:
+        """Delete points; those that do not exist are skipped."""
+        if point_ids:
+            chosen = models.PointIdsList(points=list(point_ids))
+            self._send("delete points", lambda: self.client.delete(self.collection, chosen, wait=True))
 
     def stored(self, point_ids: Sequence[str]) -> dict[str, Stored]:
         """The stored documents under these ids."""
@@ -192,6 +214,33 @@ class Store:
         )
         return list(answer.points)
 
+    def query_groups(
+        self,
+        vector: NDArray[np.float32],
+        *,
+        limit: int,
+        score_threshold: float | None,
+        query_filter: models.Filter | None,
+        hnsw_ef: int,
+    ) -> list[models.ScoredPoint]:
+        """The nearest point of each document, best first, with payloads."""
+        answer = self._send(
+            "search",
+            lambda: self.client.query_points_groups(
+                self.collection,
+                group_by="parent_id",
+                group_size=1,
+                query=vector.tolist(),
+                limit=limit,
+                score_threshold=score_threshold,
+                query_filter=query_filter,
+                search_params=None if self._embedded else models.SearchParams(hnsw_ef=hnsw_ef),
+                with_payload=True,
+            ),
+        )
+        points = [point for group in answer.groups for point in group.hits[:1]]
+        return sorted(points, key=lambda point: -point.score)
+
     def _send(self, action: str, request: Callable[[], T]) -> T:
         """The result of `request`, retried while its errors are transient. Raises `StoreError`."""
 
@@ -236,9 +285,10 @@ def _judge(error: Exception) -> tuple[bool, str, float]:
     return isinstance(error, OSError), reason, 0.0
 
 
-def _settings(dimension: int) -> dict[str, Any]:
+def _settings(dimension: int, model: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The settings of a new collection: tuned for recall, with the index and the INT8 vectors in memory."""
     return {
+        "metadata": None if model is None else {METADATA: dict(model)},
         "vectors_config": models.VectorParams(size=dimension, distance=models.Distance.COSINE, on_disk=False),
         "hnsw_config": models.HnswConfigDiff(m=32, ef_construct=256, full_scan_threshold=20_000, on_disk=False),
         "optimizers_config": models.OptimizersConfigDiff(
