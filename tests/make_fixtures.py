@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
 import torch  # noqa: E402  (after the environment above)
-from fixture_makers import added_tokens, blocks, causal, detector, encoders, real, rope, scorers, semantic  # noqa: E402
+from fixture_makers import added_tokens, blocks, causal, detector, encoders, families, gguf_headers, real, rope, scorers, semantic  # noqa: E402
 from transformers.utils import logging  # noqa: E402
 
 FIXTURES = ROOT / "tests" / "fixtures"
@@ -38,6 +38,8 @@ def makers(models: Path) -> dict[str, Callable[[], None]]:
     table |= {spec.name: partial(encoders.make, spec, FIXTURES) for spec in encoders.ENCODERS}
     table |= {spec.name: partial(causal.make, spec, FIXTURES) for spec in causal.GENERATORS}
     table |= {spec.name: partial(scorers.make, spec, FIXTURES) for spec in scorers.SCORERS}
+    table |= {name: partial(families.make, name, FIXTURES) for name in families.FAMILIES}
+    table["gguf_headers"] = partial(gguf_headers.make, FIXTURES)
     return table | {name: partial(real.make, name, models, FIXTURES) for name in real.NAMES}
 
 

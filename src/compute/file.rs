@@ -163,6 +163,23 @@ impl Bytes {
         }
     }
 
+    /// The bytes `part`.
+    ///
+    /// # Panics
+    ///
+    /// If `part` lies outside.
+    pub(crate) fn slice(&self, part: Range<usize>) -> Self {
+        assert!(part.start <= part.end && part.end <= self.len(), "bytes {part:?} of {}", self.len());
+        let in_file = |file: &Arc<WeightFile>, range: &Range<usize>| {
+            Self::File(Arc::clone(file), range.start + part.start..range.start + part.end)
+        };
+        match self {
+            Self::Memory(bytes) => Self::Memory(bytes[part].to_vec().into()),
+            Self::File(file, range) => in_file(file, range),
+            Self::Settling(table) => in_file(&table.file, &table.range),
+        }
+    }
+
     /// The same bytes as an embedding table keeps them. A large one stays in its file, if a change of the file can be
     /// detected: reading a row takes less than a microsecond, and most rows of a vocabulary are never read. That of a file
     /// that has just been written is in memory at first. `memory` counts the bytes in memory.

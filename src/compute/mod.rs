@@ -25,7 +25,8 @@ mod threads;
 mod weight;
 
 pub use attention::{
-    CacheShape, DistanceBias, Heads, LayerAttention, LongRope, Mask, RopeStyle, RopeTable, Rotary,
+    CacheShape, DistanceBias, Heads, LayerAttention, LongRope, Mask, QueryGrowth, RopeStyle, RopeTable,
+    Rotary,
 };
 pub use backend::{Backend, Candle, Cpu, ForwardFn, KvCache, Pass, Positions, Row, Rows, Step};
 pub use isa::{DType, ISA_VARIABLE, Isa};

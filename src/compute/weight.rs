@@ -114,6 +114,17 @@ impl Weight {
         self.shape.iter().skip(1).product()
     }
 
+    /// Some of its rows.
+    ///
+    /// # Panics
+    /// If it has fewer.
+    pub fn slice_rows(&self, rows: Range<usize>) -> Self {
+        let size = self.columns() * self.stored.bytes();
+        let bytes = self.bytes.slice(rows.start * size..rows.end * size);
+        let shape = std::iter::once(rows.len()).chain(self.shape.iter().skip(1).copied()).collect();
+        Self { bytes, stored: self.stored, shape }
+    }
+
     /// All values.
     ///
     /// # Errors

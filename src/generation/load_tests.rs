@@ -43,7 +43,24 @@ struct Chat {
     ids: Vec<u32>,
 }
 
-const NAMES: [&str; 5] = ["gpt2", "gpt2_bin", "llama", "qwen2", "qwen3"];
+const NAMES: [&str; 16] = [
+    "gpt2",
+    "gpt2_bin",
+    "llama",
+    "qwen2",
+    "qwen3",
+    "mistral",
+    "ministral",
+    "ministral3",
+    "smollm3",
+    "granite",
+    "phi3",
+    "gemma",
+    "gemma2",
+    "gemma3_text",
+    "glm4",
+    "olmo2",
+];
 
 fn folder(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
@@ -97,7 +114,7 @@ fn logits_equal_transformers_on_every_instruction_set() {
             let model = load(name, WeightFormat::F32, isa);
             for case in reference(name).cases {
                 let error = furthest(&logits(&model, &[&case.ids]), &case.logits);
-                assert!(error < 1e-4, "{name} {isa} {:?}: {error}", case.prompt);
+                assert!(error < 5e-5, "{name} {isa} {:?}: {error}", case.prompt);
             }
         }
     }
@@ -242,7 +259,9 @@ fn conversations_become_the_prompt_of_transformers() {
 fn tokens_that_end_a_text_are_found() {
     for name in NAMES {
         let model = load(name, WeightFormat::F32, Isa::Portable);
-        assert_eq!((model.end, model.ends), (Some(316), vec![316]), "{name}");
+        // Gemma's `generation_config.json` names the end of a turn too.
+        let ends = if name.starts_with("gemma") { vec![316, 318] } else { vec![316] };
+        assert_eq!((model.end, model.ends), (Some(316), ends), "{name}");
     }
 }
 
@@ -476,6 +495,9 @@ fn gguf_names_are_transformers_names() {
     assert!(source.contains("model.layers.1.mlp.down_proj.weight") && source.contains("model.norm.weight"));
     assert!(source.contains("lm_head.weight") && !source.contains("model.layers.2.mlp.down_proj.weight"));
 }
+
+#[path = "gguf_families_tests.rs"]
+mod gguf_families;
 
 #[path = "coded_tests.rs"]
 mod coded;

@@ -53,7 +53,7 @@ impl ModelConfig {
             ));
         };
         let Some(family) = architectures::find(model_type).filter(|family| family.serves(kind)) else {
-            let names = architectures::names(|family| family.serves(kind));
+            let names = architectures::names(kind);
             let reason = format!(
                 "its model_type is {model_type:?}; supported {} are {names}{}",
                 use_of(kind),
@@ -70,9 +70,8 @@ impl ModelConfig {
     fn from_gguf(files: &ModelFiles, kind: ModelKind) -> Result<Self> {
         let gguf = Gguf::open(&files.root)?;
         let name = gguf.text("general.architecture").unwrap_or_default();
-        let found = architectures::find(name).and_then(|family| Some((family, family.gguf_reader(kind)?)));
-        let Some((family, read)) = found else {
-            let names = architectures::names(|family| family.gguf_reader(kind).is_some());
+        let Some((family, found)) = architectures::find_gguf(name, kind) else {
+            let names = architectures::gguf_names(kind);
             let reason = format!(
                 "its architecture is {name:?}; supported {} in GGUF files are {names}{}",
                 use_of(kind),
@@ -80,7 +79,7 @@ impl ModelConfig {
             );
             return Err(Error::Unsupported { model: files.model.clone(), reason });
         };
-        let architecture = read(&gguf)?.into();
+        let architecture = (found.read)(&gguf)?.into();
         let path = files.root.clone();
         let gguf = Some(Arc::new(gguf));
         Ok(Self { model: files.model.clone(), family, architecture, json: Value::Null, path, gguf })

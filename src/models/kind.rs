@@ -34,7 +34,7 @@ fn of_gguf(path: &Path) -> Option<ModelKind> {
     if pooled || gguf.flag(&format!("{architecture}.attention.causal")) == Some(false) {
         return Some(ModelKind::Embedding);
     }
-    architectures::find(architecture)?.gguf_reader(ModelKind::Generator).map(|_| ModelKind::Generator)
+    architectures::find_gguf(architecture, ModelKind::Generator).map(|_| ModelKind::Generator)
 }
 
 /// The kind of the model in a folder.

@@ -7,4 +7,4 @@ pub(crate) mod tiles;
 
 pub use heads::{DistanceBias, Heads, LayerAttention, Mask};
 pub use kv_cache::{CacheShape, PagedKvCache};
-pub use rope::{LongRope, RopeStyle, RopeTable, Rotary};
+pub use rope::{LongRope, QueryGrowth, RopeStyle, RopeTable, Rotary};

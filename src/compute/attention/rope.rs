@@ -23,6 +23,23 @@ pub struct Rotary {
     pub factor: f32,
     /// Frequencies of long texts, if they have their own.
     pub long: Option<LongRope>,
+    /// How queries grow with their position, if they do.
+    pub query_growth: Option<QueryGrowth>,
+}
+
+/// Queries of later positions are multiplied by more, so that attention over longer texts stays as sharp: Ministral 3.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct QueryGrowth {
+    /// The growth of the logarithm.
+    pub rate: f32,
+    /// Positions that have the same factor.
+    pub length: usize,
+}
+
+impl QueryGrowth {
+    fn at(self, position: usize) -> f32 {
+        1.0 + self.rate * (1.0 + (position / self.length.max(1)) as f32).ln()
+    }
 }
 
 /// Frequencies of long texts.
@@ -38,7 +55,7 @@ impl Rotary {
     /// The usual frequencies, `base^(-2i / width)`, for the first `width` values of a head.
     pub fn new(base: f32, width: usize, style: RopeStyle) -> Self {
         let frequencies = (0..width / 2).map(|i| 1.0 / base.powf((2 * i) as f32 / width as f32)).collect();
-        Self { frequencies, style, factor: 1.0, long: None }
+        Self { frequencies, style, factor: 1.0, long: None, query_growth: None }
     }
 
     /// Cosines, then sines, of one position in a text of `length` tokens.
@@ -60,6 +77,8 @@ pub struct RopeTable<'a> {
     pub rotary: &'a Rotary,
     /// For each row, cosines, then sines, of every pair.
     angles: Vec<f32>,
+    /// The factor of each row's queries, if they grow.
+    query_factors: Vec<f32>,
 }
 
 impl<'a> RopeTable<'a> {
@@ -70,10 +89,17 @@ impl<'a> RopeTable<'a> {
     pub fn new(rotary: &'a Rotary, rows: impl ExactSizeIterator<Item = (usize, usize)>) -> Result<Self> {
         let each = 2 * rotary.frequencies.len();
         let mut angles = zeroed(rows.len() * each)?;
+        let mut query_factors = Vec::new();
         for ((position, length), angles) in rows.zip(angles.chunks_exact_mut(each.max(1))) {
             rotary.angles(position, length, angles);
+            query_factors.extend(rotary.query_growth.map(|growth| growth.at(position)));
         }
-        Ok(Self { rotary, angles })
+        Ok(Self { rotary, angles, query_factors })
+    }
+
+    /// The factor of the queries of row `row`.
+    pub fn query_factor(&self, row: usize) -> f32 {
+        self.query_factors.get(row).copied().unwrap_or(1.0)
     }
 
     /// Cosines, then sines, of row `row`.
@@ -93,7 +119,13 @@ mod tests {
     #[test]
     fn long_texts_have_their_own_frequencies_and_all_the_factor() {
         let long = LongRope { from: 10, frequencies: vec![0.25] };
-        let rotary = Rotary { frequencies: vec![0.5], style: RopeStyle::Neox, factor: 3.0, long: Some(long) };
+        let rotary = Rotary {
+            frequencies: vec![0.5],
+            style: RopeStyle::Neox,
+            factor: 3.0,
+            long: Some(long),
+            query_growth: None,
+        };
         let table = RopeTable::new(&rotary, [(4, 10), (4, 11)].into_iter()).unwrap();
         assert_eq!(table.at(0), [3.0 * 2f32.cos(), 3.0 * 2f32.sin()]);
         assert_eq!(table.at(1), [3.0 * 1f32.cos(), 3.0 * 1f32.sin()]);
@@ -115,6 +147,7 @@ mod tests {
                     width: 8,
                     norms: None,
                     angles: &angles,
+                    query_factor: 1.0,
                     interleaved: style == RopeStyle::Interleaved,
                 };
                 // SAFETY: `head` has the eight values of one head, is aligned, and is not accessed elsewhere.

@@ -479,7 +479,12 @@ impl Pass<Candle> for CandlePass<'_> {
     ) -> Result<Option<Tensor>> {
         let Heads { heads, kv_heads, width } = heads;
         let apply = |qkv: Tensor| {
-            let queries = apply_rope(&qkv, (0, heads), width, norms.map(|norms| &norms.0), table)?;
+            let mut queries = apply_rope(&qkv, (0, heads), width, norms.map(|norms| &norms.0), table)?;
+            if table.rotary.query_growth.is_some() {
+                let rows = qkv.dim(0)?;
+                let factors: Vec<f32> = (0..rows).map(|row| table.query_factor(row)).collect();
+                queries = queries.broadcast_mul(&Tensor::from_vec(factors, (rows, 1), qkv.device())?)?;
+            }
             let keys = apply_rope(&qkv, (heads, kv_heads), width, norms.map(|norms| &norms.1), table)?;
             let values = qkv.narrow(1, (heads + kv_heads) * width, kv_heads * width)?;
             Tensor::cat(&[queries, keys, values], 1)

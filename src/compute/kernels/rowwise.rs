@@ -202,6 +202,8 @@ pub(crate) struct RopeRow<'a> {
     pub norms: Option<(&'a [f32], &'a [f32], f32)>,
     /// Cosines, then sines, of the token's position: one of each for each pair.
     pub angles: &'a [f32],
+    /// The factor of the queries after the rotation.
+    pub query_factor: f32,
     /// Whether `2 i` is paired with `2 i + 1`; otherwise `i` is paired with `i + pairs`.
     pub interleaved: bool,
 }
@@ -294,6 +296,9 @@ pub(crate) unsafe fn apply_rope<S: Simd>(s: S, t: &RopeRow<'_>) {
                 let (x, y) = (*a, *b);
                 (*a, *b) = (x * cosine - y * sine, y * cosine + x * sine);
             }
+        }
+        if t.query_factor != 1.0 && head < t.queries {
+            values.iter_mut().for_each(|x| *x *= t.query_factor);
         }
         if t.format == DType::Bf16 {
             for i in (0..width).step_by(S::LANES) {

@@ -319,6 +319,17 @@ impl BlockTensor {
         Ok(Self { bytes: self.bytes.table(memory)?, ..self.clone() })
     }
 
+    /// Some of its rows.
+    ///
+    /// # Panics
+    /// If it has fewer.
+    #[must_use]
+    pub fn slice_rows(&self, rows: Range<usize>) -> Self {
+        let size = self.row_bytes();
+        let bytes = self.bytes.slice(rows.start * size..rows.end * size);
+        Self { bytes, format: self.format, rows: rows.len(), columns: self.columns }
+    }
+
     /// Bytes of a row.
     pub(crate) fn row_bytes(&self) -> usize {
         self.columns / self.format.elements() * self.format.bytes()

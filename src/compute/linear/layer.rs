@@ -99,6 +99,18 @@ impl Matrix {
         }
     }
 
+    /// Some of its rows: a part of a tensor that has several matrices.
+    ///
+    /// # Panics
+    /// If it has fewer.
+    #[must_use]
+    pub fn slice_rows(&self, rows: Range<usize>) -> Self {
+        match self {
+            Self::Plain(weight) => Self::Plain(weight.slice_rows(rows)),
+            Self::Blocks(blocks) => Self::Blocks(blocks.slice_rows(rows)),
+        }
+    }
+
     /// All values, row-major.
     ///
     /// # Errors

@@ -44,7 +44,7 @@ impl ModelKind {
 /// Models of one `model_type`, and how their configuration is read.
 #[derive(Debug, Clone, Copy)]
 pub struct Family {
-    /// `model_type` of `config.json`, and `general.architecture` of a GGUF file.
+    /// `model_type` of `config.json`.
     pub model_type: &'static str,
     /// What the names of its classes in transformers begin with.
     pub classes: &'static str,
@@ -60,17 +60,43 @@ pub struct Family {
     pub classifier: Option<&'static ClassifierHead>,
     /// Reads `config.json`.
     pub read: ReadConfig,
-    /// Reads a GGUF file.
-    pub gguf: Option<GgufFamily>,
+    /// Its GGUF files.
+    pub gguf: &'static [GgufFamily],
 }
 
 /// Models of one `general.architecture`.
 #[derive(Debug, Clone, Copy)]
 pub struct GgufFamily {
-    /// Whether they are read as sentence models too.
+    /// `general.architecture` of the file.
+    pub architecture: &'static str,
+    /// Whether they are read as sentence models.
     pub embeds: bool,
+    /// Whether they are read as generators.
+    pub generates: bool,
     /// Reads the metadata.
     pub read: ReadGguf,
+}
+
+impl GgufFamily {
+    /// Generators.
+    pub const fn generators(architecture: &'static str, read: ReadGguf) -> Self {
+        Self { architecture, embeds: false, generates: true, read }
+    }
+
+    /// Sentence models.
+    pub const fn encoders(architecture: &'static str, read: ReadGguf) -> Self {
+        Self { architecture, embeds: true, generates: false, read }
+    }
+
+    /// Whether its models can be used so.
+    pub fn serves(&self, kind: ModelKind) -> bool {
+        match kind {
+            ModelKind::Embedding => self.embeds,
+            ModelKind::Generator => self.generates,
+            // The format has no place for such a head.
+            ModelKind::Classifier => false,
+        }
+    }
 }
 
 /// Reads a `config.json`.
@@ -125,7 +151,7 @@ impl Family {
             bare_turns: false,
             classifier: None,
             read,
-            gguf: None,
+            gguf: &[],
         }
     }
 
@@ -136,17 +162,5 @@ impl Family {
             ModelKind::Generator => self.generates,
             ModelKind::Classifier => self.classifier.is_some(),
         }
-    }
-
-    /// The reader of its GGUF files for this use.
-    pub fn gguf_reader(&self, kind: ModelKind) -> Option<ReadGguf> {
-        let gguf = self.gguf?;
-        match kind {
-            ModelKind::Embedding => self.embeds && gguf.embeds,
-            ModelKind::Generator => self.generates,
-            // The format has no place for such a head.
-            ModelKind::Classifier => false,
-        }
-        .then_some(gguf.read)
     }
 }

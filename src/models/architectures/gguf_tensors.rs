@@ -12,23 +12,36 @@ pub(crate) struct GgufTensors<'a>(pub &'a Gguf);
 impl GgufTensors<'_> {
     /// The name that a GGUF file gives a tensor.
     pub(crate) fn renamed(name: &str) -> String {
-        const PARTS: [(&str, &str); 14] = [
+        const PARTS: [(&str, &str); 25] = [
             ("model.layers.", "blk."),
             ("input_layernorm", "attn_norm"),
             ("post_attention_layernorm", "ffn_norm"),
             ("self_attn.q_proj", "attn_q"),
             ("self_attn.k_proj", "attn_k"),
             ("self_attn.v_proj", "attn_v"),
+            ("self_attn.qkv_proj", "attn_qkv"),
             ("self_attn.o_proj", "attn_output"),
             ("self_attn.q_norm", "attn_q_norm"),
             ("self_attn.k_norm", "attn_k_norm"),
             ("mlp.gate_proj", "ffn_gate"),
             ("mlp.up_proj", "ffn_up"),
+            ("mlp.gate_up_proj", "ffn_up"),
             ("mlp.down_proj", "ffn_down"),
             ("model.embed_tokens", "token_embd"),
             ("lm_head", "output"),
+            // GPT-2.
+            ("attn.c_attn", "attn_qkv"),
+            ("attn.c_proj", "attn_output"),
+            ("mlp.c_fc", "ffn_up"),
+            ("mlp.c_proj", "ffn_down"),
+            ("ln_1", "attn_norm"),
+            ("ln_2", "ffn_norm"),
+            ("ln_f", "output_norm"),
+            ("wte.", "token_embd."),
+            ("wpe.", "position_embd."),
         ];
-        let name = PARTS.iter().fold(name.to_owned(), |name, (theirs, ours)| name.replace(theirs, ours));
+        let name = name.strip_prefix("h.").map_or_else(|| name.to_owned(), |layer| format!("blk.{layer}"));
+        let name = PARTS.iter().fold(name, |name, (theirs, ours)| name.replace(theirs, ours));
         name.replace("model.norm", "output_norm")
     }
 }

@@ -4,23 +4,51 @@
 
 use serde::Deserialize;
 
-use super::family::{ConfigFile, Family, LARGEST_SIZE};
+use super::family::{ConfigFile, Family, GgufFamily, LARGEST_SIZE};
+use super::gguf_keys::Metadata;
 use super::tensors::{EmbeddingTensors, LayerTensors, NormTensors, Tensors};
 use super::transformer::{Architecture, Description, Factors};
 use crate::compute::memory::zeroed;
 use crate::compute::{
     Activation, Biased, Heads, LONGEST_HEAD, LayerAttention, Mask, Matrix, Positions, Weight,
 };
+use crate::models::formats::gguf::Gguf;
 use crate::{Error, Result};
 
 /// GPT-2.
-pub(super) const FAMILIES: &[Family] =
-    &[Family { embeds: false, bare_turns: true, ..Family::new("gpt2", "GPT2", KEYS, read) }];
+pub(super) const FAMILIES: &[Family] = &[Family {
+    embeds: false,
+    bare_turns: true,
+    gguf: &[GgufFamily::generators("gpt2", from_gguf)],
+    ..Family::new("gpt2", "GPT2", KEYS, read)
+}];
 
 fn read(file: &ConfigFile<'_>) -> Result<Box<dyn Architecture>> {
     let config: Gpt2Config = file.parse()?;
     let activation = config.check(file.model)?;
-    Ok(Box::new(Gpt2 { config, activation }))
+    Ok(Box::new(Gpt2 { config, activation, transposed: true }))
+}
+
+fn from_gguf(gguf: &Gguf) -> Result<Box<dyn Architecture>> {
+    let metadata = Metadata::of(gguf);
+    metadata.refuse_unknown(&[&["attention.layer_norm_epsilon"]])?;
+    let vocabulary = gguf.shape("token_embd.weight").and_then(<[usize]>::first).copied();
+    let config = Gpt2Config {
+        n_embd: metadata.required("embedding_length")?,
+        n_layer: metadata.required("block_count")?,
+        n_head: metadata.required("attention.head_count")?,
+        n_positions: metadata.required("context_length")?,
+        n_inner: metadata.number("feed_forward_length"),
+        vocab_size: vocabulary.unwrap_or(0),
+        layer_norm_epsilon: metadata.float("attention.layer_norm_epsilon").unwrap_or(epsilon()),
+        activation_function: gelu(),
+        tie_word_embeddings: !gguf.contains("output.weight"),
+        scale_attn_weights: true,
+        scale_attn_by_inverse_layer_idx: false,
+        is_causal: true,
+    };
+    let activation = config.check(&metadata.model())?;
+    Ok(Box::new(Gpt2 { config, activation, transposed: false }))
 }
 
 /// A GPT-2 whose configuration was checked.
@@ -28,6 +56,8 @@ fn read(file: &ConfigFile<'_>) -> Result<Box<dyn Architecture>> {
 struct Gpt2 {
     config: Gpt2Config,
     activation: Activation,
+    /// Whether matrices are stored as `[inputs, outputs]`.
+    transposed: bool,
 }
 
 /// The keys of `config.json` that are read.
@@ -172,8 +202,13 @@ impl Architecture for Gpt2 {
         let inner = self.config.n_inner.unwrap_or(4 * hidden);
         let linear = |rest: &str, inputs: usize, outputs: usize| -> Result<Biased> {
             let name = Self::name(tensors, &format!("h.{index}.{rest}"));
-            let stored = tensors.matrix(&format!("{name}.weight"), [inputs, outputs])?;
-            Ok((transposed(&stored)?.into(), Some(tensors.vector(&format!("{name}.bias"), outputs)?)))
+            let matrix = |shape| tensors.matrix(&format!("{name}.weight"), shape);
+            let matrix = if self.transposed {
+                transposed(&matrix([inputs, outputs])?)?.into()
+            } else {
+                matrix([outputs, inputs])?
+            };
+            Ok((matrix, Some(tensors.vector(&format!("{name}.bias"), outputs)?)))
         };
         Ok(LayerTensors {
             attention_norm: Some(self.norm(tensors, &format!("h.{index}.ln_1"))?),

@@ -6,6 +6,7 @@
 
 mod bert;
 mod family;
+mod gguf_keys;
 mod gguf_tensors;
 mod gpt2;
 mod llama;
@@ -17,7 +18,7 @@ mod transformer;
 pub(crate) use family::LARGEST_SIZE;
 pub use family::{ConfigFile, Family, GgufFamily, ModelKind, ReadConfig, ReadGguf};
 pub(crate) use gguf_tensors::GgufTensors;
-pub(crate) use registry::names;
-pub use registry::{families, find, register};
+pub use registry::{families, find, find_gguf, register};
+pub(crate) use registry::{gguf_names, names};
 pub use tensors::{EmbeddingTensors, LayerTensors, NormTensors, Tensors};
 pub use transformer::{Architecture, Description, Factors, Transformer};

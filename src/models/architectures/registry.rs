@@ -1,6 +1,6 @@
 //! The families that this process knows: those of this crate, and those that a program adds.
 
-use super::family::Family;
+use super::family::{Family, GgufFamily, ModelKind};
 use super::{bert, gpt2, llama};
 use crate::sync::Mutex;
 use crate::{Error, Result};
@@ -21,10 +21,23 @@ pub fn find(model_type: &str) -> Option<&'static Family> {
     families().into_iter().find(|family| family.model_type == model_type)
 }
 
-/// The names of the families that `choose` chooses, for messages.
-pub(crate) fn names(choose: impl Fn(&Family) -> bool) -> String {
+/// The family of the GGUF files of an architecture that can be used so.
+pub fn find_gguf(architecture: &str, kind: ModelKind) -> Option<(&'static Family, &'static GgufFamily)> {
+    let all = families().into_iter().flat_map(|family| family.gguf.iter().map(move |gguf| (family, gguf)));
+    all.into_iter().find(|(_, gguf)| gguf.architecture == architecture && gguf.serves(kind))
+}
+
+/// The names of the families that can be used so, for messages.
+pub(crate) fn names(kind: ModelKind) -> String {
     let chosen: Vec<_> =
-        families().into_iter().filter(|family| choose(family)).map(|family| family.model_type).collect();
+        families().into_iter().filter(|family| family.serves(kind)).map(|family| family.model_type).collect();
+    chosen.join(", ")
+}
+
+/// The names of the GGUF files that can be used so, for messages.
+pub(crate) fn gguf_names(kind: ModelKind) -> String {
+    let all = families().into_iter().flat_map(|family| family.gguf);
+    let chosen: Vec<_> = all.filter(|gguf| gguf.serves(kind)).map(|gguf| gguf.architecture).collect();
     chosen.join(", ")
 }
 

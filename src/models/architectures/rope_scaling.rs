@@ -6,7 +6,7 @@
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use crate::compute::{LongRope, RopeStyle, Rotary};
+use crate::compute::{LongRope, QueryGrowth, RopeStyle, Rotary};
 use crate::models::keys::is_unset;
 
 /// A kind of scaling, and its numbers.
@@ -187,6 +187,21 @@ struct Parameters {
 }
 
 impl RopeConfig {
+    fn object(&self) -> Option<&Value> {
+        [&self.rope_scaling, &self.rope_parameters].into_iter().flatten().find(|value| !is_unset(value))
+    }
+
+    /// The kind of scaling, as the file names it.
+    pub(super) fn kind(&self) -> Option<&str> {
+        let object = self.object()?;
+        object.get("rope_type").or_else(|| object.get("type"))?.as_str()
+    }
+
+    /// Whether the layers of this `layer_type` have an object of their own.
+    pub(super) fn has(&self, layer_type: &str) -> bool {
+        self.object().is_some_and(|object| object.get(layer_type).is_some_and(|own| !is_unset(own)))
+    }
+
     /// The rotary positions of the layers of this `layer_type`, if the file has several kinds; `others` are keys that the
     /// family reads itself.
     ///
@@ -198,8 +213,8 @@ impl RopeConfig {
         layer_type: Option<&str>,
         others: &[&str],
     ) -> Result<Rotary, String> {
-        let found = [&self.rope_scaling, &self.rope_parameters].into_iter().flatten().find(|v| !is_unset(v));
-        let found = found.map(|all| layer_type.and_then(|layer_type| all.get(layer_type)).unwrap_or(all));
+        let found =
+            self.object().map(|all| layer_type.and_then(|layer_type| all.get(layer_type)).unwrap_or(all));
         let parameters: Parameters = match found {
             Some(found) => Parameters::deserialize(found)
                 .map_err(|error| format!("its rotary scaling cannot be read: {error}"))?,
@@ -219,7 +234,12 @@ impl RopeConfig {
         }
         let scaling = parameters.scaling(self.original_max_position_embeddings, defaults.context)?;
         let width = (defaults.head as f32 * part) as usize;
-        scaling.rotary(base, defaults.head, width / 2 * 2, defaults.style)
+        let mut rotary = scaling.rotary(base, defaults.head, width / 2 * 2, defaults.style)?;
+        if let Some(rate) = parameters.others.get("llama_4_scaling_beta").and_then(Value::as_f64) {
+            let length = parameters.original_max_position_embeddings.unwrap_or(defaults.context as f32);
+            rotary.query_growth = Some(QueryGrowth { rate: rate as f32, length: length as usize });
+        }
+        Ok(rotary)
     }
 }
 

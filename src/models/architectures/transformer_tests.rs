@@ -6,9 +6,9 @@ use candle_core::Device;
 use candle_core::quantized::{GgmlDType, QTensor};
 
 use super::*;
-use crate::compute::{Candle, Cpu, Isa, RopeStyle, Weight, WeightFormat};
+use crate::compute::{Candle, Cpu, Isa, Mask, QueryGrowth, RopeStyle, Weight, WeightFormat};
 use crate::models::architectures::GgufTensors;
-use crate::models::architectures::llama::{Llama, Variant};
+use crate::models::architectures::llama::{HeadNorms, Llama, NormNames, Variant};
 use crate::models::formats::gguf::tests::Writer;
 use crate::models::{Encoder, ModelConfig, ModelFiles, ModelKind, Overrides, Weights, on_cpu, on_device};
 
@@ -137,6 +137,10 @@ impl Tensors for Made {
     }
 }
 
+fn attention(mask: Mask, width: usize, style: RopeStyle) -> Vec<LayerAttention> {
+    vec![LayerAttention::new(mask).with_rotary(Rotary::new(10_000.0, width, style))]
+}
+
 fn shape(kv_heads: usize, head: usize, style: RopeStyle, variant: Variant) -> Llama {
     Llama {
         hidden: 36,
@@ -149,9 +153,10 @@ fn shape(kv_heads: usize, head: usize, style: RopeStyle, variant: Variant) -> Ll
         context: 5000,
         epsilon: 1e-6,
         tied: true,
-        rotary: Rotary::new(10_000.0, head, style),
+        activation: Activation::Silu,
+        factors: Factors::default(),
+        attention: attention(Mask::CAUSAL, head, style),
         variant,
-        causal: true,
     }
 }
 
@@ -164,14 +169,17 @@ fn texts(lengths: &[usize]) -> Vec<Vec<u32>> {
 
 #[test]
 fn awkward_shapes_agree_with_candle() {
-    let norms = Variant { head_norms: true, ..Variant::default() };
-    let biases = Variant { qkv_bias: true, output_bias: true, mlp_bias: true, head_norms: false };
+    let norms = Variant { head_norms: HeadNorms::Each, ..Variant::LLAMA };
+    let biases = Variant { qkv_bias: true, output_bias: true, mlp_bias: true, ..Variant::LLAMA };
     let texts = texts(&[1, 2, 0, 13, 77, 300, 5]);
     for shape in [
         shape(2, 10, RopeStyle::Neox, norms),
-        shape(4, 16, RopeStyle::Interleaved, Variant::default()),
+        shape(4, 16, RopeStyle::Interleaved, Variant::LLAMA),
         shape(1, 6, RopeStyle::Neox, biases),
-        Llama { causal: false, ..shape(2, 10, RopeStyle::Neox, norms) },
+        Llama {
+            attention: attention(Mask::FULL, 10, RopeStyle::Neox),
+            ..shape(2, 10, RopeStyle::Neox, norms)
+        },
     ] {
         let plain = Transformer::load(Candle::new(Device::Cpu), &shape, &Made).unwrap();
         for isa in Isa::available() {
@@ -183,50 +191,6 @@ fn awkward_shapes_agree_with_candle() {
                 }
             }
         }
-    }
-}
-
-/// A Llama whose blocks have norms at other places, and whose states have factors.
-#[derive(Debug)]
-struct Moved {
-    llama: Llama,
-    /// Before each block, and after it.
-    norms: [bool; 2],
-    /// Whether all heads are normalized together.
-    whole: bool,
-    factors: Factors,
-}
-
-impl Architecture for Moved {
-    fn describe(&self) -> Description {
-        Description { factors: self.factors, ..self.llama.describe() }
-    }
-    fn embeddings(&self, tensors: &dyn Tensors) -> Result<EmbeddingTensors> {
-        self.llama.embeddings(tensors)
-    }
-    fn layer(&self, tensors: &dyn Tensors, index: usize) -> Result<LayerTensors> {
-        let Llama { hidden, heads, kv_heads, head, .. } = self.llama;
-        let norm = |name: &str, length: usize| -> Result<Option<NormTensors>> {
-            let scale = tensors.vector(&format!("{index}.{name}_norm"), length)?;
-            Ok(Some(NormTensors { scale, shift: None, epsilon: 1e-6 }))
-        };
-        let mut layer = self.llama.layer(tensors, index)?;
-        if self.whole {
-            layer.head_norms = norm("q", heads * head)?.zip(norm("k", kv_heads * head)?).map(<[_; 2]>::from);
-        }
-        if !self.norms[0] {
-            (layer.attention_norm, layer.mlp_norm) = (None, None);
-        }
-        if self.norms[1] {
-            (layer.output_norm, layer.down_norm) = (norm("output", hidden)?, norm("down", hidden)?);
-        }
-        Ok(layer)
-    }
-    fn final_norm(&self, tensors: &dyn Tensors) -> Result<Option<NormTensors>> {
-        self.llama.final_norm(tensors)
-    }
-    fn head(&self, tensors: &dyn Tensors) -> Result<Matrix> {
-        self.llama.head(tensors)
     }
 }
 
@@ -242,16 +206,22 @@ fn logits<B: Backend>(model: &Transformer<B>, text: &[u32]) -> Vec<f32> {
 fn norms_and_factors_at_other_places_agree_with_candle() {
     let texts = texts(&[1, 2, 13, 70, 1100]);
     let factors = Factors { embedding: 6.0, residual: 0.7, logits: 0.25, logits_cap: Some(0.5) };
-    let plain = Variant::default();
-    let heads = Variant { head_norms: true, ..plain };
-    for (llama, norms, whole, factors) in [
-        (shape(2, 10, RopeStyle::Neox, heads), [true; 2], false, Factors::default()),
-        (shape(2, 10, RopeStyle::Interleaved, plain), [false, true], true, Factors::default()),
-        (shape(4, 9, RopeStyle::Neox, plain), [true, false], true, factors),
-        (shape(1, 16, RopeStyle::Neox, plain), [true; 2], false, factors),
+    let one = Factors::default();
+    let (first, after) =
+        (NormNames::FIRST, NormNames { output: Some("a"), down: Some("b"), ..NormNames::FIRST });
+    let last = NormNames { attention: None, mlp: None, ..after };
+    for (kv_heads, head, style, norms, head_norms, factors) in [
+        (2, 10, RopeStyle::Neox, after, HeadNorms::Each, one),
+        (2, 10, RopeStyle::Interleaved, last, HeadNorms::All, one),
+        (4, 9, RopeStyle::Neox, first, HeadNorms::All, factors),
+        (1, 16, RopeStyle::Neox, after, HeadNorms::None, factors),
     ] {
-        let llama = Llama { rotary: Rotary::new(10_000.0, 6, llama.rotary.style), ..llama };
-        let moved = Moved { llama, norms, whole, factors };
+        let variant = Variant { head_norms, norms, norm_offset: 0.5, ..Variant::LLAMA };
+        let growth = QueryGrowth { rate: 0.3, length: 5 };
+        let mut attention = attention(Mask::CAUSAL, 6, style);
+        attention.push(LayerAttention::new(Mask::sliding(7)));
+        attention[0].rotary.as_mut().unwrap().query_growth = Some(growth);
+        let moved = Llama { factors, attention, ..shape(kv_heads, head, style, variant) };
         let load = |candle| Transformer::load_decoder(candle, &moved, &Made).unwrap();
         let plain = load(Candle::new(Device::Cpu));
         for isa in Isa::available() {
@@ -276,11 +246,12 @@ fn norms_and_factors_at_other_places_agree_with_candle() {
 /// 2,500 tokens cross the edges of windows; what they are worth does not depend on where those edges are.
 #[test]
 fn long_texts_are_taken_through_in_windows() {
-    let norms = Variant { head_norms: true, ..Variant::default() };
+    let norms = Variant { head_norms: HeadNorms::Each, ..Variant::LLAMA };
     let causal = Llama { layers: 1, ..shape(2, 10, RopeStyle::Neox, norms) };
     let texts = texts(&[30, 2500, 1100, 7]);
     // In both directions there are no windows, but the lengths are the same.
-    for shape in [causal.clone(), Llama { causal: false, ..causal }] {
+    let full = attention(Mask::FULL, 10, RopeStyle::Neox);
+    for shape in [causal.clone(), Llama { attention: full, ..causal }] {
         long_texts(&shape, &texts);
     }
 }
@@ -345,7 +316,7 @@ fn in_chunks<B: Backend>(model: &Transformer<B>, texts: &[Vec<u32>], chunk: usiz
 /// A cache changes nothing, to the last bit: across the edges of blocks, of pages and of windows.
 #[test]
 fn states_after_a_cache_are_those_of_the_whole_text() {
-    let norms = Variant { head_norms: true, ..Variant::default() };
+    let norms = Variant { head_norms: HeadNorms::Each, ..Variant::LLAMA };
     let texts = texts(&[600, 257, 40, 1]);
     for shape in [shape(2, 10, RopeStyle::Neox, norms), shape(1, 6, RopeStyle::Interleaved, norms)] {
         for isa in Isa::available() {
@@ -369,7 +340,7 @@ fn states_after_a_cache_are_those_of_the_whole_text() {
 
 #[test]
 fn bad_requests_are_refused() {
-    let shape = Llama { context: 10, ..shape(2, 10, RopeStyle::Neox, Variant::default()) };
+    let shape = Llama { context: 10, ..shape(2, 10, RopeStyle::Neox, Variant::LLAMA) };
     let model = Transformer::load(Cpu::new(Isa::best(), WeightFormat::F32), &shape, &Made).unwrap();
     assert_eq!((model.width(), model.dtype()), (36, "float32"));
     for (ids, room) in [(vec![3; 11], 36), (vec![40], 36), (vec![3], 35)] {
@@ -528,7 +499,7 @@ fn every_truncation_of_a_gguf_file_is_an_error() {
 #[test]
 fn a_missing_tensor_is_named() {
     let weights = Weights::open(&files().weights).unwrap();
-    let mut shape = shape(2, 12, RopeStyle::Neox, Variant { head_norms: true, ..Variant::default() });
+    let mut shape = shape(2, 12, RopeStyle::Neox, Variant { head_norms: HeadNorms::Each, ..Variant::LLAMA });
     (shape.hidden, shape.intermediate, shape.vocabulary, shape.layers) = (32, 48, 319, 3);
     let error = Transformer::load(Cpu::new(Isa::best(), WeightFormat::F32), &shape, &weights).err().unwrap();
     assert!(error.to_string().contains("layers.2."), "{error}");

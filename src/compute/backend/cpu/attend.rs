@@ -173,6 +173,7 @@ impl CpuPass<'_> {
                     width: heads.width,
                     norms,
                     angles: table.at(start + row),
+                    query_factor: table.query_factor(start + row),
                     interleaved: table.rotary.style == RopeStyle::Interleaved,
                 };
                 // SAFETY: `Attention::check` asserted that a row has the queries and keys of these heads in `format`. `part`

@@ -34,10 +34,13 @@ fn rope_normalizes_and_rotates_heads() {
     for kernels in all() {
         for (format, allowed) in [(DType::F32, 1e-5), (DType::Bf16, 2e-2)] {
             for (width, pairs) in [(2, 1), (12, 6), (64, 32), (80, 20), (128, 64)] {
-                for (interleaved, normalized) in [(false, true), (true, true), (false, false)] {
-                    let (queries, heads) = (3, 5);
+                // Without norms, with those of each head, and with one of all query heads and one of all key heads.
+                for (interleaved, norms) in [(false, 1), (true, 1), (false, 0), (false, 2), (true, 2)] {
+                    let (queries, heads, query_factor) = (3, 5, if norms == 1 { 1.0 } else { 1.5 });
                     let (mut row, before) = operand(format, &random(heads * width, 20));
-                    let scales = [random(width, 21), random(width, 22)].map(|scale| Guarded::new(&scale));
+                    let normed = if norms == 2 { [queries, heads - queries] } else { [1, 1] };
+                    let scales = [random(normed[0] * width, 21), random(normed[1] * width, 22)];
+                    let scales = scales.map(|scale| Guarded::new(&scale));
                     let rotations: Vec<f32> = random(pairs, 23);
                     let angles: Vec<f32> =
                         rotations.iter().map(|x| x.cos()).chain(rotations.iter().map(|x| x.sin())).collect();
@@ -48,8 +51,9 @@ fn rope_normalizes_and_rotates_heads() {
                         heads,
                         queries,
                         width,
-                        norms: normalized.then_some((&scales[0], &scales[1], 1e-6)),
+                        norms: (norms > 0).then_some((&scales[0], &scales[1], 1e-6)),
                         angles: &angles,
+                        query_factor,
                         interleaved,
                     };
                     // SAFETY: `row` has `heads * width` values in `format`, is aligned for it, and is not accessed
@@ -57,10 +61,12 @@ fn rope_normalizes_and_rotates_heads() {
                     unsafe { kernels.apply_rope(&rope) };
                     for head in 0..heads {
                         let mut x = before[head * width..][..width].to_vec();
-                        if normalized {
-                            let mean = x.iter().map(|x| x * x).sum::<f64>() / width as f64;
-                            let scale = &scales[usize::from(head >= queries)];
-                            for (x, scale) in x.iter_mut().zip(&scale[..]) {
+                        if norms > 0 {
+                            let part = usize::from(head >= queries);
+                            let first = if norms == 1 { head } else { part * queries };
+                            let all = &before[first * width..][..normed[part] * width];
+                            let mean = all.iter().map(|x| x * x).sum::<f64>() / all.len() as f64;
+                            for (x, scale) in x.iter_mut().zip(&scales[part][(head - first) * width..]) {
                                 *x = *x / (mean + 1e-6).sqrt() * f64::from(*scale);
                             }
                         }
@@ -70,7 +76,8 @@ fn rope_normalizes_and_rotates_heads() {
                             let (sine, cosine) = f64::from(*angle).sin_cos();
                             (x[i], x[j]) = (x[i] * cosine - x[j] * sine, x[j] * cosine + x[i] * sine);
                         }
-                        for (i, x) in x.into_iter().enumerate() {
+                        let factor = if head < queries { f64::from(query_factor) } else { 1.0 };
+                        for (i, x) in x.into_iter().map(|x| x * factor).enumerate() {
                             let at = head * width + i;
                             let got = match format {
                                 DType::F32 => f32::from_ne_bytes(*row[at * 4..].first_chunk().unwrap()),

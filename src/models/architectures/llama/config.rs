@@ -1,94 +1,23 @@
-//! The model, and `config.json` as transformers writes it.
+//! `config.json` as transformers writes it, before and since version 5.
 
 use serde::Deserialize;
 
-use crate::compute::{
-    Activation, Biased, Heads, LONGEST_HEAD, LayerAttention, Mask, Matrix, Positions, RopeStyle, Rotary,
-};
-use crate::models::architectures::family::{ConfigFile, LARGEST_SIZE};
+use super::dialect::{DIALECTS, Dialect, Windows};
+use super::model::{Llama, Variant};
+use crate::compute::{Activation, LONGEST_HEAD, LayerAttention, Mask, Rotary};
+use crate::models::architectures::family::ConfigFile;
 use crate::models::architectures::rope_scaling::{RopeConfig, RopeDefaults};
-use crate::models::architectures::tensors::{EmbeddingTensors, LayerTensors, NormTensors, Tensors};
-use crate::models::architectures::transformer::{Architecture, Description, Factors};
+use crate::models::architectures::transformer::{Architecture, Factors};
 use crate::{Error, Result};
 
-/// `qwen` is the number in "qwen2", "qwen3"; `None` for Llama.
-pub(super) fn read(file: &ConfigFile<'_>, qwen: Option<u8>) -> Result<Box<dyn Architecture>> {
-    Ok(Box::new(file.parse::<LlamaConfig>()?.llama(&file.parse()?, file.model, qwen)?))
+pub(super) fn read(file: &ConfigFile<'_>) -> Result<Box<dyn Architecture>> {
+    let model_type = file.json["model_type"].as_str().unwrap_or_default();
+    let dialect = DIALECTS.iter().find(|dialect| dialect.model_type == model_type);
+    let dialect = dialect.ok_or_else(|| file.unsupported(format!("its model_type is {model_type:?}")))?;
+    let (config, rope): (LlamaConfig, RopeConfig) = (file.parse()?, file.parse()?);
+    Ok(Box::new(config.llama(file.model, &rope, dialect)?))
 }
 
-/// The keys of `config.json` that [`LlamaConfig`] reads.
-pub(super) const KEYS: &[&str] = &[
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "vocab_size",
-    "max_position_embeddings",
-    "rms_norm_eps",
-    "rope_theta",
-    "rope_scaling",
-    "rope_parameters",
-    "partial_rotary_factor",
-    "tie_word_embeddings",
-    "attention_bias",
-    "mlp_bias",
-    "use_sliding_window",
-    // These two matter with `use_sliding_window` alone.
-    "sliding_window",
-    "max_window_layers",
-    "layer_types",
-    "hidden_act",
-    "is_causal",
-    "use_bidirectional_attention",
-];
-
-/// Where models of this kind differ.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(in crate::models::architectures) struct Variant {
-    /// Queries, keys and values have biases.
-    pub qkv_bias: bool,
-    /// So has the output of attention.
-    pub output_bias: bool,
-    /// And the perceptron.
-    pub mlp_bias: bool,
-    /// Each head's query and key is normalized.
-    pub head_norms: bool,
-}
-
-/// What a model of this family is made of, whatever file describes it.
-#[derive(Debug, Clone, PartialEq)]
-pub(in crate::models::architectures) struct Llama {
-    /// Length of a state.
-    pub hidden: usize,
-    /// Length of the perceptron's gate.
-    pub intermediate: usize,
-    /// Layers.
-    pub layers: usize,
-    /// Query heads.
-    pub heads: usize,
-    /// Heads of keys and values.
-    pub kv_heads: usize,
-    /// Length of a head.
-    pub head: usize,
-    /// Tokens.
-    pub vocabulary: usize,
-    /// Positions.
-    pub context: usize,
-    /// Of the normalizations.
-    pub epsilon: f32,
-    /// Whether the matrix of logits is that of embeddings.
-    pub tied: bool,
-    /// Positions.
-    pub rotary: Rotary,
-    /// Biases and norms.
-    pub variant: Variant,
-    /// Whether a token sees only itself and those before it.
-    pub causal: bool,
-}
-
-/// `config.json` as transformers writes it, before and since version 5.
 #[derive(Debug, Clone, Deserialize)]
 struct LlamaConfig {
     hidden_size: usize,
@@ -99,213 +28,253 @@ struct LlamaConfig {
     head_dim: Option<usize>,
     vocab_size: usize,
     max_position_embeddings: usize,
-    #[serde(default = "epsilon")]
-    rms_norm_eps: f32,
-    #[serde(default)]
-    tie_word_embeddings: bool,
-    #[serde(default)]
-    attention_bias: bool,
+    rms_norm_eps: Option<f32>,
+    tie_word_embeddings: Option<bool>,
+    attention_bias: Option<bool>,
     #[serde(default)]
     mlp_bias: bool,
-    #[serde(default)]
-    use_sliding_window: bool,
-    #[serde(default = "silu")]
-    hidden_act: String,
-    #[serde(default)]
-    layer_types: Vec<String>,
+    hidden_act: Option<String>,
+    hidden_activation: Option<String>,
     is_causal: Option<bool>,
     use_bidirectional_attention: Option<bool>,
+    // Windows.
+    #[serde(default)]
+    use_sliding_window: bool,
+    sliding_window: Option<usize>,
+    #[serde(default)]
+    max_window_layers: usize,
+    #[serde(alias = "_sliding_window_pattern")]
+    sliding_window_pattern: Option<usize>,
+    #[serde(default)]
+    layer_types: Vec<String>,
+    // Rotary positions by layer.
+    no_rope_layers: Option<Vec<u8>>,
+    no_rope_layer_interval: Option<usize>,
+    rope_local_base_freq: Option<f32>,
+    // Factors.
+    embedding_multiplier: Option<f32>,
+    residual_multiplier: Option<f32>,
+    attention_multiplier: Option<f32>,
+    logits_scaling: Option<f32>,
+    query_pre_attn_scalar: Option<f32>,
+    attn_logit_softcapping: Option<f32>,
+    final_logit_softcapping: Option<f32>,
 }
 
-fn epsilon() -> f32 {
-    1e-6
-}
-
-fn silu() -> String {
-    "silu".into()
-}
+/// Keys of `rope_parameters` that Ministral 3 has in addition; the second repeats a number of the file.
+const MINISTRAL3: [&str; 2] = ["llama_4_scaling_beta", "max_position_embeddings"];
 
 impl LlamaConfig {
     /// Checks the configuration of `model` and brings it into the common form.
-    fn llama(&self, rope: &RopeConfig, model: &str, qwen: Option<u8>) -> Result<Llama> {
-        let unsupported = |reason: String| Err(Error::Unsupported { model: model.into(), reason });
-        if self.hidden_act != "silu" {
-            return unsupported(format!("its hidden_act is {:?}; supported is silu", self.hidden_act));
-        }
-        if self.use_sliding_window {
-            return unsupported("it attends through a sliding window (use_sliding_window)".into());
-        }
-        if let Some(kind) = self.layer_types.iter().find(|kind| *kind != "full_attention") {
-            return unsupported(format!("its layer_types name {kind:?}; supported is full_attention"));
-        }
-        let causal = match (self.is_causal, self.use_bidirectional_attention) {
-            (Some(true), Some(true)) | (Some(false), Some(false)) => {
-                return unsupported(
-                    "its config.json contradicts itself: is_causal and use_bidirectional_attention have the same \
-                     value; remove the wrong one"
-                        .into(),
-                );
-            }
-            (is_causal, bidirectional) => is_causal.unwrap_or(true) && !bidirectional.unwrap_or(false),
-        };
-        let kv_heads = self.num_key_value_heads.unwrap_or(self.num_attention_heads);
-        let head = self.head_dim.unwrap_or(self.hidden_size / self.num_attention_heads.max(1));
-        // `check` refuses longer heads; none takes memory before.
-        let defaults = RopeDefaults {
-            head: head.min(LONGEST_HEAD),
-            context: self.max_position_embeddings,
-            base: 10_000.0,
-            part: 1.0,
-            style: RopeStyle::Neox,
-        };
-        let rotary = match rope.rotary(&defaults, None, &[]) {
-            Ok(rotary) => rotary,
-            Err(reason) => return unsupported(reason),
-        };
-        let llama = Llama {
+    fn llama(&self, model: &str, rope: &RopeConfig, dialect: &Dialect) -> Result<Llama> {
+        let unsupported = |reason: String| Error::Unsupported { model: model.into(), reason };
+        let bias = self.attention_bias.unwrap_or(dialect.attention_bias);
+        let mut llama = Llama {
             hidden: self.hidden_size,
             intermediate: self.intermediate_size,
             layers: self.num_hidden_layers,
             heads: self.num_attention_heads,
-            kv_heads,
-            head,
+            kv_heads: self.num_key_value_heads.unwrap_or(self.num_attention_heads),
+            head: self.head_dim.unwrap_or(match dialect.head {
+                0 => self.hidden_size / self.num_attention_heads.max(1),
+                head => head,
+            }),
             vocabulary: self.vocab_size,
             context: self.max_position_embeddings,
-            epsilon: self.rms_norm_eps,
-            tied: self.tie_word_embeddings,
-            rotary,
+            epsilon: self.rms_norm_eps.unwrap_or(dialect.epsilon),
+            tied: self.tie_word_embeddings.unwrap_or(dialect.tied),
+            activation: self.activation(dialect).map_err(unsupported)?,
+            factors: self.factors(dialect).map_err(unsupported)?,
+            attention: Vec::new(),
             variant: Variant {
-                qkv_bias: qwen == Some(2) || self.attention_bias,
-                output_bias: qwen != Some(2) && self.attention_bias,
+                qkv_bias: dialect.variant.qkv_bias || bias,
+                output_bias: dialect.output_bias && bias,
                 mlp_bias: self.mlp_bias,
-                head_norms: qwen == Some(3),
+                ..dialect.variant
             },
-            causal,
         };
         llama.check(model)?;
+        llama.attention = self.attention(&llama, rope, dialect).map_err(unsupported)?;
         Ok(llama)
     }
-}
 
-impl Llama {
-    pub(super) fn check(&self, model: &str) -> Result<()> {
-        let sizes =
-            [self.hidden, self.intermediate, self.layers, self.heads, self.kv_heads, self.head, self.context];
-        let sound = sizes.iter().all(|&n| n > 0 && n <= LARGEST_SIZE)
-            && self.heads.is_multiple_of(self.kv_heads)
-            && self.head.is_multiple_of(2)
-            && self.head <= LONGEST_HEAD;
-        if sound {
-            return Ok(());
+    fn activation(&self, dialect: &Dialect) -> Result<Activation, String> {
+        if dialect.gemma {
+            // Gemma's first files say "gelu" and mean its tanh form.
+            return match self.hidden_activation.as_deref().or(self.hidden_act.as_deref()) {
+                None | Some("gelu_pytorch_tanh" | "gelu_new" | "gelu") => Ok(Activation::GeluTanh),
+                Some(other) => {
+                    Err(format!("its hidden_activation is {other:?}; supported is gelu_pytorch_tanh"))
+                }
+            };
         }
-        let reason = format!(
-            "its sizes do not fit together: {} query heads, {} key heads of {}, states of {}, {} layers",
-            self.heads, self.kv_heads, self.head, self.hidden, self.layers
-        );
-        Err(Error::Unsupported { model: model.into(), reason })
-    }
-
-    fn norm(&self, tensors: &dyn Tensors, name: &str, length: usize) -> Result<NormTensors> {
-        let scale = tensors.vector(&format!("{name}.weight"), length)?;
-        Ok(NormTensors { scale, shift: None, epsilon: self.epsilon })
-    }
-
-    fn words(&self, tensors: &dyn Tensors, name: &str) -> Result<Matrix> {
-        tensors.matrix(name, [self.vocabulary, self.hidden])
-    }
-}
-
-impl Architecture for Llama {
-    fn describe(&self) -> Description {
-        let mask = if self.causal { Mask::CAUSAL } else { Mask::FULL };
-        Description {
-            hidden: self.hidden,
-            layers: self.layers,
-            heads: Heads { heads: self.heads, kv_heads: self.kv_heads, width: self.head },
-            attention: vec![LayerAttention::new(mask).with_rotary(self.rotary.clone())],
-            vocabulary: self.vocabulary,
-            context: self.context,
-            activation: Activation::Silu,
-            norm_first: true,
-            positions: Positions::FromZero,
-            factors: Factors::default(),
+        match self.hidden_act.as_deref().unwrap_or("silu") {
+            "silu" | "swish" => Ok(Activation::Silu),
+            "gelu" => Ok(Activation::Gelu),
+            "gelu_pytorch_tanh" | "gelu_new" => Ok(Activation::GeluTanh),
+            "relu" => Ok(Activation::Relu),
+            other => Err(format!(
+                "its hidden_act is {other:?}; supported are silu, gelu, gelu_pytorch_tanh and relu"
+            )),
         }
     }
 
-    fn embeddings(&self, tensors: &dyn Tensors) -> Result<EmbeddingTensors> {
-        let words = self.words(tensors, "model.embed_tokens.weight")?;
-        Ok(EmbeddingTensors { words, positions: None, token_types: None, norm: None })
-    }
-
-    fn layer(&self, tensors: &dyn Tensors, index: usize) -> Result<LayerTensors> {
-        let Self { hidden, heads, kv_heads, head, intermediate, variant, .. } = *self;
-        let (queries, keys) = (heads * head, kv_heads * head);
-        let name = |rest: &str| format!("model.layers.{index}.{rest}");
-        let part = |rest: &str, shape: [usize; 2], bias: bool| -> Result<Biased> {
-            let name = name(rest);
-            let shift = if bias { Some(tensors.vector(&format!("{name}.bias"), shape[0])?) } else { None };
-            Ok((tensors.matrix(&format!("{name}.weight"), shape)?, shift))
+    fn factors(&self, dialect: &Dialect) -> Result<Factors, String> {
+        let one = Factors::default();
+        let factors = Factors {
+            embedding: if dialect.gemma {
+                (self.hidden_size as f32).sqrt()
+            } else {
+                self.embedding_multiplier.unwrap_or(one.embedding)
+            },
+            residual: self.residual_multiplier.unwrap_or(one.residual),
+            logits: 1.0 / self.logits_scaling.unwrap_or(1.0),
+            logits_cap: self.final_logit_softcapping,
         };
-        let norm = |rest: &str, length: usize| self.norm(tensors, &name(rest), length);
-        let head_norms = if variant.head_norms {
-            Some([norm("self_attn.q_norm", head)?, norm("self_attn.k_norm", head)?])
+        let numbers =
+            [factors.embedding, factors.residual, factors.logits, factors.logits_cap.unwrap_or(1.0)];
+        if numbers.iter().all(|x| x.is_finite()) && numbers[3] > 0.0 {
+            return Ok(factors);
+        }
+        Err("one of its factors (…_multiplier, logits_scaling, …_softcapping) is not a positive number"
+            .into())
+    }
+
+    fn is_causal(&self) -> Result<bool, String> {
+        match (self.is_causal, self.use_bidirectional_attention) {
+            (Some(true), Some(true)) | (Some(false), Some(false)) => Err(
+                "its config.json contradicts itself: is_causal and use_bidirectional_attention have the same value; remove \
+                 the wrong one"
+                    .into(),
+            ),
+            (is_causal, bidirectional) => Ok(is_causal.unwrap_or(true) && !bidirectional.unwrap_or(false)),
+        }
+    }
+
+    /// The attention of every layer, or one for all.
+    fn attention(
+        &self,
+        llama: &Llama,
+        rope: &RopeConfig,
+        dialect: &Dialect,
+    ) -> Result<Vec<LayerAttention>, String> {
+        let causal = self.is_causal()?;
+        let [full, local] = self.rotaries(llama, rope, dialect)?;
+        let scale = match self.query_pre_attn_scalar.or(dialect.query_scalar) {
+            Some(scalar) if scalar > 0.0 => Some(1.0 / scalar.sqrt()),
+            Some(scalar) => return Err(format!("its query_pre_attn_scalar is {scalar}; it must be above 0")),
+            None => self.attention_multiplier,
+        };
+        // Gemma 3 has the key and does not use it.
+        let soft_cap = self.attn_logit_softcapping.filter(|_| dialect.caps);
+        if dialect.caps && (soft_cap.is_none_or(|cap| cap <= 0.0) || self.final_logit_softcapping.is_none()) {
+            return Err(
+                "its config.json has no positive attn_logit_softcapping and final_logit_softcapping; \
+                        add those of the model's page"
+                    .into(),
+            );
+        }
+        let layer = |index: usize| {
+            let window = self.window(index, llama.layers, dialect)?;
+            let mask = match (causal, window) {
+                (true, None) => Mask::CAUSAL,
+                (true, Some(tokens)) => Mask::sliding(tokens),
+                (false, None) => Mask::FULL,
+                // Half of the window on each side.
+                (false, Some(tokens)) if dialect.gemma => Mask::local(tokens / 2),
+                (false, Some(_)) => return Err("it attends through a window in both directions".into()),
+            };
+            let rotary = if window.is_some() { &local } else { &full };
+            let rotary = self.is_rotated(index, llama.layers, dialect)?.then(|| rotary.clone());
+            Ok(LayerAttention { scale, soft_cap, rotary, ..LayerAttention::new(mask) })
+        };
+        let mut layers = (0..llama.layers).map(layer).collect::<Result<Vec<_>, String>>()?;
+        if layers.iter().all(|layer| *layer == layers[0]) {
+            layers.truncate(1);
+        }
+        Ok(layers)
+    }
+
+    /// Rotary positions of layers without a window, and of those with one.
+    fn rotaries(&self, llama: &Llama, rope: &RopeConfig, dialect: &Dialect) -> Result<[Rotary; 2], String> {
+        let defaults = RopeDefaults {
+            head: llama.head.min(LONGEST_HEAD),
+            context: llama.context,
+            base: dialect.base,
+            part: dialect.part,
+            style: dialect.styles[0],
+        };
+        // Files of Phi 3 may call LongRoPE "yarn".
+        if dialect.model_type == "phi3" && !matches!(rope.kind(), None | Some("default" | "longrope" | "su"))
+        {
+            return Err(format!("its rotary scaling is {:?}; supported is longrope", rope.kind()));
+        }
+        let ministral3 = dialect.model_type == "ministral3";
+        let others: &[&str] = if ministral3 { &MINISTRAL3 } else { &[] };
+        let full = rope.rotary(&defaults, Some("full_attention"), others)?;
+        if dialect.model_type != "gemma3_text" {
+            return Ok([full.clone(), full]);
+        }
+        let base = self.rope_local_base_freq.unwrap_or(10_000.0);
+        let local = RopeDefaults { base, ..defaults };
+        // Scaling, and a base outside of the object, are of layers without a window.
+        let local = if rope.has("sliding_attention") {
+            rope.rotary(&local, Some("sliding_attention"), &[])?
         } else {
-            None
+            RopeConfig::default().rotary(&local, None, &[])?
         };
-        Ok(LayerTensors {
-            attention_norm: Some(norm("input_layernorm", hidden)?),
-            qkv: vec![
-                part("self_attn.q_proj", [queries, hidden], variant.qkv_bias)?,
-                part("self_attn.k_proj", [keys, hidden], variant.qkv_bias)?,
-                part("self_attn.v_proj", [keys, hidden], variant.qkv_bias)?,
-            ],
-            head_norms,
-            output: part("self_attn.o_proj", [hidden, queries], variant.output_bias)?,
-            output_norm: None,
-            mlp_norm: Some(norm("post_attention_layernorm", hidden)?),
-            gate: Some(part("mlp.gate_proj", [intermediate, hidden], variant.mlp_bias)?),
-            up: part("mlp.up_proj", [intermediate, hidden], variant.mlp_bias)?,
-            down: part("mlp.down_proj", [hidden, intermediate], variant.mlp_bias)?,
-            down_norm: None,
-        })
+        Ok([full, local])
     }
 
-    fn final_norm(&self, tensors: &dyn Tensors) -> Result<Option<NormTensors>> {
-        self.norm(tensors, "model.norm", self.hidden).map(Some)
+    fn is_rotated(&self, index: usize, layers: usize, dialect: &Dialect) -> Result<bool, String> {
+        match (&self.no_rope_layers, dialect.windows) {
+            (Some(list), Windows::Unrotated) if list.len() < layers => {
+                Err(format!("its no_rope_layers name {} of {layers} layers", list.len()))
+            }
+            (Some(list), Windows::Unrotated) => Ok(list[index] != 0),
+            (None, Windows::Unrotated) => match self.no_rope_layer_interval.unwrap_or(4) {
+                0 => Err("its no_rope_layer_interval is 0".into()),
+                interval => Ok(!(index + 1).is_multiple_of(interval)),
+            },
+            _ => Ok(true),
+        }
     }
 
-    fn head(&self, tensors: &dyn Tensors) -> Result<Matrix> {
-        self.words(tensors, if self.tied { "model.embed_tokens.weight" } else { "lm_head.weight" })
+    /// The sliding window of a layer, if it has one.
+    fn window(&self, index: usize, layers: usize, dialect: &Dialect) -> Result<Option<usize>, String> {
+        let flagged = matches!(dialect.windows, Windows::Flagged | Windows::Unrotated);
+        let size = self.sliding_window.filter(|_| !flagged || self.use_sliding_window);
+        if !self.layer_types.is_empty() && self.layer_types.len() != layers {
+            return Err(format!("its layer_types name {} of {layers} layers", self.layer_types.len()));
+        }
+        let slides = match (self.layer_types.get(index).map(String::as_str), dialect.windows) {
+            (Some("full_attention"), _) | (None, Windows::Never) => false,
+            (Some("sliding_attention"), _) => true,
+            (Some(other), _) => {
+                return Err(format!(
+                    "its layer_types name {other:?}; supported are full_attention and sliding_attention"
+                ));
+            }
+            (None, Windows::Always) => size.is_some(),
+            (None, Windows::AllBut(period)) => match self.sliding_window_pattern.unwrap_or(period) {
+                0 => size.is_some(),
+                period => !(index + 1).is_multiple_of(period),
+            },
+            (None, Windows::Flagged) => size.is_some() && index >= self.max_window_layers,
+            (None, Windows::Unrotated) => size.is_some() && !self.is_rotated(index, layers, dialect)?,
+        };
+        match size.filter(|&tokens| tokens > 0) {
+            Some(tokens) => Ok(slides.then_some(tokens)),
+            None if slides => {
+                Err("its layers have a sliding window, whose length (sliding_window) it does not \
+                                   give"
+                    .into())
+            }
+            None => Ok(None),
+        }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn read(extra: &str, qwen: Option<u8>) -> Result<Llama> {
-        let base = r#"{"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
-            "num_key_value_heads": 2, "vocab_size": 100, "max_position_embeddings": 131072"#;
-        let json = format!("{base}{extra}}}");
-        let config: LlamaConfig = serde_json::from_str(&json).unwrap();
-        config.llama(&serde_json::from_str(&json).unwrap(), "m", qwen)
-    }
-
-    #[test]
-    fn what_is_not_supported_is_named() {
-        let refusal = |extra| read(extra, None).unwrap_err().to_string();
-        assert!(refusal(r#", "hidden_act": "gelu""#).contains("hidden_act is \"gelu\""));
-        assert!(refusal(r#", "use_sliding_window": true"#).contains("sliding window"));
-        assert!(refusal(r#", "rope_scaling": {"type": "klingon"}"#).contains("\"klingon\""));
-        assert!(refusal(r#", "rope_scaling": {"type": "linear"}"#).contains("no positive factor"));
-        assert!(refusal(r#", "head_dim": 7"#).contains("do not fit together"));
-    }
-
-    #[test]
-    fn variants_follow_the_family() {
-        let variant = |qwen| read("", qwen).unwrap().variant;
-        assert_eq!(variant(None), Variant::default());
-        assert_eq!(variant(Some(2)), Variant { qkv_bias: true, ..Variant::default() });
-        assert_eq!(variant(Some(3)), Variant { head_norms: true, ..Variant::default() });
-    }
-}
+#[path = "config_tests.rs"]
+mod tests;

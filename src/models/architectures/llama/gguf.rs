@@ -1,137 +1,217 @@
 //! The metadata of GGUF files.
 
-use super::config::{Llama, Variant};
-use crate::compute::{LONGEST_HEAD, Matrix, RopeStyle, Rotary};
-use crate::models::architectures::transformer::Architecture;
-use crate::models::formats::gguf::{Gguf, GgufValue};
-use crate::{Error, Result};
+use super::dialect::{DIALECTS, Dialect, Windows};
+use super::model::{HeadNorms, Llama, NormNames, Variant};
+use crate::Result;
+use crate::compute::{Activation, LONGEST_HEAD, LayerAttention, Mask, QueryGrowth, Rotary};
+use crate::models::architectures::gguf_keys::Metadata;
+use crate::models::architectures::rope_scaling::{RopeScaling, Yarn};
+use crate::models::architectures::transformer::{Architecture, Factors};
+use crate::models::formats::gguf::Gguf;
 
-/// What the metadata of a GGUF file says; `prefix` is its architecture.
-///
-/// # Errors
-/// [`Error::InvalidFile`] naming what is missing, [`Error::Unsupported`].
-pub(super) fn from_gguf(gguf: &Gguf, prefix: &str) -> Result<Box<dyn Architecture>> {
-    let key = |name: &str| format!("{prefix}.{name}");
-    let (hidden, heads) =
-        (gguf.required(&key("embedding_length"))?, gguf.required(&key("attention.head_count"))?);
-    let model = gguf.path().display().to_string();
-    check_metadata(gguf, prefix)?;
-    let head =
-        gguf.number(&key("attention.key_length")).unwrap_or(hidden / heads.max(1)).min(LONGEST_HEAD + 1);
-    let turned = gguf.number(&key("rope.dimension_count")).unwrap_or(head);
-    let llama = prefix == "llama";
-    let base = gguf.float(&key("rope.freq_base")).unwrap_or(10_000.0);
-    let style = if llama { RopeStyle::Interleaved } else { RopeStyle::Neox };
-    let mut rotary = Rotary::new(base, turned.min(head), style);
-    match gguf.text(&key("rope.scaling.type")) {
-        None | Some("none") => {}
-        Some("linear") => {
-            let factor = gguf.float(&key("rope.scaling.factor")).filter(|&x| x > 0.0).unwrap_or(1.0);
-            rotary.frequencies.iter_mut().for_each(|frequency| *frequency /= factor);
-        }
-        Some(other) => {
-            let reason = format!("its rotary scaling is {other:?}; supported are none and linear");
-            return Err(Error::Unsupported { model, reason });
-        }
-    }
-    if gguf.contains("rope_freqs.weight")
-        && let Matrix::Plain(factors) = gguf.matrix("rope_freqs.weight")?
-    {
-        for (frequency, factor) in rotary.frequencies.iter_mut().zip(factors.to_f32()?) {
-            *frequency /= factor;
-        }
-    }
-    let vocabulary = gguf.shape("token_embd.weight").and_then(<[usize]>::first).copied();
-    let described = Llama {
-        hidden,
-        intermediate: gguf.required(&key("feed_forward_length"))?,
-        layers: gguf.required(&key("block_count"))?,
-        heads,
-        kv_heads: gguf.number(&key("attention.head_count_kv")).unwrap_or(heads),
-        head,
-        vocabulary: vocabulary.unwrap_or(0),
-        context: gguf.required(&key("context_length"))?,
-        epsilon: gguf.float(&key("attention.layer_norm_rms_epsilon")).unwrap_or(1e-5),
-        tied: !gguf.contains("output.weight"),
-        rotary,
-        causal: gguf.flag(&key("attention.causal")).unwrap_or(true),
-        variant: Variant {
-            qkv_bias: gguf.contains("blk.0.attn_q.bias"),
-            output_bias: gguf.contains("blk.0.attn_output.bias"),
-            mlp_bias: gguf.contains("blk.0.ffn_up.bias"),
-            head_norms: gguf.contains("blk.0.attn_q_norm.weight"),
-        },
-    };
-    described.check(&model)?;
-    Ok(Box::new(described))
-}
-
-/// Metadata of the architecture that is read, here or for pooling.
-const READ: [&str; 17] = [
-    "context_length",
-    "embedding_length",
-    "block_count",
-    "feed_forward_length",
-    "attention.head_count",
+/// Metadata of the architecture that is read.
+const READ: &[&str] = &[
     "attention.head_count_kv",
     "attention.key_length",
     "attention.layer_norm_rms_epsilon",
-    "attention.causal",
     "rope.dimension_count",
     "rope.freq_base",
     "rope.scaling.type",
     "rope.scaling.factor",
-    "pooling_type",
-    // Of other kinds of scaling, which are refused by their type.
     "rope.scaling.original_context_length",
-    // The tensors say it.
-    "vocab_size",
-    // A note of the first converters.
-    "tensor_data_layout",
 ];
+/// And by families with windows.
+const WINDOWED: &[&str] = &["attention.sliding_window"];
 
-/// Metadata of the architecture whose one supported value changes nothing.
-fn is_neutral(gguf: &Gguf, prefix: &str, name: &str) -> bool {
-    let key = format!("{prefix}.{name}");
-    match gguf.get(&key) {
-        Some(GgufValue::Bool(false)) => true,
-        Some(GgufValue::Integer(0)) => {
-            matches!(name, "expert_count" | "expert_used_count" | "attention.sliding_window")
+/// Metadata that one family alone reads.
+fn own(architecture: &str) -> &'static [&'static str] {
+    match architecture {
+        "gemma2" => {
+            &["attention.sliding_window_pattern", "attn_logit_softcapping", "final_logit_softcapping"]
         }
-        Some(GgufValue::Integer(n)) if name == "attention.value_length" => {
-            let head = gguf.number(&format!("{prefix}.attention.key_length"));
-            let heads = gguf.number(&format!("{prefix}.attention.head_count")).unwrap_or(0).max(1);
-            let hidden = gguf.number(&format!("{prefix}.embedding_length")).unwrap_or(0);
-            i128::try_from(head.unwrap_or(hidden / heads)) == Ok(*n)
+        "gemma3" | "gemma-embedding" => {
+            &["attention.sliding_window_pattern", "rope.freq_base_swa", "final_logit_softcapping"]
         }
-        // What scales by one does not scale.
-        Some(GgufValue::Float(x)) if name.starts_with("rope.scal") => *x == 1.0,
-        Some(GgufValue::Bool(_)) => name == "rope.scaling.finetuned",
-        _ => false,
+        "granite" => &["embedding_scale", "residual_scale", "logit_scale", "attention.scale"],
+        "phi3" => &["rope.scaling.attn_factor"],
+        "mistral3" => {
+            &["attention.temperature_scale", "rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow"]
+        }
+        _ => &[],
     }
 }
 
-/// Refuses metadata of the architecture that nothing here reads.
-fn check_metadata(gguf: &Gguf, prefix: &str) -> Result<()> {
-    let own = |key: &'_ str| key.strip_prefix(prefix)?.strip_prefix('.').map(str::to_owned);
-    let mut names: Vec<String> = gguf.keys().filter_map(own).collect();
-    names.sort_unstable();
-    let unknown = names.iter().find(|name| !READ.contains(&name.as_str()) && !is_neutral(gguf, prefix, name));
-    if let Some(name) = unknown {
-        return Err(Error::Unsupported {
-            model: gguf.path().display().to_string(),
-            reason: format!(
-                "its metadata has {prefix}.{name}, which this package does not know and which may change results; \
-                 choose another file of the model"
-            ),
-        });
+/// Reads the metadata of a GGUF file.
+///
+/// # Errors
+/// [`Error::InvalidFile`](crate::Error::InvalidFile) naming what is missing,
+/// [`Error::Unsupported`](crate::Error::Unsupported).
+pub(super) fn from_gguf(gguf: &Gguf) -> Result<Box<dyn Architecture>> {
+    let metadata = Metadata::of(gguf);
+    let dialect = DIALECTS
+        .iter()
+        .find(|dialect| dialect.gguf.iter().any(|family| family.architecture == metadata.architecture));
+    let Some(dialect) = dialect else { return Err(metadata.unsupported("it is of no family")) };
+    let windowed = match dialect.windows {
+        Windows::Always | Windows::AllBut(_) => WINDOWED,
+        _ => &[],
+    };
+    metadata.refuse_unknown(&[READ, windowed, own(metadata.architecture)])?;
+    let (hidden, heads) =
+        (metadata.required("embedding_length")?, metadata.required("attention.head_count")?);
+    let head = metadata.number("attention.key_length").unwrap_or(hidden / heads.max(1)).min(LONGEST_HEAD + 1);
+    let vocabulary = gguf.shape("token_embd.weight").and_then(<[usize]>::first).copied();
+    let one = Factors::default();
+    let mut llama = Llama {
+        hidden,
+        intermediate: metadata.required("feed_forward_length")?,
+        layers: metadata.required("block_count")?,
+        heads,
+        kv_heads: metadata.number("attention.head_count_kv").unwrap_or(heads),
+        head,
+        vocabulary: vocabulary.unwrap_or(0),
+        context: metadata.required("context_length")?,
+        epsilon: metadata.float("attention.layer_norm_rms_epsilon").unwrap_or(1e-5),
+        tied: !gguf.contains("output.weight"),
+        activation: if dialect.gemma { Activation::GeluTanh } else { Activation::Silu },
+        factors: Factors {
+            embedding: if dialect.gemma {
+                (hidden as f32).sqrt()
+            } else {
+                metadata.float("embedding_scale").unwrap_or(one.embedding)
+            },
+            residual: metadata.float("residual_scale").unwrap_or(one.residual),
+            logits: 1.0 / metadata.float("logit_scale").unwrap_or(1.0),
+            logits_cap: metadata.float("final_logit_softcapping"),
+        },
+        attention: Vec::new(),
+        variant: variant(gguf, head),
+    };
+    llama.check(&metadata.model())?;
+    llama.attention = attention(&metadata, &llama, dialect)?;
+    Ok(Box::new(llama))
+}
+
+/// Which tensors there are says how the model differs from Llama.
+fn variant(gguf: &Gguf, head: usize) -> Variant {
+    let has = |name: &str| gguf.contains(&format!("blk.0.{name}"));
+    let norm = |name: &'static str| has(&format!("{name}.weight")).then_some(name);
+    let head_norms = match gguf.shape("blk.0.attn_q_norm.weight") {
+        None => HeadNorms::None,
+        Some(shape) if shape == [head] => HeadNorms::Each,
+        Some(_) => HeadNorms::All,
+    };
+    Variant {
+        qkv_bias: has("attn_q.bias") || has("attn_qkv.bias"),
+        output_bias: has("attn_output.bias"),
+        mlp_bias: has("ffn_up.bias"),
+        head_norms,
+        norms: NormNames {
+            attention: norm("attn_norm"),
+            output: norm("post_attention_norm"),
+            mlp: norm("ffn_norm"),
+            down: norm("post_ffw_norm"),
+        },
+        // Converters have added it already.
+        norm_offset: 0.0,
+        fused_qkv: has("attn_qkv.weight"),
+        fused_mlp: !has("ffn_gate.weight"),
     }
-    let key = format!("{prefix}.attention.head_count_kv");
-    if gguf.get(&key).is_some() && gguf.number(&key).is_none() {
-        return Err(Error::Unsupported {
-            model: gguf.path().display().to_string(),
-            reason: format!("its {key} is not one number: layers of different shapes are not supported"),
-        });
+}
+
+fn attention(metadata: &Metadata<'_>, llama: &Llama, dialect: &Dialect) -> Result<Vec<LayerAttention>> {
+    let causal = metadata.flag("attention.causal").unwrap_or(metadata.architecture != "gemma-embedding");
+    let full = rotary(metadata, llama, dialect)?;
+    // Layers of Gemma 3 with a window have a base of their own, and no scaling.
+    let local = if dialect.model_type == "gemma3_text" {
+        let base = metadata.float("rope.freq_base_swa").unwrap_or(10_000.0);
+        Rotary::new(base, llama.head, dialect.styles[1])
+    } else {
+        full.clone()
+    };
+    let size = metadata.number("attention.sliding_window").filter(|&size| size > 0);
+    let period = metadata.number("attention.sliding_window_pattern");
+    let window = |index: usize| match dialect.windows {
+        Windows::Always => size,
+        Windows::AllBut(own) => {
+            let period = period.unwrap_or(own);
+            size.filter(|_| period == 0 || !(index + 1).is_multiple_of(period))
+        }
+        _ => None,
+    };
+    // The largest Gemma 2 and the largest Gemma 3 divide scores by another root, which the file does not say.
+    let scale = match (dialect.model_type, llama.layers) {
+        ("gemma2", 46) | ("gemma3_text", 62) => Some(((llama.hidden / llama.heads) as f32).sqrt().recip()),
+        _ => metadata.float("attention.scale").filter(|scale| *scale != 0.0),
+    };
+    let soft_cap = metadata.float("attn_logit_softcapping");
+    let layer = |index: usize| {
+        let mask = match (causal, window(index)) {
+            (true, None) => Mask::CAUSAL,
+            (true, Some(tokens)) => Mask::sliding(tokens),
+            (false, None) => Mask::FULL,
+            (false, Some(tokens)) => Mask::local(tokens / 2),
+        };
+        let rotated = dialect.windows != Windows::Unrotated || !(index + 1).is_multiple_of(4);
+        let rotary = if window(index).is_some() { &local } else { &full };
+        LayerAttention {
+            scale,
+            soft_cap,
+            rotary: rotated.then(|| rotary.clone()),
+            ..LayerAttention::new(mask)
+        }
+    };
+    let mut layers: Vec<_> = (0..llama.layers).map(layer).collect();
+    if layers.iter().all(|layer| *layer == layers[0]) {
+        layers.truncate(1);
     }
-    Ok(())
+    Ok(layers)
+}
+
+fn rotary(metadata: &Metadata<'_>, llama: &Llama, dialect: &Dialect) -> Result<Rotary> {
+    let width = metadata.number("rope.dimension_count").unwrap_or(llama.head).min(llama.head) / 2 * 2;
+    let base = metadata.float("rope.freq_base").unwrap_or(10_000.0);
+    let original = metadata.number("rope.scaling.original_context_length").unwrap_or(llama.context).max(1);
+    let factor = metadata.float("rope.scaling.factor").filter(|&factor| factor > 0.0);
+    let ministral3 = dialect.model_type == "ministral3";
+    let long = metadata.tensor("rope_factors_long.weight")?;
+    let long = long.zip(metadata.tensor("rope_factors_short.weight")?);
+    let scaling = match (long, metadata.text("rope.scaling.type"), factor) {
+        (Some((long, short)), ..) => RopeScaling::LongRope {
+            short,
+            long,
+            original,
+            attention: metadata.float("rope.scaling.attn_factor").unwrap_or(1.0),
+        },
+        (None, None | Some("none"), _) | (None, Some("linear"), None) => RopeScaling::None,
+        (None, Some("linear"), Some(factor)) => RopeScaling::Linear { factor },
+        (None, Some("yarn"), Some(factor)) => RopeScaling::Yarn(Yarn {
+            factor,
+            original: original as f32,
+            fast: metadata.float("rope.scaling.yarn_beta_fast").unwrap_or(32.0),
+            slow: metadata.float("rope.scaling.yarn_beta_slow").unwrap_or(1.0),
+            truncate: true,
+            // Ministral 3 divides the growth away again.
+            attention: if ministral3 { 1.0 } else { Yarn::growth(factor, 1.0) },
+        }),
+        (_, Some(other), _) => {
+            return Err(metadata.unsupported(format!(
+                "its rotary scaling is {other:?} without what belongs to it; supported are none, linear and yarn with a \
+                 factor, and longrope with tensors of factors"
+            )));
+        }
+    };
+    let style = dialect.styles[1];
+    let mut rotary =
+        scaling.rotary(base, llama.head, width, style).map_err(|reason| metadata.unsupported(reason))?;
+    if let Some(factors) = metadata.tensor("rope_freqs.weight")? {
+        if factors.len() != rotary.frequencies.len() {
+            return Err(metadata.unsupported("its rope_freqs.weight does not fit its heads"));
+        }
+        rotary.frequencies.iter_mut().zip(factors).for_each(|(frequency, factor)| *frequency /= factor);
+    }
+    if let Some(rate) = metadata.float("attention.temperature_scale").filter(|rate| *rate != 0.0) {
+        rotary.query_growth = Some(QueryGrowth { rate, length: original });
+    }
+    Ok(rotary)
 }

@@ -1,0 +1,131 @@
+//! The metadata of a GGUF file that describes its network: keys that begin with the name of its architecture.
+
+use std::path::Path;
+
+use crate::models::formats::gguf::{Gguf, GgufValue};
+use crate::{Error, Result};
+
+/// What every family reads, or what the tensors say as well.
+const COMMON: &[&str] = &[
+    "context_length",
+    "embedding_length",
+    "block_count",
+    "feed_forward_length",
+    "attention.head_count",
+    "attention.causal",
+    "pooling_type",
+    "vocab_size",
+    // A note of the first converters.
+    "tensor_data_layout",
+];
+
+/// The metadata of one architecture.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Metadata<'a> {
+    pub gguf: &'a Gguf,
+    pub architecture: &'a str,
+}
+
+impl<'a> Metadata<'a> {
+    /// That of `general.architecture`.
+    pub(super) fn of(gguf: &'a Gguf) -> Self {
+        Self { gguf, architecture: gguf.text("general.architecture").unwrap_or_default() }
+    }
+
+    fn key(&self, name: &str) -> String {
+        format!("{}.{name}", self.architecture)
+    }
+
+    pub(super) fn number(&self, name: &str) -> Option<usize> {
+        self.gguf.number(&self.key(name))
+    }
+
+    pub(super) fn float(&self, name: &str) -> Option<f32> {
+        self.gguf.float(&self.key(name))
+    }
+
+    pub(super) fn flag(&self, name: &str) -> Option<bool> {
+        self.gguf.flag(&self.key(name))
+    }
+
+    pub(super) fn text(&self, name: &str) -> Option<&'a str> {
+        self.gguf.text(&self.key(name))
+    }
+
+    /// A number that the model cannot do without.
+    ///
+    /// # Errors
+    /// [`Error::InvalidFile`] naming it.
+    pub(super) fn required(&self, name: &str) -> Result<usize> {
+        self.gguf.required(&self.key(name))
+    }
+
+    /// Numbers of a small tensor, if the file has it.
+    ///
+    /// # Errors
+    /// Those of reading the file.
+    pub(super) fn tensor(&self, name: &str) -> Result<Option<Vec<f32>>> {
+        if self.gguf.contains(name) { Ok(Some(self.gguf.matrix(name)?.to_f32()?)) } else { Ok(None) }
+    }
+
+    /// The file, as messages name it.
+    pub(super) fn model(&self) -> String {
+        self.path().display().to_string()
+    }
+
+    pub(super) fn path(&self) -> &'a Path {
+        self.gguf.path()
+    }
+
+    /// The error for what this crate cannot compute.
+    pub(super) fn unsupported(&self, reason: impl Into<String>) -> Error {
+        Error::Unsupported { model: self.model(), reason: reason.into() }
+    }
+
+    /// Refuses metadata that is neither in `read` nor without effect.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] naming it.
+    pub(super) fn refuse_unknown(&self, read: &[&[&str]]) -> Result<()> {
+        let own = |key: &'_ str| key.strip_prefix(self.architecture)?.strip_prefix('.').map(str::to_owned);
+        let mut names: Vec<String> = self.gguf.keys().filter_map(own).collect();
+        names.sort_unstable();
+        let known = |name: &str| COMMON.contains(&name) || read.iter().any(|read| read.contains(&name));
+        if let Some(name) = names.iter().find(|name| !known(name) && !self.is_neutral(name)) {
+            return Err(self.unsupported(format!(
+                "its metadata has {}, which this package does not know and which may change results; choose another file \
+                 of the model",
+                self.key(name)
+            )));
+        }
+        for name in ["attention.head_count", "attention.head_count_kv", "feed_forward_length"] {
+            if self.gguf.get(&self.key(name)).is_some() && self.number(name).is_none() {
+                return Err(self.unsupported(format!(
+                    "its {} is not one number: layers of different shapes are not supported",
+                    self.key(name)
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// Metadata whose one supported value changes nothing.
+    fn is_neutral(&self, name: &str) -> bool {
+        match self.gguf.get(&self.key(name)) {
+            Some(GgufValue::Bool(false)) => true,
+            Some(GgufValue::Integer(0)) => {
+                matches!(name, "expert_count" | "expert_used_count" | "attention.sliding_window")
+            }
+            Some(GgufValue::Integer(n)) if name == "attention.value_length" => {
+                let heads = self.number("attention.head_count").unwrap_or(0).max(1);
+                let hidden = self.number("embedding_length").unwrap_or(0);
+                let head = self.number("attention.key_length").unwrap_or(hidden / heads);
+                i128::try_from(head) == Ok(*n)
+            }
+            // What scales by one does not scale.
+            Some(GgufValue::Float(x)) if name.starts_with("rope.scal") => *x == 1.0,
+            Some(GgufValue::Bool(_)) => name == "rope.scaling.finetuned",
+            _ => false,
+        }
+    }
+}

@@ -1,0 +1,130 @@
+use serde_json::{Value, json};
+
+use super::*;
+use crate::models::architectures::llama::model::{HeadNorms, NormNames};
+
+/// The model of a `config.json` with `extra`.
+fn read_as(model_type: &str, extra: Value) -> Result<Llama> {
+    let mut json = json!({"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 6, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "head_dim": 16, "vocab_size": 100, "max_position_embeddings": 131072});
+    json.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+    let dialect = DIALECTS.iter().find(|dialect| dialect.model_type == model_type).unwrap();
+    let (config, rope): (LlamaConfig, RopeConfig) =
+        (serde_json::from_value(json.clone()).unwrap(), serde_json::from_value(json).unwrap());
+    config.llama("m", &rope, dialect)
+}
+
+fn refusal(model_type: &str, extra: Value) -> String {
+    read_as(model_type, extra).unwrap_err().to_string()
+}
+
+/// Keys before each query, layer by layer.
+fn windows(model_type: &str, extra: Value) -> Vec<usize> {
+    let layers = read_as(model_type, extra).unwrap().attention;
+    layers.iter().map(|layer| if layer.mask == Mask::CAUSAL { 0 } else { layer.mask.before + 1 }).collect()
+}
+
+#[test]
+fn what_is_not_supported_is_named() {
+    assert!(refusal("llama", json!({"hidden_act": "mish"})).contains("hidden_act is \"mish\""));
+    assert!(refusal("gemma", json!({"hidden_act": "silu"})).contains("\"silu\""));
+    assert!(refusal("llama", json!({"rope_scaling": {"type": "klingon"}})).contains("\"klingon\""));
+    assert!(refusal("llama", json!({"head_dim": 7})).contains("do not fit together"));
+    assert!(refusal("llama", json!({"num_hidden_layers": 5000})).contains("do not fit together"));
+    assert!(refusal("gemma2", json!({"sliding_window": 4})).contains("attn_logit_softcapping"));
+    assert!(refusal("gemma3_text", json!({})).contains("sliding_window"));
+    assert!(refusal("granite", json!({"logits_scaling": 0.0})).contains("logits_scaling"));
+    assert!(refusal("smollm3", json!({"no_rope_layers": [1, 0]})).contains("2 of 6 layers"));
+    assert!(refusal("qwen3", json!({"layer_types": ["full_attention"]})).contains("1 of 6 layers"));
+    assert!(refusal("qwen3", json!({"layer_types": ["x", "x", "x", "x", "x", "x"]})).contains("\"x\""));
+    let sliding = json!({"use_sliding_window": true, "sliding_window": 8, "is_causal": false});
+    assert!(refusal("qwen2", sliding).contains("in both directions"));
+    let phi3 = json!({"rope_scaling": {"type": "yarn", "factor": 2.0}});
+    assert!(refusal("phi3", phi3).contains("yarn"));
+}
+
+#[test]
+fn variants_follow_the_family() {
+    let variant = |model_type| read_as(model_type, json!({})).unwrap().variant;
+    assert_eq!(variant("llama"), Variant::LLAMA);
+    assert_eq!(variant("qwen2"), Variant { qkv_bias: true, ..Variant::LLAMA });
+    assert_eq!(variant("qwen3"), Variant { head_norms: HeadNorms::Each, ..Variant::LLAMA });
+    let biased = |model_type| {
+        let Variant { qkv_bias, output_bias, .. } =
+            read_as(model_type, json!({"attention_bias": true})).unwrap().variant;
+        (qkv_bias, output_bias)
+    };
+    assert_eq!(
+        ["llama", "qwen2", "glm4", "olmo2"].map(biased),
+        [(true, true), (true, false), (true, false), (true, true)]
+    );
+    assert!(variant("glm4").qkv_bias && variant("glm4").fused_mlp && !variant("glm4").fused_qkv);
+    assert_eq!(variant("olmo2").norms.attention, None);
+    assert_eq!(variant("gemma").norms, NormNames::FIRST);
+    assert_eq!(variant("gemma").norm_offset, 1.0);
+}
+
+#[test]
+fn windows_are_where_the_family_has_them() {
+    assert_eq!(windows("llama", json!({})), [0]);
+    assert_eq!(windows("mistral", json!({"sliding_window": 9})), [9]);
+    assert_eq!(windows("mistral", json!({})), [0]);
+    assert_eq!(windows("ministral", json!({"sliding_window": 9})), [9]);
+    let caps = json!({"sliding_window": 5, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0});
+    assert_eq!(windows("gemma2", caps), [5, 0, 5, 0, 5, 0]);
+    assert_eq!(windows("gemma3_text", json!({"sliding_window": 5})), [5, 5, 5, 5, 5, 0]);
+    assert_eq!(
+        windows("gemma3_text", json!({"sliding_window": 5, "_sliding_window_pattern": 3})),
+        [5, 5, 0, 5, 5, 0]
+    );
+    assert_eq!(windows("qwen2", json!({"sliding_window": 5, "max_window_layers": 4})), [0]);
+    let flagged = json!({"use_sliding_window": true, "sliding_window": 5, "max_window_layers": 4});
+    assert_eq!(windows("qwen2", flagged), [0, 0, 0, 0, 5, 5]);
+    let (full, sliding) = ("full_attention", "sliding_attention");
+    let listed = json!({"sliding_window": 5, "layer_types": [full, sliding, full, full, full, sliding]});
+    assert_eq!(windows("ministral", listed), [0, 5, 0, 0, 0, 5]);
+    let both = json!({"sliding_window": 8, "use_bidirectional_attention": true});
+    let layers = read_as("gemma3_text", both).unwrap().attention;
+    assert_eq!((layers[0].mask, layers[5].mask), (Mask::local(4), Mask::FULL));
+}
+
+#[test]
+fn rotary_positions_differ_by_layer() {
+    let rotated = |extra| {
+        let layers = read_as("smollm3", extra).unwrap().attention;
+        layers.iter().map(|layer| u8::from(layer.rotary.is_some())).collect::<Vec<_>>()
+    };
+    assert_eq!(rotated(json!({})), [1, 1, 1, 0, 1, 1]);
+    assert_eq!(rotated(json!({"no_rope_layer_interval": 2})), [1, 0, 1, 0, 1, 0]);
+    assert_eq!(rotated(json!({"no_rope_layers": [0, 1, 1, 0, 0, 1]})), [0, 1, 1, 0, 0, 1]);
+    let bases = |extra: Value| {
+        let layers = read_as("gemma3_text", extra).unwrap().attention;
+        [&layers[0], &layers[5]].map(|layer| layer.rotary.clone().unwrap())
+    };
+    let new = |base| Rotary::new(base, 16, crate::compute::RopeStyle::Neox);
+    assert_eq!(bases(json!({"sliding_window": 4})), [new(10_000.0), new(1_000_000.0)]);
+    let old = json!({"sliding_window": 4, "rope_theta": 500.0, "rope_local_base_freq": 70.0});
+    assert_eq!(bases(old), [new(70.0), new(500.0)]);
+    let nested = json!({"sliding_window": 4, "rope_parameters": {
+        "full_attention": {"rope_type": "default", "rope_theta": 500.0},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 70.0}}});
+    assert_eq!(bases(nested), [new(70.0), new(500.0)]);
+    let scaled = bases(json!({"sliding_window": 4, "rope_scaling": {"rope_type": "linear", "factor": 8.0}}));
+    assert_eq!((&scaled[0], scaled[1].frequencies[0]), (&new(10_000.0), 0.125));
+}
+
+#[test]
+fn factors_follow_the_family() {
+    let gemma = read_as("gemma", json!({})).unwrap();
+    assert_eq!((gemma.factors.embedding, gemma.activation), (8.0, Activation::GeluTanh));
+    let granite = json!({"embedding_multiplier": 12.0, "residual_multiplier": 0.25, "attention_multiplier": 0.5,
+        "logits_scaling": 8.0});
+    let granite = read_as("granite", granite).unwrap();
+    let expected = Factors { embedding: 12.0, residual: 0.25, logits: 0.125, logits_cap: None };
+    assert_eq!((granite.factors, granite.attention[0].scale), (expected, Some(0.5)));
+    let growth = json!({"rope_parameters": {"rope_type": "yarn", "factor": 2.0, "mscale": 1.0, "mscale_all_dim": 1.0,
+        "original_max_position_embeddings": 16, "llama_4_scaling_beta": 0.1, "max_position_embeddings": 32}});
+    let rotary = read_as("ministral3", growth.clone()).unwrap().attention[0].rotary.clone().unwrap();
+    assert_eq!(rotary.query_growth.map(|growth| (growth.rate, growth.length)), Some((0.1, 16)));
+    assert!(refusal("mistral", growth).contains("llama_4_scaling_beta"));
+}

@@ -1,0 +1,335 @@
+//! Where the families of this kind differ: a line of fields for each `model_type`.
+
+use super::model::{HeadNorms, NormNames, Variant};
+use crate::compute::RopeStyle;
+use crate::models::architectures::family::{Family, GgufFamily};
+use crate::models::heads::layout;
+
+/// Which layers have a sliding window.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Windows {
+    /// None.
+    Never,
+    /// All, if there is a `sliding_window`.
+    Always,
+    /// All but every n-th, unless `layer_types` says otherwise; all with 0.
+    AllBut(usize),
+    /// Those from `max_window_layers` on, with `use_sliding_window`, unless `layer_types` says otherwise.
+    Flagged,
+    /// Those without rotary positions, with `use_sliding_window`, unless `layer_types` says otherwise.
+    Unrotated,
+}
+
+/// How the models of one `model_type` differ from Llama.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Dialect {
+    pub model_type: &'static str,
+    /// What the names of its classes in transformers begin with.
+    pub classes: &'static str,
+    pub keys: &'static [&'static str],
+    pub gguf: &'static [GgufFamily],
+    /// Form of tensors and norms, with all biases that `attention_bias` does not decide.
+    pub variant: Variant,
+    /// Where `attention_bias` is absent.
+    pub attention_bias: bool,
+    /// Whether `attention_bias` counts for the output of attention too.
+    pub output_bias: bool,
+    pub windows: Windows,
+    /// Pairs of rotary positions in transformers' files, and in GGUF files.
+    pub styles: [RopeStyle; 2],
+    /// `partial_rotary_factor` where it is absent.
+    pub part: f32,
+    /// `rope_theta` where it is absent.
+    pub base: f32,
+    /// `rms_norm_eps` where it is absent.
+    pub epsilon: f32,
+    /// `tie_word_embeddings` where it is absent.
+    pub tied: bool,
+    /// `head_dim` where it is absent; with 0 the heads divide a state.
+    pub head: usize,
+    /// `query_pre_attn_scalar` where it is absent.
+    pub query_scalar: Option<f32>,
+    /// Gemma: embeddings times the root of their length, GELU in its tanh form.
+    pub gemma: bool,
+    /// Gemma 2: scores and logits have soft caps.
+    pub caps: bool,
+    /// Whether models with a head of classes are known.
+    pub classifies: bool,
+}
+
+/// The keys that all read, and more.
+macro_rules! keys {
+    ($($more:literal),*) => {
+        &[
+            "hidden_size",
+            "intermediate_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "num_key_value_heads",
+            "head_dim",
+            "vocab_size",
+            "max_position_embeddings",
+            "rms_norm_eps",
+            "rope_theta",
+            "rope_scaling",
+            "rope_parameters",
+            "partial_rotary_factor",
+            "tie_word_embeddings",
+            "hidden_act",
+            "is_causal",
+            "use_bidirectional_attention",
+            $($more),*
+        ]
+    };
+}
+
+const NEOX: [RopeStyle; 2] = [RopeStyle::Neox; 2];
+
+const LLAMA: Dialect = Dialect {
+    model_type: "llama",
+    classes: "Llama",
+    keys: keys!["attention_bias", "mlp_bias", "layer_types"],
+    gguf: &[GgufFamily::generators("llama", super::from_gguf)],
+    variant: Variant::LLAMA,
+    attention_bias: false,
+    output_bias: true,
+    windows: Windows::Never,
+    // Converters permute queries and keys so that pairs are neighbours.
+    styles: [RopeStyle::Neox, RopeStyle::Interleaved],
+    part: 1.0,
+    base: 10_000.0,
+    epsilon: 1e-6,
+    tied: false,
+    head: 0,
+    query_scalar: None,
+    gemma: false,
+    caps: false,
+    classifies: false,
+};
+
+const GEMMA: Dialect = Dialect {
+    model_type: "gemma",
+    classes: "Gemma",
+    keys: keys!["attention_bias", "hidden_activation"],
+    gguf: &[GgufFamily::generators("gemma", super::from_gguf)],
+    variant: Variant { norm_offset: 1.0, ..Variant::LLAMA },
+    styles: NEOX,
+    tied: true,
+    head: 256,
+    gemma: true,
+    ..LLAMA
+};
+
+const GEMMA2: Dialect = Dialect {
+    model_type: "gemma2",
+    classes: "Gemma2",
+    keys: keys![
+        "attention_bias",
+        "hidden_activation",
+        "query_pre_attn_scalar",
+        "sliding_window",
+        "layer_types",
+        "attn_logit_softcapping",
+        "final_logit_softcapping"
+    ],
+    gguf: &[GgufFamily::generators("gemma2", super::from_gguf)],
+    variant: Variant {
+        norms: NormNames {
+            attention: Some("input_layernorm"),
+            output: Some("post_attention_layernorm"),
+            mlp: Some("pre_feedforward_layernorm"),
+            down: Some("post_feedforward_layernorm"),
+        },
+        ..GEMMA.variant
+    },
+    windows: Windows::AllBut(2),
+    query_scalar: Some(256.0),
+    caps: true,
+    ..GEMMA
+};
+
+const SLIDING: &[&str] =
+    keys!["attention_bias", "layer_types", "use_sliding_window", "sliding_window", "max_window_layers"];
+
+/// All of them.
+pub(super) const DIALECTS: [Dialect; 14] = [
+    Dialect { classifies: true, ..LLAMA },
+    Dialect {
+        model_type: "qwen2",
+        classes: "Qwen2",
+        keys: SLIDING,
+        gguf: &[GgufFamily::generators("qwen2", super::from_gguf)],
+        variant: Variant { qkv_bias: true, ..Variant::LLAMA },
+        output_bias: false,
+        windows: Windows::Flagged,
+        classifies: true,
+        styles: NEOX,
+        ..LLAMA
+    },
+    Dialect {
+        model_type: "qwen3",
+        classes: "Qwen3",
+        keys: SLIDING,
+        gguf: &[GgufFamily { embeds: true, ..GgufFamily::generators("qwen3", super::from_gguf) }],
+        variant: Variant { head_norms: HeadNorms::Each, ..Variant::LLAMA },
+        windows: Windows::Flagged,
+        classifies: true,
+        styles: NEOX,
+        ..LLAMA
+    },
+    Dialect {
+        model_type: "mistral",
+        classes: "Mistral",
+        keys: keys!["sliding_window"],
+        gguf: &[],
+        windows: Windows::Always,
+        ..LLAMA
+    },
+    Dialect {
+        model_type: "ministral",
+        classes: "Ministral",
+        keys: keys!["sliding_window", "layer_types"],
+        gguf: &[],
+        windows: Windows::AllBut(0),
+        ..LLAMA
+    },
+    Dialect {
+        model_type: "ministral3",
+        classes: "Ministral3",
+        keys: keys!["sliding_window"],
+        gguf: &[GgufFamily::generators("mistral3", super::from_gguf)],
+        windows: Windows::Always,
+        epsilon: 1e-5,
+        head: 128,
+        ..LLAMA
+    },
+    Dialect {
+        model_type: "smollm3",
+        classes: "SmolLM3",
+        keys: keys![
+            "attention_bias",
+            "mlp_bias",
+            "layer_types",
+            "use_sliding_window",
+            "sliding_window",
+            "max_window_layers",
+            "no_rope_layers",
+            "no_rope_layer_interval"
+        ],
+        gguf: &[GgufFamily::generators("smollm3", super::from_gguf)],
+        windows: Windows::Unrotated,
+        base: 2_000_000.0,
+        tied: true,
+        ..LLAMA
+    },
+    Dialect {
+        model_type: "granite",
+        classes: "Granite",
+        keys: keys![
+            "attention_bias",
+            "mlp_bias",
+            "embedding_multiplier",
+            "residual_multiplier",
+            "attention_multiplier",
+            "logits_scaling"
+        ],
+        gguf: &[GgufFamily::generators("granite", super::from_gguf)],
+        ..LLAMA
+    },
+    Dialect {
+        model_type: "phi3",
+        classes: "Phi3",
+        keys: keys!["sliding_window", "original_max_position_embeddings"],
+        gguf: &[GgufFamily::generators("phi3", super::from_gguf)],
+        variant: Variant { fused_qkv: true, fused_mlp: true, ..Variant::LLAMA },
+        windows: Windows::Always,
+        styles: NEOX,
+        epsilon: 1e-5,
+        ..LLAMA
+    },
+    GEMMA,
+    GEMMA2,
+    Dialect {
+        model_type: "gemma3_text",
+        classes: "Gemma3",
+        keys: keys![
+            "attention_bias",
+            "hidden_activation",
+            "query_pre_attn_scalar",
+            "sliding_window",
+            "sliding_window_pattern",
+            "_sliding_window_pattern",
+            "layer_types",
+            "rope_local_base_freq",
+            "attn_logit_softcapping",
+            "final_logit_softcapping"
+        ],
+        gguf: &[
+            GgufFamily::generators("gemma3", super::from_gguf),
+            GgufFamily::encoders("gemma-embedding", super::from_gguf),
+        ],
+        variant: Variant { head_norms: HeadNorms::Each, ..GEMMA2.variant },
+        windows: Windows::AllBut(6),
+        base: 1_000_000.0,
+        caps: false,
+        ..GEMMA2
+    },
+    Dialect {
+        model_type: "glm4",
+        classes: "Glm4",
+        keys: keys!["attention_bias"],
+        gguf: &[GgufFamily::generators("glm4", super::from_gguf)],
+        variant: Variant {
+            norms: NormNames {
+                output: Some("post_self_attn_layernorm"),
+                down: Some("post_mlp_layernorm"),
+                ..NormNames::FIRST
+            },
+            fused_mlp: true,
+            ..Variant::LLAMA
+        },
+        attention_bias: true,
+        output_bias: false,
+        styles: [RopeStyle::Interleaved; 2],
+        part: 0.5,
+        epsilon: 1.5625e-7,
+        head: 128,
+        ..LLAMA
+    },
+    Dialect {
+        model_type: "olmo2",
+        classes: "Olmo2",
+        keys: keys!["attention_bias"],
+        gguf: &[GgufFamily::generators("olmo2", super::from_gguf)],
+        variant: Variant {
+            head_norms: HeadNorms::All,
+            norms: NormNames {
+                attention: None,
+                output: Some("post_attention_layernorm"),
+                mlp: None,
+                down: Some("post_feedforward_layernorm"),
+            },
+            ..Variant::LLAMA
+        },
+        styles: NEOX,
+        epsilon: 1e-5,
+        ..LLAMA
+    },
+];
+
+/// The families.
+pub(in crate::models::architectures) const FAMILIES: &[Family] = &{
+    let mut families = [family(&LLAMA); DIALECTS.len()];
+    let mut index = 0;
+    while index < families.len() {
+        families[index] = family(&DIALECTS[index]);
+        index += 1;
+    }
+    families
+};
+
+const fn family(dialect: &Dialect) -> Family {
+    let Dialect { model_type, classes, keys, gguf, .. } = *dialect;
+    let classifier = if dialect.classifies { Some(&layout::CAUSAL) } else { None };
+    Family { gguf, classifier, ..Family::new(model_type, classes, keys, super::read) }
+}

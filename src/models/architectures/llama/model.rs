@@ -1,0 +1,226 @@
+//! The model, whatever file describes it.
+
+use crate::compute::{Activation, Biased, Heads, LONGEST_HEAD, LayerAttention, Matrix, Positions, Weight};
+use crate::models::architectures::family::LARGEST_SIZE;
+use crate::models::architectures::tensors::{EmbeddingTensors, LayerTensors, NormTensors, Tensors};
+use crate::models::architectures::transformer::{Architecture, Description, Factors};
+use crate::{Error, Result};
+
+/// More layers than any model has.
+const MOST_LAYERS: usize = 4096;
+
+/// The names of a layer's norms in its files; it has those with a name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::models::architectures) struct NormNames {
+    /// Before attention.
+    pub attention: Option<&'static str>,
+    /// After attention, before the sum.
+    pub output: Option<&'static str>,
+    /// Before the perceptron.
+    pub mlp: Option<&'static str>,
+    /// After the perceptron, before the sum.
+    pub down: Option<&'static str>,
+}
+
+impl NormNames {
+    /// Llama's.
+    pub(in crate::models::architectures) const FIRST: Self = Self {
+        attention: Some("input_layernorm"),
+        output: None,
+        mlp: Some("post_attention_layernorm"),
+        down: None,
+    };
+}
+
+/// The norms of queries and keys.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::models::architectures) enum HeadNorms {
+    /// None.
+    None,
+    /// Of each head.
+    Each,
+    /// Of all heads together.
+    All,
+}
+
+/// Where models of this kind differ.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(in crate::models::architectures) struct Variant {
+    /// Queries, keys and values have biases.
+    pub qkv_bias: bool,
+    /// So has the output of attention.
+    pub output_bias: bool,
+    /// And the perceptron.
+    pub mlp_bias: bool,
+    /// Norms of queries and keys.
+    pub head_norms: HeadNorms,
+    /// The other norms.
+    pub norms: NormNames,
+    /// Added to the scale of every norm.
+    pub norm_offset: f32,
+    /// Queries, keys and values are one tensor.
+    pub fused_qkv: bool,
+    /// The perceptron's gate and its first matrix are one tensor.
+    pub fused_mlp: bool,
+}
+
+impl Variant {
+    /// Llama.
+    pub(in crate::models::architectures) const LLAMA: Self = Self {
+        qkv_bias: false,
+        output_bias: false,
+        mlp_bias: false,
+        head_norms: HeadNorms::None,
+        norms: NormNames::FIRST,
+        norm_offset: 0.0,
+        fused_qkv: false,
+        fused_mlp: false,
+    };
+}
+
+/// What a model of this family is made of, whatever file describes it.
+#[derive(Debug, Clone, PartialEq)]
+pub(in crate::models::architectures) struct Llama {
+    /// Length of a state.
+    pub hidden: usize,
+    /// Length of the perceptron's gate.
+    pub intermediate: usize,
+    /// Layers.
+    pub layers: usize,
+    /// Query heads.
+    pub heads: usize,
+    /// Heads of keys and values.
+    pub kv_heads: usize,
+    /// Length of a head.
+    pub head: usize,
+    /// Tokens.
+    pub vocabulary: usize,
+    /// Positions.
+    pub context: usize,
+    /// Of the normalizations.
+    pub epsilon: f32,
+    /// Whether the matrix of logits is that of embeddings.
+    pub tied: bool,
+    /// Of the perceptron's gate.
+    pub activation: Activation,
+    /// What states and logits are multiplied by.
+    pub factors: Factors,
+    /// The attention of each layer. A shorter list repeats.
+    pub attention: Vec<LayerAttention>,
+    /// Biases, norms and the form of tensors.
+    pub variant: Variant,
+}
+
+impl Llama {
+    pub(super) fn check(&self, model: &str) -> Result<()> {
+        let sizes =
+            [self.hidden, self.intermediate, self.layers, self.heads, self.kv_heads, self.head, self.context];
+        let sound = sizes.iter().all(|&n| n > 0 && n <= LARGEST_SIZE)
+            && self.layers <= MOST_LAYERS
+            && self.heads.is_multiple_of(self.kv_heads)
+            && self.head.is_multiple_of(2)
+            && self.head <= LONGEST_HEAD;
+        if sound {
+            return Ok(());
+        }
+        let reason = format!(
+            "its sizes do not fit together: {} query heads, {} key heads of {}, states of {}, {} layers",
+            self.heads, self.kv_heads, self.head, self.hidden, self.layers
+        );
+        Err(Error::Unsupported { model: model.into(), reason })
+    }
+
+    fn norm(&self, tensors: &dyn Tensors, name: &str, length: usize) -> Result<NormTensors> {
+        let mut scale = tensors.vector(&format!("{name}.weight"), length)?;
+        if self.variant.norm_offset != 0.0 {
+            let values: Vec<f32> =
+                scale.to_f32()?.into_iter().map(|x| x + self.variant.norm_offset).collect();
+            scale = Weight::from_f32(&values, &[length])?;
+        }
+        Ok(NormTensors { scale, shift: None, epsilon: self.epsilon })
+    }
+
+    fn words(&self, tensors: &dyn Tensors, name: &str) -> Result<Matrix> {
+        tensors.matrix(name, [self.vocabulary, self.hidden])
+    }
+}
+
+impl Architecture for Llama {
+    fn describe(&self) -> Description {
+        Description {
+            hidden: self.hidden,
+            layers: self.layers,
+            heads: Heads { heads: self.heads, kv_heads: self.kv_heads, width: self.head },
+            attention: self.attention.clone(),
+            vocabulary: self.vocabulary,
+            context: self.context,
+            activation: self.activation,
+            norm_first: true,
+            positions: Positions::FromZero,
+            factors: self.factors,
+        }
+    }
+
+    fn embeddings(&self, tensors: &dyn Tensors) -> Result<EmbeddingTensors> {
+        let words = self.words(tensors, "model.embed_tokens.weight")?;
+        Ok(EmbeddingTensors { words, positions: None, token_types: None, norm: None })
+    }
+
+    fn layer(&self, tensors: &dyn Tensors, index: usize) -> Result<LayerTensors> {
+        let Self { hidden, heads, kv_heads, head, intermediate, variant, .. } = *self;
+        let (queries, keys) = (heads * head, kv_heads * head);
+        let name = |rest: &str| format!("model.layers.{index}.{rest}");
+        let part = |rest: &str, shape: [usize; 2], bias: bool| -> Result<Biased> {
+            let name = name(rest);
+            let shift = if bias { Some(tensors.vector(&format!("{name}.bias"), shape[0])?) } else { None };
+            Ok((tensors.matrix(&format!("{name}.weight"), shape)?, shift))
+        };
+        let norm = |rest: &str, length: usize| self.norm(tensors, &name(rest), length);
+        let block_norm = |rest: Option<&str>| rest.map(|rest| norm(rest, hidden)).transpose();
+        let head_norms = match variant.head_norms {
+            HeadNorms::None => None,
+            HeadNorms::Each => Some([head, head]),
+            HeadNorms::All => Some([queries, keys]),
+        };
+        let qkv = if variant.fused_qkv {
+            vec![part("self_attn.qkv_proj", [queries + 2 * keys, hidden], variant.qkv_bias)?]
+        } else {
+            vec![
+                part("self_attn.q_proj", [queries, hidden], variant.qkv_bias)?,
+                part("self_attn.k_proj", [keys, hidden], variant.qkv_bias)?,
+                part("self_attn.v_proj", [keys, hidden], variant.qkv_bias)?,
+            ]
+        };
+        let (gate, up) = if variant.fused_mlp {
+            let (both, _) = part("mlp.gate_up_proj", [2 * intermediate, hidden], false)?;
+            let rows = |rows| (both.slice_rows(rows), None);
+            (rows(0..intermediate), rows(intermediate..2 * intermediate))
+        } else {
+            let linear = |rest| part(rest, [intermediate, hidden], variant.mlp_bias);
+            (linear("mlp.gate_proj")?, linear("mlp.up_proj")?)
+        };
+        Ok(LayerTensors {
+            attention_norm: block_norm(variant.norms.attention)?,
+            qkv,
+            head_norms: match head_norms {
+                Some([q, k]) => Some([norm("self_attn.q_norm", q)?, norm("self_attn.k_norm", k)?]),
+                None => None,
+            },
+            output: part("self_attn.o_proj", [hidden, queries], variant.output_bias)?,
+            output_norm: block_norm(variant.norms.output)?,
+            mlp_norm: block_norm(variant.norms.mlp)?,
+            gate: Some(gate),
+            up,
+            down: part("mlp.down_proj", [hidden, intermediate], variant.mlp_bias)?,
+            down_norm: block_norm(variant.norms.down)?,
+        })
+    }
+
+    fn final_norm(&self, tensors: &dyn Tensors) -> Result<Option<NormTensors>> {
+        self.norm(tensors, "model.norm", self.hidden).map(Some)
+    }
+
+    fn head(&self, tensors: &dyn Tensors) -> Result<Matrix> {
+        self.words(tensors, if self.tied { "model.embed_tokens.weight" } else { "lm_head.weight" })
+    }
+}

@@ -1,0 +1,144 @@
+"""Tiny generators of the families that differ from Llama by a few fields, each with another rotary scaling.
+
+They are made as those of `causal` are; their weights are bfloat16, and the references are computed in float32.
+"""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import processors
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from . import causal, files
+from .causal import END, HIDDEN, MESSAGES, POSITIONS, PROMPTS, TURN_END
+from .versions import VERSIONS
+from .weights import random_weights
+
+FULL, SLIDING = "full_attention", "sliding_attention"
+WINDOW = {"sliding_window": 6}
+GEMMA = {"head_dim": 12, "tie_word_embeddings": True}
+GEMMA2 = {**GEMMA, **WINDOW, "hidden_activation": "gelu_pytorch_tanh", "query_pre_attn_scalar": 20}
+YARN = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 10000.0, "original_max_position_embeddings": 16}
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+# What each `config.json` has beside the sizes that all share.
+FAMILIES: dict[str, dict[str, Any]] = {
+    "mistral": {
+        **WINDOW,
+        "rope_parameters": {"rope_type": "proportional", "partial_rotary_factor": 0.5, "rope_theta": 10000.0},
+    },
+    "ministral": {**WINDOW, "head_dim": 12, "layer_types": [SLIDING, FULL], "rope_parameters": YARN},
+    "ministral3": {
+        "head_dim": 12,
+        "rope_parameters": {**YARN, "mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.5},
+    },
+    "smollm3": {
+        "no_rope_layers": [1, 0],
+        "layer_types": [FULL, SLIDING],
+        "use_sliding_window": True,
+        **WINDOW,
+        "attention_bias": True,
+        "mlp_bias": True,
+        "tie_word_embeddings": True,
+        "rope_parameters": {**YARN, "attention_factor": 1.3, "truncate": False},
+    },
+    "granite": {
+        "embedding_multiplier": 3.0,
+        "residual_multiplier": 0.6,
+        "attention_multiplier": 0.4,
+        "logits_scaling": 0.7,
+        "rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0},
+    },
+    "phi3": {
+        "original_max_position_embeddings": 24,
+        "partial_rotary_factor": 0.75,
+        "rope_scaling": {"type": "longrope", "short_factor": [1.0, 1.2, 1.5], "long_factor": [1.5, 4.0, 9.0]},
+        "sliding_window": 30,
+    },
+    "gemma": {**GEMMA, "hidden_act": "gelu_pytorch_tanh", "rope_theta": 10000.0},
+    "gemma2": {**GEMMA2, "attn_logit_softcapping": 3.0, "final_logit_softcapping": 5.0},
+    "gemma3_text": {
+        **GEMMA2,
+        "layer_types": [SLIDING, FULL],
+        "rope_parameters": {
+            SLIDING: {"rope_type": "default", "rope_theta": 100.0},
+            FULL: {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0},
+        },
+    },
+    "glm4": {"head_dim": 12, "attention_bias": True, "partial_rotary_factor": 0.5},
+    "olmo2": {"rope_parameters": {**LLAMA3, "rope_theta": 1000.0, "original_max_position_embeddings": 20}},
+}
+
+
+def config(name: str, vocabulary: int) -> dict[str, Any]:
+    end = vocabulary - 3  # END, TURN, TURN_END come last
+    sizes = {"hidden_size": HIDDEN, "intermediate_size": 48, "num_hidden_layers": 2, "vocab_size": vocabulary}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": POSITIONS}
+    tokens = {"bos_token_id": end, "eos_token_id": end, "pad_token_id": end}
+    common = {"model_type": name, "rms_norm_eps": 1e-5, "tie_word_embeddings": False}
+    return {**common, **sizes, **heads, **tokens, **FAMILIES[name]}
+
+
+def write_tokenizer(name: str, directory: Path) -> int:
+    """Gemma's texts begin with a token; the others' do not."""
+    tokens = causal.write_tokenizer(directory, "llama", POSITIONS)
+    if name.startswith("gemma"):
+        end = tokens.token_to_id(END)
+        tokens.post_processor = processors.TemplateProcessing(single=f"{END} $A", special_tokens=[(END, end)])
+        tokens.save(str(directory / "tokenizer.json"), pretty=False)
+        ends = [end, tokens.token_to_id(TURN_END)]
+        files.write_json(directory / "generation_config.json", {"eos_token_id": ends})
+    return tokens.get_vocab_size()
+
+
+def write_weights(name: str, directory: Path, seed: int) -> None:
+    empty = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(directory))
+    shapes = {key: tensor.shape for key, tensor in empty.state_dict().items()}
+    if empty.config.tie_word_embeddings:
+        del shapes["lm_head.weight"]
+    # Gemma multiplies embeddings by the root of their length, and adds one to its norms.
+    gemma = name.startswith("gemma")
+    tensors = random_weights(shapes, seed, gain=2.0, embedding=0.1 if gemma else 0.3)
+    norms = {key for key, tensor in tensors.items() if gemma and tensor.ndim == 1}
+    narrow = {key: (tensor - int(key in norms)).to(torch.bfloat16).contiguous() for key, tensor in tensors.items()}
+    files.save_single(directory, narrow)
+
+
+def answers(directory: Path) -> tuple[list[dict[str, Any]], float]:
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    options = {"dtype": torch.float32, "attn_implementation": "eager"}
+    model = AutoModelForCausalLM.from_pretrained(directory, **options).eval()
+    exact = AutoModelForCausalLM.from_pretrained(directory, **options).eval().double()
+    with torch.no_grad():
+        cases = [causal.case(model, exact, tokenizer, prompt) for prompt in PROMPTS]
+    return [case for case, _ in cases], max(error for _, error in cases)
+
+
+def make(name: str, root: Path) -> None:
+    directory = root / name
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(parents=True)
+    files.write_json(directory / "config.json", config(name, write_tokenizer(name, directory)))
+    for seed in range(100, 200):  # the first whose answers no rounding decides
+        write_weights(name, directory, seed)
+        try:
+            cases, error = answers(directory)
+        except ValueError as near_tie:
+            print(f"{name}, seed {seed}: {near_tie}", flush=True)
+            continue
+        break
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    text = tokenizer.apply_chat_template(MESSAGES, tokenize=False, add_generation_prompt=True)
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    found = {
+        "made_with": VERSIONS,
+        "seed": seed,
+        "penalties": {"repetition_penalty": 1.3, "no_repeat_ngram_size": 3},
+        "cases": cases,
+        "float64_error": float(f"{error:.1e}"),
+        "chat": {"messages": MESSAGES, "text": text, "ids": ids},
+    }
+    files.write_json(directory / "reference.json", found)
+    size = sum(file.stat().st_size for file in directory.rglob("*") if file.is_file())
+    print(f"{name}: seed {seed}, {size / 1000:.0f} kB, float64 error {found['float64_error']}", flush=True)

@@ -1,0 +1,122 @@
+"""How converters write the tiny generators into GGUF files: metadata and the names of tensors, by the `gguf` package.
+
+The test writes such files from the fixtures' own weights, and compares their logits with the same references.
+"""
+
+import json
+import math
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import gguf
+from gguf import Keys
+from safetensors import safe_open
+from transformers import AutoConfig
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+from . import files
+
+# The name of a family in GGUF files, where it is another, and the families whose queries and keys are permuted.
+NAMES = {"ministral3": "mistral3", "gemma3_text": "gemma3"}
+PERMUTED = ("llama", "ministral3", "granite")
+FAMILIES = ("gpt2", "llama", "qwen2", "qwen3", "ministral3", "granite", "phi3", "gemma", "gemma2", "gemma3_text")
+FAMILIES += ("glm4", "olmo2")
+
+
+def scaling(config: dict[str, Any]) -> dict[str, Any]:
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    rope = rope.get("full_attention", rope)
+    if rope.get("rope_type") not in ("linear", "yarn"):
+        return {}
+    found = {Keys.Rope.SCALING_TYPE: rope["rope_type"], Keys.Rope.SCALING_FACTOR: rope["factor"]}
+    if rope["rope_type"] == "yarn":
+        found[Keys.Rope.SCALING_ORIG_CTX_LEN] = rope["original_max_position_embeddings"]
+    return found
+
+
+def metadata(family: str, config: dict[str, Any]) -> dict[str, Any]:
+    """Names have `{arch}` where that of the architecture belongs."""
+    if family == "gpt2":
+        return {
+            Keys.LLM.CONTEXT_LENGTH: config["n_positions"],
+            Keys.LLM.EMBEDDING_LENGTH: config["n_embd"],
+            Keys.LLM.FEED_FORWARD_LENGTH: 4 * config["n_embd"],
+            Keys.LLM.BLOCK_COUNT: config["n_layer"],
+            Keys.Attention.HEAD_COUNT: config["n_head"],
+            Keys.Attention.LAYERNORM_EPS: config["layer_norm_epsilon"],
+        }
+    head = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    rope = config.get("rope_parameters") or {}
+    rope = rope.get("full_attention", rope)
+    found = {
+        Keys.LLM.CONTEXT_LENGTH: config["max_position_embeddings"],
+        Keys.LLM.EMBEDDING_LENGTH: config["hidden_size"],
+        Keys.LLM.FEED_FORWARD_LENGTH: config["intermediate_size"],
+        Keys.LLM.BLOCK_COUNT: config["num_hidden_layers"],
+        Keys.Attention.HEAD_COUNT: config["num_attention_heads"],
+        Keys.Attention.HEAD_COUNT_KV: config["num_key_value_heads"],
+        Keys.Attention.KEY_LENGTH: head,
+        Keys.Attention.VALUE_LENGTH: head,
+        Keys.Attention.LAYERNORM_RMS_EPS: config["rms_norm_eps"],
+        Keys.Rope.FREQ_BASE: rope.get("rope_theta") or config.get("rope_theta") or 10000.0,
+        Keys.Rope.DIMENSION_COUNT: int(head * config.get("partial_rotary_factor", 1)),
+        **scaling(config),
+    }
+    if family == "granite":
+        found[Keys.LLM.EMBEDDING_SCALE] = config["embedding_multiplier"]
+        found[Keys.LLM.RESIDUAL_SCALE] = config["residual_multiplier"]
+        found[Keys.LLM.LOGIT_SCALE] = config["logits_scaling"]
+        found[Keys.Attention.SCALE] = config["attention_multiplier"]
+    if family in ("phi3", "gemma2", "gemma3_text"):
+        found[Keys.Attention.SLIDING_WINDOW] = config["sliding_window"]
+    if family == "gemma3_text":
+        found[Keys.Attention.SLIDING_WINDOW_PATTERN] = 2
+        found["{arch}.rope.freq_base_swa"] = config["rope_parameters"]["sliding_attention"]["rope_theta"]
+    if family == "gemma2":
+        found[Keys.LLM.ATTN_LOGIT_SOFTCAPPING] = config["attn_logit_softcapping"]
+        found[Keys.LLM.FINAL_LOGIT_SOFTCAPPING] = config["final_logit_softcapping"]
+    if family == "phi3":
+        original = config["original_max_position_embeddings"]
+        growth = math.log(config["max_position_embeddings"] / original) / math.log(original)
+        found[Keys.Rope.SCALING_ORIG_CTX_LEN] = original
+        found[Keys.Rope.SCALING_ATTN_FACTOR] = math.sqrt(1 + growth)
+    if family == "ministral3":
+        found[Keys.Attention.TEMPERATURE_SCALE] = rope["llama_4_scaling_beta"]
+    return found
+
+
+def factors(family: str, config: dict[str, Any]) -> dict[str, list[float]]:
+    """Tensors of divisors of the frequencies."""
+    if family == "phi3":
+        scaling = config["rope_scaling"]
+        names = {"short": "rope_factors_short.weight", "long": "rope_factors_long.weight"}
+        return {name: scaling[f"{kind}_factor"] for kind, name in names.items()}
+    if family == "olmo2":
+        full = AutoConfig.for_model(**config)
+        scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](full, "cpu")
+        width = config["hidden_size"] // config["num_attention_heads"]
+        plain = [full.rope_parameters["rope_theta"] ** (-pair / width) for pair in range(0, width, 2)]
+        return {"rope_freqs.weight": [own / float(other) for own, other in zip(plain, scaled, strict=True)]}
+    return {}
+
+
+def make(root: Path) -> None:
+    found = {}
+    for family in FAMILIES:
+        config = json.loads((root / family / "config.json").read_text(encoding="utf-8"))
+        name = NAMES.get(family, family)
+        kind = next(kind for kind, text in gguf.MODEL_ARCH_NAMES.items() if text == name)
+        layers = config.get("num_hidden_layers") or config["n_layer"]
+        table = gguf.get_tensor_name_map(kind, layers)
+        with safe_open(root / family / "model.safetensors", "np") as tensors:
+            names = {key: table.get_name(key, (".weight", ".bias")) for key in tensors.keys()}
+        missing = [key for key, own in names.items() if own is None]
+        assert not missing, (family, missing)
+        keys = {key.format(arch=name): value for key, value in metadata(family, config).items()}
+        permuted = {"heads": config.get("num_attention_heads"), "kv_heads": config.get("num_key_value_heads")}
+        found[family] = {"architecture": name, "metadata": keys, "names": names}
+        found[family] |= {"permuted": permuted if family in PERMUTED else None}
+        found[family] |= {"factors": factors(family, config)}
+    versions = {"gguf": version("gguf")}
+    files.write_json(root / "gguf_headers.json", {"made_with": versions, "families": found})
