@@ -22,6 +22,7 @@ NAMES = {"ministral3": "mistral3", "gemma3_text": "gemma3"}
 PERMUTED = ("llama", "ministral3", "granite")
 FAMILIES = ("gpt2", "llama", "qwen2", "qwen3", "ministral3", "granite", "phi3", "gemma", "gemma2", "gemma3_text")
 FAMILIES += ("glm4", "olmo2")
+ENCODERS = ("bert_wordpiece", "xlmr")
 
 
 def scaling(config: dict[str, Any]) -> dict[str, Any]:
@@ -45,6 +46,17 @@ def metadata(family: str, config: dict[str, Any]) -> dict[str, Any]:
             Keys.LLM.BLOCK_COUNT: config["n_layer"],
             Keys.Attention.HEAD_COUNT: config["n_head"],
             Keys.Attention.LAYERNORM_EPS: config["layer_norm_epsilon"],
+        }
+    if family in ENCODERS:  # XLM-R's table has two rows that no token has
+        return {
+            Keys.LLM.CONTEXT_LENGTH: config["max_position_embeddings"] - (2 if family == "xlmr" else 0),
+            Keys.LLM.EMBEDDING_LENGTH: config["hidden_size"],
+            Keys.LLM.FEED_FORWARD_LENGTH: config["intermediate_size"],
+            Keys.LLM.BLOCK_COUNT: config["num_hidden_layers"],
+            Keys.Attention.HEAD_COUNT: config["num_attention_heads"],
+            Keys.Attention.LAYERNORM_EPS: config["layer_norm_eps"],
+            Keys.Attention.CAUSAL: False,
+            Keys.LLM.POOLING_TYPE: int(gguf.PoolingType.MEAN),
         }
     head = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
     rope = config.get("rope_parameters") or {}
@@ -102,21 +114,24 @@ def factors(family: str, config: dict[str, Any]) -> dict[str, list[float]]:
 
 
 def make(root: Path) -> None:
-    found = {}
-    for family in FAMILIES:
+    found: dict[str, Any] = {}
+    for family in (*FAMILIES, *ENCODERS):
         config = json.loads((root / family / "config.json").read_text(encoding="utf-8"))
-        name = NAMES.get(family, family)
+        name = "bert" if family in ENCODERS else NAMES.get(family, family)
         kind = next(kind for kind, text in gguf.MODEL_ARCH_NAMES.items() if text == name)
         layers = config.get("num_hidden_layers") or config["n_layer"]
         table = gguf.get_tensor_name_map(kind, layers)
         with safe_open(root / family / "model.safetensors", "np") as tensors:
-            names = {key: table.get_name(key, (".weight", ".bias")) for key in tensors.keys()}
+            keys = [key for key in tensors.keys() if not key.startswith("pooler.") and "position_ids" not in key]
+        names = {key: table.get_name(key, (".weight", ".bias")) for key in keys}
         missing = [key for key, own in names.items() if own is None]
         assert not missing, (family, missing)
-        keys = {key.format(arch=name): value for key, value in metadata(family, config).items()}
+        own = {key.format(arch=name): value for key, value in metadata(family, config).items()}
         permuted = {"heads": config.get("num_attention_heads"), "kv_heads": config.get("num_key_value_heads")}
-        found[family] = {"architecture": name, "metadata": keys, "names": names}
+        found[family] = {"architecture": name, "metadata": own, "names": names}
         found[family] |= {"permuted": permuted if family in PERMUTED else None}
         found[family] |= {"factors": factors(family, config)}
     versions = {"gguf": version("gguf")}
-    files.write_json(root / "gguf_headers.json", {"made_with": versions, "families": found})
+    encoders = {name: found.pop(name) for name in ENCODERS}
+    whole = {"made_with": versions, "families": found, "encoders": encoders}
+    files.write_json(root / "gguf_headers.json", whole)

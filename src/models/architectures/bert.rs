@@ -4,18 +4,23 @@
 
 use serde::Deserialize;
 
-use super::family::{ConfigFile, Family, LARGEST_SIZE, ReadConfig};
+use super::family::{ConfigFile, Family, GgufFamily, LARGEST_SIZE, ReadConfig};
+use super::gguf_keys::Metadata;
 use super::tensors::{EmbeddingTensors, LayerTensors, NormTensors, Tensors};
 use super::transformer::{Architecture, Description, Factors};
 use crate::compute::{
     Activation, Biased, Heads, LONGEST_HEAD, LayerAttention, Mask, Matrix, Positions, Weight,
 };
+use crate::models::formats::gguf::Gguf;
 use crate::models::heads::layout::{self, ClassifierHead};
 use crate::{Error, Result};
 
 /// BERT, and the families that number positions after the padding id.
 pub(super) const FAMILIES: &[Family] = &[
-    family("bert", "Bert", &layout::BERT, read_bert),
+    Family {
+        gguf: &[GgufFamily::encoders("bert", from_gguf)],
+        ..family("bert", "Bert", &layout::BERT, read_bert)
+    },
     family("xlm-roberta", "XLMRoberta", &layout::ROBERTA, read_roberta),
     family("roberta", "Roberta", &layout::ROBERTA, read_roberta),
     family("camembert", "Camembert", &layout::ROBERTA, read_roberta),
@@ -52,6 +57,32 @@ fn read(
 ) -> Result<Box<dyn Architecture>> {
     let activation = config.check(file.model)?;
     Ok(Box::new(Bert { config, activation, positions, context }))
+}
+
+/// Converters cut the rows of XLM-R's position table that no token has, so that its positions start at 0 too.
+fn from_gguf(gguf: &Gguf) -> Result<Box<dyn Architecture>> {
+    let metadata = Metadata::of(gguf);
+    metadata.refuse_unknown(&[&["attention.layer_norm_epsilon"]])?;
+    if metadata.flag("attention.causal") == Some(true) {
+        return Err(metadata.unsupported("its attention is causal (bert.attention.causal)"));
+    }
+    let rows = |name: &str| gguf.shape(name).and_then(<[usize]>::first).copied().unwrap_or(0);
+    let config = BertConfig {
+        vocab_size: rows("token_embd.weight"),
+        hidden_size: metadata.required("embedding_length")?,
+        num_hidden_layers: metadata.required("block_count")?,
+        num_attention_heads: metadata.required("attention.head_count")?,
+        intermediate_size: metadata.required("feed_forward_length")?,
+        max_position_embeddings: rows("position_embd.weight"),
+        type_vocab_size: rows("token_types.weight"),
+        hidden_act: gelu(),
+        layer_norm_eps: metadata.float("attention.layer_norm_epsilon").unwrap_or(epsilon()),
+        pad_token_id: None,
+        position_embedding_type: None,
+    };
+    let activation = config.check(&metadata.model())?;
+    let context = metadata.required("context_length")?.min(config.max_position_embeddings);
+    Ok(Box::new(Bert { config, activation, positions: Positions::FromZero, context }))
 }
 
 /// A BERT whose configuration was checked.

@@ -12,7 +12,7 @@ pub(crate) struct GgufTensors<'a>(pub &'a Gguf);
 impl GgufTensors<'_> {
     /// The name that a GGUF file gives a tensor.
     pub(crate) fn renamed(name: &str) -> String {
-        const PARTS: [(&str, &str); 25] = [
+        const PARTS: [(&str, &str); 37] = [
             ("model.layers.", "blk."),
             ("input_layernorm", "attn_norm"),
             ("post_attention_layernorm", "ffn_norm"),
@@ -29,6 +29,19 @@ impl GgufTensors<'_> {
             ("mlp.down_proj", "ffn_down"),
             ("model.embed_tokens", "token_embd"),
             ("lm_head", "output"),
+            // BERT.
+            ("encoder.layer.", "blk."),
+            ("attention.self.query", "attn_q"),
+            ("attention.self.key", "attn_k"),
+            ("attention.self.value", "attn_v"),
+            ("attention.output.dense", "attn_output"),
+            ("attention.output.LayerNorm", "attn_output_norm"),
+            ("intermediate.dense", "ffn_up"),
+            ("output.dense", "ffn_down"),
+            ("embeddings.word_embeddings", "token_embd"),
+            ("embeddings.position_embeddings", "position_embd"),
+            ("embeddings.token_type_embeddings", "token_types"),
+            ("embeddings.LayerNorm", "token_embd_norm"),
             // GPT-2.
             ("attn.c_attn", "attn_qkv"),
             ("attn.c_proj", "attn_output"),
@@ -42,7 +55,7 @@ impl GgufTensors<'_> {
         ];
         let name = name.strip_prefix("h.").map_or_else(|| name.to_owned(), |layer| format!("blk.{layer}"));
         let name = PARTS.iter().fold(name, |name, (theirs, ours)| name.replace(theirs, ours));
-        name.replace("model.norm", "output_norm")
+        name.replace("model.norm", "output_norm").replace("output.LayerNorm", "layer_output_norm")
     }
 }
 
@@ -79,3 +92,7 @@ impl GgufTensors<'_> {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "gguf_encoder_tests.rs"]
+mod tests;

@@ -466,9 +466,9 @@ fn gguf_files_that_do_not_embed_are_refused() {
     assert!(
         refused(&|writer| endless(writer).number("tokenizer.ggml.eos_token_id", 999)).contains("end token")
     );
-    let other = Writer::default().text("general.architecture", "bert").write();
+    let other = Writer::default().text("general.architecture", "mamba").write();
     let files = ModelFiles::gguf("m.gguf", other.1).unwrap();
-    assert!(ModelConfig::read(&files, ModelKind::Embedding).unwrap_err().to_string().contains("\"bert\""));
+    assert!(ModelConfig::read(&files, ModelKind::Embedding).unwrap_err().to_string().contains("\"mamba\""));
     assert!(ModelFiles::gguf("m.gguf", "/nowhere/m.gguf".into()).is_err());
 }
 

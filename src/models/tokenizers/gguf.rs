@@ -1,7 +1,7 @@
 //! The tokenizer that a GGUF file carries in its metadata.
 //!
-//! Two kinds: byte-level BPE (`gpt2`), whose way of splitting words the file only names, and SentencePiece BPE
-//! (`llama`), whose merges follow from the scores of its pieces.
+//! Here are byte-level BPE (`gpt2`), whose way of splitting words the file only names, and SentencePiece BPE
+//! (`llama`), whose merges follow from the scores of its pieces; [`gguf_words`](super::gguf_words) has those of encoders.
 
 use std::collections::HashMap;
 
@@ -20,6 +20,7 @@ use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::processors::template::TemplateProcessing;
 use tokenizers::{AddedToken, SplitDelimiterBehavior, Tokenizer};
 
+use super::gguf_words::{unigram, word_piece};
 use crate::models::formats::gguf::{Gguf, GgufValue};
 use crate::{Error, Result};
 
@@ -28,9 +29,14 @@ pub(super) const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]
 /// How Qwen 2 splits text: the same, one digit at a time.
 pub(super) const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
+/// How Mistral's later tokenizers (Tekken) split text: a word may have a capital only at its beginning.
+const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+/// How Phi 4 mini splits text, published as o200k: the same, up to three digits at a time, contractions with their word.
+const O200K: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+
 /// Token types of `tokenizer.ggml.token_type`.
-const UNKNOWN: i128 = 2;
-const CONTROL: i128 = 3;
+pub(super) const UNKNOWN: i128 = 2;
+pub(super) const CONTROL: i128 = 3;
 const USER_DEFINED: i128 = 4;
 
 /// Tokens that end an answer, whatever the file calls its end of text and whatever type it gives them: as llama.cpp
@@ -71,6 +77,8 @@ pub struct GgufTokenizer {
     pub end_id: Option<u32>,
     /// All tokens that end an answer.
     pub ends: Vec<u32>,
+    /// Whether a text to embed gets the end-of-text token.
+    pub adds_end: bool,
 }
 
 /// Builds the tokenizer of `gguf`.
@@ -107,13 +115,18 @@ pub fn tokenizer(gguf: &Gguf) -> Result<GgufTokenizer> {
     ends.extend(looks);
     ends.sort_unstable();
     ends.dedup();
+    let kind = gguf.text("tokenizer.ggml.model").unwrap_or_default();
     let mut tokenizer = match gguf.text("tokenizer.ggml.model") {
         Some("gpt2") => byte_level(gguf, &pieces)?,
         Some("llama") => sentence_piece(gguf, &pieces, &types)?,
+        Some("bert") => word_piece(gguf, &pieces, &types)?,
+        Some("t5") => unigram(gguf, &pieces, &types)?,
         other => {
             return Err(unsupported(
                 gguf,
-                format!("its tokenizer is {other:?}; supported are gpt2 (BPE) and llama"),
+                format!(
+                    "its tokenizer is {other:?}; supported are gpt2 (BPE), llama, bert (WordPiece) and t5 (Unigram)"
+                ),
             ));
         }
     };
@@ -125,7 +138,12 @@ pub fn tokenizer(gguf: &Gguf) -> Result<GgufTokenizer> {
             _ => special && is_end(id),
         };
         let tokens = pieces.iter().enumerate().filter(|(id, _)| wanted(*id));
-        tokens.map(|(_, piece)| AddedToken::from(piece.clone(), special).normalized(false)).collect()
+        // XLM-R's mask takes the space before it.
+        let takes_space = |piece: &str| kind == "t5" && piece == "<mask>";
+        let token = |piece: &String| {
+            AddedToken::from(piece.clone(), special).normalized(false).lstrip(takes_space(piece))
+        };
+        tokens.map(|(_, piece)| token(piece)).collect()
     };
     let damaged = |e: tokenizers::Error| invalid(gguf, format!("its tokenizer does not fit together: {e}"));
     tokenizer.add_special_tokens(added(true)).map_err(damaged)?;
@@ -134,7 +152,9 @@ pub fn tokenizer(gguf: &Gguf) -> Result<GgufTokenizer> {
     let (begin, end) = (number("bos"), number("eos"));
     let llama = gguf.text("tokenizer.ggml.model") == Some("llama")
         || gguf.text("tokenizer.ggml.pre").is_some_and(|pre| BEGIN.contains(&pre));
-    if let Some(id) = begin.filter(|_| gguf.flag("tokenizer.ggml.add_bos_token").unwrap_or(llama)) {
+    // WordPiece has its first and last token already.
+    let begins = gguf.flag("tokenizer.ggml.add_bos_token").unwrap_or(llama) && kind != "bert";
+    if let Some(id) = begin.filter(|_| begins) {
         let piece = pieces[id].clone();
         let template = TemplateProcessing::builder()
             .try_single(format!("{piece} $A"))
@@ -150,6 +170,7 @@ pub fn tokenizer(gguf: &Gguf) -> Result<GgufTokenizer> {
         end: spelling(end),
         end_id: end.map(|id| id as u32),
         ends,
+        adds_end: gguf.flag("tokenizer.ggml.add_eos_token").unwrap_or(kind == "t5") && kind != "bert",
     })
 }
 
@@ -171,12 +192,17 @@ fn byte_level(gguf: &Gguf, pieces: &[String]) -> Result<Tokenizer> {
         "default" | "gpt-2" | "gpt2" | "mpt" | "olmo" | "jais" => (vec![bytes(true)], false),
         "smollm" | "codeshell" | "refact" | "command-r" | "starcoder" => (vec![digits(), bytes(true)], false),
         "llama-bpe" | "llama3" | "llama-v3" | "smaug-bpe" => (vec![pattern(LLAMA3)?, bytes(false)], true),
+        // OLMo 2 and GLM 4 split in the same way, and merge every word.
+        "dbrx" | "glm4" | "chatglm-bpe" => (vec![pattern(LLAMA3)?, bytes(false)], false),
+        "tekken" => (vec![pattern(TEKKEN)?, bytes(false)], true),
+        "gpt-4o" => (vec![pattern(O200K)?, bytes(false)], false),
         "qwen2" | "deepseek-r1-qwen" => (vec![pattern(QWEN2)?, bytes(false)], false),
         other => {
             return Err(unsupported(
                 gguf,
                 format!(
-                    "its tokenizer splits text as {other:?} does; supported are gpt-2, smollm, llama-bpe, qwen2"
+                    "its tokenizer splits text as {other:?} does; supported are gpt-2, smollm, llama-bpe, qwen2, refact, dbrx, glm4, \
+                     tekken, gpt-4o"
                 ),
             ));
         }
@@ -196,15 +222,7 @@ fn byte_level(gguf: &Gguf, pieces: &[String]) -> Result<Tokenizer> {
 }
 
 fn sentence_piece(gguf: &Gguf, pieces: &[String], types: &[i128]) -> Result<Tokenizer> {
-    let scores: Vec<f64> = gguf
-        .array("tokenizer.ggml.scores")
-        .unwrap_or_default()
-        .iter()
-        .map(|score| if let GgufValue::Float(score) = score { *score } else { 0.0 })
-        .collect();
-    if scores.len() != pieces.len() {
-        return Err(invalid(gguf, "its tokenizer has no score for each piece (tokenizer.ggml.scores)"));
-    }
+    let scores = scores(gguf, pieces)?;
     let unknown = types.iter().position(|&kind| kind == UNKNOWN).map(|id| pieces[id].clone());
     let mut model = BPE::builder()
         .vocab_and_merges(vocabulary(pieces), merges_by_score(pieces, &scores))
@@ -237,6 +255,20 @@ fn sentence_piece(gguf: &Gguf, pieces: &[String], types: &[i128]) -> Result<Toke
     Ok(tokenizer)
 }
 
+/// The score of each piece.
+pub(super) fn scores(gguf: &Gguf, pieces: &[String]) -> Result<Vec<f64>> {
+    let scores: Vec<f64> = gguf
+        .array("tokenizer.ggml.scores")
+        .unwrap_or_default()
+        .iter()
+        .map(|score| if let GgufValue::Float(score) = score { *score } else { 0.0 })
+        .collect();
+    if scores.len() != pieces.len() {
+        return Err(invalid(gguf, "its tokenizer has no score for each piece (tokenizer.ggml.scores)"));
+    }
+    Ok(scores)
+}
+
 /// SentencePiece joins the neighbors whose joint piece scores highest: every way to cut a piece in two known ones is
 /// a merge, in the order of the pieces' scores.
 fn merges_by_score(pieces: &[String], scores: &[f64]) -> Merges {
@@ -256,7 +288,7 @@ fn merges_by_score(pieces: &[String], scores: &[f64]) -> Merges {
     merges
 }
 
-fn vocabulary(pieces: &[String]) -> Vocab {
+pub(super) fn vocabulary(pieces: &[String]) -> Vocab {
     pieces.iter().zip(0..).map(|(piece, id)| (piece.clone(), id)).collect()
 }
 
@@ -280,7 +312,7 @@ fn texts(gguf: &Gguf, key: &str) -> Result<Vec<String>> {
         .collect()
 }
 
-fn invalid(gguf: &Gguf, reason: impl Into<String>) -> Error {
+pub(super) fn invalid(gguf: &Gguf, reason: impl Into<String>) -> Error {
     Error::invalid_file(gguf.path(), reason)
 }
 
@@ -437,7 +469,9 @@ mod tests {
         };
         assert!(reason(Writer::default()).contains("tokenizer.ggml.tokens"));
         let tokens = || Writer::default().texts("tokenizer.ggml.tokens", &["a"]);
-        assert!(reason(tokens().text("tokenizer.ggml.model", "bert")).contains("bert"));
+        assert!(reason(tokens().text("tokenizer.ggml.model", "rwkv")).contains("\"rwkv\""));
+        assert!(reason(tokens().text("tokenizer.ggml.model", "bert")).contains("no [UNK]"));
+        assert!(reason(tokens().text("tokenizer.ggml.model", "t5")).contains("scores"));
         assert!(reason(tokens().text("tokenizer.ggml.model", "gpt2")).contains("merges"));
         assert!(reason(tokens().text("tokenizer.ggml.model", "llama")).contains("scores"));
     }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! tokenizer.rs   from files to a tokenizer             config.rs, added_tokens.rs   what they add to tokenizer.json
-//! wordpiece.rs   from vocab.txt                        gguf.rs    from the metadata of a GGUF file
+//! wordpiece.rs   from vocab.txt                        gguf.rs, gguf_words.rs   from a GGUF file
 //! pipeline.rs    the interface of all tokenizers       small.rs   a tokenizer with a small vocabulary
 //! unigram.rs, trie.rs   that vocabulary                direct.rs  its short way from a text to ids
 //! cut.rs         where a text can be cut               long.rs    reading a long text in parts
@@ -14,6 +14,7 @@ pub(crate) mod config;
 pub(crate) mod cut;
 mod direct;
 pub mod gguf;
+mod gguf_words;
 pub(crate) mod long;
 mod pair_template;
 pub(crate) mod pairs;

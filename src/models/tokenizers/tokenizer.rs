@@ -110,7 +110,7 @@ impl Tokenizer {
             special_ids(&*built.tokenizer).map_err(|e| invalid(file.path(), &e.to_string()))?.ok_or_else(
                 || invalid(file.path(), "its tokenizer does not keep a text's tokens in one piece"),
             )?;
-        if file.flag("tokenizer.ggml.add_eos_token") == Some(true) {
+        if built.adds_end {
             after.push(built.end_id.ok_or_else(|| {
                 invalid(file.path(), "it asks for an end token (tokenizer.ggml.add_eos_token) but names none of its tokens as that")
             })?);

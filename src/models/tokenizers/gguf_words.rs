@@ -1,0 +1,103 @@
+//! The tokenizers of encoders in GGUF files: WordPiece (`bert`), and Unigram (`t5`) of XLM-R and T5.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use tokenizers::models::unigram::Unigram;
+use tokenizers::models::wordpiece::WordPiece;
+use tokenizers::normalizers::{BertNormalizer, NormalizerWrapper};
+use tokenizers::pre_tokenizers::PreTokenizerWrapper;
+use tokenizers::pre_tokenizers::bert::BertPreTokenizer;
+use tokenizers::pre_tokenizers::metaspace::{Metaspace, PrependScheme};
+use tokenizers::pre_tokenizers::sequence::Sequence as PreTokenizers;
+use tokenizers::pre_tokenizers::whitespace::WhitespaceSplit;
+use tokenizers::processors::template::TemplateProcessing;
+use tokenizers::{Model, Tokenizer};
+
+use super::gguf::{CONTROL, UNKNOWN, invalid, scores, vocabulary};
+use super::tokenizer::guarded;
+use crate::Result;
+use crate::models::formats::gguf::{Gguf, GgufValue};
+
+/// WordPiece. Where `vocab.txt` marks pieces inside of words with `##`, the file marks those at their beginning with `▁`.
+pub(super) fn word_piece(gguf: &Gguf, pieces: &[String], types: &[i128]) -> Result<Tokenizer> {
+    let is_special = |id: usize, piece: &str| {
+        types.get(id) == Some(&CONTROL) || (piece.starts_with('[') && piece.ends_with(']'))
+    };
+    let spelled = |(id, piece): (usize, &String)| match piece.strip_prefix('▁') {
+        _ if is_special(id, piece) => piece.clone(),
+        Some(word) => word.to_owned(),
+        None => format!("##{piece}"),
+    };
+    let words: Vec<String> = pieces.iter().enumerate().map(spelled).collect();
+    let token = |keys: &[&str], default: &str| {
+        let numbers = keys.iter().map(|key| gguf.number(&format!("tokenizer.ggml.{key}_token_id")));
+        let id = numbers.flatten().next().or_else(|| words.iter().position(|word| word == default));
+        id.filter(|&id| id < words.len())
+            .ok_or_else(|| invalid(gguf, format!("its vocabulary has no {default}")))
+    };
+    let unknown = token(&["unknown"], "[UNK]")?;
+    let (first, last) = (token(&["cls", "bos"], "[CLS]")?, token(&["seperator", "eos"], "[SEP]")?);
+    // The file does not say whether letters keep their case; its words do.
+    let cased = words
+        .iter()
+        .enumerate()
+        .any(|(id, word)| !is_special(id, &pieces[id]) && word.chars().any(char::is_uppercase));
+    let damaged = |e: tokenizers::Error| invalid(gguf, format!("its vocabulary does not fit together: {e}"));
+    let model = WordPiece::builder()
+        .vocab(vocabulary(&words))
+        .unk_token(words[unknown].clone())
+        .build()
+        .map_err(damaged)?;
+    let mut tokenizer = Tokenizer::new(model);
+    let normalizer = BertNormalizer::new(true, true, None, !cased);
+    tokenizer.with_normalizer(Some(normalizer)).map_err(damaged)?;
+    tokenizer.with_pre_tokenizer(Some(BertPreTokenizer));
+    let (first, last) = ((words[first].clone(), first as u32), (words[last].clone(), last as u32));
+    let template = TemplateProcessing::builder()
+        .try_single(format!("{} $A {}", first.0, last.0))
+        .and_then(|builder| builder.special_tokens(vec![first, last]).build().map_err(|e| e.to_string()))
+        .map_err(|e| invalid(gguf, format!("its first and last token cannot be used: {e}")))?;
+    tokenizer.with_post_processor(Some(template));
+    Ok(tokenizer)
+}
+
+/// Unigram, with the normalization that SentencePiece has compiled into the file.
+pub(super) fn unigram(gguf: &Gguf, pieces: &[String], types: &[i128]) -> Result<Tokenizer> {
+    let scores = scores(gguf, pieces)?;
+    let unknown = gguf
+        .number("tokenizer.ggml.unknown_token_id")
+        .or_else(|| types.iter().position(|&kind| kind == UNKNOWN))
+        .filter(|&id| id < pieces.len());
+    let damaged = |e: tokenizers::Error| invalid(gguf, format!("its vocabulary does not fit together: {e}"));
+    let vocabulary = pieces.iter().cloned().zip(scores).collect();
+    let model = guarded(|| Unigram::from(vocabulary, unknown, false)).map_err(damaged)?;
+    let mut tokenizer = Tokenizer::new(model);
+    if let Some(map) = gguf.array("tokenizer.ggml.precompiled_charsmap") {
+        let byte = |value: &GgufValue| match value {
+            GgufValue::Integer(byte) => {
+                u8::try_from(*byte).ok().or(i8::try_from(*byte).ok().map(i8::cast_unsigned))
+            }
+            _ => None,
+        };
+        let bytes: Option<Vec<u8>> = map.iter().map(byte).collect();
+        let bytes =
+            bytes.ok_or_else(|| invalid(gguf, "its precompiled_charsmap does not consist of bytes"))?;
+        let json = serde_json::json!({"type": "Precompiled", "precompiled_charsmap": STANDARD.encode(bytes)});
+        let normalizer: NormalizerWrapper = guarded(|| Ok(serde_json::from_value(json)?)).map_err(damaged)?;
+        tokenizer.with_normalizer(Some(normalizer)).map_err(damaged)?;
+    }
+    let prefix = gguf.flag("tokenizer.ggml.add_space_prefix").unwrap_or(true);
+    let scheme = if prefix { PrependScheme::Always } else { PrependScheme::Never };
+    let marks = PreTokenizerWrapper::from(Metaspace::new('▁', scheme, true));
+    let splits = if gguf.flag("tokenizer.ggml.remove_extra_whitespaces").unwrap_or(true) {
+        vec![WhitespaceSplit.into(), marks]
+    } else {
+        vec![marks]
+    };
+    tokenizer.with_pre_tokenizer(Some(PreTokenizers::new(splits)));
+    tokenizer.with_decoder(Some(Metaspace::new('▁', scheme, true)));
+    if tokenizer.get_model().get_vocab_size() == 0 {
+        return Err(invalid(gguf, "its vocabulary is empty"));
+    }
+    Ok(tokenizer)
+}
