@@ -22,7 +22,19 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
 import torch  # noqa: E402  (after the environment above)
-from fixture_makers import added_tokens, blocks, causal, detector, encoders, families, gguf_headers, real, rope, scorers, semantic  # noqa: E402
+from fixture_makers import (  # noqa: E402  (after the environment above)
+    added_tokens,
+    blocks,
+    causal,
+    detector,
+    encoders,
+    families,
+    gguf_headers,
+    real,
+    rope,
+    scorers,
+    semantic,
+)
 from transformers.utils import logging  # noqa: E402
 
 FIXTURES = ROOT / "tests" / "fixtures"

@@ -122,7 +122,8 @@ def make(root: Path) -> None:
         layers = config.get("num_hidden_layers") or config["n_layer"]
         table = gguf.get_tensor_name_map(kind, layers)
         with safe_open(root / family / "model.safetensors", "np") as tensors:
-            keys = [key for key in tensors.keys() if not key.startswith("pooler.") and "position_ids" not in key]
+            stored = tensors.keys()
+        keys = [key for key in stored if not key.startswith("pooler.") and "position_ids" not in key]
         names = {key: table.get_name(key, (".weight", ".bias")) for key in keys}
         missing = [key for key, own in names.items() if own is None]
         assert not missing, (family, missing)

@@ -56,7 +56,10 @@ fn word_piece(writer: Writer, model: &Value) -> Writer {
 
 /// Unigram, with SentencePiece's normalization.
 fn unigram(writer: Writer, tokenizer: &Value) -> Writer {
-    let vocabulary: Vec<(String, f64)> = serde_json::from_value(tokenizer["model"]["vocab"].clone()).unwrap();
+    let mut vocabulary: Vec<(String, f64)> =
+        serde_json::from_value(tokenizer["model"]["vocab"].clone()).unwrap();
+    // An added token after the others.
+    vocabulary.push(("<mask>".into(), 0.0));
     let kind = |(id, piece): (usize, &(String, f64))| match (id, piece.0.as_str()) {
         (3, _) => 2,
         (0..3, _) | (_, "<mask>") => 3,

@@ -4,22 +4,24 @@ use super::*;
 use crate::models::architectures::llama::model::{HeadNorms, NormNames};
 
 /// The model of a `config.json` with `extra`.
-fn read_as(model_type: &str, extra: Value) -> Result<Llama> {
+fn read_as(model_type: &str, extra: impl Into<Value>) -> Result<Llama> {
     let mut json = json!({"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 6, "num_attention_heads": 4,
         "num_key_value_heads": 2, "head_dim": 16, "vocab_size": 100, "max_position_embeddings": 131072});
-    json.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+    if let Value::Object(extra) = extra.into() {
+        json.as_object_mut().unwrap().extend(extra);
+    }
     let dialect = DIALECTS.iter().find(|dialect| dialect.model_type == model_type).unwrap();
     let (config, rope): (LlamaConfig, RopeConfig) =
         (serde_json::from_value(json.clone()).unwrap(), serde_json::from_value(json).unwrap());
     config.llama("m", &rope, dialect)
 }
 
-fn refusal(model_type: &str, extra: Value) -> String {
+fn refusal(model_type: &str, extra: impl Into<Value>) -> String {
     read_as(model_type, extra).unwrap_err().to_string()
 }
 
 /// Keys before each query, layer by layer.
-fn windows(model_type: &str, extra: Value) -> Vec<usize> {
+fn windows(model_type: &str, extra: impl Into<Value>) -> Vec<usize> {
     let layers = read_as(model_type, extra).unwrap().attention;
     layers.iter().map(|layer| if layer.mask == Mask::CAUSAL { 0 } else { layer.mask.before + 1 }).collect()
 }
