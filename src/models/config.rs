@@ -70,7 +70,7 @@ impl ModelConfig {
     fn from_gguf(files: &ModelFiles, kind: ModelKind) -> Result<Self> {
         let gguf = Gguf::open(&files.root)?;
         let name = gguf.text("general.architecture").unwrap_or_default();
-        let Some((family, found)) = architectures::find_gguf(name, kind) else {
+        let Some((family, read)) = architectures::find_gguf(name, kind) else {
             let names = architectures::gguf_names(kind);
             let reason = format!(
                 "its architecture is {name:?}; supported {} in GGUF files are {names}{}",
@@ -79,7 +79,7 @@ impl ModelConfig {
             );
             return Err(Error::Unsupported { model: files.model.clone(), reason });
         };
-        let architecture = (found.read)(&gguf)?.into();
+        let architecture = read(&gguf)?.into();
         let path = files.root.clone();
         let gguf = Some(Arc::new(gguf));
         Ok(Self { model: files.model.clone(), family, architecture, json: Value::Null, path, gguf })

@@ -18,7 +18,8 @@ use crate::{Error, Result};
 /// BERT, and the families that number positions after the padding id.
 pub(super) const FAMILIES: &[Family] = &[
     Family {
-        gguf: &[GgufFamily::encoders("bert", from_gguf)],
+        gguf: &[GgufFamily::encoders("bert")],
+        read_gguf: Some(from_gguf),
         ..family("bert", "Bert", &layout::BERT, read_bert)
     },
     family("xlm-roberta", "XLMRoberta", &layout::ROBERTA, read_roberta),

@@ -62,6 +62,8 @@ pub struct Family {
     pub read: ReadConfig,
     /// Its GGUF files.
     pub gguf: &'static [GgufFamily],
+    /// Reads the metadata of one of them.
+    pub read_gguf: Option<ReadGguf>,
 }
 
 /// Models of one `general.architecture`.
@@ -73,19 +75,17 @@ pub struct GgufFamily {
     pub embeds: bool,
     /// Whether they are read as generators.
     pub generates: bool,
-    /// Reads the metadata.
-    pub read: ReadGguf,
 }
 
 impl GgufFamily {
     /// Generators.
-    pub const fn generators(architecture: &'static str, read: ReadGguf) -> Self {
-        Self { architecture, embeds: false, generates: true, read }
+    pub const fn generators(architecture: &'static str) -> Self {
+        Self { architecture, embeds: false, generates: true }
     }
 
     /// Sentence models.
-    pub const fn encoders(architecture: &'static str, read: ReadGguf) -> Self {
-        Self { architecture, embeds: true, generates: false, read }
+    pub const fn encoders(architecture: &'static str) -> Self {
+        Self { architecture, embeds: true, generates: false }
     }
 
     /// Whether its models can be used so.
@@ -152,6 +152,7 @@ impl Family {
             classifier: None,
             read,
             gguf: &[],
+            read_gguf: None,
         }
     }
 

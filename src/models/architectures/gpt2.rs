@@ -19,7 +19,8 @@ use crate::{Error, Result};
 pub(super) const FAMILIES: &[Family] = &[Family {
     embeds: false,
     bare_turns: true,
-    gguf: &[GgufFamily::generators("gpt2", from_gguf)],
+    gguf: &[GgufFamily::generators("gpt2")],
+    read_gguf: Some(from_gguf),
     ..Family::new("gpt2", "GPT2", KEYS, read)
 }];
 

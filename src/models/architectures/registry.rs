@@ -1,6 +1,6 @@
 //! The families that this process knows: those of this crate, and those that a program adds.
 
-use super::family::{Family, GgufFamily, ModelKind};
+use super::family::{Family, GgufFamily, ModelKind, ReadGguf};
 use super::{bert, gpt2, llama};
 use crate::sync::Mutex;
 use crate::{Error, Result};
@@ -21,10 +21,11 @@ pub fn find(model_type: &str) -> Option<&'static Family> {
     families().into_iter().find(|family| family.model_type == model_type)
 }
 
-/// The family of the GGUF files of an architecture that can be used so.
-pub fn find_gguf(architecture: &str, kind: ModelKind) -> Option<(&'static Family, &'static GgufFamily)> {
-    let all = families().into_iter().flat_map(|family| family.gguf.iter().map(move |gguf| (family, gguf)));
-    all.into_iter().find(|(_, gguf)| gguf.architecture == architecture && gguf.serves(kind))
+/// The family of the GGUF files of an architecture that can be used so, and their reader.
+pub fn find_gguf(architecture: &str, kind: ModelKind) -> Option<(&'static Family, ReadGguf)> {
+    let is_one = |gguf: &GgufFamily| gguf.architecture == architecture && gguf.serves(kind);
+    let family = families().into_iter().find(|family| family.gguf.iter().any(is_one))?;
+    Some((family, family.read_gguf?))
 }
 
 /// The names of the families that can be used so, for messages.

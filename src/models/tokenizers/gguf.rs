@@ -9,7 +9,7 @@ use tokenizers::decoders::byte_fallback::ByteFallback;
 use tokenizers::decoders::fuse::Fuse;
 use tokenizers::decoders::sequence::Sequence as Decoders;
 use tokenizers::decoders::strip::Strip;
-use tokenizers::models::bpe::{BPE, Merges, Vocab};
+use tokenizers::models::bpe::{BPE, Merges};
 use tokenizers::normalizers::replace::Replace;
 use tokenizers::normalizers::{NFC, NormalizerWrapper, Prepend, Sequence as Normalizers};
 use tokenizers::pre_tokenizers::PreTokenizerWrapper;
@@ -20,7 +20,7 @@ use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::processors::template::TemplateProcessing;
 use tokenizers::{AddedToken, SplitDelimiterBehavior, Tokenizer};
 
-use super::gguf_words::{unigram, word_piece};
+use super::gguf_words::{CONTROL, UNKNOWN, invalid, scores, unigram, vocabulary, word_piece};
 use crate::models::formats::gguf::{Gguf, GgufValue};
 use crate::{Error, Result};
 
@@ -34,9 +34,7 @@ const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}
 /// How Phi 4 mini splits text, published as o200k: the same, up to three digits at a time, contractions with their word.
 const O200K: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
-/// Token types of `tokenizer.ggml.token_type`.
-pub(super) const UNKNOWN: i128 = 2;
-pub(super) const CONTROL: i128 = 3;
+/// A type of `tokenizer.ggml.token_type`.
 const USER_DEFINED: i128 = 4;
 
 /// Tokens that end an answer, whatever the file calls its end of text and whatever type it gives them: as llama.cpp
@@ -255,20 +253,6 @@ fn sentence_piece(gguf: &Gguf, pieces: &[String], types: &[i128]) -> Result<Toke
     Ok(tokenizer)
 }
 
-/// The score of each piece.
-pub(super) fn scores(gguf: &Gguf, pieces: &[String]) -> Result<Vec<f64>> {
-    let scores: Vec<f64> = gguf
-        .array("tokenizer.ggml.scores")
-        .unwrap_or_default()
-        .iter()
-        .map(|score| if let GgufValue::Float(score) = score { *score } else { 0.0 })
-        .collect();
-    if scores.len() != pieces.len() {
-        return Err(invalid(gguf, "its tokenizer has no score for each piece (tokenizer.ggml.scores)"));
-    }
-    Ok(scores)
-}
-
 /// SentencePiece joins the neighbors whose joint piece scores highest: every way to cut a piece in two known ones is
 /// a merge, in the order of the pieces' scores.
 fn merges_by_score(pieces: &[String], scores: &[f64]) -> Merges {
@@ -286,10 +270,6 @@ fn merges_by_score(pieces: &[String], scores: &[f64]) -> Merges {
         merges.extend(own.into_iter().map(|(_, _, left, right)| (left.to_owned(), right.to_owned())));
     }
     merges
-}
-
-pub(super) fn vocabulary(pieces: &[String]) -> Vocab {
-    pieces.iter().zip(0..).map(|(piece, id)| (piece.clone(), id)).collect()
 }
 
 /// Merges whose parts and whole are pieces: the builder refuses others, which some files carry.
@@ -310,10 +290,6 @@ fn texts(gguf: &Gguf, key: &str) -> Result<Vec<String>> {
             other => Err(invalid(gguf, format!("its {key:?} holds {other:?} where a text was expected"))),
         })
         .collect()
-}
-
-pub(super) fn invalid(gguf: &Gguf, reason: impl Into<String>) -> Error {
-    Error::invalid_file(gguf.path(), reason)
 }
 
 fn unsupported(gguf: &Gguf, reason: String) -> Error {

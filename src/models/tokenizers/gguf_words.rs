@@ -2,6 +2,7 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use tokenizers::models::bpe::Vocab;
 use tokenizers::models::unigram::Unigram;
 use tokenizers::models::wordpiece::WordPiece;
 use tokenizers::normalizers::{BertNormalizer, NormalizerWrapper};
@@ -13,10 +14,13 @@ use tokenizers::pre_tokenizers::whitespace::WhitespaceSplit;
 use tokenizers::processors::template::TemplateProcessing;
 use tokenizers::{Model, Tokenizer};
 
-use super::gguf::{CONTROL, UNKNOWN, invalid, scores, vocabulary};
-use super::tokenizer::guarded;
-use crate::Result;
+use super::pipeline::guarded;
 use crate::models::formats::gguf::{Gguf, GgufValue};
+use crate::{Error, Result};
+
+/// Token types of `tokenizer.ggml.token_type`.
+pub(super) const UNKNOWN: i128 = 2;
+pub(super) const CONTROL: i128 = 3;
 
 /// WordPiece. Where `vocab.txt` marks pieces inside of words with `##`, the file marks those at their beginning with `▁`.
 pub(super) fn word_piece(gguf: &Gguf, pieces: &[String], types: &[i128]) -> Result<Tokenizer> {
@@ -100,4 +104,26 @@ pub(super) fn unigram(gguf: &Gguf, pieces: &[String], types: &[i128]) -> Result<
         return Err(invalid(gguf, "its vocabulary is empty"));
     }
     Ok(tokenizer)
+}
+
+/// The score of each piece.
+pub(super) fn scores(gguf: &Gguf, pieces: &[String]) -> Result<Vec<f64>> {
+    let scores: Vec<f64> = gguf
+        .array("tokenizer.ggml.scores")
+        .unwrap_or_default()
+        .iter()
+        .map(|score| if let GgufValue::Float(score) = score { *score } else { 0.0 })
+        .collect();
+    if scores.len() != pieces.len() {
+        return Err(invalid(gguf, "its tokenizer has no score for each piece (tokenizer.ggml.scores)"));
+    }
+    Ok(scores)
+}
+
+pub(super) fn vocabulary(pieces: &[String]) -> Vocab {
+    pieces.iter().zip(0..).map(|(piece, id)| (piece.clone(), id)).collect()
+}
+
+pub(super) fn invalid(gguf: &Gguf, reason: impl Into<String>) -> Error {
+    Error::invalid_file(gguf.path(), reason)
 }

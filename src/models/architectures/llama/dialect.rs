@@ -2,8 +2,7 @@
 
 use super::model::{HeadNorms, NormNames, Variant};
 use crate::compute::RopeStyle;
-use crate::models::architectures::family::{Family, GgufFamily};
-use crate::models::heads::layout;
+use crate::models::architectures::family::GgufFamily;
 
 /// Which layers have a sliding window.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -89,7 +88,7 @@ const LLAMA: Dialect = Dialect {
     model_type: "llama",
     classes: "Llama",
     keys: keys!["attention_bias", "mlp_bias", "layer_types"],
-    gguf: &[GgufFamily::generators("llama", super::from_gguf)],
+    gguf: &[GgufFamily::generators("llama")],
     variant: Variant::LLAMA,
     attention_bias: false,
     output_bias: true,
@@ -111,7 +110,7 @@ const GEMMA: Dialect = Dialect {
     model_type: "gemma",
     classes: "Gemma",
     keys: keys!["attention_bias", "hidden_activation"],
-    gguf: &[GgufFamily::generators("gemma", super::from_gguf)],
+    gguf: &[GgufFamily::generators("gemma")],
     variant: Variant { norm_offset: 1.0, ..Variant::LLAMA },
     styles: NEOX,
     tied: true,
@@ -132,7 +131,7 @@ const GEMMA2: Dialect = Dialect {
         "attn_logit_softcapping",
         "final_logit_softcapping"
     ],
-    gguf: &[GgufFamily::generators("gemma2", super::from_gguf)],
+    gguf: &[GgufFamily::generators("gemma2")],
     variant: Variant {
         norms: NormNames {
             attention: Some("input_layernorm"),
@@ -158,7 +157,7 @@ pub(super) const DIALECTS: [Dialect; 14] = [
         model_type: "qwen2",
         classes: "Qwen2",
         keys: SLIDING,
-        gguf: &[GgufFamily::generators("qwen2", super::from_gguf)],
+        gguf: &[GgufFamily::generators("qwen2")],
         variant: Variant { qkv_bias: true, ..Variant::LLAMA },
         output_bias: false,
         windows: Windows::Flagged,
@@ -170,7 +169,7 @@ pub(super) const DIALECTS: [Dialect; 14] = [
         model_type: "qwen3",
         classes: "Qwen3",
         keys: SLIDING,
-        gguf: &[GgufFamily { embeds: true, ..GgufFamily::generators("qwen3", super::from_gguf) }],
+        gguf: &[GgufFamily { embeds: true, ..GgufFamily::generators("qwen3") }],
         variant: Variant { head_norms: HeadNorms::Each, ..Variant::LLAMA },
         windows: Windows::Flagged,
         classifies: true,
@@ -197,7 +196,7 @@ pub(super) const DIALECTS: [Dialect; 14] = [
         model_type: "ministral3",
         classes: "Ministral3",
         keys: keys!["sliding_window"],
-        gguf: &[GgufFamily::generators("mistral3", super::from_gguf)],
+        gguf: &[GgufFamily::generators("mistral3")],
         windows: Windows::Always,
         epsilon: 1e-5,
         head: 128,
@@ -216,7 +215,7 @@ pub(super) const DIALECTS: [Dialect; 14] = [
             "no_rope_layers",
             "no_rope_layer_interval"
         ],
-        gguf: &[GgufFamily::generators("smollm3", super::from_gguf)],
+        gguf: &[GgufFamily::generators("smollm3")],
         windows: Windows::Unrotated,
         base: 2_000_000.0,
         tied: true,
@@ -233,14 +232,14 @@ pub(super) const DIALECTS: [Dialect; 14] = [
             "attention_multiplier",
             "logits_scaling"
         ],
-        gguf: &[GgufFamily::generators("granite", super::from_gguf)],
+        gguf: &[GgufFamily::generators("granite")],
         ..LLAMA
     },
     Dialect {
         model_type: "phi3",
         classes: "Phi3",
         keys: keys!["sliding_window", "original_max_position_embeddings"],
-        gguf: &[GgufFamily::generators("phi3", super::from_gguf)],
+        gguf: &[GgufFamily::generators("phi3")],
         variant: Variant { fused_qkv: true, fused_mlp: true, ..Variant::LLAMA },
         windows: Windows::Always,
         styles: NEOX,
@@ -264,10 +263,7 @@ pub(super) const DIALECTS: [Dialect; 14] = [
             "attn_logit_softcapping",
             "final_logit_softcapping"
         ],
-        gguf: &[
-            GgufFamily::generators("gemma3", super::from_gguf),
-            GgufFamily::encoders("gemma-embedding", super::from_gguf),
-        ],
+        gguf: &[GgufFamily::generators("gemma3"), GgufFamily::encoders("gemma-embedding")],
         variant: Variant { head_norms: HeadNorms::Each, ..GEMMA2.variant },
         windows: Windows::AllBut(6),
         base: 1_000_000.0,
@@ -278,7 +274,7 @@ pub(super) const DIALECTS: [Dialect; 14] = [
         model_type: "glm4",
         classes: "Glm4",
         keys: keys!["attention_bias"],
-        gguf: &[GgufFamily::generators("glm4", super::from_gguf)],
+        gguf: &[GgufFamily::generators("glm4")],
         variant: Variant {
             norms: NormNames {
                 output: Some("post_self_attn_layernorm"),
@@ -300,7 +296,7 @@ pub(super) const DIALECTS: [Dialect; 14] = [
         model_type: "olmo2",
         classes: "Olmo2",
         keys: keys!["attention_bias"],
-        gguf: &[GgufFamily::generators("olmo2", super::from_gguf)],
+        gguf: &[GgufFamily::generators("olmo2")],
         variant: Variant {
             head_norms: HeadNorms::All,
             norms: NormNames {
@@ -316,20 +312,3 @@ pub(super) const DIALECTS: [Dialect; 14] = [
         ..LLAMA
     },
 ];
-
-/// The families.
-pub(in crate::models::architectures) const FAMILIES: &[Family] = &{
-    let mut families = [family(&LLAMA); DIALECTS.len()];
-    let mut index = 0;
-    while index < families.len() {
-        families[index] = family(&DIALECTS[index]);
-        index += 1;
-    }
-    families
-};
-
-const fn family(dialect: &Dialect) -> Family {
-    let Dialect { model_type, classes, keys, gguf, .. } = *dialect;
-    let classifier = if dialect.classifies { Some(&layout::CAUSAL) } else { None };
-    Family { gguf, classifier, ..Family::new(model_type, classes, keys, super::read) }
-}

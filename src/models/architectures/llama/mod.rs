@@ -9,7 +9,27 @@ mod gguf;
 mod model;
 
 use self::config::read;
-pub(super) use self::dialect::FAMILIES;
+use self::dialect::{DIALECTS, Dialect};
 use self::gguf::from_gguf;
+use super::family::Family;
+use crate::models::heads::layout;
+
+/// The families.
+pub(super) const FAMILIES: &[Family] = &{
+    let mut families = [family(&DIALECTS[0]); DIALECTS.len()];
+    let mut index = 1;
+    while index < families.len() {
+        families[index] = family(&DIALECTS[index]);
+        index += 1;
+    }
+    families
+};
+
+const fn family(dialect: &Dialect) -> Family {
+    let Dialect { model_type, classes, keys, gguf, .. } = *dialect;
+    let classifier = if dialect.classifies { Some(&layout::CAUSAL) } else { None };
+    Family { gguf, read_gguf: Some(from_gguf), classifier, ..Family::new(model_type, classes, keys, read) }
+}
+
 #[cfg(test)]
 pub(super) use self::model::{HeadNorms, Llama, NormNames, Variant};
