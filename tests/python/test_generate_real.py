@@ -1,9 +1,9 @@
-"""The real SmolLM2, 135 million parameters, from its Q4_1 GGUF file."""
+"""The real SmolLM2, 135 million parameters, from its Q4_1 GGUF file; and Gemma 3, 270 million, if it was fetched."""
 
 from __future__ import annotations
 
 import pytest
-from conftest import tiny
+from conftest import ROOT, tiny
 from generators import GREEDY, SLOT
 
 pytestmark = pytest.mark.real
@@ -52,3 +52,13 @@ def test_what_it_is_and_what_it_takes(manager):
     assert described["context"] == 8192
     assert described["chat_template"] is True
     assert manager.stats()["slots"][SLOT]["bytes"] == described["bytes"] < 110e6
+
+
+def test_gemma_3():
+    path = ROOT / ".models" / "gemma-3-270m" / "gemma-3-270m-q4_k_m.gguf"
+    if not path.is_file():
+        pytest.skip(f"{path} is missing: run scripts/fetch_models.py --only gemma-3-270m")
+    with tiny(generator_model=str(path)) as manager:
+        assert "capital of" in manager.complete("The capital of France is", **GREEDY, max_new_tokens=12)["text"]
+        # It knows more than English: the vocabulary has 262,144 pieces.
+        assert manager.complete("Türkiye'nin başkenti", **GREEDY, max_new_tokens=4)["text"].startswith(" Ankara")
