@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use criterion::{Criterion, criterion_group, criterion_main};
 use model_manager::cache::{CacheSettings, CachedItem, Content, EmbeddingCache, KeyRef, Policy};
 use model_manager::clock::Clock;
-use model_manager::output::Item;
+use model_manager::output::{Item, OutputKind};
 
 const ENTRIES: usize = 64;
 
@@ -19,7 +19,14 @@ fn cache(policy: Policy, time_to_live: Option<Duration>) -> EmbeddingCache {
 }
 
 fn key<'a>(model: &'a Arc<str>, text: &'a str) -> KeyRef<'a> {
-    KeyRef { content: Content::Text(text), prompt: "", model, dimensions: None, normalized: true }
+    KeyRef {
+        content: Content::Text(text),
+        prompt: "",
+        model,
+        dimensions: None,
+        normalized: true,
+        kind: OutputKind::Dense,
+    }
 }
 
 fn filled(

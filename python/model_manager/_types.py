@@ -168,6 +168,10 @@ class GeneratorDescription(TypedDict):
     """The model as configured: hub id, path, `pkg:…`."""
     path: str
     """Folder or file in use."""
+    architecture: str
+    """``model_type`` of the model's configuration."""
+    dtype: str
+    """The format of the weights in matrix products: ``float32``, ``bfloat16``, ``int8``, ``int4``."""
     context: int
     """Tokens of prompt and answer together: the minimum of the model's limit, `max_context`, and what fits into
     `kv_memory`.
@@ -319,6 +323,10 @@ class SlotStatistics(TypedDict):
     """Calls that use it now."""
     idle_seconds: float | None
     """Seconds since its latest use; None before the first use."""
+    unload_in_seconds: float | None
+    """Seconds until it is unloaded if it is not used again: as its latest uses asked, or `keep_alive`. None: never, or
+    it is not in memory.
+    """
     queued: int
     """Texts waiting for it."""
     truncated: int

@@ -30,6 +30,8 @@ pub struct TextModel {
     pub name: String,
     /// Where its files lie.
     pub path: PathBuf,
+    /// `model_type` of its configuration.
+    pub architecture: String,
     /// The network.
     pub network: Network,
     /// Text to tokens and back.
@@ -195,6 +197,7 @@ impl TextModel {
         Ok(Self {
             name: name.into(),
             path: path.to_path_buf(),
+            architecture: config.family.model_type.to_owned(),
             network,
             tokens: Arc::new(
                 TextTokens::new(words.tokenizer).map_err(|e| Error::invalid_file(path, e.to_string()))?,
@@ -241,6 +244,7 @@ impl TextModel {
         Ok(Self {
             name: files.model.clone(),
             path: files.root.clone(),
+            architecture: config.family.model_type.to_owned(),
             network,
             tokens,
             template,

@@ -36,6 +36,9 @@ pub struct Status {
     pub bytes: u64,
     /// When the present or the latest value was last used; now while leases exist.
     pub last_used: Option<Instant>,
+    /// When the present value is unloaded if it is not used again: as its latest uses asked, or its options, or the
+    /// reaper's settings. `None`: never, or there is no value.
+    pub deadline: Option<Instant>,
     /// The slot's own options.
     pub options: SlotOptions,
     /// Why the latest load failed; `None` after one that succeeded.

@@ -250,11 +250,24 @@ impl<T: ?Sized + Send + Sync + 'static> Managed for SlotState<T> {
             Phase::Ready(ready) => (State::Ready, ready.leases, ready.residency.bytes()),
         };
         let last_used = if leases > 0 { Some(now) } else { inner.last_used };
+        let deadline = match &inner.phase {
+            Phase::Ready(ready) if !inner.options.pinned => {
+                let default = self.context.reaper.default_keep_alive();
+                let keep_alive = if leases > 0 {
+                    longer(ready.keep_alive, inner.options.keep_alive, default)
+                } else {
+                    ready.keep_alive
+                };
+                keep_alive.unwrap_or(default).deadline(last_used.unwrap_or(now))
+            }
+            _ => None,
+        };
         Status {
             state,
             leases,
             bytes,
             last_used,
+            deadline,
             options: inner.options,
             last_error: inner.last_error.clone(),
         }

@@ -110,6 +110,8 @@ pub struct SlotReport {
     pub leases: usize,
     /// Time since its latest use; `None` when it never was.
     pub idle: Option<Duration>,
+    /// Time until it is unloaded if it is not used again, as its latest uses asked; `None`: never, or it is not in memory.
+    pub unload_in: Option<Duration>,
     /// Texts waiting for it.
     pub queued: usize,
     /// Texts that were cut because it reads no more tokens.
@@ -239,6 +241,7 @@ fn slot(parts: &Parts, entry: &NamedSlot) -> SlotReport {
         bytes: status.bytes,
         leases: status.leases,
         idle: status.last_used.map(|at| Instant::now().saturating_duration_since(at)),
+        unload_in: status.deadline.map(|at| at.saturating_duration_since(Instant::now())),
         queued: entry.queued.load(Ordering::Relaxed),
         truncated: entry.truncated.load(Ordering::Relaxed),
         last_error: status.last_error.map(|error| error.to_string()),

@@ -76,6 +76,7 @@ def test_a_pipeline_is_no_longer_than_the_queue(make_writer):
 def test_the_context_can_be_lowered(make_writer):
     manager = make_writer(max_context=20)
     described = manager.describe_generator()
+    assert (described["architecture"], described["dtype"]) == ("gpt2", "float32")
     assert described["context"] == 20
     answer = manager.complete(TEXT, **GREEDY, max_new_tokens=50, min_new_tokens=50)
     assert answer["prompt_tokens"] + answer["completion_tokens"] == 20

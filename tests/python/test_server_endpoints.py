@@ -147,6 +147,17 @@ def test_load_ps_unload(serve):
     (one,) = server.client.get("/api/ps").json()["models"]
     left = dt.datetime.fromisoformat(one["expires_at"]) - dt.datetime.now(dt.timezone.utc)
     assert 500 < left.total_seconds() <= 600
+    # A request's own keep_alive, and a model that stays although others are unloaded.
+    for keep_alive, least in [("2h", 7000), (-1, None)]:
+        server.client.post(
+            "/api/embed", json={"model": "tiny", "input": f"text {keep_alive}", "keep_alive": keep_alive}
+        ).raise_for_status()
+        (one,) = server.client.get("/api/ps").json()["models"]
+        if least is None:
+            assert one["expires_at"] is None
+        else:
+            left = dt.datetime.fromisoformat(one["expires_at"]) - dt.datetime.now(dt.timezone.utc)
+            assert least < left.total_seconds() <= 7200
     unloaded = server.client.post("/api/unload", json={"model": "tiny"}).json()
     assert unloaded["loaded"] is False
     assert not server.manager.is_loaded("tiny")

@@ -38,6 +38,8 @@ struct TileState {
     running: Vec<[Running; TALLEST_TILE]>,
     scores: Vec<f32>,
     narrow: Vec<u16>,
+    /// The queries of a tile with a zero after each, for bf16 heads of odd width.
+    padded: Vec<u16>,
 }
 
 /// The buffer, with at least `bytes` bytes.
@@ -338,10 +340,22 @@ impl<'a> Attention<'a> {
                 && span.queries + tokens.end <= self.queries.rows(),
             "a tile of queries"
         );
+        let (mut queries, mut stride) = (queries, self.stride(tile, self.queries.stride()));
+        if format == DType::Bf16 && width % 2 == 1 {
+            // The last unit of a query in place ends with another head's element, which may be infinite.
+            state.padded.clear();
+            for row in 0..rows {
+                // SAFETY: the row has `width` readable elements of two bytes by the assertion above, aligned as bf16 is.
+                let query =
+                    unsafe { std::slice::from_raw_parts(queries.add(row * stride).cast::<u16>(), width) };
+                state.padded.extend(query.iter().chain(&[0]));
+            }
+            (queries, stride) = (state.padded.as_ptr().cast(), 2 * (width + 1));
+        }
         for column in (0..keys.len()).step_by(panel) {
             let product = Tile {
                 a: queries,
-                a_stride: self.stride(tile, self.queries.stride()),
+                a_stride: stride,
                 panel: panels.keys[(skipped + column) * key_units..][..key_units * panel].as_ptr(),
                 k: key_units,
                 c: state.scores[column..].as_mut_ptr(),
@@ -351,8 +365,8 @@ impl<'a> Attention<'a> {
                 ahead: None,
             };
             // SAFETY: `rows <= height`. The heads and tokens of the tile are columns and rows of `queries` by the assertion
-            // above. Each has `key_units` readable units, because keys follow the queries in a row. The panel's slice has
-            // `key_units` rows. `column + panel <= BLOCK <= STRIDE`, because `keys.len() <= BLOCK`, a multiple of `panel`; so
+            // above. Each has `key_units` readable units: an even width is whole units, and `padded` has whole units. The
+            // panel's slice has `key_units` rows. `column + panel <= BLOCK <= STRIDE`, because `keys.len() <= BLOCK`, a multiple of `panel`; so
             // the scores, `height * STRIDE` values that belong to this thread, have `rows` rows from `column` on.
             unsafe { self.kernels.tile(format, &product) };
         }
@@ -457,8 +471,7 @@ impl<'a> Attention<'a> {
                 factors: factors.as_ptr(),
                 out: self.out.part(span.queries + tokens.start..span.queries + tokens.end, columns),
                 out_stride: self.stride(tile, self.out.stride()),
-                to: self.out.format(),
-                accumulate: false,
+                store: self.out.format().into(),
             };
             // SAFETY: `panel_sums` has `height >= rows` rows of `panel` values, which is whole registers, and `factors` has
             // `TALLEST_TILE >= rows`; the other pointers are null. `Target::part` checked the first head's columns and the

@@ -32,10 +32,28 @@ pub(crate) struct TileEpilogue {
     pub out: *mut u8,
     /// Bytes from a row of the output to the next.
     pub out_stride: usize,
-    /// The output's number format.
-    pub to: DType,
-    /// Whether the result is added to the output, a residual in f32. Ignored for bf16.
-    pub accumulate: bool,
+    /// How the output is stored.
+    pub store: StoreMode,
+}
+
+/// How the result of an epilogue is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum StoreMode {
+    /// As f32.
+    F32,
+    /// Rounded to bf16.
+    Bf16,
+    /// Added to the output, a residual in f32.
+    AddF32,
+}
+
+impl From<DType> for StoreMode {
+    fn from(format: DType) -> Self {
+        match format {
+            DType::F32 => Self::F32,
+            DType::Bf16 => Self::Bf16,
+        }
+    }
 }
 
 /// `out = activation(tile * factor + bias) * (gated + gated_bias)`, or `out += …`, rounded to the output's format.
@@ -47,19 +65,21 @@ pub(crate) struct TileEpilogue {
 /// - `f.gated` is null, or points to rows of the same layout.
 /// - `f.bias` and `f.gated_bias` are null, or are aligned and point to `f.columns` readable values.
 /// - `f.factors` is null, or is aligned and points to `f.rows` readable values.
-/// - `f.out` is aligned for `f.to` and points to `f.rows` rows of `f.columns` writable values, `f.out_stride` bytes apart;
-///   they are initialized if `f.accumulate`.
+/// - `f.out` is aligned for the format of `f.store` and points to `f.rows` rows of `f.columns` writable values, `f.out_stride` bytes apart;
+///   they are initialized if `f.store` adds to them.
 /// - No other thread accesses these values of the output during the call.
 #[inline(always)]
 pub(crate) unsafe fn finish<S: Simd>(s: S, f: &TileEpilogue) {
     macro_rules! with {
         ($($activation:path),*) => {
-            match (f.activation, f.to) {
+            match (f.activation, f.store) {
                 // One loop for each activation and format keeps the choice out of the loop.
-                // SAFETY: the preconditions are the same, and `f.to` is f32.
-                $(($activation, DType::F32) => unsafe { finish_with::<S, false>(s, f, $activation) },
-                // SAFETY: the preconditions are the same, and `f.to` is bf16.
-                ($activation, DType::Bf16) => unsafe { finish_with::<S, true>(s, f, $activation) },)*
+                // SAFETY: the preconditions are the same, and the output is bf16.
+                $(($activation, StoreMode::Bf16) => unsafe { finish_with::<S, true>(s, f, $activation) },
+                // SAFETY: the preconditions are the same, and the output is f32.
+                ($activation, StoreMode::F32 | StoreMode::AddF32) => unsafe {
+                    finish_with::<S, false>(s, f, $activation)
+                },)*
             }
         };
     }
@@ -71,7 +91,7 @@ pub(crate) unsafe fn finish<S: Simd>(s: S, f: &TileEpilogue) {
 /// # Safety
 ///
 /// - All preconditions of [`finish`].
-/// - `NARROW` is true if and only if `f.to` is bf16.
+/// - `NARROW` is true if and only if the output is bf16.
 #[inline(always)]
 unsafe fn finish_with<S: Simd, const NARROW: bool>(s: S, f: &TileEpilogue, activation: Activation) {
     for column in (0..f.columns).step_by(S::LANES) {
@@ -99,7 +119,7 @@ unsafe fn finish_with<S: Simd, const NARROW: bool>(s: S, f: &TileEpilogue, activ
                     s.store_bf16(out.cast::<u16>().add(column), x, n);
                 } else {
                     let out = out.cast::<f32>().add(column);
-                    if f.accumulate {
+                    if f.store == StoreMode::AddF32 {
                         x = s.add(x, load(s, out, n));
                     }
                     store(s, out, x, n);

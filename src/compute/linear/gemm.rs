@@ -12,8 +12,9 @@ use super::blocks::GROUP;
 use super::layer::{KernelSet, Linear, LinearPart, PartFormat};
 use super::quant_gemm::Product;
 use crate::Result;
+use crate::compute::isa::DType;
 use crate::compute::kernels::activation::Activation;
-use crate::compute::kernels::rowwise::TileEpilogue;
+use crate::compute::kernels::rowwise::{StoreMode, TileEpilogue};
 use crate::compute::kernels::tile::{Ahead, Tile};
 use crate::compute::kernels::{Kernels, LARGEST_TILE, units};
 use crate::compute::parallel::{Parallelism, Share, Target};
@@ -76,6 +77,7 @@ impl Linear {
         first: usize,
     ) -> Result<()> {
         assert_eq!(x.columns, self.inputs, "operand of a linear layer");
+        assert!(epilogue != Epilogue::Add || out.format() == DType::F32, "a product is added to f32");
         if self.forms.quantized {
             scratch.quantize(kernel_set.kernels, x, self.forms.halves, parallelism)?;
         }
@@ -183,7 +185,6 @@ impl Gemm<'_> {
             let bias = layer.bias.get(from..from + columns.len());
             bias.map_or(std::ptr::null(), <[f32]>::as_ptr)
         };
-        let accumulate = self.epilogue == Epilogue::Add;
         let finish = TileEpilogue {
             tile: product.as_ptr().cast(),
             tile_stride: panels.len() * width,
@@ -200,8 +201,10 @@ impl Gemm<'_> {
             factors: std::ptr::null(),
             out: self.out.part(self.first + rows.start..self.first + rows.end, columns),
             out_stride: self.out.stride(),
-            to: self.out.format(),
-            accumulate,
+            store: match self.epilogue {
+                Epilogue::Add => StoreMode::AddF32,
+                Epilogue::Store(_) => self.out.format().into(),
+            },
         };
         // SAFETY: `products` wrote `rows.len()` rows of `panels.len() * width` values, which is `columns` rounded up to whole
         // registers, to `product` and, if the layer is gated, to `gated`. A bias is null or has `columns.len()` values.

@@ -66,6 +66,25 @@ fn a_call_replaces_the_keep_alive_for_its_own_use() {
 }
 
 #[test]
+fn the_reported_deadline_is_when_it_leaves() {
+    let world = World::new();
+    let slot = world.slot("m", keep(seconds(10)));
+    let left = || slot.status().deadline.map(|at| at - world.clock.now());
+    assert_eq!(left(), None);
+    let mut lease = acquire(&slot).unwrap();
+    assert_eq!(left(), Some(Duration::from_secs(10)));
+    lease.keep_alive(seconds(100));
+    drop(lease);
+    assert!(!due(&world, 40));
+    assert_eq!(left(), Some(Duration::from_secs(60)));
+    assert!(due(&world, 60));
+    assert_eq!(left(), None);
+    let pinned = world.slot("p", SlotOptions { keep_alive: Some(KeepAlive::AFTER_USE), pinned: true });
+    drop(acquire(&pinned).unwrap());
+    assert_eq!(pinned.status().deadline, None);
+}
+
+#[test]
 fn of_overlapping_uses_the_longest_keep_alive_applies() {
     let world = World::new();
     let slot = world.slot("m", keep(seconds(10)));

@@ -106,12 +106,7 @@ def running(service: Service) -> list[dict[str, Any]]:
     for slot, state in service.manager.stats()["slots"].items():
         if state["state"] != "ready":
             continue
-        stays = state["keep_alive"]
-        expires = (
-            None
-            if stays is None or state["pinned"] or not service.manager.auto_cleanup[0]
-            else now + max(0.0, stays - (state["idle_seconds"] or 0.0))
-        )
+        left = state["unload_in_seconds"]
         name = tagged(names.get(slot, slot))
         found.append(
             {
@@ -126,8 +121,8 @@ def running(service: Service) -> list[dict[str, Any]]:
                 "size_vram": 0,
                 "leases": state["leases"],
                 "expires_at": None
-                if expires is None
-                else dt.datetime.fromtimestamp(expires, dt.timezone.utc).isoformat(),
+                if left is None
+                else dt.datetime.fromtimestamp(now + left, dt.timezone.utc).isoformat(),
             }
         )
     return found

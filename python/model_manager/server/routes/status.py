@@ -272,16 +272,13 @@ def _state(service: Service, slots: dict[str, SlotStatistics]) -> str:
 
 def _model(service: Service, name: str, slot: SlotStatistics, tracker: TrackerStatistics) -> dict[str, Any]:
     found = service.description(name) if slot["kind"] == "embedding" and slot["state"] == "ready" else None
-    leaves = None
-    if slot["state"] == "ready" and slot["keep_alive"] is not None and not (slot["pinned"] or slot["leases"]):
-        leaves = max(0.0, slot["keep_alive"] - (slot["idle_seconds"] or 0.0))
     return {
         "name": name,
         "served_as": _public_names(service, name, slot["kind"]),
         **{key: slot[key] for key in ("state", "source", "kind", "pinned", "keep_alive", "bytes", "leases", "queued")},
         "last_error": slot["last_error"],
         "idle_seconds": slot["idle_seconds"],
-        "unload_in_seconds": leaves,
+        "unload_in_seconds": None if slot["leases"] else slot["unload_in_seconds"],
         "dtype": found and found["dtype"],
         "dimension": found and found["dimension"],
         "load_seconds": tracker["load_times"].get(name),

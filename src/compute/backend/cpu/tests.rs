@@ -222,6 +222,38 @@ fn attention_of_any_shape_and_kind_is_attention() {
 }
 
 #[test]
+fn an_infinity_in_one_head_does_not_reach_another() {
+    for (length, width) in [(3, 1), (17, 5), (40, 33), (17, 8)] {
+        let heads = Heads { heads: 2, kv_heads: 2, width };
+        let columns = 6 * width;
+        let finite = random(length * columns, 4);
+        let mut infinite = finite.clone();
+        // The first query, key and value of the second head.
+        (0..3).for_each(|part| infinite[(2 * part + 1) * width] = f32::INFINITY);
+        let layer = LayerAttention::new(Mask::FULL);
+        for (isa, format) in Isa::available().flat_map(|isa| [(isa, DType::F32), (isa, DType::Bf16)]) {
+            let [expected, got] = [&finite, &infinite].map(|input| {
+                let mut workspace = Workspace::default();
+                let qkv = matrix(&mut workspace, length, columns, format, input);
+                let mut out = workspace.matrix(length, 2 * width, format).unwrap();
+                let target = out.target();
+                let rows = KeyValues::Rows(&qkv);
+                let all = Attention::new(Kernels::of(isa), &qkv, rows, heads, &layer, &target);
+                let span = Span { keys: 0, queries: 0, before: 0, rows: length };
+                let mut scratch = Default::default();
+                for kv_head in 0..2 {
+                    all.group(&mut scratch, span, kv_head, Share { index: 0, of: 1 }).unwrap();
+                }
+                values(&mut out)
+            });
+            for (expected, got) in expected.chunks(2 * width).zip(got.chunks(2 * width)) {
+                assert_eq!(got[..width], expected[..width], "{isa} {format:?} {length}x{width}");
+            }
+        }
+    }
+}
+
+#[test]
 fn attention_in_steps_over_caches_is_attention() {
     let heads = Heads { heads: 4, kv_heads: 2, width: 8 };
     // Token `i` has row `i` of the table. The norm before attention changes nothing.

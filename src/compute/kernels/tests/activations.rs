@@ -60,8 +60,7 @@ fn finish_row(kernels: &Kernels, activation: Activation, x: &[f32], out: *mut u8
         factors: std::ptr::null(),
         out,
         out_stride: 0,
-        to,
-        accumulate: false,
+        store: to.into(),
     };
     // SAFETY: `tile` has one row of whole registers, and `out` points to `x.len()` writable values; the other pointers are
     // null.

@@ -2,7 +2,7 @@
 
 use super::activations::reference;
 use super::*;
-use crate::compute::kernels::rowwise::TileEpilogue;
+use crate::compute::kernels::rowwise::{StoreMode, TileEpilogue};
 
 #[test]
 fn epilogues_compute_every_combination() {
@@ -31,8 +31,7 @@ fn epilogues_compute_every_combination() {
                             factors: if with_factors { factors.as_ptr() } else { std::ptr::null() },
                             out: out.as_mut_ptr(),
                             out_stride: columns * to.bytes(),
-                            to,
-                            accumulate,
+                            store: if accumulate { StoreMode::AddF32 } else { to.into() },
                         };
                         // SAFETY: `tile` and `gate` have `rows` rows of `width` values, which is whole registers. The
                         // biases have `columns` values, `factors` has `rows`, and `out` has `rows` rows of `columns`
