@@ -7,7 +7,6 @@ mod value;
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
-use std::time::Duration;
 
 pub use value::{Choice, KeepAliveSetting, MemoryBudget, NonEmpty, Seconds, Setting, SettingValue};
 
@@ -313,12 +312,6 @@ impl Settings {
     #[must_use]
     pub fn is_given(&self, name: &str) -> bool {
         self.given.contains(name)
-    }
-
-    /// How long a model stays after its latest use when its slot says nothing.
-    #[must_use]
-    pub fn idle_time(&self) -> Duration {
-        self.max_idle_time.duration()
     }
 
     fn check(&self) -> Result<()> {

@@ -111,11 +111,6 @@ impl ChatTemplate {
         Self { body, model: model.into(), tokens }
     }
 
-    /// Another template with the same special tokens.
-    pub fn with_source(&self, source: &str) -> Self {
-        Self::new(&self.model, source, self.tokens.clone())
-    }
-
     /// The prompt for a conversation.
     ///
     /// # Errors
