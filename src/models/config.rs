@@ -52,7 +52,7 @@ impl ModelConfig {
                 "it has no model_type; it is not the config.json of a transformers model",
             ));
         };
-        let Some(family) = architectures::find(model_type).filter(|family| family.serves(kind)) else {
+        let Some(family) = architectures::find_config(&json).filter(|family| family.serves(kind)) else {
             let names = architectures::names(kind);
             let reason = format!(
                 "its model_type is {model_type:?}; supported {} are {names}{}",

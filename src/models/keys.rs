@@ -210,12 +210,13 @@ pub(crate) fn check_config(
 /// Whether `auto_map` names classes of the family alone: `"AutoModel": "modeling_qwen3.Qwen3Model"`, or a pair of
 /// tokenizers.
 fn names_own_classes(auto_map: &Value, family: &str) -> bool {
-    const ENDS: [&str; 9] = [
+    const ENDS: [&str; 10] = [
         "Config",
         "Model",
         "ForCausalLM",
         "LMHeadModel",
         "ForMaskedLM",
+        "ForPreTraining",
         "ForSequenceClassification",
         "ForTokenClassification",
         "ForQuestionAnswering",

@@ -54,7 +54,7 @@ pub(super) fn of_folder(folder: &Path) -> Option<ModelKind> {
         class.as_str().is_some_and(|class| class.ends_with("ForCausalLM") || class.ends_with("LMHeadModel"))
     };
     let bidirectional = config["is_causal"] == false || config["use_bidirectional_attention"] == true;
-    let family = config["model_type"].as_str().and_then(architectures::find);
+    let family = architectures::find_config(&config);
     if family.is_some_and(|family| family.generates && !family.embeds) {
         return Some(ModelKind::Generator);
     }

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoModel
 
-from . import causal, files, vocabularies
+from . import causal, encoder_configs, files, vocabularies
 from .weights import random_weights
 
 DECODERS = ("llama", "qwen2", "qwen3")
@@ -25,8 +25,9 @@ class Encoder:
     layers: int = 2
     heads: int = 2
     intermediate: int = 48
-    architecture: Literal["bert", "xlm-roberta", "llama", "qwen2", "qwen3"] = "bert"
-    tokenizer: Literal["uncased", "cased", "unigram", "qwen"] = "uncased"
+    # Those of `encoder_configs.CONFIGS` too.
+    architecture: str = "bert"
+    tokenizer: Literal["uncased", "cased", "unigram", "qwen", "mpnet", "bytes"] = "uncased"
     pooling: str = "mean"
     normalize: bool = True
     dense: int | None = None
@@ -40,10 +41,14 @@ class Encoder:
     layout: Literal["classic", "current", "plain"] = "classic"
     pooler: bool = False
     causal: bool = True
+    # Spelled as the first files of the family are, some with code of their own.
+    published: bool = False
 
 
 def config(spec: Encoder, vocabulary: int) -> dict[str, Any]:
     """config.json."""
+    if spec.architecture in encoder_configs.CONFIGS:
+        return encoder_configs.config(spec.architecture, {**vars(spec), "vocabulary": vocabulary}, spec.dtype)
     roberta = spec.architecture == "xlm-roberta"
     if spec.architecture in DECODERS:
         settings = causal.config(spec.architecture, vocabulary, spec.dtype)
@@ -79,6 +84,17 @@ def write_tokenizer(spec: Encoder, directory: Path) -> Tokenizer:
         # The class that takes tokenizer.json as it is.
         settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
         mask = "<mask>"
+    elif spec.tokenizer == "mpnet":
+        result = vocabularies.wordpiece(lowercase=True, mpnet=True)
+        specials = {"bos": "<s>", "eos": "</s>", "unk": "[UNK]", "sep": "</s>", "pad": "<pad>", "cls": "<s>"}
+        settings = {"tokenizer_class": "PreTrainedTokenizerFast"}
+        mask = "<mask>"
+    elif spec.tokenizer == "bytes":  # ModernBERT
+        result = vocabularies.byte_level("gpt2", list(vocabularies.WORDPIECE_SPECIALS))
+        result.post_processor = vocabularies.template(result, "[CLS]", "[SEP]")
+        specials = {"unk": "[UNK]", "sep": "[SEP]", "pad": "[PAD]", "cls": "[CLS]"}
+        settings = {"tokenizer_class": "PreTrainedTokenizerFast"}
+        mask = "[MASK]"
     else:
         result = vocabularies.wordpiece(lowercase=spec.tokenizer == "uncased")
         specials = {"unk": "[UNK]", "sep": "[SEP]", "pad": "[PAD]", "cls": "[CLS]"}
@@ -100,7 +116,8 @@ def write_tokenizer(spec: Encoder, directory: Path) -> Tokenizer:
 
 
 def write_weights(spec: Encoder, directory: Path) -> None:
-    options = {} if spec.pooler or spec.architecture in DECODERS else {"add_pooling_layer": False}
+    bare = (*DECODERS, "modernbert", "modernbert_silu", "distilbert", "electra")
+    options = {} if spec.pooler or spec.architecture in bare else {"add_pooling_layer": False}
     empty = AutoModel.from_config(AutoConfig.from_pretrained(directory), **options)
     shapes = {name: tensor.shape for name, tensor in empty.state_dict().items()}
     tensors = {name: tensor.to(spec.dtype) for name, tensor in random_weights(shapes, spec.seed).items()}

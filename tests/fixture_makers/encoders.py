@@ -1,4 +1,4 @@
-"""Tiny sentence encoders: BERT, XLM-R and Qwen3, with sentence-transformers' own answers."""
+"""Tiny sentence encoders of every family, with sentence-transformers' own answers."""
 
 import shutil
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from . import causal, encoder_files, files, reference
+from . import causal, encoder_configs, encoder_files, files, jina_bert, reference
 from .encoder_files import Encoder
 from .texts import REFERENCE
 from .versions import VERSIONS
@@ -58,6 +58,18 @@ ENCODERS = (
             ("llama_embedding", 17, "llama", "lasttoken"),
         )
     ),
+    Encoder("gte", 31, architecture="gte", tokenizer="unigram", hidden=32, heads=4, pooling="cls"),
+    Encoder("gte_new", 32, architecture="gte", tokenizer="unigram", pooling="cls", published=True),
+    Encoder("nomic", 33, architecture="nomic_bert", hidden=32, heads=4),
+    Encoder("nomic_2048", 34, architecture="nomic_bert", published=True),
+    Encoder("jina_v3", 35, architecture="jina_embeddings_v3", tokenizer="unigram"),
+    Encoder("jina_v2", 36, hidden=36, heads=6, published=True),
+    Encoder("modernbert", 37, architecture="modernbert", tokenizer="bytes", layers=4, pooling="cls", published=True),
+    Encoder("modernbert_silu", 38, architecture="modernbert_silu", tokenizer="bytes", layers=4),
+    Encoder("mpnet", 39, architecture="mpnet", tokenizer="mpnet", hidden=32, heads=4),
+    Encoder("distilbert", 40, architecture="distilbert", tokenizer="cased", dense=20, normalize=False),
+    Encoder("electra", 41, architecture="electra", hidden=36, heads=3, pooling="cls"),
+    Encoder("albert", 42, architecture="albert", tokenizer="unigram", layers=4),
 )
 
 
@@ -67,6 +79,9 @@ def make(spec: Encoder, root: Path) -> None:
     directory.mkdir(parents=True)
     encoder_files.write(spec, directory)
     model = reference.load(directory)
+    jina = spec.published and spec.architecture == "bert"
+    if jina:
+        jina_bert.patch(model, spec.seed)
     found: dict[str, Any] = {
         "made_with": VERSIONS,
         "dimensions": spec.dense or spec.hidden,
@@ -84,5 +99,9 @@ def make(spec: Encoder, root: Path) -> None:
         found["pooled"] = reference.pooled(model, [REFERENCE[0], REFERENCE[5], "a"])
     found["float64_error"] = float(f"{reference.float64_error(model, found['cases']):.1e}")
     files.write_json(directory / "reference.json", found)
+    if jina:
+        jina_bert.publish(directory, model)
+    elif spec.published:
+        encoder_configs.publish(directory)
     size = sum(file.stat().st_size for file in directory.rglob("*") if file.is_file())
     print(f"{spec.name}: {size / 1000:.0f} kB, float64 error {found['float64_error']}", flush=True)

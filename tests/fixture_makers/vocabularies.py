@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 from multilingual_e5 import charsmap
 
 WORDPIECE_SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+MPNET_SPECIALS = ["<s>", "<pad>", "</s>", "[UNK]", "<mask>"]
 QWEN_WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -43,29 +44,35 @@ def bert_normalizer(lowercase: bool) -> normalizers.Normalizer:
     return normalizers.BertNormalizer(lowercase=lowercase, strip_accents=None, handle_chinese_chars=True)
 
 
-def wordpiece_vocabulary(lowercase: bool) -> dict[str, int]:
+def template(tokenizer: Tokenizer, start: str, end: str) -> processors.PostProcessor:
+    """Every text begins with `start` and ends with `end`."""
+    return processors.TemplateProcessing(
+        single=f"{start} $A {end}",
+        pair=f"{start} $A {end} $B:1 {end}:1",
+        special_tokens=[(token, tokenizer.token_to_id(token)) for token in (start, end)],
+    )
+
+
+def wordpiece_vocabulary(lowercase: bool, specials: list[str]) -> dict[str, int]:
     """Specials, single characters at the start and inside of a word, frequent words, frequent pieces."""
     normalizer, splitter = bert_normalizer(lowercase), pre_tokenizers.BertPreTokenizer()
     words = Counter(word for text in CORPUS for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text)))
     letters = LETTERS if lowercase else LETTERS + LETTERS[:26].upper() + TURKISH_LETTERS
     inner = pieces((word[1:] for word in words), 4)
-    entries = [*WORDPIECE_SPECIALS, *letters, *(f"##{letter}" for letter in letters if letter.isalnum())]
+    entries = [*specials, *letters, *(f"##{letter}" for letter in letters if letter.isalnum())]
     entries += most_common(words, 80) + [f"##{piece}" for piece in most_common(inner, 80)]
     return {entry: index for index, entry in enumerate(dict.fromkeys(entries))}
 
 
-def wordpiece(lowercase: bool) -> Tokenizer:
-    vocabulary = wordpiece_vocabulary(lowercase)
+def wordpiece(lowercase: bool, mpnet: bool = False) -> Tokenizer:
+    specials = MPNET_SPECIALS if mpnet else WORDPIECE_SPECIALS
+    vocabulary = wordpiece_vocabulary(lowercase, specials)
     result = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]", max_input_chars_per_word=100))
     result.normalizer = bert_normalizer(lowercase)
     result.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     result.decoder = decoders.WordPiece(prefix="##")
-    result.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]",
-        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
-        special_tokens=[(token, vocabulary[token]) for token in ("[CLS]", "[SEP]")],
-    )
-    result.add_special_tokens([AddedToken(token, special=True) for token in WORDPIECE_SPECIALS])
+    result.post_processor = template(result, *(("<s>", "</s>") if mpnet else ("[CLS]", "[SEP]")))
+    result.add_special_tokens([AddedToken(token, special=True) for token in specials])
     return result
 
 

@@ -414,6 +414,10 @@ impl Pass<Candle> for CandlePass<'_> {
         x.as_ref().map(|x| linear.activated(x, activation)).transpose().map_err(failed)
     }
 
+    fn widen(&mut self, x: Option<Tensor>, linear: &TensorLinear) -> Result<Option<Tensor>> {
+        x.map(|x| linear.apply(&x)).transpose().map_err(failed)
+    }
+
     fn linear_add_norm(
         &mut self,
         x: Option<Tensor>,

@@ -214,6 +214,9 @@ pub trait Pass<B: Backend> {
         activation: Activation,
     ) -> Result<Self::States>;
 
+    /// `x Wᵀ + b` as states to which blocks add: embeddings that are narrower than states.
+    fn widen(&mut self, x: Self::States, linear: &B::Linear) -> Result<Self::States>;
+
     /// `norm(residual + x Wᵀ + b)`: the end of a block of a post-norm transformer.
     fn linear_add_norm(
         &mut self,

@@ -1,19 +1,18 @@
-//! BERT and its kin (RoBERTa, XLM-R): a post-norm transformer encoder.
+//! BERT and its kin (RoBERTa, XLM-R, ELECTRA): a post-norm transformer encoder.
 //!
 //! Devlin et al., "BERT: Pre-training of Deep Bidirectional Transformers for Language Understanding", 2018.
 
 use serde::Deserialize;
+use serde_json::Value;
 
-use super::family::{ConfigFile, Family, GgufFamily, LARGEST_SIZE, ReadConfig};
+use super::family::{ConfigFile, Family, GgufFamily, ReadConfig, joined};
 use super::gguf_keys::Metadata;
-use super::tensors::{EmbeddingTensors, LayerTensors, NormTensors, Tensors};
+use super::tensors::{EmbeddingTensors, LayerTensors, Scope, Tensors};
 use super::transformer::{Architecture, Description, Factors};
-use crate::compute::{
-    Activation, Biased, Heads, LONGEST_HEAD, LayerAttention, Mask, Matrix, Positions, Weight,
-};
+use crate::Result;
+use crate::compute::{Activation, Heads, LayerAttention, Mask, Positions};
 use crate::models::formats::gguf::Gguf;
 use crate::models::heads::layout::{self, ClassifierHead};
-use crate::{Error, Result};
 
 /// BERT, and the families that number positions after the padding id.
 pub(super) const FAMILIES: &[Family] = &[
@@ -25,6 +24,7 @@ pub(super) const FAMILIES: &[Family] = &[
     family("xlm-roberta", "XLMRoberta", &layout::ROBERTA, read_roberta),
     family("roberta", "Roberta", &layout::ROBERTA, read_roberta),
     family("camembert", "Camembert", &layout::ROBERTA, read_roberta),
+    Family { keys: &ELECTRA_KEYS, ..family("electra", "Electra", &layout::ELECTRA, read_bert) },
 ];
 
 const fn family(
@@ -50,16 +50,6 @@ fn read_roberta(file: &ConfigFile<'_>) -> Result<Box<dyn Architecture>> {
     read(file, config, Positions::AfterPadding(padding), context)
 }
 
-fn read(
-    file: &ConfigFile<'_>,
-    config: BertConfig,
-    positions: Positions,
-    context: usize,
-) -> Result<Box<dyn Architecture>> {
-    let activation = config.check(file.model)?;
-    Ok(Box::new(Bert { config, activation, positions, context }))
-}
-
 /// Converters cut the rows of XLM-R's position table that no token has, so that its positions start at 0 too.
 fn from_gguf(gguf: &Gguf) -> Result<Box<dyn Architecture>> {
     let metadata = Metadata::of(gguf);
@@ -79,17 +69,19 @@ fn from_gguf(gguf: &Gguf) -> Result<Box<dyn Architecture>> {
         hidden_act: gelu(),
         layer_norm_eps: metadata.float("attention.layer_norm_epsilon").unwrap_or(epsilon()),
         pad_token_id: None,
+        embedding_size: None,
         position_embedding_type: None,
     };
-    let activation = config.check(&metadata.model())?;
     let context = metadata.required("context_length")?.min(config.max_position_embeddings);
-    Ok(Box::new(Bert { config, activation, positions: Positions::FromZero, context }))
+    let file = ConfigFile { model: &metadata.model(), path: gguf.path(), json: &Value::Null };
+    read(&file, config, Positions::FromZero, context)
 }
 
 /// A BERT whose configuration was checked.
 #[derive(Debug)]
 struct Bert {
     config: BertConfig,
+    heads: Heads,
     activation: Activation,
     positions: Positions,
     /// Tokens of the longest text.
@@ -114,6 +106,9 @@ const KEYS: &[&str] = &[
     "tie_word_embeddings",
 ];
 
+/// ELECTRA's embeddings may be narrower than its states.
+const ELECTRA_KEYS: [&str; KEYS.len() + 1] = joined(KEYS, &["embedding_size"]);
+
 /// What `config.json` says of a BERT.
 #[derive(Debug, Clone, Deserialize)]
 struct BertConfig {
@@ -121,6 +116,8 @@ struct BertConfig {
     vocab_size: usize,
     /// Columns of every state.
     hidden_size: usize,
+    /// Columns of the embeddings, where they are narrower than states.
+    embedding_size: Option<usize>,
     /// Layers.
     num_hidden_layers: usize,
     /// Attention heads of each layer.
@@ -156,53 +153,35 @@ fn epsilon() -> f32 {
     1e-12
 }
 
-impl BertConfig {
-    /// The activation, once everything else is known to be supported.
-    fn check(&self, model: &str) -> Result<Activation> {
-        let refuse = |reason: String| Err(Error::Unsupported { model: model.into(), reason });
-        let sizes = [
-            self.vocab_size,
-            self.hidden_size,
-            self.num_hidden_layers.max(1),
-            self.intermediate_size,
-            self.max_position_embeddings,
-            self.type_vocab_size.max(1),
-        ];
-        if !sizes.iter().all(|&n| n > 0 && n <= LARGEST_SIZE) {
-            return refuse(format!("a size in its config.json is 0 or larger than {LARGEST_SIZE}"));
-        }
-        if self.num_attention_heads == 0 || !self.hidden_size.is_multiple_of(self.num_attention_heads) {
-            return refuse(format!(
-                "hidden_size {} does not divide into {} attention heads",
-                self.hidden_size, self.num_attention_heads
-            ));
-        }
-        let width = self.hidden_size / self.num_attention_heads;
-        if width > LONGEST_HEAD {
-            return refuse(format!(
-                "its attention heads are {width} wide ({} of them); the widest that run here are {LONGEST_HEAD}",
-                self.num_attention_heads
-            ));
-        }
-        if let Some(kind) = self.position_embedding_type.as_deref().filter(|&kind| kind != "absolute") {
-            return refuse(format!("position_embedding_type {kind:?}; supported is absolute"));
-        }
-        match self.hidden_act.as_str() {
-            "gelu" => Ok(Activation::Gelu),
-            "gelu_new" | "gelu_pytorch_tanh" | "gelu_fast" => Ok(Activation::GeluTanh),
-            "relu" => Ok(Activation::Relu),
-            other => refuse(format!("hidden_act {other:?}; supported are gelu, gelu_new, relu")),
-        }
+fn read(
+    file: &ConfigFile<'_>,
+    config: BertConfig,
+    positions: Positions,
+    context: usize,
+) -> Result<Box<dyn Architecture>> {
+    file.check_sizes(&[
+        config.vocab_size,
+        config.hidden_size,
+        config.num_hidden_layers.max(1),
+        config.intermediate_size,
+        config.max_position_embeddings,
+        config.type_vocab_size.max(1),
+        config.embedding_size.unwrap_or(1),
+    ])?;
+    let heads = file.heads(config.hidden_size, config.num_attention_heads)?;
+    if let Some(kind) = config.position_embedding_type.as_deref().filter(|&kind| kind != "absolute") {
+        return Err(file.unsupported(format!("position_embedding_type {kind:?}; supported is absolute")));
     }
+    let activation = file.activation("hidden_act", &config.hidden_act)?;
+    Ok(Box::new(Bert { config, heads, activation, positions, context }))
 }
 
 impl Architecture for Bert {
     fn describe(&self) -> Description {
-        let (hidden, heads) = (self.config.hidden_size, self.config.num_attention_heads);
         Description {
-            hidden,
+            hidden: self.config.hidden_size,
             layers: self.config.num_hidden_layers,
-            heads: Heads { heads, kv_heads: heads, width: hidden / heads },
+            heads: self.heads,
             attention: vec![LayerAttention::new(Mask::FULL)],
             vocabulary: self.config.vocab_size,
             context: self.context,
@@ -214,86 +193,44 @@ impl Architecture for Bert {
     }
 
     fn embeddings(&self, tensors: &dyn Tensors) -> Result<EmbeddingTensors> {
-        let (names, config) = (BertNames::new(tensors), &self.config);
-        let table = |name: &str, rows| {
-            names.matrix(&format!("embeddings.{name}_embeddings.weight"), [rows, config.hidden_size])
+        let (scope, config) = (scope(tensors), &self.config);
+        let width = config.embedding_size.unwrap_or(config.hidden_size);
+        let table = |name: &str, rows: usize| {
+            let name = format!("embeddings.{name}_embeddings.weight");
+            (rows > 0).then(|| scope.matrix(&name, [rows, width])).transpose()
         };
+        let projection = || scope.linear("embeddings_project", [config.hidden_size, width]);
         Ok(EmbeddingTensors {
-            words: table("word", config.vocab_size)?,
-            positions: Some(table("position", config.max_position_embeddings)?),
-            token_types: match config.type_vocab_size {
-                0 => None,
-                rows => Some(table("token_type", rows)?),
-            },
-            norm: Some(names.norm("embeddings.LayerNorm", config)?),
+            words: scope.matrix("embeddings.word_embeddings.weight", [config.vocab_size, width])?,
+            positions: table("position", config.max_position_embeddings)?,
+            token_types: table("token_type", config.type_vocab_size)?,
+            norm: Some(scope.layer_norm("embeddings.LayerNorm", width, config.layer_norm_eps)?),
+            projection: (width != config.hidden_size).then(projection).transpose()?,
         })
     }
 
     fn layer(&self, tensors: &dyn Tensors, index: usize) -> Result<LayerTensors> {
-        let (names, config) = (BertNames::new(tensors), &self.config);
+        let (scope, config) = (scope(tensors), &self.config);
         let (hidden, wide) = (config.hidden_size, config.intermediate_size);
-        let part = |name: &str, outputs, inputs| -> Result<Biased> {
-            let name = format!("encoder.layer.{index}.{name}");
-            let matrix = names.matrix(&format!("{name}.weight"), [outputs, inputs])?;
-            Ok((matrix, Some(names.vector(&format!("{name}.bias"), outputs)?)))
+        let linear = |name: &str, shape| scope.linear(&format!("encoder.layer.{index}.{name}"), shape);
+        let norm = |name: &str| {
+            scope.layer_norm(&format!("encoder.layer.{index}.{name}"), hidden, config.layer_norm_eps)
         };
-        let own = |name: &str| part(&format!("attention.self.{name}"), hidden, hidden);
-        let norm = |name: &str| names.norm(&format!("encoder.layer.{index}.{name}"), config);
+        let attention = |name: &str| linear(&format!("attention.{name}"), [hidden, hidden]);
+        let qkv = vec![attention("self.query")?, attention("self.key")?, attention("self.value")?];
+        let up = linear("intermediate.dense", [wide, hidden])?;
+        let down = linear("output.dense", [hidden, wide])?;
         Ok(LayerTensors {
             attention_norm: Some(norm("attention.output.LayerNorm")?),
-            qkv: vec![own("query")?, own("key")?, own("value")?],
-            head_norms: None,
-            output: part("attention.output.dense", hidden, hidden)?,
-            output_norm: None,
             mlp_norm: Some(norm("output.LayerNorm")?),
-            gate: None,
-            up: part("intermediate.dense", wide, hidden)?,
-            down: part("output.dense", hidden, wide)?,
-            down_norm: None,
+            ..LayerTensors::new(qkv, attention("output.dense")?, up, down)
         })
-    }
-
-    fn final_norm(&self, _tensors: &dyn Tensors) -> Result<Option<NormTensors>> {
-        Ok(None)
-    }
-
-    fn head(&self, _tensors: &dyn Tensors) -> Result<Matrix> {
-        Err(Error::Internal { place: "bert".into(), reason: "it has no head that writes text".into() })
     }
 }
 
-/// Tensor names as the file has them: some carry the name of the model that the encoder was part of, old ones
-/// call the parameters of a norm gamma and beta.
-struct BertNames<'a> {
-    tensors: &'a dyn Tensors,
-    prefix: &'static str,
-}
-
-impl<'a> BertNames<'a> {
-    fn new(tensors: &'a dyn Tensors) -> Self {
-        let word = "embeddings.word_embeddings.weight";
-        let prefixes = ["", "bert.", "roberta.", "model."];
-        let prefix = prefixes.into_iter().find(|prefix| tensors.contains(&format!("{prefix}{word}")));
-        Self { tensors, prefix: prefix.unwrap_or("") }
-    }
-
-    fn matrix(&self, name: &str, shape: [usize; 2]) -> Result<Matrix> {
-        self.tensors.matrix(&format!("{}{name}", self.prefix), shape)
-    }
-
-    fn vector(&self, name: &str, length: usize) -> Result<Weight> {
-        self.tensors.vector(&format!("{}{name}", self.prefix), length)
-    }
-
-    fn norm(&self, name: &str, config: &BertConfig) -> Result<NormTensors> {
-        let old = self.tensors.contains(&format!("{}{name}.gamma", self.prefix));
-        let (scale, shift) = if old { ("gamma", "beta") } else { ("weight", "bias") };
-        Ok(NormTensors {
-            scale: self.vector(&format!("{name}.{scale}"), config.hidden_size)?,
-            shift: Some(self.vector(&format!("{name}.{shift}"), config.hidden_size)?),
-            epsilon: config.layer_norm_eps,
-        })
-    }
+fn scope(tensors: &dyn Tensors) -> Scope<'_> {
+    let prefixes = ["", "bert.", "roberta.", "electra.", "model."];
+    Scope::new(tensors, "embeddings.word_embeddings.weight", &prefixes)
 }
 
 #[cfg(test)]

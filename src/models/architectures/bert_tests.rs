@@ -6,7 +6,9 @@ use candle_core::Device;
 use proptest::prelude::*;
 
 use super::*;
-use crate::compute::{Backend, Candle, Cpu, DType, Isa, Packed, WeightFormat};
+use crate::Error;
+use crate::compute::{Backend, Candle, Cpu, DType, Isa, LONGEST_HEAD, Matrix, Packed, Weight, WeightFormat};
+use crate::models::architectures::LARGEST_SIZE;
 use crate::models::architectures::{self, Transformer};
 use crate::models::{Pooling, SentenceEncoder};
 
@@ -166,7 +168,7 @@ fn all_names_of_the_same_tensors_are_found() {
 #[test]
 fn what_is_not_supported_is_said() {
     for (json, word) in [
-        (r#"{"hidden_act": "swish"}"#, "gelu_new"),
+        (r#"{"hidden_act": "quick_gelu"}"#, "gelu_new"),
         (r#"{"position_embedding_type": "relative_key"}"#, "absolute"),
         (r#"{"num_attention_heads": 5}"#, "heads"),
         (r#"{"num_attention_heads": 0}"#, "heads"),

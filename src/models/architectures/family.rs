@@ -6,6 +6,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::transformer::Architecture;
+use crate::compute::{Activation, Heads, LONGEST_HEAD};
 use crate::models::formats::gguf::Gguf;
 use crate::models::heads::layout::ClassifierHead;
 use crate::{Error, Result};
@@ -105,6 +106,20 @@ pub type ReadConfig = fn(&ConfigFile<'_>) -> Result<Box<dyn Architecture>>;
 /// Reads the metadata of a GGUF file.
 pub type ReadGguf = fn(&Gguf) -> Result<Box<dyn Architecture>>;
 
+/// The keys of two lists.
+pub(super) const fn joined<const N: usize>(
+    one: &[&'static str],
+    other: &[&'static str],
+) -> [&'static str; N] {
+    assert!(N == one.len() + other.len(), "number of keys");
+    let (mut all, mut index) = ([""; N], 0);
+    while index < N {
+        all[index] = if index < one.len() { one[index] } else { other[index - one.len()] };
+        index += 1;
+    }
+    all
+}
+
 /// A model's `config.json`.
 #[derive(Debug, Clone, Copy)]
 pub struct ConfigFile<'a> {
@@ -126,6 +141,56 @@ impl ConfigFile<'_> {
             path: self.path.to_path_buf(),
             reason: format!("it does not describe its model: {error}"),
         })
+    }
+
+    /// Checks that these sizes are neither 0 nor absurd.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`].
+    pub(super) fn check_sizes(&self, sizes: &[usize]) -> Result<()> {
+        if sizes.iter().all(|&n| n > 0 && n <= LARGEST_SIZE) {
+            return Ok(());
+        }
+        Err(self.unsupported(format!("a size in its config.json is 0 or larger than {LARGEST_SIZE}")))
+    }
+
+    /// The heads of states of `hidden` numbers, as many of keys as of queries.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] if they do not divide the states, or are too wide.
+    pub(super) fn heads(&self, hidden: usize, heads: usize) -> Result<Heads> {
+        if heads == 0 || !hidden.is_multiple_of(heads) {
+            let reason = format!("hidden_size {hidden} does not divide into {heads} attention heads");
+            return Err(self.unsupported(reason));
+        }
+        let width = hidden / heads;
+        if width > LONGEST_HEAD {
+            return Err(self.unsupported(format!(
+                "its attention heads are {width} wide ({heads} of them); the widest that run here are {LONGEST_HEAD}"
+            )));
+        }
+        Ok(Heads { heads, kv_heads: heads, width })
+    }
+
+    /// The activation that transformers calls `name`.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] naming the key and its value.
+    pub(super) fn activation(&self, key: &str, name: &str) -> Result<Activation> {
+        match name {
+            "gelu" => Ok(Activation::Gelu),
+            "gelu_new" | "gelu_pytorch_tanh" | "gelu_fast" => Ok(Activation::GeluTanh),
+            "relu" => Ok(Activation::Relu),
+            "silu" | "swish" => Ok(Activation::Silu),
+            other => {
+                Err(self.unsupported(format!("{key} {other:?}; supported are gelu, gelu_new, relu, silu")))
+            }
+        }
+    }
+
+    /// The refusal of `key`, whose value is not computed.
+    pub(super) fn refuse(&self, key: &str, supported: &str) -> Error {
+        self.unsupported(format!("its {key} is {}; supported is {supported}", self.json[key]))
     }
 
     /// The error for what this crate cannot compute.

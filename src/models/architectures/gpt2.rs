@@ -195,6 +195,7 @@ impl Architecture for Gpt2 {
             positions: Some(self.table(tensors, "wpe.weight", self.config.n_positions)?),
             token_types: None,
             norm: None,
+            projection: None,
         })
     }
 

@@ -4,21 +4,27 @@
 //! and logits of both, on any [`Backend`](crate::compute::Backend). To add one, write its file and name its
 //! [`Family`] in `registry.rs`; a program adds its own with [`register`].
 
+mod albert;
 mod bert;
+mod distilbert;
 mod family;
 mod gguf_keys;
 mod gguf_tensors;
 mod gpt2;
+mod jina_bert;
 mod llama;
+mod modernbert;
+mod mpnet;
 mod registry;
 mod rope_scaling;
+mod rotary_bert;
 mod tensors;
 mod transformer;
 
 pub(crate) use family::LARGEST_SIZE;
 pub use family::{ConfigFile, Family, GgufFamily, ModelKind, ReadConfig, ReadGguf};
 pub(crate) use gguf_tensors::GgufTensors;
-pub use registry::{families, find, find_gguf, register};
+pub use registry::{families, find, find_config, find_gguf, register};
 pub(crate) use registry::{gguf_names, names};
 pub use tensors::{EmbeddingTensors, LayerTensors, NormTensors, Tensors};
 pub use transformer::{Architecture, Description, Factors, Transformer};

@@ -1,12 +1,24 @@
 //! The families that this process knows: those of this crate, and those that a program adds.
 
+use serde_json::Value;
+
 use super::family::{Family, GgufFamily, ModelKind, ReadGguf};
-use super::{bert, gpt2, llama};
+use super::{albert, bert, distilbert, gpt2, jina_bert, llama, modernbert, mpnet, rotary_bert};
 use crate::sync::Mutex;
 use crate::{Error, Result};
 
 /// The families of this crate.
-static BUILT_IN: [&[Family]; 3] = [bert::FAMILIES, gpt2::FAMILIES, llama::FAMILIES];
+static BUILT_IN: [&[Family]; 9] = [
+    bert::FAMILIES,
+    modernbert::FAMILIES,
+    rotary_bert::FAMILIES,
+    jina_bert::FAMILIES,
+    mpnet::FAMILIES,
+    distilbert::FAMILIES,
+    albert::FAMILIES,
+    llama::FAMILIES,
+    gpt2::FAMILIES,
+];
 
 /// Those that a program added.
 static ADDED: Mutex<Vec<&'static Family>> = Mutex::new(Vec::new());
@@ -19,6 +31,14 @@ pub fn families() -> Vec<&'static Family> {
 /// The family of a `model_type`.
 pub fn find(model_type: &str) -> Option<&'static Family> {
     families().into_iter().find(|family| family.model_type == model_type)
+}
+
+/// The family of a `config.json`: the one whose class `auto_map` names as the model's, for files that call their model by
+/// the name of a family that it was derived from; else that of its `model_type`.
+pub fn find_config(config: &Value) -> Option<&'static Family> {
+    let class = config["auto_map"]["AutoModel"].as_str().and_then(|class| class.rsplit('.').next());
+    let own = |family: &&Family| class.and_then(|class| class.strip_suffix("Model")) == Some(family.classes);
+    families().into_iter().find(own).or_else(|| find(config["model_type"].as_str()?))
 }
 
 /// The family of the GGUF files of an architecture that can be used so, and their reader.

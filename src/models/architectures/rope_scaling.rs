@@ -17,6 +17,8 @@ pub(super) enum RopeScaling {
     None,
     /// All positions are divided by a factor.
     Linear { factor: f32 },
+    /// Fixed NTK scaling: a larger base, and all positions divided.
+    Ntk { factor: f32 },
     /// Slow waves are stretched, fast ones kept, and those between are blended.
     Llama3 { factor: f32, low: f32, high: f32, original: f32 },
     /// Peng et al., "YaRN: Efficient Context Window Extension of Large Language Models", 2023.
@@ -94,6 +96,11 @@ impl RopeScaling {
         match self {
             Self::None => {}
             Self::Linear { factor } => frequencies.iter_mut().for_each(|frequency| *frequency /= factor),
+            Self::Ntk { factor } => {
+                let divisor = factor.powf(2.0 / width as f32);
+                *frequencies = Rotary::new(base * factor, width, style).frequencies;
+                frequencies.iter_mut().for_each(|frequency| *frequency /= divisor);
+            }
             &Self::Llama3 { factor, low, high, original } => {
                 for frequency in frequencies {
                     let turns = original * *frequency / (2.0 * std::f32::consts::PI);
@@ -262,6 +269,7 @@ impl Parameters {
                 RopeScaling::None
             }
             Some("linear") => RopeScaling::Linear { factor: factor()? },
+            Some("ntk") => RopeScaling::Ntk { factor: factor()? },
             Some("proportional") => {
                 RopeScaling::Proportional { factor: positive(self.factor.or(Some(1.0)), "factor")? }
             }
@@ -300,8 +308,8 @@ impl Parameters {
             }
             Some(other) => {
                 return Err(format!(
-                    "its rotary scaling is {other:?}; supported are default, linear, dynamic, yarn, longrope, llama3 and \
-                     proportional"
+                    "its rotary scaling is {other:?}; supported are default, linear, dynamic, ntk, yarn, longrope, llama3 \
+                     and proportional"
                 ));
             }
         })

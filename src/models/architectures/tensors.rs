@@ -4,6 +4,7 @@ use std::sync::Weak;
 
 use crate::Result;
 use crate::compute::file::WeightFile;
+use crate::compute::memory::zeroed;
 use crate::compute::{Biased, Matrix, Weight};
 
 /// Named tensors of any file format, under the names that transformers gives them.
@@ -51,6 +52,15 @@ pub struct EmbeddingTensors {
     pub token_types: Option<Matrix>,
     /// After their sum.
     pub norm: Option<NormTensors>,
+    /// After the norm, where embeddings are narrower than states.
+    pub projection: Option<Biased>,
+}
+
+impl EmbeddingTensors {
+    /// Rows for tokens alone.
+    pub fn new(words: Matrix) -> Self {
+        Self { words, positions: None, token_types: None, norm: None, projection: None }
+    }
 }
 
 /// One layer.
@@ -76,4 +86,99 @@ pub struct LayerTensors {
     pub down: Biased,
     /// Of what `down` gives, before it is added to the residual.
     pub down_norm: Option<NormTensors>,
+}
+
+impl LayerTensors {
+    /// A layer without norms and without a gate.
+    pub fn new(qkv: Vec<Biased>, output: Biased, up: Biased, down: Biased) -> Self {
+        Self {
+            attention_norm: None,
+            qkv,
+            head_norms: None,
+            output,
+            output_norm: None,
+            mlp_norm: None,
+            gate: None,
+            up,
+            down,
+            down_norm: None,
+        }
+    }
+}
+
+/// Tensors whose names have a prefix in some files: that of the model that the encoder was part of.
+pub(super) struct Scope<'a> {
+    tensors: &'a dyn Tensors,
+    prefix: &'static str,
+}
+
+impl<'a> Scope<'a> {
+    /// The scope of the first prefix under which there is a tensor `probe`.
+    pub(super) fn new(tensors: &'a dyn Tensors, probe: &str, prefixes: &[&'static str]) -> Self {
+        let prefix = prefixes.iter().find(|prefix| tensors.contains(&format!("{prefix}{probe}")));
+        Self { tensors, prefix: prefix.copied().unwrap_or_default() }
+    }
+
+    pub(super) fn contains(&self, name: &str) -> bool {
+        self.tensors.contains(&format!("{}{name}", self.prefix))
+    }
+
+    /// The first of some spellings of a layer's name with which there is a weight; the first of all without one.
+    pub(super) fn spelled(&self, layer: &str, names: &[&str]) -> String {
+        let full = |name: &&str| format!("{layer}.{name}");
+        let found = names.iter().map(full).find(|name| self.contains(&format!("{name}.weight")));
+        found.unwrap_or_else(|| full(&names[0]))
+    }
+
+    pub(super) fn matrix(&self, name: &str, shape: [usize; 2]) -> Result<Matrix> {
+        self.tensors.matrix(&format!("{}{name}", self.prefix), shape)
+    }
+
+    pub(super) fn vector(&self, name: &str, length: usize) -> Result<Weight> {
+        self.tensors.vector(&format!("{}{name}", self.prefix), length)
+    }
+
+    /// `name.weight` of `[outputs, inputs]` and `name.bias`.
+    pub(super) fn linear(&self, name: &str, shape: [usize; 2]) -> Result<Biased> {
+        self.maybe_biased(name, shape, true)
+    }
+
+    /// `name.weight` of `[outputs, inputs]` and, if there is one, `name.bias`.
+    pub(super) fn maybe_biased(&self, name: &str, shape: [usize; 2], bias: bool) -> Result<Biased> {
+        let matrix = self.matrix(&format!("{name}.weight"), shape)?;
+        let shift = bias.then(|| self.vector(&format!("{name}.bias"), shape[0])).transpose()?;
+        Ok((matrix, shift))
+    }
+
+    /// The halves of a layer that a file stores as one.
+    pub(super) fn halves(&self, name: &str, shape: [usize; 2], bias: bool) -> Result<[Biased; 2]> {
+        let (matrix, shift) = self.maybe_biased(name, [2 * shape[0], shape[1]], bias)?;
+        Ok([0, shape[0]].map(|first| {
+            let rows = first..first + shape[0];
+            let shift = shift.as_ref().map(|shift| shift.slice_rows(rows.clone()));
+            (matrix.slice_rows(rows), shift)
+        }))
+    }
+
+    /// A layer normalization. Old files call its parameters gamma and beta.
+    pub(super) fn layer_norm(&self, name: &str, length: usize, epsilon: f32) -> Result<NormTensors> {
+        let old = self.contains(&format!("{name}.gamma"));
+        let (scale, shift) = if old { ("gamma", "beta") } else { ("weight", "bias") };
+        Ok(NormTensors {
+            scale: self.vector(&format!("{name}.{scale}"), length)?,
+            shift: Some(self.vector(&format!("{name}.{shift}"), length)?),
+            epsilon,
+        })
+    }
+
+    /// A layer normalization that shifts by zero.
+    pub(super) fn layer_norm_without_shift(
+        &self,
+        name: &str,
+        length: usize,
+        epsilon: f32,
+    ) -> Result<NormTensors> {
+        let scale = self.vector(&format!("{name}.weight"), length)?;
+        Ok(NormTensors { scale, shift: Some(Weight::from_f32(&zeroed(length)?, &[length])?), epsilon })
+    }
 }

@@ -102,11 +102,18 @@ pub trait Architecture: Debug + Send + Sync {
     /// When a tensor is missing or of another shape.
     fn layer(&self, tensors: &dyn Tensors, index: usize) -> Result<LayerTensors>;
 
+    /// The first layer that has the weights and the attention of layer `index`: another one where layers share them.
+    fn same_as(&self, index: usize) -> usize {
+        index
+    }
+
     /// The norm after the last layer, if there is one.
     ///
     /// # Errors
     /// When a tensor is missing or of another shape.
-    fn final_norm(&self, tensors: &dyn Tensors) -> Result<Option<NormTensors>>;
+    fn final_norm(&self, _tensors: &dyn Tensors) -> Result<Option<NormTensors>> {
+        Ok(None)
+    }
 
     /// A bias by distance that all layers add to the scores of attention, where it comes from a tensor.
     ///
@@ -120,7 +127,9 @@ pub trait Architecture: Debug + Send + Sync {
     ///
     /// # Errors
     /// When the tensor is missing or of another shape; [`Error::Internal`] for an architecture that writes no text.
-    fn head(&self, tensors: &dyn Tensors) -> Result<Matrix>;
+    fn head(&self, _tensors: &dyn Tensors) -> Result<Matrix> {
+        Err(misuse("an encoder has no head that writes text"))
+    }
 }
 
 /// A transformer on a backend.
@@ -131,7 +140,9 @@ pub struct Transformer<B: Backend> {
     positions: Option<B::Table>,
     token_types: Option<B::Table>,
     embedding_norm: Option<B::Norm>,
-    layers: Vec<Layer<B>>,
+    embedding_projection: Option<B::Linear>,
+    /// Some may be the same.
+    layers: Vec<Arc<Layer<B>>>,
     /// The rotary positions of its layers, each once.
     rotaries: Vec<Rotary>,
     final_norm: Option<B::Norm>,
@@ -204,6 +215,14 @@ impl<B: Backend> Transformer<B> {
                 down_norm: layer.down_norm.map(norm).transpose()?,
             })
         };
+        let mut layers: Vec<Arc<Layer<B>>> = Vec::new();
+        for index in 0..description.layers {
+            let shared = layers.get(architecture.same_as(index)).map(Arc::clone);
+            layers.push(match shared {
+                Some(shared) => shared,
+                None => Arc::new(layer(index)?),
+            });
+        }
         let embeddings = architecture.embeddings(tensors)?;
         let table = |matrix: Option<Matrix>| matrix.map(|matrix| backend.table(matrix)).transpose();
         Ok(Self {
@@ -211,7 +230,8 @@ impl<B: Backend> Transformer<B> {
             positions: table(embeddings.positions)?,
             token_types: table(embeddings.token_types)?,
             embedding_norm: embeddings.norm.map(norm).transpose()?,
-            layers: (0..description.layers).map(&mut layer).collect::<Result<_>>()?,
+            embedding_projection: embeddings.projection.map(|part| backend.linear(&[part])).transpose()?,
+            layers,
             rotaries,
             final_norm: architecture.final_norm(tensors)?.map(norm).transpose()?,
             head: None,
@@ -257,6 +277,9 @@ impl<B: Backend> Transformer<B> {
         }
         if let Some(norm) = &self.embedding_norm {
             x = pass.norm(x, norm)?;
+        }
+        if let Some(projection) = &self.embedding_projection {
+            x = pass.widen(x, projection)?;
         }
         let ropes: Vec<_> = self.rotaries.iter().map(|rotary| pass.rope(rotary)).collect::<Result<_>>()?;
         if self.description.norm_first {

@@ -41,7 +41,7 @@ impl Architecture for Toy {
         }
     }
     fn embeddings(&self, tensors: &dyn Tensors) -> Result<EmbeddingTensors> {
-        Ok(EmbeddingTensors { words: self.head(tensors)?, positions: None, token_types: None, norm: None })
+        self.head(tensors).map(EmbeddingTensors::new)
     }
     fn layer(&self, tensors: &dyn Tensors, index: usize) -> Result<LayerTensors> {
         let name = |rest: &str| format!("model.layers.{index}.{rest}");

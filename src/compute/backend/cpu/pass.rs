@@ -301,6 +301,19 @@ impl Pass<Cpu> for CpuPass<'_> {
         Ok(self.operand(out))
     }
 
+    fn widen(&mut self, x: States, linear: &Linear) -> Result<States> {
+        let rows = x.operand(self.cpu.dtype)?.rows();
+        let mut wide = self.workspace.matrix(rows, linear.outputs(), DType::F32)?;
+        let store = Epilogue::Store(Activation::Identity);
+        self.multiply(x.operand(self.cpu.dtype)?, linear, store, &wide.target(), 0)?;
+        self.discard(x);
+        let narrow = match self.cpu.dtype {
+            DType::F32 => None,
+            DType::Bf16 => Some(self.copied(&wide, 0..rows)?),
+        };
+        Ok(States { wide: Some(wide), narrow, picked: false })
+    }
+
     fn linear_add_norm(
         &mut self,
         x: States,

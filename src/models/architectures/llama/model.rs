@@ -163,7 +163,7 @@ impl Architecture for Llama {
 
     fn embeddings(&self, tensors: &dyn Tensors) -> Result<EmbeddingTensors> {
         let words = self.words(tensors, "model.embed_tokens.weight")?;
-        Ok(EmbeddingTensors { words, positions: None, token_types: None, norm: None })
+        Ok(EmbeddingTensors::new(words))
     }
 
     fn layer(&self, tensors: &dyn Tensors, index: usize) -> Result<LayerTensors> {

@@ -1,0 +1,115 @@
+//! DistilBERT: a BERT without token types, with names of its own.
+//!
+//! Sanh et al., "DistilBERT, a distilled version of BERT: smaller, faster, cheaper and lighter", 2019.
+
+use serde::Deserialize;
+
+use super::family::{ConfigFile, Family};
+use super::tensors::{EmbeddingTensors, LayerTensors, Scope, Tensors};
+use super::transformer::{Architecture, Description, Factors};
+use crate::Result;
+use crate::compute::{Activation, Heads, LayerAttention, Mask, Positions};
+use crate::models::heads::layout;
+
+/// DistilBERT.
+pub(super) const FAMILIES: &[Family] = &[Family {
+    generates: false,
+    classifier: Some(&layout::DISTILBERT),
+    ..Family::new("distilbert", "DistilBert", KEYS, read)
+}];
+
+/// The keys of `config.json` that [`DistilBertConfig`] reads, and those that change nothing.
+const KEYS: &[&str] = &[
+    "vocab_size",
+    "dim",
+    "n_layers",
+    "n_heads",
+    "hidden_dim",
+    "max_position_embeddings",
+    "activation",
+    // How the table of positions was made, which the file has.
+    "sinusoidal_pos_embds",
+    // There is no head whose weights could be shared.
+    "tie_weights_",
+    "tie_word_embeddings",
+];
+
+/// What `config.json` says of a DistilBERT.
+#[derive(Debug, Clone, Deserialize)]
+struct DistilBertConfig {
+    vocab_size: usize,
+    dim: usize,
+    n_layers: usize,
+    n_heads: usize,
+    hidden_dim: usize,
+    max_position_embeddings: usize,
+    activation: String,
+}
+
+/// A DistilBERT whose configuration was checked.
+#[derive(Debug)]
+struct DistilBert {
+    config: DistilBertConfig,
+    heads: Heads,
+    activation: Activation,
+}
+
+fn read(file: &ConfigFile<'_>) -> Result<Box<dyn Architecture>> {
+    let config: DistilBertConfig = file.parse()?;
+    let sizes = [config.vocab_size, config.dim, config.n_layers, config.hidden_dim];
+    file.check_sizes(&[&sizes[..], &[config.max_position_embeddings]].concat())?;
+    let heads = file.heads(config.dim, config.n_heads)?;
+    let activation = file.activation("activation", &config.activation)?;
+    Ok(Box::new(DistilBert { config, heads, activation }))
+}
+
+/// Of the layer normalizations; no key sets it.
+const EPSILON: f32 = 1e-12;
+
+impl DistilBert {
+    fn scope<'a>(&self, tensors: &'a dyn Tensors) -> Scope<'a> {
+        Scope::new(tensors, "embeddings.word_embeddings.weight", &["", "distilbert."])
+    }
+}
+
+impl Architecture for DistilBert {
+    fn describe(&self) -> Description {
+        Description {
+            hidden: self.config.dim,
+            layers: self.config.n_layers,
+            heads: self.heads,
+            attention: vec![LayerAttention::new(Mask::FULL)],
+            vocabulary: self.config.vocab_size,
+            context: self.config.max_position_embeddings,
+            activation: self.activation,
+            norm_first: false,
+            positions: Positions::FromZero,
+            factors: Factors::default(),
+        }
+    }
+
+    fn embeddings(&self, tensors: &dyn Tensors) -> Result<EmbeddingTensors> {
+        let DistilBertConfig { vocab_size, dim, max_position_embeddings, .. } = self.config;
+        let scope = self.scope(tensors);
+        let words = scope.matrix("embeddings.word_embeddings.weight", [vocab_size, dim])?;
+        let positions =
+            scope.matrix("embeddings.position_embeddings.weight", [max_position_embeddings, dim])?;
+        let norm = scope.layer_norm("embeddings.LayerNorm", dim, EPSILON)?;
+        Ok(EmbeddingTensors { positions: Some(positions), norm: Some(norm), ..EmbeddingTensors::new(words) })
+    }
+
+    fn layer(&self, tensors: &dyn Tensors, index: usize) -> Result<LayerTensors> {
+        let (scope, hidden, wide) = (self.scope(tensors), self.config.dim, self.config.hidden_dim);
+        let linear = |name: &str, shape| scope.linear(&format!("transformer.layer.{index}.{name}"), shape);
+        let norm =
+            |name: &str| scope.layer_norm(&format!("transformer.layer.{index}.{name}"), hidden, EPSILON);
+        let attention = |name: &str| linear(&format!("attention.{name}"), [hidden, hidden]);
+        let qkv = vec![attention("q_lin")?, attention("k_lin")?, attention("v_lin")?];
+        let (up, down) = (linear("ffn.lin1", [wide, hidden])?, linear("ffn.lin2", [hidden, wide])?);
+        Ok(LayerTensors {
+            attention_norm: Some(norm("sa_layer_norm")?),
+            mlp_norm: Some(norm("output_layer_norm")?),
+            ..LayerTensors::new(qkv, attention("out_lin")?, up, down)
+        })
+    }
+}

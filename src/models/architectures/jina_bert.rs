@@ -1,0 +1,173 @@
+//! JinaBERT: a BERT whose attention subtracts from each score a multiple of the distance (ALiBi), with gated perceptrons.
+//!
+//! Günther et al., "Jina Embeddings 2: 8192-Token General-Purpose Text Embeddings for Long Documents", 2023;
+//! Press et al., "Train Short, Test Long: Attention with Linear Biases Enables Input Length Extrapolation", 2021.
+
+use std::sync::Arc;
+
+use serde::Deserialize;
+
+use super::family::{ConfigFile, Family};
+use super::tensors::{EmbeddingTensors, LayerTensors, Scope, Tensors};
+use super::transformer::{Architecture, Description, Factors};
+use crate::Result;
+use crate::compute::{Activation, DistanceBias, Heads, LayerAttention, Mask, Positions};
+
+/// JinaBERT, whose files call it a "bert": `auto_map` names its classes.
+pub(super) const FAMILIES: &[Family] =
+    &[Family { generates: false, ..Family::new("jina_bert", "JinaBert", KEYS, read) }];
+
+/// The keys of `config.json` that [`JinaBertConfig`] reads, and those that change nothing.
+const KEYS: &[&str] = &[
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "max_position_embeddings",
+    "type_vocab_size",
+    "layer_norm_eps",
+    "position_embedding_type",
+    "feed_forward_type",
+    "hidden_act",
+    // How the model's own code pools; the files of sentence-transformers say it.
+    "emb_pooler",
+    // There is no head whose weights could be shared.
+    "tie_word_embeddings",
+];
+
+/// What `config.json` says of a JinaBERT.
+#[derive(Debug, Clone, Deserialize)]
+struct JinaBertConfig {
+    vocab_size: usize,
+    hidden_size: usize,
+    num_hidden_layers: usize,
+    num_attention_heads: usize,
+    intermediate_size: usize,
+    max_position_embeddings: usize,
+    type_vocab_size: usize,
+    layer_norm_eps: f32,
+    position_embedding_type: String,
+    feed_forward_type: String,
+}
+
+/// A JinaBERT whose configuration was checked.
+#[derive(Debug)]
+struct JinaBert {
+    config: JinaBertConfig,
+    heads: Heads,
+    activation: Activation,
+    bias: Arc<DistanceBias>,
+}
+
+/// The longest text whose biases are kept.
+const LONGEST: usize = 1 << 16;
+
+fn read(file: &ConfigFile<'_>) -> Result<Box<dyn Architecture>> {
+    let config: JinaBertConfig = file.parse()?;
+    file.check_sizes(&[
+        config.vocab_size,
+        config.hidden_size,
+        config.num_hidden_layers,
+        config.intermediate_size,
+        config.max_position_embeddings,
+        config.type_vocab_size,
+    ])?;
+    if config.position_embedding_type != "alibi" {
+        return Err(file.refuse("position_embedding_type", "alibi"));
+    }
+    if config.max_position_embeddings > LONGEST {
+        return Err(file.refuse("max_position_embeddings", "at most 65536"));
+    }
+    let activation = match config.feed_forward_type.as_str() {
+        "geglu" => Activation::Gelu,
+        "reglu" => Activation::Relu,
+        _ => return Err(file.refuse("feed_forward_type", "geglu and reglu")),
+    };
+    let heads = file.heads(config.hidden_size, config.num_attention_heads)?;
+    let slopes = slopes(heads.heads);
+    let bias = |head: usize, distance: isize| -(slopes[head] * distance.unsigned_abs() as f32);
+    let bias = DistanceBias::new(heads.heads, config.max_position_embeddings, bias)?;
+    Ok(Box::new(JinaBert { config, heads, activation, bias: bias.into() }))
+}
+
+/// The slope of each head: powers of two, and for another number of heads those between of twice as many.
+fn slopes(heads: usize) -> Vec<f32> {
+    let powers =
+        |heads: usize| (1..=heads).map(move |head| (-8.0 * head as f64 / heads as f64).exp2() as f32);
+    if heads.is_power_of_two() {
+        return powers(heads).collect();
+    }
+    let whole = heads.next_power_of_two() / 2;
+    powers(whole).chain(slopes(2 * whole).into_iter().step_by(2)).take(heads).collect()
+}
+
+impl JinaBert {
+    fn scope<'a>(&self, tensors: &'a dyn Tensors) -> Scope<'a> {
+        Scope::new(tensors, "embeddings.word_embeddings.weight", &["", "bert."])
+    }
+}
+
+impl Architecture for JinaBert {
+    fn describe(&self) -> Description {
+        Description {
+            hidden: self.config.hidden_size,
+            layers: self.config.num_hidden_layers,
+            heads: self.heads,
+            attention: vec![LayerAttention {
+                bias: Some(Arc::clone(&self.bias)),
+                ..LayerAttention::new(Mask::FULL)
+            }],
+            vocabulary: self.config.vocab_size,
+            context: self.config.max_position_embeddings,
+            activation: self.activation,
+            norm_first: false,
+            positions: Positions::FromZero,
+            factors: Factors::default(),
+        }
+    }
+
+    fn embeddings(&self, tensors: &dyn Tensors) -> Result<EmbeddingTensors> {
+        let (config, scope) = (&self.config, self.scope(tensors));
+        let hidden = config.hidden_size;
+        let types = [config.type_vocab_size, hidden];
+        Ok(EmbeddingTensors {
+            token_types: Some(scope.matrix("embeddings.token_type_embeddings.weight", types)?),
+            norm: Some(scope.layer_norm("embeddings.LayerNorm", hidden, config.layer_norm_eps)?),
+            ..EmbeddingTensors::new(
+                scope.matrix("embeddings.word_embeddings.weight", [config.vocab_size, hidden])?,
+            )
+        })
+    }
+
+    fn layer(&self, tensors: &dyn Tensors, index: usize) -> Result<LayerTensors> {
+        let (config, scope) = (&self.config, self.scope(tensors));
+        let (hidden, wide) = (config.hidden_size, config.intermediate_size);
+        let name = |rest: &str| format!("encoder.layer.{index}.{rest}");
+        let attention = |rest: &str| scope.linear(&name(&format!("attention.{rest}")), [hidden, hidden]);
+        let norm = |rest: &str| scope.layer_norm(&name(rest), hidden, config.layer_norm_eps);
+        let qkv = vec![attention("self.query")?, attention("self.key")?, attention("self.value")?];
+        let [gate, up] = scope.halves(&name("mlp.gated_layers"), [wide, hidden], false)?;
+        let down = scope.linear(&name("mlp.wo"), [hidden, wide])?;
+        Ok(LayerTensors {
+            attention_norm: Some(norm("attention.output.LayerNorm")?),
+            mlp_norm: Some(norm("mlp.layernorm")?),
+            gate: Some(gate),
+            ..LayerTensors::new(qkv, attention("output.dense")?, up, down)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slopes_are_those_of_the_paper() {
+        assert_eq!(slopes(8), [0.5, 0.25, 0.125, 0.0625, 0.03125, 0.015_625, 0.007_812_5, 0.003_906_25]);
+        let twelve = slopes(12);
+        assert_eq!((&twelve[..8], twelve.len()), (&slopes(8)[..], 12));
+        let between = [-0.5_f32, -1.5, -2.5, -3.5].map(f32::exp2);
+        assert!(twelve[8..].iter().zip(between).all(|(ours, theirs)| (ours - theirs).abs() < 1e-7));
+    }
+}

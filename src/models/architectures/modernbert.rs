@@ -1,0 +1,221 @@
+//! ModernBERT: rotary positions, local attention in most layers, gated perceptrons, norms first and without a shift.
+//!
+//! Warner et al., "Smarter, Better, Faster, Longer: A Modern Bidirectional Encoder", 2024.
+
+use serde::Deserialize;
+
+use super::family::{ConfigFile, Family};
+use super::rope_scaling::{RopeConfig, RopeDefaults};
+use super::tensors::{EmbeddingTensors, LayerTensors, NormTensors, Scope, Tensors};
+use super::transformer::{Architecture, Description, Factors};
+use crate::Result;
+use crate::compute::{Activation, Heads, LayerAttention, Mask, Positions, RopeStyle};
+use crate::models::heads::layout;
+
+/// ModernBERT.
+pub(super) const FAMILIES: &[Family] = &[Family {
+    generates: false,
+    classifier: Some(&layout::MODERNBERT),
+    ..Family::new("modernbert", "ModernBert", KEYS, read)
+}];
+
+/// The keys of `config.json` that [`ModernBertConfig`] reads, and those that change nothing.
+const KEYS: &[&str] = &[
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "max_position_embeddings",
+    "hidden_activation",
+    "norm_eps",
+    "norm_bias",
+    "attention_bias",
+    "mlp_bias",
+    "local_attention",
+    "sliding_window",
+    "global_attn_every_n_layers",
+    "layer_types",
+    "global_rope_theta",
+    "local_rope_theta",
+    "rope_scaling",
+    "rope_parameters",
+    // There is no head whose weights could be shared.
+    "tie_word_embeddings",
+    // Keys that transformers writes and this model never reads.
+    "position_embedding_type",
+    "layer_norm_eps",
+    // How the computation is carried out, and heads that are not used.
+    "initializer_cutoff_factor",
+    "deterministic_flash_attn",
+    "reference_compile",
+    "repad_logits_with_grad",
+    "sparse_prediction",
+    "sparse_pred_ignore_index",
+    "classifier_activation",
+    "classifier_bias",
+    "classifier_pooling",
+    "decoder_bias",
+];
+
+/// What `config.json` says of a ModernBERT, before and since version 5 of transformers.
+#[derive(Debug, Clone, Deserialize)]
+struct ModernBertConfig {
+    vocab_size: usize,
+    hidden_size: usize,
+    num_hidden_layers: usize,
+    num_attention_heads: usize,
+    intermediate_size: usize,
+    max_position_embeddings: usize,
+    #[serde(default = "gelu")]
+    hidden_activation: String,
+    #[serde(default = "epsilon")]
+    norm_eps: f32,
+    #[serde(default)]
+    norm_bias: bool,
+    #[serde(default)]
+    attention_bias: bool,
+    #[serde(default)]
+    mlp_bias: bool,
+    #[serde(default = "window")]
+    local_attention: usize,
+    #[serde(default = "three")]
+    global_attn_every_n_layers: usize,
+    layer_types: Option<Vec<String>>,
+    global_rope_theta: Option<f32>,
+    local_rope_theta: Option<f32>,
+    #[serde(flatten)]
+    rope: RopeConfig,
+}
+
+fn gelu() -> String {
+    "gelu".into()
+}
+
+fn epsilon() -> f32 {
+    1e-5
+}
+
+fn window() -> usize {
+    128
+}
+
+fn three() -> usize {
+    3
+}
+
+/// A ModernBERT whose configuration was checked.
+#[derive(Debug)]
+struct ModernBert {
+    config: ModernBertConfig,
+    heads: Heads,
+    activation: Activation,
+    attention: Vec<LayerAttention>,
+}
+
+fn read(file: &ConfigFile<'_>) -> Result<Box<dyn Architecture>> {
+    let config: ModernBertConfig = file.parse()?;
+    file.check_sizes(&[
+        config.vocab_size,
+        config.hidden_size,
+        config.num_hidden_layers,
+        config.intermediate_size,
+        config.max_position_embeddings,
+        config.local_attention,
+        config.global_attn_every_n_layers,
+    ])?;
+    // transformers computes with half of `local_attention`, and writes that half beside it.
+    let half = config.local_attention / 2;
+    if file.json["sliding_window"].as_u64().is_some_and(|window| window != half as u64) {
+        return Err(file.refuse("sliding_window", "half of local_attention"));
+    }
+    let heads = file.heads(config.hidden_size, config.num_attention_heads)?;
+    let activation = file.activation("hidden_activation", &config.hidden_activation)?;
+    let attention = |kind: &str, mask, base: f32| {
+        let (head, context) = (heads.width, config.max_position_embeddings);
+        let defaults = RopeDefaults { head, context, base, part: 1.0, style: RopeStyle::Neox };
+        let rotary = config.rope.rotary(&defaults, Some(kind), &[]);
+        Ok(LayerAttention::new(mask).with_rotary(rotary.map_err(|reason| file.unsupported(reason))?))
+    };
+    let full = attention("full_attention", Mask::FULL, config.global_rope_theta.unwrap_or(160_000.0))?;
+    let local = Mask::local(half);
+    let local = attention("sliding_attention", local, config.local_rope_theta.unwrap_or(10_000.0))?;
+    let of_type = |kind: &String| match kind.as_str() {
+        "full_attention" => Ok(full.clone()),
+        "sliding_attention" => Ok(local.clone()),
+        _ => Err(file.refuse("layer_types", "full_attention and sliding_attention")),
+    };
+    let attention = match &config.layer_types {
+        Some(types) if types.len() != config.num_hidden_layers => {
+            return Err(file.refuse("layer_types", "one for each of num_hidden_layers"));
+        }
+        Some(types) => types.iter().map(of_type).collect::<Result<_>>()?,
+        None => {
+            let every = config.global_attn_every_n_layers.min(config.num_hidden_layers);
+            (0..every).map(|index| if index == 0 { full.clone() } else { local.clone() }).collect()
+        }
+    };
+    Ok(Box::new(ModernBert { config, heads, activation, attention }))
+}
+
+impl ModernBert {
+    fn norm(&self, scope: &Scope<'_>, name: &str) -> Result<NormTensors> {
+        let ModernBertConfig { hidden_size, norm_eps, norm_bias, .. } = self.config;
+        if norm_bias {
+            return scope.layer_norm(name, hidden_size, norm_eps);
+        }
+        scope.layer_norm_without_shift(name, hidden_size, norm_eps)
+    }
+
+    fn scope<'a>(&self, tensors: &'a dyn Tensors) -> Scope<'a> {
+        Scope::new(tensors, "embeddings.tok_embeddings.weight", &["", "model."])
+    }
+}
+
+impl Architecture for ModernBert {
+    fn describe(&self) -> Description {
+        Description {
+            hidden: self.config.hidden_size,
+            layers: self.config.num_hidden_layers,
+            heads: self.heads,
+            attention: self.attention.clone(),
+            vocabulary: self.config.vocab_size,
+            context: self.config.max_position_embeddings,
+            activation: self.activation,
+            norm_first: true,
+            positions: Positions::FromZero,
+            factors: Factors::default(),
+        }
+    }
+
+    fn embeddings(&self, tensors: &dyn Tensors) -> Result<EmbeddingTensors> {
+        let (scope, shape) = (self.scope(tensors), [self.config.vocab_size, self.config.hidden_size]);
+        let words = scope.matrix("embeddings.tok_embeddings.weight", shape)?;
+        Ok(EmbeddingTensors {
+            norm: Some(self.norm(&scope, "embeddings.norm")?),
+            ..EmbeddingTensors::new(words)
+        })
+    }
+
+    fn layer(&self, tensors: &dyn Tensors, index: usize) -> Result<LayerTensors> {
+        let ModernBertConfig { hidden_size: hidden, attention_bias, mlp_bias, .. } = self.config;
+        let (scope, wide) = (self.scope(tensors), self.config.intermediate_size);
+        let name = |rest: &str| format!("layers.{index}.{rest}");
+        let qkv = vec![scope.maybe_biased(&name("attn.Wqkv"), [3 * hidden, hidden], attention_bias)?];
+        let output = scope.maybe_biased(&name("attn.Wo"), [hidden, hidden], attention_bias)?;
+        let [gate, up] = scope.halves(&name("mlp.Wi"), [wide, hidden], mlp_bias)?;
+        let down = scope.maybe_biased(&name("mlp.Wo"), [hidden, wide], mlp_bias)?;
+        // The embeddings are normalized already.
+        let attention_norm = (index > 0).then(|| self.norm(&scope, &name("attn_norm"))).transpose()?;
+        Ok(LayerTensors {
+            attention_norm,
+            mlp_norm: Some(self.norm(&scope, &name("mlp_norm"))?),
+            gate: Some(gate),
+            ..LayerTensors::new(qkv, output, up, down)
+        })
+    }
+
+    fn final_norm(&self, tensors: &dyn Tensors) -> Result<Option<NormTensors>> {
+        self.norm(&self.scope(tensors), "final_norm").map(Some)
+    }
+}

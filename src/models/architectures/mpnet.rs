@@ -1,0 +1,170 @@
+//! MPNet: a BERT with learned positions and, in attention, a bias by distance that all layers share.
+//!
+//! Song et al., "MPNet: Masked and Permuted Pre-training for Language Understanding", 2020.
+
+use serde::Deserialize;
+
+use super::family::{ConfigFile, Family};
+use super::tensors::{EmbeddingTensors, LayerTensors, Scope, Tensors};
+use super::transformer::{Architecture, Description, Factors};
+use crate::Result;
+use crate::compute::{Activation, DistanceBias, Heads, LayerAttention, Mask, Positions};
+
+/// MPNet.
+pub(super) const FAMILIES: &[Family] =
+    &[Family { generates: false, ..Family::new("mpnet", "MPNet", KEYS, read) }];
+
+/// The keys of `config.json` that [`MpnetConfig`] reads, and one that changes nothing.
+const KEYS: &[&str] = &[
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "max_position_embeddings",
+    "hidden_act",
+    "layer_norm_eps",
+    "relative_attention_num_buckets",
+    // There is no head whose weights could be shared.
+    "tie_word_embeddings",
+];
+
+/// What `config.json` says of an MPNet.
+#[derive(Debug, Clone, Deserialize)]
+struct MpnetConfig {
+    vocab_size: usize,
+    hidden_size: usize,
+    num_hidden_layers: usize,
+    num_attention_heads: usize,
+    intermediate_size: usize,
+    max_position_embeddings: usize,
+    hidden_act: String,
+    layer_norm_eps: f32,
+    #[serde(default = "buckets")]
+    relative_attention_num_buckets: usize,
+}
+
+fn buckets() -> usize {
+    BUCKETS
+}
+
+/// Buckets of distances: half of them for keys before the query, half for those after it. transformers computes with so
+/// many whatever the file says.
+const BUCKETS: usize = 32;
+
+/// The distance from which on all keys are in the last bucket.
+const FARTHEST: f32 = 128.0;
+
+/// The padding id, from which positions count.
+const PADDING: u32 = 1;
+
+/// An MPNet whose configuration was checked.
+#[derive(Debug)]
+struct Mpnet {
+    config: MpnetConfig,
+    heads: Heads,
+    activation: Activation,
+}
+
+fn read(file: &ConfigFile<'_>) -> Result<Box<dyn Architecture>> {
+    let config: MpnetConfig = file.parse()?;
+    let sizes = [config.vocab_size, config.hidden_size, config.num_hidden_layers, config.intermediate_size];
+    file.check_sizes(&[&sizes[..], &[config.max_position_embeddings]].concat())?;
+    if config.relative_attention_num_buckets != BUCKETS {
+        return Err(file.refuse("relative_attention_num_buckets", "32"));
+    }
+    let heads = file.heads(config.hidden_size, config.num_attention_heads)?;
+    let activation = file.activation("hidden_act", &config.hidden_act)?;
+    Ok(Box::new(Mpnet { config, heads, activation }))
+}
+
+/// The bucket of a key at this distance from its query: one for each distance up to 7, then wider ones.
+fn bucket(distance: isize) -> usize {
+    const EACH: usize = BUCKETS / 2;
+    const EXACT: usize = EACH / 2;
+    let (side, distance) = (if distance > 0 { EACH } else { 0 }, distance.unsigned_abs());
+    if distance < EXACT {
+        return side + distance;
+    }
+    let octaves = (distance as f32 / EXACT as f32).ln() / (FARTHEST / EXACT as f32).ln();
+    side + (EXACT + (octaves * (EACH - EXACT) as f32) as usize).min(EACH - 1)
+}
+
+impl Mpnet {
+    fn scope<'a>(&self, tensors: &'a dyn Tensors) -> Scope<'a> {
+        Scope::new(tensors, "embeddings.word_embeddings.weight", &["", "mpnet."])
+    }
+
+    fn context(&self) -> usize {
+        self.config.max_position_embeddings.saturating_sub(PADDING as usize + 1)
+    }
+}
+
+impl Architecture for Mpnet {
+    fn describe(&self) -> Description {
+        Description {
+            hidden: self.config.hidden_size,
+            layers: self.config.num_hidden_layers,
+            heads: self.heads,
+            attention: vec![LayerAttention::new(Mask::FULL)],
+            vocabulary: self.config.vocab_size,
+            context: self.context(),
+            activation: self.activation,
+            norm_first: false,
+            positions: Positions::AfterPadding(PADDING),
+            factors: Factors::default(),
+        }
+    }
+
+    fn embeddings(&self, tensors: &dyn Tensors) -> Result<EmbeddingTensors> {
+        let MpnetConfig { vocab_size, hidden_size, max_position_embeddings, .. } = self.config;
+        let scope = self.scope(tensors);
+        let words = scope.matrix("embeddings.word_embeddings.weight", [vocab_size, hidden_size])?;
+        let positions = [max_position_embeddings, hidden_size];
+        let norm = scope.layer_norm("embeddings.LayerNorm", hidden_size, self.config.layer_norm_eps)?;
+        Ok(EmbeddingTensors {
+            positions: Some(scope.matrix("embeddings.position_embeddings.weight", positions)?),
+            norm: Some(norm),
+            ..EmbeddingTensors::new(words)
+        })
+    }
+
+    fn distance_bias(&self, tensors: &dyn Tensors) -> Result<Option<DistanceBias>> {
+        let (heads, name) = (self.heads.heads, "encoder.relative_attention_bias.weight");
+        let table = self.scope(tensors).matrix(name, [BUCKETS, heads])?.to_f32()?;
+        let bias = |head, distance| table[bucket(distance) * heads + head];
+        DistanceBias::new(heads, self.context(), bias).map(Some)
+    }
+
+    fn layer(&self, tensors: &dyn Tensors, index: usize) -> Result<LayerTensors> {
+        let MpnetConfig { hidden_size: hidden, intermediate_size: wide, layer_norm_eps, .. } = self.config;
+        let scope = self.scope(tensors);
+        let linear = |name: &str, shape| scope.linear(&format!("encoder.layer.{index}.{name}"), shape);
+        let norm =
+            |name: &str| scope.layer_norm(&format!("encoder.layer.{index}.{name}"), hidden, layer_norm_eps);
+        let attention = |name: &str| linear(&format!("attention.attn.{name}"), [hidden, hidden]);
+        let qkv = vec![attention("q")?, attention("k")?, attention("v")?];
+        let up = linear("intermediate.dense", [wide, hidden])?;
+        Ok(LayerTensors {
+            attention_norm: Some(norm("attention.LayerNorm")?),
+            mlp_norm: Some(norm("output.LayerNorm")?),
+            ..LayerTensors::new(qkv, attention("o")?, up, linear("output.dense", [hidden, wide])?)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buckets_are_those_of_transformers() {
+        // MPNetEncoder.relative_position_bucket: the first distance of each bucket.
+        let first = [0, 1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 23, 32, 46, 64, 91];
+        for distance in 0..600_usize {
+            let expected = first.iter().rposition(|&first| first <= distance).unwrap();
+            assert_eq!(bucket(-(distance as isize)), expected, "{distance}");
+            assert_eq!(bucket(distance as isize), expected + if distance > 0 { 16 } else { 0 }, "{distance}");
+        }
+    }
+}

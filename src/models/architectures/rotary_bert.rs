@@ -1,0 +1,312 @@
+//! BERTs with rotary positions: GTE ("new"), Nomic BERT, and Jina's third embedding model without its adapters.
+//!
+//! Zhang et al., "mGTE: Generalized Long-Context Text Representation and Reranking Models", 2024;
+//! Nussbaum et al., "Nomic Embed: Training a Reproducible Long Context Text Embedder", 2024;
+//! Sturua et al., "jina-embeddings-v3: Multilingual Embeddings With Task LoRA", 2024.
+
+use serde::Deserialize;
+
+use super::family::{ConfigFile, Family, ReadConfig, joined};
+use super::rope_scaling::{RopeConfig, RopeDefaults};
+use super::tensors::{EmbeddingTensors, LayerTensors, Scope, Tensors};
+use super::transformer::{Architecture, Description, Factors};
+use crate::Result;
+use crate::compute::{Activation, Heads, LayerAttention, Mask, Positions, RopeStyle, Rotary};
+
+/// GTE as it was published and as transformers has it, Nomic BERT, and Jina's third.
+pub(super) const FAMILIES: &[Family] = &[
+    family("new", "New", &NEW_KEYS, read_gte),
+    family("gte", "Gte", COMMON, read_gte),
+    family("nomic_bert", "NomicBert", &NOMIC_KEYS, read_nomic),
+    family("jina_embeddings_v3", "JinaEmbeddingsV3", COMMON, read_jina),
+];
+
+const fn family(
+    model_type: &'static str,
+    classes: &'static str,
+    keys: &'static [&'static str],
+    read: ReadConfig,
+) -> Family {
+    Family { generates: false, ..Family::new(model_type, classes, keys, read) }
+}
+
+const NEW_KEYS: [&str; COMMON.len() + NEW.len()] = joined(COMMON, NEW);
+const NOMIC_KEYS: [&str; COMMON.len() + NOMIC.len()] = joined(COMMON, NOMIC);
+
+/// The keys of `config.json` that [`RotaryBertConfig`] reads, and one that changes nothing.
+const COMMON: &[&str] = &[
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "max_position_embeddings",
+    "type_vocab_size",
+    "hidden_act",
+    "layer_norm_eps",
+    "rope_theta",
+    "rope_scaling",
+    "rope_parameters",
+    "head_dim",
+    // There is no head whose weights could be shared.
+    "tie_word_embeddings",
+];
+
+/// Keys of the published GTE.
+const NEW: &[&str] = &[
+    "position_embedding_type",
+    "layer_norm_type",
+    // The tensors show it.
+    "pack_qkv",
+    // How the computation is carried out.
+    "unpad_inputs",
+    "use_memory_efficient_attention",
+    // Without logn_attention_scale, which is refused, it says nothing.
+    "logn_attention_clip1",
+];
+
+/// Keys of the published Nomic BERT.
+const NOMIC: &[&str] = &[
+    "n_embd",
+    "n_layer",
+    "n_head",
+    "n_inner",
+    "n_positions",
+    "activation_function",
+    "layer_norm_epsilon",
+    "rotary_emb_base",
+    "rotary_emb_fraction",
+    "rotary_scaling_factor",
+    "max_trained_positions",
+    "pad_vocab_size_multiple",
+    "qkv_proj_bias",
+    "mlp_fc1_bias",
+    "mlp_fc2_bias",
+    "scale_attn_weights",
+    // How the computation is carried out.
+    "fused_bias_fc",
+    "fused_dropout_add_ln",
+    "use_xentropy",
+];
+
+/// What `config.json` says of a rotary BERT. Nomic's own files spell the sizes as GPT-2's do.
+#[derive(Debug, Clone, Deserialize)]
+struct RotaryBertConfig {
+    vocab_size: usize,
+    #[serde(alias = "n_embd")]
+    hidden_size: usize,
+    #[serde(alias = "n_layer")]
+    num_hidden_layers: usize,
+    #[serde(alias = "n_head")]
+    num_attention_heads: usize,
+    #[serde(alias = "n_inner")]
+    intermediate_size: usize,
+    #[serde(alias = "n_positions")]
+    max_position_embeddings: usize,
+    type_vocab_size: usize,
+    #[serde(alias = "activation_function")]
+    hidden_act: String,
+    #[serde(alias = "layer_norm_epsilon")]
+    layer_norm_eps: f32,
+    #[serde(flatten)]
+    rope: RopeConfig,
+}
+
+/// What only the published files of Nomic BERT say.
+#[derive(Debug, Clone, Deserialize)]
+struct NomicConfig {
+    rotary_emb_base: Option<f32>,
+    #[serde(default = "one")]
+    rotary_emb_fraction: f32,
+    rotary_scaling_factor: Option<f32>,
+    max_trained_positions: Option<usize>,
+    pad_vocab_size_multiple: Option<usize>,
+    #[serde(default)]
+    qkv_proj_bias: bool,
+    #[serde(default)]
+    mlp_fc1_bias: bool,
+    #[serde(default)]
+    mlp_fc2_bias: bool,
+    #[serde(default = "yes")]
+    scale_attn_weights: bool,
+}
+
+fn one() -> f32 {
+    1.0
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// Which linear layers have a bias, and whether the perceptron has a gate.
+#[derive(Debug, Clone, Copy)]
+struct Variant {
+    attention_bias: bool,
+    up_bias: bool,
+    down_bias: bool,
+    gated: bool,
+}
+
+/// A rotary BERT whose configuration was checked.
+#[derive(Debug)]
+struct RotaryBert {
+    config: RotaryBertConfig,
+    heads: Heads,
+    activation: Activation,
+    rotary: Rotary,
+    variant: Variant,
+}
+
+fn read_gte(file: &ConfigFile<'_>) -> Result<Box<dyn Architecture>> {
+    for (key, supported) in [("position_embedding_type", "rope"), ("layer_norm_type", "layer_norm")] {
+        if file.json[key].as_str().is_some_and(|value| value != supported) {
+            return Err(file.refuse(key, supported));
+        }
+    }
+    let base = if file.json["model_type"] == "gte" { 160_000.0 } else { 10_000.0 };
+    let variant = Variant { attention_bias: true, up_bias: false, down_bias: true, gated: true };
+    read(file, file.parse()?, base, variant)
+}
+
+fn read_jina(file: &ConfigFile<'_>) -> Result<Box<dyn Architecture>> {
+    let variant = Variant { attention_bias: true, up_bias: true, down_bias: true, gated: false };
+    read(file, file.parse()?, 20_000.0, variant)
+}
+
+fn read_nomic(file: &ConfigFile<'_>) -> Result<Box<dyn Architecture>> {
+    let (mut config, nomic): (RotaryBertConfig, NomicConfig) = (file.parse()?, file.parse()?);
+    if nomic.rotary_emb_fraction != 1.0 {
+        return Err(file.refuse("rotary_emb_fraction", "1"));
+    }
+    if !nomic.scale_attn_weights {
+        return Err(file.refuse("scale_attn_weights", "true"));
+    }
+    config.hidden_act = match config.hidden_act.as_str() {
+        "swiglu" | "silu" => "silu".into(),
+        "geglu" => "gelu".into(),
+        _ => return Err(file.refuse("activation_function", "swiglu and geglu")),
+    };
+    if nomic.rotary_scaling_factor.is_some() {
+        // Frequencies change with the length of longer texts.
+        let trained = nomic.max_trained_positions.unwrap_or(2048);
+        config.max_position_embeddings = config.max_position_embeddings.min(trained);
+    }
+    config.vocab_size = config.vocab_size.next_multiple_of(nomic.pad_vocab_size_multiple.unwrap_or(1).max(1));
+    let variant = Variant {
+        attention_bias: nomic.qkv_proj_bias,
+        up_bias: nomic.mlp_fc1_bias,
+        down_bias: nomic.mlp_fc2_bias,
+        gated: true,
+    };
+    read(file, config, nomic.rotary_emb_base.unwrap_or(1000.0), variant)
+}
+
+fn read(
+    file: &ConfigFile<'_>,
+    config: RotaryBertConfig,
+    base: f32,
+    variant: Variant,
+) -> Result<Box<dyn Architecture>> {
+    file.check_sizes(&[
+        config.vocab_size,
+        config.hidden_size,
+        config.num_hidden_layers,
+        config.intermediate_size,
+        config.max_position_embeddings,
+        config.type_vocab_size.max(1),
+    ])?;
+    let heads = file.heads(config.hidden_size, config.num_attention_heads)?;
+    if file.json["head_dim"].as_u64().is_some_and(|width| width != heads.width as u64) {
+        return Err(file.refuse("head_dim", "hidden_size / num_attention_heads"));
+    }
+    let (head, context) = (heads.width, config.max_position_embeddings);
+    let defaults = RopeDefaults { head, context, base, part: 1.0, style: RopeStyle::Neox };
+    let rotary = config.rope.rotary(&defaults, None, &[]).map_err(|reason| file.unsupported(reason))?;
+    let activation = file.activation("hidden_act", &config.hidden_act)?;
+    Ok(Box::new(RotaryBert { config, heads, activation, rotary, variant }))
+}
+
+impl RotaryBert {
+    fn scope<'a>(&self, tensors: &'a dyn Tensors) -> Scope<'a> {
+        let prefixes = ["", "new.", "gte.", "bert.", "nomic_bert.", "roberta."];
+        Scope::new(tensors, "embeddings.word_embeddings.weight", &prefixes)
+    }
+}
+
+impl Architecture for RotaryBert {
+    fn describe(&self) -> Description {
+        Description {
+            hidden: self.config.hidden_size,
+            layers: self.config.num_hidden_layers,
+            heads: self.heads,
+            attention: vec![LayerAttention::new(Mask::FULL).with_rotary(self.rotary.clone())],
+            vocabulary: self.config.vocab_size,
+            context: self.config.max_position_embeddings,
+            activation: self.activation,
+            norm_first: false,
+            positions: Positions::FromZero,
+            factors: Factors::default(),
+        }
+    }
+
+    fn embeddings(&self, tensors: &dyn Tensors) -> Result<EmbeddingTensors> {
+        let (config, scope) = (&self.config, self.scope(tensors));
+        let table = |name: &str, rows| {
+            scope.matrix(&format!("embeddings.{name}_embeddings.weight"), [rows, config.hidden_size])
+        };
+        let types = config.type_vocab_size;
+        let norm = if scope.contains("emb_ln.weight") { "emb_ln" } else { "embeddings.LayerNorm" };
+        Ok(EmbeddingTensors {
+            token_types: (types > 0).then(|| table("token_type", types)).transpose()?,
+            norm: Some(scope.layer_norm(norm, config.hidden_size, config.layer_norm_eps)?),
+            ..EmbeddingTensors::new(table("word", config.vocab_size)?)
+        })
+    }
+
+    /// The names are those of GTE, Nomic and Jina, and those that transformers has for all of them.
+    fn layer(&self, tensors: &dyn Tensors, index: usize) -> Result<LayerTensors> {
+        let (config, scope, variant) = (&self.config, self.scope(tensors), self.variant);
+        let (hidden, wide) = (config.hidden_size, config.intermediate_size);
+        let layer = ["encoder.layer", "encoder.layers", "layers"].map(|list| format!("{list}.{index}"));
+        let norms = ["attn_ln", "norm1", "post_attention_layernorm"];
+        let known =
+            |layer: &&String| norms.iter().any(|norm| scope.contains(&format!("{layer}.{norm}.weight")));
+        let layer = layer.iter().find(known).unwrap_or(&layer[0]);
+        let name = |names: &[&str]| scope.spelled(layer, names);
+        let norm = |names: &[&str]| scope.layer_norm(&name(names), hidden, config.layer_norm_eps).map(Some);
+        let fused = name(&["attention.qkv_proj", "attn.Wqkv", "mixer.Wqkv"]);
+        let qkv = if scope.contains(&format!("{fused}.weight")) {
+            vec![scope.maybe_biased(&fused, [3 * hidden, hidden], variant.attention_bias)?]
+        } else {
+            let part = |own: &str| {
+                let name = name(&[&format!("self_attn.{own}_proj"), &format!("attention.{own}_proj")]);
+                scope.maybe_biased(&name, [hidden, hidden], variant.attention_bias)
+            };
+            vec![part("q")?, part("k")?, part("v")?]
+        };
+        let output = name(&["self_attn.o_proj", "attention.o_proj", "attn.out_proj", "mixer.out_proj"]);
+        let fused = format!("{layer}.mlp.up_gate_proj");
+        let up = |names: &[&str]| scope.maybe_biased(&name(names), [wide, hidden], variant.up_bias);
+        let (up, gate) = if scope.contains(&format!("{fused}.weight")) {
+            let [up, gate] = scope.halves(&fused, [wide, hidden], variant.up_bias)?;
+            (up, Some(gate))
+        } else if variant.gated {
+            (up(&["mlp.up_proj", "mlp.fc11"])?, Some(up(&["mlp.gate_proj", "mlp.fc12"])?))
+        } else {
+            (up(&["mlp.fc1"])?, None)
+        };
+        let down = name(&["mlp.down_proj", "mlp.fc2"]);
+        Ok(LayerTensors {
+            attention_norm: norm(&norms)?,
+            mlp_norm: norm(&["mlp_ln", "norm2", "post_mlp_layernorm"])?,
+            gate,
+            ..LayerTensors::new(
+                qkv,
+                scope.maybe_biased(&output, [hidden, hidden], variant.attention_bias)?,
+                up,
+                scope.maybe_biased(&down, [hidden, wide], variant.down_bias)?,
+            )
+        })
+    }
+}

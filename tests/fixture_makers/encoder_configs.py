@@ -1,0 +1,244 @@
+"""config.json of each family of encoders, as transformers writes it, and as the first files of a family spell it."""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from . import files
+
+Config = dict[str, Any]
+Sizes = Mapping[str, int]
+FACTOR, THETA = 8.0, 20_000.0  # of the NTK scaling of GTE
+
+
+def common(sizes: Sizes, **others: Any) -> Config:
+    return {
+        "vocab_size": sizes["vocabulary"],
+        "hidden_size": sizes["hidden"],
+        "num_hidden_layers": sizes["layers"],
+        "num_attention_heads": sizes["heads"],
+        "intermediate_size": sizes["intermediate"],
+        "max_position_embeddings": sizes["positions"],
+        **others,
+    }
+
+
+def gte(sizes: Sizes) -> Config:
+    """NTK scaling of a base and a factor is linear scaling of another base and factor."""
+    width = sizes["hidden"] // sizes["heads"]
+    rope = {"rope_type": "linear", "rope_theta": THETA * FACTOR, "factor": FACTOR ** (2 / width)}
+    return common(sizes, hidden_act="gelu", type_vocab_size=1, layer_norm_eps=1e-12, rope_parameters=rope)
+
+
+def nomic(sizes: Sizes) -> Config:
+    return common(sizes, hidden_act="silu", type_vocab_size=2, layer_norm_eps=1e-12)
+
+
+def jina(sizes: Sizes) -> Config:
+    return common(sizes, hidden_act="gelu", type_vocab_size=1, layer_norm_eps=1e-5)
+
+
+def modernbert(sizes: Sizes) -> Config:
+    """As the first files spell it."""
+    return common(
+        sizes,
+        hidden_activation="gelu",
+        norm_eps=1e-5,
+        layer_norm_eps=1e-5,
+        position_embedding_type="absolute",
+        local_attention=8,
+        pad_token_id=0,
+        global_attn_every_n_layers=3,
+        global_rope_theta=160_000.0,
+        local_rope_theta=10_000.0,
+        reference_compile=False,
+        classifier_pooling="mean",
+    )
+
+
+def modernbert_silu(sizes: Sizes) -> Config:
+    """As transformers writes it since version 5, with everything that can be switched on."""
+    kinds = ["sliding_attention", "full_attention", "sliding_attention", "full_attention"]
+    rope = {
+        "full_attention": {"rope_type": "default", "rope_theta": 80_000.0},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 5_000.0},
+    }
+    return common(
+        sizes,
+        hidden_activation="silu",
+        norm_eps=1e-5,
+        norm_bias=True,
+        attention_bias=True,
+        mlp_bias=True,
+        local_attention=6,
+        pad_token_id=0,
+        sliding_window=3,
+        layer_types=kinds[: sizes["layers"]],
+        rope_parameters=rope,
+    )
+
+
+def mpnet(sizes: Sizes) -> Config:
+    config = common(sizes, hidden_act="gelu", layer_norm_eps=1e-5, relative_attention_num_buckets=32)
+    return {**config, "max_position_embeddings": sizes["positions"] + 2}
+
+
+def distilbert(sizes: Sizes) -> Config:
+    return {
+        "vocab_size": sizes["vocabulary"],
+        "dim": sizes["hidden"],
+        "n_layers": sizes["layers"],
+        "n_heads": sizes["heads"],
+        "hidden_dim": sizes["intermediate"],
+        "max_position_embeddings": sizes["positions"],
+        "activation": "gelu",
+        "sinusoidal_pos_embds": False,
+        "tie_weights_": True,
+        "qa_dropout": 0.1,
+    }
+
+
+def electra(sizes: Sizes) -> Config:
+    return common(sizes, embedding_size=20, hidden_act="gelu", type_vocab_size=2, layer_norm_eps=1e-12)
+
+
+def albert(sizes: Sizes) -> Config:
+    """Two groups of two layers each, of which each is used twice."""
+    groups = {"num_hidden_groups": 2, "inner_group_num": 2, "down_scale_factor": 1, "net_structure_type": 0}
+    shape = {"embedding_size": 20, "type_vocab_size": 2, "layer_norm_eps": 1e-12}
+    return common(sizes, hidden_act="gelu_new", **shape, **groups)
+
+
+CONFIGS: dict[str, tuple[str, Callable[[Sizes], Config]]] = {
+    "gte": ("GteModel", gte),
+    "nomic_bert": ("NomicBertModel", nomic),
+    "jina_embeddings_v3": ("JinaEmbeddingsV3Model", jina),
+    "modernbert": ("ModernBertModel", modernbert),
+    "modernbert_silu": ("ModernBertModel", modernbert_silu),
+    "mpnet": ("MPNetModel", mpnet),
+    "distilbert": ("DistilBertModel", distilbert),
+    "electra": ("ElectraModel", electra),
+    "albert": ("AlbertModel", albert),
+}
+
+
+def config(architecture: str, sizes: Sizes, dtype: torch.dtype) -> Config:
+    name, settings = CONFIGS[architecture]
+    model_type = architecture.removesuffix("_silu")
+    dtype_name = str(dtype).removeprefix("torch.")
+    return {"architectures": [name], "model_type": model_type, "torch_dtype": dtype_name, **settings(sizes)}
+
+
+def publish(directory: Path) -> None:
+    """Spells the model of `directory` as the first files of its family are."""
+    config = json.loads((directory / "config.json").read_text("utf-8"))
+    tensors = load_file(directory / "model.safetensors")
+    makers = {"gte": publish_gte, "nomic_bert": publish_nomic, "modernbert": publish_modernbert}
+    published = makers[config["model_type"]]
+    (directory / "model.safetensors").unlink()
+    files.write_json(directory / "config.json", published(config, tensors))
+    files.save_single(directory, {name: tensor.contiguous() for name, tensor in tensors.items()})
+
+
+def rename(tensors: dict[str, torch.Tensor], names: Mapping[str, str]) -> None:
+    for name in list(tensors):
+        new = name
+        for old, other in names.items():
+            new = new.replace(old, other)
+        tensors[new] = tensors.pop(name)
+
+
+def prefix(tensors: dict[str, torch.Tensor], prefix: str) -> None:
+    for name in list(tensors):
+        tensors[prefix + name] = tensors.pop(name)
+
+
+def fuse(tensors: dict[str, torch.Tensor], parts: list[str], whole: str) -> None:
+    """Puts the rows of several layers below each other."""
+    for name in [name for name in tensors if parts[0] in name]:
+        rows = [tensors.pop(name.replace(parts[0], part)) for part in parts]
+        tensors[name.replace(parts[0], whole)] = torch.cat(rows)
+
+
+def publish_gte(config: Config, tensors: dict[str, torch.Tensor]) -> Config:
+    fuse(tensors, [f"self_attn.{part}_proj" for part in "qkv"], "attention.qkv_proj")
+    fuse(tensors, ["mlp.up_proj", "mlp.gate_proj"], "mlp.up_gate_proj")
+    names = {"self_attn.o_proj": "attention.o_proj", "post_attention_layernorm": "attn_ln"}
+    rename(tensors, {"layers.": "encoder.layer.", **names, "post_mlp_layernorm": "mlp_ln"})
+    prefix(tensors, "new.")
+    code = {"AutoConfig": "Alibaba-NLP/new-impl--configuration.NewConfig"}
+    code["AutoModel"] = "Alibaba-NLP/new-impl--modeling.NewModel"
+    del config["rope_parameters"]
+    return {
+        **config,
+        "architectures": ["NewModel"],
+        "model_type": "new",
+        "auto_map": code,
+        "layer_norm_type": "layer_norm",
+        "logn_attention_clip1": False,
+        "logn_attention_scale": False,
+        "pack_qkv": True,
+        "position_embedding_type": "rope",
+        "rope_scaling": {"factor": FACTOR, "type": "ntk"},
+        "rope_theta": THETA,
+        "unpad_inputs": "true",
+        "use_memory_efficient_attention": "true",
+    }
+
+
+def publish_modernbert(config: Config, tensors: dict[str, torch.Tensor]) -> Config:
+    """Part of a masked language model."""
+    prefix(tensors, "model.")
+    return {**config, "architectures": ["ModernBertForMaskedLM"], "sparse_pred_ignore_index": -100}
+
+
+def publish_nomic(config: Config, tensors: dict[str, torch.Tensor]) -> Config:
+    fuse(tensors, [f"self_attn.{part}_proj" for part in "qkv"], "attn.Wqkv")
+    names = {"self_attn.o_proj": "attn.out_proj", "post_attention_layernorm": "norm1"}
+    names |= {"post_mlp_layernorm": "norm2", "embeddings.LayerNorm": "emb_ln"}
+    names |= {"mlp.up_proj": "mlp.fc11", "mlp.gate_proj": "mlp.fc12", "mlp.down_proj": "mlp.fc2"}
+    rename(tensors, {"layers.": "encoder.layers.", **names})
+    code = {"AutoConfig": "nomic-ai/nomic-bert-2048--configuration_hf_nomic_bert.NomicBertConfig"}
+    code["AutoModel"] = "nomic-ai/nomic-bert-2048--modeling_hf_nomic_bert.NomicBertModel"
+    code["AutoModelForMaskedLM"] = "nomic-ai/nomic-bert-2048--modeling_hf_nomic_bert.NomicBertForPreTraining"
+    rows = tensors["embeddings.word_embeddings.weight"]
+    padding = torch.zeros(-rows.shape[0] % 64, rows.shape[1])
+    tensors["embeddings.word_embeddings.weight"] = torch.cat([rows, padding])
+    return {
+        "architectures": ["NomicBertModel"],
+        "model_type": "nomic_bert",
+        "auto_map": code,
+        "vocab_size": config["vocab_size"],
+        "pad_vocab_size_multiple": 64,
+        "n_embd": config["hidden_size"],
+        "n_head": config["num_attention_heads"],
+        "n_inner": config["intermediate_size"],
+        "n_layer": config["num_hidden_layers"],
+        "n_positions": config["max_position_embeddings"],
+        "type_vocab_size": config["type_vocab_size"],
+        "activation_function": "swiglu",
+        "layer_norm_epsilon": config["layer_norm_eps"],
+        "rotary_emb_base": 1000,
+        "rotary_emb_fraction": 1.0,
+        "rotary_emb_interleaved": False,
+        "rotary_emb_scale_base": None,
+        "rotary_scaling_factor": None,
+        "max_trained_positions": 2048,
+        "mlp_fc1_bias": False,
+        "mlp_fc2_bias": False,
+        "qkv_proj_bias": False,
+        "scale_attn_weights": True,
+        "fused_bias_fc": True,
+        "fused_dropout_add_ln": True,
+        "use_flash_attn": True,
+        "use_rms_norm": False,
+        "use_xentropy": True,
+        "prenorm": False,
+        "parallel_block": False,
+        "causal": False,
+        "torch_dtype": "float32",
+    }
