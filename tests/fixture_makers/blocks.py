@@ -1,4 +1,4 @@
-"""Rows of random blocks in every quantised format of GGUF files, and the weights that the `gguf` package reads in them.
+"""Rows of random blocks in every quantized format of GGUF files, and the weights that the `gguf` package reads in them.
 
 A file has `ROWS` rows of `COLUMNS` weights as blocks, then the same weights as float32.
 """

@@ -93,7 +93,7 @@ const LLAMA: Dialect = Dialect {
     attention_bias: false,
     output_bias: true,
     windows: Windows::Never,
-    // Converters permute queries and keys so that pairs are neighbours.
+    // Converters permute queries and keys so that pairs are neighbors.
     styles: [RopeStyle::Neox, RopeStyle::Interleaved],
     part: 1.0,
     base: 10_000.0,
