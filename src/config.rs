@@ -3,11 +3,13 @@
 //! One table (`for_each_setting`) holds every setting with its meaning, type, default and environment variable. The
 //! struct, the parser, the Python class, the table in docs/configuration.md and the tests that nothing is missing are all made from it.
 
+mod span;
 mod value;
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
+pub use span::{ByteSize, FolderSetting, TimeSpan};
 pub use value::{Choice, KeepAliveSetting, MemoryBudget, NonEmpty, Seconds, Setting, SettingValue};
 
 use crate::compute::{DType, Isa, WeightFormat};
@@ -63,10 +65,26 @@ macro_rules! for_each_setting {
             cache_size: usize = 50, "MEMORY_EFFICIENT_CACHE_SIZE";
             /// Bytes that the embedding cache holds.
             cache_bytes: usize = 64 << 20, "MODEL_MANAGER_CACHE_BYTES";
-            /// Which vector leaves a full cache: lru, lfu, or ttl (LRU whose entries expire).
+            /// Which vector leaves a full cache: lru, lfu, arc (a balance of both), or ttl (LRU whose entries expire).
             cache_policy: CachePolicy = CachePolicy::Lru, "MODEL_MANAGER_CACHE_POLICY";
             /// Seconds that an entry lives under the policy ttl.
             cache_ttl: Seconds = Seconds(600.0), "MODEL_MANAGER_CACHE_TTL";
+            /// Folder in which vectors outlive the process; true: one in the user's cache folder; false: none.
+            cache_disk: FolderSetting = FolderSetting::Off, "MODEL_MANAGER_CACHE_DISK";
+            /// Bytes of that folder: a number or text such as "1GB".
+            cache_disk_bytes: ByteSize = ByteSize::gigabyte(), "MODEL_MANAGER_CACHE_DISK_BYTES";
+            /// How values are written there: float32 (exactly), float16 or int8.
+            cache_disk_dtype: DiskDType = DiskDType::Float32, "MODEL_MANAGER_CACHE_DISK_DTYPE";
+            /// Seconds, or text such as "30d", after which a vector there is no longer used; none: no limit.
+            cache_disk_ttl: Option<TimeSpan> = None, "MODEL_MANAGER_CACHE_DISK_TTL";
+            /// Redis or Valkey servers that share vectors between processes: redis:// or rediss:// addresses, separated by commas; none: no server.
+            cache_url: Option<NonEmpty> = None, "MODEL_MANAGER_CACHE_URL";
+            /// Seconds, or text such as "7d", that a vector is kept there.
+            cache_url_ttl: TimeSpan = TimeSpan::week(), "MODEL_MANAGER_CACHE_URL_TTL";
+            /// Seconds that one request to such a server may take; afterwards the vector is computed.
+            cache_timeout: Seconds = Seconds(0.05), "MODEL_MANAGER_CACHE_TIMEOUT";
+            /// Text, or env:NAME, without which nobody can read the keys of vectors there or put forged ones; none: keys are plain digests.
+            cache_secret: Option<NonEmpty> = None, "MODEL_MANAGER_CACHE_SECRET";
             /// The preferred sentence model is the Turkish one.
             prefer_turkish: bool = true, "AI_PREFER_TURKISH_MODELS";
             /// Each text goes to the model of its language; false: all go to the preferred one.
@@ -107,8 +125,16 @@ macro_rules! for_each_setting {
             kv_memory: MemoryBudget = MemoryBudget::quarter(), "MODEL_MANAGER_KV_MEMORY";
             /// Memory that all models may take, keys and values of generators included: bytes, text such as "2GB", or a fraction of RAM or cgroup limit.
             memory_budget: Option<MemoryBudget> = None, "MODEL_MANAGER_MEMORY_BUDGET";
-            /// How long models stay after their latest use: seconds or "5m"; 0: not at all; negative: until unloaded by hand; none: max_idle_time.
+            /// Which idle model leaves when memory_budget is full: lru (the least recently used) or cost (the one whose uses and load time are worth least for its size).
+            eviction: EvictionOrder = EvictionOrder::Lru, "MODEL_MANAGER_EVICTION";
+            /// How long models stay after their latest use: seconds or "5m"; 0: not at all; negative: until unloaded by hand; auto: as their use has shown; none: max_idle_time.
             keep_alive: Option<KeepAliveSetting> = None, "MODEL_MANAGER_KEEP_ALIVE";
+            /// With keep_alive auto, seconds in memory that one load is worth; none: twice max_idle_time.
+            cold_start_price: Option<Seconds> = None, "MODEL_MANAGER_COLD_START_PRICE";
+            /// With keep_alive auto, the longest stay after a use.
+            max_keep_alive: Seconds = Seconds(14_400.0), "MODEL_MANAGER_MAX_KEEP_ALIVE";
+            /// With keep_alive auto, the folder in which the times of use are remembered across restarts; true: one in the user's cache folder; false: none.
+            adaptive_state: FolderSetting = FolderSetting::Usual, "MODEL_MANAGER_ADAPTIVE_STATE";
             /// Seconds that loading may take when a call gives no timeout of its own; none: no limit.
             load_timeout: Option<Seconds> = None, "MODEL_MANAGER_LOAD_TIMEOUT";
             /// Folder of downloaded models; none: the Hugging Face cache.
@@ -138,6 +164,30 @@ value::choice! {
         Lfu = "lfu",
         /// The least recently used one, and every entry after its time.
         Ttl = "ttl",
+        /// One of those used once or of those used again, by a balance that follows the use.
+        Arc = "arc",
+    }
+}
+
+value::choice! {
+    /// Which idle model leaves when another one needs memory.
+    EvictionOrder {
+        /// The least recently used one.
+        Lru = "lru",
+        /// The one whose uses and load time are worth least for its size.
+        Cost = "cost",
+    }
+}
+
+value::choice! {
+    /// How vectors are written to disk.
+    DiskDType {
+        /// Exactly as they were computed.
+        Float32 = "float32",
+        /// In half the bytes.
+        Float16 = "float16",
+        /// In a quarter of the bytes, with one scale for each vector.
+        Int8 = "int8",
     }
 }
 
@@ -330,6 +380,8 @@ impl Settings {
             ("remote_connections", self.remote_connections),
             ("remote_batch", self.remote_batch),
             ("remote_timeout", usize::from(self.remote_timeout.0 > 0.0)),
+            ("cache_timeout", usize::from(self.cache_timeout.0 > 0.0)),
+            ("max_keep_alive", usize::from(self.max_keep_alive.0 > 0.0)),
         ] {
             if value == 0 {
                 let value = self.get(name).unwrap_or(SettingValue::None);
@@ -363,132 +415,4 @@ fn unknown(name: &str) -> Error {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::collections::HashMap;
-
-    use super::*;
-
-    struct Environment(HashMap<&'static str, &'static str>);
-
-    impl Host for Environment {
-        fn env(&self, name: &str) -> Option<String> {
-            self.0.get(name).map(ToString::to_string)
-        }
-
-        fn package_dir(&self, _: &str) -> Option<PathBuf> {
-            None
-        }
-    }
-
-    fn environment<const N: usize>(pairs: [(&'static str, &'static str); N]) -> Environment {
-        Environment(pairs.into())
-    }
-
-    #[test]
-    fn keywords_beat_the_environment_which_beats_defaults() {
-        let host = environment([("MEMORY_EFFICIENT_CACHE_SIZE", "7"), ("AI_TEMPERATURE", "0.5")]);
-        let settings = Settings::resolve(&host, [("cache_size", SettingValue::Int(9))]).unwrap();
-        assert_eq!((settings.cache_size, settings.temperature, settings.max_tokens), (9, 0.5, 150));
-        assert!(settings.is_given("cache_size") && !settings.is_given("temperature"));
-    }
-
-    #[test]
-    fn a_dtype_of_ones_own_goes_first_and_auto_is_what_the_machine_multiplies() {
-        let held =
-            |own: DTypeChoice, configured: DTypeChoice| own.or(configured).weight_format(Isa::Portable);
-        for (choice, word) in DTypeChoice::ALL {
-            let expected = if *choice == DTypeChoice::Auto { "float32" } else { word };
-            assert_eq!(held(*choice, DTypeChoice::Auto).name(), expected);
-            assert_eq!(held(DTypeChoice::Auto, *choice).name(), expected);
-            assert_eq!(held(DTypeChoice::Int4, *choice), WeightFormat::Int4);
-        }
-        assert_eq!(DTypeChoice::parse(" INT8 "), Ok(DTypeChoice::Int8));
-        let error = DTypeChoice::parse("int3").unwrap_err().to_string();
-        assert!(error.contains("dtype=int3") && error.contains("int4"), "{error}");
-        for isa in Isa::available() {
-            let expected = if isa.native_bf16() { WeightFormat::Bf16 } else { WeightFormat::F32 };
-            assert_eq!(DTypeChoice::Auto.weight_format(isa), expected);
-        }
-    }
-
-    #[test]
-    fn an_empty_variable_is_no_variable() {
-        let settings = Settings::resolve(&environment([("MAX_IDLE_TIME_SECONDS", " ")]), []).unwrap();
-        assert_eq!(settings, Settings::default());
-    }
-
-    #[test]
-    fn every_setting_reads_its_variable_and_its_keyword_and_refuses_nonsense_by_name() {
-        struct One(&'static str, String);
-        impl Host for One {
-            fn env(&self, name: &str) -> Option<String> {
-                (name == self.0).then(|| self.1.clone())
-            }
-            fn package_dir(&self, _: &str) -> Option<PathBuf> {
-                None
-            }
-        }
-        for field in Settings::fields() {
-            assert!(!field.doc.is_empty() && field.doc.ends_with('.'), "{}", field.name);
-            // A value that is not the default.
-            let value = match (field.annotation.as_str(), field.name) {
-                ("bool", _) => SettingValue::Bool(field.default == SettingValue::Bool(false)),
-                ("int", _) => SettingValue::Int(3),
-                ("float" | "float | None", _) => SettingValue::Float(2.5),
-                (_, "cache_policy") => SettingValue::Text("lfu".into()),
-                (_, "dtype" | "generator_dtype") => SettingValue::Text("float32".into()),
-                (_, "device") => SettingValue::Text("cpu".into()),
-                ("int | None", _) => SettingValue::Int(3),
-                (_, "memory_budget" | "kv_memory") => SettingValue::Text("2GB".into()),
-                (_, "keep_alive") => SettingValue::Text("5m".into()),
-                _ => SettingValue::Text("other".into()),
-            };
-            let by_keyword = Settings::default().with([(field.name, value.clone())]).unwrap();
-            assert_eq!(by_keyword.get(field.name), Some(value.clone()), "{}", field.name);
-            assert_ne!(by_keyword, Settings::default());
-            let host = One(field.environment, value.plain());
-            assert_eq!(Settings::resolve(&host, []).unwrap(), by_keyword, "{}", field.environment);
-            // Text settings take any text; the others refuse this one.
-            if !matches!(field.annotation.as_str(), "str" | "str | None") {
-                let host = One(field.environment, "nonsense!".into());
-                let error = Settings::resolve(&host, []).unwrap_err();
-                assert!(error.to_string().starts_with(field.environment), "{error}");
-            }
-            let error =
-                Settings::default().with([(field.name, SettingValue::Other("list".into()))]).unwrap_err();
-            assert!(error.to_string().starts_with(field.name), "{error}");
-        }
-    }
-
-    #[test]
-    fn values_out_of_range_are_refused_by_name() {
-        for (name, value) in [
-            ("cache_size", SettingValue::Int(-1)),
-            ("temperature", SettingValue::Float(-0.1)),
-            ("temperature", SettingValue::Float(f64::NAN)),
-            ("max_tokens", SettingValue::Int(0)),
-            ("max_queue", SettingValue::Int(0)),
-            ("threads", SettingValue::Int(5000)),
-            ("cleanup_interval", SettingValue::Int(0)),
-            ("max_idle_time", SettingValue::Float(-1.0)),
-            ("cache_ttl", SettingValue::Float(f64::INFINITY)),
-            ("max_parallel", SettingValue::Int(0)),
-            ("max_parallel", SettingValue::Int(2000)),
-            ("max_generation_queue", SettingValue::Int(0)),
-            ("max_context", SettingValue::Int(0)),
-            ("kv_memory", SettingValue::Float(1.5)),
-            ("memory_budget", SettingValue::Float(1.5)),
-            ("memory_budget", SettingValue::Text("lots".into())),
-            ("keep_alive", SettingValue::Text("soon".into())),
-            ("english_model", SettingValue::Text("  ".into())),
-        ] {
-            let error = Settings::default().with([(name, value.clone())]).unwrap_err();
-            assert!(
-                matches!(&error, Error::Config { setting, .. } if setting == name),
-                "{name}={value}: {error}"
-            );
-        }
-        let error = Settings::default().with([("cache_sise", SettingValue::Int(1))]).unwrap_err();
-        assert!(error.to_string().contains("cache_size"), "{error}");
-    }
-}
+mod tests;

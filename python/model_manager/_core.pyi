@@ -1,5 +1,6 @@
 """The Rust core: models, lifecycle, batching, cache. `ModelManager` adds asyncio and the chatbot's names."""
 
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Literal, TypeAlias, final, overload
@@ -9,11 +10,15 @@ from numpy.typing import NDArray
 from typing_extensions import Self, Unpack, disjoint_base
 
 from model_manager._types import (
+    AdaptiveStatistics,
     ArrowColumn,
+    CachePolicy,
     CacheStatistics,
     Completion,
     Description,
+    Explanation,
     FieldInfo,
+    Forecast,
     GenerationParams,
     GeneratorDescription,
     Inputs,
@@ -35,9 +40,17 @@ __all__ = [
     "_after_fork_parent",
     "_at_exit",
     "_before_fork",
+    "_cache_export",
+    "_cache_flush",
+    "_cache_import",
+    "_cache_verify",
     "_config_from",
     "_error_classes",
+    "_explain",
+    "_forecast",
+    "_hint",
     "_json_values",
+    "_simulate_adaptive",
     "available_isas",
     "is_turkish",
     "isa",
@@ -90,6 +103,48 @@ class Config:
     @property
     def cache_ttl(self) -> float:
         """Seconds that an entry lives under the policy ``ttl``. `MODEL_MANAGER_CACHE_TTL`, default 600."""
+    @property
+    def cache_disk(self) -> bool | str:
+        """Folder in which vectors outlive the process; True: one in the user's cache folder; False: none.
+        `MODEL_MANAGER_CACHE_DISK`, default False.
+        """
+    @property
+    def cache_disk_bytes(self) -> int | str:
+        """Bytes of that folder: a number or text such as ``"1GB"``.
+        `MODEL_MANAGER_CACHE_DISK_BYTES`, default "1GB".
+        """
+    @property
+    def cache_disk_dtype(self) -> str:
+        """How values are written there: ``float32`` (exactly), ``float16`` or ``int8``.
+        `MODEL_MANAGER_CACHE_DISK_DTYPE`, default ``float32``.
+        """
+    @property
+    def cache_disk_ttl(self) -> float | str | None:
+        """Seconds, or text such as ``"30d"``, after which a vector there is no longer used; None: no limit.
+        `MODEL_MANAGER_CACHE_DISK_TTL`, default None.
+        """
+    @property
+    def cache_url(self) -> str | None:
+        """Redis or Valkey servers that share vectors between processes: ``redis://`` or ``rediss://`` addresses,
+        separated by commas; None: no server.
+        `MODEL_MANAGER_CACHE_URL`, default None.
+        """
+    @property
+    def cache_url_ttl(self) -> float | str:
+        """Seconds, or text such as ``"7d"``, that a vector is kept there.
+        `MODEL_MANAGER_CACHE_URL_TTL`, default "7d".
+        """
+    @property
+    def cache_timeout(self) -> float:
+        """Seconds that one request to such a server may take; afterwards the vector is computed.
+        `MODEL_MANAGER_CACHE_TIMEOUT`, default 0.05.
+        """
+    @property
+    def cache_secret(self) -> str | None:
+        """Text, or ``env:NAME``, without which nobody can read the keys of vectors there or put forged ones; None: keys
+        are plain digests.
+        `MODEL_MANAGER_CACHE_SECRET`, default None.
+        """
     @property
     def prefer_turkish(self) -> bool:
         """Whether the Turkish sentence model is the preferred one. `AI_PREFER_TURKISH_MODELS`, default True."""
@@ -180,9 +235,27 @@ class Config:
         `MODEL_MANAGER_MEMORY_BUDGET`.
         """
     @property
+    def eviction(self) -> str:
+        """Which idle model leaves when `memory_budget` is full: ``lru`` (the least recently used) or ``cost`` (the one
+        whose uses and load time are worth least for its size). `MODEL_MANAGER_EVICTION`, default ``lru``.
+        """
+    @property
     def keep_alive(self) -> float | str | None:
         """How long models stay after their latest use, as given: seconds or ``"5m"``; 0: unload after use; negative:
         indefinitely; None: `max_idle_time`. `MODEL_MANAGER_KEEP_ALIVE`.
+        """
+    @property
+    def cold_start_price(self) -> float | None:
+        """With `keep_alive` ``auto``, seconds in memory that one load is worth; None: twice `max_idle_time`.
+        `MODEL_MANAGER_COLD_START_PRICE`, default None.
+        """
+    @property
+    def max_keep_alive(self) -> float:
+        """With `keep_alive` ``auto``, the longest stay after a use. `MODEL_MANAGER_MAX_KEEP_ALIVE`, default 14400."""
+    @property
+    def adaptive_state(self) -> bool | str:
+        """With `keep_alive` ``auto``, the folder in which the times of use are remembered across restarts; True: one in
+        the user's cache folder; False: none. `MODEL_MANAGER_ADAPTIVE_STATE`, default True.
         """
     @property
     def load_timeout(self) -> float | None:
@@ -334,6 +407,8 @@ class Manager:
         revision: str | None = None,
         prompts: Mapping[str, str] | None = None,
         kind: Literal["embedding", "reranker", "classifier", "generator"] | None = None,
+        cache: bool | CachePolicy | None = None,
+        cold_start_price: float | None = None,
         replace: bool = False,
     ) -> None:
         """Create the slot `name` for an embedding model or a text generator from `source`, or for the object that
@@ -357,6 +432,8 @@ class Manager:
                 ``modules.json`` makes an embedding model, a class for sequence classification a reranker or classifier,
                 any other language model is a generator), otherwise by its first use. ``text_generator`` is always a
                 generator, ``reranker`` never is, and neither are the two sentence slots.
+            cache: How its results are cached: False is not at all, a dict says what differs from all models.
+            cold_start_price: With `keep_alive="auto"`, seconds in memory that one load is worth.
             replace: Allow an existing slot with that name, built-in ones too; its model is unloaded.
 
         Raises:
@@ -377,6 +454,7 @@ class Manager:
         copy: bool = False,
         timeout: float | None = None,
         keep_alive: _KeepAlive = None,
+        user: str | None = None,
         progress: Callable[[int, int], object] | None = None,
     ) -> _Result:
         """Embed one text (float32, shape (dim,)) or several (float32, C-contiguous, shape (n, dim); none: (0, dim)).
@@ -420,6 +498,7 @@ class Manager:
         truncate: bool = True,
         timeout: float | None = None,
         keep_alive: _KeepAlive = None,
+        user: str | None = None,
         progress: Callable[[int, int], object] | None = None,
     ) -> ArrowVectors:
         """`embed` of an Arrow column into an Arrow array of the same length. No Python object is made for a text.
@@ -446,6 +525,7 @@ class Manager:
         copy: bool = False,
         timeout: float | None = None,
         keep_alive: _KeepAlive = None,
+        user: str | None = None,
     ) -> Ticket:
         """`embed` without waiting: returns at once, even when the model must be loaded first.
 
@@ -492,6 +572,7 @@ class Manager:
         truncate: bool = True,
         timeout: float | None = None,
         keep_alive: _KeepAlive = None,
+        user: str | None = None,
     ) -> Ticket:
         """`submit` with the answer as the complete JSON body of OpenAI's ``POST /v1/embeddings``.
 
@@ -648,8 +729,8 @@ class Manager:
         """Load several slots at the same time and wait for all. The first failure is raised when all have ended."""
     def cache_info(self) -> CacheStatistics:
         """State of the embedding cache."""
-    def cache_clear(self) -> None:
-        """Empty the cache and set its counts to zero."""
+    def cache_clear(self, *, tiers: bool = False) -> None:
+        """Empty the cache and set its counts to zero. With `tiers`, disk and Redis are emptied too."""
     def stats(self) -> Statistics:
         """All figures, JSON-serializable. Loads nothing."""
     def set_auto_cleanup(self, enabled: bool, cleanup_interval: float = 300.0, max_idle_time: float = 600.0) -> None:
@@ -702,3 +783,36 @@ def _after_fork_parent() -> None:
 
 def _after_fork_child() -> None:
     """Called after `os.fork` in the child: release the locks and reset the threads, which do not survive fork."""
+
+def _cache_flush(manager: Manager, timeout: float) -> None:
+    """Wait until every result that is on its way to disk or Redis is stored, `timeout` seconds at most."""
+
+def _cache_verify(manager: Manager) -> dict[str, int]:
+    """Read everything on disk: whole and damaged results."""
+
+def _cache_export(manager: Manager, path: str | os.PathLike[str]) -> int:
+    """Write everything on disk to one file; how many results."""
+
+def _cache_import(manager: Manager, path: str | os.PathLike[str]) -> int:
+    """Add the results of such a file; how many were new."""
+
+def _hint(manager: Manager, name: str, user: str | None) -> bool:
+    """Say that a slot will be needed soon."""
+
+def _explain(manager: Manager, name: str) -> Explanation:
+    """What decides how long a slot stays in memory."""
+
+def _forecast(manager: Manager) -> list[Forecast]:
+    """The loads ahead of a use that are planned."""
+
+def _simulate_adaptive(
+    uses: Sequence[float],
+    *,
+    load_seconds: float,
+    max_idle_time: float = 600.0,
+    cold_start_price: float = 1200.0,
+    max_keep_alive: float = 14400.0,
+) -> tuple[AdaptiveStatistics, list[bool]]:
+    """The adaptive policy over one series of uses (seconds from a Monday, 00:00), for benchmarks: what it and the fixed
+    timer would have spent, and which uses would have waited for a load.
+    """

@@ -39,8 +39,16 @@ class Settings(TypedDict, total=False):
     max_idle_time: float
     cache_size: int
     cache_bytes: int
-    cache_policy: Literal["lru", "lfu", "ttl"]
+    cache_policy: Literal["lru", "lfu", "arc", "ttl"]
     cache_ttl: float
+    cache_disk: bool | str
+    cache_disk_bytes: int | str
+    cache_disk_dtype: Literal["float32", "float16", "int8"]
+    cache_disk_ttl: float | str | None
+    cache_url: str | None
+    cache_url_ttl: float | str
+    cache_timeout: float
+    cache_secret: str | None
     prefer_turkish: bool
     language_detection: bool
     turkish_model: str
@@ -61,7 +69,11 @@ class Settings(TypedDict, total=False):
     max_context: int | None
     kv_memory: float | str
     memory_budget: float | str | None
+    eviction: Literal["lru", "cost"]
     keep_alive: float | str | None
+    cold_start_price: float | None
+    max_keep_alive: float
+    adaptive_state: bool | str
     load_timeout: float | None
     cache_dir: str | None
     offline: bool
@@ -86,11 +98,55 @@ class FieldInfo(TypedDict):
     """One line: meaning, unit, allowed values."""
 
 
+class CachePolicy(TypedDict, total=False):
+    """How the results of one model are cached: `cache` of `Manager.register`. The rest is as for all models."""
+
+    size: int
+    """Results in memory. With any of the first three, the model has a cache in memory of its own."""
+    policy: Literal["lru", "lfu", "arc"]
+    ttl: float | str
+    """Seconds, or text such as ``"1h"``, after which a result in memory is no longer used."""
+    tiers: Sequence[Literal["memory", "disk", "redis"]]
+    """The tiers that hold its results."""
+
+
+class TierStatistics(TypedDict):
+    """One tier below the memory, since the manager was created."""
+
+    hits: int
+    misses: int
+    skipped: int
+    """Results not asked for: computing them is faster, or the tier does not work."""
+    writes: int
+    dropped: int
+    """Results not stored because too many were waiting."""
+    errors: int
+    entries: int | None
+    """Results held now; None: the tier does not know, or was not used yet."""
+    bytes: int | None
+    working: bool
+    """Whether it takes part now: a server that failed rests, and a folder that could not be written to is only read."""
+
+
+class ModelCacheStatistics(TypedDict):
+    """How often the results of one model were cached."""
+
+    hits: int
+    """Results that some tier had."""
+    misses: int
+    """Results computed."""
+    off: bool
+    """Its results are not cached."""
+    entries: int | None
+    """Results in its own cache in memory; None: it shares that of all models."""
+    max_entries: int | None
+
+
 class CacheStatistics(TypedDict):
     """State of the embedding cache since the manager was created or the cache was cleared."""
 
     policy: str
-    """``lru``, ``lfu`` or ``ttl``."""
+    """``lru``, ``lfu``, ``arc`` or ``ttl``."""
     hits: int
     misses: int
     insertions: int
@@ -106,6 +162,10 @@ class CacheStatistics(TypedDict):
     """Bytes held now: vectors, texts and overhead."""
     max_entries: int
     max_bytes: int
+    tiers: dict[str, TierStatistics]
+    """The tiers below the memory, by name: ``disk``, ``redis``."""
+    models: dict[str, ModelCacheStatistics]
+    """Slots that were asked for results, or have a policy of their own."""
 
 
 class TrackerStatistics(TypedDict):
@@ -229,6 +289,10 @@ class GenerationParams(TypedDict, total=False):
     """
     keep_alive: float | str | None
     """Overrides the slot's value for this use."""
+    user: str | None
+    """On whose behalf. With `keep_alive="auto"`, models that this user usually needs next are loaded first; only a hash
+    is kept.
+    """
     prefix_scope: str | None
     """Any text. Computed prompt prefixes are reused only among requests of the same scope, so that `reused_tokens` and
     response times reveal nothing to others. None is a scope of its own.
@@ -372,8 +436,67 @@ class MemoryStatistics(TypedDict):
     """None: no limit."""
 
 
+class Spent(TypedDict):
+    """What loads and memory were spent on a slot."""
+
+    cold_starts: int
+    """Uses that waited for a load."""
+    resident_seconds: float
+    """Seconds in memory."""
+
+
+class AdaptiveStatistics(TypedDict):
+    """What `keep_alive="auto"` has done for one slot in this process."""
+
+    adaptive: Spent
+    fixed: Spent
+    """What leaving `max_idle_time` after each use would have spent on the same uses."""
+    prewarms: int
+    """Loads ahead of a use."""
+    prewarms_used: int
+    """Those that were used before the model left again."""
+    keep_alive: float
+    """Seconds that it stays after a use now."""
+    known_gaps: float
+    """Weight of the idle periods that are known; recent ones count 1."""
+
+
+class Explanation(TypedDict, total=False):
+    """The result of `BaseManager.explain`. Without ``adaptive`` it has the first three keys only."""
+
+    slot: str
+    adaptive: bool
+    """Whether its use decides its stay."""
+    sentence: str
+    figures: AdaptiveStatistics
+    cold_start_price: float
+    """Seconds in memory that one load is worth."""
+    window: tuple[float, float] | None
+    """When it is in memory after a use: from and to, in seconds. None: too little is known."""
+    memory_pressure: bool
+    """Whether memory is short, so that stays are shorter."""
+    successors: dict[str, float]
+    """Slots that are used soon after it, and how often."""
+
+
+class Forecast(TypedDict):
+    """A load ahead of a use that is planned."""
+
+    slot: str
+    seconds: float
+    """From now until the load."""
+    until_seconds: float
+    """From now until it leaves again, if it is not used."""
+    reason: str
+    """``hint``, ``successor``, ``interval`` or ``daily``."""
+    probability: float
+
+
 class Statistics(TypedDict):
     """What `Manager.stats` returns."""
+
+    adaptive: dict[str, AdaptiveStatistics]
+    """Slots with `keep_alive="auto"`."""
 
     slots: dict[str, SlotStatistics]
     tracker: TrackerStatistics

@@ -6,23 +6,26 @@ import atexit
 import functools
 import os
 import weakref
+from pathlib import Path
 
 from . import _core
 from ._async import AsyncTextStream, acomplete, aembed
 from ._core import Manager
+from ._preload import start as start_preload
 from ._scoring import ScoringManager
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
-    from typing import Any
+    from typing import Any, Literal
 
     import numpy as np
     from numpy.typing import NDArray
     from typing_extensions import Self, Unpack
 
     from ._core import Config
-    from ._types import GenerationParams, Inputs, Settings
+    from ._preload import PreloadTicket
+    from ._types import Explanation, Forecast, GenerationParams, Inputs, Settings
     from .chunks import TextChunk
 
 BUILT_IN_SLOTS = ("turkish_sentence", "english_sentence", "text_generator", "reranker")
@@ -40,6 +43,8 @@ class BaseManager(ScoringManager):
         self = super().__new__(cls, config, **overrides)
         self._registered = {}
         _open_managers.add(self)
+        if file := os.environ.get("MODEL_MANAGER_PRELOAD"):
+            start_preload(self, Path(file), None, "first_load")
         return self
 
     if not TYPE_CHECKING:  # type checkers see the signatures of Manager
@@ -149,6 +154,66 @@ class BaseManager(ScoringManager):
         the task that waits for a piece, ends the answer within one token.
         """
         return AsyncTextStream(self, prompt, model, dict(params))
+
+    def hint(self, name: str, user: str | None = None) -> bool:
+        """Say that the slot will be needed soon, by `user` perhaps: a page was opened, a call comes in.
+
+        With `keep_alive="auto"` its model is loaded, if nothing is computed now and memory is free, and leaves after a
+        minute if it is not used. False, and nothing happens, for a slot with another `keep_alive`. Raises
+        `UnknownModelError`.
+        """
+        return _core._hint(self, name, user)
+
+    def explain(self, name: str) -> Explanation:
+        """What decides how long the slot stays in memory: numbers, and one sentence. Raises `UnknownModelError`."""
+        return _core._explain(self, name)
+
+    def forecast(self) -> list[Forecast]:
+        """The loads ahead of a use that are planned by `keep_alive="auto"`, the next first."""
+        return _core._forecast(self)
+
+    def preload(
+        self,
+        texts: Iterable[str] | str | os.PathLike[str],
+        model: str | None = None,
+        *,
+        when: Literal["idle", "now", "first_load"] = "idle",
+    ) -> PreloadTicket:
+        """Have the vectors of known texts in the cache before somebody asks for them.
+
+        Args:
+            texts: Texts, or the name of a file with one text a line, or of a ``.jsonl`` with texts or ``"text"``.
+            model: A slot; None: by the language of each text.
+            when: ``"idle"``: once the model is in memory for another reason, 32 at a time while nothing else is
+                computed. ``"first_load"``: once it is in memory, whatever else is computed. ``"now"``: at once, loading
+                the model.
+
+        Returns:
+            A ticket with `done`, `total`, `wait` and `cancel`. `cache_size` must be as large as the texts are many;
+            with `cache_disk` or `cache_url` they are read from there after a restart, without a model.
+        """
+        return start_preload(self, texts, model, when)
+
+    def cache_flush(self, timeout: float = 10.0) -> None:
+        """Wait until every result that is on its way to disk or Redis is stored, `timeout` seconds at most."""
+        _core._cache_flush(self, timeout)
+
+    def cache_verify(self) -> dict[str, int]:
+        """Read everything in the folder of `cache_disk`: numbers of ``whole`` and ``damaged`` results. A damaged one is
+        never used. Raises `ConfigError` when nothing is stored on disk, as the next two do.
+        """
+        return _core._cache_verify(self)
+
+    def cache_export(self, path: str | os.PathLike[str]) -> int:
+        """Write everything in the folder of `cache_disk` to one file; return how many results."""
+        return _core._cache_export(self, path)
+
+    def cache_import(self, path: str | os.PathLike[str]) -> int:
+        """Add the results of a file that `cache_export` wrote to the folder of `cache_disk`; return how many were new.
+
+        Raises `InvalidFileError` for another or a damaged file.
+        """
+        return _core._cache_import(self, path)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (restore, (type(self), self.config, self._registered))

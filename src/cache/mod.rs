@@ -1,14 +1,17 @@
 //! The cache of results: the same text, model and parameters give the same result, so it is computed once.
 //!
 //! Bounded by entries and by bytes, exactly: after every call both bounds are kept. The entry that leaves is the least
-//! recently used one ([`Policy::Lru`]) or the least frequently used one ([`Policy::Lfu`]). With a time to live, an entry
-//! older than that is never returned. One lock, for the look-up only; values are dropped after it is released.
+//! recently used one ([`Policy::Lru`]), the least frequently used one ([`Policy::Lfu`]), or chosen by a balance of both that
+//! follows the use ([`Policy::Arc`]). With a time to live, an entry older than that is never returned. One lock, for the look-up only; values are dropped after it is released.
 
+mod arc;
+mod entry;
 mod item;
 mod key;
 mod store;
 #[cfg(test)]
 mod tests;
+pub mod tiers;
 
 use std::time::Duration;
 
@@ -18,8 +21,9 @@ use crate::clock::Clock;
 use crate::sync::Mutex;
 use crate::{Error, Result};
 
+use entry::CacheEntry;
 use key::Key;
-use store::{CacheEntry, Lfu, Store};
+use store::{Lfu, Store};
 
 pub use item::CachedItem;
 pub use key::{Content, KeyRef};
@@ -32,10 +36,12 @@ pub enum Policy {
     Lru,
     /// The least frequently used; among equals the least recently used.
     Lfu,
+    /// One of those used once or of those used again, whichever group is larger than it has proved useful.
+    Arc,
 }
 
 impl Policy {
-    /// From "lru" or "lfu".
+    /// From "lru", "lfu" or "arc".
     ///
     /// # Errors
     /// [`Error::Config`] naming `setting` for anything else.
@@ -43,10 +49,11 @@ impl Policy {
         match text.trim().to_ascii_lowercase().as_str() {
             "lru" => Ok(Self::Lru),
             "lfu" => Ok(Self::Lfu),
+            "arc" => Ok(Self::Arc),
             _ => Err(Error::Config {
                 setting: setting.into(),
                 value: text.into(),
-                reason: "expected \"lru\" or \"lfu\"".into(),
+                reason: "expected \"lru\", \"lfu\" or \"arc\"".into(),
             }),
         }
     }
@@ -177,6 +184,10 @@ impl EmbeddingCache {
         if bytes > max_bytes {
             state.rejections += 1;
         } else {
+            // What fits into the bytes is what there is, once they are full.
+            let full = state.bytes > max_bytes - bytes;
+            let capacity = if full { state.store.len().max(1) } else { self.settings.max_entries };
+            state.store.expect(key, capacity);
             while state.store.len() >= self.settings.max_entries || state.bytes > max_bytes - bytes {
                 let Some(evicted) = state.store.pop_next() else { break };
                 state.bytes -= evicted.bytes;
@@ -236,6 +247,7 @@ impl CacheState {
         let store = match policy {
             Policy::Lru => Store::Lru(LruCache::unbounded()),
             Policy::Lfu => Store::Lfu(Lfu::default()),
+            Policy::Arc => Store::Arc(Box::default()),
         };
         Self {
             store,

@@ -1,29 +1,13 @@
-//! The order in which entries leave: least recently used, or least frequently used.
+//! The order in which entries leave: least recently used, least frequently used, or a balance of both.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use std::time::Instant;
 
 use lru::{DefaultHasher, LruCache};
 
-use super::item::CachedItem;
+use super::arc::ArcPolicy;
+use super::entry::CacheEntry;
 use super::key::{AnyKey, Key};
-
-/// One cached result.
-pub(super) struct CacheEntry {
-    pub(super) item: CachedItem,
-    /// Its bytes in the byte bound.
-    pub(super) bytes: u64,
-    pub(super) expires: Option<Instant>,
-    /// Insertions and hits, as LFU counts them.
-    pub(super) uses: u64,
-}
-
-impl CacheEntry {
-    pub(super) fn expired(&self, now: Option<Instant>) -> bool {
-        now.zip(self.expires).is_some_and(|(now, expires)| expires <= now)
-    }
-}
 
 /// Entries by key, in their order of leaving.
 pub(super) enum Store {
@@ -31,6 +15,8 @@ pub(super) enum Store {
     Lru(LruCache<Key, CacheEntry>),
     /// Least frequently used first; the least recently used of those.
     Lfu(Lfu),
+    /// By a balance of both that follows the use.
+    Arc(Box<ArcPolicy>),
 }
 
 /// An exact LFU: O(log n) per operation.
@@ -49,6 +35,7 @@ impl Store {
         match self {
             Self::Lru(entries) => entries.len(),
             Self::Lfu(lfu) => lfu.entries.len(),
+            Self::Arc(arc) => arc.len(),
         }
     }
 
@@ -57,6 +44,7 @@ impl Store {
         match self {
             Self::Lru(entries) => entries.get(key),
             Self::Lfu(lfu) => lfu.get(key),
+            Self::Arc(arc) => arc.get(key),
         }
     }
 
@@ -65,6 +53,14 @@ impl Store {
         match self {
             Self::Lru(entries) => entries.pop(key),
             Self::Lfu(lfu) => lfu.pop(key),
+            Self::Arc(arc) => arc.pop(key),
+        }
+    }
+
+    /// An entry with `key`, which is not there, is about to be inserted into a cache of `capacity` entries.
+    pub(super) fn expect(&mut self, key: &dyn AnyKey, capacity: usize) {
+        if let Self::Arc(arc) = self {
+            arc.expect(key, capacity);
         }
     }
 
@@ -76,6 +72,7 @@ impl Store {
                 let (_, key) = lfu.order.pop_first()?;
                 lfu.entries.remove(&*key as &dyn AnyKey).map(|(entry, _)| entry)
             }
+            Self::Arc(arc) => arc.pop_next(),
         }
     }
 
@@ -86,6 +83,7 @@ impl Store {
                 entries.put(key, entry);
             }
             Self::Lfu(lfu) => lfu.insert(key, entry),
+            Self::Arc(arc) => arc.insert(key, entry),
         }
     }
 
@@ -101,6 +99,9 @@ impl Store {
                 let picked = lfu.entries.iter().filter(|(key, (entry, _))| unwanted(key, entry));
                 picked.map(|(key, _)| Key::clone(key)).collect()
             }
+            Self::Arc(arc) => {
+                arc.iter().filter(|(key, entry)| unwanted(key, entry)).map(|(key, _)| key.clone()).collect()
+            }
         };
         keys.iter().filter_map(|key| self.pop(key)).collect()
     }
@@ -111,6 +112,7 @@ impl Store {
         match self {
             Self::Lru(entries) => entries.iter().rev().map(|(key, _)| key.clone()).collect(),
             Self::Lfu(lfu) => lfu.order.values().map(|key| Key::clone(key)).collect(),
+            Self::Arc(arc) => arc.iter().map(|(key, _)| key.clone()).collect(),
         }
     }
 }

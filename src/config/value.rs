@@ -233,8 +233,8 @@ impl<T: Setting> Setting for Option<T> {
 #[derive(Debug, Clone, PartialEq)]
 pub struct KeepAliveSetting {
     written: SettingValue,
-    /// What it means.
-    pub keep_alive: KeepAlive,
+    /// What it means; `None`: as long as its use has shown.
+    pub keep_alive: Option<KeepAlive>,
 }
 
 impl Setting for KeepAliveSetting {
@@ -246,11 +246,14 @@ impl Setting for KeepAliveSetting {
         let keep_alive = match value {
             SettingValue::Int(seconds) => KeepAlive::from_seconds("", *seconds as f64),
             SettingValue::Float(seconds) => KeepAlive::from_seconds("", *seconds),
+            SettingValue::Text(text) if text.trim().eq_ignore_ascii_case("auto") => {
+                return Ok(Self { written: value.clone(), keep_alive: None });
+            }
             SettingValue::Text(text) => KeepAlive::parse("", text),
-            _ => return Err("must be seconds or a duration such as \"5m\"".into()),
+            _ => return Err("must be \"auto\", seconds or a duration such as \"5m\"".into()),
         }
         .map_err(reason)?;
-        Ok(Self { written: value.clone(), keep_alive })
+        Ok(Self { written: value.clone(), keep_alive: Some(keep_alive) })
     }
 
     fn from_text(text: &str) -> Result<Self, String> {

@@ -65,7 +65,7 @@ impl Budget {
         self.used().saturating_sub(passing).saturating_add(needed) <= self.ledger.limit
     }
 
-    /// Takes `needed` bytes for `model`, unloading idle ones of `slots` if it has to: the least recently used first,
+    /// Takes `needed` bytes for `model`, unloading idle ones of `slots` if it has to: those of the lowest priority first,
     /// none that is not needed, and none at all when that would not free enough.
     ///
     /// # Errors
@@ -95,7 +95,7 @@ impl Budget {
 
 /// The slots to unload for `missing` bytes, or how many bytes all of them would free when that is not enough.
 fn choose<S>(mut idle: Vec<(S, Idle)>, missing: u64) -> std::result::Result<Vec<(S, Idle)>, u64> {
-    idle.sort_by_key(|(_, idle)| (idle.since, idle.period));
+    idle.sort_by_key(|(_, idle)| (idle.priority, idle.since, idle.period));
     let mut freed = 0;
     let enough = idle.iter().position(|(_, idle)| {
         freed += idle.charged;
@@ -199,7 +199,7 @@ mod tests {
             let now = Instant::now();
             let idle: Vec<_> = sizes.iter().enumerate().map(|(index, &(age, charged))| {
                 let since = now + Duration::from_secs(age);
-                (index, Idle { since, keep_alive: None, charged, period: 0 })
+                (index, Idle { since, keep_alive: None, charged, priority: 0, period: 0 })
             }).collect();
             let total: u64 = sizes.iter().map(|&(_, charged)| charged).sum();
             match choose(idle, missing) {

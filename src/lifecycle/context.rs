@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::eviction::Eviction;
 use super::memory::MemoryProbe;
 use super::reaper::Reaper;
 use super::tracker::Tracker;
@@ -18,4 +19,6 @@ pub struct Context {
     pub tracker: Arc<Tracker>,
     /// Unloads idle slots.
     pub reaper: Arc<Reaper>,
+    /// Which of them leave when another one needs memory.
+    pub eviction: Arc<Eviction>,
 }

@@ -54,6 +54,8 @@ pub struct Idle {
     pub keep_alive: Option<KeepAlive>,
     /// Bytes that the budget gets back when it is unloaded.
     pub charged: u64,
+    /// Of several, the one with the lowest leaves first when another value needs memory.
+    pub priority: u64,
     /// Distinguishes this idle period from every other of the slot.
     pub(super) period: u64,
 }
@@ -75,6 +77,12 @@ pub trait Managed: Send + Sync {
     fn status(&self) -> Status;
     /// The value's idle period; `None` when it is in use, pinned, loading or absent.
     fn idle(&self) -> Option<Idle>;
+    /// When the slot is to be loaded ahead of its use, `now` or later; `None`: not at all, or it is loaded.
+    fn next_load(&self, now: Instant) -> Option<Instant>;
+    /// Whether it is loaded now ahead of a use that is due. True when a load has begun.
+    fn load_ahead(&self) -> bool;
+    /// Whether its stay is decided by its use.
+    fn is_adaptive(&self) -> bool;
     /// Unloads if the slot is still in the idle period `seen`. True when it did.
     fn unload_idle(&self, seen: &Idle, why: Why) -> bool;
     /// Makes the slot absent. True when it had or was loading a value.

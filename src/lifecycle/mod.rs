@@ -10,9 +10,11 @@
 //! A [`Slot`] is one model's place in memory, and a [`Lease`] keeps its value there. The [`Reaper`] unloads idle models,
 //! the [`Budget`] frees memory for the next one, and the [`Tracker`] counts what loading has cost.
 
+mod ahead;
 mod budget;
 mod caller;
 mod context;
+mod eviction;
 mod keep_alive;
 mod lease;
 mod limit;
@@ -20,6 +22,7 @@ mod managed;
 mod memory;
 mod oneshot;
 mod phase;
+pub mod policy;
 mod reaper;
 mod residency;
 mod slot;
@@ -29,9 +32,11 @@ mod tracker;
 #[cfg(test)]
 mod tests;
 
+pub use ahead::is_loading_ahead;
 pub use budget::{Budget, Charge};
 pub use caller::act_for;
 pub use context::Context;
+pub use eviction::Eviction;
 pub use keep_alive::KeepAlive;
 pub use lease::{Continuation, Lease};
 pub use limit::MemoryLimit;

@@ -21,6 +21,11 @@ pub(super) struct LockedSlot<T: ?Sized + Send + Sync + 'static> {
     /// Number of the latest load or adoption, which is the id of its residency.
     pub(super) arrivals: u64,
     pub(super) idle_periods: u64,
+    /// Uses of the present value, and the seconds of its load.
+    pub(super) uses: u64,
+    pub(super) load_seconds: f64,
+    /// As [`Idle::priority`].
+    pub(super) priority: u64,
 }
 
 pub(super) enum Phase<T: ?Sized + Send + Sync + 'static> {
@@ -35,6 +40,8 @@ pub(super) struct Flight<T: ?Sized + Send + Sync + 'static> {
     /// Its thread, once that runs.
     pub(super) thread: Option<ThreadId>,
     pub(super) waiters: Vec<Continuation<T>>,
+    /// Nobody asked for it: it is loaded ahead of a use, and stays until then.
+    pub(super) ahead: Option<Instant>,
 }
 
 pub(super) struct Ready<T: ?Sized> {
@@ -66,6 +73,9 @@ impl<T: ?Sized + Send + Sync + 'static> LockedSlot<T> {
             detached: Vec::new(),
             arrivals: 0,
             idle_periods: 0,
+            uses: 0,
+            load_seconds: 0.0,
+            priority: 0,
         }
     }
 
@@ -106,6 +116,7 @@ impl<T: ?Sized + Send + Sync + 'static> LockedSlot<T> {
                 since: self.last_used?,
                 keep_alive: ready.keep_alive,
                 charged: ready.residency.charged(),
+                priority: self.priority,
                 period: self.idle_periods,
             }),
             _ => None,

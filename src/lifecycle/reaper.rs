@@ -2,7 +2,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use super::keep_alive::KeepAlive;
@@ -14,6 +14,11 @@ use crate::sync::{Work, Worker, WorkerThread};
 /// How long [`Reaper::stop`] waits for the thread. The thread logs, and may wait for the lock of a logging handler that
 /// the caller holds: an unlimited wait would be a deadlock.
 const PATIENCE: Duration = Duration::from_secs(1);
+
+/// While the manager is busy, a load ahead of a use is tried again after so long.
+const BUSY: Duration = Duration::from_secs(1);
+/// While an adaptive value is in memory, the system's memory is looked at so often.
+const LOOK_AT_MEMORY: Duration = Duration::from_secs(10);
 
 /// "Never", among nanoseconds.
 const NEVER: u64 = u64::MAX;
@@ -54,6 +59,8 @@ struct Core {
     /// `max_idle` in nanoseconds; `NEVER` when disabled.
     default_idle: AtomicU64,
     housekeeping: Box<dyn Fn() + Send + Sync>,
+    /// Whether nothing is computed and nothing waits. Always, where it is not set.
+    is_quiet: OnceLock<Box<dyn Fn() -> bool + Send + Sync>>,
 }
 
 struct Control {
@@ -79,8 +86,14 @@ impl Reaper {
             wakes_at: AtomicU64::new(NEVER),
             default_idle: AtomicU64::new(default_idle(settings)),
             housekeeping: Box::new(housekeeping),
+            is_quiet: OnceLock::new(),
         });
         Self { worker: Worker::new("reaper", Arc::clone(&core) as _), core }
+    }
+
+    /// Says whether nothing is computed and nothing waits: only then models are loaded ahead of their use. Set once.
+    pub fn ask_before_loading(&self, is_quiet: impl Fn() -> bool + Send + Sync + 'static) {
+        let _ = self.core.is_quiet.set(Box::new(is_quiet));
     }
 
     /// Changes the settings; they govern every slot from now on, idle ones included.
@@ -141,8 +154,13 @@ impl Reaper {
         }
     }
 
+    /// Has the thread look for loads ahead of a use now.
+    pub fn look_ahead(&self) {
+        self.reconsider();
+    }
+
     /// Has the thread look at all deadlines again, starting it if need be.
-    fn reconsider(&self) {
+    pub(super) fn reconsider(&self) {
         match self.worker.with(|control| control.poked = true) {
             Ok(()) | Err(Error::Closed) => {}
             Err(error) => log::warn!("idle models are not unloaded: {error}"),
@@ -173,6 +191,7 @@ impl Work<Control> for Core {
                 control.poked = false;
                 living(&control)
             };
+            let (ahead, adaptive) = (self.load_ahead(&slots), self.is_adaptive_in_memory(&slots));
             let cleaned = self.clean_up(slots);
             let mut control = thread.lock();
             control.last_cleanup = cleaned.at;
@@ -180,7 +199,8 @@ impl Work<Control> for Core {
             let regular = (settings.enabled && cleaned.in_memory > 0)
                 .then(|| cleaned.at.checked_add(settings.interval))
                 .flatten();
-            let wake = [cleaned.next, regular].into_iter().flatten().min();
+            let look = adaptive.then(|| cleaned.at.checked_add(LOOK_AT_MEMORY)).flatten();
+            let wake = [cleaned.next, regular, ahead, look].into_iter().flatten().min();
             self.wakes_at.store(wake.map_or(NEVER, |wake| self.nanoseconds(wake)), Ordering::SeqCst);
             let mut due = false;
             while !(control.poked || control.is_stopping() || due) {
@@ -194,6 +214,26 @@ impl Work<Control> for Core {
 }
 
 impl Core {
+    /// Begins the load of one slot whose use is expected, if all is quiet. Returns when to look again.
+    fn load_ahead(&self, slots: &[Arc<dyn Managed>]) -> Option<Instant> {
+        let now = self.clock.now();
+        let due: Vec<_> = slots.iter().filter_map(|slot| Some((slot.next_load(now)?, slot))).collect();
+        let later = due.iter().map(|(at, _)| *at).filter(|at| *at > now).min();
+        let Some((_, slot)) = due.iter().filter(|(at, _)| *at <= now).min_by_key(|(at, _)| *at) else {
+            return later;
+        };
+        let is_loading = slots.iter().any(|slot| slot.status().state == State::Loading);
+        if !is_loading && self.is_quiet.get().is_none_or(|is_quiet| is_quiet()) {
+            slot.load_ahead();
+        }
+        let again = now.checked_add(BUSY);
+        [later, again].into_iter().flatten().min()
+    }
+
+    fn is_adaptive_in_memory(&self, slots: &[Arc<dyn Managed>]) -> bool {
+        slots.iter().any(|slot| slot.is_adaptive() && slot.status().state != State::Absent)
+    }
+
     /// Unloads those of `slots` that are due.
     fn clean_up(&self, slots: Vec<Arc<dyn Managed>>) -> Cleaned {
         let cleaned = sweep(&slots, self.clock.now(), self.default_keep_alive());

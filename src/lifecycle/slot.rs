@@ -8,6 +8,7 @@ use super::lease::{Continuation, Lease};
 use super::managed::{Managed, SlotOptions, State, Status};
 use super::oneshot::Oneshot;
 use super::phase::AcquireStep;
+use super::policy::AdaptivePolicy;
 use super::residency::Loaded;
 use super::state::SlotState;
 use crate::{Error, Result};
@@ -35,7 +36,18 @@ impl<T: ?Sized + Send + Sync + 'static> Slot<T> {
         context: Context,
         loader: impl Fn() -> Result<Loaded<T>> + Send + Sync + 'static,
     ) -> Self {
-        Self { state: SlotState::new(name.into(), options, context, Arc::new(loader)) }
+        Self { state: SlotState::new(name.into(), options, context, None, Arc::new(loader)) }
+    }
+
+    /// The same, with a stay that `policy` decides where neither the options nor a use do.
+    pub fn adaptive(
+        name: impl Into<Arc<str>>,
+        options: SlotOptions,
+        context: Context,
+        policy: Arc<AdaptivePolicy>,
+        loader: impl Fn() -> Result<Loaded<T>> + Send + Sync + 'static,
+    ) -> Self {
+        Self { state: SlotState::new(name.into(), options, context, Some(policy), Arc::new(loader)) }
     }
 
     /// The value, loading it when absent. Waits at most `timeout` (`None`: as long as it takes); calls `check` when

@@ -2,9 +2,11 @@
 //! continuations, statistics, log records) happen only after it is released.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::thread;
+use std::time::Instant;
 
+use super::ahead::loading_ahead;
 use super::caller::caller;
 use super::context::Context;
 use super::keep_alive::KeepAlive;
@@ -12,6 +14,7 @@ use super::lease::{Continuation, Lease, LeaseCounter};
 use super::managed::{Idle, Managed, SlotOptions, State, Status, Why};
 use super::memory::megabytes;
 use super::phase::{AcquireStep, Flight, LockedSlot, Phase, Ready, longer};
+use super::policy::AdaptivePolicy;
 use super::residency::{Loaded, Residency};
 use super::tracker::Record;
 use crate::sync::{Mutex, spawn};
@@ -25,6 +28,10 @@ pub(super) struct SlotState<T: ?Sized + Send + Sync + 'static> {
     loader: Arc<Loader<T>>,
     context: Context,
     record: Arc<Record>,
+    /// Decides the stay where nothing else does.
+    policy: Option<Arc<AdaptivePolicy>>,
+    /// Itself.
+    own: Weak<Self>,
     inner: Mutex<LockedSlot<T>>,
 }
 
@@ -33,25 +40,51 @@ impl<T: ?Sized + Send + Sync + 'static> SlotState<T> {
         name: Arc<str>,
         options: SlotOptions,
         context: Context,
+        policy: Option<Arc<AdaptivePolicy>>,
         loader: Arc<Loader<T>>,
     ) -> Arc<Self> {
         let record = context.tracker.record(&name);
-        let shared =
-            Arc::new(Self { name, loader, context, record, inner: Mutex::new(LockedSlot::new(options)) });
+        let shared = Arc::new_cyclic(|own: &Weak<Self>| {
+            let inner = Mutex::new(LockedSlot::new(options));
+            Self { name, loader, context, record, policy, own: Weak::clone(own), inner }
+        });
         let managed: Arc<dyn Managed> = Arc::<Self>::clone(&shared);
         shared.context.reaper.watch(&managed);
+        if shared.policy.is_some() {
+            // Earlier processes may have learned when it is used.
+            shared.context.reaper.reconsider();
+        }
         shared
+    }
+
+    /// How long the value stays where neither the slot's options nor a use say it.
+    fn default_keep_alive(&self) -> KeepAlive {
+        match &self.policy {
+            Some(policy) => KeepAlive::For(policy.stay()),
+            None => self.context.reaper.default_keep_alive(),
+        }
+    }
+
+    /// A use begins.
+    fn begins(&self, now: Instant, resident: bool) {
+        if let Some(policy) = &self.policy {
+            policy.begins(now, resident);
+        }
     }
 
     /// The value with a lease counted, if it is ready.
     pub(super) fn take_ready(&self) -> Option<Arc<Residency<T>>> {
-        let residency = {
+        let (residency, first) = {
             let mut inner = self.inner.lock();
             let Phase::Ready(ready) = &mut inner.phase else { return None };
             ready.count_lease();
-            Arc::clone(&ready.residency)
+            (Arc::clone(&ready.residency), ready.leases == 1)
         };
-        self.context.tracker.accessed(&self.record, self.context.clock.now());
+        let now = self.context.clock.now();
+        self.context.tracker.accessed(&self.record, now);
+        if first {
+            self.begins(now, true);
+        }
         Some(residency)
     }
 
@@ -65,9 +98,15 @@ impl<T: ?Sized + Send + Sync + 'static> SlotState<T> {
 
     /// Asks for the value. `done` is returned unless it now waits for a load.
     pub(super) fn join(&self, done: Continuation<T>) -> AcquireStep<T> {
-        self.context.tracker.accessed(&self.record, self.context.clock.now());
+        let now = self.context.clock.now();
+        self.context.tracker.accessed(&self.record, now);
         let mut guard = self.inner.lock();
         let inner = &mut *guard;
+        let own_load = matches!(&inner.phase, Phase::Loading(flight) if flight.thread == Some(caller()));
+        if !own_load {
+            // The policy's lock is a leaf: nothing is locked under it.
+            self.begins(now, matches!(inner.phase, Phase::Ready(_)));
+        }
         match &mut inner.phase {
             Phase::Ready(ready) => {
                 ready.count_lease();
@@ -81,7 +120,7 @@ impl<T: ?Sized + Send + Sync + 'static> SlotState<T> {
             Phase::Absent => {
                 inner.arrivals += 1;
                 let id = inner.arrivals;
-                inner.phase = Phase::Loading(Flight { id, thread: None, waiters: vec![done] });
+                inner.phase = Phase::Loading(Flight { id, thread: None, waiters: vec![done], ahead: None });
                 AcquireStep::Start(id)
             }
         }
@@ -97,12 +136,15 @@ impl<T: ?Sized + Send + Sync + 'static> SlotState<T> {
     }
 
     fn load(self: &Arc<Self>, id: u64) {
+        let mut ahead = false;
         if let Some(flight) = self.inner.lock().flight_mut(id) {
             flight.thread = Some(thread::current().id());
+            ahead = flight.ahead.is_some();
         }
         let resident_before = self.context.memory.resident();
         let started = self.context.clock.now();
-        let outcome = catch_unwind(AssertUnwindSafe(|| (self.loader)())).unwrap_or_else(|payload| {
+        let load = || if ahead { loading_ahead(|| (self.loader)()) } else { (self.loader)() };
+        let outcome = catch_unwind(AssertUnwindSafe(load)).unwrap_or_else(|payload| {
             Err(Error::panic(format!("the loader of {:?}", self.name), payload.as_ref()))
         });
         let outcome = outcome.map(|mut loaded| {
@@ -111,6 +153,13 @@ impl<T: ?Sized + Send + Sync + 'static> SlotState<T> {
                 loaded.bytes = self.context.memory.resident().saturating_sub(resident_before);
             }
             self.record.loaded(seconds, megabytes(loaded.bytes));
+            if let Some(policy) = &self.policy {
+                policy.loaded(seconds);
+            }
+            {
+                let mut inner = self.inner.lock();
+                (inner.uses, inner.load_seconds) = (0, seconds);
+            }
             log::info!("loaded {:?} in {seconds:.2} s, {:.1} MB", self.name, megabytes(loaded.bytes));
             Arc::new(self.residency_of(id, loaded))
         });
@@ -120,22 +169,54 @@ impl<T: ?Sized + Send + Sync + 'static> SlotState<T> {
     /// Ends load `id`: the slot takes the value unless it has detached the load, and each waiting caller gets a lease.
     fn land(self: &Arc<Self>, id: u64, outcome: Result<Arc<Residency<T>>>) {
         let now = self.context.clock.now();
-        let (waiters, attached) = {
-            let mut inner = self.inner.lock();
-            let Some((flight, attached)) = inner.take_flight(id) else { return };
-            if attached {
-                inner.last_error = outcome.as_ref().err().cloned();
+        let mut again = None;
+        let (waiters, attached, ahead) = {
+            let mut guard = self.inner.lock();
+            let inner = &mut *guard;
+            let Some((mut flight, attached)) = inner.take_flight(id) else { return };
+            // Only those that still wait make it a load ahead of no use.
+            let ahead = flight.ahead.filter(|_| flight.waiters.is_empty());
+            if attached && outcome.is_err() && flight.ahead.is_some() && ahead.is_none() {
+                // It had to do without the memory of others. A caller has come meanwhile, for whom it need not.
+                inner.arrivals += 1;
+                again = Some(inner.arrivals);
+                let waiters = std::mem::take(&mut flight.waiters);
+                let flight = Flight { id: inner.arrivals, thread: None, waiters, ahead: None };
+                inner.phase = Phase::Loading(flight);
+            } else if attached {
+                if ahead.is_none() || outcome.is_ok() {
+                    inner.last_error = outcome.as_ref().err().cloned();
+                }
                 if let Ok(residency) = &outcome {
                     inner.last_used = Some(now);
                     // Every waiter's lease counts from here: the slot is not idle before they have it.
                     let leases = flight.waiters.len();
-                    let keep_alive = Some(KeepAlive::AFTER_USE);
+                    let stay = |until: Instant| KeepAlive::For(until.saturating_duration_since(now));
+                    let keep_alive = Some(ahead.map_or(KeepAlive::AFTER_USE, stay));
+                    inner.idle_periods += u64::from(ahead.is_some());
                     inner.phase =
                         Phase::Ready(Ready { residency: Arc::clone(residency), leases, keep_alive });
                 }
             }
-            (flight.waiters, attached)
+            (flight.waiters, attached, ahead)
         };
+        if let Some(id) = again {
+            if let Some(own) = self.own.upgrade() {
+                own.start(id);
+            }
+            return;
+        }
+        if let Some(policy) = &self.policy {
+            match (&outcome, ahead) {
+                (Ok(_), Some(_)) if attached => policy.loaded_ahead(now),
+                (Ok(_), None) if attached => policy.arrived(now),
+                (Err(_), None) => policy.ends(now),
+                _ => {}
+            }
+        }
+        if let (true, Ok(_), Some(until)) = (attached, &outcome, ahead) {
+            self.context.reaper.expect(until);
+        }
         if !attached && outcome.is_ok() {
             self.record.unloaded();
         }
@@ -171,8 +252,11 @@ impl<T: ?Sized + Send + Sync + 'static> SlotState<T> {
             inner.phase = Phase::Ready(Ready { residency, leases: 0, keep_alive });
             inner.last_used = Some(now);
             inner.idle_periods += 1;
-            keep_alive.unwrap_or(self.context.reaper.default_keep_alive()).deadline(now)
+            keep_alive.unwrap_or(self.default_keep_alive()).deadline(now)
         };
+        if let Some(policy) = &self.policy {
+            policy.arrived(now);
+        }
         if let Some(deadline) = deadline {
             self.context.reaper.expect(deadline);
         }
@@ -186,6 +270,9 @@ impl<T: ?Sized + Send + Sync + 'static> SlotState<T> {
     /// A value has left the slot: counts it, then drops it.
     fn left(&self, why: &str, residency: Arc<Residency<T>>) {
         self.record.unloaded();
+        if let Some(policy) = &self.policy {
+            policy.left(self.context.clock.now());
+        }
         log::info!("unloaded {:?} {why}", self.name);
         drop(residency);
     }
@@ -206,7 +293,7 @@ impl<T: ?Sized + Send + Sync + 'static> LeaseCounter for SlotState<T> {
 
     fn release(&self, residency: u64, keep_alive: Option<KeepAlive>) {
         let now = self.context.clock.now();
-        let default = self.context.reaper.default_keep_alive();
+        let default = self.default_keep_alive();
         let (deadline, gone) = {
             let mut guard = self.inner.lock();
             let inner = &mut *guard;
@@ -220,8 +307,14 @@ impl<T: ?Sized + Send + Sync + 'static> LeaseCounter for SlotState<T> {
                 return;
             }
             let idle_for = ready.keep_alive.unwrap_or(default);
+            if let Some(policy) = &self.policy {
+                policy.ends(now);
+            }
+            let bytes = ready.residency.bytes();
             inner.last_used = Some(now);
             inner.idle_periods += 1;
+            inner.uses += 1;
+            inner.priority = self.context.eviction.priority(inner.uses, inner.load_seconds, bytes);
             if inner.options.pinned {
                 return;
             }
@@ -274,7 +367,44 @@ impl<T: ?Sized + Send + Sync + 'static> Managed for SlotState<T> {
     }
 
     fn idle(&self) -> Option<Idle> {
-        self.inner.lock().idle()
+        let mut idle = self.inner.lock().idle()?;
+        if self.policy.is_some() && idle.keep_alive.is_none() {
+            idle.keep_alive = Some(self.default_keep_alive());
+        }
+        Some(idle)
+    }
+
+    fn next_load(&self, now: Instant) -> Option<Instant> {
+        let policy = self.policy.as_ref()?;
+        if !matches!(self.inner.lock().phase, Phase::Absent) {
+            return None;
+        }
+        Some(policy.next(now)?.at)
+    }
+
+    fn load_ahead(&self) -> bool {
+        let (Some(policy), Some(own)) = (&self.policy, self.own.upgrade()) else { return false };
+        let now = self.context.clock.now();
+        let Some(next) = policy.next(now).filter(|next| next.at <= now) else { return false };
+        let id = {
+            let mut guard = self.inner.lock();
+            let inner = &mut *guard;
+            if !matches!(inner.phase, Phase::Absent) {
+                return false;
+            }
+            inner.arrivals += 1;
+            let (id, waiters) = (inner.arrivals, Vec::new());
+            inner.phase = Phase::Loading(Flight { id, thread: None, waiters, ahead: Some(next.until) });
+            id
+        };
+        log::info!("loading {:?} ahead of its use ({})", self.name, next.why.name());
+        policy.loads_ahead();
+        own.start(id);
+        true
+    }
+
+    fn is_adaptive(&self) -> bool {
+        self.policy.is_some()
     }
 
     fn unload_idle(&self, seen: &Idle, why: Why) -> bool {
@@ -283,6 +413,9 @@ impl<T: ?Sized + Send + Sync + 'static> Managed for SlotState<T> {
             if inner.idle().is_none_or(|idle| idle.period != seen.period) { None } else { inner.take_value() }
         };
         let Some(gone) = gone else { return false };
+        if why == Why::Evicted {
+            self.context.eviction.evicted(seen.priority);
+        }
         let why = match why {
             Why::Idle => "because it was idle",
             Why::Evicted => "to make room for another model",
@@ -303,6 +436,9 @@ impl<T: ?Sized + Send + Sync + 'static> Managed for SlotState<T> {
                 Phase::Ready(ready) => Some(ready.residency),
             }
         };
+        if let Some(policy) = &self.policy {
+            policy.ends(self.context.clock.now());
+        }
         if let Some(gone) = gone {
             self.left("on request", gone);
         }

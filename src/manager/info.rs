@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::options::EmbedOptions;
 use crate::Result;
+use crate::cache::tiers::ModelContent;
 use crate::cache::{CachedItem, Content, EmbeddingCache};
 use crate::models::SentenceConfig;
 use crate::models::heads::ScoreConfig;
@@ -23,6 +24,8 @@ pub(super) struct ModelInfo {
     pub(super) max_length: Option<usize>,
     /// Labels and activations of a model that scores.
     pub(super) scores: Option<Arc<ScoreConfig>>,
+    /// What it computes, for tiers that outlive this process; `None` where nobody asks, or only a server knows.
+    pub(super) content: Option<ModelContent>,
 }
 
 impl ModelInfo {
@@ -55,8 +58,13 @@ impl ModelInfo {
         content: Content<'_>,
     ) -> Option<CachedItem> {
         let item = cache.get(&options.key(&self.identity, prompt, content))?;
+        self.answers(options, &item).then_some(item)
+    }
+
+    /// Whether a result of the same key answers a call with `options`.
+    pub(super) fn answers(&self, options: &EmbedOptions, item: &CachedItem) -> bool {
         // A result of as many tokens as the model reads may be that of a longer input, which was cut.
         let whole = self.max_length.is_some_and(|longest| (item.tokens() as usize) < longest);
-        (options.truncate || whole).then_some(item)
+        options.truncate || whole
     }
 }

@@ -187,7 +187,7 @@ impl Manager {
         std::mem::forget(parts);
         let child = Parts::new(settings, Arc::clone(&self.host), tracker)?;
         for (entry, lease) in slots {
-            child.registry.register(&entry.name, entry.spec.clone(), entry.keep, true)?;
+            child.registry.register(&entry.name, entry.spec.clone(), entry.keep.clone(), true)?;
             if let Some(lease) = lease {
                 if let (true, LoadedModel::Encoder(handle)) = (paused, &*lease) {
                     child.loader.inherit(&*child.registry.entry(&entry.name)?, handle)?;

@@ -2,26 +2,32 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
 use arc_swap::ArcSwapOption;
 
 use super::backend::EncoderBackend;
 use super::device::ComputeDevice;
 use super::info::ModelInfo;
+use super::known::{KnownModel, KnownModels};
 use super::memory::{KvShare, make_room};
 use super::model::{GeneratorHandle, LoadedModel, ModelHandle};
 use super::registry::{NamedSlot, NamedSlots};
 use super::sharing::{Healths, SharedModels};
 use super::spec::{EmbeddingSpec, GeneratorSpec, Spec};
 use crate::batching::{Batcher, Counters};
-use crate::compute::{Isa, Threads, memory};
+use crate::cache::tiers::ModelContent;
+use crate::compute::{Isa, Threads, WeightFormat, memory};
 use crate::config::{DeviceChoice, Host, Settings};
 use crate::generation::{ComputeTarget, Generator, TextFiles, TextModel};
 use crate::lifecycle::{Budget, Charge, Loaded};
 use crate::models::{
-    Encoder, ModelConfig, Overrides, Progress, ResolveOptions, Source, Weights, on_cpu, on_device, resolve,
+    ContentId, Encoder, ModelConfig, ModelFiles, Overrides, Progress, ResolveOptions, Source, Weights,
+    on_cpu, on_device, resolve,
 };
+use crate::output::Shapes;
 use crate::remote::{Address, Link, RemoteEncoder, RemoteSettings, shown};
+use crate::sync::spawn;
 use crate::{Error, Result};
 
 /// Tokens of a batch for each thread: some milliseconds of work, enough for every thread to have several sub-batches.
@@ -40,8 +46,10 @@ pub(super) struct ModelLoader {
     healths: Healths,
     batch_tokens: usize,
     counters: Arc<Counters>,
+    /// Models whose content is known; `None` where no tier asks for it.
+    known: Option<Arc<KnownModels>>,
     /// The manager is closed: downloads stop.
-    closing: AtomicBool,
+    closing: Arc<AtomicBool>,
 }
 
 impl ModelLoader {
@@ -49,7 +57,11 @@ impl ModelLoader {
     ///
     /// # Errors
     /// [`Error::Config`] for a budget or a device that this machine does not have.
-    pub(super) fn new(settings: Arc<Settings>, host: Arc<dyn Host>) -> Result<Self> {
+    pub(super) fn new(
+        settings: Arc<Settings>,
+        host: Arc<dyn Host>,
+        known: Option<KnownModels>,
+    ) -> Result<Self> {
         let limit = settings.memory_budget.as_ref().map(|budget| budget.limit.bytes("memory_budget"));
         Ok(Self {
             budget: Budget::new(limit.transpose()?),
@@ -58,7 +70,8 @@ impl ModelLoader {
             batch_tokens: BATCH_TOKENS_PER_THREAD * Threads::global().count(),
             device: ComputeDevice::of(settings.device)?,
             counters: Arc::default(),
-            closing: AtomicBool::new(false),
+            known: known.map(Arc::new),
+            closing: Arc::default(),
             settings,
             host,
         })
@@ -127,8 +140,11 @@ impl ModelLoader {
             Ok(Arc::new(EncoderBackend::Local { batcher, encoder }))
         })?;
         let bytes = backend.memory_bytes();
-        entry.set_info(Arc::clone(&handle.info));
-        let handle = ModelHandle { backend, ..handle.clone() };
+        // The thread that computes what is not known yet belongs to the parent.
+        let content = handle.info.content.clone().filter(|content| content.get().is_some());
+        let info = Arc::new(ModelInfo { content, ..ModelInfo::clone(&handle.info) });
+        entry.set_info(Arc::clone(&info));
+        let handle = ModelHandle { backend, info, ..handle.clone() };
         // The slot is new, so it is absent and takes the model.
         let _ = entry.slot.adopt(Loaded::new(Arc::new(LoadedModel::Encoder(handle)), bytes));
         Ok(())
@@ -196,8 +212,85 @@ impl ModelLoader {
             let batcher = Batcher::start(name, &encoder, self.batch_tokens, &self.counters)?;
             Ok(Arc::new(EncoderBackend::Local { batcher, encoder }))
         })?;
-        let info = Arc::new(info(&backend, spec, identity));
+        let content = self.content_of(files, format, overrides, &backend, &identity);
+        let info = Arc::new(ModelInfo { content, ..info(&backend, spec, identity) });
         Ok((ModelHandle { backend, info, source: source.to_owned() }, charge))
+    }
+
+    /// What the model of `files` computes. Unless that is known, it is computed in the background: a load never waits.
+    fn content_of(
+        &self,
+        files: ModelFiles,
+        format: WeightFormat,
+        overrides: Overrides,
+        backend: &EncoderBackend,
+        identity: &Arc<str>,
+    ) -> Option<ModelContent> {
+        let known = Arc::clone(self.known.as_ref()?);
+        let stamp = files.stamp(format, overrides).ok()?;
+        let content = ModelContent::default();
+        if let Some(ContentId(id)) = known.find(&stamp).and_then(|known| known.content()) {
+            let _ = content.set(id);
+            return Some(content);
+        }
+        let (sent, closing) = (Arc::clone(&content), Arc::clone(&self.closing));
+        let width = backend.shapes().dense.filter(|width| backend.shapes() == Shapes::dense(*width));
+        let (identity, model) = (identity.to_string(), backend.name());
+        let (config, max_length) = (backend.config(), backend.max_length());
+        let compute = move || {
+            let mut since = Instant::now();
+            // Half of the time, so that what computes goes first.
+            let mut between = || {
+                if closing.load(Ordering::Acquire) {
+                    return Err(Error::Closed);
+                }
+                std::thread::sleep(since.elapsed());
+                since = Instant::now();
+                Ok(())
+            };
+            let id = ContentId::of(&files, format, overrides, &mut between);
+            // Files that were replaced meanwhile are another model.
+            let unchanged = files.stamp(format, overrides).is_ok_and(|now| now == stamp);
+            match id {
+                Ok(id) if unchanged => {
+                    known.remember(KnownModel::new(stamp, id, identity, width, model, config, max_length));
+                    let _ = sent.set(id.0);
+                }
+                Ok(_) | Err(Error::Closed) => {}
+                Err(error) => log::warn!("{model}: its results are not stored outside this process: {error}"),
+            }
+        };
+        match spawn("content", compute) {
+            Ok(_) => Some(content),
+            Err(_) => None,
+        }
+    }
+
+    /// What an earlier process found of the model of `spec`, if its files are still the same. Loads and downloads nothing.
+    pub(super) fn recall(&self, spec: &Spec) -> Option<ModelInfo> {
+        let (known, Spec::Embedding(spec)) = (self.known.as_ref()?, spec) else { return None };
+        let source = Source::parse(&spec.source.current(self.host())).ok()?;
+        let options = ResolveOptions { offline: true, ..self.resolve_options(spec.revision.as_ref()) };
+        let files = match source {
+            Source::Server(_) => return None,
+            local => resolve(&local, &options, &mut |_| Err(Error::Closed)).ok()?,
+        };
+        let format = spec.dtype.or(self.settings.dtype).weight_format(Isa::from_env().ok()?);
+        let overrides = Overrides { pooling: spec.pooling, max_length: spec.max_length, kind: spec.kind };
+        let found = known.find(&files.stamp(format, overrides).ok()?)?;
+        let content = ModelContent::default();
+        let _ = content.set(found.content()?.0);
+        let KnownModel { identity, width, model, mut config, max_length, .. } = found;
+        config.prompts.extend(spec.prompts.clone());
+        Some(ModelInfo {
+            identity: identity.into(),
+            shapes: Shapes::dense(width?),
+            model,
+            config,
+            max_length,
+            scores: None,
+            content: Some(content),
+        })
     }
 
     /// The model at `address`, once its server has returned a first vector. It is not charged to the budget: it takes
@@ -316,5 +409,5 @@ fn info(backend: &EncoderBackend, spec: &EmbeddingSpec, identity: Arc<str>) -> M
     config.prompts.extend(spec.prompts.clone());
     let (shapes, max_length) = (backend.shapes(), backend.max_length());
     let scores = backend.scores().cloned().map(Arc::new);
-    ModelInfo { identity, shapes, model: backend.name(), config, max_length, scores }
+    ModelInfo { identity, shapes, model: backend.name(), config, max_length, scores, content: None }
 }

@@ -5,7 +5,7 @@ use std::sync::{Arc, Weak};
 use super::registry::NamedSlots;
 use crate::compute::memory;
 use crate::generation::engine::{Allowance, KvMemory};
-use crate::lifecycle::{Budget, Charge, Managed, MemoryProbe};
+use crate::lifecycle::{Budget, Charge, Managed, MemoryProbe, is_loading_ahead};
 use crate::{Error, Result};
 
 /// The process's memory, as the operating system and the allocator report it.
@@ -24,6 +24,9 @@ impl MemoryProbe for ProcessMemory {
 /// Takes `needed` bytes of the budget for the slot `name`. Kept beginnings of prompts are freed first, then idle models of
 /// other slots.
 pub(super) fn make_room(budget: &Budget, entries: &NamedSlots, name: &str, needed: u64) -> Result<Charge> {
+    if is_loading_ahead() {
+        return budget.make_room(name, needed, &[]);
+    }
     let mut missing = budget.missing(needed);
     let all = entries.all();
     for entry in all.iter() {

@@ -13,6 +13,7 @@
 
 mod api;
 mod backend;
+mod caching;
 mod closing;
 mod device;
 mod dispatcher;
@@ -20,6 +21,7 @@ mod info;
 mod inputs;
 mod instance;
 mod jobs;
+mod known;
 mod loading;
 mod memory;
 mod model;
@@ -30,8 +32,11 @@ mod router;
 mod sharing;
 mod spec;
 mod stats;
+mod tiering;
 
 pub use self::api::Activate;
+pub use self::api::adaptive::{Forecast, SlotExplanation};
+pub use self::caching::{CacheOptions, SlotCacheReport};
 pub use self::inputs::{Inputs, Pairs};
 pub use self::instance::{Abandoned, Inheritance, Manager};
 pub use self::jobs::embed::{Embeddings, OnDone, Ticket};

@@ -32,6 +32,8 @@ pub struct EmbedOptions {
     pub keep_alive: Option<KeepAlive>,
     /// What is asked for.
     pub kind: OutputKind,
+    /// On whose behalf: habits of this user's go first when a model is loaded ahead of its use. Only a hash is kept.
+    pub user: Option<String>,
 }
 
 impl Default for EmbedOptions {
@@ -46,6 +48,7 @@ impl Default for EmbedOptions {
             timeout: None,
             keep_alive: None,
             kind: OutputKind::Dense,
+            user: None,
         }
     }
 }

@@ -11,12 +11,14 @@ use super::router::Router;
 use super::spec::{
     ENGLISH, EmbeddingSpec, GENERATOR, GeneratorSpec, RERANKER, Retention, SourceSpec, Spec, TURKISH,
 };
+use super::tiering::{self, Tiering};
 use crate::Result;
 use crate::cache::{CacheSettings, EmbeddingCache, Policy};
 use crate::clock::Clock;
 use crate::compute::Threads;
-use crate::config::{CachePolicy, DTypeChoice, Host, MULTILINGUAL_MODEL, Seconds, Settings};
-use crate::lifecycle::{Context, Reaper, ReaperSettings, Tracker};
+use crate::config::{CachePolicy, DTypeChoice, EvictionOrder, Host, MULTILINGUAL_MODEL, Seconds, Settings};
+use crate::lifecycle::policy::{AdaptiveSettings, Learning};
+use crate::lifecycle::{Context, Eviction, Reaper, ReaperSettings, Tracker};
 use crate::models::ModelKind;
 
 /// The parts of a manager. Each knows only the parts that it needs; this type only makes, closes and lends them.
@@ -25,11 +27,13 @@ pub(super) struct Parts {
     pub(super) registry: Arc<Registry>,
     pub(super) router: Router,
     pub(super) cache: Arc<EmbeddingCache>,
+    pub(super) tiering: Tiering,
     pub(super) embedder: Arc<Embedder>,
     pub(super) dispatcher: Arc<Dispatcher>,
     pub(super) loader: Arc<ModelLoader>,
     pub(super) reaper: Arc<Reaper>,
     pub(super) tracker: Arc<Tracker>,
+    pub(super) learning: Arc<Learning>,
 }
 
 impl Parts {
@@ -39,53 +43,95 @@ impl Parts {
             Threads::set_count(settings.threads)?;
         }
         let settings = Arc::new(settings);
-        let loader = Arc::new(ModelLoader::new(Arc::clone(&settings), host)?);
+        let tiering = Tiering::new(&settings, &*host)?;
+        let habits =
+            tiering::folder(&settings.adaptive_state, "adaptive_state", "habits", &*host).ok().flatten();
+        let loader = Arc::new(ModelLoader::new(Arc::clone(&settings), host, tiering.known())?);
         let cache = Arc::new(EmbeddingCache::new(cache_settings(&settings), Clock::System));
         let idle = ReaperSettings {
             enabled: settings.auto_cleanup,
             interval: settings.cleanup_interval.duration(),
             max_idle: settings.max_idle_time.duration(),
         };
-        let expiring = Arc::clone(&cache);
+        let usual = settings.max_idle_time.duration();
+        let adaptive = AdaptiveSettings {
+            usual,
+            price: settings.cold_start_price.map_or(usual * 2, Seconds::duration),
+            longest: settings.max_keep_alive.duration(),
+        };
+        let learning = Arc::new(Learning::new(Clock::System, adaptive, habits));
+        let (expiring, saving) = (Arc::clone(&cache), Arc::clone(&learning));
         let reaper = Arc::new(Reaper::new(Clock::System, idle, move || {
             expiring.purge_expired();
+            if saving.is_active() {
+                saving.pressure().refresh();
+                saving.save_if_due();
+            }
         }));
         let context = Context {
             clock: Clock::System,
             memory: Arc::new(ProcessMemory),
             tracker: Arc::clone(&tracker),
             reaper: Arc::clone(&reaper),
+            eviction: Arc::new(Eviction::new(settings.eviction == EvictionOrder::Cost)),
         };
         let loading = Arc::clone(&loader);
         let mut registry = Registry::new(
             context,
-            settings.keep_alive.as_ref().map(|keep| keep.keep_alive),
+            settings.keep_alive.as_ref().and_then(|keep| keep.keep_alive),
+            (
+                settings.keep_alive.as_ref().is_some_and(|keep| keep.keep_alive.is_none()),
+                Arc::clone(&learning),
+            ),
             settings.load_timeout.map(Seconds::duration),
+            cache.settings(),
             Arc::new(move |entries, name, spec, info| loading.load(entries, name, spec, info)),
         );
         register_built_in(&mut registry, &settings)?;
         let registry = Arc::new(registry);
+        let quiet = Arc::downgrade(&registry);
+        reaper.ask_before_loading(move || {
+            quiet.upgrade().is_some_and(|registry| registry.all().iter().all(|entry| entry.is_quiet()))
+        });
         let router = Router {
             language_detection: settings.language_detection,
             prefer_turkish: settings.prefer_turkish,
         };
         let dispatcher = Arc::new(Dispatcher::new("dispatcher"));
+        let recalling = Arc::clone(&loader);
+        let recall = Box::new(move |spec: &Spec| recalling.recall(spec));
         let embedder = Arc::new(Embedder::new(
             &settings,
             loader.batch_tokens(),
             Arc::clone(&registry),
             router,
             Arc::clone(&cache),
+            Arc::clone(&tiering.tiers),
+            recall,
             Arc::clone(&dispatcher),
         ));
-        Ok(Self { settings, registry, router, cache, embedder, dispatcher, loader, reaper, tracker })
+        Ok(Self {
+            settings,
+            registry,
+            router,
+            cache,
+            tiering,
+            embedder,
+            dispatcher,
+            loader,
+            reaper,
+            tracker,
+            learning,
+        })
     }
 
     /// Stops downloads and idle clean-ups, and unloads everything. Models in use stay in memory until their calls end.
     pub(super) fn close(&self) {
         self.loader.close();
         self.reaper.stop();
+        self.learning.save();
         self.registry.unload_all();
+        self.tiering.tiers.close();
     }
 }
 
@@ -143,6 +189,7 @@ fn cache_settings(settings: &Settings) -> CacheSettings {
     let (policy, time_to_live) = match settings.cache_policy {
         CachePolicy::Lru => (Policy::Lru, None),
         CachePolicy::Lfu => (Policy::Lfu, None),
+        CachePolicy::Arc => (Policy::Arc, None),
         CachePolicy::Ttl => (Policy::Lru, Some(settings.cache_ttl.duration())),
     };
     CacheSettings {

@@ -1,14 +1,17 @@
 //! Slots by name.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 
+use super::caching::SlotCache;
 use super::info::ModelInfo;
 use super::model::LoadedModel;
 use super::spec::{BUILT_IN, GeneratorSpec, Retention, Spec};
+use crate::cache::CacheSettings;
+use crate::lifecycle::policy::Learning;
 use crate::lifecycle::{Context, KeepAlive, Lease, Loaded, Slot, SlotOptions};
 use crate::sync::Mutex;
 use crate::{Error, Result};
@@ -23,7 +26,10 @@ pub(super) struct NamedSlot {
     pub(super) queued: AtomicUsize,
     /// Texts that were cut because the model reads no more.
     pub(super) truncated: AtomicU64,
+    pub(super) cache: SlotCache,
     info: Arc<ArcSwapOption<ModelInfo>>,
+    /// What earlier processes found was looked for.
+    recalled: AtomicBool,
 }
 
 impl NamedSlot {
@@ -33,8 +39,12 @@ impl NamedSlot {
         keep: Retention,
         slot: Slot<LoadedModel>,
         info: Arc<ArcSwapOption<ModelInfo>>,
+        cache: CacheSettings,
     ) -> Self {
-        Self { name, spec, keep, slot, queued: AtomicUsize::new(0), truncated: AtomicU64::new(0), info }
+        let cache = SlotCache::new(&keep.cache, cache);
+        let (queued, recalled) = (AtomicUsize::new(0), AtomicBool::new(false));
+        let truncated = AtomicU64::new(0);
+        Self { name, spec, keep, slot, queued, truncated, cache, info, recalled }
     }
 
     /// What the latest load has found; `None` before the first.
@@ -45,6 +55,17 @@ impl NamedSlot {
     /// Sets what is known of the model before it is loaded here.
     pub(super) fn set_info(&self, info: Arc<ModelInfo>) {
         self.info.store(Some(info));
+    }
+
+    /// Sets what `recall` returns, unless something is known already or this was tried before.
+    pub(super) fn recall(&self, recall: impl FnOnce(&Spec) -> Option<ModelInfo>) {
+        if self.info.load().is_none()
+            && !self.recalled.swap(true, Ordering::Relaxed)
+            && let Some(info) = recall(&self.spec)
+        {
+            // Not in the place of what a load has found meanwhile.
+            self.info.compare_and_swap(&None::<Arc<ModelInfo>>, Some(Arc::new(info)));
+        }
     }
 
     /// Unloads a model whose files were changed while it was loaded.
@@ -65,6 +86,11 @@ impl NamedSlot {
                 self.name
             );
         }
+    }
+
+    /// Whether nothing waits for it, and it computes nothing.
+    pub(super) fn is_quiet(&self) -> bool {
+        self.queued.load(Ordering::Relaxed) == 0 && self.slot.status().leases == 0
     }
 
     /// Counts `texts` as waiting. A call is refused when the queue is full already, not because it is long itself.
@@ -107,7 +133,12 @@ pub(super) struct Registry {
     context: Context,
     /// Of slots that have none of their own.
     keep_alive: Option<KeepAlive>,
+    /// Slots without a keep-alive stay as long as their use has shown.
+    adaptive: bool,
+    learning: Arc<Learning>,
     load_timeout: Option<Duration>,
+    /// How all models are cached.
+    cache: CacheSettings,
     load: Arc<SpecLoader>,
     /// Slots that their first use makes.
     offered: Vec<(&'static str, Spec)>,
@@ -118,12 +149,25 @@ impl Registry {
     pub(super) fn new(
         context: Context,
         keep_alive: Option<KeepAlive>,
+        (adaptive, learning): (bool, Arc<Learning>),
         load_timeout: Option<Duration>,
+        cache: CacheSettings,
         load: Arc<SpecLoader>,
     ) -> Self {
         let entries = Arc::new(NamedSlots(ArcSwap::from_pointee(Vec::new())));
         let (registering, offered) = (Mutex::new(()), Vec::new());
-        Self { entries, registering, context, keep_alive, load_timeout, load, offered }
+        Self {
+            entries,
+            registering,
+            context,
+            keep_alive,
+            adaptive,
+            learning,
+            load_timeout,
+            cache,
+            load,
+            offered,
+        }
     }
 
     pub(super) fn all(&self) -> Arc<Vec<Arc<NamedSlot>>> {
@@ -158,6 +202,22 @@ impl Registry {
         self.entry(name)?.slot.acquire(timeout.or(self.load_timeout), check)
     }
 
+    /// The slot is about to be used, on behalf of `user`: those that usually follow are expected.
+    pub(super) fn used(&self, name: &str, user: Option<&str>) {
+        if self.learning.used(name, user) {
+            self.context.reaper.look_ahead();
+        }
+    }
+
+    /// The slot will be needed soon. False when its stay is not decided by its use.
+    pub(super) fn hint(&self, name: &str) -> bool {
+        let hinted = self.learning.hint(name);
+        if hinted {
+            self.context.reaper.look_ahead();
+        }
+        hinted
+    }
+
     /// Unloads every slot; how many were loaded.
     pub(super) fn unload_all(&self) -> usize {
         self.all().iter().filter(|entry| entry.slot.unload()).count()
@@ -170,12 +230,21 @@ impl Registry {
         }
         let info = Arc::new(ArcSwapOption::empty());
         let keep_alive = keep.keep_alive.or(self.keep_alive);
-        let slot = Slot::new(name, SlotOptions { keep_alive, pinned: keep.pinned }, self.context.clone(), {
+        let loader = {
             let (entries, load) = (Arc::downgrade(&self.entries), Arc::clone(&self.load));
             let (spec, info, name) = (spec.clone(), Arc::clone(&info), name.to_owned());
             move || load(&entries.upgrade().ok_or(Error::Closed)?, &name, &spec, &info)
-        });
-        let entry = Arc::new(NamedSlot::new(name.to_owned(), spec, keep, slot, info));
+        };
+        let (options, context) = (SlotOptions { keep_alive, pinned: keep.pinned }, self.context.clone());
+        let is_adaptive = keep.adaptive || (self.adaptive && keep.keep_alive.is_none());
+        let slot = if is_adaptive && !keep.pinned {
+            let policy = self.learning.policy(name, keep.cold_start_price);
+            let options = SlotOptions { keep_alive: None, ..options };
+            Slot::adaptive(name, options, context, policy, loader)
+        } else {
+            Slot::new(name, options, context, loader)
+        };
+        let entry = Arc::new(NamedSlot::new(name.to_owned(), spec, keep, slot, info, self.cache));
         let replaced = {
             let _registering = self.registering.lock();
             let mut entries = Vec::clone(&self.entries.all());
@@ -210,7 +279,7 @@ impl Registry {
                     dtype: spec.dtype,
                     revision: spec.revision.clone(),
                 };
-                self.register(name, Spec::Generator(spec), entry.keep, true)?;
+                self.register(name, Spec::Generator(spec), entry.keep.clone(), true)?;
                 self.entry(name)
             }
             _ => Ok(entry),

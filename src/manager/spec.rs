@@ -3,7 +3,9 @@
 use std::any::Any;
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
+use super::caching::CacheOptions;
 use crate::Result;
 use crate::config::{DTypeChoice, Host};
 use crate::lifecycle::KeepAlive;
@@ -124,11 +126,17 @@ impl SourceSpec {
     }
 }
 
-/// How long the model of a name stays in memory.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+/// How long the model of a name stays in memory, and where its results stay.
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Retention {
     /// How long the model stays after its latest use; `None`: as configured.
     pub keep_alive: Option<KeepAlive>,
+    /// It stays as long as its use has shown.
+    pub adaptive: bool,
+    /// Seconds in memory that one load is worth then; `None`: as configured.
+    pub cold_start_price: Option<Duration>,
     /// Never unloaded by idleness or budget.
     pub pinned: bool,
+    /// How its results are cached.
+    pub cache: CacheOptions,
 }

@@ -4,14 +4,17 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::backend::EncoderBackend;
+use super::caching::SlotCacheReport;
 use super::model::{LoadedModel, ModelHandle};
 use super::parts::Parts;
 use super::registry::NamedSlot;
 use super::spec::Spec;
 use crate::batching::WorkDone;
 use crate::cache::CacheStatistics;
+use crate::cache::tiers::TierStatistics;
 use crate::compute::{Isa, Threads, memory};
 use crate::generation::{EngineStats, Generator};
+use crate::lifecycle::policy::Explanation;
 use crate::lifecycle::{KeepAlive, State, TrackerStatistics};
 use crate::remote::{Address, HealthReport, shown};
 
@@ -116,6 +119,10 @@ pub struct SlotReport {
     pub queued: usize,
     /// Texts that were cut because it reads no more tokens.
     pub truncated: u64,
+    /// How often its results were cached.
+    pub cache: SlotCacheReport,
+    /// What was learned of its use; `None` when that does not decide its stay.
+    pub adaptive: Option<Explanation>,
     /// Why the latest load failed.
     pub last_error: Option<String>,
 }
@@ -144,6 +151,8 @@ pub struct ManagerStatistics {
     pub tracker: TrackerStatistics,
     /// The embedding cache.
     pub cache: CacheStatistics,
+    /// The tiers below it.
+    pub tiers: Vec<TierStatistics>,
     /// The queues.
     pub queue: QueueReport,
     /// Resident bytes of the process.
@@ -187,6 +196,7 @@ impl ManagerStatistics {
             queue,
             tracker: parts.tracker.statistics(),
             cache: parts.cache.statistics(),
+            tiers: parts.tiering.tiers.statistics(),
             resident: memory::resident_bytes(),
             models,
             kv: slots
@@ -213,7 +223,9 @@ fn slot(parts: &Parts, entry: &NamedSlot) -> SlotReport {
         Spec::Object(_) => None,
     };
     let reaper = parts.reaper.settings();
+    let adaptive = parts.learning.explain(&entry.name).map(|(explanation, _)| explanation);
     let keep_alive = match status.options.keep_alive {
+        None if adaptive.is_some() => adaptive.as_ref().map(|explanation| explanation.stay),
         Some(KeepAlive::For(duration)) => Some(duration),
         Some(KeepAlive::Forever) => None,
         None => reaper.enabled.then_some(reaper.max_idle),
@@ -244,6 +256,8 @@ fn slot(parts: &Parts, entry: &NamedSlot) -> SlotReport {
         unload_in: status.deadline.map(|at| at.saturating_duration_since(Instant::now())),
         queued: entry.queued.load(Ordering::Relaxed),
         truncated: entry.truncated.load(Ordering::Relaxed),
+        cache: entry.cache.report(),
+        adaptive,
         last_error: status.last_error.map(|error| error.to_string()),
     }
 }

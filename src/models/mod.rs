@@ -10,11 +10,13 @@
 //! weights.rs     name → tensor                                   formats/    safetensors, pickle, GGUF
 //! sentence.rs    pooling, normalization, length, prompts         heads/      states → result
 //! encoder.rs     all of these together                          chunks.rs     a long text in parts
+//! content.rs     what its results are named by outside this process
 //! ```
 
 pub mod architectures;
 pub mod chunks;
 pub mod config;
+mod content;
 pub mod decoder;
 pub mod encoder;
 pub mod formats;
@@ -33,6 +35,7 @@ pub mod weights;
 pub use architectures::ModelKind;
 pub use chunks::{ChunkSize, TextChunk};
 pub use config::ModelConfig;
+pub use content::ContentId;
 pub use encoder::{Build, Encoder, Overrides, normalize, on_cpu, on_device};
 pub use formats::gguf;
 pub use heads::{Pooling, SentenceEncoder};

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::formats::gguf::Gguf;
@@ -18,7 +18,7 @@ use super::tokenizers::config::TokenizerConfig;
 use crate::{Error, Result};
 
 /// How texts become vectors around the transformer.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SentenceConfig {
     /// From token states to one vector.
     pub pooling: Pooling,
@@ -41,7 +41,7 @@ pub struct SentenceConfig {
 }
 
 /// How the vectors of a model are compared.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Similarity {
     /// Cosine of the angle.

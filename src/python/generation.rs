@@ -104,12 +104,13 @@ fn parameters(
             "stop" => params.stop = stops(&value)?,
             "timeout" => options.timeout = timeout(py, Some(number(&name, &value)?))?,
             "keep_alive" => options.keep_alive = keep_alive(Some(&value))?,
+            "user" => options.user = Some(value.extract()?),
             "prefix_scope" => options.prefix_scope = Some(scope(&value)?),
             other => {
                 return Err(PyTypeError::new_err(format!(
                     "{other:?} is no parameter of a generation; there are do_sample, temperature, top_k, top_p, min_p, \
                      repetition_penalty, no_repeat_ngram_size, max_length, max_new_tokens, min_new_tokens, seed, stop, \
-                     timeout, keep_alive, prefix_scope"
+                     timeout, keep_alive, prefix_scope, user"
                 )));
             }
         }

@@ -18,19 +18,19 @@ use super::handle::Handle;
 use super::host::ManagerHost;
 use super::infer::InferenceCall;
 use super::loader::unwrap_object;
-use super::options::{call_options, keep_alive, positive_seconds, timeout};
+use super::options::{call_options, positive_seconds, slot_keep_alive, timeout};
 use super::register::{AboutVectors, Registration, SlotSource};
 use super::submit::{self, PyTicket};
 use super::texts::{self, text_of};
 use super::tracker::PyTracker;
-use super::{chat, embed, fork, report};
+use super::{caching, chat, embed, fork, report};
 use crate::lifecycle::ReaperSettings;
 use crate::manager::{EmbedOptions, GenerateOptions, Manager, Retention, SlotValue};
 use crate::wire::Encoding;
 
 /// Model slots, the embedding cache and the queues. All methods may be called from any thread.
 #[pyclass(frozen, subclass, weakref, name = "Manager", module = "model_manager._core")]
-pub(super) struct PyManager(Arc<Handle>);
+pub(super) struct PyManager(pub(super) Arc<Handle>);
 
 impl PyManager {
     /// What `get` and `peek` return for a slot: the user's object, or a handle on the model.
@@ -116,7 +116,7 @@ impl PyManager {
     /// Make the slot `name`. Nothing is loaded yet.
     #[pyo3(signature = (name, source = None, *, loader = None, dtype = "auto", keep_alive = None, pinned = false,
                         fallback = Vec::new(), pooling = None, max_length = None, revision = None, prompts = None,
-                        kind = None, replace = false))]
+                        kind = None, cache = None, cold_start_price = None, replace = false))]
     #[expect(clippy::too_many_arguments, reason = "keywords of a Python function")]
     fn register(
         &self,
@@ -133,9 +133,17 @@ impl PyManager {
         revision: Option<String>,
         prompts: Option<BTreeMap<String, String>>,
         kind: Option<&str>,
+        cache: Option<&Bound<'_, PyAny>>,
+        cold_start_price: Option<f64>,
         replace: bool,
     ) -> PyResult<()> {
-        let keep = Retention { keep_alive: self::keep_alive(keep_alive)?, pinned };
+        let (keep_alive, adaptive) = slot_keep_alive(keep_alive)?;
+        let cold_start_price = cold_start_price
+            .map(|price| positive_seconds("cold_start_price", price))
+            .transpose()
+            .or_raise(py)?;
+        let cache = caching::options(cache)?;
+        let keep = Retention { keep_alive, adaptive, cold_start_price, pinned, cache };
         let source = SlotSource::of(py, name, source, loader)?;
         let about_vectors =
             AboutVectors { fallback, pooling, max_length, prompts: prompts.unwrap_or_default() };
@@ -155,7 +163,7 @@ impl PyManager {
 
     /// Embed one text (float32, shape (dim,)) or several (shape (n, dim)).
     #[pyo3(signature = (texts, model = None, *, prompt = None, prompt_name = None, normalize = true,
-                        truncate_dim = None, truncate = true, copy = false, timeout = None, keep_alive = None, progress = None))]
+                        truncate_dim = None, truncate = true, copy = false, timeout = None, keep_alive = None, user = None, progress = None))]
     #[expect(clippy::too_many_arguments, reason = "keywords of a Python function")]
     fn embed(
         &self,
@@ -170,6 +178,7 @@ impl PyManager {
         copy: bool,
         timeout: Option<f64>,
         keep_alive: Option<&Bound<'_, PyAny>>,
+        user: Option<String>,
         progress: Option<Py<PyAny>>,
     ) -> PyResult<Py<PyAny>> {
         let options = call_options(
@@ -182,13 +191,14 @@ impl PyManager {
             truncate,
             timeout,
             keep_alive,
+            user,
         )?;
         embed::embed(&self.0, texts, options, copy, progress)
     }
 
     /// Embed an Arrow column into an Arrow array.
     #[pyo3(signature = (texts, model = None, *, prompt = None, prompt_name = None, normalize = true,
-                        truncate_dim = None, truncate = true, timeout = None, keep_alive = None, progress = None))]
+                        truncate_dim = None, truncate = true, timeout = None, keep_alive = None, user = None, progress = None))]
     #[expect(clippy::too_many_arguments, reason = "keywords of a Python function")]
     fn embed_arrow(
         &self,
@@ -202,6 +212,7 @@ impl PyManager {
         truncate: bool,
         timeout: Option<f64>,
         keep_alive: Option<&Bound<'_, PyAny>>,
+        user: Option<String>,
         progress: Option<Py<PyAny>>,
     ) -> PyResult<ArrowVectors> {
         let options = call_options(
@@ -214,13 +225,14 @@ impl PyManager {
             truncate,
             timeout,
             keep_alive,
+            user,
         )?;
         embed::embed_arrow(&self.0, texts, options, progress)
     }
 
     /// `embed` without waiting.
     #[pyo3(signature = (texts, on_done, model = None, *, prompt = None, prompt_name = None, normalize = true,
-                        truncate_dim = None, truncate = true, copy = false, timeout = None, keep_alive = None))]
+                        truncate_dim = None, truncate = true, copy = false, timeout = None, keep_alive = None, user = None))]
     #[expect(clippy::too_many_arguments, reason = "keywords of a Python function")]
     fn submit(
         slf: &Bound<'_, Self>,
@@ -235,6 +247,7 @@ impl PyManager {
         copy: bool,
         timeout: Option<f64>,
         keep_alive: Option<&Bound<'_, PyAny>>,
+        user: Option<String>,
     ) -> PyResult<PyTicket> {
         let py = slf.py();
         let options = call_options(
@@ -247,6 +260,7 @@ impl PyManager {
             truncate,
             timeout,
             keep_alive,
+            user,
         )?;
         let (inputs, single) = texts::inputs(texts)?;
         submit::results(&slf.get().0, slf, inputs, options, on_done, single, copy)
@@ -284,7 +298,7 @@ impl PyManager {
 
     /// `submit`, with the answer as the JSON body of OpenAI's `POST /v1/embeddings`.
     #[pyo3(signature = (inputs, on_done, model = None, *, served_model, encoding_format = "float", prompt = None,
-                        prompt_name = None, truncate_dim = None, truncate = true, timeout = None, keep_alive = None))]
+                        prompt_name = None, truncate_dim = None, truncate = true, timeout = None, keep_alive = None, user = None))]
     #[expect(clippy::too_many_arguments, reason = "keywords of a Python function")]
     fn submit_response(
         slf: &Bound<'_, Self>,
@@ -299,10 +313,21 @@ impl PyManager {
         truncate: bool,
         timeout: Option<f64>,
         keep_alive: Option<&Bound<'_, PyAny>>,
+        user: Option<String>,
     ) -> PyResult<PyTicket> {
         let py = slf.py();
-        let options =
-            call_options(py, model, prompt, prompt_name, true, truncate_dim, truncate, timeout, keep_alive)?;
+        let options = call_options(
+            py,
+            model,
+            prompt,
+            prompt_name,
+            true,
+            truncate_dim,
+            truncate,
+            timeout,
+            keep_alive,
+            user,
+        )?;
         let encoding = Encoding::parse(encoding_format).or_raise(py)?;
         let (inputs, _) = texts::inputs(inputs)?;
         submit::response(&slf.get().0, slf, inputs, options, served_model, encoding, on_done)
@@ -502,13 +527,14 @@ impl PyManager {
 
     /// State of the embedding cache.
     fn cache_info<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let statistics = self.0.built(py)?.cache_statistics().or_raise(py)?;
+        let statistics = detached(py, || self.0.manager.statistics()).or_raise(py)?;
         report::cache(py, &statistics, &self.0.settings(py)?)
     }
 
-    /// Empty the cache and set its counts to zero.
-    fn cache_clear(&self, py: Python<'_>) -> PyResult<()> {
-        detached(py, || self.0.manager.clear_cache()).or_raise(py)
+    /// Empty the cache and set its counts to zero. With `tiers`, disk and Redis are emptied too.
+    #[pyo3(signature = (*, tiers = false))]
+    fn cache_clear(&self, py: Python<'_>, tiers: bool) -> PyResult<()> {
+        detached(py, || self.0.manager.clear_cache(tiers)).or_raise(py)
     }
 
     /// Everything countable, JSON-serializable. Loads nothing.

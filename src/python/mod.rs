@@ -2,7 +2,9 @@
 
 #![allow(clippy::needless_pass_by_value, reason = "PyO3 hands arguments over by value")]
 
+mod adaptive;
 mod arrow;
+mod caching;
 mod chat;
 mod config;
 mod discard;
@@ -21,6 +23,7 @@ mod register;
 mod report;
 mod submit;
 mod texts;
+mod tools;
 mod tracker;
 mod vectors;
 
@@ -91,6 +94,11 @@ mod _core {
     use super::manager::PyManager;
     #[pymodule_export]
     use super::submit::PyTicket;
+    #[pymodule_export]
+    use super::tools::{
+        _cache_export, _cache_flush, _cache_import, _cache_verify, _explain, _forecast, _hint,
+        _simulate_adaptive,
+    };
     #[pymodule_export]
     use super::tracker::PyTracker;
     #[pymodule_export]

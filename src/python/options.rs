@@ -21,6 +21,7 @@ pub(super) fn call_options(
     truncate: bool,
     timeout: Option<f64>,
     keep_alive: Option<&Bound<'_, PyAny>>,
+    user: Option<String>,
 ) -> PyResult<EmbedOptions> {
     Ok(EmbedOptions {
         model,
@@ -31,6 +32,7 @@ pub(super) fn call_options(
         truncate,
         timeout: self::timeout(py, timeout)?,
         keep_alive: self::keep_alive(keep_alive)?,
+        user,
         ..EmbedOptions::default()
     })
 }
@@ -72,6 +74,15 @@ pub(super) fn keep_alive(value: Option<&Bound<'_, PyAny>>) -> PyResult<Option<Ke
         return Err(wrong_type(value.py(), "keep_alive", reason));
     };
     keep_alive.or_raise(value.py()).map(Some)
+}
+
+/// The same for a slot, which may also leave it to what was learned: `"auto"`, the second value.
+pub(super) fn slot_keep_alive(value: Option<&Bound<'_, PyAny>>) -> PyResult<(Option<KeepAlive>, bool)> {
+    let text = value.and_then(|value| value.cast::<PyString>().ok());
+    match text {
+        Some(text) if text.to_str()?.trim().eq_ignore_ascii_case("auto") => Ok((None, true)),
+        _ => Ok((keep_alive(value)?, false)),
+    }
 }
 
 /// A number of seconds greater than 0.

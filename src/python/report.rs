@@ -3,8 +3,7 @@
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
-use super::tracker;
-use crate::cache::CacheStatistics;
+use super::{adaptive, caching, tracker};
 use crate::config::Settings;
 use crate::generation::{Completion, EngineStats, Generator};
 use crate::manager::{ManagerStatistics, ModelDescription, QueueReport, SlotReport};
@@ -21,10 +20,11 @@ macro_rules! dict {
 
 pub(super) fn cache<'py>(
     py: Python<'py>,
-    statistics: &CacheStatistics,
+    all: &ManagerStatistics,
     settings: &Settings,
 ) -> PyResult<Bound<'py, PyDict>> {
     use crate::config::Choice;
+    let statistics = &all.cache;
     Ok(dict!(py, {
         "policy": settings.cache_policy.as_str(),
         "hits": statistics.hits,
@@ -37,6 +37,8 @@ pub(super) fn cache<'py>(
         "bytes": statistics.bytes,
         "max_entries": statistics.max_entries,
         "max_bytes": statistics.max_bytes,
+        "tiers": caching::tiers(py, &all.tiers)?,
+        "models": caching::models(py, all)?,
     }))
 }
 
@@ -180,6 +182,8 @@ pub(super) fn manager<'py>(
     for report in &all.slots {
         slots.set_item(&report.name, slot(py, report)?)?;
     }
+    let cache = cache(py, &all, settings)?;
+    let adaptive = adaptive::statistics(py, &all)?;
     let memory = dict!(py, {
         "resident": all.resident,
         "models": all.models,
@@ -189,7 +193,8 @@ pub(super) fn manager<'py>(
     Ok(dict!(py, {
         "slots": slots,
         "tracker": tracker::statistics(py, all.tracker)?,
-        "cache": cache(py, &all.cache, settings)?,
+        "cache": cache,
+        "adaptive": adaptive,
         "queue": queue(py, &all.queue)?,
         "memory": memory,
         "threads": all.threads,

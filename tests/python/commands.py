@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-COMMANDS = ["bench", "completion", "demo", "doctor", "embed", "index", "models", "rerank", "search", "serve", "warmup"]
+COMMANDS = ["bench", "cache", "completion", "demo", "doctor", "embed", "explain", "index", "models"]
+COMMANDS += ["preload", "rerank", "search", "serve", "warmup"]
 
 
 @pytest.fixture

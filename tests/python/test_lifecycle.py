@@ -446,7 +446,7 @@ def test_stats_are_json(manager):
     stats = manager.stats()
     assert json.loads(json.dumps(stats)) == stats
     assert set(stats) == {
-        "slots", "tracker", "cache", "queue", "memory", "threads", "isa", "device", "last_cleanup_seconds",
+        "adaptive", "slots", "tracker", "cache", "queue", "memory", "threads", "isa", "device", "last_cleanup_seconds",
     }  # fmt: skip
     slot = stats["slots"]["english_sentence"]
     assert slot["state"] == "ready"

@@ -20,6 +20,7 @@ POSTED = [
     "/api/load",
     "/api/unload",
     "/api/warmup",
+    "/api/hint",
 ]
 BODY = '{"input": "a", "prompt": "a", "messages": [{"role": "user", "content": "a"}], "model": "tiny"}'
 

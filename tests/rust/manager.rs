@@ -380,7 +380,7 @@ fn keep_alive_zero_unloads_after_use_and_an_object_is_made_anew() {
         count.fetch_add(1, Ordering::Relaxed);
         Ok(Arc::new(()) as Arc<dyn std::any::Any + Send + Sync>)
     });
-    let keep = Retention { keep_alive: Some(KeepAlive::AFTER_USE), pinned: false };
+    let keep = Retention { keep_alive: Some(KeepAlive::AFTER_USE), ..Retention::default() };
     manager.register("brief", Spec::Object(loader), keep, false).unwrap();
     for expected in 1..=3 {
         manager.load("brief", None, &mut || Ok(())).unwrap();

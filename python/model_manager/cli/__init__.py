@@ -17,6 +17,7 @@ with extra("cli"):
     import click
 
     from .bench import bench
+    from .cache import cache, explain, preload
     from .collections import index, search
     from .completion import completion
     from .demo import demo
@@ -76,7 +77,11 @@ def cli(verbose: bool) -> None:
     logging.getLogger("httpx").setLevel(logging.WARNING)  # it logs every request
 
 
-for _command in (demo, embed, rerank, serve, index, search, models, warmup, doctor, bench, completion):
+_COMMANDS = (
+    *(demo, embed, rerank, serve, index, search),
+    *(models, warmup, cache, preload, explain, doctor, bench, completion),
+)
+for _command in _COMMANDS:
     cli.add_command(_command)
 
 

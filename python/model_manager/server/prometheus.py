@@ -81,6 +81,25 @@ class Metrics:
             )
         }
         self._truncated = counter("truncated_inputs", "Texts that were cut because the model reads no more.", "slot")
+        self._tiers = {
+            key: counter(f"cache_tier_{key}", doc, "tier")
+            for key, doc in (
+                ("hits", "Texts answered from a tier below the memory."),
+                ("misses", "Texts that a tier did not have."),
+                ("writes", "Vectors stored in a tier."),
+                ("errors", "Failures of a tier; each is a miss."),
+            )
+        }
+        self._working = gauge("cache_tier_working", "Whether a tier takes part now.", "tier")
+        self._adaptive = {
+            (of, key): counter(name, doc, "slot")
+            for name, of, key, doc in (
+                ("cold_starts", "adaptive", "cold_starts", "Uses that waited for a load, with keep_alive auto."),
+                ("resident_seconds", "adaptive", "resident_seconds", "Seconds in memory, with keep_alive auto."),
+                ("fixed_cold_starts", "fixed", "cold_starts", "Uses that would have waited with a fixed timer."),
+                ("fixed_resident_seconds", "fixed", "resident_seconds", "Seconds in memory with a fixed timer."),
+            )
+        }
         self._writing = gauge("generation_active", "Answers being written.", "slot")
         self._to_write = gauge("generation_waiting", "Requests in the queue of a generator.", "slot")
         self._before: dict[tuple[str, str], tuple[int, float]] = {}
@@ -151,6 +170,14 @@ class Metrics:
                 loads = stats["tracker"]["load_counts"].get(slot, 0)
                 for key, counter in self._written.items():
                     self._copy((slot, key), done[key], counter.labels(slot), loads)  # type: ignore[literal-required]
+        for name, tier in stats["cache"]["tiers"].items():
+            self._working.labels(name).set(tier["working"])
+            for key, counter in self._tiers.items():
+                self._copy((f"tier {name}", key), tier[key], counter.labels(name))  # type: ignore[literal-required]
+        for slot, figures in stats["adaptive"].items():
+            for (of, key), counter in self._adaptive.items():
+                now = figures[of][key]  # type: ignore[literal-required]
+                self._copy((f"{of} {slot}", key), now, counter.labels(slot))
         for (section, key), counter in self._copied.items():
             self._copy((section, key), stats[section][key], counter)  # type: ignore[literal-required]
 

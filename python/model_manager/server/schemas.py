@@ -73,7 +73,10 @@ class EmbeddingsRequest(_Open):
         None,
         description="How long the model stays after this use: seconds or '5m'; 0: not at all; negative: indefinitely.",
     )
-    user: str | None = Field(None, description="Accepted, not used.")
+    user: str | None = Field(
+        None,
+        description="The user of the request. With `keep_alive` auto, models that they need next are loaded ahead.",
+    )
 
 
 class Embedding(BaseModel):
@@ -235,6 +238,22 @@ class LoadRequest(_Open):
     """The model to load or unload."""
 
     model: str | None = Field(None, description="Name of a served model; the first one without it.")
+
+
+class HintRequest(_Open):
+    """The model that will be needed soon."""
+
+    model: str | None = Field(None, description="Name of a served model; the first one without it.")
+    user: str | None = Field(None, description="Who will need it.")
+
+
+class Hinted(_Open):
+    """What a hint leads to."""
+
+    model: str
+    slot: str
+    expected: bool = Field(description="Whether the model is loaded once the server is idle: it has `keep_alive` auto.")
+    loaded: bool
 
 
 class WarmUpRequest(_Open):

@@ -154,3 +154,41 @@ fn is_never_exceeded_by_racing_loads() {
     }
     assert_eq!((budget.used(), world.memory.resident()), (0, 0));
 }
+
+#[test]
+fn by_cost_what_is_worth_least_for_its_size_leaves_and_nothing_stays_without_use() {
+    let mut world = World::new();
+    world.context.eviction = Arc::new(Eviction::new(true));
+    let budget = Budget::new(Some(3 * MB));
+    let slots: Vec<Slot<Model>> = [5, 1, 1]
+        .iter()
+        .enumerate()
+        .map(|(number, &load_seconds)| {
+            let (make, clock, budget) = (world.maker(MB), world.clock.clone(), budget.clone());
+            world.slot_with(&format!("m{number}"), SlotOptions::default(), move || {
+                clock.advance(Duration::from_secs(load_seconds));
+                let charge = budget.make_room("m", MB, &[])?;
+                Ok(Loaded { charge: Some(charge), ..loaded(make()) })
+            })
+        })
+        .collect();
+    // The first takes long to load and was used longest ago; the second was used twice.
+    for slot in [&slots[0], &slots[1], &slots[1], &slots[2]] {
+        drop(acquire(slot).unwrap());
+        world.clock.advance(Duration::from_secs(10));
+    }
+    let managed: Vec<_> = slots.iter().map(Slot::managed).collect();
+    let states = || slots.iter().map(Slot::state).collect::<Vec<_>>();
+    let charge = budget.make_room("other", MB, &managed).unwrap();
+    assert_eq!(states(), [State::Ready, State::Ready, State::Absent]);
+    drop(charge);
+    // Each return of the third raises the level, until the first, which nobody uses, is worth less.
+    let mut rounds = 0;
+    while slots[0].state() == State::Ready && rounds < 100 {
+        drop(acquire(&slots[2]).unwrap());
+        drop(acquire(&slots[1]).unwrap());
+        drop(budget.make_room("other", MB, &managed).unwrap());
+        rounds += 1;
+    }
+    assert!((2..100).contains(&rounds), "{rounds}");
+}

@@ -1,5 +1,6 @@
 //! The lifecycle with models that are a few counted bytes, a clock that stands still and a memory that is an integer.
 
+mod adaptive;
 mod budget;
 mod cycle;
 mod keeping;
@@ -85,6 +86,7 @@ impl World {
             memory: Arc::<FakeMemory>::clone(&memory),
             tracker: Arc::new(Tracker::new(clock.clone())),
             reaper: Arc::new(Reaper::new(clock.clone(), settings, housekeeping)),
+            eviction: Arc::default(),
         };
         let (dropping, dropped) = mpsc::channel();
         Self { clock, memory, context, made: Arc::default(), dropping, dropped: Mutex::new(dropped) }

@@ -1,5 +1,6 @@
 //! The methods of [`Manager`](super::instance::Manager), by subject. Each finds the part that does the work.
 
+pub(super) mod adaptive;
 mod embedding;
 mod generation;
 mod scoring;

@@ -1,17 +1,19 @@
 //! The cache, clean-ups of idle models, and statistics.
 
+use std::io::ErrorKind;
+use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::super::instance::Manager;
 use super::super::stats::ManagerStatistics;
-#[cfg(doc)]
-use crate::Error;
-use crate::Result;
 use crate::cache::CacheStatistics;
+use crate::cache::tiers::disk::{Disk, Verified};
 use crate::lifecycle::ReaperSettings;
+use crate::{Error, Result};
 
 impl Manager {
-    /// State of the embedding cache.
+    /// State of the embedding cache in memory.
     ///
     /// # Errors
     /// [`Error::Closed`].
@@ -19,13 +21,64 @@ impl Manager {
         Ok(self.parts()?.cache.statistics())
     }
 
-    /// Empties the embedding cache and sets its counts to zero.
+    /// Empties the embedding cache and sets its counts to zero. With `tiers`, those below the memory are emptied too.
     ///
     /// # Errors
     /// [`Error::Closed`].
-    pub fn clear_cache(&self) -> Result<()> {
-        self.parts()?.cache.clear();
+    pub fn clear_cache(&self, tiers: bool) -> Result<()> {
+        let parts = self.parts()?;
+        parts.cache.clear();
+        parts.registry.all().iter().for_each(|entry| entry.cache.clear());
+        if tiers {
+            parts.tiering.tiers.flush(Duration::from_secs(1));
+            parts.tiering.tiers.clear();
+        }
         Ok(())
+    }
+
+    /// Waits until everything that is on its way to lower tiers is stored, `patience` at most.
+    ///
+    /// # Errors
+    /// [`Error::Closed`].
+    pub fn flush_cache(&self, patience: Duration) -> Result<()> {
+        self.parts()?.tiering.tiers.flush(patience);
+        Ok(())
+    }
+
+    /// Reads everything that is on disk.
+    ///
+    /// # Errors
+    /// [`Error::Config`] when nothing is stored on disk.
+    pub fn verify_cache(&self) -> Result<Verified> {
+        Ok(self.disk()?.verify())
+    }
+
+    /// Writes everything that is on disk to one file; how many results.
+    ///
+    /// # Errors
+    /// [`Error::Config`] when nothing is stored on disk; those of the file.
+    pub fn export_cache(&self, path: &Path) -> Result<usize> {
+        self.disk()?.export(path).map_err(|error| Error::io(path, "write", &error))
+    }
+
+    /// Adds the results of such a file; how many were new.
+    ///
+    /// # Errors
+    /// [`Error::Config`] when nothing is stored on disk; [`Error::InvalidFile`] for another or a damaged file; those of
+    /// reading it.
+    pub fn import_cache(&self, path: &Path) -> Result<usize> {
+        self.disk()?.import(path).map_err(|error| match error.kind() {
+            ErrorKind::InvalidData | ErrorKind::UnexpectedEof => Error::invalid_file(path, error.to_string()),
+            _ => Error::io(path, "read", &error),
+        })
+    }
+
+    fn disk(&self) -> Result<Arc<Disk>> {
+        self.parts()?.tiering.disk.clone().ok_or_else(|| Error::Config {
+            setting: "cache_disk".into(),
+            value: "False".into(),
+            reason: "nothing is stored on disk; set it to True or to a folder".into(),
+        })
     }
 
     /// When idle models leave.

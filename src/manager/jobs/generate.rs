@@ -49,6 +49,8 @@ pub struct GenerateOptions {
     pub keep_alive: Option<KeepAlive>,
     /// Requests of the same scope may reuse the computation of this prompt's beginning; `None`: requests without a scope.
     pub prefix_scope: Option<PrefixScope>,
+    /// On whose behalf: habits of this user's go first when a model is loaded ahead of its use. Only a hash is kept.
+    pub user: Option<String>,
 }
 
 impl GenerateOptions {
@@ -178,6 +180,7 @@ pub(in super::super) fn lease(
 ) -> Result<GeneratorLease> {
     let entry = registry.entry_for_text(options.slot())?;
     let timeout = options.timeout.or(registry.load_timeout());
+    registry.used(&entry.name, options.user.as_deref());
     GeneratorLease::new(entry.slot.acquire(timeout, check)?, options.keep_alive)
 }
 
@@ -218,6 +221,7 @@ pub(in super::super) fn submit(
         on_event: Mutex::new(Some(on_event)),
     });
     let ticket = GenerationTicket::default();
+    registry.used(&entry.name, options.user.as_deref());
     let (loading, running, keep_alive) = (Arc::clone(&waiting), ticket.clone(), options.keep_alive);
     entry.slot.when_ready(Box::new(move |lease| {
         if let Some(on_event) = loading.take() {

@@ -4,7 +4,7 @@ use crate::Result;
 use crate::compute::{Packed, Row, Rows};
 
 /// How token states become one vector.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 #[non_exhaustive]
 pub enum Pooling {
     /// The average of all tokens.

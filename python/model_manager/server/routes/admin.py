@@ -1,4 +1,4 @@
-"""Loading and unloading: `/api/ps`, `/api/load`, `/api/unload`, `/api/warmup`."""
+"""Loading and unloading: `/api/ps`, `/api/load`, `/api/unload`, `/api/warmup`, `/api/hint`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..._async import in_thread
 from ..bodies import read_json
 from ..errors import bad_request
 from ..middleware import to_json
-from ..schemas import AllLoaded, Loaded, LoadRequest, Running, WarmUpRequest
+from ..schemas import AllLoaded, Hinted, HintRequest, Loaded, LoadRequest, Running, WarmUpRequest
 from .ollama.describe import details, digest
 from .ollama.fields import tagged
 
@@ -27,7 +27,7 @@ _LARGEST_BODY = 1 << 20
 
 
 def add_routes(routes: Routes, service: Service) -> None:
-    """Register all four endpoints."""
+    """Register all five endpoints."""
 
     async def ps(request: Request) -> Response:
         """The models in memory, in the form of Ollama's `/api/ps`."""
@@ -56,7 +56,19 @@ def add_routes(routes: Routes, service: Service) -> None:
         loaded = await asyncio.gather(*(_load(service, name, slot) for name, slot in wanted.items()))
         return to_json({"models": loaded})
 
+    async def hint(request: Request) -> Response:
+        """Say that a model will be needed soon. One with `keep_alive` auto is loaded if all is idle."""
+        body = await _allowed(request, service)
+        name, slot = _named(service, body.get("model"))
+        user = body.get("user")
+        if user is not None and not isinstance(user, str):
+            raise bad_request("user must be a string", "user")
+        expected = service.manager.hint(slot, user)
+        loaded = service.manager.is_loaded(slot)
+        return to_json({"model": name, "slot": slot, "expected": expected, "loaded": loaded})
+
     tags = ["models in memory"]
+    routes.add("/api/hint", hint, method="POST", body=HintRequest, answer=Hinted, summary="Announce a use", tags=tags)
     routes.add("/api/ps", ps, answer=Running, summary="Models in memory", tags=tags, plain_errors=True)
     routes.add("/api/load", load, method="POST", body=LoadRequest, answer=Loaded, summary="Load a model", tags=tags)
     routes.add(

@@ -77,6 +77,8 @@ async def _answer(request: Request, service: Service) -> Response:
     keep_alive = body.get("keep_alive")
     if keep_alive is not None:
         options["keep_alive"] = keep_alive
+    if user := body.get("user"):
+        options["user"] = user
     if instruction := body.get("instruction"):
         options["prompt"] = f"{instruction}\n"
     elif prompt_name := body.get("prompt_name"):

@@ -29,7 +29,7 @@ from ..service import SAMPLE_SECONDS
 if TYPE_CHECKING:
     from starlette.requests import Request
 
-    from ..._types import SlotStatistics, TrackerStatistics
+    from ..._types import AdaptiveStatistics, SlotStatistics, TrackerStatistics
     from ..routing import Routes
     from ..service import Service
 
@@ -225,6 +225,9 @@ def status_of(service: Service, since: float = -math.inf) -> dict[str, Any]:
     stats = service.manager.stats()
     slots, cache = stats["slots"], stats["cache"]
     lookups = cache["hits"] + cache["misses"]
+    expected: dict[str, float] = {}
+    for planned in service.manager.forecast():
+        expected.setdefault(planned["slot"], planned["seconds"])
     done = [slot["generation"] for slot in slots.values() if slot["generation"] is not None]
     return {
         "status": _state(service, slots),
@@ -235,7 +238,14 @@ def status_of(service: Service, since: float = -math.inf) -> dict[str, Any]:
         "admin": service.config.admin,
         "default_model": service.default.name,
         "links": list(_LINKS),
-        "models": [_model(service, name, slot, stats["tracker"]) for name, slot in slots.items()],
+        "models": [
+            {
+                **_model(service, name, slot, stats["tracker"]),
+                "expected_in_seconds": expected.get(name),
+                "saved": _saved(stats["adaptive"].get(name)),
+            }
+            for name, slot in slots.items()
+        ],
         "memory": {
             **stats["memory"],
             "history_seconds": SAMPLE_SECONDS * (service.history.maxlen or 0),
@@ -261,6 +271,17 @@ def status_of(service: Service, since: float = -math.inf) -> dict[str, Any]:
             "python": platform.python_version(),
             "platform": f"{platform.system()} {platform.machine()}",
         },
+    }
+
+
+def _saved(figures: AdaptiveStatistics | None) -> dict[str, float] | None:
+    """Cold starts and seconds in memory that `keep_alive` auto has saved, compared with a fixed timer."""
+    if figures is None:
+        return None
+    fixed, adaptive = figures["fixed"], figures["adaptive"]
+    return {
+        "cold_starts": fixed["cold_starts"] - adaptive["cold_starts"],
+        "resident_seconds": fixed["resident_seconds"] - adaptive["resident_seconds"],
     }
 
 

@@ -247,7 +247,7 @@ function showModel(row, model) {
   put(row.word, state === "loading" ? words.loadingModel : words[state]);
   put(row.size, state === "ready" && model.bytes ? format.bytes(model.bytes) : "");
   const leaves = model.unload_in_seconds;
-  put(row.left, [state === "ready" && staying(model), model.queued && words.queuedTexts(model.queued)].filter(Boolean).join(" · "));
+  put(row.left, [state === "ready" && staying(model), state === "absent" && expected(model), saved(model), model.queued && words.queuedTexts(model.queued)].filter(Boolean).join(" · "));
   row.meter.hidden = leaves === null;
   if (leaves !== null) row.meter.firstElementChild.style.width = `${Math.min(1, leaves / model.keep_alive) * 100}%`;
   row.served = model.served_as[0];
@@ -268,6 +268,18 @@ function staying(model) {
     return model.unload_in_seconds > 0 ? words.leavesIn(format.countdown(model.unload_in_seconds)) : words.leavesNow;
   }
   return model.pinned ? words.pinned : words.forever;
+}
+
+function expected(model) {
+  return model.expected_in_seconds === null ? "" : words.expectedIn(format.countdown(model.expected_in_seconds));
+}
+
+/* What keep_alive auto has saved, compared with a fixed timer. */
+function saved(model) {
+  if (!model.saved) return "";
+  const { cold_starts, resident_seconds } = model.saved;
+  return [cold_starts > 0 && words.savedLoads(cold_starts), resident_seconds >= 60 && words.savedMemory(format.countdown(resident_seconds))]
+    .filter(Boolean).join(", ");
 }
 
 function showExample() {

@@ -4,9 +4,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::super::super::dispatcher::Dispatcher;
+use super::super::super::info::ModelInfo;
 use super::super::super::options::EmbedOptions;
 use super::super::super::registry::Registry;
 use super::super::super::router::Router;
+use super::super::super::spec::Spec;
+use crate::cache::tiers::Tiers;
 use crate::cache::{CachedItem, Content, EmbeddingCache};
 use crate::config::Settings;
 use crate::{Error, Result};
@@ -14,15 +17,21 @@ use crate::{Error, Result};
 /// Batches of tokens that one call may have queued or under way: one is computed, one is formed, one is tokenized.
 const WINDOW_BATCHES: usize = 3;
 
+/// What an earlier process found of the model of a spec, if its files are still the same.
+pub(in super::super::super) type Recall = dyn Fn(&Spec) -> Option<ModelInfo> + Send + Sync;
+
 /// What an embedding call needs of its manager.
 pub(in super::super::super) struct Embedder {
     pub(super) registry: Arc<Registry>,
     pub(super) router: Router,
     pub(super) cache: Arc<EmbeddingCache>,
+    /// Below the memory.
+    pub(super) tiers: Arc<Tiers>,
+    /// What an earlier process found of a model.
+    pub(super) recall: Box<Recall>,
     pub(super) dispatcher: Arc<Dispatcher>,
     /// Tokenizes long texts, so that other calls do not wait for them.
     long_texts: Dispatcher,
-    pub(super) caching: bool,
     pub(super) max_queue: usize,
     pub(super) max_text_bytes: usize,
     /// Tokens of one call that may be queued or under way.
@@ -32,21 +41,25 @@ pub(in super::super::super) struct Embedder {
 }
 
 impl Embedder {
+    #[expect(clippy::too_many_arguments, reason = "the parts that a call needs")]
     pub(in super::super::super) fn new(
         settings: &Settings,
         batch_tokens: usize,
         registry: Arc<Registry>,
         router: Router,
         cache: Arc<EmbeddingCache>,
+        tiers: Arc<Tiers>,
+        recall: Box<Recall>,
         dispatcher: Arc<Dispatcher>,
     ) -> Self {
         Self {
             registry,
             router,
             cache,
+            tiers,
+            recall,
             dispatcher,
             long_texts: Dispatcher::new("long-texts"),
-            caching: settings.cache_size > 0,
             max_queue: settings.max_queue,
             max_text_bytes: settings.max_text_bytes,
             window: WINDOW_BATCHES * batch_tokens,
@@ -62,12 +75,16 @@ impl Embedder {
         options: &EmbedOptions,
     ) -> Result<Option<CachedItem>> {
         let name = options.model.as_deref().unwrap_or_else(|| self.router.route(text));
-        let Some(info) = self.registry.entry(name)?.info() else {
-            self.cache.count_misses(1);
+        let entry = self.registry.entry(name)?;
+        let Some(memory) = entry.cache.memory(&self.cache) else { return Ok(None) };
+        let Some(info) = entry.info() else {
+            memory.count_misses(1);
             return Ok(None);
         };
         let prompt = info.prompt(options)?;
-        Ok(info.cached(&self.cache, options, prompt, Content::Text(text)))
+        let found = info.cached(memory, options, prompt, Content::Text(text));
+        entry.cache.count(usize::from(found.is_some()), 0);
+        Ok(found)
     }
 
     /// The thread that serves asynchronous calls.

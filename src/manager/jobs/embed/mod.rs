@@ -9,6 +9,7 @@ mod embedder;
 mod limit;
 mod state;
 mod submit;
+mod tiers;
 mod wait;
 
 use std::sync::{Arc, Weak};
@@ -99,28 +100,54 @@ impl Job {
             on_done: Mutex::new(on_done),
             limit,
         });
-        let mut slots = Vec::new();
+        let mut missing = Vec::new();
         for (entry, inputs) in groups {
-            if let Some(group) = job.look_up(look_up, entry, inputs)? {
-                group.entry.drop_stale();
-                slots.push(group.entry.slot.clone());
-                job.state.lock().groups.push(group);
+            if !embedder.tiers.is_empty() {
+                entry.recall(&embedder.recall);
             }
+            missing.extend(job.look_up(look_up, entry, inputs)?);
         }
-        if slots.is_empty() {
-            job.state.lock().outcome = Some(Ok(()));
-            job.conclude();
+        job.ask_tiers(missing, 0)?;
+        if job.is_done() {
             return Ok(job);
-        }
-        for (number, slot) in slots.into_iter().enumerate() {
-            let waiting = Arc::clone(&job);
-            slot.when_ready(Box::new(move |lease| waiting.ready(number, lease)));
         }
         if let (true, Some(limit)) = (job.asynchronous, job.limit) {
             let timed: Arc<dyn Timed> = Arc::clone(&job) as _;
             embedder.dispatcher.watch(limit.at, &timed)?;
         }
         Ok(job)
+    }
+
+    /// Asks for the slots of the groups that are left. Nothing happens when the call has ended meanwhile.
+    fn request(self: &Arc<Self>, mut groups: Vec<SlotGroup>) -> Result<()> {
+        groups.retain(|group| !group.order.is_empty() || self.inputs.len() == 0);
+        let mut slots = Vec::new();
+        for group in &groups {
+            group.entry.cache.count(0, group.order.len());
+            group.entry.drop_stale();
+            self.embedder.registry.used(&group.entry.name, self.options.user.as_deref());
+            slots.push(group.entry.slot.clone());
+        }
+        {
+            let mut state = self.state.lock();
+            if state.outcome.is_some() {
+                drop(state);
+                return Ok(());
+            }
+            if groups.is_empty() {
+                state.outcome = Some(Ok(()));
+            }
+            state.groups = groups;
+        }
+        if slots.is_empty() {
+            self.changed.notify_all();
+            self.conclude();
+        }
+        for (number, slot) in slots.into_iter().enumerate() {
+            let waiting = Arc::clone(self);
+            slot.when_ready(Box::new(move |lease| waiting.ready(number, lease)));
+        }
+        Ok(())
     }
 
     /// Gives the call up. True when its callback will not be called any more, false when it has been or is being called.
@@ -142,7 +169,7 @@ impl Job {
         entry: Arc<NamedSlot>,
         mut inputs: Vec<usize>,
     ) -> Result<Option<SlotGroup>> {
-        let cache = &*self.embedder.cache;
+        let memory = entry.cache.memory(&self.embedder.cache);
         if let Some(info) = entry.info() {
             let (_, shape) = info.shapes(&self.options, &entry.name)?;
             let prompt = self.inputs.prompt(&info, &self.options)?;
@@ -150,12 +177,13 @@ impl Job {
             state.scores.clone_from(&info.scores);
             // Only a cached result fixes the shape: a model that is loaded again may be another one.
             let mut fitted = if inputs.is_empty() { state.fit(shape, 0) } else { Ok(()) };
+            let all = inputs.len();
             inputs.retain(|&input| {
-                if look_up == LookUp::Done || fitted.is_err() {
+                let Some(memory) = memory.filter(|_| look_up == LookUp::Cache && fitted.is_ok()) else {
                     return true;
-                }
+                };
                 let content = self.inputs.get(input);
-                let Some(cached) = info.cached(cache, &self.options, prompt, content) else { return true };
+                let Some(cached) = info.cached(memory, &self.options, prompt, content) else { return true };
                 fitted = state.fit(shape, self.inputs.len());
                 if fitted.is_err() {
                     return true;
@@ -166,11 +194,12 @@ impl Job {
                 false
             });
             fitted?;
+            entry.cache.count(all - inputs.len(), 0);
             if inputs.is_empty() {
                 return Ok(None);
             }
-        } else if look_up == LookUp::Cache {
-            cache.count_misses(inputs.len());
+        } else if let (LookUp::Cache, Some(memory)) = (look_up, memory) {
+            memory.count_misses(inputs.len());
         }
         entry.admit(inputs.len(), self.embedder.max_queue)?;
         // In place: a stable sort takes memory, and a refused allocation in it ends the process.

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::super::super::dispatcher::Task;
 use super::super::super::info::ModelInfo;
@@ -11,6 +12,7 @@ use super::Job;
 use super::limit::LONG_TEXT;
 use crate::batching::{Chunk, ChunkOutput};
 use crate::cache::CachedItem;
+use crate::cache::tiers::Tiers;
 use crate::models::Bounds;
 use crate::output::Output;
 use crate::{Error, Result};
@@ -25,6 +27,8 @@ struct Fed {
     inputs: Vec<usize>,
     /// The part of the window that they take.
     weight: usize,
+    /// When they were queued.
+    since: Instant,
 }
 
 impl Job {
@@ -42,7 +46,8 @@ impl Job {
         let (shape, _) = info.shapes(&self.options, &entry.name)?;
         let (rows, weight) = (inputs.len(), ready.weight(self.embedder.window));
         self.state.lock().in_flight += weight;
-        let (job, fed) = (Arc::clone(self), Fed { entry, info: Arc::clone(&info), inputs, weight });
+        let (job, fed) =
+            (Arc::clone(self), Fed { entry, info: Arc::clone(&info), inputs, weight, since: Instant::now() });
         let done = Box::new(move |result: Result<ChunkOutput>| {
             if let Err(error) = result.and_then(|computed| job.store(&fed, &computed)) {
                 Task::fail(job, error);
@@ -86,16 +91,30 @@ impl Job {
 
     /// On the worker's thread: stores results, puts them into the cache, and wakes the driver of the job.
     fn store(self: &Arc<Self>, fed: &Fed, computed: &ChunkOutput) -> Result<()> {
-        let Fed { entry, info, inputs, weight } = fed;
+        let Fed { entry, info, inputs, weight, .. } = fed;
         let prompt = self.inputs.prompt(info, &self.options)?;
         let (_, shape) = info.shapes(&self.options, &entry.name)?;
         let mut results = Output::new(shape, inputs.len())?;
+        let memory = entry.cache.memory(&self.embedder.cache);
+        let content = info.content.as_ref().zip(entry.cache.tiers.as_ref());
+        let mut stored = Vec::new();
         for (row, (&input, &tokens)) in inputs.iter().zip(&computed.tokens).enumerate() {
             self.options.finish(computed.output.view(row), &mut results, row);
-            if self.embedder.caching {
-                let key = self.options.key(&info.identity, prompt, self.inputs.get(input));
-                self.embedder.cache.insert(&key, CachedItem::new(results.view(row).to_item(), tokens));
+            if memory.is_none() && content.is_none() {
+                continue;
             }
+            let key = self.options.key(&info.identity, prompt, self.inputs.get(input));
+            let item = CachedItem::new(results.view(row).to_item(), tokens);
+            if content.is_some() {
+                stored.push((Tiers::key(&key), item.clone()));
+            }
+            if let Some(memory) = memory {
+                memory.insert(&key, item);
+            }
+        }
+        if let Some((content, names)) = content {
+            self.embedder.tiers.put(&stored, content, names);
+            self.embedder.tiers.computed(inputs.len(), fed.since.elapsed());
         }
         {
             let mut state = self.state.lock();

@@ -88,6 +88,7 @@ async def _answer(
     params = parameters(body)
     params["timeout"] = service.config.request_timeout
     params["prefix_scope"] = prefix_scope(request, body)
+    params["user"] = body.get("user")
     answers = choices(body, len(prompts), service.config.max_choices)
     with_usage = stream_usage(body)
     head = {"id": form.mark + secrets.token_hex(12), "object": form.kind, "created": int(time.time()), "model": slot}

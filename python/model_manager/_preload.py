@@ -1,0 +1,146 @@
+"""Known texts: embedded while nothing else is computed, so that their first users find them in the cache."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+import weakref
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterable, Iterator
+
+    from .manager import BaseManager
+
+CHUNK = 32
+"""Texts embedded together. Calls of other users wait for one such chunk at most."""
+_PAUSE = 0.05
+"""Seconds between two looks whether the manager is idle."""
+
+
+class PreloadTicket:
+    """Known texts on their way into the cache."""
+
+    def __init__(self, total: int) -> None:
+        self.total = total
+        """Texts."""
+        self.done = 0
+        """Texts that are in the cache, or were found there."""
+        self.error: Exception | None = None
+        """Why it ended early."""
+        self._ended = threading.Event()
+        self._cancelled = threading.Event()
+
+    def cancel(self) -> None:
+        """Leave the other texts out."""
+        self._cancelled.set()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until it has ended; False when `timeout` seconds pass first. Raises what ended it early."""
+        if not self._ended.wait(timeout):
+            return False
+        if self.error is not None:
+            raise self.error
+        return True
+
+    @property
+    def ended(self) -> bool:
+        """Whether all texts are done, or it was cancelled, or it failed."""
+        return self._ended.is_set()
+
+    def __repr__(self) -> str:
+        return f"<PreloadTicket {self.done}/{self.total}{' ended' if self.ended else ''}>"
+
+
+def read_texts(path: str | os.PathLike[str]) -> list[str]:
+    """The texts of a file: one a line, or of ``.jsonl`` the lines' ``"text"`` or the lines themselves."""
+    name = Path(path)
+    texts = []
+    with name.open(encoding="utf-8-sig") as lines:
+        for number, line in enumerate(lines, 1):
+            text: object = line.rstrip("\r\n")
+            if name.suffix == ".jsonl" and str(text).strip():
+                try:
+                    text = json.loads(line)
+                except ValueError:
+                    raise ValueError(f"{name}:{number}: is no JSON") from None
+                text = text.get("text") if isinstance(text, dict) else text
+            if not isinstance(text, str):
+                raise ValueError(f'{name}:{number}: must be a text or have a "text"')  # noqa: TRY004  the file's fault
+            if text.strip():
+                texts.append(text)
+    return texts
+
+
+def start(
+    manager: BaseManager,
+    texts: Iterable[str] | str | os.PathLike[str],
+    model: str | None,
+    when: Literal["idle", "now", "first_load"],
+) -> PreloadTicket:
+    """`BaseManager.preload`."""
+    if when not in ("idle", "now", "first_load"):
+        raise ValueError(f'when={when!r} is unknown; use "idle", "now" or "first_load"')
+    if isinstance(texts, str) or hasattr(texts, "__fspath__"):
+        known = read_texts(texts)  # type: ignore[arg-type]  a path by now
+    else:
+        known = list(texts)
+        if not all(isinstance(text, str) for text in known):
+            raise TypeError("texts must be texts, or the name of a file")
+    ticket = PreloadTicket(len(known))
+    # The thread does not keep the manager alive: its end is the end of the work.
+    arguments = (weakref.ref(manager), ticket, known, model, when)
+    threading.Thread(target=_run, args=arguments, name="mm-preload", daemon=True).start()
+    return ticket
+
+
+def _run(
+    reference: weakref.ref[BaseManager], ticket: PreloadTicket, texts: list[str], model: str | None, when: str
+) -> None:
+    try:
+        for slot, group in _by_slot(reference, texts, model):
+            for first in range(0, len(group), CHUNK):
+                if when != "now" and not _wait(reference, ticket, slot, idle=when == "idle"):
+                    return
+                manager = reference()
+                if manager is None or manager.closed or ticket._cancelled.is_set():
+                    return
+                part = group[first : first + CHUNK]
+                manager.embed(part, slot)
+                del manager
+                ticket.done += len(part)
+    except Exception as error:  # noqa: BLE001  reported by `wait`
+        ticket.error = error
+    finally:
+        ticket._ended.set()
+
+
+def _by_slot(
+    reference: weakref.ref[BaseManager], texts: list[str], model: str | None
+) -> Iterator[tuple[str, list[str]]]:
+    groups: dict[str, list[str]] = {}
+    for text in texts:
+        manager = reference()
+        if manager is None:
+            return
+        groups.setdefault(model or manager.route(text), []).append(text)
+    yield from groups.items()
+
+
+def _wait(reference: weakref.ref[BaseManager], ticket: PreloadTicket, slot: str, idle: bool) -> bool:
+    """Wait until the slot's model is in memory, and nothing is computed if `idle`. False when that is in vain."""
+    while not ticket._cancelled.is_set():
+        manager = reference()
+        if manager is None or manager.closed:
+            return False
+        if manager.is_loaded(slot):
+            stats = manager.stats()
+            busy = stats["queue"]["queued"] or any(state["leases"] for state in stats["slots"].values())
+            if not (idle and busy):
+                return True
+        del manager
+        time.sleep(_PAUSE)
+    return False

@@ -1,0 +1,156 @@
+"""``cache``, ``preload`` and ``explain``: what outlives a process, and what was learned of its use."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .output import json_option, manager, model_option, show_json, show_table, size
+from .texts import Command, say
+
+if TYPE_CHECKING:
+    from .. import ModelManager
+
+
+class _CacheGroup(Command, click.Group):
+    """The commands of the cache."""
+
+
+@click.group(
+    cls=_CacheGroup,
+    help=say(
+        "Vectors that outlive a process: those in the folder of MODEL_MANAGER_CACHE_DISK (else the usual one), and on"
+        " the servers of MODEL_MANAGER_CACHE_URL.",
+        "Süreçten uzun yaşayan vektörler: MODEL_MANAGER_CACHE_DISK klasöründekiler (yoksa olağan klasör) ve"
+        " MODEL_MANAGER_CACHE_URL sunucularındakiler.",
+    ),
+)
+def cache() -> None:
+    pass
+
+
+def _opened() -> ModelManager:
+    """A manager whose cache is on disk, in the usual folder where none is configured."""
+    found = manager()
+    if found.config.cache_disk is not False:
+        return found
+    found.close()
+    return manager(cache_disk=True)
+
+
+@cache.command(cls=Command, help=say("Show what is stored and where.", "Neyin nerede saklandığını göster."))
+@json_option
+def info(as_json: bool) -> None:
+    with _opened() as found:
+        folder, url = found.config.cache_disk, found.config.cache_url
+        verified = found.cache_verify()
+        tiers = found.cache_info()["tiers"]
+        usual = say("the usual folder", "olağan klasör")
+        shown: list[dict[str, Any]] = [
+            {
+                "tier": "disk",
+                "place": usual if folder is True else folder,
+                "entries": tiers["disk"]["entries"],
+                "bytes": tiers["disk"]["bytes"],
+                "damaged": verified["damaged"],
+                "limit": found.config.cache_disk_bytes,
+            }
+        ]
+        if url is not None:
+            places = ", ".join(place.rsplit("@", 1)[-1] for place in url.split(","))
+            shown.append({"tier": "redis", "place": places, "working": tiers["redis"]["working"]})
+    if as_json:
+        show_json({"tiers": shown})
+        return
+    rows = (
+        (one["tier"], one["place"], one.get("entries", ""), size(one["bytes"]) if "bytes" in one else "")
+        for one in shown
+    )
+    show_table(say("Cache", "Önbellek"), ("tier", "place", "vectors", "size"), rows)
+
+
+@cache.command(cls=Command, help=say("Remove everything that is stored.", "Saklanan her şeyi sil."))
+def clear() -> None:
+    with _opened() as found:
+        found.cache_clear(tiers=True)
+    click.echo(say("The cache is empty.", "Önbellek boş."))
+
+
+@cache.command(
+    cls=Command,
+    help=say(
+        "Read everything on disk and compare the checksums. Exit code 1 when something is damaged; a damaged vector is"
+        " never used.",
+        "Diskteki her şeyi oku ve sağlama toplamlarını karşılaştır. Bozuk bir şey varsa çıkış kodu 1; bozuk bir vektör"
+        " hiçbir zaman kullanılmaz.",
+    ),
+)
+@json_option
+def verify(as_json: bool) -> int:
+    with _opened() as found:
+        verified = found.cache_verify()
+    if as_json:
+        show_json(verified)
+    else:
+        whole, damaged = verified["whole"], verified["damaged"]
+        click.echo(say(f"{whole} vectors are whole, {damaged} damaged.", f"{whole} vektör sağlam, {damaged} bozuk."))
+    return 1 if verified["damaged"] else 0
+
+
+@cache.command(cls=Command, help=say("Write everything on disk to one file.", "Diskteki her şeyi bir dosyaya yaz."))
+@click.argument("file", type=click.Path(dir_okay=False))
+def export(file: str) -> None:
+    with _opened() as found:
+        count = found.cache_export(file)
+    click.echo(say(f"{count} vectors were written.", f"{count} vektör yazıldı."))
+
+
+@cache.command(
+    "import",
+    cls=Command,
+    help=say("Add the vectors of a file that `export` wrote.", "`export` komutunun yazdığı dosyadaki vektörleri ekle."),
+)
+@click.argument("file", type=click.Path(exists=True, dir_okay=False))
+def import_(file: str) -> None:
+    with _opened() as found:
+        count = found.cache_import(file)
+    click.echo(say(f"{count} vectors are new.", f"{count} vektör yeni."))
+
+
+@click.command(
+    cls=Command,
+    help=say(
+        "Embed the texts of FILE (one a line, or JSON lines with a text) and store their vectors, so that no user waits"
+        " for them.",
+        "FILE içindeki metinlerin (her satırda biri ya da metni olan JSON satırları) vektörlerini hesaplayıp sakla;"
+        " böylece kimse onları beklemez.",
+    ),
+)
+@click.argument("file", type=click.Path(exists=True, dir_okay=False))
+@model_option
+def preload(file: str, model: str | None) -> None:
+    with _opened() as found:
+        ticket = found.preload(file, model, when="now")
+        ticket.wait()
+        # The content of a model that was loaded for the first time is computed in the background.
+        found.cache_flush(60)
+    click.echo(say(f"{ticket.done} texts are stored.", f"{ticket.done} metin saklandı."))
+
+
+@click.command(
+    cls=Command,
+    help=say(
+        "Say how long the model of SLOT stays in memory and why, from what earlier processes have learned.",
+        "SLOT modelinin bellekte ne kadar ve neden kaldığını, önceki süreçlerin öğrendiklerinden söyle.",
+    ),
+)
+@click.argument("slot")
+@json_option
+def explain(slot: str, as_json: bool) -> None:
+    with manager() as found:
+        explained = found.explain(slot)
+    if as_json:
+        show_json(explained)
+    else:
+        click.echo(f"{slot}: {explained['sentence']}")

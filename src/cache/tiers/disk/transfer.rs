@@ -1,0 +1,107 @@
+//! The whole folder at once: checked, written to one file, read from one.
+
+use std::fs::File;
+use std::io::{self, BufReader, BufWriter, Read as _, Write as _};
+use std::path::Path;
+use std::sync::Arc;
+
+use super::super::key::TierKey;
+use super::folder::Disk;
+use super::format::{DiskEntry, ENTRY, HEADER, header};
+use super::index::IndexedRow;
+use super::segment::{private, value};
+
+/// What a check of all results found.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Verified {
+    /// Results that are whole.
+    pub whole: usize,
+    /// Results that are damaged: each is a miss.
+    pub damaged: usize,
+}
+
+/// Results that are read from a file between two writes.
+const BATCH: usize = 256;
+
+impl Disk {
+    /// Reads every result and compares its checksum.
+    pub fn verify(&self) -> Verified {
+        let mut verified = Verified::default();
+        self.each(|_, value| {
+            *if value.is_some() { &mut verified.whole } else { &mut verified.damaged } += 1;
+            Ok::<_, io::Error>(())
+        })
+        .unwrap_or_default();
+        verified
+    }
+
+    /// Writes all results to one file; how many.
+    ///
+    /// # Errors
+    /// Those of the file.
+    pub fn export(&self, path: &Path) -> io::Result<usize> {
+        let mut file = BufWriter::new(private().create(true).truncate(true).write(true).open(path)?);
+        file.write_all(&header())?;
+        let mut count = 0;
+        self.each(|entry, value| {
+            let Some(value) = value else { return Ok(()) };
+            let mut bytes = Vec::new();
+            entry.write(&mut bytes);
+            file.write_all(&bytes)?;
+            count += 1;
+            file.write_all(&value)
+        })?;
+        file.flush()?;
+        Ok(count)
+    }
+
+    /// Adds the results of a file that [`Disk::export`] wrote; how many were new.
+    ///
+    /// # Errors
+    /// Those of the file and the folder; [`io::ErrorKind::InvalidData`] for another file, or a damaged one.
+    pub fn import(&self, path: &Path) -> io::Result<usize> {
+        let mut file = BufReader::new(File::open(path)?);
+        let damaged = |what: &str| io::Error::new(io::ErrorKind::InvalidData, what.to_owned());
+        let mut found = [0; HEADER];
+        file.read_exact(&mut found)?;
+        if found != header() {
+            return Err(damaged("it is no export of a cache, or one of another version"));
+        }
+        let (mut count, mut batch) = (0, Vec::<(TierKey, Vec<u8>, u32)>::new());
+        loop {
+            let mut bytes = [0; ENTRY];
+            let end = file.read(&mut bytes[..1])? == 0;
+            if end || batch.len() == BATCH {
+                let new: Vec<_> = self.with_index(|opened| {
+                    batch.drain(..).filter(|(key, ..)| !opened.index.rows.contains_key(key)).collect()
+                });
+                if !new.is_empty() {
+                    count += self.append(new.into_iter())?;
+                    self.keep_bounds()?;
+                }
+            }
+            if end {
+                return Ok(count);
+            }
+            file.read_exact(&mut bytes[1..])?;
+            let entry = DiskEntry::read(&bytes).ok_or_else(|| damaged("an entry is damaged"))?;
+            let mut value = vec![0; entry.length as usize];
+            file.read_exact(&mut value)?;
+            if !entry.matches(&value) {
+                return Err(damaged("a value is damaged"));
+            }
+            batch.push((entry.key, value, entry.stored));
+        }
+    }
+
+    /// Every result with its value; `None` for a damaged one.
+    fn each<E>(&self, mut take: impl FnMut(&DiskEntry, Option<Vec<u8>>) -> Result<(), E>) -> Result<(), E> {
+        let rows: Vec<_> = self.with_index(|opened| {
+            let index = &opened.index;
+            let with_values =
+                |row: &IndexedRow| Some((row.entry, Arc::clone(&index.segments.get(&row.segment)?.values)));
+            index.rows.values().filter_map(with_values).collect()
+        });
+        rows.iter().try_for_each(|(entry, values)| take(entry, value(values, entry)))
+    }
+}

@@ -1,0 +1,181 @@
+//! One server: its connections, and how long it rests after a failure.
+
+use std::time::{Duration, Instant};
+
+use redis::{Client, Connection, ErrorKind, IntoConnectionInfo, RedisResult};
+use sha2::{Digest as _, Sha256};
+
+use super::super::key::TierKey;
+use super::super::tier::TierCounts;
+use crate::clock::Clock;
+use crate::config::Host;
+use crate::sync::Mutex;
+use crate::{Error, Result};
+
+const CONNECT: Duration = Duration::from_millis(200);
+/// How long a server is not asked after a failure: doubled with each failure in a row.
+const FIRST_REST: Duration = Duration::from_secs(1);
+const LONGEST_REST: Duration = Duration::from_secs(60);
+/// Connections that are kept.
+const MOST_IDLE: usize = 4;
+
+pub(super) struct RedisServer {
+    /// Its address without a password, for messages; also what its weights are made of.
+    name: String,
+    seed: u64,
+    client: Client,
+    timeout: Duration,
+    clock: Clock,
+    idle: Mutex<Vec<Connection>>,
+    rest: Mutex<ServerRest>,
+}
+
+#[derive(Default)]
+struct ServerRest {
+    until: Option<Instant>,
+    length: Duration,
+    /// The latest failure, which is reported once.
+    reported: Option<String>,
+}
+
+impl RedisServer {
+    pub(super) fn new(url: &str, timeout: Duration, environment: &dyn Host, clock: Clock) -> Result<Self> {
+        let info = url.into_connection_info().map_err(|error| {
+            let reason =
+                format!("{error}; expected redis://[[user]:password@]host[:port][/db], rediss:// or unix://");
+            refused("cache_url", &without_password(url), &reason)
+        })?;
+        let settings = info.redis_settings().clone();
+        let settings = match settings.password() {
+            Some(password) => {
+                let password = from_environment("cache_url", password, environment)?;
+                settings.set_password(password)
+            }
+            None => settings,
+        };
+        let name = without_password(url);
+        let info = info.set_redis_settings(settings);
+        let client = Client::open(info).map_err(|error| refused("cache_url", &name, &error.to_string()))?;
+        let sum = Sha256::digest(&name);
+        let seed = u64::from_le_bytes([sum[0], sum[1], sum[2], sum[3], sum[4], sum[5], sum[6], sum[7]]);
+        Ok(Self { name, seed, client, timeout, clock, idle: Mutex::default(), rest: Mutex::default() })
+    }
+
+    /// How much this server wants `key`: the one that wants it most has it.
+    pub(super) fn weight(&self, key: TierKey) -> u64 {
+        let mut half = [0; 8];
+        half.copy_from_slice(&key.0[8..]);
+        // The finalizer of MurmurHash3: every bit of the input changes half of the result's.
+        let mut mixed = u64::from_le_bytes(half) ^ self.seed;
+        mixed = (mixed ^ (mixed >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
+        mixed = (mixed ^ (mixed >> 33)).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
+        mixed ^ (mixed >> 33)
+    }
+
+    pub(super) fn is_working(&self) -> bool {
+        self.rest.lock().until.is_none_or(|until| self.clock.now() >= until)
+    }
+
+    /// The answer to a request; `None` when it fails, or the server rests after a failure. A server that refuses a write
+    /// does not rest: it is still read.
+    pub(super) fn ask<T>(
+        &self,
+        counts: &TierCounts,
+        writes: bool,
+        request: impl FnOnce(&mut Connection) -> RedisResult<T>,
+    ) -> Option<T> {
+        if !self.is_working() {
+            return None;
+        }
+        let kept = self.idle.lock().pop();
+        let fresh = kept.is_none();
+        let connection = kept.map_or_else(|| self.connect(), Ok);
+        let (answer, connection) = match connection {
+            Ok(mut connection) => (request(&mut connection), Some(connection)),
+            Err(error) => (Err(error), None),
+        };
+        match answer {
+            Ok(answer) => {
+                self.keep(connection);
+                *self.rest.lock() = ServerRest::default();
+                Some(answer)
+            }
+            Err(error) if writes && is_refusal(&error) => {
+                self.keep(connection);
+                self.report(counts, &error, None);
+                None
+            }
+            Err(error) => {
+                // A kept connection may just have been closed by the server: all of them are made again.
+                self.idle.lock().clear();
+                let restarted = !fresh && error.is_connection_dropped();
+                self.report(counts, &error, (!restarted).then_some(()));
+                None
+            }
+        }
+    }
+
+    fn connect(&self) -> RedisResult<Connection> {
+        let connection = self.client.get_connection_with_timeout(CONNECT)?;
+        connection.set_read_timeout(Some(self.timeout))?;
+        connection.set_write_timeout(Some(self.timeout))?;
+        Ok(connection)
+    }
+
+    fn keep(&self, connection: Option<Connection>) {
+        let mut idle = self.idle.lock();
+        if idle.len() < MOST_IDLE {
+            idle.extend(connection);
+        }
+    }
+
+    /// TierCounts a failure and reports it, unless the latest one was the same. With `rest`, the server is not asked for a while.
+    fn report(&self, counts: &TierCounts, error: &redis::RedisError, rest: Option<()>) {
+        TierCounts::add(&counts.errors, 1);
+        let mut state = self.rest.lock();
+        if rest.is_some() {
+            state.length =
+                if state.length.is_zero() { FIRST_REST } else { (state.length * 2).min(LONGEST_REST) };
+            state.until = self.clock.now().checked_add(state.length);
+        }
+        let reason = error.to_string();
+        if state.reported.as_ref() != Some(&reason) {
+            state.reported = Some(reason.clone());
+            drop(state);
+            log::warn!("the cache at {} does not answer: {reason}; results are computed instead", self.name);
+        }
+    }
+}
+
+/// Whether the server works and only refuses to store: its memory is full, or the user may not write.
+fn is_refusal(error: &redis::RedisError) -> bool {
+    let is_broken = error.is_io_error() || error.is_timeout() || error.is_connection_dropped();
+    let is_nonsense = matches!(
+        error.kind(),
+        ErrorKind::Parse | ErrorKind::UnexpectedReturnType | ErrorKind::AuthenticationFailed
+    );
+    !(is_broken || is_nonsense || error.to_string().contains("NOAUTH"))
+}
+
+pub(super) fn refused(setting: &str, value: &str, reason: &str) -> Error {
+    Error::Config { setting: setting.into(), value: value.into(), reason: reason.into() }
+}
+
+/// `text`, or the value of the variable that `env:NAME` names.
+pub(super) fn from_environment(setting: &str, text: &str, environment: &dyn Host) -> Result<String> {
+    let Some(name) = text.strip_prefix("env:") else { return Ok(text.to_owned()) };
+    environment.env(name).filter(|value| !value.is_empty()).ok_or_else(|| {
+        refused(
+            setting,
+            text,
+            &format!("the environment variable {name} is not set; set it, or write the value"),
+        )
+    })
+}
+
+/// An address as messages show it.
+fn without_password(url: &str) -> String {
+    let Some((scheme, rest)) = url.split_once("://") else { return "…".into() };
+    let rest = rest.rsplit_once('@').map_or(rest, |(_, host)| host);
+    format!("{scheme}://{rest}")
+}

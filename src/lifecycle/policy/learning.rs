@@ -1,0 +1,139 @@
+//! The adaptive policies of all slots: what they share, and what is saved of them.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use super::adaptive::{AdaptivePolicy, AdaptiveSettings, Explanation, LoadAhead, LoadReason};
+use super::pressure::MemoryPressure;
+use super::saved::SavedHabits;
+use super::successors::Successors;
+use crate::clock::Clock;
+use crate::sync::Mutex;
+
+/// How often what was learned is saved.
+const SAVE_EVERY: Duration = Duration::from_secs(600);
+
+/// Slots, and how likely each is.
+pub type Probabilities = Vec<(Arc<str>, f64)>;
+
+/// What all adaptive slots of a manager share. Nothing is read or written before the first of them exists.
+pub struct Learning {
+    clock: Clock,
+    settings: AdaptiveSettings,
+    folder: Option<PathBuf>,
+    saved: OnceLock<Option<SavedHabits>>,
+    pressure: Arc<MemoryPressure>,
+    successors: Successors,
+    policies: Mutex<BTreeMap<Arc<str>, Arc<AdaptivePolicy>>>,
+    saved_at: Mutex<Instant>,
+}
+
+impl Learning {
+    /// `folder` is where habits are saved; `None`: nowhere.
+    pub fn new(clock: Clock, settings: AdaptiveSettings, folder: Option<PathBuf>) -> Self {
+        Self {
+            saved_at: Mutex::new(clock.now()),
+            clock,
+            settings,
+            folder,
+            saved: OnceLock::new(),
+            pressure: Arc::default(),
+            successors: Successors::default(),
+            policies: Mutex::default(),
+        }
+    }
+
+    /// The policy of a slot: a new one, or that of the slot which it replaces. `price` replaces the usual one.
+    pub fn policy(&self, slot: &str, price: Option<Duration>) -> Arc<AdaptivePolicy> {
+        let open = || self.folder.as_deref().map(SavedHabits::open);
+        let saved = self.saved.get_or_init(open);
+        let mut policies = self.policies.lock();
+        if let Some(policy) = policies.get(slot) {
+            return Arc::clone(policy);
+        }
+        let learned = saved.as_ref().map(|saved| saved.learned(slot)).unwrap_or_default();
+        let settings = AdaptiveSettings { price: price.unwrap_or(self.settings.price), ..self.settings };
+        let pressure = Arc::clone(&self.pressure);
+        let policy = Arc::new(AdaptivePolicy::new(self.clock.clone(), settings, pressure, learned));
+        policies.insert(slot.into(), Arc::clone(&policy));
+        policy
+    }
+
+    /// Whether any slot is adaptive.
+    pub fn is_active(&self) -> bool {
+        !self.policies.lock().is_empty()
+    }
+
+    /// Whether the system is short of memory.
+    pub fn pressure(&self) -> &MemoryPressure {
+        &self.pressure
+    }
+
+    /// `slot` is used now: slots that usually follow are expected. True when there are any.
+    pub fn used(&self, slot: &str, user: Option<&str>) -> bool {
+        let (slot, policies) = {
+            let policies = self.policies.lock();
+            if policies.is_empty() {
+                return false;
+            }
+            let slot = policies.get_key_value(slot).map_or_else(|| slot.into(), |(name, _)| Arc::clone(name));
+            (slot, policies.clone())
+        };
+        let now = self.clock.now();
+        let next = self.successors.used(&slot, user, now, self.settings.price.as_secs_f64());
+        let expected: Vec<_> = next.iter().filter_map(|slot| policies.get(slot)).collect();
+        expected.iter().for_each(|policy| policy.expect(LoadReason::Successor, now));
+        !expected.is_empty()
+    }
+
+    /// The host says that `slot` will be needed. False when it is not adaptive.
+    pub fn hint(&self, slot: &str) -> bool {
+        let policy = self.policies.lock().get(slot).cloned();
+        policy.map(|policy| policy.expect(LoadReason::Hint, self.clock.now())).is_some()
+    }
+
+    /// What the policy of a slot knows and does, and which slots follow; `None` for a slot that is not adaptive.
+    pub fn explain(&self, slot: &str) -> Option<(Explanation, Probabilities)> {
+        let policy = self.policies.lock().get(slot).cloned()?;
+        Some((policy.explain(), self.successors.of(slot)))
+    }
+
+    /// The loads ahead that are planned, the next first; and the present moment.
+    pub fn forecast(&self) -> (Instant, Vec<(Arc<str>, LoadAhead)>) {
+        let now = self.clock.now();
+        let policies = self.policies.lock().clone();
+        let mut next: Vec<_> =
+            policies.into_iter().filter_map(|(slot, policy)| Some((slot, policy.next(now)?))).collect();
+        next.sort_by_key(|(_, next)| next.at);
+        (now, next)
+    }
+
+    /// Saves what was learned, if that was not done in the last ten minutes.
+    pub fn save_if_due(&self) {
+        let now = self.clock.now();
+        {
+            let mut saved_at = self.saved_at.lock();
+            if now.saturating_duration_since(*saved_at) < SAVE_EVERY {
+                return;
+            }
+            *saved_at = now;
+        }
+        self.save();
+    }
+
+    /// Saves what was learned. What cannot be saved is forgotten at the end of the process.
+    pub fn save(&self) {
+        let Some(Some(saved)) = self.saved.get() else { return };
+        let policies = self.policies.lock().clone();
+        let habits: BTreeMap<_, _> =
+            policies.iter().map(|(slot, policy)| (slot.to_string(), policy.habits())).collect();
+        if habits.values().all(|habits| *habits == Default::default()) {
+            return;
+        }
+        if let Err(error) = saved.save(&habits) {
+            log::warn!("what was learned of the use of models was not saved: {error}");
+        }
+    }
+}

@@ -1,0 +1,98 @@
+//! The inputs of a job that memory does not have, as lower tiers have them.
+
+use std::sync::Arc;
+
+use super::super::super::dispatcher::{Task, Timed};
+use super::Job;
+use super::state::SlotGroup;
+use crate::Result;
+use crate::cache::CachedItem;
+use crate::cache::tiers::{Asked, TierKey, Tiers};
+use crate::output::{Shape, View};
+
+/// The time for a look-up is over.
+impl Timed for Asked {
+    fn expire(self: Arc<Self>) {
+        Self::expire(&self);
+    }
+}
+
+/// Whether a result that another process has stored is what this model gives.
+fn has_shape(item: &CachedItem, shape: Shape) -> bool {
+    match (item.item().view(), shape) {
+        (View::Dense(values), Shape::Dense { width }) => values.len() == width,
+        (View::Scores(values), Shape::Scores { labels }) => values.len() == labels,
+        _ => false,
+    }
+}
+
+impl Job {
+    /// Asks the lower tiers for the inputs of the groups from number `at` on, then for the slots of what is left. Goes on on
+    /// this thread or on another.
+    pub(super) fn ask_tiers(self: &Arc<Self>, groups: Vec<SlotGroup>, at: usize) -> Result<()> {
+        let next = (at..groups.len()).find_map(|at| Some((at, self.tier_keys(&groups[at])?)));
+        let Some((at, keys)) = next else { return self.request(groups) };
+        let names = groups[at].entry.cache.tiers.clone().unwrap_or_default();
+        let (job, mut groups) = (Arc::clone(self), groups);
+        let on_found = Box::new(move |found: Vec<Option<CachedItem>>| {
+            let taken = job.take_found(&mut groups[at], found);
+            if let Err(error) = taken.and_then(|()| job.ask_tiers(groups, at + 1)) {
+                Task::fail(job, error);
+            }
+        });
+        if let Some((until, asked)) = self.embedder.tiers.ask(keys, &names, on_found) {
+            let timed: Arc<dyn Timed> = Arc::clone(&asked) as _;
+            if self.embedder.dispatcher.watch(until, &timed).is_err() {
+                asked.expire();
+            }
+        }
+        Ok(())
+    }
+
+    /// The keys of the inputs of a group; `None` when no tier can have them.
+    fn tier_keys(&self, group: &SlotGroup) -> Option<Vec<TierKey>> {
+        if self.embedder.tiers.is_empty() || group.order.is_empty() || group.entry.cache.tiers.is_none() {
+            return None;
+        }
+        let info = group.entry.info()?;
+        let content = *info.content.as_ref()?.get()?;
+        let prompt = self.inputs.prompt(&info, &self.options).ok()?;
+        let key = |&input: &usize| {
+            Tiers::key(&self.options.key(&info.identity, prompt, self.inputs.get(input))).with_model(&content)
+        };
+        Some(group.order.iter().map(key).collect())
+    }
+
+    /// Takes what was found for a group, and puts it into memory.
+    fn take_found(&self, group: &mut SlotGroup, found: Vec<Option<CachedItem>>) -> Result<()> {
+        let Some(info) = group.entry.info() else { return Ok(()) };
+        let (_, shape) = info.shapes(&self.options, &group.entry.name)?;
+        let prompt = self.inputs.prompt(&info, &self.options)?;
+        let memory = group.entry.cache.memory(&self.embedder.cache);
+        let mut taken = 0;
+        let mut state = self.state.lock();
+        let mut found = found.into_iter();
+        let mut order = Vec::with_capacity(group.order.len());
+        for &input in &group.order {
+            let item = found.next().flatten();
+            let fits = |item: &CachedItem| has_shape(item, shape) && info.answers(&self.options, item);
+            let Some(item) = item.filter(fits) else {
+                order.push(input);
+                continue;
+            };
+            state.fit(shape, self.inputs.len())?;
+            state.put(input, item.item().view());
+            state.tokens += u64::from(item.tokens());
+            state.finished += 1;
+            taken += 1;
+            if let Some(memory) = memory {
+                memory.insert(&self.options.key(&info.identity, prompt, self.inputs.get(input)), item);
+            }
+        }
+        drop(state);
+        group.order = order;
+        group.leave(taken);
+        group.entry.cache.count(taken, 0);
+        Ok(())
+    }
+}

@@ -1,0 +1,108 @@
+//! What was learned of models when they were loaded: enough to answer cached texts before they are loaded again.
+
+use std::collections::HashMap;
+use std::fs;
+use std::io::{self, Write as _};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+use crate::cache::tiers::disk::{create_folder, private};
+use crate::models::{ContentId, SentenceConfig};
+use crate::sync::Mutex;
+
+/// Raised when the layout changes. A file of another version is no file.
+const VERSION: u32 = 1;
+
+/// A model of known files.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) struct KnownModel {
+    version: u32,
+    /// Of its files: path, length, time and inode of each.
+    stamp: String,
+    content: String,
+    pub(super) identity: String,
+    /// Of the vectors of a model that gives only these; others are loaded before they answer.
+    pub(super) width: Option<usize>,
+    pub(super) model: String,
+    pub(super) config: SentenceConfig,
+    pub(super) max_length: Option<usize>,
+}
+
+impl KnownModel {
+    pub(super) fn new(
+        stamp: String,
+        content: ContentId,
+        identity: String,
+        width: Option<usize>,
+        model: String,
+        config: SentenceConfig,
+        max_length: Option<usize>,
+    ) -> Self {
+        let content = content.to_string();
+        Self { version: VERSION, stamp, content, identity, width, model, config, max_length }
+    }
+
+    pub(super) fn content(&self) -> Option<ContentId> {
+        ContentId::parse(&self.content)
+    }
+}
+
+/// All models whose content was computed: in memory, and in a folder if there is one.
+pub(super) struct KnownModels {
+    folder: Option<PathBuf>,
+    memory: Mutex<HashMap<String, KnownModel>>,
+}
+
+impl KnownModels {
+    pub(super) fn new(folder: Option<PathBuf>) -> Self {
+        Self { folder, memory: Mutex::default() }
+    }
+
+    /// What is known of the model whose files have this stamp. A file that cannot be read is no knowledge.
+    pub(super) fn find(&self, stamp: &str) -> Option<KnownModel> {
+        if let Some(known) = self.memory.lock().get(stamp) {
+            return Some(known.clone());
+        }
+        let json = fs::read(self.path(stamp)?).ok()?;
+        let known: KnownModel = serde_json::from_slice(&json).ok()?;
+        let usable = known.version == VERSION && known.stamp == stamp && known.content().is_some();
+        if !usable {
+            return None;
+        }
+        self.memory.lock().insert(stamp.to_owned(), known.clone());
+        Some(known)
+    }
+
+    /// Remembers a model. What cannot be written is known in this process only.
+    pub(super) fn remember(&self, known: KnownModel) {
+        if let Err(error) = self.write(&known) {
+            log::debug!("what is known of {} was not written: {error}", known.model);
+        }
+        self.memory.lock().insert(known.stamp.clone(), known);
+    }
+
+    fn write(&self, known: &KnownModel) -> io::Result<()> {
+        static COUNT: AtomicU64 = AtomicU64::new(0);
+        let (Some(folder), Some(path)) = (&self.folder, self.path(&known.stamp)) else { return Ok(()) };
+        create_folder(folder)?;
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let temporary = folder.join(format!("{}-{count}.tmp", std::process::id()));
+        let written = private()
+            .create_new(true)
+            .write(true)
+            .open(&temporary)
+            .and_then(|mut file| file.write_all(&serde_json::to_vec(known)?))
+            .and_then(|()| fs::rename(&temporary, path));
+        if written.is_err() {
+            let _ = fs::remove_file(temporary);
+        }
+        written
+    }
+
+    fn path(&self, stamp: &str) -> Option<PathBuf> {
+        Some(self.folder.as_ref()?.join(format!("{:x}.json", Sha256::digest(stamp))))
+    }
+}

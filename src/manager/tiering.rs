@@ -1,0 +1,81 @@
+//! The tiers that the settings ask for.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::known::KnownModels;
+use crate::cache::tiers::disk::{Disk, DiskSettings};
+use crate::cache::tiers::redis::{Redis, RedisSettings};
+use crate::cache::tiers::{Tier, Tiers, ValueFormat};
+use crate::clock::Clock;
+use crate::config::{DiskDType, FolderSetting, Host, Settings};
+use crate::{Error, Result};
+
+/// The tiers below the memory, and the part of them that is the disk.
+pub(super) struct Tiering {
+    pub(super) tiers: Arc<Tiers>,
+    pub(super) disk: Option<Arc<Disk>>,
+    /// Where what is known of models is written.
+    models: Option<PathBuf>,
+}
+
+impl Tiering {
+    /// # Errors
+    /// [`Error::Config`] for a folder that has no usual place, or an address that is none.
+    pub(super) fn new(settings: &Settings, host: &dyn Host) -> Result<Self> {
+        let mut tiers: Vec<Arc<dyn Tier>> = Vec::new();
+        let folder = folder(&settings.cache_disk, "cache_disk", "vectors", host)?;
+        let disk = folder.clone().map(|folder| {
+            Arc::new(Disk::new(DiskSettings {
+                folder: folder.join("segments"),
+                max_bytes: settings.cache_disk_bytes.bytes,
+                format: match settings.cache_disk_dtype {
+                    DiskDType::Float32 => ValueFormat::Float32,
+                    DiskDType::Float16 => ValueFormat::Float16,
+                    DiskDType::Int8 => ValueFormat::Int8,
+                },
+                time_to_live: settings.cache_disk_ttl.as_ref().map(|span| span.duration),
+            }))
+        });
+        tiers.extend(disk.clone().map(|disk| disk as Arc<dyn Tier>));
+        if let Some(url) = &settings.cache_url {
+            let asked = RedisSettings {
+                url: url.as_str().to_owned(),
+                time_to_live: settings.cache_url_ttl.duration,
+                timeout: settings.cache_timeout.duration(),
+                secret: settings.cache_secret.as_ref().map(|secret| secret.as_str().to_owned()),
+            };
+            tiers.push(Arc::new(Redis::new(&asked, host, &Clock::System)?));
+        }
+        let models = folder.map(|folder| folder.join("models"));
+        Ok(Self { tiers: Arc::new(Tiers::new(tiers)), disk, models })
+    }
+
+    /// Where models are remembered; `None` when no tier asks for their content.
+    pub(super) fn known(&self) -> Option<KnownModels> {
+        (!self.tiers.is_empty()).then(|| KnownModels::new(self.models.clone()))
+    }
+}
+
+/// The folder that `setting` means; the usual one is `name` in the user's cache folder.
+pub(super) fn folder(
+    value: &FolderSetting,
+    setting: &str,
+    name: &str,
+    host: &dyn Host,
+) -> Result<Option<PathBuf>> {
+    let given = |variable| host.env(variable).filter(|path| !path.is_empty()).map(PathBuf::from);
+    let usual = || {
+        let caches = given("XDG_CACHE_HOME").or_else(|| Some(given("HOME")?.join(".cache")));
+        caches.map(|caches| caches.join("model_manager").join(name))
+    };
+    match value {
+        FolderSetting::Off => Ok(None),
+        FolderSetting::Path(path) => Ok(Some(path.clone())),
+        FolderSetting::Usual => usual().map(Some).ok_or_else(|| Error::Config {
+            setting: setting.into(),
+            value: "True".into(),
+            reason: "neither XDG_CACHE_HOME nor HOME is set; name a folder".into(),
+        }),
+    }
+}

@@ -1,0 +1,98 @@
+//! The keyword `cache` of `Manager.register`, and reports of the tiers.
+
+use pyo3::exceptions::PyTypeError;
+use pyo3::prelude::*;
+use pyo3::types::{PyBool, PyDict, PyString};
+
+use super::errors::{OrRaise, to_py, wrong_type};
+use crate::Error;
+use crate::cache::Policy;
+use crate::cache::tiers::TierStatistics;
+use crate::config::TimeSpan;
+use crate::manager::{CacheOptions, ManagerStatistics};
+
+/// The tiers that a model can name.
+const TIERS: [&str; 3] = ["memory", "disk", "redis"];
+
+/// `False`, `True`, `None`, or `{"size": …, "policy": …, "ttl": …, "tiers": […]}`.
+pub(super) fn options(value: Option<&Bound<'_, PyAny>>) -> PyResult<CacheOptions> {
+    let Some(value) = value.filter(|value| !value.is_none()) else { return Ok(CacheOptions::default()) };
+    let py = value.py();
+    if let Ok(on) = value.cast::<PyBool>() {
+        return Ok(CacheOptions { off: !on.is_true(), ..CacheOptions::default() });
+    }
+    let Ok(given) = value.cast::<PyDict>() else {
+        let kind = value.get_type().name()?;
+        return Err(wrong_type(py, "cache", format!("cache must be False or a dict, not {kind}")));
+    };
+    let mut options = CacheOptions::default();
+    for (key, value) in given {
+        let key: String = key.extract()?;
+        match key.as_str() {
+            "size" => options.size = Some(value.extract()?),
+            "policy" => {
+                options.policy =
+                    Some(Policy::parse("cache policy", &value.extract::<String>()?).or_raise(py)?);
+            }
+            "ttl" => {
+                let text = match value.cast::<PyString>() {
+                    Ok(text) => text.to_str()?.to_owned(),
+                    Err(_) => value.extract::<f64>()?.to_string(),
+                };
+                options.time_to_live = Some(TimeSpan::parse("cache ttl", &text).or_raise(py)?);
+            }
+            "tiers" if !value.is_instance_of::<PyString>() => {
+                let names: Vec<String> = value.extract()?;
+                if let Some(wrong) = names.iter().find(|name| !TIERS.contains(&name.as_str())) {
+                    let reason = format!("there is no cache tier {wrong:?}; there are {}", TIERS.join(", "));
+                    return Err(to_py(py, &Error::argument("cache", reason)));
+                }
+                options.tiers = Some(names.into());
+            }
+            "tiers" => return Err(PyTypeError::new_err("cache tiers must be a list of names, not one str")),
+            _ => {
+                let reason = format!("cache has no {key:?}; it has size, policy, ttl and tiers");
+                return Err(to_py(py, &Error::argument("cache", reason)));
+            }
+        }
+    }
+    Ok(options)
+}
+
+/// The tiers by name.
+pub(super) fn tiers<'py>(py: Python<'py>, tiers: &[TierStatistics]) -> PyResult<Bound<'py, PyDict>> {
+    let all = PyDict::new(py);
+    for tier in tiers {
+        let one = PyDict::new(py);
+        one.set_item("hits", tier.hits)?;
+        one.set_item("misses", tier.misses)?;
+        one.set_item("skipped", tier.skipped)?;
+        one.set_item("writes", tier.writes)?;
+        one.set_item("dropped", tier.dropped)?;
+        one.set_item("errors", tier.errors)?;
+        one.set_item("entries", tier.entries)?;
+        one.set_item("bytes", tier.bytes)?;
+        one.set_item("working", tier.working)?;
+        all.set_item(tier.name, one)?;
+    }
+    Ok(all)
+}
+
+/// The models by slot: of those that were asked for results.
+pub(super) fn models<'py>(py: Python<'py>, all: &ManagerStatistics) -> PyResult<Bound<'py, PyDict>> {
+    let models = PyDict::new(py);
+    for slot in &all.slots {
+        let report = &slot.cache;
+        if report.hits + report.misses == 0 && report.own.is_none() && !report.off {
+            continue;
+        }
+        let one = PyDict::new(py);
+        one.set_item("hits", report.hits)?;
+        one.set_item("misses", report.misses)?;
+        one.set_item("off", report.off)?;
+        one.set_item("entries", report.own.map(|own| own.entries))?;
+        one.set_item("max_entries", report.own.map(|own| own.max_entries))?;
+        models.set_item(&slot.name, one)?;
+    }
+    Ok(models)
+}

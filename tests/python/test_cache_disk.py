@@ -1,0 +1,316 @@
+"""Results on disk: they outlive the process, and nothing that happens to the files gives a wrong vector."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from conftest import ENGLISH_MODEL, TURKISH_MODEL, tiny
+
+SLOT = "english_sentence"
+TEXTS = [f"text number {number}" for number in range(40)]
+
+
+@pytest.fixture
+def expected():
+    with tiny(cache_size=0) as manager:
+        return manager.embed(TEXTS, SLOT)
+
+
+def stored(folder, texts=TEXTS, **settings):
+    """Have `texts` embedded and stored in `folder`; the disk tier's figures."""
+    with tiny(cache_disk=str(folder), **settings) as manager:
+        manager.embed(texts, SLOT)
+        deadline = time.monotonic() + 20
+        while (disk := manager.cache_info()["tiers"]["disk"])["writes"] < len(texts) and time.monotonic() < deadline:
+            manager.cache_flush()
+            time.sleep(0.02)
+        return disk
+
+
+def test_off_by_default(manager, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    manager.embed("one text", SLOT)
+    assert manager.cache_info()["tiers"] == {}
+    assert manager.config.cache_disk is False
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_restart_answers_without_loading_the_model(tmp_path, expected):
+    assert stored(tmp_path)["writes"] == len(TEXTS)
+    with tiny(cache_disk=str(tmp_path)) as manager:
+        np.testing.assert_array_equal(manager.embed(TEXTS, SLOT), expected)
+        np.testing.assert_array_equal(manager.embed(TEXTS[3], SLOT), expected[3])
+        assert not manager.is_loaded(SLOT)
+        info = manager.cache_info()
+        assert info["tiers"]["disk"]["hits"] == len(TEXTS)
+        assert info["models"][SLOT]["hits"] == len(TEXTS) + 1
+        assert info["entries"] == len(TEXTS)
+        # A text that is not there loads the model.
+        assert manager.embed("a new text", SLOT).shape == expected[0].shape
+        assert manager.is_loaded(SLOT)
+
+
+async def test_asyncio_is_answered_from_disk_too(tmp_path, expected):
+    stored(tmp_path)
+    with tiny(cache_disk=str(tmp_path)) as manager:
+        np.testing.assert_array_equal(await manager.aembed(TEXTS, SLOT), expected)
+        mixed = await manager.aembed([TEXTS[0], "a new text"], SLOT)
+        np.testing.assert_array_equal(mixed[0], expected[0])
+
+
+def test_the_usual_folder_is_the_users_and_private(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with tiny(cache_disk=True) as manager:
+        manager.embed("one text", SLOT)
+        time.sleep(0.5)
+        manager.cache_flush()
+    folder = tmp_path / "model_manager" / "vectors"
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    assert {path.suffix for path in files} == {".vec", ".key", ".json"}
+    if os.name == "posix":
+        assert all(path.stat().st_mode & 0o077 == 0 for path in files)
+        assert (folder / "segments").stat().st_mode & 0o077 == 0
+
+
+def test_a_model_replaced_under_the_same_name_is_another_model(tmp_path):
+    model, cache = tmp_path / "model", tmp_path / "cache"
+    shutil.copytree(ENGLISH_MODEL, model)
+    settings = {"english_model": str(model)}
+    stored(cache, TEXTS[:3], **settings)
+    with tiny(cache_disk=str(cache), **settings) as manager:
+        before = manager.embed(TEXTS[:3], SLOT)
+        assert not manager.is_loaded(SLOT)
+    # The same path and length, other content.
+    config = model / "sentence_bert_config.json"
+    text = config.read_text(encoding="utf-8") if config.exists() else '{"max_seq_length": 64}'
+    config.write_text(
+        text.replace("64", "4").replace("128", "4").replace("256", "4").replace("512", "4"), encoding="utf-8"
+    )
+    with tiny(cache_disk=str(cache), **settings) as manager:
+        manager.embed(TEXTS[:3], SLOT)
+        assert manager.is_loaded(SLOT)
+    # Put back, it is the old model again, whose results are still there.
+    shutil.rmtree(model)
+    shutil.copytree(ENGLISH_MODEL, model)
+    with tiny(cache_disk=str(cache), **settings) as manager:
+        manager.load(SLOT)
+        np.testing.assert_array_equal(manager.embed(TEXTS[:3], SLOT), before)
+
+
+def test_parameters_of_a_call_have_results_of_their_own(tmp_path):
+    with tiny(cache_disk=str(tmp_path)) as manager:
+        first = [
+            manager.embed("one text", SLOT),
+            manager.embed("one text", SLOT, truncate_dim=4),
+            manager.embed("one text", SLOT, normalize=False),
+            manager.embed("one text", SLOT, prompt="query: "),
+            manager.embed("one text", "turkish_sentence"),
+        ]
+        time.sleep(0.5)
+        manager.cache_flush()
+    with tiny(cache_disk=str(tmp_path)) as manager:
+        for before, (slot, options) in zip(
+            first,
+            [
+                (SLOT, {}),
+                (SLOT, {"truncate_dim": 4}),
+                (SLOT, {"normalize": False}),
+                (SLOT, {"prompt": "query: "}),
+                ("turkish_sentence", {}),
+            ],
+            strict=True,
+        ):
+            np.testing.assert_array_equal(manager.embed("one text", slot, **options), before)
+        assert not manager.is_loaded(SLOT)
+
+
+@pytest.mark.parametrize(("dtype", "error"), [("float16", 1e-3), ("int8", 1e-2)])
+def test_smaller_formats(tmp_path, expected, dtype, error):
+    full = stored(tmp_path / "full")["bytes"]
+    small = stored(tmp_path / "small", cache_disk_dtype=dtype)["bytes"]
+    assert small < full
+    with tiny(cache_disk=str(tmp_path / "small")) as manager:
+        np.testing.assert_allclose(manager.embed(TEXTS, SLOT), expected, atol=error)
+        assert not manager.is_loaded(SLOT)
+
+
+def test_a_folder_that_cannot_be_used_costs_nothing_but_a_warning(tmp_path, expected, caplog):
+    (tmp_path / "file").write_text("no folder")
+    with caplog.at_level("WARNING"), tiny(cache_disk=str(tmp_path / "file" / "below")) as manager:
+        manager.load(SLOT)
+        time.sleep(0.3)
+        for number in range(3):
+            np.testing.assert_allclose(manager.embed(TEXTS, SLOT), expected, atol=1e-6)
+            np.testing.assert_allclose(manager.embed(f"other {number}", SLOT), manager.embed(f"other {number}", SLOT))
+        manager.cache_flush()
+        assert manager.cache_info()["tiers"]["disk"]["working"] is False
+    assert sum("nothing more is stored there" in record.message for record in caplog.records) == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /dev/full")
+def test_a_full_disk_switches_writing_off(tmp_path, expected):
+    # Every file of the process may have 100 kB: the disk is full soon.
+    code = f"""
+import resource, signal, sys
+sys.path.insert(0, {str(os.path.dirname(__file__))!r})
+from conftest import tiny
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+with tiny(cache_disk={str(tmp_path)!r}, cache_size=0) as manager:
+    manager.load("english_sentence")
+    import time; time.sleep(1)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, resource.RLIM_INFINITY))
+    for part in range(12):
+        manager.embed([f"text {{part}} {{n}}" for n in range(100)], "english_sentence")
+    manager.cache_flush()
+    disk = manager.cache_info()["tiers"]["disk"]
+    assert not disk["working"] and disk["errors"], disk
+    assert manager.embed("still works", "english_sentence").shape == (32,)
+print("ok")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50, check=False)
+    assert done.stdout.strip() == "ok", done.stderr
+    with tiny(cache_disk=str(tmp_path)) as manager:
+        assert manager.cache_verify()["damaged"] <= 1
+
+
+def _writer(folder: str, start: int) -> None:
+    with tiny(cache_disk=folder, cache_size=0) as manager:
+        for number in range(start, start + 10**6):
+            manager.embed([f"text {number} {part}" for part in range(8)], SLOT)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs kill -9")
+def test_kill_9_while_writing_loses_the_end_at_most(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    for round_ in range(3):
+        writers = [context.Process(target=_writer, args=(str(tmp_path), 10**7 * (4 * round_ + n))) for n in range(2)]
+        for writer in writers:
+            writer.start()
+        deadline = time.monotonic() + 30
+        files = lambda: sum(path.stat().st_size for path in tmp_path.rglob("*.vec"))  # noqa: E731
+        before = files()
+        while files() < before + 20_000 and time.monotonic() < deadline:
+            time.sleep(0.02)
+        for writer in writers:
+            os.kill(writer.pid, signal.SIGKILL)
+            writer.join()
+    with tiny(cache_disk=str(tmp_path)) as manager, tiny(cache_size=0) as plain:
+        verified = manager.cache_verify()
+        # An entry is written after its value: none is damaged.
+        assert verified["damaged"] == 0
+        assert verified["whole"] > 100
+        texts = [f"text 0 {part}" for part in range(8)]
+        np.testing.assert_array_equal(manager.embed(texts, SLOT), plain.embed(texts, SLOT))
+        assert not manager.is_loaded(SLOT)
+
+
+def _worker(folder: str, number: int, queue) -> None:
+    with tiny(cache_disk=folder) as manager:
+        texts = [f"text {(number * 7 + n) % 60}" for n in range(60)]
+        vectors = [manager.embed(text, SLOT) for text in texts]
+        deadline = time.monotonic() + 20
+        while manager.cache_info()["tiers"]["disk"]["writes"] == 0 and time.monotonic() < deadline:
+            manager.cache_flush()
+            time.sleep(0.02)
+        queue.put(dict(zip(texts, [vector.tolist() for vector in vectors], strict=True)))
+
+
+def test_four_processes_use_one_folder(tmp_path):
+    stored(tmp_path, ["text 59"])
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    workers = [context.Process(target=_worker, args=(str(tmp_path), number, queue)) for number in range(4)]
+    for worker in workers:
+        worker.start()
+    results = [queue.get(timeout=50) for _ in workers]
+    for worker in workers:
+        worker.join(20)
+    assert all(result == results[0] for result in results)
+    with tiny(cache_disk=str(tmp_path)) as manager:
+        assert manager.cache_verify()["damaged"] == 0
+        manager.embed(list(results[0]), SLOT)
+        assert not manager.is_loaded(SLOT)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+def test_a_forked_child_writes_a_segment_of_its_own(tmp_path, expected):
+    with tiny(cache_disk=str(tmp_path)) as manager:
+        manager.embed(TEXTS[:10], SLOT)
+        time.sleep(0.5)
+        manager.cache_flush()
+        before = {path.name for path in tmp_path.rglob("*.key")}
+        child = os.fork()
+        if child == 0:
+            try:
+                vectors = manager.embed(TEXTS, SLOT)
+                manager.cache_flush()
+                after = {path.name for path in tmp_path.rglob("*.key")}
+                os._exit(0 if np.array_equal(vectors, expected) and len(after) == len(before) + 1 else 3)
+            finally:
+                os._exit(4)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    with tiny(cache_disk=str(tmp_path)) as manager:
+        np.testing.assert_array_equal(manager.embed(TEXTS, SLOT), expected)
+        assert not manager.is_loaded(SLOT)
+
+
+def test_export_import_clear(tmp_path, expected):
+    stored(tmp_path / "one")
+    with tiny(cache_disk=str(tmp_path / "one")) as manager:
+        assert manager.cache_export(str(tmp_path / "export")) == len(TEXTS)
+        assert manager.cache_verify() == {"whole": len(TEXTS), "damaged": 0}
+        manager.cache_clear()
+        assert manager.cache_verify()["whole"] == len(TEXTS)
+        manager.cache_clear(tiers=True)
+        assert manager.cache_verify()["whole"] == 0
+        assert manager.cache_import(str(tmp_path / "export")) == len(TEXTS)
+        np.testing.assert_array_equal(manager.embed(TEXTS, SLOT), expected)
+        assert not manager.is_loaded(SLOT)
+        (tmp_path / "other").write_bytes(b"no export of a cache")
+        with pytest.raises(ValueError, match="no export"):
+            manager.cache_import(str(tmp_path / "other"))
+    with tiny() as manager, pytest.raises(ValueError, match="cache_disk"):
+        manager.cache_verify()
+
+
+def test_each_model_has_a_policy(make_manager, tmp_path):
+    manager = make_manager(cache_disk=str(tmp_path))
+    manager.register("own", ENGLISH_MODEL, cache={"size": 2, "policy": "arc", "ttl": "1h", "tiers": ["memory"]})
+    manager.register("off", TURKISH_MODEL, cache=False)
+    manager.register("disk", TURKISH_MODEL, cache={"tiers": ["disk"]})
+    for _ in range(2):
+        for slot in ("own", "off", "disk"):
+            manager.embed("one text", slot)
+            manager.cache_flush()
+            time.sleep(0.3)
+    info = manager.cache_info()
+    assert info["entries"] == 0
+    assert info["models"]["own"] == {"hits": 1, "misses": 1, "off": False, "entries": 1, "max_entries": 2}
+    assert info["models"]["off"]["off"] is True
+    assert (info["models"]["off"]["hits"], info["models"]["off"]["misses"]) == (0, 2)
+    assert info["models"]["disk"]["hits"] == 1
+    assert info["tiers"]["disk"]["writes"] == 1
+
+
+@pytest.mark.parametrize(
+    ("cache", "match"),
+    [
+        ({"sise": 3}, "size"),
+        ({"policy": "fifo"}, "arc"),
+        ({"ttl": "soon"}, "1h30m"),
+        ({"tiers": ["tape"]}, "memory, disk, redis"),
+        ([], "cache must be"),
+    ],
+)
+def test_wrong_policies_are_refused_by_name(manager, cache, match):
+    with pytest.raises((ValueError, TypeError), match=match):
+        manager.register("wrong", ENGLISH_MODEL, cache=cache)

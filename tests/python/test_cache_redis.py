@@ -1,0 +1,180 @@
+"""Results in a real redis-server: shared by processes, and every failure is a miss."""
+
+from __future__ import annotations
+
+import signal
+import time
+
+import numpy as np
+import pytest
+from conftest import tiny
+
+SLOT = "english_sentence"
+TEXTS = [f"text number {number}" for number in range(64)]
+
+
+@pytest.fixture
+def expected():
+    with tiny(cache_size=0) as manager:
+        return manager.embed(TEXTS, SLOT)
+
+
+def figures(manager):
+    return manager.cache_info()["tiers"]["redis"]
+
+
+def fill(url, texts=TEXTS, **settings):
+    with tiny(cache_url=url, **settings) as manager:
+        manager.embed(texts, SLOT)
+        deadline = time.monotonic() + 20
+        while figures(manager)["writes"] < len(texts) and time.monotonic() < deadline:
+            manager.cache_flush()
+            time.sleep(0.02)
+        return figures(manager)
+
+
+def ready(manager):
+    """The model is loaded and its content known, so that the tier is asked."""
+    manager.embed("a first text", SLOT)
+    time.sleep(0.4)
+
+
+def test_a_second_process_hits_every_text(redis_server, expected):
+    server = redis_server()
+    assert fill(server.url)["writes"] == len(TEXTS)
+    with tiny(cache_url=server.url) as manager:
+        ready(manager)
+        texts = manager.stats()["queue"]["texts"]
+        np.testing.assert_array_equal(manager.embed(TEXTS, SLOT), expected)
+        assert figures(manager)["hits"] == len(TEXTS)
+        assert manager.stats()["queue"]["texts"] == texts
+        assert manager.cache_info()["entries"] == 50
+    key = server.call("RANDOMKEY").split(b"\r\n")[1].decode()
+    assert 600_000 < int(server.call("TTL", key)[1:].strip()) <= 604_800
+
+
+async def test_asyncio(redis_server, expected):
+    server = redis_server()
+    fill(server.url)
+    with tiny(cache_url=server.url) as manager:
+        ready(manager)
+        np.testing.assert_array_equal(await manager.aembed(TEXTS, SLOT), expected)
+        assert figures(manager)["hits"] == len(TEXTS)
+
+
+def test_what_redis_has_is_copied_to_the_disk(redis_server, expected, tmp_path):
+    server = redis_server()
+    fill(server.url)
+    settings = {"cache_url": server.url, "cache_disk": str(tmp_path)}
+    with tiny(**settings) as manager:
+        ready(manager)
+        manager.embed(TEXTS, SLOT)
+        manager.cache_flush()
+    server.stop()
+    with tiny(**settings) as manager:
+        np.testing.assert_array_equal(manager.embed(TEXTS, SLOT), expected)
+        assert not manager.is_loaded(SLOT)
+
+
+def test_killed_restarted_and_paused(redis_server, expected):
+    server = redis_server()
+    fill(server.url)
+    with tiny(cache_url=server.url, cache_size=0) as manager:
+        ready(manager)
+        np.testing.assert_array_equal(manager.embed(TEXTS, SLOT), expected)
+        hits = figures(manager)["hits"]
+        assert hits == len(TEXTS)
+        server.stop()
+        for _ in range(3):
+            np.testing.assert_allclose(manager.embed(TEXTS, SLOT), expected, atol=1e-6)
+        assert figures(manager)["hits"] == hits
+        server.start()
+        deadline = time.monotonic() + 30
+        while figures(manager)["hits"] == hits and time.monotonic() < deadline:
+            manager.embed(TEXTS[:4], SLOT)
+            manager.cache_flush()
+            time.sleep(0.1)
+        assert figures(manager)["hits"] > hits
+        server.signal(signal.SIGSTOP)
+        took = []
+        for number in range(20):
+            started = time.perf_counter()
+            manager.embed(f"new text {number}", SLOT)
+            took.append(time.perf_counter() - started)
+        server.signal(signal.SIGCONT)
+        # One call waits for the timeout; then the server rests.
+        assert sorted(took)[-3] < 0.2
+        assert max(took) < 1
+
+
+@pytest.mark.parametrize("password", ["", ":wrong@", "other:right@"])
+def test_a_wrong_password_is_a_miss_and_one_warning(redis_server, expected, password, caplog):
+    server = redis_server("--requirepass", "right")
+    url = server.url.replace("redis://", f"redis://{password}")
+    with caplog.at_level("WARNING"), tiny(cache_url=url, cache_size=0) as manager:
+        ready(manager)
+        for _ in range(3):
+            np.testing.assert_allclose(manager.embed(TEXTS, SLOT), expected, atol=1e-6)
+        manager.cache_flush()
+        assert figures(manager)["hits"] == 0
+    warnings = [record.message for record in caplog.records if "does not answer" in record.message]
+    assert 1 <= len(warnings) <= 2
+    assert "wrong" not in "".join(warnings)
+    assert "right" not in "".join(warnings)
+
+
+def test_a_password_from_the_environment(redis_server, expected, monkeypatch):
+    server = redis_server("--requirepass", "p@ss:word/1")
+    monkeypatch.setenv("MY_REDIS_PASSWORD", "p@ss:word/1")
+    url = server.url.replace("redis://", "redis://:env:MY_REDIS_PASSWORD@")
+    assert fill(url)["writes"] == len(TEXTS)
+
+
+def test_no_memory_left_there(redis_server, expected):
+    server = redis_server("--maxmemory", "1", "--maxmemory-policy", "noeviction")
+    with tiny(cache_url=server.url, cache_size=0) as manager:
+        ready(manager)
+        for _ in range(2):
+            np.testing.assert_allclose(manager.embed(TEXTS, SLOT), expected, atol=1e-6)
+            manager.cache_flush()
+        assert figures(manager)["errors"] >= 1
+        assert figures(manager)["working"] is True
+
+
+def test_a_secret_hides_keys_and_refuses_strangers(redis_server, expected, monkeypatch):
+    server = redis_server()
+    monkeypatch.setenv("CACHE_SECRET", "one secret")
+    fill(server.url, cache_secret="env:CACHE_SECRET")
+    for secret, hits in [("another secret", 0), (None, 0), ("one secret", len(TEXTS))]:
+        with tiny(cache_url=server.url, cache_size=0, cache_secret=secret) as manager:
+            ready(manager)
+            np.testing.assert_array_equal(manager.embed(TEXTS, SLOT), expected)
+            assert figures(manager)["hits"] == hits
+
+
+def test_two_servers_share_the_keys_and_one_may_die(redis_server, expected):
+    servers = [redis_server(), redis_server()]
+    url = ",".join(server.url for server in servers)
+    fill(url)
+    sizes = [int(server.call("DBSIZE")[1:].strip()) for server in servers]
+    assert sum(sizes) == len(TEXTS)
+    assert min(sizes) > 10
+    servers[0].stop()
+    with tiny(cache_url=url, cache_size=0) as manager:
+        ready(manager)
+        np.testing.assert_allclose(manager.embed(TEXTS, SLOT), expected, atol=1e-6)
+        assert figures(manager)["hits"] == sizes[1]
+
+
+def test_clearing_leaves_keys_of_others(redis_server):
+    server = redis_server()
+    server.call("SET", "mine", "1")
+    fill(server.url)
+    with tiny(cache_url=server.url) as manager:
+        manager.cache_clear(tiers=True)
+    assert server.call("DBSIZE") == b":1\r\n"
+
+
+def test_a_wrong_address_is_refused_by_name():
+    with pytest.raises(ValueError, match="cache_url"):
+        tiny(cache_url="http://example.com").embed("text", SLOT)

@@ -1,0 +1,52 @@
+"""`cache`, `preload` and `explain`."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+
+@pytest.fixture
+def stored(command, tmp_path, monkeypatch):
+    """A cache in a folder of its own, with two known texts."""
+    monkeypatch.setenv("MODEL_MANAGER_CACHE_DISK", str(tmp_path / "cache"))
+    texts = tmp_path / "faq.txt"
+    texts.write_text("first\nsecond\n", encoding="utf-8")
+    done = command("preload", str(texts), "-m", "english_sentence")
+    assert done.code == 0, done
+    assert "2" in done.out
+    return tmp_path
+
+
+def test_info_verify_export_import_clear(command, stored):
+    shown = json.loads(command("cache", "info", "--json").out)["tiers"]
+    assert [(tier["tier"], tier["entries"], tier["damaged"]) for tier in shown] == [("disk", 2, 0)]
+    assert "2" in command("cache", "info").out
+    file = str(stored / "export")
+    assert command("cache", "export", file).code == 0
+    assert command("cache", "verify").code == 0
+    assert command("cache", "clear").code == 0
+    assert json.loads(command("cache", "verify", "--json").out) == {"whole": 0, "damaged": 0}
+    assert "2" in command("cache", "import", file).out
+    for path in (stored / "cache" / "segments").glob("*.vec"):
+        content = bytearray(path.read_bytes())
+        if len(content) > 16:
+            content[-1] ^= 1
+            path.write_bytes(content)
+    assert command("cache", "verify").code == 1
+    (stored / "other").write_text("no export")
+    assert command("cache", "import", str(stored / "other")).code == 1
+    assert command("cache", "import", str(stored / "missing")).code == 2
+
+
+def test_the_help_is_in_two_languages(command, monkeypatch):
+    assert "outlive" in command("cache", "--help").out
+
+
+def test_explain(command, monkeypatch, tmp_path):
+    monkeypatch.setenv("MODEL_MANAGER_KEEP_ALIVE", "auto")
+    monkeypatch.setenv("MODEL_MANAGER_ADAPTIVE_STATE", str(tmp_path))
+    assert "8 are needed" in command("explain", "english_sentence").out
+    assert json.loads(command("explain", "english_sentence", "--json").out)["adaptive"] is True
+    assert command("explain", "nothing").code == 1
