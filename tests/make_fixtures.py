@@ -34,6 +34,7 @@ from fixture_makers import (  # noqa: E402  (after the environment above)
     rope,
     scorers,
     semantic,
+    sparse,
 )
 from transformers.utils import logging  # noqa: E402
 
@@ -50,6 +51,7 @@ def makers(models: Path) -> dict[str, Callable[[], None]]:
     table |= {spec.name: partial(encoders.make, spec, FIXTURES) for spec in encoders.ENCODERS}
     table |= {spec.name: partial(causal.make, spec, FIXTURES) for spec in causal.GENERATORS}
     table |= {spec.name: partial(scorers.make, spec, FIXTURES) for spec in scorers.SCORERS}
+    table |= {spec.name: partial(sparse.make, spec, FIXTURES) for spec in sparse.SPLADES}
     table |= {name: partial(families.make, name, FIXTURES) for name in families.FAMILIES}
     table["gguf_headers"] = partial(gguf_headers.make, FIXTURES)
     return table | {name: partial(real.make, name, models, FIXTURES) for name in real.NAMES}

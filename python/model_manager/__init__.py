@@ -36,7 +36,7 @@ from .errors import ModelManagerError
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .handles import CrossEncoder, SentenceModel, TextGenerator
-    from .results import Classification, RerankResult
+    from .results import Classification, RerankResult, SparseVector, maxsim
 
 __all__ = [
     "Classification",
@@ -48,6 +48,7 @@ __all__ = [
     "ModelType",
     "RerankResult",
     "SentenceModel",
+    "SparseVector",
     "TextGenerator",
     "TextStream",
     "Ticket",
@@ -58,6 +59,7 @@ __all__ = [
     "is_turkish",
     "isa",
     "lazy_load_model",
+    "maxsim",
     "memory_efficient_cache",
     "model_manager",
     "resident_bytes",
@@ -75,7 +77,7 @@ if not TYPE_CHECKING:  # type checkers must report unknown attributes
 
         if name in ("CrossEncoder", "SentenceModel", "TextGenerator"):
             return getattr(import_module(f"{__name__}.handles"), name)
-        if name in ("Classification", "RerankResult"):
+        if name in ("Classification", "RerankResult", "SparseVector", "maxsim"):
             return getattr(import_module(f"{__name__}.results"), name)
         if name in _FORMER_SUBMODULES:
             return import_module(f"{__name__}.{name}")

@@ -406,7 +406,7 @@ class Manager:
         max_length: int | None = None,
         revision: str | None = None,
         prompts: Mapping[str, str] | None = None,
-        kind: Literal["embedding", "reranker", "classifier", "generator"] | None = None,
+        kind: Literal["embedding", "reranker", "classifier", "sparse", "generator"] | None = None,
         cache: bool | CachePolicy | None = None,
         cold_start_price: float | None = None,
         replace: bool = False,

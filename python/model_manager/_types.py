@@ -199,8 +199,10 @@ class Description(TypedDict):
     """`model_type` of its config.json; ``ollama`` or ``openai`` for a server's model."""
     dimension: int
     """Length of its vectors; 0 for a model that gives none."""
+    sparse_dimension: int
+    """Entries of the vocabulary of its sparse vectors; 0 for a model that gives none."""
     tasks: list[str]
-    """The methods that it answers: ``embed``, ``rerank``, ``classify``."""
+    """The methods that it answers: ``embed``, ``embed_multi``, ``embed_sparse``, ``rerank``, ``classify``."""
     labels: list[str]
     """Names of the labels that it scores; empty for a model that scores nothing."""
     max_length: int | None
@@ -377,7 +379,7 @@ class SlotStatistics(TypedDict):
     source: str | None
     """None for a slot with a registered loader."""
     kind: str
-    """``embedding``, ``reranker``, ``classifier``, ``generator`` or ``object``."""
+    """``embedding``, ``sparse``, ``reranker``, ``classifier``, ``generator`` or ``object``."""
     pinned: bool
     keep_alive: float | None
     """Seconds that it stays after its latest use; None: indefinitely."""

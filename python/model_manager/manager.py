@@ -12,7 +12,7 @@ from . import _core
 from ._async import AsyncTextStream, acomplete, aembed
 from ._core import Manager
 from ._preload import start as start_preload
-from ._scoring import ScoringManager
+from ._vectors import VectorsManager
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ BUILT_IN_SLOTS = ("turkish_sentence", "english_sentence", "text_generator", "rer
 """The slots that every manager has: the last one from its first use on."""
 
 
-class BaseManager(ScoringManager):
+class BaseManager(VectorsManager):
     """`Manager` plus everything that needs Python: `ModelManager` without the chatbot's names."""
 
     _registered: dict[str, tuple[str | None, dict[str, Any]]]

@@ -1,10 +1,16 @@
-"""What reranking and classification return."""
+"""What reranking, classification and sparse embedding return."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-__all__ = ["Classification", "RerankResult"]
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+__all__ = ["Classification", "RerankResult", "SparseVector", "maxsim"]
 
 
 class RerankResult(NamedTuple):
@@ -27,3 +33,48 @@ class Classification(NamedTuple):
     """Its probability."""
     scores: dict[str, float]
     """The probability of each label, in the model's order."""
+
+
+class SparseVector(NamedTuple):
+    """Entries of a vocabulary with a weight above zero."""
+
+    indices: NDArray[np.uint32]
+    """The entries, ascending."""
+    values: NDArray[np.float32]
+    """The weight of each."""
+
+    def dot(self, other: SparseVector) -> float:
+        """The similarity to another vector of the same model."""
+        import numpy as np
+
+        _, own, its = np.intersect1d(self.indices, other.indices, assume_unique=True, return_indices=True)
+        return float(self.values[own] @ other.values[its])
+
+
+def to_scipy(vectors: Sequence[SparseVector], width: int) -> Any:
+    """The vectors as the rows of a `scipy.sparse.csr_array`; needs scipy."""
+    import numpy as np
+    from scipy.sparse import csr_array
+
+    ends = np.cumsum([0, *(len(vector.indices) for vector in vectors)])
+    indices = np.concatenate([vector.indices for vector in vectors]) if vectors else np.empty(0, np.uint32)
+    values = np.concatenate([vector.values for vector in vectors]) if vectors else np.empty(0, np.float32)
+    return csr_array((values, indices.astype(np.int64), ends), shape=(len(vectors), width))
+
+
+def maxsim(query: NDArray[np.float32], documents: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+    """The late interaction of ColBERT, for each document: for each token of the query its greatest dot product with a
+    token of the document, summed. A document without tokens scores 0.
+    """
+    import numpy as np
+
+    scores = np.zeros(len(documents), np.float32)
+    lengths = np.array([len(document) for document in documents])
+    filled = np.flatnonzero(lengths)
+    if len(filled) == 0 or len(query) == 0:
+        return scores
+    starts = np.cumsum([0, *lengths[filled][:-1]])
+    # One product for all documents, and the greatest of each document's columns.
+    products = query @ np.concatenate([documents[index] for index in filled.tolist()]).T
+    scores[filled] = np.maximum.reduceat(products, starts, axis=1).sum(axis=0)
+    return scores

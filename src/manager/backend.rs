@@ -169,10 +169,7 @@ impl Forward for Encoder {
 
     fn forward(&self, batch: &Packed<'_>, out: &mut Output) -> Result<()> {
         let _computing = fork::computing();
-        match out {
-            Output::Dense(out) | Output::Scores(out) => self.encode(batch, out.values_mut()),
-            other => self.shapes().expect(other.shape().kind(), &self.name).map(drop),
-        }
+        self.compute(batch, out)
     }
 }
 

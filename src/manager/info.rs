@@ -40,6 +40,7 @@ impl ModelInfo {
         match self.shapes.scores {
             Some(1) => "reranker",
             Some(_) => "classifier",
+            None if self.shapes.sparse.is_some() && self.shapes.dense.is_none() => "sparse",
             None => "embedding",
         }
     }

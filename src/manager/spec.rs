@@ -78,6 +78,7 @@ impl EmbeddingSpec {
     pub(super) fn kind_name(&self) -> &'static str {
         match self.kind {
             Some(ModelKind::Classifier) => "reranker",
+            Some(ModelKind::Sparse) => "sparse",
             _ => "embedding",
         }
     }

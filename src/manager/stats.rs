@@ -31,6 +31,8 @@ pub struct ModelDescription {
     pub architecture: String,
     /// Length of its vectors; 0 if it gives none.
     pub dimension: usize,
+    /// Entries of the vocabulary of its sparse vectors; 0 if it gives none.
+    pub sparse_dimension: usize,
     /// The methods that it answers.
     pub tasks: Vec<&'static str>,
     /// Names of the labels that it scores.
@@ -74,6 +76,7 @@ impl ModelDescription {
             path,
             architecture,
             dimension: backend.shapes().dense.unwrap_or(0),
+            sparse_dimension: backend.shapes().sparse.unwrap_or(0),
             tasks: backend.shapes().tasks(),
             labels: backend.scores().map(|scores| scores.labels.clone()).unwrap_or_default(),
             max_length: handle.info.max_length,

@@ -20,6 +20,8 @@ pub struct ModelConfig {
     pub model: String,
     /// The family of its architecture.
     pub family: &'static Family,
+    /// What it is used for.
+    pub kind: ModelKind,
     /// What it is made of.
     pub architecture: Arc<dyn Architecture>,
     /// The file, for messages.
@@ -64,7 +66,7 @@ impl ModelConfig {
         check_config(&files.model, &path, &json, family.classes, family.keys)?;
         let file = ConfigFile { model: &files.model, path: &path, json: &json };
         let architecture = (family.read)(&file)?.into();
-        Ok(Self { model: files.model.clone(), family, architecture, json, path, gguf: None })
+        Ok(Self { model: files.model.clone(), family, kind, architecture, json, path, gguf: None })
     }
 
     fn from_gguf(files: &ModelFiles, kind: ModelKind) -> Result<Self> {
@@ -82,7 +84,7 @@ impl ModelConfig {
         let architecture = read(&gguf)?.into();
         let path = files.root.clone();
         let gguf = Some(Arc::new(gguf));
-        Ok(Self { model: files.model.clone(), family, architecture, json: Value::Null, path, gguf })
+        Ok(Self { model: files.model.clone(), family, kind, architecture, json: Value::Null, path, gguf })
     }
 
     /// The tensors of the files that this is the configuration of. A GGUF file is the one that was opened for it.
@@ -117,12 +119,13 @@ fn use_of(kind: ModelKind) -> &'static str {
         ModelKind::Embedding => "for embeddings",
         ModelKind::Generator => "for text generation",
         ModelKind::Classifier => "for scores",
+        ModelKind::Sparse => "for sparse vectors",
     }
 }
 
 fn remedy(kind: ModelKind) -> &'static str {
     match kind {
         ModelKind::Embedding => ". If it is to write text, register it with kind=\"generator\"",
-        ModelKind::Generator | ModelKind::Classifier => "",
+        ModelKind::Generator | ModelKind::Classifier | ModelKind::Sparse => "",
     }
 }

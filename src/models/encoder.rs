@@ -7,7 +7,9 @@ use std::thread;
 
 use super::architectures::{ModelKind, Transformer};
 use super::config::ModelConfig;
-use super::heads::{Classifier, DenseLayer, Pooling, ScoreConfig, SentenceEncoder};
+use super::heads::{
+    Classifier, DenseLayer, Pooling, ScoreConfig, SentenceEncoder, SparseBatch, SpladePooling,
+};
 use super::kind;
 use super::manifest::ModelFiles;
 use super::sentence::SentenceConfig;
@@ -15,7 +17,8 @@ use super::tokenizers::{Bounds, Encoded, Tokenizer};
 use super::weights::Weights;
 use crate::compute::memory::{joined, zeroed};
 use crate::compute::{Backend, Candle, Cpu, Isa, Packed, WeightFormat};
-use crate::output::Shapes;
+use crate::output::{MultiVector, Output, Shapes};
+use crate::sync::Mutex;
 use crate::{Error, Result};
 
 /// Makes the transformer from its configuration and weights.
@@ -62,7 +65,12 @@ fn build<B: Backend>(
     config: &ModelConfig,
     weights: &Weights,
 ) -> Result<Box<dyn SentenceEncoder>> {
-    Ok(Box::new(Transformer::load(backend, &*config.architecture, weights)?))
+    let architecture = &*config.architecture;
+    let masked = config.family.masked_lm.filter(|_| config.kind == ModelKind::Sparse);
+    Ok(Box::new(match masked {
+        Some(head) => Transformer::load_masked(backend, architecture, weights, head)?,
+        None => Transformer::load(backend, architecture, weights)?,
+    }))
 }
 
 /// A sentence model in memory: tokenizer, transformer, and what sentence-transformers put around it.
@@ -91,6 +99,8 @@ enum Head {
     Vectors(Vec<DenseLayer>),
     /// Logits.
     Scores(Classifier),
+    /// Weights of this many entries of the vocabulary.
+    Sparse(SpladePooling, usize),
 }
 
 impl Encoder {
@@ -106,6 +116,7 @@ impl Encoder {
         let mut sentence = match (&config.gguf, kind) {
             (Some(gguf), _) => SentenceConfig::from_gguf(gguf, &files.model, positions, overrides.pooling)?,
             (None, ModelKind::Classifier) => SentenceConfig::of_classifier(files, positions)?,
+            (None, ModelKind::Sparse) => SentenceConfig::of_sparse(files, positions)?,
             (None, _) => SentenceConfig::load(files, positions)?,
         };
         sentence.pooling = overrides.pooling.unwrap_or(sentence.pooling);
@@ -142,6 +153,10 @@ impl Encoder {
                 let scores = ScoreConfig::read(files, &config, classifier.labels())?;
                 (Head::Scores(classifier), Some(scores))
             }
+            None if kind == ModelKind::Sparse => {
+                let pooling = SentenceConfig::splade(files)?;
+                (Head::Sparse(pooling, config.describe().vocabulary), None)
+            }
             None => (Head::Vectors(dense_layers(files, &sentence, model.width())?), None),
         };
         let known = tokenizer.id_limit();
@@ -167,11 +182,15 @@ impl Encoder {
 
     /// The shapes of what it gives.
     pub fn shapes(&self) -> Shapes {
+        let none = Shapes::default();
         match &self.head {
             Head::Vectors(dense) => {
-                Shapes::dense(dense.last().map_or(self.model.width(), DenseLayer::outputs))
+                let states = self.model.width();
+                let width = dense.last().map_or(states, DenseLayer::outputs);
+                Shapes { dense: Some(width), multi: Some(states), ..none }
             }
-            Head::Scores(classifier) => Shapes { scores: Some(classifier.labels()), ..Shapes::default() },
+            Head::Scores(classifier) => Shapes { scores: Some(classifier.labels()), ..none },
+            Head::Sparse(_, vocabulary) => Shapes { sparse: Some(*vocabulary), ..none },
         }
     }
 
@@ -186,6 +205,7 @@ impl Encoder {
         let head = match &self.head {
             Head::Vectors(dense) => dense.iter().map(DenseLayer::memory_bytes).sum(),
             Head::Scores(classifier) => classifier.memory_bytes(),
+            Head::Sparse(..) => 0,
         };
         self.model.memory_bytes() + head
     }
@@ -252,11 +272,41 @@ impl Encoder {
                 out.copy_from_slice(&vectors);
             }
             Head::Scores(classifier) => out.copy_from_slice(&classifier.apply(pooled()?)),
+            Head::Sparse(..) => return Err(misuse("a model of sparse vectors pools no states")),
         }
         if self.config.normalize {
             out.chunks_exact_mut(self.width().max(1)).for_each(normalize);
         }
         Ok(())
+    }
+
+    /// The items of a batch into `out`, whose shape is one of [`Encoder::shapes`].
+    ///
+    /// # Errors
+    /// Those of the transformer.
+    pub fn compute(&self, batch: &Packed<'_>, out: &mut Output) -> Result<()> {
+        match (out, &self.head) {
+            (Output::Dense(out) | Output::Scores(out), _) => self.encode(batch, out.values_mut()),
+            (Output::Sparse(out), Head::Sparse(pooling, _)) => {
+                let sparse = SparseBatch::new(batch.sequences());
+                self.model
+                    .logits(batch, &|sequence, first, rows| sparse.add(*pooling, sequence, first, rows))?;
+                out.items.iter_mut().zip(sparse.into_vectors()).for_each(|(item, vector)| *item = vector);
+                Ok(())
+            }
+            (Output::Sparse(_), _) => Err(misuse("this model gives no sparse vectors")),
+            (Output::Multi(out), _) => {
+                let items: Vec<Mutex<MultiVector>> =
+                    (0..batch.sequences()).map(|_| Mutex::default()).collect();
+                self.model.states(batch, &|sequence, _, rows| {
+                    let values: Vec<f32> = rows.iter().flatten().copied().collect();
+                    *items[sequence].lock() =
+                        MultiVector { values: values.into(), width: self.model.width() };
+                })?;
+                out.items = items.into_iter().map(Mutex::into_inner).collect();
+                Ok(())
+            }
+        }
     }
 }
 
@@ -264,6 +314,10 @@ impl fmt::Debug for Encoder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Encoder({}, {:?}, {})", self.name, self.shapes(), self.dtype())
     }
+}
+
+fn misuse(reason: &str) -> Error {
+    Error::Internal { place: "encoder".into(), reason: reason.into() }
 }
 
 /// The Dense modules between pooling and normalization.

@@ -7,6 +7,7 @@ use serde_json::Value;
 use super::architectures::{self, ModelKind};
 use super::formats::gguf::Gguf;
 use super::json::read_json;
+use super::manifest::read_modules;
 use super::resolve::{ResolveOptions, gguf_file};
 use super::source::Source;
 
@@ -41,8 +42,12 @@ fn of_gguf(path: &Path) -> Option<ModelKind> {
 pub(super) fn of_folder(folder: &Path) -> Option<ModelKind> {
     if folder.join("modules.json").is_file() {
         let saved: Value = read_json(&folder.join("config_sentence_transformers.json")).unwrap_or_default();
-        let scores = saved["model_type"] == "CrossEncoder";
-        return Some(if scores { ModelKind::Classifier } else { ModelKind::Embedding });
+        let modules = read_modules(&folder.join("modules.json")).unwrap_or_default();
+        return Some(match saved["model_type"].as_str() {
+            Some("CrossEncoder") => ModelKind::Classifier,
+            _ if modules.iter().any(|module| module.kind == "SpladePooling") => ModelKind::Sparse,
+            _ => ModelKind::Embedding,
+        });
     }
     let config: Value = read_json(&folder.join("config.json")).ok()?;
     let classifies =

@@ -212,8 +212,11 @@ const WEIGHTS: [&str; 3] = ["model.safetensors", "model.safetensors.index.json",
 
 impl Selection {
     pub(crate) fn new(modules: &[Module], has: &dyn Fn(&str) -> bool) -> Result<Self, Missing> {
-        let transformer =
-            modules.iter().find(|m| m.kind == "Transformer").map(|m| m.path.clone()).unwrap_or_default();
+        let transformer = modules
+            .iter()
+            .find(|m| m.kind == "Transformer" || m.kind == "MLMTransformer")
+            .map(|m| m.path.clone())
+            .unwrap_or_default();
         let within = |name: &str| join(&transformer, name);
         let mut files = Vec::new();
         let mut take = |name: String| {

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::formats::gguf::Gguf;
-use super::heads::Pooling;
+use super::heads::{Pooling, SpladePooling};
 use super::json::read_json;
 use super::keys::{refusal, refuse_unknown};
 use super::manifest::{ModelFiles, SENTENCE_CONFIGS};
@@ -101,10 +101,29 @@ const ARGUMENTS: &[&str] = &[
 ];
 /// The keys of `config_sentence_transformers.json` that are read.
 const MODEL_KEYS: &[&str] =
-    &["prompts", "default_prompt_name", "similarity_fn_name", "model_type", "__version__"];
+    &["prompts", "default_prompt_name", "similarity_fn_name", "model_type", "__version__", "activation_fn"];
 /// The keys of a pooling's `config.json` that are read, in addition to [`FLAGS`].
 const POOLING_KEYS: &[&str] =
     &["word_embedding_dimension", "embedding_dimension", "pooling_mode", "include_prompt"];
+
+/// What sentence-transformers writes into the files of one kind of model.
+struct SavedTask {
+    class: &'static str,
+    task: &'static str,
+    output: &'static str,
+    state: &'static str,
+}
+
+const EMBEDDING: SavedTask = SavedTask {
+    class: "SentenceTransformer",
+    task: "feature-extraction",
+    output: "token_embeddings",
+    state: "last_hidden_state",
+};
+const SCORES: SavedTask =
+    SavedTask { class: "CrossEncoder", task: "sequence-classification", output: "scores", state: "logits" };
+const MASKED: SavedTask =
+    SavedTask { class: "SparseEncoder", task: "fill-mask", output: "token_embeddings", state: "logits" };
 
 #[derive(Default, Deserialize)]
 struct TransformerFile {
@@ -116,12 +135,10 @@ struct TransformerFile {
 }
 
 impl TransformerFile {
-    /// Refuses settings of the transformer other than for token states.
-    fn check(&self, model: &str, path: &Path) -> Result<()> {
+    /// Refuses settings of the transformer other than those of `saved`.
+    fn check(&self, model: &str, path: &Path, saved: &SavedTask) -> Result<()> {
         refuse_unknown(model, path, &self.others, &[TRANSFORMER_KEYS])?;
-        for (key, supported) in
-            [("transformer_task", "feature-extraction"), ("module_output_name", "token_embeddings")]
-        {
+        for (key, supported) in [("transformer_task", saved.task), ("module_output_name", saved.output)] {
             if let Some(value) = self.others.get(key).filter(|value| *value != supported) {
                 let reason = format!("only {supported:?} is supported");
                 return Err(refusal(model, path, key, value, &reason));
@@ -141,10 +158,10 @@ impl TransformerFile {
         }
         let text = self.others.get("modality_config").and_then(|modalities| modalities.get("text"));
         if let Some(text) = text
-            && (text["method"] != "forward" || text["method_output_name"] != "last_hidden_state")
+            && (text["method"] != "forward" || text["method_output_name"] != saved.state)
         {
-            let reason = "only the last_hidden_state of forward is supported";
-            return Err(refusal(model, path, "modality_config", text, reason));
+            let reason = format!("only the {} of forward is supported", saved.state);
+            return Err(refusal(model, path, "modality_config", text, &reason));
         }
         Ok(())
     }
@@ -168,11 +185,18 @@ impl SentenceConfig {
     /// # Errors
     /// [`Error::Unsupported`] naming the stage that cannot be run, [`Error::MissingFile`], [`Error::InvalidFile`].
     pub fn load(files: &ModelFiles, positions: usize) -> Result<Self> {
+        let own = Self::read(files, positions, &EMBEDDING)?;
+        let Stages { pooling, include_prompt, dense, normalize } = Stages::read(files)?;
+        Ok(Self { pooling, include_prompt, dense, normalize, ..own })
+    }
+
+    /// The settings of any model that was saved for `saved`: length, case, prompts, similarity.
+    fn read(files: &ModelFiles, positions: usize, saved: &SavedTask) -> Result<Self> {
         let transformer: TransformerFile =
             match SENTENCE_CONFIGS.iter().find_map(|name| files.beside_weights(name)) {
                 Some(path) => {
                     let file: TransformerFile = read_json(&path)?;
-                    file.check(&files.model, &path)?;
+                    file.check(&files.model, &path, saved)?;
                     file
                 }
                 None => TransformerFile::default(),
@@ -185,9 +209,9 @@ impl SentenceConfig {
         let path = files.root.join("config_sentence_transformers.json");
         let model: ModelFile = if path.is_file() { read_json(&path)? } else { ModelFile::default() };
         refuse_unknown(&files.model, &path, &model.others, &[MODEL_KEYS])?;
-        if let Some(kind) = model.others.get("model_type").filter(|kind| *kind != "SentenceTransformer") {
-            let reason = "only a SentenceTransformer embeds a text as one vector";
-            return Err(refusal(&files.model, &path, "model_type", kind, reason));
+        if let Some(kind) = model.others.get("model_type").filter(|kind| *kind != saved.class) {
+            let reason = format!("here only a {} is supported", saved.class);
+            return Err(refusal(&files.model, &path, "model_type", kind, &reason));
         }
         let prompts: BTreeMap<_, _> =
             model.prompts.into_iter().map(|(name, prompt)| (name, prompt.unwrap_or_default())).collect();
@@ -197,17 +221,13 @@ impl SentenceConfig {
                 format!("its default_prompt_name {name:?} is none of its prompts; correct or remove it"),
             ));
         }
-        let Stages { pooling, include_prompt, dense, normalize } = Stages::read(files)?;
         Ok(Self {
-            pooling,
-            include_prompt,
-            dense,
-            normalize,
             max_length: longest.map_or(positions, |length| length.min(positions)),
             lower_case: transformer.do_lower_case,
             prompts,
             default_prompt_name: model.default_prompt_name,
             similarity: model.similarity_fn_name.unwrap_or_default(),
+            ..Self::plain()
         })
     }
 
@@ -234,15 +254,42 @@ impl SentenceConfig {
                 reason: "its chat template makes a conversation of a pair, which is not supported".into(),
             });
         }
-        let path = SENTENCE_CONFIGS.iter().find_map(|name| files.beside_weights(name));
-        let saved: Value = path.map_or(Ok(Value::Null), |path| read_json(&path))?;
-        let longest = saved["max_seq_length"].as_u64().filter(|&length| length > 0);
-        let longest = match longest {
-            Some(length) => usize::try_from(length).ok(),
-            None => tokenizer.max_length(),
-        };
-        let max_length = longest.map_or(positions, |length| length.min(positions));
-        Ok(Self { max_length, ..Self::plain() })
+        let own = Self::read(files, positions, &SCORES)?;
+        if let Some(name) = &own.default_prompt_name {
+            let reason = format!("its default prompt {name:?} stands before pairs, which is not supported");
+            return Err(Error::Unsupported { model: files.model.clone(), reason });
+        }
+        Ok(own)
+    }
+
+    /// The settings of a model of sparse vectors: its length and its prompts.
+    ///
+    /// # Errors
+    /// As [`SentenceConfig::load`].
+    pub fn of_sparse(files: &ModelFiles, positions: usize) -> Result<Self> {
+        let own = Self::read(files, positions, &MASKED)?;
+        let known = |kind: &str| ["Transformer", "MLMTransformer", "SpladePooling"].contains(&kind);
+        if let Some(module) = files.modules.iter().find(|module| !known(&module.kind)) {
+            return Err(Error::Unsupported {
+                model: files.model.clone(),
+                reason: format!(
+                    "its modules.json lists {}; supported for sparse vectors are MLMTransformer and SpladePooling",
+                    module.kind
+                ),
+            });
+        }
+        Ok(own)
+    }
+
+    /// How a model of sparse vectors pools. Without `modules.json`: the largest of all tokens, as in SPLADE++.
+    ///
+    /// # Errors
+    /// As [`SpladePooling::load`].
+    pub fn splade(files: &ModelFiles) -> Result<SpladePooling> {
+        match files.modules.iter().find(|module| module.kind == "SpladePooling") {
+            Some(module) => SpladePooling::load(&files.model, &files.root.join(&module.path)),
+            None => Ok(SpladePooling::default()),
+        }
     }
 
     /// The mean of all states, cut nowhere, without prompts.

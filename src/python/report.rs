@@ -53,6 +53,7 @@ pub(super) fn description<'py>(py: Python<'py>, model: &ModelDescription) -> PyR
         "path": &model.path,
         "architecture": &model.architecture,
         "dimension": model.dimension,
+        "sparse_dimension": model.sparse_dimension,
         "tasks": &model.tasks,
         "labels": &model.labels,
         "max_length": model.max_length,

@@ -136,7 +136,7 @@ def test_little_to_calibrate_with_is_told(model, caplog):
     assert caplog.text == ""
 
 
-@pytest.mark.parametrize("options", [{"precision": "int4"}, {"output_value": "token_embeddings"}])
+@pytest.mark.parametrize("options", [{"precision": "int4"}, {"output_value": "word_embeddings"}])
 def test_what_is_not_supported_says_so(model, options):
     with pytest.raises(ValueError, match=next(iter(options.values()))):
         model.encode("a text", **options)

@@ -125,7 +125,7 @@ def test_descriptions_say_what_a_model_does(rerankers):
     assert described["tasks"] == ["classify"]
     assert described["labels"] == ["contradiction", "entailment", "neutral"]
     assert rerankers.describe("rerank_bert")["tasks"] == ["rerank", "classify"]
-    assert rerankers.describe("english_sentence")["tasks"] == ["embed"]
+    assert rerankers.describe("english_sentence")["tasks"] == ["embed", "embed_multi"]
     assert rerankers.describe("english_sentence")["labels"] == []
     assert "reranker" not in rerankers.slots()
     rerankers.load("reranker")

@@ -115,3 +115,46 @@ def test_an_embedding_model_says_what_it_does(scorers):
     assert "gives no scores" in response.json()["error"]["message"]
     refused = scorers.embed(input="a", model="rerank")
     assert refused.status_code == 404
+
+
+@pytest.mark.parametrize("path", ["/v1/embeddings/sparse", "/embed_sparse"])
+def test_sparse_vectors(serve, path):
+    server = serve()
+    server.manager.register("sparse", str(FIXTURES / "splade_bert"))
+    wanted = [
+        [{"index": index, "value": value} for index, value in zip(one.indices, one.values, strict=True)]
+        for one in server.manager.embed_sparse(DOCUMENTS, "sparse")
+    ]
+    for request in ({"inputs": DOCUMENTS}, {"input": DOCUMENTS, "model": "sparse"}, {"inputs": DOCUMENTS, "model": ""}):
+        response = server.client.post(path, json=request)
+        assert response.status_code == 200, response.text
+        assert response.json() == wanted
+    assert server.client.post(path, json={"inputs": DOCUMENTS[0]}).json() == wanted[:1]
+
+
+@pytest.mark.parametrize(
+    ("request_", "status", "param"),
+    [
+        ({"inputs": []}, 400, "input"),
+        ({}, 400, "input"),
+        ({"inputs": [7]}, 400, "inputs"),
+        ({"inputs": "a", "model": "unknown"}, 404, "model"),
+        ({"inputs": "a", "model": "tiny"}, 400, "inputs"),
+        ({"inputs": "a", "model": "english_sentence"}, 400, "inputs"),
+        ({"inputs": "a", "prompt_name": "unknown"}, 400, "prompt_name"),
+        ({"inputs": "a", "truncate": "yes"}, 400, "truncate"),
+        ({"inputs": "a b c " * 100, "truncate": False}, 400, "inputs"),
+    ],
+)
+def test_what_is_refused_of_sparse_vectors(serve, request_, status, param):
+    server = serve()
+    server.manager.register("sparse", str(FIXTURES / "splade_bert"))
+    response = server.client.post("/v1/embeddings/sparse", json=request_)
+    assert response.status_code == status, response.text
+    assert response.json()["error"]["param"] == param, response.text
+
+
+def test_sparse_vectors_need_a_model(serve):
+    refused = serve().client.post("/embed_sparse", json={"inputs": "a"})
+    assert refused.status_code == 400
+    assert refused.json()["error"]["param"] == "model"

@@ -51,7 +51,7 @@ class SentenceModel:
         prompt: str | None = None,
         batch_size: int = 32,
         show_progress_bar: bool | None = None,
-        output_value: Literal["sentence_embedding"] = "sentence_embedding",
+        output_value: Literal["sentence_embedding", "token_embeddings"] = "sentence_embedding",
         precision: Precision = "float32",
         convert_to_numpy: bool = True,
         convert_to_tensor: bool = False,
@@ -67,7 +67,7 @@ class SentenceModel:
             prompt: Text that is put in front of every sentence.
             batch_size: Accepted and ignored: batches are formed by tokens and do not change results.
             show_progress_bar: Show a progress bar if tqdm is installed.
-            output_value: Only ``"sentence_embedding"``.
+            output_value: ``"token_embeddings"`` returns the states of all tokens: an array (tokens, dim) per text.
             precision: ``"float32"``, or quantized: ``"int8"``/``"uint8"`` (scaled to the range of these texts,
                 one byte per dimension), ``"binary"``/``"ubinary"`` (the sign, one bit per dimension).
             convert_to_numpy: False returns a list of arrays, one per text.
@@ -83,8 +83,8 @@ class SentenceModel:
             TypeError: `sentences` is a mapping or bytes, or an item is not text.
             ValueError: An unknown `precision` or `output_value`, and the errors of `Manager.embed`.
         """
-        if output_value != "sentence_embedding":
-            raise ValueError(f"output_value={output_value!r} is not supported; use 'sentence_embedding'")
+        if output_value not in ("sentence_embedding", "token_embeddings"):
+            raise ValueError(f"output_value={output_value!r}: use 'sentence_embedding' or 'token_embeddings'")
         if precision not in ("float32", "int8", "uint8", "binary", "ubinary"):
             raise ValueError(f"precision={precision!r} must be one of float32, int8, uint8, binary, ubinary")
         if isinstance(sentences, Mapping | bytes | bytearray):
@@ -95,6 +95,8 @@ class SentenceModel:
             )
         single = isinstance(sentences, str)
         texts = [sentences] if isinstance(sentences, str) else list(sentences)
+        if output_value == "token_embeddings":
+            return self._token_states(texts, single, prompt, prompt_name, convert_to_tensor)
         with _Progress(bool(show_progress_bar), len(texts)) as progress:
             vectors: Any = self._manager.embed(
                 texts,
@@ -114,6 +116,17 @@ class SentenceModel:
         if single:
             return vectors[0]
         return vectors if convert_to_numpy or convert_to_tensor else list(vectors)
+
+    def _token_states(
+        self, texts: list[str], single: bool, prompt: str | None, prompt_name: str | None, tensors: bool
+    ) -> Any:
+        states: Any
+        states, _ = self._manager._infer("multi", texts, None, self.name, prompt=prompt, prompt_name=prompt_name)
+        if tensors:
+            import torch
+
+            states = [torch.from_numpy(rows) for rows in states]
+        return states[0] if single else states
 
     def encode_query(self, sentences: str | Iterable[str], *, task: str | None = None, **options: Any) -> Any:
         r"""`encode` with the model's prompt named ``query``, if it has one and the call gives none.

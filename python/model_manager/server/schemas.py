@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, RootModel
 
 Text = Annotated[str, Field(min_length=1, pattern=r"\S")]
 Token = Annotated[int, Field(ge=0, lt=2**32)]
@@ -171,6 +171,28 @@ class ClassifyAnswer(BaseModel):
     model: str
     data: list[LabelledInput]
     usage: Usage
+
+
+class SparseRequest(_Open):
+    """Texts for sparse vectors. `input` means the same as `inputs`."""
+
+    inputs: str | list[str] | None = None
+    input: str | list[str] | None = None
+    model: str | None = Field(None, description="A slot or source of kind `sparse`; the only one without it.")
+    prompt_name: str | None = Field(None, description="One of the model's prompts.")
+    truncate: bool | None = Field(None, description="false: refuse texts that are longer than the model's maximum.")
+    keep_alive: float | str | None = Field(None, description="How long the model stays after this use.")
+
+
+class SparseWeight(BaseModel):
+    """One entry of the vocabulary."""
+
+    index: int
+    value: float
+
+
+class SparseAnswer(RootModel[list[list[SparseWeight]]]):
+    """The weights of every text."""
 
 
 class Model(BaseModel):

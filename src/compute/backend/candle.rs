@@ -361,8 +361,8 @@ impl Pass<Candle> for CandlePass<'_> {
     /// `[tokens, width]`, or `None` for an empty sequence, which candle's operations do not support.
     type States = Option<Tensor>;
 
-    fn number(&self, _index: usize) -> usize {
-        self.number
+    fn numbers(&self) -> Vec<usize> {
+        vec![self.number]
     }
 
     fn embed(
@@ -538,6 +538,27 @@ impl Pass<Candle> for CandlePass<'_> {
         let width = x.dim(D::Minus1).map_err(failed)?;
         each(0, Rows::new(&read().map_err(failed)?, width, width));
         Ok(())
+    }
+
+    fn linear_norm(
+        &mut self,
+        x: Option<Tensor>,
+        linear: &TensorLinear,
+        activation: Activation,
+        norm: &TensorNorm,
+    ) -> Result<Option<Tensor>> {
+        let apply = |x: Tensor| norm.apply(&linear.activated(&x, activation)?);
+        x.map(apply).transpose().map_err(failed)
+    }
+
+    fn read_linear(
+        &mut self,
+        x: &Option<Tensor>,
+        linear: &TensorLinear,
+        each: &mut dyn FnMut(usize, Rows<'_>),
+    ) -> Result<()> {
+        let product = x.as_ref().map(|x| linear.apply(x)).transpose().map_err(failed)?;
+        self.read(product, None, each)
     }
 
     fn project(

@@ -185,8 +185,8 @@ pub trait Pass<B: Backend> {
     /// One row for each token.
     type States;
 
-    /// The number in the batch of sequence `index` of this pass.
-    fn number(&self, index: usize) -> usize;
+    /// The numbers in the batch of this pass's sequences.
+    fn numbers(&self) -> Vec<usize>;
 
     /// The sum of the rows of `words` (by id) and, if given, of `positions` and `token_types`. A table of one type is
     /// that of all tokens.
@@ -285,6 +285,24 @@ pub trait Pass<B: Backend> {
         &mut self,
         x: Self::States,
         norm: Option<&B::Norm>,
+        each: &mut dyn FnMut(usize, Rows<'_>),
+    ) -> Result<()>;
+
+    /// `norm(activation(x Wᵀ + b))`.
+    fn linear_norm(
+        &mut self,
+        x: Self::States,
+        linear: &B::Linear,
+        activation: Activation,
+        norm: &B::Norm,
+    ) -> Result<Self::States>;
+
+    /// Calls `each` with the index in this pass and the rows of `x Wᵀ + b` of each sequence, in f32. `x` comes from
+    /// [`linear_norm`](Self::linear_norm).
+    fn read_linear(
+        &mut self,
+        x: &Self::States,
+        linear: &B::Linear,
         each: &mut dyn FnMut(usize, Rows<'_>),
     ) -> Result<()>;
 

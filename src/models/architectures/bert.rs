@@ -12,29 +12,35 @@ use super::transformer::{Architecture, Description, Factors};
 use crate::Result;
 use crate::compute::{Activation, Heads, LayerAttention, Mask, Positions};
 use crate::models::formats::gguf::Gguf;
-use crate::models::heads::layout::{self, ClassifierHead};
+use crate::models::heads::layout::{self, ClassifierHead, MaskedHead};
 
 /// BERT, and the families that number positions after the padding id.
 pub(super) const FAMILIES: &[Family] = &[
     Family {
         gguf: &[GgufFamily::encoders("bert")],
         read_gguf: Some(from_gguf),
-        ..family("bert", "Bert", &layout::BERT, read_bert)
+        ..family("bert", "Bert", &layout::BERT, &layout::MASKED_BERT, read_bert)
     },
-    family("xlm-roberta", "XLMRoberta", &layout::ROBERTA, read_roberta),
-    family("roberta", "Roberta", &layout::ROBERTA, read_roberta),
-    family("camembert", "Camembert", &layout::ROBERTA, read_roberta),
-    Family { keys: &ELECTRA_KEYS, ..family("electra", "Electra", &layout::ELECTRA, read_bert) },
+    family("xlm-roberta", "XLMRoberta", &layout::ROBERTA, &layout::MASKED_ROBERTA, read_roberta),
+    family("roberta", "Roberta", &layout::ROBERTA, &layout::MASKED_ROBERTA, read_roberta),
+    family("camembert", "Camembert", &layout::ROBERTA, &layout::MASKED_ROBERTA, read_roberta),
+    Family {
+        keys: &ELECTRA_KEYS,
+        // Its masked language model has a generator's head of its own.
+        masked_lm: None,
+        ..family("electra", "Electra", &layout::ELECTRA, &layout::MASKED_BERT, read_bert)
+    },
 ];
 
 const fn family(
     model_type: &'static str,
     classes: &'static str,
     classifier: &'static ClassifierHead,
+    masked_lm: &'static MaskedHead,
     read: ReadConfig,
 ) -> Family {
-    let classifier = Some(classifier);
-    Family { generates: false, classifier, ..Family::new(model_type, classes, KEYS, read) }
+    let (classifier, masked_lm) = (Some(classifier), Some(masked_lm));
+    Family { generates: false, classifier, masked_lm, ..Family::new(model_type, classes, KEYS, read) }
 }
 
 fn read_bert(file: &ConfigFile<'_>) -> Result<Box<dyn Architecture>> {

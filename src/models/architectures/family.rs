@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::transformer::Architecture;
 use crate::compute::{Activation, Heads, LONGEST_HEAD};
 use crate::models::formats::gguf::Gguf;
-use crate::models::heads::layout::ClassifierHead;
+use crate::models::heads::layout::{ClassifierHead, MaskedHead};
 use crate::{Error, Result};
 
 /// No dimension of a model is larger: products of a few fit into 64 bits.
@@ -23,6 +23,8 @@ pub enum ModelKind {
     Generator,
     /// Texts or pairs of texts to one number for each label: rerankers too.
     Classifier,
+    /// Texts to weights of the vocabulary.
+    Sparse,
 }
 
 impl ModelKind {
@@ -35,8 +37,9 @@ impl ModelKind {
             "embedding" => Ok(Self::Embedding),
             "generator" => Ok(Self::Generator),
             "reranker" | "classifier" => Ok(Self::Classifier),
+            "sparse" => Ok(Self::Sparse),
             _ => Err(Error::Input(format!(
-                "kind={name:?}: expected embedding, generator, reranker or classifier"
+                "kind={name:?}: expected embedding, generator, reranker, classifier or sparse"
             ))),
         }
     }
@@ -57,6 +60,8 @@ pub struct Family {
     pub generates: bool,
     /// Whether a model without a chat template gets one of bare turns, each ended by the end-of-text token.
     pub bare_turns: bool,
+    /// The head of its masked language models.
+    pub masked_lm: Option<&'static MaskedHead>,
     /// How its models score texts, if they do.
     pub classifier: Option<&'static ClassifierHead>,
     /// Reads `config.json`.
@@ -95,7 +100,7 @@ impl GgufFamily {
             ModelKind::Embedding => self.embeds,
             ModelKind::Generator => self.generates,
             // The format has no place for such a head.
-            ModelKind::Classifier => false,
+            ModelKind::Classifier | ModelKind::Sparse => false,
         }
     }
 }
@@ -215,6 +220,7 @@ impl Family {
             generates: true,
             bare_turns: false,
             classifier: None,
+            masked_lm: None,
             read,
             gguf: &[],
             read_gguf: None,
@@ -227,6 +233,7 @@ impl Family {
             ModelKind::Embedding => self.embeds,
             ModelKind::Generator => self.generates,
             ModelKind::Classifier => self.classifier.is_some(),
+            ModelKind::Sparse => self.masked_lm.is_some(),
         }
     }
 }

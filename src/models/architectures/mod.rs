@@ -13,6 +13,7 @@ mod gguf_tensors;
 mod gpt2;
 mod jina_bert;
 mod llama;
+mod masked;
 mod modernbert;
 mod mpnet;
 mod registry;

@@ -12,6 +12,7 @@
 use std::fmt::Debug;
 use std::sync::{Arc, Weak};
 
+use super::masked::MaskedLm;
 use super::tensors::{EmbeddingTensors, LayerTensors, NormTensors, Tensors};
 use crate::compute::file::WeightFile;
 use crate::compute::{
@@ -19,7 +20,8 @@ use crate::compute::{
     Positions, RopeStyle, RopeTable, Rotary, Row, Step,
 };
 use crate::models::decoder::Decoder;
-use crate::models::heads::pooling::{Pooling, SentenceEncoder};
+use crate::models::heads::layout::MaskedHead;
+use crate::models::heads::pooling::{Pooling, ReadStates, SentenceEncoder};
 use crate::{Error, Result};
 
 /// The numbers and switches of a transformer.
@@ -148,6 +150,8 @@ pub struct Transformer<B: Backend> {
     final_norm: Option<B::Norm>,
     /// Of a model that writes text.
     head: Option<B::Linear>,
+    /// Of a masked language model.
+    masked: Option<MaskedLm<B>>,
     /// The files of its tensors; a table may still be read from one.
     files: Vec<Weak<WeightFile>>,
 }
@@ -235,6 +239,7 @@ impl<B: Backend> Transformer<B> {
             rotaries,
             final_norm: architecture.final_norm(tensors)?.map(norm).transpose()?,
             head: None,
+            masked: None,
             files: tensors.files(),
             description,
             backend,
@@ -254,9 +259,39 @@ impl<B: Backend> Transformer<B> {
         Ok(model)
     }
 
+    /// Takes the weights of a masked language model from `tensors`.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub fn load_masked(
+        backend: B,
+        architecture: &dyn Architecture,
+        tensors: &dyn Tensors,
+        head: &MaskedHead,
+    ) -> Result<Self> {
+        let mut model = Self::load(backend, architecture, tensors)?;
+        let described = architecture.describe();
+        let (embeddings, shape) =
+            (architecture.embeddings(tensors)?, [described.vocabulary, described.hidden]);
+        let masked = MaskedLm::load(&model.backend, tensors, head, embeddings, shape, described.activation)?;
+        model.masked = Some(masked);
+        Ok(model)
+    }
+
     fn cache_shape(&self) -> CacheShape {
         let Heads { kv_heads, width, .. } = self.description.heads;
         CacheShape { layers: self.description.layers, kv_heads, width }
+    }
+
+    fn check_lengths(&self, batch: &Packed<'_>) -> Result<()> {
+        let longest = self.description.context;
+        match batch.ranges().find(|range| range.len() > longest) {
+            None => Ok(()),
+            Some(range) => Err(Error::Input(format!(
+                "{} tokens exceed the model's longest text ({longest})",
+                range.len()
+            ))),
+        }
     }
 
     /// Checks that no file that is still read from was changed since the model was loaded.
@@ -372,7 +407,7 @@ impl<B: Backend> SentenceEncoder for Transformer<B> {
     }
 
     fn encode(&self, batch: &Packed<'_>, pooling: Pooling, out: &mut [f32]) -> Result<()> {
-        let (width, longest) = (self.description.hidden, self.description.context);
+        let width = self.description.hidden;
         if out.len() != batch.sequences() * width {
             return Err(Error::Input(format!(
                 "{} sequences of width {width} do not fit into {} values",
@@ -380,12 +415,7 @@ impl<B: Backend> SentenceEncoder for Transformer<B> {
                 out.len()
             )));
         }
-        if let Some(range) = batch.ranges().find(|range| range.len() > longest) {
-            return Err(Error::Input(format!(
-                "{} tokens exceed the model's longest text ({longest})",
-                range.len()
-            )));
-        }
+        self.check_lengths(batch)?;
         self.backend.run(batch, width, out, &|pass, out| {
             let x = self.forward(pass, pooling.row())?;
             pass.read(x, self.final_norm.as_ref(), &mut |index, rows| {
@@ -393,6 +423,25 @@ impl<B: Backend> SentenceEncoder for Transformer<B> {
             })
         })?;
         // Rows of a table may have been read from a file that is being written to.
+        self.check_files()
+    }
+
+    fn states(&self, batch: &Packed<'_>, each: &ReadStates<'_>) -> Result<()> {
+        self.check_lengths(batch)?;
+        self.backend.run(batch, 0, &mut [], &|pass, _| {
+            let (numbers, x) = (pass.numbers(), self.forward(pass, None)?);
+            pass.read(x, self.final_norm.as_ref(), &mut |index, rows| each(numbers[index], 0, rows))
+        })?;
+        self.check_files()
+    }
+
+    fn logits(&self, batch: &Packed<'_>, each: &ReadStates<'_>) -> Result<()> {
+        let masked = self.masked.as_ref().ok_or_else(|| misuse("a model without a head has no logits"))?;
+        self.check_lengths(batch)?;
+        self.backend.run(batch, 0, &mut [], &|pass, _| {
+            let (numbers, x) = (pass.numbers(), self.forward(pass, None)?);
+            masked.read(pass, x, &mut |index, first, rows| each(numbers[index], first, rows))
+        })?;
         self.check_files()
     }
 

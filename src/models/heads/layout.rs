@@ -136,3 +136,43 @@ pub const MODERNBERT: ClassifierHead = ClassifierHead {
 /// Of Llama, Qwen2 and Qwen3: a layer over the last token's state.
 pub const CAUSAL: ClassifierHead =
     ClassifierHead { state: HeadState::Last, layers: &[layer(&["score"], HeadActivation::Identity)] };
+
+/// The head of a family's masked language models: `norm(activation(dense(x)))`, and a row for each token of the vocabulary.
+#[derive(Debug, Clone, Copy)]
+pub struct MaskedHead {
+    /// The name of the dense layer's tensors.
+    pub dense: &'static str,
+    /// After it; `None` is that of the perceptrons.
+    pub activation: Option<Activation>,
+    /// The name of the layer normalization's tensors.
+    pub norm: &'static str,
+    /// The matrix of the vocabulary. A file without it has that of the word embeddings.
+    pub decoder: &'static str,
+    /// Its bias.
+    pub bias: &'static str,
+}
+
+/// Of BERT.
+pub const MASKED_BERT: MaskedHead = MaskedHead {
+    dense: "cls.predictions.transform.dense",
+    activation: None,
+    norm: "cls.predictions.transform.LayerNorm",
+    decoder: "cls.predictions.decoder.weight",
+    bias: "cls.predictions.bias",
+};
+/// Of RoBERTa and its kin.
+pub const MASKED_ROBERTA: MaskedHead = MaskedHead {
+    dense: "lm_head.dense",
+    activation: Some(Activation::Gelu),
+    norm: "lm_head.layer_norm",
+    decoder: "lm_head.decoder.weight",
+    bias: "lm_head.bias",
+};
+/// Of DistilBERT.
+pub const MASKED_DISTILBERT: MaskedHead = MaskedHead {
+    dense: "vocab_transform",
+    activation: None,
+    norm: "vocab_layer_norm",
+    decoder: "vocab_projector.weight",
+    bias: "vocab_projector.bias",
+};

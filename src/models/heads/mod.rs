@@ -4,8 +4,10 @@ pub mod classifier;
 pub mod dense;
 pub mod layout;
 pub mod pooling;
+pub mod sparse;
 
 pub use classifier::{Classifier, ScoreActivation, ScoreConfig};
 pub use dense::DenseLayer;
 pub use layout::{ClassifierHead, HeadActivation};
 pub use pooling::{Pooling, SentenceEncoder};
+pub use sparse::{SparseBatch, SpladePooling};

@@ -96,6 +96,9 @@ fn sum(rows: Rows<'_>, out: &mut [f32], weight: impl Fn(usize) -> f32, total: f3
     }
 }
 
+/// Gets the number of a sequence in its batch, the first column, and the rows of its tokens. Called from several threads.
+pub type ReadStates<'a> = dyn Fn(usize, usize, Rows<'_>) + Sync + 'a;
+
 /// A model that turns texts into vectors.
 pub trait SentenceEncoder: Send + Sync {
     /// Values of one vector.
@@ -109,6 +112,25 @@ pub trait SentenceEncoder: Send + Sync {
     /// [`crate::Error::Input`] for a token outside the vocabulary, a text that is too long, or `out` of the wrong
     /// length; [`crate::Error::Internal`] when a worker panics.
     fn encode(&self, batch: &Packed<'_>, pooling: Pooling, out: &mut [f32]) -> Result<()>;
+
+    /// Calls `each` with the states of all tokens of each sequence.
+    ///
+    /// # Errors
+    /// As [`encode`](Self::encode).
+    fn states(&self, batch: &Packed<'_>, each: &ReadStates<'_>) -> Result<()> {
+        let _ = (batch, each);
+        Err(crate::Error::Internal { place: "encoder".into(), reason: "it gives no states of tokens".into() })
+    }
+
+    /// Calls `each` with the numbers of some entries of the vocabulary at all tokens of each sequence: for a sequence, in the
+    /// order of the vocabulary.
+    ///
+    /// # Errors
+    /// As [`encode`](Self::encode); [`crate::Error::Internal`] for a model without such a head.
+    fn logits(&self, batch: &Packed<'_>, each: &ReadStates<'_>) -> Result<()> {
+        let _ = (batch, each);
+        Err(crate::Error::Internal { place: "encoder".into(), reason: "it gives no logits".into() })
+    }
 
     /// Checks that no file that is still read from was changed since the model was loaded.
     ///

@@ -7,22 +7,17 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from ..._async import start
 from ..._scoring import RERANKER, classified, ranked
-from ...errors import InputError
 from ..bodies import read_json
-from ..errors import bad_request, refused, unknown_model
+from ..errors import bad_request, unknown_model
 from ..middleware import to_json
 from ..schemas import ClassifyAnswer, ClassifyRequest, RerankAnswer, RerankRequest
-from .vectors import awaited, json_kind, read_truncate
+from .vectors import inferred, json_kind, read_truncate
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from starlette.requests import Request
     from starlette.responses import Response
 
-    from ..._core import Ticket
     from ..routing import Routes
     from ..service import Service
 
@@ -136,20 +131,9 @@ async def _classify(request: Request, service: Service, body: dict[str, Any]) ->
 async def _scores(
     request: Request, service: Service, slot: str, first: Any, second: Any, options: dict[str, Any], field: str
 ) -> tuple[Any, int]:
-    """The core's scores and the number of tokens. When the client disconnects, its texts leave the queue."""
+    """The core's scores and the number of tokens."""
     count = len(second if second is not None else first)
-
-    def submit(on_done: Callable[..., None]) -> Ticket:
-        def on_results(results: Any, tokens: int, error: BaseException | None) -> None:
-            on_done((results, tokens), error)
-
-        return service.manager._submit_inference("scores", on_results, first, second, slot, **options)
-
-    try:
-        found: tuple[Any, int] = await awaited(service, request.receive, *start(submit), count)
-    except (InputError, TypeError) as error:
-        raise refused(error, "keep_alive" if getattr(error, "param", None) == "keep_alive" else None, field) from error
-    return found
+    return await inferred(service, request.receive, "scores", (first, second), count, slot, options, field)
 
 
 def _model(service: Service, body: dict[str, Any]) -> tuple[str, str]:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from starlette.requests import ClientDisconnect
 
-from ..._async import start_response
+from ..._async import start, start_response
 from ...errors import ConfigError, InputError
 from ..disconnect import watch_disconnect
 from ..errors import ApiError, bad_request, overloaded, refused
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from starlette.types import Receive
 
@@ -76,6 +76,32 @@ async def _compute(
     """The answer's body and the number of tokens. When the client disconnects, its texts leave the queue."""
     future, ticket = start_response(service.manager, inputs, slot, **options)
     return await awaited(service, receive, future, ticket, count)
+
+
+async def inferred(
+    service: Service,
+    receive: Receive,
+    kind: Literal["scores", "sparse"],
+    texts: tuple[Any, Any],
+    count: int,
+    slot: str,
+    options: dict[str, Any],
+    field: str,
+) -> tuple[Any, int]:
+    """Results of `kind` for texts or pairs, and the number of tokens. A client that disconnects takes them back."""
+
+    def submit(on_done: Callable[..., None]) -> Ticket:
+        def on_results(results: Any, tokens: int, error: BaseException | None) -> None:
+            on_done((results, tokens), error)
+
+        return service.manager._submit_inference(kind, on_results, *texts, slot, **options)
+
+    try:
+        found: tuple[Any, int] = await awaited(service, receive, *start(submit), count)
+    except (InputError, TypeError) as error:
+        param = getattr(error, "param", None)
+        raise refused(error, param if param in ("keep_alive", "prompt_name") else None, field) from error
+    return found
 
 
 async def awaited(

@@ -5,6 +5,7 @@
 
 mod attend;
 mod device;
+mod normed;
 mod pass;
 mod plan;
 mod run;

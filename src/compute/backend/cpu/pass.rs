@@ -12,7 +12,6 @@ use crate::compute::backend::cpu::device::{Cpu, Norm, Table};
 use crate::compute::backend::traits::{CachedSequence, Pass, Positions, Row, Rows};
 use crate::compute::isa::DType;
 use crate::compute::kernels::activation::Activation;
-use crate::compute::kernels::rowwise::RmsRow;
 use crate::compute::linear::gemm::Epilogue;
 use crate::compute::linear::layer::Linear;
 use crate::compute::matrix::StateMatrix;
@@ -143,48 +142,6 @@ impl<'a> CpuPass<'a> {
             }
         })?;
         Ok(copy)
-    }
-
-    /// Some rows of `x`, normalized, as the operand of a product.
-    fn normed(&mut self, x: &StateMatrix, rows: Range<usize>, norm: &Norm) -> Result<StateMatrix> {
-        assert!(x.columns() == norm.scale.len() && x.format() == DType::F32, "norm parameters");
-        let (to, kernels, columns) = (self.cpu.dtype, self.cpu.kernel_set().kernels, x.columns());
-        let mut normed = self.workspace.matrix(rows.len(), columns, to)?;
-        // Layer normalization runs in place, in f32.
-        let mut copy = match (&norm.shift, to) {
-            (Some(_), DType::Bf16) => Some(self.workspace.matrix(rows.len(), columns, DType::F32)?),
-            _ => None,
-        };
-        let target = normed.target();
-        let wide = copy.as_mut().map(StateMatrix::target);
-        self.parallelism.worth(rows.len() * columns).split_rows(rows.len(), |task| {
-            for row in task {
-                let from = x.row_ptr(rows.start + row).cast::<f32>();
-                let Some(shift) = &norm.shift else {
-                    let out = target.part(row..row + 1, 0..columns);
-                    let row = RmsRow { x: from, scale: &norm.scale, epsilon: norm.epsilon, out, to };
-                    // SAFETY: `x` is in f32 and has `norm.scale.len()` columns by the assertion above; the row of `normed`,
-                    // another matrix, has as many in the format `to`. Both are aligned, and each row belongs to one task.
-                    unsafe { kernels.rms(&row) };
-                    continue;
-                };
-                // SAFETY: `from` points to a row of `columns` f32 by the assertion above, which nothing writes meanwhile. Each
-                // row of `wide` and of `target`, which are other matrices, belongs to one task.
-                let (from, values, narrow) = unsafe {
-                    let from = std::slice::from_raw_parts(from, columns);
-                    match &wide {
-                        Some(wide) => (from, wide.row_f32(row), Some(target.row_bf16(row))),
-                        None => (from, target.row_f32(row), None),
-                    }
-                };
-                values.copy_from_slice(from);
-                kernels.norm(values, &norm.scale, shift, norm.epsilon, narrow);
-            }
-        })?;
-        if let Some(copy) = copy {
-            self.workspace.give(copy);
-        }
-        Ok(normed)
     }
 }
 
@@ -441,8 +398,8 @@ impl Pass<Cpu> for CpuPass<'_> {
         Ok(picked)
     }
 
-    fn number(&self, index: usize) -> usize {
-        self.numbers.get(index).copied().unwrap_or(index)
+    fn numbers(&self) -> Vec<usize> {
+        if self.numbers.is_empty() { (0..self.batch.sequences()).collect() } else { self.numbers.to_vec() }
     }
 
     fn read(
@@ -469,6 +426,37 @@ impl Pass<Cpu> for CpuPass<'_> {
             each(index, Rows::new(wide.values(range), wide.stride() / 4, wide.columns()));
         }
         self.discard(x);
+        Ok(())
+    }
+
+    fn linear_norm(
+        &mut self,
+        x: States,
+        linear: &Linear,
+        activation: Activation,
+        norm: &Norm,
+    ) -> Result<States> {
+        let rows = x.operand(self.cpu.dtype)?.rows();
+        let mut wide = self.workspace.matrix(rows, linear.outputs(), DType::F32)?;
+        self.multiply(x.operand(self.cpu.dtype)?, linear, Epilogue::Store(activation), &wide.target(), 0)?;
+        self.discard(x);
+        self.norm(States { wide: Some(wide), narrow: None, picked: false }, norm)
+    }
+
+    fn read_linear(
+        &mut self,
+        x: &States,
+        linear: &Linear,
+        each: &mut dyn FnMut(usize, Rows<'_>),
+    ) -> Result<()> {
+        let operand = x.operand(self.cpu.dtype)?;
+        let mut wide = self.workspace.matrix(operand.rows(), linear.outputs(), DType::F32)?;
+        let store = Epilogue::Store(Activation::Identity);
+        self.multiply(operand, linear, store, &wide.target(), 0)?;
+        for (index, range) in self.batch.ranges().enumerate() {
+            each(index, Rows::new(wide.values(range), wide.stride() / 4, wide.columns()));
+        }
+        self.workspace.give(wide);
         Ok(())
     }
 

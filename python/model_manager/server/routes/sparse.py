@@ -1,0 +1,83 @@
+"""`POST /v1/embeddings/sparse` and `/embed_sparse`: sparse vectors in the form of text-embeddings-inference."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ..bodies import read_json
+from ..errors import bad_request, unknown_model
+from ..middleware import to_json
+from ..schemas import SparseAnswer, SparseRequest
+from .vectors import inferred, json_kind, read_inputs, read_truncate
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+    from starlette.responses import Response
+
+    from ..routing import Routes
+    from ..service import Service
+
+
+def add_routes(routes: Routes, service: Service) -> None:
+    """Register all endpoints."""
+
+    async def embed_sparse(request: Request) -> Response:
+        """Weights of entries of the vocabulary, one list per text."""
+        body = await read_json(request, service)
+        return to_json(await _embed(request, service, body))
+
+    for path in ("/v1/embeddings/sparse", "/embed_sparse"):
+        routes.add(
+            path,
+            embed_sparse,
+            method="POST",
+            tags=["embeddings"],
+            body=SparseRequest,
+            answer=SparseAnswer,
+            summary="Embed texts sparsely",
+        )
+
+
+async def _embed(request: Request, service: Service, body: dict[str, Any]) -> list[list[dict[str, Any]]]:
+    name, slot = _model(service, body.get("model"))
+    given = body.get("inputs")
+    texts, count = read_inputs(body.get("input") if given is None else given, service.config.max_inputs)
+    texts = [texts] if isinstance(texts, str) else texts
+    for index, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise bad_request(f"inputs[{index}] must be a string, not {json_kind(text)}", "inputs")
+    prompt = body.get("prompt_name")
+    if prompt is not None and not isinstance(prompt, str):
+        raise bad_request(f"prompt_name must be a string, not {json_kind(prompt)}", "prompt_name")
+    options = {
+        "prompt_name": prompt,
+        "truncate": read_truncate(body.get("truncate")),
+        "timeout": service.config.request_timeout,
+        "keep_alive": body.get("keep_alive"),
+    }
+    found, tokens = await inferred(service, request.receive, "sparse", (texts, None), count, slot, options, "inputs")
+    service.metrics.embedded(name, count, tokens)
+    return [
+        [{"index": index, "value": value} for index, value in zip(indices.tolist(), values.tolist(), strict=True)]
+        for indices, values in found
+    ]
+
+
+def _model(service: Service, name: Any) -> tuple[str, str]:
+    """The name for the answer, and the slot: without a name the only slot of such a model."""
+    slots = {slot: state for slot, state in service.manager.stats()["slots"].items() if state["kind"] == "sparse"}
+    if name is None or name == "":
+        if len(slots) != 1:
+            has = ", ".join(slots) or "none"
+            raise bad_request(f"model is missing: name a slot of a model of sparse vectors; there is: {has}", "model")
+        return (only := next(iter(slots))), only
+    if not isinstance(name, str):
+        raise bad_request(f"model must be a string, not {json_kind(name)}", "model")
+    plain = name.removesuffix(":latest")
+    for slot, state in slots.items():
+        if plain == slot or name == state["source"]:
+            return name, slot
+    if plain in service.manager.stats()["slots"]:
+        # The core says what that slot can do.
+        return name, plain
+    raise unknown_model(name, list(slots))
