@@ -69,6 +69,7 @@ const HARMLESS: &[&str] = &[
     "decoder_start_token_id",
     "eos_token",
     "eos_token_id",
+    "mask_token",
     "mask_token_id",
     "pad_token",
     "pad_token_id",

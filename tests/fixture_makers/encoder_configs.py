@@ -113,6 +113,37 @@ def albert(sizes: Sizes) -> Config:
     return common(sizes, hidden_act="gelu_new", **shape, **groups)
 
 
+def grouped(sizes: Sizes, **others: Any) -> Config:
+    """Two query heads share each key head."""
+    end = sizes["vocabulary"] - 1
+    ids = {"pad_token_id": 0, "bos_token_id": end, "eos_token_id": end}
+    return common(sizes, num_key_value_heads=sizes["heads"] // 2, rope_theta=50_000.0, **ids, **others)
+
+
+def eurobert(sizes: Sizes) -> Config:
+    return grouped(sizes, hidden_act="silu", rms_norm_eps=1e-5, mask_token_id=4, clf_pooling="late")
+
+
+def mistral(sizes: Sizes) -> Config:
+    return grouped(sizes, hidden_act="silu", rms_norm_eps=1e-5, sliding_window=5)
+
+
+def gemma(sizes: Sizes) -> Config:
+    """EmbeddingGemma: in both directions, through a window of which half lies on each side in most layers."""
+    return grouped(
+        sizes,
+        model_type="gemma3_text",
+        head_dim=8,
+        hidden_activation="gelu_pytorch_tanh",
+        query_pre_attn_scalar=8,
+        rms_norm_eps=1e-6,
+        rope_local_base_freq=10_000.0,
+        sliding_window=7,
+        sliding_window_pattern=2,
+        use_bidirectional_attention=True,
+    )
+
+
 CONFIGS: dict[str, tuple[str, Callable[[Sizes], Config]]] = {
     "gte": ("GteModel", gte),
     "nomic_bert": ("NomicBertModel", nomic),
@@ -123,6 +154,9 @@ CONFIGS: dict[str, tuple[str, Callable[[Sizes], Config]]] = {
     "distilbert": ("DistilBertModel", distilbert),
     "electra": ("ElectraModel", electra),
     "albert": ("AlbertModel", albert),
+    "eurobert": ("EuroBertModel", eurobert),
+    "mistral": ("MistralModel", mistral),
+    "gemma": ("Gemma3TextModel", gemma),
 }
 
 

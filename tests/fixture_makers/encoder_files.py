@@ -1,6 +1,7 @@
 """The files of a sentence encoder, in every layout that hubs hold."""
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,6 +32,8 @@ class Encoder:
     pooling: str = "mean"
     normalize: bool = True
     dense: int | None = None
+    # A second layer, both without a bias and without a function.
+    dense_to: int | None = None
     max_length: int | None = 24
     positions: int = 32
     lower_case: bool = False
@@ -116,7 +119,7 @@ def write_tokenizer(spec: Encoder, directory: Path) -> Tokenizer:
 
 
 def write_weights(spec: Encoder, directory: Path) -> None:
-    bare = (*DECODERS, "modernbert", "modernbert_silu", "distilbert", "electra")
+    bare = (*DECODERS, "modernbert", "modernbert_silu", "distilbert", "electra", "eurobert", "mistral", "gemma")
     options = {} if spec.pooler or spec.architecture in bare else {"add_pooling_layer": False}
     empty = AutoModel.from_config(AutoConfig.from_pretrained(directory), **options)
     shapes = {name: tensor.shape for name, tensor in empty.state_dict().items()}
@@ -137,7 +140,7 @@ def write_sentence_files(spec: Encoder, directory: Path) -> None:
     kinds = [
         "Transformer",
         "Pooling",
-        *(["Dense"] if spec.dense else []),
+        *["Dense" for dense in (spec.dense, spec.dense_to) if dense],
         *(["Normalize"] if spec.normalize else []),
     ]
     modules = [
@@ -166,16 +169,17 @@ def write_sentence_files(spec: Encoder, directory: Path) -> None:
         directory / "config_sentence_transformers.json",
         {"prompts": spec.prompts, "default_prompt_name": spec.default_prompt, "similarity_fn_name": "cosine"},
     )
-    if spec.dense:
-        folder = directory / "2_Dense"
-        activation = "torch.nn.modules.activation.Tanh"
-        settings = {"in_features": spec.hidden, "out_features": spec.dense, "bias": True}
-        files.write_json(folder / "config.json", {**settings, "activation_function": activation})
-        shapes = {
-            "linear.weight": torch.Size((spec.dense, spec.hidden)),
-            "linear.bias": torch.Size((spec.dense,)),
-        }
-        save_file(random_weights(shapes, spec.seed), folder / "model.safetensors", metadata={"format": "pt"})
+    sizes = [size for size in (spec.hidden, spec.dense, spec.dense_to) if size]
+    for index, (inputs, outputs) in enumerate(pairwise(sizes)):
+        folder = directory / f"{index + 2}_Dense"
+        bias = spec.dense_to is None
+        function = "activation.Tanh" if bias else "linear.Identity"
+        settings = {"in_features": inputs, "out_features": outputs, "bias": bias}
+        files.write_json(folder / "config.json", {**settings, "activation_function": f"torch.nn.modules.{function}"})
+        shapes = {"linear.weight": torch.Size((outputs, inputs))}
+        shapes |= {"linear.bias": torch.Size((outputs,))} if bias else {}
+        tensors = random_weights(shapes, spec.seed + index)
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def write(spec: Encoder, directory: Path) -> None:

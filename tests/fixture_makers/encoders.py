@@ -70,6 +70,9 @@ ENCODERS = (
     Encoder("distilbert", 40, architecture="distilbert", tokenizer="cased", dense=20, normalize=False),
     Encoder("electra", 41, architecture="electra", hidden=36, heads=3, pooling="cls"),
     Encoder("albert", 42, architecture="albert", tokenizer="unigram", layers=4),
+    Encoder("eurobert", 43, architecture="eurobert", tokenizer="bytes", hidden=32, heads=4),
+    Encoder("mistral_embedding", 44, architecture="mistral", tokenizer="bytes", heads=4, pooling="lasttoken"),
+    Encoder("gemma_embedding", 45, architecture="gemma", tokenizer="bytes", heads=4, layers=4, dense=40, dense_to=20),
 )
 
 
@@ -84,7 +87,7 @@ def make(spec: Encoder, root: Path) -> None:
         jina_bert.patch(model, spec.seed)
     found: dict[str, Any] = {
         "made_with": VERSIONS,
-        "dimensions": spec.dense or spec.hidden,
+        "dimensions": spec.dense_to or spec.dense or spec.hidden,
         "pooling": spec.pooling,
         "normalize": spec.normalize and spec.layout != "plain",
         "max_length": model.max_seq_length,

@@ -52,7 +52,7 @@ fn all() -> BTreeMap<String, (ModelFiles, Reference)> {
         let name = folder.file_name().unwrap().to_str().unwrap().to_string();
         all.insert(name.clone(), (ModelFiles::open(&name, &folder).unwrap(), reference));
     }
-    assert_eq!(all.len(), 29, "{:?}", all.keys());
+    assert_eq!(all.len(), 32, "{:?}", all.keys());
     all
 }
 
@@ -291,6 +291,32 @@ fn vectors_are_those_of_sentence_transformers() {
                 "{name}: {worst:e}: {}",
                 case.text
             );
+        }
+    }
+}
+
+/// All texts of a fixture in one batch.
+#[test]
+fn vectors_of_a_batch_are_the_same_on_every_instruction_set() {
+    for (name, (files, reference)) in all() {
+        let most =
+            reference.cases.iter().flat_map(|case| &case.embedding).fold(0.0_f32, |m, x| m.max(x.abs()));
+        for isa in Isa::available() {
+            for (format, allowed) in [(WeightFormat::F32, 2e-5), (WeightFormat::Bf16, 0.1 * most.max(1.0))] {
+                let build = |config: &ModelConfig, weights: &Weights| on_cpu(config, weights, isa, format);
+                let encoder = Encoder::load(&files, Overrides::default(), &build).unwrap();
+                let (mut ids, mut offsets) = (Vec::new(), vec![0]);
+                let prompt = encoder.config.prompt(&name, None, None).unwrap();
+                for case in &reference.cases {
+                    let text = format!("{prompt}{}", case.text);
+                    ids.extend(encoder.tokenizer.encode(&text, encoder.config.max_length).unwrap());
+                    offsets.push(ids.len() as u32);
+                }
+                let vectors = encode(&encoder, &ids, &offsets);
+                let expected = reference.cases.iter().flat_map(|case| &case.embedding);
+                let worst = vectors.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+                assert!(worst <= allowed, "{name} {isa} {format:?}: {worst:e} of {most}");
+            }
         }
     }
 }

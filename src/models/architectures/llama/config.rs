@@ -140,14 +140,14 @@ impl LlamaConfig {
             .into())
     }
 
-    fn is_causal(&self) -> Result<bool, String> {
+    fn is_causal(&self, dialect: &Dialect) -> Result<bool, String> {
         match (self.is_causal, self.use_bidirectional_attention) {
             (Some(true), Some(true)) | (Some(false), Some(false)) => Err(
                 "its config.json contradicts itself: is_causal and use_bidirectional_attention have the same value; remove \
                  the wrong one"
                     .into(),
             ),
-            (is_causal, bidirectional) => Ok(is_causal.unwrap_or(true) && !bidirectional.unwrap_or(false)),
+            (is_causal, bidirectional) => Ok(is_causal.unwrap_or(dialect.causal) && !bidirectional.unwrap_or(false)),
         }
     }
 
@@ -158,7 +158,7 @@ impl LlamaConfig {
         rope: &RopeConfig,
         dialect: &Dialect,
     ) -> Result<Vec<LayerAttention>, String> {
-        let causal = self.is_causal()?;
+        let causal = self.is_causal(dialect)?;
         let [full, local] = self.rotaries(llama, rope, dialect)?;
         let scale = match self.query_pre_attn_scalar.or(dialect.query_scalar) {
             Some(scalar) if scalar > 0.0 => Some(1.0 / scalar.sqrt()),

@@ -52,6 +52,8 @@ pub(super) struct Dialect {
     pub gemma: bool,
     /// Gemma 2: scores and logits have soft caps.
     pub caps: bool,
+    /// Whether a token sees only itself and those before it, where no key says so; else the models do not write text.
+    pub causal: bool,
     /// Whether models with a head of classes are known.
     pub classifies: bool,
 }
@@ -103,6 +105,7 @@ const LLAMA: Dialect = Dialect {
     query_scalar: None,
     gemma: false,
     caps: false,
+    causal: true,
     classifies: false,
 };
 
@@ -151,7 +154,7 @@ const SLIDING: &[&str] =
     keys!["attention_bias", "layer_types", "use_sliding_window", "sliding_window", "max_window_layers"];
 
 /// All of them.
-pub(super) const DIALECTS: [Dialect; 14] = [
+pub(super) const DIALECTS: [Dialect; 15] = [
     Dialect { classifies: true, ..LLAMA },
     Dialect {
         model_type: "qwen2",
@@ -173,6 +176,17 @@ pub(super) const DIALECTS: [Dialect; 14] = [
         variant: Variant { head_norms: HeadNorms::Each, ..Variant::LLAMA },
         windows: Windows::Flagged,
         classifies: true,
+        styles: NEOX,
+        ..LLAMA
+    },
+    // EuroBERT, an encoder.
+    Dialect {
+        model_type: "eurobert",
+        classes: "EuroBert",
+        keys: keys!["attention_bias", "mlp_bias", "clf_pooling", "classifier_pooling"],
+        gguf: &[],
+        epsilon: 1e-5,
+        causal: false,
         styles: NEOX,
         ..LLAMA
     },

@@ -11,7 +11,7 @@ mod model;
 use self::config::read;
 use self::dialect::{DIALECTS, Dialect};
 use self::gguf::from_gguf;
-use super::family::Family;
+use super::family::{Family, ReadGguf};
 use crate::models::heads::layout;
 
 /// The families.
@@ -28,7 +28,9 @@ pub(super) const FAMILIES: &[Family] = &{
 const fn family(dialect: &Dialect) -> Family {
     let Dialect { model_type, classes, keys, gguf, .. } = *dialect;
     let classifier = if dialect.classifies { Some(&layout::CAUSAL) } else { None };
-    Family { gguf, read_gguf: Some(from_gguf), classifier, ..Family::new(model_type, classes, keys, read) }
+    let generates = dialect.causal;
+    let read_gguf = Some(from_gguf as ReadGguf);
+    Family { generates, gguf, read_gguf, classifier, ..Family::new(model_type, classes, keys, read) }
 }
 
 #[cfg(test)]
