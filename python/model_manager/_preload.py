@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Iterable, Iterator
 
-    from .manager import BaseManager
+    from ._core import Manager
 
 CHUNK = 32
 """Texts embedded together. Calls of other users wait for one such chunk at most."""
@@ -76,12 +76,12 @@ def read_texts(path: str | os.PathLike[str]) -> list[str]:
 
 
 def start(
-    manager: BaseManager,
+    manager: Manager,
     texts: Iterable[str] | str | os.PathLike[str],
     model: str | None,
     when: Literal["idle", "now", "first_load"],
 ) -> PreloadTicket:
-    """`BaseManager.preload`."""
+    """`Manager.preload`."""
     if when not in ("idle", "now", "first_load"):
         raise ValueError(f'when={when!r} is unknown; use "idle", "now" or "first_load"')
     if isinstance(texts, str) or hasattr(texts, "__fspath__"):
@@ -98,7 +98,7 @@ def start(
 
 
 def _run(
-    reference: weakref.ref[BaseManager], ticket: PreloadTicket, texts: list[str], model: str | None, when: str
+    reference: weakref.ref[Manager], ticket: PreloadTicket, texts: list[str], model: str | None, when: str
 ) -> None:
     try:
         for slot, group in _by_slot(reference, texts, model):
@@ -119,7 +119,7 @@ def _run(
 
 
 def _by_slot(
-    reference: weakref.ref[BaseManager], texts: list[str], model: str | None
+    reference: weakref.ref[Manager], texts: list[str], model: str | None
 ) -> Iterator[tuple[str, list[str]]]:
     groups: dict[str, list[str]] = {}
     for text in texts:
@@ -130,7 +130,7 @@ def _by_slot(
     yield from groups.items()
 
 
-def _wait(reference: weakref.ref[BaseManager], ticket: PreloadTicket, slot: str, idle: bool) -> bool:
+def _wait(reference: weakref.ref[Manager], ticket: PreloadTicket, slot: str, idle: bool) -> bool:
     """Wait until the slot's model is in memory, and nothing is computed if `idle`. False when that is in vain."""
     while not ticket._cancelled.is_set():
         manager = reference()

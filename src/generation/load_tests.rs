@@ -313,7 +313,10 @@ fn an_unknown_architecture_is_named() {
     let folder = folder("bert_plain");
     let error = from_files(&ModelFiles::open("b", &folder).unwrap(), WeightFormat::F32, Isa::best());
     let error = error.unwrap_err().to_string();
-    assert!(error.contains("\"bert\"") && error.contains("gpt2, llama, qwen2, qwen3"), "{error}");
+    assert!(
+        error.contains("\"bert\"") && error.contains("supported for text generation are llama, qwen2, qwen3"),
+        "{error}"
+    );
 }
 
 /// The tokenizer and chat template of the Llama fixture as a GGUF file holds them.

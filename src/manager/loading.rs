@@ -197,7 +197,9 @@ impl ModelLoader {
 
         let isa = Isa::from_env()?;
         let format = spec.dtype.or(self.settings.dtype).weight_format(isa);
-        let overrides = Overrides { pooling: spec.pooling, max_length: spec.max_length, kind: spec.kind };
+        let given = Overrides { pooling: spec.pooling, max_length: spec.max_length, kind: spec.kind };
+        // Slots share a model whether its kind is given or found.
+        let overrides = Overrides { kind: Some(given.kind_of(&files)), ..given };
         let identity: Arc<str> = format!("{} {overrides:?}", files.fingerprint(format)?).into();
         let mut charge = None;
         let backend = self.models.get_or_load(&identity, || {

@@ -35,6 +35,14 @@ pub struct Overrides {
     pub kind: Option<ModelKind>,
 }
 
+impl Overrides {
+    /// What the model of `files` is used for: as given, else as the files say.
+    pub fn kind_of(&self, files: &ModelFiles) -> ModelKind {
+        let found = || kind::of_folder(&files.root).filter(|kind| *kind != ModelKind::Generator);
+        self.kind.or_else(found).unwrap_or(ModelKind::Embedding)
+    }
+}
+
 /// The transformer on the CPU, with the kernels of `isa` and weights in `format`.
 ///
 /// # Errors
@@ -109,8 +117,7 @@ impl Encoder {
     /// # Errors
     /// Every error of this module but those of downloading.
     pub fn load(files: &ModelFiles, overrides: Overrides, build: Build<'_>) -> Result<Self> {
-        let found = || kind::of_folder(&files.root).filter(|kind| *kind != ModelKind::Generator);
-        let kind = overrides.kind.or_else(found).unwrap_or(ModelKind::Embedding);
+        let kind = overrides.kind_of(files);
         let config = ModelConfig::read(files, kind)?;
         let positions = config.positions()?;
         let mut sentence = match (&config.gguf, kind) {
@@ -122,6 +129,11 @@ impl Encoder {
         sentence.pooling = overrides.pooling.unwrap_or(sentence.pooling);
         sentence.max_length =
             overrides.max_length.map_or(sentence.max_length, |length| length.min(positions));
+        // Before the weights: a damaged module is reported at once.
+        let layers = match kind {
+            ModelKind::Classifier | ModelKind::Sparse => Vec::new(),
+            _ => dense_layers(files, &sentence)?,
+        };
         // A tokenizer takes about as long to read as the weights of a small model take to pack.
         let (tokenizer, model) = together(
             || match &config.gguf {
@@ -157,7 +169,10 @@ impl Encoder {
                 let pooling = SentenceConfig::splade(files)?;
                 (Head::Sparse(pooling, config.describe().vocabulary), None)
             }
-            None => (Head::Vectors(dense_layers(files, &sentence, model.width())?), None),
+            None => {
+                check_widths(&sentence, &layers, model.width())?;
+                (Head::Vectors(layers), None)
+            }
         };
         let known = tokenizer.id_limit();
         let vocabulary = config.describe().vocabulary;
@@ -321,10 +336,13 @@ fn misuse(reason: &str) -> Error {
 }
 
 /// The Dense modules between pooling and normalization.
-fn dense_layers(files: &ModelFiles, sentence: &SentenceConfig, mut width: usize) -> Result<Vec<DenseLayer>> {
-    let mut layers = Vec::new();
-    for folder in &sentence.dense {
-        let layer = DenseLayer::load(&files.model, folder)?;
+fn dense_layers(files: &ModelFiles, sentence: &SentenceConfig) -> Result<Vec<DenseLayer>> {
+    sentence.dense.iter().map(|folder| DenseLayer::load(&files.model, folder)).collect()
+}
+
+/// Refuses Dense modules that do not take what the one before them gives; the first one gets `width` values.
+fn check_widths(sentence: &SentenceConfig, layers: &[DenseLayer], mut width: usize) -> Result<()> {
+    for (folder, layer) in sentence.dense.iter().zip(layers) {
         if layer.inputs() != width {
             return Err(Error::invalid_file(
                 folder.join("config.json"),
@@ -332,9 +350,8 @@ fn dense_layers(files: &ModelFiles, sentence: &SentenceConfig, mut width: usize)
             ));
         }
         width = layer.outputs();
-        layers.push(layer);
     }
-    Ok(layers)
+    Ok(())
 }
 
 /// Both results, `aside` computed on a thread of its own where one can be had. A panic of it goes on in the caller.

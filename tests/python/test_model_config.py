@@ -26,19 +26,19 @@ def changed(name: str, folder: Path, file: str, **keys: object) -> str:
 @pytest.mark.parametrize(
     ("name", "file", "keys", "words"),
     [
-        ("bert_plain", "config.json", {"auto_map": {"AutoModel": "modeling.NewModel"}}, ["auto_map", "NewModel"]),
+        ("bert_plain", "config.json", {"auto_map": {"AutoModel": "modeling.OtherModel"}}, ["auto_map", "OtherModel"]),
         ("qwen3_embedding", "config.json", {"auto_map": {"AutoModel": "m.Qwen3BiModel"}}, ["auto_map"]),
         ("bert_plain", "config.json", {"is_decoder": True}, ["is_decoder"]),
         ("bert_plain", "config.json", {"embedding_size": 128}, ["embedding_size", "128"]),
         ("qwen3_embedding", "config.json", {"attn_logit_softcapping": 30.0}, ["attn_logit_softcapping"]),
-        ("qwen3_embedding", "config.json", {"layer_types": ["sliding_attention"] * 2}, ["sliding_attention"]),
+        ("qwen3_embedding", "config.json", {"layer_types": ["linear_attention"] * 2}, ["linear_attention"]),
         (
             "qwen3_embedding",
             "config.json",
             {"rope_scaling": {"rope_type": "default", "mrope_section": [1, 2]}},
             ["mrope_section"],
         ),
-        ("qwen3_embedding", "config.json", {"partial_rotary_factor": 0.5}, ["partial_rotary_factor"]),
+        ("qwen3_embedding", "config.json", {"rope_scaling": {"rope_type": "spiral"}}, ["spiral"]),
         (
             "qwen3_embedding",
             "config.json",

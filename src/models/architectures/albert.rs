@@ -5,7 +5,7 @@
 use serde::Deserialize;
 
 use super::family::{ConfigFile, Family};
-use super::tensors::{EmbeddingTensors, LayerTensors, Scope, Tensors};
+use super::tensors::{EmbeddingTensors, LayerTensors, PrefixedTensors, Tensors};
 use super::transformer::{Architecture, Description, Factors};
 use crate::Result;
 use crate::compute::{Activation, Heads, LayerAttention, Mask, Positions};
@@ -114,8 +114,8 @@ impl Albert {
         (index / inner_group_num * num_hidden_groups / num_hidden_layers, index % inner_group_num)
     }
 
-    fn scope<'a>(&self, tensors: &'a dyn Tensors) -> Scope<'a> {
-        Scope::new(tensors, "embeddings.word_embeddings.weight", &["", "albert."])
+    fn scope<'a>(&self, tensors: &'a dyn Tensors) -> PrefixedTensors<'a> {
+        PrefixedTensors::new(tensors, "embeddings.word_embeddings.weight", &["", "albert."])
     }
 }
 

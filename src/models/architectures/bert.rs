@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::family::{ConfigFile, Family, GgufFamily, ReadConfig, joined};
 use super::gguf_keys::Metadata;
-use super::tensors::{EmbeddingTensors, LayerTensors, Scope, Tensors};
+use super::tensors::{EmbeddingTensors, LayerTensors, PrefixedTensors, Tensors};
 use super::transformer::{Architecture, Description, Factors};
 use crate::Result;
 use crate::compute::{Activation, Heads, LayerAttention, Mask, Positions};
@@ -234,9 +234,9 @@ impl Architecture for Bert {
     }
 }
 
-fn scope(tensors: &dyn Tensors) -> Scope<'_> {
+fn scope(tensors: &dyn Tensors) -> PrefixedTensors<'_> {
     let prefixes = ["", "bert.", "roberta.", "electra.", "model."];
-    Scope::new(tensors, "embeddings.word_embeddings.weight", &prefixes)
+    PrefixedTensors::new(tensors, "embeddings.word_embeddings.weight", &prefixes)
 }
 
 #[cfg(test)]

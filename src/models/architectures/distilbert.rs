@@ -5,7 +5,7 @@
 use serde::Deserialize;
 
 use super::family::{ConfigFile, Family};
-use super::tensors::{EmbeddingTensors, LayerTensors, Scope, Tensors};
+use super::tensors::{EmbeddingTensors, LayerTensors, PrefixedTensors, Tensors};
 use super::transformer::{Architecture, Description, Factors};
 use crate::Result;
 use crate::compute::{Activation, Heads, LayerAttention, Mask, Positions};
@@ -67,8 +67,8 @@ fn read(file: &ConfigFile<'_>) -> Result<Box<dyn Architecture>> {
 const EPSILON: f32 = 1e-12;
 
 impl DistilBert {
-    fn scope<'a>(&self, tensors: &'a dyn Tensors) -> Scope<'a> {
-        Scope::new(tensors, "embeddings.word_embeddings.weight", &["", "distilbert."])
+    fn scope<'a>(&self, tensors: &'a dyn Tensors) -> PrefixedTensors<'a> {
+        PrefixedTensors::new(tensors, "embeddings.word_embeddings.weight", &["", "distilbert."])
     }
 }
 

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use serde::Deserialize;
 
 use super::family::{ConfigFile, Family};
-use super::tensors::{EmbeddingTensors, LayerTensors, Scope, Tensors};
+use super::tensors::{EmbeddingTensors, LayerTensors, PrefixedTensors, Tensors};
 use super::transformer::{Architecture, Description, Factors};
 use crate::Result;
 use crate::compute::{Activation, DistanceBias, Heads, LayerAttention, Mask, Positions};
@@ -103,8 +103,8 @@ fn slopes(heads: usize) -> Vec<f32> {
 }
 
 impl JinaBert {
-    fn scope<'a>(&self, tensors: &'a dyn Tensors) -> Scope<'a> {
-        Scope::new(tensors, "embeddings.word_embeddings.weight", &["", "bert."])
+    fn scope<'a>(&self, tensors: &'a dyn Tensors) -> PrefixedTensors<'a> {
+        PrefixedTensors::new(tensors, "embeddings.word_embeddings.weight", &["", "bert."])
     }
 }
 

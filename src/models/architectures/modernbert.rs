@@ -6,7 +6,7 @@ use serde::Deserialize;
 
 use super::family::{ConfigFile, Family};
 use super::rope_scaling::{RopeConfig, RopeDefaults};
-use super::tensors::{EmbeddingTensors, LayerTensors, NormTensors, Scope, Tensors};
+use super::tensors::{EmbeddingTensors, LayerTensors, NormTensors, PrefixedTensors, Tensors};
 use super::transformer::{Architecture, Description, Factors};
 use crate::Result;
 use crate::compute::{Activation, Heads, LayerAttention, Mask, Positions, RopeStyle};
@@ -159,7 +159,7 @@ fn read(file: &ConfigFile<'_>) -> Result<Box<dyn Architecture>> {
 }
 
 impl ModernBert {
-    fn norm(&self, scope: &Scope<'_>, name: &str) -> Result<NormTensors> {
+    fn norm(&self, scope: &PrefixedTensors<'_>, name: &str) -> Result<NormTensors> {
         let ModernBertConfig { hidden_size, norm_eps, norm_bias, .. } = self.config;
         if norm_bias {
             return scope.layer_norm(name, hidden_size, norm_eps);
@@ -167,8 +167,8 @@ impl ModernBert {
         scope.layer_norm_without_shift(name, hidden_size, norm_eps)
     }
 
-    fn scope<'a>(&self, tensors: &'a dyn Tensors) -> Scope<'a> {
-        Scope::new(tensors, "embeddings.tok_embeddings.weight", &["", "model."])
+    fn scope<'a>(&self, tensors: &'a dyn Tensors) -> PrefixedTensors<'a> {
+        PrefixedTensors::new(tensors, "embeddings.tok_embeddings.weight", &["", "model."])
     }
 }
 

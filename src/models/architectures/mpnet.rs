@@ -5,7 +5,7 @@
 use serde::Deserialize;
 
 use super::family::{ConfigFile, Family};
-use super::tensors::{EmbeddingTensors, LayerTensors, Scope, Tensors};
+use super::tensors::{EmbeddingTensors, LayerTensors, PrefixedTensors, Tensors};
 use super::transformer::{Architecture, Description, Factors};
 use crate::Result;
 use crate::compute::{Activation, DistanceBias, Heads, LayerAttention, Mask, Positions};
@@ -91,8 +91,8 @@ fn bucket(distance: isize) -> usize {
 }
 
 impl Mpnet {
-    fn scope<'a>(&self, tensors: &'a dyn Tensors) -> Scope<'a> {
-        Scope::new(tensors, "embeddings.word_embeddings.weight", &["", "mpnet."])
+    fn scope<'a>(&self, tensors: &'a dyn Tensors) -> PrefixedTensors<'a> {
+        PrefixedTensors::new(tensors, "embeddings.word_embeddings.weight", &["", "mpnet."])
     }
 
     fn context(&self) -> usize {

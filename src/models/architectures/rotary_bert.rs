@@ -8,7 +8,7 @@ use serde::Deserialize;
 
 use super::family::{ConfigFile, Family, ReadConfig, joined};
 use super::rope_scaling::{RopeConfig, RopeDefaults};
-use super::tensors::{EmbeddingTensors, LayerTensors, Scope, Tensors};
+use super::tensors::{EmbeddingTensors, LayerTensors, PrefixedTensors, Tensors};
 use super::transformer::{Architecture, Description, Factors};
 use crate::Result;
 use crate::compute::{Activation, Heads, LayerAttention, Mask, Positions, RopeStyle, Rotary};
@@ -141,7 +141,7 @@ fn yes() -> bool {
 
 /// Which linear layers have a bias, and whether the perceptron has a gate.
 #[derive(Debug, Clone, Copy)]
-struct Variant {
+struct BlockVariant {
     attention_bias: bool,
     up_bias: bool,
     down_bias: bool,
@@ -155,7 +155,7 @@ struct RotaryBert {
     heads: Heads,
     activation: Activation,
     rotary: Rotary,
-    variant: Variant,
+    variant: BlockVariant,
 }
 
 fn read_gte(file: &ConfigFile<'_>) -> Result<Box<dyn Architecture>> {
@@ -165,12 +165,12 @@ fn read_gte(file: &ConfigFile<'_>) -> Result<Box<dyn Architecture>> {
         }
     }
     let base = if file.json["model_type"] == "gte" { 160_000.0 } else { 10_000.0 };
-    let variant = Variant { attention_bias: true, up_bias: false, down_bias: true, gated: true };
+    let variant = BlockVariant { attention_bias: true, up_bias: false, down_bias: true, gated: true };
     read(file, file.parse()?, base, variant)
 }
 
 fn read_jina(file: &ConfigFile<'_>) -> Result<Box<dyn Architecture>> {
-    let variant = Variant { attention_bias: true, up_bias: true, down_bias: true, gated: false };
+    let variant = BlockVariant { attention_bias: true, up_bias: true, down_bias: true, gated: false };
     read(file, file.parse()?, 20_000.0, variant)
 }
 
@@ -193,7 +193,7 @@ fn read_nomic(file: &ConfigFile<'_>) -> Result<Box<dyn Architecture>> {
         config.max_position_embeddings = config.max_position_embeddings.min(trained);
     }
     config.vocab_size = config.vocab_size.next_multiple_of(nomic.pad_vocab_size_multiple.unwrap_or(1).max(1));
-    let variant = Variant {
+    let variant = BlockVariant {
         attention_bias: nomic.qkv_proj_bias,
         up_bias: nomic.mlp_fc1_bias,
         down_bias: nomic.mlp_fc2_bias,
@@ -206,7 +206,7 @@ fn read(
     file: &ConfigFile<'_>,
     config: RotaryBertConfig,
     base: f32,
-    variant: Variant,
+    variant: BlockVariant,
 ) -> Result<Box<dyn Architecture>> {
     file.check_sizes(&[
         config.vocab_size,
@@ -228,9 +228,9 @@ fn read(
 }
 
 impl RotaryBert {
-    fn scope<'a>(&self, tensors: &'a dyn Tensors) -> Scope<'a> {
+    fn scope<'a>(&self, tensors: &'a dyn Tensors) -> PrefixedTensors<'a> {
         let prefixes = ["", "new.", "gte.", "bert.", "nomic_bert.", "roberta."];
-        Scope::new(tensors, "embeddings.word_embeddings.weight", &prefixes)
+        PrefixedTensors::new(tensors, "embeddings.word_embeddings.weight", &prefixes)
     }
 }
 

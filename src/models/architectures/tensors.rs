@@ -107,13 +107,13 @@ impl LayerTensors {
 }
 
 /// Tensors whose names have a prefix in some files: that of the model that the encoder was part of.
-pub(super) struct Scope<'a> {
+pub(super) struct PrefixedTensors<'a> {
     tensors: &'a dyn Tensors,
     prefix: &'static str,
 }
 
-impl<'a> Scope<'a> {
-    /// The scope of the first prefix under which there is a tensor `probe`.
+impl<'a> PrefixedTensors<'a> {
+    /// Those of the first prefix under which there is a tensor `probe`.
     pub(super) fn new(tensors: &'a dyn Tensors, probe: &str, prefixes: &[&'static str]) -> Self {
         let prefix = prefixes.iter().find(|prefix| tensors.contains(&format!("{prefix}{probe}")));
         Self { tensors, prefix: prefix.copied().unwrap_or_default() }
