@@ -12,6 +12,8 @@
 
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 use crate::compute::memory::{reserve, zeroed};
 use crate::{Error, Result};
 
@@ -55,7 +57,7 @@ pub enum Shape {
 }
 
 /// The shapes of all that one model can give.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Shapes {
     /// Values of a vector.
     pub dense: Option<usize>,

@@ -118,9 +118,7 @@ def _run(
         ticket._ended.set()
 
 
-def _by_slot(
-    reference: weakref.ref[Manager], texts: list[str], model: str | None
-) -> Iterator[tuple[str, list[str]]]:
+def _by_slot(reference: weakref.ref[Manager], texts: list[str], model: str | None) -> Iterator[tuple[str, list[str]]]:
     groups: dict[str, list[str]] = {}
     for text in texts:
         manager = reference()

@@ -6,12 +6,10 @@ import atexit
 import functools
 import os
 import weakref
-from pathlib import Path
 
 from . import _core
 from ._async import AsyncTextStream, acomplete, aembed
 from ._core import Manager
-from ._preload import start as start_preload
 from ._vectors import VectorsManager
 
 TYPE_CHECKING = False
@@ -44,6 +42,10 @@ class BaseManager(VectorsManager):
         self._registered = {}
         _open_managers.add(self)
         if file := os.environ.get("MODEL_MANAGER_PRELOAD"):
+            from pathlib import Path
+
+            from ._preload import start as start_preload
+
             start_preload(self, Path(file), None, "first_load")
         return self
 
@@ -192,6 +194,8 @@ class BaseManager(VectorsManager):
             A ticket with `done`, `total`, `wait` and `cancel`. `cache_size` must be as large as the texts are many;
             with `cache_disk` or `cache_url` they are read from there after a restart, without a model.
         """
+        from ._preload import start as start_preload
+
         return start_preload(self, texts, model, when)
 
     def cache_flush(self, timeout: float = 10.0) -> None:

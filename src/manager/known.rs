@@ -11,6 +11,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::cache::tiers::disk::{create_folder, private};
 use crate::models::{ContentId, SentenceConfig};
+use crate::output::Shapes;
 use crate::sync::Mutex;
 
 /// Raised when the layout changes. A file of another version is no file.
@@ -24,8 +25,8 @@ pub(super) struct KnownModel {
     stamp: String,
     content: String,
     pub(super) identity: String,
-    /// Of the vectors of a model that gives only these; others are loaded before they answer.
-    pub(super) width: Option<usize>,
+    /// Of a model of vectors; one that scores texts is loaded before it answers.
+    pub(super) shapes: Option<Shapes>,
     pub(super) model: String,
     pub(super) config: SentenceConfig,
     pub(super) max_length: Option<usize>,
@@ -36,13 +37,13 @@ impl KnownModel {
         stamp: String,
         content: ContentId,
         identity: String,
-        width: Option<usize>,
+        shapes: Option<Shapes>,
         model: String,
         config: SentenceConfig,
         max_length: Option<usize>,
     ) -> Self {
         let content = content.to_string();
-        Self { version: VERSION, stamp, content, identity, width, model, config, max_length }
+        Self { version: VERSION, stamp, content, identity, shapes, model, config, max_length }
     }
 
     pub(super) fn content(&self) -> Option<ContentId> {

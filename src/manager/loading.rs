@@ -25,7 +25,6 @@ use crate::models::{
     ContentId, Encoder, ModelConfig, ModelFiles, Overrides, Progress, ResolveOptions, Source, Weights,
     on_cpu, on_device, resolve,
 };
-use crate::output::Shapes;
 use crate::remote::{Address, Link, RemoteEncoder, RemoteSettings, shown};
 use crate::sync::spawn;
 use crate::{Error, Result};
@@ -197,9 +196,7 @@ impl ModelLoader {
 
         let isa = Isa::from_env()?;
         let format = spec.dtype.or(self.settings.dtype).weight_format(isa);
-        let given = Overrides { pooling: spec.pooling, max_length: spec.max_length, kind: spec.kind };
-        // Slots share a model whether its kind is given or found.
-        let overrides = Overrides { kind: Some(given.kind_of(&files)), ..given };
+        let overrides = spec_overrides(spec, &files);
         let identity: Arc<str> = format!("{} {overrides:?}", files.fingerprint(format)?).into();
         let mut charge = None;
         let backend = self.models.get_or_load(&identity, || {
@@ -236,7 +233,7 @@ impl ModelLoader {
             return Some(content);
         }
         let (sent, closing) = (Arc::clone(&content), Arc::clone(&self.closing));
-        let width = backend.shapes().dense.filter(|width| backend.shapes() == Shapes::dense(*width));
+        let shapes = Some(backend.shapes()).filter(|shapes| shapes.scores.is_none());
         let (identity, model) = (identity.to_string(), backend.name());
         let (config, max_length) = (backend.config(), backend.max_length());
         let compute = move || {
@@ -255,7 +252,7 @@ impl ModelLoader {
             let unchanged = files.stamp(format, overrides).is_ok_and(|now| now == stamp);
             match id {
                 Ok(id) if unchanged => {
-                    known.remember(KnownModel::new(stamp, id, identity, width, model, config, max_length));
+                    known.remember(KnownModel::new(stamp, id, identity, shapes, model, config, max_length));
                     let _ = sent.set(id.0);
                 }
                 Ok(_) | Err(Error::Closed) => {}
@@ -278,15 +275,15 @@ impl ModelLoader {
             local => resolve(&local, &options, &mut |_| Err(Error::Closed)).ok()?,
         };
         let format = spec.dtype.or(self.settings.dtype).weight_format(Isa::from_env().ok()?);
-        let overrides = Overrides { pooling: spec.pooling, max_length: spec.max_length, kind: spec.kind };
+        let overrides = spec_overrides(spec, &files);
         let found = known.find(&files.stamp(format, overrides).ok()?)?;
         let content = ModelContent::default();
         let _ = content.set(found.content()?.0);
-        let KnownModel { identity, width, model, mut config, max_length, .. } = found;
+        let KnownModel { identity, shapes, model, mut config, max_length, .. } = found;
         config.prompts.extend(spec.prompts.clone());
         Some(ModelInfo {
             identity: identity.into(),
-            shapes: Shapes::dense(width?),
+            shapes: shapes?,
             model,
             config,
             max_length,
@@ -404,6 +401,12 @@ impl ModelLoader {
             Ok(())
         }
     }
+}
+
+/// What `spec` says in place of `files`. The kind is always there: slots share a model whether it is given or found.
+fn spec_overrides(spec: &EmbeddingSpec, files: &ModelFiles) -> Overrides {
+    let given = Overrides { pooling: spec.pooling, max_length: spec.max_length, kind: spec.kind };
+    Overrides { kind: Some(given.kind_of(files)), ..given }
 }
 
 fn info(backend: &EncoderBackend, spec: &EmbeddingSpec, identity: Arc<str>) -> ModelInfo {

@@ -29,6 +29,7 @@ def command_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         "MODEL_MANAGER_RERANKER_MODEL": str(FIXTURES / "rerank_bert"),
         "USE_HUGGINGFACE": "false",
         "MODEL_MANAGER_DTYPE": "float32",
+        "XDG_CACHE_HOME": str(tmp_path / "cache"),
     }.items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("QDRANT_URL", raising=False)

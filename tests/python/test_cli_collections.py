@@ -85,6 +85,7 @@ def test_documents_that_fail_make_the_exit_code_1(command, tmp_path):
 def test_examples_of_the_readme(command, tmp_path):
     (tmp_path / "texts.txt").write_text("merhaba\nhello\n", encoding="utf-8")
     (tmp_path / "notes.txt").write_text("the parcel is at the gate\nlunch is at noon\n", encoding="utf-8")
+    (tmp_path / "faq.jsonl").write_text('{"text": "when is lunch"}\n', encoding="utf-8")
     write_documents(tmp_path)
     section = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
     block = section.split("```sh\n", 1)[1].split("```", 1)[0]

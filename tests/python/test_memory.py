@@ -46,8 +46,6 @@ def test_the_first_load_is_returned_too(minilm):
         f"""
 import numpy  # noqa
 from model_manager import ModelManager, resident_bytes
-
-pytestmark = pytest.mark.chaos
 with ModelManager(english_model={minilm!r}, cache_size=0, auto_cleanup=False) as m:
     m.register("tiny", {str(__import__("conftest").ENGLISH_MODEL)!r})
     m.embed("warm up numpy, the threads and the tokenizer's tables", "tiny")

@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import openai
 import pytest
-from conftest import DIMENSION, ENGLISH_TEXT, TURKISH_TEXT
+from conftest import DIMENSION, ENGLISH_TEXT, FIXTURES, TURKISH_TEXT
 from langchain_openai import OpenAIEmbeddings
 from servers import MODELS, run_node
 
@@ -115,7 +115,8 @@ def test_openai_for_javascript(server):
 @pytest.mark.parametrize("key", [None, "secret"])
 def test_schemathesis(serve, make_writer, tmp_path, key):
     """Valid and invalid requests from the document: no 5xx, and every answer matches its description."""
-    server = serve(make_writer(), models=MODELS[:1], api_keys=[] if key is None else [key])
+    manager = make_writer(reranker_model=str(FIXTURES / "rerank_bert"))
+    server = serve(manager, models=MODELS[:1], api_keys=[] if key is None else [key])
     command = [
         sys.executable,
         "-m",

@@ -235,6 +235,7 @@ def test_a_model_that_cannot_be_loaded(serve):
 
 def test_every_error_of_the_package_has_an_answer():
     expected = {
+        "TaskError": 400,
         "ClosedError": 503,
         "ConfigError": 503,
         "DownloadError": 503,

@@ -98,8 +98,10 @@ async def inferred(
 
     try:
         found: tuple[Any, int] = await awaited(service, receive, *start(submit), count)
-    except (InputError, TypeError) as error:
+    except (InputError, ConfigError, TypeError, OverflowError) as error:
         param = getattr(error, "param", None)
+        if isinstance(error, ConfigError) and param != "keep_alive":
+            raise  # the mistake is in a setting of the server
         raise refused(error, param if param in ("keep_alive", "prompt_name") else None, field) from error
     return found
 
