@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 import time
 import weakref
@@ -10,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Iterable, Iterator
 
     from ._core import Manager
@@ -81,11 +81,11 @@ def start(
     model: str | None,
     when: Literal["idle", "now", "first_load"],
 ) -> PreloadTicket:
-    """`Manager.preload`."""
+    """`BaseManager.preload`."""
     if when not in ("idle", "now", "first_load"):
         raise ValueError(f'when={when!r} is unknown; use "idle", "now" or "first_load"')
-    if isinstance(texts, str) or hasattr(texts, "__fspath__"):
-        known = read_texts(texts)  # type: ignore[arg-type]  a path by now
+    if isinstance(texts, str | os.PathLike):
+        known = read_texts(texts)
     else:
         known = list(texts)
         if not all(isinstance(text, str) for text in known):
