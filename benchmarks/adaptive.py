@@ -78,7 +78,7 @@ def job(name: str, uses: list[float], learning: int) -> None:
 
 
 def picture(figures: dict[str, tuple[float, float]], path: Path) -> None:
-    """Draw cold starts and memory beside each other."""
+    """Draw cold starts and memory side by side."""
     import matplotlib as mpl
 
     mpl.use("svg")

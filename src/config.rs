@@ -83,7 +83,7 @@ macro_rules! for_each_setting {
             cache_url_ttl: TimeSpan = TimeSpan::week(), "MODEL_MANAGER_CACHE_URL_TTL";
             /// Seconds that one request to such a server may take; afterwards the vector is computed.
             cache_timeout: Seconds = Seconds(0.05), "MODEL_MANAGER_CACHE_TIMEOUT";
-            /// Text, or env:NAME, without which nobody can read the keys of vectors there or put forged ones; none: keys are plain digests.
+            /// Text, or env:NAME. Without it, programs cannot read the keys of vectors there or add forged ones; none: keys are plain digests.
             cache_secret: Option<NonEmpty> = None, "MODEL_MANAGER_CACHE_SECRET";
             /// The preferred sentence model is the Turkish one.
             prefer_turkish: bool = true, "AI_PREFER_TURKISH_MODELS";

@@ -141,8 +141,8 @@ class Config:
         """
     @property
     def cache_secret(self) -> str | None:
-        """Text, or ``env:NAME``, without which nobody can read the keys of vectors there or put forged ones; None: keys
-        are plain digests.
+        """Text, or ``env:NAME``. Without it, programs cannot read the keys of vectors there or add forged ones; None:
+        keys are plain digests.
         `MODEL_MANAGER_CACHE_SECRET`, default None.
         """
     @property
@@ -796,7 +796,7 @@ def _cache_export(manager: Manager, path: str | os.PathLike[str]) -> int:
 def _cache_import(manager: Manager, path: str | os.PathLike[str]) -> int:
     """Add the results of such a file; how many were new."""
 
-def _hint(manager: Manager, name: str, user: str | None) -> bool:
+def _hint(manager: Manager, name: str) -> bool:
     """Say that a slot will be needed soon."""
 
 def _explain(manager: Manager, name: str) -> Explanation:

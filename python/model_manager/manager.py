@@ -158,13 +158,14 @@ class BaseManager(VectorsManager):
         return AsyncTextStream(self, prompt, model, dict(params))
 
     def hint(self, name: str, user: str | None = None) -> bool:
-        """Say that the slot will be needed soon, by `user` perhaps: a page was opened, a call comes in.
+        """Say that the slot will be needed soon: a page was opened, a call comes in. `user` is not used yet: a user's
+        habits decide what is loaded together with a slot that `embed(user=...)` uses.
 
         With `keep_alive="auto"` its model is loaded, if nothing is computed now and memory is free, and leaves after a
         minute if it is not used. False, and nothing happens, for a slot with another `keep_alive`. Raises
         `UnknownModelError`.
         """
-        return _core._hint(self, name, user)
+        return _core._hint(self, name)
 
     def explain(self, name: str) -> Explanation:
         """What decides how long the slot stays in memory: numbers, and one sentence. Raises `UnknownModelError`."""

@@ -40,7 +40,7 @@ pub(super) struct Flight<T: ?Sized + Send + Sync + 'static> {
     /// Its thread, once that runs.
     pub(super) thread: Option<ThreadId>,
     pub(super) waiters: Vec<Continuation<T>>,
-    /// Nobody asked for it: it is loaded ahead of a use, and stays until then.
+    /// It is loaded ahead of a use, without a request, and stays until then.
     pub(super) ahead: Option<Instant>,
 }
 

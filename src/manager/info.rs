@@ -24,7 +24,7 @@ pub(super) struct ModelInfo {
     pub(super) max_length: Option<usize>,
     /// Labels and activations of a model that scores.
     pub(super) scores: Option<Arc<ScoreConfig>>,
-    /// What it computes, for tiers that outlive this process; `None` where nobody asks, or only a server knows.
+    /// What it computes, for tiers that outlive this process; `None` without such tiers, or when only a server knows.
     pub(super) content: Option<ModelContent>,
 }
 

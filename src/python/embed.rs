@@ -5,13 +5,13 @@ use pyo3::types::{PyList, PyString};
 
 use super::arrow::{self, ArrowVectors};
 use super::errors::OrRaise;
-use super::gil::{attached, inside};
+use super::gil::inside;
 use super::handle::Handle;
 use super::texts::{self, Texts, text_of};
 use super::vectors::{array, copied_array, shared_array};
-use crate::Error;
-use crate::manager::{EmbedOptions, Inputs};
+use crate::manager::{Check, EmbedOptions, Inputs, Manager};
 use crate::output::Output;
+use crate::{Error, Result};
 
 /// The array of one text, or of several.
 pub(super) fn embed(
@@ -54,7 +54,7 @@ pub(super) fn embed_arrow(
     arrow::vectors_of(vectors, column.valid).or_raise(py)
 }
 
-/// The output of the core, with the callback's own exception if it raises one.
+/// The output of the core.
 fn run(
     handle: &Handle,
     py: Python<'_>,
@@ -62,21 +62,27 @@ fn run(
     options: EmbedOptions,
     progress: Option<Py<PyAny>>,
 ) -> PyResult<Output> {
-    let mut raised = None;
-    let result = handle.enter_for_array(py, |manager, check| {
-        let mut report = |done: usize, all: usize| match &progress {
-            None => Ok(()),
-            Some(progress) => attached(|py| progress.call1(py, (done, all)).map(drop)).map_err(|error| {
-                raised = Some(error);
-                Error::Cancelled
-            }),
-        };
-        manager.embed(inputs, options, check, &mut report)
+    let work = |manager: &Manager, check: Check<'_>, report: &mut dyn FnMut(usize, usize) -> Result<()>| {
+        manager.embed(inputs, options, check, report)
+    };
+    Ok(handle.enter_reporting(py, progress.as_ref(), work)?.output)
+}
+
+/// A text in chunks: (text, start, end, tokens) each.
+pub(super) fn chunks(
+    handle: &Handle,
+    text: &Bound<'_, PyString>,
+    max_tokens: Option<usize>,
+    overlap: usize,
+    options: &EmbedOptions,
+) -> PyResult<Vec<(String, usize, usize, usize)>> {
+    let whole = texts::copied(text, None)?;
+    let chunks = handle
+        .enter(text.py(), |manager, check| manager.chunks(&whole, max_tokens, overlap, options, check))?;
+    let made = chunks.into_iter().map(|chunk| {
+        (whole[chunk.bytes].to_owned(), chunk.characters.start, chunk.characters.end, chunk.tokens)
     });
-    match raised {
-        Some(raised) => Err(raised),
-        None => Ok(result?.output),
-    }
+    Ok(made.collect())
 }
 
 /// Numbers of tokens: an int for one text, a list for several.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use pyo3::prelude::*;
 
 use super::errors::{OrRaise, to_py};
-use super::gil::detached;
+use super::gil::{attached, detached};
 use super::host::{ManagerHost, interruptible};
 use super::loader::PythonLoader;
 use super::vectors::import_numpy;
@@ -58,6 +58,35 @@ impl Handle {
     pub(super) fn enter_for_array<T: Send>(&self, py: Python<'_>, work: impl DetachedWork<T>) -> PyResult<T> {
         interruptible(py, import_numpy, |check| work(&self.manager, check))?
             .map_err(|error| self.explain(py, &error))
+    }
+
+    /// `enter_for_array` for work that reports its progress. An exception of `progress` ends the work and comes out as itself.
+    pub(super) fn enter_reporting<T: Send>(
+        &self,
+        py: Python<'_>,
+        progress: Option<&Py<PyAny>>,
+        work: impl FnOnce(
+            &Manager,
+            &mut dyn FnMut() -> Result<()>,
+            &mut dyn FnMut(usize, usize) -> Result<()>,
+        ) -> Result<T>
+        + Send,
+    ) -> PyResult<T> {
+        let mut raised = None;
+        let result = self.enter_for_array(py, |manager, check| {
+            let mut report = |done: usize, all: usize| match progress {
+                None => Ok(()),
+                Some(progress) => attached(|py| progress.call1(py, (done, all)).map(drop)).map_err(|error| {
+                    raised = Some(error);
+                    Error::Cancelled
+                }),
+            };
+            work(manager, check, &mut report)
+        });
+        match raised {
+            Some(raised) => Err(raised),
+            None => result,
+        }
     }
 
     /// `error` as Python's; a failing loader's own exception is its cause.

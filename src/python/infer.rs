@@ -7,7 +7,6 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyString};
 
 use super::errors::OrRaise;
-use super::gil::attached;
 use super::handle::Handle;
 use super::options::{keep_alive, timeout};
 use super::submit::{PyTicket, reply, started};
@@ -81,21 +80,10 @@ impl InferenceCall {
         handle: &Handle,
         progress: Option<&Py<PyAny>>,
     ) -> PyResult<(Py<PyAny>, u64)> {
-        let mut raised = None;
-        let found = handle.enter_for_array(py, |manager, check| {
-            let mut report = |done: usize, all: usize| match progress {
-                None => Ok(()),
-                Some(progress) => attached(|py| progress.call1(py, (done, all)).map(drop)).map_err(|error| {
-                    raised = Some(error);
-                    Error::Cancelled
-                }),
-            };
-            manager.infer(self.inputs, self.options, self.activate, check, &mut report)
-        });
-        match raised {
-            Some(raised) => Err(raised),
-            None => converted(py, found?),
-        }
+        let found = handle.enter_reporting(py, progress, |manager, check, report| {
+            manager.infer(self.inputs, self.options, self.activate, check, report)
+        })?;
+        converted(py, found)
     }
 
     /// The same without waiting: `on_done(results, tokens, error)`.

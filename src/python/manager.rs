@@ -138,10 +138,8 @@ impl PyManager {
         replace: bool,
     ) -> PyResult<()> {
         let (keep_alive, adaptive) = slot_keep_alive(keep_alive)?;
-        let cold_start_price = cold_start_price
-            .map(|price| positive_seconds("cold_start_price", price))
-            .transpose()
-            .or_raise(py)?;
+        let price = cold_start_price.map(|price| positive_seconds("cold_start_price", price));
+        let cold_start_price = price.transpose().or_raise(py)?;
         let cache = caching::options(cache)?;
         let keep = Retention { keep_alive, adaptive, cold_start_price, pinned, cache };
         let source = SlotSource::of(py, name, source, loader)?;
@@ -505,13 +503,7 @@ impl PyManager {
             timeout: self::timeout(py, timeout)?,
             ..EmbedOptions::default()
         };
-        let text = texts::copied(text, None)?;
-        let chunks =
-            self.0.enter(py, |manager, check| manager.chunks(&text, max_tokens, overlap, &options, check))?;
-        let made = chunks.into_iter().map(|chunk| {
-            (text[chunk.bytes].to_owned(), chunk.characters.start, chunk.characters.end, chunk.tokens)
-        });
-        Ok(made.collect())
+        embed::chunks(&self.0, text, max_tokens, overlap, &options)
     }
 
     /// Load several slots at the same time and wait for all.
@@ -603,7 +595,6 @@ impl PyManager {
         }
         let py = slf.py();
         let all = detached(py, || inner.statistics()).or_raise(py)?;
-        let slots: Vec<_> = all.slots.iter().map(|slot| format!("{}: {}", slot.name, slot.state)).collect();
-        Ok(format!("<{class} {} | cache {}/{}>", slots.join(", "), all.cache.entries, all.cache.max_entries))
+        Ok(report::summary(&class.to_string(), &all))
     }
 }

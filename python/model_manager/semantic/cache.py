@@ -274,10 +274,9 @@ class SemanticCache:
     def _nearest(self, scope: str, vector: Vectors) -> CachedAnswer | None:
         if self._vectors is not None and self._rows:
             scores = self._vectors @ vector
-            for row in np.argsort(-scores, kind="stable"):
+            similar = np.flatnonzero(scores >= self.threshold)
+            for row in similar[np.argsort(-scores[similar], kind="stable")]:
                 score = float(scores[row])
-                if score < self.threshold:
-                    break
                 key = self._rows.get(int(row))
                 entry = self._live(key) if key is not None and key[0] == scope else None
                 if key is not None and entry is not None:

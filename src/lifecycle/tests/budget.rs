@@ -182,7 +182,7 @@ fn by_cost_what_is_worth_least_for_its_size_leaves_and_nothing_stays_without_use
     let charge = budget.make_room("other", MB, &managed).unwrap();
     assert_eq!(states(), [State::Ready, State::Ready, State::Absent]);
     drop(charge);
-    // Each return of the third raises the level, until the first, which nobody uses, is worth less.
+    // Each return of the third raises the level, until the first, which is not used, is worth less.
     let mut rounds = 0;
     while slots[0].state() == State::Ready && rounds < 100 {
         drop(acquire(&slots[2]).unwrap());

@@ -32,16 +32,14 @@ pub struct SlotExplanation {
 }
 
 impl Manager {
-    /// The host knows that a slot will be needed soon, for `user`: it is loaded if its stay is decided by its use, nothing
-    /// is computed now, and memory is free. False when its stay is not.
+    /// The host knows that a slot will be needed soon: it is loaded if its stay is decided by its use, nothing is computed
+    /// now, and memory is free. False when its stay is not.
     ///
     /// # Errors
     /// [`Error::UnknownModel`], [`Error::Closed`].
-    pub fn hint(&self, name: &str, user: Option<&str>) -> Result<bool> {
+    pub fn hint(&self, name: &str) -> Result<bool> {
         let parts = self.parts()?;
         parts.registry.entry(name)?;
-        // The user is about to use it: what usually follows for them is for that use to find.
-        let _ = user;
         Ok(parts.registry.hint(name))
     }
 

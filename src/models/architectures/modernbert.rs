@@ -124,7 +124,7 @@ fn read(file: &ConfigFile<'_>) -> Result<Box<dyn Architecture>> {
         config.local_attention,
         config.global_attn_every_n_layers,
     ])?;
-    // transformers computes with half of `local_attention`, and writes that half beside it.
+    // transformers computes with half of `local_attention`, and writes that half next to it.
     let half = config.local_attention / 2;
     if file.json["sliding_window"].as_u64().is_some_and(|window| window != half as u64) {
         return Err(file.refuse("sliding_window", "half of local_attention"));

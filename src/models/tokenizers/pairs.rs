@@ -68,7 +68,7 @@ impl Tokenizer {
         max_length: usize,
         bounds: &mut Bounds<'_>,
     ) -> Result<PairText<'a>> {
-        // One more tells a text that is cut.
+        // One token more shows that the text is cut.
         let room = self.pair_room(max_length)?.saturating_add(1);
         Ok(PairText { text, ids: self.content(text, room, bounds)? })
     }

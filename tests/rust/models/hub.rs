@@ -264,7 +264,7 @@ fn a_body_without_a_length() {
     let setup = Setup::new(&hub);
     setup.resolve().unwrap();
     assert_eq!(fs::read(setup.blob("model.safetensors")).unwrap(), content);
-    // Nobody states it: the length of the body decides, and without that nothing is taken.
+    // It is not stated: the length of the body decides, and without that nothing is taken.
     let hub = Hub::new(&model(&content));
     hub.hide_sizes();
     let setup = Setup::new(&hub);
@@ -379,7 +379,7 @@ fn answers_in_chunks() {
     let setup = Setup::new(&hub);
     setup.resolve().unwrap();
     assert_eq!(fs::read(setup.blob("model.safetensors")).unwrap(), content);
-    // Nobody states a length: a checksum will do, nothing else.
+    // No length is stated: a checksum is enough, nothing else is.
     for named in [false, true] {
         let hub = Hub::new(&model(&content));
         hub.hide_sizes();

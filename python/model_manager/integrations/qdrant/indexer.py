@@ -266,9 +266,8 @@ class QdrantIndexer:
         try:
             if self._known is None:
                 self._known = self._store.check(self._embedder.dimension, self._identity())
-            grouped = self._chunk or self._known.get("chunks")
-            find = self._store.query_groups if grouped else self._store.query
-            points = find(vector, **arguments)
+            grouped = bool(self._chunk or self._known.get("chunks"))
+            points = self._store.query(vector, grouped=grouped, **arguments)
         except StoreError as error:
             # Only a failed search needs this second request.
             if not error.transient:

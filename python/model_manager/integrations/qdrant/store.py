@@ -197,49 +197,26 @@ class Store:
         score_threshold: float | None,
         query_filter: models.Filter | None,
         hnsw_ef: int,
+        grouped: bool = False,
     ) -> list[models.ScoredPoint]:
-        """The nearest points, best first, with payloads."""
-        answer = self._send(
-            "search",
-            lambda: self.client.query_points(
-                self.collection,
-                query=vector.tolist(),
-                limit=limit,
-                score_threshold=score_threshold,
-                query_filter=query_filter,
-                # The embedded Qdrant compares with every point and warns about search parameters.
-                search_params=None if self._embedded else models.SearchParams(hnsw_ef=hnsw_ef),
-                with_payload=True,
-            ),
-        )
-        return list(answer.points)
+        """The nearest points, or with `grouped` the nearest one of each document, best first, with payloads."""
+        options: dict[str, Any] = {
+            "query": vector.tolist(),
+            "limit": limit,
+            "score_threshold": score_threshold,
+            "query_filter": query_filter,
+            # The embedded Qdrant compares with every point and warns about search parameters.
+            "search_params": None if self._embedded else models.SearchParams(hnsw_ef=hnsw_ef),
+            "with_payload": True,
+        }
 
-    def query_groups(
-        self,
-        vector: NDArray[np.float32],
-        *,
-        limit: int,
-        score_threshold: float | None,
-        query_filter: models.Filter | None,
-        hnsw_ef: int,
-    ) -> list[models.ScoredPoint]:
-        """The nearest point of each document, best first, with payloads."""
-        answer = self._send(
-            "search",
-            lambda: self.client.query_points_groups(
-                self.collection,
-                group_by="parent_id",
-                group_size=1,
-                query=vector.tolist(),
-                limit=limit,
-                score_threshold=score_threshold,
-                query_filter=query_filter,
-                search_params=None if self._embedded else models.SearchParams(hnsw_ef=hnsw_ef),
-                with_payload=True,
-            ),
-        )
-        points = [point for group in answer.groups for point in group.hits[:1]]
-        return sorted(points, key=lambda point: -point.score)
+        def nearest() -> list[models.ScoredPoint]:
+            if not grouped:
+                return list(self.client.query_points(self.collection, **options).points)
+            found = self.client.query_points_groups(self.collection, group_by="parent_id", group_size=1, **options)
+            return sorted((point for group in found.groups for point in group.hits), key=lambda point: -point.score)
+
+        return self._send("search", nearest)
 
     def _send(self, action: str, request: Callable[[], T]) -> T:
         """The result of `request`, retried while its errors are transient. Raises `StoreError`."""

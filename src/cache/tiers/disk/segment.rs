@@ -101,7 +101,7 @@ impl Appender {
         Ok(Self { id, values, keys, length: HEADER as u64 })
     }
 
-    /// Whether another process has removed its files: what is appended then reaches nobody else.
+    /// Whether another process has removed its files: what is appended then is not read by others.
     pub(super) fn is_removed(&self) -> bool {
         #[cfg(unix)]
         let removed =
