@@ -13,8 +13,29 @@ pub fn is_loading_ahead() -> bool {
 
 /// Runs a load that no caller waits for.
 pub(super) fn loading_ahead<R>(load: impl FnOnce() -> R) -> R {
+    /// Ends the load, also where it panics: the thread may load for callers afterwards.
+    struct End;
+    impl Drop for End {
+        fn drop(&mut self) {
+            AHEAD.set(false);
+        }
+    }
+    let _end = End;
     AHEAD.set(true);
-    let result = load();
-    AHEAD.set(false);
-    result
+    load()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::panic::catch_unwind;
+
+    use super::*;
+
+    #[test]
+    fn a_panic_ends_it_too() {
+        assert!(loading_ahead(is_loading_ahead));
+        assert!(!is_loading_ahead());
+        assert!(catch_unwind(|| loading_ahead(|| panic!("the load"))).is_err());
+        assert!(!is_loading_ahead());
+    }
 }
