@@ -45,6 +45,7 @@ class VectorsManager(ScoringManager):
             TaskError: The slot's model gives no sparse vectors.
             ModelManagerError: As for `embed`.
         """
+        _check_form(form)
         found, _ = self._infer(
             "sparse",
             _several(texts),
@@ -62,6 +63,7 @@ class VectorsManager(ScoringManager):
         self, texts: str | Iterable[str], model: str, *, form: Literal["numpy", "scipy"] = "numpy", **options: Any
     ) -> Any:
         """`embed_sparse` for asyncio: same arguments, result and errors."""
+        _check_form(form)
         found, _ = await ainfer(self, "sparse", _several(texts), None, model, **options)
         return self._sparse(found, model, form, isinstance(texts, str))
 
@@ -71,8 +73,6 @@ class VectorsManager(ScoringManager):
         vectors = [SparseVector(indices, values) for indices, values in found]
         if form == "scipy":
             return to_scipy(vectors, self.describe(model)["sparse_dimension"])
-        if form != "numpy":
-            raise ValueError(f"form={form!r} must be 'numpy' or 'scipy'")
         return vectors[0] if single else vectors
 
     def embed_multi(
@@ -121,6 +121,11 @@ class VectorsManager(ScoringManager):
         """`embed_multi` for asyncio: same arguments, result and errors."""
         found, _ = await ainfer(self, "multi", _several(texts), None, model, **options)
         return found[0] if isinstance(texts, str) else found
+
+
+def _check_form(form: str) -> None:
+    if form not in ("numpy", "scipy"):
+        raise ValueError(f"form={form!r} must be 'numpy' or 'scipy'")
 
 
 def _several(texts: Any) -> Any:
