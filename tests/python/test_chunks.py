@@ -8,8 +8,7 @@ import logging
 import numpy as np
 import pytest
 from conftest import tiny
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from model_manager import errors
 from model_manager.chunks import TextChunk
 

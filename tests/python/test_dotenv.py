@@ -10,8 +10,7 @@ import os
 import dotenv
 import pytest
 from conftest import ENGLISH_MODEL, FIXTURES, TURKISH_MODEL, run_python
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
+from hypothesis import example, given, settings, strategies as st
 from model_manager import _dotenv
 
 EXAMPLES = [

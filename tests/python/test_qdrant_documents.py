@@ -9,8 +9,7 @@ from datetime import date, datetime, timezone
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from model_manager.integrations.qdrant import point_id
 from model_manager.integrations.qdrant.documents import OWN_FIELDS, prepare
 

@@ -15,8 +15,7 @@ import threading
 import numpy as np
 import pytest
 from conftest import ENGLISH_MODEL, FIXTURES, TURKISH_MODEL, tiny
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from model_manager import errors
 from model_manager._embedder import Embedder
 from model_manager.semantic import (

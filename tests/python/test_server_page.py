@@ -11,8 +11,7 @@ import pytest
 from conftest import ENGLISH_TEXT
 from generators import GREEDY, SLOT
 from model_manager import __version__
-from model_manager.server import ServerConfig
-from model_manager.server import service as service_module
+from model_manager.server import ServerConfig, service as service_module
 from model_manager.server.routes import status as status_module
 from model_manager.server.routes.status import ServiceDescription, Status
 from servers import MODELS, until

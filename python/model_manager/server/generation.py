@@ -2,5 +2,4 @@
 
 from .routes.generation.endpoints import *  # noqa: F403
 from .routes.generation.events import EventStream as EventStream
-from .routes.generation.forms import Chat as Chat
-from .routes.generation.forms import Continuation as Continuation
+from .routes.generation.forms import Chat as Chat, Continuation as Continuation

@@ -12,6 +12,7 @@ pub(crate) mod math;
 pub(crate) mod pack;
 pub(crate) mod quantize;
 pub(crate) mod rowwise;
+pub(crate) mod softmax;
 #[cfg(test)]
 #[cfg(unix)]
 mod tests;
@@ -21,7 +22,8 @@ use std::fmt;
 
 pub use self::activation::Activation;
 use self::quantize::QuantizedRow;
-use self::rowwise::{RmsRow, RopeRow, Softmax, TileEpilogue};
+use self::rowwise::{RmsRow, RopeRow, TileEpilogue};
+use self::softmax::Softmax;
 use self::tile::Tile;
 #[cfg(target_arch = "aarch64")]
 use super::simd::neon;
@@ -116,12 +118,12 @@ macro_rules! table {
         $(#[target_feature(enable = $features)])?
         unsafe fn softmax(block: &mut Softmax<'_>) {
             // SAFETY: `Kernels::of` returns this table only if the CPU has the features.
-            rowwise::softmax::<$simd>(unsafe { <$simd>::permit() }, block);
+            softmax::softmax::<$simd>(unsafe { <$simd>::permit() }, block);
         }
         $(#[target_feature(enable = $features)])?
         unsafe fn adjust_scores(scores: &mut [f32], scale: f32, cap: Option<f32>, bias: &[f32]) {
             // SAFETY: `Kernels::of` returns this table only if the CPU has the features.
-            rowwise::adjust_scores::<$simd>(unsafe { <$simd>::permit() }, scores, scale, cap, bias);
+            softmax::adjust_scores::<$simd>(unsafe { <$simd>::permit() }, scores, scale, cap, bias);
         }
         $(#[target_feature(enable = $features)])?
         unsafe fn quantize(row: &mut QuantizedRow<'_>) {
@@ -332,13 +334,13 @@ impl Kernels {
         unsafe { (self.apply_rope)(rope) }
     }
 
-    /// [`rowwise::softmax`].
+    /// [`softmax::softmax`].
     pub(crate) fn softmax(&self, block: &mut Softmax<'_>) {
         // SAFETY: the CPU has the instructions of this table.
         unsafe { (self.softmax)(block) }
     }
 
-    /// [`rowwise::adjust_scores`].
+    /// [`softmax::adjust_scores`].
     pub(crate) fn adjust_scores(&self, scores: &mut [f32], scale: f32, cap: Option<f32>, bias: &[f32]) {
         // SAFETY: the CPU has the instructions of this table.
         unsafe { (self.adjust_scores)(scores, scale, cap, bias) }

@@ -5,10 +5,10 @@
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::architecture::{Architecture, Description, Factors};
 use super::family::{ConfigFile, Family, GgufFamily, ReadConfig, joined};
 use super::gguf_keys::Metadata;
 use super::tensors::{EmbeddingTensors, LayerTensors, PrefixedTensors, Tensors};
-use super::transformer::{Architecture, Description, Factors};
 use crate::Result;
 use crate::compute::{Activation, Heads, LayerAttention, Mask, Positions};
 use crate::models::formats::gguf::Gguf;

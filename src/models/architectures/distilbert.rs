@@ -4,9 +4,9 @@
 
 use serde::Deserialize;
 
+use super::architecture::{Architecture, Description, Factors};
 use super::family::{ConfigFile, Family};
 use super::tensors::{EmbeddingTensors, LayerTensors, PrefixedTensors, Tensors};
-use super::transformer::{Architecture, Description, Factors};
 use crate::Result;
 use crate::compute::{Activation, Heads, LayerAttention, Mask, Positions};
 use crate::models::heads::layout;

@@ -5,7 +5,7 @@ use std::path::Path;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use super::transformer::Architecture;
+use super::architecture::Architecture;
 use crate::compute::{Activation, Heads, LONGEST_HEAD};
 use crate::models::formats::gguf::Gguf;
 use crate::models::heads::layout::{ClassifierHead, MaskedHead};

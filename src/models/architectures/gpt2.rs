@@ -4,10 +4,10 @@
 
 use serde::Deserialize;
 
+use super::architecture::{Architecture, Description, Factors};
 use super::family::{ConfigFile, Family, GgufFamily, LARGEST_SIZE};
 use super::gguf_keys::Metadata;
 use super::tensors::{EmbeddingTensors, LayerTensors, NormTensors, Tensors};
-use super::transformer::{Architecture, Description, Factors};
 use crate::compute::memory::zeroed;
 use crate::compute::{
     Activation, Biased, Heads, LONGEST_HEAD, LayerAttention, Mask, Matrix, Positions, Weight,

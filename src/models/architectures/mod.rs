@@ -5,6 +5,7 @@
 //! [`Family`] in `registry.rs`; a program adds its own with [`register`].
 
 mod albert;
+mod architecture;
 mod bert;
 mod distilbert;
 mod family;
@@ -22,10 +23,11 @@ mod rotary_bert;
 mod tensors;
 mod transformer;
 
+pub use architecture::{Architecture, Description, Factors};
 pub(crate) use family::LARGEST_SIZE;
 pub use family::{ConfigFile, Family, GgufFamily, ModelKind, ReadConfig, ReadGguf};
 pub(crate) use gguf_tensors::GgufTensors;
 pub use registry::{families, find, find_config, find_gguf, register};
 pub(crate) use registry::{gguf_names, names};
 pub use tensors::{EmbeddingTensors, LayerTensors, NormTensors, Tensors};
-pub use transformer::{Architecture, Description, Factors, Transformer};
+pub use transformer::Transformer;

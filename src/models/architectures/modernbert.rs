@@ -4,10 +4,10 @@
 
 use serde::Deserialize;
 
+use super::architecture::{Architecture, Description, Factors};
 use super::family::{ConfigFile, Family};
 use super::rope_scaling::{RopeConfig, RopeDefaults};
 use super::tensors::{EmbeddingTensors, LayerTensors, NormTensors, PrefixedTensors, Tensors};
-use super::transformer::{Architecture, Description, Factors};
 use crate::Result;
 use crate::compute::{Activation, Heads, LayerAttention, Mask, Positions, RopeStyle};
 use crate::models::heads::layout;

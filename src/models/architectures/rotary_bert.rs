@@ -6,10 +6,10 @@
 
 use serde::Deserialize;
 
+use super::architecture::{Architecture, Description, Factors};
 use super::family::{ConfigFile, Family, ReadConfig, joined};
 use super::rope_scaling::{RopeConfig, RopeDefaults};
 use super::tensors::{EmbeddingTensors, LayerTensors, PrefixedTensors, Tensors};
-use super::transformer::{Architecture, Description, Factors};
 use crate::Result;
 use crate::compute::{Activation, Heads, LayerAttention, Mask, Positions, RopeStyle, Rotary};
 

@@ -7,8 +7,8 @@ use candle_core::quantized::{GgmlDType, QTensor};
 
 use super::*;
 use crate::compute::{Candle, Cpu, Isa, Mask, RopeStyle, Weight, WeightFormat};
-use crate::models::architectures::GgufTensors;
 use crate::models::architectures::llama::{HeadNorms, Llama, Variant};
+use crate::models::architectures::{Factors, GgufTensors};
 use crate::models::formats::gguf::tests::Writer;
 use crate::models::{Encoder, ModelConfig, ModelFiles, ModelKind, Overrides, Weights, on_cpu, on_device};
 

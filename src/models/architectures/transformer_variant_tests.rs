@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::compute::QueryGrowth;
+use crate::models::architectures::Factors;
 use crate::models::architectures::llama::NormNames;
 
 fn logits<B: Backend>(model: &Transformer<B>, text: &[u32]) -> Vec<f32> {

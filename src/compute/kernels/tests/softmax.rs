@@ -1,7 +1,7 @@
 //! Online softmax.
 
 use super::*;
-use crate::compute::kernels::rowwise::{Running, Softmax};
+use crate::compute::kernels::softmax::{Running, Softmax};
 
 #[test]
 fn softmax_in_blocks_is_softmax() {

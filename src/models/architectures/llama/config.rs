@@ -5,9 +5,9 @@ use serde::Deserialize;
 use super::dialect::{DIALECTS, Dialect, Windows};
 use super::model::{Llama, Variant};
 use crate::compute::{Activation, LONGEST_HEAD, LayerAttention, Mask, Rotary};
+use crate::models::architectures::architecture::{Architecture, Factors};
 use crate::models::architectures::family::ConfigFile;
 use crate::models::architectures::rope_scaling::{RopeConfig, RopeDefaults};
-use crate::models::architectures::transformer::{Architecture, Factors};
 use crate::{Error, Result};
 
 pub(super) fn read(file: &ConfigFile<'_>) -> Result<Box<dyn Architecture>> {

@@ -4,9 +4,9 @@ use super::dialect::{DIALECTS, Dialect, Windows};
 use super::model::{HeadNorms, Llama, NormNames, Variant};
 use crate::Result;
 use crate::compute::{Activation, LONGEST_HEAD, LayerAttention, Mask, QueryGrowth, Rotary};
+use crate::models::architectures::architecture::{Architecture, Factors};
 use crate::models::architectures::gguf_keys::Metadata;
 use crate::models::architectures::rope_scaling::{RopeScaling, Yarn};
-use crate::models::architectures::transformer::{Architecture, Factors};
 use crate::models::formats::gguf::Gguf;
 
 /// Metadata of the architecture that is read.

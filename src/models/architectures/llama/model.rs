@@ -1,9 +1,9 @@
 //! The model, whatever file describes it.
 
 use crate::compute::{Activation, Biased, Heads, LONGEST_HEAD, LayerAttention, Matrix, Positions, Weight};
+use crate::models::architectures::architecture::{Architecture, Description, Factors};
 use crate::models::architectures::family::LARGEST_SIZE;
 use crate::models::architectures::tensors::{EmbeddingTensors, LayerTensors, NormTensors, Tensors};
-use crate::models::architectures::transformer::{Architecture, Description, Factors};
 use crate::{Error, Result};
 
 /// More layers than any model has.

@@ -1,32 +1,30 @@
 //! `Manager`: each method extracts, detaches, calls the core, converts.
 
+mod embedding;
+mod generation;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyList, PyString, PyType};
+use pyo3::types::{PyDict, PyString, PyType};
 
-use super::arrow::ArrowVectors;
 use super::config::{PyConfig, keywords, pairs};
 use super::discard::discard;
 use super::errors::OrRaise;
-use super::generation::{self, PyGenerationTicket, PyTextStream};
 use super::gil::detached;
 use super::handle::Handle;
 use super::host::ManagerHost;
-use super::infer::InferenceCall;
 use super::loader::unwrap_object;
-use super::options::{call_options, positive_seconds, slot_keep_alive, timeout};
+use super::options::{positive_seconds, slot_keep_alive, timeout};
 use super::register::{AboutVectors, Registration, SlotSource};
-use super::submit::{self, PyTicket};
-use super::texts::{self, text_of};
+use super::texts::text_of;
 use super::tracker::PyTracker;
-use super::{caching, chat, embed, fork, report};
+use super::{caching, fork, report};
 use crate::lifecycle::ReaperSettings;
-use crate::manager::{EmbedOptions, GenerateOptions, Manager, Retention, SlotValue};
-use crate::wire::Encoding;
+use crate::manager::{Manager, Retention, SlotValue};
 
 /// Model slots, the embedding cache and the queues. All methods may be called from any thread.
 #[pyclass(frozen, subclass, weakref, name = "Manager", module = "model_manager._core")]
@@ -159,261 +157,6 @@ impl PyManager {
         Ok(())
     }
 
-    /// Embed one text (float32, shape (dim,)) or several (shape (n, dim)).
-    #[pyo3(signature = (texts, model = None, *, prompt = None, prompt_name = None, normalize = true,
-                        truncate_dim = None, truncate = true, copy = false, timeout = None, keep_alive = None, user = None, progress = None))]
-    #[expect(clippy::too_many_arguments, reason = "keywords of a Python function")]
-    fn embed(
-        &self,
-        py: Python<'_>,
-        texts: &Bound<'_, PyAny>,
-        model: Option<String>,
-        prompt: Option<String>,
-        prompt_name: Option<String>,
-        normalize: bool,
-        truncate_dim: Option<&Bound<'_, PyAny>>,
-        truncate: bool,
-        copy: bool,
-        timeout: Option<f64>,
-        keep_alive: Option<&Bound<'_, PyAny>>,
-        user: Option<String>,
-        progress: Option<Py<PyAny>>,
-    ) -> PyResult<Py<PyAny>> {
-        let options = call_options(
-            py,
-            model,
-            prompt,
-            prompt_name,
-            normalize,
-            truncate_dim,
-            truncate,
-            timeout,
-            keep_alive,
-            user,
-        )?;
-        embed::embed(&self.0, texts, options, copy, progress)
-    }
-
-    /// Embed an Arrow column into an Arrow array.
-    #[pyo3(signature = (texts, model = None, *, prompt = None, prompt_name = None, normalize = true,
-                        truncate_dim = None, truncate = true, timeout = None, keep_alive = None, user = None, progress = None))]
-    #[expect(clippy::too_many_arguments, reason = "keywords of a Python function")]
-    fn embed_arrow(
-        &self,
-        py: Python<'_>,
-        texts: &Bound<'_, PyAny>,
-        model: Option<String>,
-        prompt: Option<String>,
-        prompt_name: Option<String>,
-        normalize: bool,
-        truncate_dim: Option<&Bound<'_, PyAny>>,
-        truncate: bool,
-        timeout: Option<f64>,
-        keep_alive: Option<&Bound<'_, PyAny>>,
-        user: Option<String>,
-        progress: Option<Py<PyAny>>,
-    ) -> PyResult<ArrowVectors> {
-        let options = call_options(
-            py,
-            model,
-            prompt,
-            prompt_name,
-            normalize,
-            truncate_dim,
-            truncate,
-            timeout,
-            keep_alive,
-            user,
-        )?;
-        embed::embed_arrow(&self.0, texts, options, progress)
-    }
-
-    /// `embed` without waiting.
-    #[pyo3(signature = (texts, on_done, model = None, *, prompt = None, prompt_name = None, normalize = true,
-                        truncate_dim = None, truncate = true, copy = false, timeout = None, keep_alive = None, user = None))]
-    #[expect(clippy::too_many_arguments, reason = "keywords of a Python function")]
-    fn submit(
-        slf: &Bound<'_, Self>,
-        texts: &Bound<'_, PyAny>,
-        on_done: Py<PyAny>,
-        model: Option<String>,
-        prompt: Option<String>,
-        prompt_name: Option<String>,
-        normalize: bool,
-        truncate_dim: Option<&Bound<'_, PyAny>>,
-        truncate: bool,
-        copy: bool,
-        timeout: Option<f64>,
-        keep_alive: Option<&Bound<'_, PyAny>>,
-        user: Option<String>,
-    ) -> PyResult<PyTicket> {
-        let py = slf.py();
-        let options = call_options(
-            py,
-            model,
-            prompt,
-            prompt_name,
-            normalize,
-            truncate_dim,
-            truncate,
-            timeout,
-            keep_alive,
-            user,
-        )?;
-        let (inputs, single) = texts::inputs(texts)?;
-        submit::results(&slf.get().0, slf, inputs, options, on_done, single, copy)
-    }
-
-    /// Scores, sparse vectors or vectors of tokens of several inputs, and the tokens that were read.
-    #[pyo3(signature = (kind, first, second = None, model = None, progress = None, **options))]
-    #[expect(clippy::too_many_arguments, reason = "keywords of a Python function")]
-    fn _infer(
-        &self,
-        py: Python<'_>,
-        kind: &str,
-        first: &Bound<'_, PyAny>,
-        second: Option<&Bound<'_, PyAny>>,
-        model: Option<String>,
-        progress: Option<Py<PyAny>>,
-        options: Option<&Bound<'_, PyDict>>,
-    ) -> PyResult<(Py<PyAny>, u64)> {
-        InferenceCall::new(kind, first, second, model, options)?.wait(py, &self.0, progress.as_ref())
-    }
-
-    /// `_infer` without waiting: `on_done(results, tokens, error)`.
-    #[pyo3(signature = (kind, on_done, first, second = None, model = None, **options))]
-    fn _submit_inference(
-        slf: &Bound<'_, Self>,
-        kind: &str,
-        on_done: Py<PyAny>,
-        first: &Bound<'_, PyAny>,
-        second: Option<&Bound<'_, PyAny>>,
-        model: Option<String>,
-        options: Option<&Bound<'_, PyDict>>,
-    ) -> PyResult<PyTicket> {
-        InferenceCall::new(kind, first, second, model, options)?.submit(&slf.get().0, slf, on_done)
-    }
-
-    /// `submit`, with the answer as the JSON body of OpenAI's `POST /v1/embeddings`.
-    #[pyo3(signature = (inputs, on_done, model = None, *, served_model, encoding_format = "float", prompt = None,
-                        prompt_name = None, truncate_dim = None, truncate = true, timeout = None, keep_alive = None, user = None))]
-    #[expect(clippy::too_many_arguments, reason = "keywords of a Python function")]
-    fn submit_response(
-        slf: &Bound<'_, Self>,
-        inputs: &Bound<'_, PyAny>,
-        on_done: Py<PyAny>,
-        model: Option<String>,
-        served_model: String,
-        encoding_format: &str,
-        prompt: Option<String>,
-        prompt_name: Option<String>,
-        truncate_dim: Option<&Bound<'_, PyAny>>,
-        truncate: bool,
-        timeout: Option<f64>,
-        keep_alive: Option<&Bound<'_, PyAny>>,
-        user: Option<String>,
-    ) -> PyResult<PyTicket> {
-        let py = slf.py();
-        let options = call_options(
-            py,
-            model,
-            prompt,
-            prompt_name,
-            true,
-            truncate_dim,
-            truncate,
-            timeout,
-            keep_alive,
-            user,
-        )?;
-        let encoding = Encoding::parse(encoding_format).or_raise(py)?;
-        let (inputs, _) = texts::inputs(inputs)?;
-        submit::response(&slf.get().0, slf, inputs, options, served_model, encoding, on_done)
-    }
-
-    /// The whole answer to `prompt`, with its figures.
-    #[pyo3(signature = (prompt, model = None, **parameters))]
-    fn complete<'py>(
-        &self,
-        py: Python<'py>,
-        prompt: &Bound<'py, PyAny>,
-        model: Option<String>,
-        parameters: Option<&Bound<'py, PyDict>>,
-    ) -> PyResult<Bound<'py, PyDict>> {
-        let (prompt, params, options) = generation::request(prompt, model, parameters, &self.0)?;
-        let completion =
-            self.0.enter(py, |manager, check| manager.generate(&prompt, params, &options, check))?;
-        report::completion(py, &completion)
-    }
-
-    /// The prompt that the model's chat template makes of messages.
-    #[pyo3(signature = (
-        messages, model = None, *, add_generation_prompt = true, chat_template = None, timeout = None, **variables
-    ))]
-    #[allow(clippy::too_many_arguments, reason = "keywords of Python")]
-    fn apply_chat_template(
-        &self,
-        py: Python<'_>,
-        messages: &Bound<'_, PyList>,
-        model: Option<String>,
-        add_generation_prompt: bool,
-        chat_template: Option<&Bound<'_, PyString>>,
-        timeout: Option<f64>,
-        variables: Option<&Bound<'_, PyDict>>,
-    ) -> PyResult<String> {
-        let mut conversation = chat::conversation(messages)?;
-        conversation.add_generation_prompt = add_generation_prompt;
-        if let Some(variables) = variables {
-            chat::add_variables(&mut conversation, variables)?;
-        }
-        let source = chat_template.map(|source| text_of(source, None)).transpose()?;
-        let timeout = super::options::timeout(py, timeout)?;
-        let options = GenerateOptions { model, timeout, ..GenerateOptions::default() };
-        self.0.enter(py, |manager, check| manager.chat_text(&conversation, source, &options, check))
-    }
-
-    /// The answer to `prompt` as an iterator of pieces of text.
-    #[pyo3(signature = (prompt, model = None, **parameters))]
-    fn stream(
-        &self,
-        py: Python<'_>,
-        prompt: &Bound<'_, PyAny>,
-        model: Option<String>,
-        parameters: Option<&Bound<'_, PyDict>>,
-    ) -> PyResult<PyTextStream> {
-        let (prompt, params, options) = generation::request(prompt, model, parameters, &self.0)?;
-        let stream = self.0.enter(py, |manager, check| manager.stream(&prompt, params, &options, check))?;
-        Ok(PyTextStream::new(stream))
-    }
-
-    /// `stream` without waiting: `on_event(piece, completion, error)` is called from another thread.
-    #[pyo3(signature = (prompt, on_event, model = None, **parameters))]
-    fn submit_generation(
-        &self,
-        py: Python<'_>,
-        prompt: &Bound<'_, PyAny>,
-        on_event: Py<PyAny>,
-        model: Option<String>,
-        parameters: Option<&Bound<'_, PyDict>>,
-    ) -> PyResult<PyGenerationTicket> {
-        let (prompt, params, options) = generation::request(prompt, model, parameters, &self.0)?;
-        let events = generation::events(on_event);
-        let submitted = detached(py, || self.0.manager.submit_generation(prompt, params, &options, events));
-        submitted.map(PyGenerationTicket).map_err(|error| self.0.explain(py, &error))
-    }
-
-    /// Context length, end-of-text token and whether there is a chat template, of a slot with a generator.
-    #[pyo3(signature = (name = "text_generator"))]
-    fn describe_generator<'py>(&self, py: Python<'py>, name: &str) -> PyResult<Bound<'py, PyDict>> {
-        let options = GenerateOptions { model: Some(name.to_owned()), ..GenerateOptions::default() };
-        let lease = self.0.enter(py, |manager, check| manager.generator(&options, check))?;
-        let described =
-            lease.generator().or_raise(py).and_then(|generator| report::generator(py, name, generator));
-        // The last lease of a model may free it.
-        detached(py, || drop(lease));
-        described
-    }
-
     /// The slot that `embed` chooses for `text`.
     fn route(&self, py: Python<'_>, text: &Bound<'_, PyString>) -> PyResult<&'static str> {
         self.0.built(py)?.route(text_of(text, None)?).or_raise(py)
@@ -469,41 +212,6 @@ impl PyManager {
     fn describe<'py>(&self, py: Python<'py>, name: &str, load: bool) -> PyResult<Option<Bound<'py, PyDict>>> {
         let description = self.0.enter(py, |manager, check| manager.describe(name, load, check))?;
         description.map(|description| report::description(py, &description)).transpose()
-    }
-
-    /// Tokens of each text, special tokens included, not cut to the model's maximum.
-    #[pyo3(signature = (texts, model = None))]
-    fn count_tokens<'py>(
-        &self,
-        texts: &Bound<'py, PyAny>,
-        model: Option<&str>,
-    ) -> PyResult<Bound<'py, PyAny>> {
-        embed::count_tokens(&self.0, texts, model)
-    }
-
-    /// A text in chunks that the model reads whole: (text, start, end, tokens) each.
-    #[pyo3(signature = (text, model = None, *, max_tokens = None, overlap = 0, prompt = None, prompt_name = None,
-                        timeout = None))]
-    #[expect(clippy::too_many_arguments, reason = "keywords of a Python function")]
-    fn _chunk(
-        &self,
-        py: Python<'_>,
-        text: &Bound<'_, PyString>,
-        model: Option<String>,
-        max_tokens: Option<usize>,
-        overlap: usize,
-        prompt: Option<String>,
-        prompt_name: Option<String>,
-        timeout: Option<f64>,
-    ) -> PyResult<Vec<(String, usize, usize, usize)>> {
-        let options = EmbedOptions {
-            model,
-            prompt,
-            prompt_name,
-            timeout: self::timeout(py, timeout)?,
-            ..EmbedOptions::default()
-        };
-        embed::chunks(&self.0, text, max_tokens, overlap, &options)
     }
 
     /// Load several slots at the same time and wait for all.

@@ -1,0 +1,118 @@
+//! Linear layers, normalizations and caches of keys and values as tensors.
+
+use candle_core::{D, Tensor};
+
+use crate::Result;
+use crate::compute::attention::kv_cache::CacheShape;
+use crate::compute::backend::traits::KvCache;
+use crate::compute::kernels::activation::Activation;
+
+/// A linear layer's matrix, transposed, and its bias.
+#[derive(Debug)]
+pub struct TensorLinear {
+    pub(super) matrix: Tensor,
+    pub(super) bias: Tensor,
+    /// Whether the first half of the outputs is the gate of the second.
+    pub(super) gated: bool,
+}
+
+/// A normalization of rows: layer normalization with a shift, RMS normalization without.
+#[derive(Debug)]
+pub struct TensorNorm {
+    pub(super) scale: Tensor,
+    pub(super) shift: Option<Tensor>,
+    pub(super) epsilon: f64,
+}
+
+impl TensorNorm {
+    pub(super) fn apply(&self, x: &Tensor) -> candle_core::Result<Tensor> {
+        let x = match &self.shift {
+            Some(_) => x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?,
+            None => x.clone(),
+        };
+        let square = x.sqr()?.mean_keepdim(D::Minus1)?;
+        let y = x.broadcast_div(&(square + self.epsilon)?.sqrt()?)?.broadcast_mul(&self.scale)?;
+        match &self.shift {
+            Some(shift) => y.broadcast_add(shift),
+            None => Ok(y),
+        }
+    }
+}
+
+/// Keys and values of one sequence: for each layer, `[tokens, kv_heads * width]` of both.
+#[derive(Debug, Clone)]
+pub struct TensorCache {
+    pub(super) layers: Vec<Option<[Tensor; 2]>>,
+    pub(super) len: usize,
+    pub(super) shape: CacheShape,
+}
+
+impl TensorCache {
+    /// Appends to layer `layer` after the first `cached` tokens, and returns the keys and values of all tokens.
+    pub(super) fn append(
+        &mut self,
+        layer: usize,
+        cached: usize,
+        new: [Tensor; 2],
+    ) -> candle_core::Result<[Tensor; 2]> {
+        let all = match &self.layers[layer] {
+            Some([keys, values]) if cached > 0 => {
+                let join = |old: &Tensor, new: &Tensor| Tensor::cat(&[&old.narrow(0, 0, cached)?, new], 0);
+                [join(keys, &new[0])?, join(values, &new[1])?]
+            }
+            _ => new,
+        };
+        self.layers[layer] = Some(all.clone());
+        Ok(all)
+    }
+}
+
+impl KvCache for TensorCache {
+    fn len(&self) -> usize {
+        self.len
+    }
+    fn truncate(&mut self, len: usize) {
+        self.len = len.min(self.len);
+        if self.len == 0 {
+            self.layers.fill(None);
+        }
+    }
+    fn reserve(&mut self, _capacity: usize) -> Result<()> {
+        Ok(())
+    }
+    fn fork(&self, len: usize, _capacity: usize) -> Result<Self> {
+        Ok(Self { len: len.min(self.len), ..self.clone() })
+    }
+    fn shrink(&mut self) -> Result<()> {
+        Ok(())
+    }
+    fn bytes(&self) -> u64 {
+        bytes_of(self.shape, self.len)
+    }
+}
+
+pub(super) fn bytes_of(shape: CacheShape, tokens: usize) -> u64 {
+    [shape.layers, shape.kv_heads, shape.width, 8]
+        .into_iter()
+        .fold(tokens as u64, |bytes, factor| bytes.saturating_mul(factor as u64))
+}
+
+impl TensorLinear {
+    pub(super) fn apply(&self, x: &Tensor) -> candle_core::Result<Tensor> {
+        x.matmul(&self.matrix)?.broadcast_add(&self.bias)
+    }
+
+    pub(super) fn activated(&self, x: &Tensor, activation: Activation) -> candle_core::Result<Tensor> {
+        let y = self.apply(x)?;
+        let half = y.dim(1)? / 2;
+        let gate = if self.gated { y.narrow(1, 0, half)? } else { y.clone() };
+        let gate = match activation {
+            Activation::Identity => gate,
+            Activation::Gelu => gate.gelu_erf()?,
+            Activation::GeluTanh => gate.gelu()?,
+            Activation::Relu => gate.relu()?,
+            Activation::Silu => gate.silu()?,
+        };
+        if self.gated { gate * y.narrow(1, half, half)? } else { Ok(gate) }
+    }
+}

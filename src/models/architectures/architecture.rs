@@ -1,0 +1,123 @@
+//! What a family says of its model: numbers, switches, and where its tensors are.
+
+use std::fmt::Debug;
+
+use super::tensors::{EmbeddingTensors, LayerTensors, NormTensors, Tensors};
+
+use crate::compute::{Activation, DistanceBias, Heads, LayerAttention, Matrix, Positions};
+use crate::{Error, Result};
+
+/// The numbers and switches of a transformer.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Description {
+    /// Length of a state.
+    pub hidden: usize,
+    /// Layers.
+    pub layers: usize,
+    /// Attention's heads.
+    pub heads: Heads,
+    /// The attention of each layer. A list shorter than the layers repeats from its beginning.
+    pub attention: Vec<LayerAttention>,
+    /// Tokens.
+    pub vocabulary: usize,
+    /// Most tokens of a text.
+    pub context: usize,
+    /// Between the matrices of the perceptron; of its gate where it has one.
+    pub activation: Activation,
+    /// Whether each block ends with the sum of its residual; else it ends with the norm of that sum.
+    pub norm_first: bool,
+    /// How rows of learned positions are chosen.
+    pub positions: Positions,
+    /// What states and logits are multiplied by.
+    pub factors: Factors,
+}
+
+/// What states and logits are multiplied by.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Factors {
+    /// Of the embeddings.
+    pub embedding: f32,
+    /// Of what a block adds to its residual, if its norm comes first.
+    pub residual: f32,
+    /// Of the logits.
+    pub logits: f32,
+    /// The soft cap of the logits: they become `cap * tanh(logits / cap)`.
+    pub logits_cap: Option<f32>,
+}
+
+impl Default for Factors {
+    fn default() -> Self {
+        Self { embedding: 1.0, residual: 1.0, logits: 1.0, logits_cap: None }
+    }
+}
+
+impl Factors {
+    /// Applies the factor and the cap of logits.
+    pub(super) fn apply(&self, logits: &mut [f32]) {
+        if self.logits != 1.0 {
+            logits.iter_mut().for_each(|x| *x *= self.logits);
+        }
+        if let Some(cap) = self.logits_cap {
+            logits.iter_mut().for_each(|x| *x = cap * (*x / cap).tanh());
+        }
+    }
+}
+
+impl Description {
+    /// Whether no token attends to a later one, so that the model can write text.
+    pub fn is_causal(&self) -> bool {
+        self.attention.iter().all(|layer| layer.mask.is_causal())
+    }
+}
+
+/// A family's model as its files describe it: its numbers, and where its tensors are.
+pub trait Architecture: Debug + Send + Sync {
+    /// Its numbers.
+    fn describe(&self) -> Description;
+
+    /// What tokens become first.
+    ///
+    /// # Errors
+    /// When a tensor is missing or of another shape.
+    fn embeddings(&self, tensors: &dyn Tensors) -> Result<EmbeddingTensors>;
+
+    /// Layer `index`.
+    ///
+    /// # Errors
+    /// When a tensor is missing or of another shape.
+    fn layer(&self, tensors: &dyn Tensors, index: usize) -> Result<LayerTensors>;
+
+    /// The first layer that has the weights and the attention of layer `index`: another one where layers share them.
+    fn same_as(&self, index: usize) -> usize {
+        index
+    }
+
+    /// The norm after the last layer, if there is one.
+    ///
+    /// # Errors
+    /// When a tensor is missing or of another shape.
+    fn final_norm(&self, _tensors: &dyn Tensors) -> Result<Option<NormTensors>> {
+        Ok(None)
+    }
+
+    /// A bias by distance that all layers add to the scores of attention, where it comes from a tensor.
+    ///
+    /// # Errors
+    /// When a tensor is missing or of another shape.
+    fn distance_bias(&self, _tensors: &dyn Tensors) -> Result<Option<DistanceBias>> {
+        Ok(None)
+    }
+
+    /// The matrix that makes logits of states, `[vocabulary, hidden]`.
+    ///
+    /// # Errors
+    /// When the tensor is missing or of another shape; [`Error::Internal`] for an architecture that writes no text.
+    fn head(&self, _tensors: &dyn Tensors) -> Result<Matrix> {
+        Err(misuse("an encoder has no head that writes text"))
+    }
+}
+
+/// A description that its code should not have made.
+pub(super) fn misuse(reason: &str) -> Error {
+    Error::Internal { place: "transformer".into(), reason: reason.into() }
+}

@@ -1,0 +1,224 @@
+//! Methods of `Manager` that compute vectors, scores and tokens.
+
+use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyString};
+
+use super::PyManager;
+use crate::manager::EmbedOptions;
+use crate::python::arrow::ArrowVectors;
+use crate::python::errors::OrRaise;
+use crate::python::infer::InferenceCall;
+use crate::python::options::{call_options, timeout};
+use crate::python::submit::{self, PyTicket};
+use crate::python::{embed, texts};
+use crate::wire::Encoding;
+
+#[pymethods]
+impl PyManager {
+    /// Embed one text (float32, shape (dim,)) or several (shape (n, dim)).
+    #[pyo3(signature = (texts, model = None, *, prompt = None, prompt_name = None, normalize = true,
+                        truncate_dim = None, truncate = true, copy = false, timeout = None, keep_alive = None, user = None, progress = None))]
+    #[expect(clippy::too_many_arguments, reason = "keywords of a Python function")]
+    fn embed(
+        &self,
+        py: Python<'_>,
+        texts: &Bound<'_, PyAny>,
+        model: Option<String>,
+        prompt: Option<String>,
+        prompt_name: Option<String>,
+        normalize: bool,
+        truncate_dim: Option<&Bound<'_, PyAny>>,
+        truncate: bool,
+        copy: bool,
+        timeout: Option<f64>,
+        keep_alive: Option<&Bound<'_, PyAny>>,
+        user: Option<String>,
+        progress: Option<Py<PyAny>>,
+    ) -> PyResult<Py<PyAny>> {
+        let options = call_options(
+            py,
+            model,
+            prompt,
+            prompt_name,
+            normalize,
+            truncate_dim,
+            truncate,
+            timeout,
+            keep_alive,
+            user,
+        )?;
+        embed::embed(&self.0, texts, options, copy, progress)
+    }
+
+    /// Embed an Arrow column into an Arrow array.
+    #[pyo3(signature = (texts, model = None, *, prompt = None, prompt_name = None, normalize = true,
+                        truncate_dim = None, truncate = true, timeout = None, keep_alive = None, user = None, progress = None))]
+    #[expect(clippy::too_many_arguments, reason = "keywords of a Python function")]
+    fn embed_arrow(
+        &self,
+        py: Python<'_>,
+        texts: &Bound<'_, PyAny>,
+        model: Option<String>,
+        prompt: Option<String>,
+        prompt_name: Option<String>,
+        normalize: bool,
+        truncate_dim: Option<&Bound<'_, PyAny>>,
+        truncate: bool,
+        timeout: Option<f64>,
+        keep_alive: Option<&Bound<'_, PyAny>>,
+        user: Option<String>,
+        progress: Option<Py<PyAny>>,
+    ) -> PyResult<ArrowVectors> {
+        let options = call_options(
+            py,
+            model,
+            prompt,
+            prompt_name,
+            normalize,
+            truncate_dim,
+            truncate,
+            timeout,
+            keep_alive,
+            user,
+        )?;
+        embed::embed_arrow(&self.0, texts, options, progress)
+    }
+
+    /// `embed` without waiting.
+    #[pyo3(signature = (texts, on_done, model = None, *, prompt = None, prompt_name = None, normalize = true,
+                        truncate_dim = None, truncate = true, copy = false, timeout = None, keep_alive = None, user = None))]
+    #[expect(clippy::too_many_arguments, reason = "keywords of a Python function")]
+    fn submit(
+        slf: &Bound<'_, Self>,
+        texts: &Bound<'_, PyAny>,
+        on_done: Py<PyAny>,
+        model: Option<String>,
+        prompt: Option<String>,
+        prompt_name: Option<String>,
+        normalize: bool,
+        truncate_dim: Option<&Bound<'_, PyAny>>,
+        truncate: bool,
+        copy: bool,
+        timeout: Option<f64>,
+        keep_alive: Option<&Bound<'_, PyAny>>,
+        user: Option<String>,
+    ) -> PyResult<PyTicket> {
+        let py = slf.py();
+        let options = call_options(
+            py,
+            model,
+            prompt,
+            prompt_name,
+            normalize,
+            truncate_dim,
+            truncate,
+            timeout,
+            keep_alive,
+            user,
+        )?;
+        let (inputs, single) = texts::inputs(texts)?;
+        submit::results(&slf.get().0, slf, inputs, options, on_done, single, copy)
+    }
+
+    /// Scores, sparse vectors or vectors of tokens of several inputs, and the tokens that were read.
+    #[pyo3(signature = (kind, first, second = None, model = None, progress = None, **options))]
+    #[expect(clippy::too_many_arguments, reason = "keywords of a Python function")]
+    fn _infer(
+        &self,
+        py: Python<'_>,
+        kind: &str,
+        first: &Bound<'_, PyAny>,
+        second: Option<&Bound<'_, PyAny>>,
+        model: Option<String>,
+        progress: Option<Py<PyAny>>,
+        options: Option<&Bound<'_, PyDict>>,
+    ) -> PyResult<(Py<PyAny>, u64)> {
+        InferenceCall::new(kind, first, second, model, options)?.wait(py, &self.0, progress.as_ref())
+    }
+
+    /// `_infer` without waiting: `on_done(results, tokens, error)`.
+    #[pyo3(signature = (kind, on_done, first, second = None, model = None, **options))]
+    fn _submit_inference(
+        slf: &Bound<'_, Self>,
+        kind: &str,
+        on_done: Py<PyAny>,
+        first: &Bound<'_, PyAny>,
+        second: Option<&Bound<'_, PyAny>>,
+        model: Option<String>,
+        options: Option<&Bound<'_, PyDict>>,
+    ) -> PyResult<PyTicket> {
+        InferenceCall::new(kind, first, second, model, options)?.submit(&slf.get().0, slf, on_done)
+    }
+
+    /// `submit`, with the answer as the JSON body of OpenAI's `POST /v1/embeddings`.
+    #[pyo3(signature = (inputs, on_done, model = None, *, served_model, encoding_format = "float", prompt = None,
+                        prompt_name = None, truncate_dim = None, truncate = true, timeout = None, keep_alive = None, user = None))]
+    #[expect(clippy::too_many_arguments, reason = "keywords of a Python function")]
+    fn submit_response(
+        slf: &Bound<'_, Self>,
+        inputs: &Bound<'_, PyAny>,
+        on_done: Py<PyAny>,
+        model: Option<String>,
+        served_model: String,
+        encoding_format: &str,
+        prompt: Option<String>,
+        prompt_name: Option<String>,
+        truncate_dim: Option<&Bound<'_, PyAny>>,
+        truncate: bool,
+        timeout: Option<f64>,
+        keep_alive: Option<&Bound<'_, PyAny>>,
+        user: Option<String>,
+    ) -> PyResult<PyTicket> {
+        let py = slf.py();
+        let options = call_options(
+            py,
+            model,
+            prompt,
+            prompt_name,
+            true,
+            truncate_dim,
+            truncate,
+            timeout,
+            keep_alive,
+            user,
+        )?;
+        let encoding = Encoding::parse(encoding_format).or_raise(py)?;
+        let (inputs, _) = texts::inputs(inputs)?;
+        submit::response(&slf.get().0, slf, inputs, options, served_model, encoding, on_done)
+    }
+
+    /// Tokens of each text, special tokens included, not cut to the model's maximum.
+    #[pyo3(signature = (texts, model = None))]
+    fn count_tokens<'py>(
+        &self,
+        texts: &Bound<'py, PyAny>,
+        model: Option<&str>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        embed::count_tokens(&self.0, texts, model)
+    }
+
+    /// A text in chunks that the model reads whole: (text, start, end, tokens) each.
+    #[pyo3(signature = (text, model = None, *, max_tokens = None, overlap = 0, prompt = None, prompt_name = None,
+                        timeout = None))]
+    #[expect(clippy::too_many_arguments, reason = "keywords of a Python function")]
+    fn _chunk(
+        &self,
+        py: Python<'_>,
+        text: &Bound<'_, PyString>,
+        model: Option<String>,
+        max_tokens: Option<usize>,
+        overlap: usize,
+        prompt: Option<String>,
+        prompt_name: Option<String>,
+        timeout: Option<f64>,
+    ) -> PyResult<Vec<(String, usize, usize, usize)>> {
+        let options = EmbedOptions {
+            model,
+            prompt,
+            prompt_name,
+            timeout: self::timeout(py, timeout)?,
+            ..EmbedOptions::default()
+        };
+        embed::chunks(&self.0, text, max_tokens, overlap, &options)
+    }
+}

@@ -1,0 +1,98 @@
+//! Methods of `Manager` that write text.
+
+use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyList, PyString};
+
+use super::PyManager;
+use crate::manager::GenerateOptions;
+use crate::python::errors::OrRaise;
+use crate::python::generation::{self, PyGenerationTicket, PyTextStream};
+use crate::python::gil::detached;
+use crate::python::texts::text_of;
+use crate::python::{chat, options, report};
+
+#[pymethods]
+impl PyManager {
+    /// The whole answer to `prompt`, with its figures.
+    #[pyo3(signature = (prompt, model = None, **parameters))]
+    fn complete<'py>(
+        &self,
+        py: Python<'py>,
+        prompt: &Bound<'py, PyAny>,
+        model: Option<String>,
+        parameters: Option<&Bound<'py, PyDict>>,
+    ) -> PyResult<Bound<'py, PyDict>> {
+        let (prompt, params, options) = generation::request(prompt, model, parameters, &self.0)?;
+        let completion =
+            self.0.enter(py, |manager, check| manager.generate(&prompt, params, &options, check))?;
+        report::completion(py, &completion)
+    }
+
+    /// The prompt that the model's chat template makes of messages.
+    #[pyo3(signature = (
+        messages, model = None, *, add_generation_prompt = true, chat_template = None, timeout = None, **variables
+    ))]
+    #[allow(clippy::too_many_arguments, reason = "keywords of Python")]
+    fn apply_chat_template(
+        &self,
+        py: Python<'_>,
+        messages: &Bound<'_, PyList>,
+        model: Option<String>,
+        add_generation_prompt: bool,
+        chat_template: Option<&Bound<'_, PyString>>,
+        timeout: Option<f64>,
+        variables: Option<&Bound<'_, PyDict>>,
+    ) -> PyResult<String> {
+        let mut conversation = chat::conversation(messages)?;
+        conversation.add_generation_prompt = add_generation_prompt;
+        if let Some(variables) = variables {
+            chat::add_variables(&mut conversation, variables)?;
+        }
+        let source = chat_template.map(|source| text_of(source, None)).transpose()?;
+        let timeout = options::timeout(py, timeout)?;
+        let options = GenerateOptions { model, timeout, ..GenerateOptions::default() };
+        self.0.enter(py, |manager, check| manager.chat_text(&conversation, source, &options, check))
+    }
+
+    /// The answer to `prompt` as an iterator of pieces of text.
+    #[pyo3(signature = (prompt, model = None, **parameters))]
+    fn stream(
+        &self,
+        py: Python<'_>,
+        prompt: &Bound<'_, PyAny>,
+        model: Option<String>,
+        parameters: Option<&Bound<'_, PyDict>>,
+    ) -> PyResult<PyTextStream> {
+        let (prompt, params, options) = generation::request(prompt, model, parameters, &self.0)?;
+        let stream = self.0.enter(py, |manager, check| manager.stream(&prompt, params, &options, check))?;
+        Ok(PyTextStream::new(stream))
+    }
+
+    /// `stream` without waiting: `on_event(piece, completion, error)` is called from another thread.
+    #[pyo3(signature = (prompt, on_event, model = None, **parameters))]
+    fn submit_generation(
+        &self,
+        py: Python<'_>,
+        prompt: &Bound<'_, PyAny>,
+        on_event: Py<PyAny>,
+        model: Option<String>,
+        parameters: Option<&Bound<'_, PyDict>>,
+    ) -> PyResult<PyGenerationTicket> {
+        let (prompt, params, options) = generation::request(prompt, model, parameters, &self.0)?;
+        let events = generation::events(on_event);
+        let submitted = detached(py, || self.0.manager.submit_generation(prompt, params, &options, events));
+        submitted.map(PyGenerationTicket).map_err(|error| self.0.explain(py, &error))
+    }
+
+    /// Context length, end-of-text token and whether there is a chat template, of a slot with a generator.
+    #[pyo3(signature = (name = "text_generator"))]
+    fn describe_generator<'py>(&self, py: Python<'py>, name: &str) -> PyResult<Bound<'py, PyDict>> {
+        let options = GenerateOptions { model: Some(name.to_owned()), ..GenerateOptions::default() };
+        let lease = self.0.enter(py, |manager, check| manager.generator(&options, check))?;
+        let described =
+            lease.generator().or_raise(py).and_then(|generator| report::generator(py, name, generator));
+        // The last lease of a model may free it.
+        detached(py, || drop(lease));
+        described
+    }
+}
