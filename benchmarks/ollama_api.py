@@ -1,11 +1,15 @@
 #!/usr/bin/env python3
 """Ollama's API and OpenAI's at the same server: lists of texts, and one text per request.
 
-    python benchmarks/ollama_api.py [MODEL] [--texts N] [--list N] [--clients N] [--rounds N]
+    python benchmarks/ollama_api.py [MODEL] [--texts N] [--list N] [--clients N] [--rounds N] [--relay]
 
 The server is a separate process on 127.0.0.1, with its clients on the same cores. Every case sends different texts in
 every round, in rotating order; "cached" sends the texts of a list again. Printed are medians of texts per second, and
 the ratio to the same case of OpenAI's API within a round.
+
+--relay compares this server's lists with a server that sends Ollama one text after another (`relay.py`), for the same
+clients and texts. Behind the relay is this server's Ollama API too: the engine is the same on both sides, and what
+differs is one request for each text. Ollama itself is not measured.
 """
 
 import argparse
@@ -82,6 +86,52 @@ async def measure(arguments: argparse.Namespace) -> None:
         print(f"{case:24}{medians}{statistics.median(ratios):8.2f}{ratios[0]:8.2f}{ratios[-1]:9.2f}")
 
 
+async def compare(arguments: argparse.Namespace) -> None:
+    """A relay that asks for one text after another, against this server asked directly."""
+    count, length = arguments.texts, arguments.list
+    cases = {
+        f"1 client, lists of {length}": 1,
+        f"{arguments.clients} clients, lists of {length}": arguments.clients,
+    }
+    rates: dict[tuple[str, str], list[float]] = {}
+    relay_command = [sys.executable, str(Path(__file__).with_name("relay.py")), "model"]
+    with (
+        ours(arguments.model) as server,
+        Server(relay_command, OLLAMA_URL=f"http://127.0.0.1:{server.port}") as relay,
+    ):
+        await send(server, singles("openai", texts(64, 1)), 8)
+        sides = {
+            "relay": (relay, "openai"),
+            "OpenAI's API": (server, "openai"),
+            "Ollama's API": (server, "ollama"),
+        }
+        for turn in range(arguments.rounds):
+            order = list(sides)[turn % 3 :] + list(sides)[: turn % 3]
+            for number, side in enumerate(order):
+                asked, api = sides[side]
+                several = texts(count, 100 + 16 * turn + 4 * number)
+                for offset, (case, clients) in enumerate(cases.items()):
+                    # Enough requests for every client.
+                    fresh = (
+                        several if clients == 1 else texts(max(count, clients * length), 102 + 16 * turn + 4 * number)
+                    )
+                    requests = lists(api, fresh, length)
+                    rates.setdefault((case, side), []).append(await rate(asked, requests, clients, len(fresh)))
+                    if offset == 0:
+                        again = await rate(asked, requests, clients, len(fresh))
+                        rates.setdefault(("the same again, cached", side), []).append(again)
+            print(f"round {turn + 1} of {arguments.rounds}", flush=True)
+    print(f"\n{environment.machine()}\n\nmedians of {arguments.rounds} rounds, texts/s\n")
+    print(f"{'':32}{'relay':>9}{'OpenAI':>9}{'ratio':>8}{'Ollama':>9}{'ratio':>8}")
+    for case in dict.fromkeys(case for case, _ in rates):
+        slow, first, second = (rates[case, side] for side in sides)
+        line = f"{case:32}{statistics.median(slow):9.0f}"
+        for fast in (first, second):
+            ratio = statistics.median(one / other for one, other in zip(fast, slow, strict=True))
+            line += f"{statistics.median(fast):9.0f}{ratio:8.1f}"
+        print(line)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", nargs="?", default=str(ROOT / ".models" / "all-MiniLM-L6-v2"))
@@ -89,7 +139,9 @@ def main() -> None:
     parser.add_argument("--list", type=int, default=64, help="texts in one request")
     parser.add_argument("--clients", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=5)
-    asyncio.run(measure(parser.parse_args()))
+    parser.add_argument("--relay", action="store_true", help="compare with one request for each text")
+    arguments = parser.parse_args()
+    asyncio.run(compare(arguments) if arguments.relay else measure(arguments))
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ mod python;
 pub mod remote;
 pub mod sync;
 mod tls;
+pub mod trace;
 pub mod wire;
 
 pub use error::{Error, Result};

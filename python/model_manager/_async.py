@@ -7,6 +7,7 @@ need no thread of their own and nothing polls, and a model that must be loaded f
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import os
 import threading
 from collections import deque
@@ -91,7 +92,9 @@ def in_thread(function: Callable[..., Result], *args: Any) -> asyncio.Future[Res
                 error = caught
             on_done(result, error)
 
-        threading.Thread(target=work, name=f"mm-{function.__name__}", daemon=True).start()
+        # The thread's calls belong to the trace of this one.
+        target = contextvars.copy_context().run
+        threading.Thread(target=target, args=(work,), name=f"mm-{function.__name__}", daemon=True).start()
 
     future, _ = start(submit)
     # An error counts as retrieved even when the caller has stopped waiting.
@@ -314,8 +317,8 @@ class _Generation:
         self._abandoned = False
         if _is_long(prompt):
             threading.Thread(
-                target=self._submit_long,
-                args=(manager, prompt, model, params, on_event),
+                target=contextvars.copy_context().run,
+                args=(self._submit_long, manager, prompt, model, params, on_event),
                 name="mm-prompt",
                 daemon=True,
             ).start()

@@ -772,6 +772,9 @@ def _config_from(config_class: type[Config], settings: dict[str, Any]) -> Config
 def _error_classes() -> dict[str, type[Exception]]:
     """Each error kind of the core and the exception of `model_manager.errors` that it becomes."""
 
+def _set_tracer(tracer: object | None) -> None:
+    """Set what is called when a traced call of any manager begins and when it has ended; None: calls are not traced."""
+
 def _at_exit() -> None:
     """Called before the interpreter ends, so that computing daemon threads do not return into it."""
 

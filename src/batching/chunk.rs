@@ -3,10 +3,12 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
 use crate::compute::memory::reserve;
 use crate::output::{Output, Shape, View};
 use crate::sync::Mutex;
+use crate::trace::{Trace, TraceStage};
 use crate::{Error, Result};
 
 /// Called once, on the worker thread, with the chunk's results or the first error. It must be quick and must not call back
@@ -43,6 +45,8 @@ impl Cancel {
 pub struct Chunk {
     cancel: Cancel,
     gathered: Mutex<Gathered>,
+    /// The record of the call, and when the chunk was queued.
+    trace: Option<(Arc<Trace>, Instant)>,
 }
 
 struct Gathered {
@@ -53,18 +57,25 @@ struct Gathered {
 }
 
 impl Chunk {
-    /// A chunk of `sequences` items of this shape. With no sequences `done` is called at once.
+    /// A chunk of `sequences` items of this shape, for a call with this record. With no sequences `done` is called at once.
     ///
     /// # Errors
     /// [`Error::OutOfMemory`].
-    pub(crate) fn new(sequences: usize, shape: Shape, cancel: Cancel, done: Done) -> Result<Arc<Self>> {
+    pub(crate) fn new(
+        sequences: usize,
+        shape: Shape,
+        cancel: Cancel,
+        done: Done,
+        trace: Option<&Arc<Trace>>,
+    ) -> Result<Arc<Self>> {
         let output = Output::new(shape, sequences)?;
         let mut tokens = Vec::new();
         reserve(&mut tokens, sequences)?;
         tokens.resize(sequences, 0);
         let results = ChunkOutput { output, tokens };
         let gathered = Mutex::new(Gathered { results, missing: sequences, done: Some(done) });
-        let chunk = Arc::new(Self { cancel, gathered });
+        let trace = trace.map(|trace| (Arc::clone(trace), Instant::now()));
+        let chunk = Arc::new(Self { cancel, gathered, trace });
         if sequences == 0 {
             chunk.finish(Ok(()));
         }
@@ -73,6 +84,18 @@ impl Chunk {
 
     pub(crate) fn is_cancelled(&self) -> bool {
         self.cancel.is_cancelled()
+    }
+
+    /// The record of the call.
+    pub(crate) fn trace(&self) -> Option<&Arc<Trace>> {
+        self.trace.as_ref().map(|(trace, _)| trace)
+    }
+
+    /// Records the batch that a sequence was in. To be called before its item is delivered.
+    pub(crate) fn note(&self, stage: TraceStage, began: Instant, ended: Instant) {
+        if let Some((trace, queued)) = &self.trace {
+            trace.computed(stage, *queued, began, ended);
+        }
     }
 
     /// Stores the item of sequence `row`, made of so many tokens. The last one completes the chunk.
@@ -121,7 +144,7 @@ mod tests {
     fn chunk(sequences: usize) -> (Arc<Chunk>, mpsc::Receiver<Result<ChunkOutput>>) {
         let (sender, receiver) = mpsc::channel();
         let done = Box::new(move |result| sender.send(result).unwrap());
-        (Chunk::new(sequences, PAIRS, Cancel::default(), done).unwrap(), receiver)
+        (Chunk::new(sequences, PAIRS, Cancel::default(), done, None).unwrap(), receiver)
     }
 
     #[test]

@@ -181,7 +181,7 @@ mod tests {
 
     fn waiter(cancel: &Cancel) -> Waiter {
         let shape = crate::output::Shape::Dense { width: 1 };
-        Waiter { chunk: Chunk::new(1, shape, cancel.clone(), Box::new(|_| {})).unwrap(), row: 0 }
+        Waiter { chunk: Chunk::new(1, shape, cancel.clone(), Box::new(|_| {}), None).unwrap(), row: 0 }
     }
 
     #[test]

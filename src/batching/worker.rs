@@ -2,6 +2,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Weak};
+use std::time::Instant;
 
 use super::chunk::Chunk;
 use super::counters::Counters;
@@ -11,6 +12,7 @@ use crate::compute::Packed;
 use crate::models::Encoded;
 use crate::output::{Output, OutputKind, Shape};
 use crate::sync::{Abandon, Work, WorkerThread};
+use crate::trace::TraceStage;
 use crate::{Error, Result};
 
 /// What a batcher drives: token ids in, one item a sequence out.
@@ -86,6 +88,7 @@ impl<F: Forward> Work<Queue<QueuedSequence>> for Batches<F> {
         while let Some(batch) = next_batch(thread, self.budget, false, &self.counters) {
             for batch in by_kind(batch) {
                 let tokens: usize = batch.iter().map(|sequence| sequence.ids.len()).sum();
+                let began = Instant::now();
                 // A caller that waits keeps the model in memory by its lease, so this fails only when none waits.
                 let result = match self.model.upgrade() {
                     Some(model) => scratch.forward(&self.name, &*model, &batch),
@@ -93,7 +96,7 @@ impl<F: Forward> Work<Queue<QueuedSequence>> for Batches<F> {
                 };
                 self.counters.note_batch(batch.len(), tokens, result.is_err());
                 let waiters = complete(thread, &batch);
-                reply(&self.name, &result.map(|()| &scratch.out), &batch, &waiters);
+                reply(&self.name, &result.map(|()| &scratch.out), &batch, &waiters, began);
             }
         }
     }
@@ -147,13 +150,21 @@ impl BatchBuffers {
 }
 
 /// Delivers every item to the callers that want it. An item that is not finite fails its own callers only.
-fn reply(name: &str, result: &Result<&Output>, batch: &[QueuedSequence], waiters: &[Vec<Waiter>]) {
+fn reply(
+    name: &str,
+    result: &Result<&Output>,
+    batch: &[QueuedSequence],
+    waiters: &[Vec<Waiter>],
+    began: Instant,
+) {
+    let ended = Instant::now();
     for (row, (sequence, waiters)) in batch.iter().zip(waiters).enumerate() {
         let item = result.as_ref().map_err(Clone::clone).and_then(|out| {
             let item = out.view(row);
             if item.is_finite() { Ok(item) } else { Err(Error::NotFinite { model: name.to_owned() }) }
         });
         for waiter in waiters {
+            waiter.chunk.note(TraceStage::Forward, began, ended);
             match &item {
                 Ok(item) => waiter.chunk.deliver(waiter.row, *item, sequence.ids.len() as u32),
                 Err(error) => waiter.chunk.fail(error.clone()),
@@ -239,7 +250,7 @@ mod tests {
         fn submit(&self, sequences: &[&[u32]], cancel: &Cancel) -> mpsc::Receiver<Result<ChunkOutput>> {
             let (sender, receiver) = mpsc::channel();
             let done = Box::new(move |result| drop(sender.send(result)));
-            let chunk = Chunk::new(sequences.len(), PAIRS, cancel.clone(), done).unwrap();
+            let chunk = Chunk::new(sequences.len(), PAIRS, cancel.clone(), done, None).unwrap();
             let sequences = sequences.iter().map(|s| s.to_vec().into()).collect();
             self.batcher.submit(sequences, OutputKind::Dense, &chunk, Lane::Interactive);
             receiver
@@ -332,7 +343,8 @@ mod tests {
         let Bench { batcher, model, permits, .. } = Bench::new(100);
         drop((model, permits));
         let (sender, receiver) = mpsc::channel();
-        let chunk = Chunk::new(1, PAIRS, Cancel::default(), Box::new(move |r| drop(sender.send(r)))).unwrap();
+        let chunk =
+            Chunk::new(1, PAIRS, Cancel::default(), Box::new(move |r| drop(sender.send(r))), None).unwrap();
         batcher.submit(vec![vec![1].into()], OutputKind::Dense, &chunk, Lane::Bulk);
         assert_eq!(receiver.recv().unwrap(), Err(Error::Closed));
     }

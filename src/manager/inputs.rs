@@ -69,7 +69,7 @@ impl From<Vec<Vec<u32>>> for Inputs {
 }
 
 impl Inputs {
-    pub(super) fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         match self {
             Self::Texts(texts) => texts.len(),
             Self::Tokens(ids) => ids.len(),

@@ -6,6 +6,7 @@ use std::time::Duration;
 use crate::cache::{Content, KeyRef};
 use crate::lifecycle::KeepAlive;
 use crate::output::{Output, OutputKind, Shape, View};
+use crate::trace::Trace;
 use crate::{Error, Result};
 
 /// Called about every 50 ms of a wait; its error ends the wait. The Python binding checks for signals.
@@ -34,6 +35,8 @@ pub struct EmbedOptions {
     pub kind: OutputKind,
     /// On whose behalf: habits of this user's go first when a model is loaded ahead of its use. Only a hash is kept.
     pub user: Option<String>,
+    /// What the call spends its time on, if its caller wants to know.
+    pub trace: Option<Arc<Trace>>,
 }
 
 impl Default for EmbedOptions {
@@ -49,6 +52,7 @@ impl Default for EmbedOptions {
             keep_alive: None,
             kind: OutputKind::Dense,
             user: None,
+            trace: None,
         }
     }
 }

@@ -8,7 +8,9 @@ use super::errors::OrRaise;
 use super::gil::inside;
 use super::handle::Handle;
 use super::texts::{self, Texts, text_of};
+use super::tracing::{self, Call, CallOutcome};
 use super::vectors::{array, copied_array, shared_array};
+use crate::cache::CachedItem;
 use crate::manager::{Check, EmbedOptions, Inputs, Manager};
 use crate::output::Output;
 use crate::{Error, Result};
@@ -17,25 +19,31 @@ use crate::{Error, Result};
 pub(super) fn embed(
     handle: &Handle,
     texts: &Bound<'_, PyAny>,
-    options: EmbedOptions,
+    mut options: EmbedOptions,
     copy: bool,
     progress: Option<Py<PyAny>>,
 ) -> PyResult<Py<PyAny>> {
     let py = texts.py();
     if let (Ok(text), None) = (texts.cast::<PyString>(), &progress) {
         let text = text_of(text, None)?;
-        // Attached: a hit takes less time than detaching from the interpreter.
-        let found = match handle.built(py)?.cached(text, &options).or_raise(py)? {
-            Some(found) => found,
-            None => {
-                handle.enter_for_array(py, |manager, check| manager.embed_missed(text, options, check))?
-            }
-        };
+        let call = tracing::begin(py, "embeddings", options.model.as_deref(), 1);
+        options.trace = Call::trace(call.as_ref());
+        let found = one(handle, py, text, options);
+        Call::end_with(call.as_ref(), py, &found, CallOutcome::item);
+        let found = found?;
         let _inside = inside(py);
         return if copy { copied_array(py, found.item()) } else { shared_array(py, &found) };
     }
     let (inputs, single) = texts::inputs(texts)?;
     array(py, run(handle, py, inputs, options, progress)?, single, copy)
+}
+
+fn one(handle: &Handle, py: Python<'_>, text: &str, options: EmbedOptions) -> PyResult<CachedItem> {
+    // Attached: a hit takes less time than detaching from the interpreter.
+    match handle.built(py)?.cached(text, &options).or_raise(py)? {
+        Some(found) => Ok(found),
+        None => handle.enter_for_array(py, |manager, check| manager.embed_missed(text, options, check)),
+    }
 }
 
 /// The Arrow array of a column of texts.
@@ -59,13 +67,17 @@ fn run(
     handle: &Handle,
     py: Python<'_>,
     inputs: Inputs,
-    options: EmbedOptions,
+    mut options: EmbedOptions,
     progress: Option<Py<PyAny>>,
 ) -> PyResult<Output> {
+    let call = tracing::begin(py, "embeddings", options.model.as_deref(), inputs.len());
+    options.trace = Call::trace(call.as_ref());
     let work = |manager: &Manager, check: Check<'_>, report: &mut dyn FnMut(usize, usize) -> Result<()>| {
         manager.embed(inputs, options, check, report)
     };
-    Ok(handle.enter_reporting(py, progress.as_ref(), work)?.output)
+    let found = handle.enter_reporting(py, progress.as_ref(), work);
+    Call::end_with(call.as_ref(), py, &found, CallOutcome::of);
+    Ok(found?.output)
 }
 
 /// A text in chunks: (text, start, end, tokens) each.

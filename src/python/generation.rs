@@ -1,5 +1,7 @@
 //! Text generation: prompts and keywords in, text and events out.
 
+use std::sync::Arc;
+
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyDict, PyInt, PyList, PySequence, PyString};
@@ -13,6 +15,7 @@ use super::host::interruptible;
 use super::options::{keep_alive, timeout};
 use super::report;
 use super::texts::{copied, text_of};
+use super::tracing::{Call, CallOutcome, Ending};
 use crate::Error;
 use crate::compute::memory::reserve;
 use crate::config::Settings;
@@ -180,12 +183,13 @@ pub(super) struct PyTextStream {
     stream: Mutex<Option<TextStream>>,
     ticket: EngineTicket,
     completion: Mutex<Option<Py<PyDict>>>,
+    call: Ending,
 }
 
 impl PyTextStream {
-    pub(super) fn new(stream: TextStream) -> Self {
+    pub(super) fn new(stream: TextStream, call: Option<Arc<Call>>) -> Self {
         let ticket = stream.ticket();
-        Self { stream: Mutex::new(Some(stream)), ticket, completion: Mutex::new(None) }
+        Self { stream: Mutex::new(Some(stream)), ticket, completion: Mutex::new(None), call: Ending(call) }
     }
 }
 
@@ -215,6 +219,14 @@ impl PyTextStream {
             let completion = stream.completion().cloned();
             // It may have the last lease of a model.
             detached(py, || drop(stream));
+            if let Some(call) = &self.call.0 {
+                match (&piece, &completion) {
+                    (Ok(Ok(_)), Some(completion)) => call.end(py, &CallOutcome::Completion(completion)),
+                    (Ok(Ok(_)), None) => call.end(py, &CallOutcome::Cancelled),
+                    (Ok(Err(error)), _) => call.end(py, &CallOutcome::Failed(&to_py(py, error))),
+                    (Err(error), _) => call.end(py, &CallOutcome::Failed(error)),
+                }
+            }
             if let Some(completion) = completion {
                 *self.completion.lock() = Some(report::completion(py, &completion)?.unbind());
             }
@@ -247,14 +259,24 @@ impl PyGenerationTicket {
 }
 
 /// Events of the core as calls of `on_event(piece, completion, error)`, exactly one of them not None.
-pub(super) fn events(on_event: Py<PyAny>) -> OnEvent {
+pub(super) fn events(on_event: Py<PyAny>, call: Option<Arc<Call>>) -> OnEvent {
     let mut on_event = Some(on_event);
+    let traced = Ending(call);
     Box::new(move |event| {
         // Not called while the interpreter shuts down.
         calling(|py| {
             let last = matches!(event, Event::Done(_));
             let Some(callback) = on_event.as_ref() else { return };
-            if let Err(error) = call(py, callback, event) {
+            match (&event, &traced.0) {
+                (Event::Done(Ok(completion)), Some(call)) => {
+                    call.end(py, &CallOutcome::Completion(completion));
+                }
+                (Event::Done(Err(error)), Some(call)) => {
+                    call.end(py, &CallOutcome::Failed(&to_py(py, error)));
+                }
+                _ => {}
+            }
+            if let Err(error) = report_event(py, callback, event) {
                 error.write_unraisable(py, Some(callback.bind(py)));
             }
             if last {
@@ -264,7 +286,7 @@ pub(super) fn events(on_event: Py<PyAny>) -> OnEvent {
     })
 }
 
-fn call(py: Python<'_>, callback: &Py<PyAny>, event: Event) -> PyResult<Py<PyAny>> {
+fn report_event(py: Python<'_>, callback: &Py<PyAny>, event: Event) -> PyResult<Py<PyAny>> {
     match event {
         Event::Piece(piece) => callback.call1(py, (piece, py.None(), py.None())),
         Event::Done(Ok(completion)) => {

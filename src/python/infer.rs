@@ -9,8 +9,9 @@ use pyo3::types::{PyDict, PyString};
 use super::errors::OrRaise;
 use super::handle::Handle;
 use super::options::{keep_alive, timeout};
-use super::submit::{PyTicket, reply, started};
+use super::submit::{PyTicket, Traced, reply, started};
 use super::texts::{Texts, copied, inputs};
+use super::tracing::{self, Call, CallOutcome};
 use super::vectors::results;
 use crate::Error;
 use crate::manager::{Activate, EmbedOptions, Embeddings, Inputs, Pairs};
@@ -73,33 +74,47 @@ impl InferenceCall {
         Ok(Self { inputs, options, activate })
     }
 
+    fn begin(&mut self, py: Python<'_>) -> Option<Arc<Call>> {
+        let operation = match self.options.kind {
+            OutputKind::Scores => "score",
+            _ => "embeddings",
+        };
+        let call = tracing::begin(py, operation, self.options.model.as_deref(), self.inputs.len());
+        self.options.trace = Call::trace(call.as_ref());
+        call
+    }
+
     /// The results of all inputs, and the tokens that were read. Waits.
     pub(super) fn wait(
-        self,
+        mut self,
         py: Python<'_>,
         handle: &Handle,
         progress: Option<&Py<PyAny>>,
     ) -> PyResult<(Py<PyAny>, u64)> {
+        let call = self.begin(py);
         let found = handle.enter_reporting(py, progress, |manager, check, report| {
             manager.infer(self.inputs, self.options, self.activate, check, report)
-        })?;
-        converted(py, found)
+        });
+        Call::end_with(call.as_ref(), py, &found, CallOutcome::of);
+        converted(py, found?)
     }
 
     /// The same without waiting: `on_done(results, tokens, error)`.
     pub(super) fn submit(
-        self,
+        mut self,
         handle: &Arc<Handle>,
         owner: &Bound<'_, PyAny>,
         on_done: Py<PyAny>,
     ) -> PyResult<PyTicket> {
-        let reply = reply(handle, owner, on_done, |py, result: PyResult<Embeddings>| {
+        let call = self.begin(owner.py());
+        let traced = Traced { call: call.clone(), outcome: CallOutcome::of };
+        let reply = reply(handle, owner, on_done, traced, |py, result: PyResult<Embeddings>| {
             match result.and_then(|found| converted(py, found)) {
                 Ok((results, tokens)) => (results, tokens, py.None()).into_pyobject(py),
                 Err(error) => (py.None(), 0, error.into_value(py)).into_pyobject(py),
             }
         });
-        started(owner.py(), handle, |manager| {
+        started(owner.py(), handle, call, |manager| {
             manager.submit_inference(self.inputs, self.options, self.activate, Box::new(reply))
         })
     }

@@ -24,6 +24,7 @@ mod report;
 mod submit;
 mod texts;
 mod tools;
+mod tracing;
 mod tracker;
 mod vectors;
 
@@ -99,6 +100,8 @@ mod _core {
         _cache_export, _cache_flush, _cache_import, _cache_verify, _explain, _forecast, _hint,
         _simulate_adaptive,
     };
+    #[pymodule_export]
+    use super::tracing::_set_tracer;
     #[pymodule_export]
     use super::tracker::PyTracker;
     #[pymodule_export]

@@ -7,6 +7,7 @@ use pyo3::types::{PyBytes, PyTuple};
 
 use super::gil::{calling, detached};
 use super::handle::Handle;
+use super::tracing::{self, Call, CallOutcome, Ending};
 use super::vectors::array;
 use crate::Result;
 use crate::manager::{EmbedOptions, Embeddings, Inputs, Manager, Ticket};
@@ -14,19 +15,26 @@ use crate::wire::Encoding;
 
 /// A request under way.
 #[pyclass(frozen, name = "Ticket", module = "model_manager._core")]
-pub(super) struct PyTicket(Ticket);
+pub(super) struct PyTicket {
+    ticket: Ticket,
+    call: Option<Arc<Call>>,
+}
 
 #[pymethods]
 impl PyTicket {
     /// Whether `on_done` has been called, is about to be, or never will be (cancelled).
     #[getter]
     fn done(&self, py: Python<'_>) -> bool {
-        detached(py, || self.0.is_done())
+        detached(py, || self.ticket.is_done())
     }
 
     /// Give the request up. True: `on_done` will not be called any more; False: it is too late.
     fn cancel(&self, py: Python<'_>) -> bool {
-        detached(py, || self.0.cancel())
+        let cancelled = detached(py, || self.ticket.cancel());
+        if let (true, Some(call)) = (cancelled, &self.call) {
+            call.end(py, &CallOutcome::Cancelled);
+        }
+        cancelled
     }
 }
 
@@ -35,18 +43,21 @@ pub(super) fn results(
     handle: &Arc<Handle>,
     owner: &Bound<'_, PyAny>,
     inputs: Inputs,
-    options: EmbedOptions,
+    mut options: EmbedOptions,
     on_done: Py<PyAny>,
     single: bool,
     copy: bool,
 ) -> PyResult<PyTicket> {
-    let reply = reply(handle, owner, on_done, move |py, result: PyResult<Embeddings>| {
+    let call = tracing::begin(owner.py(), "embeddings", options.model.as_deref(), inputs.len());
+    options.trace = Call::trace(call.as_ref());
+    let traced = Traced { call: call.clone(), outcome: CallOutcome::of };
+    let reply = reply(handle, owner, on_done, traced, move |py, result: PyResult<Embeddings>| {
         match result.and_then(|found| array(py, found.output, single, copy)) {
             Ok(array) => (array, py.None()).into_pyobject(py),
             Err(error) => (py.None(), error.into_value(py)).into_pyobject(py),
         }
     });
-    started(owner.py(), handle, |manager| manager.submit(inputs, options, Box::new(reply)))
+    started(owner.py(), handle, call, |manager| manager.submit(inputs, options, Box::new(reply)))
 }
 
 /// `on_done(body, tokens, error)`.
@@ -54,12 +65,16 @@ pub(super) fn response(
     handle: &Arc<Handle>,
     owner: &Bound<'_, PyAny>,
     inputs: Inputs,
-    options: EmbedOptions,
+    mut options: EmbedOptions,
     served_model: String,
     encoding: Encoding,
     on_done: Py<PyAny>,
 ) -> PyResult<PyTicket> {
-    let reply = reply(handle, owner, on_done, |py, result: PyResult<(Vec<u8>, u64)>| {
+    let call = tracing::begin(owner.py(), "embeddings", options.model.as_deref(), inputs.len());
+    options.trace = Call::trace(call.as_ref());
+    let outcome = |&(_, tokens): &_| CallOutcome::Embeddings { tokens: Some(tokens), width: None };
+    let traced = Traced { call: call.clone(), outcome };
+    let reply = reply(handle, owner, on_done, traced, |py, result: PyResult<(Vec<u8>, u64)>| {
         // Python may have no memory for its copy.
         let copied = result.and_then(|(body, tokens)| {
             let copy = |bytes: &mut [u8]| {
@@ -73,7 +88,7 @@ pub(super) fn response(
             Err(error) => (py.None(), 0, error.into_value(py)).into_pyobject(py),
         }
     });
-    started(owner.py(), handle, |manager| {
+    started(owner.py(), handle, call, |manager| {
         manager.submit_response(inputs, options, served_model, encoding, Box::new(reply))
     })
 }
@@ -82,29 +97,47 @@ pub(super) fn response(
 pub(super) fn started(
     py: Python<'_>,
     handle: &Handle,
+    call: Option<Arc<Call>>,
     submit: impl FnOnce(&Manager) -> Result<Ticket> + Send,
 ) -> PyResult<PyTicket> {
-    detached(py, || submit(&handle.manager)).map(PyTicket).map_err(|error| handle.explain(py, &error))
+    match detached(py, || submit(&handle.manager)) {
+        Ok(ticket) => Ok(PyTicket { ticket, call }),
+        Err(error) => {
+            let error = handle.explain(py, &error);
+            Call::fail(call.as_ref(), py, &error);
+            Err(error)
+        }
+    }
+}
+
+/// The traced call that a result belongs to, and what its span says of the result.
+pub(super) struct Traced<T> {
+    pub(super) call: Option<Arc<Call>>,
+    pub(super) outcome: fn(&T) -> CallOutcome<'_>,
 }
 
 /// Has `on_done` called with what `arguments` makes of the result, on the thread that has it. `owner` stays alive until
 /// then: the manager is not closed before its calls are answered.
-pub(super) fn reply<T>(
+pub(super) fn reply<T: 'static>(
     handle: &Arc<Handle>,
     owner: &Bound<'_, PyAny>,
     on_done: Py<PyAny>,
+    traced: Traced<T>,
     arguments: impl for<'py> FnOnce(Python<'py>, PyResult<T>) -> PyResult<Bound<'py, PyTuple>> + Send + 'static,
 ) -> impl FnOnce(Result<T>) + Send + 'static {
     let (handle, owner) = (Arc::clone(handle), owner.clone().unbind());
+    let Traced { call, outcome } = traced;
+    let ending = Ending(call);
     move |result: Result<T>| {
         // Not called while the interpreter shuts down.
         calling(|py| {
             let result = result.map_err(|error| handle.explain(py, &error));
+            Call::end_with(ending.0.as_ref(), py, &result, outcome);
             if let Err(error) = arguments(py, result).and_then(|arguments| on_done.call1(py, arguments)) {
                 error.write_unraisable(py, Some(on_done.bind(py)));
             }
-            // Both are Python objects: dropped here, attached.
-            drop((owner, on_done));
+            // Python objects: dropped here, attached.
+            drop((owner, on_done, ending));
         });
     }
 }

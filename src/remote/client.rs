@@ -4,13 +4,14 @@ use std::io;
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use ureq::http::{HeaderMap, StatusCode};
+use ureq::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use ureq::tls::TlsConfig;
 use ureq::{Agent, Timeout};
 
 use super::address::{Address, KEY_VARIABLE, Protocol};
 use super::protocol::{self, Answer, Defect, EncodingFormat, complaint};
 use crate::config::Host;
+use crate::trace::Trace;
 use crate::{Error, Result, tls};
 
 /// A server that does not take a connection within this is not there.
@@ -98,17 +99,17 @@ impl Client {
     }
 
     /// The vectors of `texts`, by one request; by two as long as it is open whether the server knows base64.
-    pub(super) fn ask(&self, texts: &[&str]) -> Result<Answer, Fault> {
+    pub(super) fn ask(&self, texts: &[&str], trace: Option<&Trace>) -> Result<Answer, Fault> {
         if self.address.protocol == Protocol::Ollama {
-            return self.send(texts, EncodingFormat::Float);
+            return self.send(texts, EncodingFormat::Float, trace);
         }
         if let Some(form) = self.form.get() {
-            return self.send(texts, *form);
+            return self.send(texts, *form, trace);
         }
-        let (form, answer) = match self.send(texts, EncodingFormat::Base64) {
+        let (form, answer) = match self.send(texts, EncodingFormat::Base64, trace) {
             // The first of the two refusals is reported: every server supports the plain form.
             Err(Fault::Refused { error, too_large: false }) => {
-                match self.send(texts, EncodingFormat::Float) {
+                match self.send(texts, EncodingFormat::Float, trace) {
                     Ok(answer) => (EncodingFormat::Float, answer),
                     Err(_) => return Err(Fault::Refused { error, too_large: false }),
                 }
@@ -120,12 +121,15 @@ impl Client {
         Ok(answer)
     }
 
-    fn send(&self, texts: &[&str], form: EncodingFormat) -> Result<Answer, Fault> {
+    fn send(&self, texts: &[&str], form: EncodingFormat, trace: Option<&Trace>) -> Result<Answer, Fault> {
         let body = protocol::request(self.address.protocol, &self.address.model, texts, form)
             .map_err(|reason| self.lasting(reason, true))?;
         let mut request = self.agent.post(&self.url).header("Content-Type", "application/json");
         if let Some(key) = &self.key {
             request = request.header("Authorization", format!("Bearer {key}"));
+        }
+        for (name, value) in trace.into_iter().flat_map(carried) {
+            request = request.header(name, value);
         }
         let mut response = request.send(&body).map_err(|error| self.unanswered(&error))?;
         let status = response.status();
@@ -258,6 +262,15 @@ fn key(address: &Address, host: &dyn Host) -> Result<Option<String>> {
         None if address.key.is_some() => refuse(format!("{address} names it, but it is not set")),
         None => Ok(None),
     }
+}
+
+/// The headers that carry a trace on, without those that are none or that the request has already.
+fn carried(trace: &Trace) -> impl Iterator<Item = (HeaderName, HeaderValue)> + '_ {
+    let own = [header::CONTENT_TYPE, header::CONTENT_LENGTH, header::AUTHORIZATION, header::HOST];
+    trace.headers().iter().filter_map(move |(name, value)| {
+        let name = HeaderName::try_from(name).ok().filter(|name| !own.contains(name))?;
+        Some((name, HeaderValue::try_from(value).ok()?))
+    })
 }
 
 /// `Retry-After` in seconds; a date is left to the back-off.

@@ -12,6 +12,7 @@ use crate::batching::{
 };
 use crate::output::{Shape, View};
 use crate::sync::{Abandon, Work, WorkerThread};
+use crate::trace::{Trace, TraceStage};
 use crate::{Error, Result};
 
 /// Bytes of text of one request at most: some hundred kilobytes parse at once everywhere.
@@ -43,7 +44,7 @@ impl RemoteEncoder {
     /// [`Error::Remote`], [`Error::ModelNotFound`] and what else the server's answer means; [`Error::Internal`] when the
     /// operating system provides no thread.
     pub fn open(link: Link, counters: &Arc<Counters>) -> Result<Self> {
-        let probe = link.embed(&[PROBE], &mut |pause| {
+        let probe = link.embed(&[PROBE], None, &mut |pause| {
             thread::sleep(pause);
             true
         });
@@ -130,6 +131,7 @@ impl Asking {
             if part.is_empty() {
                 continue;
             }
+            let began = Instant::now();
             let outcome =
                 catch_unwind(AssertUnwindSafe(|| self.ask(thread, &part))).unwrap_or_else(|payload| {
                     let error =
@@ -143,7 +145,7 @@ impl Asking {
                     let second = part.split_off(part.len() / 2);
                     parts.extend([second, part]);
                 }
-                outcome => self.reply(thread, &part, outcome.map_err(|failure| failure.error)),
+                outcome => self.reply(thread, &part, outcome.map_err(|failure| failure.error), began),
             }
         }
     }
@@ -166,7 +168,8 @@ impl Asking {
 
     fn ask(&self, thread: &Thread<'_>, texts: &[Arc<str>]) -> std::result::Result<Answer, Failure> {
         let borrowed: Vec<&str> = texts.iter().map(|text| &**text).collect();
-        let answer = self.link.embed(&borrowed, &mut |pause| wait(thread, texts, pause))?;
+        let trace = trace_of(thread, texts);
+        let answer = self.link.embed(&borrowed, trace.as_deref(), &mut |pause| wait(thread, texts, pause))?;
         if answer.width == self.width {
             return Ok(answer);
         }
@@ -180,10 +183,12 @@ impl Asking {
     }
 
     /// Delivers every row to the callers that want it.
-    fn reply(&self, thread: &Thread<'_>, texts: &[Arc<str>], outcome: Result<Answer>) {
+    fn reply(&self, thread: &Thread<'_>, texts: &[Arc<str>], outcome: Result<Answer>, began: Instant) {
+        let ended = Instant::now();
         let tokens = outcome.as_ref().ok().and_then(|answer| answer.tokens).unwrap_or(0);
         self.counters.note_batch(texts.len(), tokens as usize, outcome.is_err());
         let waiters = complete(thread, texts);
+        waiters.iter().flatten().for_each(|waiter| waiter.chunk.note(TraceStage::Remote, began, ended));
         match outcome {
             Ok(answer) => {
                 let lengths: Vec<usize> = texts.iter().map(|text| text.len()).collect();
@@ -200,6 +205,13 @@ impl Asking {
             }
         }
     }
+}
+
+/// The trace that a request for `texts` belongs to: that of the first caller who has one.
+fn trace_of(thread: &Thread<'_>, texts: &[Arc<str>]) -> Option<Arc<Trace>> {
+    let queue = thread.lock();
+    let mut waiters = texts.iter().flat_map(|text| queue.waiters(text));
+    waiters.find_map(|waiter| waiter.chunk.trace().cloned())
 }
 
 /// Whether a caller still waits for `text`.

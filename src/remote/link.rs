@@ -11,6 +11,7 @@ use super::protocol::Answer;
 use super::retry::{ATTEMPTS, PATIENCE, chance, pause};
 use crate::clock::Clock;
 use crate::config::Host;
+use crate::trace::Trace;
 use crate::{Error, Result};
 
 /// How requests to servers are made.
@@ -135,13 +136,14 @@ impl Link {
         self.settings
     }
 
-    /// The vectors of `texts`. `wait` pauses between attempts and says whether to go on.
+    /// The vectors of `texts`, for a call with this record. `wait` pauses between attempts and says whether to go on.
     pub(super) fn embed(
         &self,
         texts: &[&str],
+        trace: Option<&Trace>,
         wait: &mut dyn FnMut(Duration) -> bool,
     ) -> std::result::Result<Answer, Failure> {
-        self.attempt(texts, wait).inspect_err(|failure| {
+        self.attempt(texts, trace, wait).inspect_err(|failure| {
             if failure.error != Error::Cancelled {
                 self.health.errors.fetch_add(1, Ordering::Relaxed);
             }
@@ -151,6 +153,7 @@ impl Link {
     fn attempt(
         &self,
         texts: &[&str],
+        trace: Option<&Trace>,
         wait: &mut dyn FnMut(Duration) -> bool,
     ) -> std::result::Result<Answer, Failure> {
         let lasting = |error: Error| Failure { error, remedy: Recovery::Nothing };
@@ -161,7 +164,7 @@ impl Link {
             let open = |cooldown| lasting(self.cooling_down(cooldown, latest.as_deref()));
             let permit = self.health.breaker.enter().map_err(open)?;
             self.health.requests.fetch_add(1, Ordering::Relaxed);
-            let (reason, after) = match self.client.ask(texts) {
+            let (reason, after) = match self.client.ask(texts, trace) {
                 Ok(answer) => {
                     permit.succeeded();
                     return Ok(answer);

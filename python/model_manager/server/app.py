@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter, FastAPI
@@ -95,6 +96,9 @@ def create_app(config: ServerConfig | None = None, manager: ModelManager | None 
     config = config or ServerConfig()
     service = Service(config, manager)
 
+    # Requests have spans of this package, with every version of FastAPI; new versions make spans of their own too.
+    traces_itself = "telemetry" in inspect.signature(FastAPI).parameters
+    own: dict[str, Any] = {"telemetry": {"tracing": False}} if traces_itself else {}
     app = FastAPI(
         title="model_manager",
         version=__version__,
@@ -104,6 +108,7 @@ def create_app(config: ServerConfig | None = None, manager: ModelManager | None 
         redoc_url=None,
         redirect_slashes=False,
         swagger_ui_oauth2_redirect_url=None,
+        **own,
     )
     app.state.service = service
     errors.install(app)

@@ -239,6 +239,12 @@ class ServerConfig:
         str,
         "Token ids in place of texts: accept or refuse. Ids of another vocabulary give wrong answers.",
     )
+    tracing: Literal["auto", "on", "off"] = _setting(
+        "MODEL_MANAGER_SERVER_TRACING",
+        "auto",
+        str,
+        "Spans of OpenTelemetry for requests: on, off, or auto: where the process has set a tracer provider.",
+    )
     models: tuple[ServedModel, ...] = field(default_factory=default_models)
 
     def __post_init__(self) -> None:
@@ -252,6 +258,8 @@ class ServerConfig:
         _whole("workers", self.workers, 1, 1024)
         if self.token_ids not in ("accept", "refuse"):
             raise ConfigError(f"token_ids={self.token_ids!r}: must be 'accept' or 'refuse'")
+        if self.tracing not in ("auto", "on", "off"):
+            raise ConfigError(f"tracing={self.tracing!r}: must be 'auto', 'on' or 'off'")
         for name in (
             "max_body_bytes",
             "max_choices",

@@ -127,8 +127,11 @@ class Endpoint:
                 message = {"type": "http.response.body", "body": b""}
             await send(message)
 
+        span = None
         if not self.probe:
             service.in_flight += 1
+            if service.spans is not None:
+                span = service.spans.begin(scope, self.path)
         try:
             if self.hosts is not None:
                 self.hosts.check(scope)
@@ -153,6 +156,8 @@ class Endpoint:
             release(scope, service)
             if not self.probe:
                 service.in_flight -= 1
+            if span is not None:
+                span.end(status, request_id)
             service.metrics.request(self.path, scope["method"], status, perf_counter() - started)
 
 

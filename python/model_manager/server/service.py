@@ -11,6 +11,7 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+from .. import tracing
 from .._async import in_thread
 from .._core import Config
 from ..compat import ModelManager
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from .._types import Description, MemoryStatistics, SlotStatistics
+    from .spans import RequestSpans
 
 logger = logging.getLogger("model_manager.server")
 
@@ -69,6 +71,7 @@ class Service:
         in_flight: Running requests, without probes.
         waiting: Texts of requests that wait for vectors.
         body_bytes: Memory of the bodies of running requests.
+        spans: Makes the spans of requests; None: they are not traced.
         hosts: The check of `Host` headers. None: the application checks them.
         history: (seconds since the epoch, resident MB, MB of models), every 2 seconds for half an hour.
     """
@@ -88,6 +91,8 @@ class Service:
         self.waiting = 0
         self.body_bytes = 0
         self.hosts = Hosts(config) if check_hosts else None
+        self.spans: RequestSpans | None = None
+        self._enabled_tracing = False
         self._apart = asyncio.Semaphore(_APART)
         self.history: deque[tuple[float, float, float]] = deque(maxlen=_HISTORY)
         self._finished: deque[tuple[float, int]] = deque(maxlen=_RATE_SAMPLES)
@@ -126,12 +131,26 @@ class Service:
         self.started = time.time()
         self._began = time.monotonic()
         self.draining = False
+        self._trace()
         # A semaphore is bound to the first loop that waits for it.
         self._apart = asyncio.Semaphore(_APART)
         self.spawn(self._sample_always())
         if self.config.warm_up:
             self.warming = True
             self.spawn(self._warm_up())
+
+    def _trace(self) -> None:
+        """Trace requests, and the calls that they make, as the settings say."""
+        wanted = self.config.tracing
+        if wanted == "off" or (wanted == "auto" and not tracing.is_enabled() and not tracing.has_provider()):
+            self.spans, self._enabled_tracing = None, False
+            return
+        self._enabled_tracing = not tracing.is_enabled()
+        if self._enabled_tracing:
+            tracing.enable()
+        from .spans import RequestSpans
+
+        self.spans = RequestSpans()
 
     async def stop(self) -> None:
         """Stop. A manager that the server created is closed."""
@@ -141,6 +160,8 @@ class Service:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self.owns_manager:
             await in_thread(self.manager.close)
+        if self._enabled_tracing:
+            tracing.disable()
         self.metrics.leave()
 
     async def apart(self, function: Callable[..., Result], *args: Any) -> Result:

@@ -6,6 +6,8 @@ use crate::sync::Mutex;
 
 /// The share of a new measurement in its average.
 const WEIGHT: f64 = 0.05;
+/// Results asked for before the gate may close: the first texts of a new process are often those that no other one has seen.
+const ENOUGH: usize = 256;
 /// While the gate is closed, one call in so many asks nevertheless: to learn when that has changed.
 const PROBE: u32 = 32;
 
@@ -21,11 +23,13 @@ struct Averages {
     look_up: Option<f64>,
     /// Seconds of a computation.
     compute: Option<f64>,
+    /// Results asked for until now.
+    asked: usize,
     closed_calls: u32,
 }
 
 impl AskingGate {
-    /// Whether to ask now. Open until everything is known.
+    /// Whether to ask now. Open until enough is known.
     pub(super) fn is_open(&self) -> bool {
         let mut averages = self.0.lock();
         let (Some(hit_rate), Some(look_up), Some(compute)) =
@@ -33,7 +37,7 @@ impl AskingGate {
         else {
             return true;
         };
-        if hit_rate * compute > look_up {
+        if averages.asked < ENOUGH || hit_rate * compute > look_up {
             averages.closed_calls = 0;
             return true;
         }
@@ -45,6 +49,7 @@ impl AskingGate {
     pub(super) fn asked(&self, keys: usize, hits: usize, took: Duration) {
         if keys > 0 {
             let mut averages = self.0.lock();
+            averages.asked = averages.asked.saturating_add(keys);
             average(&mut averages.hit_rate, hits as f64 / keys as f64);
             average(&mut averages.look_up, took.as_secs_f64() / keys as f64);
         }
@@ -65,6 +70,17 @@ fn average(average: &mut Option<f64>, value: f64) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_few_misses_at_the_beginning_do_not_close_it() {
+        let gate = AskingGate::default();
+        gate.computed(1, Duration::from_micros(100));
+        for _ in 0..ENOUGH {
+            assert!((0..64).all(|_| gate.is_open()));
+            gate.asked(1, 0, Duration::from_millis(1));
+        }
+        assert!(!gate.is_open());
+    }
 
     #[test]
     fn it_closes_when_computing_is_faster_and_opens_again_when_that_changes() {

@@ -12,8 +12,9 @@ use crate::generation::{
     Completion, Conversation, Deadline, EngineTicket, Event, GenerationParams, Generator, OnEvent,
     PrefixScope, Prompt, Stream, Terms,
 };
-use crate::lifecycle::{KeepAlive, Lease};
+use crate::lifecycle::{KeepAlive, Lease, State};
 use crate::sync::{Mutex, fork};
+use crate::trace::{Trace, TraceStage, step};
 use crate::{Error, Result};
 
 /// What to continue, owned: it outlives the call that gave it.
@@ -51,6 +52,8 @@ pub struct GenerateOptions {
     pub prefix_scope: Option<PrefixScope>,
     /// On whose behalf: habits of this user's go first when a model is loaded ahead of its use. Only a hash is kept.
     pub user: Option<String>,
+    /// What the call spends its time on, if its caller wants to know.
+    pub trace: Option<Arc<Trace>>,
 }
 
 impl GenerateOptions {
@@ -181,7 +184,11 @@ pub(in super::super) fn lease(
     let entry = registry.entry_for_text(options.slot())?;
     let timeout = options.timeout.or(registry.load_timeout());
     registry.used(&entry.name, options.user.as_deref());
-    GeneratorLease::new(entry.slot.acquire(timeout, check)?, options.keep_alive)
+    let absent = options.trace.as_ref().filter(|_| entry.slot.state() != State::Ready);
+    let _step = step(absent, TraceStage::Load);
+    let lease = GeneratorLease::new(entry.slot.acquire(timeout, check)?, options.keep_alive)?;
+    note_model(options.trace.as_ref(), &lease);
+    Ok(lease)
 }
 
 /// The answer to `prompt` piece by piece.
@@ -197,6 +204,7 @@ pub(in super::super) fn stream(
     let lease = Arc::new(lease(registry, options, check)?);
     let _computing = fork::computing();
     let held = Arc::clone(&lease);
+    let _step = step(options.trace.as_ref(), TraceStage::Tokenize);
     let stream = lease.generator()?.stream(prompt.borrow(), params, terms, held, check)?;
     Ok(TextStream { stream, _lease: lease })
 }
@@ -223,9 +231,14 @@ pub(in super::super) fn submit(
     let ticket = GenerationTicket::default();
     registry.used(&entry.name, options.user.as_deref());
     let (loading, running, keep_alive) = (Arc::clone(&waiting), ticket.clone(), options.keep_alive);
+    let (trace, asked) = (options.trace.clone(), Instant::now());
+    let loads = trace.is_some() && entry.slot.state() != State::Ready;
     entry.slot.when_ready(Box::new(move |lease| {
+        if let Some(trace) = trace.as_ref().filter(|_| loads) {
+            trace.add(TraceStage::Load, asked, Instant::now());
+        }
         if let Some(on_event) = loading.take() {
-            begin(lease, &prompt, params, terms, keep_alive, &running, on_event);
+            begin(lease, &prompt, params, terms, keep_alive, &running, trace.as_ref(), on_event);
         }
     }));
     if let Some(at) = deadline
@@ -242,7 +255,15 @@ pub(in super::super) fn submit(
     Ok(ticket)
 }
 
+/// Records which model answers.
+fn note_model(trace: Option<&Arc<Trace>>, lease: &GeneratorLease) {
+    if let (Some(trace), Ok(generator)) = (trace, lease.generator()) {
+        trace.found(0, 0, &generator.model().name);
+    }
+}
+
 /// Starts an asynchronous generation whose model is ready, or ends it with an error.
+#[expect(clippy::too_many_arguments, reason = "what a request has until its model is ready")]
 fn begin(
     lease: Result<Lease<LoadedModel>>,
     prompt: &OwnedPrompt,
@@ -250,6 +271,7 @@ fn begin(
     terms: Terms,
     keep_alive: Option<KeepAlive>,
     ticket: &GenerationTicket,
+    trace: Option<&Arc<Trace>>,
     on_event: OnEvent,
 ) {
     // Shared with the engine's callback, which may never be made.
@@ -262,7 +284,9 @@ fn begin(
         Ok(lease) => Arc::new(lease),
         Err(error) => return fail(error),
     };
+    note_model(trace, &lease);
     let (held, events) = (Arc::clone(&lease), Arc::clone(&on_event));
+    let step = step(trace, TraceStage::Tokenize);
     let submitted = lease.generator().and_then(|generator| {
         let _computing = fork::computing();
         let on_event = Box::new(move |event| {
@@ -273,6 +297,7 @@ fn begin(
         let mut wanted = || if ticket.is_cancelled() { Err(Error::Cancelled) } else { Ok(()) };
         generator.submit(prompt.borrow(), params, terms, on_event, &mut wanted)
     });
+    drop(step);
     match submitted {
         Ok(running) => ticket.run(running),
         Err(error) => fail(error),

@@ -9,6 +9,7 @@ use crate::python::errors::OrRaise;
 use crate::python::generation::{self, PyGenerationTicket, PyTextStream};
 use crate::python::gil::detached;
 use crate::python::texts::text_of;
+use crate::python::tracing::{self, Call, CallOutcome};
 use crate::python::{chat, options, report};
 
 #[pymethods]
@@ -22,10 +23,13 @@ impl PyManager {
         model: Option<String>,
         parameters: Option<&Bound<'py, PyDict>>,
     ) -> PyResult<Bound<'py, PyDict>> {
-        let (prompt, params, options) = generation::request(prompt, model, parameters, &self.0)?;
+        let (prompt, params, mut options) = generation::request(prompt, model, parameters, &self.0)?;
+        let call = tracing::begin_generation(py, &prompt, options.model.as_deref(), &params);
+        options.trace = Call::trace(call.as_ref());
         let completion =
-            self.0.enter(py, |manager, check| manager.generate(&prompt, params, &options, check))?;
-        report::completion(py, &completion)
+            self.0.enter(py, |manager, check| manager.generate(&prompt, params, &options, check));
+        Call::end_with(call.as_ref(), py, &completion, |found| CallOutcome::Completion(found));
+        report::completion(py, &completion?)
     }
 
     /// The prompt that the model's chat template makes of messages.
@@ -63,9 +67,12 @@ impl PyManager {
         model: Option<String>,
         parameters: Option<&Bound<'_, PyDict>>,
     ) -> PyResult<PyTextStream> {
-        let (prompt, params, options) = generation::request(prompt, model, parameters, &self.0)?;
-        let stream = self.0.enter(py, |manager, check| manager.stream(&prompt, params, &options, check))?;
-        Ok(PyTextStream::new(stream))
+        let (prompt, params, mut options) = generation::request(prompt, model, parameters, &self.0)?;
+        let call = tracing::begin_generation(py, &prompt, options.model.as_deref(), &params);
+        options.trace = Call::trace(call.as_ref());
+        let stream = self.0.enter(py, |manager, check| manager.stream(&prompt, params, &options, check));
+        let stream = stream.inspect_err(|error| Call::fail(call.as_ref(), py, error))?;
+        Ok(PyTextStream::new(stream, call))
     }
 
     /// `stream` without waiting: `on_event(piece, completion, error)` is called from another thread.
@@ -78,17 +85,23 @@ impl PyManager {
         model: Option<String>,
         parameters: Option<&Bound<'_, PyDict>>,
     ) -> PyResult<PyGenerationTicket> {
-        let (prompt, params, options) = generation::request(prompt, model, parameters, &self.0)?;
-        let events = generation::events(on_event);
+        let (prompt, params, mut options) = generation::request(prompt, model, parameters, &self.0)?;
+        let call = tracing::begin_generation(py, &prompt, options.model.as_deref(), &params);
+        options.trace = Call::trace(call.as_ref());
+        let events = generation::events(on_event, call.clone());
         let submitted = detached(py, || self.0.manager.submit_generation(prompt, params, &options, events));
-        submitted.map(PyGenerationTicket).map_err(|error| self.0.explain(py, &error))
+        let submitted = submitted.map_err(|error| self.0.explain(py, &error));
+        submitted.map(PyGenerationTicket).inspect_err(|error| Call::fail(call.as_ref(), py, error))
     }
 
     /// Context length, end-of-text token and whether there is a chat template, of a slot with a generator.
     #[pyo3(signature = (name = "text_generator"))]
     fn describe_generator<'py>(&self, py: Python<'py>, name: &str) -> PyResult<Bound<'py, PyDict>> {
         let options = GenerateOptions { model: Some(name.to_owned()), ..GenerateOptions::default() };
-        let lease = self.0.enter(py, |manager, check| manager.generator(&options, check))?;
+        let call = self.begin_load(py, name);
+        let lease = self.0.enter(py, |manager, check| manager.generator(&options, check));
+        Call::end_with(call.as_ref(), py, &lease, |_| CallOutcome::Loaded);
+        let lease = lease?;
         let described =
             lease.generator().or_raise(py).and_then(|generator| report::generator(py, name, generator));
         // The last lease of a model may free it.

@@ -21,6 +21,7 @@ use super::loader::unwrap_object;
 use super::options::{positive_seconds, slot_keep_alive, timeout};
 use super::register::{AboutVectors, Registration, SlotSource};
 use super::texts::text_of;
+use super::tracing::{self, Call, CallOutcome};
 use super::tracker::PyTracker;
 use super::{caching, fork, report};
 use crate::lifecycle::ReaperSettings;
@@ -41,6 +42,14 @@ impl PyManager {
             SlotValue::Generator => ("model_manager.generator", "TextGenerator"),
         };
         Ok(py.import(module)?.getattr(class)?.call1((slf, name))?.unbind())
+    }
+}
+
+impl PyManager {
+    /// The span of a load, if calls are traced and the slot is not in memory.
+    fn begin_load(&self, py: Python<'_>, name: &str) -> Option<Arc<Call>> {
+        let absent = tracing::is_on() && matches!(self.0.built(py).ok()?.is_loaded(name), Ok(false));
+        if absent { tracing::begin(py, "load", Some(name), 0) } else { None }
     }
 }
 
@@ -166,10 +175,14 @@ impl PyManager {
     #[pyo3(signature = (name, timeout = None))]
     fn load(&self, py: Python<'_>, name: &str, timeout: Option<f64>) -> PyResult<()> {
         let timeout = self::timeout(py, timeout)?;
-        if self.0.built(py)?.is_embedding(name).or_raise(py)? {
-            return self.0.enter_for_array(py, |manager, check| manager.load(name, timeout, check));
-        }
-        self.0.enter(py, |manager, check| manager.load(name, timeout, check))
+        let call = self.begin_load(py, name);
+        let loaded = if self.0.built(py)?.is_embedding(name).or_raise(py)? {
+            self.0.enter_for_array(py, |manager, check| manager.load(name, timeout, check))
+        } else {
+            self.0.enter(py, |manager, check| manager.load(name, timeout, check))
+        };
+        Call::end_with(call.as_ref(), py, &loaded, |()| CallOutcome::Loaded);
+        loaded
     }
 
     /// Unload; True if it was loaded.

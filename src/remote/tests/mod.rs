@@ -47,13 +47,13 @@ fn open(link: Link) -> RemoteEncoder {
 
 /// One request after the other, without pauses.
 fn ask(link: &Link, texts: &[&str]) -> Result<Vec<f32>> {
-    link.embed(texts, &mut |_| true).map(|answer| answer.values).map_err(|failure| failure.error)
+    link.embed(texts, None, &mut |_| true).map(|answer| answer.values).map_err(|failure| failure.error)
 }
 
 fn submit(encoder: &RemoteEncoder, texts: &[&str], cancel: &Cancel) -> Receiver<Result<ChunkOutput>> {
     let (sender, receiver) = channel();
     let done = Box::new(move |result| drop(sender.send(result)));
-    let chunk = Chunk::new(texts.len(), encoder.shape(), cancel.clone(), done).unwrap();
+    let chunk = Chunk::new(texts.len(), encoder.shape(), cancel.clone(), done, None).unwrap();
     encoder.submit(texts.iter().map(|text| Arc::from(*text)).collect(), &chunk, Lane::Interactive);
     receiver
 }

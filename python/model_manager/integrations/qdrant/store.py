@@ -13,6 +13,7 @@ from qdrant_client import QdrantClient, models
 from qdrant_client.common.client_exceptions import ResourceExhaustedResponse
 from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
 
+from ... import tracing
 from ...errors import InputError, ModelManagerError
 from .documents import Stored
 
@@ -84,6 +85,20 @@ class Backoff:
         return request()
 
 
+def _carry_traces(client: QdrantClient) -> None:
+    """Have the REST requests of `client` carry the current trace on, once they are traced."""
+    api = getattr(getattr(client, "http", None), "client", None)
+    if api is None or getattr(api, "_model_manager_traces", False):
+        return  # a fake client, or one of an earlier store
+
+    def carry(request: Any, send: Callable[[Any], Any]) -> Any:
+        tracing.inject(request.headers)
+        return send(request)
+
+    api.add_middleware(carry)
+    api._model_manager_traces = True
+
+
 class Store:
     """One collection of one Qdrant. Its methods raise `StoreError`, and may be called from any thread."""
 
@@ -101,6 +116,8 @@ class Store:
         options: Mapping[str, Any] = getattr(client, "init_options", {})
         self._embedded = options.get("path") is not None or options.get("location") == ":memory:"
         # The embedded Qdrant is Python code without locks of its own.
+        if not self._embedded:
+            _carry_traces(client)
         lock = threading.Lock() if self._embedded else contextlib.nullcontext()
         self._lock: contextlib.AbstractContextManager[Any] = lock
 

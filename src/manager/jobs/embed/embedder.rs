@@ -12,6 +12,7 @@ use super::super::super::spec::Spec;
 use crate::cache::tiers::Tiers;
 use crate::cache::{CachedItem, Content, EmbeddingCache};
 use crate::config::Settings;
+use crate::trace::{TraceStage, step};
 use crate::{Error, Result};
 
 /// Batches of tokens that one call may have queued or under way: one is computed, one is formed, one is tokenized.
@@ -77,12 +78,16 @@ impl Embedder {
         let name = options.model.as_deref().unwrap_or_else(|| self.router.route(text));
         let entry = self.registry.entry(name)?;
         let Some(memory) = entry.cache.memory(&self.cache) else { return Ok(None) };
+        let _step = step(options.trace.as_ref(), TraceStage::Cache);
         let Some(info) = entry.info() else {
             memory.count_misses(1);
             return Ok(None);
         };
         let prompt = info.prompt(options)?;
         let found = info.cached(memory, options, prompt, Content::Text(text));
+        if let Some(trace) = &options.trace {
+            trace.found(usize::from(found.is_some()), 0, &info.model);
+        }
         entry.cache.count(usize::from(found.is_some()), 0);
         Ok(found)
     }

@@ -13,6 +13,7 @@ mod tiers;
 mod wait;
 
 use std::sync::{Arc, Weak};
+use std::time::Instant;
 
 use super::super::dispatcher::{Task, Timed};
 use super::super::inputs::Inputs;
@@ -20,8 +21,9 @@ use super::super::model::LoadedModel;
 use super::super::options::EmbedOptions;
 use super::super::registry::NamedSlot;
 use crate::batching::{Cancel, Lane};
-use crate::lifecycle::Lease;
+use crate::lifecycle::{Lease, State};
 use crate::sync::{Condvar, Mutex};
+use crate::trace::{TraceStage, step};
 use crate::{Error, Result};
 
 pub(in super::super) use self::embedder::Embedder;
@@ -105,6 +107,8 @@ impl Job {
             if !embedder.tiers.is_empty() {
                 entry.recall(&embedder.recall);
             }
+            let looks = job.options.trace.as_ref().filter(|_| look_up == LookUp::Cache);
+            let _step = step(looks, TraceStage::Cache);
             missing.extend(job.look_up(look_up, entry, inputs)?);
         }
         job.ask_tiers(missing, 0)?;
@@ -145,7 +149,14 @@ impl Job {
         }
         for (number, slot) in slots.into_iter().enumerate() {
             let waiting = Arc::clone(self);
-            slot.when_ready(Box::new(move |lease| waiting.ready(number, lease)));
+            let trace = self.options.trace.as_ref().filter(|_| slot.state() != State::Ready).cloned();
+            let asked = Instant::now();
+            slot.when_ready(Box::new(move |lease| {
+                if let Some(trace) = trace {
+                    trace.add(TraceStage::Load, asked, Instant::now());
+                }
+                waiting.ready(number, lease);
+            }));
         }
         Ok(())
     }
@@ -195,6 +206,9 @@ impl Job {
             });
             fitted?;
             entry.cache.count(all - inputs.len(), 0);
+            if let Some(trace) = &self.options.trace {
+                trace.found(all - inputs.len(), 0, &info.model);
+            }
             if inputs.is_empty() {
                 return Ok(None);
             }
@@ -228,6 +242,9 @@ impl Job {
         let name = &state.groups[group].entry.name;
         let info = Arc::clone(&lease.encoder(name)?.info);
         let (_, shape) = info.shapes(&self.options, name)?;
+        if let Some(trace) = &self.options.trace {
+            trace.found(0, 0, &info.model);
+        }
         self.inputs.prompt(&info, &self.options)?;
         state.fit(shape, self.inputs.len())?;
         state.scores.clone_from(&info.scores);

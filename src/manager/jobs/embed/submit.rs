@@ -15,6 +15,7 @@ use crate::cache::CachedItem;
 use crate::cache::tiers::Tiers;
 use crate::models::Bounds;
 use crate::output::Output;
+use crate::trace::{TraceStage, step};
 use crate::{Error, Result};
 
 /// Inputs tokenized between two checks of the queue: some milliseconds of work.
@@ -41,7 +42,10 @@ impl Job {
         let mut wanted = || if self.is_done() { Err(Error::Cancelled) } else { check() };
         let max_bytes = self.embedder.max_text_bytes;
         let mut bounds = Bounds { max_bytes, check: &mut wanted };
-        let ready = backend.prepare(&self.inputs, &inputs, prompt, &self.options, &mut bounds)?;
+        let ready = {
+            let _step = step(self.options.trace.as_ref(), TraceStage::Tokenize);
+            backend.prepare(&self.inputs, &inputs, prompt, &self.options, &mut bounds)?
+        };
         entry.note_truncated(ready.truncated(), backend.max_length());
         let (shape, _) = info.shapes(&self.options, &entry.name)?;
         let (rows, weight) = (inputs.len(), ready.weight(self.embedder.window));
@@ -53,7 +57,8 @@ impl Job {
                 Task::fail(job, error);
             }
         });
-        ready.submit(&Chunk::new(rows, shape, self.cancel.clone(), done)?, self.lane);
+        let trace = self.options.trace.as_ref();
+        ready.submit(&Chunk::new(rows, shape, self.cancel.clone(), done, trace)?, self.lane);
         Ok(true)
     }
 

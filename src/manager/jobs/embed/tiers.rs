@@ -1,6 +1,7 @@
 //! The inputs of a job that memory does not have, as lower tiers have them.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::super::super::dispatcher::{Task, Timed};
 use super::Job;
@@ -9,6 +10,7 @@ use crate::Result;
 use crate::cache::CachedItem;
 use crate::cache::tiers::{Asked, TierKey, Tiers};
 use crate::output::{Shape, View};
+use crate::trace::TraceStage;
 
 /// The time for a look-up is over.
 impl Timed for Asked {
@@ -33,8 +35,11 @@ impl Job {
         let next = (at..groups.len()).find_map(|at| Some((at, self.tier_keys(&groups[at])?)));
         let Some((at, keys)) = next else { return self.request(groups) };
         let names = groups[at].entry.cache.tiers.clone().unwrap_or_default();
-        let (job, mut groups) = (Arc::clone(self), groups);
+        let (job, mut groups, asked_at) = (Arc::clone(self), groups, Instant::now());
         let on_found = Box::new(move |found: Vec<Option<CachedItem>>| {
+            if let Some(trace) = &job.options.trace {
+                trace.add(TraceStage::Cache, asked_at, Instant::now());
+            }
             let taken = job.take_found(&mut groups[at], found);
             if let Err(error) = taken.and_then(|()| job.ask_tiers(groups, at + 1)) {
                 Task::fail(job, error);
@@ -93,6 +98,9 @@ impl Job {
         group.order = order;
         group.leave(taken);
         group.entry.cache.count(taken, 0);
+        if let Some(trace) = &self.options.trace {
+            trace.found(0, taken, &info.model);
+        }
         Ok(())
     }
 }

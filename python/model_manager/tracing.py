@@ -1,0 +1,147 @@
+"""Traces of OpenTelemetry: a span for each call that embeds, scores, generates or loads, with a child for each stage.
+
+>>> from model_manager import tracing
+>>> tracing.enable()        # after the SDK is set up; needs pip install 'model-manager-rs[otel]'
+
+The server enables them itself where a tracer provider is set. Texts, prompts and answers are never in a span. A process
+that does not enable them imports nothing of OpenTelemetry, and a call looks at one flag.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from . import _core
+from ._extras import extra
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import MutableMapping
+    from typing import Any
+
+    from opentelemetry.context import Context
+    from opentelemetry.trace import Span, Tracer, TracerProvider
+
+    Stage = tuple[str, int, int, float, int]
+
+SCOPE = "model_manager"
+"""The name of the instrumentation scope, and of the provider in spans."""
+
+_calls: _Calls | None = None
+
+
+def enable(tracer_provider: TracerProvider | None = None) -> None:
+    """Trace the calls of all managers of this process.
+
+    Args:
+        tracer_provider: Where spans go; None: the global provider.
+
+    Raises:
+        ModuleNotFoundError: The package opentelemetry-api is missing.
+    """
+    global _calls
+    with extra("otel"):
+        from opentelemetry import trace
+    _calls = _Calls(trace.get_tracer(SCOPE, _core.__version__, tracer_provider))
+    _core._set_tracer(_calls)
+
+
+def disable() -> None:
+    """End tracing. Calls under way still end their spans."""
+    global _calls
+    _calls = None
+    _core._set_tracer(None)
+
+
+def is_enabled() -> bool:
+    """Whether calls are traced."""
+    return _calls is not None
+
+
+def has_provider() -> bool:
+    """Whether this process has set a tracer provider. Imports nothing."""
+    trace = sys.modules.get("opentelemetry.trace")
+    if trace is None:
+        return False
+    return not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider | trace.NoOpTracerProvider)
+
+
+def inject(headers: MutableMapping[str, str]) -> None:
+    """Add the headers that carry the current trace on to another server, such as `traceparent`."""
+    if _calls is not None:
+        from opentelemetry import propagate
+
+        propagate.inject(headers)
+
+
+class _Calls:
+    """The tracer that the core calls: when a call begins, and when it has ended."""
+
+    def __init__(self, tracer: Tracer) -> None:
+        from opentelemetry import propagate, trace
+
+        self.tracer = tracer
+        self._inject = propagate.inject
+        self._in_context = trace.set_span_in_context
+        self._internal, self._client = trace.SpanKind.INTERNAL, trace.SpanKind.CLIENT
+        self._error = trace.StatusCode.ERROR
+
+    def begin(
+        self, operation: str, model: str | None, inputs: int, parameters: list[tuple[str, float]], start: int
+    ) -> tuple[tuple[Span, Context], list[tuple[str, str]]] | None:
+        """The span of a call, and the headers that carry it on; None when nothing listens."""
+        attributes: dict[str, Any] = {"gen_ai.provider.name": SCOPE}
+        if operation != "load":
+            attributes |= {"gen_ai.operation.name": operation, "model_manager.inputs": inputs}
+        if model is not None:
+            attributes["gen_ai.request.model"] = model
+        for name, value in parameters:
+            attributes[f"gen_ai.request.{name}"] = int(value) if name.endswith("tokens") else value
+        name = operation if model is None else f"{operation} {model}"
+        span = self.tracer.start_span(name, kind=self._internal, attributes=attributes, start_time=start)
+        if not span.get_span_context().is_valid:
+            return None
+        context, headers = self._in_context(span), dict[str, str]()
+        self._inject(headers, context=context)
+        return (span, context), list(headers.items())
+
+    def end(
+        self,
+        made: tuple[Span, Context],
+        end: int,
+        stages: list[Stage],
+        figures: dict[str, Any],
+        error: BaseException | None,
+    ) -> None:
+        """End the span of a call, with a child for each stage."""
+        span, context = made
+        if span.is_recording():
+            for name, start, until, busy, steps in stages:
+                kind = self._client if name == "remote" else self._internal
+                child = self.tracer.start_span(name, context, kind, start_time=start)
+                if steps > 1:
+                    child.set_attributes({"model_manager.steps": steps, "model_manager.busy_seconds": busy})
+                if name == "cache":
+                    child.set_attributes({f"model_manager.{key}": figures[key] for key in ("cached", "stored")})
+                child.end(until)
+            span.set_attributes({_NAMES[key]: figures[key] for key in _NAMES if figures.get(key) is not None})
+            if (reason := figures.get("finish_reason")) is not None:
+                span.set_attribute("gen_ai.response.finish_reasons", [reason])
+            if error is not None:
+                span.record_exception(error)
+                span.set_attribute("error.type", type(error).__qualname__)
+                span.set_status(self._error, str(error))
+        span.end(end)
+
+
+_NAMES = {
+    "model": "gen_ai.response.model",
+    "input_tokens": "gen_ai.usage.input_tokens",
+    "output_tokens": "gen_ai.usage.output_tokens",
+    "reused_tokens": "gen_ai.usage.cache_read.input_tokens",
+    "dimension": "gen_ai.embeddings.dimension.count",
+    "cached": "model_manager.cached",
+    "stored": "model_manager.stored",
+    "cancelled": "model_manager.cancelled",
+}
+"""The figures of a call, and the attributes of its span, by OpenTelemetry's conventions where there are some."""
