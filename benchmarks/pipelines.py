@@ -1,10 +1,10 @@
 """Beyond one process: Arrow against lists, Parquet files, several processes, Ray. Each figure is a ratio in one run.
 
-    python benchmarks/pipelines.py [--model FOLDER] [--rows N] [--only arrow parquet processes ray]
+    python benchmarks/pipelines.py [--model FOLDER] [--rows N] [--words N] [--only arrow parquet processes ray]
 
 Targets: Arrow input at most 0.5 of the time of lists made from the column; a Parquet file at 0.9 of the speed of
-embedding alone, in flat memory; two processes of one thread no faster than one of two; Ray with two actors of one CPU
-at 0.85 of one process of two threads.
+embedding alone, in flat memory; Ray with two actors of one CPU at 0.85 of one process of two threads. One process of as
+many threads as cores is compared with as many processes of one thread, in speed and memory.
 """
 
 from __future__ import annotations
@@ -37,6 +37,11 @@ def texts(count: int, words: int = 12) -> list[str]:
         " ".join([str(number), *(WORDS[(number * 7 + word) % len(WORDS)] for word in range(words))])
         for number in range(count)
     ]
+
+
+def passages(count: int) -> list[str]:
+    """Distinct texts of about a hundred tokens."""
+    return texts(count, 90)
 
 
 def best(work, rounds: int = 5) -> float:
@@ -77,14 +82,16 @@ def parquet(args: argparse.Namespace) -> None:
     """The command line on a file, against the same texts embedded in one process."""
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder) / "in.parquet", Path(folder) / "out.parquet"
-        rows = texts(args.rows)
+        rows = texts(args.rows, args.words)
         pq.write_table(pa.table({"text": rows}), source, row_group_size=100_000)
         manager = ModelManager(english_model=str(args.model), cache_size=0, auto_cleanup=False)
         manager.embed("first", "english_sentence")
         start = time.perf_counter()
-        for first in range(0, len(rows), 8192):
-            manager.embed(rows[first : first + 8192], "english_sentence")
-        alone = time.perf_counter() - start
+        measured = min(len(rows), args.alone)
+        for first in range(0, measured, 8192):
+            manager.embed(rows[first : min(first + 8192, measured)], "english_sentence")
+        alone = (time.perf_counter() - start) * len(rows) / measured
+        manager.close()
         command = [
             sys.executable,
             "-m",
@@ -105,10 +112,11 @@ def parquet(args: argparse.Namespace) -> None:
         took = time.perf_counter() - start
         assert process.returncode == 0
         assert pq.read_metadata(target).num_rows == len(rows)
-        half, peak = max(samples[: len(samples) // 2]), max(samples)
+        tenths = [samples[len(samples) * tenth // 10] >> 20 for tenth in range(1, 10)]
         print(
-            f"parquet: {len(rows):,} texts: embedding alone {alone:.1f} s, the command {took:.1f} s, start included:"
-            f" {alone / took:.2f} x (target 0.9); memory {half >> 20} MB in the first half, at most {peak >> 20} MB"
+            f"parquet: {len(rows):,} texts: embedding alone {alone:.1f} s ({measured:,} of them measured), the command"
+            f" {took:.1f} s, start included: {alone / took:.2f} x (target 0.9); memory after each tenth, MB: {tenths},"
+            f" at most {max(samples) >> 20}"
         )
 
 
@@ -119,7 +127,13 @@ def resident(pid: int) -> int:
         return 0
 
 
-def work(model: str, threads: int, rows: list[str], ready, go, done) -> None:
+def private(pid: int | str) -> int:
+    """Memory that a process shares with no other one, bytes."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) << 10 for line in lines if line.startswith("Private_"))
+
+
+def work(model: str, threads: int, rows: list[str], ready, go, done, memory) -> None:
     """One process: loads, waits for the start, embeds."""
     manager = ModelManager(english_model=model, cache_size=0, threads=threads, auto_cleanup=False)
     manager.embed(rows[:64], "english_sentence")
@@ -127,17 +141,19 @@ def work(model: str, threads: int, rows: list[str], ready, go, done) -> None:
     go.wait()
     manager.embed(rows, "english_sentence")
     done.release()
+    memory.put(private("self"))
 
 
 def processes(args: argparse.Namespace) -> None:
     """One process of n threads against n processes of one."""
-    cores, rows, context = os.cpu_count() or 1, texts(4000), multiprocessing.get_context("spawn")
+    cores, rows, context = os.cpu_count() or 1, passages(2000), multiprocessing.get_context("spawn")
 
-    def run(count: int, threads: int) -> float:
-        ready, go, done = context.Semaphore(0), context.Event(), context.Semaphore(0)
+    def run(count: int, threads: int) -> tuple[float, int]:
+        ready, go, done, memory = context.Semaphore(0), context.Event(), context.Semaphore(0), context.Queue()
         parts = [rows[number::count] for number in range(count)]
         started = [
-            context.Process(target=work, args=(str(args.model), threads, part, ready, go, done)) for part in parts
+            context.Process(target=work, args=(str(args.model), threads, part, ready, go, done, memory))
+            for part in parts
         ]
         for process in started:
             process.start()
@@ -148,15 +164,19 @@ def processes(args: argparse.Namespace) -> None:
         for _ in started:
             done.acquire()
         took = time.perf_counter() - start
+        used = sum(memory.get() for _ in started)
         for process in started:
             process.join()
-        return took
+        return took, used
 
-    pairs = [(run(1, cores), run(cores, 1)) for _ in range(3)]
-    one, many = (float(np.median(side)) for side in zip(*pairs, strict=True))
+    pairs = [(run(1, cores), run(cores, 1)) for _ in range(5)]
+    one, many = (float(np.median([took for took, _ in side])) for side in zip(*pairs, strict=True))
+    ratios = sorted(first[0] / second[0] for first, second in pairs)
+    first, second = (max(used for _, used in side) >> 20 for side in zip(*pairs, strict=True))
     print(
-        f"processes: {len(rows):,} texts: one process of {cores} threads {len(rows) / one:.0f} texts/s,"
-        f" {cores} processes of one {len(rows) / many:.0f}: {one / many:.2f} x, with {cores} times the memory"
+        f"processes: {len(rows):,} passages: one of {cores} threads {len(rows) / one:.0f} a second in {first} MB,"
+        f" {cores} processes of one {len(rows) / many:.0f} in {second} MB: {np.median(ratios):.2f} x"
+        f" ({ratios[0]:.2f} to {ratios[-1]:.2f})"
     )
 
 
@@ -166,25 +186,32 @@ def on_ray(args: argparse.Namespace) -> None:
     import ray.data
     from model_manager.ray import embed
 
-    cores, rows = os.cpu_count() or 1, texts(8000)
-    manager = ModelManager(english_model=str(args.model), cache_size=0, auto_cleanup=False)
-    manager.embed(rows[:64], "english_sentence")
-    alone = best(lambda: manager.embed(rows, "english_sentence"), 3)
-    manager.close()
+    cores, rows = os.cpu_count() or 1, texts(24_000)
+
+    def one_process() -> float:
+        with ModelManager(english_model=str(args.model), cache_size=0, auto_cleanup=False) as manager:
+            manager.embed(rows[:64], "english_sentence")
+            return best(lambda: manager.embed(rows, "english_sentence"), 2)
+
+    before = one_process()
     ray.init(num_cpus=cores, log_to_driver=False, include_dashboard=False)
     ray.data.DataContext.get_current().enable_progress_bars = False
-    dataset = ray.data.from_items([{"text": text} for text in rows], override_num_blocks=4 * cores).materialize()
+    blocks = 12 * cores
+    dataset = ray.data.from_items([{"text": text} for text in rows], override_num_blocks=blocks).materialize()
     stamps: list[float] = []
-    made = embed(dataset, str(args.model), workers=cores, cpus=1, batch_size=256, config={"cache_size": 0})
+    made = embed(
+        dataset, str(args.model), workers=cores, cpus=1, batch_size=len(rows) // blocks, config={"cache_size": 0}
+    )
     for batch in made.iter_batches(batch_size=None, batch_format="pyarrow"):
         stamps += [time.perf_counter()] * len(batch)
     ray.shutdown()
-    # Actors start and load first: the rate is taken between the first and the last result.
-    first = stamps.count(stamps[0])
-    rate = (len(stamps) - first) / (stamps[-1] - stamps[0])
+    alone = min(before, one_process())
+    # Actors start and load first. The rate is taken after the first eighth, when all of them are at work.
+    since = stamps[len(stamps) // 8]
+    rate = sum(stamp > since for stamp in stamps) / (stamps[-1] - since)
     print(
         f"ray: {len(rows):,} texts: one process of {cores} threads {len(rows) / alone:.0f} texts/s, {cores} actors"
-        f" of one CPU {rate:.0f} between first and last result: {rate * alone / len(rows):.2f} x (target 0.85)"
+        f" of one CPU {rate:.0f} after the first eighth: {rate * alone / len(rows):.2f} x (target 0.85)"
     )
 
 
@@ -195,6 +222,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", type=Path, default=MINILM if MINILM.is_dir() else TINY)
     parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--words", type=int, default=12, help="words of a text of the Parquet file")
+    parser.add_argument("--alone", type=int, default=1_000_000, help="texts of it that are embedded for comparison")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
     args = parser.parse_args()
     assert threading.active_count() == 1

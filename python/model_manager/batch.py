@@ -104,9 +104,15 @@ class BatchEmbedder:
         return add(batch, self.column, self.output, self._arrow)
 
     def map_arrow(self, batches: Iterable[Any]) -> Iterator[Any]:
-        """For Spark's ``mapInArrow``: record batches in, record batches out."""
+        """For Spark's ``mapInArrow``: record batches in, record batches out. The vectors are of the type
+        ``array<float>``: Spark reads no lists of a fixed size.
+        """
+        import pyarrow as pa
+
         for batch in batches:
-            yield self(batch)
+            made = self(batch)
+            index = made.schema.get_field_index(self.output)
+            yield made.set_column(index, self.output, made.column(index).cast(pa.list_(pa.float32())))
 
     def map_partition(self, partition: Any) -> Any:
         """For Dask's ``map_partitions``. Dask asks for the shape of the result with an empty frame: no model is loaded

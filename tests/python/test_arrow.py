@@ -305,7 +305,11 @@ def test_spark_and_dask_forms(batcher, documents):
     table = pa.table({"id": range(5), "text": TEXTS})
     made = pa.Table.from_batches(batcher.map_arrow(iter(table.to_batches(max_chunksize=2))))
     assert made.column_names == ["id", "text", "embedding"]
+    assert made.schema.field("embedding").type == pa.list_(pa.float32()), "Spark reads no lists of a fixed size"
     assert np.array_equal(np.array(made["embedding"].to_pylist(), np.float32), documents)
+    [gap] = batcher.map_arrow([pa.record_batch({"text": [TEXTS[0], None, TEXTS[2]]}).slice(1)])
+    assert gap["embedding"].null_count == 1
+    assert np.array_equal(np.array(gap["embedding"].to_pylist()[1], np.float32), documents[2])
     # map_partitions asks for the shape with an empty frame.
     frame = pd.DataFrame({"text": TEXTS})
     fresh = BatchEmbedder("no/such-model")
