@@ -8,19 +8,25 @@ every round, in rotating order; "cached" sends the texts of a list again. Printe
 the ratio to the same case of OpenAI's API within a round.
 
 --relay compares this server's lists with a server that sends Ollama one text after another (`relay.py`), for the same
-clients and texts. Behind the relay is this server's Ollama API too: the engine is the same on both sides, and what
-differs is one request for each text. Ollama itself is not measured.
+clients and texts. Behind one relay is llama.cpp's server, the engine that Ollama was built on, with the same model in
+float16; behind the other is this server's own Ollama API, so that what differs is one request for each text. Ollama
+itself is not measured.
 """
 
 import argparse
 import asyncio
+import contextlib
 import json
 import statistics
+import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import environment
+import httpx
+import numpy as np
 from server import Server, ours, send, texts
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -87,49 +93,67 @@ async def measure(arguments: argparse.Namespace) -> None:
 
 
 async def compare(arguments: argparse.Namespace) -> None:
-    """A relay that asks for one text after another, against this server asked directly."""
-    count, length = arguments.texts, arguments.list
-    cases = {
-        f"1 client, lists of {length}": 1,
-        f"{arguments.clients} clients, lists of {length}": arguments.clients,
-    }
+    """Relays that ask for one text after another, against this server asked directly."""
+    count, length, model = arguments.texts, arguments.list, arguments.model
+    cases = {f"1 client, lists of {length}": 1, f"{arguments.clients} clients, lists of {length}": arguments.clients}
     rates: dict[tuple[str, str], list[float]] = {}
-    relay_command = [sys.executable, str(Path(__file__).with_name("relay.py")), "model"]
-    with (
-        ours(arguments.model) as server,
-        Server(relay_command, OLLAMA_URL=f"http://127.0.0.1:{server.port}") as relay,
-    ):
-        await send(server, singles("openai", texts(64, 1)), 8)
+    vectors_of: dict[str, Any] = {}
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(ours(model))
+        peer = stack.enter_context(llama_cpp(model))
+        relay = [sys.executable, str(Path(__file__).with_name("relay.py")), "model"]
+        behind = {"OLLAMA_URL": f"http://127.0.0.1:{peer.port}", "RELAY_API": "openai"}
         sides = {
-            "relay": (relay, "openai"),
+            "relay, llama.cpp": (stack.enter_context(Server(relay, **behind)), "openai"),
+            "relay, this": (stack.enter_context(Server(relay, OLLAMA_URL=f"http://127.0.0.1:{server.port}")), "openai"),
             "OpenAI's API": (server, "openai"),
             "Ollama's API": (server, "ollama"),
         }
+        for name, (asked, api) in sides.items():
+            await send(asked, lists(api, texts(64, 1), length), 1)
+            if api == "openai":
+                vectors_of[name] = await answers(asked, texts(16, 7))
         for turn in range(arguments.rounds):
-            order = list(sides)[turn % 3 :] + list(sides)[: turn % 3]
+            order = list(sides)[turn % 4 :] + list(sides)[: turn % 4]
             for number, side in enumerate(order):
                 asked, api = sides[side]
-                several = texts(count, 100 + 16 * turn + 4 * number)
                 for offset, (case, clients) in enumerate(cases.items()):
                     # Enough requests for every client.
-                    fresh = (
-                        several if clients == 1 else texts(max(count, clients * length), 102 + 16 * turn + 4 * number)
-                    )
+                    fresh = texts(max(count, clients * length), 100 + 16 * turn + 4 * number + offset)
                     requests = lists(api, fresh, length)
                     rates.setdefault((case, side), []).append(await rate(asked, requests, clients, len(fresh)))
                     if offset == 0:
                         again = await rate(asked, requests, clients, len(fresh))
-                        rates.setdefault(("the same again, cached", side), []).append(again)
+                        rates.setdefault(("the same again", side), []).append(again)
             print(f"round {turn + 1} of {arguments.rounds}", flush=True)
-    print(f"\n{environment.machine()}\n\nmedians of {arguments.rounds} rounds, texts/s\n")
-    print(f"{'':32}{'relay':>9}{'OpenAI':>9}{'ratio':>8}{'Ollama':>9}{'ratio':>8}")
+    print(f"\n{environment.machine()}\n\nmedians of {arguments.rounds} rounds, texts/s; ratios of OpenAI's API\n")
+    print(f"{'':28}" + "".join(f"{side:>18}" for side in sides) + f"{'to llama.cpp':>14}{'to this':>24}")
     for case in dict.fromkeys(case for case, _ in rates):
-        slow, first, second = (rates[case, side] for side in sides)
-        line = f"{case:32}{statistics.median(slow):9.0f}"
-        for fast in (first, second):
-            ratio = statistics.median(one / other for one, other in zip(fast, slow, strict=True))
-            line += f"{statistics.median(fast):9.0f}{ratio:8.1f}"
+        line = f"{case:28}" + "".join(f"{statistics.median(rates[case, side]):18.0f}" for side in sides)
+        for slow, width in (("relay, llama.cpp", 14), ("relay, this", 10)):
+            pairs = zip(rates[case, "OpenAI's API"], rates[case, slow], strict=True)
+            ratios = sorted(one / other for one, other in pairs)
+            line += f"{statistics.median(ratios):{width}.1f} ({ratios[0]:.1f} to {ratios[-1]:.1f})"
         print(line)
+    own, its = vectors_of["OpenAI's API"], vectors_of["relay, llama.cpp"]
+    its /= np.linalg.norm(its, axis=1, keepdims=True)
+    print(f"\nlowest cosine between the vectors of llama.cpp and of this server: {(own * its).sum(axis=1).min():.5f}")
+
+
+def llama_cpp(model: str) -> Server:
+    """llama.cpp's server on the same model."""
+    python = environment.peers_python(environment.peers_location("-llama"), "requirements-llama.txt")
+    script, file = str(Path(__file__).with_name("llama_cpp.py")), f"{tempfile.mkdtemp()}/model.gguf"
+    subprocess.run([str(python), script, model, file], check=True)
+    return Server([str(python), script, file])
+
+
+async def answers(server: Server, several: list[str]) -> Any:
+    """The vectors that a server with OpenAI's protocol gives."""
+    async with httpx.AsyncClient(timeout=60) as client:
+        url = f"http://127.0.0.1:{server.port}/v1/embeddings"
+        found = (await client.post(url, json={"model": "model", "input": several})).raise_for_status().json()["data"]
+    return np.array([item["embedding"] for item in found])
 
 
 def main() -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -86,11 +87,12 @@ def parquet(args: argparse.Namespace) -> None:
         pq.write_table(pa.table({"text": rows}), source, row_group_size=100_000)
         manager = ModelManager(english_model=str(args.model), cache_size=0, auto_cleanup=False)
         manager.embed("first", "english_sentence")
-        start = time.perf_counter()
+        start, processor = time.perf_counter(), time.process_time()
         measured = min(len(rows), args.alone)
         for first in range(0, measured, 8192):
             manager.embed(rows[first : min(first + 8192, measured)], "english_sentence")
         alone = (time.perf_counter() - start) * len(rows) / measured
+        processor = (time.process_time() - processor) * len(rows) / measured
         manager.close()
         command = [
             sys.executable,
@@ -104,6 +106,7 @@ def parquet(args: argparse.Namespace) -> None:
             str(args.model),
         ]
         start = time.perf_counter()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         process = subprocess.Popen(command)
         samples: list[int] = []
         while process.poll() is None:
@@ -111,12 +114,15 @@ def parquet(args: argparse.Namespace) -> None:
             time.sleep(0.2)
         took = time.perf_counter() - start
         assert process.returncode == 0
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
         assert pq.read_metadata(target).num_rows == len(rows)
         tenths = [samples[len(samples) * tenth // 10] >> 20 for tenth in range(1, 10)]
         print(
             f"parquet: {len(rows):,} texts: embedding alone {alone:.1f} s ({measured:,} of them measured), the command"
-            f" {took:.1f} s, start included: {alone / took:.2f} x (target 0.9); memory after each tenth, MB: {tenths},"
-            f" at most {max(samples) >> 20}"
+            f" {took:.1f} s, start included: {alone / took:.2f} x (target 0.9); processor time, which other work on the"
+            f" machine does not change, {processor:.1f} s and {used:.1f} s: {processor / used:.2f} x; memory after each"
+            f" tenth, MB: {tenths}, at most {max(samples) >> 20}"
         )
 
 

@@ -16,6 +16,8 @@ import uvicorn
 from fastapi import FastAPI
 
 MODEL = sys.argv[1] if len(sys.argv) > 1 else "model"
+# llama.cpp's own server speaks OpenAI's protocol.
+PATH, FIELD = ("/v1/embeddings", "input") if os.environ.get("RELAY_API") == "openai" else ("/api/embeddings", "prompt")
 
 
 @asynccontextmanager
@@ -39,9 +41,11 @@ async def embeddings(body: dict[str, Any]) -> dict[str, Any]:
     texts = [body["input"]] if isinstance(body["input"], str) else body["input"]
     data = []
     for index, text in enumerate(texts):
-        answer = await app.state.client.post("/api/embeddings", json={"model": MODEL, "prompt": text})
+        answer = await app.state.client.post(PATH, json={"model": MODEL, FIELD: text})
         answer.raise_for_status()
-        data.append({"object": "embedding", "index": index, "embedding": answer.json()["embedding"]})
+        found = answer.json()
+        vector = found["embedding"] if FIELD == "prompt" else found["data"][0]["embedding"]
+        data.append({"object": "embedding", "index": index, "embedding": vector})
     count = sum(len(text.split()) for text in texts)
     usage = {"prompt_tokens": count, "total_tokens": count}
     return {"object": "list", "data": data, "model": MODEL, "usage": usage}

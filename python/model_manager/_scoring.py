@@ -164,7 +164,7 @@ def ranked(
     scores: NDArray[np.float32], texts: Sequence[str], model: str, top_n: int | None, return_documents: bool
 ) -> list[RerankResult]:
     """Results of the best documents, ties in the order of the request."""
-    from .results import RerankResult
+    from .results import Ranking, RerankResult
 
     if scores.shape[1] != 1:
         raise TaskError(
@@ -173,9 +173,9 @@ def ranked(
         )
     column = scores[:, 0]
     order = (-column).argsort(kind="stable")[:top_n]
-    return [
+    return Ranking(
         RerankResult(int(index), float(column[index]), texts[index] if return_documents else None) for index in order
-    ]
+    )
 
 
 def classified(scores: NDArray[np.float32], labels: Sequence[str]) -> list[Classification]:

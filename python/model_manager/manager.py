@@ -169,7 +169,9 @@ class BaseManager(VectorsManager):
 
     def explain(self, name: str) -> Explanation:
         """What decides how long the slot stays in memory: numbers, and one sentence. Raises `UnknownModelError`."""
-        return _core._explain(self, name)
+        from typing import cast
+
+        return cast("Explanation", _Explained(_core._explain(self, name)))
 
     def forecast(self) -> list[Forecast]:
         """The loads ahead of a use that are planned by `keep_alive="auto"`, the next first."""
@@ -227,6 +229,15 @@ class BaseManager(VectorsManager):
         from .integrations.jupyter import manager_html
 
         return manager_html(self)
+
+
+class _Explained(dict[str, object]):
+    """What `explain` returns: a dict that notebooks show as a table."""
+
+    def _repr_html_(self) -> str:
+        from .integrations.jupyter import explanation_html
+
+        return explanation_html(self)
 
 
 def conversation(messages: Iterable[Mapping[str, str]]) -> list[Mapping[str, str]]:

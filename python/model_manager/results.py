@@ -24,6 +24,15 @@ class RerankResult(NamedTuple):
     """The text, unless the call left it out."""
 
 
+class Ranking(list[RerankResult]):
+    """The results of a reranking: a list that notebooks show as a table."""
+
+    def _repr_html_(self) -> str:
+        from .integrations.jupyter import ranking_html
+
+        return ranking_html(self)
+
+
 class Classification(NamedTuple):
     """The labels of one text or pair."""
 

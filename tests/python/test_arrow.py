@@ -119,7 +119,7 @@ def test_every_structure_is_released_once(manager):
     gc.collect()
     assert pa.total_allocated_bytes() == before
     resident = resident_bytes()
-    for _ in range(20_000):
+    for _ in range(100_000):
         pa.array(vectors)
         vectors.__arrow_c_array__()
     gc.collect()

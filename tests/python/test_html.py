@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
-from conftest import ENGLISH_MODEL, ENGLISH_TEXT
+from conftest import ENGLISH_MODEL, ENGLISH_TEXT, FIXTURES
+from model_manager.semantic import semantic_search
 
 
 class Checker(HTMLParser):
@@ -71,3 +73,32 @@ def test_repr(manager):
     assert "ModelManager" in repr(manager)
     manager.load("english_sentence")
     assert "loaded" in repr(manager) or "ready" in repr(manager)
+
+
+def test_a_ranking(manager):
+    manager.register("rank", str(FIXTURES / "rerank_bert"))
+    results = manager.rerank("query", ["<b>one</b>", "two " * 100], "rank")
+    assert isinstance(results, list)
+    text = shown(results)
+    assert "<b>one</b>" in text
+    assert "…" in text
+    assert f"{results[0].score:.4f}" in text
+    assert "score" in shown(manager.rerank("query", ["one"], "rank", return_documents=False))
+
+
+def test_matches():
+    matches = semantic_search(np.eye(8, dtype=np.float32), np.eye(8, dtype=np.float32), k=2)
+    text = shown(matches)
+    assert "1.0000" in text
+    assert "and 3 more queries" in text
+
+
+def test_an_explanation(make_manager):
+    manager = make_manager(keep_alive="auto", adaptive_state=False)
+    manager.embed(ENGLISH_TEXT)
+    explanation = manager.explain("english_sentence")
+    assert isinstance(explanation, dict)
+    text = shown(explanation)
+    assert explanation["sentence"] in text
+    assert "cold_start_price" in text
+    assert manager.explain("turkish_sentence")["slot"] in shown(manager.explain("turkish_sentence"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 
 import httpx
@@ -11,6 +12,8 @@ import pytest
 from conftest import FIXTURES, TURKISH_MODEL, tiny
 from model_manager import errors
 from model_manager._embedder import Embedder
+from model_manager.batch import BatchEmbedder
+from servers import until
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
@@ -127,3 +130,55 @@ def test_ray_serve_answers_and_multiplexes(cluster, expected):
         serve.shutdown()
     with pytest.raises(errors.ArgumentError, match="models is empty"):
         deployment({})
+
+
+def counting():
+    """An embedder that also says which process computed a batch, and what its manager has done until then. A local
+    class is pickled by value: the actors cannot import this file.
+    """
+
+    class Counting(BatchEmbedder):
+        def __call__(self, batch):
+            made = super().__call__(batch)
+            stats = self._loaded().manager.stats()
+            figures = {
+                "process": os.getpid(),
+                "loads": sum(stats["tracker"]["load_counts"].values()),
+                "computed": stats["queue"]["texts"],
+            }
+            for name, value in figures.items():
+                made = made.append_column(name, [[value] * len(made)])
+            return made
+
+    return Counting
+
+
+def test_each_actor_loads_the_model_once(cluster, expected, monkeypatch):
+    monkeypatch.setattr("model_manager.ray.BatchEmbedder", counting())
+    rows = embed(dataset(12), TURKISH_MODEL, workers=2, cpus=1, batch_size=25, config=CONFIG).take_all()
+    loads = {}
+    for row in rows:
+        loads.setdefault(row["process"], set()).add(row["loads"])
+    assert len(loads) == 2, "both actors have worked"
+    assert set(map(frozenset, loads.values())) == {frozenset({1})}
+
+
+def test_a_second_run_with_redis_computes_nothing(cluster, expected, monkeypatch, redis_server, tmp_path):
+    monkeypatch.setattr("model_manager.ray.BatchEmbedder", counting())
+    redis = redis_server()
+    # The folder of the disk tier also remembers which models the files are.
+    config = {**CONFIG, "cache_url": redis.url, "cache_disk": str(tmp_path), "cache_timeout": 2.0}
+
+    def run():
+        return embed(dataset(6), TURKISH_MODEL, workers=1, cpus=1, batch_size=50, config=config).take_all()
+
+    first = run()
+    assert max(row["computed"] for row in first) > 0
+    until(lambda: int(redis.call("DBSIZE")[1:].strip()) == len(TEXTS))
+    for path in tmp_path.iterdir():
+        if path.name != "models":
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    second = run()
+    assert {row["computed"] for row in second} == {0}
+    second.sort(key=lambda row: row["id"])
+    assert np.array_equal(np.array([row["embedding"] for row in second], np.float32), expected)

@@ -49,7 +49,9 @@ def embed_parquet(
             for batch in source.iter_batches(BATCH_ROWS):
                 made = with_vectors(batch, column, vector_column, vectors)
                 if writer is None:
-                    writer = pyarrow.parquet.ParquetWriter(file, made.schema, compression="zstd")
+                    # A dictionary of vectors, which are all different, would take time and save nothing.
+                    plain = [name for name in made.schema.names if name != vector_column]
+                    writer = pyarrow.parquet.ParquetWriter(file, made.schema, compression="zstd", use_dictionary=plain)
                 elif not made.schema.equals(writer.schema):
                     raise click.ClickException(f"{name}: its columns differ from those of {files[0]}")
                 writer.write_batch(made)

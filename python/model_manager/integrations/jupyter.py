@@ -9,7 +9,7 @@ from html import escape
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from .._core import Manager
     from .._types import SlotStatistics
@@ -86,6 +86,49 @@ def generator_html(manager: Manager, name: str) -> str:
             ("written", f"{done['generated_tokens']:,} tokens in {done['busy_seconds']:.1f} s of computing"),
         ]
     return f'<div style="{_FRAME}">{title}{_table((), rows)}</div>'
+
+
+_LONGEST = 160
+"""Characters of a text in a table."""
+
+
+def ranking_html(results: Iterable[tuple[int, float, str | None]]) -> str:
+    """A table of documents, the best one first."""
+    rows = [(str(index), f"{score:.4f}", _short(document or "")) for index, score, document in results]
+    return f'<div style="{_FRAME}">{_table(("document", "score", "text"), rows)}</div>'
+
+
+def matches_html(queries: Sequence[Sequence[tuple[int, float]]], count: int) -> str:
+    """A table of the nearest rows of each of the first queries."""
+    rows = [
+        (str(number) if place == 0 else "", str(index), f"{score:.4f}")
+        for number, pairs in enumerate(queries)
+        for place, (index, score) in enumerate(pairs)
+    ]
+    more = f'<div style="{_QUIET}">and {count - len(queries)} more queries</div>' if count > len(queries) else ""
+    return f'<div style="{_FRAME}">{_table(("query", "row", "score"), rows)}{more}</div>'
+
+
+def explanation_html(explanation: Mapping[str, object]) -> str:
+    """The sentence of `Manager.explain`, and its figures."""
+    rows: list[tuple[str, str]] = []
+    for key, value in explanation.items():
+        if key in ("slot", "sentence", "adaptive"):
+            continue
+        parts = value.items() if isinstance(value, dict) else [("", value)]
+        rows += [(escape(" ".join(filter(None, (key, str(part))))), _figure(figure)) for part, figure in parts]
+    title = f"<b>{escape(str(explanation['slot']))}</b> {escape(str(explanation['sentence']))}"
+    return f'<div style="{_FRAME}"><div>{title}</div>{_table((), rows)}</div>'
+
+
+def _figure(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{escape(str(key))} {_figure(part)}" for key, part in value.items())
+    return f"{value:,.1f}" if isinstance(value, float) else escape(str(value))
+
+
+def _short(text: str) -> str:
+    return escape(text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…")
 
 
 def _state(slot: SlotStatistics) -> str:

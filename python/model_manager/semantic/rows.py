@@ -34,12 +34,14 @@ def as_rows(vectors: ArrayLike, name: str) -> NDArray[np.floating]:
     """
     try:
         rows = np.asanyarray(vectors)
-    except ValueError as error:
+    except (ValueError, UserWarning) as error:  # numpy before 1.24 warns, which may be made an error
         raise wrong(name, f"{name} must be rows of the same length: {error}") from error
     if rows.size == 0 and rows.ndim < 2:
         rows = rows.reshape(0, 1)
     if rows.ndim == 1:
         rows = rows[None, :]
+    if rows.dtype.kind == "O":
+        raise wrong(name, f"{name} must be rows of the same length that hold numbers")
     if rows.ndim != 2 or rows.dtype.kind not in "fiub":
         raise wrong(name, f"{name} must have shape (n, dim) and hold numbers, not {rows.dtype} of shape {rows.shape}")
     if rows.shape[1] == 0:

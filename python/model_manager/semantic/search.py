@@ -34,6 +34,11 @@ class Matches(NamedTuple):
         """The matches of one query as (index, score)."""
         return list(zip(self.indices[query].tolist(), self.scores[query].tolist(), strict=True))
 
+    def _repr_html_(self) -> str:
+        from ..integrations.jupyter import matches_html
+
+        return matches_html([self.pairs(query) for query in range(min(len(self.indices), 5))], len(self.indices))
+
 
 def semantic_search(queries: ArrayLike, corpus: ArrayLike, k: int = 10, *, measure: Measure = "cosine") -> Matches:
     """The `k` rows of `corpus` that are most similar to each query. The result is exact; equal scores are in the order
