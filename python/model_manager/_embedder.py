@@ -39,7 +39,9 @@ def without_key(source: str) -> str:
     return _KEY.sub("***@", source)
 
 
-def slot_for(manager: Manager, model: str | None, kind: Literal["embedding", "reranker"] = "embedding") -> str:
+def slot_for(
+    manager: Manager, model: str | None, kind: Literal["embedding", "reranker", "sparse"] | None = "embedding"
+) -> str:
     """The slot for `model`: the one of that name, else a new slot with `model` as its source (a hub id, a folder, …).
     None: the preferred sentence model.
     """
@@ -63,6 +65,19 @@ def reranker_for(manager: ScoringManager | None, model: str | None) -> tuple[Sco
     if model is None or model == RERANKER:
         return found, RERANKER
     return found, slot_for(found, model, "reranker")
+
+
+def fingerprint_of(known: Description, dimension: int | None) -> str:
+    """A hash of everything but the text that a described model's vectors of documents depend on."""
+    prompt = find_prompt(known["prompts"], DOCUMENT_PROMPTS) or known["default_prompt_name"]
+    parts = [
+        known["source"].rstrip("/").rpartition("/")[2],
+        known["architecture"],
+        known["pooling"] or "",
+        str(dimension),
+        known["prompts"].get(prompt or "", ""),
+    ]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
 class Embedder:
@@ -95,16 +110,7 @@ class Embedder:
         """A hash of everything but the text that document vectors depend on: model, length, prompt. A folder counts by
         its name only, so that an index can move between machines.
         """
-        known = self.describe()
-        prompt = find_prompt(known["prompts"], DOCUMENT_PROMPTS) or known["default_prompt_name"]
-        parts = [
-            known["source"].rstrip("/").rpartition("/")[2],
-            known["architecture"],
-            known["pooling"] or "",
-            str(self.dimension),
-            known["prompts"].get(prompt or "", ""),
-        ]
-        return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+        return fingerprint_of(self.describe(), self.dimension)
 
     @property
     def truncated(self) -> int:

@@ -127,7 +127,8 @@ def test_settings_of_a_new_collection(make_indexer, fake):
     ("vectors", "message"),
     [
         (models.VectorParams(size=32, distance=models.Distance.EUCLID), "compares by Euclid"),
-        ({"a": models.VectorParams(size=32, distance=models.Distance.COSINE)}, "has named vectors"),
+        ({"a": models.VectorParams(size=16, distance=models.Distance.COSINE)}, "has vectors of 16 dimensions"),
+        ({}, "has no dense vectors"),
     ],
 )
 def test_a_collection_of_another_kind_is_refused(make_indexer, embedded, vectors, message):

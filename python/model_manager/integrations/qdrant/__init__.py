@@ -10,6 +10,7 @@ from ..._extras import extra
 with extra("qdrant"):
     from .documents import point_id
     from .indexer import QdrantIndexer
+    from .reembed import Reembedding
     from .report import Failure, IndexingError, IndexReport
     from .search import SearchHit
     from .store import Backoff, CollectionError, StoreError
@@ -21,6 +22,7 @@ __all__ = [
     "IndexReport",
     "IndexingError",
     "QdrantIndexer",
+    "Reembedding",
     "SearchHit",
     "StoreError",
     "point_id",

@@ -72,6 +72,8 @@ class Document:
     """Its points: one, or one for each chunk. The first one has the document's own id."""
     stale: list[str] = field(default_factory=list)
     """Points of chunks that the older version had and this one has not."""
+    whole: bool = True
+    """False for a stored point, which may be a chunk: it replaces no other points."""
 
     @property
     def content_hash(self) -> str:
@@ -81,7 +83,7 @@ class Document:
     @property
     def stored(self) -> Stored:
         """The fields that a later document with the same id is compared with."""
-        return Stored(self.content_hash, self.payload["original_doc_id"], self.points[0].payload.get("chunks"))
+        return Stored(self.content_hash, self.payload.get("original_doc_id"), self.points[0].payload.get("chunks"))
 
     def split(self, chunks: Sequence[TextChunk]) -> None:
         """Make a point of each chunk. Raises ValueError when there are none."""
@@ -153,25 +155,35 @@ def prepare(document: Input, position: int, fingerprint: str) -> Document:
         raise TypeError(f"its 'metadata' must be a mapping, not {type(metadata).__name__}")
     fields = {key: value for key, value in (metadata or {}).items() if key not in OWN_FIELDS}
     try:
-        canonical = json.dumps(
-            [fingerprint, text, fields], ensure_ascii=False, sort_keys=True, allow_nan=False, default=_plain
-        ).encode()
+        digest, fields = content_hash(fingerprint, text, fields)
         identity = str(uuid.uuid4()) if given is None else point_id(given)
     except UnicodeEncodeError:
         raise ValueError("it holds a lone surrogate, which is not a character") from None
     except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"its metadata is not JSON: {error}") from error
     payload = {
-        **json.loads(canonical)[2],
+        **fields,
         "text": text,
         "text_length": len(text),
         "word_count": len(text.split()),
         "indexed_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "original_doc_id": given,
-        CONTENT_HASH: hashlib.sha256(canonical).hexdigest(),
+        CONTENT_HASH: digest,
     }
     name = None if given is None else str(given)
     return Document(position, name, identity, text, payload, points=[Point(identity, text, payload)])
+
+
+def content_hash(fingerprint: str, text: str, fields: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The hash of a document's content, and its metadata as JSON values.
+
+    Raises:
+        TypeError, ValueError: Metadata that is not JSON.
+    """
+    canonical = json.dumps(
+        [fingerprint, text, fields], ensure_ascii=False, sort_keys=True, allow_nan=False, default=_plain
+    ).encode()
+    return hashlib.sha256(canonical).hexdigest(), json.loads(canonical)[2]
 
 
 def _plain(value: Any) -> Any:

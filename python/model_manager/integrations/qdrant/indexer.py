@@ -2,39 +2,42 @@
 
 from __future__ import annotations
 
+import functools
 import logging
-import os
-import sys
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from collections.abc import Iterable, Mapping, Sized
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal
 
-from qdrant_client import QdrantClient
-from tqdm.auto import tqdm
-
-from ..._embedder import Embedder
-from ...errors import InputError
+from ..._embedder import Embedder, reranker_for
+from ...compat.chatbot import model_manager
+from ...errors import InputError, TaskError
+from .collection import CollectionError, Wanted, check_names
+from .connect import DEFAULT_PATH, connect, progress_bar
+from .encoders import Encoders, sparse_encoder, token_encoder
 from .pipeline import OnError, Run
+from .reembed import Reembedding, reembed
 from .report import IndexReport
-from .search import SearchHit, make_filter
-from .store import Backoff, CollectionError, Store, StoreError
+from .requests import DEFAULT_HNSW_EF, DEFAULT_SCORE_THRESHOLD, TOKENS, Mode, Plan, plan
+from .search import SearchHit
+from .store import Backoff, Store, StoreError
 
 if TYPE_CHECKING:
+    import os
+    from collections.abc import Sequence
+
+    from qdrant_client import QdrantClient
     from typing_extensions import Self
 
     from ..._core import Manager
     from ...chunks import TextChunk
+    from ...semantic import BM25
     from .documents import Input
+    from .encoders import Query
+
+__all__ = ["DEFAULT_HNSW_EF", "DEFAULT_PATH", "DEFAULT_SCORE_THRESHOLD", "QdrantIndexer"]
 
 logger = logging.getLogger(__name__)
-
-DEFAULT_PATH = "qdrant_data"
-"""Folder of the embedded Qdrant, relative to the working directory."""
-DEFAULT_SCORE_THRESHOLD = 0.7
-DEFAULT_HNSW_EF = 128
-_REQUEST_SECONDS = 60  # on a busy server a batch of long texts takes longer than the client's default of 5 s
 
 
 class QdrantIndexer:
@@ -48,7 +51,8 @@ class QdrantIndexer:
     named ``query``. A model without them uses its default prompt, if it has one. Texts longer than the model's maximum
     are cut, unless `chunk` splits them.
 
-    A collection that this class creates keeps the name of its model (Qdrant 1.16 and later); another model is refused.
+    With `sparse` a point has a sparse vector too, and a search fuses the ranks of both. A collection that this class
+    creates keeps the names of its models (Qdrant 1.16 and later); vectors of another model are refused.
     """
 
     def __init__(
@@ -64,6 +68,12 @@ class QdrantIndexer:
         dimensions: int | None = None,
         chunk: int | bool = False,
         overlap: int = 0,
+        sparse: str | BM25 | None = None,
+        language: Literal["turkish", "english", "auto"] | None = None,
+        multi: str | bool = False,
+        rerank: str | None = None,
+        dense: bool = True,
+        vectors: Mapping[str, str] | None = None,
         backoff: Backoff | None = None,
     ) -> None:
         """Opens the folder of an embedded Qdrant; connects to no server and loads no model yet.
@@ -82,6 +92,17 @@ class QdrantIndexer:
             chunk: Split documents into chunks of at most so many tokens, each a point of its own; True: as many as the
                 model reads. `search` then returns the best chunk of each document, with its place.
             overlap: Tokens at the end of a chunk that the next one begins with.
+            sparse: Makes sparse vectors: ``"bm25"`` (or a `BM25` with settings of its own) counts words, without a
+                model; anything else is the slot or the source of a model such as SPLADE.
+            language: Of ``"bm25"``: ``turkish``, ``english`` or ``auto``. None: the manager's preferred one.
+            multi: Makes vectors of all tokens, for ``rerank="multi"``: True for those of `model`, or the slot or the
+                source of a model. They take as many times the space of a dense vector as a text has tokens.
+            rerank: What orders the candidates of a search: the slot or the source of a reranker, or ``"multi"``, by
+                which Qdrant compares vectors of tokens (MaxSim).
+            dense: False: no dense vectors and no `model`; `sparse` alone finds documents.
+            vectors: Names of the vectors in the collection, by the kinds ``dense``, ``sparse`` and ``multi``. None: an
+                existing collection's, where only one fits; in a new one the kinds themselves. A dense vector alone has
+                no name.
             backoff: How failed requests are retried.
 
         Raises:
@@ -96,10 +117,30 @@ class QdrantIndexer:
             raise InputError("overlap is for chunks: set chunk too")
         if overlap < 0 or (chunk is not True and chunk < 0):
             raise InputError(f"chunk={chunk}, overlap={overlap}: must not be negative")
-        self._embedder = Embedder(manager, model, dimensions)
+        if not dense and (chunk or model is not None or dimensions is not None):
+            raise InputError("model, dimensions and chunk belong to dense vectors, and dense is False")
+        if not dense and sparse is None:
+            raise InputError("without dense vectors the indexer needs sparse ones: give sparse")
+        if rerank == TOKENS and not multi:
+            raise InputError(f"rerank={TOKENS!r} compares vectors of tokens: set multi too")
+        if rerank == "":
+            raise InputError("rerank is empty: give 'multi', a slot or a source")
+        scoring: Any = model_manager if manager is None else manager
+        self._manager = scoring
+        self._names = check_names(vectors)
+        embedder = Embedder(self._manager, model, dimensions) if dense else None
+        self._encoders = Encoders(
+            embedder,
+            sparse_encoder(self._manager, sparse, language),
+            token_encoder(self._manager, embedder, multi),
+        )
+        self._reranker = rerank
+        if rerank not in (None, TOKENS):
+            self._reranker = reranker_for(scoring, rerank)[1]
+        self._checked_reranker = False
         self._chunk = chunk
         self._overlap = overlap
-        made = _connect(path, url, api_key) if client is None else client
+        made = connect(path, url, api_key) if client is None else client
         # This also closes it at the end of the interpreter, where an open embedded Qdrant prints an error.
         self._close = weakref.finalize(self, made.close) if client is None else None
         self._store = Store(made, collection, Backoff() if backoff is None else backoff)
@@ -120,36 +161,53 @@ class QdrantIndexer:
 
     @property
     def model(self) -> str:
-        """The slot whose model embeds."""
-        return self._embedder.slot
+        """The slot whose model embeds; of an indexer without dense vectors, what makes the sparse ones."""
+        return self._encoders.name
 
     def create_collection(self, recreate: bool = False) -> bool:
         """Create the collection for this model; return whether it was created. An existing one is kept if it fits.
 
-        Cosine similarity, HNSW with m 32 and ef_construct 256, vectors quantized to INT8 in memory.
+        Cosine similarity, HNSW with m 32 and ef_construct 256, vectors quantized to INT8 in memory. Sparse vectors of
+        BM25 get the modifier ``idf``.
 
         Args:
             recreate: Delete an existing collection first, with all its points.
 
         Raises:
-            CollectionError: The existing one has another dimension or measure.
+            CollectionError: The existing one has another dimension or measure, or lacks vectors that this indexer has,
+                or has several that fit and no name is given.
             StoreError: Qdrant failed.
+            TaskError: A model does not make the vectors that it is given for.
             ModelManagerError: The errors of loading the model.
         """
-        return self._store.prepare(self._embedder.dimension, recreate=recreate, model=self._identity())
+        return self._store.prepare(self._wanted(), recreate=recreate, identity=self._identity())
+
+    def _wanted(self) -> Wanted:
+        sparse, multi = self._encoders.sparse, self._encoders.multi
+        return Wanted(
+            self._encoders.dimension,
+            None if sparse is None else sparse.modifier,
+            None if multi is None else multi.describe()["dimension"],
+            self._names,
+        )
 
     def _identity(self) -> dict[str, Any]:
-        identity = {"model": self._embedder.describe()["source"], "fingerprint": self._embedder.fingerprint}
-        return {**identity, "chunks": True} if self._chunk else identity
+        identity = self._encoders.identity()
+        if self._chunk:
+            identity["chunks"] = True
+        if self._reranker is not None:
+            # For the reader: a reranker changes nothing that is stored, so another one may be used.
+            identity["rerank"] = self._reranker
+        return identity
 
     def _split(self, text: str) -> list[TextChunk]:
         most = None if self._chunk is True else int(self._chunk)
-        return self._embedder.chunks(text, max_tokens=most, overlap=self._overlap)
+        assert self._encoders.dense is not None
+        return self._encoders.dense.chunks(text, max_tokens=most, overlap=self._overlap)
 
     def _fingerprint(self) -> str:
-        if not self._chunk:
-            return self._embedder.fingerprint
-        return f"{self._embedder.fingerprint} in chunks of {self._chunk} overlapping by {self._overlap}"
+        made = self._encoders.fingerprint
+        return f"{made} in chunks of {self._chunk} overlapping by {self._overlap}" if self._chunk else made
 
     def add_documents(
         self,
@@ -194,10 +252,10 @@ class QdrantIndexer:
             raise InputError(f"on_error={on_error!r}: must be 'report' or 'raise'")
         self.report = report = IndexReport()
         self.create_collection()
-        with _progress(progress, len(documents) if isinstance(documents, Sized) else None) as advance:
+        with progress_bar(progress, len(documents) if isinstance(documents, Sized) else None) as advance:
             run = Run(
                 self._store,
-                self._embedder,
+                self._encoders,
                 report,
                 on_error=on_error,
                 skip_unchanged=skip_unchanged,
@@ -206,77 +264,192 @@ class QdrantIndexer:
                 split=self._split if self._chunk else None,
                 fingerprint=self._fingerprint(),
             )
-            before = self._embedder.truncated
+            before = self._encoders.truncated
             try:
                 run.index(documents, batch_size)
             except BaseException:
                 logger.warning("Indexing of %r ended early: %s. The same call resumes it.", self.collection, report)
                 raise
             finally:
-                report.truncated = self._embedder.truncated - before
+                report.truncated = self._encoders.truncated - before
         if report.truncated:
             logger.warning("%d texts were cut: the model reads no more of them; chunk= splits them", report.truncated)
         if report.failures:
             logger.warning("%d of %d documents were not indexed", report.failed, report.documents)
         return report
 
+    def reembed(
+        self,
+        alias: str | None = None,
+        *,
+        target: str | None = None,
+        text_field: str = "text",
+        batch_size: int = 100,
+        drop_old: bool = False,
+        progress: bool | None = None,
+    ) -> Reembedding:
+        """Fill a new collection with this indexer's vectors of the texts that the collection stores, and switch an
+        alias to it. The old collection stays as it is, and answers searches meanwhile.
+
+        The same call resumes a run that ended early. The alias is switched, in one step, only when the new collection
+        has every point of the old one. If the collection already has vectors of these models, nothing is done. Writers
+        must pause, or write again after it.
+
+        Args:
+            alias: The name that searches use from then on. None: `collection`, which must be an alias itself. Qdrant
+                allows no alias with the name of a collection.
+            target: Name of the new collection. None: the alias and a hash of the models.
+            text_field: The payload's field with the text. Other programs may have chosen another one.
+            batch_size: Points embedded in one call and written in one request.
+            drop_old: Delete the old collection after the switch.
+            progress: As for `add_documents`.
+
+        Raises:
+            CollectionError: The collection does not exist, points have no text, the alias or the target belongs to
+                something else, or the numbers of points differ at the end.
+            IndexingError: A text could not be embedded or written. Nothing is switched.
+            StoreError: Qdrant failed.
+            ModelManagerError: The errors of loading the models.
+        """
+        if batch_size < 1:
+            raise InputError(f"batch_size={batch_size}: must be at least 1")
+        return reembed(
+            self._store,
+            self._encoders,
+            self._wanted(),
+            self._identity(),
+            alias=alias,
+            target=target,
+            text_field=text_field,
+            batch_size=batch_size,
+            drop_old=drop_old,
+            progress=functools.partial(progress_bar, progress),
+        )
+
     def search(
         self,
         query: str,
         limit: int = 10,
         *,
-        score_threshold: float | None = DEFAULT_SCORE_THRESHOLD,
+        mode: Mode | None = None,
+        score_threshold: float | Literal["default"] | None = "default",
         filters: Mapping[str, Any] | None = None,
         hnsw_ef: int = DEFAULT_HNSW_EF,
+        candidates: int | None = None,
+        rerank: bool | None = None,
     ) -> list[SearchHit]:
-        """The documents nearest to `query` in meaning, best first.
+        """The documents nearest to `query`, best first.
 
         Args:
             query: A question or any text.
             limit: Maximum number of hits.
-            score_threshold: Minimum cosine similarity of a hit; None: any. A useful value depends on the model.
+            mode: What finds documents: ``dense`` (by meaning), ``sparse`` (by words) or ``hybrid`` (both, whose ranks
+                Qdrant fuses: reciprocal rank fusion). None: ``hybrid`` if the indexer has both.
+            score_threshold: Minimum cosine similarity of what dense vectors find, with ``sparse`` the minimum score.
+                None: any; ``"default"``: 0.7 with ``dense``, else any. A useful value depends on the model.
             filters: ``{field: value}`` or ``{field: [values]}`` over metadata: all fields must match, a list means any
                 of its values.
             hnsw_ef: Candidates that Qdrant examines; more find more and take longer.
+            candidates: How many the dense and the sparse vectors find each before their ranks are fused, and how many
+                are reranked. None: 50, and at least 4 for each hit.
+            rerank: False: leave the order to Qdrant. None: rerank if the indexer has a reranker.
 
         Raises:
-            InputError: An empty query, a limit below 1, a filter of a wrong type.
-            CollectionError: The collection does not exist or was made with a model of another dimension.
+            InputError: An empty query, an unknown mode or one whose vectors the indexer lacks, a limit below 1, fewer
+                candidates than hits, a filter of a wrong type.
+            TaskError: The reranker is no reranker.
+            CollectionError: The collection does not exist or was made with another model.
             StoreError: Qdrant failed.
         """
-        arguments = _search_arguments(query, limit, score_threshold, filters, hnsw_ef)
-        return self._nearest(self._embedder.query(query), arguments)
+        made = self._plan(query, limit, mode, score_threshold, filters, hnsw_ef, candidates, rerank)
+        self._check_reranker(made)
+        hits = self._nearest(self._encoders.query(query, made.kinds), made)
+        if made.rerank in (None, TOKENS) or not hits:
+            return hits
+        return _reranked(hits, self._manager.rerank(query, self._texts(hits), made.rerank, top_n=limit))
 
     async def asearch(
         self,
         query: str,
         limit: int = 10,
         *,
-        score_threshold: float | None = DEFAULT_SCORE_THRESHOLD,
+        mode: Mode | None = None,
+        score_threshold: float | Literal["default"] | None = "default",
         filters: Mapping[str, Any] | None = None,
         hnsw_ef: int = DEFAULT_HNSW_EF,
+        candidates: int | None = None,
+        rerank: bool | None = None,
     ) -> list[SearchHit]:
-        """`search` for asyncio. The query is embedded without a thread; the request to Qdrant runs in one."""
+        """`search` for asyncio. Models compute without a thread; the request to Qdrant runs in one."""
         import asyncio
 
-        arguments = _search_arguments(query, limit, score_threshold, filters, hnsw_ef)
-        return await asyncio.to_thread(self._nearest, await self._embedder.aquery(query), arguments)
+        made = self._plan(query, limit, mode, score_threshold, filters, hnsw_ef, candidates, rerank)
+        await asyncio.to_thread(self._check_reranker, made)
+        hits = await asyncio.to_thread(self._nearest, await self._encoders.aquery(query, made.kinds), made)
+        if made.rerank in (None, TOKENS) or not hits:
+            return hits
+        return _reranked(hits, await self._manager.arerank(query, self._texts(hits), made.rerank, top_n=limit))
 
-    def _nearest(self, vector: Any, arguments: dict[str, Any]) -> list[SearchHit]:
+    def _plan(
+        self,
+        query: str,
+        limit: int,
+        mode: str | None,
+        score_threshold: float | str | None,
+        filters: Mapping[str, Any] | None,
+        hnsw_ef: int,
+        candidates: int | None,
+        rerank: bool | None,
+    ) -> Plan:
+        return plan(
+            query,
+            limit,
+            mode=mode,
+            has={"dense": self._encoders.dense is not None, "sparse": self._encoders.sparse is not None},
+            score_threshold=score_threshold,
+            filters=filters,
+            hnsw_ef=hnsw_ef,
+            candidates=candidates,
+            rerank=rerank,
+            reranker=self._reranker,
+        )
+
+    def _check_reranker(self, made: Plan) -> None:
+        """Refuse a model that is no reranker before anything is searched."""
+        if made.rerank in (None, TOKENS) or self._checked_reranker:
+            return
+        tasks = self._manager.describe(made.rerank)["tasks"]
+        if "rerank" not in tasks:
+            can = ", ".join(tasks) or "do nothing"
+            raise TaskError(f"rerank={made.rerank!r} is no reranker: its model can {can}")
+        self._checked_reranker = True
+
+    def _nearest(self, query: Query, made: Plan) -> list[SearchHit]:
         try:
             if self._known is None:
-                self._known = self._store.check(self._embedder.dimension, self._identity())
+                self._known = self._store.check(self._wanted(), self._identity())
             grouped = bool(self._chunk or self._known.get("chunks"))
-            points = self._store.query(vector, grouped=grouped, **arguments)
+            request = made.request(self._store.layout, query, embedded=self._store.embedded)
+            points = [] if request is None else self._store.query(request, grouped=grouped)
         except StoreError as error:
             # Only a failed search needs this second request.
             if not error.transient:
                 if not self._store.exists():
                     message = f"collection {self.collection!r} does not exist: add_documents makes it"
                     raise CollectionError(message) from error
-                self._store.check(len(vector))
+                self._store.check(self._wanted())
             raise
         return [SearchHit.of(point) for point in points]
+
+    def _texts(self, hits: list[SearchHit]) -> list[str]:
+        """The texts of candidates for the reranker."""
+        for hit in hits:
+            if not isinstance(hit.payload.get("text"), str):
+                raise CollectionError(
+                    f"the point of {hit.id!r} in collection {self.collection!r} has no text that could be reranked:"
+                    " search with rerank=False"
+                )
+        return [hit.text for hit in hits]
 
     def close(self) -> None:
         """Close the client that this indexer created, and an embedded Qdrant's folder. The model stays in memory."""
@@ -293,48 +466,5 @@ class QdrantIndexer:
         return f"<QdrantIndexer {self.collection!r}, model {self.model!r}>"
 
 
-def _connect(path: str | os.PathLike[str] | None, url: str | None, api_key: str | None) -> QdrantClient:
-    """A client for the configured server, else for an embedded Qdrant."""
-    if path is not None and url is not None:
-        raise InputError("give either the path of an embedded Qdrant or the url of a server")
-    url = url or (os.environ.get("QDRANT_URL") if path is None else None)
-    if url:
-        parts = urlsplit(url if "//" in url else f"//{url}")
-        if not parts.hostname:
-            raise InputError(f"QDRANT_URL={url!r}: must look like http://localhost:6333")
-        # The first request shows whether the versions fit; the check would connect now.
-        key = api_key or os.environ.get("QDRANT_API_KEY") or None
-        return QdrantClient(url=url, api_key=key, timeout=_REQUEST_SECONDS, check_compatibility=False)
-    folder = os.fspath(path) if path is not None else DEFAULT_PATH
-    try:
-        if folder == ":memory:":
-            return QdrantClient(location=folder, force_disable_check_same_thread=True)
-        # `Store` serializes its use, which is what SQLite needs.
-        return QdrantClient(path=folder, force_disable_check_same_thread=True)
-    except (RuntimeError, OSError, ValueError) as error:
-        raise StoreError(f"the embedded Qdrant in {folder!r} cannot be opened: {error}") from error
-
-
-def _search_arguments(
-    query: str, limit: int, score_threshold: float | None, filters: Mapping[str, Any] | None, hnsw_ef: int
-) -> dict[str, Any]:
-    if not query.strip():
-        raise InputError("the query is empty")
-    if limit < 1 or hnsw_ef < 1:
-        raise InputError(f"limit={limit}, hnsw_ef={hnsw_ef}: must be at least 1")
-    return {
-        "limit": limit,
-        "score_threshold": score_threshold,
-        "query_filter": make_filter(filters),
-        "hnsw_ef": hnsw_ef,
-    }
-
-
-@contextmanager
-def _progress(wanted: bool | None, total: int | None) -> Iterator[Callable[[int], object]]:
-    """A function that advances the progress bar, if there is one."""
-    if not (sys.stderr.isatty() if wanted is None else wanted):
-        yield lambda _count: None
-        return
-    with tqdm(total=total, desc="Indexing", unit="document", smoothing=0.1) as bar:
-        yield bar.update
+def _reranked(hits: list[SearchHit], results: Sequence[Any]) -> list[SearchHit]:
+    return [replace(hits[one.index], score=float(one.score)) for one in results]

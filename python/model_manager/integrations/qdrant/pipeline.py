@@ -17,7 +17,7 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
 from ...errors import ModelManagerError
-from .documents import Document, Input, prepare
+from .documents import Document, prepare
 from .report import Failure, IndexingError, IndexReport
 from .store import CollectionError, Store, StoreError
 
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from ..._embedder import Embedder
     from ...chunks import TextChunk
     from .documents import Stored
+    from .encoders import Columns, Encoders
 
 logger = logging.getLogger(__name__)
 
@@ -44,24 +44,26 @@ T = TypeVar("T")
 class _Batch:
     """Documents whose vectors are being computed."""
 
-    def __init__(self, documents: list[Document], embedder: Embedder) -> None:
+    def __init__(self, documents: list[Document], encoders: Encoders) -> None:
         self.documents = documents
-        self._vectors: Future[NDArray[np.float32]] = Future()
+        self._encoders = encoders
+        self._dense: Future[NDArray[np.float32] | None] = Future()
         self._ticket: Any = None
         if documents:
             try:
-                self._ticket = embedder.submit_documents(texts_of(documents), self._settle)
+                self._ticket = encoders.submit(texts_of(documents), self._settle)
             except ModelManagerError as error:
-                self._vectors.set_exception(error)
+                self._dense.set_exception(error)
 
     def _settle(self, vectors: NDArray[np.float32] | None, error: BaseException | None) -> None:
         if error is not None:
-            self._vectors.set_exception(error)
-        elif vectors is not None:
-            self._vectors.set_result(vectors)
+            self._dense.set_exception(error)
+        else:
+            self._dense.set_result(vectors)
 
-    def vectors(self) -> NDArray[np.float32]:
-        return self._vectors.result()
+    def vectors(self) -> Columns:
+        # The dense vectors of the next batch are computed meanwhile.
+        return self._encoders.complete(texts_of(self.documents), self._dense.result())
 
     def cancel(self) -> None:
         if self._ticket is not None:
@@ -79,7 +81,7 @@ class Run:
     def __init__(
         self,
         store: Store,
-        embedder: Embedder,
+        encoders: Encoders,
         report: IndexReport,
         *,
         on_error: OnError,
@@ -88,12 +90,14 @@ class Run:
         advance: Callable[[int], object],
         split: Callable[[str], Sequence[TextChunk]] | None = None,
         fingerprint: str,
+        prepare: Callable[[Any, int, str], Document] = prepare,
     ) -> None:
         """`split` makes the chunks of a text; None: a document is one point. `fingerprint` stands for everything that
-        points depend on in addition to the document.
+        points depend on in addition to the document. `prepare` makes a document of an item of the input, its place and
+        the fingerprint, and raises TypeError or ValueError.
         """
         self._store = store
-        self._embedder = embedder
+        self._encoders = encoders
         self._report = report
         self._on_error = on_error
         self._skip_unchanged = skip_unchanged
@@ -101,10 +105,11 @@ class Run:
         self._advance = advance
         self._fingerprint = fingerprint
         self._split = split
+        self._prepare = prepare
         self._position = 0
         self._under_way: deque[_Batch] = deque()
 
-    def index(self, documents: Iterable[Input], batch_size: int) -> None:
+    def index(self, documents: Iterable[Any], batch_size: int) -> None:
         """Index everything. After an exception the collection holds whole points only, and the report is correct."""
         started = time.monotonic()
         try:
@@ -120,18 +125,18 @@ class Run:
                 batch.cancel()
             self._report.seconds = time.monotonic() - started
 
-    def _start(self, chunk: list[Input]) -> None:
+    def _start(self, chunk: list[Any]) -> None:
         """Check the documents, skip those that the collection has, and send the others to the model."""
         prepared = []
         for document in chunk:
             position, self._position = self._position, self._position + 1
             try:
-                prepared.append(prepare(document, position, self._fingerprint))
+                prepared.append(self._prepare(document, position, self._fingerprint))
             except (TypeError, ValueError) as error:
                 given = document.get("id") if isinstance(document, Mapping) else None
                 self._fail(Failure(position, None if given is None else str(given), str(error)), error)
         try:
-            self._under_way.append(_Batch(self._changed(prepared), self._embedder))
+            self._under_way.append(_Batch(self._changed(prepared), self._encoders))
         except StoreError as error:
             self._fail_all(prepared, error)
 
@@ -166,6 +171,8 @@ class Run:
             except (ModelManagerError, ValueError) as error:
                 self._fail(Failure(document.position, document.id, str(error)), error)
                 return False
+        if not document.whole:
+            return True
         before = (there.chunks if there is not None else None) or 1
         document.stale = [document.chunk_id(number) for number in range(len(document.points), before)]
         return True
@@ -185,12 +192,10 @@ class Run:
         else:
             self._write(batch.documents, vectors)
 
-    def _vectors(self, batch: _Batch) -> NDArray[np.float32]:
+    def _vectors(self, batch: _Batch) -> Columns:
         """The vectors of `batch`, computed again while the errors of the model are transient."""
-        again = functools.partial(self._embedder.documents, texts_of(batch.documents))
-        requests: Iterator[Callable[[], NDArray[np.float32]]] = itertools.chain(
-            [batch.vectors], itertools.repeat(again)
-        )
+        again = functools.partial(self._encoders.documents, texts_of(batch.documents))
+        requests: Iterator[Callable[[], Columns]] = itertools.chain([batch.vectors], itertools.repeat(again))
 
         def pause_after(error: Exception, planned: float) -> float | None:
             if not isinstance(error, ModelManagerError) or not error.transient:
@@ -207,18 +212,18 @@ class Run:
             return
         for one in documents:
             try:
-                vectors = self._embedder.documents(texts_of([one]))
+                vectors = self._encoders.documents(texts_of([one]))
             except ModelManagerError as own:
                 self._fail_all([one], own)
             else:
                 self._write([one], vectors)
 
-    def _write(self, documents: list[Document], vectors: NDArray[np.float32]) -> None:
+    def _write(self, documents: list[Document], vectors: Columns) -> None:
         points = sum(len(one.points) for one in documents)
-        if vectors.shape != (points, self._embedder.dimension):
+        if vectors.dense is not None and vectors.dense.shape != (points, self._encoders.dimension):
             raise CollectionError(
-                f"{self._embedder.slot!r} answered {points} texts with vectors of shape {vectors.shape},"
-                f" expected ({points}, {self._embedder.dimension}): its model was replaced during the run"
+                f"{self._encoders.name!r} answered {points} texts with vectors of shape {vectors.dense.shape},"
+                f" expected ({points}, {self._encoders.dimension}): its model was replaced during the run"
             )
         rows = itertools.accumulate((len(one.points) for one in documents), initial=0)
         placed = list(zip(documents, rows, strict=False))
@@ -230,14 +235,14 @@ class Run:
                 return
             # Qdrant refuses the whole request when it refuses one point.
             for one, row in placed:
-                self._write([one], vectors[row : row + len(one.points)])
+                self._write([one], vectors.take(range(row, row + len(one.points))))
             return
         self._report.indexed += len(documents)
         self._report.updated += sum(one.replaces for one in documents)
         self._report.points += points
         self._advance(len(documents))
 
-    def _write_points(self, placed: list[tuple[Document, int]], vectors: NDArray[np.float32]) -> None:
+    def _write_points(self, placed: list[tuple[Document, int]], vectors: Columns) -> None:
         """Write the points of documents whose vectors begin at these rows. A document's first point is written last: it
         has the hash by which a later run takes the whole document for stored.
         """
@@ -248,7 +253,7 @@ class Run:
                 self._store.remove([stale for one, _ in placed for stale in one.stale])
             if part:
                 ids, payloads = [point.id for point, _ in part], [point.payload for point, _ in part]
-                self._store.write(ids, vectors[[row for _, row in part]], payloads)
+                self._store.write(ids, vectors.take([row for _, row in part]), payloads)
 
     def _fail_all(self, documents: list[Document], error: Exception) -> None:
         for one in documents:

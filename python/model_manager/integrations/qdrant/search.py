@@ -19,7 +19,9 @@ class SearchHit:
     id: str
     """The document's id as given, else the id of its point."""
     score: float
-    """Cosine similarity to the query, -1 to 1."""
+    """Of a dense search the cosine similarity to the query, -1 to 1; of a sparse one the sum of the weights of common
+    terms; of a hybrid one the fusion of both ranks; after a reranker its score. Higher is better.
+    """
     text: str
     metadata: dict[str, Any]
     payload: dict[str, Any]

@@ -15,25 +15,20 @@ from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedR
 
 from ... import tracing
 from ...errors import InputError, ModelManagerError
+from .collection import METADATA, CollectionError, Layout, Wanted, check_identity, settings
 from .documents import Stored
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    import numpy as np
-    from numpy.typing import NDArray
+    from .encoders import Columns
+
+__all__ = ["Backoff", "CollectionError", "Store", "StoreError", "T"]
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
-METADATA = "model_manager"
-"""The key of a collection's metadata that says whose vectors it holds. Qdrant keeps metadata from version 1.16 on."""
-
 _GRPC_TRANSIENT = {"UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "ABORTED"}
-
-
-class CollectionError(ModelManagerError, ValueError):
-    """The collection does not fit (another dimension or measure, named vectors) or does not exist."""
 
 
 class StoreError(ModelManagerError, ConnectionError):
@@ -114,28 +109,103 @@ class Store:
         self.backoff = backoff
         self.sleep = sleep
         options: Mapping[str, Any] = getattr(client, "init_options", {})
-        self._embedded = options.get("path") is not None or options.get("location") == ":memory:"
-        # The embedded Qdrant is Python code without locks of its own.
-        if not self._embedded:
+        self.embedded = options.get("path") is not None or options.get("location") == ":memory:"
+        if not self.embedded:
             _carry_traces(client)
-        lock = threading.Lock() if self._embedded else contextlib.nullcontext()
+        # The embedded Qdrant is Python code without locks of its own.
+        lock = threading.Lock() if self.embedded else contextlib.nullcontext()
+        self.layout = Layout("")
+        """The names of the vectors in use, once `prepare` or `check` has seen the collection."""
         self._lock: contextlib.AbstractContextManager[Any] = lock
 
-    def prepare(self, dimension: int, *, recreate: bool = False, model: Mapping[str, Any] | None = None) -> bool:
+    def prepare(self, wanted: Wanted, *, recreate: bool = False, identity: Mapping[str, Any] | None = None) -> bool:
         """Create the collection unless one exists and fits; return whether it was created. Raises `CollectionError`.
 
-        `model` says whose vectors it will hold; a collection keeps it.
+        `identity` says whose vectors it will hold; a collection keeps it.
         """
         name = self.collection
         if recreate:
+            self._refuse_alias()
             self._send("delete the collection", lambda: self.client.delete_collection(name))
         elif self.exists():
-            self.check(dimension, model)
+            self.check(wanted, identity)
             self._use_write_ahead_log()
             return False
-        self._send("create the collection", lambda: self.client.create_collection(name, **_settings(dimension, model)))
+        made = settings(wanted, identity)
+        self._send("create the collection", lambda: self.client.create_collection(name, **made))
+        self.layout = wanted.layout()
         self._use_write_ahead_log()
         return True
+
+    def _refuse_alias(self) -> None:
+        if (real := self.aliases().get(self.collection)) is not None:
+            raise CollectionError(
+                f"{self.collection!r} is an alias of collection {real!r} and cannot be recreated: recreate {real!r}, or"
+                " let reembed fill a new collection and switch the alias"
+            )
+
+    def other(self, collection: str) -> Store:
+        """Another collection of the same Qdrant."""
+        made = Store(self.client, collection, self.backoff, self.sleep)
+        made._lock = self._lock
+        return made
+
+    def copy_payload_indexes(self, source: Store) -> None:
+        """Create the indexes of payload fields that `source` has."""
+        found = self._send("read the indexes", lambda: self.client.get_collection(source.collection))
+        for name, index in (found.payload_schema or {}).items():
+            schema: Any = index.params or index.data_type
+            self._send(
+                "create an index",
+                lambda: self.client.create_payload_index(self.collection, name, schema, wait=True),  # noqa: B023
+            )
+
+    def aliases(self) -> dict[str, str]:
+        """The collection of each alias."""
+        found = self._send("list the aliases", lambda: self.client.get_aliases())
+        return {one.alias_name: one.collection_name for one in found.aliases}
+
+    def switch(self, alias: str, old: str | None, new: str) -> None:
+        """Make `alias`, which names `old` (None: it does not exist), a name of `new`, in one step."""
+        steps: list[Any] = []
+        if old is not None:
+            steps.append(models.DeleteAliasOperation(delete_alias=models.DeleteAlias(alias_name=alias)))
+        made = models.CreateAlias(collection_name=new, alias_name=alias)
+        steps.append(models.CreateAliasOperation(create_alias=made))
+        self._send("switch the alias", lambda: self.client.update_collection_aliases(steps))
+
+    def drop(self) -> None:
+        """Delete the collection."""
+        self._send("delete the collection", lambda: self.client.delete_collection(self.collection))
+
+    def count(self, without: str | None = None) -> int:
+        """How many points there are; with `without` only those whose payload lacks this field."""
+        empty = models.IsEmptyCondition(is_empty=models.PayloadField(key=without)) if without else None
+        chosen = None if empty is None else models.Filter(must=[empty])
+        return int(
+            self._send(
+                "count points", lambda: self.client.count(self.collection, count_filter=chosen, exact=True)
+            ).count
+        )
+
+    def scroll(self, size: int, *, payload: bool = True) -> Iterator[list[models.Record]]:
+        """All points in pages, without vectors."""
+        offset: Any = None
+        while True:
+            records, offset = self._send(
+                "read points",
+                lambda: self.client.scroll(  # the lambda runs before the next round
+                    self.collection,
+                    limit=size,
+                    offset=offset,  # noqa: B023
+                    with_payload=payload,
+                    with_vectors=False,
+                ),
+            )
+            if records:
+                yield records
+            if offset is None:
+                return
 
     def _use_write_ahead_log(self) -> None:
         """Speed up the embedded Qdrant, which commits every point with a wait for the disk. A write-ahead log avoids
@@ -154,38 +224,30 @@ class Store:
         """Whether the collection exists."""
         return bool(self._send("look up the collection", lambda: self.client.collection_exists(self.collection)))
 
-    def check(self, dimension: int, model: Mapping[str, Any] | None = None) -> Mapping[str, Any]:
-        """What the collection says of its points. Raise `CollectionError` unless it takes vectors of this length and
-        compares angles, and, if it says whose vectors it holds, holds those of `model`.
+    def check(self, wanted: Wanted, identity: Mapping[str, Any] | None = None) -> Mapping[str, Any]:
+        """What the collection says of its points; `layout` has the names of its vectors from then on. Raise
+        `CollectionError` unless it takes the wanted vectors and, if it says whose it holds, holds those of `identity`.
         """
         found = self._send("read the collection's settings", lambda: self.client.get_collection(self.collection))
-        vectors = found.config.params.vectors
-        remedy = "choose another collection, or recreate this one (all its points are lost)"
-        if not isinstance(vectors, models.VectorParams):
-            raise CollectionError(f"collection {self.collection!r} has named vectors: {remedy}")
-        if vectors.size != dimension:
-            raise CollectionError(
-                f"collection {self.collection!r} has vectors of {vectors.size} dimensions, the model's have"
-                f" {dimension}: use the model it was made with, {remedy}"
-            )
-        if vectors.distance not in (models.Distance.COSINE, models.Distance.DOT):
-            raise CollectionError(f"collection {self.collection!r} compares by {vectors.distance.value}: {remedy}")
-
+        self.layout = wanted.find(self.collection, found.config.params)
         known: Mapping[str, Any] = (getattr(found.config, "metadata", None) or {}).get(METADATA) or {}
-        if model is not None and known and known.get("fingerprint") != model["fingerprint"]:
-            raise CollectionError(
-                f"collection {self.collection!r} holds vectors of {known.get('model')!r}, not of {model['model']!r}"
-                f" (vectors of different models cannot be compared): use that model, {remedy}"
-            )
+        if identity is not None:
+            check_identity(self.collection, known, identity)
         return known
 
-    def remove(self, point_ids: Sequence[str]) -> None:
+    def metadata(self) -> Mapping[str, Any]:
+        """What the collection says of its points; empty where it says nothing."""
+        found = self._send("read the collection's settings", lambda: self.client.get_collection(self.collection))
+        known: Mapping[str, Any] = (getattr(found.config, "metadata", None) or {}).get(METADATA) or {}
+        return known
+
+    def remove(self, point_ids: Sequence[Any]) -> None:
         """Delete points; those that do not exist are skipped."""
         if point_ids:
             chosen = models.PointIdsList(points=list(point_ids))
             self._send("delete points", lambda: self.client.delete(self.collection, chosen, wait=True))
 
-    def stored(self, point_ids: Sequence[str]) -> dict[str, Stored]:
+    def stored(self, point_ids: Sequence[Any]) -> dict[Any, Stored]:
         """The stored documents under these ids."""
         if not point_ids:
             return {}
@@ -195,45 +257,36 @@ class Store:
                 self.collection, ids=list(point_ids), with_payload=list(Stored._fields), with_vectors=False
             ),
         )
-        payloads = {str(record.id): record.payload or {} for record in records}
+        payloads = {
+            record.id if isinstance(record.id, int) else str(record.id): record.payload or {} for record in records
+        }
         return {
             point_id: Stored(*(payload.get(field) for field in Stored._fields))
             for point_id, payload in payloads.items()
         }
 
-    def write(self, ids: Sequence[str], vectors: NDArray[np.float32], payloads: Sequence[dict[str, Any]]) -> None:
+    def write(self, ids: Sequence[str], vectors: Columns, payloads: Sequence[dict[str, Any]]) -> None:
         """Write points and wait until they are applied. Points with the same ids are replaced."""
-        batch = models.Batch(ids=list(ids), vectors=vectors.tolist(), payloads=list(payloads))
+        batch: Any
+        if self.layout.plain and vectors.dense is not None:
+            batch = models.Batch(ids=list(ids), vectors=vectors.dense.tolist(), payloads=list(payloads))
+        else:
+            batch = [
+                models.PointStruct(id=one, vector=vectors.named(row, self.layout), payload=payloads[row])
+                for row, one in enumerate(ids)
+            ]
         self._send("write points", lambda: self.client.upsert(self.collection, points=batch, wait=True))
 
-    def query(
-        self,
-        vector: NDArray[np.float32],
-        *,
-        limit: int,
-        score_threshold: float | None,
-        query_filter: models.Filter | None,
-        hnsw_ef: int,
-        grouped: bool = False,
-    ) -> list[models.ScoredPoint]:
-        """The nearest points, or with `grouped` the nearest one of each document, best first, with payloads."""
-        options: dict[str, Any] = {
-            "query": vector.tolist(),
-            "limit": limit,
-            "score_threshold": score_threshold,
-            "query_filter": query_filter,
-            # The embedded Qdrant compares with every point and warns about search parameters.
-            "search_params": None if self._embedded else models.SearchParams(hnsw_ef=hnsw_ef),
-            "with_payload": True,
-        }
+    def query(self, request: Mapping[str, Any], *, grouped: bool = False) -> list[models.ScoredPoint]:
+        """The best points, or with `grouped` the best one of each document, best first, with payloads."""
 
-        def nearest() -> list[models.ScoredPoint]:
+        def best() -> list[models.ScoredPoint]:
             if not grouped:
-                return list(self.client.query_points(self.collection, **options).points)
-            found = self.client.query_points_groups(self.collection, group_by="parent_id", group_size=1, **options)
+                return list(self.client.query_points(self.collection, **request).points)
+            found = self.client.query_points_groups(self.collection, group_by="parent_id", group_size=1, **request)
             return sorted((point for group in found.groups for point in group.hits), key=lambda point: -point.score)
 
-        return self._send("search", nearest)
+        return self._send("search", best)
 
     def _send(self, action: str, request: Callable[[], T]) -> T:
         """The result of `request`, retried while its errors are transient. Raises `StoreError`."""
@@ -277,22 +330,3 @@ def _judge(error: Exception) -> tuple[bool, str, float]:
     if callable(code := getattr(error, "code", None)):
         return getattr(code(), "name", "") in _GRPC_TRANSIENT, reason, 0.0
     return isinstance(error, OSError), reason, 0.0
-
-
-def _settings(dimension: int, model: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The settings of a new collection: tuned for recall, with the index and the INT8 vectors in memory."""
-    return {
-        "metadata": None if model is None else {METADATA: dict(model)},
-        "vectors_config": models.VectorParams(size=dimension, distance=models.Distance.COSINE, on_disk=False),
-        "hnsw_config": models.HnswConfigDiff(m=32, ef_construct=256, full_scan_threshold=20_000, on_disk=False),
-        "optimizers_config": models.OptimizersConfigDiff(
-            default_segment_number=2,
-            max_segment_size=200_000,
-            memmap_threshold=100_000,
-            indexing_threshold=50_000,
-            flush_interval_sec=30,
-        ),
-        "quantization_config": models.ScalarQuantization(
-            scalar=models.ScalarQuantizationConfig(type=models.ScalarType.INT8, quantile=0.99, always_ram=True)
-        ),
-    }

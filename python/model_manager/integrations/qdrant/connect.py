@@ -1,0 +1,54 @@
+"""The client of a Qdrant, and the progress bar."""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from qdrant_client import QdrantClient
+from tqdm.auto import tqdm
+
+from ...errors import InputError
+from .store import StoreError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+DEFAULT_PATH = "qdrant_data"
+"""Folder of the embedded Qdrant, relative to the working directory."""
+_REQUEST_SECONDS = 60  # on a busy server a batch of long texts takes longer than the client's default of 5 s
+
+
+def connect(path: str | os.PathLike[str] | None, url: str | None, api_key: str | None) -> QdrantClient:
+    """A client for the configured server, else for an embedded Qdrant."""
+    if path is not None and url is not None:
+        raise InputError("give either the path of an embedded Qdrant or the url of a server")
+    url = url or (os.environ.get("QDRANT_URL") if path is None else None)
+    if url:
+        parts = urlsplit(url if "//" in url else f"//{url}")
+        if not parts.hostname:
+            raise InputError(f"QDRANT_URL={url!r}: must look like http://localhost:6333")
+        # The first request shows whether the versions fit; the check would connect now.
+        key = api_key or os.environ.get("QDRANT_API_KEY") or None
+        return QdrantClient(url=url, api_key=key, timeout=_REQUEST_SECONDS, check_compatibility=False)
+    folder = os.fspath(path) if path is not None else DEFAULT_PATH
+    try:
+        if folder == ":memory:":
+            return QdrantClient(location=folder, force_disable_check_same_thread=True)
+        # `Store` serializes its use, which is what SQLite needs.
+        return QdrantClient(path=folder, force_disable_check_same_thread=True)
+    except (RuntimeError, OSError, ValueError) as error:
+        raise StoreError(f"the embedded Qdrant in {folder!r} cannot be opened: {error}") from error
+
+
+@contextmanager
+def progress_bar(wanted: bool | None, total: int | None) -> Iterator[Callable[[int], object]]:
+    """A function that advances the progress bar, if there is one."""
+    if not (sys.stderr.isatty() if wanted is None else wanted):
+        yield lambda _count: None
+        return
+    with tqdm(total=total, desc="Indexing", unit="document", smoothing=0.1) as bar:
+        yield bar.update

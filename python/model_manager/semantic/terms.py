@@ -1,0 +1,119 @@
+"""The terms of a text for search by words: case, stop words, stems and codes, in Turkish and in English.
+
+Needs PyStemmer (``pip install 'model-manager-rs[bm25]'``), the Snowball project's stemmers.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+import unicodedata
+
+from .._core import is_turkish
+from .._extras import extra
+from .rows import wrong
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Literal, TypeAlias
+
+    Language: TypeAlias = Literal["turkish", "english", "auto"]
+
+LANGUAGES = ("turkish", "english", "auto")
+
+_TURKISH = """
+acaba ama ancak bana bazı ben beni benim bir biz bizi bizim bu buna bunu bunun bunlar çok çünkü da daha de defa değil
+diye en fakat gibi hangi hem hep her için ile ise ki kim mi mı mu mü nasıl ne neden nerede nereye nereden o ona onu onun
+onlar oysa sen seni senin siz sizi sizin şey şu şuna şunu tüm ve veya ya yani
+"""
+_ENGLISH = """
+a about am an and are as at be been but by can could did do does for from had has have he her him his how i if in into
+is it its me my no not of on or our she should so than that the their them then there these they this to us was we were
+what when where which who why will with would you your
+"""
+STOP_WORDS = {"turkish": frozenset(_TURKISH.split()), "english": frozenset(_ENGLISH.split())}
+
+# Words, and words joined as in E-104 or 6204-2RS/C3. An apostrophe ends the word of Turkish before its suffixes.
+_WORDS = re.compile(r"\w+(?:[-./:_]\w+)*(?:['’ʼ]\w+)*")
+_APOSTROPHE = re.compile("['’ʼ]")
+_JOINTS = re.compile(r"[-./:_]+")
+_ONE_I = str.maketrans("Iİı", "iii")
+_TURKISH_CASE = str.maketrans({"I": "ı", "İ": "i"})
+_STEM_ROUNDS = 4
+_TURKISH_STEM = 5
+"""Letters of a Turkish stem that count. The stemmer leaves some suffixes of possessives (faturası, makinesi); the
+first letters alone find Turkish words about as well as a full analysis (Can et al., 2008).
+"""
+
+_local = threading.local()
+
+
+def check_language(language: str) -> Language:
+    """`language`, if it is a known one. Raises `ArgumentError`."""
+    for known in LANGUAGES:
+        if language == known:
+            return known  # type: ignore[return-value]
+    raise wrong("language", f"language={language!r} must be one of {', '.join(LANGUAGES)}")
+
+
+def terms(text: str, language: Language, *, stop_words: bool = True) -> list[str]:
+    """The terms of `text` in their order, with repetitions. ``auto`` takes the detector's language.
+
+    A word with a digit is a code: E-104 has the terms ``e104``, ``e`` and ``104``, is no stop word and has no stem. The
+    letters I, İ, ı and i are the same in a code, because a code has no language.
+    """
+    chosen = ("turkish" if is_turkish(text) else "english") if language == "auto" else language
+    stem, ignored = _stemmer(chosen), STOP_WORDS[chosen] if stop_words else frozenset()
+    found: list[str] = []
+    for match in _WORDS.finditer(unicodedata.normalize("NFKC", text)):
+        word = _APOSTROPHE.split(match[0], maxsplit=1)[0]
+        parts = _JOINTS.split(word)
+        if any(map(str.isdigit, word)):
+            parts = [part.translate(_ONE_I).lower() for part in parts]
+            found += ["".join(parts), *parts] if len(parts) > 1 else parts
+            continue
+        for part in parts:
+            small = _lower(part, chosen)
+            if small not in ignored:
+                found.append(stem(small))
+    return found
+
+
+def query_terms(text: str, language: Language) -> list[str]:
+    """The distinct terms of a question in their order. ``auto`` gives those of both languages, because the detector
+    knows the language of a short question too seldom.
+    """
+    both: tuple[Language, ...] = ("turkish", "english") if language == "auto" else (language,)
+    return list(dict.fromkeys(term for one in both for term in terms(text, one)))
+
+
+def _lower(word: str, language: str) -> str:
+    # The rules of Unicode turn İ into two characters and I into i, for every language.
+    return word.translate(_TURKISH_CASE).lower() if language == "turkish" else word.replace("İ", "i").lower()
+
+
+def _stemmer(language: str) -> Callable[[str], str]:
+    """The stemmer of this thread; PyStemmer's objects must not be shared by threads."""
+    try:
+        made: dict[str, Callable[[str], str]] = _local.stemmers
+    except AttributeError:
+        made = _local.stemmers = {}
+    if language not in made:
+        with extra("bm25"):
+            import Stemmer  # type: ignore[import-not-found]  # it has no types
+        once: Callable[[str], str] = Stemmer.Stemmer(language).stemWord
+        made[language] = (lambda word: _root(word, once)) if language == "turkish" else once
+    return made[language]
+
+
+def _root(word: str, once: Callable[[str], str]) -> str:
+    """The beginning of the stem that no further stemming changes. The Turkish stemmer removes one suffix of
+    ``makineler`` and one of ``makine``, so that a word and its forms meet only at the end.
+    """
+    for _ in range(_STEM_ROUNDS):
+        shorter = once(word)
+        if shorter == word:
+            break
+        word = shorter
+    return word[:_TURKISH_STEM]

@@ -1,0 +1,219 @@
+"""BM25: terms in Turkish and English, vectors for a database, the index in memory; against a naive reference."""
+
+from __future__ import annotations
+
+import math
+import sys
+import threading
+from collections import Counter
+
+import numpy as np
+import pytest
+from conftest import run_python
+from hypothesis import given, settings, strategies as st
+from model_manager.errors import ArgumentError
+from model_manager.semantic import BM25, BM25Index
+from model_manager.semantic.bm25 import term_id
+from model_manager.semantic.terms import query_terms, terms
+
+CORPUS = [
+    "E-104 hatası yağ basıncı düşükken görünür.",
+    "E-105 hatası, motor ısınınca görünür; hata kodu panelde yazar.",
+    "Yıllık izin formunu insan kaynaklarına verin.",
+    "Servisler sabah yedide kapıdan kalkar. Servis saatleri panoda.",
+    "The invoice was sent by e-mail; invoices are due on Friday.",
+    "ve veya",
+    "",
+]
+
+
+def naive(query, corpus, language, k1=1.2, b=0.75, average=None):
+    """BM25 with the inverse document frequency of Lucene and Qdrant, without the constant factor k1 + 1."""
+    documents = [terms(text, language) for text in corpus]
+    average = average or sum(map(len, documents)) / len(documents)
+    scores = []
+    for words in documents:
+        score = 0.0
+        for term in query_terms(query, language):
+            containing = sum(term in other for other in documents)
+            rarity = math.log(1 + (len(documents) - containing + 0.5) / (containing + 0.5))
+            count = words.count(term)
+            score += rarity * count / (count + k1 * (1 - b + b * len(words) / average)) if count else 0
+        scores.append(score)
+    return scores
+
+
+@pytest.mark.parametrize("language", ["turkish", "english", "auto"])
+@pytest.mark.parametrize("query", ["E104 hatası", "servis saati", "invoice", "HATALAR izinler invoices", "ve"])
+@pytest.mark.parametrize(("k1", "b"), [(1.2, 0.75), (0.5, 0.0), (2.0, 1.0)])
+def test_scores_are_those_of_the_formula(language, query, k1, b):
+    wanted = naive(query, CORPUS, language, k1, b)
+    found = BM25Index(CORPUS, language, k1=k1, b=b).search(query, k=len(CORPUS))
+    order = sorted((index for index, score in enumerate(wanted) if score > 0), key=lambda index: -wanted[index])
+    assert [match.index for match in found] == order
+    np.testing.assert_allclose([match.score for match in found], [wanted[index] for index in order], rtol=1e-5)
+    assert [match.text for match in found] == [CORPUS[index] for index in order]
+
+
+@given(
+    st.lists(st.lists(st.sampled_from(["ab", "cd", "ef", "gh", "e-1", "e-2"]), max_size=6).map(" ".join), max_size=8),
+    st.lists(st.sampled_from(["ab", "cd", "ef", "xy", "e1"]), min_size=1, max_size=3).map(" ".join),
+)
+@settings(max_examples=20, deadline=None)
+def test_scores_of_any_corpus(corpus, query):
+    found = BM25Index(corpus, "english").search(query, k=20)
+    wanted = naive(query, corpus, "english") if any(terms(text, "english") for text in corpus) else [0.0] * len(corpus)
+    assert sorted(match.index for match in found) == [index for index, score in enumerate(wanted) if score > 0]
+    for match in found:
+        assert match.score == pytest.approx(wanted[match.index], rel=1e-5)
+
+
+@pytest.mark.parametrize("language", ["turkish", "english"])
+def test_vectors_and_the_rarity_of_a_database_give_the_same(language):
+    """What Qdrant computes of the vectors: a product with the rarity of each term."""
+    bm25 = BM25(language, k1=1.5, b=0.6, average_length=8)
+    vectors = [bm25.document(text) for text in CORPUS]
+    frequency = Counter(entry for vector in vectors for entry in vector.indices.tolist())
+    query = bm25.query("E104 hatası servis invoices")
+    wanted = naive("E104 hatası servis invoices", CORPUS, language, 1.5, 0.6, 8)
+    for vector, score in zip(vectors, wanted, strict=True):
+        weights = dict(zip(vector.indices.tolist(), vector.values.tolist(), strict=True))
+        own = sum(
+            weights.get(entry, 0) * math.log(1 + (len(CORPUS) - frequency[entry] + 0.5) / (frequency[entry] + 0.5))
+            for entry in query.indices.tolist()
+        )
+        assert own == pytest.approx(score * 2.5, rel=1e-5)
+        assert vector.indices.tolist() == sorted(set(vector.indices.tolist()))
+    assert query.values.tolist() == [1.0] * len(query.indices)
+
+
+def test_the_case_of_turkish():
+    for one, other in (("ISITICI", "ısıtıcı"), ("İZİN", "izin"), ("IŞIK", "ışık"), ("I\u0307ZI\u0307N", "izin")):
+        assert terms(one, "turkish") == terms(other, "turkish")
+    assert terms("ISITICI", "turkish") != terms("isitici", "turkish")
+    assert terms("INVOICE İ", "english") == terms("invoice i", "english")
+    assert terms("INVOICE", "english") == ["invoic"]
+
+
+@pytest.mark.parametrize("text", ["KIT-12", "kit-12", "KİT-12", "kıt-12", "KIT12", "kit 12 KIT12"])
+def test_a_code_has_one_form_in_every_language(text):
+    assert "kit12" in terms(text, "turkish")
+    assert "kit12" in terms(text, "english")
+
+
+def test_codes_keep_their_parts():
+    assert terms("SKF 6204-2RS/C3", "turkish") == ["skf", "62042rsc3", "6204", "2rs", "c3"]
+    assert terms("saat 08:30'da", "turkish") == ["saat", "0830", "08", "30"]
+    assert terms("B12'nin", "turkish") == ["b12"]
+    assert terms("e-mail", "english") == ["e", "mail"]
+
+
+@pytest.mark.parametrize(
+    "forms",
+    [
+        ["makine", "makineler", "makinenin", "MAKİNELERİN"],
+        ["hata", "hatalar", "hatanın"],
+        ["fatura", "faturalar", "faturanın", "faturası"],
+        ["kapı", "kapıdan", "kapılar"],
+        ["bakım", "bakımı", "bakımları"],
+        ["kargo", "kargom", "kargonuz"],
+        ["İstanbul", "İstanbul'da", "İstanbul’dan"],
+    ],
+)
+def test_forms_of_a_turkish_word_meet(forms):
+    assert len({tuple(terms(word, "turkish")) for word in forms}) == 1, [terms(word, "turkish") for word in forms]
+
+
+def test_stop_words():
+    assert terms("bu ve şu için fatura", "turkish") == terms("fatura", "turkish")
+    assert terms("the invoice is on the table", "english") == ["invoic", "tabl"]
+    assert len(terms("the invoice", "english", stop_words=False)) == 2
+    assert BM25("english", stop_words=False).document("the").indices.size == 1
+    assert BM25("english").document("the").indices.size == 0
+
+
+def test_auto_takes_the_language_of_a_document_and_both_for_a_question():
+    turkish = "Çalışma saatleri ve servis değişti, lütfen panoya bakın."
+    assert terms(turkish, "auto") == terms(turkish, "turkish")
+    assert terms("The working hours changed.", "auto") == terms("The working hours changed.", "english")
+    index = BM25Index([turkish, "The working hours changed."], "auto")
+    assert [match.index for match in index.search("servisler")] == [0]
+    assert [match.index for match in index.search("work")] == [1]
+
+
+def test_entries_do_not_depend_on_the_process():
+    assert term_id("fatura") == 872_613_846
+    code = "from model_manager.semantic.bm25 import term_id; print(term_id('fatura'))"
+    assert run_python(code, PYTHONHASHSEED="7").stdout.strip() == str(term_id("fatura"))
+
+
+def test_equal_scores_are_in_the_order_of_the_corpus():
+    assert [match.index for match in BM25Index(["a b", "x", "b a", "a b"], "english").search("b", k=2)] == [0, 2]
+
+
+def test_threads_share_the_words():
+    """PyStemmer's objects must not be shared."""
+    wanted, wrong = terms(CORPUS[1], "turkish"), []
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-4)
+    try:
+
+        def work():
+            wrong.extend(1 for _ in range(30) if terms(CORPUS[1], "turkish") != wanted)
+
+        threads = [threading.Thread(target=work) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(before)
+    assert not wrong
+
+
+@pytest.mark.parametrize(
+    ("call", "param"),
+    [
+        (lambda: BM25("german"), "language"),
+        (lambda: BM25(k1=-1), "k1"),
+        (lambda: BM25(k1=float("nan")), "k1"),
+        (lambda: BM25(b=1.5), "b"),
+        (lambda: BM25(average_length=0), "average_length"),
+        (lambda: BM25Index([], "german"), "language"),
+        (lambda: BM25Index(["a"]).search(" "), "query"),
+        (lambda: BM25Index(["a"]).search("a", k=0), "k"),
+    ],
+)
+def test_wrong_arguments_are_named(call, param):
+    with pytest.raises(ArgumentError) as error:
+        call()
+    assert error.value.param == param
+
+
+def test_wrong_types():
+    for call in (lambda: BM25Index("text"), lambda: BM25Index([1]), lambda: BM25().query(None)):
+        with pytest.raises(TypeError):
+            call()
+
+
+def test_without_anything_to_find():
+    assert BM25Index([]).search("a") == []
+    assert BM25Index(["", "ve"]).search("a") == []
+    assert BM25Index(["fatura"]).search("kargo") == []
+    assert len(BM25Index(["a", "b"])) == 2
+    assert repr(BM25Index(["a"])) == "<BM25Index 1 texts, turkish>"
+    assert BM25("turkish") == BM25("turkish") != BM25("turkish", k1=2)
+    assert len({BM25("turkish"), BM25("turkish"), BM25("english")}) == 2
+
+
+def test_the_missing_extra_is_named():
+    code = """
+import sys
+sys.modules["Stemmer"] = None
+from model_manager.semantic import BM25
+try:
+    BM25().document("fatura")
+except ImportError as error:
+    print(error)
+"""
+    assert "pip install 'model-manager-rs[bm25]'" in run_python(code).stdout

@@ -1,0 +1,213 @@
+"""A collection for another model beside the old one, and the alias that is switched to it."""
+
+from __future__ import annotations
+
+import pytest
+from conftest import ENGLISH_MODEL, FIXTURES, TURKISH_MODEL, tiny
+from model_manager.errors import InputError
+from model_manager.integrations.qdrant import Backoff, CollectionError, IndexingError, QdrantIndexer, StoreError
+from qdrant_client import QdrantClient, models
+from qdrant_server import QdrantServer
+from qdrants import documents
+
+
+@pytest.fixture(scope="module")
+def manager():
+    with tiny() as made:
+        yield made
+
+
+@pytest.fixture
+def make(manager, embedded):
+    def build(model=ENGLISH_MODEL, collection="notes", client=embedded, **settings):
+        backoff = Backoff(attempts=2, first=0, longest=0)
+        return QdrantIndexer(collection, client, model, manager=manager, backoff=backoff, **settings)
+
+    return build
+
+
+def alias(client, name, collection):
+    made = models.CreateAlias(collection_name=collection, alias_name=name)
+    client.update_collection_aliases([models.CreateAliasOperation(create_alias=made)])
+
+
+def aliases(client):
+    return {one.alias_name: one.collection_name for one in client.get_aliases().aliases}
+
+
+def points_of(client, collection):
+    points, _ = client.scroll(collection, limit=10_000, with_vectors=True)
+    return {point.id: point for point in points}
+
+
+def test_an_alias_means_the_new_collection(make, embedded, manager):
+    make(TURKISH_MODEL, "notes-1").add_documents(documents(25))
+    alias(embedded, "notes", "notes-1")
+    before = points_of(embedded, "notes-1")
+    indexer = make(sparse="bm25")
+    done = indexer.reembed(batch_size=10)
+    assert (done.source, done.alias, done.points, done.done, done.dropped) == ("notes-1", "notes", 25, True, False)
+    assert (done.report.indexed, done.report.skipped) == (25, 0)
+    assert aliases(embedded) == {"notes": done.target}
+    assert "alias 'notes' is now collection" in str(done)
+    assert done.to_dict()["report"]["indexed"] == 25
+    # The old collection is as it was.
+    assert points_of(embedded, "notes-1") == before
+    after = points_of(embedded, done.target)
+    assert after.keys() == before.keys()
+    for name, point in after.items():
+        kept = {key: value for key, value in point.payload.items() if key != "content_hash"}
+        assert kept == {key: value for key, value in before[name].payload.items() if key != "content_hash"}
+        vector = manager.embed(point.payload["text"], ENGLISH_MODEL, prompt_name="passage")
+        assert point.vector["dense"] == pytest.approx(vector.tolist(), abs=1e-6)
+    # Searches and writers of the alias go on with the new model; unchanged documents are known.
+    assert "d7" in [hit.id for hit in indexer.search("document number 7")]
+    assert indexer.add_documents(documents(25)).skipped == 25
+    with pytest.raises(CollectionError, match="holds vectors of"):
+        make(TURKISH_MODEL).search("a")
+
+
+def test_the_same_models_again_are_nothing_to_do(make, embedded):
+    make(TURKISH_MODEL, "notes-1").add_documents(documents(3))
+    alias(embedded, "notes", "notes-1")
+    first = make().reembed()
+    again = make().reembed()
+    assert (again.done, again.points, again.source) == (False, 3, first.target)
+    assert str(again) == f"nothing to do: collection {first.target!r} has vectors of these models"
+    assert len(embedded.get_collections().collections) == 2
+
+
+def test_a_collection_gets_an_alias_and_the_old_one_may_go(make, embedded):
+    make(TURKISH_MODEL).add_documents(documents(5))
+    with pytest.raises(CollectionError, match=r"'notes' is a collection.*name the alias.*'notes-live'"):
+        make().reembed()
+    done = make().reembed("live", target="notes-2", drop_old=True)
+    assert (done.target, done.dropped) == ("notes-2", True)
+    assert not embedded.collection_exists("notes")
+    assert make(collection="live").search("document number 3", limit=1)[0].id == "d3"
+
+
+def test_chunks_and_other_ids_stay(make, embedded):
+    make(TURKISH_MODEL, chunk=20).add_documents([{"id": "uzun", "text": "Bir cümle daha var. " * 12}, "kimliksiz"])
+    before = points_of(embedded, "notes")
+    done = make().reembed("live")
+    after = points_of(embedded, done.target)
+    assert after.keys() == before.keys()
+    assert len(after) > 3
+    hits = make(collection="live").search("cümle", score_threshold=None)
+    assert len({hit.id for hit in hits}) == len(hits) == 2
+    assert make().reembed("live").points == len(before)
+
+
+def test_points_of_another_program(make, embedded):
+    embedded.create_collection("notes", vectors_config=models.VectorParams(size=4, distance=models.Distance.COSINE))
+    rows = [
+        models.PointStruct(id=n, vector=[1.0, 0, 0, 0], payload={"page_content": f"text {n}", "x": n}) for n in range(3)
+    ]
+    embedded.upsert("notes", rows)
+    with pytest.raises(CollectionError, match=r"3 points of collection 'notes' have no text in the field 'text': name"):
+        make().reembed("live")
+    assert [one.name for one in embedded.get_collections().collections] == ["notes"]
+    done = make().reembed("live", text_field="page_content", batch_size=2)
+    assert points_of(embedded, done.target).keys() == {0, 1, 2}
+    hit = make(collection="live").search("text 1", limit=1)[0]
+    assert (hit.id, hit.text, hit.metadata["x"]) == ("1", "text 1", 1)
+
+
+def test_a_text_that_is_blank_switches_nothing(make, embedded):
+    make(TURKISH_MODEL).add_documents(documents(3))
+    embedded.set_payload("notes", {"text": " "}, points=[next(iter(points_of(embedded, "notes")))])
+    with pytest.raises(IndexingError, match=r"the field 'text' of point .* holds no text"):
+        make().reembed("live")
+    assert aliases(embedded) == {}
+
+
+def test_names_that_belong_to_something_else(make, embedded):
+    make(TURKISH_MODEL).add_documents(documents(2))
+    make(TURKISH_MODEL, "other").add_documents(documents(1))
+    alias(embedded, "live", "other")
+    with pytest.raises(CollectionError, match="alias 'live' belongs to collection 'other', not to 'notes'"):
+        make().reembed("live")
+    with pytest.raises(CollectionError, match="alias 'other' is the name of a collection"):
+        make().reembed("other")
+    make(collection="taken").create_collection()
+    with pytest.raises(CollectionError, match="'taken' exists and was not filled from 'notes'"):
+        make().reembed("fresh", target="taken")
+    for wrong in ("notes", "live"):
+        with pytest.raises(CollectionError, match=f"target '{wrong}' is in use"):
+            make().reembed("fresh", target=wrong)
+    with pytest.raises(CollectionError, match="'missing' does not exist"):
+        make(collection="missing").reembed("fresh")
+    with pytest.raises(InputError, match="batch_size=0"):
+        make().reembed("fresh", batch_size=0)
+    with pytest.raises(CollectionError, match="'live' is an alias of collection 'other' and cannot be recreated"):
+        make(collection="live").create_collection(recreate=True)
+    assert aliases(embedded) == {"live": "other"}
+
+
+def test_an_interrupted_run_goes_on(make, embedded, monkeypatch):
+    make(TURKISH_MODEL).add_documents(documents(30))
+    real, writes = embedded.upsert, []
+
+    def failing(*arguments, **options):
+        writes.append(1)
+        if len(writes) == 3:
+            raise KeyboardInterrupt
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(embedded, "upsert", failing)
+    with pytest.raises(KeyboardInterrupt):
+        make().reembed("live", batch_size=10)
+    assert aliases(embedded) == {}
+    # Meanwhile a document goes away and another one changes.
+    first, second = sorted(points_of(embedded, "notes"))[:2]
+    embedded.delete("notes", [first])
+    embedded.set_payload("notes", {"text": "changed"}, points=[second])
+    done = make().reembed("live", batch_size=10)
+    assert done.report.skipped + done.report.indexed == done.points == 29
+    assert done.report.skipped >= 18
+    after = points_of(embedded, done.target)
+    assert after.keys() == points_of(embedded, "notes").keys()
+    assert after[second].payload["text"] == "changed"
+
+
+def test_something_written_meanwhile_is_no_silent_loss(make, embedded, monkeypatch):
+    make(TURKISH_MODEL).add_documents(documents(5))
+    real = embedded.upsert
+
+    def also(name, *arguments, **options):
+        if name != "notes":
+            real("notes", [models.PointStruct(id=99, vector=[0.1] * 32, payload={"text": "late"})])
+        return real(name, *arguments, **options)
+
+    monkeypatch.setattr(embedded, "upsert", also)
+    with pytest.raises(CollectionError, match=r"has 6 points, and 'live-.*' has 5: something was written meanwhile"):
+        make().reembed("live")
+    assert aliases(embedded) == {}
+    monkeypatch.undo()
+    assert make().reembed("live").points == 6
+
+
+@pytest.mark.chaos
+def test_a_server_that_dies_in_the_middle(make, manager):
+    with QdrantServer() as server:
+        client = QdrantClient(url=server.url, check_compatibility=False)
+        make(TURKISH_MODEL, client=client).add_documents(documents(40))
+        client.create_payload_index("notes", "n", models.PayloadSchemaType.INTEGER)
+        server.die_after = 2
+        with pytest.raises((StoreError, IndexingError), match=r"the server is dead|read points"):
+            make(client=client).reembed("live", batch_size=10)
+        server.die_after = None
+        assert aliases(client) == {}
+        done = make(client=client, sparse=str(FIXTURES / "splade_bert")).reembed("other-live", batch_size=10)
+        assert done.report.indexed == 40
+        resumed = make(client=client).reembed("live", batch_size=10)
+        assert (resumed.report.skipped, resumed.report.indexed, resumed.points) == (20, 20, 40)
+        # Both steps of the switch are one request, and the new collection has the indexes of the old one.
+        (first, second) = server.bodies("/collections/aliases")
+        assert first["actions"][0].keys() == second["actions"][0].keys() == {"create_alias"}
+        assert client.get_collection(resumed.target).payload_schema.keys() == {"n"}
+        make(TURKISH_MODEL, collection="live", client=client).reembed()
+        actions = server.bodies("/collections/aliases")[-1]["actions"]
+        assert [next(iter(action)) for action in actions] == ["delete_alias", "create_alias"]
+        client.close()
