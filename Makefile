@@ -118,6 +118,10 @@ docs: venv ## Build the documentation site into site/
 	$(VENV)/bin/mkdocs build --strict --quiet
 	RUSTDOCFLAGS="-D warnings -A rustdoc::private-intra-doc-links" $(CARGO) doc --quiet --no-deps --no-default-features --document-private-items
 
+.PHONY: pictures
+pictures: build ## Draw the pictures of docs/adaptive.md and docs/cache.md anew
+	$(PY) scripts/pictures.py
+
 # libFuzzer on a stable compiler: the flags that cargo-fuzz would pass.
 FUZZ_SECONDS ?= 60
 FUZZ_TARGETS ?= $(basename $(notdir $(wildcard fuzz/fuzz_targets/*.rs)))
@@ -169,6 +173,11 @@ bench-index: build models ## Indexing 10,000 passages compared with embedding al
 bench-server: build models ## The server under load: cached, 32 clients, overload, 100,000 requests, both APIs
 	$(PY) benchmarks/server.py --soak 100000
 	$(PY) benchmarks/ollama_api.py
+
+.PHONY: bench-cache
+bench-cache: build models ## Stays that follow the use, and the tiers of the cache, next to their targets
+	$(PY) benchmarks/adaptive.py
+	$(PY) benchmarks/cache_tiers.py --kills 200
 
 .PHONY: wheel
 wheel: venv ## The wheel that users install: one for every Python from 3.10, into dist/

@@ -77,7 +77,9 @@ macro_rules! for_each_setting {
             cache_disk_dtype: DiskDType = DiskDType::Float32, "MODEL_MANAGER_CACHE_DISK_DTYPE";
             /// Seconds, or text such as "30d", after which a vector there is no longer used; none: no limit.
             cache_disk_ttl: Option<TimeSpan> = None, "MODEL_MANAGER_CACHE_DISK_TTL";
-            /// Redis or Valkey servers that share vectors between processes: redis:// or rediss:// addresses, separated by commas; none: no server.
+            /// So many of the vectors stored there last are read into memory at the start; 0: none.
+            warm_restart: usize = 0, "MODEL_MANAGER_WARM_RESTART";
+            /// Redis or Valkey servers that share vectors between processes: redis:// or rediss:// addresses, separated by commas, or redis+cluster:// for nodes of a cluster; none: no server.
             cache_url: Option<NonEmpty> = None, "MODEL_MANAGER_CACHE_URL";
             /// Seconds, or text such as "7d", that a vector is kept there.
             cache_url_ttl: TimeSpan = TimeSpan::week(), "MODEL_MANAGER_CACHE_URL_TTL";

@@ -43,6 +43,7 @@ __all__ = [
     "_cache_export",
     "_cache_flush",
     "_cache_import",
+    "_cache_texts",
     "_cache_verify",
     "_config_from",
     "_error_classes",
@@ -123,6 +124,9 @@ class Config:
         """Seconds, or text such as ``"30d"``, after which a vector there is no longer used; None: no limit.
         `MODEL_MANAGER_CACHE_DISK_TTL`, default None.
         """
+    @property
+    def warm_restart(self) -> int:
+        """So many of the vectors stored there last are read into memory at the start; 0: none."""
     @property
     def cache_url(self) -> str | None:
         """Redis or Valkey servers that share vectors between processes: ``redis://`` or ``rediss://`` addresses,
@@ -799,7 +803,10 @@ def _cache_export(manager: Manager, path: str | os.PathLike[str]) -> int:
 def _cache_import(manager: Manager, path: str | os.PathLike[str]) -> int:
     """Add the results of such a file; how many were new."""
 
-def _hint(manager: Manager, name: str) -> bool:
+def _cache_texts(manager: Manager, texts: Sequence[str], model: str | None, pin: bool) -> None:
+    """Have the results of texts in the cache; with `pin`, they do not leave it because it is full."""
+
+def _hint(manager: Manager, name: str, user: str | None = None) -> bool:
     """Say that a slot will be needed soon."""
 
 def _explain(manager: Manager, name: str) -> Explanation:

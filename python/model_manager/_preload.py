@@ -10,6 +10,8 @@ import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from . import _core
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
@@ -80,6 +82,7 @@ def start(
     texts: Iterable[str] | str | os.PathLike[str],
     model: str | None,
     when: Literal["idle", "now", "first_load"],
+    pin: bool = False,
 ) -> PreloadTicket:
     """`BaseManager.preload`."""
     if when not in ("idle", "now", "first_load"):
@@ -92,13 +95,13 @@ def start(
             raise TypeError("texts must be texts, or the name of a file")
     ticket = PreloadTicket(len(known))
     # The thread does not keep the manager alive: its end is the end of the work.
-    arguments = (weakref.ref(manager), ticket, known, model, when)
+    arguments = (weakref.ref(manager), ticket, known, model, when, pin)
     threading.Thread(target=_run, args=arguments, name="mm-preload", daemon=True).start()
     return ticket
 
 
 def _run(
-    reference: weakref.ref[Manager], ticket: PreloadTicket, texts: list[str], model: str | None, when: str
+    reference: weakref.ref[Manager], ticket: PreloadTicket, texts: list[str], model: str | None, when: str, pin: bool
 ) -> None:
     try:
         for slot, group in _by_slot(reference, texts, model):
@@ -109,7 +112,7 @@ def _run(
                 if manager is None or manager.closed or ticket._cancelled.is_set():
                     return
                 part = group[first : first + CHUNK]
-                manager.embed(part, slot)
+                _core._cache_texts(manager, part, slot, pin)
                 del manager
                 ticket.done += len(part)
     except Exception as error:  # noqa: BLE001  reported by `wait`

@@ -16,6 +16,8 @@ class TierStatistics(TypedDict):
     dropped: int
     """Results not stored because too many were waiting."""
     errors: int
+    read_ahead: int
+    """Results that `warm_restart` has read into memory."""
     entries: int | None
     """Results held now; None: the tier does not know, or was not used yet."""
     bytes: int | None
@@ -49,6 +51,8 @@ class CacheStatistics(TypedDict):
     """Vectors removed because the cache was full."""
     expirations: int
     """Vectors removed because they expired."""
+    pinned: int
+    """Entries that `preload(..., pin=True)` keeps until the cache is cleared."""
     rejections: int
     """Vectors that are larger than the cache."""
     entries: int

@@ -62,6 +62,7 @@ class Settings(TypedDict, total=False):
     cache_disk_bytes: int | str
     cache_disk_dtype: Literal["float32", "float16", "int8"]
     cache_disk_ttl: float | str | None
+    warm_restart: int
     cache_url: str | None
     cache_url_ttl: float | str
     cache_timeout: float

@@ -158,14 +158,14 @@ class BaseManager(VectorsManager):
         return AsyncTextStream(self, prompt, model, dict(params))
 
     def hint(self, name: str, user: str | None = None) -> bool:
-        """Say that the slot will be needed soon: a page was opened, a call comes in. `user` is not used yet: a user's
-        habits decide what is loaded together with a slot that `embed(user=...)` uses.
+        """Say that the slot will be needed soon: a page was opened, a call comes in.
 
         With `keep_alive="auto"` its model is loaded, if nothing is computed now and memory is free, and leaves after a
-        minute if it is not used. False, and nothing happens, for a slot with another `keep_alive`. Raises
+        minute if it is not used. So are the models that usually follow it within a minute: by the habits of `user`, as
+        `embed(user=...)` has shown them, or by those of everybody. False, and nothing happens, for a slot with another `keep_alive`. Raises
         `UnknownModelError`.
         """
-        return _core._hint(self, name)
+        return _core._hint(self, name, user)
 
     def explain(self, name: str) -> Explanation:
         """What decides how long the slot stays in memory: numbers, and one sentence. Raises `UnknownModelError`."""
@@ -183,6 +183,7 @@ class BaseManager(VectorsManager):
         model: str | None = None,
         *,
         when: Literal["idle", "now", "first_load"] = "idle",
+        pin: bool = False,
     ) -> PreloadTicket:
         """Have the vectors of known texts in the cache before somebody asks for them.
 
@@ -192,6 +193,7 @@ class BaseManager(VectorsManager):
             when: ``"idle"``: once the model is in memory for another reason, 32 at a time while nothing else is
                 computed. ``"first_load"``: once it is in memory, whatever else is computed. ``"now"``: at once, loading
                 the model.
+            pin: Whether the vectors stay in memory when the cache is full, until it is cleared. They count in its bounds.
 
         Returns:
             A ticket with `done`, `total`, `wait` and `cancel`. `cache_size` must be as large as the texts are many;
@@ -199,7 +201,7 @@ class BaseManager(VectorsManager):
         """
         from ._preload import start as start_preload
 
-        return start_preload(self, texts, model, when)
+        return start_preload(self, texts, model, when, pin)
 
     def cache_flush(self, timeout: float = 10.0) -> None:
         """Wait until every result that is on its way to disk or Redis is stored, `timeout` seconds at most."""

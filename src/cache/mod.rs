@@ -13,16 +13,17 @@ mod store;
 mod tests;
 pub mod tiers;
 
+use std::collections::HashMap;
 use std::time::Duration;
 
-use lru::LruCache;
+use lru::{DefaultHasher, LruCache};
 
 use crate::clock::Clock;
 use crate::sync::Mutex;
 use crate::{Error, Result};
 
 use entry::CacheEntry;
-use key::Key;
+use key::{AnyKey, Key};
 use store::{Lfu, Store};
 
 pub use item::CachedItem;
@@ -89,6 +90,8 @@ pub struct CacheStatistics {
     pub rejections: u64,
     /// Entries now.
     pub entries: usize,
+    /// Entries of these that stay until the cache is cleared.
+    pub pinned: usize,
     /// Bytes now.
     pub bytes: u64,
     /// The bound on entries.
@@ -106,6 +109,8 @@ pub struct EmbeddingCache {
 
 struct CacheState {
     store: Store,
+    /// Entries that never leave because the cache is full. They count in both bounds.
+    pinned: HashMap<Key, CacheEntry, DefaultHasher>,
     bytes: u64,
     hits: u64,
     misses: u64,
@@ -141,7 +146,7 @@ impl EmbeddingCache {
     pub fn get(&self, key: &KeyRef<'_>) -> Option<CachedItem> {
         let now = self.settings.time_to_live.map(|_| self.clock.now());
         let mut state = self.state.lock();
-        let Some(entry) = state.store.get(key) else {
+        let Some(entry) = state.find(key) else {
             state.misses += 1;
             return None;
         };
@@ -166,6 +171,16 @@ impl EmbeddingCache {
     /// Stores `item` under `key`, in place of an earlier one. Other entries leave until both bounds are kept. A result that
     /// alone exceeds the byte bound, or for whose key there is no memory, is not stored.
     pub fn insert(&self, key: &KeyRef<'_>, item: CachedItem) {
+        self.keep(key, item, false);
+    }
+
+    /// The same, and the entry does not leave because the cache is full. When only such entries are left, a further one is
+    /// not stored.
+    pub fn pin(&self, key: &KeyRef<'_>, item: CachedItem) {
+        self.keep(key, item, true);
+    }
+
+    fn keep(&self, key: &KeyRef<'_>, item: CachedItem, pin: bool) {
         if self.settings.max_entries == 0 {
             return;
         }
@@ -178,6 +193,7 @@ impl EmbeddingCache {
         let expires = self.settings.time_to_live.and_then(|age| self.clock.now().checked_add(age));
         let mut gone = Vec::new();
         let mut state = self.state.lock();
+        let pin = pin || (!state.pinned.is_empty() && state.pinned.contains_key(key as &dyn AnyKey));
         let replaced = state.pop(key);
         let uses = replaced.as_ref().map_or(0, |entry| entry.uses) + 1;
         gone.extend(replaced);
@@ -186,17 +202,29 @@ impl EmbeddingCache {
         } else {
             // What fits into the bytes is what there is, once they are full.
             let full = state.bytes > max_bytes - bytes;
-            let capacity = if full { state.store.len().max(1) } else { self.settings.max_entries };
-            state.store.expect(key, capacity);
-            while state.store.len() >= self.settings.max_entries || state.bytes > max_bytes - bytes {
+            let pinned = state.pinned.len();
+            let most = self.settings.max_entries.saturating_sub(pinned);
+            let capacity = if full { state.store.len() } else { most };
+            state.store.expect(key, capacity.max(1));
+            let is_full = |state: &CacheState| state.store.len() >= most || state.bytes > max_bytes - bytes;
+            while is_full(&state) {
                 let Some(evicted) = state.store.pop_next() else { break };
                 state.bytes -= evicted.bytes;
                 state.evictions += 1;
                 gone.push(evicted);
             }
-            state.store.insert(owned, CacheEntry { item, bytes, expires, uses });
-            state.bytes += bytes;
-            state.insertions += 1;
+            if is_full(&state) {
+                state.rejections += 1;
+            } else {
+                let entry = CacheEntry { item, bytes, expires, uses };
+                if pin {
+                    state.pinned.insert(owned, entry);
+                } else {
+                    state.store.insert(owned, entry);
+                }
+                state.bytes += bytes;
+                state.insertions += 1;
+            }
         }
         drop(state);
         drop(gone);
@@ -234,7 +262,8 @@ impl EmbeddingCache {
             evictions: state.evictions,
             expirations: state.expirations,
             rejections: state.rejections,
-            entries: state.store.len(),
+            entries: state.store.len() + state.pinned.len(),
+            pinned: state.pinned.len(),
             bytes: state.bytes,
             max_entries: self.settings.max_entries,
             max_bytes: self.settings.max_bytes,
@@ -251,6 +280,7 @@ impl CacheState {
         };
         Self {
             store,
+            pinned: HashMap::default(),
             bytes: 0,
             hits: 0,
             misses: 0,
@@ -261,14 +291,23 @@ impl CacheState {
         }
     }
 
+    /// The entry, counted as used.
+    fn find(&mut self, key: &KeyRef<'_>) -> Option<&CacheEntry> {
+        if self.pinned.is_empty() {
+            return self.store.get(key);
+        }
+        self.pinned.get(key as &dyn AnyKey).or_else(|| self.store.get(key))
+    }
+
     fn pop(&mut self, key: &KeyRef<'_>) -> Option<CacheEntry> {
-        let entry = self.store.pop(key)?;
+        let entry = self.pinned.remove(key as &dyn AnyKey).or_else(|| self.store.pop(key))?;
         self.bytes -= entry.bytes;
         Some(entry)
     }
 
     fn pop_all(&mut self, unwanted: impl Fn(&Key, &CacheEntry) -> bool) -> Vec<CacheEntry> {
-        let gone = self.store.pop_all(unwanted);
+        let mut gone = self.store.pop_all(&unwanted);
+        gone.extend(self.pinned.extract_if(|key, entry| unwanted(key, entry)).map(|(_, entry)| entry));
         self.bytes -= gone.iter().map(|entry| entry.bytes).sum::<u64>();
         gone
     }

@@ -88,7 +88,7 @@ impl Store {
     }
 
     /// Takes out all entries that `unwanted` picks.
-    pub(super) fn pop_all(&mut self, unwanted: impl Fn(&Key, &CacheEntry) -> bool) -> Vec<CacheEntry> {
+    pub(super) fn pop_all(&mut self, unwanted: &impl Fn(&Key, &CacheEntry) -> bool) -> Vec<CacheEntry> {
         let keys: Vec<Key> = match self {
             Self::Lru(entries) => entries
                 .iter()

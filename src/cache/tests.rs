@@ -35,6 +35,45 @@ fn vector(dimensions: usize) -> CachedItem {
 }
 
 #[test]
+fn pinned_entries_stay_within_the_bounds() {
+    let model: Arc<str> = "m".into();
+    for policy in [Policy::Lru, Policy::Lfu, Policy::Arc] {
+        let cache = cache(CacheSettings { policy, ..settings(4) });
+        let texts: Vec<String> = (0..40).map(|number| number.to_string()).collect();
+        cache.insert(&key("0", &model), vector(2));
+        for text in ["0", "1", "2"] {
+            cache.pin(&key(text, &model), vector(1));
+        }
+        for text in &texts[3..] {
+            cache.insert(&key(text, &model), vector(1));
+            assert_eq!(cache.statistics().entries, 4.min(text.parse::<usize>().unwrap() + 1));
+        }
+        assert_eq!(cache.statistics().pinned, 3);
+        // Stored again, it stays pinned.
+        cache.insert(&key("1", &model), vector(3));
+        for text in &texts[..3] {
+            assert!(cache.get(&key(text, &model)).is_some(), "{text}");
+        }
+        assert!(cache.get(&key("39", &model)).is_some() && cache.get(&key("38", &model)).is_none());
+        // The last place may be pinned too; then nothing else is stored.
+        cache.pin(&key("39", &model), vector(1));
+        cache.insert(&key("40", &model), vector(1));
+        cache.pin(&key("41", &model), vector(1));
+        let CacheStatistics { entries, pinned, rejections, .. } = cache.statistics();
+        assert_eq!((entries, pinned, rejections), (4, 4, 2));
+        cache.clear();
+        assert_eq!((cache.statistics().entries, cache.statistics().pinned), (0, 0));
+    }
+    let clock = Clock::manual();
+    let aged = CacheSettings { time_to_live: Some(Duration::from_secs(5)), ..settings(4) };
+    let cache = EmbeddingCache::new(aged, clock.clone());
+    cache.pin(&key("0", &model), vector(1));
+    clock.advance(Duration::from_secs(6));
+    assert_eq!(cache.purge_expired(), 1);
+    assert_eq!((cache.statistics().pinned, cache.statistics().bytes), (0, 0));
+}
+
+#[test]
 fn every_field_of_the_key_counts() {
     let cache = cache(settings(100));
     let (a, b): (Arc<str>, Arc<str>) = ("a".into(), "b".into());

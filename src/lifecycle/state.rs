@@ -398,7 +398,7 @@ impl<T: ?Sized + Send + Sync + 'static> Managed for SlotState<T> {
             id
         };
         log::info!("loading {:?} ahead of its use ({})", self.name, next.why.name());
-        policy.loads_ahead();
+        policy.loads_ahead(next.why);
         own.start(id);
         true
     }

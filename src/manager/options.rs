@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::cache::{Content, KeyRef};
+use crate::cache::{CachedItem, Content, EmbeddingCache, KeyRef};
 use crate::lifecycle::KeepAlive;
 use crate::output::{Output, OutputKind, Shape, View};
 use crate::trace::Trace;
@@ -37,6 +37,8 @@ pub struct EmbedOptions {
     pub user: Option<String>,
     /// What the call spends its time on, if its caller wants to know.
     pub trace: Option<Arc<Trace>>,
+    /// Results do not leave the cache because it is full.
+    pub pin: bool,
 }
 
 impl Default for EmbedOptions {
@@ -53,11 +55,21 @@ impl Default for EmbedOptions {
             kind: OutputKind::Dense,
             user: None,
             trace: None,
+            pin: false,
         }
     }
 }
 
 impl EmbedOptions {
+    /// Keeps a result.
+    pub(super) fn keep(&self, cache: &EmbeddingCache, key: &KeyRef<'_>, item: CachedItem) {
+        if self.pin {
+            cache.pin(key, item);
+        } else {
+            cache.insert(key, item);
+        }
+    }
+
     /// The cache key of `content` under these options: everything that changes the result.
     pub(super) fn key<'a>(&self, model: &'a Arc<str>, prompt: &'a str, content: Content<'a>) -> KeyRef<'a> {
         KeyRef {

@@ -209,9 +209,9 @@ impl Registry {
         }
     }
 
-    /// The slot will be needed soon. False when its stay is not decided by its use.
-    pub(super) fn hint(&self, name: &str) -> bool {
-        let hinted = self.learning.hint(name);
+    /// The slot will be needed soon, on behalf of `user`. False when its stay is not decided by its use.
+    pub(super) fn hint(&self, name: &str, user: Option<&str>) -> bool {
+        let hinted = self.learning.hint(name, user);
         if hinted {
             self.context.reaper.look_ahead();
         }

@@ -47,6 +47,16 @@ impl Tiering {
             };
             tiers.push(Arc::new(Redis::new(&asked, host, &Clock::System)?));
         }
+        if let Some(disk) = disk.clone().filter(|_| settings.warm_restart > 0) {
+            let most = settings.warm_restart;
+            let read = move || {
+                let read = disk.read_ahead(most);
+                log::debug!("{read} results were read from {} ahead of their use", disk.folder().display());
+            };
+            if let Err(error) = std::thread::Builder::new().name("cache-warm".into()).spawn(read) {
+                log::warn!("results are not read ahead of their use: {error}");
+            }
+        }
         let models = folder.map(|folder| folder.join("models"));
         Ok(Self { tiers: Arc::new(Tiers::new(tiers)), disk, models })
     }

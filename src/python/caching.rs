@@ -70,6 +70,7 @@ pub(super) fn tiers<'py>(py: Python<'py>, tiers: &[TierStatistics]) -> PyResult<
         one.set_item("writes", tier.writes)?;
         one.set_item("dropped", tier.dropped)?;
         one.set_item("errors", tier.errors)?;
+        one.set_item("read_ahead", tier.read_ahead)?;
         one.set_item("entries", tier.entries)?;
         one.set_item("bytes", tier.bytes)?;
         one.set_item("working", tier.working)?;

@@ -97,7 +97,7 @@ mod _core {
     use super::submit::PyTicket;
     #[pymodule_export]
     use super::tools::{
-        _cache_export, _cache_flush, _cache_import, _cache_verify, _explain, _forecast, _hint,
+        _cache_export, _cache_flush, _cache_import, _cache_texts, _cache_verify, _explain, _forecast, _hint,
         _simulate_adaptive,
     };
     #[pymodule_export]

@@ -32,6 +32,7 @@ pub(super) fn cache<'py>(
         "insertions": statistics.insertions,
         "evictions": statistics.evictions,
         "expirations": statistics.expirations,
+        "pinned": statistics.pinned,
         "rejections": statistics.rejections,
         "entries": statistics.entries,
         "bytes": statistics.bytes,

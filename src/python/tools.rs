@@ -12,6 +12,7 @@ use super::gil::detached;
 use super::manager::PyManager;
 use super::options::positive_seconds;
 use crate::lifecycle::policy::{AdaptiveSettings, Simulated, simulate};
+use crate::manager::EmbedOptions;
 
 /// Wait until every result that is on its way to disk or Redis is stored, `timeout` seconds at most.
 #[pyfunction]
@@ -50,12 +51,28 @@ pub(super) fn _cache_import(manager: &Bound<'_, PyManager>, path: PathBuf) -> Py
     detached(py, || handle.manager.import_cache(&path)).or_raise(py)
 }
 
+/// Have the results of texts in the cache; with `pin`, they do not leave it because it is full.
+#[pyfunction]
+pub(super) fn _cache_texts(
+    manager: &Bound<'_, PyManager>,
+    texts: Vec<String>,
+    model: Option<String>,
+    pin: bool,
+) -> PyResult<()> {
+    let options = EmbedOptions { model, pin, ..EmbedOptions::default() };
+    let handle = Arc::clone(&manager.get().0);
+    handle.enter(manager.py(), |manager, check| {
+        manager.embed(texts, options, check, &mut |_, _| Ok(())).map(|_| ())
+    })
+}
+
 /// Say that a slot will be needed soon.
 #[pyfunction]
-pub(super) fn _hint(manager: &Bound<'_, PyManager>, name: &str) -> PyResult<bool> {
+#[pyo3(signature = (manager, name, user = None))]
+pub(super) fn _hint(manager: &Bound<'_, PyManager>, name: &str, user: Option<&str>) -> PyResult<bool> {
     let py = manager.py();
     let handle = Arc::clone(&manager.get().0);
-    detached(py, || handle.manager.hint(name)).or_raise(py)
+    detached(py, || handle.manager.hint(name, user)).or_raise(py)
 }
 
 /// What decides how long a slot stays in memory.

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 
@@ -21,9 +21,7 @@ class RedisServer:
     """One process, which can be started again on the same port."""
 
     def __init__(self, folder: Path, *options: str) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port: int = probe.getsockname()[1]
+        self.port = free_port()
         self.folder = folder
         self.options = options
         self.start()
@@ -31,7 +29,9 @@ class RedisServer:
     def start(self) -> None:
         command = ["redis-server", "--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
         self.process = subprocess.Popen(
-            [*command, "--dir", str(self.folder), *self.options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            [*command, "--dir", str(self.folder), *(word.format(port=self.port) for word in self.options)],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         )
         deadline = time.monotonic() + 20
         while time.monotonic() < deadline:
@@ -65,6 +65,39 @@ class RedisServer:
             return connection.recv(1 << 20)
 
 
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class RedisCluster:
+    """Three nodes that share the slots."""
+
+    def __init__(self, nodes: list[RedisServer]) -> None:
+        self.nodes = nodes
+        first, *others = nodes
+        for number, node in enumerate(nodes):
+            slots = (number * 16384 // len(nodes), (number + 1) * 16384 // len(nodes) - 1)
+            assert node.call("CLUSTER", "ADDSLOTSRANGE", *map(str, slots)) == b"+OK\r\n"
+            node.call("CLUSTER", "SET-CONFIG-EPOCH", str(number + 1))
+        for node in others:
+            bus = node.options[node.options.index("--cluster-port") + 1]
+            first.call("CLUSTER", "MEET", "127.0.0.1", str(node.port), bus)
+        deadline = time.monotonic() + 30
+        while not all(b"cluster_state:ok" in node.call("CLUSTER", "INFO") for node in nodes):
+            assert time.monotonic() < deadline, "the nodes do not find each other"
+            time.sleep(0.05)
+
+    @property
+    def url(self) -> str:
+        """The address of one node: the client learns the others from it."""
+        return self.nodes[1].url.replace("redis://", "redis+cluster://")
+
+    def keys(self, node: RedisServer) -> int:
+        return int(node.call("DBSIZE")[1:].strip())
+
+
 @pytest.fixture
 def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[type[RedisServer] | object]:
     """A function that starts servers: ``redis_server(*options)``."""
@@ -81,3 +114,10 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[type[Redi
     yield start
     for server in servers:
         server.stop()
+
+
+@pytest.fixture
+def redis_cluster(redis_server: Callable[..., RedisServer]) -> RedisCluster:
+    """A cluster of three nodes."""
+    options = ("--cluster-enabled", "yes", "--cluster-node-timeout", "5000", "--cluster-port")
+    return RedisCluster([redis_server(*options, str(free_port())) for _ in range(3)])

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
+from datetime import datetime, timedelta
 
 import pytest
 from conftest import ENGLISH_TEXT, TURKISH_TEXT, tiny
@@ -154,6 +156,31 @@ def test_it_updates_by_itself(visit, serve):
     page.wait_row("later", "not in memory")
     server.manager.unregister("later")
     page.tab.locator("#models > li", has_text="later").wait_for(state="detached")
+
+
+def test_when_models_are_expected_and_what_was_saved(visit, serve, tmp_path):
+    slot = "english_sentence"
+    settings = {"keep_alive": "auto", "adaptive_state": str(tmp_path)}
+    with tiny(**settings) as manager:
+        manager.embed("one text", slot)
+    (file,) = tmp_path.iterdir()
+    saved = json.loads(file.read_text(encoding="utf-8"))
+    soon = datetime.now() + timedelta(hours=1)  # noqa: DTZ005  habits are in local time
+    for days in saved["slots"][slot]["daily"]["working"], saved["slots"][slot]["daily"]["weekend"]:
+        place = (soon.hour * 60 + soon.minute) // 10
+        days["days"], days["used"], days["seen"] = 5.0, [0.0] * 144, [0] * 144
+        days["used"][place], days["seen"][place] = 5.0, 5
+    file.write_text(json.dumps(saved), encoding="utf-8")
+    with tiny(**settings) as manager:
+        server = serve(manager)
+        page, turkish = shown(visit(server)), shown(visit(server, locale="tr-TR"))
+        page.wait_row(slot, r"expected in \d")
+        turkish.wait_row(slot, "içinde bekleniyor")
+        assert manager.hint(slot)
+        page.wait_row(slot, "(?<!not )in memory")
+        manager.embed("another text", slot)
+        page.wait_row(slot, "1 wait saved")
+        turkish.wait_row(slot, "1 bekleme önlendi")
 
 
 def test_loading_and_unloading_by_hand(visit, serve):

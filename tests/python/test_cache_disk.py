@@ -155,6 +155,43 @@ def test_a_folder_that_cannot_be_used_costs_nothing_but_a_warning(tmp_path, expe
     assert sum("nothing more is stored there" in record.message for record in caplog.records) == 1
 
 
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="needs root, to become a user without rights")
+def test_a_folder_that_is_read_only_is_read(tmp_path, expected):
+    stored(tmp_path)
+    nobody = 65534
+    for path in [tmp_path, *tmp_path.rglob("*")]:
+        os.chown(path, nobody, nobody)
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    # The folders above are those of the user who runs the tests.
+    for path in [*tmp_path.parents][:4]:
+        path.chmod(path.stat().st_mode | 0o011)
+    code = f"""
+import logging, os, sys
+sys.path.insert(0, {str(os.path.dirname(__file__))!r})
+import numpy as np
+from conftest import tiny
+from model_manager.errors import ModelManagerError
+warnings = []
+handler = logging.Handler()
+handler.emit = lambda record: warnings.append(record.getMessage())
+logging.getLogger().addHandler(handler)
+with tiny(cache_disk={str(tmp_path)!r}) as manager:
+    os.setgid({nobody}); os.setuid({nobody})
+    known = manager.embed({TEXTS!r}, "english_sentence")
+    assert not manager.is_loaded("english_sentence")
+    for number in range(3):
+        manager.embed(f"other {{number}}", "english_sentence")
+        manager.cache_flush()
+    disk = manager.cache_info()["tiers"]["disk"]
+    assert disk["hits"] == {len(TEXTS)} and not disk["working"], disk
+    assert sum("nothing more is stored there" in warning for warning in warnings) == 1, warnings
+    assert manager.embed({TEXTS!r}, "english_sentence").tolist() == known.tolist()
+print("ok")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50, check=False)
+    assert done.stdout.strip() == "ok", done.stderr
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /dev/full")
 def test_a_full_disk_switches_writing_off(tmp_path, expected):
     # Every file of the process may have 100 kB: the disk is full soon.

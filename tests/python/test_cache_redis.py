@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
+import socket
+import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -128,6 +132,71 @@ def test_a_password_from_the_environment(redis_server, expected, monkeypatch):
     monkeypatch.setenv("MY_REDIS_PASSWORD", "p@ss:word/1")
     url = server.url.replace("redis://", "redis://:env:MY_REDIS_PASSWORD@")
     assert fill(url)["writes"] == len(TEXTS)
+
+
+def test_tls_with_an_authority_of_ones_own(redis_server, expected, authority, tmp_path, monkeypatch, caplog):
+    certificate = authority.issue_cert("127.0.0.1")
+    chain, key = tmp_path / "chain.pem", tmp_path / "key.pem"
+    for blob in certificate.cert_chain_pems:
+        blob.write_to_path(str(chain), append=True)
+    certificate.private_key_pem.write_to_path(str(key))
+    authority.cert_pem.write_to_path(str(tmp_path / "authority.pem"))
+    files = ("--tls-cert-file", str(chain), "--tls-key-file", str(key), "--tls-ca-cert-file", str(chain))
+    server = redis_server("--port", "0", "--tls-port", "{port}", "--tls-auth-clients", "no", *files)
+    url = server.url.replace("redis://", "rediss://")
+    with caplog.at_level("WARNING"), tiny(cache_url=url, cache_size=0) as manager:
+        ready(manager)
+        np.testing.assert_allclose(manager.embed(TEXTS, SLOT), expected, atol=1e-6)
+        manager.cache_flush()
+        assert (figures(manager)["hits"], figures(manager)["writes"]) == (0, 0)
+    assert any("does not answer" in record.message for record in caplog.records)
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "authority.pem"))
+    assert fill(url)["writes"] == len(TEXTS)
+    with tiny(cache_url=url, cache_size=0) as manager:
+        ready(manager)
+        np.testing.assert_array_equal(manager.embed(TEXTS, SLOT), expected)
+        assert figures(manager)["hits"] == len(TEXTS)
+
+
+def test_the_documented_rights_are_enough(redis_server, expected):
+    server = redis_server()
+    documented = (Path(__file__).parents[2] / "docs" / "cache.md").read_text(encoding="utf-8")
+    rule = next(line for line in documented.splitlines() if line.startswith("ACL SETUSER vectors "))
+    assert server.call(*rule.split()) == b"+OK\r\n"
+    url = server.url.replace("redis://", "redis://vectors:password@")
+    fill(url)
+    with tiny(cache_url=url, cache_size=0) as manager:
+        ready(manager)
+        np.testing.assert_array_equal(manager.embed(TEXTS, SLOT), expected)
+        assert figures(manager)["hits"] == len(TEXTS)
+        manager.cache_clear(tiers=True)
+        assert figures(manager)["errors"] == 0
+    assert server.call("DBSIZE") == b":0\r\n"
+
+
+def test_a_server_that_answers_byte_by_byte_holds_nobody(expected):
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def answer(connection):
+        with contextlib.suppress(OSError), connection:
+            while connection.recv(1 << 16):
+                for byte in b"*64\r\n" + b"$-1\r\n" * 64:
+                    connection.sendall(bytes([byte]))
+                    time.sleep(0.03)
+
+    def accept():
+        with contextlib.suppress(OSError):
+            while True:
+                threading.Thread(target=answer, args=(listener.accept()[0],), daemon=True).start()
+
+    threading.Thread(target=accept, daemon=True).start()
+    with tiny(cache_url=f"redis://127.0.0.1:{listener.getsockname()[1]}", cache_size=0) as manager:
+        ready(manager)
+        for _ in range(3):
+            started = time.perf_counter()
+            np.testing.assert_allclose(manager.embed(TEXTS, SLOT), expected, atol=1e-6)
+            assert time.perf_counter() - started < 1
+    listener.close()
 
 
 def test_no_memory_left_there(redis_server, expected):

@@ -45,6 +45,7 @@ EXAMPLES = {
     "cache_disk_bytes": ("2GB", "2GB"),
     "cache_disk_dtype": ("int8", "int8"),
     "cache_disk_ttl": ("30d", "30d"),
+    "warm_restart": ("100", 100),
     "cache_url": ("redis://localhost", "redis://localhost"),
     "cache_url_ttl": ("1d", "1d"),
     "cache_timeout": ("0.1", 0.1),

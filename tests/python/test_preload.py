@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+import numpy as np
 import pytest
 from conftest import tiny
 from model_manager.errors import ModelNotFoundError
@@ -80,6 +81,42 @@ def test_a_restart_reads_them_from_disk_without_a_model(tmp_path):
         manager.embed(TEXTS, SLOT)
         assert not manager.is_loaded(SLOT)
         assert manager.cache_info()["tiers"]["disk"]["hits"] == 100
+
+
+def test_pinned_texts_stay_when_the_cache_is_full(make_manager):
+    manager = make_manager(cache_size=20)
+    assert manager.preload(TEXTS[:10], SLOT, when="now", pin=True).wait(30)
+    manager.embed([f"other text {number}" for number in range(100)], SLOT)
+    info = manager.cache_info()
+    assert (info["pinned"], info["entries"]) == (10, 20)
+    texts = manager.stats()["queue"]["texts"]
+    manager.embed(TEXTS[:10], SLOT)
+    assert manager.stats()["queue"]["texts"] == texts
+    # What is there already is pinned too.
+    other = make_manager(cache_size=20)
+    other.embed(TEXTS[0], SLOT)
+    other.preload(TEXTS[:1], SLOT, pin=True).wait(30)
+    assert other.cache_info()["pinned"] == 1
+    other.cache_clear()
+    assert other.cache_info()["pinned"] == 0
+
+
+def test_the_latest_results_are_in_memory_after_a_restart(tmp_path):
+    with tiny(cache_disk=str(tmp_path), cache_size=1000) as manager:
+        expected = manager.embed(TEXTS, SLOT)
+        deadline = time.monotonic() + 20
+        while manager.cache_info()["tiers"]["disk"]["writes"] < 100 and time.monotonic() < deadline:
+            manager.cache_flush()
+            time.sleep(0.02)
+    assert tiny().config.warm_restart == 0
+    with tiny(cache_disk=str(tmp_path), cache_size=1000, warm_restart=1000) as manager:
+        deadline = time.monotonic() + 20
+        while manager.cache_info()["tiers"]["disk"]["read_ahead"] < 100 and time.monotonic() < deadline:
+            time.sleep(0.02)
+        for path in tmp_path.rglob("*.vec"):
+            path.write_bytes(b"")
+        np.testing.assert_array_equal(manager.embed(TEXTS, SLOT), expected)
+        assert not manager.is_loaded(SLOT)
 
 
 def test_the_variable_is_for_every_manager(tmp_path, monkeypatch):

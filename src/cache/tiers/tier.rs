@@ -49,6 +49,8 @@ pub struct TierCounts {
     pub dropped: AtomicU64,
     /// Failures.
     pub errors: AtomicU64,
+    /// Results that were read into memory before somebody asked for them.
+    pub read_ahead: AtomicU64,
 }
 
 impl TierCounts {
@@ -74,6 +76,8 @@ pub struct TierStatistics {
     pub dropped: u64,
     /// Failures.
     pub errors: u64,
+    /// Results that were read into memory before somebody asked for them.
+    pub read_ahead: u64,
     /// Entries now, where the tier knows them.
     pub entries: Option<usize>,
     /// Bytes now, where the tier knows them.
@@ -95,6 +99,7 @@ impl TierStatistics {
             writes: read(&counts.writes),
             dropped: read(&counts.dropped),
             errors: read(&counts.errors),
+            read_ahead: read(&counts.read_ahead),
             entries,
             bytes,
             working: tier.is_working(),

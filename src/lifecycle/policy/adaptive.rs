@@ -1,13 +1,14 @@
 //! One model's stay, by what was learned of its use: after a use it stays for the window that would have cost least, and
 //! it is loaded ahead of uses that are likely.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::daily::{BIN_SECONDS, DailyHabits};
-use super::fixed::{FixedTimer, Spent};
-use super::gaps::{GapHistogram, SHORTEST_GAP, Window};
+use chrono::NaiveDateTime;
+
+use super::daily::{BIN_SECONDS, beginning};
+use super::fixed::{FixedTimer, Lead, Spent};
+use super::gaps::{SHORTEST_GAP, Window};
 use super::pressure::MemoryPressure;
 use super::saved::SlotHabits;
 use crate::clock::Clock;
@@ -18,8 +19,6 @@ const DECIDING_GAP: f64 = 60.0;
 /// A model that leaves and comes back stays so long after a use.
 const SHORT_STAY: Duration = Duration::from_secs(15);
 const SHORTEST_STAY: f64 = 30.0;
-/// Load times that are remembered: the longest of them but one in twenty is expected.
-const RECENT_LOADS: usize = 32;
 /// A model that was loaded because it was expected stays at least so long.
 pub(super) const EXPECTED_STAY: Duration = Duration::from_secs(60);
 
@@ -84,8 +83,7 @@ struct AdaptiveState {
     /// Of this process, which are saved.
     own: SlotHabits,
     /// Of all processes.
-    gaps: GapHistogram,
-    daily: DailyHabits,
+    all: SlotHabits,
     /// `None` while too little is known.
     window: Option<Window>,
     idle_since: Option<Instant>,
@@ -93,14 +91,15 @@ struct AdaptiveState {
     resident_since: Option<Instant>,
     /// Expected by a hint or after another model, until then.
     expected: Option<(Instant, LoadReason)>,
-    /// In this idle period it was loaded ahead.
-    loaded_ahead: bool,
+    /// In this idle period it was loaded ahead of the window.
+    window_tried: bool,
+    /// The beginning of the ten minutes that it was loaded ahead of last.
+    daily_tried: Option<NaiveDateTime>,
     /// It is in memory because of that, and was not used yet.
     waiting: bool,
-    /// Seconds that the latest loads took.
-    loads: VecDeque<f64>,
     spent: Spent,
     fixed: FixedTimer,
+    lead: Lead,
     ahead: u64,
     ahead_used: u64,
 }
@@ -112,6 +111,8 @@ pub struct Explanation {
     pub gaps: f64,
     /// The window that was decided; `None`: too little is known.
     pub window: Option<Window>,
+    /// What was learned has cost more than the fixed timer, which applies until that is made up for.
+    pub behind: bool,
     /// How long it stays after a use now.
     pub stay: Duration,
     /// How many seconds in memory a load is worth.
@@ -136,21 +137,21 @@ impl AdaptivePolicy {
         pressure: Arc<MemoryPressure>,
         learned: SlotHabits,
     ) -> Self {
-        let window = decide(&learned.gaps, settings);
+        let window = decide(&learned, settings);
         let state = AdaptiveState {
             own: SlotHabits::default(),
-            gaps: learned.gaps,
-            daily: learned.daily,
+            all: learned,
             window,
             idle_since: None,
             busy_since: None,
             resident_since: None,
             expected: None,
-            loaded_ahead: false,
+            window_tried: false,
+            daily_tried: None,
             waiting: false,
-            loads: VecDeque::new(),
             spent: Spent::default(),
             fixed: FixedTimer::new(settings.usual),
+            lead: Lead::default(),
             ahead: 0,
             ahead_used: 0,
         };
@@ -171,20 +172,25 @@ impl AdaptivePolicy {
         if std::mem::take(&mut state.waiting) && resident {
             state.ahead_used += 1;
         }
-        (state.loaded_ahead, state.expected) = (false, None);
+        if let Some(idle) = idle {
+            let in_memory = state.resident_seconds(now);
+            // A model that left earlier than it should have was evicted or unloaded: that is no fault of what was learned.
+            let left = !resident && Duration::from_secs_f64(idle) > self.stay_of(state);
+            state.lead.idle(idle, left, in_memory, self.settings);
+        }
+        (state.window_tried, state.expected) = (false, None);
         if idle.is_some_and(|idle| idle < SHORTEST_GAP) {
             return false;
         }
         let local = self.clock.local();
-        for daily in [&mut state.daily, &mut state.own.daily] {
-            daily.used(local);
-        }
-        if let Some(idle) = idle {
-            state.gaps.add(idle);
-            state.own.gaps.add(idle);
-            if idle >= DECIDING_GAP {
-                state.window = decide(&state.gaps, self.settings);
+        for habits in [&mut state.all, &mut state.own] {
+            habits.daily.used(local, idle);
+            if let Some(idle) = idle {
+                habits.gaps.add(idle);
             }
+        }
+        if idle.is_some_and(|idle| idle >= DECIDING_GAP) {
+            state.window = decide(&state.all, self.settings);
         }
         true
     }
@@ -206,10 +212,8 @@ impl AdaptivePolicy {
     /// A load took so long.
     pub fn loaded(&self, seconds: f64) {
         let mut state = self.state.lock();
-        if state.loads.len() == RECENT_LOADS {
-            state.loads.pop_front();
-        }
-        state.loads.push_back(seconds);
+        state.all.loaded(seconds);
+        state.own.loaded(seconds);
     }
 
     /// It is not any more.
@@ -227,7 +231,7 @@ impl AdaptivePolicy {
     }
 
     fn stay_of(&self, state: &AdaptiveState) -> Duration {
-        let stay = match state.window {
+        let stay = match state.window() {
             None => self.settings.usual,
             Some(window) if window.from > 0.0 => SHORT_STAY,
             Some(window) => Duration::from_secs_f64(window.to.max(SHORTEST_STAY)).min(self.settings.longest),
@@ -251,7 +255,7 @@ impl AdaptivePolicy {
     }
 
     fn next_of(&self, state: &AdaptiveState, now: Instant) -> Option<LoadAhead> {
-        let load = state.load_time();
+        let load = state.all.load_time();
         if state.busy_since.is_some() || self.pressure.is_pressed() {
             return None;
         }
@@ -263,40 +267,50 @@ impl AdaptivePolicy {
             probability: 1.0,
         });
         let interval =
-            state.window.filter(|window| window.from > 0.0 && !state.loaded_ahead).and_then(|window| {
+            state.window().filter(|window| window.from > 0.0 && !state.window_tried).and_then(|window| {
                 let since = state.idle_since?;
                 let until = since.checked_add(span(window.to))?;
                 let at = (since.checked_add(span(window.from))? - load.min(span(window.from))).max(now);
-                let probability =
-                    1.0 - (window.cost / (state.gaps.weight() * self.settings.price.as_secs_f64())).min(1.0);
+                let probability = 1.0
+                    - (window.cost / (state.all.gaps.weight() * self.settings.price.as_secs_f64())).min(1.0);
                 (until > now).then_some(LoadAhead { at, until, why: LoadReason::Interval, probability })
             });
-        let (local, price) = (self.clock.local(), self.settings.price.as_secs_f64());
-        let soon = local + chrono::TimeDelta::from_std(load).unwrap_or_default();
-        let daily = if !state.loaded_ahead && !state.daily.is_used(soon) && state.daily.is_worth(soon, price)
-        {
-            let left = state.daily.left(soon);
-            let until = now + load + span(left);
-            Some(LoadAhead {
-                at: now,
-                until,
-                why: LoadReason::Daily,
-                probability: state.daily.probability(soon),
-            })
-        } else {
-            state.daily.next(soon, price).and_then(|(after, probability)| {
-                let at = now.checked_add(span(after))?;
-                let until = at + load + span(BIN_SECONDS);
-                Some(LoadAhead { at, until, why: LoadReason::Daily, probability })
-            })
-        };
+        // Times of day are coarser: they count where no interval is expected.
+        let daily = if interval.is_none() { self.daily(state, now, load) } else { None };
         [expected, interval, daily].into_iter().flatten().min_by_key(|next| next.at)
     }
 
+    /// The next load ahead of a time of day at which it is usually used; ahead of each at most once.
+    fn daily(&self, state: &AdaptiveState, now: Instant, load: Duration) -> Option<LoadAhead> {
+        let price = self.settings.price.as_secs_f64();
+        let soon = self.soon(load);
+        let due = !state.all.daily.is_used(soon)
+            && state.daily_tried != Some(beginning(soon))
+            && state.all.daily.is_worth(soon, price);
+        let (after, stay, probability) = if due {
+            (0.0, state.all.daily.left(soon), state.all.daily.probability(soon))
+        } else {
+            let (after, probability) = state.all.daily.next(soon, price)?;
+            (after, BIN_SECONDS, probability)
+        };
+        let at = now.checked_add(Duration::try_from_secs_f64(after).ok()?)?;
+        let until = at + load + Duration::from_secs_f64(stay);
+        Some(LoadAhead { at, until, why: LoadReason::Daily, probability })
+    }
+
+    /// The local time at which a load that begins now is over.
+    fn soon(&self, load: Duration) -> NaiveDateTime {
+        self.clock.local() + chrono::TimeDelta::from_std(load).unwrap_or_default()
+    }
+
     /// It is loaded ahead of its use.
-    pub fn loads_ahead(&self) {
+    pub fn loads_ahead(&self, why: LoadReason) {
         let mut state = self.state.lock();
-        (state.loaded_ahead, state.expected) = (true, None);
+        match why {
+            LoadReason::Hint | LoadReason::Successor => state.expected = None,
+            LoadReason::Interval => state.window_tried = true,
+            LoadReason::Daily => state.daily_tried = Some(beginning(self.soon(state.all.load_time()))),
+        }
         state.ahead += 1;
     }
 
@@ -311,10 +325,7 @@ impl AdaptivePolicy {
     pub fn explain(&self) -> Explanation {
         let now = self.clock.now();
         let state = self.state.lock();
-        let mut spent = state.spent;
-        if let Some(since) = state.resident_since {
-            spent.resident_seconds += now.saturating_duration_since(since).as_secs_f64();
-        }
+        let spent = Spent { resident_seconds: state.resident_seconds(now), ..state.spent };
         let mut fixed = state.fixed;
         if let Some(since) = state.busy_since {
             fixed.busy(now.saturating_duration_since(since).as_secs_f64());
@@ -322,8 +333,9 @@ impl AdaptivePolicy {
             fixed.busy(now.saturating_duration_since(since).min(fixed.stay).as_secs_f64());
         }
         Explanation {
-            gaps: state.gaps.weight(),
-            window: state.window,
+            gaps: state.all.gaps.weight(),
+            window: state.window(),
+            behind: state.window.is_some() && state.lead.behind,
             stay: self.stay_of(&state),
             price: self.settings.price,
             next: self.next_of(&state, now),
@@ -341,17 +353,21 @@ impl AdaptivePolicy {
 }
 
 impl AdaptiveState {
-    /// The 95th percentile of the latest load times.
-    fn load_time(&self) -> Duration {
-        let mut sorted: Vec<f64> = self.loads.iter().copied().collect();
-        sorted.sort_by(f64::total_cmp);
-        let place = (sorted.len() * 95).div_ceil(100).saturating_sub(1);
-        sorted.get(place).and_then(|seconds| Duration::try_from_secs_f64(*seconds).ok()).unwrap_or_default()
+    /// The window that applies.
+    fn window(&self) -> Option<Window> {
+        self.window.filter(|_| !self.lead.behind)
+    }
+
+    fn resident_seconds(&self, now: Instant) -> f64 {
+        let since = self.resident_since.map(|since| now.saturating_duration_since(since).as_secs_f64());
+        self.spent.resident_seconds + since.unwrap_or_default()
     }
 }
 
-fn decide(gaps: &GapHistogram, settings: AdaptiveSettings) -> Option<Window> {
-    gaps.window(settings.price.as_secs_f64(), settings.usual.as_secs_f64(), settings.longest.as_secs_f64())
+fn decide(habits: &SlotHabits, settings: AdaptiveSettings) -> Option<Window> {
+    let [price, usual, longest] =
+        [settings.price, settings.usual, settings.longest].map(|span| span.as_secs_f64());
+    habits.gaps.window(price, usual, longest, habits.load_time().as_secs_f64())
 }
 
 impl Explanation {
@@ -360,6 +376,10 @@ impl Explanation {
         let (gaps, price, stay) = (self.gaps, self.price.as_secs(), self.stay.as_secs());
         let pressed = if self.pressed { " Memory is short, so stays are shorter." } else { "" };
         match self.window {
+            None if self.behind => format!(
+                "It stays {stay} s after a use, as configured: what was learned has cost more than that, until it is made \
+                 up for.{pressed}"
+            ),
             None => format!(
                 "It stays {stay} s after a use, as configured: {gaps:.1} idle periods are known, and 8 are needed.{pressed}"
             ),

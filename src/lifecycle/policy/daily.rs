@@ -8,6 +8,7 @@ const BINS: usize = 144;
 const MINUTES: u32 = 10;
 /// Seconds of a bin.
 pub(super) const BIN_SECONDS: f64 = 600.0;
+const DAY_SECONDS: f64 = 86_400.0;
 /// Days after which a day counts half.
 const HALF_LIFE: f64 = 14.0;
 /// How often a bin must have been used before it is a habit.
@@ -46,6 +47,16 @@ pub struct DailyHabits {
     today: Vec<usize>,
 }
 
+/// The beginning of the ten minutes that `at` lies in.
+pub(super) fn beginning(at: NaiveDateTime) -> NaiveDateTime {
+    let seconds = i64::from((at.minute() % MINUTES) * 60 + at.second());
+    at - chrono::TimeDelta::seconds(seconds) - chrono::TimeDelta::nanoseconds(i64::from(at.nanosecond()))
+}
+
+fn is_worth(probability: f64, price: f64) -> bool {
+    probability * (price - WAIT) > (1.0 - probability) * MISSED
+}
+
 fn is_weekend(day: NaiveDate) -> bool {
     day.weekday().number_from_monday() > 5
 }
@@ -55,20 +66,27 @@ fn bin(at: NaiveDateTime) -> usize {
 }
 
 impl DailyHabits {
-    /// The model is used at this local time.
-    pub fn used(&mut self, at: NaiveDateTime) {
+    /// The model is used at this local time, after an idle period of so many seconds; `None`: it is the first use.
+    ///
+    /// Only uses that end a long idle period count. In a busy hour every ten minutes are used, but a model that was idle
+    /// for long is loaded ahead of the beginning of such an hour, and that is what has to be likely.
+    pub fn used(&mut self, at: NaiveDateTime, idle: Option<f64>) {
         self.begin(at.date());
         let bin = bin(at);
         if self.today.contains(&bin) {
             return;
         }
         self.today.push(bin);
+        if idle.is_some_and(|idle| idle < BIN_SECONDS) {
+            return;
+        }
         let days = self.days(at.date());
         days.used[bin] += 1.0;
         days.seen[bin] = days.seen[bin].saturating_add(1);
     }
 
-    /// Counts the days up to `day`. A clock that was set back counts nothing.
+    /// Counts the days up to `day`. A clock that was set back counts nothing; after a week of it, the later days have not
+    /// been.
     fn begin(&mut self, day: NaiveDate) {
         let number = day.num_days_from_ce();
         let Some(latest) = self.latest else {
@@ -77,6 +95,10 @@ impl DailyHabits {
             return;
         };
         if number <= latest {
+            if number < latest - 7 {
+                self.latest = Some(number);
+                self.today.clear();
+            }
             return;
         }
         // After a long time nothing of the old habits is left.
@@ -97,18 +119,31 @@ impl DailyHabits {
 
     /// How likely the model is used in the ten minutes that `at` lies in; 0 for what is no habit.
     pub fn probability(&self, at: NaiveDateTime) -> f64 {
-        let days = if is_weekend(at.date()) { &self.weekend } else { &self.working };
-        let bin = bin(at);
+        self.share(at.date(), bin(at), self.missed(at.date()))
+    }
+
+    /// Days without any use, of the same kind as `day`, between the latest day and this one. They count: a habit ends
+    /// when the model is no longer used at all.
+    fn missed(&self, day: NaiveDate) -> i32 {
+        let Some(latest) = self.latest else { return 0 };
+        let between = (latest + 1).max(day.num_days_from_ce() - 400)..day.num_days_from_ce();
+        let same = |number: &i32| (number.rem_euclid(7) == 0 || number.rem_euclid(7) == 6) == is_weekend(day);
+        i32::try_from(between.filter(same).count()).unwrap_or(i32::MAX)
+    }
+
+    fn share(&self, day: NaiveDate, bin: usize, missed: i32) -> f64 {
+        let days = if is_weekend(day) { &self.weekend } else { &self.working };
         if days.seen[bin] < ENOUGH || days.days <= 0.0 {
             return 0.0;
         }
-        (f64::from(days.used[bin]) / f64::from(days.days)).clamp(0.0, 1.0)
+        let (each, kept) = ((-1.0 / HALF_LIFE).exp2(), (-f64::from(missed) / HALF_LIFE).exp2());
+        let all = f64::from(days.days) * kept + (1.0 - kept) / (1.0 - each);
+        (f64::from(days.used[bin]) * kept / all).clamp(0.0, 1.0)
     }
 
     /// Whether loading ahead of those ten minutes is worth it, where a load costs `price` seconds.
     pub fn is_worth(&self, at: NaiveDateTime, price: f64) -> bool {
-        let probability = self.probability(at);
-        probability * (price - WAIT) > (1.0 - probability) * MISSED
+        is_worth(self.probability(at), price)
     }
 
     /// Whether it was used in those ten minutes already.
@@ -128,11 +163,16 @@ impl DailyHabits {
         if !(has_habits(&self.working) || has_habits(&self.weekend)) {
             return None;
         }
-        let into_bin = f64::from((now.minute() % MINUTES) * 60 + now.second());
-        (1..=7 * BINS).find_map(|step| {
-            let after = step as f64 * BIN_SECONDS - into_bin;
-            let at = now.checked_add_signed(chrono::TimeDelta::seconds(after as i64))?;
-            self.is_worth(at, price).then(|| (after, self.probability(at)))
+        let midnight = f64::from(now.num_seconds_from_midnight());
+        (0..=7).find_map(|after_days| {
+            let day = now.date().checked_add_days(chrono::Days::new(after_days))?;
+            let missed = self.missed(day);
+            let first = if after_days == 0 { bin(now) + 1 } else { 0 };
+            (first..BINS).find_map(|bin| {
+                let probability = self.share(day, bin, missed);
+                let after = after_days as f64 * DAY_SECONDS + bin as f64 * BIN_SECONDS - midnight;
+                is_worth(probability, price).then_some((after, probability))
+            })
         })
     }
 
@@ -169,11 +209,11 @@ mod tests {
     fn a_daily_job_is_a_habit_after_four_days_and_none_at_weekends() {
         let mut habits = DailyHabits::default();
         for day in [1, 2, 3] {
-            habits.used(at(day, 9, 5));
-            habits.used(at(day, 9, 6)); // the same ten minutes
+            habits.used(at(day, 9, 5), None);
+            habits.used(at(day, 9, 6), Some(60.0)); // the same ten minutes
             assert!(!habits.is_worth(at(day, 9, 0), 1200.0));
         }
-        habits.used(at(4, 9, 5));
+        habits.used(at(4, 9, 5), None);
         assert!(habits.probability(at(5, 9, 0)) > 0.99);
         assert_eq!(habits.next(at(5, 8, 30), 1200.0).map(|(after, _)| after), Some(1800.0));
         assert!(!habits.is_worth(at(6, 9, 0), 1200.0), "Saturday");
@@ -185,23 +225,53 @@ mod tests {
     fn a_habit_that_ends_is_forgotten_and_the_clock_may_be_set_back() {
         let mut habits = DailyHabits::default();
         for day in 1..=5 {
-            habits.used(at(day, 9, 0));
+            habits.used(at(day, 9, 0), None);
         }
-        habits.used(at(3, 9, 0));
+        habits.used(at(3, 9, 0), None);
         assert!(habits.probability(at(8, 9, 0)) > 0.99);
         for day in [8, 9, 10, 11, 12, 15, 16, 17, 18, 19] {
-            habits.used(at(day, 14, 0));
+            habits.used(at(day, 14, 0), None);
         }
         assert!(habits.probability(at(22, 9, 0)) < 0.3 && !habits.is_worth(at(22, 9, 0), 1200.0));
         assert!(habits.is_worth(at(22, 14, 0), 1200.0));
     }
 
     #[test]
+    fn a_busy_hour_is_expected_at_its_beginning_and_days_without_any_use_end_a_habit() {
+        let mut habits = DailyHabits::default();
+        for day in 1..=5 {
+            habits.used(at(day, 9, 0), Some(60_000.0));
+            for minute in [10, 20, 30, 40, 50] {
+                habits.used(at(day, 9, minute), Some(500.0));
+            }
+        }
+        assert!(habits.is_worth(at(8, 9, 0), 1200.0) && !habits.is_worth(at(8, 9, 20), 1200.0));
+        assert!(habits.is_worth(at(9, 9, 0), 1200.0) && !habits.is_worth(at(22, 9, 0), 1200.0));
+        let (day, after) = (at(8, 9, 1), |now| habits.next(now, 1200.0).map(|(after, _)| after));
+        assert_eq!(after(day), Some(86_400.0 - 60.0));
+        assert_eq!(after(at(20, 9, 1)), None);
+    }
+
+    #[test]
+    fn days_that_a_wrong_clock_has_shown_are_forgotten() {
+        let mut habits = DailyHabits::default();
+        habits.used(at(1, 9, 0) + chrono::Days::new(3650), None);
+        for day in [1, 2, 3, 4, 5, 8, 9, 10] {
+            habits.used(at(day, 9, 0), None);
+            if day % 2 == 0 {
+                habits.used(at(day, 15, 0), None);
+            }
+        }
+        let (always, sometimes) = (habits.probability(at(11, 9, 0)), habits.probability(at(11, 15, 0)));
+        assert!(always > 0.8 && (0.3..0.7).contains(&sometimes), "{always} {sometimes}");
+    }
+
+    #[test]
     fn processes_add_up() {
         let (mut one, mut other) = (DailyHabits::default(), DailyHabits::default());
         for day in 1..=4 {
-            one.used(at(day, 9, 0));
-            other.used(at(day, 10, 0));
+            one.used(at(day, 9, 0), None);
+            other.used(at(day, 10, 0), None);
         }
         one.merge(&other);
         assert!((one.probability(at(5, 9, 0)) - 0.5).abs() < 0.05);

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use super::adaptive::AdaptiveSettings;
+
 /// Loads and seconds in memory.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Spent {
@@ -33,5 +35,36 @@ impl FixedTimer {
     /// A use took so long.
     pub(super) fn busy(&mut self, seconds: f64) {
         self.spent.resident_seconds += seconds;
+    }
+}
+
+/// What was learned may cost so many times what the timer would have.
+const MOST: f64 = 1.04;
+/// Loads by which it may be worse before the timer applies, and by which it may be better at most: what was saved long ago
+/// is no reason to be worse today.
+const PATIENCE: f64 = 2.0;
+const MOST_SAVED: f64 = 20.0;
+
+/// By how much what was learned has been better than the timer, so that it never becomes much worse, whatever is done to it.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Lead {
+    /// Seconds of memory that it has cost more than that many times what the timer would have.
+    excess: f64,
+    /// Seconds in memory so far, at the latest use.
+    in_memory: f64,
+    /// The timer applies until that is made up for.
+    pub(super) behind: bool,
+}
+
+impl Lead {
+    /// An idle period ends after `idle` seconds. `left`: the policy had the value leave, and a load is needed. It has been
+    /// in memory for `in_memory` seconds in all.
+    pub(super) fn idle(&mut self, idle: f64, left: bool, in_memory: f64, settings: AdaptiveSettings) {
+        let (price, stay) = (settings.price.as_secs_f64(), settings.usual.as_secs_f64());
+        let own = in_memory - self.in_memory + if left { price } else { 0.0 };
+        let fixed = idle.min(stay) + if idle > stay { price } else { 0.0 };
+        self.in_memory = in_memory;
+        self.excess = (self.excess + own - MOST * fixed).max(-MOST_SAVED * price);
+        self.behind = self.excess > if self.behind { 0.0 } else { PATIENCE * price };
     }
 }

@@ -14,7 +14,9 @@ const BINS: usize = 64;
 const PER_DOUBLING: f64 = 4.0;
 /// With less weight than this, nothing is learned yet.
 const ENOUGH: f64 = 8.0;
-/// What it costs to leave and to come back, in addition to memory, for each gap.
+/// What it costs to leave and to come back, in addition to memory, for each gap: seconds of memory for each second of the
+/// load, which takes the processor from others, and the least.
+const COMING_BACK_PER_SECOND: f64 = 5.0;
 const COMING_BACK: f64 = 10.0;
 /// Leaving and coming back must cost at most this part of staying.
 const CLEARLY_BETTER: f64 = 0.7;
@@ -51,10 +53,15 @@ impl GapHistogram {
         if !(seconds >= SHORTEST_GAP && seconds.is_finite()) {
             return;
         }
-        let kept = (-seconds / HALF_LIFE).exp2() as f32;
-        self.0.iter_mut().for_each(|bin| *bin *= kept);
+        self.fade(seconds);
         let bin = (PER_DOUBLING * (seconds / SHORTEST_GAP).log2()).floor() as usize;
         self.0[bin.min(BINS - 1)] += 1.0;
+    }
+
+    /// So many seconds have passed: what was seen before them weighs less.
+    pub fn fade(&mut self, seconds: f64) {
+        let kept = (-seconds.max(0.0) / HALF_LIFE).exp2() as f32;
+        self.0.iter_mut().for_each(|bin| *bin *= kept);
     }
 
     /// Adds the gaps that another process has seen.
@@ -73,8 +80,8 @@ impl GapHistogram {
     }
 
     /// The cheapest window, where a load costs `price` seconds and `usual` seconds are the stay of models of which nothing
-    /// is known. `None` while too little is known.
-    pub fn window(&self, price: f64, usual: f64, longest: f64) -> Option<Window> {
+    /// is known. A load takes `load` seconds. `None` while too little is known.
+    pub fn window(&self, price: f64, usual: f64, longest: f64, load: f64) -> Option<Window> {
         if self.weight() < ENOUGH {
             return None;
         }
@@ -96,13 +103,14 @@ impl GapHistogram {
             below[bin + 1] = (below[bin].0 + weight, below[bin].1 + seconds);
         }
         let (all, _) = below[BINS];
+        let each_time = COMING_BACK.max(COMING_BACK_PER_SECOND * load);
         let cost = |from_bin: usize, from: f64, to_bin: usize| {
             let to = edges[to_bin];
             let before = below[from_bin].0;
             let within = (below[to_bin].0 - before).max(0.0);
             let seconds = (below[to_bin].1 - below[from_bin].1 - within * from).max(0.0);
             let after = (all - below[to_bin].0).max(0.0);
-            let coming_back = if from > 0.0 { COMING_BACK * all } else { 0.0 };
+            let coming_back = if from > 0.0 { each_time * all } else { 0.0 };
             before * price + seconds + (after + 1.0) * (to - from + price) + coming_back
         };
         let ends = |from: f64| {
@@ -132,7 +140,7 @@ mod tests {
     }
 
     fn window(gaps: impl IntoIterator<Item = f64>) -> Option<Window> {
-        seen(gaps).window(1200.0, 600.0, 14_400.0)
+        seen(gaps).window(1200.0, 600.0, 14_400.0, 2.0)
     }
 
     #[test]
@@ -153,6 +161,13 @@ mod tests {
     fn an_hourly_job_is_loaded_just_before_its_hour() {
         let Window { from, to, .. } = window([3600.0; 40]).unwrap();
         assert!(from > 3000.0 && from < 3600.0 && to > 3600.0 && to - from <= 620.0, "{from} {to}");
+    }
+
+    #[test]
+    fn a_model_that_loads_slowly_does_not_leave_for_minutes() {
+        let from = |load| seen([100.0; 40]).window(1200.0, 600.0, 14_400.0, load).unwrap().from;
+        assert!(from(0.1) > 60.0 && from(2.0) > 60.0);
+        assert_eq!(from(20.0), 0.0);
     }
 
     #[test]

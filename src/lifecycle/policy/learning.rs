@@ -88,10 +88,17 @@ impl Learning {
         !expected.is_empty()
     }
 
-    /// The host says that `slot` will be needed. False when it is not adaptive.
-    pub fn hint(&self, slot: &str) -> bool {
-        let policy = self.policies.lock().get(slot).cloned();
-        policy.map(|policy| policy.expect(LoadReason::Hint, self.clock.now())).is_some()
+    /// The host says that `slot` will be needed, on behalf of `user`: it is expected, and slots that usually follow are.
+    /// False when it is not adaptive.
+    pub fn hint(&self, slot: &str, user: Option<&str>) -> bool {
+        let policies = self.policies.lock().clone();
+        let Some(policy) = policies.get(slot) else { return false };
+        let now = self.clock.now();
+        policy.expect(LoadReason::Hint, now);
+        let next = self.successors.announced(slot, user, self.settings.price.as_secs_f64());
+        let followers = next.iter().filter_map(|slot| policies.get(slot));
+        followers.for_each(|policy| policy.expect(LoadReason::Successor, now));
+        true
     }
 
     /// What the policy of a slot knows and does, and which slots follow; `None` for a slot that is not adaptive.

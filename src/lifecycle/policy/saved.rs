@@ -1,11 +1,11 @@
 //! What was learned, across restarts: one file for each process, whose counts add up.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::fs;
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
@@ -16,6 +16,10 @@ use super::gaps::GapHistogram;
 const VERSION: u32 = 1;
 /// Files that were not written for so long belong to processes that have ended.
 const ABANDONED: Duration = Duration::from_secs(1800);
+/// Load times that are remembered: the longest of them but one in twenty is expected.
+const RECENT_LOADS: usize = 32;
+/// A day. No load takes longer.
+const LONGEST_LOAD: f32 = 86_400.0;
 /// A larger file is none of ours.
 const LARGEST: u64 = 16 << 20;
 
@@ -26,12 +30,38 @@ pub struct SlotHabits {
     pub gaps: GapHistogram,
     /// When it was used.
     pub daily: DailyHabits,
+    /// Seconds that its latest loads took.
+    #[serde(default)]
+    pub loads: VecDeque<f32>,
 }
 
 impl SlotHabits {
     fn merge(&mut self, other: &Self) {
         self.gaps.merge(&other.gaps);
         self.daily.merge(&other.daily);
+        let room = RECENT_LOADS.saturating_sub(self.loads.len());
+        self.loads.extend(other.loads.iter().take(room));
+    }
+
+    /// A load took so long.
+    pub fn loaded(&mut self, seconds: f64) {
+        if self.loads.len() >= RECENT_LOADS {
+            self.loads.pop_front();
+        }
+        self.loads.push_back(seconds as f32);
+    }
+
+    /// The 95th percentile of the latest load times.
+    pub fn load_time(&self) -> Duration {
+        let mut sorted: Vec<f32> = self.loads.iter().copied().collect();
+        sorted.sort_by(f32::total_cmp);
+        let place = (sorted.len() * 95).div_ceil(100).saturating_sub(1);
+        sorted.get(place).and_then(|seconds| Duration::try_from_secs_f32(*seconds).ok()).unwrap_or_default()
+    }
+
+    fn is_valid(&self) -> bool {
+        let plausible = |seconds: &f32| (0.0..=LONGEST_LOAD).contains(seconds);
+        self.gaps.is_valid() && self.daily.is_valid() && self.loads.iter().all(plausible)
     }
 }
 
@@ -47,6 +77,7 @@ pub(super) struct SavedHabits {
     own: PathBuf,
     /// What processes that have ended had learned: it goes on in the file of this one.
     inherited: BTreeMap<String, SlotHabits>,
+    opened: Instant,
     /// What all had learned when this process began.
     learned: BTreeMap<String, SlotHabits>,
 }
@@ -59,15 +90,25 @@ impl SavedHabits {
         let since = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_nanos();
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
         let own = folder.join(format!("{}-{since}-{count}.json", std::process::id()));
-        let mut saved =
-            Self { folder: folder.to_path_buf(), own, inherited: BTreeMap::new(), learned: BTreeMap::new() };
+        let mut saved = Self {
+            folder: folder.to_path_buf(),
+            own,
+            inherited: BTreeMap::new(),
+            opened: Instant::now(),
+            learned: BTreeMap::new(),
+        };
         let mut ended = Vec::new();
         for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
             let path = entry.path();
-            let Some(slots) = read(&path) else { continue };
+            let Some(mut slots) = read(&path) else { continue };
+            // A file from the future is as good as new: the clock was set back.
+            let written = entry.metadata().and_then(|meta| meta.modified()).ok();
+            let age = written.and_then(|at| now.duration_since(at).ok()).unwrap_or_default();
+            if age > ABANDONED {
+                fade(&mut slots, age);
+            }
             merge(&mut saved.learned, &slots);
-            let age = entry.metadata().and_then(|meta| meta.modified()).ok();
-            if age.and_then(|at| now.duration_since(at).ok()).is_some_and(|age| age > ABANDONED) {
+            if age > ABANDONED {
                 ended.push((path, slots));
             }
         }
@@ -94,6 +135,7 @@ impl SavedHabits {
     /// Those of the folder and the file.
     pub(super) fn save(&self, own: &BTreeMap<String, SlotHabits>) -> io::Result<()> {
         let mut slots = self.inherited.clone();
+        fade(&mut slots, self.opened.elapsed());
         merge(&mut slots, own);
         let mut builder = fs::DirBuilder::new();
         #[cfg(unix)]
@@ -111,6 +153,11 @@ impl SavedHabits {
     }
 }
 
+/// So much time has passed since these were seen.
+fn fade(slots: &mut BTreeMap<String, SlotHabits>, time: Duration) {
+    slots.values_mut().for_each(|habits| habits.gaps.fade(time.as_secs_f64()));
+}
+
 fn merge(all: &mut BTreeMap<String, SlotHabits>, other: &BTreeMap<String, SlotHabits>) {
     for (slot, habits) in other {
         all.entry(slot.clone()).or_default().merge(habits);
@@ -122,8 +169,7 @@ fn read(path: &Path) -> Option<BTreeMap<String, SlotHabits>> {
         return None;
     }
     let file: HabitFile = serde_json::from_slice(&fs::read(path).ok()?).ok()?;
-    let valid = |habits: &SlotHabits| habits.gaps.is_valid() && habits.daily.is_valid();
-    (file.version == VERSION && file.slots.values().all(valid)).then_some(file.slots)
+    (file.version == VERSION && file.slots.values().all(SlotHabits::is_valid)).then_some(file.slots)
 }
 
 #[cfg(test)]
@@ -169,10 +215,50 @@ mod tests {
             ended.save(&habits(2)).unwrap();
             fs::File::options().write(true).open(&ended.own).unwrap().set_modified(old).unwrap();
         }
-        // The first and the second were taken over by the next ones.
+        // The first and the second were taken over by the next ones. What is old counts a little less: 1.99 each.
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
         assert_eq!(weight(folder.path()), 6.0);
         assert_eq!(weight(folder.path()), 6.0);
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn what_ended_long_ago_weighs_less_and_the_clock_may_jump() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = SavedHabits::open(folder.path());
+        let written = |at: SystemTime| {
+            file.save(&habits(40)).unwrap();
+            fs::File::options().write(true).open(&file.own).unwrap().set_modified(at).unwrap();
+        };
+        let week = Duration::from_secs(7 * 86_400);
+        written(SystemTime::now() + 52 * week);
+        assert_eq!(weight(folder.path()), 40.0, "written in the future, before the clock was set back");
+        written(SystemTime::now() - week);
+        assert_eq!(weight(folder.path()), 20.0);
+        // The first of these reads took it over, with what was left of it.
+        assert_eq!(weight(folder.path()), 20.0);
+        assert!(!file.own.exists());
+    }
+
+    #[test]
+    fn load_times_are_remembered_and_nonsense_is_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = SavedHabits::open(folder.path());
+        let mut own = habits(1);
+        for seconds in 1..=100 {
+            own.get_mut("slot").unwrap().loaded(f64::from(seconds));
+        }
+        file.save(&own).unwrap();
+        let learned = || SavedHabits::open(folder.path()).learned("slot");
+        assert_eq!(learned().load_time(), Duration::from_secs(99));
+        let whole = fs::read_to_string(&file.own).unwrap();
+        for wrong in ["-1.0", "1e30", "86401.0"] {
+            fs::write(&file.own, whole.replace("99.0", wrong)).unwrap();
+            assert_eq!(learned(), SlotHabits::default(), "{wrong}");
+        }
+        // Files of before load times were remembered.
+        let (before, after) = (whole.find(",\"loads\"").unwrap(), whole.find("100.0]").unwrap() + 6);
+        fs::write(&file.own, format!("{}{}", &whole[..before], &whole[after..])).unwrap();
+        assert_eq!(learned().gaps.weight(), 1.0);
     }
 }

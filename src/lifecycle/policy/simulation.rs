@@ -18,6 +18,10 @@ pub struct Simulated {
 
 /// A slot that is used at these times, in seconds from a Monday, 00:00. A use takes no time, a load takes `load`.
 pub fn simulate(uses: &[f64], load: Duration, settings: AdaptiveSettings) -> Simulated {
+    simulated(uses, load, settings).0
+}
+
+fn simulated(uses: &[f64], load: Duration, settings: AdaptiveSettings) -> (Simulated, AdaptivePolicy) {
     let clock = Clock::manual();
     let start = clock.now();
     let policy = AdaptivePolicy::new(clock.clone(), settings, Arc::default(), SlotHabits::default());
@@ -37,7 +41,7 @@ pub fn simulate(uses: &[f64], load: Duration, settings: AdaptiveSettings) -> Sim
         leaves = used.checked_add(policy.stay());
         cold.push(!resident);
     }
-    Simulated { explanation: policy.explain(), cold }
+    (Simulated { explanation: policy.explain(), cold }, policy)
 }
 
 /// What happens until the use at `used` to a value that leaves at `leaves`: when it leaves if it is in memory then.
@@ -58,7 +62,7 @@ fn idle(
         }
         let next = policy.next(clock.now()).filter(|next| next.at + load <= used)?;
         clock.advance_to(next.at);
-        policy.loads_ahead();
+        policy.loads_ahead(next.why);
         clock.advance_to(next.at + load);
         policy.loaded_ahead(clock.now());
         leaves = Some(next.until.max(clock.now()));
@@ -70,6 +74,7 @@ mod tests {
     use rand_chacha::ChaCha8Rng;
     use rand_chacha::rand_core::{RngCore as _, SeedableRng as _};
 
+    use super::super::fixed::Spent;
     use super::*;
 
     const LOAD: Duration = Duration::from_secs(2);
@@ -125,29 +130,28 @@ mod tests {
         all
     }
 
-    fn cost(spent: super::super::fixed::Spent) -> f64 {
+    fn cost(spent: Spent) -> f64 {
         spent.cold_starts as f64 * 1200.0 + spent.resident_seconds
     }
 
     #[test]
     fn over_many_slots_it_has_fewer_cold_starts_in_less_memory_than_the_timer() {
         let mut random = Random(ChaCha8Rng::seed_from_u64(1));
-        let (mut cold, mut memory) = (0.0, 0.0);
-        let mut counted = 0.0;
+        let (mut own, mut timer) = (Spent::default(), Spent::default());
         for _ in 0..120 {
             let rate = 10_f64.powf(1.60 + 1.77 * random.normal());
             let kind = random.uniform();
-            let uses = uses(&mut random, rate.clamp(0.2, 20_000.0), 14.0, kind);
+            // The most frequently used slots are always in memory, whoever decides.
+            let uses = uses(&mut random, rate.clamp(0.3, 3000.0), 10.0, kind);
             let Explanation { spent, fixed, .. } = simulate(&uses, LOAD, settings()).explanation;
-            if fixed.cold_starts < 3 {
-                continue;
+            for (sum, one) in [(&mut own, spent), (&mut timer, fixed)] {
+                sum.cold_starts += one.cold_starts;
+                sum.resident_seconds += one.resident_seconds;
             }
-            counted += 1.0;
-            cold += spent.cold_starts as f64 / fixed.cold_starts as f64;
-            memory += spent.resident_seconds / fixed.resident_seconds.max(1.0);
         }
-        let (cold, memory) = (cold / counted, memory / counted);
-        assert!(cold <= 0.95 && memory <= 1.0, "cold {cold:.2}, memory {memory:.2}");
+        let cold = own.cold_starts as f64 / timer.cold_starts as f64;
+        let memory = own.resident_seconds / timer.resident_seconds;
+        assert!(cold <= 0.6 && memory <= 0.9, "cold {cold:.3}, memory {memory:.3}");
     }
 
     #[test]
@@ -158,7 +162,7 @@ mod tests {
         let cold = late.iter().filter(|cold| **cold).count();
         assert!(cold * 20 <= late.len(), "{cold} of {}", late.len());
         let hours = uses.len() as f64;
-        assert!(explanation.spent.resident_seconds / hours <= 600.0 + 60.0, "{:?}", explanation.spent);
+        assert!(explanation.spent.resident_seconds / hours <= 600.0, "{:?}", explanation.spent);
     }
 
     #[test]
@@ -172,33 +176,71 @@ mod tests {
         assert!(cold * 10 <= late.len(), "{cold} of {}", late.len());
     }
 
+    /// Asserts that loads and memory cost at most 1.05 times what they cost the timer.
+    fn assert_never_worse(name: &str, uses: &[f64]) {
+        let Explanation { spent, fixed, .. } = simulate(uses, LOAD, settings()).explanation;
+        // Two loads are its patience, and the one that exhausts it.
+        let most = 1.05 * cost(fixed) + 3.0 * 1200.0;
+        assert!(cost(spent) <= most, "{name}: {spent:?} {fixed:?}");
+    }
+
     #[test]
     fn it_is_never_much_worse_than_the_timer() {
         let mut random = Random(ChaCha8Rng::seed_from_u64(2));
-        let every = |seconds: f64, count: usize| (0..count).map(|n| n as f64 * seconds).collect::<Vec<_>>();
-        let mut series = vec![
-            ("every minute", every(60.0, 2000)),
-            ("every five minutes", every(300.0, 2000)),
-            ("just beyond the timer", every(601.0, 1000)),
-            ("every two hours", every(7200.0, 300)),
-        ];
-        for mean in [100.0, 600.0, 3000.0] {
-            let mut at = 0.0;
-            let poisson = (0..2000).map(|_| {
-                at += random.exponential(mean);
-                at
-            });
-            series.push(("at random", poisson.collect()));
+        for gap in [20, 60, 100, 300, 599, 601, 700, 1190, 1201, 1800, 3600, 7200, 15_000, 40_000] {
+            let uses: Vec<f64> = (0..1000).map(|n| f64::from(n * gap)).collect();
+            assert_never_worse(&format!("every {gap} s"), &uses);
         }
-        let mut at = 0.0;
-        let switching = (0..2000).map(|n| {
-            at += if (n / 100) % 2 == 0 { 60.0 } else { 3000.0 };
-            at
-        });
-        series.push(("switching", switching.collect()));
-        for (name, uses) in series {
-            let Explanation { spent, fixed, .. } = simulate(&uses, LOAD, settings()).explanation;
-            assert!(cost(spent) <= 1.05 * cost(fixed) + 2400.0, "{name}: {spent:?} {fixed:?}");
+        let series = |gap: &mut dyn FnMut(usize) -> f64| {
+            let sum = |at: &mut f64, gap: f64| {
+                *at += gap;
+                Some(*at)
+            };
+            (0..2000).map(gap).scan(0.0, sum).collect::<Vec<_>>()
+        };
+        for mean in [20.0, 100.0, 600.0, 1000.0, 1200.0, 1500.0, 3000.0, 20_000.0] {
+            let uses = series(&mut |_| random.exponential(mean));
+            assert_never_worse(&format!("every {mean} s on average"), &uses);
+        }
+        let heavy = series(&mut |_| 60.0 * (random.uniform().powf(-1.0 / 1.1) - 1.0));
+        assert_never_worse("a heavy tail", &heavy);
+        for (one, other, length) in [(60, 3000, 100), (60, 3000, 20), (601, 5000, 50), (300, 1300, 30)] {
+            let uses = series(&mut |n| f64::from(if (n / length) % 2 == 0 { one } else { other }));
+            assert_never_worse(&format!("{length} uses every {one} s, then every {other} s"), &uses);
+        }
+    }
+
+    #[test]
+    fn nor_against_an_adversary_who_comes_just_after_it_has_left() {
+        let mut uses = vec![0.0];
+        for _ in 0..250 {
+            let Explanation { stay, window, .. } = simulate(&uses, LOAD, settings()).explanation;
+            let gap = window.map_or(stay.as_secs_f64(), |window| window.to.max(30.0)) + 1.0;
+            uses.push(uses[uses.len() - 1] + gap);
+        }
+        assert_never_worse("just after it has left", &uses);
+        let mut uses = vec![0.0];
+        for _ in 0..250 {
+            // Where it leaves and comes back: while it is away.
+            let Explanation { stay, next, .. } = simulate(&uses, LOAD, settings()).explanation;
+            let gap = stay.as_secs_f64() + 1.0 + if next.is_some() { 1.0 } else { 0.0 };
+            uses.push(uses[uses.len() - 1] + gap);
+        }
+        assert_never_worse("while it is away", &uses);
+    }
+
+    #[test]
+    fn after_a_restart_it_decides_the_same() {
+        let mut random = Random(ChaCha8Rng::seed_from_u64(3));
+        for kind in [0.1, 0.25, 0.9] {
+            let uses = uses(&mut random, 200.0, 5.0, kind);
+            let (before, policy) = simulated(&uses, LOAD, settings());
+            let (clock, pressure) = (Clock::manual(), Arc::default());
+            let after = AdaptivePolicy::new(clock, settings(), pressure, policy.habits()).explain();
+            assert!(before.explanation.window.is_some());
+            let decided =
+                |found: &Explanation| found.window.map(|window| (window.from, window.to, found.stay));
+            assert_eq!(decided(&after), decided(&before.explanation));
         }
     }
 }

@@ -50,10 +50,9 @@ impl Followers {
         }
     }
 
-    /// Those that are worth loading, where a load costs `price` seconds; `None` while too little is known.
-    fn likely(&self, price: f64) -> Option<Vec<Arc<str>>> {
-        // The present use has not been followed yet.
-        let uses = self.uses - 1.0;
+    /// Those that are worth loading, where a load costs `price` seconds; `None` while too little is known. `uses` are those
+    /// that something could have followed.
+    fn likely(&self, price: f64, uses: f64) -> Option<Vec<Arc<str>>> {
         if uses < ENOUGH {
             return None;
         }
@@ -133,11 +132,14 @@ impl Successors {
         state.each(slot, user, Followers::used);
         let recent = RecentUse { slot: Arc::clone(slot), at: now, user, followed: Vec::new() };
         state.recent.push(recent);
-        let own = user.and_then(|user| {
-            let known = state.users.peek(&user)?;
-            known.iter().find(|(known, _)| known == slot)?.1.likely(price)
-        });
-        own.or_else(|| state.all.get(slot)?.likely(price)).unwrap_or_default()
+        // The present use has not been followed yet.
+        state.likely(slot, user, price, 1.0)
+    }
+
+    /// The models that usually follow `slot`, which is announced on behalf of `user`: a user's own habits go first.
+    pub(super) fn announced(&self, slot: &str, user: Option<&str>, price: f64) -> Vec<Arc<str>> {
+        let user = user.map(|user| self.hasher.hash_one(user));
+        self.state.lock().likely(slot, user, price, 0.0)
     }
 
     /// The models that a user usually uses after `slot`, and with what probability, for reports.
@@ -150,6 +152,16 @@ impl Successors {
 }
 
 impl SuccessorState {
+    /// `open` of the latest uses have not been followed yet.
+    fn likely(&self, slot: &str, user: Option<u64>, price: f64, open: f64) -> Vec<Arc<str>> {
+        let likely = |followers: &Followers| followers.likely(price, followers.uses - open);
+        let own = user.and_then(|user| {
+            let known = self.users.peek(&user)?;
+            likely(&known.iter().find(|(known, _)| **known == *slot)?.1)
+        });
+        own.or_else(|| likely(self.all.get(slot)?)).unwrap_or_default()
+    }
+
     /// Changes what is known of a slot: of everybody, and of a user.
     fn each(&mut self, slot: &Arc<str>, user: Option<u64>, change: impl Fn(&mut Followers)) {
         change(self.all.entry(Arc::clone(slot)).or_default());
@@ -227,6 +239,12 @@ mod tests {
             now += Duration::from_secs(1000);
         }
         assert_eq!((names(&expected.0), names(&expected.1)), (vec!["b"], vec!["c"]));
+        let announced = |user| successors.announced("a", user, 100.0);
+        assert_eq!((names(&announced(Some("ayşe"))), names(&announced(Some("bob")))), (vec!["b"], vec!["c"]));
+        // Of everybody's uses, half are followed by each. A stranger's are those of everybody.
+        assert_eq!(names(&announced(None)), names(&announced(Some("eve"))));
+        assert_eq!(announced(None).len(), 2);
+        assert!(names(&successors.announced("a", None, 50.0)).is_empty());
         for user in 0..5000 {
             now += Duration::from_secs(100);
             successors.used(&slots[0], Some(&user.to_string()), now, 100.0);

@@ -33,14 +33,15 @@ pub struct SlotExplanation {
 
 impl Manager {
     /// The host knows that a slot will be needed soon: it is loaded if its stay is decided by its use, nothing is computed
-    /// now, and memory is free. False when its stay is not.
+    /// now, and memory is free. Slots that usually follow it are, too: by the habits of `user` where they are known. False
+    /// when its stay is not.
     ///
     /// # Errors
     /// [`Error::UnknownModel`], [`Error::Closed`].
-    pub fn hint(&self, name: &str) -> Result<bool> {
+    pub fn hint(&self, name: &str, user: Option<&str>) -> Result<bool> {
         let parts = self.parts()?;
         parts.registry.entry(name)?;
-        Ok(parts.registry.hint(name))
+        Ok(parts.registry.hint(name, user))
     }
 
     /// What is known of a slot's use; `None` when that does not decide its stay.

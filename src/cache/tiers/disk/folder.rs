@@ -1,5 +1,7 @@
 //! The folder as a tier: look-ups, appends, bounds.
 
+use std::cmp::Reverse;
+use std::collections::HashMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -45,6 +47,8 @@ pub struct Disk {
     /// Writing has failed.
     off: AtomicBool,
     counts: TierCounts,
+    /// Results that were read ahead of their use. Each leaves with its first use: the memory above has it then.
+    warm: Mutex<HashMap<TierKey, CachedItem>>,
 }
 
 pub(super) struct OpenedIndex {
@@ -62,7 +66,25 @@ impl Disk {
             appender: Mutex::new(None),
             off: AtomicBool::new(false),
             counts: TierCounts::default(),
+            warm: Mutex::default(),
         }
+    }
+
+    /// Reads those `most` results that were stored last, ahead of their use. How many there were.
+    pub fn read_ahead(&self, most: usize) -> usize {
+        let mut entries: Vec<_> = self
+            .with_index(|opened| opened.index.rows.values().map(|row| (row.segment, row.entry)).collect());
+        // The youngest first; of one second, those further on in the younger segment.
+        entries.sort_unstable_by_key(|(segment, entry)| Reverse((entry.stored, *segment, entry.offset)));
+        let mut read = 0;
+        for (_, entry) in entries.into_iter().take(most) {
+            if let Some(item) = self.find_stored(entry.key) {
+                self.warm.lock().insert(entry.key, item);
+                TierCounts::add(&self.counts.read_ahead, 1);
+                read += 1;
+            }
+        }
+        read
     }
 
     /// The folder.
@@ -104,6 +126,11 @@ impl Disk {
     }
 
     fn find(&self, key: TierKey) -> Option<CachedItem> {
+        let warm = self.warm.lock().remove(&key);
+        warm.or_else(|| self.find_stored(key))
+    }
+
+    fn find_stored(&self, key: TierKey) -> Option<CachedItem> {
         let (entry, values) = self.with_index(|opened| {
             let row = opened.index.rows.get_mut(&key)?;
             row.hit = true;
@@ -263,6 +290,8 @@ impl Tier for Disk {
             self.note(remove(&self.settings.folder, &id), "emptied");
         }
         *opened = None;
+        drop(opened);
+        self.warm.lock().clear();
     }
 
     fn counts(&self) -> &TierCounts {

@@ -68,6 +68,24 @@ fn what_is_stored_is_there_after_a_restart_and_nothing_is_made_before() {
 }
 
 #[test]
+fn what_was_stored_last_is_read_ahead() {
+    let folder = tempfile::tempdir().unwrap();
+    let disk = Disk::new(settings(folder.path()));
+    disk.put(&rows(0..10, 4));
+    drop(disk);
+    let disk = Disk::new(settings(folder.path()));
+    assert_eq!(disk.read_ahead(4), 4);
+    // What is in memory does not need the files.
+    for file in fs::read_dir(folder.path().join("cache")).unwrap() {
+        fs::File::options().write(true).open(file.unwrap().path()).unwrap().set_len(0).unwrap();
+    }
+    assert_eq!((held(&disk, 0..6), held(&disk, 6..10)), (0, 4));
+    // Each is used once: then the memory above has it.
+    assert_eq!(held(&disk, 6..10), 0);
+    assert_eq!(Disk::new(settings(folder.path())).read_ahead(4), 0);
+}
+
+#[test]
 fn no_flipped_bit_and_no_cut_gives_a_wrong_value() {
     let folder = tempfile::tempdir().unwrap();
     let disk = Disk::new(settings(folder.path()));
@@ -127,6 +145,31 @@ fn the_bound_is_kept_and_what_is_asked_for_stays() {
         assert!(bytes <= max_bytes + (256 << 10), "{bytes}");
     }
     assert!(held(&disk, 9_900..10_000) == 100 && held(&disk, 100..2000) < 100);
+}
+
+#[test]
+fn a_clock_that_jumps_costs_no_result_and_no_bound() {
+    let folder = tempfile::tempdir().unwrap();
+    let cache = folder.path().join("cache");
+    let bounded = DiskSettings { max_bytes: 1 << 20, ..settings(folder.path()) };
+    // Segments of the future and of 1970, whatever the clock shows now.
+    for (number, id) in ["99999999999999999999-1-0", "00000000000000000001-1-0"].into_iter().enumerate() {
+        Disk::new(bounded.clone()).put(&rows(number * 10..number * 10 + 10, 64));
+        let own = list(&cache).unwrap().into_iter().find(|own| !own.ends_with("-1-0")).unwrap();
+        for ending in ["vec", "key"] {
+            fs::rename(cache.join(format!("{own}.{ending}")), cache.join(format!("{id}.{ending}"))).unwrap();
+        }
+    }
+    let disk = Disk::new(DiskSettings { time_to_live: Some(Duration::from_secs(3600)), ..bounded });
+    disk.put(&rows(20..30, 64));
+    assert_eq!(held(&disk, 0..30), 30);
+    for part in 1..60 {
+        disk.put(&rows(part * 100..(part + 1) * 100, 64));
+        assert_eq!(held(&disk, part * 100..(part + 1) * 100), 100);
+    }
+    let files = fs::read_dir(&cache).unwrap();
+    let bytes: u64 = files.map(|file| file.unwrap().metadata().unwrap().len()).sum();
+    assert!(bytes <= (1 << 20) + (256 << 10), "{bytes}");
 }
 
 #[test]

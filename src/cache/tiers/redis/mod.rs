@@ -1,8 +1,9 @@
-//! Results in Redis or Valkey, shared by processes and machines.
+//! Results in Redis or Valkey, shared by processes and machines: one server, several, or a cluster.
 //!
 //! With several servers each key belongs to one, by rendezvous hashing: when one is added or lost, only its keys move. A
 //! value has a checksum, or with a secret a code that only holders of the secret can make; the keys then reveal nothing.
 
+mod connection;
 mod server;
 #[cfg(test)]
 mod tests;
@@ -10,7 +11,6 @@ mod tests;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ::redis::{Cmd, Pipeline, cmd};
 use hmac::{Hmac, Mac as _};
 use sha2::{Digest as _, Sha256};
 
@@ -31,7 +31,8 @@ const PREFIX: &str = "mm:1:";
 /// Which servers, and how long they may take.
 #[derive(Debug, Clone)]
 pub struct RedisSettings {
-    /// Addresses, separated by commas: `redis://`, `rediss://`, `unix://`.
+    /// Addresses, separated by commas: `redis://`, `rediss://`, `unix://`; or of nodes of one cluster: `redis+cluster://`,
+    /// `rediss+cluster://`.
     pub url: String,
     /// How long a value is kept there.
     pub time_to_live: Duration,
@@ -55,10 +56,8 @@ impl Redis {
     /// # Errors
     /// [`crate::Error::Config`] for an address that is none, or a variable that is not set.
     pub fn new(settings: &RedisSettings, environment: &dyn Host, clock: &Clock) -> Result<Self> {
-        let hosts = settings.url.split(',').map(str::trim).filter(|url| !url.is_empty());
-        let hosts: Vec<_> = hosts
-            .map(|url| RedisServer::new(url, settings.timeout, environment, clock.clone()))
-            .collect::<Result<_>>()?;
+        let urls: Vec<_> = settings.url.split(',').map(str::trim).filter(|url| !url.is_empty()).collect();
+        let hosts = RedisServer::all(&urls, settings.timeout, environment, clock)?;
         if hosts.is_empty() {
             return Err(server::refused("cache_url", "", "names no server"));
         }
@@ -138,12 +137,8 @@ impl Tier for Redis {
         let mut found = vec![None; keys.len()];
         for (host, numbers) in self.hosts.iter().zip(self.by_host(keys.iter().copied())) {
             for part in numbers.chunks(MOST_KEYS) {
-                let mut request = cmd("MGET");
-                part.iter().for_each(|number| {
-                    request.arg(self.name(keys[*number]));
-                });
-                let answer: Option<Vec<Option<Vec<u8>>>> =
-                    host.ask(&self.counts, false, |connection| request.query(connection));
+                let names: Vec<_> = part.iter().map(|number| self.name(keys[*number])).collect();
+                let answer = host.ask(&self.counts, false, |connection| connection.get(&names));
                 let answer = answer.filter(|values| values.len() == part.len());
                 if answer.is_none() {
                     TierCounts::add(&self.counts.misses, part.len());
@@ -163,15 +158,18 @@ impl Tier for Redis {
         let seconds = self.time_to_live.as_secs().max(1);
         for (host, numbers) in self.hosts.iter().zip(self.by_host(entries.iter().map(|(key, _)| *key))) {
             for part in numbers.chunks(MOST_KEYS) {
-                let mut requests = Pipeline::new();
-                for (key, item) in part.iter().map(|number| &entries[*number]) {
-                    let Some(mut value) = encode(item, ValueFormat::Float32) else { continue };
+                let named = part.iter().map(|number| &entries[*number]).filter_map(|(key, item)| {
+                    let mut value = encode(item, ValueFormat::Float32)?;
                     value.extend(self.proof(*key, &value));
-                    requests.cmd("SET").arg(self.name(*key)).arg(value).arg("EX").arg(seconds).ignore();
+                    Some((self.name(*key), value))
+                });
+                let named: Vec<_> = named.collect();
+                if named.is_empty() {
+                    continue;
                 }
-                let stored = host.ask(&self.counts, true, |connection| requests.query::<()>(connection));
+                let stored = host.ask(&self.counts, true, |connection| connection.set(&named, seconds));
                 if stored.is_some() {
-                    TierCounts::add(&self.counts.writes, part.len());
+                    TierCounts::add(&self.counts.writes, named.len());
                 }
             }
         }
@@ -180,28 +178,7 @@ impl Tier for Redis {
     /// Removes the keys of this program's, none of others'.
     fn clear(&self) {
         for host in &self.hosts {
-            let mut cursor = 0_u64;
-            loop {
-                let mut scan: Cmd = cmd("SCAN");
-                scan.arg(cursor).arg("MATCH").arg(format!("{PREFIX}*")).arg("COUNT").arg(1000);
-                let Some((next, names)) =
-                    host.ask(&self.counts, true, |connection| scan.query::<(u64, Vec<Vec<u8>>)>(connection))
-                else {
-                    break;
-                };
-                if !names.is_empty() {
-                    let mut delete = cmd("DEL");
-                    delete.arg(names);
-                    let deleted = host.ask(&self.counts, true, |connection| delete.query::<u64>(connection));
-                    if deleted.is_none() {
-                        break;
-                    }
-                }
-                cursor = next;
-                if cursor == 0 {
-                    break;
-                }
-            }
+            host.ask(&self.counts, true, |connection| connection.remove(PREFIX));
         }
     }
 

@@ -1,12 +1,13 @@
-//! One server: its connections, and how long it rests after a failure.
+//! One server or cluster: its connections, and how long it rests after a failure.
 
 use std::time::{Duration, Instant};
 
-use redis::{Client, Connection, ErrorKind, IntoConnectionInfo, RedisResult};
+use redis::{ConnectionInfo, ErrorKind, IntoConnectionInfo, RedisResult, ServerErrorKind};
 use sha2::{Digest as _, Sha256};
 
 use super::super::key::TierKey;
 use super::super::tier::TierCounts;
+use super::connection::{RedisClient, RedisConnection};
 use crate::clock::Clock;
 use crate::config::Host;
 use crate::sync::Mutex;
@@ -16,6 +17,8 @@ const CONNECT: Duration = Duration::from_millis(200);
 /// How long a server is not asked after a failure: doubled with each failure in a row.
 const FIRST_REST: Duration = Duration::from_secs(1);
 const LONGEST_REST: Duration = Duration::from_secs(60);
+/// In the scheme of an address, it says that the server is a node of a cluster: `redis+cluster://`, `rediss+cluster://`.
+const CLUSTER: &str = "+cluster://";
 /// Connections that are kept.
 const MOST_IDLE: usize = 4;
 
@@ -23,10 +26,10 @@ pub(super) struct RedisServer {
     /// Its address without a password, for messages; also what its weights are made of.
     name: String,
     seed: u64,
-    client: Client,
+    client: RedisClient,
     timeout: Duration,
     clock: Clock,
-    idle: Mutex<Vec<Connection>>,
+    idle: Mutex<Vec<RedisConnection>>,
     rest: Mutex<ServerRest>,
 }
 
@@ -39,26 +42,46 @@ struct ServerRest {
 }
 
 impl RedisServer {
-    pub(super) fn new(url: &str, timeout: Duration, environment: &dyn Host, clock: Clock) -> Result<Self> {
-        let info = url.into_connection_info().map_err(|error| {
+    /// The servers that `urls` name: each by itself, or all as nodes of one cluster.
+    pub(super) fn all(
+        urls: &[&str],
+        timeout: Duration,
+        environment: &dyn Host,
+        clock: &Clock,
+    ) -> Result<Vec<Self>> {
+        let is_node = |url: &&&str| url.contains(CLUSTER);
+        if let Some(single) = urls.iter().find(|url| !is_node(url))
+            && urls.iter().any(|url| is_node(&url))
+        {
             let reason =
-                format!("{error}; expected redis://[[user]:password@]host[:port][/db], rediss:// or unix://");
-            refused("cache_url", &without_password(url), &reason)
-        })?;
-        let settings = info.redis_settings().clone();
-        let settings = match settings.password() {
-            Some(password) => {
-                let password = from_environment("cache_url", password, environment)?;
-                settings.set_password(password)
-            }
-            None => settings,
+                "the other addresses are those of a cluster; name either servers, or nodes of one cluster";
+            return Err(refused("cache_url", &without_password(single), reason));
+        }
+        let named = |urls: &[&str], client: Result<RedisClient>| {
+            let name = urls.iter().map(|url| without_password(url)).collect::<Vec<_>>().join(",");
+            Ok(Self::new(name, client?, timeout, clock.clone()))
         };
-        let name = without_password(url);
-        let info = info.set_redis_settings(settings);
-        let client = Client::open(info).map_err(|error| refused("cache_url", &name, &error.to_string()))?;
+        if urls.iter().any(|url| is_node(&url)) {
+            let nodes = urls.iter().map(|url| settings(url, environment)).collect::<Result<_>>()?;
+            let client = RedisClient::cluster(nodes, CONNECT, timeout);
+            let client =
+                client.map_err(|error| refused("cache_url", &without_password(urls[0]), &error.to_string()));
+            return Ok(vec![named(urls, client)?]);
+        }
+        let single = |url: &&str| {
+            let client = RedisClient::single(settings(url, environment)?);
+            named(
+                &[*url],
+                client.map_err(|error| refused("cache_url", &without_password(url), &error.to_string())),
+            )
+        };
+        urls.iter().map(single).collect()
+    }
+
+    fn new(name: String, client: RedisClient, timeout: Duration, clock: Clock) -> Self {
         let sum = Sha256::digest(&name);
         let seed = u64::from_le_bytes([sum[0], sum[1], sum[2], sum[3], sum[4], sum[5], sum[6], sum[7]]);
-        Ok(Self { name, seed, client, timeout, clock, idle: Mutex::default(), rest: Mutex::default() })
+        Self { name, seed, client, timeout, clock, idle: Mutex::default(), rest: Mutex::default() }
     }
 
     /// How much this server wants `key`: the one that wants it most has it.
@@ -82,14 +105,14 @@ impl RedisServer {
         &self,
         counts: &TierCounts,
         writes: bool,
-        request: impl FnOnce(&mut Connection) -> RedisResult<T>,
+        request: impl FnOnce(&mut RedisConnection) -> RedisResult<T>,
     ) -> Option<T> {
         if !self.is_working() {
             return None;
         }
         let kept = self.idle.lock().pop();
         let fresh = kept.is_none();
-        let connection = kept.map_or_else(|| self.connect(), Ok);
+        let connection = kept.map_or_else(|| self.client.connect(CONNECT, self.timeout), Ok);
         let (answer, connection) = match connection {
             Ok(mut connection) => (request(&mut connection), Some(connection)),
             Err(error) => (Err(error), None),
@@ -115,14 +138,7 @@ impl RedisServer {
         }
     }
 
-    fn connect(&self) -> RedisResult<Connection> {
-        let connection = self.client.get_connection_with_timeout(CONNECT)?;
-        connection.set_read_timeout(Some(self.timeout))?;
-        connection.set_write_timeout(Some(self.timeout))?;
-        Ok(connection)
-    }
-
-    fn keep(&self, connection: Option<Connection>) {
+    fn keep(&self, connection: Option<RedisConnection>) {
         let mut idle = self.idle.lock();
         if idle.len() < MOST_IDLE {
             idle.extend(connection);
@@ -142,9 +158,25 @@ impl RedisServer {
         if state.reported.as_ref() != Some(&reason) {
             state.reported = Some(reason.clone());
             drop(state);
-            log::warn!("the cache at {} does not answer: {reason}; results are computed instead", self.name);
+            let remedy = if is_of_cluster(error) {
+                " (it is a node of a cluster: write redis+cluster:// in the place of redis://)"
+            } else {
+                ""
+            };
+            log::warn!(
+                "the cache at {} does not answer: {reason}{remedy}; results are computed instead",
+                self.name
+            );
         }
     }
+}
+
+/// Whether a node of a cluster refuses keys of other nodes.
+fn is_of_cluster(error: &redis::RedisError) -> bool {
+    matches!(error.kind(), ErrorKind::Server(ServerErrorKind::CrossSlot | ServerErrorKind::Moved))
+        || error.clone().into_server_errors().is_some_and(|errors| {
+            errors.iter().any(|(_, error)| error.kind() == Some(ServerErrorKind::Moved))
+        })
 }
 
 /// Whether the server works and only refuses to store: its memory is full, or the user may not write.
@@ -155,6 +187,26 @@ fn is_refusal(error: &redis::RedisError) -> bool {
         ErrorKind::Parse | ErrorKind::UnexpectedReturnType | ErrorKind::AuthenticationFailed
     );
     !(is_broken || is_nonsense || error.to_string().contains("NOAUTH"))
+}
+
+/// What an address says, with a password from the environment where it names a variable.
+fn settings(url: &str, environment: &dyn Host) -> Result<ConnectionInfo> {
+    let plain = url.replacen(CLUSTER, "://", 1);
+    let info = plain.as_str().into_connection_info().map_err(|error| {
+        let reason = format!(
+            "{error}; expected redis://[[user]:password@]host[:port][/db], rediss://, unix://, or redis+cluster://"
+        );
+        refused("cache_url", &without_password(url), &reason)
+    })?;
+    let settings = info.redis_settings().clone();
+    let settings = match settings.password() {
+        Some(password) => {
+            let password = from_environment("cache_url", password, environment)?;
+            settings.set_password(password)
+        }
+        None => settings,
+    };
+    Ok(info.set_redis_settings(settings))
 }
 
 pub(super) fn refused(setting: &str, value: &str, reason: &str) -> Error {

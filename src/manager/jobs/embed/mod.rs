@@ -199,6 +199,9 @@ impl Job {
                 if fitted.is_err() {
                     return true;
                 }
+                if self.options.pin {
+                    memory.pin(&self.options.key(&info.identity, prompt, content), cached.clone());
+                }
                 state.put(input, cached.item().view());
                 state.tokens += u64::from(cached.tokens());
                 state.finished += 1;

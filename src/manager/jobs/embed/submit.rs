@@ -114,7 +114,7 @@ impl Job {
                 stored.push((Tiers::key(&key), item.clone()));
             }
             if let Some(memory) = memory {
-                memory.insert(&key, item);
+                self.options.keep(memory, &key, item);
             }
         }
         if let Some((content, names)) = content {

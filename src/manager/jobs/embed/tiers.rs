@@ -91,7 +91,8 @@ impl Job {
             state.finished += 1;
             taken += 1;
             if let Some(memory) = memory {
-                memory.insert(&self.options.key(&info.identity, prompt, self.inputs.get(input)), item);
+                let key = self.options.key(&info.identity, prompt, self.inputs.get(input));
+                self.options.keep(memory, &key, item);
             }
         }
         drop(state);
