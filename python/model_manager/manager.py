@@ -162,8 +162,8 @@ class BaseManager(VectorsManager):
 
         With `keep_alive="auto"` its model is loaded, if nothing is computed now and memory is free, and leaves after a
         minute if it is not used. So are the models that usually follow it within a minute: by the habits of `user`, as
-        `embed(user=...)` has shown them, or by those of everybody. False, and nothing happens, for a slot with another `keep_alive`. Raises
-        `UnknownModelError`.
+        `embed(user=...)` has shown them, or by those of everybody. False, and nothing happens, for a slot with another
+        `keep_alive`. Raises `UnknownModelError`.
         """
         return _core._hint(self, name, user)
 
@@ -193,7 +193,8 @@ class BaseManager(VectorsManager):
             when: ``"idle"``: once the model is in memory for another reason, 32 at a time while nothing else is
                 computed. ``"first_load"``: once it is in memory, whatever else is computed. ``"now"``: at once, loading
                 the model.
-            pin: Whether the vectors stay in memory when the cache is full, until it is cleared. They count in its bounds.
+            pin: Whether the vectors stay in memory when the cache is full, until it is cleared. They count in
+                its bounds.
 
         Returns:
             A ticket with `done`, `total`, `wait` and `cancel`. `cache_size` must be as large as the texts are many;

@@ -5,6 +5,9 @@ from __future__ import annotations
 import time
 
 from conftest import tiny
+from model_manager import ModelManager
+
+MESSAGES = [{"role": "user", "content": "a"}]
 
 
 def test_a_hint_for_a_model_with_a_fixed_stay_does_nothing(serve):
@@ -40,3 +43,27 @@ def test_a_hint_loads_and_figures_are_shown(serve, tmp_path):
         assert 'cache_tier_working{tier="disk"} 1.0' in metrics
         assert f'fixed_cold_starts_total{{slot="{slot}"}} 1.0' in metrics
         assert f'_cold_starts_total{{slot="{slot}"}} 0.0' in metrics
+
+
+def test_the_field_user_selects_whose_habits_count(serve, make_writer, monkeypatch):
+    """What a user's habits lead to is tested in Rust, with a clock that is moved by hand."""
+    server = serve(make_writer(keep_alive="auto", adaptive_state=False))
+    seen = []
+    for name in ("submit_response", "submit_generation", "hint"):
+        original = getattr(ModelManager, name)
+
+        def record(manager, *values, original=original, name=name, **options):
+            seen.append((name, options.get("user", values[-1])))
+            return original(manager, *values, **options)
+
+        monkeypatch.setattr(ModelManager, name, record)
+    user = {"user": "ayşe"}
+    answers = [
+        server.client.post("/v1/embeddings", json={"model": "tiny", "input": "one text", **user}),
+        server.client.post("/v1/chat/completions", json={"messages": MESSAGES, "max_tokens": 1, **user}),
+        server.client.post("/v1/completions", json={"prompt": "a", "max_tokens": 1, **user}),
+        server.client.post("/api/hint", json={"model": "tiny", **user}),
+    ]
+    assert [answer.status_code for answer in answers] == [200] * 4, [answer.text for answer in answers]
+    names = ["submit_response", "submit_generation", "submit_generation", "hint"]
+    assert seen == [(name, "ayşe") for name in names]
