@@ -126,7 +126,9 @@ class Config:
         """
     @property
     def warm_restart(self) -> int:
-        """So many of the vectors stored there last are read into memory at the start; 0: none."""
+        """So many of the vectors stored there last are read into memory at the start; 0: none.
+        `MODEL_MANAGER_WARM_RESTART`, default 0.
+        """
     @property
     def cache_url(self) -> str | None:
         """Redis or Valkey servers that share vectors between processes: ``redis://`` or ``rediss://`` addresses,

@@ -176,7 +176,8 @@ impl AdaptivePolicy {
             let in_memory = state.resident_seconds(now);
             // A model that left earlier than it should have was evicted or unloaded: that is no fault of what was learned.
             let left = !resident && Duration::from_secs_f64(idle) > self.stay_of(state);
-            state.lead.idle(idle, left, in_memory, self.settings);
+            let [price, stay] = [self.settings.price, self.settings.usual].map(|span| span.as_secs_f64());
+            state.lead.idle(idle, left, in_memory, price, stay);
         }
         (state.window_tried, state.expected) = (false, None);
         if idle.is_some_and(|idle| idle < SHORTEST_GAP) {

@@ -2,8 +2,6 @@
 
 use std::time::Duration;
 
-use super::adaptive::AdaptiveSettings;
-
 /// Loads and seconds in memory.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Spent {
@@ -58,9 +56,8 @@ pub(super) struct Lead {
 
 impl Lead {
     /// An idle period ends after `idle` seconds. `left`: the policy had the value leave, and a load is needed. It has been
-    /// in memory for `in_memory` seconds in all.
-    pub(super) fn idle(&mut self, idle: f64, left: bool, in_memory: f64, settings: AdaptiveSettings) {
-        let (price, stay) = (settings.price.as_secs_f64(), settings.usual.as_secs_f64());
+    /// in memory for `in_memory` seconds in all. A load costs `price` seconds, the timer's stay is `stay`.
+    pub(super) fn idle(&mut self, idle: f64, left: bool, in_memory: f64, price: f64, stay: f64) {
         let own = in_memory - self.in_memory + if left { price } else { 0.0 };
         let fixed = idle.min(stay) + if idle > stay { price } else { 0.0 };
         self.in_memory = in_memory;

@@ -33,7 +33,7 @@ pub(super) enum RedisConnection {
     /// To one server.
     Single(Connection),
     /// To the nodes of a cluster.
-    Cluster(ClusterConnection),
+    Cluster(Box<ClusterConnection>),
 }
 
 impl RedisClient {
@@ -64,7 +64,7 @@ impl RedisClient {
                 connection.set_write_timeout(Some(timeout))?;
                 Ok(RedisConnection::Single(connection))
             }
-            Self::Cluster(client) => client.get_connection().map(RedisConnection::Cluster),
+            Self::Cluster(client) => client.get_connection().map(Box::new).map(RedisConnection::Cluster),
         }
     }
 }
