@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from sentence_transformers import CrossEncoder
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from . import encoder_files, files
+from . import encoder_configs, encoder_files, files
 from .encoder_files import Encoder
 from .texts import LONG
 from .versions import VERSIONS
@@ -61,6 +62,24 @@ SCORERS = (
     Scorer(
         Encoder("rerank_qwen3", 34, architecture="qwen3", tokenizer="qwen", hidden=32, layout="plain", positions=64)
     ),
+    Scorer(Encoder("rerank_distilbert", 51, architecture="distilbert", tokenizer="cased", layout="plain", positions=31)),
+    Scorer(Encoder("rerank_electra", 52, architecture="electra", layout="plain", positions=31)),
+    # The state of all tokens, and that of the first one through another function.
+    Scorer(Encoder("rerank_modernbert", 53, architecture="modernbert", tokenizer="bytes", layout="plain", positions=31)),
+    Scorer(
+        Encoder("nli_modernbert", 54, architecture="modernbert_silu", tokenizer="bytes", layout="plain", positions=31),
+        labels=NLI,
+        settings=(("classifier_activation", "silu"), ("classifier_bias", True), ("norm_eps", 1e-3)),
+    ),
+    Scorer(
+        Encoder(
+            "rerank_gte", 55, architecture="gte", tokenizer="unigram", layout="plain", positions=31, published=True
+        )
+    ),
+    Scorer(
+        Encoder("rerank_albert", 56, architecture="albert", tokenizer="unigram", layers=4, layout="plain", positions=31)
+    ),
+    Scorer(Encoder("rerank_mpnet", 57, architecture="mpnet", tokenizer="mpnet", layout="plain", positions=31)),
 )
 
 
@@ -72,10 +91,11 @@ def config(spec: Scorer, vocabulary: int) -> dict[str, Any]:
         "xlm-roberta": "XLMRobertaForSequenceClassification",
         "qwen3": "Qwen3ForSequenceClassification",
     }
+    own = base["architectures"][0].removesuffix("Model") + "ForSequenceClassification"
     names = {str(number): label for number, label in enumerate(spec.labels)}
     return {
         **base,
-        "architectures": [classes[spec.encoder.architecture]],
+        "architectures": [classes.get(spec.encoder.architecture, own)],
         "id2label": names,
         "label2id": {label: number for number, label in enumerate(spec.labels)},
         **dict(spec.settings),
@@ -110,8 +130,25 @@ def make(spec: Scorer, root: Path) -> None:
         "texts": [case(model, text) for text in TEXTS],
     }
     files.write_json(directory / "reference.json", found)
+    if spec.encoder.published:
+        publish(directory)
     size = sum(file.stat().st_size for file in directory.rglob("*") if file.is_file())
     print(f"{spec.name}: {size / 1000:.0f} kB", flush=True)
+
+
+def publish(directory: Path) -> None:
+    """Spells GTE as its first files do, which transformers does not read."""
+    tensors = load_file(directory / "model.safetensors")
+    head = {name: tensors.pop(name) for name in list(tensors) if name.startswith("classifier.")}
+    pooler = {name.replace("gte.", "new."): tensors.pop(name) for name in list(tensors) if "pooler" in name}
+    encoder_configs.rename(tensors, {"gte.": ""})
+    files.save_single(directory, tensors)
+    encoder_configs.publish(directory)
+    files.save_single(directory, {**load_file(directory / "model.safetensors"), **head, **pooler})
+    config = json.loads((directory / "config.json").read_text("utf-8"))
+    code = {**config["auto_map"], "AutoModelForSequenceClassification": "modeling.NewForSequenceClassification"}
+    classes = ["NewForSequenceClassification"]
+    files.write_json(directory / "config.json", {**config, "auto_map": code, "architectures": classes})
 
 
 def case(model: CrossEncoder, given: Any) -> dict[str, Any]:

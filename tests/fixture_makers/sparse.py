@@ -37,6 +37,7 @@ SPLADES = (
         pooling="sum",
         activation="log1p_relu",
     ),
+    Splade(Encoder("splade_distilbert", 43, architecture="distilbert", tokenizer="cased", layout="plain", positions=31)),
 )
 
 
@@ -49,13 +50,13 @@ def make(spec: Splade, root: Path) -> None:
     plain.mkdir()
     try:
         tokenizer = encoder_files.write_tokenizer(spec.encoder, plain)
-        name = {"bert": "BertForMaskedLM", "xlm-roberta": "XLMRobertaForMaskedLM"}[spec.encoder.architecture]
         settings = encoder_files.config(spec.encoder, tokenizer.get_vocab_size())
+        name = settings["architectures"][0].removesuffix("Model") + "ForMaskedLM"
         files.write_json(plain / "config.json", {**settings, "architectures": [name], "tie_word_embeddings": True})
         empty = AutoModelForMaskedLM.from_config(AutoConfig.from_pretrained(plain))
         shapes = {key: tensor.shape for key, tensor in empty.state_dict().items()}
         # The matrix of the vocabulary is that of the embeddings.
-        tied = ("decoder.weight", "decoder.bias")
+        tied = ("decoder.weight", "decoder.bias", "vocab_projector.weight")
         weights = random_weights(shapes, spec.encoder.seed, gain=1.5, embedding=0.3)
         files.save_single(plain, {key: value for key, value in weights.items() if not key.endswith(tied)})
         transformer = MLMTransformer(str(plain), model_kwargs={"dtype": torch.float32, "attn_implementation": "eager"})

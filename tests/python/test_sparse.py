@@ -10,7 +10,7 @@ from conftest import FIXTURES, reference
 from model_manager import SparseVector, maxsim
 from model_manager.errors import TaskError, UnsupportedModelError
 
-NAMES = ("splade_bert", "splade_xlmr")
+NAMES = ("splade_bert", "splade_xlmr", "splade_distilbert")
 TOLERANCE = {"rtol": 0, "atol": 2e-5}
 
 

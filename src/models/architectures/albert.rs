@@ -9,10 +9,15 @@ use super::family::{ConfigFile, Family};
 use super::tensors::{EmbeddingTensors, LayerTensors, PrefixedTensors, Tensors};
 use crate::Result;
 use crate::compute::{Activation, Heads, LayerAttention, Mask, Positions};
+use crate::models::heads::layout;
 
 /// ALBERT.
 pub(super) const FAMILIES: &[Family] =
-    &[Family { generates: false, ..Family::new("albert", "Albert", KEYS, read) }];
+    &[Family {
+        generates: false,
+        classifier: Some(&layout::ALBERT),
+        ..Family::new("albert", "Albert", KEYS, read)
+    }];
 
 /// The keys of `config.json` that [`AlbertConfig`] reads, and those that change nothing.
 const KEYS: &[&str] = &[

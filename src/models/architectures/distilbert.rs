@@ -15,6 +15,7 @@ use crate::models::heads::layout;
 pub(super) const FAMILIES: &[Family] = &[Family {
     generates: false,
     classifier: Some(&layout::DISTILBERT),
+    masked_lm: Some(&layout::MASKED_DISTILBERT),
     ..Family::new("distilbert", "DistilBert", KEYS, read)
 }];
 

@@ -9,10 +9,15 @@ use super::family::{ConfigFile, Family};
 use super::tensors::{EmbeddingTensors, LayerTensors, PrefixedTensors, Tensors};
 use crate::Result;
 use crate::compute::{Activation, DistanceBias, Heads, LayerAttention, Mask, Positions};
+use crate::models::heads::layout;
 
 /// MPNet.
 pub(super) const FAMILIES: &[Family] =
-    &[Family { generates: false, ..Family::new("mpnet", "MPNet", KEYS, read) }];
+    &[Family {
+        generates: false,
+        classifier: Some(&layout::ROBERTA),
+        ..Family::new("mpnet", "MPNet", KEYS, read)
+    }];
 
 /// The keys of `config.json` that [`MpnetConfig`] reads, and one that changes nothing.
 const KEYS: &[&str] = &[

@@ -12,11 +12,12 @@ use super::rope_scaling::{RopeConfig, RopeDefaults};
 use super::tensors::{EmbeddingTensors, LayerTensors, PrefixedTensors, Tensors};
 use crate::Result;
 use crate::compute::{Activation, Heads, LayerAttention, Mask, Positions, RopeStyle, Rotary};
+use crate::models::heads::layout;
 
 /// GTE as it was published and as transformers has it, Nomic BERT, and Jina's third.
 pub(super) const FAMILIES: &[Family] = &[
-    family("new", "New", &NEW_KEYS, read_gte),
-    family("gte", "Gte", COMMON, read_gte),
+    Family { classifier: Some(&layout::BERT), ..family("new", "New", &NEW_KEYS, read_gte) },
+    Family { classifier: Some(&layout::BERT), ..family("gte", "Gte", COMMON, read_gte) },
     family("nomic_bert", "NomicBert", &NOMIC_KEYS, read_nomic),
     family("jina_embeddings_v3", "JinaEmbeddingsV3", COMMON, read_jina),
 ];

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::dense::DenseLayer;
-use super::layout::{ClassifierHead, HeadActivation, HeadState, LayerActivation};
+use super::layout::{ClassifierHead, HeadActivation, HeadNormNames, HeadState, LayerActivation};
 use super::pooling::Pooling;
 use crate::models::config::ModelConfig;
 use crate::models::keys::refusal;
@@ -162,8 +162,7 @@ impl Classifier {
             let name = found.or(layer.names.first()).copied().unwrap_or_default();
             let dense = DenseLayer::of(weights, name, width, layer.activation.read(config)?)?;
             width = dense.outputs();
-            let norm =
-                layer.norm.map(|(name, epsilon)| HeadNorm::of(weights, name, width, epsilon)).transpose()?;
+            let norm = layer.norm.map(|names| HeadNorm::of(config, weights, &names, width)).transpose()?;
             layers.push((dense, norm));
         }
         Ok(Self { pooling, layers })
@@ -198,7 +197,7 @@ impl LayerActivation {
             Self::Configured(key) => match config.json[key].as_str() {
                 None => Ok(HeadActivation::Gelu),
                 Some(name) => HeadActivation::from_name(name).ok_or_else(|| {
-                    let reason = "supported are gelu, relu, tanh and linear";
+                    let reason = "supported are gelu, silu, relu, tanh and linear";
                     refusal(&config.model, &config.path, key, &config.json[key], reason)
                 }),
             },
@@ -207,8 +206,10 @@ impl LayerActivation {
 }
 
 impl HeadNorm {
-    fn of(weights: &Weights, name: &str, width: usize, epsilon: f32) -> Result<Self> {
+    fn of(config: &ModelConfig, weights: &Weights, names: &HeadNormNames, width: usize) -> Result<Self> {
         use crate::models::architectures::Tensors as _;
+        let name = names.tensors;
+        let epsilon = config.json[names.epsilon].as_f64().map_or(names.default, |epsilon| epsilon as f32);
         let scale = weights.vector(&format!("{name}.weight"), width)?.to_f32()?;
         let bias = format!("{name}.bias");
         let shift =

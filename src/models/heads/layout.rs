@@ -11,6 +11,8 @@ pub enum HeadActivation {
     Tanh,
     /// The exact GELU.
     Gelu,
+    /// `x * sigmoid(x)`.
+    Silu,
     /// Negative numbers become zero.
     Relu,
 }
@@ -22,6 +24,7 @@ impl HeadActivation {
             "linear" => Some(Self::Identity),
             "tanh" => Some(Self::Tanh),
             "gelu" => Some(Self::Gelu),
+            "silu" | "swish" => Some(Self::Silu),
             "relu" => Some(Self::Relu),
             _ => None,
         }
@@ -33,6 +36,7 @@ impl HeadActivation {
             Self::Identity => x,
             Self::Tanh => x.tanh(),
             Self::Gelu => Activation::Gelu.of(x),
+            Self::Silu => Activation::Silu.of(x),
             // `max` would hide a NaN.
             Self::Relu => {
                 if x < 0.0 {
@@ -72,8 +76,19 @@ pub struct HeadLayer {
     pub names: &'static [&'static str],
     /// After it.
     pub activation: LayerActivation,
-    /// The layer normalization after that: the name of its tensors, and its epsilon.
-    pub norm: Option<(&'static str, f32)>,
+    /// The layer normalization after that.
+    pub norm: Option<HeadNormNames>,
+}
+
+/// A layer normalization of a head.
+#[derive(Debug, Clone, Copy)]
+pub struct HeadNormNames {
+    /// The name of its tensors.
+    pub tensors: &'static str,
+    /// The key of `config.json` with its epsilon.
+    pub epsilon: &'static str,
+    /// The epsilon of a file without that key.
+    pub default: f32,
 }
 
 /// The function after a layer.
@@ -93,11 +108,22 @@ const fn layer(names: &'static [&'static str], activation: HeadActivation) -> He
 pub const BERT: ClassifierHead = ClassifierHead {
     state: HeadState::First,
     layers: &[
-        layer(&["bert.pooler.dense", "new.pooler.dense", "pooler.dense"], HeadActivation::Tanh),
+        layer(
+            &["bert.pooler.dense", "new.pooler.dense", "gte.pooler.dense", "pooler.dense"],
+            HeadActivation::Tanh,
+        ),
         layer(&["classifier"], HeadActivation::Identity),
     ],
 };
-/// Of RoBERTa and its kin.
+/// Of ALBERT.
+pub const ALBERT: ClassifierHead = ClassifierHead {
+    state: HeadState::First,
+    layers: &[
+        layer(&["albert.pooler", "pooler"], HeadActivation::Tanh),
+        layer(&["classifier"], HeadActivation::Identity),
+    ],
+};
+/// Of RoBERTa and its kin, and of MPNet.
 pub const ROBERTA: ClassifierHead = ClassifierHead {
     state: HeadState::First,
     layers: &[
@@ -128,7 +154,7 @@ pub const MODERNBERT: ClassifierHead = ClassifierHead {
         HeadLayer {
             names: &["head.dense"],
             activation: LayerActivation::Configured("classifier_activation"),
-            norm: Some(("head.norm", 1e-5)),
+            norm: Some(HeadNormNames { tensors: "head.norm", epsilon: "norm_eps", default: 1e-5 }),
         },
         layer(&["classifier"], HeadActivation::Identity),
     ],

@@ -6,7 +6,19 @@ use model_manager::compute::{Isa, Packed, WeightFormat};
 use model_manager::models::{Bounds, Encoded, Encoder, ModelFiles, Overrides, on_cpu};
 use serde_json::Value;
 
-const FIXTURES: [&str; 4] = ["rerank_bert", "rerank_xlmr", "nli_bert", "rerank_qwen3"];
+const FIXTURES: [&str; 11] = [
+    "rerank_bert",
+    "rerank_xlmr",
+    "nli_bert",
+    "rerank_qwen3",
+    "rerank_distilbert",
+    "rerank_electra",
+    "rerank_modernbert",
+    "nli_modernbert",
+    "rerank_gte",
+    "rerank_albert",
+    "rerank_mpnet",
+];
 
 fn load(name: &str) -> (Encoder, Value) {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name);
