@@ -70,6 +70,11 @@ def described(path: str, found: griffe.Object | None) -> set[str]:
     for name, member in found.all_members.items():
         if not name.startswith("_") or name in ("__init__", "__new__", "__call__"):
             lines |= described(f"{path}.{name}", target(member))
+    for base in (found, *found.mro()):
+        for name, overloads in base.overloads.items():
+            # Of the forms of a function in a stub the first one has all defaults.
+            if not name.startswith("_") and name not in found.all_members:
+                lines |= described(f"{path}.{name}", overloads[0])
     return lines
 
 

@@ -24,12 +24,15 @@ sys.path.insert(0, str(ROOT / "tests"))
 import torch  # noqa: E402  (after the environment above)
 from fixture_makers import (  # noqa: E402  (after the environment above)
     added_tokens,
+    bge_m3,
     blocks,
     causal,
     detector,
     encoders,
     families,
     gguf_headers,
+    judges,
+    late,
     real,
     rope,
     scorers,
@@ -51,6 +54,9 @@ def makers(models: Path) -> dict[str, Callable[[], None]]:
     table |= {spec.name: partial(encoders.make, spec, FIXTURES) for spec in encoders.ENCODERS}
     table |= {spec.name: partial(causal.make, spec, FIXTURES) for spec in causal.GENERATORS}
     table |= {spec.name: partial(scorers.make, spec, FIXTURES) for spec in scorers.SCORERS}
+    table[late.SPEC.name] = partial(late.make, FIXTURES)
+    table[bge_m3.SPEC.name] = partial(bge_m3.make, FIXTURES)
+    table[judges.NAME] = partial(judges.make, FIXTURES)
     table |= {spec.name: partial(sparse.make, spec, FIXTURES) for spec in sparse.SPLADES}
     table |= {name: partial(families.make, name, FIXTURES) for name in families.FAMILIES}
     table["gguf_headers"] = partial(gguf_headers.make, FIXTURES)

@@ -36,12 +36,13 @@ from .errors import ModelManagerError
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .handles import CrossEncoder, SentenceModel, TextGenerator
-    from .results import Classification, RerankResult, SparseVector, maxsim
+    from .results import Classification, EmbedOutputs, RerankResult, SparseVector, maxsim
 
 __all__ = [
     "Classification",
     "Config",
     "CrossEncoder",
+    "EmbedOutputs",
     "LazyLoadTracker",
     "ModelManager",
     "ModelManagerError",
@@ -77,7 +78,7 @@ if not TYPE_CHECKING:  # type checkers must report unknown attributes
 
         if name in ("CrossEncoder", "SentenceModel", "TextGenerator"):
             return getattr(import_module(f"{__name__}.handles"), name)
-        if name in ("Classification", "RerankResult", "SparseVector", "maxsim"):
+        if name in ("Classification", "EmbedOutputs", "RerankResult", "SparseVector", "maxsim"):
             return getattr(import_module(f"{__name__}.results"), name)
         if name in _FORMER_SUBMODULES:
             return import_module(f"{__name__}.{name}")

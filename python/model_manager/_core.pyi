@@ -26,6 +26,7 @@ from model_manager._types import (
     Statistics,
     TrackerStatistics,
 )
+from model_manager.results import EmbedOutputs
 
 __all__ = [
     "ArrowVectors",
@@ -51,6 +52,7 @@ __all__ = [
     "_forecast",
     "_hint",
     "_json_values",
+    "_maxsim",
     "_simulate_adaptive",
     "available_isas",
     "is_turkish",
@@ -447,6 +449,7 @@ class Manager:
         """
     def unregister(self, name: str) -> None:
         """Unload and remove the slot. Built-in slots cannot be removed. Raises `UnknownModelError`, `InputError`."""
+    @overload
     def embed(
         self,
         texts: Inputs,
@@ -462,7 +465,26 @@ class Manager:
         keep_alive: _KeepAlive = None,
         user: str | None = None,
         progress: Callable[[int, int], object] | None = None,
-    ) -> _Result:
+        outputs: None = None,
+    ) -> _Result: ...
+    @overload
+    def embed(
+        self,
+        texts: Inputs,
+        model: str | None = None,
+        *,
+        prompt: str | None = None,
+        prompt_name: str | None = None,
+        normalize: bool = True,
+        truncate_dim: int | None = None,
+        truncate: bool = True,
+        copy: bool = False,
+        timeout: float | None = None,
+        keep_alive: _KeepAlive = None,
+        user: str | None = None,
+        progress: Callable[[int, int], object] | None = None,
+        outputs: Iterable[Literal["dense", "sparse", "multi"]],
+    ) -> EmbedOutputs:
         """Embed one text (float32, shape (dim,)) or several (float32, C-contiguous, shape (n, dim); none: (0, dim)).
 
         Args:
@@ -484,6 +506,8 @@ class Manager:
             keep_alive: Overrides the slot's value for this use.
             progress: Called on this thread as ``progress(done, total)`` when texts are finished, with (total, total) at
                 the end.
+            outputs: Some of ``dense``, ``sparse`` and ``multi``, computed in one pass where the model (bge-m3) gives
+                all of them. The result is then an `EmbedOutputs`.
 
         Raises:
             TypeError: None of these forms, or several of them in one call. A bool is not an id.
@@ -541,22 +565,23 @@ class Manager:
         """
     def _infer(
         self,
-        kind: Literal["scores", "sparse", "multi"],
+        kind: Literal["scores", "sparse", "multi", "queries", "states", "all"],
         first: Inputs,
         second: Iterable[str] | None = None,
         model: str | None = None,
         progress: Callable[[int, int], object] | None = None,
         **options: Any,
     ) -> tuple[Any, int]:
-        """Scores (float32, shape (n, labels)), sparse vectors or vectors of tokens, and the tokens that were read.
+        """Scores (float32, shape (n, labels)), sparse vectors, vectors or states of tokens, or (vector, sparse vector,
+        vectors of tokens) of each input; and the tokens that were read.
 
         `second` are the second texts of pairs: one `first` text goes with each of them, or as many. `options` are
-        ``activation`` (identity, sigmoid, softmax, probabilities), ``prompt``, ``prompt_name``, ``truncate``,
-        ``timeout`` and ``keep_alive``.
+        ``activation`` (identity, sigmoid, softmax, probabilities), ``prompt``, ``prompt_name``, ``normalize``,
+        ``truncate``, ``timeout`` and ``keep_alive``.
         """
     def _submit_inference(
         self,
-        kind: Literal["scores", "sparse", "multi"],
+        kind: Literal["scores", "sparse", "multi", "queries", "states", "all"],
         on_done: Callable[[Any, int, BaseException | None], object],
         first: Inputs,
         second: Iterable[str] | None = None,
@@ -731,6 +756,19 @@ class Manager:
         timeout: float | None = None,
     ) -> list[tuple[str, int, int, int]]:
         """(text, start, end, tokens) of each chunk; `BaseManager.chunk` describes them."""
+    def _embed_chunks(
+        self,
+        text: str,
+        model: str | None = None,
+        *,
+        max_tokens: int | None = None,
+        overlap: int = 0,
+        prompt: str | None = None,
+        prompt_name: str | None = None,
+        normalize: bool = True,
+        timeout: float | None = None,
+    ) -> tuple[list[tuple[str, int, int, int]], NDArray[np.float32]]:
+        """The same, and a vector for each chunk; `BaseManager.embed_chunks` describes them."""
     def warmup(self, names: Iterable[str], timeout: float | None = None) -> None:
         """Load several slots at the same time and wait for all. The first failure is raised when all have ended."""
     def cache_info(self) -> CacheStatistics:
@@ -771,6 +809,9 @@ def available_isas() -> list[str]:
 
 def _json_values(text: bytes) -> int:
     """Values and keys in a JSON text, no fewer than a parser would create. Releases the GIL."""
+
+def _maxsim(query: NDArray[np.float32], documents: list[NDArray[np.float32]]) -> NDArray[np.float32]:
+    """MaxSim of a query with each document: contiguous arrays of rows of one width. Releases the GIL."""
 
 def _config_from(config_class: type[Config], settings: dict[str, Any]) -> Config:
     """Unpickle a `Config` from its keywords."""

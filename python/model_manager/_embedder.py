@@ -126,7 +126,8 @@ class Embedder:
 
     def documents(self, texts: Sequence[str], **options: Any) -> Vectors:
         """Vectors of documents, shape (n, dimension). Other arguments and errors are those of `Manager.embed`."""
-        return self.manager.embed(texts, self.slot, **self._options(DOCUMENT_PROMPTS, options))
+        vectors: Vectors = self.manager.embed(texts, self.slot, **self._options(DOCUMENT_PROMPTS, options))
+        return vectors
 
     def documents_arrow(self, column: ArrowColumn, **options: Any) -> ArrowVectors:
         """`documents` of an Arrow column, see `Manager.embed_arrow`."""
@@ -142,11 +143,13 @@ class Embedder:
 
     def query(self, text: str, **options: Any) -> Vectors:
         """Vector of a query, shape (dimension,), read-only."""
-        return self.manager.embed(text, self.slot, **self._options(QUERY_PROMPTS, options))
+        vectors: Vectors = self.manager.embed(text, self.slot, **self._options(QUERY_PROMPTS, options))
+        return vectors
 
     def queries(self, texts: Sequence[str], **options: Any) -> Vectors:
         """Vectors of queries, shape (n, dimension)."""
-        return self.manager.embed(texts, self.slot, **self._options(QUERY_PROMPTS, options))
+        vectors: Vectors = self.manager.embed(texts, self.slot, **self._options(QUERY_PROMPTS, options))
+        return vectors
 
     async def adocuments(self, texts: Sequence[str]) -> Vectors:
         """`documents` for asyncio."""

@@ -39,6 +39,8 @@ class ScoringManager(Manager):
         top_n: int | None = None,
         return_documents: bool = True,
         activation: str | None = None,
+        prompt: str | None = None,
+        prompt_name: str | None = None,
         batch_size: int | None = None,
         truncate: bool = True,
         timeout: float | None = None,
@@ -54,6 +56,9 @@ class ScoringManager(Manager):
             top_n: Return only so many. None: all.
             return_documents: Put the texts into the results.
             activation: ``identity`` (the model's logits), ``sigmoid``; None: what the model's files say.
+            prompt: The instruction of models that take one, such as Qwen3-Reranker; other models read it before the
+                query.
+            prompt_name: The same by name, from the model's prompts.
             batch_size: Accepted and ignored: batches are formed by tokens and do not change scores.
             truncate: Cut pairs that are longer than the model's maximum, the longer text first. False: such a pair is
                 an `InputError`.
@@ -77,6 +82,8 @@ class ScoringManager(Manager):
             model or RERANKER,
             progress,
             activation=activation,
+            prompt=prompt,
+            prompt_name=prompt_name,
             truncate=truncate,
             timeout=timeout,
             keep_alive=keep_alive,
@@ -231,13 +238,14 @@ def _checked(query: str, documents: Iterable[Document], top_n: int | None) -> li
     if not isinstance(query, str):
         raise TypeError(f"query must be a str, not {type(query).__name__}")
     if not query.strip():
-        raise _wrong("query", "query is blank: there is nothing to compare the documents with")
+        raise argument_error("query", "query is blank: there is nothing to compare the documents with")
     if top_n is not None and (not isinstance(top_n, int) or isinstance(top_n, bool) or top_n < 1):
-        raise _wrong("top_n", f"top_n={top_n!r}: must be a whole number of at least 1")
+        raise argument_error("top_n", f"top_n={top_n!r}: must be a whole number of at least 1")
     return document_texts(documents)
 
 
-def _wrong(param: str, message: str) -> ArgumentError:
+def argument_error(param: str, message: str) -> ArgumentError:
+    """An error that names the argument at fault."""
     error = ArgumentError(message)
     error.param = param
     return error

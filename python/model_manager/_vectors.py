@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from ._async import ainfer
-from ._scoring import ScoringManager
+from ._scoring import ScoringManager, argument_error
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import Any, Literal
+
+    from .results import EmbedOutputs
+
+_OUTPUTS = ("dense", "sparse", "multi")
 
 
 class VectorsManager(ScoringManager):
@@ -80,17 +84,24 @@ class VectorsManager(ScoringManager):
         texts: str | Iterable[str],
         model: str,
         *,
+        kind: Literal["query", "document"] | None = None,
         prompt: str | None = None,
         prompt_name: str | None = None,
         truncate: bool = True,
         timeout: float | None = None,
         keep_alive: float | str | None = None,
     ) -> Any:
-        """The states of all tokens of each text, special tokens included, before pooling and normalization.
+        """A vector for each token of each text.
+
+        Models of late interaction (ColBERT, bge-m3) give the vectors that `maxsim` compares. Other embedding models
+        give the states of all tokens, special ones included, before pooling and normalization.
 
         Args:
             texts: A str or any iterable of str.
             model: Slot of an embedding model.
+            kind: ``"query"`` or ``"document"`` (also None): ColBERT models put another marker before each, fill queries
+                with masks, and leave punctuation out of documents. Other models put their prompt of the name ``query``
+                before queries, if they have one.
             prompt: As for `embed`.
             prompt_name: As for `embed`.
             truncate: As for `embed_sparse`.
@@ -104,8 +115,9 @@ class VectorsManager(ScoringManager):
             TaskError: The slot's model gives no vectors of tokens.
             ModelManagerError: As for `embed`.
         """
+        name, prompt_name = self._multi_kind(kind, model, prompt, prompt_name)
         found, _ = self._infer(
-            "multi",
+            name,
             _several(texts),
             None,
             model,
@@ -117,10 +129,117 @@ class VectorsManager(ScoringManager):
         )
         return found[0] if isinstance(texts, str) else found
 
-    async def aembed_multi(self, texts: str | Iterable[str], model: str, **options: Any) -> Any:
+    async def aembed_multi(
+        self,
+        texts: str | Iterable[str],
+        model: str,
+        *,
+        kind: Literal["query", "document"] | None = None,
+        prompt: str | None = None,
+        prompt_name: str | None = None,
+        **options: Any,
+    ) -> Any:
         """`embed_multi` for asyncio: same arguments, result and errors."""
-        found, _ = await ainfer(self, "multi", _several(texts), None, model, **options)
+        name, prompt_name = self._multi_kind(kind, model, prompt, prompt_name)
+        found, _ = await ainfer(
+            self, name, _several(texts), None, model, prompt=prompt, prompt_name=prompt_name, **options
+        )
         return found[0] if isinstance(texts, str) else found
+
+    def _multi_kind(
+        self, kind: str | None, model: str, prompt: str | None, prompt_name: str | None
+    ) -> tuple[Literal["multi", "queries"], str | None]:
+        """What the core calls vectors of tokens of this kind, and the name of the prompt."""
+        if kind not in (None, "query", "document"):
+            raise argument_error("kind", f"kind={kind!r} must be 'query' or 'document'")
+        return "queries" if kind == "query" else "multi", prompt_name
+
+
+def embed_outputs(
+    manager: Any,
+    texts: Any,
+    model: str | None,
+    outputs: Any,
+    *,
+    truncate_dim: int | None = None,
+    normalize: bool = True,
+    progress: Any = None,
+    **options: Any,
+) -> EmbedOutputs:
+    """`Manager.embed` with `outputs`."""
+    wanted = _wanted(model, outputs, truncate_dim)
+    items = _several(texts)
+    found = {}
+    for kind in _kinds(manager, model, wanted):
+        extra = {"normalize": normalize} if kind == "all" else {}
+        if kind == "dense":
+            found[kind] = manager.embed(items, model, normalize=normalize, progress=progress, **options)
+        else:
+            found[kind], _ = manager._infer(kind, items, None, model, progress, **extra, **options)
+    return _outputs(found, wanted, isinstance(texts, str))
+
+
+async def aembed_outputs(
+    manager: Any,
+    texts: Any,
+    model: str | None,
+    outputs: Any,
+    *,
+    truncate_dim: int | None = None,
+    normalize: bool = True,
+    copy: bool = False,
+    **options: Any,
+) -> Any:
+    """`aembed` with `outputs`."""
+    from ._async import aembed
+
+    wanted = _wanted(model, outputs, truncate_dim)
+    items = _several(texts)
+    found = {}
+    for kind in _kinds(manager, model, wanted):
+        extra = {"normalize": normalize} if kind == "all" else {}
+        if kind == "dense":
+            found[kind] = await aembed(manager, items, model, normalize=normalize, **options)
+        else:
+            found[kind], _ = await ainfer(manager, kind, items, None, model, **extra, **options)
+    return _outputs(found, wanted, isinstance(texts, str))
+
+
+def _wanted(model: str | None, outputs: Any, truncate_dim: int | None) -> list[str]:
+    wanted = [outputs] if isinstance(outputs, str) else list(outputs)
+    wrong = [kind for kind in wanted if kind not in _OUTPUTS]
+    if wrong or not wanted:
+        raise argument_error("outputs", f"outputs={outputs!r}: must be some of {', '.join(_OUTPUTS)}")
+    if model is None:
+        raise argument_error("model", "outputs are of one model: name it, embed(texts, model, outputs=...)")
+    if truncate_dim is not None:
+        raise argument_error("truncate_dim", "truncate_dim is for dense vectors alone; leave outputs out")
+    return wanted
+
+
+def _kinds(manager: Any, model: str | None, wanted: list[str]) -> list[str]:
+    """What the core is asked for: all three at once, if the model gives them and more than one is wanted."""
+    tasks = manager.describe(model)["tasks"]
+    if len(set(wanted)) > 1 and {"embed", "embed_sparse", "embed_multi"} <= set(tasks):
+        return ["all"]
+    return [kind for kind in _OUTPUTS if kind in wanted]
+
+
+def _outputs(found: dict[str, Any], wanted: list[str], single: bool) -> EmbedOutputs:
+    import numpy as np
+
+    from .results import EmbedOutputs, SparseVector
+
+    if "all" in found:
+        parts = list(zip(*found.pop("all"), strict=True)) or [(), (), ()]
+        found = dict(zip(_OUTPUTS, parts, strict=True))
+        found["dense"] = np.stack(found["dense"]) if found["dense"] else np.empty((0, 0), np.float32)
+    if "sparse" in found:
+        found["sparse"] = [SparseVector(indices, values) for indices, values in found["sparse"]]
+    if "multi" in found:
+        found["multi"] = list(found["multi"])
+    chosen = {kind: value[0] if single else value for kind, value in found.items() if kind in wanted}
+    return EmbedOutputs(**chosen)
 
 
 def _check_form(form: str) -> None:

@@ -112,6 +112,57 @@ class BaseManager(VectorsManager):
         )
         return [TextChunk(*chunk) for chunk in found]
 
+    def embed_chunks(
+        self,
+        text: str,
+        model: str | None = None,
+        *,
+        max_tokens: int | None = None,
+        overlap: int = 0,
+        prompt: str | None = None,
+        prompt_name: str | None = None,
+        normalize: bool = True,
+        timeout: float | None = None,
+    ) -> tuple[list[TextChunk], NDArray[np.float32]]:
+        """Late chunking: the chunks of a text, and a vector for each that knows the text around it.
+
+        The model reads the whole text once, and a chunk's vector is pooled from the states of its own tokens, without
+        prompt and special tokens. A text that is longer than the model reads is read in windows, of which neighbors
+        share a quarter of their tokens; a token's state is taken from the window in which it stands farther from the
+        edge.
+
+        Args:
+            text: The text, of any length up to `max_text_bytes`.
+            model: Slot of a model that pools several states (mean, max and the like); None: the one of the text's
+                language.
+            max_tokens: As for `chunk`.
+            overlap: As for `chunk`.
+            prompt: Text that is put in front of the whole text, and of each window.
+            prompt_name: The same by name; without both the model's default prompt.
+            normalize: Scale vectors to length 1.
+            timeout: Seconds for everything, loading included.
+
+        Returns:
+            The chunks as `chunk` gives them, and float32 of shape (chunks, dim).
+
+        Raises:
+            UnsupportedModelError: A model whose vector is the state of one token (cls, lasttoken).
+            ModelManagerError: As for `chunk` and `embed`.
+        """
+        from .chunks import TextChunk
+
+        found, vectors = self._embed_chunks(
+            text,
+            model,
+            max_tokens=max_tokens,
+            overlap=overlap,
+            prompt=prompt,
+            prompt_name=prompt_name,
+            normalize=normalize,
+            timeout=timeout,
+        )
+        return [TextChunk(*chunk) for chunk in found], vectors
+
     def generate(
         self, prompt: str | Sequence[Mapping[str, str]], model: str | None = None, **params: Unpack[GenerationParams]
     ) -> str:

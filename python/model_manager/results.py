@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["Classification", "RerankResult", "SparseVector", "maxsim"]
+__all__ = ["Classification", "EmbedOutputs", "RerankResult", "SparseVector", "maxsim"]
 
 
 class RerankResult(NamedTuple):
@@ -60,6 +60,16 @@ class SparseVector(NamedTuple):
         return float(self.values[own] @ other.values[its])
 
 
+class EmbedOutputs(NamedTuple):
+    """What `embed` returns with ``outputs``: of one text, or of several. None for what was not asked for."""
+
+    dense: NDArray[np.float32] | None = None
+    """Shape (dim,), or (n, dim)."""
+    sparse: SparseVector | list[SparseVector] | None = None
+    multi: NDArray[np.float32] | list[NDArray[np.float32]] | None = None
+    """Shape (tokens, dim) for each text."""
+
+
 def to_scipy(vectors: Sequence[SparseVector], width: int) -> Any:
     """The vectors as the rows of a `scipy.sparse.csr_array`; needs scipy."""
     import numpy as np
@@ -71,19 +81,37 @@ def to_scipy(vectors: Sequence[SparseVector], width: int) -> Any:
     return csr_array((values, indices.astype(np.int64), ends), shape=(len(vectors), width))
 
 
-def maxsim(query: NDArray[np.float32], documents: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+def maxsim(query: NDArray[np.floating], documents: Sequence[NDArray[np.floating]]) -> NDArray[np.float32]:
     """The late interaction of ColBERT, for each document: for each token of the query its greatest dot product with a
-    token of the document, summed. A document without tokens scores 0.
+    token of the document, summed. A document without tokens scores 0, and a NaN makes a NaN.
+
+    Arrays of other types than float32 are converted; products and sums are in float32. The products run on all cores,
+    without the GIL.
+
+    Args:
+        query: Vectors of the query's tokens, shape (tokens, dim).
+        documents: The same for each document; they may have different numbers of tokens.
+
+    Returns:
+        float32, one score for each document.
+
+    Raises:
+        ArgumentError: Arrays that have not two dimensions, or vectors of different lengths.
     """
     import numpy as np
 
-    scores = np.zeros(len(documents), np.float32)
-    lengths = np.array([len(document) for document in documents])
-    filled = np.flatnonzero(lengths)
-    if len(filled) == 0 or len(query) == 0:
-        return scores
-    starts = np.cumsum([0, *lengths[filled][:-1]])
-    # One product for all documents, and the greatest of each document's columns.
-    products = query @ np.concatenate([documents[index] for index in filled.tolist()]).T
-    scores[filled] = np.maximum.reduceat(products, starts, axis=1).sum(axis=0)
-    return scores
+    from ._core import _maxsim
+
+    def rows(vectors: Any, param: str, what: str) -> NDArray[np.float32]:
+        array = np.ascontiguousarray(vectors, np.float32)
+        if array.ndim != 2:
+            from .errors import ArgumentError
+
+            error = ArgumentError(f"{what} must have the shape (tokens, dim), not {array.shape}")
+            error.param = param
+            raise error
+        return array
+
+    asked = rows(query, "query", "query")
+    found = [rows(document, "documents", f"documents[{number}]") for number, document in enumerate(documents)]
+    return _maxsim(asked, found)

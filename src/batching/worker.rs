@@ -23,11 +23,11 @@ pub trait Forward: Send + Sync + 'static {
     /// [`Error::Internal`] for a kind that the model does not give.
     fn shape(&self, kind: OutputKind) -> Result<Shape>;
 
-    /// Computes the items of a packed batch into `out`, which has as many of one of these shapes.
+    /// Computes the items of this kind of a packed batch into `out`, which has as many of one of these shapes.
     ///
     /// # Errors
     /// Those of the model; every caller of this batch gets them.
-    fn forward(&self, batch: &Packed<'_>, out: &mut Output) -> Result<()>;
+    fn forward(&self, kind: OutputKind, batch: &Packed<'_>, out: &mut Output) -> Result<()>;
 }
 
 /// A queue and its worker thread, for one loaded model. Dropping it ends the thread and fails callers that still wait.
@@ -141,9 +141,9 @@ impl BatchBuffers {
         }
         let kind = batch.first().map_or(OutputKind::Dense, |sequence| sequence.kind);
         self.out.reset(model.shape(kind)?, batch.len())?;
-        let packed = Packed { ids: &self.ids, offsets: &self.offsets, seconds: &self.seconds };
+        let packed = Packed { ids: &self.ids, offsets: &self.offsets, seconds: &self.seconds, hidden: &[] };
         let out = &mut self.out;
-        catch_unwind(AssertUnwindSafe(|| model.forward(&packed, out))).unwrap_or_else(|payload| {
+        catch_unwind(AssertUnwindSafe(|| model.forward(kind, &packed, out))).unwrap_or_else(|payload| {
             Err(Error::panic(format!("the forward pass of {name}"), payload.as_ref()))
         })
     }
@@ -198,7 +198,7 @@ mod tests {
             Ok(PAIRS)
         }
 
-        fn forward(&self, batch: &Packed<'_>, out: &mut Output) -> Result<()> {
+        fn forward(&self, _: OutputKind, batch: &Packed<'_>, out: &mut Output) -> Result<()> {
             let Output::Dense(out) = out else { panic!() };
             self.gate.lock().recv().unwrap();
             self.batches.fetch_add(1, Ordering::Relaxed);

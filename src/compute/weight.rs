@@ -216,6 +216,8 @@ pub struct Packed<'a> {
     pub offsets: &'a [u32],
     /// The token of each sequence from which on tokens have type 1; empty if all tokens have type 0.
     pub seconds: &'a [u32],
+    /// The number of tokens at the end of each sequence to which no token attends; empty if there are none.
+    pub hidden: &'a [u32],
 }
 
 impl<'a> Packed<'a> {
@@ -232,7 +234,7 @@ impl<'a> Packed<'a> {
                 ids.len()
             )));
         }
-        Ok(Self { ids, offsets, seconds: &[] })
+        Ok(Self { ids, offsets, seconds: &[], hidden: &[] })
     }
 
     /// Number of sequences.

@@ -16,6 +16,7 @@ use crate::models::architectures::Transformer;
 use crate::models::json::read_json;
 use crate::models::manifest::WeightFiles;
 use crate::models::tokenizers::config::TokenizerConfig;
+use crate::models::tokenizers::pair_chat::{special_tokens, template_source};
 use crate::models::tokenizers::tokenizer::{guarded, parse as parse_tokenizer};
 use crate::models::tokenizers::{added_tokens, gguf as gguf_tokenizer};
 use crate::models::{
@@ -233,10 +234,7 @@ impl TextModel {
         if end_text.is_empty() {
             end_text = end.and_then(|id| tokens.token(id)).unwrap_or_default();
         }
-        let own = match files.beside_weights("chat_template.jinja") {
-            Some(path) => Some(fs::read_to_string(&path).map_err(|e| Error::io(&path, "read", &e))?),
-            None => template(settings.value("chat_template")),
-        };
+        let own = template_source(files, &settings)?;
         let bare = config.family.bare_turns && !end_text.is_empty();
         let own = own.or_else(|| bare.then(|| TURNS_TEMPLATE.into()));
         let special_tokens = special_tokens(&settings, &end_text);
@@ -321,24 +319,6 @@ fn optional(files: &ModelFiles, name: &str) -> Result<Value> {
     files.beside_weights(name).map_or(Ok(Value::Null), |path| read_json(&path))
 }
 
-/// The special tokens that `tokenizer_config.json` names, and the end of text.
-fn special_tokens(settings: &TokenizerConfig, end: &str) -> Vec<(Arc<str>, chat::Value)> {
-    const NAMES: [&str; 7] =
-        ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
-    let text = |name: &str| match settings.word(name) {
-        None if name == "eos_token" && !end.is_empty() => Some(end.to_owned()),
-        found => found,
-    };
-    let mut tokens: Vec<(Arc<str>, chat::Value)> =
-        NAMES.into_iter().filter_map(|name| Some((name.into(), chat::Value::text(text(name)?)))).collect();
-    let more: Vec<_> =
-        settings.additional().into_iter().map(|token| chat::Value::text(token.content)).collect();
-    if !more.is_empty() {
-        tokens.extend(chat::Value::list(more).ok().map(|list| ("additional_special_tokens".into(), list)));
-    }
-    tokens
-}
-
 /// One id or a list of them.
 fn ids(value: &Value) -> Vec<u32> {
     let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
@@ -346,12 +326,6 @@ fn ids(value: &Value) -> Vec<u32> {
         Value::Array(values) => values.iter().filter_map(id).collect(),
         one => id(one).into_iter().collect(),
     }
-}
-
-/// The template itself, or the one called "default" of several.
-fn template(value: &Value) -> Option<String> {
-    let named = || value.as_array()?.iter().find(|entry| entry["name"] == "default");
-    value.as_str().or_else(|| named()?["template"].as_str()).map(str::to_owned)
 }
 
 #[cfg(test)]

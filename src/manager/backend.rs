@@ -44,6 +44,17 @@ impl EncoderBackend {
         }
     }
 
+    /// The encoder in this process.
+    ///
+    /// # Errors
+    /// [`Error::Input`] for a model of a server.
+    pub(super) fn local(&self) -> Result<&Arc<Encoder>> {
+        match self {
+            Self::Local { encoder, .. } => Ok(encoder),
+            Self::Remote(remote) => Err(no_tokenizer(remote)),
+        }
+    }
+
     /// Labels and activations of a model that scores.
     pub(super) fn scores(&self) -> Option<&ScoreConfig> {
         match self {
@@ -139,7 +150,7 @@ impl EncoderBackend {
         match self {
             Self::Local { batcher, encoder } => {
                 let _computing = fork::computing();
-                let sequences = inputs.sequences(numbers, encoder, prompt, options.truncate, bounds)?;
+                let sequences = inputs.sequences(numbers, encoder, prompt, options, bounds)?;
                 Ok(PreparedInputs::Tokens(batcher, sequences, options.kind))
             }
             Self::Remote(remote) => {
@@ -167,9 +178,9 @@ impl Forward for Encoder {
         self.shapes().expect(kind, &self.name)
     }
 
-    fn forward(&self, batch: &Packed<'_>, out: &mut Output) -> Result<()> {
+    fn forward(&self, kind: OutputKind, batch: &Packed<'_>, out: &mut Output) -> Result<()> {
         let _computing = fork::computing();
-        self.compute(batch, out)
+        self.compute(kind, batch, out)
     }
 }
 

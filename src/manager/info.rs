@@ -8,7 +8,7 @@ use crate::cache::tiers::ModelContent;
 use crate::cache::{CachedItem, Content, EmbeddingCache};
 use crate::models::SentenceConfig;
 use crate::models::heads::ScoreConfig;
-use crate::output::{Shape, Shapes};
+use crate::output::{OutputKind, Shape, Shapes};
 
 /// Enough to answer from the cache while the model is absent.
 #[derive(Debug, Clone, PartialEq)]
@@ -47,7 +47,14 @@ impl ModelInfo {
 
     /// The prompt that `options` ask for, or the model's default, or none.
     pub(super) fn prompt<'a>(&'a self, options: &'a EmbedOptions) -> Result<&'a str> {
-        self.config.prompt(&self.model, options.prompt_name.as_deref(), options.prompt.as_deref())
+        // Queries and documents of late interaction have prompts of their own.
+        let side = match options.kind {
+            OutputKind::Queries => Some("query"),
+            OutputKind::Multi if self.shapes.dense.is_none() => Some("document"),
+            _ => None,
+        };
+        let own = side.filter(|name| self.config.prompts.contains_key(*name));
+        self.config.prompt(&self.model, options.prompt_name.as_deref().or(own), options.prompt.as_deref())
     }
 
     /// The result of `content` if the cache has one that answers a call with `options`.
@@ -66,6 +73,7 @@ impl ModelInfo {
     pub(super) fn answers(&self, options: &EmbedOptions, item: &CachedItem) -> bool {
         // A result of as many tokens as the model reads may be that of a longer input, which was cut.
         let whole = self.max_length.is_some_and(|longest| (item.tokens() as usize) < longest);
-        options.truncate || whole
+        // Queries of late interaction have a length of their own, and may be filled up to it.
+        options.truncate || (whole && options.kind != OutputKind::Queries)
     }
 }

@@ -3,7 +3,8 @@
 use super::info::ModelInfo;
 use super::options::EmbedOptions;
 use crate::cache::Content;
-use crate::models::{Bounds, Encoded, Encoder, PairText};
+use crate::models::{Bounds, Encoded, Encoder, PairStart};
+use crate::output::OutputKind;
 use crate::{Error, Result};
 
 /// Bytes of a usual text for one token, to compare the lengths of both.
@@ -116,8 +117,8 @@ impl Inputs {
     /// The prompt that is put before each of them.
     pub(super) fn prompt<'a>(&self, info: &'a ModelInfo, options: &'a EmbedOptions) -> Result<&'a str> {
         match self {
-            Self::Texts(_) => info.prompt(options),
-            Self::Tokens(_) | Self::Pairs(_) => Ok(""),
+            Self::Texts(_) | Self::Pairs(_) => info.prompt(options),
+            Self::Tokens(_) => Ok(""),
         }
     }
 
@@ -127,13 +128,22 @@ impl Inputs {
         numbers: &[usize],
         encoder: &Encoder,
         prompt: &str,
-        truncate: bool,
+        options: &EmbedOptions,
         bounds: &mut Bounds<'_>,
     ) -> Result<Vec<Encoded>> {
+        let (truncate, query) = (options.truncate, options.kind == OutputKind::Queries);
         // The first text of neighboring pairs is often the same.
-        let mut first: Option<PairText<'_>> = None;
+        let mut start: Option<PairStart<'_>> = None;
         let mut sequences = Vec::with_capacity(numbers.len());
         for &input in numbers {
+            let late = match self.get(input) {
+                Content::Text(text) => encoder.tokenize_late(prompt, text, query, truncate, bounds)?,
+                _ => None,
+            };
+            if let Some(late) = late {
+                sequences.push(late);
+                continue;
+            }
             let sequence = match self.get(input) {
                 Content::Text(text) if truncate => encoder.tokenize(prompt, text, bounds)?,
                 Content::Text(text) => encoder.tokenize_whole(prompt, text, bounds)?.into(),
@@ -143,14 +153,12 @@ impl Inputs {
                 }
                 Content::Pair(query, document) => {
                     let most = if truncate { encoder.config.max_length } else { usize::MAX };
-                    let known = first.take().filter(|known| known.is_of(query));
-                    let query = match known {
+                    let begun = match start.take().filter(|known| known.is_of(query)) {
                         Some(known) => known,
-                        None => encoder.tokenizer.pair_text(query, most, bounds)?,
+                        None => encoder.pair_start(prompt, query, most, bounds)?,
                     };
-                    let document = encoder.tokenizer.pair_text(document, most, bounds)?;
-                    let pair = encoder.tokenizer.pair(&query, &document, most, bounds)?;
-                    first = Some(query);
+                    let pair = encoder.pair(&begun, document, most, bounds)?;
+                    start = Some(begun);
                     pair
                 }
             };

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::cache::{CachedItem, Content, EmbeddingCache, KeyRef};
 use crate::lifecycle::KeepAlive;
-use crate::output::{Output, OutputKind, Shape, View};
+use crate::output::{Combined, Output, OutputKind, Shape, View};
 use crate::trace::Trace;
 use crate::{Error, Result};
 
@@ -98,6 +98,11 @@ impl EmbedOptions {
     pub(super) fn finish(&self, computed: View<'_>, out: &mut Output, row: usize) {
         match (computed, out) {
             (View::Dense(vector), Output::Dense(out)) => finish(vector, self.normalize, out.row_mut(row)),
+            (View::All(item), Output::All(out)) => {
+                let mut vector = item.dense.to_vec();
+                finish(&item.dense, self.normalize, &mut vector);
+                out.items[row] = Combined { dense: vector.into(), ..item.clone() };
+            }
             (item, out) => out.put(row, item),
         }
     }

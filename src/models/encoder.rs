@@ -7,18 +7,19 @@ use std::thread;
 
 use super::architectures::{ModelKind, Transformer};
 use super::config::ModelConfig;
-use super::heads::{
-    Classifier, DenseLayer, Pooling, ScoreConfig, SentenceEncoder, SparseBatch, SpladePooling,
-};
+use super::head::{Head, bge_tokens, late_head, lexical_head};
+use super::heads::{Classifier, DenseLayer, LexicalHead, Pooling, ScoreConfig, SentenceEncoder, TokenHead};
 use super::kind;
+use super::late::LateInteraction;
+use super::late_texts::LateTexts;
 use super::manifest::ModelFiles;
 use super::sentence::SentenceConfig;
-use super::tokenizers::{Bounds, Encoded, Tokenizer};
+use super::tokenizers::pair_chat::QWEN3_LENGTH;
+use super::tokenizers::{Bounds, Encoded, PairChat, Tokenizer};
 use super::weights::Weights;
-use crate::compute::memory::{joined, zeroed};
-use crate::compute::{Backend, Candle, Cpu, Isa, Packed, WeightFormat};
-use crate::output::{MultiVector, Output, Shapes};
-use crate::sync::Mutex;
+use crate::compute::memory::joined;
+use crate::compute::{Backend, Candle, Cpu, Isa, WeightFormat};
+use crate::output::Shapes;
 use crate::{Error, Result};
 
 /// Makes the transformer from its configuration and weights.
@@ -97,18 +98,12 @@ pub struct Encoder {
     pub vocabulary: usize,
     /// Labels and activations of a model that scores.
     pub scores: Option<ScoreConfig>,
-    model: Box<dyn SentenceEncoder>,
-    head: Head,
-}
-
-/// What becomes of the pooled states.
-enum Head {
-    /// Vectors, through these layers.
-    Vectors(Vec<DenseLayer>),
-    /// Logits.
-    Scores(Classifier),
-    /// Weights of this many entries of the vocabulary.
-    Sparse(SpladePooling, usize),
+    /// How a pair becomes a conversation, where it does.
+    pub(super) pair_chat: Option<PairChat>,
+    /// How queries and documents become ids of late interaction.
+    pub(super) late: Option<LateTexts>,
+    pub(super) model: Box<dyn SentenceEncoder>,
+    pub(super) head: Head,
 }
 
 impl Encoder {
@@ -120,22 +115,38 @@ impl Encoder {
         let kind = overrides.kind_of(files);
         let config = ModelConfig::read(files, kind)?;
         let positions = config.positions()?;
+        let late = match kind {
+            ModelKind::Embedding if config.gguf.is_none() => LateInteraction::read(files)?,
+            _ => None,
+        };
         let mut sentence = match (&config.gguf, kind) {
             (Some(gguf), _) => SentenceConfig::from_gguf(gguf, &files.model, positions, overrides.pooling)?,
             (None, ModelKind::Classifier) => SentenceConfig::of_classifier(files, positions)?,
             (None, ModelKind::Sparse) => SentenceConfig::of_sparse(files, positions)?,
-            (None, _) => SentenceConfig::load(files, positions)?,
+            (None, _) => match &late {
+                Some(late) => SentenceConfig::of_late(files, positions, late)?,
+                None => SentenceConfig::load(files, positions)?,
+            },
         };
         sentence.pooling = overrides.pooling.unwrap_or(sentence.pooling);
         sentence.max_length =
             overrides.max_length.map_or(sentence.max_length, |length| length.min(positions));
         // Before the weights: a damaged module is reported at once.
+        let judges = kind == ModelKind::Classifier && kind::judges(&files.modules, &config.json);
+        let pair_chat = match kind {
+            ModelKind::Classifier => PairChat::load(files, judges, config.family.model_type)?,
+            _ => None,
+        };
+        if pair_chat.as_ref().is_some_and(|chat| chat.of_card) {
+            sentence.max_length = sentence.max_length.min(QWEN3_LENGTH);
+        }
         let layers = match kind {
             ModelKind::Classifier | ModelKind::Sparse => Vec::new(),
+            _ if late.is_some() => Vec::new(),
             _ => dense_layers(files, &sentence)?,
         };
         // A tokenizer takes about as long to read as the weights of a small model take to pack.
-        let (tokenizer, model) = together(
+        let (tokenizer, loaded) = together(
             || match &config.gguf {
                 Some(gguf) => Tokenizer::from_gguf(gguf),
                 None => Tokenizer::load(files, sentence.lower_case),
@@ -143,22 +154,22 @@ impl Encoder {
             || {
                 let weights = config.weights(files)?;
                 let model = build(&config, &weights)?;
-                let classifier = match config.family.classifier.filter(|_| kind == ModelKind::Classifier) {
-                    Some(head) => Some(Classifier::load(&config, head, &weights)?),
-                    None => None,
-                };
-                weights.check()?;
-                Ok::<_, Error>((model, classifier))
+                Ok::<_, Error>((weights, model))
             },
         );
-        let tokenizer = tokenizer?;
+        let (tokenizer, (weights, model)) = (tokenizer?, loaded?);
+        let classifier = match config.family.classifier.filter(|_| kind == ModelKind::Classifier) {
+            Some(_) if judges => Some(Classifier::judging(files, &config, &weights, &tokenizer)?),
+            Some(head) => Some(Classifier::load(&config, head, &weights)?),
+            None => None,
+        };
+        weights.check()?;
         if sentence.pooling == Pooling::Last && !tokenizer.ends() {
             log::warn!(
                 "{}: a text's vector is the state of its last token, but the tokenizer adds no end token",
                 files.model
             );
         }
-        let (model, classifier) = model?;
         let (head, scores) = match classifier {
             Some(classifier) => {
                 sentence.pooling = classifier.pooling;
@@ -169,10 +180,25 @@ impl Encoder {
                 let pooling = SentenceConfig::splade(files)?;
                 (Head::Sparse(pooling, config.describe().vocabulary), None)
             }
-            None => {
-                check_widths(&sentence, &layers, model.width())?;
-                (Head::Vectors(layers), None)
+            None => match &late {
+                Some(late) => (Head::Tokens(late_head(files, late, &weights, model.width())?), None),
+                None => {
+                    check_widths(&sentence, &layers, model.width())?;
+                    let lexical = lexical_head(files, &config, &tokenizer, model.width())?;
+                    let tokens = bge_tokens(files, &config, model.width())?;
+                    (Head::Vectors { dense: layers, lexical, tokens }, None)
+                }
+            },
+        };
+        let late = match &late {
+            Some(late) => {
+                let mut texts = LateTexts::new(files, late, &tokenizer, sentence.max_length, positions)?;
+                sentence.max_length =
+                    overrides.max_length.map_or(texts.document_length, |length| length.min(positions));
+                texts.document_length = sentence.max_length;
+                Some(texts)
             }
+            None => None,
         };
         let known = tokenizer.id_limit();
         let vocabulary = config.describe().vocabulary;
@@ -190,6 +216,8 @@ impl Encoder {
             architecture: config.family.model_type.to_owned(),
             vocabulary,
             scores,
+            pair_chat,
+            late,
             model,
             head,
         })
@@ -199,10 +227,16 @@ impl Encoder {
     pub fn shapes(&self) -> Shapes {
         let none = Shapes::default();
         match &self.head {
-            Head::Vectors(dense) => {
+            Head::Vectors { dense, lexical, tokens } => {
                 let states = self.model.width();
                 let width = dense.last().map_or(states, DenseLayer::outputs);
-                Shapes { dense: Some(width), multi: Some(states), ..none }
+                let multi = tokens.as_ref().map_or(states, |tokens| tokens.width(states));
+                let sparse = lexical.as_ref().map(|_| self.vocabulary);
+                Shapes { dense: Some(width), sparse, multi: Some(multi), states: Some(states), ..none }
+            }
+            Head::Tokens(tokens) => {
+                let states = self.model.width();
+                Shapes { multi: Some(tokens.width(states)), states: Some(states), ..none }
             }
             Head::Scores(classifier) => Shapes { scores: Some(classifier.labels()), ..none },
             Head::Sparse(_, vocabulary) => Shapes { sparse: Some(*vocabulary), ..none },
@@ -218,7 +252,12 @@ impl Encoder {
     /// Bytes held by weights; the tokenizer's tables are not counted.
     pub fn memory_bytes(&self) -> u64 {
         let head = match &self.head {
-            Head::Vectors(dense) => dense.iter().map(DenseLayer::memory_bytes).sum(),
+            Head::Vectors { dense, lexical, tokens } => {
+                dense.iter().map(DenseLayer::memory_bytes).sum::<u64>()
+                    + lexical.as_ref().map_or(0, LexicalHead::memory_bytes)
+                    + tokens.as_ref().map_or(0, TokenHead::memory_bytes)
+            }
+            Head::Tokens(tokens) => tokens.memory_bytes(),
             Head::Scores(classifier) => classifier.memory_bytes(),
             Head::Sparse(..) => 0,
         };
@@ -255,6 +294,24 @@ impl Encoder {
         self.ids(prompt, text, usize::MAX, bounds).map(|(ids, _)| ids)
     }
 
+    /// The ids of a query or a document of late interaction, cut to its length if `truncate`. `None` for a model that makes no
+    /// difference between them.
+    ///
+    /// # Errors
+    /// Those of the tokenizer; [`Error::Input`] for a text that is too long, unless `truncate`.
+    pub fn tokenize_late(
+        &self,
+        prompt: &str,
+        text: &str,
+        query: bool,
+        truncate: bool,
+        bounds: &mut Bounds<'_>,
+    ) -> Result<Option<Encoded>> {
+        let Some(late) = &self.late else { return Ok(None) };
+        let whole = joined(&[prompt, text])?;
+        late.encode(&self.tokenizer, &self.name, &whole, query, truncate, bounds).map(Some)
+    }
+
     fn ids(
         &self,
         prompt: &str,
@@ -262,66 +319,16 @@ impl Encoder {
         max_length: usize,
         bounds: &mut Bounds<'_>,
     ) -> Result<(Vec<u32>, bool)> {
+        if self.pair_chat.is_some() {
+            return Err(Error::Input(format!(
+                "{:?} scores pairs of texts, and this is a text alone",
+                self.name
+            )));
+        }
         if prompt.is_empty() {
             return self.tokenizer.encode_noting(text, max_length, bounds);
         }
         self.tokenizer.encode_noting(&joined(&[prompt, text])?, max_length, bounds)
-    }
-
-    /// The vectors of a batch, or its logits, into `out`, row-major `[sequences, width]`: pooled, through the layers of
-    /// the head, and L2-normalized when the model itself does that. Whether they are finite is for the caller to see.
-    ///
-    /// # Errors
-    /// Those of the transformer.
-    pub fn encode(&self, batch: &Packed<'_>, out: &mut [f32]) -> Result<()> {
-        let pooling = self.config.pooling;
-        let pooled = || -> Result<Vec<f32>> {
-            let mut states = zeroed(batch.sequences() * self.model.width())?;
-            self.model.encode(batch, pooling, &mut states)?;
-            Ok(states)
-        };
-        match &self.head {
-            Head::Vectors(dense) if dense.is_empty() => self.model.encode(batch, pooling, out)?,
-            Head::Vectors(dense) => {
-                let vectors = dense.iter().fold(pooled()?, |vectors, layer| layer.apply(&vectors));
-                out.copy_from_slice(&vectors);
-            }
-            Head::Scores(classifier) => out.copy_from_slice(&classifier.apply(pooled()?)),
-            Head::Sparse(..) => return Err(misuse("a model of sparse vectors pools no states")),
-        }
-        if self.config.normalize {
-            out.chunks_exact_mut(self.width().max(1)).for_each(normalize);
-        }
-        Ok(())
-    }
-
-    /// The items of a batch into `out`, whose shape is one of [`Encoder::shapes`].
-    ///
-    /// # Errors
-    /// Those of the transformer.
-    pub fn compute(&self, batch: &Packed<'_>, out: &mut Output) -> Result<()> {
-        match (out, &self.head) {
-            (Output::Dense(out) | Output::Scores(out), _) => self.encode(batch, out.values_mut()),
-            (Output::Sparse(out), Head::Sparse(pooling, _)) => {
-                let sparse = SparseBatch::new(batch.sequences());
-                self.model
-                    .logits(batch, &|sequence, first, rows| sparse.add(*pooling, sequence, first, rows))?;
-                out.items.iter_mut().zip(sparse.into_vectors()).for_each(|(item, vector)| *item = vector);
-                Ok(())
-            }
-            (Output::Sparse(_), _) => Err(misuse("this model gives no sparse vectors")),
-            (Output::Multi(out), _) => {
-                let items: Vec<Mutex<MultiVector>> =
-                    (0..batch.sequences()).map(|_| Mutex::default()).collect();
-                self.model.states(batch, &|sequence, _, rows| {
-                    let values: Vec<f32> = rows.iter().flatten().copied().collect();
-                    *items[sequence].lock() =
-                        MultiVector { values: values.into(), width: self.model.width() };
-                })?;
-                out.items = items.into_iter().map(Mutex::into_inner).collect();
-                Ok(())
-            }
-        }
     }
 }
 
@@ -331,7 +338,7 @@ impl fmt::Debug for Encoder {
     }
 }
 
-fn misuse(reason: &str) -> Error {
+pub(super) fn misuse(reason: &str) -> Error {
     Error::Internal { place: "encoder".into(), reason: reason.into() }
 }
 
@@ -366,10 +373,4 @@ fn together<A: Send, B>(aside: impl Fn() -> A + Sync, here: impl FnOnce() -> B) 
             Err(_) => (aside(), here()),
         }
     })
-}
-
-/// Divides by the Euclidean length; a zero vector stays zero (PyTorch's `normalize`, whose floor is 1e-12).
-pub fn normalize(vector: &mut [f32]) {
-    let length = vector.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>().sqrt().max(1e-12);
-    vector.iter_mut().for_each(|x| *x = (f64::from(*x) / length) as f32);
 }

@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::architectures::{self, ModelKind};
 use super::formats::gguf::Gguf;
 use super::json::read_json;
-use super::manifest::read_modules;
+use super::manifest::{Module, read_modules};
 use super::resolve::{ResolveOptions, gguf_file};
 use super::source::Source;
 
@@ -45,6 +45,7 @@ pub(super) fn of_folder(folder: &Path) -> Option<ModelKind> {
         let modules = read_modules(&folder.join("modules.json")).unwrap_or_default();
         return Some(match saved["model_type"].as_str() {
             Some("CrossEncoder") => ModelKind::Classifier,
+            _ if modules.iter().any(|module| module.kind == "LogitScore") => ModelKind::Classifier,
             _ if modules.iter().any(|module| module.kind == "SpladePooling") => ModelKind::Sparse,
             _ => ModelKind::Embedding,
         });
@@ -55,9 +56,6 @@ pub(super) fn of_folder(folder: &Path) -> Option<ModelKind> {
     if config["architectures"].as_array().is_some_and(|classes| classes.iter().any(classifies)) {
         return Some(ModelKind::Classifier);
     }
-    let writes = |class: &Value| {
-        class.as_str().is_some_and(|class| class.ends_with("ForCausalLM") || class.ends_with("LMHeadModel"))
-    };
     let bidirectional = config["is_causal"] == false || config["use_bidirectional_attention"] == true;
     let family = architectures::find_config(&config);
     if family.is_some_and(|family| family.generates && !family.embeds) {
@@ -66,6 +64,19 @@ pub(super) fn of_folder(folder: &Path) -> Option<ModelKind> {
     match config["architectures"].as_array() {
         Some(classes) if !bidirectional && classes.iter().any(writes) => Some(ModelKind::Generator),
         _ => Some(ModelKind::Embedding),
+    }
+}
+
+fn writes(class: &Value) -> bool {
+    class.as_str().is_some_and(|class| class.ends_with("ForCausalLM") || class.ends_with("LMHeadModel"))
+}
+
+/// Whether a model that scores is a language model, whose logits of two tokens are its score: it has the module for it, or no
+/// modules and the class of one.
+pub(super) fn judges(modules: &[Module], config: &Value) -> bool {
+    match modules {
+        [] => config["architectures"].as_array().and_then(|classes| classes.first()).is_some_and(writes),
+        modules => modules.iter().any(|module| module.kind == "LogitScore"),
     }
 }
 

@@ -191,12 +191,16 @@ pub(crate) enum Missing {
 }
 
 /// Optional files next to the weights, which configure the tokenizer and the pooling.
-const OPTIONAL: [&str; 5] = [
+const OPTIONAL: [&str; 8] = [
     "tokenizer_config.json",
     "special_tokens_map.json",
     "generation_config.json",
     "chat_template.jinja",
     "added_tokens.json",
+    // Stanford's ColBERT, and the layers of bge-m3 over single tokens.
+    "artifact.metadata",
+    "colbert_linear.pt",
+    "sparse_linear.pt",
 ];
 /// The names that sentence-transformers has given the transformer's own settings over time.
 pub(crate) const SENTENCE_CONFIGS: [&str; 7] = [

@@ -8,27 +8,36 @@
 //! architectures/ families: their configuration, their tensors, one forward pass for all
 //! tokenizers/    text → ids
 //! weights.rs     name → tensor                                   formats/    safetensors, pickle, GGUF
-//! sentence.rs    pooling, normalization, length, prompts         heads/      states → result
-//! encoder.rs     all of these together                          chunks.rs     a long text in parts
+//! sentence.rs, stages.rs   pooling, normalization, length, prompts
+//! heads/         states → result                                  head.rs     that of one model
+//! encoder.rs     all of these together                           computing.rs   from a batch to its results
+//! pairing.rs     two texts as one sequence                       late.rs, late_texts.rs   queries and documents of ColBERT
+//! chunks.rs      a long text in parts
 //! content.rs     what its results are named by outside this process
 //! ```
 
 pub mod architectures;
 pub mod chunks;
+mod computing;
 pub mod config;
 mod content;
 pub mod decoder;
 pub mod encoder;
 pub mod formats;
+mod head;
 pub mod heads;
 mod hub;
 pub(crate) mod json;
 pub(crate) mod keys;
 mod kind;
+pub mod late;
+mod late_texts;
 pub mod manifest;
+pub mod pairing;
 pub mod resolve;
 pub mod sentence;
 pub mod source;
+mod stages;
 pub mod tokenizers;
 pub mod weights;
 
@@ -36,14 +45,16 @@ pub use architectures::ModelKind;
 pub use chunks::{ChunkSize, TextChunk};
 pub use config::ModelConfig;
 pub use content::ContentId;
-pub use encoder::{Build, Encoder, Overrides, normalize, on_cpu, on_device};
+pub use encoder::{Build, Encoder, Overrides, on_cpu, on_device};
 pub use formats::gguf;
+pub use heads::pooling::normalize;
 pub use heads::{Pooling, SentenceEncoder};
 pub use hub::{Progress, ResolveOptions};
 pub use kind::kind_of;
 pub use manifest::ModelFiles;
+pub use pairing::PairStart;
 pub use resolve::resolve;
 pub use sentence::{SentenceConfig, Similarity};
 pub use source::Source;
-pub use tokenizers::{Bounds, Encoded, PairText, Tokenizer};
+pub use tokenizers::{Bounds, Encoded, Tokenizer};
 pub use weights::Weights;

@@ -3,7 +3,6 @@
 //! They are read, never guessed, in the classic spelling and in the one that version 6 writes.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -13,7 +12,9 @@ use super::formats::gguf::Gguf;
 use super::heads::{Pooling, SpladePooling};
 use super::json::read_json;
 use super::keys::{refusal, refuse_unknown};
+use super::late::LateInteraction;
 use super::manifest::{ModelFiles, SENTENCE_CONFIGS};
+use super::stages::Stages;
 use super::tokenizers::config::TokenizerConfig;
 use crate::{Error, Result};
 
@@ -80,6 +81,7 @@ const TRANSFORMER_KEYS: &[&str] = &[
     "config_args",
     "model_kwargs",
     "processor_kwargs",
+    "processing_kwargs",
     "config_kwargs",
     // How the computation is carried out.
     "backend",
@@ -102,9 +104,6 @@ const ARGUMENTS: &[&str] = &[
 /// The keys of `config_sentence_transformers.json` that are read.
 const MODEL_KEYS: &[&str] =
     &["prompts", "default_prompt_name", "similarity_fn_name", "model_type", "__version__", "activation_fn"];
-/// The keys of a pooling's `config.json` that are read, in addition to [`FLAGS`].
-const POOLING_KEYS: &[&str] =
-    &["word_embedding_dimension", "embedding_dimension", "pooling_mode", "include_prompt"];
 
 /// What sentence-transformers writes into the files of one kind of model.
 struct SavedTask {
@@ -112,6 +111,8 @@ struct SavedTask {
     task: &'static str,
     output: &'static str,
     state: &'static str,
+    /// Keys of the transformer's settings that such models have and others do not.
+    keys: &'static [&'static str],
 }
 
 const EMBEDDING: SavedTask = SavedTask {
@@ -119,11 +120,34 @@ const EMBEDDING: SavedTask = SavedTask {
     task: "feature-extraction",
     output: "token_embeddings",
     state: "last_hidden_state",
+    keys: &[],
 };
-const SCORES: SavedTask =
-    SavedTask { class: "CrossEncoder", task: "sequence-classification", output: "scores", state: "logits" };
-const MASKED: SavedTask =
-    SavedTask { class: "SparseEncoder", task: "fill-mask", output: "token_embeddings", state: "logits" };
+const LATE: SavedTask = SavedTask {
+    class: "MultiVectorEncoder",
+    keys: &["query_length", "document_length", "query_expansion"],
+    ..EMBEDDING
+};
+const JUDGEMENT: SavedTask = SavedTask {
+    class: "CrossEncoder",
+    task: "text-generation",
+    output: "causal_logits",
+    state: "logits",
+    keys: &[],
+};
+const SCORES: SavedTask = SavedTask {
+    class: "CrossEncoder",
+    task: "sequence-classification",
+    output: "scores",
+    state: "logits",
+    keys: &[],
+};
+const MASKED: SavedTask = SavedTask {
+    class: "SparseEncoder",
+    task: "fill-mask",
+    output: "token_embeddings",
+    state: "logits",
+    keys: &[],
+};
 
 #[derive(Default, Deserialize)]
 struct TransformerFile {
@@ -137,7 +161,7 @@ struct TransformerFile {
 impl TransformerFile {
     /// Refuses settings of the transformer other than those of `saved`.
     fn check(&self, model: &str, path: &Path, saved: &SavedTask) -> Result<()> {
-        refuse_unknown(model, path, &self.others, &[TRANSFORMER_KEYS])?;
+        refuse_unknown(model, path, &self.others, &[TRANSFORMER_KEYS, saved.keys])?;
         for (key, supported) in [("transformer_task", saved.task), ("module_output_name", saved.output)] {
             if let Some(value) = self.others.get(key).filter(|value| *value != supported) {
                 let reason = format!("only {supported:?} is supported");
@@ -155,6 +179,11 @@ impl TransformerFile {
             if let Some(arguments) = self.others.get(key).and_then(Value::as_object) {
                 refuse_unknown(model, path, arguments, &[ARGUMENTS])?;
             }
+        }
+        // The arguments of a chat template are read with it; no other model has one.
+        let allowed: &[&str] = if saved.class == SCORES.class { &["chat_template"] } else { &[] };
+        if let Some(processing) = self.others.get("processing_kwargs").and_then(Value::as_object) {
+            refuse_unknown(model, path, processing, &[allowed])?;
         }
         let text = self.others.get("modality_config").and_then(|modalities| modalities.get("text"));
         if let Some(text) = text
@@ -190,8 +219,8 @@ impl SentenceConfig {
         Ok(Self { pooling, include_prompt, dense, normalize, ..own })
     }
 
-    /// The settings of any model that was saved for `saved`: length, case, prompts, similarity.
-    fn read(files: &ModelFiles, positions: usize, saved: &SavedTask) -> Result<Self> {
+    /// The longest text as the transformer's settings say, and whether texts are lower-cased.
+    fn read_transformer(files: &ModelFiles, positions: usize, saved: &SavedTask) -> Result<(usize, bool)> {
         let transformer: TransformerFile =
             match SENTENCE_CONFIGS.iter().find_map(|name| files.beside_weights(name)) {
                 Some(path) => {
@@ -206,6 +235,21 @@ impl SentenceConfig {
             Some(length) => Some(length),
             None => TokenizerConfig::read(files)?.max_length(),
         };
+        Ok((longest.map_or(positions, |length| length.min(positions)), transformer.do_lower_case))
+    }
+
+    /// The settings of a model of late interaction: its length and its prompts.
+    ///
+    /// # Errors
+    /// As [`SentenceConfig::load`].
+    pub fn of_late(files: &ModelFiles, positions: usize, late: &LateInteraction) -> Result<Self> {
+        let (max_length, lower_case) = Self::read_transformer(files, positions, &LATE)?;
+        Ok(Self { max_length, lower_case, prompts: late.prompts.clone(), ..Self::plain() })
+    }
+
+    /// The settings of any model that was saved for `saved`: length, case, prompts, similarity.
+    fn read(files: &ModelFiles, positions: usize, saved: &SavedTask) -> Result<Self> {
+        let (max_length, lower_case) = Self::read_transformer(files, positions, saved)?;
         let path = files.root.join("config_sentence_transformers.json");
         let model: ModelFile = if path.is_file() { read_json(&path)? } else { ModelFile::default() };
         refuse_unknown(&files.model, &path, &model.others, &[MODEL_KEYS])?;
@@ -222,8 +266,8 @@ impl SentenceConfig {
             ));
         }
         Ok(Self {
-            max_length: longest.map_or(positions, |length| length.min(positions)),
-            lower_case: transformer.do_lower_case,
+            max_length,
+            lower_case,
             prompts,
             default_prompt_name: model.default_prompt_name,
             similarity: model.similarity_fn_name.unwrap_or_default(),
@@ -236,30 +280,18 @@ impl SentenceConfig {
     /// # Errors
     /// [`Error::Unsupported`] naming a stage that cannot be run, [`Error::InvalidFile`].
     pub fn of_classifier(files: &ModelFiles, positions: usize) -> Result<Self> {
-        if let Some(module) = files.modules.iter().find(|module| module.kind != "Transformer") {
+        let known = |kind: &str| ["Transformer", "LogitScore"].contains(&kind);
+        if let Some(module) = files.modules.iter().find(|module| !known(&module.kind)) {
             return Err(Error::Unsupported {
                 model: files.model.clone(),
                 reason: format!(
-                    "its modules.json lists {}; a model that scores has a Transformer",
+                    "its modules.json lists {}; a model that scores has a Transformer, and may have a LogitScore",
                     module.kind
                 ),
             });
         }
-        let tokenizer = TokenizerConfig::read(files)?;
-        if !tokenizer.value("chat_template").is_null()
-            || files.beside_weights("chat_template.jinja").is_some()
-        {
-            return Err(Error::Unsupported {
-                model: files.model.clone(),
-                reason: "its chat template makes a conversation of a pair, which is not supported".into(),
-            });
-        }
-        let own = Self::read(files, positions, &SCORES)?;
-        if let Some(name) = &own.default_prompt_name {
-            let reason = format!("its default prompt {name:?} stands before pairs, which is not supported");
-            return Err(Error::Unsupported { model: files.model.clone(), reason });
-        }
-        Ok(own)
+        let judges = files.modules.iter().any(|module| module.kind == "LogitScore");
+        Self::read(files, positions, if judges { &JUDGEMENT } else { &SCORES })
     }
 
     /// The settings of a model of sparse vectors: its length and its prompts.
@@ -362,124 +394,4 @@ impl SentenceConfig {
         }
         Ok(chosen)
     }
-}
-
-/// What `modules.json` and the folders that it names say.
-struct Stages {
-    pooling: Pooling,
-    include_prompt: bool,
-    dense: Vec<PathBuf>,
-    normalize: bool,
-}
-
-impl Stages {
-    fn read(files: &ModelFiles) -> Result<Self> {
-        let mut stages =
-            Self { pooling: Pooling::Mean, include_prompt: true, dense: Vec::new(), normalize: false };
-        let unsupported = |reason: String| Error::Unsupported { model: files.model.clone(), reason };
-        const ORDER: &str = "supported are Transformer, Pooling, any Dense, Normalize, in this order";
-        let mut at = 0;
-        for module in &files.modules {
-            // Dropout does nothing outside of training.
-            let place = match module.kind.as_str() {
-                "Transformer" => 1,
-                "Pooling" => 2,
-                "Dense" => 3,
-                "Normalize" => 4,
-                "Dropout" => continue,
-                other => return Err(unsupported(format!("its modules.json lists {other}; {ORDER}"))),
-            };
-            let again = place == at && place != 3;
-            if place < at || again || (at < 2 && place > at + 1) {
-                return Err(unsupported(format!(
-                    "its modules.json lists {} out of order; {ORDER}",
-                    module.kind
-                )));
-            }
-            at = place;
-            let folder = files.root.join(&module.path);
-            match place {
-                2 => (stages.pooling, stages.include_prompt) = read_pooling(&files.model, &folder)?,
-                3 => stages.dense.push(folder),
-                4 => {
-                    check_normalize(&files.model, &folder)?;
-                    stages.normalize = true;
-                }
-                _ => {}
-            }
-        }
-        if at == 1 {
-            return Err(unsupported(format!("its modules.json lists no Pooling; {ORDER}")));
-        }
-        Ok(stages)
-    }
-}
-
-/// The classic flags, in the order in which sentence-transformers concatenates.
-const FLAGS: [(&str, &str); 6] = [
-    ("pooling_mode_cls_token", "cls"),
-    ("pooling_mode_max_tokens", "max"),
-    ("pooling_mode_mean_tokens", "mean"),
-    ("pooling_mode_mean_sqrt_len_tokens", "mean_sqrt_len_tokens"),
-    ("pooling_mode_weightedmean_tokens", "weightedmean"),
-    ("pooling_mode_lasttoken", "lasttoken"),
-];
-
-/// Refuses a normalization of anything but the pooled vector. The folder of the module is usually empty.
-fn check_normalize(model: &str, folder: &Path) -> Result<()> {
-    const KEYS: [&str; 2] = ["module_input_name", "module_output_name"];
-    let path = folder.join("config.json");
-    // The module of a model in one folder has the folder of the transformer.
-    if !path.is_file() || folder.join("tokenizer_config.json").is_file() {
-        return Ok(());
-    }
-    let config: Map<String, Value> = read_json(&path)?;
-    refuse_unknown(model, &path, &config, &[&KEYS])?;
-    match KEYS
-        .iter()
-        .find_map(|key| Some((*key, config.get(*key).filter(|name| *name != "sentence_embedding")?)))
-    {
-        Some((key, name)) => {
-            Err(refusal(model, &path, key, name, "only \"sentence_embedding\" is supported"))
-        }
-        None => Ok(()),
-    }
-}
-
-fn read_pooling(model: &str, folder: &Path) -> Result<(Pooling, bool)> {
-    let path = folder.join("config.json");
-    if fs::metadata(&path).is_err_and(|e| e.kind() == std::io::ErrorKind::NotFound) {
-        return Err(Error::MissingFile {
-            model: model.into(),
-            file: "config.json".into(),
-            folder: folder.to_path_buf(),
-            remedy: "modules.json names this pooling; copy its folder too".into(),
-        });
-    }
-    let config: Map<String, Value> = read_json(&path)?;
-    let flags = FLAGS.map(|(flag, _)| flag);
-    refuse_unknown(model, &path, &config, &[POOLING_KEYS, &flags])?;
-    let config = Value::Object(config);
-    let modes: Vec<String> = match &config["pooling_mode"] {
-        Value::String(mode) => vec![mode.clone()],
-        Value::Array(modes) => {
-            modes.iter().filter_map(|mode| mode.as_str().map(ToString::to_string)).collect()
-        }
-        _ => FLAGS
-            .iter()
-            .filter(|(flag, _)| config[flag] == true)
-            .map(|(_, mode)| (*mode).to_string())
-            .collect(),
-    };
-    let pooling = match modes.as_slice() {
-        [] => Pooling::Mean, // sentence-transformers' own default
-        [mode] => Pooling::from_name(mode).ok_or_else(|| Error::invalid_file(path, format!("pooling_mode {mode:?} is unknown; known are cls, max, mean, mean_sqrt_len_tokens, weightedmean, lasttoken")))?,
-        several => {
-            return Err(Error::Unsupported {
-                model: model.into(),
-                reason: format!("it concatenates the poolings {}; one of them alone is supported", several.join(", ")),
-            });
-        }
-    };
-    Ok((pooling, config["include_prompt"] != false))
 }

@@ -1,5 +1,6 @@
 //! Bodies of the methods of `Manager` that embed and count.
 
+use numpy::{PyArray1, PyArrayMethods};
 use pyo3::prelude::*;
 use pyo3::types::{PyList, PyString};
 
@@ -9,9 +10,10 @@ use super::gil::inside;
 use super::handle::Handle;
 use super::texts::{self, Texts, text_of};
 use super::tracing::{self, Call, CallOutcome};
-use super::vectors::{array, copied_array, shared_array};
+use super::vectors::{array, copied_array, import_numpy, shared_array};
 use crate::cache::CachedItem;
 use crate::manager::{Check, EmbedOptions, Inputs, Manager};
+use crate::models::TextChunk;
 use crate::output::Output;
 use crate::{Error, Result};
 
@@ -80,21 +82,44 @@ fn run(
     Ok(found?.output)
 }
 
-/// A text in chunks: (text, start, end, tokens) each.
+/// A chunk: (text, start, end, tokens).
+pub(super) type ChunkParts = (String, usize, usize, usize);
+
+/// A text in chunks.
 pub(super) fn chunks(
     handle: &Handle,
     text: &Bound<'_, PyString>,
     max_tokens: Option<usize>,
     overlap: usize,
     options: &EmbedOptions,
-) -> PyResult<Vec<(String, usize, usize, usize)>> {
+) -> PyResult<Vec<ChunkParts>> {
     let whole = texts::copied(text, None)?;
     let chunks = handle
         .enter(text.py(), |manager, check| manager.chunks(&whole, max_tokens, overlap, options, check))?;
-    let made = chunks.into_iter().map(|chunk| {
+    Ok(made(&whole, chunks))
+}
+
+fn made(whole: &str, chunks: Vec<TextChunk>) -> Vec<ChunkParts> {
+    let parts = chunks.into_iter().map(|chunk| {
         (whole[chunk.bytes].to_owned(), chunk.characters.start, chunk.characters.end, chunk.tokens)
     });
-    Ok(made.collect())
+    parts.collect()
+}
+
+/// A text in chunks, and an array with a vector for each.
+pub(super) fn embed_chunks(
+    handle: &Handle,
+    text: &Bound<'_, PyString>,
+    max_tokens: Option<usize>,
+    overlap: usize,
+    options: &EmbedOptions,
+) -> PyResult<(Vec<ChunkParts>, Py<PyAny>)> {
+    let (py, whole) = (text.py(), texts::copied(text, None)?);
+    let (chunks, vectors, width) = handle
+        .enter(py, |manager, check| manager.embed_chunks(&whole, max_tokens, overlap, options, check))?;
+    import_numpy(py)?;
+    let array = PyArray1::from_vec(py, vectors).reshape([chunks.len(), width])?;
+    Ok((made(&whole, chunks), array.into_any().unbind()))
 }
 
 /// Numbers of tokens: an int for one text, a list for several.

@@ -26,8 +26,8 @@ pub(super) struct InferenceCall {
 }
 
 impl InferenceCall {
-    /// `kind`: scores, sparse or multi. `second`: the second texts of pairs; one `first` text goes with each of them.
-    /// `keywords`: activation, prompt, prompt_name, truncate, timeout, keep_alive.
+    /// `kind`: scores, sparse, multi, queries, states or all. `second`: the second texts of pairs; one `first` text goes with each of them.
+    /// `keywords`: activation, prompt, prompt_name, normalize, truncate, timeout, keep_alive.
     pub(super) fn new(
         kind: &str,
         first: &Bound<'_, PyAny>,
@@ -40,9 +40,13 @@ impl InferenceCall {
             "scores" => Ok(OutputKind::Scores),
             "sparse" => Ok(OutputKind::Sparse),
             "multi" => Ok(OutputKind::Multi),
-            other => {
-                Err(Error::argument("kind", format!("kind={other:?}: expected scores, sparse or multi")))
-            }
+            "queries" => Ok(OutputKind::Queries),
+            "states" => Ok(OutputKind::States),
+            "all" => Ok(OutputKind::All),
+            other => Err(Error::argument(
+                "kind",
+                format!("kind={other:?}: expected scores, sparse, multi, queries, states or all"),
+            )),
         };
         let mut options = EmbedOptions { model, kind: kind.or_raise(py)?, ..EmbedOptions::default() };
         let mut activate = Activate::Model;
@@ -57,6 +61,7 @@ impl InferenceCall {
                 }
                 "prompt" => options.prompt = Some(value.extract()?),
                 "prompt_name" => options.prompt_name = Some(value.extract()?),
+                "normalize" => options.normalize = value.extract()?,
                 "truncate" => options.truncate = value.extract()?,
                 "timeout" => options.timeout = timeout(py, Some(value.extract()?))?,
                 "keep_alive" => options.keep_alive = keep_alive(Some(&value))?,

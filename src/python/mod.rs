@@ -18,6 +18,7 @@ mod host;
 mod infer;
 mod loader;
 mod manager;
+mod maxsim;
 mod options;
 mod register;
 mod report;
@@ -93,6 +94,8 @@ mod _core {
     use super::gil::_at_exit;
     #[pymodule_export]
     use super::manager::PyManager;
+    #[pymodule_export]
+    use super::maxsim::_maxsim;
     #[pymodule_export]
     use super::submit::PyTicket;
     #[pymodule_export]

@@ -11,7 +11,7 @@ use super::errors::OrRaise;
 use super::gil::inside;
 use crate::cache::CachedItem;
 use crate::compute::memory::reserve;
-use crate::output::{Dense, Item, MultiVector, Output, SparseVector};
+use crate::output::{Combined, Dense, Item, MultiVector, Output, SparseVector};
 
 /// Owner of a cached vector's memory, as numpy's base object: it gives their address and keeps them alive.
 #[pyclass(frozen, name = "_SharedVector", module = "model_manager._core")]
@@ -61,7 +61,7 @@ pub(super) fn shared_array(py: Python<'_>, cached: &CachedItem) -> PyResult<Py<P
         return Ok(array);
     }
     let array = match cached.item() {
-        Item::Sparse(_) | Item::Multi(_) => return copied_array(py, cached.item()),
+        Item::Sparse(_) | Item::Multi(_) | Item::All(_) => return copied_array(py, cached.item()),
         Item::Dense(values) | Item::Scores(values) => {
             let owner = Bound::new(py, SharedVector(Arc::clone(values)))?;
             py.import("numpy")?.call_method1("asarray", (owner,))?.unbind()
@@ -84,6 +84,7 @@ pub(super) fn copied_array(py: Python<'_>, item: &Item) -> PyResult<Py<PyAny>> {
         }
         Item::Sparse(item) => sparse(py, item),
         Item::Multi(item) => multi(py, item),
+        Item::All(item) => combined(py, item),
     }
 }
 
@@ -106,6 +107,7 @@ pub(super) fn results(py: Python<'_>, output: Output) -> PyResult<Py<PyAny>> {
     match output {
         Output::Sparse(ragged) => list(py, &ragged.items, sparse),
         Output::Multi(ragged) => list(py, &ragged.items, multi),
+        Output::All(ragged) => list(py, &ragged.items, combined),
         dense => array(py, dense, false, true),
     }
 }
@@ -120,6 +122,13 @@ fn list<T>(
     let list = PyList::empty(py);
     items.iter().try_for_each(|item| list.append(convert(py, item)?))?;
     Ok(list.into_any().unbind())
+}
+
+/// The three results of a text: an array, a pair of arrays, and an array.
+fn combined(py: Python<'_>, item: &Combined) -> PyResult<Py<PyAny>> {
+    let dense = PyArray1::from_slice(py, &item.dense);
+    let (sparse, multi) = (sparse(py, &item.sparse)?, multi(py, &item.multi)?);
+    Ok((dense, sparse, multi).into_pyobject(py)?.into_any().unbind())
 }
 
 /// The entries and weights of a sparse vector: a pair of arrays.

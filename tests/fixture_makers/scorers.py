@@ -62,19 +62,21 @@ SCORERS = (
     Scorer(
         Encoder("rerank_qwen3", 34, architecture="qwen3", tokenizer="qwen", hidden=32, layout="plain", positions=64)
     ),
-    Scorer(Encoder("rerank_distilbert", 51, architecture="distilbert", tokenizer="cased", layout="plain", positions=31)),
+    Scorer(
+        Encoder("rerank_distilbert", 51, architecture="distilbert", tokenizer="cased", layout="plain", positions=31)
+    ),
     Scorer(Encoder("rerank_electra", 52, architecture="electra", layout="plain", positions=31)),
     # The state of all tokens, and that of the first one through another function.
-    Scorer(Encoder("rerank_modernbert", 53, architecture="modernbert", tokenizer="bytes", layout="plain", positions=31)),
+    Scorer(
+        Encoder("rerank_modernbert", 53, architecture="modernbert", tokenizer="bytes", layout="plain", positions=31)
+    ),
     Scorer(
         Encoder("nli_modernbert", 54, architecture="modernbert_silu", tokenizer="bytes", layout="plain", positions=31),
         labels=NLI,
         settings=(("classifier_activation", "silu"), ("classifier_bias", True), ("norm_eps", 1e-3)),
     ),
     Scorer(
-        Encoder(
-            "rerank_gte", 55, architecture="gte", tokenizer="unigram", layout="plain", positions=31, published=True
-        )
+        Encoder("rerank_gte", 55, architecture="gte", tokenizer="unigram", layout="plain", positions=31, published=True)
     ),
     Scorer(
         Encoder("rerank_albert", 56, architecture="albert", tokenizer="unigram", layers=4, layout="plain", positions=31)

@@ -37,7 +37,9 @@ SPLADES = (
         pooling="sum",
         activation="log1p_relu",
     ),
-    Splade(Encoder("splade_distilbert", 43, architecture="distilbert", tokenizer="cased", layout="plain", positions=31)),
+    Splade(
+        Encoder("splade_distilbert", 43, architecture="distilbert", tokenizer="cased", layout="plain", positions=31)
+    ),
 )
 
 

@@ -65,6 +65,22 @@ def test_the_reranker_of_the_settings_needs_no_name(serve, make_manager):
     assert response.json()["model"] == RERANKER
 
 
+@pytest.mark.parametrize("path", ["/v1/rerank", "/v2/rerank", "/rerank"])
+def test_an_instruction_for_models_that_take_one(scorers, path):
+    scorers.manager.register("judge", str(FIXTURES / "qwen3_reranker"), kind="reranker")
+    instruction = "Find the page that answers the question"
+    want = [(one.index, one.score) for one in wanted(scorers, "judge", prompt=instruction)]
+    request = {"model": "judge", "query": QUERY, "documents": DOCUMENTS}
+    for given in ({"instruction": instruction}, {"prompt_name": "pages"}):
+        results = scorers.client.post(path, json={**request, **given}).json()["results"]
+        assert [(one["index"], one["relevance_score"]) for one in results] == want
+    assert want != [(one.index, one.score) for one in wanted(scorers, "judge")]
+    for wrong in ({"instruction": 7}, {"prompt_name": "other"}):
+        response = scorers.client.post(path, json={**request, **wrong})
+        assert response.status_code == 400, response.text
+        assert next(iter(wrong)) in response.text
+
+
 def test_classes(scorers):
     found = scorers.manager.classify(DOCUMENTS, "nli")
     body = scorers.client.post("/v1/classify", json={"model": "nli", "input": DOCUMENTS}).json()

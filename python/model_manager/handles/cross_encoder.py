@@ -38,6 +38,9 @@ class CrossEncoder:
         apply_softmax: bool = False,
         convert_to_numpy: bool = True,
         convert_to_tensor: bool = False,
+        *,
+        prompt: str | None = None,
+        prompt_name: str | None = None,
     ) -> Any:
         """The scores of one pair of texts or of several: one number a pair, or one for each label.
 
@@ -50,6 +53,8 @@ class CrossEncoder:
             apply_softmax: The softmax over several labels instead.
             convert_to_numpy: False returns a list.
             convert_to_tensor: Return a PyTorch tensor; needs PyTorch.
+            prompt: As for `Manager.rerank`.
+            prompt_name: As for `Manager.rerank`.
 
         Returns:
             float32, shape (n,) for a model of one label, else (n, labels); for one pair without the first dimension.
@@ -75,6 +80,8 @@ class CrossEncoder:
                 self.name,
                 progress,
                 activation="softmax" if apply_softmax else activation_fn if named else "identity",
+                prompt=prompt,
+                prompt_name=prompt_name,
             )
         if scores.shape[1] == 1:
             scores = scores[:, 0]
@@ -105,7 +112,14 @@ class CrossEncoder:
         if activation is not None and not isinstance(activation, str):
             raise TypeError("rank takes the name of an activation; predict takes functions")
         found = self._manager.rerank(
-            query, texts, self.name, top_n=top_k, return_documents=return_documents, activation=activation
+            query,
+            texts,
+            self.name,
+            top_n=top_k,
+            return_documents=return_documents,
+            activation=activation,
+            prompt=options.get("prompt"),
+            prompt_name=options.get("prompt_name"),
         )
         return [
             {"corpus_id": one.index, "score": one.score, **({"text": one.document} if return_documents else {})}

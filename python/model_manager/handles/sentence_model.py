@@ -121,7 +121,7 @@ class SentenceModel:
         self, texts: list[str], single: bool, prompt: str | None, prompt_name: str | None, tensors: bool
     ) -> Any:
         states: Any
-        states, _ = self._manager._infer("multi", texts, None, self.name, prompt=prompt, prompt_name=prompt_name)
+        states, _ = self._manager._infer("states", texts, None, self.name, prompt=prompt, prompt_name=prompt_name)
         if tensors:
             import torch
 

@@ -120,6 +120,8 @@ class RerankRequest(_Open):
     return_documents: bool | None = Field(None, description="Whether results hold their texts.")
     return_text: bool | None = Field(None, description="The same, with `texts`.")
     raw_scores: bool | None = Field(None, description="With `texts`: the model's logits.")
+    instruction: str | None = Field(None, description="What to judge by, for models that take an instruction.")
+    prompt_name: str | None = Field(None, description="The name of one of the model's own instructions.")
     truncate: bool | None = Field(None, description="false: refuse pairs that are longer than the model's maximum.")
     keep_alive: float | str | None = Field(None, description="How long the model stays after this use.")
 

@@ -20,6 +20,9 @@ fn kind_code(kind: OutputKind) -> u8 {
         OutputKind::Scores => 1,
         OutputKind::Sparse => 2,
         OutputKind::Multi => 3,
+        OutputKind::Queries => 4,
+        OutputKind::All => 5,
+        OutputKind::States => 6,
     }
 }
 

@@ -46,7 +46,7 @@ pub(super) fn encode(item: &CachedItem, format: ValueFormat) -> Option<Vec<u8>> 
         View::Dense(values) => (DENSE, values),
         View::Scores(values) => (SCORES, values),
         // In memory only.
-        View::Sparse(_) | View::Multi(_) => return None,
+        View::Sparse(_) | View::Multi(_) | View::All(_) => return None,
     };
     let largest = values.iter().fold(0.0_f32, |largest, value| largest.max(value.abs()));
     let fits = match format {

@@ -90,6 +90,8 @@ pub(crate) struct Span {
     pub before: usize,
     /// The number of queries. The keys end with that of the last query.
     pub rows: usize,
+    /// Keys at the end to which no query attends.
+    pub hidden: usize,
 }
 
 /// A tile of queries, and the location of its sums.
@@ -266,7 +268,9 @@ impl<'a> Attention<'a> {
     fn keys_of(&self, span: Span, tokens: &Range<usize>) -> Range<usize> {
         let mask = self.layer.mask;
         let start = (span.before + tokens.start).saturating_sub(mask.before);
-        let end = (span.before + tokens.end).saturating_add(mask.after).min(span.before + span.rows);
+        let end = (span.before + tokens.end)
+            .saturating_add(mask.after)
+            .min((span.before + span.rows).saturating_sub(span.hidden));
         start - start % self.kernels.width..end
     }
 

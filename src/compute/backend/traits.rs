@@ -330,6 +330,11 @@ impl<'a> Rows<'a> {
         Self { values, stride, width }
     }
 
+    /// The values, how many lie from a row to the next, and the values of a row.
+    pub(in crate::compute) fn parts(&self) -> (&'a [f32], usize, usize) {
+        (self.values, self.stride, self.width)
+    }
+
     /// Number of tokens.
     pub fn len(&self) -> usize {
         if self.width == 0 { 0 } else { (self.values.len() + self.stride - self.width) / self.stride }

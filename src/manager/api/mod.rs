@@ -3,6 +3,7 @@
 pub(super) mod adaptive;
 mod embedding;
 mod generation;
+mod late;
 mod scoring;
 mod slots;
 mod upkeep;

@@ -78,7 +78,7 @@ impl Manager {
 /// Options of vectors do not split the cache of other kinds.
 fn plain(options: EmbedOptions) -> EmbedOptions {
     match options.kind {
-        OutputKind::Dense => options,
+        OutputKind::Dense | OutputKind::All => options,
         _ => EmbedOptions { normalize: false, truncate_dim: None, ..options },
     }
 }

@@ -12,12 +12,11 @@ use crate::compute::{Activation, Heads, LayerAttention, Mask, Positions};
 use crate::models::heads::layout;
 
 /// ALBERT.
-pub(super) const FAMILIES: &[Family] =
-    &[Family {
-        generates: false,
-        classifier: Some(&layout::ALBERT),
-        ..Family::new("albert", "Albert", KEYS, read)
-    }];
+pub(super) const FAMILIES: &[Family] = &[Family {
+    generates: false,
+    classifier: Some(&layout::ALBERT),
+    ..Family::new("albert", "Albert", KEYS, read)
+}];
 
 /// The keys of `config.json` that [`AlbertConfig`] reads, and those that change nothing.
 const KEYS: &[&str] = &[

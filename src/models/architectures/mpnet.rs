@@ -12,12 +12,11 @@ use crate::compute::{Activation, DistanceBias, Heads, LayerAttention, Mask, Posi
 use crate::models::heads::layout;
 
 /// MPNet.
-pub(super) const FAMILIES: &[Family] =
-    &[Family {
-        generates: false,
-        classifier: Some(&layout::ROBERTA),
-        ..Family::new("mpnet", "MPNet", KEYS, read)
-    }];
+pub(super) const FAMILIES: &[Family] = &[Family {
+    generates: false,
+    classifier: Some(&layout::ROBERTA),
+    ..Family::new("mpnet", "MPNet", KEYS, read)
+}];
 
 /// The keys of `config.json` that [`MpnetConfig`] reads, and one that changes nothing.
 const KEYS: &[&str] = &[

@@ -24,6 +24,9 @@ use crate::models::heads::layout::MaskedHead;
 use crate::models::heads::pooling::{Pooling, ReadStates, SentenceEncoder};
 use crate::{Error, Result};
 
+/// Bytes of keys and values of the sequences that are computed at a time after a beginning that they share.
+const SHARED_BYTES: u64 = 256 << 20;
+
 /// A transformer on a backend.
 pub struct Transformer<B: Backend> {
     backend: B,
@@ -174,14 +177,15 @@ impl<B: Backend> Transformer<B> {
     }
 
     fn check_lengths(&self, batch: &Packed<'_>) -> Result<()> {
+        batch.ranges().try_for_each(|range| self.check_length(range.len()))
+    }
+
+    fn check_length(&self, tokens: usize) -> Result<()> {
         let longest = self.description.context;
-        match batch.ranges().find(|range| range.len() > longest) {
-            None => Ok(()),
-            Some(range) => Err(Error::Input(format!(
-                "{} tokens exceed the model's longest text ({longest})",
-                range.len()
-            ))),
+        if tokens <= longest {
+            return Ok(());
         }
+        Err(Error::Input(format!("{tokens} tokens exceed the model's longest text ({longest})")))
     }
 
     /// Checks that no file that is still read from was changed since the model was loaded.
@@ -313,6 +317,55 @@ impl<B: Backend> SentenceEncoder for Transformer<B> {
             })
         })?;
         // Rows of a table may have been read from a file that is being written to.
+        self.check_files()
+    }
+
+    fn encode_after(&self, prefix: &[u32], batch: &Packed<'_>, out: &mut [f32]) -> Result<()> {
+        let longest = batch.ranges().map(|range| prefix.len() + range.len()).max().unwrap_or(0);
+        // The positions of a long text may differ from those of a short one, from the first on.
+        let same = self.longest_short_text().is_none_or(|short| longest <= short);
+        if prefix.is_empty() || !same || !self.description.is_causal() {
+            return self.encode_whole(prefix, batch, out);
+        }
+        self.check_length(longest)?;
+        let width = self.description.hidden;
+        let mut beginning = self.new_cache(prefix.len())?;
+        let (length, needs_logits) = (prefix.len(), false);
+        let step = Step { cache: &mut beginning, tokens: prefix, length, needs_logits };
+        self.backend.run_cached(&mut [step], width, &mut [], &|pass, _| {
+            self.forward(pass, Some(Row::Last)).map(drop)
+        })?;
+        let mut next = 0;
+        while next < batch.sequences() {
+            // As many as fit into the memory: each has a copy of the beginning's last page.
+            let mut caches = Vec::new();
+            let mut bytes = 0;
+            for range in (next..batch.sequences()).map(|index| batch.range(index)) {
+                let length = prefix.len() + range.len();
+                bytes += self.backend.cache_bytes(self.cache_shape(), length);
+                if bytes > SHARED_BYTES && !caches.is_empty() {
+                    break;
+                }
+                caches.push(beginning.fork(prefix.len(), length)?);
+            }
+            let members = next..next + caches.len();
+            let mut steps: Vec<_> = caches
+                .iter_mut()
+                .zip(members.clone())
+                .map(|(cache, index)| {
+                    let tokens = &batch.ids[batch.range(index)];
+                    Step { cache, tokens, length: prefix.len() + tokens.len(), needs_logits: true }
+                })
+                .collect();
+            let out = &mut out[members.start * width..members.end * width];
+            self.backend.run_cached(&mut steps, width, out, &|pass, out| {
+                let x = self.forward(pass, Some(Row::Last))?;
+                pass.read(x, self.final_norm.as_ref(), &mut |index, rows| {
+                    Pooling::Last.pool(rows, &mut out[index * width..(index + 1) * width]);
+                })
+            })?;
+            next = members.end;
+        }
         self.check_files()
     }
 

@@ -1,13 +1,17 @@
 //! Sequence classification: one number for each label of a text or of a pair of texts. Rerankers have one label.
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::dense::DenseLayer;
 use super::layout::{ClassifierHead, HeadActivation, HeadNormNames, HeadState, LayerActivation};
 use super::pooling::Pooling;
+use crate::compute::Matrix;
+use crate::compute::memory::zeroed;
 use crate::models::config::ModelConfig;
-use crate::models::keys::refusal;
+use crate::models::json::read_json;
+use crate::models::keys::{refusal, refuse_unknown};
 use crate::models::manifest::ModelFiles;
+use crate::models::tokenizers::Tokenizer;
 use crate::models::weights::Weights;
 use crate::{Error, Result};
 
@@ -91,7 +95,7 @@ impl ScoreConfig {
             _ => ScoreActivation::Softmax,
         };
         let path = files.root.join("config_sentence_transformers.json");
-        let saved: Value = if path.is_file() { crate::models::json::read_json(&path)? } else { Value::Null };
+        let saved: Value = if path.is_file() { read_json(&path)? } else { Value::Null };
         let places = [
             (&config.path, "activation_fn", &json["sentence_transformers"]["activation_fn"]),
             (
@@ -168,6 +172,54 @@ impl Classifier {
         Ok(Self { pooling, layers })
     }
 
+    /// The head of a language model whose score is what it thinks of two tokens: the logit of one, less that of the other, as
+    /// sentence-transformers' `LogitScore` has it. Without that module the tokens are "yes" and "no".
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] for a model that attends in both directions, or whose logits are not linear, and for tokens that
+    /// it does not have; those of the weights.
+    pub fn judging(
+        files: &ModelFiles,
+        config: &ModelConfig,
+        weights: &Weights,
+        tokenizer: &Tokenizer,
+    ) -> Result<Self> {
+        let unsupported = |reason: String| Error::Unsupported { model: config.model.clone(), reason };
+        let description = config.describe();
+        if !description.is_causal() {
+            return Err(unsupported(
+                "it attends in both directions, so it gives no logits that score".into(),
+            ));
+        }
+        if description.factors.logits_cap.is_some() {
+            return Err(unsupported("its logits have a soft cap, which is not supported for scores".into()));
+        }
+        let JudgingTokens { for_it, against } = JudgingTokens::read(files, tokenizer)?;
+        let Matrix::Plain(head) = config.architecture.head(weights)? else {
+            return Err(unsupported(
+                "its matrix of logits is quantized, which is not supported for scores".into(),
+            ));
+        };
+        let row = |id: usize| -> Result<Vec<f32>> {
+            if id >= description.vocabulary {
+                let known = description.vocabulary;
+                return Err(unsupported(format!("it scores by token {id}, but knows {known} tokens")));
+            }
+            let mut row = zeroed(description.hidden)?;
+            head.add_row_f32(id, &mut row)?;
+            Ok(row)
+        };
+        let mut score = row(for_it)?;
+        if let Some(against) = against {
+            score.iter_mut().zip(row(against)?).for_each(|(x, other)| *x -= other);
+        }
+        score.iter_mut().for_each(|x| *x *= description.factors.logits);
+        Ok(Self {
+            pooling: Pooling::Last,
+            layers: vec![(DenseLayer::linear(score, description.hidden), None)],
+        })
+    }
+
     /// The number of labels.
     pub fn labels(&self) -> usize {
         self.layers.last().map_or(0, |(dense, _)| dense.outputs())
@@ -187,6 +239,39 @@ impl Classifier {
             }
         }
         states
+    }
+}
+
+/// The tokens whose logits are a score.
+struct JudgingTokens {
+    for_it: usize,
+    against: Option<usize>,
+}
+
+impl JudgingTokens {
+    fn read(files: &ModelFiles, tokenizer: &Tokenizer) -> Result<Self> {
+        let Some(module) = files.modules.iter().find(|module| module.kind == "LogitScore") else {
+            let id = |token: &str| {
+                tokenizer.id(token).map(|id| id as usize).ok_or_else(|| Error::Unsupported {
+                    model: files.model.clone(),
+                    reason: format!(
+                        "its vocabulary has no token {token:?}, by which a language model scores"
+                    ),
+                })
+            };
+            return Ok(Self { for_it: id("yes")?, against: Some(id("no")?) });
+        };
+        let path = files.root.join(&module.path).join("config.json");
+        let json: Map<String, Value> = read_json(&path)?;
+        const KEYS: &[&str] = &["true_token_id", "false_token_id", "module_input_name"];
+        refuse_unknown(&files.model, &path, &json, &[KEYS])?;
+        if let Some(input) = json.get("module_input_name").filter(|input| *input != "causal_logits") {
+            let reason = "only causal_logits is supported";
+            return Err(refusal(&files.model, &path, "module_input_name", input, reason));
+        }
+        let id = |key: &str| json.get(key).and_then(Value::as_u64).and_then(|id| usize::try_from(id).ok());
+        let missing = || Error::invalid_file(&path, "it has no true_token_id, which is the id of a token");
+        Ok(Self { for_it: id("true_token_id").ok_or_else(missing)?, against: id("false_token_id") })
     }
 }
 

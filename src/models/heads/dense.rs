@@ -6,6 +6,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::layout::HeadActivation;
+use crate::compute::{Isa, Projection};
 use crate::models::architectures::{LARGEST_SIZE, Tensors};
 use crate::models::json::read_json;
 use crate::models::keys::refuse_unknown;
@@ -52,22 +53,33 @@ fn yes() -> bool {
 }
 
 impl DenseLayer {
-    /// Reads the module in `folder`. `model` is what messages call it.
+    /// Reads the module in `folder`, a layer over the pooled vector. `model` is what messages call it.
     ///
     /// # Errors
     /// [`Error::Unsupported`] for another activation than Tanh or Identity, a residual, or a layer over token states;
     /// else as for any weights.
     pub fn load(model: &str, folder: &Path) -> Result<Self> {
+        Self::load_over(model, folder, &["sentence_embedding"], "the pooled vector")
+    }
+
+    /// Reads the module in `folder`, a layer over the states of tokens.
+    ///
+    /// # Errors
+    /// As [`DenseLayer::load`].
+    pub fn load_over_tokens(model: &str, folder: &Path) -> Result<Self> {
+        // A model that was one of single vectors has the other name.
+        Self::load_over(model, folder, &["token_embeddings", "sentence_embedding"], "the states of tokens")
+    }
+
+    fn load_over(model: &str, folder: &Path, names: &[&str], what: &str) -> Result<Self> {
         let path = folder.join("config.json");
         let json: Map<String, Value> = read_json(&path)?;
         let config =
             DenseConfig::deserialize(&json).map_err(|e| Error::invalid_file(&path, e.to_string()))?;
         refuse_unknown(model, &path, &json, &[KEYS])?;
-        let unsupported = |what: String| Error::Unsupported {
+        let unsupported = |problem: String| Error::Unsupported {
             model: model.into(),
-            reason: format!(
-                "its Dense module {what}; supported are Tanh and Identity over the pooled vector"
-            ),
+            reason: format!("its Dense module {problem}; supported are Tanh and Identity over {what}"),
         };
         // torch's own default is Tanh, and so is the module's.
         let activation = config.activation_function.as_deref().unwrap_or("Tanh");
@@ -88,10 +100,10 @@ impl DenseLayer {
         if config.use_residual {
             return Err(unsupported("adds its input to its output".into()));
         }
-        if let Some(input) = config.module_input_name.filter(|name| name != "sentence_embedding") {
+        if let Some(input) = config.module_input_name.filter(|name| !names.contains(&&**name)) {
             return Err(unsupported(format!("reads {input}")));
         }
-        if let Some(output) = config.module_output_name.filter(|name| name != "sentence_embedding") {
+        if let Some(output) = config.module_output_name.filter(|name| !names.contains(&&**name)) {
             return Err(unsupported(format!("writes {output}")));
         }
         let safetensors = folder.join("model.safetensors");
@@ -129,6 +141,25 @@ impl DenseLayer {
         let bias =
             if weights.contains(&bias) { Some(weights.vector(&bias, outputs)?.to_f32()?) } else { None };
         Ok(Self { weight, bias, inputs, activation })
+    }
+
+    /// The layer of these weights, row-major `[outputs, inputs]`, alone.
+    pub fn linear(weight: Vec<f32>, inputs: usize) -> Self {
+        Self::biased(weight, None, inputs)
+    }
+
+    /// The layer of these weights and a bias.
+    pub fn biased(weight: Vec<f32>, bias: Option<Vec<f32>>, inputs: usize) -> Self {
+        Self { weight, bias, inputs, activation: HeadActivation::Identity }
+    }
+
+    /// The same for the many rows of texts' tokens, and the function after it.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`].
+    pub fn packed(&self, isa: Isa) -> Result<(Projection, HeadActivation)> {
+        let projection = Projection::new(isa, &self.weight, self.bias.as_deref(), self.inputs)?;
+        Ok((projection, self.activation))
     }
 
     /// The length of the vectors it takes.

@@ -96,6 +96,12 @@ fn sum(rows: Rows<'_>, out: &mut [f32], weight: impl Fn(usize) -> f32, total: f3
     }
 }
 
+/// Divides by the Euclidean length; a zero vector stays zero (PyTorch's `normalize`, whose floor is 1e-12).
+pub fn normalize(vector: &mut [f32]) {
+    let length = vector.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>().sqrt().max(1e-12);
+    vector.iter_mut().for_each(|x| *x = (f64::from(*x) / length) as f32);
+}
+
 /// Gets the number of a sequence in its batch, the first column, and the rows of its tokens. Called from several threads.
 pub type ReadStates<'a> = dyn Fn(usize, usize, Rows<'_>) + Sync + 'a;
 
@@ -112,6 +118,29 @@ pub trait SentenceEncoder: Send + Sync {
     /// [`crate::Error::Input`] for a token outside the vocabulary, a text that is too long, or `out` of the wrong
     /// length; [`crate::Error::Internal`] when a worker panics.
     fn encode(&self, batch: &Packed<'_>, pooling: Pooling, out: &mut [f32]) -> Result<()>;
+
+    /// The last state of each sequence that begins with `prefix` and goes on with one of `batch`, none of which is empty, as
+    /// [`encode`](Self::encode) gives it with [`Pooling::Last`] to within rounding. A causal model computes the prefix once.
+    ///
+    /// # Errors
+    /// As [`encode`](Self::encode).
+    fn encode_after(&self, prefix: &[u32], batch: &Packed<'_>, out: &mut [f32]) -> Result<()> {
+        self.encode_whole(prefix, batch, out)
+    }
+
+    /// The same, with the prefix computed for each sequence.
+    ///
+    /// # Errors
+    /// As [`encode`](Self::encode).
+    fn encode_whole(&self, prefix: &[u32], batch: &Packed<'_>, out: &mut [f32]) -> Result<()> {
+        let (mut ids, mut offsets) = (Vec::new(), vec![0]);
+        for range in batch.ranges() {
+            ids.extend_from_slice(prefix);
+            ids.extend_from_slice(&batch.ids[range]);
+            offsets.push(u32::try_from(ids.len()).unwrap_or(u32::MAX));
+        }
+        self.encode(&Packed::new(&ids, &offsets)?, Pooling::Last, out)
+    }
 
     /// Calls `each` with the states of all tokens of each sequence.
     ///

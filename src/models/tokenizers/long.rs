@@ -72,6 +72,23 @@ pub(crate) fn each_part(
     bounds: &mut Bounds<'_>,
     take: &mut dyn FnMut(&[u32]),
 ) -> Result<()> {
+    each_piece(inner, cuts, text, bounds, &mut |_, piece| {
+        take(&content(inner, piece)?);
+        Ok(())
+    })
+}
+
+/// All pieces of `text` that are tokenized alone, each with the byte where it begins.
+///
+/// # Errors
+/// As [`each_part`]; those of `take`.
+pub(crate) fn each_piece(
+    inner: &dyn Pipeline,
+    cuts: &Cuts,
+    text: &str,
+    bounds: &mut Bounds<'_>,
+    take: &mut dyn FnMut(usize, &str) -> Result<()>,
+) -> Result<()> {
     refuse(text, bounds)?;
     let (mut at, mut size) = (0, LONGEST);
     while at < text.len() || at == 0 {
@@ -80,11 +97,11 @@ pub(crate) fn each_part(
         let part = if rest.len() <= 2 * size { None } else { cuts.exact(inner, rest, size) };
         match part.and_then(|part| Some((part.end, part.next?))) {
             Some((end, next)) => {
-                take(&content(inner, &rest[..end])?);
+                take(at, &rest[..end])?;
                 (at, size) = (at + next, LONGEST);
             }
             None if rest.len() <= 2 * size => {
-                take(&content(inner, rest)?);
+                take(at, rest)?;
                 break;
             }
             None => size *= 4,

@@ -6,7 +6,7 @@
 //! pipeline.rs    the interface of all tokenizers       small.rs   a tokenizer with a small vocabulary
 //! unigram.rs, trie.rs   that vocabulary                direct.rs  its short way from a text to ids
 //! cut.rs         where a text can be cut               long.rs    reading a long text in parts
-//! pairs.rs, pair_template.rs   two texts as one sequence
+//! pairs.rs, pair_template.rs   two texts as one sequence           pair_chat.rs   as one conversation
 //! ```
 
 pub(crate) mod added_tokens;
@@ -16,6 +16,7 @@ mod direct;
 pub mod gguf;
 mod gguf_words;
 pub(crate) mod long;
+pub(crate) mod pair_chat;
 mod pair_template;
 pub(crate) mod pairs;
 mod pipeline;
@@ -26,7 +27,9 @@ mod unigram;
 mod wordpiece;
 
 pub use long::Bounds;
-pub use pairs::{Encoded, PairText};
+pub use pair_chat::PairChat;
+pub use pairs::Encoded;
+pub(crate) use pairs::PairText;
 pub use tokenizer::Tokenizer;
 #[cfg(test)]
 use {pipeline::Pipeline, pipeline::Vocabulary, small::small};

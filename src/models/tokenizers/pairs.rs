@@ -1,5 +1,7 @@
 //! Two texts as one sequence, as transformers encodes a pair.
 
+use std::borrow::Cow;
+
 use super::long::Bounds;
 use super::pair_template::PairTemplate;
 use super::tokenizer::Tokenizer;
@@ -26,16 +28,9 @@ impl From<Vec<u32>> for Encoded {
 /// The tokens of one text of a pair, without special tokens.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PairText<'a> {
-    text: &'a str,
+    text: Cow<'a, str>,
     /// At least as many as a pair has room for, if the text has as many.
     ids: Vec<u32>,
-}
-
-impl PairText<'_> {
-    /// Whether it is this text.
-    pub fn is_of(&self, text: &str) -> bool {
-        self.text == text
-    }
 }
 
 impl Tokenizer {
@@ -64,13 +59,15 @@ impl Tokenizer {
     /// As [`Tokenizer::encode_within`].
     pub fn pair_text<'a>(
         &self,
-        text: &'a str,
+        text: impl Into<Cow<'a, str>>,
         max_length: usize,
         bounds: &mut Bounds<'_>,
     ) -> Result<PairText<'a>> {
         // One token more shows that the text is cut.
         let room = self.pair_room(max_length)?.saturating_add(1);
-        Ok(PairText { text, ids: self.content(text, room, bounds)? })
+        let text = text.into();
+        let ids = self.content(&text, room, bounds)?;
+        Ok(PairText { text, ids })
     }
 
     /// The ids of two texts with the model's special tokens, at most `max_length`: the longer one is cut first.
@@ -88,8 +85,8 @@ impl Tokenizer {
         let (mut a, mut b) = (first.ids.len(), second.ids.len());
         if a > room && b > room && room % 2 == 1 {
             // The odd token goes to the longer text.
-            a = self.count_within(first.text, bounds)?;
-            b = self.count_within(second.text, bounds)?;
+            a = self.count_within(&first.text, bounds)?;
+            b = self.count_within(&second.text, bounds)?;
         }
         let truncated = a.saturating_add(b) > room;
         let (a, b) = longest_first(a, b, room);

@@ -25,6 +25,9 @@ pub(crate) enum Words {
     Other,
 }
 
+/// The ids of a text, and the first byte and the end of each.
+pub(crate) type Places = (Vec<u32>, Vec<(usize, usize)>);
+
 /// A tokenizer in use.
 pub(crate) trait Pipeline: Send + Sync {
     /// What changes a text first.
@@ -44,6 +47,11 @@ pub(crate) trait Pipeline: Send + Sync {
     /// # Errors
     /// Those of the library.
     fn ids(&self, text: &str) -> tokenizers::Result<Vec<u32>>;
+    /// The same, and the bytes of `text` that each is made of.
+    ///
+    /// # Errors
+    /// Those of the library.
+    fn places(&self, text: &str) -> tokenizers::Result<Places>;
     /// Adds the special tokens around a text, or around the two texts of a pair.
     ///
     /// # Errors
@@ -118,6 +126,11 @@ impl<M: Vocabulary> Pipeline for With<M> {
 
     fn ids(&self, text: &str) -> tokenizers::Result<Vec<u32>> {
         Ok(self.encode_fast(text, false)?.get_ids().to_vec())
+    }
+
+    fn places(&self, text: &str) -> tokenizers::Result<Places> {
+        let encoding = self.encode(text, false)?;
+        Ok((encoding.get_ids().to_vec(), encoding.get_offsets().to_vec()))
     }
 
     fn dress(&self, encoding: Encoding, pair: Option<Encoding>) -> tokenizers::Result<Encoding> {

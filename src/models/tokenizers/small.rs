@@ -5,7 +5,7 @@ use std::panic::catch_unwind;
 use tokenizers::{AddedVocabulary, Encoding, Model as _, NormalizerWrapper, PreTokenizerWrapper};
 
 use super::direct::Direct;
-use super::pipeline::{Pipeline, Vocabulary, With, Words};
+use super::pipeline::{Pipeline, Places, Vocabulary, With, Words};
 use super::unigram::Unigram;
 
 impl Vocabulary for Unigram {
@@ -58,6 +58,10 @@ impl Pipeline for Small {
             Some(ids) => Ok(ids),
             None => self.inner.ids(text),
         }
+    }
+
+    fn places(&self, text: &str) -> tokenizers::Result<Places> {
+        self.inner.places(text)
     }
 
     fn dress(&self, encoding: Encoding, pair: Option<Encoding>) -> tokenizers::Result<Encoding> {

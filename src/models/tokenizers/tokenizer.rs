@@ -4,6 +4,7 @@
 //! No thread pool is used, so a tokenizer works after `fork`, and from many threads at once.
 
 use std::fs;
+use std::ops::Range;
 use std::panic::catch_unwind;
 use std::path::Path;
 
@@ -152,16 +153,82 @@ impl Tokenizer {
         max_length: usize,
         bounds: &mut Bounds<'_>,
     ) -> Result<(Vec<u32>, bool)> {
-        let room = max_length.saturating_sub(self.special_tokens());
+        self.encode_marked(&[], text, max_length, bounds)
+    }
+
+    /// The same, with each of the texts `markers` as the one token of its id, though the tokenizer would divide it.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode_within`].
+    pub fn encode_marked(
+        &self,
+        markers: &[(String, u32)],
+        text: &str,
+        max_length: usize,
+        bounds: &mut Bounds<'_>,
+    ) -> Result<(Vec<u32>, bool)> {
+        let special = self.special_tokens();
+        let room = max_length.saturating_sub(special);
         if room == 0 {
             return Err(Error::Input(format!(
-                "max_length={max_length} leaves no room for text: this model adds {} special tokens",
-                self.special_tokens()
+                "max_length={max_length} leaves no room for text: this model adds {special} special tokens"
             )));
         }
         // One token more than there is place for shows that there are more.
-        let ids = self.content(text, room.saturating_add(1), bounds)?;
+        let (wanted, mut rest, mut ids) = (room.saturating_add(1), text, Vec::new());
+        let next = |rest: &str| {
+            let found =
+                markers.iter().filter_map(|(text, id)| Some((rest.find(text.as_str())?, text.len(), *id)));
+            found.min_by_key(|(at, length, _)| (*at, usize::MAX - length))
+        };
+        while let Some((at, length, id)) = next(rest) {
+            if at > 0 {
+                ids.extend(self.content(&rest[..at], wanted, bounds)?);
+            }
+            ids.push(id);
+            rest = &rest[at + length..];
+            if ids.len() >= wanted && !self.keep_end {
+                rest = "";
+            }
+        }
+        if !rest.is_empty() || markers.is_empty() {
+            ids.extend(self.content(rest, wanted, bounds)?);
+        }
         Ok(([&self.before[..], self.cut(&ids, room), &self.after].concat(), ids.len() > room))
+    }
+
+    /// The ids of a whole text, without special tokens, and the bytes that each is made of.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode_within`].
+    pub fn places(&self, text: &str, bounds: &mut Bounds<'_>) -> Result<(Vec<u32>, Vec<Range<usize>>)> {
+        let (mut ids, mut places) = (Vec::new(), Vec::new());
+        long::each_piece(&*self.inner, &self.cuts, text, bounds, &mut |at, piece| {
+            let (found, offsets) = guarded(|| self.inner.places(piece))
+                .map_err(|e| Error::Internal { place: "tokenizer".into(), reason: e.to_string() })?;
+            ids.extend(found);
+            places.extend(offsets.into_iter().map(|(start, end)| at + start..at + end));
+            Ok(())
+        })?;
+        Ok((ids, places))
+    }
+
+    /// The special ids before a text.
+    pub fn before(&self) -> &[u32] {
+        &self.before
+    }
+
+    /// The ids of a text with the special ones around them.
+    pub fn dressed(&self, ids: &[u32]) -> Vec<u32> {
+        [&self.before, ids, &self.after].concat()
+    }
+
+    /// The ids of a short text alone, without special tokens.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] when the tokenizer fails.
+    pub(crate) fn ids_of(&self, text: &str) -> Result<Vec<u32>> {
+        self.content(text, usize::MAX, &mut Bounds { max_bytes: usize::MAX, check: &mut || Ok(()) })
     }
 
     /// The text's own ids: those of `room` that the model keeps, perhaps more.

@@ -17,11 +17,11 @@ use crate::wire::Encoding;
 impl PyManager {
     /// Embed one text (float32, shape (dim,)) or several (shape (n, dim)).
     #[pyo3(signature = (texts, model = None, *, prompt = None, prompt_name = None, normalize = true,
-                        truncate_dim = None, truncate = true, copy = false, timeout = None, keep_alive = None, user = None, progress = None))]
+                        truncate_dim = None, truncate = true, copy = false, timeout = None, keep_alive = None, user = None, progress = None,
+                        outputs = None))]
     #[expect(clippy::too_many_arguments, reason = "keywords of a Python function")]
     fn embed(
-        &self,
-        py: Python<'_>,
+        slf: &Bound<'_, Self>,
         texts: &Bound<'_, PyAny>,
         model: Option<String>,
         prompt: Option<String>,
@@ -34,7 +34,22 @@ impl PyManager {
         keep_alive: Option<&Bound<'_, PyAny>>,
         user: Option<String>,
         progress: Option<Py<PyAny>>,
+        outputs: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<Py<PyAny>> {
+        let py = slf.py();
+        if let Some(outputs) = outputs {
+            let keywords = PyDict::new(py);
+            keywords.set_item("prompt", prompt)?;
+            keywords.set_item("prompt_name", prompt_name)?;
+            keywords.set_item("normalize", normalize)?;
+            keywords.set_item("truncate_dim", truncate_dim)?;
+            keywords.set_item("truncate", truncate)?;
+            keywords.set_item("timeout", timeout)?;
+            keywords.set_item("keep_alive", keep_alive)?;
+            keywords.set_item("progress", progress)?;
+            let helper = py.import("model_manager._vectors")?.getattr("embed_outputs")?;
+            return helper.call((slf, texts, model, outputs), Some(&keywords)).map(Bound::unbind);
+        }
         let options = call_options(
             py,
             model,
@@ -47,7 +62,7 @@ impl PyManager {
             keep_alive,
             user,
         )?;
-        embed::embed(&self.0, texts, options, copy, progress)
+        embed::embed(&slf.get().0, texts, options, copy, progress)
     }
 
     /// Embed an Arrow column into an Arrow array.
@@ -211,7 +226,7 @@ impl PyManager {
         prompt: Option<String>,
         prompt_name: Option<String>,
         timeout: Option<f64>,
-    ) -> PyResult<Vec<(String, usize, usize, usize)>> {
+    ) -> PyResult<Vec<embed::ChunkParts>> {
         let options = EmbedOptions {
             model,
             prompt,
@@ -220,5 +235,32 @@ impl PyManager {
             ..EmbedOptions::default()
         };
         embed::chunks(&self.0, text, max_tokens, overlap, &options)
+    }
+
+    /// The same, and a vector for each chunk from one pass over the whole text: shape (n, dim).
+    #[pyo3(signature = (text, model = None, *, max_tokens = None, overlap = 0, prompt = None, prompt_name = None,
+                        normalize = true, timeout = None))]
+    #[expect(clippy::too_many_arguments, reason = "keywords of a Python function")]
+    fn _embed_chunks(
+        &self,
+        py: Python<'_>,
+        text: &Bound<'_, PyString>,
+        model: Option<String>,
+        max_tokens: Option<usize>,
+        overlap: usize,
+        prompt: Option<String>,
+        prompt_name: Option<String>,
+        normalize: bool,
+        timeout: Option<f64>,
+    ) -> PyResult<(Vec<embed::ChunkParts>, Py<PyAny>)> {
+        let options = EmbedOptions {
+            model,
+            prompt,
+            prompt_name,
+            normalize,
+            timeout: self::timeout(py, timeout)?,
+            ..EmbedOptions::default()
+        };
+        embed::embed_chunks(&self.0, text, max_tokens, overlap, &options)
     }
 }

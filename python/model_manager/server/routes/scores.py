@@ -55,7 +55,7 @@ async def _rerank(request: Request, service: Service, body: dict[str, Any], *, d
     name, slot = _model(service, body)
     query, texts = _query(body), _documents(body, service.config.max_inputs)
     top_n, shown = _count(body, "top_n"), _flag(body, "return_documents", documents)
-    options = _options(service, body)
+    options = _options(service, body) | _prompt(body)
     scores, tokens = await _scores(request, service, slot, query, texts, options, "documents")
     service.metrics.embedded(name, len(texts), tokens)
     results = []
@@ -77,7 +77,7 @@ async def _rerank(request: Request, service: Service, body: dict[str, Any], *, d
 async def _tei(request: Request, service: Service, body: dict[str, Any]) -> list[dict[str, Any]]:
     name, slot = _model(service, body)
     query, texts = _query(body), _documents(body, service.config.max_inputs, "texts")
-    options = _options(service, body)
+    options = _options(service, body) | _prompt(body)
     if _flag(body, "raw_scores", False):
         options["activation"] = "identity"
     shown = _flag(body, "return_text", False)
@@ -159,6 +159,18 @@ def _options(service: Service, body: dict[str, Any]) -> dict[str, Any]:
         "timeout": service.config.request_timeout,
         "keep_alive": body.get("keep_alive"),
     }
+
+
+def _prompt(body: dict[str, Any]) -> dict[str, Any]:
+    """The instruction of models that take one, or the name of one of the model's own."""
+    options = {}
+    for field, option in (("instruction", "prompt"), ("prompt_name", "prompt_name")):
+        value = body.get(field)
+        if value is not None and not isinstance(value, str):
+            raise bad_request(f"{field} must be a string, not {json_kind(value)}", field)
+        if value:
+            options[option] = value
+    return options
 
 
 def _query(body: dict[str, Any]) -> str:

@@ -52,9 +52,10 @@ pub(super) fn split_heads(qkv: &Tensor, heads: Heads) -> candle_core::Result<[Te
     Ok([part(0, heads)?, part(heads, kv_heads)?, part(heads + kv_heads, kv_heads)?])
 }
 
-/// Attention of the last rows of a sequence over all its keys and values.
+/// Attention of the rows of a sequence from row `before` on over keys and values from its beginning.
 pub(super) fn attend(
     [queries, keys, values]: [&Tensor; 3],
+    before: usize,
     heads: Heads,
     layer: &LayerAttention,
 ) -> candle_core::Result<Tensor> {
@@ -73,10 +74,10 @@ pub(super) fn attend(
     if let Some(cap) = layer.soft_cap {
         scores = ((scores / f64::from(cap))?.tanh()? * f64::from(cap))?;
     }
-    let (before, mask) = (length - rows, layer.mask);
+    let mask = layer.mask;
     if let Some(bias) = &layer.bias {
         let all: Vec<f32> = (0..heads)
-            .flat_map(|head| (before..length).flat_map(move |row| bias.row(head, row, 0, length)))
+            .flat_map(|head| (before..before + rows).flat_map(move |row| bias.row(head, row, 0, length)))
             .copied()
             .collect();
         scores = (scores + Tensor::from_vec(all, (heads, rows, length), queries.device())?)?;
@@ -84,7 +85,8 @@ pub(super) fn attend(
     if mask != Mask::FULL {
         let hidden = |i: usize| {
             let (query, key) = (before + i / length, i % length);
-            let seen = key + mask.before.min(length) >= query && key <= query + mask.after.min(length);
+            let all = before + rows + length;
+            let seen = key + mask.before.min(all) >= query && key <= query + mask.after.min(all);
             if seen { 0.0 } else { f32::NEG_INFINITY }
         };
         let mask = Tensor::from_iter((0..rows * length).map(hidden), queries.device())?;

@@ -78,7 +78,8 @@ impl Backend for Candle {
         for (number, range) in batch.ranges().enumerate() {
             let second_type = batch.second_type(number).saturating_sub(range.start);
             let ids = &batch.ids[range];
-            let mut pass = CandlePass { backend: self, ids, second_type, number, sequence: None };
+            let hidden = batch.hidden.get(number).map_or(0, |&hidden| hidden as usize);
+            let mut pass = CandlePass { backend: self, ids, second_type, hidden, number, sequence: None };
             forward(&mut pass, rows.next().unwrap_or_default())?;
         }
         Ok(())
@@ -102,7 +103,8 @@ impl Backend for Candle {
                 cache: step.cache,
             };
             let (ids, sequence) = (step.tokens, Some(sequence));
-            let mut pass = CandlePass { backend: self, ids, second_type: usize::MAX, number: 0, sequence };
+            let mut pass =
+                CandlePass { backend: self, ids, second_type: usize::MAX, hidden: 0, number: 0, sequence };
             forward(&mut pass, row.unwrap_or_default())?;
             step.cache.len += step.tokens.len();
         }

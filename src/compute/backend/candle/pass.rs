@@ -18,6 +18,8 @@ pub struct CandlePass<'a> {
     pub(super) ids: &'a [u32],
     /// The token from which on tokens have type 1.
     pub(super) second_type: usize,
+    /// Tokens at the end to which no token attends.
+    pub(super) hidden: usize,
     /// The sequence's number in the batch.
     pub(super) number: usize,
     pub(super) sequence: Option<CachedSequence<'a, TensorCache>>,
@@ -114,7 +116,10 @@ impl Pass<Candle> for CandlePass<'_> {
                 Some(sequence) => sequence.cache.append(layer, sequence.cached, [keys, values])?,
                 None => [keys, values],
             };
-            attend([&queries, &keys, &values], heads, attention)
+            let seen = keys.dim(0)?.saturating_sub(self.hidden);
+            let before = keys.dim(0)? - queries.dim(0)?;
+            let (keys, values) = (keys.narrow(0, 0, seen)?, values.narrow(0, 0, seen)?);
+            attend([&queries, &keys, &values], before, heads, attention)
         });
         attended.map(Some).map_err(failed)
     }

@@ -34,6 +34,9 @@ impl CpuPass<'_> {
         if !attention.mask.is_causal() && (windowed || cached) {
             return Err(misuse("windows and caches are for causal attention"));
         }
+        if !self.batch.hidden.is_empty() && (windowed || cached) {
+            return Err(misuse("hidden keys are for whole sequences"));
+        }
         let spans = self.spans();
         if cached {
             self.append(layer, queries, heads, &spans)?;
@@ -142,7 +145,8 @@ impl CpuPass<'_> {
                 let first = range.start.max(start);
                 let keys = if self.caches.is_empty() { range.start } else { index };
                 let before = self.first_position(index) + first - range.start;
-                Span { keys, queries: first - start, before, rows: range.end.min(end) - first }
+                let hidden = self.batch.hidden.get(index).map_or(0, |&hidden| hidden as usize);
+                Span { keys, queries: first - start, before, rows: range.end.min(end) - first, hidden }
             })
             .collect()
     }

@@ -28,19 +28,22 @@ impl Cpu {
         let mut ids = std::mem::take(&mut workspace.ids);
         let mut offsets = std::mem::take(&mut workspace.offsets);
         let mut seconds = std::mem::take(&mut workspace.seconds);
+        let mut hidden = std::mem::take(&mut workspace.hidden);
         let mut rows = std::mem::take(&mut workspace.out);
         ids.clear();
         seconds.clear();
+        hidden.clear();
         offsets.clear();
         offsets.push(0);
         for &sequence in sequences {
             ids.extend_from_slice(&batch.ids[batch.range(sequence)]);
             offsets.push(ids.len() as u32);
             seconds.extend(batch.seconds.get(sequence));
+            hidden.extend(batch.hidden.get(sequence));
         }
         rows.clear();
         rows.resize(sequences.len() * out.columns(), 0.0);
-        let part = Packed { ids: &ids, offsets: &offsets, seconds: &seconds };
+        let part = Packed { ids: &ids, offsets: &offsets, seconds: &seconds, hidden: &hidden };
         let mut pass = CpuPass::new(self, part, &mut workspace, parallelism, Vec::new());
         pass.numbers = sequences;
         let result = forward(&mut pass, &mut rows);
@@ -49,7 +52,8 @@ impl Cpu {
             // SAFETY: a plan puts each sequence into one part, and each part runs once, so no other task accesses this row.
             unsafe { out.row_f32(sequence) }.copy_from_slice(row);
         }
-        (workspace.ids, workspace.offsets, workspace.seconds, workspace.out) = (ids, offsets, seconds, rows);
+        (workspace.ids, workspace.offsets, workspace.out) = (ids, offsets, rows);
+        (workspace.seconds, workspace.hidden) = (seconds, hidden);
         self.give_workspace(workspace);
         result
     }
@@ -154,7 +158,7 @@ impl Backend for Cpu {
             offsets.push(ids.len() as u32);
         }
         let threads = Threads::global();
-        let part = Packed { ids: &ids, offsets: &offsets, seconds: &[] };
+        let part = Packed { ids: &ids, offsets: &offsets, seconds: &[], hidden: &[] };
         let sequences = steps.iter_mut().map(|step| CachedSequence {
             cached: step.cache.len(),
             length: step.length,

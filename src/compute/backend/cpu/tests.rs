@@ -209,7 +209,7 @@ fn attention_of_any_shape_and_kind_is_attention() {
                 let target = out.target();
                 let kernels = Kernels::of(isa);
                 let all = Attention::new(kernels, &qkv, KeyValues::Rows(&qkv), heads, &layer, &target);
-                let span = Span { keys: 0, queries: 0, before: 0, rows: length };
+                let span = Span { keys: 0, queries: 0, before: 0, rows: length, hidden: 0 };
                 let mut scratch = Default::default();
                 for kv_head in 0..kv_heads {
                     all.group(&mut scratch, span, kv_head, Share { index: 0, of: 1 }).unwrap();
@@ -218,6 +218,40 @@ fn attention_of_any_shape_and_kind_is_attention() {
                 assert_close(&values(&mut out), &expected, format, &what);
             }
         }
+    }
+}
+
+#[test]
+fn hidden_keys_are_seen_by_no_query() {
+    for (length, hidden, width) in [(3, 1, 4), (20, 19, 8), (40, 7, 33), (300, 60, 16), (513, 257, 8)] {
+        let heads = Heads { heads: 1, kv_heads: 1, width };
+        let mut input = random(length * 3 * width, 9);
+        let layer = LayerAttention::new(Mask::FULL);
+        // What they are makes no difference, as long as it is finite.
+        let mut results = Vec::new();
+        for fill in [0.5, -30.0] {
+            for row in length - hidden..length {
+                input[row * 3 * width + width..(row + 1) * 3 * width].fill(fill);
+            }
+            for (isa, format) in Isa::available().flat_map(|isa| [(isa, DType::F32), (isa, DType::Bf16)]) {
+                let mut workspace = Workspace::default();
+                let qkv = matrix(&mut workspace, length, 3 * width, format, &input);
+                let mut out = workspace.matrix(length, width, format).unwrap();
+                let target = out.target();
+                let all =
+                    Attention::new(Kernels::of(isa), &qkv, KeyValues::Rows(&qkv), heads, &layer, &target);
+                let span = Span { keys: 0, queries: 0, before: 0, rows: length, hidden };
+                all.group(&mut Default::default(), span, 0, Share { index: 0, of: 1 }).unwrap();
+                let found = values(&mut out);
+                // The rows that see all keys of a shorter text are those of that text.
+                let short = &input[..(length - hidden) * 3 * width];
+                let expected = attention(short, length - hidden, heads, &layer);
+                assert_close(&found[..expected.len()], &expected, format, &(isa, length, hidden));
+                results.push((isa, format, found));
+            }
+        }
+        let (one, other) = results.split_at(results.len() / 2);
+        assert_eq!(one, other, "{length} {hidden}");
     }
 }
 
@@ -239,7 +273,7 @@ fn an_infinity_in_one_head_does_not_reach_another() {
                 let target = out.target();
                 let rows = KeyValues::Rows(&qkv);
                 let all = Attention::new(Kernels::of(isa), &qkv, rows, heads, &layer, &target);
-                let span = Span { keys: 0, queries: 0, before: 0, rows: length };
+                let span = Span { keys: 0, queries: 0, before: 0, rows: length, hidden: 0 };
                 let mut scratch = Default::default();
                 for kv_head in 0..2 {
                     all.group(&mut scratch, span, kv_head, Share { index: 0, of: 1 }).unwrap();

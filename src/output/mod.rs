@@ -6,6 +6,7 @@
 //! | `Scores` | one number for each label, for a text or a pair of texts |
 //! | `Sparse` | weights of some entries of a vocabulary |
 //! | `Multi` | one vector for each token |
+//! | `All` | a vector, weights of a vocabulary and the vectors of tokens, of one pass |
 //!
 //! Queues, cache and jobs move items and do not look into them: they use only what is common to all kinds. Heads,
 //! post-processing, and conversion for Python and JSON treat kinds differently.
@@ -29,6 +30,12 @@ pub enum OutputKind {
     Sparse,
     /// One vector for each token.
     Multi,
+    /// The same of a text that is a query, where a model reads it in another way than a document.
+    Queries,
+    /// The states of all tokens, whatever else the model makes of them.
+    States,
+    /// `Dense`, `Sparse` and `Multi` together.
+    All,
 }
 
 /// What the items of a model look like. Items of equal shape can be in one [`Output`].
@@ -54,6 +61,11 @@ pub enum Shape {
         /// Values of each vector.
         width: usize,
     },
+    /// Three results, of which the vectors of texts have `width` values.
+    All {
+        /// Values of each vector of a text.
+        width: usize,
+    },
 }
 
 /// The shapes of all that one model can give.
@@ -67,6 +79,9 @@ pub struct Shapes {
     pub sparse: Option<usize>,
     /// Values of a token's vector.
     pub multi: Option<usize>,
+    /// Values of a token's state.
+    #[serde(default)]
+    pub states: Option<usize>,
 }
 
 /// Items of equal shape, one for each input.
@@ -80,6 +95,8 @@ pub enum Output {
     Sparse(Ragged<SparseVector>),
     /// Vectors of tokens.
     Multi(Ragged<MultiVector>),
+    /// All three of these.
+    All(Ragged<Combined>),
 }
 
 /// One item, borrowed from an [`Output`] or an [`Item`].
@@ -93,6 +110,8 @@ pub enum View<'a> {
     Sparse(&'a SparseVector),
     /// The vectors of tokens.
     Multi(&'a MultiVector),
+    /// Three results.
+    All(&'a Combined),
 }
 
 /// One item that owns its memory. Cloning copies pointers.
@@ -106,6 +125,8 @@ pub enum Item {
     Sparse(SparseVector),
     /// The vectors of tokens.
     Multi(MultiVector),
+    /// Three results.
+    All(Combined),
 }
 
 /// Entries of a vocabulary with a weight above zero. Cloning copies pointers.
@@ -126,6 +147,17 @@ pub struct MultiVector {
     pub width: usize,
 }
 
+/// Three results of one text. Cloning copies pointers.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Combined {
+    /// Its vector.
+    pub dense: Arc<[f32]>,
+    /// Its weights of the vocabulary.
+    pub sparse: SparseVector,
+    /// The vectors of its tokens.
+    pub multi: MultiVector,
+}
+
 /// Items of different sizes.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Ragged<T> {
@@ -144,8 +176,8 @@ pub struct Dense {
 }
 
 impl OutputKind {
-    /// Every kind.
-    pub const ALL: [Self; 4] = [Self::Dense, Self::Scores, Self::Sparse, Self::Multi];
+    /// Every kind of result.
+    pub const ALL: [Self; 5] = [Self::Dense, Self::Scores, Self::Sparse, Self::Multi, Self::All];
 
     /// What it is, and the methods that give it, for messages.
     #[must_use]
@@ -154,7 +186,9 @@ impl OutputKind {
             Self::Dense => "vectors of texts (embed)",
             Self::Scores => "scores of texts and pairs (rerank, classify)",
             Self::Sparse => "sparse vectors (embed_sparse)",
-            Self::Multi => "vectors of tokens (embed_multi)",
+            Self::States => "states of tokens (encode with token_embeddings)",
+            Self::Multi | Self::Queries => "vectors of tokens (embed_multi)",
+            Self::All => "all three of a text (embed with outputs)",
         }
     }
 }
@@ -168,6 +202,7 @@ impl Shape {
             Self::Scores { .. } => OutputKind::Scores,
             Self::Sparse { .. } => OutputKind::Sparse,
             Self::Multi { .. } => OutputKind::Multi,
+            Self::All { .. } => OutputKind::All,
         }
     }
 
@@ -175,7 +210,7 @@ impl Shape {
     #[must_use]
     pub fn width(self) -> usize {
         match self {
-            Self::Dense { width } | Self::Multi { width } => width,
+            Self::Dense { width } | Self::Multi { width } | Self::All { width } => width,
             Self::Scores { labels } => labels,
             Self::Sparse { vocabulary } => vocabulary,
         }
@@ -196,7 +231,12 @@ impl Shapes {
             OutputKind::Dense => self.dense.map(|width| Shape::Dense { width }),
             OutputKind::Scores => self.scores.map(|labels| Shape::Scores { labels }),
             OutputKind::Sparse => self.sparse.map(|vocabulary| Shape::Sparse { vocabulary }),
-            OutputKind::Multi => self.multi.map(|width| Shape::Multi { width }),
+            OutputKind::Multi | OutputKind::Queries => self.multi.map(|width| Shape::Multi { width }),
+            OutputKind::States => self.states.map(|width| Shape::Multi { width }),
+            OutputKind::All => {
+                let three = self.dense.zip(self.sparse).zip(self.multi);
+                three.map(|((width, _), _)| Shape::All { width })
+            }
         }
     }
 
@@ -213,7 +253,8 @@ impl Shapes {
             OutputKind::Scores if self.scores == Some(1) => &["rerank", "classify"],
             OutputKind::Scores => &["classify"],
             OutputKind::Sparse => &["embed_sparse"],
-            OutputKind::Multi => &["embed_multi"],
+            OutputKind::Multi | OutputKind::Queries => &["embed_multi"],
+            OutputKind::States | OutputKind::All => &[],
         };
         self.kinds().flat_map(tasks).copied().collect()
     }
@@ -248,7 +289,10 @@ impl Output {
             OutputKind::Dense => Self::Dense(Dense::zeros(rows, width)?),
             OutputKind::Scores => Self::Scores(Dense::zeros(rows, width)?),
             OutputKind::Sparse => Self::Sparse(Ragged::empty(rows, width)?),
-            OutputKind::Multi => Self::Multi(Ragged::empty(rows, width)?),
+            OutputKind::Multi | OutputKind::Queries | OutputKind::States => {
+                Self::Multi(Ragged::empty(rows, width)?)
+            }
+            OutputKind::All => Self::All(Ragged::empty(rows, width)?),
         })
     }
 
@@ -273,6 +317,7 @@ impl Output {
             Self::Scores(scores) => Shape::Scores { labels: scores.width },
             Self::Sparse(ragged) => Shape::Sparse { vocabulary: ragged.width },
             Self::Multi(ragged) => Shape::Multi { width: ragged.width },
+            Self::All(ragged) => Shape::All { width: ragged.width },
         }
     }
 
@@ -283,6 +328,7 @@ impl Output {
             Self::Dense(dense) | Self::Scores(dense) => dense.rows,
             Self::Sparse(ragged) => ragged.items.len(),
             Self::Multi(ragged) => ragged.items.len(),
+            Self::All(ragged) => ragged.items.len(),
         }
     }
 
@@ -294,6 +340,7 @@ impl Output {
             Self::Scores(scores) => View::Scores(scores.row(row)),
             Self::Sparse(ragged) => View::Sparse(&ragged.items[row]),
             Self::Multi(ragged) => View::Multi(&ragged.items[row]),
+            Self::All(ragged) => View::All(&ragged.items[row]),
         }
     }
 
@@ -308,6 +355,7 @@ impl Output {
             }
             (Self::Sparse(ragged), View::Sparse(item)) => ragged.items[row] = item.clone(),
             (Self::Multi(ragged), View::Multi(item)) => ragged.items[row] = item.clone(),
+            (Self::All(ragged), View::All(item)) => ragged.items[row] = item.clone(),
             (output, item) => panic!("{item:?} is no item of {:?}", output.shape()),
         }
     }
@@ -320,6 +368,7 @@ impl Output {
             Self::Scores(scores) => Item::Scores(scores.values.into()),
             Self::Sparse(mut ragged) => Item::Sparse(ragged.items.pop().unwrap_or_default()),
             Self::Multi(mut ragged) => Item::Multi(ragged.items.pop().unwrap_or_default()),
+            Self::All(mut ragged) => Item::All(ragged.items.pop().unwrap_or_default()),
         }
     }
 }
@@ -328,12 +377,15 @@ impl View<'_> {
     /// Whether all its numbers are finite.
     #[must_use]
     pub fn is_finite(&self) -> bool {
-        let values = match self {
-            Self::Dense(values) | Self::Scores(values) => values,
-            Self::Sparse(item) => &*item.values,
-            Self::Multi(item) => &*item.values,
-        };
-        values.iter().all(|value| value.is_finite())
+        let finite = |values: &[f32]| values.iter().all(|value| value.is_finite());
+        match self {
+            Self::Dense(values) | Self::Scores(values) => finite(values),
+            Self::Sparse(item) => finite(&item.values),
+            Self::Multi(item) => finite(&item.values),
+            Self::All(item) => {
+                finite(&item.dense) && finite(&item.sparse.values) && finite(&item.multi.values)
+            }
+        }
     }
 
     /// A copy that owns its memory.
@@ -344,6 +396,7 @@ impl View<'_> {
             Self::Scores(values) => Item::Scores(values.into()),
             Self::Sparse(item) => Item::Sparse(item.clone()),
             Self::Multi(item) => Item::Multi(item.clone()),
+            Self::All(item) => Item::All(item.clone()),
         }
     }
 }
@@ -357,6 +410,7 @@ impl Item {
             Self::Scores(values) => View::Scores(values),
             Self::Sparse(item) => View::Sparse(item),
             Self::Multi(item) => View::Multi(item),
+            Self::All(item) => View::All(item),
         }
     }
 
@@ -367,6 +421,12 @@ impl Item {
             Self::Dense(values) | Self::Scores(values) => size_of_val(&**values),
             Self::Sparse(item) => size_of_val(&*item.indices) + size_of_val(&*item.values),
             Self::Multi(item) => size_of_val(&*item.values),
+            Self::All(Combined { dense, sparse, multi }) => {
+                size_of_val(&**dense)
+                    + size_of_val(&*sparse.indices)
+                    + size_of_val(&*sparse.values)
+                    + size_of_val(&*multi.values)
+            }
         }
     }
 }
@@ -433,67 +493,4 @@ impl Dense {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const PAIRS: Shape = Shape::Dense { width: 2 };
-
-    #[test]
-    fn items_are_put_and_viewed_by_number() {
-        let mut output = Output::new(PAIRS, 3).unwrap();
-        output.put(2, View::Dense(&[3.0, 4.0]));
-        output.put(0, View::Dense(&[1.0, 2.0]));
-        assert_eq!((output.shape(), output.rows()), (PAIRS, 3));
-        assert_eq!((output.view(1), output.view(2)), (View::Dense(&[0.0, 0.0]), View::Dense(&[3.0, 4.0])));
-        let Output::Dense(dense) = output else { panic!() };
-        assert_eq!(dense.into_values(), [1.0, 2.0, 0.0, 0.0, 3.0, 4.0]);
-    }
-
-    #[test]
-    fn a_reset_output_is_zero_and_has_the_new_shape() {
-        let mut output = Output::default();
-        output.reset(PAIRS, 1).unwrap();
-        output.put(0, View::Dense(&[1.0, 2.0]));
-        output.reset(Shape::Dense { width: 3 }, 2).unwrap();
-        assert_eq!((output.rows(), output.shape().width()), (2, 3));
-        assert_eq!(output, Output::new(Shape::Dense { width: 3 }, 2).unwrap());
-    }
-
-    #[test]
-    fn an_item_counts_its_bytes() {
-        let mut output = Output::new(PAIRS, 1).unwrap();
-        output.put(0, View::Dense(&[1.0, f32::NAN]));
-        assert!(!output.view(0).is_finite());
-        output.put(0, View::Dense(&[1.0, 2.0]));
-        assert!(output.view(0).is_finite());
-        let item = output.view(0).to_item();
-        assert_eq!((item.bytes(), item.view()), (8, View::Dense(&[1.0, 2.0])));
-        assert_eq!(output.into_item(), item);
-    }
-
-    #[test]
-    fn every_kind_is_put_viewed_and_counted() {
-        let sparse = SparseVector { indices: [2, 7].into(), values: [0.5, 1.5].into() };
-        let multi = MultiVector { values: [1.0, 2.0, 3.0, 4.0].into(), width: 2 };
-        for (shape, item, bytes) in [
-            (Shape::Dense { width: 2 }, Item::Dense([1.0, 2.0].into()), 8),
-            (Shape::Scores { labels: 1 }, Item::Scores([3.0].into()), 4),
-            (Shape::Sparse { vocabulary: 9 }, Item::Sparse(sparse), 16),
-            (Shape::Multi { width: 2 }, Item::Multi(multi), 16),
-        ] {
-            let mut output = Output::default();
-            output.reset(shape, 1).unwrap();
-            assert_eq!((output.shape(), output.rows()), (shape, 1));
-            assert_ne!(output.view(0), item.view());
-            output.put(0, item.view());
-            assert_eq!((output.view(0), item.bytes()), (item.view(), bytes));
-            assert!(output.view(0).is_finite());
-            assert_eq!(output.into_item(), item);
-        }
-    }
-
-    #[test]
-    fn memory_that_is_refused_is_an_error() {
-        assert!(Output::new(Shape::Dense { width: 1 << 40 }, 1 << 40).is_err());
-    }
-}
+mod tests;

@@ -1,0 +1,91 @@
+"""bge-m3: dense vectors, sparse vectors and vectors of tokens of one pass."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+
+import numpy as np
+import pytest
+from conftest import FIXTURES, reference
+from model_manager import EmbedOutputs
+from model_manager.errors import ArgumentError, InvalidFileError, TaskError
+
+TOLERANCE = {"rtol": 0, "atol": 2e-5}
+ALL = ("dense", "sparse", "multi")
+
+
+@pytest.fixture
+def manager(make_manager):
+    manager = make_manager(cache_size=0)
+    manager.register("bge", str(FIXTURES / "bge_m3"), dtype="float32")
+    manager.register("plain", str(FIXTURES / "bert_plain"), dtype="float32")
+    return manager
+
+
+def check(found, cases):
+    assert isinstance(found, EmbedOutputs)
+    for case, dense, sparse, multi in zip(cases, found.dense, found.sparse, found.multi, strict=True):
+        np.testing.assert_allclose(dense, case["dense"], **TOLERANCE)
+        assert sparse.indices.tolist() == case["indices"]
+        np.testing.assert_allclose(sparse.values, case["values"], **TOLERANCE)
+        np.testing.assert_allclose(multi, np.array(case["multi"], np.float32).reshape(-1, 12), **TOLERANCE)
+
+
+def test_one_pass_gives_what_flag_embedding_computes(manager):
+    cases = reference("bge_m3")["texts"]
+    texts = [case["text"] for case in cases]
+    found = manager.embed(texts, "bge", outputs=ALL)
+    assert found.dense.shape == (len(texts), 24)
+    check(found, cases)
+    assert manager.stats()["queue"]["texts"] == len(set(texts))
+    check(asyncio.run(manager.aembed(texts, "bge", outputs=ALL)), cases)
+    assert manager.describe("bge")["tasks"] == ["embed", "embed_sparse", "embed_multi"]
+
+
+def test_each_alone_is_the_same(manager):
+    cases = reference("bge_m3")["texts"][1:4]
+    texts = [case["text"] for case in cases]
+    each = (manager.embed(texts, "bge"), manager.embed_sparse(texts, "bge"), manager.embed_multi(texts, "bge"))
+    check(EmbedOutputs(*each), cases)
+    one = manager.embed(texts[0], "bge", outputs=["multi", "dense"])
+    assert one.sparse is None
+    assert one.dense.shape == (24,)
+    np.testing.assert_array_equal(one.multi, manager.embed_multi(texts[0], "bge"))
+    only = manager.embed(texts[0], "bge", outputs="sparse")
+    assert only.sparse.indices.tolist() == cases[0]["indices"]
+    assert (only.dense, only.multi) == (None, None)
+    nothing = manager.embed([], "bge", outputs=ALL)
+    assert (len(nothing.dense), nothing.sparse, nothing.multi) == (0, [], [])
+
+
+def test_other_models_give_what_they_have(manager):
+    found = manager.embed(["a text"], "plain", outputs=("dense", "multi"))
+    np.testing.assert_array_equal(found.dense, manager.embed(["a text"], "plain"))
+    np.testing.assert_array_equal(found.multi[0], manager.embed_multi("a text", "plain"))
+    with pytest.raises(TaskError, match="no sparse vectors"):
+        manager.embed("a text", "plain", outputs=ALL)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"outputs": ()}, "must be some of"),
+        ({"outputs": ("dense", "tokens")}, "must be some of dense, sparse, multi"),
+        ({"outputs": ALL, "truncate_dim": 3}, "truncate_dim"),
+        ({"outputs": ALL, "model": None}, "name it"),
+    ],
+)
+def test_wrong_arguments(manager, options, message):
+    with pytest.raises(ArgumentError, match=message):
+        manager.embed("a", **{"model": "bge", **options})
+
+
+def test_a_damaged_layer_is_named(make_manager, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(FIXTURES / "bge_m3", folder)
+    shutil.copy(folder / "colbert_linear.pt", folder / "sparse_linear.pt")
+    manager = make_manager()
+    manager.register("bge", str(folder))
+    with pytest.raises(InvalidFileError, match=r"sparse_linear\.pt"):
+        manager.embed("a", "bge")
