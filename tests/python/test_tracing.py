@@ -11,15 +11,17 @@ import pyarrow as pa
 import pytest
 from conftest import ENGLISH_MODEL, FIXTURES, TURKISH_MODEL, run_python, tiny
 from embedding_server import EmbeddingServer
+from fastapi import FastAPI
 from generation_servers import leave
 from generators import GREEDY, SLOT, TEXT, WITHOUT_END
 from model_manager import errors, tracing
+from model_manager.server import ServerConfig, router
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider, sampling
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
-from servers import SECONDS, until
+from servers import MODELS, SECONDS, running, until
 
 EMBED = "english_sentence"
 TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -434,6 +436,34 @@ def test_a_client_that_leaves_ends_its_spans(provider, serve, endless):
     answer, request = provider.named(f"text_completion {SLOT}"), provider.named("POST /v1/completions")
     assert answer.attributes["model_manager.cancelled"]
     assert answer.parent.span_id == request.context.span_id
+
+
+@pytest.mark.parametrize("header", ["", "00-0-0-0", "zz" * 40, "00-" + "0" * 32 + "-" + "0" * 16 + "-01", "é"])
+def test_a_damaged_header_begins_a_new_trace(provider, serve, header):
+    server = serve()
+    headers = {b"traceparent": header.encode(), b"tracestate": b"=,=,", b"baggage": b"%%%"}
+    assert server.client.post("/v1/embeddings", json={"input": "x"}, headers=headers).status_code == 200
+    until(lambda: any(span.kind is SpanKind.SERVER for span in provider.all()))
+    assert provider.named("POST /v1/embeddings").parent is None
+
+
+def test_an_application_with_spans_of_its_own_gets_no_second_one(provider, manager):
+    app = FastAPI()
+    app.include_router(router(ServerConfig(models=MODELS), manager), prefix="/ai")
+    tracer = provider.provider.get_tracer("application")
+
+    @app.middleware("http")
+    async def around(request, call_next):
+        with tracer.start_as_current_span("own"):
+            return await call_next(request)
+
+    with running(app) as server:
+        answer = server.client.post("/ai/v1/embeddings", json={"model": "tiny", "input": "x"})
+        assert answer.status_code == 200
+        until(lambda: any(span.name == "own" for span in provider.all()))
+    assert "embeddings tiny" in provider.children(provider.named("own"))
+    mine = [span for span in provider.all() if span.instrumentation_scope.name == "model_manager"]
+    assert SpanKind.SERVER not in {span.kind for span in mine}
 
 
 def test_the_setting_decides(provider, serve):

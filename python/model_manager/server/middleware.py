@@ -130,9 +130,9 @@ class Endpoint:
         span = None
         if not self.probe:
             service.in_flight += 1
-            if service.spans is not None:
-                span = service.spans.begin(scope, self.path)
         try:
+            if service.spans is not None and not self.probe:
+                span = service.spans.begin(scope, self.path)
             if self.hosts is not None:
                 self.hosts.check(scope)
             if self.keys:
