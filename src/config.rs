@@ -49,6 +49,10 @@ impl Host for SystemHost {
 /// Source of the slot `turkish_sentence` when nothing else is configured, and its fallback when something is.
 pub const MULTILINGUAL_MODEL: &str = "sentence-transformers/paraphrase-multilingual-MiniLM-L12-v2";
 
+/// Source of both sentence slots with the profile multilingual. It needs no prompts, so it can replace the default models
+/// where callers give none.
+pub const PROFILE_MODEL: &str = "Alibaba-NLP/gte-multilingual-base";
+
 /// Calls `$then!` with the table of settings: meaning, name, type, default, environment variable.
 macro_rules! for_each_setting {
     ($then:ident) => {
@@ -87,10 +91,14 @@ macro_rules! for_each_setting {
             cache_timeout: Seconds = Seconds(0.05), "MODEL_MANAGER_CACHE_TIMEOUT";
             /// Text, or env:NAME. Without it, programs cannot read the keys of vectors there or add forged ones; none: keys are plain digests.
             cache_secret: Option<NonEmpty> = None, "MODEL_MANAGER_CACHE_SECRET";
+            /// Default sources of the sentence slots: compatible (one model for Turkish, one for all other texts) or multilingual (one model for both).
+            profile: Profile = Profile::Compatible, "MODEL_MANAGER_PROFILE";
             /// The preferred sentence model is the Turkish one.
             prefer_turkish: bool = true, "AI_PREFER_TURKISH_MODELS";
             /// Each text goes to the model of its language; false: all go to the preferred one.
             language_detection: bool = true, "AI_LANGUAGE_DETECTION";
+            /// How the language of a text is found: compatible (as always) or improved (short texts and Turkish in ASCII letters too).
+            language_detector: LanguageDetector = LanguageDetector::Compatible, "MODEL_MANAGER_LANGUAGE_DETECTOR";
             /// Source of the slot turkish_sentence. The variable is read again at each load.
             turkish_model: NonEmpty = NonEmpty::from(MULTILINGUAL_MODEL), "TURKISH_SENTENCE_MODEL";
             /// Source of the slot english_sentence. The variable is read again at each load.
@@ -168,6 +176,26 @@ value::choice! {
         Ttl = "ttl",
         /// One of those used once or of those used again, by a balance that follows the use.
         Arc = "arc",
+    }
+}
+
+value::choice! {
+    /// Which models the sentence slots have by default.
+    Profile {
+        /// One for Turkish texts, one for all others.
+        Compatible = "compatible",
+        /// The same one.
+        Multilingual = "multilingual",
+    }
+}
+
+value::choice! {
+    /// What finds the language of a text.
+    LanguageDetector {
+        /// The detector by which stored vectors were made.
+        Compatible = "compatible",
+        /// One that knows short texts and Turkish in ASCII letters too.
+        Improved = "improved",
     }
 }
 
@@ -273,11 +301,13 @@ macro_rules! define_settings {
             $($(#[doc = $doc])+ pub $name: $type,)+
             /// Settings given by keyword, which the environment no longer changes.
             given: BTreeSet<&'static str>,
+            /// Settings that the environment gave.
+            read: BTreeSet<&'static str>,
         }
 
         impl Default for Settings {
             fn default() -> Self {
-                Self { $($name: $default,)+ given: BTreeSet::new() }
+                Self { $($name: $default,)+ given: BTreeSet::new(), read: BTreeSet::new() }
             }
         }
 
@@ -326,6 +356,7 @@ macro_rules! define_settings {
                 $(if let Some(text) = host.env($environment).filter(|text| !text.trim().is_empty()) {
                     self.$name = Setting::from_text(text.trim())
                         .map_err(|reason| refused($environment, &SettingValue::Text(text), reason))?;
+                    self.read.insert(stringify!($name));
                 })+
                 Ok(())
             }
@@ -356,8 +387,31 @@ impl Settings {
         for (name, value) in keywords {
             self.set_keyword(name, &value)?;
         }
+        self.apply_profile();
         self.check()?;
         Ok(self)
+    }
+
+    /// Sets the sources of the sentence slots that were given nowhere. With the profile multilingual, a slot whose source
+    /// is not given has that of the other one.
+    fn apply_profile(&mut self) {
+        let is_set = |name| self.given.contains(name) || self.read.contains(name);
+        let (turkish, english) = (is_set("turkish_model"), is_set("english_model"));
+        let (for_turkish, for_english) = match self.profile {
+            Profile::Compatible => {
+                let defaults = Self::default();
+                (defaults.turkish_model, defaults.english_model)
+            }
+            Profile::Multilingual if turkish => (self.turkish_model.clone(), self.turkish_model.clone()),
+            Profile::Multilingual if english => (self.english_model.clone(), self.english_model.clone()),
+            Profile::Multilingual => (NonEmpty::from(PROFILE_MODEL), NonEmpty::from(PROFILE_MODEL)),
+        };
+        if !turkish {
+            self.turkish_model = for_turkish;
+        }
+        if !english {
+            self.english_model = for_english;
+        }
     }
 
     /// Whether the setting was given by keyword.

@@ -154,12 +154,22 @@ class Config:
         `MODEL_MANAGER_CACHE_SECRET`, default None.
         """
     @property
+    def profile(self) -> str:
+        """Default sources of the sentence slots: ``compatible`` (one model for Turkish, one for all other texts) or
+        ``multilingual`` (one model for both). `MODEL_MANAGER_PROFILE`, default ``compatible``.
+        """
+    @property
     def prefer_turkish(self) -> bool:
         """Whether the Turkish sentence model is the preferred one. `AI_PREFER_TURKISH_MODELS`, default True."""
     @property
     def language_detection(self) -> bool:
         """Whether each text goes to the model of its language. False: all texts go to the preferred model.
         `AI_LANGUAGE_DETECTION`, default True.
+        """
+    @property
+    def language_detector(self) -> str:
+        """How the language of a text is found: ``compatible`` (as always) or ``improved`` (short texts and Turkish in
+        ASCII letters too). `MODEL_MANAGER_LANGUAGE_DETECTOR`, default ``compatible``.
         """
     @property
     def turkish_model(self) -> str:

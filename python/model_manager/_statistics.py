@@ -222,9 +222,11 @@ class AdaptiveStatistics(TypedDict):
 
 
 class Explanation(TypedDict, total=False):
-    """The result of `BaseManager.explain`. Without ``adaptive`` it has the first three keys only."""
+    """The result of `BaseManager.explain`. Without ``adaptive`` it has the first four keys only."""
 
     slot: str
+    profile: str
+    """The manager's profile: ``compatible`` or ``multilingual``."""
     adaptive: bool
     """Whether its use decides its stay."""
     sentence: str

@@ -67,8 +67,10 @@ class Settings(TypedDict, total=False):
     cache_url_ttl: float | str
     cache_timeout: float
     cache_secret: str | None
+    profile: Literal["compatible", "multilingual"]
     prefer_turkish: bool
     language_detection: bool
+    language_detector: Literal["compatible", "improved"]
     turkish_model: str
     english_model: str
     generator_model: str
@@ -133,6 +135,8 @@ class Description(TypedDict):
 
     name: str
     """The slot."""
+    profile: str
+    """The manager's profile: ``compatible`` or ``multilingual``."""
     source: str
     """The model as configured: hub id, path, `pkg:…`, `ollama://…`."""
     path: str

@@ -75,6 +75,8 @@ fn every_setting_reads_its_variable_and_its_keyword_and_refuses_nonsense_by_name
             (_, "eviction") => SettingValue::Text("cost".into()),
             (_, "cache_disk_dtype") => SettingValue::Text("int8".into()),
             (_, "cache_policy") => SettingValue::Text("lfu".into()),
+            (_, "profile") => SettingValue::Text("multilingual".into()),
+            (_, "language_detector") => SettingValue::Text("improved".into()),
             (_, "dtype" | "generator_dtype") => SettingValue::Text("float32".into()),
             (_, "device") => SettingValue::Text("cpu".into()),
             ("int | None", _) => SettingValue::Int(3),
@@ -136,4 +138,28 @@ fn values_out_of_range_are_refused_by_name() {
     }
     let error = Settings::default().with([("cache_sise", SettingValue::Int(1))]).unwrap_err();
     assert!(error.to_string().contains("cache_size"), "{error}");
+}
+
+#[test]
+fn the_profile_multilingual_gives_both_sentence_slots_one_model() {
+    let sources = |settings: &Settings| {
+        (settings.turkish_model.as_str().to_owned(), settings.english_model.as_str().to_owned())
+    };
+    let text = |value: &str| SettingValue::Text(value.into());
+    let one = |name: &str| (name.to_owned(), name.to_owned());
+    let profile = ("profile", text("multilingual"));
+    let none = environment([]);
+    let settings = Settings::resolve(&none, [profile.clone()]).unwrap();
+    assert_eq!(sources(&settings), one(PROFILE_MODEL));
+    // Back to the defaults, as if there had been no profile.
+    assert_eq!(settings.with([("profile", text("compatible"))]).unwrap(), Settings::default());
+    // A slot that is not set follows the other one, and both may be set.
+    let host = environment([("TURKISH_SENTENCE_MODEL", "a/tr"), ("MODEL_MANAGER_PROFILE", "Multilingual")]);
+    assert_eq!(sources(&Settings::resolve(&host, []).unwrap()), one("a/tr"));
+    let settings = Settings::resolve(&none, [profile.clone(), ("english_model", text("an/en"))]).unwrap();
+    assert_eq!(sources(&settings), one("an/en"));
+    let settings = Settings::resolve(&host, [("english_model", text("an/en"))]).unwrap();
+    assert_eq!(sources(&settings), ("a/tr".to_owned(), "an/en".to_owned()));
+    let error = Settings::resolve(&none, [("profile", text("turkish"))]).unwrap_err().to_string();
+    assert!(error.contains("profile") && error.contains("multilingual"), "{error}");
 }

@@ -16,10 +16,16 @@ use crate::Result;
 use crate::cache::{CacheSettings, EmbeddingCache, Policy};
 use crate::clock::Clock;
 use crate::compute::Threads;
-use crate::config::{CachePolicy, DTypeChoice, EvictionOrder, Host, MULTILINGUAL_MODEL, Seconds, Settings};
+use crate::config::{
+    CachePolicy, DTypeChoice, EvictionOrder, Host, MULTILINGUAL_MODEL, Profile, Seconds, Settings,
+};
 use crate::lifecycle::policy::{AdaptiveSettings, Learning};
 use crate::lifecycle::{Context, Eviction, Reaper, ReaperSettings, Tracker};
 use crate::models::ModelKind;
+
+/// The variables of the sentence slots' sources.
+const TURKISH_VARIABLE: &str = "TURKISH_SENTENCE_MODEL";
+const ENGLISH_VARIABLE: &str = "ENGLISH_FALLBACK_MODEL";
 
 /// The parts of a manager. Each knows only the parts that it needs; this type only makes, closes and lends them.
 pub(super) struct Parts {
@@ -96,6 +102,7 @@ impl Parts {
         let router = Router {
             language_detection: settings.language_detection,
             prefer_turkish: settings.prefer_turkish,
+            detector: settings.language_detector,
         };
         let dispatcher = Arc::new(Dispatcher::new("dispatcher"));
         let recalling = Arc::clone(&loader);
@@ -142,40 +149,48 @@ impl Drop for Parts {
 }
 
 fn register_built_in(registry: &mut Registry, settings: &Settings) -> Result<()> {
-    let source = |setting, variable, value: &str| {
+    let source = |setting, variables, value: &str| {
         if settings.is_given(setting) {
             SourceSpec::Fixed(value.to_owned())
         } else {
-            SourceSpec::Environment { variable, default: value.to_owned() }
+            SourceSpec::Environment { variables, default: value.to_owned() }
         }
     };
+    // With the profile multilingual, a slot without a source of its own has that of the other one, whose variable is read
+    // again too unless a keyword has replaced it.
+    let follows = |other| settings.profile == Profile::Multilingual && !settings.is_given(other);
+    let turkish_variables: &[&str] = match follows("english_model") {
+        true => &[TURKISH_VARIABLE, ENGLISH_VARIABLE],
+        false => &[TURKISH_VARIABLE],
+    };
+    let english_variables: &[&str] = match follows("turkish_model") {
+        true => &[ENGLISH_VARIABLE, TURKISH_VARIABLE],
+        false => &[ENGLISH_VARIABLE],
+    };
+    // A fallback would give one slot another space than the other one.
+    let fallback = match settings.profile {
+        Profile::Compatible => vec![MULTILINGUAL_MODEL.to_owned()],
+        Profile::Multilingual => Vec::new(),
+    };
     let turkish = EmbeddingSpec {
-        fallback: vec![MULTILINGUAL_MODEL.to_owned()],
+        fallback,
         kind: Some(ModelKind::Embedding),
-        ..EmbeddingSpec::new(source(
-            "turkish_model",
-            "TURKISH_SENTENCE_MODEL",
-            settings.turkish_model.as_str(),
-        ))
+        ..EmbeddingSpec::new(source("turkish_model", turkish_variables, settings.turkish_model.as_str()))
     };
     let english = EmbeddingSpec {
         kind: Some(ModelKind::Embedding),
-        ..EmbeddingSpec::new(source(
-            "english_model",
-            "ENGLISH_FALLBACK_MODEL",
-            settings.english_model.as_str(),
-        ))
+        ..EmbeddingSpec::new(source("english_model", english_variables, settings.english_model.as_str()))
     };
     let reranker = EmbeddingSpec {
         kind: Some(ModelKind::Classifier),
         ..EmbeddingSpec::new(source(
             "reranker_model",
-            "MODEL_MANAGER_RERANKER_MODEL",
+            &["MODEL_MANAGER_RERANKER_MODEL"],
             settings.reranker_model.as_str(),
         ))
     };
     let generator = GeneratorSpec {
-        source: source("generator_model", "HUGGINGFACE_MODEL", settings.generator_model.as_str()),
+        source: source("generator_model", &["HUGGINGFACE_MODEL"], settings.generator_model.as_str()),
         dtype: DTypeChoice::Auto,
         revision: None,
     };

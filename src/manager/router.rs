@@ -6,6 +6,7 @@ use super::inputs::Inputs;
 use super::registry::{NamedSlot, Registry};
 use super::spec::{ENGLISH, RERANKER, TURKISH};
 use crate::compute::memory::{push, reserve};
+use crate::config::LanguageDetector;
 use crate::{Error, Result, language};
 
 /// Characters of a text that decide its language, as the chatbot cuts texts.
@@ -16,6 +17,7 @@ const ROUTED_CHARACTERS: usize = 800;
 pub(super) struct Router {
     pub(super) language_detection: bool,
     pub(super) prefer_turkish: bool,
+    pub(super) detector: LanguageDetector,
 }
 
 impl Router {
@@ -34,7 +36,11 @@ impl Router {
         let read = text.char_indices().nth(2 * ROUTED_CHARACTERS).map_or(text.len(), |(end, _)| end);
         let lowered = text[..read].to_lowercase();
         let end = lowered.char_indices().nth(ROUTED_CHARACTERS).map_or(lowered.len(), |(end, _)| end);
-        if language::is_turkish(&lowered[..end]) { TURKISH } else { ENGLISH }
+        let is_turkish = match self.detector {
+            LanguageDetector::Compatible => language::is_turkish(&lowered[..end]),
+            LanguageDetector::Improved => language::improved::is_turkish(&lowered[..end]),
+        };
+        if is_turkish { TURKISH } else { ENGLISH }
     }
 
     /// Numbers of `inputs` by slot, in order of first appearance; all in one slot when `model` names it.

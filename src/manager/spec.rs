@@ -104,11 +104,11 @@ impl EmbeddingSpec {
 pub enum SourceSpec {
     /// Always this one.
     Fixed(String),
-    /// What the variable says when the model is loaded, else the default.
+    /// What the first of the variables that is set says when the model is loaded, else the default.
     Environment {
-        /// The variable's name.
-        variable: &'static str,
-        /// Used while the variable is unset or empty.
+        /// The variables' names.
+        variables: &'static [&'static str],
+        /// Used while all of them are unset or empty.
         default: String,
     },
 }
@@ -118,10 +118,11 @@ impl SourceSpec {
     pub(super) fn current(&self, host: &dyn Host) -> String {
         match self {
             Self::Fixed(source) => source.clone(),
-            Self::Environment { variable, default } => host
-                .env(variable)
+            Self::Environment { variables, default } => variables
+                .iter()
+                .filter_map(|variable| host.env(variable))
                 .map(|value| value.trim().to_owned())
-                .filter(|value| !value.is_empty())
+                .find(|value| !value.is_empty())
                 .unwrap_or_else(|| default.clone()),
         }
     }

@@ -13,6 +13,7 @@ use crate::batching::WorkDone;
 use crate::cache::CacheStatistics;
 use crate::cache::tiers::TierStatistics;
 use crate::compute::{Isa, Threads, memory};
+use crate::config::{Choice as _, Profile};
 use crate::generation::{EngineStats, Generator};
 use crate::lifecycle::policy::Explanation;
 use crate::lifecycle::{KeepAlive, State, TrackerStatistics};
@@ -23,6 +24,8 @@ use crate::remote::{Address, HealthReport, shown};
 pub struct ModelDescription {
     /// The slot.
     pub name: String,
+    /// The profile of the manager's settings.
+    pub profile: &'static str,
     /// The source that was loaded.
     pub source: String,
     /// Folder of the files in use, or the URL of a server.
@@ -56,7 +59,7 @@ pub struct ModelDescription {
 }
 
 impl ModelDescription {
-    pub(super) fn new(name: &str, handle: &ModelHandle) -> Self {
+    pub(super) fn new(name: &str, handle: &ModelHandle, profile: Profile) -> Self {
         let (backend, config) = (&handle.backend, &handle.info.config);
         let (path, architecture, pooling, dtype) = match &**backend {
             EncoderBackend::Local { encoder, .. } => (
@@ -72,6 +75,7 @@ impl ModelDescription {
         };
         Self {
             name: name.to_owned(),
+            profile: profile.as_str(),
             source: handle.source.clone(),
             path,
             architecture,

@@ -50,6 +50,7 @@ pub(super) fn description<'py>(py: Python<'py>, model: &ModelDescription) -> PyR
     }
     Ok(dict!(py, {
         "name": &model.name,
+        "profile": model.profile,
         "source": &model.source,
         "path": &model.path,
         "architecture": &model.architecture,

@@ -11,6 +11,7 @@ use super::errors::OrRaise;
 use super::gil::detached;
 use super::manager::PyManager;
 use super::options::positive_seconds;
+use crate::config::Choice as _;
 use crate::lifecycle::policy::{AdaptiveSettings, Simulated, simulate};
 use crate::manager::EmbedOptions;
 
@@ -82,11 +83,14 @@ pub(super) fn _explain<'py>(manager: &Bound<'py, PyManager>, name: &str) -> PyRe
     let handle = Arc::clone(&manager.get().0);
     let found = detached(py, || {
         let found = handle.manager.explain(name)?;
-        Ok::<_, crate::Error>((found, handle.manager.fixed_stay(name)?))
+        let profile = handle.manager.settings()?.profile;
+        Ok::<_, crate::Error>((found, handle.manager.fixed_stay(name)?, profile))
     });
-    let (found, fixed) = found.or_raise(py)?;
+    let (found, fixed, profile) = found.or_raise(py)?;
     let sentence = found.as_ref().map_or(fixed, |found| found.explanation.sentence());
-    explanation(py, name, sentence, found.as_ref())
+    let explained = explanation(py, name, sentence, found.as_ref())?;
+    explained.set_item("profile", profile.as_str())?;
+    Ok(explained)
 }
 
 /// The loads ahead of a use that are planned.

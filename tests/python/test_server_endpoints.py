@@ -94,7 +94,8 @@ def test_warm_up_with_the_server(serve):
 
 def test_the_managers_account(server):
     ai = server.client.get("/api/health/ai").json()
-    assert list(ai) == ["status", "timestamp", "models", "lazy_loading", "optimization"]
+    assert list(ai) == ["status", "timestamp", "models", "lazy_loading", "optimization", "profile"]
+    assert ai["profile"] == "compatible"
     assert ai["status"] == "healthy"
     assert set(ai["models"]) == set(server.manager.get_model_info())
     assert set(ai["lazy_loading"]) == set(server.manager.get_lazy_loading_statistics())

@@ -154,3 +154,4 @@ def explain(slot: str, as_json: bool) -> None:
         show_json(explained)
     else:
         click.echo(f"{slot}: {explained['sentence']}")
+        click.echo(say(f"Profile: {explained['profile']}", f"Profil: {explained['profile']}"))

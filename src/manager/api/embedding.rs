@@ -140,13 +140,14 @@ impl Manager {
     /// # Errors
     /// [`Error::Input`] for a slot with a loader of the host's own; as [`Manager::load`].
     pub fn describe(&self, name: &str, load: bool, check: Check<'_>) -> Result<Option<ModelDescription>> {
-        let entry = self.parts()?.registry.entry(name)?;
+        let parts = self.parts()?;
+        let entry = parts.registry.entry(name)?;
         let handle = if load {
             Some(self.lease(name, None, check)?.encoder(name)?.clone())
         } else {
             entry.slot.inspect(|model| model.encoder(name).cloned()).transpose()?
         };
-        Ok(handle.map(|handle| ModelDescription::new(name, &handle)))
+        Ok(handle.map(|handle| ModelDescription::new(name, &handle, parts.settings.profile)))
     }
 
     /// [`Manager::submit`] with the answer as the body of OpenAI's `POST /v1/embeddings`, in which the model is called

@@ -97,6 +97,7 @@ def ai_health(service: Service) -> dict[str, Any]:
             "auto_cleanup": info["auto_cleanup_enabled"],
             "turkish_language_optimization": manager.config.prefer_turkish,
         },
+        "profile": manager.config.profile,
     }
 
 

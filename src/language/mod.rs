@@ -2,7 +2,10 @@
 //!
 //! The score is `0.7 · (Turkish letters ÷ characters) + 0.3 · (Turkish words ÷ words)`; above 0.1 a text is Turkish. Words
 //! are Python's `\b\w+\b` of the lower-cased text. The detector is coarse by design ("Merhaba dünya" is not Turkish to
-//! it): clients have stored vectors by its decisions, so it must decide as it always has.
+//! it): clients have stored vectors by its decisions, so it must decide as it always has. [`improved`] is a better one for
+//! those who have none.
+
+pub mod improved;
 
 use unicode_properties::{GeneralCategoryGroup, UnicodeGeneralCategory};
 

@@ -1,0 +1,97 @@
+//! A model before it is loaded.
+
+use super::super::instance::Manager;
+use crate::compute::Isa;
+use crate::generation::load;
+use crate::models::{Inspection, ModelKind, Source};
+use crate::{Error, Result};
+
+/// What a model is, and how it would be loaded.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ModelReport {
+    /// The source, in full.
+    pub source: String,
+    /// `model_type` of its family.
+    pub family: &'static str,
+    /// What computes it.
+    pub engine: &'static str,
+    /// What it is used for.
+    pub kind: &'static str,
+    /// The methods that it answers.
+    pub tasks: Vec<&'static str>,
+    /// Length of a token's state.
+    pub hidden: usize,
+    /// Tokens of a text, or of prompt and answer together.
+    pub max_length: usize,
+    /// The algorithm of its tokenizer, or the name of its class.
+    pub tokenizer: Option<String>,
+    /// The number format of its files; `None` for a GGUF file, which mixes them.
+    pub stored: Option<String>,
+    /// The format that its weights would have in memory; `None`: that of the GGUF file.
+    pub dtype: Option<&'static str>,
+    /// Its weights.
+    pub parameters: Option<u64>,
+    /// Bytes of its weights in files.
+    pub weight_bytes: Option<u64>,
+    /// About how many bytes its weights would take in memory.
+    pub memory_bytes: Option<u64>,
+    /// Whether its weights are on this machine.
+    pub local: bool,
+    /// Its prompts by name.
+    pub prompts: Vec<(String, String)>,
+    /// The prompt of calls that ask for none.
+    pub default_prompt_name: Option<String>,
+}
+
+impl Manager {
+    /// What the model of `source` is, from its small files. Its weights are neither read nor downloaded.
+    ///
+    /// # Errors
+    /// The reason why it does not run.
+    pub fn inspect(&self, source: &str, kind: Option<ModelKind>) -> Result<ModelReport> {
+        let parts = self.parts()?;
+        let options = parts.loader.resolve_options(None);
+        let parsed = Source::parse(source)?;
+        let found = Inspection::of(&parsed, &options, kind, &mut |_| Ok(()))?;
+        let settings = &parts.settings;
+        let choice = match found.kind {
+            ModelKind::Generator => {
+                load::check(&found.config)?;
+                settings.generator_dtype
+            }
+            _ => settings.dtype,
+        };
+        let format = choice.weight_format(Isa::from_env()?);
+        let description = found.config.describe();
+        let mut max_length = description.context;
+        if let Some(sentence) = &found.sentence {
+            max_length = max_length.min(sentence.max_length);
+        }
+        let (kind, tasks): (_, &[&str]) = match found.kind {
+            ModelKind::Embedding => ("embedding", &["embed", "embed_multi"]),
+            ModelKind::Classifier => ("reranker or classifier", &["rerank", "classify"]),
+            ModelKind::Sparse => ("sparse", &["embed_sparse"]),
+            ModelKind::Generator => ("generator", &["generate", "chat"]),
+        };
+        let sentence = found.sentence.as_ref();
+        let prompts = sentence.map(|sentence| sentence.prompts.clone().into_iter().collect());
+        Ok(ModelReport {
+            source: parsed.to_string(),
+            family: found.config.family.model_type,
+            engine: "model_manager",
+            kind,
+            tasks: tasks.to_vec(),
+            hidden: description.hidden,
+            max_length,
+            tokenizer: found.tokenizer.clone(),
+            stored: found.stored.clone(),
+            dtype: found.config.gguf.is_none().then(|| format.name()),
+            parameters: found.parameters(),
+            weight_bytes: found.weight_bytes,
+            memory_bytes: found.memory_bytes(format),
+            local: found.local,
+            prompts: prompts.unwrap_or_default(),
+            default_prompt_name: sentence.and_then(|sentence| sentence.default_prompt_name.clone()),
+        })
+    }
+}

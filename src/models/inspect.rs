@@ -1,0 +1,211 @@
+//! What a model is, judged by its small files, before it is loaded.
+
+use std::fs;
+use std::path::Path;
+
+use serde::Deserialize;
+
+use super::config::ModelConfig;
+use super::formats::gguf::Gguf;
+use super::hub::{Hub, Progress};
+use super::json::read_json_with_nulls;
+use super::kind;
+use super::manifest::{ModelFiles, WeightFiles};
+use super::resolve::{ResolveOptions, gguf_file, resolve};
+use super::sentence::SentenceConfig;
+use super::source::Source;
+use super::tokenizers::config::TokenizerConfig;
+use super::architectures::ModelKind;
+use crate::compute::WeightFormat;
+use crate::{Error, Result};
+
+/// What the small files of a model say. Its weights were not read.
+#[derive(Debug)]
+pub struct Inspection {
+    /// Its files. Those of a hub model that is not on this machine are its small ones.
+    pub files: ModelFiles,
+    /// What it is used for.
+    pub kind: ModelKind,
+    /// What its configuration says.
+    pub config: ModelConfig,
+    /// What sentence-transformers saved with it; `None` for a generator.
+    pub sentence: Option<SentenceConfig>,
+    /// The algorithm of its tokenizer, or the name of its class.
+    pub tokenizer: Option<String>,
+    /// Bytes of its weights on disk, or on the hub.
+    pub weight_bytes: Option<u64>,
+    /// The number format of its weights; `None` for a GGUF file, which mixes them.
+    pub stored: Option<String>,
+    /// Whether the weights are on this machine.
+    pub local: bool,
+}
+
+impl Inspection {
+    /// Reads the small files of `source`. Of a hub model that is not on this machine, these alone are downloaded. `kind` is
+    /// what the model is to be used for; without it, the files decide.
+    ///
+    /// # Errors
+    /// The reason why the model does not run: [`Error::ModelNotFound`], [`Error::MissingFile`], [`Error::InvalidFile`],
+    /// [`Error::Unsupported`], [`Error::Download`], [`Error::Permission`].
+    pub fn of(
+        source: &Source,
+        options: &ResolveOptions,
+        kind: Option<ModelKind>,
+        progress: &mut dyn FnMut(&Progress<'_>) -> Result<()>,
+    ) -> Result<Self> {
+        let (files, remote_bytes) = match source {
+            Source::Hub(id) => Hub::new(options)?.configuration(id, progress)?,
+            Source::Server(_) => {
+                return Err(Error::Unsupported {
+                    model: source.to_string(),
+                    reason: "a server runs it, so there are no files to look at; `model-manager doctor` without a \
+                             model asks the servers of the slots"
+                        .into(),
+                });
+            }
+            _ => (resolve(source, options, progress)?, None),
+        };
+        let found = match gguf_file(source, options)? {
+            Some(path) => kind::of_gguf(&path),
+            None => kind::of_folder(&files.root),
+        };
+        let kind = kind.or(found).unwrap_or(ModelKind::Embedding);
+        let config = ModelConfig::read(&files, kind)?;
+        let positions = config.positions()?;
+        let sentence = match (&config.gguf, kind) {
+            (_, ModelKind::Generator) => None,
+            (Some(gguf), _) => Some(SentenceConfig::from_gguf(gguf, &files.model, positions, None)?),
+            (None, ModelKind::Classifier) => Some(SentenceConfig::of_classifier(&files, positions)?),
+            (None, ModelKind::Sparse) => Some(SentenceConfig::of_sparse(&files, positions)?),
+            (None, ModelKind::Embedding) => Some(SentenceConfig::load(&files, positions)?),
+        };
+        let local = remote_bytes.is_none();
+        let on_disk = || {
+            let sizes = files.weights.paths().iter().map(|path| Some(fs::metadata(path).ok()?.len()));
+            sizes.sum::<Option<u64>>()
+        };
+        let weight_bytes = remote_bytes.unwrap_or_else(on_disk);
+        let stored = match &config.gguf {
+            Some(_) => None,
+            None => Some(stored(&config)),
+        };
+        let tokenizer = match &config.gguf {
+            Some(gguf) => of_gguf(gguf),
+            None => of_folder(&files),
+        };
+        Ok(Self { files, kind, config, sentence, tokenizer, weight_bytes, stored, local })
+    }
+
+    /// Weights, as their bytes and their number format say.
+    pub fn parameters(&self) -> Option<u64> {
+        let size = match self.stored.as_deref()? {
+            "float16" | "bfloat16" => 2,
+            "float64" => 8,
+            _ => 4,
+        };
+        Some(self.weight_bytes? / size)
+    }
+
+    /// About how many bytes its weights take in memory in `format`. Those of a GGUF file keep their own.
+    pub fn memory_bytes(&self, format: WeightFormat) -> Option<u64> {
+        if matches!(self.files.weights, WeightFiles::Gguf(_)) {
+            return self.weight_bytes;
+        }
+        // The last two have a scale, and int4 a minimum too, for every 32 weights.
+        let thirty_seconds = match format {
+            WeightFormat::F32 => 128,
+            WeightFormat::Bf16 => 64,
+            WeightFormat::Int8 => 36,
+            WeightFormat::Int4 => 20,
+        };
+        Some(self.parameters()? / 32 * thirty_seconds)
+    }
+}
+
+/// The number format that `config.json` names. Without one, transformers has written float32.
+fn stored(config: &ModelConfig) -> String {
+    let name = ["dtype", "torch_dtype"].iter().find_map(|key| config.json[key].as_str());
+    name.unwrap_or("float32").trim_start_matches("torch.").to_owned()
+}
+
+fn of_gguf(gguf: &Gguf) -> Option<String> {
+    Some(match gguf.text("tokenizer.ggml.model")? {
+        "gpt2" => "BPE".into(),
+        "bert" => "WordPiece".into(),
+        "llama" => "SentencePiece BPE".into(),
+        "t5" => "Unigram".into(),
+        other => other.to_owned(),
+    })
+}
+
+fn of_folder(files: &ModelFiles) -> Option<String> {
+    let own = files.beside_weights("tokenizer.json").and_then(|path| algorithm(&path));
+    let vocabulary = |name, algorithm: &str| files.beside_weights(name).map(|_| algorithm.to_owned());
+    own.or_else(|| TokenizerConfig::read(files).ok()?.word("tokenizer_class"))
+        .or_else(|| vocabulary("vocab.txt", "WordPiece"))
+        .or_else(|| vocabulary("merges.txt", "BPE"))
+}
+
+/// The algorithm in a `tokenizer.json`; the rest of the file is skipped.
+fn algorithm(path: &Path) -> Option<String> {
+    #[derive(Deserialize)]
+    struct File {
+        model: Model,
+    }
+    #[derive(Deserialize)]
+    struct Model {
+        r#type: String,
+    }
+    read_json_with_nulls::<File>(path).ok().map(|file| file.model.r#type)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::config::SystemHost;
+
+    fn inspect(name: &str, kind: Option<ModelKind>) -> Result<Inspection> {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name);
+        let source = Source::parse(&path.display().to_string()).unwrap();
+        let mut options = ResolveOptions::new(Arc::new(SystemHost));
+        options.offline = true;
+        Inspection::of(&source, &options, kind, &mut |_| Ok(()))
+    }
+
+    #[test]
+    fn folders_say_what_they_are_without_their_weights() {
+        let bert = inspect("bert_plain", None).unwrap();
+        assert_eq!((bert.kind, bert.config.family.model_type), (ModelKind::Embedding, "bert"));
+        assert_eq!((bert.tokenizer.as_deref(), bert.local), (Some("WordPiece"), true));
+        assert!(bert.sentence.is_some());
+        let [four, two] = [WeightFormat::F32, WeightFormat::Bf16].map(|f| bert.memory_bytes(f).unwrap());
+        assert!(four.abs_diff(2 * two) < 256 && two > 0);
+        assert!(four <= bert.weight_bytes.unwrap());
+        let gpt2 = inspect("gpt2", None).unwrap();
+        assert_eq!((gpt2.kind, gpt2.sentence.is_none()), (ModelKind::Generator, true));
+        assert_eq!(inspect("xlmr", None).unwrap().tokenizer.as_deref(), Some("Unigram"));
+    }
+
+    #[test]
+    fn what_does_not_run_says_why() {
+        let error = inspect("gpt2", Some(ModelKind::Embedding)).unwrap_err();
+        assert!(matches!(error, Error::Unsupported { .. }), "{error}");
+        assert!(matches!(inspect("no_such_folder", None), Err(Error::ModelNotFound { .. })));
+        let options = ResolveOptions::new(Arc::new(SystemHost));
+        let server = Source::parse("ollama://127.0.0.1:1/m").unwrap();
+        assert!(Inspection::of(&server, &options, None, &mut |_| Ok(())).is_err());
+    }
+
+    #[test]
+    fn a_damaged_tokenizer_has_no_algorithm() {
+        let folder = tempfile::tempdir().unwrap();
+        let path: PathBuf = folder.path().join("tokenizer.json");
+        for text in ["", "[]", "{\"model\": 7}", "{\"model\": {}}"] {
+            fs::write(&path, text).unwrap();
+            assert_eq!(algorithm(&path), None);
+        }
+    }
+}

@@ -1,0 +1,76 @@
+//! Which families there are, and what a model is before it is loaded.
+
+use std::sync::Arc;
+
+use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyList};
+
+use super::errors::OrRaise;
+use super::gil::detached;
+use super::manager::PyManager;
+use crate::models::ModelKind;
+use crate::models::architectures::{example, families};
+
+/// The families, in the order of the registry.
+#[pyfunction]
+pub(super) fn _families(py: Python<'_>) -> PyResult<Bound<'_, PyList>> {
+    let kinds = [
+        (ModelKind::Embedding, "embedding"),
+        (ModelKind::Generator, "generator"),
+        (ModelKind::Classifier, "reranker"),
+        (ModelKind::Sparse, "sparse"),
+    ];
+    let list = PyList::empty(py);
+    for family in families() {
+        let row = PyDict::new(py);
+        row.set_item("model_type", family.model_type)?;
+        row.set_item("classes", family.classes)?;
+        let served: Vec<_> = kinds.iter().filter(|(kind, _)| family.serves(*kind)).map(|(_, n)| *n).collect();
+        row.set_item("kinds", served)?;
+        let gguf = PyDict::new(py);
+        for file in family.gguf {
+            let served: Vec<_> =
+                kinds.iter().filter(|(kind, _)| file.serves(*kind)).map(|(_, name)| *name).collect();
+            gguf.set_item(file.architecture, served)?;
+        }
+        row.set_item("gguf", gguf)?;
+        row.set_item("example", example(family.model_type))?;
+        list.append(row)?;
+    }
+    Ok(list)
+}
+
+/// What a model is, from its small files.
+#[pyfunction]
+pub(super) fn _inspect<'py>(
+    manager: &Bound<'py, PyManager>,
+    source: &str,
+    kind: Option<&str>,
+) -> PyResult<Bound<'py, PyDict>> {
+    let py = manager.py();
+    let kind = kind.map(ModelKind::from_name).transpose().or_raise(py)?;
+    let handle = Arc::clone(&manager.get().0);
+    let found = detached(py, || handle.manager.inspect(source, kind)).or_raise(py)?;
+    let dict = PyDict::new(py);
+    dict.set_item("source", found.source)?;
+    dict.set_item("family", found.family)?;
+    dict.set_item("engine", found.engine)?;
+    dict.set_item("kind", found.kind)?;
+    dict.set_item("tasks", found.tasks)?;
+    dict.set_item("hidden", found.hidden)?;
+    dict.set_item("max_length", found.max_length)?;
+    dict.set_item("tokenizer", found.tokenizer)?;
+    dict.set_item("stored", found.stored)?;
+    dict.set_item("dtype", found.dtype)?;
+    dict.set_item("parameters", found.parameters)?;
+    dict.set_item("weight_bytes", found.weight_bytes)?;
+    dict.set_item("memory_bytes", found.memory_bytes)?;
+    dict.set_item("local", found.local)?;
+    let prompts = PyDict::new(py);
+    for (name, prompt) in found.prompts {
+        prompts.set_item(name, prompt)?;
+    }
+    dict.set_item("prompts", prompts)?;
+    dict.set_item("default_prompt_name", found.default_prompt_name)?;
+    Ok(dict)
+}
