@@ -112,6 +112,10 @@ test-python: build models node $(WHEEL_STAMP)
 .PHONY: test
 test: lint test-rust test-python ## Everything that CI checks
 
+.PHONY: models-table
+models-table: build ## Make the table of well-known models in docs/models.md from the registry
+	$(PY) scripts/models_table.py
+
 .PHONY: docs
 docs: venv ## Build the documentation site into site/
 	$(PY) -m pip install -q --group docs

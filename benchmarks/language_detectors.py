@@ -1,6 +1,6 @@
 """How often the detectors `compatible` and `improved` are right about the texts of tests/languages.tsv, and their time.
 
-    python benchmarks/language_detectors.py [--errors]
+python benchmarks/language_detectors.py [--errors]
 """
 
 from __future__ import annotations

@@ -49,10 +49,13 @@ __all__ = [
     "_config_from",
     "_error_classes",
     "_explain",
+    "_families",
     "_forecast",
     "_hint",
+    "_inspect",
     "_json_values",
     "_maxsim",
+    "_refusal",
     "_simulate_adaptive",
     "available_isas",
     "is_turkish",
@@ -864,6 +867,15 @@ def _hint(manager: Manager, name: str, user: str | None = None) -> bool:
 
 def _explain(manager: Manager, name: str) -> Explanation:
     """What decides how long a slot stays in memory."""
+
+def _families() -> list[dict[str, Any]]:
+    """The families of models that run: ``model_type``, ``classes``, ``kinds``, ``gguf``, ``example``."""
+
+def _refusal(config: str, kind: str) -> str | None:
+    """Why a model with this config.json does not run when it is used so; None if it does, as far as the file shows."""
+
+def _inspect(manager: Manager, source: str, kind: str | None) -> dict[str, Any]:
+    """What the model of `source` is, from its small files. Raises the reason why it does not run."""
 
 def _forecast(manager: Manager) -> list[Forecast]:
     """The loads ahead of a use that are planned."""

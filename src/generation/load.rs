@@ -212,8 +212,7 @@ impl TextModel {
 
     fn from_folder(files: &ModelFiles, format: WeightFormat, target: &ComputeTarget) -> Result<Self> {
         let config = ModelConfig::read(files, ModelKind::Generator)?;
-        check_head(&files.model, &config.json)?;
-        check_causal(&config)?;
+        check(&config)?;
         let settings = TokenizerConfig::read(files)?;
         let generation = optional(files, "generation_config.json")?;
         let tokens = TextTokens::new(tokenizer(files)?)
@@ -281,6 +280,15 @@ fn tokenizer(files: &ModelFiles) -> Result<Tokenizer> {
     let known: Vec<AddedToken> = known.collect();
     added_tokens::add(&mut tokenizer, files, &settings, known, true)?;
     Ok(tokenizer)
+}
+
+/// Refuses a model that does not write text, by its configuration.
+///
+/// # Errors
+/// [`Error::Unsupported`] with the reason.
+pub fn check(config: &ModelConfig) -> Result<()> {
+    check_head(&config.model, &config.json)?;
+    check_causal(config)
 }
 
 /// Refuses a model whose tokens see those after them: it was not trained to write.

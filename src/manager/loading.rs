@@ -370,7 +370,7 @@ impl ModelLoader {
     }
 
     /// Where files are looked for: as configured, with the slot's own revision.
-    fn resolve_options(&self, revision: Option<&String>) -> ResolveOptions {
+    pub(super) fn resolve_options(&self, revision: Option<&String>) -> ResolveOptions {
         let settings = &self.settings;
         let mut options = ResolveOptions::new(Arc::clone(&self.host));
         options.offline |= settings.offline;

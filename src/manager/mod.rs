@@ -36,6 +36,7 @@ mod tiering;
 
 pub use self::api::Activate;
 pub use self::api::adaptive::{Forecast, SlotExplanation};
+pub use self::api::inspect::ModelReport;
 pub use self::caching::{CacheOptions, SlotCacheReport};
 pub use self::inputs::{Inputs, Pairs};
 pub use self::instance::{Abandoned, Inheritance, Manager};

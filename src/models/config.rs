@@ -1,6 +1,6 @@
 //! What a model's configuration says, read by its family.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde_json::Value;
@@ -48,25 +48,34 @@ impl ModelConfig {
     fn from_json(files: &ModelFiles, kind: ModelKind) -> Result<Self> {
         let path = files.transformer.join("config.json");
         let json: Value = read_json(&path)?;
+        let family = Self::family_of(&files.model, &path, &json, kind)?;
+        let file = ConfigFile { model: &files.model, path: &path, json: &json };
+        let architecture = (family.read)(&file)?.into();
+        Ok(Self { model: files.model.clone(), family, kind, architecture, json, path, gguf: None })
+    }
+
+    /// The family of a `config.json` that is to be used so, if it reads all of its keys.
+    ///
+    /// # Errors
+    /// [`Error::InvalidFile`], [`Error::Unsupported`] with the reason.
+    pub fn family_of(model: &str, path: &Path, json: &Value, kind: ModelKind) -> Result<&'static Family> {
         let Some(model_type) = json["model_type"].as_str() else {
             return Err(Error::invalid_file(
                 path,
                 "it has no model_type; it is not the config.json of a transformers model",
             ));
         };
-        let Some(family) = architectures::find_config(&json).filter(|family| family.serves(kind)) else {
+        let Some(family) = architectures::find_config(json).filter(|family| family.serves(kind)) else {
             let names = architectures::names(kind);
             let reason = format!(
                 "its model_type is {model_type:?}; supported {} are {names}{}",
                 use_of(kind),
                 remedy(kind)
             );
-            return Err(Error::Unsupported { model: files.model.clone(), reason });
+            return Err(Error::Unsupported { model: model.to_owned(), reason });
         };
-        check_config(&files.model, &path, &json, family.classes, family.keys)?;
-        let file = ConfigFile { model: &files.model, path: &path, json: &json };
-        let architecture = (family.read)(&file)?.into();
-        Ok(Self { model: files.model.clone(), family, kind, architecture, json, path, gguf: None })
+        check_config(model, path, json, family.classes, family.keys)?;
+        Ok(family)
     }
 
     fn from_gguf(files: &ModelFiles, kind: ModelKind) -> Result<Self> {

@@ -5,17 +5,19 @@ use std::path::Path;
 
 use serde::Deserialize;
 
+use super::architectures::ModelKind;
 use super::config::ModelConfig;
 use super::formats::gguf::Gguf;
 use super::hub::{Hub, Progress};
 use super::json::read_json_with_nulls;
 use super::kind;
+use super::late::LateInteraction;
 use super::manifest::{ModelFiles, WeightFiles};
 use super::resolve::{ResolveOptions, gguf_file, resolve};
 use super::sentence::SentenceConfig;
 use super::source::Source;
 use super::tokenizers::config::TokenizerConfig;
-use super::architectures::ModelKind;
+use super::weights::Weights;
 use crate::compute::WeightFormat;
 use crate::{Error, Result};
 
@@ -34,10 +36,14 @@ pub struct Inspection {
     pub tokenizer: Option<String>,
     /// Bytes of its weights on disk, or on the hub.
     pub weight_bytes: Option<u64>,
+    /// How many weights the headers of its files list, if they are on this machine.
+    listed: Option<u64>,
     /// The number format of its weights; `None` for a GGUF file, which mixes them.
     pub stored: Option<String>,
     /// Whether the weights are on this machine.
     pub local: bool,
+    /// Whether it gives a vector for each token alone.
+    pub late: bool,
 }
 
 impl Inspection {
@@ -72,12 +78,19 @@ impl Inspection {
         let kind = kind.or(found).unwrap_or(ModelKind::Embedding);
         let config = ModelConfig::read(&files, kind)?;
         let positions = config.positions()?;
+        let late = match kind {
+            ModelKind::Embedding if config.gguf.is_none() => LateInteraction::read(&files)?,
+            _ => None,
+        };
         let sentence = match (&config.gguf, kind) {
             (_, ModelKind::Generator) => None,
             (Some(gguf), _) => Some(SentenceConfig::from_gguf(gguf, &files.model, positions, None)?),
             (None, ModelKind::Classifier) => Some(SentenceConfig::of_classifier(&files, positions)?),
             (None, ModelKind::Sparse) => Some(SentenceConfig::of_sparse(&files, positions)?),
-            (None, ModelKind::Embedding) => Some(SentenceConfig::load(&files, positions)?),
+            (None, ModelKind::Embedding) => Some(match &late {
+                Some(late) => SentenceConfig::of_late(&files, positions, late)?,
+                None => SentenceConfig::load(&files, positions)?,
+            }),
         };
         let local = remote_bytes.is_none();
         let on_disk = || {
@@ -85,19 +98,41 @@ impl Inspection {
             sizes.sum::<Option<u64>>()
         };
         let weight_bytes = remote_bytes.unwrap_or_else(on_disk);
-        let stored = match &config.gguf {
-            Some(_) => None,
-            None => Some(stored(&config)),
+        let listed = match config.gguf.is_none() && local {
+            true => Some(count(&Weights::open(&files.weights)?)),
+            false => None,
+        };
+        let stored = match (&config.gguf, listed.zip(weight_bytes)) {
+            (Some(_), _) => None,
+            // Whatever the configuration says: a file that was converted often keeps the old one.
+            (None, Some((count, bytes))) if stored(&config) == "float32" && bytes < 3 * count => {
+                Some("16 bits".to_owned())
+            }
+            (None, _) => Some(stored(&config)),
         };
         let tokenizer = match &config.gguf {
             Some(gguf) => of_gguf(gguf),
             None => of_folder(&files),
         };
-        Ok(Self { files, kind, config, sentence, tokenizer, weight_bytes, stored, local })
+        Ok(Self {
+            files,
+            kind,
+            config,
+            sentence,
+            tokenizer,
+            weight_bytes,
+            listed,
+            stored,
+            local,
+            late: late.is_some(),
+        })
     }
 
-    /// Weights, as their bytes and their number format say.
+    /// Weights: those that the files list, else as many as their bytes and their number format say.
     pub fn parameters(&self) -> Option<u64> {
+        if self.listed.is_some() {
+            return self.listed;
+        }
         let size = match self.stored.as_deref()? {
             "float16" | "bfloat16" => 2,
             "float64" => 8,
@@ -120,6 +155,12 @@ impl Inspection {
         };
         Some(self.parameters()? / 32 * thirty_seconds)
     }
+}
+
+/// The numbers in all tensors.
+fn count(weights: &Weights) -> u64 {
+    let shapes = weights.names().filter_map(|name| weights.shape(name));
+    shapes.map(|shape| shape.iter().map(|&size| size as u64).product::<u64>()).sum()
 }
 
 /// The number format that `config.json` names. Without one, transformers has written float32.
@@ -184,6 +225,9 @@ mod tests {
         let [four, two] = [WeightFormat::F32, WeightFormat::Bf16].map(|f| bert.memory_bytes(f).unwrap());
         assert!(four.abs_diff(2 * two) < 256 && two > 0);
         assert!(four <= bert.weight_bytes.unwrap());
+        let half = inspect("bert_fp16", None).unwrap();
+        assert_eq!(half.parameters(), bert.parameters());
+        assert!(half.weight_bytes.unwrap() * 3 / 2 < bert.weight_bytes.unwrap());
         let gpt2 = inspect("gpt2", None).unwrap();
         assert_eq!((gpt2.kind, gpt2.sentence.is_none()), (ModelKind::Generator, true));
         assert_eq!(inspect("xlmr", None).unwrap().tokenizer.as_deref(), Some("Unigram"));

@@ -28,7 +28,7 @@ pub fn kind_of(source: &Source, options: &ResolveOptions) -> Option<ModelKind> {
     }
 }
 
-fn of_gguf(path: &Path) -> Option<ModelKind> {
+pub(super) fn of_gguf(path: &Path) -> Option<ModelKind> {
     let gguf = Gguf::open(path).ok()?;
     let architecture = gguf.text("general.architecture")?;
     let pooled = gguf.number(&format!("{architecture}.pooling_type")).is_some_and(|pooling| pooling > 0);

@@ -1,15 +1,18 @@
 //! Which families there are, and what a model is before it is loaded.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
+use serde_json::Value;
 
 use super::errors::OrRaise;
 use super::gil::detached;
 use super::manager::PyManager;
-use crate::models::ModelKind;
+use crate::Error;
 use crate::models::architectures::{example, families};
+use crate::models::{ModelConfig, ModelKind};
 
 /// The families, in the order of the registry.
 #[pyfunction]
@@ -38,6 +41,17 @@ pub(super) fn _families(py: Python<'_>) -> PyResult<Bound<'_, PyList>> {
         list.append(row)?;
     }
     Ok(list)
+}
+
+/// Why a model with this `config.json` does not run when it is used so; `None` if it does, as far as the file shows.
+#[pyfunction]
+pub(super) fn _refusal(py: Python<'_>, config: &str, kind: &str) -> PyResult<Option<String>> {
+    let kind = ModelKind::from_name(kind).or_raise(py)?;
+    let path = Path::new("config.json");
+    let json: Value = serde_json::from_str(config)
+        .map_err(|error| Error::invalid_file(path, error.to_string()))
+        .or_raise(py)?;
+    Ok(ModelConfig::family_of("the model", path, &json, kind).err().map(|error| error.to_string()))
 }
 
 /// What a model is, from its small files.

@@ -16,6 +16,7 @@ mod gil;
 mod handle;
 mod host;
 mod infer;
+mod known;
 mod loader;
 mod manager;
 mod maxsim;
@@ -92,6 +93,8 @@ mod _core {
     use super::generation::{PyGenerationTicket, PyTextStream};
     #[pymodule_export]
     use super::gil::_at_exit;
+    #[pymodule_export]
+    use super::known::{_families, _inspect, _refusal};
     #[pymodule_export]
     use super::manager::PyManager;
     #[pymodule_export]

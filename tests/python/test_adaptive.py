@@ -28,6 +28,7 @@ def test_off_by_default(manager, tmp_path, monkeypatch):
     assert manager.hint(SLOT) is False
     assert manager.explain(SLOT) == {
         "slot": SLOT,
+        "profile": "compatible",
         "adaptive": False,
         "sentence": "It stays until it is unloaded by name or evicted by the memory budget.",
     }

@@ -55,7 +55,9 @@ def test_turkish(text):
         assert manager.route(text) == "turkish_sentence"
 
 
-@pytest.mark.parametrize("text", ["", " ", "123", "%85", "hello", "opening hours", "\0", "İ", "\u0307", "a" * 10_000, "日本語"])
+@pytest.mark.parametrize(
+    "text", ["", " ", "123", "%85", "hello", "opening hours", "\0", "İ", "\u0307", "a" * 10_000, "日本語"]
+)
 def test_not_turkish(text):
     with ModelManager(language_detector="improved") as manager:
         assert manager.route(text) == "english_sentence"

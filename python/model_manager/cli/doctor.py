@@ -15,6 +15,7 @@ from .. import Config, ModelManager, __version__, available_isas, isa, resident_
 from .._embedder import without_key
 from .._machine import cpu_name, usable_cores
 from ..errors import ConfigError, MissingFileError, ModelManagerError, ModelNotFoundError
+from .known import KINDS, inspect
 from .output import json_option, manager, quiet, show_json, show_table, size
 from .slots import hub_cache
 from .texts import Command, option, say
@@ -35,16 +36,32 @@ OK, ABSENT, WRONG = "ok", "not downloaded", "wrong"
     cls=Command,
     help=say(
         "Check machine, settings and models. Each configured model is loaded once, without downloads. Exit code 1 if"
-        " something is wrong; a model that is not downloaded yet is not wrong.",
+        " something is wrong; a model that is not downloaded yet is not wrong. With MODEL (a slot, folder, GGUF file,"
+        " pkg:… or hub id): say whether it runs, and why not. Its weights are neither read nor downloaded.",
         "Makineye, ayarlara ve modellere bak. Ayarlı her model bir kez, indirmeden yüklenir. Yanlış bir şey varsa çıkış"
-        " kodu 1'dir; gerektiğinde indirilecek model yanlış sayılmaz.",
+        " kodu 1'dir; gerektiğinde indirilecek model yanlış sayılmaz. MODEL (yuva, klasör, GGUF dosyası, pkg:… ya da"
+        " hub adı) verilirse: çalışıp çalışmadığını, çalışmıyorsa nedenini söyle. Ağırlıkları okunmaz ve indirilmez.",
     ),
 )
+@click.argument("model", required=False)
 @option("--quick", is_flag=True, help=("Load no models.", "Model yükleme."))
+@option(
+    "--kind",
+    type=click.Choice(KINDS),
+    help=(
+        "What MODEL is to be used for. Default: as its files say.",
+        "MODEL'in kullanımı. Varsayılan: dosyalarındaki gibi.",
+    ),
+)
 @json_option
-def doctor(quick: bool, as_json: bool) -> None:
-    found: dict[str, Any] = {"versions": _versions(), "machine": _machine(), "settings": _settings(), "problems": []}
-    problems: list[str] = found["problems"]
+def doctor(model: str | None, quick: bool, kind: str | None, as_json: bool) -> int:
+    if model is not None:
+        return inspect(model, kind, as_json)
+    if kind is not None:
+        raise click.UsageError(say("--kind needs MODEL.", "--kind için MODEL gerekir."))
+    found: dict[str, Any] = {"versions": _versions(), "machine": _machine(), "settings": _settings()}
+    problems: list[str] = []
+    found |= {"problems": problems, "warnings": []}
     try:
         config = Config()
     except ConfigError as error:
@@ -52,9 +69,13 @@ def doctor(quick: bool, as_json: bool) -> None:
     else:
         with manager(lazy_loading=True) as empty:
             threads = empty.stats()["threads"]
+            slots = empty.stats()["slots"]
+        found["warnings"] = _warnings(config, {name: slot["source"] for name, slot in slots.items()})
         found["machine"] |= {
             "compute_threads": str(threads),
             "dtype": config.dtype,
+            "profile": config.profile,
+            "language_detector": config.language_detector,
             "model_cache": str(hub_cache(config)),
         }
         if not quick:
@@ -64,8 +85,7 @@ def doctor(quick: bool, as_json: bool) -> None:
         show_json(found)
     else:
         _show(found)
-    if problems:
-        raise click.exceptions.Exit(1)
+    return 1 if problems else 0
 
 
 def _show(found: dict[str, Any]) -> None:
@@ -75,10 +95,31 @@ def _show(found: dict[str, Any]) -> None:
     if "models" in found:
         rows = ((one["slot"], one["source"], one["state"], one["reason"] or one["facts"]) for one in found["models"])
         show_table("Models", ("slot", "source", "state", ""), rows)
+    for warning in found["warnings"]:
+        click.echo(f"{say('Warning', 'Uyarı')}: {warning}", err=True)
     for problem in found["problems"]:
         click.echo(f"Wrong: {problem}", err=True)
     if not found["problems"]:
         click.echo("Nothing is wrong.")
+
+
+def _warnings(config: Config, sources: dict[str, str | None]) -> list[str]:
+    """What works, but hardly as intended."""
+    turkish, english = sources["turkish_sentence"], sources["english_sentence"]
+    if not config.language_detection or turkish == english:
+        return []
+    return [
+        say(
+            "turkish_sentence and english_sentence have different models, and each text goes to the model of its"
+            " language. Their vectors do not compare: a Qdrant collection, a router or a cache of answers that holds"
+            " texts of both finds those of one language only. MODEL_MANAGER_PROFILE=multilingual gives both one model;"
+            " AI_LANGUAGE_DETECTION=false sends all texts to the preferred one.",
+            "turkish_sentence ile english_sentence yuvalarının modelleri farklı ve her metin kendi dilinin modeline"
+            " gidiyor. Vektörleri karşılaştırılamaz: ikisinden de metin tutan bir Qdrant koleksiyonu, yönlendirici"
+            " ya da yanıt önbelleği yalnızca bir dilin metinlerini bulur. MODEL_MANAGER_PROFILE=multilingual ikisine"
+            " tek model verir; AI_LANGUAGE_DETECTION=false tüm metinleri tercih edilen modele gönderir.",
+        )
+    ]
 
 
 def _versions() -> dict[str, str]:

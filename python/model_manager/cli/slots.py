@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import ModelManagerError
+from .known import show_known
 from .output import json_option, manager, quiet, show_json, show_table, size
-from .texts import Command, say
+from .texts import Command, option, say
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,8 +28,16 @@ if TYPE_CHECKING:
         "Yuvaları ve indirilmiş modelleri göster. Boyutlar disktekilerdir.",
     ),
 )
+@option(
+    "--known",
+    is_flag=True,
+    help=("Show the families of models that run.", "Çalışan model ailelerini göster."),
+)
 @json_option
-def models(as_json: bool) -> None:
+def models(known: bool, as_json: bool) -> None:
+    if known:
+        show_known(as_json)
+        return
     with manager() as found:
         config = found.config
         slots: list[dict[str, Any]] = [

@@ -1,10 +1,10 @@
 //! A model before it is loaded.
 
 use super::super::instance::Manager;
+use crate::Result;
 use crate::compute::Isa;
 use crate::generation::load;
 use crate::models::{Inspection, ModelKind, Source};
-use crate::{Error, Result};
 
 /// What a model is, and how it would be loaded.
 #[derive(Debug, Clone, PartialEq)]
@@ -68,6 +68,7 @@ impl Manager {
             max_length = max_length.min(sentence.max_length);
         }
         let (kind, tasks): (_, &[&str]) = match found.kind {
+            ModelKind::Embedding if found.late => ("embedding", &["embed_multi"]),
             ModelKind::Embedding => ("embedding", &["embed", "embed_multi"]),
             ModelKind::Classifier => ("reranker or classifier", &["rerank", "classify"]),
             ModelKind::Sparse => ("sparse", &["embed_sparse"]),

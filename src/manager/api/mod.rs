@@ -3,6 +3,7 @@
 pub(super) mod adaptive;
 mod embedding;
 mod generation;
+pub(super) mod inspect;
 mod late;
 mod scoring;
 mod slots;

@@ -27,7 +27,7 @@ pub use architecture::{Architecture, Description, Factors};
 pub(crate) use family::LARGEST_SIZE;
 pub use family::{ConfigFile, Family, GgufFamily, ModelKind, ReadConfig, ReadGguf};
 pub(crate) use gguf_tensors::GgufTensors;
-pub use registry::{families, find, find_config, find_gguf, register};
+pub use registry::{example, families, find, find_config, find_gguf, register};
 pub(crate) use registry::{gguf_names, names};
 pub use tensors::{EmbeddingTensors, LayerTensors, NormTensors, Tensors};
 pub use transformer::Transformer;

@@ -20,6 +20,40 @@ static BUILT_IN: [&[Family]; 9] = [
     gpt2::FAMILIES,
 ];
 
+/// A well-known model of each of them.
+const EXAMPLES: &[(&str, &str)] = &[
+    ("bert", "emrecan/bert-base-turkish-cased-mean-nli-stsb-tr"),
+    ("xlm-roberta", "intfloat/multilingual-e5-base"),
+    ("roberta", "sentence-transformers/all-distilroberta-v1"),
+    ("camembert", "dangvantuan/sentence-camembert-base"),
+    ("electra", "dbmdz/electra-base-turkish-cased-discriminator"),
+    ("modernbert", "Alibaba-NLP/gte-modernbert-base"),
+    ("new", "Alibaba-NLP/gte-multilingual-base"),
+    ("gte", "a GTE model that transformers has saved"),
+    ("nomic_bert", "nomic-ai/nomic-embed-text-v1.5"),
+    ("jina_embeddings_v3", "the model without its adapters"),
+    ("jina_bert", "jinaai/jina-embeddings-v2-base-en"),
+    ("mpnet", "sentence-transformers/all-mpnet-base-v2"),
+    ("distilbert", "sentence-transformers/distiluse-base-multilingual-cased-v2"),
+    ("albert", "loodos/albert-base-turkish-uncased"),
+    ("llama", "meta-llama/Llama-3.2-1B-Instruct"),
+    ("qwen2", "Qwen/Qwen2.5-0.5B-Instruct"),
+    ("qwen3", "Qwen/Qwen3-Embedding-0.6B"),
+    ("eurobert", "EuroBERT/EuroBERT-210m"),
+    ("mistral", "vngrs-ai/Kumru-2B"),
+    ("ministral", "mistralai/Ministral-8B-Instruct-2410"),
+    ("ministral3", "mistralai/Ministral-3-3B-Instruct-2512"),
+    ("smollm3", "HuggingFaceTB/SmolLM3-3B"),
+    ("granite", "ibm-granite/granite-3.3-2b-instruct"),
+    ("phi3", "microsoft/Phi-4-mini-instruct"),
+    ("gemma", "google/gemma-2b-it"),
+    ("gemma2", "google/gemma-2-2b-it"),
+    ("gemma3_text", "google/embeddinggemma-300m"),
+    ("glm4", "zai-org/GLM-4-9B-0414"),
+    ("olmo2", "allenai/OLMo-2-0425-1B-Instruct"),
+    ("gpt2", "ytu-ce-cosmos/turkish-gpt2-large"),
+];
+
 /// Those that a program added.
 static ADDED: Mutex<Vec<&'static Family>> = Mutex::new(Vec::new());
 
@@ -46,6 +80,11 @@ pub fn find_gguf(architecture: &str, kind: ModelKind) -> Option<(&'static Family
     let is_one = |gguf: &GgufFamily| gguf.architecture == architecture && gguf.serves(kind);
     let family = families().into_iter().find(|family| family.gguf.iter().any(is_one))?;
     Some((family, family.read_gguf?))
+}
+
+/// A well-known model of the family of `model_type`, for lists.
+pub fn example(model_type: &str) -> Option<&'static str> {
+    EXAMPLES.iter().find(|(family, _)| *family == model_type).map(|(_, model)| *model)
 }
 
 /// The names of the families that can be used so, for messages.
@@ -77,4 +116,19 @@ pub fn register(family: &'static Family) -> Result<()> {
     }
     added.push(family);
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_family_has_an_example_and_every_example_a_family() {
+        let known: Vec<_> = BUILT_IN.iter().copied().flatten().map(|family| family.model_type).collect();
+        let without: Vec<_> = known.iter().filter(|family| example(family).is_none()).collect();
+        assert!(without.is_empty(), "EXAMPLES lacks {without:?}");
+        for (family, _) in EXAMPLES {
+            assert!(known.contains(family), "{family}");
+        }
+    }
 }

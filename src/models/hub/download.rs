@@ -45,13 +45,18 @@ pub(crate) struct Blobs<'a> {
 }
 
 impl Blobs<'_> {
+    /// The address of a file.
+    pub(super) fn url(&self, file: &str) -> String {
+        format!("{}/{}/resolve/{}/{}", self.client.endpoint(), self.id, self.commit, escape(file))
+    }
+
     /// Downloads `file` and links it into its snapshot.
     pub(crate) fn download(&self, file: &str, progress: &mut OnProgress<'_>) -> Result<()> {
         let pointer = self.repo.join("snapshots").join(self.commit).join(file);
         if pointer.is_file() {
             return Ok(());
         }
-        let url = format!("{}/{}/resolve/{}/{}", self.client.endpoint(), self.id, self.commit, escape(file));
+        let url = self.url(file);
         let stated = self.client.head(&url, self.id)?;
         let blob = self.repo.join("blobs").join(&stated.name);
         if !is_whole(&blob, &stated) {

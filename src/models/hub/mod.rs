@@ -32,7 +32,7 @@ use self::download::Blobs;
 pub use self::options::ResolveOptions;
 use self::progress::OnProgress;
 pub use self::progress::Progress;
-use super::manifest::{Missing, Selection, read_modules};
+use super::manifest::{Missing, ModelFiles, Selection, read_modules};
 use crate::{Error, Result};
 
 /// The hub as configured: cache, address, access.
@@ -53,31 +53,85 @@ impl Hub {
         Ok(Self { cache, others, client: options.client()?, offline: options.offline, revision })
     }
 
-    /// The folder that holds the files of `id`; downloads what is missing unless offline.
-    pub(crate) fn snapshot(&self, id: &str, progress: &mut OnProgress<'_>) -> Result<PathBuf> {
-        let repo = self.cache.join(folder_name(id));
-        let mut cached = Cached::of_repository(&repo, &self.revision)?;
-        if let Cached::Complete(snapshot) = cached {
-            return Ok(snapshot);
+    /// What this machine has of `id`.
+    fn cached(&self, id: &str) -> Result<Cached> {
+        let mut cached = Cached::of_repository(&self.cache.join(folder_name(id)), &self.revision)?;
+        if matches!(cached, Cached::Complete(_)) {
+            return Ok(cached);
         }
         for other in &self.others {
             match Cached::elsewhere(other, id, &self.revision) {
-                Ok(Cached::Complete(folder)) => return Ok(folder),
+                Ok(found @ Cached::Complete(_)) => return Ok(found),
                 Ok(found) if matches!(cached, Cached::Nothing) => cached = found,
                 Ok(_) => {}
                 Err(error) => log::warn!("{id}: its copy in {} is not used: {error}", other.display()),
             }
         }
+        Ok(cached)
+    }
+
+    fn is_absent(&self, id: &str) -> Error {
+        Error::ModelNotFound {
+            model: id.into(),
+            reason: format!(
+                "it is not complete in the cache {}{} and HF_HUB_OFFLINE forbids to download it; unset that, or copy the \
+                 model's folder here and give its path",
+                self.cache.display(),
+                self.others.iter().map(|other| format!(", nor in {}", other.display())).collect::<String>()
+            ),
+        }
+    }
+
+    /// The small files of `id`. Without the whole model on this machine, these alone are downloaded, and the bytes that its
+    /// weights have on the hub are given too, if it states them.
+    pub(crate) fn configuration(
+        &self,
+        id: &str,
+        progress: &mut OnProgress<'_>,
+    ) -> Result<(ModelFiles, Option<Option<u64>>)> {
+        if let Some(folder) = self.cached(id)?.usable() {
+            return Ok((ModelFiles::open(id, &folder)?, None));
+        }
         if self.offline {
-            return cached.usable().ok_or_else(|| Error::ModelNotFound {
-                model: id.into(),
-                reason: format!(
-                    "it is not complete in the cache {}{} and HF_HUB_OFFLINE forbids to download it; unset that, or copy the \
-                     model's folder here and give its path",
-                    self.cache.display(),
-                    self.others.iter().map(|other| format!(", nor in {}", other.display())).collect::<String>()
-                ),
-            });
+            return Err(self.is_absent(id));
+        }
+        let Listing { commit, files } = self.client.listing(id, &self.revision)?;
+        let repo = self.cache.join(folder_name(id));
+        let locks = self.cache.join(".locks").join(repo.file_name().unwrap_or_default());
+        let blobs = Blobs { client: &self.client, repo: &repo, locks: &locks, id, commit: &commit };
+        let snapshot = repo.join("snapshots").join(&commit);
+        let has = |name: &str| files.iter().any(|file| file == name);
+        let modules = if has("modules.json") {
+            blobs.download("modules.json", progress)?;
+            read_modules(&snapshot.join("modules.json"))?
+        } else {
+            Vec::new()
+        };
+        let selection = Selection::new(&modules, &has)
+            .map_err(|missing: Missing| missing.error(id, Path::new(&self.client.page(id))))?;
+        for file in selection.files.iter().filter(|file| is_small(file)) {
+            blobs.download(file, progress)?;
+        }
+        let weights = selection.weight_files(&snapshot)?;
+        let mut bytes = Some(0);
+        for path in weights.paths() {
+            let file = path.strip_prefix(&snapshot).unwrap_or(path).to_string_lossy().replace('\\', "/");
+            let stated = self.client.head(&blobs.url(&file), id)?.size;
+            bytes = bytes.zip(stated).map(|(sum, size)| sum + size);
+        }
+        let transformer = snapshot.join(&selection.transformer);
+        Ok((ModelFiles { model: id.into(), root: snapshot, transformer, weights, modules }, Some(bytes)))
+    }
+
+    /// The folder that holds the files of `id`; downloads what is missing unless offline.
+    pub(crate) fn snapshot(&self, id: &str, progress: &mut OnProgress<'_>) -> Result<PathBuf> {
+        let repo = self.cache.join(folder_name(id));
+        let cached = match self.cached(id)? {
+            Cached::Complete(folder) => return Ok(folder),
+            other => other,
+        };
+        if self.offline {
+            return cached.usable().ok_or_else(|| self.is_absent(id));
         }
         match (self.fetch(id, &repo, progress), cached.usable()) {
             (Err(error @ Error::Download { .. }), Some(snapshot)) => {
@@ -121,4 +175,11 @@ impl Hub {
         }
         Ok(snapshot)
     }
+}
+
+/// Whether a file says what a model is, in a few kilobytes: neither weights nor a vocabulary.
+fn is_small(file: &str) -> bool {
+    let name = file.rsplit('/').next().unwrap_or(file);
+    let is_text = [".json", ".jinja"].iter().any(|end| name.ends_with(end));
+    is_text && !["tokenizer.json", "vocab.json"].contains(&name)
 }

@@ -1,0 +1,114 @@
+"""``models --known`` and ``doctor MODEL``: what runs, and whether one model does, before it is loaded."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .._core import _families, _inspect
+from .._embedder import without_key
+from ..errors import ModelManagerError
+from .output import manager, quiet, show_json, show_table, size
+from .texts import say
+
+if TYPE_CHECKING:
+    from .. import ModelManager
+
+KINDS = ("embedding", "generator", "reranker", "sparse")
+_TURKISH_KINDS = {
+    "embedding": "vektör",
+    "generator": "metin üretimi",
+    "reranker": "yeniden sıralama",
+    "reranker or classifier": "yeniden sıralama ya da sınıflandırma",
+    "sparse": "seyrek vektör",
+}
+
+
+def show_known(as_json: bool) -> None:
+    """The families of models that run, each with an example."""
+    families = _families()
+    if as_json:
+        show_json(families)
+        return
+    columns = say("model_type|for|GGUF|for example", "model_type|kullanım|GGUF|örnek").split("|")
+    rows = (
+        (
+            family["model_type"],
+            ", ".join(map(_kind, family["kinds"])),
+            ", ".join(f"{name} ({', '.join(map(_kind, kinds))})" for name, kinds in family["gguf"].items()),
+            family["example"],
+        )
+        for family in families
+    )
+    show_table(say("Families of models that run", "Çalışan model aileleri"), columns, rows)
+    click.echo(
+        say(
+            "`model-manager doctor MODEL` says whether one of them runs.",
+            "`model-manager doctor MODEL`, bir modelin çalışıp çalışmadığını söyler.",
+        )
+    )
+
+
+def inspect(model: str, kind: str | None, as_json: bool) -> int:
+    """Say whether a model runs; the exit code."""
+    with manager(lazy_loading=True) as found, quiet():
+        report = _report(found, model, kind)
+    if as_json:
+        show_json(report)
+    elif report["runs"]:
+        show_table(report["model"], ("", ""), _rows(report))
+        click.echo(say("It runs.", "Çalışır."))
+    else:
+        click.echo(say(f"It does not run: {report['reason']}", f"Çalışmaz: {report['reason']}"), err=True)
+    return 0 if report["runs"] else 1
+
+
+def _report(found: ModelManager, model: str, kind: str | None) -> dict[str, Any]:
+    """What is known of a source, or of the source of a slot."""
+    slot = found.stats()["slots"].get(model)
+    source = model if slot is None or slot["source"] is None else slot["source"]
+    if slot is not None and kind is None and slot["kind"] in KINDS:
+        kind = slot["kind"]
+    report: dict[str, Any] = {
+        "model": without_key(source),
+        "runs": False,
+        "reason": None,
+        "profile": found.config.profile,
+    }
+    try:
+        report |= _inspect(found, source, kind)
+    except ModelManagerError as error:
+        report["reason"] = str(error)
+    else:
+        report["runs"] = True
+    return report
+
+
+def _rows(report: dict[str, Any]) -> list[tuple[str, str]]:
+    prompts = [f"{name}: {prompt!r}" for name, prompt in report["prompts"].items()]
+    weights, memory, number = report["weight_bytes"], report["memory_bytes"], report["parameters"]
+    dtype = report["dtype"] or say("as in the file", "dosyadaki gibi")
+    where = say("on this machine", "bu makinede") if report["local"] else say("to be downloaded", "indirilecek")
+    rows = [
+        (say("engine", "motor"), report["engine"]),
+        (say("family", "aile"), report["family"]),
+        (say("used for", "kullanım"), _kind(report["kind"])),
+        (say("methods", "yöntemler"), ", ".join(report["tasks"])),
+        (say("width of states", "durum genişliği"), str(report["hidden"])),
+        (say("tokens of a text", "metin başına token"), str(report["max_length"])),
+        (say("tokenizer", "tokenizer"), report["tokenizer"] or "?"),
+        (say("stored as", "saklandığı biçim"), report["stored"] or "GGUF"),
+        (say("in memory as", "bellekteki biçim"), dtype),
+        (say("parameters", "parametre sayısı"), f"{number / 1e6:,.1f} M" if number else "?"),
+        (say("weights", "ağırlıklar"), f"{size(weights)}, {where}" if weights else where),
+        (say("memory, about", "bellek, yaklaşık"), size(memory) if memory else "?"),
+        (say("prompts", "istemler"), ", ".join(prompts) or say("none", "yok")),
+    ]
+    if report["default_prompt_name"]:
+        rows.append((say("default prompt", "varsayılan istem"), report["default_prompt_name"]))
+    return rows
+
+
+def _kind(name: str) -> str:
+    return say(name, _TURKISH_KINDS.get(name, name))

@@ -1,0 +1,119 @@
+"""`models --known`, `doctor MODEL`, and the table of well-known models."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from model_manager import _core
+
+pytestmark = pytest.mark.usefixtures("command_settings")
+
+ROOT = Path(__file__).resolve().parents[2]
+FIXTURES = ROOT / "tests" / "fixtures"
+_SPEC = importlib.util.spec_from_file_location("models_table", ROOT / "scripts" / "models_table.py")
+models_table = importlib.util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(models_table)
+
+
+def test_the_families(command):
+    found = json.loads(command("models", "--known", "--json").out)
+    assert found == _core._families()
+    families = {family["model_type"]: family for family in found}
+    assert len(families) == len(found) >= 25
+    assert families["bert"]["kinds"] == ["embedding", "reranker", "sparse"]
+    assert families["bert"]["gguf"] == {"bert": ["embedding"]}
+    assert families["gpt2"]["kinds"] == ["generator"]
+    assert families["qwen3"]["gguf"]["qwen3"] == ["embedding", "generator"]
+    assert [family["model_type"] for family in found if not family["example"]] == []
+    shown = command("models", "--known")
+    assert shown.code == 0
+    assert all(family["model_type"] in shown.out for family in found)
+
+
+def test_the_table():
+    rows = models_table.entries()
+    assert len(rows) >= 60
+    assert rows[0]["group"] == "Turkish"
+    assert len({row["model"] for row in rows}) == len(rows)
+    refused = {row["model"]: models_table.refusal(row) for row in rows}
+    assert refused["intfloat/multilingual-e5-base"] is None
+    assert "deberta-v2" in refused["mixedbread-ai/mxbai-rerank-xsmall-v1"]
+    assert "XLMRobertaLoRA" in refused["jinaai/jina-embeddings-v3"]
+    assert "num_experts" in refused["nomic-ai/nomic-embed-text-v2-moe"]
+    for row in rows:
+        assert row["kind"] in {"embedding", "generator", "reranker", "sparse"}, row["model"]
+        assert all(part == "" or float(part) > 0 for part in (row["millions"], row["dimensions"], row["tokens"]))
+    page = models_table.PAGE.read_text(encoding="utf-8")
+    assert models_table.page() == page, "run make models-table"
+
+
+def test_the_examples_of_families_that_are_in_the_table_run():
+    refused = {row["model"]: models_table.refusal(row) for row in models_table.entries()}
+    examples = [family["example"] for family in _core._families() if family["example"] in refused]
+    assert len(examples) >= 15
+    assert {example: refused[example] for example in examples if refused[example]} == {}
+
+
+def test_a_folder_that_runs(command):
+    done = command("doctor", str(FIXTURES / "xlmr"), "--json")
+    assert done.code == 0, done.err
+    found = json.loads(done.out)
+    assert found["runs"] is True
+    assert (found["family"], found["kind"], found["tokenizer"]) == ("xlm-roberta", "embedding", "Unigram")
+    assert found["tasks"] == ["embed", "embed_multi"]
+    assert found["memory_bytes"] > 0
+    assert found["local"] is True
+    assert found["profile"] == "compatible"
+    shown = command("doctor", str(FIXTURES / "gpt2"))
+    assert shown.code == 0
+    assert "generator" in shown.out
+    assert "It runs." in shown.out
+    assert json.loads(command("doctor", "turkish_sentence", "--json").out)["family"] == "xlm-roberta", "a slot"
+
+
+def test_what_does_not_run(command, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(FIXTURES / "bert_plain", folder)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": "made-up"}), encoding="utf-8")
+    done = command("doctor", str(folder), "--json")
+    assert done.code == 1
+    found = json.loads(done.out)
+    assert found["runs"] is False
+    assert "made-up" in found["reason"]
+    assert "bert" in found["reason"], "what is supported"
+    assert "made-up" in command("doctor", str(folder)).err
+    (folder / "tokenizer.json").unlink()
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    assert "tokenizer.json" in command("doctor", str(folder)).err
+    assert command("doctor", str(tmp_path / "absent")).code == 1
+    assert command("doctor", str(FIXTURES / "gpt2"), "--kind", "embedding").code == 1
+    assert command("doctor", "--kind", "embedding").code == 2
+
+
+def test_a_hub_model_offline(command, monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("MODEL_MANAGER_CACHE_DIR", str(tmp_path))
+    done = command("doctor", "someone/absent")
+    assert done.code == 1
+    assert "HF_HUB_OFFLINE" in done.err
+
+
+def test_slots_with_different_models(command, monkeypatch):
+    done = command("doctor", "--quick", "--json")
+    assert done.code == 0, "a warning is no problem"
+    (warning,) = json.loads(done.out)["warnings"]
+    assert "MODEL_MANAGER_PROFILE=multilingual" in warning
+    assert "Warning: " in command("doctor", "--quick").err
+    monkeypatch.setenv("AI_LANGUAGE_DETECTION", "false")
+    assert json.loads(command("doctor", "--quick", "--json").out)["warnings"] == []
+    monkeypatch.delenv("AI_LANGUAGE_DETECTION")
+    monkeypatch.setenv("MODEL_MANAGER_PROFILE", "multilingual")
+    monkeypatch.delenv("ENGLISH_FALLBACK_MODEL")
+    found = json.loads(command("doctor", "--quick", "--json").out)
+    assert found["warnings"] == []
+    assert found["machine"]["profile"] == "multilingual"
