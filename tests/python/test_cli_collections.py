@@ -100,6 +100,38 @@ def test_examples_of_the_readme(command, tmp_path):
             assert done.out or "-o" in line, line
 
 
+def test_search_by_words_and_a_reranker(command, tmp_path):
+    (tmp_path / "faq.txt").write_text(
+        "E-104 hatası yağ azalınca görünür\nyemek on ikide\nizin formu\n", encoding="utf-8"
+    )
+    assert command("index", "faq.txt", "-c", "faq", "--sparse", "bm25").code == 0
+    both = ("-c", "faq", "--sparse", "bm25", "--json")
+    found = json.loads(command("search", "e104", *both, "--mode", "sparse").out)
+    assert [hit["id"] for hit in found] == ["faq.txt:1"]
+    assert len(json.loads(command("search", "e104", *both).out)) == 3
+    ordered = json.loads(command("search", "e104", *both, "--rerank", "reranker").out)
+    assert [hit["score"] for hit in ordered] == sorted((hit["score"] for hit in ordered), reverse=True)
+    other = command("search", "e104", *both, "--language", "english")
+    assert other.code == 1
+    assert "'bm25 (turkish)', not of 'bm25 (english)'" in other.err
+    assert command("search", "e104", "-c", "faq", "--mode", "sparse").code == 1
+
+
+def test_index_for_another_model(command, tmp_path):
+    write_documents(tmp_path)
+    assert command("index", "docs.jsonl", "-c", "notes").code == 0
+    model = ("-m", ENGLISH_MODEL)
+    refused = command("index", "-c", "notes", *model, "--reembed")
+    assert refused.code == 1
+    assert "name the alias that searches use from now on" in refused.err
+    done = json.loads(command("index", "-c", "notes", *model, "--reembed", "--alias", "live", "--json").out)
+    assert (done["source"], done["points"], done["done"], done["report"]["indexed"]) == ("notes", 3, True, 3)
+    assert len(json.loads(command("search", "hello", "-c", "live", *model, "-s", "-1", "--json").out)) == 3
+    assert command("index", "-c", "live", *model, "--reembed").out.startswith("nothing to do: ")
+    for wrong in (("docs.jsonl", "--reembed"), ("--drop-old",), ("--reembed", "--recreate")):
+        assert command("index", "-c", "notes", *wrong).code == 2
+
+
 def _points(storage):
     try:
         with contextlib.closing(sqlite3.connect(f"file:{storage}?mode=ro", uri=True)) as connection:

@@ -6,7 +6,7 @@ import csv
 import json
 import sys
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from .. import ModelManager
     from ..integrations.qdrant import IndexReport, QdrantIndexer
+    from ..integrations.qdrant.requests import Mode
 
 _SHOWN_FAILURES = 20
 _LONGEST_FIELD = 2**31 - 1  # the default limit of csv, 128 KB, is smaller than many documents
@@ -39,6 +40,18 @@ def _collection_options(function: Callable[..., Any]) -> Callable[..., Any]:
             help=(
                 "Folder of an embedded Qdrant; default without a server: qdrant_data.",
                 "Gömülü Qdrant'ın klasörü; sunucu yoksa varsayılan: qdrant_data.",
+            ),
+        ),
+        option(
+            "--language",
+            type=click.Choice(("turkish", "english", "auto")),
+            help=("Language of --sparse bm25.", "--sparse bm25'in dili."),
+        ),
+        option(
+            "--sparse",
+            help=(
+                "Search by words too: bm25 (without a model), or a model of sparse vectors.",
+                "Sözcüklere göre de ara: bm25 (modelsiz) ya da seyrek vektör modeli.",
             ),
         ),
         option("-c", "--collection", required=True, help=("Name of the collection.", "Koleksiyonun adı.")),
@@ -118,6 +131,26 @@ def _indexer(models: ModelManager, settings: dict[str, Any]) -> QdrantIndexer:
     help=("Delete the collection first.", "Önce koleksiyonu sil."),
 )
 @option(
+    "--reembed",
+    is_flag=True,
+    help=(
+        "Fill a new collection with this model's vectors of the stored texts, and switch the alias to it; resumable.",
+        "Saklanan metinlerin bu modelle vektörlerini yeni koleksiyona yaz, takma adı ona çevir; yarıda kalan sürer.",
+    ),
+)
+@option(
+    "--alias",
+    help=(
+        "With --reembed: the name that searches use from then on; default: the collection, if that is an alias.",
+        "--reembed ile: aramaların bundan sonra kullanacağı ad; koleksiyon zaten takma adsa gerekmez.",
+    ),
+)
+@option(
+    "--drop-old",
+    is_flag=True,
+    help=("With --reembed: delete the old collection at the end.", "--reembed ile: sonunda eski koleksiyonu sil."),
+)
+@option(
     "--fail-fast",
     is_flag=True,
     help=("Stop at the first document that fails.", "Eklenemeyen ilk belgede dur."),
@@ -130,10 +163,20 @@ def index(
     id_field: str,
     form: str | None,
     recreate: bool,
+    reembed: bool,
+    alias: str | None,
+    drop_old: bool,
     fail_fast: bool,
     as_json: bool,
     **settings: Any,
 ) -> None:
+    if reembed:
+        if files or recreate or settings["chunk"]:
+            raise click.UsageError("--reembed reads the collection: it takes no files, no --recreate and no --chunk")
+        _reembed(settings, alias, batch_size, text_field, drop_old, as_json)
+        return
+    if alias is not None or drop_old:
+        raise click.UsageError("--alias and --drop-old belong to --reembed")
     source = _Documents(files or ["-"], form, text_field, id_field)
     with manager(cache_size=0) as models, _indexer(models, settings) as indexer:
         if recreate:
@@ -142,6 +185,17 @@ def index(
         _show(indexer.report, as_json)
         if not indexer.report.ok:
             raise click.exceptions.Exit(1)
+
+
+def _reembed(
+    settings: dict[str, Any], alias: str | None, batch_size: int, text_field: str, drop_old: bool, as_json: bool
+) -> None:
+    with manager(cache_size=0) as models, _indexer(models, settings) as indexer:
+        done = indexer.reembed(alias, text_field=text_field, batch_size=batch_size, drop_old=drop_old)
+    if as_json:
+        show_json(done.to_dict())
+    else:
+        click.echo(str(done))
 
 
 def _show(report: IndexReport, as_json: bool) -> None:
@@ -231,9 +285,22 @@ def _json(line: str, place: str) -> Any:
     "-s",
     "--score-threshold",
     type=float,
-    default=0.7,
-    show_default=True,
-    help=("Minimum cosine similarity of a hit.", "Bir sonucun en küçük kosinüs benzerliği."),
+    help=(
+        "Minimum cosine similarity of what is found by meaning; default: 0.7, and none with --sparse.",
+        "Anlamca bulunanların en küçük kosinüs benzerliği; varsayılan: 0.7, --sparse ile sınır yok.",
+    ),
+)
+@option(
+    "--mode",
+    type=click.Choice(("dense", "sparse", "hybrid")),
+    help=(
+        "Search by meaning, by words, or both; default: all that the options give.",
+        "Anlama, sözcüklere ya da ikisine göre ara; varsayılan: seçeneklerin verdiği hepsi.",
+    ),
+)
+@option(
+    "--rerank",
+    help=("A reranker that orders the best candidates.", "En iyi adayları sıralayacak yeniden sıralama modeli."),
 )
 @option(
     "-w",
@@ -247,17 +314,25 @@ def _json(line: str, place: str) -> Any:
 )
 @json_option
 def search(
-    query: str, limit: int, score_threshold: float, where: Sequence[str], as_json: bool, **settings: Any
+    query: str,
+    limit: int,
+    score_threshold: float | None,
+    mode: Mode | None,
+    where: Sequence[str],
+    as_json: bool,
+    **settings: Any,
 ) -> None:
+    threshold: float | Literal["default"] = "default" if score_threshold is None else score_threshold
     with manager() as models, _indexer(models, settings) as indexer:
-        hits = indexer.search(query, limit, score_threshold=score_threshold, filters=_filters(where))
+        hits = indexer.search(query, limit, mode=mode, score_threshold=threshold, filters=_filters(where))
     if as_json:
         show_json([hit.to_dict() for hit in hits])
     elif hits:
         rows = ((f"{hit.score:.3f}", hit.id, _shortened(hit.text)) for hit in hits)
         show_table(f"{len(hits)} of {settings['collection']}", ("score", "id", "text"), rows)
     else:
-        click.echo(f"Nothing reaches a score of {score_threshold:g}; --score-threshold lowers it.", err=True)
+        least = 0.7 if score_threshold is None else score_threshold
+        click.echo(f"Nothing reaches a score of {least:g}; --score-threshold lowers it.", err=True)
 
 
 def _filters(where: Sequence[str]) -> dict[str, list[Any]]:
