@@ -110,11 +110,6 @@ async def aembed(manager: Manager, texts: Inputs, model: str | None = None, **op
 
     Cancelling the task withdraws the texts that have not been computed yet.
     """
-    if (outputs := options.pop("outputs", None)) is not None:
-        from ._vectors import aembed_outputs
-
-        outcome: NDArray[np.float32] = await aembed_outputs(manager, texts, model, outputs, **options)
-        return outcome
     future, ticket = start(lambda on_done: manager.submit(texts, on_done, model, **options))
     vectors: NDArray[np.float32] = await _result(future, ticket)
     return vectors

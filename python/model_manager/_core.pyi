@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import Self, Unpack, disjoint_base
 
+from model_manager._outputs import EmbedOutputs
 from model_manager._types import (
     AdaptiveStatistics,
     ArrowColumn,
@@ -26,7 +27,6 @@ from model_manager._types import (
     Statistics,
     TrackerStatistics,
 )
-from model_manager.results import EmbedOutputs
 
 __all__ = [
     "ArrowVectors",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ._async import ainfer
+from ._async import aembed as aembed_dense, ainfer
 from ._scoring import ScoringManager, argument_error
 
 TYPE_CHECKING = False
@@ -179,6 +179,16 @@ def embed_outputs(
     return _outputs(found, wanted, isinstance(texts, str))
 
 
+async def aembed(manager: Any, texts: Any, model: str | None = None, **options: Any) -> Any:
+    """`Manager.embed` for asyncio: same arguments (except `progress`), same result, same errors.
+
+    Cancelling the task withdraws the texts that have not been computed yet.
+    """
+    if (outputs := options.pop("outputs", None)) is None:
+        return await aembed_dense(manager, texts, model, **options)
+    return await aembed_outputs(manager, texts, model, outputs, **options)
+
+
 async def aembed_outputs(
     manager: Any,
     texts: Any,
@@ -191,15 +201,13 @@ async def aembed_outputs(
     **options: Any,
 ) -> Any:
     """`aembed` with `outputs`."""
-    from ._async import aembed
-
     wanted = _wanted(model, outputs, truncate_dim)
     items = _several(texts)
     found = {}
     for kind in _kinds(manager, model, wanted):
         extra = {"normalize": normalize} if kind == "all" else {}
         if kind == "dense":
-            found[kind] = await aembed(manager, items, model, normalize=normalize, **options)
+            found[kind] = await aembed_dense(manager, items, model, normalize=normalize, **options)
         else:
             found[kind], _ = await ainfer(manager, kind, items, None, model, **extra, **options)
     return _outputs(found, wanted, isinstance(texts, str))

@@ -8,9 +8,9 @@ import os
 import weakref
 
 from . import _core
-from ._async import AsyncTextStream, acomplete, aembed
+from ._async import AsyncTextStream, acomplete
 from ._core import Manager
-from ._vectors import VectorsManager
+from ._vectors import VectorsManager, aembed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -66,7 +66,8 @@ class BaseManager(VectorsManager):
         """`embed` for asyncio: same arguments (except `progress`), result and errors. Cancelling the task cancels the
         work.
         """
-        return await aembed(self, texts, model, **options)
+        vectors: NDArray[np.float32] = await aembed(self, texts, model, **options)
+        return vectors
 
     def chunk(
         self,
@@ -289,7 +290,7 @@ class _Explained(dict[str, object]):
     """What `explain` returns: a dict that notebooks show as a table."""
 
     def _repr_html_(self) -> str:
-        from .integrations.jupyter import explanation_html
+        from ._html import explanation_html
 
         return explanation_html(self)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ._outputs import EmbedOutputs, SparseVector
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -28,7 +30,7 @@ class Ranking(list[RerankResult]):
     """The results of a reranking: a list that notebooks show as a table."""
 
     def _repr_html_(self) -> str:
-        from .integrations.jupyter import ranking_html
+        from ._html import ranking_html
 
         return ranking_html(self)
 
@@ -42,32 +44,6 @@ class Classification(NamedTuple):
     """Its probability."""
     scores: dict[str, float]
     """The probability of each label, in the model's order."""
-
-
-class SparseVector(NamedTuple):
-    """Entries of a vocabulary with a weight above zero."""
-
-    indices: NDArray[np.uint32]
-    """The entries, ascending."""
-    values: NDArray[np.float32]
-    """The weight of each."""
-
-    def dot(self, other: SparseVector) -> float:
-        """The similarity to another vector of the same model."""
-        import numpy as np
-
-        _, own, its = np.intersect1d(self.indices, other.indices, assume_unique=True, return_indices=True)
-        return float(self.values[own] @ other.values[its])
-
-
-class EmbedOutputs(NamedTuple):
-    """What `embed` returns with ``outputs``: of one text, or of several. None for what was not asked for."""
-
-    dense: NDArray[np.float32] | None = None
-    """Shape (dim,), or (n, dim)."""
-    sparse: SparseVector | list[SparseVector] | None = None
-    multi: NDArray[np.float32] | list[NDArray[np.float32]] | None = None
-    """Shape (tokens, dim) for each text."""
 
 
 def to_scipy(vectors: Sequence[SparseVector], width: int) -> Any:

@@ -116,6 +116,7 @@ ELSEWHERE = {
     ("model_manager.chatbot", "ENGLISH"): "model_manager.compat.chatbot",
     ("model_manager.chatbot", "GENERATOR"): "model_manager.compat.chatbot",
     ("model_manager.chatbot", "TURKISH"): "model_manager.compat.chatbot",
+    ("model_manager.aio", "aembed"): "model_manager._vectors",
     ("model_manager.generation", "conversation"): "model_manager.manager",
     ("model_manager.server.metrics", "add_routes"): "model_manager.server.routes.metrics",
     ("model_manager.server.generation", "Chat"): "model_manager.server.routes.generation.forms",

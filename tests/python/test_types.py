@@ -48,7 +48,7 @@ TYPES = [
     "bool",
     "ModelManager",
 ]
-MISTAKES = ['No parameter named "modle"', '"float"', 'No parameter named "thread"']
+MISTAKES = ['No overloads for "embed"', 'No overloads for "embed"', 'No parameter named "thread"']
 
 
 def check(*arguments):

@@ -35,7 +35,7 @@ class Matches(NamedTuple):
         return list(zip(self.indices[query].tolist(), self.scores[query].tolist(), strict=True))
 
     def _repr_html_(self) -> str:
-        from ..integrations.jupyter import matches_html
+        from .._html import matches_html
 
         return matches_html([self.pairs(query) for query in range(min(len(self.indices), 5))], len(self.indices))
 
