@@ -21,6 +21,13 @@ CHUNK = 32
 """Texts embedded together. Calls of other users wait for one such chunk at most."""
 _PAUSE = 0.05
 """Seconds between two looks whether the manager is idle."""
+_QUIET = 0.5
+"""Seconds without a call of others after which it is idle: between two calls of a busy application it is not."""
+
+
+_own: weakref.WeakKeyDictionary[Manager, int] = weakref.WeakKeyDictionary()
+"""Calls that this module has made: those of a second list are none of others."""
+_lock = threading.Lock()
 
 
 class PreloadTicket:
@@ -104,14 +111,17 @@ def _run(
     reference: weakref.ref[Manager], ticket: PreloadTicket, texts: list[str], model: str | None, when: str, pin: bool
 ) -> None:
     try:
+        quiet = _Quiet() if when == "idle" else None
         for slot, group in _by_slot(reference, texts, model):
             for first in range(0, len(group), CHUNK):
-                if when != "now" and not _wait(reference, ticket, slot, idle=when == "idle"):
+                if when != "now" and not _wait(reference, ticket, slot, quiet):
                     return
                 manager = reference()
                 if manager is None or manager.closed or ticket._cancelled.is_set():
                     return
                 part = group[first : first + CHUNK]
+                with _lock:
+                    _own[manager] = _own.get(manager, 0) + 1
                 _core._cache_texts(manager, part, slot, pin)
                 del manager
                 ticket.done += len(part)
@@ -131,17 +141,31 @@ def _by_slot(reference: weakref.ref[Manager], texts: list[str], model: str | Non
     yield from groups.items()
 
 
-def _wait(reference: weakref.ref[Manager], ticket: PreloadTicket, slot: str, idle: bool) -> bool:
-    """Wait until the slot's model is in memory, and nothing is computed if `idle`. False when that is in vain."""
+class _Quiet:
+    """Whether others leave the manager alone."""
+
+    def __init__(self) -> None:
+        self._others = -1
+        self._since = 0.0
+
+    def look(self, manager: Manager) -> bool:
+        stats, now = manager.stats(), time.monotonic()
+        with _lock:
+            others = stats["queue"]["requests"] - _own.get(manager, 0)
+        busy = stats["queue"]["queued"] or any(state["leases"] for state in stats["slots"].values())
+        if busy or others != self._others:
+            self._others, self._since = others, now
+        return now - self._since >= _QUIET
+
+
+def _wait(reference: weakref.ref[Manager], ticket: PreloadTicket, slot: str, quiet: _Quiet | None) -> bool:
+    """Wait until the slot's model is in memory, and others leave the manager alone. False when that is in vain."""
     while not ticket._cancelled.is_set():
         manager = reference()
         if manager is None or manager.closed:
             return False
-        if manager.is_loaded(slot):
-            stats = manager.stats()
-            busy = stats["queue"]["queued"] or any(state["leases"] for state in stats["slots"].values())
-            if not (idle and busy):
-                return True
+        if manager.is_loaded(slot) and (quiet is None or quiet.look(manager)):
+            return True
         del manager
         time.sleep(_PAUSE)
     return False

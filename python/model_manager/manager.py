@@ -242,9 +242,9 @@ class BaseManager(VectorsManager):
         Args:
             texts: Texts, or the name of a file with one text a line, or of a ``.jsonl`` with texts or ``"text"``.
             model: A slot; None: by the language of each text.
-            when: ``"idle"``: once the model is in memory for another reason, 32 at a time while nothing else is
-                computed. ``"first_load"``: once it is in memory, whatever else is computed. ``"now"``: at once, loading
-                the model.
+            when: ``"idle"``: once the model is in memory for another reason, 32 at a time after half a second
+                without other calls. ``"first_load"``: once it is in memory, whatever else is computed. ``"now"``: at
+                once, loading the model.
             pin: Whether the vectors stay in memory when the cache is full, until it is cleared. They count in
                 its bounds.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -33,6 +34,23 @@ def test_idle_never_loads_by_itself(make_manager):
     manager.embed("a real text", SLOT)
     assert ticket.wait(30)
     assert ticket.done == 100
+
+
+def test_idle_stays_out_of_the_way_of_steady_calls(make_manager):
+    manager = make_manager(cache_size=1000)
+    manager.embed("a real text", SLOT)
+    tickets = [manager.preload(TEXTS, SLOT), manager.preload(TEXTS[:50], SLOT)]
+    calls = [time.monotonic()]
+    for number in range(40):
+        manager.embed(f"a real text {number}", SLOT)
+        calls.append(time.monotonic())
+        time.sleep(0.02)
+    done = [ticket.done for ticket in tickets]
+    # On a machine that stood still for so long, nobody called.
+    if max(after - before for before, after in pairwise(calls)) < 0.4:
+        assert done == [0, 0]
+    assert all(ticket.wait(30) for ticket in tickets)
+    assert [ticket.done for ticket in tickets] == [100, 50]
 
 
 def test_cancelled_closed_and_failed(make_manager):

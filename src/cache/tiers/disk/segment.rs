@@ -35,6 +35,12 @@ impl SegmentFiles {
         Ok(Some(Self { id: id.to_owned(), values: Arc::new(values), keys, read: HEADER as u64, bytes: 0 }))
     }
 
+    /// How many entries were added since the last call of [`SegmentFiles::news`], at most.
+    pub(super) fn unread(&self) -> usize {
+        let length = fs::metadata(&self.keys).map_or(0, |file| file.len());
+        usize::try_from(length.saturating_sub(self.read)).unwrap_or(0) / ENTRY
+    }
+
     /// The entries that were added since the last call. An entry that is being written is left for the next one.
     pub(super) fn news(&mut self, mut take: impl FnMut(DiskEntry)) -> io::Result<()> {
         let length = fs::metadata(&self.keys)?.len();
@@ -44,6 +50,7 @@ impl SegmentFiles {
         let mut file = File::open(&self.keys)?;
         file.seek(SeekFrom::Start(self.read))?;
         let mut bytes = Vec::new();
+        let _ = bytes.try_reserve(usize::try_from(length - self.read).unwrap_or(0));
         file.take(length - self.read).read_to_end(&mut bytes)?;
         let (entries, _) = bytes.as_chunks::<ENTRY>();
         entries.iter().filter_map(DiskEntry::read).for_each(&mut take);
