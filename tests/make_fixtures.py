@@ -38,6 +38,7 @@ from fixture_makers import (  # noqa: E402  (after the environment above)
     scorers,
     semantic,
     sparse,
+    tokenizer_kinds,
 )
 from transformers.utils import logging  # noqa: E402
 
@@ -50,6 +51,7 @@ def makers(models: Path) -> dict[str, Callable[[], None]]:
     table["semantic"] = partial(semantic.make, FIXTURES)
     table["added_tokens"] = partial(added_tokens.make, FIXTURES)
     table["gguf_blocks"] = partial(blocks.make, FIXTURES)
+    table["tokenizers"] = partial(tokenizer_kinds.make, FIXTURES)
     table["rope"] = partial(rope.make, FIXTURES)
     table |= {spec.name: partial(encoders.make, spec, FIXTURES) for spec in encoders.ENCODERS}
     table |= {spec.name: partial(causal.make, spec, FIXTURES) for spec in causal.GENERATORS}

@@ -7,4 +7,5 @@ mod fixtures;
 mod hub;
 mod scorers;
 mod server;
+mod tokenizer_kinds;
 mod toy;
