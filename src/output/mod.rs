@@ -232,7 +232,8 @@ impl Shapes {
             OutputKind::Scores => self.scores.map(|labels| Shape::Scores { labels }),
             OutputKind::Sparse => self.sparse.map(|vocabulary| Shape::Sparse { vocabulary }),
             OutputKind::Multi | OutputKind::Queries => self.multi.map(|width| Shape::Multi { width }),
-            OutputKind::States => self.states.map(|width| Shape::Multi { width }),
+            // Shapes that an earlier version stored do not name them: vectors of tokens were states.
+            OutputKind::States => self.states.or(self.multi).map(|width| Shape::Multi { width }),
             OutputKind::All => {
                 let three = self.dense.zip(self.sparse).zip(self.multi);
                 three.map(|((width, _), _)| Shape::All { width })
