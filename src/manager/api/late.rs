@@ -17,7 +17,7 @@ const WINDOWS: usize = 8;
 
 /// The parts of a text that a model reads one at a time.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Window {
+struct TokenWindow {
     /// The tokens that the model reads.
     reads: Range<usize>,
     /// Those whose states are taken from it.
@@ -26,9 +26,9 @@ struct Window {
 
 /// The windows of `tokens` tokens, of which a model reads `capacity`. Neighbors share a quarter of that; a token's state is
 /// taken from the window in which it stands farther from the edge.
-fn windows(tokens: usize, capacity: usize) -> Vec<Window> {
+fn windows(tokens: usize, capacity: usize) -> Vec<TokenWindow> {
     if tokens <= capacity {
-        return vec![Window { reads: 0..tokens, gives: 0..tokens }];
+        return vec![TokenWindow { reads: 0..tokens, gives: 0..tokens }];
     }
     let step = (capacity - capacity / 4).max(1);
     let mut starts: Vec<usize> = (0..tokens - capacity).step_by(step).collect();
@@ -39,7 +39,7 @@ fn windows(tokens: usize, capacity: usize) -> Vec<Window> {
         from..if index + 1 == starts.len() { tokens } else { middle(index + 1) }
     };
     let window =
-        |index: usize| Window { reads: starts[index]..starts[index] + capacity, gives: given(index) };
+        |index: usize| TokenWindow { reads: starts[index]..starts[index] + capacity, gives: given(index) };
     (0..starts.len()).map(window).collect()
 }
 
@@ -101,8 +101,9 @@ impl Manager {
         // The states from token `kept` on: those of the chunks that are still to be pooled.
         let (mut states, mut kept, mut next) = (Vec::<f32>::new(), 0, 0);
         for group in all.chunks(WINDOWS).filter(|_| !chunks.is_empty()) {
-            let sequence =
-                |window: &Window| encoder.tokenizer.dressed(&[lead, &own[window.reads.clone()]].concat());
+            let sequence = |window: &TokenWindow| {
+                encoder.tokenizer.dressed(&[lead, &own[window.reads.clone()]].concat())
+            };
             let inputs = Inputs::from(group.iter().map(sequence).collect::<Vec<_>>());
             let asked = EmbedOptions {
                 model: Some(name.to_owned()),
@@ -143,14 +144,14 @@ mod tests {
 
     #[test]
     fn windows_cover_a_text_once_and_overlap() {
-        assert_eq!(windows(5, 8), [Window { reads: 0..5, gives: 0..5 }]);
+        assert_eq!(windows(5, 8), [TokenWindow { reads: 0..5, gives: 0..5 }]);
         for tokens in 1..200 {
             for capacity in [1, 2, 3, 8, 17, 64] {
                 let found = windows(tokens, capacity);
                 assert_eq!(found[0].gives.start, 0);
                 assert_eq!(found.last().unwrap().gives.end, tokens);
                 assert!(found.windows(2).all(|pair| pair[0].gives.end == pair[1].gives.start));
-                for Window { reads, gives } in &found {
+                for TokenWindow { reads, gives } in &found {
                     assert!(reads.start <= gives.start && gives.end <= reads.end, "{reads:?} {gives:?}");
                     assert!(reads.len() <= capacity && reads.end <= tokens);
                 }
