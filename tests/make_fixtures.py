@@ -3,7 +3,7 @@
 
     python tests/make_fixtures.py [NAME ...]        all of them without a name; --list shows the names
 
-Needs torch, transformers, sentence-transformers, numpy, safetensors and tokenizers. The references of the
+Needs torch, transformers, sentence-transformers, model2vec, numpy, safetensors and tokenizers. The references of the
 real models (`all-MiniLM-L6-v2`, `multilingual-e5-small`) are made when those lie in --models, where
 scripts/fetch_models.py puts them. Run twice, it writes the same bytes (the versions are recorded in each
 file). The tests only read what it wrote, so they need none of these packages.
@@ -38,6 +38,7 @@ from fixture_makers import (  # noqa: E402  (after the environment above)
     scorers,
     semantic,
     sparse,
+    static_models,
     tokenizer_kinds,
 )
 from transformers.utils import logging  # noqa: E402
@@ -60,7 +61,8 @@ def makers(models: Path) -> dict[str, Callable[[], None]]:
     table[bge_m3.SPEC.name] = partial(bge_m3.make, FIXTURES)
     table[judges.NAME] = partial(judges.make, FIXTURES)
     table |= {spec.name: partial(sparse.make, spec, FIXTURES) for spec in sparse.SPLADES}
-    table |= {name: partial(families.make, name, FIXTURES) for name in families.FAMILIES}
+    table |= {name: partial(static_models.make, name, FIXTURES) for name in static_models.STATIC}
+    table |= {name: partial(families.make, name, FIXTURES) for name in (*families.FAMILIES, *families.WHOLE)}
     table["gguf_headers"] = partial(gguf_headers.make, FIXTURES)
     return table | {name: partial(real.make, name, models, FIXTURES) for name in real.NAMES}
 

@@ -32,12 +32,14 @@ mod sealed {
     impl Sealed for u16 {}
     impl Sealed for u32 {}
     impl Sealed for f32 {}
+    impl Sealed for f64 {}
 }
 
 impl PlainNumber for u8 {}
 impl PlainNumber for u16 {}
 impl PlainNumber for u32 {}
 impl PlainNumber for f32 {}
+impl PlainNumber for f64 {}
 
 impl Buffer {
     /// `bytes` bytes of zeros. Pages are taken from the system when first written.

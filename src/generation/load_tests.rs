@@ -12,6 +12,8 @@ struct Reference {
     penalties: Penalties,
     cases: Vec<Case>,
     chat: Option<Chat>,
+    /// How far the reference is from the same model in float64.
+    float64_error: f32,
 }
 
 #[derive(serde::Deserialize)]
@@ -44,7 +46,7 @@ struct Chat {
 }
 
 const NAMES: &str = "gpt2 gpt2_bin llama qwen2 qwen3 mistral ministral ministral3 smollm3 granite phi3 \
-    gemma gemma2 gemma3_text glm4 olmo2";
+    gemma gemma2 gemma3_text glm4 olmo2 gemma3 mistral3";
 
 fn folder(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
@@ -95,11 +97,14 @@ fn furthest(a: &[f32], b: &[f32]) -> f32 {
 fn logits_equal_transformers_on_every_instruction_set() {
     for name in NAMES.split(' ') {
         for isa in Isa::available() {
-            let model = load(name, WeightFormat::F32, isa);
-            for case in reference(name).cases {
-                let error = furthest(&logits(&model, &[&case.ids]), &case.logits);
-                assert!(error < 5e-5, "{name} {isa} {:?}: {error}", case.prompt);
-            }
+            let (model, expected) = (load(name, WeightFormat::F32, isa), reference(name));
+            // The errors of both add up; those of three references alone are more than 2e-5.
+            let allowed = 2e-5 + if expected.float64_error > 2e-5 { expected.float64_error } else { 0.0 };
+            let errors =
+                expected.cases.iter().map(|case| furthest(&logits(&model, &[&case.ids]), &case.logits));
+            let worst = errors.fold(0.0, f32::max);
+            eprintln!("{name} {isa}: {worst:e}");
+            assert!(worst <= allowed, "{name} {isa}: {worst:e} of {allowed:e}");
         }
     }
 }

@@ -7,9 +7,10 @@ use serde_json::Value;
 
 use super::architectures::{self, Architecture, ConfigFile, Description, Family, ModelKind};
 use super::formats::gguf::Gguf;
-use super::json::read_json;
+use super::json::read_config;
 use super::keys::check_config;
 use super::manifest::{ModelFiles, WeightFiles};
+use super::text_part::{check_whole, text_part};
 use super::weights::Weights;
 use crate::{Error, Result};
 
@@ -47,7 +48,11 @@ impl ModelConfig {
 
     fn from_json(files: &ModelFiles, kind: ModelKind) -> Result<Self> {
         let path = files.transformer.join("config.json");
-        let json: Value = read_json(&path)?;
+        let whole = read_config(&path)?;
+        let json = text_part(whole.clone());
+        if json != whole {
+            check_whole(&files.model, &path, &whole)?;
+        }
         let family = Self::family_of(&files.model, &path, &json, kind)?;
         let file = ConfigFile { model: &files.model, path: &path, json: &json };
         let architecture = (family.read)(&file)?.into();

@@ -14,6 +14,7 @@ use super::late::LateInteraction;
 use super::late_texts::LateTexts;
 use super::manifest::ModelFiles;
 use super::sentence::SentenceConfig;
+use super::static_embedding::{StaticForm, StaticModel};
 use super::tokenizers::pair_chat::QWEN3_LENGTH;
 use super::tokenizers::{Bounds, Encoded, PairChat, Tokenizer};
 use super::weights::Weights;
@@ -98,6 +99,8 @@ pub struct Encoder {
     pub vocabulary: usize,
     /// Labels and activations of a model that scores.
     pub scores: Option<ScoreConfig>,
+    /// Characters after which a text is cut before it is tokenized.
+    pub(super) characters: Option<usize>,
     /// How a pair becomes a conversation, where it does.
     pub(super) pair_chat: Option<PairChat>,
     /// How queries and documents become ids of late interaction.
@@ -112,6 +115,9 @@ impl Encoder {
     /// # Errors
     /// Every error of this module but those of downloading.
     pub fn load(files: &ModelFiles, overrides: Overrides, build: Build<'_>) -> Result<Self> {
+        if let Some(form) = files.static_form()? {
+            return Self::load_static(files, form, overrides);
+        }
         let kind = overrides.kind_of(files);
         let config = ModelConfig::read(files, kind)?;
         let positions = config.positions()?;
@@ -143,7 +149,10 @@ impl Encoder {
         let layers = match kind {
             ModelKind::Classifier | ModelKind::Sparse => Vec::new(),
             _ if late.is_some() => Vec::new(),
-            _ => dense_layers(files, &sentence)?,
+            _ => match &config.gguf {
+                Some(gguf) => DenseLayer::of_gguf(gguf, config.describe().hidden)?,
+                None => dense_layers(files, &sentence)?,
+            },
         };
         // A tokenizer takes about as long to read as the weights of a small model take to pack.
         let (tokenizer, loaded) = together(
@@ -218,8 +227,55 @@ impl Encoder {
             scores,
             pair_chat,
             late,
+            characters: None,
             model,
             head,
+        })
+    }
+
+    /// A static model, on the CPU in the format of its file.
+    fn load_static(files: &ModelFiles, form: StaticForm, overrides: Overrides) -> Result<Self> {
+        let unsupported = |reason: String| Error::Unsupported { model: files.model.clone(), reason };
+        if let Some(kind) = overrides.kind.filter(|kind| *kind != ModelKind::Embedding) {
+            return Err(unsupported(format!("it is a static model, which has no {}", kind.result())));
+        }
+        if let Some(pooling) = overrides.pooling.filter(|pooling| *pooling != Pooling::Mean) {
+            let reason = format!("pooling {:?}; a static model is the mean of its rows", pooling.name());
+            return Err(unsupported(reason));
+        }
+        let mut sentence = match form {
+            StaticForm::StaticEmbedding => SentenceConfig::of_static(files)?,
+            StaticForm::Model2Vec { normalize, .. } => {
+                SentenceConfig { normalize, ..SentenceConfig::plain() }
+            }
+        };
+        let layers = dense_layers(files, &sentence)?;
+        let (tokenizer, vocabulary) = Tokenizer::of_table(files)?;
+        let own = match form {
+            StaticForm::StaticEmbedding => vocabulary.max_length,
+            StaticForm::Model2Vec { max_length, .. } => max_length,
+        };
+        let length = overrides.max_length.or(own);
+        sentence.max_length = length.unwrap_or(usize::MAX);
+        let model2vec = form != StaticForm::StaticEmbedding;
+        let characters = length.filter(|_| model2vec).map(|tokens| tokens.saturating_mul(vocabulary.median));
+        let weights = Weights::open(&files.weights)?;
+        let model = StaticModel::load(&weights, form, &tokenizer, vocabulary.unknown)?;
+        weights.check()?;
+        check_widths(&sentence, &layers, model.width())?;
+        Ok(Self {
+            name: files.model.clone(),
+            path: files.root.clone(),
+            tokenizer,
+            config: sentence,
+            architecture: form.name().to_owned(),
+            vocabulary: model.tokens(),
+            scores: None,
+            pair_chat: None,
+            late: None,
+            characters,
+            model: Box::new(model),
+            head: Head::Vectors { dense: layers, lexical: None, tokens: None },
         })
     }
 
@@ -232,7 +288,9 @@ impl Encoder {
                 let width = dense.last().map_or(states, DenseLayer::outputs);
                 let multi = tokens.as_ref().map_or(states, |tokens| tokens.width(states));
                 let sparse = lexical.as_ref().map(|_| self.vocabulary);
-                Shapes { dense: Some(width), sparse, multi: Some(multi), states: Some(states), ..none }
+                // The rows of a static model are no states of a text.
+                let states = Some(states).filter(|_| self.model.has_states());
+                Shapes { dense: Some(width), sparse, multi: states.map(|_| multi), states, ..none }
             }
             Head::Tokens(tokens) => {
                 let states = self.model.width();
@@ -325,10 +383,13 @@ impl Encoder {
                 self.name
             )));
         }
-        if prompt.is_empty() {
-            return self.tokenizer.encode_noting(text, max_length, bounds);
-        }
-        self.tokenizer.encode_noting(&joined(&[prompt, text])?, max_length, bounds)
+        let whole = if prompt.is_empty() { None } else { Some(joined(&[prompt, text])?) };
+        let text = whole.as_deref().unwrap_or(text);
+        let characters = self.characters.filter(|_| max_length != usize::MAX);
+        let end = characters.and_then(|characters| text.char_indices().nth(characters));
+        let (ids, cut) =
+            self.tokenizer.encode_noting(end.map_or(text, |(end, _)| &text[..end]), max_length, bounds)?;
+        Ok((ids, cut || end.is_some()))
     }
 }
 

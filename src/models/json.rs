@@ -14,6 +14,19 @@ pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
     T::deserialize(json).map_err(|e| unexpected(path, &e))
 }
 
+/// Keys of a `config.json` whose null differs from their absence: absent, they have a default that is not null.
+pub(crate) const NULL_COUNTS: [&str; 3] =
+    ["sliding_window", "attn_logit_softcapping", "final_logit_softcapping"];
+
+/// Reads a `config.json`; a key whose value is null counts as absent, but for [`NULL_COUNTS`].
+pub(crate) fn read_config(path: &Path) -> Result<Value> {
+    let mut json: Value = read_json_with_nulls(path)?;
+    if let Some(map) = json.as_object_mut() {
+        map.retain(|key, value| !value.is_null() || NULL_COUNTS.contains(&key.as_str()));
+    }
+    Ok(json)
+}
+
 /// Reads a JSON file of a model, nulls included: in `tokenizer_config.json` they replace what `tokenizer.json` says.
 /// Files over 64 MiB are refused: a model's JSON files are small.
 pub(crate) fn read_json_with_nulls<T: DeserializeOwned>(path: &Path) -> Result<T> {

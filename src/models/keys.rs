@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 use crate::{Error, Result};
 
 /// Keys of `config.json` that change no vector and no logit.
-const HARMLESS: &[&str] = &[
+pub(crate) const HARMLESS: &[&str] = &[
     // Bookkeeping of transformers and of other tools.
     "_attn_implementation",
     "_attn_implementation_autoset",

@@ -10,6 +10,7 @@ use super::json::read_json;
 use super::manifest::{Module, read_modules};
 use super::resolve::{ResolveOptions, gguf_file};
 use super::source::Source;
+use super::text_part::writes as writes_text;
 
 /// The kind of the model, from its files. `None` when they are not on this machine or do not show it; nothing is
 /// downloaded.
@@ -51,6 +52,9 @@ pub(super) fn of_folder(folder: &Path) -> Option<ModelKind> {
         });
     }
     let config: Value = read_json(&folder.join("config.json")).ok()?;
+    if config.as_object().is_some_and(writes_text) {
+        return Some(ModelKind::Generator);
+    }
     let classifies =
         |class: &Value| class.as_str().is_some_and(|class| class.ends_with("ForSequenceClassification"));
     if config["architectures"].as_array().is_some_and(|classes| classes.iter().any(classifies)) {

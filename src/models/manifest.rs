@@ -218,7 +218,7 @@ impl Selection {
     pub(crate) fn new(modules: &[Module], has: &dyn Fn(&str) -> bool) -> Result<Self, Missing> {
         let transformer = modules
             .iter()
-            .find(|m| m.kind == "Transformer" || m.kind == "MLMTransformer")
+            .find(|m| ["Transformer", "MLMTransformer", "StaticEmbedding"].contains(&&*m.kind))
             .map(|m| m.path.clone())
             .unwrap_or_default();
         let within = |name: &str| join(&transformer, name);
@@ -232,7 +232,9 @@ impl Selection {
         };
         take("modules.json".into());
         take("config_sentence_transformers.json".into());
-        if !take(within("config.json")) {
+        // A table has no configuration.
+        let is_static = modules.iter().any(|module| module.kind == "StaticEmbedding");
+        if !take(within("config.json")) && !is_static {
             return Err(Missing::Config);
         }
         // GPT-2's own files come as a pair.
@@ -345,7 +347,9 @@ pub(crate) fn read_modules(path: &Path) -> Result<Vec<Module>> {
             } else {
                 format!("{} with the arguments {}", entry.kind, entry.kwargs.join(", "))
             };
-            match safe_relative(&entry.path) {
+            // The model's own folder has two spellings.
+            let folder = if entry.path == "." { "" } else { &entry.path };
+            match safe_relative(folder) {
                 Some(path) => Ok(Module { kind, path }),
                 None => Err(Error::invalid_file(
                     path,

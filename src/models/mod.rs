@@ -13,6 +13,8 @@
 //! encoder.rs     all of these together                           computing.rs   from a batch to its results
 //! pairing.rs     two texts as one sequence                       late.rs, late_texts.rs   queries and documents of ColBERT
 //! chunks.rs      a long text in parts
+//! text_part.rs          the text model of one that reads images too
+//! static_embedding.rs   a table and a mean, without a transformer
 //! content.rs     what its results are named by outside this process
 //! ```
 
@@ -39,6 +41,8 @@ pub mod resolve;
 pub mod sentence;
 pub mod source;
 mod stages;
+mod static_embedding;
+mod text_part;
 pub mod tokenizers;
 pub mod weights;
 

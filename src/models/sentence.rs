@@ -250,6 +250,17 @@ impl SentenceConfig {
     /// The settings of any model that was saved for `saved`: length, case, prompts, similarity.
     fn read(files: &ModelFiles, positions: usize, saved: &SavedTask) -> Result<Self> {
         let (max_length, lower_case) = Self::read_transformer(files, positions, saved)?;
+        Ok(Self { max_length, lower_case, ..Self::of_model(files, saved)? })
+    }
+
+    /// The settings of a StaticEmbedding, which has no transformer.
+    pub(super) fn of_static(files: &ModelFiles) -> Result<Self> {
+        let Stages { dense, normalize, .. } = Stages::read(files)?;
+        Ok(Self { dense, normalize, ..Self::of_model(files, &EMBEDDING)? })
+    }
+
+    /// The settings that do not depend on the transformer: prompts, similarity.
+    fn of_model(files: &ModelFiles, saved: &SavedTask) -> Result<Self> {
         let path = files.root.join("config_sentence_transformers.json");
         let model: ModelFile = if path.is_file() { read_json(&path)? } else { ModelFile::default() };
         refuse_unknown(&files.model, &path, &model.others, &[MODEL_KEYS])?;
@@ -266,8 +277,6 @@ impl SentenceConfig {
             ));
         }
         Ok(Self {
-            max_length,
-            lower_case,
             prompts,
             default_prompt_name: model.default_prompt_name,
             similarity: model.similarity_fn_name.unwrap_or_default(),

@@ -28,9 +28,12 @@ impl Stages {
         let mut stages =
             Self { pooling: Pooling::Mean, include_prompt: true, dense: Vec::new(), normalize: false };
         let unsupported = |reason: String| Error::Unsupported { model: files.model.clone(), reason };
-        const ORDER: &str = "supported are Transformer, Pooling, any Dense, Normalize, in this order";
-        let mut at = 0;
-        for module in &files.modules {
+        const ORDER: &str =
+            "supported are Transformer and Pooling, or StaticEmbedding, then any Dense, Normalize, in this order";
+        // A table stands in place of transformer and pooling.
+        let table = files.modules.first().is_some_and(|first| first.kind == "StaticEmbedding");
+        let mut at = if table { 2 } else { 0 };
+        for module in files.modules.iter().skip(table.into()) {
             // Dropout does nothing outside of training.
             let place = match module.kind.as_str() {
                 "Transformer" => 1,

@@ -3,6 +3,7 @@
 //! Headers are read and checked when files are opened; the numbers of a tensor are read from its file when the tensor is
 //! packed. Nothing in such a file is executed.
 
+use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::ops::Range;
@@ -15,7 +16,8 @@ use super::formats::gguf::Gguf;
 use super::formats::pickle::{self, Pickled, Storage};
 use super::formats::safetensors;
 use super::manifest::{ModelFiles, WeightFiles, metadata};
-use crate::compute::file::WeightFile;
+use super::text_part::{of_images, stored_names};
+use crate::compute::file::{Bytes, WeightFile};
 use crate::compute::linear::GROUP;
 use crate::compute::memory::zeroed;
 use crate::compute::{Matrix, Stored, Weight, WeightFormat};
@@ -43,6 +45,33 @@ struct TensorEntry {
 enum Place {
     Whole { file: Arc<WeightFile>, range: Range<usize> },
     Pickled { file: Arc<WeightFile>, tensor: Pickled },
+}
+
+/// A tensor in any format.
+pub(crate) enum StoredTensor {
+    /// In a format of weights.
+    Plain(Weight),
+    /// In another one, called as in its file.
+    Other { format: String, bytes: Bytes, shape: Vec<usize> },
+}
+
+impl StoredTensor {
+    /// Dimensions, outermost first.
+    pub(crate) fn shape(&self) -> &[usize] {
+        match self {
+            Self::Plain(weight) => weight.shape(),
+            Self::Other { shape, .. } => shape,
+        }
+    }
+
+    /// Its file, if its numbers were not read yet.
+    pub(crate) fn file(&self) -> Option<Arc<WeightFile>> {
+        let bytes = match self {
+            Self::Plain(weight) => weight.bytes(),
+            Self::Other { bytes, .. } => bytes,
+        };
+        if let Bytes::File(file, _) = bytes { Some(Arc::clone(file)) } else { None }
+    }
 }
 
 impl Place {
@@ -170,28 +199,49 @@ impl Weights {
             }
         }
     }
+
+    /// The tensor `name`, in whatever format.
+    ///
+    /// # Errors
+    /// As [`get`](Self::get), which reads those of a PyTorch file.
+    pub(crate) fn stored(&self, name: &str) -> Result<StoredTensor> {
+        match self.tensors.get(name).map(|entry| (&entry.dtype, &entry.place, &entry.shape)) {
+            Some((Err(format), Place::Whole { file, range }, shape)) => Ok(StoredTensor::Other {
+                format: format.clone(),
+                bytes: Bytes::File(Arc::clone(file), range.clone()),
+                shape: shape.clone(),
+            }),
+            _ => self.get(name).map(StoredTensor::Plain),
+        }
+    }
+
+    /// The file of the tensor `name`.
+    pub(crate) fn path_of(&self, name: &str) -> &Path {
+        self.tensors.get(name).map_or(self.first.as_path(), |entry| entry.place.path())
+    }
 }
 
-/// Names are those of transformers. The tensors of a model that was saved without its head lack the prefix `model.`.
+/// Names are those of transformers. The tensors of a model that was saved without its head lack the prefix `model.`; those of
+/// a model that reads images have a prefix more.
 impl Tensors for Weights {
     fn contains(&self, name: &str) -> bool {
         match &self.gguf {
             Some(gguf) => GgufTensors(gguf).contains(name),
-            None => self.tensors.contains_key(self.own_name(name)),
+            None => self.tensors.contains_key(&*self.own_name(name)),
         }
     }
 
     fn matrix(&self, name: &str, shape: [usize; 2]) -> Result<Matrix> {
         match &self.gguf {
             Some(gguf) => GgufTensors(gguf).matrix(name, shape),
-            None => self.get_shaped(self.own_name(name), &shape).map(Matrix::Plain),
+            None => self.get_shaped(&self.own_name(name), &shape).map(Matrix::Plain),
         }
     }
 
     fn vector(&self, name: &str, length: usize) -> Result<Weight> {
         match &self.gguf {
             Some(gguf) => GgufTensors(gguf).vector(name, length),
-            None => self.get_shaped(self.own_name(name), &[length]),
+            None => self.get_shaped(&self.own_name(name), &[length]),
         }
     }
 
@@ -206,9 +256,8 @@ impl Weights {
         if weight.shape() == shape {
             return Ok(weight);
         }
-        let path = self.tensors.get(name).map_or(self.first.as_path(), |entry| entry.place.path());
         Err(Error::invalid_file(
-            path,
+            self.path_of(name),
             format!(
                 "the tensor {name:?} has shape {:?} where config.json asks for {shape:?}; config.json and weights belong \
                  to different models",
@@ -217,9 +266,15 @@ impl Weights {
         ))
     }
 
-    fn own_name<'a>(&self, name: &'a str) -> &'a str {
-        let short = name.strip_prefix("model.").filter(|short| self.tensors.contains_key(*short));
-        short.unwrap_or(name)
+    fn own_name<'a>(&self, name: &'a str) -> Cow<'a, str> {
+        let known = |name: &str| self.tensors.contains_key(name);
+        if let Some(short) = name.strip_prefix("model.").filter(|short| known(short)) {
+            return short.into();
+        }
+        if known(name) {
+            return name.into();
+        }
+        stored_names(name).into_iter().flatten().find(|name| known(name)).map_or(name.into(), Cow::Owned)
     }
 }
 
@@ -245,6 +300,10 @@ impl ModelFiles {
             .iter()
             .find_map(|name| self.beside_weights(name))
             .map_or(Ok(0), |path| metadata(&path).map(|meta| meta.len()))?;
+        if self.static_form()?.is_some() {
+            // Its table stays in its file; it has two numbers for each token in memory, whose file has at least two bytes.
+            return Ok(16 * tokenizer);
+        }
         Ok(elements(&self.weights)? * format.group_bytes() / GROUP as u64 + 12 * tokenizer)
     }
 }
@@ -252,8 +311,8 @@ impl ModelFiles {
 /// The number of floating-point elements in `files`; integers (position ids) are not loaded and do not count.
 fn elements(files: &WeightFiles) -> Result<u64> {
     let weights = Weights::open(files)?;
-    let read = weights.tensors.values().filter(|entry| entry.dtype.is_ok());
-    Ok(read.map(|entry| entry.shape.iter().product::<usize>() as u64).sum())
+    let read = weights.tensors.iter().filter(|(name, entry)| entry.dtype.is_ok() && !of_images(name));
+    Ok(read.map(|(_, entry)| entry.shape.iter().product::<usize>() as u64).sum())
 }
 
 /// Opens a file and reads its list of tensors. A panic in `parse` is the fault of the file.
@@ -288,182 +347,5 @@ fn refuse_pointer(file: &WeightFile) -> Result<()> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use std::fs;
-    use tempfile::TempDir;
-
-    /// Header text and data → a safetensors file in a folder of its own.
-    fn file(header: &str, data: &[u8]) -> (TempDir, WeightFiles) {
-        let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
-        bytes.extend_from_slice(header.as_bytes());
-        bytes.extend_from_slice(data);
-        raw(&bytes)
-    }
-
-    fn raw(bytes: &[u8]) -> (TempDir, WeightFiles) {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("model.safetensors");
-        fs::write(&path, bytes).unwrap();
-        (folder, WeightFiles::Safetensors(vec![path]))
-    }
-
-    fn reason(files: &WeightFiles) -> String {
-        match Weights::open(files).unwrap_err() {
-            Error::InvalidFile { path, reason } => {
-                assert_eq!(path, files.paths()[0]);
-                reason
-            }
-            other => panic!("{other}"),
-        }
-    }
-
-    const THREE: &str = r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},
-        "b":{"dtype":"BF16","shape":[1,2],"data_offsets":[8,12]},"c":{"dtype":"F16","shape":[2],"data_offsets":[12,16]},
-        "ids":{"dtype":"I64","shape":[1],"data_offsets":[16,24]}}"#;
-
-    fn three() -> Vec<u8> {
-        let mut data = [1.5f32, -2.0].iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<_>>();
-        data.extend([0.5, 3.0].iter().flat_map(|&x| half::bf16::from_f32(x).to_le_bytes()));
-        data.extend([0.25, -1.0].iter().flat_map(|&x| half::f16::from_f32(x).to_le_bytes()));
-        data.extend(7i64.to_le_bytes());
-        data
-    }
-
-    #[test]
-    fn every_format_reads_as_what_was_written() {
-        let (_folder, files) = file(THREE, &three());
-        let weights = Weights::open(&files).unwrap();
-        assert_eq!(weights.get("a").unwrap().to_f32().unwrap(), [1.5, -2.0]);
-        assert_eq!(weights.get_shaped("b", &[1, 2]).unwrap().to_f32().unwrap(), [0.5, 3.0]);
-        assert_eq!(weights.get("c").unwrap().to_f32().unwrap(), [0.25, -1.0]);
-        assert_eq!(weights.shape("ids"), Some(&[1][..]));
-        assert_eq!(weights.names().count(), 4);
-        assert_eq!(elements(&files).unwrap(), 6);
-    }
-
-    #[test]
-    fn what_cannot_be_given_is_named() {
-        let (_folder, files) = file(THREE, &three());
-        let weights = Weights::open(&files).unwrap();
-        let missing = weights.get("embeddings").unwrap_err().to_string();
-        assert!(missing.contains("\"embeddings\" is missing among its 4 (a, b, c, …)"), "{missing}");
-        let integer = weights.get("ids").unwrap_err().to_string();
-        assert!(integer.contains("stored as I64"), "{integer}");
-        let shape = weights.get_shaped("a", &[3]).unwrap_err().to_string();
-        assert!(shape.contains("has shape [2]") && shape.contains("asks for [3]"), "{shape}");
-    }
-
-    #[test]
-    fn every_truncation_is_an_error() {
-        let (folder, files) = file(THREE, &three());
-        let whole = fs::read(&files.paths()[0]).unwrap();
-        for length in 0..whole.len() {
-            fs::write(folder.path().join("model.safetensors"), &whole[..length]).unwrap();
-            assert!(!reason(&files).is_empty(), "{length} of {}", whole.len());
-        }
-    }
-
-    #[test]
-    fn hostile_headers() {
-        let tensor = |shape: &str, offsets: &str| {
-            format!(r#"{{"a":{{"dtype":"F32","shape":{shape},"data_offsets":{offsets}}}}}"#)
-        };
-        let data = [0; 8];
-        for header in [
-            tensor("[2]", "[0,4]"),                                     // fewer bytes than the shape needs
-            tensor("[2]", "[4,12]"),                                    // past the end
-            tensor("[2]", "[8,0]"),                                     // backwards
-            tensor("[4611686018427387904]", "[0,0]"),                   // shape × 4 overflows
-            tensor("[4294967296,4294967296]", "[0,8]"),                 // shape overflows
-            tensor("[4611686018427387903]", "[0,18446744073709551612]"), // header + data overflows
-            tensor("[-1]", "[0,8]"),
-            r#"{"a":{"dtype":"F99","shape":[2],"data_offsets":[0,8]}}"#.into(),
-            r#"{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"b":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}"#
-                .into(), // overlap, and a hole
-            "[]".into(),
-            "{".into(),
-            String::new(),
-        ] {
-            let (_folder, files) = file(&header, &data);
-            assert!(reason(&files).contains("download it again"), "{header}");
-        }
-        for length in [u64::MAX, u64::MAX - 7, 1 << 40, 100_000_001, 9] {
-            let (_folder, files) = raw(&[&length.to_le_bytes()[..], b"{}"].concat());
-            assert!(reason(&files).contains("download it again"), "{length}");
-        }
-    }
-
-    #[test]
-    fn an_empty_file_and_a_git_lfs_pointer_are_called_that() {
-        let (_folder, files) = raw(b"");
-        assert!(reason(&files).contains("empty"));
-        let (_folder, files) = raw(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n");
-        assert!(reason(&files).contains("git lfs pull"));
-    }
-
-    #[test]
-    fn a_pickle_that_is_none() {
-        for bytes in [&b"PK\x03\x04 not a zip"[..], b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.", b"garbage"] {
-            let (folder, _) = raw(b"x");
-            let path = folder.path().join("pytorch_model.bin");
-            fs::write(&path, bytes).unwrap();
-            let said = reason(&WeightFiles::Pickle(path));
-            assert!(said.contains("safetensors"), "{said}");
-        }
-    }
-
-    #[test]
-    fn a_vanished_file_is_an_io_error() {
-        let files = WeightFiles::Safetensors(vec!["/nowhere/model.safetensors".into()]);
-        assert!(matches!(Weights::open(&files), Err(Error::Io { .. })));
-    }
-
-    /// What a damaged copy of `whole` gives: an error that names the file, or tensors.
-    fn outcome(path: &Path, whole: &[u8], files: &WeightFiles) {
-        fs::write(path, whole).unwrap();
-        let read = Weights::open(files).and_then(|weights| {
-            let names: Vec<_> = weights.names().map(str::to_owned).collect();
-            names.iter().try_for_each(|name| weights.get(name)?.to_f32().map(drop))
-        });
-        match read {
-            Ok(()) => {}
-            Err(Error::InvalidFile { path: named, .. }) => assert_eq!(named, path),
-            Err(other) => panic!("{other}"),
-        }
-    }
-
-    #[test]
-    fn damage_is_an_error_that_names_the_file() {
-        let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
-        let folder = tempfile::tempdir().unwrap();
-        for name in ["bert_bin/pytorch_model.bin", "bert_plain/model.safetensors"] {
-            let whole = fs::read(fixtures.join(name)).unwrap();
-            let path = folder.path().join(name.rsplit('/').next().unwrap());
-            let files = match name.ends_with(".bin") {
-                true => WeightFiles::Pickle(path.clone()),
-                false => WeightFiles::Safetensors(vec![path.clone()]),
-            };
-            let mut seed = 1u64;
-            let mut next = |below: usize| {
-                seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-                (seed >> 33) as usize % below
-            };
-            for round in 0..150 {
-                let mut damaged = whole.clone();
-                // Structure lies at both ends; numbers between.
-                let ends = 8000.min(whole.len() / 2);
-                let place = |at: usize| if at < ends { at } else { whole.len() - 1 - (at - ends) };
-                match round % 3 {
-                    0 => (0..=next(4)).for_each(|_| damaged[place(next(2 * ends))] = next(256) as u8),
-                    1 => damaged.truncate(place(next(2 * ends))),
-                    _ => {
-                        let (from, to, n) = (next(whole.len() - 64), next(whole.len() - 64), next(64));
-                        damaged.copy_within(from..from + n, to);
-                    }
-                }
-                outcome(&path, &damaged, &files);
-            }
-        }
-    }
-}
+#[path = "weights_tests.rs"]
+mod tests;

@@ -58,7 +58,8 @@ pub(super) fn description<'py>(py: Python<'py>, model: &ModelDescription) -> PyR
         "sparse_dimension": model.sparse_dimension,
         "tasks": &model.tasks,
         "labels": &model.labels,
-        "max_length": model.max_length,
+        // A static model may read texts of any length.
+        "max_length": model.max_length.filter(|&tokens| tokens != usize::MAX),
         "pooling": &model.pooling,
         "normalizes": model.normalizes,
         "similarity": &model.similarity,

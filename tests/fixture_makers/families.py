@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from tokenizers import processors
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 
 from . import causal, files
 from .causal import END, HIDDEN, MESSAGES, POSITIONS, PROMPTS, TURN_END
@@ -70,8 +70,39 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "olmo2": {"rope_parameters": {**LLAMA3, "rope_theta": 1000.0, "original_max_position_embeddings": 20}},
 }
 
+# Models that read images too: the family of their text model, and what their `config.json` says of images.
+VISION = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "image_size": 8}
+WHOLE: dict[str, tuple[str, dict[str, Any]]] = {
+    "gemma3": (
+        "gemma3_text",
+        {
+            "vision_config": {"model_type": "siglip_vision_model", "patch_size": 4, **VISION},
+            "mm_tokens_per_image": 4,
+            "boi_token_index": 1,
+            "eoi_token_index": 2,
+            "image_token_index": 3,
+        },
+    ),
+    "mistral3": (
+        "ministral3",
+        {
+            "vision_config": {"model_type": "pixtral", "patch_size": 4, "head_dim": 8, **VISION},
+            "spatial_merge_size": 1,
+            "image_token_index": 3,
+            "projector_hidden_act": "gelu",
+            "vision_feature_layer": -1,
+            "multimodal_projector_bias": False,
+        },
+    ),
+}
+
 
 def config(name: str, vocabulary: int) -> dict[str, Any]:
+    if name in WHOLE:
+        text, images = WHOLE[name]
+        own = config(text, vocabulary)
+        tokens = {key: own.pop(key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
+        return {"model_type": name, "text_config": own, **images, **tokens}
     end = vocabulary - 3  # END, TURN, TURN_END come last
     sizes = {"hidden_size": HIDDEN, "intermediate_size": 48, "num_hidden_layers": 2, "vocab_size": vocabulary}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": POSITIONS}
@@ -93,6 +124,8 @@ def write_tokenizer(name: str, directory: Path) -> int:
 
 
 def write_weights(name: str, directory: Path, seed: int) -> None:
+    if name in WHOLE:
+        return write_whole(name, directory, seed)
     empty = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(directory))
     shapes = {key: tensor.shape for key, tensor in empty.state_dict().items()}
     if empty.config.tie_word_embeddings:
@@ -105,11 +138,27 @@ def write_weights(name: str, directory: Path, seed: int) -> None:
     files.save_single(directory, narrow)
 
 
+def write_whole(name: str, directory: Path, seed: int) -> None:
+    """The text model has the weights that its own fixture would have; transformers chooses the names."""
+    model = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(directory))
+    shapes = {key: tensor.shape for key, tensor in model.state_dict().items()}
+    tensors = random_weights(shapes, seed, gain=2.0, embedding=0.1 if name.startswith("gemma") else 0.3)
+    norms = {key for key, tensor in tensors.items() if name.startswith("gemma") and tensor.ndim == 1}
+    model.load_state_dict({key: tensor - int(key in norms) for key, tensor in tensors.items()})
+    model.tie_weights()
+    own = {path: path.read_bytes() for path in directory.glob("*config.json")}
+    model.to(torch.bfloat16).save_pretrained(directory)
+    (directory / "generation_config.json").unlink()
+    for path, content in own.items():
+        path.write_bytes(content)
+
+
 def answers(directory: Path) -> tuple[list[dict[str, Any]], float]:
     tokenizer = AutoTokenizer.from_pretrained(directory)
     options = {"dtype": torch.float32, "attn_implementation": "eager"}
-    model = AutoModelForCausalLM.from_pretrained(directory, **options).eval()
-    exact = AutoModelForCausalLM.from_pretrained(directory, **options).eval().double()
+    kind = AutoModelForImageTextToText if directory.name in WHOLE else AutoModelForCausalLM
+    model = kind.from_pretrained(directory, **options).eval()
+    exact = kind.from_pretrained(directory, **options).eval().double()
     ends = [tokenizer.convert_tokens_to_ids(token) for token in (END, TURN_END)]
     with torch.no_grad():
         cases = [causal.case(model, exact, tokenizer, prompt) for prompt in PROMPTS]

@@ -22,7 +22,19 @@ NAMES = {"ministral3": "mistral3", "gemma3_text": "gemma3"}
 PERMUTED = ("llama", "ministral3", "granite")
 FAMILIES = ("gpt2", "llama", "qwen2", "qwen3", "ministral3", "granite", "phi3", "gemma", "gemma2", "gemma3_text")
 FAMILIES += ("glm4", "olmo2")
-ENCODERS = ("bert_wordpiece", "xlmr")
+ENCODERS = {
+    "bert_wordpiece": "bert",
+    "xlmr": "bert",
+    "nomic_2048": "nomic-bert",
+    "jina_v2": "jina-bert-v2",
+    "modernbert": "modern-bert",
+    "modernbert_silu": "modern-bert",
+    "gemma_embedding": "gemma-embedding",
+}
+# Spelled as llama.cpp has it; the package does not have it yet.
+ACTIVATION = "{arch}.hidden_activation"
+# Inputs and outputs of the Dense modules.
+DENSE = {("dense_2", "in"): 24, ("dense_2", "out"): 40, ("dense_3", "in"): 40, ("dense_3", "out"): 20}
 
 
 def scaling(config: dict[str, Any]) -> dict[str, Any]:
@@ -33,6 +45,41 @@ def scaling(config: dict[str, Any]) -> dict[str, Any]:
     found = {Keys.Rope.SCALING_TYPE: rope["rope_type"], Keys.Rope.SCALING_FACTOR: rope["factor"]}
     if rope["rope_type"] == "yarn":
         found[Keys.Rope.SCALING_ORIG_CTX_LEN] = rope["original_max_position_embeddings"]
+    return found
+
+
+def pooling(root: Path, family: str) -> int:
+    config = json.loads((root / family / "1_Pooling" / "config.json").read_text(encoding="utf-8"))
+    return int(gguf.PoolingType.CLS if config.get("pooling_mode_cls_token") else gguf.PoolingType.MEAN)
+
+
+def encoder(family: str, config: dict[str, Any]) -> dict[str, Any]:
+    def either(*names: str) -> Any:
+        return next(config[name] for name in names if config.get(name) is not None)
+
+    # XLM-R's table has two rows that no token has.
+    positions = either("max_position_embeddings", "n_positions") - (2 if family == "xlmr" else 0)
+    found = {
+        Keys.LLM.CONTEXT_LENGTH: positions,
+        Keys.LLM.EMBEDDING_LENGTH: either("hidden_size", "n_embd"),
+        Keys.LLM.FEED_FORWARD_LENGTH: either("intermediate_size", "n_inner"),
+        Keys.LLM.BLOCK_COUNT: either("num_hidden_layers", "n_layer"),
+        Keys.Attention.HEAD_COUNT: either("num_attention_heads", "n_head"),
+        Keys.Attention.LAYERNORM_EPS: either("layer_norm_eps", "layer_norm_epsilon", "norm_eps"),
+        Keys.Attention.CAUSAL: False,
+    }
+    if family == "nomic_2048":
+        found[Keys.Rope.FREQ_BASE] = float(config["rotary_emb_base"])
+    if family.startswith("modernbert"):
+        full = AutoConfig.for_model(**config)
+        rope = full.rope_parameters
+        found[Keys.Attention.SLIDING_WINDOW] = full.local_attention
+        found[Keys.Attention.SLIDING_WINDOW_PATTERN] = config.get("global_attn_every_n_layers", 3)
+        found[Keys.Rope.FREQ_BASE] = float(rope["full_attention"]["rope_theta"])
+        found[Keys.Rope.FREQ_BASE_SWA] = float(rope["sliding_attention"]["rope_theta"])
+        found[Keys.Rope.SCALING_TYPE] = gguf.RopeScalingType.NONE.value
+        found[Keys.LLM.VOCAB_SIZE] = config["vocab_size"]
+        found[ACTIVATION] = full.hidden_activation
     return found
 
 
@@ -47,17 +94,8 @@ def metadata(family: str, config: dict[str, Any]) -> dict[str, Any]:
             Keys.Attention.HEAD_COUNT: config["n_head"],
             Keys.Attention.LAYERNORM_EPS: config["layer_norm_epsilon"],
         }
-    if family in ENCODERS:  # XLM-R's table has two rows that no token has
-        return {
-            Keys.LLM.CONTEXT_LENGTH: config["max_position_embeddings"] - (2 if family == "xlmr" else 0),
-            Keys.LLM.EMBEDDING_LENGTH: config["hidden_size"],
-            Keys.LLM.FEED_FORWARD_LENGTH: config["intermediate_size"],
-            Keys.LLM.BLOCK_COUNT: config["num_hidden_layers"],
-            Keys.Attention.HEAD_COUNT: config["num_attention_heads"],
-            Keys.Attention.LAYERNORM_EPS: config["layer_norm_eps"],
-            Keys.Attention.CAUSAL: False,
-            Keys.LLM.POOLING_TYPE: int(gguf.PoolingType.MEAN),
-        }
+    if family in ENCODERS and family != "gemma_embedding":
+        return encoder(family, config)
     head = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
     rope = config.get("rope_parameters") or {}
     rope = rope.get("full_attention", rope)
@@ -85,6 +123,14 @@ def metadata(family: str, config: dict[str, Any]) -> dict[str, Any]:
     if family == "gemma3_text":
         found[Keys.Attention.SLIDING_WINDOW_PATTERN] = 2
         found["{arch}.rope.freq_base_swa"] = config["rope_parameters"]["sliding_attention"]["rope_theta"]
+    if family == "gemma_embedding":
+        found[Keys.Attention.SLIDING_WINDOW] = config["sliding_window"]
+        found[Keys.Attention.SLIDING_WINDOW_PATTERN] = config["sliding_window_pattern"]
+        found[Keys.Rope.FREQ_BASE_SWA] = config["rope_local_base_freq"]
+        found[Keys.Attention.CAUSAL] = False
+        for layer in ("dense_2", "dense_3"):
+            sizes = {Keys.LLM.DENSE_FEAT_IN_SIZE: "in", Keys.LLM.DENSE_FEAT_OUT_SIZE: "out"}
+            found |= {key.replace("{dense}", layer): DENSE[layer, side] for key, side in sizes.items()}
     if family == "gemma2":
         found[Keys.LLM.ATTN_LOGIT_SOFTCAPPING] = config["attn_logit_softcapping"]
         found[Keys.LLM.FINAL_LOGIT_SOFTCAPPING] = config["final_logit_softcapping"]
@@ -117,17 +163,23 @@ def make(root: Path) -> None:
     found: dict[str, Any] = {}
     for family in (*FAMILIES, *ENCODERS):
         config = json.loads((root / family / "config.json").read_text(encoding="utf-8"))
-        name = "bert" if family in ENCODERS else NAMES.get(family, family)
+        name = ENCODERS.get(family) or NAMES.get(family, family)
         kind = next(kind for kind, text in gguf.MODEL_ARCH_NAMES.items() if text == name)
         layers = config.get("num_hidden_layers") or config["n_layer"]
         table = gguf.get_tensor_name_map(kind, layers)
         with safe_open(root / family / "model.safetensors", "np") as tensors:
             stored = tensors.keys()
         keys = [key for key in stored if not key.startswith("pooler.") and "position_ids" not in key]
-        names = {key: table.get_name(key, (".weight", ".bias")) for key in keys}
+        # Converters take the prefix of a masked language model away.
+        bare = {key: key.removeprefix("model.") if family.startswith("modernbert") else key for key in keys}
+        bare |= {key: f"model.{key}" for key in keys if family == "gemma_embedding"}
+        names = {key: table.get_name(own, (".weight", ".bias")) for key, own in bare.items()}
         missing = [key for key, own in names.items() if own is None]
         assert not missing, (family, missing)
-        own = {key.format(arch=name): value for key, value in metadata(family, config).items()}
+        facts = metadata(family, config)
+        if family in ENCODERS:
+            facts[Keys.LLM.POOLING_TYPE] = pooling(root, family)
+        own = {key.format(arch=name): value for key, value in facts.items()}
         permuted = {"heads": config.get("num_attention_heads"), "kv_heads": config.get("num_key_value_heads")}
         found[family] = {"architecture": name, "metadata": own, "names": names}
         found[family] |= {"permuted": permuted if family in PERMUTED else None}

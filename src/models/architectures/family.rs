@@ -28,6 +28,16 @@ pub enum ModelKind {
 }
 
 impl ModelKind {
+    /// What its models give, for messages.
+    pub(crate) fn result(self) -> &'static str {
+        match self {
+            Self::Embedding => "vectors",
+            Self::Generator => "text",
+            Self::Classifier => "scores",
+            Self::Sparse => "sparse vectors",
+        }
+    }
+
     /// The kind that a user names.
     ///
     /// # Errors

@@ -1,4 +1,4 @@
-//! The tiny BERT and XLM-R as converters write them into GGUF files: names and metadata by the `gguf` package.
+//! Tiny encoders as converters write them into GGUF files: names and metadata by the `gguf` package.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -10,10 +10,12 @@ use serde_json::Value;
 use crate::compute::{Isa, Packed, WeightFormat};
 use crate::models::formats::gguf::tests::{Writer, f32s};
 use crate::models::json::read_json;
+use crate::models::manifest::WeightFiles;
 use crate::models::{Encoder, ModelConfig, ModelFiles, Overrides, Weights, on_cpu};
 
 #[derive(Deserialize)]
 struct Header {
+    architecture: String,
     metadata: BTreeMap<String, Value>,
     names: BTreeMap<String, String>,
 }
@@ -83,22 +85,47 @@ fn unigram(writer: Writer, tokenizer: &Value) -> Writer {
         .flag("tokenizer.ggml.add_eos_token", true)
 }
 
+/// Byte-level BPE, between the first and the last token.
+fn byte_level(writer: Writer, tokenizer: &Value) -> Writer {
+    let mut pieces: BTreeMap<u32, String> = BTreeMap::new();
+    let vocabulary: BTreeMap<String, u32> =
+        serde_json::from_value(tokenizer["model"]["vocab"].clone()).unwrap();
+    pieces.extend(vocabulary.into_iter().map(|(piece, id)| (id, piece)));
+    let added = tokenizer["added_tokens"].as_array().unwrap();
+    let added: BTreeMap<u32, String> = added
+        .iter()
+        .map(|token| (token["id"].as_u64().unwrap() as u32, token["content"].as_str().unwrap().to_owned()))
+        .collect();
+    let special = |token: &str| *added.iter().find(|(_, piece)| *piece == token).unwrap().0;
+    pieces.extend(added.clone());
+    let merges: Vec<(String, String)> = serde_json::from_value(tokenizer["model"]["merges"].clone()).unwrap();
+    let merges: Vec<_> = merges.iter().map(|(left, right)| format!("{left} {right}")).collect();
+    let types: Vec<_> = pieces.keys().map(|id| if added.contains_key(id) { 3 } else { 1 }).collect();
+    writer
+        .text("tokenizer.ggml.model", "gpt2")
+        .text("tokenizer.ggml.pre", "gpt-2")
+        .texts("tokenizer.ggml.tokens", &pieces.values().collect::<Vec<_>>())
+        .texts("tokenizer.ggml.merges", &merges)
+        .integers("tokenizer.ggml.token_type", &types)
+        .number("tokenizer.ggml.bos_token_id", special("[CLS]"))
+        .number("tokenizer.ggml.eos_token_id", special("[SEP]"))
+        .flag("tokenizer.ggml.add_bos_token", true)
+        .flag("tokenizer.ggml.add_eos_token", true)
+        .flag("tokenizer.ggml.add_sep_token", true)
+}
+
 fn written(name: &str) -> Writer {
-    let header: Header =
-        json::<BTreeMap<String, Header>>("gguf_headers.json", "encoders").remove(name).unwrap();
-    let mut writer = Writer::default().text("general.architecture", "bert");
-    for (key, value) in &header.metadata {
-        writer = match value {
-            Value::Bool(flag) => writer.flag(key, *flag),
-            Value::Number(n) if n.is_u64() => writer.number(key, n.as_u64().unwrap() as u32),
-            other => writer.float(key, other.as_f64().unwrap() as f32),
-        };
-    }
-    let tokenizer: Value = read_json(&fixture(name).join("tokenizer.json")).unwrap();
-    let xlmr = tokenizer["model"]["type"] == "Unigram";
-    writer = if xlmr { unigram(writer, &tokenizer) } else { word_piece(writer, &tokenizer["model"]) };
+    written_with(name, &|_| true)
+}
+
+/// The file of a fixture, with the keys of metadata that `keeps` lets through.
+fn written_with(name: &str, keeps: &dyn Fn(&str) -> bool) -> Writer {
+    let mut writer = written_without_tensors(name, keeps);
+    let header = header(name);
+    let xlmr = name == "xlmr";
     let files = ModelFiles::open(name, &fixture(name)).unwrap();
     let weights = Weights::open(&files.weights).unwrap();
+    let fixture_name = name;
     for (name, renamed) in &header.names {
         let mut shape = weights.shape(name).unwrap().to_vec();
         let mut values = weights.get(name).unwrap().to_f32().unwrap();
@@ -106,8 +133,44 @@ fn written(name: &str) -> Writer {
             shape[0] -= 2;
             values.drain(..2 * shape[1]);
         }
+        if fixture_name.starts_with("gemma") && renamed.ends_with("norm.weight") {
+            values.iter_mut().for_each(|scale| *scale += 1.0);
+        }
         writer = writer.tensor(renamed, &shape, 0, &f32s(&values));
     }
+    for layer in ["2", "3"] {
+        let path = fixture(fixture_name).join(format!("{layer}_Dense/model.safetensors"));
+        if path.is_file() {
+            let dense = Weights::open(&WeightFiles::Safetensors(vec![path])).unwrap();
+            let weight = dense.get("linear.weight").unwrap();
+            let values = weight.to_f32().unwrap();
+            writer = writer.tensor(&format!("dense_{layer}.weight"), weight.shape(), 0, &f32s(&values));
+        }
+    }
+    writer
+}
+
+fn header(name: &str) -> Header {
+    json::<BTreeMap<String, Header>>("gguf_headers.json", "encoders").remove(name).unwrap()
+}
+
+fn written_without_tensors(name: &str, keeps: &dyn Fn(&str) -> bool) -> Writer {
+    let header = header(name);
+    let mut writer = Writer::default().text("general.architecture", &header.architecture);
+    for (key, value) in header.metadata.iter().filter(|(key, _)| keeps(key)) {
+        writer = match value {
+            Value::String(text) => writer.text(key, text),
+            Value::Bool(flag) => writer.flag(key, *flag),
+            Value::Number(n) if n.is_u64() => writer.number(key, n.as_u64().unwrap() as u32),
+            other => writer.float(key, other.as_f64().unwrap() as f32),
+        };
+    }
+    let tokenizer: Value = read_json(&fixture(name).join("tokenizer.json")).unwrap();
+    writer = match tokenizer["model"]["type"].as_str() {
+        Some("Unigram") => unigram(writer, &tokenizer),
+        Some("WordPiece") => word_piece(writer, &tokenizer["model"]),
+        _ => byte_level(writer, &tokenizer),
+    };
     writer
 }
 
@@ -120,17 +183,30 @@ fn load(path: PathBuf) -> crate::Result<Encoder> {
 
 #[test]
 fn encoders_in_gguf_files_are_those_of_their_folders() {
-    for name in ["bert_wordpiece", "xlmr"] {
+    for name in [
+        "bert_wordpiece",
+        "xlmr",
+        "nomic_2048",
+        "jina_v2",
+        "modernbert",
+        "modernbert_silu",
+        "gemma_embedding",
+    ] {
         let (_folder, path) = written(name).write();
-        let encoder = load(path).unwrap();
-        for case in json::<Vec<Case>>(&format!("{name}/reference.json"), "cases") {
-            let ids = encoder.tokenizer.encode(&case.text, 24).unwrap();
-            assert_eq!(ids, case.ids, "{name} {:?}", case.text);
-            let mut vector = vec![0.0; encoder.width()];
-            encoder.encode(&Packed::new(&ids, &[0, ids.len() as u32]).unwrap(), &mut vector).unwrap();
-            let worst = vector.iter().zip(&case.embedding).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-            assert!(worst <= 1e-5 && vector.len() == case.embedding.len(), "{name} {:?}: {worst}", case.text);
-        }
+        compare(name, path);
+    }
+}
+
+/// Compares ids and vectors with those of sentence-transformers.
+fn compare(name: &str, path: PathBuf) {
+    let encoder = load(path).unwrap();
+    for case in json::<Vec<Case>>(&format!("{name}/reference.json"), "cases") {
+        let ids = encoder.tokenizer.encode(&case.text, 24).unwrap();
+        assert_eq!(ids, case.ids, "{name} {:?}", case.text);
+        let mut vector = vec![0.0; encoder.width()];
+        encoder.encode(&Packed::new(&ids, &[0, ids.len() as u32]).unwrap(), &mut vector).unwrap();
+        let worst = vector.iter().zip(&case.embedding).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!(worst <= 2e-5 && vector.len() == case.embedding.len(), "{name} {:?}: {worst}", case.text);
     }
 }
 
@@ -141,4 +217,59 @@ fn what_a_gguf_encoder_does_not_have_is_named() {
     assert!(refusal(causal).contains("bert.attention.head_count_kv"));
     let bare = Writer::default().text("general.architecture", "bert");
     assert!(refusal(bare).contains("bert.embedding_length"));
+    for (name, key) in [
+        ("nomic_2048", "nomic-bert.expert_count"),
+        ("jina_v2", "jina-bert-v2.rope.freq_base"),
+        ("modernbert", "modern-bert.embedding_length_out"),
+    ] {
+        let found = refusal(written(name).number(key, 8));
+        assert!(found.contains(key) && found.contains("does not know"), "{found}");
+    }
+    for (name, key) in [
+        ("modernbert", "modern-bert.attention.sliding_window"),
+        ("nomic_2048", "nomic-bert.context_length"),
+        ("jina_v2", "jina-bert-v2.attention.head_count"),
+    ] {
+        assert!(refusal(written_with(name, &|other| other != key)).contains(key), "{key}");
+    }
+    let causal = |name: &str, arch: &str| {
+        let key = format!("{arch}.attention.causal");
+        refusal(written_with(name, &|other| other != key).flag(&key, true))
+    };
+    assert!(causal("nomic_2048", "nomic-bert").contains("nomic-bert.attention.causal"));
+    let key = "modern-bert.rope.scaling.type";
+    let yarn = written_with("modernbert", &|other| other != key).text(key, "yarn");
+    assert!(refusal(yarn).contains("\"yarn\""));
+    let key = "modern-bert.hidden_activation";
+    let swish = written_with("modernbert", &|other| other != key).text(key, "mish");
+    assert!(refusal(swish).contains("\"mish\""));
+    let code = written("jina_v2").tensor("blk.0.attn_q_norm.weight", &[36], 0, &f32s(&[1.0; 36]));
+    assert!(refusal(code).contains("blk.0.attn_q_norm.weight"));
+    let wrong = written("nomic_2048").tensor("dense_2.weight", &[2, 5], 0, &f32s(&[1.0; 10]));
+    assert!(refusal(wrong).contains("gets vectors of 24 dimensions"));
+    let bias = written("gemma_embedding").tensor("dense_2.bias", &[40], 0, &f32s(&[1.0; 40]));
+    assert!(refusal(bias).contains("dense_2 has a bias"));
+}
+
+/// The halves of JinaBERT's gated layers, as the first converters stored them.
+#[test]
+fn gated_layers_may_lie_apart() {
+    let header = header("jina_v2");
+    let files = ModelFiles::open("jina_v2", &fixture("jina_v2")).unwrap();
+    let weights = Weights::open(&files.weights).unwrap();
+    let mut writer = written_without_tensors("jina_v2", &|_| true);
+    for (name, renamed) in &header.names {
+        let shape = weights.shape(name).unwrap().to_vec();
+        let values = weights.get(name).unwrap().to_f32().unwrap();
+        if renamed.ends_with("ffn_up.weight") {
+            let (half, shape) = (values.len() / 2, [shape[0] / 2, shape[1]]);
+            let gate = renamed.replace("ffn_up", "ffn_gate");
+            writer = writer.tensor(&gate, &shape, 0, &f32s(&values[..half]));
+            writer = writer.tensor(renamed, &shape, 0, &f32s(&values[half..]));
+        } else {
+            writer = writer.tensor(renamed, &shape, 0, &f32s(&values));
+        }
+    }
+    let (_folder, path) = writer.write();
+    compare("jina_v2", path);
 }

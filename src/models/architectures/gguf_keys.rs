@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use serde_json::{Value, json};
+
 use crate::models::formats::gguf::{Gguf, GgufValue};
 use crate::{Error, Result};
 
@@ -66,6 +68,34 @@ impl<'a> Metadata<'a> {
     /// Those of reading the file.
     pub(super) fn tensor(&self, name: &str) -> Result<Option<Vec<f32>>> {
         if self.gguf.contains(name) { Ok(Some(self.gguf.matrix(name)?.to_f32()?)) } else { Ok(None) }
+    }
+
+    /// What a `config.json` says of an encoder, from the metadata and the shapes of tables.
+    ///
+    /// # Errors
+    /// [`Error::InvalidFile`] naming what is missing, [`Error::Unsupported`] for a causal model, for one with rotary
+    /// scaling, and for metadata that is neither in `read` nor without effect.
+    pub(super) fn encoder_config(&self, model_type: &str, read: &[&str]) -> Result<Value> {
+        self.refuse_unknown(&[&["attention.layer_norm_epsilon", "rope.scaling.type"], read])?;
+        if self.flag("attention.causal") == Some(true) {
+            let reason = format!("its attention is causal ({})", self.key("attention.causal"));
+            return Err(self.unsupported(reason));
+        }
+        if let Some(kind) = self.text("rope.scaling.type").filter(|kind| *kind != "none") {
+            return Err(self.unsupported(format!("its rotary scaling is {kind:?}; supported is none")));
+        }
+        let rows = |name: &str| self.gguf.shape(name).and_then(<[usize]>::first).copied().unwrap_or(0);
+        Ok(json!({
+            "model_type": model_type,
+            "vocab_size": rows("token_embd.weight"),
+            "hidden_size": self.required("embedding_length")?,
+            "num_hidden_layers": self.required("block_count")?,
+            "num_attention_heads": self.required("attention.head_count")?,
+            "intermediate_size": self.required("feed_forward_length")?,
+            "max_position_embeddings": self.required("context_length")?,
+            "type_vocab_size": rows("token_types.weight"),
+            "layer_norm_eps": self.float("attention.layer_norm_epsilon").unwrap_or(1e-12),
+        }))
     }
 
     /// The file, as messages name it.

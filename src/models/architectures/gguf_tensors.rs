@@ -12,7 +12,7 @@ pub(crate) struct GgufTensors<'a>(pub &'a Gguf);
 impl GgufTensors<'_> {
     /// The name that a GGUF file gives a tensor.
     pub(crate) fn renamed(name: &str) -> String {
-        const PARTS: [(&str, &str); 37] = [
+        const PARTS: [(&str, &str); 50] = [
             ("model.layers.", "blk."),
             ("input_layernorm", "attn_norm"),
             ("post_attention_layernorm", "ffn_norm"),
@@ -42,6 +42,21 @@ impl GgufTensors<'_> {
             ("embeddings.position_embeddings", "position_embd"),
             ("embeddings.token_type_embeddings", "token_types"),
             ("embeddings.LayerNorm", "token_embd_norm"),
+            // ModernBERT.
+            ("embeddings.tok_embeddings", "token_embd"),
+            ("embeddings.norm", "token_embd_norm"),
+            ("attn.Wqkv", "attn_qkv"),
+            ("attn.Wo", "attn_output"),
+            ("mlp_norm", "ffn_norm"),
+            ("mlp.Wi", "ffn_up"),
+            ("mlp.Wo", "ffn_down"),
+            ("final_norm", "output_norm"),
+            // JinaBERT.
+            ("mlp.gated_layers_w", "ffn_gate"),
+            ("mlp.gated_layers_v", "ffn_up"),
+            ("mlp.gated_layers", "ffn_up"),
+            ("mlp.wo", "ffn_down"),
+            ("mlp.layernorm", "layer_output_norm"),
             // GPT-2.
             ("attn.c_attn", "attn_qkv"),
             ("attn.c_proj", "attn_output"),
@@ -53,7 +68,8 @@ impl GgufTensors<'_> {
             ("wte.", "token_embd."),
             ("wpe.", "position_embd."),
         ];
-        let name = name.strip_prefix("h.").map_or_else(|| name.to_owned(), |layer| format!("blk.{layer}"));
+        let layer = name.strip_prefix("h.").or_else(|| name.strip_prefix("layers."));
+        let name = layer.map_or_else(|| name.to_owned(), |layer| format!("blk.{layer}"));
         let name = PARTS.iter().fold(name, |name, (theirs, ours)| name.replace(theirs, ours));
         name.replace("model.norm", "output_norm").replace("output.LayerNorm", "layer_output_norm")
     }

@@ -8,14 +8,20 @@ use std::sync::Arc;
 use serde::Deserialize;
 
 use super::architecture::{Architecture, Description, Factors};
-use super::family::{ConfigFile, Family};
+use super::family::{ConfigFile, Family, GgufFamily};
+use super::gguf_keys::Metadata;
 use super::tensors::{EmbeddingTensors, LayerTensors, PrefixedTensors, Tensors};
 use crate::Result;
 use crate::compute::{Activation, DistanceBias, Heads, LayerAttention, Mask, Positions};
+use crate::models::formats::gguf::Gguf;
 
 /// JinaBERT, whose files call it a "bert": `auto_map` names its classes.
-pub(super) const FAMILIES: &[Family] =
-    &[Family { generates: false, ..Family::new("jina_bert", "JinaBert", KEYS, read) }];
+pub(super) const FAMILIES: &[Family] = &[Family {
+    generates: false,
+    gguf: &[GgufFamily::encoders("jina-bert-v2")],
+    read_gguf: Some(from_gguf),
+    ..Family::new("jina_bert", "JinaBert", KEYS, read)
+}];
 
 /// The keys of `config.json` that [`JinaBertConfig`] reads, and those that change nothing.
 const KEYS: &[&str] = &[
@@ -91,6 +97,24 @@ fn read(file: &ConfigFile<'_>) -> Result<Box<dyn Architecture>> {
     Ok(Box::new(JinaBert { config, heads, activation, bias: bias.into() }))
 }
 
+/// JinaBERT has no other perceptron than that with GELU in GGUF files.
+fn from_gguf(gguf: &Gguf) -> Result<Box<dyn Architecture>> {
+    let metadata = Metadata::of(gguf);
+    let mut json = metadata.encoder_config("jina_bert", &[])?;
+    if let Some(name) = ["attn_q_norm", "attn_k_norm", "attn_norm_2"]
+        .map(|name| format!("blk.0.{name}.weight"))
+        .iter()
+        .find(|name| gguf.contains(name))
+    {
+        let reason =
+            format!("it has {name}: the model of code, whose blocks have more norms, is not supported");
+        return Err(metadata.unsupported(reason));
+    }
+    json["position_embedding_type"] = "alibi".into();
+    json["feed_forward_type"] = "geglu".into();
+    read(&ConfigFile { model: &metadata.model(), path: gguf.path(), json: &json })
+}
+
 /// The slope of each head: powers of two, and for another number of heads those between of twice as many.
 fn slopes(heads: usize) -> Vec<f32> {
     let powers =
@@ -147,7 +171,13 @@ impl Architecture for JinaBert {
         let attention = |rest: &str| scope.linear(&name(&format!("attention.{rest}")), [hidden, hidden]);
         let norm = |rest: &str| scope.layer_norm(&name(rest), hidden, config.layer_norm_eps);
         let qkv = vec![attention("self.query")?, attention("self.key")?, attention("self.value")?];
-        let [gate, up] = scope.halves(&name("mlp.gated_layers"), [wide, hidden], false)?;
+        // Old GGUF files store the two halves apart.
+        let [gate, up] = if scope.contains(&name("mlp.gated_layers_w.weight")) {
+            let half = |rest: &str| scope.maybe_biased(&name(rest), [wide, hidden], false);
+            [half("mlp.gated_layers_w")?, half("mlp.gated_layers_v")?]
+        } else {
+            scope.halves(&name("mlp.gated_layers"), [wide, hidden], false)?
+        };
         let down = scope.linear(&name("mlp.wo"), [hidden, wide])?;
         Ok(LayerTensors {
             attention_norm: Some(norm("attention.output.LayerNorm")?),

@@ -5,17 +5,21 @@
 use serde::Deserialize;
 
 use super::architecture::{Architecture, Description, Factors};
-use super::family::{ConfigFile, Family};
+use super::family::{ConfigFile, Family, GgufFamily};
+use super::gguf_keys::Metadata;
 use super::rope_scaling::{RopeConfig, RopeDefaults};
 use super::tensors::{EmbeddingTensors, LayerTensors, NormTensors, PrefixedTensors, Tensors};
 use crate::Result;
 use crate::compute::{Activation, Heads, LayerAttention, Mask, Positions, RopeStyle};
+use crate::models::formats::gguf::Gguf;
 use crate::models::heads::layout;
 
 /// ModernBERT.
 pub(super) const FAMILIES: &[Family] = &[Family {
     generates: false,
     classifier: Some(&layout::MODERNBERT),
+    gguf: &[GgufFamily::encoders("modern-bert")],
+    read_gguf: Some(from_gguf),
     ..Family::new("modernbert", "ModernBert", KEYS, read)
 }];
 
@@ -102,6 +106,31 @@ fn window() -> usize {
 
 fn three() -> usize {
     3
+}
+
+/// The metadata of a GGUF file.
+const GGUF_KEYS: &[&str] = &[
+    "attention.sliding_window",
+    "attention.sliding_window_pattern",
+    "hidden_activation",
+    "rope.freq_base",
+    "rope.freq_base_swa",
+];
+
+fn from_gguf(gguf: &Gguf) -> Result<Box<dyn Architecture>> {
+    let metadata = Metadata::of(gguf);
+    let mut json = metadata.encoder_config("modernbert", GGUF_KEYS)?;
+    json["norm_eps"] = json["layer_norm_eps"].take();
+    json["hidden_activation"] = metadata.text("hidden_activation").unwrap_or("gelu").into();
+    json["local_attention"] = metadata.required("attention.sliding_window")?.into();
+    json["global_attn_every_n_layers"] =
+        metadata.number("attention.sliding_window_pattern").unwrap_or_else(three).into();
+    json["norm_bias"] = gguf.contains("output_norm.bias").into();
+    json["attention_bias"] = gguf.contains("blk.0.attn_qkv.bias").into();
+    json["mlp_bias"] = gguf.contains("blk.0.ffn_up.bias").into();
+    json["global_rope_theta"] = metadata.float("rope.freq_base").unwrap_or(160_000.0).into();
+    json["local_rope_theta"] = metadata.float("rope.freq_base_swa").unwrap_or(10_000.0).into();
+    read(&ConfigFile { model: &metadata.model(), path: gguf.path(), json: &json })
 }
 
 /// A ModernBERT whose configuration was checked.

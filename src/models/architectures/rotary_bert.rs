@@ -7,18 +7,24 @@
 use serde::Deserialize;
 
 use super::architecture::{Architecture, Description, Factors};
-use super::family::{ConfigFile, Family, ReadConfig, joined};
+use super::family::{ConfigFile, Family, GgufFamily, ReadConfig, joined};
+use super::gguf_keys::Metadata;
 use super::rope_scaling::{RopeConfig, RopeDefaults};
 use super::tensors::{EmbeddingTensors, LayerTensors, PrefixedTensors, Tensors};
 use crate::Result;
 use crate::compute::{Activation, Heads, LayerAttention, Mask, Positions, RopeStyle, Rotary};
+use crate::models::formats::gguf::Gguf;
 use crate::models::heads::layout;
 
 /// GTE as it was published and as transformers has it, Nomic BERT, and Jina's third.
 pub(super) const FAMILIES: &[Family] = &[
     Family { classifier: Some(&layout::BERT), ..family("new", "New", &NEW_KEYS, read_gte) },
     Family { classifier: Some(&layout::BERT), ..family("gte", "Gte", COMMON, read_gte) },
-    family("nomic_bert", "NomicBert", &NOMIC_KEYS, read_nomic),
+    Family {
+        gguf: &[GgufFamily::encoders("nomic-bert")],
+        read_gguf: Some(from_gguf),
+        ..family("nomic_bert", "NomicBert", &NOMIC_KEYS, read_nomic)
+    },
     family("jina_embeddings_v3", "JinaEmbeddingsV3", COMMON, read_jina),
 ];
 
@@ -203,6 +209,18 @@ fn read_nomic(file: &ConfigFile<'_>) -> Result<Box<dyn Architecture>> {
     read(file, config, nomic.rotary_emb_base.unwrap_or(1000.0), variant)
 }
 
+/// Nomic BERT: other rotary BERTs have no GGUF files.
+fn from_gguf(gguf: &Gguf) -> Result<Box<dyn Architecture>> {
+    let metadata = Metadata::of(gguf);
+    let mut json = metadata.encoder_config("nomic_bert", &["rope.freq_base"])?;
+    json["hidden_act"] = "silu".into();
+    json["qkv_proj_bias"] = gguf.contains("blk.0.attn_qkv.bias").into();
+    json["mlp_fc1_bias"] = gguf.contains("blk.0.ffn_up.bias").into();
+    json["mlp_fc2_bias"] = gguf.contains("blk.0.ffn_down.bias").into();
+    json["rope_theta"] = metadata.float("rope.freq_base").unwrap_or(10_000.0).into();
+    read_nomic(&ConfigFile { model: &metadata.model(), path: gguf.path(), json: &json })
+}
+
 fn read(
     file: &ConfigFile<'_>,
     config: RotaryBertConfig,
@@ -265,18 +283,19 @@ impl Architecture for RotaryBert {
         })
     }
 
-    /// The names are those of GTE, Nomic and Jina, and those that transformers has for all of them.
+    /// The names are those of GTE, Nomic and Jina, those that transformers has for all of them, and those of GGUF files.
     fn layer(&self, tensors: &dyn Tensors, index: usize) -> Result<LayerTensors> {
         let (config, scope, variant) = (&self.config, self.scope(tensors), self.variant);
         let (hidden, wide) = (config.hidden_size, config.intermediate_size);
-        let layer = ["encoder.layer", "encoder.layers", "layers"].map(|list| format!("{list}.{index}"));
-        let norms = ["attn_ln", "norm1", "post_attention_layernorm"];
+        let layer =
+            ["encoder.layer", "encoder.layers", "layers", "blk"].map(|list| format!("{list}.{index}"));
+        let norms = ["attn_ln", "norm1", "post_attention_layernorm", "attn_output_norm"];
         let known =
             |layer: &&String| norms.iter().any(|norm| scope.contains(&format!("{layer}.{norm}.weight")));
         let layer = layer.iter().find(known).unwrap_or(&layer[0]);
         let name = |names: &[&str]| scope.spelled(layer, names);
         let norm = |names: &[&str]| scope.layer_norm(&name(names), hidden, config.layer_norm_eps).map(Some);
-        let fused = name(&["attention.qkv_proj", "attn.Wqkv", "mixer.Wqkv"]);
+        let fused = name(&["attention.qkv_proj", "attn.Wqkv", "mixer.Wqkv", "attn_qkv"]);
         let qkv = if scope.contains(&format!("{fused}.weight")) {
             vec![scope.maybe_biased(&fused, [3 * hidden, hidden], variant.attention_bias)?]
         } else {
@@ -286,21 +305,25 @@ impl Architecture for RotaryBert {
             };
             vec![part("q")?, part("k")?, part("v")?]
         };
-        let output = name(&["self_attn.o_proj", "attention.o_proj", "attn.out_proj", "mixer.out_proj"]);
+        let output =
+            name(&["self_attn.o_proj", "attention.o_proj", "attn.out_proj", "mixer.out_proj", "attn_output"]);
         let fused = format!("{layer}.mlp.up_gate_proj");
         let up = |names: &[&str]| scope.maybe_biased(&name(names), [wide, hidden], variant.up_bias);
         let (up, gate) = if scope.contains(&format!("{fused}.weight")) {
             let [up, gate] = scope.halves(&fused, [wide, hidden], variant.up_bias)?;
             (up, Some(gate))
         } else if variant.gated {
-            (up(&["mlp.up_proj", "mlp.fc11"])?, Some(up(&["mlp.gate_proj", "mlp.fc12"])?))
+            (
+                up(&["mlp.up_proj", "mlp.fc11", "ffn_up"])?,
+                Some(up(&["mlp.gate_proj", "mlp.fc12", "ffn_gate"])?),
+            )
         } else {
             (up(&["mlp.fc1"])?, None)
         };
-        let down = name(&["mlp.down_proj", "mlp.fc2"]);
+        let down = name(&["mlp.down_proj", "mlp.fc2", "ffn_down"]);
         Ok(LayerTensors {
             attention_norm: norm(&norms)?,
-            mlp_norm: norm(&["mlp_ln", "norm2", "post_mlp_layernorm"])?,
+            mlp_norm: norm(&["mlp_ln", "norm2", "post_mlp_layernorm", "layer_output_norm"])?,
             gate,
             ..LayerTensors::new(
                 qkv,

@@ -8,6 +8,7 @@ use serde_json::{Map, Value};
 use super::layout::HeadActivation;
 use crate::compute::{Isa, Projection};
 use crate::models::architectures::{LARGEST_SIZE, Tensors};
+use crate::models::formats::gguf::Gguf;
 use crate::models::json::read_json;
 use crate::models::keys::refuse_unknown;
 use crate::models::manifest::WeightFiles;
@@ -160,6 +161,38 @@ impl DenseLayer {
     pub fn packed(&self, isa: Isa) -> Result<(Projection, HeadActivation)> {
         let projection = Projection::new(isa, &self.weight, self.bias.as_deref(), self.inputs)?;
         Ok((projection, self.activation))
+    }
+
+    /// The layers of a GGUF file between pooling and normalization. The first one gets `width` numbers. They have neither
+    /// a bias nor an activation.
+    ///
+    /// # Errors
+    /// [`Error::InvalidFile`] naming the tensor that does not fit, [`Error::Unsupported`] for a bias.
+    pub fn of_gguf(gguf: &Gguf, mut width: usize) -> Result<Vec<Self>> {
+        let mut layers = Vec::new();
+        for name in ["dense_2", "dense_3"] {
+            let tensor = format!("{name}.weight");
+            if gguf.contains(&format!("{name}.bias")) {
+                return Err(Error::Unsupported {
+                    model: gguf.path().display().to_string(),
+                    reason: format!("the layer {name} has a bias, which is not supported in GGUF files"),
+                });
+            }
+            let Some(shape) = gguf.shape(&tensor) else { continue };
+            let &[outputs, inputs] = shape else { continue };
+            if inputs != width || outputs == 0 || outputs > LARGEST_SIZE {
+                return Err(Error::invalid_file(
+                    gguf.path(),
+                    format!(
+                        "the tensor {tensor:?} has shape {shape:?}, but gets vectors of {width} dimensions"
+                    ),
+                ));
+            }
+            let weight = gguf.matrix(&tensor)?.to_f32()?;
+            layers.push(Self { weight, bias: None, inputs, activation: HeadActivation::Identity });
+            width = outputs;
+        }
+        Ok(layers)
     }
 
     /// The length of the vectors it takes.

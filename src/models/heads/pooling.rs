@@ -142,6 +142,11 @@ pub trait SentenceEncoder: Send + Sync {
         self.encode(&Packed::new(&ids, &offsets)?, Pooling::Last, out)
     }
 
+    /// Whether it gives the [`states`](Self::states) of tokens.
+    fn has_states(&self) -> bool {
+        true
+    }
+
     /// Calls `each` with the states of all tokens of each sequence.
     ///
     /// # Errors

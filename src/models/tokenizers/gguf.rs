@@ -187,7 +187,7 @@ fn byte_level(gguf: &Gguf, pieces: &[String]) -> Result<Tokenizer> {
     let bytes = |words: bool| PreTokenizerWrapper::from(ByteLevel::new(false, false, words));
     let digits = || PreTokenizerWrapper::from(Digits::new(true));
     let (splits, ignore_merges) = match name {
-        "default" | "gpt-2" | "gpt2" | "mpt" | "olmo" | "jais" => (vec![bytes(true)], false),
+        "default" | "gpt-2" | "gpt2" | "mpt" | "olmo" | "jais" | "modern-bert" => (vec![bytes(true)], false),
         "smollm" | "codeshell" | "refact" | "command-r" | "starcoder" => (vec![digits(), bytes(true)], false),
         "llama-bpe" | "llama3" | "llama-v3" | "smaug-bpe" => (vec![pattern(LLAMA3)?, bytes(false)], true),
         // OLMo 2 and GLM 4 split in the same way, and merge every word.
@@ -211,7 +211,7 @@ fn byte_level(gguf: &Gguf, pieces: &[String]) -> Result<Tokenizer> {
         .build()
         .map_err(|e| invalid(gguf, format!("its vocabulary and merges do not fit together: {e}")))?;
     let mut tokenizer = Tokenizer::new(model);
-    if name.contains("qwen") {
+    if name.contains("qwen") || name == "modern-bert" {
         tokenizer.with_normalizer(Some(NFC)).map_err(|e| invalid(gguf, e.to_string()))?;
     }
     tokenizer.with_pre_tokenizer(Some(PreTokenizers::new(splits)));

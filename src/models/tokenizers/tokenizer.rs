@@ -8,6 +8,7 @@ use std::ops::Range;
 use std::panic::catch_unwind;
 use std::path::Path;
 
+use serde::Deserialize;
 use serde_json::Value;
 use tokenizers::normalizers::{BertNormalizer, Lowercase, NormalizerWrapper, Sequence as Normalizers};
 use tokenizers::{Encoding, Model, Token, Tokenizer as Inner, TruncationDirection};
@@ -99,6 +100,37 @@ impl Tokenizer {
         // A tokenizer that makes no pairs embeds all the same.
         let pair = PairTemplate::of(&inner, settings).ok().flatten();
         Ok(Self { inner: M::ready(inner), before, after, keep_end, cuts, pair })
+    }
+
+    /// The `tokenizer.json` of a static model, as it is and without special tokens; and what such models read of it.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::load`].
+    pub(crate) fn of_table(files: &ModelFiles) -> Result<(Self, TableVocabulary)> {
+        let Some(path) = files.beside_weights("tokenizer.json") else {
+            return Err(Missing::Tokenizer { sentencepiece: false }.error(&files.model, &files.transformer));
+        };
+        let bytes = read(&path)?;
+        match small(&bytes) {
+            Some(inner) => Self::of_vocabulary(&path, inner, &bytes),
+            None => Self::of_vocabulary(&path, decode(&path, &bytes)?.into_inner(), &bytes),
+        }
+    }
+
+    fn of_vocabulary<M: Vocabulary + 'static>(
+        path: &Path,
+        inner: With<M>,
+        json: &[u8],
+    ) -> Result<(Self, TableVocabulary)> {
+        let max_length = inner.get_truncation().map(|truncation| truncation.max_length);
+        let median = median(inner.get_vocab(true).keys().map(|token| token.chars().count()).collect());
+        let tokenizer = Self::prepare(path, inner, &TokenizerConfig::default(), false)?;
+        let tokenizer = Self { before: Vec::new(), after: Vec::new(), pair: None, ..tokenizer };
+        let unknown = unknown(json).and_then(|token| match token {
+            Unknown::Id(id) => Some(id),
+            Unknown::Token(token) => tokenizer.id(&token),
+        });
+        Ok((tokenizer, TableVocabulary { unknown, median, max_length }))
     }
 
     /// The tokenizer of a GGUF file, with the first and last token that the file asks for.
@@ -283,6 +315,48 @@ impl std::fmt::Debug for Tokenizer {
             .field("before", &self.before)
             .field("after", &self.after)
             .finish_non_exhaustive()
+    }
+}
+
+/// What static models read of their vocabulary.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct TableVocabulary {
+    /// The id of the unknown token.
+    pub(crate) unknown: Option<u32>,
+    /// Characters of the token of median length.
+    pub(crate) median: usize,
+    /// Tokens after which the tokenizer itself cuts a text.
+    pub(crate) max_length: Option<usize>,
+}
+
+/// The unknown token of a tokenizer's model.
+enum Unknown {
+    Id(u32),
+    Token(String),
+}
+
+fn unknown(json: &[u8]) -> Option<Unknown> {
+    #[derive(Deserialize)]
+    struct File {
+        model: Words,
+    }
+    #[derive(Deserialize)]
+    struct Words {
+        unk_id: Option<u32>,
+        unk_token: Option<String>,
+    }
+    let Words { unk_id, unk_token } = serde_json::from_slice::<File>(json).ok()?.model;
+    unk_id.map(Unknown::Id).or(unk_token.map(Unknown::Token))
+}
+
+/// The median of `lengths`, rounded down.
+fn median(mut lengths: Vec<usize>) -> usize {
+    lengths.sort_unstable();
+    let middle = lengths.len() / 2;
+    match lengths.len() {
+        0 => 0,
+        n if n.is_multiple_of(2) => usize::midpoint(lengths[middle - 1], lengths[middle]),
+        _ => lengths[middle],
     }
 }
 

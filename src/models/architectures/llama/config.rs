@@ -1,6 +1,6 @@
 //! `config.json` as transformers writes it, before and since version 5.
 
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 
 use super::dialect::{DIALECTS, Dialect, Windows};
 use super::model::{Llama, Variant};
@@ -40,8 +40,9 @@ struct LlamaConfig {
     // Windows.
     #[serde(default)]
     use_sliding_window: bool,
-    sliding_window: Option<usize>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "given")]
+    sliding_window: Given<usize>,
+    #[serde(default = "twenty_eight")]
     max_window_layers: usize,
     #[serde(alias = "_sliding_window_pattern")]
     sliding_window_pattern: Option<usize>,
@@ -57,8 +58,21 @@ struct LlamaConfig {
     attention_multiplier: Option<f32>,
     logits_scaling: Option<f32>,
     query_pre_attn_scalar: Option<f32>,
-    attn_logit_softcapping: Option<f32>,
-    final_logit_softcapping: Option<f32>,
+    #[serde(default, deserialize_with = "given")]
+    attn_logit_softcapping: Given<f32>,
+    #[serde(default, deserialize_with = "given")]
+    final_logit_softcapping: Given<f32>,
+}
+
+fn twenty_eight() -> usize {
+    28
+}
+
+/// A key that may be absent, null, or have a value.
+type Given<T> = Option<Option<T>>;
+
+fn given<'de, T: Deserialize<'de>, D: Deserializer<'de>>(value: D) -> Result<Given<T>, D::Error> {
+    Option::deserialize(value).map(Some)
 }
 
 /// Keys of `rope_parameters` that Ministral 3 has in addition; the second repeats a number of the file.
@@ -129,7 +143,7 @@ impl LlamaConfig {
             },
             residual: self.residual_multiplier.unwrap_or(one.residual),
             logits: 1.0 / self.logits_scaling.unwrap_or(1.0),
-            logits_cap: self.final_logit_softcapping,
+            logits_cap: self.final_logit_softcapping.unwrap_or(dialect.caps.map(|caps| caps[1])),
         };
         let numbers =
             [factors.embedding, factors.residual, factors.logits, factors.logits_cap.unwrap_or(1.0)];
@@ -166,13 +180,9 @@ impl LlamaConfig {
             None => self.attention_multiplier,
         };
         // Gemma 3 has the key and does not use it.
-        let soft_cap = self.attn_logit_softcapping.filter(|_| dialect.caps);
-        if dialect.caps && (soft_cap.is_none_or(|cap| cap <= 0.0) || self.final_logit_softcapping.is_none()) {
-            return Err(
-                "its config.json has no positive attn_logit_softcapping and final_logit_softcapping; \
-                        add those of the model's page"
-                    .into(),
-            );
+        let soft_cap = dialect.caps.and_then(|[own, _]| self.attn_logit_softcapping.unwrap_or(Some(own)));
+        if let Some(cap) = soft_cap.filter(|cap| *cap <= 0.0 || !cap.is_finite()) {
+            return Err(format!("its attn_logit_softcapping is {cap}; it must be above 0"));
         }
         let layer = |index: usize| {
             let window = self.window(index, llama.layers, dialect)?;
@@ -180,6 +190,8 @@ impl LlamaConfig {
                 (true, None) => Mask::CAUSAL,
                 (true, Some(tokens)) => Mask::sliding(tokens),
                 (false, None) => Mask::FULL,
+                // No text is longer.
+                (false, Some(tokens)) if tokens >= llama.context => Mask::FULL,
                 // Half of the window on each side.
                 (false, Some(tokens)) if dialect.gemma => Mask::local(tokens / 2),
                 (false, Some(_)) => return Err("it attends through a window in both directions".into()),
@@ -243,7 +255,8 @@ impl LlamaConfig {
     /// The sliding window of a layer, if it has one.
     fn window(&self, index: usize, layers: usize, dialect: &Dialect) -> Result<Option<usize>, String> {
         let flagged = matches!(dialect.windows, Windows::Flagged | Windows::Unrotated);
-        let size = self.sliding_window.filter(|_| !flagged || self.use_sliding_window);
+        let size = self.sliding_window.unwrap_or(dialect.window);
+        let size = size.filter(|_| !flagged || self.use_sliding_window);
         if !self.layer_types.is_empty() && self.layer_types.len() != layers {
             return Err(format!("its layer_types name {} of {layers} layers", self.layer_types.len()));
         }

@@ -33,8 +33,11 @@ fn what_is_not_supported_is_named() {
     assert!(refusal("llama", json!({"rope_scaling": {"type": "klingon"}})).contains("\"klingon\""));
     assert!(refusal("llama", json!({"head_dim": 7})).contains("do not fit together"));
     assert!(refusal("llama", json!({"num_hidden_layers": 5000})).contains("do not fit together"));
-    assert!(refusal("gemma2", json!({"sliding_window": 4})).contains("attn_logit_softcapping"));
-    assert!(refusal("gemma3_text", json!({})).contains("sliding_window"));
+    assert!(
+        refusal("gemma2", json!({"attn_logit_softcapping": 0.0})).contains("attn_logit_softcapping is 0")
+    );
+    assert!(refusal("gemma2", json!({"final_logit_softcapping": -1.0})).contains("softcapping"));
+    assert!(refusal("gemma3_text", json!({"sliding_window": null})).contains("sliding_window"));
     assert!(refusal("granite", json!({"logits_scaling": 0.0})).contains("logits_scaling"));
     assert!(refusal("smollm3", json!({"no_rope_layers": [1, 0]})).contains("2 of 6 layers"));
     assert!(refusal("qwen3", json!({"layer_types": ["full_attention"]})).contains("1 of 6 layers"));
@@ -70,7 +73,7 @@ fn variants_follow_the_family() {
 fn windows_are_where_the_family_has_them() {
     assert_eq!(windows("llama", json!({})), [0]);
     assert_eq!(windows("mistral", json!({"sliding_window": 9})), [9]);
-    assert_eq!(windows("mistral", json!({})), [0]);
+    assert_eq!(windows("mistral", json!({"sliding_window": null})), [0]);
     assert_eq!(windows("ministral", json!({"sliding_window": 9})), [9]);
     let caps = json!({"sliding_window": 5, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0});
     assert_eq!(windows("gemma2", caps), [5, 0, 5, 0, 5, 0]);
@@ -88,6 +91,28 @@ fn windows_are_where_the_family_has_them() {
     let both = json!({"sliding_window": 8, "use_bidirectional_attention": true});
     let layers = read_as("gemma3_text", both).unwrap().attention;
     assert_eq!((layers[0].mask, layers[5].mask), (Mask::local(4), Mask::FULL));
+}
+
+/// transformers' own defaults, and what null means in their place.
+#[test]
+fn absent_keys_have_defaults_and_null_has_none() {
+    assert_eq!(windows("mistral", json!({})), [4096]);
+    assert_eq!(windows("ministral", json!({})), [4096]);
+    assert_eq!(windows("ministral", json!({"sliding_window": null})), [0]);
+    assert_eq!((windows("ministral3", json!({})), windows("phi3", json!({}))), (vec![0], vec![0]));
+    assert_eq!(windows("gemma3_text", json!({})), [4096, 4096, 4096, 4096, 4096, 0]);
+    assert_eq!(windows("qwen2", json!({"use_sliding_window": true})), [0], "from layer 28 on");
+    let first = json!({"use_sliding_window": true, "max_window_layers": 5});
+    assert_eq!(windows("qwen2", first), [0, 0, 0, 0, 0, 4096]);
+    let caps = |extra: Value| {
+        let gemma2 = read_as("gemma2", extra).unwrap();
+        (gemma2.attention[0].soft_cap, gemma2.factors.logits_cap)
+    };
+    assert_eq!(caps(json!({})), (Some(50.0), Some(30.0)));
+    assert_eq!(caps(json!({"attn_logit_softcapping": null})), (None, Some(30.0)));
+    assert_eq!(caps(json!({"final_logit_softcapping": null})), (Some(50.0), None));
+    let short = json!({"is_causal": false, "max_position_embeddings": 4096});
+    assert_eq!(read_as("mistral", short).unwrap().attention[0].mask, Mask::FULL);
 }
 
 #[test]

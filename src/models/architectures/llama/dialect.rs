@@ -34,6 +34,8 @@ pub(super) struct Dialect {
     /// Whether `attention_bias` counts for the output of attention too.
     pub output_bias: bool,
     pub windows: Windows,
+    /// `sliding_window` where it is absent; null means none.
+    pub window: Option<usize>,
     /// Pairs of rotary positions in transformers' files, and in GGUF files.
     pub styles: [RopeStyle; 2],
     /// `partial_rotary_factor` where it is absent.
@@ -50,8 +52,8 @@ pub(super) struct Dialect {
     pub query_scalar: Option<f32>,
     /// Gemma: embeddings times the root of their length, GELU in its tanh form.
     pub gemma: bool,
-    /// Gemma 2: scores and logits have soft caps.
-    pub caps: bool,
+    /// Gemma 2: `attn_logit_softcapping` and `final_logit_softcapping` where they are absent; null means none.
+    pub caps: Option<[f32; 2]>,
     /// Whether a token sees only itself and those before it, where no key says so; else the models do not write text.
     pub causal: bool,
     /// Whether models with a head of classes are known.
@@ -95,6 +97,7 @@ const LLAMA: Dialect = Dialect {
     attention_bias: false,
     output_bias: true,
     windows: Windows::Never,
+    window: None,
     // Converters permute queries and keys so that pairs are neighbors.
     styles: [RopeStyle::Neox, RopeStyle::Interleaved],
     part: 1.0,
@@ -104,7 +107,7 @@ const LLAMA: Dialect = Dialect {
     head: 0,
     query_scalar: None,
     gemma: false,
-    caps: false,
+    caps: None,
     causal: true,
     classifies: false,
 };
@@ -145,8 +148,9 @@ const GEMMA2: Dialect = Dialect {
         ..GEMMA.variant
     },
     windows: Windows::AllBut(2),
+    window: Some(4096),
     query_scalar: Some(256.0),
-    caps: true,
+    caps: Some([50.0, 30.0]),
     ..GEMMA
 };
 
@@ -164,6 +168,7 @@ pub(super) const DIALECTS: [Dialect; 15] = [
         variant: Variant { qkv_bias: true, ..Variant::LLAMA },
         output_bias: false,
         windows: Windows::Flagged,
+        window: Some(4096),
         classifies: true,
         styles: NEOX,
         ..LLAMA
@@ -175,6 +180,7 @@ pub(super) const DIALECTS: [Dialect; 15] = [
         gguf: &[GgufFamily { embeds: true, ..GgufFamily::generators("qwen3") }],
         variant: Variant { head_norms: HeadNorms::Each, ..Variant::LLAMA },
         windows: Windows::Flagged,
+        window: Some(4096),
         classifies: true,
         styles: NEOX,
         ..LLAMA
@@ -196,6 +202,7 @@ pub(super) const DIALECTS: [Dialect; 15] = [
         keys: keys!["sliding_window"],
         gguf: &[],
         windows: Windows::Always,
+        window: Some(4096),
         ..LLAMA
     },
     Dialect {
@@ -204,6 +211,7 @@ pub(super) const DIALECTS: [Dialect; 15] = [
         keys: keys!["sliding_window", "layer_types"],
         gguf: &[],
         windows: Windows::AllBut(0),
+        window: Some(4096),
         ..LLAMA
     },
     Dialect {
@@ -281,7 +289,7 @@ pub(super) const DIALECTS: [Dialect; 15] = [
         variant: Variant { head_norms: HeadNorms::Each, ..GEMMA2.variant },
         windows: Windows::AllBut(6),
         base: 1_000_000.0,
-        caps: false,
+        caps: None,
         ..GEMMA2
     },
     Dialect {

@@ -29,9 +29,17 @@ fn own(architecture: &str) -> &'static [&'static str] {
         "gemma2" => {
             &["attention.sliding_window_pattern", "attn_logit_softcapping", "final_logit_softcapping"]
         }
-        "gemma3" | "gemma-embedding" => {
-            &["attention.sliding_window_pattern", "rope.freq_base_swa", "final_logit_softcapping"]
-        }
+        "gemma3" => &["attention.sliding_window_pattern", "rope.freq_base_swa", "final_logit_softcapping"],
+        // The tensors of its Dense modules say their sizes too.
+        "gemma-embedding" => &[
+            "attention.sliding_window_pattern",
+            "rope.freq_base_swa",
+            "final_logit_softcapping",
+            "dense_2_feat_in",
+            "dense_2_feat_out",
+            "dense_3_feat_in",
+            "dense_3_feat_out",
+        ],
         "granite" => &["embedding_scale", "residual_scale", "logit_scale", "attention.scale"],
         "phi3" => &["rope.scaling.attn_factor"],
         "mistral3" => {
@@ -82,7 +90,7 @@ pub(super) fn from_gguf(gguf: &Gguf) -> Result<Box<dyn Architecture>> {
             },
             residual: metadata.float("residual_scale").unwrap_or(one.residual),
             logits: 1.0 / metadata.float("logit_scale").unwrap_or(1.0),
-            logits_cap: metadata.float("final_logit_softcapping"),
+            logits_cap: metadata.float("final_logit_softcapping").or(dialect.caps.map(|caps| caps[1])),
         },
         attention: Vec::new(),
         variant: variant(gguf, head),
@@ -144,7 +152,7 @@ fn attention(metadata: &Metadata<'_>, llama: &Llama, dialect: &Dialect) -> Resul
         ("gemma2", 46) | ("gemma3_text", 62) => Some(((llama.hidden / llama.heads) as f32).sqrt().recip()),
         _ => metadata.float("attention.scale").filter(|scale| *scale != 0.0),
     };
-    let soft_cap = metadata.float("attn_logit_softcapping");
+    let soft_cap = metadata.float("attn_logit_softcapping").or(dialect.caps.map(|caps| caps[0]));
     let layer = |index: usize| {
         let mask = match (causal, window(index)) {
             (true, None) => Mask::CAUSAL,

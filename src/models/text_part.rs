@@ -1,0 +1,146 @@
+//! The text model of a folder whose model reads images too. Its `config.json` describes both, and its weights have the tensors
+//! of both: those of images, and of the projection of their states, are never read.
+
+use std::path::Path;
+
+use serde_json::{Map, Value, json};
+
+use super::json::NULL_COUNTS;
+use super::keys::{HARMLESS, refusal, refuse_unknown};
+use crate::Result;
+
+/// Models that read images, and what their text model is where `text_config` does not say.
+const PARTS: [(&str, &str); 2] = [("gemma3", "gemma3_text"), ("mistral3", "mistral")];
+
+/// Keys next to `text_config` that say nothing of texts without images, and those that count for both models.
+const KEYS: &[&str] = &[
+    "model_type",
+    "text_config",
+    "tie_word_embeddings",
+    // Images.
+    "vision_config",
+    "boi_token_index",
+    "eoi_token_index",
+    "image_token_id",
+    "image_token_index",
+    "mm_tokens_per_image",
+    "multimodal_projector_bias",
+    "projector_hidden_act",
+    "spatial_merge_size",
+    "vision_feature_layer",
+];
+
+/// Keys that the text model has from the whole one, where it has none of its own.
+const SHARED: [&str; 4] = ["tie_word_embeddings", "bos_token_id", "eos_token_id", "pad_token_id"];
+
+/// What transformers takes for each key that a Gemma 3 does not give.
+fn defaults(model_type: &str) -> Value {
+    if model_type != "gemma3_text" {
+        return json!({});
+    }
+    json!({
+        "vocab_size": 262_208,
+        "hidden_size": 2304,
+        "intermediate_size": 9216,
+        "num_hidden_layers": 26,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "head_dim": 256,
+        "max_position_embeddings": 131_072,
+        "rms_norm_eps": 1e-6,
+        "query_pre_attn_scalar": 256,
+        "sliding_window": 4096,
+        "hidden_activation": "gelu_pytorch_tanh",
+    })
+}
+
+/// The configuration of the text model of `json`; `json` itself if that is all there is.
+pub(super) fn text_part(json: Value) -> Value {
+    let part = |(whole, own): &(&str, &str)| (json["model_type"] == *whole).then_some(*own);
+    let Some((own, text)) = PARTS.iter().find_map(part).zip(json["text_config"].as_object()) else {
+        return json;
+    };
+    let model_type = text.get("model_type").and_then(Value::as_str).unwrap_or(own);
+    let mut all = defaults(model_type);
+    all["model_type"] = model_type.into();
+    for key in SHARED {
+        if let Some(value) = json.get(key) {
+            all[key] = value.clone();
+        }
+    }
+    let counts = |key: &str, value: &Value| !value.is_null() || NULL_COUNTS.contains(&key);
+    for (key, value) in text.iter().filter(|(key, value)| counts(key, value)) {
+        all[key] = value.clone();
+    }
+    all
+}
+
+/// Refuses keys next to `text_config` that are not known. `json` is the whole file.
+pub(super) fn check_whole(model: &str, path: &Path, json: &Value) -> Result<()> {
+    let Some(whole) = json.as_object().filter(|json| json.contains_key("text_config")) else { return Ok(()) };
+    refuse_unknown(model, path, whole, &[KEYS, HARMLESS])?;
+    match whole.get("text_config").filter(|text| !text.is_object()) {
+        Some(text) => Err(refusal(model, path, "text_config", text, "a configuration is expected")),
+        None => Ok(()),
+    }
+}
+
+/// The names under which a model that reads images stores the tensor `name` of its text model: as its first files have it,
+/// and as transformers has it since version 5.
+pub(super) fn stored_names(name: &str) -> [Option<String>; 2] {
+    [
+        Some(format!("language_model.{name}")),
+        name.strip_prefix("model.").map(|rest| format!("model.language_model.{rest}")),
+    ]
+}
+
+/// Whether a tensor belongs to images: it is never read.
+pub(super) fn of_images(name: &str) -> bool {
+    let name = name.strip_prefix("model.").unwrap_or(name);
+    ["vision_tower.", "multi_modal_projector."].iter().any(|part| name.starts_with(part))
+}
+
+/// Whether `json` is that of a model whose text model writes text.
+pub(super) fn writes(json: &Map<String, Value>) -> bool {
+    let is_whole = |(whole, _): &(&str, &str)| json.get("model_type").is_some_and(|own| own == whole);
+    PARTS.iter().any(is_whole) && json.get("text_config").is_some_and(Value::is_object)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_text_model_has_its_own_keys_then_the_shared_ones_then_defaults() {
+        let whole = json!({
+            "model_type": "gemma3",
+            "architectures": ["Gemma3ForConditionalGeneration"],
+            "eos_token_id": [1, 106],
+            "vision_config": {"hidden_size": 9},
+            "text_config": {"hidden_size": 2560, "rms_norm_eps": null, "sliding_window": 1024},
+        });
+        let text = text_part(whole);
+        assert_eq!((&text["model_type"], &text["hidden_size"]), (&json!("gemma3_text"), &json!(2560)));
+        assert_eq!((&text["eos_token_id"], &text["sliding_window"]), (&json!([1, 106]), &json!(1024)));
+        assert_eq!((&text["rms_norm_eps"], &text["num_attention_heads"]), (&json!(1e-6), &json!(8)));
+        assert!(text.get("architectures").is_none() && text.get("vision_config").is_none());
+        let other = json!({"model_type": "qwen2_vl", "text_config": {"hidden_size": 8}});
+        assert_eq!(text_part(other.clone()), other);
+        let mistral =
+            text_part(json!({"model_type": "mistral3", "text_config": {"model_type": "ministral3"}}));
+        assert_eq!(mistral, json!({"model_type": "ministral3"}));
+    }
+
+    #[test]
+    fn unknown_keys_of_the_whole_are_refused() {
+        let check =
+            |json: Value| check_whole("m", Path::new("config.json"), &json).map_err(|e| e.to_string());
+        assert_eq!(check(json!({"model_type": "gemma3", "text_config": {}, "image_token_index": 5})), Ok(()));
+        let quantized =
+            json!({"model_type": "gemma3", "text_config": {}, "quantization_config": {"bits": 4}});
+        assert!(check(quantized).unwrap_err().contains("quantization_config"));
+        let wrong = json!({"model_type": "gemma3", "text_config": 5});
+        assert!(check(wrong).unwrap_err().contains("text_config"));
+        assert_eq!(check(json!({"model_type": "llama", "auto_map": 5})), Ok(()), "no text_config");
+    }
+}
