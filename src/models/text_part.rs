@@ -56,8 +56,8 @@ fn defaults(model_type: &str) -> Value {
 
 /// The configuration of the text model of `json`; `json` itself if that is all there is.
 pub(super) fn text_part(json: Value) -> Value {
-    let part = |(whole, own): &(&str, &str)| (json["model_type"] == *whole).then_some(*own);
-    let Some((own, text)) = PARTS.iter().find_map(part).zip(json["text_config"].as_object()) else {
+    let part = PARTS.iter().find(|(whole, _)| json["model_type"] == *whole).map(|(_, own)| *own);
+    let Some((own, text)) = part.zip(json["text_config"].as_object()) else {
         return json;
     };
     let model_type = text.get("model_type").and_then(Value::as_str).unwrap_or(own);
