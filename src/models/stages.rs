@@ -28,8 +28,7 @@ impl Stages {
         let mut stages =
             Self { pooling: Pooling::Mean, include_prompt: true, dense: Vec::new(), normalize: false };
         let unsupported = |reason: String| Error::Unsupported { model: files.model.clone(), reason };
-        const ORDER: &str =
-            "supported are Transformer and Pooling, or StaticEmbedding, then any Dense, Normalize, in this order";
+        const ORDER: &str = "supported are Transformer and Pooling, or StaticEmbedding, then any Dense, Normalize, in this order";
         // A table stands in place of transformer and pooling.
         let table = files.modules.first().is_some_and(|first| first.kind == "StaticEmbedding");
         let mut at = if table { 2 } else { 0 };

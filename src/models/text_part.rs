@@ -31,7 +31,7 @@ const KEYS: &[&str] = &[
 ];
 
 /// Keys that the text model has from the whole one, where it has none of its own.
-const SHARED: [&str; 4] = ["tie_word_embeddings", "bos_token_id", "eos_token_id", "pad_token_id"];
+const SHARED: [&str; 3] = ["bos_token_id", "eos_token_id", "pad_token_id"];
 
 /// What transformers takes for each key that a Gemma 3 does not give.
 fn defaults(model_type: &str) -> Value {
@@ -71,6 +71,10 @@ pub(super) fn text_part(json: Value) -> Value {
     let counts = |key: &str, value: &Value| !value.is_null() || NULL_COUNTS.contains(&key);
     for (key, value) in text.iter().filter(|(key, value)| counts(key, value)) {
         all[key] = value.clone();
+    }
+    // One head serves both models.
+    if let Some(tied) = json.get("tie_word_embeddings") {
+        all["tie_word_embeddings"] = tied.clone();
     }
     all
 }

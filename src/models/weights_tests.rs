@@ -177,3 +177,22 @@ fn damage_is_an_error_that_names_the_file() {
         }
     }
 }
+
+#[test]
+fn the_tensors_of_a_text_model_are_found_among_those_of_images() {
+    let entry = |name: &str, at: usize| {
+        format!(r#""{name}":{{"dtype":"F32","shape":[1],"data_offsets":[{at},{}]}}"#, at + 4)
+    };
+    let names = ["language_model.model.norm.weight", "model.language_model.embed.weight", "lm_head.weight"];
+    let images = ["vision_tower.a", "model.vision_tower.b", "multi_modal_projector.c"];
+    let header: Vec<_> = names.iter().chain(&images).zip(0..).map(|(name, n)| entry(name, 4 * n)).collect();
+    let data: Vec<u8> = (0..6_u8).flat_map(|n| f32::from(n).to_le_bytes()).collect();
+    let (_folder, files) = file(&format!("{{{}}}", header.join(",")), &data);
+    let weights = Weights::open(&files).unwrap();
+    for (name, value) in [("model.norm.weight", 0.0), ("model.embed.weight", 1.0), ("lm_head.weight", 2.0)] {
+        assert!(weights.contains(name), "{name}");
+        assert_eq!(weights.vector(name, 1).unwrap().to_f32().unwrap(), [value], "{name}");
+    }
+    assert!(!weights.contains("model.a"));
+    assert_eq!(elements(&files).unwrap(), 3, "those of images are not loaded");
+}

@@ -92,6 +92,7 @@ WHOLE: dict[str, tuple[str, dict[str, Any]]] = {
             "projector_hidden_act": "gelu",
             "vision_feature_layer": -1,
             "multimodal_projector_bias": False,
+            "tie_word_embeddings": False,
         },
     ),
 }

@@ -28,7 +28,6 @@ ENCODERS = {
     "nomic_2048": "nomic-bert",
     "jina_v2": "jina-bert-v2",
     "modernbert": "modern-bert",
-    "modernbert_silu": "modern-bert",
     "gemma_embedding": "gemma-embedding",
 }
 # Spelled as llama.cpp has it; the package does not have it yet.
@@ -70,7 +69,7 @@ def encoder(family: str, config: dict[str, Any]) -> dict[str, Any]:
     }
     if family == "nomic_2048":
         found[Keys.Rope.FREQ_BASE] = float(config["rotary_emb_base"])
-    if family.startswith("modernbert"):
+    if family == "modernbert":
         full = AutoConfig.for_model(**config)
         rope = full.rope_parameters
         found[Keys.Attention.SLIDING_WINDOW] = full.local_attention
@@ -171,7 +170,7 @@ def make(root: Path) -> None:
             stored = tensors.keys()
         keys = [key for key in stored if not key.startswith("pooler.") and "position_ids" not in key]
         # Converters take the prefix of a masked language model away.
-        bare = {key: key.removeprefix("model.") if family.startswith("modernbert") else key for key in keys}
+        bare = {key: key.removeprefix("model.") if family == "modernbert" else key for key in keys}
         bare |= {key: f"model.{key}" for key in keys if family == "gemma_embedding"}
         names = {key: table.get_name(own, (".weight", ".bias")) for key, own in bare.items()}
         missing = [key for key, own in names.items() if own is None]

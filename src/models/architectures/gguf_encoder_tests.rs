@@ -7,11 +7,11 @@ use base64::Engine as _;
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::compute::{Isa, Packed, WeightFormat};
+use crate::compute::{Activation, Isa, Packed, WeightFormat};
 use crate::models::formats::gguf::tests::{Writer, f32s};
 use crate::models::json::read_json;
 use crate::models::manifest::WeightFiles;
-use crate::models::{Encoder, ModelConfig, ModelFiles, Overrides, Weights, on_cpu};
+use crate::models::{Encoder, ModelConfig, ModelFiles, ModelKind, Overrides, Weights, on_cpu};
 
 #[derive(Deserialize)]
 struct Header {
@@ -183,15 +183,7 @@ fn load(path: PathBuf) -> crate::Result<Encoder> {
 
 #[test]
 fn encoders_in_gguf_files_are_those_of_their_folders() {
-    for name in [
-        "bert_wordpiece",
-        "xlmr",
-        "nomic_2048",
-        "jina_v2",
-        "modernbert",
-        "modernbert_silu",
-        "gemma_embedding",
-    ] {
+    for name in ["bert_wordpiece", "xlmr", "nomic_2048", "jina_v2", "modernbert", "gemma_embedding"] {
         let (_folder, path) = written(name).write();
         compare(name, path);
     }
@@ -241,8 +233,11 @@ fn what_a_gguf_encoder_does_not_have_is_named() {
     let yarn = written_with("modernbert", &|other| other != key).text(key, "yarn");
     assert!(refusal(yarn).contains("\"yarn\""));
     let key = "modern-bert.hidden_activation";
-    let swish = written_with("modernbert", &|other| other != key).text(key, "mish");
-    assert!(refusal(swish).contains("\"mish\""));
+    let with = |name: &str| written_with("modernbert", &|other| other != key).text(key, name);
+    assert!(refusal(with("mish")).contains("\"mish\""));
+    let (_folder, path) = with("silu").write();
+    let config = ModelConfig::read(&ModelFiles::gguf("m", path).unwrap(), ModelKind::Embedding).unwrap();
+    assert_eq!(config.describe().activation, Activation::Silu);
     let code = written("jina_v2").tensor("blk.0.attn_q_norm.weight", &[36], 0, &f32s(&[1.0; 36]));
     assert!(refusal(code).contains("blk.0.attn_q_norm.weight"));
     let wrong = written("nomic_2048").tensor("dense_2.weight", &[2, 5], 0, &f32s(&[1.0; 10]));

@@ -42,7 +42,8 @@ fn what_is_not_supported_is_named() {
     assert!(refusal("smollm3", json!({"no_rope_layers": [1, 0]})).contains("2 of 6 layers"));
     assert!(refusal("qwen3", json!({"layer_types": ["full_attention"]})).contains("1 of 6 layers"));
     assert!(refusal("qwen3", json!({"layer_types": ["x", "x", "x", "x", "x", "x"]})).contains("\"x\""));
-    let sliding = json!({"use_sliding_window": true, "sliding_window": 8, "is_causal": false});
+    let sliding =
+        json!({"use_sliding_window": true, "sliding_window": 8, "max_window_layers": 0, "is_causal": false});
     assert!(refusal("qwen2", sliding).contains("in both directions"));
     let phi3 = json!({"rope_scaling": {"type": "yarn", "factor": 2.0}});
     assert!(refusal("phi3", phi3).contains("yarn"));
