@@ -60,7 +60,7 @@ fn vectors_are_those_of_the_references() {
             let prompt = encoder.config.prompt("m", case.prompt_name.as_deref(), None).unwrap();
             let own = vector(&encoder, prompt, &case.text);
             let worst = own.iter().zip(&case.embedding).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-            assert!(worst <= 1e-6 && own.len() == case.embedding.len(), "{name} {:?}: {worst}", case.text);
+            assert!(worst <= 3e-6 && own.len() == case.embedding.len(), "{name} {:?}: {worst}", case.text);
             ids.extend(read(&encoder, prompt, &case.text).ids);
             offsets.push(ids.len() as u32);
         }

@@ -295,14 +295,32 @@ fn vectors_are_those_of_sentence_transformers() {
     }
 }
 
+/// How far a number of a vector may be from the reference in bfloat16: about twice what is measured. The random weights of the
+/// first ones amplify rounding most: narrow embeddings are widened (ALBERT, ELECTRA), one token's state is the vector, or
+/// vectors are not normalized.
+fn allowed_in_bfloat16(name: &str) -> f32 {
+    match name {
+        "albert"
+        | "electra"
+        | "distilbert"
+        | "modernbert"
+        | "qwen2_bidirectional"
+        | "llama_embedding"
+        | "mistral_embedding"
+        | "bert_cls"
+        | "bert_plain" => 0.12,
+        _ => 0.05,
+    }
+}
+
 /// All texts of a fixture in one batch.
 #[test]
 fn vectors_of_a_batch_are_the_same_on_every_instruction_set() {
     for (name, (files, reference)) in all() {
-        let most =
-            reference.cases.iter().flat_map(|case| &case.embedding).fold(0.0_f32, |m, x| m.max(x.abs()));
         for isa in Isa::available() {
-            for (format, allowed) in [(WeightFormat::F32, 2e-5), (WeightFormat::Bf16, 0.1 * most.max(1.0))] {
+            for (format, allowed) in
+                [(WeightFormat::F32, 2e-5), (WeightFormat::Bf16, allowed_in_bfloat16(&name))]
+            {
                 let build = |config: &ModelConfig, weights: &Weights| on_cpu(config, weights, isa, format);
                 let encoder = Encoder::load(&files, Overrides::default(), &build).unwrap();
                 let (mut ids, mut offsets) = (Vec::new(), vec![0]);
@@ -315,7 +333,7 @@ fn vectors_of_a_batch_are_the_same_on_every_instruction_set() {
                 let vectors = encode(&encoder, &ids, &offsets);
                 let expected = reference.cases.iter().flat_map(|case| &case.embedding);
                 let worst = vectors.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-                assert!(worst <= allowed, "{name} {isa} {format:?}: {worst:e} of {most}");
+                assert!(worst <= allowed, "{name} {isa} {format:?}: {worst:e}");
             }
         }
     }
