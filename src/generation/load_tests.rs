@@ -12,8 +12,6 @@ struct Reference {
     penalties: Penalties,
     cases: Vec<Case>,
     chat: Option<Chat>,
-    /// How far the reference is from the same model in float64.
-    float64_error: f32,
 }
 
 #[derive(serde::Deserialize)]
@@ -98,12 +96,11 @@ fn logits_equal_transformers_on_every_instruction_set() {
     for name in NAMES.split(' ') {
         for isa in Isa::available() {
             let (model, expected) = (load(name, WeightFormat::F32, isa), reference(name));
-            // The errors of both add up; those of three references alone are more than 2e-5.
-            let allowed = 2e-5 + if expected.float64_error > 2e-5 { expected.float64_error } else { 0.0 };
+            // The reference of this one is itself 2.2e-5 away from the model in float64.
+            let allowed = if matches!(name, "ministral3" | "mistral3") { 2.5e-5 } else { 2e-5 };
             let errors =
                 expected.cases.iter().map(|case| furthest(&logits(&model, &[&case.ids]), &case.logits));
             let worst = errors.fold(0.0, f32::max);
-            eprintln!("{name} {isa}: {worst:e}");
             assert!(worst <= allowed, "{name} {isa}: {worst:e} of {allowed:e}");
         }
     }
