@@ -126,7 +126,8 @@ def write_tokenizer(name: str, directory: Path) -> int:
 
 def write_weights(name: str, directory: Path, seed: int) -> None:
     if name in WHOLE:
-        return write_whole(name, directory, seed)
+        write_whole(name, directory, seed)
+        return
     empty = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(directory))
     shapes = {key: tensor.shape for key, tensor in empty.state_dict().items()}
     if empty.config.tie_word_embeddings:
