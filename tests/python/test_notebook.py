@@ -1,4 +1,4 @@
-"""examples/quickstart.ipynb runs from the first cell to the last, and is committed with its outputs."""
+"""The notebooks of examples/ run from the first cell to the last, and are committed with their outputs."""
 
 from __future__ import annotations
 
@@ -9,17 +9,23 @@ import pytest
 from conftest import ROOT
 
 PATH = ROOT / "examples" / "quickstart.ipynb"
+RETRIEVAL = ROOT / "examples" / "retrieval.ipynb"
 
 
-def cells():
-    return [cell for cell in json.loads(PATH.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
+def cells(path=PATH):
+    return [cell for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
 
 
-def test_it_is_small_and_was_executed():
-    assert PATH.stat().st_size < 300_000
-    assert [cell["execution_count"] for cell in cells()] == list(range(1, len(cells()) + 1))
-    kinds = [output["output_type"] for cell in cells() for output in cell["outputs"]]
+@pytest.mark.parametrize("path", [PATH, RETRIEVAL], ids=lambda path: path.stem)
+def test_it_is_small_and_was_executed(path):
+    assert path.stat().st_size < 300_000
+    assert [cell["execution_count"] for cell in cells(path)] == list(range(1, len(cells(path)) + 1))
+    kinds = [output["output_type"] for cell in cells(path) for output in cell["outputs"]]
+    assert kinds
     assert "error" not in kinds
+
+
+def test_it_shows_plots_and_tables():
     shown = [kind for cell in cells() for output in cell["outputs"] for kind in output.get("data", {})]
     assert shown.count("image/png") == 2
     assert "text/html" in shown
@@ -41,3 +47,18 @@ def test_it_runs(minilm, multilingual, smollm2, monkeypatch, tmp_path):
     said = json.dumps([cell.get("outputs", []) for cell in notebook.cells])
     assert "Paris" in said
     assert sys.version_info[:2] == tuple(map(int, notebook.metadata.language_info.version.split(".")[:2]))
+
+
+@pytest.mark.real
+@pytest.mark.timeout(180)
+@pytest.mark.filterwarnings("default")
+def test_retrieval_runs(multilingual, monkeypatch, tmp_path):
+    """It asserts itself that hybrid search is better than either of its parts."""
+    nbformat = pytest.importorskip("nbformat")
+    client = pytest.importorskip("nbclient")
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
+    notebook = nbformat.read(RETRIEVAL, as_version=4)
+    resources = {"metadata": {"path": str(RETRIEVAL.parent)}}
+    client.NotebookClient(notebook, timeout=120, kernel_name="python3", resources=resources).execute()
+    said = json.dumps([cell.get("outputs", []) for cell in notebook.cells])
+    assert "hybrid + MaxSim" in said
