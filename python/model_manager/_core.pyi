@@ -56,6 +56,7 @@ __all__ = [
     "_json_values",
     "_maxsim",
     "_refusal",
+    "_set_tracer",
     "_simulate_adaptive",
     "available_isas",
     "is_turkish",

@@ -190,14 +190,14 @@ fn of_folder(files: &ModelFiles) -> Option<String> {
 /// The algorithm in a `tokenizer.json`; the rest of the file is skipped.
 fn algorithm(path: &Path) -> Option<String> {
     #[derive(Deserialize)]
-    struct File {
-        model: Model,
+    struct TokenizerHeader {
+        model: TokenizerAlgorithm,
     }
     #[derive(Deserialize)]
-    struct Model {
+    struct TokenizerAlgorithm {
         r#type: String,
     }
-    read_json_with_nulls::<File>(path).ok().map(|file| file.model.r#type)
+    read_json_with_nulls::<TokenizerHeader>(path).ok().map(|file| file.model.r#type)
 }
 
 #[cfg(test)]

@@ -119,7 +119,7 @@ fn is_model2vec(config: &Path) -> Result<bool> {
 
 /// The rows of a table, in the format of their file.
 #[derive(Debug)]
-enum Table {
+enum VectorTable {
     Plain(Weight),
     /// Bytes of other formats: one for each number, or eight.
     Int8(Bytes),
@@ -129,7 +129,7 @@ enum Table {
 /// A static model.
 #[derive(Debug)]
 pub(crate) struct StaticModel {
-    table: Table,
+    table: VectorTable,
     rows: usize,
     width: usize,
     /// The row of each token, where several share one.
@@ -167,10 +167,10 @@ impl StaticModel {
         };
         let memory = Arc::default();
         let table = match &found {
-            StoredTensor::Plain(weight) => Table::Plain(weight.table(&memory)?),
+            StoredTensor::Plain(weight) => VectorTable::Plain(weight.table(&memory)?),
             StoredTensor::Other { format, bytes, .. } => match format.as_str() {
-                "I8" => Table::Int8(bytes.table(&memory)?),
-                "F64" => Table::Float64(bytes.table(&memory)?),
+                "I8" => VectorTable::Int8(bytes.table(&memory)?),
+                "F64" => VectorTable::Float64(bytes.table(&memory)?),
                 other => {
                     return Err(wrong(
                         name,
@@ -215,12 +215,12 @@ impl StaticModel {
     /// Row `row` into `out`.
     fn row(&self, row: usize, out: &mut [f32], scratch: &mut Vec<u8>) -> Result<()> {
         match &self.table {
-            Table::Plain(weight) => weight.rows_f32(row..row + 1, out, scratch)?,
-            Table::Int8(bytes) => {
+            VectorTable::Plain(weight) => weight.rows_f32(row..row + 1, out, scratch)?,
+            VectorTable::Int8(bytes) => {
                 let read = bytes.read(row * self.width..(row + 1) * self.width, scratch)?;
                 out.iter_mut().zip(read).for_each(|(x, byte)| *x = f32::from(*byte as i8));
             }
-            Table::Float64(bytes) => {
+            VectorTable::Float64(bytes) => {
                 let read = bytes.read(8 * row * self.width..8 * (row + 1) * self.width, scratch)?;
                 out.iter_mut()
                     .zip(read.as_chunks().0)
@@ -301,8 +301,8 @@ impl SentenceEncoder for StaticModel {
 
     fn check(&self) -> Result<()> {
         let bytes = match &self.table {
-            Table::Plain(weight) => weight.bytes(),
-            Table::Int8(bytes) | Table::Float64(bytes) => bytes,
+            VectorTable::Plain(weight) => weight.bytes(),
+            VectorTable::Int8(bytes) | VectorTable::Float64(bytes) => bytes,
         };
         // A table in memory does not depend on its file.
         match &self.file {
@@ -317,13 +317,13 @@ impl SentenceEncoder for StaticModel {
 
     fn dtype(&self) -> &'static str {
         match &self.table {
-            Table::Plain(weight) => match weight.stored() {
+            VectorTable::Plain(weight) => match weight.stored() {
                 Stored::F32 => "float32",
                 Stored::F16 => "float16",
                 Stored::Bf16 => "bfloat16",
             },
-            Table::Int8(_) => "int8",
-            Table::Float64(_) => "float64",
+            VectorTable::Int8(_) => "int8",
+            VectorTable::Float64(_) => "float64",
         }
     }
 }

@@ -145,6 +145,18 @@ class RerankAnswer(BaseModel):
     usage: Usage
 
 
+class TextScore(BaseModel):
+    """One text in the form of text-embeddings-inference."""
+
+    index: int
+    score: float
+    text: str | None = None
+
+
+class AnyRerankAnswer(RootModel[RerankAnswer | list[TextScore]]):
+    """Results for `documents`; a list of index and score, best first, for `texts`."""
+
+
 class ClassifyRequest(_Open):
     """Texts, or pairs of texts."""
 

@@ -337,15 +337,15 @@ enum Unknown {
 
 fn unknown(json: &[u8]) -> Option<Unknown> {
     #[derive(Deserialize)]
-    struct File {
-        model: Words,
+    struct UnknownFile {
+        model: UnknownFields,
     }
     #[derive(Deserialize)]
-    struct Words {
+    struct UnknownFields {
         unk_id: Option<u32>,
         unk_token: Option<String>,
     }
-    let Words { unk_id, unk_token } = serde_json::from_slice::<File>(json).ok()?.model;
+    let UnknownFields { unk_id, unk_token } = serde_json::from_slice::<UnknownFile>(json).ok()?.model;
     unk_id.map(Unknown::Id).or(unk_token.map(Unknown::Token))
 }
 

@@ -11,7 +11,7 @@ from ..._scoring import RERANKER, classified, ranked
 from ..bodies import read_json
 from ..errors import bad_request, unknown_model
 from ..middleware import to_json
-from ..schemas import ClassifyAnswer, ClassifyRequest, RerankAnswer, RerankRequest
+from ..schemas import AnyRerankAnswer, ClassifyAnswer, ClassifyRequest, RerankAnswer, RerankRequest
 from .vectors import inferred, json_kind, read_truncate
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def add_routes(routes: Routes, service: Service) -> None:
 
     post = partial(routes.add, method="POST", tags=["reranking"])
     for path in ("/v1/rerank", "/rerank"):
-        post(path, rerank, body=RerankRequest, answer=RerankAnswer, summary="Rerank documents")
+        post(path, rerank, body=RerankRequest, answer=AnyRerankAnswer, summary="Rerank documents")
     post("/v2/rerank", rerank_v2, body=RerankRequest, answer=RerankAnswer, summary="Rerank documents")
     post("/v1/classify", classify, body=ClassifyRequest, answer=ClassifyAnswer, summary="Classify texts")
 
