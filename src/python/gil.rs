@@ -4,11 +4,13 @@
 //! abort of the process. So from [`_at_exit`] on, no thread but the one that ends the interpreter goes back into it from
 //! here: it sleeps until the process is gone.
 
+use std::cell::RefCell;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::{self, ThreadId};
 use std::time::{Duration, Instant};
 
+use pyo3::exceptions::PyException;
 use pyo3::prelude::*;
 
 /// The thread that ends the interpreter, once it does.
@@ -75,10 +77,44 @@ impl log::Log for Logger {
     }
 
     fn log(&self, record: &log::Record<'_>) {
-        self.while_open(|logger| logger.log(record));
+        self.while_open(|logger| {
+            if logger.enabled(record.metadata()) {
+                Python::attach(|py| {
+                    let before = PyErr::take(py);
+                    logger.log(record);
+                    let raised = PyErr::take(py);
+                    if let Some(before) = before {
+                        before.restore(py);
+                    }
+                    if let Some(raised) = raised {
+                        keep(py, raised);
+                    }
+                });
+            }
+        });
     }
 
     fn flush(&self) {}
+}
+
+thread_local! {
+    /// What a signal handler raised while this thread logged.
+    static RAISED: RefCell<Option<PyErr>> = const { RefCell::new(None) };
+}
+
+/// Keeps what a signal handler raised (Ctrl-C) while Python's logging ran, until [`interrupted_while_logging`]: a log call
+/// has no result to return it in. An error of a logging handler is reported as one that cannot be raised.
+fn keep(py: Python<'_>, raised: PyErr) {
+    if raised.is_instance_of::<PyException>(py) {
+        raised.write_unraisable(py, None);
+    } else {
+        RAISED.set(Some(raised));
+    }
+}
+
+/// What a signal handler raised while this thread logged, once.
+pub(super) fn interrupted_while_logging() -> PyResult<()> {
+    RAISED.take().map_or(Ok(()), Err)
 }
 
 impl Logger {

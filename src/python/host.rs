@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use pyo3::prelude::*;
 
-use super::gil::{attached, calling, detached};
+use super::gil::{attached, calling, detached, interrupted_while_logging};
 use crate::config::Host;
 use crate::{Error, Result};
 
@@ -73,7 +73,11 @@ pub(super) fn interruptible<T: Send>(
 ) -> PyResult<Result<T>> {
     let mut raised = None;
     let result = detached(py, || {
-        let mut check = || match attached(|py| meanwhile(py).and_then(|()| py.check_signals())) {
+        let mut check = || match attached(|py| {
+            interrupted_while_logging()?;
+            meanwhile(py)?;
+            py.check_signals()
+        }) {
             Ok(()) => Ok(()),
             Err(error) => {
                 raised = Some(error);
@@ -84,6 +88,6 @@ pub(super) fn interruptible<T: Send>(
     });
     match raised {
         Some(error) => Err(error),
-        None => Ok(result),
+        None => interrupted_while_logging().map(|()| result),
     }
 }

@@ -123,7 +123,8 @@ def test_every_structure_is_released_once(manager):
         pa.array(vectors)
         vectors.__arrow_c_array__()
     gc.collect()
-    assert resident_bytes() - resident < 4 << 20
+    # A schema that leaks takes more than 200 bytes. The rest is what other threads of the process allocate meanwhile.
+    assert resident_bytes() - resident < 16 << 20
 
 
 def test_options_are_those_of_embed(manager):

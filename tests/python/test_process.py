@@ -140,8 +140,8 @@ time.sleep(0.1)
     )
 
 
-def interrupted(code):
-    """Send SIGINT after the process printed `ready`; (exit code, stderr, seconds until the end)."""
+def interrupted(code, after=0.5):
+    """Send SIGINT `after` seconds after `ready` was printed; (exit code, stdout, stderr, seconds until the end)."""
     process = subprocess.Popen(
         [sys.executable, "-c", code],
         stdout=subprocess.PIPE,
@@ -150,7 +150,7 @@ def interrupted(code):
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "tests" / "python"), *sys.path])},
     )
     assert process.stdout.readline().strip() == "ready"
-    time.sleep(0.5)
+    time.sleep(after)
     started = time.monotonic()
     process.send_signal(signal.SIGINT)
     try:
@@ -160,7 +160,9 @@ def interrupted(code):
     return process.returncode, out, err, time.monotonic() - started
 
 
-def test_ctrl_c_stops_a_long_embed():
+@pytest.mark.parametrize("after", [0.02, 0.5])
+def test_ctrl_c_stops_a_long_embed(after):
+    """Early, the handler runs inside the logging of the first text that is cut."""
     code, out, err, seconds = interrupted(
         MANAGER
         + """
@@ -172,7 +174,8 @@ try:
     m.embed(texts, "english_sentence")
 except KeyboardInterrupt:
     print("interrupted", m.embed("still alive").shape)
-"""
+""",
+        after,
     )
     assert (code, out) == (0, "interrupted (32,)\n"), err
     assert seconds < 10

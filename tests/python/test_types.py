@@ -48,7 +48,7 @@ TYPES = [
     "bool",
     "ModelManager",
 ]
-MISTAKES = ['No overloads for "embed"', 'No overloads for "embed"', 'No parameter named "thread"']
+MISTAKES = ['No overloads for "embed"', 'cannot be assigned to parameter "texts"', 'No parameter named "thread"']
 
 
 def check(*arguments):
