@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import openai
 import pytest
@@ -105,6 +106,10 @@ def test_figures_for_prometheus(make_writer, serve):
     server = serve(make_writer())
     for _ in range(2):
         answer = server.client.post("/v1/completions", json={"prompt": TEXT, "max_tokens": 6, "min_tokens": 6}).json()
+        # The answer is on its way before its sequence has ended.
+        until = time.monotonic() + SECONDS
+        while f'model_manager_generation_active{{slot="{SLOT}"}} 0.0' not in server.client.get("/metrics").text:
+            assert time.monotonic() < until
         # Unloading sets the generator's own counts to zero.
         text = server.client.get("/metrics").text
         server.client.post("/api/unload", json={"model": SLOT})
