@@ -1,4 +1,4 @@
-"""What embedding returns beside plain arrays. The core's stub names these types: this module imports nothing."""
+"""What embedding returns apart from plain arrays. The core's stub names these types: this module imports nothing."""
 
 from __future__ import annotations
 

@@ -163,6 +163,7 @@ def embed_outputs(
     *,
     truncate_dim: int | None = None,
     normalize: bool = True,
+    copy: bool = False,
     progress: Any = None,
     **options: Any,
 ) -> EmbedOutputs:
@@ -173,7 +174,7 @@ def embed_outputs(
     for kind in _kinds(manager, model, wanted):
         extra = {"normalize": normalize} if kind == "all" else {}
         if kind == "dense":
-            found[kind] = manager.embed(items, model, normalize=normalize, progress=progress, **options)
+            found[kind] = manager.embed(items, model, normalize=normalize, copy=copy, progress=progress, **options)
         else:
             found[kind], _ = manager._infer(kind, items, None, model, progress, **extra, **options)
     return _outputs(found, wanted, isinstance(texts, str))
@@ -207,7 +208,7 @@ async def aembed_outputs(
     for kind in _kinds(manager, model, wanted):
         extra = {"normalize": normalize} if kind == "all" else {}
         if kind == "dense":
-            found[kind] = await aembed_dense(manager, items, model, normalize=normalize, **options)
+            found[kind] = await aembed_dense(manager, items, model, normalize=normalize, copy=copy, **options)
         else:
             found[kind], _ = await ainfer(manager, kind, items, None, model, **extra, **options)
     return _outputs(found, wanted, isinstance(texts, str))

@@ -18,23 +18,9 @@ const PUNCTUATION: &str = "!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~";
 /// Tokens of a query, where no file says how many.
 const QUERY_LENGTH: usize = 32;
 
-/// The keys of `config_sentence_transformers.json` that are read.
-const MODEL_KEYS: &[&str] = &[
-    "prompts",
-    "default_prompt_name",
-    "similarity_fn_name",
-    "model_type",
-    "__version__",
-    "query_prefix",
-    "document_prefix",
-    "query_length",
-    "document_length",
-    "query_expansion",
-    "do_query_expansion",
-    "attend_to_expansion_tokens",
-    "attend_to_mask_tokens",
-    "skiplist_words",
-];
+/// The keys of `config_sentence_transformers.json` that are read, with [`MARKERS`].
+const MODEL_KEYS: &[&str] =
+    &["prompts", "default_prompt_name", "similarity_fn_name", "model_type", "__version__"];
 /// The keys that PyLate wrote: a file with one of them is that of such a model.
 const MARKERS: &[&str] = &[
     "query_prefix",
@@ -159,7 +145,7 @@ impl LateInteraction {
         let pylate = saved.get("model_type").is_some_and(|kind| kind == "ColBERT")
             || MARKERS.iter().any(|key| saved.contains_key(*key));
         if native || pylate {
-            refuse_unknown(&files.model, &path, &saved, &[MODEL_KEYS])?;
+            refuse_unknown(&files.model, &path, &saved, &[MODEL_KEYS, MARKERS])?;
             return Self::of_modules(files, &path, &saved, native).map(Some);
         }
         let config: Value = match files.beside_weights("config.json") {

@@ -27,7 +27,7 @@ pub(super) struct InferenceCall {
 
 impl InferenceCall {
     /// `kind`: scores, sparse, multi, queries, states or all. `second`: the second texts of pairs; one `first` text goes with each of them.
-    /// `keywords`: activation, prompt, prompt_name, normalize, truncate, timeout, keep_alive.
+    /// `keywords`: activation, prompt, prompt_name, normalize, truncate, timeout, keep_alive, user.
     pub(super) fn new(
         kind: &str,
         first: &Bound<'_, PyAny>,
@@ -65,6 +65,7 @@ impl InferenceCall {
                 "truncate" => options.truncate = value.extract()?,
                 "timeout" => options.timeout = timeout(py, Some(value.extract()?))?,
                 "keep_alive" => options.keep_alive = keep_alive(Some(&value))?,
+                "user" => options.user = Some(value.extract()?),
                 other => {
                     return Err(PyTypeError::new_err(format!(
                         "got an unexpected keyword argument {other:?}"

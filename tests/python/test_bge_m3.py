@@ -67,6 +67,17 @@ def test_other_models_give_what_they_have(manager):
         manager.embed("a text", "plain", outputs=ALL)
 
 
+@pytest.mark.parametrize("model", ["bge", "plain"])
+def test_user_and_copy_are_keywords_with_outputs_too(manager, model):
+    options = {"outputs": ("dense", "multi"), "user": "ayşe", "copy": True}
+    for found in (
+        manager.embed(["a text"], model, **options),
+        asyncio.run(manager.aembed(["a text"], model, **options)),
+    ):
+        assert found.dense.flags.writeable
+        np.testing.assert_array_equal(found.dense, manager.embed(["a text"], model))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -46,7 +46,7 @@ def test_idle_stays_out_of_the_way_of_steady_calls(make_manager):
         calls.append(time.monotonic())
         time.sleep(0.02)
     done = [ticket.done for ticket in tickets]
-    # On a machine that stood still for so long, nobody called.
+    # On a machine that stood still for so long there was no call.
     if max(after - before for before, after in pairwise(calls)) < 0.4:
         assert done == [0, 0]
     assert all(ticket.wait(30) for ticket in tickets)

@@ -1,4 +1,4 @@
-"""A collection for another model beside the old one, and the alias that is switched to it."""
+"""A new collection for another model, and the alias that is switched to it."""
 
 from __future__ import annotations
 

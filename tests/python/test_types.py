@@ -1,4 +1,4 @@
-"""The types that users see: pyright agrees with the stubs, beside mypy, which `make lint` runs."""
+"""The types that users see: pyright agrees with the stubs, as mypy does under `make lint`."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ use self::download::Blobs;
 pub use self::options::ResolveOptions;
 use self::progress::OnProgress;
 pub use self::progress::Progress;
-use super::manifest::{Missing, ModelFiles, Selection, read_modules};
+use super::manifest::{Missing, ModelFiles, Module, Selection, read_modules};
 use crate::{Error, Result};
 
 /// The hub as configured: cache, address, access.
@@ -100,15 +100,7 @@ impl Hub {
         let locks = self.cache.join(".locks").join(repo.file_name().unwrap_or_default());
         let blobs = Blobs { client: &self.client, repo: &repo, locks: &locks, id, commit: &commit };
         let snapshot = repo.join("snapshots").join(&commit);
-        let has = |name: &str| files.iter().any(|file| file == name);
-        let modules = if has("modules.json") {
-            blobs.download("modules.json", progress)?;
-            read_modules(&snapshot.join("modules.json"))?
-        } else {
-            Vec::new()
-        };
-        let selection = Selection::new(&modules, &has)
-            .map_err(|missing: Missing| missing.error(id, Path::new(&self.client.page(id))))?;
+        let (modules, selection) = select(&blobs, &snapshot, &files, progress)?;
         for file in selection.files.iter().filter(|file| is_small(file)) {
             blobs.download(file, progress)?;
         }
@@ -147,17 +139,8 @@ impl Hub {
         let locks = self.cache.join(".locks").join(repo.file_name().unwrap_or_default());
         let blobs = Blobs { client: &self.client, repo, locks: &locks, id, commit: &commit };
         let snapshot = repo.join("snapshots").join(&commit);
-        let has = |name: &str| files.iter().any(|file| file == name);
-
         // What to fetch depends on modules.json, and the shards on the index: those two come first.
-        let modules = if has("modules.json") {
-            blobs.download("modules.json", progress)?;
-            read_modules(&snapshot.join("modules.json"))?
-        } else {
-            Vec::new()
-        };
-        let selection = Selection::new(&modules, &has)
-            .map_err(|missing: Missing| missing.error(id, Path::new(&self.client.page(id))))?;
+        let (modules, selection) = select(&blobs, &snapshot, &files, progress)?;
         for file in &selection.files {
             blobs.download(file, progress)?;
         }
@@ -175,6 +158,25 @@ impl Hub {
         }
         Ok(snapshot)
     }
+}
+
+/// The modules of a model on the hub, whose list is downloaded if it has one, and which of its `files` it needs.
+fn select(
+    blobs: &Blobs<'_>,
+    snapshot: &Path,
+    files: &[String],
+    progress: &mut OnProgress<'_>,
+) -> Result<(Vec<Module>, Selection)> {
+    let has = |name: &str| files.iter().any(|file| file == name);
+    let modules = if has("modules.json") {
+        blobs.download("modules.json", progress)?;
+        read_modules(&snapshot.join("modules.json"))?
+    } else {
+        Vec::new()
+    };
+    let selection = Selection::new(&modules, &has)
+        .map_err(|missing: Missing| missing.error(blobs.id, Path::new(&blobs.client.page(blobs.id))))?;
+    Ok((modules, selection))
 }
 
 /// Whether a file says what a model is, in a few kilobytes: neither weights nor a vocabulary.

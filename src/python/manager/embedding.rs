@@ -46,6 +46,8 @@ impl PyManager {
             keywords.set_item("truncate", truncate)?;
             keywords.set_item("timeout", timeout)?;
             keywords.set_item("keep_alive", keep_alive)?;
+            keywords.set_item("user", user)?;
+            keywords.set_item("copy", copy)?;
             keywords.set_item("progress", progress)?;
             let helper = py.import("model_manager._vectors")?.getattr("embed_outputs")?;
             return helper.call((slf, texts, model, outputs), Some(&keywords)).map(Bound::unbind);

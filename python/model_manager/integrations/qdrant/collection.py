@@ -165,7 +165,7 @@ def check_identity(collection: str, known: Mapping[str, Any], own: Mapping[str, 
             raise CollectionError(
                 f"collection {collection!r} holds {what} of {there.get('model')!r}, not of {here['model']!r}"
                 f" (vectors of different models cannot be compared): use that model, {REMEDY}, or let reembed fill a"
-                " new one beside it"
+                " new collection"
             )
 
 

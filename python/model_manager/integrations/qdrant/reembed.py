@@ -1,4 +1,4 @@
-"""A new collection with the vectors of other models, beside the old one, and the alias that is switched to it."""
+"""A new collection with the vectors of other models, and the alias that is switched to it."""
 
 from __future__ import annotations
 

@@ -129,6 +129,7 @@ impl Appender {
 
 /// Options of a file that only its owner can read.
 pub fn private() -> OpenOptions {
+    #[cfg_attr(not(unix), allow(unused_mut, reason = "only Unix has modes"))]
     let mut options = OpenOptions::new();
     #[cfg(unix)]
     std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
@@ -137,6 +138,7 @@ pub fn private() -> OpenOptions {
 
 /// Makes a folder that only its owner can read.
 pub fn create_folder(folder: &Path) -> io::Result<()> {
+    #[cfg_attr(not(unix), allow(unused_mut, reason = "only Unix has modes"))]
     let mut builder = fs::DirBuilder::new();
     #[cfg(unix)]
     std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
