@@ -313,6 +313,9 @@ def dead(args: argparse.Namespace, texts: list[str]) -> list[Row]:
     return found
 
 
+PRELOAD_TURNS = 8
+
+
 def preload(args: argparse.Namespace, texts: list[str]) -> list[Row]:
     """Known texts are embedded while 16 clients work; then all of them hit, after a restart without a model."""
     known = [f"known question number {number} about the opening hours of the library" for number in range(1000)]
@@ -330,9 +333,9 @@ def preload(args: argparse.Namespace, texts: list[str]) -> list[Row]:
 
     with tempfile.TemporaryDirectory() as folder:
         # In turn, so that both see the same machine.
-        for turn in range(4):
-            preloading = turn % 2 == 1
-            with manager(args, cache_size=10_000, cache_disk=folder if turn == 3 else False) as found:
+        for turn in range(PRELOAD_TURNS):
+            preloading, last = turn % 2 == 1, turn == PRELOAD_TURNS - 1
+            with manager(args, cache_size=10_000, cache_disk=folder if last else False) as found:
                 found.load(SLOT)
                 stop.clear()
                 clients = [threading.Thread(target=client, args=(found, n, took[preloading])) for n in range(16)]
@@ -349,7 +352,7 @@ def preload(args: argparse.Namespace, texts: list[str]) -> list[Row]:
                     computed = found.stats()["queue"]["texts"]
                     found.embed(known, SLOT)
                     hits = len(known) - (found.stats()["queue"]["texts"] - computed)
-                    if turn == 3:
+                    if last:
                         found.cache_flush(60)
         with manager(args, cache_size=10_000, cache_disk=folder) as found:
             found.embed(known, SLOT)
@@ -366,8 +369,8 @@ def preload(args: argparse.Namespace, texts: list[str]) -> list[Row]:
 WORKER = """
 import sys
 from model_manager import Config, ModelManager
-model, folder, part = sys.argv[1:]
-settings = {} if folder == "none" else {"cache_disk": folder}
+model, setting, value, part = sys.argv[1:]
+settings = {setting: value} if setting != "none" else {}
 texts = [f"text {number} that every worker is asked for, about the weather and the river" for number in range(400)]
 import random; random.Random(int(part)).shuffle(texts)
 with ModelManager(Config(english_model=model, cache_size=10_000, **settings)) as manager:
@@ -384,9 +387,12 @@ with ModelManager(Config(english_model=model, cache_size=10_000, **settings)) as
 def workers(args: argparse.Namespace, texts: list[str]) -> list[Row]:
     """Four processes behind one port, each asked for the same texts at the same time: how often each is computed."""
     found: list[Row] = []
-    with tempfile.TemporaryDirectory() as folder:
-        for name, place in (("memory only", "none"), ("a disk tier", folder)):
-            command = [sys.executable, "-c", WORKER, str(args.model), place]
+    with tempfile.TemporaryDirectory() as folder, redis_server() as server:
+        tiers = [("memory only", "none", ""), ("a disk tier", "cache_disk", folder)]
+        if server:
+            tiers.append(("a Redis tier", "cache_url", server[0]))
+        for name, setting, value in tiers:
+            command = [sys.executable, "-c", WORKER, str(args.model), setting, value]
             pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
             processes = [subprocess.Popen([*command, str(number)], **pipes) for number in range(4)]
             for process in processes:
@@ -395,7 +401,7 @@ def workers(args: argparse.Namespace, texts: list[str]) -> list[Row]:
                 process.stdin.write("go\n")
                 process.stdin.flush()
             computed = [int(process.communicate(timeout=120)[0]) for process in processes]
-            limit = None if place == "none" else 2.0
+            limit = None if setting == "none" else 2.0
             found.append((f"4 workers, {name}: times each text is computed", sum(computed) / 400, limit, True))
     return found
 

@@ -21,7 +21,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-CONTENDERS = ("model_manager-auto", "model_manager-f32", "torch-bf16", "torch-f32", "onnxruntime-f32")
+CONTENDERS = (
+    "model_manager-auto",
+    "model_manager-f32",
+    "model_manager-int8",
+    "torch-bf16",
+    "torch-f32",
+    "onnxruntime-f32",
+)
 WORDS, QUERY_WORDS, PASSAGE_WORDS = 1000, 10, 77
 SPECIAL = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
 
@@ -83,7 +90,7 @@ def contender(name: str, folder: Path, onnx: Path, threads: int) -> Any:
         from model_manager import ModelManager
 
         manager = ModelManager(cache_size=0)
-        dtype = "float32" if name.endswith("f32") else "auto"
+        dtype = {"f32": "float32"}.get(suffix := name.rsplit("-", 1)[1], suffix)
         manager.register("rerank", str(folder), dtype=dtype, kind="reranker")
         return lambda pairs: [
             found.score
