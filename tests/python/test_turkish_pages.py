@@ -1,4 +1,4 @@
-"""The pages of docs/tr have the sections and the code of the English pages of the same name."""
+"""The pages of docs/tr have the sections, the code and the tables of the English pages of the same name."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from conftest import ROOT
 DOCS = ROOT / "docs"
 PAGES = sorted(path.name for path in (DOCS / "tr").glob("*.md"))
 FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
+SPAN = re.compile(r"`[^`]+`")
 
 
 def parts(path):
@@ -19,8 +20,15 @@ def parts(path):
     return headings, FENCE.findall(text)
 
 
+def rows(path):
+    """What each row of the tables has in backticks: names of settings, fields and paths, which are not translated."""
+    prose = FENCE.sub("", path.read_text(encoding="utf-8"))
+    return [sorted(SPAN.findall(line)) for line in prose.splitlines() if line.startswith("|")]
+
+
 def test_the_core_pages_are_there():
-    assert {"compatibility.md", "generation.md", "integrations.md", "tracing.md"} <= set(PAGES)
+    core = {"compatibility.md", "embedding.md", "generation.md", "integrations.md", "server.md", "tracing.md"}
+    assert core <= set(PAGES)
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -29,6 +37,20 @@ def test_a_page_is_in_step(name):
     english_headings, english_code = parts(DOCS / name)
     assert headings == english_headings, f"docs/{name} has other sections: translate them in docs/tr/{name}"
     assert code == english_code, f"docs/{name} has other code: copy it to docs/tr/{name}"
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_tables_are_in_step(name):
+    turkish, english = rows(DOCS / "tr" / name), rows(DOCS / name)
+    assert len(turkish) == len(english), f"docs/{name} has other rows in its tables: translate them in docs/tr/{name}"
+    for ours, theirs in zip(turkish, english, strict=True):
+        assert ours == theirs
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_links_lead_to_turkish_pages(name):
+    links = re.findall(r"\]\(\.\./([\w-]+\.md)", (DOCS / "tr" / name).read_text(encoding="utf-8"))
+    assert [page for page in links if page in PAGES] == []
 
 
 @pytest.mark.parametrize("name", PAGES)
