@@ -165,6 +165,51 @@ def test_the_workflows_are_valid(path):
     assert found == [], found
 
 
+def jobs():
+    """Every job of every workflow that has steps."""
+    for path in WORKFLOWS:
+        for name, job in yaml.safe_load(path.read_text())["jobs"].items():
+            if "steps" in job:
+                yield pytest.param(job, id=f"{path.stem}-{name}")
+
+
+@pytest.mark.parametrize("job", jobs())
+def test_jobs_end_and_keep_no_credentials(job):
+    assert job["timeout-minutes"] <= 120
+    for step in job["steps"]:
+        if step.get("uses", "").startswith("actions/checkout@"):
+            assert step["with"]["persist-credentials"] is False
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
+def test_a_workflow_may_only_read(path):
+    """A job that needs more says so itself."""
+    assert yaml.safe_load(path.read_text())["permissions"] == {"contents": "read"}
+
+
+def test_wheels_are_made_for_every_promised_system():
+    release = yaml.safe_load((ROOT / ".github" / "workflows" / "release.yml").read_text())["jobs"]
+    made = {
+        (one["os"].split("-")[0], one["target"], one["manylinux"])
+        for one in release["wheels"]["strategy"]["matrix"]["include"]
+    }
+    assert {(system, target) for system, target, _ in made} == {
+        ("ubuntu", "x86_64"),
+        ("ubuntu", "aarch64"),
+        ("macos", "aarch64"),
+        ("macos", "x86_64"),
+        ("windows", "x64"),
+    }
+    assert {target for _, target, libc in made if libc.startswith("musllinux")} == {"x86_64", "aarch64"}
+    assert {"version", "test", "wheels", "sdist", "sbom"} <= set(release["publish"]["needs"])
+    assert release["publish"]["permissions"]["id-token"] == "write", "trusted publishing"
+
+
+def test_updates_are_asked_for():
+    done = check("vendor.dependabot", ROOT / ".github" / "dependabot.yml")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_workflows_call_targets_that_exist():
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     for path in WORKFLOWS:
