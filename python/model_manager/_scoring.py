@@ -187,10 +187,10 @@ def ranked(
 
 def classified(scores: NDArray[np.float32], labels: Sequence[str]) -> list[Classification]:
     """The likeliest label of each row, and all of them."""
-    from .results import Classification
+    from .results import Classification, Classifications
 
     names = labels or [f"LABEL_{number}" for number in range(scores.shape[1])]
-    found = []
+    found = Classifications()
     for row in scores.tolist():
         best = max(range(len(row)), key=row.__getitem__)
         found.append(Classification(names[best], row[best], dict(zip(names, row, strict=True))))

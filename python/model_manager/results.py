@@ -29,10 +29,10 @@ class RerankResult(NamedTuple):
 class Ranking(list[RerankResult]):
     """The results of a reranking: a list that notebooks show as a table."""
 
-    def _repr_html_(self) -> str:
-        from ._html import ranking_html
+    def _repr_html_(self) -> str | None:
+        from ._html import results_html
 
-        return ranking_html(self)
+        return results_html(self, lambda one: {"document": str(one.index), "score": one.score, "text": one.document})
 
 
 class Classification(NamedTuple):
@@ -44,6 +44,15 @@ class Classification(NamedTuple):
     """Its probability."""
     scores: dict[str, float]
     """The probability of each label, in the model's order."""
+
+
+class Classifications(list[Classification]):
+    """The labels of several texts: a list that notebooks show as a table."""
+
+    def _repr_html_(self) -> str | None:
+        from ._html import results_html
+
+        return results_html(self, lambda one: {"label": one.label, "score": one.score})
 
 
 def to_scipy(vectors: Sequence[SparseVector], width: int) -> Any:

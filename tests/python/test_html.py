@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import pickle
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 from conftest import ENGLISH_MODEL, ENGLISH_TEXT, FIXTURES
-from model_manager.semantic import semantic_search
+from model_manager import CrossEncoder
+from model_manager.results import Ranking, RerankResult
+from model_manager.semantic import BM25Index, semantic_search
+
+HOSTILE = "<script>alert(1)</script>\"'&amp;<img src=x onerror=alert(1)>"
 
 
 class Checker(HTMLParser):
@@ -91,6 +97,80 @@ def test_matches():
     text = shown(matches)
     assert "1.0000" in text
     assert "and 3 more queries" in text
+    assert "more match" not in text
+    many = semantic_search(np.eye(32, dtype=np.float32)[:1], np.eye(32, dtype=np.float32), k=32)
+    assert "and 22 more matches of each query" in shown(many)
+    assert many.indices.shape == (1, 32)
+    assert "query" in shown(semantic_search(np.empty((0, 4)), np.empty((0, 4))))
+
+
+def test_hits_of_qdrant():
+    pytest.importorskip("qdrant_client")
+    from model_manager.integrations.qdrant.search import SearchHit, SearchHits
+
+    hit = SearchHit(HOSTILE, 0.25, HOSTILE, {HOSTILE: HOSTILE}, {"text": HOSTILE})
+    chunk = SearchHit("d", 0.125, "a part", {}, {}, span=(1000, 2000))
+    hits = SearchHits([hit, chunk])
+    text = shown(hits)
+    assert text.count("<script>alert(1)</script>") == 4
+    for word in ("0.2500", "1,000 to 2,000", "characters", "metadata"):
+        assert word in text
+    plain = shown(SearchHits([SearchHit("d", 0.5, "whole", {}, {})]))
+    assert "metadata" not in plain
+    assert "characters" not in plain
+    assert hits == [hit, chunk]
+    assert pickle.loads(pickle.dumps(hits)) == hits
+    assert "no results" in shown(SearchHits())
+
+
+def test_a_search_returns_hits_that_are_shown(manager):
+    pytest.importorskip("qdrant_client")
+    from model_manager.integrations.qdrant import QdrantIndexer
+
+    manager.register("rank", str(FIXTURES / "rerank_bert"))
+    with QdrantIndexer("notes", model="english_sentence", manager=manager, path=":memory:", rerank="rank") as indexer:
+        indexer.add_documents([{"id": "a", "text": HOSTILE, "metadata": {"lang": "en"}}, {"id": "b", "text": "two"}])
+        for rerank in (False, True):
+            hits = indexer.search("question", score_threshold=None, rerank=rerank)
+            assert isinstance(hits, list)
+            assert {hit.id for hit in hits} == {"a", "b"}
+            text = shown(hits)
+            assert HOSTILE in text
+            assert "lang=en" in text
+
+
+def test_other_lists_of_results(manager):
+    manager.register("rank", str(FIXTURES / "rerank_bert"))
+    encoder = CrossEncoder(manager, "rank")
+    ranks = encoder.rank("query", [HOSTILE, "two"], return_documents=True)
+    assert isinstance(ranks, list)
+    assert all(type(one) is dict for one in ranks)
+    assert json.loads(json.dumps(ranks)) == ranks
+    assert HOSTILE in shown(ranks)
+    assert "text" not in shown(encoder.rank("query", [HOSTILE, "two"]))
+    labels = manager.classify(["one", "two"], "rank")
+    assert isinstance(labels, list)
+    assert labels[0].label in shown(labels)
+
+
+def test_texts_with_the_words():
+    pytest.importorskip("bm25s")
+    index = BM25Index([HOSTILE, "the parcel is late"], "english")
+    assert "the parcel is late" in shown(index.search("parcels"))
+    assert HOSTILE in shown(index.search("script"))
+    assert index.search("nothing") == []
+    assert "no results" in shown(index.search("nothing"))
+
+
+def test_long_and_changed_lists():
+    many = Ranking(RerankResult(number, 1.0, f"text {number}") for number in range(51))
+    text = shown(many)
+    assert "text 49" in text
+    assert "text 50" not in text
+    assert "and 1 more result" in text
+    many.insert(0, "an item of the caller")
+    assert many._repr_html_() is None, "notebooks show the plain list then"
+    shown(Ranking([RerankResult(0, 1.0, "a lone \ud800 surrogate")])).encode()
 
 
 def test_an_explanation(make_manager):

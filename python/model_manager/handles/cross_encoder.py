@@ -121,10 +121,10 @@ class CrossEncoder:
             prompt=options.get("prompt"),
             prompt_name=options.get("prompt_name"),
         )
-        return [
+        return _Ranks(
             {"corpus_id": one.index, "score": one.score, **({"text": one.document} if return_documents else {})}
             for one in found
-        ]
+        )
 
     def classify(self, texts: Any, **options: Any) -> Any:
         """`Manager.classify` with this model."""
@@ -157,3 +157,15 @@ class CrossEncoder:
         from ..integrations.jupyter import model_html
 
         return model_html(self._manager, self.name)
+
+
+class _Ranks(list["dict[str, Any]"]):
+    """What `rank` returns: a list that notebooks show as a table."""
+
+    def _repr_html_(self) -> str | None:
+        from .._html import results_html
+
+        return results_html(
+            self,
+            lambda one: {"corpus_id": str(one["corpus_id"]), "score": one["score"], "text": one.get("text")},
+        )

@@ -109,6 +109,15 @@ class TextMatch(NamedTuple):
     text: str
 
 
+class _TextMatches(list[TextMatch]):
+    """What a search returns: a list that notebooks show as a table."""
+
+    def _repr_html_(self) -> str | None:
+        from .._html import results_html
+
+        return results_html(self, lambda one: {"row": str(one.index), "score": one.score, "text": one.text})
+
+
 class BM25Index:
     """Texts in memory, searched by their words (bm25s, with the variant of Lucene).
 
@@ -164,14 +173,16 @@ class BM25Index:
         if k < 1:
             raise wrong("k", f"k={k} must be at least 1")
         if self._index is None:
-            return []
+            return _TextMatches()
         known = self._index.vocab_dict
         asked = [term for term in query_terms(query, self.language) if term in known]
         if not asked:
-            return []
+            return _TextMatches()
         scores = self._index.get_scores(asked)
         order = np.argsort(-scores, kind="stable")[:k]
-        return [TextMatch(int(one), float(scores[one]), self.texts[one]) for one in order if scores[one] > 0]
+        return _TextMatches(
+            TextMatch(int(one), float(scores[one]), self.texts[one]) for one in order if scores[one] > 0
+        )
 
     def __len__(self) -> int:
         return len(self.texts)

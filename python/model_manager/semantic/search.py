@@ -37,7 +37,8 @@ class Matches(NamedTuple):
     def _repr_html_(self) -> str:
         from .._html import matches_html
 
-        return matches_html([self.pairs(query) for query in range(min(len(self.indices), 5))], len(self.indices))
+        count, size = self.indices.shape
+        return matches_html([self.pairs(query)[:10] for query in range(min(count, 5))], count, size)
 
 
 def semantic_search(queries: ArrayLike, corpus: ArrayLike, k: int = 10, *, measure: Measure = "cosine") -> Matches:

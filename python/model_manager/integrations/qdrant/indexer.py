@@ -19,7 +19,7 @@ from .pipeline import OnError, Run
 from .reembed import Reembedding, reembed
 from .report import IndexReport
 from .requests import DEFAULT_HNSW_EF, DEFAULT_SCORE_THRESHOLD, TOKENS, Mode, Plan, plan
-from .search import SearchHit
+from .search import SearchHit, SearchHits
 from .store import Backoff, Store, StoreError
 
 if TYPE_CHECKING:
@@ -439,7 +439,7 @@ class QdrantIndexer:
                     raise CollectionError(message) from error
                 self._store.check(self._wanted())
             raise
-        return [SearchHit.of(point) for point in points]
+        return SearchHits(SearchHit.of(point) for point in points)
 
     def _texts(self, hits: list[SearchHit]) -> list[str]:
         """The texts of candidates for the reranker."""
@@ -467,4 +467,4 @@ class QdrantIndexer:
 
 
 def _reranked(hits: list[SearchHit], results: Sequence[Any]) -> list[SearchHit]:
-    return [replace(hits[one.index], score=float(one.score)) for one in results]
+    return SearchHits(replace(hits[one.index], score=float(one.score)) for one in results)

@@ -53,6 +53,24 @@ class SearchHit:
         return found if self.span is None else {**found, "span": list(self.span)}
 
 
+class SearchHits(list[SearchHit]):
+    """What a search returns: a list that notebooks show as a table."""
+
+    def _repr_html_(self) -> str | None:
+        from ..._html import metadata_text, results_html
+
+        return results_html(
+            self,
+            lambda one: {
+                "id": one.id,
+                "score": one.score,
+                "text": one.text,
+                "characters": None if one.span is None else f"{one.span[0]:,} to {one.span[1]:,}",
+                "metadata": metadata_text(one.metadata),
+            },
+        )
+
+
 def make_filter(filters: Mapping[str, Any] | None) -> models.Filter | None:
     """``{field: value}`` or ``{field: [values]}``: all fields must match, a list means any of its values.
 
