@@ -10,6 +10,7 @@ import weakref
 from . import _core
 from ._async import AsyncTextStream, acomplete
 from ._core import Manager
+from ._environment import PREFIX, warn
 from ._vectors import VectorsManager, aembed
 
 TYPE_CHECKING = False
@@ -41,6 +42,8 @@ class BaseManager(VectorsManager):
         self = super().__new__(cls, config, **overrides)
         self._registered = {}
         _open_managers.add(self)
+        if any(name.startswith(PREFIX) for name in os.environ):
+            warn(_core.Config.fields())
         if file := os.environ.get("MODEL_MANAGER_PRELOAD"):
             from pathlib import Path
 

@@ -13,6 +13,7 @@ import click
 
 from .. import Config, ModelManager, __version__, available_isas, isa, resident_bytes
 from .._embedder import without_key
+from .._environment import SERVER_PREFIX, unknown
 from .._machine import cpu_name, usable_cores
 from ..errors import ConfigError, MissingFileError, ModelManagerError, ModelNotFoundError
 from .known import KINDS, inspect
@@ -67,10 +68,11 @@ def doctor(model: str | None, quick: bool, kind: str | None, as_json: bool) -> i
     except ConfigError as error:
         problems.append(str(error))
     else:
-        with manager(lazy_loading=True) as empty:
+        with quiet(), manager(lazy_loading=True) as empty:
             threads = empty.stats()["threads"]
             slots = empty.stats()["slots"]
-        found["warnings"] = _warnings(config, {name: slot["source"] for name, slot in slots.items()})
+        found["warnings"] = [*unknown(Config.fields(), similar=True).values(), *_server_variables()]
+        found["warnings"] += _warnings(config, {name: slot["source"] for name, slot in slots.items()})
         found["machine"] |= {
             "compute_threads": str(threads),
             "dtype": config.dtype,
@@ -101,6 +103,14 @@ def _show(found: dict[str, Any]) -> None:
         click.echo(f"Wrong: {problem}", err=True)
     if not found["problems"]:
         click.echo("Nothing is wrong.")
+
+
+def _server_variables() -> list[str]:
+    try:
+        from ..server import ServerConfig
+    except ImportError:  # the extra is not installed
+        return []
+    return list(unknown(ServerConfig.fields(), SERVER_PREFIX).values())
 
 
 def _warnings(config: Config, sources: dict[str, str | None]) -> list[str]:

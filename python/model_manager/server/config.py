@@ -9,6 +9,7 @@ from dataclasses import KW_ONLY, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
+from .._environment import SERVER_PREFIX, warn
 from ..errors import ConfigError
 
 if TYPE_CHECKING:
@@ -248,6 +249,7 @@ class ServerConfig:
     models: tuple[ServedModel, ...] = field(default_factory=default_models)
 
     def __post_init__(self) -> None:
+        warn(self.fields(), SERVER_PREFIX)
         for name in ("api_keys", "open_paths", "cors_origins", "allowed_hosts", "generators", "models"):
             value = getattr(self, name)
             if isinstance(value, str):
