@@ -13,8 +13,12 @@ from model_manager.server import ServedModel, ServerConfig, create_app
 from servers import running
 
 PAGES = ["README.md", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md"))]
-EXAMPLES = [name for name in PAGES if "```pycon" in (ROOT / name).read_text(encoding="utf-8")]
-"""Pages whose examples run as one session."""
+EXAMPLES = [
+    name
+    for name in PAGES
+    if not name.startswith("docs/tr/") and "```pycon" in (ROOT / name).read_text(encoding="utf-8")
+]
+"""Pages whose examples run as one session. Those of docs/tr/ have the code of the English pages: test_turkish_pages."""
 SERVED = ["README.md", "docs/server.md"]
 """Pages with examples for a server at one of these addresses."""
 ADDRESSES = ("http://127.0.0.1:8000", "localhost:8000")

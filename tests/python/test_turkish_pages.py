@@ -27,7 +27,15 @@ def rows(path):
 
 
 def test_the_core_pages_are_there():
-    core = {"compatibility.md", "embedding.md", "generation.md", "integrations.md", "server.md", "tracing.md"}
+    core = {
+        "compatibility.md",
+        "configuration.md",
+        "embedding.md",
+        "generation.md",
+        "integrations.md",
+        "server.md",
+        "tracing.md",
+    }
     assert core <= set(PAGES)
 
 
