@@ -11,6 +11,9 @@ import os
 import re
 from pathlib import Path
 
+from ._core import Config
+from ._environment import warn
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -39,10 +42,16 @@ _REFERENCE = re.compile(r"\$\{([^}:]*)(?::-([^}]*))?\}")
 
 
 def load_into_environment() -> None:
-    """Set the variables of the working directory's ``.env`` that the environment lacks.
+    """Set the variables of the working directory's ``.env`` that the environment lacks, and warn of those that are no
+    settings.
 
-    `MODEL_MANAGER_DOTENV=false` disables it. Invalid lines are logged and skipped.
+    `MODEL_MANAGER_DOTENV=false` disables the file. Invalid lines are logged and skipped.
     """
+    _load()
+    warn(Config.fields)
+
+
+def _load() -> None:
     if os.environ.get(SWITCH, "").strip().lower() in ("false", "0", "no", "off"):
         return
     path = Path(".env")

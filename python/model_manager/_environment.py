@@ -6,8 +6,10 @@ import os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
-    from typing import Any
+    from collections.abc import Callable, Iterable, Mapping
+    from typing import Any, TypeAlias
+
+    Fields: TypeAlias = Callable[[], Iterable[Mapping[str, Any]]]
 
 PREFIX = "MODEL_MANAGER_"
 SERVER_PREFIX = "MODEL_MANAGER_SERVER_"
@@ -20,43 +22,43 @@ _SECRETS = ("_KEY", "_PASSWORD", "_SECRET", "_TOKEN")
 """Ends of names that users give to variables of their own, for settings such as ``env:NAME``."""
 _KUBERNETES = r"_SERVICE_HOST|_SERVICE_PORT(_\w+)?|_PORT(_\d+_(TCP|UDP|SCTP)(_\w+)?)?"
 """Kubernetes gives every container the addresses of services. One named model-manager makes MODEL_MANAGER_PORT."""
-_SIMILAR, _VERY_SIMILAR = 0.8, 0.9
 _LONG = 12
 """Shorter names without the prefix resemble those of other programs by chance."""
 
 _warned: set[str] = set()
 
 
-def unknown(fields: Iterable[Mapping[str, Any]], prefix: str = PREFIX, *, similar: bool = False) -> dict[str, str]:
+def unknown(fields: Fields, prefix: str = PREFIX, *, similar: bool = False) -> dict[str, str]:
     """A sentence for each variable of the environment that begins with `prefix` and is no setting.
 
     Args:
-        fields: The settings, with the keys ``name`` and ``environment``.
+        fields: Returns the settings, with the keys ``name`` and ``environment``.
         prefix: `PREFIX` for the settings of managers, `SERVER_PREFIX` for those of the server.
         similar: Also variables without the prefix whose names resemble a setting's.
     """
-    names = [name for name in os.environ if name.startswith(prefix)]
-    if prefix == PREFIX:
-        names = [name for name in names if not name.startswith(SERVER_PREFIX)]
+    server = prefix == SERVER_PREFIX
+    names = [name for name in os.environ if name.startswith(prefix) and (server or not name.startswith(SERVER_PREFIX))]
     if not names and not similar:
         return {}
-    settings = {field["environment"]: field["name"] for field in fields}
-    known = [*settings, *(_OTHERS if prefix == PREFIX else _SERVER_OTHERS)]
-    if similar:
-        names += [name for name in os.environ if len(name) >= _LONG and not name.startswith(PREFIX)]
+    settings = {field["environment"]: field["name"] for field in fields()}
+    known = {*settings, *(_SERVER_OTHERS if server else _OTHERS)}
     found = {}
-    for name in sorted(set(names).difference(known)):
-        ours = name.startswith(PREFIX)
-        if ours and _is_of_others(name):
-            continue
-        meant = _meant(name, settings, known, _SIMILAR if ours else _VERY_SIMILAR)
-        if ours or meant is not None:
-            question = "" if meant is None else f"; did you mean {meant}?"
-            found[name] = f"the environment variable {name} is no setting and is ignored{question}"
+    for name in sorted(set(names) - known):
+        if not _is_of_others(name):
+            # What follows the prefix, compared with the names of settings too: some variables have another prefix.
+            rests = {variable.removeprefix(prefix): variable for variable in known}
+            rests |= {setting.upper(): variable for variable, setting in settings.items()}
+            found[name] = _sentence(name, _closest(name.removeprefix(prefix), rests, 0.75))
+    if similar:
+        for name in sorted(os.environ):
+            if len(name) >= _LONG and not name.startswith(PREFIX) and name not in known:
+                meant = _closest(name, {variable: variable for variable in known}, 0.9)
+                if meant is not None:
+                    found[name] = _sentence(name, meant)
     return found
 
 
-def warn(fields: Iterable[Mapping[str, Any]], prefix: str = PREFIX) -> None:
+def warn(fields: Fields, prefix: str = PREFIX) -> None:
     """Log a warning for each of them, once in the process."""
     for name, sentence in unknown(fields, prefix).items():
         if name not in _warned:
@@ -72,12 +74,13 @@ def _is_of_others(name: str) -> bool:
     return name.endswith(_SECRETS) or re.fullmatch(rf"{PREFIX[:-1]}\w*?({_KUBERNETES})", name) is not None
 
 
-def _meant(name: str, settings: Mapping[str, str], known: Iterable[str], least: float) -> str | None:
-    """The variable that was meant: that of the setting with this name, else the most similar one."""
+def _closest(name: str, variables: Mapping[str, str], least: float) -> str | None:
     import difflib
 
-    for prefix in (SERVER_PREFIX, PREFIX):
-        for variable, setting in settings.items():
-            if name == prefix + setting.upper():
-                return variable
-    return next(iter(difflib.get_close_matches(name, known, 1, least)), None)
+    found = difflib.get_close_matches(name, variables, 1, least)
+    return variables[found[0]] if found else None
+
+
+def _sentence(name: str, meant: str | None) -> str:
+    question = "" if meant is None else f"; did you mean {meant}?"
+    return f"the environment variable {name} is no setting and is ignored{question}"

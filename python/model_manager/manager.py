@@ -10,7 +10,6 @@ import weakref
 from . import _core
 from ._async import AsyncTextStream, acomplete
 from ._core import Manager
-from ._environment import PREFIX, warn
 from ._vectors import VectorsManager, aembed
 
 TYPE_CHECKING = False
@@ -42,8 +41,6 @@ class BaseManager(VectorsManager):
         self = super().__new__(cls, config, **overrides)
         self._registered = {}
         _open_managers.add(self)
-        if any(name.startswith(PREFIX) for name in os.environ):
-            warn(_core.Config.fields())
         if file := os.environ.get("MODEL_MANAGER_PRELOAD"):
             from pathlib import Path
 
@@ -105,6 +102,8 @@ class BaseManager(VectorsManager):
         """
         from .chunks import TextChunk
 
+        if not isinstance(text, str):
+            raise TypeError(f"text must be a str, not {type(text).__name__}")
         found = self._chunk(
             text,
             model,

@@ -173,7 +173,7 @@ def jobs():
                 yield pytest.param(job, id=f"{path.stem}-{name}")
 
 
-@pytest.mark.parametrize("job", jobs())
+@pytest.mark.parametrize("job", list(jobs()))
 def test_jobs_end_and_keep_no_credentials(job):
     assert job["timeout-minutes"] <= 120
     for step in job["steps"]:

@@ -6,7 +6,7 @@ import json
 import logging
 
 import pytest
-from conftest import tiny
+from conftest import run_python, tiny
 from model_manager import Config, _environment
 from model_manager._environment import SERVER_PREFIX, unknown
 
@@ -35,6 +35,24 @@ def test_a_manager_warns_once(monkeypatch, caplog, name, meant):
     assert record.getMessage() == f"the environment variable {name} is no setting and is ignored{question}"
 
 
+def test_the_process_wide_manager_warns_at_its_first_use(tmp_path):
+    """Not at import: the program configures logging after it."""
+    (tmp_path / ".env").write_text("MODEL_MANAGER_DTYP=int8\n")
+    code = f"""
+import logging, os, model_manager
+os.chdir({str(tmp_path)!r})
+logging.basicConfig(format="%(message)s", filename="log")
+model_manager.model_manager.config
+"""
+    shown = run_python(code, MODEL_MANAGER_THREDS="1", MODEL_MANAGER_DOTENV="true")
+    assert shown.stderr == ""
+    lines = (tmp_path / "log").read_text().splitlines()
+    assert [line.partition(" is no setting and is ignored; ")[::2] for line in lines] == [
+        ("the environment variable MODEL_MANAGER_DTYP", "did you mean MODEL_MANAGER_DTYPE?"),
+        ("the environment variable MODEL_MANAGER_THREDS", "did you mean MODEL_MANAGER_THREADS?"),
+    ]
+
+
 def test_right_names_are_no_mistakes(monkeypatch):
     known = {field["environment"] for field in Config.fields()}
     others = {"MODEL_MANAGER_DOTENV", "MODEL_MANAGER_ISA", "MODEL_MANAGER_PRELOAD", "MODEL_MANAGER_REMOTE_KEY"}
@@ -48,7 +66,7 @@ def test_right_names_are_no_mistakes(monkeypatch):
     }
     for name in (*known, *others, *of_kubernetes, "MODEL_MANAGER_REDIS_PASSWORD"):
         monkeypatch.setenv(name, "1")
-    assert unknown(Config.fields(), similar=True) == {}
+    assert unknown(Config.fields, similar=True) == {}
 
 
 def test_variables_of_the_server(monkeypatch, caplog):
@@ -68,7 +86,7 @@ def test_variables_of_the_server(monkeypatch, caplog):
         "MODEL_MANAGER_SERVER_HOST is no setting and is ignored; did you mean API_HOST?" in one for one in messages
     )
     assert len(messages) == 3
-    assert set(unknown(server.ServerConfig.fields(), SERVER_PREFIX)) == {
+    assert set(unknown(server.ServerConfig.fields, SERVER_PREFIX)) == {
         "MODEL_MANAGER_SERVER_API_KEY_LIST",
         "MODEL_MANAGER_SERVER_HOST",
         "MODEL_MANAGER_SERVER_PORT_NUMBER",

@@ -348,14 +348,21 @@ def test_a_key_that_is_refused(server, shared, monkeypatch):
     assert server.seen == [("/collections/notes/exists", "secret-7")]
 
 
-def test_a_server_that_is_not_there(shared):
-    backoff = Backoff(attempts=2, first=0, longest=0)
+def test_a_server_that_is_not_there(shared, caplog):
+    caplog.set_level(logging.INFO)
+    backoff = Backoff(attempts=3, first=0, longest=0)
     with (
         QdrantIndexer("notes", url="http://127.0.0.1:9", model=SLOT, manager=shared, backoff=backoff) as indexer,
-        pytest.raises(ConnectionError, match=r"\(2 attempts\).*is the server of QDRANT_URL running") as error,
+        pytest.raises(
+            ConnectionError, match=r"at http://127\.0\.0\.1:9 .*\(3 attempts\).*is it running there"
+        ) as error,
     ):
         indexer.search("question")
     assert error.value.transient
+    assert [record.levelno for record in caplog.records if "trying again" in record.message] == [
+        logging.WARNING,
+        logging.INFO,
+    ], "the same reason is a warning once"
 
 
 def test_wrong_filters_reach_no_server(shared, fake):

@@ -182,7 +182,7 @@ def test_an_address_in_use(process, tmp_path):
         code = f"from model_manager.server.main import run\nrun(ServerConfig(port={taken.getsockname()[1]}))"
         server = process("-c", f"from model_manager.server import ServerConfig\n{code}")
         assert server.popen.wait(SECONDS) in {1, 3}
-        assert "address already in use" in server.text()
+        assert "is in use by another program" in server.text()
 
 
 def test_settings_are_checked_before_anything_starts():

@@ -70,9 +70,14 @@ class _Group(Command, click.Group):
 )
 @click.version_option(__version__, package_name="model-manager-rs", help=say("Show the version.", "Sürümü göster."))
 @click.option("-v", "--verbose", is_flag=True, help=say("Log what happens.", "Olanları günlüğe yaz."))
-def cli(verbose: bool) -> None:
+@click.pass_context
+def cli(context: click.Context, verbose: bool) -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    if not verbose and context.invoked_subcommand != "serve":
+        # The command ends with this error and prints it.
+        handler.addFilter(lambda record: " cannot be loaded: " not in record.getMessage())
     logging.basicConfig(
-        level=logging.INFO if verbose else logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr
+        level=logging.INFO if verbose else logging.WARNING, format="%(levelname)s: %(message)s", handlers=[handler]
     )
     logging.getLogger("httpx").setLevel(logging.WARNING)  # it logs every request
 

@@ -71,7 +71,7 @@ def doctor(model: str | None, quick: bool, kind: str | None, as_json: bool) -> i
         with quiet(), manager(lazy_loading=True) as empty:
             threads = empty.stats()["threads"]
             slots = empty.stats()["slots"]
-        found["warnings"] = [*unknown(Config.fields(), similar=True).values(), *_server_variables()]
+        found["warnings"] = [*unknown(Config.fields, similar=True).values(), *_server_variables()]
         found["warnings"] += _warnings(config, {name: slot["source"] for name, slot in slots.items()})
         found["machine"] |= {
             "compute_threads": str(threads),
@@ -110,7 +110,7 @@ def _server_variables() -> list[str]:
         from ..server import ServerConfig
     except ImportError:  # the extra is not installed
         return []
-    return list(unknown(ServerConfig.fields(), SERVER_PREFIX).values())
+    return list(unknown(ServerConfig.fields, SERVER_PREFIX).values())
 
 
 def _warnings(config: Config, sources: dict[str, str | None]) -> list[str]:

@@ -12,6 +12,7 @@ import logging
 
 from .. import _core
 from .._core import Config, LazyLoadTracker
+from .._environment import warn
 from ..errors import (
     ClosedError,
     InputError,
@@ -140,6 +141,8 @@ class ModelManager(BaseManager):
         self = super().__new__(cls, config, **overrides)
         self._reported = set()
         # The process-wide manager reads its settings and loads models at its first use.
+        if config is not None or overrides or cls is not ModelManager:
+            warn(Config.fields)
         if (config is not None or overrides) and not self.config.lazy_loading:
             self.warmup_models([TURKISH, ENGLISH])
         return self

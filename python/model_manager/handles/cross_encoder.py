@@ -65,11 +65,14 @@ class CrossEncoder:
         """
         from .sentence_model import _Progress
 
+        if isinstance(sentences, str) or not hasattr(sentences, "__iter__"):
+            raise TypeError(f"sentences must be pairs [(query, text), ...], not one {type(sentences).__name__}")
+        sentences = list(sentences)
         single = len(sentences) == 2 and all(isinstance(text, str) for text in sentences)
-        pairs: Any = [sentences] if single else list(sentences)
+        pairs: Any = [sentences] if single else sentences
         for number, pair in enumerate(pairs):
             if not isinstance(pair, list | tuple) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
-                raise TypeError(f"sentences[{number}] must be a pair of str")
+                raise TypeError(f"sentences[{number}] must be a pair of str: (query, text)")
         named = activation_fn is None or isinstance(activation_fn, str)
         with _Progress(bool(show_progress_bar), len(pairs)) as progress:
             scores: Any

@@ -94,6 +94,8 @@ class SentenceModel:
                 f" to embed its texts give {remedy}"
             )
         single = isinstance(sentences, str)
+        if not single and not hasattr(sentences, "__iter__"):
+            raise TypeError(f"sentences must be a str or an iterable of str, not {type(sentences).__name__}")
         texts = [sentences] if isinstance(sentences, str) else list(sentences)
         if output_value == "token_embeddings":
             return self._token_states(texts, single, prompt, prompt_name, convert_to_tensor)

@@ -77,7 +77,17 @@ def _seconds(name: str, value: object) -> None:
 
 
 def _number(text: str) -> int:
-    return int(text.replace("_", ""))
+    try:
+        return int(text.replace("_", ""))
+    except ValueError:
+        raise ValueError("must be a whole number") from None
+
+
+def _duration(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError("must be a number of seconds") from None
 
 
 def _flag(text: str) -> bool:
@@ -202,11 +212,11 @@ class ServerConfig:
     header_timeout: float = _setting(
         "MODEL_MANAGER_SERVER_HEADER_TIMEOUT",
         10.0,
-        float,
+        _duration,
         "Seconds for a client to send the headers of a request.",
     )
     body_timeout: float = _setting(
-        "MODEL_MANAGER_SERVER_BODY_TIMEOUT", 30.0, float, "Seconds for a client to send the whole request body."
+        "MODEL_MANAGER_SERVER_BODY_TIMEOUT", 30.0, _duration, "Seconds for a client to send the whole request body."
     )
     max_inputs: int = _setting("MODEL_MANAGER_SERVER_MAX_INPUTS", 2048, _number, "Maximum texts in one request.")
     max_waiting: int = _setting(
@@ -216,10 +226,10 @@ class ServerConfig:
         "Texts that may wait for vectors; further requests are refused with 429.",
     )
     request_timeout: float = _setting(
-        "MODEL_MANAGER_SERVER_REQUEST_TIMEOUT", 300.0, float, "Seconds that a request may take, including loading."
+        "MODEL_MANAGER_SERVER_REQUEST_TIMEOUT", 300.0, _duration, "Seconds that a request may take, including loading."
     )
     drain_timeout: float = _setting(
-        "MODEL_MANAGER_SERVER_DRAIN_TIMEOUT", 30.0, float, "Seconds for running requests to finish after SIGTERM."
+        "MODEL_MANAGER_SERVER_DRAIN_TIMEOUT", 30.0, _duration, "Seconds for running requests to finish after SIGTERM."
     )
     warm_up: bool = _setting(
         "MODEL_MANAGER_SERVER_WARM_UP",
@@ -249,7 +259,7 @@ class ServerConfig:
     models: tuple[ServedModel, ...] = field(default_factory=default_models)
 
     def __post_init__(self) -> None:
-        warn(self.fields(), SERVER_PREFIX)
+        warn(self.fields, SERVER_PREFIX)
         for name in ("api_keys", "open_paths", "cors_origins", "allowed_hosts", "generators", "models"):
             value = getattr(self, name)
             if isinstance(value, str):

@@ -4,10 +4,13 @@ second `SIGTERM` ends at once.
 
 from __future__ import annotations
 
+import errno
 import functools
 import inspect
+import logging
 import os
 import signal
+import socket
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import orjson
@@ -32,6 +35,8 @@ _HANDOVER = "MODEL_MANAGER_SERVER_CONFIG"
 _STARTUP_FAILED = 3
 """uvicorn's exit code for a failed start."""
 
+logger = logging.getLogger(__name__)
+
 
 def run(config: ServerConfig | None = None, manager: ModelManager | None = None) -> None:
     """Serve until SIGINT or SIGTERM. Blocks; call it on the main thread.
@@ -48,6 +53,9 @@ def run(config: ServerConfig | None = None, manager: ModelManager | None = None)
         SystemExit: The server could not start, for example because the address is in use. The log says why.
     """
     config = config or ServerConfig()
+    if (problem := _address_problem(config.host, config.port)) is not None:
+        logger.error("%s", problem)
+        raise SystemExit(_STARTUP_FAILED)
     options: dict[str, Any] = {
         "host": config.host,
         "port": config.port,
@@ -69,6 +77,37 @@ def run(config: ServerConfig | None = None, manager: ModelManager | None = None)
     server.run()
     if not server.started:
         raise SystemExit(_STARTUP_FAILED)
+
+
+def _address_problem(host: str, port: int) -> str | None:
+    """Why nothing can listen there, and the remedy. uvicorn would say so after the start, without a remedy."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (OSError, UnicodeError):
+        return f"host {host!r} is not known; --host or API_HOST: 127.0.0.1 for this machine alone, 0.0.0.0 for all"
+    other_port = "choose another one with --port or API_PORT (0: a free one)"
+    codes = {_bind_error(*one) for one in found}
+    if errno.EADDRINUSE in codes:
+        return f"port {port} of {host} is in use by another program; end that program, or {other_port}"
+    if errno.EACCES in codes:
+        return f"port {port} is not allowed to this user; {other_port}"
+    if codes == {errno.EADDRNOTAVAIL}:
+        return f"host {host!r} is no address of this machine; --host or API_HOST: 127.0.0.1, or 0.0.0.0 for all"
+    return None
+
+
+def _bind_error(family: int, kind: int, protocol: int, _name: str, address: Any) -> int | None:
+    """The number of the error with which an address cannot be had now."""
+    try:
+        with socket.socket(family, kind, protocol) as probe:
+            if os.name == "posix":
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            probe.bind(address)
+    except OSError as error:
+        return error.errno
+    return None
 
 
 def worker_app() -> FastAPI:

@@ -14,6 +14,7 @@ from qdrant_client.common.client_exceptions import ResourceExhaustedResponse
 from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
 
 from ... import tracing
+from ..._embedder import without_key
 from ...errors import InputError, ModelManagerError
 from .collection import METADATA, CollectionError, Layout, Wanted, check_identity, settings
 from .documents import Stored
@@ -109,6 +110,7 @@ class Store:
         self.backoff = backoff
         self.sleep = sleep
         options: Mapping[str, Any] = getattr(client, "init_options", {})
+        self._where = "" if options.get("url") is None else f" at {without_key(str(options['url']))}"
         self.embedded = options.get("path") is not None or options.get("location") == ":memory:"
         if not self.embedded:
             _carry_traces(client)
@@ -295,12 +297,18 @@ class Store:
             with self._lock:
                 return request()
 
+        warned: str | None = None
+
         def pause_after(error: Exception, planned: float) -> float | None:
+            nonlocal warned
             transient, reason, minimum = _judge(error)
             if not transient:
                 return None
             pause = max(planned, min(minimum, self.backoff.patience))
-            logger.warning("Qdrant could not %s: %s; trying again in %.2g s", action, reason, pause)
+            # The same again is no news; the error at the end has the number of attempts.
+            level = logging.INFO if reason == warned else logging.WARNING
+            logger.log(level, "Qdrant%s could not %s: %s; trying again in %.2g s", self._where, action, reason, pause)
+            warned = reason
             return pause
 
         try:
@@ -308,7 +316,10 @@ class Store:
         except Exception as error:
             transient, reason, _ = _judge(error)
             attempts = f" ({self.backoff.attempts} attempts)" if transient else ""
-            failure = StoreError(f"Qdrant could not {action}, collection {self.collection!r}{attempts}: {reason}")
+            failure = StoreError(
+                f"Qdrant{self._where} could not {action}, collection {self.collection!r}{attempts}: {reason}"
+                f"{_remedy(error)}"
+            )
             failure.transient = transient
             raise failure from error
 
@@ -320,13 +331,22 @@ def _judge(error: Exception) -> tuple[bool, str, float]:
         return True, reason, float(error.retry_after_s)
     if isinstance(error, UnexpectedResponse):
         status = error.status_code or 0
-        if status in (401, 403):
-            reason += "; is QDRANT_API_KEY the key of this server?"
         return status in (408, 429) or status >= 500, reason, 0.0
     if isinstance(error, ResponseHandlingException):
         # A ValueError means that pydantic cannot read the answer; a second one would look the same.
         source = " ".join(str(error.source).split()) or type(error.source).__name__
-        return not isinstance(error.source, ValueError), f"{source}; is the server of QDRANT_URL running?", 0.0
+        return not isinstance(error.source, ValueError), source, 0.0
     if callable(code := getattr(error, "code", None)):
         return getattr(code(), "name", "") in _GRPC_TRANSIENT, reason, 0.0
     return isinstance(error, OSError), reason, 0.0
+
+
+def _remedy(error: Exception) -> str:
+    """What to do about an error, where that can be said."""
+    if isinstance(error, UnexpectedResponse) and error.status_code in (401, 403):
+        return "; is QDRANT_API_KEY the key of this server?"
+    if not isinstance(error, ResponseHandlingException):
+        return ""
+    if isinstance(error.source, ValueError):
+        return "; is this the address of a Qdrant?"
+    return "; is it running there? QDRANT_URL or url is the address of a server, path a folder that needs none"
