@@ -6,6 +6,7 @@ The indexer, the LangChain and LlamaIndex adapters and the command line use it.
 from __future__ import annotations
 
 import hashlib
+import logging
 import operator
 import re
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
     Vectors = NDArray[np.float32]
 
+logger = logging.getLogger(__name__)
 
 # The user part of an address, unless it names the variable that holds the key.
 _KEY = re.compile(r"(?<=://)(?!env:\w+@[^/@]*(?:/|$))[^/\s]*@")
@@ -44,13 +46,22 @@ def slot_for(
 ) -> str:
     """The slot for `model`: the one of that name, else a new slot with `model` as its source (a hub id, a folder, …).
     None: the preferred sentence model.
+
+    The files of a model for embedding may say that it scores or gives sparse vectors: its first use then raises
+    `TaskError`. Those of a language model embed, with a warning.
     """
     if model is None:
         return "turkish_sentence" if manager.config.prefer_turkish else "english_sentence"
     slot = without_key(model)  # names are logged
     if slot not in manager.slots():
         try:
-            manager.register(slot, model, kind=kind)
+            manager.register(slot, model, kind=None if kind == "embedding" else kind)
+            if kind == "embedding" and manager.stats()["slots"][slot]["kind"] == "generator":
+                logger.warning(
+                    "the files of %s are those of a text generator; only models that were trained for it embed well",
+                    slot,
+                )
+                manager.register(slot, model, kind="embedding", replace=True)
         except InputError:
             if slot not in manager.slots():  # another thread may have registered it
                 raise

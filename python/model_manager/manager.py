@@ -10,6 +10,7 @@ import weakref
 from . import _core
 from ._async import AsyncTextStream, acomplete
 from ._core import Manager
+from ._scoring import argument_error
 from ._vectors import VectorsManager, aembed
 
 TYPE_CHECKING = False
@@ -298,12 +299,26 @@ class _Explained(dict[str, object]):
 
 
 def conversation(messages: Iterable[Mapping[str, str]]) -> list[Mapping[str, str]]:
-    """Messages as the core takes them. Raises `TypeError` for text, which is iterable but is no conversation."""
+    """Messages as the core takes them. Raises `TypeError` for text and one message, which are iterable but are no
+    conversation, and for other items; `ArgumentError` for a message that lacks its role or has nothing else.
+    """
     if isinstance(messages, str | bytes):
         raise TypeError(
             'messages must be a list of {"role": ..., "content": ...}, not text; generate() continues a text'
         )
-    return list(messages)
+    if isinstance(messages, dict) or not hasattr(messages, "__iter__"):
+        raise TypeError(f'messages must be a list of {{"role": ..., "content": ...}}, not {type(messages).__name__}')
+    found = list(messages)
+    for number, message in enumerate(found):
+        if not hasattr(message, "keys"):
+            raise TypeError(f'messages[{number}] must be {{"role": ..., "content": ...}}, not {type(message).__name__}')
+        keys = set(message.keys())
+        if "role" not in keys or len(keys) == 1:
+            missing = "content" if "role" in keys else "role"
+            raise argument_error(
+                "messages", f'messages[{number}] has no {missing}: it must be {{"role": ..., "content": ...}}'
+            )
+    return found
 
 
 def restore(

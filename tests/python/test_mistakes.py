@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from conftest import ENGLISH_MODEL, FIXTURES
 from model_manager import CrossEncoder, errors
+from model_manager._embedder import Embedder
 
 RERANKER = str(FIXTURES / "rerank_bert")
 GENERATOR = str(FIXTURES / "llama")
@@ -45,6 +46,10 @@ def models():
         (lambda m: m.generate_embedding(["a"]), TypeError, r"text must be a str, not list"),
         (lambda m: m.chunk(["a"], "english_sentence"), TypeError, r"text must be a str, not list"),
         (lambda m: m.chat("a"), TypeError, r'messages must be a list of {"role": .*generate\(\) continues a text'),
+        (lambda m: m.chat(["a"]), TypeError, r'messages\[0\] must be {"role": ..., "content": ...}, not str'),
+        (lambda m: m.chat({"role": "user"}), TypeError, r'messages must be a list of {"role": .*, not dict'),
+        (lambda m: m.chat([{"rol": "user"}]), errors.ArgumentError, r"messages\[0\] has no role: it must be"),
+        (lambda m: m.chat([{"role": "user"}]), errors.ArgumentError, r"messages\[0\] has no content: it must be"),
         (lambda m: m.rerank("a", "b"), TypeError, r"documents must be several texts, not one str"),
         (lambda m: m.rerank(["a"], ["b"]), TypeError, r"query must be a str, not list"),
         (lambda m: CrossEncoder(m).predict("a"), TypeError, r"pairs \[\(query, text\), ...\], not one str"),
@@ -60,6 +65,19 @@ def test_in_python(models, call, error, message):
         call(models)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 300
+
+
+def test_a_source_that_does_not_embed(models, caplog):
+    """Integrations and commands take a source without a kind: its files say what it is for."""
+    for name in ("rerank_bert", "splade_bert"):
+        with pytest.raises(errors.TaskError, match=rf"{name}\" gives no vectors of texts \(embed\); it gives"):
+            Embedder(models, str(FIXTURES / name)).documents(["a text"])
+    assert caplog.records == []
+    assert Embedder(models, GENERATOR).documents(["a text"]).shape == (1, 32)
+    (record,) = caplog.records
+    assert record.getMessage().startswith(f"the files of {GENERATOR} are those of a text generator")
+    assert Embedder(models, GENERATOR).documents(["a text"]).shape == (1, 32)
+    assert len(caplog.records) == 1
 
 
 def test_what_is_no_mistake(models):
