@@ -1,4 +1,4 @@
-"""Import errors of optional parts name the pip extra that is missing."""
+"""Optional packages: import errors name the pip extra that is missing; the progress bar."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import contextlib
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from typing import Any
 
 
 @contextlib.contextmanager
@@ -19,3 +20,17 @@ def extra(name: str) -> Iterator[None]:
             raise
         message = f"this part of model_manager needs {error.name}: pip install 'model-manager-rs[{name}]'"
         raise ModuleNotFoundError(message, name=error.name) from error
+
+
+def tqdm_class() -> Any:
+    """The class `tqdm` for terminals and notebooks. Raises `ImportError` without tqdm.
+
+    A notebook without ipywidgets gets the bar as text. tqdm warns of that, which is of no use to the reader.
+    """
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from tqdm.auto import tqdm
+
+    return tqdm

@@ -6,7 +6,7 @@ import json
 import sys
 
 import pytest
-from conftest import ROOT
+from conftest import ENGLISH_MODEL, ROOT
 
 PATH = ROOT / "examples" / "quickstart.ipynb"
 RETRIEVAL = ROOT / "examples" / "retrieval.ipynb"
@@ -62,3 +62,35 @@ def test_retrieval_runs(multilingual, monkeypatch, tmp_path):
     client.NotebookClient(notebook, timeout=120, kernel_name="python3", resources=resources).execute()
     said = json.dumps([cell.get("outputs", []) for cell in notebook.cells])
     assert "hybrid + MaxSim" in said
+
+
+@pytest.mark.timeout(90)
+@pytest.mark.filterwarnings("default")
+def test_progress_bars_and_tables(monkeypatch, tmp_path):
+    """Bars of calls that ask for one, and of indexing by default; without ipywidgets as text and without a warning."""
+    nbformat = pytest.importorskip("nbformat")
+    client = pytest.importorskip("nbclient")
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
+    sources = (
+        f"""
+import warnings
+warnings.simplefilter("error")
+from model_manager import ModelManager
+from model_manager.integrations.qdrant import QdrantIndexer
+manager = ModelManager(english_model={ENGLISH_MODEL!r})
+indexer = QdrantIndexer("notes", model="english_sentence", manager=manager, path=":memory:")
+manager.english_sentence_model.encode(["a text"] * 50, show_progress_bar=True).shape
+""",
+        'indexer.add_documents([{"id": "a", "text": "<b>a text</b>"}, {"id": "b", "text": "another"}]).indexed',
+        'indexer.search("a question", score_threshold=None)',
+    )
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])
+    client.NotebookClient(notebook, timeout=60, kernel_name="python3").execute()
+    encoded, indexed = (json.dumps(cell.outputs) for cell in notebook.cells[:2])
+    assert "50/50" in encoded
+    assert "2/2" in indexed
+    assert "Warning" not in encoded + indexed
+    (hits,) = [output["data"] for output in notebook.cells[-1].outputs if "data" in output]
+    assert "&lt;b&gt;a text&lt;/b&gt;" in hits["text/html"]
+    assert "<b>" not in hits["text/html"]
+    assert hits["text/plain"].startswith("[SearchHit(")

@@ -9,6 +9,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 
+from .._extras import tqdm_class
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -281,7 +283,7 @@ class _Progress:
         self._bar: Any = None
         if wanted:
             try:
-                from tqdm.auto import tqdm
+                tqdm = tqdm_class()
             except ImportError:
                 logger.info("no progress bar: tqdm is not installed")
             else:

@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from qdrant_client import QdrantClient
-from tqdm.auto import tqdm
 
+from ..._extras import tqdm_class
 from ...errors import InputError
 from .store import StoreError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+tqdm = tqdm_class()
 
 DEFAULT_PATH = "qdrant_data"
 """Folder of the embedded Qdrant, relative to the working directory."""
@@ -47,8 +49,13 @@ def connect(path: str | os.PathLike[str] | None, url: str | None, api_key: str |
 @contextmanager
 def progress_bar(wanted: bool | None, total: int | None) -> Iterator[Callable[[int], object]]:
     """A function that advances the progress bar, if there is one."""
-    if not (sys.stderr.isatty() if wanted is None else wanted):
+    if not (_is_watched() if wanted is None else wanted):
         yield lambda _count: None
         return
     with tqdm(total=total, desc="Indexing", unit="document", smoothing=0.1) as bar:
         yield bar.update
+
+
+def _is_watched() -> bool:
+    """Whether somebody sees standard error: it is a terminal, or belongs to a notebook."""
+    return sys.stderr.isatty() or type(sys.stderr).__module__.startswith("ipykernel")

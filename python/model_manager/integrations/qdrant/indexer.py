@@ -233,7 +233,7 @@ class QdrantIndexer:
                 raises.
             skip_unchanged: False: embed and write everything again.
             max_failures: Stop when more documents have failed; None: never.
-            progress: Show a bar; None: when standard error is a terminal.
+            progress: Show a bar; None: in a terminal and in a notebook.
 
         Raises:
             IndexingError: A document failed and `on_error` is ``"raise"``, or too many failed. Its `report` has the
