@@ -23,7 +23,7 @@ DENY := $(shell command -v cargo-deny >/dev/null 2>&1 && echo yes)
 
 .PHONY: help
 help: ## Show this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 $(VENV)/.made: pyproject.toml
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
@@ -148,6 +148,22 @@ miri: ## Undefined behavior in cache, output and sync, by Miri (needs a nightly 
 	MIRIFLAGS="-Zmiri-disable-isolation" $(CARGO) +nightly miri test --no-default-features --lib -- $(MIRI_TESTS)
 
 MIRI_TESTS ?= cache:: output:: sync::
+# CPUs with all dot products, with signed ones alone, and with none. The loader and libraries are those of the cross compiler.
+AARCH64_CPUS ?= max neoverse-n1 cortex-a72
+AARCH64_TESTS ?= compute::
+
+.PHONY: test-aarch64
+test-aarch64: export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER ?= aarch64-linux-gnu-gcc
+test-aarch64: ## The kernels' tests on NEON, emulated (needs qemu-aarch64 and a cross compiler)
+	@command -v qemu-aarch64 >/dev/null && command -v $$CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER >/dev/null || { \
+		echo 'make test-aarch64: qemu-aarch64 or aarch64-linux-gnu-gcc is missing;' \
+			'on Debian and Ubuntu: apt-get install qemu-user gcc-aarch64-linux-gnu'; exit 1; }
+	rustup --quiet target add aarch64-unknown-linux-gnu
+	for cpu in $(AARCH64_CPUS); do \
+		CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER="qemu-aarch64 -cpu $$cpu -L /usr/aarch64-linux-gnu" \
+			$(CARGO) test --quiet --no-default-features --lib --target aarch64-unknown-linux-gnu -- $(AARCH64_TESTS) || exit 1; \
+	done
+
 SOAK_SECONDS ?= 600
 .PHONY: soak
 soak: build ## SOAK_SECONDS of mixed requests: no wrong answer, no growing memory, threads or descriptors

@@ -197,6 +197,17 @@ fn peak(c: &mut Criterion) {
             let sum = sums.into_iter().reduce(|x, y| _mm512_add_epi32(x, y)).unwrap();
             _mm512_cvtss_f32(_mm512_cvtepi32_ps(sum))
         }
+        #[target_feature(enable = "avx2,avxvnni")]
+        fn avx_vnni(x: f32) -> f32 {
+            let (a, mut sums) = (_mm256_set1_epi32(x.to_bits() as i32), [_mm256_setzero_si256(); SUMS]);
+            for _ in 0..STEPS {
+                for sum in &mut sums {
+                    *sum = _mm256_dpbusd_avx_epi32(*sum, a, a);
+                }
+            }
+            let sum = sums.into_iter().reduce(|x, y| _mm256_add_epi32(x, y)).unwrap();
+            _mm256_cvtss_f32(_mm256_cvtepi32_ps(sum))
+        }
         let mut group = c.benchmark_group("peak");
         let mut one = |name: &str, available: bool, multiplied: usize, run: unsafe fn(f32) -> f32| {
             if available {
@@ -209,6 +220,7 @@ fn peak(c: &mut Criterion) {
             }
         };
         one("avx2-float32", Isa::Avx2.is_available(), 8, avx2);
+        one("avxvnni-int8", Isa::AvxVnni.is_available(), 32, avx_vnni);
         one("avx512-float32", Isa::Avx512.is_available(), 16, avx512);
         one("avx512bf16-bfloat16", Isa::Avx512Bf16.is_available(), 32, bf16);
         one("avx512vnni-int8", is_x86_feature_detected!("avx512vnni"), 64, int8);

@@ -17,8 +17,14 @@ pub enum Isa {
     Portable,
     /// NEON: every aarch64.
     Neon,
+    /// NEON with dot products of signed bytes, for quantized weights.
+    Dotprod,
+    /// NEON with dot products of unsigned by signed bytes as well.
+    I8mm,
     /// AVX2 and FMA.
     Avx2,
+    /// AVX2 with dot products of bytes (AVX-VNNI), for quantized weights.
+    AvxVnni,
     /// AVX-512 F, BW, DQ, VL.
     Avx512,
     /// AVX-512 with native bf16 dot products.
@@ -29,16 +35,31 @@ pub enum Isa {
 
 impl Isa {
     /// Every instruction set, slowest first.
-    pub const ALL: [Self; 6] =
-        [Self::Portable, Self::Neon, Self::Avx2, Self::Avx512, Self::Avx512Bf16, Self::Amx];
+    pub const ALL: [Self; 9] = [
+        Self::Portable,
+        Self::Neon,
+        Self::Dotprod,
+        Self::I8mm,
+        Self::Avx2,
+        Self::AvxVnni,
+        Self::Avx512,
+        Self::Avx512Bf16,
+        Self::Amx,
+    ];
 
     /// Whether this machine has the instruction set.
     pub fn is_available(self) -> bool {
         match self {
             Self::Portable => true,
             Self::Neon => cfg!(target_arch = "aarch64"),
+            #[cfg(target_arch = "aarch64")]
+            Self::Dotprod => std::arch::is_aarch64_feature_detected!("dotprod"),
+            #[cfg(target_arch = "aarch64")]
+            Self::I8mm => Self::Dotprod.is_available() && std::arch::is_aarch64_feature_detected!("i8mm"),
             #[cfg(target_arch = "x86_64")]
             Self::Avx2 => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"),
+            #[cfg(target_arch = "x86_64")]
+            Self::AvxVnni => Self::Avx2.is_available() && is_x86_feature_detected!("avxvnni"),
             #[cfg(target_arch = "x86_64")]
             Self::Avx512 => {
                 Self::Avx2.is_available()
@@ -51,6 +72,8 @@ impl Isa {
             Self::Avx512Bf16 => Self::Avx512.is_available() && is_x86_feature_detected!("avx512bf16"),
             #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
             Self::Amx => Self::Avx512Bf16.is_available() && amx_is_available(),
+            #[cfg(not(target_arch = "aarch64"))]
+            Self::Dotprod | Self::I8mm => false,
             #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
             _ => false,
         }
@@ -82,7 +105,10 @@ impl Isa {
         match self {
             Self::Portable => "portable",
             Self::Neon => "neon",
+            Self::Dotprod => "dotprod",
+            Self::I8mm => "i8mm",
             Self::Avx2 => "avx2",
+            Self::AvxVnni => "avxvnni",
             Self::Avx512 => "avx512",
             Self::Avx512Bf16 => "avx512bf16",
             Self::Amx => "amx",
@@ -200,6 +226,26 @@ mod tests {
     fn amx_is_tested_on_every_cpu_with_avx512_bf16() {
         assert_eq!(Isa::Amx.is_available(), Isa::Avx512Bf16.is_available());
         assert!(!Isa::Amx.is_available() || Isa::best() == Isa::Amx);
+    }
+
+    /// Bit 4 of EAX, in CPUID leaf 7, subleaf 1.
+    #[cfg(target_arch = "x86_64")]
+    #[test]
+    fn avx_vnni_is_available_where_the_cpu_reports_it() {
+        use std::arch::x86_64::__cpuid_count;
+        // SAFETY: every x86-64 CPU has CPUID; leaf 7 tells its last subleaf in EAX.
+        #[allow(unused_unsafe, reason = "safe in newer compilers")]
+        let reported = unsafe { __cpuid_count(7, 0).eax >= 1 && __cpuid_count(7, 1).eax & 1 << 4 != 0 };
+        assert_eq!(Isa::AvxVnni.is_available(), Isa::Avx2.is_available() && reported);
+    }
+
+    #[test]
+    fn sets_of_one_architecture_are_ordered_by_speed() {
+        assert!(Isa::ALL.is_sorted());
+        let both = |isa: &Isa| matches!(isa, Isa::Neon | Isa::Dotprod | Isa::I8mm);
+        assert!(
+            Isa::available().all(|isa| isa == Isa::Portable || both(&isa) == cfg!(target_arch = "aarch64"))
+        );
     }
 
     #[test]

@@ -102,9 +102,9 @@ def test_the_table_of_the_servers_settings_is_complete():
 
 @pytest.mark.parametrize("name", PAGES)
 def test_commands_exist(name):
-    targets = set(re.findall(r"^([a-z-]+):", text("Makefile"), re.MULTILINE))
-    used = set(re.findall(r"`make ([a-z-]+)", text(name))) | set(
-        re.findall(r"^make ([a-z-]+)", text(name), re.MULTILINE)
+    targets = set(re.findall(r"^([a-z0-9-]+):", text("Makefile"), re.MULTILINE))
+    used = set(re.findall(r"`make ([a-z0-9-]+)", text(name))) | set(
+        re.findall(r"^make ([a-z0-9-]+)", text(name), re.MULTILINE)
     )
     assert used or name != "README.md"
     assert used <= targets, used - targets

@@ -196,6 +196,21 @@ macro_rules! table {
     }};
 }
 
+/// The kernels of one instruction set for another that differs from it in quantized products only.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+macro_rules! shared {
+    ($isa:expr, $table:expr) => {{
+        static TABLE: Kernels = Kernels { isa: $isa, ..*$table };
+        &TABLE
+    }};
+}
+
+#[cfg(target_arch = "aarch64")]
+static NEON: &Kernels = table!(Isa::Neon, neon::Neon, "neon");
+
+#[cfg(target_arch = "x86_64")]
+static AVX2: &Kernels = table!(Isa::Avx2, x86::Avx2, "avx2,fma");
+
 #[cfg(target_arch = "x86_64")]
 static AVX512_BF16: &Kernels =
     table!(Isa::Avx512Bf16, x86::Avx512<true>, "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16");
@@ -209,7 +224,9 @@ impl Kernels {
         }
         match isa {
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => table!(Isa::Avx2, x86::Avx2, "avx2,fma"),
+            Isa::Avx2 => AVX2,
+            #[cfg(target_arch = "x86_64")]
+            Isa::AvxVnni => shared!(Isa::AvxVnni, AVX2),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => {
                 table!(Isa::Avx512, x86::Avx512<false>, "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")
@@ -228,7 +245,11 @@ impl Kernels {
                 &TABLE
             }
             #[cfg(target_arch = "aarch64")]
-            Isa::Neon => table!(Isa::Neon, neon::Neon, "neon"),
+            Isa::Neon => NEON,
+            #[cfg(target_arch = "aarch64")]
+            Isa::Dotprod => shared!(Isa::Dotprod, NEON),
+            #[cfg(target_arch = "aarch64")]
+            Isa::I8mm => shared!(Isa::I8mm, NEON),
             _ => table!(Isa::Portable, Portable),
         }
     }

@@ -11,6 +11,11 @@ use super::blocks::{GROUP, QuantLayout, zero};
 use crate::compute::isa::Isa;
 use crate::compute::kernels::quantize::ZERO;
 
+#[cfg(target_arch = "aarch64")]
+#[path = "quant_gemm_neon.rs"]
+mod neon;
+#[path = "quant_gemm_portable.rs"]
+mod portable;
 #[cfg(target_arch = "x86_64")]
 #[path = "quant_gemm_x86.rs"]
 mod x86;
@@ -37,7 +42,7 @@ pub(crate) struct Product {
     pub panels: usize,
     /// Groups to sum over.
     pub groups: usize,
-    /// Eight-bit activations, `groups * GROUP` a row.
+    /// Eight-bit activations from -127 to 127, `groups * GROUP` a row.
     pub x: *const i8,
     /// Scale of each group of each row of activations.
     pub x_scales: *const f32,
@@ -77,8 +82,13 @@ trait Lanes: Copy {
     type I: Copy;
     type F: Copy;
     const COLUMNS: usize;
+    /// Rows of the tallest tile of one panel: 8, 4, 2 or 1, as many as have their integer sums in the register file.
+    const TALLEST: usize;
     /// Whether the register file is large enough for a tile of [`PAIRED`] size. If so, `COLUMNS` is [`PANEL`].
     const PAIRED: bool;
+    /// Whether the CPU multiplies signed bytes only. If so, eight-bit quants lose their [`zero`] before [`dot`](Self::dot),
+    /// and its product with the activations is where their sum starts.
+    const SIGNED: bool;
 
     /// Creates the proof that the CPU has the instructions.
     ///
@@ -98,8 +108,23 @@ trait Lanes: Copy {
     fn low(self, x: Self::I) -> Self::I;
     /// The upper four bits of each byte.
     fn high(self, x: Self::I) -> Self::I;
-    /// Adds four products to each lane of `sum`: unsigned quants of `BITS` bits times the signed bytes of `x`.
-    fn dot<const BITS: usize>(self, sum: Self::I, quants: Self::I, x: i32) -> Self::I;
+    /// Eight-bit quants less their zero, in place of unsigned ones, if the set is [`SIGNED`](Self::SIGNED).
+    #[inline(always)]
+    fn signed(self, x: Self::I) -> Self::I {
+        x
+    }
+    /// Adds four products to each lane of `sum`: quants of `BITS` bits times four of the sixteen activations at `x`, from
+    /// activation `4 * FOUR` on. `FOUR` is less than four.
+    ///
+    /// # Safety
+    ///
+    /// - `x` points to sixteen readable bytes; it needs no alignment.
+    unsafe fn dot<const BITS: usize, const FOUR: usize>(
+        self,
+        sum: Self::I,
+        quants: Self::I,
+        x: *const i8,
+    ) -> Self::I;
     fn to_floats(self, x: Self::I) -> Self::F;
     fn mul(self, a: Self::F, b: Self::F) -> Self::F;
     /// `a * b + c`.
@@ -190,7 +215,7 @@ unsafe fn tiles<L: Lanes, const BITS: usize, const MINIMUM: bool, const HALVES: 
                         ($($rows:literal)*) => {
                             match p.rows - row {
                                 // SAFETY: `panel < p.panels`, `row + $rows <= p.rows`, and `COLUMNS` divides `PANEL`.
-                                $(left if left >= $rows => unsafe {
+                                $(left if left >= $rows && $rows <= L::TALLEST => unsafe {
                                     let at = TileOrigin { panel, column, row };
                                     tile::<L, BITS, MINIMUM, HALVES, $rows, 1>(lanes, p, at);
                                     row += $rows;
@@ -248,30 +273,23 @@ unsafe fn tile<
             }
             // One sum for the group, or one for each half group.
             let mut sums = [[[lanes.integers(0); PANELS]; ROWS]; 2];
-            for i in (0..ROWS).filter(|_| HALVES && !MINIMUM) {
-                let halves = p.x_sums.add(((row + i) * p.groups + group) * 2);
-                sums[0][i] = [lanes.integers(-zero * *halves); PANELS];
-                sums[1][i] = [lanes.integers(-zero * *halves.add(1)); PANELS];
-            }
-            for step in 0..GROUP / 4 {
-                let mut weights = [lanes.integers(0); PANELS];
-                for (panel, weights) in weights.iter_mut().enumerate() {
-                    let quants = quants.add(panel * p.panel_bytes);
-                    *weights = if BITS == 4 {
-                        let both = lanes.bytes(quants.add(step % 4 * PANEL * 4));
-                        if step < 4 { lanes.low(both) } else { lanes.high(both) }
-                    } else {
-                        lanes.bytes(quants.add(step * PANEL * 4))
-                    };
-                }
-                let sums = &mut sums[if HALVES { step / 4 } else { 0 }];
-                for (i, sums) in sums.iter_mut().enumerate() {
-                    let four = x.add(i * stride + step * 4).cast::<i32>().read_unaligned();
-                    for (sum, weights) in sums.iter_mut().zip(weights) {
-                        *sum = lanes.dot::<BITS>(*sum, weights, four);
-                    }
+            let signed = BITS == 8 && L::SIGNED;
+            // What the quants lack of what they are summed as, which is the weight itself where halves have no minimum.
+            let less = if signed { zero } else { 0 } - if HALVES && !MINIMUM { zero } else { 0 };
+            for i in (0..ROWS).filter(|_| less != 0) {
+                if HALVES {
+                    let halves = p.x_sums.add(((row + i) * p.groups + group) * 2);
+                    sums[0][i] = [lanes.integers(less * *halves); PANELS];
+                    sums[1][i] = [lanes.integers(less * *halves.add(1)); PANELS];
+                } else {
+                    let x = x.add(i * stride);
+                    let sum: i32 = (0..GROUP).map(|at| i32::from(*x.add(at))).sum();
+                    sums[0][i] = [lanes.integers(less * sum); PANELS];
                 }
             }
+            let both = if HALVES { 1 } else { 0 };
+            half_group::<L, BITS, 0, ROWS, PANELS>(lanes, &mut sums[0], quants, p.panel_bytes, x, stride);
+            half_group::<L, BITS, 1, ROWS, PANELS>(lanes, &mut sums[both], quants, p.panel_bytes, x, stride);
             let mut numbers = [[lanes.floats(0.0); 4]; PANELS];
             for (panel, numbers) in numbers.iter_mut().enumerate() {
                 let scales = scales.byte_add(panel * p.panel_bytes);
@@ -329,70 +347,65 @@ unsafe fn tile<
     }
 }
 
-/// Sixteen columns in arrays, which the compiler vectorizes for the baseline of the target.
-#[derive(Clone, Copy)]
-struct Array;
+/// Adds the products of half `HALF` of a group to `sums`.
+///
+/// # Safety
+///
+/// - `quants` points to the quants of a group of `COLUMNS` columns in each of `PANELS` panels, `panel_bytes` bytes apart.
+/// - `x` points to `ROWS` rows of `GROUP` readable bytes, `stride` bytes apart.
+#[inline(always)]
+unsafe fn half_group<
+    L: Lanes,
+    const BITS: usize,
+    const HALF: usize,
+    const ROWS: usize,
+    const PANELS: usize,
+>(
+    lanes: L,
+    sums: &mut [[L::I; PANELS]; ROWS],
+    quants: *const u8,
+    panel_bytes: usize,
+    x: *const i8,
+    stride: usize,
+) {
+    macro_rules! fours {
+        ($($four:literal)*) => {$(
+            let mut weights = [lanes.integers(0); PANELS];
+            for (panel, weights) in weights.iter_mut().enumerate() {
+                // SAFETY: `quants` points to the quants of `PANELS` panels. Those of `4 * PANEL` bytes are four of a row for
+                // each column; there are four of them if one byte has two quants, and eight otherwise.
+                *weights = unsafe {
+                    let quants = quants.add(panel * panel_bytes);
+                    if BITS == 4 {
+                        let both = lanes.bytes(quants.add($four * PANEL * 4));
+                        if HALF == 0 { lanes.low(both) } else { lanes.high(both) }
+                    } else {
+                        lanes.signed(lanes.bytes(quants.add((HALF * 4 + $four) * PANEL * 4)))
+                    }
+                };
+            }
+            for (i, sums) in sums.iter_mut().enumerate() {
+                for (sum, weights) in sums.iter_mut().zip(weights) {
+                    // SAFETY: `i < ROWS`, and `x` points to `ROWS` rows of `GROUP` bytes, the second sixteen of which are
+                    // those of the second half.
+                    *sum = unsafe { lanes.dot::<BITS, $four>(*sum, weights, x.add(i * stride + HALF * 16)) };
+                }
+            }
+        )*};
+    }
+    fours!(0 1 2 3);
+}
 
-impl Lanes for Array {
-    type I = [i32; PANEL];
-    type F = [f32; PANEL];
-    const COLUMNS: usize = PANEL;
-    const PAIRED: bool = false;
-
-    #[inline(always)]
-    unsafe fn permit() -> Self {
-        Self
-    }
-    #[inline(always)]
-    fn integers(self, x: i32) -> Self::I {
-        [x; PANEL]
-    }
-    #[inline(always)]
-    fn floats(self, x: f32) -> Self::F {
-        [x; PANEL]
-    }
-    #[inline(always)]
-    unsafe fn bytes(self, from: *const u8) -> Self::I {
-        // SAFETY: `from` points to `4 * COLUMNS` readable bytes, the size of `I`.
-        unsafe { from.cast::<Self::I>().read_unaligned() }
-    }
-    #[inline(always)]
-    fn low(self, x: Self::I) -> Self::I {
-        x.map(|x| x & 0x0f0f_0f0f)
-    }
-    #[inline(always)]
-    fn high(self, x: Self::I) -> Self::I {
-        x.map(|x| x >> 4 & 0x0f0f_0f0f)
-    }
-    #[inline(always)]
-    fn dot<const BITS: usize>(self, sum: Self::I, quants: Self::I, x: i32) -> Self::I {
-        let signed = |byte: u32| i32::from((x >> (8 * byte)) as i8);
-        let quant = |quants: i32, byte: u32| quants >> (8 * byte) & 0xff;
-        std::array::from_fn(|i| (0..4).fold(sum[i], |sum, byte| sum + quant(quants[i], byte) * signed(byte)))
-    }
-    #[inline(always)]
-    fn to_floats(self, x: Self::I) -> Self::F {
-        x.map(|x| x as f32)
-    }
-    #[inline(always)]
-    fn mul(self, a: Self::F, b: Self::F) -> Self::F {
-        std::array::from_fn(|i| a[i] * b[i])
-    }
-    #[inline(always)]
-    fn mul_add(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F {
-        std::array::from_fn(|i| a[i] * b[i] + c[i])
-    }
-    #[inline(always)]
-    unsafe fn halves(self, from: *const u16) -> Self::F {
-        // SAFETY: `from` points to `COLUMNS` = `PANEL` readable values.
-        let bits = unsafe { from.cast::<[u16; PANEL]>().read_unaligned() };
-        bits.map(|bits| half::f16::from_bits(bits).to_f32())
-    }
-    #[inline(always)]
-    unsafe fn store(self, to: *mut f32, x: Self::F) {
-        // SAFETY: `to` points to `COLUMNS` writable values, the size of `F`.
-        unsafe { to.cast::<Self::F>().write_unaligned(x) }
-    }
+/// The bytes from `4 * FOUR` on in one number, in memory order.
+///
+/// # Safety
+///
+/// - `x` points to sixteen readable bytes; it needs no alignment.
+#[inline(always)]
+unsafe fn four_bytes<const FOUR: usize>(x: *const i8) -> i32 {
+    const { assert!(FOUR < 4) }
+    // SAFETY: `4 * FOUR + 4 <= 16` by the assertion above, and the read is unaligned.
+    unsafe { x.add(FOUR * 4).cast::<i32>().read_unaligned() }
 }
 
 /// The product for one instruction set. A value proves that the CPU has the instructions.
@@ -407,10 +420,20 @@ impl Dot {
             if isa >= Isa::Avx512 && is_x86_feature_detected!("avx512vnni") {
                 return Self(x86::avx512_vnni);
             }
+            if isa >= Isa::AvxVnni && Isa::AvxVnni.is_available() {
+                return Self(x86::avx_vnni);
+            }
             return Self(x86::avx2);
         }
+        #[cfg(target_arch = "aarch64")]
+        match isa {
+            Isa::I8mm if isa.is_available() => return Self(neon::i8mm),
+            Isa::Dotprod if isa.is_available() => return Self(neon::dotprod),
+            Isa::Neon => return Self(neon::neon),
+            _ => {}
+        }
         let _ = isa;
-        Self(portable)
+        Self(portable::portable)
     }
 
     /// Computes a product.
@@ -426,16 +449,6 @@ impl Dot {
         // SAFETY: `of` chose a function whose instructions this CPU has; the caller upholds the preconditions of `product`.
         unsafe { (self.0)(p, layout) }
     }
-}
-
-/// [`product`] for any CPU.
-///
-/// # Safety
-///
-/// - All preconditions of [`product`].
-unsafe fn portable(p: &Product, layout: QuantLayout) {
-    // SAFETY: `Array` needs no special instructions; the caller upholds the preconditions of `product`.
-    unsafe { product(Array::permit(), p, layout) }
 }
 
 #[cfg(test)]

@@ -39,21 +39,49 @@ struct Case {
     offsets: Guarded<f32>,
 }
 
+/// Where the values of a case come from.
+#[derive(Clone, Copy)]
+struct Source {
+    /// Two quants of four bits, or one of eight.
+    quants: fn(u32) -> u8,
+    /// A scale or a minimum of weights.
+    number: fn(u32) -> f32,
+    /// An activation from -127 to 127.
+    x: fn(u32) -> i8,
+    /// A scale of activations.
+    scale: fn(u32) -> f32,
+}
+
+const RANDOM: Source = Source {
+    quants: |random| random as u8,
+    number: |random| (random % 2001) as f32 / 1000.0 - 1.0,
+    x: |random| ((random % 255) as i8).max(-127),
+    scale: |random| (random % 1000) as f32 / 1e5,
+};
+
+/// Mostly the largest quants and activations, whose sums overflow 16 bits first, and scales that are powers of two, so that
+/// every sum of floats is exact.
+const EXTREME: Source = Source {
+    quants: |random| if random % 4 == 0 { (random >> 8) as u8 } else { 0xff },
+    number: |random| [1.0, -1.0, 0.5, 2.0][random as usize % 4],
+    x: |random| [127, 127, -127, ((random >> 8) as i8).max(-127)][random as usize % 4],
+    scale: |random| [1.0, 0.5][random as usize % 2],
+};
+
 impl Case {
-    fn new(layout: QuantLayout, rows: usize, panels: usize, groups: usize) -> Self {
+    fn new(source: Source, layout: QuantLayout, rows: usize, panels: usize, groups: usize) -> Self {
         let mut next = numbers((rows * 100 + panels * 10 + groups) as u32);
         let panel_bytes = (groups * group_bytes(layout)).next_multiple_of(64);
-        let mut panel: Vec<u8> = (0..panels * panel_bytes).map(|_| next() as u8).collect();
+        let mut panel: Vec<u8> = (0..panels * panel_bytes).map(|_| (source.quants)(next())).collect();
         for start in (0..panels).flat_map(|panel| (0..groups).map(move |group| (panel, group))) {
             let group = &mut panel[start.0 * panel_bytes + start.1 * group_bytes(layout)..];
             for number in group[..scale_numbers(layout) * 2].as_chunks_mut::<2>().0 {
-                *number = f16::from_f32((next() % 2001) as f32 / 1000.0 - 1.0).to_le_bytes();
+                *number = f16::from_f32((source.number)(next())).to_le_bytes();
             }
         }
         panel.truncate(panels.saturating_sub(1) * panel_bytes + groups * group_bytes(layout));
-        let x: Vec<i8> =
-            (0..rows * groups * GROUP).map(|_| (next() % 255) as i8).map(|x| x.max(-127)).collect();
-        let scales: Vec<f32> = (0..rows * groups).map(|_| (next() % 1000) as f32 / 1e5).collect();
+        let x: Vec<i8> = (0..rows * groups * GROUP).map(|_| (source.x)(next())).collect();
+        let scales: Vec<f32> = (0..rows * groups).map(|_| (source.scale)(next())).collect();
         let sum = |x: &[i8]| x.iter().map(|&x| i32::from(x)).sum::<i32>();
         let offset = |(x, scale): (&[i8; GROUP], &f32)| -ZERO * scale * sum(x) as f32;
         let offsets: Vec<f32> = x.as_chunks().0.iter().zip(&scales).map(offset).collect();
@@ -131,16 +159,32 @@ impl Case {
     }
 }
 
+/// Sizes below, at and above the heights and pairs of tiles: rows, panels and groups.
+fn sizes() -> impl Iterator<Item = (usize, usize, usize)> {
+    (0..=14).flat_map(|rows| [0, 1, 2, 3].map(|panels| (rows, panels, 2))).chain([
+        (7, 2, 0),
+        (13, 2, 1),
+        (24, 5, 3),
+    ])
+}
+
+/// The instruction sets of this machine. Names those of its architecture that the CPU lacks, whose products are not tested.
+fn tested() -> Vec<Isa> {
+    let architecture =
+        |isa: &Isa| matches!(isa, Isa::Neon | Isa::Dotprod | Isa::I8mm) == cfg!(target_arch = "aarch64");
+    for isa in Isa::ALL.into_iter().filter(|isa| architecture(isa) && !isa.is_available()) {
+        println!("{isa}: skipped, this CPU lacks it");
+    }
+    Isa::available().collect()
+}
+
 #[test]
 fn products_are_exact_and_access_no_other_memory() {
+    let sets = tested();
     for layout in LAYOUTS {
-        // Below, at and above the heights and pairs of tiles.
-        for (rows, panels, groups) in (0..=14)
-            .flat_map(|rows| [0, 1, 2, 3].map(|panels| (rows, panels, 2)))
-            .chain([(7, 2, 0), (13, 2, 1), (24, 5, 3)])
-        {
-            let case = Case::new(layout, rows, panels, groups);
-            for isa in Isa::available() {
+        for (rows, panels, groups) in sizes() {
+            let case = Case::new(RANDOM, layout, rows, panels, groups);
+            for &isa in &sets {
                 for (index, ours) in case.run(isa).into_iter().enumerate() {
                     let (exact, size) = case.expected(index / (panels * PANEL), index % (panels * PANEL));
                     let error = (f64::from(ours) - exact).abs();
@@ -151,5 +195,51 @@ fn products_are_exact_and_access_no_other_memory() {
                 }
             }
         }
+    }
+}
+
+#[test]
+fn integer_sums_equal_the_reference_at_the_largest_values() {
+    let sets = tested();
+    for layout in LAYOUTS {
+        for (rows, panels, groups) in sizes() {
+            let case = Case::new(EXTREME, layout, rows, panels, groups);
+            for &isa in &sets {
+                for (index, ours) in case.run(isa).into_iter().enumerate() {
+                    let (exact, size) = case.expected(index / (panels * PANEL), index % (panels * PANEL));
+                    assert!(size < f64::from(1 << 23), "sums of floats are exact");
+                    assert_eq!(f64::from(ours), exact, "{isa} {layout:?} {rows}x{panels}x{groups}");
+                }
+            }
+        }
+    }
+}
+
+/// All sets but the portable one multiply and add in one rounding, in the same order.
+#[test]
+fn sets_of_an_architecture_agree_to_the_bit() {
+    let mut sets = tested();
+    sets.retain(|isa| *isa != Isa::Portable);
+    for layout in LAYOUTS {
+        for (rows, panels, groups) in sizes() {
+            let case = Case::new(RANDOM, layout, rows, panels, groups);
+            let bits = |isa: Isa| case.run(isa).into_iter().map(f32::to_bits).collect::<Vec<_>>();
+            for pair in sets.windows(2) {
+                assert_eq!(bits(pair[0]), bits(pair[1]), "{pair:?} {layout:?} {rows}x{panels}x{groups}");
+            }
+        }
+    }
+}
+
+#[test]
+fn sets_with_dot_products_use_them() {
+    let same = |a: Isa, b: Isa| std::ptr::fn_addr_eq(Dot::of(a).0, Dot::of(b).0);
+    for (plain, better) in [
+        (Isa::Avx2, Isa::AvxVnni),
+        (Isa::Portable, Isa::Neon),
+        (Isa::Neon, Isa::Dotprod),
+        (Isa::Dotprod, Isa::I8mm),
+    ] {
+        assert_eq!(same(plain, better), !better.is_available(), "{better}");
     }
 }
