@@ -174,6 +174,30 @@ def test_serve_hands_its_options_over(command, monkeypatch):
     assert started[0].settings == {"port": 0, "host": "127.0.0.1"}
 
 
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        ("someone/all-MiniLM-L6-v2", "all-MiniLM-L6-v2"),
+        ("./models/my model/", "my model"),
+        ("C:\\models\\e5", "e5"),
+        ("a/bge-m3.gguf", "bge-m3"),
+        ("pkg:package/model", "model"),
+        ("ollama://box:11434/qwen3-embedding:0.6b", "qwen3-embedding:0.6b"),
+        ("openai+https://key@host/v1/small", "small"),
+        (".", None),
+        ("english_sentence", None),
+    ],
+)
+def test_serve_names_a_model_by_its_source(monkeypatch, source, name):
+    started = []
+    monkeypatch.setattr("model_manager.server.main.run", started.append)
+    for variable, expected in (("", name or "qwen3-embedding"), ("given", "given")):
+        monkeypatch.setenv("OLLAMA_MODEL_NAME", variable)
+        cli.main(["serve", "--model", source], standalone_mode=False)
+        (served,) = started.pop().models
+        assert (served.name, served.key, served.source) == (expected, expected, source)
+
+
 def test_a_closed_output(tmp_path):
     (tmp_path / "many.txt").write_text("a line\n" * 5000)
     process = start("embed", "many.txt", stdin=subprocess.DEVNULL)

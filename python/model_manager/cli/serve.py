@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import re
 from dataclasses import replace
 from typing import Any
 
 import click
 
+from .._embedder import without_key
 from .._extras import extra
+from ..manager import BUILT_IN_SLOTS
 from .texts import Command, option, say
 
 
@@ -22,7 +26,10 @@ from .texts import Command, option, say
 @option(
     "-m",
     "--model",
-    help=("Source of the embedding model: hub id, folder, …", "Vektör modelinin kaynağı: hub adı, klasör, …"),
+    help=(
+        "Source of the embedding model: hub id, folder, … Served under its last part, or OLLAMA_MODEL_NAME.",
+        "Vektör modelinin kaynağı: hub adı, klasör, … Son parçasının ya da OLLAMA_MODEL_NAME'in adıyla sunulur.",
+    ),
 )
 @option("--host", help=("Address to listen at; default: API_HOST.", "Dinlenecek adres; varsayılan: API_HOST."))
 @option(
@@ -42,5 +49,13 @@ def serve(model: str | None, **given: Any) -> None:
         from ..server.main import run
     settings = {name: value for name, value in given.items() if value is not None}
     if model is not None:
-        settings["models"] = tuple(replace(served, source=model) for served in default_models())
+        (served,) = default_models()
+        name = os.environ.get("OLLAMA_MODEL_NAME", "").strip() or name_of(model) or served.name
+        settings["models"] = (replace(served, source=model, name=name, slot=name),)
     run(ServerConfig(**settings))
+
+
+def name_of(source: str) -> str | None:
+    """What clients call the model of a source: its last part. None where that would say nothing."""
+    last = re.split(r"[/\\]", without_key(source).rstrip("/\\"))[-1].removesuffix(".gguf")
+    return None if last in ("", ".", "..", *BUILT_IN_SLOTS) else last
