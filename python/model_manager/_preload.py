@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from . import _core
+from .errors import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -68,20 +69,36 @@ def read_texts(path: str | os.PathLike[str]) -> list[str]:
     """The texts of a file: one a line, or of ``.jsonl`` the lines' ``"text"`` or the lines themselves."""
     name = Path(path)
     texts = []
-    with name.open(encoding="utf-8-sig") as lines:
-        for number, line in enumerate(lines, 1):
+    # Read as bytes: the error of a line that is no UTF-8 says which.
+    with name.open("rb") as lines:
+        for number, raw in enumerate(lines, 1):
+            try:
+                line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                raise InputError(f"{name}:{number}: is no UTF-8: {error.reason}") from None
             text: object = line.rstrip("\r\n")
             if name.suffix == ".jsonl" and str(text).strip():
                 try:
                     text = json.loads(line)
                 except ValueError:
-                    raise ValueError(f"{name}:{number}: is no JSON") from None
+                    raise InputError(f"{name}:{number}: is no JSON") from None
                 text = text.get("text") if isinstance(text, dict) else text
             if not isinstance(text, str):
-                raise ValueError(f'{name}:{number}: must be a text or have a "text"')  # noqa: TRY004  the file's fault
+                raise InputError(f'{name}:{number}: must be a text or have a "text"')
+            if not _is_unicode(text):
+                raise InputError(f"{name}:{number}: holds a lone surrogate: it is not valid Unicode")
             if text.strip():
                 texts.append(text)
     return texts
+
+
+def _is_unicode(text: str) -> bool:
+    """JSON may escape half a character."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def start(

@@ -7,11 +7,11 @@
 from __future__ import annotations
 
 from ._embedder import Embedder
-from .errors import ArgumentError
+from .errors import ArgumentError, InputError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
     from typing import Any, TypeAlias, TypeVar
 
     from ._core import ArrowVectors, Manager
@@ -82,18 +82,27 @@ def adder(frame: object) -> Adder | None:
 
 
 def _check(column: str, names: Iterable[object]) -> None:
-    known = [str(name) for name in names]
-    if column not in known:
-        error = ArgumentError(f"the frame has no column {column!r}; it has: {', '.join(known)}")
-        error.param = "column"
-        raise error
+    known = list(names)
+    count = known.count(column)
+    if count == 1:
+        return
+    if count:
+        error = ArgumentError(f"the frame has several columns {column!r}; rename all but one")
+    else:
+        shown = ", ".join(name if isinstance(name, str) else repr(name) for name in known)
+        error = ArgumentError(f"the frame has no column {column!r}; it has: {shown}")
+    error.param = "column"
+    raise error
 
 
 def _to_polars(frame: Any, column: str, output: str, vectors: Vectors) -> Any:
     import polars as pl
 
     _check(column, frame.columns)
-    return frame.with_columns(pl.Series(vectors(frame.get_column(column))).alias(output))
+    texts = frame.get_column(column)
+    if texts.dtype == pl.Null:  # a column of nulls only, which polars exports with a buffer too many
+        texts = texts.cast(pl.String)
+    return frame.with_columns(pl.Series(vectors(texts)).alias(output))
 
 
 def with_vectors(frame: Any, column: str, output: str, vectors: Vectors) -> Any:
@@ -111,9 +120,7 @@ def _to_pandas(frame: Any, column: str, output: str, vectors: Vectors) -> Any:
 
     _check(column, frame.columns)
     series = frame[column]
-    if series.ndim != 1:
-        raise ArgumentError(f"the frame has several columns {column!r}; rename all but one")
-    made = vectors(series if hasattr(series, "__arrow_c_stream__") else _Strings(series))
+    made = vectors(_Strings(series))
     rows = np.asarray(made)
     objects = np.empty(len(rows), object)
     for index, null in enumerate(series.isna()):
@@ -130,16 +137,38 @@ def _to_duckdb(frame: Any, column: str, output: str, vectors: Vectors) -> Any:
 
 
 class _Strings:
-    """A pandas Series that cannot export itself, as pyarrow exports it."""
+    """A pandas Series as Arrow data. What is no text is refused by its row."""
 
     def __init__(self, series: Any) -> None:
+        self._series = series
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._series)
+
+    def __arrow_c_stream__(self, requested_schema: object | None = None) -> object:
         import pyarrow as pa
 
-        self._array = pa.array(series, from_pandas=True)
+        series = self._series
+        try:
+            if hasattr(series, "__arrow_c_stream__"):
+                return series.__arrow_c_stream__(requested_schema)
+            return pa.chunked_array([pa.array(series, from_pandas=True)]).__arrow_c_stream__(requested_schema)
+        except (pa.ArrowInvalid, pa.ArrowTypeError, UnicodeEncodeError) as error:
+            raise _refusal(series, error) from error
 
-    def __arrow_c_array__(self, requested_schema: object | None = None) -> tuple[object, object]:
-        pair: tuple[object, object] = self._array.__arrow_c_array__(requested_schema)
-        return pair
+
+def _refusal(series: Any, cause: Exception) -> InputError:
+    """The first value that is no text, which Arrow's own error does not name."""
+    for row, (value, null) in enumerate(zip(series, series.isna(), strict=True)):
+        if null:
+            continue
+        if not isinstance(value, str):
+            return ArgumentError(f"row {row} of the column {series.name!r} is a {type(value).__name__}, not a str")
+        if any("\ud800" <= character <= "\udfff" for character in value):
+            return InputError(
+                f"row {row} of the column {series.name!r} holds a lone surrogate: it is not valid Unicode"
+            )
+    return InputError(f"the column {series.name!r} cannot be read: {cause}")
 
 
 _ADDERS: dict[tuple[str, str], Adder] = {

@@ -271,6 +271,36 @@ def test_other_frames_are_refused(manager):
         embed_frame(pl.DataFrame({"text": [1]}), "text", manager=manager, model=SLOT)
 
 
+def test_a_column_of_nulls_only(manager):
+    for frame in (pl.DataFrame({"text": [None, None]}), pa.table({"text": pa.nulls(2)})):
+        made = embed_frame(frame, "text", manager=manager, model=SLOT)
+        assert column(made, "embedding") == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("texts", "words"),
+    [(["a", None, 3], "row 2 of the column 'text' is a int"), (["a", "\ud800"], "row 1 of the column 'text' holds")],
+)
+def test_what_is_no_text_in_a_pandas_frame_is_named(manager, texts, words):
+    frame = pd.DataFrame({"text": pd.Series(texts, dtype=object)})
+    with pytest.raises(errors.InputError, match=words):
+        embed_frame(frame, "text", manager=manager, model=SLOT)
+
+
+def test_names_of_columns(manager):
+    two = [pa.array(["a"]), pa.array(["b"])]
+    for frame in (
+        pa.Table.from_arrays(two, names=["text", "text"]),
+        pd.DataFrame([["a", "b"]], columns=["text", "text"]),
+    ):
+        with pytest.raises(errors.ArgumentError, match="several columns 'text'"):
+            embed_frame(frame, "text", manager=manager, model=SLOT)
+    numbered = pd.DataFrame({0: ["a"]})
+    assert names(embed_frame(numbered, 0, manager=manager, model=SLOT)) == [0, "embedding"]
+    with pytest.raises(errors.ArgumentError, match="no column '0'; it has: 0"):
+        embed_frame(numbered, "0", manager=manager, model=SLOT)
+
+
 # --- Batches ---------------------------------------------------------------------------------------------------------
 
 
@@ -345,6 +375,9 @@ def test_a_text_without_a_vector_is_null_or_fails_its_batch(documents):
     rows = tolerant(texts)
     assert np.isnan(rows).all(axis=1).tolist() == [False, True, True, True, True, False]
     assert np.array_equal(rows[[0, 5]], documents[[0, 4]])
+    frame = tolerant(pd.DataFrame({"text": pd.Series(texts, dtype=object)}))
+    assert frame["embedding"].isna().tolist() == [False, True, True, True, True, False]
+    assert np.array_equal(np.stack(frame["embedding"][[0, 5]]), documents[[0, 4]])
     strict = BatchEmbedder(TURKISH_MODEL, config=settings)
     with pytest.raises(errors.InputError, match="lone surrogate"):
         strict(texts[:2])
@@ -382,12 +415,21 @@ def test_parquet_files_get_a_column(command, tmp_path, manager):
         (["in.parquet", "-o", "out.parquet", "--column", "body"], "no column 'body'"),
         (["damaged.parquet", "-o", "out.parquet"], "damaged.parquet"),
         (["none.parquet", "-o", "out.parquet"], "none.parquet"),
+        (["twice.parquet", "-o", "out.parquet"], "twice.parquet: it has several columns 'text'"),
+        (["in.parquet", "other.parquet", "-o", "out.parquet"], "other.parquet: its columns differ from those of in.p"),
+        (["flipped.parquet", "-o", "out.parquet"], "flipped.parquet: "),
     ],
 )
 def test_wrong_parquet_calls(command, tmp_path, arguments, words):
     pq.write_table(pa.table({"text": TEXTS}), "in.parquet")
+    pq.write_table(pa.table({"text": TEXTS, "id": range(5)}), "other.parquet")
+    pq.write_table(pa.Table.from_arrays([pa.array(["a"])] * 2, names=["text", "text"]), "twice.parquet")
+    pages = bytearray((tmp_path / "in.parquet").read_bytes())
+    pages[4:40] = b"\xff" * 36
+    (tmp_path / "flipped.parquet").write_bytes(pages)
     (tmp_path / "damaged.parquet").write_bytes(b"PAR1 but nothing else")
     done = command("embed", *arguments)
     assert done.code != 0
     assert words in done.err
-    assert not (tmp_path / "out.parquet").exists()
+    assert "Traceback" not in done.err
+    assert not list(tmp_path.glob("*out.parquet*"))

@@ -40,6 +40,32 @@ def test_info_verify_export_import_clear(command, stored):
     assert command("cache", "import", str(stored / "missing")).code == 2
 
 
+def test_what_cannot_be_emptied_is_an_error(command, stored, monkeypatch):
+    monkeypatch.setenv("MODEL_MANAGER_CACHE_URL", "redis://127.0.0.1:1")
+    done = command("cache", "clear")
+    assert done.code == 1
+    assert "not emptied: redis" in done.err
+    assert "empty" not in done.out
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b'{"text": "first"}\n{"other": 1}\n', 'faq.jsonl:2: must be a text or have a "text"'),
+        (b"{", "faq.jsonl:1: is no JSON"),
+        (b'"first"\n"\xff"\n', "faq.jsonl:2: is no UTF-8"),
+        (b'"\\ud800"\n', "faq.jsonl:1: holds a lone surrogate"),
+    ],
+)
+def test_a_wrong_line_of_known_texts_is_named(command, tmp_path, content, words):
+    (tmp_path / "faq.jsonl").write_bytes(content)
+    done = command("preload", "faq.jsonl", "-m", "english_sentence")
+    assert done.code == 1
+    assert done.err.startswith("Error: ")
+    assert words in done.err
+    assert "Traceback" not in done.err
+
+
 def test_the_help_is_in_two_languages(command, monkeypatch):
     assert "outlive" in command("cache", "--help").out
 

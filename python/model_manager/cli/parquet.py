@@ -44,21 +44,24 @@ def embed_parquet(
     with manager(cache_size=0) as models, _progress(rows) as advance, writing(output) as file:
         embedder = Embedder(models, model, dimensions)
         vectors = embedder.queries_arrow if query else embedder.documents_arrow
-        writer: Any = None
-        for name, source in zip(files, sources, strict=True):
-            for batch in source.iter_batches(BATCH_ROWS):
-                made = with_vectors(batch, column, vector_column, vectors)
-                if writer is None:
-                    # A dictionary of vectors, which are all different, would take time and save nothing.
-                    plain = [name for name in made.schema.names if name != vector_column]
-                    writer = pyarrow.parquet.ParquetWriter(file, made.schema, compression="zstd", use_dictionary=plain)
-                elif not made.schema.equals(writer.schema):
-                    raise click.ClickException(f"{name}: its columns differ from those of {files[0]}")
-                writer.write_batch(made)
-                advance(len(batch))
-        if writer is None:
-            raise click.ClickException("the files have no rows")
-        writer.close()
+        # Closed before its file, after an error too.
+        with contextlib.ExitStack() as opened:
+            writer: Any = None
+            for name, source in zip(files, sources, strict=True):
+                for batch in _batches(name, source):
+                    made = with_vectors(batch, column, vector_column, vectors)
+                    if writer is None:
+                        # A dictionary of vectors, which are all different, would take time and save nothing.
+                        plain = [name for name in made.schema.names if name != vector_column]
+                        writer = opened.enter_context(
+                            pyarrow.parquet.ParquetWriter(file, made.schema, compression="zstd", use_dictionary=plain)
+                        )
+                    elif not made.schema.equals(writer.schema):
+                        raise click.ClickException(f"{name}: its columns differ from those of {files[0]}")
+                    writer.write_batch(made)
+                    advance(len(batch))
+            if writer is None:
+                raise click.ClickException("the files have no rows")
 
 
 def _source(name: str, column: str) -> Any:
@@ -70,10 +73,22 @@ def _source(name: str, column: str) -> Any:
         source = pyarrow.parquet.ParquetFile(name)
     except (OSError, pa.ArrowInvalid) as error:
         raise click.ClickException(f"{name}: {error}") from error
-    if column not in source.schema_arrow.names:
-        known = ", ".join(source.schema_arrow.names)
-        raise click.ClickException(f"{name}: there is no column {column!r}; it has: {known} (--column)")
+    names = source.schema_arrow.names
+    if column not in names:
+        raise click.ClickException(f"{name}: there is no column {column!r}; it has: {', '.join(names)} (--column)")
+    if names.count(column) > 1:
+        raise click.ClickException(f"{name}: it has several columns {column!r}; rename all but one")
     return source
+
+
+def _batches(name: str, source: Any) -> Iterator[Any]:
+    """The rows of a file; an error says of which."""
+    import pyarrow as pa
+
+    try:
+        yield from source.iter_batches(BATCH_ROWS)
+    except (OSError, pa.ArrowException) as error:
+        raise click.ClickException(f"{name}: {error}") from error
 
 
 @contextlib.contextmanager
