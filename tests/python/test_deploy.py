@@ -106,6 +106,17 @@ def test_compose_accepts_its_file():
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_the_server_of_the_compose_file_uses_its_valkey():
+    services = documents(DEPLOY / "compose.yaml")[0]["services"]
+    url = services["server"]["environment"]["MODEL_MANAGER_CACHE_URL"]
+    # The value that compose puts in where the variable is not set.
+    host, port = re.fullmatch(r"\$\{CACHE_URL:-redis://(\w+):(\d+)\}", url).groups()
+    assert services[host]["image"].startswith("valkey/")
+    assert port == "6379"
+    assert services["server"]["depends_on"] == [host]
+    Config(cache_url=f"redis://{host}:{port}")
+
+
 def test_the_image_is_built_from_what_is_there():
     text = (DEPLOY / "Dockerfile").read_text()
     for names in re.findall(r"^COPY (?!--from)(.+) \S+$", text, re.MULTILINE):
