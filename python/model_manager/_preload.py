@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from . import _core
-from .errors import InputError
+from .errors import ClosedError, InputError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -111,6 +111,8 @@ def start(
     """`BaseManager.preload`."""
     if when not in ("idle", "now", "first_load"):
         raise ValueError(f'when={when!r} is unknown; use "idle", "now" or "first_load"')
+    if manager.closed:
+        raise ClosedError("this ModelManager is closed; construct a new one")
     if isinstance(texts, str | os.PathLike):
         known = read_texts(texts)
     else:

@@ -254,6 +254,10 @@ class BaseManager(VectorsManager):
         Returns:
             A ticket with `done`, `total`, `wait` and `cancel`. `cache_size` must be as large as the texts are many;
             with `cache_disk` or `cache_url` they are read from there after a restart, without a model.
+
+        Raises:
+            InputError: A line of the file that is no text; it is named.
+            ClosedError: The manager is closed.
         """
         from ._preload import start as start_preload
 

@@ -65,11 +65,8 @@ def embed(
         ArgumentError: `workers` or `cpus` out of range.
         ConfigError: A wrong setting.
     """
-    least, most = (workers, workers) if isinstance(workers, int) else workers
-    if not 1 <= least <= most:
-        raise ArgumentError(f"workers={workers!r} must be a number above 0, or the least and the most")
-    if not cpus > 0:
-        raise ArgumentError(f"cpus={cpus} must be above 0")
+    least, most = _pool(workers)
+    _check_cpus(cpus)
     settings = {"threads": max(1, math.floor(cpus)), **(config or {})}
     function = BatchEmbedder(
         model,
@@ -89,6 +86,24 @@ def embed(
         compute=ray.data.ActorPoolStrategy(min_size=least, max_size=most),
         num_cpus=cpus,
     )
+
+
+def _pool(workers: Any) -> tuple[int, int]:
+    """The least and the most actors."""
+    bounds = (workers, workers) if isinstance(workers, int) else workers
+    if (
+        isinstance(bounds, tuple | list)
+        and len(bounds) == 2
+        and all(isinstance(bound, int) for bound in bounds)
+        and 1 <= bounds[0] <= bounds[1]
+    ):
+        return bounds[0], bounds[1]
+    raise ArgumentError(f"workers={workers!r} must be a number above 0, or the least and the most")
+
+
+def _check_cpus(cpus: float) -> None:
+    if not 0 < cpus < math.inf:
+        raise ArgumentError(f"cpus={cpus} must be above 0")
 
 
 class _Worker:
@@ -126,14 +141,22 @@ def deployment(
 
     Raises:
         ArgumentError: No models, or a number out of range.
+        ConfigError, TypeError: A wrong setting of the manager or the server: a replica would end at its start, again
+            and again.
     """
     from ray import serve
+
+    from ._core import Config
+    from .server import ServerConfig
 
     if not models:
         raise ArgumentError("models is empty; give at least one public name and its source")
     if models_per_replica < 1:
         raise ArgumentError(f"models_per_replica={models_per_replica} must be at least 1")
+    _check_cpus(cpus)
     settings = {"threads": max(1, math.floor(cpus)), **(config or {})}
+    Config(**settings)
+    ServerConfig(**(server or {}))
     options.setdefault("name", "model_manager")
     options.setdefault("ray_actor_options", {"num_cpus": cpus})
 

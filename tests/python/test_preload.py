@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 from conftest import tiny
-from model_manager.errors import ModelNotFoundError
+from model_manager.errors import ClosedError, ModelNotFoundError
 
 SLOT = "english_sentence"
 TEXTS = [f"known text {number}" for number in range(100)]
@@ -62,6 +62,9 @@ def test_cancelled_closed_and_failed(make_manager):
     waiting = manager.preload(TEXTS, SLOT)
     manager.close()
     assert waiting.wait(10)
+    for when in ("idle", "now"):
+        with pytest.raises(ClosedError):
+            manager.preload(TEXTS, SLOT, when=when)
     other = make_manager(english_model="/no/such/folder")
     with pytest.raises(ModelNotFoundError):
         other.preload(TEXTS, SLOT, when="now").wait(10)

@@ -90,10 +90,26 @@ def test_wrong_pools_are_refused(cluster):
         embed(dataset(1), workers=0)
     with pytest.raises(errors.ArgumentError, match=r"workers=\(3, 2\)"):
         embed(dataset(1), workers=(3, 2))
-    with pytest.raises(errors.ArgumentError, match="cpus=0"):
-        embed(dataset(1), cpus=0)
+    for wrong in ((1, 2, 3), "2", 1.5, (1, 2.5), None):
+        with pytest.raises(errors.ArgumentError, match="workers="):
+            embed(dataset(1), workers=wrong)
+    for wrong in (0, float("nan"), float("inf")):
+        with pytest.raises(errors.ArgumentError, match=f"cpus={wrong}"):
+            embed(dataset(1), cpus=wrong)
     with pytest.raises(errors.ConfigError):
         embed(dataset(1), config={"dtype": "int3"})
+
+
+def test_a_deployment_that_cannot_start_is_refused():
+    models = {"turkish": TURKISH_MODEL}
+    with pytest.raises(errors.ArgumentError, match="cpus=0"):
+        deployment(models, cpus=0)
+    with pytest.raises(errors.ConfigError):
+        deployment(models, config={"dtype": "int3"})
+    with pytest.raises(TypeError, match="portt"):
+        deployment(models, server={"portt": 1})
+    with pytest.raises(ValueError, match="port"):
+        deployment(models, server={"port": -1})
 
 
 def test_ray_serve_answers_and_multiplexes(cluster, expected):
