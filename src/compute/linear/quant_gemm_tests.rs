@@ -240,6 +240,10 @@ fn sets_with_dot_products_use_them() {
         (Isa::Neon, Isa::Dotprod),
         (Isa::Dotprod, Isa::I8mm),
     ] {
-        assert_eq!(same(plain, better), !better.is_available(), "{better}");
+        if better.is_available() {
+            assert!(!same(plain, better), "{better}");
+        } else {
+            assert!(same(Isa::Portable, better), "{better}");
+        }
     }
 }
