@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 import types
@@ -154,6 +155,26 @@ def _umask():
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs signals")
+def test_sigterm_leaves_no_part_of_a_file(tmp_path):
+    code = """
+import os, signal
+from pathlib import Path
+from model_manager.cli.output import writing
+with writing(Path(os.environ["TARGET"])) as file:
+    file.write(b"a part")
+    os.kill(os.getpid(), signal.SIGTERM)
+    signal.pause()
+"""
+    target = tmp_path / "out.jsonl"
+    target.write_text("earlier")
+    done = run_python(code, check=False, TARGET=str(target))
+    assert done.returncode == 128 + signal.SIGTERM
+    assert done.stderr == ""
+    assert [path.name for path in tmp_path.iterdir()] == ["out.jsonl"]
+    assert target.read_text() == "earlier"
 
 
 def test_serve_hands_its_options_over(command, monkeypatch):

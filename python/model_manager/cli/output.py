@@ -7,8 +7,10 @@ import io
 import json
 import logging
 import os
+import signal
 import sys
 import tempfile
+import threading
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -98,8 +100,32 @@ def reading(name: str) -> Iterator[IO[str]]:
 
 
 @contextlib.contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    """SIGTERM leaves the block as an exception: what was begun is removed. A handler of others stays."""
+    in_main = threading.current_thread() is threading.main_thread()
+    if not in_main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+
+    def end(number: int, _frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+@contextlib.contextmanager
 def writing(target: Path) -> Iterator[IO[bytes]]:
     """A file that appears under its name only when it is complete."""
+    with _sigterm_raises(), _temporary(target) as file:
+        yield file
+
+
+@contextlib.contextmanager
+def _temporary(target: Path) -> Iterator[IO[bytes]]:
     handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
