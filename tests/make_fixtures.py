@@ -62,7 +62,8 @@ def makers(models: Path) -> dict[str, Callable[[], None]]:
     table[judges.NAME] = partial(judges.make, FIXTURES)
     table |= {spec.name: partial(sparse.make, spec, FIXTURES) for spec in sparse.SPLADES}
     table |= {name: partial(static_models.make, name, FIXTURES) for name in static_models.STATIC}
-    table |= {name: partial(families.make, name, FIXTURES) for name in (*families.FAMILIES, *families.WHOLE)}
+    generators = (*families.FAMILIES, *families.WHOLE, *families.OTHERS)
+    table |= {name: partial(families.make, name, FIXTURES) for name in generators}
     table["gguf_headers"] = partial(gguf_headers.make, FIXTURES)
     return table | {name: partial(real.make, name, models, FIXTURES) for name in real.NAMES}
 

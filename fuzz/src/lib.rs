@@ -44,11 +44,17 @@ pub const TARGETS: [Target; 10] = [
         run: |data| {
             sentence("bert_plain", "config.json", data);
             sentence("qwen3_embedding", "config.json", data);
+            sentence("deberta_v2", "config.json", data);
+            sentence("t5", "config.json", data);
             generator("gpt2", "config.json", data);
             generator("llama", "config.json", data);
+            generator("lfm2", "config.json", data);
+            generator("falcon_new", "config.json", data);
         },
         seeds: || {
-            ["bert_plain", "qwen3_embedding", "gpt2", "llama"].map(|model| file(model, "config.json")).into()
+            let models =
+                ["bert_plain", "qwen3_embedding", "deberta_v2", "t5", "gpt2", "llama", "lfm2", "falcon_new"];
+            models.map(|model| file(model, "config.json")).into()
         },
     },
     Target {

@@ -143,6 +143,10 @@ class Description(TypedDict):
     """Folder of the files in use; a server's address."""
     architecture: str
     """`model_type` of its config.json; ``ollama`` or ``openai`` for a server's model."""
+    engine: str
+    """What computes it: ``model_manager``, ``candle``, ``server``."""
+    lacks: list[str]
+    """What that engine does without, such as ``bfloat16``."""
     dimension: int
     """Length of its vectors; 0 for a model that gives none."""
     sparse_dimension: int
@@ -178,6 +182,10 @@ class GeneratorDescription(TypedDict):
     """Folder or file in use."""
     architecture: str
     """``model_type`` of the model's configuration."""
+    engine: str
+    """What computes it: ``model_manager``, ``candle``."""
+    lacks: list[str]
+    """What that engine does without, such as ``bfloat16``."""
     dtype: str
     """The format of the weights in matrix products: ``float32``, ``bfloat16``, ``int8``, ``int4``."""
     context: int

@@ -12,6 +12,8 @@ use tokenizers::{AddedToken, Tokenizer};
 use super::chat::{self, ChatTemplate, TURNS_TEMPLATE};
 use super::stop::TextTokens;
 use crate::compute::{Candle, Cpu, Isa, WeightFormat};
+#[cfg(feature = "candle-models")]
+use crate::models::architectures::CandleDecoder;
 use crate::models::architectures::Transformer;
 use crate::models::json::read_json;
 use crate::models::manifest::WeightFiles;
@@ -20,7 +22,8 @@ use crate::models::tokenizers::pair_chat::{special_tokens, template_source};
 use crate::models::tokenizers::tokenizer::{guarded, parse as parse_tokenizer};
 use crate::models::tokenizers::{added_tokens, gguf as gguf_tokenizer};
 use crate::models::{
-    ModelConfig, ModelFiles, ModelKind, Progress, ResolveOptions, SentenceEncoder, Source, Weights, resolve,
+    Engine, ModelConfig, ModelFiles, ModelKind, Progress, ResolveOptions, SentenceEncoder, Source, Weights,
+    resolve,
 };
 use crate::{Error, Result};
 
@@ -33,6 +36,8 @@ pub struct TextModel {
     pub path: PathBuf,
     /// `model_type` of its configuration.
     pub architecture: String,
+    /// What computes it.
+    pub engine: Engine,
     /// The network.
     pub network: Network,
     /// Text to tokens and back.
@@ -54,6 +59,9 @@ pub enum Network {
     Cpu(Arc<Transformer<Cpu>>),
     /// On a device of candle's.
     Candle(Arc<Transformer<Candle>>),
+    /// A family that candle's tensors compute, on any device.
+    #[cfg(feature = "candle-models")]
+    Tensors(Arc<CandleDecoder>),
 }
 
 /// Where a network computes.
@@ -73,6 +81,16 @@ impl Network {
         target: &ComputeTarget,
     ) -> Result<Self> {
         let architecture = &*config.architecture;
+        #[cfg(feature = "candle-models")]
+        {
+            let device = match target {
+                ComputeTarget::Cpu(_) => &candle_core::Device::Cpu,
+                ComputeTarget::Device(device) => device,
+            };
+            if let Some(model) = CandleDecoder::load(architecture, weights, device)? {
+                return Ok(Self::Tensors(Arc::new(model)));
+            }
+        }
         Ok(match target {
             ComputeTarget::Cpu(isa) => {
                 let cpu = Cpu::new(*isa, format);
@@ -90,6 +108,8 @@ impl Network {
         match self {
             Self::Cpu(model) => model.memory_bytes(),
             Self::Candle(model) => model.memory_bytes(),
+            #[cfg(feature = "candle-models")]
+            Self::Tensors(model) => model.memory_bytes(),
         }
     }
 
@@ -98,6 +118,8 @@ impl Network {
         match self {
             Self::Cpu(model) => model.dtype(),
             Self::Candle(model) => model.dtype(),
+            #[cfg(feature = "candle-models")]
+            Self::Tensors(model) => model.dtype(),
         }
     }
 }
@@ -135,12 +157,23 @@ impl TextFiles {
         })
     }
 
+    /// What computes the model, as far as its configuration can be read.
+    pub fn engine(&self) -> Engine {
+        match self {
+            Self::Gguf(_) => Engine::Own,
+            Self::Folder(files) => files.engine(),
+        }
+    }
+
     /// Bytes that the weights take on disk: about what they will take in memory.
     ///
     /// # Errors
     /// [`Error::Io`], [`Error::Permission`] when a file cannot be looked at.
     pub fn expected_bytes(&self) -> Result<u64> {
         let paths = match self {
+            Self::Folder(files) if files.engine() == Engine::Candle => {
+                return files.expected_bytes(WeightFormat::F32);
+            }
             Self::Gguf(parts) => parts,
             Self::Folder(files) => files.weights.paths(),
         };
@@ -199,6 +232,7 @@ impl TextModel {
             name: name.into(),
             path: path.to_path_buf(),
             architecture: config.family.model_type.to_owned(),
+            engine: config.family.engine,
             network,
             tokens: Arc::new(
                 TextTokens::new(words.tokenizer).map_err(|e| Error::invalid_file(path, e.to_string()))?,
@@ -242,6 +276,7 @@ impl TextModel {
             name: files.model.clone(),
             path: files.root.clone(),
             architecture: config.family.model_type.to_owned(),
+            engine: config.family.engine,
             network,
             tokens,
             template,

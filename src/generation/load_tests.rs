@@ -70,6 +70,8 @@ fn logits(model: &TextModel, chunks: &[&[u32]]) -> Vec<f32> {
     match &model.network {
         Network::Cpu(decoder) => logits_of(&**decoder, chunks),
         Network::Candle(decoder) => logits_of(&**decoder, chunks),
+        #[cfg(feature = "candle-models")]
+        Network::Tensors(decoder) => logits_of(&**decoder, chunks),
     }
 }
 
@@ -184,7 +186,7 @@ fn many_requests_at_once_get_the_same_answers() {
             // A sequence and a half.
             let few = match &model.network {
                 Network::Cpu(decoder) => decoder.cache_bytes(64) + decoder.cache_bytes(32),
-                Network::Candle(_) => unreachable!("it was loaded onto the CPU"),
+                _ => unreachable!("it was loaded onto the CPU"),
             };
             let generator = Generator::start(model, |settings| {
                 settings.prefill_chunk = 7;
@@ -490,3 +492,7 @@ mod gguf_families;
 
 #[path = "coded_tests.rs"]
 mod coded;
+
+#[cfg(feature = "candle-models")]
+#[path = "candle_models_tests.rs"]
+mod candle_models;

@@ -18,12 +18,12 @@ use super::spec::{EmbeddingSpec, GeneratorSpec, Spec};
 use crate::batching::{Batcher, Counters};
 use crate::cache::tiers::ModelContent;
 use crate::compute::{Isa, Threads, WeightFormat, memory};
-use crate::config::{DeviceChoice, Host, Settings};
+use crate::config::{DTypeChoice, DeviceChoice, Host, Settings};
 use crate::generation::{ComputeTarget, Generator, TextFiles, TextModel};
 use crate::lifecycle::{Budget, Charge, Loaded};
 use crate::models::{
-    ContentId, Encoder, ModelConfig, ModelFiles, Overrides, Progress, ResolveOptions, Source, Weights,
-    on_cpu, on_device, resolve,
+    ContentId, Encoder, Engine, ModelConfig, ModelFiles, Overrides, Progress, ResolveOptions, Source,
+    Weights, on_cpu, on_device, resolve,
 };
 use crate::remote::{Address, Link, RemoteEncoder, RemoteSettings, shown};
 use crate::sync::spawn;
@@ -101,6 +101,15 @@ impl ModelLoader {
         self.batch_tokens
     }
 
+    /// Tokens of a batch of `encoder` at most. An engine without batched products computes a sequence at a time, so that a call
+    /// that was cancelled, or one that is urgent, waits for one alone.
+    fn batch_limit(&self, encoder: &Encoder) -> usize {
+        match encoder.engine {
+            Engine::Own => self.batch_tokens,
+            Engine::Candle => 1,
+        }
+    }
+
     /// Stops downloads.
     pub(super) fn close(&self) {
         self.closing.store(true, Ordering::Release);
@@ -135,7 +144,7 @@ impl ModelLoader {
         let EncoderBackend::Local { encoder, .. } = &*handle.backend else { return Ok(()) };
         let backend = self.models.get_or_load(&handle.info.identity, || {
             let encoder = Arc::clone(encoder);
-            let batcher = Batcher::start(&entry.name, &encoder, self.batch_tokens, &self.counters)?;
+            let batcher = Batcher::start(&entry.name, &encoder, self.batch_limit(&encoder), &self.counters)?;
             Ok(Arc::new(EncoderBackend::Local { batcher, encoder }))
         })?;
         let bytes = backend.memory_bytes();
@@ -195,7 +204,8 @@ impl ModelLoader {
         };
 
         let isa = Isa::from_env()?;
-        let format = spec.dtype.or(self.settings.dtype).weight_format(isa);
+        let engine = files.engine();
+        let format = format_of(name, spec.dtype.or(self.settings.dtype), isa, engine);
         let overrides = spec_overrides(spec, &files);
         let identity: Arc<str> = format!("{} {overrides:?}", files.fingerprint(format)?).into();
         let mut charge = None;
@@ -208,7 +218,7 @@ impl ModelLoader {
             let encoder = Arc::new(Encoder::load(&files, overrides, &build)?);
             // The file's pages were read once; the packed weights stay.
             memory::trim();
-            let batcher = Batcher::start(name, &encoder, self.batch_tokens, &self.counters)?;
+            let batcher = Batcher::start(name, &encoder, self.batch_limit(&encoder), &self.counters)?;
             Ok(Arc::new(EncoderBackend::Local { batcher, encoder }))
         })?;
         let content = self.content_of(files, format, overrides, &backend, &identity);
@@ -274,7 +284,8 @@ impl ModelLoader {
             Source::Server(_) => return None,
             local => resolve(&local, &options, &mut |_| Err(Error::Closed)).ok()?,
         };
-        let format = spec.dtype.or(self.settings.dtype).weight_format(Isa::from_env().ok()?);
+        let dtype = spec.dtype.or(self.settings.dtype);
+        let format = files.engine().weight_format(dtype.weight_format(Isa::from_env().ok()?));
         let overrides = spec_overrides(spec, &files);
         let found = known.find(&files.stamp(format, overrides).ok()?)?;
         let content = ModelContent::default();
@@ -324,7 +335,7 @@ impl ModelLoader {
         let options = self.resolve_options(spec.revision.as_ref());
         let files = TextFiles::find(&Source::parse(&source)?, &options, &mut self.log_progress())?;
         let isa = Isa::from_env()?;
-        let format = spec.dtype.or(self.settings.generator_dtype).weight_format(isa);
+        let format = format_of(name, spec.dtype.or(self.settings.generator_dtype), isa, files.engine());
         let charge = make_room(&self.budget, entries, name, files.expected_bytes()?)?;
         // A GPU that `auto` finds is for sentence models: there, quantized weights would take several times their size.
         let target = match &self.device {
@@ -407,6 +418,21 @@ impl ModelLoader {
 fn spec_overrides(spec: &EmbeddingSpec, files: &ModelFiles) -> Overrides {
     let given = Overrides { pooling: spec.pooling, max_length: spec.max_length, kind: spec.kind };
     Overrides { kind: Some(given.kind_of(files)), ..given }
+}
+
+/// The format of weights that `engine` computes with.
+fn format_of(name: &str, dtype: DTypeChoice, isa: Isa, engine: Engine) -> WeightFormat {
+    let wanted = dtype.weight_format(isa);
+    let format = engine.weight_format(wanted);
+    if format != wanted && dtype != DTypeChoice::Auto {
+        let engine = engine.name();
+        log::warn!(
+            "{name}: {engine} computes its family, in {}; dtype={} is not used",
+            format.name(),
+            wanted.name()
+        );
+    }
+    format
 }
 
 fn info(backend: &EncoderBackend, spec: &EmbeddingSpec, identity: Arc<str>) -> ModelInfo {

@@ -17,6 +17,7 @@ use crate::config::{Choice as _, Profile};
 use crate::generation::{EngineStats, Generator};
 use crate::lifecycle::policy::Explanation;
 use crate::lifecycle::{KeepAlive, State, TrackerStatistics};
+use crate::models::Engine;
 use crate::remote::{Address, HealthReport, shown};
 
 /// The model of one slot.
@@ -32,6 +33,10 @@ pub struct ModelDescription {
     pub path: String,
     /// `model_type` of its config.json; ollama or openai for a server's model.
     pub architecture: String,
+    /// What computes it: model_manager, candle, or server.
+    pub engine: &'static str,
+    /// What that engine does without.
+    pub lacks: Vec<&'static str>,
     /// Length of its vectors; 0 if it gives none.
     pub dimension: usize,
     /// Entries of the vocabulary of its sparse vectors; 0 if it gives none.
@@ -61,16 +66,17 @@ pub struct ModelDescription {
 impl ModelDescription {
     pub(super) fn new(name: &str, handle: &ModelHandle, profile: Profile) -> Self {
         let (backend, config) = (&handle.backend, &handle.info.config);
-        let (path, architecture, pooling, dtype) = match &**backend {
+        let (path, architecture, engine, pooling, dtype) = match &**backend {
             EncoderBackend::Local { encoder, .. } => (
                 encoder.path.display().to_string(),
                 encoder.architecture.clone(),
+                Some(encoder.engine),
                 Some(config.pooling.name().to_owned()),
                 encoder.dtype(),
             ),
             EncoderBackend::Remote(remote) => {
                 let link = remote.link();
-                (link.url().to_owned(), link.address().protocol.name().to_owned(), None, "float32")
+                (link.url().to_owned(), link.address().protocol.name().to_owned(), None, None, "float32")
             }
         };
         Self {
@@ -79,6 +85,8 @@ impl ModelDescription {
             source: handle.source.clone(),
             path,
             architecture,
+            engine: engine.map_or("server", Engine::name),
+            lacks: engine.map_or_else(Vec::new, |engine| engine.lacks().to_vec()),
             dimension: backend.shapes().dense.unwrap_or(0),
             sparse_dimension: backend.shapes().sparse.unwrap_or(0),
             tasks: backend.shapes().tasks(),

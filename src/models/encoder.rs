@@ -5,7 +5,9 @@ use std::panic::resume_unwind;
 use std::path::PathBuf;
 use std::thread;
 
-use super::architectures::{ModelKind, Transformer};
+#[cfg(feature = "candle-models")]
+use super::architectures::CandleEncoder;
+use super::architectures::{Engine, ModelKind, Transformer};
 use super::config::ModelConfig;
 use super::head::{Head, bge_tokens, late_head, lexical_head};
 use super::heads::{Classifier, DenseLayer, LexicalHead, Pooling, ScoreConfig, SentenceEncoder, TokenHead};
@@ -55,6 +57,10 @@ pub fn on_cpu(
     isa: Isa,
     format: WeightFormat,
 ) -> Result<Box<dyn SentenceEncoder>> {
+    #[cfg(feature = "candle-models")]
+    if let Some(model) = candle_model(config, weights, &candle_core::Device::Cpu)? {
+        return Ok(model);
+    }
     build(Cpu::new(isa, format), config, weights)
 }
 
@@ -67,7 +73,22 @@ pub fn on_device(
     weights: &Weights,
     device: &candle_core::Device,
 ) -> Result<Box<dyn SentenceEncoder>> {
+    #[cfg(feature = "candle-models")]
+    if let Some(model) = candle_model(config, weights, device)? {
+        return Ok(model);
+    }
     build(Candle::new(device.clone()), config, weights)
+}
+
+/// The model of a family that candle computes; `None` for the others.
+#[cfg(feature = "candle-models")]
+fn candle_model(
+    config: &ModelConfig,
+    weights: &Weights,
+    device: &candle_core::Device,
+) -> Result<Option<Box<dyn SentenceEncoder>>> {
+    let found = CandleEncoder::load(&*config.architecture, weights, device)?;
+    Ok(found.map(|model| Box::new(model) as Box<dyn SentenceEncoder>))
 }
 
 fn build<B: Backend>(
@@ -95,6 +116,8 @@ pub struct Encoder {
     pub config: SentenceConfig,
     /// `model_type` of `config.json`.
     pub architecture: String,
+    /// What computes it.
+    pub engine: Engine,
     /// Ids that the model has an embedding of: those below this one.
     pub vocabulary: usize,
     /// Labels and activations of a model that scores.
@@ -125,6 +148,14 @@ impl Encoder {
             ModelKind::Embedding if config.gguf.is_none() => LateInteraction::read(files)?,
             _ => None,
         };
+        if late.is_some() && config.family.engine == Engine::Candle {
+            return Err(Error::Unsupported {
+                model: files.model.clone(),
+                reason:
+                    "it is a model of late interaction, and candle computes its family without hidden tokens"
+                        .into(),
+            });
+        }
         let mut sentence = match (&config.gguf, kind) {
             (Some(gguf), _) => SentenceConfig::from_gguf(gguf, &files.model, positions, overrides.pooling)?,
             (None, ModelKind::Classifier) => SentenceConfig::of_classifier(files, positions)?,
@@ -223,6 +254,7 @@ impl Encoder {
             tokenizer,
             config: sentence,
             architecture: config.family.model_type.to_owned(),
+            engine: config.family.engine,
             vocabulary,
             scores,
             pair_chat,
@@ -269,6 +301,7 @@ impl Encoder {
             tokenizer,
             config: sentence,
             architecture: form.name().to_owned(),
+            engine: Engine::Own,
             vocabulary: model.tokens(),
             scores: None,
             pair_chat: None,

@@ -245,6 +245,13 @@ impl Tensors for Weights {
         }
     }
 
+    fn tensor(&self, name: &str, shape: &[usize]) -> Result<Weight> {
+        match &self.gguf {
+            Some(gguf) => GgufTensors(gguf).tensor(name, shape),
+            None => self.get_shaped(&self.own_name(name), shape),
+        }
+    }
+
     fn files(&self) -> Vec<Weak<WeightFile>> {
         self.files.iter().map(Arc::downgrade).collect()
     }

@@ -144,6 +144,68 @@ def gemma(sizes: Sizes) -> Config:
     )
 
 
+def deberta(sizes: Sizes, **others: Any) -> Config:
+    shape = {"hidden_act": "gelu", "layer_norm_eps": 1e-7, "relative_attention": True, "type_vocab_size": 0}
+    return common(sizes, **shape, position_biased_input=False, max_relative_positions=-1, **others)
+
+
+def deberta_v3(sizes: Sizes) -> Config:
+    """As DeBERTa-v3 and its multilingual model have it, with few buckets of distances."""
+    own = {"position_buckets": 8, "norm_rel_ebd": "layer_norm", "share_att_key": True, "pos_att_type": "p2c|c2p"}
+    return deberta(sizes, **own)
+
+
+def deberta_v2(sizes: Sizes) -> Config:
+    """As DeBERTa-v2 has it: a convolution, here of two groups, and layers of their own for relative positions."""
+    own = {"position_buckets": 6, "max_relative_positions": 12, "pos_att_type": ["c2p", "p2c"], "embedding_size": 20}
+    conv = {"conv_kernel_size": 3, "conv_act": "gelu", "conv_groups": 2}
+    return {**deberta(sizes), **own, **conv, "type_vocab_size": 2, "position_biased_input": True}
+
+
+def deberta_c2p(sizes: Sizes) -> Config:
+    """A row for each distance, fewer than texts have."""
+    return {**deberta(sizes), "max_relative_positions": 9, "pos_att_type": "c2p", "conv_kernel_size": 5}
+
+
+def deberta_p2c(sizes: Sizes) -> Config:
+    own = {"position_buckets": 8, "share_att_key": True, "pos_att_type": ["p2c"], "norm_rel_ebd": "none"}
+    return {**deberta(sizes), **own, "type_vocab_size": 2}
+
+
+def deberta_plain(sizes: Sizes) -> Config:
+    """No relative positions; the head has another function."""
+    own = {"relative_attention": False, "position_biased_input": True, "pooler_hidden_act": "tanh"}
+    return {**deberta(sizes), **own, "type_vocab_size": 2, "conv_kernel_size": 3, "conv_act": "tanh"}
+
+
+def t5(sizes: Sizes, **others: Any) -> Config:
+    """Heads that are wider together than states are."""
+    return {
+        "vocab_size": sizes["vocabulary"],
+        "d_model": sizes["hidden"],
+        "d_kv": sizes["hidden"] // sizes["heads"] + 4,
+        "d_ff": sizes["intermediate"],
+        "num_layers": sizes["layers"],
+        "num_decoder_layers": 1,
+        "num_heads": sizes["heads"],
+        "relative_attention_num_buckets": 16,
+        "relative_attention_max_distance": 20,
+        "layer_norm_epsilon": 1e-6,
+        "feed_forward_proj": "relu",
+        "n_positions": 16,
+        "is_encoder_decoder": True,
+        "use_cache": True,
+        "pad_token_id": 1,
+        "eos_token_id": 2,
+        "decoder_start_token_id": 1,
+        **others,
+    }
+
+
+def t5_gated(sizes: Sizes) -> Config:
+    return t5(sizes, feed_forward_proj="gated-gelu", dense_act_fn="gelu_new", is_gated_act=True)
+
+
 CONFIGS: dict[str, tuple[str, Callable[[Sizes], Config]]] = {
     "gte": ("GteModel", gte),
     "nomic_bert": ("NomicBertModel", nomic),
@@ -157,12 +219,20 @@ CONFIGS: dict[str, tuple[str, Callable[[Sizes], Config]]] = {
     "eurobert": ("EuroBertModel", eurobert),
     "mistral": ("MistralModel", mistral),
     "gemma": ("Gemma3TextModel", gemma),
+    "deberta_v3": ("DebertaV2Model", deberta_v3),
+    "deberta_v2": ("DebertaV2Model", deberta_v2),
+    "deberta_c2p": ("DebertaV2Model", deberta_c2p),
+    "deberta_p2c": ("DebertaV2Model", deberta_p2c),
+    "deberta_plain": ("DebertaV2Model", deberta_plain),
+    "t5": ("T5EncoderModel", t5),
+    "t5_gated": ("MT5EncoderModel", t5_gated),
 }
 
 
 def config(architecture: str, sizes: Sizes, dtype: torch.dtype) -> Config:
     name, settings = CONFIGS[architecture]
-    model_type = architecture.removesuffix("_silu")
+    model_type = "deberta-v2" if architecture.startswith("deberta") else architecture.removesuffix("_silu")
+    model_type = "mt5" if architecture == "t5_gated" else model_type
     dtype_name = str(dtype).removeprefix("torch.")
     return {"architectures": [name], "model_type": model_type, "torch_dtype": dtype_name, **settings(sizes)}
 

@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 import torch
 from safetensors.torch import save_file
-from tokenizers import Tokenizer
-from transformers import AutoConfig, AutoModel
+from tokenizers import Tokenizer, processors
+from transformers import AutoConfig, AutoModel, T5EncoderModel
 
 from . import causal, encoder_configs, files, vocabularies
 from .weights import random_weights
@@ -28,7 +28,7 @@ class Encoder:
     intermediate: int = 48
     # Those of `encoder_configs.CONFIGS` too.
     architecture: str = "bert"
-    tokenizer: Literal["uncased", "cased", "unigram", "qwen", "mpnet", "bytes"] = "uncased"
+    tokenizer: Literal["uncased", "cased", "unigram", "qwen", "mpnet", "bytes", "deberta", "t5"] = "uncased"
     pooling: str = "mean"
     normalize: bool = True
     dense: int | None = None
@@ -81,8 +81,11 @@ def config(spec: Encoder, vocabulary: int) -> dict[str, Any]:
 def write_tokenizer(spec: Encoder, directory: Path) -> Tokenizer:
     if spec.tokenizer == "qwen":
         return causal.write_tokenizer(directory, "qwen", spec.positions, ends=True)
-    if spec.tokenizer == "unigram":
+    if spec.tokenizer in ("unigram", "t5"):
         result = vocabularies.unigram()
+        if spec.tokenizer == "t5":
+            end = ("</s>", result.token_to_id("</s>"))
+            result.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[end])
         specials = {"bos": "<s>", "eos": "</s>", "unk": "<unk>", "sep": "</s>", "pad": "<pad>", "cls": "<s>"}
         # The class that takes tokenizer.json as it is.
         settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
@@ -92,6 +95,11 @@ def write_tokenizer(spec: Encoder, directory: Path) -> Tokenizer:
         specials = {"bos": "<s>", "eos": "</s>", "unk": "[UNK]", "sep": "</s>", "pad": "<pad>", "cls": "<s>"}
         settings = {"tokenizer_class": "PreTrainedTokenizerFast"}
         mask = "<mask>"
+    elif spec.tokenizer == "deberta":
+        result = vocabularies.deberta()
+        specials = {"bos": "[CLS]", "eos": "[SEP]", "unk": "[UNK]", "sep": "[SEP]", "pad": "[PAD]", "cls": "[CLS]"}
+        settings = {"tokenizer_class": "PreTrainedTokenizerFast"}
+        mask = "[MASK]"
     elif spec.tokenizer == "bytes":  # ModernBERT
         result = vocabularies.byte_level("gpt2", list(vocabularies.WORDPIECE_SPECIALS))
         result.post_processor = vocabularies.template(result, "[CLS]", "[SEP]")
@@ -120,9 +128,15 @@ def write_tokenizer(spec: Encoder, directory: Path) -> Tokenizer:
 
 def write_weights(spec: Encoder, directory: Path) -> None:
     bare = (*DECODERS, "modernbert", "modernbert_silu", "distilbert", "electra", "eurobert", "mistral", "gemma")
-    options = {} if spec.pooler or spec.architecture in bare else {"add_pooling_layer": False}
-    empty = AutoModel.from_config(AutoConfig.from_pretrained(directory), **options)
-    shapes = {name: tensor.shape for name, tensor in empty.state_dict().items()}
+    without = spec.architecture in bare or spec.architecture.startswith(("deberta", "t5"))
+    options = {} if spec.pooler or without else {"add_pooling_layer": False}
+    kind = T5EncoderModel if spec.architecture.startswith("t5") else AutoModel
+    settings = AutoConfig.from_pretrained(directory)
+    empty = kind._from_config(settings) if kind is T5EncoderModel else kind.from_config(settings, **options)
+    # Files have the table of words once.
+    shapes = {
+        name: tensor.shape for name, tensor in empty.state_dict().items() if name != "encoder.embed_tokens.weight"
+    }
     tensors = {name: tensor.to(spec.dtype) for name, tensor in random_weights(shapes, spec.seed).items()}
     save = {"safetensors": files.save_single, "sharded": files.save_sharded, "bin": files.save_bin}
     save[spec.weights](directory, tensors)

@@ -73,6 +73,11 @@ ENCODERS = (
     Encoder("eurobert", 43, architecture="eurobert", tokenizer="bytes", hidden=32, heads=4),
     Encoder("mistral_embedding", 44, architecture="mistral", tokenizer="bytes", heads=4, pooling="lasttoken"),
     Encoder("gemma_embedding", 45, architecture="gemma", tokenizer="bytes", heads=4, layers=4, dense=40, dense_to=20),
+    Encoder("deberta_v3", 61, architecture="deberta_v3", tokenizer="deberta", heads=3),
+    Encoder("deberta_v2", 62, architecture="deberta_v2", tokenizer="deberta", heads=4, pooling="cls"),
+    Encoder("t5", 64, architecture="t5", tokenizer="t5", dense=40, dense_to=20),
+    Encoder("mt5", 65, architecture="t5_gated", tokenizer="t5", heads=3),
+    Encoder("deberta_c2p", 63, architecture="deberta_c2p", tokenizer="deberta", normalize=False),
 )
 
 

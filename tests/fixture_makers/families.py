@@ -98,7 +98,56 @@ WHOLE: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+# Families with another layer than Llama's: their whole `config.json`, less what all have.
+LFM2 = {
+    "model_type": "lfm2",
+    "num_hidden_layers": 4,
+    "block_ff_dim": 66,
+    "block_multiple_of": 8,
+    "block_ffn_dim_multiplier": 1.1,
+    "block_auto_adjust_ff_dim": True,
+    "norm_eps": 1e-5,
+    "conv_L_cache": 3,
+    "full_attn_idxs": [1, 3],
+    "rope_theta": 10000.0,
+    "tie_embedding": True,
+    "num_key_value_heads": 2,
+}
+FALCON = {"model_type": "falcon", "layer_norm_epsilon": 1e-5, "alibi": False, "num_hidden_layers": 2}
+OTHERS: dict[str, dict[str, Any]] = {
+    "lfm2": LFM2,
+    "lfm2_biased": {
+        **LFM2,
+        "layer_types": ["conv", FULL, "conv"],
+        "num_hidden_layers": 3,
+        "conv_bias": True,
+        "conv_L_cache": 4,
+        "tie_embedding": False,
+        "rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0},
+    },
+    "falcon": {**FALCON, "multi_query": True, "parallel_attn": True, "bias": False, "new_decoder_architecture": False},
+    "falcon_new": {**FALCON, "new_decoder_architecture": True, "num_kv_heads": 2, "ffn_hidden_size": 48, "bias": False},
+    "falcon_serial": {
+        **FALCON,
+        "multi_query": False,
+        "parallel_attn": False,
+        "bias": True,
+        "tie_word_embeddings": False,
+        "activation": "gelu_pytorch_tanh",
+    },
+}
+
+
+def other(name: str, vocabulary: int) -> dict[str, Any]:
+    end = vocabulary - 3
+    sizes = {"hidden_size": HIDDEN, "num_attention_heads": 4, "vocab_size": vocabulary}
+    tokens = {"bos_token_id": end, "eos_token_id": end, "pad_token_id": end}
+    return {**sizes, **tokens, "max_position_embeddings": POSITIONS, **OTHERS[name]}
+
+
 def config(name: str, vocabulary: int) -> dict[str, Any]:
+    if name in OTHERS:
+        return other(name, vocabulary)
     if name in WHOLE:
         text, images = WHOLE[name]
         own = config(text, vocabulary)

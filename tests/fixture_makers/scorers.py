@@ -81,6 +81,13 @@ SCORERS = (
     Scorer(
         Encoder("rerank_albert", 56, architecture="albert", tokenizer="unigram", layers=4, layout="plain", positions=31)
     ),
+    Scorer(
+        Encoder("rerank_deberta", 58, architecture="deberta_p2c", tokenizer="deberta", layout="plain", positions=31)
+    ),
+    Scorer(
+        Encoder("nli_deberta", 59, architecture="deberta_plain", tokenizer="deberta", layout="plain", positions=31),
+        labels=NLI,
+    ),
     Scorer(Encoder("rerank_mpnet", 57, architecture="mpnet", tokenizer="mpnet", layout="plain", positions=31)),
 )
 

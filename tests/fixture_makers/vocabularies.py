@@ -1,5 +1,6 @@
 """Tokenizers of a few hundred entries, counted on the texts by plain rules that give the same every time."""
 
+import json
 import sys
 import unicodedata
 from collections import Counter
@@ -109,6 +110,27 @@ def unigram() -> Tokenizer:
     )
     specials = [AddedToken(token, normalized=False, special=True) for token, _ in entries[:4]]
     result.add_special_tokens([*specials, AddedToken("<mask>", lstrip=True, normalized=False, special=True)])
+    return result
+
+
+def deberta() -> Tokenizer:
+    """DeBERTa-v3's pipeline: strip, precompiled character map, one space for several, `▁`, Unigram, [CLS] … [SEP]."""
+    pieces_of = json.loads(unigram().to_str())["model"]["vocab"][4:]
+    specials = ["[PAD]", "[CLS]", "[SEP]", "[UNK]"]
+    entries = [(token, 0.0) for token in specials] + [(piece, score) for piece, score in pieces_of]
+    result = Tokenizer(models.Unigram(entries, unk_id=3, byte_fallback=False))
+    result.normalizer = normalizers.Sequence(
+        [
+            normalizers.Strip(),
+            normalizers.Precompiled(charsmap(compatibility_characters())),
+            normalizers.Replace(Regex(" {2,}"), " "),
+        ]
+    )
+    result.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always")
+    result.decoder = decoders.Metaspace(replacement="▁", prepend_scheme="always")
+    result.post_processor = template(result, "[CLS]", "[SEP]")
+    added = [AddedToken(token, normalized=False, special=True) for token in [*specials, "[MASK]"]]
+    result.add_special_tokens(added)
     return result
 
 

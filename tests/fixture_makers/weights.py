@@ -27,6 +27,8 @@ def random_weights(
         elif EMBEDDING.search(name):
             tensors[name] = embedding * noise
         else:
-            inputs = shapes[name][0 if ".c_" in name else -1]  # GPT-2 stores [in, out]
+            shape = shapes[name]
+            # GPT-2 stores [in, out]; a convolution has [out, in, taps].
+            inputs = shape[0] if ".c_" in name else shape[1:].numel()
             tensors[name] = gain / inputs**0.5 * noise
     return tensors

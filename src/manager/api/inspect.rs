@@ -15,6 +15,8 @@ pub struct ModelReport {
     pub family: &'static str,
     /// What computes it.
     pub engine: &'static str,
+    /// What that engine does without.
+    pub lacks: Vec<&'static str>,
     /// What it is used for.
     pub kind: &'static str,
     /// The methods that it answers.
@@ -61,7 +63,8 @@ impl Manager {
             }
             _ => settings.dtype,
         };
-        let format = choice.weight_format(Isa::from_env()?);
+        let engine = found.config.family.engine;
+        let format = engine.weight_format(choice.weight_format(Isa::from_env()?));
         let description = found.config.describe();
         let mut max_length = description.context;
         if let Some(sentence) = &found.sentence {
@@ -79,7 +82,8 @@ impl Manager {
         Ok(ModelReport {
             source: parsed.to_string(),
             family: found.config.family.model_type,
-            engine: "model_manager",
+            engine: engine.name(),
+            lacks: engine.lacks().to_vec(),
             kind,
             tasks: tasks.to_vec(),
             hidden: description.hidden,

@@ -4,6 +4,8 @@ use std::fmt::Debug;
 
 use super::tensors::{EmbeddingTensors, LayerTensors, NormTensors, Tensors};
 
+#[cfg(feature = "candle-models")]
+use super::candle::describe::CandleArchitecture;
 use crate::compute::{Activation, DistanceBias, Heads, LayerAttention, Matrix, Positions};
 use crate::{Error, Result};
 
@@ -84,8 +86,16 @@ pub trait Architecture: Debug + Send + Sync {
     /// Layer `index`.
     ///
     /// # Errors
-    /// When a tensor is missing or of another shape.
-    fn layer(&self, tensors: &dyn Tensors, index: usize) -> Result<LayerTensors>;
+    /// When a tensor is missing or of another shape; [`Error::Internal`] for an architecture of another engine.
+    fn layer(&self, _tensors: &dyn Tensors, _index: usize) -> Result<LayerTensors> {
+        Err(misuse("its layers are not described"))
+    }
+
+    /// The model over candle's tensors, where these compute it.
+    #[cfg(feature = "candle-models")]
+    fn candle(&self) -> Option<&dyn CandleArchitecture> {
+        None
+    }
 
     /// The first layer that has the weights and the attention of layer `index`: another one where layers share them.
     fn same_as(&self, index: usize) -> usize {

@@ -7,6 +7,7 @@
 mod albert;
 mod architecture;
 mod bert;
+mod candle;
 mod distilbert;
 mod family;
 mod gguf_keys;
@@ -20,12 +21,19 @@ mod mpnet;
 mod registry;
 mod rope_scaling;
 mod rotary_bert;
+mod t5;
 mod tensors;
 mod transformer;
 
 pub use architecture::{Architecture, Description, Factors};
+#[cfg(feature = "candle-models")]
+pub(crate) use candle::CandleEncoder;
+#[cfg(feature = "candle-models")]
+pub use candle::{
+    CandleArchitecture, CandleDecoder, CandleState, DecoderModel, EncoderModel, LayerShape, Loader, Ops,
+};
 pub(crate) use family::LARGEST_SIZE;
-pub use family::{ConfigFile, Family, GgufFamily, ModelKind, ReadConfig, ReadGguf};
+pub use family::{ConfigFile, Engine, Family, GgufFamily, ModelKind, ReadConfig, ReadGguf};
 pub(crate) use gguf_tensors::GgufTensors;
 pub use registry::{example, families, find, find_config, find_gguf, register};
 pub(crate) use registry::{gguf_names, names};

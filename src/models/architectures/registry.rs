@@ -3,12 +3,12 @@
 use serde_json::Value;
 
 use super::family::{Family, GgufFamily, ModelKind, ReadGguf};
-use super::{albert, bert, distilbert, gpt2, jina_bert, llama, modernbert, mpnet, rotary_bert};
+use super::{albert, bert, candle, distilbert, gpt2, jina_bert, llama, modernbert, mpnet, rotary_bert, t5};
 use crate::sync::Mutex;
 use crate::{Error, Result};
 
 /// The families of this crate.
-static BUILT_IN: [&[Family]; 9] = [
+static BUILT_IN: [&[Family]; 11] = [
     bert::FAMILIES,
     modernbert::FAMILIES,
     rotary_bert::FAMILIES,
@@ -16,8 +16,10 @@ static BUILT_IN: [&[Family]; 9] = [
     mpnet::FAMILIES,
     distilbert::FAMILIES,
     albert::FAMILIES,
+    t5::FAMILIES,
     llama::FAMILIES,
     gpt2::FAMILIES,
+    candle::FAMILIES,
 ];
 
 /// A well-known model of each of them.
@@ -36,6 +38,8 @@ const EXAMPLES: &[(&str, &str)] = &[
     ("mpnet", "sentence-transformers/all-mpnet-base-v2"),
     ("distilbert", "sentence-transformers/distiluse-base-multilingual-cased-v2"),
     ("albert", "loodos/albert-base-turkish-uncased"),
+    ("t5", "sentence-transformers/sentence-t5-base"),
+    ("mt5", "google/mt5-small"),
     ("llama", "meta-llama/Llama-3.2-1B-Instruct"),
     ("qwen2", "Qwen/Qwen2.5-0.5B-Instruct"),
     ("qwen3", "Qwen/Qwen3-Embedding-0.6B"),
@@ -52,6 +56,9 @@ const EXAMPLES: &[(&str, &str)] = &[
     ("glm4", "zai-org/GLM-4-9B-0414"),
     ("olmo2", "allenai/OLMo-2-0425-1B-Instruct"),
     ("gpt2", "ytu-ce-cosmos/turkish-gpt2-large"),
+    ("deberta-v2", "mixedbread-ai/mxbai-rerank-base-v1"),
+    ("lfm2", "LiquidAI/LFM2-350M"),
+    ("falcon", "tiiuae/falcon-7b-instruct"),
 ];
 
 /// Those that a program added.
@@ -89,8 +96,8 @@ pub fn example(model_type: &str) -> Option<&'static str> {
 
 /// The names of the families that can be used so, for messages.
 pub(crate) fn names(kind: ModelKind) -> String {
-    let chosen: Vec<_> =
-        families().into_iter().filter(|family| family.serves(kind)).map(|family| family.model_type).collect();
+    let serves = |family: &&Family| family.engine.is_built() && family.serves(kind);
+    let chosen: Vec<_> = families().into_iter().filter(serves).map(|family| family.model_type).collect();
     chosen.join(", ")
 }
 

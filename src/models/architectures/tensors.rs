@@ -2,10 +2,10 @@
 
 use std::sync::Weak;
 
-use crate::Result;
 use crate::compute::file::WeightFile;
 use crate::compute::memory::zeroed;
 use crate::compute::{Biased, Matrix, Weight};
+use crate::{Error, Result};
 
 /// Named tensors of any file format, under the names that transformers gives them.
 pub trait Tensors {
@@ -23,6 +23,22 @@ pub trait Tensors {
     /// # Errors
     /// When it is missing or has another length; as for [`matrix`](Self::matrix).
     fn vector(&self, name: &str, length: usize) -> Result<Weight>;
+
+    /// A tensor of plain numbers, of any number of dimensions.
+    ///
+    /// # Errors
+    /// As [`matrix`](Self::matrix); [`Error::Unsupported`] for quantized numbers.
+    fn tensor(&self, name: &str, shape: &[usize]) -> Result<Weight> {
+        let refused = |reason: &str| Error::Unsupported { model: name.into(), reason: reason.into() };
+        match *shape {
+            [length] => self.vector(name, length),
+            [rows, columns] => match self.matrix(name, [rows, columns])? {
+                Matrix::Plain(weight) => Ok(weight),
+                Matrix::Blocks(_) => Err(refused("its numbers are quantized")),
+            },
+            _ => Err(refused("these files have vectors and matrices alone")),
+        }
+    }
 
     /// The files that the tensors come from. A model that still reads rows from one of them checks it after each pass.
     fn files(&self) -> Vec<Weak<WeightFile>> {

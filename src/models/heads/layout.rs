@@ -31,7 +31,7 @@ impl HeadActivation {
     }
 
     /// The function of one number.
-    pub(super) fn apply(self, x: f32) -> f32 {
+    pub(crate) fn apply(self, x: f32) -> f32 {
         match self {
             Self::Identity => x,
             Self::Tanh => x.tanh(),
@@ -145,6 +145,18 @@ pub const ELECTRA: ClassifierHead = ClassifierHead {
     layers: &[
         layer(&["classifier.dense"], HeadActivation::Gelu),
         layer(&["classifier.out_proj"], HeadActivation::Identity),
+    ],
+};
+/// Of DeBERTa-v2.
+pub const DEBERTA: ClassifierHead = ClassifierHead {
+    state: HeadState::First,
+    layers: &[
+        HeadLayer {
+            names: &["pooler.dense"],
+            activation: LayerActivation::Configured("pooler_hidden_act"),
+            norm: None,
+        },
+        layer(&["classifier"], HeadActivation::Identity),
     ],
 };
 /// Of ModernBERT.

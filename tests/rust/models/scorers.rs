@@ -6,7 +6,7 @@ use model_manager::compute::{Isa, Packed, WeightFormat};
 use model_manager::models::{Bounds, Encoded, Encoder, ModelFiles, Overrides, on_cpu};
 use serde_json::Value;
 
-const FIXTURES: [&str; 11] = [
+const FIXTURES: &[&str] = &[
     "rerank_bert",
     "rerank_xlmr",
     "nli_bert",
@@ -18,6 +18,10 @@ const FIXTURES: [&str; 11] = [
     "rerank_gte",
     "rerank_albert",
     "rerank_mpnet",
+    #[cfg(feature = "candle-models")]
+    "rerank_deberta",
+    #[cfg(feature = "candle-models")]
+    "nli_deberta",
 ];
 
 fn load(name: &str) -> (Encoder, Value) {

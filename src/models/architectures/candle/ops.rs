@@ -1,0 +1,344 @@
+//! Operations on candle's tensors.
+//!
+//! On the CPU, candle computes products and copies, and this crate's threads compute the functions of rows, several at once
+//! in one pass over memory. On a GPU all of it is candle's.
+
+use candle_core::{D, Device, Storage, Tensor};
+
+use crate::compute::{Activation, Threads};
+use crate::models::heads::layout::HeadActivation;
+use crate::sync::Mutex;
+use crate::{Error, Result};
+
+/// Numbers of one task.
+const TASK: usize = 1 << 13;
+
+/// The operations on one device.
+#[derive(Debug, Clone)]
+pub struct Ops {
+    /// Whether rows are computed by this crate's threads.
+    rows: bool,
+}
+
+/// A linear layer `x Wᵀ + b`.
+#[derive(Debug)]
+pub(super) struct Linear {
+    /// `[outputs, inputs]`.
+    weight: Tensor,
+    bias: Option<Parameter>,
+}
+
+/// A vector in memory, and on the device.
+#[derive(Debug)]
+struct Parameter {
+    values: Vec<f32>,
+    tensor: Tensor,
+}
+
+impl Parameter {
+    fn new(values: Vec<f32>, device: &Device) -> Result<Self> {
+        let tensor = Tensor::from_slice(&values, values.len(), device).map_err(failed)?;
+        Ok(Self { values, tensor })
+    }
+}
+
+/// A layer normalization, or an RMS normalization without a shift.
+#[derive(Debug)]
+pub(super) struct Norm {
+    scale: Parameter,
+    shift: Option<Parameter>,
+    epsilon: f32,
+}
+
+/// A function of one number.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Function {
+    Of(Activation),
+    Head(HeadActivation),
+}
+
+impl Linear {
+    /// The layer of `weight`, `[outputs, inputs]`.
+    pub(super) fn new(weight: Tensor, bias: Option<Vec<f32>>) -> Result<Self> {
+        let bias = bias.map(|bias| Parameter::new(bias, weight.device())).transpose()?;
+        Ok(Self { weight, bias })
+    }
+}
+
+impl Norm {
+    /// The norm of rows of `scale`'s length.
+    pub(super) fn new(
+        scale: Vec<f32>,
+        shift: Option<Vec<f32>>,
+        epsilon: f32,
+        device: &Device,
+    ) -> Result<Self> {
+        let shift = shift.map(|shift| Parameter::new(shift, device)).transpose()?;
+        Ok(Self { scale: Parameter::new(scale, device)?, shift, epsilon })
+    }
+
+    /// Normalizes one row.
+    fn row(&self, row: &mut [f32]) {
+        let count = row.len() as f64;
+        let mean = match self.shift {
+            Some(_) => row.iter().map(|&x| f64::from(x)).sum::<f64>() / count,
+            None => 0.0,
+        };
+        let square = row.iter().map(|&x| (f64::from(x) - mean).powi(2)).sum::<f64>() / count;
+        let (mean, factor) = (mean as f32, (1.0 / (square + f64::from(self.epsilon)).sqrt()) as f32);
+        match &self.shift {
+            Some(shift) => {
+                for ((x, scale), shift) in row.iter_mut().zip(&self.scale.values).zip(&shift.values) {
+                    *x = (*x - mean) * factor * scale + shift;
+                }
+            }
+            None => row.iter_mut().zip(&self.scale.values).for_each(|(x, scale)| *x *= factor * scale),
+        }
+    }
+
+    fn composed(&self, x: &Tensor) -> candle_core::Result<Tensor> {
+        let x = match self.shift {
+            Some(_) => x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?,
+            None => x.clone(),
+        };
+        let square = x.sqr()?.mean_keepdim(D::Minus1)?;
+        let y = x.broadcast_div(&(square + f64::from(self.epsilon))?.sqrt()?)?;
+        let y = y.broadcast_mul(&self.scale.tensor)?;
+        match &self.shift {
+            Some(shift) => y.broadcast_add(&shift.tensor),
+            None => Ok(y),
+        }
+    }
+}
+
+impl Function {
+    fn of(self, x: f32) -> f32 {
+        match self {
+            Self::Of(activation) => activation.of(x),
+            Self::Head(activation) => activation.apply(x),
+        }
+    }
+
+    fn is_identity(self) -> bool {
+        matches!(self, Self::Of(Activation::Identity) | Self::Head(HeadActivation::Identity))
+    }
+
+    fn composed(self, x: &Tensor) -> candle_core::Result<Tensor> {
+        match self {
+            _ if self.is_identity() => Ok(x.clone()),
+            Self::Of(Activation::Gelu) | Self::Head(HeadActivation::Gelu) => x.gelu_erf(),
+            Self::Of(Activation::GeluTanh) => x.gelu(),
+            Self::Of(Activation::Relu) | Self::Head(HeadActivation::Relu) => x.relu(),
+            Self::Of(Activation::Silu) | Self::Head(HeadActivation::Silu) => x.silu(),
+            _ => x.tanh(),
+        }
+    }
+}
+
+impl Ops {
+    /// Those of `device`.
+    pub(super) fn new(device: &Device) -> Self {
+        Self { rows: device.is_cpu() }
+    }
+
+    /// Those of a GPU, which run on a CPU too.
+    #[cfg(test)]
+    pub(super) fn composed() -> Self {
+        Self { rows: false }
+    }
+
+    /// Whether this crate's threads compute rows.
+    pub(super) fn computes_rows(&self) -> bool {
+        self.rows
+    }
+
+    /// `function(x Wᵀ + b)` of the rows of `x`.
+    pub(super) fn linear(&self, x: &Tensor, linear: &Linear, function: Function) -> Result<Tensor> {
+        let y = linear.weight.t().and_then(|weight| x.matmul(&weight)).map_err(failed)?;
+        if linear.bias.is_none() && function.is_identity() {
+            return Ok(y);
+        }
+        if !self.rows {
+            let y = linear.bias.as_ref().map_or_else(|| Ok(y.clone()), |bias| y.broadcast_add(&bias.tensor));
+            return y.and_then(|y| function.composed(&y)).map_err(failed);
+        }
+        let bias = linear.bias.as_ref().map(|bias| bias.values.as_slice());
+        map_rows(&y, &|_, row| {
+            if let Some(bias) = bias {
+                row.iter_mut().zip(bias).for_each(|(x, bias)| *x += bias);
+            }
+            if !function.is_identity() {
+                row.iter_mut().for_each(|x| *x = function.of(*x));
+            }
+        })
+    }
+
+    /// Normalizes each row.
+    pub(super) fn norm(&self, x: &Tensor, norm: &Norm) -> Result<Tensor> {
+        match self.rows {
+            true => map_rows(x, &|_, row| norm.row(row)),
+            false => norm.composed(x).map_err(failed),
+        }
+    }
+
+    /// The rows of `table` of these ids.
+    pub(super) fn rows_of(&self, table: &Tensor, ids: &[u32]) -> Result<Tensor> {
+        Tensor::new(ids, table.device()).and_then(|ids| table.index_select(&ids, 0)).map_err(failed)
+    }
+
+    /// `function(x Gᵀ + b) * (x Uᵀ + c)`.
+    pub(super) fn gated(
+        &self,
+        x: &Tensor,
+        gate: &Linear,
+        up: &Linear,
+        function: Activation,
+    ) -> Result<Tensor> {
+        let gate = self.linear(x, gate, Function::Of(function))?;
+        self.multiply(&self.linear(x, up, Function::Of(Activation::Identity))?, &gate)
+    }
+
+    /// `x * y`, number by number.
+    pub(super) fn multiply(&self, x: &Tensor, y: &Tensor) -> Result<Tensor> {
+        if !self.rows {
+            return (x * y).map_err(failed);
+        }
+        let width = y.dim(D::Minus1).map_err(failed)?;
+        with_values(y, |other| {
+            map_rows(x, &|index, row| {
+                row.iter_mut().zip(&other[index * width..]).for_each(|(x, y)| *x *= y);
+            })
+        })
+    }
+
+    /// `x + y`.
+    pub(super) fn add(&self, x: &Tensor, y: &Tensor) -> Result<Tensor> {
+        if !self.rows {
+            return (x + y).map_err(failed);
+        }
+        let width = y.dim(D::Minus1).map_err(failed)?;
+        with_values(y, |other| {
+            map_rows(x, &|index, row| {
+                row.iter_mut().zip(&other[index * width..]).for_each(|(x, y)| *x += y);
+            })
+        })
+    }
+
+    /// `norm(x + y)`.
+    pub(super) fn add_norm(&self, x: &Tensor, y: &Tensor, norm: &Norm) -> Result<Tensor> {
+        if !self.rows {
+            return (x + y).and_then(|sum| norm.composed(&sum)).map_err(failed);
+        }
+        let width = y.dim(D::Minus1).map_err(failed)?;
+        with_values(y, |other| {
+            map_rows(x, &|index, row| {
+                row.iter_mut().zip(&other[index * width..]).for_each(|(x, y)| *x += y);
+                norm.row(row);
+            })
+        })
+    }
+}
+
+/// The weights of attention of one row of scores: `softmax(scale · row)`.
+pub(super) fn softmax_row(row: &mut [f32], scale: f32) {
+    let most = row.iter().fold(f32::NEG_INFINITY, |most, &x| if x > most || x.is_nan() { x } else { most });
+    let mut sum = 0.0;
+    for x in row.iter_mut() {
+        *x = ((*x - most) * scale).exp();
+        sum += *x;
+    }
+    row.iter_mut().for_each(|x| *x /= sum);
+}
+
+/// The same of the rows of a tensor, by candle's operations.
+pub(super) fn softmax_composed(scores: &Tensor, scale: f32) -> candle_core::Result<Tensor> {
+    let scores = (scores * f64::from(scale))?;
+    let powers = scores.broadcast_sub(&scores.max_keepdim(D::Minus1)?)?.exp()?;
+    powers.broadcast_div(&powers.sum_keepdim(D::Minus1)?)
+}
+
+/// `each` of every row of `x`, with its number, on this crate's threads.
+pub(super) fn map_rows(x: &Tensor, each: &(dyn Fn(usize, &mut [f32]) + Sync)) -> Result<Tensor> {
+    let width = x.dim(D::Minus1).map_err(failed)?;
+    let mut values = x.flatten_all().and_then(|x| x.to_vec1::<f32>()).map_err(failed)?;
+    let rows = (TASK / width.max(1)).max(1);
+    let parts: Vec<_> = values.chunks_mut((rows * width).max(1)).map(Mutex::new).collect();
+    Threads::global().run(parts.len(), &|part| {
+        for (index, row) in parts[part].lock().chunks_exact_mut(width).enumerate() {
+            each(part * rows + index, row);
+        }
+    })?;
+    drop(parts);
+    Tensor::from_vec(values, x.dims(), x.device()).map_err(failed)
+}
+
+/// The numbers of a tensor on the CPU.
+pub(super) fn with_values<T>(x: &Tensor, work: impl FnOnce(&[f32]) -> Result<T>) -> Result<T> {
+    let x = x.contiguous().map_err(failed)?;
+    let (storage, layout) = x.storage_and_layout();
+    let Storage::Cpu(values) = &*storage else {
+        return Err(Error::Internal { place: "candle".into(), reason: "a tensor is not on the CPU".into() });
+    };
+    let (start, count) = (layout.start_offset(), layout.shape().elem_count());
+    work(&values.as_slice::<f32>().map_err(failed)?[start..start + count])
+}
+
+/// What candle says of a computation that failed.
+#[expect(clippy::needless_pass_by_value, reason = "the shape that map_err asks for")]
+pub(super) fn failed(error: candle_core::Error) -> Error {
+    Error::Internal { place: "candle".into(), reason: error.to_string() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tensor(rows: usize, width: usize) -> Tensor {
+        let values: Vec<f32> = (0..rows * width).map(|i| ((i * 37 % 101) as f32 - 50.0) / 17.0).collect();
+        Tensor::from_vec(values, (rows, width), &Device::Cpu).unwrap()
+    }
+
+    fn worst(a: &Tensor, b: &Tensor) -> f32 {
+        let [a, b] = [a, b].map(|x| x.flatten_all().unwrap().to_vec1::<f32>().unwrap());
+        assert_eq!(a.len(), b.len());
+        a.iter().zip(&b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+    }
+
+    /// Rows by threads give what candle's own operations give. 700 rows are several tasks.
+    #[test]
+    fn both_ways_agree() {
+        let (own, other) = (Ops::new(&Device::Cpu), Ops::composed());
+        let functions = [
+            Activation::Identity,
+            Activation::Gelu,
+            Activation::GeluTanh,
+            Activation::Relu,
+            Activation::Silu,
+        ];
+        let functions = functions.map(Function::Of).into_iter().chain([Function::Head(HeadActivation::Tanh)]);
+        let vector = |width: usize| (0..width).map(|i| 0.5 + i as f32 / width as f32).collect::<Vec<_>>();
+        for (rows, width) in [(1, 7), (5, 48), (700, 33)] {
+            let x = tensor(rows, width);
+            let linear = Linear::new(tensor(19, width), Some(vector(19))).unwrap();
+            for function in functions.clone() {
+                let found = own.linear(&x, &linear, function).unwrap();
+                assert!(worst(&found, &other.linear(&x, &linear, function).unwrap()) < 2e-5, "{function:?}");
+            }
+            for shift in [None, Some(vector(width))] {
+                let norm = Norm::new(vector(width), shift, 1e-5, &Device::Cpu).unwrap();
+                assert!(worst(&own.norm(&x, &norm).unwrap(), &other.norm(&x, &norm).unwrap()) < 1e-5);
+                let found = own.add_norm(&x, &x, &norm).unwrap();
+                assert!(worst(&found, &other.add_norm(&x, &x, &norm).unwrap()) < 1e-5);
+            }
+            let found = map_rows(&x, &|_, row| softmax_row(row, 0.7)).unwrap();
+            assert!(worst(&found, &softmax_composed(&x, 0.7).unwrap()) < 1e-6);
+        }
+    }
+
+    #[test]
+    fn not_a_number_stays() {
+        let mut row = [1.0, f32::NAN, 0.0];
+        softmax_row(&mut row, 1.0);
+        assert!(row.iter().all(|x| x.is_nan()));
+    }
+}
