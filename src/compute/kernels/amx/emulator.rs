@@ -29,7 +29,7 @@ enum Instruction {
     Release,
     /// TILEZERO
     Zero { tile: usize },
-    /// TILELOADD
+    /// TILELOADD, or TILELOADDT1, which differs in what the caches keep.
     Load { tile: usize, from: u64, stride: u64 },
     /// TILESTORED
     Store { tile: usize, to: u64, stride: u64 },
@@ -159,6 +159,7 @@ unsafe fn decode(code: *const u8, registers: &[u64; 16]) -> Option<(Instruction,
         return None;
     }
     const NONE: u8 = 0;
+    const OPERAND_SIZE: u8 = 1;
     const F3: u8 = 2;
     const F2: u8 = 3;
     if mode == 3 {
@@ -208,7 +209,7 @@ unsafe fn decode(code: *const u8, registers: &[u64; 16]) -> Option<(Instruction,
     let address = start.wrapping_add(displacement);
     let instruction = match (opcode, prefix) {
         (0x49, NONE) if reg == 0 => Instruction::Configure { from: address.wrapping_add(stride) },
-        (0x4b, F2) if with_stride => Instruction::Load { tile: reg, from: address, stride },
+        (0x4b, F2 | OPERAND_SIZE) if with_stride => Instruction::Load { tile: reg, from: address, stride },
         (0x4b, F3) if with_stride => Instruction::Store { tile: reg, to: address, stride },
         _ => return None,
     };

@@ -21,7 +21,7 @@ fn decoded(code: &[u8]) -> Option<(Instruction, usize)> {
 fn instructions_are_those_of_the_manual() {
     use Instruction::*;
     let code = [0xc4, 0xe2, 0x78, 0x49, 0x05, 0xf0, 0xff, 0xff, 0xff];
-    let cases: [(&[u8], Instruction); 15] = [
+    let cases: [(&[u8], Instruction); 17] = [
         // ldtilecfg [rax], [rsp + 8], [rcx + r9*2 - 128], [rip - 16]
         (&[0xc4, 0xe2, 0x78, 0x49, 0x00], Configure { from: 0x1000 }),
         (&[0xc4, 0xe2, 0x78, 0x49, 0x44, 0x24, 0x08], Configure { from: 0x5008 }),
@@ -47,6 +47,9 @@ fn instructions_are_those_of_the_manual() {
             &[0xc4, 0xa2, 0x7b, 0x4b, 0x8c, 0xe5, 0x00, 0x10, 0x00, 0x00],
             Load { tile: 1, from: 0x7000, stride: 0xd000 * 8 },
         ),
+        // tileloaddt1 tmm6, [rdx + rcx]; tmm7, [r13 + r14 + 64]
+        (&[0xc4, 0xe2, 0x79, 0x4b, 0x34, 0x0a], Load { tile: 6, from: 0x3000, stride: 0x2000 }),
+        (&[0xc4, 0x82, 0x79, 0x4b, 0x7c, 0x35, 0x40], Load { tile: 7, from: 0xe040, stride: 0xf000 }),
         // tilestored [rdx + rcx - 2], tmm2
         (
             &[0xc4, 0xe2, 0x7a, 0x4b, 0x94, 0x0a, 0xfe, 0xff, 0xff, 0xff],
@@ -59,11 +62,12 @@ fn instructions_are_those_of_the_manual() {
     for (code, instruction) in cases {
         assert_eq!(decoded(code), Some((instruction, code.len())), "{code:x?}");
     }
-    // ud2; sttilecfg; tileloadd without SIB; tdpbssd; W = 1; 256 bits; vvvv used; tmm8 in each place.
+    // ud2; sttilecfg; tileloadd and tileloaddt1 without SIB; tdpbssd; W = 1; 256 bits; vvvv used; tmm8 in each place.
     for code in [
         &[0x0f, 0x0b][..],
         &[0xc4, 0xe2, 0x79, 0x49, 0x00],
         &[0xc4, 0xe2, 0x7b, 0x4b, 0x30],
+        &[0xc4, 0xe2, 0x79, 0x4b, 0x30],
         &[0xc4, 0xe2, 0x43, 0x5e, 0xcc],
         &[0xc4, 0xe2, 0xf8, 0x49, 0x00],
         &[0xc4, 0xe2, 0x7c, 0x49, 0x00],
@@ -214,10 +218,11 @@ fn code_runs_with_addresses_of_every_form() {
         return;
     }
     let bytes: Vec<u8> = (0..64).collect();
-    let (configuration, mut stored) = (configuration(&[(3, 8)]), [0xee_u8; 64]);
+    let (configuration, mut stored) = (configuration(&[(3, 8)]), [0xee_u8; 96]);
     // SAFETY: `ldtilecfg` reads the 64 bytes of `configuration`, and its other operands cancel out: the pointer starts
-    // 16 + 0x1000 bytes earlier. Three rows of 8 bytes are read from `bytes` at 10, 26 and 42, which has 64. Three rows
-    // of 8 bytes are written to `stored` at 0, 8, 16 and at 32, 40, 48, which has 64. `tmm0` is declared as clobbered.
+    // 16 + 0x1000 bytes earlier. Three rows of 8 bytes are read from `bytes` at 10, 26 and 42, and at 1, 17 and 33,
+    // which has 64. Three rows of 8 bytes are written to `stored` at 0, 8, 16, at 32, 40, 48 and at 64, 72, 80, which has 96.
+    // `tmm0` is declared as clobbered.
     unsafe {
         asm!(
             "ldtilecfg [{configuration} + {step}*4 + 0x1000]",
@@ -225,6 +230,8 @@ fn code_runs_with_addresses_of_every_form() {
             "tilestored [r12 + {step}*2], tmm0",
             "tilezero tmm0",
             "tilestored [r12 + {step}*2 + 32], tmm0",
+            "tileloaddt1 tmm0, [r13 + {step}*4 - 14]",
+            "tilestored [r12 + {step}*2 + 64], tmm0",
             "tilerelease",
             configuration = in(reg) configuration.as_ptr().wrapping_sub(16 + 0x1000),
             step = in(reg) 4_usize,
@@ -234,10 +241,11 @@ fn code_runs_with_addresses_of_every_form() {
             options(nostack),
         );
     }
-    let mut expected = [0xee; 64];
+    let mut expected = [0xee; 96];
     for row in 0..3 {
         expected[8 * row..][..8].copy_from_slice(&bytes[10 + 16 * row..][..8]);
         expected[32 + 8 * row..][..8].fill(0);
+        expected[64 + 8 * row..][..8].copy_from_slice(&bytes[1 + 16 * row..][..8]);
     }
     assert_eq!(stored, expected);
 }
