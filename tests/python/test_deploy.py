@@ -73,7 +73,7 @@ def test_every_variable_is_a_setting():
     for document in documents(DEPLOY / "k8s" / "config.yaml"):
         used |= set(document.get("data", {})) | set(document.get("stringData", {}))
     used |= set(documents(DEPLOY / "compose.yaml")[0]["services"]["server"]["environment"])
-    for text in ((DEPLOY / "Dockerfile").read_text(), (DEPLOY / "README.md").read_text()):
+    for text in ((DEPLOY / name).read_text() for name in ("Dockerfile", "Dockerfile.cuda", "README.md")):
         used |= set(re.findall(r"\b(?:MODEL_MANAGER|API)_[A-Z_]+\b", text)) - {"API_KEYS"}
     assert used - known - OF_OTHERS == set()
 
@@ -117,11 +117,12 @@ def test_the_server_of_the_compose_file_uses_its_valkey():
     Config(cache_url=f"redis://{host}:{port}")
 
 
-def test_the_image_is_built_from_what_is_there():
-    text = (DEPLOY / "Dockerfile").read_text()
+@pytest.mark.parametrize("name", ["Dockerfile", "Dockerfile.cuda"])
+def test_the_image_is_built_from_what_is_there(name):
+    text = (DEPLOY / name).read_text()
     for names in re.findall(r"^COPY (?!--from)(.+) \S+$", text, re.MULTILINE):
-        for name in names.split():
-            assert (ROOT / name).exists(), name
+        for path in names.split():
+            assert (ROOT / path).exists(), path
     assert re.search(r"^USER (?!0|root)\w+$", text, re.MULTILINE)
     assert len(re.findall(r"^FROM ", text, re.MULTILINE)) == 2, "Rust stays in the build stage"
     assert re.search(r"^HEALTHCHECK .*\\\n\s+CMD .*/health", text, re.MULTILINE)
