@@ -86,8 +86,8 @@ trait Lanes: Copy {
     const TALLEST: usize;
     /// Whether the register file is large enough for a tile of [`PAIRED`] size. If so, `COLUMNS` is [`PANEL`].
     const PAIRED: bool;
-    /// Whether the CPU multiplies signed bytes only. If so, eight-bit quants lose their [`zero`] before [`dot`](Self::dot),
-    /// and its product with the activations is where their sum starts.
+    /// Whether the CPU multiplies signed bytes only. If so, [`zero`] is subtracted from eight-bit quants before
+    /// [`dot`](Self::dot), and sums start with the product of the zero and the activations.
     const SIGNED: bool;
 
     /// Creates the proof that the CPU has the instructions.
@@ -274,17 +274,18 @@ unsafe fn tile<
             // One sum for the group, or one for each half group.
             let mut sums = [[[lanes.integers(0); PANELS]; ROWS]; 2];
             let signed = BITS == 8 && L::SIGNED;
-            // What the quants lack of what they are summed as, which is the weight itself where halves have no minimum.
-            let less = if signed { zero } else { 0 } - if HALVES && !MINIMUM { zero } else { 0 };
-            for i in (0..ROWS).filter(|_| less != 0) {
+            // Scales multiply sums of quants, and, where halves have no minimum, sums of quants less their zero. `dot` adds
+            // quants, and, if they are signed, quants less their zero. Sums start with the difference.
+            let start_with = if signed { zero } else { 0 } - if HALVES && !MINIMUM { zero } else { 0 };
+            for i in (0..ROWS).filter(|_| start_with != 0) {
                 if HALVES {
                     let halves = p.x_sums.add(((row + i) * p.groups + group) * 2);
-                    sums[0][i] = [lanes.integers(less * *halves); PANELS];
-                    sums[1][i] = [lanes.integers(less * *halves.add(1)); PANELS];
+                    sums[0][i] = [lanes.integers(start_with * *halves); PANELS];
+                    sums[1][i] = [lanes.integers(start_with * *halves.add(1)); PANELS];
                 } else {
                     let x = x.add(i * stride);
                     let sum: i32 = (0..GROUP).map(|at| i32::from(*x.add(at))).sum();
-                    sums[0][i] = [lanes.integers(less * sum); PANELS];
+                    sums[0][i] = [lanes.integers(start_with * sum); PANELS];
                 }
             }
             let both = if HALVES { 1 } else { 0 };

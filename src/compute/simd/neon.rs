@@ -1,5 +1,4 @@
-//! NEON registers, which every aarch64 CPU has. They are tested under emulation (`cargo test --target aarch64-unknown-linux-gnu`
-//! with `qemu-aarch64` as the runner), not timed on hardware.
+//! NEON registers, which every aarch64 CPU has. They are tested under emulation (`make test-aarch64`), not timed on hardware.
 
 use std::arch::aarch64::*;
 
