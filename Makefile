@@ -184,6 +184,11 @@ bench-peers: build models ## Against other packages, alternating in one run: thr
 	$(PY) benchmarks/generation.py
 	$(PY) benchmarks/server.py --peers
 
+.PHONY: bench-tokenizers
+bench-tokenizers: build models ## Tokenizers against the tokenizers and sentencepiece packages; what a model costs a fresh process
+	$(PY) benchmarks/tokenizing.py
+	$(PY) benchmarks/footprint.py
+
 .PHONY: bench-index
 bench-index: build models ## Indexing 10,000 passages compared with embedding alone, and memory over 1,000,000 documents
 	$(PY) benchmarks/indexing.py

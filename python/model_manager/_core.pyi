@@ -36,6 +36,7 @@ __all__ = [
     "Manager",
     "TextStream",
     "Ticket",
+    "_Tokenizer",
     "__version__",
     "_after_fork_child",
     "_after_fork_parent",
@@ -823,6 +824,16 @@ def available_isas() -> list[str]:
 
 def _json_values(text: bytes) -> int:
     """Values and keys in a JSON text, no fewer than a parser would create. Releases the GIL."""
+
+@final
+class _Tokenizer:
+    """The tokenizer of a ``tokenizer.json`` or of a GGUF file, alone."""
+
+    def __new__(cls, path: str | os.PathLike[str]) -> Self: ...
+    def ids(self, texts: list[str]) -> list[list[int]]:
+        """The ids of each text, special tokens included."""
+    def counts(self, texts: list[str]) -> list[int]:
+        """How many ids each text has."""
 
 def _maxsim(query: NDArray[np.float32], documents: list[NDArray[np.float32]]) -> NDArray[np.float32]:
     """MaxSim of a query with each document: contiguous arrays of rows of one width. Releases the GIL."""

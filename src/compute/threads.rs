@@ -64,6 +64,12 @@ impl Threads {
         Self { pool }
     }
 
+    /// A pool of a test.
+    #[cfg(test)]
+    pub(crate) fn of(count: usize) -> Self {
+        Self { pool: Arc::new(ThreadPool::new(count)) }
+    }
+
     /// Threads that a call of [`Self::run`] can use, including the caller's.
     pub fn count(&self) -> usize {
         self.pool.workers.len() + 1
@@ -74,11 +80,23 @@ impl Threads {
     /// # Errors
     /// [`Error::Internal`] if a task panics. Tasks that have not started are skipped, and the pool stays usable.
     pub fn run(&self, tasks: usize, task: &(dyn Fn(usize) + Sync)) -> Result<()> {
+        self.start(tasks, false, task)
+    }
+
+    /// [`Self::run`] for work that can wait: between two tasks, a worker turns to other jobs first.
+    ///
+    /// # Errors
+    /// As [`Self::run`].
+    pub fn run_in_background(&self, tasks: usize, task: &(dyn Fn(usize) + Sync)) -> Result<()> {
+        self.start(tasks, true, task)
+    }
+
+    fn start(&self, tasks: usize, background: bool, task: &(dyn Fn(usize) + Sync)) -> Result<()> {
         if tasks == 0 {
             return Ok(());
         }
         // SAFETY: the transmutation only erases the lifetime of a pointer. Workers access `task` only through the job, and
-        // `run` does not return before the last worker has left the job.
+        // `start` does not return before the last worker has left the job.
         let task = unsafe {
             std::mem::transmute::<*const (dyn Fn(usize) + Sync + '_), *const (dyn Fn(usize) + Sync + 'static)>(
                 task,
@@ -87,6 +105,7 @@ impl Threads {
         let job = ParallelJob {
             task,
             tasks,
+            background,
             next: AtomicUsize::new(0),
             inside: AtomicUsize::new(0),
             caller: thread::current(),
@@ -96,7 +115,7 @@ impl Threads {
         if let Some(shared) = shared {
             shared.post(&job, tasks - 1);
         }
-        job.work();
+        job.work(tasks);
         if let Some(shared) = shared {
             shared.jobs.lock().retain(|other| !std::ptr::eq(other.0, &raw const job));
             job.wait();
@@ -194,7 +213,8 @@ impl Shared {
             let job = enter(&self.jobs.lock());
             if let Some(job) = job {
                 // SAFETY: `enter` counted this thread in, so the caller keeps the job alive until `leave`.
-                unsafe { (*job).work() };
+                let job_ref = unsafe { &*job };
+                job_ref.work(if job_ref.background { 1 } else { job_ref.tasks });
                 // SAFETY: `enter` counted this thread in, and it does not access the job afterwards.
                 unsafe { ParallelJob::leave(job) };
                 continue;
@@ -215,23 +235,28 @@ impl Shared {
     }
 }
 
-/// The first job with tasks left, this thread counted in.
+/// The first job with tasks left, one in the background only if there is no other; this thread counted in.
 fn enter(jobs: &[JobRef]) -> Option<*const ParallelJob> {
-    jobs.iter().map(|job| job.0).find(|&job| {
-        // SAFETY: a job on the list is alive, because its caller removes it under the lock before it returns, and `jobs`
-        // borrows from a guard of that lock.
-        let job = unsafe { &*job };
-        let open = job.next.load(Ordering::Relaxed) < job.tasks;
-        if open {
-            job.inside.fetch_add(1, Ordering::Relaxed);
-        }
-        open
-    })
+    let open = |background: bool| {
+        jobs.iter().map(|job| job.0).find(|&job| {
+            // SAFETY: a job on the list is alive, because its caller removes it under the lock before it returns, and `jobs`
+            // borrows from a guard of that lock.
+            let job = unsafe { &*job };
+            let open = job.background == background && job.next.load(Ordering::Relaxed) < job.tasks;
+            if open {
+                job.inside.fetch_add(1, Ordering::Relaxed);
+            }
+            open
+        })
+    };
+    open(false).or_else(|| open(true))
 }
 
 struct ParallelJob {
     task: *const (dyn Fn(usize) + Sync),
     tasks: usize,
+    /// Workers turn to other jobs between two of its tasks.
+    background: bool,
     next: AtomicUsize,
     inside: AtomicUsize,
     caller: Thread,
@@ -239,11 +264,12 @@ struct ParallelJob {
 }
 
 impl ParallelJob {
-    fn work(&self) {
-        // SAFETY: `Threads::run` borrows the closure, and does not return before all threads have left the job.
+    /// Runs tasks until none is left, at most `most` of them.
+    fn work(&self, most: usize) {
+        // SAFETY: `Threads::start` borrows the closure, and does not return before all threads have left the job.
         let task = unsafe { &*self.task };
         let result = catch_unwind(AssertUnwindSafe(|| {
-            loop {
+            for _ in 0..most {
                 let index = self.next.fetch_add(1, Ordering::Relaxed);
                 if index >= self.tasks {
                     break;
@@ -297,7 +323,7 @@ mod tests {
     #[test]
     fn every_task_runs_once_whatever_the_number_of_threads() {
         for count in [1, 2, 5] {
-            let threads = Threads { pool: Arc::new(ThreadPool::new(count)) };
+            let threads = Threads::of(count);
             for tasks in [0, 1, 2, 7, 1000] {
                 let runs: Vec<AtomicUsize> = (0..tasks).map(|_| AtomicUsize::new(0)).collect();
                 threads.run(tasks, &|i| _ = runs[i].fetch_add(1, Ordering::Relaxed)).unwrap();
@@ -311,7 +337,7 @@ mod tests {
 
     #[test]
     fn work_reaches_other_threads() {
-        let threads = Threads { pool: Arc::new(ThreadPool::new(3)) };
+        let threads = Threads::of(3);
         let seen = Mutex::new(HashSet::new());
         // Each task waits for three threads, so one thread cannot run them all.
         let barrier = std::sync::Barrier::new(3);
@@ -326,7 +352,7 @@ mod tests {
 
     #[test]
     fn a_panic_fails_its_call_only() {
-        let threads = Threads { pool: Arc::new(ThreadPool::new(3)) };
+        let threads = Threads::of(3);
         let error = threads.run(100, &|i| assert!(i != 31, "task {i}")).unwrap_err();
         assert_eq!(error, Error::Internal { place: "compute".into(), reason: "task 31".into() });
         let total = AtomicUsize::new(0);
@@ -336,7 +362,7 @@ mod tests {
 
     #[test]
     fn callers_share_the_pool_and_may_nest() {
-        let threads = Threads { pool: Arc::new(ThreadPool::new(3)) };
+        let threads = Threads::of(3);
         let total = AtomicUsize::new(0);
         thread::scope(|scope| {
             for _ in 0..8 {
@@ -355,8 +381,50 @@ mod tests {
     }
 
     #[test]
+    fn a_worker_leaves_a_background_job_for_another_one() {
+        let threads = Threads::of(2);
+        // The background job has three tasks for two threads. Its first two wait until the other job is posted.
+        let (both, posted, finish) =
+            (std::sync::Barrier::new(3), std::sync::Barrier::new(2), std::sync::Barrier::new(2));
+        let (third, early) = (AtomicBool::new(false), AtomicBool::new(false));
+        let caller = thread::current().id();
+        thread::scope(|scope| {
+            let other = scope.spawn(|| {
+                both.wait();
+                let meeting = std::sync::Barrier::new(2);
+                threads
+                    .run(2, &|_| {
+                        if thread::current().name() != Some("mm-compute-1") {
+                            posted.wait(); // the worker goes on, and comes here
+                        }
+                        meeting.wait();
+                        early.fetch_or(third.load(Ordering::Relaxed), Ordering::Relaxed);
+                    })
+                    .unwrap();
+                finish.wait();
+            });
+            threads
+                .run_in_background(3, &|task| {
+                    if task == 2 {
+                        third.store(true, Ordering::Relaxed);
+                        return;
+                    }
+                    both.wait();
+                    if thread::current().id() == caller {
+                        finish.wait()
+                    } else {
+                        posted.wait()
+                    };
+                })
+                .unwrap();
+            other.join().unwrap();
+        });
+        assert!(third.into_inner() && !early.into_inner(), "the background job went first");
+    }
+
+    #[test]
     fn sleeping_workers_wake_up() {
-        let threads = Threads { pool: Arc::new(ThreadPool::new(2)) };
+        let threads = Threads::of(2);
         for _ in 0..3 {
             let barrier = std::sync::Barrier::new(2);
             threads.run(2, &|_| _ = barrier.wait()).unwrap();

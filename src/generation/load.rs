@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use serde_json::Value;
+use tokenizers::AddedToken;
 use tokenizers::models::bpe::BPE;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
-use tokenizers::{AddedToken, Tokenizer};
 
 use super::chat::{self, ChatTemplate, TURNS_TEMPLATE};
 use super::stop::TextTokens;
@@ -17,10 +17,12 @@ use crate::models::architectures::CandleDecoder;
 use crate::models::architectures::Transformer;
 use crate::models::json::read_json;
 use crate::models::manifest::WeightFiles;
+use crate::models::tokenizers::compact::of_two_files;
 use crate::models::tokenizers::config::TokenizerConfig;
+use crate::models::tokenizers::model::{Inner, TokenModel};
 use crate::models::tokenizers::pair_chat::{special_tokens, template_source};
-use crate::models::tokenizers::tokenizer::{guarded, parse as parse_tokenizer};
-use crate::models::tokenizers::{added_tokens, gguf as gguf_tokenizer};
+use crate::models::tokenizers::tokenizer::guarded;
+use crate::models::tokenizers::{added_tokens, file, gguf as gguf_tokenizer};
 use crate::models::{
     Engine, ModelConfig, ModelFiles, ModelKind, Progress, ResolveOptions, SentenceEncoder, Source, Weights,
     resolve,
@@ -288,9 +290,9 @@ impl TextModel {
 }
 
 /// `tokenizer.json`, or GPT-2's `vocab.json` and `merges.txt`.
-fn tokenizer(files: &ModelFiles) -> Result<Tokenizer> {
+fn tokenizer(files: &ModelFiles) -> Result<Inner> {
     if let Some(path) = files.beside_weights("tokenizer.json") {
-        return parse_tokenizer(&path);
+        return Ok(file::read(&path)?.0);
     }
     let missing = |file: &str| Error::MissingFile {
         model: files.model.clone(),
@@ -301,9 +303,16 @@ fn tokenizer(files: &ModelFiles) -> Result<Tokenizer> {
     };
     let vocabulary = files.beside_weights("vocab.json").ok_or_else(|| missing("tokenizer.json"))?;
     let merges = files.beside_weights("merges.txt").ok_or_else(|| missing("merges.txt"))?;
-    let model = BPE::from_file(&vocabulary.to_string_lossy(), &merges.to_string_lossy());
-    let model = guarded(|| model.build()).map_err(|e| Error::invalid_file(&vocabulary, e.to_string()))?;
-    let mut tokenizer = Tokenizer::new(model);
+    let read = |path: &PathBuf| fs::read(path).map_err(|e| Error::io(path, "read", &e));
+    let model = match of_two_files(&read(&vocabulary)?, &read(&merges)?) {
+        Some(model) => model,
+        None => {
+            let model = BPE::from_file(&vocabulary.to_string_lossy(), &merges.to_string_lossy());
+            let model = guarded(|| model.build());
+            TokenModel::of_crate(model.map_err(|e| Error::invalid_file(&vocabulary, e.to_string()))?)
+        }
+    };
+    let mut tokenizer = Inner::new(model);
     let settings = TokenizerConfig::read(files)?;
     let space = settings.flag("add_prefix_space").unwrap_or(false);
     tokenizer.with_pre_tokenizer(Some(ByteLevel::new(space, true, true)));

@@ -1,9 +1,9 @@
 //! Text to tokens and back for generation: the prompt in, the answer out piece by piece.
 
-use tokenizers::Tokenizer;
-
+use crate::models::tokenizers::Pipeline;
 use crate::models::tokenizers::cut::Cuts;
 use crate::models::tokenizers::long::{self, Bounds};
+use crate::models::tokenizers::model::Inner;
 use crate::models::tokenizers::tokenizer::{guarded, special_ids};
 use crate::{Error, Result};
 
@@ -16,7 +16,7 @@ const CONTEXT_TOKENS: usize = 8;
 /// The tokenizer of a generator.
 #[derive(Debug)]
 pub struct TextTokens {
-    tokenizer: Tokenizer,
+    tokenizer: Pipeline,
     cuts: Cuts,
     /// Special ids before and after a text, where a text's own tokens stay in one piece.
     around: Option<(Vec<u32>, Vec<u32>)>,
@@ -27,10 +27,11 @@ impl TextTokens {
     ///
     /// # Errors
     /// When what it puts around a text cannot be made.
-    pub fn new(mut tokenizer: Tokenizer) -> tokenizers::Result<Self> {
+    pub(crate) fn new(mut tokenizer: Inner) -> tokenizers::Result<Self> {
         tokenizer.with_truncation(None)?;
         tokenizer.with_padding(None);
-        let (cuts, around) = (Cuts::of(&*tokenizer), special_ids(&*tokenizer)?);
+        let tokenizer = Pipeline::from(tokenizer);
+        let (cuts, around) = (Cuts::of(&tokenizer), special_ids(&tokenizer)?);
         Ok(Self { tokenizer, cuts, around })
     }
 
@@ -40,9 +41,12 @@ impl TextTokens {
     /// # Errors
     /// [`Error::Input`] when the tokenizer refuses the text.
     pub fn encode(&self, text: &str, special: bool) -> Result<Vec<u32>> {
-        let encoding = guarded(|| self.tokenizer.encode_fast(text, special))
-            .map_err(|e| Error::Input(format!("the prompt cannot be tokenized: {e}")))?;
-        Ok(encoding.get_ids().to_vec())
+        let encode = || match &self.around {
+            Some((before, after)) if special => Ok([before, &*self.tokenizer.ids(text)?, after].concat()),
+            None if special => Ok(self.tokenizer.inner().encode_fast(text, true)?.get_ids().to_vec()),
+            _ => self.tokenizer.ids(text),
+        };
+        guarded(encode).map_err(|e| Error::Input(format!("the prompt cannot be tokenized: {e}")))
     }
 
     /// [`encode`](Self::encode) within `bounds`, a long text part by part.
@@ -56,7 +60,7 @@ impl TextTokens {
             return self.encode(text, special);
         };
         let mut ids = if special { before.clone() } else { Vec::new() };
-        long::each_part(&*self.tokenizer, &self.cuts, text, bounds, &mut |part| ids.extend_from_slice(part))?;
+        long::each_part(&self.tokenizer, &self.cuts, text, bounds, &mut |part| ids.extend_from_slice(part))?;
         if special {
             ids.extend_from_slice(after);
         }
@@ -68,18 +72,18 @@ impl TextTokens {
     /// # Errors
     /// [`Error::Internal`] when the decoder fails: the ids come from the tokenizer's own vocabulary.
     pub fn decode(&self, ids: &[u32]) -> Result<String> {
-        guarded(|| self.tokenizer.decode(ids, true))
+        guarded(|| self.tokenizer.inner().decode(ids, true))
             .map_err(|e| Error::Internal { place: "detokenizing".into(), reason: e.to_string() })
     }
 
     /// The id of a token as it is spelt in the vocabulary.
     pub fn id(&self, token: &str) -> Option<u32> {
-        self.tokenizer.token_to_id(token)
+        self.tokenizer.id(token)
     }
 
     /// The spelling of an id.
     pub fn token(&self, id: u32) -> Option<String> {
-        self.tokenizer.id_to_token(id)
+        self.tokenizer.inner().id_to_token(id)
     }
 }
 

@@ -1,6 +1,7 @@
 use std::collections::HashMap;
 
 use proptest::prelude::*;
+use tokenizers::AddedToken;
 use tokenizers::decoders::byte_fallback::ByteFallback;
 use tokenizers::decoders::fuse::Fuse;
 use tokenizers::decoders::sequence::Sequence;
@@ -8,9 +9,9 @@ use tokenizers::decoders::strip::Strip;
 use tokenizers::models::bpe::{BPE, Vocab};
 use tokenizers::normalizers::replace::Replace;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
-use tokenizers::{AddedToken, Tokenizer};
 
 use super::*;
+use crate::models::tokenizers::model::TokenModel;
 
 /// One token a byte, spelt as GPT-2 spells bytes, and a few words; the last id is special.
 pub(crate) fn byte_level() -> TextTokens {
@@ -22,7 +23,7 @@ pub(crate) fn byte_level() -> TextTokens {
         vocabulary.insert(word.into(), vocabulary.len() as u32);
     }
     let model = BPE::builder().vocab_and_merges(Vocab::from_iter(vocabulary), vec![]);
-    let mut tokenizer = Tokenizer::new(model.build().unwrap());
+    let mut tokenizer = Inner::new(TokenModel::of_crate(model.build().unwrap()));
     tokenizer.with_decoder(Some(ByteLevel::default()));
     tokenizer.add_special_tokens([AddedToken::from("<end>", true)]).unwrap();
     TextTokens::new(tokenizer).unwrap()
@@ -35,7 +36,7 @@ fn sentence_piece() -> TextTokens {
     let words = words.iter().zip(256..).map(|(word, id)| (word.to_string(), id));
     let vocabulary: Vocab = bytes.chain(words).collect();
     let model = BPE::builder().vocab_and_merges(vocabulary, vec![]).byte_fallback(true);
-    let mut tokenizer = Tokenizer::new(model.build().unwrap());
+    let mut tokenizer = Inner::new(TokenModel::of_crate(model.build().unwrap()));
     tokenizer.with_decoder(Some(Sequence::new(vec![
         Replace::new("▁", " ").unwrap().into(),
         ByteFallback::new().into(),

@@ -201,6 +201,33 @@ impl PreparedInputs<'_> {
         }
     }
 
+    /// The same in groups of at most `most`, in their order.
+    pub(super) fn groups(self, most: usize) -> Vec<Self> {
+        /// `all` in lists of at most `most`.
+        fn lists<T>(all: Vec<T>, most: usize) -> impl Iterator<Item = Vec<T>> {
+            let mut all = all.into_iter();
+            std::iter::from_fn(move || Some(all.by_ref().take(most).collect::<Vec<T>>()))
+                .take_while(|list| !list.is_empty())
+        }
+        match self {
+            Self::Tokens(batcher, all, kind) if all.len() > most => {
+                lists(all, most).map(|list| Self::Tokens(batcher, list, kind)).collect()
+            }
+            Self::Texts(remote, all) if all.len() > most => {
+                lists(all, most).map(|list| Self::Texts(remote, list)).collect()
+            }
+            few => vec![few],
+        }
+    }
+
+    /// How many there are.
+    pub(super) fn len(&self) -> usize {
+        match self {
+            Self::Tokens(_, sequences, _) => sequences.len(),
+            Self::Texts(_, texts) => texts.len(),
+        }
+    }
+
     /// Queues them as the rows of `chunk`. Never blocks.
     pub(super) fn submit(self, chunk: &Arc<Chunk>, lane: Lane) {
         match self {

@@ -3,12 +3,19 @@
 use super::info::ModelInfo;
 use super::options::EmbedOptions;
 use crate::cache::Content;
+use crate::compute::{Threads, map_in_order};
 use crate::models::{Bounds, Encoded, Encoder, PairStart};
 use crate::output::OutputKind;
 use crate::{Error, Result};
 
 /// Bytes of a usual text for one token, to compare the lengths of both.
-const BYTES_PER_TOKEN: usize = 4;
+pub(super) const BYTES_PER_TOKEN: usize = 4;
+/// Bytes of text that one thread tokenizes before it looks for other work: some tenths of a millisecond.
+pub(super) const PART_BYTES: usize = 1 << 10;
+
+/// Bytes of text that are tokenized at a time. Longer texts have a dispatcher of their own: other calls do not wait for
+/// them.
+pub(super) const LONG_TEXT: usize = 64 << 10;
 
 /// What one call gives to a model.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -122,8 +129,30 @@ impl Inputs {
         }
     }
 
-    /// What `encoder` reads for some of them, each at most as long as it takes.
+    /// What `encoder` reads for some of them, each at most as long as it takes. The threads of the pool share the work,
+    /// unless a text is long.
     pub(super) fn sequences(
+        &self,
+        numbers: &[usize],
+        encoder: &Encoder,
+        prompt: &str,
+        options: &EmbedOptions,
+        bounds: &mut Bounds<'_>,
+    ) -> Result<Vec<Encoded>> {
+        let max_bytes = bounds.max_bytes;
+        let bytes: usize = numbers.iter().map(|&input| self.length(input)).sum();
+        if numbers.len() <= 1 || matches!(self, Self::Tokens(_)) || bytes > LONG_TEXT {
+            return self.sequences_of(numbers, encoder, prompt, options, bounds);
+        }
+        (bounds.check)()?;
+        let weight = |at: usize| self.length(numbers[at]);
+        map_in_order(&Threads::global(), numbers.len(), PART_BYTES, &weight, &|part, check| {
+            let mut bounds = Bounds { max_bytes, check };
+            self.sequences_of(&numbers[part], encoder, prompt, options, &mut bounds)
+        })
+    }
+
+    fn sequences_of(
         &self,
         numbers: &[usize],
         encoder: &Encoder,

@@ -25,6 +25,7 @@ mod register;
 mod report;
 mod submit;
 mod texts;
+mod tokenizer;
 mod tools;
 mod tracing;
 mod tracker;
@@ -101,6 +102,8 @@ mod _core {
     use super::maxsim::_maxsim;
     #[pymodule_export]
     use super::submit::PyTicket;
+    #[pymodule_export]
+    use super::tokenizer::PyTokenizer;
     #[pymodule_export]
     use super::tools::{
         _cache_export, _cache_flush, _cache_import, _cache_texts, _cache_verify, _explain, _forecast, _hint,

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::super::inputs::Inputs;
 use super::super::instance::Manager;
-use super::super::jobs::embed::{Embeddings, Job, LONG_TEXT, LookUp, OnDone, Ticket};
+use super::super::jobs::embed::{Embeddings, Job, LookUp, OnDone, Ticket};
 use super::super::jobs::openai_body::{self, OnBody};
 use super::super::options::{Check, EmbedOptions};
 use super::super::stats::ModelDescription;
@@ -12,7 +12,7 @@ use super::super::stats::ModelDescription;
 use crate::Error;
 use crate::Result;
 use crate::cache::CachedItem;
-use crate::compute::memory::{joined, reserve};
+use crate::compute::memory::joined;
 use crate::models::{Bounds, TextChunk};
 use crate::sync::fork;
 use crate::wire::Encoding;
@@ -82,33 +82,6 @@ impl Manager {
         on_done: Option<OnDone>,
     ) -> Result<Arc<Job>> {
         Job::start(&self.parts()?.embedder, inputs, options, look_up, on_done)
-    }
-
-    /// Tokens of each text, special tokens included, not cut to the model's maximum. Loads the model.
-    ///
-    /// # Errors
-    /// As [`Manager::embed`].
-    pub fn count_tokens(
-        &self,
-        texts: &[String],
-        model: Option<&str>,
-        check: Check<'_>,
-    ) -> Result<Vec<usize>> {
-        let parts = self.parts()?;
-        let mut counts = Vec::new();
-        reserve(&mut counts, texts.len())?;
-        for (number, text) in texts.iter().enumerate() {
-            let name = model.unwrap_or_else(|| parts.router.route(text));
-            let lease = self.lease(name, None, check)?;
-            let _computing = fork::computing();
-            let mut between = || if text.len() > LONG_TEXT { check() } else { Ok(()) };
-            let mut bounds = Bounds { max_bytes: parts.settings.max_text_bytes, check: &mut between };
-            counts.push(lease.count_tokens(name, text, &mut bounds)?);
-            if number % 256 == 255 {
-                check()?;
-            }
-        }
-        Ok(counts)
     }
 
     /// `text` in chunks that the model reads whole, of at most `max_tokens` (`None`: as many as the model reads), each of

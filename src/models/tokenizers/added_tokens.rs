@@ -6,9 +6,10 @@
 use std::path::Path;
 
 use serde_json::{Map, Value};
-use tokenizers::{AddedToken, Tokenizer};
+use tokenizers::AddedToken;
 
 use super::config::{TokenizerConfig, added_token};
+use super::model::Inner;
 use crate::models::json::read_json;
 use crate::models::manifest::ModelFiles;
 use crate::{Error, Result};
@@ -24,7 +25,7 @@ const LONGEST: usize = 4096;
 /// # Errors
 /// [`Error::InvalidFile`] naming the file and the entry.
 pub(crate) fn add(
-    tokenizer: &mut Tokenizer,
+    tokenizer: &mut Inner,
     files: &ModelFiles,
     settings: &TokenizerConfig,
     own: Vec<AddedToken>,

@@ -65,7 +65,7 @@ pub(super) struct TextPart {
 }
 
 impl Cuts {
-    pub(crate) fn of(inner: &dyn Pipeline) -> Self {
+    pub(crate) fn of(inner: &Pipeline) -> Self {
         let mut cuts = Self {
             split: Split::Nowhere,
             continues: false,
@@ -115,7 +115,7 @@ impl Cuts {
     }
 
     /// The beginning of `text`, at least `size` bytes, that has the tokens which it has in the whole text.
-    pub(super) fn exact(&self, inner: &dyn Pipeline, text: &str, size: usize) -> Option<TextPart> {
+    pub(super) fn exact(&self, inner: &Pipeline, text: &str, size: usize) -> Option<TextPart> {
         if let Some(end) = places(text, size).find(|&at| self.splits(text, at)) {
             return Some(TextPart { end, next: self.continues.then(|| self.skip(text, end)) });
         }
@@ -180,7 +180,7 @@ impl Cuts {
     }
 
     /// Whether no piece of the vocabulary lies across `at`. Pieces are joined from pieces, so then none of them ever is.
-    fn uncrossed(&self, inner: &dyn Pipeline, text: &str, at: usize) -> bool {
+    fn uncrossed(&self, inner: &Pipeline, text: &str, at: usize) -> bool {
         let Some(longest) = self.longest else { return false };
         let (before, after) = around(text, at);
         let plain = |c: char| is_safe(c) && !is_blank(c);
@@ -213,7 +213,7 @@ impl Cuts {
     }
 
     /// `text` as the vocabulary spells it.
-    fn normal(&self, inner: &dyn Pipeline, text: &str) -> Option<String> {
+    fn normal(&self, inner: &Pipeline, text: &str) -> Option<String> {
         let mut normalized = NormalizedString::from(text);
         if let Some(normalizer) = inner.normalizer() {
             normalizer.normalize(&mut normalized).ok()?;
@@ -226,7 +226,7 @@ impl Cuts {
     }
 
     /// A word of more than `most` characters is one unknown token, however long it is: its beginning stands for it.
-    fn long_word(&self, inner: &dyn Pipeline, text: &str, size: usize, most: usize) -> Option<TextPart> {
+    fn long_word(&self, inner: &Pipeline, text: &str, size: usize, most: usize) -> Option<TextPart> {
         let plain = |c: char| {
             let letter = c.general_category_group() == Group::Letter;
             c.is_ascii_alphanumeric()

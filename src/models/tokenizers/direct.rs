@@ -1,260 +1,112 @@
 //! The ids of common texts without the tokenizers crate's record of where every character came from, which costs most
 //! of its time.
 //!
-//! Only what is known to the last character goes this way: a text without added tokens, the normalizers and
-//! pre-tokenizers of XLM-RoBERTa's kind. The crate has all else, so the ids are always its own.
+//! Only what is known to the last character goes this way: a text without added tokens, and normalizers and
+//! pre-tokenizers of a few kinds. The crate has all else, so the ids are always its own.
 
-use tokenizers::NormalizedString;
-use tokenizers::normalizers::{NormalizerWrapper, Precompiled};
-use tokenizers::pre_tokenizers::PreTokenizerWrapper;
-use tokenizers::pre_tokenizers::metaspace::{Metaspace, PrependScheme};
+use std::borrow::Cow;
 
-use super::pipeline::{Pipeline as _, With};
-use super::unigram::{Unigram, UnigramScratch};
+use super::direct_bpe::{ByteWay, SentenceWay};
+use super::direct_unigram::UnigramWay;
+use super::direct_wordpiece::WordWay;
+use super::model::{Inner, TokenModel};
+use super::text_table::TextTable;
+use super::trie::Trie;
 
-/// Added tokens that a text is searched for one by one.
-const MOST_ADDED: usize = 64;
-/// Characters below this one whose normal form is kept in a table: Latin.
-const TABLE: usize = 0x250;
-/// What stands for a space.
-const SPACE: char = '▁';
-
-/// How a tokenizer goes from a text to words.
+/// See the module.
 #[derive(Debug)]
 pub(super) struct Direct {
-    /// Characters that the character map leaves alone, and that are graphemes of their own between others of the table.
-    plain: Box<[bool; TABLE]>,
-    composes: bool,
-    splits: bool,
+    way: Way,
     /// Added tokens, as they stand in a text before and after it is normalized.
-    added: Vec<String>,
-    added_after: Vec<String>,
-    /// First bytes of both.
-    starts: Box<[bool; 256]>,
+    added: Needles,
+    added_after: Needles,
+}
+
+/// The kinds that are known.
+#[derive(Debug)]
+enum Way {
+    Unigram(UnigramWay),
+    /// Byte-level BPE.
+    Bytes(ByteWay),
+    /// BPE of SentencePiece's kind.
+    Sentence(SentenceWay),
+    WordPiece(WordWay),
 }
 
 impl Direct {
-    /// `None` for a tokenizer that has anything else.
-    pub(super) fn of(inner: &With<Unigram>) -> Option<Self> {
-        let composes = composes(inner.normalizer())?;
-        let splits = splits(inner.pre_tokenizer()?)?;
+    /// `None` for a tokenizer of another kind.
+    pub(super) fn of(inner: &Inner) -> Option<Self> {
         if inner.get_encode_special_tokens()
             || inner.get_truncation().is_some()
             || inner.get_padding().is_some()
         {
             return None;
         }
-        let map = character_map(inner.normalizer());
-        let mut plain = Box::new([false; TABLE]);
-        for (code, plain) in (0..).zip(plain.iter_mut()) {
-            let alone = matches!(code, 0x20..=0x7e | 0xc0..=0x24f);
-            let text = char::from_u32(code)?.to_string();
-            *plain = alone && map.is_none_or(|map| map.transform(&text).is_none_or(|to| to == text));
+        let way = match inner.get_model() {
+            TokenModel::Unigram(_) => Way::Unigram(UnigramWay::of(inner)?),
+            TokenModel::Bpe(model) => match ByteWay::of(inner, model) {
+                Some(way) => Way::Bytes(way),
+                None => Way::Sentence(SentenceWay::of(inner)?),
+            },
+            TokenModel::WordPiece(_) => Way::WordPiece(WordWay::of(inner)?),
+            TokenModel::Crate(_) => return None,
+        };
+        let (mut added, mut added_after) = (TextTable::default(), TextTable::default());
+        let vocabulary = inner.get_added_vocabulary();
+        for (id, token) in vocabulary.get_added_tokens_decoder() {
+            let (table, text) = match token.normalized {
+                true => (&mut added_after, vocabulary.simple_id_to_token(*id)?),
+                false => (&mut added, token.content.clone()),
+            };
+            (!text.is_empty() && table.push(&text)).then_some(())?;
         }
-        let (mut added, mut added_after) = (Vec::new(), Vec::new());
-        for (id, token) in inner.added().get_added_tokens_decoder() {
-            if token.normalized {
-                added_after.push(inner.added().simple_id_to_token(*id)?);
-            } else {
-                added.push(token.content.clone());
-            }
-        }
-        let mut starts = Box::new([false; 256]);
-        for token in added.iter().chain(&added_after) {
-            starts[usize::from(*token.as_bytes().first()?)] = true;
-        }
-        let known = added.len() + added_after.len() <= MOST_ADDED;
-        known.then_some(Self { plain, composes, splits, added, added_after, starts })
+        Some(Self { way, added: Needles::new(&added), added_after: Needles::new(&added_after) })
     }
 
     /// The ids of `text`; `None` for one that the crate has to read.
-    pub(super) fn ids(&self, inner: &With<Unigram>, text: &str) -> Option<Vec<u32>> {
-        if self.holds(&self.added, text) || u32::try_from(text.len().checked_mul(64)?).is_err() {
+    pub(super) fn ids(&self, inner: &Inner, text: &str) -> Option<Vec<u32>> {
+        if text.is_empty() || self.added.are_in(text) || u32::try_from(text.len().checked_mul(64)?).is_err() {
             return None;
         }
-        let mut normal = String::with_capacity(text.len() + text.len() / 8);
-        match character_map(inner.normalizer()) {
-            Some(map) => self.normalize(map, text, &mut normal),
-            None => normal.push_str(text),
-        }
-        if self.composes {
-            normal = compose(normal);
-        }
-        if self.holds(&self.added_after, &normal) {
-            return None;
-        }
-        let mut words = String::with_capacity(normal.len() + normal.len() / 2);
-        let (mut ids, mut scratch) = (Vec::with_capacity(text.len() / 3), UnigramScratch::default());
-        let mut read = |chunk: &str| {
-            words.clear();
-            if !chunk.starts_with([SPACE, ' ']) {
-                words.push(SPACE);
-            }
-            chunk.split(' ').enumerate().for_each(|(at, part)| {
-                words.extend((at > 0).then_some(SPACE));
-                words.push_str(part);
-            });
-            let mut start = 0;
-            while start < words.len() {
-                let after = start + SPACE.len_utf8();
-                let end = words[after..].find(SPACE).map_or(words.len(), |at| after + at);
-                inner.get_model().ids(&words[start..end], &mut scratch, &mut ids);
-                start = end;
-            }
+        let normal = match &self.way {
+            Way::Unigram(way) => Cow::Owned(way.normal(inner, text)),
+            Way::Bytes(way) => way.normal(text),
+            Way::Sentence(way) => way.normal(text),
+            Way::WordPiece(way) => Cow::Owned(way.normal(text)?),
         };
-        if self.splits {
-            normal.split(char::is_whitespace).filter(|chunk| !chunk.is_empty()).for_each(&mut read);
-        } else if !normal.is_empty() {
-            read(&normal);
+        if self.added_after.are_in(&normal) {
+            return None;
         }
-        Some(ids)
-    }
-
-    fn holds(&self, tokens: &[String], text: &str) -> bool {
-        !tokens.is_empty()
-            && text.bytes().any(|byte| self.starts[usize::from(byte)])
-            && tokens.iter().any(|token| text.contains(token.as_str()))
-    }
-
-    fn is_plain(&self, c: char) -> bool {
-        self.plain.get(c as usize).is_some_and(|plain| *plain)
-    }
-
-    /// What the character map makes of `text`. It reads graphemes, and between two plain characters one always ends: so
-    /// runs of those are copied, except for their ends, which can belong to a grapheme with their neighbors.
-    fn normalize(&self, map: &Precompiled, text: &str, to: &mut String) {
-        let mut rest = text;
-        while !rest.is_empty() {
-            let mut last = 0;
-            let mut odd = rest.len();
-            for (at, c) in rest.char_indices() {
-                if !self.is_plain(c) {
-                    odd = at;
-                    break;
-                }
-                last = at;
-            }
-            if odd == rest.len() {
-                return to.push_str(rest);
-            }
-            to.push_str(&rest[..last]);
-            let mut before_is_plain = false;
-            let end = rest[odd..].char_indices().find_map(|(at, c)| {
-                let plain = self.is_plain(c);
-                let ends = plain && before_is_plain;
-                before_is_plain = plain;
-                ends.then_some(odd + at)
-            });
-            let end = end.unwrap_or(rest.len());
-            to.push_str(&map.normalize_string(&rest[last..end]));
-            rest = &rest[end..];
-        }
-    }
-}
-
-/// Whether NFC comes after the character map, which comes first or is not there.
-fn composes(normalizer: Option<&NormalizerWrapper>) -> Option<bool> {
-    match normalizer {
-        None | Some(NormalizerWrapper::Precompiled(_)) => Some(false),
-        Some(NormalizerWrapper::NFC(_)) => Some(true),
-        Some(NormalizerWrapper::Sequence(all)) => match all.as_ref() {
-            [] | [NormalizerWrapper::Precompiled(_)] => Some(false),
-            [NormalizerWrapper::NFC(_)] | [NormalizerWrapper::Precompiled(_), NormalizerWrapper::NFC(_)] => {
-                Some(true)
-            }
+        match (&self.way, inner.get_model()) {
+            (Way::Unigram(way), TokenModel::Unigram(model)) => Some(way.ids(model, &normal)),
+            (Way::Bytes(way), TokenModel::Bpe(model)) => way.ids(inner, model, &normal),
+            (Way::Sentence(way), TokenModel::Bpe(model)) => Some(way.ids(model, &normal)),
+            (Way::WordPiece(way), TokenModel::WordPiece(model)) => Some(way.ids(model, &normal)),
             _ => None,
-        },
-        _ => None,
-    }
-}
-
-/// The character map of a normalizer that [`composes`] knows.
-fn character_map(normalizer: Option<&NormalizerWrapper>) -> Option<&Precompiled> {
-    match normalizer? {
-        NormalizerWrapper::Precompiled(map) => Some(map),
-        NormalizerWrapper::Sequence(all) => character_map(all.as_ref().first()),
-        _ => None,
-    }
-}
-
-/// Whether a text is split at white space before words get their mark.
-fn splits(pre: &PreTokenizerWrapper) -> Option<bool> {
-    let marks = |metaspace: &Metaspace| {
-        metaspace.get_replacement() == SPACE
-            && metaspace.get_split()
-            && metaspace.get_prepend_scheme() == PrependScheme::Always
-    };
-    match pre {
-        PreTokenizerWrapper::Metaspace(metaspace) => marks(metaspace).then_some(false),
-        PreTokenizerWrapper::Sequence(all) => match all.as_ref() {
-            [PreTokenizerWrapper::WhitespaceSplit(_), PreTokenizerWrapper::Metaspace(metaspace)] => {
-                marks(metaspace).then_some(true)
-            }
-            _ => None,
-        },
-        _ => None,
-    }
-}
-
-/// NFC of `text`. A character of [`is_composed`] ends what those before it can change, so others are composed with the
-/// one before them.
-fn compose(text: String) -> String {
-    if text.chars().all(is_composed) {
-        return text;
-    }
-    let mut to = String::with_capacity(text.len());
-    let mut rest = text.as_str();
-    while let Some((odd, _)) = rest.char_indices().find(|(_, c)| !is_composed(*c)) {
-        let start = rest[..odd].char_indices().next_back().map_or(odd, |(at, _)| at);
-        let end = rest[odd..].find(is_composed).map_or(rest.len(), |at| odd + at);
-        to.push_str(&rest[..start]);
-        let mut part = NormalizedString::from(&rest[start..end]);
-        to.push_str(part.nfc().get());
-        rest = &rest[end..];
-    }
-    to.push_str(rest);
-    to
-}
-
-/// Whether NFC leaves `c` alone between others of this kind: letters and signs that neither fall apart nor join with
-/// what stands before them. Others are not listed, though many are.
-fn is_composed(c: char) -> bool {
-    matches!(c,
-        '\0'..='\u{2ff}'
-        | '\u{386}' | '\u{388}'..='\u{3ff}'
-        | '\u{400}'..='\u{482}' | '\u{48a}'..='\u{52f}'
-        | '\u{620}'..='\u{64a}' | '\u{660}'..='\u{66f}' | '\u{671}'..='\u{6d3}'
-        | '\u{1e00}'..='\u{1eff}'
-        | '\u{200b}'..='\u{200d}' | '\u{2010}'..='\u{2027}' | '\u{20a0}'..='\u{20bf}'
-        | '\u{2581}'
-        | '\u{3001}'..='\u{3029}' | '\u{3041}'..='\u{3096}' | '\u{30a1}'..='\u{30ff}'
-        | '\u{3400}'..='\u{4dbf}' | '\u{4e00}'..='\u{9fff}' | '\u{ac00}'..='\u{d7a3}'
-        | '\u{fe0f}'
-        | '\u{1f300}'..='\u{1faff}')
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn nfc_leaves_composed_text_alone() {
-        let all: String = ('\0'..=char::MAX).filter(|c| is_composed(*c)).collect();
-        assert!(all.chars().count() > 40_000);
-        let reversed: String = all.chars().rev().collect();
-        for text in [all, reversed] {
-            let mut normal = NormalizedString::from(text.as_str());
-            normal.nfc();
-            assert!(normal.get() == text);
         }
-        for text in [
-            "e\u{301}",
-            "a\u{212b}e\u{323}\u{302}x\u{1112}\u{1161}\u{11ab}",
-            "\u{301}",
-            "→a\u{301}→→e\u{302}",
-        ] {
-            let mut normal = NormalizedString::from(text);
-            assert_eq!(compose(text.to_owned()), normal.nfc().get());
+    }
+}
+
+/// Texts that are looked for in others.
+#[derive(Debug)]
+struct Needles {
+    all: Trie,
+    /// Their first bytes.
+    starts: Box<[bool; 256]>,
+}
+
+impl Needles {
+    fn new(texts: &TextTable) -> Self {
+        let mut starts = Box::new([false; 256]);
+        for first in texts.iter().filter_map(|text| text.bytes().next()) {
+            starts[usize::from(first)] = true;
         }
+        Self { all: Trie::new(texts), starts }
+    }
+
+    fn are_in(&self, text: &str) -> bool {
+        let bytes = text.as_bytes();
+        let mut places = (0..bytes.len()).filter(|&at| self.starts[usize::from(bytes[at])]);
+        places.any(|at| self.all.prefixes(&bytes[at..]).next().is_some())
     }
 }

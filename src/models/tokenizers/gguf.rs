@@ -3,13 +3,10 @@
 //! Here are byte-level BPE (`gpt2`), whose way of splitting words the file only names, and SentencePiece BPE
 //! (`llama`), whose merges follow from the scores of its pieces; [`gguf_words`](super::gguf_words) has those of encoders.
 
-use std::collections::HashMap;
-
 use tokenizers::decoders::byte_fallback::ByteFallback;
 use tokenizers::decoders::fuse::Fuse;
 use tokenizers::decoders::sequence::Sequence as Decoders;
 use tokenizers::decoders::strip::Strip;
-use tokenizers::models::bpe::{BPE, Merges};
 use tokenizers::normalizers::replace::Replace;
 use tokenizers::normalizers::{NFC, NormalizerWrapper, Prepend, Sequence as Normalizers};
 use tokenizers::pre_tokenizers::PreTokenizerWrapper;
@@ -18,9 +15,11 @@ use tokenizers::pre_tokenizers::digits::Digits;
 use tokenizers::pre_tokenizers::sequence::Sequence as PreTokenizers;
 use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::processors::template::TemplateProcessing;
-use tokenizers::{AddedToken, SplitDelimiterBehavior, Tokenizer};
+use tokenizers::{AddedToken, SplitDelimiterBehavior};
 
-use super::gguf_words::{CONTROL, UNKNOWN, invalid, scores, unigram, vocabulary, word_piece};
+use super::gguf_merges as merges;
+use super::gguf_words::{CONTROL, UNKNOWN, invalid, scores, unigram, word_piece};
+use super::model::Inner;
 use crate::models::formats::gguf::{Gguf, GgufValue};
 use crate::{Error, Result};
 
@@ -64,19 +63,19 @@ const BEGIN: [&str; 3] = ["llama-bpe", "llama3", "llama-v3"];
 const LONGEST_TOKEN: usize = 4096;
 
 /// A tokenizer, and the special tokens that generation needs to know.
-pub struct GgufTokenizer {
+pub(crate) struct GgufTokenizer {
     /// The tokenizer.
-    pub tokenizer: Tokenizer,
+    pub(crate) tokenizer: Inner,
     /// Spelling of the first token of a text; "" without one.
-    pub begin: String,
+    pub(crate) begin: String,
     /// Spelling of the end-of-text token; "" without one.
-    pub end: String,
+    pub(crate) end: String,
     /// The id of the latter.
-    pub end_id: Option<u32>,
+    pub(crate) end_id: Option<u32>,
     /// All tokens that end an answer.
-    pub ends: Vec<u32>,
+    pub(crate) ends: Vec<u32>,
     /// Whether a text to embed gets the end-of-text token.
-    pub adds_end: bool,
+    pub(crate) adds_end: bool,
 }
 
 /// Builds the tokenizer of `gguf`.
@@ -84,7 +83,7 @@ pub struct GgufTokenizer {
 /// # Errors
 /// [`Error::InvalidFile`] naming the metadata that is missing or wrong, [`Error::Unsupported`] for a kind of tokenizer
 /// or a way of splitting that we do not know.
-pub fn tokenizer(gguf: &Gguf) -> Result<GgufTokenizer> {
+pub(crate) fn tokenizer(gguf: &Gguf) -> Result<GgufTokenizer> {
     let pieces = texts(gguf, "tokenizer.ggml.tokens")?;
     let types: Vec<i128> = gguf
         .array("tokenizer.ggml.token_type")
@@ -172,12 +171,9 @@ pub fn tokenizer(gguf: &Gguf) -> Result<GgufTokenizer> {
     })
 }
 
-fn byte_level(gguf: &Gguf, pieces: &[String]) -> Result<Tokenizer> {
-    let merges: Merges = texts(gguf, "tokenizer.ggml.merges")?
-        .iter()
-        .filter_map(|merge| merge.split_once(' '))
-        .map(|(left, right)| (left.to_owned(), right.to_owned()))
-        .collect();
+fn byte_level(gguf: &Gguf, pieces: &[String]) -> Result<Inner> {
+    let merges = texts(gguf, "tokenizer.ggml.merges")?;
+    let merges: Vec<(&str, &str)> = merges.iter().filter_map(|merge| merge.split_once(' ')).collect();
     let name = gguf.text("tokenizer.ggml.pre").unwrap_or("default");
     let pattern = |regex: &str| -> Result<PreTokenizerWrapper> {
         let regex = SplitPattern::Regex(regex.into());
@@ -205,12 +201,9 @@ fn byte_level(gguf: &Gguf, pieces: &[String]) -> Result<Tokenizer> {
             ));
         }
     };
-    let model = BPE::builder()
-        .vocab_and_merges(vocabulary(pieces), known(merges, pieces))
-        .ignore_merges(ignore_merges)
-        .build()
+    let model = merges::given(pieces, &merges, ignore_merges)
         .map_err(|e| invalid(gguf, format!("its vocabulary and merges do not fit together: {e}")))?;
-    let mut tokenizer = Tokenizer::new(model);
+    let mut tokenizer = Inner::new(model);
     if name.contains("qwen") || name == "modern-bert" {
         tokenizer.with_normalizer(Some(NFC)).map_err(|e| invalid(gguf, e.to_string()))?;
     }
@@ -219,18 +212,12 @@ fn byte_level(gguf: &Gguf, pieces: &[String]) -> Result<Tokenizer> {
     Ok(tokenizer)
 }
 
-fn sentence_piece(gguf: &Gguf, pieces: &[String], types: &[i128]) -> Result<Tokenizer> {
+fn sentence_piece(gguf: &Gguf, pieces: &[String], types: &[i128]) -> Result<Inner> {
     let scores = scores(gguf, pieces)?;
     let unknown = types.iter().position(|&kind| kind == UNKNOWN).map(|id| pieces[id].clone());
-    let mut model = BPE::builder()
-        .vocab_and_merges(vocabulary(pieces), merges_by_score(pieces, &scores))
-        .byte_fallback(true)
-        .fuse_unk(true);
-    if let Some(unknown) = unknown {
-        model = model.unk_token(unknown);
-    }
-    let model = model.build().map_err(|e| invalid(gguf, format!("its pieces do not fit together: {e}")))?;
-    let mut tokenizer = Tokenizer::new(model);
+    let model = merges::by_score(pieces, &scores, unknown)
+        .map_err(|e| invalid(gguf, format!("its pieces do not fit together: {e}")))?;
+    let mut tokenizer = Inner::new(model);
     let replaced = |e: tokenizers::Error| invalid(gguf, e.to_string());
     let mut normalizers: Vec<NormalizerWrapper> = Vec::new();
     let prefix = gguf.flag("tokenizer.ggml.add_space_prefix").unwrap_or(true);
@@ -251,34 +238,6 @@ fn sentence_piece(gguf: &Gguf, pieces: &[String], types: &[i128]) -> Result<Toke
     }
     tokenizer.with_decoder(Some(Decoders::new(decoders)));
     Ok(tokenizer)
-}
-
-/// SentencePiece joins the neighbors whose joint piece scores highest: every way to cut a piece in two known ones is
-/// a merge, in the order of the pieces' scores.
-fn merges_by_score(pieces: &[String], scores: &[f64]) -> Merges {
-    let ids: HashMap<&str, usize> =
-        pieces.iter().enumerate().map(|(id, piece)| (piece.as_str(), id)).collect();
-    let mut order: Vec<usize> = (0..pieces.len()).collect();
-    order.sort_by(|&a, &b| scores[b].total_cmp(&scores[a]).then(a.cmp(&b)));
-    let mut merges = Merges::new();
-    for id in order {
-        let piece = pieces[id].as_str();
-        let cuts = piece.char_indices().skip(1).map(|(at, _)| piece.split_at(at));
-        let mut own: Vec<_> =
-            cuts.filter_map(|(left, right)| Some((ids.get(left)?, ids.get(right)?, left, right))).collect();
-        own.sort_unstable();
-        merges.extend(own.into_iter().map(|(_, _, left, right)| (left.to_owned(), right.to_owned())));
-    }
-    merges
-}
-
-/// Merges whose parts and whole are pieces: the builder refuses others, which some files carry.
-fn known(merges: Merges, pieces: &[String]) -> Merges {
-    let pieces: std::collections::HashSet<&str> = pieces.iter().map(String::as_str).collect();
-    let all = |left: &str, right: &str| {
-        [left, right, &format!("{left}{right}")].iter().all(|part| pieces.contains(part))
-    };
-    merges.into_iter().filter(|(left, right)| all(left, right)).collect()
 }
 
 fn texts(gguf: &Gguf, key: &str) -> Result<Vec<String>> {

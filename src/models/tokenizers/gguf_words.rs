@@ -2,8 +2,9 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use tokenizers::Model as _;
 use tokenizers::models::bpe::Vocab;
-use tokenizers::models::unigram::Unigram;
+use tokenizers::models::unigram;
 use tokenizers::models::wordpiece::WordPiece;
 use tokenizers::normalizers::{BertNormalizer, NormalizerWrapper};
 use tokenizers::pre_tokenizers::PreTokenizerWrapper;
@@ -12,9 +13,14 @@ use tokenizers::pre_tokenizers::metaspace::{Metaspace, PrependScheme};
 use tokenizers::pre_tokenizers::sequence::Sequence as PreTokenizers;
 use tokenizers::pre_tokenizers::whitespace::WhitespaceSplit;
 use tokenizers::processors::template::TemplateProcessing;
-use tokenizers::{Model, Tokenizer};
 
+use super::model::{Inner, TokenModel};
+use super::pieces::Pieces;
 use super::pipeline::guarded;
+use super::text_table::TextTable;
+use super::unigram::Unigram;
+use super::wordpiece::LONGEST_WORD;
+use super::wordpiece_model::WordPieces;
 use crate::models::formats::gguf::{Gguf, GgufValue};
 use crate::{Error, Result};
 
@@ -23,7 +29,7 @@ pub(super) const UNKNOWN: i128 = 2;
 pub(super) const CONTROL: i128 = 3;
 
 /// WordPiece. Where `vocab.txt` marks pieces inside of words with `##`, the file marks those at their beginning with `▁`.
-pub(super) fn word_piece(gguf: &Gguf, pieces: &[String], types: &[i128]) -> Result<Tokenizer> {
+pub(super) fn word_piece(gguf: &Gguf, pieces: &[String], types: &[i128]) -> Result<Inner> {
     let is_special = |id: usize, piece: &str| {
         types.get(id) == Some(&CONTROL) || (piece.starts_with('[') && piece.ends_with(']'))
     };
@@ -47,12 +53,17 @@ pub(super) fn word_piece(gguf: &Gguf, pieces: &[String], types: &[i128]) -> Resu
         .enumerate()
         .any(|(id, word)| !is_special(id, &pieces[id]) && word.chars().any(char::is_uppercase));
     let damaged = |e: tokenizers::Error| invalid(gguf, format!("its vocabulary does not fit together: {e}"));
-    let model = WordPiece::builder()
-        .vocab(vocabulary(&words))
-        .unk_token(words[unknown].clone())
-        .build()
-        .map_err(damaged)?;
-    let mut tokenizer = Tokenizer::new(model);
+    let small = table(&words).and_then(|texts| Pieces::new(texts, None));
+    let small =
+        small.and_then(|pieces| WordPieces::new(pieces, "##".to_owned(), &words[unknown], LONGEST_WORD));
+    let model = match small {
+        Some(model) => TokenModel::WordPiece(model),
+        None => {
+            let model = WordPiece::builder().vocab(vocabulary(&words)).unk_token(words[unknown].clone());
+            TokenModel::of_crate(model.build().map_err(damaged)?)
+        }
+    };
+    let mut tokenizer = Inner::new(model);
     let normalizer = BertNormalizer::new(true, true, None, !cased);
     tokenizer.with_normalizer(Some(normalizer)).map_err(damaged)?;
     tokenizer.with_pre_tokenizer(Some(BertPreTokenizer));
@@ -66,16 +77,25 @@ pub(super) fn word_piece(gguf: &Gguf, pieces: &[String], types: &[i128]) -> Resu
 }
 
 /// Unigram, with the normalization that SentencePiece has compiled into the file.
-pub(super) fn unigram(gguf: &Gguf, pieces: &[String], types: &[i128]) -> Result<Tokenizer> {
+pub(super) fn unigram(gguf: &Gguf, pieces: &[String], types: &[i128]) -> Result<Inner> {
     let scores = scores(gguf, pieces)?;
     let unknown = gguf
         .number("tokenizer.ggml.unknown_token_id")
         .or_else(|| types.iter().position(|&kind| kind == UNKNOWN))
         .filter(|&id| id < pieces.len());
     let damaged = |e: tokenizers::Error| invalid(gguf, format!("its vocabulary does not fit together: {e}"));
-    let vocabulary = pieces.iter().cloned().zip(scores).collect();
-    let model = guarded(|| Unigram::from(vocabulary, unknown, false)).map_err(damaged)?;
-    let mut tokenizer = Tokenizer::new(model);
+    let small = table(pieces).zip(unknown);
+    let small = small.and_then(|(texts, unknown)| Unigram::new(texts, scores.clone(), unknown, false));
+    let model = match small {
+        Some(model) => TokenModel::Unigram(model),
+        None => {
+            let vocabulary = pieces.iter().cloned().zip(scores).collect();
+            TokenModel::of_crate(
+                guarded(|| unigram::Unigram::from(vocabulary, unknown, false)).map_err(damaged)?,
+            )
+        }
+    };
+    let mut tokenizer = Inner::new(model);
     if let Some(map) = gguf.array("tokenizer.ggml.precompiled_charsmap") {
         let byte = |value: &GgufValue| match value {
             GgufValue::Integer(byte) => {
@@ -118,6 +138,12 @@ pub(super) fn scores(gguf: &Gguf, pieces: &[String]) -> Result<Vec<f64>> {
         return Err(invalid(gguf, "its tokenizer has no score for each piece (tokenizer.ggml.scores)"));
     }
     Ok(scores)
+}
+
+/// The texts of pieces, one after the other.
+pub(super) fn table(pieces: &[String]) -> Option<TextTable> {
+    let mut texts = TextTable::default();
+    pieces.iter().all(|piece| texts.push(piece)).then_some(texts)
 }
 
 pub(super) fn vocabulary(pieces: &[String]) -> Vocab {

@@ -41,7 +41,7 @@ pub(crate) enum Keep {
 
 /// The ids of `text` that `keep` wants, perhaps more.
 pub(crate) fn read(
-    inner: &dyn Pipeline,
+    inner: &Pipeline,
     cuts: &Cuts,
     text: &str,
     keep: Keep,
@@ -66,7 +66,7 @@ pub(crate) fn read(
 /// # Errors
 /// [`Error::Input`] for a text that is too long; those of the tokenizer and of `bounds.check`.
 pub(crate) fn each_part(
-    inner: &dyn Pipeline,
+    inner: &Pipeline,
     cuts: &Cuts,
     text: &str,
     bounds: &mut Bounds<'_>,
@@ -83,7 +83,7 @@ pub(crate) fn each_part(
 /// # Errors
 /// As [`each_part`]; those of `take`.
 pub(crate) fn each_piece(
-    inner: &dyn Pipeline,
+    inner: &Pipeline,
     cuts: &Cuts,
     text: &str,
     bounds: &mut Bounds<'_>,
@@ -126,7 +126,7 @@ pub(crate) fn refuse(text: &str, bounds: &Bounds<'_>) -> Result<()> {
 
 /// The first `room` ids of `text`, perhaps more.
 fn beginning(
-    inner: &dyn Pipeline,
+    inner: &Pipeline,
     cuts: &Cuts,
     text: &str,
     room: usize,
@@ -180,7 +180,7 @@ fn beginning(
 
 /// The ids of a beginning of `text` without an exact cut, where they go well past `room` and a shorter beginning has the
 /// same up to there.
-fn near(inner: &dyn Pipeline, cuts: &Cuts, text: &str, size: usize, room: usize) -> Result<Option<Vec<u32>>> {
+fn near(inner: &Pipeline, cuts: &Cuts, text: &str, size: usize, room: usize) -> Result<Option<Vec<u32>>> {
     let (Some(end), Some(shorter)) = (cuts.near(text, size), cuts.near(text, size - size / 16)) else {
         return Ok(None);
     };
@@ -192,7 +192,7 @@ fn near(inner: &dyn Pipeline, cuts: &Cuts, text: &str, size: usize, room: usize)
     Ok((other.get(..room) == found.get(..room)).then_some(found))
 }
 
-fn content(inner: &dyn Pipeline, text: &str) -> Result<Vec<u32>> {
+fn content(inner: &Pipeline, text: &str) -> Result<Vec<u32>> {
     match catch_unwind(AssertUnwindSafe(|| inner.ids(text))) {
         Ok(Ok(ids)) => Ok(ids),
         Ok(Err(e)) => Err(Error::Internal { place: "tokenizer".into(), reason: e.to_string() }),

@@ -5,35 +5,37 @@ use std::sync::LazyLock;
 
 use proptest::prelude::*;
 
-use super::super::gguf;
+use super::super::model::Inner;
+use super::super::{file, gguf};
 use super::*;
 use crate::models::formats::gguf::Gguf;
 use crate::models::formats::gguf::tests::Writer;
-use tokenizers::Tokenizer as Inner;
 
-type Named = (String, Box<dyn Pipeline>, Cuts);
+type Named = (String, Pipeline, Cuts);
 
 /// A tokenizer of every kind, with its cuts.
 static TOKENIZERS: LazyLock<Vec<Named>> = LazyLock::new(|| {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
-    let mut all: Vec<(String, Box<dyn Pipeline>)> = Vec::new();
-    for name in ["bert_wordpiece", "bert_unigram", "xlmr", "qwen3_embedding", "gpt2", "llama", "qwen2"] {
-        let mut inner = Inner::from_file(folder.join(name).join("tokenizer.json")).unwrap();
+    let mut all: Vec<(String, Pipeline)> = Vec::new();
+    let mut add = |name: String, mut inner: Inner| {
         inner.with_truncation(None).unwrap();
         inner.with_padding(None);
-        all.push((name.to_owned(), Box::new(inner.into_inner())));
+        all.push((name, Pipeline::from(inner)));
+    };
+    for name in ["bert_wordpiece", "bert_unigram", "xlmr", "qwen3_embedding", "gpt2", "llama", "qwen2"] {
+        let json = std::fs::read(folder.join(name).join("tokenizer.json")).unwrap();
+        add(name.to_owned(), file::compact(&json).expect(name));
     }
     for pre in ["gpt-2", "smollm", "qwen2", "llama-bpe"] {
-        all.push((pre.to_owned(), Box::new(byte_level(pre).into_inner())));
+        add(pre.to_owned(), byte_level(pre));
     }
-    all.push(("sentencepiece".to_owned(), Box::new(sentence_piece().into_inner())));
-    let json = std::fs::read(folder.join("xlmr/tokenizer.json")).unwrap();
-    let mut inner = super::super::small(&json).unwrap();
-    inner.with_truncation(None).unwrap();
-    inner.with_padding(None);
-    all.push(("small xlmr".to_owned(), super::super::Vocabulary::ready(inner)));
-    let cuts = |(name, inner): (String, Box<dyn Pipeline>)| {
-        let cuts = Cuts::of(&*inner);
+    add("sentencepiece".to_owned(), sentence_piece());
+    for name in ["bert_wordpiece", "xlmr", "llama"] {
+        let json = std::fs::read(folder.join(name).join("tokenizer.json")).unwrap();
+        add(format!("{name} of the crate"), serde_json::from_slice(&json).unwrap());
+    }
+    let cuts = |(name, inner): (String, Pipeline)| {
+        let cuts = Cuts::of(&inner);
         (name, inner, cuts)
     };
     all.into_iter().map(cuts).collect()
@@ -117,27 +119,27 @@ fn text() -> impl Strategy<Value = String> {
     prop::collection::vec(run, 1..60).prop_map(|runs| runs.concat())
 }
 
-fn plain(inner: &dyn Pipeline, text: &str) -> Vec<u32> {
+fn plain(inner: &Pipeline, text: &str) -> Vec<u32> {
     inner.ids(text).unwrap()
 }
 
-fn bounded(inner: &dyn Pipeline, cuts: &Cuts, text: &str, keep: Keep) -> Result<Vec<u32>> {
+fn bounded(inner: &Pipeline, cuts: &Cuts, text: &str, keep: Keep) -> Result<Vec<u32>> {
     read(inner, cuts, text, keep, &mut Bounds { max_bytes: 1 << 20, check: &mut || Ok(()) })
 }
 
 fn compare(text: &str) {
     for (name, inner, cuts) in TOKENIZERS.iter() {
-        let whole = plain(&**inner, text);
+        let whole = plain(inner, text);
         assert_eq!(
-            bounded(&**inner, cuts, text, Keep::Beginning(usize::MAX)).unwrap(),
+            bounded(inner, cuts, text, Keep::Beginning(usize::MAX)).unwrap(),
             whole,
             "{name}: {text:?}"
         );
         for room in [1, 7, 30, 200] {
-            let found = bounded(&**inner, cuts, text, Keep::Beginning(room)).unwrap();
+            let found = bounded(inner, cuts, text, Keep::Beginning(room)).unwrap();
             let room = room.min(whole.len());
             assert_eq!(found.get(..room), Some(&whole[..room]), "{name}: {room} of {text:?}");
-            let found = bounded(&**inner, cuts, text, Keep::End(room)).unwrap();
+            let found = bounded(inner, cuts, text, Keep::End(room)).unwrap();
             assert!(found.ends_with(&whole[whole.len() - room..]), "{name}: the last {room} of {text:?}");
         }
     }
@@ -190,7 +192,7 @@ fn natural_text_is_cut() {
     for (name, inner, cuts) in TOKENIZERS.iter() {
         for text in texts {
             let long = text.repeat(2000);
-            let found = bounded(&**inner, cuts, &long, Keep::Beginning(50)).unwrap();
+            let found = bounded(inner, cuts, &long, Keep::Beginning(50)).unwrap();
             assert!(found.len() <= 50 + 8 * MARGIN, "{name}: {} of {text:?}", found.len());
         }
     }
@@ -200,7 +202,7 @@ fn natural_text_is_cut() {
 fn what_cannot_be_cut_is_refused_by_name() {
     let (_, inner, cuts) = &TOKENIZERS[1];
     let mut bounds = Bounds { max_bytes: 1000, check: &mut || Ok(()) };
-    let whole = read(&**inner, cuts, &"a b ".repeat(300), Keep::Beginning(usize::MAX), &mut bounds)
+    let whole = read(inner, cuts, &"a b ".repeat(300), Keep::Beginning(usize::MAX), &mut bounds)
         .unwrap_err()
         .to_string();
     assert!(
@@ -208,7 +210,7 @@ fn what_cannot_be_cut_is_refused_by_name() {
         "{whole}"
     );
     let stretch = " ".repeat(40_000);
-    let stretch = read(&**inner, cuts, &stretch, Keep::Beginning(5000), &mut bounds).unwrap_err().to_string();
+    let stretch = read(inner, cuts, &stretch, Keep::Beginning(5000), &mut bounds).unwrap_err().to_string();
     assert!(stretch.contains("5000 tokens") && stretch.contains("max_text_bytes"), "{stretch}");
 }
 
@@ -222,6 +224,6 @@ fn the_check_ends_the_work_between_two_parts() {
         if asked > 3 { Err(Error::Cancelled) } else { Ok(()) }
     };
     let mut bounds = Bounds { max_bytes: 1 << 20, check: &mut check };
-    assert_eq!(read(&**inner, cuts, &text, Keep::Beginning(usize::MAX), &mut bounds), Err(Error::Cancelled));
+    assert_eq!(read(inner, cuts, &text, Keep::Beginning(usize::MAX), &mut bounds), Err(Error::Cancelled));
     assert_eq!(asked, 4);
 }

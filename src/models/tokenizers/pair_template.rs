@@ -21,7 +21,7 @@ impl PairTemplate {
     ///
     /// # Errors
     /// When the post-processor cannot run.
-    pub(crate) fn of(inner: &dyn Pipeline, settings: &TokenizerConfig) -> tokenizers::Result<Option<Self>> {
+    pub(crate) fn of(inner: &Pipeline, settings: &TokenizerConfig) -> tokenizers::Result<Option<Self>> {
         let probe = |id, kind| Encoding::from_tokens(vec![Token::new(id, String::new(), (0, 0))], kind);
         let dressed = guarded(|| inner.dress(probe(0, 0), Some(probe(1, 1))))?;
         let mask = dressed.get_special_tokens_mask();

@@ -6,11 +6,16 @@ use std::path::{Path, PathBuf};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore as _, SeedableRng as _};
 use serde_json::{Value, json};
-use tokenizers::{Model as _, Tokenizer};
+use tokenizers::{Model, Tokenizer};
 
+use super::Pipeline;
+use super::compact::CompactModel;
 use super::direct::Direct;
-use super::unigram::Unigram;
-use super::{Pipeline, Vocabulary as _, small};
+use super::file::compact;
+use super::model::TokenModel;
+
+#[path = "kinds_tests.rs"]
+mod kinds;
 
 /// Parts of texts: words, blanks, marks, scripts, control characters, and what looks like a special token.
 const PARTS: &[&str] = &[
@@ -117,15 +122,15 @@ const PARTS: &[&str] = &[
     "x\u{301}y",
 ];
 
-struct RandomTexts(ChaCha8Rng);
+pub(super) struct RandomTexts(pub(super) ChaCha8Rng);
 
 impl RandomTexts {
-    fn below(&mut self, limit: usize) -> usize {
+    pub(super) fn below(&mut self, limit: usize) -> usize {
         self.0.next_u32() as usize % limit
     }
 
     /// A text of parts, some of them many times, or any characters, or a piece of `real`.
-    fn next(&mut self, real: &[char]) -> String {
+    pub(super) fn next(&mut self, real: &[char]) -> String {
         let mut text = String::new();
         for _ in 0..=self.below(12) {
             match self.below(16) {
@@ -147,7 +152,7 @@ impl RandomTexts {
     }
 }
 
-fn fixture(name: &str) -> Value {
+pub(super) fn fixture(name: &str) -> Value {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name);
     let mut json: Value = serde_json::from_slice(&fs::read(folder.join("tokenizer.json")).unwrap()).unwrap();
     json["truncation"] = Value::Null;
@@ -155,25 +160,65 @@ fn fixture(name: &str) -> Value {
     json
 }
 
-/// As the crate writes it: the type before all else.
+/// As the crate writes it: the type before all else, vocabulary and merges last.
+pub(super) fn model_text(model: &Value) -> String {
+    let mut rest = model.as_object().unwrap().clone();
+    let mut fields = Vec::new();
+    let mut move_field = |rest: &mut serde_json::Map<String, Value>, key: &str| {
+        if let Some(value) = rest.remove(key) {
+            fields.push(format!("{}:{value}", json!(key)));
+        }
+    };
+    move_field(&mut rest, "type");
+    let last: Vec<(&str, Option<Value>)> =
+        ["vocab", "merges"].into_iter().map(|key| (key, rest.remove(key))).collect();
+    let middle: Vec<String> = rest.keys().cloned().collect();
+    middle.iter().for_each(|key| move_field(&mut rest, key));
+    for (key, value) in last {
+        rest.extend(value.map(|value| (key.to_owned(), value)));
+        move_field(&mut rest, key);
+    }
+    format!("{{{}}}", fields.join(","))
+}
+
 fn bytes(json: &Value) -> Vec<u8> {
-    let text = json.to_string();
-    let model = json["model"].to_string();
-    let rest = model.replacen(r#""type":"Unigram","#, "", 1).replacen(r#","type":"Unigram""#, "", 1);
-    text.replacen(&model, &format!(r#"{{"type":"Unigram",{}"#, &rest[1..]), 1).into_bytes()
+    json.to_string().replacen(&json["model"].to_string(), &model_text(&json["model"]), 1).into_bytes()
 }
 
-fn both(json: &[u8]) -> (Box<dyn Pipeline>, Tokenizer) {
-    let small = small(json).expect("a Unigram model has a small form");
-    (Unigram::ready(small), Tokenizer::from_bytes(json).unwrap())
+/// The pipeline over a model of ours, and the crate's tokenizer of the same file.
+fn both(json: &[u8]) -> (Pipeline, Tokenizer) {
+    let inner = compact(json).expect("the model has a form of ours");
+    assert!(!matches!(inner.get_model(), TokenModel::Crate(_)));
+    (Pipeline::from(inner), Tokenizer::from_bytes(json).unwrap())
 }
 
-fn compare(small: &dyn Pipeline, other: &Tokenizer, text: &str) {
+/// The tokens of a word by a model of ours are the crate's, and so is the vocabulary.
+pub(super) fn same_model(model: &Value, words: impl Iterator<Item = String>) -> TokenModel {
+    let text = model_text(model);
+    let ours = serde_json::from_str::<CompactModel>(&text).unwrap_or_else(|e| panic!("{e}: {text}")).0;
+    let other: tokenizers::models::ModelWrapper = serde_json::from_str(&text).unwrap();
+    let tokens = |model: &dyn Fn(&str) -> tokenizers::Result<Vec<tokenizers::Token>>, word: &str| -> Vec<_> {
+        model(word).unwrap().into_iter().map(|token| (token.id, token.value, token.offsets)).collect()
+    };
+    for word in words {
+        let wanted = tokens(&|word| other.tokenize(word), &word);
+        assert_eq!(tokens(&|word| ours.tokenize(word), &word), wanted, "{word:?} by {text}");
+        assert_eq!(ours.token_to_id(&word), other.token_to_id(&word));
+    }
+    for id in 0..=other.get_vocab().into_values().max().map_or(0, |id| id + 1) {
+        assert_eq!(ours.id_to_token(id), other.id_to_token(id));
+    }
+    assert_eq!(ours.get_vocab(), other.get_vocab());
+    assert_eq!(ours.get_vocab_size(), other.get_vocab_size());
+    ours
+}
+
+fn compare(small: &Pipeline, other: &Tokenizer, text: &str) {
     let wanted = other.encode_fast(text, false).unwrap();
     assert_eq!(small.ids(text).unwrap(), wanted.get_ids(), "{text:?}");
 }
 
-fn real_text() -> Vec<char> {
+pub(super) fn real_text() -> Vec<char> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR"));
     let files = ["README.md", "docs/tr.md"].map(|file| fs::read_to_string(folder.join(file)).unwrap());
     files.concat().chars().collect()
@@ -232,7 +277,7 @@ fn ids_are_those_of_the_crate() {
         let limit = other.get_vocab(true).into_values().max().unwrap() as usize + 1;
         assert_eq!(small.id_limit(), limit);
         for _ in 0..100 {
-            compare(&*small, &other, &texts.next(&real));
+            compare(&small, &other, &texts.next(&real));
         }
     }
 }
@@ -241,7 +286,7 @@ fn ids_are_those_of_the_crate() {
 fn common_texts_go_the_short_way() {
     for name in ["xlmr", "bert_unigram"] {
         let mut json = fixture(name);
-        let inner = small(&bytes(&json)).unwrap();
+        let inner = compact(&bytes(&json)).unwrap();
         let direct = Direct::of(&inner).expect(name);
         for text in [
             "Bugün hava çok güzel, sahile gidelim mi?",
@@ -254,7 +299,7 @@ fn common_texts_go_the_short_way() {
         }
         assert_eq!(direct.ids(&inner, "an added <mask> token"), None);
         json["normalizer"] = json!({"type": "Lowercase"});
-        assert!(Direct::of(&small(&bytes(&json)).unwrap()).is_none());
+        assert!(Direct::of(&compact(&bytes(&json)).unwrap()).is_none());
     }
 }
 
@@ -267,11 +312,11 @@ fn odd_texts_have_the_ids_of_the_crate() {
             "\u{301}a",
         ] {
             for around in ["", "a", " ", "ğ", "\u{600}", "\u{301}"] {
-                compare(&*small, &other, &format!("{around}{text}{around}"));
+                compare(&small, &other, &format!("{around}{text}{around}"));
             }
         }
         for c in ('\0'..=char::MAX).step_by(if name == "xlmr" { 17 } else { 97 }) {
-            compare(&*small, &other, &format!("a{c}b {c}{c}ç{c}"));
+            compare(&small, &other, &format!("a{c}b {c}{c}ç{c}"));
         }
     }
 }
@@ -286,7 +331,7 @@ fn ids_of_a_large_vocabulary_are_those_of_the_crate() {
     let (small, other) = both(&json);
     let (real, mut texts) = (real_text(), RandomTexts(ChaCha8Rng::seed_from_u64(2)));
     for _ in 0..wanted {
-        compare(&*small, &other, &texts.next(&real));
+        compare(&small, &other, &texts.next(&real));
     }
 }
 
@@ -310,23 +355,10 @@ fn tokens_of_random_vocabularies_are_those_of_the_crate() {
             vocabulary.extend((0..=255u8).map(|byte| json!([format!("<0x{byte:02X}>"), -5.0])));
         }
         let unknown = random.below(vocabulary.len());
-        let model = json!({"unk_id": unknown, "vocab": vocabulary, "byte_fallback": fallback});
-        let text = format!(r#"{{"type":"Unigram",{}"#, &model.to_string()[1..]);
-        let small: Unigram = serde_json::from_str(&text).unwrap();
-        let other: tokenizers::models::unigram::Unigram = serde_json::from_str(&text).unwrap();
-        for _ in 0..50 {
-            let text = word(&mut random, 30);
-            let tokens = |tokens: Vec<tokenizers::Token>| -> Vec<_> {
-                tokens.into_iter().map(|token| (token.id, token.value, token.offsets)).collect()
-            };
-            let wanted = tokens(other.tokenize(&text).unwrap());
-            assert_eq!(tokens(small.tokenize(&text).unwrap()), wanted, "{text:?} by {model}");
-            assert_eq!(small.token_to_id(&text), other.token_to_id(&text));
-        }
-        for id in 0..=vocabulary.len() as u32 {
-            assert_eq!(small.id_to_token(id), other.id_to_token(id));
-        }
-        assert_eq!(small.get_vocab(), other.get_vocab());
+        let model =
+            json!({"type": "Unigram", "unk_id": unknown, "vocab": vocabulary, "byte_fallback": fallback});
+        let words: Vec<String> = (0..50).map(|_| word(&mut random, 30)).collect();
+        same_model(&model, words.into_iter());
     }
 }
 
@@ -334,7 +366,7 @@ fn tokens_of_random_vocabularies_are_those_of_the_crate() {
 #[test]
 fn what_is_not_understood_is_left_to_the_crate() {
     let good = json!({"unk_id": 0, "vocab": [["<unk>", 0.0], ["a", -1.0]], "byte_fallback": false});
-    let read = |model: &str| serde_json::from_str::<Unigram>(model).is_ok();
+    let read = |model: &str| serde_json::from_str::<CompactModel>(model).is_ok();
     let typed = |model: &Value| format!(r#"{{"type":"Unigram",{}"#, &model.to_string()[1..]);
     assert!(read(&typed(&good)));
     let with = |key: &str, value: Value| {
@@ -357,11 +389,8 @@ fn what_is_not_understood_is_left_to_the_crate() {
     assert!(!read(&with("byte_fallback", json!(true))), "no pieces of bytes");
     assert!(!read(&with("alpha", json!(0.1))), "an unknown key");
     assert!(!read(&typed(&good).replace("}", r#","unk_id":1}"#)), "a key that is there twice");
-    for name in ["bert_wordpiece", "qwen3_embedding", "gpt2", "llama"] {
-        assert!(small(fixture(name).to_string().as_bytes()).is_none(), "{name}");
-    }
     let folder: PathBuf = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/xlmr");
     let whole = fs::read(folder.join("tokenizer.json")).unwrap();
-    assert!(small(&whole).is_some());
-    assert!(small(&whole[..whole.len() - 3]).is_none());
+    assert!(compact(&whole).is_some());
+    assert!(compact(&whole[..whole.len() - 3]).is_none());
 }

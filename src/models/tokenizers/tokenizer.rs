@@ -3,31 +3,28 @@
 //! The truncation and padding stored in `tokenizer.json` are ignored: length is the caller's, and nothing is padded.
 //! No thread pool is used, so a tokenizer works after `fork`, and from many threads at once.
 
-use std::fs;
 use std::ops::Range;
-use std::panic::catch_unwind;
 use std::path::Path;
 
 use serde::Deserialize;
 use serde_json::Value;
 use tokenizers::normalizers::{BertNormalizer, Lowercase, NormalizerWrapper, Sequence as Normalizers};
-use tokenizers::{Encoding, Model, Token, Tokenizer as Inner, TruncationDirection};
+use tokenizers::{Encoding, Model as _, Token, TruncationDirection};
 
 use super::config::TokenizerConfig;
 use super::cut::Cuts;
 use super::long::{self, Bounds, Keep};
 use super::pair_template::PairTemplate;
 pub(crate) use super::pipeline::guarded;
-use super::pipeline::{Pipeline, Vocabulary, With};
-use super::small::small;
-use super::{gguf, wordpiece};
+use super::pipeline::{Inner, Pipeline};
+use super::{file, gguf, wordpiece};
 use crate::models::formats::gguf::Gguf;
-use crate::models::manifest::{Missing, ModelFiles, metadata};
+use crate::models::manifest::{Missing, ModelFiles};
 use crate::{Error, Result};
 
 /// The tokenizer of one model.
 pub struct Tokenizer {
-    inner: Box<dyn Pipeline>,
+    inner: Pipeline,
     /// Special ids before a text, such as `[CLS]`.
     before: Vec<u32>,
     /// Special ids after a text, such as `[SEP]`.
@@ -47,41 +44,35 @@ impl Tokenizer {
     pub fn load(files: &ModelFiles, lower_case: bool) -> Result<Self> {
         let settings = TokenizerConfig::read(files)?;
         if let Some(path) = files.beside_weights("tokenizer.json") {
-            let bytes = read(&path)?;
-            return match small(&bytes) {
-                Some(inner) => Self::follow(&path, inner, &settings, lower_case),
-                None => Self::follow(&path, decode(&path, &bytes)?.into_inner(), &settings, lower_case),
-            };
+            let (mut inner, _) = file::read(&path)?;
+            follow(&settings, &mut inner).map_err(|e| invalid(&path, &e.to_string()))?;
+            return Self::prepare(&path, inner, &settings, lower_case);
         }
         if let Some(path) = files.beside_weights("vocab.txt") {
             let inner = wordpiece::from_vocabulary(&path, files, &settings)?;
-            return Self::prepare(&path, inner.into_inner(), &settings, lower_case);
+            return Self::prepare(&path, inner, &settings, lower_case);
         }
         let sentencepiece = files.beside_weights("sentencepiece.bpe.model").is_some();
         Err(Missing::Tokenizer { sentencepiece }.error(&files.model, &files.transformer))
     }
 
-    fn follow<M: Vocabulary + 'static>(
-        path: &Path,
-        mut inner: With<M>,
-        settings: &TokenizerConfig,
-        lower_case: bool,
-    ) -> Result<Self> {
-        follow(settings, &mut inner).map_err(|e| invalid(path, &e.to_string()))?;
-        Self::prepare(path, inner, settings, lower_case)
+    /// The tokenizer of a `tokenizer.json` or of a GGUF file, whatever lies beside it.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::load`].
+    pub fn of_file(path: &Path) -> Result<Self> {
+        if path.extension().is_some_and(|end| end == "gguf") {
+            return Self::from_gguf(&Gguf::open(path)?);
+        }
+        Self::prepare(path, file::read(path)?.0, &TokenizerConfig::default(), false)
     }
 
-    fn prepare<M: Vocabulary + 'static>(
-        path: &Path,
-        mut inner: With<M>,
-        settings: &TokenizerConfig,
-        lower_case: bool,
-    ) -> Result<Self> {
+    fn prepare(path: &Path, mut inner: Inner, settings: &TokenizerConfig, lower_case: bool) -> Result<Self> {
         let keep_end = match settings.word("truncation_side") {
             Some(side) => side == "left",
             None => inner.get_truncation().is_some_and(|t| t.direction == TruncationDirection::Left),
         };
-        let prepare = |inner: &mut With<M>| -> tokenizers::Result<()> {
+        let prepare = |inner: &mut Inner| -> tokenizers::Result<()> {
             inner.with_truncation(None)?;
             inner.with_padding(None);
             if lower_case {
@@ -93,13 +84,14 @@ impl Tokenizer {
             inner.encode_fast("\u{e000}", false).map(drop)
         };
         guarded(|| prepare(&mut inner)).map_err(|e| invalid(path, &e.to_string()))?;
+        let inner = Pipeline::from(inner);
         let (before, after) = special_ids(&inner)
             .map_err(|e| invalid(path, &e.to_string()))?
             .ok_or_else(|| invalid(path, "its post-processor does not keep a text's tokens in one piece"))?;
         let cuts = Cuts::of(&inner);
         // A tokenizer that makes no pairs embeds all the same.
         let pair = PairTemplate::of(&inner, settings).ok().flatten();
-        Ok(Self { inner: M::ready(inner), before, after, keep_end, cuts, pair })
+        Ok(Self { inner, before, after, keep_end, cuts, pair })
     }
 
     /// The `tokenizer.json` of a static model, as it is and without special tokens; and what such models read of it.
@@ -110,26 +102,18 @@ impl Tokenizer {
         let Some(path) = files.beside_weights("tokenizer.json") else {
             return Err(Missing::Tokenizer { sentencepiece: false }.error(&files.model, &files.transformer));
         };
-        let bytes = read(&path)?;
-        match small(&bytes) {
-            Some(inner) => Self::of_vocabulary(&path, inner, &bytes),
-            None => Self::of_vocabulary(&path, decode(&path, &bytes)?.into_inner(), &bytes),
-        }
-    }
-
-    fn of_vocabulary<M: Vocabulary + 'static>(
-        path: &Path,
-        inner: With<M>,
-        json: &[u8],
-    ) -> Result<(Self, TableVocabulary)> {
+        let (inner, json) = file::read(&path)?;
         let max_length = inner.get_truncation().map(|truncation| truncation.max_length);
-        let median = median(inner.get_vocab(true).keys().map(|token| token.chars().count()).collect());
-        let tokenizer = Self::prepare(path, inner, &TokenizerConfig::default(), false)?;
+        let median = median(lengths(&inner));
+        let tokenizer = Self::prepare(&path, inner, &TokenizerConfig::default(), false)?;
         let tokenizer = Self { before: Vec::new(), after: Vec::new(), pair: None, ..tokenizer };
-        let unknown = unknown(json).and_then(|token| match token {
-            Unknown::Id(id) => Some(id),
-            Unknown::Token(token) => tokenizer.id(&token),
-        });
+        let unknown = match tokenizer.inner.inner().get_model().unknown() {
+            Some(known) => known,
+            None => unknown(json.as_slice()).and_then(|token| match token {
+                Unknown::Id(id) => Some(id),
+                Unknown::Token(token) => tokenizer.id(&token),
+            }),
+        };
         Ok((tokenizer, TableVocabulary { unknown, median, max_length }))
     }
 
@@ -139,17 +123,17 @@ impl Tokenizer {
     /// Those of [`gguf::tokenizer`]; [`Error::InvalidFile`] when the end token is asked for but missing.
     pub fn from_gguf(file: &Gguf) -> Result<Self> {
         let built = gguf::tokenizer(file)?;
+        let inner = Pipeline::from(built.tokenizer);
         let (before, mut after) =
-            special_ids(&*built.tokenizer).map_err(|e| invalid(file.path(), &e.to_string()))?.ok_or_else(
-                || invalid(file.path(), "its tokenizer does not keep a text's tokens in one piece"),
-            )?;
+            special_ids(&inner).map_err(|e| invalid(file.path(), &e.to_string()))?.ok_or_else(|| {
+                invalid(file.path(), "its tokenizer does not keep a text's tokens in one piece")
+            })?;
         if built.adds_end {
             after.push(built.end_id.ok_or_else(|| {
                 invalid(file.path(), "it asks for an end token (tokenizer.ggml.add_eos_token) but names none of its tokens as that")
             })?);
         }
-        let cuts = Cuts::of(&*built.tokenizer);
-        let inner = Box::new(built.tokenizer.into_inner());
+        let cuts = Cuts::of(&inner);
         Ok(Self { inner, before, after, keep_end: false, cuts, pair: None })
     }
 
@@ -235,7 +219,7 @@ impl Tokenizer {
     /// As [`Tokenizer::encode_within`].
     pub fn places(&self, text: &str, bounds: &mut Bounds<'_>) -> Result<(Vec<u32>, Vec<Range<usize>>)> {
         let (mut ids, mut places) = (Vec::new(), Vec::new());
-        long::each_piece(&*self.inner, &self.cuts, text, bounds, &mut |at, piece| {
+        long::each_piece(&self.inner, &self.cuts, text, bounds, &mut |at, piece| {
             let (found, offsets) = guarded(|| self.inner.places(piece))
                 .map_err(|e| Error::Internal { place: "tokenizer".into(), reason: e.to_string() })?;
             ids.extend(found);
@@ -266,7 +250,7 @@ impl Tokenizer {
     /// The text's own ids: those of `room` that the model keeps, perhaps more.
     pub(super) fn content(&self, text: &str, room: usize, bounds: &mut Bounds<'_>) -> Result<Vec<u32>> {
         let keep = if self.keep_end { Keep::End(room) } else { Keep::Beginning(room) };
-        long::read(&*self.inner, &self.cuts, text, keep, bounds)
+        long::read(&self.inner, &self.cuts, text, keep, bounds)
     }
 
     /// The id of a token as the vocabulary spells it.
@@ -288,7 +272,7 @@ impl Tokenizer {
     /// As [`Tokenizer::encode_within`].
     pub fn count_within(&self, text: &str, bounds: &mut Bounds<'_>) -> Result<usize> {
         let mut ids = 0;
-        long::each_part(&*self.inner, &self.cuts, text, bounds, &mut |part| ids += part.len())?;
+        long::each_part(&self.inner, &self.cuts, text, bounds, &mut |part| ids += part.len())?;
         Ok(ids + self.special_tokens())
     }
 
@@ -329,6 +313,16 @@ pub(crate) struct TableVocabulary {
     pub(crate) max_length: Option<usize>,
 }
 
+/// The characters of each token.
+fn lengths(inner: &Inner) -> Vec<usize> {
+    let model = inner.get_model();
+    let mut lengths = model.lengths();
+    let added = inner.get_added_vocabulary().get_vocab().keys();
+    lengths
+        .extend(added.filter(|token| model.token_to_id(token).is_none()).map(|token| token.chars().count()));
+    lengths
+}
+
 /// The unknown token of a tokenizer's model.
 enum Unknown {
     Id(u32),
@@ -360,72 +354,8 @@ fn median(mut lengths: Vec<usize>) -> usize {
     }
 }
 
-/// Bytes of a `tokenizer.json` at most; those of large vocabularies have about 35 million.
-const LARGEST_FILE: u64 = 256 << 20;
-/// Arrays and objects inside each other in it at most; real ones have about 7. Its reader takes time that grows with
-/// every level of a sequence by a factor, and a stack that grows with it.
-const DEEPEST: usize = 16;
-
-/// Reads `tokenizer.json`.
-///
-/// # Errors
-/// [`Error::InvalidFile`] for one that is damaged, too large or too deep.
-pub(crate) fn parse(path: &Path) -> Result<Inner> {
-    decode(path, &read(path)?)
-}
-
-/// The bytes of `tokenizer.json`, neither too many nor too deep.
-fn read(path: &Path) -> Result<Vec<u8>> {
-    let length = metadata(path)?.len();
-    if length > LARGEST_FILE {
-        return Err(Error::InvalidFile {
-            path: path.to_path_buf(),
-            reason: format!("it has {length} bytes; a tokenizer of more than {LARGEST_FILE} is not read"),
-        });
-    }
-    let bytes = fs::read(path).map_err(|e| Error::io(path, "read", &e))?;
-    if depth(&bytes) > DEEPEST {
-        return Err(Error::InvalidFile {
-            path: path.to_path_buf(),
-            reason: format!(
-                "its parts (normalizers, pre-tokenizers and the like) lie more than {DEEPEST} levels inside each other, \
-                 which is not read"
-            ),
-        });
-    }
-    Ok(bytes)
-}
-
-/// The tokenizer that the bytes of `tokenizer.json` describe.
-fn decode(path: &Path, bytes: &[u8]) -> Result<Inner> {
-    match catch_unwind(|| Inner::from_bytes(bytes)) {
-        Ok(Ok(inner)) => Ok(inner),
-        Ok(Err(e)) => Err(invalid(path, &format!("it does not read as a tokenizer ({e})"))),
-        Err(_) => Err(invalid(path, "it is damaged in a way that its reader does not survive")),
-    }
-}
-
-/// How many arrays and objects of a JSON text lie inside each other.
-fn depth(json: &[u8]) -> usize {
-    let (mut depth, mut deepest, mut inside, mut escaped) = (0usize, 0, false, false);
-    for byte in json {
-        match (inside, byte) {
-            (true, _) if escaped => escaped = false,
-            (true, b'\\') => escaped = true,
-            (_, b'"') => inside = !inside,
-            (false, b'[' | b'{') => {
-                depth += 1;
-                deepest = deepest.max(depth);
-            }
-            (false, b']' | b'}') => depth = depth.saturating_sub(1),
-            _ => {}
-        }
-    }
-    deepest
-}
-
 /// transformers lets the settings of a BERT tokenizer win over the normalizer stored in `tokenizer.json`.
-fn follow<M: Model>(settings: &TokenizerConfig, inner: &mut With<M>) -> tokenizers::Result<()> {
+fn follow(settings: &TokenizerConfig, inner: &mut Inner) -> tokenizers::Result<()> {
     let generic = settings
         .word("tokenizer_class")
         .is_some_and(|class| ["PreTrainedTokenizerFast", "TokenizersBackend"].contains(&&*class));
@@ -448,7 +378,7 @@ fn follow<M: Model>(settings: &TokenizerConfig, inner: &mut With<M>) -> tokenize
 ///
 /// # Errors
 /// When the post-processor cannot run, as one that names a special token without giving its id.
-pub(crate) fn special_ids(inner: &dyn Pipeline) -> tokenizers::Result<Option<(Vec<u32>, Vec<u32>)>> {
+pub(crate) fn special_ids(inner: &Pipeline) -> tokenizers::Result<Option<(Vec<u32>, Vec<u32>)>> {
     let probe = Encoding::from_tokens(vec![Token::new(0, String::new(), (0, 0))], 0);
     let dressed = guarded(|| inner.dress(probe, None))?;
     let mask = dressed.get_special_tokens_mask();

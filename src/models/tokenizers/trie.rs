@@ -3,55 +3,14 @@
 //! A byte trie in four arrays. Nodes lie in order of depth, so the children of a node are neighbors, and those of the
 //! next node follow: a node needs the place of its first child only. A vocabulary of 250,000 pieces takes 8 MB.
 
+use super::text_table::TextTable;
+
 /// The piece of a node where none ends.
 const NONE: u32 = u32::MAX;
 /// First bytes of a text in a key to sort by; its number takes the rest.
 const HEAD: usize = 12;
 /// Children up to which a search looks at one after the other.
 const FEW: usize = 8;
-
-/// Texts, one after the other.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct TextTable {
-    all: String,
-    ends: Vec<u32>,
-}
-
-impl TextTable {
-    /// Adds a text; false when there is no room for its numbers.
-    pub(crate) fn push(&mut self, text: &str) -> bool {
-        self.all.push_str(text);
-        let Ok(end) = u32::try_from(self.all.len()) else { return false };
-        self.ends.push(end);
-        true
-    }
-
-    pub(crate) fn len(&self) -> usize {
-        self.ends.len()
-    }
-
-    pub(crate) fn get(&self, id: usize) -> Option<&str> {
-        let end = *self.ends.get(id)? as usize;
-        let start = id.checked_sub(1).map_or(0, |before| self.ends[before] as usize);
-        self.all.get(start..end)
-    }
-
-    pub(crate) fn iter(&self) -> impl Iterator<Item = &str> {
-        (0..self.len()).filter_map(|id| self.get(id))
-    }
-
-    fn bytes(&self, id: u32) -> &[u8] {
-        let id = id as usize;
-        let start = if id == 0 { 0 } else { self.ends[id - 1] as usize };
-        &self.all.as_bytes()[start..self.ends[id] as usize]
-    }
-
-    /// Gives back what growing left over.
-    pub(crate) fn shrink(&mut self) {
-        self.all.shrink_to_fit();
-        self.ends.shrink_to_fit();
-    }
-}
 
 /// See the module.
 #[derive(Debug, Clone)]

@@ -3,16 +3,11 @@
 //! The ids are those of the tokenizers crate, whose model of 250,000 pieces takes 280 MB and 0.8 s to build: a hash map
 //! for every node of its trie. Scores stay f64 and are added in the same order, so equal sums are equal here too.
 
-use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use tokenizers::Token;
 
-use serde::de::{
-    Deserialize, DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor,
-};
-use tokenizers::models::unigram::UnigramTrainer;
-use tokenizers::{Model, Token};
-
-use super::trie::{TextTable, Trie};
+use super::text_table::{TextSeed, TextTable};
+use super::trie::Trie;
 
 /// An unknown character scores so much less than the piece with the smallest score.
 const UNKNOWN_PENALTY: f64 = 10.0;
@@ -50,7 +45,12 @@ pub(crate) struct UnigramScratch {
 
 impl Unigram {
     /// `None` for a vocabulary that this does not hold: one without its unknown piece, or with an empty one.
-    fn new(mut texts: TextTable, scores: Vec<f64>, unknown: usize, byte_fallback: bool) -> Option<Self> {
+    pub(super) fn new(
+        mut texts: TextTable,
+        scores: Vec<f64>,
+        unknown: usize,
+        byte_fallback: bool,
+    ) -> Option<Self> {
         if unknown >= texts.len() || texts.len() != scores.len() || texts.iter().any(str::is_empty) {
             return None;
         }
@@ -71,6 +71,11 @@ impl Unigram {
             texts,
             trie,
         })
+    }
+
+    /// The id of the unknown piece.
+    pub(crate) fn unknown(&self) -> u32 {
+        self.unknown
     }
 
     /// Characters of the longest piece.
@@ -130,17 +135,12 @@ impl Unigram {
             }
         }
     }
-}
 
-/// How a byte is spelt in a vocabulary.
-fn byte_piece(byte: u8) -> String {
-    format!("<0x{byte:02X}>")
-}
-
-impl Model for Unigram {
-    type Trainer = UnigramTrainer;
-
-    fn tokenize(&self, text: &str) -> tokenizers::Result<Vec<Token>> {
+    /// The tokens of a word.
+    ///
+    /// # Errors
+    /// For a word of 4 GB.
+    pub(crate) fn tokens(&self, text: &str) -> tokenizers::Result<Vec<Token>> {
         if u32::try_from(text.len() + 1).is_err() {
             return Err("a word of 4 GB is too long".into());
         }
@@ -159,79 +159,50 @@ impl Model for Unigram {
         Ok(tokens)
     }
 
-    fn token_to_id(&self, token: &str) -> Option<u32> {
-        self.trie.get(token)
+    /// The id of the piece that `text` is.
+    pub(crate) fn id(&self, text: &str) -> Option<u32> {
+        self.trie.get(text)
     }
 
-    fn id_to_token(&self, id: u32) -> Option<String> {
-        self.texts.get(id as usize).map(ToOwned::to_owned)
-    }
-
-    fn get_vocab(&self) -> HashMap<String, u32> {
-        self.texts.iter().map(ToOwned::to_owned).zip(0..).collect()
-    }
-
-    fn get_vocab_size(&self) -> usize {
-        self.texts.len()
-    }
-
-    fn save(&self, _folder: &Path, _prefix: Option<&str>) -> tokenizers::Result<Vec<PathBuf>> {
-        Err("a tokenizer is read here, not written".into())
-    }
-
-    fn get_trainer(&self) -> Self::Trainer {
-        UnigramTrainer::default()
+    /// The pieces by id.
+    pub(crate) fn texts(&self) -> &TextTable {
+        &self.texts
     }
 }
 
-/// Reads the form in which the tokenizers crate writes a Unigram model, piece by piece. Any other is an error: the
-/// caller leaves it to the crate.
-impl<'de> Deserialize<'de> for Unigram {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_map(Fields)
-    }
+/// How a byte is spelt in a vocabulary.
+fn byte_piece(byte: u8) -> String {
+    format!("<0x{byte:02X}>")
 }
 
-struct Fields;
-
-impl<'de> Visitor<'de> for Fields {
-    type Value = Unigram;
-
-    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("a Unigram model with its type first")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Unigram, A::Error> {
-        // Another model ends here, before its vocabulary is read.
-        if map.next_entry::<String, String>()? != Some(("type".into(), "Unigram".into())) {
-            return Err(A::Error::custom("the model is none that is known to be Unigram"));
-        }
-        let (mut texts, mut scores) = (TextTable::default(), Vec::new());
-        let (mut unknown, mut byte_fallback, mut vocabulary) = (None, None, false);
-        while let Some(key) = map.next_key::<String>()? {
-            match key.as_str() {
-                "unk_id" if unknown.is_none() => unknown = Some(map.next_value::<usize>()?),
-                "byte_fallback" if byte_fallback.is_none() => byte_fallback = Some(map.next_value::<bool>()?),
-                "vocab" if !vocabulary => {
-                    map.next_value_seed(VocabularySeed { texts: &mut texts, scores: &mut scores })?;
-                    vocabulary = true;
-                }
-                _ => return Err(A::Error::custom("a key of the model is unknown, or there twice")),
+/// Reads the form in which the tokenizers crate writes a Unigram model, piece by piece, after its type. Any other is an
+/// error: the caller leaves it to the crate.
+pub(super) fn read<'de, A: MapAccess<'de>>(mut map: A) -> Result<Unigram, A::Error> {
+    let (mut texts, mut scores) = (TextTable::default(), Vec::new());
+    let (mut unknown, mut byte_fallback, mut vocabulary) = (None, None, false);
+    while let Some(key) = map.next_key::<String>()? {
+        match key.as_str() {
+            "unk_id" if unknown.is_none() => unknown = Some(map.next_value::<usize>()?),
+            "byte_fallback" if byte_fallback.is_none() => byte_fallback = Some(map.next_value::<bool>()?),
+            "vocab" if !vocabulary => {
+                map.next_value_seed(ScoredSeed { texts: &mut texts, scores: &mut scores })?;
+                vocabulary = true;
             }
+            _ => return Err(A::Error::custom("a key of the model is unknown, or there twice")),
         }
-        let unknown = unknown.ok_or_else(|| A::Error::missing_field("unk_id"))?;
-        Unigram::new(texts, scores, unknown, byte_fallback.unwrap_or(false))
-            .ok_or_else(|| A::Error::custom("the vocabulary is none that is known"))
     }
+    let unknown = unknown.ok_or_else(|| A::Error::missing_field("unk_id"))?;
+    Unigram::new(texts, scores, unknown, byte_fallback.unwrap_or(false))
+        .ok_or_else(|| A::Error::custom("the vocabulary is none that is known"))
 }
 
 /// The pieces of a vocabulary with their scores.
-struct VocabularySeed<'a> {
+struct ScoredSeed<'a> {
     texts: &'a mut TextTable,
     scores: &'a mut Vec<f64>,
 }
 
-impl<'de> DeserializeSeed<'de> for VocabularySeed<'_> {
+impl<'de> DeserializeSeed<'de> for ScoredSeed<'_> {
     type Value = ();
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
@@ -239,7 +210,7 @@ impl<'de> DeserializeSeed<'de> for VocabularySeed<'_> {
     }
 }
 
-impl<'de> Visitor<'de> for VocabularySeed<'_> {
+impl<'de> Visitor<'de> for ScoredSeed<'_> {
     type Value = ();
 
     fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -273,34 +244,11 @@ impl<'de> Visitor<'de> for PieceSeed<'_> {
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut pair: A) -> Result<f64, A::Error> {
-        pair.next_element_seed(Text(self.0))?.ok_or_else(|| A::Error::invalid_length(0, &self))?;
+        pair.next_element_seed(TextSeed(self.0))?.ok_or_else(|| A::Error::invalid_length(0, &self))?;
         let score = pair.next_element()?.ok_or_else(|| A::Error::missing_field("score"))?;
         if pair.next_element::<IgnoredAny>()?.is_some() {
             return Err(A::Error::custom("a piece has more than a text and a score"));
         }
         Ok(score)
-    }
-}
-
-/// A text that goes to the others without a string of its own.
-struct Text<'a>(&'a mut TextTable);
-
-impl<'de> DeserializeSeed<'de> for Text<'_> {
-    type Value = ();
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
-        deserializer.deserialize_str(self)
-    }
-}
-
-impl Visitor<'_> for Text<'_> {
-    type Value = ();
-
-    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("the text of a piece")
-    }
-
-    fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<(), E> {
-        if self.0.push(text) { Ok(()) } else { Err(E::custom("the vocabulary has 4 GB of text")) }
     }
 }

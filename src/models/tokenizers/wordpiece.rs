@@ -3,28 +3,28 @@
 use std::fs;
 use std::path::Path;
 
+use tokenizers::AddedToken;
 use tokenizers::models::wordpiece::WordPiece;
 use tokenizers::normalizers::BertNormalizer;
 use tokenizers::pre_tokenizers::bert::BertPreTokenizer;
 use tokenizers::processors::template::TemplateProcessing;
-use tokenizers::{AddedToken, Tokenizer};
 
 use super::added_tokens;
 use super::config::TokenizerConfig;
+use super::model::{Inner, TokenModel};
+use super::pieces::Pieces;
+use super::text_table::TextTable;
+use super::wordpiece_model::WordPieces;
 use crate::models::manifest::ModelFiles;
 use crate::{Error, Result};
 
+/// Characters of a word above which it is one unknown token.
+pub(super) const LONGEST_WORD: usize = 100;
+
 /// Builds what transformers' `BertTokenizer` builds from the same files. Without settings: lower-casing, as there.
-pub(crate) fn from_vocabulary(
-    path: &Path,
-    files: &ModelFiles,
-    settings: &TokenizerConfig,
-) -> Result<Tokenizer> {
+pub(crate) fn from_vocabulary(path: &Path, files: &ModelFiles, settings: &TokenizerConfig) -> Result<Inner> {
     let invalid = |reason: String| Error::InvalidFile { path: path.to_path_buf(), reason };
     let bytes = fs::read(path).map_err(|e| Error::io(path, "read", &e))?;
-    let vocabulary = WordPiece::read_bytes(&bytes).map_err(|e| {
-        invalid(format!("it is not UTF-8 text with one token a line ({e}); download it again"))
-    })?;
     // In the order in which transformers adds those that the vocabulary lacks.
     let special = |key: &str, default: &str| {
         settings.token(key).unwrap_or_else(|| AddedToken::from(default.to_owned(), true))
@@ -32,12 +32,20 @@ pub(crate) fn from_vocabulary(
     let (unknown, separator) = (special("unk_token", "[UNK]"), special("sep_token", "[SEP]"));
     let (padding, first) = (special("pad_token", "[PAD]"), special("cls_token", "[CLS]"));
     let mask = special("mask_token", "[MASK]");
-    let model = WordPiece::builder()
-        .vocab(vocabulary)
-        .unk_token(unknown.content.clone())
-        .build()
-        .map_err(|e| invalid(format!("it is no WordPiece vocabulary ({e}); download it again")))?;
-    let mut tokenizer = Tokenizer::new(model);
+    let model =
+        match small(&bytes, &unknown.content) {
+            Some(model) => TokenModel::WordPiece(model),
+            None => {
+                let vocabulary = WordPiece::read_bytes(&bytes).map_err(|e| {
+                    invalid(format!("it is not UTF-8 text with one token a line ({e}); download it again"))
+                })?;
+                let model = WordPiece::builder().vocab(vocabulary).unk_token(unknown.content.clone()).build();
+                TokenModel::of_crate(model.map_err(|e| {
+                    invalid(format!("it is no WordPiece vocabulary ({e}); download it again"))
+                })?)
+            }
+        };
+    let mut tokenizer = Inner::new(model);
     let id = |token: &str| {
         tokenizer.token_to_id(token).ok_or_else(|| {
             invalid(format!(
@@ -64,4 +72,13 @@ pub(crate) fn from_vocabulary(
     let own = vec![unknown, separator, padding, first, mask];
     added_tokens::add(&mut tokenizer, files, settings, own, false)?;
     Ok(tokenizer)
+}
+
+/// The model in its small form; `None` for a vocabulary that only the tokenizers crate reads.
+fn small(vocabulary: &[u8], unknown: &str) -> Option<WordPieces> {
+    let mut texts = TextTable::default();
+    for line in std::str::from_utf8(vocabulary).ok()?.lines() {
+        texts.push(line.trim_end()).then_some(())?;
+    }
+    WordPieces::new(Pieces::new(texts, None)?, "##".to_owned(), unknown, LONGEST_WORD)
 }

@@ -4,10 +4,6 @@ use std::time::{Duration, Instant};
 
 use super::super::super::options::EmbedOptions;
 
-/// Bytes of text that are tokenized at a time. Longer texts have a dispatcher of their own: other calls do not wait for
-/// them.
-pub(in super::super::super) const LONG_TEXT: usize = 64 << 10;
-
 /// The time limit of a call.
 #[derive(Clone, Copy)]
 pub(super) struct Limit {

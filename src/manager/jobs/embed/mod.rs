@@ -27,7 +27,6 @@ use crate::trace::{TraceStage, step};
 use crate::{Error, Result};
 
 pub(in super::super) use self::embedder::Embedder;
-pub(in super::super) use self::limit::LONG_TEXT;
 use self::limit::Limit;
 pub use self::state::Embeddings;
 use self::state::{JobState, SlotGroup};

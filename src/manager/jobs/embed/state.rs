@@ -31,6 +31,8 @@ pub(super) struct JobState {
     pub(super) tokens: u64,
     /// Tokens of what is queued or being computed.
     pub(super) in_flight: usize,
+    /// Inputs that were tokenized together last.
+    pub(super) block: usize,
     pub(super) scores: Option<Arc<ScoreConfig>>,
     pub(super) outcome: Option<Result<()>>,
     /// Something for `step` to do.

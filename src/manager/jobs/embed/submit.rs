@@ -6,20 +6,23 @@ use std::time::Instant;
 
 use super::super::super::dispatcher::Task;
 use super::super::super::info::ModelInfo;
+use super::super::super::inputs::{BYTES_PER_TOKEN, LONG_TEXT};
 use super::super::super::model::ModelHandle;
 use super::super::super::registry::NamedSlot;
 use super::Job;
-use super::limit::LONG_TEXT;
 use crate::batching::{Chunk, ChunkOutput};
 use crate::cache::CachedItem;
 use crate::cache::tiers::Tiers;
+use crate::compute::Threads;
 use crate::models::Bounds;
 use crate::output::Output;
 use crate::trace::{TraceStage, step};
 use crate::{Error, Result};
 
-/// Inputs tokenized between two checks of the queue: some milliseconds of work.
+/// Inputs that are queued together, and tokenized at once by one thread: some milliseconds of work.
 const CHUNK_INPUTS: usize = 64;
+/// Inputs that many threads tokenize at once.
+const MOST_INPUTS: usize = 512;
 
 /// Inputs of one slot that its model computes.
 struct Fed {
@@ -33,10 +36,10 @@ struct Fed {
 }
 
 impl Job {
-    /// Tokenizes and queues one more chunk, if the queue is not full. Returns whether there may be more to do. `check` is
-    /// called between the parts of a long text; its error, or the end of the call, ends the work.
+    /// Tokenizes and queues one more block of inputs, if the queue is not full. Returns whether there may be more to do.
+    /// `check` is called between the parts of a long text; its error, or the end of the call, ends the work.
     pub(super) fn pump(self: &Arc<Self>, check: &mut dyn FnMut() -> Result<()>) -> Result<bool> {
-        let Some((handle, entry, inputs)) = self.next_chunk() else { return Ok(false) };
+        let Some((handle, entry, inputs)) = self.next_block() else { return Ok(false) };
         let ModelHandle { backend, info, .. } = handle;
         let prompt = self.inputs.prompt(&info, &self.options)?;
         let mut wanted = || if self.is_done() { Err(Error::Cancelled) } else { check() };
@@ -48,42 +51,67 @@ impl Job {
         };
         entry.note_truncated(ready.truncated(), backend.max_length());
         let (shape, _) = info.shapes(&self.options, &entry.name)?;
-        let (rows, weight) = (inputs.len(), ready.weight(self.embedder.window));
-        self.state.lock().in_flight += weight;
-        let (job, fed) =
-            (Arc::clone(self), Fed { entry, info: Arc::clone(&info), inputs, weight, since: Instant::now() });
-        let done = Box::new(move |result: Result<ChunkOutput>| {
-            if let Err(error) = result.and_then(|computed| job.store(&fed, &computed)) {
-                Task::fail(job, error);
-            }
-        });
-        let trace = self.options.trace.as_ref();
-        ready.submit(&Chunk::new(rows, shape, self.cancel.clone(), done, trace)?, self.lane);
+        let mut inputs = inputs.into_iter();
+        for ready in ready.groups(CHUNK_INPUTS) {
+            let (rows, weight) = (ready.len(), ready.weight(self.embedder.window));
+            self.state.lock().in_flight += weight;
+            let fed = Fed {
+                entry: Arc::clone(&entry),
+                info: Arc::clone(&info),
+                inputs: inputs.by_ref().take(rows).collect(),
+                weight,
+                since: Instant::now(),
+            };
+            let job = Arc::clone(self);
+            let done = Box::new(move |result: Result<ChunkOutput>| {
+                if let Err(error) = result.and_then(|computed| job.store(&fed, &computed)) {
+                    Task::fail(job, error);
+                }
+            });
+            let trace = self.options.trace.as_ref();
+            ready.submit(&Chunk::new(rows, shape, self.cancel.clone(), done, trace)?, self.lane);
+        }
         Ok(true)
     }
 
-    /// The next inputs to tokenize, unless enough are in flight.
-    fn next_chunk(&self) -> Option<(ModelHandle, Arc<NamedSlot>, Vec<usize>)> {
+    /// The next inputs to tokenize, unless enough are in flight: as much text as the window has place for, and at most
+    /// [`LONG_TEXT`] bytes.
+    fn next_block(&self) -> Option<(ModelHandle, Arc<NamedSlot>, Vec<usize>)> {
         let mut state = self.state.lock();
-        if state.outcome.is_some() || state.in_flight >= self.embedder.window {
+        let free = self.embedder.window.saturating_sub(state.in_flight);
+        if state.outcome.is_some() || free == 0 {
             state.runnable = false;
             return None;
         }
+        // The first inputs of a call reach its model soon; many threads have more to share.
+        let inputs = match state.block {
+            0 => CHUNK_INPUTS,
+            last => (2 * last).min(self.most_inputs()),
+        };
+        let most_bytes = (free * BYTES_PER_TOKEN).min(LONG_TEXT);
         let found = state.groups.iter_mut().find_map(|group| {
             let handle = group.lease.as_ref()?.encoder(&group.entry.name).ok()?.clone();
-            let most = group.order.len().min(group.next + CHUNK_INPUTS);
+            let inputs = if handle.backend.local().is_ok() { inputs } else { CHUNK_INPUTS };
+            let most = group.order.len().min(group.next + inputs);
             let mut bytes = 0;
-            let fits = group.order[group.next..most].iter().take_while(|&&input| {
+            let fits = group.order[group.next..most].iter().enumerate().take_while(|&(at, &input)| {
                 bytes += self.inputs.length(input);
-                bytes <= LONG_TEXT
+                bytes <= if at < CHUNK_INPUTS { LONG_TEXT } else { most_bytes }
             });
             let end = (group.next + fits.count().max(1)).min(most);
             let next: Range<usize> = group.next..end;
             group.next = next.end;
             (!next.is_empty()).then(|| (handle, Arc::clone(&group.entry), group.order[next].to_vec()))
         });
+        state.block = found.as_ref().map_or(0, |(_, _, inputs)| inputs.len().max(CHUNK_INPUTS));
         state.runnable = found.is_some();
         found
+    }
+
+    /// Inputs in a block: asynchronous calls take turns, so theirs take about as long on many threads as a chunk on one.
+    fn most_inputs(&self) -> usize {
+        let threads = Threads::global().count();
+        if threads > 1 && !self.asynchronous { MOST_INPUTS } else { CHUNK_INPUTS * threads.min(4) }
     }
 
     /// Whether the next input takes long to tokenize.
