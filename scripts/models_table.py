@@ -24,6 +24,8 @@ BEGIN = "<!-- made by scripts/models_table.py; do not edit -->"
 END = "<!-- end of what scripts/models_table.py makes -->"
 # A table and a mean: the registry has families of transformers.
 STATIC = ("model2vec",)
+# Models that read images too; the registry has their text models.
+WHOLE = ("gemma3", "mistral3")
 CLASSES = {"embedding": "AutoModel", "generator": "AutoModelForCausalLM"}
 
 
@@ -41,6 +43,8 @@ def refusal(entry: dict[str, str]) -> str | None:
     if entry["class"]:
         task = CLASSES.get(entry["kind"], "AutoModelForSequenceClassification")
         config["auto_map"] = {task: f"modeling.{entry['class']}"}
+    if entry["model_type"] in WHOLE:
+        config["text_config"] = {}
     # Keys that ask for more than the family does by itself; their values do not matter.
     config |= dict.fromkeys(entry["flags"].split(), 1)
     return _core._refusal(json.dumps(config), entry["kind"])

@@ -41,24 +41,10 @@ pub const TARGETS: [Target; 10] = [
     Target { name: "gguf", run: gguf_file, seeds: || vec![gguf::llama()] },
     Target {
         name: "config",
-        run: |data| {
-            sentence("bert_plain", "config.json", data);
-            sentence("qwen3_embedding", "config.json", data);
-            generator("gpt2", "config.json", data);
-            generator("llama", "config.json", data);
-            // The others are loaded by their own configurations alone, which saves half of the time.
-            let names = |word: &str| data.windows(word.len()).any(|part| part == word.as_bytes());
-            for (_, model) in [("deberta", "deberta_v2"), ("d_kv", "t5")].iter().filter(|own| names(own.0)) {
-                sentence(model, "config.json", data);
-            }
-            for model in ["lfm2", "falcon"].iter().filter(|name| names(name)) {
-                generator(model, "config.json", data);
-            }
-        },
+        run: config,
         seeds: || {
-            let models =
-                ["bert_plain", "qwen3_embedding", "deberta_v2", "t5", "gpt2", "llama", "lfm2", "falcon"];
-            models.map(|model| file(model, "config.json")).into()
+            let first = SENTENCES.into_iter().chain(GENERATORS);
+            first.map(|(model, _)| file(model, "config.json")).collect()
         },
     },
     Target {
@@ -199,6 +185,53 @@ fn sentence(model: &str, name: &str, data: &[u8]) {
         encoder.encode(&Packed::new(&read.ids, &[0, read.ids.len() as u32])?, &mut out)
     };
     let _: Result<(), model_manager::Error> = load();
+}
+
+/// Sentence models, and their families.
+const SENTENCES: [(&str, &str); 4] =
+    [("bert_plain", "bert"), ("qwen3_embedding", "qwen3"), ("deberta_v2", "deberta-v2"), ("t5", "t5")];
+
+/// Generators, and their families.
+const GENERATORS: [(&str, &str); 22] = [
+    ("gpt2", "gpt2"),
+    ("llama", "llama"),
+    ("qwen2", "qwen2"),
+    ("qwen3", "qwen3"),
+    ("mistral", "mistral"),
+    ("ministral", "ministral"),
+    ("smollm3", "smollm3"),
+    ("granite", "granite"),
+    ("phi3", "phi3"),
+    ("gemma", "gemma"),
+    ("gemma2", "gemma2"),
+    ("gemma3_text", "gemma3_text"),
+    ("glm4", "glm4"),
+    ("olmo2", "olmo2"),
+    ("exaone4", "exaone4"),
+    ("helium", "helium"),
+    ("gpt_neox", "gpt_neox"),
+    ("phi", "phi"),
+    ("stablelm", "stablelm"),
+    ("starcoder2", "starcoder2"),
+    ("lfm2", "lfm2"),
+    ("falcon", "falcon"),
+];
+
+/// A configuration as that of the models of the family that it names, or of two models if it names none.
+fn config(data: &[u8]) {
+    let text = String::from_utf8_lossy(data);
+    let named = |(_, family): &&(&str, &str)| text.contains(&format!("\"model_type\": \"{family}\""));
+    let (embeds, writes) = (SENTENCES.iter().find(named), GENERATORS.iter().find(named));
+    if let Some((model, _)) = embeds {
+        sentence(model, "config.json", data);
+    }
+    if let Some((model, _)) = writes {
+        generator(model, "config.json", data);
+    }
+    if embeds.is_none() && writes.is_none() {
+        sentence("bert_plain", "config.json", data);
+        generator("llama", "config.json", data);
+    }
 }
 
 fn generator(model: &str, name: &str, data: &[u8]) {

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use serde_json::json;
+
 use super::*;
 
 #[derive(serde::Deserialize)]
@@ -14,6 +16,9 @@ struct Header {
     permuted: Option<BTreeMap<String, usize>>,
     /// Tensors of divisors of frequencies.
     factors: BTreeMap<String, Vec<f32>>,
+    /// The file's name → transformers' tensors that are its rows.
+    #[serde(default)]
+    stacked: BTreeMap<String, Vec<String>>,
 }
 
 fn headers() -> BTreeMap<String, Header> {
@@ -29,16 +34,37 @@ fn permuted(values: &[f32], heads: usize) -> Vec<f32> {
     (0..values.len() / columns).flat_map(|row| &values[source(row) * columns..][..columns]).copied().collect()
 }
 
+/// Rows of queries, keys and values that are stored head by head, as converters sort them: all queries, all keys, all values.
+fn by_part(values: &[f32], rows: usize, heads: usize) -> Vec<f32> {
+    let (columns, width) = (values.len() / rows, rows / heads / 3);
+    let source = |row: usize| (row / width % heads * 3 + row / width / heads) * width + row % width;
+    (0..rows).flat_map(|row| &values[source(row) * columns..][..columns]).copied().collect()
+}
+
 fn written(family: &str, header: &Header) -> Writer {
-    let mut writer = with_tokenizer(Writer::default().text("general.architecture", &header.architecture));
-    for (key, value) in &header.metadata {
+    with_metadata(with_tensors(family, header), &header.metadata)
+}
+
+fn with_metadata(mut writer: Writer, metadata: &BTreeMap<String, Value>) -> Writer {
+    for (key, value) in metadata {
         writer = match value {
             Value::String(text) => writer.text(key, text),
             Value::Number(n) if n.is_u64() => writer.number(key, n.as_u64().unwrap() as u32),
             Value::Number(n) => writer.float(key, n.as_f64().unwrap() as f32),
+            Value::Bool(flag) => writer.flag(key, *flag),
+            Value::Array(flags) => {
+                let flags: Vec<bool> = flags.iter().map(|flag| flag.as_bool().unwrap()).collect();
+                writer.flags(key, &flags)
+            }
             other => panic!("{key}: {other}"),
         };
     }
+    writer
+}
+
+/// The tensors and the tokenizer.
+fn with_tensors(family: &str, header: &Header) -> Writer {
+    let mut writer = with_tokenizer(Writer::default().text("general.architecture", &header.architecture));
     let files = ModelFiles::open(family, &folder(family)).unwrap();
     let weights = Weights::open(&files.weights).unwrap();
     for (name, renamed) in &header.names {
@@ -63,13 +89,21 @@ fn written(family: &str, header: &Header) -> Writer {
         if let Some(heads) = heads("kv_heads").filter(|_| name.contains("k_proj.weight")) {
             values = permuted(&values, heads);
         }
-        if name.contains(".c_") && shape.len() == 2 {
+        if name.contains("query_key_value") {
+            values = by_part(&values, shape[0], 4);
+        }
+        if family == "gpt2" && name.contains(".c_") && shape.len() == 2 {
             // GPT-2 stores matrices transposed.
             let (rows, columns) = (shape[0], shape[1]);
             values = (0..columns * rows).map(|i| values[i % rows * columns + i / rows]).collect();
             shape.reverse();
         }
         writer = writer.tensor(renamed, &shape, 0, &f32s(&values));
+    }
+    for (name, rows) in &header.stacked {
+        let rows: Vec<Vec<f32>> =
+            rows.iter().map(|name| weights.get(name).unwrap().to_f32().unwrap()).collect();
+        writer = writer.tensor(name, &[rows.len(), rows[0].len()], 0, &f32s(&rows.concat()));
     }
     for (name, values) in &header.factors {
         writer = writer.tensor(name, &[values.len()], 0, &f32s(values));
@@ -111,6 +145,33 @@ fn metadata_that_no_family_reads_is_named() {
         written("qwen3", &headers["qwen3"]).text("qwen3.rope.scaling.type", "klingon").write();
     let error = from_gguf("m", &path, WeightFormat::F32, Isa::best()).unwrap_err().to_string();
     assert!(error.contains("\"klingon\""), "{error}");
+}
+
+/// What is no sound value is refused, or read as another model of the same tensors.
+#[test]
+fn wrong_metadata_of_every_family_ends_in_no_panic() {
+    let (mut refused, mut read) = (0, 0);
+    for (family, header) in headers() {
+        let tensors = with_tensors(&family, &header);
+        for key in header.metadata.keys() {
+            for value in
+                [json!(0), json!(1), json!(7), json!(u32::MAX), json!("x"), json!(-1.5), json!([true])]
+            {
+                let mut metadata = header.metadata.clone();
+                metadata.insert(key.clone(), value);
+                let (_folder, path) = with_metadata(tensors.clone(), &metadata).write();
+                let load = || {
+                    let files = ModelFiles::gguf("m", path)?;
+                    let config = ModelConfig::read(&files, ModelKind::Generator)?;
+                    let backend = Cpu::new(Isa::Portable, WeightFormat::F32);
+                    Transformer::load_decoder(backend, &*config.architecture, &config.weights(&files)?)
+                };
+                let done = load().map(drop);
+                if done.is_ok() { read += 1 } else { refused += 1 }
+            }
+        }
+    }
+    assert!(read > 100 && refused > 500, "{read} read, {refused} refused");
 }
 
 /// Each fourth layer of SmolLM3 has no rotary positions; the file does not say so.

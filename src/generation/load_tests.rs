@@ -44,7 +44,8 @@ struct Chat {
 }
 
 const NAMES: &str = "gpt2 gpt2_bin llama qwen2 qwen3 mistral ministral ministral3 smollm3 granite phi3 \
-    gemma gemma2 gemma3_text glm4 olmo2 gemma3 mistral3";
+    gemma gemma2 gemma3_text glm4 olmo2 gemma3 mistral3 exaone4 helium gpt_neox phi phi_norms stablelm \
+    stablelm_parallel starcoder2";
 
 fn folder(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)

@@ -48,29 +48,34 @@ impl ModelConfig {
 
     fn from_json(files: &ModelFiles, kind: ModelKind) -> Result<Self> {
         let path = files.transformer.join("config.json");
-        let whole = read_config(&path)?;
-        let json = text_part(whole.clone());
-        if json != whole {
-            check_whole(&files.model, &path, &whole)?;
-        }
-        let family = Self::family_of(&files.model, &path, &json, kind)?;
+        let (family, json) = Self::family_of(&files.model, &path, read_config(&path)?, kind)?;
         let file = ConfigFile { model: &files.model, path: &path, json: &json };
         let architecture = (family.read)(&file)?.into();
         Ok(Self { model: files.model.clone(), family, kind, architecture, json, path, gguf: None })
     }
 
-    /// The family of a `config.json` that is to be used so, if it reads all of its keys.
+    /// The family of a `config.json` that is to be used so, if it reads all of its keys, and what the file says of it: all, or
+    /// of a model that reads images too, what belongs to its text model.
     ///
     /// # Errors
     /// [`Error::InvalidFile`], [`Error::Unsupported`] with the reason.
-    pub fn family_of(model: &str, path: &Path, json: &Value, kind: ModelKind) -> Result<&'static Family> {
+    pub fn family_of(
+        model: &str,
+        path: &Path,
+        whole: Value,
+        kind: ModelKind,
+    ) -> Result<(&'static Family, Value)> {
+        let json = text_part(whole.clone());
+        if json != whole {
+            check_whole(model, path, &whole)?;
+        }
         let Some(model_type) = json["model_type"].as_str() else {
             return Err(Error::invalid_file(
                 path,
                 "it has no model_type; it is not the config.json of a transformers model",
             ));
         };
-        let Some(family) = architectures::find_config(json).filter(|family| family.serves(kind)) else {
+        let Some(family) = architectures::find_config(&json).filter(|family| family.serves(kind)) else {
             let names = architectures::names(kind);
             let reason = format!(
                 "its model_type is {model_type:?}; supported {} are {names}{}",
@@ -82,8 +87,8 @@ impl ModelConfig {
         if !family.engine.is_built() {
             return Err(Error::Unsupported { model: model.to_owned(), reason: family.engine.missing() });
         }
-        check_config(model, path, json, family.classes, family.keys)?;
-        Ok(family)
+        check_config(model, path, &json, family.classes, family.keys)?;
+        Ok((family, json))
     }
 
     fn from_gguf(files: &ModelFiles, kind: ModelKind) -> Result<Self> {
@@ -157,3 +162,7 @@ fn remedy(kind: ModelKind) -> &'static str {
         ModelKind::Generator | ModelKind::Classifier | ModelKind::Sparse => "",
     }
 }
+
+#[cfg(test)]
+#[path = "config_tests.rs"]
+mod tests;

@@ -266,21 +266,12 @@ impl Encoder {
     }
 
     /// A static model, on the CPU in the format of its file.
-    fn load_static(files: &ModelFiles, form: StaticForm, overrides: Overrides) -> Result<Self> {
-        let unsupported = |reason: String| Error::Unsupported { model: files.model.clone(), reason };
-        if let Some(kind) = overrides.kind.filter(|kind| *kind != ModelKind::Embedding) {
-            return Err(unsupported(format!("it is a static model, which has no {}", kind.result())));
-        }
+    pub(super) fn load_static(files: &ModelFiles, form: StaticForm, overrides: Overrides) -> Result<Self> {
+        let mut sentence = form.sentence(files, overrides.kind)?;
         if let Some(pooling) = overrides.pooling.filter(|pooling| *pooling != Pooling::Mean) {
             let reason = format!("pooling {:?}; a static model is the mean of its rows", pooling.name());
-            return Err(unsupported(reason));
+            return Err(Error::Unsupported { model: files.model.clone(), reason });
         }
-        let mut sentence = match form {
-            StaticForm::StaticEmbedding => SentenceConfig::of_static(files)?,
-            StaticForm::Model2Vec { normalize, .. } => {
-                SentenceConfig { normalize, ..SentenceConfig::plain() }
-            }
-        };
         let layers = dense_layers(files, &sentence)?;
         let (tokenizer, vocabulary) = Tokenizer::of_table(files)?;
         let own = match form {

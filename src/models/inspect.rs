@@ -7,6 +7,7 @@ use serde::Deserialize;
 
 use super::architectures::ModelKind;
 use super::config::ModelConfig;
+use super::encoder::{Encoder, Overrides};
 use super::formats::gguf::Gguf;
 use super::hub::{Hub, Progress};
 use super::json::read_json_with_nulls;
@@ -16,6 +17,7 @@ use super::manifest::{ModelFiles, WeightFiles};
 use super::resolve::{ResolveOptions, gguf_file, resolve};
 use super::sentence::SentenceConfig;
 use super::source::Source;
+use super::static_embedding::StaticForm;
 use super::tokenizers::config::TokenizerConfig;
 use super::weights::Weights;
 use crate::compute::WeightFormat;
@@ -46,7 +48,66 @@ pub struct Inspection {
     pub late: bool,
 }
 
-impl Inspection {
+/// A static model, which has no transformer. One on this machine was loaded: its table stays in its file.
+#[derive(Debug)]
+pub struct StaticInspection {
+    /// Its form.
+    pub form: &'static str,
+    /// Prompts and normalization.
+    pub sentence: SentenceConfig,
+    /// The algorithm of its tokenizer.
+    pub tokenizer: Option<String>,
+    /// Bytes of its weights on disk, or on the hub.
+    pub weight_bytes: Option<u64>,
+    /// What its weights say; `None` where they are not on this machine.
+    pub table: Option<StaticTable>,
+    /// Tokens of a text, if it is cut after some.
+    pub max_length: Option<usize>,
+}
+
+/// The table of a static model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StaticTable {
+    /// Length of a row.
+    pub width: usize,
+    /// The numbers in all tensors.
+    pub parameters: u64,
+    /// Their format.
+    pub dtype: &'static str,
+    /// Bytes in memory.
+    pub memory_bytes: u64,
+}
+
+/// What the files of a model say.
+#[derive(Debug)]
+pub enum Inspected {
+    /// A model of the registry.
+    Model(Box<Inspection>),
+    /// A static model.
+    Static(Box<StaticInspection>),
+}
+
+impl StaticInspection {
+    fn of(files: &ModelFiles, form: StaticForm, kind: Option<ModelKind>, local: bool) -> Result<Self> {
+        let sentence = form.sentence(files, kind)?;
+        let mut max_length = form.max_length();
+        let mut table = None;
+        if local {
+            let encoder = Encoder::load_static(files, form, Overrides { kind, ..Overrides::default() })?;
+            max_length = Some(encoder.config.max_length).filter(|&length| length < usize::MAX);
+            table = Some(StaticTable {
+                width: encoder.width(),
+                parameters: count(&Weights::open(&files.weights)?),
+                dtype: encoder.dtype(),
+                memory_bytes: encoder.memory_bytes(),
+            });
+        }
+        let (form, tokenizer) = (form.name(), of_folder(files));
+        Ok(Self { form, sentence, tokenizer, weight_bytes: None, table, max_length })
+    }
+}
+
+impl Inspected {
     /// Reads the small files of `source`. Of a hub model that is not on this machine, these alone are downloaded. `kind` is
     /// what the model is to be used for; without it, the files decide.
     ///
@@ -71,7 +132,18 @@ impl Inspection {
             }
             _ => (resolve(source, options, progress)?, None),
         };
-        let found = match gguf_file(source, options)? {
+        let local = remote_bytes.is_none();
+        let on_disk = || {
+            let sizes = files.weights.paths().iter().map(|path| Some(fs::metadata(path).ok()?.len()));
+            sizes.sum::<Option<u64>>()
+        };
+        let weight_bytes = remote_bytes.unwrap_or_else(on_disk);
+        let gguf = gguf_file(source, options)?;
+        if let Some(form) = if gguf.is_none() { files.static_form()? } else { None } {
+            let found = StaticInspection::of(&files, form, kind, local)?;
+            return Ok(Self::Static(Box::new(StaticInspection { weight_bytes, ..found })));
+        }
+        let found = match gguf {
             Some(path) => kind::of_gguf(&path),
             None => kind::of_folder(&files.root),
         };
@@ -92,12 +164,6 @@ impl Inspection {
                 None => SentenceConfig::load(&files, positions)?,
             }),
         };
-        let local = remote_bytes.is_none();
-        let on_disk = || {
-            let sizes = files.weights.paths().iter().map(|path| Some(fs::metadata(path).ok()?.len()));
-            sizes.sum::<Option<u64>>()
-        };
-        let weight_bytes = remote_bytes.unwrap_or_else(on_disk);
         let listed = match config.gguf.is_none() && local {
             true => Some(count(&Weights::open(&files.weights)?)),
             false => None,
@@ -114,7 +180,8 @@ impl Inspection {
             Some(gguf) => of_gguf(gguf),
             None => of_folder(&files),
         };
-        Ok(Self {
+        let late = late.is_some();
+        Ok(Self::Model(Box::new(Inspection {
             files,
             kind,
             config,
@@ -124,10 +191,17 @@ impl Inspection {
             listed,
             stored,
             local,
-            late: late.is_some(),
-        })
+            late,
+        })))
     }
 
+    /// The model of the registry, if it is one.
+    pub fn model(self) -> Option<Inspection> {
+        if let Self::Model(found) = self { Some(*found) } else { None }
+    }
+}
+
+impl Inspection {
     /// Weights: those that the files list, else as many as their bytes and their number format say.
     pub fn parameters(&self) -> Option<u64> {
         if self.listed.is_some() {
@@ -208,12 +282,52 @@ mod tests {
     use super::*;
     use crate::config::SystemHost;
 
-    fn inspect(name: &str, kind: Option<ModelKind>) -> Result<Inspection> {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name);
-        let source = Source::parse(&path.display().to_string()).unwrap();
+    fn fixture(name: &str) -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
+    }
+
+    fn inspect_any(name: &str, kind: Option<ModelKind>) -> Result<Inspected> {
+        let source = Source::parse(&fixture(name).display().to_string()).unwrap();
         let mut options = ResolveOptions::new(Arc::new(SystemHost));
         options.offline = true;
-        Inspection::of(&source, &options, kind, &mut |_| Ok(()))
+        Inspected::of(&source, &options, kind, &mut |_| Ok(()))
+    }
+
+    fn inspect(name: &str, kind: Option<ModelKind>) -> Result<Inspection> {
+        inspect_any(name, kind).map(|found| found.model().unwrap())
+    }
+
+    #[test]
+    fn static_models_say_what_they_are() {
+        let inspect = |name: &str, kind| match inspect_any(name, kind) {
+            Ok(Inspected::Static(found)) => Ok(*found),
+            Ok(Inspected::Model(found)) => panic!("{name} is {}", found.config.family.model_type),
+            Err(error) => Err(error.to_string()),
+        };
+        for (name, form, length) in [
+            ("model2vec", "model2vec", Some(512)),
+            ("model2vec_modules", "StaticEmbedding", Some(512)),
+            ("static_embedding", "StaticEmbedding", None),
+        ] {
+            let found = inspect(name, None).unwrap();
+            assert_eq!((found.form, found.max_length), (form, length), "{name}");
+            let table = found.table.unwrap();
+            assert!(table.width > 0 && table.parameters > 0 && table.memory_bytes > 0, "{name}: {table:?}");
+            assert!(found.weight_bytes.unwrap() > table.width as u64 && found.tokenizer.is_some(), "{name}");
+        }
+        for kind in [ModelKind::Generator, ModelKind::Classifier, ModelKind::Sparse] {
+            let refusal = inspect("static_embedding", Some(kind)).unwrap_err();
+            assert!(refusal.contains("static model") && refusal.contains(kind.result()), "{refusal}");
+        }
+        let folder = tempfile::tempdir().unwrap();
+        for entry in
+            fs::read_dir(fixture("model2vec")).unwrap().flatten().filter(|entry| entry.path().is_file())
+        {
+            fs::copy(entry.path(), folder.path().join(entry.file_name())).unwrap();
+        }
+        fs::remove_file(folder.path().join("tokenizer.json")).unwrap();
+        let refusal = inspect(&folder.path().display().to_string(), None).unwrap_err();
+        assert!(refusal.contains("tokenizer.json"), "{refusal}");
     }
 
     #[test]
@@ -240,7 +354,7 @@ mod tests {
         assert!(matches!(inspect("no_such_folder", None), Err(Error::ModelNotFound { .. })));
         let options = ResolveOptions::new(Arc::new(SystemHost));
         let server = Source::parse("ollama://127.0.0.1:1/m").unwrap();
-        assert!(Inspection::of(&server, &options, None, &mut |_| Ok(())).is_err());
+        assert!(Inspected::of(&server, &options, None, &mut |_| Ok(())).is_err());
     }
 
     #[test]

@@ -55,7 +55,7 @@ pub use formats::gguf;
 pub use heads::pooling::normalize;
 pub use heads::{Pooling, SentenceEncoder};
 pub use hub::{Progress, ResolveOptions};
-pub use inspect::Inspection;
+pub use inspect::{Inspected, Inspection, StaticInspection, StaticTable};
 pub use kind::kind_of;
 pub use manifest::ModelFiles;
 pub use pairing::PairStart;

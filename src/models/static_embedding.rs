@@ -9,11 +9,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde_json::{Map, Value};
 
-use super::architectures::LARGEST_SIZE;
+use super::architectures::{LARGEST_SIZE, ModelKind};
 use super::heads::{Pooling, SentenceEncoder};
 use super::json::{read_json, read_json_with_nulls};
 use super::keys::{HARMLESS, refusal, refuse_unknown};
 use super::manifest::ModelFiles;
+use super::sentence::SentenceConfig;
 use super::tokenizers::Tokenizer;
 use super::weights::{StoredTensor, Weights};
 use crate::compute::file::{Bytes, WeightFile};
@@ -66,6 +67,26 @@ impl StaticForm {
         match self {
             Self::Model2Vec { .. } => "model2vec",
             Self::StaticEmbedding => "StaticEmbedding",
+        }
+    }
+
+    /// Tokens after which a text is cut, where the configuration says it.
+    pub(crate) fn max_length(self) -> Option<usize> {
+        if let Self::Model2Vec { max_length, .. } = self { max_length } else { None }
+    }
+
+    /// The settings of the model of `files`, if it can be used so.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] for another use and for a stage that cannot be run, [`Error::InvalidFile`].
+    pub(crate) fn sentence(self, files: &ModelFiles, kind: Option<ModelKind>) -> Result<SentenceConfig> {
+        if let Some(kind) = kind.filter(|kind| *kind != ModelKind::Embedding) {
+            let reason = format!("it is a static model, which has no {}", kind.result());
+            return Err(Error::Unsupported { model: files.model.clone(), reason });
+        }
+        match self {
+            Self::StaticEmbedding => SentenceConfig::of_static(files),
+            Self::Model2Vec { normalize, .. } => Ok(SentenceConfig { normalize, ..SentenceConfig::plain() }),
         }
     }
 }

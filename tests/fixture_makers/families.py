@@ -22,6 +22,10 @@ GEMMA = {"head_dim": 12, "tie_word_embeddings": True}
 GEMMA2 = {**GEMMA, **WINDOW, "hidden_activation": "gelu_pytorch_tanh", "query_pre_attn_scalar": 20}
 YARN = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 10000.0, "original_max_position_embeddings": 16}
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+# In place of a value: a key that all others have.
+ABSENT = object()
+PHI = {"model_type": "phi", "rms_norm_eps": ABSENT, "layer_norm_eps": 1e-5, "hidden_act": "gelu_new"}
+STABLELM = {"model_type": "stablelm", "rms_norm_eps": ABSENT, "layer_norm_eps": 1e-5, "partial_rotary_factor": 0.5}
 # What each `config.json` has in addition to the sizes that all share.
 FAMILIES: dict[str, dict[str, Any]] = {
     "mistral": {
@@ -68,6 +72,37 @@ FAMILIES: dict[str, dict[str, Any]] = {
     },
     "glm4": {"head_dim": 12, "attention_bias": True, "partial_rotary_factor": 0.5},
     "olmo2": {"rope_parameters": {**LLAMA3, "rope_theta": 1000.0, "original_max_position_embeddings": 20}},
+    "exaone4": {
+        **WINDOW,
+        "head_dim": 12,
+        "sliding_window_pattern": "LG",
+        "layer_types": [SLIDING, FULL],
+        "rope_parameters": {**LLAMA3, "rope_theta": 1000.0, "original_max_position_embeddings": 20},
+    },
+    "helium": {"head_dim": 8, "attention_bias": True, "mlp_bias": True, "rope_theta": 1000.0},
+    # Layer normalization: without `rms_norm_eps`.
+    "gpt_neox": {
+        "rms_norm_eps": ABSENT,
+        "num_key_value_heads": ABSENT,
+        "layer_norm_eps": 1e-5,
+        "rotary_pct": 0.5,
+        "rotary_emb_base": 1000,
+        "use_parallel_residual": True,
+    },
+    "phi": {**PHI, "num_key_value_heads": 4},
+    "phi_norms": {**PHI, "qk_layernorm": True},
+    "stablelm": {**STABLELM, "use_qkv_bias": True, "tie_word_embeddings": True},
+    "stablelm_parallel": {**STABLELM, "qk_layernorm": True, "use_parallel_residual": True},
+    "starcoder2": {
+        **WINDOW,
+        "rms_norm_eps": ABSENT,
+        "norm_epsilon": 1e-5,
+        "use_bias": True,
+        "tie_word_embeddings": True,
+        "mlp_type": "default",
+        "norm_type": "layer_norm",
+        "scale_attn_weights": True,
+    },
 }
 
 # Models that read images too: the family of their text model, and what their `config.json` says of images.
@@ -158,7 +193,8 @@ def config(name: str, vocabulary: int) -> dict[str, Any]:
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": POSITIONS}
     tokens = {"bos_token_id": end, "eos_token_id": end, "pad_token_id": end}
     common = {"model_type": name, "rms_norm_eps": 1e-5, "tie_word_embeddings": False}
-    return {**common, **sizes, **heads, **tokens, **FAMILIES[name]}
+    found = {**common, **sizes, **heads, **tokens, **FAMILIES[name]}
+    return {key: value for key, value in found.items() if value is not ABSENT}
 
 
 def write_tokenizer(name: str, directory: Path) -> int:
@@ -185,6 +221,8 @@ def write_weights(name: str, directory: Path, seed: int) -> None:
     gemma = name.startswith("gemma")
     tensors = random_weights(shapes, seed, gain=2.0, embedding=0.1 if gemma else 0.3)
     norms = {key for key, tensor in tensors.items() if gemma and tensor.ndim == 1}
+    if "lm_head.weight" in tensors and name == "gpt_neox":  # as it was published
+        tensors["embed_out.weight"] = tensors.pop("lm_head.weight")
     narrow = {key: (tensor - int(key in norms)).to(torch.bfloat16).contiguous() for key, tensor in tensors.items()}
     files.save_single(directory, narrow)
 

@@ -18,10 +18,16 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from . import files
 
 # The name of a family in GGUF files, where it is another, and the families whose queries and keys are permuted.
-NAMES = {"ministral3": "mistral3", "gemma3_text": "gemma3"}
+NAMES = {
+    "ministral3": "mistral3",
+    "gemma3_text": "gemma3",
+    "gpt_neox": "gptneox",
+    "phi": "phi2",
+    "stablelm_parallel": "stablelm",
+}
 PERMUTED = ("llama", "ministral3", "granite")
 FAMILIES = ("gpt2", "llama", "qwen2", "qwen3", "ministral3", "granite", "phi3", "gemma", "gemma2", "gemma3_text")
-FAMILIES += ("glm4", "olmo2")
+FAMILIES += ("glm4", "olmo2", "exaone4", "gpt_neox", "phi", "stablelm", "stablelm_parallel", "starcoder2")
 ENCODERS = {
     "bert_wordpiece": "bert",
     "xlmr": "bert",
@@ -82,6 +88,30 @@ def encoder(family: str, config: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
+def layer_normed(config: dict[str, Any]) -> dict[str, Any]:
+    """Generators with layer normalization and rotary positions."""
+    full = AutoConfig.for_model(**config)
+    rope = full.rope_parameters
+    head = config["hidden_size"] // config["num_attention_heads"]
+    found = {
+        Keys.LLM.CONTEXT_LENGTH: config["max_position_embeddings"],
+        Keys.LLM.EMBEDDING_LENGTH: config["hidden_size"],
+        Keys.LLM.FEED_FORWARD_LENGTH: config["intermediate_size"],
+        Keys.LLM.BLOCK_COUNT: config["num_hidden_layers"],
+        Keys.Attention.HEAD_COUNT: config["num_attention_heads"],
+        Keys.Attention.LAYERNORM_EPS: config.get("layer_norm_eps") or config["norm_epsilon"],
+        Keys.Rope.DIMENSION_COUNT: int(head * rope.get("partial_rotary_factor", 1)),
+        Keys.Rope.FREQ_BASE: float(rope["rope_theta"]),
+    }
+    if "num_key_value_heads" in config:
+        found[Keys.Attention.HEAD_COUNT_KV] = config["num_key_value_heads"]
+    if config["model_type"] in ("gpt_neox", "stablelm"):  # converters say so of every StableLM
+        found[Keys.LLM.USE_PARALLEL_RESIDUAL] = True
+    if config["model_type"] == "starcoder2":
+        found[Keys.Attention.SLIDING_WINDOW] = config["sliding_window"]
+    return found
+
+
 def metadata(family: str, config: dict[str, Any]) -> dict[str, Any]:
     """Names have `{arch}` where that of the architecture belongs."""
     if family == "gpt2":
@@ -95,6 +125,8 @@ def metadata(family: str, config: dict[str, Any]) -> dict[str, Any]:
         }
     if family in ENCODERS and family != "gemma_embedding":
         return encoder(family, config)
+    if "layer_norm_eps" in config or "norm_epsilon" in config:
+        return layer_normed(config)
     head = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
     rope = config.get("rope_parameters") or {}
     rope = rope.get("full_attention", rope)
@@ -119,6 +151,10 @@ def metadata(family: str, config: dict[str, Any]) -> dict[str, Any]:
         found[Keys.Attention.SCALE] = config["attention_multiplier"]
     if family in ("phi3", "gemma2", "gemma3_text"):
         found[Keys.Attention.SLIDING_WINDOW] = config["sliding_window"]
+    if family == "exaone4":
+        found[Keys.Attention.SLIDING_WINDOW] = config["sliding_window"]
+        flags = [kind == "sliding_attention" for kind in config["layer_types"]]
+        found[Keys.Attention.SLIDING_WINDOW_PATTERN] = flags
     if family == "gemma3_text":
         found[Keys.Attention.SLIDING_WINDOW_PATTERN] = 2
         found["{arch}.rope.freq_base_swa"] = config["rope_parameters"]["sliding_attention"]["rope_theta"]
@@ -149,10 +185,10 @@ def factors(family: str, config: dict[str, Any]) -> dict[str, list[float]]:
         scaling = config["rope_scaling"]
         names = {"short": "rope_factors_short.weight", "long": "rope_factors_long.weight"}
         return {name: scaling[f"{kind}_factor"] for kind, name in names.items()}
-    if family == "olmo2":
+    if family in ("olmo2", "exaone4"):
         full = AutoConfig.for_model(**config)
         scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](full, "cpu")
-        width = config["hidden_size"] // config["num_attention_heads"]
+        width = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
         plain = [full.rope_parameters["rope_theta"] ** (-pair / width) for pair in range(0, width, 2)]
         return {"rope_freqs.weight": [own / float(other) for own, other in zip(plain, scaled, strict=True)]}
     return {}
@@ -172,6 +208,12 @@ def make(root: Path) -> None:
         # Converters take the prefix of a masked language model away.
         bare = {key: key.removeprefix("model.") if family == "modernbert" else key for key in keys}
         bare |= {key: f"model.{key}" for key in keys if family == "gemma_embedding"}
+        # Norms of single heads become the rows of one tensor.
+        heads = sorted(key for key in keys if ".norms." in key)
+        stacked: dict[str, list[str]] = {}
+        for key in heads:
+            own = table.get_name(bare.pop(key).split(".norms.")[0])
+            stacked.setdefault(f"{own}.weight", []).append(key)
         names = {key: table.get_name(own, (".weight", ".bias")) for key, own in bare.items()}
         missing = [key for key, own in names.items() if own is None]
         assert not missing, (family, missing)
@@ -183,6 +225,8 @@ def make(root: Path) -> None:
         found[family] = {"architecture": name, "metadata": own, "names": names}
         found[family] |= {"permuted": permuted if family in PERMUTED else None}
         found[family] |= {"factors": factors(family, config)}
+        if stacked:
+            found[family] |= {"stacked": stacked}
     versions = {"gguf": version("gguf")}
     encoders = {name: found.pop(name) for name in ENCODERS}
     whole = {"made_with": versions, "families": found, "encoders": encoders}

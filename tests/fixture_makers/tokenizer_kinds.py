@@ -9,6 +9,7 @@ from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
+from . import files
 from .texts import CORPUS, ODD
 from .versions import VERSIONS
 from .vocabularies import (
@@ -125,6 +126,15 @@ def roberta() -> Tokenizer:
     return result
 
 
+def jina() -> Tokenizer:
+    """RoBERTa without a space before a text; its mask takes the space before it."""
+    result = byte_level("gpt2", ["<s>", "</s>", "<unk>"])
+    ends = [("</s>", result.token_to_id("</s>")), ("<s>", result.token_to_id("<s>"))]
+    result.post_processor = processors.RobertaProcessing(*ends, trim_offsets=True, add_prefix_space=False)
+    result.add_special_tokens([AddedToken("<mask>", lstrip=True, normalized=False, special=True)])
+    return result
+
+
 def llama3() -> Tokenizer:
     base = json.loads(byte_level("qwen", ["<|begin_of_text|>", "<|endoftext|>"]).to_str())
     base["model"]["ignore_merges"] = True
@@ -184,6 +194,7 @@ KINDS: dict[str, Callable[[], Tokenizer]] = {
     "unigram_deberta": deberta,
     "bytes_gpt2": lambda: byte_level("gpt2", ["<|endoftext|>"]),
     "bytes_roberta": roberta,
+    "bytes_jina": jina,
     "bytes_smollm": lambda: byte_level("llama", ["<|endoftext|>"]),
     "bytes_qwen2": lambda: byte_level("qwen", ["<|endoftext|>"]),
     "bytes_llama3": llama3,
@@ -191,6 +202,30 @@ KINDS: dict[str, Callable[[], Tokenizer]] = {
     "sentencepiece_llama": lambda: sentencepiece_bpe(gemma=False),
     "sentencepiece_gemma": lambda: sentencepiece_bpe(gemma=True),
 }  # fmt: skip
+
+
+# Folders without `tokenizer.json`: the class in transformers, and what `tokenizer_config.json` says besides.
+SLOW: dict[str, tuple[str, dict[str, Any]]] = {
+    "vocab_uncased": ("BertTokenizer", {"do_lower_case": True}),
+    "vocab_cased": ("BertTokenizer", {"do_lower_case": False}),
+    "vocab_accents": ("BertTokenizer", {"do_lower_case": True, "strip_accents": False}),
+    "merges_gpt2": ("GPT2Tokenizer", {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>"}),
+}
+
+
+def write_slow(name: str, place: Path) -> Any:
+    """The vocabulary alone, as models had it before `tokenizer.json`; transformers' tokenizer of it."""
+    import transformers
+
+    kind, settings = SLOW[name]
+    files.write_json(place / "tokenizer_config.json", {"tokenizer_class": kind, **settings})
+    if kind == "BertTokenizer":
+        vocabulary = wordpiece(lowercase=settings["do_lower_case"]).get_vocab()
+        words = sorted(vocabulary, key=vocabulary.__getitem__)
+        (place / "vocab.txt").write_text("".join(f"{word}\n" for word in words), encoding="utf-8")
+    else:
+        byte_level("gpt2", ["<|endoftext|>"]).model.save(str(place))
+    return getattr(transformers, kind).from_pretrained(place)
 
 
 def digest(ids: list[int]) -> str:
@@ -212,6 +247,10 @@ def make(fixtures: Path) -> None:
         compact = json.dumps(json.loads(tokenizer.to_str()), ensure_ascii=False, separators=(",", ":"))
         (place / "tokenizer.json").write_text(compact + "\n", encoding="utf-8")
         read = PreTrainedTokenizerFast(tokenizer_file=str(place / "tokenizer.json"))
+        digests[name] = "".join(digest(read(text)["input_ids"]) for text in texts)
+    for name in SLOW:
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        read = write_slow(name, folder / name)
         digests[name] = "".join(digest(read(text)["input_ids"]) for text in texts)
     recorded = {"versions": VERSIONS, "count": COUNT, "odd": ODD, "parts": PARTS, "digests": digests}
     (folder / "ids.json").write_text(json.dumps(recorded, ensure_ascii=True, indent=0) + "\n", encoding="utf-8")

@@ -4,7 +4,7 @@ import re
 
 import torch
 
-EMBEDDING = re.compile(r"embeddings|embed_tokens|wte|wpe")
+EMBEDDING = re.compile(r"embeddings|embed_tokens|wte|wpe|embed_in")
 
 
 def random_weights(

@@ -45,6 +45,10 @@ def test_the_table():
     assert "t5" in refused["boun-tabi-LMG/TURNA"]
     assert "XLMRobertaLoRA" in refused["jinaai/jina-embeddings-v3"]
     assert "num_experts" in refused["nomic-ai/nomic-embed-text-v2-moe"]
+    # Models that read images too: their text model runs.
+    assert refused["google/gemma-3-4b-it"] is None
+    assert refused["mistralai/Mistral-Small-3.1-24B-Instruct-2503"] is None
+    assert "quantization_config" in refused["mistralai/Ministral-3-3B-Instruct-2512"]
     for row in rows:
         assert row["kind"] in {"embedding", "generator", "reranker", "sparse"}, row["model"]
         assert all(part == "" or float(part) > 0 for part in (row["millions"], row["dimensions"], row["tokens"]))
@@ -74,6 +78,30 @@ def test_a_folder_that_runs(command):
     assert "generator" in shown.out
     assert "It runs." in shown.out
     assert json.loads(command("doctor", "turkish_sentence", "--json").out)["family"] == "xlm-roberta", "a slot"
+
+
+@pytest.mark.parametrize(
+    ("name", "family", "stored", "length"),
+    [("model2vec", "model2vec", "int8", 512), ("static_embedding", "StaticEmbedding", "float32", None)],
+)
+def test_a_static_model(command, make_manager, name, family, stored, length):
+    done = command("doctor", str(FIXTURES / name), "--json")
+    assert done.code == 0, done.err
+    found = json.loads(done.out)
+    assert found["runs"] is True
+    assert (found["family"], found["kind"], found["tasks"]) == (family, "embedding", ["embed"])
+    assert (found["stored"], found["max_length"], found["dtype"]) == (stored, length, None)
+    manager = make_manager()
+    manager.register("static", str(FIXTURES / name))
+    assert found["hidden"] == manager.embed("merhaba", "static").shape[-1]
+    assert found["memory_bytes"] > 0
+    shown = command("doctor", str(FIXTURES / name))
+    assert shown.code == 0
+    assert family in shown.out
+    assert "It runs." in shown.out
+    refused = command("doctor", str(FIXTURES / name), "--kind", "generator")
+    assert refused.code == 1
+    assert "static model" in refused.err
 
 
 def test_what_does_not_run(command, tmp_path):

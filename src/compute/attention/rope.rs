@@ -146,6 +146,7 @@ mod tests {
                     queries: 1,
                     width: 8,
                     norms: None,
+                    shifts: None,
                     angles: &angles,
                     query_factor: 1.0,
                     interleaved: style == RopeStyle::Interleaved,

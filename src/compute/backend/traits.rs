@@ -256,8 +256,9 @@ pub trait Pass<B: Backend> {
     /// The cosines and sines of this pass's rows.
     fn rope<'r>(&self, rotary: &'r Rotary) -> Result<RopeTable<'r>>;
 
-    /// Applies rotary position embedding to queries and keys. With `norms`, it normalizes them first: each head, if a norm
-    /// is as long as a head, or else all heads together.
+    /// Applies rotary position embedding to queries and keys. With `norms`, it normalizes them first. RMS normalizations are
+    /// of each head, if a norm is as long as a head, or else of all heads together. Layer normalizations are of each head;
+    /// those as long as all heads have parameters for each.
     fn rotate(
         &mut self,
         qkv: Self::States,

@@ -215,9 +215,12 @@ pub(crate) struct RopeRow<'a> {
     pub queries: usize,
     /// Values of a head, at most [`LONGEST_HEAD`].
     pub width: usize,
-    /// RMS normalization before the rotation: scales of queries, scales of keys, and epsilon. If the scales are as long as
-    /// a head, each head is normalized; if they are as long as all heads, all are normalized together.
+    /// Normalization before the rotation: scales of queries, scales of keys, and epsilon. RMS normalization with scales as
+    /// long as a head is of each head; with scales as long as all heads it is of all of them together.
     pub norms: Option<(&'a [f32], &'a [f32], f32)>,
+    /// The shifts of queries and of keys, as long as the scales: a layer normalization of each head instead. Parameters as
+    /// long as all heads are different ones for each.
+    pub shifts: Option<(&'a [f32], &'a [f32])>,
     /// Cosines, then sines, of the token's position: one of each for each pair.
     pub angles: &'a [f32],
     /// The factor of the queries after the rotation.
@@ -277,7 +280,7 @@ pub(crate) unsafe fn apply_rope<S: Simd>(s: S, t: &RopeRow<'_>) {
     };
     // Of queries and of keys, if all heads are normalized together.
     let mut inverses = [1.0_f32; 2];
-    if let Some((_, _, epsilon)) = t.norms.filter(|_| !by_head) {
+    if let Some((_, _, epsilon)) = t.norms.filter(|_| !by_head && t.shifts.is_none()) {
         for (inverse, span) in inverses.iter_mut().zip(spans) {
             let count = span.len() * width;
             let mut squares = 0.0;
@@ -292,7 +295,12 @@ pub(crate) unsafe fn apply_rope<S: Simd>(s: S, t: &RopeRow<'_>) {
     for head in 0..t.heads {
         // SAFETY: `widened` points to `width` values, which only this call accesses.
         let values = unsafe { std::slice::from_raw_parts_mut(widened(head, &mut wide), width) };
-        if let Some((queries, keys, _)) = t.norms.filter(|_| !by_head) {
+        if let (Some((queries, keys, epsilon)), Some(shifts)) = (t.norms, t.shifts) {
+            let (scale, shift, first) =
+                if head < t.queries { (queries, shifts.0, 0) } else { (keys, shifts.1, t.queries) };
+            let at = if by_head { 0 } else { (head - first) * width };
+            norm(s, values, &scale[at..][..width], &shift[at..][..width], epsilon, None);
+        } else if let Some((queries, keys, _)) = t.norms.filter(|_| !by_head) {
             let (scale, inverse, first) =
                 if head < t.queries { (queries, inverses[0], 0) } else { (keys, inverses[1], t.queries) };
             let scale = &scale[(head - first) * width..][..width];

@@ -4,7 +4,7 @@ use super::super::instance::Manager;
 use crate::Result;
 use crate::compute::Isa;
 use crate::generation::load;
-use crate::models::{Inspection, ModelKind, Source};
+use crate::models::{Inspected, ModelKind, Source, StaticInspection};
 
 /// What a model is, and how it would be loaded.
 #[derive(Debug, Clone, PartialEq)]
@@ -21,10 +21,10 @@ pub struct ModelReport {
     pub kind: &'static str,
     /// The methods that it answers.
     pub tasks: Vec<&'static str>,
-    /// Length of a token's state.
-    pub hidden: usize,
-    /// Tokens of a text, or of prompt and answer together.
-    pub max_length: usize,
+    /// Length of a token's state; `None` for a static model that is not on this machine.
+    pub hidden: Option<usize>,
+    /// Tokens of a text, or of prompt and answer together; `None` for a static model that reads texts of any length.
+    pub max_length: Option<usize>,
     /// The algorithm of its tokenizer, or the name of its class.
     pub tokenizer: Option<String>,
     /// The number format of its files; `None` for a GGUF file, which mixes them.
@@ -54,7 +54,10 @@ impl Manager {
         let parts = self.parts()?;
         let options = parts.loader.resolve_options(None);
         let parsed = Source::parse(source)?;
-        let found = Inspection::of(&parsed, &options, kind, &mut |_| Ok(()))?;
+        let found = match Inspected::of(&parsed, &options, kind, &mut |_| Ok(()))? {
+            Inspected::Model(found) => found,
+            Inspected::Static(found) => return Ok(static_report(&parsed, &found)),
+        };
         let settings = &parts.settings;
         let choice = match found.kind {
             ModelKind::Generator => {
@@ -86,8 +89,8 @@ impl Manager {
             lacks: engine.lacks().to_vec(),
             kind,
             tasks: tasks.to_vec(),
-            hidden: description.hidden,
-            max_length,
+            hidden: Some(description.hidden),
+            max_length: Some(max_length),
             tokenizer: found.tokenizer.clone(),
             stored: found.stored.clone(),
             dtype: found.config.gguf.is_none().then(|| format.name()),
@@ -98,5 +101,29 @@ impl Manager {
             prompts: prompts.unwrap_or_default(),
             default_prompt_name: sentence.and_then(|sentence| sentence.default_prompt_name.clone()),
         })
+    }
+}
+
+/// The report of a static model.
+fn static_report(source: &Source, found: &StaticInspection) -> ModelReport {
+    let (sentence, table) = (&found.sentence, found.table.as_ref());
+    ModelReport {
+        source: source.to_string(),
+        family: found.form,
+        engine: "model_manager",
+        lacks: Vec::new(),
+        kind: "embedding",
+        tasks: vec!["embed"],
+        hidden: table.map(|table| table.width),
+        max_length: found.max_length,
+        tokenizer: found.tokenizer.clone(),
+        stored: Some(table.map_or("?", |table| table.dtype).to_owned()),
+        dtype: None,
+        parameters: table.map(|table| table.parameters),
+        weight_bytes: found.weight_bytes,
+        memory_bytes: table.map(|table| table.memory_bytes),
+        local: table.is_some(),
+        prompts: sentence.prompts.clone().into_iter().collect(),
+        default_prompt_name: sentence.default_prompt_name.clone(),
     }
 }

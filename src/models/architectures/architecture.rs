@@ -6,7 +6,7 @@ use super::tensors::{EmbeddingTensors, LayerTensors, NormTensors, Tensors};
 
 #[cfg(feature = "candle-models")]
 use super::candle::describe::CandleArchitecture;
-use crate::compute::{Activation, DistanceBias, Heads, LayerAttention, Matrix, Positions};
+use crate::compute::{Activation, DistanceBias, Heads, LayerAttention, Matrix, Positions, Weight};
 use crate::{Error, Result};
 
 /// The numbers and switches of a transformer.
@@ -97,6 +97,12 @@ pub trait Architecture: Debug + Send + Sync {
         None
     }
 
+    /// Whether attention and the perceptron of a layer both read the layer's input, and both results are added to it. Each
+    /// has its norm before it, which may be the same one.
+    fn has_parallel_blocks(&self) -> bool {
+        false
+    }
+
     /// The first layer that has the weights and the attention of layer `index`: another one where layers share them.
     fn same_as(&self, index: usize) -> usize {
         index
@@ -124,6 +130,14 @@ pub trait Architecture: Debug + Send + Sync {
     /// When the tensor is missing or of another shape; [`Error::Internal`] for an architecture that writes no text.
     fn head(&self, _tensors: &dyn Tensors) -> Result<Matrix> {
         Err(misuse("an encoder has no head that writes text"))
+    }
+
+    /// What is added to the logits, if anything is.
+    ///
+    /// # Errors
+    /// When the tensor is missing or of another shape.
+    fn head_bias(&self, _tensors: &dyn Tensors) -> Result<Option<Weight>> {
+        Ok(None)
     }
 }
 

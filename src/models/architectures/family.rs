@@ -14,6 +14,9 @@ use crate::{Error, Result};
 /// No dimension of a model is larger: products of a few fit into 64 bits.
 pub(crate) const LARGEST_SIZE: usize = 1 << 28;
 
+/// The longest text whose biases by distance are kept in memory.
+const LONGEST_BIASED: usize = 1 << 16;
+
 /// What a model is used for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ModelKind {
@@ -218,6 +221,17 @@ impl ConfigFile<'_> {
             return Ok(());
         }
         Err(self.unsupported(format!("a size in its config.json is 0 or larger than {LARGEST_SIZE}")))
+    }
+
+    /// Checks `max_position_embeddings` of a model with a bias by distance, of which it has two numbers for each position.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`].
+    pub(super) fn check_biased_length(&self, length: usize) -> Result<()> {
+        if length <= LONGEST_BIASED {
+            return Ok(());
+        }
+        Err(self.refuse("max_position_embeddings", &format!("at most {LONGEST_BIASED}")))
     }
 
     /// The heads of states of `hidden` numbers, as many of keys as of queries.

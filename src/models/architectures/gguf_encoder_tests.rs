@@ -86,7 +86,7 @@ fn unigram(writer: Writer, tokenizer: &Value) -> Writer {
 }
 
 /// Byte-level BPE, between the first and the last token.
-fn byte_level(writer: Writer, tokenizer: &Value) -> Writer {
+fn byte_level(writer: Writer, tokenizer: &Value, pre: &str, [first, last]: [&str; 2]) -> Writer {
     let mut pieces: BTreeMap<u32, String> = BTreeMap::new();
     let vocabulary: BTreeMap<String, u32> =
         serde_json::from_value(tokenizer["model"]["vocab"].clone()).unwrap();
@@ -103,12 +103,12 @@ fn byte_level(writer: Writer, tokenizer: &Value) -> Writer {
     let types: Vec<_> = pieces.keys().map(|id| if added.contains_key(id) { 3 } else { 1 }).collect();
     writer
         .text("tokenizer.ggml.model", "gpt2")
-        .text("tokenizer.ggml.pre", "gpt-2")
+        .text("tokenizer.ggml.pre", pre)
         .texts("tokenizer.ggml.tokens", &pieces.values().collect::<Vec<_>>())
         .texts("tokenizer.ggml.merges", &merges)
         .integers("tokenizer.ggml.token_type", &types)
-        .number("tokenizer.ggml.bos_token_id", special("[CLS]"))
-        .number("tokenizer.ggml.eos_token_id", special("[SEP]"))
+        .number("tokenizer.ggml.bos_token_id", special(first))
+        .number("tokenizer.ggml.eos_token_id", special(last))
         .flag("tokenizer.ggml.add_bos_token", true)
         .flag("tokenizer.ggml.add_eos_token", true)
         .flag("tokenizer.ggml.add_sep_token", true)
@@ -120,7 +120,10 @@ fn written(name: &str) -> Writer {
 
 /// The file of a fixture, with the keys of metadata that `keeps` lets through.
 fn written_with(name: &str, keeps: &dyn Fn(&str) -> bool) -> Writer {
-    let mut writer = written_without_tensors(name, keeps);
+    with_tensors(name, written_without_tensors(name, keeps))
+}
+
+fn with_tensors(name: &str, mut writer: Writer) -> Writer {
     let header = header(name);
     let xlmr = name == "xlmr";
     let files = ModelFiles::open(name, &fixture(name)).unwrap();
@@ -155,6 +158,16 @@ fn header(name: &str) -> Header {
 }
 
 fn written_without_tensors(name: &str, keeps: &dyn Fn(&str) -> bool) -> Writer {
+    let writer = written_metadata(name, keeps);
+    let tokenizer: Value = read_json(&fixture(name).join("tokenizer.json")).unwrap();
+    match tokenizer["model"]["type"].as_str() {
+        Some("Unigram") => unigram(writer, &tokenizer),
+        Some("WordPiece") => word_piece(writer, &tokenizer["model"]),
+        _ => byte_level(writer, &tokenizer, "gpt-2", ["[CLS]", "[SEP]"]),
+    }
+}
+
+fn written_metadata(name: &str, keeps: &dyn Fn(&str) -> bool) -> Writer {
     let header = header(name);
     let mut writer = Writer::default().text("general.architecture", &header.architecture);
     for (key, value) in header.metadata.iter().filter(|(key, _)| keeps(key)) {
@@ -165,12 +178,6 @@ fn written_without_tensors(name: &str, keeps: &dyn Fn(&str) -> bool) -> Writer {
             other => writer.float(key, other.as_f64().unwrap() as f32),
         };
     }
-    let tokenizer: Value = read_json(&fixture(name).join("tokenizer.json")).unwrap();
-    writer = match tokenizer["model"]["type"].as_str() {
-        Some("Unigram") => unigram(writer, &tokenizer),
-        Some("WordPiece") => word_piece(writer, &tokenizer["model"]),
-        _ => byte_level(writer, &tokenizer),
-    };
     writer
 }
 
@@ -267,4 +274,42 @@ fn gated_layers_may_lie_apart() {
     }
     let (_folder, path) = writer.write();
     compare("jina_v2", path);
+}
+
+/// The German and the Spanish JinaBERT split text into bytes.
+#[test]
+fn a_jina_bert_may_have_byte_level_tokens() {
+    let specials = ["<s>", "</s>", "<unk>", "<mask>"];
+    let letters: Vec<String> = ('a'..='z').chain(['Ġ']).map(String::from).collect();
+    let pieces = letters.iter().map(String::as_str).chain(["me", "ha", "ba", "Ġd"]);
+    let tokenizer = serde_json::json!({
+        "model": {
+            "vocab": pieces.zip(4..).collect::<BTreeMap<_, u32>>(),
+            "merges": [["m", "e"], ["h", "a"], ["b", "a"], ["Ġ", "d"]],
+        },
+        "added_tokens": specials.iter().enumerate().map(|(id, token)| serde_json::json!({"id": id, "content": token}))
+            .collect::<Vec<_>>(),
+    });
+    let load = |pre: &str| {
+        let writer = byte_level(written_metadata("jina_v2", &|_| true), &tokenizer, pre, ["<s>", "</s>"]);
+        let (_folder, path) = with_tensors("jina_v2", writer).write();
+        load(path)
+    };
+    let (folder, build) =
+        (ModelFiles::open("jina_v2", &fixture("jina_v2")).unwrap(), |config: &_, weights: &_| {
+            on_cpu(config, weights, Isa::best(), WeightFormat::F32)
+        });
+    let original = Encoder::load(&folder, Overrides::default(), &build).unwrap();
+    for pre in ["jina-v2-de", "jina-v2-es", "jina-v2-code"] {
+        let encoder = load(pre).unwrap();
+        let ids = encoder.tokenizer.encode("merhaba dunya <mask>", 24).unwrap();
+        assert_eq!((ids[0], &ids[ids.len() - 2..]), (0, &[3, 1][..]), "the mask takes the space before it");
+        let of = |encoder: &Encoder| {
+            let mut vector = vec![0.0; encoder.width()];
+            encoder.encode(&Packed::new(&ids, &[0, ids.len() as u32]).unwrap(), &mut vector).unwrap();
+            vector
+        };
+        assert!(ids.len() > 5 && of(&encoder) == of(&original), "{pre} {ids:?}");
+    }
+    assert!(load("jina-v2-zh").map(drop).unwrap_err().to_string().contains("\"jina-v2-zh\""));
 }

@@ -50,6 +50,13 @@ impl<'a> Metadata<'a> {
         self.gguf.flag(&self.key(name))
     }
 
+    /// A list of truth values.
+    pub(super) fn flags(&self, name: &str) -> Option<Vec<bool>> {
+        let Some(GgufValue::Array(values)) = self.gguf.get(&self.key(name)) else { return None };
+        let flag = |value: &GgufValue| if let GgufValue::Bool(flag) = value { Some(*flag) } else { None };
+        values.iter().map(flag).collect()
+    }
+
     pub(super) fn text(&self, name: &str) -> Option<&'a str> {
         self.gguf.text(&self.key(name))
     }

@@ -66,9 +66,6 @@ struct JinaBert {
     bias: Arc<DistanceBias>,
 }
 
-/// The longest text whose biases are kept.
-const LONGEST: usize = 1 << 16;
-
 fn read(file: &ConfigFile<'_>) -> Result<Box<dyn Architecture>> {
     let config: JinaBertConfig = file.parse()?;
     file.check_sizes(&[
@@ -82,9 +79,7 @@ fn read(file: &ConfigFile<'_>) -> Result<Box<dyn Architecture>> {
     if config.position_embedding_type != "alibi" {
         return Err(file.refuse("position_embedding_type", "alibi"));
     }
-    if config.max_position_embeddings > LONGEST {
-        return Err(file.refuse("max_position_embeddings", "at most 65536"));
-    }
+    file.check_biased_length(config.max_position_embeddings)?;
     let activation = match config.feed_forward_type.as_str() {
         "geglu" => Activation::Gelu,
         "reglu" => Activation::Relu,

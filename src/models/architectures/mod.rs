@@ -21,6 +21,7 @@ mod mpnet;
 mod registry;
 mod rope_scaling;
 mod rotary_bert;
+mod rotary_gpt;
 mod t5;
 mod tensors;
 mod transformer;

@@ -77,6 +77,7 @@ fn read(file: &ConfigFile<'_>) -> Result<Box<dyn Architecture>> {
     if config.relative_attention_num_buckets != BUCKETS {
         return Err(file.refuse("relative_attention_num_buckets", "32"));
     }
+    file.check_biased_length(config.max_position_embeddings)?;
     let heads = file.heads(config.hidden_size, config.num_attention_heads)?;
     let activation = file.activation("hidden_act", &config.hidden_act)?;
     Ok(Box::new(Mpnet { config, heads, activation }))

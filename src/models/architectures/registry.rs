@@ -3,12 +3,14 @@
 use serde_json::Value;
 
 use super::family::{Family, GgufFamily, ModelKind, ReadGguf};
-use super::{albert, bert, candle, distilbert, gpt2, jina_bert, llama, modernbert, mpnet, rotary_bert, t5};
+use super::{
+    albert, bert, candle, distilbert, gpt2, jina_bert, llama, modernbert, mpnet, rotary_bert, rotary_gpt, t5,
+};
 use crate::sync::Mutex;
 use crate::{Error, Result};
 
 /// The families of this crate.
-static BUILT_IN: [&[Family]; 11] = [
+static BUILT_IN: [&[Family]; 12] = [
     bert::FAMILIES,
     modernbert::FAMILIES,
     rotary_bert::FAMILIES,
@@ -18,6 +20,7 @@ static BUILT_IN: [&[Family]; 11] = [
     albert::FAMILIES,
     t5::FAMILIES,
     llama::FAMILIES,
+    rotary_gpt::FAMILIES,
     gpt2::FAMILIES,
     candle::FAMILIES,
 ];
@@ -46,7 +49,7 @@ const EXAMPLES: &[(&str, &str)] = &[
     ("eurobert", "EuroBERT/EuroBERT-210m"),
     ("mistral", "vngrs-ai/Kumru-2B"),
     ("ministral", "mistralai/Ministral-8B-Instruct-2410"),
-    ("ministral3", "mistralai/Ministral-3-3B-Instruct-2512"),
+    ("ministral3", "mistralai/Ministral-3-3B-Instruct-2512-BF16"),
     ("smollm3", "HuggingFaceTB/SmolLM3-3B"),
     ("granite", "ibm-granite/granite-3.3-2b-instruct"),
     ("phi3", "microsoft/Phi-4-mini-instruct"),
@@ -55,6 +58,12 @@ const EXAMPLES: &[(&str, &str)] = &[
     ("gemma3_text", "google/embeddinggemma-300m"),
     ("glm4", "zai-org/GLM-4-9B-0414"),
     ("olmo2", "allenai/OLMo-2-0425-1B-Instruct"),
+    ("exaone4", "LGAI-EXAONE/EXAONE-4.0-1.2B"),
+    ("helium", "kyutai/helium-1-preview-2b"),
+    ("gpt_neox", "EleutherAI/pythia-410m"),
+    ("phi", "microsoft/phi-2"),
+    ("stablelm", "stabilityai/stablelm-2-zephyr-1_6b"),
+    ("starcoder2", "bigcode/starcoder2-3b"),
     ("gpt2", "ytu-ce-cosmos/turkish-gpt2-large"),
     ("deberta-v2", "mixedbread-ai/mxbai-rerank-base-v1"),
     ("lfm2", "LiquidAI/LFM2-350M"),

@@ -241,6 +241,11 @@ impl RopeConfig {
         }
         let scaling = parameters.scaling(self.original_max_position_embeddings, defaults.context)?;
         let width = (defaults.head as f32 * part) as usize;
+        if part < 1.0 && !width.is_multiple_of(2) {
+            return Err(format!(
+                "its partial_rotary_factor of {part} rotates {width} values of each head; they must be pairs"
+            ));
+        }
         let mut rotary = scaling.rotary(base, defaults.head, width / 2 * 2, defaults.style)?;
         if let Some(rate) = parameters.others.get("llama_4_scaling_beta").and_then(Value::as_f64) {
             let length = parameters.original_max_position_embeddings.unwrap_or(defaults.context as f32);

@@ -199,7 +199,9 @@ fn read_nomic(file: &ConfigFile<'_>) -> Result<Box<dyn Architecture>> {
         let trained = nomic.max_trained_positions.unwrap_or(2048);
         config.max_position_embeddings = config.max_position_embeddings.min(trained);
     }
-    config.vocab_size = config.vocab_size.next_multiple_of(nomic.pad_vocab_size_multiple.unwrap_or(1).max(1));
+    let multiple = nomic.pad_vocab_size_multiple.unwrap_or(1).max(1);
+    // No size is larger than what is refused below.
+    config.vocab_size = config.vocab_size.checked_next_multiple_of(multiple).unwrap_or(usize::MAX);
     let variant = BlockVariant {
         attention_bias: nomic.qkv_proj_bias,
         up_bias: nomic.mlp_fc1_bias,

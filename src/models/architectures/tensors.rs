@@ -86,7 +86,8 @@ pub struct LayerTensors {
     pub attention_norm: Option<NormTensors>,
     /// Queries, keys and values: matrices whose outputs lie side by side in this order.
     pub qkv: Vec<Biased>,
-    /// RMS normalizations of queries and of keys: of each head, or as long as all heads.
+    /// Normalizations of queries and of keys. RMS normalizations are of each head, or as long as all heads and of all of them
+    /// together. Layer normalizations are of each head; those as long as all heads have parameters for each.
     pub head_norms: Option<[NormTensors; 2]>,
     /// After attention.
     pub output: Biased,

@@ -3,6 +3,7 @@
 //! ```text
 //! norm first (GPT-2, Llama, Qwen):  x += output(attention(rope(qkv(norm(x)))));  x += down(activation(up(norm(x))))
 //! norm last (BERT):                 x = norm(x + output(attention(qkv(x))));     x = norm(x + down(activation(up(x))))
+//! parallel (GPT-NeoX, Phi):         x += output(attention(rope(qkv(norm(x))))) + down(activation(up(norm(x))))
 //! ```
 //! Of "norm first", some families normalize what is added too (Gemma 2), or that alone (OLMo 2).
 //!
@@ -41,6 +42,8 @@ pub struct Transformer<B: Backend> {
     /// The rotary positions of its layers, each once.
     rotaries: Vec<Rotary>,
     final_norm: Option<B::Norm>,
+    /// Whether both blocks of a layer read its input.
+    parallel: bool,
     /// Of a model that writes text.
     head: Option<B::Linear>,
     /// Of a masked language model.
@@ -75,6 +78,10 @@ impl<B: Backend> Transformer<B> {
         let description = architecture.describe();
         if description.attention.is_empty() {
             return Err(misuse("no attention is described"));
+        }
+        let parallel = architecture.has_parallel_blocks();
+        if parallel && !description.norm_first {
+            return Err(misuse("blocks that end with the norm of their residual follow one another"));
         }
         let bias = architecture.distance_bias(tensors)?.map(Arc::new);
         let mut rotaries = Vec::new();
@@ -131,6 +138,7 @@ impl<B: Backend> Transformer<B> {
             layers,
             rotaries,
             final_norm: architecture.final_norm(tensors)?.map(norm).transpose()?,
+            parallel,
             head: None,
             masked: None,
             files: tensors.files(),
@@ -148,7 +156,8 @@ impl<B: Backend> Transformer<B> {
         if !model.description.is_causal() {
             return Err(misuse("a decoder attends to earlier tokens alone"));
         }
-        model.head = Some(model.backend.linear(&[(architecture.head(tensors)?, None)])?);
+        let head = (architecture.head(tensors)?, architecture.head_bias(tensors)?);
+        model.head = Some(model.backend.linear(&[head])?);
         Ok(model)
     }
 
@@ -257,9 +266,17 @@ impl<B: Backend> Transformer<B> {
                 if let Some(row) = early.filter(|_| index + 1 == self.layers.len()) {
                     (attended, x) = (pass.pick(attended, row)?, pass.pick(x, row)?);
                 }
-                let (norm, factor) = (layer.output_norm.as_ref(), factors.residual);
-                pass.linear_add(attended, &layer.output, norm, factor, &mut x)?;
-                let up = pass.norm_linear(&x, layer.mlp_norm.as_ref(), &layer.up, activation)?;
+                let norm = layer.mlp_norm.as_ref();
+                let first = match self.parallel {
+                    true => Some(pass.norm_linear(&x, norm, &layer.up, activation)?),
+                    false => None,
+                };
+                let (output_norm, factor) = (layer.output_norm.as_ref(), factors.residual);
+                pass.linear_add(attended, &layer.output, output_norm, factor, &mut x)?;
+                let up = match first {
+                    Some(up) => up,
+                    None => pass.norm_linear(&x, norm, &layer.up, activation)?,
+                };
                 pass.linear_add(up, &layer.down, layer.down_norm.as_ref(), factor, &mut x)?;
             }
         }

@@ -1,7 +1,7 @@
 use super::*;
 
 /// Writes GGUF files, sound or not.
-#[derive(Default)]
+#[derive(Default, Clone)]
 pub(crate) struct Writer {
     metadata: Vec<u8>,
     entries: usize,
@@ -58,6 +58,14 @@ impl Writer {
         out.extend(5u32.to_le_bytes());
         out.extend((numbers.len() as u64).to_le_bytes());
         numbers.iter().for_each(|n| out.extend(n.to_le_bytes()));
+        self
+    }
+
+    pub(crate) fn flags(mut self, key: &str, flags: &[bool]) -> Self {
+        let out = self.key(key, 9);
+        out.extend(7u32.to_le_bytes());
+        out.extend((flags.len() as u64).to_le_bytes());
+        out.extend(flags.iter().map(|flag| u8::from(*flag)));
         self
     }
 

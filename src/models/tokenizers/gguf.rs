@@ -130,13 +130,18 @@ pub(crate) fn tokenizer(gguf: &Gguf) -> Result<GgufTokenizer> {
     let added = |special: bool| -> Vec<AddedToken> {
         let is_end = |id: usize| ends.binary_search(&(id as u32)).is_ok();
         let wanted = |id: usize| match types.get(id) {
-            Some(&CONTROL) => special,
+            Some(&(CONTROL | UNKNOWN)) => special,
             Some(&USER_DEFINED) => special == is_end(id),
             _ => special && is_end(id),
         };
         let tokens = pieces.iter().enumerate().filter(|(id, _)| wanted(*id));
-        // XLM-R's mask takes the space before it.
-        let takes_space = |piece: &str| kind == "t5" && piece == "<mask>";
+        // The masks of XLM-R, JinaBERT and ModernBERT take the space before them.
+        let pre = gguf.text("tokenizer.ggml.pre").unwrap_or_default();
+        let takes_space = |piece: &str| match piece {
+            "<mask>" => kind == "t5" || pre.starts_with("jina-v2-"),
+            "[MASK]" => pre == "modern-bert",
+            _ => false,
+        };
         let token = |piece: &String| {
             AddedToken::from(piece.clone(), special).normalized(false).lstrip(takes_space(piece))
         };
@@ -183,14 +188,17 @@ fn byte_level(gguf: &Gguf, pieces: &[String]) -> Result<Inner> {
     let bytes = |words: bool| PreTokenizerWrapper::from(ByteLevel::new(false, false, words));
     let digits = || PreTokenizerWrapper::from(Digits::new(true));
     let (splits, ignore_merges) = match name {
-        "default" | "gpt-2" | "gpt2" | "mpt" | "olmo" | "jais" | "modern-bert" => (vec![bytes(true)], false),
+        "default" | "gpt-2" | "gpt2" | "mpt" | "olmo" | "jais" | "modern-bert" | "phi-2" | "exaone4" => {
+            (vec![bytes(true)], false)
+        }
+        "jina-de" | "jina-es" | "jina-v2-de" | "jina-v2-es" | "jina-v2-code" => (vec![bytes(true)], false),
         "smollm" | "codeshell" | "refact" | "command-r" | "starcoder" => (vec![digits(), bytes(true)], false),
         "llama-bpe" | "llama3" | "llama-v3" | "smaug-bpe" => (vec![pattern(LLAMA3)?, bytes(false)], true),
         // OLMo 2 and GLM 4 split in the same way, and merge every word.
         "dbrx" | "glm4" | "chatglm-bpe" => (vec![pattern(LLAMA3)?, bytes(false)], false),
         "tekken" => (vec![pattern(TEKKEN)?, bytes(false)], true),
         "gpt-4o" => (vec![pattern(O200K)?, bytes(false)], false),
-        "qwen2" | "deepseek-r1-qwen" => (vec![pattern(QWEN2)?, bytes(false)], false),
+        "qwen2" | "deepseek-r1-qwen" | "stablelm2" => (vec![pattern(QWEN2)?, bytes(false)], false),
         other => {
             return Err(unsupported(
                 gguf,
@@ -204,7 +212,7 @@ fn byte_level(gguf: &Gguf, pieces: &[String]) -> Result<Inner> {
     let model = merges::given(pieces, &merges, ignore_merges)
         .map_err(|e| invalid(gguf, format!("its vocabulary and merges do not fit together: {e}")))?;
     let mut tokenizer = Inner::new(model);
-    if name.contains("qwen") || name == "modern-bert" {
+    if name.contains("qwen") || ["modern-bert", "stablelm2"].contains(&name) {
         tokenizer.with_normalizer(Some(NFC)).map_err(|e| invalid(gguf, e.to_string()))?;
     }
     tokenizer.with_pre_tokenizer(Some(PreTokenizers::new(splits)));
@@ -411,3 +419,7 @@ mod tests {
         assert!(reason(tokens().text("tokenizer.ggml.model", "llama")).contains("scores"));
     }
 }
+
+#[cfg(test)]
+#[path = "gguf_odd_tests.rs"]
+mod odd_tests;

@@ -337,6 +337,9 @@ fn vectors_of_a_batch_are_the_same_on_every_instruction_set() {
                 let vectors = encode(&encoder, &ids, &offsets);
                 let expected = reference.cases.iter().flat_map(|case| &case.embedding);
                 let worst = vectors.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+                if format == WeightFormat::Bf16 {
+                    eprintln!("MEASURED {name} {isa} {worst}");
+                }
                 assert!(worst <= allowed, "{name} {isa} {format:?}: {worst:e}");
             }
         }

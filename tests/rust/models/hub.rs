@@ -9,7 +9,7 @@ use std::time::Duration;
 use model_manager::Error;
 use model_manager::config::Host;
 use model_manager::models::manifest::WeightFiles;
-use model_manager::models::{Inspection, ModelFiles, ModelKind, ResolveOptions, Source, resolve};
+use model_manager::models::{Inspected, ModelFiles, ModelKind, ResolveOptions, Source, resolve};
 use tempfile::TempDir;
 
 use crate::server::{COMMIT, Fault, Hub, etag};

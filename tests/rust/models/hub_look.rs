@@ -23,9 +23,9 @@ fn a_look_at_a_model_downloads_its_small_files_alone() {
     let setup = Setup::new(&hub);
     let inspect = |setup: &Setup, kind| {
         let options = ResolveOptions::new(Arc::new(Environment(setup.environment.clone())));
-        Inspection::of(&Source::parse("org/model").unwrap(), &options, kind, &mut |_| Ok(()))
+        Inspected::of(&Source::parse("org/model").unwrap(), &options, kind, &mut |_| Ok(()))
     };
-    let found = inspect(&setup, None).unwrap();
+    let found = inspect(&setup, None).unwrap().model().unwrap();
     assert_eq!((found.kind, found.local), (ModelKind::Embedding, false));
     assert_eq!(found.config.family.model_type, "bert");
     assert_eq!(found.tokenizer.as_deref(), Some("BertTokenizer"));

@@ -8,4 +8,5 @@ mod hub;
 mod scorers;
 mod server;
 mod tokenizer_kinds;
+mod tokenizer_texts;
 mod toy;

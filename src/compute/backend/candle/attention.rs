@@ -16,12 +16,13 @@ pub(super) fn apply_rope(
 ) -> candle_core::Result<Tensor> {
     let (length, pairs) = (qkv.dim(0)?, table.rotary.frequencies.len());
     let mut x = qkv.narrow(1, first * width, count * width)?;
-    if let Some(norm) = norm.filter(|norm| norm.scale.elem_count() == count * width) {
+    let together = |norm: &&TensorNorm| norm.shift.is_none() && norm.scale.elem_count() == count * width;
+    if let Some(norm) = norm.filter(together) {
         x = norm.apply(&x)?;
     }
     x = x.reshape((length, count, width))?;
-    if let Some(norm) = norm.filter(|norm| norm.scale.elem_count() != count * width) {
-        x = norm.apply(&x)?;
+    if let Some(norm) = norm.filter(|norm| !together(norm)) {
+        x = norm.by_head(width)?.apply(&x)?;
     }
     if pairs == 0 {
         return x.reshape((length, count * width));

@@ -25,6 +25,13 @@ pub struct TensorNorm {
 }
 
 impl TensorNorm {
+    /// The same normalization of heads of `width` values, each with its own parameters where there are so many.
+    pub(super) fn by_head(&self, width: usize) -> candle_core::Result<Self> {
+        let split = |values: &Tensor| values.reshape((values.elem_count() / width, width));
+        let shift = self.shift.as_ref().map(split).transpose()?;
+        Ok(Self { scale: split(&self.scale)?, shift, epsilon: self.epsilon })
+    }
+
     pub(super) fn apply(&self, x: &Tensor) -> candle_core::Result<Tensor> {
         let x = match &self.shift {
             Some(_) => x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?,

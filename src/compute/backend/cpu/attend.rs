@@ -159,9 +159,12 @@ impl CpuPass<'_> {
         table: &RopeTable<'_>,
     ) -> Result<States> {
         Attention::check(qkv.operand(self.cpu.dtype)?, heads);
-        if norms.is_some_and(|(queries, keys)| queries.shift.is_some() || keys.shift.is_some()) {
-            return Err(misuse("heads are normalized by their root mean square"));
-        }
+        let shifts = norms.map(|(queries, keys)| (queries.shift.as_deref(), keys.shift.as_deref()));
+        let shifts = match shifts {
+            None | Some((None, None)) => None,
+            Some((Some(queries), Some(keys))) => Some((queries, keys)),
+            Some(_) => return Err(misuse("queries and keys are normalized in the same way")),
+        };
         let matrix = qkv.wide.as_mut().or(qkv.narrow.as_mut()).ok_or_else(|| misuse("no states"))?;
         let (format, kernels, start) = (matrix.format(), self.cpu.kernel_set().kernels, self.window.start);
         let norms = norms.map(|(queries, keys)| (&queries.scale[..], &keys.scale[..], queries.epsilon));
@@ -176,6 +179,7 @@ impl CpuPass<'_> {
                     queries: heads.heads,
                     width: heads.width,
                     norms,
+                    shifts,
                     angles: table.at(start + row),
                     query_factor: table.query_factor(start + row),
                     interleaved: table.rotary.style == RopeStyle::Interleaved,

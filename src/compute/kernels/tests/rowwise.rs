@@ -34,13 +34,27 @@ fn rope_normalizes_and_rotates_heads() {
     for kernels in all() {
         for (format, allowed) in [(DType::F32, 1e-5), (DType::Bf16, 2e-2)] {
             for (width, pairs) in [(2, 1), (12, 6), (64, 32), (80, 20), (128, 64)] {
-                // Without norms, with those of each head, and with one of all query heads and one of all key heads.
-                for (interleaved, norms) in [(false, 1), (true, 1), (false, 0), (false, 2), (true, 2)] {
+                // Without norms, with RMS norms of each head, with one of all query heads and one of all key heads; with layer
+                // norms of each head with the same parameters, and with parameters for each.
+                let cases = [
+                    (false, 1),
+                    (true, 1),
+                    (false, 0),
+                    (false, 2),
+                    (true, 2),
+                    (false, 3),
+                    (true, 4),
+                    (false, 4),
+                ];
+                for (interleaved, norms) in cases {
                     let (queries, heads, query_factor) = (3, 5, if norms == 1 { 1.0 } else { 1.5 });
                     let (mut row, before) = operand(format, &random(heads * width, 20));
-                    let normed = if norms == 2 { [queries, heads - queries] } else { [1, 1] };
+                    let long = [2, 4].contains(&norms);
+                    let normed = if long { [queries, heads - queries] } else { [1, 1] };
                     let scales = [random(normed[0] * width, 21), random(normed[1] * width, 22)];
                     let scales = scales.map(|scale| Guarded::new(&scale));
+                    let shifts = [random(normed[0] * width, 24), random(normed[1] * width, 25)];
+                    let shifts = shifts.map(|shift| Guarded::new(&shift));
                     let rotations: Vec<f32> = random(pairs, 23);
                     let angles: Vec<f32> =
                         rotations.iter().map(|x| x.cos()).chain(rotations.iter().map(|x| x.sin())).collect();
@@ -52,6 +66,7 @@ fn rope_normalizes_and_rotates_heads() {
                         queries,
                         width,
                         norms: (norms > 0).then_some((&scales[0], &scales[1], 1e-6)),
+                        shifts: (norms > 2).then_some((&shifts[0], &shifts[1])),
                         angles: &angles,
                         query_factor,
                         interleaved,
@@ -61,8 +76,17 @@ fn rope_normalizes_and_rotates_heads() {
                     unsafe { kernels.apply_rope(&rope) };
                     for head in 0..heads {
                         let mut x = before[head * width..][..width].to_vec();
-                        if norms > 0 {
-                            let part = usize::from(head >= queries);
+                        let part = usize::from(head >= queries);
+                        if norms > 2 {
+                            let mean = x.iter().sum::<f64>() / width as f64;
+                            let variance = x.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / width as f64;
+                            let at = if long { (head - part * queries) * width } else { 0 };
+                            let parameters = scales[part][at..].iter().zip(&shifts[part][at..]);
+                            for (x, (scale, shift)) in x.iter_mut().zip(parameters) {
+                                let normed = (*x - mean) / (variance + 1e-6).sqrt();
+                                *x = normed * f64::from(*scale) + f64::from(*shift);
+                            }
+                        } else if norms > 0 {
                             let first = if norms == 1 { head } else { part * queries };
                             let all = &before[first * width..][..normed[part] * width];
                             let mean = all.iter().map(|x| x * x).sum::<f64>() / all.len() as f64;

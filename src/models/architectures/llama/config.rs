@@ -45,7 +45,7 @@ struct LlamaConfig {
     #[serde(default = "twenty_eight")]
     max_window_layers: usize,
     #[serde(alias = "_sliding_window_pattern")]
-    sliding_window_pattern: Option<usize>,
+    sliding_window_pattern: Option<Pattern>,
     #[serde(default)]
     layer_types: Vec<String>,
     // Rotary positions by layer.
@@ -66,6 +66,16 @@ struct LlamaConfig {
 
 fn twenty_eight() -> usize {
     28
+}
+
+/// Which layers have a sliding window, where `layer_types` does not say.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(untagged)]
+enum Pattern {
+    /// All but every n-th.
+    AllBut(usize),
+    /// A letter for each layer of a period. transformers does not read it.
+    Letters(String),
 }
 
 /// A key that may be absent, null, or have a value.
@@ -197,7 +207,9 @@ impl LlamaConfig {
                 (false, Some(_)) => return Err("it attends through a window in both directions".into()),
             };
             let rotary = if window.is_some() { &local } else { &full };
-            let rotary = self.is_rotated(index, llama.layers, dialect)?.then(|| rotary.clone());
+            let rotated = self.is_rotated(index, llama.layers, dialect)?
+                && !(dialect.unrotated_full && window.is_none() && self.window_size(dialect).is_some());
+            let rotary = rotated.then(|| rotary.clone());
             Ok(LayerAttention { scale, soft_cap, rotary, ..LayerAttention::new(mask) })
         };
         let mut layers = (0..llama.layers).map(layer).collect::<Result<Vec<_>, String>>()?;
@@ -252,11 +264,16 @@ impl LlamaConfig {
         }
     }
 
-    /// The sliding window of a layer, if it has one.
-    fn window(&self, index: usize, layers: usize, dialect: &Dialect) -> Result<Option<usize>, String> {
+    /// The length of sliding windows, if layers may have one.
+    fn window_size(&self, dialect: &Dialect) -> Option<usize> {
         let flagged = matches!(dialect.windows, Windows::Flagged | Windows::Unrotated);
         let size = self.sliding_window.unwrap_or(dialect.window);
-        let size = size.filter(|_| !flagged || self.use_sliding_window);
+        size.filter(|_| !flagged || self.use_sliding_window)
+    }
+
+    /// The sliding window of a layer, if it has one.
+    fn window(&self, index: usize, layers: usize, dialect: &Dialect) -> Result<Option<usize>, String> {
+        let size = self.window_size(dialect);
         if !self.layer_types.is_empty() && self.layer_types.len() != layers {
             return Err(format!("its layer_types name {} of {layers} layers", self.layer_types.len()));
         }
@@ -269,9 +286,16 @@ impl LlamaConfig {
                 ));
             }
             (None, Windows::Always) => size.is_some(),
-            (None, Windows::AllBut(period)) => match self.sliding_window_pattern.unwrap_or(period) {
-                0 => size.is_some(),
-                period => !(index + 1).is_multiple_of(period),
+            (None, Windows::AllBut(own)) => match &self.sliding_window_pattern {
+                Some(Pattern::Letters(letters)) => {
+                    return Err(format!(
+                        "its sliding_window_pattern is {letters:?} and it has no layer_types; supported is a number"
+                    ));
+                }
+                Some(Pattern::AllBut(0)) => size.is_some(),
+                Some(Pattern::AllBut(period)) => !(index + 1).is_multiple_of(*period),
+                None if own == 0 => size.is_some(),
+                None => !(index + 1).is_multiple_of(own),
             },
             (None, Windows::Flagged) => size.is_some() && index >= self.max_window_layers,
             (None, Windows::Unrotated) => size.is_some() && !self.is_rotated(index, layers, dialect)?,

@@ -141,6 +141,30 @@ fn rotary_positions_differ_by_layer() {
     assert_eq!((&scaled[0], scaled[1].frequencies[0]), (&new(10_000.0), 0.125));
 }
 
+/// EXAONE 4: in models with windows, the layers without one have no rotary positions.
+#[test]
+fn layers_without_a_window_may_be_without_rotary_positions() {
+    let layers = |extra: Value| {
+        let layers = read_as("exaone4", extra).unwrap().attention;
+        layers.iter().map(|layer| (layer.mask.before.min(9), layer.rotary.is_some())).collect::<Vec<_>>()
+    };
+    let (near, far) = ((4, true), (9, false));
+    assert_eq!(layers(json!({"sliding_window": 5})), [near, near, near, far, near, near]);
+    let (full, sliding) = ("full_attention", "sliding_attention");
+    let listed = json!({"sliding_window": 5, "sliding_window_pattern": "LG",
+        "layer_types": [sliding, full, sliding, full, sliding, full]});
+    assert_eq!(layers(listed), [near, far, near, far, near, far]);
+    assert_eq!(
+        layers(json!({"layer_types": [full, full, full, full, full, full]})),
+        [far],
+        "the default window"
+    );
+    let without = json!({"sliding_window": null, "layer_types": [full, full, full, full, full, full]});
+    assert_eq!(layers(without), [(9, true)]);
+    assert!(refusal("exaone4", json!({"sliding_window_pattern": "LLLG"})).contains("\"LLLG\""));
+    assert!(refusal("exaone4", json!({"sliding_window": null})).contains("sliding_window"));
+}
+
 #[test]
 fn factors_follow_the_family() {
     let gemma = read_as("gemma", json!({})).unwrap();

@@ -34,6 +34,8 @@ pub(super) struct Dialect {
     /// Whether `attention_bias` counts for the output of attention too.
     pub output_bias: bool,
     pub windows: Windows,
+    /// Whether layers without a window have no rotary positions, where others have one.
+    pub unrotated_full: bool,
     /// `sliding_window` where it is absent; null means none.
     pub window: Option<usize>,
     /// Pairs of rotary positions in transformers' files, and in GGUF files.
@@ -97,6 +99,7 @@ const LLAMA: Dialect = Dialect {
     attention_bias: false,
     output_bias: true,
     windows: Windows::Never,
+    unrotated_full: false,
     window: None,
     // Converters permute queries and keys so that pairs are neighbors.
     styles: [RopeStyle::Neox, RopeStyle::Interleaved],
@@ -158,7 +161,7 @@ const SLIDING: &[&str] =
     keys!["attention_bias", "layer_types", "use_sliding_window", "sliding_window", "max_window_layers"];
 
 /// All of them.
-pub(super) const DIALECTS: [Dialect; 15] = [
+pub(super) const DIALECTS: [Dialect; 17] = [
     Dialect { classifies: true, ..LLAMA },
     Dialect {
         model_type: "qwen2",
@@ -331,6 +334,40 @@ pub(super) const DIALECTS: [Dialect; 15] = [
         },
         styles: NEOX,
         epsilon: 1e-5,
+        ..LLAMA
+    },
+    Dialect {
+        model_type: "exaone4",
+        classes: "Exaone4",
+        keys: keys!["sliding_window", "sliding_window_pattern", "layer_types"],
+        gguf: &[GgufFamily::generators("exaone4")],
+        variant: Variant {
+            head_norms: HeadNorms::Each,
+            norms: NormNames {
+                attention: None,
+                output: Some("post_attention_layernorm"),
+                mlp: None,
+                down: Some("post_feedforward_layernorm"),
+            },
+            ..Variant::LLAMA
+        },
+        windows: Windows::AllBut(4),
+        unrotated_full: true,
+        window: Some(4096),
+        styles: NEOX,
+        epsilon: 1e-5,
+        ..LLAMA
+    },
+    Dialect {
+        model_type: "helium",
+        classes: "Helium",
+        keys: keys!["attention_bias", "mlp_bias"],
+        gguf: &[],
+        output_bias: false,
+        styles: [RopeStyle::Interleaved; 2],
+        base: 100_000.0,
+        epsilon: 1e-8,
+        head: 128,
         ..LLAMA
     },
 ];

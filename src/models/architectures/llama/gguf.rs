@@ -40,6 +40,7 @@ fn own(architecture: &str) -> &'static [&'static str] {
             "dense_3_feat_in",
             "dense_3_feat_out",
         ],
+        "exaone4" => &["attention.sliding_window_pattern"],
         "granite" => &["embedding_scale", "residual_scale", "logit_scale", "attention.scale"],
         "phi3" => &["rope.scaling.attn_factor"],
         "mistral3" => {
@@ -138,10 +139,18 @@ fn attention(metadata: &Metadata<'_>, llama: &Llama, dialect: &Dialect) -> Resul
         full.clone()
     };
     let size = metadata.number("attention.sliding_window").filter(|&size| size > 0);
+    // The first files of the largest EXAONE 4 do not say that it has windows.
+    let unsaid = dialect.model_type == "exaone4" && llama.layers == 64;
+    let size = size.or(unsaid.then_some(dialect.window).flatten());
     let period = metadata.number("attention.sliding_window_pattern");
-    let window = |index: usize| match dialect.windows {
-        Windows::Always => size,
-        Windows::AllBut(own) => {
+    let flags = metadata.flags("attention.sliding_window_pattern");
+    if flags.as_ref().is_some_and(|flags| flags.len() != llama.layers) {
+        return Err(metadata.unsupported("its attention.sliding_window_pattern does not name all layers"));
+    }
+    let window = |index: usize| match (dialect.windows, &flags) {
+        (Windows::Always, _) => size,
+        (Windows::AllBut(_), Some(flags)) => size.filter(|_| flags[index]),
+        (Windows::AllBut(own), None) => {
             let period = period.unwrap_or(own);
             size.filter(|_| period == 0 || !(index + 1).is_multiple_of(period))
         }
@@ -160,7 +169,10 @@ fn attention(metadata: &Metadata<'_>, llama: &Llama, dialect: &Dialect) -> Resul
             (false, None) => Mask::FULL,
             (false, Some(tokens)) => Mask::local(tokens / 2),
         };
-        let rotated = dialect.windows != Windows::Unrotated || !(index + 1).is_multiple_of(4);
+        let rotated = match dialect.windows {
+            Windows::Unrotated => !(index + 1).is_multiple_of(4),
+            _ => !dialect.unrotated_full || size.is_none() || window(index).is_some(),
+        };
         let rotary = if window(index).is_some() { &local } else { &full };
         LayerAttention {
             scale,

@@ -1,0 +1,309 @@
+//! The model, whatever file describes it.
+
+use crate::compute::memory::zeroed;
+use crate::compute::{Activation, Biased, Heads, LayerAttention, Matrix, Positions, Weight};
+use crate::models::architectures::architecture::{Architecture, Description, Factors};
+use crate::models::architectures::tensors::{EmbeddingTensors, LayerTensors, NormTensors, Tensors};
+use crate::{Error, Result};
+
+/// The names of tensors, without `.weight` and `.bias`; those of a layer follow its number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Names {
+    pub words: &'static str,
+    pub layers: &'static str,
+    pub attention_norm: &'static str,
+    pub mlp_norm: &'static str,
+    /// Queries, keys and values as three tensors.
+    pub qkv: [&'static str; 3],
+    /// As one.
+    pub fused_qkv: &'static str,
+    /// The norms of queries and of keys.
+    pub head_norms: [&'static str; 2],
+    pub output: &'static str,
+    pub gate: &'static str,
+    pub up: &'static str,
+    pub down: &'static str,
+    pub final_norm: &'static str,
+    /// The matrix of logits. Files have one of these.
+    pub head: [&'static str; 2],
+}
+
+/// transformers' names of StableLM, of which the others have some.
+pub(super) const STABLELM: Names = Names {
+    words: "model.embed_tokens",
+    layers: "model.layers",
+    attention_norm: "input_layernorm",
+    mlp_norm: "post_attention_layernorm",
+    qkv: ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
+    fused_qkv: "",
+    head_norms: ["self_attn.q_layernorm", "self_attn.k_layernorm"],
+    output: "self_attn.o_proj",
+    gate: "mlp.gate_proj",
+    up: "mlp.up_proj",
+    down: "mlp.down_proj",
+    final_norm: "model.norm",
+    head: ["lm_head", "lm_head"],
+};
+
+pub(super) const STARCODER2: Names = Names { up: "mlp.c_fc", down: "mlp.c_proj", ..STABLELM };
+
+pub(super) const PHI: Names = Names {
+    output: "self_attn.dense",
+    up: "mlp.fc1",
+    down: "mlp.fc2",
+    final_norm: "model.final_layernorm",
+    ..STABLELM
+};
+
+pub(super) const NEOX: Names = Names {
+    words: "gpt_neox.embed_in",
+    layers: "gpt_neox.layers",
+    fused_qkv: "attention.query_key_value",
+    output: "attention.dense",
+    up: "mlp.dense_h_to_4h",
+    down: "mlp.dense_4h_to_h",
+    final_norm: "gpt_neox.final_layer_norm",
+    // As it was published, and as transformers has it since version 5.
+    head: ["embed_out", "lm_head"],
+    ..STABLELM
+};
+
+pub(super) const GGUF: Names = Names {
+    words: "token_embd",
+    layers: "blk",
+    attention_norm: "attn_norm",
+    mlp_norm: "ffn_norm",
+    qkv: ["attn_q", "attn_k", "attn_v"],
+    fused_qkv: "attn_qkv",
+    head_norms: ["attn_q_norm", "attn_k_norm"],
+    output: "attn_output",
+    gate: "ffn_gate",
+    up: "ffn_up",
+    down: "ffn_down",
+    final_norm: "output_norm",
+    head: ["output", "output"],
+};
+
+/// How queries, keys and values are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum QkvForm {
+    /// As three tensors.
+    Separate,
+    /// As one: all queries, all keys, all values.
+    Fused,
+    /// As one: the queries, keys and values of one head, then those of the next.
+    FusedByHead,
+}
+
+/// The layer normalizations of queries and keys.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum HeadNorms {
+    /// None.
+    None,
+    /// The same for all heads.
+    Shared,
+    /// One for each head, without a shift: as many tensors.
+    Each,
+    /// The same, as one tensor.
+    EachStacked,
+}
+
+/// Where models of this kind differ.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Variant {
+    pub names: Names,
+    pub qkv: QkvForm,
+    pub qkv_bias: bool,
+    /// Of the output of attention.
+    pub output_bias: bool,
+    pub mlp_bias: bool,
+    /// Of the logits.
+    pub head_bias: bool,
+    /// Whether the perceptron has a gate.
+    pub gated: bool,
+    /// Whether both blocks of a layer read its input.
+    pub parallel: bool,
+    /// Whether they have one norm.
+    pub shared_norm: bool,
+    pub head_norms: HeadNorms,
+    /// Whether the matrix of logits is that of embeddings.
+    pub tied: bool,
+}
+
+/// What a model is made of, whatever file describes it.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct RotaryGpt {
+    pub hidden: usize,
+    pub intermediate: usize,
+    pub layers: usize,
+    pub heads: Heads,
+    pub vocabulary: usize,
+    pub context: usize,
+    pub epsilon: f32,
+    pub activation: Activation,
+    pub attention: LayerAttention,
+    pub variant: Variant,
+}
+
+impl RotaryGpt {
+    fn norm(&self, tensors: &dyn Tensors, name: &str, length: usize) -> Result<NormTensors> {
+        Ok(NormTensors {
+            scale: tensors.vector(&format!("{name}.weight"), length)?,
+            shift: Some(tensors.vector(&format!("{name}.bias"), length)?),
+            epsilon: self.epsilon,
+        })
+    }
+
+    /// The norm of `heads` queries or keys.
+    fn head_norm(&self, tensors: &dyn Tensors, name: &str, heads: usize) -> Result<Option<NormTensors>> {
+        let (width, length) = (self.heads.width, heads * self.heads.width);
+        let scales = match self.variant.head_norms {
+            HeadNorms::None => return Ok(None),
+            HeadNorms::Shared => return self.norm(tensors, name, width).map(Some),
+            HeadNorms::EachStacked => tensors.matrix(&format!("{name}.weight"), [heads, width])?.to_f32()?,
+            HeadNorms::Each => {
+                let mut scales = Vec::new();
+                for head in 0..heads {
+                    scales.extend(tensors.vector(&format!("{name}.norms.{head}.weight"), width)?.to_f32()?);
+                }
+                scales
+            }
+        };
+        Ok(Some(NormTensors {
+            scale: Weight::from_f32(&scales, &[length])?,
+            shift: Some(Weight::from_f32(&zeroed(length)?, &[length])?),
+            epsilon: self.epsilon,
+        }))
+    }
+
+    fn head_name(&self, tensors: &dyn Tensors) -> &'static str {
+        let [first, second] = self.variant.names.head;
+        if tensors.contains(&format!("{first}.weight")) { first } else { second }
+    }
+}
+
+impl Architecture for RotaryGpt {
+    fn describe(&self) -> Description {
+        Description {
+            hidden: self.hidden,
+            layers: self.layers,
+            heads: self.heads,
+            attention: vec![self.attention.clone()],
+            vocabulary: self.vocabulary,
+            context: self.context,
+            activation: self.activation,
+            norm_first: true,
+            positions: Positions::FromZero,
+            factors: Factors::default(),
+        }
+    }
+
+    fn has_parallel_blocks(&self) -> bool {
+        self.variant.parallel
+    }
+
+    fn embeddings(&self, tensors: &dyn Tensors) -> Result<EmbeddingTensors> {
+        let name = format!("{}.weight", self.variant.names.words);
+        tensors.matrix(&name, [self.vocabulary, self.hidden]).map(EmbeddingTensors::new)
+    }
+
+    fn layer(&self, tensors: &dyn Tensors, index: usize) -> Result<LayerTensors> {
+        let Self { hidden, intermediate, variant, .. } = *self;
+        let Heads { heads, kv_heads, width } = self.heads;
+        let (names, queries, keys) = (variant.names, heads * width, kv_heads * width);
+        let name = |rest: &str| format!("{}.{index}.{rest}", names.layers);
+        let linear = |rest: &str, shape: [usize; 2], bias: bool| -> Result<Biased> {
+            let name = name(rest);
+            let shift = if bias { Some(tensors.vector(&format!("{name}.bias"), shape[0])?) } else { None };
+            Ok((tensors.matrix(&format!("{name}.weight"), shape)?, shift))
+        };
+        let norm = |rest: &str| self.norm(tensors, &name(rest), hidden).map(Some);
+        let fused = || linear(names.fused_qkv, [queries + 2 * keys, hidden], variant.qkv_bias);
+        let qkv = match variant.qkv {
+            QkvForm::Separate => {
+                let [q, k, v] = names.qkv;
+                [(q, queries), (k, keys), (v, keys)]
+                    .map(|(name, outputs)| linear(name, [outputs, hidden], variant.qkv_bias))
+                    .into_iter()
+                    .collect::<Result<_>>()?
+            }
+            QkvForm::Fused => vec![fused()?],
+            QkvForm::FusedByHead => {
+                let (matrix, shift) = fused()?;
+                let Matrix::Plain(matrix) = matrix else {
+                    return Err(Error::Internal {
+                        place: "rotary_gpt".into(),
+                        reason: "rows of a quantized matrix stay in their order".into(),
+                    });
+                };
+                let shift = shift.map(|shift| by_part(&shift, heads)).transpose()?;
+                vec![(by_part(&matrix, heads)?.into(), shift)]
+            }
+        };
+        let [q, k] = names.head_norms;
+        let [q, k] =
+            [(q, heads), (k, kv_heads)].map(|(rest, heads)| self.head_norm(tensors, &name(rest), heads));
+        let mlp_norm = if variant.shared_norm { names.attention_norm } else { names.mlp_norm };
+        let wide = |rest: &str| linear(rest, [intermediate, hidden], variant.mlp_bias);
+        Ok(LayerTensors {
+            attention_norm: norm(names.attention_norm)?,
+            head_norms: q?.zip(k?).map(|(q, k)| [q, k]),
+            mlp_norm: norm(mlp_norm)?,
+            gate: variant.gated.then(|| wide(names.gate)).transpose()?,
+            ..LayerTensors::new(
+                qkv,
+                linear(names.output, [hidden, queries], variant.output_bias)?,
+                wide(names.up)?,
+                linear(names.down, [hidden, intermediate], variant.mlp_bias)?,
+            )
+        })
+    }
+
+    fn final_norm(&self, tensors: &dyn Tensors) -> Result<Option<NormTensors>> {
+        self.norm(tensors, self.variant.names.final_norm, self.hidden).map(Some)
+    }
+
+    fn head(&self, tensors: &dyn Tensors) -> Result<Matrix> {
+        let name = if self.variant.tied { self.variant.names.words } else { self.head_name(tensors) };
+        tensors.matrix(&format!("{name}.weight"), [self.vocabulary, self.hidden])
+    }
+
+    fn head_bias(&self, tensors: &dyn Tensors) -> Result<Option<Weight>> {
+        let name = || format!("{}.bias", self.head_name(tensors));
+        self.variant.head_bias.then(|| tensors.vector(&name(), self.vocabulary)).transpose()
+    }
+}
+
+/// Rows that are stored head by head, each with its queries, keys and values: all queries, all keys, all values.
+fn by_part(stored: &Weight, heads: usize) -> Result<Weight> {
+    let (rows, size) = (stored.rows(), stored.columns() * stored.stored().bytes());
+    let bytes = rows / (3 * heads) * size;
+    let mut scratch = Vec::new();
+    let from = stored.bytes().read(0..rows * size, &mut scratch)?;
+    let mut to = zeroed::<u8>(from.len())?;
+    for (index, to) in to.chunks_exact_mut(bytes).enumerate() {
+        let (part, head) = (index / heads, index % heads);
+        to.copy_from_slice(&from[(3 * head + part) * bytes..][..bytes]);
+    }
+    Weight::owned(to, stored.stored(), stored.shape().to_vec())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_of_heads_become_queries_then_keys_then_values() {
+        // Two heads of two rows; a row of three columns begins with ten times its number.
+        let values: Vec<f32> = (0..12).flat_map(|row| (0..3).map(move |i| (10 * row + i) as f32)).collect();
+        let sorted = by_part(&Weight::from_f32(&values, &[12, 3]).unwrap(), 2).unwrap();
+        assert_eq!(sorted.shape(), [12, 3]);
+        let rows = [0, 1, 6, 7, 2, 3, 8, 9, 4, 5, 10, 11];
+        let expected: Vec<f32> =
+            rows.iter().flat_map(|row| (0..3).map(move |i| (10 * row + i) as f32)).collect();
+        assert_eq!(sorted.to_f32().unwrap(), expected);
+        let bias: Vec<f32> = (0..12).map(|row| row as f32).collect();
+        let sorted = by_part(&Weight::from_f32(&bias, &[12]).unwrap(), 2).unwrap();
+        assert_eq!(sorted.to_f32().unwrap(), rows.map(|row| row as f32));
+    }
+}
