@@ -209,7 +209,6 @@ SLOW: dict[str, tuple[str, dict[str, Any]]] = {
     "vocab_uncased": ("BertTokenizer", {"do_lower_case": True}),
     "vocab_cased": ("BertTokenizer", {"do_lower_case": False}),
     "vocab_accents": ("BertTokenizer", {"do_lower_case": True, "strip_accents": False}),
-    "merges_gpt2": ("GPT2Tokenizer", {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>"}),
 }
 
 
@@ -219,12 +218,9 @@ def write_slow(name: str, place: Path) -> Any:
 
     kind, settings = SLOW[name]
     files.write_json(place / "tokenizer_config.json", {"tokenizer_class": kind, **settings})
-    if kind == "BertTokenizer":
-        vocabulary = wordpiece(lowercase=settings["do_lower_case"]).get_vocab()
-        words = sorted(vocabulary, key=vocabulary.__getitem__)
-        (place / "vocab.txt").write_text("".join(f"{word}\n" for word in words), encoding="utf-8")
-    else:
-        byte_level("gpt2", ["<|endoftext|>"]).model.save(str(place))
+    vocabulary = wordpiece(lowercase=settings["do_lower_case"]).get_vocab()
+    words = sorted(vocabulary, key=vocabulary.__getitem__)
+    (place / "vocab.txt").write_text("".join(f"{word}\n" for word in words), encoding="utf-8")
     return getattr(transformers, kind).from_pretrained(place)
 
 

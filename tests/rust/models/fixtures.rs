@@ -299,21 +299,19 @@ fn vectors_are_those_of_sentence_transformers() {
     }
 }
 
-/// How far a number of a vector may be from the reference in bfloat16: about twice what is measured. The random weights of the
-/// first ones amplify rounding most: narrow embeddings are widened (ALBERT, ELECTRA), one token's state is the vector, or
-/// vectors are not normalized.
+/// How far a number of a vector may be from the reference in bfloat16: a little more than what is measured (0.089, 0.060 and
+/// 0.025). The random weights of the first ones amplify rounding most: narrow embeddings are widened (ALBERT, ELECTRA), one
+/// token's state is the vector, or vectors are not normalized.
 fn allowed_in_bfloat16(name: &str) -> f32 {
     match name {
-        "albert"
-        | "electra"
-        | "distilbert"
-        | "modernbert"
+        "albert" | "electra" | "distilbert" => 0.1,
+        "modernbert"
         | "qwen2_bidirectional"
         | "llama_embedding"
         | "mistral_embedding"
         | "bert_cls"
-        | "bert_plain" => 0.12,
-        _ => 0.05,
+        | "bert_plain" => 0.07,
+        _ => 0.03,
     }
 }
 
@@ -337,9 +335,6 @@ fn vectors_of_a_batch_are_the_same_on_every_instruction_set() {
                 let vectors = encode(&encoder, &ids, &offsets);
                 let expected = reference.cases.iter().flat_map(|case| &case.embedding);
                 let worst = vectors.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-                if format == WeightFormat::Bf16 {
-                    eprintln!("MEASURED {name} {isa} {worst}");
-                }
                 assert!(worst <= allowed, "{name} {isa} {format:?}: {worst:e}");
             }
         }

@@ -23,7 +23,7 @@ fn tokenizer(folder: &Path) -> Tokenizer {
 fn every_kind_gives_the_ids_of_transformers() {
     let reference = Reference::read();
     let texts = reference.texts();
-    assert!(texts.len() >= 1000 && reference.digests.len() >= 21);
+    assert!(texts.len() >= 1000 && reference.digests.len() >= 20);
     let mut wrong = Vec::new();
     for (kind, digests) in &reference.digests {
         let tokenizer = tokenizer(&fixture("tokenizers").join(kind));
