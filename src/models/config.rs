@@ -48,7 +48,7 @@ impl ModelConfig {
 
     fn from_json(files: &ModelFiles, kind: ModelKind) -> Result<Self> {
         let path = files.transformer.join("config.json");
-        let (family, json) = Self::family_of(&files.model, &path, read_config(&path)?, kind)?;
+        let (family, json) = Self::family_of(&files.model, &path, &read_config(&path)?, kind)?;
         let file = ConfigFile { model: &files.model, path: &path, json: &json };
         let architecture = (family.read)(&file)?.into();
         Ok(Self { model: files.model.clone(), family, kind, architecture, json, path, gguf: None })
@@ -62,12 +62,12 @@ impl ModelConfig {
     pub fn family_of(
         model: &str,
         path: &Path,
-        whole: Value,
+        whole: &Value,
         kind: ModelKind,
     ) -> Result<(&'static Family, Value)> {
         let json = text_part(whole.clone());
-        if json != whole {
-            check_whole(model, path, &whole)?;
+        if json != *whole {
+            check_whole(model, path, whole)?;
         }
         let Some(model_type) = json["model_type"].as_str() else {
             return Err(Error::invalid_file(

@@ -43,10 +43,10 @@ fn changed(original: &Value, path: &[String]) -> Vec<Value> {
     [None].into_iter().chain(hostile().into_iter().map(Some)).map(with).collect()
 }
 
-fn read(json: Value) -> Result<(Arc<dyn Architecture>, ModelKind)> {
+fn read(json: &Value) -> Result<(Arc<dyn Architecture>, ModelKind)> {
     let (path, kinds) = (Path::new("config.json"), [ModelKind::Generator, ModelKind::Embedding]);
-    let found = kinds
-        .map(|kind| ModelConfig::family_of("m", path, json.clone(), kind).map(|(f, json)| (f, json, kind)));
+    let found =
+        kinds.map(|kind| ModelConfig::family_of("m", path, json, kind).map(|(f, json)| (f, json, kind)));
     let [generator, embedding] = found;
     let (family, json, kind) = generator.or(embedding)?;
     Ok(((family.read)(&ConfigFile { model: "m", path, json: &json })?.into(), kind))
@@ -67,12 +67,12 @@ fn wrong_values_in_every_key_of_every_family_end_in_no_panic() {
         }
         let weights = Weights::open(&files.weights).unwrap();
         // Another kind of model.
-        let Ok((unchanged, _)) = read(original.clone()) else { continue };
+        let Ok((unchanged, _)) = read(&original) else { continue };
         let unchanged = format!("{unchanged:?}");
         let mut paths = Vec::new();
         keys(&original, &mut Vec::new(), &mut paths);
         for json in paths.iter().flat_map(|path| changed(&original, path)) {
-            let Ok((architecture, kind)) = read(json) else {
+            let Ok((architecture, kind)) = read(&json) else {
                 refused += 1;
                 continue;
             };

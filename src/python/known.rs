@@ -54,7 +54,7 @@ pub(super) fn _refusal(py: Python<'_>, config: &str, kind: &str) -> PyResult<Opt
     let json: Value = serde_json::from_str(config)
         .map_err(|error| Error::invalid_file(path, error.to_string()))
         .or_raise(py)?;
-    Ok(ModelConfig::family_of("the model", path, json, kind).err().map(|error| error.to_string()))
+    Ok(ModelConfig::family_of("the model", path, &json, kind).err().map(|error| error.to_string()))
 }
 
 /// What a model is, from its small files.
