@@ -191,6 +191,8 @@ def test_what_is_known_of_it(server, remote):
         "source": server.ollama,
         "path": f"http://127.0.0.1:{server.port}/api/embed",
         "architecture": "ollama",
+        "engine": "server",
+        "lacks": [],
         "dimension": WIDTH,
         "max_length": None,
         "pooling": None,
