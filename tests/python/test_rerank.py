@@ -180,12 +180,12 @@ def test_empty_long_and_many_documents(rerankers):
 
 def test_families_without_a_head_are_refused(make_manager, tmp_path):
     (tmp_path / "config.json").write_text(
-        '{"model_type": "deberta-v2", "architectures": ["DebertaV2ForSequenceClassification"]}'
+        '{"model_type": "xlnet", "architectures": ["XLNetForSequenceClassification"]}'
     )
     for name in ("tokenizer.json", "model.safetensors"):
         (tmp_path / name).write_bytes((FIXTURES / "rerank_bert" / name).read_bytes())
     manager = make_manager(reranker_model=str(tmp_path))
-    with pytest.raises(UnsupportedModelError, match=r"deberta-v2.*for scores are bert"):
+    with pytest.raises(UnsupportedModelError, match=r"xlnet.*for scores are bert"):
         manager.rerank("a", ["b"])
 
 
