@@ -24,6 +24,7 @@ pub mod lifecycle;
 pub mod manager;
 pub mod models;
 pub mod output;
+mod private_files;
 #[cfg(feature = "python")]
 mod python;
 pub mod remote;

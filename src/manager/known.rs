@@ -9,9 +9,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use crate::cache::tiers::disk::{create_folder, private};
 use crate::models::{ContentId, SentenceConfig};
 use crate::output::Shapes;
+use crate::private_files::{create_folder, private};
 use crate::sync::Mutex;
 
 /// Raised when the layout changes. A file of another version is no file.

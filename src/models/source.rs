@@ -45,7 +45,8 @@ impl Source {
     ///
     /// `ollama://host/model` and its like, `pkg:package/inner`, `….gguf`, and what looks like a path (`/…`, `./…`, `../…`, `~/…`, a backslash) are
     /// taken as such. Anything else is a hub id, unless a folder of that name with a `config.json` or `modules.json`
-    /// exists here. A bare name means `sentence-transformers/NAME`.
+    /// exists here. A bare name means `sentence-transformers/NAME`. The address of a model's page on the hub
+    /// (`https://huggingface.co/org/name`) means its id.
     ///
     /// # Errors
     /// [`Error::Input`] for an empty name, [`Error::ModelNotFound`] for one that can be none of these.
@@ -61,6 +62,9 @@ impl Source {
             return Err(Error::Input(
                 "the model's name is empty; give a hub id, a folder or pkg:PACKAGE/FOLDER".into(),
             ));
+        }
+        if let Some(page) = hub_page(name) {
+            return Self::parse_page(name, page);
         }
         if Address::is_meant(name) {
             return Address::parse(name).map(Self::Server);
@@ -95,6 +99,23 @@ impl Source {
         })
     }
 
+    /// The model of a page of the hub. One of its files or revisions is refused: neither is part of a source.
+    fn parse_page(name: &str, page: &str) -> Result<Self> {
+        let id = page.split(['?', '#']).next().unwrap_or_default().trim_end_matches('/');
+        if id.matches('/').count() == 1 && is_hub_id(id) {
+            return Ok(Self::Hub(id.to_string()));
+        }
+        let parts: Vec<&str> = id.split('/').collect();
+        let reason = match parts[..] {
+            [organization, model, _, ..] if is_hub_id(&format!("{organization}/{model}")) => format!(
+                "the address is that of a part of a model; the model is {organization}/{model}, and `revision` names one of \
+                 its revisions"
+            ),
+            _ => "the address is not that of a model; a model's page ends with organization/name".into(),
+        };
+        Err(Error::ModelNotFound { model: name.to_string(), reason })
+    }
+
     fn parse_package(name: &str, rest: &str) -> Result<Self> {
         let (package, inner) = rest.split_once('/').unwrap_or((rest, ""));
         let valid_package =
@@ -120,6 +141,13 @@ impl fmt::Display for Source {
             Self::Server(address) => address.fmt(f),
         }
     }
+}
+
+/// What follows the hub's name in the address of one of its pages.
+fn hub_page(name: &str) -> Option<&str> {
+    let rest = name.strip_prefix("https://").or_else(|| name.strip_prefix("http://"))?;
+    let (host, page) = rest.split_once('/')?;
+    ["huggingface.co", "www.huggingface.co", "hf.co"].contains(&host).then_some(page)
 }
 
 /// `path` if it stays inside the folder it is joined to. File names that came over the network go through here.
@@ -197,7 +225,28 @@ mod tests {
         let source = Source::parse(" ollama://Box:1/org/model:1b ").unwrap();
         assert_eq!(source.to_string(), "ollama://box:1/org/model:1b");
         assert!(matches!(source, Source::Server(_)));
-        assert!(Source::parse("https://huggingface.co/org/model").is_err());
+        assert!(Source::parse("https://example.com/org/model").is_err());
+    }
+
+    #[test]
+    fn pages_of_the_hub_mean_the_model() {
+        for page in [
+            "https://huggingface.co/org/model",
+            "http://hf.co/org/model/?library=x#usage",
+            "https://www.huggingface.co/org/model",
+        ] {
+            assert_eq!(Source::parse(page).unwrap(), Source::Hub("org/model".into()), "{page}");
+        }
+        for (page, remedy) in [
+            ("https://huggingface.co/org/model/blob/main/a.gguf", "the model is org/model"),
+            ("https://huggingface.co/org/model/tree/main", "`revision`"),
+            ("https://huggingface.co/models", "organization/name"),
+            ("https://huggingface.co/", "organization/name"),
+            ("https://huggingface.co/a/../b", "organization/name"),
+        ] {
+            let error = Source::parse(page).unwrap_err();
+            assert!(error.to_string().contains(remedy), "{page}: {error}");
+        }
     }
 
     #[test]

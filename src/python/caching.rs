@@ -29,7 +29,13 @@ pub(super) fn options(value: Option<&Bound<'_, PyAny>>) -> PyResult<CacheOptions
     for (key, value) in given {
         let key: String = key.extract()?;
         match key.as_str() {
-            "size" => options.size = Some(value.extract()?),
+            "size" => {
+                let size = value.extract().map_err(|_| {
+                    let reason = format!("cache size={value} must be a number of results, 0 or more");
+                    to_py(py, &Error::argument("cache", reason))
+                });
+                options.size = Some(size?);
+            }
             "policy" => {
                 options.policy =
                     Some(Policy::parse("cache policy", &value.extract::<String>()?).or_raise(py)?);

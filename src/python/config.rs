@@ -56,9 +56,10 @@ macro_rules! define_config {
             }
 
             fn __repr__(&self, py: Python<'_>) -> PyResult<String> {
+                // Without secrets: a representation ends up in logs.
                 let settings: Vec<String> = [$((stringify!($name), self.$name(py)?)),+]
                     .iter()
-                    .map(|(name, value)| Ok(format!("{name}={}", value.repr()?)))
+                    .map(|(name, value)| Ok(format!("{name}={}", shown(name, value.repr()?.to_str()?))))
                     .collect::<PyResult<_>>()?;
                 Ok(format!("Config({})", settings.join(", ")))
             }
@@ -76,6 +77,15 @@ macro_rules! define_config {
     };
 }
 for_each_setting!(define_config);
+
+/// The representation of a setting without what is secret: a password, or the key in an address.
+fn shown(name: &str, value: &str) -> String {
+    if name.ends_with("_secret") && value != "None" {
+        return "'***'".to_owned();
+    }
+    let hide = |address: &str| crate::remote::shown(address).into_owned();
+    value.split(',').map(hide).collect::<Vec<_>>().join(",")
+}
 
 /// `Config(**settings)`, for pickle.
 #[pyfunction]

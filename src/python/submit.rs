@@ -100,7 +100,7 @@ pub(super) fn started(
     call: Option<Arc<Call>>,
     submit: impl FnOnce(&Manager) -> Result<Ticket> + Send,
 ) -> PyResult<PyTicket> {
-    match detached(py, || submit(&handle.manager)) {
+    match Call::submit(call.as_ref(), || detached(py, || submit(&handle.manager))) {
         Ok(ticket) => Ok(PyTicket { ticket, call }),
         Err(error) => {
             let error = handle.explain(py, &error);

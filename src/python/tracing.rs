@@ -1,7 +1,7 @@
 //! Calls as a tracer of Python's sees them: it is called when a traced call begins and when it has ended, never between.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use pyo3::prelude::*;
@@ -39,7 +39,14 @@ pub(super) struct Call {
     wall: SystemTime,
     began: Instant,
     ended: AtomicBool,
+    /// Whether it is being submitted.
+    submission: AtomicU8,
 }
+
+/// Values of `Call::submission`: not now; now; now, and its reply was dropped meanwhile.
+const NONE: u8 = 0;
+const SUBMITTING: u8 = 1;
+const DROPPED: u8 = 2;
 
 /// What a call returned, for its span.
 pub(super) enum CallOutcome<'a> {
@@ -116,7 +123,8 @@ fn begin_traced(
     match made {
         Ok(Some((span, headers))) => {
             let trace = Arc::new(Trace::new(headers));
-            Some(Arc::new(Call { tracer, span, trace, wall, began, ended: AtomicBool::new(false) }))
+            let (ended, submission) = (AtomicBool::new(false), AtomicU8::new(NONE));
+            Some(Arc::new(Call { tracer, span, trace, wall, began, ended, submission }))
         }
         Ok(None) => None,
         Err(error) => {
@@ -166,6 +174,22 @@ impl Call {
         if let Some(call) = call {
             call.end(py, &CallOutcome::Failed(error));
         }
+    }
+
+    /// Runs `submit`, which may drop the reply of the call. When it fails, the caller ends the call with its error; until
+    /// then the dropped reply ends nothing.
+    pub(super) fn submit<T, E>(
+        call: Option<&Arc<Self>>,
+        submit: impl FnOnce() -> Result<T, E>,
+    ) -> Result<T, E> {
+        let Some(call) = call else { return submit() };
+        call.submission.store(SUBMITTING, Ordering::Release);
+        let submitted = submit();
+        let dropped = call.submission.swap(NONE, Ordering::AcqRel) == DROPPED;
+        if dropped && submitted.is_ok() {
+            drop(Ending(Some(Arc::clone(call))));
+        }
+        submitted
     }
 
     fn at(&self, instant: Instant) -> u64 {
@@ -236,7 +260,9 @@ pub(super) struct Ending(pub(super) Option<Arc<Call>>);
 
 impl Drop for Ending {
     fn drop(&mut self) {
-        if let Some(call) = self.0.take().filter(|call| !call.ended.load(Ordering::Acquire)) {
+        let Some(call) = self.0.take().filter(|call| !call.ended.load(Ordering::Acquire)) else { return };
+        let order = (Ordering::AcqRel, Ordering::Acquire);
+        if call.submission.compare_exchange(SUBMITTING, DROPPED, order.0, order.1).is_err() {
             discard(Late(call));
         }
     }

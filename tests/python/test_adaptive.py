@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 
 import pytest
@@ -112,6 +113,20 @@ def test_what_was_learned_is_saved_and_damage_is_ignored(tmp_path):
         file.write_text(damaged, encoding="utf-8")
         with tiny(keep_alive="auto", adaptive_state=str(tmp_path)) as manager:
             assert manager.explain(SLOT)["figures"]["known_gaps"] == 0
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no pipes with names, no modes")
+def test_the_state_is_private_and_what_is_no_file_is_left_out(tmp_path):
+    os.mkfifo(tmp_path / "pipe.json")
+    (left := tmp_path / "killed.tmp").write_text("{")
+    os.utime(left, (0, 0))
+    with tiny(keep_alive="auto", adaptive_state=str(tmp_path)) as manager:
+        manager.embed("one text", SLOT)
+    names = {path.name for path in tmp_path.iterdir()}
+    assert "pipe.json" in names
+    assert "killed.tmp" not in names
+    (state,) = (path for path in tmp_path.iterdir() if path.is_file())
+    assert state.stat().st_mode & 0o777 == 0o600
 
 
 def test_a_load_ahead_of_a_daily_use_is_planned(tmp_path):

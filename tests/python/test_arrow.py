@@ -271,6 +271,13 @@ def test_other_frames_are_refused(manager):
         embed_frame(pl.DataFrame({"text": [1]}), "text", manager=manager, model=SLOT)
 
 
+def test_a_column_without_a_type_is_named_or_read(manager):
+    # Polars exports it with a buffer that Arrow's own type of nulls does not have.
+    with pytest.raises(errors.ArgumentError, match="cast it to strings"):
+        manager.embed_arrow(pl.Series([None, None]), SLOT)
+    assert manager.embed_arrow(pl.Series([None, None], dtype=pl.String), SLOT).null_count == 2
+
+
 def test_a_column_of_nulls_only(manager):
     for frame in (pl.DataFrame({"text": [None, None]}), pa.table({"text": pa.nulls(2)})):
         made = embed_frame(frame, "text", manager=manager, model=SLOT)

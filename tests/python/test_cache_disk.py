@@ -341,10 +341,33 @@ def test_each_model_has_a_policy(make_manager, tmp_path):
     assert info["tiers"]["disk"]["writes"] == 1
 
 
+def test_a_segment_that_was_seen_while_it_was_begun_is_read_later(tmp_path, expected):
+    stored(tmp_path / "whole")
+    begun = tmp_path / "begun"
+    shutil.copytree(tmp_path / "whole", begun)
+    segments = list((begun / "segments").iterdir())
+    for path in segments:
+        path.write_bytes(b"")
+    if os.name != "nt":
+        # Whoever opens a pipe waits for its other end.
+        os.mkfifo(begun / "segments" / "pipe.key")
+        os.mkfifo(begun / "segments" / "pipe.vec")
+    with tiny(cache_disk=str(begun), cache_size=0) as manager:
+        assert manager.cache_verify()["whole"] == 0
+        for path in segments:
+            path.write_bytes((tmp_path / "whole" / "segments" / path.name).read_bytes())
+        deadline = time.monotonic() + 20
+        while manager.cache_info()["tiers"]["disk"]["hits"] < len(TEXTS) and time.monotonic() < deadline:
+            np.testing.assert_array_equal(manager.embed(TEXTS, SLOT), expected)
+            time.sleep(0.1)
+        assert manager.cache_info()["tiers"]["disk"]["hits"] >= len(TEXTS)
+
+
 @pytest.mark.parametrize(
     ("cache", "match"),
     [
         ({"sise": 3}, "size"),
+        ({"size": -1}, "size=-1"),
         ({"policy": "fifo"}, "arc"),
         ({"ttl": "soon"}, "1h30m"),
         ({"tiers": ["tape"]}, "memory, disk, redis"),

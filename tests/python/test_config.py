@@ -217,6 +217,19 @@ def test_it_is_immutable_and_a_value():
     assert eval(repr(config), {"Config": Config}) == config
 
 
+def test_its_representation_has_no_secrets():
+    config = Config(
+        cache_url="redis://user:hunter2@one:1,redis://:hunter2@two:2",
+        cache_secret="hunter2",
+        english_model="openai+https://hunter2@host/v1/model",
+    )
+    shown = repr(config)
+    assert "hunter2" not in shown
+    assert "cache_secret='***'" in shown
+    assert "redis://***@one:1,redis://***@two:2" in shown
+    assert config.cache_secret == "hunter2"
+
+
 def test_it_pickles_and_copies(monkeypatch):
     config = Config(cache_size=7, keep_alive="5m")
     data = pickle.dumps(config)

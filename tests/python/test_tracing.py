@@ -181,6 +181,34 @@ def test_failures_are_in_the_span(spans, manager):
     assert spans.named("embeddings nobody").attributes["error.type"] == "UnknownModelError"
 
 
+def test_a_call_that_is_refused_at_once_is_never_called_cancelled(spans, manager):
+    async def wrong():
+        with pytest.raises(errors.UnknownModelError):
+            await manager.aembed("one text", "nobody")
+        with pytest.raises(errors.UnknownModelError):
+            await manager.agenerate("one text", model="nobody")
+
+    async def many():
+        for _ in range(300):
+            await wrong()
+
+    stop = threading.Event()
+    # Threads that take the interpreter in turn: what runs on another thread may come first.
+    busy = [threading.Thread(target=lambda: [None for _ in iter(stop.is_set, True)]) for _ in range(2)]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        [thread.start() for thread in busy]
+        asyncio.run(many())
+    finally:
+        stop.set()
+        [thread.join() for thread in busy]
+        sys.setswitchinterval(interval)
+    ended = [span.attributes.get("error.type") for span in spans.all()]
+    assert len(ended) == 600
+    assert set(ended) == {"UnknownModelError"}
+
+
 def test_a_load_by_hand_has_a_span(spans, manager):
     manager.load(EMBED)
     manager.load(EMBED)

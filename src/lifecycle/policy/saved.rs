@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::daily::DailyHabits;
 use super::gaps::GapHistogram;
+use crate::private_files::{create_folder, private};
 
 /// Raised when the layout changes. A file of another version is left alone.
 const VERSION: u32 = 1;
@@ -100,10 +101,15 @@ impl SavedHabits {
         let mut ended = Vec::new();
         for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
             let path = entry.path();
-            let Some(mut slots) = read(&path) else { continue };
             // A file from the future is as good as new: the clock was set back.
             let written = entry.metadata().and_then(|meta| meta.modified()).ok();
             let age = written.and_then(|at| now.duration_since(at).ok()).unwrap_or_default();
+            if age > ABANDONED && path.extension().is_some_and(|ending| ending == "tmp") {
+                // Of a process that was killed while it saved.
+                let _ = fs::remove_file(&path);
+                continue;
+            }
+            let Some(mut slots) = read(&path) else { continue };
             if age > ABANDONED {
                 fade(&mut slots, age);
             }
@@ -137,13 +143,14 @@ impl SavedHabits {
         let mut slots = self.inherited.clone();
         fade(&mut slots, self.opened.elapsed());
         merge(&mut slots, own);
-        let mut builder = fs::DirBuilder::new();
-        #[cfg(unix)]
-        std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
-        builder.recursive(true).create(&self.folder)?;
+        create_folder(&self.folder)?;
         let temporary = self.own.with_extension("tmp");
         let json = serde_json::to_vec(&HabitFile { version: VERSION, slots })?;
-        let written = fs::File::create(&temporary)
+        let written = private()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .open(&temporary)
             .and_then(|mut file| file.write_all(&json))
             .and_then(|()| fs::rename(&temporary, &self.own));
         if written.is_err() {
@@ -165,7 +172,9 @@ fn merge(all: &mut BTreeMap<String, SlotHabits>, other: &BTreeMap<String, SlotHa
 }
 
 fn read(path: &Path) -> Option<BTreeMap<String, SlotHabits>> {
-    if path.extension()? != "json" || fs::metadata(path).ok()?.len() > LARGEST {
+    let about = fs::metadata(path).ok()?;
+    // To read a pipe may take forever.
+    if path.extension()? != "json" || !about.is_file() || about.len() > LARGEST {
         return None;
     }
     let file: HabitFile = serde_json::from_slice(&fs::read(path).ok()?).ok()?;

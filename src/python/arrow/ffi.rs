@@ -48,7 +48,13 @@ pub(super) fn import(exporter: &Bound<'_, PyAny>) -> PyResult<Option<Result<Chun
         let reader = unsafe { ArrayStreamReader::from_raw(stream.as_ptr()) };
         return Ok(Some(reader.and_then(|reader| {
             let kind = reader.field().data_type().clone();
-            Ok((kind, reader.collect::<Result<_, _>>()?))
+            let chunks = reader.collect::<Result<_, _>>();
+            if kind == DataType::Null && chunks.is_err() {
+                // Exporters differ in what buffers such a column has.
+                let reason = "the column has no type, since it holds nulls alone; cast it to strings";
+                return Err(ArrowError::CDataInterface(reason.into()));
+            }
+            Ok((kind, chunks?))
         })));
     }
     let Some(pair) = exported("__arrow_c_array__")? else { return Ok(None) };

@@ -89,7 +89,9 @@ impl PyManager {
         let call = tracing::begin_generation(py, &prompt, options.model.as_deref(), &params);
         options.trace = Call::trace(call.as_ref());
         let events = generation::events(on_event, call.clone());
-        let submitted = detached(py, || self.0.manager.submit_generation(prompt, params, &options, events));
+        let submitted = Call::submit(call.as_ref(), || {
+            detached(py, || self.0.manager.submit_generation(prompt, params, &options, events))
+        });
         let submitted = submitted.map_err(|error| self.0.explain(py, &error));
         submitted.map(PyGenerationTicket).inspect_err(|error| Call::fail(call.as_ref(), py, error))
     }

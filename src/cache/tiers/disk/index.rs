@@ -57,11 +57,12 @@ impl SegmentIndex {
             .collect();
         self.forget(&gone);
         for id in &ids {
-            if !self.known.insert(id.clone()) {
+            if self.known.contains(id) {
                 continue;
             }
-            // Of another version, or removed at this moment.
+            // Of another version, removed at this moment, or begun at this moment: then a later look finds it whole.
             let Ok(Some(segment)) = SegmentFiles::open(folder, id) else { continue };
+            self.known.insert(id.clone());
             self.segments.insert(self.next, segment);
             self.next += 1;
         }

@@ -14,5 +14,4 @@ mod tests;
 mod transfer;
 
 pub use folder::{Disk, DiskSettings};
-pub use segment::{create_folder, private};
 pub use transfer::Verified;

@@ -1,6 +1,6 @@
 //! One pair of files: written by one process, read by all.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::format::{DiskEntry, ENTRY, HEADER, header};
+use crate::private_files::{create_folder, private};
 
 /// A segment that is read.
 pub(super) struct SegmentFiles {
@@ -24,8 +25,12 @@ pub(super) struct SegmentFiles {
 impl SegmentFiles {
     /// Opens the segment `id` of `folder`; `None` when its files are of another version.
     pub(super) fn open(folder: &Path, id: &str) -> io::Result<Option<Self>> {
-        let keys = folder.join(format!("{id}.key"));
-        let mut values = File::open(folder.join(format!("{id}.vec")))?;
+        let (keys, values) = (folder.join(format!("{id}.key")), folder.join(format!("{id}.vec")));
+        // To open a pipe may take forever.
+        if !(fs::metadata(&keys)?.is_file() && fs::metadata(&values)?.is_file()) {
+            return Ok(None);
+        }
+        let mut values = File::open(values)?;
         for file in [&mut values, &mut File::open(&keys)?] {
             let mut found = [0; HEADER];
             if file.read_exact(&mut found).is_err() || found != header() {
@@ -125,24 +130,6 @@ impl Appender {
         self.length += values.len() as u64;
         Ok(())
     }
-}
-
-/// Options of a file that only its owner can read.
-pub fn private() -> OpenOptions {
-    #[cfg_attr(not(unix), allow(unused_mut, reason = "only Unix has modes"))]
-    let mut options = OpenOptions::new();
-    #[cfg(unix)]
-    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    options
-}
-
-/// Makes a folder that only its owner can read.
-pub fn create_folder(folder: &Path) -> io::Result<()> {
-    #[cfg_attr(not(unix), allow(unused_mut, reason = "only Unix has modes"))]
-    let mut builder = fs::DirBuilder::new();
-    #[cfg(unix)]
-    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
-    builder.recursive(true).create(folder)
 }
 
 /// Removes the files of a segment. One that another process has removed is no error.

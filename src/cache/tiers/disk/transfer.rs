@@ -9,7 +9,8 @@ use super::super::key::TierKey;
 use super::folder::Disk;
 use super::format::{DiskEntry, ENTRY, HEADER, header};
 use super::index::IndexedRow;
-use super::segment::{private, value};
+use super::segment::value;
+use crate::private_files::private;
 
 /// What a check of all results found.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
