@@ -19,7 +19,7 @@ fn decoder(model: &TextModel) -> &CandleDecoder {
 fn logits_equal_transformers_whole_and_in_parts() {
     for name in NAMES {
         let model = model(name);
-        assert_eq!((model.network.dtype(), model.engine), ("float32", Engine::Candle));
+        assert_eq!((model.network.dtype(), model.engine), ("float32", ComputeEngine::Candle));
         for case in reference(name).cases {
             let whole = furthest(&logits(&model, &[&case.ids]), &case.logits);
             assert!(whole <= 2e-5, "{name}: {whole:e}");

@@ -24,8 +24,8 @@ use crate::models::tokenizers::pair_chat::{special_tokens, template_source};
 use crate::models::tokenizers::tokenizer::guarded;
 use crate::models::tokenizers::{added_tokens, file, gguf as gguf_tokenizer};
 use crate::models::{
-    Engine, ModelConfig, ModelFiles, ModelKind, Progress, ResolveOptions, SentenceEncoder, Source, Weights,
-    resolve,
+    ComputeEngine, ModelConfig, ModelFiles, ModelKind, Progress, ResolveOptions, SentenceEncoder, Source,
+    Weights, resolve,
 };
 use crate::{Error, Result};
 
@@ -39,7 +39,7 @@ pub struct TextModel {
     /// `model_type` of its configuration.
     pub architecture: String,
     /// What computes it.
-    pub engine: Engine,
+    pub engine: ComputeEngine,
     /// The network.
     pub network: Network,
     /// Text to tokens and back.
@@ -160,9 +160,9 @@ impl TextFiles {
     }
 
     /// What computes the model, as far as its configuration can be read.
-    pub fn engine(&self) -> Engine {
+    pub fn engine(&self) -> ComputeEngine {
         match self {
-            Self::Gguf(_) => Engine::Own,
+            Self::Gguf(_) => ComputeEngine::Own,
             Self::Folder(files) => files.engine(),
         }
     }
@@ -173,7 +173,7 @@ impl TextFiles {
     /// [`Error::Io`], [`Error::Permission`] when a file cannot be looked at.
     pub fn expected_bytes(&self) -> Result<u64> {
         let paths = match self {
-            Self::Folder(files) if files.engine() == Engine::Candle => {
+            Self::Folder(files) if files.engine() == ComputeEngine::Candle => {
                 return files.expected_bytes(WeightFormat::F32);
             }
             Self::Gguf(parts) => parts,

@@ -22,7 +22,7 @@ use crate::config::{DTypeChoice, DeviceChoice, Host, Settings};
 use crate::generation::{ComputeTarget, Generator, TextFiles, TextModel};
 use crate::lifecycle::{Budget, Charge, Loaded};
 use crate::models::{
-    ContentId, Encoder, Engine, ModelConfig, ModelFiles, Overrides, Progress, ResolveOptions, Source,
+    ComputeEngine, ContentId, Encoder, ModelConfig, ModelFiles, Overrides, Progress, ResolveOptions, Source,
     Weights, on_cpu, on_device, resolve,
 };
 use crate::remote::{Address, Link, RemoteEncoder, RemoteSettings, shown};
@@ -105,8 +105,8 @@ impl ModelLoader {
     /// that was cancelled, or one that is urgent, waits for one alone.
     fn batch_limit(&self, encoder: &Encoder) -> usize {
         match encoder.engine {
-            Engine::Own => self.batch_tokens,
-            Engine::Candle => 1,
+            ComputeEngine::Own => self.batch_tokens,
+            ComputeEngine::Candle => 1,
         }
     }
 
@@ -421,7 +421,7 @@ fn spec_overrides(spec: &EmbeddingSpec, files: &ModelFiles) -> Overrides {
 }
 
 /// The format of weights that `engine` computes with.
-fn format_of(name: &str, dtype: DTypeChoice, isa: Isa, engine: Engine) -> WeightFormat {
+fn format_of(name: &str, dtype: DTypeChoice, isa: Isa, engine: ComputeEngine) -> WeightFormat {
     let wanted = dtype.weight_format(isa);
     let format = engine.weight_format(wanted);
     if format != wanted && dtype != DTypeChoice::Auto {

@@ -17,7 +17,7 @@ use crate::config::{Choice as _, Profile};
 use crate::generation::{EngineStats, Generator};
 use crate::lifecycle::policy::Explanation;
 use crate::lifecycle::{KeepAlive, State, TrackerStatistics};
-use crate::models::Engine;
+use crate::models::ComputeEngine;
 use crate::remote::{Address, HealthReport, shown};
 
 /// The model of one slot.
@@ -85,7 +85,7 @@ impl ModelDescription {
             source: handle.source.clone(),
             path,
             architecture,
-            engine: engine.map_or("server", Engine::name),
+            engine: engine.map_or("server", ComputeEngine::name),
             lacks: engine.map_or_else(Vec::new, |engine| engine.lacks().to_vec()),
             dimension: backend.shapes().dense.unwrap_or(0),
             sparse_dimension: backend.shapes().sparse.unwrap_or(0),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use super::architectures::{self, Architecture, ConfigFile, Description, Engine, Family, ModelKind};
+use super::architectures::{self, Architecture, ComputeEngine, ConfigFile, Description, Family, ModelKind};
 use super::formats::gguf::Gguf;
 use super::json::read_config;
 use super::keys::check_config;
@@ -138,12 +138,13 @@ impl ModelConfig {
 
 impl ModelFiles {
     /// What computes the model, as far as its configuration can be read.
-    pub fn engine(&self) -> Engine {
+    pub fn engine(&self) -> ComputeEngine {
         let json = match self.weights {
             WeightFiles::Gguf(_) => None,
             _ => read_config(&self.transformer.join("config.json")).ok(),
         };
-        json.and_then(|json| architectures::find_config(&json)).map_or(Engine::Own, |family| family.engine)
+        json.and_then(|json| architectures::find_config(&json))
+            .map_or(ComputeEngine::Own, |family| family.engine)
     }
 }
 

@@ -7,7 +7,7 @@ use std::thread;
 
 #[cfg(feature = "candle-models")]
 use super::architectures::CandleEncoder;
-use super::architectures::{Engine, ModelKind, Transformer};
+use super::architectures::{ComputeEngine, ModelKind, Transformer};
 use super::config::ModelConfig;
 use super::head::{Head, bge_tokens, late_head, lexical_head};
 use super::heads::{Classifier, DenseLayer, LexicalHead, Pooling, ScoreConfig, SentenceEncoder, TokenHead};
@@ -117,7 +117,7 @@ pub struct Encoder {
     /// `model_type` of `config.json`.
     pub architecture: String,
     /// What computes it.
-    pub engine: Engine,
+    pub engine: ComputeEngine,
     /// Ids that the model has an embedding of: those below this one.
     pub vocabulary: usize,
     /// Labels and activations of a model that scores.
@@ -148,7 +148,7 @@ impl Encoder {
             ModelKind::Embedding if config.gguf.is_none() => LateInteraction::read(files)?,
             _ => None,
         };
-        if late.is_some() && config.family.engine == Engine::Candle {
+        if late.is_some() && config.family.engine == ComputeEngine::Candle {
             return Err(Error::Unsupported {
                 model: files.model.clone(),
                 reason:
@@ -292,7 +292,7 @@ impl Encoder {
             tokenizer,
             config: sentence,
             architecture: form.name().to_owned(),
-            engine: Engine::Own,
+            engine: ComputeEngine::Own,
             vocabulary: model.tokens(),
             scores: None,
             pair_chat: None,

@@ -17,7 +17,7 @@ use super::{Lanes, Product, QuantLayout, product};
 #[target_feature(enable = "neon,i8mm")]
 pub(super) unsafe fn i8mm(p: &Product, layout: QuantLayout) {
     // SAFETY: the CPU has the instructions, and the caller upholds the preconditions of `product`.
-    unsafe { product(Neon::<MIXED>::permit(), p, layout) }
+    unsafe { product(NeonProducts::<MIXED>::permit(), p, layout) }
 }
 
 /// [`product`] on NEON with dot products.
@@ -29,7 +29,7 @@ pub(super) unsafe fn i8mm(p: &Product, layout: QuantLayout) {
 #[target_feature(enable = "neon,dotprod")]
 pub(super) unsafe fn dotprod(p: &Product, layout: QuantLayout) {
     // SAFETY: the CPU has the instructions, and the caller upholds the preconditions of `product`.
-    unsafe { product(Neon::<SIGNED>::permit(), p, layout) }
+    unsafe { product(NeonProducts::<SIGNED>::permit(), p, layout) }
 }
 
 /// [`product`] on NEON without dot products.
@@ -40,7 +40,7 @@ pub(super) unsafe fn dotprod(p: &Product, layout: QuantLayout) {
 #[target_feature(enable = "neon")]
 pub(super) unsafe fn neon(p: &Product, layout: QuantLayout) {
     // SAFETY: every aarch64 CPU has NEON, and the caller upholds the preconditions of `product`.
-    unsafe { product(Neon::<WIDENING>::permit(), p, layout) }
+    unsafe { product(NeonProducts::<WIDENING>::permit(), p, layout) }
 }
 
 /// Sums by `smull`, which every CPU has.
@@ -52,7 +52,7 @@ const MIXED: u8 = 2;
 
 /// Sixteen columns in four registers. `DOT` names the instruction of their sums.
 #[derive(Clone, Copy)]
-struct Neon<const DOT: u8>(());
+struct NeonProducts<const DOT: u8>(());
 
 /// The dot products of four columns by the four bytes of `x` in its 32-bit lane `FOUR`, added to `sum`.
 macro_rules! dot_lane {
@@ -105,7 +105,7 @@ macro_rules! intrinsics {
     )*};
 }
 
-impl<const DOT: u8> Lanes for Neon<DOT> {
+impl<const DOT: u8> Lanes for NeonProducts<DOT> {
     type I = [int32x4_t; 4];
     type F = [float32x4_t; 4];
     const COLUMNS: usize = 16;

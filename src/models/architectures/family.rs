@@ -60,14 +60,14 @@ impl ModelKind {
 
 /// What computes the models of a family.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Engine {
+pub enum ComputeEngine {
     /// The layers of this crate.
     Own,
     /// Operations on candle's tensors.
     Candle,
 }
 
-impl Engine {
+impl ComputeEngine {
     /// The name that users see.
     pub fn name(self) -> &'static str {
         match self {
@@ -115,7 +115,7 @@ pub struct Family {
     /// What the names of its classes in transformers begin with.
     pub classes: &'static str,
     /// What computes its models.
-    pub engine: Engine,
+    pub engine: ComputeEngine,
     /// The keys of `config.json` that [`read`](Self::read) reads. Others are refused unless they are harmless.
     pub keys: &'static [&'static str],
     /// Whether its models embed text.
@@ -290,7 +290,7 @@ impl Family {
         Self {
             model_type,
             classes,
-            engine: Engine::Own,
+            engine: ComputeEngine::Own,
             keys,
             embeds: true,
             generates: true,

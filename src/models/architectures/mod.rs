@@ -31,10 +31,10 @@ pub use architecture::{Architecture, Description, Factors};
 pub(crate) use candle::CandleEncoder;
 #[cfg(feature = "candle-models")]
 pub use candle::{
-    CandleArchitecture, CandleDecoder, CandleState, DecoderModel, EncoderModel, LayerShape, Loader, Ops,
+    CandleArchitecture, CandleDecoder, CandleState, DecoderModel, EncoderModel, LayerShape, Ops, TensorLoader,
 };
 pub(crate) use family::LARGEST_SIZE;
-pub use family::{ConfigFile, Engine, Family, GgufFamily, ModelKind, ReadConfig, ReadGguf};
+pub use family::{ComputeEngine, ConfigFile, Family, GgufFamily, ModelKind, ReadConfig, ReadGguf};
 pub(crate) use gguf_tensors::GgufTensors;
 pub use registry::{example, families, find, find_config, find_gguf, register};
 pub(crate) use registry::{gguf_names, names};

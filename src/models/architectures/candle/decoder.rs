@@ -4,7 +4,7 @@ use std::sync::{Arc, Weak};
 
 use candle_core::Device;
 
-use super::loader::Loader;
+use super::loader::TensorLoader;
 use super::ops::{Ops, failed};
 use super::pool;
 use super::state::{CandleState, DecoderModel, LayerShape, bytes_of};
@@ -36,7 +36,7 @@ impl CandleDecoder {
         device: &Device,
     ) -> Result<Option<Self>> {
         let Some(described) = architecture.candle() else { return Ok(None) };
-        let mut loader = Loader::new(tensors, device);
+        let mut loader = TensorLoader::new(tensors, device);
         let model = described.decoder(&mut loader)?;
         let description = architecture.describe();
         Ok(Some(Self {

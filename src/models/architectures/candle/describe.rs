@@ -2,7 +2,7 @@
 
 use candle_core::Tensor;
 
-use super::loader::Loader;
+use super::loader::TensorLoader;
 use super::ops::Ops;
 use super::state::DecoderModel;
 use crate::{Error, Result};
@@ -13,7 +13,7 @@ pub trait CandleArchitecture {
     ///
     /// # Errors
     /// When a tensor is missing or of another shape.
-    fn encoder(&self, _loader: &mut Loader<'_>) -> Result<Box<dyn EncoderModel>> {
+    fn encoder(&self, _loader: &mut TensorLoader<'_>) -> Result<Box<dyn EncoderModel>> {
         Err(absent("embeds"))
     }
 
@@ -21,7 +21,7 @@ pub trait CandleArchitecture {
     ///
     /// # Errors
     /// When a tensor is missing or of another shape.
-    fn decoder(&self, _loader: &mut Loader<'_>) -> Result<Box<dyn DecoderModel>> {
+    fn decoder(&self, _loader: &mut TensorLoader<'_>) -> Result<Box<dyn DecoderModel>> {
         Err(absent("writes"))
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Weak;
 use candle_core::Device;
 
 use super::describe::EncoderModel;
-use super::loader::Loader;
+use super::loader::TensorLoader;
 use super::ops::{Ops, failed};
 use super::pool;
 use crate::compute::file::WeightFile;
@@ -37,7 +37,7 @@ impl CandleEncoder {
         device: &Device,
     ) -> Result<Option<Self>> {
         let Some(described) = architecture.candle() else { return Ok(None) };
-        let mut loader = Loader::new(tensors, device);
+        let mut loader = TensorLoader::new(tensors, device);
         let model = described.encoder(&mut loader)?;
         let description = architecture.describe();
         Ok(Some(Self {

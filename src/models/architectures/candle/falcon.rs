@@ -7,19 +7,19 @@ use serde::Deserialize;
 
 use super::attention::{attend, rotate};
 use super::describe::CandleArchitecture;
-use super::loader::Loader;
-use super::ops::{Function, Linear, Norm, Ops, failed};
+use super::loader::TensorLoader;
+use super::ops::{CandleLinear, CandleNorm, Function, Ops, failed};
 use super::state::{CandleState, DecoderModel, LayerShape};
 use crate::Result;
 use crate::compute::{Activation, Heads, LayerAttention, Mask, Matrix, Positions, RopeStyle, Rotary};
 use crate::models::architectures::architecture::{Architecture, Description, Factors};
-use crate::models::architectures::family::{ConfigFile, Engine, Family};
+use crate::models::architectures::family::{ComputeEngine, ConfigFile, Family};
 use crate::models::architectures::rope_scaling::{RopeConfig, RopeDefaults};
 use crate::models::architectures::tensors::{EmbeddingTensors, Tensors};
 
 /// Generators.
 pub(super) const FAMILY: Family =
-    Family { embeds: false, engine: Engine::Candle, ..Family::new("falcon", "Falcon", KEYS, read) };
+    Family { embeds: false, engine: ComputeEngine::Candle, ..Family::new("falcon", "Falcon", KEYS, read) };
 
 const KEYS: &[&str] = &[
     "vocab_size",
@@ -193,11 +193,11 @@ impl Architecture for Falcon {
 }
 
 impl CandleArchitecture for Falcon {
-    fn decoder(&self, loader: &mut Loader<'_>) -> Result<Box<dyn DecoderModel>> {
+    fn decoder(&self, loader: &mut TensorLoader<'_>) -> Result<Box<dyn DecoderModel>> {
         let shape = [self.config.vocab_size, self.hidden];
         let words = loader.tensor(WORDS, &shape)?;
         let head = match self.config.tie_word_embeddings {
-            true => Linear::new(words.clone(), None)?,
+            true => CandleLinear::new(words.clone(), None)?,
             false => loader.linear("lm_head", shape, false)?,
         };
         let layers = (0..self.config.num_hidden_layers).map(|index| self.layer(loader, index));
@@ -215,7 +215,7 @@ impl CandleArchitecture for Falcon {
 }
 
 impl Falcon {
-    fn layer(&self, loader: &Loader<'_>, index: usize) -> Result<Layer> {
+    fn layer(&self, loader: &TensorLoader<'_>, index: usize) -> Result<FalconLayer> {
         let (hidden, bias) = (self.hidden, self.config.bias);
         let Heads { heads, kv_heads, width } = self.heads;
         let name = |part: &str| format!("transformer.h.{index}.{part}");
@@ -226,7 +226,7 @@ impl Falcon {
             Order::Own => (norm("ln_attn")?, Some(norm("ln_mlp")?)),
             Order::After => (norm("input_layernorm")?, Some(norm("post_attention_layernorm")?)),
         };
-        Ok(Layer {
+        Ok(FalconLayer {
             attention_norm,
             mlp_norm,
             qkv: linear("self_attention.query_key_value", [(heads + 2 * kv_heads) * width, hidden])?,
@@ -241,22 +241,22 @@ const IDENTITY: Function = Function::Of(Activation::Identity);
 
 struct FalconModel {
     words: Tensor,
-    layers: Vec<Layer>,
-    norm: Norm,
-    head: Linear,
+    layers: Vec<FalconLayer>,
+    norm: CandleNorm,
+    head: CandleLinear,
     heads: Heads,
     activation: Activation,
     order: Order,
     rotary: Rotary,
 }
 
-struct Layer {
-    attention_norm: Norm,
-    mlp_norm: Option<Norm>,
-    qkv: Linear,
-    output: Linear,
-    up: Linear,
-    down: Linear,
+struct FalconLayer {
+    attention_norm: CandleNorm,
+    mlp_norm: Option<CandleNorm>,
+    qkv: CandleLinear,
+    output: CandleLinear,
+    up: CandleLinear,
+    down: CandleLinear,
 }
 
 impl FalconModel {

@@ -7,19 +7,19 @@ use serde::Deserialize;
 
 use super::attention::{attend, rotate};
 use super::describe::CandleArchitecture;
-use super::loader::Loader;
-use super::ops::{Function, Linear, Norm, Ops, failed, map_rows, with_values};
+use super::loader::TensorLoader;
+use super::ops::{CandleLinear, CandleNorm, Function, Ops, failed, map_rows, with_values};
 use super::state::{CandleState, DecoderModel, LayerShape};
 use crate::Result;
 use crate::compute::{Activation, Heads, LayerAttention, Mask, Matrix, Positions, RopeStyle, Rotary};
 use crate::models::architectures::architecture::{Architecture, Description, Factors};
-use crate::models::architectures::family::{ConfigFile, Engine, Family};
+use crate::models::architectures::family::{ComputeEngine, ConfigFile, Family};
 use crate::models::architectures::rope_scaling::{RopeConfig, RopeDefaults};
 use crate::models::architectures::tensors::{EmbeddingTensors, Tensors};
 
 /// Generators.
 pub(super) const FAMILY: Family =
-    Family { embeds: false, engine: Engine::Candle, ..Family::new("lfm2", "Lfm2", KEYS, read) };
+    Family { embeds: false, engine: ComputeEngine::Candle, ..Family::new("lfm2", "Lfm2", KEYS, read) };
 
 const KEYS: &[&str] = &[
     "vocab_size",
@@ -235,11 +235,11 @@ impl Architecture for Lfm2 {
 }
 
 impl CandleArchitecture for Lfm2 {
-    fn decoder(&self, loader: &mut Loader<'_>) -> Result<Box<dyn DecoderModel>> {
+    fn decoder(&self, loader: &mut TensorLoader<'_>) -> Result<Box<dyn DecoderModel>> {
         let Lfm2Config { vocab_size, hidden_size: hidden, norm_eps, .. } = self.config;
         let words = loader.tensor(WORDS, &[vocab_size, hidden])?;
         let head = match self.config.tie_embedding.unwrap_or(self.config.tie_word_embeddings) {
-            true => Linear::new(words.clone(), None)?,
+            true => CandleLinear::new(words.clone(), None)?,
             false => loader.linear("lm_head", [vocab_size, hidden], false)?,
         };
         let layers =
@@ -256,7 +256,7 @@ impl CandleArchitecture for Lfm2 {
 }
 
 impl Lfm2 {
-    fn layer(&self, loader: &Loader<'_>, index: usize, attends: bool) -> Result<Layer> {
+    fn layer(&self, loader: &TensorLoader<'_>, index: usize, attends: bool) -> Result<Lfm2Layer> {
         let Lfm2Config { hidden_size: hidden, norm_eps, conv_cache: taps, conv_bias, .. } = self.config;
         let Heads { heads, kv_heads, width } = self.heads;
         let name = |part: &str| format!("model.layers.{index}.{part}");
@@ -287,7 +287,7 @@ impl Lfm2 {
                 }
             }
         };
-        Ok(Layer {
+        Ok(Lfm2Layer {
             mixer,
             mixer_norm: norm("operator_norm", hidden)?,
             mlp_norm: norm("ffn_norm", hidden)?,
@@ -302,45 +302,40 @@ const IDENTITY: Function = Function::Of(Activation::Identity);
 
 struct Lfm2Model {
     words: Tensor,
-    layers: Vec<Layer>,
-    norm: Norm,
-    head: Linear,
+    layers: Vec<Lfm2Layer>,
+    norm: CandleNorm,
+    head: CandleLinear,
     heads: Heads,
     rotary: Rotary,
 }
 
-struct Layer {
+struct Lfm2Layer {
     mixer: Mixer,
-    mixer_norm: Norm,
-    mlp_norm: Norm,
-    gate: Linear,
-    up: Linear,
-    down: Linear,
+    mixer_norm: CandleNorm,
+    mlp_norm: CandleNorm,
+    gate: CandleLinear,
+    up: CandleLinear,
+    down: CandleLinear,
 }
 
 /// What lets a token take something from those before it.
 enum Mixer {
     Attention {
-        query: Linear,
-        key: Linear,
-        value: Linear,
-        output: Linear,
-        query_norm: Norm,
-        key_norm: Norm,
+        query: CandleLinear,
+        key: CandleLinear,
+        value: CandleLinear,
+        output: CandleLinear,
+        query_norm: CandleNorm,
+        key_norm: CandleNorm,
     },
     /// A convolution of each column with the rows before, between two gates. `taps` has a factor for each column, the oldest
     /// row's first.
-    Conv {
-        input: Linear,
-        output: Linear,
-        taps: Vec<Vec<f32>>,
-        bias: Option<Vec<f32>>,
-    },
+    Conv { input: CandleLinear, output: CandleLinear, taps: Vec<Vec<f32>>, bias: Option<Vec<f32>> },
 }
 
 impl DecoderModel for Lfm2Model {
     fn layers(&self) -> Vec<LayerShape> {
-        let of = |layer: &Layer| match &layer.mixer {
+        let of = |layer: &Lfm2Layer| match &layer.mixer {
             Mixer::Attention { .. } => LayerShape::Attention(self.heads.kv_heads * self.heads.width),
             Mixer::Conv { taps, .. } => LayerShape::Recurrent((taps.len() - 1) * taps[0].len()),
         };

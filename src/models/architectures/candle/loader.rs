@@ -4,19 +4,19 @@ use std::cell::Cell;
 
 use candle_core::{Device, Tensor};
 
-use super::ops::{Linear, Norm, failed};
+use super::ops::{CandleLinear, CandleNorm, failed};
 use crate::Result;
 use crate::models::architectures::tensors::Tensors;
 
 /// Reads the tensors of one model. Their names may have a prefix: that of a model with a head.
-pub struct Loader<'a> {
+pub struct TensorLoader<'a> {
     tensors: &'a dyn Tensors,
     prefix: &'static str,
     device: &'a Device,
     bytes: Cell<u64>,
 }
 
-impl<'a> Loader<'a> {
+impl<'a> TensorLoader<'a> {
     /// Those of `tensors`, without a prefix.
     pub(super) fn new(tensors: &'a dyn Tensors, device: &'a Device) -> Self {
         Self { tensors, prefix: "", device, bytes: Cell::new(0) }
@@ -62,9 +62,9 @@ impl<'a> Loader<'a> {
     ///
     /// # Errors
     /// As [`values`](Self::values).
-    pub(super) fn passing_linear(&self, name: &str, shape: [usize; 2]) -> Result<Linear> {
+    pub(super) fn passing_linear(&self, name: &str, shape: [usize; 2]) -> Result<CandleLinear> {
         let bias = self.values(&format!("{name}.bias"), &shape[..1])?;
-        Linear::new(self.passing(&format!("{name}.weight"), &shape)?, Some(bias))
+        CandleLinear::new(self.passing(&format!("{name}.weight"), &shape)?, Some(bias))
     }
 
     /// The tensor `name`.
@@ -81,29 +81,29 @@ impl<'a> Loader<'a> {
     ///
     /// # Errors
     /// As [`values`](Self::values).
-    pub(super) fn linear(&self, name: &str, shape: [usize; 2], bias: bool) -> Result<Linear> {
+    pub(super) fn linear(&self, name: &str, shape: [usize; 2], bias: bool) -> Result<CandleLinear> {
         let weight = self.tensor(&format!("{name}.weight"), &shape)?;
         let bias = bias.then(|| self.values(&format!("{name}.bias"), &shape[..1])).transpose()?;
-        Linear::new(weight, bias)
+        CandleLinear::new(weight, bias)
     }
 
     /// An RMS normalization.
     ///
     /// # Errors
     /// As [`values`](Self::values).
-    pub(super) fn rms_norm(&self, name: &str, width: usize, epsilon: f32) -> Result<Norm> {
-        Norm::new(self.values(&format!("{name}.weight"), &[width])?, None, epsilon, self.device)
+    pub(super) fn rms_norm(&self, name: &str, width: usize, epsilon: f32) -> Result<CandleNorm> {
+        CandleNorm::new(self.values(&format!("{name}.weight"), &[width])?, None, epsilon, self.device)
     }
 
     /// A layer normalization. Old files call its parameters gamma and beta.
     ///
     /// # Errors
     /// As [`values`](Self::values).
-    pub(super) fn layer_norm(&self, name: &str, width: usize, epsilon: f32) -> Result<Norm> {
+    pub(super) fn layer_norm(&self, name: &str, width: usize, epsilon: f32) -> Result<CandleNorm> {
         let old = self.tensors.contains(&format!("{}{name}.gamma", self.prefix));
         let (scale, shift) = if old { ("gamma", "beta") } else { ("weight", "bias") };
         let scale = self.values(&format!("{name}.{scale}"), &[width])?;
         let shift = self.values(&format!("{name}.{shift}"), &[width])?;
-        Norm::new(scale, Some(shift), epsilon, self.device)
+        CandleNorm::new(scale, Some(shift), epsilon, self.device)
     }
 }

@@ -18,7 +18,7 @@
 use super::architecture::Architecture;
 use super::family::Family;
 #[cfg(not(feature = "candle-models"))]
-use super::family::{ConfigFile, Engine};
+use super::family::{ComputeEngine, ConfigFile};
 #[cfg(not(feature = "candle-models"))]
 use crate::models::heads::layout;
 
@@ -52,7 +52,7 @@ pub use self::describe::{CandleArchitecture, EncoderModel};
 #[cfg(feature = "candle-models")]
 pub(crate) use self::encoder::CandleEncoder;
 #[cfg(feature = "candle-models")]
-pub use self::loader::Loader;
+pub use self::loader::TensorLoader;
 #[cfg(feature = "candle-models")]
 pub use self::ops::Ops;
 #[cfg(feature = "candle-models")]
@@ -68,7 +68,7 @@ pub(super) const FAMILIES: &[Family] = &[
     Family {
         generates: false,
         classifier: Some(&layout::DEBERTA),
-        engine: Engine::Candle,
+        engine: ComputeEngine::Candle,
         ..Family::new("deberta-v2", "DebertaV2", &[], absent)
     },
     generator("lfm2", "Lfm2"),
@@ -77,10 +77,10 @@ pub(super) const FAMILIES: &[Family] = &[
 
 #[cfg(not(feature = "candle-models"))]
 const fn generator(model_type: &'static str, classes: &'static str) -> Family {
-    Family { embeds: false, engine: Engine::Candle, ..Family::new(model_type, classes, &[], absent) }
+    Family { embeds: false, engine: ComputeEngine::Candle, ..Family::new(model_type, classes, &[], absent) }
 }
 
 #[cfg(not(feature = "candle-models"))]
 fn absent(file: &ConfigFile<'_>) -> crate::Result<Box<dyn Architecture>> {
-    Err(file.unsupported(Engine::Candle.missing()))
+    Err(file.unsupported(ComputeEngine::Candle.missing()))
 }

@@ -22,7 +22,7 @@ pub struct Ops {
 
 /// A linear layer `x Wᵀ + b`.
 #[derive(Debug)]
-pub(super) struct Linear {
+pub(super) struct CandleLinear {
     /// `[outputs, inputs]`.
     weight: Tensor,
     bias: Option<Parameter>,
@@ -44,7 +44,7 @@ impl Parameter {
 
 /// A layer normalization, or an RMS normalization without a shift.
 #[derive(Debug)]
-pub(super) struct Norm {
+pub(super) struct CandleNorm {
     scale: Parameter,
     shift: Option<Parameter>,
     epsilon: f32,
@@ -57,7 +57,7 @@ pub(super) enum Function {
     Head(HeadActivation),
 }
 
-impl Linear {
+impl CandleLinear {
     /// The layer of `weight`, `[outputs, inputs]`.
     pub(super) fn new(weight: Tensor, bias: Option<Vec<f32>>) -> Result<Self> {
         let bias = bias.map(|bias| Parameter::new(bias, weight.device())).transpose()?;
@@ -65,7 +65,7 @@ impl Linear {
     }
 }
 
-impl Norm {
+impl CandleNorm {
     /// The norm of rows of `scale`'s length.
     pub(super) fn new(
         scale: Vec<f32>,
@@ -153,7 +153,7 @@ impl Ops {
     }
 
     /// `function(x Wᵀ + b)` of the rows of `x`.
-    pub(super) fn linear(&self, x: &Tensor, linear: &Linear, function: Function) -> Result<Tensor> {
+    pub(super) fn linear(&self, x: &Tensor, linear: &CandleLinear, function: Function) -> Result<Tensor> {
         let y = linear.weight.t().and_then(|weight| x.matmul(&weight)).map_err(failed)?;
         if linear.bias.is_none() && function.is_identity() {
             return Ok(y);
@@ -174,7 +174,7 @@ impl Ops {
     }
 
     /// Normalizes each row.
-    pub(super) fn norm(&self, x: &Tensor, norm: &Norm) -> Result<Tensor> {
+    pub(super) fn norm(&self, x: &Tensor, norm: &CandleNorm) -> Result<Tensor> {
         match self.rows {
             true => map_rows(x, &|_, row| norm.row(row)),
             false => norm.composed(x).map_err(failed),
@@ -190,8 +190,8 @@ impl Ops {
     pub(super) fn gated(
         &self,
         x: &Tensor,
-        gate: &Linear,
-        up: &Linear,
+        gate: &CandleLinear,
+        up: &CandleLinear,
         function: Activation,
     ) -> Result<Tensor> {
         let gate = self.linear(x, gate, Function::Of(function))?;
@@ -225,7 +225,7 @@ impl Ops {
     }
 
     /// `norm(x + y)`.
-    pub(super) fn add_norm(&self, x: &Tensor, y: &Tensor, norm: &Norm) -> Result<Tensor> {
+    pub(super) fn add_norm(&self, x: &Tensor, y: &Tensor, norm: &CandleNorm) -> Result<Tensor> {
         if !self.rows {
             return (x + y).and_then(|sum| norm.composed(&sum)).map_err(failed);
         }
@@ -319,13 +319,13 @@ mod tests {
         let vector = |width: usize| (0..width).map(|i| 0.5 + i as f32 / width as f32).collect::<Vec<_>>();
         for (rows, width) in [(1, 7), (5, 48), (700, 33)] {
             let x = tensor(rows, width);
-            let linear = Linear::new(tensor(19, width), Some(vector(19))).unwrap();
+            let linear = CandleLinear::new(tensor(19, width), Some(vector(19))).unwrap();
             for function in functions.clone() {
                 let found = own.linear(&x, &linear, function).unwrap();
                 assert!(worst(&found, &other.linear(&x, &linear, function).unwrap()) < 2e-5, "{function:?}");
             }
             for shift in [None, Some(vector(width))] {
-                let norm = Norm::new(vector(width), shift, 1e-5, &Device::Cpu).unwrap();
+                let norm = CandleNorm::new(vector(width), shift, 1e-5, &Device::Cpu).unwrap();
                 assert!(worst(&own.norm(&x, &norm).unwrap(), &other.norm(&x, &norm).unwrap()) < 1e-5);
                 let found = own.add_norm(&x, &x, &norm).unwrap();
                 assert!(worst(&found, &other.add_norm(&x, &x, &norm).unwrap()) < 1e-5);

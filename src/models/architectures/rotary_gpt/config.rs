@@ -2,7 +2,9 @@
 
 use serde::Deserialize;
 
-use super::model::{HeadNorms, NEOX, Names, PHI, QkvForm, RotaryGpt, STABLELM, STARCODER2, Variant};
+use super::model::{
+    NEOX, NormsOfHeads, PHI, QkvForm, RotaryGpt, RotaryGptVariant, STABLELM, STARCODER2, TensorNames,
+};
 use crate::Result;
 use crate::compute::{LayerAttention, Mask, RopeStyle};
 use crate::models::architectures::architecture::Architecture;
@@ -12,7 +14,7 @@ use crate::models::architectures::rope_scaling::{RopeConfig, RopeDefaults};
 /// What a family has where its file does not say.
 struct Defaults {
     model_type: &'static str,
-    names: Names,
+    names: TensorNames,
     activation: &'static str,
     /// `partial_rotary_factor`.
     part: f32,
@@ -176,9 +178,9 @@ impl RotaryGptConfig {
         Ok(())
     }
 
-    fn variant(&self, defaults: &Defaults) -> Variant {
+    fn variant(&self, defaults: &Defaults) -> RotaryGptVariant {
         let normed = self.qk_layernorm.unwrap_or(false);
-        let none = Variant {
+        let none = RotaryGptVariant {
             names: defaults.names,
             qkv: QkvForm::Separate,
             qkv_bias: false,
@@ -188,13 +190,13 @@ impl RotaryGptConfig {
             gated: false,
             parallel: false,
             shared_norm: false,
-            head_norms: HeadNorms::None,
+            head_norms: NormsOfHeads::None,
             tied: self.tie_word_embeddings.unwrap_or(defaults.tied),
         };
         match defaults.model_type {
             "gpt_neox" => {
                 let bias = self.attention_bias.unwrap_or(true);
-                Variant {
+                RotaryGptVariant {
                     qkv: QkvForm::FusedByHead,
                     qkv_bias: bias,
                     output_bias: bias,
@@ -203,30 +205,30 @@ impl RotaryGptConfig {
                     ..none
                 }
             }
-            "phi" => Variant {
+            "phi" => RotaryGptVariant {
                 qkv_bias: true,
                 output_bias: true,
                 mlp_bias: true,
                 head_bias: true,
                 parallel: true,
                 shared_norm: true,
-                head_norms: if normed { HeadNorms::Shared } else { HeadNorms::None },
+                head_norms: if normed { NormsOfHeads::Shared } else { NormsOfHeads::None },
                 ..none
             },
             "stablelm" => {
                 let parallel = self.use_parallel_residual.unwrap_or(false);
-                Variant {
+                RotaryGptVariant {
                     qkv_bias: self.use_qkv_bias.unwrap_or(false),
                     gated: true,
                     parallel,
                     shared_norm: parallel,
-                    head_norms: if normed { HeadNorms::Each } else { HeadNorms::None },
+                    head_norms: if normed { NormsOfHeads::Each } else { NormsOfHeads::None },
                     ..none
                 }
             }
             _ => {
                 let bias = self.use_bias.unwrap_or(true);
-                Variant { qkv_bias: bias, output_bias: bias, mlp_bias: bias, ..none }
+                RotaryGptVariant { qkv_bias: bias, output_bias: bias, mlp_bias: bias, ..none }
             }
         }
     }

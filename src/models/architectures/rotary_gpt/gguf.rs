@@ -1,6 +1,6 @@
 //! The metadata of GGUF files.
 
-use super::model::{GGUF, HeadNorms, QkvForm, RotaryGpt, Variant};
+use super::model::{GGUF, NormsOfHeads, QkvForm, RotaryGpt, RotaryGptVariant};
 use crate::Result;
 use crate::compute::{Activation, Heads, LONGEST_HEAD, LayerAttention, Mask, RopeStyle, Rotary};
 use crate::models::architectures::architecture::Architecture;
@@ -101,11 +101,11 @@ fn heads(metadata: &Metadata<'_>, hidden: usize) -> Result<Heads> {
 }
 
 /// Which tensors there are says how the model differs from others.
-fn variant(metadata: &Metadata<'_>) -> Variant {
+fn variant(metadata: &Metadata<'_>) -> RotaryGptVariant {
     let gguf = metadata.gguf;
     let has = |name: &str| gguf.contains(&format!("blk.0.{name}"));
     let alone = !has("ffn_norm.weight");
-    Variant {
+    RotaryGptVariant {
         names: GGUF,
         qkv: if has("attn_qkv.weight") { QkvForm::Fused } else { QkvForm::Separate },
         qkv_bias: has("attn_qkv.bias") || has("attn_q.bias"),
@@ -117,7 +117,7 @@ fn variant(metadata: &Metadata<'_>) -> Variant {
         parallel: alone
             || metadata.architecture == "gptneox" && metadata.flag("use_parallel_residual") != Some(false),
         shared_norm: alone,
-        head_norms: if has("attn_q_norm.weight") { HeadNorms::EachStacked } else { HeadNorms::None },
+        head_norms: if has("attn_q_norm.weight") { NormsOfHeads::EachStacked } else { NormsOfHeads::None },
         tied: !gguf.contains("output.weight"),
     }
 }

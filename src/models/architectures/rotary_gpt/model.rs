@@ -8,7 +8,7 @@ use crate::{Error, Result};
 
 /// The names of tensors, without `.weight` and `.bias`; those of a layer follow its number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Names {
+pub(super) struct TensorNames {
     pub words: &'static str,
     pub layers: &'static str,
     pub attention_norm: &'static str,
@@ -29,7 +29,7 @@ pub(super) struct Names {
 }
 
 /// transformers' names of StableLM, of which the others have some.
-pub(super) const STABLELM: Names = Names {
+pub(super) const STABLELM: TensorNames = TensorNames {
     words: "model.embed_tokens",
     layers: "model.layers",
     attention_norm: "input_layernorm",
@@ -45,9 +45,9 @@ pub(super) const STABLELM: Names = Names {
     head: ["lm_head", "lm_head"],
 };
 
-pub(super) const STARCODER2: Names = Names { up: "mlp.c_fc", down: "mlp.c_proj", ..STABLELM };
+pub(super) const STARCODER2: TensorNames = TensorNames { up: "mlp.c_fc", down: "mlp.c_proj", ..STABLELM };
 
-pub(super) const PHI: Names = Names {
+pub(super) const PHI: TensorNames = TensorNames {
     output: "self_attn.dense",
     up: "mlp.fc1",
     down: "mlp.fc2",
@@ -55,7 +55,7 @@ pub(super) const PHI: Names = Names {
     ..STABLELM
 };
 
-pub(super) const NEOX: Names = Names {
+pub(super) const NEOX: TensorNames = TensorNames {
     words: "gpt_neox.embed_in",
     layers: "gpt_neox.layers",
     fused_qkv: "attention.query_key_value",
@@ -68,7 +68,7 @@ pub(super) const NEOX: Names = Names {
     ..STABLELM
 };
 
-pub(super) const GGUF: Names = Names {
+pub(super) const GGUF: TensorNames = TensorNames {
     words: "token_embd",
     layers: "blk",
     attention_norm: "attn_norm",
@@ -97,7 +97,7 @@ pub(super) enum QkvForm {
 
 /// The layer normalizations of queries and keys.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum HeadNorms {
+pub(super) enum NormsOfHeads {
     /// None.
     None,
     /// The same for all heads.
@@ -110,8 +110,8 @@ pub(super) enum HeadNorms {
 
 /// Where models of this kind differ.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct Variant {
-    pub names: Names,
+pub(super) struct RotaryGptVariant {
+    pub names: TensorNames,
     pub qkv: QkvForm,
     pub qkv_bias: bool,
     /// Of the output of attention.
@@ -125,7 +125,7 @@ pub(super) struct Variant {
     pub parallel: bool,
     /// Whether they have one norm.
     pub shared_norm: bool,
-    pub head_norms: HeadNorms,
+    pub head_norms: NormsOfHeads,
     /// Whether the matrix of logits is that of embeddings.
     pub tied: bool,
 }
@@ -142,7 +142,7 @@ pub(super) struct RotaryGpt {
     pub epsilon: f32,
     pub activation: Activation,
     pub attention: LayerAttention,
-    pub variant: Variant,
+    pub variant: RotaryGptVariant,
 }
 
 impl RotaryGpt {
@@ -158,10 +158,12 @@ impl RotaryGpt {
     fn head_norm(&self, tensors: &dyn Tensors, name: &str, heads: usize) -> Result<Option<NormTensors>> {
         let (width, length) = (self.heads.width, heads * self.heads.width);
         let scales = match self.variant.head_norms {
-            HeadNorms::None => return Ok(None),
-            HeadNorms::Shared => return self.norm(tensors, name, width).map(Some),
-            HeadNorms::EachStacked => tensors.matrix(&format!("{name}.weight"), [heads, width])?.to_f32()?,
-            HeadNorms::Each => {
+            NormsOfHeads::None => return Ok(None),
+            NormsOfHeads::Shared => return self.norm(tensors, name, width).map(Some),
+            NormsOfHeads::EachStacked => {
+                tensors.matrix(&format!("{name}.weight"), [heads, width])?.to_f32()?
+            }
+            NormsOfHeads::Each => {
                 let mut scales = Vec::new();
                 for head in 0..heads {
                     scales.extend(tensors.vector(&format!("{name}.norms.{head}.weight"), width)?.to_f32()?);

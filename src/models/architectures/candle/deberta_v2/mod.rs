@@ -9,15 +9,15 @@ mod relative;
 use serde::Deserialize;
 use serde_json::Value;
 
-use self::model::{Conv, DebertaModel, IDENTITY, Layer, split};
+use self::model::{Conv, DebertaLayer, DebertaModel, IDENTITY, split};
 use self::relative::Relative;
 use super::describe::{CandleArchitecture, EncoderModel};
-use super::loader::Loader;
-use super::ops::{Linear, Ops, failed};
+use super::loader::TensorLoader;
+use super::ops::{CandleLinear, Ops, failed};
 use crate::Result;
 use crate::compute::{Activation, Heads, LayerAttention, Mask, Positions};
 use crate::models::architectures::architecture::{Architecture, Description, Factors};
-use crate::models::architectures::family::{ConfigFile, Engine, Family, LARGEST_SIZE};
+use crate::models::architectures::family::{ComputeEngine, ConfigFile, Family, LARGEST_SIZE};
 use crate::models::architectures::tensors::{EmbeddingTensors, PrefixedTensors, Tensors};
 use crate::models::heads::layout::{self, HeadActivation};
 use candle_core::Tensor;
@@ -26,7 +26,7 @@ use candle_core::Tensor;
 pub(super) const FAMILY: Family = Family {
     generates: false,
     classifier: Some(&layout::DEBERTA),
-    engine: Engine::Candle,
+    engine: ComputeEngine::Candle,
     ..Family::new("deberta-v2", "DebertaV2", KEYS, read)
 };
 
@@ -238,7 +238,7 @@ impl Architecture for Deberta {
 }
 
 impl CandleArchitecture for Deberta {
-    fn encoder(&self, loader: &mut Loader<'_>) -> Result<Box<dyn EncoderModel>> {
+    fn encoder(&self, loader: &mut TensorLoader<'_>) -> Result<Box<dyn EncoderModel>> {
         let config = &self.config;
         let (hidden, epsilon) = (config.hidden_size, config.layer_norm_eps);
         let narrow = config.embedding_size.unwrap_or(hidden);
@@ -281,7 +281,7 @@ impl CandleArchitecture for Deberta {
 
 impl Deberta {
     /// The table of relative positions, normalized if it is to be.
-    fn places(&self, loader: &Loader<'_>, ops: &Ops, relative: Relative) -> Result<Tensor> {
+    fn places(&self, loader: &TensorLoader<'_>, ops: &Ops, relative: Relative) -> Result<Tensor> {
         let hidden = self.config.hidden_size;
         // It is not counted: each layer keeps what it makes of it.
         let table = loader.passing("encoder.rel_embeddings.weight", &[2 * relative.span, hidden])?;
@@ -294,7 +294,13 @@ impl Deberta {
         }
     }
 
-    fn layer(&self, loader: &Loader<'_>, ops: &Ops, index: usize, places: Option<&Tensor>) -> Result<Layer> {
+    fn layer(
+        &self,
+        loader: &TensorLoader<'_>,
+        ops: &Ops,
+        index: usize,
+        places: Option<&Tensor>,
+    ) -> Result<DebertaLayer> {
         let DebertaConfig { hidden_size: hidden, intermediate_size: wide, layer_norm_eps, .. } = self.config;
         let name = |name: &str| format!("encoder.layer.{index}.{name}");
         let linear = |part: &str, shape| loader.linear(&name(part), shape, true);
@@ -302,7 +308,7 @@ impl Deberta {
         let norm = |part: &str| loader.layer_norm(&name(part), hidden, layer_norm_eps);
         let (query, key) = (attention("query_proj")?, attention("key_proj")?);
         // What a layer makes of the table is always the same.
-        let of_places = |on: bool, own: &str, shared: &Linear| -> Result<Option<Tensor>> {
+        let of_places = |on: bool, own: &str, shared: &CandleLinear| -> Result<Option<Tensor>> {
             let Some(places) = places.filter(|_| on) else { return Ok(None) };
             let made = match self.config.share_att_key {
                 true => ops.linear(places, shared, IDENTITY)?,
@@ -315,7 +321,7 @@ impl Deberta {
             loader.count(&made);
             Ok(Some(made))
         };
-        Ok(Layer {
+        Ok(DebertaLayer {
             place_keys: of_places(self.compared[0], "pos_key_proj", &key)?,
             place_queries: of_places(self.compared[1], "pos_query_proj", &query)?,
             query,
@@ -330,7 +336,7 @@ impl Deberta {
     }
 
     /// The convolution of the first layer's input, as a product with the rows of neighbors side by side.
-    fn conv(&self, loader: &Loader<'_>, function: HeadActivation) -> Result<Conv> {
+    fn conv(&self, loader: &TensorLoader<'_>, function: HeadActivation) -> Result<Conv> {
         let (hidden, size, groups) =
             (self.config.hidden_size, self.config.conv_kernel_size, self.config.conv_groups);
         let (each, name) = (hidden / groups, "encoder.conv.conv");
@@ -341,7 +347,7 @@ impl Deberta {
             let rows = rows.transpose(1, 2).and_then(|rows| rows.contiguous());
             let rows = rows.and_then(|rows| rows.reshape((each, size * each))).map_err(failed)?;
             loader.count(&rows);
-            Linear::new(rows, Some(bias[index * each..(index + 1) * each].to_vec()))
+            CandleLinear::new(rows, Some(bias[index * each..(index + 1) * each].to_vec()))
         };
         Ok(Conv {
             groups: (0..groups).map(group).collect::<Result<_>>()?,

@@ -2,12 +2,12 @@
 
 use candle_core::Tensor;
 
-use super::relative::{Places, Relative};
+use super::relative::{Distances, Relative};
 use crate::Result;
 use crate::compute::{Activation, Heads};
 use crate::models::architectures::candle::describe::EncoderModel;
 use crate::models::architectures::candle::ops::{
-    Function, Linear, Norm, Ops, failed, map_rows, softmax_composed, softmax_row, with_values,
+    CandleLinear, CandleNorm, Function, Ops, failed, map_rows, softmax_composed, softmax_row, with_values,
 };
 use crate::models::heads::layout::HeadActivation;
 
@@ -17,9 +17,9 @@ pub(super) struct DebertaModel {
     pub(super) words: Tensor,
     pub(super) positions: Option<Tensor>,
     pub(super) token_types: Option<Tensor>,
-    pub(super) projection: Option<Linear>,
-    pub(super) norm: Norm,
-    pub(super) layers: Vec<Layer>,
+    pub(super) projection: Option<CandleLinear>,
+    pub(super) norm: CandleNorm,
+    pub(super) layers: Vec<DebertaLayer>,
     pub(super) conv: Option<Conv>,
     pub(super) heads: Heads,
     pub(super) activation: Activation,
@@ -28,31 +28,31 @@ pub(super) struct DebertaModel {
     pub(super) scale: f32,
 }
 
-pub(super) struct Layer {
-    pub(super) query: Linear,
-    pub(super) key: Linear,
-    pub(super) value: Linear,
+pub(super) struct DebertaLayer {
+    pub(super) query: CandleLinear,
+    pub(super) key: CandleLinear,
+    pub(super) value: CandleLinear,
     /// Keys and queries of relative positions: `[heads, rows, width]`.
     pub(super) place_keys: Option<Tensor>,
     pub(super) place_queries: Option<Tensor>,
-    pub(super) output: Linear,
-    pub(super) attention_norm: Norm,
-    pub(super) up: Linear,
-    pub(super) down: Linear,
-    pub(super) mlp_norm: Norm,
+    pub(super) output: CandleLinear,
+    pub(super) attention_norm: CandleNorm,
+    pub(super) up: CandleLinear,
+    pub(super) down: CandleLinear,
+    pub(super) mlp_norm: CandleNorm,
 }
 
 pub(super) struct Conv {
-    pub(super) groups: Vec<Linear>,
+    pub(super) groups: Vec<CandleLinear>,
     pub(super) size: usize,
     pub(super) function: HeadActivation,
-    pub(super) norm: Norm,
+    pub(super) norm: CandleNorm,
 }
 
 impl EncoderModel for DebertaModel {
     fn states(&self, ops: &Ops, ids: &[u32], second: usize) -> Result<Tensor> {
         let input = self.embed(ops, ids, second)?;
-        let places = self.relative.map(|relative| Places::new(relative, ids.len()));
+        let places = self.relative.map(|relative| Distances::new(relative, ids.len()));
         let mut x = input.clone();
         for (index, layer) in self.layers.iter().enumerate() {
             let attended = layer.attend(ops, &x, self.heads, self.scale, places.as_ref())?;
@@ -92,14 +92,14 @@ pub(super) fn split(x: &Tensor, heads: Heads) -> candle_core::Result<Tensor> {
     x.reshape((x.dim(0)?, heads.heads, heads.width))?.transpose(0, 1)?.contiguous()
 }
 
-impl Layer {
+impl DebertaLayer {
     fn attend(
         &self,
         ops: &Ops,
         x: &Tensor,
         heads: Heads,
         scale: f32,
-        places: Option<&Places>,
+        places: Option<&Distances>,
     ) -> Result<Tensor> {
         let part = |linear| ops.linear(x, linear, IDENTITY).and_then(|x| split(&x, heads).map_err(failed));
         let (q, k, v) = (part(&self.query)?, part(&self.key)?, part(&self.value)?);
@@ -213,7 +213,7 @@ mod tests {
         };
         let relative = Relative { span: 6, buckets: Some(6), farthest: 12, normed: false };
         for tokens in [1, 2, 9, 40] {
-            let places = Places::new(relative, tokens);
+            let places = Distances::new(relative, tokens);
             let scores = tensor(&[3, tokens, tokens], 31);
             let part = |seed| Some(tensor(&[3, tokens, places.count], seed));
             for by_place in [[None, None], [part(17), None], [None, part(23)], [part(17), part(23)]] {

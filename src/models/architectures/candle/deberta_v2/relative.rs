@@ -31,14 +31,14 @@ impl Relative {
 }
 
 /// The rows of relative positions that a sequence needs.
-pub(super) struct Places {
+pub(super) struct Distances {
     pub(super) first: usize,
     pub(super) count: usize,
     /// Of the distances `1 - tokens` to `tokens - 1`, less `first`.
     pub(super) rows: Vec<u32>,
 }
 
-impl Places {
+impl Distances {
     pub(super) fn new(relative: Relative, tokens: usize) -> Self {
         let farthest = tokens as i64 - 1;
         let rows: Vec<usize> = (-farthest..=farthest).map(|distance| relative.row(distance)).collect();
