@@ -3,12 +3,14 @@
 //! One table (`for_each_setting`) holds every setting with its meaning, type, default and environment variable. The
 //! struct, the parser, the Python class, the table in docs/configuration.md and the tests that nothing is missing are all made from it.
 
+mod device;
 mod span;
 mod value;
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
+pub use device::DeviceChoice;
 pub use span::{ByteSize, FolderSetting, TimeSpan};
 pub use value::{Choice, KeepAliveSetting, MemoryBudget, NonEmpty, Seconds, Setting, SettingValue};
 
@@ -117,7 +119,7 @@ macro_rules! for_each_setting {
             dtype: DTypeChoice = DTypeChoice::Auto, "MODEL_MANAGER_DTYPE";
             /// The same for the generator. GGUF files keep their own form.
             generator_dtype: DTypeChoice = DTypeChoice::Auto, "MODEL_MANAGER_GENERATOR_DTYPE";
-            /// auto, cpu, cuda or mps; the last two need a build with that feature. Generators use a GPU only where it is named: their quantized weights take 32 bits each there.
+            /// auto, cpu, cuda, cuda:1 (the second card) or mps, also written metal; a card needs a build with its feature (docs/gpu.md). auto is the card with the most free memory, else the CPU. Generators use a card only where it is named: their quantized weights take 32 bits each there. candle-cpu is for tests.
             device: DeviceChoice = DeviceChoice::Auto, "MODEL_MANAGER_DEVICE";
             /// Threads that compute, shared by all managers of the process; 0: as many as the cores it may use.
             threads: usize = 0, "MODEL_MANAGER_THREADS";
@@ -133,7 +135,7 @@ macro_rules! for_each_setting {
             max_context: Option<usize> = None, "MODEL_MANAGER_MAX_CONTEXT";
             /// Memory that the keys and values of one generator's requests may take: bytes, text such as "2GB", or a fraction of RAM or cgroup limit.
             kv_memory: MemoryBudget = MemoryBudget::quarter(), "MODEL_MANAGER_KV_MEMORY";
-            /// Memory that all models may take, keys and values of generators included: bytes, text such as "2GB", or a fraction of RAM or cgroup limit.
+            /// Memory that all models may take, keys and values of generators included: bytes, text such as "2GB", or a fraction of RAM or cgroup limit. Models on a card have the same limit there, or that fraction of the card's memory.
             memory_budget: Option<MemoryBudget> = None, "MODEL_MANAGER_MEMORY_BUDGET";
             /// Which idle model leaves when memory_budget is full: lru (the least recently used) or cost (the one whose uses and load time are worth least for its size).
             eviction: EvictionOrder = EvictionOrder::Lru, "MODEL_MANAGER_EVICTION";
@@ -261,20 +263,6 @@ impl DTypeChoice {
             Self::Int8 => WeightFormat::Int8,
             Self::Int4 => WeightFormat::Int4,
         }
-    }
-}
-
-value::choice! {
-    /// Where models compute.
-    DeviceChoice {
-        /// The best that this build supports and this machine has.
-        Auto = "auto",
-        /// This crate's own kernels.
-        Cpu = "cpu",
-        /// NVIDIA, through candle.
-        Cuda = "cuda",
-        /// Apple, through candle.
-        Mps = "mps",
     }
 }
 

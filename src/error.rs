@@ -178,6 +178,22 @@ pub enum Error {
         /// Bytes asked for.
         bytes: u64,
     },
+    /// A device with a memory of its own has none left, after idle models were unloaded and batches halved.
+    #[error(
+        "out of memory on {device}: no room for {what}{}{}; unload a model, send shorter texts, or use device=\"cpu\"",
+        needed.map_or_else(String::new, |bytes| format!(", which needs about {} MB", (bytes >> 20).max(1))),
+        free.map_or_else(String::new, |bytes| format!("; {} MB are free", bytes >> 20))
+    )]
+    DeviceMemory {
+        /// The device.
+        device: String,
+        /// What it was for.
+        what: String,
+        /// Bytes it needs, where that is known.
+        needed: Option<u64>,
+        /// Bytes that are free, where the device reports it.
+        free: Option<u64>,
+    },
     /// The numbers went wrong: NaN or infinity where a vector was due.
     #[error(
         "model {model:?} produced a vector that is not finite; its weights are damaged or overflow this dtype (try dtype=\"float32\")"

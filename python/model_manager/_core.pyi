@@ -216,8 +216,9 @@ class Config:
         """The same for the generator. `MODEL_MANAGER_GENERATOR_DTYPE`, default auto."""
     @property
     def device(self) -> str:
-        """``auto``, ``cpu``, ``cuda`` or ``mps``; the last two need a build with that feature. Generators use a GPU
-        only where it is named: their quantized weights take 32 bits each there. `MODEL_MANAGER_DEVICE`, default auto.
+        """``auto``, ``cpu``, ``cuda``, ``cuda:1`` (the second card) or ``mps``, also written ``metal``; a card needs a
+        build with its feature. ``auto`` is the card with the most free memory, else the CPU. Generators use a card only
+        where it is named: their quantized weights take 32 bits each there. `MODEL_MANAGER_DEVICE`, default auto.
         """
     @property
     def threads(self) -> int:
@@ -405,7 +406,7 @@ class Manager:
         """The settings in force. Reading them makes them final."""
     @property
     def device(self) -> str:
-        """Where models compute: ``cpu``, ``cuda`` or ``mps``."""
+        """Where models compute: ``cpu``, or a card: ``cuda:0``, ``mps:0``."""
     @property
     def tracker(self) -> LazyLoadTracker:
         """This manager's tracker; `record_*` on it add to what it shows."""

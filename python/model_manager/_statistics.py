@@ -143,6 +143,8 @@ class SlotStatistics(TypedDict):
     """Seconds that it stays after its latest use; None: indefinitely."""
     bytes: int
     """Memory held now."""
+    device_bytes: int
+    """Of it, bytes on a card."""
     leases: int
     """Calls that use it now."""
     idle_seconds: float | None
@@ -184,6 +186,20 @@ class QueueStatistics(TypedDict):
     """Requests refused because the queue was full."""
 
 
+class CardStatistics(TypedDict):
+    """The memory of the card in use, in bytes."""
+
+    name: str
+    """``cuda:0``, ``mps:0``."""
+    models: int
+    """Weights of the models on it."""
+    budget: int | None
+    """None: no limit."""
+    free: int | None
+    """What no process holds; None where the driver does not report it."""
+    total: int | None
+
+
 class MemoryStatistics(TypedDict):
     """Memory of the process and of its models, in bytes."""
 
@@ -194,6 +210,8 @@ class MemoryStatistics(TypedDict):
     """Keys and values of all generators, including those kept for prompts with a common prefix."""
     budget: int | None
     """None: no limit."""
+    device: CardStatistics | None
+    """None: models compute on the CPU."""
 
 
 class Spent(TypedDict):

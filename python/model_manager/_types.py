@@ -80,7 +80,7 @@ class Settings(TypedDict, total=False):
     temperature: float
     dtype: Literal["auto", "float32", "bfloat16", "int8", "int4"]
     generator_dtype: Literal["auto", "float32", "bfloat16", "int8", "int4"]
-    device: Literal["auto", "cpu", "cuda", "mps"]
+    device: str
     threads: int
     max_queue: int
     max_text_bytes: int
@@ -169,6 +169,10 @@ class Description(TypedDict):
     """``float32``, ``bfloat16``, ``int8`` or ``int4``; for a server's model the type of its vectors."""
     bytes: int
     """Memory of the weights."""
+    device: str
+    """Where it computes: ``cpu``, or a card."""
+    device_bytes: int
+    """Of the memory of its weights, bytes on that card."""
 
 
 class GeneratorDescription(TypedDict):
@@ -200,6 +204,8 @@ class GeneratorDescription(TypedDict):
     """Whether it has a chat template, and so answers messages."""
     bytes: int
     """Memory of the weights."""
+    device_bytes: int
+    """Of it, bytes on a card."""
     kv_bytes_per_token: int
     """Memory of the keys and values of each token of a running request."""
     kv_limit: int

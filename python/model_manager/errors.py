@@ -10,6 +10,7 @@ __all__ = [
     "ArgumentError",
     "ClosedError",
     "ConfigError",
+    "DeviceMemoryError",
     "DownloadError",
     "InputError",
     "InternalError",
@@ -131,6 +132,10 @@ class WaitTimeoutError(ModelManagerError, TimeoutError):
 
 class OutOfMemoryError(ModelManagerError, MemoryError):
     """The system has no memory for what one request needs. Other requests go on."""
+
+
+class DeviceMemoryError(ModelManagerError, MemoryError):
+    """A card has no memory left for a model or a batch, after idle models were unloaded and batches halved."""
 
 
 class OverloadedError(ModelManagerError, RuntimeError):

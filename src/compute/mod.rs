@@ -10,6 +10,7 @@
 
 pub mod attention;
 pub mod backend;
+pub mod cards;
 pub mod file;
 #[cfg(test)]
 #[cfg(unix)]
@@ -31,7 +32,9 @@ pub use attention::{
     CacheShape, DistanceBias, Heads, LayerAttention, LongRope, Mask, QueryGrowth, RopeStyle, RopeTable,
     Rotary,
 };
-pub use backend::{Backend, Candle, Cpu, ForwardFn, KvCache, Pass, Positions, Row, Rows, Step};
+pub use backend::{
+    Backend, Candle, CandleDevice, Cpu, ForwardFn, KvCache, Pass, Positions, Relief, Row, Rows, Step,
+};
 pub use isa::{DType, ISA_VARIABLE, Isa};
 pub use kernels::Activation;
 pub(crate) use kernels::rowwise::LONGEST_HEAD;

@@ -84,6 +84,11 @@ impl Generator {
         self.model.network.memory_bytes()
     }
 
+    /// Of those, bytes on a device with a memory of its own.
+    pub fn device_bytes(&self) -> u64 {
+        self.model.network.device_bytes()
+    }
+
     /// Bytes of keys and values for each token of a prompt and its answer.
     pub fn token_bytes(&self) -> u64 {
         self.engine.token_bytes()

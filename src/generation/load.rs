@@ -11,7 +11,7 @@ use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 
 use super::chat::{self, ChatTemplate, TURNS_TEMPLATE};
 use super::stop::TextTokens;
-use crate::compute::{Candle, Cpu, Isa, WeightFormat};
+use crate::compute::{Candle, CandleDevice, Cpu, Isa, WeightFormat};
 #[cfg(feature = "candle-models")]
 use crate::models::architectures::CandleDecoder;
 use crate::models::architectures::Transformer;
@@ -71,8 +71,8 @@ pub enum Network {
 pub enum ComputeTarget {
     /// The CPU, with the kernels of an instruction set.
     Cpu(Isa),
-    /// A device of candle's, in f32.
-    Device(candle_core::Device),
+    /// A device of candle's.
+    Device(CandleDevice),
 }
 
 impl Network {
@@ -87,7 +87,7 @@ impl Network {
         {
             let device = match target {
                 ComputeTarget::Cpu(_) => &candle_core::Device::Cpu,
-                ComputeTarget::Device(device) => device,
+                ComputeTarget::Device(on) => &on.device,
             };
             if let Some(model) = CandleDecoder::load(architecture, weights, device)? {
                 return Ok(Self::Tensors(Arc::new(model)));
@@ -112,6 +112,16 @@ impl Network {
             Self::Candle(model) => model.memory_bytes(),
             #[cfg(feature = "candle-models")]
             Self::Tensors(model) => model.memory_bytes(),
+        }
+    }
+
+    /// Of those, bytes on a device with a memory of its own.
+    pub fn device_bytes(&self) -> u64 {
+        match self {
+            Self::Cpu(_) => 0,
+            Self::Candle(model) => model.device_bytes(),
+            #[cfg(feature = "candle-models")]
+            Self::Tensors(model) => model.device_bytes(),
         }
     }
 

@@ -111,7 +111,7 @@ fn logits_equal_transformers_on_every_instruction_set() {
 
 #[test]
 fn any_device_of_candle_writes_the_same_text() {
-    let device = ComputeTarget::Device(candle_core::Device::Cpu);
+    let device = ComputeTarget::Device(candle_core::Device::Cpu.into());
     for name in NAMES.split(' ') {
         let files = TextFiles::Folder(ModelFiles::open(name, &folder(name)).unwrap());
         let load = || TextModel::open_on(name, &files, WeightFormat::F32, &device).unwrap();

@@ -73,7 +73,11 @@ impl MemoryLimit {
         self.bytes_of(setting, usable_memory(Path::new("/")))
     }
 
-    fn bytes_of(self, setting: &str, usable: Option<u64>) -> Result<u64> {
+    /// The same for a memory of `usable` bytes.
+    ///
+    /// # Errors
+    /// [`Error::Config`] naming `setting` for a fraction of a memory of unknown size.
+    pub(crate) fn bytes_of(self, setting: &str, usable: Option<u64>) -> Result<u64> {
         match (self, usable) {
             (Self::Bytes(bytes), _) => Ok(bytes),
             (Self::Fraction(fraction), Some(usable)) => Ok((fraction * usable as f64) as u64),

@@ -79,6 +79,14 @@ impl EncoderBackend {
         }
     }
 
+    /// Of those, bytes on a card.
+    pub(super) fn device_bytes(&self) -> u64 {
+        match self {
+            Self::Local { encoder, .. } => encoder.device_bytes(),
+            Self::Remote(_) => 0,
+        }
+    }
+
     /// The source, as messages name it.
     pub(super) fn name(&self) -> String {
         match self {

@@ -110,11 +110,11 @@ impl Manager {
         Ok((*self.parts()?.settings).clone())
     }
 
-    /// Where sentence models compute: cpu, cuda or mps.
+    /// Where sentence models compute: cpu, cuda:0, mps:0.
     ///
     /// # Errors
     /// As [`Manager::settings`].
-    pub fn device(&self) -> Result<&'static str> {
+    pub fn device(&self) -> Result<String> {
         Ok(self.parts()?.loader.device().name())
     }
 
@@ -182,6 +182,8 @@ impl Manager {
         let settings = (*parts.settings).clone();
         let tracker = Arc::new(Tracker::new(crate::clock::Clock::System));
         std::mem::forget(self.tracker.swap(Arc::clone(&tracker)));
+        // A card's memory belongs to the parent.
+        let paused = paused && parts.loader.device().survives_fork();
         // Threads that do not exist here may hold locks of the parent's parts: those are not used again, nor freed.
         std::mem::forget(self.parts.swap(None));
         std::mem::forget(parts);

@@ -7,6 +7,7 @@ use std::time::Instant;
 use arc_swap::ArcSwapOption;
 
 use super::backend::EncoderBackend;
+use super::card::{format_of, on_card, weight_format};
 use super::device::ComputeDevice;
 use super::info::ModelInfo;
 use super::known::{KnownModel, KnownModels};
@@ -18,7 +19,7 @@ use super::spec::{EmbeddingSpec, GeneratorSpec, Spec};
 use crate::batching::{Batcher, Counters};
 use crate::cache::tiers::ModelContent;
 use crate::compute::{Isa, Threads, WeightFormat, memory};
-use crate::config::{DTypeChoice, DeviceChoice, Host, Settings};
+use crate::config::{DeviceChoice, Host, Settings};
 use crate::generation::{ComputeTarget, Generator, TextFiles, TextModel};
 use crate::lifecycle::{Budget, Charge, Loaded};
 use crate::models::{
@@ -41,6 +42,8 @@ pub(super) struct ModelLoader {
     host: Arc<dyn Host>,
     device: ComputeDevice,
     budget: Budget,
+    /// That of the card's memory.
+    card_budget: Budget,
     models: SharedModels,
     healths: Healths,
     batch_tokens: usize,
@@ -61,13 +64,17 @@ impl ModelLoader {
         host: Arc<dyn Host>,
         known: Option<KnownModels>,
     ) -> Result<Self> {
-        let limit = settings.memory_budget.as_ref().map(|budget| budget.limit.bytes("memory_budget"));
+        let device = ComputeDevice::of(settings.device)?;
+        let limit = settings.memory_budget.as_ref().map(|budget| budget.limit);
+        let bytes = limit.map(|limit| limit.bytes("memory_budget")).transpose()?;
+        let of_card = limit.map(|limit| device.share(limit, "memory_budget")).transpose()?;
         Ok(Self {
-            budget: Budget::new(limit.transpose()?),
+            budget: Budget::new(bytes),
+            card_budget: Budget::new(of_card),
             models: SharedModels::default(),
             healths: Healths::default(),
             batch_tokens: BATCH_TOKENS_PER_THREAD * Threads::global().count(),
-            device: ComputeDevice::of(settings.device)?,
+            device,
             counters: Arc::default(),
             known: known.map(Arc::new),
             closing: Arc::default(),
@@ -86,6 +93,10 @@ impl ModelLoader {
 
     pub(super) fn budget(&self) -> &Budget {
         &self.budget
+    }
+
+    pub(super) fn card_budget(&self) -> &Budget {
+        &self.card_budget
     }
 
     pub(super) fn healths(&self) -> &Healths {
@@ -162,7 +173,7 @@ impl ModelLoader {
     /// configured one.
     fn load_first(
         &self,
-        entries: &NamedSlots,
+        entries: &Arc<NamedSlots>,
         name: &str,
         spec: &EmbeddingSpec,
     ) -> Result<(ModelHandle, Option<Charge>)> {
@@ -192,7 +203,7 @@ impl ModelLoader {
 
     fn load_source(
         &self,
-        entries: &NamedSlots,
+        entries: &Arc<NamedSlots>,
         name: &str,
         source: &str,
         spec: &EmbeddingSpec,
@@ -205,17 +216,31 @@ impl ModelLoader {
 
         let isa = Isa::from_env()?;
         let engine = files.engine();
-        let format = format_of(name, spec.dtype.or(self.settings.dtype), isa, engine);
+        let card = match &self.device {
+            ComputeDevice::Gpu(device) if files.static_form()?.is_none() => Some(device),
+            _ => None,
+        };
+        let format = format_of(name, spec.dtype.or(self.settings.dtype), isa, engine, card)?;
         let overrides = spec_overrides(spec, &files);
         let identity: Arc<str> = format!("{} {overrides:?}", files.fingerprint(format)?).into();
         let mut charge = None;
         let backend = self.models.get_or_load(&identity, || {
-            charge = Some(make_room(&self.budget, entries, name, files.expected_bytes(format)?)?);
-            let build = |config: &ModelConfig, weights: &Weights| match &self.device {
-                ComputeDevice::Cpu => on_cpu(config, weights, isa, format),
-                ComputeDevice::Gpu(device) => on_device(config, weights, device),
+            let expected = files.expected_bytes(format)?;
+            let budget = if card.is_some() { &self.card_budget } else { &self.budget };
+            charge = Some(make_room(budget, entries, name, expected, card.is_some())?);
+            let encoder = match card {
+                None => {
+                    let build =
+                        |config: &ModelConfig, weights: &Weights| on_cpu(config, weights, isa, format);
+                    Encoder::load(&files, overrides, &build)?
+                }
+                Some(device) => on_card(device, entries, name, format, expected, |device| {
+                    let build =
+                        |config: &ModelConfig, weights: &Weights| on_device(config, weights, device.clone());
+                    Encoder::load(&files, overrides, &build)
+                })?,
             };
-            let encoder = Arc::new(Encoder::load(&files, overrides, &build)?);
+            let encoder = Arc::new(encoder);
             // The file's pages were read once; the packed weights stay.
             memory::trim();
             let batcher = Batcher::start(name, &encoder, self.batch_limit(&encoder), &self.counters)?;
@@ -284,8 +309,12 @@ impl ModelLoader {
             Source::Server(_) => return None,
             local => resolve(&local, &options, &mut |_| Err(Error::Closed)).ok()?,
         };
+        let card = match &self.device {
+            ComputeDevice::Gpu(device) if files.static_form().ok()?.is_none() => Some(device),
+            _ => None,
+        };
         let dtype = spec.dtype.or(self.settings.dtype);
-        let format = files.engine().weight_format(dtype.weight_format(Isa::from_env().ok()?));
+        let format = weight_format(dtype, Isa::from_env().ok()?, files.engine(), card).ok()?;
         let overrides = spec_overrides(spec, &files);
         let found = known.find(&files.stamp(format, overrides).ok()?)?;
         let content = ModelContent::default();
@@ -335,27 +364,35 @@ impl ModelLoader {
         let options = self.resolve_options(spec.revision.as_ref());
         let files = TextFiles::find(&Source::parse(&source)?, &options, &mut self.log_progress())?;
         let isa = Isa::from_env()?;
-        let format = format_of(name, spec.dtype.or(self.settings.generator_dtype), isa, files.engine());
-        let charge = make_room(&self.budget, entries, name, files.expected_bytes()?)?;
-        // A GPU that `auto` finds is for sentence models: there, quantized weights would take several times their size.
-        let target = match &self.device {
-            ComputeDevice::Gpu(device) if self.settings.device != DeviceChoice::Auto => {
-                ComputeTarget::Device(device.clone())
-            }
-            _ => ComputeTarget::Cpu(isa),
+        // A card that `auto` finds is for sentence models: there, quantized weights would take several times their size.
+        let card = match &self.device {
+            ComputeDevice::Gpu(device) if self.settings.device != DeviceChoice::Auto => Some(device),
+            _ => None,
         };
-        let model = TextModel::open_on(&source, &files, format, &target)?;
+        let dtype = spec.dtype.or(self.settings.generator_dtype);
+        let format = format_of(name, dtype, isa, files.engine(), card)?;
+        let expected = files.expected_bytes()?;
+        let budget = if card.is_some() { &self.card_budget } else { &self.budget };
+        let charge = make_room(budget, entries, name, expected, card.is_some())?;
+        let open = |target: &ComputeTarget| TextModel::open_on(&source, &files, format, target);
+        let model = match card {
+            None => open(&ComputeTarget::Cpu(isa))?,
+            Some(device) => on_card(device, entries, name, format, expected, |device| {
+                open(&ComputeTarget::Device(device.clone()))
+            })?,
+        };
         memory::trim();
-        let kv = self.kv_memory(&model)?;
+        let kv = self.kv_memory(&model, budget, card.is_some())?;
         let mut generator = Generator::start(model, |engine| {
             engine.max_active = self.settings.max_parallel;
             engine.max_queue = self.settings.max_generation_queue;
             engine.max_context = self.settings.max_context;
             (engine.kv_bytes, engine.kv_setting) = kv;
             engine.kv_memory = Some(Arc::new(KvShare {
-                budget: self.budget.clone(),
+                budget: budget.clone(),
                 entries: Arc::downgrade(entries),
                 model: name.to_owned(),
+                on_card: card.is_some(),
             }));
         })?;
         generator.limit_prompts(self.settings.max_text_bytes);
@@ -366,14 +403,15 @@ impl ModelLoader {
 
     /// Bytes that keys and values may take, and the setting that limits them: their own one, or the memory that the
     /// weights leave of the budget of all models.
-    fn kv_memory(&self, model: &TextModel) -> Result<(u64, &'static str)> {
+    fn kv_memory(&self, model: &TextModel, budget: &Budget, on_card: bool) -> Result<(u64, &'static str)> {
         let own = &self.settings.kv_memory;
-        let own = match own.limit.bytes("kv_memory") {
+        let device = if on_card { &self.device } else { &ComputeDevice::Cpu };
+        let own = match device.share(own.limit, "kv_memory") {
             // A system that does not report its memory.
             Err(_) if *own == Settings::default().kv_memory => UNKNOWN_MEMORY,
             bytes => bytes?,
         };
-        let left = self.budget.limit().map(|limit| limit.saturating_sub(model.network.memory_bytes()));
+        let left = budget.limit().map(|limit| limit.saturating_sub(model.network.memory_bytes()));
         Ok(match left {
             Some(left) if left < own => (left, "memory_budget"),
             _ => (own, "kv_memory"),
@@ -418,21 +456,6 @@ impl ModelLoader {
 fn spec_overrides(spec: &EmbeddingSpec, files: &ModelFiles) -> Overrides {
     let given = Overrides { pooling: spec.pooling, max_length: spec.max_length, kind: spec.kind };
     Overrides { kind: Some(given.kind_of(files)), ..given }
-}
-
-/// The format of weights that `engine` computes with.
-fn format_of(name: &str, dtype: DTypeChoice, isa: Isa, engine: ComputeEngine) -> WeightFormat {
-    let wanted = dtype.weight_format(isa);
-    let format = engine.weight_format(wanted);
-    if format != wanted && dtype != DTypeChoice::Auto {
-        let engine = engine.name();
-        log::warn!(
-            "{name}: {engine} computes its family, in {}; dtype={} is not used",
-            format.name(),
-            wanted.name()
-        );
-    }
-    format
 }
 
 fn info(backend: &EncoderBackend, spec: &EmbeddingSpec, identity: Arc<str>) -> ModelInfo {

@@ -2,14 +2,18 @@
 
 use std::sync::{Arc, Weak};
 
-use super::registry::NamedSlots;
+use super::device::ComputeDevice;
+use super::model::LoadedModel;
+use super::registry::{NamedSlot, NamedSlots};
 use crate::compute::memory;
 use crate::generation::engine::{Allowance, KvMemory};
-use crate::lifecycle::{Budget, Charge, Managed, MemoryProbe, is_loading_ahead};
+use crate::lifecycle::{Budget, Charge, Managed, MemoryProbe, Why, is_loading_ahead};
 use crate::{Error, Result};
 
 /// The process's memory, as the operating system and the allocator report it.
-pub(super) struct ProcessMemory;
+pub(super) struct ProcessMemory {
+    pub(super) device: ComputeDevice,
+}
 
 impl MemoryProbe for ProcessMemory {
     fn resident(&self) -> u64 {
@@ -18,18 +22,28 @@ impl MemoryProbe for ProcessMemory {
 
     fn trim(&self) {
         memory::trim();
+        self.device.settle();
     }
 }
 
-/// Takes `needed` bytes of the budget for the slot `name`. Kept beginnings of prompts are freed first, then idle models of
-/// other slots.
-pub(super) fn make_room(budget: &Budget, entries: &NamedSlots, name: &str, needed: u64) -> Result<Charge> {
+/// Takes `needed` bytes of the budget for the slot `name`, of a card's memory if `on_card`. Kept beginnings of prompts are
+/// freed first, then idle models of other slots in the same memory.
+pub(super) fn make_room(
+    budget: &Budget,
+    entries: &NamedSlots,
+    name: &str,
+    needed: u64,
+    on_card: bool,
+) -> Result<Charge> {
     if is_loading_ahead() {
         return budget.make_room(name, needed, &[]);
     }
     let mut missing = budget.missing(needed);
     let all = entries.all();
-    for entry in all.iter() {
+    let in_same = |entry: &&Arc<NamedSlot>| {
+        entry.slot.inspect(LoadedModel::is_on_card).is_none_or(|model| model == on_card)
+    };
+    for entry in all.iter().filter(in_same) {
         if missing == 0 {
             break;
         }
@@ -37,9 +51,29 @@ pub(super) fn make_room(budget: &Budget, entries: &NamedSlots, name: &str, neede
         let freed = entry.slot.inspect(|model| model.generator().map_or(0, reclaim));
         missing = missing.saturating_sub(freed.unwrap_or(0));
     }
-    let others: Vec<Arc<dyn Managed>> =
-        all.iter().filter(|entry| entry.name != name).map(|entry| entry.slot.managed()).collect();
+    let others: Vec<Arc<dyn Managed>> = all
+        .iter()
+        .filter(in_same)
+        .filter(|entry| entry.name != name)
+        .map(|entry| entry.slot.managed())
+        .collect();
     budget.make_room(name, needed, &others)
+}
+
+/// Unloads one idle model of a card: of several, the one that eviction chooses first. True when there was one.
+pub(super) fn relieve(entries: &NamedSlots, name: &str) -> bool {
+    let all = entries.all();
+    let others = all.iter().filter(|entry| entry.name != name);
+    let on_card = others.filter(|entry| entry.slot.inspect(LoadedModel::is_on_card) == Some(true));
+    let mut idle: Vec<_> = on_card
+        .map(|entry| entry.slot.managed())
+        .filter_map(|slot| slot.idle().map(|idle| (slot, idle)))
+        .collect();
+    idle.sort_by_key(|(_, idle)| (idle.priority, idle.since));
+    idle.iter().any(|(slot, idle)| {
+        log::info!("{name}: its card is out of memory; unloading {}", slot.name());
+        slot.unload_idle(idle, Why::Evicted)
+    })
 }
 
 /// Keys and values of one generator, counted in the budget of all models.
@@ -48,6 +82,7 @@ pub(super) struct KvShare {
     pub(super) budget: Budget,
     pub(super) entries: Weak<NamedSlots>,
     pub(super) model: String,
+    pub(super) on_card: bool,
 }
 
 impl std::fmt::Debug for KvShare {
@@ -60,7 +95,7 @@ impl KvMemory for KvShare {
     fn take(&self, bytes: u64) -> Result<Option<Box<dyn Allowance>>> {
         // While a manager closes, answers that are being written grow to their end.
         let charge = match self.entries.upgrade() {
-            Some(entries) => make_room(&self.budget, &entries, &self.model, bytes),
+            Some(entries) => make_room(&self.budget, &entries, &self.model, bytes, self.on_card),
             None => self.budget.make_room(&self.model, bytes, &[]),
         };
         match charge {

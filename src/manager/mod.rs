@@ -14,6 +14,7 @@
 mod api;
 mod backend;
 mod caching;
+mod card;
 mod closing;
 mod device;
 mod dispatcher;
@@ -49,4 +50,4 @@ pub use self::spec::{
     BUILT_IN, ENGLISH, EmbeddingSpec, GENERATOR, GeneratorSpec, HostLoader, HostObject, RERANKER, Retention,
     SourceSpec, Spec, TURKISH,
 };
-pub use self::stats::{ManagerStatistics, ModelDescription, QueueReport, SlotReport};
+pub use self::stats::{CardReport, ManagerStatistics, ModelDescription, QueueReport, SlotReport};

@@ -45,6 +45,20 @@ pub(super) struct GeneratorHandle {
 }
 
 impl LoadedModel {
+    /// Bytes on a card.
+    pub(super) fn device_bytes(&self) -> u64 {
+        match self {
+            Self::Encoder(handle) => handle.backend.device_bytes(),
+            Self::Generator(handle) => handle.generator.device_bytes(),
+            Self::Object(_) => 0,
+        }
+    }
+
+    /// Whether its weights lie on a card.
+    pub(super) fn is_on_card(&self) -> bool {
+        self.device_bytes() > 0
+    }
+
     /// The sentence model, or an error that says what `name` is instead.
     pub(super) fn encoder(&self, name: &str) -> Result<&ModelHandle> {
         match self {

@@ -76,7 +76,7 @@ impl Parts {
         }));
         let context = Context {
             clock: Clock::System,
-            memory: Arc::new(ProcessMemory),
+            memory: Arc::new(ProcessMemory { device: loader.device().clone() }),
             tracker: Arc::clone(&tracker),
             reaper: Arc::clone(&reaper),
             eviction: Arc::new(Eviction::new(settings.eviction == EvictionOrder::Cost)),

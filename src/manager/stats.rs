@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::backend::EncoderBackend;
 use super::caching::SlotCacheReport;
+use super::device::ComputeDevice;
 use super::model::{LoadedModel, ModelHandle};
 use super::parts::Parts;
 use super::registry::NamedSlot;
@@ -61,10 +62,14 @@ pub struct ModelDescription {
     pub dtype: String,
     /// Memory of the weights.
     pub bytes: u64,
+    /// Where it computes: cpu, or a card's name.
+    pub device: String,
+    /// Of the memory of its weights, what lies on a card.
+    pub device_bytes: u64,
 }
 
 impl ModelDescription {
-    pub(super) fn new(name: &str, handle: &ModelHandle, profile: Profile) -> Self {
+    pub(super) fn new(name: &str, handle: &ModelHandle, profile: Profile, device: &ComputeDevice) -> Self {
         let (backend, config) = (&handle.backend, &handle.info.config);
         let (path, architecture, engine, pooling, dtype) = match &**backend {
             EncoderBackend::Local { encoder, .. } => (
@@ -99,8 +104,25 @@ impl ModelDescription {
             default_prompt_name: config.default_prompt_name.clone(),
             dtype: dtype.to_owned(),
             bytes: backend.memory_bytes(),
+            device: if backend.device_bytes() > 0 { device.name() } else { "cpu".into() },
+            device_bytes: backend.device_bytes(),
         }
     }
+}
+
+/// A card in use.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CardReport {
+    /// Its name.
+    pub name: String,
+    /// Bytes of the models on it.
+    pub models: u64,
+    /// Bytes that models there may take.
+    pub budget: Option<u64>,
+    /// Bytes that no process holds; `None` where the driver does not report it.
+    pub free: Option<u64>,
+    /// All of its bytes.
+    pub total: Option<u64>,
 }
 
 /// One slot.
@@ -124,6 +146,8 @@ pub struct SlotReport {
     pub keep_alive: Option<Duration>,
     /// Memory in use now.
     pub bytes: u64,
+    /// Of it, what lies on a card.
+    pub device_bytes: u64,
     /// Calls using it now.
     pub leases: usize,
     /// Time since its latest use; `None` when it never was.
@@ -178,6 +202,8 @@ pub struct ManagerStatistics {
     pub kv: u64,
     /// Bytes allowed for all models and their keys and values.
     pub budget: Option<u64>,
+    /// The card in use, if one is.
+    pub card: Option<CardReport>,
     /// Threads that compute.
     pub threads: usize,
     /// Instruction set in use.
@@ -198,12 +224,13 @@ impl ManagerStatistics {
             work: parts.loader.counters().work(),
         };
         // Slots with the same files share one model, which counts once.
-        let mut models = 0;
+        let (mut models, mut on_card) = (0, 0);
         let mut counted = Vec::new();
         for (entry, report) in entries.iter().zip(&slots) {
             let shared = entry.slot.inspect(LoadedModel::shared).flatten();
             if shared.is_none_or(|model| !counted.contains(&model)) {
                 models += report.bytes;
+                on_card += report.device_bytes;
                 counted.extend(shared);
             }
         }
@@ -220,12 +247,25 @@ impl ManagerStatistics {
                 .map(|stats| stats.kv_bytes + stats.prefix_bytes)
                 .sum(),
             budget: parts.loader.budget().limit(),
+            card: card(parts, on_card),
             threads: Threads::global().count(),
             isa: Isa::from_env().map_or_else(|error| error.to_string(), |isa| isa.to_string()),
             since_clean_up: parts.reaper.since_cleanup(),
             slots,
         }
     }
+}
+
+fn card(parts: &Parts, models: u64) -> Option<CardReport> {
+    let device = parts.loader.device();
+    let memory = device.memory();
+    device.is_card().then(|| CardReport {
+        name: device.name(),
+        models,
+        budget: parts.loader.card_budget().limit(),
+        free: memory.map(|memory| memory.free),
+        total: memory.map(|memory| memory.total),
+    })
 }
 
 fn slot(parts: &Parts, entry: &NamedSlot) -> SlotReport {
@@ -266,6 +306,7 @@ fn slot(parts: &Parts, entry: &NamedSlot) -> SlotReport {
         pinned: status.options.pinned,
         keep_alive,
         bytes: status.bytes,
+        device_bytes: entry.slot.inspect(LoadedModel::device_bytes).unwrap_or(0),
         leases: status.leases,
         idle: status.last_used.map(|at| Instant::now().saturating_duration_since(at)),
         unload_in: status.deadline.map(|at| at.saturating_duration_since(Instant::now())),

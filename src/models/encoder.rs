@@ -21,7 +21,7 @@ use super::tokenizers::pair_chat::QWEN3_LENGTH;
 use super::tokenizers::{Bounds, Encoded, PairChat, Tokenizer};
 use super::weights::Weights;
 use crate::compute::memory::joined;
-use crate::compute::{Backend, Candle, Cpu, Isa, WeightFormat};
+use crate::compute::{Backend, Candle, CandleDevice, Cpu, Isa, WeightFormat};
 use crate::output::Shapes;
 use crate::{Error, Result};
 
@@ -64,20 +64,21 @@ pub fn on_cpu(
     build(Cpu::new(isa, format), config, weights)
 }
 
-/// The transformer on any device that candle knows, in f32.
+/// The transformer on any device that candle knows.
 ///
 /// # Errors
 /// As [`on_cpu`].
 pub fn on_device(
     config: &ModelConfig,
     weights: &Weights,
-    device: &candle_core::Device,
+    device: impl Into<CandleDevice>,
 ) -> Result<Box<dyn SentenceEncoder>> {
+    let device = device.into();
     #[cfg(feature = "candle-models")]
-    if let Some(model) = candle_model(config, weights, device)? {
+    if let Some(model) = candle_model(config, weights, &device.device)? {
         return Ok(model);
     }
-    build(Candle::new(device.clone()), config, weights)
+    build(Candle::new(device), config, weights)
 }
 
 /// The model of a family that candle computes; `None` for the others.
@@ -344,6 +345,11 @@ impl Encoder {
             Head::Sparse(..) => 0,
         };
         self.model.memory_bytes() + head
+    }
+
+    /// Of those, bytes on a device with a memory of its own.
+    pub fn device_bytes(&self) -> u64 {
+        self.model.device_bytes()
     }
 
     /// The format that the transformer computes in.

@@ -41,6 +41,7 @@ kinds! {
     Overloaded => "OverloadedError",
     Budget => "MemoryBudgetError",
     OutOfMemory => "OutOfMemoryError",
+    DeviceMemory => "DeviceMemoryError",
     NotFinite => "NotFiniteError",
     Cancelled => "RequestCancelledError",
     Closed => "ClosedError",

@@ -6,7 +6,7 @@ use pyo3::types::PyDict;
 use super::{adaptive, caching, tracker};
 use crate::config::Settings;
 use crate::generation::{Completion, EngineStats, Generator};
-use crate::manager::{ManagerStatistics, ModelDescription, QueueReport, SlotReport};
+use crate::manager::{CardReport, ManagerStatistics, ModelDescription, QueueReport, SlotReport};
 use crate::remote::{Circuit, HealthReport};
 
 /// A dictionary of the pairs given.
@@ -69,6 +69,8 @@ pub(super) fn description<'py>(py: Python<'py>, model: &ModelDescription) -> PyR
         "default_prompt_name": &model.default_prompt_name,
         "dtype": &model.dtype,
         "bytes": model.bytes,
+        "device": &model.device,
+        "device_bytes": model.device_bytes,
     }))
 }
 
@@ -86,6 +88,7 @@ fn slot<'py>(py: Python<'py>, slot: &SlotReport) -> PyResult<Bound<'py, PyDict>>
         "pinned": slot.pinned,
         "keep_alive": slot.keep_alive.map(|keep| keep.as_secs_f64()),
         "bytes": slot.bytes,
+        "device_bytes": slot.device_bytes,
         "leases": slot.leases,
         "idle_seconds": slot.idle.map(|idle| idle.as_secs_f64()),
         "unload_in_seconds": slot.unload_in.map(|left| left.as_secs_f64()),
@@ -149,6 +152,7 @@ pub(super) fn generator<'py>(
         "eos_token": generator.eos_token_id().and_then(|id| model.tokens.token(id)),
         "chat_template": model.template.is_some(),
         "bytes": generator.memory_bytes(),
+        "device_bytes": generator.device_bytes(),
         "kv_bytes_per_token": generator.token_bytes(),
         "kv_limit": generator.settings().kv_bytes,
         "max_parallel": generator.settings().max_active,
@@ -186,6 +190,16 @@ fn queue<'py>(py: Python<'py>, queue: &QueueReport) -> PyResult<Bound<'py, PyDic
     }))
 }
 
+fn card<'py>(py: Python<'py>, card: &CardReport) -> PyResult<Bound<'py, PyDict>> {
+    Ok(dict!(py, {
+        "name": &card.name,
+        "models": card.models,
+        "budget": card.budget,
+        "free": card.free,
+        "total": card.total,
+    }))
+}
+
 pub(super) fn manager<'py>(
     py: Python<'py>,
     all: ManagerStatistics,
@@ -203,6 +217,7 @@ pub(super) fn manager<'py>(
         "models": all.models,
         "kv": all.kv,
         "budget": all.budget,
+        "device": all.card.as_ref().map(|report| card(py, report)).transpose()?,
     });
     Ok(dict!(py, {
         "slots": slots,

@@ -38,8 +38,8 @@ model_manager.cli.serve: serve
 model_manager.cli.slots: hub_cache models warmup
 model_manager.cli.texts: Command F HelpContext TURKISH option say
 model_manager.encoder: DOCUMENT_PROMPTS QUERY_PROMPTS SentenceModel find_prompt instruction quantize similarity
-model_manager.errors: ArgumentError ClosedError ConfigError DownloadError InputError InternalError InvalidFileError
-    LoaderError MemoryBudgetError MissingFileError ModelIOError ModelManagerError ModelNotFoundError
+model_manager.errors: ArgumentError ClosedError ConfigError DeviceMemoryError DownloadError InputError InternalError
+    InvalidFileError LoaderError MemoryBudgetError MissingFileError ModelIOError ModelManagerError ModelNotFoundError
     ModelPermissionError NoGeneratorError NotFiniteError OutOfMemoryError OverloadedError RemoteError
     RemoteRefusedError RequestCancelledError UnknownModelError UnsupportedModelError WaitTimeoutError
 model_manager.generation: AsyncTextStream acomplete conversation

@@ -238,6 +238,7 @@ def test_every_error_of_the_package_has_an_answer():
         "TaskError": 400,
         "ClosedError": 503,
         "ConfigError": 503,
+        "DeviceMemoryError": 503,
         "DownloadError": 503,
         "ArgumentError": 400,
         "InputError": 400,

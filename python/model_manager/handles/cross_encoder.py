@@ -149,7 +149,7 @@ class CrossEncoder:
 
     @property
     def device(self) -> str:
-        """``cpu``, ``cuda`` or ``mps``."""
+        """``cpu``, or a card: ``cuda:0``, ``mps:0``."""
         return self._manager.device
 
     def __repr__(self) -> str:

@@ -176,7 +176,7 @@ class TextGenerator:
 
     @property
     def device(self) -> str:
-        """``cpu``, ``cuda`` or ``mps``."""
+        """``cpu``, or a card: ``cuda:0``, ``mps:0``."""
         return self._manager.device
 
     def __repr__(self) -> str:

@@ -53,6 +53,10 @@ class Metrics:
         self._waiting = gauge("waiting_inputs", "Texts of requests that wait for vectors.")
         self._resident = gauge("resident_bytes", "Memory of the process.")
         self._model_bytes = gauge("model_bytes", "Memory of a slot's model.", "slot")
+        self._model_device_bytes = gauge("model_device_bytes", "Of it, memory of a card.", "slot")
+        self._card_models = gauge("device_models_bytes", "Memory of the models on a card.", "device")
+        self._card_free = gauge("device_free_bytes", "Memory of a card that no process holds.", "device")
+        self._card_total = gauge("device_total_bytes", "Memory of a card.", "device")
         self._loaded = gauge("model_loaded", "Whether a slot's model is in memory.", "slot")
         self._queued = gauge("queued_inputs", "Texts in the batching queues.")
         self._cached = gauge("cache_entries", "Vectors in the cache.")
@@ -156,11 +160,18 @@ class Metrics:
         self._in_flight.set(in_flight)
         self._waiting.set(waiting)
         self._resident.set(stats["memory"]["resident"])
+        if card := stats["memory"]["device"]:
+            self._card_models.labels(card["name"]).set(card["models"])
+            if card["free"] is not None and card["total"] is not None:
+                self._card_free.labels(card["name"]).set(card["free"])
+                self._card_total.labels(card["name"]).set(card["total"])
         self._queued.set(stats["queue"]["queued"])
         self._cached.set(stats["cache"]["entries"])
         self._cache_bytes.set(stats["cache"]["bytes"])
         for slot, state in stats["slots"].items():
             self._model_bytes.labels(slot).set(state["bytes"])
+            if stats["memory"]["device"]:
+                self._model_device_bytes.labels(slot).set(state["device_bytes"])
             self._loaded.labels(slot).set(state["state"] == "ready")
             self._copy((slot, "truncated"), state["truncated"], self._truncated.labels(slot))
             if done := state["generation"]:

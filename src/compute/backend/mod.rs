@@ -4,6 +4,6 @@ pub mod candle;
 pub mod cpu;
 pub(crate) mod traits;
 
-pub use candle::Candle;
+pub use candle::{Candle, CandleDevice, Relief};
 pub use cpu::Cpu;
 pub use traits::{Backend, ForwardFn, KvCache, Pass, Positions, Row, Rows, Step};

@@ -120,7 +120,9 @@ impl Manager {
         } else {
             entry.slot.inspect(|model| model.encoder(name).cloned()).transpose()?
         };
-        Ok(handle.map(|handle| ModelDescription::new(name, &handle, parts.settings.profile)))
+        Ok(handle.map(|handle| {
+            ModelDescription::new(name, &handle, parts.settings.profile, parts.loader.device())
+        }))
     }
 
     /// [`Manager::submit`] with the answer as the body of OpenAI's `POST /v1/embeddings`, in which the model is called

@@ -413,6 +413,10 @@ impl<B: Backend> SentenceEncoder for Transformer<B> {
         self.backend.memory_bytes()
     }
 
+    fn device_bytes(&self) -> u64 {
+        self.backend.device_bytes()
+    }
+
     fn dtype(&self) -> &'static str {
         self.backend.dtype()
     }

@@ -87,7 +87,7 @@ fn vectors_are_those_of_sentence_transformers() {
             assert!(cosine >= least, "{isa} {format:?}: {cosine}");
         }
     }
-    let build = |config: &ModelConfig, weights: &Weights| on_device(config, weights, &Device::Cpu);
+    let build = |config: &ModelConfig, weights: &Weights| on_device(config, weights, Device::Cpu);
     let plain = Encoder::load(&files(), Overrides::default(), &build).unwrap();
     assert!(furthest(&vectors(&plain, &texts), &expected) <= 1e-5);
 }
@@ -459,3 +459,6 @@ fn a_missing_tensor_is_named() {
 
 #[path = "transformer_variant_tests.rs"]
 mod variants;
+
+#[path = "transformer_device_tests.rs"]
+mod devices;

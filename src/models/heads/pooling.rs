@@ -177,6 +177,11 @@ pub trait SentenceEncoder: Send + Sync {
     /// Bytes of memory that the weights take; a table that stays in its file is not counted.
     fn memory_bytes(&self) -> u64;
 
+    /// Of those, bytes on a device with a memory of its own.
+    fn device_bytes(&self) -> u64 {
+        0
+    }
+
     /// The number format of the matrix products: `float32`, `bfloat16`.
     fn dtype(&self) -> &'static str;
 }

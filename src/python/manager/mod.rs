@@ -95,9 +95,9 @@ impl PyManager {
         self.0.settings(py).map(PyConfig)
     }
 
-    /// Where models compute: ``cpu``, ``cuda`` or ``mps``.
+    /// Where models compute: ``cpu``, or a card: ``cuda:0``, ``mps:0``.
     #[getter]
-    fn device(&self, py: Python<'_>) -> PyResult<&'static str> {
+    fn device(&self, py: Python<'_>) -> PyResult<String> {
         self.0.built(py)?.device().or_raise(py)
     }
 
@@ -253,7 +253,7 @@ impl PyManager {
     /// Everything countable, JSON-serializable. Loads nothing.
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let statistics = detached(py, || self.0.manager.statistics()).or_raise(py)?;
-        report::manager(py, statistics, &self.0.settings(py)?, self.device(py)?)
+        report::manager(py, statistics, &self.0.settings(py)?, &self.device(py)?)
     }
 
     /// Switch the unloading of idle models on or off, at once.

@@ -84,7 +84,7 @@ fn an_architecture_is_one_description_for_vectors_and_text() {
     let config = ModelConfig::read(&files, ModelKind::Embedding).unwrap();
     let weights = Weights::open(&files.weights).unwrap();
     let ours = on_cpu(&config, &weights, Isa::best(), WeightFormat::F32).unwrap();
-    let plain = on_device(&config, &weights, &Device::Cpu).unwrap();
+    let plain = on_device(&config, &weights, Device::Cpu).unwrap();
     let batch = Packed::new(&[5, 80, 17, 200, 3, 3, 9], &[0, 4, 7]).unwrap();
     let vectors = [&ours, &plain].map(|model| {
         let mut out = vec![0.0; 64];
@@ -92,12 +92,13 @@ fn an_architecture_is_one_description_for_vectors_and_text() {
         out
     });
     assert!(vectors[0].iter().zip(&vectors[1]).all(|(a, b)| (a - b).abs() < 1e-5));
-    let answers = [ComputeTarget::Cpu(Isa::best()), ComputeTarget::Device(Device::Cpu)].map(|target| {
-        let text = TextFiles::Folder(files.clone());
-        let model = TextModel::open_on("toy", &text, WeightFormat::F32, &target).unwrap();
-        let params = GenerationParams { max_new_tokens: Some(12), ..Default::default() };
-        let generator = Generator::start(model, |_| ()).unwrap();
-        generator.generate(Prompt::Text("Bugün hava"), params, &mut || Ok(())).unwrap().tokens
-    });
+    let answers =
+        [ComputeTarget::Cpu(Isa::best()), ComputeTarget::Device(Device::Cpu.into())].map(|target| {
+            let text = TextFiles::Folder(files.clone());
+            let model = TextModel::open_on("toy", &text, WeightFormat::F32, &target).unwrap();
+            let params = GenerationParams { max_new_tokens: Some(12), ..Default::default() };
+            let generator = Generator::start(model, |_| ()).unwrap();
+            generator.generate(Prompt::Text("Bugün hava"), params, &mut || Ok(())).unwrap().tokens
+        });
     assert!(answers[0] == answers[1] && !answers[0].is_empty(), "{answers:?}");
 }

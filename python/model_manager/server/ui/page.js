@@ -182,6 +182,11 @@ function render() {
 
   put($("memory-process"), format.bytes(memory.resident));
   put($("memory-models"), format.bytes(memory.models));
+  const card = memory.device;
+  $("card").hidden = card === null;
+  if (card !== null) {
+    put($("memory-card"), words.cardMemory(card.name, format.bytes(card.models), card.free === null ? null : format.bytes(card.free)));
+  }
   $("budget").hidden = memory.budget === null;
   if (memory.budget !== null) put($("memory-budget"), format.bytes(memory.budget));
   chart.show(samples, events, memory.budget);

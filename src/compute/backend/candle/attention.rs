@@ -1,9 +1,10 @@
 //! Attention and rotary positions by operations on tensors.
 
-use candle_core::{D, Tensor};
+use candle_core::{D, Device, Tensor};
 
+use super::sequences::{SequenceRows, hidden_keys};
 use super::tensors::TensorNorm;
-use crate::compute::attention::heads::{Heads, LayerAttention, Mask};
+use crate::compute::attention::heads::{DistanceBias, Heads, LayerAttention, Mask};
 use crate::compute::attention::rope::{RopeStyle, RopeTable};
 
 /// Normalizes and rotates the heads from `first` on, `count` of them.
@@ -53,47 +54,112 @@ pub(super) fn split_heads(qkv: &Tensor, heads: Heads) -> candle_core::Result<[Te
     Ok([part(0, heads)?, part(heads, kv_heads)?, part(heads + kv_heads, kv_heads)?])
 }
 
-/// Attention of the rows of a sequence from row `before` on over keys and values from its beginning.
+/// Attention of the rows of one sequence from row `before` on over keys and values from its beginning.
 pub(super) fn attend(
     [queries, keys, values]: [&Tensor; 3],
     before: usize,
     heads: Heads,
     layer: &LayerAttention,
 ) -> candle_core::Result<Tensor> {
-    let Heads { heads, kv_heads, width } = heads;
+    let Heads { heads: count, kv_heads, width } = heads;
     let (rows, length) = (queries.dim(0)?, keys.dim(0)?);
-    let by_head =
-        |x: &Tensor, count: usize| x.reshape((x.dim(0)?, count, width))?.transpose(0, 1)?.contiguous();
-    let every = |x: Tensor| {
-        let group = heads / kv_heads;
-        x.unsqueeze(1)?.broadcast_as((kv_heads, group, length, width))?.reshape((heads, length, width))
-    };
-    let (query, key) = (by_head(queries, heads)?, every(by_head(keys, kv_heads)?)?);
-    let value = every(by_head(values, kv_heads)?)?;
+    let device = queries.device();
+    let inputs = [
+        queries.reshape((1, rows, count, width))?,
+        keys.reshape((1, length, kv_heads, width))?,
+        values.reshape((1, length, kv_heads, width))?,
+    ];
+    let mut additions = Vec::new();
+    if let Some(bias) = &layer.bias {
+        additions.push(distances(bias, count, (before, rows), length, device)?);
+    }
+    if layer.mask != Mask::FULL {
+        additions.push(hidden_keys(before, rows, length, layer.mask, device)?);
+    }
+    weighted_sums(inputs, heads, layer, &additions)?.reshape((rows, count * width))
+}
+
+/// Attention within every sequence of a packed batch. Sequences of similar length are computed together.
+pub(super) fn attend_packed(
+    [queries, keys, values]: [&Tensor; 3],
+    sequences: &mut SequenceRows,
+    heads: Heads,
+    layer: &LayerAttention,
+) -> candle_core::Result<Tensor> {
+    let Heads { heads: count, kv_heads, width } = heads;
+    let device = queries.device().clone();
+    let mut parts = Vec::new();
+    for group in sequences.groups(&device)? {
+        let (members, length) = (group.members.len(), group.length);
+        let padded = |x: &Tensor, count: usize| {
+            x.contiguous()?.index_select(&group.gather, 0)?.reshape((members, length, count, width))
+        };
+        let (queries, keys, values) =
+            (padded(queries, count)?, padded(keys, kv_heads)?, padded(values, kv_heads)?);
+        let pattern = group.pattern(layer.mask, &device)?;
+        let mut blocks = Vec::new();
+        for first in (0..length).step_by(group.block()) {
+            let rows = group.block().min(length - first);
+            let mut additions = Vec::new();
+            if let Some(bias) = &layer.bias {
+                additions.push(distances(bias, count, (first, rows), length, &device)?);
+            }
+            if let Some(pattern) = &pattern {
+                additions.push(pattern.narrow(0, first, rows)?);
+            }
+            additions.extend(group.padding.clone());
+            let inputs = [queries.narrow(1, first, rows)?, keys.clone(), values.clone()];
+            blocks.push(weighted_sums(inputs, heads, layer, &additions)?);
+        }
+        let sums = if blocks.len() == 1 { blocks.remove(0) } else { Tensor::cat(&blocks, 1)? };
+        parts.push(sums.reshape((members * length, count * width))?);
+    }
+    let all = if parts.len() == 1 { parts.remove(0) } else { Tensor::cat(&parts, 0)? };
+    sequences.unpad(&all)
+}
+
+/// The numbers that a bias adds for queries from row `before` on: `[heads, rows, length]`.
+fn distances(
+    bias: &DistanceBias,
+    heads: usize,
+    (before, rows): (usize, usize),
+    length: usize,
+    device: &Device,
+) -> candle_core::Result<Tensor> {
+    let all: Vec<f32> = (0..heads)
+        .flat_map(|head| (before..before + rows).flat_map(move |row| bias.row(head, row, 0, length)))
+        .copied()
+        .collect();
+    Tensor::from_vec(all, (heads, rows, length), device)
+}
+
+/// The values of each sequence, weighted by the softmax of its scores. Queries are `[sequences, rows, heads, width]`, keys
+/// and values `[sequences, length, kv_heads, width]`; `additions` are broadcast to `[sequences, heads, rows, length]`.
+fn weighted_sums(
+    [queries, keys, values]: [Tensor; 3],
+    heads: Heads,
+    layer: &LayerAttention,
+    additions: &[Tensor],
+) -> candle_core::Result<Tensor> {
+    let Heads { heads: count, kv_heads, width } = heads;
+    let (sequences, rows, length) = (queries.dim(0)?, queries.dim(1)?, keys.dim(1)?);
+    // The queries that share a key head are rows of one product.
+    let (both, group) = (sequences * kv_heads, count / kv_heads);
+    let queries = queries.reshape((sequences, rows, kv_heads, group, width))?.permute((0, 2, 3, 1, 4))?;
+    let queries = queries.contiguous()?.reshape((both, group * rows, width))?;
+    let keys = keys.permute((0, 2, 3, 1))?.contiguous()?.reshape((both, width, length))?;
+    let values = values.permute((0, 2, 1, 3))?.contiguous()?.reshape((both, length, width))?;
     let scale = f64::from(layer.factor(width));
-    let mut scores = (query.matmul(&key.transpose(1, 2)?.contiguous()?)? * scale)?;
+    let mut scores = (queries.matmul(&keys)? * scale)?;
     if let Some(cap) = layer.soft_cap {
         scores = ((scores / f64::from(cap))?.tanh()? * f64::from(cap))?;
     }
-    let mask = layer.mask;
-    if let Some(bias) = &layer.bias {
-        let all: Vec<f32> = (0..heads)
-            .flat_map(|head| (before..before + rows).flat_map(move |row| bias.row(head, row, 0, length)))
-            .copied()
-            .collect();
-        scores = (scores + Tensor::from_vec(all, (heads, rows, length), queries.device())?)?;
-    }
-    if mask != Mask::FULL {
-        let hidden = |i: usize| {
-            let (query, key) = (before + i / length, i % length);
-            let all = before + rows + length;
-            let seen = key + mask.before.min(all) >= query && key <= query + mask.after.min(all);
-            if seen { 0.0 } else { f32::NEG_INFINITY }
-        };
-        let mask = Tensor::from_iter((0..rows * length).map(hidden), queries.device())?;
-        scores = scores.broadcast_add(&mask.reshape((rows, length))?)?;
+    scores = scores.reshape((sequences, count, rows, length))?;
+    for addition in additions {
+        scores = scores.broadcast_add(addition)?;
     }
     let e = scores.broadcast_sub(&scores.max_keepdim(D::Minus1)?)?.exp()?;
-    let p = e.broadcast_div(&e.sum_keepdim(D::Minus1)?)?;
-    p.matmul(&value)?.transpose(0, 1)?.reshape((rows, heads * width))
+    let p = e.broadcast_div(&e.sum_keepdim(D::Minus1)?)?.reshape((both, group * rows, length))?;
+    let sums = p.matmul(&values)?.reshape((sequences, kv_heads, group, rows, width))?;
+    sums.permute((0, 3, 1, 2, 4))?.contiguous()?.reshape((sequences, rows, count * width))
 }

@@ -1,9 +1,10 @@
-//! One pass over one sequence.
+//! One pass over the sequences of a batch.
 
 use candle_core::{D, Tensor};
 
-use super::attention::{apply_rope, attend, split_heads};
+use super::attention::{apply_rope, attend, attend_packed, split_heads};
 use super::device::{Candle, failed};
+use super::sequences::SequenceRows;
 use super::tensors::{TensorCache, TensorLinear, TensorNorm};
 use crate::compute::attention::heads::{Heads, LayerAttention};
 use crate::compute::attention::rope::{RopeTable, Rotary};
@@ -11,32 +12,56 @@ use crate::compute::backend::traits::{CachedSequence, Pass, Positions, Row, Rows
 use crate::compute::kernels::activation::Activation;
 use crate::{Error, Result};
 
-/// A pass of [`Candle`] over one sequence.
+/// A pass of [`Candle`] over the sequences of a batch, or over the new tokens of one sequence with a cache.
 #[derive(Debug)]
 pub struct CandlePass<'a> {
     pub(super) backend: &'a Candle,
+    /// The tokens of all its sequences.
     pub(super) ids: &'a [u32],
-    /// The token from which on tokens have type 1.
-    pub(super) second_type: usize,
-    /// Tokens at the end to which no token attends.
-    pub(super) hidden: usize,
-    /// The sequence's number in the batch.
-    pub(super) number: usize,
-    pub(super) sequence: Option<CachedSequence<'a, TensorCache>>,
+    /// For each sequence, the token in it from which on tokens have type 1.
+    pub(super) second_types: Vec<usize>,
+    /// The number in the batch of its first sequence.
+    pub(super) first: usize,
+    pub(super) sequences: SequenceRows,
+    pub(super) cached: Option<CachedSequence<'a, TensorCache>>,
+    /// Whether a sequence's results were read: then the pass cannot begin again.
+    pub(super) delivered: bool,
 }
 
 impl CandlePass<'_> {
-    fn first_position(&self) -> usize {
-        self.sequence.as_ref().map_or(0, |sequence| sequence.cached)
+    /// Tokens in the cache before this pass.
+    fn before(&self) -> usize {
+        self.cached.as_ref().map_or(0, |sequence| sequence.cached)
+    }
+
+    /// Copies `x` to memory, and calls `each` with the rows of each sequence.
+    fn deliver(&mut self, x: Option<&Tensor>, each: &mut dyn FnMut(usize, Rows<'_>)) -> Result<()> {
+        let Some(x) = x else {
+            (0..self.sequences.rows.len()).for_each(|number| each(number, Rows::new(&[], 1, 1)));
+            return Ok(());
+        };
+        let read = || Ok((x.flatten_all()?.to_vec1::<f32>()?, x.dim(0)?, x.dim(D::Minus1)?));
+        let (values, rows, width) = read().map_err(failed)?;
+        self.delivered = true;
+        for (number, range) in self.sequences.rows_in(rows).into_iter().enumerate() {
+            each(number, Rows::new(&values[range.start * width..range.end * width], width, width));
+        }
+        Ok(())
+    }
+
+    /// A number for each token, from the ids of its sequence.
+    fn of_tokens<I: Iterator<Item = u32>>(&self, of: impl Fn(usize, &[u32]) -> I) -> Vec<u32> {
+        let rows = self.sequences.rows.iter().enumerate();
+        rows.flat_map(|(number, rows)| of(number, &self.ids[rows.clone()]).collect::<Vec<_>>()).collect()
     }
 }
 
 impl Pass<Candle> for CandlePass<'_> {
-    /// `[tokens, width]`, or `None` for an empty sequence, which candle's operations do not support.
+    /// `[tokens, width]`, or `None` for no tokens, which candle's operations do not support.
     type States = Option<Tensor>;
 
     fn numbers(&self) -> Vec<usize> {
-        vec![self.number]
+        (self.first..self.first + self.sequences.rows.len()).collect()
     }
 
     fn embed(
@@ -48,27 +73,46 @@ impl Pass<Candle> for CandlePass<'_> {
         if self.ids.is_empty() {
             return Ok(None);
         }
+        #[cfg(test)]
+        self.backend.faults.check(self.ids.len()).map_err(failed)?;
         let look_up = || {
-            let device = &self.backend.device;
-            let rows = |table: &Tensor, ids: &[u32]| table.index_select(&Tensor::new(ids, device)?, 0);
+            let device = &self.backend.on.device;
+            let rows = |table: &Tensor, ids: &[u32]| {
+                // Here, since a card reads whatever lies past the end of a table.
+                let last = table.dim(0)? as u32;
+                if let Some(id) = ids.iter().find(|&&id| id >= last) {
+                    candle_core::bail!("{id} is not a row of a table of {last}");
+                }
+                table.index_select(&Tensor::new(ids, device)?, 0)
+            };
             let mut sum = rows(words, self.ids)?;
             if let Some((positions, scheme)) = positions {
-                let first = self.first_position();
-                let numbers: Vec<u32> =
-                    scheme.of(self.ids).map(|position| (first + position) as u32).collect();
+                let before = self.before();
+                let numbers = self.of_tokens(|_, ids| {
+                    scheme
+                        .of(ids)
+                        .map(move |position| (before + position) as u32)
+                        .collect::<Vec<_>>()
+                        .into_iter()
+                });
                 sum = (sum + rows(positions, &numbers)?)?;
             }
             match token_types {
                 Some(types) => {
                     let last = types.dim(0)? - 1;
-                    let of = |token: usize| usize::from(token >= self.second_type).min(last) as u32;
-                    let numbers: Vec<u32> = (0..self.ids.len()).map(of).collect();
+                    let numbers = self.of_tokens(|number, ids| {
+                        let second = self.second_types.get(number).copied().unwrap_or(usize::MAX);
+                        (0..ids.len()).map(move |token| usize::from(token >= second).min(last) as u32)
+                    });
                     sum + rows(types, &numbers)?
                 }
                 None => Ok(sum),
             }
         };
-        look_up().map(Some).map_err(|error| Error::Input(error.to_string()))
+        look_up().map(Some).map_err(|error| match failed(error) {
+            Error::Internal { reason, .. } => Error::Input(reason),
+            other => other,
+        })
     }
 
     fn scale(&mut self, x: Option<Tensor>, factor: f32) -> Result<Option<Tensor>> {
@@ -111,15 +155,13 @@ impl Pass<Candle> for CandlePass<'_> {
         attention: &LayerAttention,
     ) -> Result<Option<Tensor>> {
         let Some(qkv) = qkv else { return Ok(None) };
-        let attended = split_heads(&qkv, heads).and_then(|[queries, keys, values]| {
-            let [keys, values] = match &mut self.sequence {
-                Some(sequence) => sequence.cache.append(layer, sequence.cached, [keys, values])?,
-                None => [keys, values],
-            };
-            let seen = keys.dim(0)?.saturating_sub(self.hidden);
-            let before = keys.dim(0)? - queries.dim(0)?;
-            let (keys, values) = (keys.narrow(0, 0, seen)?, values.narrow(0, 0, seen)?);
-            attend([&queries, &keys, &values], before, heads, attention)
+        let attended = split_heads(&qkv, heads).and_then(|[queries, keys, values]| match &mut self.cached {
+            Some(sequence) => {
+                let [keys, values] = sequence.cache.append(layer, sequence.cached, [keys, values])?;
+                let before = keys.dim(0)? - queries.dim(0)?;
+                attend([&queries, &keys, &values], before, heads, attention)
+            }
+            None => attend_packed([&queries, &keys, &values], &mut self.sequences, heads, attention),
         });
         attended.map(Some).map_err(failed)
     }
@@ -145,9 +187,16 @@ impl Pass<Candle> for CandlePass<'_> {
     }
 
     fn rope<'r>(&self, rotary: &'r Rotary) -> Result<RopeTable<'r>> {
-        let first = self.first_position();
-        let length = self.sequence.as_ref().map_or(self.ids.len(), |sequence| sequence.length);
-        let rows: Vec<_> = (first..first + self.ids.len()).map(|position| (position, length)).collect();
+        let rows: Vec<_> = match &self.cached {
+            Some(sequence) => {
+                let first = sequence.cached;
+                (first..first + self.ids.len()).map(|position| (position, sequence.length)).collect()
+            }
+            None => {
+                let rows = self.sequences.rows.iter().map(std::ops::Range::len);
+                rows.flat_map(|length| (0..length).map(move |position| (position, length))).collect()
+            }
+        };
         RopeTable::new(rotary, rows.into_iter())
     }
 
@@ -193,12 +242,18 @@ impl Pass<Candle> for CandlePass<'_> {
     }
 
     fn pick(&mut self, x: Option<Tensor>, row: Row) -> Result<Option<Tensor>> {
-        let needed = self.sequence.as_ref().is_none_or(|sequence| sequence.needs_logits);
-        let pick = |x: Tensor| match row {
-            Row::First => x.narrow(0, 0, 1),
-            Row::Last => x.narrow(0, x.dim(0)? - 1, 1),
-        };
-        x.filter(|_| needed).map(pick).transpose().map_err(failed)
+        if self.cached.as_ref().is_some_and(|sequence| !sequence.needs_logits) {
+            return Ok(None);
+        }
+        let some = self.sequences.rows.iter().filter(|rows| !rows.is_empty());
+        let picked: Vec<u32> = some
+            .map(|rows| match row {
+                Row::First => rows.start as u32,
+                Row::Last => rows.end as u32 - 1,
+            })
+            .collect();
+        let pick = |x: Tensor| x.contiguous()?.index_select(&Tensor::new(picked.as_slice(), x.device())?, 0);
+        x.map(pick).transpose().map_err(failed)
     }
 
     fn read(
@@ -207,14 +262,8 @@ impl Pass<Candle> for CandlePass<'_> {
         norm: Option<&TensorNorm>,
         each: &mut dyn FnMut(usize, Rows<'_>),
     ) -> Result<()> {
-        let Some(x) = normed(x, norm)? else {
-            each(0, Rows::new(&[], 1, 1));
-            return Ok(());
-        };
-        let read = || x.flatten_all()?.to_vec1::<f32>();
-        let width = x.dim(D::Minus1).map_err(failed)?;
-        each(0, Rows::new(&read().map_err(failed)?, width, width));
-        Ok(())
+        let x = normed(x, norm)?;
+        self.deliver(x.as_ref(), each)
     }
 
     fn linear_norm(
@@ -235,7 +284,7 @@ impl Pass<Candle> for CandlePass<'_> {
         each: &mut dyn FnMut(usize, Rows<'_>),
     ) -> Result<()> {
         let product = x.as_ref().map(|x| linear.apply(x)).transpose().map_err(failed)?;
-        self.read(product, None, each)
+        self.deliver(product.as_ref(), each)
     }
 
     fn project(

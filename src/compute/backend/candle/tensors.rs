@@ -1,6 +1,6 @@
 //! Linear layers, normalizations and caches of keys and values as tensors.
 
-use candle_core::{D, Tensor};
+use candle_core::{D, DType, Tensor};
 
 use crate::Result;
 use crate::compute::attention::kv_cache::CacheShape;
@@ -106,7 +106,11 @@ pub(super) fn bytes_of(shape: CacheShape, tokens: usize) -> u64 {
 
 impl TensorLinear {
     pub(super) fn apply(&self, x: &Tensor) -> candle_core::Result<Tensor> {
-        x.matmul(&self.matrix)?.broadcast_add(&self.bias)
+        let product = match self.matrix.dtype() {
+            DType::BF16 => bf16_product(x, &self.matrix)?,
+            _ => x.matmul(&self.matrix)?,
+        };
+        product.broadcast_add(&self.bias)
     }
 
     pub(super) fn activated(&self, x: &Tensor, activation: Activation) -> candle_core::Result<Tensor> {
@@ -122,4 +126,13 @@ impl TensorLinear {
         };
         if self.gated { gate * y.narrow(1, half, half)? } else { Ok(gate) }
     }
+}
+
+/// The product with `x` rounded to bfloat16, in f32. Candle's CPU multiplies no bfloat16: there, the sums are exact.
+fn bf16_product(x: &Tensor, matrix: &Tensor) -> candle_core::Result<Tensor> {
+    let x = x.to_dtype(DType::BF16)?;
+    if x.device().is_cpu() {
+        return x.to_dtype(DType::F32)?.matmul(&matrix.to_dtype(DType::F32)?);
+    }
+    x.matmul(matrix)?.to_dtype(DType::F32)
 }

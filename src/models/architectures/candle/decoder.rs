@@ -55,6 +55,11 @@ impl CandleDecoder {
         self.bytes
     }
 
+    /// Of those, bytes on a device with a memory of its own.
+    pub fn device_bytes(&self) -> u64 {
+        if self.ops.computes_rows() { 0 } else { self.bytes }
+    }
+
     /// The format of weights.
     pub fn dtype(&self) -> &'static str {
         "float32"

@@ -110,6 +110,10 @@ impl SentenceEncoder for CandleEncoder {
         self.bytes
     }
 
+    fn device_bytes(&self) -> u64 {
+        if self.ops.computes_rows() { 0 } else { self.bytes }
+    }
+
     fn dtype(&self) -> &'static str {
         "float32"
     }

@@ -5,6 +5,7 @@
 
 use candle_core::{D, Device, Storage, Tensor};
 
+pub(super) use crate::compute::backend::candle::failed;
 use crate::compute::{Activation, Threads};
 use crate::models::heads::layout::HeadActivation;
 use crate::sync::Mutex;
@@ -281,12 +282,6 @@ pub(super) fn with_values<T>(x: &Tensor, work: impl FnOnce(&[f32]) -> Result<T>)
     };
     let (start, count) = (layout.start_offset(), layout.shape().elem_count());
     work(&values.as_slice::<f32>().map_err(failed)?[start..start + count])
-}
-
-/// What candle says of a computation that failed.
-#[expect(clippy::needless_pass_by_value, reason = "the shape that map_err asks for")]
-pub(super) fn failed(error: candle_core::Error) -> Error {
-    Error::Internal { place: "candle".into(), reason: error.to_string() }
 }
 
 #[cfg(test)]

@@ -1,0 +1,212 @@
+"""Models of the shapes that people use, with random weights, and their speed next to sentence-transformers on one card.
+
+Each contender runs in a process of its own, one after the other, on the same texts; this process reads the card's
+memory meanwhile. Speed does not depend on the weights, so no model is downloaded.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+FIXTURES = Path(__file__).resolve().parents[1] / "tests" / "fixtures"
+SHAPES: dict[str, dict[str, Any]] = {
+    "minilm": {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536},
+    "e5-small": {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 1536},
+    "bert-base": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072},
+    "qwen3-0.6b": {
+        "hidden_size": 1024,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "intermediate_size": 3072,
+    },
+    "smollm2": {
+        "hidden_size": 576,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "intermediate_size": 1536,
+    },
+}
+"""all-MiniLM-L6-v2, multilingual-e5-small, a BERT base, Qwen3-Embedding-0.6B, SmolLM2-135M."""
+VOCABULARY = {"e5-small": 250_037, "qwen3-0.6b": 151_669, "smollm2": 49_152}
+WORDS = {"short": 6, "passage": 30, "long": 110}
+"""Words of the texts: about 18, 77 and 256 tokens of these tokenizers."""
+SENTENCE = "the weather is lovely today and every customer in the queue needs a new password"
+COUNT = {"short": 512, "passage": 256, "long": 64}
+TARGETS = {"short": 1.5, "passage": 1.5, "long": 0.9}
+MEMORY = 0.5
+
+
+def make(name: str, folder: Path) -> None:
+    """Writes a model of that shape, with the tokenizer of a fixture."""
+    import torch
+    from transformers import (
+        BertConfig,
+        BertModel,
+        LlamaConfig,
+        LlamaForCausalLM,
+        Qwen3Config,
+        Qwen3Model,
+    )
+
+    torch.manual_seed(1)
+    kinds = {
+        "qwen3-0.6b": ("qwen3_embedding", Qwen3Config, Qwen3Model),
+        "smollm2": ("llama", LlamaConfig, LlamaForCausalLM),
+    }
+    fixture, config, model = kinds.get(name, ("bert_wordpiece", BertConfig, BertModel))
+    shutil.copytree(FIXTURES / fixture, folder, ignore=shutil.ignore_patterns("*.safetensors", "reference*.json"))
+    known = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    kept = {key: known[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if known.get(key) is not None}
+    shape = config(**SHAPES[name], **kept, vocab_size=VOCABULARY.get(name, 30_522), max_position_embeddings=512)
+    model(shape).eval().save_pretrained(folder)
+    for settings in ("sentence_bert_config.json", "tokenizer_config.json"):
+        path = folder / settings
+        if path.exists():
+            lengths = {"max_seq_length": 512} if settings.startswith("sentence") else {"model_max_length": 512}
+            path.write_text(json.dumps({**json.loads(path.read_text(encoding="utf-8")), **lengths}), encoding="utf-8")
+
+
+def texts(kind: str) -> list[str]:
+    """Sentences of that many words, the same for every contender."""
+    words = SENTENCE.split()
+    return [
+        " ".join(words[(number * 7 + at) % len(words)] for at in range(WORDS[kind] + number % 5))
+        for number in range(COUNT[kind])
+    ]
+
+
+WORKER = r"""
+import json, sys, time
+contender, device, folder, dtype, seconds = sys.argv[1:6]
+every = json.load(sys.stdin)
+if contender == "ours":
+    from model_manager import ModelManager
+    manager = ModelManager(device=device, cache_size=0, auto_cleanup=False, adaptive_state=False)
+    manager.register("model", folder, dtype=dtype)
+    embed = lambda texts: manager.embed(texts, "model")
+else:
+    import torch
+    from sentence_transformers import SentenceTransformer
+    kind = {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype]
+    model = SentenceTransformer(folder, device=device, model_kwargs={"torch_dtype": kind})
+    embed = lambda texts: model.encode(texts, batch_size=64, show_progress_bar=False)
+found = {}
+for kind, texts in every.items():
+    embed(texts)
+    done, began = 0, time.perf_counter()
+    while time.perf_counter() - began < float(seconds):
+        embed(texts)
+        done += len(texts)
+    rate, ones = done / (time.perf_counter() - began), []
+    for text in texts[:30]:
+        began = time.perf_counter()
+        embed([text])
+        ones.append(time.perf_counter() - began)
+    found[kind] = [rate, sorted(ones)[len(ones) // 2] * 1e3]
+print(json.dumps(found))
+"""
+WRITER = r"""
+import json, sys, time
+contender, device, folder, dtype, seconds = sys.argv[1:6]
+prompt, count = "Bugün hava çok güzel", 64
+if contender == "ours":
+    from model_manager import ModelManager
+    manager = ModelManager(device=device, generator_model=folder, generator_dtype=dtype, auto_cleanup=False)
+    options = {"do_sample": False, "max_new_tokens": count, "min_new_tokens": count}
+    write = lambda: manager.generate(prompt, **options)
+else:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    kind = {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype]
+    model = AutoModelForCausalLM.from_pretrained(folder, torch_dtype=kind).to(device).eval()
+    ids = AutoTokenizer.from_pretrained(folder)(prompt, return_tensors="pt").to(device)
+    ids.pop("token_type_ids", None)
+    write = lambda: model.generate(**ids, do_sample=False, max_new_tokens=count, min_new_tokens=count)
+write()
+done, began = 0, time.perf_counter()
+while time.perf_counter() - began < float(seconds):
+    write()
+    done += count
+print(json.dumps({"decoding": [done / (time.perf_counter() - began), 0]}))
+"""
+
+
+def used() -> float:
+    """MB of the card that are in use; 0 where the driver has no program that says so."""
+    if shutil.which("nvidia-smi") is None:
+        return 0.0
+    asked = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits", "-i", "0"]
+    done = subprocess.run(asked, capture_output=True, text=True, check=False)
+    return float(done.stdout.split()[0]) if done.returncode == 0 and done.stdout.split() else 0.0
+
+
+def run(program: str, arguments: list[str], given: str) -> tuple[dict[str, list[float]] | None, float]:
+    """What a contender printed, and the most MB of the card that it used."""
+    before, most, ended = used(), 0.0, threading.Event()
+
+    def watch() -> None:
+        nonlocal most
+        while not ended.wait(0.1):
+            most = max(most, used() - before)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments], input=given, capture_output=True, text=True, check=False
+    )
+    ended.set()
+    watcher.join()
+    if done.returncode != 0:
+        print(done.stderr[-2000:], file=sys.stderr)
+        return None, most
+    return json.loads(done.stdout.splitlines()[-1]), most
+
+
+def compare(add: Callable[..., None], device: str, names: list[str], seconds: float) -> None:
+    """Adds a line for each shape and length of text."""
+    missing = [
+        name for name in ("torch", "transformers", "sentence_transformers") if not importlib.util.find_spec(name)
+    ]
+    if missing:
+        add("speed next to sentence-transformers", f"left out: {', '.join(missing)} missing")
+        return
+    given = json.dumps({kind: texts(kind) for kind in WORDS})
+    with tempfile.TemporaryDirectory() as scratch:
+        for name in names:
+            folder = Path(scratch, name)
+            make(name, folder)
+            program = WRITER if name == "smollm2" else WORKER
+            results = {}
+            for contender in ("ours", "theirs"):
+                began = time.monotonic()
+                results[contender] = run(program, [contender, device, str(folder), "bfloat16", str(seconds)], given)
+                print(f"  {name}, {contender}: {time.monotonic() - began:.0f} s", flush=True)
+            shutil.rmtree(folder)
+            (ours, our_memory), (theirs, their_memory) = results["ours"], results["theirs"]
+            if ours is None or theirs is None:
+                add(f"{name}, bfloat16", "a contender failed; its error is above", False)
+                continue
+            for kind, (rate, latency) in ours.items():
+                ratio, unit = rate / theirs[kind][0], "tokens/s" if kind == "decoding" else "texts/s"
+                found = f"{rate:.0f} {unit}, {ratio:.2f} x theirs"
+                if latency:
+                    found += f"; one text {latency:.2f} ms, theirs {theirs[kind][1]:.2f} ms"
+                add(f"{name}, {kind}, bfloat16", found, ratio >= TARGETS.get(kind, 0))
+            if their_memory:
+                share = our_memory / their_memory
+                add(f"{name}, memory", f"{our_memory:.0f} MB, {share:.2f} x theirs", share <= MEMORY)

@@ -1,0 +1,77 @@
+//! The graphics cards of this machine and their memory, as drivers report them.
+
+use candle_core::Device;
+
+/// A card.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Card {
+    /// Its number.
+    pub ordinal: usize,
+    /// Its memory; `None` where the driver does not report it.
+    pub memory: Option<CardMemory>,
+}
+
+/// The memory of a card, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CardMemory {
+    /// What no process holds.
+    pub free: u64,
+    /// All of it.
+    pub total: u64,
+}
+
+/// NVIDIA's cards.
+///
+/// # Errors
+/// The driver's own words.
+#[cfg(feature = "cuda")]
+pub fn cuda() -> Result<Vec<Card>, String> {
+    use candle_core::cuda_backend::cudarc::driver::CudaContext;
+
+    let failed = |error: candle_core::cuda_backend::cudarc::driver::DriverError| error.to_string();
+    let count = usize::try_from(CudaContext::device_count().map_err(failed)?).unwrap_or(0);
+    let card = |ordinal| {
+        // A card that another process holds alone, or that is broken, reports no memory.
+        let memory = CudaContext::new(ordinal).and_then(|context| context.mem_get_info());
+        let memory = memory.ok().map(|(free, total)| CardMemory { free: free as u64, total: total as u64 });
+        Card { ordinal, memory }
+    };
+    Ok((0..count).map(card).collect())
+}
+
+/// NVIDIA's cards: none, without the feature.
+///
+/// # Errors
+/// None.
+#[cfg(not(feature = "cuda"))]
+pub fn cuda() -> Result<Vec<Card>, String> {
+    Ok(Vec::new())
+}
+
+/// The memory of a card that is open.
+pub fn memory(device: &Device) -> Option<CardMemory> {
+    #[cfg(feature = "cuda")]
+    if let Device::Cuda(device) = device {
+        let stream = device.cuda_stream();
+        let (free, total) = stream.context().mem_get_info().ok()?;
+        return Some(CardMemory { free: free as u64, total: total as u64 });
+    }
+    let _ = device;
+    None
+}
+
+/// What a device is called: cuda:0, mps:0 or, for candle on the CPU, candle-cpu.
+pub fn name(device: &Device) -> String {
+    match device.location() {
+        candle_core::DeviceLocation::Cpu => "candle-cpu".into(),
+        candle_core::DeviceLocation::Cuda { gpu_id } => format!("cuda:{gpu_id}"),
+        candle_core::DeviceLocation::Metal { gpu_id } => format!("mps:{gpu_id}"),
+    }
+}
+
+/// Waits for the work of a device, after which its driver takes back what was freed.
+pub fn settle(device: &Device) {
+    if let Err(error) = device.synchronize() {
+        log::debug!("{}: {error}", name(device));
+    }
+}

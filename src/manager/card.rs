@@ -1,0 +1,116 @@
+//! Loading a model on a card: in which format, and what happens when the card's memory is full.
+
+use std::sync::Arc;
+
+use candle_core::Device;
+
+use super::memory::relieve;
+use super::registry::NamedSlots;
+use crate::compute::{CandleDevice, Isa, Relief, WeightFormat, cards};
+use crate::config::{Choice as _, DTypeChoice};
+use crate::models::ComputeEngine;
+use crate::{Error, Result};
+
+/// How `engine` holds weights, on a card if there is one: there, in float32 or bfloat16.
+///
+/// # Errors
+/// [`Error::Config`] for a format that a card does not hold.
+pub(super) fn weight_format(
+    choice: DTypeChoice,
+    isa: Isa,
+    engine: ComputeEngine,
+    card: Option<&Device>,
+) -> Result<WeightFormat> {
+    let wanted = match (card, choice) {
+        (None, choice) => choice.weight_format(isa),
+        // float32 is exact; how much faster bfloat16 is on which card was not measured.
+        (Some(_), DTypeChoice::Auto | DTypeChoice::Float32) => WeightFormat::F32,
+        (Some(_), DTypeChoice::Bfloat16) => WeightFormat::Bf16,
+        (Some(device), DTypeChoice::Int8 | DTypeChoice::Int4) => {
+            let name = cards::name(device);
+            return Err(Error::Config {
+                setting: "dtype".into(),
+                value: choice.as_str().into(),
+                reason: format!(
+                    "on {name} weights are float32 or bfloat16; use one of them, or device=\"cpu\""
+                ),
+            });
+        }
+    };
+    Ok(engine.weight_format(wanted))
+}
+
+/// The same, and a warning where `engine` does not compute in what was asked for.
+///
+/// # Errors
+/// As [`weight_format`].
+pub(super) fn format_of(
+    name: &str,
+    dtype: DTypeChoice,
+    isa: Isa,
+    engine: ComputeEngine,
+    card: Option<&Device>,
+) -> Result<WeightFormat> {
+    let wanted = weight_format(dtype, isa, ComputeEngine::Own, card)?;
+    let format = engine.weight_format(wanted);
+    if format != wanted && dtype != DTypeChoice::Auto {
+        let engine = engine.name();
+        log::warn!(
+            "{name}: {engine} computes its family, in {}; dtype={} is not used",
+            format.name(),
+            wanted.name()
+        );
+    }
+    Ok(format)
+}
+
+/// Loads the model of `name` on a card. If it lacks memory, idle models of the card are unloaded, one after the other.
+pub(super) fn on_card<M>(
+    device: &Device,
+    entries: &Arc<NamedSlots>,
+    name: &str,
+    format: WeightFormat,
+    expected: u64,
+    load: impl Fn(&CandleDevice) -> Result<M>,
+) -> Result<M> {
+    let (weak, own) = (Arc::downgrade(entries), name.to_owned());
+    let relief = move || weak.upgrade().is_some_and(|entries| relieve(&entries, &own));
+    let bf16 = format == WeightFormat::Bf16;
+    let relief = Some(Relief(Arc::new(relief)));
+    let on = CandleDevice { bf16, relief, ..device.clone().into() };
+    loop {
+        match load(&on) {
+            Err(Error::DeviceMemory { .. }) if relieve(entries, name) => {}
+            Err(Error::DeviceMemory { device, free, .. }) => {
+                let what = format!("the weights of {name:?}");
+                return Err(on.described(Error::DeviceMemory { device, what, needed: Some(expected), free }));
+            }
+            loaded => return loaded,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_card_holds_float32_or_bfloat16() {
+        let card = Some(&Device::Cpu);
+        for (choice, expected) in [
+            (DTypeChoice::Auto, WeightFormat::F32),
+            (DTypeChoice::Float32, WeightFormat::F32),
+            (DTypeChoice::Bfloat16, WeightFormat::Bf16),
+        ] {
+            assert_eq!(weight_format(choice, Isa::best(), ComputeEngine::Own, card), Ok(expected));
+        }
+        for choice in [DTypeChoice::Int8, DTypeChoice::Int4] {
+            let error = weight_format(choice, Isa::best(), ComputeEngine::Own, card).unwrap_err().to_string();
+            assert!(error.contains("bfloat16") && error.contains(choice.as_str()), "{error}");
+            assert_eq!(
+                weight_format(choice, Isa::best(), ComputeEngine::Own, None),
+                Ok(choice.weight_format(Isa::best()))
+            );
+        }
+    }
+}
