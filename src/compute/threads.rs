@@ -397,8 +397,9 @@ mod tests {
                         if thread::current().name() != Some("mm-compute-1") {
                             posted.wait(); // the worker goes on, and comes here
                         }
-                        meeting.wait();
+                        // Before they meet: afterwards the worker may take the third task at any moment.
                         early.fetch_or(third.load(Ordering::Relaxed), Ordering::Relaxed);
+                        meeting.wait();
                     })
                     .unwrap();
                 finish.wait();
