@@ -15,6 +15,7 @@ use model_manager::remote;
 use tempfile::TempDir;
 
 mod gguf;
+mod segment;
 
 /// Something that reads untrusted bytes.
 pub struct Target {
@@ -27,7 +28,7 @@ pub struct Target {
 }
 
 /// Every target.
-pub const TARGETS: [Target; 10] = [
+pub const TARGETS: [Target; 11] = [
     Target {
         name: "safetensors",
         run: |data| sentence("bert_bf16", "model.safetensors", data),
@@ -104,6 +105,7 @@ pub const TARGETS: [Target; 10] = [
             .into()
         },
     },
+    Target { name: "cache_segment", run: segment::run, seeds: segment::seeds },
     Target {
         name: "remote_reply",
         run: remote::check_reply,
@@ -121,7 +123,7 @@ pub const TARGETS: [Target; 10] = [
 
 /// The target of this name.
 pub fn target(name: &str) -> &'static Target {
-    static ALL: [Target; 10] = TARGETS;
+    static ALL: [Target; 11] = TARGETS;
     ALL.iter().find(|target| target.name == name).expect("a target of this name")
 }
 

@@ -114,4 +114,4 @@ macro_rules! targets {
     };
 }
 
-targets! { safetensors pickle gguf config modules tokenizer chat_template vocabulary http_body remote_reply }
+targets! { safetensors pickle gguf config modules tokenizer chat_template vocabulary http_body cache_segment remote_reply }
