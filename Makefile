@@ -164,6 +164,10 @@ test-aarch64: ## The kernels' tests on NEON, emulated (needs qemu-aarch64 and a 
 			$(CARGO) test --quiet --no-default-features --lib --target aarch64-unknown-linux-gnu -- $(AARCH64_TESTS) || exit 1; \
 	done
 
+.PHONY: shuttle
+shuttle: ## Workers and slots under thousands of schedules that Shuttle chooses
+	RUSTFLAGS="--cfg shuttle" $(CARGO) test --no-default-features --lib --target-dir target/shuttle -- shuttle_
+
 SOAK_SECONDS ?= 600
 .PHONY: soak
 soak: build ## SOAK_SECONDS of mixed requests: no wrong answer, no growing memory, threads or descriptors

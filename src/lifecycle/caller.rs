@@ -1,7 +1,8 @@
 //! Which load a thread is part of, so that a loader that asks for its own model is refused instead of waiting for itself.
 
 use std::cell::Cell;
-use std::thread::{self, ThreadId};
+
+use crate::sync::thread::{self, ThreadId};
 
 thread_local! {
     static ACTS_FOR: Cell<Option<ThreadId>> = const { Cell::new(None) };

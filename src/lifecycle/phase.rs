@@ -1,7 +1,6 @@
 //! The phases of a slot: plain data behind the slot's lock.
 
 use std::sync::Arc;
-use std::thread::ThreadId;
 use std::time::Instant;
 
 use super::keep_alive::KeepAlive;
@@ -9,6 +8,7 @@ use super::lease::Continuation;
 use super::managed::{Idle, SlotOptions};
 use super::residency::Residency;
 use crate::Error;
+use crate::sync::thread::ThreadId;
 
 pub(super) struct LockedSlot<T: ?Sized + Send + Sync + 'static> {
     pub(super) phase: Phase<T>,

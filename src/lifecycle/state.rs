@@ -3,7 +3,6 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Weak};
-use std::thread;
 use std::time::Instant;
 
 use super::ahead::loading_ahead;
@@ -17,7 +16,7 @@ use super::phase::{AcquireStep, Flight, LockedSlot, Phase, Ready, longer};
 use super::policy::AdaptivePolicy;
 use super::residency::{Loaded, Residency};
 use super::tracker::Record;
-use crate::sync::{Mutex, spawn};
+use crate::sync::{Mutex, spawn, thread};
 use crate::{Error, Result};
 
 pub(super) type Loader<T> = dyn Fn() -> Result<Loaded<T>> + Send + Sync;

@@ -4,20 +4,21 @@
 //! into the stacks of threads that did not survive, and the next new thread reads it. The standard library's locks are
 //! words that the kernel waits on. They have no state outside themselves, so nothing becomes stale.
 
-use std::sync::PoisonError;
+use std::sync::{PoisonError, TryLockError};
 use std::time::Instant;
 
-pub use std::sync::MutexGuard;
+use super::primitives::sync;
+pub use super::primitives::sync::MutexGuard;
 
 /// A mutual exclusion lock. A panic while it is held does not poison it: every critical section here leaves the value
 /// consistent.
 #[derive(Debug, Default)]
-pub struct Mutex<T: ?Sized>(std::sync::Mutex<T>);
+pub struct Mutex<T: ?Sized>(sync::Mutex<T>);
 
 impl<T> Mutex<T> {
     /// A lock around `value`.
     pub const fn new(value: T) -> Self {
-        Self(std::sync::Mutex::new(value))
+        Self(sync::Mutex::new(value))
     }
 
     /// The value.
@@ -36,8 +37,8 @@ impl<T: ?Sized> Mutex<T> {
     pub fn try_lock(&self) -> Option<MutexGuard<'_, T>> {
         match self.0.try_lock() {
             Ok(guard) => Some(guard),
-            Err(std::sync::TryLockError::Poisoned(guard)) => Some(guard.into_inner()),
-            Err(std::sync::TryLockError::WouldBlock) => None,
+            Err(TryLockError::Poisoned(guard)) => Some(guard.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
         }
     }
 
@@ -49,12 +50,12 @@ impl<T: ?Sized> Mutex<T> {
 
 /// A condition variable: a waiting thread releases the lock, and takes it again before it goes on.
 #[derive(Debug, Default)]
-pub struct Condvar(std::sync::Condvar);
+pub struct Condvar(sync::Condvar);
 
 impl Condvar {
     /// A condition variable without waiting threads.
     pub const fn new() -> Self {
-        Self(std::sync::Condvar::new())
+        Self(sync::Condvar::new())
     }
 
     /// Wakes one waiting thread.

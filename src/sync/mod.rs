@@ -2,7 +2,11 @@
 
 pub mod fork;
 mod locks;
+mod primitives;
+#[cfg(all(test, shuttle))]
+mod schedule_tests;
 mod worker;
 
 pub use locks::{Condvar, Mutex, MutexGuard};
+pub(crate) use primitives::thread;
 pub use worker::{Abandon, Guard, Monitor, Work, Worker, WorkerThread, spawn};

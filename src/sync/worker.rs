@@ -13,13 +13,13 @@ use std::io;
 use std::ops::{Deref, DerefMut};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
 
 use super::fork::Process;
 use super::locks::{Condvar, Mutex, MutexGuard};
+use super::primitives::thread::{self, JoinHandle};
 use crate::{Error, Result};
 
 /// Starts a thread named `mm-<role>`.

@@ -7,6 +7,8 @@ mod keeping;
 mod locks;
 mod races;
 mod reaper;
+#[cfg(shuttle)]
+mod schedules;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
