@@ -73,6 +73,17 @@ struct LockedWorker<S> {
     threads: Vec<Option<Member>>,
 }
 
+impl<S> LockedWorker<S> {
+    /// Notes the stage of the calling thread, unless another one has taken its place.
+    fn set_stage(&mut self, number: usize, stage: ThreadStage) {
+        let own = thread::current().id();
+        let member = self.threads[number].as_mut().filter(|member| member.handle.thread().id() == own);
+        if let Some(member) = member {
+            member.stage = stage;
+        }
+    }
+}
+
 struct Member {
     handle: JoinHandle<()>,
     stage: ThreadStage,
@@ -83,6 +94,8 @@ enum ThreadStage {
     Running,
     /// Inside something that cannot be interrupted. [`Worker::join`] does not wait for it.
     Away,
+    /// Serves no more, and reports to the callers that waited.
+    Leaving,
     Ended,
 }
 
@@ -109,7 +122,8 @@ impl<S: Send + 'static> Worker<S> {
             return Err(Error::Closed);
         }
         for number in 0..self.threads {
-            if inner.threads[number].as_ref().is_none_or(|member| member.stage == ThreadStage::Ended) {
+            let gone = |member: &Member| matches!(member.stage, ThreadStage::Leaving | ThreadStage::Ended);
+            if inner.threads[number].as_ref().is_none_or(gone) {
                 let handle = self.start_thread(&monitor, number).map_err(|error| Error::Internal {
                     place: format!("thread mm-{}", self.role),
                     reason: error.to_string(),
@@ -170,8 +184,10 @@ impl<S: Send + 'static> Worker<S> {
             return true;
         }
         let own = thread::current().id();
-        let runs =
-            |member: &Member| member.stage == ThreadStage::Running && member.handle.thread().id() != own;
+        let runs = |member: &Member| {
+            matches!(member.stage, ThreadStage::Running | ThreadStage::Leaving)
+                && member.handle.thread().id() != own
+        };
         let mut inner = monitor.inner.lock();
         while inner.threads.iter().flatten().any(runs) {
             let late;
@@ -230,7 +246,12 @@ fn serve<S: 'static>(role: &str, work: &dyn Work<S>, monitor: &Monitor<S>, numbe
         log::error!("{error}");
         error
     });
-    let abandon = work.abandon(&mut monitor.inner.lock().state);
+    let abandon = {
+        let mut inner = monitor.inner.lock();
+        // Under the lock that takes the callers out: who comes later starts another thread.
+        inner.set_stage(number, ThreadStage::Leaving);
+        work.abandon(&mut inner.state)
+    };
     if let Some(abandon) = abandon
         && catch_unwind(AssertUnwindSafe(|| abandon(&error))).is_err()
     {
@@ -243,9 +264,7 @@ struct Ended<'a, S>(&'a Monitor<S>, usize);
 
 impl<S> Drop for Ended<'_, S> {
     fn drop(&mut self) {
-        if let Some(member) = &mut self.0.inner.lock().threads[self.1] {
-            member.stage = ThreadStage::Ended;
-        }
+        self.0.inner.lock().set_stage(self.1, ThreadStage::Ended);
         self.0.ending.notify_all();
     }
 }
@@ -338,9 +357,7 @@ impl<S> Guard<'_, S> {
 
     /// Says whether this thread is inside something that cannot be interrupted: [`Worker::join`] does not wait for it.
     pub fn set_away(&mut self, away: bool) {
-        if let Some(member) = &mut self.inner.threads[self.number] {
-            member.stage = if away { ThreadStage::Away } else { ThreadStage::Running };
-        }
+        self.inner.set_stage(self.number, if away { ThreadStage::Away } else { ThreadStage::Running });
         if away {
             self.monitor.ending.notify_all();
         }

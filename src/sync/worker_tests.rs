@@ -157,6 +157,43 @@ fn closing_against_racing_callers_leaves_none_without_an_answer() {
 }
 
 #[test]
+fn a_call_while_a_thread_reports_its_panic_is_served_by_another_thread() {
+    struct SlowReport {
+        inner: Successor,
+        reports: mpsc::Sender<()>,
+        gate: Mutex<Option<mpsc::Receiver<()>>>,
+    }
+    impl Work<Numbers> for SlowReport {
+        fn fresh(&self) -> Numbers {
+            Numbers::new()
+        }
+        fn run(&self, thread: &WorkerThread<'_, Numbers>) {
+            self.inner.run(thread);
+        }
+        fn abandon(&self, numbers: &mut Numbers) -> Option<Abandon> {
+            let report = self.inner.abandon(numbers)?;
+            let (reports, gate) = (self.reports.clone(), self.gate.lock().take());
+            Some(Box::new(move |error| {
+                let _ = reports.send(());
+                gate.into_iter().for_each(|gate| gate.recv_timeout(HANG).unwrap());
+                report(error);
+            }))
+        }
+    }
+    let ((open, gate), (reports, reported)) = (mpsc::channel(), mpsc::channel());
+    let work = SlowReport { inner: Successor::default(), reports, gate: Mutex::new(Some(gate)) };
+    let worker = Worker::new("test", Arc::new(work));
+    let unlucky = ask(&worker, 13);
+    reported.recv_timeout(HANG).unwrap();
+    assert_eq!(answer(&worker, 1), Ok(2));
+    open.send(()).unwrap();
+    assert!(matches!(unlucky.recv_timeout(HANG).unwrap(), Err(Error::Internal { .. })));
+    // The first thread's end is not taken for that of the second.
+    assert_eq!(answer(&worker, 2), Ok(3));
+    worker.close();
+}
+
+#[test]
 fn a_panic_is_an_error_of_those_who_wait_and_the_next_call_starts_a_thread() {
     let (work, worker) = worker(1);
     let error = answer(&worker, 13).unwrap_err();
