@@ -113,8 +113,8 @@ async def test_short_texts_pass_a_long_one(make_manager):
 def test_a_caller_who_leaves_ends_the_work(make_manager):
     manager = make_manager(max_text_bytes=1 << 30, cache_size=0)
     manager.embed("warm", SLOT)
-    long = whole(manager, "a, b! " * 3_000_000)
-    time.sleep(0.3)
+    long = whole(manager, "a, 你! " * 3_000_000)
+    time.sleep(0.1)
     assert not long.done()
     assert long.ticket.cancel()
     time.sleep(0.3)
@@ -126,7 +126,7 @@ def test_a_caller_who_leaves_ends_the_work(make_manager):
 def test_a_timeout_ends_the_work(make_manager):
     manager = make_manager(max_text_bytes=1 << 30, cache_size=0)
     manager.embed("warm", SLOT)
-    long = whole(manager, "a, b! " * 3_000_000, timeout=0.2)
+    long = whole(manager, "a, 你! " * 3_000_000, timeout=0.1)
     with pytest.raises(TimeoutError):
         long.result(5)
     time.sleep(0.3)
