@@ -233,7 +233,7 @@ mod tests {
     #[test]
     fn avx_vnni_is_available_where_the_cpu_reports_it() {
         use std::arch::x86_64::__cpuid_count;
-        // SAFETY: every x86-64 CPU has CPUID; leaf 7 tells its last subleaf in EAX.
+        // SAFETY: every x86-64 CPU has CPUID; leaf 7 gives its last subleaf in EAX.
         #[allow(unused_unsafe, reason = "safe in newer compilers")]
         let reported = unsafe { __cpuid_count(7, 0).eax >= 1 && __cpuid_count(7, 1).eax & 1 << 4 != 0 };
         assert_eq!(Isa::AvxVnni.is_available(), Isa::Avx2.is_available() && reported);

@@ -153,7 +153,7 @@ impl Encoder {
         let hidden = self.late.as_ref().map(of).filter(|hidden| hidden.iter().any(|&tokens| tokens > 0));
         let marked = match &hidden {
             Some(hidden) => Packed { seconds: &[], hidden, ..*batch },
-            // `seconds` tells queries from documents: their tokens have one type.
+            // `seconds` says which are queries and which documents: their tokens have one type.
             None if self.late.is_some() => Packed { seconds: &[], ..*batch },
             None => *batch,
         };

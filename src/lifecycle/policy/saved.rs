@@ -173,7 +173,7 @@ fn merge(all: &mut BTreeMap<String, SlotHabits>, other: &BTreeMap<String, SlotHa
 
 fn read(path: &Path) -> Option<BTreeMap<String, SlotHabits>> {
     let about = fs::metadata(path).ok()?;
-    // To read a pipe may take forever.
+    // Reading a pipe may never return.
     if path.extension()? != "json" || !about.is_file() || about.len() > LARGEST {
         return None;
     }

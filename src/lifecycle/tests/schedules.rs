@@ -1,4 +1,4 @@
-//! A slot under schedules that Shuttle chooses: each value is made and dropped once, nobody who waits is forgotten, and
+//! A slot under schedules that Shuttle chooses: each value is made and dropped once, no caller that waits is forgotten, and
 //! no lease outlives its value. Shuttle reports a deadlock as a failure.
 
 use shuttle::thread;

@@ -15,7 +15,7 @@ use super::direct_unigram::compose;
 use super::marks::{SPACE, each_marked, push_marked};
 use super::model::Inner;
 
-/// How GPT-2 splits text, which the crate's `ByteLevel` does unless it is told not to.
+/// How GPT-2 splits text, which the crate's `ByteLevel` does unless its settings say otherwise.
 static GPT2: LazyLock<Option<SysRegex>> = LazyLock::new(|| {
     SysRegex::new(r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+").ok()
 });

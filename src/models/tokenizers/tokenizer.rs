@@ -56,7 +56,7 @@ impl Tokenizer {
         Err(Missing::Tokenizer { sentencepiece }.error(&files.model, &files.transformer))
     }
 
-    /// The tokenizer of a `tokenizer.json` or of a GGUF file, whatever lies beside it.
+    /// The tokenizer of a `tokenizer.json` or of a GGUF file, whatever other files are there.
     ///
     /// # Errors
     /// As [`Tokenizer::load`].

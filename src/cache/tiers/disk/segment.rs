@@ -26,7 +26,7 @@ impl SegmentFiles {
     /// Opens the segment `id` of `folder`; `None` when its files are of another version.
     pub(super) fn open(folder: &Path, id: &str) -> io::Result<Option<Self>> {
         let (keys, values) = (folder.join(format!("{id}.key")), folder.join(format!("{id}.vec")));
-        // To open a pipe may take forever.
+        // Opening a pipe may never return.
         if !(fs::metadata(&keys)?.is_file() && fs::metadata(&values)?.is_file()) {
             return Ok(None);
         }

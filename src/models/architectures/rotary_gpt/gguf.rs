@@ -113,7 +113,7 @@ fn variant(metadata: &Metadata<'_>) -> RotaryGptVariant {
         mlp_bias: has("ffn_up.bias"),
         head_bias: gguf.contains("output.bias"),
         gated: has("ffn_gate.weight"),
-        // Converters write the flag of StableLM whatever the model is; one norm for both blocks tells.
+        // Converters write the flag of StableLM whatever the model is, so one norm for both blocks decides.
         parallel: alone
             || metadata.architecture == "gptneox" && metadata.flag("use_parallel_residual") != Some(false),
         shared_norm: alone,
