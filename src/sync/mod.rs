@@ -4,7 +4,7 @@ pub mod fork;
 mod locks;
 mod primitives;
 #[cfg(all(test, shuttle))]
-mod schedule_tests;
+pub(crate) mod schedule_tests;
 mod worker;
 
 pub use locks::{Condvar, Mutex, MutexGuard};

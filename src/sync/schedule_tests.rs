@@ -70,7 +70,10 @@ fn worker(threads: usize) -> (Arc<Worker<Numbers>>, Arc<Successor>) {
 }
 
 /// Runs `body` on `threads` threads and waits for them.
-fn together<R: Send + 'static>(threads: u32, body: impl Fn(u32) -> R + Send + Sync + 'static) -> Vec<R> {
+pub(crate) fn together<R: Send + 'static>(
+    threads: u32,
+    body: impl Fn(u32) -> R + Send + Sync + 'static,
+) -> Vec<R> {
     let body = Arc::new(body);
     let started: Vec<_> = (0..threads)
         .map(|number| {

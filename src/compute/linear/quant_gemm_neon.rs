@@ -7,6 +7,7 @@ use std::arch::aarch64::*;
 use std::arch::asm;
 
 use super::{Lanes, Product, QuantLayout, product};
+use crate::compute::simd::intrinsics;
 
 /// [`product`] on NEON with I8MM.
 ///
@@ -92,17 +93,6 @@ macro_rules! each {
             },
         ]
     };
-}
-
-/// Defines safe methods that are one expression of intrinsics.
-macro_rules! intrinsics {
-    ($($name:ident($($argument:ident: $type:ty),*) -> $result:ty = $body:expr;)*) => {$(
-        #[inline(always)]
-        fn $name(self, $($argument: $type),*) -> $result {
-            // SAFETY: `self` exists only on CPUs with these instructions, and they access no memory.
-            unsafe { $body }
-        }
-    )*};
 }
 
 impl<const DOT: u8> Lanes for NeonProducts<DOT> {

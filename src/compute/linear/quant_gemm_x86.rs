@@ -3,6 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::{Lanes, Product, QuantLayout, four_bytes, product};
+use crate::compute::simd::intrinsics;
 
 /// [`product`] on AVX-512 with VNNI.
 ///
@@ -51,17 +52,6 @@ struct AvxVnni(());
 /// Eight columns in one register.
 #[derive(Clone, Copy)]
 struct Avx2Columns(());
-
-/// Defines safe methods that are one expression of intrinsics.
-macro_rules! intrinsics {
-    ($($name:ident($($argument:ident: $type:ty),*) -> $result:ty = $body:expr;)*) => {$(
-        #[inline(always)]
-        fn $name(self, $($argument: $type),*) -> $result {
-            // SAFETY: `self` exists only on CPUs with these instructions, and they access no memory.
-            unsafe { $body }
-        }
-    )*};
-}
 
 impl Lanes for Avx512Vnni {
     type I = __m512i;

@@ -5,21 +5,10 @@ use shuttle::thread;
 
 use super::*;
 use crate::Error;
+use crate::sync::schedule_tests::together;
 
 /// Schedules for each test.
 const SCHEDULES: usize = 2000;
-
-/// Runs `body` on `threads` threads and waits for them.
-fn together<R: Send + 'static>(threads: usize, body: impl Fn(usize) -> R + Send + Sync + 'static) -> Vec<R> {
-    let body = Arc::new(body);
-    let started: Vec<_> = (0..threads)
-        .map(|number| {
-            let body = Arc::clone(&body);
-            thread::spawn(move || body(number))
-        })
-        .collect();
-    started.into_iter().map(|thread| thread.join().unwrap()).collect()
-}
 
 /// Unloads, waits until every model that was made is gone, and checks the counts.
 fn settle(world: &World, slot: &Slot<Model>) {

@@ -7,6 +7,10 @@
 mod albert;
 mod architecture;
 mod bert;
+#[cfg(feature = "candle-models")]
+mod candle;
+#[cfg(not(feature = "candle-models"))]
+#[path = "candle/absent.rs"]
 mod candle;
 mod distilbert;
 mod family;

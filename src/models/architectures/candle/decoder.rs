@@ -71,13 +71,7 @@ impl CandleDecoder {
             let context = self.context;
             return Err(Error::Input(format!("{end} tokens exceed the model's context of {context}")));
         }
-        match step.tokens.iter().find(|&&id| id as usize >= self.vocabulary) {
-            None => Ok(()),
-            Some(id) => {
-                let known = self.vocabulary;
-                Err(Error::Input(format!("token {id} lies outside the model's vocabulary ({known})")))
-            }
-        }
+        Ok(())
     }
 }
 

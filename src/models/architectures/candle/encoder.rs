@@ -21,7 +21,6 @@ pub(crate) struct CandleEncoder {
     ops: Ops,
     width: usize,
     context: usize,
-    vocabulary: usize,
     bytes: u64,
     files: Vec<Weak<WeightFile>>,
 }
@@ -45,7 +44,6 @@ impl CandleEncoder {
             ops: Ops::new(device),
             width: description.hidden,
             context: description.context,
-            vocabulary: description.vocabulary,
             bytes: loader.bytes(),
             files: tensors.files(),
         }))
@@ -56,10 +54,6 @@ impl CandleEncoder {
         if ids.len() > self.context {
             let (tokens, longest) = (ids.len(), self.context);
             return Err(Error::Input(format!("{tokens} tokens exceed the model's longest text ({longest})")));
-        }
-        if let Some(id) = ids.iter().find(|&&id| id as usize >= self.vocabulary) {
-            let known = self.vocabulary;
-            return Err(Error::Input(format!("token {id} lies outside the model's vocabulary ({known})")));
         }
         let states = pool::run(|| self.model.states(&self.ops, ids, second))??;
         states.flatten_all().and_then(|states| states.to_vec1()).map_err(failed)

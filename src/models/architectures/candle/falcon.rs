@@ -7,8 +7,9 @@ use serde::Deserialize;
 
 use super::attention::{attend, rotate};
 use super::describe::CandleArchitecture;
+use super::head::CandleHead;
 use super::loader::TensorLoader;
-use super::ops::{CandleLinear, CandleNorm, Function, Ops, failed};
+use super::ops::{CandleLinear, CandleNorm, Function, IDENTITY, Ops, failed};
 use super::state::{CandleState, DecoderModel, LayerShape};
 use crate::Result;
 use crate::compute::{Activation, Heads, LayerAttention, Mask, Matrix, Positions, RopeStyle, Rotary};
@@ -196,15 +197,12 @@ impl CandleArchitecture for Falcon {
     fn decoder(&self, loader: &mut TensorLoader<'_>) -> Result<Box<dyn DecoderModel>> {
         let shape = [self.config.vocab_size, self.hidden];
         let words = loader.tensor(WORDS, &shape)?;
-        let head = match self.config.tie_word_embeddings {
-            true => CandleLinear::new(words.clone(), None)?,
-            false => loader.linear("lm_head", shape, false)?,
-        };
+        let norm = loader.layer_norm("transformer.ln_f", self.hidden, self.config.layer_norm_epsilon)?;
+        let head = CandleHead::load(loader, norm, &words, self.config.tie_word_embeddings)?;
         let layers = (0..self.config.num_hidden_layers).map(|index| self.layer(loader, index));
         Ok(Box::new(FalconModel {
             words,
             layers: layers.collect::<Result<_>>()?,
-            norm: loader.layer_norm("transformer.ln_f", self.hidden, self.config.layer_norm_epsilon)?,
             head,
             heads: self.heads,
             activation: self.activation,
@@ -237,13 +235,10 @@ impl Falcon {
     }
 }
 
-const IDENTITY: Function = Function::Of(Activation::Identity);
-
 struct FalconModel {
     words: Tensor,
     layers: Vec<FalconLayer>,
-    norm: CandleNorm,
-    head: CandleLinear,
+    head: CandleHead,
     heads: Heads,
     activation: Activation,
     order: Order,
@@ -304,10 +299,6 @@ impl DecoderModel for FalconModel {
             let down = ops.linear(&up, &layer.down, IDENTITY)?;
             x = ops.add(&ops.add(&down, &attended)?, &x)?;
         }
-        if !needs_logits {
-            return Ok(None);
-        }
-        let last = x.narrow(0, tokens.len() - 1, 1).map_err(failed)?;
-        ops.linear(&ops.norm(&last, &self.norm)?, &self.head, IDENTITY).map(Some)
+        needs_logits.then(|| self.head.logits(ops, &x)).transpose()
     }
 }

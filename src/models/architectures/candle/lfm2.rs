@@ -7,8 +7,9 @@ use serde::Deserialize;
 
 use super::attention::{attend, rotate};
 use super::describe::CandleArchitecture;
+use super::head::CandleHead;
 use super::loader::TensorLoader;
-use super::ops::{CandleLinear, CandleNorm, Function, Ops, failed, map_rows, with_values};
+use super::ops::{CandleLinear, CandleNorm, IDENTITY, Ops, failed, map_rows, with_values};
 use super::state::{CandleState, DecoderModel, LayerShape};
 use crate::Result;
 use crate::compute::{Activation, Heads, LayerAttention, Mask, Matrix, Positions, RopeStyle, Rotary};
@@ -238,15 +239,13 @@ impl CandleArchitecture for Lfm2 {
     fn decoder(&self, loader: &mut TensorLoader<'_>) -> Result<Box<dyn DecoderModel>> {
         let Lfm2Config { vocab_size, hidden_size: hidden, norm_eps, .. } = self.config;
         let words = loader.tensor(WORDS, &[vocab_size, hidden])?;
-        let head = match self.config.tie_embedding.unwrap_or(self.config.tie_word_embeddings) {
-            true => CandleLinear::new(words.clone(), None)?,
-            false => loader.linear("lm_head", [vocab_size, hidden], false)?,
-        };
+        let norm = loader.rms_norm("model.embedding_norm", hidden, norm_eps)?;
+        let tied = self.config.tie_embedding.unwrap_or(self.config.tie_word_embeddings);
+        let head = CandleHead::load(loader, norm, &words, tied)?;
         let layers =
             self.attends.iter().enumerate().map(|(index, &attends)| self.layer(loader, index, attends));
         Ok(Box::new(Lfm2Model {
             layers: layers.collect::<Result<_>>()?,
-            norm: loader.rms_norm("model.embedding_norm", hidden, norm_eps)?,
             words,
             head,
             heads: self.heads,
@@ -263,28 +262,28 @@ impl Lfm2 {
         let linear = |part: &str, shape| loader.linear(&name(part), shape, false);
         let norm = |part: &str, width| loader.rms_norm(&name(part), width, norm_eps);
         let mixer = match attends {
-            true => Mixer::Attention {
+            true => Mixer::Attention(Lfm2Attention {
                 query: linear("self_attn.q_proj", [heads * width, hidden])?,
                 key: linear("self_attn.k_proj", [kv_heads * width, hidden])?,
                 value: linear("self_attn.v_proj", [kv_heads * width, hidden])?,
                 output: linear("self_attn.out_proj", [hidden, heads * width])?,
                 query_norm: norm("self_attn.q_layernorm", width)?,
                 key_norm: norm("self_attn.k_layernorm", width)?,
-            },
+            }),
             false => {
                 let weight = loader.values(&name("conv.conv.weight"), &[hidden, 1, taps])?;
                 let bias = match conv_bias {
                     true => Some(loader.values(&name("conv.conv.bias"), &[hidden])?),
                     false => None,
                 };
-                Mixer::Conv {
+                Mixer::Conv(ShortConv {
                     input: loader.linear(&name("conv.in_proj"), [3 * hidden, hidden], conv_bias)?,
                     output: loader.linear(&name("conv.out_proj"), [hidden, hidden], conv_bias)?,
                     taps: (0..taps)
                         .map(|tap| weight.iter().skip(tap).step_by(taps).copied().collect())
                         .collect(),
                     bias,
-                }
+                })
             }
         };
         Ok(Lfm2Layer {
@@ -298,13 +297,10 @@ impl Lfm2 {
     }
 }
 
-const IDENTITY: Function = Function::Of(Activation::Identity);
-
 struct Lfm2Model {
     words: Tensor,
     layers: Vec<Lfm2Layer>,
-    norm: CandleNorm,
-    head: CandleLinear,
+    head: CandleHead,
     heads: Heads,
     rotary: Rotary,
 }
@@ -320,24 +316,33 @@ struct Lfm2Layer {
 
 /// What lets a token take something from those before it.
 enum Mixer {
-    Attention {
-        query: CandleLinear,
-        key: CandleLinear,
-        value: CandleLinear,
-        output: CandleLinear,
-        query_norm: CandleNorm,
-        key_norm: CandleNorm,
-    },
-    /// A convolution of each column with the rows before, between two gates. `taps` has a factor for each column, the oldest
-    /// row's first.
-    Conv { input: CandleLinear, output: CandleLinear, taps: Vec<Vec<f32>>, bias: Option<Vec<f32>> },
+    Attention(Lfm2Attention),
+    Conv(ShortConv),
+}
+
+struct Lfm2Attention {
+    query: CandleLinear,
+    key: CandleLinear,
+    value: CandleLinear,
+    output: CandleLinear,
+    query_norm: CandleNorm,
+    key_norm: CandleNorm,
+}
+
+/// A convolution of each column with the rows before, between two gates.
+struct ShortConv {
+    input: CandleLinear,
+    output: CandleLinear,
+    /// A factor for each column, the oldest row's first.
+    taps: Vec<Vec<f32>>,
+    bias: Option<Vec<f32>>,
 }
 
 impl DecoderModel for Lfm2Model {
     fn layers(&self) -> Vec<LayerShape> {
         let of = |layer: &Lfm2Layer| match &layer.mixer {
-            Mixer::Attention { .. } => LayerShape::Attention(self.heads.kv_heads * self.heads.width),
-            Mixer::Conv { taps, .. } => LayerShape::Recurrent((taps.len() - 1) * taps[0].len()),
+            Mixer::Attention(_) => LayerShape::Attention(self.heads.kv_heads * self.heads.width),
+            Mixer::Conv(conv) => LayerShape::Recurrent((conv.taps.len() - 1) * conv.taps[0].len()),
         };
         self.layers.iter().map(of).collect()
     }
@@ -353,24 +358,20 @@ impl DecoderModel for Lfm2Model {
         for (index, layer) in self.layers.iter().enumerate() {
             let normed = ops.norm(&x, &layer.mixer_norm)?;
             let mixed = match &layer.mixer {
-                Mixer::Attention { .. } => layer.mixer.attend(ops, &normed, self, state, index)?,
-                Mixer::Conv { .. } => layer.mixer.convolve(ops, &normed, state, index)?,
+                Mixer::Attention(attention) => attention.mix(ops, &normed, self, state, index)?,
+                Mixer::Conv(conv) => conv.mix(ops, &normed, state, index)?,
             };
             x = ops.add(&mixed, &x)?;
             let normed = ops.norm(&x, &layer.mlp_norm)?;
             let gated = ops.gated(&normed, &layer.gate, &layer.up, Activation::Silu)?;
             x = ops.add(&ops.linear(&gated, &layer.down, IDENTITY)?, &x)?;
         }
-        if !needs_logits {
-            return Ok(None);
-        }
-        let last = x.narrow(0, tokens.len() - 1, 1).map_err(failed)?;
-        ops.linear(&ops.norm(&last, &self.norm)?, &self.head, IDENTITY).map(Some)
+        needs_logits.then(|| self.head.logits(ops, &x)).transpose()
     }
 }
 
-impl Mixer {
-    fn attend(
+impl Lfm2Attention {
+    fn mix(
         &self,
         ops: &Ops,
         x: &Tensor,
@@ -378,23 +379,22 @@ impl Mixer {
         state: &mut CandleState,
         index: usize,
     ) -> Result<Tensor> {
-        let Self::Attention { query, key, value, output, query_norm, key_norm } = self else {
-            return Ok(x.clone());
-        };
         let (heads, first) = (model.heads, state.tokens());
         let part =
             |linear, count| ops.linear(x, linear, IDENTITY).and_then(|x| split_heads(&x, count, heads.width));
         let rotated =
             |linear, count, norm| rotate(ops, &ops.norm(&part(linear, count)?, norm)?, &model.rotary, first);
-        let queries = rotated(query, heads.heads, query_norm)?;
-        let keys = rotated(key, heads.kv_heads, key_norm)?;
-        let values = part(value, heads.kv_heads)?;
+        let queries = rotated(&self.query, heads.heads, &self.query_norm)?;
+        let keys = rotated(&self.key, heads.kv_heads, &self.key_norm)?;
+        let values = part(&self.value, heads.kv_heads)?;
         let attended = attend(ops, [&queries, &keys, &values], heads, state, index)?;
-        ops.linear(&attended, output, IDENTITY)
+        ops.linear(&attended, &self.output, IDENTITY)
     }
+}
 
-    fn convolve(&self, ops: &Ops, x: &Tensor, state: &mut CandleState, index: usize) -> Result<Tensor> {
-        let Self::Conv { input, output, taps, bias } = self else { return Ok(x.clone()) };
+impl ShortConv {
+    fn mix(&self, ops: &Ops, x: &Tensor, state: &mut CandleState, index: usize) -> Result<Tensor> {
+        let Self { input, output, taps, bias } = self;
         let (hidden, before) = (taps[0].len(), taps.len() - 1);
         let parts = ops.linear(x, input, IDENTITY)?;
         let part = |number: usize| {

@@ -58,6 +58,9 @@ pub(super) enum Function {
     Head(HeadActivation),
 }
 
+/// No function.
+pub(super) const IDENTITY: Function = Function::Of(Activation::Identity);
+
 impl CandleLinear {
     /// The layer of `weight`, `[outputs, inputs]`.
     pub(super) fn new(weight: Tensor, bias: Option<Vec<f32>>) -> Result<Self> {
@@ -182,8 +185,15 @@ impl Ops {
         }
     }
 
-    /// The rows of `table` of these ids.
+    /// The rows of the vocabulary `table` of these ids.
+    ///
+    /// # Errors
+    /// [`Error::Input`] for an id that it does not have.
     pub(super) fn rows_of(&self, table: &Tensor, ids: &[u32]) -> Result<Tensor> {
+        let known = table.dim(0).map_err(failed)?;
+        if let Some(id) = ids.iter().find(|&&id| id as usize >= known) {
+            return Err(Error::Input(format!("token {id} lies outside the model's vocabulary ({known})")));
+        }
         Tensor::new(ids, table.device()).and_then(|ids| table.index_select(&ids, 0)).map_err(failed)
     }
 
@@ -196,7 +206,7 @@ impl Ops {
         function: Activation,
     ) -> Result<Tensor> {
         let gate = self.linear(x, gate, Function::Of(function))?;
-        self.multiply(&self.linear(x, up, Function::Of(Activation::Identity))?, &gate)
+        self.multiply(&self.linear(x, up, IDENTITY)?, &gate)
     }
 
     /// `x * y`, number by number.

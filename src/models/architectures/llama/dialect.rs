@@ -322,16 +322,7 @@ pub(super) const DIALECTS: [Dialect; 17] = [
         classes: "Olmo2",
         keys: keys!["attention_bias"],
         gguf: &[GgufFamily::generators("olmo2")],
-        variant: Variant {
-            head_norms: HeadNorms::All,
-            norms: NormNames {
-                attention: None,
-                output: Some("post_attention_layernorm"),
-                mlp: None,
-                down: Some("post_feedforward_layernorm"),
-            },
-            ..Variant::LLAMA
-        },
+        variant: Variant { head_norms: HeadNorms::All, norms: NormNames::AFTER, ..Variant::LLAMA },
         styles: NEOX,
         epsilon: 1e-5,
         ..LLAMA
@@ -341,16 +332,7 @@ pub(super) const DIALECTS: [Dialect; 17] = [
         classes: "Exaone4",
         keys: keys!["sliding_window", "sliding_window_pattern", "layer_types"],
         gguf: &[GgufFamily::generators("exaone4")],
-        variant: Variant {
-            head_norms: HeadNorms::Each,
-            norms: NormNames {
-                attention: None,
-                output: Some("post_attention_layernorm"),
-                mlp: None,
-                down: Some("post_feedforward_layernorm"),
-            },
-            ..Variant::LLAMA
-        },
+        variant: Variant { head_norms: HeadNorms::Each, norms: NormNames::AFTER, ..Variant::LLAMA },
         windows: Windows::AllBut(4),
         unrotated_full: true,
         window: Some(4096),

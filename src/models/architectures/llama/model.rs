@@ -30,6 +30,13 @@ impl NormNames {
         mlp: Some("post_attention_layernorm"),
         down: None,
     };
+    /// Those of OLMo 2 and EXAONE 4: what is added is normalized alone.
+    pub(in crate::models::architectures) const AFTER: Self = Self {
+        attention: None,
+        output: Some("post_attention_layernorm"),
+        mlp: None,
+        down: Some("post_feedforward_layernorm"),
+    };
 }
 
 /// The norms of queries and keys.

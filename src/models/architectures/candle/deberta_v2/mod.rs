@@ -9,11 +9,11 @@ mod relative;
 use serde::Deserialize;
 use serde_json::Value;
 
-use self::model::{Conv, DebertaLayer, DebertaModel, IDENTITY, split};
+use self::model::{Conv, DebertaLayer, DebertaModel, split};
 use self::relative::Relative;
 use super::describe::{CandleArchitecture, EncoderModel};
 use super::loader::TensorLoader;
-use super::ops::{CandleLinear, Ops, failed};
+use super::ops::{CandleLinear, IDENTITY, Ops, failed};
 use crate::Result;
 use crate::compute::{Activation, Heads, LayerAttention, Mask, Positions};
 use crate::models::architectures::architecture::{Architecture, Description, Factors};

@@ -7,11 +7,10 @@ use crate::Result;
 use crate::compute::{Activation, Heads};
 use crate::models::architectures::candle::describe::EncoderModel;
 use crate::models::architectures::candle::ops::{
-    CandleLinear, CandleNorm, Function, Ops, failed, map_rows, softmax_composed, softmax_row, with_values,
+    CandleLinear, CandleNorm, Function, IDENTITY, Ops, failed, map_rows, softmax_composed, softmax_row,
+    with_values,
 };
 use crate::models::heads::layout::HeadActivation;
-
-pub(super) const IDENTITY: Function = Function::Of(Activation::Identity);
 
 pub(super) struct DebertaModel {
     pub(super) words: Tensor,
