@@ -22,6 +22,7 @@ mod matrix;
 mod maxsim;
 pub mod memory;
 mod ordered;
+pub(crate) mod pages;
 mod parallel;
 mod projection;
 mod simd;

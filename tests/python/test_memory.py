@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 
 import pytest
@@ -174,4 +175,38 @@ for more, kind in (24, OutOfMemoryError), (54, MemoryError):
         still_works()
 """,
         **PLAIN,
+    )
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_tables_of_a_large_vocabulary_leave_nothing(tmp_path):
+    """Freed by several threads one after the other, each of which has a heap of its own."""
+    pieces = [["<unk>", 0.0], *([f"▁{number:05x}", -1.0 - number / 1e6] for number in range(120_000))]
+    model = {"type": "Unigram", "unk_id": 0, "byte_fallback": False, "vocab": pieces}
+    (path := tmp_path / "tokenizer.json").write_text(json.dumps({"added_tokens": [], "model": model}))
+    run_python(
+        f"""
+import threading
+from pathlib import Path
+from model_manager import trim_memory
+from model_manager._core import _Tokenizer
+def private():
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Private_Dirty")) * 1024
+def load():
+    assert _Tokenizer({str(path)!r}).ids(["▁0000a"]) == [[11]]
+    loaded.append(True)
+loaded = []
+trim_memory()
+before = private()
+for _ in range(3):
+    threads = [threading.Thread(target=load) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+trim_memory()
+assert len(loaded) == 6
+assert private() - before < 2.5e6, private() - before
+"""
     )

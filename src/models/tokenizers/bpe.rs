@@ -4,12 +4,14 @@
 //! a list of merges as texts while it is built.
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap};
+use std::collections::BinaryHeap;
 
 use foldhash::fast::RandomState;
+use hashbrown::HashMap;
 use tokenizers::Token;
 
 use super::pieces::Pieces;
+use crate::compute::pages::{self, PageVec, Pages};
 
 /// No piece, and no merge.
 const NONE: u32 = u32::MAX;
@@ -26,27 +28,33 @@ struct Merge {
 }
 
 /// The merges of a vocabulary, in the order of their ranks, while they are read.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct MergeList {
     /// Pairs, and what they become.
-    all: Vec<(u64, u32)>,
-    joined: String,
+    all: PageVec<(u64, u32)>,
+    joined: Vec<u8>,
+}
+
+impl Default for MergeList {
+    fn default() -> Self {
+        Self { all: pages::list(), joined: Vec::new() }
+    }
 }
 
 impl MergeList {
     /// Adds the merge of two pieces, the next in rank. False when their joint text is no piece.
     pub(crate) fn add(&mut self, pieces: &Pieces, left: u32, right: u32) -> bool {
-        let (Some(first), Some(second)) = (pieces.text(left), pieces.text(right)) else { return false };
+        let (Some(first), Some(second)) = (pieces.bytes(left), pieces.bytes(right)) else { return false };
         // Merges mostly come in the order of their pieces.
         let last = self.all.last().map_or(0, |merge| merge.1);
         let joined = [last, last.wrapping_add(1)].into_iter().find(|&id| {
-            pieces.text(id).and_then(|text| text.strip_prefix(first)).is_some_and(|rest| rest == second)
+            pieces.bytes(id).and_then(|text| text.strip_prefix(first)).is_some_and(|rest| rest == second)
         });
         let joined = joined.or_else(|| {
             self.joined.clear();
-            self.joined.push_str(first);
-            self.joined.push_str(second);
-            pieces.id(&self.joined)
+            self.joined.extend_from_slice(first);
+            self.joined.extend_from_slice(second);
+            pieces.id_of(&self.joined)
         });
         joined.map(|piece| self.push(left, right, piece)).is_some()
     }
@@ -58,12 +66,12 @@ impl MergeList {
 }
 
 /// The merges of a vocabulary by pair. Of a pair that is there twice the last one counts.
-#[derive(Debug, Clone, Default)]
-struct Merges(HashMap<u64, Merge, RandomState>);
+#[derive(Debug, Clone)]
+struct Merges(HashMap<u64, Merge, RandomState, Pages>);
 
 impl Merges {
     fn new(list: &MergeList) -> Self {
-        let mut merges = HashMap::with_capacity_and_hasher(list.all.len(), RandomState::default());
+        let mut merges = HashMap::with_capacity_and_hasher_in(list.all.len(), RandomState::default(), Pages);
         merges.extend((0..).zip(&list.all).map(|(rank, &(pair, piece))| (pair, Merge { rank, piece })));
         Self(merges)
     }
@@ -143,14 +151,16 @@ impl Bpe {
             Some(text) => Some(pieces.id(text)?),
             None => None,
         };
-        let single = |text: &str| {
-            let mut chars = text.chars();
+        let single = |text: &[u8]| {
+            let mut chars = str::from_utf8(text).ok()?.chars();
             chars.next().filter(|_| chars.next().is_none()).map(|c| c as usize).filter(|&c| c < TABLE)
         };
-        let size = pieces.iter().filter_map(|(_, text)| single(text)).max().map_or(0, |largest| largest + 1);
-        let mut characters = vec![NONE; size];
-        for (id, text) in pieces.iter() {
+        let mut characters = Vec::new();
+        for (id, text) in pieces.iter_bytes().filter(|(_, text)| text.len() <= 4) {
             if let Some(c) = single(text) {
+                if characters.len() <= c {
+                    characters.resize(c + 1, NONE);
+                }
                 characters[c] = id;
             }
         }

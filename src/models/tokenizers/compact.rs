@@ -12,6 +12,7 @@ use super::pieces::Pieces;
 use super::text_table::{TextSeed, TextTable};
 use super::unigram;
 use super::wordpiece_model::WordPieces;
+use crate::compute::pages;
 
 /// See the module.
 #[derive(Debug)]
@@ -134,7 +135,7 @@ impl<'de> Visitor<'de> for VocabularySeed {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Pieces, A::Error> {
-        let (mut texts, mut ids) = (TextTable::default(), Vec::new());
+        let (mut texts, mut ids) = (TextTable::default(), pages::list());
         while map.next_key_seed(TextSeed(&mut texts))?.is_some() {
             ids.push(map.next_value::<u32>()?);
         }
@@ -211,7 +212,7 @@ impl<'a> MergeBatch<'a> {
 
     fn resolve<E: serde::de::Error>(&mut self) -> Result<(), E> {
         self.ids.clear();
-        self.ids.extend(self.parts.iter().map(|part| self.pieces.id(part)));
+        self.ids.extend(self.parts.iter_bytes().map(|part| self.pieces.id_of(part)));
         self.parts.clear();
         for pair in self.ids.chunks_exact(2) {
             let (Some(left), Some(right)) = (pair[0], pair[1]) else {

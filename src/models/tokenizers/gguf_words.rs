@@ -21,6 +21,7 @@ use super::text_table::TextTable;
 use super::unigram::Unigram;
 use super::wordpiece::LONGEST_WORD;
 use super::wordpiece_model::WordPieces;
+use crate::compute::pages;
 use crate::models::formats::gguf::{Gguf, GgufValue};
 use crate::{Error, Result};
 
@@ -85,7 +86,8 @@ pub(super) fn unigram(gguf: &Gguf, pieces: &[String], types: &[i128]) -> Result<
         .filter(|&id| id < pieces.len());
     let damaged = |e: tokenizers::Error| invalid(gguf, format!("its vocabulary does not fit together: {e}"));
     let small = table(pieces).zip(unknown);
-    let small = small.and_then(|(texts, unknown)| Unigram::new(texts, scores.clone(), unknown, false));
+    let small =
+        small.and_then(|(texts, unknown)| Unigram::new(texts, pages::copied(&scores), unknown, false));
     let model = match small {
         Some(model) => TokenModel::Unigram(model),
         None => {

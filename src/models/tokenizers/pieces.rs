@@ -1,11 +1,12 @@
 //! A vocabulary in little memory: the texts of its pieces one after the other, and an index of their ids by hash.
 
-use std::hash::BuildHasher as _;
+use std::hash::{BuildHasher as _, Hasher as _};
 
 use foldhash::fast::RandomState;
 use hashbrown::HashTable;
 
 use super::text_table::TextTable;
+use crate::compute::pages::{Pages, filled};
 
 /// Ids may leave so many out for each piece.
 const MOST_HOLES: usize = 4;
@@ -15,7 +16,7 @@ const MOST_HOLES: usize = 4;
 pub(crate) struct Pieces {
     /// By id. Empty where no piece has it.
     texts: TextTable,
-    index: HashTable<u32>,
+    index: HashTable<u32, Pages>,
     hasher: RandomState,
 }
 
@@ -23,7 +24,7 @@ impl Pieces {
     /// The pieces `texts` with `ids`, or with their numbers as ids. `None` when two have the same text or id, when one is
     /// empty, or when most ids are left out: the crate has rules of its own for those.
     pub(crate) fn new(mut texts: TextTable, ids: Option<&[u32]>) -> Option<Self> {
-        if texts.iter().any(str::is_empty) {
+        if texts.iter_bytes().any(<[u8]>::is_empty) {
             return None;
         }
         if let Some(ids) = ids {
@@ -31,12 +32,14 @@ impl Pieces {
         }
         texts.shrink();
         let hasher = RandomState::default();
-        let mut index = HashTable::with_capacity(texts.len());
-        for (id, text) in (0..).zip(texts.iter()).filter(|(_, text)| !text.is_empty()) {
-            let hash = |text: &str| hash(&hasher, text);
-            let known = |other: &u32| texts.get(*other as usize) == Some(text);
-            let entry =
-                index.entry(hash(text), known, |other| hash(texts.get(*other as usize).unwrap_or_default()));
+        let mut index = HashTable::with_capacity_in(texts.len(), Pages);
+        for id in 0..u32::try_from(texts.len()).ok()? {
+            let text = texts.bytes(id);
+            if text.is_empty() {
+                continue;
+            }
+            let known = |other: &u32| texts.bytes(*other) == text;
+            let entry = index.entry(hash(&hasher, text), known, |other| hash(&hasher, texts.bytes(*other)));
             match entry {
                 hashbrown::hash_table::Entry::Occupied(_) => return None,
                 hashbrown::hash_table::Entry::Vacant(place) => place.insert(id),
@@ -48,13 +51,25 @@ impl Pieces {
     /// The id of the piece that `text` is.
     #[inline]
     pub(crate) fn id(&self, text: &str) -> Option<u32> {
-        let same = |id: &u32| self.texts.get(*id as usize) == Some(text);
+        self.id_of(text.as_bytes())
+    }
+
+    /// The same for the bytes of a text.
+    #[inline]
+    pub(super) fn id_of(&self, text: &[u8]) -> Option<u32> {
+        let same = |id: &u32| self.texts.bytes(*id) == text;
         self.index.find(hash(&self.hasher, text), same).copied()
     }
 
     /// The text of the piece with this id.
     pub(crate) fn text(&self, id: u32) -> Option<&str> {
         self.texts.get(id as usize).filter(|text| !text.is_empty())
+    }
+
+    /// The same as bytes.
+    #[inline]
+    pub(super) fn bytes(&self, id: u32) -> Option<&[u8]> {
+        self.texts.get_bytes(id as usize).filter(|text| !text.is_empty())
     }
 
     /// How many there are.
@@ -72,14 +87,21 @@ impl Pieces {
         (0..).zip(self.texts.iter()).filter(|(_, text)| !text.is_empty())
     }
 
+    /// The same as bytes.
+    pub(super) fn iter_bytes(&self) -> impl Iterator<Item = (u32, &[u8])> {
+        (0..).zip(self.texts.iter_bytes()).filter(|(_, text)| !text.is_empty())
+    }
+
     /// Characters of the longest one.
     pub(crate) fn longest(&self) -> usize {
-        self.texts.iter().map(|text| text.chars().count()).max().unwrap_or(0)
+        self.texts.longest()
     }
 }
 
-fn hash(hasher: &RandomState, text: &str) -> u64 {
-    hasher.hash_one(text)
+fn hash(hasher: &RandomState, text: &[u8]) -> u64 {
+    let mut state = hasher.build_hasher();
+    state.write(text);
+    state.finish()
 }
 
 /// `texts` in the order of their ids.
@@ -88,7 +110,7 @@ fn by_id(texts: &TextTable, ids: &[u32]) -> Option<TextTable> {
     if limit > MOST_HOLES * texts.len() {
         return None;
     }
-    let mut numbers = vec![None; limit];
+    let mut numbers = filled(None, limit);
     for (number, &id) in ids.iter().enumerate() {
         if numbers[id as usize].replace(number).is_some() {
             return None;

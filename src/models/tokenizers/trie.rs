@@ -4,6 +4,7 @@
 //! next node follow: a node needs the place of its first child only. A vocabulary of 250,000 pieces takes 8 MB.
 
 use super::text_table::TextTable;
+use crate::compute::pages::{PageVec, Pages, filled};
 
 /// The piece of a node where none ends.
 const NONE: u32 = u32::MAX;
@@ -16,11 +17,11 @@ const FEW: usize = 8;
 #[derive(Debug, Clone)]
 pub(crate) struct Trie {
     /// The byte that leads to a node.
-    labels: Box<[u8]>,
+    labels: PageVec<u8>,
     /// A node's first child; the last entry ends the children of the last node.
-    children: Box<[u32]>,
+    children: PageVec<u32>,
     /// The piece that ends at a node.
-    pieces: Box<[u32]>,
+    pieces: PageVec<u32>,
 }
 
 impl Trie {
@@ -30,7 +31,7 @@ impl Trie {
         // A text adds the nodes below those that it shares with the text before it.
         let mut nodes = vec![1u32];
         let mut before: &[u8] = &[];
-        let mut known = Vec::with_capacity(sorted.len());
+        let mut known = PageVec::with_capacity_in(sorted.len(), Pages);
         for &id in &sorted {
             let text = texts.bytes(id);
             let depth = before.iter().zip(text).take_while(|(a, b)| a == b).count();
@@ -48,7 +49,8 @@ impl Trie {
         }
         next.push(all);
         let size = all as usize;
-        let (mut labels, mut children, mut pieces) = (vec![0; size], vec![all; size + 1], vec![NONE; size]);
+        let (mut labels, mut children) = (filled(0, size), filled(all, size + 1));
+        let mut pieces = filled(NONE, size);
         children[0] = 1;
         next[0] = 1;
         for (&id, known) in sorted.iter().zip(known) {
@@ -62,7 +64,7 @@ impl Trie {
             // The last node of this depth: new, or that of an equal text.
             pieces[next[text.len()] as usize - 1] = id;
         }
-        Self { labels: labels.into(), children: children.into(), pieces: pieces.into() }
+        Self { labels, children, pieces }
     }
 
     /// The piece that `text` is.
@@ -95,7 +97,7 @@ impl Trie {
 }
 
 /// The numbers of `texts` in the order of their bytes, equal ones in that of their numbers.
-fn sort(texts: &TextTable) -> Vec<u32> {
+fn sort(texts: &TextTable) -> PageVec<u32> {
     // Most texts differ in their first bytes, which are compared as one number.
     let key = |id: u32| {
         let bytes = texts.bytes(id);
@@ -105,12 +107,15 @@ fn sort(texts: &TextTable) -> Vec<u32> {
         u128::from_be_bytes(key) | u128::from(id)
     };
     let head = |key: &u128| key >> 32;
-    let mut keys: Vec<u128> = (0..texts.len() as u32).map(key).collect();
+    let mut keys: PageVec<u128> = PageVec::with_capacity_in(texts.len(), Pages);
+    keys.extend((0..texts.len() as u32).map(key));
     keys.sort_unstable();
     for alike in keys.chunk_by_mut(|one, other| head(one) == head(other)).filter(|alike| alike.len() > 1) {
         alike.sort_unstable_by(|one, other| {
             texts.bytes(*one as u32).cmp(texts.bytes(*other as u32)).then_with(|| one.cmp(other))
         });
     }
-    keys.into_iter().map(|key| key as u32).collect()
+    let mut sorted = PageVec::with_capacity_in(keys.len(), Pages);
+    sorted.extend(keys.iter().map(|&key| key as u32));
+    sorted
 }

@@ -8,6 +8,7 @@ use tokenizers::Token;
 
 use super::text_table::{TextSeed, TextTable};
 use super::trie::Trie;
+use crate::compute::pages::{self, PageVec};
 
 /// An unknown character scores so much less than the piece with the smallest score.
 const UNKNOWN_PENALTY: f64 = 10.0;
@@ -16,7 +17,7 @@ const UNKNOWN_PENALTY: f64 = 10.0;
 #[derive(Debug, Clone)]
 pub(crate) struct Unigram {
     texts: TextTable,
-    scores: Box<[f64]>,
+    scores: PageVec<f64>,
     trie: Trie,
     unknown: u32,
     unknown_score: f64,
@@ -47,14 +48,15 @@ impl Unigram {
     /// `None` for a vocabulary that this does not hold: one without its unknown piece, or with an empty one.
     pub(super) fn new(
         mut texts: TextTable,
-        scores: Vec<f64>,
+        mut scores: PageVec<f64>,
         unknown: usize,
         byte_fallback: bool,
     ) -> Option<Self> {
-        if unknown >= texts.len() || texts.len() != scores.len() || texts.iter().any(str::is_empty) {
+        if unknown >= texts.len() || texts.len() != scores.len() || texts.iter_bytes().any(<[u8]>::is_empty) {
             return None;
         }
         texts.shrink();
+        scores.shrink_to_fit();
         let trie = Trie::new(&texts);
         let byte = |byte| trie.get(&byte_piece(byte));
         let bytes: Option<Vec<u32>> = if byte_fallback { (0..=255).map(byte).collect() } else { None };
@@ -66,8 +68,8 @@ impl Unigram {
             unknown: u32::try_from(unknown).ok()?,
             unknown_score: smallest - UNKNOWN_PENALTY,
             bytes: bytes.and_then(|bytes| bytes.try_into().ok()),
-            longest: texts.iter().map(|text| text.chars().count()).max().unwrap_or(0),
-            scores: scores.into(),
+            longest: texts.longest(),
+            scores,
             texts,
             trie,
         })
@@ -178,7 +180,7 @@ fn byte_piece(byte: u8) -> String {
 /// Reads the form in which the tokenizers crate writes a Unigram model, piece by piece, after its type. Any other is an
 /// error: the caller leaves it to the crate.
 pub(super) fn read<'de, A: MapAccess<'de>>(mut map: A) -> Result<Unigram, A::Error> {
-    let (mut texts, mut scores) = (TextTable::default(), Vec::new());
+    let (mut texts, mut scores) = (TextTable::default(), pages::list());
     let (mut unknown, mut byte_fallback, mut vocabulary) = (None, None, false);
     while let Some(key) = map.next_key::<String>()? {
         match key.as_str() {
@@ -199,7 +201,7 @@ pub(super) fn read<'de, A: MapAccess<'de>>(mut map: A) -> Result<Unigram, A::Err
 /// The pieces of a vocabulary with their scores.
 struct ScoredSeed<'a> {
     texts: &'a mut TextTable,
-    scores: &'a mut Vec<f64>,
+    scores: &'a mut PageVec<f64>,
 }
 
 impl<'de> DeserializeSeed<'de> for ScoredSeed<'_> {
