@@ -15,6 +15,7 @@ pub use span::{ByteSize, FolderSetting, TimeSpan};
 pub use value::{Choice, KeepAliveSetting, MemoryBudget, NonEmpty, Seconds, Setting, SettingValue};
 
 use crate::compute::{DType, Isa, WeightFormat};
+use crate::similar::similar;
 use crate::{Error, Result};
 
 /// What this crate asks of the process that embeds it.
@@ -402,6 +403,15 @@ impl Settings {
         }
     }
 
+    /// The setting that a misspelt name stands for, or all that there are, for messages.
+    pub(crate) fn meant_by(name: &str) -> String {
+        let known: Vec<_> = Self::fields().iter().map(|field| field.name).collect();
+        match similar(name, known.iter().copied()) {
+            Some(meant) => format!("did you mean {meant}? Config.fields() lists all"),
+            None => format!("there are {}", known.join(", ")),
+        }
+    }
+
     /// Whether the setting was given by keyword.
     #[must_use]
     pub fn is_given(&self, name: &str) -> bool {
@@ -453,8 +463,7 @@ fn refused(setting: &str, value: &SettingValue, reason: String) -> Error {
 }
 
 fn unknown(name: &str) -> Error {
-    let known: Vec<_> = Settings::fields().iter().map(|field| field.name).collect();
-    let reason = format!("there is no such setting; there are {}", known.join(", "));
+    let reason = format!("there is no such setting; {}", Settings::meant_by(name));
     Error::Config { setting: name.into(), value: "…".into(), reason }
 }
 

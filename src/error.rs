@@ -10,6 +10,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::similar::similar;
+
 /// The result of every fallible call in this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -41,7 +43,7 @@ pub enum Error {
         message: String,
     },
     /// No slot has this name.
-    #[error("no model is registered as {name:?}; known names: {}. Register it first: register({name:?}, source=...)", known.join(", "))]
+    #[error("no model is registered as {name:?}; {}", remedy(name, known))]
     UnknownModel {
         /// The name asked for.
         name: String,
@@ -237,7 +239,7 @@ impl Error {
     pub fn io(path: &Path, action: &'static str, error: &io::Error) -> Self {
         match error.kind() {
             io::ErrorKind::PermissionDenied => Self::Permission { action, path: path.to_path_buf() },
-            _ => Self::Io { path: path.to_path_buf(), reason: error.to_string() },
+            _ => Self::Io { path: path.to_path_buf(), reason: system_words(error) },
         }
     }
 
@@ -274,6 +276,25 @@ impl Error {
     }
 }
 
+/// The slot that was meant, or all that there are.
+fn remedy(name: &str, known: &[String]) -> String {
+    match similar(name, known.iter().map(String::as_str)) {
+        Some(meant) => format!("did you mean {meant:?}? slots() lists all"),
+        None => {
+            format!("known names: {}. Register it first: register({name:?}, source=...)", known.join(", "))
+        }
+    }
+}
+
+/// What the system says, without the number of its error.
+pub(crate) fn system_words(error: &io::Error) -> String {
+    let said = error.to_string();
+    match said.split_once(" (os error ") {
+        Some((words, _)) => words.to_owned(),
+        None => said,
+    }
+}
+
 /// What a panic said.
 pub(crate) fn panic_message(payload: &(dyn std::any::Any + Send)) -> String {
     payload
@@ -294,6 +315,12 @@ mod tests {
             error.to_string(),
             "no model is registered as \"x\"; known names: a, b. Register it first: register(\"x\", source=...)"
         );
+        let error =
+            Error::UnknownModel { name: "rerankr".into(), known: vec!["a".into(), "reranker".into()] };
+        assert_eq!(
+            error.to_string(),
+            "no model is registered as \"rerankr\"; did you mean \"reranker\"? slots() lists all"
+        );
     }
 
     #[test]
@@ -303,6 +330,8 @@ mod tests {
             Error::io(Path::new("/x"), "read", &denied),
             Error::Permission { action: "read", .. }
         ));
+        let full = Error::io(Path::new("/x"), "write", &io::Error::from_raw_os_error(libc::ENOSPC));
+        assert!(!full.to_string().contains("os error"), "{full}");
         let other = io::Error::other("disk on fire");
         assert!(matches!(Error::io(Path::new("/x"), "read", &other), Error::Io { .. }));
     }

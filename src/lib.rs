@@ -28,6 +28,7 @@ mod private_files;
 #[cfg(feature = "python")]
 mod python;
 pub mod remote;
+mod similar;
 pub mod sync;
 mod tls;
 pub mod trace;

@@ -3,9 +3,11 @@
 use std::fs;
 
 use rustls::{CertificateError, Error as Fault, InvalidMessage};
+use ureq::Timeout;
 use ureq::tls::{PemItem, RootCerts, TlsConfig, parse_pem};
 
 use crate::config::Host;
+use crate::error::system_words;
 use crate::{Error, Result};
 
 /// The file of authorities, in PEM, that are trusted in the place of Mozilla's. OpenSSL, curl, Go and httpx read it too.
@@ -37,6 +39,31 @@ pub(crate) fn trust(host: &dyn Host) -> Result<TlsConfig> {
         return Err(refuse("it holds no certificate".into()));
     }
     Ok(TlsConfig::builder().root_certs(RootCerts::from(authorities)).build())
+}
+
+/// What went wrong between this program and a server, in words; what the system calls it by number is left out.
+pub(crate) fn words(error: &ureq::Error) -> String {
+    use std::io::ErrorKind as Kind;
+    use ureq::Error as E;
+    let words = match error {
+        E::Io(error) => match error.kind() {
+            Kind::ConnectionRefused => "the connection was refused: no server listens there",
+            Kind::ConnectionReset | Kind::ConnectionAborted | Kind::BrokenPipe => {
+                "the server ended the connection before its answer was complete"
+            }
+            Kind::HostUnreachable | Kind::NetworkUnreachable | Kind::NetworkDown => {
+                "the server cannot be reached from this network"
+            }
+            Kind::TimedOut => "the server did not answer in time",
+            _ => return system_words(error),
+        },
+        E::HostNotFound => "the name of the host is not known",
+        E::ConnectionFailed => "no connection came about",
+        E::Timeout(Timeout::Resolve | Timeout::Connect) => "no connection came about in time",
+        E::Timeout(_) => "the server did not answer in time",
+        _ => return error.to_string(),
+    };
+    words.to_owned()
 }
 
 /// Why no connection comes about, with the remedy, where another attempt would end the same; `None` for everything else.

@@ -45,6 +45,7 @@ __all__ = [
     "_cache_export",
     "_cache_flush",
     "_cache_import",
+    "_cache_probe",
     "_cache_texts",
     "_cache_verify",
     "_config_from",
@@ -862,6 +863,9 @@ def _after_fork_child() -> None:
 
 def _cache_flush(manager: Manager, timeout: float) -> None:
     """Wait until every result that is on its way to disk or Redis is stored, `timeout` seconds at most."""
+
+def _cache_probe(manager: Manager) -> list[tuple[str, bool]]:
+    """Ask the servers of the cache now: the address of each, and whether it answers."""
 
 def _cache_verify(manager: Manager) -> dict[str, int]:
     """Read everything on disk: whole and damaged results."""

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 
 CHUNK = 32
 """Texts embedded together. Calls of other users wait for one such chunk at most."""
+LONE_SURROGATE = (
+    "holds a lone surrogate, which no UTF-8 text can; clean it with text.encode('utf-8', 'replace').decode()"
+)
+"""What is wrong with a text that cannot be encoded, in the core's words."""
 _PAUSE = 0.05
 """Seconds between two looks whether the manager is idle."""
 _QUIET = 0.5
@@ -86,7 +90,7 @@ def read_texts(path: str | os.PathLike[str]) -> list[str]:
             if not isinstance(text, str):
                 raise InputError(f'{name}:{number}: must be a text or have a "text"')
             if not _is_unicode(text):
-                raise InputError(f"{name}:{number}: holds a lone surrogate: it is not valid Unicode")
+                raise InputError(f"{name}:{number}: {LONE_SURROGATE}")
             if text.strip():
                 texts.append(text)
     return texts
@@ -113,12 +117,17 @@ def start(
         raise ValueError(f'when={when!r} is unknown; use "idle", "now" or "first_load"')
     if manager.closed:
         raise ClosedError("this ModelManager is closed; construct a new one")
+    if model is not None and not _is_unicode(model):
+        raise InputError(f"model={model!r} {LONE_SURROGATE}")
     if isinstance(texts, str | os.PathLike):
         known = read_texts(texts)
     else:
         known = list(texts)
         if not all(isinstance(text, str) for text in known):
             raise TypeError("texts must be texts, or the name of a file")
+        for number, text in enumerate(known):
+            if not _is_unicode(text):
+                raise InputError(f"texts[{number}] {LONE_SURROGATE}")
     ticket = PreloadTicket(len(known))
     # The thread does not keep the manager alive: its end is the end of the work.
     arguments = (weakref.ref(manager), ticket, known, model, when, pin)

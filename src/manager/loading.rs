@@ -12,6 +12,7 @@ use super::device::ComputeDevice;
 use super::info::ModelInfo;
 use super::known::{KnownModel, KnownModels};
 use super::memory::{KvShare, make_room};
+use super::mistaken::name_kind;
 use super::model::{GeneratorHandle, LoadedModel, ModelHandle};
 use super::registry::{NamedSlot, NamedSlots};
 use super::sharing::{Healths, SharedModels};
@@ -23,8 +24,8 @@ use crate::config::{DeviceChoice, Host, Settings};
 use crate::generation::{ComputeTarget, Generator, TextFiles, TextModel};
 use crate::lifecycle::{Budget, Charge, Loaded};
 use crate::models::{
-    ComputeEngine, ContentId, Encoder, ModelConfig, ModelFiles, Overrides, Progress, ResolveOptions, Source,
-    Weights, on_cpu, on_device, resolve,
+    ComputeEngine, ContentId, Encoder, ModelConfig, ModelFiles, ModelKind, Overrides, Progress,
+    ResolveOptions, Source, Weights, on_cpu, on_device, resolve,
 };
 use crate::remote::{Address, Link, RemoteEncoder, RemoteSettings, shown};
 use crate::sync::spawn;
@@ -135,7 +136,12 @@ impl ModelLoader {
         info: &ArcSwapOption<ModelInfo>,
     ) -> Result<Loaded<LoadedModel>> {
         match spec {
-            Spec::Generator(spec) => self.load_generator(entries, name, spec),
+            Spec::Generator(spec) => {
+                let options = self.resolve_options(spec.revision.as_ref());
+                let source = spec.source.current(self.host());
+                let loaded = self.load_generator(entries, name, spec, &source, &options);
+                name_kind(loaded, Some(ModelKind::Generator), &source, &options)
+            }
             Spec::Object(loader) => {
                 let object = loader()?;
                 Ok(Loaded::new(Arc::new(LoadedModel::Object(object)), 0))
@@ -181,7 +187,9 @@ impl ModelLoader {
         let fallbacks = spec.fallback.iter().filter(|source| **source != primary);
         let mut first_error = None;
         for source in std::iter::once(&primary).chain(fallbacks) {
-            match self.load_source(entries, name, source, spec) {
+            let options = self.resolve_options(spec.revision.as_ref());
+            let loaded = self.load_source(entries, name, source, spec, &options);
+            match name_kind(loaded, spec.kind, source, &options) {
                 Ok(loaded) => {
                     if first_error.is_some() {
                         log::warn!(
@@ -207,11 +215,11 @@ impl ModelLoader {
         name: &str,
         source: &str,
         spec: &EmbeddingSpec,
+        options: &ResolveOptions,
     ) -> Result<(ModelHandle, Option<Charge>)> {
-        let options = self.resolve_options(spec.revision.as_ref());
         let files = match Source::parse(source)? {
             Source::Server(address) => return Ok((self.connect(source, &address, spec)?, None)),
-            local => resolve(&local, &options, &mut self.log_progress())?,
+            local => resolve(&local, options, &mut self.log_progress())?,
         };
 
         let isa = Isa::from_env()?;
@@ -359,10 +367,10 @@ impl ModelLoader {
         entries: &Arc<NamedSlots>,
         name: &str,
         spec: &GeneratorSpec,
+        source: &str,
+        options: &ResolveOptions,
     ) -> Result<Loaded<LoadedModel>> {
-        let source = spec.source.current(self.host());
-        let options = self.resolve_options(spec.revision.as_ref());
-        let files = TextFiles::find(&Source::parse(&source)?, &options, &mut self.log_progress())?;
+        let files = TextFiles::find(&Source::parse(source)?, options, &mut self.log_progress())?;
         let isa = Isa::from_env()?;
         // A card that `auto` finds is for sentence models: there, quantized weights would take several times their size.
         let card = match &self.device {
@@ -374,7 +382,7 @@ impl ModelLoader {
         let expected = files.expected_bytes()?;
         let budget = if card.is_some() { &self.card_budget } else { &self.budget };
         let charge = make_room(budget, entries, name, expected, card.is_some())?;
-        let open = |target: &ComputeTarget| TextModel::open_on(&source, &files, format, target);
+        let open = |target: &ComputeTarget| TextModel::open_on(source, &files, format, target);
         let model = match card {
             None => open(&ComputeTarget::Cpu(isa))?,
             Some(device) => on_card(device, entries, name, format, expected, |device| {
@@ -397,7 +405,8 @@ impl ModelLoader {
         })?;
         generator.limit_prompts(self.settings.max_text_bytes);
         let bytes = generator.memory_bytes();
-        let loaded = LoadedModel::Generator(Box::new(GeneratorHandle { generator, source }));
+        let loaded =
+            LoadedModel::Generator(Box::new(GeneratorHandle { generator, source: source.to_owned() }));
         Ok(Loaded { value: Arc::new(loaded), bytes, charge: Some(charge) })
     }
 

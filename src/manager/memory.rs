@@ -48,7 +48,7 @@ pub(super) fn make_room(
             break;
         }
         let reclaim = |generator: &crate::generation::Generator| generator.reclaim(missing);
-        let freed = entry.slot.inspect(|model| model.generator().map_or(0, reclaim));
+        let freed = entry.slot.inspect(|model| model.text_generator().map_or(0, reclaim));
         missing = missing.saturating_sub(freed.unwrap_or(0));
     }
     let others: Vec<Arc<dyn Managed>> = all

@@ -25,6 +25,7 @@ mod jobs;
 mod known;
 mod loading;
 mod memory;
+mod mistaken;
 mod model;
 mod options;
 mod parts;

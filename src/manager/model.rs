@@ -7,6 +7,7 @@ use super::info::ModelInfo;
 use super::spec::HostObject;
 use crate::generation::Generator;
 use crate::models::Bounds;
+use crate::output::OutputKind;
 use crate::{Error, Result};
 
 /// The value of a slot, as its user sees it.
@@ -59,35 +60,46 @@ impl LoadedModel {
         self.device_bytes() > 0
     }
 
-    /// The sentence model, or an error that says what `name` is instead.
-    pub(super) fn encoder(&self, name: &str) -> Result<&ModelHandle> {
+    /// The model of vectors or scores that the slot `name` has, or an error that says what it gives in the place of
+    /// `asked`.
+    pub(super) fn encoder(&self, name: &str, asked: OutputKind) -> Result<&ModelHandle> {
+        let given = match self {
+            Self::Encoder(handle) => return Ok(handle),
+            Self::Generator(_) => {
+                let kind = match asked {
+                    OutputKind::Scores => "reranker",
+                    OutputKind::Sparse => "sparse",
+                    _ => "embedding",
+                };
+                format!("text (generate, stream); a model that gives them is registered with kind={kind:?}")
+            }
+            Self::Object(_) => format!("the object of a loader of its own: get({name:?})"),
+        };
+        Err(Error::Task { name: name.to_owned(), asked: asked.name(), given })
+    }
+
+    /// The text generator, if it is one.
+    pub(super) fn text_generator(&self) -> Option<&Generator> {
         match self {
-            Self::Encoder(handle) => Ok(handle),
-            Self::Generator(_) => Err(Error::Input(format!(
-                "{name:?} generates text; generate() and stream() use it, and embed() needs an embedding model. If this \
-                 model embeds, register it with kind=\"embedding\""
-            ))),
-            Self::Object(_) => Err(Error::Input(format!(
-                "{name:?} is registered with a loader of its own; get({name:?}) returns its object, and embed() needs an \
-                 embedding model"
-            ))),
+            Self::Generator(handle) => Some(&handle.generator),
+            Self::Encoder(_) | Self::Object(_) => None,
         }
     }
 
-    /// The text generator, or an error that says what there is instead.
-    pub(super) fn generator(&self) -> Result<&Generator> {
-        match self {
-            Self::Generator(handle) => Ok(&handle.generator),
-            Self::Encoder(_) => {
-                Err(Error::NoGenerator { reason:
-                    "the model of this name makes embeddings; one that writes text is registered with kind=\"generator\""
-                        .into(),
-                })
+    /// The text generator, or an error that says what the slot `name` has instead.
+    pub(super) fn generator(&self, name: &str) -> Result<&Generator> {
+        let reason = match self {
+            Self::Generator(handle) => return Ok(&handle.generator),
+            Self::Encoder(handle) => {
+                let given: Vec<_> = handle.info.shapes.kinds().map(OutputKind::name).collect();
+                let given = given.join(", ");
+                format!(
+                    "{name:?} gives {given}; a model that writes text is registered with kind=\"generator\""
+                )
             }
-            Self::Object(_) => Err(Error::NoGenerator {
-                reason: "the model of this name has a loader of its own; get() returns its object".into(),
-            }),
-        }
+            Self::Object(_) => format!("{name:?} has a loader of its own; get({name:?}) returns its object"),
+        };
+        Err(Error::NoGenerator { reason })
     }
 
     /// Tokens of `text`, special ones included, not cut.

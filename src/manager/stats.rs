@@ -271,7 +271,7 @@ fn card(parts: &Parts, models: u64) -> Option<CardReport> {
 fn slot(parts: &Parts, entry: &NamedSlot) -> SlotReport {
     let status = entry.slot.status();
     let loaded = entry.slot.inspect(|model| model.source().map(str::to_owned)).flatten();
-    let generation = entry.slot.inspect(|model| model.generator().ok().map(Generator::stats)).flatten();
+    let generation = entry.slot.inspect(|model| model.text_generator().map(Generator::stats)).flatten();
     let configured = || match &entry.spec {
         Spec::Embedding(spec) => Some(spec.source.current(parts.loader.host())),
         Spec::Generator(spec) => Some(spec.source.current(parts.loader.host())),

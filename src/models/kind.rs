@@ -8,9 +8,10 @@ use super::architectures::{self, ModelKind};
 use super::formats::gguf::Gguf;
 use super::json::read_json;
 use super::manifest::{Module, read_modules};
-use super::resolve::{ResolveOptions, gguf_file};
+use super::resolve::{ResolveOptions, gguf_file, resolve};
 use super::source::Source;
 use super::text_part::writes as writes_text;
+use crate::Error;
 
 /// The kind of the model, from its files. `None` when they are not on this machine or do not show it; nothing is
 /// downloaded.
@@ -27,6 +28,14 @@ pub fn kind_of(source: &Source, options: &ResolveOptions) -> Option<ModelKind> {
         Source::Server(_) => Some(ModelKind::Embedding),
         Source::Hub(_) | Source::Gguf(_) => None,
     }
+}
+
+/// The same, of a model of the hub too, if it was downloaded.
+pub fn installed_kind(source: &Source, options: &ResolveOptions) -> Option<ModelKind> {
+    let Source::Hub(_) = source else { return kind_of(source, options) };
+    let options = ResolveOptions { offline: true, ..options.clone() };
+    let files = resolve(source, &options, &mut |_| Err(Error::Closed)).ok()?;
+    of_folder(&files.root)
 }
 
 pub(super) fn of_gguf(path: &Path) -> Option<ModelKind> {

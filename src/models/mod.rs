@@ -56,7 +56,7 @@ pub use heads::pooling::normalize;
 pub use heads::{Pooling, SentenceEncoder};
 pub use hub::{Progress, ResolveOptions};
 pub use inspect::{Inspected, Inspection, StaticInspection, StaticTable};
-pub use kind::kind_of;
+pub use kind::{installed_kind, kind_of};
 pub use manifest::ModelFiles;
 pub use pairing::PairStart;
 pub use resolve::resolve;

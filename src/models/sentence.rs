@@ -16,6 +16,7 @@ use super::late::LateInteraction;
 use super::manifest::{ModelFiles, SENTENCE_CONFIGS};
 use super::stages::Stages;
 use super::tokenizers::config::TokenizerConfig;
+use crate::similar::similar;
 use crate::{Error, Result};
 
 /// How texts become vectors around the transformer.
@@ -386,9 +387,12 @@ impl SentenceConfig {
             (Some(prompt), _) => prompt,
             (None, Some(name)) => self.prompts.get(name).map(String::as_str).ok_or_else(|| {
                 let known: Vec<_> = self.prompts.keys().map(String::as_str).collect();
-                let known = known.join(", ");
-                let reason = format!("model {model:?} has no prompt {name:?}; it has: {known}");
-                Error::argument("prompt_name", reason)
+                let remedy = match (similar(name, known.iter().copied()), known.is_empty()) {
+                    (_, true) => "it has no prompts; give the text itself as prompt".to_owned(),
+                    (Some(meant), _) => format!("did you mean {meant:?}?"),
+                    (None, _) => format!("it has: {}", known.join(", ")),
+                };
+                Error::argument("prompt_name", format!("model {model:?} has no prompt {name:?}; {remedy}"))
             })?,
             (None, None) => "",
         };

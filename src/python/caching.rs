@@ -5,6 +5,8 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyDict, PyString};
 
 use super::errors::{OrRaise, to_py, wrong_type};
+use super::texts::text_of;
+use super::utf8::Utf8;
 use crate::Error;
 use crate::cache::Policy;
 use crate::cache::tiers::TierStatistics;
@@ -27,8 +29,8 @@ pub(super) fn options(value: Option<&Bound<'_, PyAny>>) -> PyResult<CacheOptions
     };
     let mut options = CacheOptions::default();
     for (key, value) in given {
-        let key: String = key.extract()?;
-        match key.as_str() {
+        let key: Utf8 = key.extract()?;
+        match &*key {
             "size" => {
                 let size = value.extract().map_err(|_| {
                     let reason = format!("cache size={value} must be a number of results, 0 or more");
@@ -37,23 +39,22 @@ pub(super) fn options(value: Option<&Bound<'_, PyAny>>) -> PyResult<CacheOptions
                 options.size = Some(size?);
             }
             "policy" => {
-                options.policy =
-                    Some(Policy::parse("cache policy", &value.extract::<String>()?).or_raise(py)?);
+                options.policy = Some(Policy::parse("cache policy", &value.extract::<Utf8>()?).or_raise(py)?);
             }
             "ttl" => {
                 let text = match value.cast::<PyString>() {
-                    Ok(text) => text.to_str()?.to_owned(),
+                    Ok(text) => text_of(text, None)?.to_owned(),
                     Err(_) => value.extract::<f64>()?.to_string(),
                 };
                 options.time_to_live = Some(TimeSpan::parse("cache ttl", &text).or_raise(py)?);
             }
             "tiers" if !value.is_instance_of::<PyString>() => {
-                let names: Vec<String> = value.extract()?;
-                if let Some(wrong) = names.iter().find(|name| !TIERS.contains(&name.as_str())) {
+                let names: Vec<Utf8> = value.extract()?;
+                if let Some(wrong) = names.iter().map(|name| &**name).find(|name| !TIERS.contains(name)) {
                     let reason = format!("there is no cache tier {wrong:?}; there are {}", TIERS.join(", "));
                     return Err(to_py(py, &Error::argument("cache", reason)));
                 }
-                options.tiers = Some(names.into());
+                options.tiers = Some(names.into_iter().map(String::from).collect());
             }
             "tiers" => return Err(PyTypeError::new_err("cache tiers must be a list of names, not one str")),
             _ => {

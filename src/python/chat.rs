@@ -6,6 +6,7 @@ use pyo3::types::{PyBool, PyDict, PyFloat, PyInt, PyList, PyMapping, PyString, P
 
 use super::errors::{to_py, wrong_type};
 use super::texts::text_of;
+use super::utf8::Utf8;
 use crate::Error;
 use crate::generation::Conversation;
 use crate::generation::chat::limits::MAX_DEPTH;
@@ -13,6 +14,23 @@ use crate::generation::chat::{Problem, Value};
 
 /// Values in one conversation, those in lists and dicts counted each time they appear.
 const MAX_VALUES: usize = 1_000_000;
+
+/// The argument `messages`, where nothing but a conversation may be given.
+pub(super) fn messages<'a, 'py>(given: &'a Bound<'py, PyAny>) -> PyResult<&'a Bound<'py, PyList>> {
+    let wrong = |which: String, form: &str, found: &Bound<'py, PyAny>| {
+        let kind = found.get_type().name()?;
+        Err(wrong_type(given.py(), "messages", format!("{which} must be {form}, not {kind}")))
+    };
+    let Ok(messages) = given.cast::<PyList>() else {
+        return wrong("messages".into(), "a list of {\"role\": ..., \"content\": ...}", given);
+    };
+    for (number, message) in messages.iter().enumerate() {
+        if !is_mapping(&message) {
+            return wrong(format!("messages[{number}]"), "{\"role\": ..., \"content\": ...}", &message);
+        }
+    }
+    Ok(messages)
+}
 
 /// Messages: a list of mappings, as the template understands them.
 pub(super) fn conversation(messages: &Bound<'_, PyList>) -> PyResult<Conversation> {
@@ -36,8 +54,8 @@ pub(super) fn conversation(messages: &Bound<'_, PyList>) -> PyResult<Conversatio
 pub(super) fn add_variables(conversation: &mut Conversation, variables: &Bound<'_, PyDict>) -> PyResult<()> {
     let mut values = Values::default();
     for (name, value) in variables {
-        let name: String = name.extract()?;
-        conversation.variables.push((name.into(), values.convert(&value, 0)?));
+        let name: Utf8 = name.extract()?;
+        conversation.variables.push((String::from(name).into(), values.convert(&value, 0)?));
     }
     Ok(())
 }

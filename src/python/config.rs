@@ -6,6 +6,7 @@ use pyo3::types::{PyBool, PyDict, PyFloat, PyInt, PyList, PyString, PyTuple, PyT
 
 use super::errors::OrRaise;
 use super::host::PythonHost;
+use super::utf8::Utf8;
 use crate::config::{SettingValue, Settings, for_each_setting};
 
 /// Settings of a manager, validated once and immutable.
@@ -103,12 +104,13 @@ pub(super) fn keywords(keywords: Option<&Bound<'_, PyDict>>) -> PyResult<Vec<(St
     keywords
         .iter()
         .map(|(name, value)| {
-            let name: String = name.extract()?;
-            if !known.contains(&name.as_str()) {
-                let message = format!("there is no setting {name:?}; there are {}", known.join(", "));
+            let name: Utf8 = name.extract()?;
+            if !known.contains(&&*name) {
+                let shown: String = name.chars().take(80).collect();
+                let message = format!("there is no setting {shown:?}; {}", Settings::meant_by(&name));
                 return Err(PyTypeError::new_err(message));
             }
-            Ok((name, from_py(&value)?))
+            Ok((name.into(), from_py(&value)?))
         })
         .collect()
 }
@@ -128,9 +130,9 @@ fn from_py(value: &Bound<'_, PyAny>) -> PyResult<SettingValue> {
     } else if value.is_instance_of::<PyFloat>() {
         SettingValue::Float(value.extract()?)
     } else if let Ok(text) = value.cast::<PyString>() {
-        SettingValue::Text(text.to_str()?.to_owned())
-    } else if let Ok(path) = value.call_method0("__fspath__").and_then(|path| path.extract::<String>()) {
-        SettingValue::Text(path)
+        SettingValue::Text(text.extract::<Utf8>()?.into())
+    } else if let Ok(path) = value.call_method0("__fspath__").and_then(|path| path.extract::<Utf8>()) {
+        SettingValue::Text(path.into())
     } else if let Ok(number) = value.call_method0("__index__") {
         // numpy's integers.
         number.extract().map_or_else(|_| SettingValue::Other("int".into()), SettingValue::Int)

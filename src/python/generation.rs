@@ -16,6 +16,7 @@ use super::options::{keep_alive, timeout};
 use super::report;
 use super::texts::{copied, text_of};
 use super::tracing::{Call, CallOutcome, Ending};
+use super::utf8::{Utf8, owned};
 use crate::Error;
 use crate::compute::memory::reserve;
 use crate::config::Settings;
@@ -29,12 +30,14 @@ fn prompt(prompt: &Bound<'_, PyAny>) -> PyResult<OwnedPrompt> {
     if let Ok(text) = prompt.cast::<PyString>() {
         return Ok(OwnedPrompt::Text(copied(text, None)?));
     }
-    let wrong = || {
-        let reason = "prompt must be a str, a list of token ids, or a list of messages \
-                      {\"role\": ..., \"content\": ...}";
-        wrong_type(prompt.py(), "prompt", reason.into())
+    let Ok(messages) = prompt.cast::<PyList>() else {
+        let reason = format!(
+            "prompt must be a str, a list of token ids, or a list of messages {{\"role\": ..., \"content\": ...}}, \
+             not {}",
+            prompt.get_type().name()?
+        );
+        return Err(wrong_type(prompt.py(), "prompt", reason));
     };
-    let messages = prompt.cast::<PyList>().map_err(|_| wrong())?;
     if messages.is_empty() {
         return Err(PyValueError::new_err("messages must not be empty"));
     }
@@ -64,13 +67,13 @@ fn ids(list: &Bound<'_, PyList>) -> PyResult<Vec<u32>> {
 /// Prompt and keywords of a call.
 pub(super) fn request(
     prompt: &Bound<'_, PyAny>,
-    model: Option<String>,
+    model: Option<Utf8>,
     keywords: Option<&Bound<'_, PyDict>>,
     handle: &Handle,
 ) -> PyResult<(OwnedPrompt, GenerationParams, GenerateOptions)> {
     let given = self::prompt(prompt)?;
     let (params, options) = parameters(prompt.py(), keywords, &handle.settings(prompt.py())?)?;
-    Ok((given, params, GenerateOptions { model, ..options }))
+    Ok((given, params, GenerateOptions { model: owned(model), ..options }))
 }
 
 /// Keywords of a generation. Without any about length: the configured `max_tokens`. Without `temperature` the configured
@@ -85,11 +88,11 @@ fn parameters(
     let mut options = GenerateOptions::default();
     let mut do_sample = None;
     for (name, value) in keywords.into_iter().flatten() {
-        let name: String = name.extract()?;
+        let name: Utf8 = name.extract()?;
         if value.is_none() {
             continue;
         }
-        match name.as_str() {
+        match &*name {
             "do_sample" => do_sample = Some(number(&name, &value)?),
             "temperature" => params.temperature = number(&name, &value)?,
             // -1 is what other servers call "off", which is 0 here.
@@ -107,7 +110,7 @@ fn parameters(
             "stop" => params.stop = stops(&value)?,
             "timeout" => options.timeout = timeout(py, Some(number(&name, &value)?))?,
             "keep_alive" => options.keep_alive = keep_alive(Some(&value))?,
-            "user" => options.user = Some(value.extract()?),
+            "user" => options.user = Some(value.extract::<Utf8>()?.into()),
             "prefix_scope" => options.prefix_scope = Some(scope(&value)?),
             other => {
                 return Err(PyTypeError::new_err(format!(

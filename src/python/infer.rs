@@ -12,6 +12,7 @@ use super::options::{keep_alive, timeout};
 use super::submit::{PyTicket, Traced, reply, started};
 use super::texts::{Texts, copied, inputs};
 use super::tracing::{self, Call, CallOutcome};
+use super::utf8::Utf8;
 use super::vectors::results;
 use crate::Error;
 use crate::manager::{Activate, EmbedOptions, Embeddings, Inputs, Pairs};
@@ -51,21 +52,21 @@ impl InferenceCall {
         let mut options = EmbedOptions { model, kind: kind.or_raise(py)?, ..EmbedOptions::default() };
         let mut activate = Activate::Model;
         for (name, value) in keywords.into_iter().flatten().filter(|(_, value)| !value.is_none()) {
-            match name.extract::<String>()?.as_str() {
+            match &*name.extract::<Utf8>()? {
                 "activation" => {
-                    let name: String = value.extract()?;
-                    activate = match name.as_str() {
+                    let name: Utf8 = value.extract()?;
+                    activate = match &*name {
                         "probabilities" => Activate::Probabilities,
                         name => Activate::Fixed(ScoreActivation::parse(name).or_raise(py)?),
                     };
                 }
-                "prompt" => options.prompt = Some(value.extract()?),
-                "prompt_name" => options.prompt_name = Some(value.extract()?),
+                "prompt" => options.prompt = Some(value.extract::<Utf8>()?.into()),
+                "prompt_name" => options.prompt_name = Some(value.extract::<Utf8>()?.into()),
                 "normalize" => options.normalize = value.extract()?,
                 "truncate" => options.truncate = value.extract()?,
                 "timeout" => options.timeout = timeout(py, Some(value.extract()?))?,
                 "keep_alive" => options.keep_alive = keep_alive(Some(&value))?,
-                "user" => options.user = Some(value.extract()?),
+                "user" => options.user = Some(value.extract::<Utf8>()?.into()),
                 other => {
                     return Err(PyTypeError::new_err(format!(
                         "got an unexpected keyword argument {other:?}"

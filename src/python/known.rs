@@ -10,6 +10,7 @@ use serde_json::Value;
 use super::errors::OrRaise;
 use super::gil::detached;
 use super::manager::PyManager;
+use super::utf8::Utf8;
 use crate::Error;
 use crate::models::architectures::{example, families};
 use crate::models::{ModelConfig, ModelKind};
@@ -61,13 +62,13 @@ pub(super) fn _refusal(py: Python<'_>, config: &str, kind: &str) -> PyResult<Opt
 #[pyfunction]
 pub(super) fn _inspect<'py>(
     manager: &Bound<'py, PyManager>,
-    source: &str,
-    kind: Option<&str>,
+    source: Utf8,
+    kind: Option<Utf8>,
 ) -> PyResult<Bound<'py, PyDict>> {
     let py = manager.py();
-    let kind = kind.map(ModelKind::from_name).transpose().or_raise(py)?;
+    let kind = kind.as_deref().map(ModelKind::from_name).transpose().or_raise(py)?;
     let handle = Arc::clone(&manager.get().0);
-    let found = detached(py, || handle.manager.inspect(source, kind)).or_raise(py)?;
+    let found = detached(py, || handle.manager.inspect(&source, kind)).or_raise(py)?;
     let dict = PyDict::new(py);
     dict.set_item("source", found.source)?;
     dict.set_item("family", found.family)?;

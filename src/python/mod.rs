@@ -29,6 +29,7 @@ mod tokenizer;
 mod tools;
 mod tracing;
 mod tracker;
+mod utf8;
 mod vectors;
 
 use pyo3::prelude::*;
@@ -106,8 +107,8 @@ mod _core {
     use super::tokenizer::PyTokenizer;
     #[pymodule_export]
     use super::tools::{
-        _cache_export, _cache_flush, _cache_import, _cache_texts, _cache_verify, _explain, _forecast, _hint,
-        _simulate_adaptive,
+        _cache_export, _cache_flush, _cache_import, _cache_probe, _cache_texts, _cache_verify, _explain,
+        _forecast, _hint, _simulate_adaptive,
     };
     #[pymodule_export]
     use super::tracing::_set_tracer;

@@ -6,6 +6,8 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyString};
 
 use super::errors::{OrRaise, to_py, wrong_type};
+use super::texts::text_of;
+use super::utf8::{Utf8, owned};
 use crate::Error;
 use crate::lifecycle::KeepAlive;
 use crate::manager::EmbedOptions;
@@ -13,26 +15,26 @@ use crate::manager::EmbedOptions;
 #[expect(clippy::too_many_arguments, reason = "the keywords that every embedding call shares")]
 pub(super) fn call_options(
     py: Python<'_>,
-    model: Option<String>,
-    prompt: Option<String>,
-    prompt_name: Option<String>,
+    model: Option<Utf8>,
+    prompt: Option<Utf8>,
+    prompt_name: Option<Utf8>,
     normalize: bool,
     truncate_dim: Option<&Bound<'_, PyAny>>,
     truncate: bool,
     timeout: Option<f64>,
     keep_alive: Option<&Bound<'_, PyAny>>,
-    user: Option<String>,
+    user: Option<Utf8>,
 ) -> PyResult<EmbedOptions> {
     Ok(EmbedOptions {
-        model,
-        prompt,
-        prompt_name,
+        model: owned(model),
+        prompt: owned(prompt),
+        prompt_name: owned(prompt_name),
         normalize,
         truncate_dim: truncate_dim.map(dimensions).transpose()?,
         truncate,
         timeout: self::timeout(py, timeout)?,
         keep_alive: self::keep_alive(keep_alive)?,
-        user,
+        user: owned(user),
         ..EmbedOptions::default()
     })
 }
@@ -65,7 +67,7 @@ pub(super) fn timeout(py: Python<'_>, seconds: Option<f64>) -> PyResult<Option<D
 pub(super) fn keep_alive(value: Option<&Bound<'_, PyAny>>) -> PyResult<Option<KeepAlive>> {
     let Some(value) = value.filter(|value| !value.is_none()) else { return Ok(None) };
     let keep_alive = if let Ok(text) = value.cast::<PyString>() {
-        KeepAlive::parse("keep_alive", text.to_str()?)
+        KeepAlive::parse("keep_alive", text_of(text, None)?)
     } else if let (false, Ok(seconds)) = (value.is_instance_of::<PyBool>(), value.extract::<f64>()) {
         KeepAlive::from_seconds("keep_alive", seconds)
     } else {
@@ -80,7 +82,7 @@ pub(super) fn keep_alive(value: Option<&Bound<'_, PyAny>>) -> PyResult<Option<Ke
 pub(super) fn slot_keep_alive(value: Option<&Bound<'_, PyAny>>) -> PyResult<(Option<KeepAlive>, bool)> {
     let text = value.and_then(|value| value.cast::<PyString>().ok());
     match text {
-        Some(text) if text.to_str()?.trim().eq_ignore_ascii_case("auto") => Ok((None, true)),
+        Some(text) if text_of(text, None)?.trim().eq_ignore_ascii_case("auto") => Ok((None, true)),
         _ => Ok((keep_alive(value)?, false)),
     }
 }

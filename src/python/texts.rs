@@ -6,6 +6,7 @@ use pyo3::types::{PyBool, PyByteArray, PyBytes, PyMapping, PyString};
 
 use super::arrow;
 use super::errors::{OrRaise, to_py};
+use super::utf8::LONE_SURROGATE;
 use crate::Error;
 use crate::compute::memory::{joined, push, reserve};
 use crate::manager::Inputs;
@@ -133,9 +134,7 @@ pub(super) fn text_of<'a>(text: &'a Bound<'_, PyString>, number: Option<usize>) 
             return error;
         }
         let which = number.map_or_else(|| "the text".to_owned(), |number| format!("texts[{number}]"));
-        let reason = "holds a lone surrogate, which no UTF-8 text can; clean it with \
-                      text.encode('utf-8', 'replace').decode()";
-        to_py(text.py(), &Error::Input(format!("{which} {reason}")))
+        to_py(text.py(), &Error::Input(format!("{which} {LONE_SURROGATE}")))
     })
 }
 

@@ -7,6 +7,7 @@ use pyo3::types::PyList;
 
 use super::errors::OrRaise;
 use super::gil;
+use super::utf8::Utf8;
 use crate::models::Tokenizer;
 
 /// The tokenizer of a `tokenizer.json` or of a GGUF file.
@@ -21,14 +22,14 @@ impl PyTokenizer {
     }
 
     /// The ids of each text, special tokens included.
-    fn ids<'py>(&self, py: Python<'py>, texts: Vec<String>) -> PyResult<Bound<'py, PyList>> {
+    fn ids<'py>(&self, py: Python<'py>, texts: Vec<Utf8>) -> PyResult<Bound<'py, PyList>> {
         let encode = || texts.iter().map(|text| self.0.encode(text, usize::MAX)).collect();
         let ids: Vec<Vec<u32>> = gil::detached(py, || -> crate::Result<_> { encode() }).or_raise(py)?;
         PyList::new(py, ids)
     }
 
     /// How many ids each text has.
-    fn counts(&self, py: Python<'_>, texts: Vec<String>) -> PyResult<Vec<usize>> {
+    fn counts(&self, py: Python<'_>, texts: Vec<Utf8>) -> PyResult<Vec<usize>> {
         let count = || texts.iter().map(|text| self.0.count(text)).collect();
         gil::detached(py, || -> crate::Result<_> { count() }).or_raise(py)
     }

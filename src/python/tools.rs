@@ -11,6 +11,7 @@ use super::errors::OrRaise;
 use super::gil::detached;
 use super::manager::PyManager;
 use super::options::positive_seconds;
+use super::utf8::{Utf8, owned};
 use crate::config::Choice as _;
 use crate::lifecycle::policy::{AdaptiveSettings, Simulated, simulate};
 use crate::manager::EmbedOptions;
@@ -22,6 +23,14 @@ pub(super) fn _cache_flush(manager: &Bound<'_, PyManager>, timeout: f64) -> PyRe
     let patience = positive_seconds("timeout", timeout).or_raise(py)?;
     let handle = Arc::clone(&manager.get().0);
     detached(py, || handle.manager.flush_cache(patience)).or_raise(py)
+}
+
+/// Ask the servers of the cache now: (address, whether it answers) of each.
+#[pyfunction]
+pub(super) fn _cache_probe(manager: &Bound<'_, PyManager>) -> PyResult<Vec<(String, bool)>> {
+    let py = manager.py();
+    let handle = Arc::clone(&manager.get().0);
+    detached(py, || handle.manager.probe_cache()).or_raise(py)
 }
 
 /// Read everything on disk: {whole, damaged}.
@@ -56,11 +65,12 @@ pub(super) fn _cache_import(manager: &Bound<'_, PyManager>, path: PathBuf) -> Py
 #[pyfunction]
 pub(super) fn _cache_texts(
     manager: &Bound<'_, PyManager>,
-    texts: Vec<String>,
-    model: Option<String>,
+    texts: Vec<Utf8>,
+    model: Option<Utf8>,
     pin: bool,
 ) -> PyResult<()> {
-    let options = EmbedOptions { model, pin, ..EmbedOptions::default() };
+    let options = EmbedOptions { model: owned(model), pin, ..EmbedOptions::default() };
+    let texts: Vec<String> = texts.into_iter().map(String::from).collect();
     let handle = Arc::clone(&manager.get().0);
     handle.enter(manager.py(), |manager, check| {
         manager.embed(texts, options, check, &mut |_, _| Ok(())).map(|_| ())
@@ -70,25 +80,25 @@ pub(super) fn _cache_texts(
 /// Say that a slot will be needed soon.
 #[pyfunction]
 #[pyo3(signature = (manager, name, user = None))]
-pub(super) fn _hint(manager: &Bound<'_, PyManager>, name: &str, user: Option<&str>) -> PyResult<bool> {
+pub(super) fn _hint(manager: &Bound<'_, PyManager>, name: Utf8, user: Option<Utf8>) -> PyResult<bool> {
     let py = manager.py();
     let handle = Arc::clone(&manager.get().0);
-    detached(py, || handle.manager.hint(name, user)).or_raise(py)
+    detached(py, || handle.manager.hint(&name, user.as_deref())).or_raise(py)
 }
 
 /// What decides how long a slot stays in memory.
 #[pyfunction]
-pub(super) fn _explain<'py>(manager: &Bound<'py, PyManager>, name: &str) -> PyResult<Bound<'py, PyDict>> {
+pub(super) fn _explain<'py>(manager: &Bound<'py, PyManager>, name: Utf8) -> PyResult<Bound<'py, PyDict>> {
     let py = manager.py();
     let handle = Arc::clone(&manager.get().0);
     let found = detached(py, || {
-        let found = handle.manager.explain(name)?;
+        let found = handle.manager.explain(&name)?;
         let profile = handle.manager.settings()?.profile;
-        Ok::<_, crate::Error>((found, handle.manager.fixed_stay(name)?, profile))
+        Ok::<_, crate::Error>((found, handle.manager.fixed_stay(&name)?, profile))
     });
     let (found, fixed, profile) = found.or_raise(py)?;
     let sentence = found.as_ref().map_or(fixed, |found| found.explanation.sentence());
-    let explained = explanation(py, name, sentence, found.as_ref())?;
+    let explained = explanation(py, &name, sentence, found.as_ref())?;
     explained.set_item("profile", profile.as_str())?;
     Ok(explained)
 }

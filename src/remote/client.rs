@@ -183,9 +183,9 @@ impl Client {
             }
             // A server that expects TLS closes a connection without it.
             E::Io(io) if self.url.starts_with("http:") && hung_up(io.kind()) => {
-                passing(format!("{error}; if it speaks TLS, write https in the place of http"))
+                passing(format!("{}; if it speaks TLS, write https in the place of http", tls::words(error)))
             }
-            E::Io(_) | E::HostNotFound | E::ConnectionFailed => passing(error.to_string()),
+            E::Io(_) | E::HostNotFound | E::ConnectionFailed => passing(tls::words(error)),
             _ => self.lasting(error.to_string(), false),
         }
     }

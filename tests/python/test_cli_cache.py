@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 
 import pytest
 
@@ -46,6 +47,29 @@ def test_what_cannot_be_emptied_is_an_error(command, stored, monkeypatch):
     assert done.code == 1
     assert "not emptied: redis" in done.err
     assert "empty" not in done.out
+
+
+def test_a_server_that_does_not_answer_is_shown_so(command, stored, monkeypatch):
+    """It is asked when it is shown, and each server for itself."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    monkeypatch.setenv("MODEL_MANAGER_CACHE_URL", f"redis://me:secret@127.0.0.1:{port}, redis://127.0.0.1:1/2")
+    done = command("cache", "info", "--json")
+    assert done.code == 0
+    _, *servers = json.loads(done.out)["tiers"]
+    assert [(one["tier"], one["working"]) for one in servers] == [("redis", False)] * 2
+    assert f"127.0.0.1:{port}" in servers[0]["place"]
+    assert "127.0.0.1:1" in servers[1]["place"]
+    shown = command("cache", "info")
+    assert shown.out.count("does not answer") == 2
+    assert "secret" not in done.out + done.err + shown.out + shown.err
+
+
+def test_a_server_that_answers_is_shown_so(command, stored, redis_server, monkeypatch):
+    monkeypatch.setenv("MODEL_MANAGER_CACHE_URL", redis_server().url)
+    done = command("cache", "info", "--json")
+    assert [one["working"] for one in json.loads(done.out)["tiers"][1:]] == [True]
+    assert "does not answer" not in command("cache", "info").out
 
 
 @pytest.mark.parametrize(

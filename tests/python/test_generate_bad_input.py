@@ -100,9 +100,9 @@ def test_parameters(gpt2, params, error, words):
 
 def test_no_generator(gpt2):
     gpt2.register("vectors", ENGLISH_MODEL, replace=True)
-    with pytest.raises(NoGeneratorError, match="embeddings"):
+    with pytest.raises(NoGeneratorError, match='"vectors" gives vectors'):
         gpt2.generate(TEXT, "vectors")
-    with pytest.raises(InputError, match="generates text"):
+    with pytest.raises(InputError, match="gives text"):
         gpt2.embed(TEXT, SLOT)
     with pytest.raises(KeyError):
         gpt2.generate(TEXT, "no_such")

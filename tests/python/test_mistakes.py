@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import sys
 import numpy as np
 import pytest
 from conftest import ENGLISH_MODEL, FIXTURES
-from model_manager import CrossEncoder, errors
+from model_manager import Config, CrossEncoder, ModelManager, errors
 from model_manager._embedder import Embedder
 
 RERANKER = str(FIXTURES / "rerank_bert")
@@ -26,13 +27,35 @@ def models():
         manager.register("hub", "someone/some-model")
         manager.register("package", "pkg:no_such_package/model")
         manager.register("file", f"{ENGLISH_MODEL}/config.json")
+        manager.register("own", loader=object)
+        manager.register("plain", str(FIXTURES / "bert_plain"))
+        manager.register("embeds, is no reranker", str(FIXTURES / "bert_dense"), kind="reranker")
+        manager.register("writes, is no reranker", GENERATOR, kind="reranker")
+        manager.register("sparse, is no embedding", str(FIXTURES / "splade_bert"), kind="embedding")
+        manager.register("scores, is no generator", RERANKER, kind="generator")
         yield manager
 
 
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda m: m.embed("a", "english_sentense"), KeyError, r'"english_sentense"; known names: .*english_sentence'),
+        (
+            lambda m: m.embed("a", "english_sentense"),
+            KeyError,
+            r'"english_sentense"; did you mean "english_sentence"\?',
+        ),
+        (
+            lambda m: m.embed("a", "text"),
+            KeyError,
+            r'"text"; known names: .*english_sentence.*register\("text", source=',
+        ),
+        (lambda m: m.unload("text-generatr"), KeyError, r'"text-generatr"; did you mean "text_generator"\?'),
+        (lambda m: m.embed("a", prompt_name="qurey"), errors.ArgumentError, r'no prompt "qurey"; did you mean "query"'),
+        (
+            lambda m: m.embed("a", "plain", prompt_name="query"),
+            errors.ArgumentError,
+            r'no prompt "query"; it has no prompts',
+        ),
         (lambda m: m.embed("a", "missing"), FileNotFoundError, r"there is no folder /no/such/folder; check the path"),
         (lambda m: m.embed("a", "hub"), FileNotFoundError, r'"someone/some-model".*HF_HUB_OFFLINE.*unset that, or'),
         (lambda m: m.embed("a", "package"), FileNotFoundError, r"pip install --no-deps no-such-package"),
@@ -56,15 +79,148 @@ def models():
         (lambda m: CrossEncoder(m).predict([("a",)]), TypeError, r"sentences\[0\] must be a pair of str"),
         (lambda m: m.embed("a", "reranker"), errors.TaskError, r'"reranker" gives no vectors .*it gives scores'),
         (lambda m: m.rerank("a", ["b"], "english_sentence"), errors.TaskError, r"gives no scores .*it gives vectors"),
-        (lambda m: m.generate("a", "english_sentence"), errors.NoGeneratorError, r'makes embeddings.*kind="generator"'),
-        (lambda m: m.embed("a", "text_generator"), errors.InputError, r'"text_generator" generates text.*generate\(\)'),
+        (
+            lambda m: m.generate("a", "english_sentence"),
+            errors.NoGeneratorError,
+            r'"english_sentence" gives vectors of texts \(embed\).*kind="generator"',
+        ),
+        (
+            lambda m: m.generate("a", "reranker"),
+            errors.NoGeneratorError,
+            r'"reranker" gives scores of texts and pairs \(rerank, classify\); .*kind="generator"',
+        ),
+        (
+            lambda m: m.generate("a", "own"),
+            errors.NoGeneratorError,
+            r'"own" has a loader of its own; get\("own"\) returns',
+        ),
+        (
+            lambda m: m.embed("a", "text_generator"),
+            errors.TaskError,
+            r'"text_generator" gives no vectors of texts \(embed\); it gives text .* with kind="embedding"',
+        ),
+        (
+            lambda m: m.rerank("a", ["b"], "text_generator"),
+            errors.TaskError,
+            r'"text_generator" gives no scores .*\(rerank, classify\); it gives text .* with kind="reranker"',
+        ),
+        (
+            lambda m: m.embed_sparse("a", "text_generator"),
+            errors.TaskError,
+            r'"text_generator" gives no sparse vectors .*; it gives text .* with kind="sparse"',
+        ),
+        (
+            lambda m: m.rerank("a", ["b"], "own"),
+            errors.TaskError,
+            r'"own" gives no scores .*a loader of its own: get\("own"\)',
+        ),
+        (lambda m: m.get("embeds, is no reranker"), errors.UnsupportedModelError, r'embedding model.*kind="embedding"'),
+        (lambda m: m.get("writes, is no reranker"), errors.UnsupportedModelError, r'text generator.*kind="generator"'),
+        (lambda m: m.get("sparse, is no embedding"), errors.UnsupportedModelError, r'sparse vectors.*kind="sparse"'),
+        (lambda m: m.get("scores, is no generator"), errors.UnsupportedModelError, r'scores texts.*kind="reranker"'),
+        (
+            lambda m: m.apply_chat_template({"role": "user"}),
+            TypeError,
+            r'messages must be a list of {"role": .*, not dict',
+        ),
+        (lambda m: m.apply_chat_template("a"), TypeError, r'messages must be a list of {"role": .*, not str'),
+        (lambda m: m.apply_chat_template(["a"]), TypeError, r'messages\[0\] must be {"role": ..., .*}, not str'),
+        (lambda m: m.apply_chat_template([]), ValueError, r"messages must not be empty"),
+        (lambda m: m.generate({"role": "user"}), TypeError, r'a list of messages {"role": .*}, not dict'),
     ],
 )
 def test_in_python(models, call, error, message):
     with pytest.raises(error, match=message) as caught:
         call(models)
     assert "\n" not in str(caught.value)
-    assert len(str(caught.value)) < 300
+    assert len(str(caught.value)) < 400 + 2 * len(str(FIXTURES))
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("cache_sise", r'there is no setting "cache_sise"; did you mean cache_size\? Config.fields\(\) lists all'),
+        ("max_idletime", r"did you mean max_idle_time\?"),
+        ("CACHE_SIZE", r"did you mean cache_size\?"),
+        ("flavour", r'there is no setting "flavour"; there are lazy_loading, auto_cleanup, '),
+        ("x" * 100_000, r"there are lazy_loading, auto_cleanup, "),
+    ],
+)
+def test_a_misspelt_setting(setting, message):
+    for make in (Config, ModelManager):
+        with pytest.raises(TypeError, match=message) as caught:
+            make(**{setting: 1})
+        assert len(str(caught.value)) < 1200
+
+
+HALF = "half \ud800"
+"""No UTF-8 text can hold the half of a pair that stands alone."""
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda m: m.embed(HALF),
+        lambda m: m.embed(["a", HALF]),
+        lambda m: m.embed("a", HALF),
+        lambda m: m.embed("a", user=HALF),
+        lambda m: m.embed("a", prompt=HALF),
+        lambda m: m.embed("a", prompt_name=HALF),
+        lambda m: m.embed("a", keep_alive=HALF),
+        lambda m: m.submit("a", print, user=HALF),
+        lambda m: m.rerank(HALF, ["a"]),
+        lambda m: m.rerank("a", [HALF]),
+        lambda m: m.rerank("a", ["b"], prompt=HALF),
+        lambda m: m.embed_sparse("a", HALF),
+        lambda m: m.count_tokens("a", HALF),
+        lambda m: m.chunk("a", prompt=HALF),
+        lambda m: m.generate(HALF),
+        lambda m: m.generate("a", HALF),
+        lambda m: m.generate("a", user=HALF),
+        lambda m: m.generate("a", stop=[HALF]),
+        lambda m: m.chat([{"role": "user", "content": HALF}]),
+        lambda m: m.apply_chat_template([{"role": "user", "content": "a"}], HALF),
+        lambda m: m.apply_chat_template([{"role": "user", "content": "a"}], **{HALF: 1}),
+        lambda m: m.register(HALF, ENGLISH_MODEL),
+        lambda m: m.register("half", HALF),
+        lambda m: m.register("half", ENGLISH_MODEL, prompts={"a": HALF}),
+        lambda m: m.register("half", ENGLISH_MODEL, fallback=[HALF]),
+        lambda m: m.register("half", ENGLISH_MODEL, kind=HALF),
+        lambda m: m.register("half", ENGLISH_MODEL, cache={"policy": HALF}),
+        lambda m: m.register("half", ENGLISH_MODEL, cache={"tiers": [HALF]}),
+        lambda m: m.load(HALF),
+        lambda m: m.get(HALF),
+        lambda m: m.peek(HALF),
+        lambda m: m.unload(HALF),
+        lambda m: m.describe(HALF),
+        lambda m: m.warmup([HALF]),
+        lambda m: m.explain(HALF),
+        lambda m: m.hint(HALF),
+        lambda m: m.hint("english_sentence", user=HALF),
+        lambda m: m.preload(["a", HALF], when="now"),
+        lambda m: m.preload(["a"], HALF, when="now"),
+        lambda m: Config(turkish_model=HALF),
+        lambda m: Config(**{HALF: 1}),
+    ],
+)
+def test_half_a_character(models, call):
+    with pytest.raises(errors.InputError, match=r"holds a lone surrogate, .* text.encode\('utf-8', 'replace'\)"):
+        call(models)
+
+
+def test_a_download_without_a_server():
+    """What the system says is put into words, without its error numbers."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    code, _, lines = command(
+        "embed", "-m", "someone/some-model", __file__, HF_HUB_OFFLINE="0", HF_ENDPOINT=f"http://127.0.0.1:{port}"
+    )
+    assert code == 1
+    assert f"127.0.0.1:{port} failed: the connection was refused: no server listens there" in re.sub(
+        r"(:\d+)/\S+", r"\1", lines[-1]
+    )
+    assert "os error" not in lines[-1]
+    assert "io: " not in lines[-1]
 
 
 def test_a_source_that_does_not_embed(models, caplog):

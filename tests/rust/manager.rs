@@ -294,7 +294,7 @@ fn a_full_queue_refuses_and_recovers() {
     assert!(matches!(refused.err(), Some(Error::Overloaded { queued: 1, limit: 1, .. })));
     release.wait();
     // An object of the host's is no embedding model; its caller is reports, and the place is free again.
-    assert!(matches!(receiver.recv().unwrap(), Err(Error::Input(_))));
+    assert!(matches!(receiver.recv().unwrap(), Err(Error::Task { .. })));
     assert_eq!(manager.statistics().unwrap().queue.queued, 0);
     assert_eq!(manager.statistics().unwrap().queue.rejected, 1);
 }

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .. import _core
 from .output import json_option, manager, model_option, show_json, show_table, size
 from .texts import Command, say
 
@@ -43,8 +44,9 @@ def _opened() -> ModelManager:
 @json_option
 def info(as_json: bool) -> None:
     with _opened() as found:
-        folder, url = found.config.cache_disk, found.config.cache_url
+        folder = found.config.cache_disk
         verified = found.cache_verify()
+        servers = _core._cache_probe(found)
         tiers = found.cache_info()["tiers"]
         usual = say("the usual folder", "olağan klasör")
         shown: list[dict[str, Any]] = [
@@ -57,17 +59,23 @@ def info(as_json: bool) -> None:
                 "limit": found.config.cache_disk_bytes,
             }
         ]
-        if url is not None:
-            places = ", ".join(place.rsplit("@", 1)[-1] for place in url.split(","))
-            shown.append({"tier": "redis", "place": places, "working": tiers["redis"]["working"]})
+        shown += [{"tier": "redis", "place": place, "working": answers} for place, answers in servers]
     if as_json:
         show_json({"tiers": shown})
         return
+    state = {
+        True: say("answers", "yanıt veriyor"),
+        False: say("does not answer", "yanıt vermiyor"),
+        None: "",
+    }
     rows = (
-        (one["tier"], one["place"], one.get("entries", ""), size(one["bytes"]) if "bytes" in one else "")
+        (
+            *(one["tier"], one["place"], one.get("entries", "")),
+            *(size(one["bytes"]) if "bytes" in one else "", state[one.get("working")]),
+        )
         for one in shown
     )
-    show_table(say("Cache", "Önbellek"), ("tier", "place", "vectors", "size"), rows)
+    show_table(say("Cache", "Önbellek"), ("tier", "place", "vectors", "size", say("state", "durum")), rows)
 
 
 @cache.command(cls=Command, help=say("Remove everything that is stored.", "Saklanan her şeyi sil."))

@@ -155,6 +155,12 @@ impl Tiers {
         self.tiers.iter().for_each(|tier| tier.tier().clear());
     }
 
+    /// Asks all servers now: their addresses without passwords, and whether they answer.
+    #[must_use]
+    pub fn probe(&self) -> Vec<(String, bool)> {
+        self.tiers.iter().flat_map(|tier| tier.tier().probe()).collect()
+    }
+
     /// What each has done.
     #[must_use]
     pub fn statistics(&self) -> Vec<TierStatistics> {

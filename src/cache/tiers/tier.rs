@@ -22,6 +22,11 @@ pub trait Tier: Send + Sync + 'static {
     /// Removes everything that this tier holds.
     fn clear(&self);
 
+    /// Asks each server of the tier now, the resting ones too: its address without a password, and whether it answers.
+    fn probe(&self) -> Vec<(String, bool)> {
+        Vec::new()
+    }
+
     /// What it has done.
     fn counts(&self) -> &TierCounts;
 

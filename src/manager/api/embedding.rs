@@ -14,6 +14,7 @@ use crate::Result;
 use crate::cache::CachedItem;
 use crate::compute::memory::joined;
 use crate::models::{Bounds, TextChunk};
+use crate::output::OutputKind;
 use crate::sync::fork;
 use crate::wire::Encoding;
 
@@ -102,7 +103,7 @@ impl Manager {
         let name = options.model.as_deref().unwrap_or_else(|| parts.router.route(text));
         let lease = self.lease(name, options.timeout, check)?;
         let _computing = fork::computing();
-        let handle = lease.encoder(name)?;
+        let handle = lease.encoder(name, OutputKind::Dense)?;
         let prompt = handle.info.prompt(options)?;
         let mut bounds = Bounds { max_bytes: parts.settings.max_text_bytes, check };
         handle.backend.chunks(text, prompt, max_tokens, overlap, &mut bounds)
@@ -116,9 +117,9 @@ impl Manager {
         let parts = self.parts()?;
         let entry = parts.registry.entry(name)?;
         let handle = if load {
-            Some(self.lease(name, None, check)?.encoder(name)?.clone())
+            Some(self.lease(name, None, check)?.encoder(name, OutputKind::Dense)?.clone())
         } else {
-            entry.slot.inspect(|model| model.encoder(name).cloned()).transpose()?
+            entry.slot.inspect(|model| model.encoder(name, OutputKind::Dense).cloned()).transpose()?
         };
         Ok(handle.map(|handle| {
             ModelDescription::new(name, &handle, parts.settings.profile, parts.loader.device())

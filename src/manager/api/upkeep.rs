@@ -45,6 +45,14 @@ impl Manager {
         Ok(())
     }
 
+    /// Asks the servers of the cache now: their addresses without passwords, and whether they answer.
+    ///
+    /// # Errors
+    /// [`Error::Closed`].
+    pub fn probe_cache(&self) -> Result<Vec<(String, bool)>> {
+        Ok(self.parts()?.tiering.tiers.probe())
+    }
+
     /// Reads everything that is on disk.
     ///
     /// # Errors

@@ -69,15 +69,19 @@ impl GenerateOptions {
 }
 
 /// A loaded generator, kept in memory while this exists.
-pub struct GeneratorLease(Lease<LoadedModel>);
+pub struct GeneratorLease {
+    lease: Lease<LoadedModel>,
+    /// The slot's name.
+    slot: String,
+}
 
 impl GeneratorLease {
-    fn new(mut lease: Lease<LoadedModel>, keep_alive: Option<KeepAlive>) -> Result<Self> {
-        lease.generator()?;
+    fn new(mut lease: Lease<LoadedModel>, slot: &str, keep_alive: Option<KeepAlive>) -> Result<Self> {
+        lease.generator(slot)?;
         if let Some(keep_alive) = keep_alive {
             lease.keep_alive(keep_alive);
         }
-        Ok(Self(lease))
+        Ok(Self { lease, slot: slot.to_owned() })
     }
 
     /// The generator.
@@ -85,7 +89,7 @@ impl GeneratorLease {
     /// # Errors
     /// None in practice: checked at construction.
     pub fn generator(&self) -> Result<&Generator> {
-        self.0.generator()
+        self.lease.generator(&self.slot)
     }
 }
 
@@ -186,7 +190,7 @@ pub(in super::super) fn lease(
     registry.used(&entry.name, options.user.as_deref());
     let absent = options.trace.as_ref().filter(|_| entry.slot.state() != State::Ready);
     let _step = step(absent, TraceStage::Load);
-    let lease = GeneratorLease::new(entry.slot.acquire(timeout, check)?, options.keep_alive)?;
+    let lease = GeneratorLease::new(entry.slot.acquire(timeout, check)?, &entry.name, options.keep_alive)?;
     note_model(options.trace.as_ref(), &lease);
     Ok(lease)
 }
@@ -238,7 +242,17 @@ pub(in super::super) fn submit(
             trace.add(TraceStage::Load, asked, Instant::now());
         }
         if let Some(on_event) = loading.take() {
-            begin(lease, &prompt, params, terms, keep_alive, &running, trace.as_ref(), on_event);
+            begin(
+                lease,
+                &loading.slot,
+                &prompt,
+                params,
+                terms,
+                keep_alive,
+                &running,
+                trace.as_ref(),
+                on_event,
+            );
         }
     }));
     if let Some(at) = deadline
@@ -266,6 +280,7 @@ fn note_model(trace: Option<&Arc<Trace>>, lease: &GeneratorLease) {
 #[expect(clippy::too_many_arguments, reason = "what a request has until its model is ready")]
 fn begin(
     lease: Result<Lease<LoadedModel>>,
+    slot: &str,
     prompt: &OwnedPrompt,
     params: GenerationParams,
     terms: Terms,
@@ -280,7 +295,7 @@ fn begin(
     if ticket.is_cancelled() {
         return fail(Error::Cancelled);
     }
-    let lease = match lease.and_then(|lease| GeneratorLease::new(lease, keep_alive)) {
+    let lease = match lease.and_then(|lease| GeneratorLease::new(lease, slot, keep_alive)) {
         Ok(lease) => Arc::new(lease),
         Err(error) => return fail(error),
     };

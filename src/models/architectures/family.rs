@@ -41,6 +41,26 @@ impl ModelKind {
         }
     }
 
+    /// One of its models, for messages.
+    pub(crate) fn model(self) -> &'static str {
+        match self {
+            Self::Embedding => "an embedding model",
+            Self::Generator => "a text generator",
+            Self::Classifier => "a model that scores texts",
+            Self::Sparse => "a model of sparse vectors",
+        }
+    }
+
+    /// The name that [`ModelKind::from_name`] reads.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Embedding => "embedding",
+            Self::Generator => "generator",
+            Self::Classifier => "reranker",
+            Self::Sparse => "sparse",
+        }
+    }
+
     /// The kind that a user names.
     ///
     /// # Errors

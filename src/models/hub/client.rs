@@ -313,9 +313,9 @@ impl HubFault {
             | E::BadUri(_)
             | E::Http(_)
             | E::Tls(_)
-            | E::InvalidProxyUrl => Self::Permanent(failed(url, format!("{error}; {REMEDY}"))),
-            _ if refused => Self::Permanent(failed(url, format!("{error}; {REMEDY}"))),
-            _ => Self::Transient(error.to_string()),
+            | E::InvalidProxyUrl => Self::Permanent(failed(url, format!("{}; {REMEDY}", tls::words(error)))),
+            _ if refused => Self::Permanent(failed(url, format!("{}; {REMEDY}", tls::words(error)))),
+            _ => Self::Transient(tls::words(error)),
         }
     }
 

@@ -10,6 +10,7 @@ use crate::python::errors::OrRaise;
 use crate::python::infer::InferenceCall;
 use crate::python::options::{call_options, timeout};
 use crate::python::submit::{self, PyTicket};
+use crate::python::utf8::{Utf8, owned};
 use crate::python::{embed, texts};
 use crate::wire::Encoding;
 
@@ -23,34 +24,34 @@ impl PyManager {
     fn embed(
         slf: &Bound<'_, Self>,
         texts: &Bound<'_, PyAny>,
-        model: Option<String>,
-        prompt: Option<String>,
-        prompt_name: Option<String>,
+        model: Option<Utf8>,
+        prompt: Option<Utf8>,
+        prompt_name: Option<Utf8>,
         normalize: bool,
         truncate_dim: Option<&Bound<'_, PyAny>>,
         truncate: bool,
         copy: bool,
         timeout: Option<f64>,
         keep_alive: Option<&Bound<'_, PyAny>>,
-        user: Option<String>,
+        user: Option<Utf8>,
         progress: Option<Py<PyAny>>,
         outputs: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<Py<PyAny>> {
         let py = slf.py();
         if let Some(outputs) = outputs {
             let keywords = PyDict::new(py);
-            keywords.set_item("prompt", prompt)?;
-            keywords.set_item("prompt_name", prompt_name)?;
+            keywords.set_item("prompt", prompt.as_deref())?;
+            keywords.set_item("prompt_name", prompt_name.as_deref())?;
             keywords.set_item("normalize", normalize)?;
             keywords.set_item("truncate_dim", truncate_dim)?;
             keywords.set_item("truncate", truncate)?;
             keywords.set_item("timeout", timeout)?;
             keywords.set_item("keep_alive", keep_alive)?;
-            keywords.set_item("user", user)?;
+            keywords.set_item("user", user.as_deref())?;
             keywords.set_item("copy", copy)?;
             keywords.set_item("progress", progress)?;
             let helper = py.import("model_manager._vectors")?.getattr("embed_outputs")?;
-            return helper.call((slf, texts, model, outputs), Some(&keywords)).map(Bound::unbind);
+            return helper.call((slf, texts, model.as_deref(), outputs), Some(&keywords)).map(Bound::unbind);
         }
         let options = call_options(
             py,
@@ -75,15 +76,15 @@ impl PyManager {
         &self,
         py: Python<'_>,
         texts: &Bound<'_, PyAny>,
-        model: Option<String>,
-        prompt: Option<String>,
-        prompt_name: Option<String>,
+        model: Option<Utf8>,
+        prompt: Option<Utf8>,
+        prompt_name: Option<Utf8>,
         normalize: bool,
         truncate_dim: Option<&Bound<'_, PyAny>>,
         truncate: bool,
         timeout: Option<f64>,
         keep_alive: Option<&Bound<'_, PyAny>>,
-        user: Option<String>,
+        user: Option<Utf8>,
         progress: Option<Py<PyAny>>,
     ) -> PyResult<ArrowVectors> {
         let options = call_options(
@@ -109,16 +110,16 @@ impl PyManager {
         slf: &Bound<'_, Self>,
         texts: &Bound<'_, PyAny>,
         on_done: Py<PyAny>,
-        model: Option<String>,
-        prompt: Option<String>,
-        prompt_name: Option<String>,
+        model: Option<Utf8>,
+        prompt: Option<Utf8>,
+        prompt_name: Option<Utf8>,
         normalize: bool,
         truncate_dim: Option<&Bound<'_, PyAny>>,
         truncate: bool,
         copy: bool,
         timeout: Option<f64>,
         keep_alive: Option<&Bound<'_, PyAny>>,
-        user: Option<String>,
+        user: Option<Utf8>,
     ) -> PyResult<PyTicket> {
         let py = slf.py();
         let options = call_options(
@@ -146,11 +147,11 @@ impl PyManager {
         kind: &str,
         first: &Bound<'_, PyAny>,
         second: Option<&Bound<'_, PyAny>>,
-        model: Option<String>,
+        model: Option<Utf8>,
         progress: Option<Py<PyAny>>,
         options: Option<&Bound<'_, PyDict>>,
     ) -> PyResult<(Py<PyAny>, u64)> {
-        InferenceCall::new(kind, first, second, model, options)?.wait(py, &self.0, progress.as_ref())
+        InferenceCall::new(kind, first, second, owned(model), options)?.wait(py, &self.0, progress.as_ref())
     }
 
     /// `_infer` without waiting: `on_done(results, tokens, error)`.
@@ -161,10 +162,10 @@ impl PyManager {
         on_done: Py<PyAny>,
         first: &Bound<'_, PyAny>,
         second: Option<&Bound<'_, PyAny>>,
-        model: Option<String>,
+        model: Option<Utf8>,
         options: Option<&Bound<'_, PyDict>>,
     ) -> PyResult<PyTicket> {
-        InferenceCall::new(kind, first, second, model, options)?.submit(&slf.get().0, slf, on_done)
+        InferenceCall::new(kind, first, second, owned(model), options)?.submit(&slf.get().0, slf, on_done)
     }
 
     /// `submit`, with the answer as the JSON body of OpenAI's `POST /v1/embeddings`.
@@ -175,16 +176,16 @@ impl PyManager {
         slf: &Bound<'_, Self>,
         inputs: &Bound<'_, PyAny>,
         on_done: Py<PyAny>,
-        model: Option<String>,
-        served_model: String,
+        model: Option<Utf8>,
+        served_model: Utf8,
         encoding_format: &str,
-        prompt: Option<String>,
-        prompt_name: Option<String>,
+        prompt: Option<Utf8>,
+        prompt_name: Option<Utf8>,
         truncate_dim: Option<&Bound<'_, PyAny>>,
         truncate: bool,
         timeout: Option<f64>,
         keep_alive: Option<&Bound<'_, PyAny>>,
-        user: Option<String>,
+        user: Option<Utf8>,
     ) -> PyResult<PyTicket> {
         let py = slf.py();
         let options = call_options(
@@ -201,7 +202,7 @@ impl PyManager {
         )?;
         let encoding = Encoding::parse(encoding_format).or_raise(py)?;
         let (inputs, _) = texts::inputs(inputs)?;
-        submit::response(&slf.get().0, slf, inputs, options, served_model, encoding, on_done)
+        submit::response(&slf.get().0, slf, inputs, options, served_model.into(), encoding, on_done)
     }
 
     /// Tokens of each text, special tokens included, not cut to the model's maximum.
@@ -209,9 +210,9 @@ impl PyManager {
     fn count_tokens<'py>(
         &self,
         texts: &Bound<'py, PyAny>,
-        model: Option<&str>,
+        model: Option<Utf8>,
     ) -> PyResult<Bound<'py, PyAny>> {
-        embed::count_tokens(&self.0, texts, model)
+        embed::count_tokens(&self.0, texts, model.as_deref())
     }
 
     /// A text in chunks that the model reads whole: (text, start, end, tokens) each.
@@ -222,17 +223,17 @@ impl PyManager {
         &self,
         py: Python<'_>,
         text: &Bound<'_, PyString>,
-        model: Option<String>,
+        model: Option<Utf8>,
         max_tokens: Option<usize>,
         overlap: usize,
-        prompt: Option<String>,
-        prompt_name: Option<String>,
+        prompt: Option<Utf8>,
+        prompt_name: Option<Utf8>,
         timeout: Option<f64>,
     ) -> PyResult<Vec<embed::ChunkParts>> {
         let options = EmbedOptions {
-            model,
-            prompt,
-            prompt_name,
+            model: owned(model),
+            prompt: owned(prompt),
+            prompt_name: owned(prompt_name),
             timeout: self::timeout(py, timeout)?,
             ..EmbedOptions::default()
         };
@@ -247,18 +248,18 @@ impl PyManager {
         &self,
         py: Python<'_>,
         text: &Bound<'_, PyString>,
-        model: Option<String>,
+        model: Option<Utf8>,
         max_tokens: Option<usize>,
         overlap: usize,
-        prompt: Option<String>,
-        prompt_name: Option<String>,
+        prompt: Option<Utf8>,
+        prompt_name: Option<Utf8>,
         normalize: bool,
         timeout: Option<f64>,
     ) -> PyResult<(Vec<embed::ChunkParts>, Py<PyAny>)> {
         let options = EmbedOptions {
-            model,
-            prompt,
-            prompt_name,
+            model: owned(model),
+            prompt: owned(prompt),
+            prompt_name: owned(prompt_name),
             normalize,
             timeout: self::timeout(py, timeout)?,
             ..EmbedOptions::default()

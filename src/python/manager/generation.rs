@@ -1,15 +1,16 @@
 //! Methods of `Manager` that write text.
 
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyList, PyString};
+use pyo3::types::{PyDict, PyString};
 
 use super::PyManager;
-use crate::manager::GenerateOptions;
+use crate::manager::{GENERATOR, GenerateOptions};
 use crate::python::errors::OrRaise;
 use crate::python::generation::{self, PyGenerationTicket, PyTextStream};
 use crate::python::gil::detached;
 use crate::python::texts::text_of;
 use crate::python::tracing::{self, Call, CallOutcome};
+use crate::python::utf8::{Utf8, owned};
 use crate::python::{chat, options, report};
 
 #[pymethods]
@@ -20,7 +21,7 @@ impl PyManager {
         &self,
         py: Python<'py>,
         prompt: &Bound<'py, PyAny>,
-        model: Option<String>,
+        model: Option<Utf8>,
         parameters: Option<&Bound<'py, PyDict>>,
     ) -> PyResult<Bound<'py, PyDict>> {
         let (prompt, params, mut options) = generation::request(prompt, model, parameters, &self.0)?;
@@ -40,21 +41,21 @@ impl PyManager {
     fn apply_chat_template(
         &self,
         py: Python<'_>,
-        messages: &Bound<'_, PyList>,
-        model: Option<String>,
+        messages: &Bound<'_, PyAny>,
+        model: Option<Utf8>,
         add_generation_prompt: bool,
         chat_template: Option<&Bound<'_, PyString>>,
         timeout: Option<f64>,
         variables: Option<&Bound<'_, PyDict>>,
     ) -> PyResult<String> {
-        let mut conversation = chat::conversation(messages)?;
+        let mut conversation = chat::conversation(chat::messages(messages)?)?;
         conversation.add_generation_prompt = add_generation_prompt;
         if let Some(variables) = variables {
             chat::add_variables(&mut conversation, variables)?;
         }
         let source = chat_template.map(|source| text_of(source, None)).transpose()?;
         let timeout = options::timeout(py, timeout)?;
-        let options = GenerateOptions { model, timeout, ..GenerateOptions::default() };
+        let options = GenerateOptions { model: owned(model), timeout, ..GenerateOptions::default() };
         self.0.enter(py, |manager, check| manager.chat_text(&conversation, source, &options, check))
     }
 
@@ -64,7 +65,7 @@ impl PyManager {
         &self,
         py: Python<'_>,
         prompt: &Bound<'_, PyAny>,
-        model: Option<String>,
+        model: Option<Utf8>,
         parameters: Option<&Bound<'_, PyDict>>,
     ) -> PyResult<PyTextStream> {
         let (prompt, params, mut options) = generation::request(prompt, model, parameters, &self.0)?;
@@ -82,7 +83,7 @@ impl PyManager {
         py: Python<'_>,
         prompt: &Bound<'_, PyAny>,
         on_event: Py<PyAny>,
-        model: Option<String>,
+        model: Option<Utf8>,
         parameters: Option<&Bound<'_, PyDict>>,
     ) -> PyResult<PyGenerationTicket> {
         let (prompt, params, mut options) = generation::request(prompt, model, parameters, &self.0)?;
@@ -97,8 +98,9 @@ impl PyManager {
     }
 
     /// Context length, end-of-text token and whether there is a chat template, of a slot with a generator.
-    #[pyo3(signature = (name = "text_generator"))]
-    fn describe_generator<'py>(&self, py: Python<'py>, name: &str) -> PyResult<Bound<'py, PyDict>> {
+    #[pyo3(signature = (name = None), text_signature = "($self, name='text_generator')")]
+    fn describe_generator<'py>(&self, py: Python<'py>, name: Option<Utf8>) -> PyResult<Bound<'py, PyDict>> {
+        let name = name.as_deref().unwrap_or(GENERATOR);
         let options = GenerateOptions { model: Some(name.to_owned()), ..GenerateOptions::default() };
         let call = self.begin_load(py, name);
         let lease = self.0.enter(py, |manager, check| manager.generator(&options, check));

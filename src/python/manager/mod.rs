@@ -23,6 +23,7 @@ use super::register::{AboutVectors, Registration, SlotSource};
 use super::texts::text_of;
 use super::tracing::{self, Call, CallOutcome};
 use super::tracker::PyTracker;
+use super::utf8::{Utf8, owned};
 use super::{caching, fork, report};
 use crate::lifecycle::ReaperSettings;
 use crate::manager::{Manager, Retention, SlotValue};
@@ -128,18 +129,18 @@ impl PyManager {
     fn register(
         &self,
         py: Python<'_>,
-        name: &str,
-        source: Option<String>,
+        name: Utf8,
+        source: Option<Utf8>,
         loader: Option<Py<PyAny>>,
         dtype: &str,
         keep_alive: Option<&Bound<'_, PyAny>>,
         pinned: bool,
-        fallback: Vec<String>,
-        pooling: Option<String>,
+        fallback: Vec<Utf8>,
+        pooling: Option<Utf8>,
         max_length: Option<usize>,
-        revision: Option<String>,
-        prompts: Option<BTreeMap<String, String>>,
-        kind: Option<&str>,
+        revision: Option<Utf8>,
+        prompts: Option<BTreeMap<Utf8, Utf8>>,
+        kind: Option<Utf8>,
         cache: Option<&Bound<'_, PyAny>>,
         cold_start_price: Option<f64>,
         replace: bool,
@@ -149,20 +150,24 @@ impl PyManager {
         let cold_start_price = price.transpose().or_raise(py)?;
         let cache = caching::options(cache)?;
         let keep = Retention { keep_alive, adaptive, cold_start_price, pinned, cache };
-        let source = SlotSource::of(py, name, source, loader)?;
-        let about_vectors =
-            AboutVectors { fallback, pooling, max_length, prompts: prompts.unwrap_or_default() };
+        let source = SlotSource::of(py, &name, owned(source), loader)?;
+        let about_vectors = AboutVectors {
+            fallback: fallback.into_iter().map(String::from).collect(),
+            pooling: owned(pooling),
+            max_length,
+            prompts: prompts.into_iter().flatten().map(|(name, text)| (name.into(), text.into())).collect(),
+        };
         let Registration { spec, loader: own_loader } =
-            Registration::new(py, name, source, kind, dtype, revision, about_vectors)?;
-        detached(py, || self.0.manager.register(name, spec, keep, replace)).or_raise(py)?;
-        self.0.set_loader(name, own_loader);
+            Registration::new(py, &name, source, kind.as_deref(), dtype, owned(revision), about_vectors)?;
+        detached(py, || self.0.manager.register(&name, spec, keep, replace)).or_raise(py)?;
+        self.0.set_loader(&name, own_loader);
         Ok(())
     }
 
     /// Unload and forget the slot.
-    fn unregister(&self, py: Python<'_>, name: &str) -> PyResult<()> {
-        detached(py, || self.0.manager.unregister(name)).or_raise(py)?;
-        self.0.set_loader(name, None);
+    fn unregister(&self, py: Python<'_>, name: Utf8) -> PyResult<()> {
+        detached(py, || self.0.manager.unregister(&name)).or_raise(py)?;
+        self.0.set_loader(&name, None);
         Ok(())
     }
 
@@ -173,21 +178,21 @@ impl PyManager {
 
     /// Load the slot and wait for it; concurrent callers share one load.
     #[pyo3(signature = (name, timeout = None))]
-    fn load(&self, py: Python<'_>, name: &str, timeout: Option<f64>) -> PyResult<()> {
+    fn load(&self, py: Python<'_>, name: Utf8, timeout: Option<f64>) -> PyResult<()> {
         let timeout = self::timeout(py, timeout)?;
-        let call = self.begin_load(py, name);
-        let loaded = if self.0.built(py)?.is_embedding(name).or_raise(py)? {
-            self.0.enter_for_array(py, |manager, check| manager.load(name, timeout, check))
+        let call = self.begin_load(py, &name);
+        let loaded = if self.0.built(py)?.is_embedding(&name).or_raise(py)? {
+            self.0.enter_for_array(py, |manager, check| manager.load(&name, timeout, check))
         } else {
-            self.0.enter(py, |manager, check| manager.load(name, timeout, check))
+            self.0.enter(py, |manager, check| manager.load(&name, timeout, check))
         };
         Call::end_with(call.as_ref(), py, &loaded, |()| CallOutcome::Loaded);
         loaded
     }
 
     /// Unload; True if it was loaded.
-    fn unload(&self, py: Python<'_>, name: &str) -> PyResult<bool> {
-        detached(py, || self.0.manager.unload(name)).or_raise(py)
+    fn unload(&self, py: Python<'_>, name: Utf8) -> PyResult<bool> {
+        detached(py, || self.0.manager.unload(&name)).or_raise(py)
     }
 
     /// Unload every slot; how many were loaded.
@@ -196,23 +201,23 @@ impl PyManager {
     }
 
     /// Whether the slot is in memory now.
-    fn is_loaded(&self, py: Python<'_>, name: &str) -> PyResult<bool> {
-        self.0.built(py)?.is_loaded(name).or_raise(py)
+    fn is_loaded(&self, py: Python<'_>, name: Utf8) -> PyResult<bool> {
+        self.0.built(py)?.is_loaded(&name).or_raise(py)
     }
 
     /// The slot's object, loaded if need be.
     #[pyo3(signature = (name, timeout = None))]
-    fn get(slf: &Bound<'_, Self>, name: &str, timeout: Option<f64>) -> PyResult<Py<PyAny>> {
+    fn get(slf: &Bound<'_, Self>, name: Utf8, timeout: Option<f64>) -> PyResult<Py<PyAny>> {
         let py = slf.py();
         let timeout = self::timeout(py, timeout)?;
-        let held = slf.get().0.enter(py, |manager, check| manager.get(name, timeout, check))?;
-        Self::slot_value(slf, name, &held)
+        let held = slf.get().0.enter(py, |manager, check| manager.get(&name, timeout, check))?;
+        Self::slot_value(slf, &name, &held)
     }
 
     /// Like `get`, but None when the slot is not in memory.
-    fn peek(slf: &Bound<'_, Self>, name: &str) -> PyResult<Option<Py<PyAny>>> {
-        let found = slf.get().0.built(slf.py())?.peek(name).or_raise(slf.py())?;
-        found.map(|held| Self::slot_value(slf, name, &held)).transpose()
+    fn peek(slf: &Bound<'_, Self>, name: Utf8) -> PyResult<Option<Py<PyAny>>> {
+        let found = slf.get().0.built(slf.py())?.peek(&name).or_raise(slf.py())?;
+        found.map(|held| Self::slot_value(slf, &name, &held)).transpose()
     }
 
     /// Names of all slots, in the order they were made.
@@ -222,8 +227,8 @@ impl PyManager {
 
     /// What the model of an embedding slot is.
     #[pyo3(signature = (name, load = true))]
-    fn describe<'py>(&self, py: Python<'py>, name: &str, load: bool) -> PyResult<Option<Bound<'py, PyDict>>> {
-        let description = self.0.enter(py, |manager, check| manager.describe(name, load, check))?;
+    fn describe<'py>(&self, py: Python<'py>, name: Utf8, load: bool) -> PyResult<Option<Bound<'py, PyDict>>> {
+        let description = self.0.enter(py, |manager, check| manager.describe(&name, load, check))?;
         description.map(|description| report::description(py, &description)).transpose()
     }
 
@@ -233,7 +238,8 @@ impl PyManager {
         if names.is_instance_of::<PyString>() {
             return Err(PyTypeError::new_err("names must be several names, not one str"));
         }
-        let names: Vec<String> = names.try_iter()?.map(|name| name?.extract()).collect::<PyResult<_>>()?;
+        let name = |name: PyResult<Bound<'_, PyAny>>| name?.extract::<Utf8>().map(String::from);
+        let names: Vec<String> = names.try_iter()?.map(name).collect::<PyResult<_>>()?;
         let timeout = self::timeout(py, timeout)?;
         self.0.enter(py, |manager, check| manager.warm_up(&names, timeout, check))
     }

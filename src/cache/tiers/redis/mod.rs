@@ -182,6 +182,16 @@ impl Tier for Redis {
         }
     }
 
+    /// Reads a key that no result has: what a look-up needs, with the rights that it needs.
+    fn probe(&self) -> Vec<(String, bool)> {
+        let name = [format!("{PREFIX}probe")];
+        let answers = |host: &RedisServer| {
+            host.wake();
+            host.ask(&self.counts, false, |connection| connection.get(&name)).is_some()
+        };
+        self.hosts.iter().map(|host| (host.name.clone(), answers(host))).collect()
+    }
+
     fn counts(&self) -> &TierCounts {
         &self.counts
     }

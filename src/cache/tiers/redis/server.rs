@@ -24,7 +24,7 @@ const MOST_IDLE: usize = 4;
 
 pub(super) struct RedisServer {
     /// Its address without a password, for messages; also what its weights are made of.
-    name: String,
+    pub(super) name: String,
     seed: u64,
     client: RedisClient,
     timeout: Duration,
@@ -97,6 +97,11 @@ impl RedisServer {
 
     pub(super) fn is_working(&self) -> bool {
         self.rest.lock().until.is_none_or(|until| self.clock.now() >= until)
+    }
+
+    /// Ends a rest after a failure.
+    pub(super) fn wake(&self) {
+        self.rest.lock().until = None;
     }
 
     /// The answer to a request; `None` when it fails, or the server rests after a failure. A server that refuses a write

@@ -94,6 +94,24 @@ fn a_dead_server_costs_one_attempt_and_then_rests() {
 }
 
 #[test]
+fn a_probe_asks_each_server_and_names_it_without_its_password() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let dead = listener.local_addr().unwrap();
+    drop(listener);
+    let (alive, connections) = answering(b"*1\r\n$-1\r\n");
+    let urls = format!("redis://user:secret@{dead},{alive}");
+    let tier = tier(&urls, None, &Clock::manual());
+    // The second time too, although the dead one rests.
+    for errors in 1..3 {
+        let found = tier.probe();
+        assert_eq!(found.iter().map(|(_, answers)| *answers).collect::<Vec<_>>(), [false, true], "{found:?}");
+        assert!(found[0].0.contains(&dead.to_string()) && !found[0].0.contains("secret"), "{found:?}");
+        assert_eq!(tier.counts().errors.load(Ordering::Relaxed), errors);
+    }
+    assert_eq!(connections.load(Ordering::SeqCst), 1);
+}
+
+#[test]
 fn a_server_that_never_answers_costs_its_timeout_once() {
     let (url, connections) = server(|stream| {
         std::thread::sleep(Duration::from_secs(20));

@@ -242,7 +242,7 @@ impl Job {
             return Ok(());
         }
         let name = &state.groups[group].entry.name;
-        let info = Arc::clone(&lease.encoder(name)?.info);
+        let info = Arc::clone(&lease.encoder(name, self.options.kind)?.info);
         let (_, shape) = info.shapes(&self.options, name)?;
         if let Some(trace) = &self.options.trace {
             trace.found(0, 0, &info.model);

@@ -90,7 +90,7 @@ impl Job {
         };
         let most_bytes = (free * BYTES_PER_TOKEN).min(LONG_TEXT);
         let found = state.groups.iter_mut().find_map(|group| {
-            let handle = group.lease.as_ref()?.encoder(&group.entry.name).ok()?.clone();
+            let handle = group.lease.as_ref()?.encoder(&group.entry.name, self.options.kind).ok()?.clone();
             let inputs = if handle.backend.local().is_ok() { inputs } else { CHUNK_INPUTS };
             let most = group.order.len().min(group.next + inputs);
             let mut bytes = 0;
