@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +154,49 @@ def lifecycle(report: Report, folder: Path) -> None:
         report.add("lifecycle", found, passed)
 
 
+def concurrent(report: Report, folder: Path) -> None:
+    """Texts that are written at the same time are those that are written alone."""
+    prompts = [f"{number} Bugün hava" for number in range(8)]
+    options: dict[str, Any] = {"do_sample": False, "max_new_tokens": 24}
+    with new_manager(generator_model=str(folder), generator_dtype="float32") as manager:
+        alone = [manager.complete(prompt, **options)["tokens"] for prompt in prompts]
+        with ThreadPoolExecutor(len(prompts)) as threads:
+            together = list(threads.map(lambda prompt: manager.complete(prompt, **options)["tokens"], prompts))
+    same = sum(a == b for a, b in zip(alone, together, strict=True))
+    report.add("texts written at the same time", f"{same} of {len(prompts)} as alone", same == len(prompts))
+
+
+FORKED = """
+import os
+from model_manager import ModelManager
+with ModelManager(device="cuda", auto_cleanup=False, adaptive_state=False) as manager:
+    child = os.fork()
+    if child == 0:
+        try:
+            ModelManager(device="cuda", auto_cleanup=False, adaptive_state=False)
+        except Exception as error:
+            print(type(error).__name__, error, flush=True)
+        os._exit(0)
+    os.waitpid(child, 0)
+"""
+
+
+def choice(report: Report) -> None:
+    """What `device` chooses and refuses."""
+    if not CARD:
+        report.add("choice of a card", LEFT_OUT)
+        return
+    with ModelManager(device="auto", auto_cleanup=False, adaptive_state=False) as manager:
+        report.add("device auto", manager.device, manager.device.startswith("cuda:"))
+    try:
+        ModelManager(device="cuda:99", auto_cleanup=False, adaptive_state=False)
+        report.add("device cuda:99", "no error", False)
+    except ModelManagerError as error:
+        report.add("device cuda:99", str(error)[-58:], "cuda:0" in str(error))
+    done = subprocess.run([sys.executable, "-c", FORKED], capture_output=True, text=True, check=False)
+    report.add("a forked process", done.stdout.strip()[:58], "spawn" in done.stdout)
+
+
 def budget(report: Report, folder: Path) -> None:
     """Two models of which the budget holds one: the idle one is unloaded. A budget for none refuses by name."""
     copy = Path(tempfile.mkdtemp()) / "copy"
@@ -177,6 +221,33 @@ def budget(report: Report, folder: Path) -> None:
                 report.add("too small a budget", type(error).__name__, type(error).__name__ == "MemoryBudgetError")
     finally:
         shutil.rmtree(copy.parent)
+
+
+def relieved(report: Report, folder: Path) -> None:
+    """Another program holds the card: an idle model is unloaded, so that another can be loaded."""
+    if not CARD or importlib.util.find_spec("torch") is None:
+        report.add("relief of a full card", LEFT_OUT if not CARD else "left out: no torch, which fills it")
+        return
+    import torch
+
+    copy = Path(tempfile.mkdtemp()) / "copy"
+    shutil.copytree(folder, copy)
+    with new_manager() as manager:
+        for name, source in (("one", folder), ("two", copy)):
+            manager.register(name, str(source), dtype="float32", pooling="max" if name == "two" else None)
+        want = manager.embed("a text", "two")
+        size = manager.describe("two")["device_bytes"]
+        manager.unload("two")
+        manager.embed("a text", "one")
+        free, _ = torch.cuda.mem_get_info()
+        filler = torch.empty(max(1, free - size // 2), dtype=torch.uint8, device="cuda")
+        found = manager.embed("a text", "two")
+        states = {name: slot["state"] for name, slot in manager.stats()["slots"].items() if name in ("one", "two")}
+        passed = states == {"one": "absent", "two": "ready"} and error_of(found, want) <= FLOAT32
+        report.add("relief of a full card", str(states), passed)
+        del filler
+        torch.cuda.empty_cache()
+    shutil.rmtree(copy.parent)
 
 
 def full_card(report: Report, folder: Path) -> None:
@@ -221,9 +292,16 @@ def main() -> int:
         report.add("card and driver", subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip())
     every = sorted(path.parent.name for path in FIXTURES.glob("*/reference.json"))
     parity(report, arguments.only.split(",") if arguments.only else every)
-    lifecycle(report, FIXTURES / "bert_wordpiece")
-    budget(report, FIXTURES / "bert_wordpiece")
-    full_card(report, FIXTURES / "bert_wordpiece")
+    concurrent(report, FIXTURES / "llama")
+    choice(report)
+    small = FIXTURES / "bert_wordpiece"
+    with tempfile.TemporaryDirectory() as scratch:
+        # A size at which bytes show.
+        folder = gpu_shapes.make("minilm", Path(scratch, "minilm")) if CARD and gpu_shapes.can_make() else small
+        lifecycle(report, folder)
+        relieved(report, folder)
+    budget(report, small)
+    full_card(report, small)
     if arguments.no_speed or not CARD:
         report.add("speed next to sentence-transformers", LEFT_OUT if not CARD else "left out")
     else:

@@ -19,7 +19,7 @@ if [ -z "$installed" ]; then
         eval "$("$python" scripts/cuda_toolkit.py)"
     fi
     out=target/gpu_check
-    CARGO_NET_OFFLINE=true PYO3_PYTHON=$(command -v "$python") \
+    CARGO_NET_OFFLINE=true PYO3_BUILD_EXTENSION_MODULE=1 PYO3_PYTHON=$(command -v "$python") \
         cargo rustc --quiet --release --lib --features cuda --target-dir "$out" --crate-type cdylib \
         -- -C "link-arg=-Wl,-rpath,${CUDA_HOME:-/usr/local/cuda}/lib64"
     # A copy, so that the build of the checkout stays as it is.

@@ -1,7 +1,8 @@
 """Models of the shapes that people use, with random weights, and their speed next to sentence-transformers on one card.
 
-Each contender runs in a process of its own, one after the other, on the same texts; this process reads the card's
-memory meanwhile. Speed does not depend on the weights, so no model is downloaded.
+Each contender runs in a process of its own, one after the other, on the same texts. This process reads the card's memory
+when a contender says so: ours when all is embedded, theirs after batches of 64. Speed does not depend on the weights, so
+no model is downloaded.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,6 +39,7 @@ SHAPES: dict[str, dict[str, Any]] = {
         "num_attention_heads": 9,
         "num_key_value_heads": 3,
         "intermediate_size": 1536,
+        "tie_word_embeddings": True,
     },
 }
 """all-MiniLM-L6-v2, multilingual-e5-small, a BERT base, Qwen3-Embedding-0.6B, SmolLM2-135M."""
@@ -46,13 +47,18 @@ VOCABULARY = {"e5-small": 250_037, "qwen3-0.6b": 151_669, "smollm2": 49_152}
 WORDS = {"short": 6, "passage": 30, "long": 110}
 """Words of the texts: about 18, 77 and 256 tokens of these tokenizers."""
 SENTENCE = "the weather is lovely today and every customer in the queue needs a new password"
-COUNT = {"short": 512, "passage": 256, "long": 64}
+COUNT = {"short": 4096, "passage": 2048, "long": 512}
 TARGETS = {"short": 1.5, "passage": 1.5, "long": 0.9}
 MEMORY = 0.5
 
 
-def make(name: str, folder: Path) -> None:
-    """Writes a model of that shape, with the tokenizer of a fixture."""
+def can_make() -> bool:
+    """Whether the packages that write models are there."""
+    return all(importlib.util.find_spec(name) for name in ("torch", "transformers"))
+
+
+def make(name: str, folder: Path) -> Path:
+    """Writes a model of that shape, with the tokenizer of a fixture, into `folder`."""
     import torch
     from transformers import (
         BertConfig,
@@ -79,21 +85,26 @@ def make(name: str, folder: Path) -> None:
         if path.exists():
             lengths = {"max_seq_length": 512} if settings.startswith("sentence") else {"model_max_length": 512}
             path.write_text(json.dumps({**json.loads(path.read_text(encoding="utf-8")), **lengths}), encoding="utf-8")
+    return folder
 
 
 def texts(kind: str) -> list[str]:
-    """Sentences of that many words, the same for every contender."""
+    """Sentences of about that many words. No two are equal: equal ones are computed once."""
     words = SENTENCE.split()
-    return [
-        " ".join(words[(number * 7 + at) % len(words)] for at in range(WORDS[kind] + number % 5))
-        for number in range(COUNT[kind])
-    ]
+    digits = sorted(set(words))
+    found = []
+    for number in range(COUNT[kind]):
+        own = [words[(number * 7 + at) % len(words)] for at in range(WORDS[kind] - 6 + number % 5)]
+        # The number of the text, in words.
+        own += [digits[number // len(digits) ** place % len(digits)] for place in range(4)]
+        found.append(" ".join(own))
+    return found
 
 
 WORKER = r"""
 import json, sys, time
 contender, device, folder, dtype, seconds = sys.argv[1:6]
-every = json.load(sys.stdin)
+every = json.load(open(f"{folder}/texts.json"))
 if contender == "ours":
     from model_manager import ModelManager
     manager = ModelManager(device=device, cache_size=0, auto_cleanup=False, adaptive_state=False)
@@ -104,20 +115,49 @@ else:
     from sentence_transformers import SentenceTransformer
     kind = {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype]
     model = SentenceTransformer(folder, device=device, model_kwargs={"torch_dtype": kind})
-    embed = lambda texts: model.encode(texts, batch_size=64, show_progress_bar=False)
+    size = 64
+    embed = lambda texts: model.encode(texts, batch_size=size, show_progress_bar=False)
 found = {}
 for kind, texts in every.items():
+    ones = []
+    for text in texts[:40]:
+        began = time.perf_counter()
+        embed([text])
+        ones.append(time.perf_counter() - began)
+    ones = sorted(ones[10:])
     embed(texts)
+    if contender != "ours":
+        if kind == list(every)[-1]:
+            # With batches of 64; larger ones take more.
+            torch.cuda.empty_cache()
+            size = 64
+            embed(texts)
+            print("memory", flush=True)
+            sys.stdin.readline()
+        # The batch size that is fastest for these texts.
+        took = {}
+        for size in (64, 256, 1024):
+            embed(texts[:size])
+            began = time.perf_counter()
+            embed(texts)
+            took[size] = time.perf_counter() - began
+        size = min(took, key=took.get)
     done, began = 0, time.perf_counter()
     while time.perf_counter() - began < float(seconds):
         embed(texts)
         done += len(texts)
-    rate, ones = done / (time.perf_counter() - began), []
-    for text in texts[:30]:
-        began = time.perf_counter()
-        embed([text])
-        ones.append(time.perf_counter() - began)
-    found[kind] = [rate, sorted(ones)[len(ones) // 2] * 1e3]
+    rate = done / (time.perf_counter() - began)
+    found[kind] = [rate, ones[len(ones) // 2] * 1e3]
+if contender == "ours":
+    print("memory", flush=True)
+    sys.stdin.readline()
+some = [text for texts in every.values() for text in texts[:32]]
+vectors = {"found": embed(some)}
+if contender != "ours":
+    exact = SentenceTransformer(folder, device=device, model_kwargs={"torch_dtype": torch.float32})
+    vectors["exact"] = exact.encode(some, show_progress_bar=False)
+import numpy as np
+np.savez(sys.argv[6], **vectors)
 print(json.dumps(found))
 """
 WRITER = r"""
@@ -142,7 +182,10 @@ done, began = 0, time.perf_counter()
 while time.perf_counter() - began < float(seconds):
     write()
     done += count
-print(json.dumps({"decoding": [done / (time.perf_counter() - began), 0]}))
+rate = done / (time.perf_counter() - began)
+print("memory", flush=True)
+sys.stdin.readline()
+print(json.dumps({"decoding": [rate, 0]}))
 """
 
 
@@ -155,26 +198,38 @@ def used() -> float:
     return float(done.stdout.split()[0]) if done.returncode == 0 and done.stdout.split() else 0.0
 
 
-def run(program: str, arguments: list[str], given: str) -> tuple[dict[str, list[float]] | None, float]:
-    """What a contender printed, and the most MB of the card that it used."""
-    before, most, ended = used(), 0.0, threading.Event()
-
-    def watch() -> None:
-        nonlocal most
-        while not ended.wait(0.1):
-            most = max(most, used() - before)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    done = subprocess.run(
-        [sys.executable, "-c", program, *arguments], input=given, capture_output=True, text=True, check=False
+def run(program: str, arguments: list[str]) -> tuple[dict[str, list[float]] | None, float]:
+    """What a contender printed last, and the MB of the card that it used. Nothing reads the card while it is timed."""
+    before = used()
+    worker = subprocess.Popen(
+        [sys.executable, "-c", program, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
-    ended.set()
-    watcher.join()
-    if done.returncode != 0:
-        print(done.stderr[-2000:], file=sys.stderr)
-        return None, most
-    return json.loads(done.stdout.splitlines()[-1]), most
+    assert worker.stdin is not None
+    assert worker.stdout is not None
+    memory, last = 0.0, ""
+    for line in worker.stdout:
+        last = line
+        if line.strip() == "memory":
+            memory = used() - before
+            worker.stdin.write("\n")
+            worker.stdin.flush()
+    return (json.loads(last), memory) if worker.wait() == 0 else (None, memory)
+
+
+def errors(folder: Path) -> tuple[float, float] | None:
+    """How far vectors of both contenders are from theirs in float32: of unit length, elementwise."""
+    import numpy as np
+
+    if not (folder / "ours.npz").exists():
+        return None
+    ours, theirs = np.load(folder / "ours.npz"), np.load(folder / "theirs.npz")
+
+    def unit(vectors: Any) -> Any:
+        vectors = np.asarray(vectors, np.float64)
+        return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
+
+    exact = unit(theirs["exact"])
+    return tuple(float(np.abs(unit(found["found"]) - exact).max()) for found in (ours, theirs))
 
 
 def compare(add: Callable[..., None], device: str, names: list[str], seconds: float) -> None:
@@ -190,12 +245,15 @@ def compare(add: Callable[..., None], device: str, names: list[str], seconds: fl
         for name in names:
             folder = Path(scratch, name)
             make(name, folder)
+            (folder / "texts.json").write_text(given, encoding="utf-8")
             program = WRITER if name == "smollm2" else WORKER
             results = {}
             for contender in ("ours", "theirs"):
                 began = time.monotonic()
-                results[contender] = run(program, [contender, device, str(folder), "bfloat16", str(seconds)], given)
+                arguments = [contender, device, str(folder), "bfloat16", str(seconds), f"{folder}/{contender}.npz"]
+                results[contender] = run(program, arguments)
                 print(f"  {name}, {contender}: {time.monotonic() - began:.0f} s", flush=True)
+            differ = errors(folder)
             shutil.rmtree(folder)
             (ours, our_memory), (theirs, their_memory) = results["ours"], results["theirs"]
             if ours is None or theirs is None:
@@ -207,6 +265,8 @@ def compare(add: Callable[..., None], device: str, names: list[str], seconds: fl
                 if latency:
                     found += f"; one text {latency:.2f} ms, theirs {theirs[kind][1]:.2f} ms"
                 add(f"{name}, {kind}, bfloat16", found, ratio >= TARGETS.get(kind, 0))
+            if differ is not None:
+                add(f"{name}, error, bfloat16", f"{differ[0]:.1e}, theirs {differ[1]:.1e}", differ[0] <= 2 * differ[1])
             if their_memory:
                 share = our_memory / their_memory
                 add(f"{name}, memory", f"{our_memory:.0f} MB, {share:.2f} x theirs", share <= MEMORY)

@@ -36,10 +36,10 @@ pub struct Batcher {
 }
 
 impl Batcher {
-    /// Starts the worker of `model`. `name` is the model's, for messages. A batch has at most `budget` tokens unless one
-    /// sequence alone is longer.
+    /// Starts `threads` workers of `model`, each of which computes a batch at a time. `name` is the model's, for messages. A
+    /// batch has at most `budget` tokens unless one sequence alone is longer.
     ///
-    /// The worker owns the model only while it computes: an idle model is freed when its last other owner drops it.
+    /// A worker owns the model only while it computes: an idle model is freed when its last other owner drops it.
     ///
     /// # Errors
     /// [`Error::Internal`] when the operating system provides no thread.
@@ -47,6 +47,7 @@ impl Batcher {
         name: &str,
         model: &Arc<F>,
         budget: usize,
+        threads: usize,
         counters: &Arc<Counters>,
     ) -> Result<Self> {
         let work = Arc::new(Batches {
@@ -55,7 +56,7 @@ impl Batcher {
             budget: BatchLimit::of_weight(budget),
             counters: Arc::clone(counters),
         });
-        Ok(Self { queue: QueueWorker::start("embed", 1, work, counters)? })
+        Ok(Self { queue: QueueWorker::start("embed", threads, work, counters)? })
     }
 
     /// Queues the sequences of a chunk, row by row, for items of this kind. Never blocks.
@@ -236,7 +237,7 @@ mod tests {
             let model = Arc::new(Fake { batches: AtomicUsize::new(0), gate: Mutex::new(gate) });
             let counters = Arc::default();
             Self {
-                batcher: Batcher::start("fake", &model, budget, &counters).unwrap(),
+                batcher: Batcher::start("fake", &model, budget, 1, &counters).unwrap(),
                 counters,
                 model,
                 permits,

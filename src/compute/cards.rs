@@ -71,6 +71,13 @@ pub fn name(device: &Device) -> String {
 
 /// Waits for the work of a device, after which its driver takes back what was freed.
 pub fn settle(device: &Device) {
+    #[cfg(feature = "cuda")]
+    if let Device::Cuda(cuda) = device {
+        if let Err(error) = super::backend::cuda::release(cuda.cuda_stream().context()) {
+            log::debug!("{}: {error}", name(device));
+        }
+        return;
+    }
     if let Err(error) = device.synchronize() {
         log::debug!("{}: {error}", name(device));
     }

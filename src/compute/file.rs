@@ -150,6 +150,15 @@ impl Bytes {
         }
     }
 
+    /// Where they lie in a file, if they do: equal places have equal bytes.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn place(&self) -> Option<(std::sync::Weak<WeightFile>, Range<usize>)> {
+        match self {
+            Self::File(file, range) => Some((Arc::downgrade(file), range.clone())),
+            Self::Memory(_) | Self::Settling(_) => None,
+        }
+    }
+
     /// Some of the bytes. Those of a file are read into `scratch`.
     ///
     /// # Panics

@@ -24,6 +24,7 @@ pub mod memory;
 mod ordered;
 pub(crate) mod pages;
 mod parallel;
+pub mod pooling;
 mod projection;
 mod simd;
 mod threads;
@@ -33,6 +34,8 @@ pub use attention::{
     CacheShape, DistanceBias, Heads, LayerAttention, LongRope, Mask, QueryGrowth, RopeStyle, RopeTable,
     Rotary,
 };
+#[cfg(feature = "cuda")]
+pub use backend::Cuda;
 pub use backend::{
     Backend, Candle, CandleDevice, Cpu, ForwardFn, KvCache, Pass, Positions, Relief, Row, Rows, Step,
 };
@@ -42,6 +45,7 @@ pub(crate) use kernels::rowwise::LONGEST_HEAD;
 pub use linear::{Biased, Matrix, WeightFormat};
 pub use maxsim::maxsim;
 pub(crate) use ordered::map_in_order;
+pub use pooling::Pooling;
 pub use projection::Projection;
 pub use threads::Threads;
 pub use weight::{Packed, Stored, Weight};

@@ -53,6 +53,8 @@ impl Generator {
         let engine = match &model.network {
             Network::Cpu(decoder) => Engine::start(Arc::clone(decoder), tokens, settings)?,
             Network::Candle(decoder) => Engine::start(Arc::clone(decoder), tokens, settings)?,
+            #[cfg(feature = "cuda")]
+            Network::Cuda(decoder) => Engine::start(Arc::clone(decoder), tokens, settings)?,
             #[cfg(feature = "candle-models")]
             Network::Tensors(decoder) => Engine::start(Arc::clone(decoder), tokens, settings)?,
         };

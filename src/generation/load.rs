@@ -11,6 +11,8 @@ use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 
 use super::chat::{self, ChatTemplate, TURNS_TEMPLATE};
 use super::stop::TextTokens;
+#[cfg(feature = "cuda")]
+use crate::compute::Cuda;
 use crate::compute::{Candle, CandleDevice, Cpu, Isa, WeightFormat};
 #[cfg(feature = "candle-models")]
 use crate::models::architectures::CandleDecoder;
@@ -61,6 +63,9 @@ pub enum Network {
     Cpu(Arc<Transformer<Cpu>>),
     /// On a device of candle's.
     Candle(Arc<Transformer<Candle>>),
+    /// On a card of NVIDIA.
+    #[cfg(feature = "cuda")]
+    Cuda(Arc<Transformer<Cuda>>),
     /// A family that candle's tensors compute, on any device.
     #[cfg(feature = "candle-models")]
     Tensors(Arc<CandleDecoder>),
@@ -98,6 +103,11 @@ impl Network {
                 let cpu = Cpu::new(*isa, format);
                 Self::Cpu(Arc::new(Transformer::load_decoder(cpu, architecture, weights)?))
             }
+            #[cfg(feature = "cuda")]
+            ComputeTarget::Device(device) if device.device.is_cuda() => {
+                let cuda = Cuda::new(device.clone())?;
+                Self::Cuda(Arc::new(Transformer::load_decoder(cuda, architecture, weights)?))
+            }
             ComputeTarget::Device(device) => {
                 let candle = Candle::new(device.clone());
                 Self::Candle(Arc::new(Transformer::load_decoder(candle, architecture, weights)?))
@@ -110,6 +120,8 @@ impl Network {
         match self {
             Self::Cpu(model) => model.memory_bytes(),
             Self::Candle(model) => model.memory_bytes(),
+            #[cfg(feature = "cuda")]
+            Self::Cuda(model) => model.memory_bytes(),
             #[cfg(feature = "candle-models")]
             Self::Tensors(model) => model.memory_bytes(),
         }
@@ -120,6 +132,8 @@ impl Network {
         match self {
             Self::Cpu(_) => 0,
             Self::Candle(model) => model.device_bytes(),
+            #[cfg(feature = "cuda")]
+            Self::Cuda(model) => model.device_bytes(),
             #[cfg(feature = "candle-models")]
             Self::Tensors(model) => model.device_bytes(),
         }
@@ -130,6 +144,8 @@ impl Network {
         match self {
             Self::Cpu(model) => model.dtype(),
             Self::Candle(model) => model.dtype(),
+            #[cfg(feature = "cuda")]
+            Self::Cuda(model) => model.dtype(),
             #[cfg(feature = "candle-models")]
             Self::Tensors(model) => model.dtype(),
         }

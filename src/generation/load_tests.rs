@@ -71,6 +71,8 @@ fn logits(model: &TextModel, chunks: &[&[u32]]) -> Vec<f32> {
     match &model.network {
         Network::Cpu(decoder) => logits_of(&**decoder, chunks),
         Network::Candle(decoder) => logits_of(&**decoder, chunks),
+        #[cfg(feature = "cuda")]
+        Network::Cuda(decoder) => logits_of(&**decoder, chunks),
         #[cfg(feature = "candle-models")]
         Network::Tensors(decoder) => logits_of(&**decoder, chunks),
     }

@@ -23,7 +23,8 @@ pub(super) fn weight_format(
 ) -> Result<WeightFormat> {
     let wanted = match (card, choice) {
         (None, choice) => choice.weight_format(isa),
-        // float32 is exact; how much faster bfloat16 is on which card was not measured.
+        (Some(device), DTypeChoice::Auto) if device.is_cuda() => WeightFormat::Bf16,
+        // float32 is exact; how much faster bfloat16 is on other cards was not measured.
         (Some(_), DTypeChoice::Auto | DTypeChoice::Float32) => WeightFormat::F32,
         (Some(_), DTypeChoice::Bfloat16) => WeightFormat::Bf16,
         (Some(device), DTypeChoice::Int8 | DTypeChoice::Int4) => {

@@ -123,6 +123,11 @@ impl ComputeDevice {
         matches!(self, Self::Gpu(_))
     }
 
+    /// Whether several batches of a model at a time are faster than one after the other: on NVIDIA's cards.
+    pub(super) fn computes_at_once(&self) -> bool {
+        matches!(self, Self::Gpu(device) if device.is_cuda())
+    }
+
     /// The memory of the card; `None` on the CPU, and where the driver does not report it.
     pub(super) fn memory(&self) -> Option<CardMemory> {
         match self {

@@ -34,6 +34,12 @@ use crate::{Error, Result};
 /// Tokens of a batch for each thread: some milliseconds of work, enough for every thread to have several sub-batches.
 const BATCH_TOKENS_PER_THREAD: usize = 2048;
 
+/// Tokens of a batch on a card: enough to fill one.
+const BATCH_TOKENS_OF_CARD: usize = 16 << 10;
+
+/// Batches that a card computes at a time, so that it does not wait while vectors are copied and delivered.
+const BATCHES_OF_CARD: usize = 2;
+
 /// Bytes for the keys and values of a generator on a system that does not report its memory.
 const UNKNOWN_MEMORY: u64 = 4 << 30;
 
@@ -74,7 +80,10 @@ impl ModelLoader {
             card_budget: Budget::new(of_card),
             models: SharedModels::default(),
             healths: Healths::default(),
-            batch_tokens: BATCH_TOKENS_PER_THREAD * Threads::global().count(),
+            batch_tokens: match &device {
+                ComputeDevice::Gpu(device) if !device.is_cpu() => BATCH_TOKENS_OF_CARD,
+                _ => BATCH_TOKENS_PER_THREAD * Threads::global().count(),
+            },
             device,
             counters: Arc::default(),
             known: known.map(Arc::new),
@@ -113,13 +122,17 @@ impl ModelLoader {
         self.batch_tokens
     }
 
-    /// Tokens of a batch of `encoder` at most. An engine without batched products computes a sequence at a time, so that a call
-    /// that was cancelled, or one that is urgent, waits for one alone.
-    fn batch_limit(&self, encoder: &Encoder) -> usize {
-        match encoder.engine {
-            ComputeEngine::Own => self.batch_tokens,
-            ComputeEngine::Candle => 1,
-        }
+    /// Starts the queue of `encoder`. An engine without batched products computes a sequence at a time, so that a call that was
+    /// cancelled, or one that is urgent, waits for one alone.
+    fn start_batcher(&self, name: &str, encoder: &Arc<Encoder>) -> Result<Batcher> {
+        let (tokens, threads) = match encoder.engine {
+            ComputeEngine::Own if encoder.device_bytes() > 0 && self.device.computes_at_once() => {
+                (self.batch_tokens, BATCHES_OF_CARD)
+            }
+            ComputeEngine::Own => (self.batch_tokens, 1),
+            ComputeEngine::Candle => (1, 1),
+        };
+        Batcher::start(name, encoder, tokens, threads, &self.counters)
     }
 
     /// Stops downloads.
@@ -161,7 +174,7 @@ impl ModelLoader {
         let EncoderBackend::Local { encoder, .. } = &*handle.backend else { return Ok(()) };
         let backend = self.models.get_or_load(&handle.info.identity, || {
             let encoder = Arc::clone(encoder);
-            let batcher = Batcher::start(&entry.name, &encoder, self.batch_limit(&encoder), &self.counters)?;
+            let batcher = self.start_batcher(&entry.name, &encoder)?;
             Ok(Arc::new(EncoderBackend::Local { batcher, encoder }))
         })?;
         let bytes = backend.memory_bytes();
@@ -251,7 +264,7 @@ impl ModelLoader {
             let encoder = Arc::new(encoder);
             // The file's pages were read once; the packed weights stay.
             memory::trim();
-            let batcher = Batcher::start(name, &encoder, self.batch_limit(&encoder), &self.counters)?;
+            let batcher = self.start_batcher(name, &encoder)?;
             Ok(Arc::new(EncoderBackend::Local { batcher, encoder }))
         })?;
         let content = self.content_of(files, format, overrides, &backend, &identity);

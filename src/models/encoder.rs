@@ -20,6 +20,8 @@ use super::static_embedding::{StaticForm, StaticModel};
 use super::tokenizers::pair_chat::QWEN3_LENGTH;
 use super::tokenizers::{Bounds, Encoded, PairChat, Tokenizer};
 use super::weights::Weights;
+#[cfg(feature = "cuda")]
+use crate::compute::Cuda;
 use crate::compute::memory::joined;
 use crate::compute::{Backend, Candle, CandleDevice, Cpu, Isa, WeightFormat};
 use crate::output::Shapes;
@@ -64,7 +66,7 @@ pub fn on_cpu(
     build(Cpu::new(isa, format), config, weights)
 }
 
-/// The transformer on any device that candle knows.
+/// The transformer on a device: NVIDIA's cards with their own kernels, others with candle's.
 ///
 /// # Errors
 /// As [`on_cpu`].
@@ -77,6 +79,10 @@ pub fn on_device(
     #[cfg(feature = "candle-models")]
     if let Some(model) = candle_model(config, weights, &device.device)? {
         return Ok(model);
+    }
+    #[cfg(feature = "cuda")]
+    if device.device.is_cuda() {
+        return build(Cuda::new(device)?, config, weights);
     }
     build(Candle::new(device), config, weights)
 }

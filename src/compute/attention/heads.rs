@@ -82,6 +82,18 @@ impl DistanceBias {
         &self.values[head * (2 * self.longest - 1)..][key + self.longest - 1 - query..][..count]
     }
 
+    /// For each head, the numbers of distances from `1 - longest` to `longest - 1`.
+    #[cfg(feature = "cuda")]
+    pub(in crate::compute) fn values(&self) -> &[f32] {
+        &self.values
+    }
+
+    /// Tokens of a text at most.
+    #[cfg(feature = "cuda")]
+    pub(in crate::compute) fn longest(&self) -> usize {
+        self.longest
+    }
+
     /// The number of heads.
     pub(crate) fn heads(&self) -> usize {
         self.values.len() / (2 * self.longest - 1)

@@ -97,6 +97,17 @@ impl<'a> RopeTable<'a> {
         Ok(Self { rotary, angles, query_factors })
     }
 
+    /// The same without angles, for a backend that has those of all positions.
+    #[cfg(feature = "cuda")]
+    pub(in crate::compute) fn without_angles(
+        rotary: &'a Rotary,
+        positions: impl Iterator<Item = usize>,
+    ) -> Self {
+        let growth = rotary.query_growth;
+        let query_factors = positions.filter_map(|position| growth.map(|growth| growth.at(position)));
+        Self { rotary, angles: Vec::new(), query_factors: query_factors.collect() }
+    }
+
     /// The factor of the queries of row `row`.
     pub fn query_factor(&self, row: usize) -> f32 {
         self.query_factors.get(row).copied().unwrap_or(1.0)

@@ -6,6 +6,7 @@ use crate::compute::attention::kv_cache::CacheShape;
 use crate::compute::attention::rope::{RopeTable, Rotary};
 use crate::compute::kernels::activation::Activation;
 use crate::compute::linear::layer::{Biased, Matrix};
+use crate::compute::pooling::Pooling;
 use crate::compute::weight::{Packed, Weight};
 
 /// How rows of the position table are chosen.
@@ -293,6 +294,22 @@ pub trait Pass<B: Backend> {
         norm: Option<&B::Norm>,
         each: &mut dyn FnMut(usize, Rows<'_>),
     ) -> Result<()>;
+
+    /// One vector for each sequence into `out`, `[sequences, width]`: its rows, normalized if there is a norm, pooled. Of
+    /// [`Pooling::row`], `x` has the rows that were picked.
+    fn pool(
+        &mut self,
+        x: Self::States,
+        norm: Option<&B::Norm>,
+        pooling: Pooling,
+        out: &mut [f32],
+    ) -> Result<()> {
+        let sequences = self.numbers().len();
+        let width = out.len() / sequences.max(1);
+        self.read(x, norm, &mut |index, rows| {
+            pooling.pool(rows, &mut out[index * width..(index + 1) * width]);
+        })
+    }
 
     /// `norm(activation(x Wᵀ + b))`.
     fn linear_norm(

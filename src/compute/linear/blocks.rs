@@ -269,6 +269,12 @@ pub struct BlockTensor {
 }
 
 impl BlockTensor {
+    /// Where it lies in a file, if it does.
+    #[cfg(feature = "cuda")]
+    pub(super) fn place(&self) -> Option<(std::sync::Weak<WeightFile>, Range<usize>)> {
+        self.bytes.place()
+    }
+
     /// The matrix `[rows, columns]` at `range` of `file`.
     ///
     /// # Errors

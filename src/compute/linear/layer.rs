@@ -12,6 +12,8 @@ use super::activations::Forms;
 use super::blocks::{BlockTensor, GROUP, QuantLayout};
 use super::quant_gemm::{Dot, PANEL, group_bytes};
 use crate::Result;
+#[cfg(feature = "cuda")]
+use crate::compute::file::WeightFile;
 use crate::compute::isa::{DType, Isa};
 use crate::compute::kernels::{Kernels, units};
 use crate::compute::memory::Piece;
@@ -119,6 +121,15 @@ impl Matrix {
         match self {
             Self::Plain(weight) => weight.to_f32(),
             Self::Blocks(blocks) => blocks.to_f32(),
+        }
+    }
+
+    /// Where it lies in a file, if it does.
+    #[cfg(feature = "cuda")]
+    pub(in crate::compute) fn place(&self) -> Option<(std::sync::Weak<WeightFile>, Range<usize>)> {
+        match self {
+            Self::Plain(weight) => weight.bytes().place(),
+            Self::Blocks(blocks) => blocks.place(),
         }
     }
 

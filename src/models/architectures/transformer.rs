@@ -329,9 +329,7 @@ impl<B: Backend> SentenceEncoder for Transformer<B> {
         self.check_lengths(batch)?;
         self.backend.run(batch, width, out, &|pass, out| {
             let x = self.forward(pass, pooling.row())?;
-            pass.read(x, self.final_norm.as_ref(), &mut |index, rows| {
-                pooling.pool(rows, &mut out[index * width..(index + 1) * width]);
-            })
+            pass.pool(x, self.final_norm.as_ref(), pooling, out)
         })?;
         // Rows of a table may have been read from a file that is being written to.
         self.check_files()
@@ -377,9 +375,7 @@ impl<B: Backend> SentenceEncoder for Transformer<B> {
             let out = &mut out[members.start * width..members.end * width];
             self.backend.run_cached(&mut steps, width, out, &|pass, out| {
                 let x = self.forward(pass, Some(Row::Last))?;
-                pass.read(x, self.final_norm.as_ref(), &mut |index, rows| {
-                    Pooling::Last.pool(rows, &mut out[index * width..(index + 1) * width]);
-                })
+                pass.pool(x, self.final_norm.as_ref(), Pooling::Last, out)
             })?;
             next = members.end;
         }

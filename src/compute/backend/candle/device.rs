@@ -53,7 +53,7 @@ impl From<Device> for CandleDevice {
 
 impl CandleDevice {
     /// Whether memory was freed.
-    pub(super) fn relieve(&self) -> bool {
+    pub(in crate::compute::backend) fn relieve(&self) -> bool {
         self.relief.as_ref().is_some_and(|relief| (relief.0)())
     }
 

@@ -10,7 +10,6 @@ mod pass;
 mod sequences;
 mod tensors;
 
-use std::ops::Range;
 use std::sync::atomic::Ordering;
 
 use candle_core::{DType, Tensor};
@@ -21,11 +20,12 @@ pub use self::pass::CandlePass;
 use self::sequences::SequenceRows;
 use self::tensors::bytes_of;
 pub use self::tensors::{TensorCache, TensorLinear, TensorNorm};
+use crate::Result;
 use crate::compute::attention::kv_cache::CacheShape;
+use crate::compute::backend::parts::{Parts, retried};
 use crate::compute::backend::traits::{Backend, CachedSequence, ForwardFn, Step, check_logits};
 use crate::compute::linear::layer::{Biased, Matrix};
 use crate::compute::weight::{Packed, Weight};
-use crate::{Error, Result};
 
 /// Tokens that go through the layers together at most; a longer sequence goes alone.
 const PART_TOKENS: usize = 16 << 10;
@@ -82,16 +82,25 @@ impl Backend for Candle {
         out: &mut [f32],
         forward: &ForwardFn<'_, Self>,
     ) -> Result<()> {
-        assert_eq!(out.len(), batch.sequences() * width, "one row of output for each sequence");
-        let mut first = 0;
-        while first < batch.sequences() {
-            let start = batch.offsets[first] as usize;
-            let fits = |&end: &usize| batch.offsets[end] as usize - start <= PART_TOKENS;
-            let end = (first + 1..=batch.sequences()).take_while(fits).last().unwrap_or(first + 1);
-            self.run_part(batch, first..end, width, &mut out[first * width..end * width], forward)?;
-            first = end;
-        }
-        Ok(())
+        let parts = Parts { on: &self.on, batch, width, most_tokens: PART_TOKENS };
+        parts.run(out, &mut |part, out| {
+            let start = batch.offsets[part.start] as usize;
+            let hidden = |number| batch.hidden.get(number).map_or(0, |&hidden| hidden as usize);
+            let second = |number| batch.second_type(number).saturating_sub(batch.offsets[number] as usize);
+            let rows = part.clone().map(|number| batch.range(number));
+            let rows = rows.map(|range| range.start - start..range.end - start).collect();
+            let mut pass = CandlePass {
+                backend: self,
+                ids: &batch.ids[start..batch.offsets[part.end] as usize],
+                second_types: part.clone().map(second).collect(),
+                first: part.start,
+                sequences: SequenceRows::new(rows, part.map(hidden).collect()),
+                cached: None,
+                delivered: false,
+            };
+            let done = forward(&mut pass, out);
+            (done, !pass.delivered)
+        })
     }
 
     fn run_cached(
@@ -107,7 +116,7 @@ impl Backend for Candle {
             let row = if step.needs_logits { rows.next() } else { None };
             let row = row.unwrap_or_default();
             // A cache's tokens count once a pass has ended, so that one which failed can begin again.
-            self.retried(|| {
+            retried(&self.on, || {
                 let cached = CachedSequence {
                     cached: step.cache.len,
                     length: step.length,
@@ -142,62 +151,5 @@ impl Backend for Candle {
 
     fn dtype(&self) -> &'static str {
         if self.on.bf16 { "bfloat16" } else { "float32" }
-    }
-}
-
-impl Candle {
-    /// Runs `forward` on the sequences `part` of `batch`. Where the device's memory does not suffice, their halves are tried.
-    fn run_part(
-        &self,
-        batch: &Packed<'_>,
-        part: Range<usize>,
-        width: usize,
-        out: &mut [f32],
-        forward: &ForwardFn<'_, Self>,
-    ) -> Result<()> {
-        let start = batch.offsets[part.start] as usize;
-        let ranges = || part.clone().map(|number| batch.range(number));
-        let mut can_begin_again = true;
-        let done = self.retried(|| {
-            let hidden = |number| batch.hidden.get(number).map_or(0, |&hidden| hidden as usize);
-            let rows = ranges().map(|range| range.start - start..range.end - start).collect();
-            let mut pass = CandlePass {
-                backend: self,
-                ids: &batch.ids[start..batch.offsets[part.end] as usize],
-                second_types: part
-                    .clone()
-                    .map(|number| batch.second_type(number).saturating_sub(batch.offsets[number] as usize))
-                    .collect(),
-                first: part.start,
-                sequences: SequenceRows::new(rows, part.clone().map(hidden).collect()),
-                cached: None,
-                delivered: false,
-            };
-            let done = forward(&mut pass, out);
-            can_begin_again = !pass.delivered;
-            (done, can_begin_again)
-        });
-        match done {
-            Err(Error::DeviceMemory { .. }) if can_begin_again && part.len() > 1 => {
-                let middle = part.start + part.len() / 2;
-                log::debug!("{}: half of {} sequences at a time", self.on.name, part.len());
-                let (first, second) = out.split_at_mut((middle - part.start) * width);
-                self.run_part(batch, part.start..middle, width, first, forward)?;
-                self.run_part(batch, middle..part.end, width, second, forward)
-            }
-            done => done,
-        }
-    }
-
-    /// Calls `pass`, and again as long as it may begin again, lacks memory, and memory was freed for it.
-    fn retried(&self, mut pass: impl FnMut() -> (Result<()>, bool)) -> Result<()> {
-        loop {
-            let (done, can_begin_again) = pass();
-            match done {
-                Err(Error::DeviceMemory { .. }) if can_begin_again && self.on.relieve() => {}
-                Err(error) => return Err(self.on.described(error)),
-                Ok(()) => return Ok(()),
-            }
-        }
     }
 }

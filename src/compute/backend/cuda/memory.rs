@@ -1,0 +1,144 @@
+//! Memory on a card, and memory of the host from which a card copies.
+
+use std::fmt;
+use std::sync::Arc;
+
+use candle_core::cuda_backend::cudarc::driver::{CudaStream, result, sys};
+
+use super::card::{Plain, failed};
+use crate::Result;
+
+/// Bytes on a card. They are freed after the work of their stream.
+pub(super) struct DeviceMemory {
+    pointer: sys::CUdeviceptr,
+    bytes: usize,
+    stream: Arc<CudaStream>,
+}
+
+impl DeviceMemory {
+    /// `bytes` for work on `stream`; for work on other streams once `stream` was waited for. Their values are undefined.
+    ///
+    /// # Errors
+    /// [`crate::Error::DeviceMemory`].
+    pub(super) fn new(stream: &Arc<CudaStream>, bytes: usize) -> Result<Self> {
+        // SAFETY: the stream is open. Kernels write before they read, which their callers see to.
+        let pointer = unsafe { result::malloc_async(stream.cu_stream(), bytes.max(1)) }.map_err(failed)?;
+        Ok(Self { pointer, bytes, stream: Arc::clone(stream) })
+    }
+
+    /// Its length.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// The address of byte `offset`.
+    ///
+    /// # Panics
+    /// If it lies past the end.
+    pub(super) fn at(&self, offset: usize) -> sys::CUdeviceptr {
+        assert!(offset <= self.bytes, "an address inside of the memory");
+        self.pointer + offset as u64
+    }
+}
+
+impl fmt::Debug for DeviceMemory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "DeviceMemory({} bytes)", self.bytes)
+    }
+}
+
+impl Drop for DeviceMemory {
+    fn drop(&mut self) {
+        if self.stream.context().bind_to_thread().is_err() {
+            return;
+        }
+        // SAFETY: the memory is of this stream, and `self` was its only owner. Work of other streams with it has ended:
+        // every pass waits for its own.
+        if let Err(error) = unsafe { result::free_async(self.pointer, self.stream.cu_stream()) } {
+            log::debug!("memory of a card was not freed: {error}");
+        }
+    }
+}
+
+/// Memory of the host that a card reads and writes by itself: page-locked.
+#[derive(Default)]
+pub(super) struct HostMemory {
+    pointer: usize,
+    bytes: usize,
+    used: usize,
+}
+
+/// Where a copy begins, so that every number is aligned.
+const ALIGNMENT: usize = 256;
+
+impl HostMemory {
+    /// Whether [`put`](Self::put) of so many bytes fits.
+    pub(super) fn has_room(&self, bytes: usize) -> bool {
+        self.used + bytes <= self.bytes
+    }
+
+    /// Frees what was put. The card has read it.
+    pub(super) fn clear(&mut self) {
+        self.used = 0;
+    }
+
+    /// Frees what was put, and makes room for `bytes`. The card has read it.
+    ///
+    /// # Errors
+    /// Errors of the driver.
+    pub(super) fn grow(&mut self, bytes: usize) -> Result<()> {
+        self.used = 0;
+        if bytes <= self.bytes {
+            return Ok(());
+        }
+        let bytes = bytes.max(2 * self.bytes).max(1 << 20).next_multiple_of(ALIGNMENT);
+        self.free();
+        // SAFETY: a context is bound: callers hold a lane of a card.
+        let pointer = unsafe { result::malloc_host(bytes, 0) }.map_err(failed)?;
+        (self.pointer, self.bytes) = (pointer as usize, bytes);
+        Ok(())
+    }
+
+    /// A copy of `values`.
+    ///
+    /// # Panics
+    /// If there is no room.
+    pub(super) fn put<T: Plain>(&mut self, values: &[T]) -> &[T] {
+        let bytes = size_of_val(values);
+        assert!(self.has_room(bytes), "room was made");
+        let start = self.used;
+        self.used = (start + bytes).next_multiple_of(ALIGNMENT);
+        let to = (self.pointer + start) as *mut T;
+        // SAFETY: `to` lies in the memory, with room for all values, aligned to 256 bytes; nothing else is there.
+        unsafe {
+            std::ptr::copy_nonoverlapping(values.as_ptr(), to, values.len());
+            std::slice::from_raw_parts(to, values.len())
+        }
+    }
+
+    /// So many numbers. What was there is gone.
+    ///
+    /// # Errors
+    /// Errors of the driver.
+    pub(super) fn of_size(&mut self, numbers: usize) -> Result<&mut [f32]> {
+        self.grow(4 * numbers)?;
+        // SAFETY: the memory has room for them, is aligned, and is borrowed from `self`. All bits are numbers.
+        Ok(unsafe { std::slice::from_raw_parts_mut(self.pointer as *mut f32, numbers) })
+    }
+
+    fn free(&mut self) {
+        if self.pointer != 0 {
+            // SAFETY: the memory is of `malloc_host`, and no copy uses it: the lane was waited for.
+            if let Err(error) = unsafe { result::free_host(self.pointer as *mut _) } {
+                log::debug!("page-locked memory was not freed: {error}");
+            }
+        }
+        (self.pointer, self.bytes) = (0, 0);
+    }
+}
+
+impl Drop for HostMemory {
+    fn drop(&mut self) {
+        self.free();
+    }
+}

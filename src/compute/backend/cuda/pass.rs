@@ -1,0 +1,505 @@
+//! One pass over the sequences of a batch.
+
+use std::borrow::Cow;
+use std::cell::RefCell;
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::Cuda;
+use super::card::LaneLease;
+use super::launch::{self, Angles, DeviceSequence, Lookup, QueryTile, Sequences, Tiling};
+use super::memory::DeviceMemory;
+use super::tensors::{CudaCache, CudaLinear, CudaNorm, CudaStates, CudaTable};
+use crate::compute::attention::heads::{Heads, LayerAttention};
+use crate::compute::attention::rope::{RopeTable, Rotary};
+use crate::compute::backend::traits::{CachedSequence, KvCache, Pass, Positions, Row, Rows};
+use crate::compute::isa::DType;
+use crate::compute::kernels::activation::Activation;
+use crate::compute::pooling::Pooling;
+use crate::{Error, Result};
+
+/// A pass of [`Cuda`] over sequences, or over the new tokens of sequences with caches.
+pub struct CudaPass<'a> {
+    pub(super) backend: &'a Cuda,
+    pub(super) lane: LaneLease,
+    /// The tokens of all its sequences.
+    pub(super) ids: Cow<'a, [u32]>,
+    /// The rows of each sequence.
+    pub(super) rows: Vec<Range<usize>>,
+    /// Tokens at the end of each sequence to which no token attends.
+    pub(super) hidden: Vec<usize>,
+    /// For each sequence, the token in it from which on tokens have type 1.
+    pub(super) second_types: Vec<usize>,
+    /// The number in the batch of its first sequence.
+    pub(super) first: usize,
+    pub(super) cached: Option<Vec<CachedSequence<'a, CudaCache>>>,
+    /// Whether a sequence's results were read: then the pass cannot begin again.
+    pub(super) delivered: bool,
+    /// Sequences and tiles on the card, made by the first attention.
+    pub(super) layout: Option<Layout>,
+    pub(super) ropes: RefCell<Vec<Rope>>,
+}
+
+/// The sequences of a pass on the card.
+pub(super) struct Layout {
+    sequences: DeviceMemory,
+    owners: Option<DeviceMemory>,
+    tiles: DeviceMemory,
+    tile_count: usize,
+    tiling: Tiling,
+}
+
+/// Rotary positions of the rows, and the angles of all positions.
+pub(super) struct Rope {
+    rotary: Rotary,
+    table: Arc<DeviceMemory>,
+    /// Of each row.
+    places: Vec<i32>,
+    query_factors: Option<Vec<f32>>,
+    /// Both on the card, once they are needed.
+    uploaded: Option<(DeviceMemory, Option<DeviceMemory>)>,
+}
+
+impl CudaPass<'_> {
+    fn format(&self) -> DType {
+        self.backend.format
+    }
+
+    /// `x` in the format of matrices.
+    fn factor<'x>(&self, x: &'x CudaStates) -> Result<Held<'x>> {
+        if x.format == self.format() {
+            return Ok(Held::There(x));
+        }
+        x.converted(&self.lane, self.format(), 1.0).map(Held::Made)
+    }
+
+    /// Tokens in the cache of sequence `number` before this pass.
+    fn before(&self, number: usize) -> usize {
+        self.cached.as_ref().map_or(0, |cached| cached[number].cached)
+    }
+
+    /// A number for each token, from its sequence and the ids there.
+    fn of_tokens<I: IntoIterator<Item = u32>>(&self, of: impl Fn(usize, &[u32]) -> I) -> Vec<u32> {
+        let rows = self.rows.iter().enumerate();
+        rows.flat_map(|(number, rows)| of(number, &self.ids[rows.clone()])).collect()
+    }
+
+    /// The rows of each sequence in states of `rows` rows: all of its tokens', or one that was picked.
+    fn rows_in(&self, rows: usize) -> Vec<Range<usize>> {
+        if rows == self.ids.len() && !self.picks_fewer() {
+            return self.rows.clone();
+        }
+        let mut next = 0;
+        let picked = (0..self.rows.len()).map(|number| {
+            let from = next;
+            next += usize::from(self.is_picked(number));
+            from..next
+        });
+        picked.collect()
+    }
+
+    /// Whether sequence `number` has a row after [`Pass::pick`].
+    fn is_picked(&self, number: usize) -> bool {
+        let needed = self.cached.as_ref().is_none_or(|cached| cached[number].needs_logits);
+        needed && !self.rows[number].is_empty()
+    }
+
+    /// Whether states of as many rows as tokens can be picked ones: each sequence has one token.
+    fn picks_fewer(&self) -> bool {
+        self.rows.iter().any(|rows| rows.len() > 1)
+            && (0..self.rows.len()).filter(|&number| self.is_picked(number)).count() == self.ids.len()
+    }
+
+    /// Copies `x`, of float32, to memory, and calls `each` with the rows of each sequence.
+    fn deliver(&mut self, x: &CudaStates, each: &mut dyn FnMut(usize, Rows<'_>)) -> Result<()> {
+        let mut values = vec![0.0; x.rows * x.width];
+        self.lane.download(&x.memory, &mut values)?;
+        self.delivered = true;
+        let width = x.width;
+        for (number, range) in self.rows_in(x.rows).into_iter().enumerate() {
+            each(number, Rows::new(&values[range.start * width..range.end * width], width, width));
+        }
+        Ok(())
+    }
+
+    /// `x`, normalized if there is a norm, in `format`.
+    fn normed(&self, x: CudaStates, norm: Option<&CudaNorm>, format: DType) -> Result<CudaStates> {
+        match norm {
+            Some(norm) => x.normalized(&self.lane, norm, format),
+            None if x.format == format => Ok(x),
+            None => x.converted(&self.lane, format, 1.0),
+        }
+    }
+
+    /// Checks the numbers of rows of a table, and copies them to the card. A card reads whatever lies past its end.
+    fn look_up(&mut self, table: &CudaTable, numbers: &[u32]) -> Result<DeviceMemory> {
+        let last = table.rows as u32;
+        if let Some(id) = numbers.iter().find(|&&id| id >= last) {
+            return Err(Error::Input(format!("{id} is not a row of a table of {last}")));
+        }
+        self.lane.upload(numbers)
+    }
+
+    /// The sequences on the card, with caches that have room, and their tiles.
+    fn lay_out(&mut self, tiling: Tiling) -> Result<Layout> {
+        let mut sequences = Vec::with_capacity(self.rows.len());
+        for (number, rows) in self.rows.iter().enumerate() {
+            let (mut cache, mut capacity, mut before) = (0, 0, 0);
+            if let Some(cached) = self.cached.as_mut().map(|cached| &mut cached[number]) {
+                before = cached.cached;
+                cached.cache.reserve(before + rows.len())?;
+                (cache, capacity) = (cached.cache.address(), cached.cache.capacity);
+            }
+            let (length, hidden) = (before + rows.len(), self.hidden.get(number).copied().unwrap_or(0));
+            sequences.push(DeviceSequence {
+                cache,
+                first: rows.start as i32,
+                rows: rows.len() as i32,
+                length: length as i32,
+                seen: length.saturating_sub(hidden) as i32,
+                capacity: capacity as i32,
+                unused: 0,
+            });
+        }
+        // The longest first, so that none of them begins when all others have ended.
+        let mut order: Vec<usize> = (0..sequences.len()).collect();
+        order.sort_by_key(|&number| (std::cmp::Reverse(sequences[number].length), number));
+        let tiles: Vec<QueryTile> = order
+            .into_iter()
+            .flat_map(|number| {
+                let firsts = (0..self.rows[number].len()).step_by(tiling.queries);
+                firsts.map(move |first| QueryTile { sequence: number as i32, first: first as i32 })
+            })
+            .collect();
+        let owners = match self.cached {
+            Some(_) => {
+                let owners = self.of_tokens(|number, ids| vec![number as u32; ids.len()]);
+                Some(self.lane.upload(&owners)?)
+            }
+            None => None,
+        };
+        Ok(Layout {
+            sequences: self.lane.upload(&sequences)?,
+            owners,
+            tile_count: tiles.len(),
+            tiles: self.lane.upload(&tiles)?,
+            tiling,
+        })
+    }
+}
+
+/// The rows of a table, for a kernel.
+fn lookup<'a>(of: Option<&'a (&'a CudaTable, DeviceMemory)>) -> Option<Lookup<'a>> {
+    of.map(|(table, rows)| (*table, rows))
+}
+
+/// States that were there, or that were made of them.
+enum Held<'a> {
+    There(&'a CudaStates),
+    Made(CudaStates),
+}
+
+impl std::ops::Deref for Held<'_> {
+    type Target = CudaStates;
+
+    fn deref(&self) -> &CudaStates {
+        match self {
+            Self::There(states) => states,
+            Self::Made(states) => states,
+        }
+    }
+}
+
+impl Pass<Cuda> for CudaPass<'_> {
+    type States = CudaStates;
+
+    fn numbers(&self) -> Vec<usize> {
+        (self.first..self.first + self.rows.len()).collect()
+    }
+
+    /// In float32: what blocks add to keeps that format until a norm ends a block.
+    fn embed(
+        &mut self,
+        words: &CudaTable,
+        positions: Option<(&CudaTable, Positions)>,
+        token_types: Option<&CudaTable>,
+    ) -> Result<CudaStates> {
+        let ids = std::mem::take(&mut self.ids);
+        let words_of = self.look_up(words, &ids);
+        self.ids = ids;
+        let words_of = words_of?;
+        let positions = match positions {
+            Some((table, scheme)) => {
+                let numbers = self.of_tokens(|number, ids| {
+                    let before = self.before(number);
+                    scheme.of(ids).map(move |position| (before + position) as u32).collect::<Vec<_>>()
+                });
+                Some((table, self.look_up(table, &numbers)?))
+            }
+            None => None,
+        };
+        let kinds = match token_types {
+            Some(table) => {
+                let last = table.rows.saturating_sub(1);
+                let numbers = self.of_tokens(|number, ids| {
+                    let second = self.second_types.get(number).copied().unwrap_or(usize::MAX);
+                    (0..ids.len()).map(move |token| usize::from(token >= second).min(last) as u32)
+                });
+                Some((table, self.look_up(table, &numbers)?))
+            }
+            None => None,
+        };
+        let out = CudaStates::new(&self.lane, DType::F32, self.ids.len(), words.width)?;
+        let (positions, kinds) = (lookup(positions.as_ref()), lookup(kinds.as_ref()));
+        launch::embed(&self.lane, self.format(), (words, &words_of), positions, kinds, &out)?;
+        Ok(out)
+    }
+
+    fn scale(&mut self, x: CudaStates, factor: f32) -> Result<CudaStates> {
+        launch::convert(&self.lane, &x, factor, &x)?;
+        Ok(x)
+    }
+
+    fn norm(&mut self, x: CudaStates, norm: &CudaNorm) -> Result<CudaStates> {
+        x.normalized(&self.lane, norm, DType::F32)
+    }
+
+    fn linear(&mut self, x: &CudaStates, linear: &CudaLinear, activation: Activation) -> Result<CudaStates> {
+        linear.activated(&self.lane, &*self.factor(x)?, activation)
+    }
+
+    fn widen(&mut self, x: CudaStates, linear: &CudaLinear) -> Result<CudaStates> {
+        linear.apply(&self.lane, &*self.factor(&x)?, DType::F32)
+    }
+
+    fn linear_add_norm(
+        &mut self,
+        x: CudaStates,
+        linear: &CudaLinear,
+        residual: CudaStates,
+        norm: &CudaNorm,
+    ) -> Result<CudaStates> {
+        linear.add_to(&self.lane, &*self.factor(&x)?, 1.0, &residual)?;
+        residual.normalized(&self.lane, norm, self.format())
+    }
+
+    fn attention(
+        &mut self,
+        layer: usize,
+        qkv: CudaStates,
+        heads: Heads,
+        attention: &LayerAttention,
+    ) -> Result<CudaStates> {
+        let longest = self.rows.iter().map(Range::len).max().unwrap_or(0);
+        let tiling = Tiling::new(qkv.format, heads.width, longest);
+        let layout = match self.layout.take().filter(|layout| layout.tiling == tiling) {
+            Some(layout) => layout,
+            None => self.lay_out(tiling)?,
+        };
+        let bias = match &attention.bias {
+            Some(bias) => {
+                let longest =
+                    (0..self.rows.len()).map(|number| self.before(number) + self.rows[number].len());
+                assert!(longest.max().unwrap_or(0) <= bias.longest(), "positions of a bias by distance");
+                assert_eq!(bias.heads(), heads.heads, "a bias of each head");
+                Some((self.backend.bias(bias)?, bias.longest()))
+            }
+            None => None,
+        };
+        let out = CudaStates::new(&self.lane, qkv.format, qkv.rows, heads.heads * heads.width)?;
+        let sequences = Sequences {
+            sequences: &layout.sequences,
+            owners: layout.owners.as_ref(),
+            tiling,
+            tiles: &layout.tiles,
+            tile_count: layout.tile_count,
+        };
+        let bias = bias.as_ref().map(|(memory, longest)| (&**memory, *longest));
+        launch::attend(&self.lane, &qkv, heads, (layer, attention), bias, &sequences, &out)?;
+        self.layout = Some(layout);
+        Ok(out)
+    }
+
+    fn windows(&self) -> usize {
+        1
+    }
+
+    fn enter(&mut self, _index: usize) {}
+
+    fn norm_linear(
+        &mut self,
+        x: &CudaStates,
+        norm: Option<&CudaNorm>,
+        linear: &CudaLinear,
+        activation: Activation,
+    ) -> Result<CudaStates> {
+        match norm {
+            Some(norm) => {
+                let x = x.normalized(&self.lane, norm, self.format())?;
+                linear.activated(&self.lane, &x, activation)
+            }
+            None => linear.activated(&self.lane, &*self.factor(x)?, activation),
+        }
+    }
+
+    /// Angles of all positions lie on the card already, or are put there for later passes too.
+    fn rope<'r>(&self, rotary: &'r Rotary) -> Result<RopeTable<'r>> {
+        let rows: Vec<(usize, usize)> = (0..self.rows.len())
+            .flat_map(|number| {
+                let (before, count) = (self.before(number), self.rows[number].len());
+                let length = self.cached.as_ref().map_or(before + count, |cached| cached[number].length);
+                (before..before + count).map(move |position| (position, length))
+            })
+            .collect();
+        let (table, positions) = self.backend.angles(rotary, &rows)?;
+        let places = rows.iter().map(|&(position, length)| {
+            let is_long = rotary.long.as_ref().is_some_and(|long| length > long.from);
+            (position + if is_long { positions } else { 0 }) as i32
+        });
+        let made = RopeTable::without_angles(rotary, rows.iter().map(|row| row.0));
+        let query_factors =
+            rotary.query_growth.map(|_| (0..rows.len()).map(|row| made.query_factor(row)).collect());
+        let rope =
+            Rope { rotary: rotary.clone(), table, places: places.collect(), query_factors, uploaded: None };
+        self.ropes.borrow_mut().push(rope);
+        Ok(made)
+    }
+
+    fn rotate(
+        &mut self,
+        qkv: CudaStates,
+        heads: Heads,
+        norms: Option<&(CudaNorm, CudaNorm)>,
+        table: &RopeTable<'_>,
+    ) -> Result<CudaStates> {
+        let mut ropes = self.ropes.borrow_mut();
+        let rope = ropes.iter_mut().find(|rope| rope.rotary == *table.rotary);
+        let rope = rope.ok_or_else(|| Error::Internal {
+            place: "cuda".into(),
+            reason: "rotary positions of another pass".into(),
+        })?;
+        let (places, query_factors) = match &mut rope.uploaded {
+            Some(uploaded) => &*uploaded,
+            uploaded => {
+                let factors = rope.query_factors.as_deref();
+                let factors = factors.map(|factors| self.lane.upload(factors)).transpose()?;
+                &*uploaded.insert((self.lane.upload(&rope.places)?, factors))
+            }
+        };
+        let angles = Angles {
+            table: &rope.table,
+            places,
+            query_factors: query_factors.as_ref(),
+            pairs: rope.rotary.frequencies.len(),
+            style: rope.rotary.style,
+        };
+        launch::rotate(&self.lane, &qkv, heads, norms, &angles)?;
+        Ok(qkv)
+    }
+
+    fn linear_add(
+        &mut self,
+        x: CudaStates,
+        linear: &CudaLinear,
+        norm: Option<&CudaNorm>,
+        factor: f32,
+        residual: &mut CudaStates,
+    ) -> Result<()> {
+        let x = self.factor(&x)?;
+        if let Some(norm) = norm {
+            let y = linear.apply(&self.lane, &x, DType::F32)?;
+            return launch::norm(&self.lane, &y, norm, residual, Some(factor));
+        }
+        // The factor is one of products alone: a bias would be added without it.
+        if factor == 1.0 || linear.bias.is_none() {
+            return linear.add_to(&self.lane, &x, factor, residual);
+        }
+        let y = linear.apply(&self.lane, &x, DType::F32)?;
+        launch::add(&self.lane, &y, factor, residual)
+    }
+
+    fn pick(&mut self, x: CudaStates, row: Row) -> Result<CudaStates> {
+        let picked: Vec<u32> = (0..self.rows.len())
+            .filter(|&number| self.is_picked(number))
+            .map(|number| match row {
+                Row::First => self.rows[number].start as u32,
+                Row::Last => self.rows[number].end as u32 - 1,
+            })
+            .collect();
+        let rows = self.lane.upload(&picked)?;
+        let out = CudaStates::new(&self.lane, x.format, picked.len(), x.width)?;
+        launch::pick(&self.lane, &x, &rows, &out)?;
+        Ok(out)
+    }
+
+    fn read(
+        &mut self,
+        x: CudaStates,
+        norm: Option<&CudaNorm>,
+        each: &mut dyn FnMut(usize, Rows<'_>),
+    ) -> Result<()> {
+        let x = self.normed(x, norm, DType::F32)?;
+        self.deliver(&x, each)
+    }
+
+    /// On the card, so that one row of each sequence is copied.
+    fn pool(
+        &mut self,
+        x: CudaStates,
+        norm: Option<&CudaNorm>,
+        pooling: Pooling,
+        out: &mut [f32],
+    ) -> Result<()> {
+        let width = x.width;
+        if pooling.row().is_some() {
+            return self.read(x, norm, &mut |number, rows| {
+                pooling.pool(rows, &mut out[number * width..(number + 1) * width]);
+            });
+        }
+        let x = match norm {
+            Some(norm) => x.normalized(&self.lane, norm, DType::F32)?,
+            None => x,
+        };
+        let starts = self.rows.iter().map(|rows| rows.start as u32);
+        let offsets: Vec<u32> = starts.chain([self.ids.len() as u32]).collect();
+        let offsets = self.lane.upload(&offsets)?;
+        let pooled = CudaStates::new(&self.lane, DType::F32, self.rows.len(), width)?;
+        launch::pool(&self.lane, &x, &offsets, pooling, &pooled)?;
+        self.lane.download(&pooled.memory, out)?;
+        self.delivered = true;
+        Ok(())
+    }
+
+    fn linear_norm(
+        &mut self,
+        x: CudaStates,
+        linear: &CudaLinear,
+        activation: Activation,
+        norm: &CudaNorm,
+    ) -> Result<CudaStates> {
+        let y = linear.activated(&self.lane, &*self.factor(&x)?, activation)?;
+        y.normalized(&self.lane, norm, self.format())
+    }
+
+    fn read_linear(
+        &mut self,
+        x: &CudaStates,
+        linear: &CudaLinear,
+        each: &mut dyn FnMut(usize, Rows<'_>),
+    ) -> Result<()> {
+        let y = linear.apply(&self.lane, &*self.factor(x)?, DType::F32)?;
+        self.deliver(&y, each)
+    }
+
+    fn project(
+        &mut self,
+        x: CudaStates,
+        norm: Option<&CudaNorm>,
+        linear: &CudaLinear,
+        out: &mut [f32],
+    ) -> Result<()> {
+        let x = self.normed(x, norm, self.format())?;
+        let y = linear.apply(&self.lane, &x, DType::F32)?;
+        self.lane.download(&y.memory, out)
+    }
+}
