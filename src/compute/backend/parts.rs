@@ -7,7 +7,7 @@ use crate::compute::weight::Packed;
 use crate::{Error, Result};
 
 /// A batch that is computed in parts.
-pub(super) struct Parts<'a> {
+pub(super) struct BatchParts<'a> {
     pub(super) on: &'a CandleDevice,
     pub(super) batch: &'a Packed<'a>,
     /// Numbers that a sequence has in the output.
@@ -19,8 +19,8 @@ pub(super) struct Parts<'a> {
 /// Computes some sequences of a batch into their rows. Returns whether it may begin again if it failed.
 type Compute<'a> = dyn FnMut(Range<usize>, &mut [f32]) -> (Result<()>, bool) + 'a;
 
-impl Parts<'_> {
-    /// Calls `compute` for all parts, each with its rows of `out`. Parts are of about the same size. Where the memory of the
+impl BatchParts<'_> {
+    /// Calls `compute` for all parts, each with its rows of `out`. BatchParts are of about the same size. Where the memory of the
     /// device does not suffice, memory of idle models is freed; then halves of the part are tried.
     ///
     /// # Errors
@@ -97,7 +97,7 @@ mod tests {
         let batch = Packed::new(&ids, &offsets).unwrap();
         let on = Device::Cpu.into();
         let mut found = Vec::new();
-        let parts = Parts { on: &on, batch: &batch, width: 1, most_tokens };
+        let parts = BatchParts { on: &on, batch: &batch, width: 1, most_tokens };
         let mut out = vec![0.0; lengths.len()];
         parts
             .run(&mut out, &mut |part, out| {

@@ -22,7 +22,7 @@ use self::tensors::bytes_of;
 pub use self::tensors::{TensorCache, TensorLinear, TensorNorm};
 use crate::Result;
 use crate::compute::attention::kv_cache::CacheShape;
-use crate::compute::backend::parts::{Parts, retried};
+use crate::compute::backend::parts::{BatchParts, retried};
 use crate::compute::backend::traits::{Backend, CachedSequence, ForwardFn, Step, check_logits};
 use crate::compute::linear::layer::{Biased, Matrix};
 use crate::compute::weight::{Packed, Weight};
@@ -82,7 +82,7 @@ impl Backend for Candle {
         out: &mut [f32],
         forward: &ForwardFn<'_, Self>,
     ) -> Result<()> {
-        let parts = Parts { on: &self.on, batch, width, most_tokens: PART_TOKENS };
+        let parts = BatchParts { on: &self.on, batch, width, most_tokens: PART_TOKENS };
         parts.run(out, &mut |part, out| {
             let start = batch.offsets[part.start] as usize;
             let hidden = |number| batch.hidden.get(number).map_or(0, |&hidden| hidden as usize);

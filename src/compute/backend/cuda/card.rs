@@ -35,17 +35,17 @@ pub(super) struct CudaCard {
     /// The stream of what outlives a pass: weights, caches.
     pub(super) home: Arc<CudaStream>,
     modules: Vec<sys::CUmodule>,
-    functions: Mutex<HashMap<&'static str, Function>>,
+    functions: Mutex<HashMap<&'static str, LoadedKernel>>,
     /// Shared memory of a block at most.
     most_shared: u32,
     pub(super) blas: cublaslt_sys::cublasLtHandle_t,
     pub(super) plans: Mutex<Plans>,
     /// Streams of passes that ended.
-    idle: Mutex<Vec<Lane>>,
+    idle: Mutex<Vec<StreamLane>>,
 }
 
 #[derive(Clone, Copy)]
-struct Function {
+struct LoadedKernel {
     handle: sys::CUfunction,
     /// Shared memory that was asked for.
     shared: u32,
@@ -130,7 +130,12 @@ impl CudaCard {
             None => {
                 let stream = self.context.new_stream().map_err(failed)?;
                 let workspace = DeviceMemory::new(&stream, WORKSPACE)?;
-                Lane { workspace, staging: HostMemory::default(), results: HostMemory::default(), stream }
+                StreamLane {
+                    workspace,
+                    staging: HostMemory::default(),
+                    results: HostMemory::default(),
+                    stream,
+                }
             }
         };
         Ok(LaneLease { card: Arc::clone(self), lane: Some(lane) })
@@ -142,7 +147,7 @@ impl CudaCard {
         let known = functions.get(name).copied();
         let mut function = match known {
             Some(function) => function,
-            None => Function { handle: self.find(name)?, shared: USUAL_SHARED },
+            None => LoadedKernel { handle: self.find(name)?, shared: USUAL_SHARED },
         };
         if shared > function.shared {
             if shared > self.most_shared {
@@ -191,7 +196,7 @@ impl Drop for CudaCard {
 }
 
 /// A stream, and the memory that its passes use one after the other.
-pub(super) struct Lane {
+pub(super) struct StreamLane {
     pub(super) workspace: DeviceMemory,
     /// What is copied to the card.
     staging: HostMemory,
@@ -204,14 +209,14 @@ pub(super) struct Lane {
 pub(super) struct LaneLease {
     card: Arc<CudaCard>,
     /// `None` only while it is dropped.
-    lane: Option<Lane>,
+    lane: Option<StreamLane>,
 }
 
 impl Deref for LaneLease {
-    type Target = Lane;
+    type Target = StreamLane;
 
     #[expect(clippy::expect_used, reason = "it is taken by drop alone")]
-    fn deref(&self) -> &Lane {
+    fn deref(&self) -> &StreamLane {
         self.lane.as_ref().expect("a lease has its lane")
     }
 }

@@ -64,15 +64,15 @@ fn address(memory: Option<&DeviceMemory>) -> u64 {
 }
 
 /// A table and the row of it for each token.
-pub(super) type Lookup<'a> = (&'a CudaTable, &'a DeviceMemory);
+pub(super) type TableRows<'a> = (&'a CudaTable, &'a DeviceMemory);
 
 /// The sum of rows of tables, in float32. The numbers of the rows were checked.
 pub(super) fn embed(
     lane: &LaneLease,
     format: DType,
-    words: Lookup<'_>,
-    positions: Option<Lookup<'_>>,
-    kinds: Option<Lookup<'_>>,
+    words: TableRows<'_>,
+    positions: Option<TableRows<'_>>,
+    kinds: Option<TableRows<'_>>,
     out: &CudaStates,
 ) -> Result<()> {
     let width = words.0.width;
@@ -82,8 +82,9 @@ pub(super) fn embed(
         assert!(table.memory.bytes() >= table.rows * width * size(format), "a whole table");
         assert!(numbers.bytes() >= 4 * out.rows, "a number for each row");
     }
-    let pair =
-        |lookup: Option<Lookup<'_>>| lookup.map_or((0, 0), |(table, rows)| (table.memory.at(0), rows.at(0)));
+    let pair = |lookup: Option<TableRows<'_>>| {
+        lookup.map_or((0, 0), |(table, rows)| (table.memory.at(0), rows.at(0)))
+    };
     let ((words, ids), (positions, places), (types, kinds)) =
         (pair(Some(words)), pair(positions), pair(kinds));
     let (to, width_) = (out.memory.at(0), width as i32);
@@ -289,7 +290,7 @@ pub(super) struct DeviceSequence {
 /// Queries of a sequence that a block computes: `Tile` of `attention.cu`.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
-pub(super) struct QueryTile {
+pub(super) struct DeviceTile {
     pub(super) sequence: i32,
     pub(super) first: i32,
 }
@@ -297,7 +298,7 @@ pub(super) struct QueryTile {
 // SAFETY: numbers without gaps.
 unsafe impl Plain for DeviceSequence {}
 // SAFETY: numbers without gaps.
-unsafe impl Plain for QueryTile {}
+unsafe impl Plain for DeviceTile {}
 
 /// What all tiles of a layer share: `Layer` of `attention.cu`.
 #[repr(C)]
@@ -344,14 +345,14 @@ impl LayerArguments {
 
 /// How [`attend`] divides the queries of a pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Tiling {
+pub(super) struct QueryDivision {
     /// Queries of a tile.
     pub(super) queries: usize,
     /// Whether tensor cores multiply.
     on_tensor_cores: bool,
 }
 
-impl Tiling {
+impl QueryDivision {
     /// For heads of `width`, and sequences of at most `longest` new tokens.
     pub(super) fn new(format: DType, width: usize, longest: usize) -> Self {
         if format != DType::Bf16 || kernel_on_tensor_cores(width, false).is_none() {
@@ -384,7 +385,7 @@ pub(super) struct Sequences<'a> {
     pub(super) sequences: &'a DeviceMemory,
     /// The sequence of each row.
     pub(super) owners: Option<&'a DeviceMemory>,
-    pub(super) tiling: Tiling,
+    pub(super) tiling: QueryDivision,
     pub(super) tiles: &'a DeviceMemory,
     pub(super) tile_count: usize,
 }
@@ -416,7 +417,7 @@ pub(super) fn attend(
         }
     }
     let mut arguments = arguments![from, to, members, tiles, layer, columns];
-    let Tiling { queries, on_tensor_cores } = sequences.tiling;
+    let QueryDivision { queries, on_tensor_cores } = sequences.tiling;
     let is_long = queries > SHORT;
     let (name, threads, shared) = match kernel_on_tensor_cores(width, is_long).filter(|_| on_tensor_cores) {
         // Rows of queries, and two steps of as many keys and values, each 16 bytes longer than a head.

@@ -31,7 +31,7 @@ pub use self::pass::CudaPass;
 pub use self::tensors::{CudaCache, CudaLinear, CudaNorm, CudaStates, CudaTable};
 use self::tensors::{cache_bytes, size};
 use super::candle::CandleDevice;
-use super::parts::{Parts, retried};
+use super::parts::{BatchParts, retried};
 use super::traits::{Backend, CachedSequence, ForwardFn, Step, check_logits};
 use crate::compute::attention::heads::DistanceBias;
 use crate::compute::attention::kv_cache::CacheShape;
@@ -379,7 +379,7 @@ impl Backend for Cuda {
         out: &mut [f32],
         forward: &ForwardFn<'_, Self>,
     ) -> Result<()> {
-        let parts = Parts { on: &self.on, batch, width, most_tokens: self.part_tokens() };
+        let parts = BatchParts { on: &self.on, batch, width, most_tokens: self.part_tokens() };
         parts.run(out, &mut |part, out| {
             let start = batch.offsets[part.start] as usize;
             let ids = &batch.ids[start..batch.offsets[part.end] as usize];

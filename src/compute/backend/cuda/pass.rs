@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::Cuda;
 use super::card::LaneLease;
-use super::launch::{self, Angles, DeviceSequence, Lookup, QueryTile, Sequences, Tiling};
+use super::launch::{self, Angles, DeviceSequence, DeviceTile, QueryDivision, Sequences, TableRows};
 use super::memory::DeviceMemory;
 use super::tensors::{CudaCache, CudaLinear, CudaNorm, CudaStates, CudaTable};
 use crate::compute::attention::heads::{Heads, LayerAttention};
@@ -46,7 +46,7 @@ pub(super) struct Layout {
     owners: Option<DeviceMemory>,
     tiles: DeviceMemory,
     tile_count: usize,
-    tiling: Tiling,
+    tiling: QueryDivision,
 }
 
 /// Rotary positions of the rows, and the angles of all positions.
@@ -141,7 +141,7 @@ impl CudaPass<'_> {
     }
 
     /// The sequences on the card, with caches that have room, and their tiles.
-    fn lay_out(&mut self, tiling: Tiling) -> Result<Layout> {
+    fn lay_out(&mut self, tiling: QueryDivision) -> Result<Layout> {
         let mut sequences = Vec::with_capacity(self.rows.len());
         for (number, rows) in self.rows.iter().enumerate() {
             let (mut cache, mut capacity, mut before) = (0, 0, 0);
@@ -164,11 +164,11 @@ impl CudaPass<'_> {
         // The longest first, so that none of them begins when all others have ended.
         let mut order: Vec<usize> = (0..sequences.len()).collect();
         order.sort_by_key(|&number| (std::cmp::Reverse(sequences[number].length), number));
-        let tiles: Vec<QueryTile> = order
+        let tiles: Vec<DeviceTile> = order
             .into_iter()
             .flat_map(|number| {
                 let firsts = (0..self.rows[number].len()).step_by(tiling.queries);
-                firsts.map(move |first| QueryTile { sequence: number as i32, first: first as i32 })
+                firsts.map(move |first| DeviceTile { sequence: number as i32, first: first as i32 })
             })
             .collect();
         let owners = match self.cached {
@@ -189,7 +189,7 @@ impl CudaPass<'_> {
 }
 
 /// The rows of a table, for a kernel.
-fn lookup<'a>(of: Option<&'a (&'a CudaTable, DeviceMemory)>) -> Option<Lookup<'a>> {
+fn lookup<'a>(of: Option<&'a (&'a CudaTable, DeviceMemory)>) -> Option<TableRows<'a>> {
     of.map(|(table, rows)| (*table, rows))
 }
 
@@ -291,7 +291,7 @@ impl Pass<Cuda> for CudaPass<'_> {
         attention: &LayerAttention,
     ) -> Result<CudaStates> {
         let longest = self.rows.iter().map(Range::len).max().unwrap_or(0);
-        let tiling = Tiling::new(qkv.format, heads.width, longest);
+        let tiling = QueryDivision::new(qkv.format, heads.width, longest);
         let layout = match self.layout.take().filter(|layout| layout.tiling == tiling) {
             Some(layout) => layout,
             None => self.lay_out(tiling)?,
