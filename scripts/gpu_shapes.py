@@ -1,8 +1,8 @@
 """Models of the shapes that people use, with random weights, and their speed next to sentence-transformers on one card.
 
-Each contender runs in a process of its own, one after the other, on the same texts. This process reads the card's memory
-when a contender says so: ours when all is embedded, theirs after batches of 64. Speed does not depend on the weights, so
-no model is downloaded.
+Each contender runs in a process of its own, one after the other, on the same texts. This process reads the card's
+memory when a contender says so: ours when all is embedded, theirs after batches of 64. No weights matter here,
+so no model is downloaded.
 """
 
 from __future__ import annotations

@@ -1,7 +1,5 @@
 //! From the states of a text's tokens to the text's one vector.
 
-use super::backend::{Row, Rows};
-
 /// How token states become one vector.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 #[non_exhaustive]
@@ -92,6 +90,51 @@ fn sum(rows: Rows<'_>, out: &mut [f32], weight: impl Fn(usize) -> f32, total: f3
     }
     for x in out {
         *x /= total;
+    }
+}
+
+/// Which row of a sequence is picked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Row {
+    /// The first.
+    First,
+    /// The last.
+    Last,
+}
+
+/// The states of one sequence, in f32.
+#[derive(Debug, Clone, Copy)]
+pub struct Rows<'a> {
+    values: &'a [f32],
+    stride: usize,
+    width: usize,
+}
+
+impl<'a> Rows<'a> {
+    /// Rows of `width` values, `stride` apart. Values beyond the last whole row are ignored.
+    pub fn new(values: &'a [f32], stride: usize, width: usize) -> Self {
+        Self { values, stride, width }
+    }
+
+    /// The values, how many lie from a row to the next, and the values of a row.
+    pub(in crate::compute) fn parts(&self) -> (&'a [f32], usize, usize) {
+        (self.values, self.stride, self.width)
+    }
+
+    /// Number of tokens.
+    pub fn len(&self) -> usize {
+        if self.width == 0 { 0 } else { (self.values.len() + self.stride - self.width) / self.stride }
+    }
+
+    /// Whether the sequence has no token.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The row of each token.
+    pub fn iter(&self) -> impl DoubleEndedIterator<Item = &'a [f32]> + ExactSizeIterator {
+        let Self { values, stride, width } = *self;
+        (0..self.len()).map(move |row| &values[row * stride..][..width])
     }
 }
 

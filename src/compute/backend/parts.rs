@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::candle::CandleDevice;
+use super::candle::device::CandleDevice;
 use crate::compute::weight::Packed;
 use crate::{Error, Result};
 

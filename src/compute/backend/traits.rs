@@ -7,6 +7,7 @@ use crate::compute::attention::rope::{RopeTable, Rotary};
 use crate::compute::kernels::activation::Activation;
 use crate::compute::linear::layer::{Biased, Matrix};
 use crate::compute::pooling::Pooling;
+pub use crate::compute::pooling::{Row, Rows};
 use crate::compute::weight::{Packed, Weight};
 
 /// How rows of the position table are chosen.
@@ -34,15 +35,6 @@ impl Positions {
             }
         })
     }
-}
-
-/// Which row of a sequence is picked.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Row {
-    /// The first.
-    First,
-    /// The last.
-    Last,
 }
 
 /// The keys and values of a sequence's tokens in every layer, so that each is computed once.
@@ -337,40 +329,4 @@ pub trait Pass<B: Backend> {
         linear: &B::Linear,
         out: &mut [f32],
     ) -> Result<()>;
-}
-
-/// The states of one sequence, in f32.
-#[derive(Debug, Clone, Copy)]
-pub struct Rows<'a> {
-    values: &'a [f32],
-    stride: usize,
-    width: usize,
-}
-
-impl<'a> Rows<'a> {
-    /// Rows of `width` values, `stride` apart. Values beyond the last whole row are ignored.
-    pub fn new(values: &'a [f32], stride: usize, width: usize) -> Self {
-        Self { values, stride, width }
-    }
-
-    /// The values, how many lie from a row to the next, and the values of a row.
-    pub(in crate::compute) fn parts(&self) -> (&'a [f32], usize, usize) {
-        (self.values, self.stride, self.width)
-    }
-
-    /// Number of tokens.
-    pub fn len(&self) -> usize {
-        if self.width == 0 { 0 } else { (self.values.len() + self.stride - self.width) / self.stride }
-    }
-
-    /// Whether the sequence has no token.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// The row of each token.
-    pub fn iter(&self) -> impl DoubleEndedIterator<Item = &'a [f32]> + ExactSizeIterator {
-        let Self { values, stride, width } = *self;
-        (0..self.len()).map(move |row| &values[row * stride..][..width])
-    }
 }

@@ -3,7 +3,7 @@
 //! compare the kernels.
 
 mod attention;
-mod device;
+pub(super) mod device;
 #[cfg(test)]
 mod faults;
 mod pass;

@@ -30,7 +30,7 @@ use self::memory::DeviceMemory;
 pub use self::pass::CudaPass;
 pub use self::tensors::{CudaCache, CudaLinear, CudaNorm, CudaStates, CudaTable};
 use self::tensors::{cache_bytes, size};
-use super::candle::CandleDevice;
+use super::candle::device::CandleDevice;
 use super::parts::{BatchParts, retried};
 use super::traits::{Backend, CachedSequence, ForwardFn, Step, check_logits};
 use crate::compute::attention::heads::DistanceBias;
