@@ -116,7 +116,7 @@ macro_rules! for_each_setting {
             max_tokens: usize = 150, "AI_MAX_TOKENS";
             /// Default sampling temperature.
             temperature: f64 = 0.7, "AI_TEMPERATURE";
-            /// How sentence models' weights are held: float32, bfloat16, int8, int4, or auto: bfloat16 where the CPU multiplies it natively, else float32.
+            /// How sentence models' weights are held: float32, bfloat16, int8, int4, or auto: bfloat16 where the CPU or the card multiplies it natively, else float32.
             dtype: DTypeChoice = DTypeChoice::Auto, "MODEL_MANAGER_DTYPE";
             /// The same for the generator. GGUF files keep their own form.
             generator_dtype: DTypeChoice = DTypeChoice::Auto, "MODEL_MANAGER_GENERATOR_DTYPE";
@@ -227,7 +227,7 @@ value::choice! {
 value::choice! {
     /// How a model's weights are held, and with that what it computes in.
     DTypeChoice {
-        /// bfloat16 where the CPU multiplies it natively, else float32.
+        /// bfloat16 where the CPU or the card multiplies it natively, else float32.
         Auto = "auto",
         /// 32-bit floating point.
         Float32 = "float32",

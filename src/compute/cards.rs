@@ -1,6 +1,8 @@
 //! The graphics cards of this machine and their memory, as drivers report them.
 
 use candle_core::Device;
+#[cfg(feature = "cuda")]
+use candle_core::cuda_backend::cudarc::driver::{CudaContext, DriverError, result, sys};
 
 /// A card.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,9 +28,7 @@ pub struct CardMemory {
 /// The driver's own words.
 #[cfg(feature = "cuda")]
 pub fn cuda() -> Result<Vec<Card>, String> {
-    use candle_core::cuda_backend::cudarc::driver::CudaContext;
-
-    let failed = |error: candle_core::cuda_backend::cudarc::driver::DriverError| error.to_string();
+    let failed = |error: DriverError| error.to_string();
     let count = usize::try_from(CudaContext::device_count().map_err(failed)?).unwrap_or(0);
     let card = |ordinal| {
         // A card that another process holds alone, or that is broken, reports no memory.
@@ -73,12 +73,40 @@ pub fn name(device: &Device) -> String {
 pub fn settle(device: &Device) {
     #[cfg(feature = "cuda")]
     if let Device::Cuda(cuda) = device {
-        if let Err(error) = super::backend::cuda::release(cuda.cuda_stream().context()) {
+        if let Err(error) = release(cuda.cuda_stream().context()) {
             log::debug!("{}: {error}", name(device));
         }
         return;
     }
     if let Err(error) = device.synchronize() {
         log::debug!("{}: {error}", name(device));
+    }
+}
+
+/// Lets the driver keep what passes free, so that later ones do not ask for it again. [`settle`] gives it back.
+///
+/// # Errors
+/// Errors of the driver.
+#[cfg(feature = "cuda")]
+pub(in crate::compute) fn keep_freed_memory(context: &CudaContext) -> Result<(), DriverError> {
+    let mut bytes = u64::MAX;
+    let attribute = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
+    // SAFETY: the context is open; the attribute is a number of 64 bits.
+    unsafe {
+        let pool = result::device::get_default_mem_pool(context.cu_device())?;
+        let value: *mut u64 = &raw mut bytes;
+        sys::cuMemPoolSetAttribute(pool, attribute, value.cast()).result()
+    }
+}
+
+/// Gives freed memory back to the driver.
+#[cfg(feature = "cuda")]
+fn release(context: &CudaContext) -> Result<(), DriverError> {
+    context.bind_to_thread()?;
+    context.synchronize()?;
+    // SAFETY: the context is open, and no work is under way that uses what is freed: freed memory is unused.
+    unsafe {
+        let pool = result::device::get_default_mem_pool(context.cu_device())?;
+        sys::cuMemPoolTrimTo(pool, 0).result()
     }
 }

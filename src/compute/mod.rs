@@ -1,7 +1,8 @@
-//! How the CPU runs a model: packed weights, fused kernels for each instruction set, one thread pool.
+//! How devices run a model. On the CPU: packed weights, fused kernels for each instruction set, one thread pool.
 //!
 //! A model description calls the operations of a [`Pass`], and a [`Backend`] runs them. [`Cpu`] uses the kernels of this
-//! module. [`Candle`] uses candle's operations on any device, and is the reference of the tests.
+//! module, the backend `cuda` those of its own on NVIDIA's cards. [`Candle`] uses candle's operations on any device, and is the
+//! reference of the tests.
 //!
 //! This is the only module with unsafe code. Every unsafe block states the obligations that it meets. Tests compare every
 //! kernel with a plain reference on all instruction sets of the machine, at sizes around its tile edges, and with operands

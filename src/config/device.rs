@@ -9,7 +9,7 @@ pub enum DeviceChoice {
     Auto,
     /// This crate's own kernels.
     Cpu,
-    /// NVIDIA, through candle: the card of this number, by default the first.
+    /// NVIDIA: the card of this number, by default the first.
     Cuda(Option<usize>),
     /// Apple, through candle.
     Metal,

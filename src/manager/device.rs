@@ -21,7 +21,7 @@ static USED_BY: AtomicU32 = AtomicU32::new(0);
 pub(super) enum ComputeDevice {
     /// This crate's own kernels.
     Cpu,
-    /// A card, through candle.
+    /// A card: NVIDIA's with its own kernels, others through candle.
     Gpu(Device),
 }
 

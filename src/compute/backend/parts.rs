@@ -16,16 +16,46 @@ pub(super) struct BatchParts<'a> {
     pub(super) most_tokens: usize,
 }
 
-/// Computes some sequences of a batch into their rows. Returns whether it may begin again if it failed.
-type Compute<'a> = dyn FnMut(Range<usize>, &mut [f32]) -> (Result<()>, bool) + 'a;
+/// Some sequences of a batch.
+pub(super) struct PartSequences<'a> {
+    /// Their tokens.
+    pub(super) ids: &'a [u32],
+    /// The rows of each among those.
+    pub(super) rows: Vec<Range<usize>>,
+    /// Tokens at the end of each to which no token attends.
+    pub(super) hidden: Vec<usize>,
+    /// The token of each from which on tokens have type 1.
+    pub(super) second_types: Vec<usize>,
+    /// The number of the first in the batch.
+    pub(super) first: usize,
+}
 
-impl BatchParts<'_> {
-    /// Calls `compute` for all parts, each with its rows of `out`. BatchParts are of about the same size. Where the memory of the
+impl<'a> PartSequences<'a> {
+    fn new(batch: &Packed<'a>, part: &Range<usize>) -> Self {
+        let start = batch.offsets[part.start] as usize;
+        let rows = part.clone().map(|number| batch.range(number));
+        let second = |number| batch.second_type(number).saturating_sub(batch.offsets[number] as usize);
+        let hidden = |number| batch.hidden.get(number).map_or(0, |&hidden| hidden as usize);
+        Self {
+            ids: &batch.ids[start..batch.offsets[part.end] as usize],
+            rows: rows.map(|rows| rows.start - start..rows.end - start).collect(),
+            hidden: part.clone().map(hidden).collect(),
+            second_types: part.clone().map(second).collect(),
+            first: part.start,
+        }
+    }
+}
+
+/// Computes some sequences of a batch into their rows. Returns whether it may begin again if it failed.
+type Compute<'c, 'a> = dyn FnMut(PartSequences<'a>, &mut [f32]) -> (Result<()>, bool) + 'c;
+
+impl<'a> BatchParts<'a> {
+    /// Calls `compute` for all parts, each with its rows of `out`. Parts are of about the same size. Where the memory of the
     /// device does not suffice, memory of idle models is freed; then halves of the part are tried.
     ///
     /// # Errors
     /// Those of `compute`.
-    pub(super) fn run(&self, out: &mut [f32], compute: &mut Compute<'_>) -> Result<()> {
+    pub(super) fn run(&self, out: &mut [f32], compute: &mut Compute<'_, 'a>) -> Result<()> {
         let (batch, width) = (self.batch, self.width);
         assert_eq!(out.len(), batch.sequences() * width, "one row of output for each sequence");
         let parts = batch.tokens().div_ceil(self.most_tokens.max(1)).max(1);
@@ -44,10 +74,10 @@ impl BatchParts<'_> {
         Ok(())
     }
 
-    fn run_part(&self, part: Range<usize>, out: &mut [f32], compute: &mut Compute<'_>) -> Result<()> {
+    fn run_part(&self, part: Range<usize>, out: &mut [f32], compute: &mut Compute<'_, 'a>) -> Result<()> {
         let mut can_begin_again = true;
         let done = retried(self.on, || {
-            let (done, again) = compute(part.clone(), out);
+            let (done, again) = compute(PartSequences::new(self.batch, &part), out);
             can_begin_again = again;
             (done, again)
         });
@@ -101,9 +131,9 @@ mod tests {
         let mut out = vec![0.0; lengths.len()];
         parts
             .run(&mut out, &mut |part, out| {
-                assert_eq!(part.len(), out.len());
-                assert_eq!(found.last().copied().unwrap_or(0), part.start);
-                found.push(part.end);
+                assert_eq!(part.rows.len(), out.len());
+                assert_eq!(found.last().copied().unwrap_or(0), part.first);
+                found.push(part.first + part.rows.len());
                 (Ok(()), true)
             })
             .unwrap();

@@ -84,17 +84,12 @@ impl Backend for Candle {
     ) -> Result<()> {
         let parts = BatchParts { on: &self.on, batch, width, most_tokens: PART_TOKENS };
         parts.run(out, &mut |part, out| {
-            let start = batch.offsets[part.start] as usize;
-            let hidden = |number| batch.hidden.get(number).map_or(0, |&hidden| hidden as usize);
-            let second = |number| batch.second_type(number).saturating_sub(batch.offsets[number] as usize);
-            let rows = part.clone().map(|number| batch.range(number));
-            let rows = rows.map(|range| range.start - start..range.end - start).collect();
             let mut pass = CandlePass {
                 backend: self,
-                ids: &batch.ids[start..batch.offsets[part.end] as usize],
-                second_types: part.clone().map(second).collect(),
-                first: part.start,
-                sequences: SequenceRows::new(rows, part.map(hidden).collect()),
+                ids: part.ids,
+                second_types: part.second_types,
+                first: part.first,
+                sequences: SequenceRows::new(part.rows, part.hidden),
                 cached: None,
                 delivered: false,
             };

@@ -7,10 +7,12 @@ use std::ops::Deref;
 use std::sync::{Arc, Weak};
 
 use candle_core::cuda_backend::cudarc::cublaslt::{result as cublaslt, sys as cublaslt_sys};
-use candle_core::cuda_backend::cudarc::driver::{CudaContext, CudaStream, DriverError, result, sys};
+use candle_core::cuda_backend::cudarc::driver::{CudaContext, CudaStream, result, sys};
 
-use super::gemm::Plans;
-use super::memory::{DeviceMemory, HostMemory};
+use super::failure::{blas_failed, failed};
+use super::gemm_shape::Plans;
+use super::memory::{DeviceMemory, HostMemory, Plain};
+use crate::compute::cards;
 use crate::sync::Mutex;
 use crate::{Error, Result};
 
@@ -97,7 +99,7 @@ impl CudaCard {
         let load = |image: &&[u8]| unsafe { result::module::load_data(image.as_ptr().cast()) };
         let modules = MODULES.iter().map(load).collect::<Result<_, _>>().map_err(failed)?;
         let attribute = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN;
-        keep_freed_memory(context)?;
+        cards::keep_freed_memory(context).map_err(failed)?;
         Ok(Self {
             most_shared: context.attribute(attribute).map_err(failed)?.unsigned_abs(),
             home: context.new_stream().map_err(failed)?,
@@ -344,66 +346,4 @@ impl LaneLease {
         }
         .map_err(failed)
     }
-}
-
-/// Numbers, and structs of them without gaps, of which every byte may be copied to a card.
-///
-/// # Safety
-/// The type has no padding and no pointer of the host.
-pub(super) unsafe trait Plain: Copy {}
-// SAFETY: numbers.
-unsafe impl Plain for f32 {}
-// SAFETY: numbers.
-unsafe impl Plain for u32 {}
-// SAFETY: numbers.
-unsafe impl Plain for i32 {}
-// SAFETY: numbers.
-unsafe impl Plain for u8 {}
-// SAFETY: a number of two bytes.
-unsafe impl Plain for half::bf16 {}
-
-/// Lets the driver keep what passes free, until [`release`].
-fn keep_freed_memory(context: &CudaContext) -> Result<()> {
-    let mut bytes = u64::MAX;
-    let attribute = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
-    // SAFETY: the context is open; the attribute is a number of 64 bits.
-    unsafe {
-        let pool = result::device::get_default_mem_pool(context.cu_device()).map_err(failed)?;
-        let value: *mut u64 = &raw mut bytes;
-        sys::cuMemPoolSetAttribute(pool, attribute, value.cast()).result().map_err(failed)
-    }
-}
-
-/// Gives freed memory back to the driver.
-///
-/// # Errors
-/// Errors of the driver.
-pub(crate) fn release(context: &CudaContext) -> Result<(), DriverError> {
-    context.bind_to_thread()?;
-    context.synchronize()?;
-    // SAFETY: the context is open, and no work is under way that uses what is freed: freed memory is unused.
-    unsafe {
-        let pool = result::device::get_default_mem_pool(context.cu_device())?;
-        sys::cuMemPoolTrimTo(pool, 0).result()
-    }
-}
-
-/// An error of the driver.
-pub(super) fn failed(error: DriverError) -> Error {
-    if error.0 == sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY {
-        return lack();
-    }
-    Error::Internal { place: "cuda".into(), reason: error.to_string() }
-}
-
-/// An error of cuBLAS.
-pub(super) fn blas_failed(error: cublaslt::CublasError) -> Error {
-    if error.0 == cublaslt_sys::cublasStatus_t::CUBLAS_STATUS_ALLOC_FAILED {
-        return lack();
-    }
-    Error::Internal { place: "cublas".into(), reason: format!("{error:?}") }
-}
-
-fn lack() -> Error {
-    Error::DeviceMemory { device: String::new(), what: "a batch".into(), needed: None, free: None }
 }

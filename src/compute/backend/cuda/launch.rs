@@ -2,8 +2,8 @@
 
 use std::ffi::c_void;
 
-use super::card::{LaneLease, Plain};
-use super::memory::DeviceMemory;
+use super::card::LaneLease;
+use super::memory::{DeviceMemory, Plain};
 use super::tensors::{CudaNorm, CudaStates, CudaTable, size};
 use crate::Result;
 use crate::compute::attention::heads::{Heads, LayerAttention};

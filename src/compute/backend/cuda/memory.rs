@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use candle_core::cuda_backend::cudarc::driver::{CudaStream, result, sys};
 
-use super::card::{Plain, failed};
+use super::failure::failed;
 use crate::Result;
 
 /// Bytes on a card. They are freed after the work of their stream.
@@ -142,3 +142,19 @@ impl Drop for HostMemory {
         self.free();
     }
 }
+
+/// Numbers, and structs of them without gaps, of which every byte may be copied to a card.
+///
+/// # Safety
+/// The type has no padding and no pointer of the host.
+pub(super) unsafe trait Plain: Copy {}
+// SAFETY: numbers.
+unsafe impl Plain for f32 {}
+// SAFETY: numbers.
+unsafe impl Plain for u32 {}
+// SAFETY: numbers.
+unsafe impl Plain for i32 {}
+// SAFETY: numbers.
+unsafe impl Plain for u8 {}
+// SAFETY: a number of two bytes.
+unsafe impl Plain for half::bf16 {}

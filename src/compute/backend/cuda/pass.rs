@@ -3,16 +3,17 @@
 use std::borrow::Cow;
 use std::cell::RefCell;
 use std::ops::Range;
-use std::sync::Arc;
 
-use super::Cuda;
+use super::cache::CudaCache;
 use super::card::LaneLease;
-use super::launch::{self, Angles, DeviceSequence, DeviceTile, QueryDivision, Sequences, TableRows};
+use super::device::Cuda;
+use super::launch::{self, Angles, QueryDivision, TableRows};
+use super::layout::{Layout, Rope};
 use super::memory::DeviceMemory;
-use super::tensors::{CudaCache, CudaLinear, CudaNorm, CudaStates, CudaTable};
+use super::tensors::{CudaLinear, CudaNorm, CudaStates, CudaTable};
 use crate::compute::attention::heads::{Heads, LayerAttention};
 use crate::compute::attention::rope::{RopeTable, Rotary};
-use crate::compute::backend::traits::{CachedSequence, KvCache, Pass, Positions, Row, Rows};
+use crate::compute::backend::traits::{CachedSequence, Pass, Positions, Row, Rows};
 use crate::compute::isa::DType;
 use crate::compute::kernels::activation::Activation;
 use crate::compute::pooling::Pooling;
@@ -38,26 +39,6 @@ pub struct CudaPass<'a> {
     /// Sequences and tiles on the card, made by the first attention.
     pub(super) layout: Option<Layout>,
     pub(super) ropes: RefCell<Vec<Rope>>,
-}
-
-/// The sequences of a pass on the card.
-pub(super) struct Layout {
-    sequences: DeviceMemory,
-    owners: Option<DeviceMemory>,
-    tiles: DeviceMemory,
-    tile_count: usize,
-    tiling: QueryDivision,
-}
-
-/// Rotary positions of the rows, and the angles of all positions.
-pub(super) struct Rope {
-    rotary: Rotary,
-    table: Arc<DeviceMemory>,
-    /// Of each row.
-    places: Vec<i32>,
-    query_factors: Option<Vec<f32>>,
-    /// Both on the card, once they are needed.
-    uploaded: Option<(DeviceMemory, Option<DeviceMemory>)>,
 }
 
 impl CudaPass<'_> {
@@ -86,7 +67,7 @@ impl CudaPass<'_> {
 
     /// The rows of each sequence in states of `rows` rows: all of its tokens', or one that was picked.
     fn rows_in(&self, rows: usize) -> Vec<Range<usize>> {
-        if rows == self.ids.len() && !self.picks_fewer() {
+        if rows == self.ids.len() {
             return self.rows.clone();
         }
         let mut next = 0;
@@ -102,12 +83,6 @@ impl CudaPass<'_> {
     fn is_picked(&self, number: usize) -> bool {
         let needed = self.cached.as_ref().is_none_or(|cached| cached[number].needs_logits);
         needed && !self.rows[number].is_empty()
-    }
-
-    /// Whether states of as many rows as tokens can be picked ones: each sequence has one token.
-    fn picks_fewer(&self) -> bool {
-        self.rows.iter().any(|rows| rows.len() > 1)
-            && (0..self.rows.len()).filter(|&number| self.is_picked(number)).count() == self.ids.len()
     }
 
     /// Copies `x`, of float32, to memory, and calls `each` with the rows of each sequence.
@@ -138,53 +113,6 @@ impl CudaPass<'_> {
             return Err(Error::Input(format!("{id} is not a row of a table of {last}")));
         }
         self.lane.upload(numbers)
-    }
-
-    /// The sequences on the card, with caches that have room, and their tiles.
-    fn lay_out(&mut self, tiling: QueryDivision) -> Result<Layout> {
-        let mut sequences = Vec::with_capacity(self.rows.len());
-        for (number, rows) in self.rows.iter().enumerate() {
-            let (mut cache, mut capacity, mut before) = (0, 0, 0);
-            if let Some(cached) = self.cached.as_mut().map(|cached| &mut cached[number]) {
-                before = cached.cached;
-                cached.cache.reserve(before + rows.len())?;
-                (cache, capacity) = (cached.cache.address(), cached.cache.capacity);
-            }
-            let (length, hidden) = (before + rows.len(), self.hidden.get(number).copied().unwrap_or(0));
-            sequences.push(DeviceSequence {
-                cache,
-                first: rows.start as i32,
-                rows: rows.len() as i32,
-                length: length as i32,
-                seen: length.saturating_sub(hidden) as i32,
-                capacity: capacity as i32,
-                unused: 0,
-            });
-        }
-        // The longest first, so that none of them begins when all others have ended.
-        let mut order: Vec<usize> = (0..sequences.len()).collect();
-        order.sort_by_key(|&number| (std::cmp::Reverse(sequences[number].length), number));
-        let tiles: Vec<DeviceTile> = order
-            .into_iter()
-            .flat_map(|number| {
-                let firsts = (0..self.rows[number].len()).step_by(tiling.queries);
-                firsts.map(move |first| DeviceTile { sequence: number as i32, first: first as i32 })
-            })
-            .collect();
-        let owners = match self.cached {
-            Some(_) => {
-                let owners = self.of_tokens(|number, ids| vec![number as u32; ids.len()]);
-                Some(self.lane.upload(&owners)?)
-            }
-            None => None,
-        };
-        Ok(Layout {
-            sequences: self.lane.upload(&sequences)?,
-            owners,
-            tile_count: tiles.len(),
-            tiles: self.lane.upload(&tiles)?,
-            tiling,
-        })
     }
 }
 
@@ -294,7 +222,10 @@ impl Pass<Cuda> for CudaPass<'_> {
         let tiling = QueryDivision::new(qkv.format, heads.width, longest);
         let layout = match self.layout.take().filter(|layout| layout.tiling == tiling) {
             Some(layout) => layout,
-            None => self.lay_out(tiling)?,
+            None => {
+                let cached = self.cached.as_deref_mut();
+                Layout::new(&mut self.lane, &self.rows, &self.hidden, cached, tiling)?
+            }
         };
         let bias = match &attention.bias {
             Some(bias) => {
@@ -307,15 +238,8 @@ impl Pass<Cuda> for CudaPass<'_> {
             None => None,
         };
         let out = CudaStates::new(&self.lane, qkv.format, qkv.rows, heads.heads * heads.width)?;
-        let sequences = Sequences {
-            sequences: &layout.sequences,
-            owners: layout.owners.as_ref(),
-            tiling,
-            tiles: &layout.tiles,
-            tile_count: layout.tile_count,
-        };
         let bias = bias.as_ref().map(|(memory, longest)| (&**memory, *longest));
-        launch::attend(&self.lane, &qkv, heads, (layer, attention), bias, &sequences, &out)?;
+        launch::attend(&self.lane, &qkv, heads, (layer, attention), bias, &layout.sequences(), &out)?;
         self.layout = Some(layout);
         Ok(out)
     }

@@ -3,9 +3,13 @@
 use candle_core::Device;
 
 use super::*;
+use crate::compute::attention::heads::DistanceBias;
+use crate::compute::attention::rope::Rotary;
 use crate::compute::backend::candle::Candle;
+use crate::compute::backend::candle::CandleDevice;
 use crate::compute::backend::traits::{KvCache as _, Pass, Positions, Row, Rows};
 use crate::compute::{Activation, Heads, LayerAttention, Mask, Pooling, RopeStyle};
+use crate::sync::Mutex;
 
 fn cuda(bf16: bool) -> Option<Cuda> {
     let device = Device::new_cuda(0).ok()?;
