@@ -209,7 +209,8 @@ class Config:
     @property
     def dtype(self) -> str:
         """How sentence models' weights are held: ``float32``, ``bfloat16``, ``int8`` or ``int4`` (quantized at load),
-        or ``auto``: bfloat16 where the CPU or the card multiplies it natively, else float32. GGUF files keep their own form.
+        or ``auto``: bfloat16 where the CPU or the card multiplies it natively, else float32. GGUF files keep their own
+        form.
         `MODEL_MANAGER_DTYPE`, default auto.
         """
     @property
