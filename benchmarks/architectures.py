@@ -1,16 +1,18 @@
 """Texts a second of ModernBERT-base and GTE-base, with random weights of the real size, here and in their peers.
 
-    python benchmarks/architectures.py DIR [MODEL ...]
+    python benchmarks/architectures.py DIR [MODEL ...] [--rounds N]
 
 Needs torch, transformers, sentence-transformers, onnx, onnxruntime and this package. Each engine runs in a process of
-its own, one after the other, on all cores: this package and sentence-transformers in bfloat16 and float32, onnxruntime
-in float32. The vocabulary is cut to 1,000 words, for a table costs no time; each word is one token. Prints one line of
-JSON for each model, engine and length: the best of three rounds.
+its own once a round, alone, on all cores; the order turns by one each round. Each peer gets the batch size that is best
+for it. The vocabulary is cut to 1,000 words, for a table costs no time; each word is one token. Prints one line of JSON
+for each process, and at the end the medians of the rounds: texts a second for each length, tokens a second over equal
+numbers of tokens of each length, and the distance from PyTorch in float32.
 """
 
 import argparse
 import json
 import random
+import statistics
 import subprocess
 import sys
 import time
@@ -23,8 +25,18 @@ SHAPES: dict[str, dict[str, Any]] = {
     "gte": {"num_hidden_layers": 12, "intermediate_size": 3072, "max_position_embeddings": 8192},
 }
 LENGTHS = {18: 128, 77: 48, 256: 16, 1024: 4}  # words of a text, and texts of a round
-ENGINES = ("here bfloat16", "here float32", "torch bfloat16", "torch float32", "onnxruntime float32")
+REFERENCE = "torch float32"
+ENGINES = (
+    "here bfloat16",
+    "here int8",
+    "here float32",
+    "torch bfloat16",
+    "onnxruntime float32",
+)
+BATCHES = (4, 8, 16, 32, 64)  # texts of a batch that a peer may choose
+COMPARED = 4  # texts of each length
 WORDS = 995
+Encode = Callable[[list[str], int], Any]
 
 
 def make(model: str, directory: Path) -> None:
@@ -69,26 +81,26 @@ def texts(words: int, count: int) -> list[str]:
     return [" ".join(f"w{chosen.randrange(WORDS)}" for _ in range(size)) for size in sizes]
 
 
-def here(directory: Path, dtype: str) -> Callable[[list[str]], Any]:
+def here(directory: Path, dtype: str) -> Encode:
     from model_manager import ModelManager
 
     manager = ModelManager(
         english_model=str(directory), dtype=dtype, cache_size=0, auto_cleanup=False, language_detection=False
     )
-    return lambda batch: manager.embed(batch, "english_sentence")
+    return lambda batch, _size: manager.embed(batch, "english_sentence")
 
 
-def torch_(directory: Path, dtype: str) -> Callable[[list[str]], Any]:
+def torch_(directory: Path, dtype: str) -> Encode:
     import torch
     from sentence_transformers import SentenceTransformer
 
     options = {"dtype": getattr(torch, dtype)}
     model = SentenceTransformer(str(directory), device="cpu", local_files_only=True, model_kwargs=options)
-    return lambda batch: model.encode(batch, batch_size=32, show_progress_bar=False)
+    return lambda batch, size: model.encode(batch, batch_size=size, show_progress_bar=False)
 
 
-def onnxruntime(directory: Path, _dtype: str) -> Callable[[list[str]], Any]:
-    """Batches of 32 of about the same length, as sentence-transformers makes them, and the mean of the states."""
+def onnxruntime(directory: Path, _dtype: str) -> Encode:
+    """Batches of about the same length, as sentence-transformers makes them, and the mean of the states."""
     import numpy as np
     import onnxruntime as ort
     import torch
@@ -112,52 +124,105 @@ def onnxruntime(directory: Path, _dtype: str) -> Callable[[list[str]], Any]:
         torch.onnx.export(States().eval(), (ids, mask), str(path), opset_version=17, **export)
     session, tokenizer = ort.InferenceSession(str(path)), AutoTokenizer.from_pretrained(directory)
 
-    def encode(batch: list[str]) -> Any:
-        ordered = sorted(batch, key=len)
-        vectors = []
-        for first in range(0, len(ordered), 32):
-            inputs = tokenizer(ordered[first : first + 32], padding=True, return_tensors="np")
+    def encode(batch: list[str], size: int) -> Any:
+        order = sorted(range(len(batch)), key=lambda index: len(batch[index]))
+        vectors: Any = np.empty((len(batch), 768), np.float32)
+        for first in range(0, len(order), size):
+            chosen = order[first : first + size]
+            inputs = tokenizer([batch[index] for index in chosen], padding=True, return_tensors="np")
             shown = inputs["attention_mask"].astype(np.int64)
             states = session.run(None, {"ids": inputs["input_ids"].astype(np.int64), "mask": shown})[0]
-            vectors.append((states * shown[..., None]).sum(1) / shown.sum(1)[..., None])
-        return np.concatenate(vectors)
+            vectors[chosen] = (states * shown[..., None]).sum(1) / shown.sum(1)[..., None]
+        return vectors
 
     return encode
 
 
-def measure(model: str, engine: str, directory: Path) -> None:
+def timed(encode: Encode, batch: list[str], size: int) -> float:
+    start = time.perf_counter()
+    encode(batch, size)
+    return time.perf_counter() - start
+
+
+def measure(engine: str, directory: Path) -> None:
+    """In this process: seconds of each length (best of three), and the vectors that are compared."""
+    import numpy as np
+
     name, dtype = engine.split()
     encode = {"here": here, "torch": torch_, "onnxruntime": onnxruntime}[name](directory, dtype)
+    vectors = [encode(texts(words, COMPARED), COMPARED) for words in LENGTHS]
+    np.save(directory / f"{engine}.npy", np.concatenate([np.asarray(some, dtype=np.float64) for some in vectors]))
+    found = {}
     for words, count in LENGTHS.items():
+        if engine == REFERENCE:
+            break
         batch = texts(words, count)
-        encode(batch[:4])
-        rounds = []
-        for _ in range(3):
-            start = time.perf_counter()
-            encode(batch)
-            rounds.append(time.perf_counter() - start)
-        found = {"model": model, "engine": engine, "words": words, "texts_per_second": round(count / min(rounds), 1)}
-        print(json.dumps(found), flush=True)
+        sizes = [size for size in BATCHES if size <= count] if name != "here" else [count]
+        tried = {size: timed(encode, batch, size) for size in sizes}
+        best = min(tried, key=lambda size: tried[size])
+        found[words] = min([tried[best], *(timed(encode, batch, best) for _ in range(3))])
+    print(json.dumps({"engine": engine, "seconds": found}), flush=True)
+
+
+def distances(engine: str, directory: Path) -> tuple[float, float]:
+    """From the reference, of vectors of length 1: the smallest cosine, and the largest error of an element in units of
+    the largest element of its vector."""
+    import numpy as np
+
+    def unit(name: str) -> Any:
+        vectors = np.load(directory / f"{name}.npy")
+        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+    ours, theirs = unit(engine), unit(REFERENCE)
+    errors = np.abs(ours - theirs).max(axis=1) / np.abs(theirs).max(axis=1)
+    return float((ours * theirs).sum(axis=1).min()), float(errors.max())
+
+
+def table(model: str, directory: Path, rounds: dict[str, list[dict[str, float]]]) -> str:
+    """Markdown: one line an engine."""
+    tokens = {words: sum(len(text.split()) + 2 for text in texts(words, count)) for words, count in LENGTHS.items()}
+    lines = [f"| {model}: words of a text | " + " | ".join(map(str, LENGTHS)) + " | tokens/s of all | cosine | error |"]
+    lines.append("|---" * (len(LENGTHS) + 4) + "|")
+    for engine, found in rounds.items():
+        seconds = {words: statistics.median(one[str(words)] for one in found) for words in LENGTHS}
+        rates = [f"{LENGTHS[words] / seconds[words]:.4g}" for words in LENGTHS]
+        # The harmonic mean is the rate over equal numbers of tokens of each length.
+        mean = len(LENGTHS) / sum(seconds[words] / tokens[words] for words in LENGTHS)
+        cosine, error = distances(engine, directory)
+        lines.append(f"| {engine} | {' | '.join(rates)} | {mean:.0f} | {cosine:.5f} | {error:.1e} |")
+    return "\n".join(lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Texts a second of whole models, here and in their peers.")
     parser.add_argument("directory", type=Path)
     parser.add_argument("models", nargs="*", default=list(SHAPES))
-    parser.add_argument("--engine", choices=ENGINES, help="measure this one alone, in this process")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--engine", choices=[*ENGINES, REFERENCE], help="measure this one alone, in this process")
     args = parser.parse_args()
     for model in args.models:
         directory = args.directory / model
         if args.engine:
-            measure(model, args.engine, directory)
+            measure(args.engine, directory)
             continue
         if not (directory / "modules.json").exists():
             directory.mkdir(parents=True, exist_ok=True)
             make(model, directory)
-        for engine in ENGINES:
+
+        def run(engine: str, model: str = model) -> dict[str, float]:
             command = [sys.executable, __file__, str(args.directory), model, "--engine", engine]
-            if subprocess.run(command, check=False).returncode:
-                print(json.dumps({"model": model, "engine": engine, "failed": True}), flush=True)
+            line = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1]
+            print(line, flush=True)
+            seconds: dict[str, float] = json.loads(line)["seconds"]
+            return seconds
+
+        run(REFERENCE)
+        rounds: dict[str, list[dict[str, float]]] = {engine: [] for engine in ENGINES}
+        for turn in range(args.rounds):
+            first = turn % len(ENGINES)
+            for engine in ENGINES[first:] + ENGINES[:first]:
+                rounds[engine].append(run(engine))
+        print(f"\n{table(model, directory, rounds)}\n", flush=True)
 
 
 if __name__ == "__main__":
