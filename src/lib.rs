@@ -11,6 +11,7 @@
 //! [`batching`] packs the texts of many callers, [`compute`] runs them, [`output`] is the result. No module calls back into
 //! one before it.
 
+pub mod arrow;
 pub mod batching;
 pub mod cache;
 pub mod clock;

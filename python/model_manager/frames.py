@@ -99,10 +99,7 @@ def _to_polars(frame: Any, column: str, output: str, vectors: Vectors) -> Any:
     import polars as pl
 
     _check(column, frame.columns)
-    texts = frame.get_column(column)
-    if texts.dtype == pl.Null:  # a column of nulls only, which polars exports with a buffer too many
-        texts = texts.cast(pl.String)
-    return frame.with_columns(pl.Series(vectors(texts)).alias(output))
+    return frame.with_columns(pl.Series(vectors(frame.get_column(column))).alias(output))
 
 
 def with_vectors(frame: Any, column: str, output: str, vectors: Vectors) -> Any:

@@ -8,7 +8,19 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).parents[2] / "src"
-FOLDERS = ["compute", "sync", "manager", "lifecycle", "batching", "remote", "generation", "cache", "models", "python"]
+FOLDERS = [
+    "arrow",
+    "compute",
+    "sync",
+    "manager",
+    "lifecycle",
+    "batching",
+    "remote",
+    "generation",
+    "cache",
+    "models",
+    "python",
+]
 
 Module = tuple[str, ...]
 

@@ -1,9 +1,7 @@
 //! Texts from Arrow columns, and vectors as Arrow arrays, without Python objects for single values.
 
-mod column;
-mod ffi;
+mod capsules;
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use arrow_array::array::{Array, ArrayRef, FixedSizeListArray, Float32Array};
@@ -13,8 +11,8 @@ use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 use pyo3::types::{PyCapsule, PyDict, PyTuple};
 
-use self::column::Column;
-use super::errors::{OrRaise, to_py};
+use super::errors::OrRaise;
+use crate::arrow::{Column, ColumnKind, Imported};
 use crate::compute::memory::reserve;
 use crate::output::Dense;
 use crate::{Error, Result};
@@ -34,12 +32,12 @@ impl ArrowVectors {
     ) -> PyResult<Bound<'py, PyTuple>> {
         // The interface lets an exporter ignore the request; the consumer casts.
         drop(requested_schema);
-        ffi::export(py, &self.0)
+        capsules::export(py, &self.0)
     }
 
     /// The schema in a capsule.
     fn __arrow_c_schema__<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyCapsule>> {
-        ffi::export_schema(py, &self.0)
+        capsules::export_schema(py, &self.0)
     }
 
     /// numpy's array interface, version 3: read-only float32 of shape (n, dim), of the same memory. Null rows are NaN.
@@ -74,29 +72,18 @@ impl ArrowVectors {
     }
 }
 
-/// The column that an object exports; None when it exports none.
-fn import(exporter: &Bound<'_, PyAny>) -> PyResult<Option<ffi::Chunks>> {
-    let py = exporter.py();
-    // The structures come from other libraries; arrow's readers assert what they rely on.
-    let imported = catch_unwind(AssertUnwindSafe(|| ffi::import(exporter)))
-        .unwrap_or_else(|payload| Err(to_py(py, &Error::panic("arrow", payload.as_ref()))))?;
-    imported.transpose().map_err(|error| ffi::foreign(py, &error))
-}
-
 /// The texts of a column.
-fn read(py: Python<'_>, (kind, chunks): ffi::Chunks) -> PyResult<Column> {
-    let column = py.detach(|| Column::read(&kind, &chunks)).or_raise(py);
+fn read(py: Python<'_>, mut imported: Imported) -> PyResult<Column> {
     // Dropped attached: a release function may be Python's.
-    drop(chunks);
-    column
+    py.detach(|| imported.read()).or_raise(py)
 }
 
 /// The texts of an object that exports a column of text. None for columns of other types, which may be token ids; a frame,
 /// whose items are columns, is an error.
 pub(super) fn texts(exporter: &Bound<'_, PyAny>) -> PyResult<Option<Vec<String>>> {
-    match import(exporter)? {
-        Some((kind, chunks)) if column::is_text(&kind) || matches!(kind, DataType::Struct(_)) => {
-            let column = read(exporter.py(), (kind, chunks))?;
+    match capsules::import(exporter)? {
+        Some(imported) if !matches!(imported.kind(), ColumnKind::Other(_)) => {
+            let column = read(exporter.py(), imported)?;
             column.all().map(Some).or_raise(exporter.py())
         }
         _ => Ok(None),
@@ -105,8 +92,8 @@ pub(super) fn texts(exporter: &Bound<'_, PyAny>) -> PyResult<Option<Vec<String>>
 
 /// The column of an object that must export one.
 pub(super) fn column(exporter: &Bound<'_, PyAny>) -> PyResult<Column> {
-    match import(exporter)? {
-        Some(chunks) => read(exporter.py(), chunks),
+    match capsules::import(exporter)? {
+        Some(imported) => read(exporter.py(), imported),
         None => Err(PyTypeError::new_err(format!(
             "texts must export an Arrow column (__arrow_c_stream__ or __arrow_c_array__), not be a {}; embed() takes lists",
             exporter.get_type().name()?
