@@ -154,6 +154,7 @@ def test_damaged_structures_are_refused(manager, damage, kind):
 
 
 def test_every_refused_array_is_released(manager):
+    gc.collect()
     before = pa.total_allocated_bytes()
     for damage in (change for name, change in DAMAGES.items() if name != "released"):
         made = array(["bir", None, "on iki baytı geçen bir metin"] * 1000, pa.string())
