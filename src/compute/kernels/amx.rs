@@ -8,12 +8,18 @@
 //!  a ┌─ tmm4 ──┐    ┌─ tmm0 ──┬─ tmm1 ──┐
 //!    │         │    │         │         │ 16 rows
 //!    ├─ tmm5 ──┤    ├─ tmm2 ──┼─ tmm3 ──┤
-//!    │         │    │         │         │ 16 rows, or the rest
+//!    │         │    │         │         │ 16 rows
 //!    └─────────┘    └─────────┴─────────┘ c
 //! ```
 //!
 //! The eight tile registers have 16 rows of 64 bytes each. They hold 2×2 tiles of sums and two tiles of each operand.
-//! Every loaded tile is used twice, and four independent sums hide the latency of a product.
+//! Every loaded tile is used twice, and four independent sums hide the latency of a product. A product takes less time
+//! with fewer rows, down to about nine, so a block of 17 to 31 rows is divided evenly.
+//!
+//! Three things keep the unit busy, as measured on two generations of servers: panels that other rows use again pass by
+//! the first-level cache (TILELOADDT1), where the rows stay; what is multiplied later is prefetched meanwhile; and eight
+//! other instructions follow each tile instruction, because a longer queue of tile instructions blocks the loads of the
+//! next step.
 //!
 //! A panel has the same layout as for vector registers: a row of 32 units is two rows of 16, and a unit, two bf16 that
 //! are adjacent along the sum, is what TDPBF16PS multiplies. A tile of the panel is 16 of its rows, half as wide.
@@ -38,8 +44,22 @@ pub(crate) const DEPTH: usize = TILE;
 /// Rows of a tile register, and four-byte units of its rows.
 const TILE: usize = 16;
 
+/// Bytes of a panel that a step multiplies.
+const STEP_BYTES: usize = TILE * WIDTH * 4;
+
+/// Bytes of a cache line.
+const LINE: usize = 64;
+
+/// Other instructions after each tile instruction, at least.
+const OTHERS: usize = 8;
+
 /// Columns of a panel.
 const WIDTH: usize = 2 * TILE;
+
+/// Rows of the upper tiles of a block of `rows` rows.
+fn upper_rows(rows: usize) -> usize {
+    if rows > TILE { rows.div_ceil(2) } else { rows }
+}
 
 /// The 64 bytes that LDTILECFG reads: Intel's Software Developer's Manual, volume 1, "Tile configuration".
 #[repr(C, align(64))]
@@ -57,7 +77,7 @@ impl Configuration {
     /// Tiles for 1 to 32 rows and `units` units a step. Instructions access no memory beyond them.
     fn new(rows: usize, units: usize) -> Self {
         let mut all = Self { palette: 1, start_row: 0, reserved: [0; 14], bytes: [0; 16], rows: [0; 16] };
-        let upper = rows.min(TILE);
+        let upper = upper_rows(rows);
         let lower = rows - upper;
         for (tile, rows, columns) in [
             (0, upper, TILE),
@@ -208,64 +228,128 @@ unsafe fn configure(shape: TileShape) {
 /// - If `units < 16`, `steps <= 1`: a step advances the operands by 16 units.
 unsafe fn block(t: &Tile, units: usize, steps: usize) {
     let lower = t.rows > TILE;
-    // SAFETY: `configure` gets 1 to 32 rows and 1 to 16 units. The upper tiles have `t.rows.min(16)` rows and `units`
-    // units, and the lower ones, which are used only if `t.rows > 16`, have the other rows; so each instruction accesses
-    // only the rows and units that the preconditions name. All registers that change are named.
+    // SAFETY: `configure` gets 1 to 32 rows and 1 to 16 units. The caller upholds the other preconditions, which are the
+    // same. `LOWER` says whether there are rows below the upper tiles.
     unsafe {
         configure((t.rows, units));
+        // Cache lines to prefetch a step. After each of a step's eight tile instructions, or five without lower tiles, come
+        // as many prefetches as the last constant says.
+        match (lower, t.ahead.map_or(0, |ahead| (ahead.step * TILE).div_ceil(LINE))) {
+            (true, 0) => multiply::<true, false, 0>(t, steps),
+            (true, 1..=8) => multiply::<true, false, 1>(t, steps),
+            (true, 9..=16) => multiply::<true, false, 2>(t, steps),
+            (true, 17..) => multiply::<true, true, 4>(t, steps),
+            (false, 0) => multiply::<false, false, 0>(t, steps),
+            (false, 1..=8) => multiply::<false, false, 2>(t, steps),
+            (false, 9..=16) => multiply::<false, false, 4>(t, steps),
+            (false, 17..) => multiply::<false, true, 7>(t, steps),
+        }
+    }
+}
+
+/// The loop of [`block`]. If `STREAMED`, these rows are all that use the panel: it is loaded and prefetched as usual.
+/// Otherwise it stays in the second-level cache, as does what is prefetched.
+///
+/// # Safety
+///
+/// - All preconditions of [`block`] for `steps`.
+/// - The tiles are configured for `t.rows` rows and `units` units.
+/// - `LOWER == (t.rows > 16)`.
+unsafe fn multiply<const LOWER: bool, const STREAMED: bool, const PREFETCHES: usize>(t: &Tile, steps: usize) {
+    let upper = upper_rows(t.rows);
+    // SAFETY: the upper tiles have `upper` rows, and the lower ones, which are used only if `LOWER`, have the other rows; so
+    // each instruction accesses only the rows and units that the preconditions name. A prefetch may use any address. All
+    // registers that change are named.
+    unsafe {
         asm!(
+            // What follows each tile instruction.
+            ".macro model_manager_between",
+            ".rept {prefetches}",
+            ".if {streamed}",
+            "prefetcht0 [{ahead}]",
+            ".else",
+            "prefetcht1 [{ahead}]",
+            ".endif",
+            "add {ahead}, {line}",
+            ".endr",
+            ".rept {fillers}",
+            "nop",
+            ".endr",
+            ".endm",
             "test {accumulate}, {accumulate}",
             "jz 2f",
             "tileloadd tmm0, [{c} + {c_stride}*1]",
             "tileloadd tmm1, [{c} + {c_stride}*1 + 64]",
-            "test {c_lower}, {c_lower}",
-            "jz 3f",
+            ".if {lower}",
             "tileloadd tmm2, [{c_lower} + {c_stride}*1]",
             "tileloadd tmm3, [{c_lower} + {c_stride}*1 + 64]",
+            ".endif",
             "jmp 3f",
             "2:",
             "tilezero tmm0",
             "tilezero tmm1",
-            "test {c_lower}, {c_lower}",
-            "jz 3f",
+            ".if {lower}",
             "tilezero tmm2",
             "tilezero tmm3",
+            ".endif",
             "3:",
             "sub {steps}, 1",
             "jb 5f",
-            "tileloadd tmm6, [{panel} + {panel_stride}*1]",
-            "tileloadd tmm7, [{panel} + {panel_stride}*1 + 64]",
-            "tileloadd tmm4, [{a} + {a_stride}*1]",
-            "tdpbf16ps tmm0, tmm4, tmm6",
-            "tdpbf16ps tmm1, tmm4, tmm7",
-            "test {c_lower}, {c_lower}",
-            "jz 4f",
-            "tileloadd tmm5, [{a_lower} + {a_stride}*1]",
-            "tdpbf16ps tmm2, tmm5, tmm6",
-            "tdpbf16ps tmm3, tmm5, tmm7",
             "4:",
+            ".if {streamed}",
+            "tileloadd tmm6, [{panel} + {panel_stride}*1]",
+            "model_manager_between",
+            "tileloadd tmm7, [{panel} + {panel_stride}*1 + 64]",
+            ".else",
+            "tileloaddt1 tmm6, [{panel} + {panel_stride}*1]",
+            "model_manager_between",
+            "tileloaddt1 tmm7, [{panel} + {panel_stride}*1 + 64]",
+            ".endif",
+            "model_manager_between",
+            "tileloadd tmm4, [{a} + {a_stride}*1]",
+            "model_manager_between",
+            "tdpbf16ps tmm0, tmm4, tmm6",
+            "model_manager_between",
+            "tdpbf16ps tmm1, tmm4, tmm7",
+            "model_manager_between",
+            ".if {lower}",
+            "tileloadd tmm5, [{a_lower} + {a_stride}*1]",
+            "model_manager_between",
+            "tdpbf16ps tmm2, tmm5, tmm6",
+            "model_manager_between",
+            "tdpbf16ps tmm3, tmm5, tmm7",
+            "model_manager_between",
+            ".endif",
             "add {a}, 64",
             "add {a_lower}, 64",
-            "add {panel}, 2048",
-            "jmp 3b",
+            "add {panel}, {step_bytes}",
+            "sub {steps}, 1",
+            "jae 4b",
             "5:",
             "tilestored [{c} + {c_stride}*1], tmm0",
             "tilestored [{c} + {c_stride}*1 + 64], tmm1",
-            "test {c_lower}, {c_lower}",
-            "jz 6f",
+            ".if {lower}",
             "tilestored [{c_lower} + {c_stride}*1], tmm2",
             "tilestored [{c_lower} + {c_stride}*1 + 64], tmm3",
-            "6:",
+            ".endif",
+            ".purgem model_manager_between",
+            prefetches = const PREFETCHES,
+            fillers = const OTHERS.saturating_sub(2 * PREFETCHES),
+            streamed = const STREAMED as usize,
+            lower = const LOWER as usize,
+            line = const LINE,
+            step_bytes = const STEP_BYTES,
             accumulate = in(reg) usize::from(t.accumulate),
             c = in(reg) t.c,
-            c_lower = in(reg) if lower { t.c.add(TILE * t.c_stride) } else { std::ptr::null_mut() },
+            c_lower = in(reg) t.c.wrapping_add(upper * t.c_stride),
             c_stride = in(reg) t.c_stride * 4,
             steps = inout(reg) steps => _,
             panel = inout(reg) t.panel => _,
             panel_stride = in(reg) WIDTH * 4,
             a = inout(reg) t.a => _,
-            a_lower = inout(reg) t.a.wrapping_add(TILE * t.a_stride) => _,
+            a_lower = inout(reg) t.a.wrapping_add(upper * t.a_stride) => _,
             a_stride = in(reg) t.a_stride,
+            ahead = inout(reg) t.ahead.map_or(std::ptr::null(), |ahead| ahead.from) => _,
             out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
             out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
             options(nostack),

@@ -275,6 +275,11 @@ impl Kernels {
         }
     }
 
+    /// Whether AMX multiplies `format`.
+    pub(crate) fn uses_amx(&self, format: DType) -> bool {
+        self.isa == Isa::Amx && format == DType::Bf16
+    }
+
     /// Keeps the tile registers of this thread configured from one product to the next, until the value is dropped.
     /// In between, this thread runs no AMX code other than these kernels.
     pub(crate) fn keep_tiles(&self) -> KeepTiles {

@@ -59,7 +59,8 @@ pub(crate) struct Tile {
 pub(crate) struct Ahead {
     /// Any address: a prefetch does not fault.
     pub from: *const u8,
-    /// Bytes, at most those of a panel's row.
+    /// Bytes, at most those of a panel's row. If it is a whole row, no other rows use the panels, which need not stay in a
+    /// cache.
     pub step: usize,
 }
 

@@ -22,6 +22,12 @@ use crate::compute::parallel::{Parallelism, Share, Target};
 /// Bytes of a block of panels, which stays in the second-level cache while all rows are multiplied by it.
 const BLOCK_BYTES: usize = 384 << 10;
 
+/// Bytes of a block of panels for AMX, which shares the second-level cache with the next block, which is prefetched.
+const AMX_BLOCK_BYTES: usize = 192 << 10;
+
+/// How far ahead the panels are prefetched that AMX multiplies by all rows at once, in bytes.
+const AMX_STREAM_BYTES: usize = 8 << 10;
+
 /// The least number of rows for which the next panel is prefetched. From here on, a panel takes longer to multiply than
 /// to read from main memory. With fewer rows, memory bandwidth is the limit, and prefetching only adds load.
 const PREFETCH_ROWS: usize = 8;
@@ -31,6 +37,15 @@ const FEW_TILES: usize = 8;
 
 /// Rows that are multiplied by a quantized panel at once: a multiple of the tile heights.
 const QUANTIZED_ROWS: usize = 24;
+
+/// What is prefetched while a panel is multiplied.
+#[derive(Clone, Copy)]
+struct Prefetch {
+    /// Bytes from the start of this panel to the start of that one.
+    distance: usize,
+    /// The share of that panel.
+    share: Share,
+}
 
 /// The product of a tile before its epilogue. It is not cleared, because products write every value that the epilogue
 /// reads; clearing it would cost a twentieth of the time of a product.
@@ -137,15 +152,13 @@ impl Gemm<'_> {
             PartFormat::Quantized(_) => QUANTIZED_ROWS,
         };
         let row_tiles = rows.len().div_ceil(height);
-        let few = rows.len() >= PREFETCH_ROWS
-            && row_tiles <= FEW_TILES
-            && matches!(part.form, PartFormat::Plain(_));
-        let block = if few && row_tiles > 1 { 1 } else { (BLOCK_BYTES / bytes.max(1)).max(1) };
+        let (block, distance) = self.blocks(part, rows.len(), row_tiles, bytes.max(1));
         let mut tiles = [[MaybeUninit::uninit(); LARGEST_TILE]; 2];
         for first in panels.clone().step_by(block) {
             let end = panels.end.min(first + block);
             for (index, row) in rows.clone().step_by(height).enumerate() {
-                let prefetch = few.then_some(Share { index, of: row_tiles });
+                let prefetch =
+                    distance.map(|distance| Prefetch { distance, share: Share { index, of: row_tiles } });
                 let rows = row..rows.end.min(row + height);
                 // With few rows, one epilogue handles the products of several panels.
                 let count = LARGEST_TILE / (part.form.width(kernels) * rows.len());
@@ -162,14 +175,34 @@ impl Gemm<'_> {
         }
     }
 
+    /// The number of panels of a block, and how far ahead panels are prefetched, if at all.
+    fn blocks(
+        &self,
+        part: &LinearPart,
+        rows: usize,
+        row_tiles: usize,
+        bytes: usize,
+    ) -> (usize, Option<usize>) {
+        let block = (BLOCK_BYTES / bytes).max(1);
+        match part.form {
+            PartFormat::Quantized(_) => (block, None),
+            PartFormat::Plain(format) if self.kernel_set.kernels.uses_amx(format) => {
+                let block = (AMX_BLOCK_BYTES / bytes).max(1);
+                (block, Some(if row_tiles > 1 { block * bytes } else { AMX_STREAM_BYTES }))
+            }
+            PartFormat::Plain(_) if rows < PREFETCH_ROWS || row_tiles > FEW_TILES => (block, None),
+            PartFormat::Plain(_) => (if row_tiles > 1 { 1 } else { block }, Some(bytes)),
+        }
+    }
+
     /// Multiplies rows by panels, and in a gated layer by the same panels of its second part, into `tiles`, and runs the
-    /// epilogue. `prefetch` is the share of the next panel that is prefetched.
+    /// epilogue.
     fn multiply_panels(
         &self,
         part: &LinearPart,
         panels: Range<usize>,
         rows: Range<usize>,
-        prefetch: Option<Share>,
+        prefetch: Option<Prefetch>,
         tiles: &mut [TileBuffer; 2],
     ) {
         let (layer, kernels) = (self.layer, self.kernel_set.kernels);
@@ -219,7 +252,7 @@ impl Gemm<'_> {
         part: &LinearPart,
         panels: Range<usize>,
         rows: Range<usize>,
-        prefetch: Option<Share>,
+        prefetch: Option<Prefetch>,
         out: &mut TileBuffer,
     ) {
         let (kernels, inputs) = (self.kernel_set.kernels, self.layer.inputs);
@@ -244,8 +277,8 @@ impl Gemm<'_> {
                         c_stride: stride,
                         rows: rows.len(),
                         accumulate: false,
-                        ahead: prefetch.map(|share| Ahead {
-                            from: start.wrapping_add(bytes + bytes * share.index / share.of),
+                        ahead: prefetch.map(|Prefetch { distance, share }| Ahead {
+                            from: start.wrapping_add(distance + bytes * share.index / share.of),
                             step: kernels.width * 4 / share.of,
                         }),
                     };

@@ -41,6 +41,9 @@ thread_local! {
     static TILES: RefCell<Tiles> = const { RefCell::new(Tiles::INITIAL) };
 }
 
+/// An instruction that does nothing.
+const NOP: u8 = 0x90;
+
 /// The handler of SIGILL before the emulator was installed.
 static PREVIOUS: OnceLock<libc::sigaction> = OnceLock::new();
 
@@ -100,7 +103,7 @@ extern "C" fn on_illegal_instruction(
         let registers = REGISTERS.map(|register| saved[register as usize].cast_unsigned());
         let start = saved[libc::REG_RIP as usize].cast_unsigned();
         let mut at = start;
-        // A trap is slow, so AMX instructions that follow directly are executed in the same one.
+        // A trap is slow, so AMX instructions that follow, with or without NOPs between them, are executed in the same one.
         while let Some((instruction, length)) = decode(at as *const u8, &registers) {
             if let Err(reason) = TILES.with_borrow_mut(|tiles| tiles.run(instruction)) {
                 // A panic could not unwind from a signal handler, and its text would be lost.
@@ -109,6 +112,9 @@ extern "C" fn on_illegal_instruction(
                 std::process::abort();
             }
             at += length as u64;
+            while (at as *const u8).read() == NOP {
+                at += 1;
+            }
         }
         saved[libc::REG_RIP as usize] = at.cast_signed();
         if at == start {

@@ -34,12 +34,16 @@ fn check_tile(kernels: &Kernels, format: DType, rows: usize, k: usize, columns: 
     // SAFETY: `rows` is at most `kernels.rows(format)`; `a` has `rows` rows of `even` elements, which is whole units, the
     // panel has `units(format, k)` rows of `width` units, and `c` has `rows` rows of `width` initialized values.
     unsafe { kernels.tile(format, &t) };
-    let mut again = Guarded::new(&before);
-    // Prefetching changes no result, even from an inaccessible page: right behind the panel.
-    let ahead = Some(Ahead { from: panel.as_ptr().wrapping_add(panel.len()).cast(), step: 32 });
-    // SAFETY: the operands are those of the call above, and `again` has the size of `c`.
-    unsafe { kernels.tile(format, &Tile { c: again.as_mut_ptr(), ahead, ..t }) };
-    assert_eq!(again[..], c[..]);
+    // Prefetching changes no result, even from an inaccessible page: right behind the panel. Of a panel's row, the share of
+    // each of many, four, two and one row tiles is prefetched.
+    for share in [32, 4, 2, 1] {
+        let mut again = Guarded::new(&before);
+        let from = panel.as_ptr().wrapping_add(panel.len()).cast();
+        let ahead = Some(Ahead { from, step: kernels.width * 4 / share });
+        // SAFETY: the operands are those of the call above, and `again` has the size of `c`.
+        unsafe { kernels.tile(format, &Tile { c: again.as_mut_ptr(), ahead, ..t }) };
+        assert_eq!(again[..], c[..], "{kernels:?} {format:?} {rows}x{k}, a share of 1/{share}");
+    }
     for (i, &got) in c.iter().enumerate() {
         let (row, column) = (i / kernels.width, i % kernels.width);
         let mut expected = if accumulate { f64::from(before[i]) } else { 0.0 };
