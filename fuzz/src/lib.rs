@@ -14,6 +14,7 @@ use model_manager::models::{Bounds, Encoder, ModelFiles, Overrides, on_cpu};
 use model_manager::remote;
 use tempfile::TempDir;
 
+mod arrow;
 mod gguf;
 mod segment;
 
@@ -28,7 +29,7 @@ pub struct Target {
 }
 
 /// Every target.
-pub const TARGETS: [Target; 11] = [
+pub const TARGETS: [Target; 12] = [
     Target {
         name: "safetensors",
         run: |data| sentence("bert_bf16", "model.safetensors", data),
@@ -105,6 +106,7 @@ pub const TARGETS: [Target; 11] = [
             .into()
         },
     },
+    Target { name: "arrow_column", run: arrow::run, seeds: arrow::seeds },
     Target { name: "cache_segment", run: segment::run, seeds: segment::seeds },
     Target {
         name: "remote_reply",
@@ -123,7 +125,7 @@ pub const TARGETS: [Target; 11] = [
 
 /// The target of this name.
 pub fn target(name: &str) -> &'static Target {
-    static ALL: [Target; 11] = TARGETS;
+    static ALL: [Target; 12] = TARGETS;
     ALL.iter().find(|target| target.name == name).expect("a target of this name")
 }
 

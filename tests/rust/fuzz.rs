@@ -114,4 +114,5 @@ macro_rules! targets {
     };
 }
 
-targets! { safetensors pickle gguf config modules tokenizer chat_template vocabulary http_body cache_segment remote_reply }
+targets! { safetensors pickle gguf config modules tokenizer chat_template vocabulary http_body arrow_column cache_segment
+remote_reply }
