@@ -1,8 +1,8 @@
 """Models of the shapes that people use, with random weights, and their speed next to sentence-transformers on one card.
 
 Each contender runs in a process of its own, one after the other, on the same texts. This process reads the card's
-memory when a contender says so: ours when all is embedded, theirs after batches of 64. No weights matter here,
-so no model is downloaded.
+memory when a contender says so: when it has its model, and at the end (ours when all is embedded, theirs after batches
+of 64). A third process has nothing but the driver's context. No weights matter here, so no model is downloaded.
 """
 
 from __future__ import annotations
@@ -109,6 +109,7 @@ if contender == "ours":
     from model_manager import ModelManager
     manager = ModelManager(device=device, cache_size=0, auto_cleanup=False, adaptive_state=False)
     manager.register("model", folder, dtype=dtype)
+    manager.load("model")
     embed = lambda texts: manager.embed(texts, "model")
 else:
     import torch
@@ -117,6 +118,8 @@ else:
     model = SentenceTransformer(folder, device=device, model_kwargs={"torch_dtype": kind})
     size = 64
     embed = lambda texts: model.encode(texts, batch_size=size, show_progress_bar=False)
+print("memory with the model", flush=True)
+sys.stdin.readline()
 found = {}
 for kind, texts in every.items():
     ones = []
@@ -189,6 +192,18 @@ print(json.dumps({"decoding": [rate, 0]}))
 """
 
 
+CONTEXT = r"""
+import ctypes, sys
+driver, device, context = ctypes.CDLL("libcuda.so.1"), ctypes.c_int(), ctypes.c_void_p()
+failed = driver.cuInit(0) or driver.cuDeviceGet(ctypes.byref(device), 0)
+failed = failed or driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), device)
+print("memory", flush=True)
+sys.stdin.readline()
+print("{}")
+sys.exit(failed)
+"""
+
+
 def used() -> float:
     """MB of the card that are in use; 0 where the driver has no program that says so."""
     if shutil.which("nvidia-smi") is None:
@@ -198,19 +213,23 @@ def used() -> float:
     return float(done.stdout.split()[0]) if done.returncode == 0 and done.stdout.split() else 0.0
 
 
-def run(program: str, arguments: list[str]) -> tuple[dict[str, list[float]] | None, float]:
-    """What a contender printed last, and the MB of the card that it used. Nothing reads the card while it is timed."""
+def run(program: str, arguments: list[str]) -> tuple[dict[str, list[float]] | None, dict[str, float]]:
+    """What a contender printed last, and the MB of the card that it used each time that it asked to be measured.
+
+    Nothing reads the card while a contender is timed.
+    """
     before = used()
     worker = subprocess.Popen(
         [sys.executable, "-c", program, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     assert worker.stdin is not None
     assert worker.stdout is not None
-    memory, last = 0.0, ""
+    memory: dict[str, float] = {}
+    last = ""
     for line in worker.stdout:
-        last = line
-        if line.strip() == "memory":
-            memory = used() - before
+        last = line.strip()
+        if last.startswith("memory"):
+            memory[last] = used() - before
             worker.stdin.write("\n")
             worker.stdin.flush()
     return (json.loads(last), memory) if worker.wait() == 0 else (None, memory)
@@ -241,6 +260,9 @@ def compare(add: Callable[..., None], device: str, names: list[str], seconds: fl
         add("speed next to sentence-transformers", f"left out: {', '.join(missing)} missing")
         return
     given = json.dumps({kind: texts(kind) for kind in WORDS})
+    bare = run(CONTEXT, [])[1].get("memory", 0.0) if device.startswith("cuda") else 0.0
+    if bare:
+        add("memory of the driver's context alone", f"{bare:.0f} MB")
     with tempfile.TemporaryDirectory() as scratch:
         for name in names:
             folder = Path(scratch, name)
@@ -267,6 +289,11 @@ def compare(add: Callable[..., None], device: str, names: list[str], seconds: fl
                 add(f"{name}, {kind}, bfloat16", found, ratio >= TARGETS.get(kind, 0))
             if differ is not None:
                 add(f"{name}, error, bfloat16", f"{differ[0]:.1e}, theirs {differ[1]:.1e}", differ[0] <= 2 * differ[1])
-            if their_memory:
-                share = our_memory / their_memory
-                add(f"{name}, memory", f"{our_memory:.0f} MB, {share:.2f} x theirs", share <= MEMORY)
+            for when, taken in our_memory.items():
+                of_theirs = their_memory.get(when, 0.0)
+                if of_theirs <= 0:
+                    continue
+                share, found = taken / of_theirs, f"{taken:.0f} MB, {taken / of_theirs:.2f} x theirs"
+                if of_theirs > bare > 0:
+                    found += f"; without the context {(taken - bare) / (of_theirs - bare):.2f} x"
+                add(f"{name}, {when}", found, share <= MEMORY if when == "memory" else None)
