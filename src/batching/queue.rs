@@ -250,7 +250,7 @@ mod tests {
         /// and every waiter is answered exactly once.
         #[test]
         fn nothing_is_lost_or_computed_twice(
-            arrivals in prop::collection::vec((0u32..40, 1usize..30, any::<bool>()), 0..200),
+            arrivals in prop::collection::vec((0u32..40, 1usize..30, any::<bool>()), 0..if cfg!(miri) { 40 } else { 200 }),
             budget in 1usize..100,
             items in 1usize..20,
         ) {

@@ -352,14 +352,15 @@ mod tests {
 
     #[test]
     fn racing_callers_all_get_their_own_rows() {
+        const STEPS: usize = if cfg!(miri) { 4 } else { 50 };
         let bench = Bench::new(64);
         // Each call makes two batches at most.
-        bench.permit(16 * 50 * 2);
+        bench.permit(16 * STEPS * 2);
         thread::scope(|scope| {
             for id in 0..16u32 {
                 let bench = &bench;
                 scope.spawn(move || {
-                    for step in 1..=50usize {
+                    for step in 1..=STEPS {
                         // Half of the sequences are common to all threads.
                         let (own, common) = (vec![100 + id; step], vec![50; step]);
                         let found =

@@ -213,7 +213,7 @@ fn policies_parse() {
 #[test]
 fn is_right_under_threads() {
     const THREADS: usize = 8;
-    const ROUNDS: usize = 2000;
+    const ROUNDS: usize = if cfg!(miri) { 20 } else { 2000 };
     for policy in [Policy::Lru, Policy::Lfu, Policy::Arc] {
         let bytes = 20 * (ENTRY_OVERHEAD as u64 + 200);
         let cache = cache(CacheSettings { max_bytes: Some(bytes), policy, ..settings(16) });
@@ -262,7 +262,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         1 => Just(Step::Purge),
         1 => Just(Step::Clear),
     ];
-    prop::collection::vec(step, 0..120)
+    prop::collection::vec(step, 0..if cfg!(miri) { 40 } else { 120 })
 }
 
 struct NaiveEntry {
@@ -400,7 +400,7 @@ fn same(limits: CacheSettings, steps: Vec<Step>) -> std::result::Result<(), Test
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(500))]
+    #![proptest_config(ProptestConfig::with_cases(if cfg!(miri) { 5 } else { 500 }))]
 
     /// Same answers, same contents, same order of leaving, same counts, after every step.
     #[test]

@@ -126,7 +126,7 @@ fn racing_callers_each_get_their_own_answer() {
             let (start, worker) = (&start, &worker);
             scope.spawn(move || {
                 start.wait();
-                for round in 0..200 {
+                for round in 0..if cfg!(miri) { 3 } else { 200 } {
                     let number = 1000 + caller * 1000 + round;
                     assert_eq!(answer(worker, number), Ok(number + 1));
                 }
@@ -139,7 +139,7 @@ fn racing_callers_each_get_their_own_answer() {
 
 #[test]
 fn closing_against_racing_callers_leaves_none_without_an_answer() {
-    for _ in 0..50 {
+    for _ in 0..if cfg!(miri) { 3 } else { 50 } {
         let (_, worker) = worker(2);
         let start = Barrier::new(5);
         thread::scope(|scope| {
@@ -322,7 +322,7 @@ fn a_worker_of_the_parent_ends_in_the_child_without_waiting() {
 
 #[test]
 fn of_racing_first_calls_in_a_child_one_makes_the_state() {
-    for _ in 0..20 {
+    for _ in 0..if cfg!(miri) { 2 } else { 20 } {
         let (work, worker) = worker(1);
         fork(&worker);
         let start = Barrier::new(8);

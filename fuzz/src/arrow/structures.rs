@@ -1,7 +1,7 @@
 //! Arrow's C structures, made of what the bytes say, and their `release`, which counts.
 
 use std::ffi::{CStr, c_char, c_void};
-use std::ptr;
+use std::ptr::{self, NonNull};
 
 use super::{Described, Handed};
 
@@ -48,8 +48,9 @@ pub(super) struct Owned {
     releases: usize,
     memory: Vec<Vec<u128>>,
     list: Vec<*const u8>,
-    schema: Option<Box<Schema>>,
-    array: Option<Box<Array>>,
+    /// A dictionary's, as a pointer, since others point there too.
+    schema: Option<NonNull<Schema>>,
+    array: Option<NonNull<Array>>,
     below: Vec<*mut Owned>,
 }
 
@@ -66,6 +67,11 @@ impl Owned {
 
 impl Drop for Owned {
     fn drop(&mut self) {
+        // SAFETY: both were leaked boxes, and are in these places alone.
+        unsafe {
+            drop(self.schema.take().map(|schema| Box::from_raw(schema.as_ptr())));
+            drop(self.array.take().map(|array| Box::from_raw(array.as_ptr())));
+        }
         for below in self.below.drain(..) {
             // SAFETY: made by `Box::into_raw`, and in this list alone.
             let below = unsafe { Box::from_raw(below) };
@@ -100,7 +106,7 @@ pub(super) fn schema_of(described: &Described) -> (Schema, *mut Owned) {
         unsafe {
             let owned = &mut *owned;
             owned.below.push(below);
-            ptr::from_ref(&**owned.schema.insert(Box::new(values)))
+            owned.schema.insert(NonNull::from(Box::leak(Box::new(values)))).as_ptr().cast_const()
         }
     });
     let schema = Schema {
@@ -135,7 +141,7 @@ pub(super) fn array_of(handed: &Handed) -> (Array, *mut Owned) {
     let dictionary = handed.dictionary.as_ref().map_or(ptr::null(), |values| {
         let (values, below) = array_of(values);
         made.below.push(below);
-        ptr::from_ref(&**made.array.insert(Box::new(values)))
+        made.array.insert(NonNull::from(Box::leak(Box::new(values)))).as_ptr().cast_const()
     });
     let buffers = if handed.unlisted { ptr::null() } else { made.list.as_ptr() };
     let owned = Box::into_raw(Box::new(made));

@@ -12,6 +12,7 @@ use arrow_array::ffi_stream::FFI_ArrowArrayStream;
 use arrow_schema::ArrowError;
 use pyo3::exceptions::PyImportError;
 use pyo3::prelude::*;
+use pyo3::sync::critical_section::{with_critical_section, with_critical_section2};
 use pyo3::types::{PyCapsule, PyTuple, PyType};
 
 use crate::Error;
@@ -44,22 +45,26 @@ pub(super) fn import(exporter: &Bound<'_, PyAny>) -> PyResult<Option<Imported>> 
         //   functions are those of the interface.
         // - `capsule` keeps the structure alive. No Python code runs between `pointer_checked` and the move, which is the first
         //   thing that the function does, and a released structure stays behind.
-        // - This thread is attached, as functions need that are written in Python.
-        return unsafe { import_stream(stream) }.or_raise(py).map(Some);
+        // - This thread is attached, as functions need that are written in Python. Without a GIL, another thread that imports the
+        //   same capsule waits for the critical section, and finds it released.
+        let imported = with_critical_section(&capsule, || unsafe { import_stream(stream) });
+        return imported.or_raise(py).map(Some);
     }
     let Some(pair) = exported("__arrow_c_array__")? else { return Ok(None) };
     let pair = pair.cast_into::<PyTuple>()?;
     let (schema, array) = (pair.get_item(0)?, pair.get_item(1)?);
     let (schema, array) = (schema.cast::<PyCapsule>()?, array.cast::<PyCapsule>()?);
-    let schema = schema.pointer_checked(Some(SCHEMA))?.cast::<FFI_ArrowSchema>();
-    let array = array.pointer_checked(Some(ARRAY))?.cast::<FFI_ArrowArray>();
+    let of_schema = schema.pointer_checked(Some(SCHEMA))?.cast::<FFI_ArrowSchema>();
+    let of_array = array.pointer_checked(Some(ARRAY))?.cast::<FFI_ArrowArray>();
     // SAFETY:
     // - Both capsules have the names of the interface, so their exporter put an aligned and initialized schema and an array of
     //   it behind them, as the interface demands them or released.
     // - `pair` keeps both structures alive until the end of this function. The array is moved out first, and a released one
     //   stays behind. The schema is not moved and only read, before anything is released, so nothing changes it meanwhile.
-    // - This thread is attached, as functions need that are written in Python.
-    unsafe { import_array(array, schema.as_ref()) }.or_raise(py).map(Some)
+    // - This thread is attached, as functions need that are written in Python. Without a GIL, another thread that imports the
+    //   same capsules waits for the critical section, and finds the array released.
+    let import = || unsafe { import_array(of_array, of_schema.as_ref()) };
+    with_critical_section2(schema, array, import).or_raise(py).map(Some)
 }
 
 /// The capsules of `array`: its schema and itself. A consumer moves the structures out; what it does not move is released
