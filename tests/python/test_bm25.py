@@ -141,6 +141,41 @@ def test_auto_takes_the_language_of_a_document_and_both_for_a_question():
     assert [match.index for match in index.search("work")] == [1]
 
 
+@pytest.mark.parametrize(
+    ("text", "queries"),
+    [
+        ("THIS INVOICE IS DUE ON FRIDAY", ["invoice", "INVOICE", "Invoices", "friday"]),
+        ("INVOICE", ["invoice", "Invoice"]),
+        ("Invoice", ["invoice", "INVOICE"]),
+        ("WIFI", ["wifi", "WiFi"]),
+        ("EXIT", ["exit", "exits"]),
+        ("SİPARİŞ", ["sipariş", "Siparişler"]),
+        ("ISI", ["ısı", "ISI"]),
+        ("ILIK SU", ["ılık", "su"]),
+        ("KAPILAR VE MASALAR", ["kapı", "masa"]),
+    ],
+)
+def test_capitals_are_found_in_both_languages(text, queries):
+    index = BM25Index([text, "another text", "başka bir metin"], "auto")
+    assert {query: [match.index for match in index.search(query)] for query in queries} == {one: [0] for one in queries}
+
+
+def test_capitals_add_no_stop_words():
+    assert terms("THIS IS WITH IT", "auto") == []
+    assert terms("I think it is an invoice", "auto") == terms("think invoice", "english")
+
+
+def test_marks_do_not_split_words():
+    for language in ("turkish", "english", "auto"):
+        assert terms("İZMİR".lower(), language) == terms("İzmir", language) == terms("izmir", language)
+        assert terms("I\u0307ZMI\u0307R", language) == terms("izmir", language)
+        assert terms("q\u0307x", language) == ["q\u0307x"]
+        assert len(terms("हिन्दी में", language, stop_words=False)) == 2
+    assert terms("E-104\ufe0f", "turkish") == terms("E-104", "turkish")
+    index = BM25Index(["İZMİR ŞUBESİ".lower(), "another"], "auto")
+    assert [match.index for match in index.search("İzmir")] == [0]
+
+
 def test_entries_do_not_depend_on_the_process():
     assert term_id("fatura") == 872_613_846
     code = "from model_manager.semantic.bm25 import term_id; print(term_id('fatura'))"

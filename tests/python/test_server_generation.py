@@ -167,12 +167,20 @@ def test_more_parameters_than_openai_has(sdk, gpt2_server):
     assert answer.choices[0].text == known
 
 
-@pytest.mark.parametrize("off", [{"top_k": -1}, {"top_k": 0}, {"top_p": 0}, {"stop": ""}, {"stop": []}, {"stop": [""]}])
+@pytest.mark.parametrize("off", [{"top_k": -1}, {"top_k": 0}, {"top_p": 1}, {"stop": ""}, {"stop": []}, {"stop": [""]}])
 def test_other_ways_to_write_that_something_is_off(gpt2_server, off):
     ask = {"prompt": TEXT, "temperature": 1.5, "seed": 3, "max_tokens": 12, "top_k": 0}
     found = gpt2_server.client.post("/v1/completions", json={**ask, **off})
     assert found.status_code == 200, found.text
     known = gpt2_server.client.post("/v1/completions", json=ask).json()
+    assert found.json()["choices"] == known["choices"]
+
+
+def test_a_top_p_of_0_takes_the_likeliest_token(gpt2_server):
+    ask = {"prompt": TEXT, "max_tokens": 12}
+    found = gpt2_server.client.post("/v1/completions", json={**ask, "temperature": 1.5, "seed": 3, "top_p": 0})
+    assert found.status_code == 200, found.text
+    known = gpt2_server.client.post("/v1/completions", json={**ask, "temperature": 0}).json()
     assert found.json()["choices"] == known["choices"]
 
 

@@ -5,6 +5,7 @@ Needs PyStemmer (``pip install 'model-manager-rs[bm25]'``), the Snowball project
 
 from __future__ import annotations
 
+import functools
 import re
 import threading
 import unicodedata
@@ -34,8 +35,8 @@ what when where which who why will with would you your
 """
 STOP_WORDS = {"turkish": frozenset(_TURKISH.split()), "english": frozenset(_ENGLISH.split())}
 
-# Words, and words joined as in E-104 or 6204-2RS/C3. An apostrophe ends the word of Turkish before its suffixes.
-_WORDS = re.compile(r"\w+(?:[-./:_]\w+)*(?:['’ʼ]\w+)*")
+_SELECTORS = dict.fromkeys([*range(0xFE00, 0xFE10), *range(0x20DD, 0x20E5)])
+"""Characters that only choose how the one before them is drawn, as in emoji. They are removed."""
 _APOSTROPHE = re.compile("['’ʼ]")
 _JOINTS = re.compile(r"[-./:_]+")
 _ONE_I = str.maketrans("Iİı", "iii")
@@ -58,15 +59,20 @@ def check_language(language: str) -> Language:
 
 
 def terms(text: str, language: Language, *, stop_words: bool = True) -> list[str]:
-    """The terms of `text` in their order, with repetitions. ``auto`` takes the detector's language.
+    """The terms of `text` in their order, with repetitions. ``auto`` takes the detector's language, and both
+    where a capital I is the only sign of Turkish.
 
     A word with a digit is a code: E-104 has the terms ``e104``, ``e`` and ``104``, is no stop word and has no stem. The
     letters I, İ, ı and i are the same in a code, because a code has no language.
     """
-    chosen = ("turkish" if is_turkish(text) else "english") if language == "auto" else language
-    stem, ignored = _stemmer(chosen), STOP_WORDS[chosen] if stop_words else frozenset()
+    text = unicodedata.normalize("NFKC", text)
+    if not text.isascii():
+        # Python's lower() makes these two characters of İ.
+        text = text.translate(_SELECTORS).replace("i\u0307", "İ").replace("ı\u0307", "İ")
+    languages = _languages(text) if language == "auto" else (language,)
+    stems = [(one, _stemmer(one), STOP_WORDS[one] if stop_words else frozenset()) for one in languages]
     found: list[str] = []
-    for match in _WORDS.finditer(unicodedata.normalize("NFKC", text)):
+    for match in _words_of(text).finditer(text):
         word = _APOSTROPHE.split(match[0], maxsplit=1)[0]
         parts = _JOINTS.split(word)
         if any(map(str.isdigit, word)):
@@ -74,10 +80,33 @@ def terms(text: str, language: Language, *, stop_words: bool = True) -> list[str
             found += ["".join(parts), *parts] if len(parts) > 1 else parts
             continue
         for part in parts:
-            small = _lower(part, chosen)
-            if small not in ignored:
-                found.append(stem(small))
+            smalls = [(_lower(part, one), stem, ignored) for one, stem, ignored in stems]
+            if len(stems) > 1 and "I" in part and _lower(part, "english") in STOP_WORDS["english"]:
+                continue  # IS, IT, WITH: the Turkish readings (ıs, ıt, wıth) are no words
+            found += dict.fromkeys(stem(small) for small, stem, ignored in smalls if small not in ignored)
     return found
+
+
+def _languages(text: str) -> tuple[Language, ...]:
+    """The language of a text, or both if a capital I is its only sign of Turkish: INVOICE, ISI."""
+    if not is_turkish(text):
+        return ("english",)
+    if "I" not in text or is_turkish(text.replace("I", "i")):
+        return ("turkish",)
+    return ("english", "turkish")
+
+
+def _words_of(text: str) -> re.Pattern[str]:
+    r"""The pattern of the words of `text`. ``\w`` lacks the marks that do not compose with their letter."""
+    marks = "" if text.isascii() else "".join(sorted(one for one in set(text) if unicodedata.category(one)[0] == "M"))
+    return _words(marks)
+
+
+@functools.lru_cache(maxsize=64)
+def _words(marks: str) -> re.Pattern[str]:
+    # Words, and words joined as in E-104 or 6204-2RS/C3. An apostrophe ends the word of Turkish before its suffixes.
+    word = rf"\w[\w{marks}]*"
+    return re.compile(rf"{word}(?:[-./:_]{word})*(?:['’ʼ]{word})*")
 
 
 def query_terms(text: str, language: Language) -> list[str]:

@@ -124,11 +124,9 @@ def parameters(body: dict[str, Any]) -> dict[str, Any]:
     """Keyword arguments of `Manager.submit_generation`. Raises `ApiError` 400 for what is not supported."""
     _check_supported(body)
     params = {name: body[name] for name in _PLAIN if body.get(name) is not None}
-    # Other servers use these values for "off".
+    # Other servers use this value for "off".
     if "top_k" in params and params["top_k"] == -1 and type(params["top_k"]) is int:
         params["top_k"] = 0
-    if "top_p" in params and params["top_p"] == 0 and type(params["top_p"]) is not bool:
-        del params["top_p"]
     if stop := stop_texts(body.get("stop")):
         params["stop"] = stop
     for name, value in params.items():

@@ -45,7 +45,7 @@ class _Generation(BaseModel):
     max_tokens: Annotated[int, Field(ge=1)] | None = Field(None, description="Tokens of the answer.")
     min_tokens: Annotated[int, Field(ge=0)] | None = Field(None, description="Tokens before which it does not end.")
     temperature: Annotated[float, Field(ge=0)] | None = Field(None, description="0: the likeliest token every time.")
-    top_p: Annotated[float, Field(ge=0, le=1)] | None = Field(None, description="0 and 1: off.")
+    top_p: Annotated[float, Field(ge=0, le=1)] | None = Field(None, description="0: the likeliest token. 1: off.")
     top_k: Annotated[int, Field(ge=-1)] | None = Field(None, description="Draw among the k likeliest; 0 and -1: all.")
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     repetition_penalty: Annotated[float, Field(gt=0)] | None = Field(None, description="Above 1: repeats less.")
