@@ -207,6 +207,11 @@ pub enum Error {
     /// The caller gave up (cancelled task, interrupt).
     #[error("the request was cancelled")]
     Cancelled,
+    /// The caller is a child process, and its parent made the request before the fork.
+    #[error(
+        "the request was made before this process was forked and belongs to its parent; make it again in this process"
+    )]
+    Forked,
     /// The manager was closed.
     #[error("this ModelManager is closed; construct a new one")]
     Closed,

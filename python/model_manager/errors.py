@@ -12,6 +12,7 @@ __all__ = [
     "ConfigError",
     "DeviceMemoryError",
     "DownloadError",
+    "ForkedError",
     "InputError",
     "InternalError",
     "InvalidFileError",
@@ -154,6 +155,10 @@ class NotFiniteError(ModelManagerError, ArithmeticError):
 
 class RequestCancelledError(ModelManagerError, RuntimeError):
     """The request was cancelled before it had a result."""
+
+
+class ForkedError(RequestCancelledError):
+    """The request was made before this process was forked, and belongs to its parent."""
 
 
 class ClosedError(ModelManagerError, RuntimeError):

@@ -44,6 +44,7 @@ kinds! {
     DeviceMemory => "DeviceMemoryError",
     NotFinite => "NotFiniteError",
     Cancelled => "RequestCancelledError",
+    Forked => "ForkedError",
     Closed => "ClosedError",
     Loader => "LoaderError",
     NoGenerator => "NoGeneratorError",

@@ -239,6 +239,13 @@ next(stream)
 child = os.fork()
 if child == 0:
     import asyncio
+    from model_manager.errors import ForkedError
+    try:
+        next(stream)
+        os._exit(2)
+    except ForkedError as error:
+        assert "before this process was forked" in str(error)
+    assert next(stream, None) is None
     same = manager.generate({TEXT!r}, do_sample=False, max_new_tokens=20) == expected
     same &= asyncio.run(manager.agenerate({TEXT!r}, do_sample=False, max_new_tokens=20)) == expected
     os._exit(0 if same else 1)

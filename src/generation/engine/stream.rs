@@ -10,6 +10,7 @@ use super::request::FinishReason;
 use super::request::{Completion, Event};
 use super::state::RequestQueue;
 use crate::sync::Monitor;
+use crate::sync::fork::Process;
 use crate::{Error, Result};
 
 /// How often a waiting caller checks whether it should give up.
@@ -47,18 +48,20 @@ pub struct Stream {
     ticket: EngineTicket,
     completion: Option<Completion>,
     over: bool,
+    /// Where the engine works on the answer. In a child of a fork nothing does.
+    process: Process,
 }
 
 impl Stream {
     pub(super) fn new(events: mpsc::Receiver<Event>, ticket: EngineTicket) -> Self {
-        Self { events, ticket, completion: None, over: false }
+        Self { events, ticket, completion: None, over: false, process: Process::current() }
     }
 
     /// The next piece; `None` at the end and ever after, also after an error. `check` is called before each wait and about
     /// every 50 ms of it; its error cancels the request and is returned.
     ///
     /// # Errors
-    /// Those of `check`, and what went wrong in the computation.
+    /// Those of `check`, what went wrong in the computation, and [`Error::Forked`].
     pub fn next(&mut self, check: &mut dyn FnMut() -> Result<()>) -> Result<Option<String>> {
         let outcome = if self.over { Ok(None) } else { self.wait(check) };
         if !matches!(outcome, Ok(Some(_))) {
@@ -68,6 +71,9 @@ impl Stream {
     }
 
     fn wait(&mut self, check: &mut dyn FnMut() -> Result<()>) -> Result<Option<String>> {
+        if !self.process.is_current() {
+            return Err(Error::Forked);
+        }
         loop {
             check().inspect_err(|_| self.ticket.cancel())?;
             match self.events.recv_timeout(CHECK_EVERY) {

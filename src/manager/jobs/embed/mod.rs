@@ -29,7 +29,7 @@ use crate::{Error, Result};
 pub(in super::super) use self::embedder::Embedder;
 use self::limit::Limit;
 pub use self::state::Embeddings;
-use self::state::{JobState, SlotGroup};
+use self::state::{Hits, JobState, SlotGroup};
 
 /// Whether a job looks its inputs up in the cache, or its caller has just done so.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -180,6 +180,7 @@ impl Job {
         mut inputs: Vec<usize>,
     ) -> Result<Option<SlotGroup>> {
         let memory = entry.cache.memory(&self.embedder.cache);
+        let mut hits = Hits::default();
         if let Some(info) = entry.info() {
             let (_, shape) = info.shapes(&self.options, &entry.name)?;
             let prompt = self.inputs.prompt(&info, &self.options)?;
@@ -194,7 +195,8 @@ impl Job {
                 };
                 let content = self.inputs.get(input);
                 let Some(cached) = info.cached(memory, &self.options, prompt, content) else { return true };
-                fitted = state.fit(shape, self.inputs.len());
+                let fits = state.fit(shape, self.inputs.len());
+                fitted = fits.and_then(|()| hits.add(&info.identity, input, cached.tokens()));
                 if fitted.is_err() {
                     return true;
                 }
@@ -220,7 +222,7 @@ impl Job {
         entry.admit(inputs.len(), self.embedder.max_queue)?;
         // In place: a stable sort takes memory, and a refused allocation in it ends the process.
         inputs.sort_unstable_by_key(|&input| (std::cmp::Reverse(self.inputs.length(input)), input));
-        Ok(Some(SlotGroup { entry, lease: None, admitted: inputs.len(), order: inputs, next: 0 }))
+        Ok(Some(SlotGroup { entry, lease: None, admitted: inputs.len(), order: inputs, next: 0, hits }))
     }
 
     /// A slot is ready, or will not be.
@@ -248,6 +250,7 @@ impl Job {
             trace.found(0, 0, &info.model);
         }
         self.inputs.prompt(&info, &self.options)?;
+        state.take_back(group, &info.identity, |input| self.inputs.length(input))?;
         state.fit(shape, self.inputs.len())?;
         state.scores.clone_from(&info.scores);
         state.groups[group].lease = Some(lease);

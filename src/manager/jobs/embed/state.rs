@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 
 use super::super::super::model::LoadedModel;
 use super::super::super::registry::NamedSlot;
+use crate::compute::memory::{push, reserve};
 use crate::lifecycle::Lease;
 use crate::models::heads::ScoreConfig;
 use crate::output::{Output, Shape, View};
@@ -48,6 +49,34 @@ pub(super) struct SlotGroup {
     pub(super) next: usize,
     /// Inputs still counted in `entry.queued`.
     pub(super) admitted: usize,
+    /// Inputs whose results the cache had.
+    pub(super) hits: Hits,
+}
+
+/// Results of one slot that the cache had, all of one model.
+#[derive(Default)]
+pub(super) struct Hits {
+    identity: Option<Arc<str>>,
+    inputs: Vec<usize>,
+    tokens: u64,
+}
+
+impl Hits {
+    /// Whether results of this model may be added.
+    pub(super) fn are_of(&self, identity: &str) -> bool {
+        self.identity.as_deref().is_none_or(|known| known == identity)
+    }
+
+    /// Adds an input whose result is that of `identity`.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`].
+    pub(super) fn add(&mut self, identity: &Arc<str>, input: usize, tokens: u32) -> Result<()> {
+        push(&mut self.inputs, input)?;
+        self.tokens += u64::from(tokens);
+        self.identity.get_or_insert_with(|| Arc::clone(identity));
+        Ok(())
+    }
 }
 
 impl SlotGroup {
@@ -65,6 +94,36 @@ impl Drop for SlotGroup {
 }
 
 impl JobState {
+    /// Takes back what the cache had for a group whose slot has loaded another model since: one call gives results of one
+    /// model for each slot. Those inputs are to be computed too. `length` is that of an input.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`].
+    pub(super) fn take_back(
+        &mut self,
+        group: usize,
+        identity: &str,
+        length: impl Fn(usize) -> usize,
+    ) -> Result<()> {
+        let group = &mut self.groups[group];
+        if group.hits.are_of(identity) {
+            return Ok(());
+        }
+        let Hits { inputs, tokens, .. } = std::mem::take(&mut group.hits);
+        reserve(&mut group.order, inputs.len())?;
+        group.order.extend_from_slice(&inputs);
+        group.order.sort_unstable_by_key(|&input| (std::cmp::Reverse(length(input)), input));
+        group.entry.queued.fetch_add(inputs.len(), Ordering::Relaxed);
+        group.admitted += inputs.len();
+        self.finished -= inputs.len();
+        self.tokens -= tokens;
+        // No other result fixes the shape.
+        if self.finished == 0 && self.groups.iter().all(|group| group.lease.is_none()) {
+            self.output = None;
+        }
+        Ok(())
+    }
+
     /// Allocates `inputs` results of this shape, if that is not done yet.
     ///
     /// # Errors

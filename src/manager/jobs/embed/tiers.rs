@@ -80,12 +80,17 @@ impl Job {
         let mut order = Vec::with_capacity(group.order.len());
         for &input in &group.order {
             let item = found.next().flatten();
-            let fits = |item: &CachedItem| has_shape(item, shape) && info.answers(&self.options, item);
+            let fits = |item: &CachedItem| {
+                group.hits.are_of(&info.identity)
+                    && has_shape(item, shape)
+                    && info.answers(&self.options, item)
+            };
             let Some(item) = item.filter(fits) else {
                 order.push(input);
                 continue;
             };
             state.fit(shape, self.inputs.len())?;
+            group.hits.add(&info.identity, input, item.tokens())?;
             state.put(input, item.item().view());
             state.tokens += u64::from(item.tokens());
             state.finished += 1;
