@@ -179,6 +179,20 @@ def test_the_workflows_are_valid(path):
     assert found == [], found
 
 
+def test_the_workflows_are_safe():
+    """No injection by a template, no kept credentials, no rights beyond the need, no hasty update."""
+    zizmor = shutil.which("zizmor", path=str(Path(sys.executable).parent))
+    assert zizmor, "zizmor is among the tools of the tests"
+    done = subprocess.run(
+        [zizmor, "--offline", "--no-progress", "--format", "plain", str(ROOT / ".github")],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def jobs():
     """Every job of every workflow that has steps."""
     for path in WORKFLOWS:
