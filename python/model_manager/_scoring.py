@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
 
 from ._async import ainfer
 from ._core import Manager
@@ -10,7 +11,7 @@ from .errors import ArgumentError, InputError, TaskError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from typing import Any, TypeAlias
 
     import numpy as np
@@ -199,7 +200,7 @@ def classified(scores: NDArray[np.float32], labels: Sequence[str]) -> list[Class
 
 def document_texts(documents: Iterable[Document]) -> list[str]:
     """The texts of documents. Raises `InputError` for anything without a text."""
-    if isinstance(documents, str | bytes) or not hasattr(documents, "__iter__"):
+    if isinstance(documents, str | bytes | Mapping) or not hasattr(documents, "__iter__"):
         raise TypeError(f"documents must be several texts, not one {type(documents).__name__}")
     texts: list[str] = []
     for number, document in enumerate(documents):
@@ -222,6 +223,8 @@ def scored(texts: str | Iterable[Scored]) -> tuple[Any, list[str] | None, bool]:
     """The first texts, the second ones (None: there are no pairs), and whether a single text was given."""
     if isinstance(texts, str):
         return [texts], None, True
+    if isinstance(texts, Mapping | bytes) or not hasattr(texts, "__iter__"):
+        raise TypeError(f"texts must be a str, or an iterable of str or of pairs, not {type(texts).__name__}")
     items = list(texts)
     pairs = [not isinstance(item, str) for item in items]
     if not any(pairs):

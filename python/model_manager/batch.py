@@ -90,6 +90,8 @@ class BatchEmbedder:
         """The batch with its vectors, of the same kind."""
         if isinstance(batch, Mapping):
             texts = self._column_of(batch, batch.keys())
+            if isinstance(texts, str | bytes | Mapping):
+                raise TypeError(f"the column {self.column!r} must be several texts, not one {type(texts).__name__}")
             return {**batch, self.output: self._vectors(list(texts))}
         if isinstance(batch, list | tuple):
             return self._vectors(batch)

@@ -359,6 +359,12 @@ def test_spark_and_dask_forms(batcher, documents):
     assert np.array_equal(np.stack(batcher.map_partition(frame)["embedding"]), documents)
 
 
+@pytest.mark.parametrize("column", ["abc", b"abc", {"a": "b"}])
+def test_a_column_of_one_text_is_refused(column):
+    with pytest.raises(TypeError, match=r"the column 'text' must be several texts, not one"):
+        BatchEmbedder("no/such-model")({"text": column})
+
+
 def test_a_dask_frame(batcher, documents):
     dask = pytest.importorskip("dask.dataframe")
     frame = dask.from_pandas(pd.DataFrame({"text": TEXTS}), npartitions=2)

@@ -83,6 +83,29 @@ def test_embed_files(command, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.txt", "b.txt", "v.csv", "v.jsonl", "v.npy"]
 
 
+def test_embed_reads_the_texts_of_json_lines_and_tables(command, tmp_path):
+    first, second, *_ = LINES
+    rows = [json.dumps({"text": first, "id": 1}), "", json.dumps(second)]
+    (tmp_path / "a.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    with (tmp_path / "b.csv").open("w", encoding="utf-8", newline="") as table:
+        csv.writer(table).writerows([["id", "text"], ["1", first], ["2", f"{second}\nand more"]])
+    done = command("embed", "a.jsonl", "b.csv")
+    assert done.code == 0, done.err
+    found = [json.loads(line) for line in done.out.splitlines()]
+    assert [row["text"] for row in found] == [first, second, first, f"{second}\nand more"]
+    np.testing.assert_array_equal(np.array([row["embedding"] for row in found[:2]], np.float32), expected(LINES)[:2])
+    (tmp_path / "c.jsonl").write_text('{"body": "a"}\n{"text": "b"}\n', encoding="utf-8")
+    ids = command("embed", "b.csv", "--column", "id").out.splitlines()
+    assert [json.loads(row)["text"] for row in ids] == ["1", "2"]
+    for arguments in (["embed", "c.jsonl"], ["rerank", "q", "c.jsonl"]):
+        done = command(*arguments)
+        assert (done.code, "c.jsonl:1: must be a text or an object with a text under 'text'" in done.err) == (1, True)
+    assert "c.jsonl:2: must be" in command("embed", "c.jsonl", "--column", "body").err
+    (tmp_path / "d.jsonl").write_text('"a"\nplain\n', encoding="utf-8")
+    assert "d.jsonl:2: is not JSON" in command("embed", "d.jsonl").err
+    assert "b.csv: no column 'body'; its columns: id, text" in command("embed", "b.csv", "--column", "body").err
+
+
 def test_embed_options(command, tmp_path):
     done = command("embed", "-f", "npy", "-m", ENGLISH_MODEL, "--query", "-d", "8", stdin="a\nb\n")
     with tiny() as manager:
@@ -102,6 +125,9 @@ def test_embed_options(command, tmp_path):
         (["embed", "-m", "no/such"], 1, '"no/such" was not found'),
         (["embed", "-d", "33"], 1, "the model has 32 dimensions"),
         (["embed", "-d", "0"], 2, "0 is not in the range"),
+        (["bench", "--seconds", "nan"], 2, "'nan' is not a finite number"),
+        (["bench", "--seconds", "inf"], 2, "'inf' is not a finite number"),
+        (["bench", "--seconds", "0"], 2, "0.0 is not in the range"),
         (["nonsense"], 2, "No such command 'nonsense'"),
         (["index", "-c", "c", "missing.jsonl"], 2, "there is no file missing.jsonl"),
         (["index", "-c", "c", "table.csv"], 1, "table.csv: no column 'text'; its columns: a, b"),
@@ -273,3 +299,17 @@ def test_rerank(command, tmp_path):
         ({0: 1, 1: 3}[wanted[0].index], wanted[0].document)
     ]
     assert command("rerank", " ", "notes.txt", "-m", source).code == 1
+
+
+def test_rerank_reads_the_texts_of_json_lines_and_tables(command, tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "Kargonuz yolda."}\n\n"The fox jumps."\n', encoding="utf-8")
+    (tmp_path / "b.csv").write_text("text,id\nA parcel,7\n", encoding="utf-8")
+    done = command("rerank", "parcel?", "a.jsonl", "b.csv", "-m", str(FIXTURES / "rerank_bert"), "--json")
+    assert done.code == 0, done.err
+    assert {(one["line"], one["text"]) for one in json.loads(done.out)} == {
+        (1, "Kargonuz yolda."),
+        (3, "The fox jumps."),
+        (2, "A parcel"),
+    }
+    done = command("rerank", "parcel?", "c.parquet")
+    assert (done.code, "c.parquet: rerank reads" in done.err) == (2, True)

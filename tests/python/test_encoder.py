@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from conftest import DIMENSION, ENGLISH_TEXT, FIXTURES, reference
 from model_manager import ModelManager, SentenceModel
+from model_manager.errors import ArgumentError
 from model_manager.handles.sentence_model import quantize, similarity
 
 TEXTS = [f"text number {n} about {['rain', 'snow', 'sun', 'wind'][n % 4]}" for n in range(120)]
@@ -136,10 +137,14 @@ def test_little_to_calibrate_with_is_told(model, caplog):
     assert caplog.text == ""
 
 
-@pytest.mark.parametrize("options", [{"precision": "int4"}, {"output_value": "word_embeddings"}])
+@pytest.mark.parametrize(
+    "options", [{"precision": "int4"}, {"output_value": "word_embeddings"}, {"output_value": None}]
+)
 def test_what_is_not_supported_says_so(model, options):
-    with pytest.raises(ValueError, match=next(iter(options.values()))):
+    [(name, value)] = options.items()
+    with pytest.raises(ArgumentError, match=str(value)) as raised:
         model.encode("a text", **options)
+    assert raised.value.param == name
 
 
 def test_tensors_need_torch(model, monkeypatch):

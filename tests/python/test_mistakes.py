@@ -74,6 +74,8 @@ def models():
         (lambda m: m.chat([{"rol": "user"}]), errors.ArgumentError, r"messages\[0\] has no role: it must be"),
         (lambda m: m.chat([{"role": "user"}]), errors.ArgumentError, r"messages\[0\] has no content: it must be"),
         (lambda m: m.rerank("a", "b"), TypeError, r"documents must be several texts, not one str"),
+        (lambda m: m.rerank("a", {"text": "b"}), TypeError, r"documents must be several texts, not one dict"),
+        (lambda m: m.classify({"a": "b"}), TypeError, r"texts must be a str, or .*not dict"),
         (lambda m: m.rerank(["a"], ["b"]), TypeError, r"query must be a str, not list"),
         (lambda m: CrossEncoder(m).predict("a"), TypeError, r"pairs \[\(query, text\), ...\], not one str"),
         (lambda m: CrossEncoder(m).predict([("a",)]), TypeError, r"sentences\[0\] must be a pair of str"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import statistics
 import time
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,17 @@ _SHORT = ("The weather is lovely today, shall we walk?", "Kargom ne zaman gelir,
 _BATCH = 64
 
 
+class _Seconds(click.FloatRange):
+    """A number in a range that is neither NaN nor infinite, which compare in no useful way with a clock."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The number."""
+        found = super().convert(value, param, ctx)
+        if not math.isfinite(found):
+            self.fail(f"{value!r} is not a finite number", param, ctx)
+        return found
+
+
 @click.command(
     cls=Command,
     help=say(
@@ -33,7 +45,7 @@ _BATCH = 64
 @model_option
 @option(
     "--seconds",
-    type=click.FloatRange(min=0, min_open=True),
+    type=_Seconds(min=0, min_open=True),
     default=2.0,
     show_default=True,
     help=("Seconds for each of the three measurements.", "Üç ölçümün her biri için saniye."),

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import sys
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
 from .._extras import extra
+from .lines import table_rows
 from .output import dimensions_option, json_option, manager, model_option, reading, show_json, show_table
 from .texts import Command, option, say
 
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from ..integrations.qdrant.requests import Mode
 
 _SHOWN_FAILURES = 20
-_LONGEST_FIELD = 2**31 - 1  # the default limit of csv, 128 KB, is smaller than many documents
 
 
 def _collection_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -230,23 +229,11 @@ class _Documents:
                         (n, _json(line, f"{name}:{n}")) for n, line in enumerate(file, 1)
                     )
                 elif form == "csv":
-                    rows = self._table(name, file)
+                    rows = table_rows(name, file, self._text_field)
                 else:
                     rows = ((n, {self._text_field: line}) for n, line in enumerate(file, 1))
                 for line, row in rows:
                     yield self._document(row, f"{name}:{line}") if isinstance(row, dict) else row
-
-    def _table(self, name: str, file: IO[str]) -> Iterator[tuple[int, Any]]:
-        csv.field_size_limit(_LONGEST_FIELD)
-        table = csv.DictReader(file, restkey="surplus")
-        if self._text_field not in (table.fieldnames or ()):
-            known = ", ".join(table.fieldnames or ()) or "none"
-            raise click.ClickException(f"{name}: no column {self._text_field!r}; its columns: {known}")
-        try:
-            for row in table:
-                yield table.line_num, row
-        except csv.Error as error:
-            raise click.ClickException(f"{name}, line {table.line_num}: {error}") from error
 
     def _document(self, row: dict[str, Any], place: str) -> dict[str, Any]:
         text = row.pop(self._text_field, None)

@@ -14,7 +14,8 @@ import click
 import numpy as np
 
 from .._embedder import Embedder
-from .output import dimensions_option, manager, model_option, reading, writing
+from .lines import read_texts
+from .output import column_option, dimensions_option, manager, model_option, writing
 from .texts import Command, option, say
 
 if TYPE_CHECKING:
@@ -29,12 +30,15 @@ _FORMATS = ("jsonl", "csv", "npy", "parquet")
 @click.command(
     cls=Command,
     help=say(
-        "Embed lines of text. Reads FILES or standard input; an empty line is a text too. jsonl and csv hold the texts"
-        " and their vectors, npy only the vectors (float32, one row per text). A .parquet file is read in batches: its"
-        " texts are those of --column, and the output is a .parquet file with one more column.",
-        "Metin satırlarını vektöre çevir. FILES'ı ya da standart girdiyi okur; boş satır da bir metindir. jsonl ve csv"
-        " metinleri vektörleriyle, npy yalnız vektörleri tutar (float32, metin başına bir satır). Bir .parquet dosyası"
-        " parça parça okunur: metinler --column sütunundadır, çıktı bir sütunu fazla olan bir .parquet dosyasıdır.",
+        "Embed lines of text. Reads FILES or standard input; an empty line is a text too. Of a .jsonl file the texts"
+        " are the lines' field --column or the lines themselves, of a .csv file the column --column. As output jsonl"
+        " and csv hold the texts and their vectors, npy only the vectors (float32, one row per text). A .parquet file"
+        " is read in batches: its texts are those of --column, and the output is a .parquet file with one more column.",
+        "Metin satırlarını vektöre çevir. FILES'ı ya da standart girdiyi okur; boş satır da bir metindir. Bir .jsonl"
+        " dosyasında metinler satırların --column alanı ya da kendisidir, bir .csv dosyasında --column sütunudur."
+        " Çıktıda jsonl ve csv metinleri vektörleriyle, npy yalnız vektörleri tutar (float32, metin başına bir satır)."
+        " Bir .parquet dosyası parça parça okunur: metinler --column sütunundadır, çıktı bir sütunu fazla olan bir"
+        " .parquet dosyasıdır.",
     ),
 )
 @click.argument("files", nargs=-1)
@@ -61,12 +65,7 @@ _FORMATS = ("jsonl", "csv", "npy", "parquet")
         "Metinler belge değil sorgu: istemli (prompt) modellerde fark eder.",
     ),
 )
-@option(
-    "--column",
-    default="text",
-    show_default=True,
-    help=("The column of texts of a .parquet file.", "Bir .parquet dosyasındaki metin sütunu."),
-)
+@column_option
 @option(
     "--vector-column",
     default="embedding",
@@ -96,11 +95,12 @@ def embed(
     with manager(cache_size=0) as models:
         embedder = Embedder(models, model, dimensions)
         compute = embedder.queries if query else embedder.documents
+        texts = (text for _, text in read_texts(files or ["-"], column))
         if output is None:
-            _write(sys.stdout.buffer, form, compute, files or ["-"])
+            _write(sys.stdout.buffer, form, compute, texts)
         else:
             with writing(output) as file:
-                _write(file, form, compute, files or ["-"])
+                _write(file, form, compute, texts)
 
 
 def _format_of(output: Path | None) -> str:
@@ -112,17 +112,9 @@ def _format_of(output: Path | None) -> str:
     return ending
 
 
-def _texts(files: Sequence[str]) -> Iterator[str]:
-    for name in files:
-        with reading(name) as file:
-            for line in file:
-                yield line.rstrip("\n")
-
-
 def _write(
-    file: IO[bytes], form: str, compute: Callable[[list[str]], NDArray[np.float32]], files: Sequence[str]
+    file: IO[bytes], form: str, compute: Callable[[list[str]], NDArray[np.float32]], texts: Iterator[str]
 ) -> None:
-    texts = _texts(files)
     write = {"jsonl": _write_jsonl, "csv": _write_csv}.get(form)
     whole: list[NDArray[np.float32]] = []
     while chunk := list(itertools.islice(texts, _CHUNK)):

@@ -42,6 +42,15 @@ dimensions_option = option(
     type=click.IntRange(min=1),
     help=("Cut the vectors to this many dimensions.", "Vektörleri bu kadar boyuta kısalt."),
 )
+column_option = option(
+    "--column",
+    default="text",
+    show_default=True,
+    help=(
+        "The column of texts of a .parquet or .csv file, and their field in a .jsonl file.",
+        "Bir .parquet ya da .csv dosyasındaki metin sütunu, bir .jsonl dosyasındaki metin alanı.",
+    ),
+)
 json_option = option("--json", "as_json", is_flag=True, help=("Print JSON.", "JSON yaz."))
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from .._embedder import reranker_for
-from .output import json_option, manager, reading, show_json
+from .lines import read_texts
+from .output import column_option, json_option, manager, show_json
 from .texts import Command, option, say
 
 if TYPE_CHECKING:
@@ -17,8 +19,12 @@ if TYPE_CHECKING:
 @click.command(
     cls=Command,
     help=say(
-        "Order lines of text by their relevance to QUERY, best first. Reads FILES or standard input.",
-        "Metin satırlarını QUERY ile ilgilerine göre sırala, en iyisi önce. FILES'ı ya da standart girdiyi okur.",
+        "Order lines of text by their relevance to QUERY, best first. Reads FILES or standard input. Of a"
+        " .jsonl file the texts are the lines' field --column or the lines themselves, of a .csv file the column"
+        " --column.",
+        "Metin satırlarını QUERY ile ilgilerine göre sırala, en iyisi önce. FILES'ı ya da standart girdiyi okur. Bir"
+        " .jsonl dosyasında metinler satırların --column alanı ya da kendisidir, bir .csv dosyasında --column"
+        " sütunudur.",
     ),
 )
 @click.argument("query")
@@ -37,16 +43,18 @@ if TYPE_CHECKING:
     type=click.IntRange(min=1),
     help=("Only so many lines.", "Yalnız bu kadar satır."),
 )
+@column_option
 @json_option
-def rerank(query: str, files: Sequence[str], model: str | None, top_n: int | None, as_json: bool) -> None:
-    lines = []
-    for name in files or ["-"]:
-        with reading(name) as file:
-            lines += [line.rstrip("\n") for line in file]
-    documents = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
+def rerank(query: str, files: Sequence[str], model: str | None, top_n: int | None, column: str, as_json: bool) -> None:
+    named = [name for name in files if Path(name).suffix.lower() == ".parquet"]
+    if named:
+        raise click.UsageError(
+            f"{named[0]}: rerank reads lines of text, .jsonl and .csv; write its texts as one of them"
+        )
+    documents = [(number, text) for number, text in read_texts(files or ["-"], column) if text.strip()]
     with manager(cache_size=0) as models:
         found, slot = reranker_for(models, model)
-        results = found.rerank(query, [line for _, line in documents], slot, top_n=top_n)
+        results = found.rerank(query, [text for _, text in documents], slot, top_n=top_n)
     if as_json:
         show_json([{"line": documents[one.index][0], "score": one.score, "text": one.document} for one in results])
         return

@@ -10,6 +10,7 @@ import logging
 from collections.abc import Mapping
 
 from .._extras import tqdm_class
+from ..errors import ArgumentError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -83,12 +84,14 @@ class SentenceModel:
 
         Raises:
             TypeError: `sentences` is a mapping or bytes, or an item is not text.
-            ValueError: An unknown `precision` or `output_value`, and the errors of `Manager.embed`.
+            ArgumentError: An unknown `precision` or `output_value`, and the errors of `Manager.embed`.
         """
         if output_value not in ("sentence_embedding", "token_embeddings"):
-            raise ValueError(f"output_value={output_value!r}: use 'sentence_embedding' or 'token_embeddings'")
+            raise _wrong(
+                "output_value", f"output_value={output_value!r}: use 'sentence_embedding' or 'token_embeddings'"
+            )
         if precision not in ("float32", "int8", "uint8", "binary", "ubinary"):
-            raise ValueError(f"precision={precision!r} must be one of float32, int8, uint8, binary, ubinary")
+            raise _wrong("precision", f"precision={precision!r} must be one of float32, int8, uint8, binary, ubinary")
         if isinstance(sentences, Mapping | bytes | bytearray):
             remedy = "list(sentences.values())" if isinstance(sentences, Mapping) else "sentences.decode()"
             raise TypeError(
@@ -216,6 +219,12 @@ class SentenceModel:
         from ..integrations.jupyter import model_html
 
         return model_html(self._manager, self.name)
+
+
+def _wrong(param: str, message: str) -> ArgumentError:
+    error = ArgumentError(message)
+    error.param = param
+    return error
 
 
 def instruction(task: str) -> str:
