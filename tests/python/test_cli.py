@@ -60,6 +60,24 @@ def test_help_in_turkish():
     assert "Usage:" in run_python(code, LANGUAGE="", LC_ALL="C.UTF-8", LANG="tr_TR.UTF-8").stdout
 
 
+@pytest.mark.parametrize(
+    ("encoding", "title"), [("ascii", "Anlamına göre yanıtlar"), ("koi8-r", r"Anlam\u0131na g\xf6re yan\u0131tlar")]
+)
+def test_output_without_turkish_letters(encoding, title):
+    """ASCII is taken for a system without settings, and UTF-8 is written; others get an escape. JSON stays JSON."""
+    code = f"""
+import sys
+from model_manager.cli import run
+sys.exit(run(['demo', '--model', {ENGLISH_MODEL!r}]) or run(['doctor', '--quick', '--json']))
+"""
+    settings = {"LANGUAGE": "", "LC_ALL": "tr_TR.UTF-8", "PYTHONIOENCODING": encoding, "TURKISH_SENTENCE_MODEL": "ağ"}
+    done = run_python(code, **settings)
+    table, _, document = done.stdout.partition("\n{")
+    assert title in table
+    assert "When can I eat?" in table
+    assert json.loads("{" + document)["settings"]["TURKISH_SENTENCE_MODEL"] == "ağ"
+
+
 def test_embed_from_standard_input(command):
     done = command("embed", stdin="\n".join(LINES) + "\n")
     assert done.code == 0, done.err

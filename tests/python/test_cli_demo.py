@@ -46,6 +46,14 @@ def test_a_failed_fetch_leaves_nothing(command, home, monkeypatch):
     assert list(home.parent.iterdir()) == []
 
 
+def test_a_place_that_cannot_be_written_is_named_with_the_remedy(command, home, monkeypatch):
+    home.parents[1].write_text("a file, no folder")
+    done = command("demo", "--yes")
+    assert done.code == 1
+    assert str(home.parent) in done.err
+    assert "XDG_CACHE_HOME" in done.err
+
+
 def test_what_was_fetched_is_used_and_removed(command, home):
     import shutil
 

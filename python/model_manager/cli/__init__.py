@@ -23,6 +23,7 @@ with extra("cli"):
     from .demo import demo
     from .doctor import doctor
     from .embed import embed
+    from .output import escape_unknown_letters
     from .rerank import rerank
     from .serve import serve
     from .slots import models, warmup
@@ -92,6 +93,7 @@ for _command in _COMMANDS:
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run one command (None: the process's arguments); return the exit code. Expected errors print one line."""
+    escape_unknown_letters()
     try:
         code = cli.main(None if arguments is None else list(arguments), "model-manager", standalone_mode=False)
     except click.ClickException as error:

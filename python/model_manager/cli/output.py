@@ -73,8 +73,19 @@ def quiet() -> Iterator[None]:
 
 
 def show_json(value: Any) -> None:
-    """One JSON document on standard output."""
-    click.echo(json.dumps(value, ensure_ascii=False, indent=2))
+    """One JSON document on standard output. Letters that its encoding lacks are written as JSON's escapes."""
+    text = json.dumps(value, ensure_ascii=False, indent=2)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        text = json.dumps(value, indent=2)
+    click.echo(text)
+
+
+def escape_unknown_letters() -> None:
+    """From now on, a letter that standard output's encoding lacks is printed as an escape and is no error."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
@@ -83,7 +94,9 @@ def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[objec
     for row in rows:
         table.add_row(*("" if cell is None else str(cell) for cell in row))
     console = Console(width=None if sys.stdout.isatty() else 200, markup=False)
-    console.print(table)
+    with console.capture() as drawn:
+        console.print(table)
+    click.echo(drawn.get(), nl=False)  # as all other output: in UTF-8 where the system's encoding is ASCII
 
 
 def size(count: float) -> str:
