@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import openai
@@ -111,12 +113,12 @@ SERVE = """
 from model_manager import ModelManager
 from model_manager.server import ServerConfig
 from model_manager.server.main import run
-run(ServerConfig(port=0), ModelManager(generator_model=MODEL, generator_dtype="float32"))
+run(ServerConfig(port=0, drain_timeout=SECONDS), ModelManager(generator_model=MODEL, generator_dtype="float32"))
 """
 
 
 def test_a_stream_under_way_is_finished_before_the_server_ends(process, endless_model):
-    server = process("-c", SERVE.replace("MODEL", repr(str(endless_model))))
+    server = process("-c", SERVE.replace("MODEL", repr(str(endless_model))).replace("SECONDS", "30"))
     body = {"prompt": TEXT, "max_tokens": 4000, "min_tokens": 4000, "stream": True}
     with httpx.stream("POST", f"{server.url()}/v1/completions", json=body, timeout=SECONDS) as answer:
         lines = answer.iter_lines()
@@ -125,6 +127,29 @@ def test_a_stream_under_way_is_finished_before_the_server_ends(process, endless_
         *_, end, last = filter(None, lines)
     assert json.loads(end.removeprefix("data: "))["choices"][0]["finish_reason"] == "length"
     assert last == "data: [DONE]"
+    server.popen.wait(SECONDS)
+    assert "Traceback" not in server.text()
+
+
+def test_answers_that_the_drain_timeout_ends_say_so(process, endless_model):
+    server = process("-c", SERVE.replace("MODEL", repr(str(endless_model))).replace("SECONDS", "0.3"))
+    path, body = "/v1/completions", {"prompt": TEXT, "max_tokens": 10_000_000, "min_tokens": 10_000_000}
+    with (
+        httpx.Client(base_url=server.url(), timeout=SECONDS) as client,
+        ThreadPoolExecutor(1) as pool,
+        client.stream("POST", path, json={**body, "stream": True}) as answer,
+    ):
+        lines = answer.iter_lines()
+        next(lines)
+        whole = pool.submit(client.post, path, json={**body, "stream": False})
+        time.sleep(0.3)
+        server.popen.terminate()
+        *_, last = filter(None, lines)
+        refused = whole.result(SECONDS)
+    for error in (json.loads(last.removeprefix("data: "))["error"], refused.json()["error"]):
+        assert "drain_timeout" in error["message"]
+        assert (error["type"], error["code"]) == ("service_unavailable", "shutting_down")
+    assert refused.status_code == 503
     server.popen.wait(SECONDS)
     assert "Traceback" not in server.text()
 

@@ -85,6 +85,15 @@ def unavailable(message: str, code: str, seconds: int = 5) -> ApiError:
     return ApiError(503, message, code=code, headers={"retry-after": str(seconds)})
 
 
+def shut_down() -> ApiError:
+    """503: the request ran longer than a server that shuts down waits."""
+    return unavailable(
+        "The server is shutting down, and the answer was not complete within its drain_timeout; use another one",
+        "shutting_down",
+        1,
+    )
+
+
 def timed_out(message: str) -> ApiError:
     """504: the request took longer than the server waits."""
     return ApiError(504, message, code="timeout", headers={"retry-after": "5"})

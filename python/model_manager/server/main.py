@@ -4,6 +4,7 @@ second `SIGTERM` ends at once.
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import functools
 import inspect
@@ -34,6 +35,10 @@ _HANDOVER = "MODEL_MANAGER_SERVER_CONFIG"
 """The environment variable that carries the settings to worker processes, as JSON."""
 _STARTUP_FAILED = 3
 """uvicorn's exit code for a failed start."""
+_FAILED = 1
+"""The exit code for a failed start, as of every command that fails."""
+_GRACE = 2.0
+"""Seconds after `drain_timeout` in which requests answer that they were ended. Then uvicorn ends what is left."""
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +48,9 @@ def run(config: ServerConfig | None = None, manager: ModelManager | None = None)
 
     The first signal stops listening and lets running requests finish, for at most `drain_timeout` seconds. The second
     ends at once.
+
+    It returns after SIGTERM if all requests have finished; otherwise the process ends by the signal. SIGINT ends in
+    `KeyboardInterrupt`.
 
     Args:
         config: Settings. None: those of the environment.
@@ -55,12 +63,12 @@ def run(config: ServerConfig | None = None, manager: ModelManager | None = None)
     config = config or ServerConfig()
     if (problem := _address_problem(config.host, config.port)) is not None:
         logger.error("%s", problem)
-        raise SystemExit(_STARTUP_FAILED)
+        raise SystemExit(_FAILED)
     options: dict[str, Any] = {
         "host": config.host,
         "port": config.port,
         "access_log": config.access_log,
-        "timeout_graceful_shutdown": config.drain_timeout,
+        "timeout_graceful_shutdown": config.drain_timeout + _GRACE,
         "server_header": False,
         "ws": "none",
         "http": functools.partial(BoundedHeaders, header_timeout=config.header_timeout),
@@ -70,13 +78,24 @@ def run(config: ServerConfig | None = None, manager: ModelManager | None = None)
             raise ConfigError("workers: several processes cannot share a manager; leave it out")
         os.environ[_HANDOVER] = orjson.dumps(config.to_dict()).decode()
         workers = uvicorn.Config(f"{__name__}:worker_app", factory=True, workers=config.workers, **options)
-        Supervisor.of(workers).run()
+        supervisor = Supervisor.of(workers)
+        supervisor.run()
+        if any(one.process.exitcode == _STARTUP_FAILED for one in supervisor.processes):
+            raise SystemExit(_FAILED)
+        if supervisor.ended_by == signal.SIGINT:
+            raise KeyboardInterrupt
         return
     app = create_app(config, manager)
     server = DrainingServer(uvicorn.Config(app, **options), app.state.service)
-    server.run()
+    try:
+        server.run()
+    except SystemExit as error:
+        raise SystemExit(_FAILED if error.code == _STARTUP_FAILED else error.code) from None
     if not server.started:
-        raise SystemExit(_STARTUP_FAILED)
+        raise SystemExit(_FAILED)
+    if server.cut_off:
+        # Their work may not end: the process does not wait for it.
+        end_at_once(signal.SIGTERM)
 
 
 def _address_problem(host: str, port: int) -> str | None:
@@ -116,24 +135,44 @@ def worker_app() -> FastAPI:
 
 
 class DrainingServer(uvicorn.Server):
-    """uvicorn's server, which also marks the service as draining: `/ready` answers 503 from then on."""
+    """uvicorn's server, which also marks the service as draining: `/ready` answers 503 from then on. It ends what runs
+    after `drain_timeout` with an error answer; uvicorn would cancel it without one.
+    """
 
     def __init__(self, config: uvicorn.Config, service: Service) -> None:
         super().__init__(config)
         self._service = service
+        self.cut_off = False
+        """Whether requests were ended before they had finished."""
+        # A handler of the application gets the signal after the drain.
+        self._sigterm_is_ours = signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Handle SIGINT and SIGTERM."""
         if self.should_exit:
             end_at_once(sig)
         self._service.draining = True
-        super().handle_exit(sig, frame)
+        if sig == signal.SIGTERM and self._sigterm_is_ours:
+            # uvicorn would raise it again after the drain; process managers take an exit code of 0 for a clean stop.
+            self.should_exit = True
+        else:
+            super().handle_exit(sig, frame)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Let running requests finish, then end the others."""
+        timer = asyncio.get_running_loop().call_later(self._service.config.drain_timeout, self._service.end_requests)
+        try:
+            await super().shutdown(sockets)
+        finally:
+            timer.cancel()
+            self.cut_off = self._service.ended_requests
 
 
 class Supervisor(Multiprocess):
     """uvicorn's supervisor. A second signal ends it and its workers at once."""
 
-    _ending = False
+    ended_by: int | None = None
+    """The signal that ended it."""
 
     @classmethod
     def of(cls, config: uvicorn.Config) -> Supervisor:
@@ -149,11 +188,11 @@ class Supervisor(Multiprocess):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Handle SIGINT and SIGTERM."""
-        if self._ending:
+        if self.ended_by is not None:
             for process in self.processes:
                 process.kill()
             end_at_once(sig)
-        self._ending = True
+        self.ended_by = sig
         self.signal_queue.append(sig)
 
 

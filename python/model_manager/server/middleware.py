@@ -20,7 +20,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from .bodies import release
-from .errors import ApiError, from_exception, unavailable
+from .errors import ApiError, from_exception, shut_down, unavailable
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Mapping
@@ -115,10 +115,12 @@ class Endpoint:
             nonlocal status, lingers
             if message["type"] == "http.response.start":
                 status = message["status"]
+                service.unanswered.discard(task)
                 headers = [*message["headers"], (b"x-request-id", request_id)]
-                if not body_ended and (status == _TIMED_OUT or not await _ends_quickly(scope, receive_noting)):
+                hurries = status == _TIMED_OUT or service.ended_requests
+                if not body_ended and (hurries or not await _ends_quickly(scope, receive_noting)):
                     headers.append((b"connection", b"close"))
-                    lingers = status != _TIMED_OUT and not _expects_continue(scope)
+                    lingers = not hurries and not _expects_continue(scope)
                 message["headers"] = headers
             elif lingers and not message.get("more_body"):
                 lingers = False
@@ -128,8 +130,11 @@ class Endpoint:
             await send(message)
 
         span = None
+        task = asyncio.current_task()
+        assert task is not None
         if not self.probe:
             service.in_flight += 1
+            service.unanswered.add(task)
         try:
             if service.spans is not None and not self.probe:
                 span = service.spans.begin(scope, self.path)
@@ -144,10 +149,13 @@ class Endpoint:
             else:
                 response = await self.handler(Request(scope, receive_noting))
             await response(scope, receive_noting, send_marked)
-        except (ClientDisconnect, asyncio.CancelledError) as error:
-            status = status or _CLIENT_LEFT
-            if isinstance(error, asyncio.CancelledError):
+        except asyncio.CancelledError:
+            if status or not service.ended_requests or task not in service.unanswered:
+                status = status or _CLIENT_LEFT
                 raise
+            await self.error_response(shut_down())(scope, receive_noting, send_marked)
+        except ClientDisconnect:
+            status = status or _CLIENT_LEFT
         except Exception as error:  # noqa: BLE001  every failure becomes an error answer
             answer = from_exception(error)
             if not status:
@@ -156,6 +164,7 @@ class Endpoint:
             release(scope, service)
             if not self.probe:
                 service.in_flight -= 1
+                service.unanswered.discard(task)
             if span is not None:
                 span.end(status, request_id)
             service.metrics.request(self.path, scope["method"], status, perf_counter() - started)

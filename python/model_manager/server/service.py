@@ -69,6 +69,9 @@ class Service:
         warming: Whether `warm_up` is loading the served models.
         draining: Whether new requests are refused.
         in_flight: Running requests, without probes.
+        ended_requests: Whether `end_requests` ended some.
+        unanswered: The tasks of running requests whose answer has not begun, without probes.
+        streams: Functions that end the streamed answers with an error.
         waiting: Texts of requests that wait for vectors.
         body_bytes: Memory of the bodies of running requests.
         spans: Makes the spans of requests; None: they are not traced.
@@ -88,6 +91,9 @@ class Service:
         self.draining = False
         self.warming = False
         self.in_flight = 0
+        self.ended_requests = False
+        self.unanswered: set[asyncio.Task[Any]] = set()
+        self.streams: set[Callable[[], None]] = set()
         self.waiting = 0
         self.body_bytes = 0
         self.hosts = Hosts(config) if check_hosts else None
@@ -130,7 +136,7 @@ class Service:
             self._register()
         self.started = time.time()
         self._began = time.monotonic()
-        self.draining = False
+        self.draining = self.ended_requests = False
         self._trace()
         # A semaphore is bound to the first loop that waits for it.
         self._apart = asyncio.Semaphore(_APART)
@@ -163,6 +169,14 @@ class Service:
         if self._enabled_tracing:
             tracing.disable()
         self.metrics.leave()
+
+    def end_requests(self) -> None:
+        """End the running requests: one without an answer gets a 503, a stream ends with an error."""
+        self.ended_requests = self.in_flight > 0
+        for task in tuple(self.unanswered):
+            task.cancel()
+        for end in tuple(self.streams):
+            end()
 
     async def apart(self, function: Callable[..., Result], *args: Any) -> Result:
         """The result of `function`, called off the event loop. For large requests; only a few run at the same time."""

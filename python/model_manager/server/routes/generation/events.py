@@ -11,7 +11,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import StreamingResponse
 
 from ...disconnect import watch_disconnect
-from ...errors import ApiError, from_exception, timed_out
+from ...errors import ApiError, from_exception, shut_down, timed_out
 from .forms import Chat, usage
 
 if TYPE_CHECKING:
@@ -119,17 +119,23 @@ async def pieces_until(
     """The pieces of all streams with their stream's number, in the order in which they arrive. A completion ends each
     stream.
 
-    Raises the errors of the streams, `ApiError` 504 when `deadline` has passed, and `ClientDisconnect` when the streams
-    were closed because the client closed the connection.
+    Raises the errors of the streams, `ApiError` 504 when `deadline` has passed, 503 when the server ends its requests,
+    and `ClientDisconnect` when the streams were closed because the client closed the connection.
     """
-    expired = False
+    reason: ApiError | None = None
 
-    def expire() -> None:
-        nonlocal expired
-        expired = True
+    def end(error: ApiError) -> None:
+        nonlocal reason
+        reason = error
         service.spawn(close(streams))
 
-    timer = asyncio.get_running_loop().call_at(deadline, expire)
+    def end_shut_down() -> None:
+        end(shut_down())
+
+    timer = asyncio.get_running_loop().call_at(deadline, lambda: end(too_late()))
+    service.streams.add(end_shut_down)
+    if service.ended_requests:
+        end_shut_down()
     try:
         async with contextlib.aclosing(_merged(streams, firsts)) as pieces:
             async for index, piece in pieces:
@@ -138,9 +144,10 @@ async def pieces_until(
                 elif (done := streams[index].completion) is not None:
                     yield index, done
                 else:
-                    raise too_late() if expired else ClientDisconnect
+                    raise reason or ClientDisconnect
     finally:
         timer.cancel()
+        service.streams.discard(end_shut_down)
 
 
 async def _merged(
