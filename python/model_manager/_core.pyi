@@ -421,7 +421,7 @@ class Manager:
     def register(
         self,
         name: str,
-        source: str | None = None,
+        source: str | os.PathLike[str] | None = None,
         *,
         loader: Callable[[], Any] | None = None,
         dtype: Literal["auto", "float32", "bfloat16", "int8", "int4"] = "auto",

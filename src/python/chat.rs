@@ -1,6 +1,5 @@
 //! Conversations as Python gives them: messages, tools and a template's own variables.
 
-use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyDict, PyFloat, PyInt, PyList, PyMapping, PyString, PyTuple};
 
@@ -35,7 +34,8 @@ pub(super) fn messages<'a, 'py>(given: &'a Bound<'py, PyAny>) -> PyResult<&'a Bo
 /// Messages: a list of mappings, as the template understands them.
 pub(super) fn conversation(messages: &Bound<'_, PyList>) -> PyResult<Conversation> {
     if messages.is_empty() {
-        return Err(PyValueError::new_err("messages must not be empty"));
+        let error = Error::argument("messages", "messages must not be empty");
+        return Err(to_py(messages.py(), &error));
     }
     for message in messages {
         if !is_mapping(&message) {

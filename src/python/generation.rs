@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use pyo3::exceptions::{PyTypeError, PyValueError};
+use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyDict, PyInt, PyList, PySequence, PyString};
 
@@ -39,7 +39,7 @@ fn prompt(prompt: &Bound<'_, PyAny>) -> PyResult<OwnedPrompt> {
         return Err(wrong_type(prompt.py(), "prompt", reason));
     };
     if messages.is_empty() {
-        return Err(PyValueError::new_err("messages must not be empty"));
+        return Err(to_py(prompt.py(), &Error::argument("prompt", "prompt must not be an empty list")));
     }
     if messages.get_item(0)?.is_instance_of::<PyInt>() {
         return ids(messages).map(OwnedPrompt::Tokens);
@@ -93,7 +93,7 @@ fn parameters(
             continue;
         }
         match &*name {
-            "do_sample" => do_sample = Some(number(&name, &value)?),
+            "do_sample" => do_sample = Some(flag(&name, &value)?),
             "temperature" => params.temperature = number(&name, &value)?,
             // -1 is what other servers call "off", which is 0 here.
             "top_k" => params.top_k = if is_minus_one(&value) { 0 } else { count(py, "top_k", &value)? },
@@ -131,6 +131,13 @@ fn parameters(
 fn number<'py, T: for<'a> FromPyObject<'a, 'py>>(name: &str, value: &Bound<'py, PyAny>) -> PyResult<T> {
     let kind = value.get_type().name()?;
     value.extract().map_err(|_| wrong_type(value.py(), name, format!("{name} must be a number, not {kind}")))
+}
+
+fn flag(name: &str, value: &Bound<'_, PyAny>) -> PyResult<bool> {
+    let kind = value.get_type().name()?;
+    value
+        .extract()
+        .map_err(|_| wrong_type(value.py(), name, format!("{name} must be True or False, not {kind}")))
 }
 
 fn is_minus_one(value: &Bound<'_, PyAny>) -> bool {

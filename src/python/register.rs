@@ -5,15 +5,32 @@ use std::sync::Arc;
 
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
+use pyo3::types::PyString;
 
-use super::errors::{OrRaise, to_py};
+use super::errors::{OrRaise, to_py, wrong_type};
 use super::gil::detached;
 use super::host::PythonHost;
 use super::loader::PythonLoader;
+use super::texts::text_of;
 use crate::Error;
 use crate::config::{DTypeChoice, Setting};
 use crate::manager::{BUILT_IN, EmbeddingSpec, GENERATOR, GeneratorSpec, RERANKER, SourceSpec, Spec};
 use crate::models::{ModelKind, Pooling, ResolveOptions, Source, kind_of};
+
+/// A source as text: a str, or a path object as `os.fspath` gives it.
+pub(super) fn source_text(source: &Bound<'_, PyAny>) -> PyResult<String> {
+    let kind = source.get_type().name()?;
+    let path = if source.is_instance_of::<PyString>() {
+        Ok(source.clone())
+    } else {
+        source.call_method0("__fspath__")
+    };
+    let Some(text) = path.ok().and_then(|path| path.cast_into::<PyString>().ok()) else {
+        let message = format!("source must be a str or a path, not {kind}");
+        return Err(wrong_type(source.py(), "source", message));
+    };
+    Ok(text_of(&text, None)?.to_owned())
+}
 
 /// Where a slot's model comes from.
 pub(super) enum SlotSource {

@@ -127,7 +127,11 @@ def models():
         ),
         (lambda m: m.apply_chat_template("a"), TypeError, r'messages must be a list of {"role": .*, not str'),
         (lambda m: m.apply_chat_template(["a"]), TypeError, r'messages\[0\] must be {"role": ..., .*}, not str'),
-        (lambda m: m.apply_chat_template([]), ValueError, r"messages must not be empty"),
+        (lambda m: m.apply_chat_template([]), errors.ArgumentError, r"messages must not be empty"),
+        (lambda m: m.generate([]), errors.ArgumentError, r"prompt must not be an empty list"),
+        (lambda m: m.generate("a", do_sample=1), TypeError, r"do_sample must be True or False, not int"),
+        (lambda m: m.register("s", 5), TypeError, r"source must be a str or a path, not int"),
+        (lambda m: m.register("s", b"/a"), TypeError, r"source must be a str or a path, not bytes"),
         (lambda m: m.generate({"role": "user"}), TypeError, r'a list of messages {"role": .*}, not dict'),
     ],
 )
@@ -236,6 +240,12 @@ def test_a_source_that_does_not_embed(models, caplog):
     assert record.getMessage().startswith(f"the files of {GENERATOR} are those of a text generator")
     assert Embedder(models, GENERATOR).documents(["a text"]).shape == (1, 32)
     assert len(caplog.records) == 1
+
+
+def test_a_path_is_a_source(models):
+    models.register("path", FIXTURES / "bert_plain")
+    models.register("text", str(FIXTURES / "bert_plain"))
+    assert (models.embed("a", "path") == models.embed("a", "text")).all()
 
 
 def test_what_is_no_mistake(models):

@@ -19,7 +19,7 @@ use super::handle::Handle;
 use super::host::ManagerHost;
 use super::loader::unwrap_object;
 use super::options::{positive_seconds, slot_keep_alive, timeout};
-use super::register::{AboutVectors, Registration, SlotSource};
+use super::register::{AboutVectors, Registration, SlotSource, source_text};
 use super::texts::text_of;
 use super::tracing::{self, Call, CallOutcome};
 use super::tracker::PyTracker;
@@ -130,7 +130,7 @@ impl PyManager {
         &self,
         py: Python<'_>,
         name: Utf8,
-        source: Option<Utf8>,
+        source: Option<&Bound<'_, PyAny>>,
         loader: Option<Py<PyAny>>,
         dtype: &str,
         keep_alive: Option<&Bound<'_, PyAny>>,
@@ -150,7 +150,7 @@ impl PyManager {
         let cold_start_price = price.transpose().or_raise(py)?;
         let cache = caching::options(cache)?;
         let keep = Retention { keep_alive, adaptive, cold_start_price, pinned, cache };
-        let source = SlotSource::of(py, &name, owned(source), loader)?;
+        let source = SlotSource::of(py, &name, source.map(source_text).transpose()?, loader)?;
         let about_vectors = AboutVectors {
             fallback: fallback.into_iter().map(String::from).collect(),
             pooling: owned(pooling),
