@@ -800,7 +800,9 @@ class Manager:
     def cleanup_idle(self) -> int:
         """Unload now the slots that have been idle for `max_idle_time`; return how many."""
     def close(self) -> None:
-        """Unload everything and stop the threads. Further use raises `ClosedError`. Closing again does nothing."""
+        """Unload everything and stop the threads, without a wait: a call in progress gets its result first, and its
+        model stays in memory until then. Further use raises `ClosedError`. Closing again does nothing.
+        """
     @property
     def closed(self) -> bool:
         """Whether `close` was called."""

@@ -241,6 +241,7 @@ def test_every_error_of_the_package_has_an_answer():
         "DeviceMemoryError": 503,
         "DownloadError": 503,
         "ArgumentError": 400,
+        "ForkedError": 503,
         "InputError": 400,
         "InternalError": 500,
         "InvalidFileError": 503,

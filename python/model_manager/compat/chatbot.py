@@ -376,7 +376,9 @@ class ModelManager(BaseManager):
         _core.trim_memory()
 
     def close(self) -> None:
-        """Unload everything and stop the threads. The process-wide manager stays usable: its next use loads again."""
+        """Unload everything and stop the threads; calls in progress get their results first. The process-wide manager
+        stays usable: its next use loads again.
+        """
         if self._is_process_wide():
             self.unload_all_models()
         else:
