@@ -8,7 +8,7 @@ use super::arrow::{self, ArrowVectors};
 use super::errors::OrRaise;
 use super::gil::inside;
 use super::handle::Handle;
-use super::texts::{self, Texts, text_of};
+use super::texts::{self, text_of};
 use super::tracing::{self, Call, CallOutcome};
 use super::vectors::{array, copied_array, import_numpy, shared_array};
 use crate::cache::CachedItem;
@@ -129,10 +129,7 @@ pub(super) fn count_tokens<'py>(
     model: Option<&str>,
 ) -> PyResult<Bound<'py, PyAny>> {
     let py = texts.py();
-    let (texts, single) = match Texts::extract(texts)? {
-        Texts::One(text) => (vec![text], true),
-        Texts::Many(texts) => (texts, false),
-    };
+    let (texts, single) = texts::kept(texts)?;
     let counts = handle.enter(py, |manager, check| manager.count_tokens(&texts, model, check))?;
     match (single, counts.as_slice()) {
         (true, [count]) => Ok(count.into_pyobject(py)?.into_any()),

@@ -2,6 +2,7 @@
 
 use pyo3::exceptions::{PyMemoryError, PyOverflowError, PyTypeError};
 use pyo3::prelude::*;
+use pyo3::pybacked::PyBackedStr;
 use pyo3::types::{PyBool, PyByteArray, PyBytes, PyMapping, PyString};
 
 use super::arrow;
@@ -59,16 +60,34 @@ impl Texts {
         if let Ok(text) = texts.cast::<PyString>() {
             return Ok(Self::One(copied(text, None)?));
         }
-        let Some(items) = items(texts) else {
-            return Err(PyTypeError::new_err(format!(
-                "texts must be a str or an iterable of str, not {}",
-                kind(texts)?
-            )));
-        };
-        let all = items.enumerate().map(|(number, item)| item.map(|item| (number, item)));
-        let many = collected(texts.len().unwrap_or(0), all, text_item);
+        let many = collected(texts.len().unwrap_or(0), numbered(texts)?, text_item);
         many.map(Self::Many).map_err(|refusal| refusal.raise(texts.py()))
     }
+}
+
+/// A text, or several, in the memory of their Python objects: a call that only reads them copies nothing. The second value
+/// is true for one text.
+pub(super) fn kept(texts: &Bound<'_, PyAny>) -> PyResult<(Vec<PyBackedStr>, bool)> {
+    if let Ok(text) = texts.cast::<PyString>() {
+        return Ok((vec![kept_text(text, None)?], true));
+    }
+    let many = collected(texts.len().unwrap_or(0), numbered(texts)?, |item, number| {
+        Ok(kept_text(text_at(item, number)?, Some(number))?)
+    });
+    many.map(|many| (many, false)).map_err(|refusal| refusal.raise(texts.py()))
+}
+
+/// The items of several texts with their numbers.
+fn numbered<'py>(
+    texts: &Bound<'py, PyAny>,
+) -> PyResult<impl Iterator<Item = PyResult<(usize, Bound<'py, PyAny>)>> + use<'py>> {
+    let Some(items) = items(texts) else {
+        return Err(PyTypeError::new_err(format!(
+            "texts must be a str or an iterable of str, not {}",
+            kind(texts)?
+        )));
+    };
+    Ok(items.enumerate().map(|(number, item)| item.map(|item| (number, item))))
 }
 
 /// What `embed` takes: a text, texts, token ids, or several lists of those. The second value is true for a single input.
@@ -129,21 +148,32 @@ pub(super) fn copied(text: &Bound<'_, PyString>, number: Option<usize>) -> PyRes
 
 /// The text as UTF-8, without a copy. A lone surrogate has none.
 pub(super) fn text_of<'a>(text: &'a Bound<'_, PyString>, number: Option<usize>) -> PyResult<&'a str> {
-    text.to_str().map_err(|error| {
-        if error.is_instance_of::<PyMemoryError>(text.py()) {
-            return error;
-        }
-        let which = number.map_or_else(|| "the text".to_owned(), |number| format!("texts[{number}]"));
-        to_py(text.py(), &Error::Input(format!("{which} {LONE_SURROGATE}")))
-    })
+    text.to_str().map_err(|error| no_utf8(text.py(), error, number))
+}
+
+/// The text as UTF-8, in the memory of its Python object. A lone surrogate has none.
+fn kept_text(text: &Bound<'_, PyString>, number: Option<usize>) -> PyResult<PyBackedStr> {
+    PyBackedStr::try_from(text.clone()).map_err(|error| no_utf8(text.py(), error, number))
+}
+
+/// Why a text has no UTF-8.
+fn no_utf8(py: Python<'_>, error: PyErr, number: Option<usize>) -> PyErr {
+    if error.is_instance_of::<PyMemoryError>(py) {
+        return error;
+    }
+    let which = number.map_or_else(|| "the text".to_owned(), |number| format!("texts[{number}]"));
+    to_py(py, &Error::Input(format!("{which} {LONE_SURROGATE}")))
 }
 
 fn text_item(item: &Bound<'_, PyAny>, number: usize) -> Result<String, Refusal> {
+    Ok(joined(&[text_of(text_at(item, number)?, Some(number))?])?)
+}
+
+/// The item as a text.
+fn text_at<'a, 'py>(item: &'a Bound<'py, PyAny>, number: usize) -> PyResult<&'a Bound<'py, PyString>> {
     match item.cast::<PyString>() {
-        Ok(text) => Ok(joined(&[text_of(text, Some(number))?])?),
-        Err(_) => {
-            Err(PyTypeError::new_err(format!("texts[{number}] must be a str, not {}", kind(item)?)).into())
-        }
+        Ok(text) => Ok(text),
+        Err(_) => Err(PyTypeError::new_err(format!("texts[{number}] must be a str, not {}", kind(item)?))),
     }
 }
 

@@ -74,7 +74,7 @@ impl WordWay {
     /// The ids of a normalized text.
     pub(super) fn ids(&self, model: &WordPieces, normal: &str) -> Vec<u32> {
         let (mut ids, mut rest, mut parts) =
-            (Vec::with_capacity(normal.len() / 3), String::new(), Vec::new());
+            (Vec::with_capacity(normal.len() / 2 + 2), String::with_capacity(64), Vec::with_capacity(16));
         let mut word = |word: &str| {
             if !word.is_empty() {
                 model.split(word, &mut rest, &mut parts);
