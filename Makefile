@@ -201,6 +201,7 @@ bench-peers: build models ## Against other packages, alternating in one run: thr
 
 .PHONY: bench-tokenizers
 bench-tokenizers: build models ## Tokenizers against the tokenizers and sentencepiece packages; what a model costs a fresh process
+	$(PY) benchmarks/tokenizer_ids.py
 	$(PY) benchmarks/tokenizing.py
 	$(PY) benchmarks/footprint.py
 
