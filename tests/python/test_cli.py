@@ -78,6 +78,14 @@ sys.exit(run(['demo', '--model', {ENGLISH_MODEL!r}]) or run(['doctor', '--quick'
     assert json.loads("{" + document)["settings"]["TURKISH_SENTENCE_MODEL"] == "ağ"
 
 
+def test_a_file_that_cannot_be_written_is_named_as_the_user_named_it(tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    target = tmp_path / "file" / "v.npy"
+    with pytest.raises(OSError) as caught, writing(target):  # noqa: PT011  each system has its own subclass
+        pass
+    assert caught.value.filename == str(target)
+
+
 def test_embed_from_standard_input(command):
     done = command("embed", stdin="\n".join(LINES) + "\n")
     assert done.code == 0, done.err

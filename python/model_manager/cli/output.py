@@ -148,7 +148,11 @@ def writing(target: Path) -> Iterator[IO[bytes]]:
 
 @contextlib.contextmanager
 def _temporary(target: Path) -> Iterator[IO[bytes]]:
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    try:
+        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    except OSError as error:
+        error.filename = str(target)  # what the user named
+        raise
     try:
         with os.fdopen(handle, "wb") as file:
             yield file
