@@ -203,7 +203,7 @@ bench-peers: build models ## Against other packages, alternating in one run: thr
 bench-tokenizers: build models ## Tokenizers against the tokenizers and sentencepiece packages; what a model costs a fresh process
 	$(PY) benchmarks/tokenizer_ids.py
 	$(PY) benchmarks/tokenizing.py
-	$(PY) benchmarks/footprint.py
+	$(PY) benchmarks/footprint.py --peers
 
 .PHONY: bench-index
 bench-index: build models ## Indexing 10,000 passages compared with embedding alone, and memory over 1,000,000 documents

@@ -1,13 +1,15 @@
-"""What one model costs a fresh process: time to the first vector, private memory, and memory after unloading.
+"""What one model costs a fresh process: time to the first vector, private memory by part, and memory after unloading.
 
-Every run is a process of its own. The figures are the smallest of all runs, but of what stays the largest. Memory is
-private to the process: the pages that it has written to, and those of files that no other process has mapped (code,
-mostly). What stays after unloading is counted from the moment before the first load, numpy imported.
+Every run is a process of its own, one at a time, and packages alternate. The figures are the medians of all runs, but
+of what stays the largest. Memory is private to the process: the pages that it has written to, and those of files that
+no other process has mapped (code, mostly). What stays after unloading is counted from the moment before the first load,
+numpy imported.
 
-sentence-transformers and onnxruntime with tokenizers, in the peers' virtual environment, are measured next to it with
---peers: import, first vector, memory after it, and what is left when the model is deleted.
+sentence-transformers, onnxruntime with the tokenizers package, and fastembed, in the peers' virtual environments, are
+measured next to it with --peers; what they leave is counted after the model is deleted. A model without a graph
+(model.onnx) is exported first.
 
-    python benchmarks/footprint.py [MODEL] [--runs N] [--peers]
+    python benchmarks/footprint.py [MODEL] [--runs N] [--peers] [--folder FOLDER]
 """
 
 import argparse
@@ -15,12 +17,16 @@ import ctypes
 import gc
 import importlib
 import json
+import shutil
+import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 import environment
+import report
 
 MODELS = Path(__file__).parents[1] / ".models"
 TEXT = "Bugün hava çok güzel, sahilde yürüyelim mi?"
@@ -74,8 +80,8 @@ def left_run(model: str) -> dict[str, float]:
     return {f"private MB {LEFT}": private_mb() - before}
 
 
-def peer_run(name: str, model: str) -> dict[str, float]:
-    """The same of another package."""
+def peer_run(name: str, model: str, graph: str) -> dict[str, float]:
+    """The same of another package; `graph` is a folder with the model as ONNX and its tokenizer."""
     bare, start = private_mb(), time.perf_counter()
     if name == "sentence-transformers":
         from sentence_transformers import SentenceTransformer
@@ -84,6 +90,22 @@ def peer_run(name: str, model: str) -> dict[str, float]:
         before = private_mb()
         encoder = SentenceTransformer(model, device="cpu")
         encoder.encode(TEXT)
+    elif name == "fastembed":
+        from fastembed import TextEmbedding
+        from fastembed.common.model_description import ModelSource, PoolingType
+
+        loaded = time.perf_counter()
+        before = private_mb()
+        TextEmbedding.add_custom_model(
+            model="local/model",
+            pooling=PoolingType.MEAN,
+            normalization=True,
+            sources=ModelSource(hf="local/model"),
+            dim=json.loads((Path(graph) / "config.json").read_text(encoding="utf-8"))["hidden_size"],
+            model_file="model.onnx",
+        )
+        encoder = TextEmbedding("local/model", specific_model_path=graph)
+        list(encoder.embed([TEXT]))
     else:
         import numpy as np
         import onnxruntime
@@ -91,8 +113,8 @@ def peer_run(name: str, model: str) -> dict[str, float]:
 
         loaded = time.perf_counter()
         before = private_mb()
-        encoder = onnxruntime.InferenceSession(str(Path(model) / "model.onnx"), providers=["CPUExecutionProvider"])
-        ids = Tokenizer.from_file(str(Path(model) / "tokenizer.json")).encode(TEXT).ids
+        encoder = onnxruntime.InferenceSession(str(Path(graph) / "model.onnx"), providers=["CPUExecutionProvider"])
+        ids = Tokenizer.from_file(str(Path(graph) / "tokenizer.json")).encode(TEXT).ids
         inputs = {"input_ids": ids, "attention_mask": [1] * len(ids), "token_type_ids": [0] * len(ids)}
         wanted = {one.name for one in encoder.get_inputs()}
         encoder.run(None, {key: np.array([value]) for key, value in inputs.items() if key in wanted})
@@ -106,9 +128,41 @@ def peer_run(name: str, model: str) -> dict[str, float]:
     return figures | {f"private MB {LEFT}": private_mb() - before}
 
 
-def summary(command: list[str], runs: int) -> dict[str, float]:
-    found = [json.loads(subprocess.run(command, check=True, capture_output=True).stdout) for _ in range(runs)]
-    return {name: (max if name.endswith(LEFT) else min)(run[name] for run in found) for name in found[0]}
+def summaries(commands: dict[str, list[list[str]]], runs: int) -> dict[str, dict[str, float]]:
+    """Package → figures. Each of its commands measures some of them."""
+    found: dict[str, list[dict[str, float]]] = {package: [] for package in commands}
+    for _ in range(runs):
+        for package, parts in commands.items():
+            answers = [subprocess.run(command, check=True, capture_output=True).stdout for command in parts]
+            found[package].append({name: figure for one in answers for name, figure in json.loads(one).items()})
+
+    def summary(name: str, figures: list[float]) -> float:
+        return max(figures) if name.endswith(LEFT) else statistics.median(figures)
+
+    return {
+        package: {name: summary(name, [run[name] for run in all_runs]) for name in all_runs[0]}
+        for package, all_runs in found.items()
+    }
+
+
+def with_graph(model: Path, python: str, folder: Path) -> str:
+    """A folder with the model as ONNX, made in `folder` unless the model has a graph."""
+    if (model / "model.onnx").is_file():
+        return str(model)
+    if not (folder / "model.onnx").is_file():
+        command = [python, str(Path(__file__).with_name("export_onnx.py")), str(model), str(folder)]
+        subprocess.run(command, check=True, capture_output=True)
+    for file in model.glob("*.json"):
+        shutil.copy(file, folder)
+    return str(folder)
+
+
+def peer_commands(model: str, folder: Path) -> dict[str, list[list[str]]]:
+    python = str(environment.peers_python(environment.peers_location()))
+    other = str(environment.peers_python(environment.peers_location("-fastembed"), "requirements-fastembed.txt"))
+    graph = with_graph(Path(model), python, folder)
+    pythons = {"sentence-transformers": python, "onnxruntime": python, "fastembed": other}
+    return {peer: [[each, __file__, model, "--graph", graph, "--one", peer]] for peer, each in pythons.items()}
 
 
 def main() -> None:
@@ -116,26 +170,32 @@ def main() -> None:
     arguments.add_argument("model", nargs="?", default=str(MODELS / "multilingual-e5-small"))
     arguments.add_argument("--runs", type=int, default=5)
     arguments.add_argument("--peers", action="store_true")
+    arguments.add_argument("--folder", type=Path, help="where a graph is exported to, and stays")
     arguments.add_argument("--one", help=argparse.SUPPRESS)
+    arguments.add_argument("--graph", default="", help=argparse.SUPPRESS)
     given = arguments.parse_args()
     if given.one:
         own = {"own": one_run, "left": left_run}
-        run = own[given.one](given.model) if given.one in own else peer_run(given.one, given.model)
+        run = own[given.one](given.model) if given.one in own else peer_run(given.one, given.model, given.graph)
         print(json.dumps(run))
         return
-    command = [sys.executable, __file__, given.model, "--one"]
-    figures = summary([*command, "own"], given.runs) | summary([*command, "left"], given.runs)
-    for name, figure in figures.items():
+    own_command = [sys.executable, __file__, given.model, "--one"]
+    commands = {"model_manager": [[*own_command, "own"], [*own_command, "left"]]}
+    with tempfile.TemporaryDirectory() as work:
+        if given.peers:
+            commands |= peer_commands(given.model, given.folder or Path(work))
+        found = summaries(commands, given.runs)
+    for name, figure in found["model_manager"].items():
         target = TARGETS.get(name)
         reached = "" if target is None else f"   target ≤ {target:g}: {'yes' if figure <= target else 'no'}"
         print(f"{name:30} {figure:8.3f}{reached}")
     if given.peers:
-        python = str(environment.peers_python(environment.peers_location()))
-        peers = ["sentence-transformers", *(["onnxruntime"] if (Path(given.model) / "model.onnx").exists() else [])]
-        for peer in peers:
-            print(f"\n{peer}")
-            for name, figure in summary([python, __file__, given.model, "--one", peer], given.runs).items():
-                print(f"{name:30} {figure:8.3f}")
+        names = ["import s", "private MB of the import", "first vector s", "private MB after it", "MB of it written to"]
+        rows = [["", *names, f"private MB {LEFT}"]]
+        for package, figures in found.items():
+            cells = (f"{figures[name]:.{2 if name.endswith(' s') else 1}f}" for name in rows[0][1:])
+            rows.append([package, *cells])
+        print(f"\n{environment.machine()}\n\n{report.table(rows)}")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """Tokenizers of the sizes that well-known models have: ids, time to load, memory, speed, against other packages.
 
-Every figure is of a process of its own; the smallest of all rounds counts. Memory is what the process has written to:
-after loading, less than before it. Speed is of one thread. The tokenizers and sentencepiece packages live in the peers'
-virtual environment (.venv-peers, or what MODEL_MANAGER_PEERS_VENV names); model_manager comes from this Python.
+Every figure is of a process of its own, one at a time, and packages alternate; the medians of all rounds count. Memory
+is what the process has written to: after loading, less than before it. Speed is of one thread. The tokenizers and
+sentencepiece packages live in the peers' virtual environment (.venv-peers, or what MODEL_MANAGER_PEERS_VENV names);
+model_manager comes from this Python.
 
     python benchmarks/tokenizing.py [--rounds N] [--folder FOLDER]
 """
@@ -12,6 +13,7 @@ import ctypes
 import hashlib
 import json
 import os
+import statistics
 import struct
 import subprocess
 import sys
@@ -125,17 +127,19 @@ def made_files(folder: Path, peers: str) -> dict[str, Path]:
 
 
 def runs_of(contenders: dict[str, tuple[str, Path]], texts: Path, rounds: int) -> dict[str, dict[str, Any]]:
-    """Contender → the smallest figures."""
-    found: dict[str, dict[str, Any]] = {}
+    """Contender → the medians."""
+    found: dict[str, list[dict[str, Any]]] = {contender: [] for contender in contenders}
     for _ in range(rounds):
         for contender, (python, path) in contenders.items():
             command = [python, __file__, "--one", contender, str(path), str(texts)]
             variables = os.environ | {"TOKENIZERS_PARALLELISM": "false", "PYTHONWARNINGS": "ignore"}
             answer = subprocess.run(command, check=True, capture_output=True, text=True, env=variables).stdout
-            run = json.loads(answer.splitlines()[-1])
-            best = found.setdefault(contender, run)
-            found[contender] = {key: min(best[key], run[key]) for key in run}
-    return found
+            found[contender].append(json.loads(answer.splitlines()[-1]))
+    # Of the hash of ids, which is the same in every round, the median is one of them.
+    return {
+        contender: {key: statistics.median_low(run[key] for run in runs) for key in runs[0]}
+        for contender, runs in found.items()
+    }
 
 
 def main() -> None:
