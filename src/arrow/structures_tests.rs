@@ -56,7 +56,7 @@ impl Handed {
     }
 
     fn schema_fields(&mut self) -> &mut SchemaFields {
-        // SAFETY: as above.
+        // SAFETY: as in `kind_of`, and nothing else refers to the structure.
         unsafe { &mut *ptr::from_mut(&mut self.schema).cast() }
     }
 
@@ -346,7 +346,7 @@ struct Producer {
 fn stream_of(producer: Producer) -> FFI_ArrowArrayStream {
     type Stream = FFI_ArrowArrayStream;
     unsafe fn behind<'a>(stream: *mut Stream) -> &'a mut Producer {
-        // SAFETY: every stream of these tests has one until it is released.
+        // SAFETY: every stream of these tests has a producer until it is released.
         unsafe { &mut *(*stream).private_data().cast() }
     }
     unsafe extern "C" fn schema(stream: *mut Stream, out: *mut FFI_ArrowSchema) -> i32 {
@@ -355,7 +355,7 @@ fn stream_of(producer: Producer) -> FFI_ArrowArrayStream {
         0
     }
     unsafe extern "C" fn next(stream: *mut Stream, out: *mut FFI_ArrowArray) -> i32 {
-        // SAFETY: as above.
+        // SAFETY: the stream is one of `stream_of`, which was not released.
         let producer = unsafe { behind(stream) };
         let next = match producer.chunks.pop() {
             Some(chunk) => FFI_ArrowArray::new(&chunk.to_data()),
@@ -368,7 +368,7 @@ fn stream_of(producer: Producer) -> FFI_ArrowArrayStream {
         0
     }
     unsafe extern "C" fn message(stream: *mut Stream) -> *const c_char {
-        // SAFETY: as above.
+        // SAFETY: the stream is one of `stream_of`, which was not released.
         let message = unsafe { behind(stream) }.fails.filter(|message| !message.is_empty());
         message.map_or(ptr::null(), CStr::as_ptr)
     }

@@ -213,7 +213,8 @@ unsafe fn given<'a>(stream: *mut Stream) -> &'a mut Given<'a> {
 }
 
 unsafe extern "C" fn get_schema(stream: *mut Stream, out: *mut Schema) -> i32 {
-    // SAFETY: `stream` as above, and `out` is a place for a schema.
+    // SAFETY: a consumer calls this with a stream of `through_stream`, whose data lives longer than it, and with a place
+    // for a schema.
     unsafe {
         let given = given(stream);
         if given.fault == 1 {
@@ -227,7 +228,8 @@ unsafe extern "C" fn get_schema(stream: *mut Stream, out: *mut Schema) -> i32 {
 }
 
 unsafe extern "C" fn get_next(stream: *mut Stream, out: *mut Array) -> i32 {
-    // SAFETY: as above.
+    // SAFETY: a consumer calls this with a stream of `through_stream`, whose data lives longer than it, and with a place
+    // for an array.
     unsafe {
         let given = given(stream);
         let Some(next) = given.arrays.next() else { return i32::from(matches!(given.fault, 2 | 3 | 6)) };
@@ -239,12 +241,12 @@ unsafe extern "C" fn get_next(stream: *mut Stream, out: *mut Array) -> i32 {
 }
 
 unsafe extern "C" fn get_last_error(stream: *mut Stream) -> *const c_char {
-    // SAFETY: as above.
+    // SAFETY: a consumer calls this with a stream of `through_stream`, whose data lives longer than it.
     if unsafe { given(stream) }.fault == 3 { ptr::null() } else { c"the disk is \xff gone".as_ptr() }
 }
 
 unsafe extern "C" fn release_stream(stream: *mut Stream) {
-    // SAFETY: as above.
+    // SAFETY: a consumer calls this with a stream of `through_stream`, whose data lives longer than it.
     unsafe {
         given(stream).releases += 1;
         (*stream).release = None;

@@ -89,7 +89,7 @@ unsafe extern "C" fn release_schema(schema: *mut Schema) {
 }
 
 unsafe extern "C" fn release_array(array: *mut Array) {
-    // SAFETY: as above, with an array of `array_of`.
+    // SAFETY: a consumer calls this with an array of `array_of`, whose data lives until the end.
     unsafe {
         let owned = (*array).private_data.cast::<Owned>();
         (*owned).releases += 1;

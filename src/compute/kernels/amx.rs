@@ -16,10 +16,10 @@
 //! Every loaded tile is used twice, and four independent sums hide the latency of a product. A product takes less time
 //! with fewer rows, down to about nine, so a block of 17 to 31 rows is divided evenly.
 //!
-//! Three things keep the unit busy, as measured on two generations of servers: panels that other rows use again pass by
-//! the first-level cache (TILELOADDT1), where the rows stay; what is multiplied later is prefetched meanwhile; and eight
-//! other instructions follow each tile instruction, because a longer queue of tile instructions blocks the loads of the
-//! next step.
+//! Three things keep the unit busy, as measured in loops of single instructions on one server with AMX (docs/engine.md has
+//! the figures): panels that other rows use again pass by the first-level cache (TILELOADDT1), where the rows stay; what is
+//! multiplied later is prefetched meanwhile; and eight other instructions follow each tile instruction, because a longer
+//! queue of tile instructions blocks the loads of the next step. The whole has not run on a CPU with AMX.
 //!
 //! A panel has the same layout as for vector registers: a row of 32 units is two rows of 16, and a unit, two bf16 that
 //! are adjacent along the sum, is what TDPBF16PS multiplies. A tile of the panel is 16 of its rows, half as wide.
