@@ -113,17 +113,16 @@ class _Handler(BaseHTTPRequestHandler):
             fault = server.faults.pop(0) if server.faults else None
             server.busy += 1
             server.most_busy = max(server.most_busy, server.busy)
-        try:
-            server.gate.wait()
-            if isinstance(fault, int):
-                self._send(fault, json.dumps({"error": {"message": f"fault {fault}"}}).encode())
-            elif fault is not None:
-                self._send(200, fault)
-            else:
-                self._send(200, json.dumps(self._answer(body)).encode())
-        finally:
-            with server.lock:
-                server.busy -= 1
+        server.gate.wait()
+        # Before the answer goes out: who has read it may count at once.
+        with server.lock:
+            server.busy -= 1
+        if isinstance(fault, int):
+            self._send(fault, json.dumps({"error": {"message": f"fault {fault}"}}).encode())
+        elif fault is not None:
+            self._send(200, fault)
+        else:
+            self._send(200, json.dumps(self._answer(body)).encode())
 
     def _answer(self, body: dict[str, Any]) -> dict[str, Any]:
         texts = body["input"]
