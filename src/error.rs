@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::similar::similar;
+use crate::size::size_text;
 
 /// The result of every fallible call in this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -160,8 +161,8 @@ pub enum Error {
         setting: &'static str,
     },
     /// The memory budget cannot hold the model.
-    #[error("model {model:?} needs about {} MB but the memory budget is {} MB and {} MB are in use by models that cannot be evicted; raise memory_budget or unpin a model",
-            needed >> 20, budget >> 20, in_use >> 20)]
+    #[error("model {model:?} needs about {} but the memory budget is {} and {} are in use by models that cannot be evicted; raise memory_budget or unpin a model",
+            size_text(*needed), size_text(*budget), size_text(*in_use))]
     Budget {
         /// The slot.
         model: String,
@@ -173,7 +174,7 @@ pub enum Error {
         in_use: u64,
     },
     /// The system has no memory for something whose size the caller chooses.
-    #[error("out of memory: {} MB could not be had ({what}); ask for less, or free memory", (bytes >> 20).max(1))]
+    #[error("out of memory: {} could not be had ({what}); ask for less, or free memory", size_text(*bytes))]
     OutOfMemory {
         /// What it was for, or the system's own words. Making the error need not allocate.
         what: Cow<'static, str>,
@@ -183,8 +184,8 @@ pub enum Error {
     /// A device with a memory of its own has none left, after idle models were unloaded and batches halved.
     #[error(
         "out of memory on {device}: no room for {what}{}{}; unload a model, send shorter texts, or use device=\"cpu\"",
-        needed.map_or_else(String::new, |bytes| format!(", which needs about {} MB", (bytes >> 20).max(1))),
-        free.map_or_else(String::new, |bytes| format!("; {} MB are free", bytes >> 20))
+        needed.map_or_else(String::new, |bytes| format!(", which needs about {}", size_text(bytes))),
+        free.map_or_else(String::new, |bytes| format!("; {} are free", size_text(bytes)))
     )]
     DeviceMemory {
         /// The device.

@@ -30,6 +30,7 @@ mod private_files;
 mod python;
 pub mod remote;
 mod similar;
+mod size;
 pub mod sync;
 mod tls;
 pub mod trace;

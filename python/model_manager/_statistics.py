@@ -76,7 +76,7 @@ class TrackerStatistics(TypedDict):
     last_access: dict[str, float]
     """Seconds since the latest use."""
     memory_usage: dict[str, float]
-    """MB of the latest load."""
+    """MiB of the latest load."""
     load_time_p50: dict[str, float]
     """Median of all loads, seconds."""
     load_time_p95: dict[str, float]

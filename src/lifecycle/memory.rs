@@ -8,7 +8,7 @@ pub trait MemoryProbe: Send + Sync {
     fn trim(&self);
 }
 
-/// Bytes as megabytes of 2²⁰, the unit of every statistic in MB.
+/// Bytes in MiB, the unit of every statistic whose key ends with `_mb`.
 #[must_use]
 pub fn megabytes(bytes: u64) -> f64 {
     bytes as f64 / f64::from(1 << 20)

@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use super::budget::Charge;
-use super::memory::{MemoryProbe, megabytes};
+use super::memory::MemoryProbe;
 use super::tracker::Record;
+use crate::size::size_text;
 
 /// What a loader returns.
 pub struct Loaded<T: ?Sized> {
@@ -94,6 +95,6 @@ impl Drop for FreeOnDrop {
         self.memory.trim();
         let returned = self.resident_before.saturating_sub(self.memory.resident());
         self.record.returned(returned);
-        log::debug!("freed {:?}: {:.1} MB were returned to the system", self.slot, megabytes(returned));
+        log::debug!("freed {:?}: {} were returned to the system", self.slot, size_text(returned));
     }
 }

@@ -16,6 +16,7 @@ use super::phase::{AcquireStep, Flight, LockedSlot, Phase, Ready, longer};
 use super::policy::AdaptivePolicy;
 use super::residency::{Loaded, Residency};
 use super::tracker::Record;
+use crate::size::size_text;
 use crate::sync::{Mutex, spawn, thread};
 use crate::{Error, Result};
 
@@ -159,7 +160,7 @@ impl<T: ?Sized + Send + Sync + 'static> SlotState<T> {
                 let mut inner = self.inner.lock();
                 (inner.uses, inner.load_seconds) = (0, seconds);
             }
-            log::info!("loaded {:?} in {seconds:.2} s, {:.1} MB", self.name, megabytes(loaded.bytes));
+            log::info!("loaded {:?} in {seconds:.2} s, {}", self.name, size_text(loaded.bytes));
             Arc::new(self.residency_of(id, loaded))
         });
         self.land(id, outcome);

@@ -63,7 +63,7 @@ impl Tracker {
         Self { origin: clock.now(), clock, records: Mutex::default() }
     }
 
-    /// A load of `slot` ended well: it took `seconds` and `memory_mb` megabytes. It counts as an access.
+    /// A load of `slot` ended well: it took `seconds` and `memory_mb` MiB. It counts as an access.
     pub fn record_load(&self, slot: &str, seconds: f64, memory_mb: f64) {
         let record = self.record(slot);
         record.loaded(seconds, memory_mb);

@@ -8,6 +8,7 @@ use candle_core::Device;
 use crate::compute::cards::{self, Card, CardMemory};
 use crate::config::DeviceChoice;
 use crate::lifecycle::MemoryLimit;
+use crate::size::size_text;
 use crate::{Error, Result};
 
 /// Bytes that a card must have free for `auto` to choose it: a large sentence model and its batches.
@@ -201,10 +202,10 @@ fn automatic(machine: &dyn Cards) -> Chosen {
     match best {
         Some(card) if free(card) >= ROOM => Chosen::Card(maker, card.ordinal),
         Some(card) => {
-            let megabytes = free(card) >> 20;
             log::warn!(
-                "device auto: the CPU, because no card has {} MB free: at most {megabytes} MB",
-                ROOM >> 20
+                "device auto: the CPU, because no card has {} free: at most {}",
+                size_text(ROOM),
+                size_text(free(card))
             );
             Chosen::Cpu
         }

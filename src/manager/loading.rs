@@ -28,6 +28,7 @@ use crate::models::{
     ResolveOptions, Source, Weights, on_cpu, on_device, resolve,
 };
 use crate::remote::{Address, Link, RemoteEncoder, RemoteSettings, shown};
+use crate::size::size_text;
 use crate::sync::spawn;
 use crate::{Error, Result};
 
@@ -462,10 +463,10 @@ impl ModelLoader {
                 progress.total.filter(|total| *total > 0).map_or(0, |total| progress.done * 10 / total);
             if logged.0 != progress.file || logged.1 != tenth {
                 log::info!(
-                    "downloading {}: {} of {} MB",
+                    "downloading {}: {} of {}",
                     progress.file,
-                    progress.done >> 20,
-                    progress.total.unwrap_or(0) >> 20
+                    size_text(progress.done),
+                    progress.total.map_or_else(|| "an unknown size".into(), size_text)
                 );
                 logged = (progress.file.to_owned(), tenth);
             }

@@ -20,7 +20,7 @@ impl PyTracker {
         Self(Arc::new(Tracker::new(Clock::System)))
     }
 
-    /// Note a load that took `load_time` seconds and `memory_mb` MB; it counts as an access too.
+    /// Note a load that took `load_time` seconds and `memory_mb` MiB; it counts as an access too.
     fn record_load(&self, model_type: &str, load_time: f64, memory_mb: f64) {
         self.0.record_load(model_type, load_time, memory_mb);
     }
@@ -30,7 +30,7 @@ impl PyTracker {
         self.0.record_access(model_type);
     }
 
-    /// All figures by slot; seconds and MB.
+    /// All figures by slot; seconds and MiB.
     fn get_statistics<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         statistics(py, self.0.statistics())
     }

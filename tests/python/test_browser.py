@@ -128,8 +128,8 @@ def test_it_shows_what_the_api_says(visit, busy):
     assert page.text("#tokens-note") == "20 tokens"
     assert page.text("#queue-note").startswith("1,200 texts in ")
     assert page.text("#version") == said["version"]
-    assert page.text("#memory-budget") == "286 MB"
-    assert re.fullmatch(r"\d+ MB", page.text("#memory-process"))
+    assert page.text("#memory-budget") == "286 MiB"
+    assert re.fullmatch(r"\d+ MiB", page.text("#memory-process"))
     assert [row.inner_text() for row in page.tab.locator("#models h3").all()] == busy.manager.slots()
     ready = page.row("tiny").inner_text()
     assert "float32" in ready
@@ -373,7 +373,7 @@ def test_the_chart_is_read_by_keyboard_and_pointer(visit, busy):
     chart.focus()
     page.tab.keyboard.press("Home")
     first = chart.get_attribute("aria-valuetext")
-    assert re.fullmatch(r"\d\d:\d\d:\d\d: process \d+ MB, models [\d.]+ MB", first)
+    assert re.fullmatch(r"\d\d:\d\d:\d\d: process \d+ MiB, models [\d.]+ MiB", first)
     assert page.text("#readout") == first
     page.tab.keyboard.press("ArrowRight")
     assert chart.get_attribute("aria-valuetext") != first
@@ -383,7 +383,7 @@ def test_the_chart_is_read_by_keyboard_and_pointer(visit, busy):
     page.tab.hover("#chart", position={"x": 200, "y": 100})
     assert page.tab.locator("#readout").is_visible()
     labels = page.tab.locator("#chart text").all_text_contents()
-    assert "0 MB" in labels
+    assert "0 MiB" in labels
     assert sum(bool(re.fullmatch(r"\d\d:\d\d(:\d\d)?", label)) for label in labels) >= 2
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 from conftest import ENGLISH_MODEL, ENGLISH_TEXT, FIXTURES
 from model_manager import CrossEncoder
+from model_manager._sizes import size_text
 from model_manager.results import Ranking, RerankResult
 from model_manager.semantic import BM25Index, semantic_search
 
@@ -53,9 +55,27 @@ def test_a_manager(manager):
     manager.embed(ENGLISH_TEXT)
     text = shown(manager)
     assert "ready" in text
-    assert "MB" in text
+    assert re.search(r"models \d+\.\d KiB, process \d+\.\d MiB", text), text
     manager.close()
     assert "closed" in shown(manager)
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (0, "0 B"),
+        (1023, "1023 B"),
+        (1024, "1 KiB"),
+        (1536, "1.5 KiB"),
+        (16 << 20, "16 MiB"),
+        (94_580_000, "90.2 MiB"),
+        (1 << 30, "1 GiB"),
+        (1_342_177_280, "1.25 GiB"),
+    ],
+)
+def test_sizes_are_written_with_powers_of_1024(count, text):
+    assert size_text(count) == text
+    assert size_text(float(count)) == text
 
 
 def test_a_model(manager):

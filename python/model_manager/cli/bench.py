@@ -12,7 +12,8 @@ import click
 
 from .. import ModelManager, isa, resident_bytes
 from .._embedder import slot_for
-from .output import json_option, manager, model_option, show_json, size
+from .._sizes import size_text
+from .output import json_option, manager, model_option, show_json
 from .texts import Command, option, say
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ def bench(model: str | None, seconds: float, as_json: bool) -> None:
     computed = "by its server" if served else f"{found['dtype']}, {found['isa']}, {found['threads']} threads"
     click.echo(
         f"{found['model']}, {computed}\n"
-        f"  loaded in     {found['load_seconds']:.2f} s, process {size(found['resident_bytes'])}\n"
+        f"  loaded in     {found['load_seconds']:.2f} s, process {size_text(found['resident_bytes'])}\n"
         f"  one text      {found['one_text_p50_ms']:.2f} ms median, {found['one_text_p95_ms']:.2f} ms p95\n"
         f"  short texts   {found['short_texts_per_second']:,.0f}/s, {found['short_tokens_per_second']:,} tokens/s\n"
         f"  passages      {found['passage_texts_per_second']:,.0f}/s, {found['passage_tokens_per_second']:,} tokens/s"

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .. import _core
-from .output import json_option, manager, model_option, show_json, show_table, size
+from .._sizes import size_text
+from .output import json_option, manager, model_option, show_json, show_table
 from .texts import Command, say
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def info(as_json: bool) -> None:
     rows = (
         (
             *(one["tier"], one["place"], one.get("entries", "")),
-            *(size(one["bytes"]) if "bytes" in one else "", state[one.get("working")]),
+            *(size_text(one["bytes"]) if "bytes" in one else "", state[one.get("working")]),
         )
         for one in shown
     )

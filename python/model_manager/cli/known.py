@@ -8,8 +8,9 @@ import click
 
 from .._core import _families, _inspect
 from .._embedder import without_key
+from .._sizes import size_text
 from ..errors import ModelManagerError
-from .output import manager, quiet, show_json, show_table, size
+from .output import manager, quiet, show_json, show_table
 from .texts import say
 
 if TYPE_CHECKING:
@@ -103,8 +104,8 @@ def _rows(report: dict[str, Any]) -> list[tuple[str, str]]:
         (say("stored as", "saklandığı biçim"), report["stored"] or "GGUF"),
         (say("in memory as", "bellekteki biçim"), dtype),
         (say("parameters", "parametre sayısı"), f"{number / 1e6:,.1f} M" if number else "?"),
-        (say("weights", "ağırlıklar"), f"{size(weights)}, {where}" if weights else where),
-        (say("memory, about", "bellek, yaklaşık"), size(memory) if memory else "?"),
+        (say("weights", "ağırlıklar"), f"{size_text(weights)}, {where}" if weights else where),
+        (say("memory, about", "bellek, yaklaşık"), size_text(memory) if memory else "?"),
         (say("prompts", "istemler"), ", ".join(prompts) or say("none", "yok")),
     ]
     if report["default_prompt_name"]:

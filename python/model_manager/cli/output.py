@@ -99,11 +99,6 @@ def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[objec
     click.echo(drawn.get(), nl=False)  # as all other output: in UTF-8 where the system's encoding is ASCII
 
 
-def size(count: float) -> str:
-    """A readable number of bytes."""
-    return f"{count / 2**30:,.2f} GB" if count >= 2**30 else f"{count / 2**20:,.1f} MB"
-
-
 @contextlib.contextmanager
 def reading(name: str) -> Iterator[IO[str]]:
     """A UTF-8 text file, or standard input for ``-``. Errors of the encoding name the file."""

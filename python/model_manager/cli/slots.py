@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .._sizes import size_text
 from ..errors import ModelManagerError
 from .known import show_known
-from .output import json_option, manager, quiet, show_json, show_table, size
+from .output import json_option, manager, quiet, show_json, show_table
 from .texts import Command, option, say
 
 if TYPE_CHECKING:
@@ -56,7 +57,9 @@ def models(known: bool, as_json: bool) -> None:
     rows = ((one["slot"], one["kind"], one["source"], _where(one["source"], one["bytes"])) for one in slots)
     show_table("Slots", ("slot", "kind", "source", "on disk"), rows)
     if cached:
-        show_table("Hugging Face cache", ("model", "on disk"), ((one["model"], size(one["bytes"])) for one in cached))
+        show_table(
+            "Hugging Face cache", ("model", "on disk"), ((one["model"], size_text(one["bytes"])) for one in cached)
+        )
     click.echo(f"{len(cached)} models in the Hugging Face cache, {hub_cache(config)}")
 
 
@@ -91,7 +94,7 @@ def warmup(slots: Sequence[str], as_json: bool) -> None:
     else:
         for one in results:
             if one["loaded"]:
-                click.echo(f"{one['slot']}: {one['seconds']:.2f} s, {size(one['bytes'])}")
+                click.echo(f"{one['slot']}: {one['seconds']:.2f} s, {size_text(one['bytes'])}")
             else:
                 click.echo(f"{one['slot']}: {one['error']}", err=True)
     if not all(one["loaded"] for one in results):
@@ -139,5 +142,5 @@ def _folder_size(folder: Path) -> int:
 
 def _where(source: str | None, count: int | None) -> str:
     if count is not None:
-        return size(count)
+        return size_text(count)
     return "another server's" if source is not None and "://" in source else "not on this machine"

@@ -8,6 +8,7 @@ from __future__ import annotations
 from html import escape
 
 from .._html import FRAME, QUIET, table
+from .._sizes import size_text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -29,10 +30,10 @@ def manager_html(manager: Manager) -> str:
     ]
     lookups = cache["hits"] + cache["misses"]
     ratio = f"{cache['hits'] / lookups:.0%} of {lookups} look-ups" if lookups else "no look-ups yet"
-    budget = "" if memory["budget"] is None else f" of {_size(memory['budget'])}"
+    budget = "" if memory["budget"] is None else f" of {size_text(memory['budget'])}"
     footer = (
         f"cache {cache['entries']}/{cache['max_entries']} vectors, {ratio}"
-        f" · models {_size(memory['models'])}{budget}, process {_size(memory['resident'])}"
+        f" · models {size_text(memory['models'])}{budget}, process {size_text(memory['resident'])}"
         f" · {stats['threads']} threads, {escape(stats['isa'])}, {escape(stats['device'])}"
     )
     return (
@@ -61,7 +62,7 @@ def model_html(manager: Manager, name: str) -> str:
             escape(description["pooling"] or "set by its server")
             + (", normalized" if description["normalizes"] else ""),
         ),
-        ("memory", _size(description["bytes"])),
+        ("memory", size_text(description["bytes"])),
     ]
     rows += [(f"prompt {escape(key)}", f"<code>{escape(text)}</code>") for key, text in description["prompts"].items()]
     return f'<div style="{FRAME}">{title}{table((), rows)}</div>'
@@ -73,7 +74,7 @@ def generator_html(manager: Manager, name: str) -> str:
     slot = None if manager.closed else manager.stats()["slots"].get(name)
     if slot is None or slot["state"] != "ready":
         return f'<div style="{FRAME}">{title} <span style="{QUIET}">not loaded</span></div>'
-    rows = [("model", escape(slot["source"] or "own object")), ("memory", _size(slot["bytes"]))]
+    rows = [("model", escape(slot["source"] or "own object")), ("memory", size_text(slot["bytes"]))]
     done = slot["generation"]
     if done is not None:
         rows += [
@@ -93,8 +94,4 @@ def _slot_figures(slot: SlotStatistics) -> tuple[str, str]:
     if slot["state"] != "ready":
         return "", ""
     idle = slot["idle_seconds"]
-    return _size(slot["bytes"]), "" if idle is None else f"{idle:.0f} s"
-
-
-def _size(count: int) -> str:
-    return f"{count / 2**20:,.1f} MB"
+    return size_text(slot["bytes"]), "" if idle is None else f"{idle:.0f} s"

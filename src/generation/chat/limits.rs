@@ -2,6 +2,7 @@
 //! error that names the bound.
 
 use super::problem::{Problem, TemplateResult};
+use crate::size::size_text;
 
 /// Bytes of a template's source.
 pub const MAX_SOURCE_BYTES: usize = 1 << 20;
@@ -66,7 +67,7 @@ impl RenderBudget {
                 self.text(bytes)
             }
             None => {
-                Err(Problem::limit(format!("it makes more than {} MiB of values", MAX_MEMORY_BYTES >> 20)))
+                Err(Problem::limit(format!("it makes more than {} of values", size_text(MAX_MEMORY_BYTES))))
             }
         }
     }

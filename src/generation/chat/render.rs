@@ -10,6 +10,7 @@ use super::operators;
 use super::problem::{Problem, TemplateResult};
 use super::text::string;
 use super::value::{Dict, Value};
+use crate::size::size_text;
 
 /// How rendering continues after a statement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -175,7 +176,10 @@ impl<'t> Renderer<'t> {
     fn write(&mut self, text: &str) -> TemplateResult<()> {
         self.budget.memory(text.len())?;
         if self.out.len() + text.len() > MAX_OUTPUT_BYTES {
-            return Err(Problem::limit(format!("it writes more than {} MiB", MAX_OUTPUT_BYTES >> 20)));
+            return Err(Problem::limit(format!(
+                "it writes more than {}",
+                size_text(MAX_OUTPUT_BYTES as u64)
+            )));
         }
         self.out.push_str(text);
         Ok(())

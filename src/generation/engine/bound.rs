@@ -2,6 +2,7 @@
 
 use super::settings::EngineSettings;
 use crate::models::decoder::Decoder;
+use crate::size::size_text;
 use crate::{Error, Result};
 
 /// Most tokens of a prompt and its answer, and why.
@@ -35,7 +36,7 @@ impl Bound {
         let Some((setting, bytes)) = self.setting.filter(|_| prompt >= self.tokens) else { return Ok(()) };
         let tokens = self.tokens;
         let limit = match bytes {
-            Some(bytes) => format!("{setting} ({} MB) holds the keys and values of {tokens}", bytes >> 20),
+            Some(bytes) => format!("{setting} ({}) holds the keys and values of {tokens}", size_text(bytes)),
             None => format!("{setting} allows {tokens}"),
         };
         Err(Error::Argument {

@@ -91,7 +91,7 @@ fn memory_bounds_a_prompt_and_its_answer() {
     let refused = bench.run(request(vec![1; 100], 5)).unwrap_err().to_string();
     assert_eq!(
         refused,
-        "the prompt has 100 tokens but kv_memory (0 MB) holds the keys and values of 100 including the answer; \
+        "the prompt has 100 tokens but kv_memory (400 B) holds the keys and values of 100 including the answer; \
          shorten it or raise kv_memory"
     );
     let bench = bench_of(5000, |settings| settings.max_context = Some(50));

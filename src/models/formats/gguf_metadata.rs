@@ -2,6 +2,7 @@
 
 use crate::compute::file::WeightFile;
 use crate::compute::memory::zeroed;
+use crate::size::size_text;
 use crate::{Error, Result};
 
 /// The deepest nesting of arrays; real metadata has one level.
@@ -71,7 +72,7 @@ impl<'a> HeaderReader<'a> {
             return Err(self.invalid("it ends in the middle of its header; download it again"));
         }
         if self.at + n > LONGEST_HEADER {
-            let reason = format!("its header is longer than {} MB", LONGEST_HEADER >> 20);
+            let reason = format!("its header is longer than {}", size_text(LONGEST_HEADER as u64));
             return Err(self.invalid(reason));
         }
         if self.at + n > self.window_at + self.window.len() {

@@ -12,6 +12,7 @@ use super::pickle_machine::Machine;
 use crate::compute::Stored;
 use crate::compute::file::WeightFile;
 use crate::compute::memory::zeroed;
+use crate::size::size_text;
 use crate::{Error, Result};
 
 /// The most bytes of the zip's directory and of the pickle: a thousand times those of a real model.
@@ -143,7 +144,7 @@ pub(in crate::models) fn tensors(file: &WeightFile) -> Result<Vec<Pickled>> {
     }
     let pickle = member(&name)?;
     if pickle.range.len() as u64 > MOST_BYTES {
-        return Err(damaged(&format!("its pickle is larger than {} MB", MOST_BYTES >> 20)));
+        return Err(damaged(&format!("its pickle is larger than {}", size_text(MOST_BYTES))));
     }
     pickle.check(file)?;
     let mut program = zeroed(pickle.range.len())?;

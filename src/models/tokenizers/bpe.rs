@@ -218,7 +218,7 @@ impl Bpe {
     /// For a word of 4 GB.
     pub(crate) fn tokens(&self, word: &str) -> tokenizers::Result<Vec<Token>> {
         if u32::try_from(word.len()).is_err() {
-            return Err("a word of 4 GB is too long".into());
+            return Err("a word of 4 GiB is too long".into());
         }
         let mut scratch = BpeScratch::default();
         self.split(word, &mut scratch);

@@ -188,7 +188,7 @@ impl<'a> MergeBatch<'a> {
     }
 
     fn part<E: serde::de::Error>(&mut self, text: &str) -> Result<(), E> {
-        if self.parts.push(text) { Ok(()) } else { Err(E::custom("the merges have 4 GB of text")) }
+        if self.parts.push(text) { Ok(()) } else { Err(E::custom("the merges have 4 GiB of text")) }
     }
 
     /// A merge, or a comment.

@@ -100,6 +100,6 @@ impl Visitor<'_> for TextSeed<'_> {
     }
 
     fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<(), E> {
-        if self.0.push(text) { Ok(()) } else { Err(E::custom("the vocabulary has 4 GB of text")) }
+        if self.0.push(text) { Ok(()) } else { Err(E::custom("the vocabulary has 4 GiB of text")) }
     }
 }

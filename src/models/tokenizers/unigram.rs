@@ -144,7 +144,7 @@ impl Unigram {
     /// For a word of 4 GB.
     pub(crate) fn tokens(&self, text: &str) -> tokenizers::Result<Vec<Token>> {
         if u32::try_from(text.len() + 1).is_err() {
-            return Err("a word of 4 GB is too long".into());
+            return Err("a word of 4 GiB is too long".into());
         }
         let mut scratch = UnigramScratch::default();
         self.split(text, &mut scratch);

@@ -80,11 +80,11 @@ class MemoryChart {
     [this.left, this.right] = [width < 420 ? 54 : 62, width - 6];
     this.to = this.samples.at(-1)[0];
     this.from = Math.min(this.samples[0][0], this.to - 60);
-    const MB = 2 ** 20;
-    const highest = Math.max(...this.samples.map(sample => sample[1]), MB);
+    const MiB = 2 ** 20;
+    const highest = Math.max(...this.samples.map(sample => sample[1]), MiB);
     /* A budget far above is told in words only: it would press the lines into the floor. */
     const limit = this.budget && this.budget < highest * 2.5 ? this.budget : 0;
-    const step = round(Math.max(highest * 1.08, limit * 1.04) / MB, 4) * MB;
+    const step = round(Math.max(highest * 1.08, limit * 1.04) / MiB, 4) * MiB;
     const most = Math.ceil(Math.max(highest * 1.04, limit * 1.02) / step) * step;
     const x = time => this.left + (time - this.from) / (this.to - this.from) * (this.right - this.left);
     const y = bytes => floor - bytes / most * (floor - top);

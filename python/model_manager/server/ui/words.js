@@ -90,9 +90,11 @@ const unit = (name, maximumFractionDigits) => intl({ style: "unit", unit: name, 
 const format = {
   number: n => intl({ maximumFractionDigits: 0 }).format(n),
   bytes: n => {
-    const mega = n / 2 ** 20;
-    if (n && mega < 0.1) return unit("kilobyte", 0).format(n / 2 ** 10);
-    return mega < 1024 ? unit("megabyte", mega < 10 ? 1 : 0).format(mega) : unit("gigabyte", 2).format(mega / 1024);
+    /* Powers of 1024 as in the command line and the log. Intl has the decimal units alone. */
+    const written = (count, digits, name) => `${intl({ maximumFractionDigits: digits }).format(count)} ${name}`;
+    const mebi = n / 2 ** 20;
+    if (n && mebi < 0.1) return written(n / 2 ** 10, 0, "KiB");
+    return mebi < 1024 ? written(mebi, mebi < 10 ? 1 : 0, "MiB") : written(mebi / 1024, 2, "GiB");
   },
   seconds: s => text(format.timing(s)),
   duration: s => {
