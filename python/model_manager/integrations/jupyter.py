@@ -1,4 +1,4 @@
-"""Managers and models in notebooks: small HTML tables without scripts and external assets.
+"""Managers and models in notebooks: small HTML tables without scripts and external assets, and a live plot of memory.
 
 All colors derive from the notebook's text color, so that light and dark themes both work.
 """
@@ -9,11 +9,14 @@ from html import escape
 
 from .._html import FRAME, QUIET, table
 from .._sizes import size_text
+from ._memory_plot import MemoryPlot, MemorySample, memory_plot
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .._core import Manager
     from .._types import SlotStatistics
+
+__all__ = ["MemoryPlot", "MemorySample", "generator_html", "manager_html", "memory_plot", "model_html"]
 
 _DOT = {"ready": "#2e9e5b", "loading": "#d99a1c", "absent": "color-mix(in srgb,currentColor 30%,transparent)"}
 
