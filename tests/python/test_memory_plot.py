@@ -187,6 +187,14 @@ def test_it_shows_a_load_and_an_unload(manager, notebook):
     assert len(notebook.shown) == shown, "ended is ended"
 
 
+def test_the_last_picture_is_of_the_end(manager, notebook):
+    plot = memory_plot(manager, interval=60.0)
+    manager.load("english_sentence")
+    plot.stop()
+    assert "english_sentence" in plot.samples[-1].layers
+    assert 'data-layer="english_sentence"' in notebook.shown[-1]
+
+
 def test_looking_loads_nothing(manager, notebook):
     with memory_plot(manager, interval=0.1) as plot:
         until(lambda: len(plot.samples) > 2)

@@ -29,6 +29,7 @@ def test_it_shows_plots_and_tables():
     shown = [kind for cell in cells() for output in cell["outputs"] for kind in output.get("data", {})]
     assert shown.count("image/png") == 2
     assert "text/html" in shown
+    assert "data-layer" in PATH.read_text(encoding="utf-8"), "the live plot of memory"
 
 
 @pytest.mark.real

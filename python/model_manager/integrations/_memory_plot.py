@@ -158,18 +158,17 @@ class MemoryPlot:
 
     def _pause(self) -> str | None:
         """Wait for the next sample and take it. Says why the plot ends, if it does."""
-        if self._ending.wait(max(0.0, min(self._interval, self._end - time.monotonic()))):
-            return "stopped"
+        asked = self._ending.wait(max(0.0, min(self._interval, self._end - time.monotonic())))
         manager = self._manager()
-        if manager is None or manager.closed:
-            return "manager closed"
         try:
+            if manager is None or manager.closed:
+                return "manager closed"
             self._take(manager)
         except ClosedError:
             return "manager closed"
-        if time.monotonic() >= self._end:
-            return f"ended after {self._duration:g} s"
-        return None
+        if asked:
+            return "stopped"
+        return f"ended after {self._duration:g} s" if time.monotonic() >= self._end else None
 
     def _take(self, manager: Manager) -> None:
         stats = manager.stats()
