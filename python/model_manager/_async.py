@@ -12,6 +12,8 @@ import os
 import threading
 from collections import deque
 
+from ._arguments import a_manager
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import asyncio
@@ -110,6 +112,7 @@ async def aembed(manager: Manager, texts: Inputs, model: str | None = None, **op
 
     Cancelling the task withdraws the texts that have not been computed yet.
     """
+    a_manager(manager)
     future, ticket = start(lambda on_done: manager.submit(texts, on_done, model, **options))
     vectors: NDArray[np.float32] = await _result(future, ticket)
     return vectors
@@ -130,6 +133,7 @@ def start_response(
     """`aresponse` without waiting: the future of its result, which is already done when everything was cached, and the
     ticket that cancels it.
     """
+    a_manager(manager)
 
     def submit(on_done: Callable[..., None]) -> Ticket:
         def on_body(body: bytes | None, tokens: int, error: BaseException | None) -> None:
@@ -186,6 +190,7 @@ if hasattr(os, "register_at_fork"):
 
 async def acomplete(manager: Manager, prompt: Prompt, model: str | None = None, **params: Any) -> Completion:
     """`Manager.complete` for asyncio. Cancelling the task ends the answer within one token."""
+    a_manager(manager)
 
     def submit(on_done: Callable[..., None]) -> _Generation:
         def on_event(piece: str | None, completion: Completion | None, error: BaseException | None) -> None:
@@ -213,7 +218,7 @@ class AsyncTextStream:
     __slots__ = ("_pieces",)
 
     def __init__(self, manager: Manager, prompt: Prompt, model: str | None, params: dict[str, Any]) -> None:
-        self._pieces = _Pieces(manager, prompt, model, params)
+        self._pieces = _Pieces(a_manager(manager), prompt, model, params)
 
     def __aiter__(self) -> Self:
         return self
@@ -356,11 +361,14 @@ def _is_long(prompt: Prompt) -> bool:
     """Whether submitting `prompt` may take more than a few milliseconds."""
     if isinstance(prompt, str):
         return len(prompt) > _LONG
+    if not isinstance(prompt, list):
+        return False  # the core reports what is wrong with a prompt or a message
     length = 0
     for message in prompt:
-        # The core reports what is wrong with a message.
         content = message.get("content") if isinstance(message, dict) else None
-        length += 1 + (len(content) if isinstance(content, str) else 0)
+        parts = content if isinstance(content, list) else [{"text": content}]
+        texts = (part.get("text") for part in parts if isinstance(part, dict))
+        length += 1 + sum(len(text) for text in texts if isinstance(text, str))
         if length > _LONG:
             return True
     return False

@@ -55,6 +55,7 @@ __all__ = [
     "_forecast",
     "_hint",
     "_inspect",
+    "_is_turkish_improved",
     "_json_values",
     "_maxsim",
     "_refusal",
@@ -358,7 +359,11 @@ class Ticket:
 
     @property
     def done(self) -> bool:
-        """Whether `on_done` was called, is about to be called, or never will be because the request was cancelled."""
+        """Whether `on_done` was called, is about to be called, or never will be because the request was cancelled.
+
+        Raises `ForkedError` in a process that was forked while the request was under way: its answer goes to the
+        parent.
+        """
     def cancel(self) -> bool:
         """Cancel the request. True: `on_done` will not be called; False: it is too late."""
 
@@ -528,9 +533,11 @@ class Manager:
                 all of them. The result is then an `EmbedOutputs`.
 
         Raises:
-            TypeError: None of these forms, or several of them in one call. A bool is not an id.
+            TypeError: None of these forms, or several of them in one call (a bool is not an id, bytes and a memoryview
+                are no texts); another argument of a wrong type, or an unknown one. The message names it.
             InputError: A lone surrogate, an id outside the vocabulary, ids with a prompt or without a model, an unknown
-                `prompt_name`, a `truncate_dim` out of range, or texts of models with different dimensions in one call.
+                `prompt_name`, one together with a `prompt`, a `truncate_dim` out of range, or texts of models with
+                different dimensions in one call.
             UnknownModelError, WaitTimeoutError, OverloadedError, NotFiniteError, ClosedError: See `errors.py`.
             ModelManagerError: The errors of loading the model.
         """
@@ -814,6 +821,9 @@ class Manager:
 
 def is_turkish(text: str) -> bool:
     """The chatbot's detector: whether the weighted share of Turkish letters and common Turkish words exceeds 0.1."""
+
+def _is_turkish_improved(text: str) -> bool:
+    """The detector of `language_detector="improved"`."""
 
 def resident_bytes() -> int:
     """Resident memory of this process, bytes; 0 where the system does not report it."""

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import operator
 import re
 
+from ._arguments import a_manager, a_text, an_int
 from ._scoring import RERANKER
 from .compat.chatbot import model_manager
 from .errors import InputError
@@ -97,9 +97,11 @@ class Embedder:
     """
 
     def __init__(self, manager: Manager | None = None, model: str | None = None, dimensions: int | None = None) -> None:
-        self.manager: Manager = model_manager if manager is None else manager
+        self.manager: Manager = model_manager if manager is None else a_manager(manager)
+        if model is not None:
+            a_text("model", model)
         self.slot = slot_for(self.manager, model)
-        self._dimensions = None if dimensions is None else operator.index(dimensions)
+        self._dimensions = None if dimensions is None else an_int("dimensions", dimensions, 1)
         self._known: Description | None = None
 
     def describe(self) -> Description:

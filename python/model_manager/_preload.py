@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from . import _core
+from ._arguments import a_flag, a_text, one_of, type_error
 from .errors import ClosedError, InputError
 
 if TYPE_CHECKING:
@@ -113,20 +114,20 @@ def start(
     pin: bool = False,
 ) -> PreloadTicket:
     """`BaseManager.preload`."""
-    if when not in ("idle", "now", "first_load"):
-        raise ValueError(f'when={when!r} is unknown; use "idle", "now" or "first_load"')
+    one_of("when", when, ("idle", "now", "first_load"))
+    a_flag("pin", pin)
     if manager.closed:
         raise ClosedError("this ModelManager is closed; construct a new one")
-    if model is not None and not _is_unicode(model):
+    if model is not None and not _is_unicode(a_text("model", model)):
         raise InputError(f"model={model!r} {LONE_SURROGATE}")
     if isinstance(texts, str | os.PathLike):
         known = read_texts(texts)
     else:
+        if not hasattr(texts, "__iter__"):
+            raise type_error("texts", "texts, or the name of a file", texts)
         known = list(texts)
-        if not all(isinstance(text, str) for text in known):
-            raise TypeError("texts must be texts, or the name of a file")
         for number, text in enumerate(known):
-            if not _is_unicode(text):
+            if not _is_unicode(a_text(f"texts[{number}]", text)):
                 raise InputError(f"texts[{number}] {LONE_SURROGATE}")
     ticket = PreloadTicket(len(known))
     # The thread does not keep the manager alive: its end is the end of the work.

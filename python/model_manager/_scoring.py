@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping
 
+from ._arguments import a_flag, a_text, an_int, argument_error, type_error
 from ._async import ainfer
 from ._core import Manager
-from .errors import ArgumentError, InputError, TaskError
+from .errors import InputError, TaskError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ class ScoringManager(Manager):
             UnknownModelError, WaitTimeoutError, OverloadedError, NotFiniteError, ClosedError: See `errors.py`.
             ModelManagerError: The errors of loading the model.
         """
-        texts = _checked(query, documents, top_n)
+        texts = _checked(query, documents, top_n, return_documents, batch_size)
         if not texts:
             return []
         scores, _ = self._infer(
@@ -105,7 +106,7 @@ class ScoringManager(Manager):
         """`rerank` for asyncio: same arguments (except `progress`), result and errors. Cancelling the task cancels the
         work.
         """
-        texts = _checked(query, documents, top_n)
+        texts = _checked(query, documents, top_n, return_documents, batch_size)
         if not texts:
             return []
         scores, _ = await ainfer(self, "scores", query, texts, model or RERANKER, **options)
@@ -201,7 +202,7 @@ def classified(scores: NDArray[np.float32], labels: Sequence[str]) -> list[Class
 def document_texts(documents: Iterable[Document]) -> list[str]:
     """The texts of documents. Raises `InputError` for anything without a text."""
     if isinstance(documents, str | bytes | Mapping) or not hasattr(documents, "__iter__"):
-        raise TypeError(f"documents must be several texts, not one {type(documents).__name__}")
+        raise type_error("documents", "several texts", documents)
     texts: list[str] = []
     for number, document in enumerate(documents):
         text: Any = document
@@ -224,7 +225,7 @@ def scored(texts: str | Iterable[Scored]) -> tuple[Any, list[str] | None, bool]:
     if isinstance(texts, str):
         return [texts], None, True
     if isinstance(texts, Mapping | bytes) or not hasattr(texts, "__iter__"):
-        raise TypeError(f"texts must be a str, or an iterable of str or of pairs, not {type(texts).__name__}")
+        raise type_error("texts", "a str, or an iterable of str or of pairs", texts)
     items = list(texts)
     pairs = [not isinstance(item, str) for item in items]
     if not any(pairs):
@@ -237,18 +238,14 @@ def scored(texts: str | Iterable[Scored]) -> tuple[Any, list[str] | None, bool]:
     return [first for first, _ in items], [second for _, second in items], False
 
 
-def _checked(query: str, documents: Iterable[Document], top_n: int | None) -> list[str]:
-    if not isinstance(query, str):
-        raise TypeError(f"query must be a str, not {type(query).__name__}")
-    if not query.strip():
+def _checked(
+    query: str, documents: Iterable[Document], top_n: int | None, return_documents: bool, batch_size: int | None
+) -> list[str]:
+    if not a_text("query", query).strip():
         raise argument_error("query", "query is blank: there is nothing to compare the documents with")
-    if top_n is not None and (not isinstance(top_n, int) or isinstance(top_n, bool) or top_n < 1):
-        raise argument_error("top_n", f"top_n={top_n!r}: must be a whole number of at least 1")
+    if top_n is not None:
+        an_int("top_n", top_n, 1)
+    a_flag("return_documents", return_documents)
+    if batch_size is not None:
+        an_int("batch_size", batch_size, 1)
     return document_texts(documents)
-
-
-def argument_error(param: str, message: str) -> ArgumentError:
-    """An error that names the argument at fault."""
-    error = ArgumentError(message)
-    error.param = param
-    return error

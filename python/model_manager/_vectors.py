@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from ._arguments import argument_error, one_of, type_error
 from ._async import aembed as aembed_dense, ainfer
-from ._scoring import ScoringManager, argument_error
+from ._scoring import ScoringManager
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -150,8 +151,8 @@ class VectorsManager(ScoringManager):
         self, kind: str | None, model: str, prompt: str | None, prompt_name: str | None
     ) -> tuple[Literal["multi", "queries"], str | None]:
         """What the core calls vectors of tokens of this kind, and the name of the prompt."""
-        if kind not in (None, "query", "document"):
-            raise argument_error("kind", f"kind={kind!r} must be 'query' or 'document'")
+        if kind is not None:
+            one_of("kind", kind, ("query", "document"))
         return "queries" if kind == "query" else "multi", prompt_name
 
 
@@ -215,6 +216,8 @@ async def aembed_outputs(
 
 
 def _wanted(model: str | None, outputs: Any, truncate_dim: int | None) -> list[str]:
+    if not hasattr(outputs, "__iter__"):
+        raise type_error("outputs", f"some of {', '.join(_OUTPUTS)}", outputs)
     wanted = [outputs] if isinstance(outputs, str) else list(outputs)
     wrong = [kind for kind in wanted if kind not in _OUTPUTS]
     if wrong or not wanted:
@@ -252,8 +255,7 @@ def _outputs(found: dict[str, Any], wanted: list[str], single: bool) -> EmbedOut
 
 
 def _check_form(form: str) -> None:
-    if form not in ("numpy", "scipy"):
-        raise ValueError(f"form={form!r} must be 'numpy' or 'scipy'")
+    one_of("form", form, ("numpy", "scipy"))
 
 
 def _several(texts: Any) -> Any:

@@ -12,6 +12,7 @@ import contextlib
 import threading
 from collections.abc import Mapping
 
+from ._arguments import a_text, an_int, one_of, type_error
 from ._embedder import Embedder
 from .errors import ArgumentError, InputError, NotFiniteError
 
@@ -64,12 +65,20 @@ class BatchEmbedder:
 
         Raises:
             ConfigError: A wrong setting.
-            ArgumentError: An unknown `on_error`.
+            ArgumentError: An unknown `on_error`, `dimensions` below 1.
         """
         from ._core import Config
 
-        if on_error not in ("raise", "null"):
-            raise ArgumentError(f"on_error={on_error!r} must be 'raise' or 'null'")
+        one_of("on_error", on_error, ("raise", "null"))
+        a_text("column", column)
+        a_text("output", output)
+        for name, value in (("model", model), ("prompt_name", prompt_name)):
+            if value is not None:
+                a_text(name, value)
+        if config is not None and not isinstance(config, Mapping):
+            raise type_error("config", "a mapping of settings", config)
+        if dimensions is not None:
+            dimensions = an_int("dimensions", dimensions, 1)
         self.model = model
         self.column = column
         self.output = output

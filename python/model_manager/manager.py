@@ -8,9 +8,9 @@ import os
 import weakref
 
 from . import _core
+from ._arguments import type_error
 from ._async import AsyncTextStream, acomplete
 from ._core import Manager
-from ._scoring import argument_error
 from ._vectors import VectorsManager, aembed
 
 TYPE_CHECKING = False
@@ -54,7 +54,8 @@ class BaseManager(VectorsManager):
 
         @functools.wraps(Manager.register)
         def register(self, name, source=None, **options):  # noqa: D102
-            options["replace"] = options.get("replace", False) or name in BUILT_IN_SLOTS
+            if options.setdefault("replace", False) is False:
+                options["replace"] = name in BUILT_IN_SLOTS
             super().register(name, source, **options)
             self._registered[name] = (source, {**options, "replace": True})
 
@@ -103,8 +104,6 @@ class BaseManager(VectorsManager):
         """
         from .chunks import TextChunk
 
-        if not isinstance(text, str):
-            raise TypeError(f"text must be a str, not {type(text).__name__}")
         found = self._chunk(
             text,
             model,
@@ -183,7 +182,8 @@ class BaseManager(VectorsManager):
     ) -> str:
         """The assistant's next turn, through the model's chat template; parameters and errors as for `complete`.
 
-        `messages` have a ``role`` (system, user, assistant) and a ``content``. A call that only appends to an earlier
+        `messages` have a ``role`` (system, developer, user, assistant, tool) and a ``content``: a str, or a list of
+        parts ``{"type": "text", "text": ...}``, which are joined by line breaks. A call that only appends to an earlier
         conversation reuses what was computed for its turns.
         """
         return self.complete(conversation(messages), model, **params)["text"]
@@ -304,24 +304,18 @@ class _Explained(dict[str, object]):
 
 def conversation(messages: Iterable[Mapping[str, str]]) -> list[Mapping[str, str]]:
     """Messages as the core takes them. Raises `TypeError` for text and one message, which are iterable but are no
-    conversation, and for other items; `ArgumentError` for a message that lacks its role or has nothing else.
+    conversation, and for other items. The core checks roles and contents.
     """
     if isinstance(messages, str | bytes):
         raise TypeError(
             'messages must be a list of {"role": ..., "content": ...}, not text; generate() continues a text'
         )
     if isinstance(messages, dict) or not hasattr(messages, "__iter__"):
-        raise TypeError(f'messages must be a list of {{"role": ..., "content": ...}}, not {type(messages).__name__}')
+        raise type_error("messages", 'a list of {"role": ..., "content": ...}', messages)
     found = list(messages)
     for number, message in enumerate(found):
         if not hasattr(message, "keys"):
-            raise TypeError(f'messages[{number}] must be {{"role": ..., "content": ...}}, not {type(message).__name__}')
-        keys = set(message.keys())
-        if "role" not in keys or len(keys) == 1:
-            missing = "content" if "role" in keys else "role"
-            raise argument_error(
-                "messages", f'messages[{number}] has no {missing}: it must be {{"role": ..., "content": ...}}'
-            )
+            raise type_error(f"messages[{number}]", '{"role": ..., "content": ...}', message)
     return found
 
 

@@ -126,6 +126,9 @@ fn values_out_of_range_are_refused_by_name() {
         ("max_context", SettingValue::Int(0)),
         ("kv_memory", SettingValue::Float(1.5)),
         ("memory_budget", SettingValue::Float(1.5)),
+        ("kv_memory", SettingValue::Float(2.0)),
+        ("kv_memory", SettingValue::Text("2.0".into())),
+        ("memory_budget", SettingValue::Float(999_999.0)),
         ("memory_budget", SettingValue::Text("lots".into())),
         ("keep_alive", SettingValue::Text("soon".into())),
         ("english_model", SettingValue::Text("  ".into())),
@@ -136,6 +139,7 @@ fn values_out_of_range_are_refused_by_name() {
             "{name}={value}: {error}"
         );
     }
+    assert!(Settings::default().with([("kv_memory", SettingValue::Float(1e6))]).is_ok());
     let error = Settings::default().with([("cache_sise", SettingValue::Int(1))]).unwrap_err();
     assert!(error.to_string().contains("cache_size"), "{error}");
 }

@@ -280,12 +280,26 @@ impl MemoryBudget {
     }
 }
 
+/// Bytes that a number with a decimal point must have.
+const SMALLEST_FLOAT: f64 = 1e6;
+const MEMORY: &str =
+    "is no fraction of memory and too few bytes; write a fraction up to 1 (0.5), or the unit (\"2GB\")";
+
 impl Setting for MemoryBudget {
     fn annotation() -> String {
         "int | float | str".into()
     }
 
     fn from_value(value: &SettingValue) -> Result<Self, String> {
+        let number = match value {
+            SettingValue::Float(number) => Some(*number),
+            SettingValue::Text(text) if text.contains('.') => text.trim().parse().ok(),
+            _ => None,
+        };
+        // Who writes 2.0 means gigabytes, and not two bytes.
+        if number.is_some_and(|number| number > 1.0 && number < SMALLEST_FLOAT) {
+            return Err(MEMORY.into());
+        }
         let limit = match value {
             SettingValue::Int(number) => MemoryLimit::from_number("", *number as f64),
             SettingValue::Float(number) => MemoryLimit::from_number("", *number),

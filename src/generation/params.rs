@@ -92,6 +92,10 @@ impl GenerationParams {
         if self.max_length == Some(0) {
             return wrong("max_length", &0, "at least 1");
         }
+        if let Some(most) = self.max_new_tokens.filter(|most| self.min_new_tokens > *most) {
+            let allowed = format!("at most max_new_tokens={most}");
+            return wrong("min_new_tokens", &self.min_new_tokens, &allowed);
+        }
         if self.stop.len() > MAX_STOP_TEXTS {
             let many = format!("stop has {} texts: at most {MAX_STOP_TEXTS} are allowed", self.stop.len());
             return Err(Error::argument("stop", many));
@@ -162,6 +166,10 @@ mod tests {
             ("min_p=NaN", GenerationParams { min_p: f32::NAN, ..base.clone() }),
             ("repetition_penalty=0", GenerationParams { repetition_penalty: 0.0, ..base.clone() }),
             ("max_new_tokens=0", GenerationParams { max_new_tokens: Some(0), ..base.clone() }),
+            (
+                "min_new_tokens=8",
+                GenerationParams { min_new_tokens: 8, max_new_tokens: Some(7), ..base.clone() },
+            ),
             ("max_length=0", GenerationParams { max_length: Some(0), ..base }),
         ];
         for (start, params) in cases {

@@ -47,6 +47,7 @@ impl ModelInfo {
 
     /// The prompt that `options` ask for, or the model's default, or none.
     pub(super) fn prompt<'a>(&'a self, options: &'a EmbedOptions) -> Result<&'a str> {
+        options.one_prompt()?;
         // Queries and documents of late interaction have prompts of their own.
         let side = match options.kind {
             OutputKind::Queries => Some("query"),

@@ -107,7 +107,7 @@ impl Inputs {
 
     /// Refuses inputs that no model can answer under `options`, before anything is loaded.
     pub(super) fn check(&self, options: &EmbedOptions) -> Result<()> {
-        let Self::Tokens(ids) = self else { return Ok(()) };
+        let Self::Tokens(ids) = self else { return options.one_prompt() };
         if options.prompt_name.is_some() || options.prompt.as_ref().is_some_and(|prompt| !prompt.is_empty()) {
             return Err(Error::Input(
                 "token ids are read as they are and take no prompt: put the prompt's ids in front of them, or embed \

@@ -61,6 +61,17 @@ impl Default for EmbedOptions {
 }
 
 impl EmbedOptions {
+    /// Refuses a prompt that is given twice.
+    pub(super) fn one_prompt(&self) -> Result<()> {
+        match (&self.prompt, &self.prompt_name) {
+            (Some(_), Some(name)) => Err(Error::argument(
+                "prompt_name",
+                format!("prompt_name={name:?}: prompt is given too; give one of both"),
+            )),
+            _ => Ok(()),
+        }
+    }
+
     /// Keeps a result.
     pub(super) fn keep(&self, cache: &EmbeddingCache, key: &KeyRef<'_>, item: CachedItem) {
         if self.pin {

@@ -37,6 +37,9 @@ impl Tiering {
                 time_to_live: settings.cache_disk_ttl.as_ref().map(|span| span.duration),
             }))
         });
+        if let Some(disk) = &disk {
+            disk.check_folder();
+        }
         tiers.extend(disk.clone().map(|disk| disk as Arc<dyn Tier>));
         if let Some(url) = &settings.cache_url {
             let asked = RedisSettings {

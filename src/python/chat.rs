@@ -5,7 +5,7 @@ use pyo3::types::{PyBool, PyDict, PyFloat, PyInt, PyList, PyMapping, PyString, P
 
 use super::errors::{to_py, wrong_type};
 use super::texts::text_of;
-use super::utf8::Utf8;
+use super::utf8::{Utf8, shortened};
 use crate::Error;
 use crate::generation::Conversation;
 use crate::generation::chat::limits::MAX_DEPTH;
@@ -13,6 +13,8 @@ use crate::generation::chat::{Problem, Value};
 
 /// Values in one conversation, those in lists and dicts counted each time they appear.
 const MAX_VALUES: usize = 1_000_000;
+/// Roles of messages to answer. Templates know a developer as the system.
+const ROLES: [&str; 5] = ["system", "developer", "user", "assistant", "tool"];
 
 /// The argument `messages`, where nothing but a conversation may be given.
 pub(super) fn messages<'a, 'py>(given: &'a Bound<'py, PyAny>) -> PyResult<&'a Bound<'py, PyList>> {
@@ -34,20 +36,89 @@ pub(super) fn messages<'a, 'py>(given: &'a Bound<'py, PyAny>) -> PyResult<&'a Bo
 /// Messages: a list of mappings, as the template understands them.
 pub(super) fn conversation(messages: &Bound<'_, PyList>) -> PyResult<Conversation> {
     if messages.is_empty() {
-        let error = Error::argument("messages", "messages must not be empty");
-        return Err(to_py(messages.py(), &error));
+        return Err(refused(messages.py(), "messages must not be empty".into()));
     }
-    for message in messages {
-        if !is_mapping(&message) {
+    Ok(Conversation::new(Values::default().convert(messages, 0)?))
+}
+
+/// Messages to answer: each has a known role, and a text or parts that are texts, as over HTTP.
+pub(super) fn turns(messages: &Bound<'_, PyList>) -> PyResult<Conversation> {
+    let turns = PyList::empty(messages.py());
+    for (number, message) in messages.iter().enumerate() {
+        let Ok(message) = message.cast::<PyMapping>() else {
             let reason = format!(
                 "prompt must be a str, a list of token ids, or a list of messages \
                  {{\"role\": ..., \"content\": ...}}, not a list of {}",
                 message.get_type().name()?
             );
             return Err(wrong_type(message.py(), "prompt", reason));
-        }
+        };
+        turns.append(turn(message, number)?)?;
     }
-    Ok(Conversation::new(Values::default().convert(messages, 0)?))
+    conversation(&turns)
+}
+
+fn turn<'py>(message: &Bound<'py, PyMapping>, number: usize) -> PyResult<Bound<'py, PyDict>> {
+    let py = message.py();
+    let lacks = |key: &str| {
+        let form = "{\"role\": ..., \"content\": ...}";
+        refused(py, format!("messages[{number}] has no {key}: it must be {form}"))
+    };
+    let turn = PyDict::from_sequence(message.items()?.as_any())?;
+    let role = turn.get_item("role")?.ok_or_else(|| lacks("role"))?;
+    let known = role.cast::<PyString>().ok().and_then(|role| {
+        let role = role.to_string_lossy();
+        ROLES.into_iter().find(|known| *known == role)
+    });
+    let Some(known) = known else {
+        let reason = format!("messages[{number}][\"role\"] must be one of {}", ROLES.join(", "));
+        return Err(if role.is_instance_of::<PyString>() {
+            refused(py, format!("{reason}, not {}", shortened(&role.repr()?.to_string_lossy())))
+        } else {
+            wrong_type(py, "messages", format!("{reason}, not {}", role.get_type().name()?))
+        });
+    };
+    if known == "developer" {
+        turn.set_item("role", "system")?;
+    }
+    // A message that calls tools needs no text.
+    let bare = known == "assistant" && turn.len() > 1;
+    let Some(content) = turn.get_item("content")? else {
+        return if bare { Ok(turn) } else { Err(lacks("content")) };
+    };
+    if let Ok(parts) = content.cast::<PyList>() {
+        let texts = parts.iter().enumerate().map(|(at, part)| text_part(&part, number, at));
+        turn.set_item("content", texts.collect::<PyResult<Vec<_>>>()?.join("\n"))?;
+    } else if !(content.is_instance_of::<PyString>() || content.is_none() && bare) {
+        let takes = "a str, or a list of {\"type\": \"text\", \"text\": ...}";
+        let kind = content.get_type().name()?;
+        let reason = format!("messages[{number}][\"content\"] must be {takes}, not {kind}");
+        return Err(wrong_type(py, "messages", reason));
+    } else if content.is_none() && turn.get_item("tool_calls")?.is_none() {
+        turn.set_item("content", "")?;
+    }
+    Ok(turn)
+}
+
+fn text_part(part: &Bound<'_, PyAny>, number: usize, at: usize) -> PyResult<String> {
+    let text = part
+        .cast::<PyMapping>()
+        .ok()
+        .filter(|part| part.get_item("type").is_ok_and(|kind| kind.eq("text").unwrap_or(false)));
+    match text.and_then(|part| part.get_item("text").ok()).as_ref().map(|text| text.cast::<PyString>()) {
+        Some(Ok(text)) => Ok(text_of(text, None)?.to_owned()),
+        _ => Err(refused(
+            part.py(),
+            format!(
+                "messages[{number}][\"content\"][{at}] must be {{\"type\": \"text\", \"text\": ...}}: other content is \
+                 not supported"
+            ),
+        )),
+    }
+}
+
+fn refused(py: Python<'_>, reason: String) -> PyErr {
+    to_py(py, &Error::argument("messages", reason))
 }
 
 /// Adds `tools`, `documents` and what else the template may name.

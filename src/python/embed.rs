@@ -36,7 +36,7 @@ pub(super) fn embed(
         let _inside = inside(py);
         return if copy { copied_array(py, found.item()) } else { shared_array(py, &found) };
     }
-    let (inputs, single) = texts::inputs(texts)?;
+    let (inputs, single) = texts::inputs("texts", texts)?;
     array(py, run(handle, py, inputs, options, progress)?, single, copy)
 }
 

@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyDict, PyInt, PyList, PySequence, PyString};
 
+use super::argument::{Argument, WrongArgument, argument, unexpected};
 use super::chat;
 use super::discard::discard;
 use super::errors::{OrRaise, to_py, wrong_type};
@@ -24,6 +24,10 @@ use crate::generation::params::MAX_STOP_TEXTS;
 use crate::generation::{EngineTicket, Event, GenerationParams, OnEvent, PrefixScope};
 use crate::manager::{GenerateOptions, GenerationTicket, OwnedPrompt, TextStream};
 use crate::sync::Mutex;
+
+/// Names of the keywords of a generation.
+const PARAMETERS: &str = "do_sample temperature top_k top_p min_p repetition_penalty no_repeat_ngram_size max_length \
+                          max_new_tokens min_new_tokens seed stop timeout keep_alive prefix_scope user";
 
 /// A str, token ids, or messages: mappings with the keys "role" and "content".
 fn prompt(prompt: &Bound<'_, PyAny>) -> PyResult<OwnedPrompt> {
@@ -44,7 +48,7 @@ fn prompt(prompt: &Bound<'_, PyAny>) -> PyResult<OwnedPrompt> {
     if messages.get_item(0)?.is_instance_of::<PyInt>() {
         return ids(messages).map(OwnedPrompt::Tokens);
     }
-    Ok(OwnedPrompt::Chat(chat::conversation(messages)?))
+    Ok(OwnedPrompt::Chat(chat::turns(messages)?))
 }
 
 /// Token ids of the model's own vocabulary.
@@ -93,32 +97,26 @@ fn parameters(
             continue;
         }
         match &*name {
-            "do_sample" => do_sample = Some(flag(&name, &value)?),
-            "temperature" => params.temperature = number(&name, &value)?,
+            "do_sample" => do_sample = Some(argument("do_sample", &value)?),
+            "temperature" => params.temperature = argument("temperature", &value)?,
             // -1 is what other servers call "off", which is 0 here.
-            "top_k" => params.top_k = if is_minus_one(&value) { 0 } else { count(py, "top_k", &value)? },
-            "top_p" => params.top_p = number(&name, &value)?,
-            "min_p" => params.min_p = number(&name, &value)?,
-            "repetition_penalty" => params.repetition_penalty = number(&name, &value)?,
-            "no_repeat_ngram_size" => {
-                params.no_repeat_ngram_size = count(py, "no_repeat_ngram_size", &value)?;
-            }
-            "max_length" => params.max_length = Some(count(py, "max_length", &value)?),
-            "max_new_tokens" => params.max_new_tokens = Some(count(py, "max_new_tokens", &value)?),
-            "min_new_tokens" => params.min_new_tokens = count(py, "min_new_tokens", &value)?,
-            "seed" => params.seed = Some(seed(py, &value)?),
+            "top_k" => params.top_k = if is_minus_one(&value) { 0 } else { argument("top_k", &value)? },
+            "top_p" => params.top_p = argument("top_p", &value)?,
+            "min_p" => params.min_p = argument("min_p", &value)?,
+            "repetition_penalty" => params.repetition_penalty = argument("repetition_penalty", &value)?,
+            "no_repeat_ngram_size" => params.no_repeat_ngram_size = argument("no_repeat_ngram_size", &value)?,
+            "max_length" => params.max_length = Some(argument("max_length", &value)?),
+            "max_new_tokens" => params.max_new_tokens = Some(argument("max_new_tokens", &value)?),
+            "min_new_tokens" => params.min_new_tokens = argument("min_new_tokens", &value)?,
+            "seed" => params.seed = Some(argument::<Seed>("seed", &value)?.0),
             "stop" => params.stop = stops(&value)?,
-            "timeout" => options.timeout = timeout(py, Some(number(&name, &value)?))?,
+            "timeout" => options.timeout = timeout(py, argument("timeout", &value)?)?,
             "keep_alive" => options.keep_alive = keep_alive(Some(&value))?,
-            "user" => options.user = Some(value.extract::<Utf8>()?.into()),
-            "prefix_scope" => options.prefix_scope = Some(scope(&value)?),
-            other => {
-                return Err(PyTypeError::new_err(format!(
-                    "{other:?} is no parameter of a generation; there are do_sample, temperature, top_k, top_p, min_p, \
-                     repetition_penalty, no_repeat_ngram_size, max_length, max_new_tokens, min_new_tokens, seed, stop, \
-                     timeout, keep_alive, prefix_scope, user"
-                )));
+            "user" => options.user = owned(argument("user", &value)?),
+            "prefix_scope" => {
+                options.prefix_scope = Some(PrefixScope::new(&argument::<Utf8>("prefix_scope", &value)?));
             }
+            other => return Err(unexpected("a generation", other, PARAMETERS.split_whitespace())),
         }
     }
     params.do_sample = do_sample.unwrap_or(params.temperature > 0.0);
@@ -128,44 +126,25 @@ fn parameters(
     Ok((params, options))
 }
 
-fn number<'py, T: for<'a> FromPyObject<'a, 'py>>(name: &str, value: &Bound<'py, PyAny>) -> PyResult<T> {
-    let kind = value.get_type().name()?;
-    value.extract().map_err(|_| wrong_type(value.py(), name, format!("{name} must be a number, not {kind}")))
-}
+/// A seed: any 64-bit number, so that a call accepts every one that a completion reports. A negative one counts from 2⁶⁴
+/// down, as over HTTP.
+struct Seed(u64);
 
-fn flag(name: &str, value: &Bound<'_, PyAny>) -> PyResult<bool> {
-    let kind = value.get_type().name()?;
-    value
-        .extract()
-        .map_err(|_| wrong_type(value.py(), name, format!("{name} must be True or False, not {kind}")))
+impl<'py> Argument<'py> for Seed {
+    const TAKES: &'static str = "an int";
+
+    fn take(given: &Bound<'py, PyAny>) -> Result<Self, WrongArgument> {
+        match (u64::take(given), given.extract::<i64>()) {
+            (Ok(seed), _) => Ok(Self(seed)),
+            (Err(WrongArgument::Type), _) => Err(WrongArgument::Type),
+            (Err(_), Ok(negative)) => Ok(Self(negative as u64)),
+            (Err(_), Err(_)) => Err(WrongArgument::Value("must lie between -2**63 and 2**64 - 1".into())),
+        }
+    }
 }
 
 fn is_minus_one(value: &Bound<'_, PyAny>) -> bool {
     value.extract::<i64>().is_ok_and(|whole| whole == -1)
-}
-
-fn count(py: Python<'_>, name: &'static str, value: &Bound<'_, PyAny>) -> PyResult<usize> {
-    let whole: i64 = if value.is_instance_of::<PyBool>() { None } else { value.extract().ok() }
-        .ok_or_else(|| wrong_type(py, name, format!("{name} must be a whole number, not {value}")))?;
-    usize::try_from(whole)
-        .map_err(|_| to_py(py, &Error::argument(name, format!("{name}={whole}: must not be negative"))))
-}
-
-/// Any 64-bit number: a call accepts every seed that a completion reports.
-fn seed(py: Python<'_>, value: &Bound<'_, PyAny>) -> PyResult<u64> {
-    if value.is_instance_of::<PyBool>() || !value.is_instance_of::<PyInt>() {
-        return Err(wrong_type(py, "seed", format!("seed must be a whole number, not {value}")));
-    }
-    value.extract().map_err(|_| {
-        to_py(py, &Error::argument("seed", format!("seed={value}: must lie between 0 and 2**64 - 1")))
-    })
-}
-
-fn scope(value: &Bound<'_, PyAny>) -> PyResult<PrefixScope> {
-    let text = value
-        .cast::<PyString>()
-        .map_err(|_| wrong_type(value.py(), "prefix_scope", "prefix_scope must be a str".into()))?;
-    Ok(PrefixScope::new(text_of(text, None)?))
 }
 
 fn stops(value: &Bound<'_, PyAny>) -> PyResult<Vec<String>> {

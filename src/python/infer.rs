@@ -2,22 +2,25 @@
 
 use std::sync::Arc;
 
-use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyString};
 
+use super::argument::{argument, unexpected};
 use super::errors::OrRaise;
 use super::handle::Handle;
 use super::options::{keep_alive, timeout};
 use super::submit::{PyTicket, Traced, reply, started};
 use super::texts::{Texts, copied, inputs};
 use super::tracing::{self, Call, CallOutcome};
-use super::utf8::Utf8;
+use super::utf8::{Utf8, owned};
 use super::vectors::results;
 use crate::Error;
 use crate::manager::{Activate, EmbedOptions, Embeddings, Inputs, Pairs};
 use crate::models::heads::ScoreActivation;
 use crate::output::OutputKind;
+
+/// Names of the keywords.
+const KEYWORDS: &str = "activation prompt prompt_name normalize truncate timeout keep_alive user";
 
 /// What a call gives to a model, and what it asks for.
 pub(super) struct InferenceCall {
@@ -28,7 +31,7 @@ pub(super) struct InferenceCall {
 
 impl InferenceCall {
     /// `kind`: scores, sparse, multi, queries, states or all. `second`: the second texts of pairs; one `first` text goes with each of them.
-    /// `keywords`: activation, prompt, prompt_name, normalize, truncate, timeout, keep_alive, user.
+    /// `keywords`: those of [`KEYWORDS`].
     pub(super) fn new(
         kind: &str,
         first: &Bound<'_, PyAny>,
@@ -54,28 +57,27 @@ impl InferenceCall {
         for (name, value) in keywords.into_iter().flatten().filter(|(_, value)| !value.is_none()) {
             match &*name.extract::<Utf8>()? {
                 "activation" => {
-                    let name: Utf8 = value.extract()?;
+                    let name: Utf8 = argument("activation", &value)?;
                     activate = match &*name {
                         "probabilities" => Activate::Probabilities,
                         name => Activate::Fixed(ScoreActivation::parse(name).or_raise(py)?),
                     };
                 }
-                "prompt" => options.prompt = Some(value.extract::<Utf8>()?.into()),
-                "prompt_name" => options.prompt_name = Some(value.extract::<Utf8>()?.into()),
-                "normalize" => options.normalize = value.extract()?,
-                "truncate" => options.truncate = value.extract()?,
-                "timeout" => options.timeout = timeout(py, Some(value.extract()?))?,
+                "prompt" => options.prompt = owned(argument("prompt", &value)?),
+                "prompt_name" => options.prompt_name = owned(argument("prompt_name", &value)?),
+                "normalize" => options.normalize = argument("normalize", &value)?,
+                "truncate" => options.truncate = argument("truncate", &value)?,
+                "timeout" => options.timeout = timeout(py, argument("timeout", &value)?)?,
                 "keep_alive" => options.keep_alive = keep_alive(Some(&value))?,
-                "user" => options.user = Some(value.extract::<Utf8>()?.into()),
+                "user" => options.user = owned(argument("user", &value)?),
                 other => {
-                    return Err(PyTypeError::new_err(format!(
-                        "got an unexpected keyword argument {other:?}"
-                    )));
+                    let known = KEYWORDS.split_whitespace();
+                    return Err(unexpected("this call", other, known));
                 }
             }
         }
         let inputs = match second {
-            None => inputs(first)?.0,
+            None => inputs("texts", first)?.0,
             Some(second) => pairs(first, second)?,
         };
         Ok(Self { inputs, options, activate })

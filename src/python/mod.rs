@@ -3,6 +3,7 @@
 #![allow(clippy::needless_pass_by_value, reason = "PyO3 hands arguments over by value")]
 
 mod adaptive;
+mod argument;
 mod arrow;
 mod caching;
 mod chat;
@@ -41,8 +42,14 @@ use crate::{json, language};
 
 /// The chatbot's detector on the text as given.
 #[pyfunction]
-fn is_turkish(text: &Bound<'_, PyString>) -> PyResult<bool> {
-    Ok(language::is_turkish(texts::text_of(text, None)?))
+fn is_turkish(#[pyo3(from_py_with = argument::text)] text: Bound<'_, PyString>) -> PyResult<bool> {
+    Ok(language::is_turkish(texts::text_of(&text, None)?))
+}
+
+/// The improved detector on the text as given.
+#[pyfunction]
+fn _is_turkish_improved(#[pyo3(from_py_with = argument::text)] text: Bound<'_, PyString>) -> PyResult<bool> {
+    Ok(language::improved::is_turkish(texts::text_of(&text, None)?))
 }
 
 /// Resident memory of this process, bytes; 0 on a system that does not report it.
@@ -115,7 +122,9 @@ mod _core {
     #[pymodule_export]
     use super::tracker::PyTracker;
     #[pymodule_export]
-    use super::{_json_values, available_isas, is_turkish, isa, resident_bytes, trim_memory};
+    use super::{
+        _is_turkish_improved, _json_values, available_isas, is_turkish, isa, resident_bytes, trim_memory,
+    };
 
     use pyo3::prelude::*;
 

@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use pyo3::prelude::*;
-use pyo3::types::{PyBool, PyString};
+use pyo3::types::PyString;
 
+use super::argument::argument;
 use super::errors::{OrRaise, to_py, wrong_type};
 use super::texts::text_of;
 use super::utf8::{Utf8, owned};
@@ -19,7 +20,7 @@ pub(super) fn call_options(
     prompt: Option<Utf8>,
     prompt_name: Option<Utf8>,
     normalize: bool,
-    truncate_dim: Option<&Bound<'_, PyAny>>,
+    truncate_dim: Option<usize>,
     truncate: bool,
     timeout: Option<f64>,
     keep_alive: Option<&Bound<'_, PyAny>>,
@@ -30,26 +31,12 @@ pub(super) fn call_options(
         prompt: owned(prompt),
         prompt_name: owned(prompt_name),
         normalize,
-        truncate_dim: truncate_dim.map(dimensions).transpose()?,
+        truncate_dim,
         truncate,
         timeout: self::timeout(py, timeout)?,
         keep_alive: self::keep_alive(keep_alive)?,
         user: owned(user),
         ..EmbedOptions::default()
-    })
-}
-
-/// A number of dimensions, numpy's integers included; whether it fits the model is the core's to say.
-fn dimensions(value: &Bound<'_, PyAny>) -> PyResult<usize> {
-    let number = if value.is_instance_of::<PyBool>() { None } else { value.call_method0("__index__").ok() };
-    let Some(number) = number else {
-        let kind = value.get_type().name()?;
-        let reason = format!("truncate_dim must be an int, not {kind}");
-        return Err(wrong_type(value.py(), "truncate_dim", reason));
-    };
-    number.extract().map_err(|_| {
-        let reason = format!("truncate_dim={value} is out of range");
-        to_py(value.py(), &Error::argument("truncate_dim", reason))
     })
 }
 
@@ -68,7 +55,7 @@ pub(super) fn keep_alive(value: Option<&Bound<'_, PyAny>>) -> PyResult<Option<Ke
     let Some(value) = value.filter(|value| !value.is_none()) else { return Ok(None) };
     let keep_alive = if let Ok(text) = value.cast::<PyString>() {
         KeepAlive::parse("keep_alive", text_of(text, None)?)
-    } else if let (false, Ok(seconds)) = (value.is_instance_of::<PyBool>(), value.extract::<f64>()) {
+    } else if let Ok(seconds) = argument("keep_alive", value) {
         KeepAlive::from_seconds("keep_alive", seconds)
     } else {
         let kind = value.get_type().name()?;

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 use pyo3::types::PyString;
 
@@ -100,11 +99,6 @@ impl Registration {
             SlotSource::Source(source) => SourceSpec::Fixed(source),
             SlotSource::Loader(_) if kind.is_some() => {
                 return Err(refused(py, "kind is for a source; a loader returns what it likes".into()));
-            }
-            SlotSource::Loader(loader) if !loader.bind(py).is_callable() => {
-                let kind = loader.bind(py).get_type().name()?;
-                let message = format!("loader must be callable without arguments, not {kind}");
-                return Err(PyTypeError::new_err(message));
             }
             SlotSource::Loader(loader) => {
                 let loader = PythonLoader::new(loader);

@@ -5,27 +5,32 @@ use std::sync::Arc;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyTuple};
 
+use super::errors::to_py;
 use super::gil::{calling, detached};
 use super::handle::Handle;
 use super::tracing::{self, Call, CallOutcome, Ending};
 use super::vectors::array;
-use crate::Result;
 use crate::manager::{EmbedOptions, Embeddings, Inputs, Manager, Ticket};
+use crate::sync::fork::Process;
 use crate::wire::Encoding;
+use crate::{Error, Result};
 
 /// A request under way.
 #[pyclass(frozen, name = "Ticket", module = "model_manager._core")]
 pub(super) struct PyTicket {
     ticket: Ticket,
     call: Option<Arc<Call>>,
+    process: Process,
 }
 
 #[pymethods]
 impl PyTicket {
     /// Whether `on_done` has been called, is about to be, or never will be (cancelled).
     #[getter]
-    fn done(&self, py: Python<'_>) -> bool {
-        detached(py, || self.ticket.is_done())
+    fn done(&self, py: Python<'_>) -> PyResult<bool> {
+        let done = detached(py, || self.ticket.is_done());
+        // The threads that would answer exist in the parent only.
+        if done || self.process.is_current() { Ok(done) } else { Err(to_py(py, &Error::Forked)) }
     }
 
     /// Give the request up. True: `on_done` will not be called any more; False: it is too late.
@@ -101,7 +106,7 @@ pub(super) fn started(
     submit: impl FnOnce(&Manager) -> Result<Ticket> + Send,
 ) -> PyResult<PyTicket> {
     match Call::submit(call.as_ref(), || detached(py, || submit(&handle.manager))) {
-        Ok(ticket) => Ok(PyTicket { ticket, call }),
+        Ok(ticket) => Ok(PyTicket { ticket, call, process: Process::current() }),
         Err(error) => {
             let error = handle.explain(py, &error);
             Call::fail(call.as_ref(), py, &error);

@@ -3,10 +3,10 @@
 use pyo3::exceptions::{PyMemoryError, PyOverflowError, PyTypeError};
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedStr;
-use pyo3::types::{PyBool, PyByteArray, PyBytes, PyMapping, PyString};
+use pyo3::types::{PyBool, PyByteArray, PyBytes, PyMapping, PyMemoryView, PyString};
 
 use super::arrow;
-use super::errors::{OrRaise, to_py};
+use super::errors::{OrRaise, to_py, wrong_type};
 use super::utf8::LONE_SURROGATE;
 use crate::Error;
 use crate::compute::memory::{joined, push, reserve};
@@ -60,7 +60,8 @@ impl Texts {
         if let Ok(text) = texts.cast::<PyString>() {
             return Ok(Self::One(copied(text, None)?));
         }
-        let many = collected(texts.len().unwrap_or(0), numbered(texts)?, text_item);
+        let text = |item: &Bound<'_, PyAny>, number| text_item("texts", item, number);
+        let many = collected(texts.len().unwrap_or(0), numbered(texts)?, text);
         many.map(Self::Many).map_err(|refusal| refusal.raise(texts.py()))
     }
 }
@@ -72,7 +73,7 @@ pub(super) fn kept(texts: &Bound<'_, PyAny>) -> PyResult<(Vec<PyBackedStr>, bool
         return Ok((vec![kept_text(text, None)?], true));
     }
     let many = collected(texts.len().unwrap_or(0), numbered(texts)?, |item, number| {
-        Ok(kept_text(text_at(item, number)?, Some(number))?)
+        Ok(kept_text(text_at("texts", item, number)?, Some(number))?)
     });
     many.map(|many| (many, false)).map_err(|refusal| refusal.raise(texts.py()))
 }
@@ -82,16 +83,15 @@ fn numbered<'py>(
     texts: &Bound<'py, PyAny>,
 ) -> PyResult<impl Iterator<Item = PyResult<(usize, Bound<'py, PyAny>)>> + use<'py>> {
     let Some(items) = items(texts) else {
-        return Err(PyTypeError::new_err(format!(
-            "texts must be a str or an iterable of str, not {}",
-            kind(texts)?
-        )));
+        let reason = format!("texts must be a str or an iterable of str, not {}", kind(texts)?);
+        return Err(wrong_type(texts.py(), "texts", reason));
     };
     Ok(items.enumerate().map(|(number, item)| item.map(|item| (number, item))))
 }
 
-/// What `embed` takes: a text, texts, token ids, or several lists of those. The second value is true for a single input.
-pub(super) fn inputs(given: &Bound<'_, PyAny>) -> PyResult<(Inputs, bool)> {
+/// What `embed` takes as the argument `name`: a text, texts, token ids, or several lists of those. The second value is true
+/// for a single input.
+pub(super) fn inputs(name: &'static str, given: &Bound<'_, PyAny>) -> PyResult<(Inputs, bool)> {
     if let Ok(text) = given.cast::<PyString>() {
         return Ok((vec![copied(text, None)?].into(), true));
     }
@@ -99,15 +99,14 @@ pub(super) fn inputs(given: &Bound<'_, PyAny>) -> PyResult<(Inputs, bool)> {
         return Ok((texts.into(), false));
     }
     let Some(items) = items(given) else {
-        return Err(PyTypeError::new_err(format!(
-            "texts must be a str, token ids (int), or an iterable of one of these, not {}",
-            kind(given)?
-        )));
+        let takes = "a str, token ids (int), or an iterable of one of these";
+        return Err(wrong_type(given.py(), name, format!("{name} must be {takes}, not {}", kind(given)?)));
     };
-    several(given, items).map_err(|refusal| refusal.raise(given.py()))
+    several(name, given, items).map_err(|refusal| refusal.raise(given.py()))
 }
 
 fn several<'py>(
+    name: &'static str,
     given: &Bound<'py, PyAny>,
     mut items: impl Iterator<Item = PyResult<Bound<'py, PyAny>>>,
 ) -> Result<(Inputs, bool), Refusal> {
@@ -117,11 +116,13 @@ fn several<'py>(
     let rest = items.enumerate().map(|(number, item)| item.map(|item| (number + 1, item)));
     let all = std::iter::once(Ok((0, first.clone()))).chain(rest);
     if first.is_instance_of::<PyString>() {
-        Ok((Inputs::Texts(collected(expected, all, text_item)?), false))
+        let text = |item: &Bound<'py, PyAny>, number| text_item(name, item, number);
+        Ok((Inputs::Texts(collected(expected, all, text)?), false))
     } else if self::items(&first).is_some() {
-        Ok((Inputs::Tokens(collected(expected, all, list_of_ids)?), false))
+        let ids = |item: &Bound<'py, PyAny>, number| list_of_ids(name, item, number);
+        Ok((Inputs::Tokens(collected(expected, all, ids)?), false))
     } else {
-        let one = |item: &Bound<'_, PyAny>, number| Ok(id(item, number > 0, || format!("texts[{number}]"))?);
+        let one = |item: &Bound<'_, PyAny>, number| Ok(id(item, number > 0, || format!("{name}[{number}]"))?);
         Ok((Inputs::Tokens(vec![collected(expected, all, one)?]), true))
     }
 }
@@ -165,29 +166,33 @@ fn no_utf8(py: Python<'_>, error: PyErr, number: Option<usize>) -> PyErr {
     to_py(py, &Error::Input(format!("{which} {LONE_SURROGATE}")))
 }
 
-fn text_item(item: &Bound<'_, PyAny>, number: usize) -> Result<String, Refusal> {
-    Ok(joined(&[text_of(text_at(item, number)?, Some(number))?])?)
+fn text_item(name: &str, item: &Bound<'_, PyAny>, number: usize) -> Result<String, Refusal> {
+    Ok(joined(&[text_of(text_at(name, item, number)?, Some(number))?])?)
 }
 
 /// The item as a text.
-fn text_at<'a, 'py>(item: &'a Bound<'py, PyAny>, number: usize) -> PyResult<&'a Bound<'py, PyString>> {
+fn text_at<'a, 'py>(
+    name: &str,
+    item: &'a Bound<'py, PyAny>,
+    number: usize,
+) -> PyResult<&'a Bound<'py, PyString>> {
     match item.cast::<PyString>() {
         Ok(text) => Ok(text),
-        Err(_) => Err(PyTypeError::new_err(format!("texts[{number}] must be a str, not {}", kind(item)?))),
+        Err(_) => Err(PyTypeError::new_err(format!("{name}[{number}] must be a str, not {}", kind(item)?))),
     }
 }
 
-fn list_of_ids(item: &Bound<'_, PyAny>, number: usize) -> Result<Vec<u32>, Refusal> {
+fn list_of_ids(name: &str, item: &Bound<'_, PyAny>, number: usize) -> Result<Vec<u32>, Refusal> {
     let wrong = item.is_instance_of::<PyString>();
     let Some(items) = items(item).filter(|_| !wrong) else {
         return Err(PyTypeError::new_err(format!(
-            "texts[{number}] must be a list of token ids like texts[0], not {}",
+            "{name}[{number}] must be a list of token ids like {name}[0], not {}",
             kind(item)?
         ))
         .into());
     };
     let all = items.enumerate().map(|(at, item)| item.map(|item| (at, item)));
-    let one = |item: &Bound<'_, PyAny>, at| Ok(id(item, true, || format!("texts[{number}][{at}]"))?);
+    let one = |item: &Bound<'_, PyAny>, at| Ok(id(item, true, || format!("{name}[{number}][{at}]"))?);
     collected(item.len().unwrap_or(0), all, one)
 }
 
@@ -216,6 +221,7 @@ fn items<'py>(
     // Iterable, but never meant as texts or ids.
     let wrong = given.is_instance_of::<PyBytes>()
         || given.is_instance_of::<PyByteArray>()
+        || given.is_instance_of::<PyMemoryView>()
         || given.cast::<PyMapping>().is_ok();
     if wrong { None } else { given.try_iter().ok() }
 }

@@ -7,6 +7,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
 
 use super::adaptive::{explanation, figures, forecast};
+use super::argument;
 use super::errors::OrRaise;
 use super::gil::detached;
 use super::manager::PyManager;
@@ -18,7 +19,10 @@ use crate::manager::EmbedOptions;
 
 /// Wait until every result that is on its way to disk or Redis is stored, `timeout` seconds at most.
 #[pyfunction]
-pub(super) fn _cache_flush(manager: &Bound<'_, PyManager>, timeout: f64) -> PyResult<()> {
+pub(super) fn _cache_flush(
+    manager: &Bound<'_, PyManager>,
+    #[pyo3(from_py_with = argument::timeout)] timeout: f64,
+) -> PyResult<()> {
     let py = manager.py();
     let patience = positive_seconds("timeout", timeout).or_raise(py)?;
     let handle = Arc::clone(&manager.get().0);
@@ -47,7 +51,10 @@ pub(super) fn _cache_verify<'py>(manager: &Bound<'py, PyManager>) -> PyResult<Bo
 
 /// Write everything on disk to one file; how many results.
 #[pyfunction]
-pub(super) fn _cache_export(manager: &Bound<'_, PyManager>, path: PathBuf) -> PyResult<usize> {
+pub(super) fn _cache_export(
+    manager: &Bound<'_, PyManager>,
+    #[pyo3(from_py_with = argument::path)] path: PathBuf,
+) -> PyResult<usize> {
     let py = manager.py();
     let handle = Arc::clone(&manager.get().0);
     detached(py, || handle.manager.export_cache(&path)).or_raise(py)
@@ -55,7 +62,10 @@ pub(super) fn _cache_export(manager: &Bound<'_, PyManager>, path: PathBuf) -> Py
 
 /// Add the results of such a file; how many were new.
 #[pyfunction]
-pub(super) fn _cache_import(manager: &Bound<'_, PyManager>, path: PathBuf) -> PyResult<usize> {
+pub(super) fn _cache_import(
+    manager: &Bound<'_, PyManager>,
+    #[pyo3(from_py_with = argument::path)] path: PathBuf,
+) -> PyResult<usize> {
     let py = manager.py();
     let handle = Arc::clone(&manager.get().0);
     detached(py, || handle.manager.import_cache(&path)).or_raise(py)
@@ -80,7 +90,11 @@ pub(super) fn _cache_texts(
 /// Say that a slot will be needed soon.
 #[pyfunction]
 #[pyo3(signature = (manager, name, user = None))]
-pub(super) fn _hint(manager: &Bound<'_, PyManager>, name: Utf8, user: Option<Utf8>) -> PyResult<bool> {
+pub(super) fn _hint(
+    manager: &Bound<'_, PyManager>,
+    #[pyo3(from_py_with = argument::name)] name: Utf8,
+    #[pyo3(from_py_with = argument::user)] user: Option<Utf8>,
+) -> PyResult<bool> {
     let py = manager.py();
     let handle = Arc::clone(&manager.get().0);
     detached(py, || handle.manager.hint(&name, user.as_deref())).or_raise(py)
@@ -88,7 +102,10 @@ pub(super) fn _hint(manager: &Bound<'_, PyManager>, name: Utf8, user: Option<Utf
 
 /// What decides how long a slot stays in memory.
 #[pyfunction]
-pub(super) fn _explain<'py>(manager: &Bound<'py, PyManager>, name: Utf8) -> PyResult<Bound<'py, PyDict>> {
+pub(super) fn _explain<'py>(
+    manager: &Bound<'py, PyManager>,
+    #[pyo3(from_py_with = argument::name)] name: Utf8,
+) -> PyResult<Bound<'py, PyDict>> {
     let py = manager.py();
     let handle = Arc::clone(&manager.get().0);
     let found = detached(py, || {

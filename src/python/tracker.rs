@@ -6,6 +6,8 @@ use std::sync::Arc;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
+use super::argument;
+use super::utf8::Utf8;
 use crate::clock::Clock;
 use crate::lifecycle::{Tracker, TrackerStatistics};
 
@@ -21,13 +23,18 @@ impl PyTracker {
     }
 
     /// Note a load that took `load_time` seconds and `memory_mb` MiB; it counts as an access too.
-    fn record_load(&self, model_type: &str, load_time: f64, memory_mb: f64) {
-        self.0.record_load(model_type, load_time, memory_mb);
+    fn record_load(
+        &self,
+        #[pyo3(from_py_with = argument::model_type)] model_type: Utf8,
+        #[pyo3(from_py_with = argument::load_time)] load_time: f64,
+        #[pyo3(from_py_with = argument::memory_mb)] memory_mb: f64,
+    ) {
+        self.0.record_load(&model_type, load_time, memory_mb);
     }
 
     /// Note a use now.
-    fn record_access(&self, model_type: &str) {
-        self.0.record_access(model_type);
+    fn record_access(&self, #[pyo3(from_py_with = argument::model_type)] model_type: Utf8) {
+        self.0.record_access(&model_type);
     }
 
     /// All figures by slot; seconds and MiB.

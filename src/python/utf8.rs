@@ -47,6 +47,12 @@ impl fmt::Debug for Utf8 {
     }
 }
 
+impl From<&str> for Utf8 {
+    fn from(text: &str) -> Self {
+        Self(text.to_owned())
+    }
+}
+
 impl From<Utf8> for String {
     fn from(text: Utf8) -> Self {
         text.0
@@ -63,8 +69,14 @@ fn refused(text: &Bound<'_, PyString>) -> PyErr {
     let Ok(quoted) = text.repr() else {
         return to_py(text.py(), &Error::Input(format!("the text {LONE_SURROGATE}")));
     };
-    let quoted = quoted.to_string_lossy();
-    let cut = quoted.char_indices().nth(SHOWN).map(|(at, _)| at);
-    let shown = cut.map_or_else(|| quoted.to_string(), |at| format!("{}…", &quoted[..at]));
+    let shown = shortened(&quoted.to_string_lossy());
     to_py(text.py(), &Error::Input(format!("{shown} {LONE_SURROGATE}")))
+}
+
+/// The beginning of a text, as an error shows it.
+pub(super) fn shortened(text: &str) -> String {
+    match text.char_indices().nth(SHOWN) {
+        Some((at, _)) => format!("{}…", &text[..at]),
+        None => text.to_owned(),
+    }
 }

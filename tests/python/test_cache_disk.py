@@ -155,6 +155,17 @@ def test_a_folder_that_cannot_be_used_costs_nothing_but_a_warning(tmp_path, expe
     assert sum("nothing more is stored there" in record.message for record in caplog.records) == 1
 
 
+def test_a_folder_that_cannot_be_used_is_reported_at_once(tmp_path, caplog):
+    (tmp_path / "file").write_text("no folder")
+    with caplog.at_level("WARNING"), tiny(cache_disk=str(tmp_path / "file" / "below")):
+        (record,) = caplog.records
+    assert f"{tmp_path}/file/below" in record.message
+    assert "nothing more is stored there" in record.message
+    with tiny(cache_disk=str(tmp_path / "fine")):
+        assert len(caplog.records) == 1
+        assert not any(path.is_file() for path in (tmp_path / "fine").rglob("*"))
+
+
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="needs root, to become a user without rights")
 def test_a_folder_that_is_read_only_is_read(tmp_path, expected):
     stored(tmp_path)

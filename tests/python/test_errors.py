@@ -49,7 +49,7 @@ def test_errors_name_the_argument_to_blame(make_manager):
         (lambda: manager.embed("a", "english_sentence", prompt_name="no such"), "prompt_name", None),
         (lambda: manager.generate("a", temperature=-1), "temperature", None),
         (lambda: manager.generate("a", top_k="many"), "top_k", None),
-        (lambda: manager.generate("a", seed=-1), "seed", None),
+        (lambda: manager.generate("a", seed=2**64), "seed", None),
         (lambda: manager.generate("a", stop=5), "stop", None),
     ):
         with pytest.raises((ModelManagerError, TypeError)) as caught:

@@ -81,13 +81,16 @@ def test_one_candidate_is_greedy(gpt2):
 
 def test_lengths(gpt2, make_writer):
     prompt = gpt2.complete(TEXT, max_new_tokens=1)["prompt_tokens"]
-    options = {**GREEDY, "min_new_tokens": CONTEXT}
-    assert gpt2.complete(TEXT, max_new_tokens=7, **options)["completion_tokens"] == 7
-    assert gpt2.complete(TEXT, max_length=prompt + 3, **options)["completion_tokens"] == 3
-    assert gpt2.complete(TEXT, max_length=prompt + 3, max_new_tokens=5, **options)["completion_tokens"] == 5
+
+    def written(manager, least, **lengths):
+        return manager.complete(TEXT, **GREEDY, min_new_tokens=least, **lengths)["completion_tokens"]
+
+    assert written(gpt2, 7, max_new_tokens=7) == 7
+    assert written(gpt2, CONTEXT, max_length=prompt + 3) == 3
+    assert written(gpt2, 5, max_length=prompt + 3, max_new_tokens=5) == 5
     # The context ends every answer.
-    assert gpt2.complete(TEXT, max_new_tokens=1000, **options)["completion_tokens"] == CONTEXT - prompt
-    assert make_writer(max_tokens=6).complete(TEXT, **options)["completion_tokens"] == 6
+    assert written(gpt2, 1000, max_new_tokens=1000) == CONTEXT - prompt
+    assert written(make_writer(max_tokens=6), 6) == 6
 
 
 def test_stop_strings(gpt2):

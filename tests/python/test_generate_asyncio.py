@@ -123,7 +123,7 @@ async def test_one_task_reads_a_stream(endless):
 
 
 async def test_wrong_arguments_raise_at_once(gpt2):
-    with pytest.raises(TypeError, match="no parameter"):
+    with pytest.raises(TypeError, match="did you mean max_new_tokens"):
         gpt2.astream(TEXT, max_tokens=3)
     with pytest.raises(InputError, match="top_p"):
         gpt2.astream(TEXT, top_p=2)

@@ -44,6 +44,11 @@ def works_on(request):
         ([], ValueError, "empty"),
         ([{"role": "user"}], InputError, "content"),
         ([{"role": "user", "content": object()}], TypeError, "object"),
+        ([{"role": "user", "content": None}], TypeError, r'messages\[0\]\["content"\] must be a str, .* not NoneType'),
+        ([{"role": "user", "content": ["a"]}], InputError, r'messages\[0\]\["content"\]\[0\] must be {"type": "text"'),
+        ([{"role": "user", "content": [{"type": "image_url"}]}], InputError, "other content is not supported"),
+        ([{"role": "usr", "content": "a"}], InputError, r"role.* must be one of system, developer, .*, not 'usr'"),
+        ([{"role": 7, "content": "a"}], TypeError, r"role.* must be one of system, .*, not int"),
         (["text"], TypeError, "messages"),
     ],
 )
@@ -76,7 +81,11 @@ def test_a_text_is_no_chat(gpt2):
         ({"min_p": 2}, InputError, "min_p"),
         ({"repetition_penalty": 0}, InputError, "repetition_penalty"),
         ({"no_repeat_ngram_size": -2}, InputError, "no_repeat_ngram_size"),
-        ({"seed": -1}, InputError, "seed"),
+        ({"seed": -(2**63) - 1}, InputError, "seed"),
+        ({"seed": 2**64}, InputError, "seed"),
+        ({"seed": 1.0}, TypeError, "seed"),
+        ({"min_new_tokens": 4, "max_new_tokens": 3}, InputError, "min_new_tokens=4: must be at most max_new_tokens=3"),
+        ({"min_new_tokens": 100_000}, InputError, "min_new_tokens=100000: must be at most max_new_tokens="),
         ({"seed": "x"}, TypeError, "seed"),
         ({"stop": 7}, TypeError, "stop"),
         ({"stop": [7]}, TypeError, "stop"),
@@ -96,6 +105,14 @@ def test_parameters(gpt2, params, error, words):
             continue
         with pytest.raises(error, match=words):
             call(TEXT, **params)
+
+
+def test_a_negative_seed_counts_down(gpt2):
+    """As over HTTP, where seeds may be negative."""
+    params = {"max_new_tokens": 5, "temperature": 1.0}
+    found = gpt2.complete(TEXT, seed=-1, **params)
+    assert found["seed"] == 2**64 - 1
+    assert gpt2.complete(TEXT, seed=2**64 - 1, **params)["text"] == found["text"]
 
 
 def test_no_generator(gpt2):

@@ -61,3 +61,14 @@ def test_turkish(text):
 def test_not_turkish(text):
     with ModelManager(language_detector="improved") as manager:
         assert manager.route(text) == "english_sentence"
+
+
+def test_detect_language_follows_the_setting(make_manager):
+    compatible, improved = make_manager(), make_manager(language_detector="improved")
+    text = "bugun hava cok guzel, disari cikalim"
+    assert compatible.detect_language(text) == "other"
+    assert improved.detect_language(text) == "turkish"
+    assert improved.detect_language("the weather is lovely today") == "other"
+    assert improved.detect_language("half \ud800") == "other"
+    compatible.close()
+    assert compatible.detect_language(text) == "other", "it needs no model"

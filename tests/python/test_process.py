@@ -282,6 +282,28 @@ assert m.embed("the parent works on").shape == (DIMENSION,)
     )
 
 
+def test_a_request_under_way_stays_with_the_parent():
+    run_python(
+        MANAGER
+        + FORK
+        + """
+from model_manager.errors import ForkedError
+m = tiny(cache_size=0)
+ticket = m.submit([f"text {n}" for n in range(100_000)], print, "english_sentence")
+def work():
+    try:
+        print(ticket.done)
+    except ForkedError as error:
+        assert "made before this process was forked" in str(error)
+    else:
+        raise AssertionError("it seems to go on")
+check_child(work)
+assert ticket.cancel()
+assert ticket.done
+"""
+    )
+
+
 def test_a_fork_while_threads_embed_and_load():
     run_python(
         MANAGER

@@ -314,7 +314,7 @@ def test_models_of_another_task_are_refused(make, client):
         ({"rerank": ""}, "rerank is empty"),
         ({"sparse": ""}, "sparse is empty"),
         ({"language": "english"}, 'language is for sparse="bm25"'),
-        ({"sparse": "bm25", "language": "german"}, "language='german' must be one of turkish, english, auto"),
+        ({"sparse": "bm25", "language": "german"}, "language='german': must be one of turkish, english, auto"),
         ({"dense": False, "model": None}, "needs sparse ones"),
         ({"dense": False, "sparse": "bm25", "chunk": 20, "model": None}, "belong to dense vectors"),
         ({"dense": False, "sparse": "bm25"}, "belong to dense vectors"),

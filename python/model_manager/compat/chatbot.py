@@ -11,6 +11,7 @@ import gc
 import logging
 
 from .. import _core
+from .._arguments import a_text, an_int, type_error
 from .._core import Config, LazyLoadTracker
 from .._environment import warn
 from ..errors import (
@@ -72,11 +73,15 @@ class TurkishLanguageDetector:
     @classmethod
     def is_turkish(cls, text: str) -> bool:
         """Whether 0.7 · share of Turkish letters + 0.3 · share of common Turkish words exceeds 0.1. Empty: False."""
-        try:
-            return _core.is_turkish(text)
-        except InputError:
-            # A lone surrogate is neither a letter nor a word. Neither is the question mark that replaces it.
-            return _core.is_turkish(text.encode(errors="replace").decode())
+        return _detected(_core.is_turkish, text)
+
+
+def _detected(detector: Callable[[str], bool], text: str) -> bool:
+    try:
+        return detector(text)
+    except InputError:
+        # A lone surrogate is neither a letter nor a word. Neither is the question mark that replaces it.
+        return detector(text.encode(errors="replace").decode())
 
 
 class _CachedMethod:
@@ -172,6 +177,7 @@ class ModelManager(BaseManager):
 
     def get_embedding_model_for_text(self, text: str) -> SentenceModel:
         """The sentence model of the text's language, loaded."""
+        a_text("text", text)
         return self.turkish_sentence_model if self.route(normalize(text)) == TURKISH else self.english_sentence_model
 
     @property
@@ -268,8 +274,11 @@ class ModelManager(BaseManager):
         return numbers
 
     def detect_language(self, text: str) -> str:
-        """``"turkish"`` or ``"other"``, for the text as given. Routing uses the lower-cased text instead."""
-        return "turkish" if TurkishLanguageDetector.is_turkish(text) else "other"
+        """``"turkish"`` or ``"other"``, for the text as given, by the detector that `language_detector` names. Routing
+        uses the lower-cased text instead.
+        """
+        improved = not self.closed and self.config.language_detector == "improved"
+        return "turkish" if _detected(_core._is_turkish_improved if improved else _core.is_turkish, text) else "other"
 
     # --- Text generation -----------------------------------------------------------------------------------------
 
@@ -279,7 +288,7 @@ class ModelManager(BaseManager):
         `max_length` counts the tokens of prompt and answer together, 120 at most. A prompt that reaches it alone gets
         an empty answer. Raises `RuntimeError` without a generator.
         """
-        formatted = build_prompt(prompt, turkish_context)
+        formatted = build_prompt(a_text("prompt", prompt), turkish_context)
         options = _response_options(max_length)
         generator = self._own_generator()
         if generator is None:
@@ -345,6 +354,8 @@ class ModelManager(BaseManager):
                 names.append(GENERATOR)
         else:
             wanted = [models] if isinstance(models, str | ModelType) else models
+            if not hasattr(wanted, "__iter__"):
+                raise type_error("models", "slots", models)
             names = [model.value if isinstance(model, ModelType) else model for model in wanted]
         for name in names:
             try:
@@ -414,7 +425,7 @@ _HUGGINGFACE_LENGTH = 80
 
 
 def _response_options(max_length: int) -> dict[str, Any]:
-    return {**SAMPLING, "max_length": min(max_length, MAX_GENERATED_TOKENS), "truncation": True}
+    return {**SAMPLING, "max_length": min(an_int("max_length", max_length), MAX_GENERATED_TOKENS), "truncation": True}
 
 
 _process_wide: list[ModelManager] = []

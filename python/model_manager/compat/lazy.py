@@ -7,6 +7,7 @@ import itertools
 import threading
 import weakref
 
+from .._arguments import an_int
 from .._core import Manager
 from .chatbot import model_manager
 
@@ -90,4 +91,6 @@ def memory_efficient_cache(maxsize: int = 50) -> Callable[[Function], Function]:
 
     The decorated function has `cache_info()` and `cache_clear()`.
     """
+    if maxsize is not None and not callable(maxsize):
+        maxsize = an_int("maxsize", maxsize)
     return functools.lru_cache(maxsize=maxsize)  # type: ignore[return-value]

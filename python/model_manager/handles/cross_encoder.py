@@ -6,6 +6,7 @@ the next call loads it again.
 
 from __future__ import annotations
 
+from .._arguments import a_flag, a_manager, a_text, an_int, one_of, type_error, unexpected
 from .._scoring import document_texts
 
 TYPE_CHECKING = False
@@ -17,6 +18,11 @@ if TYPE_CHECKING:
     from .._types import Description
 
 
+_ACTIVATIONS = ("identity", "sigmoid", "softmax", "probabilities")
+_RANK_OPTIONS = ("activation_fn", "prompt", "prompt_name", "batch_size", "show_progress_bar")
+"""Options of `predict` that `rank` takes. Others change the form of scores."""
+
+
 class CrossEncoder:
     """The model of one slot of a manager, with the calls of `sentence_transformers.CrossEncoder`."""
 
@@ -26,8 +32,8 @@ class CrossEncoder:
     """The slot."""
 
     def __init__(self, manager: ScoringManager, name: str = "reranker") -> None:
-        self._manager = manager
-        self.name = name
+        self._manager: ScoringManager = a_manager(manager)
+        self.name = a_text("name", name)
 
     def predict(
         self,
@@ -63,8 +69,16 @@ class CrossEncoder:
             TypeError: An item is not a pair of texts.
             ValueError: The errors of `Manager.rerank`.
         """
-        from .sentence_model import _Progress
+        from .sentence_model import _Progress, check_progress
 
+        check_progress(batch_size, show_progress_bar)
+        a_flag("apply_softmax", apply_softmax)
+        a_flag("convert_to_numpy", convert_to_numpy)
+        a_flag("convert_to_tensor", convert_to_tensor)
+        if isinstance(activation_fn, str):
+            one_of("activation_fn", activation_fn, _ACTIVATIONS)
+        elif activation_fn is not None and not callable(activation_fn):
+            raise type_error("activation_fn", "a function or a str", activation_fn)
         if isinstance(sentences, str) or not hasattr(sentences, "__iter__"):
             raise TypeError(f"sentences must be pairs [(query, text), ...], not one {type(sentences).__name__}")
         sentences = list(sentences)
@@ -108,12 +122,17 @@ class CrossEncoder:
     ) -> list[dict[str, Any]]:
         """Documents by their relevance to `query`, best first: ``corpus_id``, ``score`` and, if asked for, ``text``.
 
-        `options` are those of `predict`. Raises `TaskError` for a model of several labels.
+        `options` are those of `predict`: ``activation_fn`` (a name), ``prompt``, ``prompt_name``; ``batch_size`` and
+        ``show_progress_bar`` change nothing. Raises `TaskError` for a model of several labels.
         """
+        for name in options.keys() - {*_RANK_OPTIONS, "apply_softmax", "convert_to_numpy", "convert_to_tensor"}:
+            raise unexpected("rank()", name, _RANK_OPTIONS)
+        if top_k is not None:
+            an_int("top_k", top_k, 1)
         texts = document_texts(documents)
         activation = options.get("activation_fn")
         if activation is not None and not isinstance(activation, str):
-            raise TypeError("rank takes the name of an activation; predict takes functions")
+            raise TypeError("activation_fn must be the name of an activation for rank; predict takes functions")
         found = self._manager.rerank(
             query,
             texts,

@@ -9,8 +9,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 
+from .._arguments import a_flag, a_manager, a_text, an_int, argument_error, one_of, type_error
 from .._extras import tqdm_class
-from ..errors import ArgumentError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -44,8 +44,8 @@ class SentenceModel:
     """The slot."""
 
     def __init__(self, manager: Manager, name: str) -> None:
-        self._manager = manager
-        self.name = name
+        self._manager: Manager = a_manager(manager)
+        self.name = a_text("name", name)
 
     def encode(
         self,
@@ -67,7 +67,7 @@ class SentenceModel:
         Args:
             sentences: A str, or several.
             prompt_name: The name of one of the model's prompts. Without this and `prompt`: the model's default prompt.
-            prompt: Text that is put in front of every sentence.
+            prompt: Text that is put in front of every sentence. With it, `prompt_name` is ignored.
             batch_size: Accepted and ignored: batches are formed by tokens and do not change results.
             show_progress_bar: Show a progress bar if tqdm is installed.
             output_value: ``"token_embeddings"`` returns the states of all tokens: an array (tokens, dim) per text.
@@ -86,12 +86,14 @@ class SentenceModel:
             TypeError: `sentences` is a mapping or bytes, or an item is not text.
             ArgumentError: An unknown `precision` or `output_value`, and the errors of `Manager.embed`.
         """
-        if output_value not in ("sentence_embedding", "token_embeddings"):
-            raise _wrong(
-                "output_value", f"output_value={output_value!r}: use 'sentence_embedding' or 'token_embeddings'"
-            )
-        if precision not in ("float32", "int8", "uint8", "binary", "ubinary"):
-            raise _wrong("precision", f"precision={precision!r} must be one of float32, int8, uint8, binary, ubinary")
+        one_of("output_value", output_value, ("sentence_embedding", "token_embeddings"))
+        one_of("precision", precision, ("float32", "int8", "uint8", "binary", "ubinary"))
+        a_flag("normalize_embeddings", normalize_embeddings)
+        a_flag("convert_to_numpy", convert_to_numpy)
+        a_flag("convert_to_tensor", convert_to_tensor)
+        check_progress(batch_size, show_progress_bar)
+        if prompt is not None:
+            prompt_name = None
         if isinstance(sentences, Mapping | bytes | bytearray):
             remedy = "list(sentences.values())" if isinstance(sentences, Mapping) else "sentences.decode()"
             raise TypeError(
@@ -100,7 +102,7 @@ class SentenceModel:
             )
         single = isinstance(sentences, str)
         if not single and not hasattr(sentences, "__iter__"):
-            raise TypeError(f"sentences must be a str or an iterable of str, not {type(sentences).__name__}")
+            raise type_error("sentences", "a str or an iterable of str", sentences)
         texts = [sentences] if isinstance(sentences, str) else list(sentences)
         if output_value == "token_embeddings":
             return self._token_states(texts, single, prompt, prompt_name, convert_to_tensor)
@@ -169,6 +171,9 @@ class SentenceModel:
 
         ``euclidean`` and ``manhattan`` are negative distances, so that for every measure a larger value means more
         similar.
+
+        Raises:
+            ArgumentError: No rows of numbers, or rows of different lengths.
         """
         return similarity(first, second, self.describe()["similarity"])
 
@@ -221,10 +226,12 @@ class SentenceModel:
         return model_html(self._manager, self.name)
 
 
-def _wrong(param: str, message: str) -> ArgumentError:
-    error = ArgumentError(message)
-    error.param = param
-    return error
+def check_progress(batch_size: int | None, show_progress_bar: bool | None) -> None:
+    """Arguments of sentence-transformers that change no result."""
+    if batch_size is not None:
+        an_int("batch_size", batch_size, 1)
+    if show_progress_bar is not None:
+        a_flag("show_progress_bar", show_progress_bar)
 
 
 def instruction(task: str) -> str:
@@ -233,7 +240,7 @@ def instruction(task: str) -> str:
     Raises:
         ValueError: A blank `task`.
     """
-    if not task.strip():
+    if not a_text("task", task).strip():
         raise ValueError("task is empty; describe the search in one sentence, or leave it out")
     return f"Instruct: {task}\nQuery:"
 
@@ -246,11 +253,22 @@ def find_prompt(known: Mapping[str, str], names: Sequence[str]) -> str | None:
 def similarity(first: ArrayLike, second: ArrayLike, measure: str = "cosine") -> NDArray[np.float32]:
     """The similarity of each row of `first` (n, dim) to each row of `second` (m, dim), shape (n, m). A single vector
     counts as one row.
+
+    Raises:
+        ArgumentError: No rows of numbers, or rows of different lengths.
     """
     import numpy as np
 
-    a = np.atleast_2d(np.asarray(first, dtype=np.float32))
-    b = np.atleast_2d(np.asarray(second, dtype=np.float32))
+    from ..semantic.rows import as_rows
+
+    a, b = (np.asarray(as_rows(rows, name), np.float32) for rows, name in ((first, "first"), (second, "second")))
+    if len(a) and len(b) and a.shape[1] != b.shape[1]:
+        raise argument_error(
+            "second",
+            f"second has vectors of {b.shape[1]} dimensions and first of {a.shape[1]}; both need those of one model",
+        )
+    if not len(a) or not len(b):
+        return np.empty((len(a), len(b)), np.float32)
     if measure == "cosine":
         a, b = (rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12) for rows in (a, b))
     if measure in ("cosine", "dot"):

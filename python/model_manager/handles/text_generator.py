@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import itertools
 import logging
+import operator
 from collections import deque
 
+from .._arguments import a_flag, a_manager, a_text, an_int, type_error, unexpected
 from .._async import acomplete
 from ..errors import InputError, OverloadedError
 
@@ -34,6 +36,14 @@ _MAX_CONCURRENT = 16
 """Answers of one call that are decoded at the same time."""
 _IGNORED = frozenset({"batch_size", "clean_up_tokenization_spaces", "pad_token_id", "use_cache"})
 """Keywords of a pipeline that change no answer here: there is no padding, and text is never cleaned up."""
+_OPTIONS = _IGNORED | frozenset(
+    {
+        *("do_sample", "eos_token_id", "keep_alive", "max_length", "max_new_tokens", "min_new_tokens", "min_p"),
+        *("no_repeat_ngram_size", "num_return_sequences", "prefix_scope", "repetition_penalty", "return_full_text"),
+        *("seed", "stop", "stop_strings", "temperature", "timeout", "top_k", "top_p", "truncation", "user"),
+    }
+)
+"""All keywords of a call."""
 
 
 class Tokenizer:
@@ -70,8 +80,8 @@ class TextGenerator:
     task = "text-generation"
 
     def __init__(self, manager: Manager, name: str = "text_generator") -> None:
-        self._manager = manager
-        self.name = name
+        self._manager: Manager = a_manager(manager)
+        self.name = a_text("name", name)
 
     def __call__(self, text_inputs: str | Sequence[str] | Messages | Sequence[Messages], **options: Any) -> Any:
         """Continue one or several texts, or answer one or several conversations (messages with role and content).
@@ -197,14 +207,21 @@ class _Call:
     """One call's options, split into parameters of the core and options of the pipeline."""
 
     def __init__(self, generator: TextGenerator, options: dict[str, Any]) -> None:
+        for name in options.keys() - _OPTIONS:
+            raise unexpected("a text generator", name, sorted(_OPTIONS))
         params = {key: value for key, value in options.items() if key not in _IGNORED}
         self.generator = generator
+        for name in ("return_full_text", "do_sample"):
+            if params.get(name) is not None:
+                a_flag(name, params[name])
         self.full_text = params.pop("return_full_text", True) is not False
-        self.count: int = params.pop("num_return_sequences", None) or 1
+        self.count = _count(params.pop("num_return_sequences", None))
         truncation = params.pop("truncation", None)
         end = params.pop("eos_token_id", None)
-        if "stop_strings" in params:
-            params["stop"] = params.pop("stop_strings")
+        if (stops := params.pop("stop_strings", None)) is not None:
+            for one in [stops] if isinstance(stops, str) else _items("stop_strings", stops, "a str or a list of str"):
+                a_text("stop_strings", one)
+            params["stop"] = stops
         params["do_sample"] = bool(params.get("do_sample"))
         if params.get("temperature") is None:
             params["temperature"] = 1.0
@@ -225,7 +242,7 @@ class _Call:
         """The core's parameters of every sequence. A given seed increases by one from sequence to sequence."""
         seed = self.params.get("seed")
         for number in range(self.count):
-            yield self.params if seed is None else {**self.params, "seed": seed + number}
+            yield self.params if seed is None else {**self.params, "seed": _later(seed, number)}
 
     def generated(self, prompt: str | Messages, answer: str) -> dict[str, Any]:
         """The pipeline's result for one answer."""
@@ -243,12 +260,32 @@ class _Call:
         )
 
 
+def _count(given: Any) -> int:
+    """The number of answers to one prompt."""
+    return 1 if given is None else an_int("num_return_sequences", given, 1)
+
+
+def _later(seed: Any, number: int) -> Any:
+    """The seed of a further answer. The core names what is no seed."""
+    if number == 0 or isinstance(seed, bool) or not hasattr(seed, "__index__"):
+        return seed
+    return (operator.index(seed) + number) % 2**64
+
+
+def _items(name: str, given: Any, takes: str = "a str or messages") -> list[Any] | tuple[Any, ...]:
+    if not isinstance(given, list | tuple):
+        raise type_error(name, takes, given)
+    return given
+
+
 def _inputs(given: Any) -> tuple[list[str | Messages], bool]:
     """The texts or conversations as a list, and whether a single one was given."""
     if isinstance(given, str):
         return [given], True
     if not isinstance(given, list | tuple):
-        raise TypeError(f"text_inputs must be a str, messages, or a list of either, not {type(given).__name__}")
+        raise type_error("text_inputs", "a str, messages, or a list of either", given)
     if given and isinstance(given[0], dict):
         return [list(given)], True
-    return [one if isinstance(one, str) else list(one) for one in given], False
+    return [
+        one if isinstance(one, str) else list(_items(f"text_inputs[{at}]", one)) for at, one in enumerate(given)
+    ], False

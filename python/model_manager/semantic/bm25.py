@@ -7,16 +7,15 @@ from __future__ import annotations
 
 import hashlib
 import math
-import operator
 from collections import Counter
 from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 
+from .._arguments import a_flag, a_number, a_text, an_int, argument_error, type_error
 from .._extras import extra
 from ..results import SparseVector
-from .rows import wrong
 from .terms import check_language, query_terms, terms
 
 TYPE_CHECKING = False
@@ -66,7 +65,7 @@ class BM25:
         """
         self.language = check_language(language)
         self.k1, self.b, self.average_length = _parameters(k1, b, average_length)
-        self.stop_words = bool(stop_words)
+        self.stop_words = a_flag("stop_words", stop_words)
 
     @property
     def name(self) -> str:
@@ -81,14 +80,14 @@ class BM25:
 
     def document(self, text: str) -> SparseVector:
         """The vector of a document: what each of its terms adds to a score, before its rarity."""
-        found = terms(_checked(text), self.language, stop_words=self.stop_words)
+        found = terms(a_text("text", text), self.language, stop_words=self.stop_words)
         counts = Counter(map(term_id, found))
         norm = self.k1 * (1 - self.b + self.b * len(found) / self.average_length)
         return _vector({entry: count * (self.k1 + 1) / (count + norm) for entry, count in counts.items()})
 
     def query(self, text: str) -> SparseVector:
         """The vector of a question: 1 for each of its terms. It is empty if all of them are stop words."""
-        return _vector({term_id(term): 1.0 for term in query_terms(_checked(text), self.language)})
+        return _vector({term_id(term): 1.0 for term in query_terms(a_text("text", text), self.language)})
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, BM25) and self.fingerprint == other.fingerprint
@@ -150,9 +149,10 @@ class BM25Index:
         """
         self.language = check_language(language)
         k1, b, _ = _parameters(k1, b, AVERAGE_LENGTH)
-        if isinstance(texts, str | bytes):
-            raise TypeError("texts must be an iterable of str, not one text")
-        self.texts = [_checked(text) for text in texts]
+        a_flag("stop_words", stop_words)
+        if isinstance(texts, str | bytes) or not hasattr(texts, "__iter__"):
+            raise type_error("texts", "an iterable of str", texts)
+        self.texts = [a_text(f"texts[{index}]", text) for index, text in enumerate(texts)]
         corpus = [terms(text, self.language, stop_words=stop_words) for text in self.texts]
         self._index: Any = None
         if any(corpus):
@@ -167,11 +167,9 @@ class BM25Index:
         Raises:
             ArgumentError: A blank query, `k` below 1.
         """
-        if not _checked(query).strip():
-            raise wrong("query", "query is blank: there is nothing to search for")
-        k = operator.index(k)
-        if k < 1:
-            raise wrong("k", f"k={k} must be at least 1")
+        if not a_text("query", query).strip():
+            raise argument_error("query", "query is blank: there is nothing to search for")
+        k = an_int("k", k, 1)
         if self._index is None:
             return _TextMatches()
         known = self._index.vocab_dict
@@ -202,18 +200,12 @@ def _vector(weights: dict[int, float]) -> SparseVector:
     return SparseVector(np.array(entries, np.uint32), np.array([weights[entry] for entry in entries], np.float32))
 
 
-def _checked(text: str) -> str:
-    if not isinstance(text, str):
-        raise TypeError(f"a text must be a str, not {type(text).__name__}")
-    return text
-
-
 def _parameters(k1: float, b: float, average_length: float) -> tuple[float, float, float]:
-    k1, b, average_length = float(k1), float(b), float(average_length)
+    k1, b, average_length = a_number("k1", k1), a_number("b", b), a_number("average_length", average_length)
     if not (math.isfinite(k1) and k1 >= 0):
-        raise wrong("k1", f"k1={k1} must be a number of at least 0")
+        raise argument_error("k1", f"k1={k1} must be a number of at least 0")
     if not 0 <= b <= 1:
-        raise wrong("b", f"b={b} must be between 0 and 1")
+        raise argument_error("b", f"b={b} must be between 0 and 1")
     if not (math.isfinite(average_length) and average_length > 0):
-        raise wrong("average_length", f"average_length={average_length} must be a number above 0")
+        raise argument_error("average_length", f"average_length={average_length} must be a number above 0")
     return k1, b, average_length

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import operator
+import os
 import threading
 import time
 from pathlib import Path
@@ -11,13 +11,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .._arguments import a_function, a_number, a_text, an_int, argument_error, type_error
 from .._embedder import Embedder
-from .rows import prepare, wrong
+from .rows import prepare
 from .store import AnswerStore, Stored
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import os
     from collections.abc import Callable
     from typing import Any
 
@@ -79,13 +79,15 @@ class SemanticCache:
             ArgumentError: A `threshold`, `max_entries` or `ttl` out of range.
             InvalidFileError: `path` is a file, but not one of this cache.
         """
+        threshold = a_number("threshold", threshold)
         if not 0 < threshold <= 1:
-            raise wrong("threshold", f"threshold={threshold} must be above 0 and at most 1")
-        max_entries = operator.index(max_entries)
-        if max_entries < 1:
-            raise wrong("max_entries", f"max_entries={max_entries} must be at least 1")
-        if ttl is not None and not ttl > 0:
-            raise wrong("ttl", f"ttl={ttl} must be a positive number of seconds, or None")
+            raise argument_error("threshold", f"threshold={threshold} must be above 0 and at most 1")
+        max_entries = an_int("max_entries", max_entries, 1)
+        if path is not None and not isinstance(path, str | os.PathLike):
+            raise type_error("path", "a str or a path", path)
+        a_function("clock", clock)
+        if ttl is not None and not (ttl := a_number("ttl", ttl)) > 0:
+            raise argument_error("ttl", f"ttl={ttl} must be a positive number of seconds, or None")
         self.threshold = threshold
         self.max_entries = max_entries
         self.ttl = ttl
@@ -127,20 +129,23 @@ class SemanticCache:
             return self._nearest(scope, vector)
 
     def put(self, question: str, answer: Any, *, scope: str = "") -> None:
-        """Store `answer` for `question`, in place of an earlier one for the same text.
+        """Store `answer` for `question`, in place of an earlier one for the same text. With a `path` it is kept as JSON
+        gives it back: a tuple as a list, keys as texts.
 
         Raises:
             ArgumentError: A blank question; with a `path`, an answer that JSON cannot represent.
         """
         key = _key(scope, question)
         if not question.strip():
-            raise wrong("question", "question is blank; a cache of answers needs a text to find them by")
+            raise argument_error("question", "question is blank; a cache of answers needs a text to find them by")
         text = None
         if self._store is not None:
             try:
                 text = json.dumps(answer, ensure_ascii=False, allow_nan=False)
             except (TypeError, ValueError) as error:
-                raise wrong("answer", f"answer cannot be stored in a file as JSON: {error}") from error
+                raise argument_error("answer", f"answer cannot be stored in a file as JSON: {error}") from error
+            # What a later process reads: a tuple is a list from the start.
+            answer = json.loads(text)
         self._load()
         vector = self._embed(question)
         now = self._clock()
@@ -153,6 +158,7 @@ class SemanticCache:
         """The stored answer, else `compute(question)`, which is stored. An exception of `compute` is raised and
         nothing is stored.
         """
+        a_function("compute", compute)
         found = self.get(question, scope=scope)
         if found is not None:
             return found.answer
@@ -185,6 +191,8 @@ class SemanticCache:
 
     def clear(self, *, scope: str | None = None) -> None:
         """Remove all entries, or those of one scope."""
+        if scope is not None:
+            a_text("scope", scope)
         self._load()
         with self._lock:
             gone = [key for key in self._entries if scope is None or key[0] == scope]
@@ -324,8 +332,4 @@ class SemanticCache:
 
 
 def _key(scope: str, question: str) -> tuple[str, str]:
-    if not isinstance(question, str):
-        raise TypeError(f"question must be a str, not {type(question).__name__}")
-    if not isinstance(scope, str):
-        raise TypeError(f"scope must be a str, not {type(scope).__name__}")
-    return scope, question
+    return a_text("scope", scope), a_text("question", question)

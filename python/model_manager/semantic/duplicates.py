@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import operator
-
 import numpy as np
 
-from .rows import as_rows, prepare, wrong
+from .._arguments import a_number, an_int, argument_error
+from .rows import as_rows, prepare
 from .search import blocks
 
 TYPE_CHECKING = False
@@ -37,11 +36,10 @@ def near_duplicates(vectors: ArrayLike, threshold: float = 0.9, min_size: int = 
     Raises:
         ArgumentError: A `threshold` or `min_size` out of range, a vector with NaN or infinity.
     """
-    min_size = operator.index(min_size)
+    min_size = an_int("min_size", min_size, 1)
+    threshold = a_number("threshold", threshold)
     if not 0 < threshold <= 1:
-        raise wrong("threshold", f"threshold={threshold} must be above 0 and at most 1")
-    if min_size < 1:
-        raise wrong("min_size", f"min_size={min_size} must be at least 1")
+        raise argument_error("threshold", f"threshold={threshold} must be above 0 and at most 1")
     rows = as_rows(vectors, "vectors")
     groups = []
     for first in range(0, len(rows), _BLOCK_ROWS):

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
 
+from .._arguments import a_number, a_text, an_int, argument_error, type_error
 from .._embedder import Embedder
-from .rows import prepare, wrong
+from .rows import prepare
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -68,14 +68,13 @@ class IntentClassifier:
                 `neighbors` below 1, a `threshold` out of range.
         """
         if not isinstance(examples, Mapping):
-            raise TypeError(f"examples must map intents to lists of texts, not be a {type(examples).__name__}")
-        self.neighbors = operator.index(neighbors)
-        if self.neighbors < 1:
-            raise wrong("neighbors", f"neighbors={neighbors} must be at least 1")
+            raise type_error("examples", "a mapping of intents to lists of texts", examples)
+        self.neighbors = an_int("neighbors", neighbors, 1)
+        threshold = a_number("threshold", threshold)
         if not -1 <= threshold <= 1:
-            raise wrong("threshold", f"threshold={threshold} must be between -1 and 1")
+            raise argument_error("threshold", f"threshold={threshold} must be between -1 and 1")
         if not examples:
-            raise wrong("examples", "examples is empty; give at least one intent with its examples")
+            raise argument_error("examples", "examples is empty; give at least one intent with its examples")
         self.threshold = threshold
         self.labels = list(examples)
         self._texts: list[str] = []
@@ -86,19 +85,19 @@ class IntentClassifier:
         self._vectors: Vectors | None = None
 
     def _add(self, number: int, label: str, texts: Sequence[str]) -> None:
-        if isinstance(texts, str | bytes):
-            raise TypeError(f"the examples of {label!r} must be a list of texts, not one text")
+        if isinstance(texts, str | bytes) or not hasattr(texts, "__iter__"):
+            raise type_error(f"examples[{label!r}]", "a list of texts", texts)
         if not texts:
-            raise wrong("examples", f"the intent {label!r} has no examples; give it at least one")
+            raise argument_error("examples", f"the intent {label!r} has no examples; give it at least one")
         for text in texts:
             if not isinstance(text, str):
                 raise TypeError(f"an example of {label!r} is a {type(text).__name__}, not a str")
             if not text.strip():
-                raise wrong("examples", f"an example of {label!r} is blank; remove it")
+                raise argument_error("examples", f"an example of {label!r} is blank; remove it")
             if text in self._texts:
                 other = self.labels[self._owner[self._texts.index(text)]]
                 if other != label:
-                    raise wrong(
+                    raise argument_error(
                         "examples", f"{text!r} is an example of {other!r} and of {label!r}; it can have one intent"
                     )
                 continue
@@ -107,18 +106,17 @@ class IntentClassifier:
 
     def predict(self, text: str) -> Intent:
         """The intent of one text. Raises `ArgumentError` for a blank one."""
-        if not isinstance(text, str):
-            raise TypeError(f"text must be a str, not {type(text).__name__}; predict_many takes several")
+        a_text("text", text)
         return self.predict_many([text])[0]
 
     def predict_many(self, texts: Iterable[str]) -> list[Intent]:
         """The intent of each text, in their order."""
-        if isinstance(texts, str | bytes):
-            raise TypeError("texts must be an iterable of str, not one text")
+        if isinstance(texts, str | bytes | Mapping) or not hasattr(texts, "__iter__"):
+            raise type_error("texts", "an iterable of str", texts)
         asked = list(texts)
         for index, text in enumerate(asked):
-            if isinstance(text, str) and not text.strip():
-                raise wrong("texts", f"texts[{index}] is blank; it has no intent")
+            if not a_text(f"texts[{index}]", text).strip():
+                raise argument_error("texts", f"texts[{index}] is blank; it has no intent")
         if not asked:
             return []
         if self._vectors is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..errors import ArgumentError
+from .._arguments import argument_error, one_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,13 +18,6 @@ if TYPE_CHECKING:
 MEASURES = ("cosine", "dot")
 
 
-def wrong(param: str, message: str) -> ArgumentError:
-    """The error for the argument `param`."""
-    error = ArgumentError(message)
-    error.param = param
-    return error
-
-
 def as_rows(vectors: ArrayLike, name: str) -> NDArray[np.floating]:
     """`vectors` as an array of shape (n, dim) in its own floating format; one vector counts as one row. Nothing is
     copied, so that a memory-mapped file stays on disk.
@@ -35,24 +28,25 @@ def as_rows(vectors: ArrayLike, name: str) -> NDArray[np.floating]:
     try:
         rows = np.asanyarray(vectors)
     except (ValueError, UserWarning) as error:  # numpy before 1.24 warns, which may be made an error
-        raise wrong(name, f"{name} must be rows of the same length: {error}") from error
+        raise argument_error(name, f"{name} must be rows of the same length: {error}") from error
     if rows.size == 0 and rows.ndim < 2:
         rows = rows.reshape(0, 1)
     if rows.ndim == 1:
         rows = rows[None, :]
     if rows.dtype.kind == "O":
-        raise wrong(name, f"{name} must be rows of the same length that hold numbers")
+        raise argument_error(name, f"{name} must be rows of the same length that hold numbers")
     if rows.ndim != 2 or rows.dtype.kind not in "fiub":
-        raise wrong(name, f"{name} must have shape (n, dim) and hold numbers, not {rows.dtype} of shape {rows.shape}")
+        raise argument_error(
+            name, f"{name} must have shape (n, dim) and hold numbers, not {rows.dtype} of shape {rows.shape}"
+        )
     if rows.shape[1] == 0:
-        raise wrong(name, f"{name} has vectors of no dimensions")
+        raise argument_error(name, f"{name} has vectors of no dimensions")
     return rows
 
 
 def check_measure(measure: str) -> None:
     """Raises `ArgumentError` for an unknown measure."""
-    if measure not in MEASURES:
-        raise wrong("measure", f"measure={measure!r} must be one of {', '.join(MEASURES)}")
+    one_of("measure", measure, MEASURES)
 
 
 def prepare(rows: NDArray[np.floating], name: str, measure: Measure, first: int = 0) -> Vectors:
@@ -73,7 +67,7 @@ def prepare(rows: NDArray[np.floating], name: str, measure: Measure, first: int 
     lengths = np.sqrt(np.einsum("ij,ij->i", values, values, dtype=np.float64))
     if not np.isfinite(lengths).all():
         bad = first + int(np.flatnonzero(~np.isfinite(lengths))[0])
-        raise wrong(name, f"{name}[{bad}] holds NaN or infinity; leave it out or embed its text again")
+        raise argument_error(name, f"{name}[{bad}] holds NaN or infinity; leave it out or embed its text again")
     if measure == "dot":
         return values
     unit = values / np.maximum(lengths, np.finfo(np.float32).tiny)[:, None]

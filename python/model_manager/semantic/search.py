@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import operator
 from typing import NamedTuple
 
 import numpy as np
 
-from .rows import as_rows, check_measure, prepare, wrong
+from .._arguments import an_int, argument_error
+from .rows import as_rows, check_measure, prepare
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,6 +32,9 @@ class Matches(NamedTuple):
 
     def pairs(self, query: int = 0) -> list[tuple[int, float]]:
         """The matches of one query as (index, score)."""
+        query = an_int("query", query)
+        if not -len(self.indices) <= query < len(self.indices):
+            raise IndexError(f"query={query}: there are {len(self.indices)} queries")
         return list(zip(self.indices[query].tolist(), self.scores[query].tolist(), strict=True))
 
     def _repr_html_(self) -> str:
@@ -61,12 +64,10 @@ def semantic_search(queries: ArrayLike, corpus: ArrayLike, k: int = 10, *, measu
         ArgumentError: Shapes that do not fit, a vector with NaN or infinity, an unknown `measure`, `k` below 1.
     """
     check_measure(measure)
-    k = operator.index(k)
-    if k < 1:
-        raise wrong("k", f"k={k} must be at least 1")
+    k = an_int("k", k, 1)
     asked, rows = as_rows(queries, "queries"), as_rows(corpus, "corpus")
     if len(rows) and len(asked) and asked.shape[1] != rows.shape[1]:
-        raise wrong(
+        raise argument_error(
             "queries",
             f"queries have {asked.shape[1]} dimensions, the corpus has {rows.shape[1]}; embed both with one model",
         )
@@ -136,6 +137,8 @@ def pairwise_similarity(first: ArrayLike, second: ArrayLike, *, measure: Measure
     check_measure(measure)
     a, b = as_rows(first, "first"), as_rows(second, "second")
     if a.shape != b.shape:
-        raise wrong("first", f"first has shape {a.shape} and second {b.shape}; both need one row for each pair")
+        raise argument_error(
+            "first", f"first has shape {a.shape} and second {b.shape}; both need one row for each pair"
+        )
     a, b = prepare(a, "first", measure), prepare(b, "second", measure)
     return np.asarray(np.einsum("ij,ij->i", a, b), dtype=np.float32)

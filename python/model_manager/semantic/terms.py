@@ -10,9 +10,9 @@ import re
 import threading
 import unicodedata
 
+from .._arguments import one_of
 from .._core import is_turkish
 from .._extras import extra
-from .rows import wrong
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -52,10 +52,7 @@ _local = threading.local()
 
 def check_language(language: str) -> Language:
     """`language`, if it is a known one. Raises `ArgumentError`."""
-    for known in LANGUAGES:
-        if language == known:
-            return known  # type: ignore[return-value]
-    raise wrong("language", f"language={language!r} must be one of {', '.join(LANGUAGES)}")
+    return one_of("language", language, LANGUAGES)  # type: ignore[return-value]
 
 
 def terms(text: str, language: Language, *, stop_words: bool = True) -> list[str]:

@@ -5,6 +5,7 @@ use pyo3::types::{PyDict, PyString};
 
 use super::PyManager;
 use crate::manager::EmbedOptions;
+use crate::python::argument::{self, Callable, no_others};
 use crate::python::arrow::ArrowVectors;
 use crate::python::errors::OrRaise;
 use crate::python::infer::InferenceCall;
@@ -18,26 +19,31 @@ use crate::wire::Encoding;
 impl PyManager {
     /// Embed one text (float32, shape (dim,)) or several (shape (n, dim)).
     #[pyo3(signature = (texts, model = None, *, prompt = None, prompt_name = None, normalize = true,
-                        truncate_dim = None, truncate = true, copy = false, timeout = None, keep_alive = None, user = None, progress = None,
-                        outputs = None))]
+                        truncate_dim = None, truncate = true, copy = false, timeout = None, keep_alive = None, user = None,
+                        progress = None, outputs = None, **others),
+           text_signature = "($self, texts, model=None, *, prompt=None, prompt_name=None, normalize=True, \
+                             truncate_dim=None, truncate=True, copy=False, timeout=None, keep_alive=None, user=None, \
+                             progress=None, outputs=None)")]
     #[expect(clippy::too_many_arguments, reason = "keywords of a Python function")]
     fn embed(
         slf: &Bound<'_, Self>,
         texts: &Bound<'_, PyAny>,
-        model: Option<Utf8>,
-        prompt: Option<Utf8>,
-        prompt_name: Option<Utf8>,
-        normalize: bool,
-        truncate_dim: Option<&Bound<'_, PyAny>>,
-        truncate: bool,
-        copy: bool,
-        timeout: Option<f64>,
+        #[pyo3(from_py_with = argument::model)] model: Option<Utf8>,
+        #[pyo3(from_py_with = argument::prompt)] prompt: Option<Utf8>,
+        #[pyo3(from_py_with = argument::prompt_name)] prompt_name: Option<Utf8>,
+        #[pyo3(from_py_with = argument::normalize)] normalize: bool,
+        #[pyo3(from_py_with = argument::truncate_dim)] truncate_dim: Option<usize>,
+        #[pyo3(from_py_with = argument::truncate)] truncate: bool,
+        #[pyo3(from_py_with = argument::copy)] copy: bool,
+        #[pyo3(from_py_with = argument::timeout)] timeout: Option<f64>,
         keep_alive: Option<&Bound<'_, PyAny>>,
-        user: Option<Utf8>,
-        progress: Option<Py<PyAny>>,
+        #[pyo3(from_py_with = argument::user)] user: Option<Utf8>,
+        #[pyo3(from_py_with = argument::progress)] progress: Option<Callable>,
         outputs: Option<&Bound<'_, PyAny>>,
+        others: Option<&Bound<'_, PyDict>>,
     ) -> PyResult<Py<PyAny>> {
         let py = slf.py();
+        no_others::<Self>(py, "embed", others)?;
         if let Some(outputs) = outputs {
             let keywords = PyDict::new(py);
             keywords.set_item("prompt", prompt.as_deref())?;
@@ -49,7 +55,7 @@ impl PyManager {
             keywords.set_item("keep_alive", keep_alive)?;
             keywords.set_item("user", user.as_deref())?;
             keywords.set_item("copy", copy)?;
-            keywords.set_item("progress", progress)?;
+            keywords.set_item("progress", progress.map(Py::<PyAny>::from))?;
             let helper = py.import("model_manager._vectors")?.getattr("embed_outputs")?;
             return helper.call((slf, texts, model.as_deref(), outputs), Some(&keywords)).map(Bound::unbind);
         }
@@ -65,28 +71,34 @@ impl PyManager {
             keep_alive,
             user,
         )?;
-        embed::embed(&slf.get().0, texts, options, copy, progress)
+        embed::embed(&slf.get().0, texts, options, copy, progress.map(Py::from))
     }
 
     /// Embed an Arrow column into an Arrow array.
     #[pyo3(signature = (texts, model = None, *, prompt = None, prompt_name = None, normalize = true,
-                        truncate_dim = None, truncate = true, timeout = None, keep_alive = None, user = None, progress = None))]
+                        truncate_dim = None, truncate = true, timeout = None, keep_alive = None, user = None, progress = None,
+                        **others),
+           text_signature = "($self, texts, model=None, *, prompt=None, prompt_name=None, normalize=True, \
+                             truncate_dim=None, truncate=True, timeout=None, keep_alive=None, user=None, \
+                             progress=None)")]
     #[expect(clippy::too_many_arguments, reason = "keywords of a Python function")]
     fn embed_arrow(
         &self,
         py: Python<'_>,
         texts: &Bound<'_, PyAny>,
-        model: Option<Utf8>,
-        prompt: Option<Utf8>,
-        prompt_name: Option<Utf8>,
-        normalize: bool,
-        truncate_dim: Option<&Bound<'_, PyAny>>,
-        truncate: bool,
-        timeout: Option<f64>,
+        #[pyo3(from_py_with = argument::model)] model: Option<Utf8>,
+        #[pyo3(from_py_with = argument::prompt)] prompt: Option<Utf8>,
+        #[pyo3(from_py_with = argument::prompt_name)] prompt_name: Option<Utf8>,
+        #[pyo3(from_py_with = argument::normalize)] normalize: bool,
+        #[pyo3(from_py_with = argument::truncate_dim)] truncate_dim: Option<usize>,
+        #[pyo3(from_py_with = argument::truncate)] truncate: bool,
+        #[pyo3(from_py_with = argument::timeout)] timeout: Option<f64>,
         keep_alive: Option<&Bound<'_, PyAny>>,
-        user: Option<Utf8>,
-        progress: Option<Py<PyAny>>,
+        #[pyo3(from_py_with = argument::user)] user: Option<Utf8>,
+        #[pyo3(from_py_with = argument::progress)] progress: Option<Callable>,
+        others: Option<&Bound<'_, PyDict>>,
     ) -> PyResult<ArrowVectors> {
+        no_others::<Self>(py, "embed_arrow", others)?;
         let options = call_options(
             py,
             model,
@@ -99,28 +111,33 @@ impl PyManager {
             keep_alive,
             user,
         )?;
-        embed::embed_arrow(&self.0, texts, options, progress)
+        embed::embed_arrow(&self.0, texts, options, progress.map(Py::from))
     }
 
     /// `embed` without waiting.
     #[pyo3(signature = (texts, on_done, model = None, *, prompt = None, prompt_name = None, normalize = true,
-                        truncate_dim = None, truncate = true, copy = false, timeout = None, keep_alive = None, user = None))]
+                        truncate_dim = None, truncate = true, copy = false, timeout = None, keep_alive = None, user = None,
+                        **others),
+           text_signature = "($self, texts, on_done, model=None, *, prompt=None, prompt_name=None, normalize=True, \
+                             truncate_dim=None, truncate=True, copy=False, timeout=None, keep_alive=None, user=None)")]
     #[expect(clippy::too_many_arguments, reason = "keywords of a Python function")]
     fn submit(
         slf: &Bound<'_, Self>,
         texts: &Bound<'_, PyAny>,
-        on_done: Py<PyAny>,
-        model: Option<Utf8>,
-        prompt: Option<Utf8>,
-        prompt_name: Option<Utf8>,
-        normalize: bool,
-        truncate_dim: Option<&Bound<'_, PyAny>>,
-        truncate: bool,
-        copy: bool,
-        timeout: Option<f64>,
+        #[pyo3(from_py_with = argument::on_done)] on_done: Callable,
+        #[pyo3(from_py_with = argument::model)] model: Option<Utf8>,
+        #[pyo3(from_py_with = argument::prompt)] prompt: Option<Utf8>,
+        #[pyo3(from_py_with = argument::prompt_name)] prompt_name: Option<Utf8>,
+        #[pyo3(from_py_with = argument::normalize)] normalize: bool,
+        #[pyo3(from_py_with = argument::truncate_dim)] truncate_dim: Option<usize>,
+        #[pyo3(from_py_with = argument::truncate)] truncate: bool,
+        #[pyo3(from_py_with = argument::copy)] copy: bool,
+        #[pyo3(from_py_with = argument::timeout)] timeout: Option<f64>,
         keep_alive: Option<&Bound<'_, PyAny>>,
-        user: Option<Utf8>,
+        #[pyo3(from_py_with = argument::user)] user: Option<Utf8>,
+        others: Option<&Bound<'_, PyDict>>,
     ) -> PyResult<PyTicket> {
+        no_others::<Self>(slf.py(), "submit", others)?;
         let py = slf.py();
         let options = call_options(
             py,
@@ -134,8 +151,8 @@ impl PyManager {
             keep_alive,
             user,
         )?;
-        let (inputs, single) = texts::inputs(texts)?;
-        submit::results(&slf.get().0, slf, inputs, options, on_done, single, copy)
+        let (inputs, single) = texts::inputs("texts", texts)?;
+        submit::results(&slf.get().0, slf, inputs, options, on_done.into(), single, copy)
     }
 
     /// Scores, sparse vectors or vectors of tokens of several inputs, and the tokens that were read.
@@ -147,11 +164,15 @@ impl PyManager {
         kind: &str,
         first: &Bound<'_, PyAny>,
         second: Option<&Bound<'_, PyAny>>,
-        model: Option<Utf8>,
-        progress: Option<Py<PyAny>>,
+        #[pyo3(from_py_with = argument::model)] model: Option<Utf8>,
+        #[pyo3(from_py_with = argument::progress)] progress: Option<Callable>,
         options: Option<&Bound<'_, PyDict>>,
     ) -> PyResult<(Py<PyAny>, u64)> {
-        InferenceCall::new(kind, first, second, owned(model), options)?.wait(py, &self.0, progress.as_ref())
+        InferenceCall::new(kind, first, second, owned(model), options)?.wait(
+            py,
+            &self.0,
+            progress.map(Py::from).as_ref(),
+        )
     }
 
     /// `_infer` without waiting: `on_done(results, tokens, error)`.
@@ -159,34 +180,44 @@ impl PyManager {
     fn _submit_inference(
         slf: &Bound<'_, Self>,
         kind: &str,
-        on_done: Py<PyAny>,
+        #[pyo3(from_py_with = argument::on_done)] on_done: Callable,
         first: &Bound<'_, PyAny>,
         second: Option<&Bound<'_, PyAny>>,
-        model: Option<Utf8>,
+        #[pyo3(from_py_with = argument::model)] model: Option<Utf8>,
         options: Option<&Bound<'_, PyDict>>,
     ) -> PyResult<PyTicket> {
-        InferenceCall::new(kind, first, second, owned(model), options)?.submit(&slf.get().0, slf, on_done)
+        InferenceCall::new(kind, first, second, owned(model), options)?.submit(
+            &slf.get().0,
+            slf,
+            on_done.into(),
+        )
     }
 
     /// `submit`, with the answer as the JSON body of OpenAI's `POST /v1/embeddings`.
-    #[pyo3(signature = (inputs, on_done, model = None, *, served_model, encoding_format = "float", prompt = None,
-                        prompt_name = None, truncate_dim = None, truncate = true, timeout = None, keep_alive = None, user = None))]
+    #[pyo3(signature = (inputs, on_done, model = None, *, served_model, encoding_format = Utf8::from("float"),
+                        prompt = None, prompt_name = None, truncate_dim = None, truncate = true, timeout = None,
+                        keep_alive = None, user = None, **others),
+           text_signature = "($self, inputs, on_done, model=None, *, served_model, encoding_format='float', \
+                             prompt=None, prompt_name=None, truncate_dim=None, truncate=True, timeout=None, \
+                             keep_alive=None, user=None)")]
     #[expect(clippy::too_many_arguments, reason = "keywords of a Python function")]
     fn submit_response(
         slf: &Bound<'_, Self>,
         inputs: &Bound<'_, PyAny>,
-        on_done: Py<PyAny>,
-        model: Option<Utf8>,
-        served_model: Utf8,
-        encoding_format: &str,
-        prompt: Option<Utf8>,
-        prompt_name: Option<Utf8>,
-        truncate_dim: Option<&Bound<'_, PyAny>>,
-        truncate: bool,
-        timeout: Option<f64>,
+        #[pyo3(from_py_with = argument::on_done)] on_done: Callable,
+        #[pyo3(from_py_with = argument::model)] model: Option<Utf8>,
+        #[pyo3(from_py_with = argument::served_model)] served_model: Utf8,
+        #[pyo3(from_py_with = argument::encoding_format)] encoding_format: Utf8,
+        #[pyo3(from_py_with = argument::prompt)] prompt: Option<Utf8>,
+        #[pyo3(from_py_with = argument::prompt_name)] prompt_name: Option<Utf8>,
+        #[pyo3(from_py_with = argument::truncate_dim)] truncate_dim: Option<usize>,
+        #[pyo3(from_py_with = argument::truncate)] truncate: bool,
+        #[pyo3(from_py_with = argument::timeout)] timeout: Option<f64>,
         keep_alive: Option<&Bound<'_, PyAny>>,
-        user: Option<Utf8>,
+        #[pyo3(from_py_with = argument::user)] user: Option<Utf8>,
+        others: Option<&Bound<'_, PyDict>>,
     ) -> PyResult<PyTicket> {
+        no_others::<Self>(slf.py(), "submit_response", others)?;
         let py = slf.py();
         let options = call_options(
             py,
@@ -200,9 +231,9 @@ impl PyManager {
             keep_alive,
             user,
         )?;
-        let encoding = Encoding::parse(encoding_format).or_raise(py)?;
-        let (inputs, _) = texts::inputs(inputs)?;
-        submit::response(&slf.get().0, slf, inputs, options, served_model.into(), encoding, on_done)
+        let encoding = Encoding::parse(&encoding_format).or_raise(py)?;
+        let (inputs, _) = texts::inputs("inputs", inputs)?;
+        submit::response(&slf.get().0, slf, inputs, options, served_model.into(), encoding, on_done.into())
     }
 
     /// Tokens of each text, special tokens included, not cut to the model's maximum.
@@ -210,7 +241,7 @@ impl PyManager {
     fn count_tokens<'py>(
         &self,
         texts: &Bound<'py, PyAny>,
-        model: Option<Utf8>,
+        #[pyo3(from_py_with = argument::model)] model: Option<Utf8>,
     ) -> PyResult<Bound<'py, PyAny>> {
         embed::count_tokens(&self.0, texts, model.as_deref())
     }
@@ -222,13 +253,13 @@ impl PyManager {
     fn _chunk(
         &self,
         py: Python<'_>,
-        text: &Bound<'_, PyString>,
-        model: Option<Utf8>,
-        max_tokens: Option<usize>,
-        overlap: usize,
-        prompt: Option<Utf8>,
-        prompt_name: Option<Utf8>,
-        timeout: Option<f64>,
+        #[pyo3(from_py_with = argument::text)] text: Bound<'_, PyString>,
+        #[pyo3(from_py_with = argument::model)] model: Option<Utf8>,
+        #[pyo3(from_py_with = argument::max_tokens)] max_tokens: Option<usize>,
+        #[pyo3(from_py_with = argument::overlap)] overlap: usize,
+        #[pyo3(from_py_with = argument::prompt)] prompt: Option<Utf8>,
+        #[pyo3(from_py_with = argument::prompt_name)] prompt_name: Option<Utf8>,
+        #[pyo3(from_py_with = argument::timeout)] timeout: Option<f64>,
     ) -> PyResult<Vec<embed::ChunkParts>> {
         let options = EmbedOptions {
             model: owned(model),
@@ -237,7 +268,7 @@ impl PyManager {
             timeout: self::timeout(py, timeout)?,
             ..EmbedOptions::default()
         };
-        embed::chunks(&self.0, text, max_tokens, overlap, &options)
+        embed::chunks(&self.0, &text, max_tokens, overlap, &options)
     }
 
     /// The same, and a vector for each chunk from one pass over the whole text: shape (n, dim).
@@ -247,14 +278,14 @@ impl PyManager {
     fn _embed_chunks(
         &self,
         py: Python<'_>,
-        text: &Bound<'_, PyString>,
-        model: Option<Utf8>,
-        max_tokens: Option<usize>,
-        overlap: usize,
-        prompt: Option<Utf8>,
-        prompt_name: Option<Utf8>,
-        normalize: bool,
-        timeout: Option<f64>,
+        #[pyo3(from_py_with = argument::text)] text: Bound<'_, PyString>,
+        #[pyo3(from_py_with = argument::model)] model: Option<Utf8>,
+        #[pyo3(from_py_with = argument::max_tokens)] max_tokens: Option<usize>,
+        #[pyo3(from_py_with = argument::overlap)] overlap: usize,
+        #[pyo3(from_py_with = argument::prompt)] prompt: Option<Utf8>,
+        #[pyo3(from_py_with = argument::prompt_name)] prompt_name: Option<Utf8>,
+        #[pyo3(from_py_with = argument::normalize)] normalize: bool,
+        #[pyo3(from_py_with = argument::timeout)] timeout: Option<f64>,
     ) -> PyResult<(Vec<embed::ChunkParts>, Py<PyAny>)> {
         let options = EmbedOptions {
             model: owned(model),
@@ -264,6 +295,6 @@ impl PyManager {
             timeout: self::timeout(py, timeout)?,
             ..EmbedOptions::default()
         };
-        embed::embed_chunks(&self.0, text, max_tokens, overlap, &options)
+        embed::embed_chunks(&self.0, &text, max_tokens, overlap, &options)
     }
 }

@@ -5,6 +5,7 @@ use pyo3::types::{PyDict, PyString};
 
 use super::PyManager;
 use crate::manager::{GENERATOR, GenerateOptions};
+use crate::python::argument::{self, Callable};
 use crate::python::errors::OrRaise;
 use crate::python::generation::{self, PyGenerationTicket, PyTextStream};
 use crate::python::gil::detached;
@@ -21,7 +22,7 @@ impl PyManager {
         &self,
         py: Python<'py>,
         prompt: &Bound<'py, PyAny>,
-        model: Option<Utf8>,
+        #[pyo3(from_py_with = argument::model)] model: Option<Utf8>,
         parameters: Option<&Bound<'py, PyDict>>,
     ) -> PyResult<Bound<'py, PyDict>> {
         let (prompt, params, mut options) = generation::request(prompt, model, parameters, &self.0)?;
@@ -42,10 +43,10 @@ impl PyManager {
         &self,
         py: Python<'_>,
         messages: &Bound<'_, PyAny>,
-        model: Option<Utf8>,
-        add_generation_prompt: bool,
-        chat_template: Option<&Bound<'_, PyString>>,
-        timeout: Option<f64>,
+        #[pyo3(from_py_with = argument::model)] model: Option<Utf8>,
+        #[pyo3(from_py_with = argument::add_generation_prompt)] add_generation_prompt: bool,
+        #[pyo3(from_py_with = argument::chat_template)] chat_template: Option<Bound<'_, PyString>>,
+        #[pyo3(from_py_with = argument::timeout)] timeout: Option<f64>,
         variables: Option<&Bound<'_, PyDict>>,
     ) -> PyResult<String> {
         let mut conversation = chat::conversation(chat::messages(messages)?)?;
@@ -53,7 +54,7 @@ impl PyManager {
         if let Some(variables) = variables {
             chat::add_variables(&mut conversation, variables)?;
         }
-        let source = chat_template.map(|source| text_of(source, None)).transpose()?;
+        let source = chat_template.as_ref().map(|source| text_of(source, None)).transpose()?;
         let timeout = options::timeout(py, timeout)?;
         let options = GenerateOptions { model: owned(model), timeout, ..GenerateOptions::default() };
         self.0.enter(py, |manager, check| manager.chat_text(&conversation, source, &options, check))
@@ -65,7 +66,7 @@ impl PyManager {
         &self,
         py: Python<'_>,
         prompt: &Bound<'_, PyAny>,
-        model: Option<Utf8>,
+        #[pyo3(from_py_with = argument::model)] model: Option<Utf8>,
         parameters: Option<&Bound<'_, PyDict>>,
     ) -> PyResult<PyTextStream> {
         let (prompt, params, mut options) = generation::request(prompt, model, parameters, &self.0)?;
@@ -82,14 +83,14 @@ impl PyManager {
         &self,
         py: Python<'_>,
         prompt: &Bound<'_, PyAny>,
-        on_event: Py<PyAny>,
-        model: Option<Utf8>,
+        #[pyo3(from_py_with = argument::on_event)] on_event: Callable,
+        #[pyo3(from_py_with = argument::model)] model: Option<Utf8>,
         parameters: Option<&Bound<'_, PyDict>>,
     ) -> PyResult<PyGenerationTicket> {
         let (prompt, params, mut options) = generation::request(prompt, model, parameters, &self.0)?;
         let call = tracing::begin_generation(py, &prompt, options.model.as_deref(), &params);
         options.trace = Call::trace(call.as_ref());
-        let events = generation::events(on_event, call.clone());
+        let events = generation::events(on_event.into(), call.clone());
         let submitted = Call::submit(call.as_ref(), || {
             detached(py, || self.0.manager.submit_generation(prompt, params, &options, events))
         });
@@ -99,7 +100,11 @@ impl PyManager {
 
     /// Context length, end-of-text token and whether there is a chat template, of a slot with a generator.
     #[pyo3(signature = (name = None), text_signature = "($self, name='text_generator')")]
-    fn describe_generator<'py>(&self, py: Python<'py>, name: Option<Utf8>) -> PyResult<Bound<'py, PyDict>> {
+    fn describe_generator<'py>(
+        &self,
+        py: Python<'py>,
+        #[pyo3(from_py_with = argument::name)] name: Option<Utf8>,
+    ) -> PyResult<Bound<'py, PyDict>> {
         let name = name.as_deref().unwrap_or(GENERATOR);
         let options = GenerateOptions { model: Some(name.to_owned()), ..GenerateOptions::default() };
         let call = self.begin_load(py, name);

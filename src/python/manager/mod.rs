@@ -7,10 +7,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyString, PyType};
 
+use super::argument::{self, Callable, no_others};
 use super::config::{PyConfig, keywords, pairs};
 use super::discard::discard;
 use super::errors::OrRaise;
@@ -69,7 +69,7 @@ impl PyManager {
     #[pyo3(signature = (config = None, **overrides))]
     fn new(
         py: Python<'_>,
-        config: Option<&Bound<'_, PyConfig>>,
+        #[pyo3(from_py_with = argument::config)] config: Option<Bound<'_, PyConfig>>,
         overrides: Option<&Bound<'_, PyDict>>,
     ) -> PyResult<Self> {
         let overrides = keywords(overrides)?;
@@ -122,35 +122,40 @@ impl PyManager {
     }
 
     /// Make the slot `name`. Nothing is loaded yet.
-    #[pyo3(signature = (name, source = None, *, loader = None, dtype = "auto", keep_alive = None, pinned = false,
+    #[pyo3(signature = (name, source = None, *, loader = None, dtype = Utf8::from("auto"), keep_alive = None, pinned = false,
                         fallback = Vec::new(), pooling = None, max_length = None, revision = None, prompts = None,
-                        kind = None, cache = None, cold_start_price = None, replace = false))]
+                        kind = None, cache = None, cold_start_price = None, replace = false, **others),
+           text_signature = "($self, name, source=None, *, loader=None, dtype='auto', keep_alive=None, pinned=False, \
+                             fallback=..., pooling=None, max_length=None, revision=None, prompts=None, kind=None, \
+                             cache=None, cold_start_price=None, replace=False)")]
     #[expect(clippy::too_many_arguments, reason = "keywords of a Python function")]
     fn register(
         &self,
         py: Python<'_>,
-        name: Utf8,
+        #[pyo3(from_py_with = argument::name)] name: Utf8,
         source: Option<&Bound<'_, PyAny>>,
-        loader: Option<Py<PyAny>>,
-        dtype: &str,
+        #[pyo3(from_py_with = argument::loader)] loader: Option<Callable>,
+        #[pyo3(from_py_with = argument::dtype)] dtype: Utf8,
         keep_alive: Option<&Bound<'_, PyAny>>,
-        pinned: bool,
-        fallback: Vec<Utf8>,
-        pooling: Option<Utf8>,
-        max_length: Option<usize>,
-        revision: Option<Utf8>,
-        prompts: Option<BTreeMap<Utf8, Utf8>>,
-        kind: Option<Utf8>,
+        #[pyo3(from_py_with = argument::pinned)] pinned: bool,
+        #[pyo3(from_py_with = argument::fallback)] fallback: Vec<Utf8>,
+        #[pyo3(from_py_with = argument::pooling)] pooling: Option<Utf8>,
+        #[pyo3(from_py_with = argument::max_length)] max_length: Option<usize>,
+        #[pyo3(from_py_with = argument::revision)] revision: Option<Utf8>,
+        #[pyo3(from_py_with = argument::prompts)] prompts: Option<BTreeMap<Utf8, Utf8>>,
+        #[pyo3(from_py_with = argument::kind)] kind: Option<Utf8>,
         cache: Option<&Bound<'_, PyAny>>,
-        cold_start_price: Option<f64>,
-        replace: bool,
+        #[pyo3(from_py_with = argument::cold_start_price)] cold_start_price: Option<f64>,
+        #[pyo3(from_py_with = argument::replace)] replace: bool,
+        others: Option<&Bound<'_, PyDict>>,
     ) -> PyResult<()> {
+        no_others::<Self>(py, "register", others)?;
         let (keep_alive, adaptive) = slot_keep_alive(keep_alive)?;
         let price = cold_start_price.map(|price| positive_seconds("cold_start_price", price));
         let cold_start_price = price.transpose().or_raise(py)?;
         let cache = caching::options(cache)?;
         let keep = Retention { keep_alive, adaptive, cold_start_price, pinned, cache };
-        let source = SlotSource::of(py, &name, source.map(source_text).transpose()?, loader)?;
+        let source = SlotSource::of(py, &name, source.map(source_text).transpose()?, loader.map(Py::from))?;
         let about_vectors = AboutVectors {
             fallback: fallback.into_iter().map(String::from).collect(),
             pooling: owned(pooling),
@@ -158,27 +163,36 @@ impl PyManager {
             prompts: prompts.into_iter().flatten().map(|(name, text)| (name.into(), text.into())).collect(),
         };
         let Registration { spec, loader: own_loader } =
-            Registration::new(py, &name, source, kind.as_deref(), dtype, owned(revision), about_vectors)?;
+            Registration::new(py, &name, source, kind.as_deref(), &dtype, owned(revision), about_vectors)?;
         detached(py, || self.0.manager.register(&name, spec, keep, replace)).or_raise(py)?;
         self.0.set_loader(&name, own_loader);
         Ok(())
     }
 
     /// Unload and forget the slot.
-    fn unregister(&self, py: Python<'_>, name: Utf8) -> PyResult<()> {
+    fn unregister(&self, py: Python<'_>, #[pyo3(from_py_with = argument::name)] name: Utf8) -> PyResult<()> {
         detached(py, || self.0.manager.unregister(&name)).or_raise(py)?;
         self.0.set_loader(&name, None);
         Ok(())
     }
 
     /// The slot that `embed` chooses for `text`.
-    fn route(&self, py: Python<'_>, text: &Bound<'_, PyString>) -> PyResult<&'static str> {
-        self.0.built(py)?.route(text_of(text, None)?).or_raise(py)
+    fn route(
+        &self,
+        py: Python<'_>,
+        #[pyo3(from_py_with = argument::text)] text: Bound<'_, PyString>,
+    ) -> PyResult<&'static str> {
+        self.0.built(py)?.route(text_of(&text, None)?).or_raise(py)
     }
 
     /// Load the slot and wait for it; concurrent callers share one load.
     #[pyo3(signature = (name, timeout = None))]
-    fn load(&self, py: Python<'_>, name: Utf8, timeout: Option<f64>) -> PyResult<()> {
+    fn load(
+        &self,
+        py: Python<'_>,
+        #[pyo3(from_py_with = argument::name)] name: Utf8,
+        #[pyo3(from_py_with = argument::timeout)] timeout: Option<f64>,
+    ) -> PyResult<()> {
         let timeout = self::timeout(py, timeout)?;
         let call = self.begin_load(py, &name);
         let loaded = if self.0.built(py)?.is_embedding(&name).or_raise(py)? {
@@ -191,7 +205,7 @@ impl PyManager {
     }
 
     /// Unload; True if it was loaded.
-    fn unload(&self, py: Python<'_>, name: Utf8) -> PyResult<bool> {
+    fn unload(&self, py: Python<'_>, #[pyo3(from_py_with = argument::name)] name: Utf8) -> PyResult<bool> {
         detached(py, || self.0.manager.unload(&name)).or_raise(py)
     }
 
@@ -201,13 +215,17 @@ impl PyManager {
     }
 
     /// Whether the slot is in memory now.
-    fn is_loaded(&self, py: Python<'_>, name: Utf8) -> PyResult<bool> {
+    fn is_loaded(&self, py: Python<'_>, #[pyo3(from_py_with = argument::name)] name: Utf8) -> PyResult<bool> {
         self.0.built(py)?.is_loaded(&name).or_raise(py)
     }
 
     /// The slot's object, loaded if need be.
     #[pyo3(signature = (name, timeout = None))]
-    fn get(slf: &Bound<'_, Self>, name: Utf8, timeout: Option<f64>) -> PyResult<Py<PyAny>> {
+    fn get(
+        slf: &Bound<'_, Self>,
+        #[pyo3(from_py_with = argument::name)] name: Utf8,
+        #[pyo3(from_py_with = argument::timeout)] timeout: Option<f64>,
+    ) -> PyResult<Py<PyAny>> {
         let py = slf.py();
         let timeout = self::timeout(py, timeout)?;
         let held = slf.get().0.enter(py, |manager, check| manager.get(&name, timeout, check))?;
@@ -215,7 +233,10 @@ impl PyManager {
     }
 
     /// Like `get`, but None when the slot is not in memory.
-    fn peek(slf: &Bound<'_, Self>, name: Utf8) -> PyResult<Option<Py<PyAny>>> {
+    fn peek(
+        slf: &Bound<'_, Self>,
+        #[pyo3(from_py_with = argument::name)] name: Utf8,
+    ) -> PyResult<Option<Py<PyAny>>> {
         let found = slf.get().0.built(slf.py())?.peek(&name).or_raise(slf.py())?;
         found.map(|held| Self::slot_value(slf, &name, &held)).transpose()
     }
@@ -227,19 +248,25 @@ impl PyManager {
 
     /// What the model of an embedding slot is.
     #[pyo3(signature = (name, load = true))]
-    fn describe<'py>(&self, py: Python<'py>, name: Utf8, load: bool) -> PyResult<Option<Bound<'py, PyDict>>> {
+    fn describe<'py>(
+        &self,
+        py: Python<'py>,
+        #[pyo3(from_py_with = argument::name)] name: Utf8,
+        #[pyo3(from_py_with = argument::load)] load: bool,
+    ) -> PyResult<Option<Bound<'py, PyDict>>> {
         let description = self.0.enter(py, |manager, check| manager.describe(&name, load, check))?;
         description.map(|description| report::description(py, &description)).transpose()
     }
 
     /// Load several slots at the same time and wait for all.
     #[pyo3(signature = (names, timeout = None))]
-    fn warmup(&self, py: Python<'_>, names: &Bound<'_, PyAny>, timeout: Option<f64>) -> PyResult<()> {
-        if names.is_instance_of::<PyString>() {
-            return Err(PyTypeError::new_err("names must be several names, not one str"));
-        }
-        let name = |name: PyResult<Bound<'_, PyAny>>| name?.extract::<Utf8>().map(String::from);
-        let names: Vec<String> = names.try_iter()?.map(name).collect::<PyResult<_>>()?;
+    fn warmup(
+        &self,
+        py: Python<'_>,
+        #[pyo3(from_py_with = argument::names)] names: Vec<Utf8>,
+        #[pyo3(from_py_with = argument::timeout)] timeout: Option<f64>,
+    ) -> PyResult<()> {
+        let names: Vec<String> = names.into_iter().map(String::from).collect();
         let timeout = self::timeout(py, timeout)?;
         self.0.enter(py, |manager, check| manager.warm_up(&names, timeout, check))
     }
@@ -252,7 +279,11 @@ impl PyManager {
 
     /// Empty the cache and set its counts to zero. With `tiers`, disk and Redis are emptied too.
     #[pyo3(signature = (*, tiers = false))]
-    fn cache_clear(&self, py: Python<'_>, tiers: bool) -> PyResult<()> {
+    fn cache_clear(
+        &self,
+        py: Python<'_>,
+        #[pyo3(from_py_with = argument::tiers)] tiers: bool,
+    ) -> PyResult<()> {
         detached(py, || self.0.manager.clear_cache(tiers)).or_raise(py)
     }
 
@@ -267,9 +298,9 @@ impl PyManager {
     fn set_auto_cleanup(
         &self,
         py: Python<'_>,
-        enabled: bool,
-        cleanup_interval: f64,
-        max_idle_time: f64,
+        #[pyo3(from_py_with = argument::enabled)] enabled: bool,
+        #[pyo3(from_py_with = argument::cleanup_interval)] cleanup_interval: f64,
+        #[pyo3(from_py_with = argument::max_idle_time)] max_idle_time: f64,
     ) -> PyResult<()> {
         let interval = positive_seconds("cleanup_interval", cleanup_interval).or_raise(py)?;
         let max_idle = positive_seconds("max_idle_time", max_idle_time).or_raise(py)?;

@@ -57,7 +57,7 @@ pub(super) struct OpenedIndex {
 }
 
 impl Disk {
-    /// Results in `settings.folder`. Nothing is opened or made before the first use.
+    /// Results in `settings.folder`. Nothing is opened before the first use.
     #[must_use]
     pub fn new(settings: DiskSettings) -> Self {
         Self {
@@ -68,6 +68,11 @@ impl Disk {
             counts: TierCounts::default(),
             warm: Mutex::default(),
         }
+    }
+
+    /// Warns now if the folder cannot be made, or no file in it: the first result would find it out.
+    pub fn check_folder(&self) {
+        self.note(Appender::probe(&self.settings.folder), "written");
     }
 
     /// Reads those `most` results that were stored last, ahead of their use. How many there were.

@@ -113,6 +113,14 @@ impl Appender {
         Ok(Self { id, values, keys, length: HEADER as u64 })
     }
 
+    /// Makes `folder` if need be, and a file in it, which is removed.
+    pub(super) fn probe(folder: &Path) -> io::Result<()> {
+        create_folder(folder)?;
+        let path = folder.join(format!(".writable-{}", std::process::id()));
+        private().create(true).truncate(true).write(true).open(&path)?;
+        fs::remove_file(path)
+    }
+
     /// Whether another process has removed its files: what is appended then is not read by others.
     pub(super) fn is_removed(&self) -> bool {
         #[cfg(unix)]

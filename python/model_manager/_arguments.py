@@ -1,0 +1,99 @@
+"""Arguments that Python code checks. As in the core, an error names the argument, what was given and what it takes."""
+
+from __future__ import annotations
+
+import operator
+
+from .errors import ArgumentError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Collection
+    from typing import Any
+
+_SHOWN = 80
+"""Characters of a value in an error."""
+
+
+def argument_error(param: str, message: str) -> ArgumentError:
+    """The error for a value of the argument `param` that cannot be used."""
+    error = ArgumentError(message)
+    error.param = param
+    return error
+
+
+def type_error(param: str, takes: str, given: object) -> TypeError:
+    """The error for a value of another type than the argument `param` takes."""
+    error = TypeError(f"{param} must be {takes}, not {type(given).__name__}")
+    error.param = param  # type: ignore[attr-defined]
+    return error
+
+
+def a_text(name: str, given: Any) -> str:
+    """`given`, if it is a str."""
+    if not isinstance(given, str):
+        raise type_error(name, "a str", given)
+    return given
+
+
+def a_flag(name: str, given: Any) -> bool:
+    """`given`, if it is True or False, also numpy's."""
+    if isinstance(given, bool):
+        return given
+    if type(given).__name__ in ("bool", "bool_") and type(given).__module__ == "numpy":
+        return bool(given)
+    raise type_error(name, "True or False", given)
+
+
+def an_int(name: str, given: Any, least: int | None = None) -> int:
+    """`given`, if it is an int of at least `least`, also numpy's. A bool is none."""
+    if isinstance(given, bool) or not hasattr(given, "__index__"):
+        raise type_error(name, "an int", given)
+    number = operator.index(given)
+    if least is not None and number < least:
+        raise argument_error(name, f"{name}={number}: must be at least {least}")
+    return number
+
+
+def a_number(name: str, given: Any) -> float:
+    """`given`, if it is a number. A bool is none."""
+    if isinstance(given, bool | str | bytes) or not (hasattr(given, "__float__") or hasattr(given, "__index__")):
+        raise type_error(name, "a number", given)
+    try:
+        return float(given)
+    except OverflowError:
+        raise argument_error(name, f"{name} is too large") from None
+    except TypeError:  # an array of several numbers
+        raise type_error(name, "a number", given) from None
+
+
+def a_function(name: str, given: Any) -> Any:
+    """`given`, if it can be called."""
+    if not callable(given):
+        raise type_error(name, "a function", given)
+    return given
+
+
+def one_of(name: str, given: Any, known: Collection[str]) -> str:
+    """`given`, if it is one of the names `known`."""
+    if not isinstance(given, str) or given not in known:
+        shown = repr(given)
+        shown = shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}…"
+        raise argument_error(name, f"{name}={shown}: must be one of {', '.join(known)}")
+    return given
+
+
+def a_manager(given: Any) -> Any:
+    """`given`, if it is a manager, or something that embeds in its place."""
+    if not hasattr(given, "embed"):
+        raise type_error("manager", "a ModelManager", given)
+    return given
+
+
+def unexpected(call: str, name: str, known: Collection[str]) -> TypeError:
+    """The error for a keyword that a call does not have, with the one that was meant."""
+    from difflib import get_close_matches
+
+    near = get_close_matches(name, known, 1)
+    remedy = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
+    return TypeError(f"{call} got an unexpected keyword argument {name!r}; {remedy}")
