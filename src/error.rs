@@ -34,10 +34,14 @@ pub enum Error {
     #[error("{0}")]
     Input(String),
     /// The same, where one argument alone is to blame: programs read its name and `code`, people the message.
-    #[error("{message}")]
+    #[error("{}{message}", place.as_deref().map_or_else(String::new, |place| placed(param, place)))]
     Argument {
         /// The argument as callers write it: `truncate_dim`, `prompt`.
         param: &'static str,
+        /// Where in it: `[2, 0]` is the first item of the third. The message goes on after the argument's name and this
+        /// place, so that a host whose callers know the argument by another name can write that one. None: the message is
+        /// a whole sentence.
+        place: Option<Vec<usize>>,
         /// What is wrong, for programs that answer differently to different mistakes.
         code: Option<&'static str>,
         /// What is wrong and what is allowed.
@@ -256,7 +260,13 @@ impl Error {
 
     /// A wrong value of the argument `param`.
     pub fn argument(param: &'static str, message: impl Into<String>) -> Self {
-        Self::Argument { param, code: None, message: message.into() }
+        Self::Argument { param, place: None, code: None, message: message.into() }
+    }
+
+    /// A wrong value of the argument `param`, or of the item at `place` in it. `rest` is what follows the name:
+    /// `=-1: must not be negative`.
+    pub fn value(param: &'static str, place: &[usize], rest: impl Into<String>) -> Self {
+        Self::Argument { param, place: Some(place.to_vec()), code: None, message: rest.into() }
     }
 
     /// The argument or setting to blame, where there is one.
@@ -276,10 +286,27 @@ impl Error {
         }
     }
 
+    /// The place in the argument, and what follows both in the message, where it begins with them.
+    pub fn about(&self) -> Option<(&[usize], &str)> {
+        match self {
+            Self::Argument { place: Some(place), message, .. } => Some((place, message)),
+            _ => None,
+        }
+    }
+
     /// A caught panic. `payload` is what `catch_unwind` returned.
     pub fn panic(place: impl Into<String>, payload: &(dyn std::any::Any + Send)) -> Self {
         Self::Internal { place: place.into(), reason: panic_message(payload) }
     }
+}
+
+/// An argument, or an item of it, as it is written in a message: `texts[2][0]`.
+pub(crate) fn placed(param: &str, place: &[usize]) -> String {
+    let mut written = param.to_owned();
+    for number in place {
+        written.push_str(&format!("[{number}]"));
+    }
+    written
 }
 
 /// The slot that was meant, or all that there are.
@@ -327,6 +354,18 @@ mod tests {
             error.to_string(),
             "no model is registered as \"rerankr\"; did you mean \"reranker\"? slots() lists all"
         );
+    }
+
+    #[test]
+    fn a_message_about_an_item_begins_with_its_place() {
+        let error = Error::value("texts", &[2, 0], " is -1");
+        assert_eq!(error.to_string(), "texts[2][0] is -1");
+        assert_eq!(error.about(), Some((&[2, 0][..], " is -1")));
+        assert_eq!(
+            Error::value("top_p", &[], "=2: must be in [0, 1]").to_string(),
+            "top_p=2: must be in [0, 1]"
+        );
+        assert_eq!(Error::argument("texts", "a whole sentence").about(), None);
     }
 
     #[test]

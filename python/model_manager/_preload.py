@@ -25,6 +25,8 @@ LONE_SURROGATE = (
     "holds a lone surrogate, which no UTF-8 text can; clean it with text.encode('utf-8', 'replace').decode()"
 )
 """What is wrong with a text that cannot be encoded, in the core's words."""
+_TABLES = (".csv", ".tsv", ".parquet", ".xlsx")
+"""Endings of files whose lines are no texts."""
 _PAUSE = 0.05
 """Seconds between two looks whether the manager is idle."""
 _QUIET = 0.5
@@ -70,9 +72,18 @@ class PreloadTicket:
         return f"<PreloadTicket {self.done}/{self.total}{' ended' if self.ended else ''}>"
 
 
-def read_texts(path: str | os.PathLike[str]) -> list[str]:
-    """The texts of a file: one a line, or of ``.jsonl`` the lines' ``"text"`` or the lines themselves."""
+def read_texts(path: str | os.PathLike[str], column: str = "text") -> list[str]:
+    """The texts of a file: one a line, or of ``.jsonl`` the lines' field `column` or the lines themselves.
+
+    Raises:
+        InputError: A line holds no text, or the file is a table, whose lines are rows.
+    """
     name = Path(path)
+    if name.suffix.lower() in _TABLES:
+        raise InputError(
+            f"{name}: is a table, each row of which would count as a text: give its column of texts as a list, or as a "
+            "file with one text a line. For .csv: model-manager preload FILE.csv --column NAME"
+        )
     texts = []
     # Read as bytes: the error of a line that is no UTF-8 says which.
     with name.open("rb") as lines:
@@ -87,9 +98,9 @@ def read_texts(path: str | os.PathLike[str]) -> list[str]:
                     text = json.loads(line)
                 except ValueError:
                     raise InputError(f"{name}:{number}: is no JSON") from None
-                text = text.get("text") if isinstance(text, dict) else text
+                text = text.get(column) if isinstance(text, dict) else text
             if not isinstance(text, str):
-                raise InputError(f'{name}:{number}: must be a text or have a "text"')
+                raise InputError(f'{name}:{number}: must be a text or have a "{column}"')
             if not _is_unicode(text):
                 raise InputError(f"{name}:{number}: {LONE_SURROGATE}")
             if text.strip():

@@ -49,6 +49,10 @@ class ModelManagerError(Exception):
     param: str | None = None
     code: str | None = None
     transient: bool = False
+    _place: tuple[int, ...] | None = None
+    """Where in `param`, if the message begins with both."""
+    _rest: str | None = None
+    """The message after both."""
 
     def __str__(self) -> str:
         # KeyError would show the repr of its message, and OSError would look for an errno.

@@ -94,11 +94,10 @@ impl Column {
     /// [`Error::Argument`] naming the first null: numpy has none.
     pub fn all(self) -> Result<Vec<String>> {
         match self.valid.iter().flatten().position(|valid| !valid) {
-            Some(row) => Err(Error::argument(
+            Some(row) => Err(Error::value(
                 "texts",
-                format!(
-                    "texts[{row}] is null, which has no vector: drop the nulls, or call embed_arrow, which gives null vectors"
-                ),
+                &[row],
+                " is null, which has no vector: drop the nulls, or call embed_arrow, which gives null vectors",
             )),
             None => Ok(self.texts),
         }

@@ -72,7 +72,7 @@ impl GenerationParams {
     /// [`Error::Argument`] that names the parameter, its value and what is allowed.
     pub fn validate(&self) -> Result<()> {
         let wrong = |name: &'static str, value: &dyn std::fmt::Display, allowed: &str| {
-            Err(Error::argument(name, format!("{name}={value}: must be {allowed}")))
+            Err(Error::value(name, &[], format!("={value}: must be {allowed}")))
         };
         if !(self.temperature.is_finite() && self.temperature >= 0.0) {
             return wrong("temperature", &self.temperature, "a finite number >= 0 (0 means greedy)");
@@ -93,18 +93,17 @@ impl GenerationParams {
             return wrong("max_length", &0, "at least 1");
         }
         if let Some(most) = self.max_new_tokens.filter(|most| self.min_new_tokens > *most) {
-            let allowed = format!("at most max_new_tokens={most}");
+            let allowed = format!("at most {most}, the most tokens of the answer");
             return wrong("min_new_tokens", &self.min_new_tokens, &allowed);
         }
         if self.stop.len() > MAX_STOP_TEXTS {
-            let many = format!("stop has {} texts: at most {MAX_STOP_TEXTS} are allowed", self.stop.len());
-            return Err(Error::argument("stop", many));
+            let many = format!(" has {} texts: at most {MAX_STOP_TEXTS} are allowed", self.stop.len());
+            return Err(Error::value("stop", &[], many));
         }
         if let Some(long) = self.stop.iter().find(|text| text.chars().count() > MAX_STOP_CHARACTERS) {
             let long = long.chars().count();
-            let long =
-                format!("stop has a text of {long} characters: at most {MAX_STOP_CHARACTERS} are allowed");
-            return Err(Error::argument("stop", long));
+            let long = format!(" has a text of {long} characters: at most {MAX_STOP_CHARACTERS} are allowed");
+            return Err(Error::value("stop", &[], long));
         }
         Ok(())
     }
@@ -120,6 +119,7 @@ impl GenerationParams {
         if prompt >= context {
             return Err(Error::Argument {
                 param: "prompt",
+                place: None,
                 code: Some("context_length_exceeded"),
                 message: format!(
                     "the prompt has {prompt} tokens but the model holds {context} including the answer; shorten it"

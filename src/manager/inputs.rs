@@ -33,13 +33,15 @@ pub enum Inputs {
 pub struct Pairs {
     firsts: Vec<String>,
     seconds: Vec<String>,
+    /// The argument that a caller gave them by.
+    param: &'static str,
 }
 
 impl Pairs {
     /// One query with each of the documents.
     #[must_use]
     pub fn of_query(query: String, documents: Vec<String>) -> Self {
-        Self { firsts: vec![query], seconds: documents }
+        Self { firsts: vec![query], seconds: documents, param: "documents" }
     }
 
     /// Each first text with the second text of the same number.
@@ -54,7 +56,7 @@ impl Pairs {
                 seconds.len()
             )));
         }
-        Ok(Self { firsts, seconds })
+        Ok(Self { firsts, seconds, param: "texts" })
     }
 
     fn get(&self, input: usize) -> (&str, &str) {
@@ -82,6 +84,14 @@ impl Inputs {
             Self::Texts(texts) => texts.len(),
             Self::Tokens(ids) => ids.len(),
             Self::Pairs(pairs) => pairs.seconds.len(),
+        }
+    }
+
+    /// The argument that gives the inputs.
+    fn param(&self) -> &'static str {
+        match self {
+            Self::Texts(_) | Self::Tokens(_) => "texts",
+            Self::Pairs(pairs) => pairs.param,
         }
     }
 
@@ -116,7 +126,7 @@ impl Inputs {
             ));
         }
         match ids.iter().position(Vec::is_empty) {
-            Some(input) => Err(Error::Input(format!("input {input} holds no token ids"))),
+            Some(input) => Err(Error::value(self.param(), &[input], " holds no token ids")),
             None => Ok(()),
         }
     }
@@ -193,11 +203,11 @@ impl Inputs {
             };
             let (tokens, longest) = (sequence.ids.len(), encoder.config.max_length);
             if tokens > longest {
-                return Err(Error::Input(format!(
-                    "input {input} has {tokens} tokens, and {:?} reads at most {longest}: split it (chunk), or let it be cut \
-                     (truncate=True)",
+                let rest = format!(
+                    " has {tokens} tokens, and {:?} reads at most {longest}: split it (chunk), or let it be cut (truncate=True)",
                     encoder.name
-                )));
+                );
+                return Err(Error::value(self.param(), &[input], rest));
             }
             sequences.push(sequence);
         }
@@ -207,11 +217,12 @@ impl Inputs {
     /// The ids of an input, checked and cut.
     fn ids(&self, input: usize, ids: &[u32], encoder: &Encoder, truncate: bool) -> Result<Vec<u32>> {
         if let Some(wrong) = ids.iter().find(|id| **id as usize >= encoder.vocabulary) {
-            return Err(Error::Input(format!(
-                "input {input} holds the token id {wrong}, which is not in the vocabulary of {:?}: its ids are 0 to {}",
+            let rest = format!(
+                " holds the token id {wrong}, which is not in the vocabulary of {:?}: its ids are 0 to {}",
                 encoder.name,
                 encoder.vocabulary.saturating_sub(1)
-            )));
+            );
+            return Err(Error::value(self.param(), &[input], rest));
         }
         let longest = encoder.config.max_length;
         Ok(if truncate { encoder.tokenizer.cut(ids, longest).to_vec() } else { ids.to_vec() })

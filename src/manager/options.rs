@@ -124,10 +124,11 @@ fn dimensions(width: usize, truncate_dim: Option<usize>) -> Result<usize> {
     match truncate_dim {
         None => Ok(width),
         Some(dimensions) if (1..=width).contains(&dimensions) => Ok(dimensions),
-        Some(dimensions) => Err(Error::argument(
+        Some(dimensions) => Err(Error::value(
             "truncate_dim",
+            &[],
             format!(
-                "truncate_dim={dimensions} is out of range: the model has {width} dimensions, so it must be 1 to {width}"
+                "={dimensions} is out of range: the model has {width} dimensions, so it must be 1 to {width}"
             ),
         )),
     }

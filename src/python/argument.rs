@@ -12,7 +12,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyDict, PyInt, PyMapping, PyString};
 
 use super::config::PyConfig;
-use super::errors::{to_py, wrong_type};
+use super::errors::{to_py, wrong_type_of};
 use super::utf8::{LONE_SURROGATE, Utf8, shortened};
 use crate::Error;
 use crate::similar::similar;
@@ -40,14 +40,16 @@ impl WrongArgument {
         let py = given.py();
         match self {
             Self::Type => match type_name(given) {
-                Ok(kind) => wrong_type(py, name, format!("{name} must be {takes}, not {kind}")),
+                Ok(kind) => wrong_type_of(py, name, &[], &format!(" must be {takes}, not {kind}")),
                 Err(error) => error,
             },
-            Self::Part(part, kind) => wrong_type(py, name, format!("{name}{part} must be a str, not {kind}")),
+            Self::Part(part, kind) => {
+                wrong_type_of(py, name, &[], &format!("{part} must be a str, not {kind}"))
+            }
             Self::Value(reason) => {
                 let shown =
                     given.repr().map_or_else(|_| "…".into(), |text| shortened(&text.to_string_lossy()));
-                to_py(py, &Error::argument(name, format!("{name}={shown}: {reason}")))
+                to_py(py, &Error::value(name, &[], format!("={shown}: {reason}")))
             }
             Self::Raised(error) => error,
         }

@@ -2,9 +2,10 @@
 
 use pyo3::exceptions::{PyRuntimeError, PyTypeError};
 use pyo3::prelude::*;
-use pyo3::types::PyDict;
+use pyo3::types::{PyDict, PyTuple};
 
 use crate::Error;
+use crate::error::placed;
 
 /// Every error kind with the name of its exception class.
 macro_rules! kinds {
@@ -66,6 +67,9 @@ pub(super) fn to_py(py: Python<'_>, error: &Error) -> PyErr {
         if let Some(code) = error.code() {
             exception.setattr("code", code)?;
         }
+        if let Some((place, rest)) = error.about() {
+            set_about(&exception, place, rest)?;
+        }
         Ok(exception)
     });
     match made {
@@ -81,6 +85,19 @@ pub(super) fn wrong_type(py: Python<'_>, param: &str, message: String) -> PyErr 
     // Without the attribute the message still says it.
     let _ = error.value(py).setattr("param", param);
     error
+}
+
+/// The same, where the message begins with the argument or the item at `place` in it, and goes on with `rest`.
+pub(super) fn wrong_type_of(py: Python<'_>, param: &str, place: &[usize], rest: &str) -> PyErr {
+    let error = wrong_type(py, param, format!("{}{rest}", placed(param, place)));
+    let _ = set_about(error.value(py), place, rest);
+    error
+}
+
+/// What a host needs to write the message with its own name of the argument.
+fn set_about(exception: &Bound<'_, PyAny>, place: &[usize], rest: &str) -> PyResult<()> {
+    exception.setattr("_place", PyTuple::new(exception.py(), place)?)?;
+    exception.setattr("_rest", rest)
 }
 
 /// Results of the core as results of Python.

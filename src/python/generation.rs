@@ -8,7 +8,7 @@ use pyo3::types::{PyBool, PyDict, PyInt, PyList, PySequence, PyString};
 use super::argument::{Argument, WrongArgument, argument, unexpected};
 use super::chat;
 use super::discard::discard;
-use super::errors::{OrRaise, to_py, wrong_type};
+use super::errors::{OrRaise, to_py, wrong_type, wrong_type_of};
 use super::gil::{calling, detached};
 use super::handle::Handle;
 use super::host::interruptible;
@@ -53,17 +53,18 @@ fn prompt(prompt: &Bound<'_, PyAny>) -> PyResult<OwnedPrompt> {
 
 /// Token ids of the model's own vocabulary.
 fn ids(list: &Bound<'_, PyList>) -> PyResult<Vec<u32>> {
-    let id = |id: Bound<'_, PyAny>| match (id.is_instance_of::<PyBool>(), id.extract::<u32>()) {
+    let id = |number: usize, id: Bound<'_, PyAny>| match (id.is_instance_of::<PyBool>(), id.extract::<u32>())
+    {
         (false, Ok(id)) => Ok(id),
         _ => {
-            let reason = format!("{id} is no token id of any vocabulary");
-            Err(to_py(list.py(), &Error::argument("prompt", reason)))
+            let rest = format!(" is {id}, which is no token id of any vocabulary");
+            Err(to_py(list.py(), &Error::value("prompt", &[number], rest)))
         }
     };
     let mut ids = Vec::new();
     reserve(&mut ids, list.len()).or_raise(list.py())?;
-    for item in list {
-        ids.push(id(item)?);
+    for (number, item) in list.iter().enumerate() {
+        ids.push(id(number, item)?);
     }
     Ok(ids)
 }
@@ -151,13 +152,13 @@ fn stops(value: &Bound<'_, PyAny>) -> PyResult<Vec<String>> {
     if let Ok(text) = value.cast::<PyString>() {
         return Ok(vec![text_of(text, None)?.to_owned()]);
     }
-    let wrong = || wrong_type(value.py(), "stop", "stop must be a str or a list of str".into());
+    let wrong = || wrong_type_of(value.py(), "stop", &[], " must be a str or a list of str");
     let texts = value.cast::<PySequence>().map_err(|_| wrong())?;
     let count = texts.len()?;
     // Before they are copied.
     if count > MAX_STOP_TEXTS {
-        let many = format!("stop has {count} texts: at most {MAX_STOP_TEXTS} are allowed");
-        return Err(to_py(value.py(), &Error::argument("stop", many)));
+        let many = format!(" has {count} texts: at most {MAX_STOP_TEXTS} are allowed");
+        return Err(to_py(value.py(), &Error::value("stop", &[], many)));
     }
     let text = |text: Bound<'_, PyAny>| {
         let text = text.cast::<PyString>().map_err(|_| wrong())?;

@@ -1,12 +1,12 @@
 //! Texts and token ids as Python gives them.
 
-use pyo3::exceptions::{PyMemoryError, PyOverflowError, PyTypeError};
+use pyo3::exceptions::{PyMemoryError, PyOverflowError};
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedStr;
 use pyo3::types::{PyBool, PyByteArray, PyBytes, PyMapping, PyMemoryView, PyString};
 
 use super::arrow;
-use super::errors::{OrRaise, to_py, wrong_type};
+use super::errors::{OrRaise, to_py, wrong_type, wrong_type_of};
 use super::utf8::LONE_SURROGATE;
 use crate::Error;
 use crate::compute::memory::{joined, push, reserve};
@@ -122,7 +122,7 @@ fn several<'py>(
         let ids = |item: &Bound<'py, PyAny>, number| list_of_ids(name, item, number);
         Ok((Inputs::Tokens(collected(expected, all, ids)?), false))
     } else {
-        let one = |item: &Bound<'_, PyAny>, number| Ok(id(item, number > 0, || format!("{name}[{number}]"))?);
+        let one = |item: &Bound<'_, PyAny>, number| Ok(id(name, item, number > 0, &[number])?);
         Ok((Inputs::Tokens(vec![collected(expected, all, one)?]), true))
     }
 }
@@ -162,8 +162,11 @@ fn no_utf8(py: Python<'_>, error: PyErr, number: Option<usize>) -> PyErr {
     if error.is_instance_of::<PyMemoryError>(py) {
         return error;
     }
-    let which = number.map_or_else(|| "the text".to_owned(), |number| format!("texts[{number}]"));
-    to_py(py, &Error::Input(format!("{which} {LONE_SURROGATE}")))
+    let error = match number {
+        None => Error::Input(format!("the text {LONE_SURROGATE}")),
+        Some(number) => Error::value("texts", &[number], format!(" {LONE_SURROGATE}")),
+    };
+    to_py(py, &error)
 }
 
 fn text_item(name: &str, item: &Bound<'_, PyAny>, number: usize) -> Result<String, Refusal> {
@@ -178,40 +181,40 @@ fn text_at<'a, 'py>(
 ) -> PyResult<&'a Bound<'py, PyString>> {
     match item.cast::<PyString>() {
         Ok(text) => Ok(text),
-        Err(_) => Err(PyTypeError::new_err(format!("{name}[{number}] must be a str, not {}", kind(item)?))),
+        Err(_) => {
+            let rest = format!(" must be a str, not {}", kind(item)?);
+            Err(wrong_type_of(item.py(), name, &[number], &rest))
+        }
     }
 }
 
-fn list_of_ids(name: &str, item: &Bound<'_, PyAny>, number: usize) -> Result<Vec<u32>, Refusal> {
+fn list_of_ids(name: &'static str, item: &Bound<'_, PyAny>, number: usize) -> Result<Vec<u32>, Refusal> {
     let wrong = item.is_instance_of::<PyString>();
     let Some(items) = items(item).filter(|_| !wrong) else {
-        return Err(PyTypeError::new_err(format!(
-            "{name}[{number}] must be a list of token ids like {name}[0], not {}",
-            kind(item)?
-        ))
-        .into());
+        let rest = format!(" must be a list of token ids like the first one, not {}", kind(item)?);
+        return Err(wrong_type_of(item.py(), name, &[number], &rest).into());
     };
     let all = items.enumerate().map(|(at, item)| item.map(|item| (at, item)));
-    let one = |item: &Bound<'_, PyAny>, at| Ok(id(item, true, || format!("{name}[{number}][{at}]"))?);
+    let one = |item: &Bound<'_, PyAny>, at| Ok(id(name, item, true, &[number, at])?);
     collected(item.len().unwrap_or(0), all, one)
 }
 
 /// A token id: anything that Python counts as an integer, numpy's included, but no bool. `settled`: other forms
 /// are ruled out already.
-fn id(item: &Bound<'_, PyAny>, settled: bool, which: impl Fn() -> String) -> PyResult<u32> {
+fn id(name: &'static str, item: &Bound<'_, PyAny>, settled: bool, place: &[usize]) -> PyResult<u32> {
     let py = item.py();
     if !item.is_instance_of::<PyBool>() {
         match item.extract() {
             Ok(id) => return Ok(id),
             Err(error) if error.is_instance_of::<PyOverflowError>(py) => {
-                let reason = format!("{} is {item}, which is no token id of any vocabulary", which());
-                return Err(to_py(py, &Error::Input(reason)));
+                let rest = format!(" is {item}, which is no token id of any vocabulary");
+                return Err(to_py(py, &Error::value(name, place, rest)));
             }
             Err(_) => {}
         }
     }
     let wanted = if settled { "a token id (int)" } else { "a str, a token id (int) or a list of ids" };
-    Err(PyTypeError::new_err(format!("{} must be {wanted}, not {}", which(), kind(item)?)))
+    Err(wrong_type_of(py, name, place, &format!(" must be {wanted}, not {}", kind(item)?)))
 }
 
 /// The items of an iterable that may be meant as several inputs.

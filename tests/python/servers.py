@@ -36,7 +36,7 @@ MODELS = (
     ServedModel("instructed", source=TURKISH_MODEL, instructions="on"),
     ServedModel("prompted", source=PROMPTS_MODEL),
 )
-SECONDS = 30
+SECONDS = 60
 """The timeout of all waits."""
 
 

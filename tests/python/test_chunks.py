@@ -166,7 +166,7 @@ def test_cut_texts_are_counted_and_logged_once(caplog, slot):
 
 @pytest.mark.parametrize("slot", SLOTS)
 def test_a_long_text_is_refused_where_nothing_may_be_cut(manager, slot):
-    with pytest.raises(errors.InputError, match=r"input 1 has \d+ tokens, and .* reads at most 24: split it"):
+    with pytest.raises(errors.InputError, match=r"texts\[1\] has \d+ tokens, and .* reads at most 24: split it"):
         manager.embed(["kısa", STORY], slot, truncate=False)
     # Also where the cache has the vector of its beginning.
     vector = manager.embed(STORY, slot)

@@ -90,6 +90,28 @@ def test_a_wrong_line_of_known_texts_is_named(command, tmp_path, content, words)
     assert "Traceback" not in done.err
 
 
+def test_known_texts_of_a_table(command, stored):
+    """The header and the other columns are no texts."""
+    table = stored / "faq.csv"
+    table.write_text('id,question\n1,third\n2,"a, b"\n3,\n', encoding="utf-8")
+    done = command("preload", str(table), "-m", "english_sentence", "--column", "question")
+    assert (done.code, done.out) == (0, "2 texts are stored.\n")
+    assert json.loads(command("cache", "verify", "--json").out) == {"whole": 4, "damaged": 0}
+    done = command("preload", str(table), "-m", "english_sentence")
+    assert done.code == 1
+    assert "no column 'text'; its columns: id, question" in done.err
+    lines = stored / "more.jsonl"
+    lines.write_text('{"question": "fifth"}\n', encoding="utf-8")
+    assert "1" in command("preload", str(lines), "-m", "english_sentence", "--column", "question").out
+    for ending in ("tsv", "parquet", "PARQUET"):
+        table = stored / f"faq.{ending}"
+        table.write_text("id\ttext\n", encoding="utf-8")
+        done = command("preload", str(table), "-m", "english_sentence")
+        assert done.code == 1
+        assert f"faq.{ending}: is a table" in done.err
+        assert "--column" in done.err
+
+
 def test_the_help_is_in_two_languages(command, monkeypatch):
     assert "outlive" in command("cache", "--help").out
 

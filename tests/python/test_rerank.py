@@ -174,7 +174,7 @@ def test_empty_long_and_many_documents(rerankers):
     assert len(found) == 4
     many = rerankers.rerank("soru", [f"belge {number}" for number in range(5000)], top_n=3)
     assert len(many) == 3
-    with pytest.raises(InputError, match=r"input 0 has .* tokens"):
+    with pytest.raises(InputError, match=r"documents\[0\] has .* tokens"):
         rerankers.rerank("a", ["c d " * 100], truncate=False)
 
 

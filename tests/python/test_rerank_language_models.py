@@ -83,7 +83,7 @@ def test_other_formats_stay_near(make_manager, dtype):
 def test_long_documents_and_many(judge):
     found = judge.rerank("soru", ["", "b" * 1_000_000, *(f"belge {number}" for number in range(300))], top_n=3)
     assert len(found) == 3
-    with pytest.raises(InputError, match=r"input 1 has .* tokens"):
+    with pytest.raises(InputError, match=r"documents\[1\] has .* tokens"):
         judge.rerank("a", ["b", "c d " * 300], truncate=False)
 
 

@@ -123,14 +123,14 @@ def test_the_cache_knows_the_tokens_and_loads_nothing(manager):
 
 def test_without_truncation_a_long_input_is_refused(manager):
     count = manager.count_tokens("query: " + LONG, SLOT)
-    message = rf"input 1 has {count} tokens.* 24.*truncate=True"
+    message = rf"texts\[1\] has {count} tokens.* 24.*truncate=True"
     with pytest.raises(InputError, match=message):
         respond(manager, ["short", LONG, "short too"], prompt="query: ", truncate=False)
     # The cached vector of the cut text is not an answer either.
     respond(manager, LONG, prompt="query: ")
-    with pytest.raises(InputError, match=rf"input 0 has {count} tokens"):
+    with pytest.raises(InputError, match=rf"texts\[0\] has {count} tokens"):
         respond(manager, LONG, prompt="query: ", truncate=False)
-    with pytest.raises(InputError, match="input 0 has 25 tokens"):
+    with pytest.raises(InputError, match=r"texts\[0\] has 25 tokens"):
         respond(manager, list(range(25)), truncate=False)
     exact = list(range(24))
     assert respond(manager, exact, truncate=False) == respond(manager, exact, truncate=False) == respond(manager, exact)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+
 import openai
 import pytest
 from conftest import ENGLISH_TEXT
@@ -10,7 +12,7 @@ from model_manager.errors import ConfigError
 from model_manager.server import ServerConfig, router
 from model_manager.server.errors import ApiError
 from model_manager.server.hosts import Hosts
-from servers import MODELS, running
+from servers import MODELS, SECONDS, running
 
 POSTED = [
     "/v1/embeddings",
@@ -22,7 +24,7 @@ POSTED = [
     "/api/warmup",
     "/api/hint",
 ]
-BODY = '{"input": "a", "prompt": "a", "messages": [{"role": "user", "content": "a"}], "model": "tiny"}'
+BODY = '{"input": "a", "model": "tiny"}'
 
 
 # --- Types -----------------------------------------------------------------------------------------------------------
@@ -111,6 +113,26 @@ def test_allowed_hosts(serve):
     for host in ("example.com", "internal", "xinternal", "api.example.com.evil.example"):
         assert status(server, host) == 403
     assert status(serve(allowed_hosts=["*"]), "anything.example") == 200
+
+
+@pytest.mark.parametrize("head", ["", "host:\r\n", "host:  \r\n"])
+def test_requests_without_a_name(serve, head):
+    """HTTP/1.0 has no names. Where names are listed it has none of them; elsewhere nothing speaks against it."""
+    for settings, expected in (
+        ({}, 200),
+        ({"allowed_hosts": ["*"]}, 200),
+        ({"allowed_hosts": ["api.example.com"]}, 403),
+        ({"allowed_hosts": ["api.example.com"], "api_keys": ["secret"]}, 403),
+    ):
+        server = serve(**settings)
+        host, port = server.url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=SECONDS) as connection:
+            connection.sendall(f"GET /health HTTP/1.0\r\n{head}\r\n".encode())
+            answer = b"".join(iter(lambda: connection.recv(1 << 16), b""))
+        assert int(answer.split()[1]) == expected
+        if expected == 403:
+            assert b"allowed_hosts" in answer
+            assert b"host_not_allowed" in answer
 
 
 def test_names_do_not_matter_where_keys_do(serve):

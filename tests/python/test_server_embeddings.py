@@ -218,7 +218,7 @@ def test_keep_alive(serve):
     assert server.manager.is_loaded("tiny")
 
 
-def test_nulls_and_unknown_fields(server):
+def test_nulls_and_unused_fields(server):
     names = ["model", "encoding_format", "dimensions", "instruction", "task", "prompt_name", "truncate", "keep_alive"]
     plain = server.embed(input="a text").content
     assert server.embed(input="a text", user=None, **dict.fromkeys(names)).content == plain

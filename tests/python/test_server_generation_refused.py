@@ -27,7 +27,8 @@ CHAT = [
     ({**ASK, "response_format": {"type": "json_object"}}, "response_format"),
     ({**ASK, "response_format": "text"}, "response_format"),
     ({**ASK, "logprobs": True}, "logprobs"),
-    ({**ASK, "top_logprobs": 3}, "logprobs"),
+    ({**ASK, "top_logprobs": 3}, "top_logprobs"),
+    ({**ASK, "guided_json": {"type": "object"}}, "guided_json"),
 ]
 COMPLETION = [
     ({}, "prompt"),
@@ -82,6 +83,7 @@ BOTH = [
     ({"no_repeat_ngram_size": -1}, "no_repeat_ngram_size"),
     ({"seed": 1.5}, "seed"),
     ({"seed": "7"}, "seed"),
+    ({"seed": 2**64}, "seed"),
     ({"stop": 5}, "stop"),
     ({"stop": [5]}, "stop"),
     ({"stop": [None]}, "stop"),
@@ -112,7 +114,7 @@ def test_refused(gpt2_server, path, body, param):
     assert param in error["message"] or error["code"] == "context_length_exceeded"
 
 
-@pytest.mark.parametrize("extra", [{"max_tokens": 10**18}, {"seed": -(2**63)}, {"seed": 2**63 - 1}, {"stop": []}])
+@pytest.mark.parametrize("extra", [{"max_tokens": 10**18}, {"seed": -(2**63)}, {"seed": 2**64 - 1}, {"stop": []}])
 def test_extremes_are_answered(gpt2_server, extra):
     assert gpt2_server.client.post("/v1/completions", json={"prompt": TEXT, **extra}).status_code == 200
 
@@ -190,5 +192,5 @@ def test_overload(endless_server, stream):
 
 
 def test_parameters_become_the_cores():
-    body = {"max_tokens": 5, "max_completion_tokens": 7, "seed": -1, "top_p": 0.5, "stop": ["a"], "temperature": None}
-    assert parameters(body) == {"max_new_tokens": 7, "seed": 2**64 - 1, "top_p": 0.5, "stop": ["a"]}
+    body = {"max_tokens": 5, "max_completion_tokens": 7, "seed": 5.0, "top_p": 0.5, "stop": ["a"], "temperature": None}
+    assert parameters(body) == {"max_new_tokens": 7, "seed": 5, "top_p": 0.5, "stop": ["a"]}

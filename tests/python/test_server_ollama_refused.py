@@ -62,6 +62,8 @@ MESSAGES = [
     ({"messages": [{"role": "user", "content": "kelime " * 200}]}, str(CONTEXT)),
     ({"messages": [{"role": "user", "content": "kelime " * 20_000}]}, str(CONTEXT)),
     ({"tools": [{"type": "function"}]}, "tools"),
+    ({"system": "Kısa yaz."}, "system"),
+    ({"prompt": "a"}, "prompt"),
 ]
 PROMPT = [
     ({"prompt": 5}, "prompt"),
@@ -119,6 +121,7 @@ OPTIONS = [
     ("seed", 1.5),
     ("seed", "7"),
     ("seed", True),
+    ("seed", 2**64),
     ("stop", 5),
     ("stop", [5]),
     ("stop", ["x"] * (MOST_STOPS + 1)),
@@ -158,9 +161,18 @@ def test_refused(gpt2_server, path, body, word):
     assert len(message) < 1100
 
 
-@pytest.mark.parametrize("path", ["/api/embed", "/api/embeddings", "/api/chat", "/api/generate", "/api/show"])
-def test_an_unknown_model(gpt2_server, path):
-    body = {"model": "llama3", "input": "a", "prompt": "a", "messages": TURN}
+@pytest.mark.parametrize(
+    ("path", "text"),
+    [
+        ("/api/embed", {"input": "a"}),
+        ("/api/embeddings", {"prompt": "a"}),
+        ("/api/chat", {"messages": TURN}),
+        ("/api/generate", {"prompt": "a"}),
+        ("/api/show", {}),
+    ],
+)
+def test_an_unknown_model(gpt2_server, path, text):
+    body = {"model": "llama3", **text}
     assert "llama3" in refused(gpt2_server.client.post(path, json=body), 404)
 
 
@@ -191,14 +203,17 @@ def test_keys_and_hosts(serve, path):
 
 
 @pytest.mark.parametrize(
-    ("path", "body"),
-    [("/api/embed", {"model": "tiny"}), ("/api/embeddings", {"model": "tiny"}), ("/api/chat", {"model": SLOT})],
+    ("path", "body", "text"),
+    [
+        ("/api/embed", {"model": "tiny"}, {"input": "a"}),
+        ("/api/embeddings", {"model": "tiny"}, {"prompt": "a"}),
+        ("/api/chat", {"model": SLOT}, {"messages": TURN, "stream": False}),
+    ],
 )
-def test_clients_that_may_not_load(make_writer, serve, path, body):
+def test_clients_that_may_not_load(make_writer, serve, path, body, text):
     server = serve(make_writer(), admin=False)
     assert "load" in refused(server.client.post(path, json=body), 403)
     assert "keep_alive" in refused(server.client.post(path, json={**body, "keep_alive": 0}), 403)
-    text = {"input": "a", "prompt": "a", "messages": TURN, "stream": False}
     assert server.client.post(path, json={**body, **text}).status_code == 200
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import multiprocessing
 import signal
 import socket
 import threading
-import time
 from urllib.parse import urlsplit
 
 import httpx
@@ -13,8 +14,12 @@ import pytest
 from conftest import ENGLISH_MODEL, run_python
 from model_manager.errors import ConfigError
 from model_manager.server import ServerConfig
-from model_manager.server.main import run
+from model_manager.server.main import _drain_first, run
+from model_manager.server.service import Service
 from servers import SECONDS, until
+
+pytestmark = pytest.mark.timeout(240)
+"""Each test starts several interpreters, which takes long on a busy machine."""
 
 SLOW = """
 import threading, time
@@ -68,11 +73,43 @@ def embeds(url):
 
 
 def refuses(url):
+    """Whether nothing listens there."""
     try:
         httpx.get(f"{url}/health", timeout=SECONDS)
     except httpx.TransportError:
         return True
     return False
+
+
+def late(url):
+    """The status of a new request on a new connection, which a server that drains refuses in the right form."""
+    answer = httpx.post(f"{url}/v1/embeddings", json={"input": "a text"}, headers=HEADERS, timeout=SECONDS)
+    if answer.status_code == 503:
+        assert answer.json()["error"]["code"] == "shutting_down"
+        assert int(answer.headers["retry-after"]) >= 1
+        assert answer.headers.get_list("connection") == ["close"]
+    return answer.status_code
+
+
+def begun(url):
+    """A connection with a request whose body lacks its last byte: it runs until `ended`."""
+    address = urlsplit(url)
+    connection = socket.create_connection((address.hostname, address.port), timeout=SECONDS)
+    body = b'{"input": "a text"}'
+    head = f"POST /v1/embeddings HTTP/1.1\r\nhost: {address.netloc}\r\nauthorization: Bearer secret\r\n"
+    head += f"content-type: application/json\r\ncontent-length: {len(body)}\r\nexpect: 100-continue\r\n\r\n"
+    connection.sendall(head.encode())
+    # Sent when the endpoint asks for the body: the request is under way.
+    assert connection.recv(1 << 16).startswith(b"HTTP/1.1 100 ")
+    connection.sendall(body[:-1])
+    return connection
+
+
+def ended(connection):
+    """The whole answer after the last byte of the body."""
+    connection.sendall(b"}")
+    with connection:
+        return b"".join(iter(lambda: connection.recv(1 << 16), b""))
 
 
 def test_start_and_stop(process, tmp_path):
@@ -95,12 +132,89 @@ def test_requests_under_way_are_finished(process, tmp_path):
         request.start()
         until(lambda: "loading" in server.text())
         server.popen.terminate()
-        until(lambda: refuses(url))
         request.join(SECONDS)
     assert answers[0].status_code == 200
     assert answers[0].json()["loaded"] is True
     assert server.popen.wait(SECONDS) == 0
     assert "Traceback" not in server.text()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_requests_that_arrive_while_it_stops(process, tmp_path, workers):
+    """They are refused with an answer; a connection that nobody reads would be reset at the end."""
+    server = process(script(tmp_path, SERVE, WORKERS=workers, MODEL=ENGLISH_MODEL))
+    url = server.url(workers)
+    running = begun(url)
+    server.popen.terminate()
+    until(lambda: late(url) == 503)
+    # Whichever process takes the connection.
+    assert [late(url) for _ in range(20)] == [503] * 20
+    probe = httpx.get(f"{url}/ready", timeout=SECONDS)
+    assert (probe.status_code, probe.json()["status"]) == (503, "draining")
+    assert httpx.get(f"{url}/health", timeout=SECONDS).status_code == 200
+    answer = ended(running)
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert answer.lower().count(b"connection: close") == 1
+    assert server.popen.wait(SECONDS) == 0
+    assert refuses(url)
+    assert "Traceback" not in server.text()
+
+
+def test_an_open_connection_is_answered_while_the_server_stops(process, tmp_path):
+    server = process(script(tmp_path, SERVE, WORKERS=1, MODEL=ENGLISH_MODEL))
+    url = server.url()
+    with httpx.Client(base_url=url, headers=HEADERS, timeout=SECONDS) as idle:
+        assert idle.get("/v1/models").status_code == 200
+        running = begun(url)
+        server.popen.terminate()
+        until(lambda: late(url) == 503)
+        refused = idle.get("/v1/models")
+        assert (refused.status_code, refused.headers["connection"]) == (503, "close")
+    assert ended(running).startswith(b"HTTP/1.1 200 ")
+    assert server.popen.wait(SECONDS) == 0
+
+
+def test_several_workers_end_what_takes_too_long_with_an_answer(process, tmp_path):
+    server = process(script(tmp_path, SERVE, WORKERS=2, MODEL=ENGLISH_MODEL), MODEL_MANAGER_SERVER_DRAIN_TIMEOUT="0.2")
+    running = begun(server.url(workers=2))
+    assert server.stop() == 0
+    with running:
+        assert running.recv(1 << 16).startswith(b"HTTP/1.1 503 ")
+
+
+@pytest.fixture
+def own_signals():
+    """The handlers of this process, as they were before the test."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+async def test_a_worker_that_is_replaced_stops_at_once(own_signals):
+    """The others answer. Without one, it goes on listening until its requests have finished."""
+    replaced, replacing = multiprocessing.Pipe(duplex=False)
+    stopped = []
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, _: stopped.append(number))
+    service = Service(ServerConfig(), None)
+    service.in_flight = 1
+    _drain_first(service, replaced)
+    replacing.send_bytes(b"1")
+    signal.raise_signal(signal.SIGTERM)
+    assert (stopped, service.draining) == ([signal.SIGTERM], False)
+    replaced.recv_bytes()
+    for number in (signal.SIGINT, signal.SIGTERM):  # as after Ctrl-C in a terminal
+        signal.raise_signal(number)
+    assert (len(stopped), service.draining) == (1, True)
+    await asyncio.sleep(0)
+    assert service.drained is not None
+    assert len(stopped) == 1
+    service.in_flight = 0
+    service.quiet.set()
+    await service.drained
+    assert stopped == [signal.SIGTERM, signal.SIGINT]
+    service.manager.close()
 
 
 def test_what_never_ends_does_not_keep_it(process, tmp_path):
@@ -115,14 +229,10 @@ def test_what_never_ends_does_not_keep_it(process, tmp_path):
     requests = [threading.Thread(target=asks, args=one) for one in bodies]
     for request in requests:
         request.start()
-    until(lambda: "loading" in server.text())
-    time.sleep(0.3)
-    with socket.create_connection((urlsplit(url).hostname, urlsplit(url).port)) as asking:
-        head = "POST /v1/embeddings HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 9"
-        asking.sendall(f"{head}\r\n\r\n{{".encode())
-        time.sleep(0.2)
+    with begun(url) as asking:
+        until(lambda: httpx.get(f"{url}/api/status", timeout=SECONDS).json()["requests"]["in_flight"] == 4)
+        until(lambda: "loading" in server.text())
         assert server.stop() == -15, "it does not wait for the load"
-        asking.settimeout(SECONDS)
         assert asking.recv(1 << 16).startswith(b"HTTP/1.1 503 ")
     assert server.text().count("loading") == 1
     for request in requests:
@@ -143,21 +253,14 @@ def test_an_interrupt_of_several_workers(process, tmp_path):
 @pytest.mark.parametrize(("workers", "number"), [(1, signal.SIGTERM), (1, signal.SIGINT), (2, signal.SIGTERM)])
 def test_a_second_signal_ends_it_at_once(process, tmp_path, workers, number):
     server = process(script(tmp_path, SERVE, WORKERS=workers, MODEL=ENGLISH_MODEL))
-    address = urlsplit(server.url(workers))
-    with socket.create_connection((address.hostname, address.port)) as asking:
-        # A request without its body runs until the drain timeout.
-        asking.sendall(
-            b"POST /v1/embeddings HTTP/1.1\r\nhost: x\r\nauthorization: Bearer secret\r\ncontent-length: 9\r\n\r\n{"
-        )
-        time.sleep(0.2)
+    url = server.url(workers)
+    # A request without its whole body runs until the body timeout.
+    with begun(url):
         server.popen.send_signal(number)
-        until(lambda: "Shutting down" in server.text() or "exiting" in server.text())
-        time.sleep(0.3)
+        until(lambda: late(url) == 503)
         assert server.popen.poll() is None, "it lets the request finish"
-        started = time.monotonic()
         assert server.stop(number) == -number
-        assert time.monotonic() - started < 3
-    until(lambda: refuses(f"http://{address.netloc}"))
+    until(lambda: refuses(url))
 
 
 def test_workers(process, tmp_path):

@@ -40,7 +40,7 @@ def test_the_form_of_jina_and_cohere(scorers, path):
 
 def test_the_form_of_coheres_second_version(scorers):
     body = scorers.client.post(
-        "/v2/rerank", json={"model": RERANKER, "query": QUERY, "documents": DOCUMENTS, "max_tokens_per_doc": 9}
+        "/v2/rerank", json={"model": RERANKER, "query": QUERY, "documents": DOCUMENTS, "max_tokens_per_doc": None}
     ).json()
     assert body["results"] == [{"index": one.index, "relevance_score": one.score} for one in wanted(scorers)]
     assert body["meta"]["api_version"] == {"version": "2"}
@@ -109,14 +109,17 @@ def test_classes(scorers):
         ("/v1/rerank", {"top_n": 0}, 400, "top_n"),
         ("/v1/rerank", {"return_documents": "yes"}, 400, "return_documents"),
         ("/v1/rerank", {"model": "unknown"}, 404, "model"),
-        ("/v1/rerank", {"model": "tiny"}, 400, "documents"),
-        ("/v1/rerank", {"model": "nli"}, 400, None),
+        ("/v1/rerank", {"model": "tiny"}, 400, "model"),
+        ("/v1/rerank", {"model": "nli"}, 400, "model"),
         ("/v1/rerank", {"documents": ["a b c " * 100], "truncate": False}, 400, "documents"),
         ("/rerank", {"documents": None, "texts": [{}]}, 400, "texts"),
-        ("/v1/classify", {"input": []}, 400, "input"),
-        ("/v1/classify", {"input": [["a"]]}, 400, "input"),
-        ("/v1/classify", {"input": ["a", ["b", "c"]]}, 400, "input"),
-        ("/v1/classify", {"model": "tiny", "input": "a"}, 400, "input"),
+        ("/v1/classify", {"query": None, "documents": None, "input": []}, 400, "input"),
+        ("/v1/classify", {"query": None, "documents": None, "input": [["a"]]}, 400, "input"),
+        ("/v1/classify", {"query": None, "documents": None, "input": ["a", ["b", "c"]]}, 400, "input"),
+        ("/v1/classify", {"input": "a"}, 400, "query"),
+        ("/v1/rerank", {"texts": ["a"]}, 400, "texts"),
+        ("/rerank", {"documents": None, "texts": ["a"], "top_n": 1}, 400, "top_n"),
+        ("/v1/classify", {"query": None, "documents": None, "model": "tiny", "input": "a"}, 400, "model"),
     ],
 )
 def test_what_is_refused(scorers, path, change, status, param):
@@ -151,12 +154,13 @@ def test_sparse_vectors(serve, path):
 @pytest.mark.parametrize(
     ("request_", "status", "param"),
     [
-        ({"inputs": []}, 400, "input"),
-        ({}, 400, "input"),
+        ({"inputs": []}, 400, "inputs"),
+        ({}, 400, "inputs"),
+        ({"inputs": "a", "input": "b"}, 400, "input"),
         ({"inputs": [7]}, 400, "inputs"),
         ({"inputs": "a", "model": "unknown"}, 404, "model"),
-        ({"inputs": "a", "model": "tiny"}, 400, "inputs"),
-        ({"inputs": "a", "model": "english_sentence"}, 400, "inputs"),
+        ({"inputs": "a", "model": "tiny"}, 400, "model"),
+        ({"inputs": "a", "model": "english_sentence"}, 400, "model"),
         ({"inputs": "a", "prompt_name": "unknown"}, 400, "prompt_name"),
         ({"inputs": "a", "truncate": "yes"}, 400, "truncate"),
         ({"inputs": "a b c " * 100, "truncate": False}, 400, "inputs"),

@@ -91,7 +91,7 @@ def test_ids_need_a_model(make_manager):
 @pytest.mark.parametrize("wrong", [VOCABULARY, 2**31, 2**32 - 1])
 def test_ids_outside_of_the_vocabulary(shared, wrong):
     shared.embed([2, VOCABULARY - 1, 3], SLOT)
-    with pytest.raises(InputError, match=rf"input 1 .*\b{wrong}\b.* 0 to {VOCABULARY - 1}"):
+    with pytest.raises(InputError, match=rf"texts\[1\] .*\b{wrong}\b.* 0 to {VOCABULARY - 1}"):
         shared.embed([[2, 3], [2, wrong, 3]], SLOT)
 
 
@@ -104,9 +104,9 @@ def test_impossible_ids(shared, wrong):
 
 
 def test_no_ids(shared):
-    with pytest.raises(InputError, match="input 1 holds no token ids"):
+    with pytest.raises(InputError, match=r"texts\[1\] holds no token ids"):
         shared.embed([[2, 3], []], SLOT)
-    with pytest.raises(InputError, match="input 0 holds no token ids"):
+    with pytest.raises(InputError, match=r"texts\[0\] holds no token ids"):
         shared.embed([[]], SLOT)
 
 
@@ -116,8 +116,8 @@ def test_no_ids(shared):
         ([7, "text"], r"texts\[1\] must be a token id \(int\), not str"),
         (["text", 7], r"texts\[1\] must be a str, not int"),
         (["text", [7]], r"texts\[1\] must be a str, not list"),
-        ([[7], "text"], r"texts\[1\] must be a list of token ids like texts\[0\], not str"),
-        ([[7], 7], r"texts\[1\] must be a list of token ids like texts\[0\], not int"),
+        ([[7], "text"], r"texts\[1\] must be a list of token ids like the first one, not str"),
+        ([[7], 7], r"texts\[1\] must be a list of token ids like the first one, not int"),
         ([7, [7]], r"texts\[1\] must be a token id \(int\), not list"),
         ([["text"]], r"texts\[0\]\[0\] must be a token id \(int\), not str"),
         ([True], r"texts\[0\] must be a str, a token id \(int\) or a list of ids, not bool"),
@@ -126,8 +126,8 @@ def test_no_ids(shared):
         ([2.0], r"texts\[0\] must be a str, .* not float"),
         (np.array([1.5]), r"texts\[0\] must be a str, .* not float64"),
         ([None], r"texts\[0\] must be a str, .* not NoneType"),
-        ([[2], {"a": 1}], r"texts\[1\] must be a list of token ids like texts\[0\], not dict"),
-        ([[2], b"\x02"], r"texts\[1\] must be a list of token ids like texts\[0\], not bytes"),
+        ([[2], {"a": 1}], r"texts\[1\] must be a list of token ids like the first one, not dict"),
+        ([[2], b"\x02"], r"texts\[1\] must be a list of token ids like the first one, not bytes"),
         (7, "texts must be a str, token ids"),
     ],
     ids=repr,

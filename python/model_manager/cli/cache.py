@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from .. import _core
+from .._preload import read_texts
 from .._sizes import size_text
-from .output import json_option, manager, model_option, show_json, show_table
+from . import lines
+from .output import column_option, json_option, manager, model_option, show_json, show_table
 from .texts import Command, say
 
 if TYPE_CHECKING:
@@ -135,17 +138,24 @@ def import_(file: str) -> None:
 @click.command(
     cls=Command,
     help=say(
-        "Embed the texts of FILE (one a line, or JSON lines with a text) and store their vectors, so that no user waits"
-        " for them.",
-        "FILE içindeki metinlerin (her satırda biri ya da metni olan JSON satırları) vektörlerini hesaplayıp sakla;"
-        " böylece kimse onları beklemez.",
+        "Embed the texts of FILE and store their vectors, so that no user waits for them. FILE has one text a line; of"
+        " a .jsonl file the texts are the lines' field --column or the lines themselves, of a .csv file the column"
+        " --column.",
+        "FILE içindeki metinlerin vektörlerini hesaplayıp sakla; böylece kimse onları beklemez. FILE'ın her satırı bir"
+        " metindir; bir .jsonl dosyasında metinler satırların --column alanı ya da kendisidir, bir .csv dosyasında"
+        " --column sütunudur.",
     ),
 )
 @click.argument("file", type=click.Path(exists=True, dir_okay=False))
 @model_option
-def preload(file: str, model: str | None) -> None:
+@column_option
+def preload(file: str, model: str | None, column: str) -> None:
+    if Path(file).suffix.lower() == ".csv":
+        texts = [text for _, text in lines.read_texts([file], column) if text.strip()]
+    else:
+        texts = read_texts(file, column)
     with _opened() as found:
-        ticket = found.preload(file, model, when="now")
+        ticket = found.preload(texts, model, when="now")
         ticket.wait()
         # The content of a model that was loaded for the first time is computed in the background.
         found.cache_flush(60)

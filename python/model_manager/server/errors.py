@@ -117,7 +117,7 @@ def from_exception(error: BaseException) -> ApiError:
         return error
     message = str(error)
     if isinstance(error, errors.InputError):
-        return bad_request(message)
+        return bad_request(message, "model" if isinstance(error, errors.TaskError) else None)
     if isinstance(error, errors.UnknownModelError):
         return ApiError(404, message, param="model", code="model_not_found")
     if isinstance(error, errors.NoGeneratorError):
@@ -137,19 +137,26 @@ def from_exception(error: BaseException) -> ApiError:
     return ApiError(500, "The server failed to answer; its log has the details", code="internal_error")
 
 
-def refused(error: Exception, field: str | None, default: str) -> ApiError:
-    """400: the core did not accept an argument.
+def refused(error: Exception, fields: Mapping[str, str], default: str, *, single: bool = False) -> ApiError:
+    """400: the core did not accept an argument. The message names the field and the item that the client sent.
 
     Args:
         error: What the core raised. Its `param` is the argument's name.
-        field: The request field that holds this argument; None: the `default` field is to blame.
+        fields: Arguments of the core, and the request fields that they come from.
         default: The field that everything else is about.
+        single: Whether the field holds one input, which the core was given as the first of a list.
     """
-    message, code = str(error), getattr(error, "code", None)
+    if isinstance(error, errors.TaskError):
+        return bad_request(str(error), "model")
     param = getattr(error, "param", None)
-    if param is None or field is None:
-        return bad_request(message, default, code)
-    return bad_request(message.replace(param, field), field, code)
+    field = fields.get(param or "", default)
+    rest, code = getattr(error, "_rest", None), getattr(error, "code", None)
+    if rest is None:
+        # Messages about settings begin with their name.
+        named = param is None or isinstance(error, errors.ConfigError)
+        return bad_request(str(error) if named else f"{field}: {error}", field, code)
+    place = getattr(error, "_place", ())[1 if single else 0 :]
+    return bad_request(f"{field}{''.join(f'[{number}]' for number in place)}{rest}", field, code)
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

@@ -33,7 +33,8 @@ class Hosts:
 
     IP addresses and this machine's own names always pass, because no foreign page can have them. Without
     `allowed_hosts` every name passes if the server has keys, which no foreign page knows, or if it listens at an
-    address that other machines reach, where it may have any name.
+    address that other machines reach, where it may have any name. With `allowed_hosts` a request without a name is
+    refused.
     """
 
     def __init__(self, config: ServerConfig) -> None:
@@ -54,21 +55,33 @@ class Hosts:
             server = scope.get("server")
             if server is None or not is_loopback(str(server[0])):
                 return
+        named = False
         for header, value in scope["headers"]:
-            if header == b"host" and not self.allows(value):
+            if header != b"host" or not value.strip():
+                continue
+            named = True
+            if not self.allows(value):
                 raise ApiError(
                     403,
                     f"This server does not answer to the name {value.decode('latin-1')!r}; its setting allowed_hosts "
                     "(MODEL_MANAGER_SERVER_ALLOWED_HOSTS) adds names",
                     code="host_not_allowed",
                 )
+        # Every browser names the server. Where names are listed, a request without one has none of them.
+        if not named and not self.only_loopback:
+            raise ApiError(
+                403,
+                "The request has no Host header, and this server answers only to the names of its setting "
+                "allowed_hosts (MODEL_MANAGER_SERVER_ALLOWED_HOSTS): send Host, as HTTP/1.1 requires",
+                code="host_not_allowed",
+            )
 
     def _allows(self, header: bytes) -> bool:
         """Whether a `Host` header of this value passes."""
         value = header.decode("latin-1")
         ending = "]" if value.startswith("[") else ":"
         name = value.removeprefix("[").partition(ending)[0].lower().rstrip(".")
-        if not name or name in self.names or name.endswith(self.suffixes):
+        if name in self.names or name.endswith(self.suffixes):
             return True
         try:
             ipaddress.ip_address(name)

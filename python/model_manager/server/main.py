@@ -1,14 +1,16 @@
-"""Running the server in one process, or in several that share the port. `SIGTERM` lets running requests finish; a
-second `SIGTERM` ends at once.
+"""Running the server in one process, or in several that share the port. After `SIGTERM` it goes on listening until all
+running requests have finished, and refuses new ones with 503; a second `SIGTERM` ends at once.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import functools
 import inspect
 import logging
+import multiprocessing
 import os
 import signal
 import socket
@@ -22,23 +24,21 @@ from ..errors import ConfigError
 from .app import create_app
 from .config import ServerConfig
 from .protocol import BoundedHeaders
+from .service import GRACE, Service
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator
+    from multiprocessing.connection import Connection
     from types import FrameType
 
     from fastapi import FastAPI
 
     from ..compat import ModelManager
-    from .service import Service
 
-_HANDOVER = "MODEL_MANAGER_SERVER_CONFIG"
-"""The environment variable that carries the settings to worker processes, as JSON."""
 _STARTUP_FAILED = 3
 """uvicorn's exit code for a failed start."""
 _FAILED = 1
 """The exit code for a failed start, as of every command that fails."""
-_GRACE = 2.0
-"""Seconds after `drain_timeout` in which requests answer that they were ended. Then uvicorn ends what is left."""
 
 logger = logging.getLogger(__name__)
 
@@ -46,8 +46,8 @@ logger = logging.getLogger(__name__)
 def run(config: ServerConfig | None = None, manager: ModelManager | None = None) -> None:
     """Serve until SIGINT or SIGTERM. Blocks; call it on the main thread.
 
-    The first signal stops listening and lets running requests finish, for at most `drain_timeout` seconds. The second
-    ends at once.
+    After the first signal running requests may finish, for at most `drain_timeout` seconds, and new ones are refused.
+    The second ends at once.
 
     It returns after SIGTERM if all requests have finished; otherwise the process ends by the signal. SIGINT ends in
     `KeyboardInterrupt`.
@@ -68,7 +68,8 @@ def run(config: ServerConfig | None = None, manager: ModelManager | None = None)
         "host": config.host,
         "port": config.port,
         "access_log": config.access_log,
-        "timeout_graceful_shutdown": config.drain_timeout + _GRACE,
+        # What runs has been waited for, see `Service.drain`.
+        "timeout_graceful_shutdown": GRACE,
         "server_header": False,
         "ws": "none",
         "http": functools.partial(BoundedHeaders, header_timeout=config.header_timeout),
@@ -76,9 +77,11 @@ def run(config: ServerConfig | None = None, manager: ModelManager | None = None)
     if config.workers > 1:
         if manager is not None:
             raise ConfigError("workers: several processes cannot share a manager; leave it out")
-        os.environ[_HANDOVER] = orjson.dumps(config.to_dict()).decode()
-        workers = uvicorn.Config(f"{__name__}:worker_app", factory=True, workers=config.workers, **options)
-        supervisor = Supervisor.of(workers)
+        replaced, replacing = multiprocessing.Pipe(duplex=False)
+        settings = orjson.dumps(config.to_dict())
+        factory = functools.partial(worker_app, settings, replaced)
+        workers = uvicorn.Config(factory, factory=True, workers=config.workers, **options)
+        supervisor = Supervisor.of(workers, replaced, replacing)
         supervisor.run()
         if any(one.process.exitcode == _STARTUP_FAILED for one in supervisor.processes):
             raise SystemExit(_FAILED)
@@ -129,43 +132,108 @@ def _bind_error(family: int, kind: int, protocol: int, _name: str, address: Any)
     return None
 
 
-def worker_app() -> FastAPI:
-    """The application of one worker process of `run`."""
-    return create_app(ServerConfig.from_dict(orjson.loads(os.environ[_HANDOVER])))
+def worker_app(settings: bytes, replaced: Connection) -> FastAPI:
+    """The application of one worker process of `run`.
+
+    Args:
+        settings: Those of the server, as JSON.
+        replaced: Holds something while the supervisor replaces workers.
+    """
+    app = create_app(ServerConfig.from_dict(orjson.loads(settings)))
+    running = app.router.lifespan_context
+
+    @contextlib.asynccontextmanager
+    async def lifespan(target: Any) -> AsyncIterator[None]:
+        async with running(target):
+            # uvicorn has set its handlers before it starts the application.
+            _drain_first(app.state.service, replaced)
+            yield
+        if app.state.service.ended_requests:
+            # Their work may not end: the process does not wait for it.
+            end_at_once(signal.SIGTERM)
+
+    app.router.lifespan_context = lifespan
+    return app
+
+
+def _drain_first(service: Service, replaced: Connection) -> None:
+    """Let signals reach uvicorn's handlers when the running requests of this worker have finished.
+
+    A worker that is replaced stops listening at once instead, because others answer new requests.
+    """
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        then = signal.getsignal(number)
+        if not callable(then):
+            continue
+
+        def handle(sig: int, frame: FrameType | None, then: Callable[[int, Any], object] = then) -> None:
+            if service.draining:
+                return  # the supervisor ends its workers after a second signal
+            if sig == signal.SIGTERM and replaced.poll():
+                then(sig, frame)
+                return
+            service.draining = True
+            loop.call_soon_threadsafe(_drain, service, lambda: then(sig, None))
+
+        signal.signal(number, handle)
+
+
+def _drain(service: Service, then: Callable[[], object]) -> None:
+    """Call `then` when the running requests have finished."""
+
+    async def drained() -> None:
+        await service.drain()
+        then()
+
+    logging.getLogger("uvicorn.error").info(
+        "Shutting down: %d requests are running, new ones are refused", service.in_flight
+    )
+    # `Service.stop` cancels the tasks of the service; this one ends before.
+    service.drained = asyncio.ensure_future(drained())
 
 
 class DrainingServer(uvicorn.Server):
-    """uvicorn's server, which also marks the service as draining: `/ready` answers 503 from then on. It ends what runs
-    after `drain_timeout` with an error answer; uvicorn would cancel it without one.
+    """uvicorn's server, which drains the service before it stops to listen: `/ready` and new requests get 503 from the
+    first signal on. uvicorn itself stops at once, and a request that arrives then is reset.
     """
 
     def __init__(self, config: uvicorn.Config, service: Service) -> None:
         super().__init__(config)
         self._service = service
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._signalled = False
         self.cut_off = False
-        """Whether requests were ended before they had finished."""
+        """Whether requests were ended after `drain_timeout`."""
         # A handler of the application gets the signal after the drain.
         self._sigterm_is_ours = signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start to listen."""
+        await super().startup(sockets)
+        self._loop = asyncio.get_running_loop()
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Handle SIGINT and SIGTERM."""
-        if self.should_exit:
+        if self._signalled:
             end_at_once(sig)
-        self._service.draining = True
+        self._signalled = self._service.draining = True
+        if self._loop is None:
+            self._exit(sig)  # nothing is served yet
+        else:
+            self._loop.call_soon_threadsafe(_drain, self._service, lambda: self._exit(sig))
+
+    def _exit(self, sig: int) -> None:
         if sig == signal.SIGTERM and self._sigterm_is_ours:
             # uvicorn would raise it again after the drain; process managers take an exit code of 0 for a clean stop.
             self.should_exit = True
         else:
-            super().handle_exit(sig, frame)
+            super().handle_exit(sig, None)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Let running requests finish, then end the others."""
-        timer = asyncio.get_running_loop().call_later(self._service.config.drain_timeout, self._service.end_requests)
-        try:
-            await super().shutdown(sockets)
-        finally:
-            timer.cancel()
-            self.cut_off = self._service.ended_requests
+        """Stop to listen, and close all connections."""
+        await super().shutdown(sockets)
+        self.cut_off = self._service.ended_requests
 
 
 class Supervisor(Multiprocess):
@@ -173,15 +241,20 @@ class Supervisor(Multiprocess):
 
     ended_by: int | None = None
     """The signal that ended it."""
+    replaced: Connection
+    replacing: Connection
 
     @classmethod
-    def of(cls, config: uvicorn.Config) -> Supervisor:
-        """A supervisor that listens at the address in `config`."""
+    def of(cls, config: uvicorn.Config, replaced: Connection, replacing: Connection) -> Supervisor:
+        """A supervisor that listens at the address in `config`. What is written to `replacing` says to workers, which
+        look at `replaced`, that a signal is not meant for all of them.
+        """
         options: dict[str, Any] = {"sockets": [config.bind_socket()]}
         # Some versions of uvicorn need the function that a worker runs.
         if "target" in inspect.signature(Multiprocess.__init__).parameters:
             options["target"] = uvicorn.Server(config).run
         found = cls(config, **options)
+        found.replaced, found.replacing = replaced, replacing
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, found.handle_exit)
         return found
@@ -194,6 +267,30 @@ class Supervisor(Multiprocess):
             end_at_once(sig)
         self.ended_by = sig
         self.signal_queue.append(sig)
+
+    def terminate_all(self) -> None:
+        """End the workers. Only they listen from now on: nobody would answer a connection of this process."""
+        super().terminate_all()
+        for sock in self.sockets:
+            sock.close()
+
+    def handle_hup(self) -> None:
+        """Replace all workers."""
+        with self._replacing():
+            super().handle_hup()
+
+    def handle_ttou(self) -> None:
+        """End one worker."""
+        with self._replacing():
+            super().handle_ttou()
+
+    @contextlib.contextmanager
+    def _replacing(self) -> Iterator[None]:
+        self.replacing.send_bytes(b"1")
+        try:
+            yield
+        finally:
+            self.replaced.recv_bytes()
 
 
 def end_at_once(sig: int) -> NoReturn:

@@ -45,6 +45,7 @@ _CLIENT_LEFT = 499
 """The status in the metrics for a request whose client disconnected. It is never sent."""
 _TIMED_OUT = 408
 _DRAINING = unavailable("The server is shutting down; use another one", "shutting_down", 1)
+_CLOSE = (b"connection", b"close")
 
 
 _QUICK_BYTES = 1 << 16
@@ -119,8 +120,11 @@ class Endpoint:
                 headers = [*message["headers"], (b"x-request-id", request_id)]
                 hurries = status == _TIMED_OUT or service.ended_requests
                 if not body_ended and (hurries or not await _ends_quickly(scope, receive_noting)):
-                    headers.append((b"connection", b"close"))
+                    headers.append(_CLOSE)
                     lingers = not hurries and not _expects_continue(scope)
+                elif service.draining:
+                    # The client's next request goes to another server, or at least does not meet the end of this one.
+                    headers.append(_CLOSE)
                 message["headers"] = headers
             elif lingers and not message.get("more_body"):
                 lingers = False
@@ -132,7 +136,9 @@ class Endpoint:
         span = None
         task = asyncio.current_task()
         assert task is not None
-        if not self.probe:
+        # A request that is refused keeps no server from its end.
+        counts = not self.probe and not service.draining
+        if counts:
             service.in_flight += 1
             service.unanswered.add(task)
         try:
@@ -142,7 +148,7 @@ class Endpoint:
                 self.hosts.check(scope)
             if self.keys:
                 _check_key(authorization, self.keys)
-            if service.draining and not self.probe:
+            if not counts and not self.probe:
                 response: ASGIApp = self.error_response(_DRAINING)
             elif self.method is not None and scope["method"] not in self.methods:
                 response = self.error_response(_wrong_method(scope, self.methods))
@@ -162,8 +168,10 @@ class Endpoint:
                 await self.error_response(answer)(scope, receive_noting, send_marked)
         finally:
             release(scope, service)
-            if not self.probe:
+            if counts:
                 service.in_flight -= 1
+                if not service.in_flight:
+                    service.quiet.set()
                 service.unanswered.discard(task)
             if span is not None:
                 span.end(status, request_id)

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, RootModel
 
+from .fields import Refused
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
 Text = Annotated[str, Field(min_length=1, pattern=r"\S")]
+Unused = Annotated[Any, Field(description="Accepted, not used: the answer does not depend on it.")]
 Token = Annotated[int, Field(ge=0, lt=2**32)]
 
 
-class _Open(BaseModel):
-    """A request. Unknown fields are ignored."""
+class RequestBody(BaseModel):
+    """A request. Other fields than these are refused by name; null is as if a field were left out."""
 
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(extra="forbid")
+
+    refused: ClassVar[Mapping[str, Refused]] = {}
+    """Fields of other servers without support here, and what to do."""
 
 
 class ErrorDetail(BaseModel):
@@ -45,8 +54,25 @@ class PlainError(BaseModel):
     error: str
 
 
-class EmbeddingsRequest(_Open):
+_CUT = Refused("send truncate: true, which cuts at the model's maximum, or cut the texts yourself")
+_LENGTH_ONE = Refused("vectors have length 1; leave it out", (True,))
+
+
+class EmbeddingsRequest(RequestBody):
     """Texts to embed."""
+
+    refused: ClassVar[Mapping[str, Refused]] = {
+        "input_type": Refused("use task, prompt_name or instruction"),
+        "embedding_type": Refused("use encoding_format", ("float",)),
+        "output_dimension": Refused("use dimensions"),
+        "output_dtype": Refused("vectors are float32; leave it out", ("float",)),
+        "normalize": _LENGTH_ONE,
+        "normalized": _LENGTH_ONE,
+        "late_chunking": Refused(),
+        "truncate_prompt_tokens": _CUT,
+        "truncation": Refused("use truncate"),
+        "add_special_tokens": Refused("send token ids to leave special tokens out", (True,)),
+    }
 
     input: (
         Text
@@ -77,6 +103,10 @@ class EmbeddingsRequest(_Open):
         None,
         description="The user of the request. With `keep_alive` auto, models that they need next are loaded ahead.",
     )
+    metadata: Unused = None
+    store: Unused = None
+    request_id: Unused = None
+    priority: Unused = None
 
 
 class Embedding(BaseModel):
@@ -103,14 +133,25 @@ class EmbeddingsAnswer(BaseModel):
     usage: Usage
 
 
-class Document(_Open):
-    """A document with further fields, which are ignored."""
+class Document(BaseModel):
+    """A document with further fields, which are no part of its text."""
+
+    model_config = ConfigDict(extra="allow")
 
     text: str
 
 
-class RerankRequest(_Open):
+class RerankRequest(RequestBody):
     """A query and documents. `texts` instead of `documents` asks for the form of text-embeddings-inference."""
+
+    refused: ClassVar[Mapping[str, Refused]] = {
+        "top_k": Refused("use top_n"),
+        "max_tokens_per_doc": _CUT,
+        "max_chunks_per_doc": _CUT,
+        "truncate_prompt_tokens": _CUT,
+        "truncation_direction": Refused("texts are cut at their end; leave it out", ("Right", "right")),
+        "rank_fields": Refused("put what is to be judged into the documents' text"),
+    }
 
     query: Text
     documents: list[str | Document] | None = Field(None, description="The documents, at least one.")
@@ -157,8 +198,14 @@ class AnyRerankAnswer(RootModel[RerankAnswer | list[TextScore]]):
     """Results for `documents`; a list of index and score, best first, for `texts`."""
 
 
-class ClassifyRequest(_Open):
+class ClassifyRequest(RequestBody):
     """Texts, or pairs of texts."""
+
+    refused: ClassVar[Mapping[str, Refused]] = {
+        "inputs": Refused("use input"),
+        "raw_scores": Refused(),
+        "truncate_prompt_tokens": _CUT,
+    }
 
     input: str | list[str] | list[Annotated[list[str], Field(min_length=2, max_length=2)]]
     model: str | None = Field(None, description="A classifier's slot or source; the manager's reranker without it.")
@@ -187,7 +234,7 @@ class ClassifyAnswer(BaseModel):
     usage: Usage
 
 
-class SparseRequest(_Open):
+class SparseRequest(RequestBody):
     """Texts for sparse vectors. `input` means the same as `inputs`."""
 
     inputs: str | list[str] | None = None
@@ -270,20 +317,25 @@ class Running(BaseModel):
     models: list[RunningModel]
 
 
-class LoadRequest(_Open):
+class LoadRequest(RequestBody):
     """The model to load or unload."""
+
+    refused: ClassVar[Mapping[str, Refused]] = {
+        "name": Refused("use model"),
+        "keep_alive": Refused("send it with the requests that use the model"),
+    }
 
     model: str | None = Field(None, description="Name of a served model; the first one without it.")
 
 
-class HintRequest(_Open):
+class HintRequest(RequestBody):
     """The model that will be needed soon."""
 
     model: str | None = Field(None, description="Name of a served model; the first one without it.")
     user: str | None = Field(None, description="Who will need it.")
 
 
-class Hinted(_Open):
+class Hinted(BaseModel):
     """What a hint leads to."""
 
     model: str
@@ -292,7 +344,7 @@ class Hinted(_Open):
     loaded: bool
 
 
-class WarmUpRequest(_Open):
+class WarmUpRequest(RequestBody):
     """The models to load."""
 
     models: list[str] | None = Field(None, description="Names of served models; without it all models of the settings.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
 import os
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger("model_manager.server")
 
 SAMPLE_SECONDS = 2.0
+GRACE = 2.0
+"""Seconds after `drain_timeout` in which requests answer that they were ended."""
 _HISTORY = 900
 """Samples of half an hour."""
 _RATE_SAMPLES = 5
@@ -74,6 +77,8 @@ class Service:
         streams: Functions that end the streamed answers with an error.
         waiting: Texts of requests that wait for vectors.
         body_bytes: Memory of the bodies of running requests.
+        quiet: Set when the last running request finishes.
+        drained: Ends with `drain`; kept here, because the loop keeps no task.
         spans: Makes the spans of requests; None: they are not traced.
         hosts: The check of `Host` headers. None: the application checks them.
         history: (seconds since the epoch, resident MB, MB of models), every 2 seconds for half an hour.
@@ -99,6 +104,8 @@ class Service:
         self.hosts = Hosts(config) if check_hosts else None
         self.spans: RequestSpans | None = None
         self._enabled_tracing = False
+        self.quiet = asyncio.Event()
+        self.drained: asyncio.Future[None] | None = None
         self._apart = asyncio.Semaphore(_APART)
         self.history: deque[tuple[float, float, float]] = deque(maxlen=_HISTORY)
         self._finished: deque[tuple[float, int]] = deque(maxlen=_RATE_SAMPLES)
@@ -169,6 +176,23 @@ class Service:
         if self._enabled_tracing:
             tracing.disable()
         self.metrics.leave()
+
+    async def drain(self) -> None:
+        """Refuse new requests, and return when the running ones have finished. After `drain_timeout` they are ended;
+        what goes on nevertheless, such as an answer that its client does not read, is not waited for.
+        """
+        self.draining = True
+        if not await self._quiet_within(self.config.drain_timeout):
+            self.end_requests()
+            await self._quiet_within(GRACE)
+
+    async def _quiet_within(self, seconds: float) -> bool:
+        """Whether no request runs any more, after `seconds` at most."""
+        if self.in_flight:
+            self.quiet.clear()
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self.quiet.wait(), seconds)
+        return not self.in_flight
 
     def end_requests(self) -> None:
         """End the running requests: one without an answer gets a 503, a stream ends with an error."""

@@ -41,6 +41,7 @@ impl Bound {
         };
         Err(Error::Argument {
             param: "prompt",
+            place: None,
             code: Some("context_length_exceeded"),
             message: format!(
                 "the prompt has {prompt} tokens but {limit} including the answer; shorten it or raise {setting}"

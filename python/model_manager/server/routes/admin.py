@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ..._async import in_thread
 from ..bodies import read_json
 from ..errors import bad_request
+from ..fields import check_fields
 from ..middleware import to_json
 from ..schemas import AllLoaded, Hinted, HintRequest, Loaded, LoadRequest, Running, WarmUpRequest
 from .ollama.describe import details, digest
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from starlette.responses import Response
 
     from ..routing import Routes
+    from ..schemas import RequestBody
     from ..service import Service
 
 _LARGEST_BODY = 1 << 20
@@ -35,19 +37,19 @@ def add_routes(routes: Routes, service: Service) -> None:
 
     async def load(request: Request) -> Response:
         """Load a model and wait for it."""
-        name, slot = _named(service, (await _allowed(request, service)).get("model"))
+        name, slot = _named(service, (await _allowed(request, service, LoadRequest)).get("model"))
         return to_json(await _load(service, name, slot))
 
     async def unload(request: Request) -> Response:
         """Unload a model. Running requests finish first."""
-        name, slot = _named(service, (await _allowed(request, service)).get("model"))
+        name, slot = _named(service, (await _allowed(request, service, LoadRequest)).get("model"))
         started = time.perf_counter()
         await in_thread(service.manager.unload, slot)
         return to_json(_result(service, name, slot, started))
 
     async def warm_up(request: Request) -> Response:
         """Load several models at the same time and wait for them."""
-        names = (await _allowed(request, service)).get("models")
+        names = (await _allowed(request, service, WarmUpRequest)).get("models")
         if names is None:
             names = [model.name for model in service.config.models]
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
@@ -58,7 +60,7 @@ def add_routes(routes: Routes, service: Service) -> None:
 
     async def hint(request: Request) -> Response:
         """Say that a model will be needed soon. One with `keep_alive` auto is loaded if all is idle."""
-        body = await _allowed(request, service)
+        body = await _allowed(request, service, HintRequest)
         name, slot = _named(service, body.get("model"))
         user = body.get("user")
         if user is not None and not isinstance(user, str):
@@ -79,10 +81,12 @@ def add_routes(routes: Routes, service: Service) -> None:
     )
 
 
-async def _allowed(request: Request, service: Service) -> dict[str, Any]:
+async def _allowed(request: Request, service: Service, schema: type[RequestBody]) -> dict[str, Any]:
     """The body of a request, if clients may load and unload models."""
     service.check_admin()
-    return await read_json(request, service, _LARGEST_BODY)
+    body = await read_json(request, service, _LARGEST_BODY)
+    check_fields(body, schema)
+    return body
 
 
 def _named(service: Service, name: Any) -> tuple[str, str]:

@@ -8,6 +8,7 @@ from starlette.responses import Response
 
 from ..bodies import read_json
 from ..errors import bad_request
+from ..fields import check_fields
 from ..schemas import EmbeddingsAnswer, EmbeddingsRequest
 from .token_ids import check_token_ids
 from .vectors import json_kind, read_dimensions, read_inputs, read_truncate, vectors
@@ -62,6 +63,7 @@ def add_routes(routes: Routes, service: Service) -> None:
 
 async def _answer(request: Request, service: Service) -> Response:
     body = await read_json(request, service)
+    check_fields(body, EmbeddingsRequest)
     _check_texts(body)
     inputs, count = read_inputs(body.get("input"), service.config.max_inputs)
     if not isinstance(inputs, str) and not isinstance(inputs[0], str):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ..._scoring import RERANKER, classified, ranked
 from ..bodies import read_json
 from ..errors import bad_request, unknown_model
+from ..fields import check_fields, unsupported
 from ..middleware import to_json
 from ..schemas import AnyRerankAnswer, ClassifyAnswer, ClassifyRequest, RerankAnswer, RerankRequest
 from .vectors import inferred, json_kind, read_truncate
@@ -29,19 +30,20 @@ def add_routes(routes: Routes, service: Service) -> None:
 
     async def rerank(request: Request) -> Response:
         """Documents by their relevance to a query, best first; with `texts` in the form of TEI."""
-        body = await read_json(request, service)
+        body = await _read(request, service)
         if body.get("documents") is None and body.get("texts") is not None:
             return to_json(await _tei(request, service, body))
         return to_json(await _rerank(request, service, body, documents=True))
 
     async def rerank_v2(request: Request) -> Response:
         """The same in the form of Cohere's version 2: without the documents."""
-        body = await read_json(request, service)
+        body = await _read(request, service)
         return to_json(await _rerank(request, service, body, documents=False))
 
     async def classify(request: Request) -> Response:
         """The labels of texts or of pairs of texts, with their probabilities."""
         body = await read_json(request, service)
+        check_fields(body, ClassifyRequest)
         return to_json(await _classify(request, service, body))
 
     post = partial(routes.add, method="POST", tags=["reranking"])
@@ -51,7 +53,22 @@ def add_routes(routes: Routes, service: Service) -> None:
     post("/v1/classify", classify, body=ClassifyRequest, answer=ClassifyAnswer, summary="Classify texts")
 
 
+async def _read(request: Request, service: Service) -> dict[str, Any]:
+    """The body of a request to rerank."""
+    body = await read_json(request, service)
+    check_fields(body, RerankRequest)
+    return body
+
+
+def _check_form(body: dict[str, Any], texts: str, others: tuple[str, ...]) -> None:
+    """Refuse the fields of the other form, which this one would ignore."""
+    for name in others:
+        if body.get(name):
+            raise unsupported(name, f"it does not go together with {texts}; leave it out")
+
+
 async def _rerank(request: Request, service: Service, body: dict[str, Any], *, documents: bool) -> dict[str, Any]:
+    _check_form(body, "documents", ("texts", "return_text", "raw_scores"))
     name, slot = _model(service, body)
     query, texts = _query(body), _documents(body, service.config.max_inputs)
     top_n, shown = _count(body, "top_n"), _flag(body, "return_documents", documents)
@@ -75,6 +92,7 @@ async def _rerank(request: Request, service: Service, body: dict[str, Any], *, d
 
 
 async def _tei(request: Request, service: Service, body: dict[str, Any]) -> list[dict[str, Any]]:
+    _check_form(body, "texts", ("top_n", "return_documents"))
     name, slot = _model(service, body)
     query, texts = _query(body), _documents(body, service.config.max_inputs, "texts")
     options = _options(service, body) | _prompt(body)
@@ -105,7 +123,8 @@ async def _classify(request: Request, service: Service, body: dict[str, Any]) ->
             raise bad_request(f"input[{index}] must be {what}, not {json_kind(item)}", "input")
     first, second = ([a for a, _ in items], [b for _, b in items]) if pairs else (items, None)
     options = {**_options(service, body), "activation": "probabilities"}
-    scores, tokens = await _scores(request, service, slot, first, second, options, "input")
+    single = isinstance(given, str)
+    scores, tokens = await _scores(request, service, slot, first, second, options, "input", single=single)
     service.metrics.embedded(name, len(items), tokens)
     known = service.description(slot)
     data = [
@@ -129,11 +148,19 @@ async def _classify(request: Request, service: Service, body: dict[str, Any]) ->
 
 
 async def _scores(
-    request: Request, service: Service, slot: str, first: Any, second: Any, options: dict[str, Any], field: str
+    request: Request,
+    service: Service,
+    slot: str,
+    first: Any,
+    second: Any,
+    options: dict[str, Any],
+    field: str,
+    *,
+    single: bool = False,
 ) -> tuple[Any, int]:
     """The core's scores and the number of tokens."""
-    count = len(second if second is not None else first)
-    return await inferred(service, request.receive, "scores", (first, second), count, slot, options, field)
+    texts, count = (first, second), len(second if second is not None else first)
+    return await inferred(service, request.receive, "scores", texts, count, slot, options, field, single=single)
 
 
 def _model(service: Service, body: dict[str, Any]) -> tuple[str, str]:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..bodies import read_json
 from ..errors import bad_request, unknown_model
+from ..fields import check_fields
 from ..middleware import to_json
 from ..schemas import SparseAnswer, SparseRequest
 from .vectors import inferred, json_kind, read_inputs, read_truncate
@@ -39,13 +40,18 @@ def add_routes(routes: Routes, service: Service) -> None:
 
 
 async def _embed(request: Request, service: Service, body: dict[str, Any]) -> list[list[dict[str, Any]]]:
+    check_fields(body, SparseRequest)
     name, slot = _model(service, body.get("model"))
-    given = body.get("inputs")
-    texts, count = read_inputs(body.get("input") if given is None else given, service.config.max_inputs)
-    texts = [texts] if isinstance(texts, str) else texts
+    given = [field for field in ("inputs", "input") if body.get(field) is not None]
+    if len(given) > 1:
+        raise bad_request("inputs and input mean the same: send one of them", "input")
+    field = given[0] if given else "inputs"
+    texts, count = read_inputs(body.get(field), service.config.max_inputs, field)
+    single = isinstance(texts, str)
+    texts = [texts] if single else texts
     for index, text in enumerate(texts):
         if not isinstance(text, str):
-            raise bad_request(f"inputs[{index}] must be a string, not {json_kind(text)}", "inputs")
+            raise bad_request(f"{field}[{index}] must be a string, not {json_kind(text)}", field)
     prompt = body.get("prompt_name")
     if prompt is not None and not isinstance(prompt, str):
         raise bad_request(f"prompt_name must be a string, not {json_kind(prompt)}", "prompt_name")
@@ -55,7 +61,9 @@ async def _embed(request: Request, service: Service, body: dict[str, Any]) -> li
         "timeout": service.config.request_timeout,
         "keep_alive": body.get("keep_alive"),
     }
-    found, tokens = await inferred(service, request.receive, "sparse", (texts, None), count, slot, options, "inputs")
+    found, tokens = await inferred(
+        service, request.receive, "sparse", (texts, None), count, slot, options, field, single=single
+    )
     service.metrics.embedded(name, count, tokens)
     return [
         [{"index": index, "value": value} for index, value in zip(indices.tolist(), values.tolist(), strict=True)]

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     Result = TypeVar("Result")
 
 _MAX_DIMENSIONS = 65_536
+_OWN_NAMES = {"keep_alive": "keep_alive", "prompt_name": "prompt_name"}
+"""Arguments of the core that are fields of the same name."""
 
 
 async def vectors(
@@ -54,6 +56,9 @@ async def vectors(
     """
     if length := dimensions or model.dimensions:
         options["truncate_dim"] = length
+    single = isinstance(inputs, str)
+    if type(inputs[0]) is int:
+        inputs, single = [inputs], True
     try:
         content, tokens = await _compute(service, receive, inputs, count, model.key, options)
     except (InputError, ConfigError, TypeError, OverflowError) as error:
@@ -65,7 +70,7 @@ async def vectors(
             raise ApiError(
                 503, f"The dimensions configured for {model.name!r} do not fit it: {error}", code="misconfigured"
             ) from error
-        raise refused(error, fields.get(param or ""), default) from error
+        raise refused(error, fields, default, single=single) from error
     service.metrics.embedded(model.name, count, tokens)
     return content, tokens
 
@@ -87,8 +92,12 @@ async def inferred(
     slot: str,
     options: dict[str, Any],
     field: str,
+    *,
+    single: bool = False,
 ) -> tuple[Any, int]:
-    """Results of `kind` for texts or pairs, and the number of tokens. A client that disconnects takes them back."""
+    """Results of `kind` for texts or pairs, and the number of tokens. A client that disconnects takes them back.
+    `single`: the request's `field` holds one text.
+    """
 
     def submit(on_done: Callable[..., None]) -> Ticket:
         def on_results(results: Any, tokens: int, error: BaseException | None) -> None:
@@ -102,7 +111,7 @@ async def inferred(
         param = getattr(error, "param", None)
         if isinstance(error, ConfigError) and param != "keep_alive":
             raise  # the mistake is in a setting of the server
-        raise refused(error, param if param in ("keep_alive", "prompt_name") else None, field) from error
+        raise refused(error, _OWN_NAMES, field, single=single) from error
     return found
 
 
@@ -132,31 +141,31 @@ async def awaited(
                 ticket.cancel()
 
 
-def read_inputs(value: Any, most: int) -> tuple[Any, int]:
-    """The inputs and their number. Raises `ApiError` 400."""
+def read_inputs(value: Any, most: int, field: str = "input") -> tuple[Any, int]:
+    """The inputs of a field and their number. Raises `ApiError` 400."""
     if type(value) is str:
         if _blank(value):
-            raise bad_request("input is blank: send a text that is not", "input", "empty_input")
+            raise bad_request(f"{field} is blank: send a text that is not", field, "empty_input")
         return value, 1
     if type(value) is not list:
         what = "is missing" if value is None else f"must be a string or a list, not {json_kind(value)}"
-        raise bad_request(f"input {what}", "input")
+        raise bad_request(f"{field} {what}", field)
     if not value:
-        raise bad_request("input is an empty list: send at least one text", "input", "empty_input")
+        raise bad_request(f"{field} is an empty list: send at least one text", field, "empty_input")
     first = type(value[0])
     if first is int:
         return value, 1
     if len(value) > most:
         raise bad_request(
-            f"input has {len(value)} items; {most} are allowed in one request", "input", "too_many_inputs"
+            f"{field} has {len(value)} items; {most} are allowed in one request", field, "too_many_inputs"
         )
     if first is not str and first is not list:
-        raise bad_request(f"input[0] must be a string or a list of token ids, not {json_kind(value[0])}", "input")
+        raise bad_request(f"{field}[0] must be a string or a list of token ids, not {json_kind(value[0])}", field)
     for index, item in enumerate(value):
         if type(item) is not first:
-            raise bad_request(f"input[{index}] is {json_kind(item)} where input[0] is {json_kind(value[0])}", "input")
+            raise bad_request(f"{field}[{index}] is {json_kind(item)} where {field}[0] is {json_kind(value[0])}", field)
         if _blank(item):
-            raise bad_request(f"input[{index}] is blank", "input", "empty_input")
+            raise bad_request(f"{field}[{index}] is blank", field, "empty_input")
     return value, len(value)
 
 

@@ -19,6 +19,7 @@ from starlette.responses import Response
 from ...._async import AsyncTextStream, acomplete
 from ...bodies import is_large, read_json
 from ...disconnect import unless_disconnected
+from ...fields import check_fields
 from ..token_ids import check_token_ids
 from .events import EventStream, close, events, next_piece, too_late
 from .forms import Chat, Continuation, usage
@@ -56,11 +57,13 @@ def add_routes(routes: Routes, service: Service) -> None:
     async def chat(request: Request) -> Response:
         """The next turn of a conversation; with `stream` piece by piece as server-sent events."""
         body = await read_json(request, service, limit)
+        check_fields(body, ChatRequest)
         return await _answer(request, service, body, lambda body: [chat_messages(body)], Chat)
 
     async def completions(request: Request) -> Response:
         """The continuation of a text; with `stream` piece by piece as server-sent events."""
         body = await read_json(request, service, limit)
+        check_fields(body, CompletionRequest)
         return await _answer(request, service, body, completion_prompts, Continuation)
 
     post = partial(routes.add, method="POST", tags=["text generation"], responses=_EVENTS)

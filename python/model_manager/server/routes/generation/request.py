@@ -5,18 +5,22 @@ from __future__ import annotations
 from typing import Any
 
 from ...errors import bad_request
+from ...fields import unknown, unsupported
 
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 _PLAIN = (
     "temperature",
     "top_p",
-    "top_k",
     "min_p",
     "repetition_penalty",
-    "no_repeat_ngram_size",
     "keep_alive",
 )
 """Parameters with the core's names and meanings. The core checks their values."""
+_WHOLE = ("top_k", "no_repeat_ngram_size", "seed")
+"""Whole numbers, which JSON may write as 5.0. The core checks their limits."""
+_MESSAGE = frozenset({"role", "content", "name"})
+_PART = frozenset({"type", "text"})
+_STREAM_OPTIONS = frozenset({"include_usage", "include_obfuscation"})
 MOST_STOPS = 64
 LONGEST_STOP = 1024
 """Characters."""
@@ -38,8 +42,12 @@ def _message(message: Any, where: str) -> dict[str, str]:
     role = message.get("role")
     if not isinstance(role, str) or role not in _ROLES:
         raise bad_request(f"{where}.role must be one of {', '.join(_ROLES)}, not {role!r}", "messages")
-    if message.get("tool_calls") or message.get("function_call"):
-        raise bad_request(f"{where} calls a tool: tools are not supported here", "messages", "unsupported")
+    for name, value in message.items():
+        # The others are null or empty in the messages of answers.
+        if value and name not in _MESSAGE:
+            raise unsupported(f"{where}.{name[:100]}", "leave it out", "messages")
+    if not isinstance(message.get("name"), str | None):
+        raise bad_request(f"{where}.name must be a string", "messages")
     content = message.get("content")
     if content is None and role == "assistant":
         content = ""
@@ -51,6 +59,9 @@ def _message(message: Any, where: str) -> dict[str, str]:
 
 
 def _part(part: Any, where: str) -> str:
+    for name in part.keys() - _PART if isinstance(part, dict) and part.get("type") == "text" else ():
+        if part[name] is not None:
+            raise unsupported(f"{where}.{name}", "leave it out", "messages")
     if isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str):
         return str(part["text"])
     raise bad_request(f'{where} must be {{"type": "text", "text": ...}}: other content is not supported', "messages")
@@ -86,9 +97,6 @@ def completion_prompts(body: dict[str, Any]) -> list[str | list[int]]:
     prompt = body.get("prompt")
     if prompt is None:
         raise bad_request("prompt is missing", "prompt")
-    for name in ("echo", "suffix"):
-        if body.get(name):
-            raise _unsupported(name, "leave it out")
     prompts = [prompt] if isinstance(prompt, str) or _is_ids(prompt) else prompt
     if not isinstance(prompts, list) or not prompts:
         raise bad_request("prompt must be a text, a list of texts, token ids, or a list of lists of them", "prompt")
@@ -116,17 +124,14 @@ def choices(body: dict[str, Any], prompts: int, most: int) -> int:
         )
     best_of = whole(body, "best_of", 1)
     if best_of not in (None, count):
-        raise _unsupported("best_of", "all n answers are returned; leave it out")
+        raise unsupported("best_of", "all n answers are returned; leave it out")
     return count
 
 
 def parameters(body: dict[str, Any]) -> dict[str, Any]:
     """Keyword arguments of `Manager.submit_generation`. Raises `ApiError` 400 for what is not supported."""
-    _check_supported(body)
+    _check_logprobs(body)
     params = {name: body[name] for name in _PLAIN if body.get(name) is not None}
-    # Other servers use this value for "off".
-    if "top_k" in params and params["top_k"] == -1 and type(params["top_k"]) is int:
-        params["top_k"] = 0
     if stop := stop_texts(body.get("stop")):
         params["stop"] = stop
     for name, value in params.items():
@@ -138,9 +143,9 @@ def parameters(body: dict[str, Any]) -> dict[str, Any]:
             params["max_new_tokens"] = min(most, MAX_TOKENS)
     if (least := whole(body, "min_tokens", 0)) is not None:
         params["min_new_tokens"] = min(least, MAX_TOKENS)
-    if (seed := whole(body, "seed")) is not None:
-        # OpenAI's seeds may be negative.
-        params["seed"] = seed % 2**64
+    for name in _WHOLE:
+        if (number := whole(body, name)) is not None:
+            params[name] = number
     return params
 
 
@@ -167,26 +172,18 @@ def stream_usage(body: dict[str, Any]) -> bool:
         raise bad_request("stream_options needs stream: true", "stream_options")
     if not isinstance(options, dict) or not isinstance(options.get("include_usage"), bool | None):
         raise bad_request('stream_options must be {"include_usage": true or false}', "stream_options")
+    for name, value in options.items():
+        if value is not None and name not in _STREAM_OPTIONS:
+            raise unknown(name, _STREAM_OPTIONS, "stream_options.")
     return bool(options.get("include_usage"))
 
 
-def _check_supported(body: dict[str, Any]) -> None:
-    for name in ("presence_penalty", "frequency_penalty"):
-        if body.get(name):
-            raise _unsupported(name, "use repetition_penalty (1: off; 1.1: weak) against repetition")
+def _check_logprobs(body: dict[str, Any]) -> None:
     # For completions `logprobs: 0` asks for the chosen tokens' probabilities.
-    if not (body.get("logprobs") is None or body.get("logprobs") is False) or body.get("top_logprobs"):
-        raise _unsupported("logprobs", "leave it out")
-    for name in ("logit_bias", "tools", "functions", "audio"):
-        if body.get(name):
-            raise _unsupported(name, "leave it out")
-    form = body.get("response_format")
-    if form is not None and not (isinstance(form, dict) and form.get("type") == "text"):
-        raise _unsupported("response_format", 'only {"type": "text"} is')
-
-
-def _unsupported(name: str, remedy: str) -> Exception:
-    return bad_request(f"{name} is not supported here: {remedy}", name, "unsupported_parameter")
+    if not (body.get("logprobs") is None or body.get("logprobs") is False):
+        raise unsupported("logprobs", "leave it out")
+    if body.get("top_logprobs"):
+        raise unsupported("top_logprobs", "leave it out")
 
 
 def whole(body: dict[str, Any], name: str, least: int | None = None) -> int | None:

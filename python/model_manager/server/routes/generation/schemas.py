@@ -2,18 +2,85 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from ...schemas import Token  # noqa: TC001  pydantic reads it
+from ...fields import Refused
+from ...schemas import RequestBody, Token, Unused
 from .request import LONGEST_STOP, MOST_STOPS
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 StopText = Annotated[str, Field(max_length=LONGEST_STOP)]
 
 
+_FORM = Refused("ask for the form of the answer in the prompt")
+_TEMPLATE = Refused("the model's own chat template is used; leave it out")
+_PENALTY = Refused("use repetition_penalty (1: off; 1.1: weak) against repetition")
+_LENGTH = Refused("use max_tokens")
+_REFUSED = {
+    # OpenAI's.
+    "presence_penalty": _PENALTY,
+    "frequency_penalty": _PENALTY,
+    "logit_bias": Refused(),
+    "tools": Refused(),
+    "functions": Refused(),
+    "tool_choice": Refused(off=("none", "auto")),
+    "function_call": Refused(off=("none", "auto")),
+    "audio": Refused(),
+    "modalities": Refused('only ["text"] is', (["text"],)),
+    "response_format": Refused(
+        'only {"type": "text"} is; ask for the form of the answer in the prompt', ({"type": "text"},)
+    ),
+    "reasoning_effort": _TEMPLATE,
+    "verbosity": Refused("ask for it in the prompt", ("medium",)),
+    "web_search_options": Refused(),
+    # Those of other servers.
+    "guided_json": _FORM,
+    "guided_regex": _FORM,
+    "guided_choice": _FORM,
+    "guided_grammar": _FORM,
+    "guided_decoding_backend": _FORM,
+    "guided_whitespace_pattern": _FORM,
+    "structured_outputs": _FORM,
+    "json_schema": _FORM,
+    "grammar": _FORM,
+    "regex": _FORM,
+    "chat_template": _TEMPLATE,
+    "chat_template_kwargs": _TEMPLATE,
+    "documents": Refused("put them into the messages"),
+    "add_generation_prompt": Refused(off=(True,)),
+    "continue_final_message": Refused("send the text as prompt to /v1/completions"),
+    "use_beam_search": Refused(),
+    "length_penalty": Refused(off=(1, 1.0)),
+    "typical_p": Refused("use top_p", (1, 1.0)),
+    "mirostat": Refused(),
+    "min_new_tokens": Refused("use min_tokens"),
+    "max_new_tokens": _LENGTH,
+    "max_length": _LENGTH,
+    "n_predict": _LENGTH,
+    "num_predict": _LENGTH,
+    "do_sample": Refused("use temperature: 0 for the likeliest tokens", (True,)),
+    "repeat_penalty": Refused("use repetition_penalty"),
+    "stop_token_ids": Refused("use stop"),
+    "bad_words": Refused(),
+    "allowed_token_ids": Refused(),
+    "ignore_eos": Refused("use min_tokens"),
+    "include_stop_str_in_output": Refused(),
+    "skip_special_tokens": Refused(off=(True,)),
+    "spaces_between_special_tokens": Refused(off=(True,)),
+    "prompt_logprobs": Refused(),
+    "truncate_prompt_tokens": Refused("send a shorter prompt"),
+    "options": Refused("send its items as fields of their own, or use Ollama's API at /api/chat"),
+}
+
+
 class TextPart(BaseModel):
     """A part of a message."""
+
+    model_config = ConfigDict(extra="forbid")
 
     type: Literal["text"]
     text: str
@@ -22,27 +89,28 @@ class TextPart(BaseModel):
 class Message(BaseModel):
     """One turn of a conversation."""
 
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(extra="forbid")
 
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[TextPart]
+    name: str | None = Field(None, description="Accepted, not used: chat templates have no names.")
 
 
 class StreamOptions(BaseModel):
     """Options of a streamed answer."""
 
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(extra="forbid")
 
     include_usage: bool | None = Field(None, description="Report the usage in a last event.")
+    include_obfuscation: bool | None = Field(None, description="Accepted, not used.")
 
 
-class _Generation(BaseModel):
-    model_config = ConfigDict(extra="allow")
-
+class _Generation(RequestBody):
     model: str | None = Field(None, description="A text generator's name or source; the first one without it.")
     stream: bool | None = Field(None, description="Send the answer in pieces, as server-sent events.")
     stream_options: StreamOptions | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = Field(None, description="Tokens of the answer.")
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = Field(None, description="Overrides max_tokens.")
     min_tokens: Annotated[int, Field(ge=0)] | None = Field(None, description="Tokens before which it does not end.")
     temperature: Annotated[float, Field(ge=0)] | None = Field(None, description="0: the likeliest token every time.")
     top_p: Annotated[float, Field(ge=0, le=1)] | None = Field(None, description="0: the likeliest token. 1: off.")
@@ -61,17 +129,44 @@ class _Generation(BaseModel):
     user: str | None = Field(
         None, description="The user of the request. Computed prompt prefixes are reused for the same user only."
     )
+    best_of: Annotated[int, Field(ge=1)] | None = Field(None, description="Equal to n, or left out.")
+    logprobs: Literal[False] | None = Field(None, description="Not supported.")
+    top_logprobs: Literal[0] | None = Field(None, description="Not supported.")
+    metadata: Unused = None
+    store: Unused = None
+    service_tier: Unused = None
+    safety_identifier: Unused = None
+    prompt_cache_key: Unused = None
+    prompt_cache_retention: Unused = None
+    prediction: Unused = None
+    parallel_tool_calls: Unused = None
+    request_id: Unused = None
+    priority: Unused = None
+    cache_salt: Unused = None
+    cache_prompt: Unused = None
 
 
 class ChatRequest(_Generation):
     """A conversation to answer."""
 
+    refused: ClassVar[Mapping[str, Refused]] = {
+        **_REFUSED,
+        "prompt": Refused("use /v1/completions"),
+        "system": Refused("send it as a message"),
+    }
+
     messages: Annotated[list[Message], Field(min_length=1)]
-    max_completion_tokens: Annotated[int, Field(ge=1)] | None = Field(None, description="Overrides max_tokens.")
 
 
 class CompletionRequest(_Generation):
     """Texts to continue."""
+
+    refused: ClassVar[Mapping[str, Refused]] = {
+        **_REFUSED,
+        "messages": Refused("use /v1/chat/completions"),
+        "echo": Refused(),
+        "suffix": Refused(),
+    }
 
     prompt: (
         str

@@ -87,8 +87,9 @@ def naming_fields(params: Mapping[str, Any], fields: Mapping[str, str], default:
         if isinstance(error, ConfigError) and param not in params:
             # The mistake is in a setting of the server, not in a field of the request.
             raise
-        field = None if param is None or param == "prompt" else fields.get(param, param)
-        raise refused(error, field, default) from error
+        # The other arguments have the names of their fields.
+        named = {**{name: name for name in params}, **fields, "prompt": default}
+        raise refused(error, named, default) from error
 
 
 def prefix_scope(request: Request, body: dict[str, Any]) -> str:

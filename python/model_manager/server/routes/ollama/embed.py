@@ -15,10 +15,11 @@ from ...._async import aembed, in_thread
 from ...bodies import read_json
 from ...disconnect import unless_disconnected
 from ...errors import ApiError, bad_request, timed_out
+from ...fields import check_fields
 from ...middleware import to_json
 from ..generation.shared import naming_fields
 from ..vectors import json_kind, read_dimensions, read_inputs, read_truncate, vectors
-from .fields import is_zero, model_name, nanoseconds, read_keep_alive, read_options, text, unsupported
+from .fields import is_zero, model_name, nanoseconds, read_keep_alive, read_options, text
 from .schemas import OllamaEmbedAnswer, OllamaEmbeddingsAnswer, OllamaEmbeddingsRequest, OllamaEmbedRequest
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ def add_routes(routes: Routes, service: Service) -> None:
         """Vectors of length 1 for one or several texts, which are embedded as they are. No text: load the model."""
         started = perf_counter()
         body = await read_json(request, service)
+        check_fields(body, OllamaEmbedRequest)
         name, model = _model(service, body)
         options = _options(service, body)
         options["truncate"] = read_truncate(body.get("truncate"))
@@ -74,6 +76,7 @@ def add_routes(routes: Routes, service: Service) -> None:
     async def embeddings(request: Request) -> Response:
         """The vector of one text; superseded by `/api/embed`."""
         body = await read_json(request, service)
+        check_fields(body, OllamaEmbeddingsRequest)
         name, model = _model(service, body)
         options = _options(service, body)
         prompt = text(body, "prompt")
@@ -112,9 +115,6 @@ def _model(service: Service, body: dict[str, Any]) -> tuple[str, ServedModel]:
 def _options(service: Service, body: dict[str, Any]) -> dict[str, Any]:
     """Arguments of the core."""
     read_options(body, sampled=False)
-    for name in ("instruction", "task", "prompt_name"):
-        if body.get(name):
-            raise unsupported(name, "put it in front of the text, or use /v1/embeddings")
     return {
         # Ollama embeds the text as it is, without the model's default prompt.
         "prompt": "",

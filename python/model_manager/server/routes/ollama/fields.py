@@ -7,13 +7,12 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from ...errors import bad_request
+from ...fields import unsupported
 from ..generation.request import MAX_TOKENS, stop_texts, whole
 from ..vectors import json_kind
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-    from ...errors import ApiError
 
 _NUMBERS = {
     "temperature": "temperature",
@@ -100,11 +99,6 @@ def flag(body: Mapping[str, Any], name: str, default: bool) -> bool:
     return value
 
 
-def unsupported(name: str, remedy: str = "leave it out") -> ApiError:
-    """400: a field without support."""
-    return bad_request(f"{name} is not supported here: {remedy}", name, "unsupported_parameter")
-
-
 def is_zero(keep_alive: Any) -> bool:
     """Whether this value of `keep_alive` unloads a model at once."""
     if isinstance(keep_alive, str):
@@ -162,7 +156,7 @@ def parameters(body: Mapping[str, Any]) -> dict[str, Any]:
         params["stop"] = stop
     # -1 asks for a random seed.
     if (seed := _option(options, "seed")) not in (None, -1):
-        params["seed"] = seed % 2**64
+        params["seed"] = seed
     if (most := _option(options, "num_predict")) is not None:
         if most not in (-1, -2) and most < 1:
             raise bad_request(

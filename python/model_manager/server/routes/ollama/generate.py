@@ -18,11 +18,12 @@ from ...._async import AsyncTextStream, acomplete, in_thread
 from ...bodies import is_large, read_json
 from ...disconnect import unless_disconnected
 from ...errors import ApiError, bad_request, from_exception
+from ...fields import check_fields, unsupported
 from ...middleware import to_json
 from ..generation.events import EventStream, next_piece, pieces_until, too_late
 from ..generation.request import chat_messages, count_texts, longest_text
 from ..generation.shared import check_length, generator, naming_fields, prefix_scope
-from .fields import FIELDS, flag, is_zero, model_name, nanoseconds, now, parameters, text, unsupported
+from .fields import FIELDS, flag, is_zero, model_name, nanoseconds, now, parameters, text
 from .schemas import OllamaChatAnswer, OllamaChatRequest, OllamaGenerateAnswer, OllamaGenerateRequest
 
 if TYPE_CHECKING:
@@ -43,22 +44,6 @@ if TYPE_CHECKING:
 
 _LINES = "application/x-ndjson"
 _STREAM: dict[int | str, dict[str, Any]] = {200: {"content": {_LINES: {"schema": {"type": "string"}}}}}
-_UNSUPPORTED = {
-    "tools": "leave it out",
-    "format": "leave it out, and ask for the form of the answer in the prompt",
-    "suffix": "leave it out",
-    "images": "send text only",
-    "template": 'leave it out, or send the whole prompt with "raw": true',
-    "context": "send the conversation as messages to /api/chat",
-    "logprobs": "leave it out",
-    "top_logprobs": "leave it out",
-    "width": "leave it out",
-    "height": "leave it out",
-    "steps": "leave it out",
-    "runner": "leave it out",
-    "_debug_render_only": "leave it out",
-}
-"""Fields without support unless they are null, false, 0 or empty, and what to do."""
 
 
 def add_routes(routes: Routes, service: Service) -> None:
@@ -67,12 +52,16 @@ def add_routes(routes: Routes, service: Service) -> None:
 
     async def generate(request: Request) -> Response:
         """The answer to a prompt, through the model's chat template unless `raw`. No prompt: load the model."""
-        answer = _Answer(request, service, await read_json(request, service, limit), "prompt")
+        body = await read_json(request, service, limit)
+        check_fields(body, OllamaGenerateRequest)
+        answer = _Answer(request, service, body, "prompt")
         return await answer.respond(lambda piece: {"response": piece}, answer.completion_prompt)
 
     async def chat(request: Request) -> Response:
         """The next turn of a conversation. No messages: load the model."""
-        answer = _Answer(request, service, await read_json(request, service, limit), "messages")
+        body = await read_json(request, service, limit)
+        check_fields(body, OllamaChatRequest)
+        answer = _Answer(request, service, body, "messages")
         return await answer.respond(lambda piece: {"message": {"role": "assistant", "content": piece}}, answer.messages)
 
     post = partial(routes.add, method="POST", tags=["Ollama"], responses=_STREAM, plain_errors=True)
@@ -96,9 +85,6 @@ class _Answer:
         # Prompts are never cut and contexts never shifted, with either value.
         for name in ("truncate", "shift"):
             flag(body, name, default=True)
-        for name, remedy in _UNSUPPORTED.items():
-            if body.get(name):
-                raise unsupported(name, remedy)
         if body.get("think") is not None:
             raise unsupported("think", "leave it out; the model's chat template decides")
         if self.raw and self.system:
@@ -147,8 +133,8 @@ class _Answer:
         if is_large(self.request):
             await self._load()
             await check_length(self.service, self.slot, self.body.get("messages"), "messages", count_texts)
-            return await self.service.apart(_messages, self.body)
-        messages = _messages(self.body)
+            return await self.service.apart(chat_messages, self.body)
+        messages = chat_messages(self.body)
         await self._load()
         return messages
 
@@ -246,16 +232,6 @@ def _takes_turns(manager: ModelManager, slot: str) -> bool:
 
 def _is_empty(value: Any, field: str) -> bool:
     return value is None or value == ("" if field == "prompt" else [])
-
-
-def _messages(body: dict[str, Any]) -> list[dict[str, str]]:
-    """The conversation. Raises `ApiError` 400 that names the message."""
-    messages = body.get("messages")
-    for index, message in enumerate(messages if isinstance(messages, list) else ()):
-        for name in ("images", "thinking", "tool_name") if isinstance(message, dict) else ():
-            if message.get(name):
-                raise unsupported(f"messages[{index}].{name}")
-    return chat_messages(body)
 
 
 def _line(value: dict[str, Any]) -> bytes:

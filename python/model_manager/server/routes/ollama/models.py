@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from ...._async import in_thread
 from ...bodies import read_json
 from ...errors import ApiError
+from ...fields import check_fields
 from ...middleware import to_json
 from ..models import all_models, find_model
 from .describe import details, digest
@@ -37,6 +38,7 @@ def add_routes(routes: Routes, service: Service) -> None:
     async def show(request: Request) -> Response:
         """What is known of a model; after its first load also its sizes. Loads nothing."""
         body = await read_json(request, service, _LARGEST_BODY)
+        check_fields(body, OllamaShowRequest)
         return to_json(await _show(service, model_name(body, "model", "name")))
 
     async def version(request: Request) -> Response:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from ...fields import Refused
+from ...schemas import RequestBody
 from ..generation.request import LONGEST_STOP, MOST_STOPS
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 _StopText = Annotated[str, Field(max_length=LONGEST_STOP)]
 _KeepAlive = Annotated[
@@ -15,9 +20,26 @@ _KeepAlive = Annotated[
 ]
 
 
-class _Request(BaseModel):
-    model_config = ConfigDict(extra="allow")
+_IN_FRONT = Refused("put it in front of the text, or use /v1/embeddings")
+_DRESSED = {"instruction": _IN_FRONT, "task": _IN_FRONT, "prompt_name": _IN_FRONT}
+_GENERATED = {
+    "tools": Refused(),
+    "format": Refused("leave it out, and ask for the form of the answer in the prompt"),
+    "suffix": Refused(),
+    "images": Refused("send text only"),
+    "template": Refused('leave it out, or send the whole prompt with "raw": true to /api/generate'),
+    "context": Refused("send the conversation as messages to /api/chat"),
+    "logprobs": Refused(),
+    "top_logprobs": Refused(),
+    "width": Refused(),
+    "height": Refused(),
+    "steps": Refused(),
+    "runner": Refused(),
+    "_debug_render_only": Refused(),
+}
 
+
+class _Request(RequestBody):
     model: Annotated[str, Field(min_length=1)] = Field(description="Name of a served model.")
     keep_alive: _KeepAlive = None
 
@@ -44,6 +66,8 @@ class OllamaOptions(BaseModel):
 class OllamaEmbedRequest(_Request):
     """Texts to embed."""
 
+    refused: ClassVar[Mapping[str, Refused]] = {**_DRESSED, "prompt": Refused("use input")}
+
     input: str | list[str] | None = Field(None, description="A text or several; none: load the model.")
     truncate: bool | None = Field(None, description="false: refuse texts that are longer than the model's maximum.")
     dimensions: Annotated[int, Field(ge=1, le=65536)] | None = Field(None, description="Keep this many dimensions.")
@@ -63,6 +87,12 @@ class OllamaEmbedAnswer(BaseModel):
 class OllamaEmbeddingsRequest(_Request):
     """One text to embed."""
 
+    refused: ClassVar[Mapping[str, Refused]] = {
+        **_DRESSED,
+        "input": Refused("use prompt, or /api/embed"),
+        "dimensions": Refused("use /api/embed"),
+    }
+
     prompt: str | None = Field(None, description="The text; none: load the model.")
     options: dict[str, Any] | None = Field(None, description="Accepted; no option changes a vector.")
 
@@ -76,10 +106,15 @@ class OllamaEmbeddingsAnswer(BaseModel):
 class _Text(_Request):
     stream: bool | None = Field(None, description="false: one object; else one object a line, piece by piece.")
     options: OllamaOptions | None = None
+    truncate: bool | None = Field(None, description="Accepted, not used: prompts are never cut.")
+    shift: bool | None = Field(None, description="Accepted, not used: contexts are never shifted.")
+    think: None = Field(None, description="Not supported: the model's chat template decides.")
 
 
 class OllamaGenerateRequest(_Text):
     """A prompt to answer."""
+
+    refused: ClassVar[Mapping[str, Refused]] = {**_GENERATED, "messages": Refused("use /api/chat")}
 
     prompt: str | None = Field(None, description="The text; none: load the model.")
     system: str | None = Field(None, description="The system message.")
@@ -89,7 +124,7 @@ class OllamaGenerateRequest(_Text):
 class OllamaMessage(BaseModel):
     """One turn of a conversation."""
 
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(extra="forbid")
 
     role: Literal["system", "user", "assistant"]
     content: str
@@ -97,6 +132,13 @@ class OllamaMessage(BaseModel):
 
 class OllamaChatRequest(_Text):
     """A conversation to answer."""
+
+    refused: ClassVar[Mapping[str, Refused]] = {
+        **_GENERATED,
+        "system": Refused('send it as a message with the role "system"'),
+        "prompt": Refused("send it as a message, or use /api/generate"),
+        "raw": Refused("use /api/generate"),
+    }
 
     messages: list[OllamaMessage] | None = Field(None, description="The conversation; none: load the model.")
 
@@ -156,12 +198,14 @@ class OllamaTags(BaseModel):
     models: list[OllamaTag]
 
 
-class OllamaShowRequest(BaseModel):
+class OllamaShowRequest(RequestBody):
     """The model to describe."""
 
-    model_config = ConfigDict(extra="allow")
+    refused: ClassVar[Mapping[str, Refused]] = {name: Refused() for name in ("system", "template", "options")}
 
     model: Annotated[str, Field(min_length=1)]
+    name: str | None = Field(None, description="An older name of `model`.")
+    verbose: bool | None = Field(None, description="Accepted, not used: the answer is the same.")
 
 
 class OllamaShowAnswer(BaseModel):
