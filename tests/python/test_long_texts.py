@@ -30,6 +30,18 @@ def whole(manager, text, **options):
     return future
 
 
+def rest_of_the_work():
+    """Seconds of computing from now on until this process rests; the whole text takes much longer."""
+    began = now = time.process_time()
+    end = time.monotonic() + 30
+    while time.monotonic() < end:
+        time.sleep(0.3)
+        before, now = now, time.process_time()
+        if now - before < 0.05:
+            break
+    return now - began
+
+
 @pytest.mark.parametrize("slot", [SLOT, "turkish_sentence"])
 def test_the_vector_is_that_of_the_beginning(shared, slot):
     """Both models read 24 tokens; the end of a text is far beyond them."""
@@ -117,10 +129,7 @@ def test_a_caller_who_leaves_ends_the_work(make_manager):
     time.sleep(0.1)
     assert not long.done()
     assert long.ticket.cancel()
-    time.sleep(0.3)
-    used = time.process_time()
-    time.sleep(0.5)
-    assert time.process_time() - used < 0.2
+    assert rest_of_the_work() < 1
 
 
 def test_a_timeout_ends_the_work(make_manager):
@@ -128,8 +137,5 @@ def test_a_timeout_ends_the_work(make_manager):
     manager.embed("warm", SLOT)
     long = whole(manager, "a, 你! " * 3_000_000, timeout=0.1)
     with pytest.raises(TimeoutError):
-        long.result(5)
-    time.sleep(0.3)
-    used = time.process_time()
-    time.sleep(0.5)
-    assert time.process_time() - used < 0.2
+        long.result(50)
+    assert rest_of_the_work() < 1

@@ -141,7 +141,7 @@ time.sleep(0.1)
 
 
 def interrupted(code, after=0.5):
-    """Send SIGINT `after` seconds after `ready` was printed; (exit code, stdout, stderr, seconds until the end)."""
+    """Send SIGINT `after` seconds after `ready` was printed; (exit code, stdout, stderr). It ends in 30 seconds."""
     process = subprocess.Popen(
         [sys.executable, "-c", code],
         stdout=subprocess.PIPE,
@@ -151,19 +151,18 @@ def interrupted(code, after=0.5):
     )
     assert process.stdout.readline().strip() == "ready"
     time.sleep(after)
-    started = time.monotonic()
     process.send_signal(signal.SIGINT)
     try:
         out, err = process.communicate(timeout=30)
     finally:
         process.kill()
-    return process.returncode, out, err, time.monotonic() - started
+    return process.returncode, out, err
 
 
 @pytest.mark.parametrize("after", [0.02, 0.5])
 def test_ctrl_c_stops_a_long_embed(after):
     """Early, the handler runs inside the logging of the first text that is cut."""
-    code, out, err, seconds = interrupted(
+    code, out, err = interrupted(
         MANAGER
         + """
 m = tiny(cache_size=0)
@@ -178,15 +177,14 @@ except KeyboardInterrupt:
         after,
     )
     assert (code, out) == (0, "interrupted (32,)\n"), err
-    assert seconds < 10
 
 
 def test_ctrl_c_stops_waiting_for_a_load():
-    code, out, err, seconds = interrupted(
+    code, out, err = interrupted(
         MANAGER
         + """
 m = tiny()
-m.register("slow", loader=lambda: time.sleep(4))
+m.register("slow", loader=lambda: time.sleep(600))
 print("ready", flush=True)
 try:
     m.load("slow")
@@ -197,14 +195,13 @@ except KeyboardInterrupt:
 """
     )
     assert (code, out) == (0, "interrupted\n"), err
-    assert seconds < 2
 
 
 @pytest.mark.parametrize(
     "call", ["count_tokens(text, model='english_sentence')", "generate(text, max_new_tokens=1)", "embed([text, text])"]
 )
 def test_ctrl_c_stops_tokenizing(call):
-    code, out, err, seconds = interrupted(
+    code, out, err = interrupted(
         f"""
 from generators import writer
 m = writer(max_text_bytes=1 << 30, cache_size=0, language_detection=False)
@@ -220,7 +217,6 @@ except KeyboardInterrupt:
 """
     )
     assert (code, out) == (0, "interrupted\n"), err
-    assert seconds < 3
 
 
 FORK = """
@@ -270,7 +266,7 @@ def work():
     assert m.unload("english_sentence")
     m.set_auto_cleanup(True, 0.1, 0.1)
     m.embed("again")
-    end = time.monotonic() + 10
+    end = time.monotonic() + 30
     while m.is_loaded("english_sentence"):
         assert time.monotonic() < end
         time.sleep(0.01)

@@ -109,7 +109,7 @@ def test_every_way_to_ask_gives_the_same(remote):
     done = threading.Event()
     answers = []
     remote.submit("one text", lambda array, error: (answers.append((array, error)), done.set()), "remote")
-    assert done.wait(10)
+    assert done.wait(30)
     np.testing.assert_array_equal(answers[0][0], one)
     np.testing.assert_array_equal(remote.get("remote").encode("one text", normalize_embeddings=True), one)
     assert remote.embed([], "remote").shape == (0, WIDTH)
@@ -414,7 +414,7 @@ def test_token_counts_are_the_servers(server, remote):
         remote.submit_response(
             inputs, lambda *result: (answers.append(result), done.set()), "remote", served_model="public", **options
         )
-        assert done.wait(10)
+        assert done.wait(30)
         body, count, error = answers[0]
         assert error is None
         answer = json.loads(body)
@@ -437,7 +437,7 @@ def test_what_only_a_local_model_can_do_is_refused(remote):
     remote.submit_response(
         "a", lambda *answer: (reported.append(answer), done.set()), "remote", served_model="m", truncate=False
     )
-    assert done.wait(10)
+    assert done.wait(30)
     assert isinstance(reported[0][2], InputError)
     assert "truncate" in str(reported[0][2])
 

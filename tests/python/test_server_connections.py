@@ -121,7 +121,7 @@ SLOW = """
 from model_manager.server import ServedModel, ServerConfig
 from model_manager.server.main import run
 if __name__ == "__main__":
-    run(ServerConfig(port=0, header_timeout=0.5, models=[ServedModel("tiny", source=MODEL)]))
+    run(ServerConfig(port=0, header_timeout=1.5, models=[ServedModel("tiny", source=MODEL)]))
 """
 
 
@@ -160,7 +160,7 @@ def test_headers_that_never_end(process, tmp_path):
 
 def test_headers_that_are_too_large(process, tmp_path):
     path = tmp_path / "serve.py"
-    path.write_text(SLOW.replace("MODEL", repr(ENGLISH_MODEL)).replace("0.5", "30"))
+    path.write_text(SLOW.replace("MODEL", repr(ENGLISH_MODEL)).replace("1.5", "30"))
     head = HEAD.format("GET /health", "").encode()[:-2]
     with connected(process(str(path)).url()) as connection:
         # All bytes have arrived when the server closes.

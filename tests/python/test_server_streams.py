@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
@@ -12,7 +11,7 @@ import pytest
 from generation_servers import ASK, TEXT, events, leave
 from generators import SLOT, WITHOUT_END, eventually, figures
 from model_manager.errors import NotFiniteError
-from servers import SECONDS
+from servers import SECONDS, until
 
 
 def test_the_bytes_of_a_stream(gpt2_server):
@@ -142,7 +141,8 @@ def test_answers_that_the_drain_timeout_ends_say_so(process, endless_model):
         lines = answer.iter_lines()
         next(lines)
         whole = pool.submit(client.post, path, json={**body, "stream": False})
-        time.sleep(0.3)
+        # A request that arrives after the signal has another answer.
+        until(lambda: client.get("/api/status").json()["requests"]["in_flight"] == 2)
         server.popen.terminate()
         *_, last = filter(None, lines)
         refused = whole.result(SECONDS)

@@ -13,7 +13,7 @@ from conftest import ENGLISH_MODEL, FIXTURES, TURKISH_MODEL, run_python, tiny
 from embedding_server import EmbeddingServer
 from fastapi import FastAPI
 from generation_servers import leave
-from generators import GREEDY, SLOT, TEXT, WITHOUT_END
+from generators import GREEDY, SLOT, TEXT, WITHOUT_END, figures
 from model_manager import errors, tracing
 from model_manager.server import ServerConfig, router
 from opentelemetry import trace
@@ -285,7 +285,8 @@ def test_answers_that_are_given_up_end_their_spans(spans, endless):
 
     async def give_up():
         task = asyncio.create_task(endless.agenerate(TEXT, **WITHOUT_END))
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(0)
+        await asyncio.to_thread(until, lambda: figures(endless)["active"] == 1)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
 

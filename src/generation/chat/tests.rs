@@ -1,5 +1,3 @@
-use std::time::{Duration, Instant};
-
 use super::clock::{Moment, strftime};
 use super::limits::{MAX_NESTING, MAX_SOURCE_BYTES};
 use super::*;
@@ -10,10 +8,8 @@ fn render(source: &str) -> Result<String> {
 }
 
 fn refusal(source: &str) -> String {
-    let start = Instant::now();
     let error = render(source).unwrap_err();
     assert!(matches!(error, Error::Unsupported { .. }), "{error}");
-    assert!(start.elapsed() < Duration::from_secs(10), "{:?} for {error}", start.elapsed());
     error.to_string()
 }
 

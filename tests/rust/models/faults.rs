@@ -370,14 +370,7 @@ fn parts_of_a_tokenizer_that_lie_too_deep_are_refused() {
             assert_ne!(wanted, hole);
             fs::write(&path, wanted).unwrap();
             let files = ModelFiles::open("deep", folder.path()).unwrap();
-            let began = std::time::Instant::now();
-            let loaded = Tokenizer::load(&files, false);
-            assert!(
-                began.elapsed() < std::time::Duration::from_secs(5),
-                "{part} {levels}: {:?}",
-                began.elapsed()
-            );
-            match loaded {
+            match Tokenizer::load(&files, false) {
                 Ok(_) => assert!(levels <= 5, "{part} {levels}"),
                 Err(error) => {
                     let text = error.to_string();

@@ -194,13 +194,17 @@ fn formats_are_mixed_and_old_results_expire() {
     assert_eq!(held(&disk, 0..3), 3);
     let short = DiskSettings { time_to_live: Some(Duration::from_secs(1)), ..settings(folder.path()) };
     let disk = Disk::new(short);
-    let until = Instant::now() + Duration::from_secs(10);
+    let until = Instant::now() + Duration::from_secs(60);
     while held(&disk, 0..3) > 0 && Instant::now() < until {
         std::thread::sleep(Duration::from_millis(50));
     }
     assert_eq!(held(&disk, 0..3), 0);
-    disk.put(&rows(0..1, 8));
-    assert_eq!(held(&disk, 0..1), 1);
+    let stored_anew = || {
+        disk.put(&rows(0..1, 8));
+        held(&disk, 0..1) == 1
+    };
+    // On a machine that stands still for a second it is too old again.
+    assert!((0..10).any(|_| stored_anew()));
 }
 
 #[test]
@@ -210,7 +214,7 @@ fn two_users_of_one_folder_see_each_other_and_removals() {
     assert_eq!(held(&other, 0..5), 0);
     one.put(&rows(0..5, 4));
     other.put(&rows(5..10, 4));
-    let until = Instant::now() + Duration::from_secs(10);
+    let until = Instant::now() + Duration::from_secs(60);
     while held(&other, 0..10) + held(&one, 0..10) < 20 && Instant::now() < until {
         std::thread::sleep(Duration::from_millis(50));
     }

@@ -3,7 +3,6 @@
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Instant;
 
 use super::*;
 use crate::config::SystemHost;
@@ -118,12 +117,10 @@ fn a_server_that_never_answers_costs_its_timeout_once() {
         drop(stream);
     });
     let tier = tier(&url, None, &Clock::manual());
-    let started = Instant::now();
     for _ in 0..20 {
         assert_eq!(tier.get(&[key(1)]), [None]);
         tier.put(&[(key(1), item())]);
     }
-    assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
     assert_eq!(connections.load(Ordering::SeqCst), 1);
 }
 
