@@ -218,11 +218,12 @@ def test_keep_alive(serve):
     assert server.manager.is_loaded("tiny")
 
 
-def test_nulls_and_unused_fields(server):
+def test_nulls_and_unknown_fields(server):
     names = ["model", "encoding_format", "dimensions", "instruction", "task", "prompt_name", "truncate", "keep_alive"]
     plain = server.embed(input="a text").content
     assert server.embed(input="a text", user=None, **dict.fromkeys(names)).content == plain
     assert server.embed(input="a text", user="someone", store=True, metadata={"a": [1]}).content == plain
+    assert server.embed(input="a text", no_such_field="anything", priority_class=5).content == plain
 
 
 def test_as_many_inputs_as_are_allowed(server):

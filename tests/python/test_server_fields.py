@@ -10,7 +10,7 @@ from conftest import DIMENSION, FIXTURES
 from generation_servers import TEXT, TURN
 from generators import SLOT, writer
 from model_manager.server import ServerConfig, create_app
-from model_manager.server.fields import Refused, _known
+from model_manager.server.fields import _known
 from model_manager.server.routes.generation.request import LONGEST_STOP, MOST_STOPS
 from model_manager.server.routes.generation.schemas import ChatRequest, CompletionRequest
 from model_manager.server.routes.ollama.schemas import (
@@ -25,6 +25,7 @@ from model_manager.server.schemas import (
     EmbeddingsRequest,
     HintRequest,
     LoadRequest,
+    Refused,
     RerankRequest,
     SparseRequest,
     WarmUpRequest,
@@ -271,6 +272,9 @@ def test_null_is_as_if_a_field_were_left_out(full_server, path):
 @pytest.mark.parametrize("path", [*ROUTES, *ALIASES, "/v2/rerank"])
 def test_unknown_fields_are_refused_by_name(full_server, path):
     schema, right, _ = ROUTES[ALIASES.get(path, "/v1/rerank" if path == "/v2/rerank" else path)]
+    if schema is EmbeddingsRequest:  # callers of the server that this one replaces send fields of their own
+        assert post(full_server, path, {**right, "no_such_field": 1}).status_code == 200
+        return
     answer = post(full_server, path, {**right, "no_such_field": 1})
     assert answer.status_code == 400, answer.text
     said = message(answer, path)

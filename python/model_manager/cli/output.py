@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from .. import Config, ModelManager
+from .._sizes import size_text as size  # noqa: F401 - its former name here
 from .texts import option
 
 if TYPE_CHECKING:

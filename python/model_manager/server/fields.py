@@ -1,10 +1,9 @@
-"""The fields of requests. What is not understood is refused by name, never ignored."""
+"""The fields of requests. What is not understood is refused by name."""
 
 from __future__ import annotations
 
 import difflib
 import functools
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from .errors import bad_request
@@ -17,24 +16,6 @@ if TYPE_CHECKING:
 
 _LONGEST_NAME = 100
 """Characters of an unknown field's name in a message."""
-
-
-@dataclass(frozen=True)
-class Refused:
-    """A field without support.
-
-    Args:
-        remedy: What a client can do instead.
-        off: Values that change nothing, besides null, false, 0 and what is empty.
-    """
-
-    remedy: str = "leave it out"
-    off: tuple[Any, ...] = ()
-
-    def refuses(self, value: Any) -> bool:
-        """Whether this value would change the answer."""
-        # True equals 1, which is another value of JSON.
-        return bool(value) and not any(value == one and type(value) is type(one) for one in self.off)
 
 
 @functools.cache
@@ -52,6 +33,8 @@ def check_fields(body: Mapping[str, Any], schema: type[RequestBody]) -> None:
         if name in known or value is None:
             continue
         if name not in refused:
+            if schema.accepts_unknown:
+                continue
             raise unknown(name, known)
         if refused[name].refuses(value):
             raise unsupported(name, refused[name].remedy)

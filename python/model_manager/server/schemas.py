@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, RootModel
-
-from .fields import Refused
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -16,6 +15,24 @@ Unused = Annotated[Any, Field(description="Accepted, not used: the answer does n
 Token = Annotated[int, Field(ge=0, lt=2**32)]
 
 
+@dataclass(frozen=True)
+class Refused:
+    """A field without support.
+
+    Args:
+        remedy: What a client can do instead.
+        off: Values that change nothing, besides null, false, 0 and what is empty.
+    """
+
+    remedy: str = "leave it out"
+    off: tuple[Any, ...] = ()
+
+    def refuses(self, value: Any) -> bool:
+        """Whether this value would change the answer."""
+        # True equals 1, which is another value of JSON.
+        return bool(value) and not any(value == one and type(value) is type(one) for one in self.off)
+
+
 class RequestBody(BaseModel):
     """A request. Other fields than these are refused by name; null is as if a field were left out."""
 
@@ -23,6 +40,8 @@ class RequestBody(BaseModel):
 
     refused: ClassVar[Mapping[str, Refused]] = {}
     """Fields of other servers without support here, and what to do."""
+    accepts_unknown: ClassVar[bool] = False
+    """Whether all other fields are accepted without effect."""
 
 
 class ErrorDetail(BaseModel):
@@ -61,6 +80,9 @@ _LENGTH_ONE = Refused("vectors have length 1; leave it out", (True,))
 class EmbeddingsRequest(RequestBody):
     """Texts to embed."""
 
+    model_config = ConfigDict(extra="allow")
+
+    accepts_unknown = True  # callers of the server that this one replaces send fields of their own
     refused: ClassVar[Mapping[str, Refused]] = {
         "input_type": Refused("use task, prompt_name or instruction"),
         "embedding_type": Refused("use encoding_format", ("float",)),

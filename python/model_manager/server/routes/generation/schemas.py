@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from ...fields import Refused
-from ...schemas import RequestBody, Token, Unused
+from ...schemas import Refused, RequestBody, Token, Unused
 from .request import LONGEST_STOP, MOST_STOPS
 
 if TYPE_CHECKING:

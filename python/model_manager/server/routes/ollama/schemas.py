@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from ...fields import Refused
-from ...schemas import RequestBody
+from ...schemas import Refused, RequestBody
 from ..generation.request import LONGEST_STOP, MOST_STOPS
 
 if TYPE_CHECKING:
