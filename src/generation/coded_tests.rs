@@ -146,6 +146,3 @@ fn coded_models_compute_what_their_weights_say() {
         }
     }
 }
-
-#[path = "unpacked_tests.rs"]
-mod unpacked;

@@ -70,12 +70,11 @@ pub(crate) fn spread(format: DType, columns: usize) -> usize {
 }
 
 impl Activations {
-    /// Quantizes the rows of any format that `is_wanted` to eight bits; what the others have is unspecified.
+    /// Quantizes rows of any format to eight bits.
     pub(crate) fn quantize(
         &mut self,
         kernels: &Kernels,
         x: PlainRows<'_>,
-        is_wanted: impl Fn(usize) -> bool,
         halves: bool,
         parallelism: Parallelism<'_>,
     ) -> Result<()> {
@@ -87,12 +86,11 @@ impl Activations {
         let sums = resized(&mut self.sums, if halves { x.rows * groups * 2 } else { 0 });
         let mut sums = sums.chunks_mut(groups * 2);
         let sums = std::iter::repeat_with(|| sums.next());
-        let rows = quants.zip(scales).zip(sums.zip(offsets)).enumerate();
-        let rows: Vec<_> = rows.filter(|(row, _)| is_wanted(*row)).collect();
-        each(parallelism, rows, |(row, ((quants, scales), (sums, offsets)))| {
+        let rows: Vec<_> = quants.zip(scales).zip(sums.zip(offsets)).collect();
+        each(parallelism, rows, |row, ((quants, scales), (sums, offsets))| {
             let sums = sums.as_deref_mut();
             let mut row = QuantizedRow {
-                x: x.row(*row),
+                x: x.row(row),
                 format: x.format,
                 length: x.columns,
                 quants,
@@ -107,10 +105,16 @@ impl Activations {
 }
 
 /// Runs `work` on each row.
-fn each<T: Send>(parallelism: Parallelism<'_>, mut rows: Vec<T>, work: impl Fn(&mut T) + Sync) -> Result<()> {
+fn each<T: Send>(
+    parallelism: Parallelism<'_>,
+    mut rows: Vec<T>,
+    work: impl Fn(usize, &mut T) + Sync,
+) -> Result<()> {
     let share = rows.len().div_ceil(parallelism.threads()).max(1);
     let shares: Vec<_> = rows.chunks_mut(share).map(Mutex::new).collect();
-    parallelism.run(shares.len(), &|index| shares[index].lock().iter_mut().for_each(&work))
+    parallelism.run(shares.len(), &|index| {
+        shares[index].lock().iter_mut().enumerate().for_each(|(at, row)| work(index * share + at, row));
+    })
 }
 
 #[cfg(test)]
@@ -124,7 +128,7 @@ mod tests {
         memory.as_mut_slice().copy_from_slice(x);
         let rows = PlainRows::new(memory.as_slice(), columns * 4, x.len() / columns, columns, DType::F32);
         let mut quantized = Activations::default();
-        quantized.quantize(Kernels::of(Isa::best()), rows, |_| true, true, Parallelism::One).unwrap();
+        quantized.quantize(Kernels::of(Isa::best()), rows, true, Parallelism::One).unwrap();
         quantized
     }
 

@@ -232,8 +232,7 @@ fn in_chunks<B: Backend>(model: &Transformer<B>, texts: &[Vec<u32>], chunk: usiz
                 let tokens = &text[first..text.len().min(first + chunk)];
                 let needs_logits = first + chunk >= text.len();
                 ending.extend(needs_logits.then_some(index));
-                let length = text.len();
-                steps.push(Step { cache, tokens, prompt: length, length, needs_logits });
+                steps.push(Step { cache, tokens, length: text.len(), needs_logits });
             }
         }
         let mut out = vec![f32::NAN; ending.len() * width];

@@ -20,7 +20,7 @@ const ACTIVATIONS: [Activation; 5] =
     [Activation::Identity, Activation::Gelu, Activation::GeluTanh, Activation::Relu, Activation::Silu];
 
 fn all() -> impl Iterator<Item = &'static Kernels> {
-    Isa::available().map(Kernels::of).chain([Kernels::wide()])
+    Isa::available().map(Kernels::of)
 }
 
 /// Pseudorandom numbers in -1..1.
