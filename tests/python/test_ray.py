@@ -148,13 +148,19 @@ def test_ray_serve_answers_and_multiplexes(cluster, expected):
         deployment({})
 
 
-def counting():
-    """An embedder that also says which process computed a batch, and what its manager has done until then. A local
-    class is pickled by value: the actors cannot import this file.
+def counting(actors=1, folder=None):
+    """An embedder that also says which process computed a batch, and what its manager has done until then. Its first
+    batch waits until so many `actors` have one, which leave their mark in `folder`. A local class is pickled by value:
+    the actors cannot import this file.
     """
 
     class Counting(BatchEmbedder):
         def __call__(self, batch):
+            if folder is not None:
+                (folder / str(os.getpid())).touch()
+                deadline = time.monotonic() + 100
+                while len(os.listdir(folder)) < actors and time.monotonic() < deadline:
+                    time.sleep(0.01)
             made = super().__call__(batch)
             stats = self._loaded().manager.stats()
             figures = {
@@ -169,8 +175,8 @@ def counting():
     return Counting
 
 
-def test_each_actor_loads_the_model_once(cluster, expected, monkeypatch):
-    monkeypatch.setattr("model_manager.ray.BatchEmbedder", counting())
+def test_each_actor_loads_the_model_once(cluster, expected, monkeypatch, tmp_path):
+    monkeypatch.setattr("model_manager.ray.BatchEmbedder", counting(2, tmp_path))
     rows = embed(dataset(12), TURKISH_MODEL, workers=2, cpus=1, batch_size=25, config=CONFIG).take_all()
     loads = {}
     for row in rows:
