@@ -13,6 +13,7 @@ from conftest import ENGLISH_MODEL, ENGLISH_TEXT
 from model_manager.errors import ClosedError, InputError
 from model_manager.integrations import _memory_plot as drawing
 from model_manager.integrations.jupyter import MemoryPlot, MemorySample, memory_plot
+from notebooks import run_cells
 
 plot_html = drawing.plot_html
 MIB = 1 << 20
@@ -301,9 +302,6 @@ def test_repr(manager, notebook):
 @pytest.mark.filterwarnings("default")
 def test_in_a_real_notebook(monkeypatch, tmp_path):
     """The picture of the first cell changes while other cells run, and stays as it was at the end."""
-    nbformat = pytest.importorskip("nbformat")
-    client = pytest.importorskip("nbclient")
-    monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
     sources = (
         f"""
 import time, warnings
@@ -321,11 +319,10 @@ while "english_sentence" not in plot.samples[-1].layers and time.monotonic() < d
 """,
         "plot.stop()",
     )
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])
-    client.NotebookClient(notebook, timeout=60, kernel_name="python3").execute()
-    (output,) = notebook.cells[0].outputs
+    cells = run_cells(sources, tmp_path, monkeypatch)
+    (output,) = cells[0].outputs
     assert output["output_type"] == "display_data"
     assert 'data-layer="english_sentence"' in output["data"]["text/html"]
     assert "stopped" in output["data"]["text/html"]
     assert output["data"]["text/plain"].startswith("<MemoryPlot stopped")
-    assert "Error" not in json.dumps([cell.outputs for cell in notebook.cells])
+    assert "Error" not in json.dumps([cell.outputs for cell in cells])

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 from conftest import ENGLISH_MODEL, ROOT
+from notebooks import run_cells
 
 PATH = ROOT / "examples" / "quickstart.ipynb"
 RETRIEVAL = ROOT / "examples" / "retrieval.ipynb"
@@ -69,9 +70,6 @@ def test_retrieval_runs(multilingual, monkeypatch, tmp_path):
 @pytest.mark.filterwarnings("default")
 def test_progress_bars_and_tables(monkeypatch, tmp_path):
     """Bars of calls that ask for one, and of indexing by default; without ipywidgets as text and without a warning."""
-    nbformat = pytest.importorskip("nbformat")
-    client = pytest.importorskip("nbclient")
-    monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
     sources = (
         f"""
 import warnings
@@ -85,13 +83,12 @@ manager.english_sentence_model.encode(["a text"] * 50, show_progress_bar=True).s
         'indexer.add_documents([{"id": "a", "text": "<b>a text</b>"}, {"id": "b", "text": "another"}]).indexed',
         'indexer.search("a question", score_threshold=None)',
     )
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])
-    client.NotebookClient(notebook, timeout=60, kernel_name="python3").execute()
-    encoded, indexed = (json.dumps(cell.outputs) for cell in notebook.cells[:2])
+    cells = run_cells(sources, tmp_path, monkeypatch)
+    encoded, indexed = (json.dumps(cell.outputs) for cell in cells[:2])
     assert "50/50" in encoded
     assert "2/2" in indexed
     assert "Warning" not in encoded + indexed
-    (hits,) = [output["data"] for output in notebook.cells[-1].outputs if "data" in output]
+    (hits,) = [output["data"] for output in cells[-1].outputs if "data" in output]
     assert "&lt;b&gt;a text&lt;/b&gt;" in hits["text/html"]
     assert "<b>" not in hits["text/html"]
     assert hits["text/plain"].startswith("[SearchHit(")

@@ -141,7 +141,7 @@ def test_requests_under_way_are_finished(process, tmp_path):
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_requests_that_arrive_while_it_stops(process, tmp_path, workers):
-    """They are refused with an answer; a connection that nobody reads would be reset at the end."""
+    """They are refused with an answer; a connection that is not read would be reset at the end."""
     server = process(script(tmp_path, SERVE, WORKERS=workers, MODEL=ENGLISH_MODEL))
     url = server.url(workers)
     running = begun(url)

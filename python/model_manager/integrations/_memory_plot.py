@@ -152,7 +152,7 @@ class MemoryPlot:
                 self._shown.update(self)
             self._state = state
             self._shown.update(self)
-        except Exception as error:  # noqa: BLE001 - the kernel ends, its client left: nobody sees the picture
+        except Exception as error:  # noqa: BLE001 - the kernel ends or its client left: no notebook shows the picture
             self._state = "ended"
             _LOG.warning("the live plot of memory ended: %s", error)
 

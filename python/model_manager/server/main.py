@@ -269,7 +269,7 @@ class Supervisor(Multiprocess):
         self.signal_queue.append(sig)
 
     def terminate_all(self) -> None:
-        """End the workers. Only they listen from now on: nobody would answer a connection of this process."""
+        """End the workers. Only they listen from now on: this process would leave a connection without an answer."""
         super().terminate_all()
         for sock in self.sockets:
             sock.close()
