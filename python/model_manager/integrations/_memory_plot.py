@@ -16,10 +16,11 @@ from collections import deque
 from html import escape
 from typing import NamedTuple
 
+from .._arguments import a_number, argument_error, type_error
 from .._core import Manager
 from .._html import FRAME, QUIET
 from .._sizes import size_text
-from ..errors import ClosedError, InputError
+from ..errors import ClosedError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -75,17 +76,17 @@ def memory_plot(
             `MemoryPlot.stop`, at the end of a ``with`` block, and when the manager is closed.
 
     Raises:
-        InputError: A number is out of range.
+        ArgumentError: A number is out of range.
         TypeError: `manager` is no manager, or a number is none.
         ClosedError: The manager is closed.
         RuntimeError: No notebook runs this code.
     """
     if not isinstance(manager, Manager):
-        raise TypeError(f"manager: expected a ModelManager, not {type(manager).__name__}")
-    _seconds("interval", interval, _FASTEST)
-    _seconds("window", window, interval)
+        raise type_error("manager", "a ModelManager", manager)
+    interval = _seconds("interval", interval, _FASTEST)
+    window = _seconds("window", window, interval)
     if duration is not None:
-        _seconds("duration", duration, 0.0)
+        duration = _seconds("duration", duration, 0.0)
     if manager.closed:
         raise ClosedError("memory_plot(): the manager is closed")
     plot = MemoryPlot(manager, interval, window, duration)
@@ -209,12 +210,12 @@ def _display(plot: MemoryPlot) -> Any:
     return display(plot, display_id=True)  # type: ignore[no-untyped-call]
 
 
-def _seconds(name: str, value: object, least: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name}: expected a number of seconds, not {type(value).__name__}")
-    if not (math.isfinite(value) and value > 0 and value >= least):
+def _seconds(name: str, given: object, least: float) -> float:
+    seconds = a_number(name, given)
+    if not (math.isfinite(seconds) and seconds > 0 and seconds >= least):
         bound = f"at least {least:g}" if least else "more than 0"
-        raise InputError(f"{name}={value!r}: give seconds, {bound}")
+        raise argument_error(name, f"{name}={given!r}: give seconds, {bound}")
+    return seconds
 
 
 # --- The picture ------------------------------------------------------------------------------------------------------
