@@ -30,14 +30,37 @@ BODY = '{"input": "a", "model": "tiny"}'
 # --- Types -----------------------------------------------------------------------------------------------------------
 
 
+FOREIGN = [{"origin": "http://evil.example"}, {"origin": "null"}, {"sec-fetch-site": "cross-site"}]
+
+
+@pytest.mark.parametrize("path", POSTED)
+@pytest.mark.parametrize("content_type", [None, ""])
+@pytest.mark.parametrize("page", FOREIGN)
+def test_a_body_without_a_type_from_a_page_is_not_read(server, path, content_type, page):
+    """A browser sends such bodies to any site, but names the page."""
+    headers = page if content_type is None else {**page, "content-type": content_type}
+    response = server.client.post(path, content=BODY, headers=headers)
+    assert response.status_code == 415
+    assert response.json()["error"]["code"] == "content_type"
+
+
+@pytest.mark.parametrize("content_type", [None, ""])
+def test_a_body_without_a_type_from_a_program_is_read(server, content_type):
+    """LiteLLM sends Ollama's requests in this way."""
+    headers = {} if content_type is None else {"content-type": content_type}
+    for path in ("/v1/embeddings", "/api/embed"):
+        response = server.client.post(path, content=BODY, headers=headers)
+        assert response.status_code == 200, response.text
+    assert server.client.post("/v1/embeddings", content=b"input=a", headers=headers).status_code == 400
+
+
 @pytest.mark.parametrize("path", POSTED)
 @pytest.mark.parametrize(
-    "content_type", [None, "", "text/plain", "application/x-www-form-urlencoded", "multipart/form-data", "text/json"]
+    "content_type", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", "text/json"]
 )
 def test_only_json_is_read(server, path, content_type):
-    """A browser sends other types, and bodies without one, to any site without a preflight request."""
-    headers = {} if content_type is None else {"content-type": content_type}
-    response = server.client.post(path, content=BODY, headers=headers)
+    """A browser sends other types to any site without a preflight request."""
+    response = server.client.post(path, content=BODY, headers={"content-type": content_type})
     assert response.status_code == 415
     error = response.json()["error"]
     assert (error["type"], error["code"]) == ("invalid_request_error", "content_type")

@@ -67,7 +67,15 @@ SHARED = {
 }
 UNUSED = {
     *("metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"),
-    *("prediction", "parallel_tool_calls", "request_id", "priority", "cache_salt", "cache_prompt"),
+    *(
+        "prompt_cache_options",
+        "prediction",
+        "parallel_tool_calls",
+        "request_id",
+        "priority",
+        "cache_salt",
+        "cache_prompt",
+    ),
 }
 """Accepted whatever they hold."""
 OPTIONS = {
@@ -87,7 +95,7 @@ OLLAMA = {
     "stream": FLAG,
     "truncate": FLAG,
     "shift": FLAG,
-    "think": (True, False, "low"),
+    "think": (True, 0, "low"),
     "options": (5, [], "fast", *({name: value} for name, values in OPTIONS.items() for value in values)),
 }
 WRONG_MESSAGES = (
@@ -140,6 +148,7 @@ ROUTES = {
             "instruction": TEXT_ONLY,
             "prompt_name": ("no such prompt", *TEXT_ONLY),
             "truncate": FLAG,
+            "max_tokens_per_doc": COUNT,
             "keep_alive": KEEP,
         },
     ),
@@ -203,7 +212,7 @@ ROUTES = {
     "/api/warmup": (WarmUpRequest, {"models": ["tiny"]}, {"models": ("tiny", 5, {}, [5], [None], [["tiny"]])}),
 }
 """By path: the schema, a request that is answered, and wrong values by field."""
-WITHOUT_WRONG = {"/api/show": {"name", "verbose"}}
+WITHOUT_WRONG = {"/api/show": {"name", "verbose"}, "/v1/rerank": {"user"}, "/v1/classify": {"user"}}
 ALIASES = {"/embeddings": "/v1/embeddings", "/embed_sparse": "/v1/embeddings/sparse", "/rerank": "/v1/rerank"}
 
 
@@ -321,6 +330,40 @@ def test_values_that_equal_the_off_value_only_in_python():
     assert not any(map(Refused().refuses, (None, False, 0, 0.0, "", [], {})))
 
 
+def test_false_and_nought_where_a_field_is_off_with_another_value():
+    for off, asked in ((True, False), (1, 0), (1.0, 0), (True, 0), (-1, 0), (False, True)):
+        assert Refused(off=(off,)).refuses(asked), (off, asked)
+        assert not Refused(off=(off,)).refuses(off)
+    assert not any(map(Refused(off=("auto",)).refuses, (None, False, "", {})))
+    assert Refused(asks=({},)).refuses({})
+    assert not any(map(Refused(asks=({},)).refuses, (None, "", [], False)))
+
+
+@pytest.mark.parametrize(
+    ("path", "field", "value"),
+    [
+        ("/v1/embeddings", "normalize", False),
+        ("/v1/embeddings", "normalized", False),
+        ("/v1/embeddings", "add_special_tokens", False),
+        ("/v1/embeddings", "truncation", False),
+        *(("/v1/completions", name, False) for name in ("do_sample", "skip_special_tokens", "add_special_tokens")),
+        *(("/v1/chat/completions", name, False) for name in ("do_sample", "add_generation_prompt")),
+        *(("/v1/chat/completions", name, {}) for name in ("guided_json", "json_schema", "web_search_options")),
+        ("/v1/chat/completions", "add_special_tokens", True),
+        ("/v1/chat/completions", "enable_thinking", True),
+        ("/v1/completions", "length_penalty", 0),
+        ("/v1/completions", "repeat_penalty", 1.1),
+        ("/api/chat", "format", {}),
+        ("/v1/rerank", "truncate_prompt_tokens", 5),
+    ],
+)
+def test_values_that_ask_for_something_though_they_look_like_none(full_server, path, field, value):
+    _, right, _ = ROUTES[path]
+    answer = post(full_server, path, {**right, field: value})
+    assert answer.status_code == 400, answer.text
+    assert message(answer, path).startswith(f"{field} is not supported here: ")
+
+
 @pytest.mark.parametrize(
     ("path", "body", "said"),
     [
@@ -349,6 +392,8 @@ def test_values_that_equal_the_off_value_only_in_python():
         ("/api/embed", {"model": "tiny", "input": "word " * 200, "truncate": False}, "input has "),
         ("/api/generate", {"model": SLOT, "prompt": "a", "options": {"seed": 2**64}}, "options.seed=1844"),
         ("/api/generate", {"model": SLOT, "prompt": "a", "options": {"top_p": 2}}, "options.top_p=2: must be in"),
+        ("/v1/completions", {"prompt": ""}, "prompt is empty"),
+        ("/v1/completions", {"prompt": ["a", ""]}, "prompt[1] is empty"),
         ("/v1/completions", {"prompt": "a", "seed": -(2**64)}, "seed=-1844"),
         ("/v1/completions", {"prompt": "a", "min_tokens": 5, "max_tokens": 4}, "min_tokens=5: must be at most 4"),
         ("/v1/completions", {"prompt": "a", "min_tokens": 10_000}, "min_tokens=10000: must be at most "),

@@ -118,7 +118,8 @@ def test_classes(scorers):
         ("/v1/classify", {"query": None, "documents": None, "input": ["a", ["b", "c"]]}, 400, "input"),
         ("/v1/classify", {"input": "a"}, 400, "query"),
         ("/v1/rerank", {"texts": ["a"]}, 400, "texts"),
-        ("/rerank", {"documents": None, "texts": ["a"], "top_n": 1}, 400, "top_n"),
+        ("/rerank", {"documents": None, "texts": ["a"], "top_n": 0}, 400, "top_n"),
+        ("/rerank", {"documents": None, "texts": ["a"], "return_documents": True}, 400, "return_documents"),
         ("/v1/classify", {"query": None, "documents": None, "model": "tiny", "input": "a"}, 400, "model"),
     ],
 )

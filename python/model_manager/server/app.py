@@ -20,7 +20,7 @@ from .routing import Routes
 from .service import Service
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Iterable
     from contextlib import AbstractAsyncContextManager
 
     from starlette.requests import Request
@@ -56,9 +56,13 @@ def _answered_by(answer: ASGIApp) -> Handler:
 
 def _answer_unknown_paths(app: FastAPI, service: Service) -> None:
     """Answer unknown paths in the form of all errors, without waiting for a body."""
+    known = {getattr(route, "path", "").rstrip("/") for route in app.routes} - {""}
 
     async def unknown(request: Request) -> ASGIApp:
-        raise ApiError(404, f"Nothing is served at {request.url.path}; GET / lists the endpoints", code="unknown_path")
+        path = request.url.path
+        meant = _meant(path.rstrip("/"), known)
+        hint = f"did you mean {meant}? " if meant else ""
+        raise ApiError(404, f"Nothing is served at {path}; {hint}GET / lists the endpoints", code="unknown_path")
 
     endpoint, other = Endpoint(unknown, service, "(unknown)", method=None, probe=True), app.router.default
 
@@ -66,6 +70,14 @@ def _answer_unknown_paths(app: FastAPI, service: Service) -> None:
         await (endpoint if scope["type"] == "http" else other)(scope, receive, send)
 
     app.router.default = default
+
+
+def _meant(path: str, known: Iterable[str]) -> str | None:
+    """The known path that a client meant whose base URL lacks /v1, or has a part too much."""
+    longer = [one for one in known if path and one.endswith(path)]
+    if longer:
+        return min(longer, key=len)
+    return max((one for one in known if path.endswith(one)), key=len, default=None)
 
 
 def _running(service: Service) -> Callable[[Any], AbstractAsyncContextManager[None]]:

@@ -123,16 +123,21 @@ def _check_headers(scope: Scope) -> bool:
     """Whether the body is compressed with gzip. Raises `ApiError` 415 for other types and encodings.
 
     A foreign page can make a browser send a form, plain text or no type, but JSON only after a preflight request, which
-    this server refuses.
+    this server refuses. A body without a type is read if no browser sent it: browsers name the page in Origin, or how
+    foreign it is in Sec-Fetch-Site. LiteLLM's requests to Ollama have no type.
     """
     kind = encoding = b""
+    from_page = False
     for name, value in scope["headers"]:
         if name == b"content-type":
             kind = value
         elif name == b"content-encoding":
             encoding = value.strip().lower()
+        elif name in (b"origin", b"sec-fetch-site"):
+            from_page = True
     kind = kind.partition(b";")[0].strip().lower()
-    if kind != b"application/json" and not (kind.startswith(b"application/") and kind.endswith(b"+json")):
+    is_json = kind == b"application/json" or (kind.startswith(b"application/") and kind.endswith(b"+json"))
+    if not is_json and (kind or from_page):
         given = f"not {kind.decode('latin-1')!r}" if kind else "which it lacks"
         raise ApiError(
             415,

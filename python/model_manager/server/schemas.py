@@ -21,16 +21,24 @@ class Refused:
 
     Args:
         remedy: What a client can do instead.
-        off: Values that change nothing, besides null, false, 0 and what is empty.
+        off: Values that change nothing, besides null and what is empty. Without a true value or a number among them
+            false and 0 change nothing either.
+        asks: Empty values that ask for something nevertheless.
     """
 
     remedy: str = "leave it out"
     off: tuple[Any, ...] = ()
+    asks: tuple[Any, ...] = ()
 
     def refuses(self, value: Any) -> bool:
         """Whether this value would change the answer."""
         # True equals 1, which is another value of JSON.
-        return bool(value) and not any(value == one and type(value) is type(one) for one in self.off)
+        if any(value == one and type(value) is type(one) for one in self.off):
+            return False
+        if isinstance(value, int | float) and any(isinstance(one, int | float) for one in self.off):
+            # What is off with true is on with false: normalize, do_sample.
+            return True
+        return bool(value) or any(value == one and type(value) is type(one) for one in self.asks)
 
 
 class RequestBody(BaseModel):
@@ -73,7 +81,8 @@ class PlainError(BaseModel):
     error: str
 
 
-_CUT = Refused("send truncate: true, which cuts at the model's maximum, or cut the texts yourself")
+_CUT = Refused("send truncate: true, which cuts at the model's maximum, or cut the texts yourself", (-1,))
+"""-1 stands for the model's maximum."""
 _LENGTH_ONE = Refused("vectors have length 1; leave it out", (True,))
 
 
@@ -92,7 +101,7 @@ class EmbeddingsRequest(RequestBody):
         "normalized": _LENGTH_ONE,
         "late_chunking": Refused(),
         "truncate_prompt_tokens": _CUT,
-        "truncation": Refused("use truncate"),
+        "truncation": Refused("use truncate", (True,)),
         "add_special_tokens": Refused("send token ids to leave special tokens out", (True,)),
     }
 
@@ -168,11 +177,12 @@ class RerankRequest(RequestBody):
 
     refused: ClassVar[Mapping[str, Refused]] = {
         "top_k": Refused("use top_n"),
-        "max_tokens_per_doc": _CUT,
         "max_chunks_per_doc": _CUT,
+        "relevant_spans": Refused(),
         "truncate_prompt_tokens": _CUT,
+        "truncation": Refused("use truncate", (True,)),
         "truncation_direction": Refused("texts are cut at their end; leave it out", ("Right", "right")),
-        "rank_fields": Refused("put what is to be judged into the documents' text"),
+        "rank_fields": Refused("put what is to be judged into the documents' text", (["text"],)),
     }
 
     query: Text
@@ -186,7 +196,13 @@ class RerankRequest(RequestBody):
     instruction: str | None = Field(None, description="What to judge by, for models that take an instruction.")
     prompt_name: str | None = Field(None, description="The name of one of the model's own instructions.")
     truncate: bool | None = Field(None, description="false: refuse pairs that are longer than the model's maximum.")
+    max_tokens_per_doc: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="Accepted where it cuts nothing: no document is longer, or the model's maximum is less."
+    )
     keep_alive: float | str | None = Field(None, description="How long the model stays after this use.")
+    user: Unused = None
+    request_id: Unused = None
+    priority: Unused = None
 
 
 class RerankResult(BaseModel):
@@ -233,6 +249,9 @@ class ClassifyRequest(RequestBody):
     model: str | None = Field(None, description="A classifier's slot or source; the manager's reranker without it.")
     truncate: bool | None = Field(None, description="false: refuse inputs that are longer than the model's maximum.")
     keep_alive: float | str | None = Field(None, description="How long the model stays after this use.")
+    user: Unused = None
+    request_id: Unused = None
+    priority: Unused = None
 
 
 class LabelledInput(BaseModel):
@@ -258,6 +277,10 @@ class ClassifyAnswer(BaseModel):
 
 class SparseRequest(RequestBody):
     """Texts for sparse vectors. `input` means the same as `inputs`."""
+
+    refused: ClassVar[Mapping[str, Refused]] = {
+        "truncation_direction": Refused("texts are cut at their end; leave it out", ("Right", "right")),
+    }
 
     inputs: str | list[str] | None = None
     input: str | list[str] | None = None

@@ -7,6 +7,7 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from ..._async import in_thread
 from ..._scoring import RERANKER, classified, ranked
 from ..bodies import read_json
 from ..errors import bad_request, unknown_model
@@ -73,6 +74,7 @@ async def _rerank(request: Request, service: Service, body: dict[str, Any], *, d
     query, texts = _query(body), _documents(body, service.config.max_inputs)
     top_n, shown = _count(body, "top_n"), _flag(body, "return_documents", documents)
     options = _options(service, body) | _prompt(body)
+    await _check_length(service, slot, body, texts)
     scores, tokens = await _scores(request, service, slot, query, texts, options, "documents")
     service.metrics.embedded(name, len(texts), tokens)
     results = []
@@ -92,18 +94,19 @@ async def _rerank(request: Request, service: Service, body: dict[str, Any], *, d
 
 
 async def _tei(request: Request, service: Service, body: dict[str, Any]) -> list[dict[str, Any]]:
-    _check_form(body, "texts", ("top_n", "return_documents"))
+    _check_form(body, "texts", ("return_documents",))
     name, slot = _model(service, body)
     query, texts = _query(body), _documents(body, service.config.max_inputs, "texts")
     options = _options(service, body) | _prompt(body)
     if _flag(body, "raw_scores", False):
         options["activation"] = "identity"
-    shown = _flag(body, "return_text", False)
+    top_n, shown = _count(body, "top_n"), _flag(body, "return_text", False)
+    await _check_length(service, slot, body, texts)
     scores, tokens = await _scores(request, service, slot, query, texts, options, "texts")
     service.metrics.embedded(name, len(texts), tokens)
     return [
         {"index": one.index, "score": one.score, **({"text": one.document} if shown else {})}
-        for one in ranked(scores, texts, slot, None, shown)
+        for one in ranked(scores, texts, slot, top_n, shown)
     ]
 
 
@@ -163,6 +166,25 @@ async def _scores(
     return await inferred(service, request.receive, "scores", texts, count, slot, options, field, single=single)
 
 
+async def _check_length(service: Service, slot: str, body: dict[str, Any], texts: list[str]) -> None:
+    """Refuse `max_tokens_per_doc` where it would cut a document. Cohere's clients send their API's default."""
+    most = _count(body, "max_tokens_per_doc")
+    if most is None:
+        return
+    await service.load(slot)
+    known = service.description(slot)
+    if known is not None and known["max_length"] is not None and known["max_length"] <= most:
+        # The model reads no more of a query and a document together.
+        return
+    counts: list[int] = await in_thread(lambda: service.manager.count_tokens(texts, slot))
+    for index, count in enumerate(counts):
+        if count > most:
+            field = "documents" if body.get("documents") is not None else "texts"
+            raise unsupported(
+                "max_tokens_per_doc", f"{field}[{index}] has {count} tokens; leave it out, or cut the texts yourself"
+            )
+
+
 def _model(service: Service, body: dict[str, Any]) -> tuple[str, str]:
     """The name for the answer, and the slot: the manager's reranker without a name."""
     name = body.get("model")
@@ -177,7 +199,8 @@ def _model(service: Service, body: dict[str, Any]) -> tuple[str, str]:
     for slot, state in slots.items():
         if plain == slot or (state["kind"] in _KINDS and name in (slot, state["source"])):
             return name, slot
-    raise unknown_model(name, [RERANKER, *(slot for slot, state in slots.items() if state["kind"] in _KINDS)])
+    known = [RERANKER, *(slot for slot, state in slots.items() if state["kind"] in _KINDS)]
+    raise unknown_model(name, list(dict.fromkeys(known)))
 
 
 def _options(service: Service, body: dict[str, Any]) -> dict[str, Any]:

@@ -33,7 +33,7 @@ from .request import (
     stream_usage,
 )
 from .schemas import ChatAnswer, ChatRequest, CompletionAnswer, CompletionRequest
-from .shared import check_length, generator, naming_fields, prefix_scope, together
+from .shared import check_length, check_thinking, generator, naming_fields, prefix_scope, together
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -80,6 +80,7 @@ async def _answer(
 ) -> Response:
     deadline = asyncio.get_running_loop().time() + service.config.request_timeout
     slot = generator(service, body.get("model"))
+    await check_thinking(service, slot, body)
     if is_large(request):
         count = count_texts if form is Chat else longest_text
         await check_length(service, slot, body.get(form.prompt), form.prompt, count)

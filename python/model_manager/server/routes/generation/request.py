@@ -18,8 +18,10 @@ _PLAIN = (
 """Parameters with the core's names and meanings. The core checks their values."""
 _WHOLE = ("top_k", "no_repeat_ngram_size", "seed")
 """Whole numbers, which JSON may write as 5.0. The core checks their limits."""
-_MESSAGE = frozenset({"role", "content", "name"})
-_PART = frozenset({"type", "text"})
+# Clients note numbers of their own and what to cache; the answer does not depend on them.
+_NOTES = ("id", "cache_control", "prompt_cache_breakpoint")
+_MESSAGE = frozenset({"role", "content", "name", *_NOTES})
+_PART = frozenset({"type", "text", "index", "annotations", *_NOTES})
 _STREAM_OPTIONS = frozenset({"include_usage", "include_obfuscation"})
 MOST_STOPS = 64
 LONGEST_STOP = 1024
@@ -105,6 +107,9 @@ def completion_prompts(body: dict[str, Any]) -> list[str | list[int]]:
         if not (isinstance(one, str) if kind is str else _is_ids(one)):
             what = "a text" if kind is str else "a list of token ids"
             raise bad_request(f"prompt[{index}] must be {what} like the others", "prompt")
+        if one == "":
+            where = "prompt" if prompts is not prompt else f"prompt[{index}]"
+            raise bad_request(f"{where} is empty: send a text that is not", "prompt", "empty_input")
     return prompts
 
 

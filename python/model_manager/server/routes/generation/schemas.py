@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -16,9 +16,19 @@ StopText = Annotated[str, Field(max_length=LONGEST_STOP)]
 
 
 _FORM = Refused("ask for the form of the answer in the prompt")
+_SCHEMA = Refused(_FORM.remedy, asks=({},))
+"""A schema without conditions still asks for JSON."""
 _TEMPLATE = Refused("the model's own chat template is used; leave it out")
+_CHOICE = Refused("tools are not supported; leave it out", ("none", "auto"))
 _PENALTY = Refused("use repetition_penalty (1: off; 1.1: weak) against repetition")
 _LENGTH = Refused("use max_tokens")
+
+
+def _thinking(*off: Any) -> Refused:
+    """A field that makes a model think before it answers, or not to. `check_thinking` looks at the `off` values."""
+    return Refused(_TEMPLATE.remedy, off)
+
+
 _REFUSED = {
     # OpenAI's.
     "presence_penalty": _PENALTY,
@@ -26,29 +36,33 @@ _REFUSED = {
     "logit_bias": Refused(),
     "tools": Refused(),
     "functions": Refused(),
-    "tool_choice": Refused(off=("none", "auto")),
-    "function_call": Refused(off=("none", "auto")),
+    "tool_choice": _CHOICE,
+    "function_call": _CHOICE,
     "audio": Refused(),
     "modalities": Refused('only ["text"] is', (["text"],)),
     "response_format": Refused(
         'only {"type": "text"} is; ask for the form of the answer in the prompt', ({"type": "text"},)
     ),
-    "reasoning_effort": _TEMPLATE,
+    "reasoning_effort": _thinking("none"),
     "verbosity": Refused("ask for it in the prompt", ("medium",)),
-    "web_search_options": Refused(),
+    "web_search_options": Refused(asks=({},)),
+    "moderation": Refused(),
     # Those of other servers.
-    "guided_json": _FORM,
+    "guided_json": _SCHEMA,
     "guided_regex": _FORM,
     "guided_choice": _FORM,
     "guided_grammar": _FORM,
     "guided_decoding_backend": _FORM,
     "guided_whitespace_pattern": _FORM,
     "structured_outputs": _FORM,
-    "json_schema": _FORM,
+    "json_schema": _SCHEMA,
     "grammar": _FORM,
     "regex": _FORM,
     "chat_template": _TEMPLATE,
-    "chat_template_kwargs": _TEMPLATE,
+    "chat_template_kwargs": _thinking({"enable_thinking": False}, {"thinking": False}),
+    "enable_thinking": _thinking(False),
+    "thinking": _thinking({"type": "disabled"}),
+    "include_reasoning": Refused("answers are not divided; leave it out", (True,)),
     "documents": Refused("put them into the messages"),
     "add_generation_prompt": Refused(off=(True,)),
     "continue_final_message": Refused("send the text as prompt to /v1/completions"),
@@ -62,7 +76,7 @@ _REFUSED = {
     "n_predict": _LENGTH,
     "num_predict": _LENGTH,
     "do_sample": Refused("use temperature: 0 for the likeliest tokens", (True,)),
-    "repeat_penalty": Refused("use repetition_penalty"),
+    "repeat_penalty": Refused("use repetition_penalty", (1, 1.0)),
     "stop_token_ids": Refused("use stop"),
     "bad_words": Refused(),
     "allowed_token_ids": Refused(),
@@ -71,6 +85,11 @@ _REFUSED = {
     "skip_special_tokens": Refused(off=(True,)),
     "spaces_between_special_tokens": Refused(off=(True,)),
     "prompt_logprobs": Refused(),
+    "logits_processors": Refused(),
+    "return_token_ids": Refused(),
+    "return_tokens_as_token_ids": Refused(),
+    "mm_processor_kwargs": Refused(),
+    "vllm_xargs": Refused(),
     "truncate_prompt_tokens": Refused("send a shorter prompt"),
     "options": Refused("send its items as fields of their own, or use Ollama's API at /api/chat"),
 }
@@ -83,6 +102,11 @@ class TextPart(BaseModel):
 
     type: Literal["text"]
     text: str
+    id: Unused = None
+    index: Unused = None
+    annotations: Unused = None
+    cache_control: Unused = None
+    prompt_cache_breakpoint: Unused = None
 
 
 class Message(BaseModel):
@@ -93,6 +117,9 @@ class Message(BaseModel):
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[TextPart]
     name: str | None = Field(None, description="Accepted, not used: chat templates have no names.")
+    id: Unused = None
+    cache_control: Unused = None
+    prompt_cache_breakpoint: Unused = None
 
 
 class StreamOptions(BaseModel):
@@ -137,6 +164,7 @@ class _Generation(RequestBody):
     safety_identifier: Unused = None
     prompt_cache_key: Unused = None
     prompt_cache_retention: Unused = None
+    prompt_cache_options: Unused = None
     prediction: Unused = None
     parallel_tool_calls: Unused = None
     request_id: Unused = None
@@ -152,6 +180,9 @@ class ChatRequest(_Generation):
         **_REFUSED,
         "prompt": Refused("use /v1/completions"),
         "system": Refused("send it as a message"),
+        "echo": Refused(),
+        "suffix": Refused(),
+        "add_special_tokens": Refused("the chat template has them; leave it out", (False,)),
     }
 
     messages: Annotated[list[Message], Field(min_length=1)]
@@ -165,6 +196,7 @@ class CompletionRequest(_Generation):
         "messages": Refused("use /v1/chat/completions"),
         "echo": Refused(),
         "suffix": Refused(),
+        "add_special_tokens": Refused("send token ids to leave special tokens out", (True,)),
     }
 
     prompt: (

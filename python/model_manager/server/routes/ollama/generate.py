@@ -22,7 +22,7 @@ from ...fields import check_fields, unsupported
 from ...middleware import to_json
 from ..generation.events import EventStream, next_piece, pieces_until, too_late
 from ..generation.request import chat_messages, count_texts, longest_text
-from ..generation.shared import check_length, generator, naming_fields, prefix_scope
+from ..generation.shared import check_length, check_thinking, generator, naming_fields, prefix_scope
 from .fields import FIELDS, flag, is_zero, model_name, nanoseconds, now, parameters, text
 from .schemas import OllamaChatAnswer, OllamaChatRequest, OllamaGenerateAnswer, OllamaGenerateRequest
 
@@ -85,7 +85,7 @@ class _Answer:
         # Prompts are never cut and contexts never shifted, with either value.
         for name in ("truncate", "shift"):
             flag(body, name, default=True)
-        if body.get("think") is not None:
+        if body.get("think") is not None and body["think"] is not False:
             raise unsupported("think", "leave it out; the model's chat template decides")
         if self.raw and self.system:
             raise bad_request("raw mode does not support system: put it into the prompt", "system")
@@ -103,6 +103,7 @@ class _Answer:
         if _is_empty(self.body.get(self.field), self.field):
             reason = await self._load_or_unload()
             return to_json({**self._head(), **piece(""), "done": True, "done_reason": reason})
+        await self._in_time(check_thinking(self.service, self.slot, self.body))
         with naming_fields(self.params, FIELDS, self.field):
             if not self.stream:
                 done = await self._in_time(self._complete(read_prompt))

@@ -23,7 +23,7 @@ _IN_FRONT = Refused("put it in front of the text, or use /v1/embeddings")
 _DRESSED = {"instruction": _IN_FRONT, "task": _IN_FRONT, "prompt_name": _IN_FRONT}
 _GENERATED = {
     "tools": Refused(),
-    "format": Refused("leave it out, and ask for the form of the answer in the prompt"),
+    "format": Refused("leave it out, and ask for the form of the answer in the prompt", asks=({},)),
     "suffix": Refused(),
     "images": Refused("send text only"),
     "template": Refused('leave it out, or send the whole prompt with "raw": true to /api/generate'),
@@ -107,7 +107,7 @@ class _Text(_Request):
     options: OllamaOptions | None = None
     truncate: bool | None = Field(None, description="Accepted, not used: prompts are never cut.")
     shift: bool | None = Field(None, description="Accepted, not used: contexts are never shifted.")
-    think: None = Field(None, description="Not supported: the model's chat template decides.")
+    think: Literal[False] | None = Field(None, description="false: accepted for a model that does not think.")
 
 
 class OllamaGenerateRequest(_Text):
