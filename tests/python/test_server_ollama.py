@@ -15,7 +15,8 @@ from generators import CONTEXT, GREEDY, SLOT, eventually, figures
 from model_manager import ModelManager
 from model_manager.errors import NotFiniteError
 from model_manager.server import ServedModel
-from model_manager.server.routes.ollama import embed, fields, generate
+from model_manager.server.routes import vectors
+from model_manager.server.routes.ollama import fields, generate
 from model_manager.server.routes.ollama.fields import is_zero, parameters, tagged
 from servers import SECONDS, until
 
@@ -158,11 +159,11 @@ def test_a_large_answer_is_written_off_the_loop(server, monkeypatch):
         apart.append(function)
         return await original(function, *args)
 
-    monkeypatch.setattr(embed, "_LARGE", 1000)
+    monkeypatch.setattr(vectors, "_LARGE", 1000)
     monkeypatch.setattr(server.service, "apart", noted)
     texts = [f"text {number}" for number in range(50)]
     answer = post(server, "/api/embed", model="tiny", input=texts)
-    assert apart == [embed._rows]
+    assert apart == [vectors._rows]
     np.testing.assert_array_equal(np.array(answer["embeddings"], np.float32), server.manager.embed(texts, "tiny"))
 
 

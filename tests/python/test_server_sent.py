@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 
+import numpy as np
 import pytest
 from conftest import FIXTURES
 from generation_servers import TEXT, TURN
@@ -220,6 +221,29 @@ def test_what_changes_no_vector_is_accepted(sent_server):
         answer = sent_server.embed(input="a", **fields)
         assert answer.status_code == 200, answer.text
         assert answer.json()["data"] == plain
+
+
+def test_vectors_for_clients_of_text_embeddings_inference(sent_server):
+    """LlamaIndex, LangChain and `InferenceClient.feature_extraction` send these."""
+    manager = sent_server.manager
+    for fields in ({"inputs": ["a", "b"], "truncate": True}, {"inputs": ["a", "b"], "truncation_direction": "right"}):
+        answer = sent_server.client.post("/embed", json=fields)
+        assert answer.status_code == 200, answer.text
+        np.testing.assert_array_equal(np.array(answer.json(), np.float32), manager.embed(["a", "b"], "tiny"))
+    one = sent_server.client.post("/embed", json={"inputs": "a", "normalize": True, "dimensions": 8}).json()
+    np.testing.assert_array_equal(np.array(one, np.float32), manager.embed(["a"], "tiny", truncate_dim=8))
+    ids = sent_server.client.post("/embed", json={"inputs": [[5, 6], [7]]}).json()
+    openai = sent_server.embed(input=[[5, 6], [7]]).json()["data"]
+    assert ids == [one["embedding"] for one in openai]
+
+
+def test_text_embeddings_inference_puts_nothing_in_front_of_texts(sent_server):
+    manager = sent_server.manager
+    for model, options in (("instructed", {}), ("prompted", {}), ("prompted", {"prompt_name": "query"})):
+        slot = sent_server.service.served(model).key
+        answer = sent_server.client.post("/embed", json={"inputs": "a", "model": model, **options})
+        expected = manager.embed(["a"], slot, **(options or {"prompt": ""}))
+        np.testing.assert_array_equal(np.array(answer.json(), np.float32), expected)
 
 
 @pytest.mark.parametrize(

@@ -83,6 +83,7 @@ class PlainError(BaseModel):
 
 _CUT = Refused("send truncate: true, which cuts at the model's maximum, or cut the texts yourself", (-1,))
 """-1 stands for the model's maximum."""
+_CUT_AT_END = Refused("texts are cut at their end; leave it out", ("Right", "right"))
 _LENGTH_ONE = Refused("vectors have length 1; leave it out", (True,))
 
 
@@ -140,6 +141,33 @@ class EmbeddingsRequest(RequestBody):
     priority: Unused = None
 
 
+class PlainEmbeddingsRequest(RequestBody):
+    """Texts to embed as they are."""
+
+    refused: ClassVar[Mapping[str, Refused]] = {
+        "input": Refused("use inputs, or /v1/embeddings"),
+        "normalize": _LENGTH_ONE,
+        "truncation_direction": _CUT_AT_END,
+        "parameters": Refused("send its items as fields of their own"),
+    }
+
+    inputs: (
+        Text
+        | Annotated[list[Text], Field(min_length=1, max_length=2048)]
+        | Annotated[list[Token], Field(min_length=1)]
+        | Annotated[list[Annotated[list[Token], Field(min_length=1)]], Field(min_length=1, max_length=2048)]
+    ) = Field(description="A text, several texts, or their tokens as ids of the model's own vocabulary.")
+    model: str | None = Field(None, description="Name of a served model; the first one without it.")
+    dimensions: Annotated[int, Field(ge=1, le=65536)] | None = Field(None, description="Keep this many dimensions.")
+    prompt_name: str | None = Field(None, description="The name of one of the model's own prompts.")
+    truncate: bool | None = Field(None, description="false: refuse inputs that are longer than the model's maximum.")
+    keep_alive: float | str | None = Field(None, description="How long the model stays after this use.")
+
+
+class PlainEmbeddingsAnswer(RootModel[list[list[float]]]):
+    """The vectors of all texts, in their order."""
+
+
 class Embedding(BaseModel):
     """One vector."""
 
@@ -181,7 +209,7 @@ class RerankRequest(RequestBody):
         "relevant_spans": Refused(),
         "truncate_prompt_tokens": _CUT,
         "truncation": Refused("use truncate", (True,)),
-        "truncation_direction": Refused("texts are cut at their end; leave it out", ("Right", "right")),
+        "truncation_direction": _CUT_AT_END,
         "rank_fields": Refused("put what is to be judged into the documents' text", (["text"],)),
     }
 
@@ -279,7 +307,7 @@ class SparseRequest(RequestBody):
     """Texts for sparse vectors. `input` means the same as `inputs`."""
 
     refused: ClassVar[Mapping[str, Refused]] = {
-        "truncation_direction": Refused("texts are cut at their end; leave it out", ("Right", "right")),
+        "truncation_direction": _CUT_AT_END,
     }
 
     inputs: str | list[str] | None = None

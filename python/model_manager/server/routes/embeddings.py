@@ -1,4 +1,4 @@
-"""`POST /v1/embeddings`: checked here; the core computes and writes the body."""
+"""`POST /v1/embeddings` and `/embed`: checked here; the core computes and writes the body."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from starlette.responses import Response
 from ..bodies import read_json
 from ..errors import bad_request
 from ..fields import check_fields
-from ..schemas import EmbeddingsAnswer, EmbeddingsRequest
+from ..schemas import EmbeddingsAnswer, EmbeddingsRequest, PlainEmbeddingsAnswer, PlainEmbeddingsRequest
 from .token_ids import check_token_ids
-from .vectors import json_kind, read_dimensions, read_inputs, read_truncate, vectors
+from .vectors import json_kind, read_dimensions, read_inputs, read_truncate, vector_rows, vectors
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -43,12 +43,25 @@ _TEXTS = ("model", "instruction", "task", "prompt_name", "user")
 
 
 def add_routes(routes: Routes, service: Service) -> None:
-    """Register `/v1/embeddings`, and `/embeddings` for older clients."""
+    """Register `/v1/embeddings`, `/embeddings` for older clients, and `/embed` as text-embeddings-inference has it."""
 
     async def embeddings(request: Request) -> Response:
         """Vectors of length 1 for one or several texts."""
         return await _answer(request, service)
 
+    async def embed(request: Request) -> Response:
+        """The vectors alone, in the form of text-embeddings-inference. Texts are embedded as they are."""
+        return await _answer_plainly(request, service)
+
+    routes.add(
+        "/embed",
+        embed,
+        method="POST",
+        body=PlainEmbeddingsRequest,
+        answer=PlainEmbeddingsAnswer,
+        summary="Embed texts",
+        tags=["embeddings"],
+    )
     for path in ("/v1/embeddings", "/embeddings"):
         routes.add(
             path,
@@ -93,8 +106,32 @@ async def _answer(request: Request, service: Service) -> Response:
     return Response(content, media_type="application/json")
 
 
-def _check_texts(body: dict[str, Any]) -> None:
-    for name in _TEXTS:
+async def _answer_plainly(request: Request, service: Service) -> Response:
+    body = await read_json(request, service)
+    check_fields(body, PlainEmbeddingsRequest)
+    _check_texts(body, "model", "prompt_name")
+    inputs, count = read_inputs(body.get("inputs"), service.config.max_inputs, "inputs")
+    if not isinstance(inputs, str) and not isinstance(inputs[0], str):
+        check_token_ids(service, "inputs")
+    model = service.served(body.get("model"))
+    options: dict[str, Any] = {
+        "served_model": model.name,
+        "truncate": read_truncate(body.get("truncate")),
+        "timeout": service.config.request_timeout,
+        "keep_alive": body.get("keep_alive"),
+    }
+    if prompt_name := body.get("prompt_name"):
+        options["prompt_name"] = prompt_name
+    elif isinstance(inputs[0], str):
+        # Without a name text-embeddings-inference puts nothing in front of a text.
+        options["prompt"] = ""
+    dimensions = read_dimensions(body.get("dimensions"))
+    content, _ = await vectors(service, request.receive, model, inputs, count, dimensions, options, _FIELDS, "inputs")
+    return Response(b"[%b]" % await vector_rows(service, content), media_type="application/json")
+
+
+def _check_texts(body: dict[str, Any], *names: str) -> None:
+    for name in names or _TEXTS:
         value = body.get(name)
         if value is not None and type(value) is not str:
             raise bad_request(f"{name} must be a string, not {json_kind(value)}", name)

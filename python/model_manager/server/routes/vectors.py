@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
     Result = TypeVar("Result")
 
+_LARGE = 1 << 20
+"""Bytes."""
 _MAX_DIMENSIONS = 65_536
 _OWN_NAMES = {"keep_alive": "keep_alive", "prompt_name": "prompt_name"}
 """Arguments of the core that are fields of the same name."""
@@ -73,6 +75,17 @@ async def vectors(
         raise refused(error, fields, default, single=single) from error
     service.metrics.embedded(model.name, count, tokens)
     return content, tokens
+
+
+async def vector_rows(service: Service, content: bytes) -> bytes:
+    """The vectors in the body of an answer in OpenAI's form, with the same digits, separated by commas."""
+    # Copies of many megabytes would hold up the event loop.
+    return await service.apart(_rows, content) if len(content) > _LARGE else _rows(content)
+
+
+def _rows(content: bytes) -> bytes:
+    # The core writes that body. Within a text of JSON the mark would have backslashes.
+    return b",".join([b"[%b]" % part[: part.index(b"]")] for part in content.split(b'"embedding":[')[1:]])
 
 
 async def _compute(

@@ -18,7 +18,7 @@ from ...errors import ApiError, bad_request, timed_out
 from ...fields import check_fields
 from ...middleware import to_json
 from ..generation.shared import naming_fields
-from ..vectors import json_kind, read_dimensions, read_inputs, read_truncate, vectors
+from ..vectors import json_kind, read_dimensions, read_inputs, read_truncate, vector_rows, vectors
 from .fields import is_zero, model_name, nanoseconds, read_keep_alive, read_options, text
 from .schemas import OllamaEmbedAnswer, OllamaEmbeddingsAnswer, OllamaEmbeddingsRequest, OllamaEmbedRequest
 
@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 
 _FIELDS = {"truncate_dim": "dimensions", "keep_alive": "keep_alive"}
 """Arguments of the core and the request fields that they come from."""
-_LARGE = 1 << 20
-"""Bytes."""
 
 
 def add_routes(routes: Routes, service: Service) -> None:
@@ -69,8 +67,7 @@ def add_routes(routes: Routes, service: Service) -> None:
             "prompt_eval_count": tokens,
         }
         head, end = orjson.dumps({"model": name})[:-1], orjson.dumps(figures)[1:]
-        # Copies of many megabytes would hold up the event loop.
-        rows = await service.apart(_rows, content) if len(content) > _LARGE else _rows(content)
+        rows = await vector_rows(service, content)
         return Response(b'%b,"embeddings":[%b],%b' % (head, rows, end), media_type="application/json")
 
     async def embeddings(request: Request) -> Response:
@@ -88,7 +85,8 @@ def add_routes(routes: Routes, service: Service) -> None:
         content, _ = await vectors(
             service, request.receive, model, prompt, 1, None, {**options, "served_model": name}, _FIELDS, "prompt"
         )
-        return Response(b'{"embedding":%b}' % _rows(content), media_type="application/json")
+        rows = await vector_rows(service, content)
+        return Response(b'{"embedding":%b}' % rows, media_type="application/json")
 
     post = partial(routes.add, method="POST", tags=["Ollama"], plain_errors=True)
     post("/api/embed", embed, body=OllamaEmbedRequest, answer=OllamaEmbedAnswer, summary="Embed texts")
@@ -137,11 +135,3 @@ async def _load(request: Request, service: Service, slot: str, body: dict[str, A
     late = timed_out("The model was not loaded within the server's request_timeout")
     with naming_fields(keep, {}, "input"):
         await unless_disconnected(request.receive, work, asyncio.get_running_loop().time() + seconds, late)
-
-
-def _rows(content: bytes) -> bytes:
-    """The vectors in the body of an answer in OpenAI's form, with the same digits.
-
-    The core writes that body. Within a text of JSON the mark would have backslashes.
-    """
-    return b",".join([b"[%b]" % part[: part.index(b"]")] for part in content.split(b'"embedding":[')[1:]])
