@@ -114,6 +114,16 @@ def test_a_choice_of_tools_says_that_there_are_none(sent_server):
     )
 
 
+def test_clients_of_hugging_face_that_know_only_the_address(sent_server):
+    """InferenceClient(base_url=...) and the client of text-generation-inference name a model that is none."""
+    plain = chat(sent_server).json()["choices"]
+    for name in ("dummy", "tgi"):
+        answer = chat(sent_server, model=name).json()
+        assert (answer["model"], answer["choices"]) == (SLOT, plain)
+        assert sent_server.client.post("/api/chat", json={"model": name, "messages": TURN}).status_code == 404
+    assert chat(sent_server, model="gpt-5").status_code == 404
+
+
 # --- Thinking --------------------------------------------------------------------------------------------------------
 
 THINKING = {"deepseek_r1", "qwen3", "smollm3"}

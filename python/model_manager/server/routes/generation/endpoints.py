@@ -48,6 +48,8 @@ if TYPE_CHECKING:
 _EVENTS: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}}
 _FIELDS = {"max_new_tokens": "max_tokens", "min_new_tokens": "min_tokens"}
 """Parameters of the core whose request fields have other names."""
+_NO_NAMES = frozenset({"dummy", "tgi"})
+"""What clients of Hugging Face send as the model when they know only the server's address."""
 
 
 def add_routes(routes: Routes, service: Service) -> None:
@@ -79,7 +81,7 @@ async def _answer(
     form: Form,
 ) -> Response:
     deadline = asyncio.get_running_loop().time() + service.config.request_timeout
-    slot = generator(service, body.get("model"))
+    slot = generator(service, body.get("model"), _NO_NAMES)
     await check_thinking(service, slot, body)
     if is_large(request):
         count = count_texts if form is Chat else longest_text

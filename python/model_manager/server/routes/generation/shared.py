@@ -13,7 +13,7 @@ from ...errors import ApiError, bad_request, refused, unknown_model
 from ...fields import unsupported
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
     from typing import TypeVar
 
     from starlette.requests import Request
@@ -29,8 +29,9 @@ _MAX_TOKEN_CHARACTERS = 256
 """Characters of the longest token: vocabularies have runs of 128 spaces and hardly anything longer."""
 
 
-def generator(service: Service, name: Any) -> str:
-    """The slot for requests with the model `name`: a slot's name or its source. None: the first generator.
+def generator(service: Service, name: Any, no_names: Collection[str] = ()) -> str:
+    """The slot for requests with the model `name`: a slot's name or its source. None, or one of `no_names`: the first
+    generator, unless a slot has that name.
 
     Raises `ApiError` 404 with the names that are served.
     """
@@ -47,6 +48,8 @@ def generator(service: Service, name: Any) -> str:
     for slot in served:
         if plain == slot or name == slots[slot]["source"]:
             return slot
+    if name in no_names:
+        return served[0]
     raise unknown_model(name, served)
 
 
