@@ -1,10 +1,12 @@
 //! The left operands of products: plain rows, or rows quantized to eight bits with a scale for each group.
 
 use super::blocks::GROUP;
+use super::flipped::FlippedGroup;
+use super::layer::KernelSet;
 use crate::Result;
 use crate::compute::isa::DType;
 use crate::compute::kernels::quantize::QuantizedRow;
-use crate::compute::kernels::{Kernels, units};
+use crate::compute::kernels::units;
 use crate::compute::memory::resized;
 use crate::compute::parallel::Parallelism;
 use crate::sync::Mutex;
@@ -51,6 +53,8 @@ pub(crate) struct Activations {
     pub(crate) sums: Vec<i32>,
     /// For each group, the sum of its quants, times its scale, times -[`ZERO`](crate::compute::kernels::quantize::ZERO).
     pub(crate) offsets: Vec<f32>,
+    /// The quants in flipped pairs, if the kernels need them.
+    pub(crate) flipped: Vec<FlippedGroup>,
 }
 
 /// The forms of activations that the parts of a linear layer need.
@@ -60,6 +64,8 @@ pub(crate) struct Forms {
     pub quantized: bool,
     /// Quantized activations with a sum for each half group.
     pub halves: bool,
+    /// Quantized activations for weights of eight bits, which some kernels multiply in flipped pairs.
+    pub eight_bits: bool,
 }
 
 /// Bytes from one row of `columns` values to the next. They are whole cache lines, but no multiple of a large power of
@@ -73,9 +79,9 @@ impl Activations {
     /// Quantizes rows of any format to eight bits.
     pub(crate) fn quantize(
         &mut self,
-        kernels: &Kernels,
+        kernel_set: &KernelSet,
         x: PlainRows<'_>,
-        halves: bool,
+        forms: Forms,
         parallelism: Parallelism<'_>,
     ) -> Result<()> {
         let parallelism = parallelism.worth(x.rows * x.columns);
@@ -83,11 +89,15 @@ impl Activations {
         let quants = resized(&mut self.quants, x.rows * groups * GROUP).chunks_mut(groups * GROUP);
         let scales = resized(&mut self.scales, x.rows * groups).chunks_mut(groups);
         let offsets = resized(&mut self.offsets, x.rows * groups).chunks_mut(groups);
-        let sums = resized(&mut self.sums, if halves { x.rows * groups * 2 } else { 0 });
+        let sums = resized(&mut self.sums, if forms.halves { x.rows * groups * 2 } else { 0 });
         let mut sums = sums.chunks_mut(groups * 2);
         let sums = std::iter::repeat_with(|| sums.next());
-        let rows: Vec<_> = quants.zip(scales).zip(sums.zip(offsets)).collect();
-        each(parallelism, rows, |row, ((quants, scales), (sums, offsets))| {
+        let flips = forms.eight_bits && kernel_set.dot.flips();
+        let flipped = resized(&mut self.flipped, if flips { x.rows * groups } else { 0 });
+        let mut flipped = flipped.chunks_mut(groups);
+        let flipped = std::iter::repeat_with(|| flipped.next().unwrap_or_default());
+        let rows: Vec<_> = quants.zip(scales).zip(sums.zip(offsets)).zip(flipped).collect();
+        each(parallelism, rows, |row, (((quants, scales), (sums, offsets)), flipped)| {
             let sums = sums.as_deref_mut();
             let mut row = QuantizedRow {
                 x: x.row(row),
@@ -99,7 +109,8 @@ impl Activations {
                 offsets,
             };
             // SAFETY: `Plain::row` returns a row that is aligned and has `x.columns` values.
-            unsafe { kernels.quantize(&mut row) };
+            unsafe { kernel_set.kernels.quantize(&mut row) };
+            kernel_set.dot.flip(row.quants, flipped);
         })
     }
 }
@@ -128,7 +139,8 @@ mod tests {
         memory.as_mut_slice().copy_from_slice(x);
         let rows = PlainRows::new(memory.as_slice(), columns * 4, x.len() / columns, columns, DType::F32);
         let mut quantized = Activations::default();
-        quantized.quantize(Kernels::of(Isa::best()), rows, true, Parallelism::One).unwrap();
+        let forms = Forms { quantized: true, halves: true, eight_bits: true };
+        quantized.quantize(&KernelSet::new(Isa::best()), rows, forms, Parallelism::One).unwrap();
         quantized
     }
 
@@ -143,6 +155,10 @@ mod tests {
                 let scale = quantized.scales[row * 2 + column / 32];
                 let value = if column < 50 { x[row * 50 + column] } else { 0.0 };
                 assert!((f32::from(quant) * scale - value).abs() <= scale * 0.5001, "{row} {column}");
+            }
+            let first = quantized.quants[row * 64..].first_chunk().unwrap();
+            if KernelSet::new(Isa::best()).dot.flips() {
+                assert_eq!(quantized.flipped[row * 2], FlippedGroup::new(first));
             }
             let sum: i32 = quantized.quants[row * 64..][..16].iter().map(|&c| i32::from(c)).sum();
             assert_eq!(quantized.sums[row * 4], sum);

@@ -94,7 +94,7 @@ impl Linear {
         assert_eq!(x.columns, self.inputs, "operand of a linear layer");
         assert!(epilogue != Epilogue::Add || out.format() == DType::F32, "a product is added to f32");
         if self.forms.quantized {
-            scratch.quantize(kernel_set.kernels, x, self.forms.halves, parallelism)?;
+            scratch.quantize(kernel_set, x, self.forms, parallelism)?;
         }
         let gemm = Gemm {
             layer: self,
@@ -298,6 +298,11 @@ impl Gemm<'_> {
                     panels: panels.len(),
                     groups,
                     x: quantized.quants[rows.start * groups * GROUP..rows.end * groups * GROUP].as_ptr(),
+                    x_flipped: if self.kernel_set.dot.flips() && layout.bits == 8 {
+                        quantized.flipped[rows.start * groups..rows.end * groups].as_ptr()
+                    } else {
+                        std::ptr::null()
+                    },
                     x_scales: quantized.scales[rows.start * groups..rows.end * groups].as_ptr(),
                     x_sums: if layout.halves {
                         quantized.sums[rows.start * groups * 2..rows.end * groups * 2].as_ptr()
@@ -310,7 +315,7 @@ impl Gemm<'_> {
                     out_stride: stride,
                 };
                 // SAFETY: `panels_from` returned the bytes of `panels.len()` panels of `groups` groups. The slices of `quants`,
-                // `scales`, `sums` and `offsets` were bounds-checked, and have the values of `groups` groups for each row.
+                // `flipped`, `scales`, `sums` and `offsets` were bounds-checked, and have `groups` groups for each row.
                 // `out` has `rows.len()` rows of `stride` values, sixteen for each panel, and belongs to this task.
                 unsafe { self.kernel_set.dot.run(&terms, layout) };
             }

@@ -2,6 +2,7 @@
 
 pub(crate) mod activations;
 pub(crate) mod blocks;
+mod flipped;
 pub(crate) mod gemm;
 pub(crate) mod layer;
 pub(crate) mod pack;

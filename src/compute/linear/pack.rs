@@ -100,6 +100,7 @@ impl Packer {
         let forms = Forms {
             quantized: parts.iter().any(|part| quantized(part).is_some()),
             halves: parts.iter().filter_map(quantized).any(|layout| layout.halves),
+            eight_bits: parts.iter().filter_map(quantized).any(|layout| layout.bits == 8),
         };
         Ok(Linear { parts, bias, inputs, outputs, forms, gated: false })
     }

@@ -1,16 +1,19 @@
 //! GEMM of quantized weights and eight-bit activations: the innermost loop of decoding.
 //!
 //! A panel has sixteen rows of weights side by side. Four adjacent quants of a row share one 32-bit lane, so that one
-//! instruction multiplies them by four activations and adds the products (VNNI, if the CPU has it). A lane belongs to one
+//! instruction multiplies them by four activations and adds the products (VNNI), or three do. A lane belongs to one
 //! output, so no sum runs across lanes. Integer sums are exact, and the groups are added in order, so the result of a row
 //! does not depend on other rows.
 
 use std::ops::RangeInclusive;
 
 use super::blocks::{GROUP, QuantLayout, zero};
+use super::flipped::FlippedGroup;
 use crate::compute::isa::Isa;
 use crate::compute::kernels::quantize::ZERO;
 
+#[path = "quant_gemm_dots.rs"]
+mod dots;
 #[cfg(target_arch = "aarch64")]
 #[path = "quant_gemm_neon.rs"]
 mod neon;
@@ -44,6 +47,8 @@ pub(crate) struct Product {
     pub groups: usize,
     /// Eight-bit activations from -127 to 127, `groups * GROUP` a row.
     pub x: *const i8,
+    /// The same activations, flipped, `groups` a row; null if the set or the quants need none ([`Dot::flips`]).
+    pub x_flipped: *const FlippedGroup,
     /// Scale of each group of each row of activations.
     pub x_scales: *const f32,
     /// Sum of the quants of each half group of each row of activations; null if halves share their scale.
@@ -76,6 +81,18 @@ pub(crate) fn quant_offset(layout: QuantLayout, column: usize, i: usize) -> (usi
     (first + i / 4 * PANEL * 4 + column * 4 + i % 4, high)
 }
 
+/// A group of some rows of activations, in the forms of [`Product`].
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "no other architecture flips activations"))]
+#[derive(Clone, Copy)]
+struct GroupRows {
+    bytes: *const i8,
+    /// Bytes from a row to the next.
+    bytes_stride: usize,
+    flipped: *const FlippedGroup,
+    /// Groups from a row to the next.
+    flipped_stride: usize,
+}
+
 /// The operations that the product needs of registers of `COLUMNS` outputs. As in `simd`, a value proves that the CPU has
 /// the instructions.
 trait Lanes: Copy {
@@ -86,9 +103,11 @@ trait Lanes: Copy {
     const TALLEST: usize;
     /// Whether the register file is large enough for a tile of [`PAIRED`] size. If so, `COLUMNS` is [`PANEL`].
     const PAIRED: bool;
-    /// Whether the CPU multiplies signed bytes only. If so, [`zero`] is subtracted from eight-bit quants before
-    /// [`dot`](Self::dot), and sums start with the product of the zero and the activations.
+    /// Whether the CPU multiplies signed bytes only. If so, [`group`](Self::group) subtracts [`zero`] from eight-bit quants,
+    /// and sums start with the product of the zero and the activations.
     const SIGNED: bool;
+    /// Whether eight-bit quants are multiplied by [flipped activations](FlippedGroup).
+    const FLIPS: bool;
 
     /// Creates the proof that the CPU has the instructions.
     ///
@@ -104,27 +123,22 @@ trait Lanes: Copy {
     ///
     /// - `from` points to `4 * COLUMNS` readable bytes; it needs no alignment.
     unsafe fn bytes(self, from: *const u8) -> Self::I;
-    /// The lower four bits of each byte.
-    fn low(self, x: Self::I) -> Self::I;
-    /// The upper four bits of each byte.
-    fn high(self, x: Self::I) -> Self::I;
-    /// Eight-bit quants less their zero, in place of unsigned ones, if the set is [`SIGNED`](Self::SIGNED).
-    #[inline(always)]
-    fn signed(self, x: Self::I) -> Self::I {
-        x
-    }
-    /// Adds four products to each lane of `sum`: quants of `BITS` bits times four of the sixteen activations at `x`, from
-    /// activation `4 * FOUR` on. `FOUR` is less than four.
+    /// Adds the products of a group to `sums`: those of the first half to the first sums, those of the second half to the
+    /// second sums if `HALVES`, else to the first as well. Quants have `BITS` bits.
     ///
     /// # Safety
     ///
-    /// - `x` points to sixteen readable bytes; it needs no alignment.
-    unsafe fn dot<const BITS: usize, const FOUR: usize>(
+    /// - `quants` points to the quants of a group of `COLUMNS` columns in each of `PANELS` panels, `panel_bytes` bytes apart.
+    /// - `x.bytes` points to `ROWS` rows of [`GROUP`] readable bytes, `x.bytes_stride` bytes apart.
+    /// - If `FLIPS` and `BITS` is 8, `x.flipped` is aligned and points to `ROWS` readable groups, `x.flipped_stride` groups
+    ///   apart.
+    unsafe fn group<const BITS: usize, const HALVES: bool, const ROWS: usize, const PANELS: usize>(
         self,
-        sum: Self::I,
-        quants: Self::I,
-        x: *const i8,
-    ) -> Self::I;
+        sums: &mut [[[Self::I; PANELS]; ROWS]; 2],
+        quants: *const u8,
+        panel_bytes: usize,
+        x: GroupRows,
+    );
     fn to_floats(self, x: Self::I) -> Self::F;
     fn mul(self, a: Self::F, b: Self::F) -> Self::F;
     /// `a * b + c`.
@@ -154,6 +168,7 @@ trait Lanes: Copy {
 ///   [`group_bytes`] bytes each; it needs no alignment.
 /// - `p.x` points to `p.rows` rows of `p.groups * GROUP` readable bytes.
 /// - `p.x_scales` and `p.x_offsets` are aligned and point to `p.rows` rows of `p.groups` readable values.
+/// - If `L::FLIPS` and `layout.bits` is 8, `p.x_flipped` is aligned and points to `p.rows` rows of `p.groups` readable groups.
 /// - If `layout.halves`, `p.x_sums` is aligned and points to `p.rows` rows of `2 * p.groups` readable values.
 /// - `p.out` points to `p.rows` rows, `p.out_stride` values apart, of `p.panels * PANEL` writable values.
 ///
@@ -162,6 +177,7 @@ trait Lanes: Copy {
 /// If no [`BlockFormat`](super::blocks::BlockFormat) has the layout.
 #[inline(always)]
 unsafe fn product<L: Lanes>(lanes: L, p: &Product, layout: QuantLayout) {
+    debug_assert!(!L::FLIPS || layout.bits != 8 || !p.x_flipped.is_null(), "flipped activations");
     macro_rules! forms {
         ($($bits:literal $minimum:literal $halves:literal),*) => {
             match (layout.bits, layout.minimum, layout.halves) {
@@ -260,7 +276,7 @@ unsafe fn tile<
         // SAFETY: `group < p.groups`, the panels from `at.panel` on exist, and `at.column + COLUMNS <= PANEL`. So scales and
         // minima are read from the first `numbers * 2` bytes of a group, and quants from the `bytes - numbers * 2` after
         // them. The rows from `at.row` on exist, and have a scale, an offset, `GROUP` quants and, if `HALVES`, two sums for
-        // each group. Prefetches may use any address.
+        // each group, and, if `FLIPS` and quants have eight bits, a flipped group. Prefetches may use any address.
         unsafe {
             let start = p.panel.add(panel * p.panel_bytes + group * bytes);
             let scales = start.cast::<u16>().add(column);
@@ -274,7 +290,7 @@ unsafe fn tile<
             // One sum for the group, or one for each half group.
             let mut sums = [[[lanes.integers(0); PANELS]; ROWS]; 2];
             let signed = BITS == 8 && L::SIGNED;
-            // Scales multiply sums of quants, and, where halves have no minimum, sums of quants less their zero. `dot` adds
+            // Scales multiply sums of quants, and, where halves have no minimum, sums of quants less their zero. `group` adds
             // quants, and, if they are signed, quants less their zero. Sums start with the difference.
             let start_with = if signed { zero } else { 0 } - if HALVES && !MINIMUM { zero } else { 0 };
             for i in (0..ROWS).filter(|_| start_with != 0) {
@@ -288,9 +304,9 @@ unsafe fn tile<
                     sums[0][i] = [lanes.integers(start_with * sum); PANELS];
                 }
             }
-            let both = if HALVES { 1 } else { 0 };
-            half_group::<L, BITS, 0, ROWS, PANELS>(lanes, &mut sums[0], quants, p.panel_bytes, x, stride);
-            half_group::<L, BITS, 1, ROWS, PANELS>(lanes, &mut sums[both], quants, p.panel_bytes, x, stride);
+            let flipped = p.x_flipped.wrapping_add(row * p.groups + group);
+            let rows = GroupRows { bytes: x, bytes_stride: stride, flipped, flipped_stride: p.groups };
+            lanes.group::<BITS, HALVES, ROWS, PANELS>(&mut sums, quants, p.panel_bytes, rows);
             let mut numbers = [[lanes.floats(0.0); 4]; PANELS];
             for (panel, numbers) in numbers.iter_mut().enumerate() {
                 let scales = scales.byte_add(panel * p.panel_bytes);
@@ -348,107 +364,65 @@ unsafe fn tile<
     }
 }
 
-/// Adds the products of half `HALF` of a group to `sums`.
-///
-/// # Safety
-///
-/// - `quants` points to the quants of a group of `COLUMNS` columns in each of `PANELS` panels, `panel_bytes` bytes apart.
-/// - `x` points to `ROWS` rows of `GROUP` readable bytes, `stride` bytes apart.
-#[inline(always)]
-unsafe fn half_group<
-    L: Lanes,
-    const BITS: usize,
-    const HALF: usize,
-    const ROWS: usize,
-    const PANELS: usize,
->(
-    lanes: L,
-    sums: &mut [[L::I; PANELS]; ROWS],
-    quants: *const u8,
-    panel_bytes: usize,
-    x: *const i8,
-    stride: usize,
-) {
-    macro_rules! fours {
-        ($($four:literal)*) => {$(
-            let mut weights = [lanes.integers(0); PANELS];
-            for (panel, weights) in weights.iter_mut().enumerate() {
-                // SAFETY: `quants` points to the quants of `PANELS` panels. Those of `4 * PANEL` bytes are four of a row for
-                // each column; there are four of them if one byte has two quants, and eight otherwise.
-                *weights = unsafe {
-                    let quants = quants.add(panel * panel_bytes);
-                    if BITS == 4 {
-                        let both = lanes.bytes(quants.add($four * PANEL * 4));
-                        if HALF == 0 { lanes.low(both) } else { lanes.high(both) }
-                    } else {
-                        lanes.signed(lanes.bytes(quants.add((HALF * 4 + $four) * PANEL * 4)))
-                    }
-                };
-            }
-            for (i, sums) in sums.iter_mut().enumerate() {
-                for (sum, weights) in sums.iter_mut().zip(weights) {
-                    // SAFETY: `i < ROWS`, and `x` points to `ROWS` rows of `GROUP` bytes, the second sixteen of which are
-                    // those of the second half.
-                    *sum = unsafe { lanes.dot::<BITS, $four>(*sum, weights, x.add(i * stride + HALF * 16)) };
-                }
-            }
-        )*};
-    }
-    fours!(0 1 2 3);
-}
-
-/// The bytes from `4 * FOUR` on in one number, in memory order.
-///
-/// # Safety
-///
-/// - `x` points to sixteen readable bytes; it needs no alignment.
-#[inline(always)]
-unsafe fn four_bytes<const FOUR: usize>(x: *const i8) -> i32 {
-    const { assert!(FOUR < 4) }
-    // SAFETY: `4 * FOUR + 4 <= 16` by the assertion above, and the read is unaligned.
-    unsafe { x.add(FOUR * 4).cast::<i32>().read_unaligned() }
-}
-
 /// The product for one instruction set. A value proves that the CPU has the instructions.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Dot(unsafe fn(&Product, QuantLayout));
+pub(crate) struct Dot {
+    product: unsafe fn(&Product, QuantLayout),
+    /// Flips activations, if products with eight-bit quants need [`Product::x_flipped`].
+    flip: Option<unsafe fn(&[i8], &mut [FlippedGroup])>,
+}
 
 impl Dot {
     /// The fastest product that `isa` allows on this CPU.
     pub(crate) fn of(isa: Isa) -> Self {
+        let plain = |product| Self { product, flip: None };
         #[cfg(target_arch = "x86_64")]
         if isa >= Isa::Avx2 && isa.is_available() && is_x86_feature_detected!("f16c") {
             if isa >= Isa::Avx512 && is_x86_feature_detected!("avx512vnni") {
-                return Self(x86::avx512_vnni);
+                return plain(x86::avx512_vnni);
             }
             if isa >= Isa::AvxVnni && Isa::AvxVnni.is_available() {
-                return Self(x86::avx_vnni);
+                return plain(x86::avx_vnni);
             }
-            return Self(x86::avx2);
+            return Self { product: x86::avx2, flip: Some(x86::flip) };
         }
         #[cfg(target_arch = "aarch64")]
         match isa {
-            Isa::I8mm if isa.is_available() => return Self(neon::i8mm),
-            Isa::Dotprod if isa.is_available() => return Self(neon::dotprod),
-            Isa::Neon => return Self(neon::neon),
+            Isa::I8mm if isa.is_available() => return plain(neon::i8mm),
+            Isa::Dotprod if isa.is_available() => return plain(neon::dotprod),
+            Isa::Neon => return plain(neon::neon),
             _ => {}
         }
         let _ = isa;
-        Self(portable::portable)
+        plain(portable::portable)
     }
 
     /// Computes a product.
     ///
     /// # Safety
     ///
-    /// - All preconditions of [`product`].
+    /// - All preconditions of [`product`], where `L::FLIPS` is [`flips`](Self::flips).
     ///
     /// # Panics
     ///
     /// If no [`BlockFormat`](super::blocks::BlockFormat) has the layout.
     pub(crate) unsafe fn run(self, p: &Product, layout: QuantLayout) {
-        // SAFETY: `of` chose a function whose instructions this CPU has; the caller upholds the preconditions of `product`.
-        unsafe { (self.0)(p, layout) }
+        // SAFETY: `of` chose a function whose instructions this CPU has, and `flip` where its set has `FLIPS`; the caller
+        // upholds the preconditions of `product`.
+        unsafe { (self.product)(p, layout) }
+    }
+
+    /// Whether products with eight-bit quants need [`Product::x_flipped`].
+    pub(crate) fn flips(self) -> bool {
+        self.flip.is_some()
+    }
+
+    /// Flips whole groups of activations from -127 to 127, if products need that.
+    pub(crate) fn flip(self, quants: &[i8], flipped: &mut [FlippedGroup]) {
+        if let Some(flip) = self.flip {
+            // SAFETY: `of` chose a function whose instructions this CPU has.
+            unsafe { flip(quants, flipped) }
+        }
     }
 }
 

@@ -6,6 +6,7 @@
 use std::arch::aarch64::*;
 use std::arch::asm;
 
+use super::dots::{Dots, group_by_dots};
 use super::{Lanes, Product, QuantLayout, product};
 use crate::compute::simd::intrinsics;
 
@@ -102,6 +103,7 @@ impl<const DOT: u8> Lanes for NeonProducts<DOT> {
     const TALLEST: usize = 4;
     const PAIRED: bool = false;
     const SIGNED: bool = DOT != MIXED;
+    const FLIPS: bool = false;
 
     #[inline(always)]
     unsafe fn permit() -> Self {
@@ -110,13 +112,54 @@ impl<const DOT: u8> Lanes for NeonProducts<DOT> {
     intrinsics! {
         integers(x: i32) -> Self::I = [vdupq_n_s32(x); 4];
         floats(x: f32) -> Self::F = [vdupq_n_f32(x); 4];
-        low(x: Self::I) -> Self::I = each!(I => vandq_s32(x[I], vdupq_n_s32(0x0f0f_0f0f)));
-        high(x: Self::I) -> Self::I =
-            each!(I => vreinterpretq_s32_u8(vshrq_n_u8::<4>(vreinterpretq_u8_s32(x[I]))));
         to_floats(x: Self::I) -> Self::F = each!(I => vcvtq_f32_s32(x[I]));
         mul(a: Self::F, b: Self::F) -> Self::F = each!(I => vmulq_f32(a[I], b[I]));
         mul_add(a: Self::F, b: Self::F, c: Self::F) -> Self::F =
             each!(I => vfmaq_f32(c[I], a[I], b[I]));
+    }
+    #[inline(always)]
+    unsafe fn bytes(self, from: *const u8) -> Self::I {
+        // SAFETY: `self` proves the instruction; `from` points to `4 * COLUMNS` = 64 readable bytes.
+        unsafe { each!(I => vreinterpretq_s32_u8(vld1q_u8(from.add(I * 16)))) }
+    }
+    #[inline(always)]
+    unsafe fn halves(self, from: *const u16) -> Self::F {
+        // SAFETY: `self` proves the instructions; `from` points to `COLUMNS` = 16 readable f16 values. The conversion is an
+        // instruction of every NEON and accesses no memory.
+        unsafe {
+            each!(I => {
+                let narrow = vld1_u16(from.add(I * 4));
+                let wide: float32x4_t;
+                asm!(
+                    "fcvtl {wide:v}.4s, {narrow:v}.4h",
+                    wide = lateout(vreg) wide,
+                    narrow = in(vreg) narrow,
+                    options(pure, nomem, nostack, preserves_flags),
+                );
+                wide
+            })
+        }
+    }
+    #[inline(always)]
+    unsafe fn store(self, to: *mut f32, x: Self::F) {
+        // SAFETY: `self` proves the instruction; `to` points to `COLUMNS` = 16 writable values.
+        unsafe { each!(I => vst1q_f32(to.add(I * 4), x[I])) };
+    }
+    #[inline(always)]
+    fn prefetch(self, from: *const u8) {
+        // SAFETY: a prefetch has no visible effect and never faults.
+        unsafe {
+            asm!("prfm pldl1keep, [{from}]", from = in(reg) from, options(readonly, nostack, preserves_flags));
+        }
+    }
+    group_by_dots!();
+}
+
+impl<const DOT: u8> Dots for NeonProducts<DOT> {
+    intrinsics! {
+        low(x: Self::I) -> Self::I = each!(I => vandq_s32(x[I], vdupq_n_s32(0x0f0f_0f0f)));
+        high(x: Self::I) -> Self::I =
+            each!(I => vreinterpretq_s32_u8(vshrq_n_u8::<4>(vreinterpretq_u8_s32(x[I]))));
     }
     #[inline(always)]
     fn signed(self, x: Self::I) -> Self::I {
@@ -157,41 +200,6 @@ impl<const DOT: u8> Lanes for NeonProducts<DOT> {
                     }
                 }
             })
-        }
-    }
-    #[inline(always)]
-    unsafe fn bytes(self, from: *const u8) -> Self::I {
-        // SAFETY: `self` proves the instruction; `from` points to `4 * COLUMNS` = 64 readable bytes.
-        unsafe { each!(I => vreinterpretq_s32_u8(vld1q_u8(from.add(I * 16)))) }
-    }
-    #[inline(always)]
-    unsafe fn halves(self, from: *const u16) -> Self::F {
-        // SAFETY: `self` proves the instructions; `from` points to `COLUMNS` = 16 readable f16 values. The conversion is an
-        // instruction of every NEON and accesses no memory.
-        unsafe {
-            each!(I => {
-                let narrow = vld1_u16(from.add(I * 4));
-                let wide: float32x4_t;
-                asm!(
-                    "fcvtl {wide:v}.4s, {narrow:v}.4h",
-                    wide = lateout(vreg) wide,
-                    narrow = in(vreg) narrow,
-                    options(pure, nomem, nostack, preserves_flags),
-                );
-                wide
-            })
-        }
-    }
-    #[inline(always)]
-    unsafe fn store(self, to: *mut f32, x: Self::F) {
-        // SAFETY: `self` proves the instruction; `to` points to `COLUMNS` = 16 writable values.
-        unsafe { each!(I => vst1q_f32(to.add(I * 4), x[I])) };
-    }
-    #[inline(always)]
-    fn prefetch(self, from: *const u8) {
-        // SAFETY: a prefetch has no visible effect and never faults.
-        unsafe {
-            asm!("prfm pldl1keep, [{from}]", from = in(reg) from, options(readonly, nostack, preserves_flags));
         }
     }
 }

@@ -1,6 +1,7 @@
 //! The quantized GEMM in plain Rust, for any CPU.
 
-use super::{Lanes, PANEL, Product, QuantLayout, four_bytes, product};
+use super::dots::{Dots, four_bytes, group_by_dots};
+use super::{Lanes, PANEL, Product, QuantLayout, product};
 
 /// [`product`] for any CPU.
 ///
@@ -23,6 +24,7 @@ impl Lanes for Array {
     const TALLEST: usize = 8;
     const PAIRED: bool = false;
     const SIGNED: bool = false;
+    const FLIPS: bool = false;
 
     #[inline(always)]
     unsafe fn permit() -> Self {
@@ -40,27 +42,6 @@ impl Lanes for Array {
     unsafe fn bytes(self, from: *const u8) -> Self::I {
         // SAFETY: `from` points to `4 * COLUMNS` readable bytes, the size of `I`.
         unsafe { from.cast::<Self::I>().read_unaligned() }
-    }
-    #[inline(always)]
-    fn low(self, x: Self::I) -> Self::I {
-        x.map(|x| x & 0x0f0f_0f0f)
-    }
-    #[inline(always)]
-    fn high(self, x: Self::I) -> Self::I {
-        x.map(|x| x >> 4 & 0x0f0f_0f0f)
-    }
-    #[inline(always)]
-    unsafe fn dot<const BITS: usize, const FOUR: usize>(
-        self,
-        sum: Self::I,
-        quants: Self::I,
-        x: *const i8,
-    ) -> Self::I {
-        // SAFETY: `x` points to sixteen readable bytes.
-        let x = unsafe { four_bytes::<FOUR>(x) };
-        let signed = |byte: u32| i32::from((x >> (8 * byte)) as i8);
-        let quant = |quants: i32, byte: u32| quants >> (8 * byte) & 0xff;
-        std::array::from_fn(|i| (0..4).fold(sum[i], |sum, byte| sum + quant(quants[i], byte) * signed(byte)))
     }
     #[inline(always)]
     fn to_floats(self, x: Self::I) -> Self::F {
@@ -84,5 +65,30 @@ impl Lanes for Array {
     unsafe fn store(self, to: *mut f32, x: Self::F) {
         // SAFETY: `to` points to `COLUMNS` writable values, the size of `F`.
         unsafe { to.cast::<Self::F>().write_unaligned(x) }
+    }
+    group_by_dots!();
+}
+
+impl Dots for Array {
+    #[inline(always)]
+    fn low(self, x: Self::I) -> Self::I {
+        x.map(|x| x & 0x0f0f_0f0f)
+    }
+    #[inline(always)]
+    fn high(self, x: Self::I) -> Self::I {
+        x.map(|x| x >> 4 & 0x0f0f_0f0f)
+    }
+    #[inline(always)]
+    unsafe fn dot<const BITS: usize, const FOUR: usize>(
+        self,
+        sum: Self::I,
+        quants: Self::I,
+        x: *const i8,
+    ) -> Self::I {
+        // SAFETY: `x` points to sixteen readable bytes.
+        let x = unsafe { four_bytes::<FOUR>(x) };
+        let signed = |byte: u32| i32::from((x >> (8 * byte)) as i8);
+        let quant = |quants: i32, byte: u32| quants >> (8 * byte) & 0xff;
+        std::array::from_fn(|i| (0..4).fold(sum[i], |sum, byte| sum + quant(quants[i], byte) * signed(byte)))
     }
 }

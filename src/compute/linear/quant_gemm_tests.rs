@@ -34,6 +34,7 @@ struct Case {
     panel_bytes: usize,
     panel: Guarded<u8>,
     x: Guarded<u8>,
+    flipped: Guarded<u32>,
     scales: Guarded<f32>,
     sums: Guarded<u32>,
     offsets: Guarded<f32>,
@@ -68,6 +69,20 @@ const EXTREME: Source = Source {
     scale: |random| [1.0, 0.5][random as usize % 2],
 };
 
+/// The memory of a group, on a CPU that stores the lowest byte first.
+fn words(group: FlippedGroup) -> impl Iterator<Item = u32> {
+    let pairs = [group.pairs, group.flips].concat().into_iter().map(u32::from).collect::<Vec<_>>();
+    let starts = [group.start, group.first_start].map(i32::cast_unsigned);
+    pairs
+        .as_chunks::<2>()
+        .0
+        .iter()
+        .map(|[low, high]| low | high << 16)
+        .chain(starts)
+        .collect::<Vec<_>>()
+        .into_iter()
+}
+
 impl Case {
     fn new(source: Source, layout: QuantLayout, rows: usize, panels: usize, groups: usize) -> Self {
         let mut next = numbers((rows * 100 + panels * 10 + groups) as u32);
@@ -86,6 +101,7 @@ impl Case {
         let offset = |(x, scale): (&[i8; GROUP], &f32)| -ZERO * scale * sum(x) as f32;
         let offsets: Vec<f32> = x.as_chunks().0.iter().zip(&scales).map(offset).collect();
         let sums: Vec<u32> = x.chunks(GROUP / 2).map(|half| sum(half).cast_unsigned()).collect();
+        let flipped: Vec<u32> = x.as_chunks().0.iter().flat_map(|x| words(FlippedGroup::new(x))).collect();
         let x: Vec<u8> = x.into_iter().map(i8::cast_unsigned).collect();
         Self {
             layout,
@@ -95,6 +111,7 @@ impl Case {
             panel_bytes,
             panel: Guarded::new(&panel),
             x: Guarded::new(&x),
+            flipped: Guarded::new(if layout.bits == 8 { &flipped } else { &[] }),
             scales: Guarded::new(&scales),
             sums: Guarded::new(if layout.halves { &sums } else { &[] }),
             offsets: Guarded::new(&offsets),
@@ -112,6 +129,7 @@ impl Case {
             panels: self.panels,
             groups: self.groups,
             x: self.x.as_ptr().cast(),
+            x_flipped: self.flipped.as_ptr().cast(),
             x_scales: self.scales.as_ptr(),
             x_sums: self.sums.as_ptr().cast(),
             x_offsets: self.offsets.as_ptr(),
@@ -119,8 +137,8 @@ impl Case {
             out: out.as_mut_ptr(),
             out_stride: stride,
         };
-        // SAFETY: `new` made `panels` panels of `groups` groups, and `rows` rows of activations with a scale, an offset and,
-        // if the layout has halves, two sums for each group. `out` has `rows` rows of `panels * PANEL` values.
+        // SAFETY: `new` made `panels` panels of `groups` groups, and `rows` rows of activations with a scale, an offset,
+        // a flipped group if the quants have eight bits, and two sums if the layout has halves, for each group. `out` has `rows` rows of `panels * PANEL` values.
         unsafe { Dot::of(isa).run(&product, self.layout) };
         assert!(out.chunks(stride).all(|row| row[self.panels * PANEL..].iter().all(|x| x.is_nan())));
         out.chunks(stride).flat_map(|row| row[..self.panels * PANEL].to_vec()).collect()
@@ -231,9 +249,39 @@ fn sets_of_an_architecture_agree_to_the_bit() {
     }
 }
 
+/// Tiles of any height give a row the same bits.
+#[test]
+fn a_row_does_not_depend_on_the_number_of_rows() {
+    for layout in LAYOUTS {
+        for isa in tested() {
+            let mut case = Case::new(RANDOM, layout, 13, 3, 2);
+            let bits = |case: &Case| case.run(isa).into_iter().map(f32::to_bits).collect::<Vec<_>>();
+            let all = bits(&case);
+            for rows in 1..13 {
+                case.rows = rows;
+                assert_eq!(bits(&case), all[..rows * 3 * PANEL], "{isa} {layout:?} {rows}");
+            }
+        }
+    }
+}
+
+#[test]
+fn activations_are_flipped_as_defined() {
+    let mut next = numbers(1);
+    for groups in 0..4 {
+        let x: Vec<i8> = (0..groups * GROUP).map(|_| (RANDOM.x)(next())).collect();
+        let expected: Vec<_> = x.as_chunks().0.iter().map(FlippedGroup::new).collect();
+        for dot in tested().into_iter().map(Dot::of).filter(|dot| dot.flips()) {
+            let mut flipped = vec![FlippedGroup::default(); groups];
+            dot.flip(&x, &mut flipped);
+            assert_eq!(flipped, expected);
+        }
+    }
+}
+
 #[test]
 fn sets_with_dot_products_use_them() {
-    let same = |a: Isa, b: Isa| std::ptr::fn_addr_eq(Dot::of(a).0, Dot::of(b).0);
+    let same = |a: Isa, b: Isa| std::ptr::fn_addr_eq(Dot::of(a).product, Dot::of(b).product);
     for (plain, better) in [
         (Isa::Avx2, Isa::AvxVnni),
         (Isa::Portable, Isa::Neon),
