@@ -1,7 +1,7 @@
 //! GEMM of quantized weights and eight-bit activations: the innermost loop of decoding.
 //!
 //! A panel has sixteen rows of weights side by side. Four adjacent quants of a row share one 32-bit lane, so that one
-//! instruction multiplies them by four activations and adds the products (VNNI), or three do. A lane belongs to one
+//! instruction multiplies them by four activations and adds the products (VNNI), or a few do. A lane belongs to one
 //! output, so no sum runs across lanes. Integer sums are exact, and the groups are added in order, so the result of a row
 //! does not depend on other rows.
 
@@ -364,12 +364,19 @@ unsafe fn tile<
     }
 }
 
+/// Flips whole groups of activations from -127 to 127.
+///
+/// # Safety
+///
+/// - The CPU has the instructions.
+type Flip = unsafe fn(&[i8], &mut [FlippedGroup]);
+
 /// The product for one instruction set. A value proves that the CPU has the instructions.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Dot {
     product: unsafe fn(&Product, QuantLayout),
     /// Flips activations, if products with eight-bit quants need [`Product::x_flipped`].
-    flip: Option<unsafe fn(&[i8], &mut [FlippedGroup])>,
+    flip: Option<Flip>,
 }
 
 impl Dot {
