@@ -2,11 +2,15 @@
 """Text generation against llama.cpp and transformers: same file, same prompts, same run.
 
     python benchmarks/generation.py [--quick] [--rounds N] [--with-llama-cpp]
+    python benchmarks/generation.py --isas amx,avx512bf16 [--model FILE]
 
 Every writer runs alone in a process of its own, once a round; the order turns by one each round, and the tables
 show medians. llama-cpp-python takes part when the peers' environment has it; --with-llama-cpp installs it there,
 which compiles it for this machine's instruction sets (many minutes). Writers of random weights (GPT-2) differ in
 what they write, not in the work.
+
+With --isas, model_manager alone runs on each of these instruction sets (MODEL_MANAGER_ISA), and the ratios are to the
+last one. No peer is needed.
 """
 
 import argparse
@@ -37,6 +41,7 @@ COLUMNS: dict[str, tuple[str, int, bool | None]] = {
     "prefill": ("prefill tokens/s", 0, True),
     "together": (f"{REQUESTS} at once tokens/s", 1, None),
     "gain": ("times one alone", 2, None),
+    "turn": ("next turn s", 3, False),
     "load": ("load s", 2, False),
     "resident": ("RSS MB", 0, False),
     "model": ("of the model MB", 0, None),
@@ -44,15 +49,20 @@ COLUMNS: dict[str, tuple[str, int, bool | None]] = {
 
 
 def measure(python: Path, name: str, model: Path, quick: bool) -> dict[str, float]:
-    """One round of one writer."""
+    """One round of one writer. A name may end with `@` and an instruction set."""
     written, repeats = (16, 1) if quick else (128, 3)
-    with Process([str(python), str(HERE / "generation_worker.py"), name, str(model)]) as process:
+    writer, _, isa = name.partition("@")
+    variables = {"MODEL_MANAGER_ISA": isa} if isa else {}
+    with Process([str(python), str(HERE / "generation_worker.py"), writer, str(model)], variables) as process:
         found = {"load": process.started["load_s"]}
         found["prefill"] = process.ask("prefill", tokens=500, repeats=repeats)["rate"]
         found["decode"] = process.ask("decode", tokens=written, repeats=repeats)["rate"]
         many = process.ask("together", requests=REQUESTS, tokens=written, repeats=repeats)
         if many["rate"] is not None:
             found |= {"together": many["rate"], "gain": many["rate"] / many["alone"]}
+        turn = process.ask("turn", prompt=100, answer=written, question=28, repeats=repeats)
+        if turn["seconds"] is not None:
+            found["turn"] = turn["seconds"]
         memory = process.ask("memory")
         found |= {"resident": memory["rss"], "model": memory["rss"] - memory["before"]}
     return found
@@ -124,12 +134,31 @@ def gpt2(python: Path, work: Path) -> Path:
     return folder
 
 
+def compare_isas(args: argparse.Namespace, results: Path) -> None:
+    """model_manager with itself: one table, and the figures in a file."""
+    names = [f"model_manager@{isa.strip()}" for isa in args.isas.split(",")]
+    rounds = args.rounds or (1 if args.quick else 5)
+    machine = environment.machine()
+    print(f"{machine['cpu']}, {machine['threads']} threads, {' '.join(machine['isa'])}")
+    found = compare({name: Path(sys.executable) for name in names}, args.model, rounds, args.quick)
+    print(f"\n{args.model.name}\n\n{render(medians_of(found), names[-1])}\n", flush=True)
+    results.mkdir(parents=True, exist_ok=True)
+    path = results / time.strftime("generation-isas-%Y%m%d-%H%M%S.json")
+    path.write_text(
+        json.dumps({"machine": machine, "quick": args.quick, args.model.name: found}, indent=2) + "\n", "utf-8"
+    )
+    print(path)
+
+
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Compare text generation with its peers on this machine.")
     parser.add_argument("--quick", action="store_true", help="few tokens, one round: does everything run?")
     parser.add_argument("--rounds", type=int, help="default 5, with --quick 1")
     parser.add_argument("--with-llama-cpp", action="store_true", help=f"install {LLAMA_CPP} for the comparison")
     parser.add_argument("--model", type=Path, default=SMOLLM2, help="a .gguf file")
+    parser.add_argument(
+        "--isas", metavar="ISA,...", help="compare these instruction sets of this machine, without peers"
+    )
     parser.add_argument("--venv", type=Path, default=environment.peers_location())
     return parser.parse_args()
 
@@ -139,6 +168,9 @@ def main() -> None:
     if not args.model.is_file():
         sys.exit(f"{args.model} is missing: run `make models` first")
     results = HERE / "results"
+    if args.isas:
+        compare_isas(args, results)
+        return
     work = results / "work"
     work.mkdir(parents=True, exist_ok=True)
     peers, ours = environment.peers_python(args.venv), Path(sys.executable)

@@ -66,6 +66,17 @@ class Worker:
             alone.append(tokens / timed(self.writer.write, self.prompt(16), tokens))
         return {"rate": statistics.median(rates), "alone": statistics.median(alone)}
 
+    def turn(self, prompt: int, answer: int, question: int, repeats: int) -> dict[str, Any]:
+        """Seconds until the first token of a second turn, whose prompt is the first one, its answer, and a question."""
+        if not isinstance(self.writer, writers.Ours):
+            return {"seconds": None}
+        seconds = []
+        for _ in range(repeats):
+            text = self.prompt(prompt)
+            text += self.writer.answer(text, answer)
+            seconds.append(timed(self.writer.write, f"{text} {SENTENCE * (question // 14 + 1)}", 1))
+        return {"seconds": statistics.median(seconds)}
+
     def memory(self) -> dict[str, Any]:
         return {"before": self.before, **memory()}
 

@@ -19,6 +19,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ class WorkerFailed(RuntimeError):
 class Process:
     """A worker, and what it answers. Ends with the `with` block."""
 
-    def __init__(self, command: list[str]) -> None:
+    def __init__(self, command: list[str], extra: Mapping[str, str] | None = None) -> None:
         self.errors = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115  (closed in __exit__)
         pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self.errors}
         # No package may look for newer models or files: everything is on the disk.
@@ -52,6 +53,7 @@ class Process:
             "HF_HUB_OFFLINE": "1",
             "TOKENIZERS_PARALLELISM": "true",
             "PYTHONWARNINGS": "ignore",
+            **(extra or {}),
         }
         started = time.perf_counter()
         self.process = subprocess.Popen(command, text=True, encoding="utf-8", env=variables, **pipes)

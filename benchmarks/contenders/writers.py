@@ -37,7 +37,12 @@ class Ours(Writer):
         return int(self.manager.count_tokens(text, "text_generator"))
 
     def write(self, text: str, tokens: int) -> None:
-        self.manager.complete(text, do_sample=False, max_new_tokens=tokens, min_new_tokens=tokens)
+        self.answer(text, tokens)
+
+    def answer(self, text: str, tokens: int) -> str:
+        """What it writes."""
+        done = self.manager.complete(text, do_sample=False, max_new_tokens=tokens, min_new_tokens=tokens)
+        return str(done["text"])
 
     def write_together(self, texts: list[str], tokens: int) -> None:
         threads = [threading.Thread(target=self.write, args=(text, tokens)) for text in texts]

@@ -3,9 +3,10 @@
 use super::backend::Rows;
 use super::isa::{DType, Isa};
 use super::kernels::Activation;
-use super::linear::activations::{Activations, PlainRows};
-use super::linear::gemm::Epilogue;
+use super::linear::activations::PlainRows;
+use super::linear::gemm::{Epilogue, GemmScratch};
 use super::linear::pack::Packer;
+use super::linear::phases::RowPhases;
 use super::linear::{Linear, WeightFormat};
 use super::memory::zeroed;
 use super::parallel::{Parallelism, Target};
@@ -63,8 +64,8 @@ impl Projection {
         let x = PlainRows::new(bytes, stride * 4, rows.len(), self.inputs(), DType::F32);
         let out = Target::over(out, self.outputs());
         let store = Epilogue::Store(Activation::Identity);
-        let (scratch, one) = (&mut Activations::default(), Parallelism::One);
-        self.linear.multiply(&self.packer.kernel_set, one, scratch, x, store, &out, 0)
+        let (scratch, one, phases) = (&mut GemmScratch::default(), Parallelism::One, RowPhases::PREFILL);
+        self.linear.multiply(&self.packer.kernel_set, one, scratch, x, &phases, store, &out, 0)
     }
 
     /// The same into memory of its own.

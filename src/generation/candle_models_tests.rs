@@ -33,7 +33,7 @@ fn logits_equal_transformers_whole_and_in_parts() {
 }
 
 fn step<'a, C>(cache: &'a mut C, tokens: &'a [u32]) -> Step<'a, C> {
-    Step { cache, tokens, length: 4, needs_logits: true }
+    Step { cache, tokens, prompt: 4, length: 4, needs_logits: true }
 }
 
 #[test]

@@ -146,3 +146,6 @@ fn coded_models_compute_what_their_weights_say() {
         }
     }
 }
+
+#[path = "unpacked_tests.rs"]
+mod unpacked;

@@ -30,6 +30,12 @@ pub trait Decoder: Send + Sync + 'static {
     /// Bytes that a cache of `tokens` takes; not less for more tokens.
     fn cache_bytes(&self, tokens: usize) -> u64;
 
+    /// Whether the keys and values of a token depend on whether it is read or was written. A prompt then reuses those of tokens
+    /// that were read alone.
+    fn phases_differ(&self) -> bool {
+        false
+    }
+
     /// Runs all layers over the new tokens of all sequences, appends them to the caches, and writes the logits of the
     /// sequences that need them, in their order, to `logits`: row-major [sequences that need them, vocabulary].
     ///

@@ -79,6 +79,8 @@ pub struct Step<'a, C> {
     pub cache: &'a mut C,
     /// Never empty.
     pub tokens: &'a [u32],
+    /// The number of tokens of the text, from its beginning, that the model reads; it wrote those after them.
+    pub prompt: usize,
     /// The number of tokens of the whole text, as far as it is known: those in the cache, `tokens`, and those of later
     /// steps.
     pub length: usize,
@@ -92,6 +94,8 @@ pub(super) struct CachedSequence<'a, C> {
     pub cache: &'a mut C,
     /// Tokens in the cache before this pass.
     pub cached: usize,
+    /// Tokens from the beginning of the text that the model reads.
+    pub prompt: usize,
     /// Tokens of the whole text.
     pub length: usize,
     pub needs_logits: bool,
@@ -169,6 +173,11 @@ pub trait Backend: Send + Sync + Sized + 'static {
 
     /// The number format of the matrix products: `float32`, `bfloat16`.
     fn dtype(&self) -> &'static str;
+
+    /// Whether the keys and values of a token depend on whether the model reads it or wrote it.
+    fn phases_differ(&self) -> bool {
+        false
+    }
 }
 
 /// A model's forward function: from a pass to one row of output for each of its sequences.

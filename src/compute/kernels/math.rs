@@ -117,6 +117,6 @@ impl Activation {
     /// The function of one number.
     #[must_use]
     pub fn of(self, x: f32) -> f32 {
-        activate::<Portable, false>(Portable, self, [x; 4])[0]
+        activate::<Portable<4>, false>(Portable, self, [x; 4])[0]
     }
 }

@@ -250,8 +250,14 @@ impl Kernels {
             Isa::Dotprod => shared!(Isa::Dotprod, NEON),
             #[cfg(target_arch = "aarch64")]
             Isa::I8mm => shared!(Isa::I8mm, NEON),
-            _ => table!(Isa::Portable, Portable),
+            _ => table!(Isa::Portable, Portable<4>),
         }
+    }
+
+    /// Kernels as wide as those of AVX-512, for tests on a CPU without it.
+    #[cfg(test)]
+    pub(crate) fn wide() -> &'static Self {
+        table!(Isa::Portable, Portable<16>)
     }
 
     /// The instruction set.

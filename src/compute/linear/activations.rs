@@ -76,11 +76,12 @@ pub(crate) fn spread(format: DType, columns: usize) -> usize {
 }
 
 impl Activations {
-    /// Quantizes rows of any format to eight bits.
+    /// Quantizes the rows of any format that `is_wanted` to eight bits; what the others have is unspecified.
     pub(crate) fn quantize(
         &mut self,
         kernel_set: &KernelSet,
         x: PlainRows<'_>,
+        is_wanted: impl Fn(usize) -> bool,
         forms: Forms,
         parallelism: Parallelism<'_>,
     ) -> Result<()> {
@@ -96,11 +97,12 @@ impl Activations {
         let flipped = resized(&mut self.flipped, if flips { x.rows * groups } else { 0 });
         let mut flipped = flipped.chunks_mut(groups);
         let flipped = std::iter::repeat_with(|| flipped.next().unwrap_or_default());
-        let rows: Vec<_> = quants.zip(scales).zip(sums.zip(offsets)).zip(flipped).collect();
-        each(parallelism, rows, |row, (((quants, scales), (sums, offsets)), flipped)| {
+        let rows = quants.zip(scales).zip(sums.zip(offsets)).zip(flipped).enumerate();
+        let rows: Vec<_> = rows.filter(|(row, _)| is_wanted(*row)).collect();
+        each(parallelism, rows, |(row, (((quants, scales), (sums, offsets)), flipped))| {
             let sums = sums.as_deref_mut();
             let mut row = QuantizedRow {
-                x: x.row(row),
+                x: x.row(*row),
                 format: x.format,
                 length: x.columns,
                 quants,
@@ -116,16 +118,10 @@ impl Activations {
 }
 
 /// Runs `work` on each row.
-fn each<T: Send>(
-    parallelism: Parallelism<'_>,
-    mut rows: Vec<T>,
-    work: impl Fn(usize, &mut T) + Sync,
-) -> Result<()> {
+fn each<T: Send>(parallelism: Parallelism<'_>, mut rows: Vec<T>, work: impl Fn(&mut T) + Sync) -> Result<()> {
     let share = rows.len().div_ceil(parallelism.threads()).max(1);
     let shares: Vec<_> = rows.chunks_mut(share).map(Mutex::new).collect();
-    parallelism.run(shares.len(), &|index| {
-        shares[index].lock().iter_mut().enumerate().for_each(|(at, row)| work(index * share + at, row));
-    })
+    parallelism.run(shares.len(), &|index| shares[index].lock().iter_mut().for_each(&work))
 }
 
 #[cfg(test)]
@@ -140,7 +136,7 @@ mod tests {
         let rows = PlainRows::new(memory.as_slice(), columns * 4, x.len() / columns, columns, DType::F32);
         let mut quantized = Activations::default();
         let forms = Forms { quantized: true, halves: true, eight_bits: true };
-        quantized.quantize(&KernelSet::new(Isa::best()), rows, forms, Parallelism::One).unwrap();
+        quantized.quantize(&KernelSet::new(Isa::best()), rows, |_| true, forms, Parallelism::One).unwrap();
         quantized
     }
 

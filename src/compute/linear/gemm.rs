@@ -3,6 +3,10 @@
 //! The unit of work is a tile of rows times a panel of weights. A block of panels stays in the second-level cache while
 //! all rows are multiplied by it. The epilogue of a tile fuses bias, activation, gate and residual into its store. The
 //! result of a row depends neither on other rows nor on how the work is divided.
+//!
+//! On AMX, rows of a prompt or an encoder's text are multiplied by quantized weights in tiles of bf16: a block of panels is
+//! unpacked once for all of a task's rows ([`super::quant_unpack`]). Rows that the model wrote are multiplied as integers, as
+//! all rows are on other CPUs. Which of both a row is, its [`TokenPhase`] alone decides (docs/decisions/0014-amx-quantized.md).
 
 use std::mem::MaybeUninit;
 use std::ops::Range;
@@ -10,14 +14,21 @@ use std::ops::Range;
 use super::activations::{Activations, PlainRows};
 use super::blocks::GROUP;
 use super::layer::{KernelSet, Linear, LinearPart, PartFormat};
+use super::phases::{RowPhases, TokenPhase};
 use super::quant_gemm::Product;
-use crate::Result;
+use super::quant_unpack::Unpack;
 use crate::compute::isa::DType;
 use crate::compute::kernels::activation::Activation;
 use crate::compute::kernels::rowwise::{StoreMode, TileEpilogue};
 use crate::compute::kernels::tile::{Ahead, Tile};
 use crate::compute::kernels::{Kernels, LARGEST_TILE, units};
+use crate::compute::memory::Buffer;
 use crate::compute::parallel::{Parallelism, Share, Target};
+use crate::sync::Mutex;
+use crate::{Error, Result};
+
+#[path = "gemm_unpacked.rs"]
+mod unpacked;
 
 /// Bytes of a block of panels, which stays in the second-level cache while all rows are multiplied by it.
 const BLOCK_BYTES: usize = 384 << 10;
@@ -38,13 +49,40 @@ const FEW_TILES: usize = 8;
 /// Rows that are multiplied by a quantized panel at once: a multiple of the tile heights.
 const QUANTIZED_ROWS: usize = 24;
 
-/// What is prefetched while a panel is multiplied.
+/// Panels side by side, in the form in which tiles multiply them.
+#[derive(Clone, Copy)]
+struct PanelBlock<'a> {
+    form: PartFormat,
+    memory: &'a [u8],
+    /// Bytes of each.
+    bytes: usize,
+    /// What is prefetched while the first one is multiplied.
+    ahead: Option<Prefetch>,
+}
+
+/// Memory to prefetch while a panel is multiplied; for each panel after it, as many bytes further.
 #[derive(Clone, Copy)]
 struct Prefetch {
-    /// Bytes from the start of this panel to the start of that one.
-    distance: usize,
-    /// The share of that panel.
-    share: Share,
+    from: *const u8,
+    bytes: usize,
+}
+
+/// A block of panels that rows are multiplied by.
+struct Block<'a> {
+    /// Of a part of the layer and, in a gated layer, of its second part.
+    panels: [PanelBlock<'a>; 2],
+    /// Their number in each.
+    count: usize,
+    /// Their outputs, counted over all parts.
+    columns: Range<usize>,
+}
+
+/// The memory of products, which later ones reuse.
+#[derive(Debug, Default)]
+pub(crate) struct GemmScratch {
+    quantized: Activations,
+    /// A block of unpacked panels for each thread that multiplies.
+    unpacked: Mutex<Vec<Buffer>>,
 }
 
 /// The product of a tile before its epilogue. It is not cleared, because products write every value that the epilogue
@@ -71,10 +109,15 @@ struct Gemm<'a> {
     layer: &'a Linear,
     kernel_set: &'a KernelSet,
     x: Operand<'a>,
+    phases: &'a RowPhases,
+    /// If quantized weights are unpacked for rows of [`TokenPhase::Prefill`].
+    unpack: Option<Unpack>,
+    unpacked: &'a Mutex<Vec<Buffer>>,
     epilogue: Epilogue,
     out: &'a Target<'a>,
     /// The row of the output for row 0 of `x`.
     first: usize,
+    fault: Mutex<Option<Error>>,
 }
 
 impl Linear {
@@ -85,31 +128,41 @@ impl Linear {
         &self,
         kernel_set: &KernelSet,
         parallelism: Parallelism<'_>,
-        scratch: &mut Activations,
+        scratch: &mut GemmScratch,
         x: PlainRows<'_>,
+        phases: &RowPhases,
         epilogue: Epilogue,
         out: &Target<'_>,
         first: usize,
     ) -> Result<()> {
         assert_eq!(x.columns, self.inputs, "operand of a linear layer");
         assert!(epilogue != Epilogue::Add || out.format() == DType::F32, "a product is added to f32");
-        if self.forms.quantized {
-            scratch.quantize(kernel_set, x, self.forms, parallelism)?;
+        assert!(phases.rows() >= x.rows, "phases of {} of {} rows", phases.rows(), x.rows);
+        let unpack = kernel_set.unpack.filter(|_| x.format == DType::Bf16);
+        let is_integer = |rows| unpack.is_none() || phases.any(rows, TokenPhase::Decode);
+        if self.forms.quantized && is_integer(0..x.rows) {
+            let wanted = |row| is_integer(row..row + 1);
+            scratch.quantized.quantize(kernel_set, x, wanted, self.forms, parallelism)?;
         }
         let gemm = Gemm {
             layer: self,
             kernel_set,
-            x: Operand { plain: x, quantized: scratch },
+            x: Operand { plain: x, quantized: &scratch.quantized },
+            phases,
+            unpack,
+            unpacked: &scratch.unpacked,
             epilogue,
             out,
             first,
+            fault: Mutex::new(None),
         };
         let height = kernel_set.kernels.rows(x.format);
         let tiles = x.rows.div_ceil(height);
         let (groups, panels) = self.groups(kernel_set.kernels);
         parallelism.split(tiles, groups, |tiles, groups| {
             gemm.block(tiles.start * height..x.rows.min(tiles.end * height), panels(groups));
-        })
+        })?;
+        gemm.fault.into_inner().map_or(Ok(()), Err)
     }
 
     /// The parts whose panels are divided among tasks. A gated layer divides its first part, and each task multiplies the
@@ -131,59 +184,72 @@ impl Gemm<'_> {
     /// Multiplies some rows by some of the layer's panels.
     fn block(&self, rows: Range<usize>, panels: Range<usize>) {
         let _tiles = self.kernel_set.kernels.keep_tiles();
+        let mut memory = match self.take_unpacked(&rows) {
+            Ok(memory) => memory,
+            Err(error) => {
+                self.fault.lock().get_or_insert(error);
+                return;
+            }
+        };
         let mut before = 0;
         for part in self.layer.leading() {
             let count = part.panels(self.kernel_set.kernels);
             let inside = |panel: usize| panel.clamp(before, before + count) - before;
-            self.part(part, rows.clone(), inside(panels.start)..inside(panels.end));
+            let panels = inside(panels.start)..inside(panels.end);
+            match (part.form, self.unpack, &mut memory) {
+                (PartFormat::Quantized(_), Some(unpack), Some(memory)) => {
+                    self.unpacked_part(unpack, part, rows.clone(), panels, memory);
+                }
+                _ => self.packed_part(part, rows.clone(), panels),
+            }
             before += count;
         }
+        self.unpacked.lock().extend(memory);
     }
 
-    fn part(&self, part: &LinearPart, rows: Range<usize>, panels: Range<usize>) {
+    /// A part and, in a gated layer, the second one, or else the same again.
+    fn pair<'p>(&'p self, part: &'p LinearPart) -> [&'p LinearPart; 2] {
+        [part, if self.layer.gated { &self.layer.parts[1] } else { part }]
+    }
+
+    /// Multiplies rows by some panels of a part as they are packed.
+    fn packed_part(&self, part: &LinearPart, rows: Range<usize>, panels: Range<usize>) {
         let kernels = self.kernel_set.kernels;
         let bytes = part.form.panel_bytes(kernels, self.layer.inputs);
-        let height = match part.form {
-            // Row tiles of equal height: a tile takes about the same time whether it is full or not.
-            PartFormat::Plain(format) => {
-                let tiles = rows.len().div_ceil(kernels.rows(format)).max(1);
-                rows.len().div_ceil(tiles).max(1)
-            }
-            PartFormat::Quantized(_) => QUANTIZED_ROWS,
-        };
-        let row_tiles = rows.len().div_ceil(height);
-        let (block, distance) = self.blocks(part, rows.len(), row_tiles, bytes.max(1));
-        let mut tiles = [[MaybeUninit::uninit(); LARGEST_TILE]; 2];
+        let (block, distance) = self.blocks(part, rows.len(), bytes.max(1));
         for first in panels.clone().step_by(block) {
-            let end = panels.end.min(first + block);
-            for (index, row) in rows.clone().step_by(height).enumerate() {
-                let prefetch =
-                    distance.map(|distance| Prefetch { distance, share: Share { index, of: row_tiles } });
-                let rows = row..rows.end.min(row + height);
-                // With few rows, one epilogue handles the products of several panels.
-                let count = LARGEST_TILE / (part.form.width(kernels) * rows.len());
-                for panel in (first..end).step_by(count) {
-                    self.multiply_panels(
-                        part,
-                        panel..end.min(panel + count),
-                        rows.clone(),
-                        prefetch,
-                        &mut tiles,
-                    );
-                }
-            }
+            let panels = first..panels.end.min(first + block);
+            let block = Block {
+                panels: self.pair(part).map(|part| {
+                    let bytes = part.form.panel_bytes(kernels, self.layer.inputs);
+                    let memory = part.panels_from(panels.start, panels.len(), bytes);
+                    let from = |distance| memory.as_ptr().wrapping_add(distance);
+                    let ahead = distance.map(|distance| Prefetch { from: from(distance), bytes });
+                    PanelBlock { form: part.form, memory, bytes, ahead }
+                }),
+                count: panels.len(),
+                columns: part.outputs(panels.clone(), part.form.width(kernels)),
+            };
+            self.row_tiles(&block, rows.clone());
         }
     }
 
-    /// The number of panels of a block, and how far ahead panels are prefetched, if at all.
-    fn blocks(
-        &self,
-        part: &LinearPart,
-        rows: usize,
-        row_tiles: usize,
-        bytes: usize,
-    ) -> (usize, Option<usize>) {
+    /// The height of the tiles that rows are divided into.
+    fn tile_height(&self, form: PartFormat, rows: usize) -> usize {
+        match form {
+            // Row tiles of equal height: a tile takes about the same time whether it is full or not.
+            PartFormat::Plain(format) => {
+                let tiles = rows.div_ceil(self.kernel_set.kernels.rows(format)).max(1);
+                rows.div_ceil(tiles).max(1)
+            }
+            PartFormat::Quantized(_) => QUANTIZED_ROWS,
+        }
+    }
+
+    /// The number of packed panels of a block, and how far ahead panels are prefetched, if at all.
+    fn blocks(&self, part: &LinearPart, rows: usize, bytes: usize) -> (usize, Option<usize>) {
         let block = (BLOCK_BYTES / bytes).max(1);
+        let row_tiles = rows.div_ceil(self.tile_height(part.form, rows));
         match part.form {
             PartFormat::Quantized(_) => (block, None),
             PartFormat::Plain(format) if self.kernel_set.kernels.uses_amx(format) => {
@@ -195,24 +261,41 @@ impl Gemm<'_> {
         }
     }
 
-    /// Multiplies rows by panels, and in a gated layer by the same panels of its second part, into `tiles`, and runs the
-    /// epilogue.
+    /// Multiplies rows by a block of panels, a tile at a time.
+    fn row_tiles(&self, block: &Block<'_>, rows: Range<usize>) {
+        let form = block.panels[0].form;
+        let (width, height) = (form.width(self.kernel_set.kernels), self.tile_height(form, rows.len()));
+        let of = rows.len().div_ceil(height);
+        let mut tiles = [[MaybeUninit::uninit(); LARGEST_TILE]; 2];
+        for (index, row) in rows.clone().step_by(height).enumerate() {
+            let rows = row..rows.end.min(row + height);
+            // With few rows, one epilogue handles the products of several panels.
+            let count = LARGEST_TILE / (width * rows.len());
+            for panel in (0..block.count).step_by(count) {
+                let panels = panel..block.count.min(panel + count);
+                self.multiply_panels(block, panels, rows.clone(), Share { index, of }, &mut tiles);
+            }
+        }
+    }
+
+    /// Multiplies rows by panels of a block, and in a gated layer by the same panels of its second part, into `tiles`, and
+    /// runs the epilogue.
     fn multiply_panels(
         &self,
-        part: &LinearPart,
+        block: &Block<'_>,
         panels: Range<usize>,
         rows: Range<usize>,
-        prefetch: Option<Prefetch>,
+        share: Share,
         tiles: &mut [TileBuffer; 2],
     ) {
         let (layer, kernels) = (self.layer, self.kernel_set.kernels);
-        let width = part.form.width(kernels);
-        let start = part.columns.start + panels.start * width;
-        let columns = start..part.columns.end.min(start + panels.len() * width);
+        let width = block.panels[0].form.width(kernels);
+        let start = block.columns.start + panels.start * width;
+        let columns = start..block.columns.end.min(start + panels.len() * width);
         let [product, gated] = tiles;
-        self.products(part, panels.clone(), rows.clone(), prefetch, product);
+        self.products(&block.panels[0], panels.clone(), rows.clone(), share, product);
         if layer.gated {
-            self.products(&layer.parts[1], panels.clone(), rows.clone(), prefetch, gated);
+            self.products(&block.panels[1], panels.clone(), rows.clone(), share, gated);
         }
         let bias = |from: usize| {
             let bias = layer.bias.get(from..from + columns.len());
@@ -246,45 +329,45 @@ impl Gemm<'_> {
         unsafe { kernels.finish(&finish) };
     }
 
-    /// Multiplies `rows` by `panels`, whose columns lie side by side in the rows of `out`.
+    /// Multiplies `rows` by some panels of `block`, whose columns lie side by side in the rows of `out`.
     fn products(
         &self,
-        part: &LinearPart,
+        block: &PanelBlock<'_>,
         panels: Range<usize>,
         rows: Range<usize>,
-        prefetch: Option<Prefetch>,
+        share: Share,
         out: &mut TileBuffer,
     ) {
-        let (kernels, inputs) = (self.kernel_set.kernels, self.layer.inputs);
-        let width = part.form.width(kernels);
+        let (kernels, inputs, bytes) = (self.kernel_set.kernels, self.layer.inputs, block.bytes);
+        let width = block.form.width(kernels);
         let stride = panels.len() * width;
         assert!(rows.len() * stride <= out.len() && rows.end <= self.x.plain.rows, "a tile");
-        let bytes = part.form.panel_bytes(kernels, inputs);
         let out = out.as_mut_ptr().cast::<f32>();
-        match part.form {
+        match block.form {
             PartFormat::Plain(format) => {
                 assert_eq!(self.x.plain.format, format, "format of an operand");
+                let k = units(format, inputs);
                 for (at, panel) in panels.enumerate() {
-                    let start = part.panels_from(panel, 1, bytes).as_ptr();
+                    let start = block.memory[panel * bytes..][..bytes].as_ptr();
                     let tile = Tile {
                         a: self.x.plain.row(rows.start),
                         a_stride: self.x.plain.stride,
                         panel: start.cast(),
-                        k: units(format, inputs),
+                        k,
                         // SAFETY: `at < panels.len()`, so `at * width < stride`, and `out` has `rows.len() * stride`
                         // values by the assertion above.
                         c: unsafe { out.add(at * width) },
                         c_stride: stride,
                         rows: rows.len(),
                         accumulate: false,
-                        ahead: prefetch.map(|Prefetch { distance, share }| Ahead {
-                            from: start.wrapping_add(distance + bytes * share.index / share.of),
-                            step: kernels.width * 4 / share.of,
+                        ahead: block.ahead.map(|Prefetch { from, bytes }| Ahead {
+                            from: from.wrapping_add(panel * bytes + bytes * share.index / share.of),
+                            step: bytes / k / share.of,
                         }),
                     };
-                    // SAFETY: `part` divides rows into tiles of at most `kernels.rows(format)`. `rows` are rows of `x` by the
-                    // assertion above, and `Plain::new` checked that each has `units(format, inputs)` units, because
-                    // `multiply` asserts `x.columns == inputs`. `panels_from` returned the bytes of one panel, which has as
+                    // SAFETY: `row_tiles` divides rows into tiles of at most `kernels.rows(format)`. `rows` are rows of `x`
+                    // by the assertion above, and `Plain::new` checked that each has `units(format, inputs)` units, because
+                    // `multiply` asserts `x.columns == inputs`. The slice has the bytes of one panel, which has at least as
                     // many rows of `width` units and starts at a cache line. `out` has `rows.len()` rows of `width` values
                     // from `at * width` on, and belongs to this task.
                     unsafe { kernels.tile(format, &tile) };
@@ -293,7 +376,7 @@ impl Gemm<'_> {
             PartFormat::Quantized(layout) => {
                 let (quantized, groups) = (self.x.quantized, inputs.div_ceil(GROUP));
                 let terms = Product {
-                    panel: part.panels_from(panels.start, panels.len(), bytes).as_ptr(),
+                    panel: block.memory[panels.start * bytes..panels.end * bytes].as_ptr(),
                     panel_bytes: bytes,
                     panels: panels.len(),
                     groups,
@@ -314,8 +397,8 @@ impl Gemm<'_> {
                     out,
                     out_stride: stride,
                 };
-                // SAFETY: `panels_from` returned the bytes of `panels.len()` panels of `groups` groups. The slices of `quants`,
-                // `flipped`, `scales`, `sums` and `offsets` were bounds-checked, and have `groups` groups for each row.
+                // SAFETY: the slice has the bytes of `panels.len()` panels of `groups` groups. The slices of `quants`, `flipped`,
+                // `scales`, `sums` and `offsets` were bounds-checked, and have `groups` groups for each row.
                 // `out` has `rows.len()` rows of `stride` values, sixteen for each panel, and belongs to this task.
                 unsafe { self.kernel_set.dot.run(&terms, layout) };
             }

@@ -11,6 +11,7 @@ use std::sync::atomic::AtomicU64;
 use super::activations::Forms;
 use super::blocks::{BlockTensor, GROUP, QuantLayout};
 use super::quant_gemm::{Dot, PANEL, group_bytes};
+use super::quant_unpack::Unpack;
 use crate::Result;
 #[cfg(feature = "cuda")]
 use crate::compute::file::WeightFile;
@@ -189,12 +190,14 @@ impl From<Weight> for Matrix {
 pub struct KernelSet {
     pub(crate) kernels: &'static Kernels,
     pub(crate) dot: Dot,
+    /// If rows that are read are multiplied by unpacked weights.
+    pub(crate) unpack: Option<Unpack>,
 }
 
 impl KernelSet {
     /// The kernels of `isa`.
     pub fn new(isa: Isa) -> Self {
-        Self { kernels: Kernels::of(isa), dot: Dot::of(isa) }
+        Self { kernels: Kernels::of(isa), dot: Dot::of(isa), unpack: Unpack::of(isa) }
     }
 }
 
@@ -265,6 +268,12 @@ impl LinearPart {
     pub(super) fn panels(&self, kernels: &Kernels) -> usize {
         self.columns.len().div_ceil(self.form.width(kernels))
     }
+
+    /// The outputs of some panels of `width` each.
+    pub(super) fn outputs(&self, panels: Range<usize>, width: usize) -> Range<usize> {
+        let start = self.columns.start + panels.start * width;
+        start..self.columns.end.min(start + panels.len() * width)
+    }
 }
 
 impl Linear {
@@ -278,6 +287,11 @@ impl Linear {
         self.outputs
     }
 
+    /// Whether some of its weights are quantized.
+    pub(crate) fn is_quantized(&self) -> bool {
+        self.forms.quantized
+    }
+
     /// Bytes of memory.
     pub fn bytes(&self) -> u64 {
         self.parts.iter().map(|part| part.memory.len() as u64).sum::<u64>() + 4 * self.bias.len() as u64
@@ -286,4 +300,4 @@ impl Linear {
 
 #[cfg(test)]
 #[path = "layer_tests.rs"]
-mod tests;
+pub(crate) mod tests;

@@ -4,21 +4,22 @@ use half::bf16;
 
 use super::*;
 use crate::compute::file::WeightFile;
-use crate::compute::linear::activations::{Activations, PlainRows, spread};
+use crate::compute::linear::activations::{PlainRows, spread};
 use crate::compute::linear::blocks::BlockFormat;
 use crate::compute::linear::blocks::tests::{COLUMNS, ROWS, reference as blocks_of_the_package};
-use crate::compute::linear::gemm::Epilogue;
+use crate::compute::linear::gemm::{Epilogue, GemmScratch};
 use crate::compute::linear::pack::Packer;
+use crate::compute::linear::phases::RowPhases;
 use crate::compute::memory::Buffer;
 use crate::compute::parallel::{Parallelism, Target};
 use crate::compute::{Activation, Threads};
 
-fn wave(n: usize, step: f32) -> Vec<f32> {
+pub(crate) fn wave(n: usize, step: f32) -> Vec<f32> {
     (0..n).map(|i| (i as f32 * step).sin() * (1.0 + (i % 7) as f32 * 0.3)).collect()
 }
 
 /// The product in f64, and the sum of the magnitudes of its terms, to which errors are relative.
-fn reference(x: &[f32], w: &[f32], inputs: usize) -> Vec<(f64, f64)> {
+pub(crate) fn reference(x: &[f32], w: &[f32], inputs: usize) -> Vec<(f64, f64)> {
     let dot = |x: &[f32], w: &[f32]| {
         x.iter().zip(w).fold((0.0, 0.0), |(sum, all), (&x, &w)| {
             let term = f64::from(x) * f64::from(w);
@@ -28,7 +29,7 @@ fn reference(x: &[f32], w: &[f32], inputs: usize) -> Vec<(f64, f64)> {
     x.chunks(inputs).flat_map(|x| w.chunks(inputs).map(move |w| dot(x, w))).collect()
 }
 
-fn blocks(
+pub(crate) fn blocks(
     values: &[f32],
     rows: usize,
     inputs: usize,
@@ -102,8 +103,8 @@ fn multiply(kernel_set: &KernelSet, linear: &Linear, x: &[f32], out: &mut [f32],
     }
     let x = PlainRows::new(memory.as_slice(), stride, rows, linear.inputs(), format);
     let (threads, out) = (Threads::global(), Target::over(out, linear.outputs()));
-    let (all, scratch) = (Parallelism::All(&threads), &mut Activations::default());
-    linear.multiply(kernel_set, all, scratch, x, epilogue, &out, 0).unwrap();
+    let (all, scratch) = (Parallelism::All(&threads), &mut GemmScratch::default());
+    linear.multiply(kernel_set, all, scratch, x, &RowPhases::PREFILL, epilogue, &out, 0).unwrap();
 }
 
 #[test]

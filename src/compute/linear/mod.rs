@@ -6,7 +6,9 @@ mod flipped;
 pub(crate) mod gemm;
 pub(crate) mod layer;
 pub(crate) mod pack;
+pub(crate) mod phases;
 mod quant_gemm;
+pub(crate) mod quant_unpack;
 
 pub(crate) use blocks::GROUP;
 pub use blocks::{BlockFormat, BlockTensor};

@@ -165,13 +165,14 @@ macro_rules! intrinsics {
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 pub(crate) use intrinsics;
 
-/// Four lanes in an array: plain Rust for every CPU. The compiler vectorizes it for the baseline of the target.
+/// Lanes in an array, an even number of them: plain Rust for every CPU. The compiler vectorizes it for the baseline of the
+/// target.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Portable;
+pub(crate) struct Portable<const LANES: usize>;
 
-impl Simd for Portable {
-    type V = [f32; 4];
-    const LANES: usize = 4;
+impl<const LANES: usize> Simd for Portable<LANES> {
+    type V = [f32; LANES];
+    const LANES: usize = LANES;
     const ROWS: usize = 4;
 
     #[inline(always)]
@@ -180,16 +181,16 @@ impl Simd for Portable {
     }
     #[inline(always)]
     fn splat(self, x: f32) -> Self::V {
-        [x; 4]
+        [x; LANES]
     }
     #[inline(always)]
     unsafe fn load(self, from: *const f32) -> Self::V {
-        // SAFETY: `from` points to `LANES` = 4 readable values.
+        // SAFETY: `from` points to `LANES` readable values.
         unsafe { from.cast::<Self::V>().read_unaligned() }
     }
     #[inline(always)]
     unsafe fn store(self, to: *mut f32, x: Self::V) {
-        // SAFETY: `to` points to `LANES` = 4 writable values.
+        // SAFETY: `to` points to `LANES` writable values.
         unsafe { to.cast::<Self::V>().write_unaligned(x) }
     }
     #[inline(always)]
@@ -213,14 +214,14 @@ impl Simd for Portable {
     }
     #[inline(always)]
     unsafe fn load_bf16(self, from: *const u16) -> Self::V {
-        // SAFETY: `from` points to `LANES` = 4 readable values.
-        let narrow = unsafe { from.cast::<[u16; 4]>().read_unaligned() };
+        // SAFETY: `from` points to `LANES` readable values.
+        let narrow = unsafe { from.cast::<[u16; LANES]>().read_unaligned() };
         narrow.map(|x| f32::from_bits(u32::from(x) << 16))
     }
     #[inline(always)]
     unsafe fn store_bytes(self, to: *mut i8, x: Self::V) {
-        // SAFETY: `to` points to `LANES` = 4 writable bytes.
-        unsafe { to.cast::<[i8; 4]>().write_unaligned(x.map(|x| x as i8)) }
+        // SAFETY: `to` points to `LANES` writable bytes.
+        unsafe { to.cast::<[i8; LANES]>().write_unaligned(x.map(|x| x as i8)) }
     }
     #[inline(always)]
     fn first(self, x: Self::V, n: usize, rest: Self::V) -> Self::V {
@@ -268,11 +269,17 @@ impl Simd for Portable {
     }
     #[inline(always)]
     fn sum(self, x: Self::V) -> f32 {
-        (x[0] + x[2]) + (x[1] + x[3])
+        let mut half = LANES / 2;
+        let mut x = x;
+        while half > 0 {
+            (0..half).for_each(|i| x[i] += x[i + half]);
+            half /= 2;
+        }
+        x[0]
     }
     #[inline(always)]
     fn largest(self, x: Self::V) -> f32 {
-        x[0].max(x[2]).max(x[1].max(x[3]))
+        x.into_iter().fold(x[0], f32::max)
     }
     #[inline(always)]
     fn dot2(self, acc: Self::V, a: Self::V, b: Self::V) -> Self::V {

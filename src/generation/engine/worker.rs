@@ -339,8 +339,10 @@ impl<'a, D: Decoder> Run<'a, D> {
         let mut steps = Vec::with_capacity(shares.len());
         for (index, sequence) in self.active.iter_mut().enumerate() {
             if let Some(share) = next.next_if(|share| share.sequence == index) {
-                let (tokens, length) = (&sequence.tokens[share.from..share.to], sequence.tokens.len());
-                steps.push(Step { cache: &mut sequence.cache, tokens, length, needs_logits: share.wanted });
+                let (prompt, length) = (sequence.prompt(), sequence.tokens.len());
+                let tokens = &sequence.tokens[share.from..share.to];
+                let cache = &mut sequence.cache;
+                steps.push(Step { cache, tokens, prompt, length, needs_logits: share.wanted });
             }
         }
         guarded("forward pass", || self.work.decoder.forward(&mut steps, logits))
@@ -365,7 +367,12 @@ impl<'a, D: Decoder> Run<'a, D> {
         match outcome {
             Outcome::Fails(error) => sequence.fail(error),
             Outcome::Ends(reason) => {
-                let finished = sequence.finish(reason, &self.work.tokens);
+                let prompt = sequence.prompt();
+                let mut finished = sequence.finish(reason, &self.work.tokens);
+                if self.work.decoder.phases_differ() {
+                    // A prompt that goes on with the answer reads its tokens, which has other keys and values.
+                    finished.cache.truncate(prompt);
+                }
                 self.keep(finished);
             }
         }

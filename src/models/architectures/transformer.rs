@@ -345,8 +345,9 @@ impl<B: Backend> SentenceEncoder for Transformer<B> {
         self.check_length(longest)?;
         let width = self.description.hidden;
         let mut beginning = self.new_cache(prefix.len())?;
-        let (length, needs_logits) = (prefix.len(), false);
-        let step = Step { cache: &mut beginning, tokens: prefix, length, needs_logits };
+        let length = prefix.len();
+        let step =
+            Step { cache: &mut beginning, tokens: prefix, prompt: length, length, needs_logits: false };
         self.backend.run_cached(&mut [step], width, &mut [], &|pass, _| {
             self.forward(pass, Some(Row::Last)).map(drop)
         })?;
@@ -369,7 +370,8 @@ impl<B: Backend> SentenceEncoder for Transformer<B> {
                 .zip(members.clone())
                 .map(|(cache, index)| {
                     let tokens = &batch.ids[batch.range(index)];
-                    Step { cache, tokens, length: prefix.len() + tokens.len(), needs_logits: true }
+                    let length = prefix.len() + tokens.len();
+                    Step { cache, tokens, prompt: length, length, needs_logits: true }
                 })
                 .collect();
             let out = &mut out[members.start * width..members.end * width];
@@ -441,6 +443,10 @@ impl<B: Backend> Decoder for Transformer<B> {
 
     fn cache_bytes(&self, tokens: usize) -> u64 {
         self.backend.cache_bytes(self.cache_shape(), tokens)
+    }
+
+    fn phases_differ(&self) -> bool {
+        self.backend.phases_differ()
     }
 
     fn forward(&self, steps: &mut [Step<'_, B::Cache>], logits: &mut [f32]) -> Result<()> {

@@ -113,7 +113,8 @@ fn a_cache_is_as_before_after_a_pass_without_memory() {
     let mut cache = model.new_cache(0).unwrap();
     let mut write = |tokens: &[u32]| {
         let mut logits = vec![f32::NAN; model.vocabulary()];
-        let step = Step { cache: &mut cache, tokens, length: text.len(), needs_logits: true };
+        let (length, needs_logits) = (text.len(), true);
+        let step = Step { cache: &mut cache, tokens, prompt: length, length, needs_logits };
         Decoder::forward(&model, &mut [step], &mut logits).map(|()| logits)
     };
     write(&text[..7]).unwrap();
@@ -124,7 +125,8 @@ fn a_cache_is_as_before_after_a_pass_without_memory() {
     assert_eq!(asked.load(Ordering::Relaxed), 2);
     let (mut whole, whole_model) = (vec![f32::NAN; model.vocabulary()], plain());
     let mut fresh = whole_model.new_cache(0).unwrap();
-    let step = Step { cache: &mut fresh, tokens: &text, length: text.len(), needs_logits: true };
+    let length = text.len();
+    let step = Step { cache: &mut fresh, tokens: &text, prompt: length, length, needs_logits: true };
     Decoder::forward(&whole_model, &mut [step], &mut whole).unwrap();
     assert!(furthest(&after, &whole) <= 1e-5);
 }

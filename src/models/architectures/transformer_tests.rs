@@ -232,7 +232,8 @@ fn in_chunks<B: Backend>(model: &Transformer<B>, texts: &[Vec<u32>], chunk: usiz
                 let tokens = &text[first..text.len().min(first + chunk)];
                 let needs_logits = first + chunk >= text.len();
                 ending.extend(needs_logits.then_some(index));
-                steps.push(Step { cache, tokens, length: text.len(), needs_logits });
+                let length = text.len();
+                steps.push(Step { cache, tokens, prompt: length, length, needs_logits });
             }
         }
         let mut out = vec![f32::NAN; ending.len() * width];

@@ -8,7 +8,8 @@ use crate::models::architectures::llama::NormNames;
 fn logits<B: Backend>(model: &Transformer<B>, text: &[u32]) -> Vec<f32> {
     let mut logits = vec![f32::NAN; model.vocabulary()];
     let mut cache = model.new_cache(0).unwrap();
-    let step = Step { cache: &mut cache, tokens: text, length: text.len(), needs_logits: true };
+    let length = text.len();
+    let step = Step { cache: &mut cache, tokens: text, prompt: length, length, needs_logits: true };
     Decoder::forward(model, &mut [step], &mut logits).unwrap();
     logits
 }

@@ -114,6 +114,7 @@ impl Backend for Candle {
             retried(&self.on, || {
                 let cached = CachedSequence {
                     cached: step.cache.len,
+                    prompt: step.prompt,
                     length: step.length,
                     needs_logits: step.needs_logits,
                     cache: step.cache,

@@ -1,7 +1,7 @@
 //! The CPU backend with one instruction set, and the memory that its passes share.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use half::bf16;
 
@@ -24,6 +24,8 @@ pub struct Cpu {
     pub(super) dtype: DType,
     pub(super) workspaces: Mutex<Vec<Workspace>>,
     pub(super) bytes: Arc<AtomicU64>,
+    /// Whether a layer has quantized weights.
+    quantized: AtomicBool,
 }
 
 /// An embedding table, in the number format of its file. A large one stays in its file.
@@ -61,6 +63,7 @@ impl Cpu {
             dtype: format.activations(isa),
             workspaces: Mutex::new(Vec::new()),
             bytes: Arc::default(),
+            quantized: AtomicBool::new(false),
         }
     }
 
@@ -73,9 +76,17 @@ impl Cpu {
         &self.packer.kernel_set
     }
 
+    /// Counts the memory of a layer.
     pub(super) fn counted(&self, linear: Linear) -> Result<Linear> {
         self.bytes.fetch_add(linear.bytes(), Ordering::Relaxed);
+        self.quantized.fetch_or(linear.is_quantized(), Ordering::Relaxed);
         Ok(linear)
+    }
+
+    /// Whether rows that are read are multiplied by quantized weights in another way than rows that were written.
+    pub(super) fn unpacks(&self) -> bool {
+        let quantized = self.quantized.load(Ordering::Relaxed);
+        quantized && self.dtype == DType::Bf16 && self.kernel_set().unpack.is_some()
     }
 
     /// The workspace of an earlier pass, or a new one.

@@ -1,6 +1,8 @@
-//! Normalized copies of rows.
+//! Copies of rows, normalized or as they are.
 
 use std::ops::Range;
+
+use half::bf16;
 
 use super::device::Norm;
 use super::pass::CpuPass;
@@ -10,6 +12,26 @@ use crate::compute::kernels::rowwise::RmsRow;
 use crate::compute::matrix::StateMatrix;
 
 impl CpuPass<'_> {
+    /// Some rows of `x` as the operand of a product.
+    pub(super) fn copied(&mut self, x: &StateMatrix, rows: Range<usize>) -> Result<StateMatrix> {
+        let (to, columns) = (self.cpu.dtype, x.columns());
+        let mut copy = self.workspace.matrix(rows.len(), columns, to)?;
+        let target = copy.target();
+        self.parallelism.worth(rows.len() * columns).split_rows(rows.len(), |task| {
+            for row in task {
+                let from = &x.values(rows.start + row..rows.start + row + 1)[..columns];
+                // SAFETY: each row of `copy` belongs to one task.
+                unsafe {
+                    match to {
+                        DType::F32 => target.row_f32(row).copy_from_slice(from),
+                        DType::Bf16 => narrow(from, target.row_bf16(row)),
+                    }
+                }
+            }
+        })?;
+        Ok(copy)
+    }
+
     /// Some rows of `x`, normalized, as the operand of a product.
     pub(super) fn normed(&mut self, x: &StateMatrix, rows: Range<usize>, norm: &Norm) -> Result<StateMatrix> {
         assert!(x.columns() == norm.scale.len() && x.format() == DType::F32, "norm parameters");
@@ -51,4 +73,8 @@ impl CpuPass<'_> {
         }
         Ok(normed)
     }
+}
+
+fn narrow(from: &[f32], to: &mut [u16]) {
+    to.iter_mut().zip(from).for_each(|(to, x)| *to = bf16::from_f32(*x).to_bits());
 }

@@ -2,8 +2,6 @@
 
 use std::ops::Range;
 
-use half::bf16;
-
 use super::workspace::Workspace;
 use crate::compute::attention::heads::{Heads, LayerAttention};
 use crate::compute::attention::kv_cache::PagedKvCache;
@@ -14,6 +12,7 @@ use crate::compute::isa::DType;
 use crate::compute::kernels::activation::Activation;
 use crate::compute::linear::gemm::Epilogue;
 use crate::compute::linear::layer::Linear;
+use crate::compute::linear::phases::{RowPhases, TokenPhase};
 use crate::compute::matrix::StateMatrix;
 use crate::compute::parallel::{Parallelism, Target};
 use crate::compute::weight::Packed;
@@ -39,6 +38,10 @@ pub struct CpuPass<'a> {
     pub(super) caches: Vec<CachedSequence<'a, PagedKvCache>>,
     /// The numbers of its sequences in the batch; empty if they are those of the pass.
     pub(super) numbers: &'a [usize],
+    /// The phases of the batch's rows, if they matter and may differ.
+    batch_phases: Option<RowPhases>,
+    /// Of the rows that operations work on: of the batch, of the window, or those that were picked.
+    phases: RowPhases,
 }
 
 /// One row for each token: in f32 for sums and normalizations, in bf16 for products, or both.
@@ -79,7 +82,24 @@ impl<'a> CpuPass<'a> {
         caches: Vec<CachedSequence<'a, PagedKvCache>>,
     ) -> Self {
         let window = 0..batch.tokens();
-        Self { cpu, batch, workspace, parallelism, window, seen: None, caches, numbers: &[] }
+        let batch_phases = (cpu.unpacks() && !caches.is_empty()).then(|| {
+            RowPhases::of(batch.ranges().zip(&caches).flat_map(|(range, sequence)| {
+                let read = sequence.prompt.saturating_sub(sequence.cached).min(range.len());
+                [(read, TokenPhase::Prefill), (range.len() - read, TokenPhase::Decode)]
+            }))
+        });
+        Self {
+            cpu,
+            batch,
+            workspace,
+            parallelism,
+            window,
+            seen: None,
+            caches,
+            numbers: &[],
+            phases: batch_phases.clone().unwrap_or(RowPhases::PREFILL),
+            batch_phases,
+        }
     }
 
     /// Returns the memory of states that no further operation needs.
@@ -110,11 +130,19 @@ impl<'a> CpuPass<'a> {
         out: &Target<'_>,
         first: usize,
     ) -> Result<()> {
-        let mut quantized = std::mem::take(&mut self.workspace.quantized);
-        let x = a.plain(0..a.rows());
-        let done =
-            linear.multiply(self.cpu.kernel_set(), self.parallelism, &mut quantized, x, epilogue, out, first);
-        self.workspace.quantized = quantized;
+        let mut scratch = std::mem::take(&mut self.workspace.gemm);
+        let (x, kernel_set) = (a.plain(0..a.rows()), self.cpu.kernel_set());
+        let done = linear.multiply(
+            kernel_set,
+            self.parallelism,
+            &mut scratch,
+            x,
+            &self.phases,
+            epilogue,
+            out,
+            first,
+        );
+        self.workspace.gemm = scratch;
         done
     }
 
@@ -122,26 +150,6 @@ impl<'a> CpuPass<'a> {
         let mut out = self.workspace.matrix(a.rows(), linear.outputs(), self.cpu.dtype)?;
         self.multiply(a, linear, Epilogue::Store(activation), &out.target(), 0)?;
         Ok(out)
-    }
-
-    /// Some rows of `x` as the operand of a product.
-    fn copied(&mut self, x: &StateMatrix, rows: Range<usize>) -> Result<StateMatrix> {
-        let (to, columns) = (self.cpu.dtype, x.columns());
-        let mut copy = self.workspace.matrix(rows.len(), columns, to)?;
-        let target = copy.target();
-        self.parallelism.worth(rows.len() * columns).split_rows(rows.len(), |task| {
-            for row in task {
-                let from = &x.values(rows.start + row..rows.start + row + 1)[..columns];
-                // SAFETY: each row of `copy` belongs to one task.
-                unsafe {
-                    match to {
-                        DType::F32 => target.row_f32(row).copy_from_slice(from),
-                        DType::Bf16 => narrow(from, target.row_bf16(row)),
-                    }
-                }
-            }
-        })?;
-        Ok(copy)
     }
 }
 
@@ -151,10 +159,6 @@ impl Drop for CpuPass<'_> {
             self.workspace.give(seen);
         }
     }
-}
-
-fn narrow(from: &[f32], to: &mut [u16]) {
-    to.iter_mut().zip(from).for_each(|(to, x)| *to = bf16::from_f32(*x).to_bits());
 }
 
 fn outside(id: u32, position: usize, rows: usize, longest: Option<usize>) -> Error {
@@ -300,6 +304,9 @@ impl Pass<Cpu> for CpuPass<'_> {
 
     fn enter(&mut self, index: usize) {
         self.window = index * WINDOW..self.batch.tokens().min((index + 1) * WINDOW);
+        if let Some(phases) = &self.batch_phases {
+            self.phases = phases.part(self.window.clone());
+        }
     }
 
     fn norm_linear(
@@ -377,13 +384,20 @@ impl Pass<Cpu> for CpuPass<'_> {
     fn pick(&mut self, x: States, row: Row) -> Result<States> {
         let needed = |index: usize| self.caches.get(index).is_none_or(|sequence| sequence.needs_logits);
         let ranges: Vec<_> = self.batch.ranges().enumerate().filter(|(index, _)| needed(*index)).collect();
+        let place = |range: &Range<usize>| match row {
+            Row::First => range.start,
+            Row::Last => range.end.saturating_sub(1),
+        };
+        if let Some(phases) = &self.batch_phases {
+            self.phases = phases.picked(ranges.iter().map(|(_, range)| place(range)));
+        }
         let mut pick = |matrix: &Option<StateMatrix>| {
             let Some(matrix) = matrix else { return Ok(None) };
             let (columns, format) = (matrix.columns(), matrix.format());
             let mut out = self.workspace.matrix(ranges.len(), columns, format)?;
             let target = out.target();
             for (index, (_, range)) in ranges.iter().enumerate().filter(|(_, (_, range))| !range.is_empty()) {
-                let from = matrix.row_ptr(if row == Row::First { range.start } else { range.end - 1 });
+                let from = matrix.row_ptr(place(range));
                 // SAFETY: `row_ptr` and `part` check the rows, which have `columns` values in `format` each. The matrices do
                 // not overlap, and no other thread accesses `out`.
                 unsafe {
@@ -461,6 +475,8 @@ impl Pass<Cpu> for CpuPass<'_> {
     }
 
     fn project(&mut self, x: States, norm: Option<&Norm>, linear: &Linear, out: &mut [f32]) -> Result<()> {
+        // One row for each sequence, after a prompt too: unpacking all weights for so few would take longer.
+        self.phases = RowPhases::DECODE;
         let wide = x.operand(DType::F32)?;
         assert_eq!(out.len(), wide.rows() * linear.outputs(), "rows of logits");
         let target = Target::over(out, linear.outputs());

@@ -161,6 +161,7 @@ impl Backend for Cpu {
         let part = Packed { ids: &ids, offsets: &offsets, seconds: &[], hidden: &[] };
         let sequences = steps.iter_mut().map(|step| CachedSequence {
             cached: step.cache.len(),
+            prompt: step.prompt,
             length: step.length,
             needs_logits: step.needs_logits,
             cache: &mut *step.cache,
@@ -184,5 +185,9 @@ impl Backend for Cpu {
 
     fn dtype(&self) -> &'static str {
         self.packer.format.name()
+    }
+
+    fn phases_differ(&self) -> bool {
+        self.unpacks()
     }
 }

@@ -5,8 +5,8 @@ use super::workspace::Workspace;
 use crate::Error;
 use crate::compute::attention::tiles::{Attention, KeyValues, Span};
 use crate::compute::kernels::Kernels;
-use crate::compute::linear::activations::Activations;
-use crate::compute::linear::gemm::Epilogue;
+use crate::compute::linear::gemm::{Epilogue, GemmScratch};
+use crate::compute::linear::phases::RowPhases;
 use crate::compute::linear::{Packer, WeightFormat};
 use crate::compute::matrix::StateMatrix;
 use crate::compute::parallel::{Parallelism, Share};
@@ -91,13 +91,14 @@ fn linear_layers_of_any_shape_multiply_alike_on_one_and_all_threads() {
                     let ones = vec![1.0; rows * outputs];
                     let mut out = matrix(&mut workspace, rows, outputs, DType::F32, &ones);
                     let target = out.target();
-                    let mut quantized = Activations::default();
+                    let mut scratch = GemmScratch::default();
                     linear
                         .multiply(
                             &kernel_set,
                             parallelism,
-                            &mut quantized,
+                            &mut scratch,
                             a.plain(0..rows),
+                            &RowPhases::PREFILL,
                             epilogue,
                             &target,
                             0,
@@ -331,7 +332,8 @@ fn check_steps<B: Backend>(
         let tokens: Vec<u32> = (first..first + count).map(|token| token as u32).collect();
         first += count;
         let mut out = vec![0.0; 64];
-        let mut steps = [Step { cache: &mut cache, tokens: &tokens, length: first, needs_logits: true }];
+        let (tokens, length) = (&tokens[..], first);
+        let mut steps = [Step { cache: &mut cache, tokens, prompt: length, length, needs_logits: true }];
         backend
             .run_cached(&mut steps, 64, &mut out, &|pass, out| {
                 let mut x = pass.embed(&table, None, None)?;

@@ -3,7 +3,8 @@
 use crate::Result;
 use crate::compute::attention::tiles::AttentionScratch;
 use crate::compute::isa::DType;
-use crate::compute::linear::activations::{Activations, spread};
+use crate::compute::linear::activations::spread;
+use crate::compute::linear::gemm::GemmScratch;
 use crate::compute::matrix::StateMatrix;
 use crate::compute::memory::Buffer;
 use crate::sync::Mutex;
@@ -14,8 +15,8 @@ pub(super) struct Workspace {
     spare: Vec<Buffer>,
     /// One for each thread that runs attention in parallel.
     pub scratch: Mutex<Vec<AttentionScratch>>,
-    /// Activations quantized to eight bits, for quantized weights.
-    pub quantized: Activations,
+    /// What products with quantized weights need.
+    pub gemm: GemmScratch,
     /// The token ids of the pass's sequences, and the offset of each sequence.
     pub ids: Vec<u32>,
     pub offsets: Vec<u32>,

@@ -80,6 +80,7 @@ impl Cuda {
             let ids = steps.iter().flat_map(|step| step.tokens).copied().collect();
             let cached = steps.iter_mut().map(|step| CachedSequence {
                 cached: step.cache.len,
+                prompt: step.prompt,
                 length: step.length,
                 needs_logits: step.needs_logits,
                 cache: &mut *step.cache,

@@ -161,7 +161,8 @@ fn in_steps<B: Backend>(backend: &B, lengths: &[u32], heads: Heads, layer: &Laye
             if count > 0 {
                 let tokens = &batch.ids[batch.offsets[number] as usize + done..][..count];
                 members.push((number, done + count == length));
-                steps.push(Step { cache, tokens, length, needs_logits: done + count == length });
+                let needs_logits = done + count == length;
+                steps.push(Step { cache, tokens, prompt: length, length, needs_logits });
             }
         }
         if steps.is_empty() {

@@ -121,14 +121,14 @@ fn exponentials_are_exact() {
     // The test of softmax covers the other instruction sets.
     for i in -86_999..88_000 {
         let x = i as f32 * 1e-3;
-        let got = exp::<_, false>(Portable, [x; 4])[0];
+        let got = exp::<Portable<4>, false>(Portable, [x; 4])[0];
         // Without a fused multiply-add, two roundings add to the error of the exponent.
         assert!(ulps(got, f64::from(x).exp()) < 2.0 + f64::from(x.abs()), "exp({x}) = {got}");
-        let narrow = exp::<_, true>(Portable, [x; 4])[0];
+        let narrow = exp::<Portable<4>, true>(Portable, [x; 4])[0];
         assert!((narrow / got - 1.0).abs() < 1.3e-4, "exp({x}) = {narrow} for bf16");
     }
-    let s = Portable;
-    for wrong in [exp::<Portable, false>, exp::<Portable, true>] {
+    let s = Portable::<4>;
+    for wrong in [exp::<Portable<4>, false>, exp::<Portable<4>, true>] {
         assert!(wrong(s, s.splat(f32::NAN))[0].is_nan());
         assert!(wrong(s, s.splat(f32::NEG_INFINITY))[0] < 2e-38);
     }

@@ -20,7 +20,7 @@ const ACTIVATIONS: [Activation; 5] =
     [Activation::Identity, Activation::Gelu, Activation::GeluTanh, Activation::Relu, Activation::Silu];
 
 fn all() -> impl Iterator<Item = &'static Kernels> {
-    Isa::available().map(Kernels::of)
+    Isa::available().map(Kernels::of).chain([Kernels::wide()])
 }
 
 /// Pseudorandom numbers in -1..1.
