@@ -175,6 +175,15 @@ test-aarch64: ## The kernels' tests on NEON, emulated (needs qemu-aarch64 and a 
 			$(CARGO) test --quiet --no-default-features --lib --target aarch64-unknown-linux-gnu -- $(AARCH64_TESTS) || exit 1; \
 	done
 
+AMX_TESTS ?= compute:: unpacked coded --skip gelu_is_exact
+
+.PHONY: test-amx
+test-amx: | $(VENV)/.made ## The kernels' tests on AVX-512 and AMX, emulated (needs Bochs; scripts/test_amx.sh says what else)
+	$(CARGO) test --quiet --no-run --no-default-features --lib --message-format=json \
+		| $(PY) -c 'import json, sys; print(*(m["executable"] for m in map(json.loads, sys.stdin) if m.get("executable")))' \
+		> target/amx-tests
+	scripts/test_amx.sh "$$(cat target/amx-tests)" $(AMX_TESTS)
+
 .PHONY: shuttle
 shuttle: ## Workers and slots under thousands of schedules that Shuttle chooses
 	RUSTFLAGS="--cfg shuttle" $(CARGO) test --no-default-features --lib --target-dir target/shuttle -- shuttle_

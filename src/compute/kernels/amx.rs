@@ -16,10 +16,10 @@
 //! Every loaded tile is used twice, and four independent sums hide the latency of a product. A product takes less time
 //! with fewer rows, down to about nine, so a block of 17 to 31 rows is divided evenly.
 //!
-//! Three things keep the unit busy, as measured in loops of single instructions on one server with AMX (docs/engine.md has
+//! Four things keep the unit busy, as measured in loops of single instructions on one server with AMX (docs/engine.md has
 //! the figures): panels that other rows use again pass by the first-level cache (TILELOADDT1), where the rows stay; what is
-//! multiplied later is prefetched meanwhile; and eight other instructions follow each tile instruction, because a longer
-//! queue of tile instructions blocks the loads of the next step. The whole has not run on a CPU with AMX.
+//! multiplied later is prefetched meanwhile; eight other instructions follow each tile instruction, because a longer queue
+//! of tile instructions blocks the loads of the next step; and the epilogue of the tile before runs between steps ([`Beside`]).
 //!
 //! A panel has the same layout as for vector registers: a row of 32 units is two rows of 16, and a unit, two bf16 that
 //! are adjacent along the sum, is what TDPBF16PS multiplies. A tile of the panel is 16 of its rows, half as wide.
@@ -33,7 +33,7 @@ use std::arch::asm;
 use std::cell::Cell;
 use std::marker::PhantomData;
 
-use super::tile::Tile;
+use super::tile::{Beside, Tile};
 
 /// Rows of a block of tiles.
 pub(crate) const ROWS: usize = 2 * TILE;
@@ -165,6 +165,7 @@ impl Drop for TileGuard {
 /// - `t.panel` points to `t.k` readable rows of 32 units.
 /// - `t.c` points to `t.rows` writable rows of 32 values, `t.c_stride` values apart; they are initialized if
 ///   `t.accumulate`.
+/// - The preconditions of `t.beside`, if any, hold for a call at each step, and it neither unwinds nor uses AMX.
 pub(crate) unsafe fn tile(t: &Tile) {
     debug_assert!(t.rows <= ROWS, "tile height");
     if t.rows == 0 {
@@ -226,6 +227,7 @@ unsafe fn configure(shape: TileShape) {
 /// - `t.c` points to `t.rows` writable rows of 32 values, `t.c_stride` values apart; they are initialized if
 ///   `t.accumulate`.
 /// - If `units < 16`, `steps <= 1`: a step advances the operands by 16 units.
+/// - The preconditions of `t.beside`, if any, hold for `steps` calls, and it neither unwinds nor uses AMX.
 unsafe fn block(t: &Tile, units: usize, steps: usize) {
     let lower = t.rows > TILE;
     // SAFETY: `configure` gets 1 to 32 rows and 1 to 16 units. The caller upholds the other preconditions, which are the
@@ -234,32 +236,49 @@ unsafe fn block(t: &Tile, units: usize, steps: usize) {
         configure((t.rows, units));
         // Cache lines to prefetch a step. After each of a step's eight tile instructions, or five without lower tiles, come
         // as many prefetches as the last constant says.
-        match (lower, t.ahead.map_or(0, |ahead| (ahead.step * TILE).div_ceil(LINE))) {
-            (true, 0) => multiply::<true, false, 0>(t, steps),
-            (true, 1..=8) => multiply::<true, false, 1>(t, steps),
-            (true, 9..=16) => multiply::<true, false, 2>(t, steps),
-            (true, 17..) => multiply::<true, true, 4>(t, steps),
-            (false, 0) => multiply::<false, false, 0>(t, steps),
-            (false, 1..=8) => multiply::<false, false, 2>(t, steps),
-            (false, 9..=16) => multiply::<false, false, 4>(t, steps),
-            (false, 17..) => multiply::<false, true, 7>(t, steps),
+        let lines = t.ahead.map_or(0, |ahead| (ahead.step * TILE).div_ceil(LINE));
+        match (lower, t.beside.is_some(), lines) {
+            (true, false, 0) => multiply::<true, false, false, 0>(t, steps),
+            (true, false, 1..=8) => multiply::<true, false, false, 1>(t, steps),
+            (true, false, 9..=16) => multiply::<true, false, false, 2>(t, steps),
+            (true, false, 17..) => multiply::<true, false, true, 4>(t, steps),
+            (true, true, 0) => multiply::<true, true, false, 0>(t, steps),
+            (true, true, 1..=8) => multiply::<true, true, false, 1>(t, steps),
+            (true, true, 9..=16) => multiply::<true, true, false, 2>(t, steps),
+            (true, true, 17..) => multiply::<true, true, true, 4>(t, steps),
+            (false, false, 0) => multiply::<false, false, false, 0>(t, steps),
+            (false, false, 1..=8) => multiply::<false, false, false, 2>(t, steps),
+            (false, false, 9..=16) => multiply::<false, false, false, 4>(t, steps),
+            (false, false, 17..) => multiply::<false, false, true, 7>(t, steps),
+            (false, true, 0) => multiply::<false, true, false, 0>(t, steps),
+            (false, true, 1..=8) => multiply::<false, true, false, 2>(t, steps),
+            (false, true, 9..=16) => multiply::<false, true, false, 4>(t, steps),
+            (false, true, 17..) => multiply::<false, true, true, 7>(t, steps),
         }
     }
 }
 
 /// The loop of [`block`]. If `STREAMED`, these rows are all that use the panel: it is loaded and prefetched as usual.
-/// Otherwise it stays in the second-level cache, as does what is prefetched.
+/// Otherwise it stays in the second-level cache, as does what is prefetched. If `BESIDE`, a step ends with a call of
+/// `t.beside`, whose vector instructions the CPU carries out while its tile instructions wait for each other.
 ///
 /// # Safety
 ///
 /// - All preconditions of [`block`] for `steps`.
 /// - The tiles are configured for `t.rows` rows and `units` units.
-/// - `LOWER == (t.rows > 16)`.
-unsafe fn multiply<const LOWER: bool, const STREAMED: bool, const PREFETCHES: usize>(t: &Tile, steps: usize) {
+/// - `LOWER == (t.rows > 16)`, and `BESIDE == t.beside.is_some()`.
+unsafe fn multiply<const LOWER: bool, const BESIDE: bool, const STREAMED: bool, const PREFETCHES: usize>(
+    t: &Tile,
+    steps: usize,
+) {
     let upper = upper_rows(t.rows);
+    let beside = t.beside.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
     // SAFETY: the upper tiles have `upper` rows, and the lower ones, which are used only if `LOWER`, have the other rows; so
     // each instruction accesses only the rows and units that the preconditions name. A prefetch may use any address. All
-    // registers that change are named.
+    // registers that change are named. The called function follows the C calling convention: it preserves the general
+    // registers that are not saved around the call, and `beside`, in R12, is one of these; the vector and mask registers that
+    // it may change are named; the stack, aligned to 16 bytes at the start of the block, is so again after ten pushes; it
+    // does not unwind. It has no tile instruction, so the tile registers keep their sums.
     unsafe {
         asm!(
             // What follows each tile instruction.
@@ -320,6 +339,30 @@ unsafe fn multiply<const LOWER: bool, const STREAMED: bool, const PREFETCHES: us
             "tdpbf16ps tmm3, tmm5, tmm7",
             "model_manager_between",
             ".endif",
+            ".if {is_beside}",
+            "push rax",
+            "push rcx",
+            "push rdx",
+            "push rsi",
+            "push rdi",
+            "push r8",
+            "push r9",
+            "push r10",
+            "push r11",
+            "push r11",
+            "mov rdi, [r12 + {state}]",
+            "call [r12 + {run}]",
+            "pop r11",
+            "pop r11",
+            "pop r10",
+            "pop r9",
+            "pop r8",
+            "pop rdi",
+            "pop rsi",
+            "pop rdx",
+            "pop rcx",
+            "pop rax",
+            ".endif",
             "add {a}, 64",
             "add {a_lower}, 64",
             "add {panel}, {step_bytes}",
@@ -337,6 +380,9 @@ unsafe fn multiply<const LOWER: bool, const STREAMED: bool, const PREFETCHES: us
             fillers = const OTHERS.saturating_sub(2 * PREFETCHES),
             streamed = const STREAMED as usize,
             lower = const LOWER as usize,
+            is_beside = const BESIDE as usize,
+            run = const std::mem::offset_of!(Beside, run),
+            state = const std::mem::offset_of!(Beside, state),
             line = const LINE,
             step_bytes = const STEP_BYTES,
             accumulate = in(reg) usize::from(t.accumulate),
@@ -350,9 +396,14 @@ unsafe fn multiply<const LOWER: bool, const STREAMED: bool, const PREFETCHES: us
             a_lower = inout(reg) t.a.wrapping_add(upper * t.a_stride) => _,
             a_stride = in(reg) t.a_stride,
             ahead = inout(reg) t.ahead.map_or(std::ptr::null(), |ahead| ahead.from) => _,
+            in("r12") beside,
             out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
             out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
-            options(nostack),
+            out("xmm0") _, out("xmm1") _, out("xmm2") _, out("xmm3") _, out("xmm4") _, out("xmm5") _, out("xmm6") _, out("xmm7") _,
+            out("xmm8") _, out("xmm9") _, out("xmm10") _, out("xmm11") _, out("xmm12") _, out("xmm13") _, out("xmm14") _, out("xmm15") _,
+            out("xmm16") _, out("xmm17") _, out("xmm18") _, out("xmm19") _, out("xmm20") _, out("xmm21") _, out("xmm22") _, out("xmm23") _,
+            out("xmm24") _, out("xmm25") _, out("xmm26") _, out("xmm27") _, out("xmm28") _, out("xmm29") _, out("xmm30") _, out("xmm31") _,
+            out("k1") _, out("k2") _, out("k3") _, out("k4") _, out("k5") _, out("k6") _, out("k7") _,
         );
     }
 }
@@ -380,6 +431,7 @@ mod tests {
                 rows: 1,
                 accumulate,
                 ahead: None,
+                beside: None,
             };
             // SAFETY: AMX is available; `a` has one row of 16 units, `panel` 16 rows of 32 units, and `c` one row of 32.
             unsafe { super::tile(&tile) }

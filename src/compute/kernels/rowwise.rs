@@ -1,5 +1,7 @@
 //! Rowwise operations between matrix products: GEMM epilogues, normalization, rotary position embedding.
 
+use std::ops::Range;
+
 use super::activation::Activation;
 use super::math::activate;
 use crate::compute::isa::DType;
@@ -32,6 +34,23 @@ pub(crate) struct TileEpilogue {
     pub out_stride: usize,
     /// How the output is stored.
     pub store: StoreMode,
+}
+
+impl TileEpilogue {
+    /// The same for some of the rows.
+    pub(crate) fn slice_rows(&self, rows: Range<usize>) -> Self {
+        assert!(rows.start <= rows.end && rows.end <= self.rows, "rows of an epilogue");
+        // A null pointer stays null.
+        let skip = |from: *const f32, by: usize| if from.is_null() { from } else { from.wrapping_add(by) };
+        Self {
+            tile: skip(self.tile, rows.start * self.tile_stride),
+            gated: skip(self.gated, rows.start * self.tile_stride),
+            factors: skip(self.factors, rows.start),
+            out: self.out.wrapping_add(rows.start * self.out_stride),
+            rows: rows.len(),
+            ..*self
+        }
+    }
 }
 
 /// How the result of an epilogue is stored.

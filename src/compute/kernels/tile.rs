@@ -3,6 +3,8 @@
 //! Operands consist of units of four bytes: one f32, or two bf16 that are adjacent along the sum. The left operand has
 //! plain rows. The right operand is a *panel*: `k` rows of two registers, which `pack` makes once per weight.
 
+use std::ffi::c_void;
+
 use crate::compute::simd::Simd;
 
 /// A number format of a tile's operands.
@@ -52,6 +54,18 @@ pub(crate) struct Tile {
     pub accumulate: bool,
     /// Memory to prefetch for the next tile.
     pub ahead: Option<Ahead>,
+    /// Other work, for units that multiply beside the vector registers.
+    pub beside: Option<Beside>,
+}
+
+/// Work in vector registers beside a product in the tile registers of AMX: `run(state)` is called after each step of the sum.
+/// Other instruction sets do not call it.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub(crate) struct Beside {
+    /// It neither unwinds nor uses AMX.
+    pub run: unsafe extern "C" fn(*mut c_void),
+    pub state: *mut c_void,
 }
 
 /// Memory to prefetch while a tile is multiplied: `step` bytes from `from` on for each unit of `k`.

@@ -4,6 +4,9 @@
 //! all rows are multiplied by it. The epilogue of a tile fuses bias, activation, gate and residual into its store. The
 //! result of a row depends neither on other rows nor on how the work is divided.
 //!
+//! AMX multiplies in a unit of its own, so the vector registers meanwhile run the epilogue of the tile before ([`Unfinished`]).
+//! Elsewhere both would wait for the same registers, and the epilogue runs after its product.
+//!
 //! On AMX, rows of a prompt or an encoder's text are multiplied by quantized weights in tiles of bf16: a block of panels is
 //! unpacked once for all of a task's rows ([`super::quant_unpack`]). Rows that the model wrote are multiplied as integers, as
 //! all rows are on other CPUs. Which of both a row is, its [`TokenPhase`] alone decides (docs/decisions/0014-amx-quantized.md).
@@ -17,10 +20,11 @@ use super::layer::{KernelSet, Linear, LinearPart, PartFormat};
 use super::phases::{RowPhases, TokenPhase};
 use super::quant_gemm::Product;
 use super::quant_unpack::Unpack;
+use super::unfinished::Unfinished;
 use crate::compute::isa::DType;
 use crate::compute::kernels::activation::Activation;
 use crate::compute::kernels::rowwise::{StoreMode, TileEpilogue};
-use crate::compute::kernels::tile::{Ahead, Tile};
+use crate::compute::kernels::tile::{Ahead, Beside, Tile};
 use crate::compute::kernels::{Kernels, LARGEST_TILE, units};
 use crate::compute::memory::Buffer;
 use crate::compute::parallel::{Parallelism, Share, Target};
@@ -87,7 +91,14 @@ pub(crate) struct GemmScratch {
 
 /// The product of a tile before its epilogue. It is not cleared, because products write every value that the epilogue
 /// reads; clearing it would cost a twentieth of the time of a product.
-type TileBuffer = [MaybeUninit<f32>; LARGEST_TILE];
+#[derive(Clone, Copy)]
+#[repr(align(64))]
+struct TileBuffer([MaybeUninit<f32>; LARGEST_TILE]);
+
+impl TileBuffer {
+    /// The product of a layer's part and, in a gated layer, of its second part.
+    const PAIR: [Self; 2] = [Self([MaybeUninit::uninit(); LARGEST_TILE]); 2];
+}
 
 /// What is done with a product.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -266,20 +277,43 @@ impl Gemm<'_> {
         let form = block.panels[0].form;
         let (width, height) = (form.width(self.kernel_set.kernels), self.tile_height(form, rows.len()));
         let of = rows.len().div_ceil(height);
-        let mut tiles = [[MaybeUninit::uninit(); LARGEST_TILE]; 2];
+        // Where a unit of its own multiplies, the vector registers meanwhile finish the product before.
+        let is_beside = matches!(form, PartFormat::Plain(format) if self.kernel_set.kernels.uses_amx(format));
+        let [first, second] = &mut [TileBuffer::PAIR; 2];
+        let (mut tiles, mut others) = (first, second);
+        let mut before: Option<Unfinished> = None;
         for (index, row) in rows.clone().step_by(height).enumerate() {
             let rows = row..rows.end.min(row + height);
             // With few rows, one epilogue handles the products of several panels.
             let count = LARGEST_TILE / (width * rows.len());
             for panel in (0..block.count).step_by(count) {
                 let panels = panel..block.count.min(panel + count);
-                self.multiply_panels(block, panels, rows.clone(), Share { index, of }, &mut tiles);
+                let share = Share { index, of };
+                let epilogue =
+                    self.multiply_panels(block, panels, rows.clone(), share, tiles, before.as_mut());
+                if let Some(mut before) = before.take() {
+                    before.finish_rest();
+                }
+                // SAFETY: `multiply_panels` states the preconditions for what it returns. It wrote to `tiles`. The next
+                // product is written to `others`, and the one after it when this epilogue is finished. `split` gives each row
+                // and panel to one task, so no other thread accesses this part of the output.
+                let mut unfinished = unsafe { Unfinished::new(self.kernel_set.kernels, epilogue) };
+                if is_beside {
+                    before = Some(unfinished);
+                    std::mem::swap(&mut tiles, &mut others);
+                } else {
+                    unfinished.finish_rest();
+                }
             }
+        }
+        if let Some(mut before) = before {
+            before.finish_rest();
         }
     }
 
     /// Multiplies rows by panels of a block, and in a gated layer by the same panels of its second part, into `tiles`, and
-    /// runs the epilogue.
+    /// meanwhile finishes another product. Returns the epilogue, which reads `tiles` and writes to a part of the output; its
+    /// pointers are valid for that as long as the layer, the output and `tiles` are.
     fn multiply_panels(
         &self,
         block: &Block<'_>,
@@ -287,22 +321,33 @@ impl Gemm<'_> {
         rows: Range<usize>,
         share: Share,
         tiles: &mut [TileBuffer; 2],
-    ) {
+        meanwhile: Option<&mut Unfinished>,
+    ) -> TileEpilogue {
         let (layer, kernels) = (self.layer, self.kernel_set.kernels);
         let width = block.panels[0].form.width(kernels);
         let start = block.columns.start + panels.start * width;
         let columns = start..block.columns.end.min(start + panels.len() * width);
         let [product, gated] = tiles;
-        self.products(&block.panels[0], panels.clone(), rows.clone(), share, product);
+        let inputs = match block.panels[0].form {
+            PartFormat::Plain(format) => units(format, layer.inputs),
+            PartFormat::Quantized(_) => 0,
+        };
+        let steps = inputs.div_ceil(kernels.depth(DType::Bf16));
+        let products = panels.len() * if layer.gated { 2 } else { 1 };
+        let beside = meanwhile.map(|before| before.beside(products * steps));
+        self.products(&block.panels[0], panels.clone(), rows.clone(), share, beside, product);
         if layer.gated {
-            self.products(&block.panels[1], panels.clone(), rows.clone(), share, gated);
+            self.products(&block.panels[1], panels.clone(), rows.clone(), share, beside, gated);
         }
         let bias = |from: usize| {
             let bias = layer.bias.get(from..from + columns.len());
             bias.map_or(std::ptr::null(), <[f32]>::as_ptr)
         };
-        let finish = TileEpilogue {
-            tile: product.as_ptr().cast(),
+        // `products` wrote `rows.len()` rows of `panels.len() * width` values, which is `columns` rounded up to whole registers,
+        // to `product` and, if the layer is gated, to `gated`. A bias is null or has `columns.len()` values. `Target::part`
+        // checked rows and columns, and the target is aligned; its values are initialized.
+        TileEpilogue {
+            tile: product.0.as_ptr().cast(),
             tile_stride: panels.len() * width,
             rows: rows.len(),
             columns: columns.len(),
@@ -312,7 +357,7 @@ impl Gemm<'_> {
             } else {
                 Activation::Identity
             },
-            gated: if layer.gated { gated.as_ptr().cast() } else { std::ptr::null() },
+            gated: if layer.gated { gated.0.as_ptr().cast() } else { std::ptr::null() },
             gated_bias: if layer.gated { bias(layer.outputs + columns.start) } else { std::ptr::null() },
             factors: std::ptr::null(),
             out: self.out.part(self.first + rows.start..self.first + rows.end, columns),
@@ -321,12 +366,7 @@ impl Gemm<'_> {
                 Epilogue::Add => StoreMode::AddF32,
                 Epilogue::Store(_) => self.out.format().into(),
             },
-        };
-        // SAFETY: `products` wrote `rows.len()` rows of `panels.len() * width` values, which is `columns` rounded up to whole
-        // registers, to `product` and, if the layer is gated, to `gated`. A bias is null or has `columns.len()` values.
-        // `Target::part` checked rows and columns, and the target is aligned; its values are initialized. `split` gives each
-        // row and panel to one task, so no other thread accesses this part.
-        unsafe { kernels.finish(&finish) };
+        }
     }
 
     /// Multiplies `rows` by some panels of `block`, whose columns lie side by side in the rows of `out`.
@@ -336,13 +376,14 @@ impl Gemm<'_> {
         panels: Range<usize>,
         rows: Range<usize>,
         share: Share,
+        beside: Option<Beside>,
         out: &mut TileBuffer,
     ) {
         let (kernels, inputs, bytes) = (self.kernel_set.kernels, self.layer.inputs, block.bytes);
         let width = block.form.width(kernels);
         let stride = panels.len() * width;
-        assert!(rows.len() * stride <= out.len() && rows.end <= self.x.plain.rows, "a tile");
-        let out = out.as_mut_ptr().cast::<f32>();
+        assert!(rows.len() * stride <= out.0.len() && rows.end <= self.x.plain.rows, "a tile");
+        let out = out.0.as_mut_ptr().cast::<f32>();
         match block.form {
             PartFormat::Plain(format) => {
                 assert_eq!(self.x.plain.format, format, "format of an operand");
@@ -364,12 +405,13 @@ impl Gemm<'_> {
                             from: from.wrapping_add(panel * bytes + bytes * share.index / share.of),
                             step: bytes / k / share.of,
                         }),
+                        beside,
                     };
                     // SAFETY: `row_tiles` divides rows into tiles of at most `kernels.rows(format)`. `rows` are rows of `x`
                     // by the assertion above, and `Plain::new` checked that each has `units(format, inputs)` units, because
                     // `multiply` asserts `x.columns == inputs`. The slice has the bytes of one panel, which has at least as
                     // many rows of `width` units and starts at a cache line. `out` has `rows.len()` rows of `width` values
-                    // from `at * width` on, and belongs to this task.
+                    // from `at * width` on, and belongs to this task. `beside` is an `Unfinished` that outlives the call.
                     unsafe { kernels.tile(format, &tile) };
                 }
             }

@@ -33,7 +33,7 @@ impl Gemm<'_> {
         units(DType::Bf16, inputs) * self.kernel_set.kernels.width * 4
     }
 
-    /// PanelBlock of a block of unpacked ones.
+    /// Unpacked panels of a block.
     fn unpacked_panels(&self) -> usize {
         (AMX_BLOCK_BYTES / self.unpacked_bytes()).max(1)
     }

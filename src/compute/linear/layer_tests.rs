@@ -244,6 +244,36 @@ fn gated_layers_multiply_in_every_form() {
     assert!(packer.gated((plain(&gate), None), (short, None)).is_err());
 }
 
+/// On AMX, a product is finished beside the next one: of other rows, other panels, or the second part of a gated layer.
+#[test]
+fn a_row_does_not_depend_on_the_products_beside_it() {
+    let store = [Activation::Identity, Activation::Gelu, Activation::Silu].map(Epilogue::Store);
+    for isa in Isa::available() {
+        let packer = Packer::new(isa, WeightFormat::Bf16);
+        for (outputs, inputs) in [(33, 15), (300, 48), (70, 400)] {
+            let part = |step| {
+                let plain = Weight::from_f32(&wave(outputs * inputs, step), &[outputs, inputs]).unwrap();
+                (Matrix::Plain(plain), Some(Weight::from_f32(&wave(outputs, 0.5), &[outputs]).unwrap()))
+            };
+            for linear in [packer.linear(&[part(0.11)]), packer.gated(part(0.11), part(0.29))] {
+                let linear = linear.unwrap();
+                for epilogue in [Epilogue::Add].into_iter().chain(store) {
+                    for rows in [2, 18, 33, 100] {
+                        let x = wave(rows * inputs, 0.7);
+                        let mut together = wave(rows * outputs, 0.3);
+                        let mut alone = together.clone();
+                        multiply(&packer.kernel_set, &linear, &x, &mut together, epilogue);
+                        for (x, out) in x.chunks(inputs).zip(alone.chunks_mut(outputs)) {
+                            multiply(&packer.kernel_set, &linear, x, out, epilogue);
+                        }
+                        assert!(together == alone, "{isa} {outputs}x{inputs} {epilogue:?} {rows}");
+                    }
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn layers_of_one_arena_compute_as_layers_of_their_own() {
     let x = wave(3 * 40, 0.9);

@@ -9,6 +9,7 @@ pub(crate) mod pack;
 pub(crate) mod phases;
 mod quant_gemm;
 pub(crate) mod quant_unpack;
+mod unfinished;
 
 pub(crate) use blocks::GROUP;
 pub use blocks::{BlockFormat, BlockTensor};

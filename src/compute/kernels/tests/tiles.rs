@@ -1,9 +1,11 @@
 //! Matrix tiles: any height, depth and width, with and without accumulation and prefetching.
 
+use std::ffi::c_void;
+
 use proptest::prelude::*;
 
 use super::*;
-use crate::compute::kernels::tile::{Ahead, Tile};
+use crate::compute::kernels::tile::{Ahead, Beside, Tile};
 
 /// Packs a panel of `columns` rows of `k` elements, and compares its product with the definition.
 fn check_tile(kernels: &Kernels, format: DType, rows: usize, k: usize, columns: usize, accumulate: bool) {
@@ -30,6 +32,7 @@ fn check_tile(kernels: &Kernels, format: DType, rows: usize, k: usize, columns: 
         rows,
         accumulate,
         ahead: None,
+        beside: None,
     };
     // SAFETY: `rows` is at most `kernels.rows(format)`; `a` has `rows` rows of `even` elements, which is whole units, the
     // panel has `units(format, k)` rows of `width` units, and `c` has `rows` rows of `width` initialized values.
@@ -93,6 +96,7 @@ fn a_row_does_not_depend_on_other_rows() {
                     rows,
                     accumulate: false,
                     ahead: None,
+                    beside: None,
                 };
                 // SAFETY: `first + rows <= height`; `a` has `height` rows of 78 elements, which is whole units, the panel
                 // `units(format, 77)` rows of `width` units, and `c` has `rows` rows of `width` initialized values.
@@ -103,6 +107,52 @@ fn a_row_does_not_depend_on_other_rows() {
             for rows in 1..height {
                 let separate = [product(0, rows), product(rows, height - rows)].concat();
                 assert!(whole == separate, "{kernels:?} {format:?} {rows}");
+            }
+        }
+    }
+}
+
+/// Vector and mask registers may change in the work beside a product; general registers that a function preserves may not.
+#[test]
+fn work_beside_a_product_is_called_once_a_step() {
+    unsafe extern "C" fn count(calls: *mut c_void) {
+        // SAFETY: `calls` points to a counter that nothing else accesses during the product.
+        let calls = unsafe { &mut *calls.cast::<u64>() };
+        // Floating-point and vector work, so that registers are used.
+        let noise: Vec<f32> = (0..64).map(|i| (i as f32 + *calls as f32).sqrt()).collect();
+        *calls += u64::from(noise.iter().sum::<f32>() > 0.0);
+    }
+    for kernels in all() {
+        for format in FORMATS {
+            for (rows, k) in [(1, 5_usize), (9, 32), (16, 100), (17, 64), (32, 400)] {
+                let rows = usize::min(rows, kernels.rows(format));
+                let (a, _) = operand(format, &random(rows * k.next_multiple_of(2), 4));
+                let (panel, _) = operand(format, &random(kernels.width * k.next_multiple_of(2), 5));
+                let product = |beside| {
+                    let mut c = vec![0.0; rows * kernels.width];
+                    let t = Tile {
+                        a: a.as_ptr(),
+                        a_stride: k.next_multiple_of(2) * format.bytes(),
+                        panel: panel.as_ptr().cast(),
+                        k: units(format, k),
+                        c: c.as_mut_ptr(),
+                        c_stride: kernels.width,
+                        rows,
+                        accumulate: false,
+                        ahead: None,
+                        beside,
+                    };
+                    // SAFETY: `a` has `rows` rows of whole units, the panel `units(format, k)` rows of `width` units, and `c`
+                    // `rows` rows of `width` initialized values. `count` may be called with what `beside` has.
+                    unsafe { kernels.tile(format, &t) };
+                    c
+                };
+                let mut calls = 0_u64;
+                let beside = Beside { run: count, state: (&raw mut calls).cast() };
+                let with = product(Some(beside));
+                let steps = if kernels.uses_amx(format) { units(format, k).div_ceil(16) as u64 } else { 0 };
+                assert_eq!(calls, steps, "{kernels:?} {format:?} {rows}x{k}");
+                assert!(with == product(None), "{kernels:?} {format:?} {rows}x{k}");
             }
         }
     }
