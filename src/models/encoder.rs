@@ -10,7 +10,7 @@ use super::architectures::CandleEncoder;
 use super::architectures::{ComputeEngine, ModelKind, Transformer};
 use super::config::ModelConfig;
 use super::head::{Head, bge_tokens, late_head, lexical_head};
-use super::heads::{Classifier, DenseLayer, LexicalHead, Pooling, ScoreConfig, SentenceEncoder, TokenHead};
+use super::heads::{Classifier, DenseLayer, Pooling, ScoreConfig, SentenceEncoder, TokenHead};
 use super::kind;
 use super::late::LateInteraction;
 use super::late_texts::LateTexts;
@@ -343,7 +343,7 @@ impl Encoder {
         let head = match &self.head {
             Head::Vectors { dense, lexical, tokens } => {
                 dense.iter().map(DenseLayer::memory_bytes).sum::<u64>()
-                    + lexical.as_ref().map_or(0, LexicalHead::memory_bytes)
+                    + lexical.as_ref().map_or(0, |head| head.memory_bytes())
                     + tokens.as_ref().map_or(0, TokenHead::memory_bytes)
             }
             Head::Tokens(tokens) => tokens.memory_bytes(),

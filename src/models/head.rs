@@ -15,7 +15,7 @@ use crate::compute::Isa;
 #[derive(Debug)]
 pub(super) enum Head {
     /// Vectors, through these layers; and what else a pass gives: weights by token, and vectors of tokens.
-    Vectors { dense: Vec<DenseLayer>, lexical: Option<LexicalHead>, tokens: Option<TokenHead> },
+    Vectors { dense: Vec<DenseLayer>, lexical: Option<Box<LexicalHead>>, tokens: Option<TokenHead> },
     /// Vectors of tokens alone.
     Tokens(TokenHead),
     /// Logits.
@@ -54,7 +54,7 @@ pub(super) fn lexical_head(
     config: &ModelConfig,
     tokenizer: &Tokenizer,
     width: usize,
-) -> Result<Option<LexicalHead>> {
+) -> Result<Option<Box<LexicalHead>>> {
     let layer = match config.gguf {
         None => saved_layer(&files.root, "sparse_linear.pt", width, Some(1))?,
         Some(_) => None,
@@ -63,7 +63,7 @@ pub(super) fn lexical_head(
     let settings = TokenizerConfig::read(files)?;
     let names = ["cls_token", "eos_token", "pad_token", "unk_token"];
     let unused = names.iter().filter_map(|name| tokenizer.id(&settings.word(name)?)).collect();
-    LexicalHead::new(&layer, Isa::from_env()?, unused).map(Some)
+    LexicalHead::new(&layer, Isa::from_env()?, unused).map(|head| Some(Box::new(head)))
 }
 
 /// bge-m3's layer of vectors of tokens, if the folder has one.
