@@ -113,8 +113,8 @@ class MemoryPlot:
 
     @property
     def running(self) -> bool:
-        """Whether it is still drawn anew."""
-        return self._thread.is_alive() and self._state is None
+        """Whether it is still drawn anew; the last picture comes before it is not."""
+        return self._thread.is_alive()
 
     @property
     def samples(self) -> list[MemorySample]:

@@ -2,11 +2,11 @@
 
 use super::blocks::GROUP;
 use super::flipped::FlippedGroup;
-use super::layer::KernelSet;
+use super::quant_gemm::Dot;
 use crate::Result;
 use crate::compute::isa::DType;
 use crate::compute::kernels::quantize::QuantizedRow;
-use crate::compute::kernels::units;
+use crate::compute::kernels::{Kernels, units};
 use crate::compute::memory::resized;
 use crate::compute::parallel::Parallelism;
 use crate::sync::Mutex;
@@ -79,7 +79,8 @@ impl Activations {
     /// Quantizes the rows of any format that `is_wanted` to eight bits; what the others have is unspecified.
     pub(crate) fn quantize(
         &mut self,
-        kernel_set: &KernelSet,
+        kernels: &Kernels,
+        dot: Dot,
         x: PlainRows<'_>,
         is_wanted: impl Fn(usize) -> bool,
         forms: Forms,
@@ -93,7 +94,7 @@ impl Activations {
         let sums = resized(&mut self.sums, if forms.halves { x.rows * groups * 2 } else { 0 });
         let mut sums = sums.chunks_mut(groups * 2);
         let sums = std::iter::repeat_with(|| sums.next());
-        let flips = forms.eight_bits && kernel_set.dot.flips();
+        let flips = forms.eight_bits && dot.flips();
         let flipped = resized(&mut self.flipped, if flips { x.rows * groups } else { 0 });
         let mut flipped = flipped.chunks_mut(groups);
         let flipped = std::iter::repeat_with(|| flipped.next().unwrap_or_default());
@@ -111,8 +112,8 @@ impl Activations {
                 offsets,
             };
             // SAFETY: `Plain::row` returns a row that is aligned and has `x.columns` values.
-            unsafe { kernel_set.kernels.quantize(&mut row) };
-            kernel_set.dot.flip(row.quants, flipped);
+            unsafe { kernels.quantize(&mut row) };
+            dot.flip(row.quants, flipped);
         })
     }
 }
@@ -136,7 +137,8 @@ mod tests {
         let rows = PlainRows::new(memory.as_slice(), columns * 4, x.len() / columns, columns, DType::F32);
         let mut quantized = Activations::default();
         let forms = Forms { quantized: true, halves: true, eight_bits: true };
-        quantized.quantize(&KernelSet::new(Isa::best()), rows, |_| true, forms, Parallelism::One).unwrap();
+        let (kernels, dot) = (Kernels::of(Isa::best()), Dot::of(Isa::best()));
+        quantized.quantize(kernels, dot, rows, |_| true, forms, Parallelism::One).unwrap();
         quantized
     }
 
@@ -153,7 +155,7 @@ mod tests {
                 assert!((f32::from(quant) * scale - value).abs() <= scale * 0.5001, "{row} {column}");
             }
             let first = quantized.quants[row * 64..].first_chunk().unwrap();
-            if KernelSet::new(Isa::best()).dot.flips() {
+            if Dot::of(Isa::best()).flips() {
                 assert_eq!(quantized.flipped[row * 2], FlippedGroup::new(first));
             }
             let sum: i32 = quantized.quants[row * 64..][..16].iter().map(|&c| i32::from(c)).sum();

@@ -153,7 +153,8 @@ impl Linear {
         let is_integer = |rows| unpack.is_none() || phases.any(rows, TokenPhase::Decode);
         if self.forms.quantized && is_integer(0..x.rows) {
             let wanted = |row| is_integer(row..row + 1);
-            scratch.quantized.quantize(kernel_set, x, wanted, self.forms, parallelism)?;
+            let (kernels, dot) = (kernel_set.kernels, kernel_set.dot);
+            scratch.quantized.quantize(kernels, dot, x, wanted, self.forms, parallelism)?;
         }
         let gemm = Gemm {
             layer: self,

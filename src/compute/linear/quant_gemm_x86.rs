@@ -39,7 +39,7 @@ pub(super) unsafe fn avx_vnni(p: &Product, layout: QuantLayout) {
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(super) unsafe fn avx2(p: &Product, layout: QuantLayout) {
     // SAFETY: the CPU has the instructions, and the caller upholds the preconditions of `product`.
-    unsafe { product(Avx2::permit(), p, layout) }
+    unsafe { product(Avx2Columns::permit(), p, layout) }
 }
 
 /// Flips groups of activations from -127 to 127.
@@ -80,7 +80,7 @@ struct AvxVnni(());
 
 /// Sixteen columns in two registers, without dot products.
 #[derive(Clone, Copy)]
-struct Avx2(());
+struct Avx2Columns(());
 
 impl Lanes for Avx512Vnni {
     type I = __m512i;
@@ -230,7 +230,7 @@ impl Dots for AvxVnni {
     }
 }
 
-impl Lanes for Avx2 {
+impl Lanes for Avx2Columns {
     const FLIPS: bool = true;
     two_registers!();
 
@@ -263,7 +263,7 @@ fn rolled<const ROWS: usize>(end: usize) -> usize {
     if ROWS == 1 { end } else { std::hint::black_box(end) }
 }
 
-impl Avx2 {
+impl Avx2Columns {
     /// [`Lanes::group`] for four bits. A sum of two products is at most 2 · 15 · 127, so eight of them fit sixteen bits.
     ///
     /// # Safety
