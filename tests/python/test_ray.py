@@ -31,22 +31,28 @@ pytestmark = [
 ]
 TEXTS = [f"metin {number}: hava {'çok ' * (number % 5)}güzel" for number in range(600)]
 CONFIG = {"dtype": "float32"}
+# Ray Serve kills a proxy that takes five seconds to start, which a busy machine needs. Its controller gets the environment
+# of the cluster; this process has the same limit for all proxies.
+PATIENT = {"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "300", "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "300"}
 
 
 @pytest.fixture(scope="module")
 def cluster():
+    os.environ.update(PATIENT)
     made = Cluster(
         initialize_head=True,
         head_node_args={"num_cpus": 1, "include_dashboard": False, "object_store_memory": 100 << 20},
     )
     made.add_node(num_cpus=1, object_store_memory=100 << 20)
     paths = os.pathsep.join(p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p)
-    ray.init(address=made.address, log_to_driver=False, runtime_env={"env_vars": {"PYTHONPATH": paths}})
+    ray.init(address=made.address, log_to_driver=False, runtime_env={"env_vars": {"PYTHONPATH": paths, **PATIENT}})
     ray.data.DataContext.get_current().enable_progress_bars = False
     made.wait_for_nodes()
     yield made
     ray.shutdown()
     made.shutdown()
+    for name in PATIENT:
+        del os.environ[name]
 
 
 @pytest.fixture(scope="module")
@@ -112,8 +118,10 @@ def test_a_deployment_that_cannot_start_is_refused():
         deployment(models, server={"port": -1})
 
 
-def test_ray_serve_answers_and_multiplexes(cluster, expected):
+def test_ray_serve_answers_and_multiplexes(cluster, expected, monkeypatch):
     from ray import serve
+
+    monkeypatch.setattr("ray.serve._private.api.HTTP_PROXY_TIMEOUT", 300)
 
     models = {"turkish": TURKISH_MODEL, "english": str(FIXTURES / "bert_wordpiece")}
     port = 18000 + os.getpid() % 10_000
@@ -134,7 +142,7 @@ def test_ray_serve_answers_and_multiplexes(cluster, expected):
             assert ask("english", serve_multiplexed_model_id="english").shape == (2, 32)
             ask("turkish", serve_multiplexed_model_id="turkish")
             # One model a replica: the other one leaves memory.
-            deadline = time.monotonic() + 20
+            deadline = time.monotonic() + 300
             while time.monotonic() < deadline:
                 loaded = [model["name"] for model in client.get("/api/ps").json()["models"]]
                 if loaded == ["turkish:latest"]:
