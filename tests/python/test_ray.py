@@ -31,8 +31,8 @@ pytestmark = [
 ]
 TEXTS = [f"metin {number}: hava {'çok ' * (number % 5)}güzel" for number in range(600)]
 CONFIG = {"dtype": "float32"}
-# Ray Serve kills a proxy that takes five seconds to start, which a busy machine needs. Its controller gets the environment
-# of the cluster; this process has the same limit for all proxies.
+# Ray Serve kills a proxy that takes five seconds to start, which a busy machine needs. Its controller has the
+# environment of the cluster.
 PATIENT = {"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "300", "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "300"}
 
 

@@ -55,6 +55,10 @@ pub(crate) struct Tile {
     /// Memory to prefetch for the next tile.
     pub ahead: Option<Ahead>,
     /// Other work, for units that multiply beside the vector registers.
+    #[cfg_attr(
+        not(all(target_arch = "x86_64", target_os = "linux")),
+        allow(dead_code, reason = "AMX alone runs it")
+    )]
     pub beside: Option<Beside>,
 }
 

@@ -4,6 +4,11 @@
 //! panel of sixteen outputs fills the columns of a panel of [`Kernels::width`](crate::compute::kernels::Kernels) outputs from
 //! one on, and a pair of adjacent inputs one of its rows.
 
+#![cfg_attr(
+    not(any(test, all(target_arch = "x86_64", target_os = "linux"))),
+    allow(dead_code, reason = "weights are unpacked for AMX alone")
+)]
+
 use super::blocks::{GROUP, QuantLayout, zero};
 use super::quant_gemm::{PANEL, group_bytes, scale_numbers};
 use crate::compute::isa::Isa;
