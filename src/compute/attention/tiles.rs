@@ -368,7 +368,7 @@ impl<'a> Attention<'a> {
                 rows,
                 accumulate: false,
                 ahead: None,
-                beside: None,
+                overlap: None,
             };
             // SAFETY: `rows <= height`. The heads and tokens of the tile are columns and rows of `queries` by the assertion
             // above. Each has `key_units` readable units: an even width is whole units, and `padded` has whole units. The
@@ -426,7 +426,7 @@ impl<'a> Attention<'a> {
                 rows,
                 accumulate: !tile.begins,
                 ahead: None,
-                beside: None,
+                overlap: None,
             };
             // SAFETY: `rows <= height`. Softmax wrote `k` units of each row of probabilities, whose stride is at least `k`
             // units because `k <= BLOCK` in units of the format. The panel's slice has `k` rows. `panel_sums` has `height`

@@ -19,7 +19,7 @@
 //! Four things keep the unit busy, as measured in loops of single instructions on one server with AMX (docs/engine.md has
 //! the figures): panels that other rows use again pass by the first-level cache (TILELOADDT1), where the rows stay; what is
 //! multiplied later is prefetched meanwhile; eight other instructions follow each tile instruction, because a longer queue
-//! of tile instructions blocks the loads of the next step; and the epilogue of the tile before runs between steps ([`Beside`]).
+//! of tile instructions blocks the loads of the next step; and the epilogue of the tile before runs between steps ([`Overlap`]).
 //!
 //! A panel has the same layout as for vector registers: a row of 32 units is two rows of 16, and a unit, two bf16 that
 //! are adjacent along the sum, is what TDPBF16PS multiplies. A tile of the panel is 16 of its rows, half as wide.
@@ -33,7 +33,7 @@ use std::arch::asm;
 use std::cell::Cell;
 use std::marker::PhantomData;
 
-use super::tile::{Beside, Tile};
+use super::tile::{Overlap, Tile};
 
 /// Rows of a block of tiles.
 pub(crate) const ROWS: usize = 2 * TILE;
@@ -165,7 +165,7 @@ impl Drop for TileGuard {
 /// - `t.panel` points to `t.k` readable rows of 32 units.
 /// - `t.c` points to `t.rows` writable rows of 32 values, `t.c_stride` values apart; they are initialized if
 ///   `t.accumulate`.
-/// - The preconditions of `t.beside`, if any, hold for a call at each step, and it neither unwinds nor uses AMX.
+/// - The preconditions of `t.overlap`, if any, hold for a call at each step, and it neither unwinds nor uses AMX.
 pub(crate) unsafe fn tile(t: &Tile) {
     debug_assert!(t.rows <= ROWS, "tile height");
     if t.rows == 0 {
@@ -227,7 +227,7 @@ unsafe fn configure(shape: TileShape) {
 /// - `t.c` points to `t.rows` writable rows of 32 values, `t.c_stride` values apart; they are initialized if
 ///   `t.accumulate`.
 /// - If `units < 16`, `steps <= 1`: a step advances the operands by 16 units.
-/// - The preconditions of `t.beside`, if any, hold for `steps` calls, and it neither unwinds nor uses AMX.
+/// - The preconditions of `t.overlap`, if any, hold for `steps` calls, and it neither unwinds nor uses AMX.
 unsafe fn block(t: &Tile, units: usize, steps: usize) {
     let lower = t.rows > TILE;
     // SAFETY: `configure` gets 1 to 32 rows and 1 to 16 units. The caller upholds the other preconditions, which are the
@@ -237,7 +237,7 @@ unsafe fn block(t: &Tile, units: usize, steps: usize) {
         // Cache lines to prefetch a step. After each of a step's eight tile instructions, or five without lower tiles, come
         // as many prefetches as the last constant says.
         let lines = t.ahead.map_or(0, |ahead| (ahead.step * TILE).div_ceil(LINE));
-        match (lower, t.beside.is_some(), lines) {
+        match (lower, t.overlap.is_some(), lines) {
             (true, false, 0) => multiply::<true, false, false, 0>(t, steps),
             (true, false, 1..=8) => multiply::<true, false, false, 1>(t, steps),
             (true, false, 9..=16) => multiply::<true, false, false, 2>(t, steps),
@@ -259,24 +259,24 @@ unsafe fn block(t: &Tile, units: usize, steps: usize) {
 }
 
 /// The loop of [`block`]. If `STREAMED`, these rows are all that use the panel: it is loaded and prefetched as usual.
-/// Otherwise it stays in the second-level cache, as does what is prefetched. If `BESIDE`, a step ends with a call of
-/// `t.beside`, whose vector instructions the CPU carries out while its tile instructions wait for each other.
+/// Otherwise it stays in the second-level cache, as does what is prefetched. If `OVERLAPS`, a step ends with a call of
+/// `t.overlap`, whose vector instructions the CPU carries out while its tile instructions wait for each other.
 ///
 /// # Safety
 ///
 /// - All preconditions of [`block`] for `steps`.
 /// - The tiles are configured for `t.rows` rows and `units` units.
-/// - `LOWER == (t.rows > 16)`, and `BESIDE == t.beside.is_some()`.
-unsafe fn multiply<const LOWER: bool, const BESIDE: bool, const STREAMED: bool, const PREFETCHES: usize>(
+/// - `LOWER == (t.rows > 16)`, and `OVERLAPS == t.overlap.is_some()`.
+unsafe fn multiply<const LOWER: bool, const OVERLAPS: bool, const STREAMED: bool, const PREFETCHES: usize>(
     t: &Tile,
     steps: usize,
 ) {
     let upper = upper_rows(t.rows);
-    let beside = t.beside.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
+    let overlap = t.overlap.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
     // SAFETY: the upper tiles have `upper` rows, and the lower ones, which are used only if `LOWER`, have the other rows; so
     // each instruction accesses only the rows and units that the preconditions name. A prefetch may use any address. All
     // registers that change are named. The called function follows the C calling convention: it preserves the general
-    // registers that are not saved around the call, and `beside`, in R12, is one of these; the vector and mask registers that
+    // registers that are not saved around the call, and `overlap`, in R12, is one of these; the vector and mask registers that
     // it may change are named; the stack, aligned to 16 bytes at the start of the block, is so again after ten pushes; it
     // does not unwind. It has no tile instruction, so the tile registers keep their sums.
     unsafe {
@@ -339,7 +339,7 @@ unsafe fn multiply<const LOWER: bool, const BESIDE: bool, const STREAMED: bool, 
             "tdpbf16ps tmm3, tmm5, tmm7",
             "model_manager_between",
             ".endif",
-            ".if {is_beside}",
+            ".if {overlaps}",
             "push rax",
             "push rcx",
             "push rdx",
@@ -380,9 +380,9 @@ unsafe fn multiply<const LOWER: bool, const BESIDE: bool, const STREAMED: bool, 
             fillers = const OTHERS.saturating_sub(2 * PREFETCHES),
             streamed = const STREAMED as usize,
             lower = const LOWER as usize,
-            is_beside = const BESIDE as usize,
-            run = const std::mem::offset_of!(Beside, run),
-            state = const std::mem::offset_of!(Beside, state),
+            overlaps = const OVERLAPS as usize,
+            run = const std::mem::offset_of!(Overlap, run),
+            state = const std::mem::offset_of!(Overlap, state),
             line = const LINE,
             step_bytes = const STEP_BYTES,
             accumulate = in(reg) usize::from(t.accumulate),
@@ -396,7 +396,7 @@ unsafe fn multiply<const LOWER: bool, const BESIDE: bool, const STREAMED: bool, 
             a_lower = inout(reg) t.a.wrapping_add(upper * t.a_stride) => _,
             a_stride = in(reg) t.a_stride,
             ahead = inout(reg) t.ahead.map_or(std::ptr::null(), |ahead| ahead.from) => _,
-            in("r12") beside,
+            in("r12") overlap,
             out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
             out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
             out("xmm0") _, out("xmm1") _, out("xmm2") _, out("xmm3") _, out("xmm4") _, out("xmm5") _, out("xmm6") _, out("xmm7") _,
@@ -431,7 +431,7 @@ mod tests {
                 rows: 1,
                 accumulate,
                 ahead: None,
-                beside: None,
+                overlap: None,
             };
             // SAFETY: AMX is available; `a` has one row of 16 units, `panel` 16 rows of 32 units, and `c` one row of 32.
             unsafe { super::tile(&tile) }

@@ -54,19 +54,20 @@ pub(crate) struct Tile {
     pub accumulate: bool,
     /// Memory to prefetch for the next tile.
     pub ahead: Option<Ahead>,
-    /// Other work, for units that multiply beside the vector registers.
+    /// Other work, which overlaps with the product if that takes a unit of its own.
     #[cfg_attr(
         not(all(target_arch = "x86_64", target_os = "linux")),
         allow(dead_code, reason = "AMX alone runs it")
     )]
-    pub beside: Option<Beside>,
+    pub overlap: Option<Overlap>,
 }
 
-/// Work in vector registers beside a product in the tile registers of AMX: `run(state)` is called after each step of the sum.
+/// Work in vector registers that overlaps with a product in the tile registers of AMX: `run(state)` is called after each step of
+/// the sum.
 /// Other instruction sets do not call it.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
-pub(crate) struct Beside {
+pub(crate) struct Overlap {
     /// It neither unwinds nor uses AMX.
     pub run: unsafe extern "C" fn(*mut c_void),
     pub state: *mut c_void,

@@ -24,7 +24,7 @@ use super::unfinished::Unfinished;
 use crate::compute::isa::DType;
 use crate::compute::kernels::activation::Activation;
 use crate::compute::kernels::rowwise::{StoreMode, TileEpilogue};
-use crate::compute::kernels::tile::{Ahead, Beside, Tile};
+use crate::compute::kernels::tile::{Ahead, Overlap, Tile};
 use crate::compute::kernels::{Kernels, LARGEST_TILE, units};
 use crate::compute::memory::Buffer;
 use crate::compute::parallel::{Parallelism, Share, Target};
@@ -279,7 +279,7 @@ impl Gemm<'_> {
         let (width, height) = (form.width(self.kernel_set.kernels), self.tile_height(form, rows.len()));
         let of = rows.len().div_ceil(height);
         // Where a unit of its own multiplies, the vector registers meanwhile finish the product before.
-        let is_beside = matches!(form, PartFormat::Plain(format) if self.kernel_set.kernels.uses_amx(format));
+        let overlaps = matches!(form, PartFormat::Plain(format) if self.kernel_set.kernels.uses_amx(format));
         let [first, second] = &mut [TileBuffer::PAIR; 2];
         let (mut tiles, mut others) = (first, second);
         let mut before: Option<Unfinished> = None;
@@ -299,7 +299,7 @@ impl Gemm<'_> {
                 // product is written to `others`, and the one after it when this epilogue is finished. `split` gives each row
                 // and panel to one task, so no other thread accesses this part of the output.
                 let mut unfinished = unsafe { Unfinished::new(self.kernel_set.kernels, epilogue) };
-                if is_beside {
+                if overlaps {
                     before = Some(unfinished);
                     std::mem::swap(&mut tiles, &mut others);
                 } else {
@@ -329,16 +329,14 @@ impl Gemm<'_> {
         let start = block.columns.start + panels.start * width;
         let columns = start..block.columns.end.min(start + panels.len() * width);
         let [product, gated] = tiles;
-        let inputs = match block.panels[0].form {
-            PartFormat::Plain(format) => units(format, layer.inputs),
-            PartFormat::Quantized(_) => 0,
-        };
-        let steps = inputs.div_ceil(kernels.depth(DType::Bf16));
-        let products = panels.len() * if layer.gated { 2 } else { 1 };
-        let beside = meanwhile.map(|before| before.beside(products * steps));
-        self.products(&block.panels[0], panels.clone(), rows.clone(), share, beside, product);
+        let overlap = meanwhile.map(|before| {
+            let steps = units(DType::Bf16, layer.inputs).div_ceil(kernels.depth(DType::Bf16));
+            let products = panels.len() * if layer.gated { 2 } else { 1 };
+            before.overlap(products * steps)
+        });
+        self.products(&block.panels[0], panels.clone(), rows.clone(), share, overlap, product);
         if layer.gated {
-            self.products(&block.panels[1], panels.clone(), rows.clone(), share, beside, gated);
+            self.products(&block.panels[1], panels.clone(), rows.clone(), share, overlap, gated);
         }
         let bias = |from: usize| {
             let bias = layer.bias.get(from..from + columns.len());
@@ -377,7 +375,7 @@ impl Gemm<'_> {
         panels: Range<usize>,
         rows: Range<usize>,
         share: Share,
-        beside: Option<Beside>,
+        overlap: Option<Overlap>,
         out: &mut TileBuffer,
     ) {
         let (kernels, inputs, bytes) = (self.kernel_set.kernels, self.layer.inputs, block.bytes);
@@ -406,13 +404,13 @@ impl Gemm<'_> {
                             from: from.wrapping_add(panel * bytes + bytes * share.index / share.of),
                             step: bytes / k / share.of,
                         }),
-                        beside,
+                        overlap,
                     };
                     // SAFETY: `row_tiles` divides rows into tiles of at most `kernels.rows(format)`. `rows` are rows of `x`
                     // by the assertion above, and `Plain::new` checked that each has `units(format, inputs)` units, because
                     // `multiply` asserts `x.columns == inputs`. The slice has the bytes of one panel, which has at least as
                     // many rows of `width` units and starts at a cache line. `out` has `rows.len()` rows of `width` values
-                    // from `at * width` on, and belongs to this task. `beside` is an `Unfinished` that outlives the call.
+                    // from `at * width` on, and belongs to this task. `overlap` is an `Unfinished` that outlives the call.
                     unsafe { kernels.tile(format, &tile) };
                 }
             }

@@ -244,9 +244,9 @@ fn gated_layers_multiply_in_every_form() {
     assert!(packer.gated((plain(&gate), None), (short, None)).is_err());
 }
 
-/// On AMX, a product is finished beside the next one: of other rows, other panels, or the second part of a gated layer.
+/// On AMX, a product is finished during the next one: of other rows, other panels, or the second part of a gated layer.
 #[test]
-fn a_row_does_not_depend_on_the_products_beside_it() {
+fn a_row_does_not_depend_on_overlapping_products() {
     let store = [Activation::Identity, Activation::Gelu, Activation::Silu].map(Epilogue::Store);
     for isa in Isa::available() {
         let packer = Packer::new(isa, WeightFormat::Bf16);

@@ -1,18 +1,18 @@
-//! The epilogue of a product, finished a few rows at a time beside the next product.
+//! The epilogue of a product, finished a few rows at a time during the next product.
 
 use std::ffi::c_void;
 use std::ops::Range;
 
 use crate::compute::kernels::Kernels;
 use crate::compute::kernels::rowwise::TileEpilogue;
-use crate::compute::kernels::tile::Beside;
+use crate::compute::kernels::tile::Overlap;
 
 /// An epilogue, and how many of its rows are done.
 pub(super) struct Unfinished {
     kernels: &'static Kernels,
     epilogue: TileEpilogue,
     rows: Range<usize>,
-    /// Rows of a call of [`Beside::run`].
+    /// Rows of a call of [`Overlap::run`].
     step: usize,
 }
 
@@ -26,9 +26,9 @@ impl Unfinished {
 
     /// Divides the rows that are left among `calls` calls of the result. It refers to this value, which stays in place until
     /// the last call.
-    pub(super) fn beside(&mut self, calls: usize) -> Beside {
+    pub(super) fn overlap(&mut self, calls: usize) -> Overlap {
         self.step = self.rows.len().div_ceil(calls.max(1));
-        Beside { run: finish_step, state: std::ptr::from_mut(self).cast() }
+        Overlap { run: finish_step, state: std::ptr::from_mut(self).cast() }
     }
 
     /// Finishes all rows that are left.
@@ -46,7 +46,7 @@ impl Unfinished {
     }
 }
 
-/// [`Beside::run`] of an [`Unfinished`].
+/// [`Overlap::run`] of an [`Unfinished`].
 ///
 /// # Safety
 ///
@@ -86,11 +86,11 @@ mod tests {
             };
             // SAFETY: `tile` and `out` have `rows` rows of `columns` values, whole registers of four.
             let mut unfinished = unsafe { Unfinished::new(kernels, epilogue) };
-            let beside = unfinished.beside(calls);
+            let overlap = unfinished.overlap(calls);
             let (mut before, most) = (0, rows.div_ceil(calls.max(1)));
             for _ in 0..calls {
-                // SAFETY: `beside.state` is `unfinished`, which nothing else accesses.
-                unsafe { (beside.run)(beside.state) };
+                // SAFETY: `overlap.state` is `unfinished`, which nothing else accesses.
+                unsafe { (overlap.run)(overlap.state) };
                 assert!(unfinished.rows.start - before <= most, "{calls}");
                 before = unfinished.rows.start;
             }

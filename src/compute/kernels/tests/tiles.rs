@@ -5,7 +5,7 @@ use std::ffi::c_void;
 use proptest::prelude::*;
 
 use super::*;
-use crate::compute::kernels::tile::{Ahead, Beside, Tile};
+use crate::compute::kernels::tile::{Ahead, Overlap, Tile};
 
 /// Packs a panel of `columns` rows of `k` elements, and compares its product with the definition.
 fn check_tile(kernels: &Kernels, format: DType, rows: usize, k: usize, columns: usize, accumulate: bool) {
@@ -32,7 +32,7 @@ fn check_tile(kernels: &Kernels, format: DType, rows: usize, k: usize, columns: 
         rows,
         accumulate,
         ahead: None,
-        beside: None,
+        overlap: None,
     };
     // SAFETY: `rows` is at most `kernels.rows(format)`; `a` has `rows` rows of `even` elements, which is whole units, the
     // panel has `units(format, k)` rows of `width` units, and `c` has `rows` rows of `width` initialized values.
@@ -96,7 +96,7 @@ fn a_row_does_not_depend_on_other_rows() {
                     rows,
                     accumulate: false,
                     ahead: None,
-                    beside: None,
+                    overlap: None,
                 };
                 // SAFETY: `first + rows <= height`; `a` has `height` rows of 78 elements, which is whole units, the panel
                 // `units(format, 77)` rows of `width` units, and `c` has `rows` rows of `width` initialized values.
@@ -112,9 +112,9 @@ fn a_row_does_not_depend_on_other_rows() {
     }
 }
 
-/// Vector and mask registers may change in the work beside a product; general registers that a function preserves may not.
+/// Vector and mask registers may change in work that overlaps with a product; general registers that a function preserves may not.
 #[test]
-fn work_beside_a_product_is_called_once_a_step() {
+fn work_that_overlaps_with_a_product_is_called_once_a_step() {
     unsafe extern "C" fn count(calls: *mut c_void) {
         // SAFETY: `calls` points to a counter that nothing else accesses during the product.
         let calls = unsafe { &mut *calls.cast::<u64>() };
@@ -128,7 +128,7 @@ fn work_beside_a_product_is_called_once_a_step() {
                 let rows = usize::min(rows, kernels.rows(format));
                 let (a, _) = operand(format, &random(rows * k.next_multiple_of(2), 4));
                 let (panel, _) = operand(format, &random(kernels.width * k.next_multiple_of(2), 5));
-                let product = |beside| {
+                let product = |overlap| {
                     let mut c = vec![0.0; rows * kernels.width];
                     let t = Tile {
                         a: a.as_ptr(),
@@ -140,16 +140,16 @@ fn work_beside_a_product_is_called_once_a_step() {
                         rows,
                         accumulate: false,
                         ahead: None,
-                        beside,
+                        overlap,
                     };
                     // SAFETY: `a` has `rows` rows of whole units, the panel `units(format, k)` rows of `width` units, and `c`
-                    // `rows` rows of `width` initialized values. `count` may be called with what `beside` has.
+                    // `rows` rows of `width` initialized values. `count` may be called with what `overlap` has.
                     unsafe { kernels.tile(format, &t) };
                     c
                 };
                 let mut calls = 0_u64;
-                let beside = Beside { run: count, state: (&raw mut calls).cast() };
-                let with = product(Some(beside));
+                let overlap = Overlap { run: count, state: (&raw mut calls).cast() };
+                let with = product(Some(overlap));
                 let steps = if kernels.uses_amx(format) { units(format, k).div_ceil(16) as u64 } else { 0 };
                 assert_eq!(calls, steps, "{kernels:?} {format:?} {rows}x{k}");
                 assert!(with == product(None), "{kernels:?} {format:?} {rows}x{k}");
