@@ -113,7 +113,7 @@ class MemoryPlot:
 
     @property
     def running(self) -> bool:
-        """Whether it is still drawn anew; the last picture comes before it is not."""
+        """Whether it still updates. Once it does not, the last picture has been drawn."""
         return self._thread.is_alive()
 
     @property

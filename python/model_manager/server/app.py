@@ -76,7 +76,7 @@ def _meant(path: str, known: Iterable[str]) -> str | None:
     """The known path that a client meant whose base URL lacks /v1, or has a part too much."""
     longer = [one for one in known if path and one.endswith(path)]
     if longer:
-        return min(longer, key=len)
+        return min(longer, key=lambda one: (len(one), one))
     return max((one for one in known if path.endswith(one)), key=len, default=None)
 
 
