@@ -357,25 +357,24 @@ impl<'a> Attention<'a> {
             }
             (queries, stride) = (state.padded.as_ptr().cast(), 2 * (width + 1));
         }
-        for column in (0..keys.len()).step_by(panel) {
-            let product = Tile {
-                a: queries,
-                a_stride: stride,
-                panel: panels.keys[(skipped + column) * key_units..][..key_units * panel].as_ptr(),
-                k: key_units,
-                c: state.scores[column..].as_mut_ptr(),
-                c_stride: STRIDE,
-                rows,
-                accumulate: false,
-                ahead: None,
-                overlap: None,
-            };
-            // SAFETY: `rows <= height`. The heads and tokens of the tile are columns and rows of `queries` by the assertion
-            // above. Each has `key_units` readable units: an even width is whole units, and `padded` has whole units. The
-            // panel's slice has `key_units` rows. `column + panel <= BLOCK <= STRIDE`, because `keys.len() <= BLOCK`, a multiple of `panel`; so
-            // the scores, `height * STRIDE` values that belong to this thread, have `rows` rows from `column` on.
-            unsafe { self.kernels.tile(format, &product) };
-        }
+        let count = keys.len().div_ceil(panel);
+        let product = Tile {
+            a: queries,
+            a_stride: stride,
+            panel: panels.keys[skipped * key_units..][..count * key_units * panel].as_ptr(),
+            k: key_units,
+            c: state.scores.as_mut_ptr(),
+            c_stride: STRIDE,
+            rows,
+            accumulate: false,
+            ahead: None,
+            overlap: None,
+        };
+        // SAFETY: `rows <= height`. The heads and tokens of the tile are columns and rows of `queries` by the assertion
+        // above. Each has `key_units` readable units: an even width is whole units, and `padded` has whole units. The slice of
+        // panels has `key_units` rows for each. `count * panel <= BLOCK <= STRIDE`, because `keys.len() <= BLOCK`, a multiple of
+        // `panel`; so the scores, `height * STRIDE` values that belong to this thread, have `rows` rows of `count * panel` values.
+        unsafe { self.kernels.tiles(format, &product, count) };
         let mut factors = [0.0; TALLEST_TILE];
         let k = self.value_units(keys.len());
         // Heads of one token attend to the same keys; each further token attends to those one further on.

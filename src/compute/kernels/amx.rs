@@ -28,6 +28,7 @@
 
 #[cfg(test)]
 pub(crate) mod emulator;
+mod side_by_side;
 
 use std::arch::asm;
 use std::cell::Cell;
@@ -185,6 +186,25 @@ pub(crate) unsafe fn tile(t: &Tile) {
             let a = t.a.add(steps * TILE * 4);
             let panel = t.panel.add(steps * TILE * WIDTH);
             block(&Tile { a, panel, accumulate: t.accumulate || steps > 0, ..*t }, rest, 1);
+        }
+    }
+}
+
+/// [`tile`] of the same rows with `panels` panels, one behind the other. The sums of each begin 32 values after those of the
+/// one before.
+///
+/// # Safety
+///
+/// - All preconditions of [`tile`] for each panel and its sums.
+pub(crate) unsafe fn tiles(t: &Tile, panels: usize) {
+    // SAFETY: the caller upholds the preconditions, which hold for each panel; those of one step are checked here. Panels
+    // have `t.k` rows of 32 units.
+    unsafe {
+        if t.rows > 0 && (1..=TILE).contains(&t.k) && !t.accumulate {
+            return side_by_side::tiles(t, panels);
+        }
+        for index in 0..panels {
+            tile(&Tile { panel: t.panel.add(index * t.k * WIDTH), c: t.c.add(index * WIDTH), ..*t });
         }
     }
 }

@@ -33,6 +33,7 @@ use super::simd::{Portable, Simd};
 use crate::compute::isa::{DType, Isa};
 
 type TileFn = unsafe fn(&Tile);
+type TilesFn = unsafe fn(&Tile, usize);
 type TileEpilogueFn = unsafe fn(&TileEpilogue);
 type NormFn = unsafe fn(&mut [f32], &[f32], &[f32], f32, Option<&mut [u16]>);
 type RmsFn = unsafe fn(&RmsRow<'_>);
@@ -54,6 +55,8 @@ pub(crate) struct Kernels {
     rows_bf16: usize,
     tile_f32: TileFn,
     tile_bf16: TileFn,
+    /// Products with several panels, where these are faster together than one after the other.
+    tiles_bf16: Option<TilesFn>,
     finish: TileEpilogueFn,
     norm: NormFn,
     rms: RmsFn,
@@ -180,6 +183,7 @@ macro_rules! table {
                 width: 2 * <$simd as Simd>::LANES,
                 tile_f32,
                 tile_bf16,
+                tiles_bf16: None,
                 finish,
                 norm,
                 rms,
@@ -240,6 +244,7 @@ impl Kernels {
                     rows_bf16: amx::ROWS,
                     depth_bf16: amx::DEPTH,
                     tile_bf16: amx::tile,
+                    tiles_bf16: Some(amx::tiles),
                     ..*AVX512_BF16
                 };
                 &TABLE
@@ -312,6 +317,26 @@ impl Kernels {
         };
         // SAFETY: the CPU has the instructions of this table; the caller upholds the preconditions, which are the same.
         unsafe { tile(t) }
+    }
+
+    /// [`tile`](Self::tile) of the same rows with `panels` panels, one behind the other. The result of each begins
+    /// [`width`](Self::width) values after that of the one before.
+    ///
+    /// # Safety
+    ///
+    /// - All preconditions of [`tile`](Self::tile) for each panel and its result.
+    pub(crate) unsafe fn tiles(&self, format: DType, t: &Tile, panels: usize) {
+        // SAFETY: the CPU has the instructions of this table; the caller upholds the preconditions for each panel, which has
+        // `t.k` rows of `width` units, and for its result.
+        unsafe {
+            if let (DType::Bf16, Some(tiles)) = (format, self.tiles_bf16) {
+                return tiles(t, panels);
+            }
+            for index in 0..panels {
+                let panel = t.panel.add(index * t.k * self.width);
+                self.tile(format, &Tile { panel, c: t.c.add(index * self.width), ..*t });
+            }
+        }
     }
 
     /// [`rowwise::finish`].

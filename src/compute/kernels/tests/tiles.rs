@@ -112,6 +112,51 @@ fn a_row_does_not_depend_on_other_rows() {
     }
 }
 
+#[test]
+fn panels_side_by_side_have_the_results_of_single_tiles() {
+    for kernels in all() {
+        for format in FORMATS {
+            for (k, accumulate) in
+                [(1_usize, false), (9, false), (31, false), (32, false), (33, false), (64, false), (32, true)]
+            {
+                let (units, even) = (units(format, k), k.next_multiple_of(2));
+                let height = kernels.rows(format);
+                let (a, _) = operand(format, &random(height * even, 4));
+                let (panels, _) = operand(format, &random(5 * kernels.width * even, 5));
+                for (rows, count) in (0..=height).flat_map(|rows| [0, 1, 2, 5].map(|count| (rows, count))) {
+                    // A gap lies between the results of two rows.
+                    let stride = count * kernels.width + 16;
+                    let before = random(rows * stride, 6);
+                    let (mut together, mut single) = (Guarded::new(&before), Guarded::new(&before));
+                    let t = Tile {
+                        a: a.as_ptr(),
+                        a_stride: even * format.bytes(),
+                        panel: panels.as_ptr().cast(),
+                        k: units,
+                        c: together.as_mut_ptr(),
+                        c_stride: stride,
+                        rows,
+                        accumulate,
+                        ahead: None,
+                        overlap: None,
+                    };
+                    // SAFETY: `a` has `height` rows of whole units, `panels` `5 * units` rows of `width` units, and both results
+                    // `rows` rows of `count * width` initialized values.
+                    unsafe {
+                        kernels.tiles(format, &t, count);
+                        for index in 0..count {
+                            let panel = t.panel.add(index * units * kernels.width);
+                            let c = single.as_mut_ptr().add(index * kernels.width);
+                            kernels.tile(format, &Tile { panel, c, ..t });
+                        }
+                    }
+                    assert!(together[..] == single[..], "{kernels:?} {format:?} {rows}x{k}, {count} panels");
+                }
+            }
+        }
+    }
+}
+
 /// Vector and mask registers may change in work that overlaps with a product; general registers that a function preserves may not.
 #[test]
 fn work_that_overlaps_with_a_product_is_called_once_a_step() {
