@@ -52,9 +52,9 @@ def test_pieces_come_while_the_answer_is_written(endless_server):
 
 def test_an_error_in_the_middle_of_a_stream(gpt2_server, monkeypatch):
     """The stream has an error event, which the SDK raises."""
-    from model_manager.server.routes.generation import endpoints
+    from model_manager.server.routes.generation import answers
 
-    class Failing(endpoints.AsyncTextStream):
+    class Failing(answers.AsyncTextStream):
         async def __anext__(self):
             if self.given:
                 raise NotFiniteError("NaN in the middle")
@@ -63,7 +63,7 @@ def test_an_error_in_the_middle_of_a_stream(gpt2_server, monkeypatch):
 
         given = False
 
-    monkeypatch.setattr(endpoints, "AsyncTextStream", Failing)
+    monkeypatch.setattr(answers, "AsyncTextStream", Failing)
     *_, piece, last = events(gpt2_server.client.post("/v1/chat/completions", json={**ASK, "stream": True}))
     assert b"a piece" in piece
     assert json.loads(last)["error"]["type"] == "server_error"

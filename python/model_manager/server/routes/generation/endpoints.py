@@ -16,12 +16,11 @@ from typing import TYPE_CHECKING, Any
 import orjson
 from starlette.responses import Response
 
-from ...._async import AsyncTextStream, acomplete
 from ...bodies import is_large, read_json
-from ...disconnect import unless_disconnected
 from ...fields import check_fields
 from ..token_ids import check_token_ids
-from .events import EventStream, close, events, next_piece, too_late
+from .answers import Answers
+from .events import EventStream, events
 from .forms import Chat, Continuation, usage
 from .request import (
     chat_messages,
@@ -33,7 +32,7 @@ from .request import (
     stream_usage,
 )
 from .schemas import ChatAnswer, ChatRequest, CompletionAnswer, CompletionRequest
-from .shared import check_length, check_thinking, generator, naming_fields, prefix_scope, together
+from .shared import check_length, check_thinking, generator, naming_fields, prefix_scope
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -98,22 +97,15 @@ async def _answer(
     answers = choices(body, len(prompts), service.config.max_choices)
     with_usage = stream_usage(body)
     head = {"id": form.mark + secrets.token_hex(12), "object": form.kind, "created": int(time.time()), "model": slot}
-    requests = [(prompt, _seeded(params, number)) for prompt in prompts for number in range(answers)]
+    asked = [(prompt, _seeded(params, number)) for prompt in prompts for number in range(answers)]
+    computed = Answers(request, service, slot, asked, deadline)
     with naming_fields(params, _FIELDS, form.prompt):
         if body.get("stream"):
-            streams: list[AsyncTextStream] = []
-            try:
-                streams.extend(AsyncTextStream(service.manager, prompt, slot, own) for prompt, own in requests)
-                first_pieces = together([next_piece(stream) for stream in streams])
-                firsts = await unless_disconnected(request.receive, first_pieces, deadline, too_late())
-            except BaseException:
-                await close(streams)
-                raise
+            streams, firsts = await computed.begun()
             head["object"] = form.chunk
             pieces = events(service, streams, firsts, head, form, answers if with_usage else None, deadline)
             return EventStream(pieces, streams)
-        works = [acomplete(service.manager, prompt, slot, **own) for prompt, own in requests]
-        done = await unless_disconnected(request.receive, together(works), deadline, too_late())
+        done = await computed.whole()
     written = [
         {"index": index, **form.whole(one["text"]), "logprobs": None, "finish_reason": one["finish_reason"]}
         for index, one in enumerate(done)

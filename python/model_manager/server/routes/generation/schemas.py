@@ -29,7 +29,7 @@ def _thinking(*off: Any) -> Refused:
     return Refused(_TEMPLATE.remedy, off)
 
 
-_REFUSED = {
+REFUSED = {
     # OpenAI's.
     "presence_penalty": _PENALTY,
     "frequency_penalty": _PENALTY,
@@ -93,6 +93,7 @@ _REFUSED = {
     "truncate_prompt_tokens": Refused("send a shorter prompt"),
     "options": Refused("send its items as fields of their own, or use Ollama's API at /api/chat"),
 }
+"""Fields that no endpoint for text supports, in OpenAI's protocol."""
 
 
 class TextPart(BaseModel):
@@ -131,12 +132,12 @@ class StreamOptions(BaseModel):
     include_obfuscation: bool | None = Field(None, description="Accepted, not used.")
 
 
-class _Generation(RequestBody):
+class Sampling(RequestBody):
+    """The fields that all requests for text have in OpenAI's protocol."""
+
     model: str | None = Field(None, description="A text generator's name or source; the first one without it.")
     stream: bool | None = Field(None, description="Send the answer in pieces, as server-sent events.")
     stream_options: StreamOptions | None = None
-    max_tokens: Annotated[int, Field(ge=1)] | None = Field(None, description="Tokens of the answer.")
-    max_completion_tokens: Annotated[int, Field(ge=1)] | None = Field(None, description="Overrides max_tokens.")
     min_tokens: Annotated[int, Field(ge=0)] | None = Field(None, description="Tokens before which it does not end.")
     temperature: Annotated[float, Field(ge=0)] | None = Field(None, description="0: the likeliest token every time.")
     top_p: Annotated[float, Field(ge=0, le=1)] | None = Field(None, description="0: the likeliest token. 1: off.")
@@ -148,36 +149,41 @@ class _Generation(RequestBody):
     stop: StopText | Annotated[list[StopText], Field(max_length=MOST_STOPS)] | None = Field(
         None, description="Texts at which the answer ends, without them."
     )
-    n: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="Answers per prompt. With a seed each further answer gets the next seed."
-    )
     keep_alive: float | str | None = Field(None, description="How long the model stays in memory: seconds or '5m'.")
     user: str | None = Field(
         None, description="The user of the request. Computed prompt prefixes are reused for the same user only."
     )
-    best_of: Annotated[int, Field(ge=1)] | None = Field(None, description="Equal to n, or left out.")
-    logprobs: Literal[False] | None = Field(None, description="Not supported.")
     top_logprobs: Literal[0] | None = Field(None, description="Not supported.")
-    metadata: Unused = None
-    store: Unused = None
     service_tier: Unused = None
-    safety_identifier: Unused = None
-    prompt_cache_key: Unused = None
     prompt_cache_retention: Unused = None
     prompt_cache_options: Unused = None
-    prediction: Unused = None
-    parallel_tool_calls: Unused = None
     request_id: Unused = None
     priority: Unused = None
     cache_salt: Unused = None
     cache_prompt: Unused = None
 
 
+class _Generation(Sampling):
+    max_tokens: Annotated[int, Field(ge=1)] | None = Field(None, description="Tokens of the answer.")
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = Field(None, description="Overrides max_tokens.")
+    n: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="Answers per prompt. With a seed each further answer gets the next seed."
+    )
+    best_of: Annotated[int, Field(ge=1)] | None = Field(None, description="Equal to n, or left out.")
+    logprobs: Literal[False] | None = Field(None, description="Not supported.")
+    metadata: Unused = None
+    store: Unused = None
+    safety_identifier: Unused = None
+    prompt_cache_key: Unused = None
+    prediction: Unused = None
+    parallel_tool_calls: Unused = None
+
+
 class ChatRequest(_Generation):
     """A conversation to answer."""
 
     refused: ClassVar[Mapping[str, Refused]] = {
-        **_REFUSED,
+        **REFUSED,
         "prompt": Refused("use /v1/completions"),
         "system": Refused("send it as a message"),
         "echo": Refused(),
@@ -192,7 +198,7 @@ class CompletionRequest(_Generation):
     """Texts to continue."""
 
     refused: ClassVar[Mapping[str, Refused]] = {
-        **_REFUSED,
+        **REFUSED,
         "messages": Refused("use /v1/chat/completions"),
         "echo": Refused(),
         "suffix": Refused(),
