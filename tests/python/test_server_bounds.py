@@ -130,6 +130,9 @@ async def test_a_long_prompt_that_is_cancelled_before_it_is_submitted(endless, m
             {"messages": [{"role": "user", "content": [{"type": "text", "text": "a" * 200_000}]}]},
             "messages",
         ),
+        ("/v1/responses", {"input": "a" * 200_000}, "input"),
+        ("/v1/responses", {"input": "a" * 100_000, "instructions": "a" * 100_000}, "input"),
+        ("/v1/responses", {"input": [{"role": "user", "content": "a"}] * 5000}, "input"),
     ],
 )
 def test_what_cannot_fit_is_refused_before_any_work(make_writer, serve, monkeypatch, path, body, param):
@@ -140,9 +143,8 @@ def test_what_cannot_fit_is_refused_before_any_work(make_writer, serve, monkeypa
     error = answer.json()["error"]
     assert (error["param"], error["code"]) == (param, "context_length_exceeded")
     assert str(CONTEXT) in error["message"]
-    assert ("5000" if isinstance(body.get("messages"), list) and len(body["messages"]) > 1 else "200000") in error[
-        "message"
-    ]
+    several = isinstance(body.get(param), list) and len(body[param]) > 1
+    assert ("5000" if several else "200000") in error["message"]
 
 
 def test_the_largest_body_of_a_request_for_text(make_writer, serve):
@@ -253,13 +255,15 @@ def test_other_encodings_are_named(server, encoding):
 REQUEST = {
     "/v1/completions": {"prompt": "a"},
     "/v1/chat/completions": {"messages": [{"role": "user", "content": "a"}]},
+    "/v1/responses": {"input": "a"},
 }
 
 
-@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+@pytest.mark.parametrize("path", REQUEST)
 def test_request_timeout_bounds_an_answer(endless, serve, path):
     server = serve(endless, request_timeout=0.2)
-    body = {**REQUEST[path], "max_tokens": 50_000, "min_tokens": 50_000}
+    length = "max_output_tokens" if path == "/v1/responses" else "max_tokens"
+    body = {**REQUEST[path], length: 50_000, "min_tokens": 50_000}
     answer = server.client.post(path, json=body)
     assert answer.status_code == 504
     error = answer.json()["error"]

@@ -19,6 +19,7 @@ POSTED = [
     "/embeddings",
     "/v1/chat/completions",
     "/v1/completions",
+    "/v1/responses",
     "/api/load",
     "/api/unload",
     "/api/warmup",
@@ -82,6 +83,7 @@ def test_without_admin_no_client_decides_how_long_a_model_stays(serve):
         ("/v1/embeddings", {"input": "a"}),
         ("/v1/completions", {"prompt": "a"}),
         ("/v1/chat/completions", {"messages": [{"role": "user", "content": "a"}]}),
+        ("/v1/responses", {"input": "a"}),
     ):
         for keep_alive in (0, "0", -1, "5m"):
             response = server.client.post(path, json={**body, "keep_alive": keep_alive})

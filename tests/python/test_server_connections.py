@@ -187,7 +187,14 @@ def test_a_slash_at_the_end_of_what_is_posted(server):
     for path in ("/v1/embeddings", "/embeddings"):
         answers = [server.client.post(where, json={"input": "a text"}) for where in (path, f"{path}/")]
         assert answers[0].json() == answers[1].json()
-    for path in ("/v1/chat/completions/", "/v1/completions/", "/api/load/", "/api/unload/", "/api/warmup/"):
+    for path in (
+        "/v1/chat/completions/",
+        "/v1/completions/",
+        "/v1/responses/",
+        "/api/load/",
+        "/api/unload/",
+        "/api/warmup/",
+    ):
         answer = server.client.post(path, json={"model": 5, "models": 5})
         assert answer.status_code == 400, path
     assert "/v1/embeddings/" not in server.client.get("/openapi.json").json()["paths"]

@@ -20,6 +20,7 @@ from model_manager.server.routes.ollama.schemas import (
     OllamaGenerateRequest,
     OllamaShowRequest,
 )
+from model_manager.server.routes.responses.schemas import ResponseRequest
 from model_manager.server.schemas import (
     ClassifyRequest,
     EmbeddingsRequest,
@@ -99,6 +100,7 @@ OLLAMA = {
     "think": (True, 0, "low"),
     "options": (5, [], "fast", *({name: value} for name, values in OPTIONS.items() for value in values)),
 }
+RESPONSES = {name: wrong for name, wrong in SHARED.items() if name in ResponseRequest.model_fields}
 WRONG_MESSAGES = (
     *("Merhaba", 5, {}, ["Merhaba"], [{"content": "a"}], [{"role": "user"}], [{"role": "user", "content": 5}]),
     *([{"role": role, "content": "a"}] for role in ("tool", 5, ["user"], None)),
@@ -184,6 +186,34 @@ ROUTES = {
         CompletionRequest,
         {"prompt": TEXT, "max_tokens": 1},
         {"prompt": (None, [], 5, {}, [[]], ["a", 1], [1, "a"], [-1], [2**32], [True], ["a"] * 65), **SHARED},
+    ),
+    "/v1/responses": (
+        ResponseRequest,
+        {"input": TEXT, "max_output_tokens": 1},
+        {
+            **RESPONSES,
+            "input": (
+                None,
+                "",
+                5,
+                {},
+                True,
+                *WRONG_MESSAGES[2:],
+                [{"type": "function_call", "name": "f"}],
+                [{"type": 5}],
+            ),
+            "instructions": TEXT_ONLY,
+            "max_output_tokens": COUNT,
+            "max_tool_calls": (-1, 1.5, "5", True, [1]),
+            "text": ("text", 5, [], {"format": "text"}, {"format": {"type": "json_object"}}, {"verbosity": "high"}),
+            "reasoning": ("low", 5, [], {"effort": "low"}, {"effort": ["none"]}, {"summary": "auto"}),
+            "include": ("all", 5, {}, [5], ["all"], ["message.output_text.logprobs"]),
+            "metadata": ("a", 5, [], {"a": 5}, {"a": None}, {"a": {}}),
+            "store": (True, *FLAG),
+            "parallel_tool_calls": FLAG,
+            "safety_identifier": TEXT_ONLY,
+            "prompt_cache_key": TEXT_ONLY,
+        },
     ),
     "/api/embed": (
         OllamaEmbedRequest,

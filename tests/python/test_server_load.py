@@ -135,7 +135,7 @@ async def test_a_client_that_leaves_in_the_middle_of_its_body(server):
 
 @pytest.mark.parametrize("sent", [b"", b'{"input": "'], ids=["nothing", "a part"])
 @pytest.mark.parametrize("framing", [b"content-length: 100", b"transfer-encoding: chunked"], ids=["length", "chunked"])
-@pytest.mark.parametrize("path", ["/v1/embeddings", "/v1/chat/completions", "/api/load"])
+@pytest.mark.parametrize("path", ["/v1/embeddings", "/v1/chat/completions", "/v1/responses", "/api/load"])
 def test_a_client_that_never_sends_its_body(serve, path, framing, sent):
     server = serve(body_timeout=0.05)
     host, port = server.url.removeprefix("http://").split(":")

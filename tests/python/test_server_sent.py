@@ -264,7 +264,8 @@ def test_text_embeddings_inference_puts_nothing_in_front_of_texts(sent_server):
         ("/v1/api/chat", "/api/chat"),
         ("/models", "/v1/models"),
         ("/v1/health/", "/health"),
-        ("/v1/responses", None),
+        ("/responses", "/v1/responses"),
+        ("/v1/assistants", None),
         ("/ons", None),
     ],
 )

@@ -15,7 +15,19 @@ from . import errors
 from .config import ServerConfig
 from .errors import ApiError
 from .middleware import Endpoint
-from .routes import admin, embeddings, generation, health, metrics, models, ollama, scores, sparse, status
+from .routes import (
+    admin,
+    embeddings,
+    generation,
+    health,
+    metrics,
+    models,
+    ollama,
+    responses,
+    scores,
+    sparse,
+    status,
+)
 from .routing import Routes
 from .service import Service
 
@@ -29,7 +41,7 @@ if TYPE_CHECKING:
     from ..compat import ModelManager
     from .middleware import Handler
 
-_PARTS = (embeddings, sparse, scores, generation, ollama, models, health, metrics, admin, status)
+_PARTS = (embeddings, sparse, scores, generation, responses, ollama, models, health, metrics, admin, status)
 """Modules with endpoints. A request goes to the first endpoint that matches."""
 
 

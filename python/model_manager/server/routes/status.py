@@ -204,6 +204,7 @@ def description(service: Service) -> dict[str, Any]:
             "embeddings": "/v1/embeddings",
             "chat": "/v1/chat/completions",
             "completions": "/v1/completions",
+            "responses": "/v1/responses",
             "models": "/v1/models",
             "health": "/health",
             "ready": "/ready",

@@ -7,7 +7,7 @@ from typing import Any
 from ...errors import bad_request
 from ...fields import unknown, unsupported
 
-_ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 _PLAIN = (
     "temperature",
     "top_p",
@@ -42,8 +42,8 @@ def _message(message: Any, where: str) -> dict[str, str]:
     if not isinstance(message, dict):
         raise bad_request(f'{where} must be an object: {{"role": ..., "content": ...}}', "messages")
     role = message.get("role")
-    if not isinstance(role, str) or role not in _ROLES:
-        raise bad_request(f"{where}.role must be one of {', '.join(_ROLES)}, not {role!r}", "messages")
+    if not isinstance(role, str) or role not in ROLES:
+        raise bad_request(f"{where}.role must be one of {', '.join(ROLES)}, not {role!r}", "messages")
     for name, value in message.items():
         # The others are null or empty in the messages of answers.
         if value and name not in _MESSAGE:
@@ -57,7 +57,7 @@ def _message(message: Any, where: str) -> dict[str, str]:
         content = "\n".join(_part(part, f"{where}.content[{index}]") for index, part in enumerate(content))
     if not isinstance(content, str):
         raise bad_request(f"{where}.content must be a text, or a list of parts of the type text", "messages")
-    return {"role": _ROLES[role], "content": content}
+    return {"role": ROLES[role], "content": content}
 
 
 def _part(part: Any, where: str) -> str:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     T = TypeVar("T")
 
-_THINKING = ("think", "reasoning_effort", "chat_template_kwargs", "enable_thinking", "thinking")
+_THINKING = ("think", "reasoning", "reasoning_effort", "chat_template_kwargs", "enable_thinking", "thinking")
 """Fields that turn thinking off. Values that turn it on are refused before."""
 _MAX_TOKEN_CHARACTERS = 256
 """Characters of the longest token: vocabularies have runs of 128 spaces and hardly anything longer."""
