@@ -26,13 +26,8 @@ class Answer:
 
     def __init__(self, slot: str, repeated: dict[str, Any]) -> None:
         self.message_id = f"msg_{secrets.token_hex(24)}"
-        self._head = {
-            "id": f"resp_{secrets.token_hex(24)}",
-            "object": "response",
-            "created_at": int(time.time()),
-            "model": slot,
-            **repeated,
-        }
+        self._id, self._created = f"resp_{secrets.token_hex(24)}", int(time.time())
+        self._slot, self._repeated = slot, repeated
 
     def begun(self) -> dict[str, Any]:
         """Before its end."""
@@ -67,8 +62,19 @@ class Answer:
         }
 
     def _state(self, status: str, output: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
-        nothing = {"completed_at": None, "error": None, "incomplete_details": None, "usage": None}
-        return {**self._head, "status": status, **nothing, "output": output, **more}
+        state = {
+            "id": self._id,
+            "object": "response",
+            "created_at": self._created,
+            "status": status,
+            "completed_at": None,
+            "error": None,
+            "incomplete_details": None,
+            "model": self._slot,
+            "output": output,
+            "usage": None,
+        }
+        return {**state, **more, **self._repeated}
 
 
 def text_part(text: str) -> dict[str, Any]:
