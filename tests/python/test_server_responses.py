@@ -506,7 +506,10 @@ def test_request_timeout_bounds_a_stream(endless, serve):
         assert answer.status_code == 504
     last = json.loads(answer.text.split("\n\n")[-2].partition("\ndata: ")[2])
     assert last["type"] == "response.failed"
-    assert "request_timeout" in last["response"]["error"]["message"]
+    error = last["response"]["error"]
+    assert error["code"] == "server_error"
+    # The server's timer and the generator's end at the same time; either may be first.
+    assert any(said in error["message"] for said in ("request_timeout", "was not ready within"))
     eventually(lambda: figures(endless)["active"] == 0)
 
 
