@@ -14,7 +14,7 @@ from model_manager.errors import NotFiniteError, OverloadedError
 from model_manager.server.routes.generation import answers
 from model_manager.server.routes.responses.schemas import ResponseAnswer
 from openai.types import responses as shapes
-from servers import SECONDS
+from servers import SECONDS, run_node
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -439,6 +439,17 @@ def test_langchain(endless_server):
     assert "".join(piece.text for piece in model.stream(TEXT)) == known
     again = model.invoke([("system", "K"), ("user", "a"), answer, ("user", "?")])
     assert again.usage_metadata["input_tokens"] > answer.usage_metadata["input_tokens"]
+
+
+def test_openai_for_javascript(gpt2_server):
+    found = run_node("responses.mjs", gpt2_server.url, TEXT)
+    known = gpt2_server.manager.complete(TURN, do_sample=False, max_new_tokens=12)
+    assert found["whole"] == "".join(found["pieces"]) == found["streamed"] == known["text"]
+    assert (found["status"], found["usage"]["output_tokens"]) == ("incomplete", 12)
+    assert [(one["status"], one["param"]) for one in found["refused"]] == [
+        (400, "previous_response_id"),
+        (404, "response_id"),
+    ]
 
 
 def test_characters_are_not_split(make_writer, serve):

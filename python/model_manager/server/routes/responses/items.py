@@ -17,7 +17,7 @@ _TEXT_PART = frozenset({"type", "text", "annotations", "logprobs", "index", *_NO
 _TEXTS = frozenset({"input_text", "output_text"})
 _TOOLS = "tools are not supported; leave it out"
 _REMEDIES = {
-    "item_reference": "this server keeps no items; send the item itself",
+    "item_reference": "this server keeps no items; send the item itself, as clients do with store: false",
     "reasoning": "the model does not read earlier reasoning; leave it out",
     "compaction": "send the messages themselves",
 }

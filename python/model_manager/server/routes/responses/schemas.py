@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 
 _LENGTH = Refused("use max_output_tokens")
 _ONE_ANSWER = Refused("send a request for each answer", (1,))
-_KEPT = Refused("this server keeps no responses; send the earlier turns as items of input")
+_KEPT = Refused(
+    "this server keeps no responses; send the earlier turns as items of input, as clients do with store: false"
+)
 _NAMES = ("max_tokens", "max_completion_tokens", "max_new_tokens", "max_length", "n_predict", "num_predict")
 
 
