@@ -84,13 +84,13 @@ endif
 .PHONY: test-rust
 test-rust: venv
 ifeq ($(NEXTEST),yes)
-	$(CARGO) nextest run --no-default-features
 	$(CARGO) nextest run
+	$(CARGO) nextest run --no-default-features --lib
 else
-	$(CARGO) test --quiet --no-default-features --lib --tests
 	$(CARGO) test --quiet --lib --tests
+	$(CARGO) test --quiet --no-default-features --lib
 endif
-	$(CARGO) test --quiet --no-default-features --doc
+	$(CARGO) test --quiet --doc
 
 # A wheel as users get it, but from the release profile, for the test that installs it into an empty environment.
 $(WHEEL_STAMP): $(VENV)/.built $(shell find python -type f -not -name '*.so' -not -path '*/__pycache__/*' 2>/dev/null) README.md

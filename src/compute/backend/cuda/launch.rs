@@ -267,11 +267,34 @@ pub(super) fn rotate(
     let (heads, kv, width_, pairs) = (count as i32, kv_heads as i32, width as i32, angles.pairs as i32);
     let interleaved = i32::from(angles.style == RopeStyle::Interleaved);
     let warps = (count + kv_heads).clamp(1, 8);
+    if let Some(name) = halves(qkv.format, width, angles, [&queries, &keys]) {
+        let mut arguments = arguments![to, table, places, factors, heads, kv, queries, keys];
+        // SAFETY: the sizes were checked above, and `halves` returned the kernel of this width.
+        return unsafe { lane.launch(name, ([qkv.rows, 1], 32 * warps), 0, &mut arguments) };
+    }
     let mut arguments =
         arguments![to, table, places, factors, heads, kv, width_, pairs, interleaved, queries, keys];
     let name = by_format!(qkv.format, "rotate");
     // SAFETY: the sizes were checked above; each warp has memory for a head.
     unsafe { lane.launch(name, ([qkv.rows, 1], 32 * warps), 4 * warps * width, &mut arguments) }
+}
+
+/// The kernel that keeps a head in registers, if there is one for these heads.
+fn halves(
+    format: DType,
+    width: usize,
+    angles: &Angles<'_>,
+    norms: [&HeadNormArguments; 2],
+) -> Option<&'static str> {
+    let all_pairs = angles.style == RopeStyle::Neox && 2 * angles.pairs == width;
+    let plain_norms = norms.iter().all(|norm| norm.mode < 2 && norm.shift == 0);
+    match width {
+        _ if !all_pairs || !plain_norms => None,
+        64 => Some(by_format!(format, "rotate_halves_1")),
+        128 => Some(by_format!(format, "rotate_halves_2")),
+        256 => Some(by_format!(format, "rotate_halves_4")),
+        _ => None,
+    }
 }
 
 /// A sequence of a pass: `Sequence` of `attention.cu`.

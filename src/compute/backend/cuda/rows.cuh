@@ -11,10 +11,13 @@ template <typename T> __device__ inline T narrow(float x);
 template <> __device__ inline float narrow<float>(float x) { return x; }
 template <> __device__ inline bf16 narrow<bf16>(float x) { return __float2bfloat16_rn(x); }
 
-// Four values that are loaded and stored together: 16 bytes of float32, 8 of bfloat16.
-template <typename T> struct alignas(4 * sizeof(T)) Four {
-    T at[4];
+// Values that are loaded and stored together.
+template <typename T, int COUNT> struct alignas(COUNT * sizeof(T)) Run {
+    T at[COUNT];
 };
+
+// 16 bytes of float32, 8 of bfloat16.
+template <typename T> using Four = Run<T, 4>;
 
 __device__ inline float warp_sum(float x) {
     for (int distance = 16; distance > 0; distance /= 2) x += __shfl_xor_sync(0xffffffffu, x, distance);

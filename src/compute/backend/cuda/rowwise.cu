@@ -271,7 +271,68 @@ __device__ void rotate(T *qkv, const float *angles, const int *places, const flo
     }
 }
 
+// The same for pairs of a head's halves, all of them, in heads of 64 * PAIRS values whose norms have no shift and are of one
+// head: the norms and angles of nearly all models. A lane has PAIRS pairs of a head in its registers, and the angles of these
+// for all heads of its warp.
+template <typename T, int PAIRS>
+__device__ void rotate_halves(T *qkv, const float *angles, const int *places, const float *query_factors, int heads,
+                              int kv_heads, HeadNorm query_norm, HeadNorm key_norm) {
+    constexpr int width = 64 * PAIRS;
+    const int warps = blockDim.x / 32, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    T *row = qkv + size_t(blockIdx.x) * (heads + 2 * kv_heads) * width;
+    using Values = Run<T, PAIRS>;
+    using Numbers = Run<float, PAIRS>;
+    const Numbers *of_place = reinterpret_cast<const Numbers *>(angles + size_t(places[blockIdx.x]) * width);
+    const Numbers cosines = of_place[lane], sines = of_place[32 + lane];
+    const float factor_of_queries = query_factors ? query_factors[blockIdx.x] : 1.0f;
+    for (int number = warp; number < heads + kv_heads; number += warps) {
+        const bool is_key = number >= heads;
+        const HeadNorm norm = is_key ? key_norm : query_norm;
+        Values *head = reinterpret_cast<Values *>(row + number * width);
+        const Values first = head[lane], second = head[32 + lane];
+        float a[PAIRS], b[PAIRS], squares = 0.0f;
+#pragma unroll
+        for (int i = 0; i < PAIRS; i++) {
+            a[i] = widen(first.at[i]);
+            b[i] = widen(second.at[i]);
+            squares += a[i] * a[i] + b[i] * b[i];
+        }
+        if (norm.mode) {
+            const float inverse = 1.0f / sqrtf(warp_sum(squares) / width + norm.epsilon);
+            const Numbers *scales =
+                reinterpret_cast<const Numbers *>(norm.scale + (is_key ? number - heads : number) * norm.step);
+            const Numbers upper = scales[lane], lower = scales[32 + lane];
+#pragma unroll
+            for (int i = 0; i < PAIRS; i++) {
+                a[i] *= inverse * upper.at[i];
+                b[i] *= inverse * lower.at[i];
+            }
+        }
+        const float factor = is_key ? 1.0f : factor_of_queries;
+        Values rotated_first, rotated_second;
+#pragma unroll
+        for (int i = 0; i < PAIRS; i++) {
+            rotated_first.at[i] = narrow<T>(factor * (a[i] * cosines.at[i] - b[i] * sines.at[i]));
+            rotated_second.at[i] = narrow<T>(factor * (b[i] * cosines.at[i] + a[i] * sines.at[i]));
+        }
+        head[lane] = rotated_first;
+        head[32 + lane] = rotated_second;
+    }
+}
+
 #define KERNEL extern "C" __global__ void
+#define HALVES(T, name, pairs)                                                                                         \
+    KERNEL rotate_halves_##pairs##_##name(T *qkv, const float *angles, const int *places, const float *query_factors,  \
+                                          int heads, int kv_heads, HeadNorm queries, HeadNorm keys) {                  \
+        rotate_halves<T, pairs>(qkv, angles, places, query_factors, heads, kv_heads, queries, keys);                   \
+    }
+HALVES(float, f32, 1)
+HALVES(float, f32, 2)
+HALVES(float, f32, 4)
+HALVES(bf16, bf16, 1)
+HALVES(bf16, bf16, 2)
+HALVES(bf16, bf16, 4)
+
 #define BOTH(T, name)                                                                                                  \
     KERNEL embed_##name(const T *words, const int *ids, const T *positions, const int *places, const T *types,         \
                         const int *kinds, float *out, int width) {                                                     \

@@ -301,6 +301,44 @@ fn blocks_of_every_kind() {
     }
 }
 
+/// Attention to rotated heads whose pairs are all of a head's halves, some with norms of heads.
+fn rotated<B: Backend>(backend: &B, batch: &Batch, heads: Heads, normed: bool, growing: bool) -> Vec<f32> {
+    let width = (heads.heads + 2 * heads.kv_heads) * heads.width;
+    let table =
+        backend.table(weight(&random(batch.ids.len() * width, 6), &[batch.ids.len(), width]).into()).unwrap();
+    let same = identity(backend, width);
+    let norm = |seed| backend.norm(&weight(&random(heads.width, seed), &[heads.width]), None, 1e-6).unwrap();
+    let norms = normed.then(|| (norm(7), norm(8)));
+    let mut rotary = Rotary::new(1000.0, heads.width, RopeStyle::Neox);
+    rotary.query_growth = growing.then_some(crate::compute::QueryGrowth { rate: 0.3, length: 5 });
+    let layer = LayerAttention::new(Mask::FULL);
+    batch.rows(backend, heads.heads * heads.width, &|pass, each| {
+        let x = pass.embed(&table, None, None)?;
+        let qkv = pass.norm_linear(&x, None, &same, Activation::Identity)?;
+        let rope = pass.rope(&rotary)?;
+        let qkv = pass.rotate(qkv, heads, norms.as_ref(), &rope)?;
+        let attended = pass.attention(0, qkv, heads, &layer)?;
+        pass.read(attended, None, each)
+    })
+}
+
+#[test]
+fn heads_of_every_width_rotate() {
+    let (Some(exact), Some(rounded)) = (cuda(false), cuda(true)) else { return };
+    let plain = Candle::new(Device::Cpu);
+    let batch = Batch::new(&[1, 9, 0, 40, 70]);
+    for (width, number, kv_heads) in [(32, 4, 2), (64, 12, 1), (96, 2, 2), (128, 3, 1), (256, 2, 1)] {
+        let heads = Heads { heads: number, kv_heads, width };
+        for (normed, growing) in [(false, false), (true, false), (true, true)] {
+            let expected = rotated(&plain, &batch, heads, normed, growing);
+            let far = furthest(&rotated(&exact, &batch, heads, normed, growing), &expected);
+            assert!(far <= 2e-5, "float32, {heads:?}, {normed} {growing}: {far}");
+            let far = furthest(&rotated(&rounded, &batch, heads, normed, growing), &expected);
+            assert!(far <= 0.03, "bfloat16, {heads:?}, {normed} {growing}: {far}");
+        }
+    }
+}
+
 #[test]
 fn every_pooling_and_parts_of_a_batch() {
     let Some(cuda) = cuda(false) else { return };
