@@ -171,6 +171,14 @@ def test_an_answer_that_ends_by_itself(gpt2_server):
     assert [event["type"] for event in stream(gpt2_server, stop=stop)][-1] == "response.completed"
 
 
+def test_an_answer_without_text(gpt2_server):
+    stop = text_of(respond(gpt2_server))[:1]
+    assert text_of(respond(gpt2_server, stop=stop)) == ""
+    found = stream(gpt2_server, stop=stop)
+    assert [event["type"] for event in found] == [*BEFORE, *AFTER, "response.completed"]
+    assert text_of(found[-1]["response"]) == ""
+
+
 def test_the_sdk(sdk, gpt2_server):
     known = gpt2_server.manager.complete(TURN, do_sample=False, max_new_tokens=12)
     answer = sdk.responses.create(model=SLOT, input=TEXT, **GREEDY)

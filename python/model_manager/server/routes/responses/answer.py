@@ -1,4 +1,4 @@
-"""How an answer looks: the response, its message, its usage."""
+"""How an answer looks: the response, its states, its usage."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from ..generation.forms import usage
+from .output import Output
 
 if TYPE_CHECKING:
     from ...._types import Completion
@@ -25,43 +26,31 @@ class Answer:
     """
 
     def __init__(self, slot: str, repeated: dict[str, Any]) -> None:
-        self.message_id = f"msg_{secrets.token_hex(24)}"
+        self.output = Output()
         self._id, self._created = f"resp_{secrets.token_hex(24)}", int(time.time())
         self._slot, self._repeated = slot, repeated
 
     def begun(self) -> dict[str, Any]:
-        """Before its end."""
-        return self._state("in_progress", [])
+        """Before its first item."""
+        return self._state("in_progress")
 
     def finished(self, done: Completion) -> dict[str, Any]:
         """At its end."""
-        cut = done["finish_reason"] == "length"
-        status = "incomplete" if cut else "completed"
+        status = end_status(done)
+        cut = status == "incomplete"
         return self._state(
             status,
-            [self.message([text_part(done["text"])], status)],
             completed_at=None if cut else int(time.time()),
             incomplete_details={"reason": "max_output_tokens"} if cut else None,
             usage=response_usage(done),
         )
 
-    def failed(self, error: ApiError, text: str) -> dict[str, Any]:
-        """After an error in the middle of a stream. `text`: what was sent before."""
-        output = [self.message([text_part(text)], "incomplete")]
+    def failed(self, error: ApiError) -> dict[str, Any]:
+        """After an error in the middle of a stream."""
         code = _CODES.get(error.status_code, "server_error")
-        return self._state("failed", output, error={"code": code, "message": error.detail})
+        return self._state("failed", error={"code": code, "message": error.detail})
 
-    def message(self, content: list[dict[str, Any]], status: str) -> dict[str, Any]:
-        """Its one message."""
-        return {
-            "id": self.message_id,
-            "type": "message",
-            "role": "assistant",
-            "status": status,
-            "content": content,
-        }
-
-    def _state(self, status: str, output: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
+    def _state(self, status: str, **more: Any) -> dict[str, Any]:
         state = {
             "id": self._id,
             "object": "response",
@@ -71,15 +60,15 @@ class Answer:
             "error": None,
             "incomplete_details": None,
             "model": self._slot,
-            "output": output,
+            "output": self.output.ended("completed" if status == "completed" else "incomplete"),
             "usage": None,
         }
         return {**state, **more, **self._repeated}
 
 
-def text_part(text: str) -> dict[str, Any]:
-    """A message's text."""
-    return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+def end_status(done: Completion) -> str:
+    """The status of an answer that has ended."""
+    return "incomplete" if done["finish_reason"] == "length" else "completed"
 
 
 def response_usage(done: Completion) -> dict[str, Any]:

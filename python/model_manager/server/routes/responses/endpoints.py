@@ -20,6 +20,7 @@ from ..generation.shared import check_length, check_thinking, generator, naming_
 from .answer import Answer
 from .events import response_events
 from .items import conversation, texts
+from .output import Message
 from .request import core_parameters, effort, repeated
 from .schemas import ResponseAnswer, ResponseRequest
 
@@ -96,4 +97,5 @@ async def _respond(request: Request, service: Service, body: dict[str, Any]) -> 
             (stream,), (first,) = await computed.begun()
             return EventStream(response_events(service, stream, first, answer, deadline), [stream])
         (done,) = await computed.whole()
+    answer.output.add(Message).pieces.append(done["text"])
     return to_json(answer.finished(done))

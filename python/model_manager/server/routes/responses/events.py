@@ -10,26 +10,58 @@ from starlette.requests import ClientDisconnect
 
 from ...errors import from_exception
 from ..generation.events import pieces_until
-from .answer import text_part
+from .answer import end_status
+from .output import Message
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterator
 
     from ...._async import AsyncTextStream
     from ...service import Service
     from .answer import Answer
+    from .output import Item
 
 
 class _Events:
     """Writes the events of one response, which number them."""
 
-    def __init__(self) -> None:
+    def __init__(self, answer: Answer) -> None:
+        self.answer = answer
         self.number = 0
 
-    def __call__(self, kind: str, **fields: Any) -> bytes:
+    def event(self, kind: str, **fields: Any) -> bytes:
+        """One event."""
         event = {"type": kind, "sequence_number": self.number, **fields}
         self.number += 1
         return b"event: %b\ndata: %b\n\n" % (kind.encode(), orjson.dumps(event))
+
+    def text(self, kind: type[Item], text: str) -> Iterator[bytes]:
+        """The events of a piece of text, which may begin an item."""
+        if not self.answer.output.writes(kind):
+            yield from self.end("completed")
+            yield from self.begin(kind)
+        item = self.answer.output.items[-1]
+        item.pieces.append(text)
+        yield self.event(f"{item.event}.delta", **_part(item), delta=text, **item.noted)
+
+    def end(self, status: str) -> Iterator[bytes]:
+        """The events of the last item's end."""
+        for item in self.answer.output.items[-1:]:
+            ended = item.ended(status)
+            (part,) = ended["content"]
+            yield self.event(f"{item.event}.done", **_part(item), text=part["text"], **item.noted)
+            yield self.event("response.content_part.done", **_part(item), part=part)
+            yield self.event("response.output_item.done", output_index=item.index, item=ended)
+
+    def begin(self, kind: type[Item]) -> Iterator[bytes]:
+        """The events of an item's beginning."""
+        item = self.answer.output.add(kind)
+        yield self.event("response.output_item.added", output_index=item.index, item=item.begun())
+        yield self.event("response.content_part.added", **_part(item), part=item.part(""))
+
+
+def _part(item: Item) -> dict[str, Any]:
+    return {"item_id": item.id, "output_index": item.index, "content_index": 0}
 
 
 async def response_events(
@@ -44,28 +76,24 @@ async def response_events(
         answer: The response.
         deadline: When it must be complete, on the loop's clock.
     """
-    event = _Events()
-    where = {"item_id": answer.message_id, "output_index": 0, "content_index": 0}
-    sent: list[str] = []
-    yield event("response.created", response=answer.begun())
-    yield event("response.in_progress", response=answer.begun())
-    yield event("response.output_item.added", output_index=0, item=answer.message([], "in_progress"))
-    yield event("response.content_part.added", **where, part=text_part(""))
+    write = _Events(answer)
+    yield write.event("response.created", response=answer.begun())
+    yield write.event("response.in_progress", response=answer.begun())
     try:
         async with contextlib.aclosing(pieces_until(service, [stream], [first], deadline)) as pieces:
             async for _, piece in pieces:
                 if isinstance(piece, str):
-                    sent.append(piece)
-                    yield event("response.output_text.delta", **where, delta=piece, logprobs=[])
+                    for event in write.text(Message, piece):
+                        yield event
                     continue
+                if not answer.output.items:
+                    for event in write.begin(Message):
+                        yield event
+                for event in write.end(end_status(piece)):
+                    yield event
                 done = answer.finished(piece)
-                (message,) = done["output"]
-                (content,) = message["content"]
-                yield event("response.output_text.done", **where, text=content["text"], logprobs=[])
-                yield event("response.content_part.done", **where, part=content)
-                yield event("response.output_item.done", output_index=0, item=message)
-                yield event(f"response.{done['status']}", response=done)
+                yield write.event(f"response.{done['status']}", response=done)
     except ClientDisconnect:
         return
     except Exception as error:  # noqa: BLE001  the status is already sent, so the stream carries the error
-        yield event("response.failed", response=answer.failed(from_exception(error), "".join(sent)))
+        yield write.event("response.failed", response=answer.failed(from_exception(error)))
