@@ -673,6 +673,8 @@ class Manager:
             TypeError: A prompt or a parameter of the wrong type, or an unknown parameter.
             InputError: A value out of range, an empty prompt, a prompt that reaches the context or `max_length`, or
                 messages for a model without a template.
+            ArgumentError: `chat_template_kwargs` with a text or token ids, or with a variable that the model's template
+                does not read or that the call sets itself, such as ``messages``.
             NoGeneratorError: The slot holds something else.
             UnknownModelError, WaitTimeoutError, OverloadedError, NotFiniteError, ClosedError: See `errors.py`.
             ModelManagerError: The errors of loading the model.
@@ -695,7 +697,8 @@ class Manager:
             add_generation_prompt: End where the assistant's answer begins.
             chat_template: Use this template instead of the model's own.
             timeout: Seconds that loading may take; None: `load_timeout`.
-            variables: Further variables of the template, such as ``tools``, ``documents``, ``enable_thinking``.
+            variables: Further variables of the template, such as ``tools``, ``documents``, ``enable_thinking``. Those
+                that it does not read change nothing, as in transformers.
 
         Raises:
             TypeError: Messages that are not a list of mappings, or a value that templates do not know.

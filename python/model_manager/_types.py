@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, Protocol, TypeAlias, TypedDict
 
 from ._statistics import (
@@ -202,6 +202,12 @@ class GeneratorDescription(TypedDict):
     """The text of that token."""
     chat_template: bool
     """Whether it has a chat template, and so answers messages."""
+    chat_template_variables: list[str]
+    """The variables that the template reads and `chat_template_kwargs` may set, such as ``enable_thinking``."""
+    thinks: bool
+    """Whether the template is one of a model that writes its thoughts in front of an answer: it reads
+    ``enable_thinking``, or has the markers ``<think>`` and ``</think>`` in its text.
+    """
     bytes: int
     """Memory of the weights."""
     device_bytes: int
@@ -258,6 +264,10 @@ class GenerationParams(TypedDict, total=False):
     prefix_scope: str | None
     """Any text. Computed prompt prefixes are reused only among requests of the same scope, so that `reused_tokens` and
     response times reveal nothing to others. None is a scope of its own.
+    """
+    chat_template_kwargs: Mapping[str, object] | None
+    """Variables of the chat template, such as ``{"enable_thinking": False}``. They go with messages only; one that the
+    model's template does not read is an error. `describe_generator` lists those that it reads.
     """
 
 

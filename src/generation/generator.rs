@@ -114,7 +114,8 @@ impl Generator {
     /// The tokens of a prompt, and the text that they were made from.
     ///
     /// # Errors
-    /// [`Error::Input`] for an empty prompt, a conversation that the template refuses, a model without a template.
+    /// [`Error::Input`] for an empty prompt, a conversation that the template refuses, a model without a template;
+    /// [`Error::Argument`] for a conversation's variable that the template does not read.
     pub fn tokens(&self, prompt: Prompt<'_>) -> Result<Vec<u32>> {
         self.tokens_while(prompt, &mut || Ok(()))
     }
@@ -134,6 +135,9 @@ impl Generator {
             Prompt::Text(text) => self.model.tokens.encode_within(text, true, bounds),
             Prompt::Tokens(ids) => Ok(ids.to_vec()),
             Prompt::Chat(conversation) => {
+                if let Some(template) = &self.model.template {
+                    template.check_variables(&conversation.variables)?;
+                }
                 self.model.tokens.encode_within(&self.chat_text(conversation, None)?, false, bounds)
             }
         }

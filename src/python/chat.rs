@@ -3,13 +3,15 @@
 use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyDict, PyFloat, PyInt, PyList, PyMapping, PyString, PyTuple};
 
-use super::errors::{to_py, wrong_type};
+use super::argument::argument;
+use super::errors::{to_py, wrong_type, wrong_type_of};
 use super::texts::text_of;
 use super::utf8::{Utf8, shortened};
 use crate::Error;
 use crate::generation::Conversation;
 use crate::generation::chat::limits::MAX_DEPTH;
-use crate::generation::chat::{Problem, Value};
+use crate::generation::chat::{Problem, Value, is_reserved};
+use crate::manager::OwnedPrompt;
 
 /// Values in one conversation, those in lists and dicts counted each time they appear.
 const MAX_VALUES: usize = 1_000_000;
@@ -38,7 +40,7 @@ pub(super) fn conversation(messages: &Bound<'_, PyList>) -> PyResult<Conversatio
     if messages.is_empty() {
         return Err(refused(messages.py(), "messages must not be empty".into()));
     }
-    Ok(Conversation::new(Values::default().convert(messages, 0)?))
+    Ok(Conversation::new(Values::of("messages").convert(messages, 0)?))
 }
 
 /// Messages to answer: each has a known role, and a text or parts that are texts, as over HTTP.
@@ -123,7 +125,15 @@ fn refused(py: Python<'_>, reason: String) -> PyErr {
 
 /// Adds `tools`, `documents` and what else the template may name.
 pub(super) fn add_variables(conversation: &mut Conversation, variables: &Bound<'_, PyDict>) -> PyResult<()> {
-    let mut values = Values::default();
+    add(conversation, "variables", variables)
+}
+
+fn add(
+    conversation: &mut Conversation,
+    argument: &'static str,
+    variables: &Bound<'_, PyDict>,
+) -> PyResult<()> {
+    let mut values = Values::of(argument);
     for (name, value) in variables {
         let name: Utf8 = name.extract()?;
         conversation.variables.push((String::from(name).into(), values.convert(&value, 0)?));
@@ -131,26 +141,67 @@ pub(super) fn add_variables(conversation: &mut Conversation, variables: &Bound<'
     Ok(())
 }
 
+/// Adds the variables of the argument `chat_template_kwargs`, without those that the call or the model sets.
+pub(super) fn add_kwargs(prompt: &mut OwnedPrompt, given: &Bound<'_, PyAny>) -> PyResult<()> {
+    const NAME: &str = "chat_template_kwargs";
+    let py = given.py();
+    let Ok(mapping) = given.cast::<PyMapping>() else {
+        let kind = given.get_type().name()?;
+        let rest = format!(" must be a mapping of the template's variables to values, not {kind}");
+        return Err(wrong_type_of(py, NAME, &[], &rest));
+    };
+    let variables = PyDict::from_sequence(mapping.items()?.as_any())?;
+    if variables.is_empty() {
+        return Ok(());
+    }
+    let OwnedPrompt::Chat(conversation) = prompt else {
+        let rest =
+            ": a text and token ids do not go through the chat template; give messages, or leave it out";
+        return Err(to_py(py, &Error::value(NAME, &[], rest)));
+    };
+    for name in variables.keys() {
+        if !name.is_instance_of::<PyString>() {
+            let rest = format!(" must have str as names, not {}", name.get_type().name()?);
+            return Err(wrong_type_of(py, NAME, &[], &rest));
+        }
+        if is_reserved(&argument::<Utf8>(NAME, &name)?) {
+            let rest = format!("[{}]: the call or the model sets this variable; leave it out", name.repr()?);
+            return Err(to_py(py, &Error::value(NAME, &[], rest)));
+        }
+    }
+    add(conversation, NAME, &variables)
+}
+
 fn is_mapping(value: &Bound<'_, PyAny>) -> bool {
     value.is_instance_of::<PyDict>() || value.cast::<PyMapping>().is_ok()
 }
 
-#[derive(Default)]
 struct Values {
+    /// The argument that they are of.
+    argument: &'static str,
     count: usize,
 }
 
 impl Values {
+    fn of(argument: &'static str) -> Self {
+        Self { argument, count: 0 }
+    }
+
+    fn refused(&self, py: Python<'_>, reason: &str) -> PyErr {
+        to_py(py, &Error::Input(format!("{}{reason}", self.argument)))
+    }
+
     fn convert(&mut self, value: &Bound<'_, PyAny>, depth: usize) -> PyResult<Value> {
         let py = value.py();
+        let argument = self.argument;
         let wrong =
-            |problem: Box<Problem>| to_py(py, &Error::Input(format!("messages: {}", problem.message)));
+            |problem: Box<Problem>| to_py(py, &Error::Input(format!("{argument}: {}", problem.message)));
         self.count += 1;
         if self.count > MAX_VALUES {
-            return Err(to_py(py, &Error::Input(format!("messages hold more than {MAX_VALUES} values"))));
+            return Err(self.refused(py, &format!(" hold more than {MAX_VALUES} values")));
         }
         if depth > MAX_DEPTH {
-            return Err(to_py(py, &Error::Input(format!("messages nest more than {MAX_DEPTH} levels deep"))));
+            return Err(self.refused(py, &format!(" nest more than {MAX_DEPTH} levels deep")));
         }
         if value.is_none() {
             Ok(Value::None)
@@ -159,9 +210,8 @@ impl Values {
         } else if let Ok(value) = value.cast::<PyBool>() {
             Ok(Value::Bool(value.is_true()))
         } else if value.is_instance_of::<PyInt>() {
-            let number = value.extract().map_err(|_| {
-                to_py(py, &Error::Input("messages hold an integer of more than 127 bits".into()))
-            })?;
+            let wide = |_| self.refused(py, " hold an integer of more than 127 bits");
+            let number = value.extract().map_err(wide)?;
             Ok(Value::Int(number))
         } else if let Ok(value) = value.cast::<PyFloat>() {
             Ok(Value::Float(value.value()))
@@ -180,10 +230,10 @@ impl Values {
             Value::dict(entries).map_err(wrong)
         } else {
             let reason = format!(
-                "messages may hold None, bool, int, float, str, lists, tuples and mappings, not {}",
+                "{argument} may hold None, bool, int, float, str, lists, tuples and mappings, not {}",
                 value.get_type().name()?
             );
-            Err(wrong_type(py, "prompt", reason))
+            Err(wrong_type(py, if argument == "messages" { "prompt" } else { argument }, reason))
         }
     }
 }

@@ -27,7 +27,8 @@ use crate::sync::Mutex;
 
 /// Names of the keywords of a generation.
 const PARAMETERS: &str = "do_sample temperature top_k top_p min_p repetition_penalty no_repeat_ngram_size max_length \
-                          max_new_tokens min_new_tokens seed stop timeout keep_alive prefix_scope user";
+                          max_new_tokens min_new_tokens seed stop timeout keep_alive prefix_scope user \
+                          chat_template_kwargs";
 
 /// A str, token ids, or messages: mappings with the keys "role" and "content".
 fn prompt(prompt: &Bound<'_, PyAny>) -> PyResult<OwnedPrompt> {
@@ -76,17 +77,18 @@ pub(super) fn request(
     keywords: Option<&Bound<'_, PyDict>>,
     handle: &Handle,
 ) -> PyResult<(OwnedPrompt, GenerationParams, GenerateOptions)> {
-    let given = self::prompt(prompt)?;
-    let (params, options) = parameters(prompt.py(), keywords, &handle.settings(prompt.py())?)?;
+    let mut given = self::prompt(prompt)?;
+    let (params, options) = parameters(&mut given, keywords, &handle.settings(prompt.py())?, prompt.py())?;
     Ok((given, params, GenerateOptions { model: owned(model), ..options }))
 }
 
-/// Keywords of a generation. Without any about length: the configured `max_tokens`. Without `temperature` the configured
+/// Keywords of a generation; those of the chat template are added to the prompt. Without any about length: the configured `max_tokens`. Without `temperature` the configured
 /// one; without `do_sample`, tokens are drawn unless the temperature is 0.
 fn parameters(
-    py: Python<'_>,
+    prompt: &mut OwnedPrompt,
     keywords: Option<&Bound<'_, PyDict>>,
     settings: &Settings,
+    py: Python<'_>,
 ) -> PyResult<(GenerationParams, GenerateOptions)> {
     let mut params =
         GenerationParams { temperature: settings.temperature as f32, ..GenerationParams::default() };
@@ -117,6 +119,7 @@ fn parameters(
             "prefix_scope" => {
                 options.prefix_scope = Some(PrefixScope::new(&argument::<Utf8>("prefix_scope", &value)?));
             }
+            "chat_template_kwargs" => chat::add_kwargs(prompt, &value)?,
             other => return Err(unexpected("a generation", other, PARAMETERS.split_whitespace())),
         }
     }

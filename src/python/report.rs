@@ -5,7 +5,7 @@ use pyo3::types::PyDict;
 
 use super::{adaptive, caching, tracker};
 use crate::config::Settings;
-use crate::generation::{Completion, EngineStats, Generator};
+use crate::generation::{ChatTemplate, Completion, EngineStats, Generator};
 use crate::manager::{CardReport, ManagerStatistics, ModelDescription, QueueReport, SlotReport};
 use crate::remote::{Circuit, HealthReport};
 
@@ -139,6 +139,9 @@ pub(super) fn generator<'py>(
     generator: &Generator,
 ) -> PyResult<Bound<'py, PyDict>> {
     let model = generator.model();
+    let template = model.template.as_ref();
+    let variables: Vec<&str> =
+        template.into_iter().flat_map(ChatTemplate::reads).map(|name| &**name).collect();
     Ok(dict!(py, {
         "name": name,
         "source": &model.name,
@@ -150,7 +153,9 @@ pub(super) fn generator<'py>(
         "context": generator.context(),
         "eos_token_id": generator.eos_token_id(),
         "eos_token": generator.eos_token_id().and_then(|id| model.tokens.token(id)),
-        "chat_template": model.template.is_some(),
+        "chat_template": template.is_some(),
+        "chat_template_variables": variables,
+        "thinks": template.is_some_and(ChatTemplate::thinks),
         "bytes": generator.memory_bytes(),
         "device_bytes": generator.device_bytes(),
         "kv_bytes_per_token": generator.token_bytes(),

@@ -38,7 +38,16 @@ _IGNORED = frozenset({"batch_size", "clean_up_tokenization_spaces", "pad_token_i
 """Keywords of a pipeline that change no answer here: there is no padding, and text is never cleaned up."""
 _OPTIONS = _IGNORED | frozenset(
     {
-        *("do_sample", "eos_token_id", "keep_alive", "max_length", "max_new_tokens", "min_new_tokens", "min_p"),
+        *(
+            "chat_template_kwargs",
+            "do_sample",
+            "eos_token_id",
+            "keep_alive",
+            "max_length",
+            "max_new_tokens",
+            "min_new_tokens",
+            "min_p",
+        ),
         *("no_repeat_ngram_size", "num_return_sequences", "prefix_scope", "repetition_penalty", "return_full_text"),
         *("seed", "stop", "stop_strings", "temperature", "timeout", "top_k", "top_p", "truncation", "user"),
     }
@@ -92,7 +101,7 @@ class TextGenerator:
             options: max_new_tokens (256 without it and `max_length`), max_length (tokens, the prompt's included),
                 min_new_tokens, do_sample (False: the likeliest token at every step), temperature, top_k (50), top_p,
                 min_p, repetition_penalty, no_repeat_ngram_size, stop or stop_strings, seed, timeout, keep_alive,
-                prefix_scope;
+                prefix_scope, chat_template_kwargs (variables of the chat template, for conversations only);
                 num_return_sequences (more than 1 needs do_sample); return_full_text (True: the prompt in front);
                 truncation (a prompt that reaches `max_length` alone gets an empty answer instead of an error);
                 eos_token_id (the model's own). pad_token_id, clean_up_tokenization_spaces, batch_size and use_cache

@@ -28,6 +28,7 @@ mod parser;
 mod percent;
 mod pieces;
 mod problem;
+mod reads;
 mod render;
 mod sorting;
 mod strings;
@@ -49,6 +50,19 @@ use crate::{Error, Result};
 /// The format of DialoGPT, for GPT-2 models without a template: each message is followed by end-of-text.
 pub const TURNS_TEMPLATE: &str =
     "{% for message in messages %}{{ message.content }}{{ eos_token }}{% endfor %}";
+
+/// Variables of every template that the call and the model set.
+const CALL: [&str; 2] = ["messages", "add_generation_prompt"];
+/// Special tokens that a model may name.
+pub(crate) const SPECIAL_TOKENS: [&str; 7] =
+    ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
+/// The list of further ones.
+pub(crate) const MORE_TOKENS: &str = "additional_special_tokens";
+
+/// Whether the call or the model sets this variable of a template, so that `chat_template_kwargs` may not.
+pub fn is_reserved(variable: &str) -> bool {
+    CALL.contains(&variable) || SPECIAL_TOKENS.contains(&variable) || variable == MORE_TOKENS
+}
 
 /// A conversation and what else the template is rendered with.
 #[derive(Debug, Clone)]
@@ -83,11 +97,17 @@ impl Conversation {
     }
 }
 
+/// Characters of a variable's name in an error.
+const SHOWN: usize = 100;
+
 /// A model's template and the special tokens that it may write.
 #[derive(Debug)]
 pub struct ChatTemplate {
     /// Why there is none, if it does not compile: only a chat needs it.
     body: Result<Body>,
+    /// The variables that it reads and callers may set, in the order of the alphabet.
+    reads: Vec<Arc<str>>,
+    thinks: bool,
     model: String,
     tokens: Vec<(Arc<str>, Value)>,
 }
@@ -97,8 +117,13 @@ impl ChatTemplate {
     ///
     /// A source that does not compile is an error of every [`render`](Self::render).
     pub fn new(model: &str, source: &str, tokens: Vec<(Arc<str>, Value)>) -> Self {
-        let compiled = on_own_stack(|| parser::parse(source));
-        let body = compiled.and_then(|parsed| {
+        let compiled = on_own_stack(|| {
+            parser::parse(source).map(|body| {
+                let reads = reads::variables(&body).into_iter().filter(|name| !is_reserved(name));
+                (reads.collect::<Vec<_>>(), body)
+            })
+        });
+        let compiled = compiled.and_then(|parsed| {
             parsed.map_err(|problem| Error::Unsupported {
                 model: model.into(),
                 reason: match problem.kind {
@@ -108,7 +133,44 @@ impl ChatTemplate {
                 },
             })
         });
-        Self { body, model: model.into(), tokens }
+        let (reads, body) = match compiled {
+            Ok((reads, body)) => (reads, Ok(body)),
+            Err(error) => (Vec::new(), Err(error)),
+        };
+        let thinks = ["<think>", "</think>"].iter().any(|marker| source.contains(marker))
+            || reads.iter().any(|name| &**name == "enable_thinking");
+        Self { body, reads, thinks, model: model.into(), tokens }
+    }
+
+    /// The variables that it reads and callers may set, in the order of the alphabet.
+    pub fn reads(&self) -> &[Arc<str>] {
+        &self.reads
+    }
+
+    /// Whether it is one of a model that writes its thoughts, between `<think>` and `</think>`, in front of an answer.
+    pub fn thinks(&self) -> bool {
+        self.thinks
+    }
+
+    /// Refuses variables that the template does not read: they would change nothing.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] for `chat_template_kwargs`; that of a template that does not compile.
+    pub fn check_variables(&self, variables: &[(Arc<str>, Value)]) -> Result<()> {
+        let Some((name, _)) = variables.iter().find(|(name, _)| !self.reads.contains(name)) else {
+            return Ok(());
+        };
+        self.body.as_ref().map_err(Clone::clone)?;
+        let reads = match &self.reads[..] {
+            [] => "it reads no variable that a caller may set".to_owned(),
+            names => format!("it reads {}", names.join(", ")),
+        };
+        let name: String = name.chars().take(SHOWN).collect();
+        let message = format!(
+            "chat_template_kwargs has {name:?}, which the chat template of {:?} does not read: leave it out; {reads}",
+            self.model
+        );
+        Err(Error::argument("chat_template_kwargs", message))
     }
 
     /// The prompt for a conversation.

@@ -242,3 +242,83 @@ fn dates_are_those_of_python() {
     );
     assert!(strftime("%Q", &at).unwrap_err().message.contains("%Q"));
 }
+
+fn reads(source: &str) -> String {
+    let template = ChatTemplate::new("m", source, Vec::new());
+    template.body.as_ref().unwrap();
+    template.reads().join(" ")
+}
+
+#[test]
+fn the_variables_that_a_template_reads() {
+    for (source, expected) in [
+        ("{{ messages[0].content }}{{ bos_token }}{% if add_generation_prompt %}a{% endif %}", ""),
+        ("{{ enable_thinking }}", "enable_thinking"),
+        ("{% if enable_thinking is defined and enable_thinking is false %}a{% endif %}", "enable_thinking"),
+        ("{% if a is not defined %}{% set a = true %}{% endif %}{{ a }}", "a"),
+        ("{% set a = 1 %}{{ a }}", ""),
+        ("{% set a = a %}{{ a }}", "a"),
+        ("{{ a }}{% set a = 1 %}", "a"),
+        ("{% if b %}{% set a = 1 %}{% else %}{% set a = 2 %}{% endif %}{{ a }}", "b"),
+        ("{% if b %}{% set a = 1 %}{% elif c %}{% set a = 2 %}{% endif %}{{ a }}", "a b c"),
+        ("{% if b %}{% set a = 1 %}{{ a }}{% endif %}", "b"),
+        ("{% if b %}{% else %}{{ a }}{% endif %}", "a b"),
+        (
+            "{% for m in messages if m.x and flag %}{{ m }}{{ loop.index }}{{ other }}{% else %}{{ m }}{% endfor %}",
+            "flag m other",
+        ),
+        ("{% for a, (b, c) in x %}{{ a }}{{ b }}{{ c }}{% endfor %}", "x"),
+        ("{% for i in x %}{{ a }}{% set a = i %}{% endfor %}{{ b }}", "a b x"),
+        ("{% set a = 1 %}{% for i in [1] %}{% set a = 2 %}{{ a }}{% endfor %}", ""),
+        ("{% with a = b %}{{ a }}{{ c }}{% endwith %}{{ a }}", "a b c"),
+        (
+            "{% macro f(x, y=z) %}{{ x }}{{ y }}{{ w }}{{ caller() }}{{ varargs }}{% endmacro %}{{ f(v) }}",
+            "v w z",
+        ),
+        ("{% macro f() %}{{ a }}{% endmacro %}{% set a = 1 %}{{ f() }}", ""),
+        ("{% call(x) f(y) %}{{ x }}{{ z }}{% endcall %}", "f y z"),
+        (
+            "{% filter trim(a) %}{{ b }}{% endfilter %}{% set c | replace(d, e) %}{{ g }}{% endset %}{{ c }}",
+            "a b d e g",
+        ),
+        (
+            "{% set ns = namespace(a=b) %}{% set ns.a = c %}{{ ns.a }}{{ range(1) }}{{ raise_exception }}",
+            "b c",
+        ),
+        ("{% generation %}{{ a }}{% endgeneration %}{% block b %}{{ c }}{% endblock %}{{ self.b() }}", "a c"),
+        (
+            "{{ a[b:c] if d else {e: [g, (h,)]} }}{{ i is divisibleby(j) }}{{ k | default(l) }}",
+            "a b c d e g h i j k l",
+        ),
+        ("{{ 'enable_thinking' }}{{ messages.enable_thinking }}{# enable_thinking #}", ""),
+    ] {
+        assert_eq!(reads(source), expected, "{source}");
+    }
+}
+
+#[test]
+fn variables_that_a_template_does_not_read_are_refused() {
+    let check = |source: &str, name: &str| {
+        ChatTemplate::new("m", source, Vec::new()).check_variables(&[(name.into(), Value::Bool(true))])
+    };
+    assert_eq!(check("{{ tools }}{{ thinking }}", "thinking"), Ok(()));
+    assert_eq!(
+        check("{{ tools }}{{ thinking }}", "enable_thinking").unwrap_err().to_string(),
+        "chat_template_kwargs has \"enable_thinking\", which the chat template of \"m\" does not read: leave it out; it \
+         reads thinking, tools"
+    );
+    let said = check("{{ messages }}", &"a".repeat(999)).unwrap_err().to_string();
+    assert!(said.ends_with("leave it out; it reads no variable that a caller may set"), "{said}");
+    assert!(said.len() < 300);
+    assert!(check("{% for %}", "a").unwrap_err().to_string().contains("does not parse"));
+    assert_eq!(ChatTemplate::new("m", "{{ messages }}", Vec::new()).check_variables(&[]), Ok(()));
+}
+
+#[test]
+fn templates_of_models_that_think() {
+    let thinks = |source: &str| ChatTemplate::new("m", source, Vec::new()).thinks();
+    assert!(thinks("{{ enable_thinking }}"));
+    assert!(thinks("{{ '<think>\\n' }}"));
+    assert!(thinks("{{ messages[0].content.split('</think>')[-1] }}"));
+    assert!(!thinks("{{ messages }}{{ think }}"));
+}

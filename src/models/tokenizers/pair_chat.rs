@@ -10,7 +10,7 @@ use super::long::Bounds;
 use super::pairs::Encoded;
 use super::tokenizer::Tokenizer;
 // The interpreter of templates knows no model.
-use crate::generation::chat::{ChatTemplate, Conversation, Problem, Value};
+use crate::generation::chat::{ChatTemplate, Conversation, MORE_TOKENS, Problem, SPECIAL_TOKENS, Value};
 use crate::models::json::read_json;
 use crate::models::keys::refusal;
 use crate::models::manifest::{ModelFiles, SENTENCE_CONFIGS};
@@ -264,17 +264,15 @@ fn named(value: &Json) -> Option<String> {
 
 /// The special tokens that `tokenizer_config.json` names, and the end of text.
 pub(crate) fn special_tokens(settings: &TokenizerConfig, end: &str) -> Vec<(Arc<str>, Value)> {
-    const NAMES: [&str; 7] =
-        ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
     let text = |name: &str| match settings.word(name) {
         None if name == "eos_token" && !end.is_empty() => Some(end.to_owned()),
         found => found,
     };
     let mut tokens: Vec<(Arc<str>, Value)> =
-        NAMES.into_iter().filter_map(|name| Some((name.into(), Value::text(text(name)?)))).collect();
+        SPECIAL_TOKENS.into_iter().filter_map(|name| Some((name.into(), Value::text(text(name)?)))).collect();
     let more: Vec<_> = settings.additional().into_iter().map(|token| Value::text(token.content)).collect();
     if !more.is_empty() {
-        tokens.extend(Value::list(more).ok().map(|list| ("additional_special_tokens".into(), list)));
+        tokens.extend(Value::list(more).ok().map(|list| (MORE_TOKENS.into(), list)));
     }
     tokens
 }
