@@ -31,6 +31,7 @@ MODULES = (
     "results",
     "semantic",
     "server",
+    "thinking",
     "tracing",
 )
 

@@ -368,7 +368,8 @@ def _is_long(prompt: Prompt) -> bool:
         content = message.get("content") if isinstance(message, dict) else None
         parts = content if isinstance(content, list) else [{"text": content}]
         texts = (part.get("text") for part in parts if isinstance(part, dict))
-        length += 1 + sum(len(text) for text in texts if isinstance(text, str))
+        thoughts = message.get("reasoning_content") if isinstance(message, dict) else None
+        length += 1 + sum(len(text) for text in (*texts, thoughts) if isinstance(text, str))
         if length > _LONG:
             return True
     return False

@@ -180,7 +180,15 @@ ROUTES = {
     "/v1/chat/completions": (
         ChatRequest,
         {"messages": TURN, "max_tokens": 1},
-        {"messages": (None, [], *WRONG_MESSAGES), **SHARED},
+        {
+            "messages": (None, [], *WRONG_MESSAGES),
+            "chat_template_kwargs": (5, "a", ["enable_thinking"], {"no_such": 1}, {"messages": []}),
+            "reasoning_effort": (5, ["none"], "low"),
+            "enable_thinking": (5, "no", True),
+            "thinking": (5, "no", {"type": 5}, {"type": "enabled"}),
+            "separate_reasoning": FLAG,
+            **SHARED,
+        },
     ),
     "/v1/completions": (
         CompletionRequest,

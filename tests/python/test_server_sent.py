@@ -11,7 +11,6 @@ from conftest import FIXTURES
 from generation_servers import TEXT, TURN
 from generators import GPT2, SLOT, writer
 from model_manager.server import ServerConfig, create_app
-from model_manager.server.routes.generation.shared import _thinks
 from servers import MODELS, running
 
 TEMPLATES = FIXTURES / "chat_templates"
@@ -134,8 +133,7 @@ def test_templates_that_know_of_thinking(tmp_path):
     found = set()
     for name in sorted(names):
         with writer(generator_model=with_template(tmp_path / name, name)) as manager:
-            manager.load(SLOT)
-            if _thinks(manager, SLOT):
+            if manager.describe_generator()["thinks"]:
                 found.add(name)
     assert found == THINKING
 
@@ -152,13 +150,13 @@ def test_a_client_of_ollama_that_turns_thinking_off(sent_server, path):
     ]
 
 
-def test_a_model_that_thinks_cannot_be_told_not_to(serve, tmp_path):
-    with writer(generator_model=with_template(tmp_path / "model", "qwen3")) as manager:
+def test_a_model_that_always_thinks_cannot_be_told_not_to(serve, tmp_path):
+    with writer(generator_model=with_template(tmp_path / "model", "deepseek_r1")) as manager:
         server = serve(manager)
         for fields in (CHATS[name] for name in ("qwen", "sglang", "glm", "litellm")):
             error = chat(server, **fields).json()["error"]
             assert error["param"] in fields
-            assert "thinks" in error["message"]
+            assert "thinks" in error["message"] or "does not read" in error["message"]
         answer = server.client.post("/api/chat", json={"model": SLOT, "messages": TURN, "think": False})
         assert answer.status_code == 400
         assert answer.json()["error"].startswith("think is not supported here: this model's chat template decides")

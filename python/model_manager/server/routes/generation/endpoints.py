@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 import orjson
 from starlette.responses import Response
 
+from ....thinking import ThinkingParser
 from ...bodies import is_large, read_json
-from ...fields import check_fields
+from ...fields import check_fields, unsupported
 from ..token_ids import check_token_ids
 from .answers import Answers
 from .events import EventStream, events
@@ -27,12 +28,14 @@ from .request import (
     choices,
     completion_prompts,
     count_texts,
+    flag,
     longest_text,
     parameters,
     stream_usage,
 )
 from .schemas import ChatAnswer, ChatRequest, CompletionAnswer, CompletionRequest
-from .shared import check_length, check_thinking, generator, naming_fields, prefix_scope
+from .shared import check_length, generator, naming_fields, prefix_scope
+from .thinking import opens, sent_fields, template_variables, thoughts_of_messages
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -59,7 +62,9 @@ def add_routes(routes: Routes, service: Service) -> None:
         """The next turn of a conversation; with `stream` piece by piece as server-sent events."""
         body = await read_json(request, service, limit)
         check_fields(body, ChatRequest)
-        return await _answer(request, service, body, lambda body: [chat_messages(body)], Chat)
+        slot = generator(service, body.get("model"), _NO_NAMES)
+        thoughts = await thoughts_of_messages(service, slot, body.get("messages"), "reasoning_content")
+        return await _answer(request, service, body, lambda body: [chat_messages(body, thoughts)], Chat)
 
     async def completions(request: Request) -> Response:
         """The continuation of a text; with `stream` piece by piece as server-sent events."""
@@ -81,7 +86,11 @@ async def _answer(
 ) -> Response:
     deadline = asyncio.get_running_loop().time() + service.config.request_timeout
     slot = generator(service, body.get("model"), _NO_NAMES)
-    await check_thinking(service, slot, body)
+    variables = await template_variables(service, slot, body)
+    if variables and form is Continuation:
+        raise unsupported(
+            sent_fields(body)[0], "a prompt does not go through the chat template; use /v1/chat/completions"
+        )
     if is_large(request):
         count = count_texts if form is Chat else longest_text
         await check_length(service, slot, body.get(form.prompt), form.prompt, count)
@@ -94,20 +103,30 @@ async def _answer(
     params["timeout"] = service.config.request_timeout
     params["prefix_scope"] = prefix_scope(request, body)
     params["user"] = body.get("user")
+    if variables:
+        params["chat_template_kwargs"] = variables
+    divides = flag(body, "separate_reasoning")
     answers = choices(body, len(prompts), service.config.max_choices)
     with_usage = stream_usage(body)
     head = {"id": form.mark + secrets.token_hex(12), "object": form.kind, "created": int(time.time()), "model": slot}
     asked = [(prompt, _seeded(params, number)) for prompt in prompts for number in range(answers)]
     computed = Answers(request, service, slot, asked, deadline)
     with naming_fields(params, _FIELDS, form.prompt):
+        opened = divides and await opens(service, slot, prompts[0], variables)
+        parsers = [ThinkingParser(opened) for _ in asked] if divides else None
         if body.get("stream"):
             streams, firsts = await computed.begun()
             head["object"] = form.chunk
-            pieces = events(service, streams, firsts, head, form, answers if with_usage else None, deadline)
+            pieces = events(service, streams, firsts, head, form, answers if with_usage else None, deadline, parsers)
             return EventStream(pieces, streams)
         done = await computed.whole()
     written = [
-        {"index": index, **form.whole(one["text"]), "logprobs": None, "finish_reason": one["finish_reason"]}
+        {
+            "index": index,
+            **(Chat.divided(*parsers[index].split(one["text"])) if parsers else form.whole(one["text"])),
+            "logprobs": None,
+            "finish_reason": one["finish_reason"],
+        }
         for index, one in enumerate(done)
     ]
     answer = {**head, "choices": written, "usage": usage(done, answers)}

@@ -15,12 +15,13 @@ from ...errors import ApiError, from_exception, shut_down, timed_out
 from .forms import Chat, usage
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 
     from starlette.types import Receive, Scope, Send
 
     from ...._async import AsyncTextStream
     from ...._types import Completion
+    from ....thinking import ThinkingParser
     from ...service import Service
     from .forms import Form
 
@@ -75,6 +76,7 @@ async def events(
     form: Form,
     usage_per_prompt: int | None,
     deadline: float,
+    parsers: Sequence[ThinkingParser] | None = None,
 ) -> AsyncIterator[bytes]:
     """The events of one request.
 
@@ -85,7 +87,20 @@ async def events(
         form: How a piece looks.
         usage_per_prompt: Answers per prompt if a last event reports the usage, else None.
         deadline: When the answers must be complete, on the loop's clock.
+        parsers: Those of the answers, if thoughts have events of their own.
     """
+
+    def written(index: int, piece: str | Completion) -> Iterator[bytes]:
+        if parsers is not None:
+            thoughts, answer = parsers[index].feed(piece) if isinstance(piece, str) else parsers[index].end()
+            if thoughts:
+                yield event(index, Chat.thought(thoughts))
+            if answer:
+                yield event(index, form.piece(answer))
+        elif isinstance(piece, str):
+            yield event(index, form.piece(piece))
+        if not isinstance(piece, str):
+            yield event(index, form.piece(None), piece["finish_reason"])
 
     def event(index: int, piece: dict[str, Any], finish_reason: str | None = None) -> bytes:
         choice = {"index": index, **piece, "logprobs": None, "finish_reason": finish_reason}
@@ -98,10 +113,8 @@ async def events(
     try:
         async with contextlib.aclosing(pieces_until(service, streams, firsts, deadline)) as pieces:
             async for index, piece in pieces:
-                if isinstance(piece, str):
-                    yield event(index, form.piece(piece))
-                else:
-                    yield event(index, form.piece(None), piece["finish_reason"])
+                for one in written(index, piece):
+                    yield one
     except ClientDisconnect:
         return
     except Exception as error:  # noqa: BLE001  the status is already sent, so the stream carries the error

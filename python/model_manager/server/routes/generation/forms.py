@@ -24,9 +24,20 @@ class Chat:
         return {"message": {"role": "assistant", "content": text, "refusal": None}}
 
     @staticmethod
+    def divided(thoughts: str, text: str) -> dict[str, Any]:
+        """The answer and its thoughts."""
+        message = {"role": "assistant", "content": text, "reasoning_content": thoughts or None, "refusal": None}
+        return {"message": message}
+
+    @staticmethod
     def piece(text: str | None) -> dict[str, Any]:
         """A piece of the answer; None: its end."""
         return {"delta": {} if text is None else {"content": text}}
+
+    @staticmethod
+    def thought(text: str) -> dict[str, Any]:
+        """A piece of the thoughts."""
+        return {"delta": {"reasoning_content": text}}
 
 
 class Continuation:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...errors import bad_request
 from ...fields import unknown, unsupported
+from ..vectors import json_kind
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 _PLAIN = (
@@ -30,15 +34,18 @@ MAX_TOKENS = 2**31
 """Maximum tokens of one answer. The real limit is the model's context; this one keeps huge numbers out of the core."""
 
 
-def chat_messages(body: dict[str, Any]) -> list[dict[str, str]]:
-    """The conversation: a role and one text per message. Raises `ApiError` 400 that names the message."""
+def chat_messages(body: dict[str, Any], thoughts: str | None = None) -> list[dict[str, str]]:
+    """The conversation: a role and one text per message, and for answers their thoughts, from the field `thoughts`.
+
+    Raises `ApiError` 400 that names the message.
+    """
     messages = body.get("messages")
     if not isinstance(messages, list) or not messages:
         raise bad_request('messages must be a list of at least one {"role": ..., "content": ...}', "messages")
-    return [_message(message, f"messages[{index}]") for index, message in enumerate(messages)]
+    return [_message(message, f"messages[{index}]", thoughts) for index, message in enumerate(messages)]
 
 
-def _message(message: Any, where: str) -> dict[str, str]:
+def _message(message: Any, where: str, thoughts: str | None) -> dict[str, str]:
     if not isinstance(message, dict):
         raise bad_request(f'{where} must be an object: {{"role": ..., "content": ...}}', "messages")
     role = message.get("role")
@@ -46,7 +53,7 @@ def _message(message: Any, where: str) -> dict[str, str]:
         raise bad_request(f"{where}.role must be one of {', '.join(ROLES)}, not {role!r}", "messages")
     for name, value in message.items():
         # The others are null or empty in the messages of answers.
-        if value and name not in _MESSAGE:
+        if value and name not in _MESSAGE and not (name == thoughts and role == "assistant"):
             raise unsupported(f"{where}.{name[:100]}", "leave it out", "messages")
     if not isinstance(message.get("name"), str | None):
         raise bad_request(f"{where}.name must be a string", "messages")
@@ -57,7 +64,13 @@ def _message(message: Any, where: str) -> dict[str, str]:
         content = "\n".join(_part(part, f"{where}.content[{index}]") for index, part in enumerate(content))
     if not isinstance(content, str):
         raise bad_request(f"{where}.content must be a text, or a list of parts of the type text", "messages")
-    return {"role": ROLES[role], "content": content}
+    found = {"role": ROLES[role], "content": content}
+    if thoughts and role == "assistant" and message.get(thoughts):
+        if not isinstance(message[thoughts], str):
+            raise bad_request(f"{where}.{thoughts} must be a text", "messages")
+        # What templates call it.
+        found["reasoning_content"] = message[thoughts]
+    return found
 
 
 def _part(part: Any, where: str) -> str:
@@ -189,6 +202,16 @@ def _check_logprobs(body: dict[str, Any]) -> None:
         raise unsupported("logprobs", "leave it out")
     if body.get("top_logprobs"):
         raise unsupported("top_logprobs", "leave it out")
+
+
+def flag(body: Mapping[str, Any], name: str, default: bool = False) -> bool:
+    """True or false. Raises `ApiError` 400."""
+    value = body.get(name)
+    if value is None:
+        return default
+    if not isinstance(value, bool):
+        raise bad_request(f"{name} must be true or false, not {json_kind(value)}", name)
+    return value
 
 
 def whole(body: dict[str, Any], name: str, least: int | None = None) -> int | None:

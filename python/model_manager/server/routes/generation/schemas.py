@@ -25,7 +25,7 @@ _LENGTH = Refused("use max_tokens")
 
 
 def _thinking(*off: Any) -> Refused:
-    """A field that makes a model think before it answers, or not to. `check_thinking` looks at the `off` values."""
+    """A field that makes a model think before it answers, or not to. `template_variables` looks at the `off` values."""
     return Refused(_TEMPLATE.remedy, off)
 
 
@@ -62,7 +62,10 @@ REFUSED = {
     "chat_template_kwargs": _thinking({"enable_thinking": False}, {"thinking": False}),
     "enable_thinking": _thinking(False),
     "thinking": _thinking({"type": "disabled"}),
-    "include_reasoning": Refused("answers are not divided; leave it out", (True,)),
+    "include_reasoning": Refused(
+        "leave it out; separate_reasoning: true of /v1/chat/completions divides answers", (True,)
+    ),
+    "separate_reasoning": Refused("use /v1/chat/completions"),
     "documents": Refused("put them into the messages"),
     "add_generation_prompt": Refused(off=(True,)),
     "continue_final_message": Refused("send the text as prompt to /v1/completions"),
@@ -94,6 +97,8 @@ REFUSED = {
     "options": Refused("send its items as fields of their own, or use Ollama's API at /api/chat"),
 }
 """Fields that no endpoint for text supports, in OpenAI's protocol."""
+_THINKING = ("chat_template_kwargs", "reasoning_effort", "enable_thinking", "thinking", "separate_reasoning")
+"""Those of them that /v1/chat/completions supports."""
 
 
 class TextPart(BaseModel):
@@ -118,6 +123,9 @@ class Message(BaseModel):
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[TextPart]
     name: str | None = Field(None, description="Accepted, not used: chat templates have no names.")
+    reasoning_content: str | None = Field(
+        None, description="The thoughts of an earlier answer, for models that think. Their template decides on its use."
+    )
     id: Unused = None
     cache_control: Unused = None
     prompt_cache_breakpoint: Unused = None
@@ -179,11 +187,19 @@ class _Generation(Sampling):
     parallel_tool_calls: Unused = None
 
 
+class ThinkingSwitch(BaseModel):
+    """Whether the model thinks before it answers."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    type: Literal["enabled", "disabled"]
+
+
 class ChatRequest(_Generation):
     """A conversation to answer."""
 
     refused: ClassVar[Mapping[str, Refused]] = {
-        **REFUSED,
+        **{name: refusal for name, refusal in REFUSED.items() if name not in _THINKING},
         "prompt": Refused("use /v1/completions"),
         "system": Refused("send it as a message"),
         "echo": Refused(),
@@ -192,6 +208,17 @@ class ChatRequest(_Generation):
     }
 
     messages: Annotated[list[Message], Field(min_length=1)]
+    chat_template_kwargs: dict[str, Any] | None = Field(
+        None, description='Variables of the chat template, such as {"enable_thinking": false}. It must read them.'
+    )
+    reasoning_effort: str | None = Field(
+        None, description='"none": do not think. Others go to the chat template, which must read this variable.'
+    )
+    enable_thinking: bool | None = Field(None, description="The same variable of chat_template_kwargs.")
+    thinking: ThinkingSwitch | bool | None = Field(None, description="Turns thinking on or off.")
+    separate_reasoning: bool | None = Field(
+        None, description="true: the thoughts are reasoning_content, apart from content."
+    )
 
 
 class CompletionRequest(_Generation):
@@ -227,6 +254,7 @@ class AnswerMessage(BaseModel):
 
     role: Literal["assistant"]
     content: str
+    reasoning_content: str | None = Field(None, description="The thoughts, with separate_reasoning.")
     refusal: None
 
 

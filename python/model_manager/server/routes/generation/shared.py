@@ -8,9 +8,8 @@ import hashlib
 from typing import TYPE_CHECKING, Any
 
 from ...._async import in_thread
-from ....errors import ConfigError, InputError, ModelManagerError
+from ....errors import ConfigError, InputError
 from ...errors import ApiError, bad_request, refused, unknown_model
-from ...fields import unsupported
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
@@ -18,13 +17,10 @@ if TYPE_CHECKING:
 
     from starlette.requests import Request
 
-    from ....compat import ModelManager
     from ...service import Service
 
     T = TypeVar("T")
 
-_THINKING = ("think", "reasoning", "reasoning_effort", "chat_template_kwargs", "enable_thinking", "thinking")
-"""Fields that turn thinking off. Values that turn it on are refused before."""
 _MAX_TOKEN_CHARACTERS = 256
 """Characters of the longest token: vocabularies have runs of 128 spaces and hardly anything longer."""
 
@@ -97,34 +93,6 @@ def naming_fields(params: Mapping[str, Any], fields: Mapping[str, str], default:
         # The other arguments have the names of their fields.
         named = {**{name: name for name in params}, **fields, "prompt": default}
         raise refused(error, named, default) from error
-
-
-async def check_thinking(service: Service, slot: str, body: Mapping[str, Any]) -> None:
-    """Raise `ApiError` 400 if the request turns thinking off and the model thinks. For other models it changes nothing,
-    and some clients always send it.
-    """
-    sent = next((name for name in _THINKING if body.get(name) not in (None, "", {})), None)
-    if sent is None:
-        return
-    await service.load(slot)
-    if await in_thread(_thinks, service.manager, slot):
-        raise unsupported(sent, "this model's chat template decides whether it thinks; leave it out")
-
-
-def _thinks(manager: ModelManager, slot: str) -> bool:
-    """Whether the model's chat template knows of thinking: it has a switch, or it treats such parts of answers."""
-    if not manager.describe_generator(slot)["chat_template"]:
-        return False
-    answer = "<think>b</think>c"
-    turns: list[Mapping[str, Any]] = [
-        {"role": role, "content": text} for role, text in (("user", "a"), ("assistant", answer), ("user", "d"))
-    ]
-    try:
-        plain = manager.apply_chat_template(turns, slot)
-        off = manager.apply_chat_template(turns, slot, enable_thinking=False, thinking=False, reasoning_effort="none")
-    except ModelManagerError:
-        return True
-    return plain != off or answer not in plain or "think" in plain.replace(answer, "").lower()
 
 
 def prefix_scope(request: Request, body: dict[str, Any]) -> str:

@@ -63,6 +63,7 @@ _IGNORED = frozenset(
 )
 """Options that are accepted and not used."""
 _USED = ("seed", "stop", "num_predict", "repeat_last_n", *_NUMBERS)
+_THINK = frozenset({"low", "medium", "high"})
 _NOUGHT = r"(?:0+(?:\.0*)?|\.0+)"
 # Each part but a lone number ends with a unit, so a long text takes linear time.
 _ZERO = re.compile(rf"\s*[+-]?(?:{_NOUGHT}|(?:{_NOUGHT}(?:[nuµμm]?s|m|h))+)\s*", re.ASCII).fullmatch
@@ -89,14 +90,12 @@ def text(body: Mapping[str, Any], name: str) -> str:
     return value
 
 
-def flag(body: Mapping[str, Any], name: str, default: bool) -> bool:
-    """True or false. Raises `ApiError` 400."""
-    value = body.get(name)
-    if value is None:
-        return default
-    if not isinstance(value, bool):
-        raise bad_request(f"{name} must be true or false, not {json_kind(value)}", name)
-    return value
+def read_think(body: Mapping[str, Any]) -> bool | str | None:
+    """`think`; None without it. Raises `ApiError` 400."""
+    think = body.get("think")
+    if isinstance(think, bool | None) or (isinstance(think, str) and think in _THINK):
+        return think
+    raise bad_request('think must be true, false, "low", "medium" or "high"', "think")
 
 
 def is_zero(keep_alive: Any) -> bool:

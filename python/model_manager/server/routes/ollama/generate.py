@@ -15,15 +15,17 @@ import orjson
 from starlette.requests import ClientDisconnect
 
 from ...._async import AsyncTextStream, acomplete, in_thread
+from ....thinking import ThinkingParser
 from ...bodies import is_large, read_json
 from ...disconnect import unless_disconnected
 from ...errors import ApiError, bad_request, from_exception
 from ...fields import check_fields, unsupported
 from ...middleware import to_json
 from ..generation.events import EventStream, next_piece, pieces_until, too_late
-from ..generation.request import chat_messages, count_texts, longest_text
-from ..generation.shared import check_length, check_thinking, generator, naming_fields, prefix_scope
-from .fields import FIELDS, flag, is_zero, model_name, nanoseconds, now, parameters, text
+from ..generation.request import chat_messages, count_texts, flag, longest_text
+from ..generation.shared import check_length, generator, naming_fields, prefix_scope
+from ..generation.thinking import described, opens, switched, thoughts_of_messages
+from .fields import FIELDS, is_zero, model_name, nanoseconds, now, parameters, read_think, text
 from .schemas import OllamaChatAnswer, OllamaChatRequest, OllamaGenerateAnswer, OllamaGenerateRequest
 
 if TYPE_CHECKING:
@@ -39,8 +41,8 @@ if TYPE_CHECKING:
     from ...routing import Routes
     from ...service import Service
 
-    Piece: TypeAlias = Callable[[str], dict[str, Any]]
-    """The keys of an answer that hold its text."""
+    Piece: TypeAlias = Callable[[str, str], dict[str, Any]]
+    """The keys of an answer that hold its text and its thoughts."""
 
 _LINES = "application/x-ndjson"
 _STREAM: dict[int | str, dict[str, Any]] = {200: {"content": {_LINES: {"schema": {"type": "string"}}}}}
@@ -55,18 +57,26 @@ def add_routes(routes: Routes, service: Service) -> None:
         body = await read_json(request, service, limit)
         check_fields(body, OllamaGenerateRequest)
         answer = _Answer(request, service, body, "prompt")
-        return await answer.respond(lambda piece: {"response": piece}, answer.completion_prompt)
+        return await answer.respond(_response, answer.completion_prompt)
 
     async def chat(request: Request) -> Response:
         """The next turn of a conversation. No messages: load the model."""
         body = await read_json(request, service, limit)
         check_fields(body, OllamaChatRequest)
         answer = _Answer(request, service, body, "messages")
-        return await answer.respond(lambda piece: {"message": {"role": "assistant", "content": piece}}, answer.messages)
+        return await answer.respond(_message, answer.messages)
 
     post = partial(routes.add, method="POST", tags=["Ollama"], responses=_STREAM, plain_errors=True)
     post("/api/generate", generate, body=OllamaGenerateRequest, answer=OllamaGenerateAnswer, summary="Answer a prompt")
     post("/api/chat", chat, body=OllamaChatRequest, answer=OllamaChatAnswer, summary="Answer a conversation")
+
+
+def _response(text: str, thoughts: str = "") -> dict[str, Any]:
+    return {"response": text, **({"thinking": thoughts} if thoughts else {})}
+
+
+def _message(text: str, thoughts: str = "") -> dict[str, Any]:
+    return {"message": {"role": "assistant", "content": text, **({"thinking": thoughts} if thoughts else {})}}
 
 
 class _Answer:
@@ -85,8 +95,10 @@ class _Answer:
         # Prompts are never cut and contexts never shifted, with either value.
         for name in ("truncate", "shift"):
             flag(body, name, default=True)
-        if body.get("think") is not None and body["think"] is not False:
-            raise unsupported("think", "leave it out; the model's chat template decides")
+        self.think = read_think(body)
+        self.parser: ThinkingParser | None = None
+        if self.raw and self.think:
+            raise unsupported("think", "a raw prompt does not go through the chat template; leave it out")
         if self.raw and self.system:
             raise bad_request("raw mode does not support system: put it into the prompt", "system")
         self.slot = _generator(service, self.name, field)
@@ -102,12 +114,14 @@ class _Answer:
         """
         if _is_empty(self.body.get(self.field), self.field):
             reason = await self._load_or_unload()
-            return to_json({**self._head(), **piece(""), "done": True, "done_reason": reason})
-        await self._in_time(check_thinking(self.service, self.slot, self.body))
+            return to_json({**self._head(), **piece("", ""), "done": True, "done_reason": reason})
+        if self.think is not None:
+            await self._in_time(self._set_thinking())
         with naming_fields(self.params, FIELDS, self.field):
             if not self.stream:
                 done = await self._in_time(self._complete(read_prompt))
-                return to_json({**self._head(), **piece(done["text"]), **self._end(done)})
+                thoughts, answer = self.parser.split(done["text"]) if self.parser else ("", done["text"])
+                return to_json({**self._head(), **piece(answer, thoughts), **self._end(done)})
             stream, first = await self._in_time(self._begin(read_prompt))
             return EventStream(self._lines(stream, first, piece), [stream], _LINES)
 
@@ -134,10 +148,31 @@ class _Answer:
         if is_large(self.request):
             await self._load()
             await check_length(self.service, self.slot, self.body.get("messages"), "messages", count_texts)
-            return await self.service.apart(chat_messages, self.body)
-        messages = chat_messages(self.body)
+            return await self.service.apart(chat_messages, self.body, await self._thoughts())
+        messages = chat_messages(self.body, await self._thoughts())
         await self._load()
         return messages
+
+    async def _thoughts(self) -> str | None:
+        return await thoughts_of_messages(self.service, self.slot, self.body.get("messages"), "thinking")
+
+    async def _set_thinking(self) -> None:
+        """Set the variables of the chat template. Raises `ApiError` 400 if the model cannot do what `think` says."""
+        about = await described(self.service, self.slot)
+        if not self.think:
+            variables = switched(about, "think", on=False)
+        elif not about["thinks"]:
+            raise bad_request(f'"{self.name}" does not support thinking', "think")
+        elif self.think is True:
+            variables = switched(about, "think", on=True)
+        elif "reasoning_effort" in about["chat_template_variables"]:
+            variables = {"reasoning_effort": self.think}
+        else:
+            raise bad_request(f'think value "{self.think}" is not supported for this model', "think")
+        if variables and self.raw:
+            raise unsupported("think", "a raw prompt does not go through the chat template; leave it out")
+        if variables:
+            self.params["chat_template_kwargs"] = variables
 
     async def _load_or_unload(self) -> str:
         """Load the model, or unload it if `keep_alive` is 0; the reason in the answer."""
@@ -165,11 +200,19 @@ class _Answer:
             self.load_seconds = perf_counter() - began
 
     async def _complete(self, read_prompt: Callable[[], Awaitable[Prompt]]) -> Completion:
-        return await acomplete(self.service.manager, await read_prompt(), self.slot, **self.params)
+        prompt = await self._read(read_prompt)
+        return await acomplete(self.service.manager, prompt, self.slot, **self.params)
+
+    async def _read(self, read_prompt: Callable[[], Awaitable[Prompt]]) -> Prompt:
+        prompt = await read_prompt()
+        if self.think:
+            variables = self.params.get("chat_template_kwargs", {})
+            self.parser = ThinkingParser(await opens(self.service, self.slot, prompt, variables))
+        return prompt
 
     async def _begin(self, read_prompt: Callable[[], Awaitable[Prompt]]) -> tuple[AsyncTextStream, str | None]:
         """The stream and its first piece: until then a failure has a status of its own."""
-        stream = AsyncTextStream(self.service.manager, await read_prompt(), self.slot, self.params)
+        stream = AsyncTextStream(self.service.manager, await self._read(read_prompt), self.slot, self.params)
         try:
             return stream, await next_piece(stream)
         except BaseException:
@@ -181,14 +224,21 @@ class _Answer:
         try:
             async with contextlib.aclosing(pieces_until(self.service, [stream], [first], self.deadline)) as pieces:
                 async for _, part in pieces:
-                    if isinstance(part, str):
-                        yield _line({**self._head(), **piece(part), "done": False})
-                    else:
-                        yield _line({**self._head(), **piece(""), **self._end(part)})
+                    thoughts, answer = self._divided(part)
+                    if thoughts or answer:
+                        yield _line({**self._head(), **piece(answer, thoughts), "done": False})
+                    if not isinstance(part, str):
+                        yield _line({**self._head(), **piece("", ""), **self._end(part)})
         except ClientDisconnect:
             return
         except Exception as error:  # noqa: BLE001  the status is already sent, so the stream carries the error
             yield _line({"error": from_exception(error).detail})
+
+    def _divided(self, part: str | Completion) -> tuple[str, str]:
+        """The thoughts and the answer that a piece of a stream, or its end, adds."""
+        if self.parser is None:
+            return "", part if isinstance(part, str) else ""
+        return self.parser.feed(part) if isinstance(part, str) else self.parser.end()
 
     def _head(self) -> dict[str, Any]:
         """What all objects have in common."""

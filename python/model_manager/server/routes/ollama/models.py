@@ -106,9 +106,11 @@ async def _show(service: Service, name: str) -> dict[str, Any]:
         info[f"{family}.embedding_length"] = about["dimensions"]
     if is_embedding and about["max_tokens"] is not None:
         info[f"{family}.context_length"] = about["max_tokens"]
+    can = ["embedding" if is_embedding else "completion"]
     if not is_embedding and service.manager.is_loaded(slot):
         known = await in_thread(service.manager.describe_generator, slot)
         info[f"{family}.context_length"] = known["context"]
+        can += ["thinking"] if known["thinks"] else []
     return {
         "license": "",
         "modelfile": f"FROM {about['source'] or slot}\n",
@@ -117,5 +119,5 @@ async def _show(service: Service, name: str) -> dict[str, Any]:
         "modified_at": timestamp(service.started),
         "details": about_model,
         "model_info": info,
-        "capabilities": ["embedding" if is_embedding else "completion"],
+        "capabilities": can,
     }

@@ -107,7 +107,9 @@ class _Text(_Request):
     options: OllamaOptions | None = None
     truncate: bool | None = Field(None, description="Accepted, not used: prompts are never cut.")
     shift: bool | None = Field(None, description="Accepted, not used: contexts are never shifted.")
-    think: Literal[False] | None = Field(None, description="false: accepted for a model that does not think.")
+    think: bool | Literal["low", "medium", "high"] | None = Field(
+        None, description="true: think, and answer with the thoughts in a field of their own. false: do not think."
+    )
 
 
 class OllamaGenerateRequest(_Text):
@@ -127,6 +129,7 @@ class OllamaMessage(BaseModel):
 
     role: Literal["system", "user", "assistant"]
     content: str
+    thinking: str | None = Field(None, description="The thoughts of an answer of a model that thinks.")
 
 
 class OllamaChatRequest(_Text):
@@ -161,6 +164,7 @@ class OllamaGenerateAnswer(_Answer):
     """A whole answer."""
 
     response: str
+    thinking: str | None = Field(None, description="The thoughts, with think.")
 
 
 class OllamaChatAnswer(_Answer):
@@ -217,7 +221,7 @@ class OllamaShowAnswer(BaseModel):
     modified_at: str
     details: OllamaDetails
     model_info: dict[str, Any]
-    capabilities: list[Literal["embedding", "completion"]]
+    capabilities: list[Literal["embedding", "completion", "thinking"]]
 
 
 class OllamaVersion(BaseModel):

@@ -16,7 +16,8 @@ from ...middleware import to_json
 from ..generation.answers import Answers
 from ..generation.events import EventStream
 from ..generation.request import count_texts, stream_usage
-from ..generation.shared import check_length, check_thinking, generator, naming_fields, prefix_scope
+from ..generation.shared import check_length, generator, naming_fields, prefix_scope
+from ..generation.thinking import template_variables
 from .answer import Answer
 from .events import response_events
 from .items import conversation, texts
@@ -79,7 +80,7 @@ def add_routes(routes: Routes, service: Service) -> None:
 async def _respond(request: Request, service: Service, body: dict[str, Any]) -> Response:
     deadline = asyncio.get_running_loop().time() + service.config.request_timeout
     slot = generator(service, body.get("model"))
-    await check_thinking(service, slot, {**body, "reasoning": effort(body)})
+    variables = await template_variables(service, slot, {**body, "reasoning": effort(body)})
     if is_large(request):
         await check_length(service, slot, texts(body), "input", count_texts)
         messages = await service.apart(conversation, body)
@@ -89,6 +90,8 @@ async def _respond(request: Request, service: Service, body: dict[str, Any]) -> 
     params["timeout"] = service.config.request_timeout
     params["prefix_scope"] = prefix_scope(request, body)
     params["user"] = body.get("user")
+    if variables:
+        params["chat_template_kwargs"] = variables
     stream_usage(body)
     answer = Answer(slot, repeated(body, service.manager.config.temperature))
     computed = Answers(request, service, slot, [(messages, params)], deadline)

@@ -35,7 +35,7 @@ _REASONING = {
     "context": ("auto",),
     "mode": ("standard",),
 }
-"""Members of `reasoning`, and their values that change nothing, or that `check_thinking` looks at."""
+"""Members of `reasoning`, and their values that change nothing, or that `template_variables` looks at."""
 
 
 def core_parameters(body: dict[str, Any]) -> dict[str, Any]:
