@@ -11,6 +11,7 @@ use crate::compute::linear::quant_gemm::quant_offset;
 
 /// The unpacking of this CPU: in plain Rust, and that of AVX-512 where it has BF16.
 fn all() -> Vec<(&'static str, Unpack)> {
+    #[cfg_attr(not(target_arch = "x86_64"), allow(unused_mut, reason = "only x86-64 has another"))]
     let mut all = vec![("portable", Unpack(portable::portable))];
     #[cfg(target_arch = "x86_64")]
     if Isa::Avx512Bf16.is_available() {
