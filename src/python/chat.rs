@@ -188,14 +188,14 @@ impl Values {
     }
 
     fn refused(&self, py: Python<'_>, reason: &str) -> PyErr {
-        to_py(py, &Error::Input(format!("{}{reason}", self.argument)))
+        to_py(py, &Error::value(self.argument, &[], reason))
     }
 
     fn convert(&mut self, value: &Bound<'_, PyAny>, depth: usize) -> PyResult<Value> {
         let py = value.py();
         let argument = self.argument;
         let wrong =
-            |problem: Box<Problem>| to_py(py, &Error::Input(format!("{argument}: {}", problem.message)));
+            |problem: Box<Problem>| to_py(py, &Error::value(argument, &[], format!(": {}", problem.message)));
         self.count += 1;
         if self.count > MAX_VALUES {
             return Err(self.refused(py, &format!(" hold more than {MAX_VALUES} values")));

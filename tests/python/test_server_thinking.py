@@ -24,6 +24,7 @@ EFFORT = (
     "{% for m in messages %}{{ m.content }}{% endfor %}Effort: {{ reasoning_effort }}{% if false %}<think>{% endif %}"
 )
 GRANITE = "{% for m in messages %}{{ m.content }}{% endfor %}{% if thinking %}Use <think></think>.{% endif %}"
+DEEP = json.loads("[" * 200 + "]" * 200)
 OWN = {"effort": EFFORT, "granite": GRANITE, "plain": "{% for m in messages %}{{ m.content }}{% endfor %}"}
 
 
@@ -171,7 +172,12 @@ def test_a_model_that_does_not_think(servers):
 @pytest.mark.parametrize(
     ("fields", "param", "said"),
     [
-        ({"chat_template_kwargs": {"thinking": False}}, "chat_template_kwargs", "does not read"),
+        (
+            {"chat_template_kwargs": {"thinking": False}},
+            "chat_template_kwargs",
+            'chat_template_kwargs has "thinking", wh',
+        ),
+        ({"chat_template_kwargs": {"tools": DEEP}}, "chat_template_kwargs", "chat_template_kwargs nest more than 128"),
         ({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs", "the call or the model sets"),
         ({"chat_template_kwargs": 5}, "chat_template_kwargs", "must be an object"),
         ({"chat_template_kwargs": ["enable_thinking"]}, "chat_template_kwargs", "must be an object"),
@@ -188,6 +194,7 @@ def test_what_is_refused(servers, fields, param, said):
     found = error(chat(servers("qwen3"), **fields))
     assert found["param"] == param
     assert said in found["message"]
+    assert found["message"].count(param) == 1 or param in {"enable_thinking", "thinking", "messages"}
 
 
 def test_a_prompt_that_goes_past_the_template(servers):

@@ -166,11 +166,11 @@ impl ChatTemplate {
             names => format!("it reads {}", names.join(", ")),
         };
         let name: String = name.chars().take(SHOWN).collect();
-        let message = format!(
-            "chat_template_kwargs has {name:?}, which the chat template of {:?} does not read: leave it out; {reads}",
+        let rest = format!(
+            " has {name:?}, which the chat template of {:?} does not read: leave it out; {reads}",
             self.model
         );
-        Err(Error::argument("chat_template_kwargs", message))
+        Err(Error::value("chat_template_kwargs", &[], rest))
     }
 
     /// The prompt for a conversation.
