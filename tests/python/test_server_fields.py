@@ -100,6 +100,11 @@ OLLAMA = {
     "think": (True, 0, "low"),
     "options": (5, [], "fast", *({name: value} for name, values in OPTIONS.items() for value in values)),
 }
+THINKING = {
+    "chat_template_kwargs": (5, "a", ["enable_thinking"], {"no_such": 1}, {"messages": []}),
+    "enable_thinking": (5, "no", True),
+    "thinking": (5, "no", {"type": 5}, {"type": "enabled"}),
+}
 RESPONSES = {name: wrong for name, wrong in SHARED.items() if name in ResponseRequest.model_fields}
 WRONG_MESSAGES = (
     *("Merhaba", 5, {}, ["Merhaba"], [{"content": "a"}], [{"role": "user"}], [{"role": "user", "content": 5}]),
@@ -182,10 +187,8 @@ ROUTES = {
         {"messages": TURN, "max_tokens": 1},
         {
             "messages": (None, [], *WRONG_MESSAGES),
-            "chat_template_kwargs": (5, "a", ["enable_thinking"], {"no_such": 1}, {"messages": []}),
+            **THINKING,
             "reasoning_effort": (5, ["none"], "low"),
-            "enable_thinking": (5, "no", True),
-            "thinking": (5, "no", {"type": 5}, {"type": "enabled"}),
             "separate_reasoning": FLAG,
             **SHARED,
         },
@@ -200,6 +203,7 @@ ROUTES = {
         {"input": TEXT, "max_output_tokens": 1},
         {
             **RESPONSES,
+            **THINKING,
             "input": (
                 None,
                 "",

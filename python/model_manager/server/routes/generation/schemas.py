@@ -195,7 +195,17 @@ class ThinkingSwitch(BaseModel):
     type: Literal["enabled", "disabled"]
 
 
-class ChatRequest(_Generation):
+class TemplateOptions(BaseModel):
+    """The fields that set variables of the chat template."""
+
+    chat_template_kwargs: dict[str, Any] | None = Field(
+        None, description='Variables of the chat template, such as {"enable_thinking": false}. It must read them.'
+    )
+    enable_thinking: bool | None = Field(None, description="The same variable of chat_template_kwargs.")
+    thinking: ThinkingSwitch | bool | None = Field(None, description="Turns thinking on or off.")
+
+
+class ChatRequest(_Generation, TemplateOptions):
     """A conversation to answer."""
 
     refused: ClassVar[Mapping[str, Refused]] = {
@@ -208,14 +218,9 @@ class ChatRequest(_Generation):
     }
 
     messages: Annotated[list[Message], Field(min_length=1)]
-    chat_template_kwargs: dict[str, Any] | None = Field(
-        None, description='Variables of the chat template, such as {"enable_thinking": false}. It must read them.'
-    )
     reasoning_effort: str | None = Field(
         None, description='"none": do not think. Others go to the chat template, which must read this variable.'
     )
-    enable_thinking: bool | None = Field(None, description="The same variable of chat_template_kwargs.")
-    thinking: ThinkingSwitch | bool | None = Field(None, description="Turns thinking on or off.")
     separate_reasoning: bool | None = Field(
         None, description="true: the thoughts are reasoning_content, apart from content."
     )

@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from ..generation.forms import usage
-from .output import Output
+from .output import Message, Output, Thoughts
 
 if TYPE_CHECKING:
     from ...._types import Completion
@@ -42,13 +42,20 @@ class Answer:
             status,
             completed_at=None if cut else int(time.time()),
             incomplete_details={"reason": "max_output_tokens"} if cut else None,
-            usage=response_usage(done),
+            usage=response_usage(done, self._reasoning_tokens(done)),
         )
 
     def failed(self, error: ApiError) -> dict[str, Any]:
         """After an error in the middle of a stream."""
         code = _CODES.get(error.status_code, "server_error")
         return self._state("failed", error={"code": code, "message": error.detail})
+
+    def _reasoning_tokens(self, done: Completion) -> int:
+        """The tokens of the thoughts, by their share of the text: the core does not count them apart."""
+        if not self.output.text(Thoughts):
+            return 0
+        thoughts = len(done["text"]) - len(self.output.text(Message))
+        return round(done["completion_tokens"] * thoughts / len(done["text"]))
 
     def _state(self, status: str, **more: Any) -> dict[str, Any]:
         state = {
@@ -71,13 +78,13 @@ def end_status(done: Completion) -> str:
     return "incomplete" if done["finish_reason"] == "length" else "completed"
 
 
-def response_usage(done: Completion) -> dict[str, Any]:
-    """The usage, as that of a chat under the names of this API."""
+def response_usage(done: Completion, reasoning: int) -> dict[str, Any]:
+    """The usage, as that of a chat under the names of this API. `reasoning`: tokens of the thoughts."""
     chat = usage([done], 1)
     return {
         "input_tokens": chat["prompt_tokens"],
         "input_tokens_details": {**chat["prompt_tokens_details"], "cache_write_tokens": 0},
         "output_tokens": chat["completion_tokens"],
-        "output_tokens_details": {"reasoning_tokens": 0},
+        "output_tokens_details": {"reasoning_tokens": reasoning},
         "total_tokens": chat["total_tokens"],
     }

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
+from ....thinking import ThinkingParser
 from ...bodies import is_large, read_json
 from ...errors import ApiError
 from ...fields import check_fields
@@ -17,11 +18,11 @@ from ..generation.answers import Answers
 from ..generation.events import EventStream
 from ..generation.request import count_texts, stream_usage
 from ..generation.shared import check_length, generator, naming_fields, prefix_scope
-from ..generation.thinking import template_variables
+from ..generation.thinking import described, opens, template_variables
 from .answer import Answer
 from .events import response_events
 from .items import conversation, texts
-from .output import Message
+from .output import Message, Thoughts
 from .request import core_parameters, effort, repeated
 from .schemas import ResponseAnswer, ResponseRequest
 
@@ -81,11 +82,12 @@ async def _respond(request: Request, service: Service, body: dict[str, Any]) -> 
     deadline = asyncio.get_running_loop().time() + service.config.request_timeout
     slot = generator(service, body.get("model"))
     variables = await template_variables(service, slot, {**body, "reasoning": effort(body)})
+    thinks = (await described(service, slot))["thinks"]
     if is_large(request):
         await check_length(service, slot, texts(body), "input", count_texts)
-        messages = await service.apart(conversation, body)
+        messages = await service.apart(conversation, body, thinks)
     else:
-        messages = conversation(body)
+        messages = conversation(body, thinks)
     params = core_parameters(body)
     params["timeout"] = service.config.request_timeout
     params["prefix_scope"] = prefix_scope(request, body)
@@ -96,9 +98,14 @@ async def _respond(request: Request, service: Service, body: dict[str, Any]) -> 
     answer = Answer(slot, repeated(body, service.manager.config.temperature))
     computed = Answers(request, service, slot, [(messages, params)], deadline)
     with naming_fields(params, _FIELDS, "input"):
+        parser = ThinkingParser(await opens(service, slot, messages, variables)) if thinks else None
         if body.get("stream"):
             (stream,), (first,) = await computed.begun()
-            return EventStream(response_events(service, stream, first, answer, deadline), [stream])
+            return EventStream(response_events(service, stream, first, answer, deadline, parser), [stream])
         (done,) = await computed.whole()
-    answer.output.add(Message).pieces.append(done["text"])
+    thoughts, text = parser.split(done["text"]) if parser else ("", done["text"])
+    if thoughts:
+        answer.output.add(Thoughts).pieces.append(thoughts)
+    if text or not thoughts:
+        answer.output.add(Message).pieces.append(text)
     return to_json(answer.finished(done))

@@ -11,12 +11,14 @@ from starlette.requests import ClientDisconnect
 from ...errors import from_exception
 from ..generation.events import pieces_until
 from .answer import end_status
-from .output import Message
+from .output import Message, Thoughts
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
     from ...._async import AsyncTextStream
+    from ...._types import Completion
+    from ....thinking import ThinkingParser
     from ...service import Service
     from .answer import Answer
     from .output import Item
@@ -64,8 +66,26 @@ def _part(item: Item) -> dict[str, Any]:
     return {"item_id": item.id, "output_index": item.index, "content_index": 0}
 
 
+def divided(piece: str | Completion, parser: ThinkingParser | None) -> Iterator[tuple[type[Item], str]]:
+    """The texts that a piece, or the end, adds to the items."""
+    if parser is None:
+        if isinstance(piece, str):
+            yield Message, piece
+        return
+    thoughts, answer = parser.feed(piece) if isinstance(piece, str) else parser.end()
+    if thoughts:
+        yield Thoughts, thoughts
+    if answer:
+        yield Message, answer
+
+
 async def response_events(
-    service: Service, stream: AsyncTextStream, first: str | None, answer: Answer, deadline: float
+    service: Service,
+    stream: AsyncTextStream,
+    first: str | None,
+    answer: Answer,
+    deadline: float,
+    parser: ThinkingParser | None,
 ) -> AsyncIterator[bytes]:
     """The events of one response in OpenAI's order.
 
@@ -75,6 +95,7 @@ async def response_events(
         first: Its first piece, which was awaited before the status was sent.
         answer: The response.
         deadline: When it must be complete, on the loop's clock.
+        parser: Separates the thoughts, if the model thinks.
     """
     write = _Events(answer)
     yield write.event("response.created", response=answer.begun())
@@ -82,9 +103,10 @@ async def response_events(
     try:
         async with contextlib.aclosing(pieces_until(service, [stream], [first], deadline)) as pieces:
             async for _, piece in pieces:
-                if isinstance(piece, str):
-                    for event in write.text(Message, piece):
+                for kind, text in divided(piece, parser):
+                    for event in write.text(kind, text):
                         yield event
+                if isinstance(piece, str):
                     continue
                 if not answer.output.items:
                     for event in write.begin(Message):

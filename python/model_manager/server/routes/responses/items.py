@@ -18,14 +18,19 @@ _TEXTS = frozenset({"input_text", "output_text"})
 _TOOLS = "tools are not supported; leave it out"
 _REMEDIES = {
     "item_reference": "this server keeps no items; send the item itself, as clients do with store: false",
-    "reasoning": "the model does not read earlier reasoning; leave it out",
+    "reasoning": "the model does not think; leave it out",
     "compaction": "send the messages themselves",
 }
 """Remedies by the type of an item; those of tools have another."""
 
 
-def conversation(body: dict[str, Any]) -> list[dict[str, str]]:
-    """The messages of `instructions` and `input`. Raises `ApiError` 400 that names the field and the item."""
+def conversation(body: dict[str, Any], thinks: bool) -> list[dict[str, str]]:
+    """The messages of `instructions` and `input`. Raises `ApiError` 400 that names the field and the item.
+
+    Args:
+        body: The request.
+        thinks: Whether the model's template knows what to do with the thoughts of earlier answers.
+    """
     instructions, given = body.get("instructions"), body.get("input")
     if not isinstance(instructions, str | None):
         raise bad_request("instructions must be a text; send other messages as items of input", "instructions")
@@ -35,10 +40,27 @@ def conversation(body: dict[str, Any]) -> list[dict[str, str]]:
         raise bad_request("input must be a text or a list of messages", "input")
     if not given:
         raise bad_request("input is empty: send a text or a list of messages", "input", "empty_input")
-    first = [{"role": "system", "content": instructions}] if instructions else []
+    messages = [{"role": "system", "content": instructions}] if instructions else []
     if isinstance(given, str):
-        return [*first, {"role": "user", "content": given}]
-    return [*first, *(_message(item, f"input[{index}]") for index, item in enumerate(given))]
+        return [*messages, {"role": "user", "content": given}]
+    # Thoughts stand before the message that they belong to; an answer may end within its thoughts.
+    pending: dict[str, str] | None = None
+    for index, item in enumerate(given):
+        where = f"input[{index}]"
+        if thinks and isinstance(item, dict) and item.get("type") == "reasoning":
+            if thoughts := _thoughts(item, where):
+                pending = {"role": "assistant", "content": "", "reasoning_content": thoughts}
+                messages.append(pending)
+            continue
+        message = _message(item, where)
+        if pending is not None and message["role"] == "assistant":
+            pending["content"] = message["content"]
+        else:
+            messages.append(message)
+        pending = None
+    if not messages:
+        raise bad_request("input holds no message: send one", "input", "empty_input")
+    return messages
 
 
 def texts(body: dict[str, Any]) -> list[Any]:
@@ -72,6 +94,21 @@ def _message(item: Any, where: str) -> dict[str, str]:
     if not isinstance(content, str):
         raise bad_request(f"{where}.content must be a text, or a list of parts {_PART}", "input")
     return {"role": ROLES[role], "content": content}
+
+
+def _thoughts(item: dict[str, Any], where: str) -> str:
+    """The text of an earlier answer's thoughts."""
+    for name in ("summary", "encrypted_content"):
+        if item.get(name):
+            raise unsupported(f"{where}.{name}", "only the text of thoughts in content is; leave it out", "input")
+    content = item.get("content")
+    parts = [] if content is None else content
+    if not isinstance(parts, list) or not all(
+        isinstance(part, dict) and part.get("type") == "reasoning_text" and isinstance(part.get("text"), str)
+        for part in parts
+    ):
+        raise bad_request(f'{where}.content must be a list of {{"type": "reasoning_text", "text": ...}}', "input")
+    return "\n".join(part["text"] for part in parts)
 
 
 def _part(part: Any, where: str) -> str:

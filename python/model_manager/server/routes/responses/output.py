@@ -1,4 +1,4 @@
-"""The items of an answer's output, as they are written."""
+"""The items of an answer's output, as they are written: its thoughts, if the model thinks, and its message."""
 
 from __future__ import annotations
 
@@ -54,6 +54,21 @@ class Message(Item):
         return {"id": self.id, "type": "message", "role": "assistant", "status": status, "content": content}
 
 
+class Thoughts(Item):
+    """What the model thinks before it answers."""
+
+    prefix = "rs_"
+    event = "response.reasoning_text"
+
+    @staticmethod
+    def part(text: str) -> dict[str, Any]:
+        """The part with the text."""
+        return {"type": "reasoning_text", "text": text}
+
+    def _form(self, content: list[dict[str, Any]], status: str) -> dict[str, Any]:
+        return {"id": self.id, "type": "reasoning", "status": status, "summary": [], "content": content}
+
+
 class Output:
     """The items of one answer."""
 
@@ -68,6 +83,10 @@ class Output:
         """The next item."""
         self.items.append(kind(len(self.items)))
         return self.items[-1]
+
+    def text(self, kind: type[Item]) -> str:
+        """The text of the items of this kind."""
+        return "".join(piece for item in self.items if type(item) is kind for piece in item.pieces)
 
     def ended(self, status: str) -> list[dict[str, Any]]:
         """The items; the last one has this status."""

@@ -28,14 +28,15 @@ _INCLUDED = frozenset(
 )
 """Parts of items that no answer has here, so that nothing is left out."""
 _LOGPROBS = "message.output_text.logprobs"
-_REASONING = {
-    "effort": ("none",),
+_SUMMARIES = ("summary", "generate_summary")
+_REASONING: dict[str, tuple[str, ...]] = {
+    "effort": ("none", "minimal", "low", "medium", "high", "xhigh", "max"),
     "summary": (),
     "generate_summary": (),
     "context": ("auto",),
     "mode": ("standard",),
 }
-"""Members of `reasoning`, and their values that change nothing, or that `template_variables` looks at."""
+"""Members of `reasoning`, and their values that are understood. `template_variables` looks at the effort."""
 
 
 def core_parameters(body: dict[str, Any]) -> dict[str, Any]:
@@ -47,11 +48,17 @@ def core_parameters(body: dict[str, Any]) -> dict[str, Any]:
 
 
 def effort(body: Mapping[str, Any]) -> str | None:
-    """The effort of `reasoning`: none, or not given. Raises `ApiError` 400 for the others."""
+    """The effort of `reasoning`. Raises `ApiError` 400 for its other members."""
     reasoning = _members(body, "reasoning", frozenset(_REASONING))
     for name, value in reasoning.items():
-        if value is not None and value not in _REASONING[name]:
-            raise unsupported(f"reasoning.{name}", REFUSED["reasoning_effort"].remedy, "reasoning")
+        known = _REASONING[name]
+        if value is None or value in known:
+            continue
+        if name == "effort":
+            raise bad_request(f"reasoning.effort must be one of {', '.join(known)}", "reasoning")
+        if name in _SUMMARIES:
+            raise unsupported(f"reasoning.{name}", "answers have the thoughts themselves; leave it out", "reasoning")
+        raise unsupported(f"reasoning.{name}", param="reasoning")
     found: str | None = reasoning.get("effort")
     return found
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from ...schemas import Refused
-from ..generation.schemas import REFUSED, Sampling
+from ..generation.schemas import REFUSED, Sampling, TemplateOptions
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -18,6 +18,9 @@ _KEPT = Refused(
     "this server keeps no responses; send the earlier turns as items of input, as clients do with store: false"
 )
 _NAMES = ("max_tokens", "max_completion_tokens", "max_new_tokens", "max_length", "n_predict", "num_predict")
+
+
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 
 
 class InputPart(BaseModel):
@@ -40,6 +43,32 @@ class InputMessage(BaseModel):
     id: str | None = Field(None, description="With status and phase accepted, not used.")
 
 
+class ReasoningText(BaseModel):
+    """Thoughts."""
+
+    type: Literal["reasoning_text"]
+    text: str
+
+
+class InputReasoning(BaseModel):
+    """The thoughts of an earlier answer, for models that think. The chat template decides on their use."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: Literal["reasoning"]
+    content: list[ReasoningText] | None = None
+
+
+class Reasoning(BaseModel):
+    """The thoughts of an answer, which stand before its message."""
+
+    id: str
+    type: Literal["reasoning"]
+    status: Literal["completed", "incomplete"]
+    summary: list[Any]
+    content: list[ReasoningText]
+
+
 class TextFormat(BaseModel):
     """Plain text."""
 
@@ -60,18 +89,20 @@ class ReasoningOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    effort: Literal["none"] | None = Field(None, description="Refused if the model's chat template knows of thinking.")
+    effort: Effort | None = Field(
+        None, description='"none": do not think. Others go to the chat template, which must read reasoning_effort.'
+    )
     summary: None = None
     generate_summary: None = None
     context: Literal["auto"] | None = None
     mode: Literal["standard"] | None = None
 
 
-class ResponseRequest(Sampling):
+class ResponseRequest(Sampling, TemplateOptions):
     """A conversation to answer."""
 
     refused: ClassVar[Mapping[str, Refused]] = {
-        **REFUSED,
+        **{name: refusal for name, refusal in REFUSED.items() if name not in TemplateOptions.model_fields},
         # OpenAI's.
         "background": Refused("use stream: true for long answers"),
         "background_options": Refused(),
@@ -84,6 +115,8 @@ class ResponseRequest(Sampling):
         "image": Refused(),
         # Those of chats and of other servers.
         "messages": Refused("use input"),
+        "reasoning_effort": Refused('use reasoning: {"effort": ...}', ("none",)),
+        "separate_reasoning": Refused("thoughts are always items of their own; leave it out", (True,)),
         "system": Refused("use instructions"),
         **dict.fromkeys(_NAMES, _LENGTH),
         "n": _ONE_ANSWER,
@@ -93,8 +126,8 @@ class ResponseRequest(Sampling):
         "enable_response_messages": Refused(),
     }
 
-    input: Annotated[str, Field(min_length=1)] | Annotated[list[InputMessage], Field(min_length=1)] = Field(
-        description="A text, or the turns of a conversation."
+    input: Annotated[str, Field(min_length=1)] | Annotated[list[InputMessage | InputReasoning], Field(min_length=1)] = (
+        Field(description="A text, or the turns of a conversation.")
     )
     instructions: str | None = Field(None, description="A system message before the input.")
     max_output_tokens: Annotated[int, Field(ge=1)] | None = Field(None, description="Tokens of the answer.")
@@ -138,7 +171,7 @@ class InputTokensDetails(BaseModel):
 class OutputTokensDetails(BaseModel):
     """Of the tokens that were written."""
 
-    reasoning_tokens: int
+    reasoning_tokens: int = Field(description="Of the thoughts; an estimate by their share of the text.")
 
 
 class ResponseUsage(BaseModel):
@@ -167,7 +200,7 @@ class AnswerText(BaseModel):
 class AnswerReasoning(BaseModel):
     """How the model thought."""
 
-    effort: Literal["none"] | None
+    effort: Effort | None
     summary: None
 
 
@@ -182,7 +215,7 @@ class ResponseAnswer(BaseModel):
     incomplete_details: IncompleteDetails | None
     error: None
     model: str
-    output: list[OutputMessage]
+    output: list[Reasoning | OutputMessage]
     usage: ResponseUsage
     background: Literal[False]
     instructions: str | None
