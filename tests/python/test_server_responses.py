@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import threading
 
 import openai
 import pydantic
@@ -420,6 +422,27 @@ def test_a_client_that_leaves_ends_its_answer(endless_server, streamed):
     assert figures(manager)["generated_tokens"] < 50_000
     eventually(lambda: endless_server.service.in_flight == 0)
     assert respond(endless_server, max_output_tokens=2)["usage"]["output_tokens"] == 2
+
+
+def test_a_client_that_leaves_while_the_model_loads(endless_server, monkeypatch):
+    begun = threading.Event()
+
+    async def load(_):
+        begun.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(endless_server.service, "load", load)
+    leave(endless_server, PATH, {"input": TEXT}, lambda _: begun.wait(SECONDS))
+    eventually(lambda: endless_server.service.in_flight == 0)
+
+
+def test_a_model_that_cannot_be_loaded(make_writer, serve):
+    server = serve(make_writer(generator_model="/no/such/model"))
+    for streamed in (False, True):
+        error = refused(server, 503, stream=streamed)
+        assert (error["type"], error["code"]) == ("service_unavailable", "model_unavailable")
+        assert "/no/such/model" in error["message"]
+    assert refused(server, temperature=-1, top_p="high", store=True)["param"] == "store"
 
 
 def test_request_timeout_bounds_a_stream(endless, serve):

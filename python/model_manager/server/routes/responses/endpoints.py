@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from ....thinking import ThinkingParser
 from ...bodies import is_large, read_json
+from ...disconnect import unless_disconnected
 from ...errors import ApiError
 from ...fields import check_fields
 from ...middleware import to_json
 from ..generation.answers import Answers
-from ..generation.events import EventStream
+from ..generation.events import EventStream, too_late
 from ..generation.request import count_texts, stream_usage
 from ..generation.shared import check_length, generator, naming_fields, prefix_scope
 from ..generation.thinking import described, opens, template_variables
@@ -81,21 +82,21 @@ def add_routes(routes: Routes, service: Service) -> None:
 async def _respond(request: Request, service: Service, body: dict[str, Any]) -> Response:
     deadline = asyncio.get_running_loop().time() + service.config.request_timeout
     slot = generator(service, body.get("model"))
-    variables = await template_variables(service, slot, {**body, "reasoning": effort(body)})
-    thinks = (await described(service, slot))["thinks"]
+    asked = {**body, "reasoning": effort(body)}
+    params = core_parameters(body)
+    params["timeout"] = service.config.request_timeout
+    params["prefix_scope"] = prefix_scope(request, body)
+    params["user"] = body.get("user")
+    stream_usage(body)
+    answer = Answer(slot, repeated(body, service.manager.config.temperature))
+    thinks = (await unless_disconnected(request.receive, described(service, slot), deadline, too_late()))["thinks"]
+    if variables := await template_variables(service, slot, asked):
+        params["chat_template_kwargs"] = variables
     if is_large(request):
         await check_length(service, slot, texts(body), "input", count_texts)
         messages = await service.apart(conversation, body, thinks)
     else:
         messages = conversation(body, thinks)
-    params = core_parameters(body)
-    params["timeout"] = service.config.request_timeout
-    params["prefix_scope"] = prefix_scope(request, body)
-    params["user"] = body.get("user")
-    if variables:
-        params["chat_template_kwargs"] = variables
-    stream_usage(body)
-    answer = Answer(slot, repeated(body, service.manager.config.temperature))
     computed = Answers(request, service, slot, [(messages, params)], deadline)
     with naming_fields(params, _FIELDS, "input"):
         parser = ThinkingParser(await opens(service, slot, messages, variables)) if thinks else None
