@@ -82,8 +82,8 @@ pub(super) fn request(
     Ok((given, params, GenerateOptions { model: owned(model), ..options }))
 }
 
-/// Keywords of a generation; those of the chat template are added to the prompt. Without any about length: the configured `max_tokens`. Without `temperature` the configured
-/// one; without `do_sample`, tokens are drawn unless the temperature is 0.
+/// Keywords of a generation; those of the chat template are added to the prompt. Without any about length: the configured
+/// `max_tokens`. Without `temperature` the configured one; without `do_sample`, tokens are drawn unless the temperature is 0.
 fn parameters(
     prompt: &mut OwnedPrompt,
     keywords: Option<&Bound<'_, PyDict>>,

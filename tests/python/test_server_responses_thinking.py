@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-import shutil
-
 import openai
 import pytest
-from conftest import FIXTURES
 from generation_servers import TEXT, TURN
-from generators import GPT2, SLOT, writer
+from generators import SLOT
 from model_manager._async import AsyncTextStream, acomplete
-from model_manager.server import ServerConfig, create_app
 from model_manager.server.routes.generation import answers
 from responses_api import lasting, refused, respond, stream
-from servers import SECONDS, running
+from servers import SECONDS
+from thinking_servers import ANSWER, EFFORT, PIECES, THOUGHTS, templated_servers
 
-PIECES = ["<th", "ink>\nHm", ",\n", "ışık", "\n</thi", "nk>\n", "\nEv", "et", "."]
-THOUGHTS, ANSWER = "Hm,\nışık", "Evet."
-EFFORT = (
-    "{% for m in messages %}{{ m.content }}{% endfor %}Effort: {{ reasoning_effort }}{% if false %}<think>{% endif %}"
-)
 KEPT = (
     "{% for m in messages %}[{{ m.reasoning_content }}|{{ m.content }}]{% endfor %}"
     "{% if false %}<think></think>{% endif %}"
@@ -30,22 +22,8 @@ OWN = {"effort": EFFORT, "kept": KEPT}
 @pytest.fixture(scope="module")
 def servers(tmp_path_factory):
     """Servers of a tiny GPT-2 with the templates of other models, by their names."""
-    folder, found = tmp_path_factory.mktemp("thinking"), {}
-
-    def serve(name):
-        if name not in found:
-            shutil.copytree(GPT2, folder / name)
-            template = OWN.get(name) or (FIXTURES / "chat_templates" / f"{name}.jinja").read_text()
-            (folder / name / "chat_template.jinja").write_text(template)
-            manager = writer(generator_model=str(folder / name))
-            server = running(create_app(ServerConfig(), manager))
-            found[name] = (server.__enter__(), server, manager)
-        return found[name][0]
-
-    yield serve
-    for _, server, manager in found.values():
-        server.__exit__(None, None, None)
-        manager.close()
+    with templated_servers(tmp_path_factory.mktemp("thinking"), OWN) as serve:
+        yield serve
 
 
 @pytest.fixture

@@ -200,7 +200,7 @@ pub(crate) unsafe fn tiles(t: &Tile, panels: usize) {
     // SAFETY: the caller upholds the preconditions, which hold for each panel; those of one step are checked here. Panels
     // have `t.k` rows of 32 units.
     unsafe {
-        if t.rows > 0 && (1..=TILE).contains(&t.k) && !t.accumulate {
+        if t.rows > 0 && (1..=TILE).contains(&t.k) && !t.accumulate && t.overlap.is_none() {
             return side_by_side::tiles(t, panels);
         }
         for index in 0..panels {

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...errors import bad_request
 from ...fields import unknown, unsupported
-from ..generation.request import MAX_TOKENS, parameters, whole
+from ..generation.request import MAX_TOKENS, flag, parameters, whole
 from ..generation.schemas import REFUSED
 
 if TYPE_CHECKING:
@@ -74,9 +74,8 @@ def repeated(body: dict[str, Any], temperature: float) -> dict[str, Any]:
     """
     _check_text(body)
     _check_include(body)
-    if _flag(body, "store"):
+    if flag(body, "store"):
         raise unsupported("store", _KEPT)
-    parallel = _flag(body, "parallel_tool_calls")
     given_temperature, top_p = body.get("temperature"), body.get("top_p")
     return {
         "background": False,
@@ -84,7 +83,7 @@ def repeated(body: dict[str, Any], temperature: float) -> dict[str, Any]:
         "max_output_tokens": whole(body, "max_output_tokens", 1),
         "max_tool_calls": whole(body, "max_tool_calls", 0),
         "metadata": _metadata(body),
-        "parallel_tool_calls": True if parallel is None else parallel,
+        "parallel_tool_calls": flag(body, "parallel_tool_calls", default=True),
         "previous_response_id": None,
         "reasoning": {"effort": effort(body), "summary": None},
         "service_tier": "default",
@@ -144,13 +143,6 @@ def _metadata(body: Mapping[str, Any]) -> dict[str, str]:
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise bad_request("metadata must be an object whose values are texts", "metadata")
     return metadata
-
-
-def _flag(body: Mapping[str, Any], name: str) -> bool | None:
-    value = body.get(name)
-    if not isinstance(value, bool | None):
-        raise bad_request(f"{name} must be true or false", name)
-    return value
 
 
 def _text(body: Mapping[str, Any], name: str) -> str | None:
