@@ -268,11 +268,12 @@ def test_a_schema_is_refused_by_the_sdk(sdk):
 
 def test_responses_are_not_kept(sdk, gpt2_server):
     answer = sdk.responses.create(model=SLOT, input=TEXT, **GREEDY)
-    with pytest.raises(openai.NotFoundError, match=KEEPS_NONE) as caught:
-        sdk.responses.retrieve(answer.id)
-    assert (caught.value.param, caught.value.code) == ("response_id", "response_not_found")
-    assert answer.id in str(caught.value)
-    assert gpt2_server.client.get(f"{PATH}/{answer.id}/input_items").status_code == 404
+    calls = [sdk.responses.retrieve, sdk.responses.delete, sdk.responses.cancel, sdk.responses.input_items.list]
+    for call in calls:
+        with pytest.raises(openai.NotFoundError, match=KEEPS_NONE) as caught:
+            call(answer.id)
+        assert (caught.value.param, caught.value.code) == ("response_id", "response_not_found")
+        assert answer.id in str(caught.value)
     assert gpt2_server.client.get(PATH).status_code == 405
 
 

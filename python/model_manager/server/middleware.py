@@ -68,18 +68,20 @@ class Endpoint:
         path: str,
         *,
         method: str | None = "GET",
+        any_method: bool = False,
         probe: bool = False,
         plain_errors: bool = False,
     ) -> None:
         """A probe answers while the server drains and does not count as a running request.
 
-        An endpoint without `method` accepts all methods and needs no key. With `plain_errors` its errors have the form
-        of Ollama's API.
+        An endpoint without `method` accepts all methods and needs no key; one with `any_method` accepts them all and
+        needs a key. With `plain_errors` its errors have the form of Ollama's API.
         """
         self.handler = handler
         self.service = service
         self.path = path
         self.method = method
+        self.any_method = any_method or method is None
         self.methods = ("GET", "HEAD") if method == "GET" else (method,)
         self.probe = probe
         self.error_response = ApiError.plain_response if plain_errors else ApiError.response
@@ -150,7 +152,7 @@ class Endpoint:
                 _check_key(authorization, self.keys)
             if not counts and not self.probe:
                 response: ASGIApp = self.error_response(_DRAINING)
-            elif self.method is not None and scope["method"] not in self.methods:
+            elif not self.any_method and scope["method"] not in self.methods:
                 response = self.error_response(_wrong_method(scope, self.methods))
             else:
                 response = await self.handler(Request(scope, receive_noting))

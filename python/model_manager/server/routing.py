@@ -50,6 +50,7 @@ class Routes:
         tags: Sequence[str],
         parameters: Sequence[dict[str, Any]] = (),
         responses: dict[int | str, dict[str, Any]] | None = None,
+        any_method: bool = False,
         probe: bool = False,
         plain_errors: bool = False,
     ) -> None:
@@ -60,6 +61,7 @@ class Routes:
             path: The endpoint's path.
             handler: Answers the requests.
             method: The one allowed method; GET allows HEAD too.
+            any_method: Whether the handler answers all methods; `method` is then the one in the OpenAPI document.
             body: The shape of requests in the OpenAPI document; requests are not checked against it.
             answer: The shape of answers in that document.
             summary: The endpoint's title in that document.
@@ -75,6 +77,7 @@ class Routes:
             self.service,
             path.replace(":path}", "}"),
             method=method,
+            any_method=any_method,
             probe=probe,
             plain_errors=plain_errors,
         )

@@ -51,7 +51,7 @@ def add_routes(routes: Routes, service: Service) -> None:
         return await _respond(request, service, body)
 
     async def retrieve(request: Request) -> Response:
-        """Always 404: the server keeps no responses."""
+        """Always 404, for every method and path below a response: the server keeps no responses."""
         raise ApiError(
             404,
             f"{request.path_params['response_id']!r} is not kept: this server keeps no responses; use the answer of "
@@ -73,6 +73,7 @@ def add_routes(routes: Routes, service: Service) -> None:
     routes.add(
         "/v1/responses/{response_id:path}",
         retrieve,
+        any_method=True,
         summary="Say that no responses are kept",
         tags=["text generation"],
         parameters=[_ID],
