@@ -10,6 +10,13 @@ Importing this package takes a few milliseconds: numpy, asyncio and the models a
 
 from __future__ import annotations
 
+try:
+    from . import _core as _core
+except ImportError as error:
+    from ._import_error import explained
+
+    raise explained(error) from None
+
 from . import errors
 from ._core import (
     Config,
