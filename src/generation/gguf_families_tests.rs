@@ -34,11 +34,16 @@ fn permuted(values: &[f32], heads: usize) -> Vec<f32> {
     (0..values.len() / columns).flat_map(|row| &values[source(row) * columns..][..columns]).copied().collect()
 }
 
-/// Rows of queries, keys and values that are stored head by head, as converters sort them: all queries, all keys, all values.
-fn by_part(values: &[f32], rows: usize, heads: usize) -> Vec<f32> {
-    let (columns, width) = (values.len() / rows, rows / heads / 3);
-    let source = |row: usize| (row / width % heads * 3 + row / width / heads) * width + row % width;
-    (0..rows).flat_map(|row| &values[source(row) * columns..][..columns]).copied().collect()
+/// Rows that are stored by heads of keys, each with its queries, keys and values, as converters sort them: all queries, all
+/// keys, all values.
+fn by_part(values: &[f32], rows: usize, [heads, kv_heads]: [usize; 2]) -> Vec<f32> {
+    let (columns, group) = (values.len() / rows, heads / kv_heads + 2);
+    let width = rows / (kv_heads * group);
+    let members = |members: std::ops::Range<usize>| {
+        (0..kv_heads).flat_map(move |head| members.clone().map(move |member| head * group + member))
+    };
+    let order = members(0..group - 2).chain(members(group - 2..group - 1)).chain(members(group - 1..group));
+    order.flat_map(|head| &values[head * width * columns..][..width * columns]).copied().collect()
 }
 
 fn written(family: &str, header: &Header) -> Writer {
@@ -90,7 +95,9 @@ fn with_tensors(family: &str, header: &Header) -> Writer {
             values = permuted(&values, heads);
         }
         if name.contains("query_key_value") {
-            values = by_part(&values, shape[0], 4);
+            let known = |key: &str| header.metadata.get(&format!("{}.attention.{key}", header.architecture));
+            let kv_heads = known("head_count_kv").map_or(4, |heads| heads.as_u64().unwrap() as usize);
+            values = by_part(&values, shape[0], [4, kv_heads]);
         }
         if family == "gpt2" && name.contains(".c_") && shape.len() == 2 {
             // GPT-2 stores matrices transposed.

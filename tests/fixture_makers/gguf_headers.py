@@ -24,10 +24,12 @@ NAMES = {
     "gpt_neox": "gptneox",
     "phi": "phi2",
     "stablelm_parallel": "stablelm",
+    "falcon_new": "falcon",
 }
 PERMUTED = ("llama", "ministral3", "granite")
 FAMILIES = ("gpt2", "llama", "qwen2", "qwen3", "ministral3", "granite", "phi3", "gemma", "gemma2", "gemma3_text")
 FAMILIES += ("glm4", "olmo2", "exaone4", "gpt_neox", "phi", "stablelm", "stablelm_parallel", "starcoder2")
+FAMILIES += ("falcon", "falcon_new")
 ENCODERS = {
     "bert_wordpiece": "bert",
     "xlmr": "bert",
@@ -112,6 +114,21 @@ def layer_normed(config: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
+def falcon(config: dict[str, Any]) -> dict[str, Any]:
+    """Converters name no rotary positions: they have the default's base."""
+    full = AutoConfig.for_model(**config)
+    return {
+        Keys.LLM.CONTEXT_LENGTH: full.max_position_embeddings,
+        Keys.LLM.TENSOR_DATA_LAYOUT: "jploski",
+        Keys.LLM.EMBEDDING_LENGTH: full.hidden_size,
+        Keys.LLM.FEED_FORWARD_LENGTH: full.ffn_hidden_size,
+        Keys.LLM.BLOCK_COUNT: full.num_hidden_layers,
+        Keys.Attention.HEAD_COUNT: full.num_attention_heads,
+        Keys.Attention.HEAD_COUNT_KV: full.num_kv_heads if full.new_decoder_architecture else 1,
+        Keys.Attention.LAYERNORM_EPS: full.layer_norm_epsilon,
+    }
+
+
 def metadata(family: str, config: dict[str, Any]) -> dict[str, Any]:
     """Names have `{arch}` where that of the architecture belongs."""
     if family == "gpt2":
@@ -125,6 +142,8 @@ def metadata(family: str, config: dict[str, Any]) -> dict[str, Any]:
         }
     if family in ENCODERS and family != "gemma_embedding":
         return encoder(family, config)
+    if config["model_type"] == "falcon":
+        return falcon(config)
     if "layer_norm_eps" in config or "norm_epsilon" in config:
         return layer_normed(config)
     head = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]

@@ -64,10 +64,10 @@ const EXAMPLES: &[(&str, &str)] = &[
     ("phi", "microsoft/phi-2"),
     ("stablelm", "stabilityai/stablelm-2-zephyr-1_6b"),
     ("starcoder2", "bigcode/starcoder2-3b"),
+    ("falcon", "tiiuae/falcon-7b-instruct"),
     ("gpt2", "ytu-ce-cosmos/turkish-gpt2-large"),
     ("deberta-v2", "mixedbread-ai/mxbai-rerank-base-v1"),
     ("lfm2", "LiquidAI/LFM2-350M"),
-    ("falcon", "tiiuae/falcon-7b-instruct"),
 ];
 
 /// Those that a program added.

@@ -12,6 +12,7 @@ use tokenizers::normalizers::{NFC, NormalizerWrapper, Prepend, Sequence as Norma
 use tokenizers::pre_tokenizers::PreTokenizerWrapper;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::pre_tokenizers::digits::Digits;
+use tokenizers::pre_tokenizers::punctuation::Punctuation;
 use tokenizers::pre_tokenizers::sequence::Sequence as PreTokenizers;
 use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::processors::template::TemplateProcessing;
@@ -32,6 +33,9 @@ pub(super) const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?
 const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 /// How Phi 4 mini splits text, published as o200k: the same, up to three digits at a time, contractions with their word.
 const O200K: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+
+/// How Falcon splits runs of digits, after marks, words and digits.
+const THREE_DIGITS: &str = "[0-9][0-9][0-9]";
 
 /// A type of `tokenizer.ggml.token_type`.
 const USER_DEFINED: i128 = 4;
@@ -179,7 +183,10 @@ pub(crate) fn tokenizer(gguf: &Gguf) -> Result<GgufTokenizer> {
 fn byte_level(gguf: &Gguf, pieces: &[String]) -> Result<Inner> {
     let merges = texts(gguf, "tokenizer.ggml.merges")?;
     let merges: Vec<(&str, &str)> = merges.iter().filter_map(|merge| merge.split_once(' ')).collect();
-    let name = gguf.text("tokenizer.ggml.pre").unwrap_or("default");
+    // Files of Falcon that are older than this key have Falcon's own way.
+    let falcon = gguf.text("general.architecture") == Some("falcon");
+    let default = if falcon { "falcon" } else { "default" };
+    let name = gguf.text("tokenizer.ggml.pre").unwrap_or(default);
     let pattern = |regex: &str| -> Result<PreTokenizerWrapper> {
         let regex = SplitPattern::Regex(regex.into());
         let split = Split::new(regex, SplitDelimiterBehavior::Isolated, false);
@@ -193,6 +200,10 @@ fn byte_level(gguf: &Gguf, pieces: &[String]) -> Result<Inner> {
         }
         "jina-de" | "jina-es" | "jina-v2-de" | "jina-v2-es" | "jina-v2-code" => (vec![bytes(true)], false),
         "smollm" | "codeshell" | "refact" | "command-r" | "starcoder" => (vec![digits(), bytes(true)], false),
+        "falcon" => {
+            let marks = Punctuation::new(SplitDelimiterBehavior::Contiguous);
+            (vec![marks.into(), bytes(true), Digits::new(false).into(), pattern(THREE_DIGITS)?], false)
+        }
         "llama-bpe" | "llama3" | "llama-v3" | "smaug-bpe" => (vec![pattern(LLAMA3)?, bytes(false)], true),
         // OLMo 2 and GLM 4 split in the same way, and merge every word.
         "dbrx" | "glm4" | "chatglm-bpe" => (vec![pattern(LLAMA3)?, bytes(false)], false),
@@ -204,7 +215,7 @@ fn byte_level(gguf: &Gguf, pieces: &[String]) -> Result<Inner> {
                 gguf,
                 format!(
                     "its tokenizer splits text as {other:?} does; supported are gpt-2, smollm, llama-bpe, qwen2, refact, dbrx, glm4, \
-                     tekken, gpt-4o"
+                     tekken, gpt-4o, falcon"
                 ),
             ));
         }
@@ -333,6 +344,43 @@ mod tests {
         assert_eq!(with("llama-bpe"), Ok((2, "12".into())));
         assert_eq!(with("qwen2"), Ok((3, "12".into())));
         assert!(with("klingon").unwrap_err().to_string().contains("\"klingon\""));
+    }
+
+    /// As the crate's own `tokenizer.json` of Falcon does, which splits after bytes have become letters: `²` is two bytes, of
+    /// which the second is the letter `²`.
+    #[test]
+    fn falcon_splits_marks_words_and_three_digits() {
+        let mut pieces: Vec<String> = ByteLevel::alphabet().into_iter().map(String::from).collect();
+        pieces.sort_unstable();
+        pieces.extend(["12", "34", "1234", "!!", "Ġ1", "a!"].map(String::from));
+        let types = vec![1; pieces.len()];
+        let file = |pre: Option<&str>, architecture: &str| {
+            let writer = Writer::default()
+                .text("general.architecture", architecture)
+                .text("tokenizer.ggml.model", "gpt2")
+                .texts("tokenizer.ggml.tokens", &pieces)
+                .integers("tokenizer.ggml.token_type", &types)
+                .texts("tokenizer.ggml.merges", &["1 2", "3 4", "12 34", "! !", "Ġ 1", "a !"]);
+            pre.map_or_else(|| writer.clone(), |pre| writer.clone().text("tokenizer.ggml.pre", pre))
+        };
+        let split = |writer: &Writer, text: &str| {
+            let (_folder, gguf) = open(writer);
+            let ids = tokenizer(&gguf).unwrap().tokenizer.encode(text, true).unwrap().get_ids().to_vec();
+            ids.into_iter().map(|id| pieces[id as usize].as_str()).collect::<Vec<_>>().join(" ")
+        };
+        // An old file names no way of splitting.
+        for writer in [file(Some("falcon"), "llama"), file(None, "falcon")] {
+            for (text, expected) in [
+                ("1234", "12 3 4"),
+                (" 12", "Ġ 12"),
+                ("a!! 12", "a !! Ġ 12"),
+                ("x²12½", "x Â ² 12 Â ½"),
+                ("м 1234567", "Ð ¼ Ġ 12 3 4 5 6 7"),
+            ] {
+                assert_eq!(split(&writer, text), expected, "{text}");
+            }
+        }
+        assert_eq!(split(&file(None, "llama"), "1234 12"), "1234 Ġ 12");
     }
 
     /// A file whose tokens are the byte alphabet, then `words` of the types `kinds`.

@@ -14,7 +14,6 @@ pub(super) const FAMILIES: &[Family] = &[
         ..Family::new("deberta-v2", "DebertaV2", &[], absent)
     },
     generator("lfm2", "Lfm2"),
-    generator("falcon", "Falcon"),
 ];
 
 const fn generator(model_type: &'static str, classes: &'static str) -> Family {

@@ -10,7 +10,7 @@
 //! head.rs       its last norm and the layer of logits
 //! state.rs      what a sequence leaves in each layer
 //! attention.rs  causal attention over that
-//! deberta_v2/, lfm2.rs, falcon.rs   the families
+//! deberta_v2/, lfm2.rs   the families
 //! ```
 //! A sequence is computed alone, so nothing is padded and its vector does not depend on its batch. The weights are float32.
 //! A build without the feature `candle-models` has `absent.rs` in the place of all this.
@@ -22,7 +22,6 @@ mod deberta_v2;
 mod decoder;
 pub(super) mod describe;
 mod encoder;
-mod falcon;
 mod head;
 mod lfm2;
 mod loader;
@@ -38,4 +37,4 @@ pub use self::ops::Ops;
 pub use self::state::{CandleState, DecoderModel, LayerShape};
 
 /// The families.
-pub(super) const FAMILIES: &[Family] = &[deberta_v2::FAMILY, lfm2::FAMILY, falcon::FAMILY];
+pub(super) const FAMILIES: &[Family] = &[deberta_v2::FAMILY, lfm2::FAMILY];

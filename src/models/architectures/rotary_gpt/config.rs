@@ -197,7 +197,7 @@ impl RotaryGptConfig {
             "gpt_neox" => {
                 let bias = self.attention_bias.unwrap_or(true);
                 RotaryGptVariant {
-                    qkv: QkvForm::FusedByHead,
+                    qkv: QkvForm::FusedByGroup,
                     qkv_bias: bias,
                     output_bias: bias,
                     mlp_bias: true,

@@ -1,6 +1,7 @@
 //! The metadata of GGUF files.
 
-use super::model::{GGUF, NormsOfHeads, QkvForm, RotaryGpt, RotaryGptVariant};
+use super::falcon;
+use super::model::{GGUF, NormsOfHeads, QkvForm, RotaryGpt, RotaryGptVariant, TensorNames};
 use crate::Result;
 use crate::compute::{Activation, Heads, LONGEST_HEAD, LayerAttention, Mask, RopeStyle, Rotary};
 use crate::models::architectures::architecture::Architecture;
@@ -41,6 +42,7 @@ pub(super) fn from_gguf(gguf: &Gguf) -> Result<Box<dyn Architecture>> {
     }
     let hidden = metadata.required("embedding_length")?;
     let heads = heads(&metadata, hidden)?;
+    let names = if metadata.architecture == "falcon" { falcon::gguf_names(&metadata, heads)? } else { GGUF };
     let rotated = metadata.number("rope.dimension_count").unwrap_or(heads.width);
     if rotated > heads.width || !rotated.is_multiple_of(2) {
         return Err(metadata.unsupported(format!(
@@ -80,11 +82,11 @@ pub(super) fn from_gguf(gguf: &Gguf) -> Result<Box<dyn Architecture>> {
         epsilon: metadata.float("attention.layer_norm_epsilon").unwrap_or(1e-5),
         activation: match metadata.architecture {
             "stablelm" => Activation::Silu,
-            "gptneox" => Activation::Gelu,
+            "gptneox" | "falcon" => Activation::Gelu,
             _ => Activation::GeluTanh,
         },
         attention: LayerAttention::new(mask).with_rotary(Rotary::new(base, rotated, RopeStyle::Neox)),
-        variant: variant(&metadata),
+        variant: variant(&metadata, names),
     }))
 }
 
@@ -101,12 +103,12 @@ fn heads(metadata: &Metadata<'_>, hidden: usize) -> Result<Heads> {
 }
 
 /// Which tensors there are says how the model differs from others.
-fn variant(metadata: &Metadata<'_>) -> RotaryGptVariant {
+fn variant(metadata: &Metadata<'_>, names: TensorNames) -> RotaryGptVariant {
     let gguf = metadata.gguf;
     let has = |name: &str| gguf.contains(&format!("blk.0.{name}"));
-    let alone = !has("ffn_norm.weight");
+    let shared_norm = !has(&format!("{}.weight", names.mlp_norm));
     RotaryGptVariant {
-        names: GGUF,
+        names,
         qkv: if has("attn_qkv.weight") { QkvForm::Fused } else { QkvForm::Separate },
         qkv_bias: has("attn_qkv.bias") || has("attn_q.bias"),
         output_bias: has("attn_output.bias"),
@@ -114,9 +116,12 @@ fn variant(metadata: &Metadata<'_>) -> RotaryGptVariant {
         head_bias: gguf.contains("output.bias"),
         gated: has("ffn_gate.weight"),
         // Converters write the flag of StableLM whatever the model is, so one norm for both blocks decides.
-        parallel: alone
-            || metadata.architecture == "gptneox" && metadata.flag("use_parallel_residual") != Some(false),
-        shared_norm: alone,
+        parallel: match metadata.architecture {
+            "falcon" => true,
+            "gptneox" => shared_norm || metadata.flag("use_parallel_residual") != Some(false),
+            _ => shared_norm,
+        },
+        shared_norm,
         head_norms: if has("attn_q_norm.weight") { NormsOfHeads::EachStacked } else { NormsOfHeads::None },
         tied: !gguf.contains("output.weight"),
     }

@@ -1,10 +1,11 @@
-//! GPTs with rotary positions and layer normalization: GPT-NeoX, Phi, StableLM and StarCoder 2.
+//! GPTs with rotary positions and layer normalization: GPT-NeoX, Phi, StableLM, StarCoder 2 and Falcon.
 //!
 //! Black et al., "GPT-NeoX-20B: An Open-Source Autoregressive Language Model", 2022; Li et al., "Textbooks Are All You Need II:
 //! phi-1.5 technical report", 2023; Bellagente et al., "Stable LM 2 1.6B Technical Report", 2024; Lozhkov et al., "StarCoder 2 and
-//! The Stack v2: The Next Generation", 2024.
+//! The Stack v2: The Next Generation", 2024. Falcon has a page of its own for its configuration.
 
 mod config;
+mod falcon;
 mod gguf;
 mod model;
 
@@ -80,6 +81,10 @@ pub(super) const FAMILIES: &[Family] = &[
     family("phi", "Phi", &PHI_KEYS, &[GgufFamily::generators("phi2")]),
     family("stablelm", "StableLm", &STABLELM_KEYS, &[GgufFamily::generators("stablelm")]),
     family("starcoder2", "Starcoder2", &STARCODER2_KEYS, &[GgufFamily::generators("starcoder2")]),
+    Family {
+        read: falcon::read,
+        ..family("falcon", "Falcon", falcon::KEYS, &[GgufFamily::generators("falcon")])
+    },
 ];
 
 const fn family(

@@ -91,8 +91,8 @@ pub(super) enum QkvForm {
     Separate,
     /// As one: all queries, all keys, all values.
     Fused,
-    /// As one: the queries, keys and values of one head, then those of the next.
-    FusedByHead,
+    /// As one: the queries of one head of keys, its keys and its values, then those of the next.
+    FusedByGroup,
 }
 
 /// The layer normalizations of queries and keys.
@@ -230,7 +230,7 @@ impl Architecture for RotaryGpt {
                     .collect::<Result<_>>()?
             }
             QkvForm::Fused => vec![fused()?],
-            QkvForm::FusedByHead => {
+            QkvForm::FusedByGroup => {
                 let (matrix, shift) = fused()?;
                 let Matrix::Plain(matrix) = matrix else {
                     return Err(Error::Internal {
@@ -238,8 +238,8 @@ impl Architecture for RotaryGpt {
                         reason: "rows of a quantized matrix stay in their order".into(),
                     });
                 };
-                let shift = shift.map(|shift| by_part(&shift, heads)).transpose()?;
-                vec![(by_part(&matrix, heads)?.into(), shift)]
+                let shift = shift.map(|shift| by_part(&shift, self.heads)).transpose()?;
+                vec![(by_part(&matrix, self.heads)?.into(), shift)]
             }
         };
         let [q, k] = names.head_norms;
@@ -276,16 +276,21 @@ impl Architecture for RotaryGpt {
     }
 }
 
-/// Rows that are stored head by head, each with its queries, keys and values: all queries, all keys, all values.
-fn by_part(stored: &Weight, heads: usize) -> Result<Weight> {
+/// Rows that are stored by heads of keys, each with its queries, keys and values: all queries, all keys, all values.
+fn by_part(stored: &Weight, heads: Heads) -> Result<Weight> {
+    let Heads { heads, kv_heads, .. } = heads;
     let (rows, size) = (stored.rows(), stored.columns() * stored.stored().bytes());
-    let bytes = rows / (3 * heads) * size;
+    let bytes = rows / (heads + 2 * kv_heads) * size;
+    let queries = heads / kv_heads;
     let mut scratch = Vec::new();
     let from = stored.bytes().read(0..rows * size, &mut scratch)?;
     let mut to = zeroed::<u8>(from.len())?;
     for (index, to) in to.chunks_exact_mut(bytes).enumerate() {
-        let (part, head) = (index / heads, index % heads);
-        to.copy_from_slice(&from[(3 * head + part) * bytes..][..bytes]);
+        let (group, member) = match index.checked_sub(heads) {
+            None => (index / queries, index % queries),
+            Some(index) => (index % kv_heads, queries + index / kv_heads),
+        };
+        to.copy_from_slice(&from[(group * (queries + 2) + member) * bytes..][..bytes]);
     }
     Weight::owned(to, stored.stored(), stored.shape().to_vec())
 }
@@ -296,16 +301,22 @@ mod tests {
 
     #[test]
     fn rows_of_heads_become_queries_then_keys_then_values() {
-        // Two heads of two rows; a row of three columns begins with ten times its number.
-        let values: Vec<f32> = (0..12).flat_map(|row| (0..3).map(move |i| (10 * row + i) as f32)).collect();
-        let sorted = by_part(&Weight::from_f32(&values, &[12, 3]).unwrap(), 2).unwrap();
-        assert_eq!(sorted.shape(), [12, 3]);
-        let rows = [0, 1, 6, 7, 2, 3, 8, 9, 4, 5, 10, 11];
-        let expected: Vec<f32> =
-            rows.iter().flat_map(|row| (0..3).map(move |i| (10 * row + i) as f32)).collect();
-        assert_eq!(sorted.to_f32().unwrap(), expected);
-        let bias: Vec<f32> = (0..12).map(|row| row as f32).collect();
-        let sorted = by_part(&Weight::from_f32(&bias, &[12]).unwrap(), 2).unwrap();
-        assert_eq!(sorted.to_f32().unwrap(), rows.map(|row| row as f32));
+        // Heads of two rows; a row of three columns begins with ten times its number.
+        for (heads, kv_heads, expected) in [
+            (2, 2, &[0, 1, 6, 7, 2, 3, 8, 9, 4, 5, 10, 11][..]),
+            (4, 2, &[0, 1, 2, 3, 8, 9, 10, 11, 4, 5, 12, 13, 6, 7, 14, 15]),
+            (3, 1, &[0, 1, 2, 3, 4, 5, 6, 7, 8, 9]),
+        ] {
+            let (rows, heads) = (expected.len(), Heads { heads, kv_heads, width: 2 });
+            let row = |row: usize| (0..3).map(move |i| (10 * row + i) as f32);
+            let values: Vec<f32> = (0..rows).flat_map(row).collect();
+            let sorted = by_part(&Weight::from_f32(&values, &[rows, 3]).unwrap(), heads).unwrap();
+            assert_eq!(sorted.shape(), [rows, 3]);
+            let sorted_values: Vec<f32> = expected.iter().copied().flat_map(row).collect();
+            assert_eq!(sorted.to_f32().unwrap(), sorted_values);
+            let bias: Vec<f32> = (0..rows).map(|row| row as f32).collect();
+            let sorted = by_part(&Weight::from_f32(&bias, &[rows]).unwrap(), heads).unwrap();
+            assert_eq!(sorted.to_f32().unwrap(), expected.iter().map(|&row| row as f32).collect::<Vec<_>>());
+        }
     }
 }
