@@ -26,7 +26,7 @@ impl Encoder {
     /// Those of the transformer.
     pub fn encode(&self, batch: &Packed<'_>, out: &mut [f32]) -> Result<()> {
         let pooling = self.config.pooling;
-        let pooled = || -> Result<Vec<f32>> {
+        let pooled = |batch: &Packed<'_>| -> Result<Vec<f32>> {
             let mut states = zeroed(batch.sequences() * self.model.width())?;
             self.model.encode(batch, pooling, &mut states)?;
             Ok(states)
@@ -34,13 +34,21 @@ impl Encoder {
         match &self.head {
             Head::Vectors { dense, .. } if dense.is_empty() => self.model.encode(batch, pooling, out)?,
             Head::Vectors { dense, .. } => {
-                let vectors = dense.iter().fold(pooled()?, |vectors, layer| layer.apply(&vectors));
+                let vectors = dense.iter().fold(pooled(batch)?, |vectors, layer| layer.apply(&vectors));
                 out.copy_from_slice(&vectors);
             }
-            Head::Scores(classifier) if self.pair_chat.is_some() && pooling == Pooling::Last => {
-                out.copy_from_slice(&classifier.apply(self.last_states(batch)?));
+            Head::Scores(classifier) => {
+                let shorter = classifier.without_padding(batch);
+                let batch = match &shorter {
+                    Some((ids, offsets)) => Packed { ids, offsets, ..*batch },
+                    None => *batch,
+                };
+                let states = match self.pair_chat.is_some() && pooling == Pooling::Last {
+                    true => self.last_states(&batch)?,
+                    false => pooled(&batch)?,
+                };
+                out.copy_from_slice(&classifier.apply(states));
             }
-            Head::Scores(classifier) => out.copy_from_slice(&classifier.apply(pooled()?)),
             Head::Sparse(..) | Head::Tokens(_) => return Err(misuse("this model pools no states")),
         }
         if self.config.normalize {

@@ -7,7 +7,7 @@ use serde::Deserialize;
 use super::architecture::{Architecture, Description, Factors};
 use super::family::{ConfigFile, Family, GgufFamily, LARGEST_SIZE};
 use super::gguf_keys::Metadata;
-use super::tensors::{EmbeddingTensors, LayerTensors, NormTensors, Tensors};
+use super::tensors::{EmbeddingTensors, LayerTensors, NormTensors, Tensors, tied_head};
 use crate::compute::memory::zeroed;
 use crate::compute::{
     Activation, Biased, Heads, LONGEST_HEAD, LayerAttention, Mask, Matrix, Positions, Weight,
@@ -231,10 +231,11 @@ impl Architecture for Gpt2 {
     }
 
     fn head(&self, tensors: &dyn Tensors) -> Result<Matrix> {
-        if self.config.tie_word_embeddings {
-            return self.table(tensors, "wte.weight", self.config.vocab_size);
+        let (head, shape) = ("lm_head.weight", [self.config.vocab_size, self.config.n_embd]);
+        match self.config.tie_word_embeddings {
+            true => tied_head(tensors, &Self::name(tensors, "wte.weight"), head, shape),
+            false => tensors.matrix(head, shape),
         }
-        tensors.matrix("lm_head.weight", [self.config.vocab_size, self.config.n_embd])
     }
 }
 

@@ -35,7 +35,9 @@ impl<B: Backend> MaskedLm<B> {
             true => tensors.matrix(head.decoder, [vocabulary, hidden])?,
             false => embeddings.words,
         };
-        let bias = tensors.vector(head.bias, vocabulary)?.to_f32()?;
+        // Two names of one vector, unless a file has both: then the layer itself has the first.
+        let bias = if tensors.contains(head.decoder_bias) { head.decoder_bias } else { head.bias };
+        let bias = tensors.vector(bias, vocabulary)?.to_f32()?;
         let Matrix::Plain(decoder) = decoder else {
             let (place, reason) = ("masked".into(), "a quantized vocabulary is not divided".into());
             return Err(Error::Internal { place, reason });

@@ -204,6 +204,16 @@ impl RopeConfig {
         object.get("rope_type").or_else(|| object.get("type"))?.as_str()
     }
 
+    /// Whether the file has such an object.
+    pub(super) fn has_parameters(&self) -> bool {
+        self.object().is_some()
+    }
+
+    /// Sets the length of the first training, if it does not stand outside of the object; there it comes before that inside.
+    pub(super) fn set_original(&mut self, length: f32) {
+        self.original_max_position_embeddings.get_or_insert(length);
+    }
+
     /// Whether the layers of this `layer_type` have an object of their own.
     pub(super) fn has(&self, layer_type: &str) -> bool {
         self.object().is_some_and(|object| object.get(layer_type).is_some_and(|own| !is_unset(own)))

@@ -192,6 +192,8 @@ fn read_nomic(file: &ConfigFile<'_>) -> Result<Box<dyn Architecture>> {
     config.hidden_act = match config.hidden_act.as_str() {
         "swiglu" | "silu" => "silu".into(),
         "geglu" => "gelu".into(),
+        // What transformers calls the function of the gate.
+        name if file.json["hidden_act"].is_string() => name.into(),
         _ => return Err(file.refuse("activation_function", "swiglu and geglu")),
     };
     if nomic.rotary_scaling_factor.is_some() {

@@ -95,7 +95,10 @@ fn read_mt5(file: &ConfigFile<'_>) -> Result<Box<dyn Architecture>> {
 }
 
 fn read(file: &ConfigFile<'_>, usual: &str) -> Result<Box<dyn Architecture>> {
-    let config: T5Config = file.parse()?;
+    let mut config: T5Config = file.parse()?;
+    if file.json["model_type"] == "mt5" && file.json["num_layers"].is_null() {
+        config.num_layers = 8;
+    }
     file.check_sizes(&[
         config.vocab_size,
         config.d_model,

@@ -46,6 +46,15 @@ pub trait Tensors {
     }
 }
 
+/// The matrix of logits of a model that ties it to the table `words`. A file that has one as `head` all the same keeps it, as in
+/// transformers since version 5.
+///
+/// # Errors
+/// As [`Tensors::matrix`].
+pub(super) fn tied_head(tensors: &dyn Tensors, words: &str, head: &str, shape: [usize; 2]) -> Result<Matrix> {
+    tensors.matrix(if tensors.contains(head) { head } else { words }, shape)
+}
+
 /// The parameters of a normalization.
 #[derive(Debug, Clone)]
 pub struct NormTensors {

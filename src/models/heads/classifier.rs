@@ -5,8 +5,8 @@ use serde_json::{Map, Value};
 use super::dense::DenseLayer;
 use super::layout::{ClassifierHead, HeadActivation, HeadNormNames, HeadState, LayerActivation};
 use super::pooling::Pooling;
-use crate::compute::Matrix;
 use crate::compute::memory::zeroed;
+use crate::compute::{Matrix, Packed};
 use crate::models::config::ModelConfig;
 use crate::models::json::read_json;
 use crate::models::keys::{refusal, refuse_unknown};
@@ -131,6 +131,8 @@ pub struct Classifier {
     /// How token states become the state that the layers begin with.
     pub pooling: Pooling,
     layers: Vec<(DenseLayer, Option<HeadNorm>)>,
+    /// The token at the end of a sequence that transformers takes for padding, where the last other token's state counts.
+    padding: Option<u32>,
 }
 
 /// A layer normalization of single vectors.
@@ -169,7 +171,10 @@ impl Classifier {
             let norm = layer.norm.map(|names| HeadNorm::of(config, weights, &names, width)).transpose()?;
             layers.push((dense, norm));
         }
-        Ok(Self { pooling, layers })
+        // No earlier token sees a later one, so that those behind may be left out.
+        let padding = config.json["pad_token_id"].as_u64().and_then(|id| u32::try_from(id).ok());
+        let padding = padding.filter(|_| pooling == Pooling::Last && config.describe().is_causal());
+        Ok(Self { pooling, layers, padding })
     }
 
     /// The head of a language model whose score is what it thinks of two tokens: the logit of one, less that of the other, as
@@ -217,7 +222,25 @@ impl Classifier {
         Ok(Self {
             pooling: Pooling::Last,
             layers: vec![(DenseLayer::linear(score, description.hidden), None)],
+            padding: None,
         })
+    }
+
+    /// Ids and offsets of `batch` without the padding at the end of its sequences; `None` if there is none. A sequence of
+    /// padding alone keeps its first token.
+    pub(crate) fn without_padding(&self, batch: &Packed<'_>) -> Option<(Vec<u32>, Vec<u32>)> {
+        let padding = self.padding?;
+        if !batch.ranges().any(|range| range.len() > 1 && batch.ids[range.end - 1] == padding) {
+            return None;
+        }
+        let (mut ids, mut offsets) = (Vec::with_capacity(batch.ids.len()), vec![0]);
+        for range in batch.ranges() {
+            let sequence = &batch.ids[range];
+            let kept = sequence.iter().rposition(|&id| id != padding).map_or(1, |last| last + 1);
+            ids.extend_from_slice(&sequence[..kept.min(sequence.len())]);
+            offsets.push(u32::try_from(ids.len()).unwrap_or(u32::MAX));
+        }
+        Some((ids, offsets))
     }
 
     /// The number of labels.

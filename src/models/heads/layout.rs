@@ -186,7 +186,9 @@ pub struct MaskedHead {
     pub norm: &'static str,
     /// The matrix of the vocabulary. A file without it has that of the word embeddings.
     pub decoder: &'static str,
-    /// Its bias.
+    /// Its bias, in files that have it under a name of its own.
+    pub decoder_bias: &'static str,
+    /// Its bias in all others.
     pub bias: &'static str,
 }
 
@@ -196,6 +198,7 @@ pub const MASKED_BERT: MaskedHead = MaskedHead {
     activation: None,
     norm: "cls.predictions.transform.LayerNorm",
     decoder: "cls.predictions.decoder.weight",
+    decoder_bias: "cls.predictions.decoder.bias",
     bias: "cls.predictions.bias",
 };
 /// Of RoBERTa and its kin.
@@ -204,6 +207,7 @@ pub const MASKED_ROBERTA: MaskedHead = MaskedHead {
     activation: Some(Activation::Gelu),
     norm: "lm_head.layer_norm",
     decoder: "lm_head.decoder.weight",
+    decoder_bias: "lm_head.decoder.bias",
     bias: "lm_head.bias",
 };
 /// Of DistilBERT.
@@ -212,5 +216,6 @@ pub const MASKED_DISTILBERT: MaskedHead = MaskedHead {
     activation: None,
     norm: "vocab_layer_norm",
     decoder: "vocab_projector.weight",
+    decoder_bias: "vocab_projector.bias",
     bias: "vocab_projector.bias",
 };

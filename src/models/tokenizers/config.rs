@@ -5,6 +5,7 @@ use tokenizers::AddedToken;
 
 use crate::Result;
 use crate::models::json::read_json_with_nulls;
+use crate::models::keys::refusal;
 use crate::models::manifest::ModelFiles;
 
 /// `tokenizer_config.json`: what transformers puts over `tokenizer.json`. Special tokens that it does not name are those
@@ -19,6 +20,17 @@ impl TokenizerConfig {
             None => Ok(Map::new()),
         };
         let mut settings: Map<String, Value> = read("tokenizer_config.json")?;
+        const SPLIT: &str = "split_special_tokens";
+        if let Some(value) = settings.get(SPLIT).filter(|value| value.as_bool() == Some(true)) {
+            let path = files.transformer.join("tokenizer_config.json");
+            return Err(refusal(
+                &files.model,
+                &path,
+                SPLIT,
+                value,
+                "special tokens in texts are not divided here",
+            ));
+        }
         if !settings.get("added_tokens_decoder").is_some_and(Value::is_object) {
             for (key, value) in read("special_tokens_map.json")? {
                 let own = settings.entry(key).or_insert(Value::Null);

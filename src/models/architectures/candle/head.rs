@@ -13,7 +13,8 @@ pub(super) struct CandleHead {
 }
 
 impl CandleHead {
-    /// The head over the states that `norm` gives: `words` if it is tied to them, otherwise the tensor `lm_head.weight`.
+    /// The head over the states that `norm` gives: `words` if it is tied to them and the file has no other
+    /// one, else the tensor `lm_head.weight`.
     ///
     /// # Errors
     /// When that tensor is missing or of another shape.
@@ -23,12 +24,10 @@ impl CandleHead {
         words: &Tensor,
         tied: bool,
     ) -> Result<Self> {
-        let weight = match tied {
+        let (vocabulary, hidden) = words.dims2().map_err(failed)?;
+        let weight = match tied && !loader.has_own_head(words)? {
             true => CandleLinear::new(words.clone(), None)?,
-            false => {
-                let (vocabulary, hidden) = words.dims2().map_err(failed)?;
-                loader.linear("lm_head", [vocabulary, hidden], false)?
-            }
+            false => loader.linear("lm_head", [vocabulary, hidden], false)?,
         };
         Ok(Self { norm, weight })
     }

@@ -16,7 +16,7 @@ use crate::compute::{Activation, Heads, LayerAttention, Mask, Matrix, Positions,
 use crate::models::architectures::architecture::{Architecture, Description, Factors};
 use crate::models::architectures::family::{ComputeEngine, ConfigFile, Family};
 use crate::models::architectures::rope_scaling::{RopeConfig, RopeDefaults};
-use crate::models::architectures::tensors::{EmbeddingTensors, Tensors};
+use crate::models::architectures::tensors::{EmbeddingTensors, Tensors, tied_head};
 
 /// Generators.
 pub(super) const FAMILY: Family =
@@ -227,7 +227,8 @@ impl Architecture for Lfm2 {
     fn head(&self, tensors: &dyn Tensors) -> Result<Matrix> {
         let tied = self.config.tie_embedding.unwrap_or(self.config.tie_word_embeddings);
         let shape = [self.config.vocab_size, self.config.hidden_size];
-        tensors.matrix(if tied { WORDS } else { "lm_head.weight" }, shape)
+        let head = "lm_head.weight";
+        if tied { tied_head(tensors, WORDS, head, shape) } else { tensors.matrix(head, shape) }
     }
 
     fn candle(&self) -> Option<&dyn CandleArchitecture> {

@@ -45,6 +45,20 @@ impl<'a> TensorLoader<'a> {
         self.tensors.tensor(&format!("{}{name}", self.prefix), shape)?.to_f32()
     }
 
+    /// Whether there is a matrix of logits whose numbers are not those of `words`: transformers ties no such matrix.
+    ///
+    /// # Errors
+    /// When it is of another shape.
+    pub(super) fn has_own_head(&self, words: &Tensor) -> Result<bool> {
+        let name = "lm_head.weight";
+        if !self.tensors.contains(&format!("{}{name}", self.prefix)) {
+            return Ok(false);
+        }
+        let own = self.values(name, words.dims())?;
+        let words = words.flatten_all().and_then(|words| words.to_vec1::<f32>()).map_err(failed)?;
+        Ok(own != words)
+    }
+
     /// Counts a tensor that stays in memory.
     pub(super) fn count(&self, tensor: &Tensor) {
         self.bytes.set(self.bytes.get() + 4 * tensor.elem_count() as u64);

@@ -44,7 +44,6 @@ struct LlamaConfig {
     sliding_window: Given<usize>,
     #[serde(default = "twenty_eight")]
     max_window_layers: usize,
-    #[serde(alias = "_sliding_window_pattern")]
     sliding_window_pattern: Option<Pattern>,
     #[serde(default)]
     layer_types: Vec<String>,
@@ -85,6 +84,9 @@ fn given<'de, T: Deserialize<'de>, D: Deserializer<'de>>(value: D) -> Result<Giv
     Option::deserialize(value).map(Some)
 }
 
+/// `original_max_position_embeddings` of Phi 3 where it is absent.
+const PHI3_CONTEXT: f32 = 4096.0;
+
 /// Keys of `rope_parameters` that Ministral 3 has in addition; the second repeats a number of the file.
 const MINISTRAL3: [&str; 2] = ["llama_4_scaling_beta", "max_position_embeddings"];
 
@@ -124,12 +126,14 @@ impl LlamaConfig {
 
     fn activation(&self, dialect: &Dialect) -> Result<Activation, String> {
         if dialect.gemma {
-            // Gemma's first files say "gelu" and mean its tanh form.
             return match self.hidden_activation.as_deref().or(self.hidden_act.as_deref()) {
-                None | Some("gelu_pytorch_tanh" | "gelu_new" | "gelu") => Ok(Activation::GeluTanh),
-                Some(other) => {
-                    Err(format!("its hidden_activation is {other:?}; supported is gelu_pytorch_tanh"))
-                }
+                None | Some("gelu_pytorch_tanh" | "gelu_new") => Ok(Activation::GeluTanh),
+                // The first files of the first Gemma say "gelu" and mean its tanh form.
+                Some("gelu") if dialect.model_type == "gemma" => Ok(Activation::GeluTanh),
+                Some("gelu") => Ok(Activation::Gelu),
+                Some(other) => Err(format!(
+                    "its hidden_activation is {other:?}; supported are gelu_pytorch_tanh and gelu"
+                )),
             };
         }
         match self.hidden_act.as_deref().unwrap_or("silu") {
@@ -187,7 +191,7 @@ impl LlamaConfig {
         let scale = match self.query_pre_attn_scalar.or(dialect.query_scalar) {
             Some(scalar) if scalar > 0.0 => Some(1.0 / scalar.sqrt()),
             Some(scalar) => return Err(format!("its query_pre_attn_scalar is {scalar}; it must be above 0")),
-            None => self.attention_multiplier,
+            None => self.attention_multiplier.or(dialect.multiplier),
         };
         // Gemma 3 has the key and does not use it.
         let soft_cap = dialect.caps.and_then(|[own, _]| self.attn_logit_softcapping.unwrap_or(Some(own)));
@@ -233,7 +237,14 @@ impl LlamaConfig {
         {
             return Err(format!("its rotary scaling is {:?}; supported is longrope", rope.kind()));
         }
+        let mut rope = rope.clone();
+        if dialect.model_type == "phi3" {
+            rope.set_original(PHI3_CONTEXT);
+        }
         let ministral3 = dialect.model_type == "ministral3";
+        if ministral3 && !rope.has_parameters() {
+            return Err("it has no rope_parameters, without which its family has a scaling of its own".into());
+        }
         let others: &[&str] = if ministral3 { &MINISTRAL3 } else { &[] };
         let full = rope.rotary(&defaults, Some("full_attention"), others)?;
         if dialect.model_type != "gemma3_text" {

@@ -80,9 +80,14 @@ fn windows_are_where_the_family_has_them() {
     assert_eq!(windows("gemma2", caps), [5, 0, 5, 0, 5, 0]);
     assert_eq!(windows("gemma3_text", json!({"sliding_window": 5})), [5, 5, 5, 5, 5, 0]);
     assert_eq!(
-        windows("gemma3_text", json!({"sliding_window": 5, "_sliding_window_pattern": 3})),
+        windows("gemma3_text", json!({"sliding_window": 5, "sliding_window_pattern": 3})),
         [5, 5, 0, 5, 5, 0]
     );
+    // transformers 5 writes the second key too, and reads the first alone.
+    let saved = json!({"sliding_window": 5, "sliding_window_pattern": 2, "_sliding_window_pattern": 3});
+    assert_eq!(windows("gemma3_text", saved), [5, 0, 5, 0, 5, 0]);
+    let second = json!({"sliding_window": 5, "_sliding_window_pattern": 3});
+    assert_eq!(windows("gemma3_text", second), [5, 5, 5, 5, 5, 0]);
     assert_eq!(windows("qwen2", json!({"sliding_window": 5, "max_window_layers": 4})), [0]);
     let flagged = json!({"use_sliding_window": true, "sliding_window": 5, "max_window_layers": 4});
     assert_eq!(windows("qwen2", flagged), [0, 0, 0, 0, 5, 5]);
@@ -100,7 +105,8 @@ fn absent_keys_have_defaults_and_null_has_none() {
     assert_eq!(windows("mistral", json!({})), [4096]);
     assert_eq!(windows("ministral", json!({})), [4096]);
     assert_eq!(windows("ministral", json!({"sliding_window": null})), [0]);
-    assert_eq!((windows("ministral3", json!({})), windows("phi3", json!({}))), (vec![0], vec![0]));
+    let default = json!({"rope_parameters": {"rope_type": "default"}});
+    assert_eq!((windows("ministral3", default), windows("phi3", json!({}))), (vec![0], vec![0]));
     assert_eq!(windows("gemma3_text", json!({})), [4096, 4096, 4096, 4096, 4096, 0]);
     assert_eq!(windows("qwen2", json!({"use_sliding_window": true})), [0], "from layer 28 on");
     let first = json!({"use_sliding_window": true, "max_window_layers": 5});
@@ -114,6 +120,20 @@ fn absent_keys_have_defaults_and_null_has_none() {
     assert_eq!(caps(json!({"final_logit_softcapping": null})), (Some(50.0), None));
     let short = json!({"is_causal": false, "max_position_embeddings": 4096});
     assert_eq!(read_as("mistral", short).unwrap().attention[0].mask, Mask::FULL);
+}
+
+#[test]
+fn phi3_scales_from_its_own_context_unless_the_file_says_another() {
+    let from = |extra: Value| {
+        let factors = json!([1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]);
+        let mut json = json!({"rope_scaling": {"type": "longrope", "short_factor": factors, "long_factor": factors,
+            "original_max_position_embeddings": 16}});
+        json.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+        let rotary = read_as("phi3", json).unwrap().attention[0].rotary.clone().unwrap();
+        rotary.long.map(|long| long.from)
+    };
+    assert_eq!(from(json!({})), Some(4096));
+    assert_eq!(from(json!({"original_max_position_embeddings": 32})), Some(32));
 }
 
 #[test]
@@ -169,11 +189,18 @@ fn layers_without_a_window_may_be_without_rotary_positions() {
 fn factors_follow_the_family() {
     let gemma = read_as("gemma", json!({})).unwrap();
     assert_eq!((gemma.factors.embedding, gemma.activation), (8.0, Activation::GeluTanh));
+    let gelu = |model_type, key: &str| read_as(model_type, json!({key: "gelu"})).unwrap().activation;
+    assert_eq!(gelu("gemma", "hidden_act"), Activation::GeluTanh, "its first files mean that form");
+    let later = [gelu("gemma2", "hidden_activation"), gelu("gemma3_text", "hidden_activation")];
+    assert_eq!(later, [Activation::Gelu; 2]);
     let granite = json!({"embedding_multiplier": 12.0, "residual_multiplier": 0.25, "attention_multiplier": 0.5,
         "logits_scaling": 8.0});
     let granite = read_as("granite", granite).unwrap();
     let expected = Factors { embedding: 12.0, residual: 0.25, logits: 0.125, logits_cap: None };
     assert_eq!((granite.factors, granite.attention[0].scale), (expected, Some(0.5)));
+    let absent = read_as("granite", json!({})).unwrap().attention[0].scale;
+    assert_eq!(absent, Some(1.0), "transformers' default");
+    assert!(refusal("ministral3", json!({})).contains("no rope_parameters"));
     let growth = json!({"rope_parameters": {"rope_type": "yarn", "factor": 2.0, "mscale": 1.0, "mscale_all_dim": 1.0,
         "original_max_position_embeddings": 16, "llama_4_scaling_beta": 0.1, "max_position_embeddings": 32}});
     let rotary = read_as("ministral3", growth.clone()).unwrap().attention[0].rotary.clone().unwrap();

@@ -52,6 +52,8 @@ pub(super) struct Dialect {
     pub head: usize,
     /// `query_pre_attn_scalar` where it is absent.
     pub query_scalar: Option<f32>,
+    /// `attention_multiplier` where it is absent; without both, the scale follows from the length of a head.
+    pub multiplier: Option<f32>,
     /// Gemma: embeddings times the root of their length, GELU in its tanh form.
     pub gemma: bool,
     /// Gemma 2: `attn_logit_softcapping` and `final_logit_softcapping` where they are absent; null means none.
@@ -109,6 +111,7 @@ const LLAMA: Dialect = Dialect {
     tied: false,
     head: 0,
     query_scalar: None,
+    multiplier: None,
     gemma: false,
     caps: None,
     causal: true,
@@ -257,6 +260,7 @@ pub(super) const DIALECTS: [Dialect; 17] = [
             "attention_multiplier",
             "logits_scaling"
         ],
+        multiplier: Some(1.0),
         gguf: &[GgufFamily::generators("granite")],
         ..LLAMA
     },

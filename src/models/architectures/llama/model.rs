@@ -3,7 +3,9 @@
 use crate::compute::{Activation, Biased, Heads, LONGEST_HEAD, LayerAttention, Matrix, Positions, Weight};
 use crate::models::architectures::architecture::{Architecture, Description, Factors};
 use crate::models::architectures::family::LARGEST_SIZE;
-use crate::models::architectures::tensors::{EmbeddingTensors, LayerTensors, NormTensors, Tensors};
+use crate::models::architectures::tensors::{
+    EmbeddingTensors, LayerTensors, NormTensors, Tensors, tied_head,
+};
 use crate::{Error, Result};
 
 /// More layers than any model has.
@@ -228,6 +230,10 @@ impl Architecture for Llama {
     }
 
     fn head(&self, tensors: &dyn Tensors) -> Result<Matrix> {
-        self.words(tensors, if self.tied { "model.embed_tokens.weight" } else { "lm_head.weight" })
+        let (words, head) = ("model.embed_tokens.weight", "lm_head.weight");
+        match self.tied {
+            true => tied_head(tensors, words, head, [self.vocabulary, self.hidden]),
+            false => self.words(tensors, head),
+        }
     }
 }

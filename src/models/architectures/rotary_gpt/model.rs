@@ -3,7 +3,9 @@
 use crate::compute::memory::zeroed;
 use crate::compute::{Activation, Biased, Heads, LayerAttention, Matrix, Positions, Weight};
 use crate::models::architectures::architecture::{Architecture, Description, Factors};
-use crate::models::architectures::tensors::{EmbeddingTensors, LayerTensors, NormTensors, Tensors};
+use crate::models::architectures::tensors::{
+    EmbeddingTensors, LayerTensors, NormTensors, Tensors, tied_head,
+};
 use crate::{Error, Result};
 
 /// The names of tensors, without `.weight` and `.bias`; those of a layer follow its number.
@@ -266,8 +268,14 @@ impl Architecture for RotaryGpt {
     }
 
     fn head(&self, tensors: &dyn Tensors) -> Result<Matrix> {
-        let name = if self.variant.tied { self.variant.names.words } else { self.head_name(tensors) };
-        tensors.matrix(&format!("{name}.weight"), [self.vocabulary, self.hidden])
+        let [words, head] =
+            [self.variant.names.words, self.head_name(tensors)].map(|name| format!("{name}.weight"));
+        let shape = [self.vocabulary, self.hidden];
+        if self.variant.tied {
+            tied_head(tensors, &words, &head, shape)
+        } else {
+            tensors.matrix(&head, shape)
+        }
     }
 
     fn head_bias(&self, tensors: &dyn Tensors) -> Result<Option<Weight>> {
