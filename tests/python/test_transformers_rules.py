@@ -109,7 +109,7 @@ def test_special_tokens_that_texts_would_be_divided_into_are_refused(make_manage
 def test_a_saved_nomic_model_names_its_activation_as_transformers_does(make_manager, tmp_path):
     manager = make_manager()
     manager.register("m", str(changed("nomic", tmp_path / "m", hidden_act="mish")))
-    with pytest.raises(UnsupportedModelError, match="hidden_act.*mish"):
+    with pytest.raises(UnsupportedModelError, match=r"hidden_act.*mish"):
         manager.embed("Merhaba", "m")
     manager.register("saved", str(changed("nomic", tmp_path / "saved", hidden_act="gelu")), dtype="float32")
     published = changed("nomic", tmp_path / "published", hidden_act=None, activation_function="geglu")

@@ -1,0 +1,105 @@
+"""What the models of `compare_transformers.py` may ask for: the values of each key of config.json, by family."""
+
+from typing import Any
+
+Options = dict[str, Any]
+BOTH = [True, False]
+ACTIVATIONS = ["silu", "gelu", "relu", "gelu_new", "gelu_pytorch_tanh"]
+
+# None leaves the key out; rotary parameters and types of layers are drawn in place of these.
+ROPE, TYPES = object(), object()
+
+
+def flags(*names: str) -> Options:
+    return dict.fromkeys(names, BOTH)
+
+
+WINDOW: Options = {"sliding_window": [3, 7, 100], "rope_parameters": [ROPE]}
+LLAMA: Options = {"hidden_act": ACTIVATIONS, "rope_parameters": [ROPE], **flags("attention_bias")}
+BIASED: Options = {**LLAMA, **flags("mlp_bias")}
+QWEN: Options = {**WINDOW, "max_window_layers": [0, 1, 28], **flags("use_sliding_window")}
+WIDE: Options = {"head_dim": [4, 12]}
+GEMMA2: Options = {
+    **WIDE,
+    **flags("attention_bias"),
+    "sliding_window": [3, 7, 100],
+    "hidden_activation": ["gelu_pytorch_tanh", "gelu"],
+    "query_pre_attn_scalar": [1, 20],
+    "layer_types": [None, TYPES],
+}
+CAPS: Options = {"attn_logit_softcapping": [1.0, 50.0], "final_logit_softcapping": [2.0, 30.0]}
+FACTORS: Options = {
+    "residual_multiplier": [0.3, 1.0],
+    "attention_multiplier": [None, 0.1],
+    "logits_scaling": [0.7, 8.0],
+}
+LAYER_NORM: Options = {"hidden_act": ACTIVATIONS, "layer_norm_eps": [1e-5, 1e-2], "rope_parameters": [ROPE]}
+DECODERS: dict[str, Options] = {
+    "llama": {**BIASED, "head_dim": [None, 6, 12]},
+    "qwen2": {**QWEN, "hidden_act": ACTIVATIONS},
+    "qwen3": {**QWEN, **WIDE, **flags("attention_bias")},
+    "mistral": {**WINDOW, **WIDE},
+    "ministral": {**WINDOW, **WIDE, "layer_types": [None, TYPES]},
+    "smollm3": {**BIASED, **WINDOW, "no_rope_layer_interval": [1, 2, 3], **flags("use_sliding_window")},
+    "granite": {**BIASED, **FACTORS, "embedding_multiplier": [1.0, 3.0]},
+    "phi3": {"sliding_window": [None, 3, 7], "hidden_act": ACTIVATIONS},
+    "gemma": {**WIDE, "rope_parameters": [ROPE], **flags("attention_bias")},
+    "gemma2": {**GEMMA2, **CAPS},
+    "gemma3_text": {**GEMMA2, "final_logit_softcapping": [None, 2.0], "sliding_window_pattern": [None, 2, 3]},
+    "glm4": {**LLAMA, "head_dim": [4, 8]},
+    "olmo2": LLAMA,
+    "exaone4": {**WINDOW, "layer_types": [None, TYPES]},
+    "helium": {**BIASED, "head_dim": [4]},
+    "gpt_neox": {**LAYER_NORM, **flags("attention_bias", "use_parallel_residual")},
+    "phi": {**LAYER_NORM, **flags("qk_layernorm")},
+    "stablelm": {**LAYER_NORM, **flags("qk_layernorm", "use_qkv_bias", "use_parallel_residual")},
+    "starcoder2": {**WINDOW, "norm_epsilon": [1e-5, 1e-2], **flags("use_bias")},
+    "gpt2": {"n_inner": [None, 20], "activation_function": ["gelu_new", "gelu", "relu"]},
+    "lfm2": {"conv_L_cache": [2, 3, 4], "block_multiple_of": [4, 8], **flags("conv_bias")},
+    "falcon": {"rope_parameters": [ROPE], **flags("new_decoder_architecture", "bias", "multi_query")},
+}
+BERT: Options = {"hidden_act": ACTIVATIONS, "type_vocab_size": [1, 2], "layer_norm_eps": [1e-12, 1e-5, 1e-1]}
+ROBERTA: Options = {**BERT, "pad_token_id": [0, 1, 3]}
+BUCKETS: Options = {"relative_attention_num_buckets": [8, 32], "relative_attention_max_distance": [20, 128]}
+T5: Options = {**BUCKETS, "d_kv": [3, 8], "feed_forward_proj": ["relu", "gated-gelu", "gelu", "gated-silu"]}
+MODERNBERT: Options = {
+    **flags("norm_bias", "attention_bias", "mlp_bias"),
+    "hidden_activation": ACTIVATIONS,
+    "local_attention": [2, 7, 128],
+    "layer_types": [None, TYPES],
+    "classifier_pooling": ["cls", "mean"],
+    "classifier_activation": ["gelu", "silu"],
+}
+DEBERTA: Options = {
+    **flags("relative_attention", "share_att_key"),
+    "position_buckets": [-1, 4, 8],
+    "pos_att_type": [["c2p"], ["p2c"], ["c2p", "p2c"]],
+    "norm_rel_ebd": ["none", "layer_norm"],
+    "conv_kernel_size": [0, 3],
+}
+GROUPS: Options = {"num_hidden_groups": [1, 2], "inner_group_num": [1, 2]}
+ENCODERS: dict[str, tuple[str, Options]] = {
+    "bert": ("uncased", BERT),
+    "xlm-roberta": ("unigram", ROBERTA),
+    "roberta": ("unigram", ROBERTA),
+    "camembert": ("unigram", ROBERTA),
+    "electra": ("cased", {**BERT, "embedding_size": [7, 24]}),
+    "albert": ("unigram", {**BERT, **GROUPS, "embedding_size": [7]}),
+    "distilbert": ("cased", {"activation": ["gelu", "relu"], **flags("sinusoidal_pos_embds")}),
+    "mpnet": ("mpnet", {"hidden_act": ACTIVATIONS, "layer_norm_eps": [1e-12, 1e-1]}),
+    "modernbert": ("bytes", MODERNBERT),
+    "gte": ("unigram", {"hidden_act": ACTIVATIONS, "type_vocab_size": [1, 2], "rope_parameters": [ROPE]}),
+    "deberta-v2": ("deberta", DEBERTA),
+    "llama": ("qwen", DECODERS["llama"]),
+    "qwen2": ("qwen", DECODERS["qwen2"]),
+    "qwen3": ("qwen", DECODERS["qwen3"]),
+    "mistral": ("qwen", DECODERS["mistral"]),
+    "gemma3_text": ("qwen", DECODERS["gemma3_text"]),
+    "eurobert": ("bytes", BIASED),
+    "nomic_bert": ("uncased", {"hidden_act": ["silu", "gelu"], "rope_parameters": [ROPE]}),
+    "jina_embeddings_v3": ("unigram", {"hidden_act": ACTIVATIONS, "type_vocab_size": [1]}),
+    "t5": ("t5", T5),
+    "mt5": ("t5", T5),
+}
+SCORED = list(ENCODERS)[:14]
+SPARSE = ["bert", "xlm-roberta", "roberta", "camembert", "distilbert"]
