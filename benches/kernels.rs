@@ -116,7 +116,7 @@ fn attention(c: &mut Criterion) {
             let run = |pass: &mut CpuPass<'_>, x: States| {
                 let y = pass.linear(&x, &qkv, Activation::Identity).unwrap();
                 let start = Instant::now();
-                let y = pass.attention(0, y, *heads, layer).unwrap();
+                let y = pass.attention(0, y, *heads, layer, None).unwrap();
                 let taken = start.elapsed();
                 pass.discard(y);
                 (x, taken)

@@ -1,4 +1,4 @@
-"""Texts a second of ModernBERT-base and GTE-base, with random weights of the real size, here and in their peers.
+"""Texts a second of ModernBERT-base, GTE-base and DeBERTa-v3-base, with random weights, here and in their peers.
 
     python benchmarks/architectures.py DIR [MODEL ...] [--rounds N]
 
@@ -23,8 +23,20 @@ from typing import Any
 SHAPES: dict[str, dict[str, Any]] = {
     "modernbert": {"num_hidden_layers": 22, "intermediate_size": 1152, "max_position_embeddings": 8192},
     "gte": {"num_hidden_layers": 12, "intermediate_size": 3072, "max_position_embeddings": 8192},
+    "deberta-v2": {
+        "num_hidden_layers": 12,
+        "intermediate_size": 3072,
+        "max_position_embeddings": 512,
+        "relative_attention": True,
+        "position_buckets": 256,
+        "norm_rel_ebd": "layer_norm",
+        "share_att_key": True,
+        "pos_att_type": ["p2c", "c2p"],
+        "position_biased_input": False,
+        "type_vocab_size": 0,
+    },
 }
-LENGTHS = {18: 128, 77: 48, 256: 16, 1024: 4}  # words of a text, and texts of a round
+ALL_LENGTHS = {18: 128, 77: 48, 256: 16, 1024: 4}  # words of a text, and texts of a round
 REFERENCE = "torch float32"
 ENGINES = (
     "here bfloat16",
@@ -61,7 +73,8 @@ def make(model: str, directory: Path) -> None:
         single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )
     special = {"unk_token": "[UNK]", "pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
-    PreTrainedTokenizerFast(tokenizer_object=bare, model_max_length=8192, **special).save_pretrained(directory)
+    longest = SHAPES[model]["max_position_embeddings"]
+    PreTrainedTokenizerFast(tokenizer_object=bare, model_max_length=longest, **special).save_pretrained(directory)
     kinds = ("Transformer", "Pooling")
     modules = [
         {"idx": i, "name": str(i), "path": f"{i}_{kind}" if i else "", "type": f"sentence_transformers.models.{kind}"}
@@ -71,7 +84,13 @@ def make(model: str, directory: Path) -> None:
     pooling = {"word_embedding_dimension": 768, "pooling_mode_mean_tokens": True}
     (directory / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
     (directory / "modules.json").write_text(json.dumps(modules))
-    (directory / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 8192}))
+    (directory / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": longest}))
+
+
+def lengths(model: str) -> dict[int, int]:
+    """Those whose longest texts the model reads whole."""
+    longest = SHAPES[model]["max_position_embeddings"]
+    return {words: count for words, count in ALL_LENGTHS.items() if words * 5 // 4 + 2 <= longest}
 
 
 def texts(words: int, count: int) -> list[str]:
@@ -144,16 +163,16 @@ def timed(encode: Encode, batch: list[str], size: int) -> float:
     return time.perf_counter() - start
 
 
-def measure(engine: str, directory: Path) -> None:
+def measure(engine: str, model: str, directory: Path) -> None:
     """In this process: seconds of each length (best of three), and the vectors that are compared."""
     import numpy as np
 
     name, dtype = engine.split()
     encode = {"here": here, "torch": torch_, "onnxruntime": onnxruntime}[name](directory, dtype)
-    vectors = [encode(texts(words, COMPARED), COMPARED) for words in LENGTHS]
+    vectors = [encode(texts(words, COMPARED), COMPARED) for words in lengths(model)]
     np.save(directory / f"{engine}.npy", np.concatenate([np.asarray(some, dtype=np.float64) for some in vectors]))
     found = {}
-    for words, count in LENGTHS.items():
+    for words, count in lengths(model).items():
         if engine == REFERENCE:
             break
         batch = texts(words, count)
@@ -180,14 +199,15 @@ def distances(engine: str, directory: Path) -> tuple[float, float]:
 
 def table(model: str, directory: Path, rounds: dict[str, list[dict[str, float]]]) -> str:
     """Markdown: one line an engine."""
-    tokens = {words: sum(len(text.split()) + 2 for text in texts(words, count)) for words, count in LENGTHS.items()}
-    lines = [f"| {model}: words of a text | " + " | ".join(map(str, LENGTHS)) + " | tokens/s of all | cosine | error |"]
-    lines.append("|---" * (len(LENGTHS) + 4) + "|")
+    counts = lengths(model)
+    tokens = {words: sum(len(text.split()) + 2 for text in texts(words, count)) for words, count in counts.items()}
+    lines = [f"| {model}: words of a text | " + " | ".join(map(str, counts)) + " | tokens/s of all | cosine | error |"]
+    lines.append("|---" * (len(counts) + 4) + "|")
     for engine, found in rounds.items():
-        seconds = {words: statistics.median(one[str(words)] for one in found) for words in LENGTHS}
-        rates = [f"{LENGTHS[words] / seconds[words]:.4g}" for words in LENGTHS]
+        seconds = {words: statistics.median(one[str(words)] for one in found) for words in counts}
+        rates = [f"{count / seconds[words]:.4g}" for words, count in counts.items()]
         # The harmonic mean is the rate over equal numbers of tokens of each length.
-        mean = len(LENGTHS) / sum(seconds[words] / tokens[words] for words in LENGTHS)
+        mean = len(counts) / sum(seconds[words] / tokens[words] for words in counts)
         cosine, error = distances(engine, directory)
         lines.append(f"| {engine} | {' | '.join(rates)} | {mean:.0f} | {cosine:.5f} | {error:.1e} |")
     return "\n".join(lines)
@@ -203,7 +223,7 @@ def main() -> None:
     for model in args.models:
         directory = args.directory / model
         if args.engine:
-            measure(args.engine, directory)
+            measure(args.engine, model, directory)
             continue
         if not (directory / "modules.json").exists():
             directory.mkdir(parents=True, exist_ok=True)

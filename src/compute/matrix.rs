@@ -81,6 +81,12 @@ impl StateMatrix {
         &self.data.as_slice::<f32>()[rows.start * self.stride / 4..rows.end * self.stride / 4]
     }
 
+    /// Row `row` of a bf16 matrix.
+    pub(crate) fn row_bf16(&self, row: usize) -> &[u16] {
+        assert_eq!(self.format, DType::Bf16, "format");
+        &self.data.as_slice::<u16>()[row * self.stride / 2..][..self.columns]
+    }
+
     /// The matrix as a target, for tasks that write disjoint parts in parallel.
     pub(crate) fn target(&mut self) -> Target<'_> {
         let Self { rows, columns, stride, format, .. } = *self;

@@ -32,8 +32,8 @@ mod threads;
 mod weight;
 
 pub use attention::{
-    CacheShape, DistanceBias, Heads, LayerAttention, LongRope, Mask, QueryGrowth, RopeStyle, RopeTable,
-    Rotary,
+    CacheShape, DistanceBias, DistanceRows, Heads, LayerAttention, LongRope, Mask, QueryGrowth,
+    RelativePositions, RopeStyle, RopeTable, Rotary,
 };
 #[cfg(feature = "cuda")]
 pub use backend::Cuda;

@@ -1,6 +1,5 @@
 //! A linear layer over the states of tokens, in f32.
 
-use super::backend::Rows;
 use super::isa::{DType, Isa};
 use super::kernels::Activation;
 use super::linear::activations::PlainRows;
@@ -10,6 +9,7 @@ use super::linear::phases::RowPhases;
 use super::linear::{Linear, WeightFormat};
 use super::memory::zeroed;
 use super::parallel::{Parallelism, Target};
+use super::pooling::Rows;
 use super::weight::Weight;
 use crate::Result;
 

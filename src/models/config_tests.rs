@@ -95,16 +95,3 @@ fn wrong_values_in_every_key_of_every_family_end_in_no_panic() {
     let missing: Vec<_> = names.iter().filter(|name| !families.contains(&(**name).to_owned())).collect();
     assert!(missing.is_empty(), "{missing:?}");
 }
-
-/// Builds differ in the families that they compute, but not in those that they know.
-#[cfg(not(feature = "candle-models"))]
-#[test]
-fn a_build_without_a_family_names_it_and_the_remedy() {
-    for (name, kind) in [("deberta_v2", ModelKind::Embedding), ("lfm2", ModelKind::Generator)] {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name);
-        let files = ModelFiles::open(name, &folder).unwrap();
-        let error = ModelConfig::read(&files, kind).unwrap_err();
-        assert!(matches!(&error, Error::Unsupported { model, .. } if model == name), "{error:?}");
-        assert!(error.to_string().contains("--features candle-models"), "{error}");
-    }
-}

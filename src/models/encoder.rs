@@ -5,8 +5,6 @@ use std::panic::resume_unwind;
 use std::path::PathBuf;
 use std::thread;
 
-#[cfg(feature = "candle-models")]
-use super::architectures::CandleEncoder;
 use super::architectures::{ComputeEngine, ModelKind, Transformer};
 use super::config::ModelConfig;
 use super::head::{Head, bge_tokens, late_head, lexical_head};
@@ -59,10 +57,6 @@ pub fn on_cpu(
     isa: Isa,
     format: WeightFormat,
 ) -> Result<Box<dyn SentenceEncoder>> {
-    #[cfg(feature = "candle-models")]
-    if let Some(model) = candle_model(config, weights, &candle_core::Device::Cpu)? {
-        return Ok(model);
-    }
     build(Cpu::new(isa, format), config, weights)
 }
 
@@ -76,26 +70,11 @@ pub fn on_device(
     device: impl Into<CandleDevice>,
 ) -> Result<Box<dyn SentenceEncoder>> {
     let device = device.into();
-    #[cfg(feature = "candle-models")]
-    if let Some(model) = candle_model(config, weights, &device.device)? {
-        return Ok(model);
-    }
     #[cfg(feature = "cuda")]
-    if device.device.is_cuda() {
+    if device.device.is_cuda() && config.architecture.has_kernels_on_cards() {
         return build(Cuda::new(device)?, config, weights);
     }
     build(Candle::new(device), config, weights)
-}
-
-/// The model of a family that candle computes; `None` for the others.
-#[cfg(feature = "candle-models")]
-fn candle_model(
-    config: &ModelConfig,
-    weights: &Weights,
-    device: &candle_core::Device,
-) -> Result<Option<Box<dyn SentenceEncoder>>> {
-    let found = CandleEncoder::load(&*config.architecture, weights, device)?;
-    Ok(found.map(|model| Box::new(model) as Box<dyn SentenceEncoder>))
 }
 
 fn build<B: Backend>(
@@ -155,14 +134,6 @@ impl Encoder {
             ModelKind::Embedding if config.gguf.is_none() => LateInteraction::read(files)?,
             _ => None,
         };
-        if late.is_some() && config.family.engine == ComputeEngine::Candle {
-            return Err(Error::Unsupported {
-                model: files.model.clone(),
-                reason:
-                    "it is a model of late interaction, and candle computes its family without hidden tokens"
-                        .into(),
-            });
-        }
         let mut sentence = match (&config.gguf, kind) {
             (Some(gguf), _) => SentenceConfig::from_gguf(gguf, &files.model, positions, overrides.pooling)?,
             (None, ModelKind::Classifier) => SentenceConfig::of_classifier(files, positions)?,

@@ -2,9 +2,11 @@
 
 pub(crate) mod heads;
 pub(crate) mod kv_cache;
+pub(crate) mod relative;
 pub(crate) mod rope;
 pub(crate) mod tiles;
 
 pub use heads::{DistanceBias, Heads, LayerAttention, Mask};
 pub use kv_cache::{CacheShape, PagedKvCache};
+pub use relative::{DistanceRows, RelativePositions};
 pub use rope::{LongRope, QueryGrowth, RopeStyle, RopeTable, Rotary};

@@ -6,9 +6,19 @@
 //! each query keeps a running maximum and sum, so scores take the memory of one tile times one block. Blocks start at the
 //! beginning of a sequence, and the result of a query depends neither on its tile nor on the number of queries.
 
+mod relative;
+mod rows;
+mod scratch;
+
 use std::ops::Range;
 
+use self::relative::PositionComparison;
+use self::rows::{TileRows, input};
+pub(crate) use self::scratch::AttentionScratch;
+use self::scratch::{STRIDE, TileState, grown, numbers};
 use super::kv_cache::{BLOCK, PagedKvCache, Panels};
+use super::relative::RelativePanels;
+use crate::Result;
 use crate::compute::attention::heads::{Heads, LayerAttention};
 use crate::compute::isa::DType;
 use crate::compute::kernels::activation::Activation;
@@ -19,43 +29,6 @@ use crate::compute::kernels::{Kernels, TALLEST_TILE, units};
 use crate::compute::matrix::StateMatrix;
 use crate::compute::memory::Buffer;
 use crate::compute::parallel::{Share, Target, share};
-use crate::{Error, Result};
-
-/// Elements from a row of scores to the next. It is not a power of two, so that rows map to different cache sets.
-const STRIDE: usize = BLOCK + 32;
-
-/// The memory of attention on one thread.
-#[derive(Debug, Default)]
-pub(crate) struct AttentionScratch {
-    keys: Option<Buffer>,
-    values: Option<Buffer>,
-    state: TileState,
-}
-
-/// Scores, probabilities and sums of the tiles in progress.
-#[derive(Debug, Default)]
-struct TileState {
-    sums: Option<Buffer>,
-    running: Vec<[Running; TALLEST_TILE]>,
-    scores: Vec<f32>,
-    narrow: Vec<u16>,
-    /// The queries of a tile with a zero after each, for bf16 heads of odd width.
-    padded: Vec<u16>,
-}
-
-/// The buffer, with at least `bytes` bytes.
-fn grown(buffer: &mut Option<Buffer>, bytes: usize) -> Result<&mut Buffer> {
-    if buffer.as_ref().is_none_or(|buffer| buffer.len() < bytes) {
-        *buffer = None;
-        *buffer = Some(Buffer::zeroed(bytes.next_power_of_two().max(1 << 16))?);
-    }
-    buffer.as_mut().ok_or_else(|| Error::Internal { place: "attention".into(), reason: "no buffer".into() })
-}
-
-/// The numbers of a buffer; none without a buffer.
-fn numbers(buffer: &Option<Buffer>) -> &[f32] {
-    buffer.as_ref().map_or(&[], Buffer::as_slice)
-}
 
 /// The location of keys and values.
 #[derive(Debug, Clone, Copy)]
@@ -75,6 +48,7 @@ pub(crate) struct Attention<'a> {
     keys: KeyValues<'a>,
     heads: Heads,
     layer: &'a LayerAttention,
+    relative: Option<&'a RelativePanels>,
     /// A row for each row of queries.
     out: &'a Target<'a>,
 }
@@ -172,7 +146,23 @@ impl<'a> Attention<'a> {
             assert!(fits, "keys and values of an attention input");
         }
         assert_eq!(out.columns(), heads.heads * heads.width, "columns of an attention output");
-        Self { kernels, queries, keys, heads, layer, out }
+        Self { kernels, queries, keys, heads, layer, relative: None, out }
+    }
+
+    /// The same with these relative positions, which belong to the same kernels, heads and format.
+    ///
+    /// # Panics
+    ///
+    /// If several heads of queries share one of keys, or keys are in a cache.
+    pub(crate) fn with_relative(self, relative: Option<&'a RelativePanels>) -> Self {
+        let rows = self.heads.kv_heads == self.heads.heads && matches!(self.keys, KeyValues::Rows(_));
+        assert!(relative.is_none() || rows, "keys of relative positions");
+        Self { relative, ..self }
+    }
+
+    fn comparison(&self) -> Option<PositionComparison<'a>> {
+        let (kernels, format, width) = (self.kernels, self.queries.format(), self.heads.width);
+        self.relative.map(|relative| PositionComparison { kernels, format, width, relative })
     }
 
     /// Checks that the columns of the input are those of `heads`.
@@ -224,6 +214,17 @@ impl<'a> Attention<'a> {
                 KeyValues::Rows(rows) => {
                     let all = block..length.min(block + BLOCK);
                     self.pack(rows, keys, values, span, kv_head, all.clone());
+                    if let Some(comparison) = self.comparison() {
+                        let column = rows.columns() - 2 * kv_heads * width + kv_head * width;
+                        comparison.compare_keys(
+                            state,
+                            rows,
+                            (span.keys, column),
+                            kv_head,
+                            0..length,
+                            all.clone(),
+                        );
+                    }
                     Panels {
                         keys: numbers(keys),
                         values: numbers(values),
@@ -333,34 +334,25 @@ impl<'a> Attention<'a> {
         keys: Range<usize>,
     ) {
         let Heads { width, .. } = self.heads;
-        let QueryTile { span, tokens, .. } = tile;
-        let skipped = keys.start - block;
+        let (QueryTile { span, tokens, .. }, skipped) = (tile, keys.start - block);
         let (format, panel, rows) = (self.queries.format(), self.kernels.width, tile.rows());
         let height = self.kernels.rows(format);
         let key_units = units(format, width);
-        let queries = input(self.queries, span.queries + tokens.start, tile.head * width);
+        let start = input(self.queries, span.queries + tokens.start, tile.head * width);
         assert!(
             rows <= height
                 && (tile.head + tile.heads) * width <= self.out.columns()
                 && span.queries + tokens.end <= self.queries.rows(),
             "a tile of queries"
         );
-        let (mut queries, mut stride) = (queries, self.stride(tile, self.queries.stride()));
-        if format == DType::Bf16 && width % 2 == 1 {
-            // The last unit of a query in place ends with another head's element, which may be infinite.
-            state.padded.clear();
-            for row in 0..rows {
-                // SAFETY: the row has `width` readable elements of two bytes by the assertion above, aligned as bf16 is.
-                let query =
-                    unsafe { std::slice::from_raw_parts(queries.add(row * stride).cast::<u16>(), width) };
-                state.padded.extend(query.iter().chain(&[0]));
-            }
-            (queries, stride) = (state.padded.as_ptr().cast(), 2 * (width + 1));
-        }
+        let queries = TileRows { start, stride: self.stride(tile, self.queries.stride()), rows };
+        // SAFETY: the rows have `width` readable elements in `format` by the assertion above. Nothing changes `padded` before
+        // the next tile.
+        let queries = unsafe { queries.in_whole_units(format, width, &mut state.padded) };
         let count = keys.len().div_ceil(panel);
         let product = Tile {
-            a: queries,
-            a_stride: stride,
+            a: queries.start,
+            a_stride: queries.stride,
             panel: panels.keys[skipped * key_units..][..count * key_units * panel].as_ptr(),
             k: key_units,
             c: state.scores.as_mut_ptr(),
@@ -375,6 +367,11 @@ impl<'a> Attention<'a> {
         // panels has `key_units` rows for each. `count * panel <= BLOCK <= STRIDE`, because `keys.len() <= BLOCK`, a multiple of
         // `panel`; so the scores, `height * STRIDE` values that belong to this thread, have `rows` rows of `count * panel` values.
         unsafe { self.kernels.tiles(format, &product, count) };
+        if let Some(comparison) = self.comparison() {
+            let positions = span.before + tokens.start..span.before + tokens.end;
+            // SAFETY: as for the product with the keys. With relative positions, a tile has one head.
+            unsafe { comparison.add(state, tile.head, queries, positions, block, keys.clone()) };
+        }
         let mut factors = [0.0; TALLEST_TILE];
         let k = self.value_units(keys.len());
         // Heads of one token attend to the same keys; each further token attends to those one further on.
@@ -486,11 +483,4 @@ impl<'a> Attention<'a> {
             unsafe { self.kernels.finish(&finish) };
         }
     }
-}
-
-/// The element of an attention input at `row` and `column`.
-fn input(matrix: &StateMatrix, row: usize, column: usize) -> *const u8 {
-    assert!(column < matrix.columns(), "column of an attention input");
-    // SAFETY: `row_ptr` checks that the row exists, and it has this column by the assertion above.
-    unsafe { matrix.row_ptr(row).add(column * matrix.format().bytes()) }
 }

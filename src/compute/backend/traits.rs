@@ -1,14 +1,15 @@
 //! The traits that model descriptions use: the weights of a backend, and a pass over one packed batch.
 
-use crate::Result;
 use crate::compute::attention::heads::{Heads, LayerAttention};
 use crate::compute::attention::kv_cache::CacheShape;
+use crate::compute::attention::relative::RelativePositions;
 use crate::compute::attention::rope::{RopeTable, Rotary};
 use crate::compute::kernels::activation::Activation;
 use crate::compute::linear::layer::{Biased, Matrix};
 use crate::compute::pooling::Pooling;
 pub use crate::compute::pooling::{Row, Rows};
 use crate::compute::weight::{Packed, Weight};
+use crate::{Error, Result};
 
 /// How rows of the position table are chosen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -115,6 +116,8 @@ pub trait Backend: Send + Sync + Sized + 'static {
     type Linear: Send + Sync;
     /// A normalization of rows.
     type Norm: Send + Sync;
+    /// Relative positions that attention compares contents with.
+    type Relative: Send + Sync;
     /// Keys and values of one sequence.
     type Cache: KvCache;
     /// A pass over one part of a batch.
@@ -132,6 +135,13 @@ pub trait Backend: Send + Sync + Sized + 'static {
 
     /// A layer normalization over rows of `scale`'s length, or RMS normalization without `shift`.
     fn norm(&self, scale: &Weight, shift: Option<&Weight>, epsilon: f32) -> Result<Self::Norm>;
+
+    /// What the attention of one layer with these heads compares contents with. There are as many heads of keys as of
+    /// queries.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] where the backend has no such attention.
+    fn relative(&self, positions: &RelativePositions, heads: Heads) -> Result<Self::Relative>;
 
     /// An empty cache.
     fn cache(&self, shape: CacheShape) -> Self::Cache;
@@ -180,6 +190,11 @@ pub trait Backend: Send + Sync + Sized + 'static {
     }
 }
 
+/// The error of a backend without an operation.
+pub(super) fn lacking(operation: &str) -> Error {
+    Error::Internal { place: "backend".into(), reason: format!("it has no operation {operation}") }
+}
+
 /// A model's forward function: from a pass to one row of output for each of its sequences.
 pub type ForwardFn<'f, B> =
     dyn for<'a> Fn(&mut <B as Backend>::Pass<'a>, &mut [f32]) -> Result<()> + Sync + 'f;
@@ -199,7 +214,7 @@ pub trait Pass<B: Backend> {
     /// that of all tokens.
     ///
     /// # Errors
-    /// [`crate::Error::Input`] for an id or a position outside its table.
+    /// [`Error::Input`] for an id or a position outside its table.
     fn embed(
         &mut self,
         words: &B::Table,
@@ -235,14 +250,37 @@ pub trait Pass<B: Backend> {
 
     /// Scaled dot-product attention of layer `layer` within each sequence. The rows of `qkv` have queries, keys and values,
     /// whose rotary positions are applied already. With caches, the keys and values are appended first, and queries
-    /// attend to tokens of their cache.
+    /// attend to tokens of their cache. `relative` adds to the scores of whole sequences.
     fn attention(
         &mut self,
         layer: usize,
         qkv: Self::States,
         heads: Heads,
         attention: &LayerAttention,
+        relative: Option<&B::Relative>,
     ) -> Result<Self::States>;
+
+    /// Each row with those around it in its sequence, side by side: `size` rows, of which it is the middle one. Beyond the
+    /// ends of the sequence they are zero. The operand of a convolution.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] where the backend has no convolutions.
+    fn neighbors(&mut self, _x: &Self::States, _size: usize) -> Result<Self::States> {
+        Err(lacking("neighbors"))
+    }
+
+    /// `norm(residual + x)`.
+    ///
+    /// # Errors
+    /// As [`neighbors`](Self::neighbors).
+    fn add_norm(
+        &mut self,
+        _x: Self::States,
+        _residual: Self::States,
+        _norm: &B::Norm,
+    ) -> Result<Self::States> {
+        Err(lacking("add_norm"))
+    }
 
     /// The number of windows. The rows of a causal model go through its layers one window at a time, so that memory does not
     /// hold all activations of a long text at once.

@@ -13,4 +13,6 @@ pub enum Activation {
     Relu,
     /// `x / (1 + e^-x)`, also called swish.
     Silu,
+    /// Hyperbolic tangent.
+    Tanh,
 }

@@ -110,6 +110,7 @@ pub(crate) fn activate<S: Simd, const NARROW: bool>(s: S, activation: Activation
         Activation::GeluTanh => gelu_tanh::<S, NARROW>(s, x),
         Activation::Relu => s.max(s.splat(0.0), x),
         Activation::Silu => s.div(x, s.add(s.splat(1.0), exp::<S, NARROW>(s, s.sub(s.splat(0.0), x)))),
+        Activation::Tanh => tanh(s, x),
     }
 }
 

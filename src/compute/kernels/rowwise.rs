@@ -100,7 +100,14 @@ pub(crate) unsafe fn finish<S: Simd>(s: S, f: &TileEpilogue) {
             }
         };
     }
-    with!(Activation::Identity, Activation::Gelu, Activation::GeluTanh, Activation::Relu, Activation::Silu);
+    with!(
+        Activation::Identity,
+        Activation::Gelu,
+        Activation::GeluTanh,
+        Activation::Relu,
+        Activation::Silu,
+        Activation::Tanh
+    );
 }
 
 /// [`finish`] for a constant format.

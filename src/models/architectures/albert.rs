@@ -151,6 +151,7 @@ impl Architecture for Albert {
             token_types: Some(table("token_type_embeddings", config.type_vocab_size)?),
             norm: Some(scope.layer_norm("embeddings.LayerNorm", width, config.layer_norm_eps)?),
             projection: Some(scope.linear("encoder.embedding_hidden_mapping_in", projection)?),
+            projection_norm: None,
         })
     }
 

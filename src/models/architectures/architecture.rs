@@ -2,11 +2,13 @@
 
 use std::fmt::Debug;
 
-use super::tensors::{EmbeddingTensors, LayerTensors, NormTensors, Tensors};
+use super::tensors::{ConvolutionTensors, EmbeddingTensors, LayerTensors, NormTensors, Tensors};
 
 #[cfg(feature = "candle-models")]
 use super::candle::describe::CandleArchitecture;
-use crate::compute::{Activation, DistanceBias, Heads, LayerAttention, Matrix, Positions, Weight};
+use crate::compute::{
+    Activation, DistanceBias, Heads, LayerAttention, Matrix, Positions, RelativePositions, Weight,
+};
 use crate::{Error, Result};
 
 /// The numbers and switches of a transformer.
@@ -122,6 +124,27 @@ pub trait Architecture: Debug + Send + Sync {
     /// When a tensor is missing or of another shape.
     fn distance_bias(&self, _tensors: &dyn Tensors) -> Result<Option<DistanceBias>> {
         Ok(None)
+    }
+
+    /// The relative positions that attention of layer `index` compares contents with.
+    ///
+    /// # Errors
+    /// When a tensor is missing or of another shape.
+    fn relative_positions(&self, _tensors: &dyn Tensors, _index: usize) -> Result<Option<RelativePositions>> {
+        Ok(None)
+    }
+
+    /// A convolution beside the first layer, if there is one.
+    ///
+    /// # Errors
+    /// When a tensor is missing or of another shape.
+    fn convolution(&self, _tensors: &dyn Tensors) -> Result<Option<ConvolutionTensors>> {
+        Ok(None)
+    }
+
+    /// Whether the kernels for NVIDIA's cards have all its operations; else candle's operations compute it there.
+    fn has_kernels_on_cards(&self) -> bool {
+        true
     }
 
     /// The matrix that makes logits of states, `[vocabulary, hidden]`.

@@ -212,6 +212,7 @@ impl Architecture for Bert {
             token_types: table("token_type", config.type_vocab_size)?,
             norm: Some(scope.layer_norm("embeddings.LayerNorm", width, config.layer_norm_eps)?),
             projection: (width != config.hidden_size).then(projection).transpose()?,
+            projection_norm: None,
         })
     }
 

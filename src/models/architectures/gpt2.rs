@@ -196,6 +196,7 @@ impl Architecture for Gpt2 {
             token_types: None,
             norm: None,
             projection: None,
+            projection_norm: None,
         })
     }
 

@@ -12,6 +12,8 @@ mod candle;
 #[cfg(not(feature = "candle-models"))]
 #[path = "candle/absent.rs"]
 mod candle;
+mod convolution;
+mod deberta_v2;
 mod distilbert;
 mod family;
 mod gguf_keys;
@@ -32,15 +34,13 @@ mod transformer;
 
 pub use architecture::{Architecture, Description, Factors};
 #[cfg(feature = "candle-models")]
-pub(crate) use candle::CandleEncoder;
-#[cfg(feature = "candle-models")]
 pub use candle::{
-    CandleArchitecture, CandleDecoder, CandleState, DecoderModel, EncoderModel, LayerShape, Ops, TensorLoader,
+    CandleArchitecture, CandleDecoder, CandleState, DecoderModel, LayerShape, Ops, TensorLoader,
 };
 pub(crate) use family::LARGEST_SIZE;
 pub use family::{ComputeEngine, ConfigFile, Family, GgufFamily, ModelKind, ReadConfig, ReadGguf};
 pub(crate) use gguf_tensors::GgufTensors;
 pub use registry::{example, families, find, find_config, find_gguf, register};
 pub(crate) use registry::{gguf_names, names};
-pub use tensors::{EmbeddingTensors, LayerTensors, NormTensors, Tensors};
+pub use tensors::{ConvolutionTensors, EmbeddingTensors, LayerTensors, NormTensors, Tensors};
 pub use transformer::Transformer;

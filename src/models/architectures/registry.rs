@@ -4,13 +4,14 @@ use serde_json::Value;
 
 use super::family::{Family, GgufFamily, ModelKind, ReadGguf};
 use super::{
-    albert, bert, candle, distilbert, gpt2, jina_bert, llama, modernbert, mpnet, rotary_bert, rotary_gpt, t5,
+    albert, bert, candle, deberta_v2, distilbert, gpt2, jina_bert, llama, modernbert, mpnet, rotary_bert,
+    rotary_gpt, t5,
 };
 use crate::sync::Mutex;
 use crate::{Error, Result};
 
 /// The families of this crate.
-static BUILT_IN: [&[Family]; 12] = [
+static BUILT_IN: [&[Family]; 13] = [
     bert::FAMILIES,
     modernbert::FAMILIES,
     rotary_bert::FAMILIES,
@@ -18,6 +19,7 @@ static BUILT_IN: [&[Family]; 12] = [
     mpnet::FAMILIES,
     distilbert::FAMILIES,
     albert::FAMILIES,
+    deberta_v2::FAMILIES,
     t5::FAMILIES,
     llama::FAMILIES,
     rotary_gpt::FAMILIES,
@@ -41,6 +43,7 @@ const EXAMPLES: &[(&str, &str)] = &[
     ("mpnet", "sentence-transformers/all-mpnet-base-v2"),
     ("distilbert", "sentence-transformers/distiluse-base-multilingual-cased-v2"),
     ("albert", "loodos/albert-base-turkish-uncased"),
+    ("deberta-v2", "mixedbread-ai/mxbai-rerank-base-v1"),
     ("t5", "sentence-transformers/sentence-t5-base"),
     ("mt5", "google/mt5-small"),
     ("llama", "meta-llama/Llama-3.2-1B-Instruct"),
@@ -66,7 +69,6 @@ const EXAMPLES: &[(&str, &str)] = &[
     ("starcoder2", "bigcode/starcoder2-3b"),
     ("falcon", "tiiuae/falcon-7b-instruct"),
     ("gpt2", "ytu-ce-cosmos/turkish-gpt2-large"),
-    ("deberta-v2", "mixedbread-ai/mxbai-rerank-base-v1"),
     ("lfm2", "LiquidAI/LFM2-350M"),
 ];
 

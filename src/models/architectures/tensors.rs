@@ -4,7 +4,7 @@ use std::sync::Weak;
 
 use crate::compute::file::WeightFile;
 use crate::compute::memory::zeroed;
-use crate::compute::{Biased, Matrix, Weight};
+use crate::compute::{Activation, Biased, Matrix, Weight};
 use crate::{Error, Result};
 
 /// Named tensors of any file format, under the names that transformers gives them.
@@ -79,13 +79,35 @@ pub struct EmbeddingTensors {
     pub norm: Option<NormTensors>,
     /// After the norm, where embeddings are narrower than states.
     pub projection: Option<Biased>,
+    /// After the projection.
+    pub projection_norm: Option<NormTensors>,
 }
 
 impl EmbeddingTensors {
     /// Rows for tokens alone.
     pub fn new(words: Matrix) -> Self {
-        Self { words, positions: None, token_types: None, norm: None, projection: None }
+        Self {
+            words,
+            positions: None,
+            token_types: None,
+            norm: None,
+            projection: None,
+            projection_norm: None,
+        }
     }
+}
+
+/// A convolution of the embeddings along the text, which is added to the first layer's states.
+#[derive(Debug)]
+pub struct ConvolutionTensors {
+    /// Rows of a text that one output sees; its own is in the middle.
+    pub size: usize,
+    /// From the rows side by side, the first one's numbers first.
+    pub linear: Biased,
+    /// Of the convolution's outputs.
+    pub activation: Activation,
+    /// Of the sum.
+    pub norm: NormTensors,
 }
 
 /// One layer.
@@ -162,6 +184,10 @@ impl<'a> PrefixedTensors<'a> {
 
     pub(super) fn vector(&self, name: &str, length: usize) -> Result<Weight> {
         self.tensors.vector(&format!("{}{name}", self.prefix), length)
+    }
+
+    pub(super) fn tensor(&self, name: &str, shape: &[usize]) -> Result<Weight> {
+        self.tensors.tensor(&format!("{}{name}", self.prefix), shape)
     }
 
     /// `name.weight` of `[outputs, inputs]` and `name.bias`.

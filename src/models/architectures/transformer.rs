@@ -13,6 +13,7 @@
 use std::sync::{Arc, Weak};
 
 use super::architecture::{Architecture, Description, misuse};
+use super::convolution::Convolution;
 use super::masked::MaskedLm;
 use super::tensors::{NormTensors, Tensors};
 use crate::compute::file::WeightFile;
@@ -37,6 +38,8 @@ pub struct Transformer<B: Backend> {
     token_types: Option<B::Table>,
     embedding_norm: Option<B::Norm>,
     embedding_projection: Option<B::Linear>,
+    projection_norm: Option<B::Norm>,
+    convolution: Option<Convolution<B>>,
     /// Some may be the same.
     layers: Vec<Arc<Layer<B>>>,
     /// The rotary positions of its layers, each once.
@@ -54,6 +57,7 @@ pub struct Transformer<B: Backend> {
 
 struct Layer<B: Backend> {
     attention: LayerAttention,
+    relative: Option<B::Relative>,
     /// Index of its rotary positions.
     rotary: Option<usize>,
     attention_norm: Option<B::Norm>,
@@ -99,8 +103,11 @@ impl<B: Backend> Transformer<B> {
                     rotaries.len() - 1
                 })
             });
+            let relative = architecture.relative_positions(tensors, index)?;
+            let heads = description.heads;
             Ok(Layer {
                 attention,
+                relative: relative.map(|positions| backend.relative(&positions, heads)).transpose()?,
                 rotary,
                 attention_norm: layer.attention_norm.map(norm).transpose()?,
                 qkv: backend.linear(&layer.qkv)?,
@@ -135,6 +142,8 @@ impl<B: Backend> Transformer<B> {
             token_types: table(embeddings.token_types)?,
             embedding_norm: embeddings.norm.map(norm).transpose()?,
             embedding_projection: embeddings.projection.map(|part| backend.linear(&[part])).transpose()?,
+            projection_norm: embeddings.projection_norm.map(norm).transpose()?,
+            convolution: Convolution::load(&backend, architecture, tensors)?,
             layers,
             rotaries,
             final_norm: architecture.final_norm(tensors)?.map(norm).transpose()?,
@@ -219,6 +228,9 @@ impl<B: Backend> Transformer<B> {
         if let Some(projection) = &self.embedding_projection {
             x = pass.widen(x, projection)?;
         }
+        if let Some(norm) = &self.projection_norm {
+            x = pass.norm(x, norm)?;
+        }
         let ropes: Vec<_> = self.rotaries.iter().map(|rotary| pass.rope(rotary)).collect::<Result<_>>()?;
         if self.description.norm_first {
             self.norm_first(pass, x, row, &ropes)
@@ -239,7 +251,7 @@ impl<B: Backend> Transformer<B> {
         if let Some(rotary) = layer.rotary {
             qkv = pass.rotate(qkv, heads, layer.head_norms.as_ref(), &ropes[rotary])?;
         }
-        pass.attention(index, qkv, heads, &layer.attention)
+        pass.attention(index, qkv, heads, &layer.attention, layer.relative.as_ref())
     }
 
     fn norm_first<'a>(
@@ -294,6 +306,8 @@ impl<B: Backend> Transformer<B> {
         ropes: &[RopeTable<'_>],
     ) -> Result<<B::Pass<'a> as Pass<B>>::States> {
         let activation = self.description.activation;
+        let convolution = self.convolution.as_ref();
+        let mut convolved = convolution.map(|convolution| convolution.apply(pass, &x)).transpose()?;
         for (index, layer) in self.layers.iter().enumerate() {
             let norms = layer.attention_norm.as_ref().zip(layer.mlp_norm.as_ref());
             let (attention_norm, mlp_norm) =
@@ -303,10 +317,14 @@ impl<B: Backend> Transformer<B> {
             if let Some(row) = row.filter(|_| index + 1 == self.layers.len()) {
                 // From here on no row looks at another.
                 (attended, x) = (pass.pick(attended, row)?, pass.pick(x, row)?);
+                convolved = convolved.map(|added| pass.pick(added, row)).transpose()?;
             }
             x = pass.linear_add_norm(attended, &layer.output, x, attention_norm)?;
             let up = pass.linear(&x, &layer.up, activation)?;
             x = pass.linear_add_norm(up, &layer.down, x, mlp_norm)?;
+            if let Some((convolution, added)) = convolution.zip(convolved.take()) {
+                x = pass.add_norm(added, x, &convolution.norm)?;
+            }
         }
         Ok(x)
     }

@@ -50,13 +50,9 @@ fn all() -> BTreeMap<String, (ModelFiles, Reference)> {
         let Ok(reference) = fs::read(folder.join("reference.json")) else { continue };
         let Ok(reference) = serde_json::from_slice::<Reference>(&reference) else { continue };
         let name = folder.file_name().unwrap().to_str().unwrap().to_string();
-        if name.starts_with("deberta") && !cfg!(feature = "candle-models") {
-            continue;
-        }
         all.insert(name.clone(), (ModelFiles::open(&name, &folder).unwrap(), reference));
     }
-    let by_candle = if cfg!(feature = "candle-models") { 3 } else { 0 };
-    assert_eq!(all.len(), 34 + by_candle, "{:?}", all.keys());
+    assert_eq!(all.len(), 37, "{:?}", all.keys());
     all
 }
 

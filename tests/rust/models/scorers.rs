@@ -18,9 +18,7 @@ const FIXTURES: &[&str] = &[
     "rerank_gte",
     "rerank_albert",
     "rerank_mpnet",
-    #[cfg(feature = "candle-models")]
     "rerank_deberta",
-    #[cfg(feature = "candle-models")]
     "nli_deberta",
 ];
 

@@ -3,7 +3,7 @@
 use candle_core::{D, Device, Tensor};
 
 use super::sequences::{SequenceRows, hidden_keys};
-use super::tensors::TensorNorm;
+use super::tensors::{TensorNorm, TensorRelative};
 use crate::compute::attention::heads::{DistanceBias, Heads, LayerAttention, Mask};
 use crate::compute::attention::rope::{RopeStyle, RopeTable};
 
@@ -84,7 +84,7 @@ pub(super) fn attend_packed(
     [queries, keys, values]: [&Tensor; 3],
     sequences: &mut SequenceRows,
     heads: Heads,
-    layer: &LayerAttention,
+    (layer, relative): (&LayerAttention, Option<&TensorRelative>),
 ) -> candle_core::Result<Tensor> {
     let Heads { heads: count, kv_heads, width } = heads;
     let device = queries.device().clone();
@@ -109,6 +109,9 @@ pub(super) fn attend_packed(
             }
             additions.extend(group.padding.clone());
             let inputs = [queries.narrow(1, first, rows)?, keys.clone(), values.clone()];
+            if let Some(relative) = relative {
+                additions.extend(compared([&inputs[0], &keys], first, relative, layer.factor(width))?);
+            }
             blocks.push(weighted_sums(inputs, heads, layer, &additions)?);
         }
         let sums = if blocks.len() == 1 { blocks.remove(0) } else { Tensor::cat(&blocks, 1)? };
@@ -131,6 +134,38 @@ fn distances(
         .copied()
         .collect();
     Tensor::from_vec(all, (heads, rows, length), device)
+}
+
+/// The products of queries from row `before` on with relative positions, and of keys with them, times `scale`:
+/// `[sequences, heads, rows, length]`. Queries are `[sequences, rows, heads, width]`, keys `[sequences, length, heads, width]`.
+fn compared(
+    [queries, keys]: [&Tensor; 2],
+    before: usize,
+    relative: &TensorRelative,
+    scale: f32,
+) -> candle_core::Result<Vec<Tensor>> {
+    let (sequences, rows, heads, _) = queries.dims4()?;
+    let length = keys.dim(1)?;
+    let mut parts = Vec::new();
+    let tables = [&relative.content_to_position, &relative.position_to_content];
+    for (of_keys, table) in [false, true].into_iter().zip(tables) {
+        let Some(table) = table else { continue };
+        let (x, count, others) = if of_keys { (keys, length, rows) } else { (queries, rows, length) };
+        let places: Vec<u32> = (0..count * others)
+            .map(|at| {
+                let (own, other) = (at / others, at % others);
+                let (query, key) = if of_keys { (other, own) } else { (own, other) };
+                relative.rows.of_query(before + query, key, 1)[0]
+            })
+            .collect();
+        let places = Tensor::from_vec(places, (1, 1, count, others), x.device())?;
+        let places = places.repeat((sequences, heads, 1, 1))?;
+        let x = x.transpose(1, 2)?.contiguous()?;
+        let products = x.broadcast_matmul(&table.t()?.unsqueeze(0)?.contiguous()?)?;
+        let found = (products.gather(&places, 3)? * f64::from(scale))?;
+        parts.push(if of_keys { found.transpose(2, 3)?.contiguous()? } else { found });
+    }
+    Ok(parts)
 }
 
 /// The values of each sequence, weighted by the softmax of its scores. Queries are `[sequences, rows, heads, width]`, keys

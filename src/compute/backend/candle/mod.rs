@@ -10,6 +10,7 @@ mod pass;
 mod sequences;
 mod tensors;
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use candle_core::{DType, Tensor};
@@ -19,11 +20,14 @@ pub use self::device::{Candle, CandleDevice, Relief};
 pub use self::pass::CandlePass;
 use self::sequences::SequenceRows;
 use self::tensors::bytes_of;
-pub use self::tensors::{TensorCache, TensorLinear, TensorNorm};
+pub use self::tensors::{TensorCache, TensorLinear, TensorNorm, TensorRelative};
 use crate::Result;
+use crate::compute::attention::heads::Heads;
 use crate::compute::attention::kv_cache::CacheShape;
+use crate::compute::attention::relative::RelativePositions;
 use crate::compute::backend::parts::{BatchParts, retried};
 use crate::compute::backend::traits::{Backend, CachedSequence, ForwardFn, Step, check_logits};
+use crate::compute::isa::Isa;
 use crate::compute::linear::layer::{Biased, Matrix};
 use crate::compute::weight::{Packed, Weight};
 
@@ -34,6 +38,7 @@ impl Backend for Candle {
     type Table = Tensor;
     type Linear = TensorLinear;
     type Norm = TensorNorm;
+    type Relative = TensorRelative;
     type Cache = TensorCache;
     type Pass<'a> = CandlePass<'a>;
 
@@ -65,6 +70,21 @@ impl Backend for Candle {
     fn norm(&self, scale: &Weight, shift: Option<&Weight>, epsilon: f32) -> Result<TensorNorm> {
         let shift = shift.map(|shift| self.vector(shift)).transpose()?;
         Ok(TensorNorm { scale: self.vector(scale)?, shift, epsilon: f64::from(epsilon) })
+    }
+
+    fn relative(&self, positions: &RelativePositions, heads: Heads) -> Result<TensorRelative> {
+        let Heads { heads, width, .. } = heads;
+        let made = |layer: &Option<Biased>| {
+            let Some(layer) = layer else { return Ok(None) };
+            let rows =
+                self.tensor(positions.made(Isa::best(), layer)?, &[positions.rows.count(), heads, width])?;
+            rows.transpose(0, 1).and_then(|rows| rows.contiguous()).map(Some).map_err(failed)
+        };
+        Ok(TensorRelative {
+            content_to_position: made(&positions.content_to_position)?,
+            position_to_content: made(&positions.position_to_content)?,
+            rows: Arc::clone(&positions.rows),
+        })
     }
 
     fn cache(&self, shape: CacheShape) -> TensorCache {

@@ -1,14 +1,16 @@
 //! One pass over the sequences of a batch.
 
+use std::ops::Range;
+
 use candle_core::{D, Tensor};
 
 use super::attention::{apply_rope, attend, attend_packed, split_heads};
 use super::device::{Candle, failed};
 use super::sequences::SequenceRows;
-use super::tensors::{TensorCache, TensorLinear, TensorNorm};
+use super::tensors::{TensorCache, TensorLinear, TensorNorm, TensorRelative};
 use crate::compute::attention::heads::{Heads, LayerAttention};
 use crate::compute::attention::rope::{RopeTable, Rotary};
-use crate::compute::backend::traits::{CachedSequence, Pass, Positions, Row, Rows};
+use crate::compute::backend::traits::{CachedSequence, Pass, Positions, Row, Rows, lacking};
 use crate::compute::kernels::activation::Activation;
 use crate::{Error, Result};
 
@@ -153,17 +155,45 @@ impl Pass<Candle> for CandlePass<'_> {
         qkv: Option<Tensor>,
         heads: Heads,
         attention: &LayerAttention,
+        relative: Option<&TensorRelative>,
     ) -> Result<Option<Tensor>> {
         let Some(qkv) = qkv else { return Ok(None) };
+        if relative.is_some() && self.cached.is_some() {
+            return Err(lacking("attention with relative positions and a cache"));
+        }
         let attended = split_heads(&qkv, heads).and_then(|[queries, keys, values]| match &mut self.cached {
             Some(sequence) => {
                 let [keys, values] = sequence.cache.append(layer, sequence.cached, [keys, values])?;
                 let before = keys.dim(0)? - queries.dim(0)?;
                 attend([&queries, &keys, &values], before, heads, attention)
             }
-            None => attend_packed([&queries, &keys, &values], &mut self.sequences, heads, attention),
+            None => {
+                attend_packed([&queries, &keys, &values], &mut self.sequences, heads, (attention, relative))
+            }
         });
         attended.map(Some).map_err(failed)
+    }
+
+    fn neighbors(&mut self, x: &Option<Tensor>, size: usize) -> Result<Option<Tensor>> {
+        let Some(x) = x else { return Ok(None) };
+        let side_by_side = |rows: &Range<usize>| {
+            let (length, width) = (rows.len(), x.dim(1)?);
+            let own = x.narrow(0, rows.start, length)?.pad_with_zeros(0, size / 2, size - 1 - size / 2)?;
+            let places = (0..size).map(|place| own.narrow(0, place, length));
+            Tensor::cat(&places.collect::<candle_core::Result<Vec<_>>>()?, 1)?.reshape((length, size * width))
+        };
+        let sequences = self.sequences.rows.iter().filter(|rows| !rows.is_empty()).map(side_by_side);
+        let joined = sequences.collect::<candle_core::Result<Vec<_>>>().and_then(|all| Tensor::cat(&all, 0));
+        joined.map(Some).map_err(failed)
+    }
+
+    fn add_norm(
+        &mut self,
+        x: Option<Tensor>,
+        residual: Option<Tensor>,
+        norm: &TensorNorm,
+    ) -> Result<Option<Tensor>> {
+        x.zip(residual).map(|(x, residual)| norm.apply(&(x + residual)?)).transpose().map_err(failed)
     }
 
     fn windows(&self) -> usize {

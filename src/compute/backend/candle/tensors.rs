@@ -1,9 +1,12 @@
 //! Linear layers, normalizations and caches of keys and values as tensors.
 
+use std::sync::Arc;
+
 use candle_core::{D, DType, Tensor};
 
 use crate::Result;
 use crate::compute::attention::kv_cache::CacheShape;
+use crate::compute::attention::relative::DistanceRows;
 use crate::compute::backend::traits::KvCache;
 use crate::compute::kernels::activation::Activation;
 
@@ -44,6 +47,14 @@ impl TensorNorm {
             None => Ok(y),
         }
     }
+}
+
+/// Relative positions of one layer: `[heads, rows, width]` of both kinds of rows.
+#[derive(Debug)]
+pub struct TensorRelative {
+    pub(super) rows: Arc<DistanceRows>,
+    pub(super) content_to_position: Option<Tensor>,
+    pub(super) position_to_content: Option<Tensor>,
 }
 
 /// Keys and values of one sequence: for each layer, `[tokens, kv_heads * width]` of both.
@@ -123,6 +134,7 @@ impl TensorLinear {
             Activation::GeluTanh => gate.gelu()?,
             Activation::Relu => gate.relu()?,
             Activation::Silu => gate.silu()?,
+            Activation::Tanh => gate.tanh()?,
         };
         if self.gated { gate * y.narrow(1, half, half)? } else { Ok(gate) }
     }

@@ -6,6 +6,7 @@ use super::pass::{CpuPass, States, misuse};
 use crate::Result;
 use crate::compute::attention::heads::{Heads, LayerAttention};
 use crate::compute::attention::kv_cache::PagedKvCache;
+use crate::compute::attention::relative::RelativePanels;
 use crate::compute::attention::rope::{RopeStyle, RopeTable};
 use crate::compute::attention::tiles::{Attention, KeyValues, Span};
 use crate::compute::backend::cpu::device::Norm;
@@ -24,6 +25,7 @@ impl CpuPass<'_> {
         qkv: States,
         heads: Heads,
         attention: &LayerAttention,
+        relative: Option<&RelativePanels>,
     ) -> Result<States> {
         let queries = qkv.operand(self.cpu.dtype)?;
         Attention::check(queries, heads);
@@ -33,6 +35,9 @@ impl CpuPass<'_> {
         let cached = !self.caches.is_empty();
         if !attention.mask.is_causal() && (windowed || cached) {
             return Err(misuse("windows and caches are for causal attention"));
+        }
+        if relative.is_some() && (windowed || cached) {
+            return Err(misuse("relative positions are for whole sequences"));
         }
         if !self.batch.hidden.is_empty() && (windowed || cached) {
             return Err(misuse("hidden keys are for whole sequences"));
@@ -51,6 +56,7 @@ impl CpuPass<'_> {
         };
         let kernels = self.cpu.kernel_set().kernels;
         let attention = Attention::new(kernels, queries, keys, heads, attention, &target);
+        let attention = attention.with_relative(relative);
         // Each part packs its rows, so only keys and values in caches are divided further.
         let items = spans.len() * heads.kv_heads;
         let of = match self.parallelism {

@@ -8,6 +8,8 @@ mod device;
 mod normed;
 mod pass;
 mod plan;
+#[cfg(test)]
+mod relative_tests;
 mod run;
 #[cfg(test)]
 mod tests;

@@ -1,11 +1,11 @@
-//! Copies of rows, normalized or as they are.
+//! Copies of rows, normalized or as they are, alone or side by side.
 
 use std::ops::Range;
 
 use half::bf16;
 
 use super::device::Norm;
-use super::pass::CpuPass;
+use super::pass::{CpuPass, States};
 use crate::Result;
 use crate::compute::isa::DType;
 use crate::compute::kernels::rowwise::RmsRow;
@@ -30,6 +30,16 @@ impl CpuPass<'_> {
             }
         })?;
         Ok(copy)
+    }
+
+    /// The states, with the operand of a product.
+    pub(super) fn with_operand(&mut self, x: States) -> Result<States> {
+        if x.operand(self.cpu.dtype).is_ok() {
+            return Ok(x);
+        }
+        let wide = x.operand(DType::F32)?;
+        let narrow = Some(self.copied(wide, 0..wide.rows())?);
+        Ok(States { narrow, ..x })
     }
 
     /// Some rows of `x`, normalized, as the operand of a product.
@@ -72,6 +82,70 @@ impl CpuPass<'_> {
             self.workspace.give(copy);
         }
         Ok(normed)
+    }
+}
+
+impl CpuPass<'_> {
+    /// The rows with these numbers. Where there is none, the values are unspecified.
+    pub(super) fn gathered(&mut self, x: &StateMatrix, rows: &[Option<usize>]) -> Result<StateMatrix> {
+        let (columns, format) = (x.columns(), x.format());
+        let mut out = self.workspace.matrix(rows.len(), columns, format)?;
+        let target = out.target();
+        for (to, from) in rows.iter().enumerate().filter_map(|(to, from)| from.map(|from| (to, from))) {
+            // SAFETY: `row_ptr` and `part` check the rows, which have `columns` values in `format` each. The matrices do not
+            // overlap, and no other thread accesses `out`.
+            unsafe {
+                let to = target.part(to..to + 1, 0..columns);
+                to.copy_from_nonoverlapping(x.row_ptr(from), columns * format.bytes());
+            }
+        }
+        Ok(out)
+    }
+
+    /// Each row of the batch with those around it in its sequence: `size` rows, and zeros beyond the sequence.
+    pub(super) fn side_by_side(&mut self, x: &StateMatrix, size: usize) -> Result<StateMatrix> {
+        let (batch, columns, bytes) = (self.batch, x.columns(), x.columns() * x.format().bytes());
+        assert_eq!(x.rows(), batch.tokens(), "rows of a batch");
+        let mut out = self.workspace.matrix(x.rows(), size * columns, x.format())?;
+        let target = out.target();
+        self.parallelism.worth(x.rows() * size * columns).split_rows(batch.sequences(), |sequences| {
+            for range in sequences.map(|index| batch.range(index)) {
+                for (row, place) in range.clone().flat_map(|row| (0..size).map(move |place| (row, place))) {
+                    let to = target.part(row..row + 1, place * columns..(place + 1) * columns);
+                    let from = (row + place).checked_sub(size / 2).filter(|from| range.contains(from));
+                    // SAFETY: `part` and `row_ptr` checked the places, which have `bytes` bytes each. The matrices do not
+                    // overlap, each row belongs to one sequence and each sequence to one task, and zeros are numbers.
+                    unsafe {
+                        match from {
+                            Some(from) => to.copy_from_nonoverlapping(x.row_ptr(from), bytes),
+                            None => to.write_bytes(0, bytes),
+                        }
+                    }
+                }
+            }
+        })?;
+        Ok(out)
+    }
+
+    /// Adds the rows of `x`, in f32 or bf16, to those of `sum`.
+    pub(super) fn add(&self, x: &StateMatrix, sum: &mut StateMatrix) -> Result<()> {
+        assert!(x.rows() == sum.rows() && x.columns() == sum.columns(), "rows of a sum");
+        let (rows, columns, target) = (x.rows(), x.columns(), sum.target());
+        self.parallelism.worth(rows * columns).split_rows(rows, |rows| {
+            for row in rows {
+                // SAFETY: each row belongs to one task.
+                let to = unsafe { target.row_f32(row) };
+                match x.format() {
+                    DType::F32 => {
+                        to.iter_mut().zip(x.values(row..row + 1)).for_each(|(to, x)| *to += x);
+                    }
+                    DType::Bf16 => {
+                        let from = x.row_bf16(row).iter().map(|&x| bf16::from_bits(x).to_f32());
+                        to.iter_mut().zip(from).for_each(|(to, x)| *to += x);
+                    }
+                }
+            }
+        })
     }
 }
 

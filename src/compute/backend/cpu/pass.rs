@@ -5,6 +5,7 @@ use std::ops::Range;
 use super::workspace::Workspace;
 use crate::compute::attention::heads::{Heads, LayerAttention};
 use crate::compute::attention::kv_cache::PagedKvCache;
+use crate::compute::attention::relative::RelativePanels;
 use crate::compute::attention::rope::{RopeTable, Rotary};
 use crate::compute::backend::cpu::device::{Cpu, Norm, Table};
 use crate::compute::backend::traits::{CachedSequence, Pass, Positions, Row, Rows};
@@ -50,7 +51,7 @@ pub struct States {
     pub(super) wide: Option<StateMatrix>,
     pub(super) narrow: Option<StateMatrix>,
     /// Whether there is one row for each sequence instead of each token.
-    picked: bool,
+    pub(super) picked: bool,
 }
 
 impl States {
@@ -63,7 +64,7 @@ impl States {
         matrix.ok_or_else(|| misuse("states are not in the format of a product"))
     }
 
-    fn residual(&mut self) -> Result<&mut StateMatrix> {
+    pub(super) fn residual(&mut self) -> Result<&mut StateMatrix> {
         self.wide.as_mut().ok_or_else(|| misuse("states of a residual must be in f32"))
     }
 }
@@ -263,14 +264,15 @@ impl Pass<Cpu> for CpuPass<'_> {
     }
 
     fn widen(&mut self, x: States, linear: &Linear) -> Result<States> {
-        let rows = x.operand(self.cpu.dtype)?.rows();
-        let mut wide = self.workspace.matrix(rows, linear.outputs(), DType::F32)?;
+        let rows = 0..x.operand(DType::F32)?.rows();
+        let x = self.with_operand(x)?;
+        let mut wide = self.workspace.matrix(rows.len(), linear.outputs(), DType::F32)?;
         let store = Epilogue::Store(Activation::Identity);
         self.multiply(x.operand(self.cpu.dtype)?, linear, store, &wide.target(), 0)?;
         self.discard(x);
         let narrow = match self.cpu.dtype {
             DType::F32 => None,
-            DType::Bf16 => Some(self.copied(&wide, 0..rows)?),
+            DType::Bf16 => Some(self.copied(&wide, rows)?),
         };
         Ok(States { wide: Some(wide), narrow, picked: false })
     }
@@ -294,8 +296,20 @@ impl Pass<Cpu> for CpuPass<'_> {
         qkv: States,
         heads: Heads,
         attention: &LayerAttention,
+        relative: Option<&RelativePanels>,
     ) -> Result<States> {
-        self.attend(layer, qkv, heads, attention)
+        self.attend(layer, qkv, heads, attention, relative)
+    }
+
+    fn neighbors(&mut self, x: &States, size: usize) -> Result<States> {
+        let matrix = self.side_by_side(x.operand(self.cpu.dtype)?, size)?;
+        Ok(self.operand(matrix))
+    }
+
+    fn add_norm(&mut self, x: States, mut residual: States, norm: &Norm) -> Result<States> {
+        self.add(x.operand(self.cpu.dtype)?, residual.residual()?)?;
+        self.discard(x);
+        self.norm(residual, norm)
     }
 
     fn windows(&self) -> usize {
@@ -391,21 +405,10 @@ impl Pass<Cpu> for CpuPass<'_> {
         if let Some(phases) = &self.batch_phases {
             self.phases = phases.picked(ranges.iter().map(|(_, range)| place(range)));
         }
+        let rows: Vec<_> =
+            ranges.iter().map(|(_, range)| (!range.is_empty()).then(|| place(range))).collect();
         let mut pick = |matrix: &Option<StateMatrix>| {
-            let Some(matrix) = matrix else { return Ok(None) };
-            let (columns, format) = (matrix.columns(), matrix.format());
-            let mut out = self.workspace.matrix(ranges.len(), columns, format)?;
-            let target = out.target();
-            for (index, (_, range)) in ranges.iter().enumerate().filter(|(_, (_, range))| !range.is_empty()) {
-                let from = matrix.row_ptr(place(range));
-                // SAFETY: `row_ptr` and `part` check the rows, which have `columns` values in `format` each. The matrices do
-                // not overlap, and no other thread accesses `out`.
-                unsafe {
-                    let to = target.part(index..index + 1, 0..columns);
-                    to.copy_from_nonoverlapping(from, columns * format.bytes());
-                }
-            }
-            Ok(Some(out))
+            matrix.as_ref().map(|matrix| self.gathered(matrix, &rows)).transpose()
         };
         let picked = States { wide: pick(&x.wide)?, narrow: pick(&x.narrow)?, picked: true };
         self.discard(x);

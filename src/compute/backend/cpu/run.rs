@@ -5,7 +5,9 @@ use std::sync::atomic::Ordering;
 use super::device::{Cpu, Norm, Table};
 use super::pass::CpuPass;
 use super::plan::Plan;
+use crate::compute::attention::heads::Heads;
 use crate::compute::attention::kv_cache::{CacheShape, PagedKvCache};
+use crate::compute::attention::relative::{RelativePanels, RelativePositions};
 use crate::compute::backend::traits::{Backend, CachedSequence, ForwardFn, KvCache, Step, check_logits};
 use crate::compute::linear::layer::{Biased, Linear, Matrix};
 use crate::compute::parallel::{Parallelism, Target};
@@ -84,6 +86,7 @@ impl Backend for Cpu {
     type Table = Table;
     type Linear = Linear;
     type Norm = Norm;
+    type Relative = RelativePanels;
     type Cache = PagedKvCache;
     type Pass<'a> = CpuPass<'a>;
 
@@ -103,6 +106,12 @@ impl Backend for Cpu {
         let numbers = scale.rows() * if shift.is_some() { 2 } else { 1 };
         self.bytes.fetch_add(4 * numbers as u64, Ordering::Relaxed);
         Ok(Norm { scale: scale.to_f32()?, shift: shift.map(Weight::to_f32).transpose()?, epsilon })
+    }
+
+    fn relative(&self, positions: &RelativePositions, heads: Heads) -> Result<RelativePanels> {
+        let panels = RelativePanels::new(self.kernel_set().kernels, self.dtype, heads, positions)?;
+        self.bytes.fetch_add(panels.bytes(), Ordering::Relaxed);
+        Ok(panels)
     }
 
     fn cache(&self, shape: CacheShape) -> PagedKvCache {

@@ -15,7 +15,7 @@ use crate::compute::{
     Pass, Positions, Row, Step, Threads, Weight,
 };
 
-fn random(n: usize, seed: u32) -> Vec<f32> {
+pub(super) fn random(n: usize, seed: u32) -> Vec<f32> {
     let mut state = seed.wrapping_mul(2_654_435_761) | 1;
     let mut next = || {
         state ^= state << 13;
@@ -26,7 +26,7 @@ fn random(n: usize, seed: u32) -> Vec<f32> {
     (0..n).map(|_| next()).collect()
 }
 
-fn matrix(
+pub(super) fn matrix(
     workspace: &mut Workspace,
     rows: usize,
     columns: usize,
@@ -51,7 +51,7 @@ fn matrix(
     matrix
 }
 
-fn values(matrix: &mut StateMatrix) -> Vec<f32> {
+pub(super) fn values(matrix: &mut StateMatrix) -> Vec<f32> {
     let (rows, format) = (matrix.rows(), matrix.format());
     let target = matrix.target();
     // SAFETY: no other thread accesses the matrix, and each row is borrowed once.
@@ -186,7 +186,7 @@ const SHAPES: [(usize, usize, usize, usize); 10] = [
     (600, 1, 1, 24),
 ];
 
-fn assert_close(got: &[f32], expected: &[f64], format: DType, what: &dyn std::fmt::Debug) {
+pub(super) fn assert_close(got: &[f32], expected: &[f64], format: DType, what: &dyn std::fmt::Debug) {
     let allowed = if format == DType::F32 { 1e-5 } else { 3e-2 };
     assert_eq!(got.len(), expected.len(), "{what:?}");
     for (i, (got, expected)) in got.iter().zip(expected).enumerate() {
@@ -338,7 +338,7 @@ fn check_steps<B: Backend>(
             .run_cached(&mut steps, 64, &mut out, &|pass, out| {
                 let mut x = pass.embed(&table, None, None)?;
                 let qkv = pass.norm_linear(&x, Some(&norm), &qkv, Activation::Identity)?;
-                let attended = pass.attention(0, qkv, heads, layer)?;
+                let attended = pass.attention(0, qkv, heads, layer, None)?;
                 pass.linear_add(attended, &output, None, 1.0, &mut x)?;
                 let x = pass.pick(x, Row::Last)?;
                 pass.read(x, None, &mut |_, rows| rows.iter().for_each(|row| out.copy_from_slice(row)))
@@ -375,8 +375,14 @@ fn a_panic_anywhere_fails_its_call_only() {
         let failed = cpu.run(&batch, 1, &mut out, &|pass, _| {
             let x = pass.embed(&words, Some((&positions, Positions::FromZero)), None)?;
             // Four columns cannot be divided into heads of this width.
-            pass.attention(0, x, Heads { heads: 1, kv_heads: 1, width: 3 }, &LayerAttention::new(Mask::FULL))
-                .map(|_| ())
+            pass.attention(
+                0,
+                x,
+                Heads { heads: 1, kv_heads: 1, width: 3 },
+                &LayerAttention::new(Mask::FULL),
+                None,
+            )
+            .map(|_| ())
         });
         assert!(matches!(failed, Err(Error::Internal { .. })), "{failed:?}");
         let sums = |pass: &mut super::CpuPass<'_>, out: &mut [f32]| {
@@ -410,6 +416,7 @@ fn memory_of_one_batch_serves_the_next() {
                 qkv,
                 Heads { heads: 2, kv_heads: 2, width: 20 },
                 &LayerAttention::new(Mask::CAUSAL),
+                None,
             )?;
             pass.discard(y);
             pass.read(x, None, &mut |_, _| ())

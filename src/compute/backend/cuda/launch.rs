@@ -136,6 +136,7 @@ pub(super) fn activation(
         Activation::GeluTanh => 2,
         Activation::Relu => 3,
         Activation::Silu => 4,
+        Activation::Tanh => 5,
     };
     let (from, to) = (x.memory.at(0), out.memory.at(0));
     let (columns, gated) = (width as i32, i32::from(gated));

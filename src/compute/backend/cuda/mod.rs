@@ -21,6 +21,7 @@ mod tensors;
 
 use std::borrow::Cow;
 use std::cell::RefCell;
+use std::convert::Infallible;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -33,8 +34,10 @@ pub use self::device::Cuda;
 pub use self::pass::CudaPass;
 pub use self::tensors::{CudaLinear, CudaNorm, CudaStates, CudaTable};
 use super::parts::{BatchParts, retried};
-use super::traits::{Backend, CachedSequence, ForwardFn, Step, check_logits};
+use super::traits::{Backend, CachedSequence, ForwardFn, Step, check_logits, lacking};
+use crate::compute::attention::heads::Heads;
 use crate::compute::attention::kv_cache::CacheShape;
+use crate::compute::attention::relative::RelativePositions;
 use crate::compute::isa::DType;
 use crate::compute::linear::layer::{Biased, Matrix};
 use crate::compute::weight::{Packed, Weight};
@@ -131,6 +134,8 @@ impl Backend for Cuda {
     type Table = CudaTable;
     type Linear = CudaLinear;
     type Norm = CudaNorm;
+    /// There are no kernels for it: models with such attention run on the operations of candle.
+    type Relative = Infallible;
     type Cache = CudaCache;
     type Pass<'a> = CudaPass<'a>;
 
@@ -185,6 +190,10 @@ impl Backend for Cuda {
         let length = scale.shape().iter().product();
         let shift = shift.map(|shift| self.vector(shift)).transpose()?;
         Ok(CudaNorm { scale: self.vector(scale)?, shift, epsilon, length })
+    }
+
+    fn relative(&self, _positions: &RelativePositions, _heads: Heads) -> Result<Infallible> {
+        Err(lacking("attention with relative positions"))
     }
 
     fn cache(&self, shape: CacheShape) -> CudaCache {

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::cell::RefCell;
+use std::convert::Infallible;
 use std::ops::Range;
 
 use super::cache::CudaCache;
@@ -217,6 +218,7 @@ impl Pass<Cuda> for CudaPass<'_> {
         qkv: CudaStates,
         heads: Heads,
         attention: &LayerAttention,
+        _relative: Option<&Infallible>,
     ) -> Result<CudaStates> {
         let longest = self.rows.iter().map(Range::len).max().unwrap_or(0);
         let tiling = QueryDivision::new(qkv.format, heads.width, longest);

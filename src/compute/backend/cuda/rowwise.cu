@@ -107,6 +107,7 @@ template <typename T> __device__ inline float activate(float x, int kind) {
     case 2: return 0.5f * x * (1.0f + tanhf(0.79788456080286536f * (x + 0.044715f * x * x * x)));
     case 3: return x > 0.0f || x != x ? x : 0.0f;
     case 4: return rounded ? __fdividef(x, 1.0f + __expf(-x)) : x / (1.0f + expf(-x));
+    case 5: return tanhf(x);
     default: return x;
     }
 }

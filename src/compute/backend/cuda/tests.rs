@@ -102,7 +102,7 @@ fn attended<B: Backend>(backend: &B, batch: &Batch, heads: Heads, layer: &LayerA
     batch.rows(backend, heads.heads * heads.width, &|pass, each| {
         let x = pass.embed(&table, None, None)?;
         let qkv = pass.norm_linear(&x, None, &same, Activation::Identity)?;
-        let attended = pass.attention(0, qkv, heads, layer)?;
+        let attended = pass.attention(0, qkv, heads, layer, None)?;
         pass.read(attended, None, each)
     })
 }
@@ -175,7 +175,7 @@ fn in_steps<B: Backend>(backend: &B, lengths: &[u32], heads: Heads, layer: &Laye
                 let x = pass.embed(&table, None, None)?;
                 for layer_number in 0..2 {
                     let qkv = pass.norm_linear(&x, None, &same, Activation::Identity)?;
-                    let attended = pass.attention(layer_number, qkv, heads, layer)?;
+                    let attended = pass.attention(layer_number, qkv, heads, layer, None)?;
                     if layer_number == 1 {
                         let picked = pass.pick(attended, Row::Last)?;
                         let mut next = 0;
@@ -269,7 +269,7 @@ fn blocks<B: Backend>(backend: &B, batch: &Batch, width: usize) -> Vec<f32> {
         for (rope, norms) in [(&ropes[0], Some(&by_head)), (&ropes[1], Some(&together)), (&ropes[0], None)] {
             let states = pass.norm_linear(&x, Some(&rms), &qkv, Activation::Identity)?;
             let states = pass.rotate(states, heads, norms, rope)?;
-            let attended = pass.attention(0, states, heads, &layer)?;
+            let attended = pass.attention(0, states, heads, &layer, None)?;
             pass.linear_add(attended, &output, None, 0.7, &mut x)?;
             let up = pass.norm_linear(&x, None, &gated, Activation::Silu)?;
             pass.linear_add(up, &down, Some(&layer_norm), 0.3, &mut x)?;
@@ -317,7 +317,7 @@ fn rotated<B: Backend>(backend: &B, batch: &Batch, heads: Heads, normed: bool, g
         let qkv = pass.norm_linear(&x, None, &same, Activation::Identity)?;
         let rope = pass.rope(&rotary)?;
         let qkv = pass.rotate(qkv, heads, norms.as_ref(), &rope)?;
-        let attended = pass.attention(0, qkv, heads, &layer)?;
+        let attended = pass.attention(0, qkv, heads, &layer, None)?;
         pass.read(attended, None, each)
     })
 }

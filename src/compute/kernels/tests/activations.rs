@@ -17,6 +17,7 @@ pub(super) fn reference(activation: Activation, x: f64) -> f64 {
         }
         Activation::Relu => x.max(0.0),
         Activation::Silu => x / (1.0 + (-x).exp()),
+        Activation::Tanh => x.tanh(),
     }
 }
 
@@ -112,6 +113,18 @@ fn tanh_gelu_is_close() {
                 (f64::from(got) - reference(Activation::GeluTanh, f64::from(x))).abs()
                     < 5e-7 + 2e-7 * f64::from(x.abs())
             );
+        }
+    }
+}
+
+#[test]
+fn tanh_is_exact_to_the_last_places() {
+    let values: Vec<f32> =
+        (-100_000..100_000).map(|i| i as f32 * 1.3e-4).chain([1e-20, -100.0, 100.0, 1e30]).collect();
+    for kernels in all() {
+        for (&x, got) in values.iter().zip(activated(kernels, Activation::Tanh, &values)) {
+            let expected = reference(Activation::Tanh, f64::from(x));
+            assert!(ulps(got, expected) < 5.0, "{kernels:?} tanh({x}) = {got}, not {expected}");
         }
     }
 }

@@ -16,8 +16,14 @@ mod softmax;
 mod tiles;
 
 const FORMATS: [DType; 2] = [DType::F32, DType::Bf16];
-const ACTIVATIONS: [Activation; 5] =
-    [Activation::Identity, Activation::Gelu, Activation::GeluTanh, Activation::Relu, Activation::Silu];
+const ACTIVATIONS: [Activation; 6] = [
+    Activation::Identity,
+    Activation::Gelu,
+    Activation::GeluTanh,
+    Activation::Relu,
+    Activation::Silu,
+    Activation::Tanh,
+];
 
 fn all() -> impl Iterator<Item = &'static Kernels> {
     Isa::available().map(Kernels::of).chain([Kernels::wide()])

@@ -7,7 +7,6 @@ use candle_core::{D, Device, Storage, Tensor};
 
 pub(super) use crate::compute::backend::candle::failed;
 use crate::compute::{Activation, Threads};
-use crate::models::heads::layout::HeadActivation;
 use crate::sync::Mutex;
 use crate::{Error, Result};
 
@@ -51,15 +50,8 @@ pub(super) struct CandleNorm {
     epsilon: f32,
 }
 
-/// A function of one number.
-#[derive(Debug, Clone, Copy)]
-pub(super) enum Function {
-    Of(Activation),
-    Head(HeadActivation),
-}
-
 /// No function.
-pub(super) const IDENTITY: Function = Function::Of(Activation::Identity);
+pub(super) const IDENTITY: Activation = Activation::Identity;
 
 impl CandleLinear {
     /// The layer of `weight`, `[outputs, inputs]`.
@@ -115,27 +107,15 @@ impl CandleNorm {
     }
 }
 
-impl Function {
-    fn of(self, x: f32) -> f32 {
-        match self {
-            Self::Of(activation) => activation.of(x),
-            Self::Head(activation) => activation.apply(x),
-        }
-    }
-
-    fn is_identity(self) -> bool {
-        matches!(self, Self::Of(Activation::Identity) | Self::Head(HeadActivation::Identity))
-    }
-
-    fn composed(self, x: &Tensor) -> candle_core::Result<Tensor> {
-        match self {
-            _ if self.is_identity() => Ok(x.clone()),
-            Self::Of(Activation::Gelu) | Self::Head(HeadActivation::Gelu) => x.gelu_erf(),
-            Self::Of(Activation::GeluTanh) => x.gelu(),
-            Self::Of(Activation::Relu) | Self::Head(HeadActivation::Relu) => x.relu(),
-            Self::Of(Activation::Silu) | Self::Head(HeadActivation::Silu) => x.silu(),
-            _ => x.tanh(),
-        }
+/// `function` of every number, by candle's operations.
+fn composed(x: &Tensor, function: Activation) -> candle_core::Result<Tensor> {
+    match function {
+        Activation::Identity => Ok(x.clone()),
+        Activation::Gelu => x.gelu_erf(),
+        Activation::GeluTanh => x.gelu(),
+        Activation::Relu => x.relu(),
+        Activation::Silu => x.silu(),
+        Activation::Tanh => x.tanh(),
     }
 }
 
@@ -157,21 +137,21 @@ impl Ops {
     }
 
     /// `function(x Wᵀ + b)` of the rows of `x`.
-    pub(super) fn linear(&self, x: &Tensor, linear: &CandleLinear, function: Function) -> Result<Tensor> {
+    pub(super) fn linear(&self, x: &Tensor, linear: &CandleLinear, function: Activation) -> Result<Tensor> {
         let y = linear.weight.t().and_then(|weight| x.matmul(&weight)).map_err(failed)?;
-        if linear.bias.is_none() && function.is_identity() {
+        if linear.bias.is_none() && function == IDENTITY {
             return Ok(y);
         }
         if !self.rows {
             let y = linear.bias.as_ref().map_or_else(|| Ok(y.clone()), |bias| y.broadcast_add(&bias.tensor));
-            return y.and_then(|y| function.composed(&y)).map_err(failed);
+            return y.and_then(|y| composed(&y, function)).map_err(failed);
         }
         let bias = linear.bias.as_ref().map(|bias| bias.values.as_slice());
         map_rows(&y, &|_, row| {
             if let Some(bias) = bias {
                 row.iter_mut().zip(bias).for_each(|(x, bias)| *x += bias);
             }
-            if !function.is_identity() {
+            if function != IDENTITY {
                 row.iter_mut().for_each(|x| *x = function.of(*x));
             }
         })
@@ -205,7 +185,7 @@ impl Ops {
         up: &CandleLinear,
         function: Activation,
     ) -> Result<Tensor> {
-        let gate = self.linear(x, gate, Function::Of(function))?;
+        let gate = self.linear(x, gate, function)?;
         self.multiply(&self.linear(x, up, IDENTITY)?, &gate)
     }
 
@@ -231,20 +211,6 @@ impl Ops {
         with_values(y, |other| {
             map_rows(x, &|index, row| {
                 row.iter_mut().zip(&other[index * width..]).for_each(|(x, y)| *x += y);
-            })
-        })
-    }
-
-    /// `norm(x + y)`.
-    pub(super) fn add_norm(&self, x: &Tensor, y: &Tensor, norm: &CandleNorm) -> Result<Tensor> {
-        if !self.rows {
-            return (x + y).and_then(|sum| norm.composed(&sum)).map_err(failed);
-        }
-        let width = y.dim(D::Minus1).map_err(failed)?;
-        with_values(y, |other| {
-            map_rows(x, &|index, row| {
-                row.iter_mut().zip(&other[index * width..]).for_each(|(x, y)| *x += y);
-                norm.row(row);
             })
         })
     }
@@ -319,21 +285,19 @@ mod tests {
             Activation::GeluTanh,
             Activation::Relu,
             Activation::Silu,
+            Activation::Tanh,
         ];
-        let functions = functions.map(Function::Of).into_iter().chain([Function::Head(HeadActivation::Tanh)]);
         let vector = |width: usize| (0..width).map(|i| 0.5 + i as f32 / width as f32).collect::<Vec<_>>();
         for (rows, width) in [(1, 7), (5, 48), (700, 33)] {
             let x = tensor(rows, width);
             let linear = CandleLinear::new(tensor(19, width), Some(vector(19))).unwrap();
-            for function in functions.clone() {
+            for function in functions {
                 let found = own.linear(&x, &linear, function).unwrap();
                 assert!(worst(&found, &other.linear(&x, &linear, function).unwrap()) < 2e-5, "{function:?}");
             }
             for shift in [None, Some(vector(width))] {
                 let norm = CandleNorm::new(vector(width), shift, 1e-5, &Device::Cpu).unwrap();
                 assert!(worst(&own.norm(&x, &norm).unwrap(), &other.norm(&x, &norm).unwrap()) < 1e-5);
-                let found = own.add_norm(&x, &x, &norm).unwrap();
-                assert!(worst(&found, &other.add_norm(&x, &x, &norm).unwrap()) < 1e-5);
             }
             let found = map_rows(&x, &|_, row| softmax_row(row, 0.7)).unwrap();
             assert!(worst(&found, &softmax_composed(&x, 0.7).unwrap()) < 1e-6);

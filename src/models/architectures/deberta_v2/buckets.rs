@@ -1,8 +1,8 @@
-//! Relative positions: which row of their table a distance has.
+//! Which row of the table of relative positions a distance has.
 
 /// The rows of the table of relative positions.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Relative {
+pub(super) struct Buckets {
     /// Half of the rows: those of one direction.
     pub(super) span: usize,
     /// Distances up to half of so many have rows of their own; farther ones share rows.
@@ -13,7 +13,7 @@ pub(super) struct Relative {
     pub(super) normed: bool,
 }
 
-impl Relative {
+impl Buckets {
     /// The row of a key at `distance = query - key`. Computed in f32, as transformers does: the rounding decides the row.
     pub(super) fn row(self, distance: i64) -> usize {
         let last = 2 * self.span as i64 - 1;
@@ -27,24 +27,6 @@ impl Relative {
             _ => distance,
         };
         bucket.saturating_add(self.span as i64).clamp(0, last) as usize
-    }
-}
-
-/// The rows of relative positions that a sequence needs.
-pub(super) struct Distances {
-    pub(super) first: usize,
-    pub(super) count: usize,
-    /// Of the distances `1 - tokens` to `tokens - 1`, less `first`.
-    pub(super) rows: Vec<u32>,
-}
-
-impl Distances {
-    pub(super) fn new(relative: Relative, tokens: usize) -> Self {
-        let farthest = tokens as i64 - 1;
-        let rows: Vec<usize> = (-farthest..=farthest).map(|distance| relative.row(distance)).collect();
-        let first = rows.first().copied().unwrap_or(0);
-        let count = rows.last().map_or(1, |last| last + 1 - first);
-        Self { first, count, rows: rows.into_iter().map(|row| (row - first) as u32).collect() }
     }
 }
 
@@ -65,7 +47,7 @@ mod tests {
 
     #[test]
     fn rows_of_distances_are_those_of_transformers() {
-        let check = |relative: Relative, first: &[i64], until: i64| {
+        let check = |relative: Buckets, first: &[i64], until: i64| {
             let (middle, span) = (first[0], relative.span as i64);
             for distance in 0..until {
                 let past = first.iter().rposition(|&first| first <= distance);
@@ -75,7 +57,7 @@ mod tests {
                 assert_eq!(relative.row(-distance), row(-bucket), "-{distance}");
             }
         };
-        let of = |buckets: usize, farthest| Relative {
+        let of = |buckets: usize, farthest| Buckets {
             span: buckets,
             buckets: Some(buckets),
             farthest,
@@ -84,7 +66,7 @@ mod tests {
         check(of(256, 512), &FIRST, 513);
         check(of(8, 32), &[4, 5, 8, 16, 32, 62], 96);
         check(of(6, 12), &[3, 4, 6, 12, 22], 36);
-        let plain = Relative { span: 9, buckets: None, farthest: 9, normed: false };
+        let plain = Buckets { span: 9, buckets: None, farthest: 9, normed: false };
         assert_eq!([-20, -9, -8, 0, 8, 9, 20].map(|distance| plain.row(distance)), [0, 0, 1, 9, 17, 17, 17]);
     }
 }
