@@ -21,7 +21,7 @@ def explained(error: ImportError) -> ImportError:
         )
     elif library and library[1].startswith(_OF_CARDS):
         remedy = (
-            f"{message}. This build of model_manager is for NVIDIA's cards; install the libraries beside it: "
+            f"{message}. This build of model_manager is for NVIDIA's cards; install its libraries too: "
             "pip install 'cuda-toolkit[cudart,nvrtc,cublas,curand]' in the version that it was built with (docs/gpu.md)"
         )
     elif not built:

@@ -134,7 +134,7 @@ pub trait Architecture: Debug + Send + Sync {
         Ok(None)
     }
 
-    /// A convolution beside the first layer, if there is one.
+    /// A convolution whose outputs are added to the first layer's states, if there is one.
     ///
     /// # Errors
     /// When a tensor is missing or of another shape.

@@ -1,4 +1,4 @@
-//! A convolution beside the first layer: DeBERTa-v2's.
+//! A convolution whose outputs are added to the first layer's states: DeBERTa-v2's.
 
 use super::architecture::{Architecture, misuse};
 use super::tensors::Tensors;
