@@ -33,7 +33,7 @@ mod weight;
 
 pub use attention::{
     CacheShape, DistanceBias, DistanceRows, Heads, LayerAttention, LongRope, Mask, QueryGrowth,
-    RelativePositions, RopeStyle, RopeTable, Rotary,
+    RelativeLayers, RelativeTable, RopeStyle, RopeTable, Rotary,
 };
 #[cfg(feature = "cuda")]
 pub use backend::Cuda;

@@ -8,5 +8,5 @@ pub(crate) mod tiles;
 
 pub use heads::{DistanceBias, Heads, LayerAttention, Mask};
 pub use kv_cache::{CacheShape, PagedKvCache};
-pub use relative::{DistanceRows, RelativePositions};
+pub use relative::{DistanceRows, RelativeLayers, RelativeTable};
 pub use rope::{LongRope, QueryGrowth, RopeStyle, RopeTable, Rotary};

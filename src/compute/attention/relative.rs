@@ -68,21 +68,26 @@ impl DistanceRows {
     }
 }
 
-/// The relative positions of one layer.
+/// The table of relative positions that all layers of a model share.
 #[derive(Debug)]
-pub struct RelativePositions {
+pub struct RelativeTable {
     /// The row of each distance.
     pub rows: Arc<DistanceRows>,
-    /// The table, row-major, whose rows both layers take.
-    pub table: Arc<[f32]>,
+    /// Its rows, one after another.
+    pub values: Vec<f32>,
+}
+
+/// What one layer makes of the table.
+#[derive(Debug, Default)]
+pub struct RelativeLayers {
     /// Makes the rows that queries are multiplied by, of all heads side by side.
     pub content_to_position: Option<Biased>,
     /// Makes those that keys are multiplied by.
     pub position_to_content: Option<Biased>,
 }
 
-impl RelativePositions {
-    /// What `layer` makes of the table, in f32: a row of all heads for each row.
+impl RelativeTable {
+    /// What `layer` makes of it, in f32: a row of all heads for each row.
     ///
     /// # Errors
     /// Errors of reading its file; [`Error::OutOfMemory`].
@@ -90,7 +95,7 @@ impl RelativePositions {
         let inputs = matrix.columns();
         let bias = bias.as_ref().map(|bias| bias.to_f32()).transpose()?;
         let layer = Projection::new(isa, &matrix.to_f32()?, bias.as_deref(), inputs)?;
-        layer.apply(Rows::new(&self.table, inputs, inputs))
+        layer.apply(Rows::new(&self.values, inputs, inputs))
     }
 }
 
@@ -103,7 +108,7 @@ pub struct RelativePanels {
 }
 
 impl RelativePanels {
-    /// Packs `positions` for `kernels` and activations in `format`.
+    /// Packs what `layers` make of `table` for `kernels` and activations in `format`.
     ///
     /// # Errors
     /// Errors of reading files; [`Error::OutOfMemory`].
@@ -111,19 +116,20 @@ impl RelativePanels {
         kernels: &Kernels,
         format: DType,
         heads: Heads,
-        positions: &RelativePositions,
+        table: &RelativeTable,
+        layers: &RelativeLayers,
     ) -> Result<Self> {
         let pack = |layer: &Option<Biased>| {
             let made = |layer| {
-                let values = positions.made(kernels.isa(), layer)?;
+                let values = table.made(kernels.isa(), layer)?;
                 HeadPanels::pack(kernels, format, heads, &values)
             };
             layer.as_ref().map(made).transpose()
         };
         Ok(Self {
-            content_to_position: pack(&positions.content_to_position)?,
-            position_to_content: pack(&positions.position_to_content)?,
-            rows: Arc::clone(&positions.rows),
+            content_to_position: pack(&layers.content_to_position)?,
+            position_to_content: pack(&layers.position_to_content)?,
+            rows: Arc::clone(&table.rows),
         })
     }
 

@@ -2,7 +2,7 @@
 
 use crate::compute::attention::heads::{Heads, LayerAttention};
 use crate::compute::attention::kv_cache::CacheShape;
-use crate::compute::attention::relative::RelativePositions;
+use crate::compute::attention::relative::{RelativeLayers, RelativeTable};
 use crate::compute::attention::rope::{RopeTable, Rotary};
 use crate::compute::kernels::activation::Activation;
 use crate::compute::linear::layer::{Biased, Matrix};
@@ -141,7 +141,12 @@ pub trait Backend: Send + Sync + Sized + 'static {
     ///
     /// # Errors
     /// [`Error::Internal`] where the backend has no such attention.
-    fn relative(&self, positions: &RelativePositions, heads: Heads) -> Result<Self::Relative>;
+    fn relative(
+        &self,
+        table: &RelativeTable,
+        layers: &RelativeLayers,
+        heads: Heads,
+    ) -> Result<Self::Relative>;
 
     /// An empty cache.
     fn cache(&self, shape: CacheShape) -> Self::Cache;

@@ -7,7 +7,7 @@ use super::tensors::{ConvolutionTensors, EmbeddingTensors, LayerTensors, NormTen
 #[cfg(feature = "candle-models")]
 use super::candle::describe::CandleArchitecture;
 use crate::compute::{
-    Activation, DistanceBias, Heads, LayerAttention, Matrix, Positions, RelativePositions, Weight,
+    Activation, DistanceBias, Heads, LayerAttention, Matrix, Positions, RelativeLayers, RelativeTable, Weight,
 };
 use crate::{Error, Result};
 
@@ -126,12 +126,20 @@ pub trait Architecture: Debug + Send + Sync {
         Ok(None)
     }
 
-    /// The relative positions that attention of layer `index` compares contents with.
+    /// The relative positions that attention compares contents with, if it does.
     ///
     /// # Errors
     /// When a tensor is missing or of another shape.
-    fn relative_positions(&self, _tensors: &dyn Tensors, _index: usize) -> Result<Option<RelativePositions>> {
+    fn relative_table(&self, _tensors: &dyn Tensors) -> Result<Option<RelativeTable>> {
         Ok(None)
+    }
+
+    /// What layer `index` makes of them.
+    ///
+    /// # Errors
+    /// When a tensor is missing or of another shape.
+    fn relative_layers(&self, _tensors: &dyn Tensors, _index: usize) -> Result<RelativeLayers> {
+        Ok(RelativeLayers::default())
     }
 
     /// A convolution whose outputs are added to the first layer's states, if there is one.

@@ -88,6 +88,7 @@ impl<B: Backend> Transformer<B> {
             return Err(misuse("blocks that end with the norm of their residual follow one another"));
         }
         let bias = architecture.distance_bias(tensors)?.map(Arc::new);
+        let relative = architecture.relative_table(tensors)?;
         let mut rotaries = Vec::new();
         let mut layer = |index: usize| {
             let layer = architecture.layer(tensors, index)?;
@@ -103,11 +104,16 @@ impl<B: Backend> Transformer<B> {
                     rotaries.len() - 1
                 })
             });
-            let relative = architecture.relative_positions(tensors, index)?;
-            let heads = description.heads;
+            let relative = match &relative {
+                Some(table) => {
+                    let layers = architecture.relative_layers(tensors, index)?;
+                    Some(backend.relative(table, &layers, description.heads)?)
+                }
+                None => None,
+            };
             Ok(Layer {
                 attention,
-                relative: relative.map(|positions| backend.relative(&positions, heads)).transpose()?,
+                relative,
                 rotary,
                 attention_norm: layer.attention_norm.map(norm).transpose()?,
                 qkv: backend.linear(&layer.qkv)?,

@@ -24,7 +24,7 @@ pub use self::tensors::{TensorCache, TensorLinear, TensorNorm, TensorRelative};
 use crate::Result;
 use crate::compute::attention::heads::Heads;
 use crate::compute::attention::kv_cache::CacheShape;
-use crate::compute::attention::relative::RelativePositions;
+use crate::compute::attention::relative::{RelativeLayers, RelativeTable};
 use crate::compute::backend::parts::{BatchParts, retried};
 use crate::compute::backend::traits::{Backend, CachedSequence, ForwardFn, Step, check_logits};
 use crate::compute::isa::Isa;
@@ -72,18 +72,22 @@ impl Backend for Candle {
         Ok(TensorNorm { scale: self.vector(scale)?, shift, epsilon: f64::from(epsilon) })
     }
 
-    fn relative(&self, positions: &RelativePositions, heads: Heads) -> Result<TensorRelative> {
+    fn relative(
+        &self,
+        table: &RelativeTable,
+        layers: &RelativeLayers,
+        heads: Heads,
+    ) -> Result<TensorRelative> {
         let Heads { heads, width, .. } = heads;
         let made = |layer: &Option<Biased>| {
             let Some(layer) = layer else { return Ok(None) };
-            let rows =
-                self.tensor(positions.made(Isa::best(), layer)?, &[positions.rows.count(), heads, width])?;
+            let rows = self.tensor(table.made(Isa::best(), layer)?, &[table.rows.count(), heads, width])?;
             rows.transpose(0, 1).and_then(|rows| rows.contiguous()).map(Some).map_err(failed)
         };
         Ok(TensorRelative {
-            content_to_position: made(&positions.content_to_position)?,
-            position_to_content: made(&positions.position_to_content)?,
-            rows: Arc::clone(&positions.rows),
+            content_to_position: made(&layers.content_to_position)?,
+            position_to_content: made(&layers.position_to_content)?,
+            rows: Arc::clone(&table.rows),
         })
     }
 

@@ -12,7 +12,7 @@ use crate::compute::kernels::Kernels;
 use crate::compute::parallel::Share;
 use crate::compute::{
     Backend, Biased, Candle, DType, DistanceRows, Heads, Isa, LayerAttention, Mask, Packed, Pass,
-    RelativePositions, Weight,
+    RelativeLayers, RelativeTable, Weight,
 };
 
 /// Numbers of a row of the table.
@@ -26,7 +26,7 @@ fn row(distance: i64) -> i64 {
     distance.clamp(-NEAR, NEAR) + (distance - distance.clamp(-NEAR, NEAR)).div_euclid(7)
 }
 
-fn positions(heads: Heads, longest: usize, compared: [bool; 2]) -> RelativePositions {
+fn positions(heads: Heads, longest: usize, compared: [bool; 2]) -> (RelativeTable, RelativeLayers) {
     let first = row(1 - longest as i64);
     let count = (row(longest as i64 - 1) - first + 1) as usize;
     let outputs = heads.heads * heads.width;
@@ -34,14 +34,17 @@ fn positions(heads: Heads, longest: usize, compared: [bool; 2]) -> RelativePosit
         let bias = bias.then(|| Weight::from_f32(&random(outputs, seed + 1), &[outputs]).unwrap());
         (Weight::from_f32(&random(outputs * INPUTS, seed), &[outputs, INPUTS]).unwrap().into(), bias)
     };
-    RelativePositions {
+    let table = RelativeTable {
         rows: Arc::new(
             DistanceRows::new(longest, count, |distance| (row(distance) - first) as usize).unwrap(),
         ),
-        table: random(count * INPUTS, 77).into(),
+        values: random(count * INPUTS, 77),
+    };
+    let layers = RelativeLayers {
         content_to_position: compared[0].then(|| layer(5, true)),
         position_to_content: compared[1].then(|| layer(8, false)),
-    }
+    };
+    (table, layers)
 }
 
 /// Attention by its definition, in f64: `[length, heads * width]`.
@@ -50,7 +53,7 @@ fn expected(
     length: usize,
     heads: Heads,
     scale: f64,
-    positions: &RelativePositions,
+    (positions, layers): (&RelativeTable, &RelativeLayers),
     seen: usize,
 ) -> Vec<f64> {
     let Heads { heads, width, .. } = heads;
@@ -59,16 +62,16 @@ fn expected(
         layer.as_ref().map(|(matrix, bias)| {
             let (matrix, bias) = (matrix.to_f32().unwrap(), bias.as_ref().map(|bias| bias.to_f32().unwrap()));
             let value = |row: usize, column: usize| {
-                let table = &positions.table[row * INPUTS..][..INPUTS];
+                let table = &positions.values[row * INPUTS..][..INPUTS];
                 let products = table.iter().zip(&matrix[column * INPUTS..][..INPUTS]);
                 let sum: f64 = products.map(|(x, y)| f64::from(*x) * f64::from(*y)).sum();
                 sum + bias.as_ref().map_or(0.0, |bias| f64::from(bias[column]))
             };
-            let rows = positions.table.len() / INPUTS;
+            let rows = positions.values.len() / INPUTS;
             (0..rows * columns).map(|at| value(at / columns, at % columns)).collect::<Vec<f64>>()
         })
     };
-    let tables = [made(&positions.content_to_position), made(&positions.position_to_content)];
+    let tables = [made(&layers.content_to_position), made(&layers.position_to_content)];
     let at = |row: usize, part: usize, head: usize| {
         input[row * 3 * columns + part * columns + head * width..][..width].iter().map(|&x| f64::from(x))
     };
@@ -108,13 +111,13 @@ fn attention_adds_products_with_relative_positions() {
         let layer = LayerAttention { scale: Some(0.3), ..LayerAttention::new(Mask::FULL) };
         for compared in [[true, true], [true, false], [false, true]] {
             // Tables may be longer than the text.
-            let positions = positions(heads, length + 3, compared);
+            let (table, layers) = positions(heads, length + 3, compared);
             for hidden in [0, length / 3] {
-                let expected = expected(&input, length, heads, 0.3, &positions, length - hidden);
+                let expected = expected(&input, length, heads, 0.3, (&table, &layers), length - hidden);
                 for (isa, format) in Isa::available().flat_map(|isa| [(isa, DType::F32), (isa, DType::Bf16)])
                 {
                     let kernels = Kernels::of(isa);
-                    let panels = RelativePanels::new(kernels, format, heads, &positions).unwrap();
+                    let panels = RelativePanels::new(kernels, format, heads, &table, &layers).unwrap();
                     let mut workspace = Workspace::default();
                     let qkv = matrix(&mut workspace, length, 3 * columns, format, &input);
                     let mut out = workspace.matrix(length, columns, format).unwrap();
@@ -148,7 +151,8 @@ fn run<B: Backend>(backend: &B, texts: &[&[u32]], table: &Weight, heads: Heads) 
     let (qkv, narrow) = (weight(columns, columns), weight(columns / 3, columns));
     let kernel = weight(columns / 3, 5 * columns);
     let [qkv, narrow, kernel] = [qkv, narrow, kernel].map(|layer| backend.linear(&[layer]).unwrap());
-    let relative = backend.relative(&positions(heads, 64, [true, true]), heads).unwrap();
+    let (positions, layers) = positions(heads, 64, [true, true]);
+    let relative = backend.relative(&positions, &layers, heads).unwrap();
     let layer = LayerAttention::new(Mask::FULL);
     let ids: Vec<u32> = texts.concat();
     let mut offsets = vec![0];

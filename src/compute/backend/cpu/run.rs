@@ -7,7 +7,7 @@ use super::pass::CpuPass;
 use super::plan::Plan;
 use crate::compute::attention::heads::Heads;
 use crate::compute::attention::kv_cache::{CacheShape, PagedKvCache};
-use crate::compute::attention::relative::{RelativePanels, RelativePositions};
+use crate::compute::attention::relative::{RelativeLayers, RelativePanels, RelativeTable};
 use crate::compute::backend::traits::{Backend, CachedSequence, ForwardFn, KvCache, Step, check_logits};
 use crate::compute::linear::layer::{Biased, Linear, Matrix};
 use crate::compute::parallel::{Parallelism, Target};
@@ -108,8 +108,13 @@ impl Backend for Cpu {
         Ok(Norm { scale: scale.to_f32()?, shift: shift.map(Weight::to_f32).transpose()?, epsilon })
     }
 
-    fn relative(&self, positions: &RelativePositions, heads: Heads) -> Result<RelativePanels> {
-        let panels = RelativePanels::new(self.kernel_set().kernels, self.dtype, heads, positions)?;
+    fn relative(
+        &self,
+        table: &RelativeTable,
+        layers: &RelativeLayers,
+        heads: Heads,
+    ) -> Result<RelativePanels> {
+        let panels = RelativePanels::new(self.kernel_set().kernels, self.dtype, heads, table, layers)?;
         self.bytes.fetch_add(panels.bytes(), Ordering::Relaxed);
         Ok(panels)
     }

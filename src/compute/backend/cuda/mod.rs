@@ -37,7 +37,7 @@ use super::parts::{BatchParts, retried};
 use super::traits::{Backend, CachedSequence, ForwardFn, Step, check_logits, lacking};
 use crate::compute::attention::heads::Heads;
 use crate::compute::attention::kv_cache::CacheShape;
-use crate::compute::attention::relative::RelativePositions;
+use crate::compute::attention::relative::{RelativeLayers, RelativeTable};
 use crate::compute::isa::DType;
 use crate::compute::linear::layer::{Biased, Matrix};
 use crate::compute::weight::{Packed, Weight};
@@ -192,7 +192,12 @@ impl Backend for Cuda {
         Ok(CudaNorm { scale: self.vector(scale)?, shift, epsilon, length })
     }
 
-    fn relative(&self, _positions: &RelativePositions, _heads: Heads) -> Result<Infallible> {
+    fn relative(
+        &self,
+        _table: &RelativeTable,
+        _layers: &RelativeLayers,
+        _heads: Heads,
+    ) -> Result<Infallible> {
         Err(lacking("attention with relative positions"))
     }
 

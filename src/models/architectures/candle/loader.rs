@@ -73,6 +73,6 @@ impl<'a> TensorLoader<'a> {
     /// # Errors
     /// As [`values`](Self::values).
     pub(super) fn rms_norm(&self, name: &str, width: usize, epsilon: f32) -> Result<CandleNorm> {
-        CandleNorm::new(self.values(&format!("{name}.weight"), &[width])?, None, epsilon, self.device)
+        CandleNorm::new(self.values(&format!("{name}.weight"), &[width])?, epsilon, self.device)
     }
 }

@@ -42,11 +42,10 @@ impl Parameter {
     }
 }
 
-/// A layer normalization, or an RMS normalization without a shift.
+/// An RMS normalization.
 #[derive(Debug)]
 pub(super) struct CandleNorm {
     scale: Parameter,
-    shift: Option<Parameter>,
     epsilon: f32,
 }
 
@@ -63,47 +62,22 @@ impl CandleLinear {
 
 impl CandleNorm {
     /// The norm of rows of `scale`'s length.
-    pub(super) fn new(
-        scale: Vec<f32>,
-        shift: Option<Vec<f32>>,
-        epsilon: f32,
-        device: &Device,
-    ) -> Result<Self> {
-        let shift = shift.map(|shift| Parameter::new(shift, device)).transpose()?;
-        Ok(Self { scale: Parameter::new(scale, device)?, shift, epsilon })
+    pub(super) fn new(scale: Vec<f32>, epsilon: f32, device: &Device) -> Result<Self> {
+        Ok(Self { scale: Parameter::new(scale, device)?, epsilon })
     }
 
     /// Normalizes one row.
     fn row(&self, row: &mut [f32]) {
         let count = row.len() as f64;
-        let mean = match self.shift {
-            Some(_) => row.iter().map(|&x| f64::from(x)).sum::<f64>() / count,
-            None => 0.0,
-        };
-        let square = row.iter().map(|&x| (f64::from(x) - mean).powi(2)).sum::<f64>() / count;
-        let (mean, factor) = (mean as f32, (1.0 / (square + f64::from(self.epsilon)).sqrt()) as f32);
-        match &self.shift {
-            Some(shift) => {
-                for ((x, scale), shift) in row.iter_mut().zip(&self.scale.values).zip(&shift.values) {
-                    *x = (*x - mean) * factor * scale + shift;
-                }
-            }
-            None => row.iter_mut().zip(&self.scale.values).for_each(|(x, scale)| *x *= factor * scale),
-        }
+        let square = row.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>() / count;
+        let factor = (1.0 / (square + f64::from(self.epsilon)).sqrt()) as f32;
+        row.iter_mut().zip(&self.scale.values).for_each(|(x, scale)| *x *= factor * scale);
     }
 
     fn composed(&self, x: &Tensor) -> candle_core::Result<Tensor> {
-        let x = match self.shift {
-            Some(_) => x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?,
-            None => x.clone(),
-        };
         let square = x.sqr()?.mean_keepdim(D::Minus1)?;
         let y = x.broadcast_div(&(square + f64::from(self.epsilon))?.sqrt()?)?;
-        let y = y.broadcast_mul(&self.scale.tensor)?;
-        match &self.shift {
-            Some(shift) => y.broadcast_add(&shift.tensor),
-            None => Ok(y),
-        }
+        y.broadcast_mul(&self.scale.tensor)
     }
 }
 
@@ -295,10 +269,8 @@ mod tests {
                 let found = own.linear(&x, &linear, function).unwrap();
                 assert!(worst(&found, &other.linear(&x, &linear, function).unwrap()) < 2e-5, "{function:?}");
             }
-            for shift in [None, Some(vector(width))] {
-                let norm = CandleNorm::new(vector(width), shift, 1e-5, &Device::Cpu).unwrap();
-                assert!(worst(&own.norm(&x, &norm).unwrap(), &other.norm(&x, &norm).unwrap()) < 1e-5);
-            }
+            let norm = CandleNorm::new(vector(width), 1e-5, &Device::Cpu).unwrap();
+            assert!(worst(&own.norm(&x, &norm).unwrap(), &other.norm(&x, &norm).unwrap()) < 1e-5);
             let found = map_rows(&x, &|_, row| softmax_row(row, 0.7)).unwrap();
             assert!(worst(&found, &softmax_composed(&x, 0.7).unwrap()) < 1e-6);
         }

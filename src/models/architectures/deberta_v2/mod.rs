@@ -19,7 +19,7 @@ use super::tensors::{
 use crate::Result;
 use crate::compute::memory::zeroed;
 use crate::compute::{
-    Activation, DistanceRows, Heads, LayerAttention, Mask, Positions, RelativePositions, Weight,
+    Activation, DistanceRows, Heads, LayerAttention, Mask, Positions, RelativeLayers, RelativeTable, Weight,
 };
 use crate::models::heads::layout;
 
@@ -282,14 +282,20 @@ impl Architecture for Deberta {
         })
     }
 
-    fn relative_positions(&self, tensors: &dyn Tensors, index: usize) -> Result<Option<RelativePositions>> {
+    fn relative_table(&self, tensors: &dyn Tensors) -> Result<Option<RelativeTable>> {
         let Some(buckets) = self.relative.filter(|_| self.compared.contains(&true)) else { return Ok(None) };
-        let (scope, hidden) = (self.scope(tensors), self.config.hidden_size);
-        let mut table =
-            scope.matrix("encoder.rel_embeddings.weight", [2 * buckets.span, hidden])?.to_f32()?;
+        let (scope, shape) = (self.scope(tensors), [2 * buckets.span, self.config.hidden_size]);
+        let mut values = scope.matrix("encoder.rel_embeddings.weight", shape)?.to_f32()?;
         if buckets.normed {
-            normalize(&mut table, &self.norm(&scope, "encoder.LayerNorm")?)?;
+            normalize(&mut values, &self.norm(&scope, "encoder.LayerNorm")?)?;
         }
+        let longest = self.config.max_position_embeddings;
+        let rows = DistanceRows::new(longest, shape[0], |distance| buckets.row(distance))?;
+        Ok(Some(RelativeTable { rows: Arc::new(rows), values }))
+    }
+
+    fn relative_layers(&self, tensors: &dyn Tensors, index: usize) -> Result<RelativeLayers> {
+        let (scope, hidden) = (self.scope(tensors), self.config.hidden_size);
         let layer = |on: bool, own: &str, shared: &str| {
             let name = if self.config.share_att_key { shared } else { own };
             on.then(|| {
@@ -297,16 +303,10 @@ impl Architecture for Deberta {
             })
             .transpose()
         };
-        Ok(Some(RelativePositions {
-            rows: Arc::new(DistanceRows::new(
-                self.config.max_position_embeddings,
-                2 * buckets.span,
-                |distance| buckets.row(distance),
-            )?),
-            table: table.into(),
+        Ok(RelativeLayers {
             content_to_position: layer(self.compared[0], "pos_key_proj", "key_proj")?,
             position_to_content: layer(self.compared[1], "pos_query_proj", "query_proj")?,
-        }))
+        })
     }
 
     fn convolution(&self, tensors: &dyn Tensors) -> Result<Option<ConvolutionTensors>> {
