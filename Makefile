@@ -80,7 +80,7 @@ lint: $(VENV)/.built-for-tests ## Format check, clippy with and without the pyth
 	$(CARGO) fmt --check
 	$(CARGO) clippy --quiet --all-targets --no-default-features -- -D warnings
 	$(CARGO) clippy --quiet --all-targets -- -D warnings
-	RUSTDOCFLAGS="-D warnings -A rustdoc::private-intra-doc-links" $(CARGO) doc --quiet --no-deps --no-default-features --features candle-models --document-private-items
+	RUSTDOCFLAGS="-D warnings -A rustdoc::private-intra-doc-links" $(CARGO) doc --quiet --no-deps --no-default-features --document-private-items
 ifeq ($(DENY),yes)
 	$(CARGO) deny --log-level error check bans licenses sources
 endif
@@ -126,7 +126,7 @@ models-table: build ## Make the table of well-known models in docs/models.md fro
 docs: venv ## Build the documentation site into site/
 	$(PY) -m pip install -q --group docs
 	$(VENV)/bin/mkdocs build --strict --quiet
-	RUSTDOCFLAGS="-D warnings -A rustdoc::private-intra-doc-links" $(CARGO) doc --quiet --no-deps --no-default-features --features candle-models --document-private-items
+	RUSTDOCFLAGS="-D warnings -A rustdoc::private-intra-doc-links" $(CARGO) doc --quiet --no-deps --no-default-features --document-private-items
 
 .PHONY: pictures
 pictures: build ## Draw the pictures of docs/adaptive.md and docs/cache.md anew

@@ -34,6 +34,14 @@ FACTORS: Options = {
     "logits_scaling": [0.7, 8.0],
 }
 LAYER_NORM: Options = {"hidden_act": ACTIVATIONS, "layer_norm_eps": [1e-5, 1e-2], "rope_parameters": [ROPE]}
+LFM2: Options = {
+    **flags("conv_bias", "block_auto_adjust_ff_dim"),
+    "conv_L_cache": [2, 3, 4],
+    "block_multiple_of": [4, 8],
+    "block_ffn_dim_multiplier": [1.0, 1.3],
+    "full_attn_idxs": [None, [], [0], [1]],
+    "rope_parameters": [ROPE],
+}
 DECODERS: dict[str, Options] = {
     "llama": {**BIASED, "head_dim": [None, 6, 12]},
     "qwen2": {**QWEN, "hidden_act": ACTIVATIONS},
@@ -55,7 +63,7 @@ DECODERS: dict[str, Options] = {
     "stablelm": {**LAYER_NORM, **flags("qk_layernorm", "use_qkv_bias", "use_parallel_residual")},
     "starcoder2": {**WINDOW, "norm_epsilon": [1e-5, 1e-2], **flags("use_bias")},
     "gpt2": {"n_inner": [None, 20], "activation_function": ["gelu_new", "gelu", "relu"]},
-    "lfm2": {"conv_L_cache": [2, 3, 4], "block_multiple_of": [4, 8], **flags("conv_bias")},
+    "lfm2": LFM2,
     "falcon": {"rope_parameters": [ROPE], **flags("new_decoder_architecture", "bias", "multi_query")},
 }
 BERT: Options = {"hidden_act": ACTIVATIONS, "type_vocab_size": [1, 2], "layer_norm_eps": [1e-12, 1e-5, 1e-1]}
@@ -100,6 +108,7 @@ ENCODERS: dict[str, tuple[str, Options]] = {
     "jina_embeddings_v3": ("unigram", {"hidden_act": ACTIVATIONS, "type_vocab_size": [1]}),
     "t5": ("t5", T5),
     "mt5": ("t5", T5),
+    "lfm2": ("bytes", LFM2),
 }
 SCORED = list(ENCODERS)[:14]
 SPARSE = ["bert", "xlm-roberta", "roberta", "camembert", "distilbert"]

@@ -902,7 +902,7 @@ def _explain(manager: Manager, name: str) -> Explanation:
     """What decides how long a slot stays in memory."""
 
 def _families() -> list[dict[str, Any]]:
-    """The families: ``model_type``, ``classes``, ``engine``, ``lacks``, ``built``, ``kinds``, ``gguf``, ``example``."""
+    """The families: ``model_type``, ``classes``, ``kinds``, ``gguf``, ``example``."""
 
 def _refusal(config: str, kind: str) -> str | None:
     """Why a model with this config.json does not run when it is used so; None if it does, as far as the file shows."""

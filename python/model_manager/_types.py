@@ -144,9 +144,7 @@ class Description(TypedDict):
     architecture: str
     """`model_type` of its config.json; ``ollama`` or ``openai`` for a server's model."""
     engine: str
-    """What computes it: ``model_manager``, ``candle``, ``server``."""
-    lacks: list[str]
-    """What that engine does without, such as ``bfloat16``."""
+    """What computes it: ``model_manager`` or ``server``."""
     dimension: int
     """Length of its vectors; 0 for a model that gives none."""
     sparse_dimension: int
@@ -187,9 +185,7 @@ class GeneratorDescription(TypedDict):
     architecture: str
     """``model_type`` of the model's configuration."""
     engine: str
-    """What computes it: ``model_manager``, ``candle``."""
-    lacks: list[str]
-    """What that engine does without, such as ``bfloat16``."""
+    """What computes it: ``model_manager``."""
     dtype: str
     """The format of the weights in matrix products: ``float32``, ``bfloat16``, ``int8``, ``int4``."""
     context: int

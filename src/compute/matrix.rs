@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use half::bf16;
+
 use super::linear::activations::PlainRows;
 use super::memory::Buffer;
 use super::parallel::Target;
@@ -79,6 +81,17 @@ impl StateMatrix {
     pub(crate) fn values(&self, rows: Range<usize>) -> &[f32] {
         assert_eq!(self.format, DType::F32, "format");
         &self.data.as_slice::<f32>()[rows.start * self.stride / 4..rows.end * self.stride / 4]
+    }
+
+    /// Some columns of row `row`, in f32.
+    pub(crate) fn read(&self, row: usize, columns: Range<usize>, out: &mut [f32]) {
+        match self.format {
+            DType::F32 => out.copy_from_slice(&self.values(row..row + 1)[columns]),
+            DType::Bf16 => {
+                let from = &self.row_bf16(row)[columns];
+                out.iter_mut().zip(from).for_each(|(to, x)| *to = bf16::from_bits(*x).to_f32());
+            }
+        }
     }
 
     /// Row `row` of a bf16 matrix.

@@ -12,6 +12,7 @@
 pub mod attention;
 pub mod backend;
 pub mod cards;
+mod convolution;
 pub mod file;
 #[cfg(test)]
 #[cfg(unix)]
@@ -40,6 +41,7 @@ pub use backend::Cuda;
 pub use backend::{
     Backend, Candle, CandleDevice, Cpu, ForwardFn, KvCache, Pass, Positions, Relief, Row, Rows, Step,
 };
+pub use convolution::{ConvolutionFactors, ConvolutionShape, LONGEST_CONVOLUTION, ShortConvolution};
 pub use isa::{DType, ISA_VARIABLE, Isa};
 pub use kernels::Activation;
 pub(crate) use kernels::rowwise::LONGEST_HEAD;

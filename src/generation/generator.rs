@@ -55,8 +55,6 @@ impl Generator {
             Network::Candle(decoder) => Engine::start(Arc::clone(decoder), tokens, settings)?,
             #[cfg(feature = "cuda")]
             Network::Cuda(decoder) => Engine::start(Arc::clone(decoder), tokens, settings)?,
-            #[cfg(feature = "candle-models")]
-            Network::Tensors(decoder) => Engine::start(Arc::clone(decoder), tokens, settings)?,
         };
         Ok(Self { model, engine, max_bytes: usize::MAX })
     }

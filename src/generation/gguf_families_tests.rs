@@ -57,9 +57,13 @@ fn with_metadata(mut writer: Writer, metadata: &BTreeMap<String, Value>) -> Writ
             Value::Number(n) if n.is_u64() => writer.number(key, n.as_u64().unwrap() as u32),
             Value::Number(n) => writer.float(key, n.as_f64().unwrap() as f32),
             Value::Bool(flag) => writer.flag(key, *flag),
-            Value::Array(flags) => {
-                let flags: Vec<bool> = flags.iter().map(|flag| flag.as_bool().unwrap()).collect();
+            Value::Array(list) if list.iter().all(Value::is_boolean) => {
+                let flags: Vec<bool> = list.iter().filter_map(Value::as_bool).collect();
                 writer.flags(key, &flags)
+            }
+            Value::Array(list) => {
+                let numbers: Vec<i32> = list.iter().map(|number| number.as_i64().unwrap() as i32).collect();
+                writer.integers(key, &numbers)
             }
             other => panic!("{key}: {other}"),
         };
@@ -104,6 +108,10 @@ fn with_tensors(family: &str, header: &Header) -> Writer {
             let (rows, columns) = (shape[0], shape[1]);
             values = (0..columns * rows).map(|i| values[i % rows * columns + i / rows]).collect();
             shape.reverse();
+        }
+        if let [rows, 1, columns] = shape[..] {
+            // Convolutions of one column each.
+            shape = vec![rows, columns];
         }
         writer = writer.tensor(renamed, &shape, 0, &f32s(&values));
     }

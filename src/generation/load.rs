@@ -14,8 +14,6 @@ use super::stop::TextTokens;
 #[cfg(feature = "cuda")]
 use crate::compute::Cuda;
 use crate::compute::{Candle, CandleDevice, Cpu, Isa, WeightFormat};
-#[cfg(feature = "candle-models")]
-use crate::models::architectures::CandleDecoder;
 use crate::models::architectures::Transformer;
 use crate::models::json::read_json;
 use crate::models::manifest::WeightFiles;
@@ -26,8 +24,7 @@ use crate::models::tokenizers::pair_chat::{special_tokens, template_source};
 use crate::models::tokenizers::tokenizer::guarded;
 use crate::models::tokenizers::{added_tokens, file, gguf as gguf_tokenizer};
 use crate::models::{
-    ComputeEngine, ModelConfig, ModelFiles, ModelKind, Progress, ResolveOptions, SentenceEncoder, Source,
-    Weights, resolve,
+    ModelConfig, ModelFiles, ModelKind, Progress, ResolveOptions, SentenceEncoder, Source, Weights, resolve,
 };
 use crate::{Error, Result};
 
@@ -40,8 +37,6 @@ pub struct TextModel {
     pub path: PathBuf,
     /// `model_type` of its configuration.
     pub architecture: String,
-    /// What computes it.
-    pub engine: ComputeEngine,
     /// The network.
     pub network: Network,
     /// Text to tokens and back.
@@ -66,9 +61,6 @@ pub enum Network {
     /// On a card of NVIDIA.
     #[cfg(feature = "cuda")]
     Cuda(Arc<Transformer<Cuda>>),
-    /// A family that candle's tensors compute, on any device.
-    #[cfg(feature = "candle-models")]
-    Tensors(Arc<CandleDecoder>),
 }
 
 /// Where a network computes.
@@ -88,23 +80,15 @@ impl Network {
         target: &ComputeTarget,
     ) -> Result<Self> {
         let architecture = &*config.architecture;
-        #[cfg(feature = "candle-models")]
-        {
-            let device = match target {
-                ComputeTarget::Cpu(_) => &candle_core::Device::Cpu,
-                ComputeTarget::Device(on) => &on.device,
-            };
-            if let Some(model) = CandleDecoder::load(architecture, weights, device)? {
-                return Ok(Self::Tensors(Arc::new(model)));
-            }
-        }
         Ok(match target {
             ComputeTarget::Cpu(isa) => {
                 let cpu = Cpu::new(*isa, format);
                 Self::Cpu(Arc::new(Transformer::load_decoder(cpu, architecture, weights)?))
             }
             #[cfg(feature = "cuda")]
-            ComputeTarget::Device(device) if device.device.is_cuda() => {
+            ComputeTarget::Device(device)
+                if device.device.is_cuda() && architecture.has_kernels_on_cards() =>
+            {
                 let cuda = Cuda::new(device.clone())?;
                 Self::Cuda(Arc::new(Transformer::load_decoder(cuda, architecture, weights)?))
             }
@@ -122,8 +106,6 @@ impl Network {
             Self::Candle(model) => model.memory_bytes(),
             #[cfg(feature = "cuda")]
             Self::Cuda(model) => model.memory_bytes(),
-            #[cfg(feature = "candle-models")]
-            Self::Tensors(model) => model.memory_bytes(),
         }
     }
 
@@ -134,8 +116,6 @@ impl Network {
             Self::Candle(model) => model.device_bytes(),
             #[cfg(feature = "cuda")]
             Self::Cuda(model) => model.device_bytes(),
-            #[cfg(feature = "candle-models")]
-            Self::Tensors(model) => model.device_bytes(),
         }
     }
 
@@ -146,8 +126,6 @@ impl Network {
             Self::Candle(model) => model.dtype(),
             #[cfg(feature = "cuda")]
             Self::Cuda(model) => model.dtype(),
-            #[cfg(feature = "candle-models")]
-            Self::Tensors(model) => model.dtype(),
         }
     }
 }
@@ -185,23 +163,12 @@ impl TextFiles {
         })
     }
 
-    /// What computes the model, as far as its configuration can be read.
-    pub fn engine(&self) -> ComputeEngine {
-        match self {
-            Self::Gguf(_) => ComputeEngine::Own,
-            Self::Folder(files) => files.engine(),
-        }
-    }
-
     /// Bytes that the weights take on disk: about what they will take in memory.
     ///
     /// # Errors
     /// [`Error::Io`], [`Error::Permission`] when a file cannot be looked at.
     pub fn expected_bytes(&self) -> Result<u64> {
         let paths = match self {
-            Self::Folder(files) if files.engine() == ComputeEngine::Candle => {
-                return files.expected_bytes(WeightFormat::F32);
-            }
             Self::Gguf(parts) => parts,
             Self::Folder(files) => files.weights.paths(),
         };
@@ -260,7 +227,6 @@ impl TextModel {
             name: name.into(),
             path: path.to_path_buf(),
             architecture: config.family.model_type.to_owned(),
-            engine: config.family.engine,
             network,
             tokens: Arc::new(
                 TextTokens::new(words.tokenizer).map_err(|e| Error::invalid_file(path, e.to_string()))?,
@@ -304,7 +270,6 @@ impl TextModel {
             name: files.model.clone(),
             path: files.root.clone(),
             architecture: config.family.model_type.to_owned(),
-            engine: config.family.engine,
             network,
             tokens,
             template,

@@ -45,7 +45,7 @@ struct Chat {
 
 const NAMES: &str = "gpt2 gpt2_bin llama qwen2 qwen3 mistral ministral ministral3 smollm3 granite phi3 \
     gemma gemma2 gemma3_text glm4 olmo2 gemma3 mistral3 exaone4 helium gpt_neox phi phi_norms stablelm \
-    stablelm_parallel starcoder2 falcon falcon_new falcon_serial";
+    stablelm_parallel starcoder2 falcon falcon_new falcon_serial lfm2 lfm2_biased";
 
 fn folder(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
@@ -73,8 +73,6 @@ fn logits(model: &TextModel, chunks: &[&[u32]]) -> Vec<f32> {
         Network::Candle(decoder) => logits_of(&**decoder, chunks),
         #[cfg(feature = "cuda")]
         Network::Cuda(decoder) => logits_of(&**decoder, chunks),
-        #[cfg(feature = "candle-models")]
-        Network::Tensors(decoder) => logits_of(&**decoder, chunks),
     }
 }
 
@@ -495,6 +493,5 @@ mod gguf_families;
 #[path = "coded_tests.rs"]
 mod coded;
 
-#[cfg(feature = "candle-models")]
-#[path = "candle_models_tests.rs"]
-mod candle_models;
+#[path = "lfm2_tests.rs"]
+mod lfm2;

@@ -8,20 +8,14 @@ use super::memory::relieve;
 use super::registry::NamedSlots;
 use crate::compute::{CandleDevice, Isa, Relief, WeightFormat, cards};
 use crate::config::{Choice as _, DTypeChoice};
-use crate::models::ComputeEngine;
 use crate::{Error, Result};
 
-/// How `engine` holds weights, on a card if there is one: there, in float32 or bfloat16.
+/// How weights are held, on a card if there is one: there, in float32 or bfloat16.
 ///
 /// # Errors
 /// [`Error::Config`] for a format that a card does not hold.
-pub(super) fn weight_format(
-    choice: DTypeChoice,
-    isa: Isa,
-    engine: ComputeEngine,
-    card: Option<&Device>,
-) -> Result<WeightFormat> {
-    let wanted = match (card, choice) {
+pub(super) fn weight_format(choice: DTypeChoice, isa: Isa, card: Option<&Device>) -> Result<WeightFormat> {
+    Ok(match (card, choice) {
         (None, choice) => choice.weight_format(isa),
         (Some(device), DTypeChoice::Auto) if device.is_cuda() => WeightFormat::Bf16,
         // float32 is exact; how much faster bfloat16 is on other cards was not measured.
@@ -37,32 +31,7 @@ pub(super) fn weight_format(
                 ),
             });
         }
-    };
-    Ok(engine.weight_format(wanted))
-}
-
-/// The same, and a warning where `engine` does not compute in what was asked for.
-///
-/// # Errors
-/// As [`weight_format`].
-pub(super) fn format_of(
-    name: &str,
-    dtype: DTypeChoice,
-    isa: Isa,
-    engine: ComputeEngine,
-    card: Option<&Device>,
-) -> Result<WeightFormat> {
-    let wanted = weight_format(dtype, isa, ComputeEngine::Own, card)?;
-    let format = engine.weight_format(wanted);
-    if format != wanted && dtype != DTypeChoice::Auto {
-        let engine = engine.name();
-        log::warn!(
-            "{name}: {engine} computes its family, in {}; dtype={} is not used",
-            format.name(),
-            wanted.name()
-        );
-    }
-    Ok(format)
+    })
 }
 
 /// Loads the model of `name` on a card. If it lacks memory, idle models of the card are unloaded, one after the other.
@@ -103,15 +72,12 @@ mod tests {
             (DTypeChoice::Float32, WeightFormat::F32),
             (DTypeChoice::Bfloat16, WeightFormat::Bf16),
         ] {
-            assert_eq!(weight_format(choice, Isa::best(), ComputeEngine::Own, card), Ok(expected));
+            assert_eq!(weight_format(choice, Isa::best(), card), Ok(expected));
         }
         for choice in [DTypeChoice::Int8, DTypeChoice::Int4] {
-            let error = weight_format(choice, Isa::best(), ComputeEngine::Own, card).unwrap_err().to_string();
+            let error = weight_format(choice, Isa::best(), card).unwrap_err().to_string();
             assert!(error.contains("bfloat16") && error.contains(choice.as_str()), "{error}");
-            assert_eq!(
-                weight_format(choice, Isa::best(), ComputeEngine::Own, None),
-                Ok(choice.weight_format(Isa::best()))
-            );
+            assert_eq!(weight_format(choice, Isa::best(), None), Ok(choice.weight_format(Isa::best())));
         }
     }
 }

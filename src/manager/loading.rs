@@ -7,7 +7,7 @@ use std::time::Instant;
 use arc_swap::ArcSwapOption;
 
 use super::backend::EncoderBackend;
-use super::card::{format_of, on_card, weight_format};
+use super::card::{on_card, weight_format};
 use super::device::ComputeDevice;
 use super::info::ModelInfo;
 use super::known::{KnownModel, KnownModels};
@@ -24,8 +24,8 @@ use crate::config::{DeviceChoice, Host, Settings};
 use crate::generation::{ComputeTarget, Generator, TextFiles, TextModel};
 use crate::lifecycle::{Budget, Charge, Loaded};
 use crate::models::{
-    ComputeEngine, ContentId, Encoder, ModelConfig, ModelFiles, ModelKind, Overrides, Progress,
-    ResolveOptions, Source, Weights, on_cpu, on_device, resolve,
+    ContentId, Encoder, ModelConfig, ModelFiles, ModelKind, Overrides, Progress, ResolveOptions, Source,
+    Weights, on_cpu, on_device, resolve,
 };
 use crate::remote::{Address, Link, RemoteEncoder, RemoteSettings, shown};
 use crate::size::size_text;
@@ -123,17 +123,11 @@ impl ModelLoader {
         self.batch_tokens
     }
 
-    /// Starts the queue of `encoder`. An engine without batched products computes a sequence at a time, so that a call that was
-    /// cancelled, or one that is urgent, waits for one alone.
+    /// Starts the queue of `encoder`.
     fn start_batcher(&self, name: &str, encoder: &Arc<Encoder>) -> Result<Batcher> {
-        let (tokens, threads) = match encoder.engine {
-            ComputeEngine::Own if encoder.device_bytes() > 0 && self.device.computes_at_once() => {
-                (self.batch_tokens, BATCHES_OF_CARD)
-            }
-            ComputeEngine::Own => (self.batch_tokens, 1),
-            ComputeEngine::Candle => (1, 1),
-        };
-        Batcher::start(name, encoder, tokens, threads, &self.counters)
+        let at_once = encoder.device_bytes() > 0 && self.device.computes_at_once();
+        let threads = if at_once { BATCHES_OF_CARD } else { 1 };
+        Batcher::start(name, encoder, self.batch_tokens, threads, &self.counters)
     }
 
     /// Stops downloads.
@@ -237,12 +231,11 @@ impl ModelLoader {
         };
 
         let isa = Isa::from_env()?;
-        let engine = files.engine();
         let card = match &self.device {
             ComputeDevice::Gpu(device) if files.static_form()?.is_none() => Some(device),
             _ => None,
         };
-        let format = format_of(name, spec.dtype.or(self.settings.dtype), isa, engine, card)?;
+        let format = weight_format(spec.dtype.or(self.settings.dtype), isa, card)?;
         let overrides = spec_overrides(spec, &files);
         let identity: Arc<str> = format!("{} {overrides:?}", files.fingerprint(format)?).into();
         let mut charge = None;
@@ -336,7 +329,7 @@ impl ModelLoader {
             _ => None,
         };
         let dtype = spec.dtype.or(self.settings.dtype);
-        let format = weight_format(dtype, Isa::from_env().ok()?, files.engine(), card).ok()?;
+        let format = weight_format(dtype, Isa::from_env().ok()?, card).ok()?;
         let overrides = spec_overrides(spec, &files);
         let found = known.find(&files.stamp(format, overrides).ok()?)?;
         let content = ModelContent::default();
@@ -392,7 +385,7 @@ impl ModelLoader {
             _ => None,
         };
         let dtype = spec.dtype.or(self.settings.generator_dtype);
-        let format = format_of(name, dtype, isa, files.engine(), card)?;
+        let format = weight_format(dtype, isa, card)?;
         let expected = files.expected_bytes()?;
         let budget = if card.is_some() { &self.card_budget } else { &self.budget };
         let charge = make_room(budget, entries, name, expected, card.is_some())?;

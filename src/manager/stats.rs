@@ -18,8 +18,10 @@ use crate::config::{Choice as _, Profile};
 use crate::generation::{EngineStats, Generator};
 use crate::lifecycle::policy::Explanation;
 use crate::lifecycle::{KeepAlive, State, TrackerStatistics};
-use crate::models::ComputeEngine;
 use crate::remote::{Address, HealthReport, shown};
+
+/// What computes the models of this process.
+pub const ENGINE: &str = "model_manager";
 
 /// The model of one slot.
 #[derive(Debug, Clone, PartialEq)]
@@ -34,10 +36,8 @@ pub struct ModelDescription {
     pub path: String,
     /// `model_type` of its config.json; ollama or openai for a server's model.
     pub architecture: String,
-    /// What computes it: model_manager, candle, or server.
+    /// What computes it: [`ENGINE`], or a "server".
     pub engine: &'static str,
-    /// What that engine does without.
-    pub lacks: Vec<&'static str>,
     /// Length of its vectors; 0 if it gives none.
     pub dimension: usize,
     /// Entries of the vocabulary of its sparse vectors; 0 if it gives none.
@@ -75,13 +75,14 @@ impl ModelDescription {
             EncoderBackend::Local { encoder, .. } => (
                 encoder.path.display().to_string(),
                 encoder.architecture.clone(),
-                Some(encoder.engine),
+                ENGINE,
                 Some(config.pooling.name().to_owned()),
                 encoder.dtype(),
             ),
             EncoderBackend::Remote(remote) => {
                 let link = remote.link();
-                (link.url().to_owned(), link.address().protocol.name().to_owned(), None, None, "float32")
+                let protocol = link.address().protocol.name().to_owned();
+                (link.url().to_owned(), protocol, "server", None, "float32")
             }
         };
         Self {
@@ -90,8 +91,7 @@ impl ModelDescription {
             source: handle.source.clone(),
             path,
             architecture,
-            engine: engine.map_or("server", ComputeEngine::name),
-            lacks: engine.map_or_else(Vec::new, |engine| engine.lacks().to_vec()),
+            engine,
             dimension: backend.shapes().dense.unwrap_or(0),
             sparse_dimension: backend.shapes().sparse.unwrap_or(0),
             tasks: backend.shapes().tasks(),

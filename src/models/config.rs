@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use super::architectures::{self, Architecture, ComputeEngine, ConfigFile, Description, Family, ModelKind};
+use super::architectures::{self, Architecture, ConfigFile, Description, Family, ModelKind};
 use super::formats::gguf::Gguf;
 use super::json::read_config;
 use super::keys::check_config;
@@ -84,9 +84,6 @@ impl ModelConfig {
             );
             return Err(Error::Unsupported { model: model.to_owned(), reason });
         };
-        if !family.engine.is_built() {
-            return Err(Error::Unsupported { model: model.to_owned(), reason: family.engine.missing() });
-        }
         check_config(model, path, &json, family.classes, family.keys)?;
         Ok((family, json))
     }
@@ -133,18 +130,6 @@ impl ModelConfig {
         Some(self.describe().context)
             .filter(|&n| n > 0)
             .ok_or_else(|| Error::invalid_file(&self.path, "max_position_embeddings is missing or too small"))
-    }
-}
-
-impl ModelFiles {
-    /// What computes the model, as far as its configuration can be read.
-    pub fn engine(&self) -> ComputeEngine {
-        let json = match self.weights {
-            WeightFiles::Gguf(_) => None,
-            _ => read_config(&self.transformer.join("config.json")).ok(),
-        };
-        json.and_then(|json| architectures::find_config(&json))
-            .map_or(ComputeEngine::Own, |family| family.engine)
     }
 }
 

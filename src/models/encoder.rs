@@ -5,7 +5,7 @@ use std::panic::resume_unwind;
 use std::path::PathBuf;
 use std::thread;
 
-use super::architectures::{ComputeEngine, ModelKind, Transformer};
+use super::architectures::{ModelKind, Transformer};
 use super::config::ModelConfig;
 use super::head::{Head, bge_tokens, late_head, lexical_head};
 use super::heads::{Classifier, DenseLayer, Pooling, ScoreConfig, SentenceEncoder, TokenHead};
@@ -102,8 +102,6 @@ pub struct Encoder {
     pub config: SentenceConfig,
     /// `model_type` of `config.json`.
     pub architecture: String,
-    /// What computes it.
-    pub engine: ComputeEngine,
     /// Ids that the model has an embedding of: those below this one.
     pub vocabulary: usize,
     /// Labels and activations of a model that scores.
@@ -232,7 +230,6 @@ impl Encoder {
             tokenizer,
             config: sentence,
             architecture: config.family.model_type.to_owned(),
-            engine: config.family.engine,
             vocabulary,
             scores,
             pair_chat,
@@ -270,7 +267,6 @@ impl Encoder {
             tokenizer,
             config: sentence,
             architecture: form.name().to_owned(),
-            engine: ComputeEngine::Own,
             vocabulary: model.tokens(),
             scores: None,
             pair_chat: None,

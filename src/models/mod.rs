@@ -46,7 +46,7 @@ mod text_part;
 pub mod tokenizers;
 pub mod weights;
 
-pub use architectures::{ComputeEngine, ModelKind};
+pub use architectures::ModelKind;
 pub use chunks::{ChunkSize, TextChunk};
 pub use config::ModelConfig;
 pub use content::ContentId;

@@ -29,9 +29,6 @@ pub(super) fn _families(py: Python<'_>) -> PyResult<Bound<'_, PyList>> {
         let row = PyDict::new(py);
         row.set_item("model_type", family.model_type)?;
         row.set_item("classes", family.classes)?;
-        row.set_item("engine", family.engine.name())?;
-        row.set_item("lacks", family.engine.lacks())?;
-        row.set_item("built", family.engine.is_built())?;
         let served: Vec<_> = kinds.iter().filter(|(kind, _)| family.serves(*kind)).map(|(_, n)| *n).collect();
         row.set_item("kinds", served)?;
         let gguf = PyDict::new(py);
@@ -72,8 +69,6 @@ pub(super) fn _inspect<'py>(
     let dict = PyDict::new(py);
     dict.set_item("source", found.source)?;
     dict.set_item("family", found.family)?;
-    dict.set_item("engine", found.engine)?;
-    dict.set_item("lacks", found.lacks)?;
     dict.set_item("kind", found.kind)?;
     dict.set_item("tasks", found.tasks)?;
     dict.set_item("hidden", found.hidden)?;

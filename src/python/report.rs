@@ -6,7 +6,7 @@ use pyo3::types::PyDict;
 use super::{adaptive, caching, tracker};
 use crate::config::Settings;
 use crate::generation::{ChatTemplate, Completion, EngineStats, Generator};
-use crate::manager::{CardReport, ManagerStatistics, ModelDescription, QueueReport, SlotReport};
+use crate::manager::{CardReport, ENGINE, ManagerStatistics, ModelDescription, QueueReport, SlotReport};
 use crate::remote::{Circuit, HealthReport};
 
 /// A dictionary of the pairs given.
@@ -55,7 +55,6 @@ pub(super) fn description<'py>(py: Python<'py>, model: &ModelDescription) -> PyR
         "path": &model.path,
         "architecture": &model.architecture,
         "engine": model.engine,
-        "lacks": &model.lacks,
         "dimension": model.dimension,
         "sparse_dimension": model.sparse_dimension,
         "tasks": &model.tasks,
@@ -147,8 +146,7 @@ pub(super) fn generator<'py>(
         "source": &model.name,
         "path": model.path.display().to_string(),
         "architecture": &model.architecture,
-        "engine": model.engine.name(),
-        "lacks": model.engine.lacks(),
+        "engine": ENGINE,
         "dtype": model.network.dtype(),
         "context": generator.context(),
         "eos_token_id": generator.eos_token_id(),

@@ -12,6 +12,7 @@ from . import files
 
 Config = dict[str, Any]
 Sizes = Mapping[str, int]
+LFM2_CLASSES = {"AutoModel": "Model", "AutoModelForMaskedLM": "ForMaskedLM"}
 FACTOR, THETA = 8.0, 20_000.0  # of the NTK scaling of GTE
 
 
@@ -144,6 +145,18 @@ def gemma(sizes: Sizes) -> Config:
     )
 
 
+def lfm2(sizes: Sizes, **others: Any) -> Config:
+    """Convolutions, and some layers of attention."""
+    kinds = ["conv", "full_attention", "conv", "conv"]
+    own = {"block_auto_adjust_ff_dim": False, "norm_eps": 1e-5, "conv_L_cache": 3, "tie_embedding": True}
+    return grouped(sizes, layer_types=kinds[: sizes["layers"]], **{**own, **others})
+
+
+def lfm2_bidirectional(sizes: Sizes) -> Config:
+    """With biases, and with an even number of rows, of which an output sees one more before its own than after it."""
+    return lfm2(sizes, conv_L_cache=4, conv_bias=True)
+
+
 def deberta(sizes: Sizes, **others: Any) -> Config:
     shape = {"hidden_act": "gelu", "layer_norm_eps": 1e-7, "relative_attention": True, "type_vocab_size": 0}
     return common(sizes, **shape, position_biased_input=False, max_relative_positions=-1, **others)
@@ -219,6 +232,8 @@ CONFIGS: dict[str, tuple[str, Callable[[Sizes], Config]]] = {
     "eurobert": ("EuroBertModel", eurobert),
     "mistral": ("MistralModel", mistral),
     "gemma": ("Gemma3TextModel", gemma),
+    "lfm2": ("Lfm2Model", lfm2),
+    "lfm2_bidirectional": ("Lfm2Model", lfm2_bidirectional),
     "deberta_v3": ("DebertaV2Model", deberta_v3),
     "deberta_v2": ("DebertaV2Model", deberta_v2),
     "deberta_c2p": ("DebertaV2Model", deberta_c2p),
@@ -231,7 +246,11 @@ CONFIGS: dict[str, tuple[str, Callable[[Sizes], Config]]] = {
 
 def config(architecture: str, sizes: Sizes, dtype: torch.dtype) -> Config:
     name, settings = CONFIGS[architecture]
-    model_type = "deberta-v2" if architecture.startswith("deberta") else architecture.removesuffix("_silu")
+    model_type = (
+        "deberta-v2"
+        if architecture.startswith("deberta")
+        else architecture.removesuffix("_silu").removesuffix("_bidirectional")
+    )
     model_type = "mt5" if architecture == "t5_gated" else model_type
     dtype_name = str(dtype).removeprefix("torch.")
     return {"architectures": [name], "model_type": model_type, "torch_dtype": dtype_name, **settings(sizes)}
@@ -242,6 +261,7 @@ def publish(directory: Path) -> None:
     config = json.loads((directory / "config.json").read_text("utf-8"))
     tensors = load_file(directory / "model.safetensors")
     makers = {"gte": publish_gte, "nomic_bert": publish_nomic, "modernbert": publish_modernbert}
+    makers["lfm2"] = publish_lfm2
     published = makers[config["model_type"]]
     (directory / "model.safetensors").unlink()
     files.write_json(directory / "config.json", published(config, tensors))
@@ -298,6 +318,12 @@ def publish_modernbert(config: Config, tensors: dict[str, torch.Tensor]) -> Conf
     """Part of a masked language model."""
     prefix(tensors, "model.")
     return {**config, "architectures": ["ModernBertForMaskedLM"], "sparse_pred_ignore_index": -100}
+
+
+def publish_lfm2(config: Config, _tensors: dict[str, torch.Tensor]) -> Config:
+    """Code of its own, and the name of another family."""
+    code = {name: f"modeling_lfm2_bidirectional.Lfm2Bidirectional{end}" for name, end in LFM2_CLASSES.items()}
+    return {**config, "architectures": ["Lfm2BidirectionalModel"], "auto_map": code}
 
 
 def publish_nomic(config: Config, tensors: dict[str, torch.Tensor]) -> Config:

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from . import causal, encoder_configs, encoder_files, files, jina_bert, reference
+from . import causal, encoder_configs, encoder_files, files, jina_bert, lfm2, reference
 from .encoder_files import Encoder
 from .texts import REFERENCE
 from .versions import VERSIONS
@@ -73,6 +73,18 @@ ENCODERS = (
     Encoder("eurobert", 43, architecture="eurobert", tokenizer="bytes", hidden=32, heads=4),
     Encoder("mistral_embedding", 44, architecture="mistral", tokenizer="bytes", heads=4, pooling="lasttoken"),
     Encoder("gemma_embedding", 45, architecture="gemma", tokenizer="bytes", heads=4, layers=4, dense=40, dense_to=20),
+    Encoder("lfm2_embedding", 46, architecture="lfm2", tokenizer="bytes", heads=4, layers=4, pooling="lasttoken"),
+    Encoder(
+        "lfm2_bidirectional",
+        47,
+        architecture="lfm2_bidirectional",
+        tokenizer="bytes",
+        hidden=32,
+        heads=4,
+        layers=3,
+        pooling="cls",
+        published=True,
+    ),
     Encoder("deberta_v3", 61, architecture="deberta_v3", tokenizer="deberta", heads=3),
     Encoder("deberta_v2", 62, architecture="deberta_v2", tokenizer="deberta", heads=4, pooling="cls"),
     Encoder("t5", 64, architecture="t5", tokenizer="t5", dense=40, dense_to=20),
@@ -90,6 +102,8 @@ def make(spec: Encoder, root: Path) -> None:
     jina = spec.published and spec.architecture == "bert"
     if jina:
         jina_bert.patch(model, spec.seed)
+    if spec.architecture == "lfm2_bidirectional":
+        lfm2.patch(model)
     found: dict[str, Any] = {
         "made_with": VERSIONS,
         "dimensions": spec.dense_to or spec.dense or spec.hidden,

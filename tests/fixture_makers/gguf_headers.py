@@ -29,7 +29,7 @@ NAMES = {
 PERMUTED = ("llama", "ministral3", "granite")
 FAMILIES = ("gpt2", "llama", "qwen2", "qwen3", "ministral3", "granite", "phi3", "gemma", "gemma2", "gemma3_text")
 FAMILIES += ("glm4", "olmo2", "exaone4", "gpt_neox", "phi", "stablelm", "stablelm_parallel", "starcoder2")
-FAMILIES += ("falcon", "falcon_new")
+FAMILIES += ("falcon", "falcon_new", "lfm2")
 ENCODERS = {
     "bert_wordpiece": "bert",
     "xlmr": "bert",
@@ -129,6 +129,26 @@ def falcon(config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def lfm2(config: dict[str, Any]) -> dict[str, Any]:
+    """Layers without heads of keys have a convolution."""
+    full = AutoConfig.for_model(**config)
+    wide = int(full.block_ffn_dim_multiplier * int(2 * full.intermediate_size / 3))
+    return {
+        Keys.LLM.VOCAB_SIZE: full.vocab_size,
+        Keys.LLM.CONTEXT_LENGTH: full.max_position_embeddings,
+        Keys.LLM.EMBEDDING_LENGTH: full.hidden_size,
+        Keys.LLM.FEED_FORWARD_LENGTH: -(-wide // full.block_multiple_of) * full.block_multiple_of,
+        Keys.LLM.BLOCK_COUNT: full.num_hidden_layers,
+        Keys.Attention.HEAD_COUNT: full.num_attention_heads,
+        Keys.Attention.HEAD_COUNT_KV: [
+            full.num_key_value_heads if kind == "full_attention" else 0 for kind in full.layer_types
+        ],
+        Keys.Attention.LAYERNORM_RMS_EPS: full.norm_eps,
+        Keys.Rope.FREQ_BASE: float(full.rope_parameters["rope_theta"]),
+        Keys.ShortConv.L_CACHE: full.conv_L_cache,
+    }
+
+
 def metadata(family: str, config: dict[str, Any]) -> dict[str, Any]:
     """Names have `{arch}` where that of the architecture belongs."""
     if family == "gpt2":
@@ -144,6 +164,8 @@ def metadata(family: str, config: dict[str, Any]) -> dict[str, Any]:
         return encoder(family, config)
     if config["model_type"] == "falcon":
         return falcon(config)
+    if config["model_type"] == "lfm2":
+        return lfm2(config)
     if "layer_norm_eps" in config or "norm_epsilon" in config:
         return layer_normed(config)
     head = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]

@@ -192,7 +192,6 @@ def test_what_is_known_of_it(server, remote):
         "path": f"http://127.0.0.1:{server.port}/api/embed",
         "architecture": "ollama",
         "engine": "server",
-        "lacks": [],
         "dimension": WIDTH,
         "max_length": None,
         "pooling": None,

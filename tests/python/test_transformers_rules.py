@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from conftest import FIXTURES, reference
 from generators import GREEDY, SLOT
-from model_manager import _core
 from model_manager.errors import UnsupportedModelError
 from safetensors.numpy import load_file, save_file
 
@@ -18,8 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 TOLERANCE = {"rtol": 0, "atol": 2e-5}
-CANDLE = any(family["engine"] == "candle" and family["built"] for family in _core._families())
-UNTIED = ("llama", "qwen2", "gpt_neox", "falcon_serial", *(("lfm2_biased",) if CANDLE else ()))
+UNTIED = ("llama", "qwen2", "gpt_neox", "falcon_serial", "lfm2_biased")
 
 
 def changed(name: str, folder: Path, file: str = "config.json", **keys: Any) -> Path:

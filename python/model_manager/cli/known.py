@@ -32,11 +32,10 @@ def show_known(as_json: bool) -> None:
     if as_json:
         show_json(families)
         return
-    columns = say("model_type|engine|for|GGUF|for example", "model_type|motor|kullanım|GGUF|örnek").split("|")
+    columns = say("model_type|for|GGUF|for example", "model_type|kullanım|GGUF|örnek").split("|")
     rows = (
         (
             family["model_type"],
-            family["engine"] if family["built"] else say(f"{family['engine']}, not built", f"{family['engine']}, yok"),
             ", ".join(map(_kind, family["kinds"])),
             ", ".join(f"{name} ({', '.join(map(_kind, kinds))})" for name, kinds in family["gguf"].items()),
             family["example"],
@@ -93,8 +92,6 @@ def _rows(report: dict[str, Any]) -> list[tuple[str, str]]:
     dtype = report["dtype"] or say("as in the file", "dosyadaki gibi")
     where = say("on this machine", "bu makinede") if report["local"] else say("to be downloaded", "indirilecek")
     rows = [
-        (say("engine", "motor"), report["engine"]),
-        *([(say("does without", "olmayanlar"), ", ".join(report["lacks"]))] if report["lacks"] else []),
         (say("family", "aile"), report["family"]),
         (say("used for", "kullanım"), _kind(report["kind"])),
         (say("methods", "yöntemler"), ", ".join(report["tasks"])),

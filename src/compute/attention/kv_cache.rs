@@ -6,6 +6,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use crate::compute::convolution::{ConvolutionShape, ConvolutionState, GatedRows};
 use crate::compute::isa::DType;
 use crate::compute::kernels::{Kernels, units};
 use crate::compute::memory::Buffer;
@@ -30,6 +31,8 @@ pub struct CacheShape {
     pub kv_heads: usize,
     /// Length of a head's key and of its value.
     pub width: usize,
+    /// The convolutions of other layers.
+    pub convolutions: ConvolutionShape,
 }
 
 /// The layout of a page. For each layer and head, the keys are the columns of panels, whose product with queries is the
@@ -54,6 +57,7 @@ pub struct PagedKvCache {
     len: usize,
     /// Positions from here on have not been written since they were cleared.
     written: usize,
+    convolutions: ConvolutionState,
 }
 
 #[derive(Debug)]
@@ -110,10 +114,11 @@ impl PageLayout {
     /// Bytes of a cache of `positions`; `None` on overflow.
     fn bytes(self, positions: usize) -> Option<u64> {
         let full = self.page_bytes(BLOCK)?.checked_mul((positions / BLOCK) as u64)?;
-        match positions % BLOCK {
-            0 => Some(full),
-            rest => full.checked_add(self.page_bytes(page_capacity(rest))?),
-        }
+        let rest = match positions % BLOCK {
+            0 => 0,
+            rest => self.page_bytes(page_capacity(rest))?,
+        };
+        full.checked_add(rest)?.checked_add(self.shape.convolutions.bytes(positions)?)
     }
 
     fn page(self, capacity: usize) -> Result<Page> {
@@ -188,7 +193,8 @@ impl PagedKvCache {
     /// An empty cache.
     pub(crate) fn new(kernels: &Kernels, shape: CacheShape, format: DType) -> Self {
         let layout = PageLayout { shape, format, panel: kernels.width, depth: kernels.depth(format) };
-        Self { pages: Vec::new(), layout, len: 0, written: 0 }
+        let convolutions = ConvolutionState::new(shape.convolutions);
+        Self { pages: Vec::new(), layout, len: 0, written: 0, convolutions }
     }
 
     /// Bytes of a cache of `positions`; `u64::MAX` on overflow.
@@ -206,20 +212,23 @@ impl PagedKvCache {
         self.len == 0
     }
 
-    /// Bytes of its pages, including shared ones.
+    /// Bytes of its memory, including what it shares.
     pub fn bytes(&self) -> u64 {
-        self.pages.iter().map(|page| page.memory.len() as u64).sum()
+        self.pages.iter().map(|page| page.memory.len() as u64).sum::<u64>() + self.convolutions.bytes()
     }
 
     /// Extends the cache to `len` positions, which have been written in every layer.
     pub(crate) fn extend_to(&mut self, len: usize) {
         assert!(self.len <= len && len <= self.written, "{len} positions of {} written", self.written);
+        self.convolutions.extend_to(len);
         self.len = len;
     }
 
-    /// Shortens the cache to `len` positions; without effect if it has no more.
+    /// Shortens the cache to `len` positions, or with convolutions to the last ones before at which it can be cut; without
+    /// effect if it has no more.
     pub fn truncate(&mut self, len: usize) {
-        self.len = len.min(self.len);
+        self.len = self.convolutions.cut(len.min(self.len));
+        self.convolutions.truncate(self.len);
         self.pages.truncate(self.len.div_ceil(BLOCK));
         self.written = self.written.min(self.pages.len() * BLOCK);
     }
@@ -252,7 +261,7 @@ impl PagedKvCache {
             self.pages.push(Arc::new(self.layout.page(page_capacity(rest.min(BLOCK)))?));
         }
         self.written = self.len;
-        Ok(())
+        self.convolutions.reserve(capacity)
     }
 
     /// Frees the unused capacity of the last page.
@@ -261,6 +270,7 @@ impl PagedKvCache {
     /// Those of [`reserve`](Self::reserve).
     pub fn shrink(&mut self) -> Result<()> {
         self.truncate(self.len);
+        self.convolutions.shrink();
         let filled = self.len % BLOCK;
         if filled > 0
             && let Some(last) = self.pages.last_mut()
@@ -272,20 +282,44 @@ impl PagedKvCache {
         Ok(())
     }
 
-    /// A cache of the first `len` positions, with a capacity of `capacity`. It shares full pages with `self`.
+    /// A cache of the first `len` positions, or of as many as [`truncate`](Self::truncate) would leave, with a capacity of
+    /// `capacity`. It shares full pages with `self`.
     ///
     /// # Errors
     /// Those of [`reserve`](Self::reserve).
     pub fn fork(&self, len: usize, capacity: usize) -> Result<Self> {
-        let len = len.min(self.len);
+        let len = self.convolutions.cut(len.min(self.len));
         let mut fork = Self {
             pages: self.pages[..len.div_ceil(BLOCK)].to_vec(),
             layout: self.layout,
             len,
             written: self.written.max(len),
+            convolutions: self.convolutions.fork(len, capacity)?,
         };
         fork.reserve(capacity.max(len))?;
         Ok(fork)
+    }
+
+    /// The gated rows of convolution `layer` before `position`: `[before, columns]`.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] for a position at which neither the cache ends nor a pass has stopped.
+    pub(crate) fn rows_before(&self, layer: usize, position: usize) -> Result<&[f32]> {
+        self.convolutions.before(layer, position)
+    }
+
+    /// Keeps what later rows of convolution `layer` see of `rows`, which are those of `positions`.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] if `positions` were not reserved.
+    pub(crate) fn keep_rows(
+        &mut self,
+        layer: usize,
+        positions: Range<usize>,
+        rows: &GatedRows<'_>,
+    ) -> Result<()> {
+        self.written = self.written.max(positions.end);
+        self.convolutions.write(layer, positions, rows)
     }
 
     /// The heads of `layer` in the pages of `positions`, to write.

@@ -4,6 +4,7 @@ use crate::compute::attention::heads::{Heads, LayerAttention};
 use crate::compute::attention::kv_cache::CacheShape;
 use crate::compute::attention::relative::{RelativeLayers, RelativeTable};
 use crate::compute::attention::rope::{RopeTable, Rotary};
+use crate::compute::convolution::ConvolutionFactors;
 use crate::compute::kernels::activation::Activation;
 use crate::compute::linear::layer::{Biased, Matrix};
 use crate::compute::pooling::Pooling;
@@ -48,7 +49,8 @@ pub trait KvCache: Send + Sized + 'static {
         self.len() == 0
     }
 
-    /// Shortens the cache to `len` tokens; without effect if it has no more.
+    /// Shortens the cache to `len` tokens, or to fewer where it does not have what the layers need there; without effect if
+    /// it has no more.
     fn truncate(&mut self, len: usize);
 
     /// Reserves memory for `capacity` tokens in total.
@@ -57,7 +59,8 @@ pub trait KvCache: Send + Sized + 'static {
     /// If the memory cannot be allocated.
     fn reserve(&mut self, capacity: usize) -> Result<()>;
 
-    /// A cache of the first `len` tokens, with memory for `capacity`.
+    /// A cache of the first `len` tokens, or of as many as [`truncate`](Self::truncate) would leave, with memory for
+    /// `capacity`.
     ///
     /// # Errors
     /// If the memory cannot be allocated.
@@ -118,6 +121,8 @@ pub trait Backend: Send + Sync + Sized + 'static {
     type Norm: Send + Sync;
     /// Relative positions that attention compares contents with.
     type Relative: Send + Sync;
+    /// A convolution of gated rows.
+    type Convolution: Send + Sync;
     /// Keys and values of one sequence.
     type Cache: KvCache;
     /// A pass over one part of a batch.
@@ -147,6 +152,12 @@ pub trait Backend: Send + Sync + Sized + 'static {
         layers: &RelativeLayers,
         heads: Heads,
     ) -> Result<Self::Relative>;
+
+    /// A convolution of gated rows with those around them.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] where the backend has none.
+    fn convolution(&self, factors: &ConvolutionFactors) -> Result<Self::Convolution>;
 
     /// An empty cache.
     fn cache(&self, shape: CacheShape) -> Self::Cache;
@@ -253,7 +264,7 @@ pub trait Pass<B: Backend> {
         norm: &B::Norm,
     ) -> Result<Self::States>;
 
-    /// Scaled dot-product attention of layer `layer` within each sequence. The rows of `qkv` have queries, keys and values,
+    /// Scaled dot-product attention of layer `layer`, which counts layers with attention, within each sequence. The rows of `qkv` have queries, keys and values,
     /// whose rotary positions are applied already. With caches, the keys and values are appended first, and queries
     /// attend to tokens of their cache. `relative` adds to the scores of whole sequences.
     fn attention(
@@ -264,6 +275,21 @@ pub trait Pass<B: Backend> {
         attention: &LayerAttention,
         relative: Option<&B::Relative>,
     ) -> Result<Self::States>;
+
+    /// The convolution of rows of three parts, the gate of what it sees, the gate of its output, and the numbers, within each
+    /// sequence: rows of one part. `layer` counts layers with a convolution. With caches, it sees the rows before the new
+    /// ones, and keeps what later rows will see.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] where the backend has no such convolutions.
+    fn convolve(
+        &mut self,
+        _layer: usize,
+        _x: Self::States,
+        _convolution: &B::Convolution,
+    ) -> Result<Self::States> {
+        Err(lacking("convolve"))
+    }
 
     /// Each row with those around it in its sequence, side by side: `size` rows, of which it is the middle one. Beyond the
     /// ends of the sequence they are zero. The operand of a convolution.

@@ -13,10 +13,6 @@ pub struct ModelReport {
     pub source: String,
     /// `model_type` of its family.
     pub family: &'static str,
-    /// What computes it.
-    pub engine: &'static str,
-    /// What that engine does without.
-    pub lacks: Vec<&'static str>,
     /// What it is used for.
     pub kind: &'static str,
     /// The methods that it answers.
@@ -66,8 +62,7 @@ impl Manager {
             }
             _ => settings.dtype,
         };
-        let engine = found.config.family.engine;
-        let format = engine.weight_format(choice.weight_format(Isa::from_env()?));
+        let format = choice.weight_format(Isa::from_env()?);
         let description = found.config.describe();
         let mut max_length = description.context;
         if let Some(sentence) = &found.sentence {
@@ -85,8 +80,6 @@ impl Manager {
         Ok(ModelReport {
             source: parsed.to_string(),
             family: found.config.family.model_type,
-            engine: engine.name(),
-            lacks: engine.lacks().to_vec(),
             kind,
             tasks: tasks.to_vec(),
             hidden: Some(description.hidden),
@@ -110,8 +103,6 @@ fn static_report(source: &Source, found: &StaticInspection) -> ModelReport {
     ModelReport {
         source: source.to_string(),
         family: found.form,
-        engine: "model_manager",
-        lacks: Vec::new(),
         kind: "embedding",
         tasks: vec!["embed"],
         hidden: table.map(|table| table.width),

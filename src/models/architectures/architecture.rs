@@ -4,10 +4,9 @@ use std::fmt::Debug;
 
 use super::tensors::{ConvolutionTensors, EmbeddingTensors, LayerTensors, NormTensors, Tensors};
 
-#[cfg(feature = "candle-models")]
-use super::candle::describe::CandleArchitecture;
 use crate::compute::{
-    Activation, DistanceBias, Heads, LayerAttention, Matrix, Positions, RelativeLayers, RelativeTable, Weight,
+    Activation, ConvolutionFactors, DistanceBias, Heads, LayerAttention, Matrix, Positions, RelativeLayers,
+    RelativeTable, Weight,
 };
 use crate::{Error, Result};
 
@@ -88,16 +87,8 @@ pub trait Architecture: Debug + Send + Sync {
     /// Layer `index`.
     ///
     /// # Errors
-    /// When a tensor is missing or of another shape; [`Error::Internal`] for an architecture of another engine.
-    fn layer(&self, _tensors: &dyn Tensors, _index: usize) -> Result<LayerTensors> {
-        Err(misuse("its layers are not described"))
-    }
-
-    /// The model over candle's tensors, where these compute it.
-    #[cfg(feature = "candle-models")]
-    fn candle(&self) -> Option<&dyn CandleArchitecture> {
-        None
-    }
+    /// When a tensor is missing or of another shape.
+    fn layer(&self, tensors: &dyn Tensors, index: usize) -> Result<LayerTensors>;
 
     /// Whether attention and the perceptron of a layer both read the layer's input, and both results are added to it. Each
     /// has its norm before it, which may be the same one.
@@ -140,6 +131,15 @@ pub trait Architecture: Debug + Send + Sync {
     /// When a tensor is missing or of another shape.
     fn relative_layers(&self, _tensors: &dyn Tensors, _index: usize) -> Result<RelativeLayers> {
         Ok(RelativeLayers::default())
+    }
+
+    /// The convolution of gated rows that layer `index` has in the place of attention, if it does. The matrices of
+    /// [`LayerTensors::qkv`] then give the three parts of its rows.
+    ///
+    /// # Errors
+    /// When a tensor is missing or of another shape.
+    fn short_convolution(&self, _tensors: &dyn Tensors, _index: usize) -> Result<Option<ConvolutionFactors>> {
+        Ok(None)
     }
 
     /// A convolution whose outputs are added to the first layer's states, if there is one.

@@ -6,7 +6,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::architecture::Architecture;
-use crate::compute::{Activation, Heads, LONGEST_HEAD, WeightFormat};
+use crate::compute::{Activation, Heads, LONGEST_HEAD};
 use crate::models::formats::gguf::Gguf;
 use crate::models::heads::layout::{ClassifierHead, MaskedHead};
 use crate::{Error, Result};
@@ -78,55 +78,6 @@ impl ModelKind {
     }
 }
 
-/// What computes the models of a family.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ComputeEngine {
-    /// The layers of this crate.
-    Own,
-    /// Operations on candle's tensors.
-    Candle,
-}
-
-impl ComputeEngine {
-    /// The name that users see.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Own => "model_manager",
-            Self::Candle => "candle",
-        }
-    }
-
-    /// What its models do without.
-    pub fn lacks(self) -> &'static [&'static str] {
-        match self {
-            Self::Own => &[],
-            Self::Candle => &["batched products", "bfloat16", "int8", "GGUF files"],
-        }
-    }
-
-    /// Whether this build has it.
-    pub fn is_built(self) -> bool {
-        self == Self::Own || cfg!(feature = "candle-models")
-    }
-
-    /// The format in memory of weights that a user wants in `format`.
-    pub(crate) fn weight_format(self, format: WeightFormat) -> WeightFormat {
-        match self {
-            Self::Own => format,
-            Self::Candle => WeightFormat::F32,
-        }
-    }
-
-    /// Why a build without it refuses its models.
-    pub(crate) fn missing(self) -> String {
-        format!(
-            "{} computes its family, and this build is one without the feature candle-models; install a wheel, or build \
-             with `maturin build --features candle-models`",
-            self.name()
-        )
-    }
-}
-
 /// Models of one `model_type`, and how their configuration is read.
 #[derive(Debug, Clone, Copy)]
 pub struct Family {
@@ -134,8 +85,6 @@ pub struct Family {
     pub model_type: &'static str,
     /// What the names of its classes in transformers begin with.
     pub classes: &'static str,
-    /// What computes its models.
-    pub engine: ComputeEngine,
     /// The keys of `config.json` that [`read`](Self::read) reads. Others are refused unless they are harmless.
     pub keys: &'static [&'static str],
     /// Whether its models embed text.
@@ -310,7 +259,6 @@ impl Family {
         Self {
             model_type,
             classes,
-            engine: ComputeEngine::Own,
             keys,
             embeds: true,
             generates: true,

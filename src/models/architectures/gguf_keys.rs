@@ -57,6 +57,25 @@ impl<'a> Metadata<'a> {
         values.iter().map(flag).collect()
     }
 
+    /// A number for each layer: a list of them, or one for all.
+    ///
+    /// # Errors
+    /// [`Error::InvalidFile`] naming what is missing or of another form.
+    pub(super) fn numbers(&self, name: &str, layers: usize) -> Result<Vec<usize>> {
+        let number = |value: &GgufValue| match value {
+            GgufValue::Integer(number) => usize::try_from(*number).ok(),
+            _ => None,
+        };
+        let found = match self.gguf.get(&self.key(name)) {
+            Some(GgufValue::Array(values)) => values.iter().map(number).collect(),
+            Some(one) => number(one).map(|number| vec![number; layers]),
+            None => None,
+        };
+        found.filter(|numbers: &Vec<usize>| numbers.len() == layers).ok_or_else(|| {
+            Error::invalid_file(self.path(), format!("its {} is not a number for each layer", self.key(name)))
+        })
+    }
+
     pub(super) fn text(&self, name: &str) -> Option<&'a str> {
         self.gguf.text(&self.key(name))
     }
@@ -124,6 +143,14 @@ impl<'a> Metadata<'a> {
     /// # Errors
     /// [`Error::Unsupported`] naming it.
     pub(super) fn refuse_unknown(&self, read: &[&[&str]]) -> Result<()> {
+        self.refuse_unknown_but(&[], read)
+    }
+
+    /// The same, with a number for each layer under the names of `lists`.
+    ///
+    /// # Errors
+    /// As [`refuse_unknown`](Self::refuse_unknown).
+    pub(super) fn refuse_unknown_but(&self, lists: &[&str], read: &[&[&str]]) -> Result<()> {
         let own = |key: &'_ str| key.strip_prefix(self.architecture)?.strip_prefix('.').map(str::to_owned);
         let mut names: Vec<String> = self.gguf.keys().filter_map(own).collect();
         names.sort_unstable();
@@ -136,7 +163,8 @@ impl<'a> Metadata<'a> {
             )));
         }
         for name in ["attention.head_count", "attention.head_count_kv", "feed_forward_length"] {
-            if self.gguf.get(&self.key(name)).is_some() && self.number(name).is_none() {
+            let given = self.gguf.get(&self.key(name)).is_some() && !lists.contains(&name);
+            if given && self.number(name).is_none() {
                 return Err(self.unsupported(format!(
                     "its {} is not one number: layers of different shapes are not supported",
                     self.key(name)

@@ -12,7 +12,7 @@ pub(crate) struct GgufTensors<'a>(pub &'a Gguf);
 impl GgufTensors<'_> {
     /// The name that a GGUF file gives a tensor.
     pub(crate) fn renamed(name: &str) -> String {
-        const PARTS: [(&str, &str); 50] = [
+        const PARTS: [(&str, &str); 61] = [
             ("model.layers.", "blk."),
             ("input_layernorm", "attn_norm"),
             ("post_attention_layernorm", "ffn_norm"),
@@ -29,6 +29,18 @@ impl GgufTensors<'_> {
             ("mlp.down_proj", "ffn_down"),
             ("model.embed_tokens", "token_embd"),
             ("lm_head", "output"),
+            // LFM2.
+            ("operator_norm", "attn_norm"),
+            ("self_attn.out_proj", "attn_output"),
+            ("self_attn.q_layernorm", "attn_q_norm"),
+            ("self_attn.k_layernorm", "attn_k_norm"),
+            ("conv.in_proj", "shortconv.in_proj"),
+            ("conv.out_proj", "shortconv.out_proj"),
+            ("conv.conv", "shortconv.conv"),
+            ("feed_forward.w1", "ffn_gate"),
+            ("feed_forward.w2", "ffn_down"),
+            ("feed_forward.w3", "ffn_up"),
+            ("model.embedding_norm", "token_embd_norm"),
             // BERT.
             ("encoder.layer.", "blk."),
             ("attention.self.query", "attn_q"),

@@ -7,11 +7,6 @@
 mod albert;
 mod architecture;
 mod bert;
-#[cfg(feature = "candle-models")]
-mod candle;
-#[cfg(not(feature = "candle-models"))]
-#[path = "candle/absent.rs"]
-mod candle;
 mod convolution;
 mod deberta_v2;
 mod distilbert;
@@ -20,6 +15,8 @@ mod gguf_keys;
 mod gguf_tensors;
 mod gpt2;
 mod jina_bert;
+mod layers;
+mod lfm2;
 mod llama;
 mod masked;
 mod modernbert;
@@ -33,12 +30,8 @@ mod tensors;
 mod transformer;
 
 pub use architecture::{Architecture, Description, Factors};
-#[cfg(feature = "candle-models")]
-pub use candle::{
-    CandleArchitecture, CandleDecoder, CandleState, DecoderModel, LayerShape, Ops, TensorLoader,
-};
 pub(crate) use family::LARGEST_SIZE;
-pub use family::{ComputeEngine, ConfigFile, Family, GgufFamily, ModelKind, ReadConfig, ReadGguf};
+pub use family::{ConfigFile, Family, GgufFamily, ModelKind, ReadConfig, ReadGguf};
 pub(crate) use gguf_tensors::GgufTensors;
 pub use registry::{example, families, find, find_config, find_gguf, register};
 pub(crate) use registry::{gguf_names, names};

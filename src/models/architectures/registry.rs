@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use super::family::{Family, GgufFamily, ModelKind, ReadGguf};
 use super::{
-    albert, bert, candle, deberta_v2, distilbert, gpt2, jina_bert, llama, modernbert, mpnet, rotary_bert,
+    albert, bert, deberta_v2, distilbert, gpt2, jina_bert, lfm2, llama, modernbert, mpnet, rotary_bert,
     rotary_gpt, t5,
 };
 use crate::sync::Mutex;
@@ -24,7 +24,7 @@ static BUILT_IN: [&[Family]; 13] = [
     llama::FAMILIES,
     rotary_gpt::FAMILIES,
     gpt2::FAMILIES,
-    candle::FAMILIES,
+    lfm2::FAMILIES,
 ];
 
 /// A well-known model of each of them.
@@ -70,6 +70,7 @@ const EXAMPLES: &[(&str, &str)] = &[
     ("falcon", "tiiuae/falcon-7b-instruct"),
     ("gpt2", "ytu-ce-cosmos/turkish-gpt2-large"),
     ("lfm2", "LiquidAI/LFM2-350M"),
+    ("lfm2_bidirectional", "LiquidAI/LFM2.5-Embedding-350M"),
 ];
 
 /// Those that a program added.
@@ -107,8 +108,8 @@ pub fn example(model_type: &str) -> Option<&'static str> {
 
 /// The names of the families that can be used so, for messages.
 pub(crate) fn names(kind: ModelKind) -> String {
-    let serves = |family: &&Family| family.engine.is_built() && family.serves(kind);
-    let chosen: Vec<_> = families().into_iter().filter(serves).map(|family| family.model_type).collect();
+    let chosen: Vec<_> =
+        families().into_iter().filter(|family| family.serves(kind)).map(|family| family.model_type).collect();
     chosen.join(", ")
 }
 

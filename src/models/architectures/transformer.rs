@@ -10,16 +10,16 @@
 //! Vectors are pooled from the rows of whole texts. To write text, a pass takes the new tokens of several sequences, whose
 //! earlier tokens' keys and values lie in caches, and gives the logits after the last one.
 
-use std::sync::{Arc, Weak};
+use std::sync::Weak;
 
 use super::architecture::{Architecture, Description, misuse};
 use super::convolution::Convolution;
+use super::layers::Layers;
 use super::masked::MaskedLm;
 use super::tensors::{NormTensors, Tensors};
 use crate::compute::file::WeightFile;
 use crate::compute::{
-    Activation, Backend, CacheShape, Heads, KvCache, LayerAttention, Matrix, Packed, Pass, RopeStyle,
-    RopeTable, Rotary, Row, Step,
+    Activation, Backend, CacheShape, Heads, KvCache, Matrix, Packed, Pass, RopeTable, Row, Step,
 };
 use crate::models::decoder::Decoder;
 use crate::models::heads::layout::MaskedHead;
@@ -40,10 +40,7 @@ pub struct Transformer<B: Backend> {
     embedding_projection: Option<B::Linear>,
     projection_norm: Option<B::Norm>,
     convolution: Option<Convolution<B>>,
-    /// Some may be the same.
-    layers: Vec<Arc<Layer<B>>>,
-    /// The rotary positions of its layers, each once.
-    rotaries: Vec<Rotary>,
+    layers: Layers<B>,
     final_norm: Option<B::Norm>,
     /// Whether both blocks of a layer read its input.
     parallel: bool,
@@ -53,23 +50,6 @@ pub struct Transformer<B: Backend> {
     masked: Option<MaskedLm<B>>,
     /// The files of its tensors; a table may still be read from one.
     files: Vec<Weak<WeightFile>>,
-}
-
-struct Layer<B: Backend> {
-    attention: LayerAttention,
-    relative: Option<B::Relative>,
-    /// Index of its rotary positions.
-    rotary: Option<usize>,
-    attention_norm: Option<B::Norm>,
-    /// Queries, keys and values side by side.
-    qkv: B::Linear,
-    head_norms: Option<(B::Norm, B::Norm)>,
-    output: B::Linear,
-    output_norm: Option<B::Norm>,
-    mlp_norm: Option<B::Norm>,
-    up: B::Linear,
-    down: B::Linear,
-    down_norm: Option<B::Norm>,
 }
 
 impl<B: Backend> Transformer<B> {
@@ -87,59 +67,7 @@ impl<B: Backend> Transformer<B> {
         if parallel && !description.norm_first {
             return Err(misuse("blocks that end with the norm of their residual follow one another"));
         }
-        let bias = architecture.distance_bias(tensors)?.map(Arc::new);
-        let relative = architecture.relative_table(tensors)?;
-        let mut rotaries = Vec::new();
-        let mut layer = |index: usize| {
-            let layer = architecture.layer(tensors, index)?;
-            let mut attention = description.attention[index % description.attention.len()].clone();
-            attention.bias = attention.bias.or_else(|| bias.clone());
-            if layer.head_norms.is_some() && attention.rotary.is_none() {
-                // The operation that rotates heads normalizes them too.
-                attention.rotary = Some(Rotary::new(1.0, 0, RopeStyle::Neox));
-            }
-            let rotary = attention.rotary.take().map(|rotary| {
-                rotaries.iter().position(|known| *known == rotary).unwrap_or_else(|| {
-                    rotaries.push(rotary);
-                    rotaries.len() - 1
-                })
-            });
-            let relative = match &relative {
-                Some(table) => {
-                    let layers = architecture.relative_layers(tensors, index)?;
-                    Some(backend.relative(table, &layers, description.heads)?)
-                }
-                None => None,
-            };
-            Ok(Layer {
-                attention,
-                relative,
-                rotary,
-                attention_norm: layer.attention_norm.map(norm).transpose()?,
-                qkv: backend.linear(&layer.qkv)?,
-                head_norms: match layer.head_norms {
-                    Some([queries, keys]) => Some((norm(queries)?, norm(keys)?)),
-                    None => None,
-                },
-                output: backend.linear(&[layer.output])?,
-                output_norm: layer.output_norm.map(norm).transpose()?,
-                mlp_norm: layer.mlp_norm.map(norm).transpose()?,
-                up: match layer.gate {
-                    Some(gate) => backend.gated(gate, layer.up)?,
-                    None => backend.linear(&[layer.up])?,
-                },
-                down: backend.linear(&[layer.down])?,
-                down_norm: layer.down_norm.map(norm).transpose()?,
-            })
-        };
-        let mut layers: Vec<Arc<Layer<B>>> = Vec::new();
-        for index in 0..description.layers {
-            let shared = layers.get(architecture.same_as(index)).map(Arc::clone);
-            layers.push(match shared {
-                Some(shared) => shared,
-                None => Arc::new(layer(index)?),
-            });
-        }
+        let layers = Layers::load(&backend, architecture, tensors, &description)?;
         let embeddings = architecture.embeddings(tensors)?;
         let table = |matrix: Option<Matrix>| matrix.map(|matrix| backend.table(matrix)).transpose();
         Ok(Self {
@@ -151,7 +79,6 @@ impl<B: Backend> Transformer<B> {
             projection_norm: embeddings.projection_norm.map(norm).transpose()?,
             convolution: Convolution::load(&backend, architecture, tensors)?,
             layers,
-            rotaries,
             final_norm: architecture.final_norm(tensors)?.map(norm).transpose()?,
             parallel,
             head: None,
@@ -197,7 +124,8 @@ impl<B: Backend> Transformer<B> {
 
     fn cache_shape(&self) -> CacheShape {
         let Heads { kv_heads, width, .. } = self.description.heads;
-        CacheShape { layers: self.description.layers, kv_heads, width }
+        let convolutions = self.layers.convolutions;
+        CacheShape { layers: self.description.layers - convolutions.layers, kv_heads, width, convolutions }
     }
 
     fn check_lengths(&self, batch: &Packed<'_>) -> Result<()> {
@@ -237,7 +165,8 @@ impl<B: Backend> Transformer<B> {
         if let Some(norm) = &self.projection_norm {
             x = pass.norm(x, norm)?;
         }
-        let ropes: Vec<_> = self.rotaries.iter().map(|rotary| pass.rope(rotary)).collect::<Result<_>>()?;
+        let ropes: Vec<_> =
+            self.layers.rotaries.iter().map(|rotary| pass.rope(rotary)).collect::<Result<_>>()?;
         if self.description.norm_first {
             self.norm_first(pass, x, row, &ropes)
         } else {
@@ -245,7 +174,7 @@ impl<B: Backend> Transformer<B> {
         }
     }
 
-    /// Attention of layer `index` over the queries, keys and values of its input.
+    /// Attention of layer `index` over the queries, keys and values of its input, or its convolution.
     fn attend<'a>(
         &self,
         pass: &mut B::Pass<'a>,
@@ -253,11 +182,14 @@ impl<B: Backend> Transformer<B> {
         index: usize,
         ropes: &[RopeTable<'_>],
     ) -> Result<<B::Pass<'a> as Pass<B>>::States> {
-        let (heads, layer) = (self.description.heads, &self.layers[index]);
+        let (heads, (layer, place)) = (self.description.heads, self.layers.at(index));
+        if let Some(convolution) = &layer.short_convolution {
+            return pass.convolve(place, qkv, convolution);
+        }
         if let Some(rotary) = layer.rotary {
             qkv = pass.rotate(qkv, heads, layer.head_norms.as_ref(), &ropes[rotary])?;
         }
-        pass.attention(index, qkv, heads, &layer.attention, layer.relative.as_ref())
+        pass.attention(place, qkv, heads, &layer.attention, layer.relative.as_ref())
     }
 
     fn norm_first<'a>(
@@ -456,7 +388,7 @@ impl<B: Backend> Decoder for Transformer<B> {
     }
 
     fn longest_short_text(&self) -> Option<usize> {
-        self.rotaries.iter().filter_map(|rotary| rotary.long.as_ref()).map(|long| long.from).min()
+        self.layers.rotaries.iter().filter_map(|rotary| rotary.long.as_ref()).map(|long| long.from).min()
     }
 
     fn new_cache(&self, capacity: usize) -> Result<B::Cache> {

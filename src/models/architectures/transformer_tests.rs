@@ -6,7 +6,7 @@ use candle_core::Device;
 use candle_core::quantized::{GgmlDType, QTensor};
 
 use super::*;
-use crate::compute::{Candle, Cpu, Isa, Mask, RopeStyle, Weight, WeightFormat};
+use crate::compute::{Candle, Cpu, Isa, LayerAttention, Mask, RopeStyle, Rotary, Weight, WeightFormat};
 use crate::models::architectures::llama::{HeadNorms, Llama, Variant};
 use crate::models::architectures::{Factors, GgufTensors};
 use crate::models::formats::gguf::tests::Writer;
@@ -460,6 +460,9 @@ fn a_missing_tensor_is_named() {
 
 #[path = "transformer_variant_tests.rs"]
 mod variants;
+
+#[path = "transformer_convolution_tests.rs"]
+mod convolutions;
 
 #[path = "transformer_device_tests.rs"]
 mod devices;

@@ -62,7 +62,7 @@ const ENDS: [&str; 17] = [
     "<｜end_of_sentence｜>",
 ];
 /// Ways of splitting whose texts begin with a special token unless the file says otherwise: as llama.cpp has it.
-const BEGIN: [&str; 3] = ["llama-bpe", "llama3", "llama-v3"];
+const BEGIN: [&str; 4] = ["llama-bpe", "llama3", "llama-v3", "lfm2"];
 /// Bytes of a token at most. Building the merges takes time that grows with the square of it.
 const LONGEST_TOKEN: usize = 4096;
 
@@ -204,7 +204,9 @@ fn byte_level(gguf: &Gguf, pieces: &[String]) -> Result<Inner> {
             let marks = Punctuation::new(SplitDelimiterBehavior::Contiguous);
             (vec![marks.into(), bytes(true), Digits::new(false).into(), pattern(THREE_DIGITS)?], false)
         }
-        "llama-bpe" | "llama3" | "llama-v3" | "smaug-bpe" => (vec![pattern(LLAMA3)?, bytes(false)], true),
+        "llama-bpe" | "llama3" | "llama-v3" | "smaug-bpe" | "lfm2" => {
+            (vec![pattern(LLAMA3)?, bytes(false)], true)
+        }
         // OLMo 2 and GLM 4 split in the same way, and merge every word.
         "dbrx" | "glm4" | "chatglm-bpe" => (vec![pattern(LLAMA3)?, bytes(false)], false),
         "tekken" => (vec![pattern(TEKKEN)?, bytes(false)], true),
@@ -431,7 +433,7 @@ mod tests {
             let (_folder, gguf) = open(&writer);
             tokenizer(&gguf).unwrap().tokenizer.encode("ab", true).unwrap().get_ids().len()
         };
-        assert_eq!(BEGIN.map(|pre| ids(pre, None)), [3; 3]);
+        assert_eq!(BEGIN.map(|pre| ids(pre, None)), [3; 4]);
         assert_eq!(ids("llama-bpe", Some(false)), 2);
         assert_eq!((ids("qwen2", None), ids("smollm", None), ids("gpt-2", None)), (2, 2, 2));
         assert_eq!(ids("qwen2", Some(true)), 3);

@@ -20,13 +20,14 @@ pub use self::device::{Candle, CandleDevice, Relief};
 pub use self::pass::CandlePass;
 use self::sequences::SequenceRows;
 use self::tensors::bytes_of;
-pub use self::tensors::{TensorCache, TensorLinear, TensorNorm, TensorRelative};
+pub use self::tensors::{TensorCache, TensorConvolution, TensorLinear, TensorNorm, TensorRelative};
 use crate::Result;
 use crate::compute::attention::heads::Heads;
 use crate::compute::attention::kv_cache::CacheShape;
 use crate::compute::attention::relative::{RelativeLayers, RelativeTable};
 use crate::compute::backend::parts::{BatchParts, retried};
 use crate::compute::backend::traits::{Backend, CachedSequence, ForwardFn, Step, check_logits};
+use crate::compute::convolution::ConvolutionFactors;
 use crate::compute::isa::Isa;
 use crate::compute::linear::layer::{Biased, Matrix};
 use crate::compute::weight::{Packed, Weight};
@@ -39,6 +40,7 @@ impl Backend for Candle {
     type Linear = TensorLinear;
     type Norm = TensorNorm;
     type Relative = TensorRelative;
+    type Convolution = TensorConvolution;
     type Cache = TensorCache;
     type Pass<'a> = CandlePass<'a>;
 
@@ -91,8 +93,20 @@ impl Backend for Candle {
         })
     }
 
+    fn convolution(&self, factors: &ConvolutionFactors) -> Result<TensorConvolution> {
+        let columns = factors.factors.rows();
+        let row = |row: &[f32]| self.tensor(row.to_vec(), &[1, columns]);
+        let shift = factors.shift.as_ref().map(Weight::to_f32).transpose()?;
+        Ok(TensorConvolution {
+            factors: factors.by_row()?.chunks_exact(columns).map(row).collect::<Result<_>>()?,
+            shift: shift.map(|shift| row(&shift)).transpose()?,
+            before: factors.before,
+        })
+    }
+
     fn cache(&self, shape: CacheShape) -> TensorCache {
-        TensorCache { layers: vec![None; shape.layers], len: 0, shape }
+        let earlier = vec![Vec::new(); shape.convolutions.layers];
+        TensorCache { layers: vec![None; shape.layers], earlier, len: 0, shape }
     }
 
     fn cache_bytes(&self, shape: CacheShape, tokens: usize) -> u64 {

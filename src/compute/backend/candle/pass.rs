@@ -7,7 +7,7 @@ use candle_core::{D, Tensor};
 use super::attention::{apply_rope, attend, attend_packed, split_heads};
 use super::device::{Candle, failed};
 use super::sequences::SequenceRows;
-use super::tensors::{TensorCache, TensorLinear, TensorNorm, TensorRelative};
+use super::tensors::{TensorCache, TensorConvolution, TensorLinear, TensorNorm, TensorRelative};
 use crate::compute::attention::heads::{Heads, LayerAttention};
 use crate::compute::attention::rope::{RopeTable, Rotary};
 use crate::compute::backend::traits::{CachedSequence, Pass, Positions, Row, Rows, lacking};
@@ -172,6 +172,35 @@ impl Pass<Candle> for CandlePass<'_> {
             }
         });
         attended.map(Some).map_err(failed)
+    }
+
+    fn convolve(
+        &mut self,
+        layer: usize,
+        x: Option<Tensor>,
+        convolution: &TensorConvolution,
+    ) -> Result<Option<Tensor>> {
+        let Some(x) = x else { return Ok(None) };
+        if self.sequences.hidden.iter().any(|&hidden| hidden > 0) {
+            return Err(lacking("a convolution that does not see all rows"));
+        }
+        if let Some(sequence) = &mut self.cached {
+            let (cached, end) = (sequence.cached, sequence.cached + self.ids.len());
+            let earlier = sequence.cache.rows_before(layer, cached).filter(|_| cached > 0);
+            if earlier.is_none() && cached > 0 {
+                return Err(lacking("a convolution after rows that are not known"));
+            }
+            let (y, later) = convolution.apply(&x, earlier).map_err(failed)?;
+            sequence.cache.keep_rows(layer, cached, end, later);
+            return Ok(Some(y));
+        }
+        let of = |rows: &Range<usize>| {
+            let x = x.narrow(0, rows.start, rows.len())?;
+            Ok(convolution.apply(&x, None)?.0)
+        };
+        let sequences = self.sequences.rows.iter().filter(|rows| !rows.is_empty()).map(of);
+        let joined = sequences.collect::<candle_core::Result<Vec<_>>>().and_then(|all| Tensor::cat(&all, 0));
+        joined.map(Some).map_err(failed)
     }
 
     fn neighbors(&mut self, x: &Option<Tensor>, size: usize) -> Result<Option<Tensor>> {

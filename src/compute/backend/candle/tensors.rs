@@ -57,10 +57,49 @@ pub struct TensorRelative {
     pub(super) position_to_content: Option<Tensor>,
 }
 
+/// A convolution: for each row that an output sees, the factors of its columns, `[1, columns]`.
+#[derive(Debug)]
+pub struct TensorConvolution {
+    pub(super) factors: Vec<Tensor>,
+    pub(super) shift: Option<Tensor>,
+    pub(super) before: usize,
+}
+
+impl TensorConvolution {
+    /// The outputs for the rows of a sequence, and the gated rows that later rows see. `earlier` are those before, if there
+    /// are any.
+    pub(super) fn apply(
+        &self,
+        x: &Tensor,
+        earlier: Option<&Tensor>,
+    ) -> candle_core::Result<(Tensor, Tensor)> {
+        let (rows, columns) = (x.dim(0)?, x.dim(1)? / 3);
+        let part = |number: usize| x.narrow(1, number * columns, columns);
+        let gated = (part(0)? * part(2)?)?;
+        let seen = match earlier {
+            Some(earlier) => Tensor::cat(&[earlier, &gated], 0)?,
+            None => gated.pad_with_zeros(0, self.before, 0)?,
+        };
+        let later = seen.narrow(0, rows, self.before)?.force_contiguous()?;
+        let seen = seen.pad_with_zeros(0, 0, self.factors.len() - 1 - self.before)?;
+        let mut sum = match &self.shift {
+            Some(shift) => shift.broadcast_as((rows, columns))?.contiguous()?,
+            None => gated.zeros_like()?,
+        };
+        for (row, factors) in self.factors.iter().enumerate() {
+            sum = (sum + seen.narrow(0, row, rows)?.broadcast_mul(factors)?)?;
+        }
+        Ok(((sum * part(1)?)?, later))
+    }
+}
+
 /// Keys and values of one sequence: for each layer, `[tokens, kv_heads * width]` of both.
 #[derive(Debug, Clone)]
 pub struct TensorCache {
     pub(super) layers: Vec<Option<[Tensor; 2]>>,
+    /// For each layer with a convolution, the gated rows before some positions: those where the sequence ends, and those that
+    /// a pass has reached.
+    pub(super) earlier: Vec<Vec<(usize, Tensor)>>,
     pub(super) len: usize,
     pub(super) shape: CacheShape,
 }
@@ -83,6 +122,17 @@ impl TensorCache {
         self.layers[layer] = Some(all.clone());
         Ok(all)
     }
+
+    /// The gated rows of convolution `layer` before `position`.
+    pub(super) fn rows_before(&self, layer: usize, position: usize) -> Option<&Tensor> {
+        self.earlier[layer].iter().find(|(end, _)| *end == position).map(|(_, rows)| rows)
+    }
+
+    /// Keeps those before `end`, and of others those before `cached`, which a pass that fails begins at again.
+    pub(super) fn keep_rows(&mut self, layer: usize, cached: usize, end: usize, rows: Tensor) {
+        self.earlier[layer].retain(|(end, _)| *end == cached);
+        self.earlier[layer].push((end, rows));
+    }
 }
 
 impl KvCache for TensorCache {
@@ -90,16 +140,22 @@ impl KvCache for TensorCache {
         self.len
     }
     fn truncate(&mut self, len: usize) {
-        self.len = len.min(self.len);
+        let known = (0..self.earlier.len()).all(|layer| self.rows_before(layer, len).is_some());
+        if len < self.len {
+            self.len = if known { len } else { 0 };
+        }
         if self.len == 0 {
             self.layers.fill(None);
+            self.earlier.iter_mut().for_each(Vec::clear);
         }
     }
     fn reserve(&mut self, _capacity: usize) -> Result<()> {
         Ok(())
     }
     fn fork(&self, len: usize, _capacity: usize) -> Result<Self> {
-        Ok(Self { len: len.min(self.len), ..self.clone() })
+        let mut fork = self.clone();
+        fork.truncate(len);
+        Ok(fork)
     }
     fn shrink(&mut self) -> Result<()> {
         Ok(())
@@ -110,9 +166,14 @@ impl KvCache for TensorCache {
 }
 
 pub(super) fn bytes_of(shape: CacheShape, tokens: usize) -> u64 {
-    [shape.layers, shape.kv_heads, shape.width, 8]
-        .into_iter()
-        .fold(tokens as u64, |bytes, factor| bytes.saturating_mul(factor as u64))
+    let product = |numbers: [usize; 4]| {
+        numbers.into_iter().fold(1, |bytes: u64, factor| bytes.saturating_mul(factor as u64))
+    };
+    let convolutions = shape.convolutions;
+    let rows = product([convolutions.layers, convolutions.before, convolutions.columns, 8]);
+    product([shape.layers, shape.kv_heads, shape.width, 8])
+        .saturating_mul(tokens as u64)
+        .saturating_add(if tokens == 0 { 0 } else { rows })
 }
 
 impl TensorLinear {

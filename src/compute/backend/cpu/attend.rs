@@ -142,7 +142,7 @@ impl CpuPass<'_> {
 
     /// The part of each sequence in the window. Its keys are in the sequence's cache, or in rows from the start of the
     /// sequence on.
-    fn spans(&self) -> Vec<Span> {
+    pub(super) fn spans(&self) -> Vec<Span> {
         let Range { start, end } = self.window;
         let parts = self.batch.ranges().enumerate();
         parts

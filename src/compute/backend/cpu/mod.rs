@@ -4,7 +4,9 @@
 //! threads synchronize only at the end. If there are too few sequences for that, all threads divide each operation instead ([`Parallelism`](crate::compute::parallel::Parallelism)).
 
 mod attend;
+mod convolve;
 mod device;
+mod embed;
 mod normed;
 mod pass;
 mod plan;

@@ -9,6 +9,7 @@ use crate::compute::attention::relative::RelativePanels;
 use crate::compute::attention::rope::{RopeTable, Rotary};
 use crate::compute::backend::cpu::device::{Cpu, Norm, Table};
 use crate::compute::backend::traits::{CachedSequence, Pass, Positions, Row, Rows};
+use crate::compute::convolution::ShortConvolution;
 use crate::compute::isa::DType;
 use crate::compute::kernels::activation::Activation;
 use crate::compute::linear::gemm::Epilogue;
@@ -17,7 +18,6 @@ use crate::compute::linear::phases::{RowPhases, TokenPhase};
 use crate::compute::matrix::StateMatrix;
 use crate::compute::parallel::{Parallelism, Target};
 use crate::compute::weight::Packed;
-use crate::sync::Mutex;
 use crate::{Error, Result};
 
 /// Rows of a window. With so many, packing the keys and values of earlier windows takes little time compared with attention
@@ -35,6 +35,9 @@ pub struct CpuPass<'a> {
     pub(super) window: Range<usize>,
     /// Keys and values of one layer, of all windows so far, if there are several windows and no caches.
     pub(super) seen: Option<StateMatrix>,
+    /// The gated rows before the window in the sequence that crosses its beginning, if there are several windows and no
+    /// caches.
+    pub(super) crossing: Vec<f32>,
     /// One for each sequence, or none.
     pub(super) caches: Vec<CachedSequence<'a, PagedKvCache>>,
     /// The numbers of its sequences in the batch; empty if they are those of the pass.
@@ -96,6 +99,7 @@ impl<'a> CpuPass<'a> {
             parallelism,
             window,
             seen: None,
+            crossing: Vec::new(),
             caches,
             numbers: &[],
             phases: batch_phases.clone().unwrap_or(RowPhases::PREFILL),
@@ -162,13 +166,6 @@ impl Drop for CpuPass<'_> {
     }
 }
 
-fn outside(id: u32, position: usize, rows: usize, longest: Option<usize>) -> Error {
-    Error::Input(format!(
-        "token {id} at position {position} lies outside the model's vocabulary ({rows}){}",
-        longest.map_or_else(String::new, |longest| format!(" or longest text ({longest})"))
-    ))
-}
-
 impl Pass<Cpu> for CpuPass<'_> {
     type States = States;
 
@@ -178,52 +175,7 @@ impl Pass<Cpu> for CpuPass<'_> {
         positions: Option<(&Table, Positions)>,
         token_types: Option<&Table>,
     ) -> Result<States> {
-        let scheme = positions.map_or(Positions::FromZero, |(_, scheme)| scheme);
-        if !self.caches.is_empty() && scheme != Positions::FromZero {
-            return Err(misuse("positions that depend on earlier tokens cannot go on after a cache"));
-        }
-        let (positions, longest) =
-            (positions.map(|(table, _)| table), positions.map(|(table, _)| table.rows()));
-        let batch = self.batch;
-        let fault = Mutex::new(None);
-        let mut wide = self.workspace.matrix(batch.tokens(), words.columns(), DType::F32)?;
-        let out = wide.target();
-        self.parallelism.worth(batch.tokens() * words.columns()).split_rows(
-            batch.sequences(),
-            |sequences| {
-                for index in sequences {
-                    let (first, range) = (self.first_position(index), batch.range(index));
-                    let second_type = batch.second_type(index);
-                    let ids = &batch.ids[range.clone()];
-                    for ((row, &id), position) in range.zip(ids).zip(scheme.of(ids)) {
-                        let position = first + position;
-                        if id as usize >= words.rows() || longest.is_some_and(|longest| position >= longest) {
-                            *fault.lock() = Some(outside(id, position, words.rows(), longest));
-                            return;
-                        }
-                        // SAFETY: each sequence belongs to one task, and each row to one sequence.
-                        let out = unsafe { out.row_f32(row) };
-                        let added = positions.map(|table| (table, position));
-                        let mut added = added.into_iter().chain(token_types.map(|table| {
-                            // A table of one row has one type for both texts of a pair.
-                            (table, usize::from(row >= second_type && table.rows() > 1))
-                        }));
-                        let read = words
-                            .row_f32(id as usize, out)
-                            .and_then(|()| added.try_for_each(|(table, row)| table.add_row_f32(row, out)));
-                        if let Err(error) = read {
-                            *fault.lock() = Some(error);
-                            return;
-                        }
-                    }
-                }
-            },
-        )?;
-        if let Some(error) = fault.into_inner() {
-            self.workspace.give(wide);
-            return Err(error);
-        }
-        Ok(States { wide: Some(wide), narrow: None, picked: false })
+        self.embed_rows(words, positions, token_types)
     }
 
     fn scale(&mut self, mut x: States, factor: f32) -> Result<States> {
@@ -299,6 +251,10 @@ impl Pass<Cpu> for CpuPass<'_> {
         relative: Option<&RelativePanels>,
     ) -> Result<States> {
         self.attend(layer, qkv, heads, attention, relative)
+    }
+
+    fn convolve(&mut self, layer: usize, x: States, convolution: &ShortConvolution) -> Result<States> {
+        self.convolve_rows(layer, x, convolution)
     }
 
     fn neighbors(&mut self, x: &States, size: usize) -> Result<States> {

@@ -9,6 +9,7 @@ use crate::compute::attention::heads::Heads;
 use crate::compute::attention::kv_cache::{CacheShape, PagedKvCache};
 use crate::compute::attention::relative::{RelativeLayers, RelativePanels, RelativeTable};
 use crate::compute::backend::traits::{Backend, CachedSequence, ForwardFn, KvCache, Step, check_logits};
+use crate::compute::convolution::{ConvolutionFactors, ShortConvolution};
 use crate::compute::linear::layer::{Biased, Linear, Matrix};
 use crate::compute::parallel::{Parallelism, Target};
 use crate::compute::threads::Threads;
@@ -87,6 +88,7 @@ impl Backend for Cpu {
     type Linear = Linear;
     type Norm = Norm;
     type Relative = RelativePanels;
+    type Convolution = ShortConvolution;
     type Cache = PagedKvCache;
     type Pass<'a> = CpuPass<'a>;
 
@@ -117,6 +119,12 @@ impl Backend for Cpu {
         let panels = RelativePanels::new(self.kernel_set().kernels, self.dtype, heads, table, layers)?;
         self.bytes.fetch_add(panels.bytes(), Ordering::Relaxed);
         Ok(panels)
+    }
+
+    fn convolution(&self, factors: &ConvolutionFactors) -> Result<ShortConvolution> {
+        let convolution = ShortConvolution::new(factors)?;
+        self.bytes.fetch_add(convolution.bytes(), Ordering::Relaxed);
+        Ok(convolution)
     }
 
     fn cache(&self, shape: CacheShape) -> PagedKvCache {

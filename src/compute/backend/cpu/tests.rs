@@ -326,7 +326,12 @@ fn check_steps<B: Backend>(
         backend.linear(&[(Weight::from_f32(&values, &[64, columns]).unwrap().into(), None)]).unwrap()
     };
     let (qkv, output) = (unit(64), unit(32));
-    let mut cache = backend.cache(CacheShape { layers: 1, kv_heads: heads.kv_heads, width: heads.width });
+    let mut cache = backend.cache(CacheShape {
+        layers: 1,
+        kv_heads: heads.kv_heads,
+        width: heads.width,
+        convolutions: Default::default(),
+    });
     let mut first = 0;
     for count in [1, 2, 40, 1, 212, 1, 300, 43] {
         let tokens: Vec<u32> = (first..first + count).map(|token| token as u32).collect();

@@ -26,6 +26,8 @@ pub(super) struct Workspace {
     pub hidden: Vec<u32>,
     /// The output row of each sequence.
     pub out: Vec<f32>,
+    /// The gated rows before those of each sequence in a window.
+    pub earlier: Vec<f32>,
 }
 
 impl Workspace {

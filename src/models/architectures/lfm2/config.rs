@@ -1,0 +1,205 @@
+//! `config.json`.
+
+use serde::Deserialize;
+
+use super::model::Lfm2;
+use crate::Result;
+use crate::compute::{LONGEST_CONVOLUTION, RopeStyle};
+use crate::models::architectures::architecture::Architecture;
+use crate::models::architectures::family::ConfigFile;
+use crate::models::architectures::rope_scaling::{RopeConfig, RopeDefaults};
+
+/// The keys that [`Lfm2Config`] reads, and those that change nothing.
+pub(super) const KEYS: &[&str] = &[
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "block_ff_dim",
+    "block_auto_adjust_ff_dim",
+    "block_ffn_dim_multiplier",
+    "block_multiple_of",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "max_position_embeddings",
+    "norm_eps",
+    "conv_L_cache",
+    "conv_bias",
+    "layer_types",
+    "full_attn_idxs",
+    "rope_theta",
+    "rope_scaling",
+    "rope_parameters",
+    "tie_word_embeddings",
+    "tie_embedding",
+    // What the first files say a second time; transformers does not read it.
+    "block_dim",
+    "block_mlp_init_scale",
+    "block_norm_eps",
+    "block_out_init_scale",
+    "block_use_swiglu",
+    "block_use_xavier_init",
+    "conv_dim",
+    "conv_dim_out",
+    "conv_use_xavier_init",
+    "num_heads",
+    "theta",
+    "use_pos_enc",
+];
+
+/// What `config.json` says, with transformers' values for keys that are absent.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default)]
+struct Lfm2Config {
+    vocab_size: usize,
+    hidden_size: usize,
+    intermediate_size: usize,
+    block_ff_dim: Option<usize>,
+    block_auto_adjust_ff_dim: bool,
+    block_ffn_dim_multiplier: f64,
+    block_multiple_of: usize,
+    num_hidden_layers: usize,
+    num_attention_heads: usize,
+    num_key_value_heads: usize,
+    max_position_embeddings: usize,
+    norm_eps: f32,
+    #[serde(rename = "conv_L_cache")]
+    conv_cache: usize,
+    conv_bias: bool,
+    layer_types: Option<Vec<String>>,
+    full_attn_idxs: Option<Vec<usize>>,
+    tie_word_embeddings: bool,
+    tie_embedding: Option<bool>,
+    #[serde(flatten)]
+    rope: RopeConfig,
+}
+
+impl Default for Lfm2Config {
+    fn default() -> Self {
+        Self {
+            vocab_size: 65_536,
+            hidden_size: 2560,
+            intermediate_size: 12_288,
+            block_ff_dim: None,
+            block_auto_adjust_ff_dim: true,
+            block_ffn_dim_multiplier: 1.0,
+            block_multiple_of: 256,
+            num_hidden_layers: 32,
+            num_attention_heads: 32,
+            num_key_value_heads: 8,
+            max_position_embeddings: 128_000,
+            norm_eps: 1e-5,
+            conv_cache: 3,
+            conv_bias: false,
+            layer_types: None,
+            full_attn_idxs: None,
+            tie_word_embeddings: true,
+            tie_embedding: None,
+            rope: RopeConfig::default(),
+        }
+    }
+}
+
+impl Lfm2Config {
+    /// Columns between the matrices of a perceptron.
+    fn wide(&self) -> usize {
+        let size = self.block_ff_dim.unwrap_or(self.intermediate_size);
+        if !self.block_auto_adjust_ff_dim {
+            return size;
+        }
+        let third = (2.0 * size as f64 / 3.0) as usize;
+        ((self.block_ffn_dim_multiplier * third as f64) as usize).next_multiple_of(self.block_multiple_of)
+    }
+}
+
+/// More layers than any model has.
+pub(super) const MOST_LAYERS: usize = 4096;
+
+/// Reads that of a model in which no token sees a later one.
+///
+/// # Errors
+/// [`Error::InvalidFile`](crate::Error::InvalidFile), [`Error::Unsupported`](crate::Error::Unsupported) naming the key.
+pub(super) fn read(file: &ConfigFile<'_>) -> Result<Box<dyn Architecture>> {
+    Ok(Box::new(lfm2(file, true)?))
+}
+
+/// Reads that of a model which sees in both directions.
+///
+/// # Errors
+/// As [`read`].
+pub(super) fn read_bidirectional(file: &ConfigFile<'_>) -> Result<Box<dyn Architecture>> {
+    Ok(Box::new(lfm2(file, false)?))
+}
+
+fn lfm2(file: &ConfigFile<'_>, causal: bool) -> Result<Lfm2> {
+    let config: Lfm2Config = file.parse()?;
+    file.check_sizes(&[
+        config.vocab_size,
+        config.hidden_size,
+        config.block_ff_dim.unwrap_or(config.intermediate_size),
+        config.block_multiple_of,
+        config.num_hidden_layers,
+        config.num_key_value_heads,
+        config.max_position_embeddings,
+    ])?;
+    if !(0.0..=64.0).contains(&config.block_ffn_dim_multiplier) {
+        return Err(file.refuse("block_ffn_dim_multiplier", "0 to 64"));
+    }
+    let intermediate = config.wide();
+    file.check_sizes(&[intermediate])?;
+    if !(2..=LONGEST_CONVOLUTION).contains(&config.conv_cache) {
+        return Err(file.refuse("conv_L_cache", &format!("2 to {LONGEST_CONVOLUTION}")));
+    }
+    let mut heads = file.heads(config.hidden_size, config.num_attention_heads)?;
+    if !heads.heads.is_multiple_of(config.num_key_value_heads) {
+        return Err(file.refuse("num_key_value_heads", "a divisor of num_attention_heads"));
+    }
+    heads.kv_heads = config.num_key_value_heads;
+    let attends = attends(file, &config)?;
+    let defaults = RopeDefaults {
+        head: heads.width,
+        context: config.max_position_embeddings,
+        base: 1_000_000.0,
+        part: 1.0,
+        style: RopeStyle::Neox,
+    };
+    let rotary = config.rope.rotary(&defaults, None, &[]).map_err(|reason| file.unsupported(reason))?;
+    Ok(Lfm2 {
+        hidden: config.hidden_size,
+        intermediate,
+        heads,
+        vocabulary: config.vocab_size,
+        context: config.max_position_embeddings,
+        epsilon: config.norm_eps,
+        taps: config.conv_cache,
+        conv_bias: config.conv_bias,
+        conv_channels: true,
+        tied: config.tie_embedding.unwrap_or(config.tie_word_embeddings),
+        causal,
+        rotary,
+        attends,
+    })
+}
+
+/// Of each layer, whether it is attention.
+fn attends(file: &ConfigFile<'_>, config: &Lfm2Config) -> Result<Vec<bool>> {
+    let layers = config.num_hidden_layers;
+    match (&config.layer_types, &config.full_attn_idxs) {
+        (Some(types), _) if types.len() != layers => {
+            Err(file.refuse("layer_types", "one for each of num_hidden_layers"))
+        }
+        (Some(types), _) => {
+            let of = |kind: &String| match kind.as_str() {
+                "full_attention" => Ok(true),
+                "conv" => Ok(false),
+                _ => Err(file.refuse("layer_types", "full_attention and conv")),
+            };
+            types.iter().map(of).collect()
+        }
+        (None, _) if layers > MOST_LAYERS => {
+            Err(file.refuse("num_hidden_layers", &format!("up to {MOST_LAYERS}")))
+        }
+        (None, Some(indices)) => Ok((0..layers).map(|index| indices.contains(&index)).collect()),
+        (None, None) => Ok(vec![true; layers]),
+    }
+}

@@ -1,0 +1,28 @@
+//! LFM2: a pre-norm decoder of which most layers are short convolutions with gates, and the others attention; and its encoder,
+//! which sees in both directions.
+//!
+//! Liquid AI, "LFM2 Technical Report", 2025.
+
+mod config;
+mod gguf;
+mod model;
+
+use self::config::{KEYS, read, read_bidirectional};
+use self::gguf::from_gguf;
+use super::family::{Family, GgufFamily};
+
+#[cfg(test)]
+pub(super) use self::model::Lfm2;
+
+/// The families. The files of the second one call it an "lfm2": `auto_map` names its classes.
+pub(super) const FAMILIES: &[Family] = &[
+    Family {
+        gguf: &[GgufFamily::generators("lfm2")],
+        read_gguf: Some(from_gguf),
+        ..Family::new("lfm2", "Lfm2", KEYS, read)
+    },
+    Family {
+        generates: false,
+        ..Family::new("lfm2_bidirectional", "Lfm2Bidirectional", KEYS, read_bidirectional)
+    },
+];

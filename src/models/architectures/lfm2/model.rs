@@ -1,0 +1,147 @@
+//! The model, whatever file describes it.
+
+use crate::Result;
+use crate::compute::{
+    Activation, Biased, ConvolutionFactors, Heads, LayerAttention, Mask, Matrix, Positions, Rotary,
+};
+use crate::models::architectures::architecture::{Architecture, Description, Factors};
+use crate::models::architectures::tensors::{
+    EmbeddingTensors, LayerTensors, NormTensors, PrefixedTensors, Tensors, tied_head,
+};
+
+/// An LFM2 whose configuration was checked.
+#[derive(Debug, Clone)]
+pub(in crate::models::architectures) struct Lfm2 {
+    /// Length of a state.
+    pub hidden: usize,
+    /// Columns between the matrices of the perceptron.
+    pub intermediate: usize,
+    pub heads: Heads,
+    pub vocabulary: usize,
+    pub context: usize,
+    /// Of the normalizations.
+    pub epsilon: f32,
+    /// Rows that an output of a convolution sees.
+    pub taps: usize,
+    /// Whether convolutions and the layers around them have biases.
+    pub conv_bias: bool,
+    /// Whether the factors of convolutions have a dimension of 1 in their middle.
+    pub conv_channels: bool,
+    pub tied: bool,
+    /// Whether no token sees a later one.
+    pub causal: bool,
+    pub rotary: Rotary,
+    /// Of each layer, whether it is attention.
+    pub attends: Vec<bool>,
+}
+
+const WORDS: &str = "embed_tokens.weight";
+
+impl Lfm2 {
+    fn tensors<'a>(&self, tensors: &'a dyn Tensors) -> PrefixedTensors<'a> {
+        PrefixedTensors::new(tensors, WORDS, &["model.", "lfm2.", ""])
+    }
+
+    fn norm(&self, tensors: &PrefixedTensors<'_>, name: &str, length: usize) -> Result<NormTensors> {
+        let scale = tensors.vector(&format!("{name}.weight"), length)?;
+        Ok(NormTensors { scale, shift: None, epsilon: self.epsilon })
+    }
+
+    /// What a layer mixes rows with: its first matrices, the norms of heads, and the last matrix.
+    fn mixer(
+        &self,
+        tensors: &PrefixedTensors<'_>,
+        index: usize,
+    ) -> Result<(Vec<Biased>, Option<[NormTensors; 2]>, Biased)> {
+        let Self { hidden, conv_bias, heads: Heads { heads, kv_heads, width }, .. } = *self;
+        let name = |part: &str| format!("layers.{index}.{part}");
+        if !self.attends[index] {
+            let linear = |part, shape| tensors.maybe_biased(&name(part), shape, conv_bias);
+            let input = linear("conv.in_proj", [3 * hidden, hidden])?;
+            return Ok((vec![input], None, linear("conv.out_proj", [hidden, hidden])?));
+        }
+        let linear = |part, shape| tensors.maybe_biased(&name(part), shape, false);
+        let norm = |part| self.norm(tensors, &name(part), width);
+        let qkv = vec![
+            linear("self_attn.q_proj", [heads * width, hidden])?,
+            linear("self_attn.k_proj", [kv_heads * width, hidden])?,
+            linear("self_attn.v_proj", [kv_heads * width, hidden])?,
+        ];
+        let norms = [norm("self_attn.q_layernorm")?, norm("self_attn.k_layernorm")?];
+        Ok((qkv, Some(norms), linear("self_attn.out_proj", [hidden, heads * width])?))
+    }
+}
+
+impl Architecture for Lfm2 {
+    fn describe(&self) -> Description {
+        let mask = if self.causal { Mask::CAUSAL } else { Mask::FULL };
+        Description {
+            hidden: self.hidden,
+            layers: self.attends.len(),
+            heads: self.heads,
+            attention: vec![LayerAttention {
+                rotary: Some(self.rotary.clone()),
+                ..LayerAttention::new(mask)
+            }],
+            vocabulary: self.vocabulary,
+            context: self.context,
+            activation: Activation::Silu,
+            norm_first: true,
+            positions: Positions::FromZero,
+            factors: Factors::default(),
+        }
+    }
+
+    fn embeddings(&self, tensors: &dyn Tensors) -> Result<EmbeddingTensors> {
+        let shape = [self.vocabulary, self.hidden];
+        self.tensors(tensors).matrix(WORDS, shape).map(EmbeddingTensors::new)
+    }
+
+    fn layer(&self, tensors: &dyn Tensors, index: usize) -> Result<LayerTensors> {
+        let tensors = self.tensors(tensors);
+        let (qkv, head_norms, output) = self.mixer(&tensors, index)?;
+        let name = |part: &str| format!("layers.{index}.{part}");
+        let wide = [self.intermediate, self.hidden];
+        let up = tensors.maybe_biased(&name("feed_forward.w3"), wide, false)?;
+        let down = tensors.maybe_biased(&name("feed_forward.w2"), [self.hidden, self.intermediate], false)?;
+        Ok(LayerTensors {
+            attention_norm: Some(self.norm(&tensors, &name("operator_norm"), self.hidden)?),
+            head_norms,
+            mlp_norm: Some(self.norm(&tensors, &name("ffn_norm"), self.hidden)?),
+            gate: Some(tensors.maybe_biased(&name("feed_forward.w1"), wide, false)?),
+            ..LayerTensors::new(qkv, output, up, down)
+        })
+    }
+
+    fn short_convolution(&self, tensors: &dyn Tensors, index: usize) -> Result<Option<ConvolutionFactors>> {
+        if self.attends[index] {
+            return Ok(None);
+        }
+        let (tensors, name) = (self.tensors(tensors), format!("layers.{index}.conv.conv"));
+        let shape: &[usize] =
+            if self.conv_channels { &[self.hidden, 1, self.taps] } else { &[self.hidden, self.taps] };
+        let factors = tensors.tensor(&format!("{name}.weight"), shape)?;
+        let shift =
+            self.conv_bias.then(|| tensors.vector(&format!("{name}.bias"), self.hidden)).transpose()?;
+        // The encoder's windows have their own row in the middle, with an even number the later one of both.
+        let before = if self.causal { self.taps - 1 } else { self.taps / 2 };
+        Ok(Some(ConvolutionFactors { factors, shift, before }))
+    }
+
+    fn has_kernels_on_cards(&self) -> bool {
+        false
+    }
+
+    fn final_norm(&self, tensors: &dyn Tensors) -> Result<Option<NormTensors>> {
+        let tensors = self.tensors(tensors);
+        // So some GGUF files name it.
+        let other = tensors.contains("norm.weight");
+        self.norm(&tensors, if other { "norm" } else { "embedding_norm" }, self.hidden).map(Some)
+    }
+
+    fn head(&self, tensors: &dyn Tensors) -> Result<Matrix> {
+        let (shape, head) = ([self.vocabulary, self.hidden], "lm_head.weight");
+        let words = format!("model.{WORDS}");
+        if self.tied { tied_head(tensors, &words, head, shape) } else { tensors.matrix(head, shape) }
+    }
+}

@@ -1,0 +1,198 @@
+"""LFM2, whose layers are short convolutions with gates and some of attention: text, vectors, and its encoder."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from conftest import FIXTURES, reference, run_python
+from generators import GREEDY, SLOT
+from model_manager import _core
+from model_manager.errors import InvalidFileError, UnsupportedModelError
+from test_process import FORK, MANAGER
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+GENERATORS = ("lfm2", "lfm2_biased")
+ENCODERS = ("lfm2_embedding", "lfm2_bidirectional")
+
+
+def changed(name: str, folder: Path, **config: Any) -> str:
+    """A copy of a fixture whose configuration says something else."""
+    shutil.copytree(FIXTURES / name, folder)
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | config), "utf-8")
+    return str(folder)
+
+
+def test_its_families_and_files(command):
+    families = {family["model_type"]: family for family in _core._families()}
+    assert families["lfm2"]["kinds"] == ["embedding", "generator"]
+    assert families["lfm2"]["gguf"] == {"lfm2": ["generator"]}
+    assert families["lfm2_bidirectional"]["kinds"] == ["embedding"]
+    doctor = command("doctor", str(FIXTURES / "lfm2"), "--kind", "generator", "--json")
+    assert doctor.code == 0, doctor.err
+    report = json.loads(doctor.out)
+    assert (report["family"], report["kind"]) == ("lfm2", "generator")
+    doctor = command("doctor", str(FIXTURES / "lfm2_bidirectional"), "--json")
+    assert json.loads(doctor.out)["family"] == "lfm2_bidirectional"
+
+
+@pytest.mark.parametrize("name", GENERATORS)
+def test_answers_are_those_of_transformers_alone_and_together(make_writer, name):
+    manager = make_writer(name)
+    cases = reference(name)["cases"]
+
+    def answer(case: dict[str, Any]) -> list[int]:
+        return manager.complete(case["ids"], max_new_tokens=len(case["greedy"]), **GREEDY)["tokens"]
+
+    expected = [case["greedy"] for case in cases]
+    assert [answer(case) for case in cases] == expected
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(answer, cases * 3)) == expected * 3
+    for case in cases:
+        pieces = list(manager.stream(case["prompt"], max_new_tokens=len(case["greedy"]), **GREEDY))
+        assert "".join(pieces) == manager.complete(case["ids"], max_new_tokens=len(case["greedy"]), **GREEDY)["text"]
+    described = manager.describe_generator(SLOT)
+    assert (described["engine"], described["dtype"]) == ("model_manager", "float32")
+    assert described["kv_bytes_per_token"] > 0
+
+
+@pytest.mark.parametrize("name", GENERATORS)
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+def test_its_weights_may_be_narrower(make_writer, name, dtype):
+    manager = make_writer(name, generator_dtype=dtype)
+    case = reference(name)["cases"][0]
+    first = manager.complete(case["ids"], max_new_tokens=4, **GREEDY)["tokens"]
+    assert manager.complete(case["ids"], max_new_tokens=4, **GREEDY)["tokens"] == first
+    assert manager.describe_generator(SLOT)["dtype"] == dtype
+
+
+def test_memory_comes_back(make_writer):
+    manager = make_writer("lfm2", memory_budget="1GB")
+    assert manager.stats()["memory"]["models"] == 0
+    case = reference("lfm2")["cases"][0]
+    first = manager.complete(case["ids"], max_new_tokens=3, **GREEDY)
+    assert manager.stats()["memory"]["models"] > 0
+    assert manager.unload(SLOT)
+    assert manager.stats()["memory"]["models"] == 0
+    assert manager.complete(case["ids"], max_new_tokens=3, **GREEDY)["tokens"] == first["tokens"]
+
+
+def test_a_conversation_goes_on_and_stops(make_writer):
+    """A known beginning is computed once if a prompt goes on with it; of one that leaves it early, nothing is known."""
+    manager = make_writer("lfm2")
+    prompt = reference("lfm2")["cases"][0]
+    ids, rest = prompt["ids"], prompt["greedy"]
+    longer = [*ids, *rest[:6]]
+    first = manager.complete(ids, max_new_tokens=6, **GREEDY)
+    again = manager.complete(longer, max_new_tokens=len(rest) - 6, **GREEDY)
+    assert [*first["tokens"], *again["tokens"]] == rest
+    assert again["reused_tokens"] >= len(ids)
+    other = manager.complete([*longer[:-2], *rest[:2]], max_new_tokens=3, **GREEDY)
+    manager.unload(SLOT)
+    assert manager.complete([*longer[:-2], *rest[:2]], max_new_tokens=3, **GREEDY)["tokens"] == other["tokens"]
+    text = first["text"]
+    stopped = manager.complete(ids, max_new_tokens=6, stop=[text[2:4]], **GREEDY)
+    assert stopped["text"] == text[: text.index(text[2:4])]
+    sampled = {"do_sample": True, "temperature": 0.8, "top_k": 20, "seed": 7, "max_new_tokens": 8}
+    assert manager.generate(ids, **sampled) == manager.generate(ids, **sampled)
+
+
+def test_a_common_beginning_is_reused_in_steps_of_64_tokens(make_writer, tmp_path):
+    """Two questions after one system prompt: llama.cpp reads all of it again for models with such layers."""
+    manager = make_writer("gpt2", generator_model=changed("lfm2", tmp_path / "model", max_position_embeddings=512))
+    system = [(7 * index) % 300 for index in range(150)]
+    questions = [[*system, *range(start, start + 12)] for start in (10, 200)]
+    expected = []
+    for question in questions:
+        expected.append(manager.complete(question, max_new_tokens=5, **GREEDY))
+        manager.unload(SLOT)
+    first, second = (manager.complete(question, max_new_tokens=5, **GREEDY) for question in questions)
+    assert (first["reused_tokens"], second["reused_tokens"]) == (0, 128)
+    assert [answer["tokens"] for answer in (first, second)] == [answer["tokens"] for answer in expected]
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "said"),
+    [
+        ("lfm2", {"conv_L_cache": 1}, "conv_L_cache"),
+        ("lfm2", {"conv_L_cache": 65}, "conv_L_cache"),
+        ("lfm2", {"layer_types": ["conv"]}, "layer_types"),
+        ("lfm2", {"layer_types": ["conv", "linear_attention", "conv", "conv"]}, "layer_types"),
+        ("lfm2", {"num_experts": 4}, "num_experts"),
+        ("lfm2", {"block_ff_dim": 200}, "feed_forward.w3"),
+    ],
+)
+def test_what_is_not_computed_is_refused_by_name(make_writer, tmp_path, name, config, said):
+    manager = make_writer("gpt2", generator_model=changed(name, tmp_path / "model", **config))
+    with pytest.raises((UnsupportedModelError, InvalidFileError), match=said):
+        manager.load(SLOT)
+    assert not manager.is_loaded(SLOT)
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_vectors_are_those_of_sentence_transformers(make_manager, name):
+    """Those of the encoder come from a model with its rules: its own code is not part of transformers."""
+    manager = make_manager(cache_size=0)
+    manager.register("model", str(FIXTURES / name), dtype="float32")
+    cases = reference(name)["cases"]
+    texts = [case["text"] for case in cases]
+    found = manager.embed(texts, model="model")
+    expected = np.array([case["embedding"] for case in cases], dtype=np.float32)
+    np.testing.assert_allclose(found, expected, atol=2e-5)
+    for text, vector in zip(texts, found, strict=True):
+        assert np.array_equal(manager.embed(text, model="model"), vector), text
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+@pytest.mark.parametrize(("device", "dtype", "least"), [("cpu", "bfloat16", 0.998), ("candle-cpu", "float32", 0.99999)])
+def test_other_formats_and_devices(make_manager, name, device, dtype, least):
+    manager = make_manager(device=device, cache_size=0)
+    manager.register("model", str(FIXTURES / name), dtype=dtype)
+    cases = reference(name)["cases"]
+    found = manager.embed([case["text"] for case in cases], model="model")
+    assert manager.describe("model")["dtype"] == dtype
+    cosines = (found * np.array([case["embedding"] for case in cases])).sum(axis=1)
+    assert cosines.min() > least
+
+
+def test_the_encoder_writes_no_text(make_writer):
+    manager = make_writer("gpt2", generator_model=str(FIXTURES / "lfm2_bidirectional"))
+    with pytest.raises(UnsupportedModelError, match="lfm2"):
+        manager.load(SLOT)
+
+
+def test_code_of_another_class_is_refused(make_manager, tmp_path):
+    auto_map = {"AutoModel": "modeling_lfm2_other.Lfm2OtherModel"}
+    manager = make_manager()
+    manager.register("model", changed("lfm2_bidirectional", tmp_path / "model", auto_map=auto_map))
+    with pytest.raises(UnsupportedModelError, match="auto_map"):
+        manager.load("model")
+
+
+@pytest.mark.chaos
+def test_a_fork_works_on():
+    """The parent's pool has threads that the child lacks. The prompt is long enough to use several."""
+    ids = reference("lfm2")["cases"][0]["ids"] * 8
+    run_python(
+        MANAGER
+        + FORK
+        + f"""
+m = tiny(threads=2, generator_model={str(FIXTURES / "lfm2")!r})
+def write():
+    return m.complete({ids[:56]}, max_new_tokens=4, do_sample=False)["tokens"]
+want = write()
+def work():
+    assert write() == want
+    m.close()
+check_child(work)
+check_child(work)
+assert write() == want
+"""
+    )
