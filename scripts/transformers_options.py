@@ -108,7 +108,7 @@ ENCODERS: dict[str, tuple[str, Options]] = {
     "jina_embeddings_v3": ("unigram", {"hidden_act": ACTIVATIONS, "type_vocab_size": [1]}),
     "t5": ("t5", T5),
     "mt5": ("t5", T5),
-    "lfm2": ("bytes", LFM2),
+    "lfm2": ("bytes", {**LFM2, **flags("is_causal")}),
 }
 SCORED = list(ENCODERS)[:14]
 SPARSE = ["bert", "xlm-roberta", "roberta", "camembert", "distilbert"]

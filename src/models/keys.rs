@@ -200,7 +200,7 @@ pub(crate) fn check_config(
     if let Some(auto_map) = config.get("auto_map").filter(|value| !is_unset(value))
         && !names_own_classes(auto_map, classes)
     {
-        let reason = format!("code of its own is not run: only transformers' {classes}… classes are");
+        let reason = format!("code of its own is not run: only what {classes}… classes compute is known");
         return Err(refusal(model, path, "auto_map", auto_map, &reason));
     }
     let others = config.iter().filter(|(key, _)| !is_dropout(key));

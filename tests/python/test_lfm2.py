@@ -168,6 +168,19 @@ def test_the_encoder_writes_no_text(make_writer):
         manager.load(SLOT)
 
 
+def test_attention_may_see_later_tokens(make_manager, make_writer, tmp_path):
+    """As transformers reads `is_causal`: attention alone is told, the convolutions stay as they are."""
+    source = changed("lfm2_embedding", tmp_path / "model", is_causal=False)
+    manager = make_manager(cache_size=0)
+    for name, path in (("both", source), ("causal", str(FIXTURES / "lfm2_embedding"))):
+        manager.register(name, path, dtype="float32", pooling="cls")
+    both, causal = (manager.embed("Merhaba dünya", model=name) for name in ("both", "causal"))
+    assert np.abs(both - causal).max() > 0.01, "the first token sees those after it"
+    generator = changed("lfm2", tmp_path / "generator", is_causal=False)
+    with pytest.raises(UnsupportedModelError, match="is_causal"):
+        make_writer("gpt2", generator_model=generator).load(SLOT)
+
+
 def test_code_of_another_class_is_refused(make_manager, tmp_path):
     auto_map = {"AutoModel": "modeling_lfm2_other.Lfm2OtherModel"}
     manager = make_manager()

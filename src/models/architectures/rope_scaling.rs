@@ -161,8 +161,8 @@ pub(super) struct RopeDefaults {
     pub context: usize,
     /// Where the file has no `rope_theta`.
     pub base: f32,
-    /// Where the file has no `partial_rotary_factor`.
-    pub part: f32,
+    /// Where the file has no `partial_rotary_factor`; `None` in a family that rotates whole heads.
+    pub part: Option<f32>,
     /// Which values form a pair.
     pub style: RopeStyle,
 }
@@ -241,7 +241,13 @@ impl RopeConfig {
         if let Some((key, value)) = parameters.others.iter().find(|(key, v)| !is_unset(v) && !known(key)) {
             return Err(format!("its rotary scaling sets {key:?} to {value}, which is not supported"));
         }
-        let part = parameters.partial_rotary_factor.or(self.partial_rotary_factor).unwrap_or(defaults.part);
+        let given = parameters.partial_rotary_factor.or(self.partial_rotary_factor);
+        // transformers ignores such a factor in these families, or fails; proportional scaling has a use of its own for it.
+        let reads = defaults.part.is_some() || self.kind() == Some("proportional");
+        if let Some(part) = given.filter(|&part| part != 1.0 && !reads) {
+            return Err(format!("its partial_rotary_factor is {part}, and its family rotates whole heads"));
+        }
+        let part = given.or(defaults.part).unwrap_or(1.0);
         if !(part > 0.0 && part <= 1.0) {
             return Err(format!("its partial_rotary_factor is {part}; it must lie above 0 and not above 1"));
         }

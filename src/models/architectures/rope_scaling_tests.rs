@@ -1,7 +1,7 @@
 use super::*;
 
 const DEFAULTS: RopeDefaults =
-    RopeDefaults { head: 16, context: 2048, base: 10_000.0, part: 1.0, style: RopeStyle::Neox };
+    RopeDefaults { head: 16, context: 2048, base: 10_000.0, part: Some(1.0), style: RopeStyle::Neox };
 
 fn read(json: &Value) -> Result<Rotary, String> {
     RopeConfig::deserialize(json).unwrap().rotary(&DEFAULTS, None, &[])
@@ -41,6 +41,21 @@ fn every_kind_of_scaling_equals_transformers() {
         kinds.insert(parameters["rope_type"].as_str().unwrap().to_owned());
     }
     assert_eq!(kinds.len(), 6, "{kinds:?}");
+}
+
+#[test]
+fn families_that_rotate_whole_heads_refuse_a_part() {
+    let whole = RopeDefaults { part: None, ..DEFAULTS };
+    let read = |json: Value| RopeConfig::deserialize(&json).unwrap().rotary(&whole, None, &[]);
+    for json in [
+        serde_json::json!({"partial_rotary_factor": 0.5}),
+        serde_json::json!({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}),
+        serde_json::json!({"rope_scaling": {"rope_type": "linear", "factor": 2.0, "partial_rotary_factor": 0.25}}),
+    ] {
+        let error = read(json.clone()).unwrap_err();
+        assert!(error.contains("partial_rotary_factor is 0."), "{json}: {error}");
+    }
+    assert_eq!(read(serde_json::json!({"partial_rotary_factor": 1.0})), read(serde_json::json!({})));
 }
 
 #[test]

@@ -244,7 +244,7 @@ fn read(
         return Err(file.refuse("head_dim", "hidden_size / num_attention_heads"));
     }
     let (head, context) = (heads.width, config.max_position_embeddings);
-    let defaults = RopeDefaults { head, context, base, part: 1.0, style: RopeStyle::Neox };
+    let defaults = RopeDefaults { head, context, base, part: None, style: RopeStyle::Neox };
     let rotary = config.rope.rotary(&defaults, None, &[]).map_err(|reason| file.unsupported(reason))?;
     let activation = file.activation("hidden_act", &config.hidden_act)?;
     Ok(Box::new(RotaryBert { config, heads, activation, rotary, variant }))

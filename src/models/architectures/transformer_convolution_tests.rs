@@ -17,6 +17,7 @@ fn model(taps: usize, causal: bool, attends: &[bool]) -> Lfm2 {
         conv_channels: false,
         tied: true,
         causal,
+        centered: !causal,
         rotary: Rotary::new(10_000.0, 10, RopeStyle::Neox),
         attends: attends.to_vec(),
     }
@@ -34,7 +35,12 @@ fn models() -> [Lfm2; 4] {
 #[test]
 fn convolutions_agree_with_candle() {
     let texts = texts(&[1, 2, 0, 13, 70, 300, 5, 1100]);
-    let centered = [model(3, false, &[false, true, false]), model(4, false, &[true, false])];
+    let centered = [
+        model(3, false, &[false, true, false]),
+        model(4, false, &[true, false]),
+        // Attention in both directions, convolutions in one.
+        Lfm2 { centered: false, ..model(3, false, &[false, true, false]) },
+    ];
     for described in models().into_iter().chain(centered) {
         let plain = Transformer::load(Candle::new(Device::Cpu), &described, &Made).unwrap();
         for isa in Isa::available() {

@@ -32,6 +32,7 @@ pub(super) const KEYS: &[&str] = &[
     "rope_parameters",
     "tie_word_embeddings",
     "tie_embedding",
+    "is_causal",
     // What the first files say a second time; transformers does not read it.
     "block_dim",
     "block_mlp_init_scale",
@@ -70,6 +71,7 @@ struct Lfm2Config {
     full_attn_idxs: Option<Vec<usize>>,
     tie_word_embeddings: bool,
     tie_embedding: Option<bool>,
+    is_causal: Option<bool>,
     #[serde(flatten)]
     rope: RopeConfig,
 }
@@ -95,6 +97,7 @@ impl Default for Lfm2Config {
             full_attn_idxs: None,
             tie_word_embeddings: true,
             tie_embedding: None,
+            is_causal: None,
             rope: RopeConfig::default(),
         }
     }
@@ -115,12 +118,12 @@ impl Lfm2Config {
 /// More layers than any model has.
 pub(super) const MOST_LAYERS: usize = 4096;
 
-/// Reads that of a model in which no token sees a later one.
+/// Reads that of a model whose convolutions see no later token; its attention does if `is_causal` is false.
 ///
 /// # Errors
 /// [`Error::InvalidFile`](crate::Error::InvalidFile), [`Error::Unsupported`](crate::Error::Unsupported) naming the key.
 pub(super) fn read(file: &ConfigFile<'_>) -> Result<Box<dyn Architecture>> {
-    Ok(Box::new(lfm2(file, true)?))
+    Ok(Box::new(lfm2(file, false)?))
 }
 
 /// Reads that of a model which sees in both directions.
@@ -128,10 +131,10 @@ pub(super) fn read(file: &ConfigFile<'_>) -> Result<Box<dyn Architecture>> {
 /// # Errors
 /// As [`read`].
 pub(super) fn read_bidirectional(file: &ConfigFile<'_>) -> Result<Box<dyn Architecture>> {
-    Ok(Box::new(lfm2(file, false)?))
+    Ok(Box::new(lfm2(file, true)?))
 }
 
-fn lfm2(file: &ConfigFile<'_>, causal: bool) -> Result<Lfm2> {
+fn lfm2(file: &ConfigFile<'_>, centered: bool) -> Result<Lfm2> {
     let config: Lfm2Config = file.parse()?;
     file.check_sizes(&[
         config.vocab_size,
@@ -160,7 +163,7 @@ fn lfm2(file: &ConfigFile<'_>, causal: bool) -> Result<Lfm2> {
         head: heads.width,
         context: config.max_position_embeddings,
         base: 1_000_000.0,
-        part: 1.0,
+        part: None,
         style: RopeStyle::Neox,
     };
     let rotary = config.rope.rotary(&defaults, None, &[]).map_err(|reason| file.unsupported(reason))?;
@@ -175,7 +178,8 @@ fn lfm2(file: &ConfigFile<'_>, causal: bool) -> Result<Lfm2> {
         conv_bias: config.conv_bias,
         conv_channels: true,
         tied: config.tie_embedding.unwrap_or(config.tie_word_embeddings),
-        causal,
+        causal: !centered && config.is_causal != Some(false),
+        centered,
         rotary,
         attends,
     })

@@ -2,12 +2,12 @@
 
 use super::config::MOST_LAYERS;
 use super::model::Lfm2;
-use crate::Result;
 use crate::compute::{Heads, LONGEST_CONVOLUTION, LONGEST_HEAD, RopeStyle, Rotary};
 use crate::models::architectures::architecture::Architecture;
 use crate::models::architectures::family::LARGEST_SIZE;
 use crate::models::architectures::gguf_keys::Metadata;
 use crate::models::formats::gguf::Gguf;
+use crate::{Error, Result};
 
 /// Metadata of the architecture that is read.
 const READ: &[&str] = &[
@@ -36,7 +36,11 @@ pub(super) fn from_gguf(gguf: &Gguf) -> Result<Box<dyn Architecture>> {
     let (hidden, heads) =
         (metadata.required("embedding_length")?, metadata.required("attention.head_count")?);
     let layers = metadata.required("block_count")?;
-    let vocabulary = gguf.shape("token_embd.weight").and_then(<[usize]>::first).copied().unwrap_or(0);
+    let words = "token_embd.weight";
+    let vocabulary =
+        gguf.shape(words).and_then(<[usize]>::first).copied().ok_or_else(|| {
+            Error::invalid_file(metadata.path(), format!("the tensor {words:?} is missing"))
+        })?;
     let (intermediate, context) =
         (metadata.required("feed_forward_length")?, metadata.required("context_length")?);
     let taps = metadata.required("shortconv.l_cache")?;
@@ -48,7 +52,8 @@ pub(super) fn from_gguf(gguf: &Gguf) -> Result<Box<dyn Architecture>> {
         && hidden / heads <= LONGEST_HEAD;
     if !sound {
         return Err(metadata.unsupported(format!(
-            "its sizes do not fit together: {heads} heads, states of {hidden}, {layers} layers, a shortconv.l_cache of {taps}"
+            "its sizes do not fit together: {heads} heads, states of {hidden}, {layers} layers, a feed_forward_length of \
+             {intermediate}, a context_length of {context}, a shortconv.l_cache of {taps} (2 to {LONGEST_CONVOLUTION})"
         )));
     }
     let counts = metadata.numbers("attention.head_count_kv", layers)?;
@@ -78,6 +83,7 @@ pub(super) fn from_gguf(gguf: &Gguf) -> Result<Box<dyn Architecture>> {
         conv_channels: false,
         tied: !gguf.contains("output.weight"),
         causal: true,
+        centered: false,
         rotary: Rotary::new(base, width, RopeStyle::Neox),
         attends: counts.iter().map(|&count| count > 0).collect(),
     }))

@@ -28,8 +28,10 @@ pub(in crate::models::architectures) struct Lfm2 {
     /// Whether the factors of convolutions have a dimension of 1 in their middle.
     pub conv_channels: bool,
     pub tied: bool,
-    /// Whether no token sees a later one.
+    /// Whether attention sees no later token.
     pub causal: bool,
+    /// Whether convolutions see as many tokens after their own as before it.
+    pub centered: bool,
     pub rotary: Rotary,
     /// Of each layer, whether it is attention.
     pub attends: Vec<bool>,
@@ -123,8 +125,8 @@ impl Architecture for Lfm2 {
         let factors = tensors.tensor(&format!("{name}.weight"), shape)?;
         let shift =
             self.conv_bias.then(|| tensors.vector(&format!("{name}.bias"), self.hidden)).transpose()?;
-        // The encoder's windows have their own row in the middle, with an even number the later one of both.
-        let before = if self.causal { self.taps - 1 } else { self.taps / 2 };
+        // Of an even number, one more lies before.
+        let before = if self.centered { self.taps / 2 } else { self.taps - 1 };
         Ok(Some(ConvolutionFactors { factors, shift, before }))
     }
 

@@ -40,8 +40,8 @@ pub(super) struct Dialect {
     pub window: Option<usize>,
     /// Pairs of rotary positions in transformers' files, and in GGUF files.
     pub styles: [RopeStyle; 2],
-    /// `partial_rotary_factor` where it is absent.
-    pub part: f32,
+    /// `partial_rotary_factor` where it is absent; `None` if whole heads are rotated.
+    pub part: Option<f32>,
     /// `rope_theta` where it is absent.
     pub base: f32,
     /// `rms_norm_eps` where it is absent.
@@ -105,7 +105,7 @@ const LLAMA: Dialect = Dialect {
     window: None,
     // Converters permute queries and keys so that pairs are neighbors.
     styles: [RopeStyle::Neox, RopeStyle::Interleaved],
-    part: 1.0,
+    part: None,
     base: 10_000.0,
     epsilon: 1e-6,
     tied: false,
@@ -272,6 +272,7 @@ pub(super) const DIALECTS: [Dialect; 17] = [
         variant: Variant { fused_qkv: true, fused_mlp: true, ..Variant::LLAMA },
         windows: Windows::Always,
         styles: NEOX,
+        part: Some(1.0),
         epsilon: 1e-5,
         ..LLAMA
     },
@@ -316,7 +317,7 @@ pub(super) const DIALECTS: [Dialect; 17] = [
         attention_bias: true,
         output_bias: false,
         styles: [RopeStyle::Interleaved; 2],
-        part: 0.5,
+        part: Some(0.5),
         epsilon: 1.5625e-7,
         head: 128,
         ..LLAMA

@@ -16,8 +16,8 @@ struct Defaults {
     model_type: &'static str,
     names: TensorNames,
     activation: &'static str,
-    /// `partial_rotary_factor`.
-    part: f32,
+    /// `partial_rotary_factor`; `None` if whole heads are rotated.
+    part: Option<f32>,
     /// `num_key_value_heads`; without it, as many as queries.
     kv_heads: Option<usize>,
     tied: bool,
@@ -28,7 +28,7 @@ const FAMILIES: [Defaults; 4] = [
         model_type: "gpt_neox",
         names: NEOX,
         activation: "gelu",
-        part: 0.25,
+        part: Some(0.25),
         kv_heads: None,
         tied: false,
     },
@@ -36,7 +36,7 @@ const FAMILIES: [Defaults; 4] = [
         model_type: "phi",
         names: PHI,
         activation: "gelu_new",
-        part: 0.5,
+        part: Some(0.5),
         kv_heads: None,
         tied: false,
     },
@@ -44,7 +44,7 @@ const FAMILIES: [Defaults; 4] = [
         model_type: "stablelm",
         names: STABLELM,
         activation: "silu",
-        part: 0.25,
+        part: Some(0.25),
         kv_heads: Some(32),
         tied: false,
     },
@@ -52,7 +52,7 @@ const FAMILIES: [Defaults; 4] = [
         model_type: "starcoder2",
         names: STARCODER2,
         activation: "gelu_pytorch_tanh",
-        part: 1.0,
+        part: None,
         kv_heads: Some(2),
         tied: true,
     },
@@ -109,16 +109,13 @@ pub(super) fn read(file: &ConfigFile<'_>) -> Result<Box<dyn Architecture>> {
             head: heads.width,
             context: config.max_position_embeddings,
             base: config.rotary_emb_base.unwrap_or(10_000.0),
-            part: config.rotary_pct.unwrap_or(defaults.part),
+            part: config.rotary_pct.or(defaults.part),
             style: RopeStyle::Neox,
         },
         None,
         &[],
     );
     let rotary = rotary.map_err(|reason| file.unsupported(reason))?;
-    if defaults.part == 1.0 && 2 * rotary.frequencies.len() != heads.width {
-        return Err(file.unsupported("a part of its heads is rotated, which its family does not do"));
-    }
     let mask = config.sliding_window.map_or(Mask::CAUSAL, Mask::sliding);
     let activation = config.hidden_act.as_deref().unwrap_or(defaults.activation);
     Ok(Box::new(RotaryGpt {

@@ -119,11 +119,8 @@ pub(super) fn read(file: &ConfigFile<'_>) -> Result<Box<dyn Architecture>> {
     }
     let heads = config.heads(file, hidden)?;
     let defaults =
-        RopeDefaults { head: heads.width, context, base: 10_000.0, part: 1.0, style: RopeStyle::Neox };
+        RopeDefaults { head: heads.width, context, base: 10_000.0, part: None, style: RopeStyle::Neox };
     let rotary = rope.rotary(&defaults, None, &[]).map_err(|reason| file.unsupported(reason))?;
-    if rotary.frequencies.len() != heads.width / 2 {
-        return Err(file.unsupported("a part of its heads is rotated, which its family does not do"));
-    }
     Ok(Box::new(RotaryGpt {
         hidden,
         intermediate: wide,

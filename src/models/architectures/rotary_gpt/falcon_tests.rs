@@ -39,7 +39,7 @@ fn what_is_not_supported_is_named() {
         (json!({"rope_scaling": {"type": "klingon"}}), "\"klingon\""),
         (
             json!({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}),
-            "a part of its heads",
+            "rotates whole heads",
         ),
     ] {
         let found = refusal(extra);
