@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from conftest import FIXTURES, ROOT, tiny
+from conftest import FIXTURES, ROOT, reference, tiny
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -52,6 +53,19 @@ def make_writer() -> Iterator[Callable[..., ModelManager]]:
     yield make
     for manager in made:
         manager.close()
+
+
+def assert_answers_of_transformers(manager: ModelManager, name: str) -> None:
+    """Greedy answers of a tiny model are those of its reference, one by one and from eight threads."""
+    cases = reference(name)["cases"]
+
+    def answer(case: dict[str, Any]) -> list[int]:
+        return manager.complete(case["ids"], max_new_tokens=len(case["greedy"]), **GREEDY)["tokens"]
+
+    expected = [case["greedy"] for case in cases]
+    assert [answer(case) for case in cases] == expected
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(answer, cases * 3)) == expected * 3
 
 
 def stretched(name: str, folder: Path, context: int) -> Path:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
-from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 from conftest import FIXTURES, reference
-from generators import GREEDY, SLOT
+from generators import GREEDY, SLOT, assert_answers_of_transformers
 from model_manager import _core
 from model_manager.errors import InvalidFileError, UnsupportedModelError
 
@@ -28,15 +27,7 @@ def test_its_engine_and_its_files():
 @pytest.mark.parametrize("name", FORMS)
 def test_answers_are_those_of_transformers_alone_and_together(make_writer, name):
     manager = make_writer(name)
-    cases = reference(name)["cases"]
-
-    def answer(case: dict[str, Any]) -> list[int]:
-        return manager.complete(case["ids"], max_new_tokens=len(case["greedy"]), **GREEDY)["tokens"]
-
-    expected = [case["greedy"] for case in cases]
-    assert [answer(case) for case in cases] == expected
-    with ThreadPoolExecutor(8) as pool:
-        assert list(pool.map(answer, cases * 3)) == expected * 3
+    assert_answers_of_transformers(manager, name)
     described = manager.describe_generator(SLOT)
     assert (described["engine"], described["dtype"]) == ("model_manager", "float32")
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 from conftest import FIXTURES, reference, run_python
-from generators import GREEDY, SLOT
+from generators import GREEDY, SLOT, assert_answers_of_transformers
 from model_manager import _core
 from model_manager.errors import InvalidFileError, UnsupportedModelError
 from test_process import FORK, MANAGER
@@ -46,16 +45,8 @@ def test_its_families_and_files(command):
 @pytest.mark.parametrize("name", GENERATORS)
 def test_answers_are_those_of_transformers_alone_and_together(make_writer, name):
     manager = make_writer(name)
-    cases = reference(name)["cases"]
-
-    def answer(case: dict[str, Any]) -> list[int]:
-        return manager.complete(case["ids"], max_new_tokens=len(case["greedy"]), **GREEDY)["tokens"]
-
-    expected = [case["greedy"] for case in cases]
-    assert [answer(case) for case in cases] == expected
-    with ThreadPoolExecutor(8) as pool:
-        assert list(pool.map(answer, cases * 3)) == expected * 3
-    for case in cases:
+    assert_answers_of_transformers(manager, name)
+    for case in reference(name)["cases"]:
         pieces = list(manager.stream(case["prompt"], max_new_tokens=len(case["greedy"]), **GREEDY))
         assert "".join(pieces) == manager.complete(case["ids"], max_new_tokens=len(case["greedy"]), **GREEDY)["text"]
     described = manager.describe_generator(SLOT)
@@ -169,7 +160,7 @@ def test_the_encoder_writes_no_text(make_writer):
 
 
 def test_attention_may_see_later_tokens(make_manager, make_writer, tmp_path):
-    """As transformers reads `is_causal`: attention alone is told, the convolutions stay as they are."""
+    """`is_causal` is read as in transformers: it changes attention, not the convolutions."""
     source = changed("lfm2_embedding", tmp_path / "model", is_causal=False)
     manager = make_manager(cache_size=0)
     for name, path in (("both", source), ("causal", str(FIXTURES / "lfm2_embedding"))):

@@ -5,7 +5,8 @@
 //! norm last (BERT):                 x = norm(x + output(attention(qkv(x))));     x = norm(x + down(activation(up(x))))
 //! parallel (GPT-NeoX, Phi, Falcon): x += output(attention(rope(qkv(norm(x))))) + down(activation(up(norm(x))))
 //! ```
-//! Of "norm first", some families normalize what is added too (Gemma 2), or that alone (OLMo 2).
+//! Of "norm first", some families normalize what is added too (Gemma 2), or that alone (OLMo 2), and some layers have a gated
+//! convolution in the place of attention (LFM2).
 //!
 //! Vectors are pooled from the rows of whole texts. To write text, a pass takes the new tokens of several sequences, whose
 //! earlier tokens' keys and values lie in caches, and gives the logits after the last one.
