@@ -22,8 +22,8 @@ const READ: &[&str] = &[
 /// Reads the metadata of a GGUF file. Layers without heads of keys have a convolution.
 ///
 /// # Errors
-/// [`Error::InvalidFile`](crate::Error::InvalidFile) naming what is missing,
-/// [`Error::Unsupported`](crate::Error::Unsupported).
+/// [`Error::InvalidFile`] naming what is missing,
+/// [`Error::Unsupported`].
 pub(super) fn from_gguf(gguf: &Gguf) -> Result<Box<dyn Architecture>> {
     let metadata = Metadata::of(gguf);
     metadata.refuse_unknown_but(&["attention.head_count_kv"], &[READ])?;
