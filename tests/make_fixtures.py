@@ -57,7 +57,7 @@ def makers(models: Path) -> dict[str, Callable[[], None]]:
     table |= {spec.name: partial(encoders.make, spec, FIXTURES) for spec in encoders.ENCODERS}
     table |= {spec.name: partial(causal.make, spec, FIXTURES) for spec in causal.GENERATORS}
     table |= {spec.name: partial(scorers.make, spec, FIXTURES) for spec in scorers.SCORERS}
-    table[late.SPEC.name] = partial(late.make, FIXTURES)
+    table |= {spec.name: partial(late.make, FIXTURES, spec) for spec in (late.SPEC, *late.OTHERS)}
     table[bge_m3.SPEC.name] = partial(bge_m3.make, FIXTURES)
     table[judges.NAME] = partial(judges.make, FIXTURES)
     table |= {spec.name: partial(sparse.make, spec, FIXTURES) for spec in sparse.SPLADES}

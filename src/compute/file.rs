@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwapOption;
 
-use super::memory::zeroed;
+use super::memory::{try_resized, zeroed};
 use crate::sync::Mutex;
 use crate::{Error, Result};
 
@@ -216,7 +216,7 @@ fn read_part<'a>(
     scratch: &'a mut Vec<u8>,
 ) -> Result<&'a [u8]> {
     assert!(part.start <= part.end && part.end <= range.len(), "bytes {part:?} of {range:?}");
-    let out = resized(scratch, part.len())?;
+    let out = try_resized(scratch, part.len())?;
     file.read(range.start + part.start, out)?;
     Ok(out)
 }
@@ -225,13 +225,6 @@ fn read_all(file: &WeightFile, range: &Range<usize>) -> Result<Vec<u8>> {
     let mut bytes = zeroed(range.len())?;
     file.read(range.start, &mut bytes)?;
     Ok(bytes)
-}
-
-fn resized(scratch: &mut Vec<u8>, length: usize) -> Result<&mut [u8]> {
-    if scratch.len() < length {
-        *scratch = zeroed(length)?;
-    }
-    Ok(&mut scratch[..length])
 }
 
 /// The bytes of a table whose file was written just before it was opened: a later write might leave the modification time as
@@ -263,7 +256,7 @@ impl Settling {
         if has_settled(self.file.modified) {
             self.compare(bytes, scratch)?;
         }
-        let out = resized(scratch, part.len())?;
+        let out = try_resized(scratch, part.len())?;
         out.copy_from_slice(&bytes[part]);
         Ok(out)
     }

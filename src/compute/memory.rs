@@ -68,15 +68,15 @@ impl Buffer {
 
     /// The memory as numbers.
     pub fn as_slice<T: PlainNumber>(&self) -> &[T] {
-        // SAFETY: the map has at least `bytes` initialized bytes, is aligned to a page and so for every `Plain` type, and
-        // outlives the borrow. Every bit pattern is a valid `Plain` value.
+        // SAFETY: the map has at least `bytes` initialized bytes, is aligned to a page and so for every `PlainNumber` type,
+        // and outlives the borrow. Every bit pattern is a valid `PlainNumber` value.
         unsafe { std::slice::from_raw_parts(self.map.as_ptr().cast(), self.bytes / size_of::<T>()) }
     }
 
     /// The memory as numbers to write.
     pub fn as_mut_slice<T: PlainNumber>(&mut self) -> &mut [T] {
-        // SAFETY: the map has at least `bytes` initialized bytes, is aligned to a page and so for every `Plain` type, and
-        // outlives the borrow, which is exclusive. Every bit pattern is a valid `Plain` value.
+        // SAFETY: the map has at least `bytes` initialized bytes, is aligned to a page and so for every `PlainNumber` type,
+        // and outlives the borrow, which is exclusive. Every bit pattern is a valid `PlainNumber` value.
         unsafe { std::slice::from_raw_parts_mut(self.map.as_mut_ptr().cast(), self.bytes / size_of::<T>()) }
     }
 }
@@ -90,13 +90,13 @@ pub(crate) fn zeroed<T: PlainNumber>(len: usize) -> Result<Vec<T>> {
         return Ok(Vec::new());
     }
     let layout = Layout::array::<T>(len).map_err(|_| refused::<T>(len))?;
-    // SAFETY: the size of the layout is not zero: `len > 0`, and no `Plain` type has size zero.
+    // SAFETY: the size of the layout is not zero: `len > 0`, and no `PlainNumber` type has size zero.
     let start = unsafe { alloc_zeroed(layout) };
     if start.is_null() {
         return Err(refused::<T>(len));
     }
     // SAFETY: the global allocator allocated `start` with the layout of `len` values of `T`. All of them are initialized,
-    // because zero is a valid `Plain` value.
+    // because zero is a valid `PlainNumber` value.
     Ok(unsafe { Vec::from_raw_parts(start.cast(), len, len) })
 }
 
@@ -230,8 +230,8 @@ impl Piece {
     /// The memory as numbers.
     pub fn as_slice<T: PlainNumber>(&self) -> &[T] {
         // SAFETY: `take` returns a part inside its mapping, which `self` keeps alive. The part starts at a cache line, so it
-        // is aligned for every `Plain` type, and overlaps no other part. Its bytes are initialized, and every bit pattern is
-        // a valid `Plain` value.
+        // is aligned for every `PlainNumber` type, and overlaps no other part. Its bytes are initialized, and every bit
+        // pattern is a valid `PlainNumber` value.
         unsafe {
             let start = self.map.as_ptr().add(self.bytes.start);
             std::slice::from_raw_parts(start.cast(), self.len() / size_of::<T>())
@@ -241,8 +241,8 @@ impl Piece {
     /// The memory as numbers to write.
     pub fn as_mut_slice<T: PlainNumber>(&mut self) -> &mut [T] {
         // SAFETY: `take` returns a part inside its mapping, which `self` keeps alive. The part starts at a cache line, so it
-        // is aligned for every `Plain` type, and overlaps no other part, so the exclusive borrow of `self` is the only access
-        // to it. Its bytes are initialized, and every bit pattern is a valid `Plain` value.
+        // is aligned for every `PlainNumber` type, and overlaps no other part, so the exclusive borrow of `self` is the only
+        // access to it. Its bytes are initialized, and every bit pattern is a valid `PlainNumber` value.
         unsafe {
             let start = self.map.as_mut_ptr().add(self.bytes.start);
             std::slice::from_raw_parts_mut(start.cast(), self.len() / size_of::<T>())

@@ -23,6 +23,7 @@ pub mod linear;
 mod matrix;
 mod maxsim;
 pub mod memory;
+mod narrow;
 mod ordered;
 pub(crate) mod pages;
 mod parallel;

@@ -222,6 +222,7 @@ impl TextModel {
         let template = template.map(|source| ChatTemplate::new(name, source, special_tokens.clone()));
         let weights = config.weights(files)?;
         let network = Network::load(&config, &weights, format, target)?;
+        weights.check_read()?;
         weights.check()?;
         Ok(Self {
             name: name.into(),
@@ -248,6 +249,7 @@ impl TextModel {
         let tokens = Arc::new(tokens);
         let weights = config.weights(files)?;
         let network = Network::load(&config, &weights, format, target)?;
+        weights.check_read()?;
         weights.check()?;
         let spelling = |key: &str| settings.word(key).unwrap_or_default();
         let mut end_text = spelling("eos_token");

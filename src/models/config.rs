@@ -75,12 +75,13 @@ impl ModelConfig {
                 "it has no model_type; it is not the config.json of a transformers model",
             ));
         };
-        let Some(family) = architectures::find_config(&json).filter(|family| family.serves(kind)) else {
+        let found = architectures::find_config(&json);
+        let Some(family) = found.filter(|family| family.serves(kind)) else {
             let names = architectures::names(kind);
             let reason = format!(
                 "its model_type is {model_type:?}; supported {} are {names}{}",
                 use_of(kind),
-                remedy(kind)
+                remedy(found.is_some_and(|family| family.generates))
             );
             return Err(Error::Unsupported { model: model.to_owned(), reason });
         };
@@ -96,7 +97,7 @@ impl ModelConfig {
             let reason = format!(
                 "its architecture is {name:?}; supported {} in GGUF files are {names}{}",
                 use_of(kind),
-                remedy(kind)
+                remedy(architectures::find_gguf(name, ModelKind::Generator).is_some())
             );
             return Err(Error::Unsupported { model: files.model.clone(), reason });
         };
@@ -142,11 +143,8 @@ fn use_of(kind: ModelKind) -> &'static str {
     }
 }
 
-fn remedy(kind: ModelKind) -> &'static str {
-    match kind {
-        ModelKind::Embedding => ". If it is to write text, register it with kind=\"generator\"",
-        ModelKind::Generator | ModelKind::Classifier | ModelKind::Sparse => "",
-    }
+fn remedy(writes: bool) -> &'static str {
+    if writes { ". To let it write text, register it with kind=\"generator\"" } else { "" }
 }
 
 #[cfg(test)]

@@ -170,6 +170,7 @@ impl Encoder {
             || {
                 let weights = config.weights(files)?;
                 let model = build(&config, &weights)?;
+                weights.check_read()?;
                 Ok::<_, Error>((weights, model))
             },
         );
@@ -209,6 +210,14 @@ impl Encoder {
         let late = match &late {
             Some(late) => {
                 let mut texts = LateTexts::new(files, late, &tokenizer, sentence.max_length, positions)?;
+                if texts.hides() && !config.architecture.hides_tokens() {
+                    let reason = format!(
+                        "its queries are filled with tokens to which none attends, which is not computed for {}; an \
+                         \"attend_to_expansion_tokens\" of true, or of \"do_query_expansion\" false, is",
+                        config.family.model_type
+                    );
+                    return Err(Error::Unsupported { model: files.model.clone(), reason });
+                }
                 sentence.max_length =
                     overrides.max_length.map_or(texts.document_length, |length| length.min(positions));
                 texts.document_length = sentence.max_length;

@@ -1,11 +1,11 @@
-//! What a model is, judged by its small files, before it is loaded.
+//! What a model is, judged by its small files and the headers of its weights, before it is loaded.
 
 use std::fs;
 use std::path::Path;
 
 use serde::Deserialize;
 
-use super::architectures::ModelKind;
+use super::architectures::{ModelKind, check_tensors};
 use super::config::ModelConfig;
 use super::encoder::{Encoder, Overrides};
 use super::formats::gguf::Gguf;
@@ -23,7 +23,7 @@ use super::weights::Weights;
 use crate::compute::WeightFormat;
 use crate::{Error, Result};
 
-/// What the small files of a model say. Its weights were not read.
+/// What the small files of a model say. Of its weights, the headers alone were read.
 #[derive(Debug)]
 pub struct Inspection {
     /// Its files. Those of a hub model that is not on this machine are its small ones.
@@ -108,8 +108,9 @@ impl StaticInspection {
 }
 
 impl Inspected {
-    /// Reads the small files of `source`. Of a hub model that is not on this machine, these alone are downloaded. `kind` is
-    /// what the model is to be used for; without it, the files decide.
+    /// Reads the small files of `source`, and the headers of its weights: the tensors of its network must be there in its
+    /// shapes. Of a hub model that is not on this machine, the small files alone are downloaded. `kind` is what the model is to
+    /// be used for; without it, the files decide.
     ///
     /// # Errors
     /// The reason why the model does not run: [`Error::ModelNotFound`], [`Error::MissingFile`], [`Error::InvalidFile`],
@@ -164,10 +165,12 @@ impl Inspected {
                 None => SentenceConfig::load(&files, positions)?,
             }),
         };
-        let listed = match config.gguf.is_none() && local {
-            true => Some(count(&Weights::open(&files.weights)?)),
-            false => None,
-        };
+        let weights = if local { Some(config.weights(&files)?) } else { None };
+        if let Some(weights) = &weights {
+            check_tensors(&*config.architecture, weights, kind == ModelKind::Generator)?;
+            weights.check_read()?;
+        }
+        let listed = weights.filter(|_| config.gguf.is_none()).map(|weights| count(&weights));
         let stored = match (&config.gguf, listed.zip(weight_bytes)) {
             (Some(_), _) => None,
             // Whatever the configuration says: a file that was converted often keeps the old one.

@@ -135,6 +135,10 @@ pub(crate) const HARMLESS: &[&str] = &[
 /// Keys that every family checks in [`check_config`].
 const CHECKED: &[&str] = &["auto_map", "model_type"];
 
+/// Keys of what norms add to a variance or a mean square.
+const EPSILONS: [&str; 5] =
+    ["layer_norm_eps", "layer_norm_epsilon", "norm_eps", "norm_epsilon", "rms_norm_eps"];
+
 /// Whether `value` says the same as no value.
 pub(crate) fn is_unset(value: &Value) -> bool {
     match value {
@@ -184,8 +188,8 @@ pub(crate) fn refusal(model: &str, path: &Path, key: &str, value: &Value, reason
     }
 }
 
-/// Checks that every key of a `config.json` is one of `keys` or changes nothing. `classes` is what the names of its
-/// family's classes in transformers begin with.
+/// Checks that every key of a `config.json` is one of `keys` or changes nothing, and that what norms add is sound. `classes`
+/// is what the names of its family's classes in transformers begin with.
 ///
 /// # Errors
 /// [`Error::Unsupported`] naming the key.
@@ -202,6 +206,11 @@ pub(crate) fn check_config(
     {
         let reason = format!("code of its own is not run: only what {classes}… classes compute is known");
         return Err(refusal(model, path, "auto_map", auto_map, &reason));
+    }
+    let is_sound = |value: &Value| value.as_f64().is_none_or(|epsilon| (0.0..=1.0).contains(&epsilon));
+    let epsilons = EPSILONS.iter().filter_map(|key| Some((*key, config.get(*key)?)));
+    if let Some((key, value)) = epsilons.into_iter().find(|(_, value)| !is_sound(value)) {
+        return Err(refusal(model, path, key, value, "norms need 0 to 1 there"));
     }
     let others = config.iter().filter(|(key, _)| !is_dropout(key));
     let others: Map<String, Value> = others.map(|(key, value)| (key.clone(), value.clone())).collect();

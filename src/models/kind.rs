@@ -76,7 +76,7 @@ pub(super) fn of_folder(folder: &Path) -> Option<ModelKind> {
     }
     match config["architectures"].as_array() {
         Some(classes) if !bidirectional && classes.iter().any(writes) => Some(ModelKind::Generator),
-        _ => Some(ModelKind::Embedding),
+        _ => family.map(|_| ModelKind::Embedding),
     }
 }
 

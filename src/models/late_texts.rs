@@ -94,6 +94,11 @@ impl LateTexts {
         })
     }
 
+    /// Whether no token attends to those that fill a query.
+    pub(super) fn hides(&self) -> bool {
+        self.expansion.is_some() && !self.attend
+    }
+
     /// Tokens at the end of a sequence to which none attends. `second` is that of [`Encoded`].
     pub(super) fn hidden(&self, tokens: usize, second: u32) -> u32 {
         let hidden = if self.attend { 0 } else { tokens.saturating_sub(second as usize) };

@@ -44,6 +44,7 @@ mod stages;
 mod static_embedding;
 mod text_part;
 pub mod tokenizers;
+mod unread;
 pub mod weights;
 
 pub use architectures::ModelKind;

@@ -17,6 +17,7 @@ use super::formats::pickle::{self, Pickled, Storage};
 use super::formats::safetensors;
 use super::manifest::{ModelFiles, WeightFiles, metadata};
 use super::text_part::{of_images, stored_names};
+use super::unread::{ReadTensors, left};
 use crate::compute::file::{Bytes, WeightFile};
 use crate::compute::linear::GROUP;
 use crate::compute::memory::zeroed;
@@ -33,6 +34,7 @@ pub struct Weights {
     files: Vec<Arc<WeightFile>>,
     /// Members of a PyTorch file whose checksums were compared.
     checked: Mutex<HashSet<Storage>>,
+    read: ReadTensors,
 }
 
 struct TensorEntry {
@@ -123,13 +125,27 @@ impl Weights {
             }
         }
         let first = files.paths().first().cloned().unwrap_or_default();
-        Ok(Self { tensors, first, gguf: None, files: opened, checked: Mutex::default() })
+        Ok(Self {
+            tensors,
+            first,
+            gguf: None,
+            files: opened,
+            checked: Mutex::default(),
+            read: ReadTensors::default(),
+        })
     }
 
     /// The tensors of a GGUF file that is open already.
     pub(crate) fn of_gguf(gguf: Arc<Gguf>) -> Self {
         let (first, files) = (gguf.path().to_path_buf(), gguf.files().to_vec());
-        Self { tensors: HashMap::new(), first, gguf: Some(gguf), files, checked: Mutex::default() }
+        Self {
+            tensors: HashMap::new(),
+            first,
+            gguf: Some(gguf),
+            files,
+            checked: Mutex::default(),
+            read: ReadTensors::default(),
+        }
     }
 
     /// Checks that no file was changed since it was opened, so that all tensors are of one version.
@@ -138,6 +154,19 @@ impl Weights {
     /// [`Error::InvalidFile`] naming the one that was.
     pub fn check(&self) -> Result<()> {
         self.files.iter().try_for_each(|file| file.check())
+    }
+
+    /// Checks, after the network was made, that no tensor of its parts was left: a bias that the configuration does not
+    /// announce, an adapter, a layer more than it counts. Parts without a tensor that was read may be left.
+    ///
+    /// # Errors
+    /// [`Error::InvalidFile`] naming it.
+    pub fn check_read(&self) -> Result<()> {
+        match (&self.gguf, self.read.first_left(self.names())) {
+            (Some(gguf), _) => gguf.check_read(),
+            (None, Some(name)) => Err(left(self.path_of(name), name, "config.json")),
+            (None, None) => Ok(()),
+        }
     }
 
     /// The names, in no order; of a GGUF file, none.
@@ -155,6 +184,7 @@ impl Weights {
     /// # Errors
     /// [`Error::InvalidFile`] when it is missing, or stored in another format than F32, F16 or BF16.
     pub fn get(&self, name: &str) -> Result<Weight> {
+        self.read.note(name);
         let Some(entry) = self.tensors.get(name) else {
             let mut some: Vec<_> = self.names().collect();
             some.sort_unstable();
@@ -205,6 +235,7 @@ impl Weights {
     /// # Errors
     /// As [`get`](Self::get), which reads those of a PyTorch file.
     pub(crate) fn stored(&self, name: &str) -> Result<StoredTensor> {
+        self.read.note(name);
         match self.tensors.get(name).map(|entry| (&entry.dtype, &entry.place, &entry.shape)) {
             Some((Err(format), Place::Whole { file, range }, shape)) => Ok(StoredTensor::Other {
                 format: format.clone(),

@@ -1,5 +1,5 @@
-"""A tiny ColBERT model in the forms of sentence-transformers, PyLate and Stanford, with the vectors of
-sentence-transformers' `MultiVectorEncoder`."""
+"""A tiny ColBERT model in the forms of sentence-transformers, PyLate and Stanford, and two with layers of other kinds, with
+the vectors of sentence-transformers' `MultiVectorEncoder`."""
 
 import json
 import shutil
@@ -20,10 +20,17 @@ from .versions import VERSIONS
 from .weights import random_weights
 
 SPEC = Encoder("colbert", 71, hidden=24, positions=40, layout="plain", max_length=None)
+# Local windows, which most of the tokens that fill a query are outside of, and convolutions.
+OTHERS = [
+    Encoder(f"colbert_{kind}", seed, 24, 4, 4, 48, kind, "bytes", positions=48, layout="plain", max_length=None)
+    for kind, seed in (("modernbert", 72), ("lfm2", 73))
+]
 WIDTH = 8
 QUERIES = ["What is the capital of Turkey?", "Siparişim ne zaman kargoya verilecek?", "", "[Q] a, b [unused0]", LONG]
 DOCUMENTS = ["The fox, it jumps!", "", "?!", "[D] Üniversite: sınav (2)", LONG[:150]]
 OPTIONS = {"dtype": torch.float32, "attn_implementation": "eager"}
+# With "eager", a query that sees no key has the mean of all values; with this, the default, zeros.
+FUSED = {**OPTIONS, "attn_implementation": "sdpa"}
 MODULE = "sentence_transformers.base.modules."
 
 
@@ -73,35 +80,37 @@ def variants(root: Path) -> dict[str, dict[str, Any]]:
     }
 
 
-def write_plain(directory: Path) -> None:
-    encoder_files.write_tokenizer(SPEC, directory)
-    path = directory / "tokenizer.json"
-    tokenizer = json.loads(path.read_text("utf-8"))
-    vocabulary = tokenizer["model"]["vocab"]
-    for token in ("[unused0]", "[unused1]"):
-        vocabulary[token] = len(vocabulary)
-    path.write_text(json.dumps(tokenizer, ensure_ascii=False), "utf-8")
-    files.write_json(directory / "config.json", encoder_files.config(SPEC, len(vocabulary)))
-    encoder_files.write_weights(SPEC, directory)
+def write_plain(directory: Path, spec: Encoder) -> None:
+    size = encoder_files.write_tokenizer(spec, directory).get_vocab_size()
+    if spec is SPEC:
+        path = directory / "tokenizer.json"
+        tokenizer = json.loads(path.read_text("utf-8"))
+        for token in ("[unused0]", "[unused1]"):
+            tokenizer["model"]["vocab"][token] = size
+            size += 1
+        path.write_text(json.dumps(tokenizer, ensure_ascii=False), "utf-8")
+    files.write_json(directory / "config.json", encoder_files.config(spec, size))
+    encoder_files.write_weights(spec, directory)
 
 
-def make(root: Path) -> None:
-    directory = root / SPEC.name
-    plain = directory.with_name(f"{SPEC.name}.plain")
+def make(root: Path, spec: Encoder) -> None:
+    directory = root / spec.name
+    options, length = (OPTIONS, 12) if spec is SPEC else (FUSED, 40)
+    plain = directory.with_name(f"{spec.name}.plain")
     for folder in (directory, plain):
         shutil.rmtree(folder, ignore_errors=True)
     plain.mkdir(parents=True)
     try:
-        write_plain(plain)
+        write_plain(plain, spec)
         transformer = Transformer(
             str(plain),
-            model_kwargs=OPTIONS,
+            model_kwargs=options,
             document_length=20,
-            query_expansion={"strategy": "fixed", "attend": False, "length": 12},
+            query_expansion={"strategy": "fixed", "attend": False, "length": length},
         )
-        dense = Dense(SPEC.hidden, WIDTH, False, torch.nn.Identity(), module_input_name="token_embeddings")
+        dense = Dense(spec.hidden, WIDTH, False, torch.nn.Identity(), module_input_name="token_embeddings")
         shapes = {"weight": dense.linear.weight.shape}
-        dense.linear.load_state_dict(random_weights(shapes, SPEC.seed))
+        dense.linear.load_state_dict(random_weights(shapes, spec.seed))
         mask = MultiVectorMask(skiplist_words=list(string.punctuation))
         normalize = Normalize(module_input_name="token_embeddings")
         prompts = {"query": "[Q] ", "document": "[D] "}
@@ -110,17 +119,19 @@ def make(root: Path) -> None:
     finally:
         shutil.rmtree(plain, ignore_errors=True)
     found: dict[str, Any] = {"made_with": VERSIONS}
-    for name, replaced in variants(directory).items():
+    for name, replaced in variants(directory).items() if spec is SPEC else [("native", {})]:
         found[f"{name}_files"] = replaced
-        found |= {f"{name}_{side}": cases for side, cases in encoded(directory, name, replaced).items()}
+        found |= {f"{name}_{side}": cases for side, cases in encoded(directory, name, replaced, options).items()}
     files.write_json(directory / "reference.json", found)
     size = sum(file.stat().st_size for file in directory.rglob("*") if file.is_file())
-    print(f"{SPEC.name}: {size / 1000:.0f} kB", flush=True)
+    print(f"{spec.name}: {size / 1000:.0f} kB", flush=True)
 
 
-def encoded(directory: Path, name: str, replaced: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+def encoded(
+    directory: Path, name: str, replaced: dict[str, Any], options: dict[str, Any]
+) -> dict[str, list[dict[str, Any]]]:
     """The vectors of one form."""
-    folder = directory.with_name(f"{SPEC.name}.{name}")
+    folder = directory.with_name(f"{directory.name}.{name}")
     shutil.rmtree(folder, ignore_errors=True)
     try:
         shutil.copytree(directory, folder)
@@ -133,13 +144,13 @@ def encoded(directory: Path, name: str, replaced: dict[str, Any]) -> dict[str, l
             tensors |= load_file(folder / "1_Dense" / "model.safetensors")
             save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
             shutil.rmtree(folder / "1_Dense")
-        model = MultiVectorEncoder(str(folder), device="cpu", local_files_only=True, model_kwargs=OPTIONS)
+        model = MultiVectorEncoder(str(folder), device="cpu", local_files_only=True, model_kwargs=options)
         # One at a time: padding changes what is attended to, but by rounding.
-        options = {"convert_to_numpy": True, "show_progress_bar": False}
+        shown = {"convert_to_numpy": True, "show_progress_bar": False}
         sides = {"queries": (model.encode_query, QUERIES), "documents": (model.encode_document, DOCUMENTS)}
         return {
             side: [
-                {"text": text, "vectors": [files.floats(row) for row in encode([text], **options)[0]]} for text in texts
+                {"text": text, "vectors": [files.floats(row) for row in encode([text], **shown)[0]]} for text in texts
             ]
             for side, (encode, texts) in sides.items()
         }

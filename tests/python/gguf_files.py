@@ -70,8 +70,9 @@ def q8_0(values: NDArray[np.float32]) -> bytes:
     return np.concatenate([scales.view(np.int8), codes], axis=1).tobytes()
 
 
-def write(path: Path, **changes: Any) -> str:
-    """The whole model; `changes` replace or, with None, remove metadata, dots written as two underscores."""
+def write(path: Path, more: dict[str, NDArray[np.float32]] | None = None, **changes: Any) -> str:
+    """The whole model, and `more` tensors by their names in such files. `changes` replace or, with None, remove metadata,
+    dots written as two underscores."""
     config = json.loads((FOLDER / "config.json").read_text(encoding="utf-8"))
     words = json.loads((FOLDER / "tokenizer.json").read_text(encoding="utf-8"))
     added = {token["content"]: token["id"] for token in words["added_tokens"]}
@@ -100,10 +101,12 @@ def write(path: Path, **changes: Any) -> str:
     metadata |= {key.replace("__", "."): value for key, value in changes.items()}
     entries = [entry(key, value) for key, value in metadata.items() if value is not None]
     heads, data = [], b""
+    renamed = {}
     for name, values in tensors().items():
         for theirs, ours in NAMES.items():
             name = name.replace(theirs, ours)
-        name = name.replace("norm.", "output_norm.") if name.startswith("norm.") else name
+        renamed[name.replace("norm.", "output_norm.") if name.startswith("norm.") else name] = values
+    for name, values in (renamed | (more or {})).items():
         coded = values.ndim == 2 and values.shape[1] % 32 == 0
         shape = values.shape[::-1]
         kind = Q8_0 if coded else F32

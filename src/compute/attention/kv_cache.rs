@@ -224,10 +224,15 @@ impl PagedKvCache {
         self.len = len;
     }
 
+    /// The positions that [`truncate`](Self::truncate) to `len` would leave.
+    pub fn cut(&self, len: usize) -> usize {
+        self.convolutions.cut(len.min(self.len))
+    }
+
     /// Shortens the cache to `len` positions, or with convolutions to the last ones before at which it can be cut; without
     /// effect if it has no more.
     pub fn truncate(&mut self, len: usize) {
-        self.len = self.convolutions.cut(len.min(self.len));
+        self.len = self.cut(len);
         self.convolutions.truncate(self.len);
         self.pages.truncate(self.len.div_ceil(BLOCK));
         self.written = self.written.min(self.pages.len() * BLOCK);

@@ -6,13 +6,12 @@
 
 use std::sync::Arc;
 
-use half::bf16;
-
 use super::heads::Heads;
 use crate::compute::isa::{DType, Isa};
 use crate::compute::kernels::{Kernels, units};
 use crate::compute::linear::layer::Biased;
 use crate::compute::memory::{Buffer, zeroed};
+use crate::compute::narrow::to_bf16;
 use crate::compute::pooling::Rows;
 use crate::compute::projection::Projection;
 use crate::{Error, Result};
@@ -165,7 +164,7 @@ impl HeadPanels {
             DType::F32 => values.as_ptr().cast(),
             DType::Bf16 => {
                 narrow = zeroed(values.len() + 1)?;
-                narrow.iter_mut().zip(values).for_each(|(to, &x)| *to = bf16::from_f32(x).to_bits());
+                to_bf16(values, &mut narrow);
                 narrow.as_ptr().cast()
             }
         };

@@ -208,6 +208,17 @@ impl<'a> Attention<'a> {
         state.running.resize(places, [Running::default(); TALLEST_TILE]);
         state.scores.resize(height * STRIDE, 0.0);
         state.narrow.resize(height * STRIDE, 0);
+        for index in tiles.clone() {
+            let (heads, tokens) = tiling.tile(index);
+            if self.keys_of(span, &tokens).is_empty() {
+                // No block comes to such a tile: its queries see hidden keys alone.
+                let (head, sums) = (kv_head * group + heads.start, 0);
+                let tile = QueryTile { span, head, heads: heads.len(), tokens, place: 0, sums, begins: true };
+                state.running[0] = Default::default();
+                state.sums.as_mut().map_or(&mut [][..], Buffer::as_mut_slice::<f32>)[..size].fill(0.0);
+                self.finish(state, &tile);
+            }
+        }
         let first = tiles.clone().map(|index| self.keys_of(span, &tiling.tile(index).1).start).min();
         for block in (first.unwrap_or(0) / BLOCK * BLOCK..length).step_by(BLOCK) {
             let panels = match self.keys {
@@ -238,7 +249,7 @@ impl<'a> Attention<'a> {
             for index in tiles.clone() {
                 let (heads, tokens) = tiling.tile(index);
                 let visible = self.keys_of(span, &tokens);
-                if block >= visible.end || block + BLOCK <= visible.start {
+                if visible.is_empty() || block >= visible.end || block + BLOCK <= visible.start {
                     continue;
                 }
                 let place = index % places;
@@ -452,12 +463,14 @@ impl<'a> Attention<'a> {
         if tile.heads > 1 { self.heads.width * self.queries.format().bytes() } else { of_rows }
     }
 
-    /// Normalizes a tile that has processed all its keys, and stores it in the output.
+    /// Normalizes a tile that has processed all its keys, and stores it in the output. A query that sees no key has zeros, as in
+    /// PyTorch's `scaled_dot_product_attention`.
     fn finish(&self, state: &TileState, tile: &QueryTile) {
         let QueryTile { span, tokens, .. } = tile;
         let (width, panel) = (self.heads.width, self.kernels.width);
         let height = self.kernels.rows(self.queries.format());
-        let factors = state.running[tile.place].map(|running| 1.0 / running.sum);
+        let factors =
+            state.running[tile.place].map(|running| if running.sum == 0.0 { 0.0 } else { 1.0 / running.sum });
         let sums = &state.sums.as_ref().map_or(&[][..], Buffer::as_slice::<f32>)[tile.sums..];
         assert!((tile.head + tile.heads) * width <= self.out.columns(), "columns of a tile");
         for (first, panel_sums) in (0..width).step_by(panel).zip(sums.chunks_exact(height * panel)) {

@@ -49,6 +49,11 @@ pub trait KvCache: Send + Sized + 'static {
         self.len() == 0
     }
 
+    /// The tokens that [`truncate`](Self::truncate) to `len` would leave.
+    fn cut(&self, len: usize) -> usize {
+        len.min(self.len())
+    }
+
     /// Shortens the cache to `len` tokens, or to fewer where it does not have what the layers need there; without effect if
     /// it has no more.
     fn truncate(&mut self, len: usize);

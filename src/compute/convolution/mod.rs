@@ -16,11 +16,12 @@ pub use self::state::ConvolutionShape;
 pub(crate) use self::state::{ConvolutionState, SNAPSHOT};
 use crate::compute::isa::DType;
 use crate::compute::memory::zeroed;
+use crate::compute::narrow::to_bf16;
 use crate::compute::parallel::Target;
 use crate::compute::weight::Weight;
 use crate::{Error, Result};
 
-/// The most rows that one output sees: as many as a cache can restore.
+/// The most rows that one output sees.
 pub const LONGEST_CONVOLUTION: usize = SNAPSHOT;
 
 /// What a convolution multiplies and adds.
@@ -122,10 +123,7 @@ impl ShortConvolution {
             unsafe {
                 match out.format() {
                     DType::F32 => out.row_f32(to)[columns].copy_from_slice(sums),
-                    DType::Bf16 => {
-                        let narrow = out.row_bf16(to)[columns].iter_mut().zip(sums);
-                        narrow.for_each(|(to, sum)| *to = half::bf16::from_f32(*sum).to_bits());
-                    }
+                    DType::Bf16 => to_bf16(sums, &mut out.row_bf16(to)[columns]),
                 }
             }
         }

@@ -16,15 +16,15 @@ pub(crate) struct GatedRows<'a> {
     pub x: &'a StateMatrix,
     /// The first row of the sequence's part among them.
     pub first: usize,
-    /// The number of its rows.
+    /// The number of its rows that are not hidden; the hidden ones, after them, are zero.
     pub count: usize,
     /// Numbers of a row's part.
     pub columns: usize,
 }
 
 impl GatedRows<'_> {
-    /// Some columns of `b * x`, 256 at most, of row `index`, which counts from the first earlier row. Rows after the part are
-    /// zero.
+    /// Some columns of `b * x`, 256 at most, of row `index`, which counts from the first earlier row. Rows that are hidden or
+    /// after the part are zero.
     pub(crate) fn read(&self, index: usize, columns: Range<usize>, out: &mut [f32]) {
         let Some(own) = index.checked_sub(self.before()) else {
             return out.copy_from_slice(&self.earlier[index * self.columns..][columns]);
@@ -39,8 +39,11 @@ impl GatedRows<'_> {
         out.iter_mut().zip(x).for_each(|(b, x)| *b *= *x);
     }
 
-    /// The same columns of `c` of row `index` of the part.
+    /// The same columns of `c` of row `index` of the part; zeros if it is hidden.
     pub(crate) fn read_gate(&self, index: usize, columns: Range<usize>, out: &mut [f32]) {
+        if index >= self.count {
+            return out.fill(0.0);
+        }
         self.x.read(self.first + index, self.part(1, &columns), out);
     }
 

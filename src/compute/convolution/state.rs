@@ -126,8 +126,11 @@ impl ConvolutionState {
         Ok(())
     }
 
-    /// Frees snapshots beyond the end.
+    /// Frees snapshots beyond the end, and all memory of an empty sequence.
     pub(crate) fn shrink(&mut self) {
+        if self.len == 0 {
+            *self = Self::new(self.shape);
+        }
         self.snapshots.truncate(self.len / SNAPSHOT);
     }
 

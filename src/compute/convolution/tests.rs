@@ -170,7 +170,11 @@ proptest! {
                     let cut = state.cut(wanted.min(len));
                     forks.push(state.fork(cut, cut + 100).unwrap());
                 }
-                Change::Shrink => state.shrink(),
+                Change::Shrink => {
+                    state.shrink();
+                    prop_assert!(len > 0 || state.bytes() == 0);
+                    state.reserve(1).unwrap();
+                }
             }
             check(&state, 1);
         }

@@ -111,7 +111,7 @@ impl Activations {
                 sums,
                 offsets,
             };
-            // SAFETY: `Plain::row` returns a row that is aligned and has `x.columns` values.
+            // SAFETY: `PlainRows::row` returns a row that is aligned and has `x.columns` values.
             unsafe { kernels.quantize(&mut row) };
             dot.flip(row.quants, flipped);
         })

@@ -407,7 +407,7 @@ impl Gemm<'_> {
                         overlap,
                     };
                     // SAFETY: `row_tiles` divides rows into tiles of at most `kernels.rows(format)`. `rows` are rows of `x`
-                    // by the assertion above, and `Plain::new` checked that each has `units(format, inputs)` units, because
+                    // by the assertion above, and `PlainRows::new` checked that each has `units(format, inputs)` units, because
                     // `multiply` asserts `x.columns == inputs`. The slice has the bytes of one panel, which has at least as
                     // many rows of `width` units and starts at a cache line. `out` has `rows.len()` rows of `width` values
                     // from `at * width` on, and belongs to this task. `overlap` is an `Unfinished` that outlives the call.

@@ -9,6 +9,7 @@ use super::quant_gemm::{PANEL, group_bytes, quant_offset};
 use crate::compute::isa::{DType, Isa};
 use crate::compute::kernels::Kernels;
 use crate::compute::memory::{Arena, Piece, zeroed};
+use crate::compute::narrow::to_bf16;
 use crate::compute::threads::Threads;
 use crate::compute::weight::Weight;
 use crate::sync::Mutex;
@@ -172,28 +173,20 @@ fn pack_plain(
             weight.rows_f32(range, out, &mut scratch)?;
         }
     }
-    let (from, stride, _narrow);
+    let (from, stride, _bits);
     match dtype {
         DType::F32 => (from, stride) = (values.as_ptr().cast::<u8>(), inputs * 4),
         DType::Bf16 => {
-            let mut narrow: Vec<u16> = values.iter().map(|&x| to_bf16(x)).collect();
-            narrow.push(0);
-            (from, stride) = (narrow.as_ptr().cast(), inputs * 2);
-            _narrow = narrow;
+            let mut bits: Vec<u16> = zeroed(values.len() + 1)?;
+            to_bf16(&values, &mut bits);
+            (from, stride) = (bits.as_ptr().cast(), inputs * 2);
+            _bits = bits;
         }
     }
-    // SAFETY: `from` points to `values`, or to `narrow`, which `_narrow` keeps alive; both have `rows.len()` consecutive rows
-    // of `inputs` elements. `narrow` has one more element, so one is readable after its last row.
+    // SAFETY: `from` points to `values`, or to `bits`, which `_bits` keeps alive; both have `rows.len()` consecutive rows
+    // of `inputs` elements. `bits` has one more element, so one is readable after its last row.
     unsafe { kernels.pack_columns(dtype, from, stride, rows.len(), inputs, panel) };
     Ok(())
-}
-
-/// `bf16::from_f32` without branches, so that the compiler converts several at once.
-fn to_bf16(x: f32) -> u16 {
-    let bits = x.to_bits();
-    let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16;
-    let quiet = (bits >> 16) | 0x40;
-    (if x.is_nan() { quiet } else { rounded }) as u16
 }
 
 fn pack_quantized(
@@ -274,21 +267,4 @@ fn as_bytes(units: &mut [u32]) -> &mut [u8] {
     // SAFETY: `units` has `size_of_val(units)` bytes. Every bit pattern is valid for both types, `u8` needs no alignment, and
     // the borrow is exclusive.
     unsafe { std::slice::from_raw_parts_mut(units.as_mut_ptr().cast(), size_of_val(units)) }
-}
-
-#[cfg(test)]
-mod tests {
-    use half::bf16;
-
-    use super::*;
-
-    #[test]
-    fn bf16_is_rounded_as_half_does() {
-        for high in 0..=u32::from(u16::MAX) {
-            for low in [0, 1, 0x7fff, 0x8000, 0x8001, 0xffff] {
-                let x = f32::from_bits(high << 16 | low);
-                assert_eq!(to_bf16(x), bf16::from_f32(x).to_bits(), "{x} {high:x} {low:x}");
-            }
-        }
-    }
 }

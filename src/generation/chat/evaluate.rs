@@ -333,7 +333,12 @@ impl<'t> Renderer<'t> {
             }
             Value::List(items) => Value::list(places.map(|at| items.items[at].clone()).collect()),
             Value::Tuple(items) => Value::tuple(places.map(|at| items.items[at].clone()).collect()),
-            Value::Range(first, _, by) => Ok(Value::Range(first + by * start, first + by * stop, by * step)),
+            Value::Range(first, _, by) => {
+                let at = |place: i128| by.checked_mul(place).and_then(|far| first.checked_add(far));
+                let sliced = at(start).zip(at(stop)).zip(by.checked_mul(step));
+                let ((from, to), by) = sliced.ok_or_else(operators::too_large)?;
+                Ok(Value::Range(from, to, by))
+            }
             _ => Err(Problem::failed("no sequence")),
         }
     }

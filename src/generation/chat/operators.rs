@@ -8,7 +8,7 @@ use super::percent;
 use super::problem::{Problem, TemplateResult};
 use super::value::{Items, Value, range_length};
 
-fn too_large() -> Box<Problem> {
+pub(super) fn too_large() -> Box<Problem> {
     Problem::unsupported("an integer of more than 127 bits")
 }
 

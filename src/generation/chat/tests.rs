@@ -139,6 +139,8 @@ fn widths_and_counts_are_bounded() {
         assert!(said.contains("of more than 100000"), "{source}: {said}");
     }
     assert!(refusal("{{ range(1000000000) }}").contains("a range of more than 100000 elements"));
+    let far = "{{ range(0, 4, 2)[::170141183460469231731687303715884105727] | list }}";
+    assert!(refusal(far).contains("an integer of more than 127 bits"));
 }
 
 #[test]

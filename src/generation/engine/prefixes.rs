@@ -31,11 +31,14 @@ impl<C: KvCache> Prefixes<C> {
         Self { kept: Vec::new(), most, most_bytes }
     }
 
-    /// The sequence of the scope that shares most tokens with `prompt`, and how many: at most all but the last one, whose
-    /// logits are needed. `long` is whether the keys must have the positions of a long text.
+    /// The sequence of the scope whose cache gives most tokens of the beginning of `prompt`, and how many: at most all but the
+    /// last one, whose logits are needed. `long` is whether the keys must have the positions of a long text.
     fn best(&self, scope: Option<PrefixScope>, prompt: &[u32], long: Option<bool>) -> Option<(usize, usize)> {
         let usable = &prompt[..prompt.len() - 1];
-        let common = |kept: &Kept<C>| kept.tokens.iter().zip(usable).take_while(|(a, b)| a == b).count();
+        let common = |kept: &Kept<C>| {
+            let equal = kept.tokens.iter().zip(usable).take_while(|(a, b)| a == b).count();
+            kept.cache.cut(equal)
+        };
         let is_own = |kept: &Kept<C>| kept.scope == scope && long.is_none_or(|long| kept.long == long);
         let own = self.kept.iter().enumerate().filter(|(_, kept)| is_own(kept));
         own.map(|(index, kept)| (index, common(kept)))
@@ -45,7 +48,7 @@ impl<C: KvCache> Prefixes<C> {
 
     /// A cache of `most_bytes` bytes at most, for `capacity` tokens, with the longest known beginning of `prompt` in its
     /// scope. When the prompt continues a kept sequence, it takes over its cache. When they differ after a common part,
-    /// that part is copied, and the other conversation keeps its cache.
+    /// that part is copied, and the other conversation keeps its cache, also if there is no memory for a copy.
     pub(super) fn find(
         &mut self,
         scope: Option<PrefixScope>,
@@ -58,12 +61,17 @@ impl<C: KvCache> Prefixes<C> {
         let mut kept = self.kept.remove(index);
         if kept.tokens.len() - length < WORTH_REUSING && kept.cache.bytes() <= most_bytes {
             kept.cache.truncate(length);
-            kept.cache.reserve(capacity)?;
-            return Ok(Some(kept.cache));
+            let reserved = kept.cache.reserve(capacity);
+            if reserved.is_ok() {
+                return Ok(Some(kept.cache));
+            }
+            kept.tokens.truncate(length);
+            self.kept.push(kept);
+            return reserved.map(|()| None);
         }
-        let copy = kept.cache.fork(length, capacity)?;
+        let copy = kept.cache.fork(length, capacity);
         self.kept.push(kept);
-        Ok(Some(copy))
+        copy.map(Some)
     }
 
     /// Keeps the cache of a finished sequence, which has no unused capacity. Its tokens begin with those of the cache. The
@@ -111,25 +119,38 @@ impl<C: KvCache> Reclaim for Prefixes<C> {
 mod tests {
     use super::super::memory::KvPool;
     use super::*;
+    use crate::Error;
 
+    #[derive(Debug)]
     struct Counted {
         len: usize,
+        /// More than 500 cannot be had.
         capacity: usize,
+        /// Where it can be cut.
+        step: usize,
     }
 
     impl KvCache for Counted {
         fn len(&self) -> usize {
             self.len
         }
+        fn cut(&self, len: usize) -> usize {
+            if len < self.len { len - len % self.step } else { self.len }
+        }
         fn truncate(&mut self, len: usize) {
-            self.len = len;
+            self.len = self.cut(len);
         }
         fn reserve(&mut self, capacity: usize) -> Result<()> {
+            if capacity > 500 {
+                return Err(Error::OutOfMemory { what: "a test".into(), bytes: capacity as u64 });
+            }
             self.capacity = self.capacity.max(capacity);
             Ok(())
         }
         fn fork(&self, len: usize, capacity: usize) -> Result<Self> {
-            Ok(Self { len, capacity })
+            let mut fork = Self { len: self.cut(len), capacity: 0, step: self.step };
+            fork.reserve(capacity)?;
+            Ok(fork)
         }
         fn shrink(&mut self) -> Result<()> {
             self.capacity = self.len;
@@ -144,7 +165,7 @@ mod tests {
     fn finished(tokens: impl IntoIterator<Item = u32>, len: usize) -> Finished<Counted> {
         let room = KvPool::new(u64::MAX, None).take(1000).unwrap().unwrap();
         let tokens = tokens.into_iter().collect();
-        Finished { scope: None, tokens, long: false, cache: Counted { len, capacity: len }, room }
+        Finished { scope: None, tokens, long: false, cache: Counted { len, capacity: len, step: 1 }, room }
     }
 
     fn found(prefixes: &mut Prefixes<Counted>, prompt: &[u32]) -> Option<usize> {
@@ -222,6 +243,46 @@ mod tests {
         let other: Vec<u32> = (0..20).chain(100..110).collect();
         assert_eq!(found(&mut prefixes, &other), Some(20));
         assert_eq!(found(&mut prefixes, &(0..70).collect::<Vec<_>>()), Some(60), "the first is still whole");
+    }
+
+    #[test]
+    fn what_counts_is_the_beginning_that_a_cache_can_give() {
+        let mut prefixes = Prefixes::new(4, 1000);
+        let prompt: Vec<u32> = (0..150).collect();
+        // The first shares more tokens, and can be cut at 64 alone.
+        for (tokens, len) in [((0..120).chain(500..600).collect::<Vec<_>>(), 220), ((0..100).collect(), 100)]
+        {
+            let mut kept = finished(tokens, len);
+            kept.cache.step = 64;
+            prefixes.keep(kept);
+        }
+        assert_eq!(found(&mut prefixes, &prompt), Some(100));
+        assert_eq!(found(&mut prefixes, &prompt), Some(64));
+        // 120 of its 127 tokens are shared, but cut to 64 it would lose much: it is copied.
+        let mut kept = finished(700..827, 127);
+        kept.cache.step = 64;
+        prefixes.keep(kept);
+        let other: Vec<u32> = (700..820).chain(0..9).collect();
+        assert_eq!(found(&mut prefixes, &other), Some(64));
+        assert_eq!(found(&mut prefixes, &(700..900).collect::<Vec<_>>()), Some(127), "it is still whole");
+        let mut kept = finished(0..200, 200);
+        kept.cache.step = 64;
+        prefixes.keep(kept);
+        let short: Vec<u32> = (0..40).chain([9; 9]).collect();
+        assert_eq!(found(&mut prefixes, &short), None, "it can give none");
+    }
+
+    #[test]
+    fn a_beginning_outlives_a_lack_of_memory() {
+        let mut prefixes = Prefixes::new(4, 1000);
+        prefixes.keep(finished(0..60, 60));
+        let continued: Vec<u32> = (0..70).collect();
+        let other: Vec<u32> = (0..20).chain(100..110).collect();
+        for prompt in [&other, &continued] {
+            assert!(prefixes.find(None, prompt, false, 501, 1000).is_err());
+        }
+        assert_eq!(found(&mut prefixes, &other), Some(20));
+        assert_eq!(found(&mut prefixes, &continued), Some(60));
     }
 
     #[test]

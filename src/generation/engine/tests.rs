@@ -7,21 +7,24 @@ use crate::generation::stop::tests::byte_level;
 use crate::models::decoder::{KvCache, Step};
 use crate::sync::Mutex;
 
-/// Remembers the tokens themselves.
-pub(super) struct Remembered(Vec<u32>);
+/// Remembers the tokens themselves. It is cut at multiples of its second number.
+pub(super) struct Remembered(Vec<u32>, usize);
 
 impl KvCache for Remembered {
     fn len(&self) -> usize {
         self.0.len()
     }
+    fn cut(&self, len: usize) -> usize {
+        if len < self.len() { len - len % self.1 } else { self.len() }
+    }
     fn truncate(&mut self, len: usize) {
-        self.0.truncate(len);
+        self.0.truncate(self.cut(len));
     }
     fn reserve(&mut self, _: usize) -> Result<()> {
         Ok(())
     }
     fn fork(&self, len: usize, _: usize) -> Result<Self> {
-        Ok(Self(self.0[..len].to_vec()))
+        Ok(Self(self.0[..self.cut(len)].to_vec(), self.1))
     }
     fn shrink(&mut self) -> Result<()> {
         self.0.shrink_to_fit();
@@ -39,6 +42,8 @@ pub(super) struct Letters {
     fails: u32,
     panics: u32,
     damages: u32,
+    /// Where caches can be cut.
+    step: AtomicUsize,
     /// Additional time for each token.
     nap: Duration,
     /// Steps wait here, so that a test can decide what meets in one.
@@ -70,7 +75,7 @@ impl Decoder for Letters {
         if capacity == UNLUCKY {
             return Err(Error::OutOfMemory { what: "a test".into(), bytes: 1 });
         }
-        Ok(Remembered(Vec::new()))
+        Ok(Remembered(Vec::new(), self.step.load(Ordering::Relaxed)))
     }
     fn cache_bytes(&self, capacity: usize) -> u64 {
         4 * capacity as u64
@@ -136,6 +141,7 @@ pub(super) fn slow_bench(context: usize, nap: Duration, change: impl FnOnce(&mut
         fails: 280,
         panics: 281,
         damages: 282,
+        step: AtomicUsize::new(1),
         nap,
         gate: Mutex::new(()),
         log: Mutex::default(),
@@ -303,11 +309,23 @@ fn a_failing_check_cancels_and_is_returned() {
 
 #[test]
 fn an_accident_reaches_only_its_own_request() {
-    let bench = bench();
+    accidents(1);
+}
+
+#[test]
+fn nor_another_whose_cache_is_shortened_by_more_than_the_step() {
+    accidents(4);
+}
+
+fn accidents(step: usize) {
+    let bench = bench_with(|settings| settings.prefill_chunk = 16);
+    bench.decoder.step.store(step, Ordering::Relaxed);
     let held = bench.decoder.gate.lock();
     let blocker = bench.engine.stream(request(vec![1], 1)).unwrap();
     bench.until_computing();
-    let prompts = [vec![3, 4], vec![9, 280], vec![5], vec![281], vec![282, 1], vec![6]];
+    // The third fails in a later step, when others have written some tokens.
+    let late = (0..60).chain([280]).collect();
+    let prompts = [vec![3, 4], vec![9, 280], late, vec![281], vec![282, 1], vec![6], vec![5]];
     let streams: Vec<_> =
         prompts.iter().map(|p| bench.engine.stream(request(p.clone(), 9)).unwrap()).collect();
     drop(held);
@@ -319,13 +337,15 @@ fn an_accident_reaches_only_its_own_request() {
             Ok(stream.completion().unwrap().tokens.clone())
         })
         .collect();
-    assert_eq!(outcomes[1], Err(Error::Input("the model fails".into())));
+    for failed in [1, 2] {
+        assert_eq!(outcomes[failed], Err(Error::Input("the model fails".into())));
+    }
     assert!(matches!(&outcomes[3], Err(Error::Internal { reason, .. }) if reason == "the model panics"));
     assert_eq!(outcomes[4], Err(Error::NotFinite { model: "letters".into() }));
-    for good in [0, 2, 5] {
+    for good in [0, 5, 6] {
         assert_eq!(outcomes[good], Ok(bench.expected(&prompts[good], 9)), "prompt {good}");
     }
-    bench.until(|stats| stats.failed == 3);
+    bench.until(|stats| stats.failed == 4);
     assert!(bench.run(request(vec![8], 3)).is_ok(), "the worker lives on");
 }
 

@@ -270,8 +270,11 @@ impl<'a, D: Decoder> Run<'a, D> {
             // One of them has failed. Each alone shows which.
             let mut row = 0;
             let alone = shares.len() == 1;
-            shares.retain(|share| {
-                self.active[share.sequence].cache.truncate(share.from);
+            shares.retain_mut(|share| {
+                // A cache may keep fewer tokens than it had before the step; those are read again.
+                let cache = &mut self.active[share.sequence].cache;
+                cache.truncate(share.from);
+                share.from = cache.len();
                 let outcome =
                     if alone { Err(error.clone()) } else { self.forward(std::slice::from_ref(share), row) };
                 match outcome {

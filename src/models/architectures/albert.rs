@@ -92,17 +92,20 @@ struct Albert {
 fn read(file: &ConfigFile<'_>) -> Result<Box<dyn Architecture>> {
     let config: AlbertConfig = file.parse()?;
     file.check_sizes(&[
-        config.vocab_size,
-        config.embedding_size,
-        config.hidden_size,
-        config.num_hidden_layers,
-        config.num_hidden_groups,
-        config.inner_group_num,
-        config.intermediate_size,
-        config.max_position_embeddings,
-        config.type_vocab_size,
+        ("vocab_size", config.vocab_size),
+        ("embedding_size", config.embedding_size),
+        ("hidden_size", config.hidden_size),
+        ("num_hidden_layers", config.num_hidden_layers),
+        ("num_hidden_groups", config.num_hidden_groups),
+        ("inner_group_num", config.inner_group_num),
+        ("intermediate_size", config.intermediate_size),
+        ("max_position_embeddings", config.max_position_embeddings),
+        ("type_vocab_size", config.type_vocab_size),
     ])?;
-    file.check_sizes(&[config.num_hidden_layers.saturating_mul(config.inner_group_num)])?;
+    file.check_sizes(&[(
+        "inner_group_num",
+        config.num_hidden_layers.saturating_mul(config.inner_group_num),
+    )])?;
     if config.position_embedding_type.as_deref().is_some_and(|kind| kind != "absolute") {
         return Err(file.refuse("position_embedding_type", "absolute"));
     }

@@ -150,6 +150,11 @@ pub trait Architecture: Debug + Send + Sync {
         Ok(None)
     }
 
+    /// Whether it computes texts with tokens that the others do not see, as transformers does.
+    fn hides_tokens(&self) -> bool {
+        true
+    }
+
     /// Whether the kernels for NVIDIA's cards have all its operations; else candle's operations compute it there.
     fn has_kernels_on_cards(&self) -> bool {
         true
@@ -170,6 +175,30 @@ pub trait Architecture: Debug + Send + Sync {
     fn head_bias(&self, _tensors: &dyn Tensors) -> Result<Option<Weight>> {
         Ok(None)
     }
+}
+
+/// Checks that the tensors of a network are there and have its shapes. Those that are used as their file stores them are not
+/// read. `writes` asks for those that make logits too.
+///
+/// # Errors
+/// When a tensor is missing or of another shape.
+pub fn check_tensors(architecture: &dyn Architecture, tensors: &dyn Tensors, writes: bool) -> Result<()> {
+    architecture.embeddings(tensors)?;
+    architecture.convolution(tensors)?;
+    architecture.distance_bias(tensors)?;
+    architecture.relative_table(tensors)?;
+    let layers = 0..architecture.describe().layers;
+    for index in layers.filter(|&index| architecture.same_as(index) == index) {
+        architecture.layer(tensors, index)?;
+        architecture.short_convolution(tensors, index)?;
+        architecture.relative_layers(tensors, index)?;
+    }
+    architecture.final_norm(tensors)?;
+    if writes {
+        architecture.head(tensors)?;
+        architecture.head_bias(tensors)?;
+    }
+    Ok(())
 }
 
 /// A description that its code should not have made.

@@ -166,13 +166,13 @@ fn read(
     context: usize,
 ) -> Result<Box<dyn Architecture>> {
     file.check_sizes(&[
-        config.vocab_size,
-        config.hidden_size,
-        config.num_hidden_layers.max(1),
-        config.intermediate_size,
-        config.max_position_embeddings,
-        config.type_vocab_size.max(1),
-        config.embedding_size.unwrap_or(1),
+        ("vocab_size", config.vocab_size),
+        ("hidden_size", config.hidden_size),
+        ("num_hidden_layers", config.num_hidden_layers.max(1)),
+        ("intermediate_size", config.intermediate_size),
+        ("max_position_embeddings", config.max_position_embeddings),
+        ("type_vocab_size", config.type_vocab_size.max(1)),
+        ("embedding_size", config.embedding_size.unwrap_or(1)),
     ])?;
     let heads = file.heads(config.hidden_size, config.num_attention_heads)?;
     if let Some(kind) = config.position_embedding_type.as_deref().filter(|&kind| kind != "absolute") {

@@ -57,8 +57,13 @@ struct DistilBert {
 
 fn read(file: &ConfigFile<'_>) -> Result<Box<dyn Architecture>> {
     let config: DistilBertConfig = file.parse()?;
-    let sizes = [config.vocab_size, config.dim, config.n_layers, config.hidden_dim];
-    file.check_sizes(&[&sizes[..], &[config.max_position_embeddings]].concat())?;
+    file.check_sizes(&[
+        ("vocab_size", config.vocab_size),
+        ("dim", config.dim),
+        ("n_layers", config.n_layers),
+        ("hidden_dim", config.hidden_dim),
+        ("max_position_embeddings", config.max_position_embeddings),
+    ])?;
     let heads = file.heads(config.dim, config.n_heads)?;
     let activation = file.activation("activation", &config.activation)?;
     Ok(Box::new(DistilBert { config, heads, activation }))

@@ -14,6 +14,11 @@ use crate::{Error, Result};
 /// No dimension of a model is larger: products of a few fit into 64 bits.
 pub(crate) const LARGEST_SIZE: usize = 1 << 28;
 
+/// Whether a size is neither 0 nor absurd.
+pub(crate) fn is_size(size: usize) -> bool {
+    (1..=LARGEST_SIZE).contains(&size)
+}
+
 /// The longest text whose biases by distance are kept in memory.
 const LONGEST_BIASED: usize = 1 << 16;
 
@@ -181,15 +186,17 @@ impl ConfigFile<'_> {
         })
     }
 
-    /// Checks that these sizes are neither 0 nor absurd.
+    /// Checks that these sizes, each with its key, are neither 0 nor absurd.
     ///
     /// # Errors
-    /// [`Error::Unsupported`].
-    pub(super) fn check_sizes(&self, sizes: &[usize]) -> Result<()> {
-        if sizes.iter().all(|&n| n > 0 && n <= LARGEST_SIZE) {
-            return Ok(());
+    /// [`Error::Unsupported`] naming the first that is.
+    pub(super) fn check_sizes(&self, sizes: &[(&str, usize)]) -> Result<()> {
+        match sizes.iter().find(|(_, size)| !is_size(*size)) {
+            Some((key, size)) => {
+                Err(self.unsupported(format!("its {key} is {size}; it must be 1 to {LARGEST_SIZE}")))
+            }
+            None => Ok(()),
         }
-        Err(self.unsupported(format!("a size in its config.json is 0 or larger than {LARGEST_SIZE}")))
     }
 
     /// Checks `max_position_embeddings` of a model with a bias by distance, of which it has two numbers for each position.

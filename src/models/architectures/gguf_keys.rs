@@ -165,10 +165,11 @@ impl<'a> Metadata<'a> {
         for name in ["attention.head_count", "attention.head_count_kv", "feed_forward_length"] {
             let given = self.gguf.get(&self.key(name)).is_some() && !lists.contains(&name);
             if given && self.number(name).is_none() {
-                return Err(self.unsupported(format!(
-                    "its {} is not one number: layers of different shapes are not supported",
-                    self.key(name)
-                )));
+                let reason = match self.gguf.get(&self.key(name)) {
+                    Some(GgufValue::Array(_)) => "is a list: layers of different shapes are not supported",
+                    _ => "is not a number of 0 or more",
+                };
+                return Err(self.unsupported(format!("its {} {reason}", self.key(name))));
             }
         }
         Ok(())

@@ -100,11 +100,14 @@ impl Tensors for GgufTensors<'_> {
 
     fn vector(&self, name: &str, length: usize) -> Result<Weight> {
         let name = Self::renamed(name);
-        match self.0.matrix(&name)? {
-            Matrix::Plain(weight) if weight.shape() == [length] && weight.stored() == Stored::F32 => {
-                Ok(weight)
-            }
-            _ => Err(self.wrong(&name, &[length])),
+        let matrix = self.0.matrix(&name)?;
+        if self.0.shape(&name) != Some(&[length]) {
+            return Err(self.wrong(&name, &[length]));
+        }
+        match matrix {
+            Matrix::Plain(weight) if weight.stored() == Stored::F32 => Ok(weight),
+            // What stands in other formats in a vector is as exact in this one.
+            other => Weight::from_f32(&other.to_f32()?, &[length]),
         }
     }
 }

@@ -5,7 +5,7 @@
 use serde::Deserialize;
 
 use super::architecture::{Architecture, Description, Factors};
-use super::family::{ConfigFile, Family, GgufFamily, LARGEST_SIZE};
+use super::family::{ConfigFile, Family, GgufFamily, LARGEST_SIZE, is_size};
 use super::gguf_keys::Metadata;
 use super::tensors::{EmbeddingTensors, LayerTensors, NormTensors, Tensors, tied_head};
 use crate::compute::memory::zeroed;
@@ -127,11 +127,16 @@ impl Gpt2Config {
                 "its config.json sets \"is_causal\" to false: such a model cannot write text".into(),
             );
         }
-        let sizes = [self.n_embd, self.n_layer, self.n_head, self.n_positions, self.vocab_size];
-        let inner = self.n_inner.unwrap_or(1);
-        let bounded = sizes.iter().chain([&inner]).all(|&n| n > 0 && n <= LARGEST_SIZE);
-        if !bounded {
-            return unsupported(format!("a size in its config.json is 0 or larger than {LARGEST_SIZE}"));
+        let sizes = [
+            ("n_embd", self.n_embd),
+            ("n_layer", self.n_layer),
+            ("n_head", self.n_head),
+            ("n_positions", self.n_positions),
+            ("vocab_size", self.vocab_size),
+            ("n_inner", self.n_inner.unwrap_or(1)),
+        ];
+        if let Some((key, size)) = sizes.iter().find(|(_, size)| !is_size(*size)) {
+            return unsupported(format!("its {key} is {size}; it must be 1 to {LARGEST_SIZE}"));
         }
         if !self.n_embd.is_multiple_of(self.n_head) {
             return unsupported(format!("{} heads do not divide states of {}", self.n_head, self.n_embd));

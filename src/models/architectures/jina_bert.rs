@@ -69,12 +69,12 @@ struct JinaBert {
 fn read(file: &ConfigFile<'_>) -> Result<Box<dyn Architecture>> {
     let config: JinaBertConfig = file.parse()?;
     file.check_sizes(&[
-        config.vocab_size,
-        config.hidden_size,
-        config.num_hidden_layers,
-        config.intermediate_size,
-        config.max_position_embeddings,
-        config.type_vocab_size,
+        ("vocab_size", config.vocab_size),
+        ("hidden_size", config.hidden_size),
+        ("num_hidden_layers", config.num_hidden_layers),
+        ("intermediate_size", config.intermediate_size),
+        ("max_position_embeddings", config.max_position_embeddings),
+        ("type_vocab_size", config.type_vocab_size),
     ])?;
     if config.position_embedding_type != "alibi" {
         return Err(file.refuse("position_embedding_type", "alibi"));

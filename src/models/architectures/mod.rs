@@ -29,7 +29,7 @@ mod t5;
 mod tensors;
 mod transformer;
 
-pub use architecture::{Architecture, Description, Factors};
+pub use architecture::{Architecture, Description, Factors, check_tensors};
 pub(crate) use family::LARGEST_SIZE;
 pub use family::{ConfigFile, Family, GgufFamily, ModelKind, ReadConfig, ReadGguf};
 pub(crate) use gguf_tensors::GgufTensors;

@@ -145,13 +145,13 @@ struct ModernBert {
 fn read(file: &ConfigFile<'_>) -> Result<Box<dyn Architecture>> {
     let config: ModernBertConfig = file.parse()?;
     file.check_sizes(&[
-        config.vocab_size,
-        config.hidden_size,
-        config.num_hidden_layers,
-        config.intermediate_size,
-        config.max_position_embeddings,
-        config.local_attention,
-        config.global_attn_every_n_layers,
+        ("vocab_size", config.vocab_size),
+        ("hidden_size", config.hidden_size),
+        ("num_hidden_layers", config.num_hidden_layers),
+        ("intermediate_size", config.intermediate_size),
+        ("max_position_embeddings", config.max_position_embeddings),
+        ("local_attention", config.local_attention),
+        ("global_attn_every_n_layers", config.global_attn_every_n_layers),
     ])?;
     // transformers computes with half of `local_attention`, and writes that half next to it.
     let half = config.local_attention / 2;

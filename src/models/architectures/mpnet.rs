@@ -72,8 +72,13 @@ struct Mpnet {
 
 fn read(file: &ConfigFile<'_>) -> Result<Box<dyn Architecture>> {
     let config: MpnetConfig = file.parse()?;
-    let sizes = [config.vocab_size, config.hidden_size, config.num_hidden_layers, config.intermediate_size];
-    file.check_sizes(&[&sizes[..], &[config.max_position_embeddings]].concat())?;
+    file.check_sizes(&[
+        ("vocab_size", config.vocab_size),
+        ("hidden_size", config.hidden_size),
+        ("num_hidden_layers", config.num_hidden_layers),
+        ("intermediate_size", config.intermediate_size),
+        ("max_position_embeddings", config.max_position_embeddings),
+    ])?;
     if config.relative_attention_num_buckets != BUCKETS {
         return Err(file.refuse("relative_attention_num_buckets", "32"));
     }

@@ -232,12 +232,12 @@ fn read(
     variant: BlockVariant,
 ) -> Result<Box<dyn Architecture>> {
     file.check_sizes(&[
-        config.vocab_size,
-        config.hidden_size,
-        config.num_hidden_layers,
-        config.intermediate_size,
-        config.max_position_embeddings,
-        config.type_vocab_size.max(1),
+        ("vocab_size", config.vocab_size),
+        ("hidden_size", config.hidden_size),
+        ("num_hidden_layers", config.num_hidden_layers),
+        ("intermediate_size", config.intermediate_size),
+        ("max_position_embeddings", config.max_position_embeddings),
+        ("type_vocab_size", config.type_vocab_size.max(1)),
     ])?;
     let heads = file.heads(config.hidden_size, config.num_attention_heads)?;
     if file.json["head_dim"].as_u64().is_some_and(|width| width != heads.width as u64) {

@@ -100,13 +100,13 @@ fn read(file: &ConfigFile<'_>, usual: &str) -> Result<Box<dyn Architecture>> {
         config.num_layers = 8;
     }
     file.check_sizes(&[
-        config.vocab_size,
-        config.d_model,
-        config.d_ff,
-        config.num_layers,
-        config.num_heads,
-        config.relative_attention_num_buckets,
-        config.relative_attention_max_distance,
+        ("vocab_size", config.vocab_size),
+        ("d_model", config.d_model),
+        ("d_ff", config.d_ff),
+        ("num_layers", config.num_layers),
+        ("num_heads", config.num_heads),
+        ("relative_attention_num_buckets", config.relative_attention_num_buckets),
+        ("relative_attention_max_distance", config.relative_attention_max_distance),
     ])?;
     if config.d_kv == 0 || config.d_kv > LONGEST_HEAD {
         return Err(file.refuse("d_kv", &format!("1 to {LONGEST_HEAD}")));

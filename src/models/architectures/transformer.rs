@@ -201,12 +201,13 @@ impl<B: Backend> Transformer<B> {
         ropes: &[RopeTable<'_>],
     ) -> Result<<B::Pass<'a> as Pass<B>>::States> {
         let Description { activation, factors, .. } = self.description;
-        // From the last attention on no row looks at another; in windows, all of them pass by first.
         // Without causality the rows of a window need those after it: there is one window, which is all rows.
         let windows = if self.description.is_causal() { pass.windows() } else { pass.windows().min(1) };
+        // From the last attention on no row looks at another: the rows that are wanted are picked there. Windows pass that
+        // place one after another, so with several of them they are picked at the end.
         let early = row.filter(|_| windows == 1);
         for (index, layer) in self.layers.iter().enumerate() {
-            // What a row becomes depends on rows before it alone: keys and values are kept for one layer only.
+            // All windows of a layer before the next layer: with causality, keys and values are kept for one layer only.
             for window in 0..windows {
                 if windows > 1 {
                     pass.enter(window);

@@ -85,6 +85,42 @@ fn a_text_has_the_same_states_however_it_is_read() {
     }
 }
 
+/// The last tokens of some texts are hidden from the others. Neither the texts beside them nor windows change a state.
+#[test]
+fn hidden_tokens_are_zeros_for_convolutions() {
+    let (texts, hidden) = (texts(&[40, 2600, 90, 6, 300]), [30, 0, 60, 5, 299]);
+    let encode = |model: &dyn SentenceEncoder, texts: &[Vec<u32>], hidden: &[u32], pooling| {
+        let (ids, offsets) = packed(texts);
+        let mut out = vec![f32::NAN; texts.len() * 36];
+        let batch = Packed { hidden, ..Packed::new(&ids, &offsets).unwrap() };
+        model.encode(&batch, pooling, &mut out).unwrap();
+        out
+    };
+    let causal = models().map(|described| Lfm2 { conv_bias: false, ..described });
+    let centered = Lfm2 { conv_bias: false, ..model(3, false, &[false, true, false]) };
+    for described in causal.into_iter().chain([centered]) {
+        let plain = Transformer::load(Candle::new(Device::Cpu), &described, &Made).unwrap();
+        for (dtype, allowed) in [(WeightFormat::F32, 3e-5), (WeightFormat::Bf16, 0.25)] {
+            let model = Transformer::load(Cpu::new(Isa::best(), dtype), &described, &Made).unwrap();
+            for pooling in [Pooling::Cls, Pooling::Mean, Pooling::Last] {
+                let all = encode(&model, &texts, &hidden, pooling);
+                let error = furthest(&all, &encode(&plain, &texts, &hidden, pooling));
+                assert!(error <= allowed, "{dtype:?} {pooling:?} {described:?}: {error}");
+                for (index, row) in all.chunks(36).enumerate() {
+                    let alone = encode(&model, &texts[index..=index], &hidden[index..=index], pooling);
+                    assert_eq!(alone, row, "{dtype:?} {pooling:?} {index}");
+                }
+            }
+            // What sees no hidden token is as it would be without them.
+            let short: Vec<_> =
+                texts.iter().zip(hidden).map(|(text, n)| text[..text.len() - n as usize].to_vec()).collect();
+            let (one, other) =
+                (encode(&model, &texts, &hidden, Pooling::Cls), encode(&model, &short, &[], Pooling::Cls));
+            assert!(furthest(&one, &other) <= allowed / 10.0, "{dtype:?} {described:?}");
+        }
+    }
+}
+
 /// The logits after `text`, of which `cache` has the first tokens.
 fn logits_after<B: Backend>(model: &Transformer<B>, cache: &mut B::Cache, text: &[u32]) -> Vec<f32> {
     let mut logits = vec![f32::NAN; model.vocabulary()];

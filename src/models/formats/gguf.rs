@@ -14,6 +14,7 @@ use super::gguf_metadata::HeaderReader;
 use crate::compute::file::WeightFile;
 use crate::compute::linear::{BlockFormat, BlockTensor, Matrix};
 use crate::compute::{Stored, Weight};
+use crate::models::unread::{ReadTensors, left};
 use crate::{Error, Result};
 
 /// Tensors of all parts.
@@ -29,12 +30,16 @@ struct GgufTensor {
     start: usize,
 }
 
+/// Parts of a model that one of its uses does without: the head that writes text, the one that scores, and what
+/// sentence-transformers adds to a language model.
+const OPTIONAL: [&str; 3] = ["output.", "cls", "dense_"];
+
 /// An open file, or all parts of one that was split.
-#[derive(Clone)]
 pub struct Gguf {
     files: Vec<Arc<WeightFile>>,
     metadata: HashMap<String, GgufValue>,
     tensors: HashMap<String, GgufTensor>,
+    read: ReadTensors,
 }
 
 /// The files that `path` stands for: itself, or all parts when its name ends like `-00001-of-00003.gguf`.
@@ -76,7 +81,12 @@ impl Gguf {
     /// magic number, a version that we do not read, a truncated or damaged file.
     pub fn open(path: &Path) -> Result<Self> {
         let parts = parts(path)?;
-        let mut gguf = Self { files: Vec::new(), metadata: HashMap::new(), tensors: HashMap::new() };
+        let mut gguf = Self {
+            files: Vec::new(),
+            metadata: HashMap::new(),
+            tensors: HashMap::new(),
+            read: ReadTensors::default(),
+        };
         for (number, part) in parts.iter().enumerate() {
             let metadata = gguf.read_part(number, part)?;
             let said = |key: &str| match metadata.get(key) {
@@ -106,7 +116,7 @@ impl Gguf {
         }
         for name in gguf.tensors.keys() {
             if gguf.known(name)? {
-                gguf.matrix(name)?;
+                gguf.locate(name)?;
             }
         }
         Ok(gguf)
@@ -268,6 +278,26 @@ impl Gguf {
     /// [`Error::InvalidFile`] when it is missing or lies outside of the file, [`Error::Unsupported`] for a format
     /// without a kernel.
     pub fn matrix(&self, name: &str) -> Result<Matrix> {
+        self.read.note(name);
+        self.locate(name)
+    }
+
+    /// Refuses a tensor that [`matrix`](Self::matrix) did not give, but for those of parts that a use of a model does
+    /// without. llama.cpp loads no file with tensors that its network does not have.
+    ///
+    /// # Errors
+    /// [`Error::InvalidFile`] naming it.
+    pub fn check_read(&self) -> Result<()> {
+        let names = || self.tensors.keys().map(String::as_str);
+        let needed =
+            |name: &&str| !self.read.has(name) && !OPTIONAL.iter().any(|part| name.starts_with(part));
+        match self.read.first_left(names()).or_else(|| names().filter(needed).min()) {
+            Some(name) => Err(left(self.path(), name, "its metadata")),
+            None => Ok(()),
+        }
+    }
+
+    fn locate(&self, name: &str) -> Result<Matrix> {
         let entry = self.entry(name)?;
         let file = &self.files[entry.part];
         let columns = entry.shape.last().copied().unwrap_or(1);

@@ -59,7 +59,7 @@ impl Architecture for Toy {
             output: part("self_attn.o", 32, 32)?,
             output_norm: None,
             mlp_norm: Some(norm(tensors, &name("post_attention_layernorm"))?),
-            gate: None,
+            gate: Some(part("mlp.gate", 48, 32)?),
             up: part("mlp.up", 48, 32)?,
             down: part("mlp.down", 32, 48)?,
             down_norm: None,

@@ -193,8 +193,10 @@ fn weighted_sums(
     for addition in additions {
         scores = scores.broadcast_add(addition)?;
     }
-    let e = scores.broadcast_sub(&scores.max_keepdim(D::Minus1)?)?.exp()?;
-    let p = e.broadcast_div(&e.sum_keepdim(D::Minus1)?)?.reshape((both, group * rows, length))?;
+    // The largest score of a query that sees a key is finite, and its sum at least 1. Others get zeros.
+    let e = scores.broadcast_sub(&scores.max_keepdim(D::Minus1)?.maximum(-1e30f32)?)?.exp()?;
+    let sum = e.sum_keepdim(D::Minus1)?.maximum(1e-30f32)?;
+    let p = e.broadcast_div(&sum)?.reshape((both, group * rows, length))?;
     let sums = p.matmul(&values)?.reshape((sequences, kv_heads, group, rows, width))?;
     sums.permute((0, 3, 1, 2, 4))?.contiguous()?.reshape((sequences, rows, count * width))
 }

@@ -181,9 +181,6 @@ impl Pass<Candle> for CandlePass<'_> {
         convolution: &TensorConvolution,
     ) -> Result<Option<Tensor>> {
         let Some(x) = x else { return Ok(None) };
-        if self.sequences.hidden.iter().any(|&hidden| hidden > 0) {
-            return Err(lacking("a convolution that does not see all rows"));
-        }
         if let Some(sequence) = &mut self.cached {
             let (cached, end) = (sequence.cached, sequence.cached + self.ids.len());
             let earlier = sequence.cache.rows_before(layer, cached).filter(|_| cached > 0);
@@ -194,11 +191,15 @@ impl Pass<Candle> for CandlePass<'_> {
             sequence.cache.keep_rows(layer, cached, end, later);
             return Ok(Some(y));
         }
-        let of = |rows: &Range<usize>| {
-            let x = x.narrow(0, rows.start, rows.len())?;
-            Ok(convolution.apply(&x, None)?.0)
+        let of = |(number, rows): (usize, &Range<usize>)| {
+            let hidden = self.sequences.hidden.get(number).map_or(0, |&hidden| hidden.min(rows.len()));
+            let seen = x.narrow(0, rows.start, rows.len() - hidden)?;
+            if seen.dim(0)? == 0 {
+                return x.narrow(0, rows.start, rows.len())?.narrow(1, 0, x.dim(1)? / 3)?.zeros_like();
+            }
+            convolution.apply(&seen, None)?.0.pad_with_zeros(0, 0, hidden)
         };
-        let sequences = self.sequences.rows.iter().filter(|rows| !rows.is_empty()).map(of);
+        let sequences = self.sequences.rows.iter().enumerate().filter(|(_, rows)| !rows.is_empty()).map(of);
         let joined = sequences.collect::<candle_core::Result<Vec<_>>>().and_then(|all| Tensor::cat(&all, 0));
         joined.map(Some).map_err(failed)
     }

@@ -139,11 +139,18 @@ impl KvCache for TensorCache {
     fn len(&self) -> usize {
         self.len
     }
-    fn truncate(&mut self, len: usize) {
-        let known = (0..self.earlier.len()).all(|layer| self.rows_before(layer, len).is_some());
-        if len < self.len {
-            self.len = if known { len } else { 0 };
+    fn cut(&self, len: usize) -> usize {
+        let known = || (0..self.earlier.len()).all(|layer| self.rows_before(layer, len).is_some());
+        if len >= self.len {
+            self.len
+        } else if known() {
+            len
+        } else {
+            0
         }
+    }
+    fn truncate(&mut self, len: usize) {
+        self.len = self.cut(len);
         if self.len == 0 {
             self.layers.fill(None);
             self.earlier.iter_mut().for_each(Vec::clear);

@@ -39,7 +39,7 @@ impl CpuPass<'_> {
         if relative.is_some() && (windowed || cached) {
             return Err(misuse("relative positions are for whole sequences"));
         }
-        if !self.batch.hidden.is_empty() && (windowed || cached) {
+        if self.hides_rows() && cached {
             return Err(misuse("hidden keys are for whole sequences"));
         }
         let spans = self.spans();
@@ -140,6 +140,11 @@ impl CpuPass<'_> {
         })
     }
 
+    /// Whether some rows are hidden from the others of their sequence.
+    pub(super) fn hides_rows(&self) -> bool {
+        self.batch.hidden.iter().any(|&hidden| hidden > 0)
+    }
+
     /// The part of each sequence in the window. Its keys are in the sequence's cache, or in rows from the start of the
     /// sequence on.
     pub(super) fn spans(&self) -> Vec<Span> {
@@ -152,7 +157,10 @@ impl CpuPass<'_> {
                 let keys = if self.caches.is_empty() { range.start } else { index };
                 let before = self.first_position(index) + first - range.start;
                 let hidden = self.batch.hidden.get(index).map_or(0, |&hidden| hidden as usize);
-                Span { keys, queries: first - start, before, rows: range.end.min(end) - first, hidden }
+                let rows = range.end.min(end) - first;
+                // Of those at the end of the sequence, as many as this window or an earlier one has.
+                let hidden = hidden.saturating_sub(range.end.saturating_sub(end));
+                Span { keys, queries: first - start, before, rows, hidden }
             })
             .collect()
     }

@@ -21,8 +21,8 @@ impl CpuPass<'_> {
         if !convolution.is_causal() && (windowed || !self.caches.is_empty()) {
             return Err(misuse("windows and caches are for causal convolutions"));
         }
-        if self.batch.hidden.iter().any(|&hidden| hidden > 0) {
-            return Err(misuse("a convolution sees all rows"));
+        if self.hides_rows() && !self.caches.is_empty() {
+            return Err(misuse("hidden rows are for whole sequences"));
         }
         let spans = self.spans();
         let earlier = self.earlier_rows(layer, &spans, before * columns)?;
@@ -31,7 +31,8 @@ impl CpuPass<'_> {
         let of_span = |index: usize| {
             let span = spans[index];
             let earlier = &earlier[index * before * columns..(index + 1) * before * columns];
-            GatedRows { earlier, x: matrix, first: span.queries, count: span.rows, columns }
+            let count = span.rows.saturating_sub(span.hidden);
+            GatedRows { earlier, x: matrix, first: span.queries, count, columns }
         };
         let target = out.target();
         self.parallelism.worth(rows * columns).split_rows(rows, |rows| {

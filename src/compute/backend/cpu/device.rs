@@ -3,14 +3,13 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use half::bf16;
-
 use super::workspace::Workspace;
 use crate::Result;
 use crate::compute::isa::{DType, Isa};
 use crate::compute::kernels::Kernels;
 use crate::compute::linear::layer::{KernelSet, Linear, Matrix, WeightFormat};
 use crate::compute::linear::pack::Packer;
+use crate::compute::narrow::to_bf16;
 use crate::sync::Mutex;
 
 /// Workspaces larger than this are freed after a pass, so that one very long text does not keep its memory allocated.
@@ -48,7 +47,7 @@ impl Norm {
         }
         kernels.rms_in_place(row, &self.scale, self.epsilon);
         if let Some(narrow) = narrow {
-            narrow.iter_mut().zip(row).for_each(|(narrow, x)| *narrow = bf16::from_f32(*x).to_bits());
+            to_bf16(row, narrow);
         }
     }
 }

@@ -10,6 +10,7 @@ use crate::Result;
 use crate::compute::isa::DType;
 use crate::compute::kernels::rowwise::RmsRow;
 use crate::compute::matrix::StateMatrix;
+use crate::compute::narrow::to_bf16;
 
 impl CpuPass<'_> {
     /// Some rows of `x` as the operand of a product.
@@ -24,7 +25,7 @@ impl CpuPass<'_> {
                 unsafe {
                     match to {
                         DType::F32 => target.row_f32(row).copy_from_slice(from),
-                        DType::Bf16 => narrow(from, target.row_bf16(row)),
+                        DType::Bf16 => to_bf16(from, target.row_bf16(row)),
                     }
                 }
             }
@@ -147,8 +148,4 @@ impl CpuPass<'_> {
             }
         })
     }
-}
-
-fn narrow(from: &[f32], to: &mut [u16]) {
-    to.iter_mut().zip(from).for_each(|(to, x)| *to = bf16::from_f32(*x).to_bits());
 }

@@ -69,6 +69,9 @@ impl KvCache for PagedKvCache {
     fn truncate(&mut self, len: usize) {
         Self::truncate(self, len);
     }
+    fn cut(&self, len: usize) -> usize {
+        Self::cut(self, len)
+    }
     fn reserve(&mut self, capacity: usize) -> Result<()> {
         Self::reserve(self, capacity)
     }

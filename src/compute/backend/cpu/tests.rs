@@ -131,6 +131,17 @@ fn linear_layers_of_any_shape_multiply_alike_on_one_and_all_threads() {
 
 /// Attention by its definition, in f64.
 fn attention(qkv: &[f32], length: usize, heads: Heads, layer: &LayerAttention) -> Vec<f64> {
+    attention_without(0, qkv, length, heads, layer)
+}
+
+/// The same, where no query sees the last `hidden` keys. One that sees none gets zeros.
+fn attention_without(
+    hidden: usize,
+    qkv: &[f32],
+    length: usize,
+    heads: Heads,
+    layer: &LayerAttention,
+) -> Vec<f64> {
     let Heads { heads, kv_heads, width } = heads;
     let stride = (heads + 2 * kv_heads) * width;
     let at = |row: usize, column: usize| f64::from(qkv[row * stride + column]);
@@ -138,7 +149,7 @@ fn attention(qkv: &[f32], length: usize, heads: Heads, layer: &LayerAttention) -
     for (head, row) in (0..heads).flat_map(|head| (0..length).map(move |row| (head, row))) {
         let kv = head / (heads / kv_heads);
         let seen = row.saturating_sub(layer.mask.before)
-            ..row.saturating_add(layer.mask.after).saturating_add(1).min(length);
+            ..row.saturating_add(layer.mask.after).saturating_add(1).min(length - hidden);
         let score = |key: usize| {
             let dot: f64 =
                 (0..width).map(|i| at(row, head * width + i) * at(key, (heads + kv) * width + i)).sum();
@@ -151,7 +162,7 @@ fn attention(qkv: &[f32], length: usize, heads: Heads, layer: &LayerAttention) -
         for i in 0..width {
             let value = |key: usize| at(key, (heads + kv_heads + kv) * width + i);
             let sum: f64 = seen.clone().zip(&weights).map(|(key, weight)| weight * value(key)).sum();
-            out[(row * heads + head) * width + i] = sum / total;
+            out[(row * heads + head) * width + i] = if total == 0.0 { 0.0 } else { sum / total };
         }
     }
     out
@@ -224,35 +235,38 @@ fn attention_of_any_shape_and_kind_is_attention() {
 
 #[test]
 fn hidden_keys_are_seen_by_no_query() {
-    for (length, hidden, width) in [(3, 1, 4), (20, 19, 8), (40, 7, 33), (300, 60, 16), (513, 257, 8)] {
-        let heads = Heads { heads: 1, kv_heads: 1, width };
-        let mut input = random(length * 3 * width, 9);
-        let layer = LayerAttention::new(Mask::FULL);
-        // What they are makes no difference, as long as it is finite.
-        let mut results = Vec::new();
-        for fill in [0.5, -30.0] {
-            for row in length - hidden..length {
-                input[row * 3 * width + width..(row + 1) * 3 * width].fill(fill);
+    for (length, hidden, width) in
+        [(3, 1, 4), (20, 19, 8), (40, 7, 33), (300, 60, 16), (513, 257, 8), (600, 590, 4)]
+    {
+        let heads = Heads { heads: 2, kv_heads: 1, width };
+        let mut input = random(length * 4 * width, 9);
+        for layer in kinds(2) {
+            let expected = attention_without(hidden, &input, length, heads, &layer);
+            // What they are makes no difference, as long as it is finite.
+            let mut results = Vec::new();
+            for fill in [0.5, -30.0] {
+                for row in input.chunks_mut(4 * width).skip(length - hidden) {
+                    row[2 * width..].fill(fill);
+                }
+                for (isa, format) in Isa::available().flat_map(|isa| [(isa, DType::F32), (isa, DType::Bf16)])
+                {
+                    let mut workspace = Workspace::default();
+                    let qkv = matrix(&mut workspace, length, 4 * width, format, &input);
+                    let nothing = vec![f32::NAN; length * 2 * width];
+                    let mut out = matrix(&mut workspace, length, 2 * width, format, &nothing);
+                    let target = out.target();
+                    let all =
+                        Attention::new(Kernels::of(isa), &qkv, KeyValues::Rows(&qkv), heads, &layer, &target);
+                    let span = Span { keys: 0, queries: 0, before: 0, rows: length, hidden };
+                    all.group(&mut Default::default(), span, 0, Share { index: 0, of: 1 }).unwrap();
+                    let found = values(&mut out);
+                    assert_close(&found, &expected, format, &(isa, length, hidden, &layer.mask));
+                    results.push((isa, format, found));
+                }
             }
-            for (isa, format) in Isa::available().flat_map(|isa| [(isa, DType::F32), (isa, DType::Bf16)]) {
-                let mut workspace = Workspace::default();
-                let qkv = matrix(&mut workspace, length, 3 * width, format, &input);
-                let mut out = workspace.matrix(length, width, format).unwrap();
-                let target = out.target();
-                let all =
-                    Attention::new(Kernels::of(isa), &qkv, KeyValues::Rows(&qkv), heads, &layer, &target);
-                let span = Span { keys: 0, queries: 0, before: 0, rows: length, hidden };
-                all.group(&mut Default::default(), span, 0, Share { index: 0, of: 1 }).unwrap();
-                let found = values(&mut out);
-                // The rows that see all keys of a shorter text are those of that text.
-                let short = &input[..(length - hidden) * 3 * width];
-                let expected = attention(short, length - hidden, heads, &layer);
-                assert_close(&found[..expected.len()], &expected, format, &(isa, length, hidden));
-                results.push((isa, format, found));
-            }
+            let (one, other) = results.split_at(results.len() / 2);
+            assert_eq!(one, other, "{length} {hidden}");
         }
-        let (one, other) = results.split_at(results.len() / 2);
-        assert_eq!(one, other, "{length} {hidden}");
     }
 }
 

@@ -46,7 +46,7 @@ pub struct CudaNorm {
     pub(super) length: usize,
 }
 
-/// CudaStates on a card: rows of numbers. There is memory for [`padded`] rows, of which the last ones are undefined.
+/// States on a card: rows of numbers. There is memory for [`padded`] rows, of which the last ones are undefined.
 #[derive(Debug)]
 pub struct CudaStates {
     pub(super) memory: DeviceMemory,

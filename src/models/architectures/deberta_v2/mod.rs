@@ -131,14 +131,14 @@ struct Deberta {
 fn read(file: &ConfigFile<'_>) -> Result<Box<dyn Architecture>> {
     let config: DebertaConfig = file.parse()?;
     file.check_sizes(&[
-        config.vocab_size,
-        config.hidden_size,
-        config.embedding_size.unwrap_or(config.hidden_size),
-        config.num_hidden_layers,
-        config.intermediate_size,
-        config.max_position_embeddings,
-        config.type_vocab_size.saturating_add(1),
-        config.conv_groups,
+        ("vocab_size", config.vocab_size),
+        ("hidden_size", config.hidden_size),
+        ("embedding_size", config.embedding_size.unwrap_or(config.hidden_size)),
+        ("num_hidden_layers", config.num_hidden_layers),
+        ("intermediate_size", config.intermediate_size),
+        ("max_position_embeddings", config.max_position_embeddings),
+        ("type_vocab_size", config.type_vocab_size.max(1)),
+        ("conv_groups", config.conv_groups),
     ])?;
     let heads = file.heads(config.hidden_size, config.num_attention_heads)?;
     if config.attention_head_size.is_some_and(|width| width != heads.width) {
@@ -329,6 +329,11 @@ impl Architecture for Deberta {
         let bias = scope.vector("encoder.conv.conv.bias", hidden)?;
         let norm = self.norm(&scope, "encoder.conv.LayerNorm")?;
         Ok(Some(ConvolutionTensors { size, linear: (matrix.into(), Some(bias)), activation, norm }))
+    }
+
+    /// transformers lets hidden tokens see all tokens alike, and sets their part of the convolution to zero.
+    fn hides_tokens(&self) -> bool {
+        false
     }
 
     fn has_kernels_on_cards(&self) -> bool {

@@ -137,19 +137,19 @@ pub(super) fn read_bidirectional(file: &ConfigFile<'_>) -> Result<Box<dyn Archit
 fn lfm2(file: &ConfigFile<'_>, centered: bool) -> Result<Lfm2> {
     let config: Lfm2Config = file.parse()?;
     file.check_sizes(&[
-        config.vocab_size,
-        config.hidden_size,
-        config.block_ff_dim.unwrap_or(config.intermediate_size),
-        config.block_multiple_of,
-        config.num_hidden_layers,
-        config.num_key_value_heads,
-        config.max_position_embeddings,
+        ("vocab_size", config.vocab_size),
+        ("hidden_size", config.hidden_size),
+        ("intermediate_size", config.block_ff_dim.unwrap_or(config.intermediate_size)),
+        ("block_multiple_of", config.block_multiple_of),
+        ("num_hidden_layers", config.num_hidden_layers),
+        ("num_key_value_heads", config.num_key_value_heads),
+        ("max_position_embeddings", config.max_position_embeddings),
     ])?;
     if !(0.0..=64.0).contains(&config.block_ffn_dim_multiplier) {
         return Err(file.refuse("block_ffn_dim_multiplier", "0 to 64"));
     }
     let intermediate = config.wide();
-    file.check_sizes(&[intermediate])?;
+    file.check_sizes(&[("block_ff_dim", intermediate)])?;
     if !(2..=LONGEST_CONVOLUTION).contains(&config.conv_cache) {
         return Err(file.refuse("conv_L_cache", &format!("2 to {LONGEST_CONVOLUTION}")));
     }

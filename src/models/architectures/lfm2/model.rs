@@ -130,6 +130,11 @@ impl Architecture for Lfm2 {
         Ok(Some(ConvolutionFactors { factors, shift, before }))
     }
 
+    /// What a hidden token gives to the convolution is that of a row of zeros: nothing, unless there are biases.
+    fn hides_tokens(&self) -> bool {
+        !self.conv_bias
+    }
+
     fn has_kernels_on_cards(&self) -> bool {
         false
     }

@@ -151,11 +151,11 @@ fn check_rope(file: &ConfigFile<'_>, defaults: &Defaults) -> Result<()> {
 impl RotaryGptConfig {
     fn check(&self, file: &ConfigFile<'_>) -> Result<()> {
         file.check_sizes(&[
-            self.vocab_size,
-            self.hidden_size,
-            self.intermediate_size,
-            self.num_hidden_layers,
-            self.max_position_embeddings,
+            ("vocab_size", self.vocab_size),
+            ("hidden_size", self.hidden_size),
+            ("intermediate_size", self.intermediate_size),
+            ("num_hidden_layers", self.num_hidden_layers),
+            ("max_position_embeddings", self.max_position_embeddings),
         ])?;
         if self.is_causal == Some(false) {
             return Err(file.refuse("is_causal", "true: such a model cannot write text"));

@@ -33,7 +33,7 @@ fn what_is_not_supported_is_named() {
     assert!(refusal("stablelm", json!({"num_key_value_heads": 0})).contains("0 heads of keys"));
     assert!(refusal("phi", json!({"num_attention_heads": 5})).contains("does not divide"));
     assert!(refusal("phi", json!({"is_causal": false})).contains("is_causal"));
-    assert!(refusal("stablelm", json!({"vocab_size": 0})).contains("is 0 or larger"));
+    assert!(refusal("stablelm", json!({"vocab_size": 0})).contains("its vocab_size is 0; it must be 1 to"));
     assert!(refusal("stablelm", json!({"partial_rotary_factor": 0.2})).contains("3 values of each head"));
     assert!(refusal("stablelm", json!({"rope_scaling": {"type": "klingon"}})).contains("\"klingon\""));
     assert!(refusal("starcoder2", json!({"sliding_window": 0})).contains("sliding_window is 0"));

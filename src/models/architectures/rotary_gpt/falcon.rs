@@ -111,7 +111,13 @@ pub(super) fn read(file: &ConfigFile<'_>) -> Result<Box<dyn Architecture>> {
     let hidden = config.n_embed.unwrap_or(config.hidden_size);
     let wide = config.ffn_hidden_size.unwrap_or(hidden.saturating_mul(4));
     let context = config.max_position_embeddings;
-    file.check_sizes(&[config.vocab_size, hidden, wide, config.num_hidden_layers, context])?;
+    file.check_sizes(&[
+        ("vocab_size", config.vocab_size),
+        ("hidden_size", hidden),
+        ("ffn_hidden_size", wide),
+        ("num_hidden_layers", config.num_hidden_layers),
+        ("max_position_embeddings", context),
+    ])?;
     if config.alibi {
         return Err(file.unsupported(
             "its alibi is true; transformers adds that bias once or twice, depending on its attention, so it is not supported",

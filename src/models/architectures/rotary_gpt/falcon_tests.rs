@@ -34,8 +34,8 @@ fn what_is_not_supported_is_named() {
         (json!({"new_decoder_architecture": true, "num_kv_heads": 3}), "num_kv_heads is 3"),
         (json!({"num_kv_heads": 0}), "num_kv_heads is 0"),
         (json!({"num_attention_heads": 5}), "does not divide"),
-        (json!({"vocab_size": 0}), "is 0 or larger"),
-        (json!({"ffn_hidden_size": 0}), "is 0 or larger"),
+        (json!({"vocab_size": 0}), "is 0; it must be 1 to"),
+        (json!({"ffn_hidden_size": 0}), "is 0; it must be 1 to"),
         (json!({"rope_scaling": {"type": "klingon"}}), "\"klingon\""),
         (
             json!({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}),

@@ -5,7 +5,7 @@ use super::model::{GGUF, NormsOfHeads, QkvForm, RotaryGpt, RotaryGptVariant, Ten
 use crate::Result;
 use crate::compute::{Activation, Heads, LONGEST_HEAD, LayerAttention, Mask, RopeStyle, Rotary};
 use crate::models::architectures::architecture::Architecture;
-use crate::models::architectures::family::LARGEST_SIZE;
+use crate::models::architectures::family::{LARGEST_SIZE, is_size};
 use crate::models::architectures::gguf_keys::Metadata;
 use crate::models::formats::gguf::Gguf;
 
@@ -62,11 +62,15 @@ pub(super) fn from_gguf(gguf: &Gguf) -> Result<Box<dyn Architecture>> {
     let vocabulary = gguf.shape("token_embd.weight").and_then(<[usize]>::first).copied().unwrap_or(0);
     let (intermediate, layers) =
         (metadata.required("feed_forward_length")?, metadata.required("block_count")?);
-    let sizes = [hidden, intermediate, layers, context, vocabulary];
-    if !sizes.iter().all(|&size| size > 0 && size <= LARGEST_SIZE) {
-        return Err(
-            metadata.unsupported(format!("a size in its metadata is 0 or larger than {LARGEST_SIZE}"))
-        );
+    let sizes = [
+        ("embedding_length", hidden),
+        ("feed_forward_length", intermediate),
+        ("block_count", layers),
+        ("context_length", context),
+        ("number of tokens", vocabulary),
+    ];
+    if let Some((key, size)) = sizes.iter().find(|(_, size)| !is_size(*size)) {
+        return Err(metadata.unsupported(format!("its {key} is {size}; it must be 1 to {LARGEST_SIZE}")));
     }
     let base = metadata.float("rope.freq_base").unwrap_or(10_000.0);
     if !(base > 1.0 && base.is_finite()) {
