@@ -19,6 +19,7 @@ pub mod compute;
 pub mod config;
 pub mod error;
 pub mod generation;
+mod held_log;
 pub mod json;
 pub mod language;
 pub mod lifecycle;

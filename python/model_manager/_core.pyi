@@ -614,6 +614,8 @@ class Manager:
         **options: Any,
     ) -> Ticket:
         """`_infer` without waiting: `on_done(results, tokens, error)` is called as that of `submit`."""
+    def _labels(self, name: str) -> list[str]:
+        """The labels that the model of a slot scores, as its latest load found them. Loads nothing."""
     def submit_response(
         self,
         inputs: Inputs,

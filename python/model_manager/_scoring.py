@@ -155,7 +155,7 @@ class ScoringManager(Manager):
             timeout=timeout,
             keep_alive=keep_alive,
         )
-        found = classified(scores, self.describe(slot)["labels"] if len(scores) else [])
+        found = classified(scores, self._labels(slot))
         return found[0] if single else found
 
     async def aclassify(self, texts: str | Iterable[Scored], model: str | None = None, **options: Any) -> Any:
@@ -164,8 +164,7 @@ class ScoringManager(Manager):
         slot = model or RERANKER
         options["activation"] = options.get("activation") or "probabilities"
         scores, _ = await ainfer(self, "scores", first, second, slot, **options)
-        known = self.describe(slot, load=False) if len(scores) else None
-        found = classified(scores, known["labels"] if known else [])
+        found = classified(scores, self._labels(slot))
         return found[0] if single else found
 
 

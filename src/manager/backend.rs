@@ -114,6 +114,14 @@ impl EncoderBackend {
         }
     }
 
+    /// Whether a text may be cut after some characters, before its tokens are counted.
+    pub(super) fn cuts_characters(&self) -> bool {
+        match self {
+            Self::Local { encoder, .. } => encoder.cuts_characters(),
+            Self::Remote(_) => false,
+        }
+    }
+
     /// Tokens of `text`, special ones included, not cut.
     pub(super) fn count_tokens(&self, text: &str, bounds: &mut Bounds<'_>) -> Result<usize> {
         match self {

@@ -4,9 +4,11 @@ use std::process;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use candle_core::Device;
+use log::Level;
 
 use crate::compute::cards::{self, Card, CardMemory};
 use crate::config::DeviceChoice;
+use crate::held_log;
 use crate::lifecycle::MemoryLimit;
 use crate::size::size_text;
 use crate::{Error, Result};
@@ -104,7 +106,7 @@ impl ComputeDevice {
         match opened {
             Ok(device) => Ok(Self::Gpu(device)),
             Err(error) if choice == DeviceChoice::Auto => {
-                log::warn!("device auto: the CPU, because the card cannot be opened: {error}");
+                say(Level::Warn, format_args!("the card cannot be opened: {error}"));
                 Ok(Self::Cpu)
             }
             Err(error) => Err(refused(format!("the card cannot be opened: {error}; use device=\"cpu\""))),
@@ -178,21 +180,25 @@ fn choose(choice: DeviceChoice, machine: &dyn Cards) -> Result<Chosen, String> {
     }
 }
 
+/// Logs why `auto` is the CPU. The manager is being built, under a lock.
+fn say(level: Level, reason: std::fmt::Arguments<'_>) {
+    held_log::log(level, module_path!(), format_args!("device auto: the CPU, because {reason}"));
+}
+
 /// The card with the most free memory, if it has room; else the CPU, and one line in the log that says why.
 fn automatic(machine: &dyn Cards) -> Chosen {
     let Some(maker) = [Maker::Nvidia, Maker::Apple].into_iter().find(|&maker| machine.supports(maker)) else {
         return Chosen::Cpu;
     };
     if machine.is_forked() {
-        log::warn!(
-            "device auto: the CPU, because a card cannot be used in a process that was forked after its first use"
-        );
+        let reason = "a card cannot be used in a process that was forked after its first use";
+        say(Level::Warn, format_args!("{reason}"));
         return Chosen::Cpu;
     }
     let found = match machine.cards(maker) {
         Ok(found) => found,
         Err(words) => {
-            log::info!("device auto: the CPU, because the driver reports no card: {words}");
+            say(Level::Info, format_args!("the driver reports no card: {words}"));
             return Chosen::Cpu;
         }
     };
@@ -202,15 +208,12 @@ fn automatic(machine: &dyn Cards) -> Chosen {
     match best {
         Some(card) if free(card) >= ROOM => Chosen::Card(maker, card.ordinal),
         Some(card) => {
-            log::warn!(
-                "device auto: the CPU, because no card has {} free: at most {}",
-                size_text(ROOM),
-                size_text(free(card))
-            );
+            let (wanted, most) = (size_text(ROOM), size_text(free(card)));
+            say(Level::Warn, format_args!("no card has {wanted} free: at most {most}"));
             Chosen::Cpu
         }
         None => {
-            log::info!("device auto: the CPU, because there is no card");
+            say(Level::Info, format_args!("there is no card"));
             Chosen::Cpu
         }
     }

@@ -13,6 +13,8 @@ use crate::output::{OutputKind, Shape, Shapes};
 /// Enough to answer from the cache while the model is absent.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct ModelInfo {
+    /// The source that the slot named when the model was loaded.
+    pub(super) asked: String,
     /// Files, dtype and overrides, or server and model: equal for equal results.
     pub(super) identity: Arc<str>,
     pub(super) shapes: Shapes,
@@ -22,6 +24,8 @@ pub(super) struct ModelInfo {
     pub(super) config: SentenceConfig,
     /// Tokens after which an input is cut; `None` when only a server knows.
     pub(super) max_length: Option<usize>,
+    /// Whether a text may be cut after some characters, before its tokens are counted.
+    pub(super) cuts_characters: bool,
     /// Labels and activations of a model that scores.
     pub(super) scores: Option<Arc<ScoreConfig>>,
     /// What it computes, for tiers that outlive this process; `None` without such tiers, or when only a server knows.
@@ -72,8 +76,10 @@ impl ModelInfo {
 
     /// Whether a result of the same key answers a call with `options`.
     pub(super) fn answers(&self, options: &EmbedOptions, item: &CachedItem) -> bool {
-        // A result of as many tokens as the model reads may be that of a longer input, which was cut.
-        let whole = self.max_length.is_some_and(|longest| (item.tokens() as usize) < longest);
+        // A result of as many tokens as the model reads may be that of a longer input, which was cut. One that was cut after
+        // some characters may have fewer.
+        let shorter = self.max_length.is_some_and(|longest| (item.tokens() as usize) < longest);
+        let whole = shorter && !self.cuts_characters;
         // Queries of late interaction have a length of their own, and may be filled up to it.
         options.truncate || (whole && options.kind != OutputKind::Queries)
     }

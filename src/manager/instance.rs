@@ -11,7 +11,8 @@ use super::parts::Parts;
 use super::registry::NamedSlot;
 use super::spec::{ENGLISH, TURKISH};
 use crate::config::{Host, SettingValue, Settings};
-use crate::lifecycle::{Lease, Tracker};
+use crate::held_log;
+use crate::lifecycle::{Lease, ReaperSettings, Tracker};
 use crate::sync::Mutex;
 #[cfg(doc)]
 use crate::sync::fork;
@@ -26,7 +27,8 @@ pub struct Manager {
     /// Replaced in a child process: a thread that does not exist there may hold a lock of the parent's.
     tracker: ArcSwap<Tracker>,
     parts: ArcSwapOption<Parts>,
-    building: Mutex<()>,
+    /// Replaced in a child process, as well.
+    building: ArcSwap<Mutex<()>>,
     closing: Closing,
     closed: AtomicBool,
 }
@@ -60,7 +62,7 @@ impl Manager {
             given,
             tracker: ArcSwap::from_pointee(Tracker::new(crate::clock::Clock::System)),
             parts: ArcSwapOption::empty(),
-            building: Mutex::new(()),
+            building: ArcSwap::from_pointee(Mutex::new(())),
             closing: Closing::default(),
             closed: AtomicBool::new(false),
         }
@@ -83,7 +85,8 @@ impl Manager {
                 Settings::resolve(&*self.host, pairs(keywords))?
             }
         };
-        let building = self.building.lock();
+        let turn = self.building.load_full();
+        let building = turn.lock();
         if let Some(parts) = self.parts.load_full() {
             return Ok(parts);
         }
@@ -91,9 +94,14 @@ impl Manager {
         if self.is_closed() {
             return Err(Error::Closed);
         }
-        let parts = Arc::new(Parts::new(settings, Arc::clone(&self.host), self.tracker())?);
-        self.parts.store(Some(Arc::clone(&parts)));
+        let (parts, lines) =
+            held_log::hold(|| Parts::new(settings, Arc::clone(&self.host), self.tracker()).map(Arc::new));
+        if let Ok(parts) = &parts {
+            self.parts.store(Some(Arc::clone(parts)));
+        }
         drop(building);
+        lines.write();
+        let parts = parts?;
         if !parts.settings.lazy_loading {
             for name in [TURKISH, ENGLISH] {
                 parts.registry.entry(name)?.slot.when_ready(Box::new(|_| ()));
@@ -132,7 +140,8 @@ impl Manager {
     pub fn close(&self) {
         self.closed.store(true, Ordering::Release);
         let Some(_turn) = self.closing.enter() else { return };
-        let building = self.building.lock();
+        let turn = self.building.load_full();
+        let building = turn.lock();
         let parts = self.parts.swap(None);
         // Not under the lock: unloading logs, and Python's logging may call the manager.
         drop(building);
@@ -167,7 +176,8 @@ impl Manager {
         let slots = self.parts.load_full().map(|parts| {
             let entries = parts.registry.all();
             let slots = entries.iter().map(|entry| (Arc::clone(entry), entry.slot.try_acquire())).collect();
-            (parts, slots)
+            let idle = parts.reaper.settings();
+            InheritedParts { parts, slots, idle }
         });
         Inheritance(slots)
     }
@@ -178,7 +188,9 @@ impl Manager {
     /// # Errors
     /// Those of building the manager; it is then as if never used.
     pub fn after_fork_child(&self, inheritance: Inheritance, paused: bool) -> Result<()> {
-        let Some((parts, slots)) = inheritance.0 else { return Ok(()) };
+        // A thread that does not exist here may have been building the manager.
+        std::mem::forget(self.building.swap(Arc::default()));
+        let Some(InheritedParts { parts, slots, idle }) = inheritance.0 else { return Ok(()) };
         let settings = (*parts.settings).clone();
         let tracker = Arc::new(Tracker::new(crate::clock::Clock::System));
         std::mem::forget(self.tracker.swap(Arc::clone(&tracker)));
@@ -188,6 +200,7 @@ impl Manager {
         std::mem::forget(self.parts.swap(None));
         std::mem::forget(parts);
         let child = Parts::new(settings, Arc::clone(&self.host), tracker)?;
+        child.reaper.set(idle);
         for (entry, lease) in slots {
             child.registry.register(&entry.name, entry.spec.clone(), entry.keep.clone(), true)?;
             if let Some(lease) = lease {
@@ -213,7 +226,14 @@ impl Drop for Abandoned {
 }
 
 /// What a child process inherits of one manager.
-pub struct Inheritance(Option<(Arc<Parts>, Vec<Inherited>)>);
+pub struct Inheritance(Option<InheritedParts>);
+
+struct InheritedParts {
+    parts: Arc<Parts>,
+    slots: Vec<Inherited>,
+    /// When idle models leave, as it was set last.
+    idle: ReaperSettings,
+}
 
 /// A name, and its model if that is loaded.
 type Inherited = (Arc<NamedSlot>, Option<Lease<LoadedModel>>);

@@ -15,7 +15,7 @@ use crate::private_files::{create_folder, private};
 use crate::sync::Mutex;
 
 /// Raised when the layout changes. A file of another version is no file.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// A model of known files.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -30,6 +30,7 @@ pub(super) struct KnownModel {
     pub(super) model: String,
     pub(super) config: SentenceConfig,
     pub(super) max_length: Option<usize>,
+    pub(super) cuts_characters: bool,
 }
 
 impl KnownModel {
@@ -40,10 +41,25 @@ impl KnownModel {
         shapes: Option<Shapes>,
         model: String,
         config: SentenceConfig,
-        max_length: Option<usize>,
     ) -> Self {
         let content = content.to_string();
-        Self { version: VERSION, stamp, content, identity, shapes, model, config, max_length }
+        let (max_length, cuts_characters) = (None, false);
+        Self {
+            version: VERSION,
+            stamp,
+            content,
+            identity,
+            shapes,
+            model,
+            config,
+            max_length,
+            cuts_characters,
+        }
+    }
+
+    /// The same, with what its model does to long texts.
+    pub(super) fn cutting(self, max_length: Option<usize>, cuts_characters: bool) -> Self {
+        Self { max_length, cuts_characters, ..self }
     }
 
     pub(super) fn content(&self) -> Option<ContentId> {

@@ -206,7 +206,9 @@ impl ModelLoader {
                             shown(&primary)
                         );
                     }
-                    return Ok(loaded);
+                    let (mut handle, charge) = loaded;
+                    handle.info = Arc::new(ModelInfo { asked: primary, ..ModelInfo::clone(&handle.info) });
+                    return Ok((handle, charge));
                 }
                 Err(error) => {
                     log::warn!("{name}: {:?} cannot be loaded: {error}", shown(source));
@@ -237,7 +239,7 @@ impl ModelLoader {
         };
         let format = weight_format(spec.dtype.or(self.settings.dtype), isa, card)?;
         let overrides = spec_overrides(spec, &files);
-        let identity: Arc<str> = format!("{} {overrides:?}", files.fingerprint(format)?).into();
+        let identity: Arc<str> = files.stamp(format, overrides)?.into();
         let mut charge = None;
         let backend = self.models.get_or_load(&identity, || {
             let expected = files.expected_bytes(format)?;
@@ -286,6 +288,7 @@ impl ModelLoader {
         let shapes = Some(backend.shapes()).filter(|shapes| shapes.scores.is_none());
         let (identity, model) = (identity.to_string(), backend.name());
         let (config, max_length) = (backend.config(), backend.max_length());
+        let cuts_characters = backend.cuts_characters();
         let compute = move || {
             let mut since = Instant::now();
             // Half of the time, so that what computes goes first.
@@ -302,7 +305,8 @@ impl ModelLoader {
             let unchanged = files.stamp(format, overrides).is_ok_and(|now| now == stamp);
             match id {
                 Ok(id) if unchanged => {
-                    known.remember(KnownModel::new(stamp, id, identity, shapes, model, config, max_length));
+                    let found = KnownModel::new(stamp, id, identity, shapes, model, config);
+                    known.remember(found.cutting(max_length, cuts_characters));
                     let _ = sent.set(id.0);
                 }
                 Ok(_) | Err(Error::Closed) => {}
@@ -318,7 +322,8 @@ impl ModelLoader {
     /// What an earlier process found of the model of `spec`, if its files are still the same. Loads and downloads nothing.
     pub(super) fn recall(&self, spec: &Spec) -> Option<ModelInfo> {
         let (known, Spec::Embedding(spec)) = (self.known.as_ref()?, spec) else { return None };
-        let source = Source::parse(&spec.source.current(self.host())).ok()?;
+        let asked = spec.source.current(self.host());
+        let source = Source::parse(&asked).ok()?;
         let options = ResolveOptions { offline: true, ..self.resolve_options(spec.revision.as_ref()) };
         let files = match source {
             Source::Server(_) => return None,
@@ -334,14 +339,16 @@ impl ModelLoader {
         let found = known.find(&files.stamp(format, overrides).ok()?)?;
         let content = ModelContent::default();
         let _ = content.set(found.content()?.0);
-        let KnownModel { identity, shapes, model, mut config, max_length, .. } = found;
+        let KnownModel { identity, shapes, model, mut config, max_length, cuts_characters, .. } = found;
         config.prompts.extend(spec.prompts.clone());
         Some(ModelInfo {
+            asked,
             identity: identity.into(),
             shapes: shapes?,
             model,
             config,
             max_length,
+            cuts_characters,
             scores: None,
             content: Some(content),
         })
@@ -479,5 +486,6 @@ fn info(backend: &EncoderBackend, spec: &EmbeddingSpec, identity: Arc<str>) -> M
     config.prompts.extend(spec.prompts.clone());
     let (shapes, max_length) = (backend.shapes(), backend.max_length());
     let scores = backend.scores().cloned().map(Arc::new);
-    ModelInfo { identity, shapes, model: backend.name(), config, max_length, scores, content: None }
+    let (asked, model, cuts_characters) = (String::new(), backend.name(), backend.cuts_characters());
+    ModelInfo { asked, identity, shapes, model, config, max_length, cuts_characters, scores, content: None }
 }

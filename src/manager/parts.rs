@@ -107,6 +107,8 @@ impl Parts {
         let dispatcher = Arc::new(Dispatcher::new("dispatcher"));
         let recalling = Arc::clone(&loader);
         let recall = Box::new(move |spec: &Spec| recalling.recall(spec));
+        let naming = Arc::clone(&loader);
+        let current = Box::new(move |source: &SourceSpec| source.current(naming.host()));
         let embedder = Arc::new(Embedder::new(
             &settings,
             loader.batch_tokens(),
@@ -115,6 +117,7 @@ impl Parts {
             Arc::clone(&cache),
             Arc::clone(&tiering.tiers),
             recall,
+            current,
             Arc::clone(&dispatcher),
         ));
         Ok(Self {

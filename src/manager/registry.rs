@@ -57,6 +57,23 @@ impl NamedSlot {
         self.info.store(Some(info));
     }
 
+    /// Gives the model a keep-alive if it is in memory, as a call that uses it does; the cache answered this one.
+    pub(super) fn keep_for(&self, keep_alive: Option<KeepAlive>) {
+        if let Some(keep_alive) = keep_alive
+            && let Some(mut lease) = self.slot.try_acquire()
+        {
+            lease.keep_alive(keep_alive);
+        }
+    }
+
+    /// Forgets what is known, if that is still `info`.
+    pub(super) fn forget(&self, info: &Arc<ModelInfo>) {
+        let former = self.info.compare_and_swap(info, None);
+        if former.as_ref().is_some_and(|former| Arc::ptr_eq(former, info)) {
+            self.recalled.store(false, Ordering::Relaxed);
+        }
+    }
+
     /// Sets what `recall` returns, unless something is known already or this was tried before.
     pub(super) fn recall(&self, recall: impl FnOnce(&Spec) -> Option<ModelInfo>) {
         if self.info.load().is_none()

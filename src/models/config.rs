@@ -102,6 +102,7 @@ impl ModelConfig {
             return Err(Error::Unsupported { model: files.model.clone(), reason });
         };
         let architecture = read(&gguf)?.into();
+        gguf.check_asked()?;
         let path = files.root.clone();
         let gguf = Some(Arc::new(gguf));
         Ok(Self { model: files.model.clone(), family, kind, architecture, json: Value::Null, path, gguf })

@@ -1,7 +1,7 @@
 //! What a model computes, as a number that is equal on every machine and after every restart.
 //!
-//! [`ModelFiles::fingerprint`] names files by their path and time, which is enough within one process. Results that
-//! outlive the process are named by what the files contain.
+//! [`ModelFiles::stamp`] names files by their path and time, which is enough within one process. Results that outlive the
+//! process are named by what the files contain.
 
 use std::fmt::{self, Write as _};
 use std::fs::{self, File};

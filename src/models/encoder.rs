@@ -286,6 +286,11 @@ impl Encoder {
         })
     }
 
+    /// Whether a text may be cut after some characters, before its tokens are counted.
+    pub fn cuts_characters(&self) -> bool {
+        self.characters.is_some()
+    }
+
     /// The shapes of what it gives.
     pub fn shapes(&self) -> Shapes {
         let none = Shapes::default();

@@ -4,14 +4,12 @@ use std::cell::RefCell;
 use std::fs::{self, Metadata};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::UNIX_EPOCH;
 
 use serde::Deserialize;
 
 use super::formats::gguf;
 use super::json::read_json;
 use super::source::safe_relative;
-use crate::compute::WeightFormat;
 use crate::{Error, Result};
 
 /// One line of `modules.json`: a stage of a sentence-transformers model.
@@ -144,24 +142,6 @@ impl ModelFiles {
             return None;
         }
         Some(self.transformer.join(name)).filter(|path| path.is_file())
-    }
-
-    /// Identifies the weights: two sources with the same fingerprint hold the same vectors, and may share one copy
-    /// in memory and in the cache. Made of canonical path, size and modification time of every weights file, and the
-    /// format that the weights have in memory.
-    ///
-    /// # Errors
-    /// [`Error::Io`], [`Error::Permission`] when a file vanished or is closed to us.
-    pub fn fingerprint(&self, format: WeightFormat) -> Result<String> {
-        let mut identity = format!("{format:?}");
-        for path in self.weights.paths() {
-            let real = fs::canonicalize(path).map_err(|e| Error::io(path, "read", &e))?;
-            let meta = metadata(path)?;
-            let modified =
-                meta.modified().ok().and_then(|t| t.duration_since(UNIX_EPOCH).ok()).unwrap_or_default();
-            identity.push_str(&format!("|{}|{}|{}", real.display(), meta.len(), modified.as_nanos()));
-        }
-        Ok(identity)
     }
 }
 

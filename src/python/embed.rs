@@ -6,7 +6,7 @@ use pyo3::types::{PyList, PyString};
 
 use super::arrow::{self, ArrowVectors};
 use super::errors::OrRaise;
-use super::gil::inside;
+use super::gil::{detached, inside};
 use super::handle::Handle;
 use super::texts::{self, text_of};
 use super::tracing::{self, Call, CallOutcome};
@@ -42,8 +42,14 @@ pub(super) fn embed(
 
 fn one(handle: &Handle, py: Python<'_>, text: &str, options: EmbedOptions) -> PyResult<CachedItem> {
     // Attached: a hit takes less time than detaching from the interpreter.
-    match handle.built(py)?.cached(text, &options).or_raise(py)? {
-        Some(found) => Ok(found),
+    let manager = handle.built(py)?;
+    match manager.cached(text, &options).or_raise(py)? {
+        Some(found) => {
+            if options.keep_alive.is_some() {
+                detached(py, || manager.keep_for(text, &options)).or_raise(py)?;
+            }
+            Ok(found)
+        }
         None => handle.enter_for_array(py, |manager, check| manager.embed_missed(text, options, check)),
     }
 }

@@ -278,6 +278,69 @@ assert m.embed("the parent works on").shape == (DIMENSION,)
     )
 
 
+BUILDING = """
+import logging, threading
+from model_manager import model_manager
+started, seen = threading.Event(), []
+class Handler(logging.Handler):
+    def emit(self, record):
+        started.set()
+        time.sleep(NAP)
+        seen.append((record.getMessage(), model_manager.is_loaded("english_sentence")))
+handler = Handler()
+logging.getLogger().addHandler(handler)
+"""
+
+
+def test_what_the_building_of_a_manager_logs_may_use_the_manager(tmp_path):
+    (tmp_path / "file").write_text("")
+    run_python(
+        MANAGER
+        + BUILDING.replace("NAP", "0")
+        + """
+model_manager.slots()
+assert [loaded for message, loaded in seen if "nothing more is stored there" in message] == [False], seen
+""",
+        MODEL_MANAGER_CACHE_DISK=str(tmp_path / "file" / "cache"),
+    )
+
+
+def test_a_fork_while_another_thread_builds_the_manager(tmp_path):
+    (tmp_path / "file").write_text("")
+    run_python(
+        MANAGER
+        + FORK
+        + BUILDING.replace("NAP", "0.5")
+        + """
+thread = threading.Thread(target=model_manager.slots)
+thread.start()
+assert started.wait(20)
+def work():
+    logging.getLogger().removeHandler(handler)
+    assert "english_sentence" in model_manager.slots()
+check_child(work)
+thread.join()
+assert "english_sentence" in model_manager.slots()
+""",
+        MODEL_MANAGER_CACHE_DISK=str(tmp_path / "file" / "cache"),
+    )
+
+
+def test_a_child_unloads_idle_models_as_its_parent_was_set_to():
+    run_python(
+        MANAGER
+        + FORK
+        + """
+m = tiny(auto_cleanup=True)
+m.set_auto_cleanup(False, 100, 50)
+def work():
+    assert m.auto_cleanup == m_settings, (m.auto_cleanup, m_settings)
+m_settings = m.auto_cleanup
+check_child(work)
+"""
+    )
+
+
 def test_a_request_under_way_stays_with_the_parent():
     run_python(
         MANAGER

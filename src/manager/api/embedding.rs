@@ -35,6 +35,18 @@ impl Manager {
         self.parts()?.embedder.cached(text, options)
     }
 
+    /// Applies the keep-alive of a call that [`Manager::cached`] has answered to the model that `text` goes to, if it is in
+    /// memory. May free the model.
+    ///
+    /// # Errors
+    /// [`Error::UnknownModel`].
+    pub fn keep_for(&self, text: &str, options: &EmbedOptions) -> Result<()> {
+        let parts = self.parts()?;
+        let name = options.model.as_deref().unwrap_or_else(|| parts.router.route(text));
+        parts.registry.entry(name)?.keep_for(options.keep_alive);
+        Ok(())
+    }
+
     /// Embeds a text that [`Manager::cached`] has just not found, and waits.
     ///
     /// # Errors

@@ -73,6 +73,16 @@ impl Manager {
         let job = self.start(inputs.into(), plain(options), LookUp::Cache, Some(activated))?;
         Ok(Ticket::new(&job))
     }
+
+    /// The names of the labels that the model of a slot scores, as its latest load found them, also after it was unloaded. Loads
+    /// nothing: empty before the first load, and for a model that scores nothing.
+    ///
+    /// # Errors
+    /// [`Error::UnknownModel`]; as [`Manager::settings`].
+    pub fn labels(&self, name: &str) -> Result<Vec<String>> {
+        let info = self.parts()?.registry.entry(name)?.info();
+        Ok(info.and_then(|info| info.scores.as_ref().map(|scores| scores.labels.clone())).unwrap_or_default())
+    }
 }
 
 /// Options of vectors do not split the cache of other kinds.

@@ -21,6 +21,22 @@ const COMMON: &[&str] = &[
     "tensor_data_layout",
 ];
 
+/// Whether a network can be computed with `number` as the metadata `name`.
+fn is_in_range(name: &str, number: f64) -> bool {
+    match name {
+        _ if !number.is_finite() => false,
+        _ if name.ends_with("epsilon") => (0.0..=1.0).contains(&number),
+        "rope.freq_base" | "rope.freq_base_swa" => number > 1.0,
+        "rope.dimension_count" | "rope.scaling.yarn_beta_fast" | "rope.scaling.yarn_beta_slow" => {
+            number > 0.0
+        }
+        // In llama.cpp, a factor of 0 is none.
+        "rope.scaling.factor" => number >= 0.0,
+        "logit_scale" => number != 0.0,
+        _ => true,
+    }
+}
+
 /// The metadata of one architecture.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Metadata<'a> {
@@ -52,9 +68,11 @@ impl<'a> Metadata<'a> {
 
     /// A list of truth values.
     pub(super) fn flags(&self, name: &str) -> Option<Vec<bool>> {
-        let Some(GgufValue::Array(values)) = self.gguf.get(&self.key(name)) else { return None };
         let flag = |value: &GgufValue| if let GgufValue::Bool(flag) = value { Some(*flag) } else { None };
-        values.iter().map(flag).collect()
+        self.gguf.understood(&self.key(name), "a list of true and false", |value| match value {
+            GgufValue::Array(values) => values.iter().map(flag).collect(),
+            _ => None,
+        })
     }
 
     /// A number for each layer: a list of them, or one for all.
@@ -161,6 +179,16 @@ impl<'a> Metadata<'a> {
                  of the model",
                 self.key(name)
             )));
+        }
+        for name in &names {
+            let number = match self.gguf.get(&self.key(name)) {
+                Some(GgufValue::Float(x)) => *x,
+                Some(GgufValue::Integer(n)) => *n as f64,
+                _ => continue,
+            };
+            if !is_in_range(name, number) {
+                return Err(self.unsupported(format!("its {} is {number}", self.key(name))));
+            }
         }
         for name in ["attention.head_count", "attention.head_count_kv", "feed_forward_length"] {
             let given = self.gguf.get(&self.key(name)).is_some() && !lists.contains(&name);

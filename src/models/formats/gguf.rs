@@ -9,6 +9,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::gguf_asked::AskedKeys;
 pub use super::gguf_metadata::GgufValue;
 use super::gguf_metadata::HeaderReader;
 use crate::compute::file::WeightFile;
@@ -40,6 +41,7 @@ pub struct Gguf {
     metadata: HashMap<String, GgufValue>,
     tensors: HashMap<String, GgufTensor>,
     read: ReadTensors,
+    asked: AskedKeys,
 }
 
 /// The files that `path` stands for: itself, or all parts when its name ends like `-00001-of-00003.gguf`.
@@ -86,6 +88,7 @@ impl Gguf {
             metadata: HashMap::new(),
             tensors: HashMap::new(),
             read: ReadTensors::default(),
+            asked: AskedKeys::default(),
         };
         for (number, part) in parts.iter().enumerate() {
             let metadata = gguf.read_part(number, part)?;
@@ -214,42 +217,70 @@ impl Gguf {
 
     /// A text.
     pub fn text(&self, key: &str) -> Option<&str> {
-        match self.get(key) {
-            Some(GgufValue::Text(text)) => Some(text),
+        self.understood(key, "a text", |value| match value {
+            GgufValue::Text(text) => Some(text.as_str()),
             _ => None,
-        }
+        })
     }
 
     /// A whole number that is not negative.
     pub fn number(&self, key: &str) -> Option<usize> {
-        match self.get(key) {
-            Some(GgufValue::Integer(n)) => usize::try_from(*n).ok(),
+        self.understood(key, "a whole number of 0 or more", |value| match value {
+            GgufValue::Integer(n) => usize::try_from(*n).ok(),
             _ => None,
-        }
+        })
     }
 
     /// Any number.
     pub fn float(&self, key: &str) -> Option<f32> {
-        match self.get(key) {
-            Some(GgufValue::Float(x)) => Some(*x as f32),
-            Some(GgufValue::Integer(n)) => Some(*n as f32),
+        self.understood(key, "a number", |value| match value {
+            GgufValue::Float(x) => Some(*x as f32),
+            GgufValue::Integer(n) => Some(*n as f32),
             _ => None,
-        }
+        })
     }
 
     /// A truth value.
     pub fn flag(&self, key: &str) -> Option<bool> {
-        match self.get(key) {
-            Some(GgufValue::Bool(flag)) => Some(*flag),
+        self.understood(key, "true or false", |value| match value {
+            GgufValue::Bool(flag) => Some(*flag),
             _ => None,
-        }
+        })
     }
 
     /// An array.
     pub fn array(&self, key: &str) -> Option<&[GgufValue]> {
-        match self.get(key) {
-            Some(GgufValue::Array(values)) => Some(values),
+        self.understood(key, "a list", |value| match value {
+            GgufValue::Array(values) => Some(values.as_slice()),
             _ => None,
+        })
+    }
+
+    /// The value of `key` as `read` understands it; `None` if there is none, or it is not a `wanted`, which
+    /// [`check_asked`](Self::check_asked) refuses.
+    pub(crate) fn understood<'a, T>(
+        &'a self,
+        key: &str,
+        wanted: &'static str,
+        read: impl FnOnce(&'a GgufValue) -> Option<T>,
+    ) -> Option<T> {
+        let found = read(self.get(key)?);
+        self.asked.note(key, wanted, found.is_some());
+        found
+    }
+
+    /// Refuses metadata that was asked for and is of another kind. The id of a token is none if it is no number.
+    ///
+    /// # Errors
+    /// [`Error::InvalidFile`] naming the key.
+    pub fn check_asked(&self) -> Result<()> {
+        match self.asked.first_misread().filter(|(key, _)| !key.ends_with("_token_id")) {
+            Some((key, wanted)) => {
+                let kind = self.get(&key).map_or("nothing", GgufValue::kind);
+                let reason = format!("its metadata has {kind} as {key:?}, where {wanted} is expected");
+                Err(Error::invalid_file(self.path(), reason))
+            }
+            None => Ok(()),
         }
     }
 
@@ -286,8 +317,9 @@ impl Gguf {
     /// without. llama.cpp loads no file with tensors that its network does not have.
     ///
     /// # Errors
-    /// [`Error::InvalidFile`] naming it.
+    /// [`Error::InvalidFile`] naming it; as [`check_asked`](Self::check_asked).
     pub fn check_read(&self) -> Result<()> {
+        self.check_asked()?;
         let names = || self.tensors.keys().map(String::as_str);
         let needed =
             |name: &&str| !self.read.has(name) && !OPTIONAL.iter().any(|part| name.starts_with(part));

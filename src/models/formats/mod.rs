@@ -1,6 +1,7 @@
 //! Readers of the formats of weights. Each lists the tensors of a file; none runs code of it.
 
 pub mod gguf;
+mod gguf_asked;
 mod gguf_metadata;
 pub(super) mod pickle;
 mod pickle_machine;

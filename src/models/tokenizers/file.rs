@@ -10,6 +10,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use tokenizers::{AddedToken, TokenizerBuilder};
 
+use super::charsmap;
 use super::compact::CompactModel;
 use super::model::{Inner, TokenModel};
 use crate::compute::memory::Buffer;
@@ -145,6 +146,9 @@ fn build(model: TokenModel, parts: &FileParts<'_>) -> tokenizers::Result<Inner> 
     if part(parts, "version", "1.0".to_owned())? != "1.0" {
         return Err("its version is unknown".into());
     }
+    if parts.get("normalizer").is_some_and(|json| !maps_are_sound(json)) {
+        return Err("its precompiled_charsmap is damaged".into());
+    }
     let mut inner: Inner = TokenizerBuilder::new()
         .with_model(model)
         .with_normalizer(part(parts, "normalizer", None)?)
@@ -164,6 +168,11 @@ fn build(model: TokenModel, parts: &FileParts<'_>) -> tokenizers::Result<Inner> 
     Ok(inner)
 }
 
+/// Whether a text of JSON has no map whose reader would take memory that it has no use for.
+fn maps_are_sound(json: &str) -> bool {
+    !json.contains("charsmap") || serde_json::from_str(json).is_ok_and(|json| charsmap::are_sound(&json))
+}
+
 /// The tokenizer as the tokenizers crate reads it.
 fn of_crate(path: &Path, bytes: &[u8]) -> Result<Inner> {
     if depth(bytes) > DEEPEST {
@@ -175,7 +184,16 @@ fn of_crate(path: &Path, bytes: &[u8]) -> Result<Inner> {
             ),
         });
     }
+    /// The one part that is looked at first.
+    #[derive(Deserialize)]
+    struct Normalizer {
+        normalizer: Option<serde_json::Value>,
+    }
     let invalid = |reason: &str| Error::invalid_file(path, format!("{reason}; download it again"));
+    let normalizer = serde_json::from_slice::<Normalizer>(bytes).ok().and_then(|file| file.normalizer);
+    if normalizer.is_some_and(|json| !charsmap::are_sound(&json)) {
+        return Err(invalid("its precompiled_charsmap is damaged"));
+    }
     match catch_unwind(|| serde_json::from_slice(bytes)) {
         Ok(Ok(inner)) => Ok(inner),
         Ok(Err(e)) => Err(invalid(&format!("it does not read as a tokenizer ({e})"))),

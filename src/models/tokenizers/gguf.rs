@@ -146,14 +146,20 @@ pub(crate) fn tokenizer(gguf: &Gguf) -> Result<GgufTokenizer> {
             "[MASK]" => pre == "modern-bert",
             _ => false,
         };
-        let token = |piece: &String| {
-            AddedToken::from(piece.clone(), special).normalized(false).lstrip(takes_space(piece))
+        let token = |(id, piece): (usize, &String)| {
+            // WordPiece's words have this mark, which is not part of them.
+            let marked = kind == "bert" && types.get(id) == Some(&USER_DEFINED);
+            let text = piece.strip_prefix('▁').filter(|_| marked).unwrap_or(piece);
+            AddedToken::from(text.to_owned(), special).normalized(false).lstrip(takes_space(piece))
         };
-        tokens.map(|(_, piece)| token(piece)).collect()
+        tokens.map(token).collect()
     };
     let damaged = |e: tokenizers::Error| invalid(gguf, format!("its tokenizer does not fit together: {e}"));
     tokenizer.add_special_tokens(added(true)).map_err(damaged)?;
     tokenizer.add_tokens(added(false)).map_err(damaged)?;
+    if tokenizer.get_vocab_size(true) > pieces.len() {
+        return Err(invalid(gguf, "a special token of its tokenizer is none of its pieces"));
+    }
     let spelling = |id: Option<usize>| id.map_or_else(String::new, |id| pieces[id].clone());
     let (begin, end) = (number("bos"), number("eos"));
     let llama = gguf.text("tokenizer.ggml.model") == Some("llama")
@@ -225,7 +231,9 @@ fn byte_level(gguf: &Gguf, pieces: &[String]) -> Result<Inner> {
     let model = merges::given(pieces, &merges, ignore_merges)
         .map_err(|e| invalid(gguf, format!("its vocabulary and merges do not fit together: {e}")))?;
     let mut tokenizer = Inner::new(model);
-    if name.contains("qwen") || ["modern-bert", "stablelm2"].contains(&name) {
+    // MPT and OLMo have GPT-NeoX's tokenizer.
+    let neox = gguf.text("general.architecture") == Some("gptneox");
+    if neox || name.contains("qwen") || ["modern-bert", "stablelm2", "mpt", "olmo"].contains(&name) {
         tokenizer.with_normalizer(Some(NFC)).map_err(|e| invalid(gguf, e.to_string()))?;
     }
     tokenizer.with_pre_tokenizer(Some(PreTokenizers::new(splits)));

@@ -2,7 +2,6 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use tokenizers::Model as _;
 use tokenizers::models::bpe::Vocab;
 use tokenizers::models::unigram;
 use tokenizers::models::wordpiece::WordPiece;
@@ -13,7 +12,9 @@ use tokenizers::pre_tokenizers::metaspace::{Metaspace, PrependScheme};
 use tokenizers::pre_tokenizers::sequence::Sequence as PreTokenizers;
 use tokenizers::pre_tokenizers::whitespace::WhitespaceSplit;
 use tokenizers::processors::template::TemplateProcessing;
+use tokenizers::{Model as _, NormalizedString, Normalizer as _};
 
+use super::charsmap;
 use super::model::{Inner, TokenModel};
 use super::pieces::Pieces;
 use super::pipeline::guarded;
@@ -28,6 +29,10 @@ use crate::{Error, Result};
 /// Token types of `tokenizer.ggml.token_type`.
 pub(super) const UNKNOWN: i128 = 2;
 pub(super) const CONTROL: i128 = 3;
+/// A piece that stands for one byte.
+const BYTE: i128 = 6;
+/// What a normalizer is tried on: letters with marks, wide forms, and what lies beyond 16 bits.
+const TRIED: &str = "a \u{a0}é ﬁ Ａ１ ①🙂İ\u{301}\u{3000}한\u{ad}";
 
 /// WordPiece. Where `vocab.txt` marks pieces inside of words with `##`, the file marks those at their beginning with `▁`.
 pub(super) fn word_piece(gguf: &Gguf, pieces: &[String], types: &[i128]) -> Result<Inner> {
@@ -83,17 +88,19 @@ pub(super) fn unigram(gguf: &Gguf, pieces: &[String], types: &[i128]) -> Result<
     let unknown = gguf
         .number("tokenizer.ggml.unknown_token_id")
         .or_else(|| types.iter().position(|&kind| kind == UNKNOWN))
-        .filter(|&id| id < pieces.len());
+        .filter(|&id| id < pieces.len())
+        .ok_or_else(|| {
+            invalid(gguf, "its tokenizer has no token for unknown text (tokenizer.ggml.unknown_token_id)")
+        })?;
+    let bytes = types.contains(&BYTE);
     let damaged = |e: tokenizers::Error| invalid(gguf, format!("its vocabulary does not fit together: {e}"));
-    let small = table(pieces).zip(unknown);
-    let small =
-        small.and_then(|(texts, unknown)| Unigram::new(texts, pages::copied(&scores), unknown, false));
+    let small = table(pieces).and_then(|texts| Unigram::new(texts, pages::copied(&scores), unknown, bytes));
     let model = match small {
         Some(model) => TokenModel::Unigram(model),
         None => {
             let vocabulary = pieces.iter().cloned().zip(scores).collect();
             TokenModel::of_crate(
-                guarded(|| unigram::Unigram::from(vocabulary, unknown, false)).map_err(damaged)?,
+                guarded(|| unigram::Unigram::from(vocabulary, Some(unknown), bytes)).map_err(damaged)?,
             )
         }
     };
@@ -108,18 +115,27 @@ pub(super) fn unigram(gguf: &Gguf, pieces: &[String], types: &[i128]) -> Result<
         let bytes: Option<Vec<u8>> = map.iter().map(byte).collect();
         let bytes =
             bytes.ok_or_else(|| invalid(gguf, "its precompiled_charsmap does not consist of bytes"))?;
+        let damage = || invalid(gguf, "its precompiled_charsmap is damaged; download it again");
+        if !charsmap::is_sound(&bytes) {
+            return Err(damage());
+        }
         let json = serde_json::json!({"type": "Precompiled", "precompiled_charsmap": STANDARD.encode(bytes)});
         let normalizer: NormalizerWrapper = guarded(|| Ok(serde_json::from_value(json)?)).map_err(damaged)?;
+        // A trie may point outside of itself.
+        let tried = guarded(|| normalizer.normalize(&mut NormalizedString::from(TRIED)));
+        tried.map_err(|_| damage())?;
         tokenizer.with_normalizer(Some(normalizer)).map_err(damaged)?;
     }
     let prefix = gguf.flag("tokenizer.ggml.add_space_prefix").unwrap_or(true);
     let scheme = if prefix { PrependScheme::Always } else { PrependScheme::Never };
     let marks = PreTokenizerWrapper::from(Metaspace::new('▁', scheme, true));
-    let splits = if gguf.flag("tokenizer.ggml.remove_extra_whitespaces").unwrap_or(true) {
-        vec![WhitespaceSplit.into(), marks]
-    } else {
-        vec![marks]
-    };
+    let removes = gguf.flag("tokenizer.ggml.remove_extra_whitespaces").unwrap_or(true);
+    if removes && !prefix {
+        let reason = "its tokenizer removes spaces (tokenizer.ggml.remove_extra_whitespaces) and puts none before a text \
+                      (tokenizer.ggml.add_space_prefix); only one of both is supported";
+        return Err(Error::Unsupported { model: gguf.path().display().to_string(), reason: reason.into() });
+    }
+    let splits = if removes { vec![WhitespaceSplit.into(), marks] } else { vec![marks] };
     tokenizer.with_pre_tokenizer(Some(PreTokenizers::new(splits)));
     tokenizer.with_decoder(Some(Metaspace::new('▁', scheme, true)));
     if tokenizer.get_model().get_vocab_size() == 0 {
@@ -155,3 +171,7 @@ pub(super) fn vocabulary(pieces: &[String]) -> Vocab {
 pub(super) fn invalid(gguf: &Gguf, reason: impl Into<String>) -> Error {
     Error::invalid_file(gguf.path(), reason)
 }
+
+#[cfg(test)]
+#[path = "gguf_words_tests.rs"]
+mod tests;

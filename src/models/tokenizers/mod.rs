@@ -13,6 +13,7 @@
 
 pub(crate) mod added_tokens;
 mod bpe;
+mod charsmap;
 pub(crate) mod compact;
 pub(crate) mod config;
 pub(crate) mod cut;

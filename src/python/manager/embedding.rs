@@ -3,7 +3,7 @@
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyString};
 
-use super::PyManager;
+use super::{PyManager, detached};
 use crate::manager::EmbedOptions;
 use crate::python::argument::{self, Callable, no_others};
 use crate::python::arrow::ArrowVectors;
@@ -173,6 +173,15 @@ impl PyManager {
             &self.0,
             progress.map(Py::from).as_ref(),
         )
+    }
+
+    /// The labels that the model of a slot scores, as its latest load found them.
+    fn _labels(
+        &self,
+        py: Python<'_>,
+        #[pyo3(from_py_with = argument::name)] name: Utf8,
+    ) -> PyResult<Vec<String>> {
+        detached(py, || self.0.manager.labels(&name)).or_raise(py)
     }
 
     /// `_infer` without waiting: `on_done(results, tokens, error)`.

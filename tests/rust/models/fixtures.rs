@@ -136,12 +136,15 @@ fn the_fingerprint_tells_models_and_dtypes_apart() {
     let mut seen = std::collections::HashSet::new();
     for (files, _) in all().values() {
         for dtype in [WeightFormat::F32, WeightFormat::Bf16] {
-            assert!(seen.insert(files.fingerprint(dtype).unwrap()));
+            assert!(seen.insert(files.stamp(dtype, Overrides::default()).unwrap()));
         }
     }
     let direct = ModelFiles::open("a", &fixture("bert_cls")).unwrap();
     let roundabout = ModelFiles::open("b", &fixture("bert_max/../bert_cls")).unwrap();
-    assert_eq!(direct.fingerprint(WeightFormat::F32), roundabout.fingerprint(WeightFormat::F32));
+    assert_eq!(
+        direct.stamp(WeightFormat::F32, Overrides::default()),
+        roundabout.stamp(WeightFormat::F32, Overrides::default())
+    );
 }
 
 /// Stands for the transformer: dimension j of a vector is the j-th id of its text, from the start.

@@ -129,7 +129,7 @@ async def _classify(request: Request, service: Service, body: dict[str, Any]) ->
     single = isinstance(given, str)
     scores, tokens = await _scores(request, service, slot, first, second, options, "input", single=single)
     service.metrics.embedded(name, len(items), tokens)
-    known = service.description(slot)
+    labels = service.manager._labels(slot)
     data = [
         {
             "index": index,
@@ -138,7 +138,7 @@ async def _classify(request: Request, service: Service, body: dict[str, Any]) ->
             "scores": one.scores,
             "num_classes": len(one.scores),
         }
-        for index, one in enumerate(classified(scores, known["labels"] if known else []))
+        for index, one in enumerate(classified(scores, labels))
     ]
     return {
         "id": f"classify-{secrets.token_hex(12)}",

@@ -8,6 +8,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use log::Level;
+
 use super::super::super::item::CachedItem;
 use super::super::key::TierKey;
 use super::super::record::{ValueFormat, decode, encode};
@@ -15,6 +17,7 @@ use super::super::tier::{Tier, TierCounts};
 use super::format::{DiskEntry, ENTRY};
 use super::index::{IndexedRow, SegmentIndex};
 use super::segment::{Appender, list, remove, value};
+use crate::held_log;
 use crate::sync::Mutex;
 
 /// A look-up that finds nothing looks for what other processes have written, at most this often.
@@ -115,10 +118,11 @@ impl Disk {
             Err(error) => {
                 TierCounts::add(&self.counts.errors, 1);
                 if !self.off.swap(true, Ordering::Relaxed) {
-                    log::warn!(
-                        "the folder {} of the cache cannot be {what}: {error}; nothing more is stored there",
-                        self.settings.folder.display()
+                    let folder = self.settings.folder.display();
+                    let message = format_args!(
+                        "the folder {folder} of the cache cannot be {what}: {error}; nothing more is stored there"
                     );
+                    held_log::log(Level::Warn, module_path!(), message);
                 }
                 None
             }

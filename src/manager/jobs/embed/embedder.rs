@@ -6,12 +6,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::super::super::dispatcher::Dispatcher;
 use super::super::super::info::ModelInfo;
 use super::super::super::options::EmbedOptions;
-use super::super::super::registry::Registry;
+use super::super::super::registry::{NamedSlot, Registry};
 use super::super::super::router::Router;
-use super::super::super::spec::Spec;
+use super::super::super::spec::{EmbeddingSpec, SourceSpec, Spec};
 use crate::cache::tiers::Tiers;
 use crate::cache::{CachedItem, Content, EmbeddingCache};
 use crate::config::Settings;
+use crate::lifecycle::State;
 use crate::trace::{TraceStage, step};
 use crate::{Error, Result};
 
@@ -20,6 +21,9 @@ const WINDOW_BATCHES: usize = 3;
 
 /// What an earlier process found of the model of a spec, if its files are still the same.
 pub(in super::super::super) type Recall = dyn Fn(&Spec) -> Option<ModelInfo> + Send + Sync;
+
+/// The source that a spec names now.
+pub(in super::super::super) type CurrentSource = dyn Fn(&SourceSpec) -> String + Send + Sync;
 
 /// What an embedding call needs of its manager.
 pub(in super::super::super) struct Embedder {
@@ -30,6 +34,7 @@ pub(in super::super::super) struct Embedder {
     pub(super) tiers: Arc<Tiers>,
     /// What an earlier process found of a model.
     pub(super) recall: Box<Recall>,
+    current: Box<CurrentSource>,
     pub(super) dispatcher: Arc<Dispatcher>,
     /// Tokenizes long texts, so that other calls do not wait for them.
     long_texts: Dispatcher,
@@ -51,6 +56,7 @@ impl Embedder {
         cache: Arc<EmbeddingCache>,
         tiers: Arc<Tiers>,
         recall: Box<Recall>,
+        current: Box<CurrentSource>,
         dispatcher: Arc<Dispatcher>,
     ) -> Self {
         Self {
@@ -59,6 +65,7 @@ impl Embedder {
             cache,
             tiers,
             recall,
+            current,
             dispatcher,
             long_texts: Dispatcher::new("long-texts"),
             max_queue: settings.max_queue,
@@ -79,7 +86,7 @@ impl Embedder {
         let entry = self.registry.entry(name)?;
         let Some(memory) = entry.cache.memory(&self.cache) else { return Ok(None) };
         let _step = step(options.trace.as_ref(), TraceStage::Cache);
-        let Some(info) = entry.info() else {
+        let Some(info) = self.info(&entry) else {
             memory.count_misses(1);
             return Ok(None);
         };
@@ -90,6 +97,21 @@ impl Embedder {
         }
         entry.cache.count(usize::from(found.is_some()), 0);
         Ok(found)
+    }
+
+    /// What is known of the model of `entry`. A slot whose variable names another model now knows nothing of that one, unless
+    /// the former is still in memory.
+    pub(super) fn info(&self, entry: &NamedSlot) -> Option<Arc<ModelInfo>> {
+        let info = entry.info()?;
+        if let Spec::Embedding(EmbeddingSpec { source: source @ SourceSpec::Environment { .. }, .. }) =
+            &entry.spec
+            && entry.slot.state() != State::Ready
+            && (self.current)(source) != info.asked
+        {
+            entry.forget(&info);
+            return None;
+        }
+        Some(info)
     }
 
     /// The thread that serves asynchronous calls.

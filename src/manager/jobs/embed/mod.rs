@@ -181,7 +181,7 @@ impl Job {
     ) -> Result<Option<SlotGroup>> {
         let memory = entry.cache.memory(&self.embedder.cache);
         let mut hits = Hits::default();
-        if let Some(info) = entry.info() {
+        if let Some(info) = self.embedder.info(&entry) {
             let (_, shape) = info.shapes(&self.options, &entry.name)?;
             let prompt = self.inputs.prompt(&info, &self.options)?;
             let mut state = self.state.lock();
@@ -214,6 +214,9 @@ impl Job {
                 trace.found(all - inputs.len(), 0, &info.model);
             }
             if inputs.is_empty() {
+                // Not under the lock: the last lease may free a model.
+                drop(state);
+                entry.keep_for(self.options.keep_alive);
                 return Ok(None);
             }
         } else if let (LookUp::Cache, Some(memory)) = (look_up, memory) {
@@ -305,7 +308,9 @@ impl Job {
     /// Calls the callback of an asynchronous caller, once.
     fn conclude(&self) {
         self.release();
-        if let Some(on_done) = self.on_done.lock().take() {
+        // Not under the lock: the callback may cancel its own call, or wait for a thread that does.
+        let on_done = self.on_done.lock().take();
+        if let Some(on_done) = on_done {
             on_done(self.take_result());
         }
     }

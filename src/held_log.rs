@@ -1,0 +1,93 @@
+//! Lines of the log that wait until a lock is free: the log of a Python process may call the manager that holds the lock.
+
+use std::cell::RefCell;
+use std::fmt::Arguments;
+
+use log::Level;
+
+thread_local! {
+    /// The lines that this thread holds back, while it does.
+    static HELD: RefCell<Option<Vec<Line>>> = const { RefCell::new(None) };
+}
+
+struct Line {
+    level: Level,
+    target: &'static str,
+    message: String,
+}
+
+/// Logs a line, now or when this thread no longer holds its lines back.
+pub(crate) fn log(level: Level, target: &'static str, message: Arguments<'_>) {
+    let line = HELD.with_borrow_mut(|held| match held {
+        Some(lines) => {
+            lines.push(Line { level, target, message: message.to_string() });
+            None
+        }
+        None => Some(message),
+    });
+    if let Some(message) = line {
+        log::log!(target: target, level, "{message}");
+    }
+}
+
+/// Runs `work`, whose lines wait for [`HeldLines::write`]. Lines of other threads do not wait.
+pub(crate) fn hold<T>(work: impl FnOnce() -> T) -> (T, HeldLines) {
+    /// Also after a panic this thread logs at once again.
+    struct Restore(Option<Vec<Line>>);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            HELD.set(self.0.take());
+        }
+    }
+    let restore = Restore(HELD.replace(Some(Vec::new())));
+    let done = work();
+    let lines = HELD.take().unwrap_or_default();
+    drop(restore);
+    (done, HeldLines(lines))
+}
+
+/// Lines that were not logged yet.
+#[must_use = "the lines are lost otherwise"]
+pub(crate) struct HeldLines(Vec<Line>);
+
+impl HeldLines {
+    /// Logs them, in their order.
+    pub(crate) fn write(self) {
+        for Line { level, target, message } in self.0 {
+            log::log!(target: target, level, "{message}");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lines(held: &HeldLines) -> Vec<&str> {
+        held.0.iter().map(|line| line.message.as_str()).collect()
+    }
+
+    fn say(word: &str) {
+        log(Level::Warn, "test", format_args!("{word}"));
+    }
+
+    #[test]
+    fn lines_wait_on_their_own_thread() {
+        let (inner, outer) = hold(|| {
+            say("one");
+            std::thread::spawn(|| say("of another thread")).join().unwrap();
+            let (done, inner) = hold(|| say("two"));
+            say("three");
+            (done, inner).1
+        });
+        assert_eq!((lines(&inner), lines(&outer)), (vec!["two"], vec!["one", "three"]));
+        HELD.with_borrow(|held| assert!(held.is_none()));
+    }
+
+    #[test]
+    fn a_panic_ends_the_holding() {
+        let caught = std::panic::catch_unwind(|| drop(hold(|| panic!("on purpose")).1));
+        assert!(caught.is_err());
+        HELD.with_borrow(|held| assert!(held.is_none()));
+    }
+}
