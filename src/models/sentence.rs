@@ -368,6 +368,7 @@ impl SentenceConfig {
                 ));
             }
         };
+        gguf.check_asked()?;
         let pooling = pooling.or(named).ok_or_else(|| Error::Unsupported {
             model: model.into(),
             reason: format!(

@@ -1,5 +1,5 @@
-"""A tiny ColBERT model in the forms of sentence-transformers, PyLate and Stanford, and two with layers of other kinds, with
-the vectors of sentence-transformers' `MultiVectorEncoder`."""
+"""A tiny ColBERT model in the forms of sentence-transformers, PyLate and Stanford, and two with layers of other kinds,
+with the vectors of sentence-transformers' `MultiVectorEncoder`."""
 
 import json
 import shutil

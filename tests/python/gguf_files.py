@@ -71,8 +71,10 @@ def q8_0(values: NDArray[np.float32]) -> bytes:
 
 
 def write(path: Path, more: dict[str, NDArray[np.float32]] | None = None, **changes: Any) -> str:
-    """The whole model, and `more` tensors by their names in such files. `changes` replace or, with None, remove metadata,
-    dots written as two underscores."""
+    """The whole model, and `more` tensors by their names in such files.
+
+    `changes` replace or, with None, remove metadata, dots written as two underscores.
+    """
     config = json.loads((FOLDER / "config.json").read_text(encoding="utf-8"))
     words = json.loads((FOLDER / "tokenizer.json").read_text(encoding="utf-8"))
     added = {token["content"]: token["id"] for token in words["added_tokens"]}

@@ -1,4 +1,4 @@
-"""Metadata of a GGUF file that is read is of the kind that its reader wants, or the file is refused by the key's name."""
+"""Metadata of a GGUF file is of the kind that its reader wants, or it is refused by its key."""
 
 from __future__ import annotations
 

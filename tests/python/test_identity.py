@@ -1,4 +1,4 @@
-"""A result belongs to one model: its files, its source, its length and its labels. Callbacks and the log may call the manager."""
+"""A result belongs to one model: its files, its source, its length and its labels. Callbacks may call the manager."""
 
 from __future__ import annotations
 

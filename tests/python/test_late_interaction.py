@@ -66,6 +66,31 @@ def test_vectors_are_those_of_sentence_transformers(make_manager, tmp_path, form
     assert manager.describe("colbert")["tasks"] == ["embed_multi"]
 
 
+@pytest.mark.parametrize("name", ["colbert_modernbert", "colbert_lfm2"])
+def test_tokens_that_fill_a_query_are_seen_by_no_other(make_manager, name):
+    """Most of them are outside of every local window, and of what convolutions see."""
+    manager = make_manager()
+    manager.register("colbert", str(FIXTURES / name), dtype="float32")
+    for kind, side in (("query", "queries"), ("document", "documents")):
+        cases = reference(name)[f"native_{side}"]
+        together = manager.embed_multi([case["text"] for case in cases], "colbert", kind=kind)
+        for case, vectors in zip(cases, together, strict=True):
+            want = np.array(case["vectors"], np.float32).reshape(-1, 8)
+            np.testing.assert_allclose(vectors, want, err_msg=case["text"], **TOLERANCE)
+            alone = manager.embed_multi(case["text"], "colbert", kind=kind)
+            np.testing.assert_array_equal(alone, vectors)
+
+
+def test_a_family_that_does_not_compute_such_tokens_as_transformers_is_refused(make_manager, tmp_path):
+    folder = shutil.copytree(FOLDER, tmp_path / "m")
+    for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(FIXTURES / "deberta_v3" / name, folder / name)
+    manager = make_manager()
+    manager.register("colbert", str(folder))
+    with pytest.raises(UnsupportedModelError, match=r"tokens to which none attends.*attend_to_expansion_tokens"):
+        manager.embed_multi("a", "colbert", kind="query")
+
+
 def test_queries_and_documents_do_not_share_the_cache(make_manager):
     manager = make_manager(cache_size=10)
     manager.register("colbert", str(FOLDER), dtype="float32")

@@ -278,8 +278,9 @@ assert m.embed("the parent works on").shape == (DIMENSION,)
     )
 
 
+# Without the other tests' settings, which leave nothing of the environment.
 BUILDING = """
-import logging, threading
+import logging, os, threading, time
 from model_manager import model_manager
 started, seen = threading.Event(), []
 class Handler(logging.Handler):
@@ -295,8 +296,7 @@ logging.getLogger().addHandler(handler)
 def test_what_the_building_of_a_manager_logs_may_use_the_manager(tmp_path):
     (tmp_path / "file").write_text("")
     run_python(
-        MANAGER
-        + BUILDING.replace("NAP", "0")
+        BUILDING.replace("NAP", "0")
         + """
 model_manager.slots()
 assert [loaded for message, loaded in seen if "nothing more is stored there" in message] == [False], seen
@@ -308,8 +308,7 @@ assert [loaded for message, loaded in seen if "nothing more is stored there" in 
 def test_a_fork_while_another_thread_builds_the_manager(tmp_path):
     (tmp_path / "file").write_text("")
     run_python(
-        MANAGER
-        + FORK
+        FORK
         + BUILDING.replace("NAP", "0.5")
         + """
 thread = threading.Thread(target=model_manager.slots)

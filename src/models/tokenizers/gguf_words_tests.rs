@@ -88,7 +88,7 @@ fn gpt_neox_composes_letters_and_their_marks() {
             .text("tokenizer.ggml.pre", pre)
             .texts("tokenizer.ggml.tokens", &letters)
             .integers("tokenizer.ggml.token_type", &[1; 6])
-            .texts("tokenizer.ggml.merges", &[])
+            .texts::<String>("tokenizer.ggml.merges", &[])
     };
     // `e` and U+0301, whose two bytes are the letters `Ì` and `ģ`; the two bytes of `é` are `Ã` and `©`.
     for (architecture, pre, expected) in [

@@ -134,6 +134,7 @@ impl Tokenizer {
             })?);
         }
         let cuts = Cuts::of(&inner);
+        file.check_asked()?;
         Ok(Self { inner, before, after, keep_end: false, cuts, pair: None })
     }
 
