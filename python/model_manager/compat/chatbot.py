@@ -404,7 +404,8 @@ class ModelManager(BaseManager):
         return super().__reduce__()
 
     def _is_process_wide(self) -> bool:
-        return self is _process_wide[0]
+        # The list is empty only while the import makes that manager.
+        return not _process_wide or self is _process_wide[0]
 
     # --- Health --------------------------------------------------------------------------------------------------
 
